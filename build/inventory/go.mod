@@ -1,0 +1,14 @@
+// The inventory of what ships is a program of its own, so that its libraries do not come near those of the product.
+module polymesh.dev/polymesh/build/inventory
+
+go 1.26.8
+
+require (
+	github.com/CycloneDX/cyclonedx-go v0.12.0
+	github.com/google/licenseclassifier/v2 v2.0.0
+)
+
+require (
+	github.com/davecgh/go-spew v1.1.1 // indirect
+	github.com/sergi/go-diff v1.1.0 // indirect
+)

@@ -1,0 +1,112 @@
+// The inventory program lists what really ships. It reads the modules out of the built Go programs, the packages out of
+// the Debian lock and the wheel out of Envoy's, writes the bill of materials (CycloneDX 1.6) and collects the licence texts,
+// and fails when a part has no licence text or one that is not allowed. The Makefile calls it.
+package main
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "inventory:", err)
+		os.Exit(1)
+	}
+}
+
+// component is one part that ships.
+type component struct {
+	kind     string // golang, deb, pypi or generic: the type of its package URL
+	name     string
+	version  string
+	purl     string
+	sha256   string // of the file it came as; empty for Go modules, which have h1
+	h1       string // hash of a Go module as in go.sum
+	users    []string
+	licenses []string
+	texts    []text
+	note     string
+}
+
+// text is a licence or notice as it came with the component.
+type text struct {
+	name    string
+	content string
+}
+
+func run(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("inventory", flag.ExitOnError)
+	var (
+		version   = flags.String("version", "", "version of the release")
+		date      = flags.String("date", "", "time stamp of the bill of materials")
+		lock      = flags.String("debian-lock", "", "the list of pinned Debian packages")
+		debs      = flags.String("debian", "", "directory of the Debian packages")
+		wheels    = flags.String("wheel-lock", "", "the requirements file that pins the Envoy wheel")
+		modules   = flags.String("modules", "", "directories of the go.mod files, for the hashes in go.sum")
+		fromC     = flags.String("c-programs", "", "programs in C, as <name>=<Go module that holds the source>")
+		sbom      = flags.String("sbom", "", "write the bill of materials to this file")
+		subject   = flags.String("subject", "", "the file that the bill of materials is about")
+		directory = flags.String("licenses", "", "write the licence texts to this directory")
+	)
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "usage: inventory [flags] <program> ...")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+
+	sums, err := readSums(strings.Fields(*modules))
+	if err != nil {
+		return err
+	}
+	parts, err := goModules(flags.Args(), sums, *fromC)
+	if err != nil {
+		return err
+	}
+	packages, err := debianPackages(ctx, *lock, *debs)
+	if err != nil {
+		return err
+	}
+	linked, err := linkedLibraries(ctx)
+	if err != nil {
+		return err
+	}
+	envoy, err := envoyWheel(*wheels)
+	if err != nil {
+		return err
+	}
+	parts = slices.Concat(parts, packages, linked, envoy)
+	slices.SortFunc(parts, func(a, b component) int {
+		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.name, b.name), cmp.Compare(a.version, b.version))
+	})
+
+	if *directory != "" {
+		if err := judge(parts, *debs); err != nil {
+			return err
+		}
+		if err := writeLicenses(*directory, parts, ctx, *debs); err != nil {
+			return err
+		}
+		fmt.Printf("%d parts, each with a licence text and an allowed licence\n", len(parts))
+	}
+	if *sbom != "" {
+		if err := classify(parts); err != nil {
+			return err
+		}
+		if err := writeSBOM(*sbom, *subject, *version, *date, parts); err != nil {
+			return err
+		}
+		fmt.Printf("%d parts in %s\n", len(parts), *sbom)
+	}
+	return nil
+}

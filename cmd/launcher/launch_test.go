@@ -1,0 +1,182 @@
+package main
+
+import (
+	"archive/zip"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"polymesh.dev/polymesh/pkg/payload"
+)
+
+// As the launcher of a test this binary runs main. Its payload's program is a script that prints how it was called.
+const launcherVar = "POLYMESH_TEST_LAUNCHER"
+
+const script = "#!/bin/sh\necho \"args: $*\"\nenv | grep ^POLYMESH_PAYLOAD_DIR=\n"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(launcherVar) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// shipped writes a copy of this binary with a payload behind it.
+func shipped(t *testing.T) string {
+	t.Helper()
+	launcher, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var zipped bytes.Buffer
+	w := zip.NewWriter(&zipped)
+	w.SetOffset(int64(len(launcher)))
+	w.RegisterCompressor(zstd.ZipMethodWinZip, zstd.ZipCompressor())
+	files := map[string]string{payload.Program: script, "bin/containerd": "other"}
+	manifest := payload.Manifest{Version: "1", Files: map[string]string{}}
+	for name, text := range files {
+		sum := sha256.Sum256([]byte(text))
+		manifest.Files[name] = "sha256:" + hex.EncodeToString(sum[:])
+	}
+	text, err := json.Marshal(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files["payload.json"] = string(text)
+	for name, text := range files {
+		m, err := w.CreateHeader(&zip.FileHeader{Name: name, Method: zstd.ZipMethodWinZip})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "polymesh")
+	if err := os.WriteFile(path, append(launcher, zipped.Bytes()...), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// launch calls the shipped file and returns its output, and its error output when it failed.
+func launch(t *testing.T, file string, env []string, args ...string) (out, failure string) {
+	t.Helper()
+	cmd := exec.Command(file, args...)
+	cmd.Env = append([]string{launcherVar + "=1", "PATH=" + os.Getenv("PATH")}, env...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Sprintf("%v: %s", err, stderr.String())
+	}
+	return stdout.String(), ""
+}
+
+func TestCommandUnpacksTheProgramOnceToTheCache(t *testing.T) {
+	file, home := shipped(t), t.TempDir()
+	for range 2 {
+		out, failure := launch(t, file, []string{"HOME=" + home, payload.EnvDir + "=/of/another/version"}, "kubectl", "get", "pods", "--all-namespaces")
+		dirs, _ := filepath.Glob(home + "/.cache/polymesh/data/*")
+		if failure != "" || len(dirs) != 1 {
+			t.Fatalf("%s%s%q", out, failure, dirs)
+		}
+		if want := "args: kubectl get pods --all-namespaces\nPOLYMESH_PAYLOAD_DIR=" + dirs[0] + "\n"; out != want {
+			t.Errorf("got %q, want %q", out, want)
+		}
+		if _, err := os.Stat(filepath.Join(dirs[0], "bin", "containerd")); err == nil {
+			t.Error("more than the program was unpacked")
+		}
+	}
+	// A link's name is handed on: the program tells by it that it is kubectl.
+	link := filepath.Join(t.TempDir(), "kubectl")
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	if out, failure := launch(t, link, []string{"HOME=" + home}, "version"); failure != "" || !strings.HasPrefix(out, "args: version\n") {
+		t.Errorf("%s%s", out, failure)
+	}
+}
+
+func TestCommandUsesTheDataDir(t *testing.T) {
+	file, home, dataDir := shipped(t), t.TempDir(), t.TempDir()
+	p, err := payload.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	dir := payload.In(dataDir, p.ID)
+	names, _ := p.Missing(dir, false)
+	if err := p.Unpack(dir, names); err != nil {
+		t.Fatal(err)
+	}
+	out, failure := launch(t, file, []string{"HOME=" + home, "POLYMESH_DATA_DIR=" + dataDir}, "status")
+	if want := "args: status\nPOLYMESH_PAYLOAD_DIR=" + string(dir) + "\n"; out != want || failure != "" {
+		t.Errorf("got %q %s, want %q", out, failure, want)
+	}
+	if _, err := os.Stat(filepath.Join(home, ".cache")); err == nil {
+		t.Error("the program was unpacked again")
+	}
+}
+
+func TestServerHelpNeedsNoMachine(t *testing.T) {
+	out, failure := launch(t, shipped(t), []string{"HOME=" + t.TempDir()}, "server", "--help")
+	if failure != "" || !strings.HasPrefix(out, "args: server --help\n") {
+		t.Errorf("%s%s", out, failure)
+	}
+}
+
+// What is wrong with a server's command line or machine is one line, and nothing has been made.
+func TestServerIsRefusedBeforeAnythingIsMade(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	file, home := shipped(t), t.TempDir()
+	dataDir := filepath.Join(home, "data")
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, []byte("nod-name: a\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cases := map[string]string{
+		"--no-such":           "unknown flag: --no-such",
+		"extra":               `unexpected argument "extra"`,
+		"--config=" + config:  `unknown key "nod-name"; valid keys: `,
+		"--node-ip=127.0.0.1": "--node-ip",
+	}
+	if os.Geteuid() == 0 {
+		cases[fmt.Sprintf("--https-listen-port=%d", port)] = fmt.Sprintf("port %d, on which the API server listens, is in use", port)
+	}
+	for arg, want := range cases {
+		out, failure := launch(t, file, []string{"HOME=" + home}, "server", "--data-dir", dataDir, "--write-kubeconfig", filepath.Join(home, "kubeconfig"), arg)
+		lines := strings.Count(strings.TrimSpace(failure), "\n")
+		if out != "" || !strings.HasPrefix(failure, "exit status 1: polymesh: ") || !strings.Contains(failure, want) || lines > 0 {
+			t.Errorf("%s: got %q %q, want one line with %q", arg, out, failure, want)
+		}
+		if entries, _ := os.ReadDir(home); len(entries) > 0 {
+			t.Errorf("%s: made %v", arg, entries)
+		}
+	}
+}
+
+func TestFileWithoutPayload(t *testing.T) {
+	_, failure := launch(t, os.Args[0], []string{"HOME=" + t.TempDir()}, "version")
+	if !strings.Contains(failure, "carries no payload (was it built with `make`, and copied whole?)") {
+		t.Errorf("got %q", failure)
+	}
+}

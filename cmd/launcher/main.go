@@ -1,0 +1,127 @@
+// The launcher is what a user runs as `polymesh`: a small static program in front of the payload. It refuses a bad command
+// line or an unfit machine before anything is changed, unpacks what the command needs, and becomes the program.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/payload"
+	"polymesh.dev/polymesh/pkg/preflight"
+)
+
+func main() {
+	if err := run(os.Args, os.Environ()); err != nil {
+		fmt.Fprintln(os.Stderr, "polymesh:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args, environ []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the program's own file: %w", err)
+	}
+	p, err := payload.Open(self)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+
+	var dir payload.Dir
+	// Called through a link named kubectl or istioctl, `server` is that program's own word.
+	if tool := filepath.Base(args[0]); len(args) > 1 && args[1] == "server" && tool != "kubectl" && tool != "istioctl" {
+		dir, err = forServer(p, args[2:], environ)
+	}
+	if dir == "" && err == nil {
+		dir, err = forCommand(p)
+	}
+	if err != nil {
+		return err
+	}
+	// Of two variables of one name Go programs take the first, and one started by a Polymesh already has it.
+	env := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool { return strings.HasPrefix(kv, payload.EnvDir+"=") })
+	env = append(env, payload.EnvDir+"="+string(dir))
+	// The program tells by argv[0] whether it was called as kubectl or istioctl.
+	if err := unix.Exec(dir.Path(payload.Program), args, env); err != nil {
+		return fmt.Errorf("run %s: %w", dir.Path(payload.Program), err)
+	}
+	return nil
+}
+
+// forServer checks everything that `polymesh server` will need and unpacks the whole payload to the data dir. The result
+// is empty when the user only asked for help.
+func forServer(p *payload.Payload, args, environ []string) (payload.Dir, error) {
+	cfg, err := config.Parse(args, environ)
+	if errors.Is(err, pflag.ErrHelp) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	dir := payload.In(cfg.DataDir, p.ID)
+	names, size := p.Missing(dir, false)
+	// Images are unpacked once more by containerd, and the datastore needs room to start.
+	const spare = 64 << 20
+	if err := preflight.Server(cfg, 2*size+spare); err != nil {
+		return "", err
+	}
+	return dir, p.Unpack(dir, names)
+}
+
+// forCommand finds the program for every other command. A data dir that already holds it is used; otherwise it goes to
+// the user's cache, so that looking at a cluster needs neither root nor a server on this machine.
+func forCommand(p *payload.Payload) (payload.Dir, error) {
+	dataDirs := []string{config.DefaultDataDir}
+	if d := os.Getenv("POLYMESH_DATA_DIR"); d != "" {
+		dataDirs = append([]string{d}, dataDirs...)
+	}
+	for _, d := range dataDirs {
+		dir := payload.In(d, p.ID)
+		if missing, _ := p.Missing(dir, true); len(missing) == 0 {
+			return dir, nil
+		}
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		// No home: a service, say.
+		if cache, err = privateTemp(os.TempDir(), os.Geteuid()); err != nil {
+			return "", err
+		}
+	}
+	dir := payload.In(filepath.Join(cache, "polymesh"), p.ID)
+	names, size := p.Missing(dir, true)
+	if len(names) == 0 {
+		return dir, nil
+	}
+	if err := preflight.Writable(string(dir), size); err != nil {
+		return "", err
+	}
+	return dir, p.Unpack(dir, names)
+}
+
+// privateTemp returns a folder in the temporary one that only this user can write: a program that lies in another's would
+// be run as this user.
+func privateTemp(temp string, uid int) (string, error) {
+	dir := filepath.Join(temp, fmt.Sprintf("polymesh-%d", uid))
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("make a folder for the program: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return "", fmt.Errorf("make a folder for the program: %w", err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.IsDir() || int(st.Uid) != uid || info.Mode().Perm()&0o022 != 0 {
+		return "", fmt.Errorf("%s is not this user's own folder: remove it, or set HOME or XDG_CACHE_HOME", dir)
+	}
+	return dir, nil
+}

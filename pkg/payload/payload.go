@@ -1,0 +1,232 @@
+// Package payload reads what the shipped file carries: the program itself, the programs beside it and the images, as a
+// ZIP appended to the launcher. It owns the layout of the unpacked files.
+//
+// The launcher opens and unpacks it; the running program only asks where things are (Dir).
+package payload
+
+import (
+	"archive/zip"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Manifest is payload.json: what the payload holds.
+type Manifest struct {
+	Version string            `json:"version"`
+	Files   map[string]string `json:"files"`  // name in the ZIP → "sha256:<hex>" of its content
+	Images  []string          `json:"images"` // references of the images in images/
+}
+
+// Payload is an opened shipped file.
+type Payload struct {
+	Manifest
+	// ID names this very content: the first 16 hex digits of the manifest's SHA-256.
+	ID  string
+	zip *zip.ReadCloser
+}
+
+const manifestName = "payload.json"
+
+// Program is the name of the program that the launcher runs.
+const Program = "bin/polymesh"
+
+// Open reads the payload of the file at path. The error says so when there is none.
+func Open(path string) (*Payload, error) {
+	z, err := zip.OpenReader(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s carries no payload (was it built with `make`, and copied whole?): %w", path, err)
+	}
+	z.RegisterDecompressor(zstd.ZipMethodWinZip, zstd.ZipDecompressor(zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1)))
+	text, err := fs.ReadFile(z, manifestName)
+	if err != nil {
+		z.Close()
+		return nil, fmt.Errorf("read %s in %s: %w", manifestName, path, err)
+	}
+	p := &Payload{zip: z}
+	if err := json.Unmarshal(text, &p.Manifest); err != nil {
+		z.Close()
+		return nil, fmt.Errorf("read %s in %s: %w", manifestName, path, err)
+	}
+	sum := sha256.Sum256(text)
+	p.ID = hex.EncodeToString(sum[:8])
+	return p, nil
+}
+
+// Close closes the file.
+func (p *Payload) Close() error { return p.zip.Close() }
+
+// Missing returns the names of those files that do not lie whole in dir yet, and the bytes that they will take. A file
+// gets its name only when it is whole, so a look at the size tells. With programOnly it looks at the program alone.
+func (p *Payload) Missing(dir Dir, programOnly bool) (names []string, bytes uint64) {
+	for _, f := range p.zip.File {
+		if strings.HasSuffix(f.Name, "/") || programOnly && f.Name != Program {
+			continue
+		}
+		info, err := os.Stat(dir.Path(f.Name))
+		if err == nil && uint64(info.Size()) == f.UncompressedSize64 {
+			continue
+		}
+		names = append(names, f.Name)
+		bytes += f.UncompressedSize64
+	}
+	return names, bytes
+}
+
+// Unpack writes the named files to dir and checks each against the manifest. It can be interrupted and called again, also
+// by several processes at once: one works, the others wait and find the files there.
+func (p *Payload) Unpack(dir Dir, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return fmt.Errorf("unpack to %s: %w", dir, err)
+	}
+	defer unlock()
+	if err := removeTemporary(dir); err != nil {
+		return fmt.Errorf("remove what an interrupted start left in %s: %w", dir, err)
+	}
+	missing, _ := p.Missing(dir, false)
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !slices.Contains(missing, name) })
+	var g errgroup.Group
+	g.SetLimit(4)
+	for _, name := range names {
+		g.Go(func() error {
+			if err := p.unpackFile(dir.Path(name), name); err != nil {
+				if errors.Is(err, syscall.ENOSPC) {
+					return fmt.Errorf("unpack %s: no space left on the disk of %s; free some, or choose another with --data-dir", name, dir)
+				}
+				return fmt.Errorf("unpack %s to %s: %w", name, dir, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// lock holds the folder until unlock, or the end of the process.
+func lock(dir Dir) (unlock func(), err error) {
+	if err := os.MkdirAll(string(dir), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(string(dir))
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	return func() { f.Close() }, nil
+}
+
+const temporary = ".unpack-"
+
+// removeTemporary removes the unfinished files of a process that was killed; whoever holds the lock owns them.
+func removeTemporary(dir Dir) error {
+	return filepath.WalkDir(string(dir), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && strings.HasPrefix(d.Name(), temporary) {
+			return os.Remove(path)
+		}
+		return err
+	})
+}
+
+var errDamaged = errors.New("the polymesh file is damaged, copy it anew")
+
+func (p *Payload) unpackFile(target, name string) (err error) {
+	in, err := p.zip.Open(name)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		return err
+	}
+	out, err := os.CreateTemp(filepath.Dir(target), temporary+"*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		out.Close()
+		if err != nil {
+			os.Remove(out.Name())
+		}
+	}()
+	sum := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(out, sum), in); err != nil {
+		if write := (*fs.PathError)(nil); errors.As(err, &write) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	if want, got := p.Files[name], "sha256:"+hex.EncodeToString(sum.Sum(nil)); name != manifestName && want != got {
+		return fmt.Errorf("%w: content is %s, payload.json says %q", errDamaged, got, want)
+	}
+	mode := fs.FileMode(0o644)
+	if strings.HasPrefix(name, "bin/") {
+		mode = 0o755
+	}
+	if err := out.Chmod(mode); err != nil {
+		return err
+	}
+	return os.Rename(out.Name(), target)
+}
+
+// Dir is a folder with an unpacked payload.
+type Dir string
+
+// EnvDir tells the program where the launcher has unpacked the payload.
+const EnvDir = "POLYMESH_PAYLOAD_DIR"
+
+// In returns the folder for the payload with this id below a data dir.
+func In(dataDir, id string) Dir { return Dir(filepath.Join(dataDir, "data", id)) }
+
+// Path is where the file with this name in the payload lies.
+func (d Dir) Path(name string) string { return filepath.Join(string(d), filepath.FromSlash(name)) }
+
+// Bin is where a program lies.
+func (d Dir) Bin(name string) string { return d.Path("bin/" + name) }
+
+// BinDir is the folder of the programs.
+func (d Dir) BinDir() string { return d.Path("bin") }
+
+// CNIDir is the folder of the CNI plugins.
+func (d Dir) CNIDir() string { return d.Path("bin/cni") }
+
+// ImageArchives returns the OCI archives of the shipped images.
+func (d Dir) ImageArchives() ([]string, error) {
+	return filepath.Glob(d.Path("images/*.tar"))
+}
+
+// Manifest reads the unpacked manifest.
+func (d Dir) Manifest() (*Manifest, error) {
+	text, err := os.ReadFile(d.Path(manifestName))
+	if err != nil {
+		return nil, fmt.Errorf("read the payload's manifest: %w", err)
+	}
+	m := &Manifest{}
+	if err := json.Unmarshal(text, m); err != nil {
+		return nil, fmt.Errorf("read %s: %w", d.Path(manifestName), err)
+	}
+	return m, nil
+}

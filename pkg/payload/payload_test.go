@@ -1,0 +1,267 @@
+package payload
+
+import (
+	"archive/zip"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// content is what the payload of the tests holds, large enough that a file is read in several steps.
+func content() map[string][]byte {
+	random := make([]byte, 3<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(random)
+	return map[string][]byte{
+		Program: random, "bin/cni/bridge": []byte("bridge"), "images/polymesh.tar": bytes.Repeat([]byte("layer"), 1<<17), "licenses/a/LICENSE": []byte("MIT"),
+	}
+}
+
+// build writes a launcher with a payload as build/payload does: members in zstd (method 93), images stored. change alters
+// the file's bytes.
+func build(t *testing.T, files map[string][]byte, change func([]byte) []byte) string {
+	t.Helper()
+	manifest := Manifest{Version: "1.2.3", Files: map[string]string{}, Images: []string{"registry.example/pause:1"}}
+	var out bytes.Buffer
+	out.WriteString("\x7fELF the launcher")
+	w := zip.NewWriter(&out)
+	w.SetOffset(int64(out.Len()))
+	w.RegisterCompressor(zstd.ZipMethodWinZip, zstd.ZipCompressor())
+	add := func(name string, text []byte) {
+		method := uint16(zstd.ZipMethodWinZip)
+		if strings.HasPrefix(name, "images/") {
+			method = zip.Store
+		}
+		m, err := w.CreateHeader(&zip.FileHeader{Name: name, Method: method})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Write(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range files {
+		sum := sha256.Sum256(text)
+		manifest.Files[name] = "sha256:" + hex.EncodeToString(sum[:])
+	}
+	for name, text := range files {
+		add(name, text)
+	}
+	text, err := json.Marshal(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(manifestName, text)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "polymesh")
+	raw := out.Bytes()
+	if change != nil {
+		raw = change(raw)
+	}
+	if err := os.WriteFile(path, raw, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func open(t *testing.T, path string) *Payload {
+	t.Helper()
+	p, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// same checks that dir holds exactly the files.
+func same(t *testing.T, dir Dir, files map[string][]byte) {
+	t.Helper()
+	var have []string
+	err := filepath.WalkDir(string(dir), func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			name, _ := filepath.Rel(string(dir), path)
+			have = append(have, name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(have) != len(files)+1 || !slices.Contains(have, manifestName) {
+		t.Errorf("files are %q", have)
+	}
+	for name, want := range files {
+		got, err := os.ReadFile(dir.Path(name))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %v, %d bytes, want %d", name, err, len(got), len(want))
+		}
+		info, err := os.Stat(dir.Path(name))
+		if executable := strings.HasPrefix(name, "bin/"); err == nil && (info.Mode().Perm() == 0o755) != executable {
+			t.Errorf("%s has mode %v", name, info.Mode())
+		}
+	}
+}
+
+func TestUnpack(t *testing.T) {
+	files := content()
+	p := open(t, build(t, files, nil))
+	if p.Version != "1.2.3" || len(p.ID) != 16 {
+		t.Errorf("version %q, id %q", p.Version, p.ID)
+	}
+	dir := In(t.TempDir(), p.ID)
+	names, size := p.Missing(dir, false)
+	if len(names) != len(files)+1 || size < 3<<20 {
+		t.Errorf("missing %q, %d bytes", names, size)
+	}
+	if only, _ := p.Missing(dir, true); !slices.Equal(only, []string{Program}) {
+		t.Errorf("of the program alone %q is missing", only)
+	}
+	if err := p.Unpack(dir, names); err != nil {
+		t.Fatal(err)
+	}
+	same(t, dir, files)
+	if names, size := p.Missing(dir, false); len(names) != 0 || size != 0 {
+		t.Errorf("after that %q is missing, %d bytes", names, size)
+	}
+	m, err := dir.Manifest()
+	if err != nil || !slices.Equal(m.Images, []string{"registry.example/pause:1"}) {
+		t.Errorf("manifest %+v, %v", m, err)
+	}
+	if archives, err := dir.ImageArchives(); err != nil || len(archives) != 1 {
+		t.Errorf("archives %q, %v", archives, err)
+	}
+}
+
+// A start that was killed leaves a file short, another with its temporary name, and some not at all.
+func TestUnpackGoesOnWhereItWasInterrupted(t *testing.T) {
+	files := content()
+	p := open(t, build(t, files, nil))
+	dir := In(t.TempDir(), p.ID)
+	if err := p.Unpack(dir, []string{Program, "bin/cni/bridge"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(dir.Path(Program), 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir.Path("bin/.unpack-123"), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	names, _ := p.Missing(dir, false)
+	if !slices.Contains(names, Program) || slices.Contains(names, "bin/cni/bridge") {
+		t.Errorf("missing is %q", names)
+	}
+	if err := p.Unpack(dir, names); err != nil {
+		t.Fatal(err)
+	}
+	same(t, dir, files)
+}
+
+func TestUnpackByManyAtOnce(t *testing.T) {
+	files := content()
+	path := build(t, files, nil)
+	base := t.TempDir()
+	var wg sync.WaitGroup
+	for range 8 {
+		p := open(t, path)
+		dir := In(base, p.ID)
+		wg.Go(func() {
+			names, _ := p.Missing(dir, false)
+			if err := p.Unpack(dir, names); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	same(t, In(base, open(t, path).ID), files)
+}
+
+func TestDamagedFileIsRefused(t *testing.T) {
+	files := content()
+	flip := func(at int) func([]byte) []byte {
+		return func(raw []byte) []byte { raw[at] ^= 0xff; return raw }
+	}
+	at := func(raw []byte, text string) int { return bytes.Index(raw, []byte(text)) }
+	for name, change := range map[string]func([]byte) []byte{
+		"a stored member":     func(raw []byte) []byte { return flip(at(raw, "layerlayer") + 1000)(raw) },
+		"a compressed member": func(raw []byte) []byte { return flip(at(raw, string(files[Program][1<<20:1<<20+64])))(raw) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := open(t, build(t, files, change))
+			dir := In(t.TempDir(), p.ID)
+			names, _ := p.Missing(dir, false)
+			err := p.Unpack(dir, names)
+			if err == nil || !strings.Contains(err.Error(), "the polymesh file is damaged, copy it anew") {
+				t.Errorf("error is %v", err)
+			}
+			left, _ := p.Missing(dir, false)
+			if len(left) == 0 {
+				t.Error("the damaged file was unpacked")
+			}
+			if temp, _ := filepath.Glob(string(dir) + "/*/.unpack-*"); len(temp) > 0 {
+				t.Errorf("left behind: %q", temp)
+			}
+		})
+	}
+}
+
+// The manifest decides, also where the ZIP's own checksum fits.
+func TestContentThatTheManifestDoesNotNameIsRefused(t *testing.T) {
+	path := build(t, map[string][]byte{Program: []byte("the program")}, nil)
+	p := open(t, path)
+	p.Files[Program] = "sha256:00"
+	err := p.Unpack(In(t.TempDir(), p.ID), []string{Program})
+	if err == nil || !strings.Contains(err.Error(), `payload.json says "sha256:00"`) {
+		t.Errorf("error is %v", err)
+	}
+	delete(p.Files, Program)
+	if err := p.Unpack(In(t.TempDir(), p.ID), []string{Program}); err == nil {
+		t.Error("a file without a checksum was unpacked")
+	}
+}
+
+func TestFileWithoutPayload(t *testing.T) {
+	cut := func(raw []byte) []byte { return raw[:len(raw)-100] }
+	for _, path := range []string{build(t, content(), cut), os.Args[0]} {
+		_, err := Open(path)
+		if err == nil || !strings.Contains(err.Error(), "carries no payload (was it built with `make`, and copied whole?)") {
+			t.Errorf("%s: error is %v", path, err)
+		}
+	}
+	if _, err := Open("/no/such/file"); err == nil {
+		t.Error("a file that is not there was opened")
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small disk needs root")
+	}
+	disk := t.TempDir()
+	if err := unix.Mount("small", disk, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skip("no tmpfs can be mounted here: ", err)
+	}
+	defer func() { _ = unix.Unmount(disk, unix.MNT_DETACH) }()
+	p := open(t, build(t, content(), nil))
+	dir := In(disk, p.ID)
+	names, _ := p.Missing(dir, false)
+	err := p.Unpack(dir, names)
+	if err == nil || !strings.Contains(err.Error(), "no space left on the disk of "+string(dir)+"; free some, or choose another with --data-dir") {
+		t.Errorf("error is %v", err)
+	}
+	if left, _ := p.Missing(dir, false); !slices.Contains(left, Program) {
+		t.Error("a file that does not fit is there")
+	}
+}
