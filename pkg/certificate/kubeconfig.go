@@ -1,0 +1,54 @@
+package certificate
+
+import (
+	"fmt"
+	"os"
+
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
+)
+
+// clusterName is what the cluster, the user and the context are called in every kubeconfig, as K3s does it.
+const clusterName = "default"
+
+// WriteKubeconfig writes a kubeconfig for the client certificate of this name. It refers to the certificate's files, so
+// that a renewed one is used without a restart (client-go reads them again).
+func (s Store) WriteKubeconfig(path, name, server string) error {
+	return write(path, 0o600, server, &api.Cluster{CertificateAuthority: s.Cert(ServerCA)},
+		&api.AuthInfo{ClientCertificate: s.Cert(name), ClientKey: s.Key(name)})
+}
+
+// WritePortableKubeconfig writes a kubeconfig that holds the certificates themselves, to be copied elsewhere.
+func (s Store) WritePortableKubeconfig(path, name, server string, mode os.FileMode) error {
+	ca, err := os.ReadFile(s.Cert(ServerCA))
+	if err != nil {
+		return err
+	}
+	cert, err := os.ReadFile(s.Cert(name))
+	if err != nil {
+		return err
+	}
+	key, err := os.ReadFile(s.Key(name))
+	if err != nil {
+		return err
+	}
+	return write(path, mode, server, &api.Cluster{CertificateAuthorityData: ca},
+		&api.AuthInfo{ClientCertificateData: cert, ClientKeyData: key})
+}
+
+func write(path string, mode os.FileMode, server string, cluster *api.Cluster, user *api.AuthInfo) error {
+	cluster.Server = server
+	config := api.NewConfig()
+	config.Clusters[clusterName] = cluster
+	config.AuthInfos[clusterName] = user
+	config.Contexts[clusterName] = &api.Context{Cluster: clusterName, AuthInfo: clusterName}
+	config.CurrentContext = clusterName
+	text, err := clientcmd.Write(*config)
+	if err != nil {
+		return fmt.Errorf("encode kubeconfig: %w", err)
+	}
+	if err := WriteFile(path, text, mode); err != nil {
+		return fmt.Errorf("write kubeconfig %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,84 @@
+package certificate
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
+
+// renewalInterval is how often a running server looks at its certificates.
+const renewalInterval = 12 * time.Hour
+
+// Renewal is the component "certificates": it makes what is missing at the start, and while the server runs renews each
+// certificate before it ends. Kubernetes reads renewed files by itself.
+type Renewal struct {
+	opts    Options
+	publish func(Store) error
+	log     *slog.Logger
+	cancel  context.CancelFunc
+	problem atomic.Pointer[error]
+}
+
+// NewRenewal returns the component. publish is called after certificates were written; it writes the kubeconfigs.
+func NewRenewal(o Options, publish func(Store) error, log *slog.Logger) *Renewal {
+	return &Renewal{opts: o, publish: publish, log: log.With("component", "certificates")}
+}
+
+// Ensure makes and renews what is due at a point in time, and publishes.
+func (r *Renewal) Ensure(now time.Time) error {
+	o := r.opts
+	o.Now = now
+	written, err := Ensure(o)
+	if err != nil {
+		return err
+	}
+	if len(written) > 0 {
+		r.log.Info("certificates written", "names", written)
+	}
+	return r.publish(Store(o.Dir))
+}
+
+// Name implements component.Component.
+func (r *Renewal) Name() string { return "certificates" }
+
+// Init does nothing: the first certificates are there before the components are built.
+func (r *Renewal) Init(context.Context) error { return nil }
+
+// Start looks again from time to time.
+func (r *Renewal) Start(ctx context.Context) error {
+	ctx, r.cancel = context.WithCancel(ctx)
+	go func() {
+		tick := time.NewTicker(renewalInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case now := <-tick.C:
+				err := r.Ensure(now)
+				if err != nil {
+					r.log.Error("renew certificates", "err", err)
+				}
+				r.problem.Store(&err)
+			}
+		}
+	}()
+	return nil
+}
+
+// Ready says whether the last renewal worked.
+func (r *Renewal) Ready(context.Context) error {
+	if err := r.problem.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Stop ends the watch.
+func (r *Renewal) Stop(context.Context) error {
+	if r.cancel != nil {
+		r.cancel()
+	}
+	return nil
+}

@@ -1,0 +1,234 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/payload"
+	"polymesh.dev/polymesh/pkg/status"
+)
+
+// call runs a command line as Run does, and returns what it printed.
+func call(args ...string) (stdout, stderr string, err error) {
+	var out, errOut bytes.Buffer
+	cmd := newRoot()
+	cmd.SetArgs(args)
+	cmd.SetOut(&out)
+	cmd.SetErr(&errOut)
+	cmd.SilenceUsage, cmd.SilenceErrors = true, true
+	err = cmd.Execute()
+	return out.String(), errOut.String(), err
+}
+
+func TestCommands(t *testing.T) {
+	var names []string
+	for _, c := range newRoot().Commands() {
+		names = append(names, c.Name())
+		if c.Short == "" {
+			t.Errorf("%s has no description", c.Name())
+		}
+	}
+	slices.Sort(names)
+	if want := []string{"ctr", "istioctl", "kubectl", "reset", "server", "status", "version"}; !slices.Equal(names, want) {
+		t.Errorf("commands are %q, want %q", names, want)
+	}
+}
+
+func TestBadCommandLines(t *testing.T) {
+	for args, want := range map[string]string{
+		"no-such":               `unknown command "no-such" for "polymesh"`,
+		"status --no-such":      "unknown flag: --no-such (see `polymesh status --help`)",
+		"status extra":          `unknown command "extra" for "polymesh status"`,
+		"reset extra":           `unknown command "extra" for "polymesh reset"`,
+		"version -o xml":        `--output "xml" is not one of json, yaml`,
+		"server --mesh-profile": "flag needs an argument: --mesh-profile (see `polymesh server --help`)",
+	} {
+		_, _, err := call(strings.Fields(args)...)
+		if err == nil || err.Error() != want {
+			t.Errorf("%s: error is %v, want %s", args, err, want)
+		}
+	}
+}
+
+func TestServerRefusesArguments(t *testing.T) {
+	_, _, err := call("server", "extra")
+	if err == nil || !strings.Contains(err.Error(), `"extra"`) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestHelpNamesEveryFlag(t *testing.T) {
+	out, _, err := call("server", "--help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, flag := range []string{"--data-dir", "--kube-apiserver-arg", "--tls-san", "--mesh-profile", "POLYMESH_DATA_DIR"} {
+		if !strings.Contains(out, flag) {
+			t.Errorf("help lacks %s", flag)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "payload.json"), []byte(`{"images":["registry.example/pause:1"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(payload.EnvDir, dir)
+	for format, want := range map[string]string{"": "image       registry.example/pause:1\n", "json": `"polymesh": "dev"`, "yaml": "polymesh: dev\n"} {
+		out, _, err := call("version", "-o", format)
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("-o %q: %v\n%s", format, err, out)
+		}
+	}
+}
+
+// piece is a component of a test.
+type piece struct{ sick error }
+
+func (p *piece) Name() string                { return "coredns" }
+func (p *piece) Init(context.Context) error  { return nil }
+func (p *piece) Start(context.Context) error { return nil }
+func (p *piece) Ready(context.Context) error { return p.sick }
+func (p *piece) Stop(context.Context) error  { return nil }
+
+func TestStatusExitCodes(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the run directory lies below /run")
+	}
+	dataDir := t.TempDir()
+	code := func(args ...string) int {
+		_, stderr, err := call(append([]string{"status", "-d", dataDir}, args...)...)
+		var exit exitError
+		switch {
+		case err == nil:
+			return 0
+		case !errors.As(err, &exit):
+			t.Fatal(err)
+		case exit == 3 && !strings.Contains(stderr, "no server is running on "+dataDir+": start one with `polymesh server`"):
+			t.Errorf("stderr is %q", stderr)
+		}
+		return int(exit)
+	}
+	if got := code(); got != 3 {
+		t.Errorf("without a server: %d", got)
+	}
+	defer os.RemoveAll(config.RunDir(dataDir))
+	for _, sick := range []error{nil, errors.New("no room")} {
+		m := component.NewManager(slog.New(slog.DiscardHandler))
+		m.Add(&piece{sick})
+		ctx, cancel := context.WithCancel(t.Context())
+		if err := status.Serve(ctx, config.StatusSocket(dataDir), status.Report{}, m); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- m.Run(ctx) }()
+		want := 1
+		if sick == nil {
+			<-m.Ready("coredns")
+			want = 0
+		}
+		for _, format := range []string{"", "json", "yaml"} {
+			if got := code("-o", format); got != want {
+				t.Errorf("-o %q, %v: %d, want %d", format, sick, got, want)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestReport(t *testing.T) {
+	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
+	row := func(name string, state component.State, ago time.Duration, version, message string) status.Component {
+		return status.Component{Status: component.Status{Name: name, State: state, Since: now.Add(-ago), Version: version, Message: message}, InServer: true}
+	}
+	r := &status.Report{Version: "1.0.0", PID: 42, Since: now.Add(-3 * time.Hour), Node: "n1", NodeIP: "192.0.2.1", Memory: 300 << 20, Anonymous: 150 << 20,
+		Components: []status.Component{
+			row("kube-apiserver", component.Ready, 3*time.Hour, "v1.36.3", ""),
+			{Status: component.Status{Name: "containerd", State: component.Ready, Since: now.Add(-time.Minute), Version: "v2.3.7", PID: 43}, Memory: 64 << 20},
+			{Status: component.Status{Name: "broken", State: component.NotReady, Since: now}},
+			row("coredns", component.Starting, 90*time.Second, "", "pod coredns-1 cannot be scheduled: 0/1 nodes are available"),
+		}}
+	var out bytes.Buffer
+	if err := printReport(&out, r, now); err != nil {
+		t.Fatal(err)
+	}
+	want := `polymesh 1.0.0 on node n1 (192.0.2.1), process 42, up 3h, 300 MiB of memory (150 MiB anonymous)
+
+COMPONENT        STATE      SINCE   VERSION   MEMORY      MESSAGE
+kube-apiserver   Ready      3h      v1.36.3   in server   
+containerd       Ready      60s     v2.3.7    64 MiB      
+broken           NotReady   0s      -         -           
+coredns          Starting   90s     -         in server   pod coredns-1 cannot be scheduled: 0/1 nodes are available
+`
+	if out.String() != want {
+		t.Errorf("got:\n%s", out.String())
+	}
+}
+
+func TestAsk(t *testing.T) {
+	for answer, want := range map[string]bool{"y\n": true, "YES \n": true, "n\n": false, "\n": false, "yeah\n": false} {
+		var out strings.Builder
+		if ok, err := ask(strings.NewReader(answer), &out, "Go on? "); err != nil || ok != want || out.String() != "Go on? " {
+			t.Errorf("%q: %v, %v", answer, ok, err)
+		}
+	}
+	if ok, err := ask(strings.NewReader(""), io.Discard, ""); ok || err == nil || !strings.Contains(err.Error(), "use --yes where nobody can answer") {
+		t.Errorf("without an answer: %v, %v", ok, err)
+	}
+}
+
+// The components and their order are in docs/understand/architecture.md too.
+func TestComponentsOfAServer(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/understand/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string][]string{
+		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
+			"pod-network", "coredns", "metrics-server", "local-storage", "servicelb", "istio"},
+		// A disabled add-on stays in the list to be removed; what has nothing to remove is left out.
+		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
+			"kubelet", "kube-proxy", "pod-network", "coredns", "metrics-server", "local-storage"},
+	} {
+		empty := filepath.Join(t.TempDir(), "config.yaml")
+		if err := os.WriteFile(empty, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := config.Parse(append([]string{"-c", empty, "-d", t.TempDir()}, strings.Fields(args)...), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log := slog.New(slog.DiscardHandler)
+		s := &server{cfg: cfg, log: log, name: "n1", ip: netip.MustParseAddr("192.0.2.1"), programs: payload.Dir(t.TempDir()), manifest: &payload.Manifest{}}
+		s.renewal = certificate.NewRenewal(certificate.Options{}, nil, log)
+		m := component.NewManager(log)
+		s.addComponents(m)
+		var got []string
+		for _, c := range m.Status(t.Context()) {
+			got = append(got, c.Name)
+			if !bytes.Contains(doc, []byte("`"+c.Name+"`")) {
+				t.Errorf("docs/understand/architecture.md does not name %s", c.Name)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: components are %q, want %q", args, got, want)
+		}
+	}
+}

@@ -1,0 +1,76 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/duration"
+
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/status"
+)
+
+func newStatus() *cobra.Command {
+	var output, dataDir string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show each component of the running server: state, since when, version, memory",
+		Long: `Show each component of the running server: state, since when, version, memory.
+
+The exit code is 0 when all components are ready, 1 when one is not, 3 when no server is running.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
+			defer cancel()
+			report, err := status.Ask(ctx, config.StatusSocket(dataDir))
+			if errors.Is(err, status.ErrNotRunning) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "polymesh: no server is running on %s: start one with `polymesh server`\n", dataDir)
+				return exitError(3)
+			}
+			if err != nil {
+				return err
+			}
+			done, err := printAs(cmd.OutOrStdout(), output, report)
+			if !done {
+				err = printReport(cmd.OutOrStdout(), report, time.Now())
+			}
+			if err != nil {
+				return err
+			}
+			if !report.Ready {
+				return exitError(1)
+			}
+			return nil
+		},
+	}
+	outputFlag(cmd, &output)
+	dataDirFlag(cmd, &dataDir)
+	return cmd
+}
+
+func dataDirFlag(cmd *cobra.Command, dataDir *string) {
+	cmd.Flags().StringVarP(dataDir, "data-dir", "d", dataDirFromEnv(), "the server's data folder")
+}
+
+func printReport(w io.Writer, r *status.Report, now time.Time) error {
+	fmt.Fprintf(w, "polymesh %s on node %s (%s), process %d, up %s, %s of memory (%s anonymous)\n\n",
+		r.Version, r.Node, r.NodeIP, r.PID, duration.HumanDuration(now.Sub(r.Since)), mib(r.Memory), mib(r.Anonymous))
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "COMPONENT\tSTATE\tSINCE\tVERSION\tMEMORY\tMESSAGE")
+	for _, c := range r.Components {
+		memory, version := mib(c.Memory), c.Version
+		if c.InServer {
+			memory = "in server"
+		}
+		if version == "" {
+			version = "-"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, c.State, duration.HumanDuration(now.Sub(c.Since)), version, memory, c.Message)
+	}
+	return t.Flush()
+}

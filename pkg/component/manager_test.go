@@ -1,0 +1,402 @@
+package component
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// journal notes what happens to the pieces of a test, in order.
+type journal struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (j *journal) add(format string, args ...any) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lines = append(j.lines, fmt.Sprintf(format, args...))
+}
+
+func (j *journal) index(t *testing.T, line string) int {
+	t.Helper()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	i := slices.Index(j.lines, line)
+	if i < 0 {
+		t.Fatalf("%q did not happen: %q", line, j.lines)
+	}
+	return i
+}
+
+func (j *journal) has(line string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Contains(j.lines, line)
+}
+
+// piece is a component of a test.
+type piece struct {
+	*journal
+	name      string
+	startTime time.Duration // how long Start takes
+	readyTime time.Duration // how long after Start it is ready
+	initErr   error
+	startErr  error
+	failure   chan error
+	stopWaits bool // Stop returns when its context ends only
+
+	mu     sync.Mutex
+	begin  time.Time
+	sick   error
+	asked  int
+	readyC context.Context
+}
+
+func (p *piece) Name() string { return p.name }
+
+func (p *piece) Init(context.Context) error {
+	p.add("init %s", p.name)
+	return p.initErr
+}
+
+func (p *piece) Start(ctx context.Context) error {
+	p.add("start %s", p.name)
+	time.Sleep(p.startTime)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.begin, p.readyC = time.Now(), ctx
+	return p.startErr
+}
+
+func (p *piece) Ready(context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked++
+	if p.readyTime < 0 || time.Since(p.begin) < p.readyTime {
+		return errors.New("not yet")
+	}
+	if p.sick == nil && !p.has("ready "+p.name) {
+		p.add("ready %s", p.name)
+	}
+	return p.sick
+}
+
+func (p *piece) Stop(ctx context.Context) error {
+	p.add("stop %s", p.name)
+	if p.stopWaits {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (p *piece) Failed() <-chan error { return p.failure }
+
+func (p *piece) setSick(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sick = err
+}
+
+// run starts the manager in the background; the result arrives in the channel.
+func run(ctx context.Context, m *Manager) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	return done
+}
+
+func manager() *Manager { return NewManager(slog.New(slog.DiscardHandler)) }
+
+func states(m *Manager) string {
+	var s []string
+	for _, c := range m.Status(context.Background()) {
+		s = append(s, c.Name+"="+string(c.State))
+	}
+	return strings.Join(s, " ")
+}
+
+func TestStartsInOrderAndStopsInReverse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{}
+		m := manager()
+		m.Add(&piece{journal: j, name: "db", readyTime: time.Second})
+		m.Add(&piece{journal: j, name: "node", startTime: 3 * time.Second})
+		m.Add(&piece{journal: j, name: "api", readyTime: 2 * time.Second}, "db")
+		m.Add(&piece{journal: j, name: "pods", readyTime: time.Second}, "api", "node")
+		ctx, cancel := context.WithCancel(context.Background())
+		begin := time.Now()
+		go func() {
+			<-m.Ready("pods")
+			j.add("up after %s", time.Since(begin).Round(time.Second))
+		}()
+		done := run(ctx, m)
+
+		time.Sleep(500 * time.Millisecond)
+		if got, want := states(m), "db=Starting node=Starting api=Waiting pods=Waiting"; got != want {
+			t.Errorf("at first: %s, want %s", got, want)
+		}
+		time.Sleep(10 * time.Second)
+		if got, want := states(m), "db=Ready node=Ready api=Ready pods=Ready"; got != want {
+			t.Errorf("later: %s, want %s", got, want)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("the end that was asked for is an error: %v", err)
+		}
+		if got, want := states(m), "db=Stopped node=Stopped api=Stopped pods=Stopped"; got != want {
+			t.Errorf("at the end: %s, want %s", got, want)
+		}
+		// All are initialized before the first starts; what does not depend on each other starts at once.
+		for _, pair := range [][2]string{
+			{"init pods", "start db"}, {"ready db", "start api"}, {"ready api", "start pods"}, {"ready node", "start pods"},
+			{"start node", "ready db"}, {"ready pods", "up after 4s"},
+			{"stop pods", "stop api"}, {"stop api", "stop node"}, {"stop node", "stop db"},
+		} {
+			if j.index(t, pair[0]) > j.index(t, pair[1]) {
+				t.Errorf("%q came after %q: %q", pair[0], pair[1], j.lines)
+			}
+		}
+	})
+}
+
+func TestFailureStopsTheNodeAndNamesTheComponent(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*piece)
+		fail   error
+		want   string
+	}{
+		"start":                      {func(p *piece) { p.startErr = errors.New("no room") }, nil, "api: no room"},
+		"start, by a timeout of its": {func(p *piece) { p.startErr = fmt.Errorf("dial: %w", context.Canceled) }, nil, "api: dial: context canceled"},
+		"while it runs":              {func(*piece) {}, errors.New("lost the datastore"), "api: lost the datastore"},
+		"while it runs, cancelled":   {func(*piece) {}, context.Canceled, "api: context canceled"},
+		"before it was ready":        {func(p *piece) { p.readyTime = -1 }, errors.New("bad flag"), "api: bad flag"},
+		"without a reason":           {func(p *piece) { close(p.failure) }, nil, "api: ended by itself"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j := &journal{}
+				api := &piece{journal: j, name: "api", startTime: time.Second / 2, failure: make(chan error, 1)}
+				c.change(api)
+				m := manager()
+				m.Add(&piece{journal: j, name: "db"})
+				m.Add(api, "db")
+				m.Add(&piece{journal: j, name: "pods", readyTime: -1}, "db")
+				m.Add(&piece{journal: j, name: "late"}, "pods")
+				done := run(context.Background(), m)
+				time.Sleep(2 * time.Second)
+				if c.fail != nil {
+					api.failure <- c.fail
+				}
+				err := <-done
+				if err == nil || err.Error() != c.want {
+					t.Fatalf("error is %v, want %s", err, c.want)
+				}
+				if j.index(t, "stop pods") > j.index(t, "stop api") || j.index(t, "stop api") > j.index(t, "stop db") {
+					t.Errorf("stopped in another order: %q", j.lines)
+				}
+				if j.has("start late") || j.has("stop late") {
+					t.Errorf("what had not started was touched: %q", j.lines)
+				}
+				if got, want := states(m), "db=Stopped api=Failed pods=Stopped late=Waiting"; got != want {
+					t.Errorf("states are %s, want %s", got, want)
+				}
+			})
+		})
+	}
+}
+
+func TestInitErrorStartsNothing(t *testing.T) {
+	j := &journal{}
+	m := manager()
+	m.Add(&piece{journal: j, name: "db"})
+	m.Add(&piece{journal: j, name: "api", initErr: errors.New("bad flag")})
+	if err := m.Run(t.Context()); err == nil || err.Error() != "api: bad flag" {
+		t.Errorf("error is %v", err)
+	}
+	if j.has("start db") {
+		t.Error("db was started")
+	}
+}
+
+func TestCancelledWhileStarting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{}
+		m := manager()
+		slow := &piece{journal: j, name: "slow", startTime: time.Minute}
+		m.Add(slow)
+		m.Add(&piece{journal: j, name: "after"}, "slow")
+		ctx, cancel := context.WithCancel(context.Background())
+		done := run(ctx, m)
+		time.Sleep(time.Second)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		j.index(t, "stop slow")
+		if j.has("start after") {
+			t.Error("after was started")
+		}
+		if slow.readyC.Err() != nil {
+			t.Error("a component's context ended before its Stop")
+		}
+
+		// Cancelled before anything began: nothing starts.
+		j = &journal{}
+		m = manager()
+		m.Add(&piece{journal: j, name: "db"})
+		if err := m.Run(ctx); err != nil || j.has("start db") {
+			t.Errorf("error %v, %q", err, j.lines)
+		}
+	})
+}
+
+// A signal's context has a cause of its own since Go 1.26; it is an ordinary end all the same.
+func TestSignalIsNoError(t *testing.T) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGUSR1)
+	defer stop()
+	m := manager()
+	m.Add(&piece{journal: &journal{}, name: "db"})
+	done := run(ctx, m)
+	<-m.Ready("db")
+	if err := syscall.Kill(syscall.Getpid(), syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestReadinessIsWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		m := NewManager(slog.New(slog.NewTextHandler(&log, nil)))
+		p := &piece{journal: &journal{}, name: "dns"}
+		m.Add(p)
+		ctx, cancel := context.WithCancel(context.Background())
+		done := run(ctx, m)
+		time.Sleep(time.Second)
+		p.setSick(errors.New("no pod"))
+		time.Sleep(5 * watchPoll)
+		s := m.Status(ctx)[0]
+		if s.State != NotReady || s.Message != "no pod" || time.Since(s.Since) < 3*watchPoll {
+			t.Errorf("status is %+v", s)
+		}
+		p.setSick(nil)
+		// Whoever asks gets the state of now, not that of the last look.
+		if s := m.Status(ctx)[0]; s.State != Ready || s.Message != "" {
+			t.Errorf("status is %+v", s)
+		}
+		time.Sleep(2 * watchPoll)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := strings.Count(log.String(), "not ready"); n != 1 || strings.Count(log.String(), "ready again") != 1 {
+			t.Errorf("said %d times: %s", n, log.String())
+		}
+	})
+}
+
+func TestStopGivesUpAndGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{}
+		m := manager()
+		m.Add(&piece{journal: j, name: "db"})
+		m.Add(&piece{journal: j, name: "api", stopWaits: true}, "db")
+		ctx, cancel := context.WithCancel(context.Background())
+		go func() {
+			<-m.Ready("api")
+			cancel()
+		}()
+		begin := time.Now()
+		done := run(ctx, m)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begin); took < stopGrace || took > stopGrace+time.Second {
+			t.Errorf("stopped after %s", took)
+		}
+		j.index(t, "stop db")
+	})
+}
+
+func TestUnknownDependencyPanics(t *testing.T) {
+	defer func() {
+		if p := recover(); p == nil || !strings.Contains(fmt.Sprint(p), "component api is to start after db, which was not added before it") {
+			t.Errorf("panic is %v", p)
+		}
+	}()
+	manager().Add(&piece{name: "api"}, "db")
+}
+
+func TestReadyOfAnUnknownComponentPanics(t *testing.T) {
+	defer func() {
+		if p := recover(); p == nil {
+			t.Error("no panic")
+		}
+	}()
+	manager().Ready("db")
+}
+
+func TestTask(t *testing.T) {
+	for name, c := range map[string]struct {
+		run  func(context.Context) error
+		want string
+	}{
+		"error":      {func(context.Context) error { return errors.New("broken") }, "broken"},
+		"return":     {func(context.Context) error { return nil }, "ended by itself"},
+		"panic":      {func(context.Context) error { panic("oops") }, "panic: oops"},
+		"until Stop": {func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				task := NewTask()
+				if err := task.Stop(t.Context()); err != nil {
+					t.Errorf("stop before the start: %v", err)
+				}
+				task.Go(t.Context(), c.run)
+				synctest.Wait()
+				select {
+				case err := <-task.Failed():
+					// A panic's stack follows its message.
+					if first, _, _ := strings.Cut(err.Error(), "\n"); first != c.want {
+						t.Errorf("failed with %q, want %q", err, c.want)
+					}
+				default:
+					if c.want != "" {
+						t.Error("did not fail")
+					}
+				}
+				for range 2 {
+					if err := task.Stop(t.Context()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestTaskThatDoesNotStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		task := NewTask()
+		end := make(chan struct{})
+		task.Go(t.Context(), func(context.Context) error { <-end; return nil })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := task.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error is %v", err)
+		}
+		close(end)
+	})
+}

@@ -1,0 +1,60 @@
+package component
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+)
+
+// Task is the running part of a component that is a blocking function in this process, as Kubernetes' exported Run
+// functions are. Embed it for Stop and Failed, and call Go from Start.
+type Task struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	failed chan error
+}
+
+// NewTask returns a task that has not started.
+func NewTask() Task {
+	return Task{done: make(chan struct{}), failed: make(chan error, 1)}
+}
+
+// Go calls run in the background. When run returns before Stop was called, the task has failed; so has one that panics,
+// which leaves the other components the time to stop in order.
+func (t *Task) Go(ctx context.Context, run func(context.Context) error) {
+	ctx, t.cancel = context.WithCancel(ctx)
+	go func() {
+		defer close(t.done)
+		defer func() {
+			if p := recover(); p != nil {
+				t.failed <- fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			}
+		}()
+		err := run(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("ended by itself")
+		}
+		t.failed <- err
+	}()
+}
+
+// Failed yields the error with which run ended by itself.
+func (t *Task) Failed() <-chan error { return t.failed }
+
+// Stop ends run and waits for it, as long as ctx lasts.
+func (t *Task) Stop(ctx context.Context) error {
+	if t.cancel == nil {
+		return nil
+	}
+	t.cancel()
+	select {
+	case <-t.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("still running: %w", ctx.Err())
+	}
+}

@@ -1,0 +1,280 @@
+package config
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Kubernetes' rules for names, labels and taints (k8s.io/apimachinery/pkg/util/validation), small enough to be written
+// out: the launcher stays without the Kubernetes libraries.
+var (
+	dns1123  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+	labelKey = regexp.MustCompile(`^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
+	labelVal = regexp.MustCompile(`^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$`)
+	argName  = regexp.MustCompile(`^[a-z0-9][-A-Za-z0-9._]*$`)
+)
+
+var taintEffects = []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}
+
+// nodePorts are those on which the node's own parts listen.
+var nodePorts = map[int]string{
+	10248: "the kubelet's health check", 10249: "kube-proxy's metrics", 10250: "the kubelet", 10256: "kube-proxy's health check",
+}
+
+// absent are parts of K3s that Polymesh never had: disabling them is accepted, so that a K3s command line works.
+var absent = map[string]string{
+	"traefik":         "Polymesh has no Traefik; Istio's ingress gateway serves Ingress and Gateway resources",
+	"helm-controller": "Polymesh has no Helm controller",
+	"network-policy":  "Polymesh has no network policy controller yet",
+}
+
+func (r *raw) check() (*Server, error) {
+	s := &Server{
+		NodeName: r.nodeName, NodeLabels: r.nodeLabels, NodeTaints: r.nodeTaints,
+		TLSSANs: r.tlsSANs, ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, MeshProfile: r.meshProfile,
+		APIServerArgs: r.apiserverArgs, ControllerManagerArgs: r.controllerArgs, SchedulerArgs: r.schedulerArgs,
+		KubeletArgs: r.kubeletArgs, ProxyArgs: r.proxyArgs, HTTPSPort: r.httpsPort, LogLevel: r.logLevel, Debug: r.debug,
+		Disabled: map[Addon]bool{},
+	}
+	for _, step := range []func(*Server) error{r.checkFiles, r.checkNode, r.checkAddresses, r.checkAddons, r.checkArgs} {
+		if err := step(s); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (r *raw) checkFiles(s *Server) (err error) {
+	if r.dataDir == "" {
+		return fmt.Errorf("--data-dir is empty: give a folder, or leave it out for %s", DefaultDataDir)
+	}
+	if s.DataDir, err = filepath.Abs(r.dataDir); err != nil {
+		return fmt.Errorf("--data-dir %q: %w", r.dataDir, err)
+	}
+	if s.DataDir == "/" {
+		return fmt.Errorf("--data-dir / is refused: give a folder of its own")
+	}
+	// Overlay mounts divide their folders by : and , and the datastore's address ends at ?.
+	if strings.ContainsFunc(s.DataDir, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`:,?%#"'\\`, r) }) {
+		return fmt.Errorf("--data-dir %q is refused: mounts and the datastore cannot take white space or any of : , ? %% # \" ' \\ in it", s.DataDir)
+	}
+	if s.Kubeconfig, err = filepath.Abs(r.kubeconfig); err != nil || r.kubeconfig == "" {
+		return fmt.Errorf("--write-kubeconfig %q is not a file name", r.kubeconfig)
+	}
+	mode, err := strconv.ParseUint(r.kubeconfigMode, 8, 32)
+	if err != nil || mode > 0o777 || mode&0o600 != 0o600 {
+		return fmt.Errorf("--write-kubeconfig-mode %q is not an octal file mode of at least 600, such as 0600 or 0644", r.kubeconfigMode)
+	}
+	s.KubeconfigMode = os.FileMode(mode)
+	return nil
+}
+
+func (r *raw) checkNode(s *Server) (err error) {
+	if r.nodeName != "" && !ValidNodeName(r.nodeName) {
+		return fmt.Errorf("--node-name %q is not a DNS name: lower-case letters, digits, '-' and '.'", r.nodeName)
+	}
+	if s.NodeIP, err = hostIPv4("node-ip", r.nodeIP); err != nil {
+		return err
+	}
+	if s.ExternalIP, err = optionalAddr("node-external-ip", r.externalIP); err != nil {
+		return err
+	}
+	for _, label := range r.nodeLabels {
+		key, value, ok := strings.Cut(label, "=")
+		if !ok || !labelKey.MatchString(key) || !labelVal.MatchString(value) {
+			return fmt.Errorf("--node-label %q is not key=value with a valid label key and value", label)
+		}
+	}
+	for _, taint := range r.nodeTaints {
+		kv, effect, ok := strings.Cut(taint, ":")
+		key, value, _ := strings.Cut(kv, "=")
+		if !ok || !labelKey.MatchString(key) || !labelVal.MatchString(value) || !slices.Contains(taintEffects, effect) {
+			return fmt.Errorf("--node-taint %q is not key=value:effect with effect one of %s", taint, strings.Join(taintEffects, ", "))
+		}
+	}
+	return nil
+}
+
+func (r *raw) checkAddresses(s *Server) (err error) {
+	if s.BindAddress, err = netip.ParseAddr(r.bindAddress); err != nil {
+		return fmt.Errorf("--bind-address %q is not an IP address", r.bindAddress)
+	}
+	if s.AdvertiseAddress, err = hostIPv4("advertise-address", r.advertiseAddress); err != nil {
+		return err
+	}
+	if r.httpsPort < 1 || r.httpsPort > 65535 {
+		return fmt.Errorf("--https-listen-port %d is not a port: 1 to 65535", r.httpsPort)
+	}
+	for _, san := range r.tlsSANs {
+		if _, err := netip.ParseAddr(san); err != nil && !dns1123.MatchString(strings.TrimPrefix(strings.ToLower(san), "*.")) {
+			return fmt.Errorf("--tls-san %q is neither a DNS name nor an IP address", san)
+		}
+	}
+	if s.ClusterCIDR, err = ipv4Prefix("cluster-cidr", r.clusterCIDR, 24); err != nil {
+		return err
+	}
+	if s.ServiceCIDR, err = ipv4Prefix("service-cidr", r.serviceCIDR, 28); err != nil {
+		return err
+	}
+	if s.ClusterCIDR.Overlaps(s.ServiceCIDR) {
+		return fmt.Errorf("--cluster-cidr %s and --service-cidr %s overlap", s.ClusterCIDR, s.ServiceCIDR)
+	}
+	s.ClusterDNS = nthAddr(s.ServiceCIDR, 10)
+	if r.clusterDNS != "" {
+		if s.ClusterDNS, err = optionalAddr("cluster-dns", r.clusterDNS); err != nil {
+			return err
+		}
+		if !s.ServiceCIDR.Contains(s.ClusterDNS) {
+			return fmt.Errorf("--cluster-dns %s does not lie in --service-cidr %s", s.ClusterDNS, s.ServiceCIDR)
+		}
+	}
+	if !dns1123.MatchString(r.clusterDomain) {
+		return fmt.Errorf("--cluster-domain %q is not a DNS name", r.clusterDomain)
+	}
+	from, to, ok := portRange(r.nodePortRange)
+	if !ok {
+		return fmt.Errorf("--service-node-port-range %q is not a range of ports such as 30000-32767", r.nodePortRange)
+	}
+	if from <= r.httpsPort && r.httpsPort <= to {
+		return fmt.Errorf("--https-listen-port %d lies in --service-node-port-range %s", r.httpsPort, r.nodePortRange)
+	}
+	if user, taken := nodePorts[r.httpsPort]; taken {
+		return fmt.Errorf("--https-listen-port %d is the port of %s: choose another", r.httpsPort, user)
+	}
+	return nil
+}
+
+func (r *raw) checkAddons(s *Server) error {
+	for _, name := range r.disable {
+		if note, ok := absent[name]; ok {
+			s.Notes = append(s.Notes, fmt.Sprintf("--disable %s does nothing: %s", name, note))
+			continue
+		}
+		if !slices.Contains(Addons(), Addon(name)) {
+			return fmt.Errorf("--disable %q is not one of %s", name, join(Addons()))
+		}
+		s.Disabled[Addon(name)] = true
+	}
+	for _, text := range r.pool {
+		rng, err := addressRange(text)
+		if err != nil {
+			return fmt.Errorf("--loadbalancer-pool %q: %w", text, err)
+		}
+		for _, cidr := range []netip.Prefix{s.ClusterCIDR, s.ServiceCIDR} {
+			if cidr.Contains(rng.From) || cidr.Contains(rng.To) || rng.Contains(cidr.Addr()) {
+				return fmt.Errorf("--loadbalancer-pool %q overlaps the cluster's own addresses %s", text, cidr)
+			}
+		}
+		s.LoadBalancerPool = append(s.LoadBalancerPool, rng)
+	}
+	if len(s.LoadBalancerPool) > 0 && s.Disabled[ServiceLB] {
+		return fmt.Errorf("--loadbalancer-pool needs servicelb, and --disable leaves it out")
+	}
+	if !slices.Contains(MeshProfiles(), r.meshProfile) {
+		return fmt.Errorf("--mesh-profile %q is not one of %s", r.meshProfile, strings.Join(MeshProfiles(), ", "))
+	}
+	return nil
+}
+
+func (r *raw) checkArgs(*Server) error {
+	for flag, args := range map[string][]string{
+		"kube-apiserver-arg": r.apiserverArgs, "kube-controller-manager-arg": r.controllerArgs,
+		"kube-scheduler-arg": r.schedulerArgs, "kubelet-arg": r.kubeletArgs, "kube-proxy-arg": r.proxyArgs,
+	} {
+		for _, arg := range args {
+			if name, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "="); !argName.MatchString(name) {
+				return fmt.Errorf("--%s %q is not name=value", flag, arg)
+			}
+		}
+	}
+	if r.logLevel < 0 || r.logLevel > 10 {
+		return fmt.Errorf("--v %d is not a verbosity from 0 to 10", r.logLevel)
+	}
+	return nil
+}
+
+func optionalAddr(flag, text string) (netip.Addr, error) {
+	if text == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil || a.IsUnspecified() || a.IsMulticast() {
+		return netip.Addr{}, fmt.Errorf("--%s %q is not the IP address of a host", flag, text)
+	}
+	return a, nil
+}
+
+// hostIPv4 reads an address that the kubelet and the API server announce. Both refuse loopback
+// (pkg/kubelet/kubelet_node_status.go), and the cluster's ranges are IPv4.
+func hostIPv4(flag, text string) (netip.Addr, error) {
+	a, err := optionalAddr(flag, text)
+	if err == nil && a.IsValid() && (!a.Is4() || a.IsLoopback()) {
+		err = fmt.Errorf("--%s %q is not the IPv4 address of a host that others can reach", flag, text)
+	}
+	return a, err
+}
+
+// ValidNodeName reports whether a node can have this name: the host's name is one that --node-name takes, or not.
+func ValidNodeName(name string) bool { return len(name) <= 253 && dns1123.MatchString(name) }
+
+// ipv4Prefix reads a CIDR that must be IPv4 and hold at least the addresses of a /maxBits.
+func ipv4Prefix(flag, text string, maxBits int) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil || p.Masked() != p {
+		return p, fmt.Errorf("--%s %q is not a CIDR such as 10.42.0.0/16", flag, text)
+	}
+	if !p.Addr().Is4() {
+		return p, fmt.Errorf("--%s %q: only IPv4 is supported", flag, text)
+	}
+	if p.Bits() > maxBits || p.Bits() < 8 {
+		return p, fmt.Errorf("--%s %q: give a prefix from /8 to /%d", flag, text, maxBits)
+	}
+	return p, nil
+}
+
+func addressRange(text string) (AddressRange, error) {
+	if from, to, ok := strings.Cut(text, "-"); ok {
+		a, errA := netip.ParseAddr(strings.TrimSpace(from))
+		b, errB := netip.ParseAddr(strings.TrimSpace(to))
+		if errA != nil || errB != nil || !a.Is4() || !b.Is4() || b.Less(a) {
+			return AddressRange{}, fmt.Errorf("not a range of IPv4 addresses first-last")
+		}
+		return AddressRange{a, b}, nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil || !p.Addr().Is4() || p.Masked() != p {
+		return AddressRange{}, fmt.Errorf("neither an IPv4 CIDR nor a range first-last")
+	}
+	first := binary.BigEndian.Uint32(p.Addr().AsSlice())
+	last := first | (1<<(32-p.Bits()) - 1)
+	// The network and broadcast addresses of a subnet are not for hosts.
+	if p.Bits() <= 30 {
+		first, last = first+1, last-1
+	}
+	return AddressRange{addr4(first), addr4(last)}, nil
+}
+
+func nthAddr(p netip.Prefix, n uint32) netip.Addr {
+	return addr4(binary.BigEndian.Uint32(p.Addr().AsSlice()) + n)
+}
+
+func addr4(v uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, v)))
+}
+
+// APIServiceIP is the address of the `kubernetes` service: the first of the service range.
+func (s *Server) APIServiceIP() netip.Addr { return nthAddr(s.ServiceCIDR, 1) }
+
+func portRange(text string) (from, to int, ok bool) {
+	a, b, found := strings.Cut(text, "-")
+	from, errA := strconv.Atoi(a)
+	to, errB := strconv.Atoi(b)
+	return from, to, found && errA == nil && errB == nil && 1 <= from && from <= to && to <= 65535
+}

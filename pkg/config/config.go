@@ -1,0 +1,151 @@
+// Package config turns flags, environment and config file into one validated, typed struct.
+//
+// It owns the names, defaults and rules of every setting of `polymesh server`; the names are K3s's where K3s has the
+// setting. The launcher calls it to refuse a bad command line before it touches the machine, the program calls it again
+// to run. Nothing here looks at the machine, except to read the config file.
+package config
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+)
+
+const (
+	// DefaultDataDir is where a server keeps its data unless told otherwise.
+	DefaultDataDir = "/var/lib/polymesh"
+	// DefaultConfigFile is read when it exists.
+	DefaultConfigFile = "/etc/polymesh/config.yaml"
+	// DefaultKubeconfig is where a server writes the administrator's kubeconfig.
+	DefaultKubeconfig = "/etc/polymesh/polymesh.yaml"
+	// envPrefix starts the environment variable of a flag: POLYMESH_DATA_DIR for --data-dir.
+	envPrefix = "POLYMESH_"
+)
+
+// Addon names a part that --disable can leave out.
+type Addon string
+
+const (
+	CoreDNS       Addon = "coredns"
+	MetricsServer Addon = "metrics-server"
+	LocalStorage  Addon = "local-storage"
+	ServiceLB     Addon = "servicelb"
+	Istio         Addon = "istio"
+)
+
+// Addons lists what --disable takes.
+func Addons() []Addon {
+	return []Addon{CoreDNS, MetricsServer, LocalStorage, ServiceLB, Istio}
+}
+
+// MeshProfiles lists what --mesh-profile takes: the profiles of the guide.
+func MeshProfiles() []string { return []string{"default", "demo", "minimal", "empty"} }
+
+// Server is the whole configuration of `polymesh server`, checked.
+type Server struct {
+	DataDir        string
+	Kubeconfig     string
+	KubeconfigMode os.FileMode
+
+	// NodeName is empty for the host's name.
+	NodeName   string
+	NodeIP     netip.Addr // not valid: taken from the machine
+	ExternalIP netip.Addr // not valid: none
+	NodeLabels []string   // key=value
+	NodeTaints []string   // key=value:effect
+
+	BindAddress      netip.Addr
+	AdvertiseAddress netip.Addr // not valid: the node's address
+	HTTPSPort        int
+	TLSSANs          []string
+
+	ClusterCIDR   netip.Prefix
+	ServiceCIDR   netip.Prefix
+	ClusterDNS    netip.Addr
+	ClusterDomain string
+	NodePortRange string // "30000-32767"
+
+	Disabled         map[Addon]bool
+	LoadBalancerPool []AddressRange
+	MeshProfile      string
+
+	APIServerArgs         []string
+	ControllerManagerArgs []string
+	SchedulerArgs         []string
+	KubeletArgs           []string
+	ProxyArgs             []string
+
+	// LogLevel is the verbosity of the Kubernetes components, klog's -v.
+	LogLevel int
+	Debug    bool
+
+	// Notes are remarks on accepted settings that do nothing here, to be shown once.
+	Notes []string
+}
+
+// AddressRange is an inclusive range of addresses of one family.
+type AddressRange struct{ From, To netip.Addr }
+
+// Contains reports whether a lies in the range.
+func (r AddressRange) Contains(a netip.Addr) bool {
+	return r.From.Compare(a) <= 0 && a.Compare(r.To) <= 0
+}
+
+// Enabled reports whether an add-on is to be installed.
+func (s *Server) Enabled(a Addon) bool { return !s.Disabled[a] }
+
+// Paths of a node. One machine can hold several data dirs, in tests each in a network namespace of its own: what
+// Kubernetes usually keeps at fixed places lies there only for the default data dir.
+
+// RunDir holds what must not outlive a boot: sockets, lock and containerd's state.
+func (s *Server) RunDir() string { return RunDir(s.DataDir) }
+
+// RunDir is the run directory that belongs to a data dir.
+func RunDir(dataDir string) string {
+	if dataDir == DefaultDataDir {
+		return "/run/polymesh"
+	}
+	return "/run/polymesh-" + shortID(dataDir)
+}
+
+// CgroupRoot is the cgroup, in every hierarchy, under which all pods of the node lie.
+func CgroupRoot(dataDir string) string {
+	if dataDir == DefaultDataDir {
+		return "/polymesh"
+	}
+	return "/polymesh-" + shortID(dataDir)
+}
+
+// KubeletDir is the kubelet's root; CSI drivers expect the usual one.
+func KubeletDir(dataDir string) string {
+	if dataDir == DefaultDataDir {
+		return "/var/lib/kubelet"
+	}
+	return filepath.Join(dataDir, "agent", "kubelet")
+}
+
+// PodLogsDir is where containers' logs lie.
+func PodLogsDir(dataDir string) string {
+	if dataDir == DefaultDataDir {
+		return "/var/log/pods"
+	}
+	return filepath.Join(dataDir, "agent", "pods-log")
+}
+
+// ServerDir holds the control plane's data: datastore, certificates, kubeconfigs.
+func (s *Server) ServerDir(elem ...string) string {
+	return filepath.Join(append([]string{s.DataDir, "server"}, elem...)...)
+}
+
+// AgentDir holds the node's data: containerd, images, CNI configuration.
+func (s *Server) AgentDir(elem ...string) string {
+	return filepath.Join(append([]string{s.DataDir, "agent"}, elem...)...)
+}
+
+// ContainerdSocket is where the node's containerd listens.
+func ContainerdSocket(dataDir string) string {
+	return filepath.Join(RunDir(dataDir), "containerd", "containerd.sock")
+}
+
+// StatusSocket is where a running server answers `polymesh status`.
+func StatusSocket(dataDir string) string { return filepath.Join(RunDir(dataDir), "status.sock") }

@@ -1,0 +1,317 @@
+package config
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+// example holds, for each flag, a value that is not its default, and how that shows in the result.
+var example = map[string]struct {
+	value string
+	shows func(*Server) bool
+}{
+	"data-dir":                    {"/srv/polymesh", func(s *Server) bool { return s.DataDir == "/srv/polymesh" }},
+	"write-kubeconfig":            {"/srv/admin.yaml", func(s *Server) bool { return s.Kubeconfig == "/srv/admin.yaml" }},
+	"write-kubeconfig-mode":       {"0644", func(s *Server) bool { return s.KubeconfigMode == 0o644 }},
+	"node-name":                   {"1.10", func(s *Server) bool { return s.NodeName == "1.10" }},
+	"node-ip":                     {"192.0.2.7", func(s *Server) bool { return s.NodeIP == netip.MustParseAddr("192.0.2.7") }},
+	"node-external-ip":            {"198.51.100.7", func(s *Server) bool { return s.ExternalIP == netip.MustParseAddr("198.51.100.7") }},
+	"node-label":                  {"disk=ssd", func(s *Server) bool { return slices.Equal(s.NodeLabels, []string{"disk=ssd"}) }},
+	"node-taint":                  {"CriticalAddonsOnly=true:NoExecute", func(s *Server) bool { return slices.Equal(s.NodeTaints, []string{"CriticalAddonsOnly=true:NoExecute"}) }},
+	"bind-address":                {"127.0.0.1", func(s *Server) bool { return s.BindAddress == netip.MustParseAddr("127.0.0.1") }},
+	"advertise-address":           {"192.0.2.8", func(s *Server) bool { return s.AdvertiseAddress == netip.MustParseAddr("192.0.2.8") }},
+	"https-listen-port":           {"7443", func(s *Server) bool { return s.HTTPSPort == 7443 }},
+	"tls-san":                     {"api.example.com", func(s *Server) bool { return slices.Equal(s.TLSSANs, []string{"api.example.com"}) }},
+	"cluster-cidr":                {"10.60.0.0/16", func(s *Server) bool { return s.ClusterCIDR == netip.MustParsePrefix("10.60.0.0/16") }},
+	"service-cidr":                {"10.61.0.0/16", func(s *Server) bool { return s.ClusterDNS == netip.MustParseAddr("10.61.0.10") }},
+	"cluster-dns":                 {"10.43.0.53", func(s *Server) bool { return s.ClusterDNS == netip.MustParseAddr("10.43.0.53") }},
+	"cluster-domain":              {"cluster.example", func(s *Server) bool { return s.ClusterDomain == "cluster.example" }},
+	"service-node-port-range":     {"20000-20100", func(s *Server) bool { return s.NodePortRange == "20000-20100" }},
+	"disable":                     {"servicelb", func(s *Server) bool { return !s.Enabled(ServiceLB) && s.Enabled(CoreDNS) }},
+	"loadbalancer-pool":           {"192.0.2.64/28", func(s *Server) bool { return s.LoadBalancerPool[0].From == netip.MustParseAddr("192.0.2.65") }},
+	"mesh-profile":                {"demo", func(s *Server) bool { return s.MeshProfile == "demo" }},
+	"kube-apiserver-arg":          {"audit-log-path=/a,b", func(s *Server) bool { return slices.Equal(s.APIServerArgs, []string{"audit-log-path=/a,b"}) }},
+	"kube-controller-manager-arg": {"v=2", func(s *Server) bool { return slices.Equal(s.ControllerManagerArgs, []string{"v=2"}) }},
+	"kube-scheduler-arg":          {"v=3", func(s *Server) bool { return slices.Equal(s.SchedulerArgs, []string{"v=3"}) }},
+	"kubelet-arg":                 {"feature-gates=A=true,B=false", func(s *Server) bool { return slices.Equal(s.KubeletArgs, []string{"feature-gates=A=true,B=false"}) }},
+	"kube-proxy-arg":              {"v=4", func(s *Server) bool { return slices.Equal(s.ProxyArgs, []string{"v=4"}) }},
+	"v":                           {"5", func(s *Server) bool { return s.LogLevel == 5 }},
+	"debug":                       {"true", func(s *Server) bool { return s.Debug }},
+}
+
+func env(flag, value string) string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_")) + "=" + value
+}
+
+func file(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestEveryFlagHasEnvironmentAndFileForm(t *testing.T) {
+	empty := file(t, "")
+	flags := ServerFlags()
+	if got, want := slices.Sorted(maps.Keys(example)), flags.keys(); !slices.Equal(got, want) {
+		t.Fatalf("examples are for %q, flags are %q", got, want)
+	}
+	if s, err := Parse([]string{"-c", empty}, nil); err != nil {
+		t.Fatal(err)
+	} else {
+		for name, e := range example {
+			// A pool has no default to look at.
+			if name != "loadbalancer-pool" && e.shows(s) {
+				t.Errorf("%s: the example is the default", name)
+			}
+		}
+	}
+	for name, e := range example {
+		for form, parse := range map[string]func() (*Server, error){
+			"flag":         func() (*Server, error) { return Parse([]string{"-c", empty, "--" + name + "=" + e.value}, nil) },
+			"environment":  func() (*Server, error) { return Parse([]string{"-c", empty}, []string{env(name, e.value)}) },
+			"file":         func() (*Server, error) { return Parse([]string{"-c", file(t, name+": "+e.value)}, nil) },
+			"file, quoted": func() (*Server, error) { return Parse([]string{"-c", file(t, name+": '"+e.value+"'")}, nil) },
+			"file by POLYMESH_CONFIG": func() (*Server, error) {
+				return Parse(nil, []string{env("config", file(t, name+": "+e.value))})
+			},
+		} {
+			s, err := parse()
+			if err != nil {
+				t.Errorf("%s by %s: %v", name, form, err)
+			} else if !e.shows(s) {
+				t.Errorf("%s by %s: %s has no effect", name, form, e.value)
+			}
+		}
+	}
+}
+
+func TestPrecedence(t *testing.T) {
+	path := file(t, "node-name: from-file\ntls-san: [a.file, b.file]\nkubelet-arg:\n- v=1\n- max-pods=50\ncluster-domain: file.local\n")
+	s, err := Parse([]string{"-c", path, "--node-name", "from-flag", "--kubelet-arg=v=3"},
+		[]string{env("node-name", "from-env"), env("tls-san", "a.env,b.env"), env("cluster-domain", ""), "POLYMESH_BIN=/bin/true", "OTHER=x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.NodeName != "from-flag" || !slices.Equal(s.TLSSANs, []string{"a.env", "b.env"}) ||
+		!slices.Equal(s.KubeletArgs, []string{"v=3"}) || s.ClusterDomain != "file.local" {
+		t.Errorf("got %q %q %q %q", s.NodeName, s.TLSSANs, s.KubeletArgs, s.ClusterDomain)
+	}
+}
+
+func TestFileKeepsTextAsWritten(t *testing.T) {
+	s, err := Parse([]string{"-c", file(t, `
+# modes, names and booleans that YAML would read as something else
+write-kubeconfig-mode: 0640
+node-name: on
+node-label:
+  - version=1.10
+  - team=yes
+tls-san: &names [a.example.com]
+https-listen-port: 7443
+debug: true
+disable: [istio, traefik]
+kubelet-arg: max-pods=20
+`)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.KubeconfigMode != 0o640 || s.NodeName != "on" || !slices.Equal(s.NodeLabels, []string{"version=1.10", "team=yes"}) ||
+		s.HTTPSPort != 7443 || !s.Debug || s.Enabled(Istio) || !slices.Equal(s.KubeletArgs, []string{"max-pods=20"}) {
+		t.Errorf("got %+v", s)
+	}
+	if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "--disable traefik does nothing: Polymesh has no Traefik") {
+		t.Errorf("notes are %q", s.Notes)
+	}
+}
+
+func TestBadFile(t *testing.T) {
+	for content, want := range map[string]string{
+		"node-name: a\nno-such: 1":         `line 2: unknown key "no-such"; valid keys: advertise-address, bind-address, cluster-cidr, `,
+		"config: /other":                   `unknown key "config"; valid keys: `,
+		"node-name: a\nnode-name: b":       "node-name stands there twice",
+		"node-name: [a, b]":                "node-name takes one value, not a list of 2",
+		"node-name: []":                    "node-name takes one value, not a list of 0",
+		"node-name: {a: b}":                "node-name takes a value or a list, not a map",
+		"node-name:":                       "node-name has no value",
+		"tls-san: [a, [b]]":                "tls-san takes a list of plain values",
+		"tls-san: [a, ]\n---\ndebug: true": "a second document",
+		"- node-name":                      "not a map of keys",
+		"node-name: \"a":                   "not valid YAML",
+		"\x00\x01binary":                   "not valid YAML",
+		"https-listen-port: many":          `line 1: --https-listen-port "many" is not a whole number`,
+		"https-listen-port: 70000":         "--https-listen-port 70000 is not a port: 1 to 65535",
+		"debug: perhaps":                   `--debug "perhaps" is not true or false`,
+		"tls-san: 'a\"b'":                  "is not a list of values with commas",
+	} {
+		_, err := Parse([]string{"-c", file(t, content)}, nil)
+		wantError(t, content, err, want)
+	}
+	_, err := Parse([]string{"-c", "/no/such/file.yaml"}, nil)
+	wantError(t, "a file that is not there", err, "read config file: open /no/such/file.yaml")
+}
+
+// wantError also holds every message to one line.
+func wantError(t *testing.T, what string, err error, want string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("%s: no error, want %q", what, want)
+	} else if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%s: error is %q, want one line with %q", what, err, want)
+	}
+}
+
+func TestBadFlags(t *testing.T) {
+	empty := file(t, "")
+	for args, want := range map[string]string{
+		"--no-such-flag":                                       "unknown flag: --no-such-flag (see `polymesh server --help`)",
+		"extra":                                                `unexpected argument "extra"`,
+		"--https-listen-port=x":                                `--https-listen-port "x" is not a whole number`,
+		"--https-listen-port=0":                                "--https-listen-port 0 is not a port: 1 to 65535",
+		"--https-listen-port=10250":                            "--https-listen-port 10250 is the port of the kubelet",
+		"--https-listen-port=30001":                            "lies in --service-node-port-range",
+		"--data-dir=":                                          "--data-dir is empty",
+		"--data-dir=/":                                         "--data-dir / is refused",
+		"--data-dir=/a:b":                                      `--data-dir "/a:b" is refused`,
+		"--data-dir=/a?b":                                      `--data-dir "/a?b" is refused`,
+		"--write-kubeconfig=":                                  `--write-kubeconfig "" is not a file name`,
+		"--write-kubeconfig-mode=abc":                          `--write-kubeconfig-mode "abc" is not an octal file mode of at least 600, such as 0600 or 0644`,
+		"--write-kubeconfig-mode=0444":                         `--write-kubeconfig-mode "0444"`,
+		"--write-kubeconfig-mode=1777":                         `--write-kubeconfig-mode "1777"`,
+		"--node-name=Big_Name":                                 `--node-name "Big_Name" is not a DNS name: lower-case`,
+		"--node-name=" + strings.Repeat("a", 254):              "is not a DNS name",
+		"--node-ip=host":                                       `--node-ip "host" is not the IP address of a host`,
+		"--node-ip=0.0.0.0":                                    `--node-ip "0.0.0.0" is not the IP address of a host`,
+		"--node-ip=127.0.0.1":                                  `--node-ip "127.0.0.1" is not the IPv4 address of a host`,
+		"--node-ip=fd00::1":                                    `--node-ip "fd00::1" is not the IPv4 address`,
+		"--node-ip=::ffff:192.0.2.1":                           "is not the IPv4 address",
+		"--advertise-address=::1":                              `--advertise-address "::1" is not the IPv4 address`,
+		"--node-external-ip=1.2.3":                             `--node-external-ip "1.2.3"`,
+		"--node-label=novalue":                                 `--node-label "novalue" is not key=value`,
+		"--node-label=-a=b":                                    `--node-label "-a=b"`,
+		"--node-taint=a=b":                                     `--node-taint "a=b" is not key=value:effect with effect one of NoSchedule, PreferNoSchedule, NoExecute`,
+		"--node-taint=a=b:Never":                               "effect one of NoSchedule",
+		"--bind-address=all":                                   `--bind-address "all" is not an IP address`,
+		"--tls-san=a_b":                                        `--tls-san "a_b" is neither a DNS name nor an IP address`,
+		"--cluster-cidr=10.42.0.0":                             `--cluster-cidr "10.42.0.0" is not a CIDR such as 10.42.0.0/16`,
+		"--cluster-cidr=10.42.0.1/16":                          "is not a CIDR",
+		"--cluster-cidr=10.42.0.0/25":                          "give a prefix from /8 to /24",
+		"--cluster-cidr=fd00::/64":                             "only IPv4 is supported",
+		"--service-cidr=10.43.0.0/29":                          "give a prefix from /8 to /28",
+		"--service-cidr=10.42.128.0/20":                        "--cluster-cidr 10.42.0.0/16 and --service-cidr 10.42.128.0/20 overlap",
+		"--cluster-dns=10.44.0.10":                             "--cluster-dns 10.44.0.10 does not lie in --service-cidr 10.43.0.0/16",
+		"--cluster-domain=Cluster":                             `--cluster-domain "Cluster" is not a DNS name`,
+		"--service-node-port-range=30000":                      "is not a range of ports such as 30000-32767",
+		"--service-node-port-range=2-1":                        "is not a range of ports",
+		"--service-node-port-range=1-70000":                    "is not a range of ports",
+		"--disable=nginx":                                      `--disable "nginx" is not one of coredns, metrics-server, local-storage, servicelb, istio`,
+		"--loadbalancer-pool=x":                                `--loadbalancer-pool "x": neither an IPv4 CIDR nor a range first-last`,
+		"--loadbalancer-pool=192.0.2.9-192.0.2.1":              "not a range of IPv4 addresses first-last",
+		"--loadbalancer-pool=10.42.7.0/24":                     "overlaps the cluster's own addresses 10.42.0.0/16",
+		"--loadbalancer-pool=10.0.0.0-11.0.0.0":                "overlaps the cluster's own addresses",
+		"--loadbalancer-pool=0.0.0.0/0":                        "overlaps the cluster's own addresses",
+		"--mesh-profile=ambient":                               `--mesh-profile "ambient" is not one of default, demo, minimal, empty`,
+		"--kubelet-arg==x":                                     `--kubelet-arg "=x" is not name=value`,
+		"--kube-proxy-arg=-v=1":                                `--kube-proxy-arg "-v=1" is not name=value`,
+		"--v=11":                                               "--v 11 is not a verbosity from 0 to 10",
+		"--debug=perhaps":                                      `--debug "perhaps" is not true or false`,
+		"--loadbalancer-pool=192.0.2.0/28 --disable=servicelb": "--loadbalancer-pool needs servicelb",
+	} {
+		_, err := Parse(append([]string{"-c", empty}, strings.Fields(args)...), nil)
+		wantError(t, args, err, want)
+	}
+	_, err := Parse([]string{"-c", empty}, []string{env("v", "high")})
+	wantError(t, "POLYMESH_V", err, `environment variable POLYMESH_V: --v "high" is not a whole number`)
+	if _, err := Parse([]string{"--help"}, nil); !errors.Is(err, pflag.ErrHelp) {
+		t.Errorf("--help: %v", err)
+	}
+}
+
+// The spellings are K3s's (https://docs.k3s.io/cli/server), and a K3s command line works.
+func TestK3sCommandLine(t *testing.T) {
+	s, err := Parse(strings.Fields(`-c `+file(t, "")+` -d /srv/k -o /srv/k.yaml -i 192.0.2.4 -v 1 --disable traefik,servicelb
+		--disable helm-controller --tls-san a.example.com,192.0.2.9 --tls-san *.example.com --node-label a=b,c=d
+		--node-taint k=v:NoSchedule --node-taint solo:NoExecute --kubelet-arg eviction-hard=memory.available<5%,nodefs.available<1%
+		--kubelet-arg --max-pods=20 --write-kubeconfig-mode 644`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.DataDir != "/srv/k" || s.LogLevel != 1 || s.KubeconfigMode != 0o644 || len(s.Notes) != 2 || s.Enabled(ServiceLB) ||
+		!slices.Equal(s.TLSSANs, []string{"a.example.com", "192.0.2.9", "*.example.com"}) ||
+		!slices.Equal(s.NodeLabels, []string{"a=b", "c=d"}) || !slices.Equal(s.NodeTaints, []string{"k=v:NoSchedule", "solo:NoExecute"}) ||
+		!slices.Equal(s.KubeletArgs, []string{"eviction-hard=memory.available<5%,nodefs.available<1%", "--max-pods=20"}) {
+		t.Errorf("got %+v", s)
+	}
+}
+
+func TestAddressRange(t *testing.T) {
+	for text, want := range map[string][2]string{
+		"192.0.2.0/24":               {"192.0.2.1", "192.0.2.254"},
+		"192.0.2.8/30":               {"192.0.2.9", "192.0.2.10"},
+		"192.0.2.8/31":               {"192.0.2.8", "192.0.2.9"},
+		"192.0.2.8/32":               {"192.0.2.8", "192.0.2.8"},
+		"192.0.2.3-192.0.2.3":        {"192.0.2.3", "192.0.2.3"},
+		"192.0.2.250 - 192.0.3.5":    {"192.0.2.250", "192.0.3.5"},
+		"255.255.255.0/24":           {"255.255.255.1", "255.255.255.254"},
+		"0.0.0.0/0":                  {"0.0.0.1", "255.255.255.254"},
+		"198.51.100.0-198.51.100.17": {"198.51.100.0", "198.51.100.17"},
+	} {
+		r, err := addressRange(text)
+		if err != nil || r.From.String() != want[0] || r.To.String() != want[1] {
+			t.Errorf("%s is %s-%s (%v), want %s-%s", text, r.From, r.To, err, want[0], want[1])
+		}
+		if err == nil && (!r.Contains(r.From) || !r.Contains(r.To) || r.Contains(r.To.Next()) || r.Contains(r.From.Prev())) {
+			t.Errorf("%s: Contains is wrong at an end", text)
+		}
+	}
+}
+
+// Two data dirs never share a folder outside themselves, and the default one has Kubernetes' usual places.
+func TestPathsOfDataDirs(t *testing.T) {
+	def := &Server{DataDir: DefaultDataDir}
+	for got, want := range map[string]string{
+		def.RunDir(): "/run/polymesh", CgroupRoot(DefaultDataDir): "/polymesh", KubeletDir(DefaultDataDir): "/var/lib/kubelet",
+		PodLogsDir(DefaultDataDir): "/var/log/pods", ContainerdSocket(DefaultDataDir): "/run/polymesh/containerd/containerd.sock",
+		StatusSocket(DefaultDataDir): "/run/polymesh/status.sock", def.ServerDir("tls", "a"): "/var/lib/polymesh/server/tls/a",
+		def.AgentDir(): "/var/lib/polymesh/agent",
+	} {
+		if got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	seen := map[string]string{}
+	for _, dir := range []string{DefaultDataDir, "/a", "/b", "/a/b", strings.Repeat("/long", 60)} {
+		for _, path := range []string{RunDir(dir), CgroupRoot(dir), KubeletDir(dir), PodLogsDir(dir)} {
+			if other, ok := seen[path]; ok {
+				t.Errorf("%s and %s share %s", dir, other, path)
+			}
+			seen[path] = dir
+		}
+		// sun_path of a socket's address holds 108 bytes (unix(7)).
+		if path := ContainerdSocket(dir) + ".ttrpc"; len(path) >= 108 {
+			t.Errorf("%s is too long for a socket", path)
+		}
+	}
+}
+
+func FuzzFile(f *testing.F) {
+	for _, seed := range []string{"", "debug: true", "a: [b, c]", "? x\n: y", "<<: {a: b}", "a: &x b\nc: *x", "--- 1\n...", "[a]: b", "\ttab: 1", "!!null"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, content string) {
+		// Whatever stands in the file, the answer is a configuration or one line.
+		if _, err := Parse([]string{"-c", file(t, content)}, nil); err != nil && strings.Contains(err.Error(), "\n") {
+			t.Errorf("more than one line: %q", err)
+		}
+	})
+}

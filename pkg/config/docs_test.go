@@ -1,0 +1,56 @@
+package config
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+var update = flag.Bool("update", false, "write the table of settings into docs/start/config.md")
+
+// The table in the docs is made from the flags themselves.
+func TestDocsListEverySetting(t *testing.T) {
+	const path, begin, end = "../../docs/start/config.md", "-->\n", "<!-- end of settings -->"
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(text), "<!-- settings:")
+	head, rest, ok2 := strings.Cut(rest, begin)
+	_, after, ok3 := strings.Cut(rest, end)
+	if !ok || !ok2 || !ok3 {
+		t.Fatalf("%s has no place for the table", path)
+	}
+	want := before + "<!-- settings:" + head + begin + settingsTable() + end + after
+	if want == string(text) {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s is not up to date: go test ./pkg/config -args -update", path)
+	}
+	if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func settingsTable() string {
+	var b strings.Builder
+	b.WriteString("| flag | environment | default | what it is |\n| --- | --- | --- | --- |\n")
+	ServerFlags().VisitAll(func(f *pflag.Flag) {
+		name := "`--" + f.Name + "`"
+		if f.Shorthand != "" && f.Shorthand != f.Name {
+			name += ", `-" + f.Shorthand + "`"
+		}
+		def := strings.Trim(f.DefValue, "[]")
+		if def != "" {
+			def = "`" + def + "`"
+		}
+		usage := strings.ReplaceAll(f.Usage, "|", `\|`)
+		fmt.Fprintf(&b, "| %s | `%s%s` | %s | %s |\n", name, envPrefix, strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")), def, usage)
+	})
+	return b.String()
+}

@@ -1,0 +1,183 @@
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// raw holds the settings as they are written, before they are checked.
+type raw struct {
+	config           string
+	dataDir          string
+	kubeconfig       string
+	kubeconfigMode   string
+	nodeName         string
+	nodeIP           string
+	externalIP       string
+	nodeLabels       []string
+	nodeTaints       []string
+	bindAddress      string
+	advertiseAddress string
+	httpsPort        int
+	tlsSANs          []string
+	clusterCIDR      string
+	serviceCIDR      string
+	clusterDNS       string
+	clusterDomain    string
+	nodePortRange    string
+	disable          []string
+	pool             []string
+	meshProfile      string
+	apiserverArgs    []string
+	controllerArgs   []string
+	schedulerArgs    []string
+	kubeletArgs      []string
+	proxyArgs        []string
+	logLevel         int
+	debug            bool
+}
+
+// Flags is the set of flags of `polymesh server`. Every flag can also stand in the config file under the same name, and
+// in the environment as POLYMESH_ and the name in capitals with _ for -. A flag wins over the environment, that over the
+// file, that over the default.
+type Flags struct {
+	*pflag.FlagSet
+	raw raw
+}
+
+// ServerFlags returns the flags of `polymesh server`, not yet parsed.
+func ServerFlags() *Flags {
+	f := &Flags{FlagSet: pflag.NewFlagSet("server", pflag.ContinueOnError)}
+	f.SortFlags = false
+	f.Usage = func() {}
+	r := &f.raw
+	f.StringVarP(&r.config, "config", "c", DefaultConfigFile, "config file (YAML, keys as these flags)")
+	f.StringVarP(&r.dataDir, "data-dir", "d", DefaultDataDir, "folder for all data")
+	f.StringVarP(&r.kubeconfig, "write-kubeconfig", "o", DefaultKubeconfig, "write the administrator's kubeconfig to this file")
+	f.StringVar(&r.kubeconfigMode, "write-kubeconfig-mode", "0600", "mode of that file, octal")
+
+	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
+	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")
+	f.StringVar(&r.externalIP, "node-external-ip", "", "address under which the node is known outside")
+	f.StringSliceVar(&r.nodeLabels, "node-label", nil, "label for this node, key=value; may be repeated")
+	f.StringSliceVar(&r.nodeTaints, "node-taint", nil, "taint for this node, key=value:effect; may be repeated")
+
+	f.StringVar(&r.bindAddress, "bind-address", "0.0.0.0", "address on which the API server listens")
+	f.StringVar(&r.advertiseAddress, "advertise-address", "", "address of the API server for cluster members (default: node-ip)")
+	f.IntVar(&r.httpsPort, "https-listen-port", 6443, "port of the API server")
+	f.StringSliceVar(&r.tlsSANs, "tls-san", nil, "further name or address for the API server's certificate; may be repeated")
+
+	f.StringVar(&r.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "addresses for pods")
+	f.StringVar(&r.serviceCIDR, "service-cidr", "10.43.0.0/16", "addresses for services")
+	f.StringVar(&r.clusterDNS, "cluster-dns", "", "address of the cluster's DNS service (default: the tenth of service-cidr)")
+	f.StringVar(&r.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's names")
+	f.StringVar(&r.nodePortRange, "service-node-port-range", "30000-32767", "ports for NodePort services")
+
+	f.StringSliceVar(&r.disable, "disable", nil, "do not install these: "+join(Addons())+"; may be repeated")
+	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the node's address for all)")
+	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
+
+	f.StringArrayVar(&r.apiserverArgs, "kube-apiserver-arg", nil, "further flag for kube-apiserver, name=value; may be repeated")
+	f.StringArrayVar(&r.controllerArgs, "kube-controller-manager-arg", nil, "further flag for kube-controller-manager; may be repeated")
+	f.StringArrayVar(&r.schedulerArgs, "kube-scheduler-arg", nil, "further flag for kube-scheduler; may be repeated")
+	f.StringArrayVar(&r.kubeletArgs, "kubelet-arg", nil, "further flag for kubelet; may be repeated")
+	f.StringArrayVar(&r.proxyArgs, "kube-proxy-arg", nil, "further flag for kube-proxy; may be repeated")
+
+	f.IntVarP(&r.logLevel, "v", "v", 0, "verbosity of the Kubernetes components' logs")
+	f.BoolVar(&r.debug, "debug", false, "log debugging messages")
+	return f
+}
+
+// Parse reads args (what follows `polymesh server`), the environment and the config file. It returns pflag.ErrHelp when
+// help was asked for.
+func Parse(args []string, environ []string) (*Server, error) {
+	f := ServerFlags()
+	if err := f.FlagSet.Parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w (see `polymesh server --help`)", plain(err))
+	}
+	return f.Server(environ)
+}
+
+// Server fills the parsed flags up from the environment and the config file, and checks the whole.
+func (f *Flags) Server(environ []string) (*Server, error) {
+	if rest := f.Args(); len(rest) > 0 {
+		return nil, fmt.Errorf("unexpected argument %q: `polymesh server` takes flags only", rest[0])
+	}
+	if err := f.readEnvironment(environ); err != nil {
+		return nil, err
+	}
+	if err := f.readFile(); err != nil {
+		return nil, err
+	}
+	return f.raw.check()
+}
+
+func (f *Flags) readEnvironment(environ []string) error {
+	for _, kv := range environ {
+		key, value, _ := strings.Cut(kv, "=")
+		name, ours := strings.CutPrefix(key, envPrefix)
+		if !ours || value == "" {
+			continue
+		}
+		flag := f.Lookup(strings.ReplaceAll(strings.ToLower(name), "_", "-"))
+		// Other programs of ours have variables of their own: a name that is no flag is not an error.
+		if flag == nil || flag.Changed {
+			continue
+		}
+		if err := f.Set(flag.Name, value); err != nil {
+			return fmt.Errorf("environment variable %s: %w", key, plain(err))
+		}
+	}
+	return nil
+}
+
+// keys lists the names that the config file takes.
+func (f *Flags) keys() []string {
+	var names []string
+	f.VisitAll(func(flag *pflag.Flag) {
+		if flag.Name != "config" {
+			names = append(names, flag.Name)
+		}
+	})
+	slices.Sort(names)
+	return names
+}
+
+// plain words a flag's own error so that it says what would be right; pflag quotes Go's parser there.
+func plain(err error) error {
+	var bad *pflag.InvalidValueError
+	if !errors.As(err, &bad) {
+		return err
+	}
+	want := map[string]string{
+		"int": "a whole number", "bool": "true or false", "stringSlice": "a list of values with commas between them",
+	}[bad.GetFlag().Value.Type()]
+	if want == "" {
+		return err
+	}
+	return fmt.Errorf("--%s %q is not %s", bad.GetFlag().Name, bad.GetValue(), want)
+}
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+func join[T ~string](items []T) string {
+	s := make([]string, len(items))
+	for i, item := range items {
+		s[i] = string(item)
+	}
+	return strings.Join(s, ", ")
+}
+
+func shortID(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:4])
+}

@@ -1,0 +1,134 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/spf13/pflag"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/component-base/version"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/kubeflags"
+)
+
+// APIServer is the component "kube-apiserver".
+type APIServer struct {
+	component.Task
+	opts      Options
+	completed options.CompletedOptions
+	client    kubernetes.Interface
+}
+
+// NewAPIServer returns the API server, not yet started.
+func NewAPIServer(o Options) *APIServer { return &APIServer{Task: component.NewTask(), opts: o} }
+
+// Name implements component.Component.
+func (a *APIServer) Name() string { return "kube-apiserver" }
+
+// Version is that of Kubernetes.
+func (a *APIServer) Version() string { return version.Get().GitVersion }
+
+func (a *APIServer) args() []string {
+	cfg, certs := a.opts.Config, a.opts.Certificates
+	issuer := "https://kubernetes.default.svc." + cfg.ClusterDomain
+	advertise := a.opts.NodeIP
+	if cfg.AdvertiseAddress.IsValid() {
+		advertise = cfg.AdvertiseAddress
+	}
+	return kubeflags.Merge(map[string]string{
+		"advertise-address":                  advertise.String(),
+		"allow-privileged":                   "true",
+		"anonymous-auth":                     "false",
+		"api-audiences":                      issuer + ",polymesh",
+		"authorization-mode":                 "Node,RBAC",
+		"bind-address":                       cfg.BindAddress.String(),
+		"client-ca-file":                     certs.Cert(certificate.ClientCA),
+		"enable-admission-plugins":           "NodeRestriction",
+		"enable-aggregator-routing":          "true",
+		"etcd-servers":                       a.opts.EtcdEndpoint,
+		"kubelet-certificate-authority":      certs.Cert(certificate.ServerCA),
+		"kubelet-client-certificate":         certs.Cert(certificate.APIServerKubelet),
+		"kubelet-client-key":                 certs.Key(certificate.APIServerKubelet),
+		"kubelet-preferred-address-types":    "InternalIP,ExternalIP,Hostname",
+		"profiling":                          "false",
+		"proxy-client-cert-file":             certs.Cert(certificate.FrontProxy),
+		"proxy-client-key-file":              certs.Key(certificate.FrontProxy),
+		"requestheader-allowed-names":        "system:auth-proxy",
+		"requestheader-client-ca-file":       certs.Cert(certificate.RequestHeaderCA),
+		"requestheader-extra-headers-prefix": "X-Remote-Extra-",
+		"requestheader-group-headers":        "X-Remote-Group",
+		"requestheader-username-headers":     "X-Remote-User",
+		"secure-port":                        fmt.Sprint(cfg.HTTPSPort),
+		// Without it a stop waits a minute for the watches of pods.
+		"shutdown-send-retry-after":        "true",
+		"service-account-issuer":           issuer,
+		"service-account-key-file":         certs.ServiceAccountKey(),
+		"service-account-signing-key-file": certs.ServiceAccountKey(),
+		"service-cluster-ip-range":         cfg.ServiceCIDR.String(),
+		"service-node-port-range":          cfg.NodePortRange,
+		"tls-cert-file":                    certs.Cert(certificate.APIServer),
+		"tls-private-key-file":             certs.Key(certificate.APIServer),
+	}, a.opts.Config.APIServerArgs)
+}
+
+// Init parses the command line, so that a bad --kube-apiserver-arg is refused before anything runs.
+func (a *APIServer) Init(ctx context.Context) error {
+	s := options.NewServerRunOptions()
+	fs := pflag.NewFlagSet(a.Name(), pflag.ContinueOnError)
+	for _, set := range s.Flags().FlagSets {
+		fs.AddFlagSet(set)
+	}
+	if err := kubeflags.Check("kube-apiserver-arg", fs, a.args()); err != nil {
+		return err
+	}
+	if err := s.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return fmt.Errorf("set feature gates: %w", err)
+	}
+	// As upstream's command does: loopback clients must not log warnings about their own requests.
+	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	completed, err := s.Complete(ctx)
+	if err != nil {
+		return fmt.Errorf("complete options: %w", err)
+	}
+	if errs := completed.Validate(); len(errs) > 0 {
+		return utilerrors.NewAggregate(errs)
+	}
+	a.completed = completed
+	return nil
+}
+
+// Start runs the API server.
+func (a *APIServer) Start(ctx context.Context) error {
+	config, err := clientcmd.BuildConfigFromFlags("", Kubeconfig(a.opts.Config, "polymesh"))
+	if err != nil {
+		return err
+	}
+	if a.client, err = kubernetes.NewForConfig(config); err != nil {
+		return err
+	}
+	a.Go(ctx, func(ctx context.Context) error { return app.Run(ctx, a.completed) })
+	return nil
+}
+
+// Ready asks /readyz for exactly "ok": RBAC's bootstrap policy is written by a post-start hook, and whoever comes before
+// it is refused.
+func (a *APIServer) Ready(ctx context.Context) error {
+	var code int
+	body, err := a.client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).StatusCode(&code).Raw()
+	switch {
+	case err != nil && code == 0:
+		return errors.New("does not answer yet")
+	case code != http.StatusOK || string(body) != "ok":
+		return fmt.Errorf("/readyz says %d", code)
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/spf13/pflag"
+	"k8s.io/component-base/version"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/kubeflags"
+)
+
+// ControllerManager is the component "kube-controller-manager".
+type ControllerManager struct {
+	component.Task
+	opts    Options
+	options *options.KubeControllerManagerOptions
+	built   chan struct{} // closed when all controllers are built
+}
+
+// NewControllerManager returns the controller manager, not yet started.
+func NewControllerManager(o Options) *ControllerManager {
+	return &ControllerManager{Task: component.NewTask(), opts: o, built: make(chan struct{})}
+}
+
+// Name implements component.Component.
+func (c *ControllerManager) Name() string { return "kube-controller-manager" }
+
+// Version is that of Kubernetes.
+func (c *ControllerManager) Version() string { return version.Get().GitVersion }
+
+func (c *ControllerManager) args() []string {
+	cfg, certs := c.opts.Config, c.opts.Certificates
+	return kubeflags.Merge(map[string]string{
+		"allocate-node-cidrs":              "true",
+		"cluster-cidr":                     cfg.ClusterCIDR.String(),
+		"cluster-signing-cert-file":        certs.Cert(certificate.ClientCA),
+		"cluster-signing-key-file":         certs.Key(certificate.ClientCA),
+		"kubeconfig":                       Kubeconfig(cfg, c.Name()),
+		"leader-elect":                     "false",
+		"profiling":                        "false",
+		"root-ca-file":                     certs.Cert(certificate.ServerCA),
+		"secure-port":                      "0",
+		"service-account-private-key-file": certs.ServiceAccountKey(),
+		"service-cluster-ip-range":         cfg.ServiceCIDR.String(),
+		"use-service-account-credentials":  "true",
+	}, cfg.ControllerManagerArgs)
+}
+
+// Init parses the command line.
+func (c *ControllerManager) Init(context.Context) (err error) {
+	if c.options, err = options.NewKubeControllerManagerOptions(); err != nil {
+		return fmt.Errorf("initialize options: %w", err)
+	}
+	fs := pflag.NewFlagSet(c.Name(), pflag.ContinueOnError)
+	for _, set := range c.options.Flags(app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()).FlagSets {
+		fs.AddFlagSet(set)
+	}
+	return kubeflags.Check("kube-controller-manager-arg", fs, c.args())
+}
+
+// Start runs the controllers.
+func (c *ControllerManager) Start(ctx context.Context) error {
+	config, err := c.options.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
+	if err != nil {
+		return fmt.Errorf("read options: %w", err)
+	}
+	config.Kubeconfig.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return &firstList{next: next, seen: sync.OnceFunc(func() { close(c.built) })}
+	})
+	c.Go(ctx, func(ctx context.Context) error { return app.Run(ctx, config.Complete()) })
+	return nil
+}
+
+// firstList notices the first request of the controllers' shared informers. app.Run starts them when it has built all
+// controllers, and without a port it tells nobody else (Run in cmd/kube-controller-manager/app/controllermanager.go).
+type firstList struct {
+	next http.RoundTripper
+	seen func()
+}
+
+// RoundTrip implements http.RoundTripper.
+func (f *firstList) RoundTrip(r *http.Request) (*http.Response, error) {
+	// The same client asks /healthz before, until the API server is there.
+	if strings.HasSuffix(r.UserAgent(), "/shared-informers") && r.URL.Path != "/healthz" {
+		f.seen()
+	}
+	return f.next.RoundTrip(r)
+}
+
+// Ready is nil once all controllers are built. The kubelet must not start before: the volume plugins that the controllers
+// build share a variable with the kubelet's (nim in pkg/volume/csi/csi_plugin.go), and a kubelet that finds theirs in it
+// never gets its node Ready and ends the process after two minutes.
+func (c *ControllerManager) Ready(context.Context) error {
+	select {
+	case <-c.built:
+		return nil
+	default:
+		return errors.New("building the controllers")
+	}
+}

@@ -1,0 +1,42 @@
+// Package kubeflags joins the flags that Polymesh sets on a Kubernetes component with those of the user. The control
+// plane and the node call it for each component that they run.
+package kubeflags
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// Merge returns the command line for a component: ours in a fixed order, without those that the user sets, and then the
+// user's ("name=value", "--name=value" or just "name"), which may repeat a flag.
+func Merge(ours map[string]string, user []string) []string {
+	set := map[string]bool{}
+	theirs := make([]string, len(user))
+	for i, arg := range user {
+		arg = strings.TrimPrefix(arg, "--")
+		name, _, _ := strings.Cut(arg, "=")
+		set[name] = true
+		theirs[i] = "--" + arg
+	}
+	var args []string
+	for name, value := range ours {
+		if !set[name] {
+			args = append(args, "--"+name+"="+value)
+		}
+	}
+	slices.Sort(args)
+	return append(args, theirs...)
+}
+
+// Check parses args with the component's own flags and says which setting of ours a bad one came from.
+func Check(setting string, flags *pflag.FlagSet, args []string) error {
+	flags.Init(setting, pflag.ContinueOnError)
+	flags.Usage = func() {}
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("--%s: %w", setting, err)
+	}
+	return nil
+}

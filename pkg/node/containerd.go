@@ -1,0 +1,181 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/pelletier/go-toml/v2"
+	"golang.org/x/sys/unix"
+	"gopkg.in/natefinch/lumberjack.v2"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+// Containerd is the component "containerd", a child process.
+type Containerd struct {
+	opts    Options
+	child   component.Child
+	version atomic.Pointer[string]
+}
+
+// NewContainerd returns containerd, not yet started.
+func NewContainerd(o Options) *Containerd {
+	c := &Containerd{opts: o}
+	// Complete from the beginning: `status` may ask for the process id at any time.
+	c.child = component.Child{
+		Path: o.Programs.Bin("containerd"),
+		Args: []string{"--config", c.configFile()},
+		Env:  append(os.Environ(), "PATH="+o.Programs.BinDir()+":"+os.Getenv("PATH")),
+		Output: &lumberjack.Logger{
+			Filename: filepath.Join(c.dir(), "containerd.log"), MaxSize: 50, MaxBackups: 3, Compress: true,
+		},
+		Log: o.Log.With("component", c.Name()),
+	}
+	return c
+}
+
+// Name implements component.Component.
+func (c *Containerd) Name() string { return "containerd" }
+
+// Version is what containerd says of itself.
+func (c *Containerd) Version() string {
+	if v := c.version.Load(); v != nil {
+		return *v
+	}
+	return ""
+}
+
+// PID implements component.Process.
+func (c *Containerd) PID() int { return c.child.PID() }
+
+func (c *Containerd) dir() string { return c.opts.Config.AgentDir("containerd") }
+func (c *Containerd) configFile() string {
+	return c.opts.Config.AgentDir("etc", "containerd", "config.toml")
+}
+
+// Init writes containerd's configuration.
+func (c *Containerd) Init(context.Context) error {
+	for _, dir := range []string{c.dir(), cniConfDir(c.opts.Config), registryDir(c.opts.Config)} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	text, err := toml.Marshal(c.configuration(hasCapability(unix.CAP_SYS_RESOURCE), systemdCgroups()))
+	if err != nil {
+		return fmt.Errorf("encode containerd's configuration: %w", err)
+	}
+	return certificate.WriteFile(c.configFile(), text, 0o600)
+}
+
+type table = map[string]any
+
+// configuration is containerd's config file, version 3
+// (https://github.com/containerd/containerd/blob/main/docs/cri/config.md).
+func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
+	socket := config.ContainerdSocket(c.opts.Config.DataDir)
+	images := table{
+		"snapshotter":   "overlayfs",
+		"pinned_images": table{"sandbox": c.opts.image("pause")},
+		"registry":      table{"config_path": registryDir(c.opts.Config)},
+	}
+	runtime := table{
+		"restrict_oom_score_adj":       !mayLowerOOMScore,
+		"enable_unprivileged_ports":    true,
+		"enable_unprivileged_icmp":     true,
+		"netns_mounts_under_state_dir": true,
+		"cni": table{
+			"bin_dirs":              []string{c.opts.Programs.CNIDir()},
+			"conf_dir":              cniConfDir(c.opts.Config),
+			"use_internal_loopback": true,
+		},
+		"containerd": table{
+			"default_runtime_name": "runc",
+			"runtimes": table{"runc": table{
+				"runtime_type": "io.containerd.runc.v2",
+				"runtime_path": c.opts.Programs.Bin("containerd-shim-runc-v2"),
+				"options": table{
+					"BinaryName":    c.opts.Programs.Bin("runc"),
+					"Root":          filepath.Join(c.opts.Config.RunDir(), "runc"),
+					"SystemdCgroup": systemd,
+				},
+			}},
+		},
+	}
+	return table{
+		"version": 3,
+		"root":    c.dir(),
+		"state":   filepath.Dir(socket),
+		"grpc":    table{"address": socket},
+		"ttrpc":   table{"address": socket + ".ttrpc"},
+		// What nothing here uses costs memory.
+		"disabled_plugins": []string{
+			"io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
+			"io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.erofs", "io.containerd.snapshotter.v1.zfs",
+			"io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
+			// It makes /opt/containerd, for programs that come in images.
+			"io.containerd.internal.v1.opt",
+		},
+		"plugins": table{
+			"io.containerd.cri.v1.images":  images,
+			"io.containerd.cri.v1.runtime": runtime,
+			// By default all shims of a machine listen in /run/containerd, and a killed one leaves its socket there.
+			"io.containerd.shim.v1.manager": table{"socket_dir": filepath.Join(c.opts.Config.RunDir(), "s")},
+		},
+	}
+}
+
+// Start starts containerd.
+func (c *Containerd) Start(ctx context.Context) error { return c.child.Start(ctx) }
+
+// Ready asks containerd for its version.
+func (c *Containerd) Ready(ctx context.Context) error {
+	socket := config.ContainerdSocket(c.opts.Config.DataDir)
+	if _, err := os.Stat(socket); err != nil {
+		return errors.New("does not listen yet")
+	}
+	client, err := containerd.New(socket, containerd.WithDefaultNamespace(namespace))
+	if err != nil {
+		return fmt.Errorf("connect to containerd: %w", err)
+	}
+	defer client.Close()
+	v, err := client.Version(ctx)
+	if err != nil {
+		return fmt.Errorf("ask containerd for its version: %w", err)
+	}
+	c.version.Store(&v.Version)
+	return nil
+}
+
+// Stop ends containerd. Containers go on: each has a shim of its own.
+func (c *Containerd) Stop(ctx context.Context) error { return c.child.Stop(ctx) }
+
+func cniConfDir(cfg *config.Server) string  { return cfg.AgentDir("etc", "cni", "net.d") }
+func registryDir(cfg *config.Server) string { return cfg.AgentDir("etc", "containerd", "certs.d") }
+
+// image returns the shipped image whose repository ends in name.
+func (o Options) image(name string) string {
+	for _, ref := range o.Images {
+		if strings.Contains(ref, "/"+name+":") {
+			return ref
+		}
+	}
+	return ""
+}
+
+// hasCapability reports whether this process may use a capability: machines in a sandbox often lack some.
+func hasCapability(capability int) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false
+	}
+	return data[capability/32].Effective&(1<<(capability%32)) != 0
+}

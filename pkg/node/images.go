@@ -1,0 +1,195 @@
+package node
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+// Images is the component "images": it brings the shipped images, and those that the user has put into
+// <data-dir>/agent/images, into containerd before the kubelet can ask for one. Nothing is ever pulled for them.
+type Images struct {
+	opts   Options
+	cancel context.CancelFunc
+	result atomic.Pointer[error]
+	failed chan error
+}
+
+// NewImages returns the component, not yet started.
+func NewImages(o Options) *Images { return &Images{opts: o, failed: make(chan error, 1)} }
+
+// Name implements component.Component.
+func (i *Images) Name() string { return "images" }
+
+// Init makes the folder for the user's archives.
+func (i *Images) Init(context.Context) error { return os.MkdirAll(i.dir(), 0o755) }
+
+func (i *Images) dir() string { return i.opts.Config.AgentDir("images") }
+
+// Start imports in the background.
+func (i *Images) Start(ctx context.Context) error {
+	ctx, i.cancel = context.WithCancel(ctx)
+	go func() {
+		err := i.importAll(ctx)
+		i.result.Store(&err)
+		if err != nil && ctx.Err() == nil {
+			i.failed <- err
+		}
+	}()
+	return nil
+}
+
+// Failed yields the error when the shipped images cannot be imported: without the pause image no pod starts.
+func (i *Images) Failed() <-chan error { return i.failed }
+
+// Ready is nil once everything is imported.
+func (i *Images) Ready(context.Context) error {
+	if err := i.result.Load(); err != nil {
+		return *err
+	}
+	return errors.New("importing")
+}
+
+// Stop breaks an import off; the next start does it again.
+func (i *Images) Stop(context.Context) error {
+	if i.cancel != nil {
+		i.cancel()
+	}
+	return nil
+}
+
+func (i *Images) importAll(ctx context.Context) error {
+	client, err := containerd.New(config.ContainerdSocket(i.opts.Config.DataDir), containerd.WithDefaultNamespace(namespace))
+	if err != nil {
+		return fmt.Errorf("connect to containerd: %w", err)
+	}
+	defer client.Close()
+	ctx = namespaces.WithNamespace(ctx, namespace)
+
+	present, err := i.shippedPresent(ctx, client)
+	if err != nil {
+		return err
+	}
+	if !present {
+		archives, err := i.opts.Programs.ImageArchives()
+		if err != nil {
+			return err
+		}
+		for _, path := range archives {
+			if err := importArchive(ctx, client, path, map[string]string{
+				// The kubelet's garbage collection leaves pinned images alone.
+				"io.cri-containerd.pinned": "pinned", payloadLabel: i.payloadID(),
+			}); err != nil {
+				return err
+			}
+		}
+	}
+
+	theirs, err := os.ReadDir(i.dir())
+	if err != nil {
+		return fmt.Errorf("list %s: %w", i.dir(), err)
+	}
+	for _, entry := range theirs {
+		if entry.IsDir() || !isArchive(entry.Name()) {
+			continue
+		}
+		// A bad file of the user's must not keep the node down.
+		if err := importArchive(ctx, client, filepath.Join(i.dir(), entry.Name()), nil); err != nil {
+			i.opts.Log.Error("image archive skipped", "err", err)
+		}
+	}
+	return nil
+}
+
+// payloadLabel marks the images that came from a payload with its id, so that each is imported once.
+const payloadLabel = "polymesh.dev/payload"
+
+func (i *Images) payloadID() string {
+	dir, err := filepath.EvalSymlinks(string(i.opts.Programs))
+	if err != nil {
+		return string(i.opts.Programs)
+	}
+	return filepath.Base(dir)
+}
+
+// shippedPresent reports whether every shipped image of this very payload is in containerd, unpacked.
+func (i *Images) shippedPresent(ctx context.Context, client *containerd.Client) (bool, error) {
+	list, err := client.ListImages(ctx, "labels.\""+payloadLabel+"\"=="+i.payloadID())
+	if err != nil {
+		return false, fmt.Errorf("list images: %w", err)
+	}
+	for _, ref := range i.opts.Images {
+		at := slices.IndexFunc(list, func(image containerd.Image) bool { return image.Name() == ref })
+		if at < 0 {
+			return false, nil
+		}
+		if unpacked, err := list[at].IsUnpacked(ctx, "overlayfs"); err != nil || !unpacked {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// importArchive brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images.
+func importArchive(ctx context.Context, client *containerd.Client, path string, labels map[string]string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r, err := decompress(path, bufio.NewReaderSize(f, 1<<20))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	defer r.Close()
+	images, err := client.Import(ctx, r, containerd.WithImageLabels(labels))
+	if err != nil {
+		return fmt.Errorf("import %s: %w", path, err)
+	}
+	var g errgroup.Group
+	g.SetLimit(4)
+	for _, image := range images {
+		g.Go(func() error {
+			if err := containerd.NewImage(client, image).Unpack(ctx, "overlayfs"); err != nil {
+				return fmt.Errorf("unpack image %s: %w", image.Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+var archiveSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst"}
+
+func isArchive(name string) bool {
+	return slices.ContainsFunc(archiveSuffixes, func(s string) bool { return strings.HasSuffix(name, s) })
+}
+
+func decompress(path string, r io.Reader) (io.ReadCloser, error) {
+	switch {
+	case strings.HasSuffix(path, "gz"):
+		return gzip.NewReader(r)
+	case strings.HasSuffix(path, ".zst"):
+		z, err := zstd.NewReader(r)
+		if err != nil {
+			return nil, err
+		}
+		return z.IOReadCloser(), nil
+	}
+	return io.NopCloser(r), nil
+}

@@ -1,0 +1,31 @@
+// Package node runs what makes a machine a node: containerd with the shipped images, the kubelet, kube-proxy and the
+// configuration of the pod network.
+//
+// It owns <data-dir>/agent, the run directory's containerd part and the node's cgroup. The server command builds the
+// components; a worker will use the same ones.
+package node
+
+import (
+	"log/slog"
+	"net/netip"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/payload"
+)
+
+// Options is what the components of a node share.
+type Options struct {
+	Config       *config.Server
+	Name         string
+	IP           netip.Addr
+	Certificates certificate.Store
+	// Programs is where the shipped programs lie, by a path that stays the same over upgrades: running shims call them.
+	Programs payload.Dir
+	// Images is the payload's list of image references.
+	Images []string
+	Log    *slog.Logger
+}
+
+// namespace is containerd's for everything that the kubelet runs (CRI's constant).
+const namespace = "k8s.io"

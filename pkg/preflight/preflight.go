@@ -1,0 +1,308 @@
+// Package preflight looks at the machine before anything is changed on it, and says in one line what stands in the way
+// of a server. The launcher calls it before it unpacks.
+package preflight
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+// Server checks that a server with this configuration can run here. need is the disk space in bytes that it will
+// certainly take in the data dir.
+func Server(cfg *config.Server, need uint64) error {
+	checks := []func() error{
+		root,
+		func() error { return notRunning(cfg) },
+		func() error { return hostName(cfg.NodeName) },
+		kernel,
+		cgroups,
+		func() error { return Writable(cfg.DataDir, need) },
+		func() error { return Writable(filepath.Dir(cfg.Kubeconfig), 0) },
+		func() error { return ports(cfg) },
+		func() error { return nodeIP(cfg.NodeIP) },
+	}
+	for _, check := range checks {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func root() error {
+	if os.Geteuid() != 0 {
+		return errors.New("a server needs root, because it makes containers and network rules: run it with sudo")
+	}
+	return nil
+}
+
+// hostName checks that the host's name can be the node's where none is given.
+func hostName(given string) error {
+	if given != "" {
+		return nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("read the host's name: %w", err)
+	}
+	if !config.ValidNodeName(strings.ToLower(name)) {
+		return fmt.Errorf("the host's name %q cannot be a node's, which has letters, digits, - and . only: give one with --node-name", name)
+	}
+	return nil
+}
+
+// notRunning reports a server that already runs on the data dir; its lock says so.
+func notRunning(cfg *config.Server) error {
+	f, err := os.Open(filepath.Join(cfg.RunDir(), LockName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at the lock of %s: %w", cfg.DataDir, err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("a server is already running on %s: see `polymesh status`, or choose another --data-dir", cfg.DataDir)
+	}
+	return nil
+}
+
+// LockName is the file in the run directory that a running server holds locked.
+const LockName = "lock"
+
+// Lock takes the lock of a run directory for the life of the process and writes the process id into it.
+func Lock(runDir string) (release func(), err error) {
+	if err := os.MkdirAll(runDir, 0o711); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(runDir, LockName), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another server holds %s: %w", f.Name(), err)
+	}
+	if err := f.Truncate(0); err == nil {
+		fmt.Fprintln(f, os.Getpid())
+	}
+	return func() { f.Close() }, nil
+}
+
+// kernel checks the features that containers and pod networking need. A feature may be in a module that is not loaded
+// yet, so each is asked for once.
+func kernel() error {
+	for _, module := range []string{"overlay", "br_netfilter", "nf_conntrack", "veth"} {
+		// What counts is the check below; where the feature is built in, or there is no modprobe, this fails.
+		_ = exec.Command("modprobe", "--quiet", module).Run()
+	}
+	filesystems, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return fmt.Errorf("read the kernel's file systems: %w", err)
+	}
+	if !slices.Contains(strings.Fields(string(filesystems)), "overlay") {
+		return errors.New("the kernel has no overlayfs, on which container images are mounted: load the module (modprobe overlay) or use a kernel with CONFIG_OVERLAY_FS")
+	}
+	for path, what := range map[string]string{
+		"/proc/sys/net/bridge/bridge-nf-call-iptables": "bridge netfilter (modprobe br_netfilter, CONFIG_BRIDGE_NETFILTER)",
+		"/proc/sys/net/netfilter/nf_conntrack_max":     "connection tracking (modprobe nf_conntrack, CONFIG_NF_CONNTRACK)",
+		"/proc/self/ns/net":                            "network namespaces (CONFIG_NET_NS)",
+		"/proc/self/ns/pid":                            "process namespaces (CONFIG_PID_NS)",
+	} {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("the kernel has no %s: %s is missing", what, path)
+		}
+	}
+	return packetFilter()
+}
+
+// packetFilter checks for what kube-proxy writes its rules with. nft and iptables, in its nf_tables flavour, are shipped;
+// the kernel's side of both is the same.
+func packetFilter() error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return fmt.Errorf("the kernel has no netfilter netlink (modprobe nf_tables, CONFIG_NF_TABLES): %w", err)
+	}
+	return unix.Close(fd)
+}
+
+// NFTables reports whether kube-proxy's nftables mode works on the running kernel: from 5.13 on
+// (https://kubernetes.io/docs/reference/networking/virtual-ips/#proxy-mode-nftables).
+func NFTables() bool {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	return atLeast(unix.ByteSliceToString(u.Release[:]), 5, 13)
+}
+
+func atLeast(release string, major, minor int) bool {
+	parts := strings.FieldsFunc(release, func(r rune) bool { return r < '0' || r > '9' })
+	if len(parts) < 2 {
+		return false
+	}
+	a, _ := strconv.Atoi(parts[0])
+	b, _ := strconv.Atoi(parts[1])
+	return a > major || a == major && b >= minor
+}
+
+// cgroups checks the controllers without which the kubelet does not start, in either version of cgroups.
+func cgroups() error {
+	var have []string
+	if text, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		have = strings.Fields(string(text))
+	} else {
+		text, err := os.ReadFile("/proc/cgroups")
+		if err != nil {
+			return fmt.Errorf("the kernel has no cgroups (CONFIG_CGROUPS): %w", err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) == 4 && f[3] == "1" {
+				if _, err := os.Stat("/sys/fs/cgroup/" + f[0]); err == nil {
+					have = append(have, f[0])
+				}
+			}
+		}
+	}
+	for _, controller := range []string{"cpu", "cpuset", "memory", "pids"} {
+		if !slices.Contains(have, controller) {
+			return fmt.Errorf("the cgroup controller %q is not there: enable it in the kernel (for memory: cgroup_enable=memory on its command line) and mount it below /sys/fs/cgroup", controller)
+		}
+	}
+	return nil
+}
+
+// Writable checks that a directory can be made or written, and that its disk has room for need bytes. It changes
+// nothing: what does not exist yet is judged by the nearest folder above it.
+func Writable(dir string, need uint64) error {
+	existing := dir
+	for {
+		info, err := os.Stat(existing)
+		if err == nil {
+			if !info.IsDir() {
+				return fmt.Errorf("%s is not a folder, so %s cannot be used: remove it or choose another place", existing, dir)
+			}
+			break
+		}
+		// Not a directory: something above it is a file, which the next round finds.
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+			return fmt.Errorf("look at %s: %w", existing, err)
+		}
+		existing = filepath.Dir(existing)
+	}
+	if err := unix.Access(existing, unix.W_OK|unix.X_OK); err != nil {
+		return fmt.Errorf("%s is not writable (%w): mount it writable or choose another place", existing, err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(existing, &st); err != nil {
+		return fmt.Errorf("look at the disk of %s: %w", existing, err)
+	}
+	if free := st.Bavail * uint64(st.Bsize); free < need {
+		return fmt.Errorf("the disk of %s has %d MB free and %d MB are needed: free some, or choose another with --data-dir", existing, free>>20, need>>20)
+	}
+	return nil
+}
+
+// ports checks that nobody listens where the server will.
+func ports(cfg *config.Server) error {
+	for _, p := range []struct {
+		what string
+		addr netip.Addr
+		port int
+		hint string
+	}{
+		{"the API server", cfg.BindAddress, cfg.HTTPSPort, ", or choose another port with --https-listen-port"},
+		{"the kubelet", netip.IPv4Unspecified(), KubeletPort, ""},
+		{"the kubelet's health check", netip.MustParseAddr("127.0.0.1"), 10248, ""},
+		{"kube-proxy's health check", netip.IPv4Unspecified(), 10256, ""},
+	} {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(p.addr, uint16(p.port)).String())
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("port %d, on which %s listens, is in use: end the program that has it (`ss -ltnp sport = :%d` shows it)%s", p.port, p.what, p.port, p.hint)
+		}
+		if err != nil {
+			return fmt.Errorf("listen on %s:%d for %s: %w", p.addr, p.port, p.what, err)
+		}
+		l.Close()
+	}
+	return nil
+}
+
+// KubeletPort is where the kubelet serves.
+const KubeletPort = 10250
+
+func nodeIP(want netip.Addr) error {
+	if !want.IsValid() {
+		_, err := NodeIP()
+		return err
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return fmt.Errorf("list the machine's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == want {
+			return nil
+		}
+	}
+	return fmt.Errorf("--node-ip %s is not an address of this machine (`ip address` lists them)", want)
+}
+
+// NodeIP chooses the node's address: of the interface with the default route, or else the first global IPv4 address of
+// an interface that is up, so that a machine without any route has one too.
+func NodeIP() (netip.Addr, error) {
+	routes, _ := os.ReadFile("/proc/net/route")
+	for line := range strings.Lines(string(routes)) {
+		if f := strings.Fields(line); len(f) > 7 && f[1] == "00000000" && f[7] == "00000000" {
+			if iface, err := net.InterfaceByName(f[0]); err == nil {
+				if a, ok := globalIPv4(iface); ok {
+					return a, nil
+				}
+			}
+		}
+	}
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("list the machine's interfaces: %w", err)
+	}
+	for _, iface := range ifaces {
+		// What an earlier run left of the pod network must not become the node's address.
+		if strings.HasPrefix(iface.Name, "cni") || strings.HasPrefix(iface.Name, "polymesh") {
+			continue
+		}
+		if a, ok := globalIPv4(&iface); ok {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, errors.New("no interface that is up has an IPv4 address for the node: give one, or name it with --node-ip")
+}
+
+func globalIPv4(iface *net.Interface) (netip.Addr, bool) {
+	if iface.Flags&net.FlagUp == 0 || iface.Flags&net.FlagLoopback != 0 {
+		return netip.Addr{}, false
+	}
+	addrs, err := iface.Addrs()
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
+			return p.Addr(), true
+		}
+	}
+	return netip.Addr{}, false
+}

@@ -1,0 +1,177 @@
+package preflight
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+func wantError(t *testing.T, what string, err error, want string) {
+	t.Helper()
+	switch {
+	case want == "" && err != nil:
+		t.Errorf("%s: %v", what, err)
+	case want != "" && (err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n")):
+		t.Errorf("%s: error is %v, want one line with %q", what, err, want)
+	}
+}
+
+func TestAtLeast(t *testing.T) {
+	for release, want := range map[string]bool{
+		"5.13.0": true, "5.13": true, "5.14.0-503.el9.x86_64": true, "6.1.0-18-amd64": true, "10.0": true, "5.100.1": true, "6.12-rc1": true,
+		"5.12.19": false, "5.4.0-150-generic": false, "4.18.0-553.el8": false, "3.10.0": false, "5": false, "": false, "linux": false,
+	} {
+		if got := atLeast(release, 5, 13); got != want {
+			t.Errorf("%q: %v", release, got)
+		}
+	}
+}
+
+func TestWritable(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "a folder", Writable(dir, 0), "")
+	wantError(t, "one that can be made", Writable(filepath.Join(dir, "a", "b", "c"), 1), "")
+	wantError(t, "a file", Writable(file, 0), file+" is not a folder, so "+file+" cannot be used: remove it or choose another place")
+	wantError(t, "below a file", Writable(filepath.Join(file, "a", "b"), 0), file+" is not a folder, so "+filepath.Join(file, "a", "b")+" cannot be used")
+	wantError(t, "more than there is", Writable(dir, 1<<62), "MB are needed: free some, or choose another with --data-dir")
+	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
+		t.Errorf("something was made: %v", entries)
+	}
+}
+
+// mount puts a file system onto a new folder, or skips the test where that is not allowed.
+func mount(t *testing.T, source, kind string, flags uintptr, data string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	if source == "" {
+		source = dir
+	}
+	if err := unix.Mount(source, dir, kind, flags, data); err != nil {
+		t.Skip("cannot mount here: ", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func TestWritableOnReadOnlyMount(t *testing.T) {
+	dir := mount(t, "", "", unix.MS_BIND, "")
+	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "read-only", Writable(filepath.Join(dir, "data"), 0), dir+" is not writable (read-only file system): mount it writable or choose another place")
+}
+
+func TestWritableOnFullDisk(t *testing.T) {
+	dir := mount(t, "small", "tmpfs", 0, "size=4m")
+	wantError(t, "an empty disk", Writable(dir, 3<<20), "")
+	if err := os.WriteFile(filepath.Join(dir, "fill"), make([]byte, 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "a full disk", Writable(filepath.Join(dir, "data"), 1<<20), "the disk of "+dir+" has 0 MB free and 1 MB are needed")
+}
+
+func TestPortInUse(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	for _, address := range []string{"0.0.0.0", "127.0.0.1"} {
+		cfg := &config.Server{BindAddress: netip.MustParseAddr(address), HTTPSPort: port}
+		wantError(t, address, ports(cfg), "port "+strconv.Itoa(port)+", on which the API server listens, is in use: end the program that has it (`ss -ltnp sport = :"+
+			strconv.Itoa(port)+"` shows it), or choose another port with --https-listen-port")
+	}
+	wantError(t, "an address of another machine", ports(&config.Server{BindAddress: netip.MustParseAddr("192.0.2.1"), HTTPSPort: port}), "listen on 192.0.2.1:")
+}
+
+func TestNodeIP(t *testing.T) {
+	wantError(t, "an address of this machine", nodeIP(netip.MustParseAddr("127.0.0.1")), "")
+	wantError(t, "another's", nodeIP(netip.MustParseAddr("192.0.2.1")), "--node-ip 192.0.2.1 is not an address of this machine (`ip address` lists them)")
+	if ip, err := NodeIP(); err == nil && (!ip.Is4() || ip.IsLoopback()) {
+		t.Errorf("chosen was %s", ip)
+	}
+}
+
+func TestLock(t *testing.T) {
+	cfg := &config.Server{DataDir: t.TempDir()}
+	run := filepath.Join(t.TempDir(), "run")
+	release, err := Lock(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(run, LockName)); err != nil || strings.TrimSpace(string(text)) != strconv.Itoa(os.Getpid()) {
+		t.Errorf("the lock holds %q (%v)", text, err)
+	}
+	_, err = Lock(run)
+	wantError(t, "a second server", err, "another server holds "+filepath.Join(run, LockName))
+	release()
+	// What a longer process id left must not stay behind this one.
+	if err := os.WriteFile(filepath.Join(run, LockName), []byte("123456789012\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	release, err = Lock(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if text, _ := os.ReadFile(filepath.Join(run, LockName)); strings.TrimSpace(string(text)) != strconv.Itoa(os.Getpid()) {
+		t.Errorf("the lock holds %q", text)
+	}
+	wantError(t, "a data dir without a server", notRunning(cfg), "")
+}
+
+func TestRunningServerIsSeen(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the run directory lies below /run")
+	}
+	cfg := &config.Server{DataDir: t.TempDir()}
+	release, err := Lock(cfg.RunDir())
+	if err != nil {
+		t.Skip("no run directory can be made here: ", err)
+	}
+	defer os.RemoveAll(cfg.RunDir())
+	wantError(t, "a running server", notRunning(cfg), "a server is already running on "+cfg.DataDir+": see `polymesh status`, or choose another --data-dir")
+	release()
+	wantError(t, "one that has ended", notRunning(cfg), "")
+}
+
+func TestHostName(t *testing.T) {
+	wantError(t, "a name that was given", hostName("a"), "")
+	name, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.ValidNodeName(strings.ToLower(name)) {
+		wantError(t, "this host's", hostName(""), "")
+	} else {
+		wantError(t, "this host's", hostName(""), "give one with --node-name")
+	}
+}
+
+func TestRootIsNeeded(t *testing.T) {
+	want := ""
+	if os.Geteuid() != 0 {
+		want = "run it with sudo"
+	}
+	wantError(t, "this user", root(), want)
+}

@@ -1,0 +1,112 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"polymesh.dev/polymesh/pkg/component"
+)
+
+// piece is a component of a test.
+type piece struct {
+	name string
+	sick error
+}
+
+func (p *piece) Name() string                { return p.name }
+func (p *piece) Init(context.Context) error  { return nil }
+func (p *piece) Start(context.Context) error { return nil }
+func (p *piece) Ready(context.Context) error { return p.sick }
+func (p *piece) Stop(context.Context) error  { return nil }
+func (p *piece) Version() string             { return "v1" }
+
+// program is a piece that is this process itself, or none.
+type program struct {
+	piece
+	pid int
+}
+
+func (p *program) PID() int { return p.pid }
+
+func TestServeAndAsk(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "run", "status.sock")
+	if _, err := Ask(t.Context(), socket); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("without a server: %v", err)
+	}
+	m := component.NewManager(slog.New(slog.DiscardHandler))
+	m.Add(&piece{name: "datastore"})
+	m.Add(&program{piece{name: "containerd"}, os.Getpid()})
+	m.Add(&program{piece{name: "restarting"}, 0})
+	m.Add(&piece{name: "coredns", sick: errors.New("no room")})
+	ctx, cancel := context.WithCancel(t.Context())
+	begin := time.Now()
+	// The socket of a server that was killed is in the way.
+	for range 2 {
+		if err := Serve(ctx, socket, Report{Version: "1", Node: "n", Since: begin}, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the socket: %v, %v", info.Mode(), err)
+	}
+	r, err := Ask(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Ready || r.Components[0].State != component.Waiting {
+		t.Errorf("before the start: %+v", r)
+	}
+
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	for _, name := range []string{"datastore", "containerd", "restarting"} {
+		<-m.Ready(name)
+	}
+	for r = nil; r == nil || r.Components[3].Message == ""; {
+		if r, err = Ask(t.Context(), socket); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.Ready || r.PID != os.Getpid() || r.Memory == 0 || r.Anonymous == 0 || r.Anonymous > r.Memory || r.Node != "n" || !r.Since.Equal(begin) {
+		t.Errorf("got %+v", r)
+	}
+	for i, want := range []Component{
+		{Status: component.Status{Name: "datastore", State: component.Ready}, InServer: true},
+		{Status: component.Status{Name: "containerd", State: component.Ready, PID: os.Getpid()}},
+		{Status: component.Status{Name: "restarting", State: component.Ready}},
+		{Status: component.Status{Name: "coredns", State: component.Starting, Message: "no room"}, InServer: true},
+	} {
+		got := r.Components[i]
+		if (got.Memory > 0) != (want.PID > 0) || got.Version != "v1" || got.Since.Before(begin) {
+			t.Errorf("%s: %+v", got.Name, got)
+		}
+		got.Memory, got.Version, got.Since = 0, "", time.Time{}
+		if got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if _, err := Ask(t.Context(), socket); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("after the server: %v", err)
+	}
+}
+
+func TestMemory(t *testing.T) {
+	if resident, anonymous := Memory(os.Getpid()); resident < 1<<20 || anonymous == 0 {
+		t.Errorf("%d, %d", resident, anonymous)
+	}
+	for _, pid := range []int{0, 1 << 30} {
+		if resident, anonymous := Memory(pid); resident != 0 || anonymous != 0 {
+			t.Errorf("process %d: %d, %d", pid, resident, anonymous)
+		}
+	}
+}
