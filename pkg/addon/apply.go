@@ -1,0 +1,120 @@
+package addon
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+)
+
+const (
+	// nameLabel marks every object of an add-on with the add-on's name.
+	nameLabel = "addon.polymesh.dev/name"
+	// ignoreAnnotation, set to "true" by a user, takes an object out of our hands: it is neither changed nor removed.
+	ignoreAnnotation = "addon.polymesh.dev/ignore"
+	fieldManager     = "polymesh"
+)
+
+// id tells objects apart within a cluster.
+type id struct {
+	kind            schema.GroupVersionKind
+	namespace, name string
+}
+
+func idOf(obj *unstructured.Unstructured) id {
+	return id{obj.GroupVersionKind(), obj.GetNamespace(), obj.GetName()}
+}
+
+func (i id) String() string {
+	if i.namespace == "" {
+		return i.kind.Kind + " " + i.name
+	}
+	return i.kind.Kind + " " + i.namespace + "/" + i.name
+}
+
+// sync makes the cluster hold the add-on's objects and no others of it. Fields that the manifests name are set back;
+// fields that they do not name belong to whoever sets them.
+func (a *Addon) sync(ctx context.Context) error {
+	existing := make(map[id]*unstructured.Unstructured)
+	for _, k := range kinds() {
+		list, err := a.dynamic.Resource(k.gvr()).List(ctx, metav1.ListOptions{LabelSelector: nameLabel + "=" + a.Name()})
+		if err != nil {
+			return fmt.Errorf("list %s: %w", k.resource, err)
+		}
+		for i := range list.Items {
+			obj := &list.Items[i]
+			obj.SetGroupVersionKind(k.GroupVersionKind)
+			existing[idOf(obj)] = obj
+		}
+	}
+	apply, remove := plan(a.objects, existing)
+	for _, obj := range apply {
+		_, err := a.resource(idOf(obj)).Apply(ctx, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+		if err != nil {
+			return fmt.Errorf("apply %s: %w", idOf(obj), err)
+		}
+	}
+	for _, obj := range remove {
+		uid, propagation := obj.GetUID(), metav1.DeletePropagationBackground
+		err := a.resource(idOf(obj)).Delete(ctx, obj.GetName(), metav1.DeleteOptions{
+			Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &propagation,
+		})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove %s: %w", idOf(obj), err)
+		}
+		a.opts.Log.Info("removed", "addon", a.Name(), "object", idOf(obj).String())
+	}
+	return nil
+}
+
+// plan compares what there should be with what there is under the add-on's label. Removal goes against the order in
+// which things are applied, so that nothing runs without its rights.
+func plan(want []*unstructured.Unstructured, existing map[id]*unstructured.Unstructured) (apply, remove []*unstructured.Unstructured) {
+	wanted := make(map[id]bool)
+	for _, obj := range want {
+		wanted[idOf(obj)] = true
+		if old := existing[idOf(obj)]; old == nil || !ignored(old) {
+			apply = append(apply, obj)
+		}
+	}
+	for _, k := range slices.Backward(kinds()) {
+		for i, obj := range existing {
+			if i.kind == k.GroupVersionKind && !wanted[i] && !ignored(obj) && applied(obj) {
+				remove = append(remove, obj)
+			}
+		}
+	}
+	return apply, remove
+}
+
+func ignored(obj *unstructured.Unstructured) bool {
+	return obj.GetAnnotations()[ignoreAnnotation] == "true"
+}
+
+// applied reports whether the object is ours. A user's copy of one may carry the label too.
+func applied(obj *unstructured.Unstructured) bool {
+	return slices.ContainsFunc(obj.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
+		return f.Manager == fieldManager && f.Operation == metav1.ManagedFieldsOperationApply
+	})
+}
+
+func (k kind) gvr() schema.GroupVersionResource { return k.GroupVersion().WithResource(k.resource) }
+
+// resource is where an object of a known kind is reached.
+func (a *Addon) resource(i id) dynamic.ResourceInterface {
+	for _, k := range kinds() {
+		if k.GroupVersionKind != i.kind {
+			continue
+		}
+		if k.namespaced {
+			return a.dynamic.Resource(k.gvr()).Namespace(i.namespace)
+		}
+		return a.dynamic.Resource(k.gvr())
+	}
+	panic("unknown kind " + i.kind.String()) // render and sync let known kinds in only
+}

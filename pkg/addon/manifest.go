@@ -1,0 +1,118 @@
+package addon
+
+import (
+	"bufio"
+	"bytes"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/template"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/yaml"
+
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+//go:embed manifests/*.yaml
+var manifests embed.FS
+
+// kind is a kind of object that manifests may hold.
+type kind struct {
+	schema.GroupVersionKind
+	resource   string
+	namespaced bool
+}
+
+// kinds are all kinds of which an add-on has, or had in an earlier version, objects. They are built into the API server,
+// so no discovery is needed. Pruning looks for an add-on's objects in each of them: never remove a row.
+func kinds() []kind {
+	row := func(group, version, name, resource string, namespaced bool) kind {
+		return kind{schema.GroupVersionKind{Group: group, Version: version, Kind: name}, resource, namespaced}
+	}
+	const rbac = "rbac.authorization.k8s.io"
+	return []kind{
+		row("", "v1", "ServiceAccount", "serviceaccounts", true),
+		row("", "v1", "ConfigMap", "configmaps", true),
+		row("", "v1", "Service", "services", true),
+		row(rbac, "v1", "Role", "roles", true),
+		row(rbac, "v1", "RoleBinding", "rolebindings", true),
+		row(rbac, "v1", "ClusterRole", "clusterroles", false),
+		row(rbac, "v1", "ClusterRoleBinding", "clusterrolebindings", false),
+		row("apps", "v1", "Deployment", "deployments", true),
+		row("storage.k8s.io", "v1", "StorageClass", "storageclasses", false),
+		row("apiregistration.k8s.io", "v1", "APIService", "apiservices", false),
+	}
+}
+
+// mainImage is the short name of the image whose version is the add-on's.
+func mainImage(name config.Addon) string {
+	if name == config.LocalStorage {
+		return "local-path-provisioner"
+	}
+	return string(name)
+}
+
+// render returns the add-on's objects in the order in which they are to be applied; none if it is disabled.
+func render(opts Options) ([]*unstructured.Unstructured, error) {
+	if opts.Disabled {
+		return nil, nil
+	}
+	file := string(opts.Name) + ".yaml"
+	tmpl, err := template.New(file).Funcs(template.FuncMap{
+		"image": func(name string) (string, error) {
+			if ref := opts.Images[name]; ref != "" {
+				return ref, nil
+			}
+			return "", fmt.Errorf("no image %q among the shipped ones", name)
+		},
+		"json": func(v any) (string, error) {
+			text, err := json.Marshal(v)
+			return string(text), err
+		},
+	}).ParseFS(manifests, "manifests/"+file)
+	if err != nil {
+		return nil, err
+	}
+	var text bytes.Buffer
+	if err := tmpl.Execute(&text, opts); err != nil {
+		return nil, err
+	}
+
+	known := make(map[schema.GroupVersionKind]bool)
+	for _, k := range kinds() {
+		known[k.GroupVersionKind] = true
+	}
+	var objects []*unstructured.Unstructured
+	for docs := utilyaml.NewYAMLReader(bufio.NewReader(&text)); ; {
+		doc, err := docs.Read()
+		if errors.Is(err, io.EOF) {
+			return objects, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		text, err := yaml.YAMLToJSONStrict(doc)
+		if err != nil {
+			return nil, err
+		}
+		obj := &unstructured.Unstructured{}
+		if err := obj.UnmarshalJSON(text); err != nil {
+			return nil, err
+		}
+		if !known[obj.GroupVersionKind()] {
+			return nil, fmt.Errorf("%s %s: pruning does not know this kind", obj.GroupVersionKind(), obj.GetName())
+		}
+		labels := obj.GetLabels()
+		if labels == nil {
+			labels = make(map[string]string)
+		}
+		labels[nameLabel] = string(opts.Name)
+		obj.SetLabels(labels)
+		objects = append(objects, obj)
+	}
+}

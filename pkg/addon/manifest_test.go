@@ -1,0 +1,175 @@
+package addon
+
+import (
+	"bytes"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer/json"
+	"k8s.io/client-go/kubernetes/scheme"
+	apiregistration "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	"sigs.k8s.io/yaml"
+
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func testOptions(name config.Addon) Options {
+	return Options{
+		Name: name,
+		Images: Images([]string{
+			"registry.polymesh.dev/coredns:1.15.0",
+			"registry.polymesh.dev/metrics-server:0.9.0",
+			"registry.polymesh.dev/local-path-provisioner:0.0.30",
+			"registry.polymesh.dev/busybox:1.35.0",
+		}),
+		ClusterDNS:    netip.MustParseAddr("10.43.0.10"),
+		ClusterDomain: "cluster.local",
+		Nameservers:   true,
+		NodeName:      "node-1",
+		NodeAddress:   netip.MustParseAddr("192.0.2.10"),
+		StorageDir:    `/var/lib/poly "mesh"/storage`,
+	}
+}
+
+func TestRender(t *testing.T) {
+	offline := testOptions(config.CoreDNS)
+	offline.Nameservers = false
+	for golden, opts := range map[string]Options{
+		"coredns":         testOptions(config.CoreDNS),
+		"coredns-offline": offline,
+		"metrics-server":  testOptions(config.MetricsServer),
+		"local-storage":   testOptions(config.LocalStorage),
+	} {
+		t.Run(golden, func(t *testing.T) {
+			objects, err := render(opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bytes.Buffer
+			for _, obj := range objects {
+				text, err := yaml.Marshal(obj.Object)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got.WriteString("---\n")
+				got.Write(text)
+			}
+			file := filepath.Join("testdata", golden+".yaml")
+			if *update {
+				if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got.Bytes(), want) {
+				t.Errorf("rendered manifests differ from %s; run the test with -update and look at the difference", file)
+			}
+		})
+	}
+}
+
+// The types of the API server's own packages refuse a field that does not exist or has another type.
+func TestRenderedObjectsAreValid(t *testing.T) {
+	types := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, apiregistration.AddToScheme} {
+		if err := add(types); err != nil {
+			t.Fatal(err)
+		}
+	}
+	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, types, types, json.SerializerOptions{Strict: true})
+	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
+		objects, err := render(testOptions(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := make(map[id]bool)
+		for _, obj := range objects {
+			text, err := obj.MarshalJSON()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := strict.Decode(text, nil, nil); err != nil {
+				t.Errorf("%s: %s: %v", name, idOf(obj), err)
+			}
+			if seen[idOf(obj)] {
+				t.Errorf("%s: %s is there twice", name, idOf(obj))
+			}
+			seen[idOf(obj)] = true
+			for _, k := range kinds() {
+				if k.GroupVersionKind == obj.GroupVersionKind() && k.namespaced != (obj.GetNamespace() != "") {
+					t.Errorf("%s: %s: namespaced is %t", name, idOf(obj), k.namespaced)
+				}
+			}
+		}
+	}
+}
+
+// What the provisioner reads out of its ConfigMap is checked by nobody else.
+func TestLocalStorageConfig(t *testing.T) {
+	objects, err := render(testOptions(config.LocalStorage))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, obj := range objects {
+		if obj.GetKind() != "ConfigMap" {
+			continue
+		}
+		data := obj.Object["data"].(map[string]any)
+		var settings struct {
+			NodePathMap []struct {
+				Node  string
+				Paths []string
+			}
+		}
+		if err := yaml.Unmarshal([]byte(data["config.json"].(string)), &settings); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := settings.NodePathMap[0].Paths[0], `/var/lib/poly "mesh"/storage`; got != want {
+			t.Errorf("path %q, want %q", got, want)
+		}
+		pod, err := yaml.YAMLToJSONStrict([]byte(data["helperPod.yaml"].(string)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, json.SerializerOptions{Strict: true})
+		if _, _, err := strict.Decode(pod, nil, nil); err != nil {
+			t.Errorf("helper pod: %v", err)
+		}
+		return
+	}
+	t.Fatal("no ConfigMap")
+}
+
+func TestRenderRefusesMissingImage(t *testing.T) {
+	opts := testOptions(config.LocalStorage)
+	delete(opts.Images, "busybox")
+	_, err := render(opts)
+	if err == nil || !strings.Contains(err.Error(), `no image "busybox"`) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestImages(t *testing.T) {
+	for ref, want := range map[string]string{
+		"registry.polymesh.dev/coredns:1.15.0":         "coredns",
+		"registry.example:5000/istio/pilot:1.31.0-abc": "pilot",
+		"registry.example:5000/metrics-server":         "metrics-server",
+	} {
+		if got := Images([]string{ref}); got[want] != ref {
+			t.Errorf("%s: %v", ref, got)
+		}
+	}
+	if v := New(testOptions(config.LocalStorage)).Version(); v != "0.0.30" {
+		t.Errorf("version %q", v)
+	}
+}

@@ -1,0 +1,109 @@
+package loadbalancer
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// LinkName is the network interface that holds the pool's addresses that are in use. It outlives the server, as the pods
+// behind the addresses do; `polymesh reset` removes it.
+const LinkName = "polymesh-lb"
+
+// setAddresses makes the interface hold exactly these addresses, each with its full length, and removes the interface
+// when there are none. The kernel then answers ARP for them on every interface (arp_ignore 0, its default), and takes
+// packets to them, which kube-proxy passes on. It is a bridge without ports, because the pod network needs bridges
+// anyway while dummy interfaces are a kernel module of their own.
+func setAddresses(want []netip.Addr) error {
+	link, err := netlink.LinkByName(LinkName)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		if len(want) == 0 {
+			return nil
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = LinkName
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return fmt.Errorf("make network interface %s: %w", LinkName, err)
+		}
+		link, err = netlink.LinkByName(LinkName)
+	}
+	if err != nil {
+		return fmt.Errorf("look up network interface %s: %w", LinkName, err)
+	}
+	if len(want) == 0 {
+		if err := netlink.LinkDel(link); err != nil {
+			return fmt.Errorf("remove network interface %s: %w", LinkName, err)
+		}
+		return nil
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring up network interface %s: %w", LinkName, err)
+	}
+	have, err := addressesOf(link)
+	if err != nil {
+		return err
+	}
+	for _, a := range want {
+		if slices.Contains(have, a) {
+			continue
+		}
+		// No duplicate address detection: without a cable it would never end.
+		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: hostNet(a), Flags: unix.IFA_F_NODAD}); err != nil {
+			return fmt.Errorf("add address %s to network interface %s: %w", a, LinkName, err)
+		}
+	}
+	for _, a := range have {
+		if slices.Contains(want, a) || a.IsLinkLocalUnicast() {
+			continue
+		}
+		if err := netlink.AddrDel(link, &netlink.Addr{IPNet: hostNet(a)}); err != nil {
+			return fmt.Errorf("remove address %s from network interface %s: %w", a, LinkName, err)
+		}
+	}
+	return nil
+}
+
+func hostNet(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+}
+
+// otherAddresses returns the machine's addresses outside our interface, with the name of the interface that has them.
+func otherAddresses() (map[netip.Addr]string, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list network interfaces: %w", err)
+	}
+	used := make(map[netip.Addr]string)
+	for _, link := range links {
+		if link.Attrs().Name == LinkName {
+			continue
+		}
+		addresses, err := addressesOf(link)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addresses {
+			used[a] = link.Attrs().Name
+		}
+	}
+	return used, nil
+}
+
+func addressesOf(link netlink.Link) ([]netip.Addr, error) {
+	list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of network interface %s: %w", link.Attrs().Name, err)
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok {
+			out = append(out, addr.Unmap())
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,346 @@
+// Package loadbalancer gives Services of type LoadBalancer an address: the node's, first come first served for each port
+// and protocol, or one of a pool for each service.
+//
+// It owns status.loadBalancer of these services, the events that say why one of them waits, and, with a pool, the network
+// interface that holds the addresses. kube-proxy does the rest; there are no pods, unlike with K3s' ServiceLB, whose rules
+// it follows otherwise. pkg/command adds it as a component of the server.
+package loadbalancer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+// Options of the load balancer.
+type Options struct {
+	// Kubeconfig may read services, patch their status and write events. It is read by Start.
+	Kubeconfig string
+	NodeName   string
+	// Addresses of the node, in the order in which a service's status shows them: the external one, if there is one,
+	// before the internal one. Behind a NAT packets arrive with the internal one, so both are needed.
+	Addresses []netip.Addr
+	// Reserved ports are never given to a service, unless there is a pool: see ReservedPorts.
+	Reserved map[Port]string
+	Pool     []config.AddressRange
+	Log      *slog.Logger
+}
+
+// ReservedPorts are the ports that a node uses itself, with what uses them: SSH, the API server, and the default ports
+// of the other Kubernetes components (cmd/kubeadm/app/constants and pkg/cluster/ports in Kubernetes). They are reserved
+// even where nothing listens right now.
+func ReservedPorts(apiPort int) map[Port]string {
+	tcp := func(n int) Port { return Port{corev1.ProtocolTCP, int32(n)} }
+	ports := map[Port]string{
+		tcp(22):    "SSH",
+		tcp(10248): "kubelet",
+		tcp(10249): "kube-proxy",
+		tcp(10250): "kubelet",
+		tcp(10255): "kubelet",
+		tcp(10256): "kube-proxy",
+		tcp(10257): "kube-controller-manager",
+		tcp(10259): "kube-scheduler",
+	}
+	ports[tcp(apiPort)] = "kube-apiserver"
+	return ports
+}
+
+const (
+	// recheck is how often ports that processes have freed, and addresses that others have taken away, are looked for.
+	// Nothing tells of these.
+	recheck    = 30 * time.Second
+	retryFirst = 50 * time.Millisecond
+	retryMax   = 10 * time.Second
+	// Decisions depend on all services, so there is one thing to do.
+	queueKey = "services"
+)
+
+var _ component.Component = (*LoadBalancer)(nil)
+
+// LoadBalancer is the component.
+type LoadBalancer struct {
+	opts      Options
+	clientset kubernetes.Interface
+	services  corelisters.ServiceLister
+	recorder  record.EventRecorder
+	queue     workqueue.TypedRateLimitingInterface[string]
+
+	// Used by the one worker only.
+	written map[types.UID]*corev1.Service // what was written and may not be in the cache yet
+	told    map[types.UID]string          // the last reason given to a pending service
+
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu    sync.Mutex
+	state error
+}
+
+// New returns the load balancer of a node.
+func New(opts Options) *LoadBalancer {
+	return &LoadBalancer{
+		opts:    opts,
+		written: make(map[types.UID]*corev1.Service),
+		told:    make(map[types.UID]string),
+		state:   errors.New("services are being read"),
+	}
+}
+
+// Name is the name that --disable takes.
+func (*LoadBalancer) Name() string { return string(config.ServiceLB) }
+
+// Init has nothing to do.
+func (*LoadBalancer) Init(context.Context) error { return nil }
+
+// Start watches the services in the background.
+func (l *LoadBalancer) Start(ctx context.Context) error {
+	rest, err := clientcmd.BuildConfigFromFlags("", l.opts.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("read kubeconfig %s: %w", l.opts.Kubeconfig, err)
+	}
+	if l.clientset, err = kubernetes.NewForConfig(rest); err != nil {
+		return fmt.Errorf("make an API client from %s: %w", l.opts.Kubeconfig, err)
+	}
+	factory := informers.NewSharedInformerFactoryWithOptions(l.clientset, 0, informers.WithTransform(dropManagedFields))
+	l.services = factory.Core().V1().Services().Lister()
+	l.queue = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryFirst, retryMax))
+	informer := factory.Core().V1().Services().Informer()
+	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { l.queue.Add(queueKey) },
+		UpdateFunc: func(any, any) { l.queue.Add(queueKey) },
+		DeleteFunc: func(any) { l.queue.Add(queueKey) },
+	}); err != nil {
+		return fmt.Errorf("watch services: %w", err)
+	}
+
+	ctx, l.cancel = context.WithCancel(ctx)
+	l.done = make(chan struct{})
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: l.clientset.CoreV1().Events("")})
+	l.recorder = events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: l.Name(), Host: l.opts.NodeName})
+
+	factory.StartWithContext(ctx)
+	go func() {
+		defer close(l.done)
+		defer factory.Shutdown()
+		defer events.Shutdown()
+		defer context.AfterFunc(ctx, l.queue.ShutDown)()
+		if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+			l.queue.Add(queueKey)
+			l.work(ctx)
+		}
+	}()
+	return nil
+}
+
+// dropManagedFields keeps the cache small.
+func dropManagedFields(obj any) (any, error) {
+	if svc, ok := obj.(*corev1.Service); ok {
+		svc.ManagedFields = nil
+	}
+	return obj, nil
+}
+
+func (l *LoadBalancer) work(ctx context.Context) {
+	for {
+		key, shutdown := l.queue.Get()
+		if shutdown {
+			return
+		}
+		err := l.sync(ctx)
+		if err != nil {
+			l.opts.Log.Debug("services not up to date", "component", l.Name(), "err", err)
+			l.queue.AddRateLimited(key)
+		} else {
+			l.queue.Forget(key)
+			l.queue.AddAfter(key, recheck)
+		}
+		l.queue.Done(key)
+		// A conflict only means that a service has changed meanwhile.
+		if !apierrors.IsConflict(err) {
+			l.mu.Lock()
+			l.state = err
+			l.mu.Unlock()
+		}
+	}
+}
+
+// Ready returns nil when every service has what it is to have, pending ones included.
+func (l *LoadBalancer) Ready(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+// Stop ends the watch. Services keep their addresses: their pods live on.
+func (l *LoadBalancer) Stop(ctx context.Context) error {
+	if l.cancel == nil {
+		return nil
+	}
+	l.cancel()
+	select {
+	case <-l.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("still at work: %w", ctx.Err())
+	}
+}
+
+// sync gives every service what allocate decides.
+func (l *LoadBalancer) sync(ctx context.Context) error {
+	current, err := l.current()
+	if err != nil {
+		return fmt.Errorf("list services: %w", err)
+	}
+	wishes := make([]service, len(current))
+	for i, svc := range current {
+		wishes[i] = wish(svc)
+	}
+	net, err := l.network(wishes)
+	if err != nil {
+		return err
+	}
+	decisions := allocate(wishes, net)
+
+	// First away, then give: at no time do two services' statuses claim the same.
+	pool := len(net.pool) > 0
+	for i, svc := range current {
+		have, want := svc.Status.LoadBalancer.Ingress, ingress(decisions[svc.UID], wishes[i].ports, pool)
+		if len(have) > 0 && !sameAddresses(have, want) {
+			if current[i], err = l.write(ctx, svc, nil); err != nil {
+				return err
+			}
+		}
+	}
+	var published []netip.Addr
+	if pool {
+		for _, d := range decisions {
+			published = append(published, d.addresses...)
+		}
+	}
+	if err := setAddresses(published); err != nil {
+		return err
+	}
+	for i, svc := range current {
+		d := decisions[svc.UID]
+		want := ingress(d, wishes[i].ports, pool)
+		if !equality.Semantic.DeepEqual(svc.Status.LoadBalancer.Ingress, want) {
+			if svc, err = l.write(ctx, svc, want); err != nil {
+				return err
+			}
+		}
+		l.tell(svc, d)
+	}
+	return nil
+}
+
+// network looks at the machine. Sockets are looked at only when a service asks for something that it does not hold.
+func (l *LoadBalancer) network(wishes []service) (network, error) {
+	net := network{node: l.opts.Addresses, reserved: l.opts.Reserved, pool: l.opts.Pool}
+	var err error
+	if len(net.pool) > 0 {
+		net.used, err = otherAddresses()
+		return net, err
+	}
+	if !slices.ContainsFunc(wishes, func(s service) bool { return s.countHeld() < len(s.ports) }) {
+		return net, nil
+	}
+	if net.nodePorts, err = nodePorts(l.services); err != nil {
+		return net, fmt.Errorf("list node ports: %w", err)
+	}
+	net.listening, err = listening(procNet, net.node)
+	return net, err
+}
+
+// current lists the services that are ours, as they were last seen or written, whichever is newer.
+func (l *LoadBalancer) current() ([]*corev1.Service, error) {
+	all, err := l.services.List(labels.Everything())
+	if err != nil {
+		return nil, err
+	}
+	var ours []*corev1.Service
+	seen := make(map[types.UID]bool)
+	for _, svc := range all {
+		if w := l.written[svc.UID]; w != nil {
+			if order, err := resourceversion.CompareResourceVersion(svc.ResourceVersion, w.ResourceVersion); err == nil && order < 0 {
+				svc = w
+			} else {
+				delete(l.written, svc.UID)
+			}
+		}
+		if mine(svc) {
+			ours = append(ours, svc)
+			seen[svc.UID] = true
+		}
+	}
+	for uid := range l.told {
+		if !seen[uid] {
+			delete(l.told, uid)
+		}
+	}
+	for uid := range l.written {
+		if !seen[uid] {
+			delete(l.written, uid)
+		}
+	}
+	return ours, nil
+}
+
+// write sets a service's status, if the service is still as it was seen.
+func (l *LoadBalancer) write(ctx context.Context, svc *corev1.Service, in []corev1.LoadBalancerIngress) (*corev1.Service, error) {
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": svc.UID, "resourceVersion": svc.ResourceVersion},
+		"status":   map[string]any{"loadBalancer": map[string]any{"ingress": in}},
+	})
+	if err != nil {
+		return svc, err
+	}
+	got, err := l.clientset.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "polymesh-servicelb"}, "status")
+	if apierrors.IsNotFound(err) {
+		return svc, nil // deleted; the watch will say so
+	}
+	if err != nil {
+		return svc, fmt.Errorf("write the status of service %s/%s: %w", svc.Namespace, svc.Name, err)
+	}
+	l.written[svc.UID] = got
+	return got, nil
+}
+
+// tell makes an event of a decision, once for each change.
+func (l *LoadBalancer) tell(svc *corev1.Service, d decision) {
+	before, pending := l.told[svc.UID]
+	switch {
+	case d.message == "" && pending:
+		l.recorder.Eventf(svc, corev1.EventTypeNormal, "AddressAssigned", "no longer pending: %v", d.addresses)
+		delete(l.told, svc.UID)
+	case d.message != "" && d.message != before:
+		l.recorder.Event(svc, corev1.EventTypeWarning, d.reason, d.message)
+		l.told[svc.UID] = d.message
+	}
+}

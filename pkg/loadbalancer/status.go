@@ -1,0 +1,80 @@
+package loadbalancer
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	corelisters "k8s.io/client-go/listers/core/v1"
+)
+
+// Class is the spec.loadBalancerClass of services that want this load balancer and no other; services without a class
+// get it too.
+const Class = "polymesh.dev/servicelb"
+
+// mine reports whether a service is to be given an address. The API server itself clears the status of one that stops
+// being a LoadBalancer (pkg/registry/core/service/strategy.go, dropTypeDependentFields).
+func mine(svc *corev1.Service) bool {
+	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && (svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == Class)
+}
+
+// wish reads what a service asks for, and from its status what it was given.
+func wish(svc *corev1.Service) service {
+	s := service{
+		uid: svc.UID, name: svc.Namespace + "/" + svc.Name, created: svc.CreationTimestamp.Time,
+		families: svc.Spec.IPFamilies, requested: svc.Spec.LoadBalancerIP,
+		heldPorts: make(map[Port]bool),
+	}
+	for _, p := range svc.Spec.Ports {
+		s.ports = append(s.ports, Port{p.Protocol, p.Port})
+	}
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		if a, err := netip.ParseAddr(in.IP); err == nil {
+			s.heldAddresses = append(s.heldAddresses, a)
+		}
+		for _, p := range in.Ports {
+			s.heldPorts[Port{p.Protocol, p.Port}] = true
+		}
+	}
+	return s
+}
+
+// ingress is the status that says what a service was given. On the node's addresses it names the ports too: they are the
+// memory of who came first, over a restart and over a change of the node's address.
+func ingress(d decision, ports []Port, pool bool) []corev1.LoadBalancerIngress {
+	var out []corev1.LoadBalancerIngress
+	mode := corev1.LoadBalancerIPModeVIP
+	for _, a := range d.addresses {
+		in := corev1.LoadBalancerIngress{IP: a.String(), IPMode: &mode}
+		if !pool {
+			for _, p := range ports {
+				in.Ports = append(in.Ports, corev1.PortStatus{Port: p.Number, Protocol: p.Protocol})
+			}
+		}
+		out = append(out, in)
+	}
+	return out
+}
+
+func sameAddresses(a, b []corev1.LoadBalancerIngress) bool {
+	return slices.EqualFunc(a, b, func(x, y corev1.LoadBalancerIngress) bool { return x.IP == y.IP })
+}
+
+// nodePorts collects the node ports of all services. The nftables proxy looks at load balancer addresses first, so a
+// service on such a port would cut off the node port.
+func nodePorts(lister corelisters.ServiceLister) (map[Port]string, error) {
+	all, err := lister.List(labels.Everything())
+	if err != nil {
+		return nil, err
+	}
+	ports := make(map[Port]string)
+	for _, svc := range all {
+		for _, p := range svc.Spec.Ports {
+			if p.NodePort != 0 {
+				ports[Port{p.Protocol, p.NodePort}] = svc.Namespace + "/" + svc.Name
+			}
+		}
+	}
+	return ports, nil
+}
