@@ -1,0 +1,70 @@
+// Command pilot-discovery is Istio's control plane for upstream Envoy: Istio's own program, with the dialect around its
+// generators. It runs in the pilot image in the place of Istio's binary and takes the same flags.
+package main
+
+import (
+	"fmt"
+	"os"
+	_ "unsafe" // for go:linkname
+
+	_ "github.com/KimMachineGun/automemlimit" // as in upstream's main: the Go heap follows the container's limit
+
+	"github.com/spf13/cobra"
+	"istio.io/istio/pilot/cmd/pilot-discovery/app"
+	"istio.io/istio/pilot/pkg/bootstrap"
+	"istio.io/istio/pkg/cmd"
+	"istio.io/istio/pkg/log"
+
+	"polymesh.dev/polymesh/pkg/mesh/dialect"
+)
+
+// serverArgs is where Istio's discovery command parses its flags to. It is not exported, and copying the flags' hundred
+// lines would let them drift from Istio's; a link that no longer fits fails the build.
+//
+//go:linkname serverArgs istio.io/istio/pilot/cmd/pilot-discovery/app.serverArgs
+var serverArgs *bootstrap.PilotArgs
+
+func main() {
+	log.EnableKlogWithCobra()
+	root, err := newCommand()
+	if err == nil {
+		err = root.Execute()
+	}
+	if err != nil {
+		log.Error(err)
+		os.Exit(1)
+	}
+}
+
+// newCommand is Istio's command with another RunE for `discovery`.
+func newCommand() (*cobra.Command, error) {
+	root := app.NewRootCommand()
+	discovery, _, err := root.Find([]string{"discovery"})
+	if err != nil {
+		return nil, fmt.Errorf("find Istio's discovery command: %w", err)
+	}
+	discovery.RunE = runDiscovery
+	return root, nil
+}
+
+// runDiscovery follows newDiscoveryCommand in istio.io/istio/pilot/cmd/pilot-discovery/app/cmd.go, with one step more.
+func runDiscovery(c *cobra.Command, _ []string) error {
+	cmd.PrintFlags(c.Flags())
+	for name, want := range dialect.IstiodEnv() {
+		if got := os.Getenv(name); got != want {
+			log.Infof("%s is %q; %q saves work, as the proxies are upstream Envoys", name, got, want)
+		}
+	}
+	stop := make(chan struct{})
+	server, err := bootstrap.NewServer(serverArgs)
+	if err != nil {
+		return fmt.Errorf("create discovery service: %w", err)
+	}
+	dialect.Wrap(server.XDSServer.Generators, dialect.NewTranslator(dialect.ShippedEnvoy()))
+	if err := server.Start(stop); err != nil {
+		return fmt.Errorf("start discovery service: %w", err)
+	}
+	cmd.WaitSignal(stop)
+	server.WaitUntilCompletion()
+	return nil
+}

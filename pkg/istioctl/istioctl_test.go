@@ -1,0 +1,163 @@
+package istioctl
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"istio.io/istio/pkg/version"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// TestMain gives the tests the stamps that the build gives the program.
+func TestMain(m *testing.M) {
+	version.DockerInfo.Hub, version.DockerInfo.Tag = "registry.example/istio", "1.31.0-test"
+	os.Exit(m.Run())
+}
+
+func run(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	root := NewCommand(args)
+	var out bytes.Buffer
+	root.SetOut(&out)
+	root.SetErr(&out)
+	err := root.Execute()
+	return out.String(), err
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs (go test -update writes it):\n%s", file, got)
+	}
+}
+
+func TestProfile(t *testing.T) {
+	for name, args := range map[string][]string{
+		"profile-list.txt":         {"profile", "list"},
+		"profile-dump.yaml":        {"profile", "dump"},
+		"profile-dump-demo.yaml":   {"profile", "dump", "demo"},
+		"profile-dump-demo.json":   {"profile", "dump", "demo", "-o", "json"},
+		"profile-dump-empty.yaml":  {"profile", "dump", "empty"},
+		"profile-dump-subtree.txt": {"profile", "dump", "demo", "-p", "components.egressGateways"},
+	} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			out, err := run(t, args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, out)
+			if strings.HasSuffix(name, ".json") && !json.Valid([]byte(out)) {
+				t.Error("no JSON")
+			}
+		})
+	}
+	for want, args := range map[string][]string{
+		`there is no profile "nosuch"; there are: ambient, default, demo,`: {"profile", "dump", "nosuch"},
+		`unknown output format "xml"`:                                      {"profile", "dump", "-o", "xml"},
+		"cannot specify both":                                              {"profile", "dump", "demo", "-f", "x.yaml"},
+		"nothing at components.nosuch":                                     {"profile", "dump", "-p", "components.nosuch"},
+	} {
+		if _, err := run(t, args...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: got %v, want %s", args, err, want)
+		}
+	}
+}
+
+// What `profile dump` prints is a file for `install -f`.
+func TestDumpIsInput(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "demo.yaml")
+	out, err := run(t, "profile", "dump", "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(out), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := run(t, "profile", "dump", "-f", file); err != nil || again != out {
+		t.Errorf("a dump of the dump differs: %v\n%s", err, again)
+	}
+}
+
+func TestManifestGenerate(t *testing.T) {
+	user := filepath.Join(t.TempDir(), "user.yaml")
+	if err := os.WriteFile(user, []byte("kind: IstioOperator\nspec: {values: {pilot: {env: {PILOT_ENABLE_METADATA_EXCHANGE: maybe}}}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const ours = "image: registry.example/istio/pilot:1.31.0-test"
+	for name, tc := range map[string]struct {
+		args       []string
+		have, lack []string
+	}{
+		"ours": {nil, []string{ours, "PILOT_ENABLE_METADATA_EXCHANGE", "memory: 256Mi"}, nil},
+		"Istio's own": {[]string{"--set", "hub=docker.io/istio", "--set", "tag=1.30.0"},
+			[]string{"image: docker.io/istio/pilot:1.30.0", "memory: 2048Mi"}, []string{"PILOT_ENABLE_METADATA_EXCHANGE", "registry.example"}},
+		"a mirror": {[]string{"--set", "hub=my-registry.local/istio"},
+			[]string{"image: my-registry.local/istio/pilot:1.31.0-test", "PILOT_ENABLE_METADATA_EXCHANGE"}, nil},
+		"the user's file": {[]string{"-f", user}, []string{ours, "value: maybe"}, nil},
+		"the user's flag": {[]string{"--set", "values.pilot.env.PILOT_ENABLE_METADATA_EXCHANGE=maybe"}, []string{ours, "value: maybe"}, nil},
+		"a revision":      {[]string{"-r", "canary"}, []string{ours, "name: istiod-canary", "PILOT_ENABLE_METADATA_EXCHANGE"}, nil},
+		"demo":            {[]string{"--set", "profile=demo"}, []string{ours, "name: istio-egressgateway", "memory: 100Mi"}, []string{"256Mi"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := run(t, append([]string{"manifest", "generate"}, tc.args...)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range tc.have {
+				if !strings.Contains(out, s) {
+					t.Errorf("without %q", s)
+				}
+			}
+			for _, s := range tc.lack {
+				if strings.Contains(out, s) {
+					t.Errorf("with %q", s)
+				}
+			}
+		})
+	}
+}
+
+// The commands that the guide uses are all there, and those with our values still have the flag they go through.
+func TestCommands(t *testing.T) {
+	root := NewCommand(nil)
+	for _, path := range []string{
+		"analyze", "authz", "bug-report", "dashboard kiali", "experimental precheck", "x precheck", "install", "kube-inject",
+		"manifest generate", "profile dump", "profile list", "proxy-config all", "proxy-status", "tag set", "uninstall",
+		"upgrade", "validate", "version", "x describe", "waypoint apply",
+	} {
+		c, rest, err := root.Find(strings.Fields(path))
+		if err != nil || len(rest) > 0 {
+			t.Errorf("istioctl %s is not there: %v", path, err)
+		} else if slices.Contains([]string{"install", "upgrade", "manifest generate"}, path) && lookup(c, "filename") != "stringSlice" {
+			t.Errorf("istioctl %s has no list --filename", path)
+		}
+	}
+}
+
+func lookup(c *cobra.Command, flag string) string {
+	if f := c.PersistentFlags().Lookup(flag); f != nil {
+		return f.Value.Type()
+	}
+	if f := c.InheritedFlags().Lookup(flag); f != nil {
+		return f.Value.Type()
+	}
+	return ""
+}

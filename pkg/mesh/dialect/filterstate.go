@@ -1,0 +1,17 @@
+package dialect
+
+import (
+	setstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+)
+
+const istioHashableString = "istio.hashable_string"
+
+// upstreamFactory replaces Istio's factory for hashable strings, which HBONE listeners use (connect_authority), by the
+// one that upstream Envoy has under its own name.
+func upstreamFactory(_ *surroundings, v *setstate.FilterStateValue) (bool, error) {
+	if v.FactoryKey != istioHashableString {
+		return false, nil
+	}
+	v.FactoryKey = "envoy.hashable_string"
+	return true, nil
+}

@@ -1,0 +1,126 @@
+package dialect_test
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	meshconfig "istio.io/api/mesh/v1alpha1"
+	"istio.io/istio/pilot/pkg/features"
+	"istio.io/istio/pilot/pkg/model"
+	v3 "istio.io/istio/pilot/pkg/xds/v3"
+	"istio.io/istio/pilot/test/xds"
+	"istio.io/istio/pilot/test/xdstest"
+	"istio.io/istio/pkg/config/mesh"
+	"istio.io/istio/pkg/test"
+	"istio.io/istio/pkg/util/sets"
+)
+
+// A scene is a mesh and a proxy in it. The resources come from Istio's real generators.
+type scene struct {
+	name    string
+	configs []string
+	proxy   *model.Proxy
+}
+
+func proxyOf(typ model.NodeType, name, namespace, ip string, labels map[string]string) *model.Proxy {
+	return &model.Proxy{
+		Type: typ, ID: name + "." + namespace, ConfigNamespace: namespace, IPAddresses: []string{ip}, Labels: labels,
+		Metadata: &model.NodeMetadata{
+			IstioVersion: "1.31.0", Namespace: namespace, WorkloadName: name, Labels: labels, ClusterID: "Kubernetes",
+			ServiceAccount: name,
+		},
+	}
+}
+
+func scenes() []scene {
+	permissive, strict := []string{"mesh.yaml"}, []string{"mesh.yaml", "strict.yaml"}
+	a := func() *model.Proxy {
+		return proxyOf(model.SidecarProxy, "a", "demo", "10.1.0.1", map[string]string{"app": "a", "version": "v1"})
+	}
+	b := func() *model.Proxy {
+		return proxyOf(model.SidecarProxy, "b", "demo", "10.1.0.2", map[string]string{"app": "b", "version": "v1"})
+	}
+	hbone := b()
+	hbone.Metadata.EnableHBONE = true
+	return []scene{
+		{"sidecar-client", permissive, a()},
+		{"sidecar-permissive", permissive, b()},
+		{"sidecar-strict", strict, b()},
+		{"sidecar-hbone", permissive, hbone},
+		{"ingress", permissive, proxyOf(model.Router, "ingress", "istio-system", "10.1.0.8",
+			map[string]string{"app": "ingress", "istio": "ingressgateway"})},
+		{"egress", strict, proxyOf(model.Router, "egress", "istio-system", "10.1.0.9",
+			map[string]string{"app": "egress", "istio": "egressgateway"})},
+	}
+}
+
+// newIstiod starts istiod's discovery server with the scene's configuration, listening on a Unix socket.
+func newIstiod(t *testing.T, s scene, extra ...string) (f *xds.FakeDiscoveryServer, socket string) {
+	t.Helper()
+	test.SetForTest(t, &features.EnableHBONESend, s.proxy.Metadata.EnableHBONE == true)
+	test.SetForTest(t, &features.EnableSidecarHBONEListening, true)
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	configs := extra
+	for _, name := range s.configs {
+		configs = append(configs, read(name))
+	}
+	// What the charts set (manifests/charts/istio-control/istio-discovery/files/profile-*.yaml) and istiod's own default has not.
+	mc := mesh.DefaultMeshConfig()
+	mc.DefaultProviders = &meshconfig.MeshConfig_DefaultProviders{Metrics: []string{"prometheus"}}
+	mc.AccessLogFile = "/dev/stdout"
+	mc.ExtensionProviders = append(mc.ExtensionProviders, &meshconfig.MeshConfig_ExtensionProvider{
+		Name: "zipkin",
+		Provider: &meshconfig.MeshConfig_ExtensionProvider_Zipkin{Zipkin: &meshconfig.MeshConfig_ExtensionProvider_ZipkinTracingProvider{
+			Service: "zipkin.istio-system.svc.cluster.local", Port: 9411,
+		}},
+	})
+	socket = filepath.Join(socketDir(t), "ads")
+	f = xds.NewFakeDiscoveryServer(t, xds.FakeOptions{
+		MeshConfig:             mc,
+		KubernetesObjectString: read("services.yaml"),
+		ConfigString:           strings.Join(configs, "\n---\n"),
+		ListenerBuilder:        func() (net.Listener, error) { return net.Listen("unix", socket) },
+	})
+	return f, socket
+}
+
+// generate asks istiod's generators for everything that an Envoy asks for, in Envoy's order.
+func generate(t *testing.T, f *xds.FakeDiscoveryServer, proxy *model.Proxy) map[string]model.Resources {
+	t.Helper()
+	proxy = f.SetupProxy(proxy)
+	out := map[string]model.Resources{}
+	ask := func(typ string, names ...string) {
+		res, _, err := f.Discovery.Generators[typ].Generate(proxy,
+			&model.WatchedResource{TypeUrl: typ, ResourceNames: sets.New(names...)},
+			&model.PushRequest{Push: f.PushContext(), Forced: true})
+		if err != nil {
+			t.Fatalf("%s: %v", typ, err)
+		}
+		out[typ] = res
+	}
+	ask(v3.ClusterType)
+	ask(v3.EndpointType, xdstest.ExtractEdsClusterNames(f.Clusters(proxy))...)
+	ask(v3.ListenerType)
+	ask(v3.RouteType, xdstest.ExtractRoutesFromListeners(f.Listeners(proxy))...)
+	return out
+}
+
+var generatedTypes = []string{v3.ListenerType, v3.ClusterType, v3.RouteType, v3.EndpointType}
+
+func byName(rs model.Resources) map[string]*discovery.Resource {
+	out := map[string]*discovery.Resource{}
+	for _, r := range rs {
+		out[r.Name] = r
+	}
+	return out
+}

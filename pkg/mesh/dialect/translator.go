@@ -1,0 +1,98 @@
+package dialect
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// Translator turns resources for Istio's Envoy into resources for the upstream one. It has no state and may be shared.
+type Translator struct {
+	known KnownTypes
+}
+
+// NewTranslator returns a Translator for an Envoy that accepts the given types.
+func NewTranslator(known KnownTypes) *Translator {
+	return &Translator{known: known}
+}
+
+// Result is the translation of one resource.
+type Result struct {
+	// Resource is the input itself where nothing had to change.
+	Resource *anypb.Any
+	// Unknown are the extension types, with repetition, that neither Envoy nor the dialect knows.
+	Unknown []string
+	// Refused says why the resource was left as Istio made it. Envoy then rejects it and keeps the last good one, as
+	// Istio's own proxy does with an extension it does not know; a filter that enforces security is never dropped, and
+	// `istioctl proxy-status` and pilot_total_xds_rejects show it.
+	Refused error
+}
+
+// Resource translates one LDS, CDS, RDS, EDS or ECDS resource. It never changes its input, which istiod caches.
+func (t *Translator) Resource(res *anypb.Any, proxy Proxy) Result {
+	if !t.concerns(res) {
+		return Result{Resource: res}
+	}
+	w := &walker{Translator: t, around: surroundings{proxy: proxy}}
+	refused := func(err error) Result {
+		return Result{Resource: res, Unknown: w.unknown, Refused: err}
+	}
+	// A fresh message: nothing of the cached one is reachable from it.
+	m, err := res.UnmarshalNew()
+	if err != nil {
+		return refused(fmt.Errorf("unmarshal: %w", err))
+	}
+	changed, v, err := w.message(m.ProtoReflect())
+	switch {
+	case err != nil:
+		return refused(err)
+	case v == remove:
+		// An ECDS resource whose extension has no upstream counterpart.
+		return refused(errors.New("its extension has no counterpart in upstream Envoy"))
+	case !changed:
+		return Result{Resource: res, Unknown: w.unknown}
+	}
+	out, err := pack(m)
+	if err != nil {
+		return refused(err)
+	}
+	return Result{Resource: out, Unknown: w.unknown}
+}
+
+const typePrefix = "type.googleapis.com/"
+
+// concerns is the cheap check that spares most resources the walk: does the resource name a type that Envoy does not
+// know, or hold one of the byte sequences that a rule looks for? It may say yes too often, never too seldom.
+func (t *Translator) concerns(res *anypb.Any) bool {
+	for _, marker := range markers[res.MessageName()] {
+		if bytes.Contains(res.Value, marker) {
+			return true
+		}
+	}
+	rest := res.Value
+	for {
+		i := bytes.Index(rest, []byte(typePrefix))
+		if i < 0 {
+			return false
+		}
+		name := rest[i+len(typePrefix):]
+		// The length of the string stands before it (protobuf wire format, one byte below 128).
+		if i > 0 && int(rest[i-1]) >= len(typePrefix) && rest[i-1] < 128 && int(rest[i-1])-len(typePrefix) <= len(name) {
+			name = name[:int(rest[i-1])-len(typePrefix)]
+		} else {
+			name = name[:len(name)-len(bytes.TrimLeft(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_."))]
+		}
+		if !t.plain(string(name)) {
+			return true
+		}
+		rest = rest[i+len(typePrefix):]
+	}
+}
+
+// plain says that a type needs no look by itself. A TypedStruct names its own type, which the scan sees too.
+func (t *Translator) plain(name string) bool {
+	return t.known[name] || namedOnly[protoreflect.FullName(name)] || name == string(udpaTypedStruct) || name == string(xdsTypedStruct)
+}

@@ -1,0 +1,246 @@
+package dialect_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	udpa "github.com/cncf/xds/go/udpa/type/v1"
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	"istio.io/istio/pilot/pkg/model"
+	v3 "istio.io/istio/pilot/pkg/xds/v3"
+	"istio.io/istio/pkg/monitoring/monitortest"
+
+	"polymesh.dev/polymesh/pkg/mesh/dialect"
+)
+
+// planted is a type that no Envoy knows.
+const planted = "polymesh.test.NotInAnyEnvoy"
+
+func plantedAny() *anypb.Any { return &anypb.Any{TypeUrl: "type.googleapis.com/" + planted} }
+
+func toAny(t *testing.T, m proto.Message) *anypb.Any {
+	t.Helper()
+	a, err := anypb.New(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// httpListener is a listener with an HTTP connection manager, given its filters before the router.
+func httpListener(t *testing.T, logs []*accesslog.AccessLog, filters ...*hcm.HttpFilter) *anypb.Any {
+	t.Helper()
+	filters = append(filters, &hcm.HttpFilter{Name: "router", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: toAny(t, &router.Router{})}})
+	return toAny(t, &listener.Listener{Name: "l", FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
+		Name: "hcm",
+		ConfigType: &listener.Filter_TypedConfig{TypedConfig: toAny(t, &hcm.HttpConnectionManager{
+			StatPrefix: "x", HttpFilters: filters, AccessLog: logs,
+		})},
+	}}}}})
+}
+
+func typedStruct(t *testing.T, url string) *anypb.Any {
+	return toAny(t, &udpa.TypedStruct{TypeUrl: url, Value: &structpb.Struct{}})
+}
+
+// TestPlantedUnknownType plants a type that Envoy does not know in extension positions of all kinds. Each one is seen,
+// and none is dropped where that could weaken security.
+func TestPlantedUnknownType(t *testing.T) {
+	filter := func(a *anypb.Any, optional bool) *hcm.HttpFilter {
+		return &hcm.HttpFilter{Name: "planted", IsOptional: optional, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: a}}
+	}
+	for _, c := range []struct {
+		name    string
+		in      *anypb.Any
+		refused bool
+	}{
+		{"HTTP filter", httpListener(t, nil, filter(plantedAny(), false)), true},
+		{"HTTP filter as TypedStruct", httpListener(t, nil, filter(typedStruct(t, "type.googleapis.com/"+planted), false)), true},
+		{"optional HTTP filter", httpListener(t, nil, filter(plantedAny(), true)), false},
+		{"access logger", httpListener(t, []*accesslog.AccessLog{{
+			Name: "planted", ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: plantedAny()},
+		}}), false},
+		{"network filter", toAny(t, &listener.Listener{FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
+			Name: "planted", ConfigType: &listener.Filter_TypedConfig{TypedConfig: plantedAny()},
+		}}}}}), true},
+		{"transport socket", toAny(t, &cluster.Cluster{TransportSocket: &core.TransportSocket{
+			Name: "planted", ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: plantedAny()},
+		}}), true},
+		{"protocol options", toAny(t, &cluster.Cluster{TypedExtensionProtocolOptions: map[string]*anypb.Any{"planted": plantedAny()}}), true},
+		{"ECDS", toAny(t, &core.TypedExtensionConfig{Name: "planted", TypedConfig: plantedAny()}), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := dialect.NewTranslator(dialect.ShippedEnvoy()).Resource(c.in, dialect.Proxy{})
+			if !slices.Contains(got.Unknown, planted) {
+				t.Errorf("unknown types: %v", got.Unknown)
+			}
+			if c.refused != (got.Refused != nil) {
+				t.Errorf("refused: %v", got.Refused)
+			}
+			if still := strings.Contains(string(got.Resource.Value), planted); still != c.refused {
+				t.Errorf("the planted extension is in the result: %v", still)
+			}
+			if c.refused && got.Resource != c.in {
+				t.Error("a refused resource was changed")
+			}
+		})
+	}
+}
+
+// TestIdentity: what has no private extension stays the same object, and what was translated once stays so.
+func TestIdentity(t *testing.T) {
+	tr := dialect.NewTranslator(dialect.ShippedEnvoy())
+	plain := httpListener(t, nil)
+	if got := tr.Resource(plain, dialect.Proxy{}); got.Resource != plain || got.Refused != nil || got.Unknown != nil {
+		t.Errorf("a resource of upstream types only was changed: %+v", got)
+	}
+	for _, s := range scenes() {
+		f, _ := newIstiod(t, s)
+		before := generate(t, f, s.proxy)
+		for typ, resources := range before {
+			for _, r := range resources {
+				copied := proto.Clone(r.Resource)
+				once := tr.Resource(r.Resource, dialect.Proxy{})
+				if once.Refused != nil || once.Unknown != nil {
+					t.Errorf("%s %s: %v %v", s.name, r.Name, once.Unknown, once.Refused)
+				}
+				if !proto.Equal(copied, r.Resource) {
+					t.Errorf("%s %s: the generated resource was written to", s.name, r.Name)
+				}
+				twice := tr.Resource(once.Resource, dialect.Proxy{})
+				if !proto.Equal(once.Resource, twice.Resource) {
+					t.Errorf("%s %s %s: translating twice is not translating once", s.name, typ, r.Name)
+				}
+			}
+		}
+	}
+}
+
+// TestEveryAnyIsSeen: in what istiod generated and the dialect translated, no type is left that Envoy does not know. The
+// search is by bytes, so it does not depend on the walk.
+func TestEveryAnyIsSeen(t *testing.T) {
+	private := []string{
+		"stats.PluginConfig", "istio.envoy.config", "io.istio.http.peer_metadata", "tcp.metadataexchange",
+		"network_filters.peer_metadata", "istio.hashable_string",
+	}
+	for _, s := range scenes() {
+		f, _ := newIstiod(t, s)
+		seen := ""
+		for _, resources := range generate(t, f, s.proxy) {
+			for _, r := range resources {
+				seen += string(r.Resource.Value)
+			}
+		}
+		dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy()))
+		for typ, resources := range generate(t, f, s.proxy) {
+			for _, r := range resources {
+				for _, p := range private {
+					if strings.Contains(string(r.Resource.Value), p) {
+						t.Errorf("%s: %s %s still has %s", s.name, typ, r.Name, p)
+					}
+				}
+			}
+		}
+		if !strings.Contains(seen, "stats.PluginConfig") {
+			t.Errorf("%s: Istio generated no private extension, so this test shows nothing", s.name)
+		}
+	}
+}
+
+// fixed is a generator with a fixed answer; fixedDelta can do deltas too.
+type fixed struct {
+	resources model.Resources
+	err       error
+}
+
+func (f *fixed) Generate(*model.Proxy, *model.WatchedResource, *model.PushRequest) (model.Resources, model.XdsLogDetails, error) {
+	return f.resources, model.XdsLogDetails{Incremental: true, AdditionalInfo: "info"}, f.err
+}
+
+type fixedDelta struct{ fixed }
+
+func (f *fixedDelta) GenerateDeltas(*model.Proxy, *model.PushRequest, *model.WatchedResource) (
+	model.Resources, model.DeletedResources, model.XdsLogDetails, bool, error,
+) {
+	return f.resources, model.DeletedResources{"gone"}, model.XdsLogDetails{AdditionalInfo: "info"}, true, f.err
+}
+
+func TestWrap(t *testing.T) {
+	metrics := monitortest.New(t)
+	failed := errors.New("failed")
+	in := &discovery.Resource{Name: "l", Version: "7", Resource: httpListener(t, nil, &hcm.HttpFilter{
+		Name: "planted", IsOptional: true, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: plantedAny()},
+	})}
+	gens := map[string]model.XdsResourceGenerator{
+		v3.ListenerType: &fixed{},
+		v3.RouteType:    &fixed{resources: model.Resources{}, err: failed},
+		v3.ClusterType:  &fixedDelta{fixed{resources: model.Resources{in}}},
+		v3.SecretType:   &fixed{},
+	}
+	secrets := gens[v3.SecretType]
+	dialect.Wrap(gens, dialect.NewTranslator(dialect.ShippedEnvoy()))
+
+	if res, details, err := gens[v3.ListenerType].Generate(nil, nil, nil); res != nil || err != nil || !details.Incremental {
+		t.Errorf("nil became %v, %v, %v", res, details, err)
+	}
+	if res, _, err := gens[v3.RouteType].Generate(nil, nil, nil); res == nil || len(res) != 0 || !errors.Is(err, failed) {
+		t.Errorf("an empty list became %v, %v", res, err)
+	}
+	if _, ok := gens[v3.ListenerType].(model.XdsDeltaResourceGenerator); ok {
+		t.Error("a generator without deltas has them now")
+	}
+	d, ok := gens[v3.ClusterType].(model.XdsDeltaResourceGenerator)
+	if !ok {
+		t.Fatal("a generator with deltas lost them")
+	}
+	res, removed, details, used, err := d.GenerateDeltas(nil, nil, nil)
+	if len(res) != 1 || res[0] == in || res[0].Name != "l" || res[0].Version != "7" || strings.Contains(string(res[0].Resource.Value), planted) {
+		t.Errorf("not translated: %v", res)
+	}
+	if !slices.Equal(removed, model.DeletedResources{"gone"}) || details.AdditionalInfo != "info" || !used || err != nil {
+		t.Errorf("not passed through: %v %v %v %v", removed, details, used, err)
+	}
+	if !strings.Contains(string(in.Resource.Value), planted) {
+		t.Error("the cached resource was written to")
+	}
+	gens[v3.ListenerType] = &fixed{resources: model.Resources{{Name: "refused", Resource: httpListener(t, nil, &hcm.HttpFilter{
+		Name: "planted", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: plantedAny()},
+	})}}}
+	wrapped := map[string]model.XdsResourceGenerator{v3.ListenerType: gens[v3.ListenerType]}
+	dialect.Wrap(wrapped, dialect.NewTranslator(dialect.ShippedEnvoy()))
+	if res, _, err := wrapped[v3.ListenerType].Generate(nil, nil, nil); len(res) != 1 || err != nil {
+		t.Errorf("a refused resource must be sent, for Envoy to reject: %v %v", res, err)
+	}
+	metrics.Assert("polymesh_dialect_refused_resources_total", map[string]string{"resource_type": "envoy.config.listener.v3.Listener"},
+		monitortest.AtLeast(1))
+	metrics.Assert("polymesh_dialect_unknown_types_total", map[string]string{"type": planted}, monitortest.AtLeast(1))
+	if gens[v3.SecretType] != secrets {
+		t.Error("the generator for secrets was wrapped")
+	}
+	if _, ok := gens[v3.EndpointType]; ok {
+		t.Error("a generator appeared where there was none")
+	}
+}
+
+// TestTypedMetadataStays: Envoy ignores unknown types there, and so does the dialect.
+func TestTypedMetadataStays(t *testing.T) {
+	in := toAny(t, &cluster.Cluster{Name: "c", Metadata: &core.Metadata{TypedFilterMetadata: map[string]*anypb.Any{
+		"planted": plantedAny(), "known": toAny(t, wrapperspb.String("x")),
+	}}})
+	got := dialect.NewTranslator(dialect.ShippedEnvoy()).Resource(in, dialect.Proxy{})
+	if got.Resource != in || got.Unknown != nil || got.Refused != nil {
+		t.Errorf("%+v", got)
+	}
+}
