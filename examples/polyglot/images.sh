@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Builds the app's images into .build/polyglot/ at the top of the repository, as OCI archives that
+# `polymesh ctr images import` takes:
+#   fastapi-service-1.0.0.tar  go-service-1.0.0.tar   what k8s/ asks for
+#   fastapi-service-1.0.1.tar  go-service-1.0.1.tar   the same code under another version, for rolling updates
+#
+# There is no Docker engine and no registry in this: buildah builds the Dockerfiles, and the images that they start from
+# are made of Debian packages first (bases/) and exist only in buildah's own storage, .build/polyglot/storage. What has
+# not changed is not built again; FORCE=1 builds everything, which also takes in Debian's updates.
+#
+# From the environment: DEBIAN_MIRROR (default http://deb.debian.org/debian), DEBIAN_SECURITY_MIRROR, http_proxy and its
+# kin, and for pip PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_DEFAULT_TIMEOUT and this machine's
+# /etc/pip.conf. Nothing of that stays in an image.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+top=$(cd "$here/../.." && pwd)
+out=$top/.build/polyglot
+versions=(1.0.0 1.0.1)
+go_release=1.26 # of the golang image in services/go-service/Dockerfile
+ca_bundle=/etc/ssl/certs/ca-certificates.crt
+mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+security_mirror=${DEBIAN_SECURITY_MIRROR:-${mirror}-security}
+
+buildah() {
+    # Without skip_mount_home a mount stays behind, and `make clean` could not remove it.
+    command buildah --root "$out/storage" --runroot "$out/run" \
+        --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
+}
+
+fail() {
+    echo "images.sh: $*" >&2
+    exit 1
+}
+
+# fingerprint FILE-OR-DIRECTORY... reads more lines from its standard input: the hash of all that goes into an image.
+fingerprint() {
+    { cat; find "$@" -type f -print0 | sort -z | xargs -0 sha256sum; } | sha256sum | cut -d' ' -f1
+}
+
+# fresh NAME FINGERPRINT: NAME was made of just this.
+fresh() {
+    [[ -z ${FORCE:-} && -f $out/$1.stamp && $(<"$out/$1.stamp") == "$2" ]]
+}
+
+has_image() {
+    buildah inspect --type image "$1" >/dev/null 2>&1
+}
+
+# build TAG CONTEXT-DIRECTORY [OPTION...]: one Dockerfile, without pulling anything.
+build() {
+    local tag=$1 context=$2
+    shift 2
+    buildah build --quiet --isolation chroot --network host --pull-never --layers --format oci \
+        "$@" --tag "$tag" "$context" >/dev/null
+}
+
+# make_debian makes debian:bookworm-slim, Debian 12's essential packages and apt, and sets debian_print.
+make_debian() {
+    local image=docker.io/library/debian:bookworm-slim rootfs=$out/debian
+    debian_print=$(declare -f make_debian build | cat - <(echo "$mirror $security_mirror") | sha256sum | cut -d' ' -f1)
+    fresh debian "$debian_print" && has_image "$image" && return
+    echo "debian:bookworm-slim from $mirror"
+    rm -rf "$rootfs" && mkdir -p "$rootfs"
+    mmdebstrap --quiet --variant=minbase --architectures=amd64 \
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+        bookworm "$rootfs/rootfs.tar" \
+        "deb $mirror bookworm main" "deb $mirror bookworm-updates main" "deb $security_mirror bookworm-security main"
+    printf '%s\n' 'FROM scratch' 'ADD rootfs.tar /' 'CMD ["bash"]' >"$rootfs/Containerfile"
+    build "$image" "$rootfs"
+    rm -rf "$rootfs"
+    echo "$debian_print" >"$out/debian.stamp"
+}
+
+# make_base NAME IMAGE EXTRA [OPTION...]: an image of bases/NAME, under the name that a Dockerfile asks for; EXTRA is
+# what else it is made of.
+make_base() {
+    local name=$1 image=$2 extra=$3 print
+    shift 3
+    print=$(fingerprint "$here/bases/$name" <<<"$debian_print $extra")
+    fresh "$name" "$print" && has_image "$image" && return
+    echo "$image"
+    build "$image" "$here/bases/$name" "$@"
+    echo "$print" >"$out/$name.stamp"
+}
+
+# make_service NAME BASE... [-- OPTION...]: the archives of services/NAME, built on the images BASE.
+make_service() {
+    local name=$1 bases=() authorities=() version print archive image
+    shift
+    while (($#)) && [[ $1 != -- ]]; do
+        bases+=("$out/$1.stamp")
+        shift
+    done
+    (($#)) && shift
+    # Downloads trust whom this machine trusts.
+    [[ ! -f $ca_bundle ]] || authorities=(--volume "$ca_bundle:$ca_bundle:ro")
+    print=$(fingerprint "$here/services/$name" "${bases[@]}" <<<"")
+    for version in "${versions[@]}"; do
+        archive=$out/$name-$version.tar
+        fresh "$name-$version" "$print" && [[ -f $archive ]] && continue
+        image=docker.io/my-registry/$name:$version
+        echo "$image"
+        build "$image" "$here/services/$name" "${authorities[@]}" --label "org.opencontainers.image.version=$version" "$@"
+        rm -f "$archive.new"
+        buildah push --quiet "$image" "oci-archive:$archive.new:$image"
+        mv "$archive.new" "$archive"
+        echo "$print" >"$out/$name-$version.stamp"
+    done
+}
+
+# pip_settings writes what the environment says to pip into a file, and prints buildah's options that show it to pip
+# for the time of the build. As environment of the build it would stay in the image.
+pip_settings() {
+    local name value
+    (umask 077 && : >"$out/pip.conf") # it may hold a password
+    {
+        echo '[global]'
+        for name in INDEX_URL EXTRA_INDEX_URL TRUSTED_HOST DEFAULT_TIMEOUT; do
+            value=PIP_$name
+            [[ -z ${!value:-} ]] || { tr '[:upper:]_' '[:lower:]-' <<<"$name" | tr -d '\n' && echo " = ${!value}"; }
+        done
+    } >"$out/pip.conf"
+    printf '%s\n' --volume "$out/pip.conf:/root/.config/pip/pip.conf:ro"
+    [[ ! -f /etc/pip.conf ]] || printf '%s\n' --volume /etc/pip.conf:/etc/pip.conf:ro
+}
+
+((EUID == 0)) || fail "building images needs root: it unpacks files that belong to root. Run it with sudo."
+for program in buildah mmdebstrap go; do
+    command -v "$program" >/dev/null || fail "$program is missing. On Debian: apt-get install buildah mmdebstrap; Go from https://go.dev/dl/"
+done
+cd "$top" # the toolchain that the repository's go.mod names
+go_version=$(go env GOVERSION)
+[[ $go_version == "go$go_release"* ]] ||
+    fail "services/go-service/Dockerfile asks for Go $go_release, this machine has $go_version: change the Dockerfile's FROM line and go_release here."
+mkdir -p "$out"
+exec 9>"$out/lock"
+flock 9 # two runs would write the same storage
+
+[[ -z ${FORCE:-} ]] || buildah rmi --all --force >/dev/null
+make_debian
+make_base python docker.io/library/python:3.11-slim ""
+make_base golang docker.io/library/golang:$go_release-bookworm "$go_version" --build-context "goroot=$(go env GOROOT)"
+make_base static gcr.io/distroless/static-debian12:latest ""
+trap 'rm -f "$out/pip.conf"' EXIT
+mapfile -t pip_options < <(pip_settings)
+make_service fastapi-service python -- "${pip_options[@]}"
+make_service go-service golang static

@@ -1,0 +1,3 @@
+module polymesh.dev/polymesh/examples/polyglot/go-service
+
+go 1.26
