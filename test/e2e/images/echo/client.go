@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+)
+
+// headers collects every -H of a command line.
+type headers http.Header
+
+func (h headers) String() string { return "" }
+
+func (h headers) Set(line string) error {
+	name, value, ok := strings.Cut(line, ":")
+	if !ok {
+		return fmt.Errorf("%q is not \"Name: value\"", line)
+	}
+	http.Header(h).Add(name, strings.TrimSpace(value))
+	return nil
+}
+
+// summary is what `get -n` prints: how often each answer came.
+type summary struct {
+	Status map[int]int    `json:"status"`
+	Errors map[string]int `json:"errors"`
+}
+
+// get sends a request and prints the answer's body; with -n it sends many, one after the other, and prints a summary.
+// It fails where an answer is missing or is 400 and above.
+func get(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("get", flag.ContinueOnError)
+	header := headers{}
+	flags.Var(header, "H", "header, \"Name: value\"; may be repeated")
+	method := flags.String("X", http.MethodGet, "method")
+	body := flags.String("d", "", "body")
+	n := flags.Int("n", 1, "how many requests")
+	keep := flags.Bool("k", true, "keep connections")
+	timeout := flags.Duration("timeout", 10*time.Second, "for each request")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() != 1 {
+		return fmt.Errorf("get: one URL is needed, got %q", flags.Args())
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.Proxy = nil
+	transport.DisableKeepAlives = !*keep
+	client := &http.Client{Transport: transport, Timeout: *timeout}
+
+	seen := summary{Status: map[int]int{}, Errors: map[string]int{}}
+	failed := 0
+	for range *n {
+		status, answer, err := send(ctx, client, *method, flags.Arg(0), *body, http.Header(header))
+		switch {
+		case err != nil:
+			seen.Errors[err.Error()]++
+			failed++
+		default:
+			seen.Status[status]++
+			if status >= http.StatusBadRequest {
+				failed++
+			}
+		}
+		if *n == 1 {
+			fmt.Print(answer)
+			if err != nil {
+				return err
+			}
+			if failed > 0 {
+				return fmt.Errorf("status %d", status)
+			}
+			return nil
+		}
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(seen); err != nil {
+		return err
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of %d requests failed", failed, *n)
+	}
+	return nil
+}
+
+func send(ctx context.Context, client *http.Client, method, url, body string, header http.Header) (int, string, error) {
+	request, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+	if err != nil {
+		return 0, "", err
+	}
+	request.Header = header.Clone()
+	request.Host = header.Get("Host")
+	response, err := client.Do(request)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	answer, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(answer), err
+}
+
+// callGRPC prints what the server saw of a gRPC call.
+func callGRPC(ctx context.Context, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("grpc: one ADDRESS is needed, got %q", args)
+	}
+	connection, err := grpc.NewClient("dns:///"+args[0], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return fmt.Errorf("grpc: %w", err)
+	}
+	defer connection.Close()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	response, err := testpb.NewTestServiceClient(connection).UnaryCall(ctx, &testpb.SimpleRequest{})
+	if err != nil {
+		return fmt.Errorf("grpc: call %s: %w", args[0], err)
+	}
+	fmt.Println(string(response.GetPayload().GetBody()))
+	return nil
+}
+
+// callTCP sends TEXT and prints what comes back.
+func callTCP(ctx context.Context, args []string) error {
+	if len(args) != 2 {
+		return fmt.Errorf("tcp: ADDRESS and TEXT are needed, got %q", args)
+	}
+	dialer := net.Dialer{Timeout: 10 * time.Second}
+	connection, err := dialer.DialContext(ctx, "tcp", args[0])
+	if err != nil {
+		return fmt.Errorf("tcp: %w", err)
+	}
+	defer connection.Close()
+	if err := connection.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return fmt.Errorf("tcp: %w", err)
+	}
+	if _, err := io.WriteString(connection, args[1]); err != nil {
+		return fmt.Errorf("tcp: write to %s: %w", args[0], err)
+	}
+	answer := make([]byte, len(args[1]))
+	if _, err := io.ReadFull(connection, answer); err != nil {
+		return fmt.Errorf("tcp: read from %s: %w", args[0], err)
+	}
+	fmt.Println(string(answer))
+	return nil
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestEcho(t *testing.T) {
+	request := httptest.NewRequest(http.MethodPut, "/a/b?c=d", strings.NewReader("text"))
+	request.Header.Set("X-Test", "1")
+	recorder := httptest.NewRecorder()
+	newServer().handler().ServeHTTP(recorder, request)
+	var got reply
+	if err := json.Unmarshal(recorder.Body.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Method != http.MethodPut || got.Path != "/a/b?c=d" || got.Body != "text" || got.Headers["X-Test"][0] != "1" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestPaths(t *testing.T) {
+	handler := newServer().handler()
+	file := filepath.Join(t.TempDir(), "f")
+	for _, step := range []struct {
+		method, target, body string
+		status               int
+		answer               string
+	}{
+		{http.MethodGet, "/healthz", "", http.StatusOK, "ok"},
+		{http.MethodGet, "/fail", "", http.StatusOK, "NOT_SERVING"},
+		{http.MethodGet, "/healthz", "", http.StatusServiceUnavailable, "failing"},
+		{http.MethodGet, "/ok", "", http.StatusOK, "SERVING"},
+		{http.MethodGet, "/healthz", "", http.StatusOK, "ok"},
+		{http.MethodGet, "/alloc?mb=1", "", http.StatusOK, "took 1 MiB"},
+		{http.MethodGet, "/alloc?mb=x", "", http.StatusBadRequest, "mb must be a number"},
+		{http.MethodGet, "/exit", "", http.StatusBadRequest, "code must be a number"},
+		{http.MethodGet, "/file?path=" + file, "", http.StatusNotFound, "no such file"},
+		{http.MethodPost, "/file?path=" + file, "written", http.StatusOK, ""},
+		{http.MethodGet, "/file?path=" + file, "", http.StatusOK, "written"},
+	} {
+		recorder := httptest.NewRecorder()
+		handler.ServeHTTP(recorder, httptest.NewRequest(step.method, step.target, strings.NewReader(step.body)))
+		if recorder.Code != step.status || !strings.Contains(recorder.Body.String(), step.answer) {
+			t.Errorf("%s %s: got %d %q, want %d %q", step.method, step.target, recorder.Code, recorder.Body, step.status, step.answer)
+		}
+	}
+}

@@ -1,0 +1,131 @@
+//go:build e2e
+
+// Package e2e holds the end-to-end tests: on the file that ships, dist/polymesh, on nodes in network namespaces. They
+// need root.
+//
+// Most tests use one node with the guide's app, which the first of them brings up as `make up` does; it goes down as
+// `make down` does when all tests have run. What breaks a node has one of its own. A test leaves the shared node as it
+// found it.
+//
+//	make test-e2e                                                    # all of them
+//	go test -tags "netgo osusergo sqlite_omit_load_extension e2e" -count=1 -v -run TestCallGo ./test/e2e
+//
+// Package node, below, says how to look at a node that a test has made.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+func TestMain(m *testing.M) {
+	if err := node.Guard(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	if err := shared.finish(code == 0); err != nil {
+		fmt.Fprintln(os.Stderr, "FAIL: the shared node at the end:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// sharedNode is the node with the guide's app.
+type sharedNode struct {
+	once sync.Once
+	node *node.Node
+	said string // what `make up` printed
+	err  error
+	// reported is set once a test has shown err.
+	reported bool
+}
+
+var shared sharedNode
+
+// app returns the node on which `make up` has run.
+func app(t *testing.T) *node.Node {
+	t.Helper()
+	shared.once.Do(func() {
+		if shared.node, shared.err = node.New(node.Options{}); shared.err != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+		defer cancel()
+		shared.said, shared.err = shared.node.Up(ctx)
+		t.Log(shared.said)
+	})
+	if shared.err != nil && !shared.reported {
+		shared.reported = true
+		if shared.node != nil {
+			shared.node.ExplainFailure(t)
+		}
+		t.Fatalf("make up: %v", shared.err)
+	}
+	if shared.err != nil {
+		t.Fatal("make up has failed: see the first test that failed")
+	}
+	shared.node.ExplainFailure(t)
+	return shared.node
+}
+
+// finish takes the shared node down, after a last look at it.
+func (s *sharedNode) finish(look bool) error {
+	if s.node == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	if s.err != nil || !look || os.Getenv("POLYMESH_E2E_KEEP") != "" {
+		return s.node.Close(ctx)
+	}
+	err := noRejects(ctx, s.node)
+	if err != nil {
+		s.node.Explain(os.Stderr)
+	}
+	out, downErr := s.node.Down(ctx)
+	fmt.Print(out)
+	if downErr == nil {
+		if _, err := os.Stat(s.node.DataDir()); err == nil {
+			downErr = errors.New("make down left the data dir")
+		}
+	}
+	return errors.Join(err, downErr, s.node.Close(ctx))
+}
+
+// echoImage is the tests' workload, test/e2e/images/echo.
+const echoImage = "registry.polymesh.dev/test/echo:1"
+
+var buildEcho = sync.OnceValues(func() (string, error) {
+	top, err := node.Top()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command(filepath.Join(top, "test", "e2e", "images", "build.sh"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the echo image: %w: %s", err, out)
+	}
+	return filepath.Join(top, ".build", "e2e", "echo.tar"), nil
+})
+
+// importEcho brings the echo image to a node, building it where it is missing.
+func importEcho(t *testing.T, n *node.Node) {
+	t.Helper()
+	archive, err := buildEcho()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(n.Ctr(t, "images", "ls", "-q"), echoImage) {
+		n.Import(t, archive)
+	}
+}

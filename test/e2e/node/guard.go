@@ -1,0 +1,246 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// record is what a later process needs to know to remove a node. It lies in the node's folder.
+type record struct {
+	Name       string `json:"name"`
+	Dir        string `json:"dir"`
+	DataDir    string `json:"dataDir"`
+	Kubeconfig string `json:"kubeconfig"`
+	Program    string `json:"program"`
+	Owner      owner  `json:"owner"`
+}
+
+// owner is a process; its start time tells it from a later one with the same id.
+type owner struct {
+	PID   int    `json:"pid"`
+	Start string `json:"start"`
+}
+
+const recordName = "node.json"
+
+func (n *Node) record() record {
+	return record{Name: n.Name, Dir: n.Dir, DataDir: n.DataDir(), Kubeconfig: n.Kubeconfig(), Program: n.program, Owner: ownerOf(os.Getpid())}
+}
+
+func ownerOf(pid int) owner {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return owner{PID: pid}
+	}
+	// proc(5): field 22 is the start time, the third one the state; the second one, in brackets, may hold anything.
+	after := string(text[strings.LastIndexByte(string(text), ')')+1:])
+	if f := strings.Fields(after); len(f) > 19 && f[0] != "Z" {
+		return owner{PID: pid, Start: f[19]}
+	}
+	return owner{PID: pid}
+}
+
+func (o owner) alive() bool { return o.Start != "" && ownerOf(o.PID) == o }
+
+func (r record) write() error {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(r.Dir, recordName), text, 0o600)
+}
+
+// remove takes a node away, whatever state it is in. It can be called again.
+func (r record) remove(ctx context.Context) error {
+	var failures []error
+	inside, outside := namespace(r.Name), namespace(r.Name+"-out")
+	_, errNamespace := os.Stat(inside.path())
+	_, errData := os.Stat(r.DataDir)
+	if errNamespace == nil && errData == nil {
+		cmd := exec.CommandContext(ctx, "nsenter", "--net="+inside.path(), "--",
+			r.Program, "reset", "--yes", "--data-dir", r.DataDir, "--kubeconfig", r.Kubeconfig)
+		// Nothing goes to the user's own cache, also where the data dir lacks the program.
+		cmd.Env = append(environment(), "POLYMESH_DATA_DIR="+r.DataDir, "XDG_CACHE_HOME="+filepath.Join(r.Dir, "cache"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			failures = append(failures, fmt.Errorf("polymesh reset of %s: %w: %s", r.DataDir, err, out))
+		}
+	}
+	for _, s := range []namespace{inside, outside} {
+		if _, err := os.Stat(s.path()); err != nil {
+			continue
+		}
+		s.killAll()
+		if out, err := exec.CommandContext(ctx, "ip", "netns", "delete", string(s)).CombinedOutput(); err != nil {
+			failures = append(failures, fmt.Errorf("ip netns delete %s: %w: %s", s, err, out))
+		}
+	}
+	failures = append(failures, removeFolder(r.Dir))
+	return errors.Join(failures...)
+}
+
+// killAll ends what still runs in the namespace.
+func (s namespace) killAll() {
+	out, err := exec.Command("ip", "netns", "pids", string(s)).Output()
+	if err != nil {
+		return
+	}
+	for _, f := range strings.Fields(string(out)) {
+		if pid, err := strconv.Atoi(f); err == nil && pid != os.Getpid() {
+			// One that has gone meanwhile needs no signal.
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+// removeFolder deletes a node's folder, but nothing that is mounted in it.
+func removeFolder(dir string) error {
+	if !strings.HasPrefix(filepath.Base(dir), prefix) {
+		return fmt.Errorf("%s is not the folder of a node", dir)
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("list mounts: %w", err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// records lists the nodes on this machine.
+func records() ([]record, error) {
+	files, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*", recordName))
+	if err != nil {
+		return nil, err
+	}
+	var found []record
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed by its owner meanwhile
+		}
+		var r record
+		if err == nil {
+			err = json.Unmarshal(text, &r)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", file, err)
+		}
+		found = append(found, r)
+	}
+	return found, nil
+}
+
+// reap removes the nodes whose owner is gone.
+func reap(ctx context.Context) error {
+	found, err := records()
+	if err != nil {
+		return err
+	}
+	var failures []error
+	for _, r := range found {
+		if !r.Owner.alive() {
+			failures = append(failures, r.reap(ctx))
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// reap removes a node unless another run or watchdog, which sees it too, does so already: then it waits for that.
+func (r record) reap(ctx context.Context) error {
+	dir, err := os.Open(r.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", r.Dir, err)
+	}
+	if _, err := os.Stat(filepath.Join(r.Dir, recordName)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return r.remove(ctx)
+}
+
+// watchdogEnv tells a process that it is the watchdog, and of whom.
+const watchdogEnv = "POLYMESH_E2E_WATCHDOG"
+
+// Guard removes what earlier runs left, and starts a watchdog that removes what this process leaves when it is killed.
+// The watchdog is this program once more: in it, Guard does not return.
+func Guard() error {
+	if parent := os.Getenv(watchdogEnv); parent != "" {
+		watch(parent)
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("nodes need root, because they make containers and network namespaces: run it with sudo")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	if err := reap(ctx); err != nil {
+		return fmt.Errorf("remove what an earlier run left: %w", err)
+	}
+	if os.Getenv("POLYMESH_E2E_KEEP") != "" {
+		return nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	// A plain descriptor, which no garbage collection closes: the kernel does when this process ends, however that comes.
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return fmt.Errorf("make the watchdog's pipe: %w", err)
+	}
+	watched := os.NewFile(uintptr(ends[0]), "pipe")
+	defer watched.Close()
+	own, err := json.Marshal(ownerOf(os.Getpid()))
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), watchdogEnv+"="+string(own))
+	cmd.ExtraFiles = []*os.File{watched}
+	// A session of its own: what kills the tests by their group or terminal leaves it alone.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the watchdog: %w", err)
+	}
+	return nil
+}
+
+// watch waits until the process that started this one has ended, and removes its nodes.
+func watch(parent string) {
+	_, _ = io.Copy(io.Discard, os.NewFile(3, "pipe"))
+	var o owner
+	err := json.Unmarshal([]byte(parent), &o)
+	// Its files are closed a moment before it is gone.
+	for err == nil && o.alive() {
+		time.Sleep(poll)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	if err := errors.Join(err, reap(ctx)); err != nil {
+		os.Exit(1) // nobody listens; the next run tries again and says why
+	}
+	os.Exit(0)
+}

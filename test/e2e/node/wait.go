@@ -1,0 +1,46 @@
+package node
+
+import (
+	"context"
+	"testing"
+	"time"
+)
+
+const poll = 100 * time.Millisecond
+
+// Eventually asks until the answer is yes. The test fails with what was missing last when the time is over, which says
+// nothing about speed: the limit is for something that never comes.
+func (n *Node) Eventually(t testing.TB, limit time.Duration, condition func() (ok bool, what string)) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for {
+		ok, what := condition()
+		if ok {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("still not after %s: %s", limit, what)
+		case <-n.Exited():
+			t.Fatalf("the server has ended (%v); before: %s", n.exitError(), what)
+		case <-time.After(poll):
+		}
+	}
+}
+
+// WaitReady waits until every component of the server is ready.
+func (n *Node) WaitReady(t testing.TB, limit time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	if err := n.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// WaitRollout waits until a Deployment, StatefulSet or DaemonSet ("deployment/name") has rolled out.
+func (n *Node) WaitRollout(t testing.TB, namespace, workload string) {
+	t.Helper()
+	n.Kubectl(t, "rollout", "status", "-n", namespace, workload, "--timeout=180s")
+}

@@ -1,0 +1,197 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+// appContainer names the app's container of each service.
+var appContainer = map[string]string{"fastapi-service": "fastapi", "go-service": "go"}
+
+// Updates of both services and their undoing, under load and without retries, lose nothing. docs/guide.md names what was
+// added to the guide's manifests for that.
+func TestRollingUpdate(t *testing.T) {
+	n := app(t)
+	withoutRetries(t, n)
+	t.Cleanup(func() { restoreServices(t, n) })
+
+	l := startLoad(t, n)
+	l.wait(500)
+	for l.sent.Load() < 10_000 {
+		t.Logf("update to 1.0.1, after %d requests", l.sent.Load())
+		for service, name := range appContainer {
+			n.Kubectl(t, "set", "image", "deployment/"+service, name+"=my-registry/"+service+":1.0.1", "-n", appNamespace)
+		}
+		waitVersion(t, n, "1.0.1")
+		t.Logf("undo, after %d requests", l.sent.Load())
+		for service := range appContainer {
+			n.Kubectl(t, "rollout", "undo", "deployment/"+service, "-n", appNamespace)
+		}
+		waitVersion(t, n, "1.0.0")
+	}
+	l.end()
+}
+
+// waitVersion waits until both services have rolled out in this version, and until the pods that they had before, which
+// end a while later, are gone.
+func waitVersion(t *testing.T, n *node.Node, version string) {
+	t.Helper()
+	for service := range appContainer {
+		n.WaitRollout(t, appNamespace, "deployment/"+service)
+	}
+	client := n.Client(t)
+	n.Eventually(t, 3*time.Minute, func() (bool, string) {
+		pods, err := client.CoreV1().Pods(appNamespace).List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return false, err.Error()
+		}
+		count := map[string]int{}
+		for _, p := range pods.Items {
+			if why := node.NotReady(&p); why != "" {
+				return false, why
+			}
+			for _, c := range p.Spec.Containers {
+				count[c.Image]++
+			}
+		}
+		fastapi, golang := count["my-registry/fastapi-service:"+version], count["my-registry/go-service:"+version]
+		return fastapi == 2 && golang == 3 && len(pods.Items) == 5, fmt.Sprintf("the pods' images are %v, want version %s in 2 and 3", count, version)
+	})
+}
+
+// restoreServices applies the example's Deployments again, which changes nothing after an undo.
+func restoreServices(t *testing.T, n *node.Node) {
+	t.Helper()
+	k8s := filepath.Join(example(t), "k8s")
+	for _, args := range [][]string{
+		{"apply", "-n", appNamespace, "-f", filepath.Join(k8s, "fastapi"), "-f", filepath.Join(k8s, "go")},
+		{"rollout", "status", "-n", appNamespace, "deployment/fastapi-service", "--timeout=180s"},
+		{"rollout", "status", "-n", appNamespace, "deployment/go-service", "--timeout=180s"},
+	} {
+		if _, err := n.KubectlErr(args...); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// example is the folder of the guide's app.
+func example(t *testing.T) string {
+	t.Helper()
+	top, err := node.Top()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(top, "examples", "polyglot")
+}
+
+// meshWithoutRetries is for the retries that are Istio's default: from FastAPI to the Go service, and from each sidecar to
+// its app. No API has a switch for the latter ones; here they wait for status codes of which there is no list.
+const meshWithoutRetries = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: e2e-no-retries, namespace: ` + appNamespace + `}
+spec:
+  hosts: [go-service]
+  http:
+  - route:
+    - destination: {host: go-service}
+    retries: {attempts: 0}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: e2e-no-retries, namespace: ` + appNamespace + `}
+spec:
+  configPatches:
+  - applyTo: HTTP_ROUTE
+    match: {context: SIDECAR_INBOUND}
+    patch: {operation: MERGE, value: {route: {retry_policy: {retry_on: retriable-status-codes}}}}
+`
+
+// withoutRetries turns retries off on every route of the app until the test ends, and waits until the proxies know.
+func withoutRetries(t *testing.T, n *node.Node) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(example(t), "istio", "virtualservice.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var service unstructured.Unstructured
+	if err := yaml.Unmarshal(text, &service.Object); err != nil {
+		t.Fatal(err)
+	}
+	routes, _, err := unstructured.NestedSlice(service.Object, "spec", "http")
+	if err != nil || len(routes) == 0 {
+		t.Fatalf("the example's VirtualService has %d routes (%v)", len(routes), err)
+	}
+	for _, r := range routes {
+		r.(map[string]any)["retries"] = map[string]any{"attempts": int64(0)}
+	}
+	if err := unstructured.SetNestedSlice(service.Object, routes, "spec", "http"); err != nil {
+		t.Fatal(err)
+	}
+	changed, err := yaml.Marshal(service.Object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		n.Delete(t, meshWithoutRetries)
+		n.Kubectl(t, "apply", "-f", filepath.Join(example(t), "istio", "virtualservice.yaml"))
+	})
+	n.Apply(t, string(changed)+"\n---\n"+meshWithoutRetries)
+
+	waitNoRetries(t, n, "istio-system", "istio=ingressgateway", appHost)
+	waitNoRetries(t, n, appNamespace, "app=fastapi-service", "go-service")
+	for _, pod := range listPods(t, n, appNamespace, "") {
+		n.Eventually(t, time.Minute, func() (bool, string) {
+			out := n.Istioctl(t, "proxy-config", "listeners", pod.Name+"."+pod.Namespace, "--port", "15006", "-o", "json")
+			return strings.Contains(out, `"retriable-status-codes"`) && !strings.Contains(out, `"reset-before-request"`), pod.Name + " still retries what it sends to its app"
+		})
+	}
+}
+
+// waitNoRetries waits until the proxies of these pods have routes for the host, and none of them retries.
+func waitNoRetries(t *testing.T, n *node.Node, namespace, selector, host string) {
+	t.Helper()
+	for _, pod := range listPods(t, n, namespace, selector) {
+		n.Eventually(t, time.Minute, func() (bool, string) {
+			var configs []struct {
+				VirtualHosts []struct {
+					Domains []string
+					Routes  []struct{ Route struct{ RetryPolicy any } }
+				}
+			}
+			out := n.Istioctl(t, "proxy-config", "routes", pod.Name+"."+namespace, "-o", "json")
+			if err := json.Unmarshal([]byte(out), &configs); err != nil {
+				return false, err.Error()
+			}
+			routes, retrying := 0, 0
+			for _, c := range configs {
+				for _, h := range c.VirtualHosts {
+					if !slices.Contains(h.Domains, host) {
+						continue
+					}
+					for _, r := range h.Routes {
+						routes++
+						if r.Route.RetryPolicy != nil {
+							retrying++
+						}
+					}
+				}
+			}
+			return routes > 0 && retrying == 0, fmt.Sprintf("%s has %d routes to %s, and %d of them retry", pod.Name, routes, host, retrying)
+		})
+	}
+}

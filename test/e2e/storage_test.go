@@ -1,0 +1,173 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+const storageNamespace = "e2e-storage"
+
+const storageManifest = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: ` + storageNamespace + `}
+`
+
+func TestPersistentVolume(t *testing.T) {
+	n := app(t)
+	importEcho(t, n)
+	// No class is named: local-path is the default.
+	const claim = `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data, namespace: ` + storageNamespace + `}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 10Mi}}}
+`
+	const pod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: writer, namespace: ` + storageNamespace + `}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: echo
+    image: "` + echoImage + `"
+    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+    volumeMounts: [{name: data, mountPath: /data}]
+  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
+`
+	t.Cleanup(func() { n.Delete(t, storageManifest) })
+	n.Apply(t, storageManifest+"---"+claim+"---"+pod)
+	address := echoAddress(readyPod(t, n, storageNamespace, "writer"))
+	got := n.Kubectl(t, "get", "pvc", "data", "-n", storageNamespace, "-o", "jsonpath={.spec.storageClassName} {.status.phase}")
+	if got != "local-path Bound" {
+		t.Errorf("the claim is %q, want local-path Bound", got)
+	}
+	const file, text = "/file?path=/data/f", "kept over a restart"
+	mustFetch(t, n, http.MethodPost, address, file, text)
+
+	n.Delete(t, pod)
+	n.Apply(t, pod)
+	address = echoAddress(readyPod(t, n, storageNamespace, "writer"))
+	if got := mustFetch(t, n, http.MethodGet, address, file, ""); got != text {
+		t.Errorf("a new pod reads %q, want %q", got, text)
+	}
+
+	volume := n.Kubectl(t, "get", "pvc", "data", "-n", storageNamespace, "-o", "jsonpath={.spec.volumeName}")
+	dirs, err := filepath.Glob(filepath.Join(n.DataDir(), "storage", "*", "*", "f"))
+	if flat, _ := filepath.Glob(filepath.Join(n.DataDir(), "storage", "*", "f")); err == nil {
+		dirs = append(dirs, flat...)
+	}
+	if len(dirs) != 1 {
+		t.Fatalf("the file is in %v (%v), want it in one place below %s/storage", dirs, err, n.DataDir())
+	}
+	n.Delete(t, pod)
+	n.Delete(t, claim)
+	n.Eventually(t, 2*time.Minute, func() (bool, string) {
+		if out, err := n.KubectlErr("get", "pv", volume, "--ignore-not-found", "-o", "name"); err != nil || out != "" {
+			return false, fmt.Sprintf("the volume is still there: %s%v", out, err)
+		}
+		_, err := os.Stat(dirs[0])
+		return os.IsNotExist(err), dirs[0] + " is still there"
+	})
+}
+
+func TestStatefulSet(t *testing.T) {
+	n := app(t)
+	importEcho(t, n)
+	const set = storageManifest + `
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: ` + storageNamespace + `}
+spec: {clusterIP: None, selector: {app: db}, ports: [{port: 8080}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db, namespace: ` + storageNamespace + `}
+spec:
+  serviceName: db
+  replicas: 3
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: echo
+        image: "` + echoImage + `"
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+        volumeMounts: [{name: data, mountPath: /data}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {storageClassName: local-path, accessModes: [ReadWriteOnce], resources: {requests: {storage: 10Mi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: ` + storageNamespace + `}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: echo, image: "` + echoImage + `"}
+`
+	t.Cleanup(func() { n.Delete(t, storageManifest) })
+	n.Apply(t, set)
+	n.WaitRollout(t, storageNamespace, "statefulset/db")
+	readyPod(t, n, storageNamespace, "client")
+
+	members := listPods(t, n, storageNamespace, "app=db")
+	for i, p := range members {
+		if want := fmt.Sprintf("db-%d", i); p.Name != want {
+			t.Fatalf("pod %d is %s, want %s", i, p.Name, want)
+		}
+		if i > 0 && p.CreationTimestamp.Time.Before(readySince(&members[i-1])) {
+			t.Errorf("%s was made before %s was ready", p.Name, members[i-1].Name)
+		}
+	}
+	// Each has a name that stays, and a volume that stays.
+	for _, p := range members {
+		if out, err := byName(n, p.Name, "-X", "POST", "-d", "data of "+p.Name); err != nil {
+			t.Fatalf("%s: %v", out, err)
+		}
+	}
+	n.Kubectl(t, "delete", "pods", "-n", storageNamespace, "-l", "app=db")
+	n.WaitRollout(t, storageNamespace, "statefulset/db")
+	for _, p := range members {
+		if now := readyPod(t, n, storageNamespace, p.Name); now.UID == p.UID {
+			t.Errorf("%s was deleted and is the same", p.Name)
+		}
+		// A name server may know the old address for its time to live.
+		n.Eventually(t, 2*time.Minute, func() (bool, string) {
+			out, err := byName(n, p.Name)
+			return err == nil && out == "data of "+p.Name, fmt.Sprintf("%s answers %q (%v)", p.Name, out, err)
+		})
+	}
+}
+
+// byName calls a member of the StatefulSet by its DNS name, from a pod, for its file.
+func byName(n *node.Node, member string, args ...string) (string, error) {
+	url := fmt.Sprintf("http://%s.db.%s.svc.cluster.local:8080/file?path=/data/f", member, storageNamespace)
+	out, err := fromPod(n, storageNamespace, append(append([]string{"get"}, args...), url)...)
+	return strings.TrimSpace(out), err
+}
+
+// readySince is when a pod became ready, to the second.
+func readySince(p *corev1.Pod) time.Time {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return c.LastTransitionTime.Time
+		}
+	}
+	return time.Now() // not at all: later than what came before
+}
