@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+const (
+	appNamespace = "polyglot-services"
+	appHost      = "api.example.com"
+	echoImage    = "registry.polymesh.dev/test/echo:1"
+)
+
+// importArchives brings images into the node's containerd.
+func (b *bench) importArchives(ctx context.Context, n *node.Node, pattern string) error {
+	archives, err := filepath.Glob(filepath.Join(b.top, ".build", pattern))
+	if err != nil {
+		return err
+	}
+	if len(archives) == 0 {
+		return fmt.Errorf("there is no image archive .build/%s", pattern)
+	}
+	for _, archive := range archives {
+		if err := polymesh(ctx, n, "ctr", "images", "import", archive); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deployApp does what the guide's deploy.sh does, and waits until the app answers through the gateway.
+func (b *bench) deployApp(ctx context.Context, n *node.Node) error {
+	if err := b.importArchives(ctx, n, "polyglot/*-1.0.0.tar"); err != nil {
+		return err
+	}
+	app := filepath.Join(b.top, "examples", "polyglot")
+	for _, args := range [][]string{
+		{"apply", "-f", filepath.Join(app, "k8s", "namespace.yaml")},
+		{"create", "secret", "generic", "db-credentials", "-n", appNamespace, "--from-literal=url=postgresql://user:pass@postgres.external:5432/mydb"},
+		{"apply", "-n", appNamespace, "-f", filepath.Join(app, "k8s", "fastapi"), "-f", filepath.Join(app, "k8s", "go")},
+		{"apply", "-f", filepath.Join(app, "istio")},
+		{"rollout", "status", "-n", appNamespace, "deployment/fastapi-service", "--timeout=300s"},
+		{"rollout", "status", "-n", appNamespace, "deployment/go-service", "--timeout=300s"},
+	} {
+		if err := polymesh(ctx, n, append([]string{"kubectl"}, args...)...); err != nil {
+			return err
+		}
+	}
+	return eventually(ctx, n, 2*time.Minute, func() error { return predict(ctx, n) })
+}
+
+func predict(ctx context.Context, n *node.Node) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+n.Address()+"/api/v1/predict", strings.NewReader(`{"data": [1.0, 2.0, 3.0]}`))
+	if err != nil {
+		return err
+	}
+	request.Host = appHost
+	request.Header.Set("Content-Type", "application/json")
+	response, err := n.HTTP(false).Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && (response.StatusCode != http.StatusOK || !strings.Contains(string(body), `"prediction":2`)) {
+		err = errors.New("predict answers " + response.Status + " " + string(body))
+	}
+	return err
+}

@@ -1,0 +1,182 @@
+// Command bench measures dist/polymesh, on nodes of its own like those of the end-to-end tests, and writes what it found
+// to bench/README.md. `make bench` runs it. It needs root.
+//
+// Each run goes through all parts; a figure is given as the least, the median and the most of the runs. It fails where
+// Polymesh does not work, never because it is slow.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+type options struct {
+	runs         int
+	settle, idle time.Duration
+	out          string
+	only         string
+}
+
+func main() {
+	// Before anything else: a second process of this program removes the nodes when this one is killed.
+	if err := node.Guard(); err != nil {
+		fail(err)
+	}
+	var o options
+	var limit time.Duration
+	flag.IntVar(&o.runs, "runs", 3, "how often everything is measured")
+	flag.DurationVar(&o.settle, "settle", time.Minute, "rest before idle processes are measured")
+	flag.DurationVar(&o.idle, "idle", time.Minute, "how long idle processes are measured")
+	flag.StringVar(&o.only, "only", "", "measure the parts whose name holds this text, not all")
+	flag.StringVar(&o.out, "o", "", "file for the results (default: bench/README.md of the repository)")
+	flag.DurationVar(&limit, "limit", 3*time.Hour, "give up after this time")
+	flag.Parse()
+	if flag.NArg() > 0 || o.runs < 1 {
+		fail(errors.New("usage: bench [-runs N] [-only PART] [-settle D] [-idle D] [-o FILE]"))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if err := run(ctx, o); err != nil {
+		fail(err)
+	}
+}
+
+func fail(err error) {
+	fmt.Fprintln(os.Stderr, "bench:", err)
+	os.Exit(1)
+}
+
+func run(ctx context.Context, o options) error {
+	top, err := node.Top()
+	if err != nil {
+		return err
+	}
+	if o.out == "" {
+		o.out = filepath.Join(top, "bench", "README.md")
+	}
+	b := &bench{options: o, top: top, results: newResults()}
+	if err := b.size(); err != nil {
+		return err
+	}
+	// Building is not measured, so it is done before.
+	for _, script := range []string{"test/e2e/images/build.sh", "examples/polyglot/images.sh"} {
+		b.say("%s", script)
+		if out, err := exec.CommandContext(ctx, filepath.Join(top, script)).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", script, err, out)
+		}
+	}
+	machine, err := describeMachine(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range o.runs {
+		for _, part := range []struct {
+			name    string
+			measure func(context.Context) error
+		}{
+			{"a server without Istio", b.bare},
+			{"a server with Istio's demo profile and the app", b.mesh},
+			{"1 CPU and 512 MB without Istio", b.smallBare},
+			{"2 CPUs and 2 GB with Istio", b.smallMesh},
+		} {
+			if !strings.Contains(part.name, o.only) {
+				continue
+			}
+			b.say("run %d of %d: %s", i+1, o.runs, part.name)
+			if load, err := loadAverage(); err == nil {
+				b.results.add(loadBefore, load)
+			}
+			if err := part.measure(ctx); err != nil {
+				return fmt.Errorf("run %d, %s: %w", i+1, part.name, err)
+			}
+		}
+	}
+	text := report(machine, o, b.results)
+	if err := os.WriteFile(o.out, []byte(text), 0o644); err != nil {
+		return err
+	}
+	b.say("written to %s", o.out)
+	return nil
+}
+
+// bench is one call of the program.
+type bench struct {
+	options
+	top     string
+	results *results
+}
+
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+// on makes a node for f and removes it afterwards.
+func (b *bench) on(ctx context.Context, o node.Options, f func(*node.Node) error) error {
+	n, err := node.New(o)
+	if err != nil {
+		return err
+	}
+	err = f(n)
+	if err != nil && ctx.Err() == nil {
+		n.Explain(os.Stderr)
+	}
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+	defer cancel()
+	return errors.Join(err, n.Close(closing))
+}
+
+func (b *bench) size() error {
+	program, err := node.Program()
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(program)
+	if err != nil {
+		return err
+	}
+	b.results.add(fileSize, float64(info.Size())/1e6)
+	return nil
+}
+
+// polymesh runs a command of the program on the node.
+func polymesh(ctx context.Context, n *node.Node, args ...string) error {
+	if out, err := n.PolymeshCommand(ctx, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("polymesh %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// eventually tries until there is no error.
+func eventually(ctx context.Context, n *node.Node, limit time.Duration, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not after %s: %w", limit, err)
+		case <-n.Exited():
+			return fmt.Errorf("the server has ended: %w", err)
+		case <-time.After(poll):
+		}
+	}
+}
+
+// poll is how often a condition is asked for, and so how exact a time is.
+const poll = 50 * time.Millisecond

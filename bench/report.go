@@ -1,0 +1,208 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+	"time"
+
+	_ "embed"
+)
+
+//go:embed report.tmpl
+var reportTemplate string
+
+// row is a figure in a table: what it is, in which unit it is given, and what it is to be compared with.
+type row struct {
+	id    figureID
+	what  string
+	unit  string
+	aim   string
+	other string // measured elsewhere, and by whom
+}
+
+const proof = "proof: "
+
+// Aims, and what the proof of the design and users of K3s saw, are from the issue that asked for these measurements.
+var (
+	startRows = []row{
+		{meshAPI, "API server ready", "s", "", proof + "2.3 s"},
+		{meshNode, "node Ready", "s", "", proof + "4.5 s"},
+		{meshIstiod, "istiod Ready", "s", "", ""},
+		{meshIngress, "ingress answers", "s", "20 s", proof + "17.5 s, images imported before"},
+		{meshAll, "every component ready", "s", "", ""},
+	}
+	startAgainRows = []row{
+		{meshAPIAgain, "API server ready", "s", "", ""},
+		{meshNodeAgain, "node Ready", "s", "", ""},
+		{meshAllAgain, "every component ready", "s", "", ""},
+	}
+	bareRows = []row{
+		{bareAPI, "API server ready", "s", "", proof + "2.3 s"},
+		{bareNode, "node Ready", "s", "", proof + "4.5 s"},
+		{bareAll, "every component ready", "s", "", ""},
+		{bareAPIAgain, "second start: API server ready", "s", "", ""},
+		{bareNodeAgain, "second start: node Ready", "s", "", ""},
+		{bareAllAgain, "second start: every component ready", "s", "", ""},
+	}
+	idleRows = []row{
+		{"bare server RSS", "server without Istio: RSS", "MB", "250 MB", "K3s's users: 500 to 535 MB; " + proof + "294 MB"},
+		{"bare server anonymous", "server without Istio: anonymous", "MB", "", proof + "169 MB"},
+		{"bare server CPU", "server without Istio: CPU", "% of a core", "3 %", "K3s's users: 5 %; " + proof + "8 %"},
+		{"bare all anonymous", "all processes without Istio: anonymous", "MB", "", ""},
+		{"bare all CPU", "all processes without Istio: CPU", "% of a core", "", ""},
+		{"mesh server RSS", "server with Istio and the app: RSS", "MB", "350 MB", proof + "469 MB"},
+		{"mesh server anonymous", "server with Istio and the app: anonymous", "MB", "", proof + "342 MB"},
+		{"mesh server CPU", "server with Istio and the app: CPU", "% of a core", "3 %", proof + "8 %"},
+		{"mesh all anonymous", "all processes with Istio and the app: anonymous", "MB", "", ""},
+		{"mesh all CPU", "all processes with Istio and the app: CPU", "% of a core", "", ""},
+	}
+	podRows = []row{
+		{sidecarOne, "one pod with a sidecar", "s", "", ""},
+		{plainOne, "one pod without", "s", "", ""},
+		{sidecarMany, "30 pods with sidecars, until the last is Ready", "s", "", ""},
+		{plainMany, "30 pods without", "s", "", ""},
+		{sidecarEach, "30 pods with sidecars, the median one", "s", "", ""},
+		{plainEach, "30 pods without, the median one", "s", "", ""},
+	}
+	smallBareRows = []row{
+		{"small bare ready", "until every component is ready", "s", "", ""},
+		{"small bare in use", "until the pod is Ready too", "s", "", ""},
+		{"small bare anonymous", "anonymous memory, all processes, at rest", "MB", "", ""},
+		{"small bare cache", "page cache beside it", "MB", "", ""},
+		{"small bare killed", "processes killed for memory", "", "0", ""},
+	}
+	smallMeshRows = []row{
+		{"small mesh ready", "until every component is ready", "s", "", ""},
+		{"small mesh in use", "until the app answers too", "s", "", ""},
+		{"small mesh anonymous", "anonymous memory, all processes, at rest", "MB", "", ""},
+		{"small mesh cache", "page cache beside it", "MB", "", ""},
+		{"small mesh killed", "processes killed for memory", "", "0", ""},
+	}
+)
+
+// ratios compare figures of the same run.
+var ratios = []struct {
+	what      string
+	over, and figureID
+}{
+	{"first start to second start, every component, with Istio", meshAll, meshAllAgain},
+	{"server's RSS with Istio and the app to without", "mesh server RSS", "bare server RSS"},
+	{"one pod with a sidecar to one without", sidecarOne, plainOne},
+	{"30 pods with sidecars to 30 without", sidecarMany, plainMany},
+}
+
+// report renders bench/README.md.
+func report(m machine, o options, r *results) string {
+	var out strings.Builder
+	t := template.Must(template.New("report").Funcs(template.FuncMap{
+		"table":     func(rows []row) string { return table(r, rows) },
+		"processes": func(id setting) string { return processTable(r.processes[id]) },
+		"verdict":   func(id setting) string { return verdict(r.verdicts[id]) },
+		"size":      func() string { return number(median(r.values[fileSize])) },
+	}).Parse(reportTemplate))
+	err := t.Execute(&out, map[string]any{
+		"Machine": m, "Runs": o.runs, "Settle": seconds(o.settle), "Idle": seconds(o.idle), "Load": strings.ReplaceAll(spread(r.values[loadBefore]), " |", ","),
+		"Start": startRows, "Again": startAgainRows, "Bare": bareRows, "IdleRows": idleRows, "Pods": podRows, "Singles": singles,
+		"SmallBare": smallBareRows, "SmallMesh": smallMeshRows, "Ratios": ratioTable(r),
+		"BareID": bareIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
+	})
+	if err != nil {
+		panic(err) // the template is a part of this program
+	}
+	return out.String()
+}
+
+func seconds(d time.Duration) string { return number(d.Seconds()) + " s" }
+
+// number gives as many digits as mean something.
+func number(v float64) string {
+	switch {
+	case v >= 100 || v == float64(int(v)):
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case v >= 10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 2, 64)
+}
+
+// spread is the least, the median and the most of the values, as cells of a table.
+func spread(values []float64) string {
+	if len(values) == 0 {
+		return "– | – | –"
+	}
+	return number(slices.Min(values)) + " | " + number(median(values)) + " | " + number(slices.Max(values))
+}
+
+func table(r *results, rows []row) string {
+	var out strings.Builder
+	out.WriteString("| | unit | min | median | max | aim | elsewhere |\n| --- | --- | ---: | ---: | ---: | --- | --- |\n")
+	for _, f := range rows {
+		fmt.Fprintf(&out, "| %s | %s | %s | %s | %s |\n", f.what, f.unit, spread(r.values[f.id]), f.aim, f.other)
+	}
+	return strings.TrimSuffix(out.String(), "\n")
+}
+
+func ratioTable(r *results) string {
+	var out strings.Builder
+	out.WriteString("| | ratio of the medians |\n| --- | ---: |\n")
+	for _, c := range ratios {
+		over, and := r.values[c.over], r.values[c.and]
+		if len(over) > 0 && len(and) > 0 && median(and) > 0 {
+			fmt.Fprintf(&out, "| %s | %s |\n", c.what, number(median(over)/median(and)))
+		}
+	}
+	return strings.TrimSuffix(out.String(), "\n")
+}
+
+// processTable has a row for each kind of process: its values over all of that kind in all runs.
+func processTable(runs [][]process) string {
+	kinds := map[string][]process{}
+	for _, run := range runs {
+		for _, p := range run {
+			kinds[p.Name] = append(kinds[p.Name], p)
+		}
+	}
+	of := func(kind string, value func(process) float64) []float64 {
+		var values []float64
+		for _, p := range kinds[kind] {
+			values = append(values, value(p))
+		}
+		return values
+	}
+	rss := func(p process) float64 { return p.RSS }
+	names := slices.SortedFunc(maps.Keys(kinds), func(a, b string) int {
+		if d := median(of(b, rss)) - median(of(a, rss)); d != 0 {
+			return int(d / max(d, -d))
+		}
+		return strings.Compare(a, b)
+	})
+	var out strings.Builder
+	out.WriteString("| process | count | RSS, MB: min | median | max | anonymous, MB: min | median | max | CPU, % of a core: min | median | max |\n" +
+		"| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+	for _, name := range names {
+		count := float64(len(kinds[name])) / float64(len(runs))
+		fmt.Fprintf(&out, "| %s | %s | %s | %s | %s |\n", name, number(count), spread(of(name, rss)),
+			spread(of(name, func(p process) float64 { return p.Anonymous })), spread(of(name, func(p process) float64 { return p.CPU })))
+	}
+	return strings.TrimSuffix(out.String(), "\n")
+}
+
+// verdict counts the answers of all runs.
+func verdict(answers []string) string {
+	count := map[string]int{}
+	for _, a := range answers {
+		count[a]++
+	}
+	if len(count) == 1 {
+		return answers[0]
+	}
+	var parts []string
+	for _, a := range slices.Sorted(maps.Keys(count)) {
+		parts = append(parts, fmt.Sprintf("%d of %d runs: %s", count[a], len(answers), a))
+	}
+	return strings.Join(parts, "; ")
+}
