@@ -55,7 +55,7 @@ func (n *Node) runWith(ctx context.Context, input, name string, args ...string) 
 // Polymesh runs `polymesh` on the node. It returns both outputs and the exit code, whatever that is.
 func (n *Node) Polymesh(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+	ctx, cancel := context.WithTimeout(lasting(t), commandLimit)
 	defer cancel()
 	cmd := n.PolymeshCommand(ctx, args...)
 	var out, errOut bytes.Buffer
@@ -93,7 +93,7 @@ func (n *Node) Kubectl(t testing.TB, args ...string) string {
 // Istioctl runs `polymesh istioctl`, which must succeed, and returns its standard output.
 func (n *Node) Istioctl(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := n.run(t.Context(), n.program, append([]string{"istioctl"}, args...)...)
+	out, err := n.run(lasting(t), n.program, append([]string{"istioctl"}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func (n *Node) Istioctl(t testing.TB, args ...string) string {
 // Apply gives manifests to kubectl apply.
 func (n *Node) Apply(t testing.TB, yaml string) {
 	t.Helper()
-	if _, err := n.runWith(t.Context(), yaml, n.program, "kubectl", "apply", "-f", "-"); err != nil {
+	if _, err := n.runWith(lasting(t), yaml, n.program, "kubectl", "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -113,7 +113,7 @@ func (n *Node) Apply(t testing.TB, yaml string) {
 func (n *Node) Delete(t testing.TB, yaml string) {
 	t.Helper()
 	n.explainOnce(t)
-	if _, err := n.runWith(context.WithoutCancel(t.Context()), yaml, n.program, "kubectl", "delete", "--ignore-not-found", "-f", "-"); err != nil {
+	if _, err := n.runWith(lasting(t), yaml, n.program, "kubectl", "delete", "--ignore-not-found", "-f", "-"); err != nil {
 		t.Error(err)
 	}
 }
@@ -126,7 +126,7 @@ func (n *Node) Exec(namespace, pod, container string, command ...string) (string
 // Ctr runs `polymesh ctr`, which must succeed, and returns its standard output.
 func (n *Node) Ctr(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := n.run(t.Context(), n.program, append([]string{"ctr"}, args...)...)
+	out, err := n.run(lasting(t), n.program, append([]string{"ctr"}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

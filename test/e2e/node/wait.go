@@ -8,11 +8,15 @@ import (
 
 const poll = 100 * time.Millisecond
 
+// lasting is a test's context without its end. t.Context() is done before the test's cleanups run, and they put things back
+// and wait for them by the same means.
+func lasting(t testing.TB) context.Context { return context.WithoutCancel(t.Context()) }
+
 // Eventually asks until the answer is yes. The test fails with what was missing last when the time is over, which says
 // nothing about speed: the limit is for something that never comes.
 func (n *Node) Eventually(t testing.TB, limit time.Duration, condition func() (ok bool, what string)) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(lasting(t), limit)
 	defer cancel()
 	for {
 		ok, what := condition()
@@ -32,7 +36,7 @@ func (n *Node) Eventually(t testing.TB, limit time.Duration, condition func() (o
 // WaitReady waits until every component of the server is ready.
 func (n *Node) WaitReady(t testing.TB, limit time.Duration) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(lasting(t), limit)
 	defer cancel()
 	if err := n.Ready(ctx); err != nil {
 		t.Fatal(err)
