@@ -112,7 +112,7 @@ func (n *Node) Apply(t testing.TB, yaml string) {
 // failed is explained first, while everything is still there.
 func (n *Node) Delete(t testing.TB, yaml string) {
 	t.Helper()
-	n.explainOnce(t)
+	n.ExplainNow(t)
 	if _, err := n.runWith(lasting(t), yaml, n.program, "kubectl", "delete", "--ignore-not-found", "-f", "-"); err != nil {
 		t.Error(err)
 	}

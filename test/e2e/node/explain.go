@@ -18,11 +18,11 @@ import (
 // ExplainFailure prints what a user would look at when the test fails. ForTest does it; a test that shares a node calls
 // it itself.
 func (n *Node) ExplainFailure(t testing.TB) {
-	t.Cleanup(func() { n.explainOnce(t) })
+	t.Cleanup(func() { n.ExplainNow(t) })
 }
 
-// explainOnce is called before anything that a failed test has made is taken away.
-func (n *Node) explainOnce(t testing.TB) {
+// ExplainNow explains a test that has failed, once: for whoever is about to take away what the test has made.
+func (n *Node) ExplainNow(t testing.TB) {
 	if !t.Failed() || n.explained == t.Name() {
 		return
 	}

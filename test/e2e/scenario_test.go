@@ -1,0 +1,62 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+// scenario is a folder of test/e2e/scenarios: manifests that a reader can apply by hand, and a README that says what
+// they show. The test that names the folder asserts it. Everything of a scenario lies in namespaces of its own, the first
+// one called like the folder, and goes when the test ends.
+type scenario struct {
+	*node.Node
+	t    *testing.T
+	name string
+	dir  string
+}
+
+// workloads is the file of every scenario with its namespaces, Deployments and Services.
+const workloads = "workloads.yaml"
+
+// newScenario applies a scenario's workloads and waits for their pods. The other files are for apply.
+func newScenario(t *testing.T, name string) *scenario {
+	t.Helper()
+	s := &scenario{Node: app(t), t: t, name: name, dir: filepath.Join("scenarios", name)}
+	importEcho(t, s.Node)
+	t.Cleanup(func() { s.delete(workloads) })
+	s.apply(workloads)
+	for deployment := range strings.FieldsSeq(s.Kubectl(t, "get", "deployments", "-n", name, "-o", "name")) {
+		s.WaitRollout(t, name, deployment)
+	}
+	return s
+}
+
+// apply applies files of the scenario and takes them back at the test's end.
+func (s *scenario) apply(files ...string) {
+	s.t.Helper()
+	for _, file := range files {
+		if file != workloads {
+			s.t.Cleanup(func() { s.delete(file) })
+		}
+		s.Kubectl(s.t, "apply", "-f", filepath.Join(s.dir, file))
+	}
+}
+
+// delete takes a file's objects away and waits until they are gone.
+func (s *scenario) delete(file string) {
+	s.t.Helper()
+	s.ExplainNow(s.t)
+	if _, err := s.KubectlErr("delete", "--ignore-not-found", "-f", filepath.Join(s.dir, file)); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// call calls with the echo image's client from the scenario's Deployment of this name.
+func (s *scenario) call(from string, args ...string) (string, error) {
+	return s.KubectlErr(append([]string{"exec", "-n", s.name, "deployment/" + from, "-c", "echo", "--", "/echo"}, args...)...)
+}
