@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -53,7 +54,16 @@ func (b *builder) images() []image {
 	static := part{"static", b.static}
 	shell := part{"busybox", b.debian.busybox}
 	bootstrap := part{"bootstrap", func(_ context.Context, t tree) error {
-		return t.copy("var/lib/istio/envoy/envoy_bootstrap_tmpl.json", b.bootstrap, 0o644)
+		template, err := os.ReadFile(b.bootstrap)
+		if err != nil {
+			return err
+		}
+		text, err := withExposition(string(template))
+		if err != nil {
+			return fmt.Errorf("%s: %w", b.bootstrap, err)
+		}
+		t.text("var/lib/istio/envoy/envoy_bootstrap_tmpl.json", text)
+		return nil
 	}}
 	return []image{
 		{"pause", []part{b.program("pause", "pause")}, oci.ImageConfig{

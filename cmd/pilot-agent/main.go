@@ -1,0 +1,87 @@
+// Command pilot-agent is Istio's agent beside each Envoy: Istio's own program, which also answers Prometheus in Envoy's
+// place. It runs in the proxyv2 image in the place of Istio's binary and takes the same flags.
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+
+	_ "github.com/KimMachineGun/automemlimit" // as in upstream's main: the Go heap follows the container's limit
+
+	"github.com/spf13/cobra"
+	meshconfig "istio.io/api/mesh/v1alpha1"
+	"istio.io/istio/pilot/cmd/pilot-agent/app"
+	"istio.io/istio/pilot/cmd/pilot-agent/config"
+	"istio.io/istio/pilot/cmd/pilot-agent/options"
+	istioagent "istio.io/istio/pkg/istio-agent"
+	"istio.io/istio/pkg/log"
+	"istio.io/istio/pkg/security"
+	"istio.io/istio/security/pkg/nodeagent/sds"
+
+	"polymesh.dev/polymesh/pkg/mesh/exposition"
+)
+
+func main() {
+	log.EnableKlogWithCobra()
+	root, err := newCommand()
+	if err == nil {
+		err = root.Execute()
+	}
+	if err != nil {
+		log.Error(err)
+		os.Exit(-1)
+	}
+}
+
+// newCommand is Istio's command, in which `proxy` serves Envoy's statistics too.
+func newCommand() (*cobra.Command, error) {
+	root := app.NewRootCommand(func(o *security.Options, cache security.SecretManager, keys *meshconfig.PrivateKeyProvider) istioagent.SDSService {
+		return sds.NewServer(o, cache, keys)
+	})
+	proxy, _, err := root.Find([]string{"proxy"})
+	if err != nil {
+		return nil, fmt.Errorf("find Istio's proxy command: %w", err)
+	}
+	run := proxy.RunE
+	proxy.RunE = func(c *cobra.Command, args []string) error {
+		admin, err := adminAddress(c)
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll("./etc/istio/proxy", 0o755); err != nil {
+			return err
+		}
+		go func() {
+			if err := exposition.Serve(context.Background(), exposition.Socket, admin); err != nil {
+				log.Errorf("metrics of this proxy cannot be read: %v", err)
+			}
+		}()
+		return run(c, args)
+	}
+	return root, nil
+}
+
+// adminAddress is where Envoy's admin interface will be, from the settings that Istio's command reads too.
+func adminAddress(c *cobra.Command) (string, error) {
+	flags := c.Flags()
+	file, err := flags.GetString("meshConfig")
+	if err != nil {
+		return "", err
+	}
+	cluster, err := flags.GetString("serviceCluster")
+	if err != nil {
+		return "", err
+	}
+	concurrency, err := flags.GetInt("concurrency")
+	if err != nil {
+		return "", err
+	}
+	settings, err := config.ConstructProxyConfig(file, cluster, options.ProxyConfigEnv, concurrency)
+	if err != nil {
+		return "", fmt.Errorf("read the proxy's settings: %w", err)
+	}
+	return net.JoinHostPort("localhost", strconv.Itoa(int(settings.ProxyAdminPort))), nil
+}

@@ -1,0 +1,273 @@
+package exposition
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
+)
+
+const (
+	// added is what Envoy puts before each name (source/server/admin/prometheus_stats.cc).
+	added = "envoy_"
+	ours  = added + "istio_"
+	// unknown and latest are what Istio says where it does not know.
+	unknown = "unknown"
+	latest  = "latest"
+	// maxLine bounds a line. Envoy's longest have a few kilobytes.
+	maxLine = 1 << 20
+)
+
+// Rewrite copies Envoy's Prometheus text with Istio's metrics in the place of the statistics behind them.
+func Rewrite(to io.Writer, from io.Reader) error {
+	w := bufio.NewWriter(to)
+	lines := bufio.NewScanner(from)
+	lines.Buffer(make([]byte, 0, 64<<10), maxLine)
+	var f *family
+	for lines.Scan() {
+		line := lines.Text()
+		switch {
+		case strings.HasPrefix(line, "# TYPE "+ours):
+			f.write(w)
+			f = newFamily(line)
+		case f != nil && strings.HasPrefix(line, ours):
+			if err := f.add(line); err != nil {
+				return err
+			}
+		default:
+			f.write(w)
+			f = nil
+			_, _ = w.WriteString(line)
+			_ = w.WriteByte('\n')
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read Envoy's statistics: %w", err)
+	}
+	f.write(w)
+	return w.Flush()
+}
+
+// family is one metric: Envoy writes all samples of one behind another.
+type family struct {
+	name, kind string
+	order      []string // of series, as they came
+	series     map[string]*value
+}
+
+// value is a sample's number: Envoy's own text as long as nothing is added to it.
+type value struct {
+	text  string
+	sum   float64
+	added bool
+}
+
+func newFamily(line string) *family {
+	name, kind, _ := strings.Cut(strings.TrimPrefix(line, "# TYPE "+added), " ")
+	return &family{name: name, kind: kind, series: map[string]*value{}}
+}
+
+// add takes one sample in. Samples that differ only in what is no label of theirs become one.
+func (f *family) add(line string) error {
+	name, tags, number, err := parseSample(strings.TrimPrefix(line, added))
+	if err != nil {
+		return err
+	}
+	sample, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		return fmt.Errorf("the value of %q is no number", line)
+	}
+	scaled := false
+	if i := slices.IndexFunc(tags, func(l label) bool { return l.name == Messages }); i >= 0 {
+		scaled = true
+		sample *= messages(f.name, tags[i].value)
+	}
+	key := name + render(unfold(tags))
+	v := f.series[key]
+	if v == nil {
+		f.series[key] = &value{text: number, sum: sample, added: scaled}
+		f.order = append(f.order, key)
+		return nil
+	}
+	v.sum += sample
+	v.added = true
+	return nil
+}
+
+// messages is how many messages a stream had in the direction that the metric counts.
+func messages(metric, text string) float64 {
+	requests, responses, _ := strings.Cut(text, ",")
+	if strings.HasPrefix(metric, "istio_response_") {
+		requests = responses
+	}
+	n, err := strconv.ParseFloat(requests, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func (f *family) write(w *bufio.Writer) {
+	if f == nil || len(f.order) == 0 {
+		return
+	}
+	if text, ok := help[f.name]; ok {
+		fmt.Fprintf(w, "# HELP %s %s\n", f.name, text)
+	}
+	fmt.Fprintf(w, "# TYPE %s %s\n", f.name, f.kind)
+	for _, key := range f.order {
+		v := f.series[key]
+		if v.added {
+			v.text = strconv.FormatFloat(v.sum, 'f', -1, 64)
+		}
+		_, _ = w.WriteString(key)
+		_ = w.WriteByte(' ')
+		_, _ = w.WriteString(v.text)
+		_ = w.WriteByte('\n')
+	}
+}
+
+// label is one label of a sample; its value stays as it is written, with its escapes.
+type label struct{ name, value string }
+
+// parseSample takes a line of the text format apart (https://prometheus.io/docs/instrumenting/exposition_formats/).
+func parseSample(line string) (name string, labels []label, number string, err error) {
+	broken := func() (string, []label, string, error) {
+		return "", nil, "", fmt.Errorf("%q is no sample of a metric", line)
+	}
+	i := strings.IndexAny(line, "{ ")
+	if i <= 0 {
+		return broken()
+	}
+	name, rest := line[:i], line[i:]
+	if rest[0] == '{' {
+		rest = rest[1:]
+		for rest != "" && rest[0] != '}' {
+			key, after, ok := strings.Cut(rest, `="`)
+			end := closingQuote(after)
+			if !ok || end < 0 {
+				return broken()
+			}
+			labels = append(labels, label{key, after[:end]})
+			rest = strings.TrimPrefix(after[end+1:], ",")
+		}
+		if rest == "" {
+			return broken()
+		}
+		rest = rest[1:]
+	}
+	fields := strings.Fields(rest)
+	if len(fields) == 0 {
+		return broken()
+	}
+	return name, labels, fields[0], nil
+}
+
+// closingQuote is where a quoted text ends.
+func closingQuote(text string) int {
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '\\':
+			i++
+		case '"':
+			return i
+		}
+	}
+	return -1
+}
+
+// unfold turns a statistic's tags into the labels that Istio's metric has.
+func unfold(tags []label) []label {
+	has := map[string]string{}
+	for _, t := range tags {
+		has[t.name] = t.value
+	}
+	self, ok := has[Self]
+	if !ok {
+		return tags
+	}
+	out := map[string]string{}
+	source, destination := self, has[Peer]
+	inbound := has[Reporter] == "destination"
+	if inbound {
+		source, destination = destination, source
+	}
+	unfoldWorkload(out, "source_", source)
+	unfoldWorkload(out, "destination_", destination)
+	out[SourcePrincipal], out[DestinationPrincipal] = unknown, unknown
+	service := strings.SplitN(has[Service]+";;", ";", 4)
+	out[DestinationService], out[DestinationServiceName], out[DestinationNamespace] = service[0], service[1], service[2]
+	if inbound && service[2] == "" {
+		out[DestinationNamespace] = out["destination_workload_namespace"]
+	}
+	out[ConnectionSecurityPolicy] = unknown
+	if inbound {
+		// A server sees the client's certificate, or none. A client does not say.
+		out[ConnectionSecurityPolicy] = "none"
+		if has[SourcePrincipal] != "" {
+			out[ConnectionSecurityPolicy] = "mutual_tls"
+		}
+	}
+	for name, value := range out {
+		if value == "" {
+			out[name] = unknown
+		}
+	}
+	extra := []string{}
+	for _, t := range tags {
+		switch t.name {
+		case Self, Peer, Service, Without, Messages:
+			continue
+		case SourcePrincipal, DestinationPrincipal:
+			if t.value != "" {
+				out[t.name] = t.value
+			}
+			continue
+		}
+		out[t.name] = t.value
+		if !slices.Contains(order, t.name) {
+			extra = append(extra, t.name)
+		}
+	}
+	for name := range strings.SplitSeq(has[Without], ",") {
+		delete(out, name)
+	}
+	labels := make([]label, 0, len(out))
+	for _, name := range slices.Concat(order, extra) {
+		if v, ok := out[name]; ok {
+			labels = append(labels, label{name, v})
+		}
+	}
+	return labels
+}
+
+// unfoldWorkload sets the labels of one side. What is no workload's text is a side that nobody vouches for.
+func unfoldWorkload(out map[string]string, side, text string) {
+	w, _ := workload.Parse(text)
+	if w.CanonicalRevision == "" {
+		w.CanonicalRevision = latest
+	}
+	for i, value := range w.Values() {
+		out[side+workload.Labels[i]] = value
+	}
+}
+
+func render(labels []label) string {
+	if len(labels) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	for i, l := range labels {
+		b.WriteByte("{,"[min(i, 1)])
+		b.WriteString(l.name)
+		b.WriteString(`="`)
+		b.WriteString(l.value)
+		b.WriteByte('"')
+	}
+	b.WriteByte('}')
+	return b.String()
+}

@@ -1,0 +1,68 @@
+package exposition
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"time"
+)
+
+// Socket is where the agent serves the text and where Envoy's bootstrap sends those who ask for it (build/images puts it
+// into Istio's template). It is relative to the working directory of both, as all of Istio's paths in a proxy are.
+const Socket = "./etc/istio/proxy/prometheus.sock"
+
+// path is where Envoy's admin interface has the text.
+const path = "/stats/prometheus"
+
+// Serve answers on a UNIX socket with the rewritten text of the Envoy whose admin interface is at admin (host:port), until
+// ctx ends.
+func Serve(ctx context.Context, socket, admin string) error {
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the socket of an earlier run: %w", err)
+	}
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		return fmt.Errorf("listen for requests of Prometheus: %w", err)
+	}
+	mux := http.NewServeMux()
+	// No compression on the way: Envoy's listener compresses for who wants it.
+	client := &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute}}
+	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+		forward(w, r, client, admin)
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	defer context.AfterFunc(ctx, func() { server.Close() })()
+	if err := server.Serve(listener); ctx.Err() == nil {
+		return fmt.Errorf("serve Prometheus: %w", err)
+	}
+	return nil
+}
+
+func forward(w http.ResponseWriter, r *http.Request, client *http.Client, admin string) {
+	from := url.URL{Scheme: "http", Host: admin, Path: path, RawQuery: r.URL.RawQuery}
+	request, err := http.NewRequestWithContext(r.Context(), http.MethodGet, from.String(), nil)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		http.Error(w, "Envoy's admin interface does not answer: "+err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		http.Error(w, "Envoy's admin interface says "+response.Status, http.StatusBadGateway)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	if err := Rewrite(w, response.Body); err != nil {
+		// Part of it is sent by now; a broken answer is not taken for a whole one.
+		panic(http.ErrAbortHandler)
+	}
+}

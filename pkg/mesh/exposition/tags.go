@@ -1,0 +1,57 @@
+// Package exposition turns the Prometheus text of a proxy's Envoy into Istio's standard metrics.
+//
+// Envoy puts envoy_ before every name, and each tag of a statistic costs time for each request. So the dialect gives the
+// statistics few tags that hold much (the constants here), and the agent beside Envoy unfolds them when somebody asks:
+// Rewrite is the whole translation, Serve answers in Envoy's place. pkg/mesh/dialect uses the constants, cmd/pilot-agent
+// calls Serve. Envoy's own statistics pass through unchanged.
+package exposition
+
+// Tags of statistics that become several labels, or none. Others are labels as they are.
+const (
+	// Self and Peer are workloads (workload.Workload's String): the one beside the proxy, and the other side.
+	Self = "polymesh_self"
+	Peer = "polymesh_peer"
+	// Service is host;name;namespace of the destination's service.
+	Service = "polymesh_service"
+	// Without lists labels, with commas, that the Telemetry API takes away and that are made of the tags above.
+	Without = "polymesh_without"
+	// Messages is "requests,responses", the numbers of gRPC messages of a stream, as Envoy's grpc_stats filter writes its
+	// state. Of a counter with this tag, the value is the number of streams that had just these.
+	Messages = "polymesh_messages"
+)
+
+// Names of labels that rules here or in the dialect depend on.
+const (
+	Reporter                 = "reporter"
+	SourcePrincipal          = "source_principal"
+	DestinationPrincipal     = "destination_principal"
+	DestinationService       = "destination_service"
+	DestinationServiceName   = "destination_service_name"
+	DestinationNamespace     = "destination_service_namespace"
+	ConnectionSecurityPolicy = "connection_security_policy"
+)
+
+// order is that of Istio's documentation (https://istio.io/latest/docs/reference/config/metrics/). Other labels follow.
+var order = []string{
+	Reporter,
+	"source_workload", "source_workload_namespace", "source_canonical_service", "source_canonical_revision",
+	SourcePrincipal, "source_app", "source_version", "source_cluster",
+	"destination_workload", "destination_workload_namespace", "destination_canonical_service", "destination_canonical_revision",
+	DestinationPrincipal, "destination_app", "destination_version", "destination_cluster",
+	DestinationService, DestinationServiceName, DestinationNamespace,
+	"request_protocol", "response_code", "grpc_response_status", "response_flags", ConnectionSecurityPolicy,
+}
+
+// help is what promtool wants to see of each metric.
+var help = map[string]string{
+	"istio_requests_total":                "Requests.",
+	"istio_request_duration_milliseconds": "Duration of requests.",
+	"istio_request_bytes":                 "Size of request bodies and headers.",
+	"istio_response_bytes":                "Size of response bodies and headers.",
+	"istio_request_messages_total":        "gRPC messages from clients.",
+	"istio_response_messages_total":       "gRPC messages from servers.",
+	"istio_tcp_connections_opened_total":  "TCP connections opened.",
+	"istio_tcp_connections_closed_total":  "TCP connections closed.",
+	"istio_tcp_sent_bytes_total":          "Bytes sent in responses on TCP connections.",
+	"istio_tcp_received_bytes_total":      "Bytes received in requests on TCP connections.",
+}

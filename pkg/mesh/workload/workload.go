@@ -1,0 +1,48 @@
+// Package workload names a workload as Istio's standard metrics do, in one text that fits where only one fits: in a
+// certificate, in the metadata of an endpoint, in a tag of an Envoy statistic.
+//
+// pkg/mesh/certify writes the text into certificates, pkg/mesh/dialect into Envoy's configuration, and
+// pkg/mesh/exposition takes it apart again into labels.
+package workload
+
+import "strings"
+
+// Workload is who serves or sends a request. Any field may be empty.
+type Workload struct {
+	Name              string
+	Namespace         string
+	CanonicalService  string
+	CanonicalRevision string
+	Cluster           string
+	App               string
+	Version           string
+}
+
+// Labels are the endings of the metric labels that a workload has, after source_ or destination_, in the order of String.
+var Labels = []string{
+	"workload", "workload_namespace", "canonical_service", "canonical_revision", "cluster", "app", "version",
+}
+
+// separator is Istio's own: the text begins as what istiod says about an endpoint's workload
+// (istio.io/istio/pilot/pkg/networking/util/util.go, AppendLbEndpointMetadata). No value of a label can hold it.
+const separator = ";"
+
+// String is the workload as one text: its values in the order of Labels.
+func (w Workload) String() string { return strings.Join(w.Values(), separator) }
+
+// Values are the workload's values in the order of Labels.
+func (w Workload) Values() []string {
+	return []string{w.Name, w.Namespace, w.CanonicalService, w.CanonicalRevision, w.Cluster, w.App, w.Version}
+}
+
+// Parse reads what String wrote, or Istio's shorter text about an endpoint, in which app and version are missing. It
+// reports false for anything else.
+func Parse(text string) (Workload, bool) {
+	values := strings.Split(text, separator)
+	const short = 5
+	if len(values) != short && len(values) != len(Labels) {
+		return Workload{}, false
+	}
+	values = append(values, "", "")
+	return Workload{values[0], values[1], values[2], values[3], values[4], values[5], values[6]}, true
+}
