@@ -13,8 +13,11 @@ import (
 	"istio.io/istio/pilot/cmd/pilot-discovery/app"
 	"istio.io/istio/pilot/pkg/bootstrap"
 	"istio.io/istio/pkg/cmd"
+	"istio.io/istio/pkg/kube"
 	"istio.io/istio/pkg/log"
+	"k8s.io/client-go/kubernetes"
 
+	"polymesh.dev/polymesh/pkg/mesh/certify"
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
@@ -60,11 +63,28 @@ func runDiscovery(c *cobra.Command, _ []string) error {
 	if err != nil {
 		return fmt.Errorf("create discovery service: %w", err)
 	}
-	dialect.Wrap(server.XDSServer.Generators, dialect.NewTranslator(dialect.ShippedEnvoy()))
+	dialect.Wrap(server.XDSServer.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(server.XDSServer.Env.EndpointIndex)))
+	if err := nameWorkloads(server); err != nil {
+		return fmt.Errorf("name workloads in certificates: %w", err)
+	}
 	if err := server.Start(stop); err != nil {
 		return fmt.Errorf("start discovery service: %w", err)
 	}
 	cmd.WaitSignal(stop)
 	server.WaitUntilCompletion()
 	return nil
+}
+
+// nameWorkloads lets the certificates that istiod signs say which workload they are for.
+func nameWorkloads(server *bootstrap.Server) error {
+	options := serverArgs.RegistryOptions
+	config, err := kube.DefaultRestConfig(options.KubeConfig, "")
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	return certify.Install(server, client, string(options.KubeOptions.ClusterID))
 }

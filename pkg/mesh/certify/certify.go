@@ -145,7 +145,7 @@ func (a *authority) name(cert []byte, ref podRef) ([]byte, error) {
 	if signer == nil || key == nil {
 		return nil, errors.New("the CA has no key")
 	}
-	return withOtherName(cert, signer, *key, workloadOf(pod, a.cluster).String())
+	return WithWorkload(cert, signer, *key, workloadOf(pod, a.cluster))
 }
 
 // workloadOf is what injection and istiod's registry call the workload of a pod.

@@ -9,6 +9,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 var (
@@ -25,9 +27,9 @@ func mustOID(text string) x509.OID {
 	return oid
 }
 
-// withOtherName returns a certificate (PEM) as it is, signed by the same signer once more, with an otherName (RFC 5280,
-// 4.2.1.6) after its alternative names.
-func withOtherName(cert []byte, signer *x509.Certificate, key crypto.PrivateKey, value string) ([]byte, error) {
+// WithWorkload returns a certificate (PEM) as it is, signed by the same signer once more, with the workload as an otherName
+// (RFC 5280, 4.2.1.6) after its alternative names.
+func WithWorkload(cert []byte, signer *x509.Certificate, key crypto.PrivateKey, w workload.Workload) ([]byte, error) {
 	block, _ := pem.Decode(cert)
 	if block == nil {
 		return nil, errors.New("it is not PEM")
@@ -36,7 +38,7 @@ func withOtherName(cert []byte, signer *x509.Certificate, key crypto.PrivateKey,
 	if err != nil {
 		return nil, fmt.Errorf("parse it: %w", err)
 	}
-	names, err := alternativeNames(leaf, value)
+	names, err := alternativeNames(leaf, w.String())
 	if err != nil {
 		return nil, err
 	}

@@ -33,7 +33,7 @@ func TestEnvoyAccepts(t *testing.T) {
 	for _, s := range scenes() {
 		t.Run(s.name, func(t *testing.T) {
 			f, ads := newIstiod(t, s)
-			dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy()))
+			dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex)))
 			want := generate(t, f, s.proxy)
 			p := startEnvoy(t, nodeOf(s.proxy), ads, newAuthority(t).serveSDS(t, s.proxy.ConfigNamespace, s.proxy.Metadata.WorkloadName))
 			waitFor(t, p, "full configuration", func() bool {

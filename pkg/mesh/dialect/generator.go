@@ -1,14 +1,19 @@
 package dialect
 
 import (
+	"runtime"
 	"sync"
+	"weak"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 	"istio.io/istio/pilot/pkg/model"
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
 	"istio.io/istio/pkg/kube/labels"
 	"istio.io/istio/pkg/log"
 	"istio.io/istio/pkg/monitoring"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // wrappedTypes are the resources that go to an Envoy and can hold extensions. Proxyless gRPC has generators of its own
@@ -32,15 +37,44 @@ var (
 func Wrap(generators map[string]model.XdsResourceGenerator, t *Translator) {
 	r := &reporter{}
 	for _, typ := range wrappedTypes {
+		var c *cache
+		if typ != v3.ListenerType {
+			c = &cache{}
+		}
 		inner := generators[typ]
 		switch g := inner.(type) {
 		case nil:
 		case model.XdsDeltaResourceGenerator:
-			generators[typ] = &deltaGenerator{generator{g, t, r}, g}
+			generators[typ] = &deltaGenerator{generator{g, t, c, r}, g}
 		default:
-			generators[typ] = &generator{g, t, r}
+			generators[typ] = &generator{g, t, c, r}
 		}
 	}
+}
+
+// cache keeps translations as long as istiod keeps what was translated. istiod makes most clusters, routes and endpoints
+// once for all proxies and hands out the same bytes with every push.
+type cache struct {
+	results sync.Map // weak.Pointer[anypb.Any] → Result
+}
+
+func (c *cache) translate(res *anypb.Any, translate func() Result) Result {
+	if c == nil {
+		return translate()
+	}
+	key := weak.Make(res)
+	if known, ok := c.results.Load(key); ok {
+		return known.(Result)
+	}
+	result := translate()
+	if result.Resource == res {
+		// Kept by its own translation, it would never go.
+		result.Resource = nil
+	}
+	if _, loaded := c.results.LoadOrStore(key, result); !loaded {
+		runtime.AddCleanup(res, func(key weak.Pointer[anypb.Any]) { c.results.Delete(key) }, key)
+	}
+	return result
 }
 
 // generator translates what another one generates. istiod asks by type assertion whether a generator can do deltas, so
@@ -48,6 +82,7 @@ func Wrap(generators map[string]model.XdsResourceGenerator, t *Translator) {
 type generator struct {
 	inner      model.XdsResourceGenerator
 	translator *Translator
+	cache      *cache // nil where the translation depends on the proxy
 	reporter   *reporter
 }
 
@@ -71,12 +106,12 @@ func (g *deltaGenerator) GenerateDeltas(proxy *model.Proxy, req *model.PushReque
 // translate keeps the difference between nil ("nothing to push") and an empty list ("nothing is left"), and never writes
 // to what it was given: istiod caches the resources and their bytes.
 func (g *generator) translate(proxy *model.Proxy, in model.Resources) model.Resources {
-	workload := workloadOf(proxy)
+	proxied := workloadOf(proxy)
 	var out model.Resources
 	for i, r := range in {
-		result := g.translator.Resource(r.Resource, workload)
+		result := g.cache.translate(r.Resource, func() Result { return g.translator.Resource(r.Resource, proxied) })
 		g.reporter.report(r, result)
-		if result.Resource == r.Resource {
+		if result.Resource == nil || result.Resource == r.Resource {
 			continue
 		}
 		if out == nil {
@@ -94,13 +129,13 @@ func (g *generator) translate(proxy *model.Proxy, in model.Resources) model.Reso
 }
 
 // workloadOf is what Istio's metrics call the workload behind a proxy.
-func workloadOf(proxy *model.Proxy) Proxy {
+func workloadOf(proxy *model.Proxy) workload.Workload {
 	if proxy == nil || proxy.Metadata == nil {
-		return Proxy{}
+		return workload.Workload{}
 	}
 	service, revision := labels.CanonicalService(proxy.Labels, proxy.Metadata.WorkloadName)
-	return Proxy{
-		Workload:          proxy.Metadata.WorkloadName,
+	return workload.Workload{
+		Name:              proxy.Metadata.WorkloadName,
 		Namespace:         proxy.ConfigNamespace,
 		App:               proxy.Labels["app"],
 		Version:           proxy.Labels["version"],

@@ -27,7 +27,7 @@ func TestGolden(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			f, _ := newIstiod(t, s)
 			before := generate(t, f, s.proxy)
-			dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy()))
+			dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex)))
 			got := diffOf(t, before, generate(t, f, s.proxy))
 			if got == "" {
 				t.Fatal("nothing was translated")

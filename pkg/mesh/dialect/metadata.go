@@ -8,6 +8,9 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+	"istio.io/istio/pilot/pkg/model"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 const (
@@ -16,14 +19,10 @@ const (
 	// cannot index a list or cut a string, so Istio's own metadata is flattened into it.
 	ownMetadata = "polymesh"
 
-	serviceHost       = "service_host"
-	serviceName       = "service_name"
-	serviceNamespace  = "service_namespace"
-	workloadName      = "workload"
-	workloadNamespace = "namespace"
-	canonicalService  = "canonical_service"
-	canonicalRevision = "canonical_revision"
-	clusterID         = "cluster"
+	// serviceKey is where a cluster's service stands: host;name;namespace.
+	serviceKey = "service"
+	// workloadKey is where an endpoint's workload stands (workload.Workload's String).
+	workloadKey = "workload"
 )
 
 // clusterMetadata is the format string for a value that translateCluster wrote.
@@ -31,7 +30,7 @@ func clusterMetadata(key string) string {
 	return fmt.Sprintf("%%METADATA(CLUSTER:%s:%s)%%", ownMetadata, key)
 }
 
-// endpointMetadata is the format string for a value that flattenEndpoint wrote.
+// endpointMetadata is the format string for a value that nameEndpoints wrote.
 func endpointMetadata(key string) string {
 	return fmt.Sprintf("%%METADATA(UPSTREAM_HOST:%s:%s)%%", ownMetadata, key)
 }
@@ -47,7 +46,7 @@ var unnamed = map[string]bool{
 func translateCluster(_ *surroundings, c *cluster.Cluster) (bool, error) {
 	own := map[string]*structpb.Value{}
 	if unnamed[c.Name] {
-		own[serviceName] = structpb.NewStringValue(c.Name)
+		own[serviceKey] = structpb.NewStringValue(";" + c.Name + ";")
 	} else if services := c.GetMetadata().GetFilterMetadata()[istioMetadata].GetFields()["services"].GetListValue().GetValues(); len(services) > 0 {
 		service := services[0].GetStructValue().GetFields()
 		host := service["host"].GetStringValue()
@@ -55,9 +54,7 @@ func translateCluster(_ *surroundings, c *cluster.Cluster) (bool, error) {
 		if name == "" {
 			name, _, _ = strings.Cut(host, ".")
 		}
-		setString(own, serviceHost, host)
-		setString(own, serviceName, name)
-		setString(own, serviceNamespace, service["namespace"].GetStringValue())
+		own[serviceKey] = structpb.NewStringValue(strings.Join([]string{host, name, service["namespace"].GetStringValue()}, ";"))
 	}
 	if err := setALPN(c, own); err != nil {
 		return false, fmt.Errorf("cluster %s: %w", c.Name, err)
@@ -66,30 +63,27 @@ func translateCluster(_ *surroundings, c *cluster.Cluster) (bool, error) {
 	return len(own) > 0, nil
 }
 
-// flattenEndpoint splits what Istio says about an endpoint's workload into one value for each label. The text is
-// workload;namespace;canonical service;canonical revision;cluster
-// (istio.io/istio/pilot/pkg/networking/util/util.go, AppendLbEndpointMetadata).
-func flattenEndpoint(_ *surroundings, e *endpoint.LbEndpoint) (bool, error) {
-	text := e.GetMetadata().GetFilterMetadata()[istioMetadata].GetFields()["workload"].GetStringValue()
-	parts := strings.Split(text, ";")
-	if len(parts) < 5 {
-		return false, nil
+// nameEndpoints completes what Istio says about endpoints' workloads, where the labels app and version are missing.
+func nameEndpoints(s *surroundings, a *endpoint.ClusterLoadAssignment) (bool, error) {
+	_, _, host, _ := model.ParseSubsetKey(a.ClusterName)
+	known := map[string]map[string]map[string]string{} // by namespace and address
+	changed := false
+	for _, locality := range a.Endpoints {
+		for _, e := range locality.LbEndpoints {
+			w, ok := workload.Parse(e.GetMetadata().GetFilterMetadata()[istioMetadata].GetFields()["workload"].GetStringValue())
+			if !ok {
+				continue
+			}
+			if s.endpoints != nil && known[w.Namespace] == nil {
+				known[w.Namespace] = s.endpoints(string(host), w.Namespace)
+			}
+			labels := known[w.Namespace][e.GetEndpoint().GetAddress().GetSocketAddress().GetAddress()]
+			w.App, w.Version = labels["app"], labels["version"]
+			e.Metadata = addMetadata(e.Metadata, map[string]*structpb.Value{workloadKey: structpb.NewStringValue(w.String())})
+			changed = true
+		}
 	}
-	own := map[string]*structpb.Value{}
-	for i, key := range []string{workloadName, workloadNamespace, canonicalService, canonicalRevision, clusterID} {
-		setString(own, key, parts[i])
-	}
-	if parts[3] == "" {
-		setString(own, canonicalRevision, "latest") // the value that Istio does not send
-	}
-	e.Metadata = addMetadata(e.Metadata, own)
-	return len(own) > 0, nil
-}
-
-func setString(fields map[string]*structpb.Value, key, value string) {
-	if value != "" {
-		fields[key] = structpb.NewStringValue(value)
-	}
+	return changed, nil
 }
 
 func addMetadata(m *core.Metadata, own map[string]*structpb.Value) *core.Metadata {

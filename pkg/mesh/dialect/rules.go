@@ -4,6 +4,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // extensionRule translates the configuration of one of Istio's extensions. Without a result, the extension is removed.
@@ -26,7 +28,8 @@ var extensionRules = map[protoreflect.FullName]extensionRule{
 
 // surroundings are what a rule may know beside the message: the proxy, and what the walk has met on its way down.
 type surroundings struct {
-	proxy Proxy
+	proxy     workload.Workload
+	endpoints Endpoints
 	// inbound is set inside of a listener for traffic to the workload.
 	inbound bool
 }
@@ -43,9 +46,9 @@ func on[M proto.Message](f func(*surroundings, M) (bool, error)) messageRule {
 var messageRules = map[protoreflect.FullName]messageRule{
 	"envoy.config.listener.v3.Listener":                                                 on(noteDirection),
 	"envoy.config.listener.v3.FilterChain":                                              on(translateTCPStats),
-	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": on(translateHTTPStats),
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": on(translateHTTP),
 	"envoy.config.cluster.v3.Cluster":                                                   on(translateCluster),
-	"envoy.config.endpoint.v3.LbEndpoint":                                               on(flattenEndpoint),
+	"envoy.config.endpoint.v3.ClusterLoadAssignment":                                    on(nameEndpoints),
 	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext":                        on(withoutPeerExchange),
 	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue":              on(upstreamFactory),
 }
@@ -53,7 +56,7 @@ var messageRules = map[protoreflect.FullName]messageRule{
 // markers are what the message rules look for, as bytes: a resource without any of them and without unknown types is
 // not unmarshalled. Keys are resource types.
 var markers = map[protoreflect.FullName][][]byte{
-	"envoy.config.listener.v3.Listener":              {[]byte(peerExchangeALPN), []byte(istioHashableString)},
+	"envoy.config.listener.v3.Listener":              {[]byte(peerExchangeALPN), []byte(istioHashableString), []byte("HttpConnectionManager")},
 	"envoy.config.cluster.v3.Cluster":                {[]byte(istioALPN), []byte("services"), []byte("PassthroughCluster"), []byte("BlackHoleCluster"), []byte(istioHashableString)},
 	"envoy.config.endpoint.v3.ClusterLoadAssignment": {[]byte("workload")},
 	"envoy.config.core.v3.TypedExtensionConfig":      {[]byte(istioHashableString)},

@@ -21,6 +21,9 @@ import (
 	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"polymesh.dev/polymesh/pkg/mesh/certify"
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // sdsServer does what pilot-agent does for its Envoy: it hands out the workload's certificate and the root.
@@ -77,8 +80,15 @@ func (a *authority) serveSDS(t *testing.T, namespace, name string) (socket strin
 	if err != nil {
 		t.Fatal(err)
 	}
+	// As istiod's, it says which workload it is for.
+	chain, err := certify.WithWorkload(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), a.cert, a.key, workload.Workload{
+		Name: name, Namespace: namespace, CanonicalService: name, CanonicalRevision: "v1", Cluster: "Kubernetes", App: name, Version: "v1",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := &sdsServer{
-		chain: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		chain: chain,
 		key:   pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 		root:  a.pem,
 	}

@@ -10,39 +10,39 @@ import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	logdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	statslog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcp "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	transform "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/actions/transform_stat/v3"
 	taginput "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/stats/v3"
+	matchers "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"istio.io/api/envoy/extensions/stats"
+
+	"polymesh.dev/polymesh/pkg/mesh/exposition"
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // This file turns istio.stats into envoy.access_loggers.stats: a counter or histogram for each of Istio's metrics, with
-// tags from format strings. Names, tags and values are those of Envoy's contrib/istio/filters/http/istio_stats.
+// few tags from format strings, of which pkg/mesh/exposition makes Istio's labels. Names and values are those of Envoy's
+// contrib/istio/filters/http/istio_stats.
 
 const (
 	statsLogger = "envoy.access_loggers.stats"
-	// statsScope is shared by all loggers of a proxy, so that one stat is one stat.
-	statsScope = "istio"
-	unknown    = "unknown"
+	unknown     = "unknown"
 )
 
-// Proxy is the workload behind a proxy, as Istio's metrics name it.
-type Proxy struct {
-	Workload          string
-	Namespace         string
-	App               string
-	Version           string
-	CanonicalService  string
-	CanonicalRevision string
-	Cluster           string
-}
+// Scopes are shared by all loggers of a proxy, so that one statistic is one statistic.
+var (
+	statsScope = &envoytype.Scope{SharingName: "istio"}
+	// messagesScope ends the growth where streams have ever different numbers of messages.
+	messagesScope = &envoytype.Scope{SharingName: "istio_messages", MaxCounters: wrapperspb.UInt32(2000)}
+)
 
 // noteDirection tells the rules below which side of a request the listener is on.
 func noteDirection(s *surroundings, l *listener.Listener) (bool, error) {
@@ -50,23 +50,23 @@ func noteDirection(s *surroundings, l *listener.Listener) (bool, error) {
 	return false, nil
 }
 
-func translateHTTPStats(s *surroundings, m *hcm.HttpConnectionManager) (bool, error) {
+func translateHTTPStats(s *surroundings, m *hcm.HttpConnectionManager) error {
 	for _, f := range m.HttpFilters {
 		config, err := pluginConfig(f.GetTypedConfig())
 		if err != nil || config == nil {
 			if err != nil {
-				return false, err
+				return err
 			}
 			continue
 		}
-		log, err := accessLogger(logdata.AccessLogType_DownstreamEnd, httpStats(s, config))
+		logs, err := httpStats(s, config)
 		if err != nil {
-			return false, err
+			return err
 		}
-		m.AccessLog = append(m.AccessLog, log)
+		m.AccessLog = append(m.AccessLog, logs...)
 	}
 	// The filter itself goes by its extension rule.
-	return false, nil
+	return nil
 }
 
 // translateTCPStats gives the metrics to the chain's tcp_proxy. A chain that ends otherwise (Redis) has no TCP metrics.
@@ -79,7 +79,7 @@ func translateTCPStats(s *surroundings, chain *listener.FilterChain) (bool, erro
 		if config == nil {
 			continue
 		}
-		log, err := accessLogger(logdata.AccessLogType_TcpConnectionEnd, tcpStats(s, config))
+		logs, err := tcpStats(s, config)
 		if err != nil {
 			return false, err
 		}
@@ -91,7 +91,8 @@ func translateTCPStats(s *surroundings, chain *listener.FilterChain) (bool, erro
 			if err := terminal.GetTypedConfig().UnmarshalTo(proxy); err != nil {
 				return false, err
 			}
-			proxy.AccessLog = append(proxy.AccessLog, log)
+			logWhenConnected(s, proxy)
+			proxy.AccessLog = append(proxy.AccessLog, logs...)
 			packed, err := pack(proxy)
 			if err != nil {
 				return false, err
@@ -100,6 +101,30 @@ func translateTCPStats(s *surroundings, chain *listener.FilterChain) (bool, erro
 		}
 	}
 	return false, nil
+}
+
+// logWhenConnected makes a tcp_proxy log when a connection has its upstream, and not only at the end. Loggers that are
+// there keep quiet then, as before. A server's proxy connects to the app after the TLS handshake, not beside it: only then
+// it knows who is calling.
+func logWhenConnected(s *surroundings, proxy *tcp.TcpProxy) {
+	if proxy.AccessLogOptions.GetFlushAccessLogOnConnected() {
+		return
+	}
+	if s.inbound && proxy.UpstreamConnectMode == tcp.UpstreamConnectMode_IMMEDIATE {
+		proxy.UpstreamConnectMode = tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
+		if proxy.MaxEarlyDataBytes == nil { // the mode asks for it
+			proxy.MaxEarlyDataBytes = wrapperspb.UInt32(0)
+		}
+	}
+	if proxy.AccessLogOptions == nil {
+		proxy.AccessLogOptions = &tcp.TcpProxy_TcpAccessLogOptions{}
+	}
+	proxy.AccessLogOptions.FlushAccessLogOnConnected = true
+	for _, log := range proxy.AccessLog {
+		log.Filter = allOf(log.Filter, &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+			LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected}, Exclude: true},
+		}})
+	}
 }
 
 // pluginConfig returns the configuration of istio.stats, or nil for another extension.
@@ -114,112 +139,118 @@ func pluginConfig(a *anypb.Any) (*stats.PluginConfig, error) {
 	return config, nil
 }
 
-// accessLogger logs at the end of a stream only: with flushes in between, a stream would be counted more than once.
-func accessLogger(when logdata.AccessLogType, config *statslog.Config) (*accesslog.AccessLog, error) {
+// accessLogger is a stats logger for log entries that pass all filters.
+func accessLogger(config *statslog.Config, filters ...*accesslog.AccessLogFilter) (*accesslog.AccessLog, error) {
 	packed, err := pack(config)
 	if err != nil {
 		return nil, err
 	}
 	return &accesslog.AccessLog{
-		Name: statsLogger,
-		Filter: &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
-			LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{when}},
-		}},
-		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: packed},
+		Name: statsLogger, Filter: allOf(filters...), ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: packed},
 	}, nil
 }
 
-func httpStats(s *surroundings, config *stats.PluginConfig) *statslog.Config {
+// allOf passes what all filters pass; nil ones pass everything.
+func allOf(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
+	filters = slices.DeleteFunc(filters, func(f *accesslog.AccessLogFilter) bool { return f == nil })
+	if len(filters) == 1 {
+		return filters[0]
+	}
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_AndFilter{AndFilter: &accesslog.AndFilter{Filters: filters}}}
+}
+
+// when passes entries of one kind only: with flushes in between, a stream would be counted more than once.
+func when(kind logdata.AccessLogType) *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+		LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{kind}},
+	}}
+}
+
+// neverConnected are the response flags of TCP connections that never had an upstream, for which there is no entry but
+// the last one (Envoy docs/root/configuration/observability/access_log/usage.rst, RESPONSE_FLAGS).
+var neverConnected = []string{"UF", "UH", "UO", "NR", "NC", "URX"}
+
+// isGRPC passes requests with gRPC's content type.
+func isGRPC() *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_HeaderFilter{HeaderFilter: &accesslog.HeaderFilter{
+		Header: &route.HeaderMatcher{Name: "content-type", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{
+			StringMatch: &matchers.StringMatcher{MatchPattern: &matchers.StringMatcher_Prefix{Prefix: "application/grpc"}},
+		}},
+	}}}
+}
+
+func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessLog, error) {
 	tags := append(commonTags(s, config),
 		&statslog.Config_Tag{Name: "request_protocol", ValueFormat: "%REQ(CONTENT-TYPE)%", Rules: protocolOfContentType()},
 		tag("response_code", "%RESPONSE_CODE%"),
 		tag("grpc_response_status", "%GRPC_STATUS_NUMBER%"),
 	)
+	end := when(logdata.AccessLogType_DownstreamEnd)
 	b := statsBuilder{config: config, tags: tags}
 	b.counter("requests_total", "")
 	b.histogram("request_duration_milliseconds", "%DURATION%", statslog.Config_Histogram_Milliseconds)
 	b.histogram("request_bytes", "%DOWNSTREAM_WIRE_BYTES_RECEIVED%", statslog.Config_Histogram_Bytes)
 	b.histogram("response_bytes", "%DOWNSTREAM_WIRE_BYTES_SENT%", statslog.Config_Histogram_Bytes)
-	return b.out()
+	b.log(statsScope, end)
+
+	// Each different pair of numbers makes a statistic of its own, so there may be no more than some.
+	b.tags = append(slices.Clone(tags), tag(exposition.Messages, "%FILTER_STATE(envoy.filters.http.grpc_stats:PLAIN)%"))
+	b.counter("request_messages_total", "")
+	b.counter("response_messages_total", "")
+	b.log(messagesScope, end, isGRPC())
+	return b.logs, b.err
 }
 
-func tcpStats(s *surroundings, config *stats.PluginConfig) *statslog.Config {
+func tcpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessLog, error) {
 	b := statsBuilder{config: config, tags: append(commonTags(s, config), tag("request_protocol", "tcp"))}
+	b.counter("tcp_connections_opened_total", "")
+	opened := b.out(statsScope)
+	b.logConfig(opened, when(logdata.AccessLogType_TcpUpstreamConnected))
+	end := when(logdata.AccessLogType_TcpConnectionEnd)
+	b.logConfig(opened, end, &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: neverConnected},
+	}})
 	b.counter("tcp_connections_closed_total", "")
 	b.counter("tcp_sent_bytes_total", "%DOWNSTREAM_WIRE_BYTES_SENT%")
 	b.counter("tcp_received_bytes_total", "%DOWNSTREAM_WIRE_BYTES_RECEIVED%")
-	return b.out()
+	b.log(statsScope, end)
+	return b.logs, b.err
 }
 
-// commonTags are the labels of both kinds. What a side knows about itself is text; what it knows about the other side
-// comes from the connection's certificates and from the metadata of cluster and endpoint (metadata.go).
+// commonTags are the tags of both kinds. Who the other side is comes from its certificate at a server, and at a client
+// from what istiod says of the endpoint. pkg/mesh/exposition makes labels of them.
 func commonTags(s *surroundings, config *stats.PluginConfig) []*statslog.Config_Tag {
-	self := func(side string) []*statslog.Config_Tag {
-		return []*statslog.Config_Tag{
-			text(side+"_workload", s.proxy.Workload),
-			text(side+"_workload_namespace", s.proxy.Namespace),
-			text(side+"_app", s.proxy.App),
-			text(side+"_version", s.proxy.Version),
-			text(side+"_canonical_service", s.proxy.CanonicalService),
-			text(side+"_canonical_revision", s.proxy.CanonicalRevision),
-			text(side+"_cluster", s.proxy.Cluster),
-		}
+	tags := []*statslog.Config_Tag{
+		{Name: exposition.Self, ValueFormat: literal(s.proxy.String())},
+		tag(exposition.Service, clusterMetadata(serviceKey)),
+		tag("response_flags", "%RESPONSE_FLAGS%"),
 	}
-	tags := []*statslog.Config_Tag{}
 	if s.inbound {
-		tags = append(tags, tag("reporter", "destination"))
-		tags = append(tags, self("destination")...)
-		// The client does not introduce itself yet beyond its certificate.
-		for _, label := range []string{"workload", "workload_namespace", "app", "version", "canonical_service", "cluster"} {
-			tags = append(tags, tag("source_"+label, unknown))
-		}
-		tags = append(tags,
-			tag("source_canonical_revision", "latest"),
-			tag("source_principal", "%DOWNSTREAM_PEER_URI_SAN%"),
-			tag("destination_principal", "%DOWNSTREAM_LOCAL_URI_SAN%"),
-			tag("destination_service", clusterMetadata(serviceHost)),
-			tag("destination_service_name", clusterMetadata(serviceName)),
-			text("destination_service_namespace", s.proxy.Namespace),
-			&statslog.Config_Tag{Name: "connection_security_policy", ValueFormat: "%DOWNSTREAM_PEER_URI_SAN%", Rules: securityOfPeer()},
-		)
-	} else {
-		reporter := "source"
-		if config.Reporter == stats.Reporter_SERVER_GATEWAY {
-			reporter = "waypoint"
-		}
-		host := clusterMetadata(serviceHost)
-		tags = append(tags, tag("reporter", reporter))
-		tags = append(tags, self("source")...)
-		tags = append(tags,
-			tag("source_principal", "%UPSTREAM_LOCAL_URI_SAN%"),
-			tag("destination_principal", "%UPSTREAM_PEER_URI_SAN%"),
-			tag("destination_workload", endpointMetadata(workloadName)),
-			tag("destination_workload_namespace", endpointMetadata(workloadNamespace)),
-			tag("destination_app", unknown),
-			tag("destination_version", unknown),
-			tag("destination_canonical_service", endpointMetadata(canonicalService)),
-			tag("destination_canonical_revision", endpointMetadata(canonicalRevision)),
-			tag("destination_cluster", endpointMetadata(clusterID)),
-			tag("destination_service", host),
-			tag("destination_service_name", clusterMetadata(serviceName)),
-			tag("destination_service_namespace", clusterMetadata(serviceNamespace)),
-			tag("connection_security_policy", unknown),
+		return append(tags,
+			tag(exposition.Reporter, "destination"),
+			tag(exposition.Peer, "%DOWNSTREAM_PEER_OTHERNAME_SAN%"),
+			tag(exposition.SourcePrincipal, "%DOWNSTREAM_PEER_URI_SAN%"),
+			tag(exposition.DestinationPrincipal, "%DOWNSTREAM_LOCAL_URI_SAN%"),
 		)
 	}
-	return append(tags, tag("response_flags", "%RESPONSE_FLAGS%"))
+	reporter := "source"
+	if config.Reporter == stats.Reporter_SERVER_GATEWAY {
+		reporter = "waypoint"
+	}
+	return append(tags,
+		tag(exposition.Reporter, reporter),
+		tag(exposition.Peer, endpointMetadata(workloadKey)),
+		tag(exposition.SourcePrincipal, "%UPSTREAM_LOCAL_URI_SAN%"),
+		tag(exposition.DestinationPrincipal, "%UPSTREAM_PEER_URI_SAN%"),
+	)
 }
 
 func tag(name, format string) *statslog.Config_Tag {
 	return &statslog.Config_Tag{Name: name, ValueFormat: format}
 }
 
-// text is a tag with a fixed value, which must not be read as a format string.
-func text(name, value string) *statslog.Config_Tag {
-	if value == "" {
-		value = unknown
-	}
-	return tag(name, strings.ReplaceAll(value, "%", "%%"))
-}
+// literal is a format string for a text that must not be read as one.
+func literal(text string) string { return strings.ReplaceAll(text, "%", "%%") }
 
 // protocolOfContentType is how Istio tells gRPC from other HTTP.
 func protocolOfContentType() *matcher.Matcher {
@@ -229,13 +260,6 @@ func protocolOfContentType() *matcher.Matcher {
 			"application/grpc-web": becomes("http"),
 		}},
 	}}, "http")
-}
-
-// securityOfPeer calls a connection mutual_tls when the client has shown an identity.
-func securityOfPeer() *matcher.Matcher {
-	return tagRules(&matcher.Matcher_MatcherTree{TreeType: &matcher.Matcher_MatcherTree_ExactMatchMap{
-		ExactMatchMap: &matcher.Matcher_MatcherTree_MatchMap{Map: map[string]*matcher.Matcher_OnMatch{"": becomes("none")}},
-	}}, "mutual_tls")
 }
 
 func tagRules(tree *matcher.Matcher_MatcherTree, otherwise string) *matcher.Matcher {
@@ -264,19 +288,37 @@ func mustPack(m proto.Message) *anypb.Any {
 	return a
 }
 
-// statsBuilder applies what the Telemetry API asks for to each metric: drop it, remove tags, set tags.
+// statsBuilder applies what the Telemetry API asks for to each metric: drop it, remove tags, set tags. It gathers metrics
+// for one logger after the other.
 type statsBuilder struct {
 	config     *stats.PluginConfig
 	tags       []*statslog.Config_Tag
 	counters   []*statslog.Config_Counter
 	histograms []*statslog.Config_Histogram
+	logs       []*accesslog.AccessLog
+	err        error
 }
 
-func (b *statsBuilder) out() *statslog.Config {
-	return &statslog.Config{
-		StatsScope: &envoytype.Scope{SharingName: statsScope},
-		Counters:   b.counters,
-		Histograms: b.histograms,
+// out takes the metrics that were gathered.
+func (b *statsBuilder) out(scope *envoytype.Scope) *statslog.Config {
+	config := &statslog.Config{StatsScope: scope, Counters: b.counters, Histograms: b.histograms}
+	b.counters, b.histograms = nil, nil
+	return config
+}
+
+// log makes a logger of the metrics that were gathered.
+func (b *statsBuilder) log(scope *envoytype.Scope, filters ...*accesslog.AccessLogFilter) {
+	b.logConfig(b.out(scope), filters...)
+}
+
+// logConfig makes a logger, unless all metrics in it are disabled.
+func (b *statsBuilder) logConfig(config *statslog.Config, filters ...*accesslog.AccessLogFilter) {
+	if len(config.Counters) == 0 && len(config.Histograms) == 0 || b.err != nil {
+		return
+	}
+	var log *accesslog.AccessLog
+	if log, b.err = accessLogger(config, filters...); b.err == nil {
+		b.logs = append(b.logs, log)
 	}
 }
 
@@ -302,6 +344,8 @@ func (b *statsBuilder) histogram(name, format string, unit statslog.Config_Histo
 // stat returns nil for a metric that is dropped.
 func (b *statsBuilder) stat(name string) *statslog.Config_Stat {
 	tags := slices.Clone(b.tags)
+	var without []string
+	set := map[string]bool{}
 	for _, override := range b.config.Metrics {
 		if override.Name != "" && override.Name != name {
 			continue
@@ -309,13 +353,51 @@ func (b *statsBuilder) stat(name string) *statslog.Config_Stat {
 		if override.Drop {
 			return nil
 		}
-		tags = slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool {
-			_, set := override.Dimensions[t.Name]
-			return slices.Contains(override.TagsToRemove, t.Name) || set
-		})
+		for _, label := range override.TagsToRemove {
+			without = append(without, label)
+			delete(set, label)
+		}
 		for _, label := range sortedKeys(override.Dimensions) {
+			without = slices.DeleteFunc(without, func(l string) bool { return l == label })
+			tags = slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool { return t.Name == label })
 			tags = append(tags, tag(label, formatOfExpression(override.Dimensions[label])))
+			set[label] = true
 		}
 	}
-	return &statslog.Config_Stat{Name: "istio_" + name, Tags: tags}
+	return &statslog.Config_Stat{Name: "istio_" + name, Tags: withoutLabels(tags, without)}
+}
+
+// withoutLabels takes labels away: the tags that are nothing else, and the tags of which no label is left. Of the others
+// the agent leaves the label out.
+func withoutLabels(tags []*statslog.Config_Tag, labels []string) []*statslog.Config_Tag {
+	gone := func(label string) bool { return slices.Contains(labels, label) }
+	side := func(prefix string) bool {
+		for _, label := range workload.Labels {
+			if !gone(prefix + label) {
+				return false
+			}
+		}
+		return true
+	}
+	inbound := slices.ContainsFunc(tags, func(t *statslog.Config_Tag) bool {
+		return t.Name == exposition.Reporter && t.ValueFormat == "destination"
+	})
+	tags = slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool {
+		switch t.Name {
+		case exposition.Self, exposition.Reporter, exposition.Messages:
+			return false // needed to make the others of
+		case exposition.Peer:
+			return inbound && side("source_") || !inbound && side("destination_")
+		case exposition.Service:
+			return gone(exposition.DestinationService) && gone(exposition.DestinationServiceName) && gone(exposition.DestinationNamespace)
+		case exposition.SourcePrincipal:
+			return gone(t.Name) && (!inbound || gone(exposition.ConnectionSecurityPolicy))
+		}
+		return gone(t.Name)
+	})
+	if len(labels) == 0 {
+		return tags
+	}
+	slices.Sort(labels)
+	return append(tags, &statslog.Config_Tag{Name: exposition.Without, ValueFormat: literal(strings.Join(slices.Compact(labels), ","))})
 }

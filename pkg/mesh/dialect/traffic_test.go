@@ -1,6 +1,7 @@
 package dialect_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ import (
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
 
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
+	"polymesh.dev/polymesh/pkg/mesh/exposition"
 )
 
 // TestTraffic sends real requests through two Envoys, from a to b's ports, with what istiod and the dialect make of the
@@ -76,21 +78,29 @@ func TestTraffic(t *testing.T) {
 					}
 				}
 				if port.http2 {
-					p.wantMetric(t, p.server, "envoy_istio_requests_total", `request_protocol="grpc"`)
+					p.wantMetric(t, p.server, "istio_requests_total", `request_protocol="grpc"`)
+					p.wantMetric(t, p.client, "istio_request_messages_total", `request_protocol="grpc"`, `destination_workload="b"`, "} 2")
+					p.wantMetric(t, p.server, "istio_request_messages_total", `source_workload="a"`, "} 2")
 				}
 				if port.http1 || port.http2 {
-					p.wantMetric(t, p.server, "envoy_istio_requests_total", `reporter="destination"`, `response_code="200"`,
+					p.wantMetric(t, p.server, "istio_requests_total", `reporter="destination"`, `response_code="200"`,
 						`source_principal="spiffe://cluster.local/ns/demo/sa/a"`, `destination_principal="spiffe://cluster.local/ns/demo/sa/b"`,
-						`destination_service="b.demo.svc.cluster.local"`, `destination_workload="b"`, `connection_security_policy="mutual_tls"`)
-					p.wantMetric(t, p.client, "envoy_istio_requests_total", `reporter="source"`, `source_workload="a"`,
+						`destination_service="b.demo.svc.cluster.local"`, `destination_workload="b"`, `connection_security_policy="mutual_tls"`,
+						`source_workload="a"`, `source_workload_namespace="demo"`, `source_app="a"`, `source_version="v1"`, `source_canonical_service="a"`,
+						`source_cluster="Kubernetes"`)
+					p.wantMetric(t, p.client, "istio_requests_total", `reporter="source"`, `source_workload="a"`,
 						`destination_workload="b"`, `destination_workload_namespace="demo"`, `destination_service_name="b"`,
-						`destination_principal="spiffe://cluster.local/ns/demo/sa/b"`, `destination_canonical_service="b"`)
+						`destination_principal="spiffe://cluster.local/ns/demo/sa/b"`, `destination_canonical_service="b"`,
+						`destination_app="b"`, `destination_version="v1"`)
 				}
 				if port.tcp {
 					p.echo(t)
-					p.wantMetric(t, p.server, "envoy_istio_tcp_connections_closed_total", `reporter="destination"`,
-						`source_principal="spiffe://cluster.local/ns/demo/sa/a"`, `request_protocol="tcp"`)
-					p.wantMetric(t, p.client, "envoy_istio_tcp_received_bytes_total", `destination_service_name="b"`)
+					p.wantMetric(t, p.server, "istio_tcp_connections_closed_total", `reporter="destination"`,
+						`source_principal="spiffe://cluster.local/ns/demo/sa/a"`, `request_protocol="tcp"`, `source_workload="a"`, `source_app="a"`)
+					for _, e := range []*envoyProcess{p.client, p.server} {
+						p.wantMetric(t, e, "istio_tcp_connections_opened_total", `destination_workload="b"`, `source_workload="a"`)
+					}
+					p.wantMetric(t, p.client, "istio_tcp_received_bytes_total", `destination_service_name="b"`)
 				}
 			})
 		}
@@ -116,7 +126,7 @@ func newPath(t *testing.T, configs []string, service, target uint32) *path {
 		}
 	}
 	f, _ := newIstiod(t, scene{configs: configs, proxy: client})
-	dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy()))
+	dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex)))
 	ca := newAuthority(t)
 	inboundPort, outboundPort := freePort(t), freePort(t)
 
@@ -372,7 +382,11 @@ func get(address string, protocols *http.Protocols) (string, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	}}
 	defer tr.CloseIdleConnections()
-	req, err := http.NewRequest(http.MethodGet, "http://b.demo.svc.cluster.local/", nil)
+	var body io.Reader
+	if protocols.UnencryptedHTTP2() {
+		body = bytes.NewReader(make([]byte, 2*5)) // two messages of gRPC, with nothing in them
+	}
+	req, err := http.NewRequest(http.MethodGet, "http://b.demo.svc.cluster.local/", body)
 	if err != nil {
 		return "", err
 	}
@@ -384,14 +398,14 @@ func get(address string, protocols *http.Protocols) (string, error) {
 		return "", err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return "", err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %s", resp.Status, body)
+		return "", fmt.Errorf("%s: %s", resp.Status, answer)
 	}
-	return string(body), nil
+	return string(answer), nil
 }
 
 func (p *path) echo(t *testing.T) {
@@ -421,7 +435,11 @@ func (p *path) wantMetric(t *testing.T, e *envoyProcess, name string, labels ...
 		}
 	}()
 	waitFor(t, e, name+" "+strings.Join(labels, ","), func() bool {
-		seen = string(e.get(t, "/stats/prometheus?filter=istio_"))
+		var text strings.Builder
+		if err := exposition.Rewrite(&text, bytes.NewReader(e.get(t, "/stats/prometheus?filter=istio_"))); err != nil {
+			t.Fatal(err)
+		}
+		seen = text.String()
 	lines:
 		for line := range strings.Lines(seen) {
 			if !strings.HasPrefix(line, name+"{") || strings.HasSuffix(strings.TrimSpace(line), " 0") {

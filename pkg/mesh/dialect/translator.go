@@ -7,16 +7,45 @@ import (
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+	"istio.io/istio/pilot/pkg/model"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // Translator turns resources for Istio's Envoy into resources for the upstream one. It has no state and may be shared.
 type Translator struct {
-	known KnownTypes
+	known     KnownTypes
+	endpoints Endpoints
 }
 
-// NewTranslator returns a Translator for an Envoy that accepts the given types.
-func NewTranslator(known KnownTypes) *Translator {
-	return &Translator{known: known}
+// Endpoints returns the labels of the workloads behind a service, by address.
+type Endpoints func(host, namespace string) map[string]map[string]string
+
+// NewTranslator returns a Translator for an Envoy that accepts the given types. Without endpoints (nil), a client's metrics
+// do not know app and version of the other side.
+func NewTranslator(known KnownTypes, endpoints Endpoints) *Translator {
+	return &Translator{known: known, endpoints: endpoints}
+}
+
+// EndpointsOf asks istiod's own index.
+func EndpointsOf(index *model.EndpointIndex) Endpoints {
+	return func(host, namespace string) map[string]map[string]string {
+		shards, ok := index.ShardsForService(host, namespace)
+		if !ok {
+			return nil
+		}
+		found := map[string]map[string]string{}
+		shards.RLock()
+		defer shards.RUnlock()
+		for _, endpoints := range shards.Shards {
+			for _, e := range endpoints {
+				for _, address := range e.Addresses {
+					found[address] = e.Labels
+				}
+			}
+		}
+		return found
+	}
 }
 
 // Result is the translation of one resource.
@@ -31,12 +60,13 @@ type Result struct {
 	Refused error
 }
 
-// Resource translates one LDS, CDS, RDS, EDS or ECDS resource. It never changes its input, which istiod caches.
-func (t *Translator) Resource(res *anypb.Any, proxy Proxy) Result {
+// Resource translates one LDS, CDS, RDS, EDS or ECDS resource for the proxy beside a workload. It never changes its input,
+// which istiod caches. Only listeners depend on the proxy.
+func (t *Translator) Resource(res *anypb.Any, proxy workload.Workload) Result {
 	if !t.concerns(res) {
 		return Result{Resource: res}
 	}
-	w := &walker{Translator: t, around: surroundings{proxy: proxy}}
+	w := &walker{Translator: t, around: surroundings{proxy: proxy, endpoints: t.endpoints}}
 	refused := func(err error) Result {
 		return Result{Resource: res, Unknown: w.unknown, Refused: err}
 	}

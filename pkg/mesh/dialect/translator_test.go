@@ -23,6 +23,7 @@ import (
 	"istio.io/istio/pkg/monitoring/monitortest"
 
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // planted is a type that no Envoy knows.
@@ -82,7 +83,7 @@ func TestPlantedUnknownType(t *testing.T) {
 		{"ECDS", toAny(t, &core.TypedExtensionConfig{Name: "planted", TypedConfig: plantedAny()}), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := dialect.NewTranslator(dialect.ShippedEnvoy()).Resource(c.in, dialect.Proxy{})
+			got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(c.in, workload.Workload{})
 			if !slices.Contains(got.Unknown, planted) {
 				t.Errorf("unknown types: %v", got.Unknown)
 			}
@@ -101,9 +102,11 @@ func TestPlantedUnknownType(t *testing.T) {
 
 // TestIdentity: what has no private extension stays the same object, and what was translated once stays so.
 func TestIdentity(t *testing.T) {
-	tr := dialect.NewTranslator(dialect.ShippedEnvoy())
-	plain := httpListener(t, nil)
-	if got := tr.Resource(plain, dialect.Proxy{}); got.Resource != plain || got.Refused != nil || got.Unknown != nil {
+	tr := dialect.NewTranslator(dialect.ShippedEnvoy(), nil)
+	plain := toAny(t, &listener.Listener{Name: "l", FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
+		Name: "router", ConfigType: &listener.Filter_TypedConfig{TypedConfig: toAny(t, &router.Router{})},
+	}}}}})
+	if got := tr.Resource(plain, workload.Workload{}); got.Resource != plain || got.Refused != nil || got.Unknown != nil {
 		t.Errorf("a resource of upstream types only was changed: %+v", got)
 	}
 	for _, s := range scenes() {
@@ -112,14 +115,14 @@ func TestIdentity(t *testing.T) {
 		for typ, resources := range before {
 			for _, r := range resources {
 				copied := proto.Clone(r.Resource)
-				once := tr.Resource(r.Resource, dialect.Proxy{})
+				once := tr.Resource(r.Resource, workload.Workload{})
 				if once.Refused != nil || once.Unknown != nil {
 					t.Errorf("%s %s: %v %v", s.name, r.Name, once.Unknown, once.Refused)
 				}
 				if !proto.Equal(copied, r.Resource) {
 					t.Errorf("%s %s: the generated resource was written to", s.name, r.Name)
 				}
-				twice := tr.Resource(once.Resource, dialect.Proxy{})
+				twice := tr.Resource(once.Resource, workload.Workload{})
 				if !proto.Equal(once.Resource, twice.Resource) {
 					t.Errorf("%s %s %s: translating twice is not translating once", s.name, typ, r.Name)
 				}
@@ -143,7 +146,7 @@ func TestEveryAnyIsSeen(t *testing.T) {
 				seen += string(r.Resource.Value)
 			}
 		}
-		dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy()))
+		dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), nil))
 		for typ, resources := range generate(t, f, s.proxy) {
 			for _, r := range resources {
 				for _, p := range private {
@@ -190,7 +193,7 @@ func TestWrap(t *testing.T) {
 		v3.SecretType:   &fixed{},
 	}
 	secrets := gens[v3.SecretType]
-	dialect.Wrap(gens, dialect.NewTranslator(dialect.ShippedEnvoy()))
+	dialect.Wrap(gens, dialect.NewTranslator(dialect.ShippedEnvoy(), nil))
 
 	if res, details, err := gens[v3.ListenerType].Generate(nil, nil, nil); res != nil || err != nil || !details.Incremental {
 		t.Errorf("nil became %v, %v, %v", res, details, err)
@@ -219,7 +222,7 @@ func TestWrap(t *testing.T) {
 		Name: "planted", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: plantedAny()},
 	})}}}
 	wrapped := map[string]model.XdsResourceGenerator{v3.ListenerType: gens[v3.ListenerType]}
-	dialect.Wrap(wrapped, dialect.NewTranslator(dialect.ShippedEnvoy()))
+	dialect.Wrap(wrapped, dialect.NewTranslator(dialect.ShippedEnvoy(), nil))
 	if res, _, err := wrapped[v3.ListenerType].Generate(nil, nil, nil); len(res) != 1 || err != nil {
 		t.Errorf("a refused resource must be sent, for Envoy to reject: %v %v", res, err)
 	}
@@ -239,7 +242,7 @@ func TestTypedMetadataStays(t *testing.T) {
 	in := toAny(t, &cluster.Cluster{Name: "c", Metadata: &core.Metadata{TypedFilterMetadata: map[string]*anypb.Any{
 		"planted": plantedAny(), "known": toAny(t, wrapperspb.String("x")),
 	}}})
-	got := dialect.NewTranslator(dialect.ShippedEnvoy()).Resource(in, dialect.Proxy{})
+	got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(in, workload.Workload{})
 	if got.Resource != in || got.Unknown != nil || got.Refused != nil {
 		t.Errorf("%+v", got)
 	}

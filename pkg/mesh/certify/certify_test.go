@@ -1,0 +1,126 @@
+package certify
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"istio.io/istio/pkg/security"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
+)
+
+// TestWithWorkload signs a certificate like istiod's again: all in it stays, and one name comes.
+func TestWithWorkload(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte{1, 2, 3},
+	}
+	id := &url.URL{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/demo/sa/b"}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(42), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Minute), URIs: []*url.URL{id},
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	leafKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := certificate(t, template, root, &leafKey.PublicKey, key)
+	w := workload.Workload{Name: "b-v1", Namespace: "demo", CanonicalService: "b", CanonicalRevision: "v1", Cluster: "Kubernetes", App: "b", Version: "v1"}
+	signed, err := WithWorkload(before, root, key, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, is := parse(t, before), parse(t, signed)
+	ca := parse(t, certificate(t, root, root, &key.PublicKey, key))
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
+	if _, err := is.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		t.Errorf("it does not verify: %v", err)
+	}
+	if len(is.URIs) != 1 || is.URIs[0].String() != id.String() || len(is.DNSNames) != 0 || len(is.UnhandledCriticalExtensions) != 0 {
+		t.Errorf("the identities are %v and %v, unhandled %v", is.URIs, is.DNSNames, is.UnhandledCriticalExtensions)
+	}
+	if is.SerialNumber.Cmp(was.SerialNumber) != 0 || !is.NotAfter.Equal(was.NotAfter) || !is.NotBefore.Equal(was.NotBefore) ||
+		is.KeyUsage != was.KeyUsage || !slices.Equal(is.ExtKeyUsage, was.ExtKeyUsage) || !leafKey.PublicKey.Equal(is.PublicKey) || is.Subject.String() != was.Subject.String() {
+		t.Errorf("something else changed: %+v, was %+v", is, was)
+	}
+	if !strings.Contains(string(is.Raw), w.String()) {
+		t.Error("it does not name the workload")
+	}
+}
+
+func certificate(t *testing.T, template, parent *x509.Certificate, public any, key *ecdsa.PrivateKey) []byte {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func parse(t *testing.T, text []byte) *x509.Certificate {
+	t.Helper()
+	block, _ := pem.Decode(text)
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+type caller struct{ security.Caller }
+
+func (c caller) Authenticate(security.AuthContext) (*security.Caller, error) { return &c.Caller, nil }
+func (caller) AuthenticatorType() string                                     { return "test" }
+
+// The pod of a token reaches the CA, and no certificate.
+func TestPodAmongIdentities(t *testing.T) {
+	const id = "spiffe://cluster.local/ns/demo/sa/b"
+	for _, pod := range []*podRef{nil, {"demo", "b-7d9f-x2", "1234"}} {
+		c := security.Caller{Identities: []string{id}}
+		if pod != nil {
+			c.KubernetesInfo = security.KubernetesInfo{PodName: pod.name, PodNamespace: pod.namespace, PodUID: pod.uid}
+		}
+		got, err := podAuthenticator{caller{c}}.Authenticate(security.AuthContext{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest, ref := cutPod(got.Identities)
+		if !slices.Equal(rest, []string{id}) || (ref == nil) != (pod == nil) || ref != nil && *ref != *pod {
+			t.Errorf("of pod %v: identities %v, pod %v", pod, rest, ref)
+		}
+		if len(c.Identities) != 1 {
+			t.Errorf("the caller itself was changed: %v", c.Identities)
+		}
+	}
+}
+
+func TestWorkloadOf(t *testing.T) {
+	controller := true
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Name: "b-v1-5d8f7c9b6d-abcde", GenerateName: "b-v1-5d8f7c9b6d-", Namespace: "demo",
+		Labels:          map[string]string{"app": "b", "version": "v1", "pod-template-hash": "5d8f7c9b6d", "service.istio.io/canonical-name": "shop"},
+		OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "b-v1-5d8f7c9b6d", Controller: &controller}},
+	}}
+	want := workload.Workload{Name: "b-v1", Namespace: "demo", CanonicalService: "shop", CanonicalRevision: "v1", Cluster: "Kubernetes", App: "b", Version: "v1"}
+	if got := workloadOf(pod, "Kubernetes"); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}

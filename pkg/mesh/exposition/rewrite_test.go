@@ -1,0 +1,83 @@
+package exposition
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// TestRewrite compares testdata/envoy.txt, as Envoy writes it with the dialect's tags, with testdata/istio.txt.
+func TestRewrite(t *testing.T) {
+	in, err := os.ReadFile(filepath.Join("testdata", "envoy.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := Rewrite(&out, bytes.NewReader(in)); err != nil {
+		t.Fatal(err)
+	}
+	golden := filepath.Join("testdata", "istio.txt")
+	if *update {
+		if err := os.WriteFile(golden, out.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != string(want) {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(out.Bytes()))
+	if err != nil {
+		t.Fatalf("Prometheus cannot read it: %v", err)
+	}
+	for name := range families {
+		if strings.HasPrefix(name, "envoy_istio_") || strings.HasPrefix(name, "polymesh_") {
+			t.Errorf("%s is left", name)
+		}
+	}
+}
+
+func TestBroken(t *testing.T) {
+	for _, line := range []string{
+		`envoy_istio_requests_total{a="b} 1`, `envoy_istio_requests_total{a=b} 1`, `envoy_istio_requests_total{a="b"}`,
+		`envoy_istio_requests_total{a="b"} x`, `envoy_istio_requests_total{a="b"`,
+	} {
+		if err := Rewrite(&bytes.Buffer{}, strings.NewReader("# TYPE envoy_istio_requests_total counter\n"+line+"\n")); err == nil {
+			t.Errorf("%s was taken", line)
+		}
+	}
+}
+
+// FuzzRewrite: whatever comes, what is not ours stays, and labels that were taken apart are put together again.
+func FuzzRewrite(f *testing.F) {
+	f.Add(`a="b"`)
+	f.Add(`polymesh_self="a;b;c;d;e;f;g",reporter="source",x="\\\""`)
+	f.Fuzz(func(t *testing.T, labels string) {
+		line := "envoy_istio_requests_total{" + labels + "} 1"
+		if strings.ContainsAny(labels, "\r\n") {
+			return
+		}
+		name, parsed, number, err := parseSample(line)
+		if err == nil && (name != "envoy_istio_requests_total" || render(parsed) == "" != (len(parsed) == 0)) {
+			t.Errorf("%q was read as %s %v %s", line, name, parsed, number)
+		}
+		const other = "# TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n"
+		var out bytes.Buffer
+		if err := Rewrite(&out, strings.NewReader(other+"# TYPE envoy_istio_requests_total counter\n"+line+"\n"+other)); err == nil &&
+			(!strings.HasPrefix(out.String(), other) || !strings.HasSuffix(out.String(), other)) {
+			t.Errorf("other statistics changed: %s", out.String())
+		}
+	})
+}
