@@ -60,3 +60,10 @@ func (s *scenario) delete(file string) {
 func (s *scenario) call(from string, args ...string) (string, error) {
 	return s.KubectlErr(append([]string{"exec", "-n", s.name, "deployment/" + from, "-c", "echo", "--", "/echo"}, args...)...)
 }
+
+// in is the scenario in a part of the test: what it applies goes when that part ends.
+func (s *scenario) in(t *testing.T) *scenario {
+	part := *s
+	part.t = t
+	return &part
+}

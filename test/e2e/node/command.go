@@ -29,6 +29,13 @@ func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.C
 	return cmd
 }
 
+// OutsideCommand is a command in the world outside. nsenter becomes the program, so the process is the program itself.
+func (n *Node) OutsideCommand(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + n.outside.path(), "--", name}, args...)...)
+	cmd.Env = environment()
+	return cmd
+}
+
 // PolymeshCommand is `polymesh` with these arguments, on the node.
 func (n *Node) PolymeshCommand(ctx context.Context, args ...string) *exec.Cmd {
 	return n.Command(ctx, n.program, args...)

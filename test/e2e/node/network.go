@@ -22,8 +22,12 @@ type namespace string
 
 func (s namespace) path() string { return filepath.Join("/run/netns", string(s)) }
 
-// connect makes both namespaces and the wire between them: the node is 198.18.<subnet>.2, the world outside .1
-// (198.18.0.0/15 is for tests, RFC 2544). The world answers that nothing else can be reached, so that nobody waits.
+// OutsideHost is a further address in the world outside, the same one for every node, so that a manifest can name it.
+// (198.18.0.0/15 is for tests, RFC 2544.)
+const OutsideHost = "198.19.0.1"
+
+// connect makes both namespaces and the wire between them: the node is 198.18.<subnet>.2, the world outside .1 and
+// OutsideHost. The world answers that nothing else can be reached, so that nobody waits.
 func (n *Node) connect(subnet byte) error {
 	inside, outside := string(n.inside), string(n.outside)
 	commands := [][]string{
@@ -34,6 +38,7 @@ func (n *Node) connect(subnet byte) error {
 		{"-n", outside, "address", "add", fmt.Sprintf("198.18.%d.1/24", subnet), "dev", "eth0"},
 		{"-n", inside, "link", "set", "lo", "up"},
 		{"-n", outside, "link", "set", "lo", "up"},
+		{"-n", outside, "address", "add", OutsideHost + "/32", "dev", "lo"},
 		{"-n", inside, "link", "set", "eth0", "up"},
 		{"-n", outside, "link", "set", "eth0", "up"},
 		{"-n", outside, "route", "add", "unreachable", "default"},
@@ -132,8 +137,17 @@ func (n *Node) DialOutside(ctx context.Context, network, address string) (net.Co
 }
 
 // Listen listens on the node itself.
-func (n *Node) Listen(network, address string) (listener net.Listener, err error) {
-	err = n.inside.do(func() (err error) {
+func (n *Node) Listen(network, address string) (net.Listener, error) {
+	return n.inside.listen(network, address)
+}
+
+// ListenOutside listens in the world outside.
+func (n *Node) ListenOutside(network, address string) (net.Listener, error) {
+	return n.outside.listen(network, address)
+}
+
+func (s namespace) listen(network, address string) (listener net.Listener, err error) {
+	err = s.do(func() (err error) {
 		listener, err = net.Listen(network, address)
 		return err
 	})

@@ -5,7 +5,6 @@ package node
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -37,15 +36,17 @@ func TestMain(m *testing.M) {
 
 func TestNetwork(t *testing.T) {
 	n := ForTest(t, Options{})
-	var listener net.Listener
-	if err := n.inside.do(func() (err error) {
-		listener, err = net.Listen("tcp", ":80")
-		return err
-	}); err != nil {
+	listener, err := n.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside, err := n.ListenOutside("tcp", OutsideHost+":80")
+	if err != nil {
 		t.Fatal(err)
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.RemoteAddr) })}
 	go func() { _ = server.Serve(listener) }()
+	go func() { _ = server.Serve(outside) }()
 	defer server.Close()
 	for _, keep := range []bool{false, true} {
 		client := n.HTTP(keep)
@@ -65,6 +66,15 @@ func TestNetwork(t *testing.T) {
 		if want := map[bool]int{false: 3, true: 1}[keep]; len(seen) != want {
 			t.Errorf("keep %v: %d connections, want %d", keep, len(seen), want)
 		}
+	}
+	// The node calls back.
+	resp, err := n.HTTPInside(false).Get("http://" + OutsideHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || !strings.HasPrefix(string(body), n.Address()+":") {
+		t.Errorf("the caller is %s (%v), want %s", body, err, n.Address())
 	}
 	// The world has nothing else, and says so.
 	if _, err := n.Dial(t.Context(), "tcp", "192.0.2.1:80"); err == nil || !strings.Contains(err.Error(), "no route to host") {

@@ -5,6 +5,7 @@
 //	echo get [-H "Name: value"] [-n 100] URL    HTTP, see client.go
 //	echo grpc ADDRESS
 //	echo tcp ADDRESS TEXT
+//	echo postgres URL SQL                       PostgreSQL, see postgres.go
 package main
 
 import (
@@ -26,15 +27,16 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	commands := map[string]func(context.Context, []string) error{
-		"serve": serve,
-		"get":   get,
-		"grpc":  callGRPC,
-		"tcp":   callTCP,
+		"serve":    serve,
+		"get":      get,
+		"grpc":     callGRPC,
+		"tcp":      callTCP,
+		"postgres": query,
 	}
 	if len(args) > 0 {
 		if command, ok := commands[args[0]]; ok {
 			return command(ctx, args[1:])
 		}
 	}
-	return fmt.Errorf("say one of: serve, get URL, grpc ADDRESS, tcp ADDRESS TEXT")
+	return fmt.Errorf("say one of: serve, get URL, grpc ADDRESS, tcp ADDRESS TEXT, postgres URL SQL")
 }
