@@ -185,7 +185,7 @@ func requests(t *testing.T, n *node.Node, app string, labels map[string]string) 
 }
 
 var (
-	requestsSample = regexp.MustCompile(`^(?:envoy_)?istio_requests_total\{(.*)\} (\S+)$`)
+	requestsSample = regexp.MustCompile(`^istio_requests_total\{(.*)\} (\S+)$`)
 	label          = regexp.MustCompile(`([a-z_]+)="([^"]*)"`)
 )
 

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"istio.io/istio/pilot/pkg/bootstrap"
-	"istio.io/istio/pilot/pkg/features"
 	"istio.io/istio/pkg/kube"
 	"istio.io/istio/pkg/kube/labels"
 	"istio.io/istio/pkg/log"
@@ -37,30 +36,40 @@ var scope = log.RegisterScope("certify", "workloads in certificates")
 const podWait = 5 * time.Second
 
 // Install puts the package between istiod's certificate service and its CA. It is called after bootstrap.NewServer and
-// before Start. Where the certificates are not istiod's own (an external CA), or are asked for by node proxies (ambient
-// mode), it changes nothing; workloads are then unknown to the other side's metrics.
+// before Start. Where the certificates are not istiod's own (an external CA) it changes nothing; workloads are then unknown
+// to the other side's metrics, as are those whose certificates a node's proxy asks for (ambient mode).
 func Install(server *bootstrap.Server, client kubernetes.Interface, cluster string) error {
-	if server.CA == nil || server.RA != nil || len(features.CATrustedNodeAccounts) > 0 {
-		scope.Infof("certificates do not name workloads: istiod does not sign them for their own pods")
+	if server.CA == nil || server.RA != nil {
+		scope.Infof("certificates do not name workloads: istiod does not sign them")
 		return nil
 	}
-	// The service is a field that istiod does not export. Start registers whatever it holds.
-	field := reflect.ValueOf(server).Elem().FieldByName("caServer")
-	if !field.IsValid() || field.Type() != reflect.TypeFor[*caserver.Server]() || field.IsNil() {
-		return errors.New("istiod has no certificate service where it used to be (bootstrap.Server.caServer)")
+	// Neither the service nor its CA are fields that Istio exports. What they are is checked, so that an Istio that has
+	// changed ends istiod at its start, and the build's tests.
+	service, err := unexported[*caserver.Server](reflect.ValueOf(server).Elem(), "caServer")
+	if err != nil {
+		return err
 	}
-	service := reflect.NewAt(field.Type(), field.Addr().UnsafePointer()).Interface().(**caserver.Server)
+	signer, err := unexported[caserver.CertificateAuthority](reflect.ValueOf(*service).Elem(), "ca")
+	if err != nil {
+		return err
+	}
+	*signer = &authority{server.CA, client, cluster}
 	authenticators := make([]security.Authenticator, len((*service).Authenticators))
 	for i, a := range (*service).Authenticators {
 		authenticators[i] = podAuthenticator{a}
 	}
-	// The lifetime is the CA's to limit; the service itself does not look at it.
-	ours, err := caserver.New(&authority{server.CA, client, cluster}, 0, authenticators, nil)
-	if err != nil {
-		return fmt.Errorf("make the certificate service: %w", err)
-	}
-	*service = ours
+	// istiod's discovery service has the same slice, and needs no pods.
+	(*service).Authenticators = authenticators
 	return nil
+}
+
+// unexported is a struct's field of this name and type.
+func unexported[T any](of reflect.Value, name string) (*T, error) {
+	field := of.FieldByName(name)
+	if !field.IsValid() || field.Type() != reflect.TypeFor[T]() || field.IsZero() {
+		return nil, fmt.Errorf("%s has no %s of type %s", of.Type(), name, reflect.TypeFor[T]())
+	}
+	return (*T)(field.Addr().UnsafePointer()), nil
 }
 
 // podAuthenticator adds the pod that a token is bound to to the caller's identities, which is all of the caller that the

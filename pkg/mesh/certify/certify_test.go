@@ -7,14 +7,19 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"istio.io/istio/pilot/pkg/bootstrap"
 	"istio.io/istio/pkg/security"
+	"istio.io/istio/security/pkg/pki/ca"
+	caserver "istio.io/istio/security/pkg/server/ca"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -110,6 +115,43 @@ func TestPodAmongIdentities(t *testing.T) {
 			t.Errorf("the caller itself was changed: %v", c.Identities)
 		}
 	}
+}
+
+// TestInstall: Istio's certificate service is where Install looks for it, and has our CA and our authenticators afterwards.
+func TestInstall(t *testing.T) {
+	istiod := &bootstrap.Server{CA: &ca.IstioCA{}}
+	field, err := unexportedField(istiod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	service := &caserver.Server{Authenticators: []security.Authenticator{caller{}}}
+	signer := reflect.ValueOf(service).Elem().FieldByName("ca")
+	reflect.NewAt(signer.Type(), signer.Addr().UnsafePointer()).Elem().Set(reflect.ValueOf(istiod.CA))
+	*field = service
+	if err := Install(istiod, nil, "Kubernetes"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := unexported[caserver.CertificateAuthority](reflect.ValueOf(service).Elem(), "ca")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, ours := (*got).(*authority); !ours || a.IstioCA != istiod.CA {
+		t.Errorf("the service's CA is %T", *got)
+	}
+	if _, ours := service.Authenticators[0].(podAuthenticator); !ours {
+		t.Errorf("its authenticator is %T", service.Authenticators[0])
+	}
+	if err := Install(&bootstrap.Server{CA: &ca.IstioCA{}}, nil, ""); err == nil {
+		t.Error("an istiod without the service is taken")
+	}
+}
+
+func unexportedField(istiod *bootstrap.Server) (**caserver.Server, error) {
+	field := reflect.ValueOf(istiod).Elem().FieldByName("caServer")
+	if !field.IsValid() {
+		return nil, errors.New("no field caServer")
+	}
+	return (**caserver.Server)(field.Addr().UnsafePointer()), nil
 }
 
 func TestWorkloadOf(t *testing.T) {

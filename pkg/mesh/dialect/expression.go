@@ -21,8 +21,12 @@ var attributes = map[string]string{
 
 var headerExpression = regexp.MustCompile(`^(request|response)\.headers\[["']([A-Za-z0-9_-]+)["']\]$`)
 
-// formatOfExpression turns the value of a tag override into a format string. The stats logger takes no CEL, so anything
-// but text, a header or a plain attribute is counted as unknown, as Istio does with an expression that fails.
+// attribute is a CEL expression that only selects: Envoy compiles any of them, and what is not there has no value. One that
+// it could not compile would cost the whole listener.
+var attribute = regexp.MustCompile(`^(request|response|connection|source|destination|upstream)(\.[a-z_]+)+(\[["'][A-Za-z0-9_.-]+["']\])?$`)
+
+// formatOfExpression turns the value of a tag override into a format string. Anything but text, a header or an attribute
+// is counted as unknown, as Istio does with an expression that fails.
 func formatOfExpression(expression string) string {
 	expression = strings.TrimSpace(expression)
 	if format, ok := attributes[expression]; ok {
@@ -33,6 +37,9 @@ func formatOfExpression(expression string) string {
 			return "%REQ(" + m[2] + ")%"
 		}
 		return "%RESP(" + m[2] + ")%"
+	}
+	if attribute.MatchString(expression) {
+		return "%CEL(" + expression + ")%"
 	}
 	if n := len(expression); n >= 2 && expression[0] == '\'' && expression[n-1] == '\'' && !strings.ContainsAny(expression[1:n-1], `'\"`) {
 		expression = `"` + expression[1:n-1] + `"`
