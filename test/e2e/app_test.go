@@ -160,11 +160,17 @@ func TestCallGo(t *testing.T) {
 	})
 }
 
-// requests sums istio_requests_total of all sidecars of an app, where the labels have these values. It asks where
-// Prometheus does: injection has moved the pods' annotations to this port and path.
+// requests is requestsIn for the guide's app.
 func requests(t *testing.T, n *node.Node, app string, labels map[string]string) float64 {
 	t.Helper()
-	pods, err := n.Client(t).CoreV1().Pods(appNamespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app=" + app})
+	return requestsIn(t, n, appNamespace, app, labels)
+}
+
+// requestsIn sums istio_requests_total of all sidecars of an app, where the labels have these values. It asks where
+// Prometheus does: injection has moved the pods' annotations to this port and path.
+func requestsIn(t *testing.T, n *node.Node, namespace, app string, labels map[string]string) float64 {
+	t.Helper()
+	pods, err := n.Client(t).CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app=" + app})
 	if err != nil || len(pods.Items) == 0 {
 		t.Fatalf("%d pods of %s, %v", len(pods.Items), app, err)
 	}

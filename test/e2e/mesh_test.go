@@ -20,7 +20,9 @@ type echoReply struct {
 	Path    string
 	Headers map[string][]string
 	Body    string
+	Version string
 	Pod     string
+	Attempt int
 }
 
 func parseReply(text string) (echoReply, error) {

@@ -47,11 +47,21 @@ func (s *scenario) apply(files ...string) {
 	}
 }
 
+// applyHere applies files that name no namespace, in the scenario's own.
+func (s *scenario) applyHere(files ...string) {
+	s.t.Helper()
+	for _, file := range files {
+		s.t.Cleanup(func() { s.delete(file, "-n", s.name) })
+		s.Kubectl(s.t, "apply", "-n", s.name, "-f", filepath.Join(s.dir, file))
+	}
+}
+
 // delete takes a file's objects away and waits until they are gone.
-func (s *scenario) delete(file string) {
+func (s *scenario) delete(file string, flags ...string) {
 	s.t.Helper()
 	s.ExplainNow(s.t)
-	if _, err := s.KubectlErr("delete", "--ignore-not-found", "-f", filepath.Join(s.dir, file)); err != nil {
+	args := append([]string{"delete", "--ignore-not-found", "-f", filepath.Join(s.dir, file)}, flags...)
+	if _, err := s.KubectlErr(args...); err != nil {
 		s.t.Error(err)
 	}
 }

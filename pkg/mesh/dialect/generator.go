@@ -1,12 +1,9 @@
 package dialect
 
 import (
-	"runtime"
 	"sync"
-	"weak"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/protobuf/types/known/anypb"
 	"istio.io/istio/pilot/pkg/model"
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
 	"istio.io/istio/pkg/kube/labels"
@@ -37,9 +34,9 @@ var (
 func Wrap(generators map[string]model.XdsResourceGenerator, t *Translator) {
 	r := &reporter{}
 	for _, typ := range wrappedTypes {
-		var c *cache
-		if typ != v3.ListenerType {
-			c = &cache{}
+		var c cache = &shared{}
+		if typ == v3.ListenerType {
+			c = newRecent()
 		}
 		inner := generators[typ]
 		switch g := inner.(type) {
@@ -52,37 +49,12 @@ func Wrap(generators map[string]model.XdsResourceGenerator, t *Translator) {
 	}
 }
 
-// cache keeps translations as long as istiod keeps what was translated. istiod makes most clusters, routes and endpoints
-// once for all proxies and hands out the same bytes with every push.
-type cache struct {
-	results sync.Map // weak.Pointer[anypb.Any] → Result
-}
-
-func (c *cache) translate(res *anypb.Any, translate func() Result) Result {
-	if c == nil {
-		return translate()
-	}
-	key := weak.Make(res)
-	if known, ok := c.results.Load(key); ok {
-		return known.(Result)
-	}
-	result := translate()
-	if result.Resource == res {
-		// Kept by its own translation, it would never go.
-		result.Resource = nil
-	}
-	if _, loaded := c.results.LoadOrStore(key, result); !loaded {
-		runtime.AddCleanup(res, func(key weak.Pointer[anypb.Any]) { c.results.Delete(key) }, key)
-	}
-	return result
-}
-
 // generator translates what another one generates. istiod asks by type assertion whether a generator can do deltas, so
 // there is a second type for those that can.
 type generator struct {
 	inner      model.XdsResourceGenerator
 	translator *Translator
-	cache      *cache // nil where the translation depends on the proxy
+	cache      cache
 	reporter   *reporter
 }
 
@@ -109,18 +81,24 @@ func (g *generator) translate(proxy *model.Proxy, in model.Resources) model.Reso
 	proxied := workloadOf(proxy)
 	var out model.Resources
 	for i, r := range in {
-		result := g.cache.translate(r.Resource, func() Result { return g.translator.Resource(r.Resource, proxied) })
-		g.reporter.report(r, result)
-		if result.Resource == nil || result.Resource == r.Resource {
+		translated := g.cache.translate(r, proxied, func() *discovery.Resource {
+			result := g.translator.Resource(r.Resource, proxied)
+			g.reporter.report(r, result)
+			if result.Resource == r.Resource {
+				return nil
+			}
+			return &discovery.Resource{
+				Name: r.Name, ResourceName: r.ResourceName, Aliases: r.Aliases, Version: r.Version, Ttl: r.Ttl,
+				CacheControl: r.CacheControl, Metadata: r.Metadata, Resource: result.Resource,
+			}
+		})
+		if translated == nil {
 			continue
 		}
 		if out == nil {
 			out = append(make(model.Resources, 0, len(in)), in...)
 		}
-		out[i] = &discovery.Resource{
-			Name: r.Name, ResourceName: r.ResourceName, Aliases: r.Aliases, Version: r.Version, Ttl: r.Ttl,
-			CacheControl: r.CacheControl, Metadata: r.Metadata, Resource: result.Resource,
-		}
+		out[i] = translated
 	}
 	if out == nil {
 		return in

@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -32,13 +34,46 @@ func (h headers) Set(line string) error {
 	return nil
 }
 
-// summary is what `get -n` prints: how often each answer came.
+// summary is what `get -n` prints: how often each answer came, and from which version and pod.
 type summary struct {
-	Status map[int]int    `json:"status"`
-	Errors map[string]int `json:"errors"`
+	Status   map[int]int    `json:"status"`
+	Versions map[string]int `json:"versions"`
+	Pods     map[string]int `json:"pods"`
+	Errors   map[string]int `json:"errors"`
+
+	mu sync.Mutex
 }
 
-// get sends a request and prints the answer's body; with -n it sends many, one after the other, and prints a summary.
+func (s *summary) add(status int, answer string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.Errors[err.Error()]++
+		return
+	}
+	s.Status[status]++
+	var said reply
+	if json.Unmarshal([]byte(answer), &said) == nil {
+		s.Versions[said.Version]++
+		s.Pods[said.Pod]++
+	}
+}
+
+// failures are the answers that are missing or that are 400 and above.
+func (s *summary) failures() int {
+	failed := 0
+	for _, count := range s.Errors {
+		failed += count
+	}
+	for status, count := range s.Status {
+		if status >= http.StatusBadRequest {
+			failed += count
+		}
+	}
+	return failed
+}
+
+// get sends a request and prints the answer's body; with -n it sends many, -c of them at once, and prints a summary.
 // It fails where an answer is missing or is 400 and above.
 func get(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("get", flag.ContinueOnError)
@@ -47,6 +82,7 @@ func get(ctx context.Context, args []string) error {
 	method := flags.String("X", http.MethodGet, "method")
 	body := flags.String("d", "", "body")
 	n := flags.Int("n", 1, "how many requests")
+	concurrent := flags.Int("c", 1, "how many of them at once, each on a connection of its own")
 	keep := flags.Bool("k", true, "keep connections")
 	timeout := flags.Duration("timeout", 10*time.Second, "for each request")
 	cert := flags.String("cert", "", "certificate to show to an https server, whose own is not checked")
@@ -68,37 +104,33 @@ func get(ctx context.Context, args []string) error {
 		// A mesh certificate names no host.
 		transport.TLSClientConfig = &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true}
 	}
+	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = *concurrent, *concurrent
 	client := &http.Client{Transport: transport, Timeout: *timeout}
+	url := flags.Arg(0)
 
-	seen := summary{Status: map[int]int{}, Errors: map[string]int{}}
-	failed := 0
-	for range *n {
-		status, answer, err := send(ctx, client, *method, flags.Arg(0), *body, http.Header(header))
-		switch {
-		case err != nil:
-			seen.Errors[err.Error()]++
-			failed++
-		default:
-			seen.Status[status]++
-			if status >= http.StatusBadRequest {
-				failed++
-			}
+	if *n == 1 {
+		status, answer, err := send(ctx, client, *method, url, *body, http.Header(header))
+		fmt.Print(answer)
+		if err == nil && status >= http.StatusBadRequest {
+			err = fmt.Errorf("status %d", status)
 		}
-		if *n == 1 {
-			fmt.Print(answer)
-			if err != nil {
-				return err
-			}
-			if failed > 0 {
-				return fmt.Errorf("status %d", status)
-			}
-			return nil
-		}
-	}
-	if err := json.NewEncoder(os.Stdout).Encode(seen); err != nil {
 		return err
 	}
-	if failed > 0 {
+	seen := summary{Status: map[int]int{}, Versions: map[string]int{}, Pods: map[string]int{}, Errors: map[string]int{}}
+	var workers sync.WaitGroup
+	var sent atomic.Int64
+	for range *concurrent {
+		workers.Go(func() {
+			for sent.Add(1) <= int64(*n) {
+				seen.add(send(ctx, client, *method, url, *body, http.Header(header)))
+			}
+		})
+	}
+	workers.Wait()
+	if err := json.NewEncoder(os.Stdout).Encode(&seen); err != nil {
+		return err
+	}
+	if failed := seen.failures(); failed > 0 {
 		return fmt.Errorf("%d of %d requests failed", failed, *n)
 	}
 	return nil

@@ -42,6 +42,18 @@ func TestPaths(t *testing.T) {
 		{http.MethodGet, "/file?path=" + file, "", http.StatusNotFound, "no such file"},
 		{http.MethodPost, "/file?path=" + file, "written", http.StatusOK, ""},
 		{http.MethodGet, "/file?path=" + file, "", http.StatusOK, "written"},
+		{http.MethodGet, "/any?status=503", "", http.StatusServiceUnavailable, `"path":"/any?status=503"`},
+		{http.MethodGet, "/any?status=1", "", http.StatusBadRequest, "status must be a number"},
+		{http.MethodGet, "/any?delay=x", "", http.StatusBadRequest, "delay must be a duration"},
+		{http.MethodGet, "/any?delay=1ms", "", http.StatusOK, `"path":"/any?delay=1ms"`},
+		{http.MethodGet, "/any?status=503&id=a", "", http.StatusBadRequest, "an id needs first"},
+		{http.MethodGet, "/any?status=503&first=1&id=a", "", http.StatusServiceUnavailable, `"attempt":1`},
+		{http.MethodGet, "/any?status=503&first=1&id=a", "", http.StatusOK, `"attempt":2`},
+		{http.MethodGet, "/set?status=500&delay=1ms", "", http.StatusOK, "answers 500 after 1ms"},
+		{http.MethodGet, "/any", "", http.StatusInternalServerError, `"path":"/any"`},
+		{http.MethodGet, "/healthz", "", http.StatusOK, "ok"},
+		{http.MethodGet, "/set", "", http.StatusOK, "answers 200 after 0s"},
+		{http.MethodGet, "/any", "", http.StatusOK, `"path":"/any"`},
 	} {
 		recorder := httptest.NewRecorder()
 		handler.ServeHTTP(recorder, httptest.NewRequest(step.method, step.target, strings.NewReader(step.body)))

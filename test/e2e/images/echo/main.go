@@ -1,8 +1,8 @@
 // Command echo is the workload of the end-to-end tests: a server that says what reached it, and the clients that call it
 // from inside a pod. Its image holds nothing else, so that a test depends on no shell and no curl.
 //
-//	echo serve                                  HTTP, gRPC and TCP, see server.go
-//	echo get [-H "Name: value"] [-n 100] URL    HTTP, see client.go
+//	echo serve                                          HTTP, gRPC and TCP, see server.go
+//	echo get [-H "Name: value"] [-n 100] [-c 10] URL    HTTP, see client.go
 //	echo grpc ADDRESS
 //	echo tcp ADDRESS TEXT
 //	echo postgres URL SQL                       PostgreSQL, see postgres.go

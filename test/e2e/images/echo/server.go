@@ -10,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strconv"
 	"sync"
@@ -35,6 +36,8 @@ type reply struct {
 	// Version is what the pod's manifest says in VERSION, Pod is the pod's name.
 	Version string `json:"version"`
 	Pod     string `json:"pod"`
+	// Attempt counts the requests with the same id that have reached this pod.
+	Attempt int `json:"attempt,omitempty"`
 }
 
 // server answers in three protocols. The HTTP paths, any other path being echoed:
@@ -43,13 +46,19 @@ type reply struct {
 //	/alloc?mb=N         takes N MiB of memory and keeps it: what a limit is for
 //	/exit?code=N        ends the process
 //	/file?path=P        reads a file; a POST writes its body there
+//	/set?status=S&delay=D  lets this pod echo with status S, and D late; /set alone puts that back
+//
+// A query can say status and delay for its own request too, and with first=N&id=I for the first N requests with this id.
 type server struct {
 	version, pod string
+	log          bool // every request that is echoed
 	failing      atomic.Bool
 	health       *health.Server
 
-	mu   sync.Mutex
-	kept [][]byte
+	mu       sync.Mutex
+	kept     [][]byte
+	usual    manner
+	attempts map[string]int
 
 	testpb.UnimplementedTestServiceServer
 }
@@ -59,7 +68,10 @@ func newServer() *server {
 	if err != nil {
 		pod = "unknown"
 	}
-	return &server{version: os.Getenv("VERSION"), pod: pod, health: health.NewServer()}
+	return &server{
+		version: os.Getenv("VERSION"), pod: pod, health: health.NewServer(),
+		usual: manner{status: http.StatusOK}, attempts: map[string]int{},
+	}
 }
 
 // serve listens until ctx ends, then lets the requests under way finish.
@@ -68,11 +80,13 @@ func serve(ctx context.Context, args []string) error {
 	httpAddress := flags.String("http", ":8080", "address of HTTP")
 	grpcAddress := flags.String("grpc", ":9090", "address of gRPC")
 	tcpAddress := flags.String("tcp", ":9000", "address of TCP")
+	logging := flags.Bool("log", false, "log method, host and path of every request that is echoed")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 
 	s := newServer()
+	s.log = *logging
 	web := &http.Server{Addr: *httpAddress, Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second}
 	rpc := grpc.NewServer()
 	healthpb.RegisterHealthServer(rpc, s.health)
@@ -119,20 +133,92 @@ func (s *server) handler() http.Handler {
 		}
 	})
 	mux.HandleFunc("/file", file)
+	mux.HandleFunc("/set", s.set)
 	mux.HandleFunc("/", s.echo)
 	return mux
 }
 
 func (s *server) echo(w http.ResponseWriter, r *http.Request) {
+	if s.log {
+		log.Printf("%s %s%s", r.Method, r.Host, r.URL.RequestURI())
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
 		return
 	}
+	m, attempt, err := s.manner(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	select {
+	case <-r.Context().Done():
+		return // nobody waits for the answer any more
+	case <-time.After(m.delay):
+	}
 	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(m.status)
 	s.writeReply(w, reply{
 		Method: r.Method, Path: r.URL.RequestURI(), Host: r.Host, Remote: r.RemoteAddr, Headers: r.Header, Body: string(body),
+		Attempt: attempt,
 	})
+}
+
+// manner is how a request is echoed.
+type manner struct {
+	status int
+	delay  time.Duration
+}
+
+// manner tells how to echo a request with this query, and as which attempt with its id it counts.
+func (s *server) manner(query url.Values) (manner, int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := s.usual.with(query)
+	if err != nil || !query.Has("id") {
+		return m, 0, err
+	}
+	first, err := strconv.Atoi(query.Get("first"))
+	if err != nil {
+		return m, 0, errors.New("an id needs first, a number")
+	}
+	s.attempts[query.Get("id")]++
+	attempt := s.attempts[query.Get("id")]
+	if attempt > first {
+		m = s.usual
+	}
+	return m, attempt, nil
+}
+
+func (m manner) with(query url.Values) (manner, error) {
+	if text := query.Get("status"); text != "" {
+		status, err := strconv.Atoi(text)
+		if err != nil || status < 200 || status > 599 {
+			return m, errors.New("status must be a number from 200 to 599")
+		}
+		m.status = status
+	}
+	if text := query.Get("delay"); text != "" {
+		delay, err := time.ParseDuration(text)
+		if err != nil {
+			return m, errors.New("delay must be a duration such as 2s")
+		}
+		m.delay = delay
+	}
+	return m, nil
+}
+
+func (s *server) set(w http.ResponseWriter, r *http.Request) {
+	m, err := manner{status: http.StatusOK}.with(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	s.mu.Lock()
+	s.usual = m
+	s.mu.Unlock()
+	fmt.Fprintf(w, "%s answers %d after %s\n", s.pod, m.status, m.delay)
 }
 
 func (s *server) writeReply(w io.Writer, r reply) {
