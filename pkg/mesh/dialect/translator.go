@@ -4,9 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"istio.io/istio/pilot/pkg/model"
 
 	"polymesh.dev/polymesh/pkg/mesh/workload"
@@ -66,7 +72,11 @@ func (t *Translator) Resource(res *anypb.Any, proxy workload.Workload) Result {
 	if !t.concerns(res) {
 		return Result{Resource: res}
 	}
-	w := &walker{Translator: t, around: surroundings{proxy: proxy, endpoints: t.endpoints}}
+	around := surroundings{proxy: proxy, endpoints: t.endpoints}
+	if translated, ok, err := t.shallow(&around, res); ok {
+		return Result{Resource: translated, Refused: err}
+	}
+	w := &walker{Translator: t, around: around}
 	refused := func(err error) Result {
 		return Result{Resource: res, Unknown: w.unknown, Refused: err}
 	}
@@ -92,6 +102,47 @@ func (t *Translator) Resource(res *anypb.Any, proxy workload.Workload) Result {
 	return Result{Resource: out, Unknown: w.unknown}
 }
 
+// shallow translates clusters and endpoints of which the message itself is all that changes: most of them, by the thousand.
+// It reports false for the others, which have to be walked.
+func (t *Translator) shallow(s *surroundings, res *anypb.Any) (*anypb.Any, bool, error) {
+	if !t.onlyKnown(res) || bytes.Contains(res.Value, []byte(peerExchangeALPN)) || bytes.Contains(res.Value, []byte(istioHashableString)) {
+		return nil, false, nil
+	}
+	switch res.MessageName() {
+	case "envoy.config.cluster.v3.Cluster":
+		c := &cluster.Cluster{}
+		if err := res.UnmarshalTo(c); err != nil {
+			return res, true, fmt.Errorf("unmarshal: %w", err)
+		}
+		before := c.GetMetadata().GetFilterMetadata()[ownMetadata]
+		if changed, err := translateCluster(s, c); err != nil || !changed || proto.Equal(before, c.Metadata.FilterMetadata[ownMetadata]) {
+			return res, true, err
+		}
+		// What follows a message on the wire is merged into it: the metadata gets one entry more.
+		added, err := pack(&cluster.Cluster{Metadata: &core.Metadata{FilterMetadata: map[string]*structpb.Struct{
+			ownMetadata: c.Metadata.FilterMetadata[ownMetadata],
+		}}})
+		if err != nil {
+			return res, true, err
+		}
+		return &anypb.Any{TypeUrl: res.TypeUrl, Value: slices.Concat(res.Value, added.Value)}, true, nil
+	case "envoy.config.endpoint.v3.ClusterLoadAssignment":
+		a := &endpoint.ClusterLoadAssignment{}
+		if err := res.UnmarshalTo(a); err != nil {
+			return res, true, fmt.Errorf("unmarshal: %w", err)
+		}
+		if changed, err := nameEndpoints(s, a); err != nil || !changed {
+			return res, true, err
+		}
+		out, err := pack(a)
+		if err != nil {
+			return res, true, err
+		}
+		return out, true, nil
+	}
+	return nil, false, nil
+}
+
 const typePrefix = "type.googleapis.com/"
 
 // concerns is the cheap check that spares most resources the walk: does the resource name a type that Envoy does not
@@ -102,11 +153,16 @@ func (t *Translator) concerns(res *anypb.Any) bool {
 			return true
 		}
 	}
+	return !t.onlyKnown(res)
+}
+
+// onlyKnown reports whether a resource names no type that Envoy does not know.
+func (t *Translator) onlyKnown(res *anypb.Any) bool {
 	rest := res.Value
 	for {
 		i := bytes.Index(rest, []byte(typePrefix))
 		if i < 0 {
-			return false
+			return true
 		}
 		name := rest[i+len(typePrefix):]
 		// The length of the string stands before it (protobuf wire format, one byte below 128).
@@ -116,7 +172,7 @@ func (t *Translator) concerns(res *anypb.Any) bool {
 			name = name[:len(name)-len(bytes.TrimLeft(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_."))]
 		}
 		if !t.plain(string(name)) {
-			return true
+			return false
 		}
 		rest = rest[i+len(typePrefix):]
 	}
