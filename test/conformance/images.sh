@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the images of the Gateway API conformance suite, under each name that the suite's manifests use, into
-# .build/conformance/images.tar. echo-basic is the suite's own program; echo-advanced is Istio's echo, as upstream.
+# .build/conformance/archives. echo-basic is the suite's own program; echo-advanced is Istio's echo, as upstream.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -31,7 +31,7 @@ istio=$(go list -m -f '{{.Dir}}' istio.io/istio)
 mapfile -t names < <(grep -rhoE "$registry/echo-(basic|advanced):[A-Za-z0-9._-]+" "$suite" --include='*.yaml' | sort -u)
 
 print=$( (sha256sum "$here/images.sh" "$out"/bin/*; echo "${names[*]}") | sha256sum)
-[[ -f $out/images.tar && -f $out/images.stamp && $(<"$out/images.stamp") == "$print" ]] && exit 0
+[[ -f $out/images.stamp && $(<"$out/images.stamp") == "$print" ]] && exit 0
 
 container=$(buildah from scratch)
 buildah copy --quiet "$container" "$out/bin/echo-basic" /echo-basic >/dev/null
@@ -46,10 +46,10 @@ buildah copy --quiet "$container" "$istio/tests/testdata/certs/dns/key.pem" /cer
 buildah config --entrypoint '["/usr/local/bin/server"]' --env PATH=/usr/local/bin --user 1338:1338 "$container"
 buildah commit --quiet --rm "$container" echo-advanced >/dev/null
 
-rm -rf "$out/archives" && mkdir "$out/archives"
+rm -rf "$out/images.stamp" "$out/archives" && mkdir "$out/archives"
 for name in "${names[@]}"; do
     echo "$name"
     image=${name#"$registry/"}
-    buildah push --quiet "localhost/${image%:*}" "oci-archive:$out/archives/$image.tar:$name"
+    buildah push --quiet "localhost/${image%:*}" "oci-archive:$out/archives/${image/:/-}.tar:$name"
 done
 echo "$print" >"$out/images.stamp"
