@@ -6,23 +6,18 @@
 //	make conformance                          # all of it, and the report
 //	go test … ./test/conformance -args -only HTTPRouteSimpleSameNamespace   # one test of the suite, no report
 //
-// What is claimed is what Istio claims: its profiles and its features. A test that is left out must be one that Istio
-// leaves out too.
+// What is claimed is what Istio claims: its profiles and its features. No test of these is left out.
 package conformance
 
 import (
 	"context"
 	"flag"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,9 +38,6 @@ import (
 
 	"polymesh.dev/polymesh/test/e2e/node"
 )
-
-// skip are the tests that are left out, and why. TestSkips holds them against Istio's list.
-var skip = map[string]string{}
 
 // profiles are those that Istio runs.
 var profiles = []suite.ConformanceProfileName{
@@ -145,10 +137,6 @@ func runSuite(t *testing.T, version string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var skipped []string
-	for name := range skip {
-		skipped = append(skipped, name)
-	}
 	hostname := v1.HostnameAddressType
 	s, err := suite.NewConformanceTestSuite(suite.ConformanceOptions{
 		ConfigurableOptions: suite.ConfigurableOptions{
@@ -156,7 +144,6 @@ func runSuite(t *testing.T, version string) {
 			NamespaceLabels:      map[string]string{"istio-injection": "enabled"},
 			CleanupTestResources: true,
 			SupportedFeatures:    claimed(),
-			SkipTests:            skipped,
 			RunTest:              *only,
 			ConformanceProfiles:  profiles,
 			TimeoutConfig:        config.DefaultTimeoutConfig(),
@@ -202,48 +189,4 @@ func runSuite(t *testing.T, version string) {
 // one that it does not have yet (istio/istio#44702).
 func claimed() []features.FeatureName {
 	return features.SetsToNamesSet(gateway.SupportedFeatures.Clone().Delete(features.MeshClusterIPMatchingFeature)).UnsortedList()
-}
-
-// TestSkips reads what Istio leaves out, from its own test in the pinned module.
-func TestSkips(t *testing.T) {
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "istio.io/istio").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	name := filepath.Join(strings.TrimSpace(string(dir)), "tests", "integration", "pilot", "gateway_conformance_test.go")
-	file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
-	if err != nil {
-		t.Fatal(err)
-	}
-	istio := map[string]bool{}
-	ast.Inspect(file, func(n ast.Node) bool {
-		v, ok := n.(*ast.ValueSpec)
-		if !ok || len(v.Names) != 1 || v.Names[0].Name != "skippedTests" || len(v.Values) != 1 {
-			return true
-		}
-		list, ok := v.Values[0].(*ast.CompositeLit)
-		if !ok {
-			return true
-		}
-		for _, e := range list.Elts {
-			pair, ok := e.(*ast.KeyValueExpr)
-			if !ok {
-				continue
-			}
-			if key, ok := pair.Key.(*ast.BasicLit); ok {
-				if name, err := strconv.Unquote(key.Value); err == nil {
-					istio[name] = true
-				}
-			}
-		}
-		return true
-	})
-	if len(istio) == 0 {
-		t.Fatalf("found no list of skipped tests in %s", name)
-	}
-	for name := range skip {
-		if !istio[name] {
-			t.Errorf("%s is left out here, but not by Istio", name)
-		}
-	}
 }
