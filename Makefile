@@ -14,6 +14,7 @@ pinned = $(shell awk '$$1 == "$(1)" {print $$2; exit} $$1 == "require" && $$2 ==
 
 KUBERNETES_VERSION := $(call pinned,k8s.io/kubernetes,.)
 ISTIO_VERSION := $(call pinned,istio.io/istio,.)
+GATEWAY_API_VERSION := $(call pinned,sigs.k8s.io/gateway-api,.)
 CONTAINERD_VERSION := $(call pinned,github.com/containerd/containerd/v2,build/upstream/containerd)
 RUNC_VERSION := $(call pinned,github.com/opencontainers/runc,build/upstream/runc)
 CNI_VERSION := $(call pinned,github.com/containernetworking/plugins,build/upstream/cni)
@@ -173,6 +174,14 @@ IMAGE_TAGS := pause=$(PAUSE_VERSION) coredns=$(COREDNS_VERSION:v%=%) metrics-ser
 		-bootstrap "$$(go list -m -f "{{.Dir}}" istio.io/istio)/tools/packaging/common/envoy_bootstrap.json" \
 		-registry $(IMAGE_REGISTRY) -envoy-version $(ENVOY_VERSION) -epoch $(SOURCE_DATE_EPOCH) -cache .build/cache -o $@ $(IMAGE_TAGS)'
 
+# What the channel's own kustomization lists, without the admission policy that tells a user which CRDs to install.
+# Its files come out of the pinned module.
+.build/payload/manifests/gateway-api.yaml: go.mod go.sum Makefile | .build/packages
+	@mkdir -p $(@D)
+	$(STEP) "CRDs of Gateway API $(GATEWAY_API_VERSION)" bash -ec 'go mod download sigs.k8s.io/gateway-api && \
+		cd "$$(go list -m -f "{{.Dir}}" sigs.k8s.io/gateway-api)/config/crd/experimental" && \
+		for file in $$(sed -n "s/^- //p" kustomization.yaml | grep -v _vap_); do echo ---; cat "$$file"; done >$(CURDIR)/$@'
+
 HOST_PROGRAMS := .build/bin/polymesh .build/bin/containerd .build/bin/containerd-shim-runc-v2 .build/bin/runc \
 	$(patsubst %,.build/bin/cni/%,$(notdir $(CNI_PLUGINS)))
 # Everything that ships, for the bill of materials.
@@ -192,9 +201,9 @@ inventory = $(INVENTORY) -version $(VERSION) -date $(BUILD_DATE) -debian-lock bu
 dist/polymesh.cdx.json: dist/polymesh $(INVENTORY)
 	$(STEP) "bill of materials" $(call inventory,-sbom $@ -subject dist/polymesh)
 
-dist/polymesh: $(HOST_PROGRAMS) .build/launcher .build/host/bin/nft .build/payload/images/polymesh.tar .build/licenses/index.txt $(wildcard build/payload/*.go build/compress/*.go)
+dist/polymesh: $(HOST_PROGRAMS) .build/launcher .build/host/bin/nft .build/payload/images/polymesh.tar .build/payload/manifests/gateway-api.yaml .build/licenses/index.txt $(wildcard build/payload/*.go build/compress/*.go)
 	$(STEP) "dist/polymesh" bash -c 'go run -tags "$(TAGS)" ./build/payload -version $(VERSION) -launcher .build/launcher -epoch $(SOURCE_DATE_EPOCH) -cache .build/cache -level $(ZSTD_LEVEL) -o $@ \
-		$(foreach program,$(HOST_PROGRAMS),$(program:.build/%=%)=$(program)) bin=.build/host/bin images=.build/payload/images licenses=.build/licenses'
+		$(foreach program,$(HOST_PROGRAMS),$(program:.build/%=%)=$(program)) bin=.build/host/bin images=.build/payload/images manifests=.build/payload/manifests licenses=.build/licenses'
 	@cat .build/log/dist-polymesh.log
 
 ##@ Check
@@ -209,6 +218,10 @@ test-unit: .build/images/bin/envoy | .build/packages ## the tests beside the cod
 .PHONY: test-e2e
 test-e2e: all .build/app-packages ## the end-to-end tests, in network namespaces (root)
 	go test -tags "$(TEST_TAGS) e2e" -timeout 60m -count=1 -v ./test/e2e/...
+
+.PHONY: conformance
+conformance: all .build/app-packages ## Gateway API's own test suite; its report goes to docs/mesh (root)
+	go test -tags "$(TEST_TAGS) e2e" -timeout 150m -count=1 -v ./test/conformance
 
 .PHONY: lint
 lint: | .build/packages ## gofmt, go vet, staticcheck

@@ -256,7 +256,8 @@ func (s *server) addComponents(m *component.Manager) {
 	}
 	if s.cfg.Enabled(config.Istio) {
 		m.Add(mesh.New(mesh.Options{
-			Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain, Log: s.log,
+			Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain,
+			GatewayAPI: s.programs.Path("manifests/gateway-api.yaml"), Log: s.log,
 		}), "kube-apiserver")
 	}
 }

@@ -44,6 +44,8 @@ type Record struct {
 	Objects map[string]string
 	// IngressClass is set once the class was made; it is not made a second time.
 	IngressClass bool
+	// GatewayAPI names the bundle of Gateway API's CRDs that the server applied, whoever's Istio is there.
+	GatewayAPI string
 }
 
 // Observed is the state of the cluster that the decision depends on.

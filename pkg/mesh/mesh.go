@@ -27,7 +27,9 @@ type Options struct {
 	ClusterDomain string
 	// Images are those to install; the zero value is what the build ships.
 	Images Images
-	Log    *slog.Logger
+	// GatewayAPI is the file with the CRDs of Gateway API; empty is none.
+	GatewayAPI string
+	Log        *slog.Logger
 }
 
 // New returns the component that installs Istio on the cluster. It starts after the API server and needs nothing else;
@@ -39,6 +41,7 @@ func New(opts Options) component.Component {
 	return &mesh{
 		log:      opts.Log,
 		kube:     opts.Kubeconfig,
+		crds:     opts.GatewayAPI,
 		settings: settings{images: opts.Images, profile: opts.Profile, clusterDomain: opts.ClusterDomain},
 		waiting:  errors.New("not started"),
 	}
@@ -47,6 +50,7 @@ func New(opts Options) component.Component {
 type mesh struct {
 	log      *slog.Logger
 	kube     string
+	crds     string
 	settings settings
 
 	cancel context.CancelFunc
@@ -177,10 +181,14 @@ func (m *mesh) reconcile(ctx context.Context) error {
 		log.Info("leaving Istio alone")
 		if record == nil {
 			// From now on it is the user's, also when it is uninstalled one day.
-			if err := writeRecord(ctx, client.Kube(), &Record{Owner: Users, Phase: Installed}); err != nil {
+			record = &Record{Owner: Users, Phase: Installed}
+			if err := writeRecord(ctx, client.Kube(), record); err != nil {
 				return err
 			}
 		}
+	}
+	if err := m.applyGatewayAPI(ctx, client, record); err != nil {
+		return err
 	}
 
 	m.mu.Lock()
@@ -214,7 +222,7 @@ func (m *mesh) connect() (kube.CLIClient, error) {
 func (m *mesh) install(ctx context.Context, client kube.CLIClient, record *Record, want Identity) (*Record, error) {
 	next := &Record{Owner: Ours, Phase: Installing, Identity: want}
 	if record != nil {
-		next.Objects, next.IngressClass = record.Objects, record.IngressClass
+		next.Objects, next.IngressClass, next.GatewayAPI = record.Objects, record.IngressClass, record.GatewayAPI
 	}
 	if err := writeRecord(ctx, client.Kube(), next); err != nil {
 		return nil, err

@@ -67,12 +67,22 @@ func Overlay(images Images, files, sets []string) ([]byte, error) {
 		"spec": map[string]any{
 			"values": map[string]any{
 				// The images are in the node's store already; there may be no registry to ask.
-				"global": map[string]any{"imagePullPolicy": "IfNotPresent"},
-				"pilot":  pilot,
+				"global":         map[string]any{"imagePullPolicy": "IfNotPresent"},
+				"pilot":          pilot,
+				"gatewayClasses": map[string]any{"istio": gatewayDefaults()},
 			},
 		},
 	}
 	return []byte(overlay.YAML()), nil
+}
+
+// gatewayDefaults change what istiod makes for a Gateway of the class istio. Each of these Services would ask for the proxy's
+// status port, too. On one address that port goes to the first of them, which is the ingress gateway, and servicelb gives
+// a Service all of its ports or none. The kubelet asks the pod itself for its status.
+func gatewayDefaults() map[string]any {
+	return map[string]any{"service": map[string]any{"spec": map[string]any{
+		"ports": []any{map[string]any{"port": 15021, "$patch": "delete"}},
+	}}}
 }
 
 // File is a file in memory, for Istio's installer, which takes settings by file name only. Nothing is left behind,

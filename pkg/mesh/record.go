@@ -35,6 +35,7 @@ func parseRecord(data map[string]string) (*Record, error) {
 		Phase:        Phase(data["phase"]),
 		Identity:     Identity{Version: data["version"], Profile: data["profile"], Values: data["values"]},
 		IngressClass: data["ingressClass"] == "true",
+		GatewayAPI:   data["gatewayAPI"],
 		Objects:      map[string]string{},
 	}
 	if o := data["objects"]; o != "" {
@@ -58,6 +59,7 @@ func (r *Record) data() (map[string]string, error) {
 		"profile":      r.Profile,
 		"values":       r.Values,
 		"ingressClass": fmt.Sprint(r.IngressClass),
+		"gatewayAPI":   r.GatewayAPI,
 		"objects":      string(objects),
 	}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -105,6 +106,25 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 
 func ptr[T any](v T) *T { return &v }
 
+// inotifyInstances is how many inotify instances all processes of one user may have. A sidecar takes three, and a proxy
+// that gets none ends itself; the kernel's 128 are too few for the 110 pods that the kubelet allows.
+const (
+	inotifyInstances = "/proc/sys/fs/inotify/max_user_instances"
+	wantedInstances  = 8192
+)
+
+// raise writes a number to a kernel setting that has a lower one.
+func raise(path string, want int) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if have, err := strconv.Atoi(strings.TrimSpace(string(text))); err != nil || have >= want {
+		return err
+	}
+	return os.WriteFile(path, []byte(strconv.Itoa(want)), 0o644)
+}
+
 // Init parses the command line and makes what the kubelet expects to find.
 func (k *Kubelet) Init(context.Context) error {
 	if err := k.parse(); err != nil {
@@ -120,6 +140,9 @@ func (k *Kubelet) Init(context.Context) error {
 		if err := makeCgroup(config.CgroupRoot(cfg.DataDir)); err != nil {
 			return err
 		}
+	}
+	if err := raise(inotifyInstances, wantedInstances); err != nil {
+		k.opts.Log.Info("the kernel's limit of inotify instances stays, so about forty pods with a sidecar can run here", "err", err)
 	}
 	// An own resolv.conf without name servers, for a machine that has none: the host's may be missing altogether.
 	return certificate.WriteFile(cfg.AgentDir("etc", "resolv.conf"), []byte("# this machine has no name server that pods could use\n"), 0o644)

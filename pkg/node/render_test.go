@@ -186,3 +186,25 @@ func TestNetworkSaysWhatItWaitsFor(t *testing.T) {
 		}
 	}
 }
+
+func TestRaise(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "max")
+	for _, tc := range []struct{ have, want string }{
+		{"128\n", "8192"},
+		{"8192\n", "8192\n"},
+		{"65536\n", "65536\n"}, // what the user has set higher stays
+	} {
+		if err := os.WriteFile(file, []byte(tc.have), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := raise(file, 8192); err != nil {
+			t.Error(err)
+		}
+		if got, err := os.ReadFile(file); err != nil || string(got) != tc.want {
+			t.Errorf("from %q to %q, %v; want %q", tc.have, got, err, tc.want)
+		}
+	}
+	if err := raise(filepath.Join(t.TempDir(), "none"), 8192); err == nil {
+		t.Error("a setting that is not there was raised")
+	}
+}
