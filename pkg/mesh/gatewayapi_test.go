@@ -54,7 +54,7 @@ func TestOnlyOurs(t *testing.T) {
 		note   = `{"f:metadata":{"f:annotations":{"f:example.com/note":{}},"f:labels":{"f:example.com/team":{}}}}`
 	)
 	entry := func(manager string, operation metav1.ManagedFieldsOperationType, fields string) metav1.ManagedFieldsEntry {
-		return metav1.ManagedFieldsEntry{Manager: manager, Operation: operation, FieldsV1: &metav1.FieldsV1{Raw: []byte(fields)}}
+		return metav1.ManagedFieldsEntry{Manager: manager, Operation: operation, FieldsV1: metav1.NewFieldsV1(fields)}
 	}
 	const apply, update = metav1.ManagedFieldsOperationApply, metav1.ManagedFieldsOperationUpdate
 	ours := entry(ownManager, apply, whole)
