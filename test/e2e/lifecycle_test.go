@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -137,4 +139,101 @@ func testDashboard(t *testing.T, n *node.Node) {
 			t.Errorf("%s%s: %s, without %q (%v)", url, path, response.Status, want, err)
 		}
 	}
+}
+
+// The proxies go on without istiod, and follow the one that comes after it.
+func TestControlPlaneGoes(t *testing.T) {
+	n := app(t)
+	withoutRetries(t, n)
+	l := startLoad(t, n)
+	l.wait(300)
+	for _, gone := range []struct {
+		how  string
+		args []string
+	}{
+		{"killed", []string{"delete", "pod", "-n", "istio-system", "-l", "app=istiod", "--force", "--grace-period=0"}},
+		{"restarted", []string{"rollout", "restart", "deployment/istiod", "-n", "istio-system"}},
+	} {
+		t.Run(gone.how, func(t *testing.T) {
+			before := istiod(t, n)
+			n.Kubectl(t, gone.args...)
+			n.WaitRollout(t, "istio-system", "deployment/istiod")
+			after := istiod(t, n)
+			if after == before {
+				t.Fatalf("%s is still there", before)
+			}
+			newRouteArrives(t, n, gone.how+".example.com")
+			waitServedBy(t, n, after)
+			l.wait(l.sent.Load() + 500)
+		})
+	}
+	l.end()
+}
+
+// istiod is the name of the one pod of istiod that runs and is to stay.
+func istiod(t *testing.T, n *node.Node) (name string) {
+	t.Helper()
+	n.Eventually(t, 3*time.Minute, func() (bool, string) {
+		var names []string
+		for _, p := range listPods(t, n, "istio-system", "app=istiod") {
+			if p.DeletionTimestamp == nil && node.NotReady(&p) == "" {
+				names = append(names, p.Name)
+			}
+		}
+		name = strings.Join(names, " ")
+		return len(names) == 1, fmt.Sprintf("the pods of istiod are %q, want one", names)
+	})
+	return name
+}
+
+// newRouteArrives makes a route of the ingress gateway that was not there before, and waits until the gateway has it.
+func newRouteArrives(t *testing.T, n *node.Node, host string) {
+	t.Helper()
+	manifest := `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: "` + host + `", namespace: ` + appNamespace + `}
+spec:
+  hosts: ["` + host + `"]
+  gateways: [istio-system/main-gateway]
+  http:
+  - directResponse: {status: 200, body: {string: "this is ` + host + `"}}
+`
+	file := filepath.Join(t.TempDir(), "route.yaml")
+	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Delete(t, manifest) })
+	// The API server asks istiod whether it is valid, and may still ask the one that is gone.
+	n.Eventually(t, time.Minute, func() (bool, string) {
+		_, err := n.KubectlErr("apply", "-f", file)
+		return err == nil, fmt.Sprint(err)
+	})
+	n.Eventually(t, 2*time.Minute, func() (bool, string) {
+		status, text, err := ask(n.HTTP(false), n, http.MethodGet, host, "/", nil)
+		return err == nil && status == http.StatusOK && text == "this is "+host, fmt.Sprintf("the new route: status %d %s %v", status, text, err)
+	})
+}
+
+// waitServedBy waits until every proxy of the app and of the gateways is connected to this pod of istiod and in step with it.
+func waitServedBy(t *testing.T, n *node.Node, istiod string) {
+	t.Helper()
+	n.Eventually(t, 3*time.Minute, func() (bool, string) {
+		out, errOut, code := n.Polymesh(t, "istioctl", "proxy-status", "-v", "1")
+		if code != 0 {
+			return false, errOut
+		}
+		status := map[string]string{}
+		for line := range strings.Lines(out) {
+			name, rest, _ := strings.Cut(line, " ")
+			status[name] = rest
+		}
+		for _, p := range append(listPods(t, n, appNamespace, ""), listPods(t, n, "istio-system", "istio in (ingressgateway, egressgateway)")...) {
+			line := status[p.Name+"."+p.Namespace]
+			if strings.Count(line, "SYNCED") < 3 || strings.Contains(line, "STALE") || strings.Contains(line, "ERROR") || !strings.Contains(line, " "+istiod+" ") {
+				return false, fmt.Sprintf("%s is not in step with %s:\n%s", p.Name, istiod, out)
+			}
+		}
+		return true, ""
+	})
 }
