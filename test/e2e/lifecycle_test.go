@@ -1,0 +1,239 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+// istioctl looks into the mesh and into a proxy as it does with Istio's own.
+func TestIstioctl(t *testing.T) {
+	n := app(t)
+	t.Run("precheck", func(t *testing.T) {
+		out, errOut, code := n.Polymesh(t, "istioctl", "x", "precheck")
+		if code != 0 || !strings.Contains(out+errOut, "No issues found when checking the cluster") {
+			t.Errorf("istioctl x precheck, exit code %d: %s%s", code, out, errOut)
+		}
+	})
+	t.Run("proxy-config", func(t *testing.T) {
+		const service = "go-service." + appNamespace + ".svc.cluster.local"
+		backends := len(listPods(t, n, appNamespace, "app=go-service"))
+		for _, look := range []struct {
+			args  []string
+			want  []string // all in one line
+			lines int      // how many lines have it, 0 for at least one
+		}{
+			{[]string{"clusters", "--fqdn", service, "--subset", "v1"}, []string{service, "8080", "v1", "outbound", "EDS"}, 1},
+			{[]string{"listeners", "--port", "8000"}, []string{"0.0.0.0", "8000"}, 0},
+			{[]string{"routes", "--name", "8080"}, []string{service + ":8080", "/*"}, 1},
+			{[]string{"endpoints", "--cluster", "outbound|8080||" + service}, []string{":8080", "HEALTHY", "OK"}, backends},
+			{[]string{"secret"}, []string{"default", "Cert Chain", "ACTIVE", "true"}, 1},
+			{[]string{"secret"}, []string{"ROOTCA", "CA", "ACTIVE", "true"}, 1},
+		} {
+			args := append([]string{"proxy-config", look.args[0], "deployment/fastapi-service", "-n", appNamespace}, look.args[1:]...)
+			n.Eventually(t, time.Minute, func() (bool, string) {
+				out := n.Istioctl(t, args...)
+				found := 0
+				for line := range strings.Lines(out) {
+					if containsAll(line, look.want) {
+						found++
+					}
+				}
+				return found > 0 && (look.lines == 0 || found == look.lines), fmt.Sprintf("istioctl %v shows %d lines with %q, want %d:\n%s", args, found, look.want, look.lines, out)
+			})
+		}
+	})
+	t.Run("analyze", func(t *testing.T) { testAnalyze(t, n) })
+	t.Run("dashboard", func(t *testing.T) { testDashboard(t, n) })
+}
+
+func containsAll(text string, parts []string) bool {
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			return false
+		}
+	}
+	return true
+}
+
+// Neither the gateway nor the destination of this one is there.
+const mistakenRoute = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: e2e-mistake, namespace: ` + appNamespace + `}
+spec:
+  hosts: [mistake.example.com]
+  gateways: [nowhere]
+  http:
+  - route:
+    - destination: {host: nobody}
+`
+
+func testAnalyze(t *testing.T, n *node.Node) {
+	analyze := func() (string, int) {
+		out, errOut, code := n.Polymesh(t, "istioctl", "analyze", "-n", appNamespace)
+		return out + errOut, code
+	}
+	if said, code := analyze(); code != 0 || !strings.Contains(said, "No validation issues found") {
+		t.Errorf("istioctl analyze of the guide's app, exit code %d: %s", code, said)
+	}
+	t.Cleanup(func() { n.Delete(t, mistakenRoute) })
+	n.Apply(t, mistakenRoute)
+	said, code := analyze()
+	for _, want := range []string{
+		`Error [IST0101] (VirtualService ` + appNamespace + `/e2e-mistake) Referenced gateway not found: "nowhere"`,
+		`Error [IST0101] (VirtualService ` + appNamespace + `/e2e-mistake) Referenced host not found: "nobody"`,
+	} {
+		if code == 0 || !strings.Contains(said, want) {
+			t.Errorf("istioctl analyze, exit code %d, does not say %q: %s", code, want, said)
+		}
+	}
+}
+
+func testDashboard(t *testing.T, n *node.Node) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := n.PolymeshCommand(ctx, "istioctl", "dashboard", "envoy", "deployment/fastapi-service", "-n", appNamespace, "--browser=false")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		_ = cmd.Wait() // killed
+	}()
+	said := bufio.NewReader(out)
+	line, err := said.ReadString('\n')
+	port, ok := strings.CutPrefix(strings.TrimSpace(line), "http://localhost:")
+	if err != nil || !ok {
+		t.Fatalf("istioctl dashboard envoy says %q (%v)", line, err)
+	}
+	url := "http://127.0.0.1:" + port // the client resolves no names
+	go func() { _, _ = io.Copy(io.Discard, said) }()
+	for path, want := range map[string]string{
+		"/":            "<title>Envoy Admin</title>",
+		"/server_info": `"state": "LIVE"`,
+		"/clusters":    "outbound|8080||go-service",
+	} {
+		response, err := n.HTTPInside(false).Get(url + path)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		text, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		if err != nil || response.StatusCode != http.StatusOK || !strings.Contains(string(text), want) {
+			t.Errorf("%s%s: %s, without %q (%v)", url, path, response.Status, want, err)
+		}
+	}
+}
+
+// The proxies go on without istiod, and follow the one that comes after it.
+func TestControlPlaneGoes(t *testing.T) {
+	n := app(t)
+	withoutRetries(t, n)
+	l := startLoad(t, n)
+	l.wait(300)
+	for _, gone := range []struct {
+		how  string
+		args []string
+	}{
+		{"killed", []string{"delete", "pod", "-n", "istio-system", "-l", "app=istiod", "--force", "--grace-period=0"}},
+		{"restarted", []string{"rollout", "restart", "deployment/istiod", "-n", "istio-system"}},
+	} {
+		t.Run(gone.how, func(t *testing.T) {
+			before := istiod(t, n)
+			n.Kubectl(t, gone.args...)
+			n.WaitRollout(t, "istio-system", "deployment/istiod")
+			after := istiod(t, n)
+			if after == before {
+				t.Fatalf("%s is still there", before)
+			}
+			newRouteArrives(t, n, gone.how+".example.com")
+			waitServedBy(t, n, after)
+			l.wait(l.sent.Load() + 500)
+		})
+	}
+	l.end()
+}
+
+// istiod is the name of the one pod of istiod that runs and is to stay.
+func istiod(t *testing.T, n *node.Node) (name string) {
+	t.Helper()
+	n.Eventually(t, 3*time.Minute, func() (bool, string) {
+		var names []string
+		for _, p := range listPods(t, n, "istio-system", "app=istiod") {
+			if p.DeletionTimestamp == nil && node.NotReady(&p) == "" {
+				names = append(names, p.Name)
+			}
+		}
+		name = strings.Join(names, " ")
+		return len(names) == 1, fmt.Sprintf("the pods of istiod are %q, want one", names)
+	})
+	return name
+}
+
+// newRouteArrives makes a route of the ingress gateway that was not there before, and waits until the gateway has it.
+func newRouteArrives(t *testing.T, n *node.Node, host string) {
+	t.Helper()
+	manifest := `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: "` + host + `", namespace: ` + appNamespace + `}
+spec:
+  hosts: ["` + host + `"]
+  gateways: [istio-system/main-gateway]
+  http:
+  - directResponse: {status: 200, body: {string: "this is ` + host + `"}}
+`
+	file := filepath.Join(t.TempDir(), "route.yaml")
+	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Delete(t, manifest) })
+	// The API server asks istiod whether it is valid, and may still ask the one that is gone.
+	n.Eventually(t, time.Minute, func() (bool, string) {
+		_, err := n.KubectlErr("apply", "-f", file)
+		return err == nil, fmt.Sprint(err)
+	})
+	n.Eventually(t, 2*time.Minute, func() (bool, string) {
+		status, text, err := ask(n.HTTP(false), n, http.MethodGet, host, "/", nil)
+		return err == nil && status == http.StatusOK && text == "this is "+host, fmt.Sprintf("the new route: status %d %s %v", status, text, err)
+	})
+}
+
+// waitServedBy waits until every proxy of the app and of the gateways is connected to this pod of istiod and in step with it.
+func waitServedBy(t *testing.T, n *node.Node, istiod string) {
+	t.Helper()
+	n.Eventually(t, 3*time.Minute, func() (bool, string) {
+		out, errOut, code := n.Polymesh(t, "istioctl", "proxy-status", "-v", "1")
+		if code != 0 {
+			return false, errOut
+		}
+		status := map[string]string{}
+		for line := range strings.Lines(out) {
+			name, rest, _ := strings.Cut(line, " ")
+			status[name] = rest
+		}
+		for _, p := range append(listPods(t, n, appNamespace, ""), listPods(t, n, "istio-system", "istio in (ingressgateway, egressgateway)")...) {
+			line := status[p.Name+"."+p.Namespace]
+			if strings.Count(line, "SYNCED") < 3 || strings.Contains(line, "STALE") || strings.Contains(line, "ERROR") || !strings.Contains(line, " "+istiod+" ") {
+				return false, fmt.Sprintf("%s is not in step with %s:\n%s", p.Name, istiod, out)
+			}
+		}
+		return true, ""
+	})
+}
