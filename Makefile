@@ -213,7 +213,7 @@ test: test-unit test-e2e ## all tests: first the unit tests, then the end-to-end
 
 .PHONY: test-unit
 test-unit: .build/images/bin/envoy | .build/packages ## the tests beside the code
-	go test -tags "$(TEST_TAGS)" ./pkg/... ./cmd/... ./build/...
+	go test -tags "$(TEST_TAGS) integration" ./pkg/... ./cmd/... ./build/...
 
 .PHONY: test-e2e
 test-e2e: all .build/app-packages ## the end-to-end tests, in network namespaces (root)
@@ -226,9 +226,9 @@ conformance: all .build/app-packages ## Gateway API's own test suite; its report
 .PHONY: lint
 lint: | .build/packages ## gofmt, go vet, staticcheck
 	$(STEP) "gofmt" bash -c 'files=$$(gofmt -l cmd pkg build $(wildcard test bench examples)); [[ -z $$files ]] || { echo "not formatted: $$files"; exit 1; }'
-	$(STEP) "go vet" go vet -tags "$(TEST_TAGS) e2e" ./...
+	$(STEP) "go vet" go vet -tags "$(TEST_TAGS) integration e2e" ./...
 	$(STEP) "staticcheck" bash -c 'go -C build/upstream/staticcheck build -o $(CURDIR)/.build/staticcheck honnef.co/go/tools/cmd/staticcheck && \
-		.build/staticcheck -tags "$(subst $(space),$(comma),$(TEST_TAGS) e2e)" ./...'
+		.build/staticcheck -tags "$(subst $(space),$(comma),$(TEST_TAGS) integration e2e)" ./...'
 
 .PHONY: licenses
 licenses: .build/licenses/index.txt ## every shipped part has a licence text and an allowed licence
