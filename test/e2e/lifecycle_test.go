@@ -5,6 +5,10 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
@@ -236,4 +240,89 @@ func waitServedBy(t *testing.T, n *node.Node, istiod string) {
 		}
 		return true, ""
 	})
+}
+
+// Certificates are replaced long before they end, while requests come over STRICT mutual TLS, and the new ones are used.
+func TestCertificateRotation(t *testing.T) {
+	const lifetime = time.Minute // SECRET_TTL
+	s := newScenario(t, "certificate-rotation")
+	s.wantStatus(http.StatusOK, "", "client", myService)
+	sent, end := s.load(myService)
+	workloads := []string{"client", "server"}
+	last := map[string]*x509.Certificate{}
+	for _, workload := range workloads {
+		c, err := s.certificate(workload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := time.Until(c.NotAfter); left > lifetime {
+			t.Fatalf("the certificate of %s is valid for another %s, want %s at most", workload, left, lifetime)
+		}
+		last[workload] = c
+	}
+	// After so many, the first ones have ended.
+	const changes = 5
+	for range changes {
+		for _, workload := range workloads {
+			s.Eventually(t, 2*lifetime, func() (bool, string) {
+				c, err := s.certificate(workload)
+				if err != nil {
+					return false, err.Error()
+				}
+				if c.SerialNumber.Cmp(last[workload].SerialNumber) == 0 {
+					return false, fmt.Sprintf("%s still has the certificate of %s", workload, c.NotBefore)
+				}
+				last[workload] = c
+				return true, ""
+			})
+		}
+	}
+	s.Eventually(t, time.Minute, func() (bool, string) {
+		c, err := s.certificate("client")
+		if err != nil {
+			return false, err.Error()
+		}
+		out, err := s.call("client", "get", myService)
+		if err != nil {
+			return false, err.Error()
+		}
+		r, err := parseReply(out)
+		return err == nil && strings.Contains(r.clientCert(), fmt.Sprintf(";Hash=%x;", sha256.Sum256(c.Raw))),
+			fmt.Sprintf("the server has the certificate header %q of the caller, want the hash of the one with the serial number %x; %v", r.clientCert(), c.SerialNumber, err)
+	})
+	end()
+	t.Logf("while %d certificates of each followed one another: %+v", changes+1, *sent)
+	if len(sent.Errors) > 0 || len(sent.Status) != 1 || sent.Status[200] == 0 {
+		t.Errorf("while the certificates changed: %+v, want nothing but 200", *sent)
+	}
+}
+
+// certificate is the one with which a Deployment's Envoy works, as istioctl shows it.
+func (s *scenario) certificate(deployment string) (*x509.Certificate, error) {
+	out, errOut, code := s.Polymesh(s.t, "istioctl", "proxy-config", "secret", "deployment/"+deployment, "-n", s.name, "-o", "json")
+	if code != 0 {
+		return nil, fmt.Errorf("istioctl proxy-config secret: %s", errOut)
+	}
+	var dump struct {
+		DynamicActiveSecrets []struct {
+			Name   string
+			Secret struct {
+				TLSCertificate struct {
+					CertificateChain struct{ InlineBytes []byte }
+				} `json:"tlsCertificate"`
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &dump); err != nil {
+		return nil, err
+	}
+	for _, secret := range dump.DynamicActiveSecrets {
+		if secret.Name != "default" {
+			continue
+		}
+		if block, _ := pem.Decode(secret.Secret.TLSCertificate.CertificateChain.InlineBytes); block != nil {
+			return x509.ParseCertificate(block.Bytes)
+		}
+	}
+	return nil, fmt.Errorf("%s has no active certificate: %s", deployment, out)
 }
