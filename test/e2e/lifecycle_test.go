@@ -148,6 +148,10 @@ func testDashboard(t *testing.T, n *node.Node) {
 // The proxies go on without istiod, and follow the one that comes after it.
 func TestControlPlaneGoes(t *testing.T) {
 	n := app(t)
+	// With istiod goes what it has counted so far.
+	if err := noRejects(t.Context(), n); err != nil {
+		t.Error(err)
+	}
 	withoutRetries(t, n)
 	l := startLoad(t, n)
 	l.wait(300)
@@ -325,4 +329,94 @@ func (s *scenario) certificate(deployment string) (*x509.Certificate, error) {
 		}
 	}
 	return nil, fmt.Errorf("%s has no active certificate: %s", deployment, out)
+}
+
+// A second control plane serves the namespaces that ask for it, by its name or by a tag, and goes without a trace. The
+// first one and what it serves stay as they are.
+func TestRevisions(t *testing.T) {
+	n := app(t)
+	first := istiod(t, n)
+	before := webhooks(t, n)
+	pods := podNames(t, n)
+	t.Cleanup(func() {
+		// The test itself ends with this, when it comes so far.
+		if n.Kubectl(t, "get", "deployment", "istiod-canary", "-n", "istio-system", "--ignore-not-found", "-o", "name") != "" {
+			n.Istioctl(t, "uninstall", "--revision", "canary", "-y")
+		}
+		n.Kubectl(t, "wait", "--for=delete", "pod", "-n", "istio-system", "-l", "app=istiod,istio.io/rev=canary", "--timeout=120s")
+		// What uninstall leaves: the records of who led.
+		n.Kubectl(t, "delete", "lease", "-n", "istio-system", "--ignore-not-found", "istio-gateway-deployment-canary", "istio-gateway-status-leader-canary")
+	})
+	n.Istioctl(t, "install", "--set", "revision=canary", "--set", "profile=minimal", "-y")
+	t.Cleanup(func() {
+		if strings.Contains(n.Istioctl(t, "tag", "list"), "prod") {
+			n.Istioctl(t, "tag", "remove", "prod", "-y")
+		}
+	})
+	n.Istioctl(t, "tag", "set", "prod", "--revision", "canary")
+	s := newScenario(t, "revisions")
+	s.WaitRollout(t, "revisions-tag", "deployment/server")
+
+	// A control plane tells of its own proxies only.
+	served := func(namespace, revision, by string) {
+		t.Helper()
+		n.Eventually(t, 3*time.Minute, func() (bool, string) {
+			out, errOut, code := n.Polymesh(t, "istioctl", "proxy-status", "-n", namespace, "--revision", revision)
+			found := 0
+			for line := range strings.Lines(out) {
+				// The second control plane's pods are called istiod-canary-…
+				if strings.HasPrefix(line, "server-") && strings.Contains(line, "."+namespace+" ") {
+					found++
+					if !strings.Contains(line, " "+by) {
+						return false, fmt.Sprintf("want %s served by %s:\n%s", namespace, by, out)
+					}
+				}
+			}
+			return code == 0 && found == 1, fmt.Sprintf("%d proxies in %s, want one:\n%s%s", found, namespace, out, errOut)
+		})
+	}
+	served("revisions", "canary", "istiod-canary-")
+	served("revisions-tag", "canary", "istiod-canary-")
+	waitServedBy(t, n, first)
+	// Both planes sign with the same authority: the mesh is one, and STRICT.
+	s.wantCaller("server", "spiffe://cluster.local/ns/revisions/sa/default", "get", "http://server.revisions-tag/")
+	s.wantStatus(http.StatusOK, "", "server", "http://go-service."+appNamespace+":8080/health")
+
+	n.Istioctl(t, "tag", "set", "prod", "--revision", "default", "--overwrite")
+	n.Kubectl(t, "rollout", "restart", "deployment/server", "-n", "revisions-tag")
+	n.WaitRollout(t, "revisions-tag", "deployment/server")
+	served("revisions-tag", "default", first)
+	served("revisions", "canary", "istiod-canary-")
+	s.wantCaller("server", "spiffe://cluster.local/ns/revisions/sa/default", "get", "http://server.revisions-tag/")
+
+	s.delete(workloads)
+	n.Istioctl(t, "tag", "remove", "prod", "-y")
+	n.Istioctl(t, "uninstall", "--revision", "canary", "-y")
+	n.Eventually(t, 2*time.Minute, func() (bool, string) {
+		left := n.Kubectl(t, "get", "deployments,pods,services,configmaps", "-n", "istio-system", "-l", "istio.io/rev=canary", "-o", "name")
+		return left == "", "the second control plane leaves " + left
+	})
+	if after := webhooks(t, n); after != before {
+		t.Errorf("the webhooks are\n%s\nand were before\n%s", after, before)
+	}
+	if after := podNames(t, n); after != pods {
+		t.Errorf("the pods of the app and of istio-system are\n%s\nand were before\n%s", after, pods)
+	}
+	waitServedBy(t, n, first)
+	newRouteArrives(t, n, "after-canary.example.com")
+	if said, code := n.Status(t); code != 0 {
+		t.Errorf("polymesh status, exit code %d: %s", code, said)
+	}
+}
+
+// webhooks are the names of all that istiod has in the API server's way.
+func webhooks(t *testing.T, n *node.Node) string {
+	t.Helper()
+	return n.Kubectl(t, "get", "mutatingwebhookconfigurations,validatingwebhookconfigurations", "-o", "name")
+}
+
+// podNames are the pods of the mesh that the app's manifests and the server have made.
+func podNames(t *testing.T, n *node.Node) string {
+	t.Helper()
+	return n.Kubectl(t, "get", "pods", "-n", "istio-system", "-o", "name") + n.Kubectl(t, "get", "pods", "-n", appNamespace, "-o", "name")
 }
