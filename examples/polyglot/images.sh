@@ -8,7 +8,7 @@
 # are made of Debian packages first (bases/) and exist only in buildah's own storage, .build/polyglot/storage. What has
 # not changed is not built again; FORCE=1 builds everything, which also takes in Debian's updates.
 #
-# From the environment: DEBIAN_MIRROR (default http://deb.debian.org/debian), DEBIAN_SECURITY_MIRROR, http_proxy and its
+# From the environment: DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR (default: where apt gets Debian 12), http_proxy and its
 # kin, and for pip PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_DEFAULT_TIMEOUT and this machine's
 # /etc/pip.conf. Nothing of that stays in an image.
 set -euo pipefail
@@ -19,8 +19,14 @@ out=$top/.build/polyglot
 versions=(1.0.0 1.0.1)
 go_release=1.26 # of the golang image in services/go-service/Dockerfile
 ca_bundle=/etc/ssl/certs/ca-certificates.crt
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
-security_mirror=${DEBIAN_SECURITY_MIRROR:-${mirror}-security}
+
+# apt_site SUITE: where this machine's apt gets a suite from.
+apt_site() {
+    apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' | awk -v suite="$1" '$2 == suite && !seen {print $1; seen = 1}'
+}
+
+mirror=${DEBIAN_MIRROR:-$(apt_site bookworm)}
+security_mirror=${DEBIAN_SECURITY_MIRROR:-$(apt_site bookworm-security)}
 
 buildah() {
     # Without skip_mount_home a mount stays behind, and `make clean` could not remove it.
@@ -130,6 +136,7 @@ pip_settings() {
 for program in buildah mmdebstrap go; do
     command -v "$program" >/dev/null || fail "$program is missing. On Debian: apt-get install buildah mmdebstrap; Go from https://go.dev/dl/"
 done
+[[ -n $mirror && -n $security_mirror ]] || fail "apt knows no mirror of Debian 12 (bookworm) and its security updates: name them in DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR."
 cd "$top" # the toolchain that the repository's go.mod names
 go_version=$(go env GOVERSION)
 [[ $go_version == "go$go_release"* ]] ||
