@@ -50,7 +50,7 @@ func newCommand() (*cobra.Command, error) {
 	return root, nil
 }
 
-// runDiscovery follows newDiscoveryCommand in istio.io/istio/pilot/cmd/pilot-discovery/app/cmd.go, with one step more.
+// runDiscovery follows newDiscoveryCommand in istio.io/istio/pilot/cmd/pilot-discovery/app/cmd.go, with two steps more.
 func runDiscovery(c *cobra.Command, _ []string) error {
 	cmd.PrintFlags(c.Flags())
 	for name, want := range dialect.IstiodEnv() {
