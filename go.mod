@@ -13,6 +13,8 @@ require (
 	k8s.io/kubernetes v1.36.3
 )
 
+require github.com/moby/patternmatcher v0.6.0 // indirect
+
 require (
 	cel.dev/expr v0.25.2 // indirect
 	cloud.google.com/go/compute/metadata v0.9.0 // indirect

@@ -16,6 +16,12 @@ func outputFlag(cmd *cobra.Command, output *string) {
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
+// checkOutput refuses a format before anything is done.
+func checkOutput(format string) error {
+	_, err := printAs(io.Discard, format, nil)
+	return err
+}
+
 // printAs prints v in the given format; it reports false for the default one, which is the command's own.
 func printAs(w io.Writer, format string, v any) (bool, error) {
 	switch format {

@@ -57,11 +57,12 @@ func newRoot() *cobra.Command {
 
   polymesh server          run a server: control plane, node and add-ons
   polymesh status          see how it is
+  polymesh deploy DIR      build a project and bring it to the cluster
   polymesh kubectl get nodes`,
 		Version: polymesh.Version,
 	}
 	root.SetVersionTemplate("polymesh {{.Version}}\n")
-	root.AddCommand(newServer(), newStatus(), newReset(), newCtr(), newVersion())
+	root.AddCommand(newServer(), newStatus(), newReset(), newDeploy(), newUndeploy(), newSchema(), newCtr(), newVersion())
 	for name, run := range tools {
 		root.AddCommand(&cobra.Command{
 			Use:                name,

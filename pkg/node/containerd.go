@@ -82,7 +82,7 @@ type table = map[string]any
 func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
 	socket := config.ContainerdSocket(c.opts.Config.DataDir)
 	images := table{
-		"snapshotter":   "overlayfs",
+		"snapshotter":   snapshotter,
 		"pinned_images": table{"sandbox": c.opts.image("pause")},
 		"registry":      table{"config_path": registryDir(c.opts.Config)},
 	}

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bufio"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -16,7 +15,6 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sync/errgroup"
 
 	"polymesh.dev/polymesh/pkg/config"
 )
@@ -74,14 +72,13 @@ func (i *Images) Stop(context.Context) error {
 }
 
 func (i *Images) importAll(ctx context.Context) error {
-	client, err := containerd.New(config.ContainerdSocket(i.opts.Config.DataDir), containerd.WithDefaultNamespace(namespace))
+	store, err := OpenImageStore(config.ContainerdSocket(i.opts.Config.DataDir))
 	if err != nil {
-		return fmt.Errorf("connect to containerd: %w", err)
+		return err
 	}
-	defer client.Close()
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	defer store.Close()
 
-	present, err := i.shippedPresent(ctx, client)
+	present, err := i.shippedPresent(ctx, store)
 	if err != nil {
 		return err
 	}
@@ -91,7 +88,7 @@ func (i *Images) importAll(ctx context.Context) error {
 			return err
 		}
 		for _, path := range archives {
-			if err := importArchive(ctx, client, path, map[string]string{
+			if err := store.Import(ctx, path, map[string]string{
 				// The kubelet's garbage collection leaves pinned images alone.
 				"io.cri-containerd.pinned": "pinned", payloadLabel: i.payloadID(),
 			}); err != nil {
@@ -109,7 +106,7 @@ func (i *Images) importAll(ctx context.Context) error {
 			continue
 		}
 		// A bad file of the user's must not keep the node down.
-		if err := importArchive(ctx, client, filepath.Join(i.dir(), entry.Name()), nil); err != nil {
+		if err := store.Import(ctx, filepath.Join(i.dir(), entry.Name()), nil); err != nil {
 			i.opts.Log.Error("image archive skipped", "err", err)
 		}
 	}
@@ -128,8 +125,9 @@ func (i *Images) payloadID() string {
 }
 
 // shippedPresent reports whether every shipped image of this very payload is in containerd, unpacked.
-func (i *Images) shippedPresent(ctx context.Context, client *containerd.Client) (bool, error) {
-	list, err := client.ListImages(ctx, "labels.\""+payloadLabel+"\"=="+i.payloadID())
+func (i *Images) shippedPresent(ctx context.Context, store *ImageStore) (bool, error) {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	list, err := store.client.ListImages(ctx, "labels.\""+payloadLabel+"\"=="+i.payloadID())
 	if err != nil {
 		return false, fmt.Errorf("list images: %w", err)
 	}
@@ -138,40 +136,11 @@ func (i *Images) shippedPresent(ctx context.Context, client *containerd.Client) 
 		if at < 0 {
 			return false, nil
 		}
-		if unpacked, err := list[at].IsUnpacked(ctx, "overlayfs"); err != nil || !unpacked {
+		if unpacked, err := list[at].IsUnpacked(ctx, snapshotter); err != nil || !unpacked {
 			return false, nil
 		}
 	}
 	return true, nil
-}
-
-// importArchive brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images.
-func importArchive(ctx context.Context, client *containerd.Client, path string, labels map[string]string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	r, err := decompress(path, bufio.NewReaderSize(f, 1<<20))
-	if err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
-	}
-	defer r.Close()
-	images, err := client.Import(ctx, r, containerd.WithImageLabels(labels))
-	if err != nil {
-		return fmt.Errorf("import %s: %w", path, err)
-	}
-	var g errgroup.Group
-	g.SetLimit(4)
-	for _, image := range images {
-		g.Go(func() error {
-			if err := containerd.NewImage(client, image).Unpack(ctx, "overlayfs"); err != nil {
-				return fmt.Errorf("unpack image %s: %w", image.Name, err)
-			}
-			return nil
-		})
-	}
-	return g.Wait()
 }
 
 var archiveSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst"}

@@ -29,3 +29,6 @@ type Options struct {
 
 // namespace is containerd's for everything that the kubelet runs (CRI's constant).
 const namespace = "k8s.io"
+
+// snapshotter is containerd's, for the images of pods.
+const snapshotter = "overlayfs"

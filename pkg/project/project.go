@@ -257,3 +257,11 @@ func (p *Project) Service(name string) (Service, bool) {
 	}
 	return p.Services[i], true
 }
+
+// Path makes a path of polymesh.yaml absolute.
+func (p *Project) Path(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(p.Dir, path)
+}

@@ -1,0 +1,205 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/deploy"
+	"polymesh.dev/polymesh/pkg/image"
+	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/project"
+)
+
+// clusterFlags adds kubectl's flags that say which cluster and namespace.
+func clusterFlags(cmd *cobra.Command) *genericclioptions.ConfigFlags {
+	all := genericclioptions.NewConfigFlags(true)
+	flags := genericclioptions.ConfigFlags{KubeConfig: all.KubeConfig, Context: all.Context, Namespace: all.Namespace, CacheDir: all.CacheDir}
+	flags.AddFlags(cmd.Flags())
+	return all
+}
+
+// deployFlags are those that deploy and dev share. The function that is returned reads them, once they are parsed.
+func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error) {
+	var o deploy.Options
+	var registry, dataDir string
+	var timeout = cmd.Flags().Duration("timeout", 0, "how long to wait for the pods (default: the project's, or 5m)")
+	o.Cluster = clusterFlags(cmd)
+	cmd.Flags().StringVar(&registry, "registry", "", "push images to this registry instead of loading them into this machine's node")
+	cmd.Flags().StringVar(&o.Engine, "engine", "", "what builds images: buildah, podman or docker (default: the first that works)")
+	cmd.Flags().StringVarP(&dataDir, "data-dir", "d", dataDirFromEnv(), "data dir of this machine's server")
+	cmd.Flags().BoolVar(&o.AllowLatest, "allow-latest", false, "let images through that have no version")
+	_ = cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(image.EngineNames(), cobra.ShellCompDirectiveNoFileComp))
+	return func(args []string) (deploy.Options, error) {
+		if err := useClusterKubeconfig(); err != nil {
+			return o, err
+		}
+		dir := "."
+		if len(args) > 0 {
+			dir = args[0]
+		}
+		var err error
+		if o.Project, err = project.Load(dir); err != nil {
+			return o, err
+		}
+		if registry != "" {
+			o.Project.Registry = registry
+		}
+		if *timeout > 0 {
+			o.Project.Timeout = *timeout
+		}
+		o.ContainerdSocket = config.ContainerdSocket(dataDir)
+		o.Steps = progress.New(cmd.ErrOrStderr())
+		o.Out = cmd.OutOrStdout()
+		return o, nil
+	}
+}
+
+func newDeploy() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "deploy [DIR]",
+		Short: "Build a project's images and bring it to the cluster",
+		Long: `Deploy builds the images of the services in DIR (the current folder by default) that changed, loads them into this
+machine's node or pushes them to a registry, applies the manifests, removes what is no longer in them, and waits until the
+pods are ready. When one does not become ready it says why, and which line to change.
+
+DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can be any cluster with Istio: see --kubeconfig.`,
+		Example: `  polymesh deploy
+  polymesh deploy shop --diff
+  polymesh deploy --registry registry.example.com/team --kubeconfig other.yaml`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: completeDir,
+	}
+	options := deployFlags(cmd)
+	dryRun := cmd.Flags().Bool("dry-run", false, "ask the API server what would change; build and change nothing")
+	diff := cmd.Flags().Bool("diff", false, "show what would change, line by line; build and change nothing. Exit code 1 if something would")
+	rebuild := cmd.Flags().Bool("rebuild", false, "build images although they are there")
+	wait := cmd.Flags().Bool("wait", true, "wait until the pods are ready")
+	outputFlag(cmd, &output)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkOutput(output); err != nil {
+			return err
+		}
+		o, err := options(args)
+		if err != nil {
+			return err
+		}
+		o.DryRun, o.Diff, o.Rebuild, o.Wait = *dryRun, *diff, *rebuild, *wait
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+		defer stop()
+		result, err := deploy.Run(ctx, o)
+		if done, printErr := printAs(cmd.OutOrStdout(), output, result); done {
+			return errors.Join(err, printErr)
+		}
+		printResult(cmd.ErrOrStderr(), result, err)
+		if err == nil && *diff && changes(result) {
+			return exitError(1)
+		}
+		return interrupted(err)
+	}
+	return cmd
+}
+
+// printResult says what the steps do not.
+func printResult(w io.Writer, r *deploy.Result, err error) {
+	if len(r.Findings) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, f := range r.Findings {
+		fmt.Fprintln(w, f)
+	}
+	if err == nil && len(r.Hosts) > 0 && !r.DryRun {
+		fmt.Fprintf(w, "\nServed by the gateway as:\n")
+		for _, host := range r.Hosts {
+			fmt.Fprintf(w, "  %s\n", host)
+		}
+	}
+}
+
+func changes(r *deploy.Result) bool {
+	for _, c := range r.Objects {
+		if c.Action != deploy.Unchanged {
+			return true
+		}
+	}
+	return false
+}
+
+// interrupted says what a user who pressed Ctrl-C wants to know.
+func interrupted(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return errors.New("interrupted; the same command goes on where this one stopped")
+	}
+	return err
+}
+
+func newUndeploy() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "undeploy [DIR]",
+		Short: "Take away what deploy has brought to the cluster",
+		Long: `Undeploy removes every object that ` + "`polymesh deploy`" + ` of the project in DIR has applied, as the cluster remembers them,
+not as the manifests are now. Other things in the namespace stay, and so does the namespace itself.`,
+		Example:           "  polymesh undeploy\n  polymesh undeploy shop --delete-namespace",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: completeDir,
+	}
+	flags := clusterFlags(cmd)
+	namespace := cmd.Flags().Bool("delete-namespace", false, "remove the namespace too, with all that is in it")
+	dryRun := cmd.Flags().Bool("dry-run", false, "only say what would be removed")
+	outputFlag(cmd, &output)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkOutput(output); err != nil {
+			return err
+		}
+		if err := useClusterKubeconfig(); err != nil {
+			return err
+		}
+		dir := "."
+		if len(args) > 0 {
+			dir = args[0]
+		}
+		p, err := project.Load(dir)
+		if err != nil {
+			return err
+		}
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+		defer stop()
+		removed, err := deploy.Remove(ctx, deploy.Options{Project: p, Cluster: flags, DryRun: *dryRun, Steps: progress.New(cmd.ErrOrStderr())}, *namespace)
+		if done, printErr := printAs(cmd.OutOrStdout(), output, removed); done {
+			return errors.Join(err, printErr)
+		}
+		if *dryRun {
+			for _, id := range removed.Objects {
+				fmt.Fprintln(cmd.OutOrStdout(), id)
+			}
+		}
+		return interrupted(err)
+	}
+	return cmd
+}
+
+func completeDir(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveFilterDirs
+}
+
+// newSchema prints the schema of polymesh.yaml, for editors.
+func newSchema() *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print the JSON schema of polymesh.yaml",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := cmd.OutOrStdout().Write(project.Schema)
+			return err
+		},
+	}
+}

@@ -1,0 +1,265 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pmezard/go-difflib/difflib"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/yaml"
+
+	"polymesh.dev/polymesh/pkg/project"
+)
+
+// webhookWait is how long an admission webhook may not answer: that of a control plane that starts.
+const webhookWait = time.Minute
+
+// applyObjects applies everything in order.
+func (d *deployment) applyObjects(ctx context.Context) error {
+	title := "apply to " + d.Project.Namespace
+	if d.dry {
+		title += " (dry run)"
+	}
+	step := d.Steps.Start("%s", title)
+	counts := map[Action]int{}
+	fail := func(err error) error {
+		step.Fail()
+		return err
+	}
+	// Types and namespaces are there before anything of them is asked for.
+	first := 0
+	for first < len(d.objects) && rank(d.objects[first]) == 0 {
+		if err := d.applyOne(ctx, d.objects[first], counts); err != nil {
+			return fail(err)
+		}
+		first++
+	}
+	if !d.dry {
+		if err := d.awaitTypes(ctx, d.objects[:first]); err != nil {
+			return fail(err)
+		}
+	}
+	if err := d.openSet(ctx, d.objects[first:]); err != nil {
+		return fail(err)
+	}
+	for _, o := range d.objects[first:] {
+		step.Note("%s", o.ID())
+		if err := d.applyOne(ctx, o, counts); err != nil {
+			return fail(err)
+		}
+	}
+	step.Done("%d created, %d changed, %d unchanged", counts[Created], counts[Changed], counts[Unchanged])
+	return nil
+}
+
+func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[Action]int) error {
+	m, err := d.cluster.mapping(o)
+	if err != nil {
+		// A dry run does not make the type that a manifest beside it defines.
+		if d.dry && d.defines(o) {
+			d.note(o, Created, counts)
+			return nil
+		}
+		return err
+	}
+	if err := d.place(m, o); err != nil {
+		return err
+	}
+	live, err := d.cluster.resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("%s: read %s: %w", o.At(), o.ID(), err)
+	}
+	if err != nil {
+		live = nil
+	}
+	if d.dry && d.inNewNamespace(ctx, o) {
+		d.note(o, Created, counts)
+		return d.showDiff(o, nil, o.Unstructured)
+	}
+	var applied *unstructured.Unstructured
+	// istiod's webhook checks what is applied, and may still be starting.
+	err = wait.PollUntilContextTimeout(ctx, time.Second, webhookWait, true, func(ctx context.Context) (bool, error) {
+		applied, err = d.cluster.apply(ctx, m, o.Unstructured, d.dry)
+		return err == nil || !webhookSilent(err), nil
+	})
+	if err != nil {
+		return d.explainApply(o, err)
+	}
+	if d.set != nil {
+		d.set.visited.Insert(applied.GetUID())
+	}
+	action := Unchanged
+	switch {
+	case live == nil:
+		action = Created
+	case changed(live, applied):
+		action = Changed
+	}
+	d.note(o, action, counts)
+	if action != Unchanged {
+		return d.showDiff(o, live, applied)
+	}
+	return nil
+}
+
+func (d *deployment) note(o project.Object, action Action, counts map[Action]int) {
+	counts[action]++
+	change := Change{ID: o.ID(), Action: action}
+	if o.File != "" {
+		change.At = o.At()
+	}
+	d.result.Objects = append(d.result.Objects, change)
+}
+
+func webhookSilent(err error) bool {
+	return apierrors.IsInternalError(err) && strings.Contains(err.Error(), "failed calling webhook") && !strings.Contains(err.Error(), "denied the request")
+}
+
+// explainApply puts the place in the manifest before what the API server says.
+func (d *deployment) explainApply(o project.Object, err error) error {
+	at := o.At()
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		if details := status.Status().Details; details != nil {
+			for _, cause := range details.Causes {
+				if cause.Field != "" {
+					at = o.At(fieldPath(cause.Field)...)
+					break
+				}
+			}
+		}
+	}
+	if at == "" {
+		return fmt.Errorf("apply %s: %w", o.ID(), err)
+	}
+	if apierrors.IsInvalid(err) && strings.Contains(err.Error(), "field is immutable") {
+		return fmt.Errorf("%s: apply %s: %w\nThis field cannot be changed in place: delete the object first (kubectl delete %s), or give the new one another name", at, o.ID(), err, o.ID())
+	}
+	return fmt.Errorf("%s: apply %s: %w", at, o.ID(), err)
+}
+
+// fieldPath splits the API server's "spec.template.spec.containers[0].image" into its parts.
+func fieldPath(field string) []string {
+	return strings.FieldsFunc(field, func(r rune) bool { return r == '.' || r == '[' || r == ']' })
+}
+
+// changed compares what the object was with what it is, less what the API server counts.
+func changed(before, after *unstructured.Unstructured) bool {
+	return before.GetResourceVersion() != after.GetResourceVersion() && text(before) != text(after)
+}
+
+// awaitTypes waits until the API server serves the types that the manifests define.
+func (d *deployment) awaitTypes(ctx context.Context, objects []project.Object) error {
+	for _, o := range objects {
+		if o.GroupVersionKind().GroupKind() != definitionKind {
+			continue
+		}
+		m, err := d.cluster.mapping(o)
+		if err != nil {
+			return err
+		}
+		err = wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+			live, err := d.cluster.resource(m, "").Get(ctx, o.GetName(), metav1.GetOptions{})
+			if err != nil {
+				return false, err
+			}
+			conditions, _, err := unstructured.NestedSlice(live.Object, "status", "conditions")
+			return slices.ContainsFunc(conditions, func(c any) bool {
+				condition, ok := c.(map[string]any)
+				return ok && condition["type"] == "Established" && condition["status"] == "True"
+			}), err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: the API server does not serve %s: %w", o.At(), o.GetName(), err)
+		}
+	}
+	return nil
+}
+
+// defines reports whether a manifest defines the type of an object.
+func (d *deployment) defines(o project.Object) bool {
+	return slices.ContainsFunc(d.objects, func(crd project.Object) bool {
+		group, _, _ := unstructured.NestedString(crd.Object, "spec", "group")
+		kind, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "kind")
+		return crd.GroupVersionKind().GroupKind() == definitionKind && group == o.GroupVersionKind().Group && kind == o.GetKind()
+	})
+}
+
+// inNewNamespace reports whether an object's namespace is still to be made: the API server cannot dry-run into it.
+func (d *deployment) inNewNamespace(ctx context.Context, o project.Object) bool {
+	if o.GetNamespace() == "" {
+		return false
+	}
+	_, err := d.cluster.client.CoreV1().Namespaces().Get(ctx, o.GetNamespace(), metav1.GetOptions{})
+	return apierrors.IsNotFound(err)
+}
+
+// showDiff prints how an object changes, as `kubectl diff` does.
+func (d *deployment) showDiff(o project.Object, before, after *unstructured.Unstructured) error {
+	if !d.Diff {
+		return nil
+	}
+	diff, err := difflib.GetUnifiedDiffString(difflib.UnifiedDiff{
+		A: difflib.SplitLines(text(masked(before, after))), B: difflib.SplitLines(text(masked(after, before))),
+		FromFile: "cluster: " + o.ID(), ToFile: "here: " + o.At(), Context: 3,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprint(d.Out, diff)
+	return err
+}
+
+// text is an object as a person compares it.
+func text(u *unstructured.Unstructured) string {
+	if u == nil {
+		return ""
+	}
+	u = u.DeepCopy()
+	u.SetManagedFields(nil)
+	u.SetResourceVersion("")
+	u.SetGeneration(0)
+	unstructured.RemoveNestedField(u.Object, "status")
+	out, err := yaml.Marshal(u.Object)
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
+
+// masked hides the values of a Secret, as kubectl diff does: only whether they are the other's is seen.
+func masked(u, other *unstructured.Unstructured) *unstructured.Unstructured {
+	if u == nil || u.GroupVersionKind().GroupKind() != secretKind {
+		return u
+	}
+	u = u.DeepCopy()
+	for _, field := range []string{"data", "stringData"} {
+		data, found, _ := unstructured.NestedMap(u.Object, field)
+		if !found {
+			continue
+		}
+		for key := range maps.Keys(data) {
+			same := false
+			if other != nil {
+				value, ok, _ := unstructured.NestedString(other.Object, field, key)
+				same = ok && value == data[key]
+			}
+			data[key] = "***"
+			if !same {
+				data[key] = "*** (differs)"
+			}
+		}
+		if err := unstructured.SetNestedMap(u.Object, data, field); err != nil {
+			u.Object[field] = "***"
+		}
+	}
+	return u
+}

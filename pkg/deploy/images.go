@@ -1,0 +1,180 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"polymesh.dev/polymesh/pkg/image"
+	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/project"
+)
+
+// parallelBuilds is how many images are built at once: each build is a compiler that takes all cores.
+const parallelBuilds = 2
+
+// buildImages builds and moves the images that changed, and puts their names into the manifests.
+func (d *deployment) buildImages(ctx context.Context) error {
+	d.built = map[string]image.Ref{}
+	type job struct {
+		service project.Service
+		source  image.Source
+		ref     image.Ref
+	}
+	var jobs []job
+	for _, c := range containers(d.objects) {
+		s, ok := d.serviceOf(c.image)
+		if !ok {
+			continue
+		}
+		ref, ok := d.built[s.Name]
+		if !ok {
+			source := image.Source{Context: filepath.Join(d.Project.Dir, s.Context), Dockerfile: s.Dockerfile, Target: s.Target, Args: s.Args}
+			for _, mount := range s.Mounts {
+				source.Mounts = append(source.Mounts, d.Project.Path(mount))
+			}
+			fingerprint, err := source.Fingerprint()
+			if err != nil {
+				return fmt.Errorf("service %s: %w", s.Name, err)
+			}
+			if ref, err = image.Name(c.image, d.Project.Registry, fingerprint); err != nil {
+				return fmt.Errorf("service %s: %w", s.Name, err)
+			}
+			d.built[s.Name] = ref
+			jobs = append(jobs, job{s, source, ref})
+		}
+		c.content["image"] = ref.Short
+	}
+	if len(jobs) == 0 || d.dry {
+		for _, j := range jobs {
+			d.result.Images = append(d.result.Images, Image{Service: j.service.Name, Ref: j.ref.Short})
+		}
+		return nil
+	}
+
+	m := mover{registry: d.Project.Registry != ""}
+	if !m.registry {
+		store, err := node.OpenImageStore(d.ContainerdSocket)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("images cannot be loaded: no Polymesh server runs on this machine, or this user may not use its containerd (%w). Use --registry for another cluster, sudo for this one", err)
+		}
+		if err != nil {
+			return err
+		}
+		defer store.Close()
+		m.store = store
+	}
+	d.result.Images = make([]Image, len(jobs))
+	// Looked for only when there is something to build: a second deploy needs no builder.
+	engine := onceEngine(ctx, d.Engine)
+	// Each build takes as long as it takes; the first that fails ends the others.
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelBuilds)
+	for i, j := range jobs {
+		g.Go(func() error {
+			step := d.Steps.Start("image %s", j.ref.Short)
+			out, err := m.bring(ctx, engine, j.source, j.ref, d.Rebuild, func(note string) { step.Note("%s", note) })
+			if err != nil {
+				step.Fail()
+				return fmt.Errorf("service %s: %w", j.service.Name, err)
+			}
+			out.Service, out.Ref = j.service.Name, j.ref.Short
+			d.result.Images[i] = out
+			step.Done("%s", out.said(m.registry))
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (i Image) said(registry bool) string {
+	switch {
+	case !i.Built && !i.Moved:
+		return "unchanged"
+	case registry && i.Built:
+		return "built, pushed"
+	case registry:
+		return "pushed"
+	case i.Built:
+		return "built, loaded"
+	}
+	return "loaded"
+}
+
+func onceEngine(ctx context.Context, name string) func() (image.Engine, error) {
+	type found struct {
+		engine image.Engine
+		err    error
+	}
+	once := make(chan found, 1)
+	go func() {
+		e, err := image.Find(ctx, name)
+		once <- found{e, err}
+	}()
+	return func() (image.Engine, error) {
+		f := <-once
+		once <- f
+		return f.engine, f.err
+	}
+}
+
+// mover brings a built image to where nodes get it.
+type mover struct {
+	registry bool
+	store    *node.ImageStore
+}
+
+func (m mover) bring(ctx context.Context, engine func() (image.Engine, error), source image.Source, ref image.Ref, rebuild bool, note func(string)) (Image, error) {
+	var out Image
+	if !m.registry && !rebuild {
+		if has, err := m.store.Has(ctx, ref.Full); err != nil || has {
+			return out, err
+		}
+	}
+	e, err := engine()
+	if err != nil {
+		return out, err
+	}
+	has, err := e.Has(ctx, ref.Full)
+	if err != nil {
+		return out, err
+	}
+	if !has || rebuild {
+		note("building with " + e.Name())
+		if err := e.Build(ctx, ref.Full, source, io.Discard); err != nil {
+			return out, err
+		}
+		out.Built = true
+	}
+	out.Moved = true
+	if m.registry {
+		note("pushing")
+		return out, e.Push(ctx, ref.Full, io.Discard)
+	}
+	note("loading")
+	dir, err := os.MkdirTemp("", "polymesh-image-")
+	if err != nil {
+		return out, err
+	}
+	defer os.RemoveAll(dir)
+	archive := filepath.Join(dir, "image.tar")
+	if err := e.Save(ctx, ref.Full, archive, io.Discard); err != nil {
+		return out, err
+	}
+	return out, m.store.Import(ctx, archive, nil)
+}
+
+// imagePullAlways are containers that would ask a registry for an image that only this node has.
+func (d *deployment) imagePullAlways() []container {
+	return slices.DeleteFunc(containers(d.objects), func(c container) bool {
+		_, ours := d.serviceOf(c.image)
+		return !ours || d.Project.Registry != "" || c.content["imagePullPolicy"] != "Always"
+	})
+}

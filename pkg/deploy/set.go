@@ -1,0 +1,223 @@
+package deploy
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/cli-runtime/pkg/printers"
+	"k8s.io/cli-runtime/pkg/resource"
+	"k8s.io/kubectl/pkg/cmd/apply"
+	"k8s.io/kubectl/pkg/cmd/delete"
+	cmdutil "k8s.io/kubectl/pkg/cmd/util"
+
+	"polymesh.dev/polymesh/pkg/project"
+	"polymesh.dev/polymesh/pkg/version"
+)
+
+// set is what the project has in the cluster, as kubectl keeps it: a Secret "polymesh-<project>" in the project's
+// namespace lists the kinds and namespaces, and each member has a label with the set's id. Namespaces and CRDs are never
+// members: pruning one would take with it what others put there.
+type set struct {
+	*apply.ApplySet
+	visited sets.Set[types.UID]
+}
+
+func newSet(c *cluster, p *project.Project) (*set, error) {
+	m, err := c.mapper.RESTMapping(secretKind, "v1")
+	if err != nil {
+		return nil, err
+	}
+	client, err := c.factory.UnstructuredClientForMapping(m)
+	if err != nil {
+		return nil, err
+	}
+	parent := &apply.ApplySetParentRef{Name: "polymesh-" + p.Name, Namespace: p.Namespace, RESTMapping: m}
+	return &set{
+		ApplySet: apply.NewApplySet(parent, apply.ApplySetTooling{Name: fieldManager, Version: version.Version}, c.mapper, client),
+		visited:  sets.New[types.UID](),
+	}, nil
+}
+
+func (d *deployment) strategy() cmdutil.DryRunStrategy {
+	if d.dry {
+		return cmdutil.DryRunServer
+	}
+	return cmdutil.DryRunNone
+}
+
+// openSet widens the set in the cluster to what will be applied, so that nothing is lost if this is broken off, and labels
+// the objects.
+func (d *deployment) openSet(ctx context.Context, objects []project.Object) error {
+	if d.dry && d.inNewNamespace(ctx, project.NewObject(map[string]any{"metadata": map[string]any{"namespace": d.Project.Namespace}})) {
+		return nil // there is no set, and nothing to prune
+	}
+	s, err := newSet(d.cluster, d.Project)
+	if err != nil {
+		return err
+	}
+	var infos []*resource.Info
+	for _, o := range objects {
+		m, err := d.cluster.mapping(o)
+		if err != nil {
+			if d.dry && d.defines(o) {
+				continue
+			}
+			return err
+		}
+		if err := d.place(m, o); err != nil {
+			return err
+		}
+		info, err := d.cluster.info(m, o.Unstructured)
+		if err != nil {
+			return err
+		}
+		infos = append(infos, info)
+	}
+	if err := s.AddLabels(infos...); err != nil {
+		return err
+	}
+	if err := s.BeforeApply(infos, d.strategy(), metav1.FieldValidationStrict); err != nil {
+		return fmt.Errorf("record the project in %s: %w", d.Project.Namespace, err)
+	}
+	d.set = s
+	return nil
+}
+
+// prune removes what the project had and the manifests no longer have.
+func (d *deployment) prune(ctx context.Context) error {
+	if d.set == nil {
+		return nil
+	}
+	gone, err := d.set.FindAllObjectsToPrune(ctx, d.cluster.dynamic, d.set.visited)
+	if err != nil {
+		return fmt.Errorf("look for what is no longer in the manifests: %w", err)
+	}
+	for _, o := range gone {
+		d.result.Objects = append(d.result.Objects, Change{ID: project.ID(o.Mapping.GroupVersionKind.GroupKind(), o.Namespace, o.Name), Action: Pruned})
+	}
+	if len(gone) == 0 && d.dry {
+		return nil
+	}
+	if len(gone) == 0 {
+		return d.set.close(ctx, d.cluster, d.strategy())
+	}
+	step := d.Steps.Start("remove what is no longer in the manifests")
+	if err := d.set.close(ctx, d.cluster, d.strategy()); err != nil {
+		step.Fail()
+		return err
+	}
+	names := make([]string, len(gone))
+	for i, o := range gone {
+		names[i] = project.ID(o.Mapping.GroupVersionKind.GroupKind(), o.Namespace, o.Name)
+	}
+	slices.Sort(names)
+	step.Done("%s", strings.Join(names, ", "))
+	return nil
+}
+
+// close removes every member that was not visited, and narrows the set to the others.
+func (s *set) close(ctx context.Context, c *cluster, strategy cmdutil.DryRunStrategy) error {
+	err := s.Prune(ctx, &apply.ApplyOptions{
+		ToPrinter:           func(string) (printers.ResourcePrinter, error) { return printers.NewDiscardingPrinter(), nil },
+		DeleteOptions:       &delete.DeleteOptions{CascadingStrategy: metav1.DeletePropagationBackground, GracePeriod: -1},
+		DryRunStrategy:      strategy,
+		DynamicClient:       c.dynamic,
+		VisitedUids:         s.visited,
+		ValidationDirective: metav1.FieldValidationStrict,
+		IOStreams:           genericiooptions.NewTestIOStreamsDiscard(),
+	})
+	if err != nil {
+		return fmt.Errorf("remove what is no longer in the manifests: %w", err)
+	}
+	return nil
+}
+
+// Removal is what Remove did.
+type Removal struct {
+	Project   string   `json:"project"`
+	Namespace string   `json:"namespace"`
+	Objects   []string `json:"objects"`
+}
+
+// Remove takes away what Run has brought to the cluster, whatever the manifests say now. The namespace goes only if the
+// caller wants it, because others may have put things there.
+func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
+	if _, err := o.Project.Objects(); err != nil { // it knows the namespace
+		return nil, err
+	}
+	if n := *o.Cluster.Namespace; n != "" {
+		o.Project.Namespace = n
+	}
+	out := &Removal{Project: o.Project.Name, Namespace: o.Project.Namespace, Objects: []string{}}
+	c, err := connect(o.Cluster)
+	if err != nil {
+		return out, err
+	}
+	parent := c.client.CoreV1().Secrets(o.Project.Namespace)
+	if _, err := parent.Get(ctx, "polymesh-"+o.Project.Name, metav1.GetOptions{}); err != nil {
+		return out, fmt.Errorf("project %s is not deployed in namespace %s: %w", o.Project.Name, o.Project.Namespace, err)
+	}
+	s, err := newSet(c, o.Project)
+	if err != nil {
+		return out, err
+	}
+	// Reads what the set holds.
+	if err := s.BeforeApply(nil, cmdutil.DryRunServer, metav1.FieldValidationStrict); err != nil {
+		return out, err
+	}
+	members, err := s.FindAllObjectsToPrune(ctx, c.dynamic, nil)
+	if err != nil {
+		return out, err
+	}
+	step := o.Steps.Start("remove %s from %s", o.Project.Name, o.Project.Namespace)
+	for _, m := range members {
+		out.Objects = append(out.Objects, project.ID(m.Mapping.GroupVersionKind.GroupKind(), m.Namespace, m.Name))
+	}
+	slices.Sort(out.Objects)
+	if o.DryRun {
+		step.Done("%d objects would go", len(members))
+		return out, nil
+	}
+	if err := s.close(ctx, c, cmdutil.DryRunNone); err != nil {
+		step.Fail()
+		return out, err
+	}
+	if err := parent.Delete(ctx, "polymesh-"+o.Project.Name, metav1.DeleteOptions{}); err != nil {
+		step.Fail()
+		return out, err
+	}
+	if err := c.awaitGone(ctx, members); err != nil {
+		step.Fail()
+		return out, err
+	}
+	if namespace {
+		policy := metav1.DeletePropagationForeground
+		if err := c.client.CoreV1().Namespaces().Delete(ctx, o.Project.Namespace, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil {
+			step.Fail()
+			return out, err
+		}
+		mapping, err := c.mapper.RESTMapping(schema.GroupKind{Kind: "Namespace"}, "v1")
+		if err != nil {
+			step.Fail()
+			return out, err
+		}
+		out.Objects = append(out.Objects, "namespace/"+o.Project.Namespace)
+		if err := c.awaitGone(ctx, []apply.PruneObject{{Name: o.Project.Namespace, Mapping: mapping}}); err != nil {
+			step.Fail()
+			return out, err
+		}
+	}
+	step.Done("%d objects", len(out.Objects))
+	return out, nil
+}
+
+// scoped reports whether a kind has namespaces.
+func scoped(m *meta.RESTMapping) bool { return m.Scope.Name() != meta.RESTScopeNameRoot }

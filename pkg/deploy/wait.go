@@ -1,0 +1,245 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/kubectl/pkg/cmd/apply"
+	"k8s.io/kubectl/pkg/polymorphichelpers"
+
+	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/project"
+)
+
+const (
+	pollEvery = 500 * time.Millisecond
+	// lookEvery is how often a workload that is not ready is looked into.
+	lookEvery = 3 * time.Second
+	// hopeless is how long a reason that waiting does not mend is watched before the wait ends: a Secret or an image may
+	// still come from elsewhere.
+	hopeless = 20 * time.Second
+	// removed bounds the wait for objects that are being deleted; pods get 30 s to end, as Kubernetes gives them.
+	removed = 3 * time.Minute
+)
+
+var jobKind = schema.GroupKind{Group: "batch", Kind: "Job"}
+
+// awaitReady waits for all workloads side by side. When that does not end well, it says why for each.
+func (d *deployment) awaitReady(ctx context.Context) error {
+	if d.dry || !d.Wait {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, d.Project.Timeout, fmt.Errorf("not within %s", d.Project.Timeout))
+	defer cancel()
+	type ended struct {
+		findings []diagnose.Finding
+		err      error
+	}
+	var waits []chan ended
+	for _, o := range d.objects {
+		if !isWorkload(o) {
+			continue
+		}
+		done := make(chan ended, 1)
+		waits = append(waits, done)
+		go func() {
+			findings, err := d.awaitWorkload(ctx, o)
+			done <- ended{findings, err}
+		}()
+	}
+	var failed error
+	for _, done := range waits {
+		e := <-done
+		d.result.Findings = append(d.result.Findings, e.findings...)
+		switch {
+		case e.err == nil:
+		case errors.Is(e.err, ErrNotReady) && failed == nil:
+			failed = ErrNotReady
+		case !errors.Is(e.err, ErrNotReady):
+			failed = e.err
+		}
+	}
+	return failed
+}
+
+func isWorkload(o project.Object) bool {
+	gk := o.GroupVersionKind().GroupKind()
+	if gk == jobKind {
+		return true
+	}
+	_, err := polymorphichelpers.StatusViewerFor(gk)
+	return err == nil
+}
+
+func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]diagnose.Finding, error) {
+	m, err := d.cluster.mapping(o)
+	if err != nil {
+		return nil, err
+	}
+	step := d.Steps.Start("%s", o.ID())
+	var looked time.Time
+	var findings []diagnose.Finding
+	finalSince := map[diagnose.Reason]time.Time{}
+	for {
+		live, err := d.cluster.resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
+		if err == nil {
+			said, done, statusErr := status(live)
+			if done {
+				findings, err := d.look(ctx, o, live)
+				if err != nil {
+					step.Fail()
+					return nil, err
+				}
+				step.Done("%s", said)
+				return findings, nil // a missing sidecar keeps nobody from being ready
+			}
+			if statusErr != nil {
+				findings, _ = d.look(ctx, o, live)
+				step.Fail()
+				return orSaid(findings, o, statusErr.Error()), ErrNotReady
+			}
+			if time.Since(looked) > lookEvery {
+				looked = time.Now()
+				if findings, err = d.look(ctx, o, live); err != nil && ctx.Err() == nil {
+					step.Fail()
+					return nil, err
+				}
+				if len(findings) > 0 {
+					said = string(findings[0].Reason) + ": " + findings[0].Message
+				}
+				step.Note("%s", said)
+				if isHopeless(findings, finalSince) {
+					step.Fail()
+					return findings, ErrNotReady
+				}
+			}
+		} else if !apierrors.IsNotFound(err) && ctx.Err() == nil {
+			step.Note("%v", err) // an API server that restarts
+		}
+		select {
+		case <-ctx.Done():
+			step.Fail()
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return findings, context.Cause(ctx)
+			}
+			said := "it did not become ready"
+			if live != nil {
+				said, _, _ = status(live)
+			}
+			return orSaid(findings, o, fmt.Sprintf("%s (%v)", said, context.Cause(ctx))), ErrNotReady
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// isHopeless reports whether a final finding has been there for a while. since is kept from look to look.
+func isHopeless(findings []diagnose.Finding, since map[diagnose.Reason]time.Time) bool {
+	for reason := range since {
+		if !slices.ContainsFunc(findings, func(f diagnose.Finding) bool { return f.Final && f.Reason == reason }) {
+			delete(since, reason)
+		}
+	}
+	for _, f := range findings {
+		if !f.Final {
+			continue
+		}
+		if since[f.Reason].IsZero() {
+			since[f.Reason] = time.Now()
+		}
+		if time.Since(since[f.Reason]) > hopeless {
+			return true
+		}
+	}
+	return false
+}
+
+// orSaid is what was found, or else what the workload's own status says.
+func orSaid(findings []diagnose.Finding, o project.Object, said string) []diagnose.Finding {
+	if len(findings) > 0 {
+		return findings
+	}
+	return []diagnose.Finding{{Reason: "NotReady", Object: o.ID(), Message: said, At: o.At(),
+		Advice: fmt.Sprintf("look at `kubectl describe %s` and at its pods", o.ID())}}
+}
+
+// status is what `kubectl rollout status` says, and the same for Jobs.
+func status(live *unstructured.Unstructured) (said string, done bool, err error) {
+	gk := live.GroupVersionKind().GroupKind()
+	if gk == jobKind {
+		conditions, _, _ := unstructured.NestedSlice(live.Object, "status", "conditions")
+		for _, c := range conditions {
+			condition, _ := c.(map[string]any)
+			if condition["status"] != "True" {
+				continue
+			}
+			switch condition["type"] {
+			case "Complete":
+				return "complete", true, nil
+			case "Failed":
+				return "failed", false, fmt.Errorf("the job failed: %v", condition["message"])
+			}
+		}
+		return "running", false, nil
+	}
+	viewer, err := polymorphichelpers.StatusViewerFor(gk)
+	if err != nil {
+		return "", true, nil
+	}
+	said, done, err = viewer.Status(live, 0)
+	if done && err == nil {
+		ready, _, _ := unstructured.NestedInt64(live.Object, "status", "readyReplicas")
+		if gk.Kind == "DaemonSet" {
+			ready, _, _ = unstructured.NestedInt64(live.Object, "status", "numberReady")
+		}
+		return fmt.Sprintf("%d ready", ready), true, nil
+	}
+	return trimmed(said), done, err
+}
+
+// trimmed is kubectl's line about a rollout without its head.
+func trimmed(said string) string {
+	said = fmt.Sprint(said)
+	for _, head := range []string{"Waiting for deployment ", "Waiting for daemon set ", "Waiting for "} {
+		if len(said) > len(head) && said[:len(head)] == head {
+			said = said[len(head):]
+		}
+	}
+	return string([]rune(said)[:max(0, len([]rune(said))-1)])
+}
+
+// look asks why a workload is not ready, and adds the lines of its manifest.
+func (d *deployment) look(ctx context.Context, o project.Object, live *unstructured.Unstructured) ([]diagnose.Finding, error) {
+	findings, err := diagnose.Workload(ctx, d.cluster.client, o.ID(), live)
+	for i := range findings {
+		if o.File != "" {
+			findings[i].At = o.At(findings[i].Field...)
+		}
+	}
+	return findings, err
+}
+
+// awaitGone waits until objects are gone, pods and all.
+func (c *cluster) awaitGone(ctx context.Context, objects []apply.PruneObject) error {
+	for _, o := range objects {
+		namespace := ""
+		if scoped(o.Mapping) {
+			namespace = o.Namespace
+		}
+		err := wait.PollUntilContextTimeout(ctx, pollEvery, removed, true, func(ctx context.Context) (bool, error) {
+			_, err := c.resource(o.Mapping, namespace).Get(ctx, o.Name, metav1.GetOptions{})
+			return apierrors.IsNotFound(err), nil
+		})
+		if err != nil {
+			return fmt.Errorf("%s is still there: %w", project.ID(o.Mapping.GroupVersionKind.GroupKind(), o.Namespace, o.Name), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+// Package diagnose says why a workload is not ready, in the words of the guide's troubleshooting table (常見問題排查): what
+// happened, to what, what to do, and which field of the manifest to change.
+//
+// It only reads from the cluster. pkg/deploy asks it while it waits, `polymesh doctor`-like commands can too.
+package diagnose
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/kubernetes"
+)
+
+// Reason is a row of the table.
+type Reason string
+
+// The rows.
+const (
+	Unschedulable    Reason = "Pending"          // no node has room, or none fits
+	ImagePull        Reason = "ImagePull"        // the image cannot be had
+	Configuration    Reason = "Configuration"    // a Secret, ConfigMap or volume that the pod names is missing
+	Crash            Reason = "Crash"            // the container ends again and again
+	OutOfMemory      Reason = "OutOfMemory"      // it was killed at its memory limit
+	ProbeFailing     Reason = "ProbeFailing"     // it runs, but its probe fails
+	InjectionMissing Reason = "InjectionMissing" // the namespace asks for sidecars and the pod has none, or nobody asks
+	Refused          Reason = "Refused"          // no pod can be made: quota, admission, an invalid template
+	MTLSMismatch     Reason = "MTLSMismatch"     // plain text meets STRICT
+	GatewayMismatch  Reason = "GatewayMismatch"  // a route or Gateway that nothing serves
+)
+
+// Finding is one reason why a workload is not ready.
+type Finding struct {
+	Reason Reason `json:"reason"`
+	// Object is the workload, "deployment.apps/api -n shop"; Pod and Container are its parts, if it is about one.
+	Object    string `json:"object"`
+	Pod       string `json:"pod,omitempty"`
+	Container string `json:"container,omitempty"`
+	// Message says what happened, as the cluster says it; Advice what to do.
+	Message string `json:"message"`
+	Advice  string `json:"advice"`
+	// At is the file and line to change, if a manifest is known; Field is the path to it in the workload.
+	At    string   `json:"at,omitempty"`
+	Field []string `json:"-"`
+	// Final says that waiting will not help.
+	Final bool `json:"final"`
+}
+
+// String is the finding in two or three lines.
+func (f Finding) String() string {
+	who := f.Object
+	if f.Pod != "" {
+		who += ", pod " + f.Pod
+	}
+	if f.Container != "" {
+		who += ", container " + f.Container
+	}
+	text := fmt.Sprintf("%s: %s\n    %s\n    → %s", f.Reason, who, f.Message, f.Advice)
+	if f.At != "" {
+		text += " (" + f.At + ")"
+	}
+	return text
+}
+
+// crashes is after how many ends of a container waiting is not worth it any more.
+const crashes = 3
+
+// Workload looks at the newest pods of a Deployment, StatefulSet, DaemonSet, ReplicaSet or Job. It finds nothing where the pods are
+// ready, or simply need more time.
+func Workload(ctx context.Context, client kubernetes.Interface, id string, workload *unstructured.Unstructured) ([]Finding, error) {
+	w := &look{client: client, id: id, workload: workload}
+	selector, found, err := unstructured.NestedMap(workload.Object, "spec", "selector")
+	if err != nil || !found {
+		return nil, fmt.Errorf("%s has no selector: it is no workload", id)
+	}
+	parsed, err := selectorOf(selector)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", id, err)
+	}
+	pods, err := client.CoreV1().Pods(workload.GetNamespace()).List(ctx, metav1.ListOptions{LabelSelector: parsed.String()})
+	if err != nil {
+		return nil, fmt.Errorf("list the pods of %s: %w", id, err)
+	}
+	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	if len(pods.Items) == 0 {
+		return w.noPods(ctx)
+	}
+	// Pods of an older template are about to go; what they say is history.
+	newest := slices.MaxFunc(pods.Items, func(a, b corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
+	generation := templateHash(newest)
+	for _, pod := range pods.Items {
+		if templateHash(pod) != generation {
+			continue
+		}
+		if err := w.pod(ctx, &pod); err != nil {
+			return nil, err
+		}
+	}
+	return w.findings, nil
+}
+
+func selectorOf(selector map[string]any) (labels.Selector, error) {
+	typed := &metav1.LabelSelector{}
+	if match, _, err := unstructured.NestedStringMap(selector, "matchLabels"); err == nil {
+		typed.MatchLabels = match
+	}
+	expressions, _, err := unstructured.NestedSlice(selector, "matchExpressions")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range expressions {
+		e, ok := e.(map[string]any)
+		if !ok {
+			continue
+		}
+		key, _, _ := unstructured.NestedString(e, "key")
+		operator, _, _ := unstructured.NestedString(e, "operator")
+		values, _, _ := unstructured.NestedStringSlice(e, "values")
+		typed.MatchExpressions = append(typed.MatchExpressions, metav1.LabelSelectorRequirement{Key: key, Operator: metav1.LabelSelectorOperator(operator), Values: values})
+	}
+	return metav1.LabelSelectorAsSelector(typed)
+}
+
+func templateHash(pod corev1.Pod) string {
+	return pod.Labels["pod-template-hash"] + pod.Labels["controller-revision-hash"]
+}
+
+// look is one look at a workload.
+type look struct {
+	client   kubernetes.Interface
+	id       string
+	workload *unstructured.Unstructured
+	findings []Finding
+}
+
+// add adds a finding once: ten pods that fail alike are one.
+func (w *look) add(f Finding) {
+	f.Object = w.id
+	f.Message = strings.Join(strings.Fields(f.Message), " ")
+	same := func(other Finding) bool { return other.Reason == f.Reason && other.Container == f.Container }
+	if !slices.ContainsFunc(w.findings, same) {
+		w.findings = append(w.findings, f)
+	}
+}
+
+// template is the path of a field of the pod's template in the workload.
+func template(path ...string) []string { return append([]string{"spec", "template"}, path...) }
+
+// noPods says why no pod was made: the controllers write that into events, of the workload or of its ReplicaSet.
+func (w *look) noPods(ctx context.Context) ([]Finding, error) {
+	events, err := w.client.CoreV1().Events(w.workload.GetNamespace()).List(ctx, metav1.ListOptions{
+		FieldSelector: fields.Set{"type": corev1.EventTypeWarning, "reason": "FailedCreate"}.String(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the events of %s: %w", w.id, err)
+	}
+	for _, e := range events.Items {
+		if e.InvolvedObject.Name != w.workload.GetName() && !strings.HasPrefix(e.InvolvedObject.Name, w.workload.GetName()+"-") {
+			continue
+		}
+		f := Finding{Reason: Refused, Message: e.Message, Advice: "the API server refuses the pod: change what the message names", Field: template("spec")}
+		switch {
+		case strings.Contains(e.Message, "exceeded quota"):
+			f.Advice, f.Field = "the namespace's ResourceQuota is used up: raise it, or lower the replicas or requests", []string{"spec", "replicas"}
+		case strings.Contains(e.Message, "serviceaccount") && strings.Contains(e.Message, "not found"):
+			f.Advice, f.Field = "make the ServiceAccount, or correct its name", template("spec", "serviceAccountName")
+		case strings.Contains(e.Message, "sidecar-injector") || strings.Contains(e.Message, "istiod"):
+			f.Reason, f.Advice = InjectionMissing, "istiod, which puts the sidecar in, does not answer: see `polymesh status` and `kubectl get pods -n istio-system`"
+		}
+		w.add(f)
+	}
+	return w.findings, nil
+}

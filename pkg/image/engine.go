@@ -1,0 +1,174 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// EngineNames are the programs that Find knows, in the order in which it looks for them.
+func EngineNames() []string { return []string{"buildah", "podman", "docker"} }
+
+// Find returns the engine of that name, or the first that works here if name is empty.
+func Find(ctx context.Context, name string) (Engine, error) {
+	if name != "" {
+		if !slices.Contains(EngineNames(), name) {
+			return nil, fmt.Errorf("--engine %q is not one of %s", name, strings.Join(EngineNames(), ", "))
+		}
+		e := engine{program: name}
+		if err := e.check(ctx); err != nil {
+			return nil, err
+		}
+		return e, nil
+	}
+	var problems []string
+	for _, name := range EngineNames() {
+		e := engine{program: name}
+		err := e.check(ctx)
+		if err == nil {
+			return e, nil
+		}
+		problems = append(problems, err.Error())
+	}
+	return nil, fmt.Errorf("nothing here builds images: %s. On Debian and Ubuntu: apt-get install buildah", strings.Join(problems, "; "))
+}
+
+// engine drives one of the programs. Their command lines are the same, but for what the methods say.
+type engine struct{ program string }
+
+// Name implements Engine.
+func (e engine) Name() string { return e.program }
+
+func (e engine) check(ctx context.Context) error {
+	if _, err := exec.LookPath(e.program); err != nil {
+		return fmt.Errorf("%s is not installed", e.program)
+	}
+	// The client alone does nothing; the others need no server.
+	if e.program == "docker" {
+		if out, err := exec.CommandContext(ctx, "docker", "version", "--format", "{{.Server.Version}}").CombinedOutput(); err != nil {
+			return fmt.Errorf("docker has no engine (%s)", lastLine(out))
+		}
+	}
+	return nil
+}
+
+// Has implements Engine.
+func (e engine) Has(ctx context.Context, ref string) (bool, error) {
+	args := []string{"image", "inspect", "--format", "{{.Id}}", ref}
+	if e.program == "buildah" {
+		args = []string{"inspect", "--type", "image", "--format", "{{.FromImageID}}", ref}
+	}
+	out, err := exec.CommandContext(ctx, e.program, args...).CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.As(err, &exit) && ctx.Err() == nil:
+		// None of the three has an exit code for "not there".
+		text := strings.ToLower(string(out))
+		for _, said := range []string{"image not known", "no such image", "failed to find image", "not found"} {
+			if strings.Contains(text, said) {
+				return false, nil
+			}
+		}
+	}
+	return false, fmt.Errorf("%s: look for image %s: %w: %s", e.program, ref, err, lastLine(out))
+}
+
+// Build implements Engine.
+func (e engine) Build(ctx context.Context, ref string, source Source, log io.Writer) error {
+	args := []string{"build", "--file", filepath.Join(source.Context, source.Dockerfile), "--tag", ref}
+	if source.Target != "" {
+		args = append(args, "--target", source.Target)
+	}
+	for _, key := range slices.Sorted(maps.Keys(source.Args)) {
+		args = append(args, "--build-arg", key+"="+source.Args[key])
+	}
+	if e.program == "docker" {
+		if len(source.Mounts) > 0 {
+			return errors.New("docker cannot mount files into a build: use buildah or podman (--engine), or RUN --mount in the Dockerfile")
+		}
+	} else {
+		settings, cleanup, err := clientSettings()
+		if err != nil {
+			return err
+		}
+		defer cleanup()
+		// Image layers are kept, so a changed line builds what comes after it. chroot needs no rights that a container may
+		// lack, and the machine's network reaches what the machine reaches, also where it has a proxy or mirrors.
+		args = append(args, "--layers", "--pull=false", "--isolation", "chroot", "--network", "host", "--format", "oci")
+		for _, mount := range slices.Concat(settings, source.Mounts) {
+			args = append(args, "--volume", mount+":ro")
+		}
+	}
+	return e.run(ctx, log, "build "+ref, append(args, source.Context)...)
+}
+
+// Save implements Engine.
+func (e engine) Save(ctx context.Context, ref, file string, log io.Writer) error {
+	switch e.program {
+	case "buildah":
+		return e.run(ctx, log, "save "+ref, "push", "--quiet", ref, "oci-archive:"+file+":"+ref)
+	case "podman":
+		return e.run(ctx, log, "save "+ref, "save", "--quiet", "--format", "oci-archive", "--output", file, ref)
+	}
+	return e.run(ctx, log, "save "+ref, "save", "--output", file, ref)
+}
+
+// Push implements Engine.
+func (e engine) Push(ctx context.Context, ref string, log io.Writer) error {
+	if err := e.run(ctx, log, "push "+ref, "push", ref); err != nil {
+		host, _, _ := strings.Cut(ref, "/")
+		return fmt.Errorf("%w (log in with `%s login %s` if it asks for that)", err, e.program, host)
+	}
+	return nil
+}
+
+// run runs the program. Its output goes to log, and the end of it into the error.
+func (e engine) run(ctx context.Context, log io.Writer, doing string, args ...string) error {
+	var tail bytes.Buffer
+	cmd := exec.CommandContext(ctx, e.program, args...)
+	cmd.Stdout = io.MultiWriter(log, &tail)
+	cmd.Stderr = cmd.Stdout
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
+		}
+		return &BuildError{Doing: doing, Err: err, Output: tail.String()}
+	}
+	return nil
+}
+
+// BuildError is what an engine's program said when it failed.
+type BuildError struct {
+	Doing  string
+	Err    error
+	Output string
+}
+
+// shown is how many lines of a build's output are worth showing.
+const shown = 20
+
+func (e *BuildError) Error() string {
+	lines := strings.Split(strings.TrimSpace(e.Output), "\n")
+	if len(lines) > shown {
+		lines = lines[len(lines)-shown:]
+	}
+	return fmt.Sprintf("%s: %v\n    %s", e.Doing, e.Err, strings.Join(lines, "\n    "))
+}
+
+func (e *BuildError) Unwrap() error { return e.Err }
+
+func lastLine(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return lines[len(lines)-1]
+}

@@ -1,0 +1,80 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+)
+
+// ImageStore is where a node's containerd keeps the images of pods.
+type ImageStore struct{ client *containerd.Client }
+
+// OpenImageStore connects to the containerd at a socket. A missing socket is an error that wraps fs.ErrNotExist.
+func OpenImageStore(socket string) (*ImageStore, error) {
+	if _, err := os.Stat(socket); err != nil {
+		return nil, err
+	}
+	client, err := containerd.New(socket, containerd.WithDefaultNamespace(namespace))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd: %w", err)
+	}
+	return &ImageStore{client}, nil
+}
+
+// Close ends the connection.
+func (s *ImageStore) Close() error { return s.client.Close() }
+
+// Has reports whether an image, by its full name (docker.io/library/x:1), is there and ready to run.
+func (s *ImageStore) Has(ctx context.Context, ref string) (bool, error) {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	image, err := s.client.GetImage(ctx, ref)
+	switch {
+	case errdefs.IsNotFound(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look for image %s: %w", ref, err)
+	}
+	unpacked, err := image.IsUnpacked(ctx, snapshotter)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errdefs.IsNotFound(err) {
+		return false, fmt.Errorf("look for image %s: %w", ref, err)
+	}
+	return err == nil && unpacked, nil
+}
+
+// Import brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images.
+func (s *ImageStore) Import(ctx context.Context, path string, labels map[string]string) error {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r, err := decompress(path, bufio.NewReaderSize(f, 1<<20))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	defer r.Close()
+	images, err := s.client.Import(ctx, r, containerd.WithImageLabels(labels))
+	if err != nil {
+		return fmt.Errorf("import %s: %w", path, err)
+	}
+	var g errgroup.Group
+	g.SetLimit(4)
+	for _, image := range images {
+		g.Go(func() error {
+			if err := containerd.NewImage(s.client, image).Unpack(ctx, snapshotter); err != nil {
+				return fmt.Errorf("unpack image %s: %w", image.Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}

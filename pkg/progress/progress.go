@@ -1,0 +1,181 @@
+// Package progress shows the steps of a command as kind does: a line for each, which ticks off when it is done. On a
+// terminal the running steps turn below the finished ones; elsewhere a step says when it begins and when it ends.
+//
+// The commands that take a while (deploy, dev, …) make one Steps and hand it to the package that does the work.
+package progress
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// Steps are the steps of one command. The zero value shows nothing.
+type Steps struct {
+	out   io.Writer
+	width func() int // of the terminal; nil where there is none
+
+	mu      sync.Mutex
+	running []*Step
+	drawn   int // lines of running steps on the terminal
+	turn    int
+	stop    chan struct{}
+}
+
+// New shows steps on out.
+func New(out io.Writer) *Steps {
+	s := &Steps{out: out}
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" {
+		s.width = func() int {
+			if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
+				return w
+			}
+			return 80
+		}
+	}
+	return s
+}
+
+// Step is one step that is under way.
+type Step struct {
+	steps *Steps
+	title string
+	since time.Time
+	note  string
+}
+
+// Start begins a step. Several may be under way at once.
+func (s *Steps) Start(format string, args ...any) *Step {
+	step := &Step{steps: s, title: fmt.Sprintf(format, args...), since: time.Now()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running = append(s.running, step)
+	switch {
+	case s.out == nil:
+	case s.width == nil:
+		fmt.Fprintf(s.out, "  %s ...\n", step.title)
+	default:
+		s.draw("")
+		if s.stop == nil {
+			s.stop = make(chan struct{})
+			go s.spin(s.stop)
+		}
+	}
+	return step
+}
+
+// Note says what a running step is at. Without a terminal it is printed when it changes.
+func (st *Step) Note(format string, args ...any) {
+	note := fmt.Sprintf(format, args...)
+	s := st.steps
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.out == nil || note == st.note {
+		return
+	}
+	st.note = note
+	if s.width == nil && note != "" {
+		fmt.Fprintf(s.out, "    %s\n", note)
+	}
+}
+
+// Done ends a step that worked. The note is what came of it, and may be empty.
+func (st *Step) Done(format string, args ...any) { st.end("✓", fmt.Sprintf(format, args...)) }
+
+// Fail ends a step that did not work. The error itself is the caller's to print.
+func (st *Step) Fail() { st.end("✗", "") }
+
+func (st *Step) end(mark, note string) {
+	s := st.steps
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.running, st)
+	if i < 0 {
+		return
+	}
+	s.running = slices.Delete(s.running, i, i+1)
+	if s.out == nil {
+		return
+	}
+	if note != "" {
+		note = "  " + note
+	}
+	line := fmt.Sprintf("%s %s%s  %s\n", mark, st.title, note, took(time.Since(st.since)))
+	if s.width == nil {
+		io.WriteString(s.out, line)
+		return
+	}
+	s.draw(line)
+	if len(s.running) == 0 && s.stop != nil {
+		close(s.stop)
+		s.stop = nil
+	}
+}
+
+// Print prints a line that stays, above the running steps.
+func (s *Steps) Print(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	line := fmt.Sprintf(format, args...) + "\n"
+	switch {
+	case s.out == nil:
+	case s.width == nil:
+		io.WriteString(s.out, line)
+	default:
+		s.draw(line)
+	}
+}
+
+func took(d time.Duration) string {
+	if d < time.Minute {
+		return fmt.Sprintf("%.1fs", d.Seconds())
+	}
+	return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
+}
+
+func (s *Steps) spin(stop chan struct{}) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+			s.mu.Lock()
+			s.turn++
+			if len(s.running) > 0 {
+				s.draw("")
+			}
+			s.mu.Unlock()
+		}
+	}
+}
+
+// draw writes lines that stay, and the running steps anew below them.
+func (s *Steps) draw(lines string) {
+	var b strings.Builder
+	if s.drawn > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA\r\x1b[J", s.drawn)
+	}
+	b.WriteString(lines)
+	frames := []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
+	for _, step := range s.running {
+		line := fmt.Sprintf("%c %s", frames[s.turn%len(frames)], step.title)
+		if step.note != "" {
+			line += "  " + step.note
+		}
+		// A line that wraps would be two, and the next drawing would leave one behind.
+		if runes, width := []rune(line), s.width(); len(runes) >= width {
+			line = string(runes[:max(0, width-2)]) + "…"
+		}
+		b.WriteString(line + "\n")
+	}
+	s.drawn = len(s.running)
+	io.WriteString(s.out, b.String())
+}
