@@ -64,14 +64,6 @@ type Service struct {
 	Target     string            `json:"target,omitempty"`
 	// Mounts are shown to the build and not kept in the image: HOST:PATH, read-only.
 	Mounts []string `json:"mounts,omitempty"`
-	// Sync are folders that `polymesh dev` copies into the running container instead of building: FROM:TO.
-	Dev *Dev `json:"dev,omitempty"`
-}
-
-// Dev says how `polymesh dev` brings a change to the service without building its image again.
-type Dev struct {
-	// Sync maps folders or files of the context to paths in the container.
-	Sync map[string]string `json:"sync,omitempty"`
 }
 
 // Secret is a Secret of the project's namespace whose values are never part of a manifest.

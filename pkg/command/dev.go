@@ -1,0 +1,130 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"polymesh.dev/polymesh/pkg/deploy"
+	"polymesh.dev/polymesh/pkg/dev"
+	"polymesh.dev/polymesh/pkg/project"
+)
+
+func newDev() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "dev [DIR]",
+		Short: "Deploy a project, and again whenever one of its files changes",
+		Long: `Dev deploys the project in DIR (the current folder by default), watches its services and manifests, and deploys what
+changed as soon as a file is saved. A save while it works makes it begin anew. It goes on after an error, and ends with Ctrl-C;
+what it has deployed stays (polymesh undeploy takes it away).`,
+		Example:           "  polymesh dev\n  polymesh dev shop",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: completeDir,
+	}
+	options := deployFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o, err := options(args)
+		if err != nil {
+			return err
+		}
+		o.Wait = true
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+		defer stop()
+		w, err := dev.Watch(watched(o.Project)...)
+		if err != nil {
+			return err
+		}
+		defer w.Close()
+		return develop(ctx, cmd.ErrOrStderr(), w, o.Project, func(ctx context.Context) error {
+			// The project is read again: polymesh.yaml may be what changed.
+			o, err := options(args)
+			if err != nil {
+				return err
+			}
+			o.Wait = true
+			result, err := deploy.Run(ctx, o)
+			printResult(cmd.ErrOrStderr(), result, err)
+			return err
+		})
+	}
+	return cmd
+}
+
+// watched are the files and folders of a project.
+func watched(p *project.Project) []string {
+	var paths []string
+	for _, s := range p.Services {
+		paths = append(paths, p.Path(s.Context))
+	}
+	for _, m := range p.Manifests {
+		paths = append(paths, p.Path(m))
+	}
+	return paths
+}
+
+// develop runs once, and again after each change, until ctx ends. A change ends a run that is under way.
+func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Project, run func(context.Context) error) error {
+	for {
+		running, cancel := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() { done <- run(running) }()
+		changes := make(chan []string, 1)
+		failed := make(chan error, 1)
+		watching, stop := context.WithCancel(ctx)
+		go func() {
+			files, err := w.Changed(watching)
+			if err != nil {
+				failed <- err
+				return
+			}
+			changes <- files
+		}()
+		var files []string
+		var err error
+		select {
+		case err = <-done:
+			done = nil
+			switch {
+			case ctx.Err() != nil:
+			case err != nil:
+				fmt.Fprintf(out, "\n%v\nwaiting for a change\n", err)
+			default:
+				fmt.Fprintln(out, "\nwaiting for a change")
+			}
+			select {
+			case files = <-changes:
+				err = nil
+			case err = <-failed:
+			}
+		case files = <-changes:
+		case err = <-failed:
+		}
+		cancel()
+		stop()
+		if done != nil {
+			<-done
+		}
+		if ctx.Err() != nil {
+			return nil // Ctrl-C is how this ends
+		}
+		if err != nil {
+			return err
+		}
+		for i, file := range files {
+			if name, err := filepath.Rel(p.Dir, file); err == nil {
+				files[i] = name
+			}
+		}
+		if len(files) == 0 {
+			return errors.New("watch files: a change without a file")
+		}
+		fmt.Fprintf(out, "\n%s changed\n", strings.Join(files, ", "))
+	}
+}
