@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	istiolog "istio.io/istio/pkg/log"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
 	"polymesh.dev/polymesh/pkg/config"
@@ -40,6 +41,10 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 	return func(args []string) (deploy.Options, error) {
 		if err := useClusterKubeconfig(); err != nil {
 			return o, err
+		}
+		// Istio's analyzers log each informer to standard output.
+		for _, scope := range istiolog.Scopes() {
+			scope.SetOutputLevel(istiolog.NoneLevel)
 		}
 		dir := "."
 		if len(args) > 0 {

@@ -46,7 +46,8 @@ func (d *deployment) analyze(ctx context.Context) error {
 		}
 		readers = append(readers, local.ReaderSource{Name: name, Reader: bytes.NewReader(text)})
 	}
-	if err := analyzer.AddReaderKubeSource(readers); err != nil {
+	// AddReaderKubeSource would leave Services and pods out, which are in the manifests and not yet in the cluster.
+	if err := analyzer.AddTestReaderKubeSource(readers); err != nil {
 		step.Fail()
 		return fmt.Errorf("check the manifests: %w", err)
 	}

@@ -51,7 +51,6 @@ func (d *deployment) applyObjects(ctx context.Context) error {
 		return fail(err)
 	}
 	for _, o := range d.objects[first:] {
-		step.Note("%s", o.ID())
 		if err := d.applyOne(ctx, o, counts); err != nil {
 			return fail(err)
 		}

@@ -91,8 +91,8 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	for _, step := range []func(context.Context) error{
 		d.read,
 		d.connect,
-		d.buildImages,
 		d.complete,
+		d.buildImages,
 		d.analyze,
 		d.applyObjects,
 		d.prune,

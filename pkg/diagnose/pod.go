@@ -23,7 +23,12 @@ func (w *look) pod(ctx context.Context, pod *corev1.Pod) error {
 		return nil
 	}
 	before := len(w.findings)
-	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+	for _, s := range pod.Status.InitContainerStatuses {
+		if s.State.Terminated == nil || s.State.Terminated.ExitCode != 0 {
+			w.container(pod, s)
+		}
+	}
+	for _, s := range pod.Status.ContainerStatuses {
 		w.container(pod, s)
 	}
 	if len(w.findings) > before {
