@@ -239,7 +239,7 @@ func inPod(ctx context.Context, n *node.Node, namespace, deployment, container s
 }
 
 func inPodWith(ctx context.Context, n *node.Node, input, namespace, deployment, container string, command ...string) (string, error) {
-	cmd := n.PolymeshCommand(ctx, append([]string{"kubectl", "exec", "-i", "-n", loadNamespace, "deployment/" + deployment, "-c", container, "--"}, command...)...)
+	cmd := n.PolymeshCommand(ctx, append([]string{"kubectl", "exec", "-i", "-n", namespace, "deployment/" + deployment, "-c", container, "--"}, command...)...)
 	var out, errOut bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &errOut
 	if err := cmd.Run(); err != nil {
