@@ -69,11 +69,12 @@ func (b *bench) sidecars(ctx context.Context) error {
 		if err := n.Ready(bounded); err != nil {
 			return err
 		}
-		if err := b.importArchives(ctx, n, "bench/load.tar"); err != nil {
-			return err
-		}
 		made := 0
 		for _, count := range serviceCounts {
+			// Again each time: where the disk is nearly full, the kubelet removes an image that no pod uses.
+			if err := b.importArchives(ctx, n, "bench/load.tar"); err != nil {
+				return err
+			}
 			if err := makeServices(ctx, n, made, count); err != nil {
 				return fmt.Errorf("make %d services: %w", count, err)
 			}
