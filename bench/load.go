@@ -211,10 +211,11 @@ type attackReport struct {
 }
 
 // attack lets a way's client send requests of 1 KB for a time. With a rate, vegeta sends each at its time, however late the
-// answers before it are; one that waits for a free connection has begun. A failed request is an error: it would be a fast one.
+// answers before it are; one that waits for a free connection has begun, and waits as long as it takes. A failed request is
+// an error: it would be a fast one.
 func attack(ctx context.Context, n *node.Node, w way, duration time.Duration, how ...string) (*attackReport, error) {
 	const results = "/results/attack"
-	args := append([]string{"/vegeta", "attack", "-duration=" + duration.String(), "-body=/body", "-max-body=0",
+	args := append([]string{"/vegeta", "attack", "-duration=" + duration.String(), "-timeout=0", "-body=/body", "-max-body=0",
 		"-connections=" + connections, "-max-connections=" + connections, "-output=" + results}, how...)
 	if _, err := inPodWith(ctx, n, "POST "+w.url()+"\n", loadNamespace, w.Name+"-client", "end", args...); err != nil {
 		return nil, err
