@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -98,11 +99,9 @@ func makeServices(ctx context.Context, n *node.Node, first, end int) error {
 	if err != nil {
 		return err
 	}
-	if first == 0 {
-		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: servicesNamespace}}
-		if _, err := client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil {
-			return err
-		}
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: servicesNamespace}}
+	if _, err := client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(8)
