@@ -1,8 +1,9 @@
 // Command bench measures dist/polymesh, on nodes of its own like those of the end-to-end tests, and writes what it found
 // to bench/README.md. `make bench` runs it. It needs root.
 //
-// Each run goes through all parts, or those that -only names; bench/results.json keeps what the others found. A figure is given as the least, the median and the most of the runs. It fails where
-// Polymesh does not work, never because it is slow.
+// Each run goes through all parts, or those that -only names; bench/results.json keeps what the others found. A
+// figure is given as the least, the median and the most of the runs. It fails where Polymesh does not work, never because it
+// is slow.
 package main
 
 import (
