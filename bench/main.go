@@ -1,8 +1,9 @@
 // Command bench measures dist/polymesh, on nodes of its own like those of the end-to-end tests, and writes what it found
 // to bench/README.md. `make bench` runs it. It needs root.
 //
-// Each run goes through all parts; a figure is given as the least, the median and the most of the runs. It fails where
-// Polymesh does not work, never because it is slow.
+// Each run goes through all parts, or those that -only names; bench/results.json keeps what the others found. A
+// figure is given as the least, the median and the most of the runs. It fails where Polymesh does not work, never because it
+// is slow.
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -22,10 +24,35 @@ import (
 )
 
 type options struct {
-	runs         int
-	settle, idle time.Duration
-	out          string
-	only         string
+	runs               int
+	settle, idle, load time.Duration
+	out                string
+	only               string
+}
+
+// settings are what the figures depend on.
+func (o options) settings() string {
+	return fmt.Sprintf("-settle %s -idle %s -load %s", seconds(o.settle), seconds(o.idle), seconds(o.load))
+}
+
+// part is a part of the measurements.
+type part struct {
+	name    string
+	measure func(context.Context) error
+}
+
+// parts are in the order in which they are measured.
+func (b *bench) parts() []part {
+	return []part{
+		{"size of the file", b.size},
+		{"a server without Istio", b.bare},
+		{"a server with Istio's demo profile and the app", b.mesh},
+		{"1 CPU and 512 MB without Istio", b.smallBare},
+		{"2 CPUs and 2 GB with Istio", b.smallMesh},
+		{"mesh: requests", b.requests},
+		{"mesh: sidecars at rest", b.sidecars},
+		{"mesh: istiod's pushes", b.pushes},
+	}
 }
 
 func main() {
@@ -38,12 +65,13 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 3, "how often everything is measured")
 	flag.DurationVar(&o.settle, "settle", time.Minute, "rest before idle processes are measured")
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long idle processes are measured")
-	flag.StringVar(&o.only, "only", "", "measure the parts whose name holds this text, not all")
-	flag.StringVar(&o.out, "o", "", "file for the results (default: bench/README.md of the repository)")
+	flag.DurationVar(&o.load, "load", 20*time.Second, "how long requests are sent at each rate")
+	flag.StringVar(&o.only, "only", "", "measure the parts whose name holds this text; the report keeps what it has of the others")
+	flag.StringVar(&o.out, "o", "", "file for the report (default: bench/README.md of the repository); results.json beside it keeps the figures")
 	flag.DurationVar(&limit, "limit", 3*time.Hour, "give up after this time")
 	flag.Parse()
 	if flag.NArg() > 0 || o.runs < 1 {
-		fail(errors.New("usage: bench [-runs N] [-only PART] [-settle D] [-idle D] [-o FILE]"))
+		fail(errors.New("usage: bench [-runs N] [-only PART] [-settle D] [-idle D] [-load D] [-o FILE]"))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -67,12 +95,9 @@ func run(ctx context.Context, o options) error {
 	if o.out == "" {
 		o.out = filepath.Join(top, "bench", "README.md")
 	}
-	b := &bench{options: o, top: top, results: newResults()}
-	if err := b.size(); err != nil {
-		return err
-	}
+	b := &bench{options: o, top: top}
 	// Building is not measured, so it is done before.
-	for _, script := range []string{"test/e2e/images/build.sh", "examples/polyglot/images.sh"} {
+	for _, script := range []string{"test/e2e/images/build.sh", "examples/polyglot/images.sh", "bench/images.sh"} {
 		b.say("%s", script)
 		if out, err := exec.CommandContext(ctx, filepath.Join(top, script)).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w: %s", script, err, out)
@@ -82,31 +107,39 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	file := filepath.Join(filepath.Dir(o.out), "results.json")
+	kept, err := readRecords(file)
+	if err != nil {
+		return err
+	}
+	chosen := slices.DeleteFunc(b.parts(), func(p part) bool { return !strings.Contains(p.name, o.only) })
+	if len(chosen) == 0 {
+		return fmt.Errorf("no part has %q in its name", o.only)
+	}
+	found := records{}
+	for _, p := range chosen {
+		found[p.name] = &record{Machine: machine, Settings: o.settings(), Results: newResults()}
+	}
 	for i := range o.runs {
-		for _, part := range []struct {
-			name    string
-			measure func(context.Context) error
-		}{
-			{"a server without Istio", b.bare},
-			{"a server with Istio's demo profile and the app", b.mesh},
-			{"1 CPU and 512 MB without Istio", b.smallBare},
-			{"2 CPUs and 2 GB with Istio", b.smallMesh},
-		} {
-			if !strings.Contains(part.name, o.only) {
-				continue
+		for _, p := range chosen {
+			b.say("run %d of %d: %s", i+1, o.runs, p.name)
+			r := found[p.name]
+			load, err := loadAverage()
+			if err != nil {
+				return err
 			}
-			b.say("run %d of %d: %s", i+1, o.runs, part.name)
-			if load, err := loadAverage(); err == nil {
-				b.results.add(loadBefore, load)
+			b.results = r.Results
+			if err := p.measure(ctx); err != nil {
+				return fmt.Errorf("run %d, %s: %w", i+1, p.name, err)
 			}
-			if err := part.measure(ctx); err != nil {
-				return fmt.Errorf("run %d, %s: %w", i+1, part.name, err)
+			r.Load = append(r.Load, load)
+			r.Runs++
+			// What is measured is not lost when a later part fails.
+			kept[p.name] = r
+			if err := errors.Join(kept.write(file), os.WriteFile(o.out, []byte(report(b.parts(), kept)), 0o644)); err != nil {
+				return err
 			}
 		}
-	}
-	text := report(machine, o, b.results)
-	if err := os.WriteFile(o.out, []byte(text), 0o644); err != nil {
-		return err
 	}
 	b.say("written to %s", o.out)
 	return nil
@@ -115,7 +148,8 @@ func run(ctx context.Context, o options) error {
 // bench is one call of the program.
 type bench struct {
 	options
-	top     string
+	top string
+	// results are those of the part that is measured now.
 	results *results
 }
 
@@ -138,7 +172,7 @@ func (b *bench) on(ctx context.Context, o node.Options, f func(*node.Node) error
 	return errors.Join(err, n.Close(closing))
 }
 
-func (b *bench) size() error {
+func (b *bench) size(context.Context) error {
 	program, err := node.Program()
 	if err != nil {
 		return err

@@ -93,22 +93,35 @@ var ratios = []struct {
 	{"server's RSS with Istio and the app to without", "mesh server RSS", "bare server RSS"},
 	{"one pod with a sidecar to one without", sidecarOne, plainOne},
 	{"30 pods with sidecars to 30 without", sidecarMany, plainMany},
+	{"most requests per second, two sidecars with mTLS to no mesh", two.most(), direct.most()},
+	{"p99 at 1,000 requests per second, two sidecars with mTLS to no mesh", two.figure(topRate, "p99"), direct.figure(topRate, "p99")},
 }
 
-// report renders bench/README.md.
-func report(m machine, o options, r *results) string {
+// report renders bench/README.md from what is known of the parts.
+func report(parts []part, known records) string {
+	r := newResults()
+	var latest machine
+	for _, k := range known {
+		r.addAll(k.Results)
+		if k.Machine.Date >= latest.Date {
+			latest = k.Machine
+		}
+	}
 	var out strings.Builder
 	t := template.Must(template.New("report").Funcs(template.FuncMap{
 		"table":     func(rows []row) string { return table(r, rows) },
-		"processes": func(id setting) string { return processTable(r.processes[id]) },
-		"verdict":   func(id setting) string { return verdict(r.verdicts[id]) },
-		"size":      func() string { return number(median(r.values[fileSize])) },
+		"matrix":    func(m matrix) string { return matrixTable(r, m) },
+		"processes": func(id setting) string { return processTable(r.Processes[id]) },
+		"verdict":   func(id setting) string { return verdict(r.Verdicts[id]) },
+		"size":      func() string { return cell(r.Values[fileSize]) },
 	}).Parse(reportTemplate))
 	err := t.Execute(&out, map[string]any{
-		"Machine": m, "Runs": o.runs, "Settle": seconds(o.settle), "Idle": seconds(o.idle), "Load": strings.ReplaceAll(spread(r.values[loadBefore]), " |", ","),
+		"Machine": latest, "Parts": partTable(parts, known),
 		"Start": startRows, "Again": startAgainRows, "Bare": bareRows, "IdleRows": idleRows, "Pods": podRows, "Singles": singles,
 		"SmallBare": smallBareRows, "SmallMesh": smallMeshRows, "Ratios": ratioTable(r),
 		"BareID": bareIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
+		"Latency": latencyMatrix(), "Most": mostRows(), "Cost": costMatrix(), "StatsLogger": statsLoggerRows,
+		"Sidecars": sidecarMatrix(), "Pushes": pushRows, "Connections": connections, "Endpoints": endpointsEach,
 	})
 	if err != nil {
 		panic(err) // the template is a part of this program
@@ -116,7 +129,22 @@ func report(m machine, o options, r *results) string {
 	return out.String()
 }
 
-func seconds(d time.Duration) string { return number(d.Seconds()) + " s" }
+// partTable says of each part when and how it was measured.
+func partTable(parts []part, known records) string {
+	var out strings.Builder
+	out.WriteString("| part | date | Polymesh | runs | settings | load before: min | median | max |\n| --- | --- | --- | ---: | --- | ---: | ---: | ---: |\n")
+	for _, p := range parts {
+		k := known[p.name]
+		if k == nil {
+			fmt.Fprintf(&out, "| %s | not measured | | | | | | |\n", p.name)
+			continue
+		}
+		fmt.Fprintf(&out, "| %s | %s | %s | %d | %s | %s |\n", p.name, k.Machine.Date, k.Machine.Polymesh, k.Runs, k.Settings, spread(k.Load))
+	}
+	return strings.TrimSuffix(out.String(), "\n")
+}
+
+func seconds(d time.Duration) string { return number(d.Seconds()) + "s" }
 
 // number gives as many digits as mean something.
 func number(v float64) string {
@@ -137,11 +165,47 @@ func spread(values []float64) string {
 	return number(slices.Min(values)) + " | " + number(median(values)) + " | " + number(slices.Max(values))
 }
 
+// cell is the median of the values, with the least and the most of them where they differ.
+func cell(values []float64) string {
+	if len(values) == 0 {
+		return "–"
+	}
+	low, high := number(slices.Min(values)), number(slices.Max(values))
+	if low == high {
+		return low
+	}
+	return fmt.Sprintf("%s (%s–%s)", number(median(values)), low, high)
+}
+
+// matrix is a table of figures that differ in two things.
+type matrix struct {
+	heads []string // the first is that of the lines' names
+	lines []line
+}
+
+type line struct {
+	name string
+	ids  []figureID
+}
+
+func matrixTable(r *results, m matrix) string {
+	var out strings.Builder
+	fmt.Fprintf(&out, "| %s |\n| --- |%s\n", strings.Join(m.heads, " | "), strings.Repeat(" ---: |", len(m.heads)-1))
+	for _, l := range m.lines {
+		out.WriteString("| " + l.name + " |")
+		for _, id := range l.ids {
+			out.WriteString(" " + cell(r.Values[id]) + " |")
+		}
+		out.WriteString("\n")
+	}
+	return strings.TrimSuffix(out.String(), "\n")
+}
+
 func table(r *results, rows []row) string {
 	var out strings.Builder
 	out.WriteString("| | unit | min | median | max | aim | elsewhere |\n| --- | --- | ---: | ---: | ---: | --- | --- |\n")
 	for _, f := range rows {
-		fmt.Fprintf(&out, "| %s | %s | %s | %s | %s |\n", f.what, f.unit, spread(r.values[f.id]), f.aim, f.other)
+		fmt.Fprintf(&out, "| %s | %s | %s | %s | %s |\n", f.what, f.unit, spread(r.Values[f.id]), f.aim, f.other)
 	}
 	return strings.TrimSuffix(out.String(), "\n")
 }
@@ -150,7 +214,7 @@ func ratioTable(r *results) string {
 	var out strings.Builder
 	out.WriteString("| | ratio of the medians |\n| --- | ---: |\n")
 	for _, c := range ratios {
-		over, and := r.values[c.over], r.values[c.and]
+		over, and := r.Values[c.over], r.Values[c.and]
 		if len(over) > 0 && len(and) > 0 && median(and) > 0 {
 			fmt.Fprintf(&out, "| %s | %s |\n", c.what, number(median(over)/median(and)))
 		}

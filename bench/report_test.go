@@ -11,25 +11,45 @@ import (
 var update = flag.Bool("update", false, "write the golden file")
 
 func TestReport(t *testing.T) {
-	r := newResults()
-	r.add(fileSize, 158.4)
+	first, second := newResults(), newResults()
+	first.add(fileSize, 158.4)
 	for _, v := range []float64{21.04, 18.9, 19.97} {
-		r.add(meshIngress, v)
-		r.add(meshAll, v+1)
-		r.add(meshAllAgain, v/3)
-		r.add(loadBefore, v/100)
+		first.add(meshIngress, v)
+		first.add(meshAll, v+1)
+		first.add(meshAllAgain, v/3)
+		second.add(two.figure(topRate, "p99"), v/10)
+		second.add(two.figure(topRate, "client CPU"), v/100)
 	}
-	r.add("bare server RSS", 251.3)
-	r.addProcesses(bareIdle, []process{
+	first.add("bare server RSS", 251.3)
+	first.addProcesses(bareIdle, []process{
 		{Name: serverProcess, RSS: 251.3, Anonymous: 140.2, CPU: 2.5},
 		{Name: shimProcess, RSS: 12, Anonymous: 4, CPU: 0}, {Name: shimProcess, RSS: 14, Anonymous: 6, CPU: 0.04},
 	})
-	r.verdict(smallBare, "yes")
-	r.verdict(smallBare, "yes")
-	r.verdict(smallMesh, "yes")
-	r.verdict(smallMesh, "no: the server has ended")
-	got := report(machine{Date: "2026-01-02", CPU: "Some CPU", Kernel: "6.1.0", System: "Debian", Polymesh: "polymesh 1.0", Cores: 2, Memory: 25.2},
-		options{runs: 3, settle: time.Minute, idle: time.Minute}, r)
+	first.verdict(smallBare, "yes")
+	first.verdict(smallBare, "yes")
+	first.verdict(smallMesh, "yes")
+	first.verdict(smallMesh, "no: the server has ended")
+	second.add(direct.figure(topRate, "p99"), 0.5)
+	second.add(pushID("cached"), 8.25)
+	m := machine{Date: "2026-01-02", CPU: "Some CPU", Kernel: "6.1.0", System: "Debian", Polymesh: "polymesh 1.0", Cores: 2, Memory: 25.2}
+	later := m
+	later.Date, later.Polymesh = "2026-02-03", "polymesh 1.1"
+	o := options{settle: time.Minute, idle: time.Minute, load: 20 * time.Second}
+
+	// Two parts were measured at different times; the file keeps both.
+	file := filepath.Join(t.TempDir(), "results.json")
+	err := records{
+		"first":  {Machine: m, Settings: o.settings(), Runs: 3, Load: []float64{0.21, 0.19, 0.2}, Results: first},
+		"second": {Machine: later, Settings: o.settings(), Runs: 1, Load: []float64{1.5}, Results: second},
+	}.write(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := readRecords(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := report([]part{{name: "first"}, {name: "second"}, {name: "third"}}, kept)
 	golden := filepath.Join("testdata", "report.md")
 	if *update {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
@@ -58,5 +78,12 @@ func TestNumber(t *testing.T) {
 		if got := number(v); got != want {
 			t.Errorf("%v is given as %s, want %s", v, got, want)
 		}
+	}
+}
+
+func TestNanoseconds(t *testing.T) {
+	got, err := nanoseconds("goos: linux\nBenchmarkPush/cached/istiod-2   \t     100\t  11048573 ns/op\t 12 B/op\nBenchmarkPush/changed/istiod\t 3\t 2.5 ns/op\nPASS\n", "BenchmarkPush/")
+	if err != nil || len(got) != 2 || got["cached/istiod"] != 11048573 || got["changed/istiod"] != 2.5 {
+		t.Errorf("got %v, %v", got, err)
 	}
 }

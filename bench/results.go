@@ -1,6 +1,12 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
 	"slices"
 	"sync"
 )
@@ -19,8 +25,7 @@ const (
 )
 
 const (
-	fileSize   figureID = "file size"
-	loadBefore figureID = "load before"
+	fileSize figureID = "file size"
 
 	bareAPI, bareNode, bareAll                figureID = "bare: API", "bare: node", "bare: all"
 	bareAPIAgain, bareNodeAgain, bareAllAgain figureID = "bare again: API", "bare again: node", "bare again: all"
@@ -32,34 +37,83 @@ const (
 	sidecarOne, sidecarMany, sidecarEach figureID = "sidecar: one", "sidecar: many", "sidecar: each"
 )
 
-// results collects the values of all runs.
+// results collects the values of all runs of a part, or of all parts.
 type results struct {
 	mu        sync.Mutex
-	values    map[figureID][]float64
-	processes map[setting][][]process // of each run
-	verdicts  map[setting][]string
+	Values    map[figureID][]float64
+	Processes map[setting][][]process // of each run
+	Verdicts  map[setting][]string
 }
 
 func newResults() *results {
-	return &results{values: map[figureID][]float64{}, processes: map[setting][][]process{}, verdicts: map[setting][]string{}}
+	return &results{Values: map[figureID][]float64{}, Processes: map[setting][][]process{}, Verdicts: map[setting][]string{}}
 }
 
 func (r *results) add(id figureID, value float64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.values[id] = append(r.values[id], value)
+	r.Values[id] = append(r.Values[id], value)
+}
+
+// last is the value of this run, which must be there.
+func (r *results) last(id figureID) float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.Values[id][len(r.Values[id])-1]
 }
 
 func (r *results) addProcesses(id setting, found []process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.processes[id] = append(r.processes[id], found)
+	r.Processes[id] = append(r.Processes[id], found)
 }
 
 func (r *results) verdict(id setting, text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.verdicts[id] = append(r.verdicts[id], text)
+	r.Verdicts[id] = append(r.Verdicts[id], text)
+}
+
+// addAll adds what a part has found. No two parts have the same figures.
+func (r *results) addAll(part *results) {
+	maps.Copy(r.Values, part.Values)
+	maps.Copy(r.Processes, part.Processes)
+	maps.Copy(r.Verdicts, part.Verdicts)
+}
+
+// record is what the latest runs of a part have found, and how they were made.
+type record struct {
+	Machine  machine
+	Settings string
+	Runs     int
+	Load     []float64 // of the machine, before each run
+	Results  *results
+}
+
+// records are kept in a file, by part: parts can be measured one by one.
+type records map[string]*record
+
+func readRecords(path string) (records, error) {
+	kept := records{}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return kept, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(text, &kept); err != nil {
+		return nil, fmt.Errorf("read the earlier results in %s: %w", path, err)
+	}
+	return kept, nil
+}
+
+func (r records) write(path string) error {
+	text, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(text, '\n'), 0o644)
 }
 
 // median is the middle one of the values, or between the two in the middle. There must be some.

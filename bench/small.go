@@ -113,10 +113,8 @@ func (b *bench) smallBare(ctx context.Context) error {
 		if err := b.importArchives(ctx, n, "e2e/echo.tar"); err != nil {
 			return err
 		}
-		cmd := n.PolymeshCommand(ctx, "kubectl", "apply", "-f", "-")
-		cmd.Stdin = strings.NewReader(onePod)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("make a pod: %w: %s", err, out)
+		if err := apply(ctx, n, onePod); err != nil {
+			return err
 		}
 		return polymesh(ctx, n, "kubectl", "wait", "--for=condition=Ready", "pod/echo", "--timeout=180s")
 	})

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/template"
+	"time"
+
+	"polymesh.dev/polymesh/pkg/status"
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+//go:embed load.yaml
+var loadManifests string
+
+// way is how requests go from a client to a server. Its name is that of its pods too.
+type way struct {
+	Name, what string
+	client     bool // there is a sidecar beside the client
+	server     bool // and beside the server
+}
+
+// end is a pod of a way.
+type end struct {
+	Name    string
+	Sidecar bool
+}
+
+// Ends are for the manifests.
+func (w way) Ends() []end { return []end{{"client", w.client}, {"server", w.server}} }
+
+var (
+	direct = way{"direct", "no mesh", false, false}
+	one    = way{"one", "one sidecar, at the server, plain text", false, true}
+	two    = way{"two", "two sidecars, mTLS", true, true}
+	quiet  = way{"quiet", "two sidecars, mTLS, no metrics", true, true}
+	ways   = []way{direct, one, two, quiet}
+)
+
+const (
+	loadNamespace = "bench-load"
+	// connections is how many the client has, as in Istio's own measurements.
+	connections = "16"
+	topRate     = 1000
+)
+
+// rates are those of the aims, in requests per second.
+var rates = []int{100, 500, topRate}
+
+// figure names a figure of a way at a rate.
+func (w way) figure(rate int, what string) figureID {
+	return figureID(fmt.Sprintf("load %s %d %s", w.Name, rate, what))
+}
+
+// most is the figure of the most requests per second.
+func (w way) most() figureID { return figureID("load " + w.Name + " most") }
+
+// requests measures requests of 1 KB through the mesh, with each way after the other at each rate.
+func (b *bench) requests(ctx context.Context) error {
+	return b.on(ctx, node.Options{}, func(n *node.Node) error {
+		if err := b.startWays(ctx, n); err != nil {
+			return err
+		}
+		for _, rate := range rates {
+			for _, w := range ways {
+				if err := b.measureWay(ctx, n, w, rate); err != nil {
+					return fmt.Errorf("%s, %d requests per second: %w", w.what, rate, err)
+				}
+			}
+		}
+		for _, id := range []string{"client CPU", "server CPU"} {
+			on, off := b.results.last(two.figure(topRate, id)), b.results.last(quiet.figure(topRate, id))
+			b.results.add(figureID("stats logger: "+id), 100*(on-off)/on)
+		}
+		for _, w := range ways {
+			// As many requests as there are answers: no more than one on each connection.
+			found, err := attack(ctx, n, w, b.load, "-rate=0", "-max-workers="+connections)
+			if err != nil {
+				return fmt.Errorf("%s, as many as it can: %w", w.what, err)
+			}
+			b.results.add(w.most(), found.Throughput)
+		}
+		return nil
+	})
+}
+
+// startWays makes the pods, and waits until requests take the ways that they are to be measured on.
+func (b *bench) startWays(ctx context.Context, n *node.Node) error {
+	if err := n.Start(ctx); err != nil {
+		return err
+	}
+	bounded, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	if err := n.Ready(bounded); err != nil {
+		return err
+	}
+	if err := b.importArchives(ctx, n, "bench/load.tar"); err != nil {
+		return err
+	}
+	var manifests strings.Builder
+	if err := template.Must(template.New("load.yaml").Parse(loadManifests)).Execute(&manifests, ways); err != nil {
+		return err
+	}
+	if err := apply(ctx, n, manifests.String()); err != nil {
+		return err
+	}
+	for _, w := range ways {
+		for _, e := range w.Ends() {
+			if err := polymesh(ctx, n, "kubectl", "rollout", "status", "-n", loadNamespace, "deployment/"+w.Name+"-"+e.Name, "--timeout=300s"); err != nil {
+				return err
+			}
+		}
+		if err := eventually(ctx, n, 2*time.Minute, func() error { return w.check(ctx, n) }); err != nil {
+			return fmt.Errorf("%s: %w", w.what, err)
+		}
+		// The first requests open connections and fill caches.
+		if _, err := attack(ctx, n, w, b.load/4, "-rate=500"); err != nil {
+			return fmt.Errorf("%s, first requests: %w", w.what, err)
+		}
+	}
+	return nil
+}
+
+// check asks the server what it saw of a request, and a sidecar what it counted.
+func (w way) check(ctx context.Context, n *node.Node) error {
+	answer, err := inPod(ctx, n, loadNamespace, w.Name+"-client", "end", "/echo", "get", w.url())
+	if err != nil {
+		return err
+	}
+	// Envoy at a server passes the client's certificate on, and an id of its own.
+	for header, want := range map[string]bool{"X-Forwarded-Client-Cert": w.client && w.server, "X-Request-Id": w.server} {
+		if strings.Contains(answer, header) != want {
+			return fmt.Errorf("the server sees %s: %v, want %v: %s", header, !want, want, answer)
+		}
+	}
+	for _, e := range w.Ends() {
+		if !e.Sidecar {
+			continue
+		}
+		counted, err := inPod(ctx, n, loadNamespace, w.Name+"-"+e.Name, "istio-proxy", "pilot-agent", "request", "GET", "stats?filter=istio_requests_total")
+		if err != nil {
+			return err
+		}
+		if want := w != quiet; strings.Contains(counted, "istio_requests_total") != want {
+			return fmt.Errorf("the %s's sidecar counts requests: %v, want %v", e.Name, !want, want)
+		}
+	}
+	return nil
+}
+
+func (w way) url() string { return "http://" + w.Name + "-server:8080/" }
+
+// measureWay sends requests at a fixed rate, and reads what the sidecars have used meanwhile.
+func (b *bench) measureWay(ctx context.Context, n *node.Node, w way, rate int) error {
+	found, err := processesOf(ctx, n)
+	if err != nil {
+		return err
+	}
+	envoys := map[string]process{} // by end
+	for _, p := range found {
+		for _, e := range w.Ends() {
+			if p.Name == w.Name+"-"+e.Name+": envoy" {
+				p.CPU = cpuSeconds(p.PID)
+				envoys[e.Name] = p
+			}
+		}
+	}
+	result, err := attack(ctx, n, w, b.load, fmt.Sprintf("-rate=%d", rate))
+	if err != nil {
+		return err
+	}
+	for _, e := range w.Ends() {
+		if !e.Sidecar {
+			continue
+		}
+		p, ok := envoys[e.Name]
+		if !ok {
+			return fmt.Errorf("there is no Envoy beside the %s", e.Name)
+		}
+		rss, anonymous := status.Memory(p.PID)
+		if rss == 0 {
+			return fmt.Errorf("the %s's Envoy has ended while it was measured", e.Name)
+		}
+		// Seconds for a thousand requests are cores for a thousand in a second.
+		b.results.add(w.figure(rate, e.Name+" CPU"), 1000*(cpuSeconds(p.PID)-p.CPU)/float64(result.Requests))
+		b.results.add(w.figure(rate, e.Name+" RSS"), float64(rss)/1e6)
+		b.results.add(w.figure(rate, e.Name+" anonymous"), float64(anonymous)/1e6)
+	}
+	b.results.add(w.figure(rate, "reached"), result.Throughput)
+	b.results.add(w.figure(rate, "p50"), result.Latencies.P50/1e6)
+	b.results.add(w.figure(rate, "p90"), result.Latencies.P90/1e6)
+	b.results.add(w.figure(rate, "p99"), result.Latencies.P99/1e6)
+	return nil
+}
+
+// attackReport is what vegeta says of an attack; times are in nanoseconds.
+type attackReport struct {
+	Latencies struct {
+		P50 float64 `json:"50th"`
+		P90 float64 `json:"90th"`
+		P99 float64 `json:"99th"`
+	} `json:"latencies"`
+	Requests   int      `json:"requests"`
+	Throughput float64  `json:"throughput"`
+	Success    float64  `json:"success"`
+	Errors     []string `json:"errors"`
+}
+
+// attack lets a way's client send requests of 1 KB for a time. With a rate, vegeta sends each at its time, however late the
+// answers before it are; one that waits for a free connection has begun, and waits as long as it takes. A failed request is
+// an error: it would be a fast one.
+func attack(ctx context.Context, n *node.Node, w way, duration time.Duration, how ...string) (*attackReport, error) {
+	const results = "/results/attack"
+	args := append([]string{"/vegeta", "attack", "-duration=" + duration.String(), "-timeout=0", "-body=/body", "-max-body=0",
+		"-connections=" + connections, "-max-connections=" + connections, "-output=" + results}, how...)
+	if _, err := inPodWith(ctx, n, "POST "+w.url()+"\n", loadNamespace, w.Name+"-client", "end", args...); err != nil {
+		return nil, err
+	}
+	out, err := inPod(ctx, n, loadNamespace, w.Name+"-client", "end", "/vegeta", "report", "-type=json", results)
+	if err != nil {
+		return nil, err
+	}
+	report := &attackReport{}
+	if err := json.Unmarshal([]byte(out), report); err != nil {
+		return nil, fmt.Errorf("read vegeta's report: %w", err)
+	}
+	if report.Success < 1 {
+		return nil, fmt.Errorf("%.2f %% of %d requests failed: %s", 100*(1-report.Success), report.Requests, strings.Join(report.Errors, "; "))
+	}
+	return report, nil
+}
+
+// inPod runs a command in a container of a Deployment's pod and returns what it prints.
+func inPod(ctx context.Context, n *node.Node, namespace, deployment, container string, command ...string) (string, error) {
+	return inPodWith(ctx, n, "", namespace, deployment, container, command...)
+}
+
+func inPodWith(ctx context.Context, n *node.Node, input, namespace, deployment, container string, command ...string) (string, error) {
+	cmd := n.PolymeshCommand(ctx, append([]string{"kubectl", "exec", "-i", "-n", namespace, "deployment/" + deployment, "-c", container, "--"}, command...)...)
+	var out, errOut bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s in %s: %w: %s", strings.Join(command, " "), deployment, err, strings.TrimSpace(errOut.String()))
+	}
+	return out.String(), nil
+}
+
+// apply gives manifests to kubectl apply.
+func apply(ctx context.Context, n *node.Node, manifests string) error {
+	cmd := n.PolymeshCommand(ctx, "kubectl", "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(manifests)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("kubectl apply: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
