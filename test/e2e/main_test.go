@@ -103,29 +103,43 @@ func (s *sharedNode) finish(look bool) error {
 	return errors.Join(err, downErr, s.node.Close(ctx))
 }
 
-// echoImage is the tests' workload, test/e2e/images/echo.
-const echoImage = "registry.polymesh.dev/test/echo:1"
+// Images of the tests, from test/e2e/images: the workload, and where a mesh sends its traces.
+const (
+	echoImage   = "registry.polymesh.dev/test/echo:1"
+	jaegerImage = "registry.polymesh.dev/test/jaeger:1.76.0"
+)
 
-var buildEcho = sync.OnceValues(func() (string, error) {
+var (
+	buildEcho   = sync.OnceValues(func() (string, error) { return buildImage("echo") })
+	buildJaeger = sync.OnceValues(func() (string, error) { return buildImage("jaeger") })
+)
+
+// buildImage returns the archive of an image, which it builds where it is missing or old.
+func buildImage(name string) (string, error) {
 	top, err := node.Top()
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command(filepath.Join(top, "test", "e2e", "images", "build.sh"))
+	cmd := exec.Command(filepath.Join(top, "test", "e2e", "images", "build.sh"), name)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the echo image: %w: %s", err, out)
+		return "", fmt.Errorf("build the image %s: %w: %s", name, err, out)
 	}
-	return filepath.Join(top, ".build", "e2e", "echo.tar"), nil
-})
+	return filepath.Join(top, ".build", "e2e", name+".tar"), nil
+}
 
 // importEcho brings the echo image to a node, building it where it is missing.
-func importEcho(t *testing.T, n *node.Node) {
+func importEcho(t *testing.T, n *node.Node) { importImage(t, n, echoImage, buildEcho) }
+
+// importJaeger brings Jaeger's image to a node. The first build of it compiles for some minutes.
+func importJaeger(t *testing.T, n *node.Node) { importImage(t, n, jaegerImage, buildJaeger) }
+
+func importImage(t *testing.T, n *node.Node, image string, build func() (string, error)) {
 	t.Helper()
-	archive, err := buildEcho()
+	archive, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(n.Ctr(t, "images", "ls", "-q"), echoImage) {
+	if !strings.Contains(n.Ctr(t, "images", "ls", "-q"), image) {
 		n.Import(t, archive)
 	}
 }

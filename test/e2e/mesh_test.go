@@ -23,6 +23,9 @@ type echoReply struct {
 	Version string
 	Pod     string
 	Attempt int
+	Host    string
+	// Called is the answer to /call's own call.
+	Called json.RawMessage
 }
 
 func parseReply(text string) (echoReply, error) {

@@ -27,12 +27,19 @@ func translateHTTP(s *surroundings, m *hcm.HttpConnectionManager) (bool, error) 
 			Action: &mutation.HeaderMutation_Remove{Remove: name},
 		})
 	}
+	filters := []*hcm.HttpFilter{{Name: peerFilter}}
+	if asksForCaller(s, m) {
+		filter, err := bringCaller(config.Mutations)
+		if err != nil {
+			return false, err
+		}
+		filters = append(filters, filter)
+	}
 	packed, err := pack(config)
 	if err != nil {
 		return false, err
 	}
-	m.HttpFilters = append([]*hcm.HttpFilter{{
-		Name: peerFilter, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: packed},
-	}}, m.HttpFilters...)
+	filters[0].ConfigType = &hcm.HttpFilter_TypedConfig{TypedConfig: packed}
+	m.HttpFilters = append(filters, m.HttpFilters...)
 	return true, nil
 }

@@ -49,7 +49,7 @@ func scenes() []scene {
 	return []scene{
 		{"sidecar-client", permissive, a()},
 		{"sidecar-permissive", permissive, b()},
-		{"sidecar-strict", strict, b()},
+		{"sidecar-strict", []string{"mesh.yaml", "strict.yaml", "peers.yaml"}, b()},
 		{"sidecar-hbone", permissive, hbone},
 		{"ingress", permissive, proxyOf(model.Router, "ingress", "istio-system", "10.1.0.8",
 			map[string]string{"app": "ingress", "istio": "ingressgateway"})},
@@ -82,6 +82,16 @@ func newIstiod(t *testing.T, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 		Name: "zipkin",
 		Provider: &meshconfig.MeshConfig_ExtensionProvider_Zipkin{Zipkin: &meshconfig.MeshConfig_ExtensionProvider_ZipkinTracingProvider{
 			Service: "zipkin.istio-system.svc.cluster.local", Port: 9411,
+		}},
+	})
+	mc.ExtensionProviders = append(mc.ExtensionProviders, &meshconfig.MeshConfig_ExtensionProvider{
+		Name: "peers",
+		Provider: &meshconfig.MeshConfig_ExtensionProvider_EnvoyFileAccessLog{EnvoyFileAccessLog: &meshconfig.MeshConfig_ExtensionProvider_EnvoyFileAccessLogProvider{
+			LogFormat: &meshconfig.MeshConfig_ExtensionProvider_EnvoyFileAccessLogProvider_LogFormat{
+				LogFormat: &meshconfig.MeshConfig_ExtensionProvider_EnvoyFileAccessLogProvider_LogFormat_Text{
+					Text: "%FILTER_STATE(downstream_peer_obj:FIELD:workload)% %FILTER_STATE(upstream_peer_obj:FIELD:workload)%\n",
+				},
+			},
 		}},
 	})
 	socket = filepath.Join(socketDir(t), "ads")

@@ -51,12 +51,16 @@ var messageRules = map[protoreflect.FullName]messageRule{
 	"envoy.config.endpoint.v3.ClusterLoadAssignment":                                    on(nameEndpoints),
 	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext":                        on(withoutPeerExchange),
 	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue":              on(upstreamFactory),
+	"envoy.type.tracing.v3.CustomTag":                                                   on(translateTag),
+	"envoy.config.core.v3.SubstitutionFormatString":                                     on(translateFormat),
+	"opentelemetry.proto.common.v1.AnyValue":                                            translateAttribute,
+	"envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter":                   on(translateLogFilter),
 }
 
 // markers are what the message rules look for, as bytes: a resource without any of them and without unknown types is
 // not unmarshalled. Keys are resource types.
 var markers = map[protoreflect.FullName][][]byte{
-	"envoy.config.listener.v3.Listener":              {[]byte(peerExchangeALPN), []byte(istioHashableString), []byte("HttpConnectionManager")},
+	"envoy.config.listener.v3.Listener":              {[]byte(peerExchangeALPN), []byte(istioHashableString), []byte("HttpConnectionManager"), []byte("stream_peer")},
 	"envoy.config.cluster.v3.Cluster":                {[]byte(istioALPN), []byte("services"), []byte("PassthroughCluster"), []byte("BlackHoleCluster"), []byte(istioHashableString)},
 	"envoy.config.endpoint.v3.ClusterLoadAssignment": {[]byte("workload")},
 	"envoy.config.core.v3.TypedExtensionConfig":      {[]byte(istioHashableString)},

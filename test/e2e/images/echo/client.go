@@ -40,6 +40,8 @@ type summary struct {
 	Versions map[string]int `json:"versions"`
 	Pods     map[string]int `json:"pods"`
 	Errors   map[string]int `json:"errors"`
+	// Traced counts the requests of which the server was told, in W3C's way, that they are traced.
+	Traced int `json:"traced"`
 
 	mu sync.Mutex
 }
@@ -56,6 +58,9 @@ func (s *summary) add(status int, answer string, err error) {
 	if json.Unmarshal([]byte(answer), &said) == nil {
 		s.Versions[said.Version]++
 		s.Pods[said.Pod]++
+		if strings.HasSuffix(http.Header(said.Headers).Get("traceparent"), "-01") {
+			s.Traced++
+		}
 	}
 }
 

@@ -62,3 +62,35 @@ func TestPaths(t *testing.T) {
 		}
 	}
 }
+
+// Who calls on behalf of a request passes on its trace, and nothing else of it.
+func TestCall(t *testing.T) {
+	next := httptest.NewServer(newServer().handler())
+	defer next.Close()
+	request := httptest.NewRequest(http.MethodGet, "/call?url="+next.URL+"/next", nil)
+	for _, name := range append(traceHeaders, "authorization") {
+		request.Header.Set(name, "v-"+name)
+	}
+	recorder := httptest.NewRecorder()
+	newServer().handler().ServeHTTP(recorder, request)
+	var first, second reply
+	if err := json.Unmarshal(recorder.Body.Bytes(), &first); err != nil {
+		t.Fatalf("%v: %s", err, recorder.Body)
+	}
+	if err := json.Unmarshal(first.Called, &second); err != nil || second.Path != "/next" {
+		t.Fatalf("called %+v, %v", second, err)
+	}
+	for _, name := range traceHeaders {
+		if got := http.Header(second.Headers).Get(name); got != "v-"+name {
+			t.Errorf("%s arrived as %q", name, got)
+		}
+	}
+	if got := http.Header(second.Headers).Get("authorization"); got != "" {
+		t.Errorf("passed on authorization: %s", got)
+	}
+	recorder = httptest.NewRecorder()
+	newServer().handler().ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/call?url="+next.URL+"/?status=503", nil))
+	if recorder.Code != http.StatusBadGateway {
+		t.Errorf("a failure behind it came as %d %s", recorder.Code, recorder.Body)
+	}
+}

@@ -38,6 +38,8 @@ type reply struct {
 	Pod     string `json:"pod"`
 	// Attempt counts the requests with the same id that have reached this pod.
 	Attempt int `json:"attempt,omitempty"`
+	// Called is the answer of the server that /call has called.
+	Called json.RawMessage `json:"called,omitempty"`
 }
 
 // server answers in three protocols. The HTTP paths, any other path being echoed:
@@ -47,6 +49,7 @@ type reply struct {
 //	/exit?code=N        ends the process
 //	/file?path=P        reads a file; a POST writes its body there
 //	/set?status=S&delay=D  lets this pod echo with status S, and D late; /set alone puts that back
+//	/call?url=U         calls another echo, passes on the headers of a trace, and tells what that one has answered
 //
 // A query can say status and delay for its own request too, and with first=N&id=I for the first N requests with this id.
 type server struct {
@@ -134,6 +137,7 @@ func (s *server) handler() http.Handler {
 	})
 	mux.HandleFunc("/file", file)
 	mux.HandleFunc("/set", s.set)
+	mux.HandleFunc("/call", s.call)
 	mux.HandleFunc("/", s.echo)
 	return mux
 }
@@ -162,6 +166,42 @@ func (s *server) echo(w http.ResponseWriter, r *http.Request) {
 	s.writeReply(w, reply{
 		Method: r.Method, Path: r.URL.RequestURI(), Host: r.Host, Remote: r.RemoteAddr, Headers: r.Header, Body: string(body),
 		Attempt: attempt,
+	})
+}
+
+// traceHeaders are those that an app has to pass on so that its calls belong to the trace of the request that it serves
+// (https://istio.io/latest/docs/tasks/observability/distributed-tracing/overview/): the id that decides about sampling,
+// W3C's, and B3's in both forms.
+var traceHeaders = []string{
+	"x-request-id", "traceparent", "tracestate", "baggage",
+	"b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags",
+}
+
+func (s *server) call(w http.ResponseWriter, r *http.Request) {
+	request, err := http.NewRequestWithContext(r.Context(), http.MethodGet, r.URL.Query().Get("url"), nil)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	for _, name := range traceHeaders {
+		if value := r.Header.Get(name); value != "" {
+			request.Header.Set(name, value)
+		}
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer response.Body.Close()
+	answer, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK || !json.Valid(answer) {
+		http.Error(w, fmt.Sprintf("%s answered %s: %v %s", request.URL, response.Status, err, answer), http.StatusBadGateway)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	s.writeReply(w, reply{
+		Method: r.Method, Path: r.URL.RequestURI(), Host: r.Host, Remote: r.RemoteAddr, Headers: r.Header, Called: answer,
 	})
 }
 

@@ -1,0 +1,197 @@
+package dialect
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	celfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
+	mutate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	tometadata "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tracing "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// This file is about tags of spans and formats of access logs that say who is at the other side. Istio's peer metadata
+// filters leave that in the filter state, with a field for each value. Here it is one text, at a client in the metadata of
+// the endpoint and at a server in the caller's certificate, so a field becomes a regular expression on that text.
+//
+// An expression (CEL) cannot see the certificate's text. Where a server's formats ask for the caller, two filters bring it
+// into the request's metadata, by way of a header that no one else sees.
+
+const (
+	callerFilter = "polymesh.caller"
+	callerHeader = "x-polymesh-caller"
+	// callerKey is where the caller's workload stands in a request's metadata.
+	callerKey = "caller"
+)
+
+// peerFields are the places of the fields of Istio's object (WorkloadMetadataObject in Istio's proxy,
+// extensions/common/metadata_object.h) in the text of a workload. Its type and the pod's name are not in the text.
+var peerFields = map[string]int{
+	"workload": 0, "namespace": 1, "service": 2, "revision": 3, "cluster": 4, "app": 5, "version": 6,
+}
+
+var (
+	peerCommand = regexp.MustCompile(`%FILTER_STATE\((up|down)stream_peer(?:_obj)?:FIELD:([a-z]+)\)(:\d+)?%`)
+	peerInCEL   = regexp.MustCompile(`\bfilter_state(?:\.(up|down)stream_peer|\[["'](up|down)stream_peer["']\])(?:\.([a-z]+)\b|\[["']([a-z]+)["']\])`)
+	celCommand  = regexp.MustCompile(`%CEL\(.*?\)(:\d+)?%`)
+)
+
+// peerField is the CEL expression for a field of the other side, or "" where Istio has none either: a server's proxy
+// knows who calls, a client's whom it calls.
+func peerField(s *surroundings, stream, field string) string {
+	place, ok := peerFields[field]
+	if !ok || s.inbound != (stream == "down") {
+		return ""
+	}
+	source := fmt.Sprintf("xds.upstream_host_metadata.filter_metadata[%q].%s", ownMetadata, workloadKey)
+	if s.inbound {
+		source = fmt.Sprintf("metadata.filter_metadata[%q].%s", ownMetadata, callerKey)
+	}
+	return fmt.Sprintf(`re.extract(%s, "^(?:[^;]*;){%d}([^;]*)", "\\1")`, source, place)
+}
+
+// peerExpression translates a CEL expression.
+func peerExpression(s *surroundings, expression string) string {
+	return peerInCEL.ReplaceAllStringFunc(expression, func(found string) string {
+		m := peerInCEL.FindStringSubmatch(found)
+		if field := peerField(s, m[1]+m[2], m[3]+m[4]); field != "" {
+			return field
+		}
+		return found
+	})
+}
+
+// peerFormat translates a format string.
+func peerFormat(s *surroundings, format string) string {
+	if !strings.Contains(format, "stream_peer") {
+		return format
+	}
+	format = peerCommand.ReplaceAllStringFunc(format, func(found string) string {
+		m := peerCommand.FindStringSubmatch(found)
+		if field := peerField(s, m[1], m[2]); field != "" {
+			return "%CEL(" + field + ")" + m[3] + "%"
+		}
+		return found
+	})
+	return celCommand.ReplaceAllStringFunc(format, func(found string) string { return peerExpression(s, found) })
+}
+
+// replace translates a text in place and reports whether it changed.
+func replace(s *surroundings, text *string, translate func(*surroundings, string) string) bool {
+	before := *text
+	*text = translate(s, before)
+	return *text != before
+}
+
+func translateTag(s *surroundings, tag *tracing.CustomTag) (bool, error) {
+	value, ok := tag.Type.(*tracing.CustomTag_Value)
+	return ok && replace(s, &value.Value, peerFormat), nil
+}
+
+func translateFormat(s *surroundings, f *core.SubstitutionFormatString) (bool, error) {
+	switch format := f.Format.(type) {
+	case *core.SubstitutionFormatString_TextFormatSource:
+		text, ok := format.TextFormatSource.GetSpecifier().(*core.DataSource_InlineString)
+		return ok && replace(s, &text.InlineString, peerFormat), nil
+	case *core.SubstitutionFormatString_JsonFormat:
+		return replaceIn(s, structpb.NewStructValue(format.JsonFormat)), nil
+	}
+	return false, nil
+}
+
+// replaceIn translates the texts in a JSON format.
+func replaceIn(s *surroundings, value *structpb.Value) bool {
+	changed := false
+	switch kind := value.GetKind().(type) {
+	case *structpb.Value_StringValue:
+		return replace(s, &kind.StringValue, peerFormat)
+	case *structpb.Value_StructValue:
+		for _, field := range kind.StructValue.GetFields() {
+			changed = replaceIn(s, field) || changed
+		}
+	case *structpb.Value_ListValue:
+		for _, item := range kind.ListValue.GetValues() {
+			changed = replaceIn(s, item) || changed
+		}
+	}
+	return changed
+}
+
+// translateAttribute is for what the logger for OpenTelemetry sends (opentelemetry.proto.common.v1.AnyValue).
+func translateAttribute(s *surroundings, m proto.Message) (bool, error) {
+	value := m.ProtoReflect()
+	field := value.Descriptor().Fields().ByName("string_value")
+	if field == nil || !value.Has(field) {
+		return false, nil
+	}
+	text := value.Get(field).String()
+	if !replace(s, &text, peerFormat) {
+		return false, nil
+	}
+	value.Set(field, protoreflect.ValueOfString(text))
+	return true, nil
+}
+
+// translateLogFilter is for the condition on which a request is logged.
+func translateLogFilter(s *surroundings, f *celfilter.ExpressionFilter) (bool, error) {
+	return replace(s, &f.Expression, peerExpression), nil
+}
+
+// asksForCaller reports whether a tag or a log of a server's listener names the caller.
+func asksForCaller(s *surroundings, m *hcm.HttpConnectionManager) bool {
+	if !s.inbound {
+		return false
+	}
+	names := func(text string) bool {
+		return strings.Contains(text, "downstream_peer") && (peerCommand.MatchString(text) || peerInCEL.MatchString(text))
+	}
+	for _, tag := range m.GetTracing().GetCustomTags() {
+		if names(tag.GetValue()) {
+			return true
+		}
+	}
+	for _, log := range m.AccessLog {
+		if names(string(log.GetTypedConfig().GetValue())) || logFilterNames(log.GetFilter(), names) {
+			return true
+		}
+	}
+	return false
+}
+
+func logFilterNames(f *accesslog.AccessLogFilter, names func(string) bool) bool {
+	for _, part := range append(f.GetAndFilter().GetFilters(), f.GetOrFilter().GetFilters()...) {
+		if logFilterNames(part, names) {
+			return true
+		}
+	}
+	return names(string(f.GetExtensionFilter().GetTypedConfig().GetValue()))
+}
+
+// bringCaller makes the filter that moves the caller into the request's metadata, and adds to the one before it what makes
+// the header.
+func bringCaller(before *mutate.Mutations) (*hcm.HttpFilter, error) {
+	before.RequestMutations = append(before.RequestMutations,
+		// Without a certificate the header is not set, so a made-up one has to go first.
+		&mutation.HeaderMutation{Action: &mutation.HeaderMutation_Remove{Remove: callerHeader}},
+		&mutation.HeaderMutation{Action: &mutation.HeaderMutation_Append{Append: &core.HeaderValueOption{
+			Header: &core.HeaderValue{Key: callerHeader, Value: "%DOWNSTREAM_PEER_OTHERNAME_SAN%"},
+		}}},
+	)
+	packed, err := pack(&tometadata.Config{RequestRules: []*tometadata.Config_Rule{{
+		Header:          callerHeader,
+		OnHeaderPresent: &tometadata.Config_KeyValuePair{MetadataNamespace: ownMetadata, Key: callerKey},
+		Remove:          true,
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &hcm.HttpFilter{Name: callerFilter, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: packed}}, nil
+}

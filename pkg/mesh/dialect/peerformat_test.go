@@ -1,0 +1,134 @@
+package dialect_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	fileaccesslog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	otellog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tracing "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"polymesh.dev/polymesh/pkg/mesh/dialect"
+	"polymesh.dev/polymesh/pkg/mesh/workload"
+)
+
+// TestPeerFormats: what a format says about the other side is translated where the proxy can know it, everything else
+// stays as it is, and a server learns of its caller only where a format asks.
+func TestPeerFormats(t *testing.T) {
+	const (
+		called  = `re.extract(xds.upstream_host_metadata.filter_metadata["polymesh"].workload, "^(?:[^;]*;){0}([^;]*)", "\\1")`
+		caller  = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[^;]*;){0}([^;]*)", "\\1")`
+		version = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[^;]*;){6}([^;]*)", "\\1")`
+	)
+	in, out := core.TrafficDirection_INBOUND, core.TrafficDirection_OUTBOUND
+	for _, c := range []struct {
+		direction  core.TrafficDirection
+		from, want string
+		asks       bool
+	}{
+		{in, "%FILTER_STATE(downstream_peer_obj:FIELD:workload)%", "%CEL(" + caller + ")%", true},
+		{in, "a %FILTER_STATE(downstream_peer:FIELD:version):5% b %PROTOCOL%", "a %CEL(" + version + "):5% b %PROTOCOL%", true},
+		{in, "%CEL(filter_state.downstream_peer.version == 'v1')%", "%CEL(" + version + " == 'v1')%", true},
+		{in, `%CEL(filter_state["downstream_peer"]['version'])% %CEL(request.path)%`, "%CEL(" + version + ")% %CEL(request.path)%", true},
+		{in, "%FILTER_STATE(upstream_peer_obj:FIELD:workload)%", "", false},
+		{in, "%FILTER_STATE(downstream_peer)%", "", false},
+		{in, "%CEL(request.headers['filter_state'])%", "", false},
+		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:workload)%", "%CEL(" + called + ")%", false},
+		{out, "%CEL(filter_state.upstream_peer.workload)%", "%CEL(" + called + ")%", false},
+		{out, "%FILTER_STATE(downstream_peer_obj:FIELD:workload)%", "", false},
+		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:type)% %FILTER_STATE(upstream_peer_obj:FIELD:labels)%", "", false},
+		{out, "%FILTER_STATE(my_upstream_peer:FIELD:workload)%", "", false},
+	} {
+		if c.want == "" {
+			c.want = c.from
+		}
+		struc, err := structpb.NewStruct(map[string]any{"a": []any{map[string]any{"b": c.from}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := &core.SubstitutionFormatString{Format: &core.SubstitutionFormatString_TextFormatSource{TextFormatSource: &core.DataSource{
+			Specifier: &core.DataSource_InlineString{InlineString: c.from},
+		}}}
+		file := func(format *core.SubstitutionFormatString) *accesslog.AccessLog {
+			return &accesslog.AccessLog{Name: "file", ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: toAny(t, &fileaccesslog.FileAccessLog{
+				Path: "/dev/stdout", AccessLogFormat: &fileaccesslog.FileAccessLog_LogFormat{LogFormat: format},
+			})}}
+		}
+		otlp := &otellog.OpenTelemetryAccessLogConfig{}
+		body, err := json.Marshal(map[string]any{"body": map[string]any{"stringValue": c.from}})
+		if err == nil {
+			err = protojson.Unmarshal(body, otlp)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		logs := []*accesslog.AccessLog{
+			file(text), file(&core.SubstitutionFormatString{Format: &core.SubstitutionFormatString_JsonFormat{JsonFormat: struc}}),
+			{Name: "otlp", ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: toAny(t, otlp)}},
+		}
+		manager := &hcm.HttpConnectionManager{
+			Tracing: &hcm.HttpConnectionManager_Tracing{CustomTags: []*tracing.CustomTag{
+				{Tag: "t", Type: &tracing.CustomTag_Value{Value: c.from}},
+				{Tag: "literal", Type: &tracing.CustomTag_Literal_{Literal: &tracing.CustomTag_Literal{Value: c.from}}},
+			}},
+			AccessLog:   logs,
+			HttpFilters: []*hcm.HttpFilter{{Name: "router"}},
+		}
+		l := &listener.Listener{TrafficDirection: c.direction, FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
+			Name: "http", ConfigType: &listener.Filter_TypedConfig{TypedConfig: toAny(t, manager)},
+		}}}}}
+		got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(toAny(t, l), workload.Workload{})
+		if got.Refused != nil {
+			t.Fatal(got.Refused)
+		}
+		l, m := &listener.Listener{}, &hcm.HttpConnectionManager{}
+		if err := got.Resource.UnmarshalTo(l); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.FilterChains[0].Filters[0].GetTypedConfig().UnmarshalTo(m); err != nil {
+			t.Fatal(err)
+		}
+		have := []string{m.Tracing.CustomTags[0].GetValue()}
+		for _, log := range m.AccessLog {
+			if log.Name == "otlp" {
+				if err := log.GetTypedConfig().UnmarshalTo(otlp); err != nil {
+					t.Fatal(err)
+				}
+				have = append(have, otlp.Body.GetStringValue())
+				continue
+			}
+			f := &fileaccesslog.FileAccessLog{}
+			if err := log.GetTypedConfig().UnmarshalTo(f); err != nil {
+				t.Fatal(err)
+			}
+			list := f.GetLogFormat().GetJsonFormat().GetFields()["a"].GetListValue().GetValues()
+			if list == nil {
+				have = append(have, f.GetLogFormat().GetTextFormatSource().GetInlineString())
+			} else {
+				have = append(have, list[0].GetStructValue().Fields["b"].GetStringValue())
+			}
+		}
+		for i, where := range []string{"tag", "text", "JSON", "OTLP"} {
+			if have[i] != c.want {
+				t.Errorf("%s %s, %s:\n%s, want\n%s", c.direction, c.from, where, have[i], c.want)
+			}
+		}
+		if literal := m.Tracing.CustomTags[1].GetLiteral().Value; literal != c.from {
+			t.Errorf("the literal tag %s became %s", c.from, literal)
+		}
+		var names []string
+		for _, f := range m.HttpFilters {
+			names = append(names, f.Name)
+		}
+		if asks := strings.Contains(strings.Join(names, " "), "polymesh.caller"); asks != c.asks {
+			t.Errorf("%s %s: the filters are %q", c.direction, c.from, names)
+		}
+	}
+}
