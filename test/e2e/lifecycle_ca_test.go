@@ -75,13 +75,13 @@ func TestUserCA(t *testing.T) {
 			return // the next step builds on this one
 		}
 	}
+	end()
+	wantNoFailure(t, "the authorities changed", sent)
 	// A pod that comes now knows nothing of what was.
 	n.Kubectl(t, "rollout", "restart", "deployment/server", "-n", "user-ca")
 	n.WaitRollout(t, "user-ca", "deployment/server")
 	s.wantCaller("client", "spiffe://cluster.local/ns/user-ca/sa/default", "get", myService)
 	s.wantAuthority(second, root.cert)
-	end()
-	wantNoFailure(t, "the authorities changed", sent)
 }
 
 // meshAuthority is a certificate with its key, and with the certificates between it and its root.
