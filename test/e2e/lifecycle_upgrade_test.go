@@ -19,7 +19,7 @@ import (
 // An older release of the mesh, its Istio and its Envoy, is replaced by the one that ships as Istio says: a second
 // revision, a tag that moves, pods that start again, and the first revision uninstalled. No request fails.
 func TestUpgrade(t *testing.T) {
-	tag, archive := buildOldMesh(t)
+	tag, archive, charts := buildOldMesh(t)
 	// The server leaves Istio to the user, so that these two are the only ones.
 	n := node.ForTest(t, node.Options{Args: []string{"--disable", "istio"}})
 	if err := n.Start(t.Context()); err != nil {
@@ -28,7 +28,7 @@ func TestUpgrade(t *testing.T) {
 	n.WaitReady(t, 4*time.Minute)
 	n.Import(t, archive)
 
-	n.Istioctl(t, "install", "--set", "profile=minimal", "--set", "revision=old", "--set", "tag="+tag, "-y")
+	n.Istioctl(t, "install", "--set", "profile=minimal", "--set", "revision=old", "--set", "tag="+tag, "--manifests", charts, "-y")
 	n.Istioctl(t, "tag", "set", "prod", "--revision", "old")
 	s := newScenarioOn(t, n, "upgrade")
 	s.wantServed(map[string]string{"client": "old", "server": "old"})
@@ -87,8 +87,8 @@ func wantNoFailure(t *testing.T, while string, sent *tally) {
 	}
 }
 
-// buildOldMesh makes the images of the older release and returns their tag and their archive.
-func buildOldMesh(t *testing.T) (tag, archive string) {
+// buildOldMesh makes the images of the older release and returns their tag, their archive, and that Istio's charts.
+func buildOldMesh(t *testing.T) (tag, archive, charts string) {
 	t.Helper()
 	top, err := node.Top()
 	if err != nil {
@@ -101,7 +101,8 @@ func buildOldMesh(t *testing.T) (tag, archive string) {
 	if err != nil {
 		t.Fatalf("build the older release: %v: %s", err, complaint.String())
 	}
-	return strings.TrimSpace(string(out)), filepath.Join(top, ".build", "e2e", "old.tar")
+	made := filepath.Join(top, ".build", "e2e")
+	return strings.TrimSpace(string(out)), filepath.Join(made, "old.tar"), filepath.Join(made, "old", "manifests")
 }
 
 // wantServed waits until istioctl shows every proxy of each Deployment in step with the control plane of this revision.

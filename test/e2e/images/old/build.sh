@@ -3,7 +3,8 @@
 #
 # Builds the mesh that the upgrade test upgrades: our istiod and agent with the Istio of old.mod, and the Envoy of
 # requirements.txt, as the images registry.polymesh.dev/istio/{pilot,proxyv2} with a tag of their own, into
-# .build/e2e/old.tar. It needs what `make` leaves in .build, and prints the tag.
+# .build/e2e/old.tar, and puts that Istio's charts into .build/e2e/old/manifests: an istiod knows its own templates only. It needs
+# what `make` leaves in .build, and prints the tag.
 #
 # old.mod is a go.mod for the two commands alone; `go build -mod=mod -modfile` writes it, as the Makefile's go.mod would ask
 # for the newer Kubernetes. Some versions are newer than Istio asks for, because the module proxy has not kept those.
@@ -29,6 +30,7 @@ stamps+=" -X istio.io/istio/pkg/version.buildStatus=Clean"
 build() { # program, further tags
     go build -modfile="$here/old.mod" -tags "netgo osusergo sqlite_omit_load_extension disable_pgv $2" -ldflags "$stamps" -o "$out/old/$1" "./cmd/$1"
 }
+istio=$(go list -modfile="$here/old.mod" -m -f '{{.Dir}}' istio.io/istio)
 build pilot-discovery ""
 build pilot-agent "agent grpcnotrace retrynotrace"
 build/envoy/fetch .build/wheels "$out/old/envoy" "$here/requirements.txt"
@@ -36,8 +38,10 @@ build/envoy/fetch .build/wheels "$out/old/envoy" "$here/requirements.txt"
 print=$(sha256sum "$here/build.sh" build/images/*.go "$out"/old/{pilot-discovery,pilot-agent,envoy} | sha256sum)
 if [[ ! -f $out/old.tar || $(cat "$out/old.stamp" 2>/dev/null) != "$print" ]]; then
     go run ./build/images -programs "$out/old" -debian .build/debian -registry "$registry" -envoy-version "$envoy" \
-        -bootstrap "$(go list -modfile="$here/old.mod" -m -f '{{.Dir}}' istio.io/istio)/tools/packaging/common/envoy_bootstrap.json" \
+        -bootstrap "$istio/tools/packaging/common/envoy_bootstrap.json" \
         -epoch 0 -cache .build/cache -level 3 -o "$out/old.tar" "istio/pilot=$tag" "istio/proxyv2=$tag" >&2
     echo "$print" >"$out/old.stamp"
 fi
+rm -rf "$out/old/manifests"
+cp -r --no-preserve=mode "$istio/manifests" "$out/old/manifests"
 echo "$tag"
