@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -295,40 +294,20 @@ func TestCertificateRotation(t *testing.T) {
 			fmt.Sprintf("the server has the certificate header %q of the caller, want the hash of the one with the serial number %x; %v", r.clientCert(), c.SerialNumber, err)
 	})
 	end()
-	t.Logf("while %d certificates of each followed one another: %+v", changes+1, *sent)
-	if len(sent.Errors) > 0 || len(sent.Status) != 1 || sent.Status[200] == 0 {
-		t.Errorf("while the certificates changed: %+v, want nothing but 200", *sent)
-	}
+	wantNoFailure(t, fmt.Sprintf("%d certificates of each followed one another", changes+1), sent)
 }
 
-// certificate is the one with which a Deployment's Envoy works, as istioctl shows it.
+// certificate is the one with which a Deployment's Envoy works.
 func (s *scenario) certificate(deployment string) (*x509.Certificate, error) {
-	out, errOut, code := s.Polymesh(s.t, "istioctl", "proxy-config", "secret", "deployment/"+deployment, "-n", s.name, "-o", "json")
-	if code != 0 {
-		return nil, fmt.Errorf("istioctl proxy-config secret: %s", errOut)
-	}
-	var dump struct {
-		DynamicActiveSecrets []struct {
-			Name   string
-			Secret struct {
-				TLSCertificate struct {
-					CertificateChain struct{ InlineBytes []byte }
-				} `json:"tlsCertificate"`
-			}
-		}
-	}
-	if err := json.Unmarshal([]byte(out), &dump); err != nil {
+	chain, _, err := s.secrets(deployment)
+	if err != nil {
 		return nil, err
 	}
-	for _, secret := range dump.DynamicActiveSecrets {
-		if secret.Name != "default" {
-			continue
-		}
-		if block, _ := pem.Decode(secret.Secret.TLSCertificate.CertificateChain.InlineBytes); block != nil {
-			return x509.ParseCertificate(block.Bytes)
-		}
+	block, _ := pem.Decode(chain)
+	if block == nil {
+		return nil, fmt.Errorf("the certificate of %s is not PEM: %s", deployment, chain)
 	}
-	return nil, fmt.Errorf("%s has no active certificate: %s", deployment, out)
+	return x509.ParseCertificate(block.Bytes)
 }
 
 // A second control plane serves the namespaces that ask for it, by its name or by a tag, and goes without a trace. The

@@ -23,10 +23,16 @@ type scenario struct {
 // workloads is the file of every scenario with its namespaces, Deployments and Services.
 const workloads = "workloads.yaml"
 
-// newScenario applies a scenario's workloads and waits for their pods. The other files are for apply.
+// newScenario applies a scenario's workloads to the shared node and waits for their pods. The other files are for apply.
 func newScenario(t *testing.T, name string) *scenario {
 	t.Helper()
-	s := &scenario{Node: app(t), t: t, name: name, dir: filepath.Join("scenarios", name)}
+	return newScenarioOn(t, app(t), name)
+}
+
+// newScenarioOn is newScenario on a node of the test's own.
+func newScenarioOn(t *testing.T, n *node.Node, name string) *scenario {
+	t.Helper()
+	s := &scenario{Node: n, t: t, name: name, dir: filepath.Join("scenarios", name)}
 	importEcho(t, s.Node)
 	t.Cleanup(func() { s.delete(workloads) })
 	s.apply(workloads)

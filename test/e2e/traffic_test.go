@@ -137,14 +137,15 @@ func TestTrafficCanary(t *testing.T) {
 	}
 }
 
-// load sends requests from the client until end, after which the tally holds what became of them.
+// load sends requests from the client until end, after which the tally holds what became of them. There are few of them: the
+// machine has other work meanwhile.
 func (s *scenario) load(url string) (sent *tally, end func()) {
 	sent = &tally{Status: map[int]int{}, Versions: map[string]int{}, Pods: map[string]int{}, Errors: map[string]int{}}
 	ctx, stop := context.WithCancel(s.t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
 		for ctx.Err() == nil {
-			seen, err := s.tally("-n", "2000", "-c", "4", url)
+			seen, err := s.tally("-n", "500", "-c", "4", "-r", "50", url)
 			if err != nil {
 				sent.Errors[err.Error()]++
 			}

@@ -53,12 +53,13 @@ func Install(server *bootstrap.Server, client kubernetes.Interface, cluster stri
 	if err != nil {
 		return err
 	}
-	*signer = &authority{server.CA, client, cluster}
+	*signer = authority{server.CA}
+	pods := pods{client, cluster}
 	authenticators := make([]security.Authenticator, len((*service).Authenticators))
 	for i, a := range (*service).Authenticators {
-		authenticators[i] = podAuthenticator{a}
+		authenticators[i] = podAuthenticator{a, pods.workload}
 	}
-	// istiod's discovery service has the same slice, and needs no pods.
+	// istiod's discovery service has the same slice, and needs no workloads.
 	(*service).Authenticators = authenticators
 	return nil
 }
@@ -72,89 +73,100 @@ func unexported[T any](of reflect.Value, name string) (*T, error) {
 	return (*T)(field.Addr().UnsafePointer()), nil
 }
 
-// podAuthenticator adds the pod that a token is bound to to the caller's identities, which is all of the caller that the
-// service passes on to the CA.
-type podAuthenticator struct{ security.Authenticator }
+// podAuthenticator adds the workload of the pod that a token is bound to to the caller's identities, which is all of the
+// caller that the service passes on to the CA. It is found out here and not when the CA signs: the service has taken the
+// CA's chain by then, and a CA that is replaced while the API server is asked would sign for another chain.
+type podAuthenticator struct {
+	security.Authenticator
+	find func(context.Context, security.KubernetesInfo) (workload.Workload, error)
+}
 
-// Authenticate implements security.Authenticator.
+// Authenticate implements security.Authenticator. A workload that cannot be found out costs labels in metrics, no more:
+// the certificate is then Istio's.
 func (a podAuthenticator) Authenticate(ctx security.AuthContext) (*security.Caller, error) {
 	caller, err := a.Authenticator.Authenticate(ctx)
 	if err != nil || caller == nil || caller.KubernetesInfo.PodName == "" {
 		return caller, err
 	}
+	info := caller.KubernetesInfo
+	found, err := a.find(context.Background(), info)
+	if err != nil {
+		scope.Warnf("the certificate of pod %s/%s does not name its workload: %v", info.PodNamespace, info.PodName, err)
+		return caller, nil
+	}
 	with := *caller
-	with.Identities = append(append([]string{}, caller.Identities...), podRef{
-		caller.KubernetesInfo.PodNamespace, caller.KubernetesInfo.PodName, caller.KubernetesInfo.PodUID,
-	}.String())
+	with.Identities = append(append([]string{}, caller.Identities...), workloadPrefix+found.String())
 	return &with, nil
 }
 
-// podRef names one pod. Among identities it is told by its prefix, which no SPIFFE identity has.
-type podRef struct{ namespace, name, uid string }
+// workloadPrefix tells a workload from the identities that it is among. No SPIFFE identity begins like this.
+const workloadPrefix = "polymesh-workload:"
 
-const podPrefix = "polymesh-pod:"
-
-func (p podRef) String() string { return podPrefix + p.namespace + "/" + p.name + "/" + p.uid }
-
-// cutPod takes the pod out of a list of identities.
-func cutPod(identities []string) (rest []string, pod *podRef) {
+// cutWorkload takes the workload out of a list of identities.
+func cutWorkload(identities []string) (rest []string, found *workload.Workload) {
 	for _, id := range identities {
-		text, ours := strings.CutPrefix(id, podPrefix)
-		if parts := strings.Split(text, "/"); ours && len(parts) == 3 {
-			pod = &podRef{parts[0], parts[1], parts[2]}
+		text, ours := strings.CutPrefix(id, workloadPrefix)
+		if w, ok := workload.Parse(text); ours && ok {
+			found = &w
 			continue
 		}
 		rest = append(rest, id)
 	}
-	return rest, pod
+	return rest, found
 }
 
-// authority is istiod's CA; its certificates say which workload they are for.
-type authority struct {
-	*ca.IstioCA
+// pods finds the workload of a pod.
+type pods struct {
 	client  kubernetes.Interface
 	cluster string
 }
 
-// Sign implements caserver.CertificateAuthority. A workload that cannot be found out costs labels in metrics, no more:
-// the certificate is then Istio's.
-func (a *authority) Sign(csr []byte, opts ca.CertOpts) ([]byte, error) {
-	var pod *podRef
-	opts.SubjectIDs, pod = cutPod(opts.SubjectIDs)
+func (p pods) workload(ctx context.Context, info security.KubernetesInfo) (workload.Workload, error) {
+	ctx, cancel := context.WithTimeout(ctx, podWait)
+	defer cancel()
+	pod, err := p.client.CoreV1().Pods(info.PodNamespace).Get(ctx, info.PodName, metav1.GetOptions{})
+	if err != nil {
+		return workload.Workload{}, fmt.Errorf("read the pod: %w", err)
+	}
+	if info.PodUID != "" && string(pod.UID) != info.PodUID {
+		return workload.Workload{}, fmt.Errorf("the pod is another one by now, %s", pod.UID)
+	}
+	return workloadOf(pod, p.cluster), nil
+}
+
+// authority is istiod's CA; its certificates say which workload they are for.
+type authority struct{ *ca.IstioCA }
+
+// Sign implements caserver.CertificateAuthority.
+func (a authority) Sign(csr []byte, opts ca.CertOpts) ([]byte, error) {
+	var found *workload.Workload
+	opts.SubjectIDs, found = cutWorkload(opts.SubjectIDs)
 	cert, err := a.IstioCA.Sign(csr, opts)
-	if err != nil || pod == nil {
+	if err != nil || found == nil {
 		return cert, err
 	}
-	named, err := a.name(cert, *pod)
+	named, err := a.name(cert, *found)
 	if err != nil {
-		scope.Warnf("the certificate of pod %s/%s does not name its workload: %v", pod.namespace, pod.name, err)
+		scope.Warnf("the certificate of %s/%s does not name its workload: %v", found.Namespace, found.Name, err)
 		return cert, nil
 	}
 	return named, nil
 }
 
 // SignWithCertChain implements caserver.CertificateAuthority.
-func (a *authority) SignWithCertChain(csr []byte, opts ca.CertOpts) ([]string, error) {
-	opts.SubjectIDs, _ = cutPod(opts.SubjectIDs)
+func (a authority) SignWithCertChain(csr []byte, opts ca.CertOpts) ([]string, error) {
+	opts.SubjectIDs, _ = cutWorkload(opts.SubjectIDs)
 	return a.IstioCA.SignWithCertChain(csr, opts)
 }
 
-// name signs a certificate again, with the pod's workload in it.
-func (a *authority) name(cert []byte, ref podRef) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), podWait)
-	defer cancel()
-	pod, err := a.client.CoreV1().Pods(ref.namespace).Get(ctx, ref.name, metav1.GetOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("read the pod: %w", err)
-	}
-	if ref.uid != "" && string(pod.UID) != ref.uid {
-		return nil, fmt.Errorf("the pod is another one by now, %s", pod.UID)
-	}
+// name signs a certificate again, with the workload in it. The CA's key is the one of this moment: a CA that the user has
+// plugged in can be replaced while istiod runs.
+func (a authority) name(cert []byte, w workload.Workload) ([]byte, error) {
 	signer, key, _, _ := a.GetCAKeyCertBundle().GetAll()
 	if signer == nil || key == nil {
 		return nil, errors.New("the CA has no key")
 	}
-	return WithWorkload(cert, signer, *key, workloadOf(pod, a.cluster))
+	return WithWorkload(cert, signer, *key, w)
 }
 
 // workloadOf is what injection and istiod's registry call the workload of a pod.

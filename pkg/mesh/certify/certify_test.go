@@ -1,6 +1,7 @@
 package certify
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -95,21 +96,25 @@ type caller struct{ security.Caller }
 func (c caller) Authenticate(security.AuthContext) (*security.Caller, error) { return &c.Caller, nil }
 func (caller) AuthenticatorType() string                                     { return "test" }
 
-// The pod of a token reaches the CA, and no certificate.
-func TestPodAmongIdentities(t *testing.T) {
+// The workload of a token's pod reaches the CA, and no certificate.
+func TestWorkloadAmongIdentities(t *testing.T) {
 	const id = "spiffe://cluster.local/ns/demo/sa/b"
-	for _, pod := range []*podRef{nil, {"demo", "b-7d9f-x2", "1234"}} {
-		c := security.Caller{Identities: []string{id}}
-		if pod != nil {
-			c.KubernetesInfo = security.KubernetesInfo{PodName: pod.name, PodNamespace: pod.namespace, PodUID: pod.uid}
+	demo := workload.Workload{Name: "b-v1", Namespace: "demo", CanonicalService: "b", CanonicalRevision: "v1", Cluster: "Kubernetes", App: "b", Version: "v1"}
+	find := func(_ context.Context, info security.KubernetesInfo) (workload.Workload, error) {
+		if info.PodName == "gone" {
+			return workload.Workload{}, errors.New("there is no such pod")
 		}
-		got, err := podAuthenticator{caller{c}}.Authenticate(security.AuthContext{})
+		return demo, nil
+	}
+	for pod, want := range map[string]*workload.Workload{"": nil, "gone": nil, "b-7d9f-x2": &demo} {
+		c := security.Caller{Identities: []string{id}, KubernetesInfo: security.KubernetesInfo{PodName: pod, PodNamespace: "demo"}}
+		got, err := podAuthenticator{caller{c}, find}.Authenticate(security.AuthContext{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		rest, ref := cutPod(got.Identities)
-		if !slices.Equal(rest, []string{id}) || (ref == nil) != (pod == nil) || ref != nil && *ref != *pod {
-			t.Errorf("of pod %v: identities %v, pod %v", pod, rest, ref)
+		rest, found := cutWorkload(got.Identities)
+		if !slices.Equal(rest, []string{id}) || (found == nil) != (want == nil) || found != nil && *found != *want {
+			t.Errorf("of pod %q: identities %v, workload %v", pod, rest, found)
 		}
 		if len(c.Identities) != 1 {
 			t.Errorf("the caller itself was changed: %v", c.Identities)
@@ -135,7 +140,7 @@ func TestInstall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a, ours := (*got).(*authority); !ours || a.IstioCA != istiod.CA {
+	if a, ours := (*got).(authority); !ours || a.IstioCA != istiod.CA {
 		t.Errorf("the service's CA is %T", *got)
 	}
 	if _, ours := service.Authenticators[0].(podAuthenticator); !ours {

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
@@ -88,6 +89,7 @@ func get(ctx context.Context, args []string) error {
 	body := flags.String("d", "", "body")
 	n := flags.Int("n", 1, "how many requests")
 	concurrent := flags.Int("c", 1, "how many of them at once, each on a connection of its own")
+	perSecond := flags.Float64("r", 0, "how many of them in a second at most, 0 for any number")
 	keep := flags.Bool("k", true, "keep connections")
 	timeout := flags.Duration("timeout", 10*time.Second, "for each request")
 	cert := flags.String("cert", "", "certificate to show to an https server, whose own is not checked")
@@ -122,11 +124,15 @@ func get(ctx context.Context, args []string) error {
 		return err
 	}
 	seen := summary{Status: map[int]int{}, Versions: map[string]int{}, Pods: map[string]int{}, Errors: map[string]int{}}
+	pace := rate.NewLimiter(rate.Inf, 0)
+	if *perSecond > 0 {
+		pace = rate.NewLimiter(rate.Limit(*perSecond), 1)
+	}
 	var workers sync.WaitGroup
 	var sent atomic.Int64
 	for range *concurrent {
 		workers.Go(func() {
-			for sent.Add(1) <= int64(*n) {
+			for sent.Add(1) <= int64(*n) && pace.Wait(ctx) == nil {
 				seen.add(send(ctx, client, *method, url, *body, http.Header(header)))
 			}
 		})

@@ -2,7 +2,7 @@
 // from inside a pod. Its image holds nothing else, so that a test depends on no shell and no curl.
 //
 //	echo serve                                          HTTP, gRPC and TCP, see server.go
-//	echo get [-H "Name: value"] [-n 100] [-c 10] URL    HTTP, see client.go
+//	echo get [-H "Name: value"] [-n 100] [-c 10] [-r 50] URL    HTTP, see client.go
 //	echo grpc ADDRESS
 //	echo tcp ADDRESS TEXT
 //	echo postgres URL SQL                       PostgreSQL, see postgres.go
