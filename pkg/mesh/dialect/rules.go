@@ -30,6 +30,7 @@ var extensionRules = map[protoreflect.FullName]extensionRule{
 type surroundings struct {
 	proxy     workload.Workload
 	endpoints Endpoints
+	loggers   *loggers
 	// inbound is set inside of a listener for traffic to the workload.
 	inbound bool
 }
@@ -44,20 +45,29 @@ func on[M proto.Message](f func(*surroundings, M) (bool, error)) messageRule {
 
 // messageRules are changes that no extension position asks for. They run before the message is walked.
 var messageRules = map[protoreflect.FullName]messageRule{
-	"envoy.config.listener.v3.Listener":                                                 on(noteDirection),
 	"envoy.config.listener.v3.FilterChain":                                              on(translateTCPStats),
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": on(translateHTTP),
-	"envoy.config.cluster.v3.Cluster":                                                   on(translateCluster),
-	"envoy.config.endpoint.v3.ClusterLoadAssignment":                                    on(nameEndpoints),
-	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext":                        on(withoutPeerExchange),
 	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue":              on(upstreamFactory),
 }
 
-// markers are what the message rules look for, as bytes: a resource without any of them and without unknown types is
-// not unmarshalled. Keys are resource types.
-var markers = map[protoreflect.FullName][][]byte{
-	"envoy.config.listener.v3.Listener":              {[]byte(peerExchangeALPN), []byte(istioHashableString), []byte("HttpConnectionManager")},
-	"envoy.config.cluster.v3.Cluster":                {[]byte(istioALPN), []byte("services"), []byte("PassthroughCluster"), []byte("BlackHoleCluster"), []byte(istioHashableString)},
-	"envoy.config.endpoint.v3.ClusterLoadAssignment": {[]byte("workload")},
-	"envoy.config.core.v3.TypedExtensionConfig":      {[]byte(istioHashableString)},
+// markers are what the message rules look for, as bytes: a message without its marker is not decoded.
+var markers = map[protoreflect.FullName]string{
+	"envoy.config.listener.v3.FilterChain":                                 "stats.PluginConfig",
+	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue": istioHashableString,
+}
+
+// wireRule is a messageRule for what there is much of: it edits the wire format. It returns its input where nothing changes.
+type wireRule func(*surroundings, []byte) ([]byte, bool)
+
+var wireRules = map[protoreflect.FullName]wireRule{
+	"envoy.config.listener.v3.Listener":                          noteDirection,
+	"envoy.config.cluster.v3.Cluster":                            translateCluster,
+	"envoy.config.endpoint.v3.ClusterLoadAssignment":             nameEndpoints,
+	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext": withoutPeerExchange,
+}
+
+// resources are the types of LDS, CDS, RDS, EDS and ECDS.
+var resources = []protoreflect.FullName{
+	"envoy.config.listener.v3.Listener", "envoy.config.cluster.v3.Cluster", "envoy.config.route.v3.RouteConfiguration",
+	"envoy.config.endpoint.v3.ClusterLoadAssignment", "envoy.config.core.v3.TypedExtensionConfig",
 }

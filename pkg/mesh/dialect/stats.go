@@ -19,6 +19,7 @@ import (
 	taginput "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/stats/v3"
 	matchers "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -45,43 +46,81 @@ var (
 )
 
 // noteDirection tells the rules below which side of a request the listener is on.
-func noteDirection(s *surroundings, l *listener.Listener) (bool, error) {
-	s.inbound = l.TrafficDirection == core.TrafficDirection_INBOUND
-	return false, nil
+func noteDirection(s *surroundings, listener []byte) ([]byte, bool) {
+	s.inbound = varint(listener, listenerTrafficDirection) == uint64(core.TrafficDirection_INBOUND)
+	return listener, false
 }
 
-func translateHTTPStats(s *surroundings, m *hcm.HttpConnectionManager) error {
+// loggers keeps the loggers made last: all ports of a workload have the same ones, and a push asks for them port by port.
+type loggers struct {
+	made *lru.Cache[loggersKey, []*accesslog.AccessLog]
+}
+
+type loggersKey struct {
+	config       string
+	tcp, inbound bool
+	proxy        workload.Workload
+}
+
+// loggersSize is what some hundred workloads have.
+const loggersSize = 512
+
+func newLoggers() *loggers {
+	made, err := lru.New[loggersKey, []*accesslog.AccessLog](loggersSize)
+	if err != nil {
+		panic(err) // a size below one
+	}
+	return &loggers{made}
+}
+
+// loggersFor returns the loggers for a configuration of istio.stats, or none for another extension. They are shared, so
+// nobody may change them.
+func (s *surroundings) loggersFor(a *anypb.Any, tcp bool) ([]*accesslog.AccessLog, bool, error) {
+	config := &stats.PluginConfig{}
+	if !a.MessageIs(config) {
+		return nil, false, nil
+	}
+	key := loggersKey{string(a.Value), tcp, s.inbound, s.proxy}
+	if logs, ok := s.loggers.made.Get(key); ok {
+		return logs, true, nil
+	}
+	if err := a.UnmarshalTo(config); err != nil {
+		return nil, false, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
+	}
+	build := httpStats
+	if tcp {
+		build = tcpStats
+	}
+	logs, err := build(s, config)
+	if err != nil {
+		return nil, false, err
+	}
+	s.loggers.made.Add(key, logs)
+	return logs, true, nil
+}
+
+// translateHTTPStats adds the metrics' loggers. The filter itself goes by its extension rule.
+func translateHTTPStats(s *surroundings, m *hcm.HttpConnectionManager) (changed bool, err error) {
 	for _, f := range m.HttpFilters {
-		config, err := pluginConfig(f.GetTypedConfig())
-		if err != nil || config == nil {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		logs, err := httpStats(s, config)
+		logs, ok, err := s.loggersFor(f.GetTypedConfig(), false)
 		if err != nil {
-			return err
+			return changed, err
 		}
 		m.AccessLog = append(m.AccessLog, logs...)
+		changed = changed || ok
 	}
-	// The filter itself goes by its extension rule.
-	return nil
+	return changed, nil
 }
 
 // translateTCPStats gives the metrics to the chain's tcp_proxy. A chain that ends otherwise (Redis) has no TCP metrics.
-func translateTCPStats(s *surroundings, chain *listener.FilterChain) (bool, error) {
+func translateTCPStats(s *surroundings, chain *listener.FilterChain) (changed bool, err error) {
 	for _, f := range chain.Filters {
-		config, err := pluginConfig(f.GetTypedConfig())
+		logs, ok, err := s.loggersFor(f.GetTypedConfig(), true)
 		if err != nil {
-			return false, err
+			return changed, err
 		}
-		if config == nil {
+		if !ok {
 			continue
-		}
-		logs, err := tcpStats(s, config)
-		if err != nil {
-			return false, err
 		}
 		for _, terminal := range chain.Filters {
 			proxy := &tcp.TcpProxy{}
@@ -89,18 +128,19 @@ func translateTCPStats(s *surroundings, chain *listener.FilterChain) (bool, erro
 				continue
 			}
 			if err := terminal.GetTypedConfig().UnmarshalTo(proxy); err != nil {
-				return false, err
+				return changed, err
 			}
 			logWhenConnected(s, proxy)
 			proxy.AccessLog = append(proxy.AccessLog, logs...)
 			packed, err := pack(proxy)
 			if err != nil {
-				return false, err
+				return changed, err
 			}
 			terminal.ConfigType = &listener.Filter_TypedConfig{TypedConfig: packed}
+			changed = true
 		}
 	}
-	return false, nil
+	return changed, nil
 }
 
 // logWhenConnected makes a tcp_proxy log when a connection has its upstream, and not only at the end. Loggers that are
@@ -125,18 +165,6 @@ func logWhenConnected(s *surroundings, proxy *tcp.TcpProxy) {
 			LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected}, Exclude: true},
 		}})
 	}
-}
-
-// pluginConfig returns the configuration of istio.stats, or nil for another extension.
-func pluginConfig(a *anypb.Any) (*stats.PluginConfig, error) {
-	config := &stats.PluginConfig{}
-	if !a.MessageIs(config) {
-		return nil, nil
-	}
-	if err := a.UnmarshalTo(config); err != nil {
-		return nil, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
-	}
-	return config, nil
 }
 
 // accessLogger is a stats logger for log entries that pass all filters.
