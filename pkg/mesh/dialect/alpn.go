@@ -1,8 +1,6 @@
 package dialect
 
 import (
-	"bytes"
-
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	setstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	httpstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
@@ -71,7 +69,7 @@ const upstreamTLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContex
 func offersIstioALPN(cluster []byte) bool {
 	offers := func(socket []byte) bool {
 		config := at(socket, socketTypedConfig)
-		if !bytes.HasSuffix(at(config, anyTypeURL), []byte("/"+upstreamTLS)) {
+		if !isType(config, upstreamTLS) {
 			return false
 		}
 		for protocol := range each(at(config, anyValue, upstreamTLSCommon), commonTLSALPN) {
@@ -94,8 +92,9 @@ func offersIstioALPN(cluster []byte) bool {
 
 // withoutPeerExchange takes istio-peer-exchange out of what a TLS context offers or accepts: agreed on with a proxy of
 // Istio's, it would make that proxy wait for a preface. Matching on it in filter chains does no harm and stays.
-func withoutPeerExchange(_ *surroundings, context []byte) ([]byte, bool) {
-	return edit(context, commonTLSALPN, func(protocol []byte) ([]byte, bool) {
+func withoutPeerExchange(_ *surroundings, context []byte) ([]byte, bool, error) {
+	out, changed := edit(context, commonTLSALPN, func(protocol []byte) ([]byte, bool) {
 		return protocol, string(protocol) != peerExchangeALPN
 	})
+	return out, changed, nil
 }

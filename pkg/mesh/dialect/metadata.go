@@ -39,7 +39,7 @@ var unnamed = map[string]bool{
 }
 
 // translateCluster adds to a cluster's metadata what alpnFilter and the stats loggers read.
-func translateCluster(_ *surroundings, cluster []byte) ([]byte, bool) {
+func translateCluster(_ *surroundings, cluster []byte) ([]byte, bool, error) {
 	own := make([]text, 0, 2)
 	if alpn := httpALPN(cluster); alpn != "" {
 		own = append(own, text{alpnKey, alpn})
@@ -47,7 +47,8 @@ func translateCluster(_ *surroundings, cluster []byte) ([]byte, bool) {
 	if service := serviceOf(cluster); service != "" {
 		own = append(own, text{serviceKey, service})
 	}
-	return withMetadata(cluster, clusterMetadataField, own...)
+	out, changed := withMetadata(cluster, clusterMetadataField, own...)
+	return out, changed, nil
 }
 
 // serviceOf is the service that a cluster stands for, as serviceKey has it.
@@ -68,12 +69,12 @@ func serviceOf(cluster []byte) string {
 }
 
 // nameEndpoints completes what Istio says about endpoints' workloads, where the labels app and version are missing.
-func nameEndpoints(s *surroundings, assignment []byte) ([]byte, bool) {
+func nameEndpoints(s *surroundings, assignment []byte) ([]byte, bool, error) {
 	// All endpoints of a service are in one namespace, but for some that a ServiceEntry selects.
 	var namespace string
 	var known map[string]map[string]string
 	asked := false
-	return edit(assignment, assignmentEndpoints, func(locality []byte) ([]byte, bool) {
+	out, changed := edit(assignment, assignmentEndpoints, func(locality []byte) ([]byte, bool) {
 		locality, _ = edit(locality, localityEndpoints, func(endpoint []byte) ([]byte, bool) {
 			w, ok := workload.Parse(textIn(filterMetadata(endpoint, lbEndpointMetadata, istioMetadata), "workload"))
 			if !ok {
@@ -91,4 +92,5 @@ func nameEndpoints(s *surroundings, assignment []byte) ([]byte, bool) {
 		})
 		return locality, true
 	})
+	return out, changed, nil
 }

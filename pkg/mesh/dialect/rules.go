@@ -45,22 +45,21 @@ func on[M proto.Message](f func(*surroundings, M) (bool, error)) messageRule {
 
 // messageRules are changes that no extension position asks for. They run before the message is walked.
 var messageRules = map[protoreflect.FullName]messageRule{
-	"envoy.config.listener.v3.FilterChain":                                              on(translateTCPStats),
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": on(translateHTTP),
 	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue":              on(upstreamFactory),
 }
 
 // markers are what the message rules look for, as bytes: a message without its marker is not decoded.
 var markers = map[protoreflect.FullName]string{
-	"envoy.config.listener.v3.FilterChain":                                 "stats.PluginConfig",
 	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue": istioHashableString,
 }
 
 // wireRule is a messageRule for what there is much of: it edits the wire format. It returns its input where nothing changes.
-type wireRule func(*surroundings, []byte) ([]byte, bool)
+type wireRule func(*surroundings, []byte) ([]byte, bool, error)
 
 var wireRules = map[protoreflect.FullName]wireRule{
 	"envoy.config.listener.v3.Listener":                          noteDirection,
+	"envoy.config.listener.v3.FilterChain":                       translateTCPStats,
 	"envoy.config.cluster.v3.Cluster":                            translateCluster,
 	"envoy.config.endpoint.v3.ClusterLoadAssignment":             nameEndpoints,
 	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext": withoutPeerExchange,

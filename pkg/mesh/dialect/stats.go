@@ -9,7 +9,6 @@ import (
 	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	logdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	statslog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
@@ -36,6 +35,9 @@ import (
 const (
 	statsLogger = "envoy.access_loggers.stats"
 	unknown     = "unknown"
+
+	// statsPlugin is the type of istio.stats.
+	statsPlugin = "stats.PluginConfig"
 )
 
 // Scopes are shared by all loggers of a proxy, so that one statistic is one statistic.
@@ -46,14 +48,22 @@ var (
 )
 
 // noteDirection tells the rules below which side of a request the listener is on.
-func noteDirection(s *surroundings, listener []byte) ([]byte, bool) {
+func noteDirection(s *surroundings, listener []byte) ([]byte, bool, error) {
 	s.inbound = varint(listener, listenerTrafficDirection) == uint64(core.TrafficDirection_INBOUND)
-	return listener, false
+	return listener, false, nil
 }
 
 // loggers keeps the loggers made last: all ports of a workload have the same ones, and a push asks for them port by port.
 type loggers struct {
-	made *lru.Cache[loggersKey, []*accesslog.AccessLog]
+	made *lru.Cache[loggersKey, made]
+	// quiet is the filter for what does not log when a connection has its upstream, encoded.
+	quiet []byte
+}
+
+// made are loggers, also encoded.
+type made struct {
+	logs    []*accesslog.AccessLog
+	encoded [][]byte
 }
 
 type loggersKey struct {
@@ -66,26 +76,28 @@ type loggersKey struct {
 const loggersSize = 512
 
 func newLoggers() *loggers {
-	made, err := lru.New[loggersKey, []*accesslog.AccessLog](loggersSize)
+	made, err := lru.New[loggersKey, made](loggersSize)
 	if err != nil {
 		panic(err) // a size below one
 	}
-	return &loggers{made}
+	return &loggers{made, mustPack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+		LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected}, Exclude: true},
+	}}).Value}
 }
 
 // loggersFor returns the loggers for a configuration of istio.stats, or none for another extension. They are shared, so
 // nobody may change them.
-func (s *surroundings) loggersFor(a *anypb.Any, tcp bool) ([]*accesslog.AccessLog, bool, error) {
+func (s *surroundings) loggersFor(a *anypb.Any, tcp bool) (made, bool, error) {
 	config := &stats.PluginConfig{}
 	if !a.MessageIs(config) {
-		return nil, false, nil
+		return made{}, false, nil
 	}
 	key := loggersKey{string(a.Value), tcp, s.inbound, s.proxy}
 	if logs, ok := s.loggers.made.Get(key); ok {
 		return logs, true, nil
 	}
 	if err := a.UnmarshalTo(config); err != nil {
-		return nil, false, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
+		return made{}, false, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
 	}
 	build := httpStats
 	if tcp {
@@ -93,10 +105,18 @@ func (s *surroundings) loggersFor(a *anypb.Any, tcp bool) ([]*accesslog.AccessLo
 	}
 	logs, err := build(s, config)
 	if err != nil {
-		return nil, false, err
+		return made{}, false, err
 	}
-	s.loggers.made.Add(key, logs)
-	return logs, true, nil
+	both := made{logs: logs}
+	for _, log := range logs {
+		packed, err := pack(log)
+		if err != nil {
+			return made{}, false, err
+		}
+		both.encoded = append(both.encoded, packed.Value)
+	}
+	s.loggers.made.Add(key, both)
+	return both, true, nil
 }
 
 // translateHTTPStats adds the metrics' loggers. The filter itself goes by its extension rule.
@@ -106,65 +126,71 @@ func translateHTTPStats(s *surroundings, m *hcm.HttpConnectionManager) (changed 
 		if err != nil {
 			return changed, err
 		}
-		m.AccessLog = append(m.AccessLog, logs...)
+		m.AccessLog = append(m.AccessLog, logs.logs...)
 		changed = changed || ok
 	}
 	return changed, nil
 }
 
+// tcpProxy is the type of the filter at the end of a chain for TCP.
+const tcpProxy = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+
 // translateTCPStats gives the metrics to the chain's tcp_proxy. A chain that ends otherwise (Redis) has no TCP metrics.
-func translateTCPStats(s *surroundings, chain *listener.FilterChain) (changed bool, err error) {
-	for _, f := range chain.Filters {
-		logs, ok, err := s.loggersFor(f.GetTypedConfig(), true)
-		if err != nil {
-			return changed, err
-		}
-		if !ok {
+func translateTCPStats(s *surroundings, chain []byte) ([]byte, bool, error) {
+	changed := false
+	for filter := range each(chain, chainFilters) {
+		config := at(filter, filterTypedConfig)
+		if !isType(config, statsPlugin) {
 			continue
 		}
-		for _, terminal := range chain.Filters {
-			proxy := &tcp.TcpProxy{}
-			if !terminal.GetTypedConfig().MessageIs(proxy) {
-				continue
-			}
-			if err := terminal.GetTypedConfig().UnmarshalTo(proxy); err != nil {
-				return changed, err
-			}
-			logWhenConnected(s, proxy)
-			proxy.AccessLog = append(proxy.AccessLog, logs...)
-			packed, err := pack(proxy)
-			if err != nil {
-				return changed, err
-			}
-			terminal.ConfigType = &listener.Filter_TypedConfig{TypedConfig: packed}
-			changed = true
+		logs, _, err := s.loggersFor(&anypb.Any{TypeUrl: typePrefix + statsPlugin, Value: at(config, anyValue)}, true)
+		if err != nil {
+			return chain, false, err
 		}
+		var edited bool
+		chain, edited = edit(chain, chainFilters, func(terminal []byte) ([]byte, bool) {
+			config := at(terminal, filterTypedConfig)
+			if !isType(config, tcpProxy) {
+				return terminal, true
+			}
+			proxy := logWhenConnected(s, at(config, anyValue))
+			for _, log := range logs.encoded {
+				proxy = appendBytes(proxy, tcpAccessLog, log)
+			}
+			terminal, _ = edit(terminal, filterTypedConfig, func([]byte) ([]byte, bool) {
+				return appendAny(string(at(config, anyTypeURL)), proxy), true
+			})
+			return terminal, true
+		})
+		changed = changed || edited
 	}
-	return changed, nil
+	return chain, changed, nil
 }
 
 // logWhenConnected makes a tcp_proxy log when a connection has its upstream, and not only at the end. Loggers that are
 // there keep quiet then, as before. A server's proxy connects to the app after the TLS handshake, not beside it: only then
 // it knows who is calling.
-func logWhenConnected(s *surroundings, proxy *tcp.TcpProxy) {
-	if proxy.AccessLogOptions.GetFlushAccessLogOnConnected() {
-		return
+func logWhenConnected(s *surroundings, proxy []byte) []byte {
+	if varint(at(proxy, tcpOptions), tcpOptionsOnConnected) != 0 {
+		return slices.Clip(proxy)
 	}
-	if s.inbound && proxy.UpstreamConnectMode == tcp.UpstreamConnectMode_IMMEDIATE {
-		proxy.UpstreamConnectMode = tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
-		if proxy.MaxEarlyDataBytes == nil { // the mode asks for it
-			proxy.MaxEarlyDataBytes = wrapperspb.UInt32(0)
+	proxy, _ = edit(proxy, tcpAccessLog, func(log []byte) ([]byte, bool) {
+		filter, filtered := last(log, accessLogFilter)
+		if !filtered {
+			return appendBytes(slices.Clip(log), accessLogFilter, s.loggers.quiet), true
+		}
+		both := appendBytes(nil, andFilter, appendBytes(appendBytes(nil, andFilters, filter), andFilters, s.loggers.quiet))
+		log, _ = edit(log, accessLogFilter, func([]byte) ([]byte, bool) { return both, true })
+		return log, true
+	})
+	proxy = slices.Clip(proxy)
+	if s.inbound && varint(proxy, tcpConnectMode) == uint64(tcp.UpstreamConnectMode_IMMEDIATE) {
+		proxy = appendVarint(proxy, tcpConnectMode, uint64(tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE))
+		if _, ok := last(proxy, tcpMaxEarlyData); !ok { // the mode asks for it
+			proxy = appendBytes(proxy, tcpMaxEarlyData, nil)
 		}
 	}
-	if proxy.AccessLogOptions == nil {
-		proxy.AccessLogOptions = &tcp.TcpProxy_TcpAccessLogOptions{}
-	}
-	proxy.AccessLogOptions.FlushAccessLogOnConnected = true
-	for _, log := range proxy.AccessLog {
-		log.Filter = allOf(log.Filter, &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
-			LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected}, Exclude: true},
-		}})
-	}
+	return appendBytes(proxy, tcpOptions, appendVarint(nil, tcpOptionsOnConnected, 1)) // merged with what is there
 }
 
 // accessLogger is a stats logger for log entries that pass all filters.

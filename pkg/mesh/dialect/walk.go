@@ -51,8 +51,7 @@ func (w *walker) message(s *shape, b []byte) (out []byte, changed bool, v verdic
 // apply runs the rule for messages of this type.
 func (w *walker) apply(s *shape, b []byte) ([]byte, bool, error) {
 	if s.wire != nil {
-		b, changed := s.wire(&w.around, b)
-		return b, changed, nil
+		return s.wire(&w.around, b)
 	}
 	if s.rule == nil || !bytes.Contains(b, s.marker) {
 		return b, false, nil

@@ -1,6 +1,7 @@
 package dialect
 
 import (
+	"bytes"
 	"iter"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -35,6 +36,13 @@ const (
 	valueString, valueStruct = 3, 5
 	valueList, listValues    = 6, 1
 	listenerTrafficDirection = 16
+
+	chainFilters, filterTypedConfig = 3, 4
+	tcpAccessLog, tcpOptions        = 5, 17
+	tcpConnectMode, tcpMaxEarlyData = 21, 22
+	tcpOptionsOnConnected           = 2
+	accessLogFilter                 = 2
+	andFilter, andFilters           = 6, 1
 )
 
 // each yields the values of a field of strings, bytes or messages. It ends at the first field that is malformed, which the
@@ -163,6 +171,18 @@ func appendText(b []byte, field protowire.Number, value string) []byte {
 
 func appendBytes(b []byte, field protowire.Number, value []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), value)
+}
+
+func appendVarint(b []byte, field protowire.Number, value uint64) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), value)
+}
+
+const typePrefix = "type.googleapis.com/"
+
+// isType says whether an Any holds a type.
+func isType(a []byte, name string) bool {
+	url := at(a, anyTypeURL)
+	return string(url[bytes.LastIndexByte(url, '/')+1:]) == name
 }
 
 // edit puts something else, or nothing (false), in the place of values of a field. Without a change it returns b itself.
