@@ -24,6 +24,8 @@ type scene struct {
 	name    string
 	configs []string
 	proxy   *model.Proxy
+	// random is more configuration.
+	random []string
 }
 
 func proxyOf(typ model.NodeType, name, namespace, ip string, labels map[string]string) *model.Proxy {
@@ -47,19 +49,19 @@ func scenes() []scene {
 	hbone := b()
 	hbone.Metadata.EnableHBONE = true
 	return []scene{
-		{"sidecar-client", permissive, a()},
-		{"sidecar-permissive", permissive, b()},
-		{"sidecar-strict", strict, b()},
-		{"sidecar-hbone", permissive, hbone},
-		{"ingress", permissive, proxyOf(model.Router, "ingress", "istio-system", "10.1.0.8",
+		{name: "sidecar-client", configs: permissive, proxy: a()},
+		{name: "sidecar-permissive", configs: permissive, proxy: b()},
+		{name: "sidecar-strict", configs: strict, proxy: b()},
+		{name: "sidecar-hbone", configs: permissive, proxy: hbone},
+		{name: "ingress", configs: permissive, proxy: proxyOf(model.Router, "ingress", "istio-system", "10.1.0.8",
 			map[string]string{"app": "ingress", "istio": "ingressgateway"})},
-		{"egress", strict, proxyOf(model.Router, "egress", "istio-system", "10.1.0.9",
+		{name: "egress", configs: strict, proxy: proxyOf(model.Router, "egress", "istio-system", "10.1.0.9",
 			map[string]string{"app": "egress", "istio": "egressgateway"})},
 	}
 }
 
 // newIstiod starts istiod's discovery server with the scene's configuration, listening on a Unix socket.
-func newIstiod(t *testing.T, s scene, extra ...string) (f *xds.FakeDiscoveryServer, socket string) {
+func newIstiod(t testing.TB, s scene, extra ...string) (f *xds.FakeDiscoveryServer, socket string) {
 	t.Helper()
 	test.SetForTest(t, &features.EnableHBONESend, s.proxy.Metadata.EnableHBONE == true)
 	test.SetForTest(t, &features.EnableSidecarHBONEListening, true)
@@ -70,7 +72,7 @@ func newIstiod(t *testing.T, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 		}
 		return string(b)
 	}
-	configs := extra
+	configs := append(extra, s.random...)
 	for _, name := range s.configs {
 		configs = append(configs, read(name))
 	}
@@ -95,7 +97,7 @@ func newIstiod(t *testing.T, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 }
 
 // generate asks istiod's generators for everything that an Envoy asks for, in Envoy's order.
-func generate(t *testing.T, f *xds.FakeDiscoveryServer, proxy *model.Proxy) map[string]model.Resources {
+func generate(t testing.TB, f *xds.FakeDiscoveryServer, proxy *model.Proxy) map[string]model.Resources {
 	t.Helper()
 	proxy = f.SetupProxy(proxy)
 	out := map[string]model.Resources{}

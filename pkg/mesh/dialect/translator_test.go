@@ -31,7 +31,7 @@ const planted = "polymesh.test.NotInAnyEnvoy"
 
 func plantedAny() *anypb.Any { return &anypb.Any{TypeUrl: "type.googleapis.com/" + planted} }
 
-func toAny(t *testing.T, m proto.Message) *anypb.Any {
+func toAny(t testing.TB, m proto.Message) *anypb.Any {
 	t.Helper()
 	a, err := anypb.New(m)
 	if err != nil {
