@@ -4,9 +4,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	"istio.io/istio/pilot/pkg/features"
@@ -24,6 +27,8 @@ type scene struct {
 	name    string
 	configs []string
 	proxy   *model.Proxy
+	// objects are more Kubernetes objects, a file.
+	objects string
 	// random is more configuration.
 	random []string
 }
@@ -39,7 +44,7 @@ func proxyOf(typ model.NodeType, name, namespace, ip string, labels map[string]s
 }
 
 func scenes() []scene {
-	permissive, strict := []string{"mesh.yaml"}, []string{"mesh.yaml", "strict.yaml"}
+	permissive, strict := slices.Clip([]string{"mesh.yaml"}), []string{"mesh.yaml", "strict.yaml"}
 	a := func() *model.Proxy {
 		return proxyOf(model.SidecarProxy, "a", "demo", "10.1.0.1", map[string]string{"app": "a", "version": "v1"})
 	}
@@ -57,6 +62,12 @@ func scenes() []scene {
 			map[string]string{"app": "ingress", "istio": "ingressgateway"})},
 		{name: "egress", configs: strict, proxy: proxyOf(model.Router, "egress", "istio-system", "10.1.0.9",
 			map[string]string{"app": "egress", "istio": "egressgateway"})},
+		{name: "sidecar-extensions", configs: append(permissive, "extensions.yaml"), proxy: b()},
+		{name: "sidecar-telemetry", configs: append(permissive, "telemetry.yaml"), proxy: b()},
+		{name: "ingress-telemetry", configs: append(permissive, "telemetry.yaml"), proxy: proxyOf(model.Router, "ingress", "istio-system", "10.1.0.8",
+			map[string]string{"app": "ingress", "istio": "ingressgateway"})},
+		{name: "gateway-api", configs: append(permissive, "gateway-api.yaml"), objects: "gateway-api-services.yaml",
+			proxy: proxyOf(model.Router, "public-istio", "demo", "10.1.0.10", map[string]string{"gateway.networking.k8s.io/gateway-name": "public"})},
 	}
 }
 
@@ -86,10 +97,20 @@ func newIstiod(t testing.TB, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 			Service: "zipkin.istio-system.svc.cluster.local", Port: 9411,
 		}},
 	})
+	mc.ExtensionProviders = append(mc.ExtensionProviders, &meshconfig.MeshConfig_ExtensionProvider{
+		Name: "otel",
+		Provider: &meshconfig.MeshConfig_ExtensionProvider_EnvoyOtelAls{EnvoyOtelAls: &meshconfig.MeshConfig_ExtensionProvider_EnvoyOpenTelemetryLogProvider{
+			Service: "zipkin.istio-system.svc.cluster.local", Port: 9411,
+		}},
+	})
+	objects := read("services.yaml")
+	if s.objects != "" {
+		objects += "\n---\n" + read(s.objects)
+	}
 	socket = filepath.Join(socketDir(t), "ads")
 	f = xds.NewFakeDiscoveryServer(t, xds.FakeOptions{
 		MeshConfig:             mc,
-		KubernetesObjectString: read("services.yaml"),
+		KubernetesObjectString: objects,
 		ConfigString:           strings.Join(configs, "\n---\n"),
 		ListenerBuilder:        func() (net.Listener, error) { return net.Listen("unix", socket) },
 	})
@@ -114,10 +135,38 @@ func generate(t testing.TB, f *xds.FakeDiscoveryServer, proxy *model.Proxy) map[
 	ask(v3.EndpointType, xdstest.ExtractEdsClusterNames(f.Clusters(proxy))...)
 	ask(v3.ListenerType)
 	ask(v3.RouteType, xdstest.ExtractRoutesFromListeners(f.Listeners(proxy))...)
+	if extensions := extensionConfigs(t, out[v3.ListenerType]); len(extensions) > 0 {
+		ask(v3.ExtensionConfigurationType, extensions...)
+	}
 	return out
 }
 
-var generatedTypes = []string{v3.ListenerType, v3.ClusterType, v3.RouteType, v3.EndpointType}
+// extensionConfigs are the names for which the HTTP filters of listeners ask by ECDS.
+func extensionConfigs(t testing.TB, listeners model.Resources) []string {
+	t.Helper()
+	names := sets.New[string]()
+	for _, r := range listeners {
+		l := &listener.Listener{}
+		if err := r.Resource.UnmarshalTo(l); err != nil {
+			t.Fatal(err)
+		}
+		for _, chain := range append(l.FilterChains, l.DefaultFilterChain) {
+			for _, f := range chain.GetFilters() {
+				m := &hcm.HttpConnectionManager{}
+				if f.GetTypedConfig().MessageIs(m) && f.GetTypedConfig().UnmarshalTo(m) == nil {
+					for _, filter := range m.HttpFilters {
+						if filter.GetConfigDiscovery() != nil {
+							names.Insert(filter.Name)
+						}
+					}
+				}
+			}
+		}
+	}
+	return names.UnsortedList()
+}
+
+var generatedTypes = []string{v3.ListenerType, v3.ClusterType, v3.RouteType, v3.EndpointType, v3.ExtensionConfigurationType}
 
 func byName(rs model.Resources) map[string]*discovery.Resource {
 	out := map[string]*discovery.Resource{}
