@@ -66,7 +66,7 @@ func scenes() []scene {
 		{name: "sidecar-telemetry", configs: append(permissive, "telemetry.yaml"), proxy: b()},
 		{name: "ingress-telemetry", configs: append(permissive, "telemetry.yaml"), proxy: proxyOf(model.Router, "ingress", "istio-system", "10.1.0.8",
 			map[string]string{"app": "ingress", "istio": "ingressgateway"})},
-		{name: "gateway-api", configs: append(permissive, "gateway-api.yaml"), objects: "gateway-api-services.yaml",
+		{name: "gateway-api", configs: permissive, objects: "gateway-api.yaml",
 			proxy: proxyOf(model.Router, "public-istio", "demo", "10.1.0.10", map[string]string{"gateway.networking.k8s.io/gateway-name": "public"})},
 	}
 }
