@@ -224,6 +224,7 @@ func (l *leveller) value(holder, m protoreflect.Message) (gone bool) {
 	if !ok {
 		return l.message(m)
 	}
+	a.ProtoReflect().SetUnknown(nil) // has no meaning beside the type and the value
 	name := typeOf(a)
 	if slices.Contains(without, name) {
 		return true

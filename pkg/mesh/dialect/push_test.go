@@ -50,7 +50,8 @@ spec:
 // makes it, and translated. Both take turns in one run, with the settings that Polymesh gives istiod, so that a noisy machine
 // is noisy for both. It reports the CPU time of a push, of the quickest turn of each: "cached" when nothing has changed since
 // the last push, "changed" when istiod and the dialect know nothing of what they made before; "http" with HTTP services,
-// which share listeners, and "tcp" with TCP services, each of which has a listener of its own.
+// which share listeners, and "tcp" with TCP services, each of which has a listener of its own. "mesh" is "changed" for ten
+// sidecars, which share what istiod caches.
 func BenchmarkPush(b *testing.B) {
 	for _, scope := range log.Scopes() {
 		scope.SetOutputLevel(log.NoneLevel)
@@ -62,7 +63,12 @@ func BenchmarkPush(b *testing.B) {
 	meshConfig.DefaultProviders = &meshconfig.MeshConfig_DefaultProviders{Metrics: []string{"prometheus"}}
 	for _, protocol := range []string{"http", "tcp"} {
 		f := xds.NewFakeDiscoveryServer(b, xds.FakeOptions{MeshConfig: meshConfig, ConfigString: manyServices(1000, protocol)})
-		proxy := f.SetupProxy(proxyOf(model.SidecarProxy, "a", "demo", "10.1.0.1", map[string]string{"app": "a", "version": "v1"}))
+		proxies := make([]*model.Proxy, 10)
+		for i := range proxies {
+			name := fmt.Sprintf("a%d", i)
+			proxies[i] = f.SetupProxy(proxyOf(model.SidecarProxy, name, "demo", fmt.Sprintf("10.1.0.%d", i+1), map[string]string{"app": name, "version": "v1"}))
+		}
+		proxy := proxies[0]
 		names := map[string][]string{
 			v3.ClusterType: nil, v3.ListenerType: nil,
 			v3.EndpointType: xdstest.ExtractEdsClusterNames(f.Clusters(proxy)),
@@ -74,7 +80,7 @@ func BenchmarkPush(b *testing.B) {
 			dialect.Wrap(generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex)))
 			return generators
 		}
-		push := func(generators map[string]model.XdsResourceGenerator) {
+		push := func(proxy *model.Proxy, generators map[string]model.XdsResourceGenerator) {
 			size := 0
 			for typ, resources := range names {
 				out, _, err := generators[typ].Generate(proxy, &model.WatchedResource{TypeUrl: typ, ResourceNames: sets.New(resources...)},
@@ -94,30 +100,33 @@ func BenchmarkPush(b *testing.B) {
 				b.Fatal("nothing was generated")
 			}
 		}
-		for _, changed := range []bool{false, true} {
-			name, pushes := protocol+"/cached", 50
-			if changed {
-				name, pushes = protocol+"/changed", 10
-			}
-			b.Run(name, func(b *testing.B) {
+		for _, c := range []struct {
+			name    string
+			changed bool
+			turns   int
+			proxies []*model.Proxy
+		}{{"cached", false, 50, proxies[:1]}, {"changed", true, 10, proxies[:1]}, {"mesh", true, 3, proxies}} {
+			b.Run(protocol+"/"+c.name, func(b *testing.B) {
 				// A turn is long enough to pay for its own garbage.
 				turn := func(generators func() map[string]model.XdsResourceGenerator) time.Duration {
-					made := make([]map[string]model.XdsResourceGenerator, pushes)
+					made := make([]map[string]model.XdsResourceGenerator, c.turns)
 					for i := range made {
-						if made[i] = made[0]; changed || i == 0 {
+						if made[i] = made[0]; c.changed || i == 0 {
 							made[i] = generators()
 						}
 					}
-					push(made[0])
+					push(proxy, made[0])
 					runtime.GC()
 					before := cpuTime(b)
 					for _, g := range made {
-						if changed {
+						if c.changed {
 							f.Discovery.Cache.ClearAll()
 						}
-						push(g)
+						for _, p := range c.proxies {
+							push(p, g)
+						}
 					}
-					return (cpuTime(b) - before) / time.Duration(pushes)
+					return (cpuTime(b) - before) / time.Duration(c.turns*len(c.proxies))
 				}
 				least := map[string]time.Duration{}
 				for b.Loop() {

@@ -1,6 +1,7 @@
 package dialect
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"istio.io/api/envoy/extensions/stats"
@@ -88,14 +90,15 @@ func newLoggers() *loggers {
 // loggersFor returns the loggers for a configuration of istio.stats, or none for another extension. They are shared, so
 // nobody may change them.
 func (s *surroundings) loggersFor(a *anypb.Any, tcp bool) (made, bool, error) {
-	config := &stats.PluginConfig{}
-	if !a.MessageIs(config) {
-		return made{}, false, nil
+	a, err := statsConfig(a)
+	if err != nil || a == nil {
+		return made{}, false, err
 	}
 	key := loggersKey{string(a.Value), tcp, s.inbound, s.proxy}
 	if logs, ok := s.loggers.made.Get(key); ok {
 		return logs, true, nil
 	}
+	config := &stats.PluginConfig{}
 	if err := a.UnmarshalTo(config); err != nil {
 		return made{}, false, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
 	}
@@ -119,6 +122,18 @@ func (s *surroundings) loggersFor(a *anypb.Any, tcp bool) (made, bool, error) {
 	return both, true, nil
 }
 
+// statsConfig returns the configuration of istio.stats, which an EnvoyFilter may also write as a TypedStruct, or nil for
+// another extension.
+func statsConfig(a *anypb.Any) (*anypb.Any, error) {
+	if effectiveType(a) != statsPlugin {
+		return nil, nil
+	}
+	if a.MessageName() == statsPlugin {
+		return a, nil
+	}
+	return unstructured(a, func() protoreflect.Message { return (&stats.PluginConfig{}).ProtoReflect() })
+}
+
 // translateHTTPStats adds the metrics' loggers. The filter itself goes by its extension rule.
 func translateHTTPStats(s *surroundings, m *hcm.HttpConnectionManager) (changed bool, err error) {
 	for _, f := range m.HttpFilters {
@@ -140,12 +155,15 @@ func translateTCPStats(s *surroundings, chain []byte) ([]byte, bool, error) {
 	changed := false
 	for filter := range each(chain, chainFilters) {
 		config := at(filter, filterTypedConfig)
-		if !isType(config, statsPlugin) {
+		if url := at(config, anyTypeURL); !bytes.HasSuffix(url, []byte(statsPlugin)) && !bytes.HasSuffix(url, []byte("TypedStruct")) {
 			continue
 		}
-		logs, _, err := s.loggersFor(&anypb.Any{TypeUrl: typePrefix + statsPlugin, Value: at(config, anyValue)}, true)
+		logs, ok, err := s.loggersFor(&anypb.Any{TypeUrl: string(at(config, anyTypeURL)), Value: at(config, anyValue)}, true)
 		if err != nil {
 			return chain, false, err
+		}
+		if !ok {
+			continue
 		}
 		var edited bool
 		chain, edited = edit(chain, chainFilters, func(terminal []byte) ([]byte, bool) {

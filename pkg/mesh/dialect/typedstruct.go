@@ -47,7 +47,7 @@ func typedStruct(a *anypb.Any) (url string, value *structpb.Struct, err error) {
 
 // unstructured is the message that a TypedStruct stands for. It returns nil for a text that is no such message: Envoy reads
 // the same and is the one to accept or reject it.
-func unstructured(a *anypb.Any, s *shape) (*anypb.Any, error) {
+func unstructured(a *anypb.Any, empty func() protoreflect.Message) (*anypb.Any, error) {
 	_, value, err := typedStruct(a)
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func unstructured(a *anypb.Any, s *shape) (*anypb.Any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("marshal %s: %w", a.MessageName(), err)
 	}
-	m := s.new().Interface()
+	m := empty().Interface()
 	if err := protojson.Unmarshal(js, m); err != nil {
 		return nil, nil
 	}

@@ -162,6 +162,9 @@ func (w *walker) member(s *shape, m *member, holder, b []byte) ([]byte, bool, ve
 // any decides about one extension: translated by its rule, walked if Envoy knows it, or unknown.
 func (w *walker) any(s *shape, holder, b []byte) ([]byte, bool, verdict, error) {
 	url, value := at(b, anyTypeURL), at(b, anyValue)
+	if len(url) == 0 && len(value) == 0 {
+		return b, false, keep, nil // there, and nothing in it: no configuration, for Wasm
+	}
 	name := url[bytes.LastIndexByte(url, '/')+1:]
 	e := w.extensions[string(name)]
 	var structured *anypb.Any
@@ -196,7 +199,7 @@ func (w *walker) any(s *shape, holder, b []byte) ([]byte, bool, verdict, error) 
 		return appendAny(replacement.TypeUrl, replacement.Value), true, keep, nil
 	}
 	if structured != nil {
-		m, err := unstructured(structured, e.shape)
+		m, err := unstructured(structured, e.shape.new)
 		if err != nil {
 			return nil, false, refuse, w.errorf("%w", err)
 		}

@@ -177,8 +177,6 @@ func appendVarint(b []byte, field protowire.Number, value uint64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), value)
 }
 
-const typePrefix = "type.googleapis.com/"
-
 // isType says whether an Any holds a type.
 func isType(a []byte, name string) bool {
 	url := at(a, anyTypeURL)
