@@ -1,16 +1,10 @@
 package dialect
 
 import (
-	"slices"
-
-	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	setstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	httpstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
-	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
-	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/structpb"
 )
 
 const (
@@ -48,64 +42,59 @@ func alpnFilter(*anypb.Any) (*anypb.Any, error) {
 // are those of istio.io/istio/pilot/pkg/xds/filters/filters.go (mtlsHTTP11ALPN, mtlsHTTP2ALPN). Where the protocol follows
 // the downstream's, both Istio names stand in one list without h2 and http/1.1: the server then negotiates neither and
 // reads the HTTP version from the first bytes.
-func httpALPN(c *cluster.Cluster) (string, error) {
-	mesh, err := offersIstioALPN(c)
-	if err != nil || !mesh {
-		return "", err
+func httpALPN(cluster []byte) string {
+	if !offersIstioALPN(cluster) {
+		return ""
 	}
-	packed := c.TypedExtensionProtocolOptions[httpProtocolOptions]
-	if packed == nil {
-		return "istio-http/1.1,istio,http/1.1", nil
+	packed, ok := entry(cluster, clusterProtocolOptions, httpProtocolOptions)
+	if !ok {
+		return "istio-http/1.1,istio,http/1.1"
 	}
-	options := &upstreamhttp.HttpProtocolOptions{}
-	if err := packed.UnmarshalTo(options); err != nil {
-		return "", err
+	options := at(packed, anyValue)
+	if _, ok := last(options, httpOptionsDownstream); ok {
+		return "istio-http/1.1,istio-h2,istio"
 	}
-	switch {
-	case options.GetUseDownstreamProtocolConfig() != nil:
-		return "istio-http/1.1,istio-h2,istio", nil
-	case options.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil:
-		return "istio-h2,istio,h2", nil
-	default:
-		return "istio-http/1.1,istio,http/1.1", nil
+	if _, ok := last(at(options, httpOptionsExplicit), explicitHTTP2); ok {
+		return "istio-h2,istio,h2"
 	}
+	return "istio-http/1.1,istio,http/1.1"
 }
 
 const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
+// upstreamTLS is the type of a client's TLS context.
+const upstreamTLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+
 // offersIstioALPN says whether a cluster uses Istio's mutual TLS, always or for the endpoints that have it.
-func offersIstioALPN(c *cluster.Cluster) (bool, error) {
-	sockets := []*core.TransportSocket{c.TransportSocket}
-	for _, match := range c.TransportSocketMatches {
-		sockets = append(sockets, match.TransportSocket)
+func offersIstioALPN(cluster []byte) bool {
+	offers := func(socket []byte) bool {
+		config := at(socket, socketTypedConfig)
+		if !isType(config, upstreamTLS) {
+			return false
+		}
+		for protocol := range each(at(config, anyValue, upstreamTLSCommon), commonTLSALPN) {
+			if string(protocol) == istioALPN {
+				return true
+			}
+		}
+		return false
 	}
-	for _, s := range sockets {
-		ctx := &tls.UpstreamTlsContext{}
-		if !s.GetTypedConfig().MessageIs(ctx) {
-			continue
-		}
-		if err := s.GetTypedConfig().UnmarshalTo(ctx); err != nil {
-			return false, err
-		}
-		if slices.Contains(ctx.GetCommonTlsContext().GetAlpnProtocols(), istioALPN) {
-			return true, nil
+	if offers(at(cluster, clusterTransportSocket)) {
+		return true
+	}
+	for match := range each(cluster, clusterSocketMatches) {
+		if offers(at(match, socketMatchSocket)) {
+			return true
 		}
 	}
-	return false, nil
+	return false
 }
 
 // withoutPeerExchange takes istio-peer-exchange out of what a TLS context offers or accepts: agreed on with a proxy of
 // Istio's, it would make that proxy wait for a preface. Matching on it in filter chains does no harm and stays.
-func withoutPeerExchange(_ *surroundings, c *tls.CommonTlsContext) (bool, error) {
-	n := len(c.AlpnProtocols)
-	c.AlpnProtocols = slices.DeleteFunc(c.AlpnProtocols, func(p string) bool { return p == peerExchangeALPN })
-	return len(c.AlpnProtocols) != n, nil
-}
-
-func setALPN(c *cluster.Cluster, own map[string]*structpb.Value) error {
-	alpn, err := httpALPN(c)
-	if alpn != "" {
-		own[alpnKey] = structpb.NewStringValue(alpn)
-	}
-	return err
+func withoutPeerExchange(_ *surroundings, context []byte) ([]byte, bool, error) {
+	out, changed := edit(context, commonTLSALPN, func(protocol []byte) ([]byte, bool) {
+		return protocol, string(protocol) != peerExchangeALPN
+	})
+	return out, changed, nil
 }

@@ -2,7 +2,6 @@ package dialect
 
 import (
 	"hash/maphash"
-	"runtime"
 	"sync"
 	"unsafe"
 	"weak"
@@ -25,12 +24,17 @@ type shared struct {
 	mu sync.RWMutex
 	// by address, which is quicker to find than a weak pointer is to make. An address can be another object's by now.
 	translations map[uintptr]translation
+	// full is the number of translations at which those are dropped that are of nothing any more.
+	full int
 }
 
 type translation struct {
 	of weak.Pointer[discovery.Resource]
 	is *discovery.Resource
 }
+
+// leastFull keeps a small mesh from looking for what to drop all the time.
+const leastFull = 1024
 
 func (c *shared) translate(res *discovery.Resource, _ workload.Workload, translate func() *discovery.Resource) *discovery.Resource {
 	address := uintptr(unsafe.Pointer(res))
@@ -43,21 +47,22 @@ func (c *shared) translate(res *discovery.Resource, _ workload.Workload, transla
 	made := translation{weak.Make(res), translate()}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.translations == nil {
-		c.translations = map[uintptr]translation{}
+	if len(c.translations) >= c.full {
+		c.drop()
 	}
 	c.translations[address] = made
-	runtime.AddCleanup(res, c.forget, address)
 	return made.is
 }
 
-// forget drops the translation of what istiod no longer has.
-func (c *shared) forget(address uintptr) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.translations[address].of.Value() == nil {
-		delete(c.translations, address)
+// drop forgets the translations of what istiod no longer has. So there are never more than twice as many as are in use.
+func (c *shared) drop() {
+	kept := make(map[uintptr]translation, len(c.translations))
+	for address, t := range c.translations {
+		if t.of.Value() != nil {
+			kept[address] = t
+		}
 	}
+	c.translations, c.full = kept, max(leastFull, 2*len(kept))
 }
 
 // recent keeps the last translations by content and proxy: istiod makes listeners anew for each push.

@@ -82,7 +82,7 @@ func serveADS(t *testing.T, s *adsServer) string {
 }
 
 // socketDir is a temporary directory with a short name: t.TempDir's is too long for a socket.
-func socketDir(t *testing.T) string {
+func socketDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dialect")
 	if err != nil {

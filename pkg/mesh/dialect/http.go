@@ -15,11 +15,12 @@ const peerFilter = "polymesh.peer_metadata"
 var peerHeaders = []string{"x-envoy-peer-metadata", "x-envoy-peer-metadata-id"}
 
 func translateHTTP(s *surroundings, m *hcm.HttpConnectionManager) (bool, error) {
-	if err := translateHTTPStats(s, m); err != nil {
+	changed, err := translateHTTPStats(s, m)
+	if err != nil {
 		return false, err
 	}
 	if len(m.HttpFilters) == 0 || m.HttpFilters[0].Name == peerFilter {
-		return false, nil
+		return changed, nil
 	}
 	config := &mutate.HeaderMutation{Mutations: &mutate.Mutations{}}
 	for _, name := range peerHeaders {

@@ -4,9 +4,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	"istio.io/istio/pilot/pkg/features"
@@ -24,6 +27,10 @@ type scene struct {
 	name    string
 	configs []string
 	proxy   *model.Proxy
+	// objects are more Kubernetes objects, a file.
+	objects string
+	// random is more configuration.
+	random []string
 }
 
 func proxyOf(typ model.NodeType, name, namespace, ip string, labels map[string]string) *model.Proxy {
@@ -37,7 +44,7 @@ func proxyOf(typ model.NodeType, name, namespace, ip string, labels map[string]s
 }
 
 func scenes() []scene {
-	permissive, strict := []string{"mesh.yaml"}, []string{"mesh.yaml", "strict.yaml"}
+	permissive, strict := slices.Clip([]string{"mesh.yaml"}), []string{"mesh.yaml", "strict.yaml"}
 	a := func() *model.Proxy {
 		return proxyOf(model.SidecarProxy, "a", "demo", "10.1.0.1", map[string]string{"app": "a", "version": "v1"})
 	}
@@ -47,19 +54,25 @@ func scenes() []scene {
 	hbone := b()
 	hbone.Metadata.EnableHBONE = true
 	return []scene{
-		{"sidecar-client", permissive, a()},
-		{"sidecar-permissive", permissive, b()},
-		{"sidecar-strict", []string{"mesh.yaml", "strict.yaml", "peers.yaml"}, b()},
-		{"sidecar-hbone", permissive, hbone},
-		{"ingress", permissive, proxyOf(model.Router, "ingress", "istio-system", "10.1.0.8",
+		{name: "sidecar-client", configs: permissive, proxy: a()},
+		{name: "sidecar-permissive", configs: permissive, proxy: b()},
+		{name: "sidecar-strict", configs: append(strict, "peers.yaml"), proxy: b()},
+		{name: "sidecar-hbone", configs: permissive, proxy: hbone},
+		{name: "ingress", configs: permissive, proxy: proxyOf(model.Router, "ingress", "istio-system", "10.1.0.8",
 			map[string]string{"app": "ingress", "istio": "ingressgateway"})},
-		{"egress", strict, proxyOf(model.Router, "egress", "istio-system", "10.1.0.9",
+		{name: "egress", configs: strict, proxy: proxyOf(model.Router, "egress", "istio-system", "10.1.0.9",
 			map[string]string{"app": "egress", "istio": "egressgateway"})},
+		{name: "sidecar-extensions", configs: append(permissive, "extensions.yaml"), proxy: b()},
+		{name: "sidecar-telemetry", configs: append(permissive, "telemetry.yaml"), proxy: b()},
+		{name: "ingress-telemetry", configs: append(permissive, "telemetry.yaml"), proxy: proxyOf(model.Router, "ingress", "istio-system", "10.1.0.8",
+			map[string]string{"app": "ingress", "istio": "ingressgateway"})},
+		{name: "gateway-api", configs: permissive, objects: "gateway-api.yaml",
+			proxy: proxyOf(model.Router, "public-istio", "demo", "10.1.0.10", map[string]string{"gateway.networking.k8s.io/gateway-name": "public"})},
 	}
 }
 
 // newIstiod starts istiod's discovery server with the scene's configuration, listening on a Unix socket.
-func newIstiod(t *testing.T, s scene, extra ...string) (f *xds.FakeDiscoveryServer, socket string) {
+func newIstiod(t testing.TB, s scene, extra ...string) (f *xds.FakeDiscoveryServer, socket string) {
 	t.Helper()
 	test.SetForTest(t, &features.EnableHBONESend, s.proxy.Metadata.EnableHBONE == true)
 	test.SetForTest(t, &features.EnableSidecarHBONEListening, true)
@@ -70,7 +83,7 @@ func newIstiod(t *testing.T, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 		}
 		return string(b)
 	}
-	configs := extra
+	configs := append(extra, s.random...)
 	for _, name := range s.configs {
 		configs = append(configs, read(name))
 	}
@@ -93,11 +106,20 @@ func newIstiod(t *testing.T, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 				},
 			},
 		}},
+	}, &meshconfig.MeshConfig_ExtensionProvider{
+		Name: "otel",
+		Provider: &meshconfig.MeshConfig_ExtensionProvider_EnvoyOtelAls{EnvoyOtelAls: &meshconfig.MeshConfig_ExtensionProvider_EnvoyOpenTelemetryLogProvider{
+			Service: "zipkin.istio-system.svc.cluster.local", Port: 9411,
+		}},
 	})
+	objects := read("services.yaml")
+	if s.objects != "" {
+		objects += "\n---\n" + read(s.objects)
+	}
 	socket = filepath.Join(socketDir(t), "ads")
 	f = xds.NewFakeDiscoveryServer(t, xds.FakeOptions{
 		MeshConfig:             mc,
-		KubernetesObjectString: read("services.yaml"),
+		KubernetesObjectString: objects,
 		ConfigString:           strings.Join(configs, "\n---\n"),
 		ListenerBuilder:        func() (net.Listener, error) { return net.Listen("unix", socket) },
 	})
@@ -105,7 +127,7 @@ func newIstiod(t *testing.T, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 }
 
 // generate asks istiod's generators for everything that an Envoy asks for, in Envoy's order.
-func generate(t *testing.T, f *xds.FakeDiscoveryServer, proxy *model.Proxy) map[string]model.Resources {
+func generate(t testing.TB, f *xds.FakeDiscoveryServer, proxy *model.Proxy) map[string]model.Resources {
 	t.Helper()
 	proxy = f.SetupProxy(proxy)
 	out := map[string]model.Resources{}
@@ -122,10 +144,38 @@ func generate(t *testing.T, f *xds.FakeDiscoveryServer, proxy *model.Proxy) map[
 	ask(v3.EndpointType, xdstest.ExtractEdsClusterNames(f.Clusters(proxy))...)
 	ask(v3.ListenerType)
 	ask(v3.RouteType, xdstest.ExtractRoutesFromListeners(f.Listeners(proxy))...)
+	if extensions := extensionConfigs(t, out[v3.ListenerType]); len(extensions) > 0 {
+		ask(v3.ExtensionConfigurationType, extensions...)
+	}
 	return out
 }
 
-var generatedTypes = []string{v3.ListenerType, v3.ClusterType, v3.RouteType, v3.EndpointType}
+// extensionConfigs are the names for which the HTTP filters of listeners ask by ECDS.
+func extensionConfigs(t testing.TB, listeners model.Resources) []string {
+	t.Helper()
+	names := sets.New[string]()
+	for _, r := range listeners {
+		l := &listener.Listener{}
+		if err := r.Resource.UnmarshalTo(l); err != nil {
+			t.Fatal(err)
+		}
+		for _, chain := range append(l.FilterChains, l.DefaultFilterChain) {
+			for _, f := range chain.GetFilters() {
+				m := &hcm.HttpConnectionManager{}
+				if f.GetTypedConfig().MessageIs(m) && f.GetTypedConfig().UnmarshalTo(m) == nil {
+					for _, filter := range m.HttpFilters {
+						if filter.GetConfigDiscovery() != nil {
+							names.Insert(filter.Name)
+						}
+					}
+				}
+			}
+		}
+	}
+	return names.UnsortedList()
+}
+
+var generatedTypes = []string{v3.ListenerType, v3.ClusterType, v3.RouteType, v3.EndpointType, v3.ExtensionConfigurationType}
 
 func byName(rs model.Resources) map[string]*discovery.Resource {
 	out := map[string]*discovery.Resource{}

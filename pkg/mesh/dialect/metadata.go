@@ -4,10 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
-	"google.golang.org/protobuf/types/known/structpb"
 	"istio.io/istio/pilot/pkg/model"
 
 	"polymesh.dev/polymesh/pkg/mesh/workload"
@@ -43,59 +39,58 @@ var unnamed = map[string]bool{
 }
 
 // translateCluster adds to a cluster's metadata what alpnFilter and the stats loggers read.
-func translateCluster(_ *surroundings, c *cluster.Cluster) (bool, error) {
-	own := map[string]*structpb.Value{}
-	if unnamed[c.Name] {
-		own[serviceKey] = structpb.NewStringValue(";" + c.Name + ";")
-	} else if services := c.GetMetadata().GetFilterMetadata()[istioMetadata].GetFields()["services"].GetListValue().GetValues(); len(services) > 0 {
-		service := services[0].GetStructValue().GetFields()
-		host := service["host"].GetStringValue()
-		name := service["name"].GetStringValue()
+func translateCluster(_ *surroundings, cluster []byte) ([]byte, bool, error) {
+	own := make([]text, 0, 2)
+	if alpn := httpALPN(cluster); alpn != "" {
+		own = append(own, text{alpnKey, alpn})
+	}
+	if service := serviceOf(cluster); service != "" {
+		own = append(own, text{serviceKey, service})
+	}
+	out, changed := withMetadata(cluster, clusterMetadataField, own...)
+	return out, changed, nil
+}
+
+// serviceOf is the service that a cluster stands for, as serviceKey has it.
+func serviceOf(cluster []byte) string {
+	if name := at(cluster, clusterName); unnamed[string(name)] {
+		return ";" + string(name) + ";"
+	}
+	services, _ := entry(filterMetadata(cluster, clusterMetadataField, istioMetadata), structFields, "services")
+	for first := range each(at(services, valueList), listValues) {
+		service := at(first, valueStruct)
+		host, name := textIn(service, "host"), textIn(service, "name")
 		if name == "" {
 			name, _, _ = strings.Cut(host, ".")
 		}
-		own[serviceKey] = structpb.NewStringValue(strings.Join([]string{host, name, service["namespace"].GetStringValue()}, ";"))
+		return host + ";" + name + ";" + textIn(service, "namespace")
 	}
-	if err := setALPN(c, own); err != nil {
-		return false, fmt.Errorf("cluster %s: %w", c.Name, err)
-	}
-	c.Metadata = addMetadata(c.Metadata, own)
-	return len(own) > 0, nil
+	return ""
 }
 
 // nameEndpoints completes what Istio says about endpoints' workloads, where the labels app and version are missing.
-func nameEndpoints(s *surroundings, a *endpoint.ClusterLoadAssignment) (bool, error) {
-	_, _, host, _ := model.ParseSubsetKey(a.ClusterName)
-	known := map[string]map[string]map[string]string{} // by namespace and address
-	changed := false
-	for _, locality := range a.Endpoints {
-		for _, e := range locality.LbEndpoints {
-			w, ok := workload.Parse(e.GetMetadata().GetFilterMetadata()[istioMetadata].GetFields()["workload"].GetStringValue())
+func nameEndpoints(s *surroundings, assignment []byte) ([]byte, bool, error) {
+	// All endpoints of a service are in one namespace, but for some that a ServiceEntry selects.
+	var namespace string
+	var known map[string]map[string]string
+	asked := false
+	out, changed := edit(assignment, assignmentEndpoints, func(locality []byte) ([]byte, bool) {
+		locality, _ = edit(locality, localityEndpoints, func(endpoint []byte) ([]byte, bool) {
+			w, ok := workload.Parse(textIn(filterMetadata(endpoint, lbEndpointMetadata, istioMetadata), "workload"))
 			if !ok {
-				continue
+				return endpoint, true
 			}
-			if s.endpoints != nil && known[w.Namespace] == nil {
-				known[w.Namespace] = s.endpoints(string(host), w.Namespace)
+			if s.endpoints != nil && (!asked || namespace != w.Namespace) {
+				_, _, host, _ := model.ParseSubsetKey(string(at(assignment, assignmentCluster)))
+				known = s.endpoints(string(host), w.Namespace)
+				namespace, asked = w.Namespace, true
 			}
-			labels := known[w.Namespace][e.GetEndpoint().GetAddress().GetSocketAddress().GetAddress()]
+			labels := known[string(at(endpoint, lbEndpoint, endpointAddress, addressSocket, socketAddress))]
 			w.App, w.Version = labels["app"], labels["version"]
-			e.Metadata = addMetadata(e.Metadata, map[string]*structpb.Value{workloadKey: structpb.NewStringValue(w.String())})
-			changed = true
-		}
-	}
-	return changed, nil
-}
-
-func addMetadata(m *core.Metadata, own map[string]*structpb.Value) *core.Metadata {
-	if len(own) == 0 {
-		return m
-	}
-	if m == nil {
-		m = &core.Metadata{}
-	}
-	if m.FilterMetadata == nil {
-		m.FilterMetadata = map[string]*structpb.Struct{}
-	}
-	m.FilterMetadata[ownMetadata] = &structpb.Struct{Fields: own}
-	return m
+			endpoint, _ = withMetadata(endpoint, lbEndpointMetadata, text{workloadKey, w.String()})
+			return endpoint, true
+		})
+		return locality, true
+	})
+	return out, changed, nil
 }

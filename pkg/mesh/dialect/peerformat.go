@@ -30,6 +30,8 @@ const (
 	callerHeader = "x-polymesh-caller"
 	// callerKey is where the caller's workload stands in a request's metadata.
 	callerKey = "caller"
+	// anyPeer is in each format that asks for the other side: upstream_peer, downstream_peer.
+	anyPeer = "stream_peer"
 )
 
 // peerFields are the places of the fields of Istio's object (WorkloadMetadataObject in Istio's proxy,
@@ -71,7 +73,7 @@ func peerExpression(s *surroundings, expression string) string {
 
 // peerFormat translates a format string.
 func peerFormat(s *surroundings, format string) string {
-	if !strings.Contains(format, "stream_peer") {
+	if !strings.Contains(format, anyPeer) {
 		return format
 	}
 	format = peerCommand.ReplaceAllStringFunc(format, func(found string) string {

@@ -30,6 +30,7 @@ var extensionRules = map[protoreflect.FullName]extensionRule{
 type surroundings struct {
 	proxy     workload.Workload
 	endpoints Endpoints
+	loggers   *loggers
 	// inbound is set inside of a listener for traffic to the workload.
 	inbound bool
 }
@@ -44,12 +45,7 @@ func on[M proto.Message](f func(*surroundings, M) (bool, error)) messageRule {
 
 // messageRules are changes that no extension position asks for. They run before the message is walked.
 var messageRules = map[protoreflect.FullName]messageRule{
-	"envoy.config.listener.v3.Listener":                                                 on(noteDirection),
-	"envoy.config.listener.v3.FilterChain":                                              on(translateTCPStats),
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": on(translateHTTP),
-	"envoy.config.cluster.v3.Cluster":                                                   on(translateCluster),
-	"envoy.config.endpoint.v3.ClusterLoadAssignment":                                    on(nameEndpoints),
-	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext":                        on(withoutPeerExchange),
 	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue":              on(upstreamFactory),
 	"envoy.type.tracing.v3.CustomTag":                                                   on(translateTag),
 	"envoy.config.core.v3.SubstitutionFormatString":                                     on(translateFormat),
@@ -57,11 +53,28 @@ var messageRules = map[protoreflect.FullName]messageRule{
 	"envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter":                   on(translateLogFilter),
 }
 
-// markers are what the message rules look for, as bytes: a resource without any of them and without unknown types is
-// not unmarshalled. Keys are resource types.
-var markers = map[protoreflect.FullName][][]byte{
-	"envoy.config.listener.v3.Listener":              {[]byte(peerExchangeALPN), []byte(istioHashableString), []byte("HttpConnectionManager"), []byte("stream_peer")},
-	"envoy.config.cluster.v3.Cluster":                {[]byte(istioALPN), []byte("services"), []byte("PassthroughCluster"), []byte("BlackHoleCluster"), []byte(istioHashableString)},
-	"envoy.config.endpoint.v3.ClusterLoadAssignment": {[]byte("workload")},
-	"envoy.config.core.v3.TypedExtensionConfig":      {[]byte(istioHashableString)},
+// markers are what the message rules look for, as bytes: a message without its marker is not decoded.
+var markers = map[protoreflect.FullName]string{
+	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue": istioHashableString,
+	"envoy.type.tracing.v3.CustomTag":                                      anyPeer,
+	"envoy.config.core.v3.SubstitutionFormatString":                        anyPeer,
+	"opentelemetry.proto.common.v1.AnyValue":                               anyPeer,
+	"envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter":      anyPeer,
+}
+
+// wireRule is a messageRule for what there is much of: it edits the wire format. It returns its input where nothing changes.
+type wireRule func(*surroundings, []byte) ([]byte, bool, error)
+
+var wireRules = map[protoreflect.FullName]wireRule{
+	"envoy.config.listener.v3.Listener":                          noteDirection,
+	"envoy.config.listener.v3.FilterChain":                       translateTCPStats,
+	"envoy.config.cluster.v3.Cluster":                            translateCluster,
+	"envoy.config.endpoint.v3.ClusterLoadAssignment":             nameEndpoints,
+	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext": withoutPeerExchange,
+}
+
+// resources are the types of LDS, CDS, RDS, EDS and ECDS.
+var resources = []protoreflect.FullName{
+	"envoy.config.listener.v3.Listener", "envoy.config.cluster.v3.Cluster", "envoy.config.route.v3.RouteConfiguration",
+	"envoy.config.endpoint.v3.ClusterLoadAssignment", "envoy.config.core.v3.TypedExtensionConfig",
 }

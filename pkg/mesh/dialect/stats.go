@@ -1,6 +1,7 @@
 package dialect
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,7 +10,6 @@ import (
 	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	logdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	statslog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
@@ -19,7 +19,9 @@ import (
 	taginput "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/stats/v3"
 	matchers "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"istio.io/api/envoy/extensions/stats"
@@ -35,6 +37,9 @@ import (
 const (
 	statsLogger = "envoy.access_loggers.stats"
 	unknown     = "unknown"
+
+	// statsPlugin is the type of istio.stats.
+	statsPlugin = "stats.PluginConfig"
 )
 
 // Scopes are shared by all loggers of a proxy, so that one statistic is one statistic.
@@ -45,98 +50,165 @@ var (
 )
 
 // noteDirection tells the rules below which side of a request the listener is on.
-func noteDirection(s *surroundings, l *listener.Listener) (bool, error) {
-	s.inbound = l.TrafficDirection == core.TrafficDirection_INBOUND
-	return false, nil
+func noteDirection(s *surroundings, listener []byte) ([]byte, bool, error) {
+	s.inbound = varint(listener, listenerTrafficDirection) == uint64(core.TrafficDirection_INBOUND)
+	return listener, false, nil
 }
 
-func translateHTTPStats(s *surroundings, m *hcm.HttpConnectionManager) error {
-	for _, f := range m.HttpFilters {
-		config, err := pluginConfig(f.GetTypedConfig())
-		if err != nil || config == nil {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		logs, err := httpStats(s, config)
-		if err != nil {
-			return err
-		}
-		m.AccessLog = append(m.AccessLog, logs...)
-	}
-	// The filter itself goes by its extension rule.
-	return nil
+// loggers keeps the loggers made last: all ports of a workload have the same ones, and a push asks for them port by port.
+type loggers struct {
+	made *lru.Cache[loggersKey, made]
+	// quiet is the filter for what does not log when a connection has its upstream, encoded.
+	quiet []byte
 }
+
+// made are loggers, also encoded.
+type made struct {
+	logs    []*accesslog.AccessLog
+	encoded [][]byte
+}
+
+type loggersKey struct {
+	config       string
+	tcp, inbound bool
+	proxy        workload.Workload
+}
+
+// loggersSize is what some hundred workloads have.
+const loggersSize = 512
+
+func newLoggers() *loggers {
+	made, err := lru.New[loggersKey, made](loggersSize)
+	if err != nil {
+		panic(err) // a size below one
+	}
+	return &loggers{made, mustPack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+		LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected}, Exclude: true},
+	}}).Value}
+}
+
+// loggersFor returns the loggers for a configuration of istio.stats, or none for another extension. They are shared, so
+// nobody may change them.
+func (s *surroundings) loggersFor(a *anypb.Any, tcp bool) (made, bool, error) {
+	a, err := statsConfig(a)
+	if err != nil || a == nil {
+		return made{}, false, err
+	}
+	key := loggersKey{string(a.Value), tcp, s.inbound, s.proxy}
+	if logs, ok := s.loggers.made.Get(key); ok {
+		return logs, true, nil
+	}
+	config := &stats.PluginConfig{}
+	if err := a.UnmarshalTo(config); err != nil {
+		return made{}, false, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
+	}
+	build := httpStats
+	if tcp {
+		build = tcpStats
+	}
+	logs, err := build(s, config)
+	if err != nil {
+		return made{}, false, err
+	}
+	both := made{logs: logs}
+	for _, log := range logs {
+		packed, err := pack(log)
+		if err != nil {
+			return made{}, false, err
+		}
+		both.encoded = append(both.encoded, packed.Value)
+	}
+	s.loggers.made.Add(key, both)
+	return both, true, nil
+}
+
+// statsConfig returns the configuration of istio.stats, which an EnvoyFilter may also write as a TypedStruct, or nil for
+// another extension.
+func statsConfig(a *anypb.Any) (*anypb.Any, error) {
+	if effectiveType(a) != statsPlugin {
+		return nil, nil
+	}
+	if a.MessageName() == statsPlugin {
+		return a, nil
+	}
+	return unstructured(a, func() protoreflect.Message { return (&stats.PluginConfig{}).ProtoReflect() })
+}
+
+// translateHTTPStats adds the metrics' loggers. The filter itself goes by its extension rule.
+func translateHTTPStats(s *surroundings, m *hcm.HttpConnectionManager) (changed bool, err error) {
+	for _, f := range m.HttpFilters {
+		logs, ok, err := s.loggersFor(f.GetTypedConfig(), false)
+		if err != nil {
+			return changed, err
+		}
+		m.AccessLog = append(m.AccessLog, logs.logs...)
+		changed = changed || ok
+	}
+	return changed, nil
+}
+
+// tcpProxy is the type of the filter at the end of a chain for TCP.
+const tcpProxy = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 
 // translateTCPStats gives the metrics to the chain's tcp_proxy. A chain that ends otherwise (Redis) has no TCP metrics.
-func translateTCPStats(s *surroundings, chain *listener.FilterChain) (bool, error) {
-	for _, f := range chain.Filters {
-		config, err := pluginConfig(f.GetTypedConfig())
-		if err != nil {
-			return false, err
-		}
-		if config == nil {
+func translateTCPStats(s *surroundings, chain []byte) ([]byte, bool, error) {
+	changed := false
+	for filter := range each(chain, chainFilters) {
+		config := at(filter, filterTypedConfig)
+		if url := at(config, anyTypeURL); !bytes.HasSuffix(url, []byte(statsPlugin)) && !bytes.HasSuffix(url, []byte("TypedStruct")) {
 			continue
 		}
-		logs, err := tcpStats(s, config)
+		logs, ok, err := s.loggersFor(&anypb.Any{TypeUrl: string(at(config, anyTypeURL)), Value: at(config, anyValue)}, true)
 		if err != nil {
-			return false, err
+			return chain, false, err
 		}
-		for _, terminal := range chain.Filters {
-			proxy := &tcp.TcpProxy{}
-			if !terminal.GetTypedConfig().MessageIs(proxy) {
-				continue
-			}
-			if err := terminal.GetTypedConfig().UnmarshalTo(proxy); err != nil {
-				return false, err
-			}
-			logWhenConnected(s, proxy)
-			proxy.AccessLog = append(proxy.AccessLog, logs...)
-			packed, err := pack(proxy)
-			if err != nil {
-				return false, err
-			}
-			terminal.ConfigType = &listener.Filter_TypedConfig{TypedConfig: packed}
+		if !ok {
+			continue
 		}
+		var edited bool
+		chain, edited = edit(chain, chainFilters, func(terminal []byte) ([]byte, bool) {
+			config := at(terminal, filterTypedConfig)
+			if !isType(config, tcpProxy) {
+				return terminal, true
+			}
+			proxy := logWhenConnected(s, at(config, anyValue))
+			for _, log := range logs.encoded {
+				proxy = appendBytes(proxy, tcpAccessLog, log)
+			}
+			terminal, _ = edit(terminal, filterTypedConfig, func([]byte) ([]byte, bool) {
+				return appendAny(string(at(config, anyTypeURL)), proxy), true
+			})
+			return terminal, true
+		})
+		changed = changed || edited
 	}
-	return false, nil
+	return chain, changed, nil
 }
 
 // logWhenConnected makes a tcp_proxy log when a connection has its upstream, and not only at the end. Loggers that are
 // there keep quiet then, as before. A server's proxy connects to the app after the TLS handshake, not beside it: only then
 // it knows who is calling.
-func logWhenConnected(s *surroundings, proxy *tcp.TcpProxy) {
-	if proxy.AccessLogOptions.GetFlushAccessLogOnConnected() {
-		return
+func logWhenConnected(s *surroundings, proxy []byte) []byte {
+	if varint(at(proxy, tcpOptions), tcpOptionsOnConnected) != 0 {
+		return slices.Clip(proxy)
 	}
-	if s.inbound && proxy.UpstreamConnectMode == tcp.UpstreamConnectMode_IMMEDIATE {
-		proxy.UpstreamConnectMode = tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
-		if proxy.MaxEarlyDataBytes == nil { // the mode asks for it
-			proxy.MaxEarlyDataBytes = wrapperspb.UInt32(0)
+	proxy, _ = edit(proxy, tcpAccessLog, func(log []byte) ([]byte, bool) {
+		filter, filtered := last(log, accessLogFilter)
+		if !filtered {
+			return appendBytes(slices.Clip(log), accessLogFilter, s.loggers.quiet), true
+		}
+		both := appendBytes(nil, andFilter, appendBytes(appendBytes(nil, andFilters, filter), andFilters, s.loggers.quiet))
+		log, _ = edit(log, accessLogFilter, func([]byte) ([]byte, bool) { return both, true })
+		return log, true
+	})
+	proxy = slices.Clip(proxy)
+	if s.inbound && varint(proxy, tcpConnectMode) == uint64(tcp.UpstreamConnectMode_IMMEDIATE) {
+		proxy = appendVarint(proxy, tcpConnectMode, uint64(tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE))
+		if _, ok := last(proxy, tcpMaxEarlyData); !ok { // the mode asks for it
+			proxy = appendBytes(proxy, tcpMaxEarlyData, nil)
 		}
 	}
-	if proxy.AccessLogOptions == nil {
-		proxy.AccessLogOptions = &tcp.TcpProxy_TcpAccessLogOptions{}
-	}
-	proxy.AccessLogOptions.FlushAccessLogOnConnected = true
-	for _, log := range proxy.AccessLog {
-		log.Filter = allOf(log.Filter, &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
-			LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected}, Exclude: true},
-		}})
-	}
-}
-
-// pluginConfig returns the configuration of istio.stats, or nil for another extension.
-func pluginConfig(a *anypb.Any) (*stats.PluginConfig, error) {
-	config := &stats.PluginConfig{}
-	if !a.MessageIs(config) {
-		return nil, nil
-	}
-	if err := a.UnmarshalTo(config); err != nil {
-		return nil, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
-	}
-	return config, nil
+	return appendBytes(proxy, tcpOptions, appendVarint(nil, tcpOptionsOnConnected, 1)) // merged with what is there
 }
 
 // accessLogger is a stats logger for log entries that pass all filters.

@@ -3,10 +3,13 @@ package dialect_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,82 +42,100 @@ func TestTraffic(t *testing.T) {
 		configs []string
 	}{{"permissive", nil}, {"strict", []string{"strict.yaml"}}} {
 		for _, port := range []struct {
-			name              string
-			service, target   uint32
-			http1, http2, tcp bool
+			name, host      string
+			service, target uint32
+			protocols       []protocol
 		}{
-			{"http", 80, 8080, true, false, false},
-			{"grpc", 81, 8081, false, true, false},
-			{"tcp", 82, 8082, false, false, true},
-			{"sniffed", 83, 8083, true, true, true},
+			{"http", "b", 80, 8080, []protocol{http1}},
+			{"grpc", "b", 81, 8081, []protocol{grpcCall}},
+			{"tcp", "b", 82, 8082, []protocol{rawTCP}},
+			{"https", "b", 84, 8084, []protocol{rawTLS}},
+			{"auto", "b", 83, 8083, []protocol{http1, http2, grpcCall, rawTLS, rawTCP}},
+			{"unnamed", "unnamed", 90, 8090, []protocol{http1, http2, grpcCall, rawTLS, rawTCP}},
 		} {
 			t.Run(mode.name+"/"+port.name, func(t *testing.T) {
-				p := newPath(t, mode.configs, port.service, port.target)
-				http1, http2 := &http.Protocols{}, &http.Protocols{}
-				http1.SetHTTP1(true)
-				http2.SetUnencryptedHTTP2(true)
-				for _, c := range []struct {
-					on    bool
-					proto *http.Protocols
-					want  string
-				}{{port.http1, http1, "HTTP/1.1"}, {port.http2, http2, "HTTP/2.0"}} {
-					if !c.on {
-						continue
-					}
-					got := p.request(t, c.proto)
-					if !strings.HasPrefix(got, c.want+" ") {
-						t.Errorf("the app was called with %q, want %s", got, c.want)
-					}
-					// The server's proxy read the request as HTTP, and knows the client.
-					if !strings.Contains(got, "URI=spiffe://cluster.local/ns/demo/sa/a") {
-						t.Errorf("no identity of the client at the app: %q", got)
-					}
-				}
-				if port.http1 {
-					// A client without a sidecar.
-					_, err := get(p.inbound, http1)
-					if refused := err != nil; refused != (mode.name == "strict") {
-						t.Errorf("plain text: %v", err)
-					}
-				}
-				if port.http2 {
-					p.wantMetric(t, p.server, "istio_requests_total", `request_protocol="grpc"`)
-					p.wantMetric(t, p.client, "istio_request_messages_total", `request_protocol="grpc"`, `destination_workload="b"`, "} 2")
-					p.wantMetric(t, p.server, "istio_request_messages_total", `source_workload="a"`, "} 2")
-				}
-				if port.http1 || port.http2 {
-					p.wantMetric(t, p.server, "istio_requests_total", `reporter="destination"`, `response_code="200"`,
-						`source_principal="spiffe://cluster.local/ns/demo/sa/a"`, `destination_principal="spiffe://cluster.local/ns/demo/sa/b"`,
-						`destination_service="b.demo.svc.cluster.local"`, `destination_workload="b"`, `connection_security_policy="mutual_tls"`,
-						`source_workload="a"`, `source_workload_namespace="demo"`, `source_app="a"`, `source_version="v1"`, `source_canonical_service="a"`,
-						`source_cluster="Kubernetes"`)
-					p.wantMetric(t, p.client, "istio_requests_total", `reporter="source"`, `source_workload="a"`,
-						`destination_workload="b"`, `destination_workload_namespace="demo"`, `destination_service_name="b"`,
-						`destination_principal="spiffe://cluster.local/ns/demo/sa/b"`, `destination_canonical_service="b"`,
-						`destination_app="b"`, `destination_version="v1"`)
-				}
-				if port.tcp {
-					p.echo(t)
-					p.wantMetric(t, p.server, "istio_tcp_connections_closed_total", `reporter="destination"`,
-						`source_principal="spiffe://cluster.local/ns/demo/sa/a"`, `request_protocol="tcp"`, `source_workload="a"`, `source_app="a"`)
-					for _, e := range []*envoyProcess{p.client, p.server} {
-						p.wantMetric(t, e, "istio_tcp_connections_opened_total", `destination_workload="b"`, `source_workload="a"`)
-					}
-					p.wantMetric(t, p.client, "istio_tcp_received_bytes_total", `destination_service_name="b"`)
+				p := newPath(t, mode.configs, port.host, port.service, port.target)
+				for _, protocol := range port.protocols {
+					t.Run(string(protocol), func(t *testing.T) {
+						p.send(t, protocol)
+						// A client without a sidecar.
+						if err := p.call(p.inbound, protocol, nil); (err != nil) != (mode.name == "strict") {
+							t.Errorf("without mutual TLS: %v", err)
+						}
+					})
 				}
 			})
 		}
 	}
 }
 
+// protocol is what an app speaks.
+type protocol string
+
+const (
+	http1    protocol = "HTTP/1.1"
+	http2    protocol = "HTTP/2"
+	grpcCall protocol = "gRPC"
+	rawTLS   protocol = "TLS"
+	rawTCP   protocol = "TCP"
+)
+
+// send calls the app through both proxies, and shows that both have read the protocol and know each other.
+func (p *path) send(t *testing.T, protocol protocol) {
+	t.Helper()
+	var answer string
+	if err := p.call(p.address, protocol, &answer); err != nil {
+		t.Fatalf("%v\nclient: %s\nserver: %s", err, p.client.log, p.server.log)
+	}
+	principals := []string{
+		`source_principal="spiffe://cluster.local/ns/demo/sa/a"`, `destination_principal="spiffe://cluster.local/ns/demo/sa/b"`,
+	}
+	client := []string{`reporter="source"`, `source_workload="a"`, `destination_workload="b"`, `destination_app="b"`, `destination_version="v1"`,
+		`destination_workload_namespace="demo"`, `destination_canonical_service="b"`, `destination_service_name="` + p.host + `"`}
+	server := []string{`reporter="destination"`, `connection_security_policy="mutual_tls"`, `destination_workload="b"`,
+		`source_workload="a"`, `source_workload_namespace="demo"`, `source_app="a"`, `source_version="v1"`, `source_canonical_service="a"`,
+		`source_cluster="Kubernetes"`, `destination_service="` + p.host + `.demo.svc.cluster.local"`}
+	client, server = append(client, principals...), append(server, principals...)
+	switch protocol {
+	case rawTLS, rawTCP:
+		for _, name := range []string{"opened_total", "closed_total"} {
+			p.wantMetric(t, p.server, "istio_tcp_connections_"+name, append(server, `request_protocol="tcp"`)...)
+			p.wantMetric(t, p.client, "istio_tcp_connections_"+name, append(client, `request_protocol="tcp"`)...)
+		}
+		p.wantMetric(t, p.client, "istio_tcp_received_bytes_total", client...)
+		return
+	}
+	want := "HTTP/2.0 "
+	if protocol == http1 {
+		want = "HTTP/1.1 "
+	}
+	if !strings.HasPrefix(answer, want) {
+		t.Errorf("the app was called with %q, want %s", answer, want)
+	}
+	// The server's proxy read the request as HTTP, and knows the client.
+	if !strings.Contains(answer, "URI=spiffe://cluster.local/ns/demo/sa/a") {
+		t.Errorf("no identity of the client at the app: %q", answer)
+	}
+	as := `request_protocol="http"`
+	if protocol == grpcCall {
+		as = `request_protocol="grpc"`
+		p.wantMetric(t, p.client, "istio_request_messages_total", append(client, as, "} 2")...)
+		p.wantMetric(t, p.server, "istio_request_messages_total", append(server, as, "} 2")...)
+	}
+	p.wantMetric(t, p.server, "istio_requests_total", append(server, as, `response_code="200"`)...)
+	p.wantMetric(t, p.client, "istio_requests_total", append(client, as, `response_code="200"`)...)
+}
+
 // path is a client's Envoy, a server's Envoy and an app behind it.
 type path struct {
+	host           string
+	app            *app
 	address        string // the client's listener
 	inbound        string // the server's
 	client, server *envoyProcess
 }
 
-func newPath(t *testing.T, configs []string, service, target uint32) *path {
+func newPath(t *testing.T, configs []string, host string, service, target uint32) *path {
 	t.Helper()
 	var client, server *model.Proxy
 	for _, s := range scenes() {
@@ -128,6 +149,7 @@ func newPath(t *testing.T, configs []string, service, target uint32) *path {
 	f, _ := newIstiod(t, scene{configs: configs, proxy: client})
 	dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex)))
 	ca := newAuthority(t)
+	behind := serveApp(t)
 	inboundPort, outboundPort := freePort(t), freePort(t)
 
 	in := generate(t, f, server)
@@ -149,12 +171,12 @@ func newPath(t *testing.T, configs []string, service, target uint32) *path {
 	toApp.LbPolicy, toApp.UpstreamBindConfig, toApp.LbConfig = cluster.Cluster_ROUND_ROBIN, nil, nil
 	toApp.LoadAssignment = &endpoint.ClusterLoadAssignment{ClusterName: toApp.Name, Endpoints: []*endpoint.LocalityLbEndpoints{{
 		LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{
-			Address: loopback(serveApp(t)),
+			Address: loopback(behind.port),
 		}}}},
 	}}}
 
 	out := generate(t, f, client)
-	name := fmt.Sprintf("outbound|%d||b.demo.svc.cluster.local", service)
+	name := fmt.Sprintf("outbound|%d||%s.demo.svc.cluster.local", service, host)
 	toServer, endpoints := &cluster.Cluster{}, &endpoint.ClusterLoadAssignment{}
 	find(t, out[v3.ClusterType], name, toServer)
 	find(t, out[v3.EndpointType], name, endpoints)
@@ -162,7 +184,7 @@ func newPath(t *testing.T, configs []string, service, target uint32) *path {
 	toServer.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}
 	toServer.EdsClusterConfig, toServer.LoadAssignment = nil, endpoints
 	outbound := &listener.Listener{}
-	for _, candidate := range []string{fmt.Sprintf("10.0.0.2_%d", service), fmt.Sprintf("0.0.0.0_%d", service)} {
+	for _, candidate := range []string{fmt.Sprintf("10.0.0.2_%d", service), fmt.Sprintf("10.0.0.3_%d", service), fmt.Sprintf("0.0.0.0_%d", service)} {
 		if r := byName(out[v3.ListenerType])[candidate]; r != nil {
 			if err := r.Resource.UnmarshalTo(outbound); err != nil {
 				t.Fatal(err)
@@ -173,6 +195,7 @@ func newPath(t *testing.T, configs []string, service, target uint32) *path {
 	listenOn(outbound, outboundPort)
 
 	return &path{
+		host: host, app: behind,
 		address: fmt.Sprintf("127.0.0.1:%d", outboundPort),
 		inbound: fmt.Sprintf("127.0.0.1:%d", inboundPort),
 		server:  staticEnvoy(t, server, ca, []*listener.Listener{inbound}, []*cluster.Cluster{toApp}),
@@ -244,8 +267,15 @@ func freePort(t *testing.T) uint32 {
 	return uint32(l.Addr().(*net.TCPAddr).Port)
 }
 
-// serveApp answers HTTP with what it knows of the request, and echoes a connection that begins with echoWord.
-func serveApp(t *testing.T) uint32 {
+// app is a server for every protocol on one port.
+type app struct {
+	port uint32
+	// roots hold the certificate that the app has for TLS.
+	roots *x509.CertPool
+}
+
+// serveApp answers HTTP with what it knows of the request, and echoes echoWord, also inside of TLS.
+func serveApp(t *testing.T) *app {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -256,12 +286,23 @@ func serveApp(t *testing.T) uint32 {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // an answer before that would end the messages of gRPC
 		fmt.Fprintf(w, "%s %s", r.Proto, r.Header.Get("X-Forwarded-Client-Cert"))
 	})}
 	t.Cleanup(func() { _ = srv.Close() })
-	port := uint32(l.Addr().(*net.TCPAddr).Port)
+	secure := httptest.NewTLSServer(nil) // for its certificate
+	secure.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(secure.Certificate())
 	handover := &connListener{conns: make(chan net.Conn), addr: l.Addr(), done: make(chan struct{})}
 	go func() { _ = srv.Serve(handover) }()
+	echo := func(c net.Conn) {
+		defer c.Close()
+		word := make([]byte, len(echoWord))
+		if _, err := io.ReadFull(c, word); err == nil {
+			_, _ = c.Write(word)
+		}
+	}
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -269,25 +310,28 @@ func serveApp(t *testing.T) uint32 {
 				return
 			}
 			go func() {
-				first := make([]byte, len(echoWord))
+				first := make([]byte, 1)
 				if _, err := io.ReadFull(c, first); err != nil {
 					_ = c.Close()
 					return
 				}
-				if string(first) == echoWord {
-					_, _ = c.Write(first)
-					_ = c.Close()
-					return
-				}
-				select {
-				case handover.conns <- &prefixedConn{c, first}:
-				case <-handover.done:
-					_ = c.Close()
+				again := &prefixedConn{c, first}
+				switch first[0] {
+				case echoWord[0]:
+					echo(again)
+				case 0x16: // a TLS handshake
+					echo(tls.Server(again, secure.TLS))
+				default:
+					select {
+					case handover.conns <- again:
+					case <-handover.done:
+						_ = c.Close()
+					}
 				}
 			}()
 		}
 	}()
-	return port
+	return &app{uint32(l.Addr().(*net.TCPAddr).Port), roots}
 }
 
 const echoWord = "\x00ping\n"
@@ -368,29 +412,47 @@ func staticEnvoy(t *testing.T, p *model.Proxy, ca *authority, ls []*listener.Lis
 	return e
 }
 
-func (p *path) request(t *testing.T, protocols *http.Protocols) string {
-	t.Helper()
-	body, err := get(p.address, protocols)
-	if err != nil {
-		t.Fatalf("%v\nclient: %s\nserver: %s", err, p.client.log, p.server.log)
+// call sends the app one request, and returns what it answers to one of HTTP.
+func (p *path) call(address string, protocol protocol, answer *string) error {
+	dialer := &net.Dialer{Timeout: 10 * time.Second}
+	switch protocol {
+	case rawTCP:
+		c, err := dialer.Dial("tcp", address)
+		if err != nil {
+			return err
+		}
+		return echoed(c)
+	case rawTLS:
+		c, err := tls.DialWithDialer(dialer, "tcp", address, &tls.Config{ServerName: "example.com", RootCAs: p.app.roots})
+		if err != nil {
+			return err
+		}
+		return echoed(c)
 	}
-	return body
+	got, err := get(address, protocol)
+	if answer != nil {
+		*answer = got
+	}
+	return err
 }
 
-func get(address string, protocols *http.Protocols) (string, error) {
+func get(address string, protocol protocol) (string, error) {
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(protocol == http1)
+	protocols.SetUnencryptedHTTP2(protocol != http1)
 	tr := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	}}
 	defer tr.CloseIdleConnections()
 	var body io.Reader
-	if protocols.UnencryptedHTTP2() {
+	if protocol == grpcCall {
 		body = bytes.NewReader(make([]byte, 2*5)) // two messages of gRPC, with nothing in them
 	}
 	req, err := http.NewRequest(http.MethodGet, "http://b.demo.svc.cluster.local/", body)
 	if err != nil {
 		return "", err
 	}
-	if protocols.UnencryptedHTTP2() {
+	if protocol == grpcCall {
 		req.Header.Set("Content-Type", "application/grpc")
 	}
 	resp, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Do(req)
@@ -408,21 +470,21 @@ func get(address string, protocols *http.Protocols) (string, error) {
 	return string(answer), nil
 }
 
-func (p *path) echo(t *testing.T) {
-	t.Helper()
-	c, err := net.Dial("tcp", p.address)
-	if err != nil {
-		t.Fatal(err)
-	}
+// echoed sends echoWord and wants it back.
+func echoed(c net.Conn) error {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := io.WriteString(c, echoWord); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	got, err := io.ReadAll(c)
-	if err != nil || string(got) != echoWord {
-		t.Fatalf("echo: %q %v", got, err)
+	got := make([]byte, len(echoWord))
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
 	}
+	if string(got) != echoWord {
+		return fmt.Errorf("the echo is %q", got)
+	}
+	return nil
 }
 
 // wantMetric waits for a sample with all the labels and a value of at least one.

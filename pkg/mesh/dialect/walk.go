@@ -1,13 +1,14 @@
 package dialect
 
 import (
+	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
-	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -24,13 +25,9 @@ const (
 	refuse
 )
 
-const (
-	anyName      protoreflect.FullName = "google.protobuf.Any"
-	metadataName protoreflect.FullName = "envoy.config.core.v3.Metadata"
-)
-
-// walker translates one resource. It visits every google.protobuf.Any in it by reflection, also those inside others, so
-// that no extension position has to be known by name.
+// walker translates one resource. It visits every google.protobuf.Any in it, also those inside others, so that no extension
+// position has to be known by name. It reads the wire format and skips what cannot hold an Any; only what changes is written
+// anew.
 type walker struct {
 	*Translator
 	around surroundings
@@ -40,174 +37,192 @@ type walker struct {
 	path []string
 }
 
-// message walks m and reports whether it changed anything, and what m's own extension means for m.
-func (w *walker) message(m protoreflect.Message) (changed bool, v verdict, err error) {
-	if rule, ok := messageRules[m.Descriptor().FullName()]; ok {
-		changed, err = rule(&w.around, m.Interface())
-		if err != nil {
-			return changed, refuse, w.errorf("%w", err)
-		}
+// message walks a message and returns what it becomes, whether that is something else, and what its own extension means for
+// it.
+func (w *walker) message(s *shape, b []byte) (out []byte, changed bool, v verdict, err error) {
+	b, changed, err = w.apply(s, b)
+	if err != nil {
+		return nil, false, refuse, w.errorf("%w", err)
 	}
-	// Deleting from a message while ranging over it is not allowed; the fields are few.
-	type field struct {
-		fd  protoreflect.FieldDescriptor
-		val protoreflect.Value
+	out, more, v, err := w.members(s, b)
+	return out, changed || more, v, err
+}
+
+// apply runs the rule for messages of this type.
+func (w *walker) apply(s *shape, b []byte) ([]byte, bool, error) {
+	if s.wire != nil {
+		return s.wire(&w.around, b)
 	}
-	var fields []field
-	m.Range(func(fd protoreflect.FieldDescriptor, val protoreflect.Value) bool {
-		if fd.Message() != nil {
-			fields = append(fields, field{fd, val})
+	if s.rule == nil || !bytes.Contains(b, s.marker) {
+		return b, false, nil
+	}
+	m := s.new().Interface()
+	if err := proto.Unmarshal(b, m); err != nil {
+		return nil, false, fmt.Errorf("unmarshal %s: %w", s.name, err)
+	}
+	if changed, err := s.rule(&w.around, m); err != nil || !changed {
+		return b, false, err
+	}
+	packed, err := pack(m)
+	return packed.GetValue(), true, err
+}
+
+func (w *walker) members(s *shape, b []byte) (out []byte, changed bool, v verdict, err error) {
+	done, at := 0, 0 // what is in out, and what was read
+	var met [2]uint64
+	for at < len(b) {
+		num, typ, n := protowire.ConsumeTag(b[at:])
+		if n < 0 {
+			return nil, false, refuse, w.errorf("unmarshal %s: %w", s.name, protowire.ParseError(n))
 		}
-		return true
-	})
-	for _, f := range fields {
-		// Typed metadata is data for whoever reads it: Envoy ignores types that it does not know.
-		if m.Descriptor().FullName() == metadataName && f.fd.Name() == "typed_filter_metadata" {
+		size := protowire.ConsumeFieldValue(num, typ, b[at+n:])
+		if size < 0 {
+			return nil, false, refuse, w.errorf("unmarshal %s: %w", s.name, protowire.ParseError(size))
+		}
+		start := at
+		at += n + size
+		m := s.member(num)
+		if m == nil || typ != protowire.BytesType {
 			continue
 		}
-		w.path = append(w.path, string(f.fd.Name()))
-		c, fv, err := w.field(m, f.fd, f.val)
+		if !m.many {
+			if met[m.index/64]&(1<<(m.index%64)) != 0 {
+				// One message in two parts, which no encoder writes: nothing may hide in that.
+				return w.merged(s, b)
+			}
+			met[m.index/64] |= 1 << (m.index % 64)
+		}
+		was, _ := protowire.ConsumeBytes(b[start+n:])
+		w.path = append(w.path, m.name)
+		is, c, verdict, err := w.member(s, m, b, was)
 		w.path = w.path[:len(w.path)-1]
-		changed = changed || c
-		if err != nil {
-			return changed, refuse, err
-		}
-		if fv == remove {
-			v = remove
-		}
-	}
-	return changed, v, nil
-}
-
-// field walks one set field of m. A verdict of remove is about m itself.
-func (w *walker) field(m protoreflect.Message, fd protoreflect.FieldDescriptor, val protoreflect.Value) (bool, verdict, error) {
-	changed := false
-	switch {
-	case fd.IsList():
-		list, kept := val.List(), 0
-		for i := range list.Len() {
-			el := list.Get(i)
-			c, v, err := w.value(m, el.Message())
-			if err != nil {
-				return changed, refuse, err
-			}
-			changed = changed || c || v == remove
-			if v == remove {
-				continue
-			}
-			if kept != i {
-				list.Set(kept, el)
-			}
-			kept++
-		}
-		if kept != list.Len() {
-			list.Truncate(kept)
-		}
-	case fd.IsMap():
-		if fd.MapValue().Message() == nil {
-			return false, keep, nil
-		}
-		var gone []protoreflect.MapKey
-		var failed error
-		val.Map().Range(func(k protoreflect.MapKey, el protoreflect.Value) bool {
-			c, v, err := w.value(m, el.Message())
-			changed = changed || c || v == remove
-			if v == remove {
-				gone = append(gone, k)
-			}
-			failed = err
-			return err == nil
-		})
-		if failed != nil {
-			return changed, refuse, failed
-		}
-		for _, k := range gone {
-			val.Map().Clear(k)
-		}
-	case fd.Message().FullName() == anyName:
-		// The extension of m: m goes with it.
-		return w.value(m, val.Message())
-	default:
-		c, v, err := w.value(m, val.Message())
-		if err != nil {
-			return c, refuse, err
-		}
-		if v == remove {
+		switch {
+		case err != nil:
+			return nil, false, refuse, err
+		case verdict == remove && !m.many && m.shape == nil:
+			// The extension of this message: the message goes with it.
+			v, changed = remove, true
+			continue
+		case verdict == remove && !m.many:
 			// One and only: nothing says that the message is valid or safe without it.
-			return c, refuse, w.errorf("%s cannot be left out of %s", fd.Name(), m.Descriptor().FullName())
+			return nil, false, refuse, w.errorf("%s cannot be left out of %s", m.name, s.name)
+		case verdict == keep && !c:
+			continue
 		}
-		return c, keep, nil
+		if out == nil {
+			out = make([]byte, 0, len(b)+len(is)+16)
+		}
+		out = append(out, b[done:start]...)
+		if verdict == keep {
+			out = appendBytes(out, num, is)
+		}
+		done, changed = at, true
 	}
-	return changed, keep, nil
+	if done == 0 {
+		return b, changed, v, nil
+	}
+	return append(out, b[done:]...), true, v, nil
 }
 
-// value walks a message-typed value that is held by a field of holder.
-func (w *walker) value(holder, m protoreflect.Message) (bool, verdict, error) {
-	if a, ok := m.Interface().(*anypb.Any); ok {
-		return w.any(holder, a)
+// merged walks a message after writing it anew, with each field once.
+func (w *walker) merged(s *shape, b []byte) ([]byte, bool, verdict, error) {
+	m := s.new().Interface()
+	if err := proto.Unmarshal(b, m); err != nil {
+		return nil, false, refuse, w.errorf("unmarshal %s: %w", s.name, err)
 	}
-	return w.message(m)
+	packed, err := pack(m)
+	if err != nil {
+		return nil, false, refuse, w.errorf("%w", err)
+	}
+	return w.members(s, packed.Value)
+}
+
+// member walks the value of a field of holder, which has the shape s.
+func (w *walker) member(s *shape, m *member, holder, b []byte) ([]byte, bool, verdict, error) {
+	value := b
+	if m.isMap {
+		value, _ = last(b, mapValue)
+	}
+	var out []byte
+	var changed bool
+	var v verdict
+	var err error
+	if m.shape != nil {
+		out, changed, v, err = w.message(m.shape, value)
+	} else {
+		out, changed, v, err = w.any(s, holder, value)
+	}
+	if m.isMap && changed && v == keep && err == nil {
+		key, _ := edit(b, mapValue, func([]byte) ([]byte, bool) { return nil, false })
+		out = appendBytes(slices.Clip(key), mapValue, out)
+	}
+	return out, changed, v, err
 }
 
 // any decides about one extension: translated by its rule, walked if Envoy knows it, or unknown.
-func (w *walker) any(holder protoreflect.Message, a *anypb.Any) (bool, verdict, error) {
-	name := effectiveType(a)
-	w.path = append(w.path, "["+string(name)+"]")
+func (w *walker) any(s *shape, holder, b []byte) ([]byte, bool, verdict, error) {
+	url, value := at(b, anyTypeURL), at(b, anyValue)
+	if len(url) == 0 && len(value) == 0 {
+		return b, false, keep, nil // there, and nothing in it: no configuration, for Wasm
+	}
+	name := url[bytes.LastIndexByte(url, '/')+1:]
+	e := w.extensions[string(name)]
+	var structured *anypb.Any
+	if e != nil && e.typedStruct {
+		structured = &anypb.Any{TypeUrl: string(url), Value: value}
+		effective := effectiveType(structured)
+		name = []byte(effective)
+		if e = w.extensions[string(effective)]; e != nil && e.typedStruct {
+			e = nil // it names none, or another one
+		}
+	}
+	if e == nil {
+		w.unknown = append(w.unknown, string(name))
+		if s.optional(holder) {
+			return nil, true, remove, nil
+		}
+		return nil, false, refuse, w.errorf("[%s]: the shipped Envoy does not know this type", name)
+	}
+	if e.shape == nil && e.rule == nil {
+		return b, false, keep, nil
+	}
+	w.path = append(w.path, e.label)
 	defer func() { w.path = w.path[:len(w.path)-1] }()
-	if rule, ok := extensionRules[name]; ok {
-		replacement, err := rule(a)
+	if e.rule != nil {
+		replacement, err := e.rule(&anypb.Any{TypeUrl: string(url), Value: value})
 		switch {
 		case err != nil:
-			return false, refuse, w.errorf("translate: %w", err)
+			return nil, false, refuse, w.errorf("translate: %w", err)
 		case replacement == nil:
-			return true, remove, nil
+			return nil, true, remove, nil
 		}
-		a.TypeUrl, a.Value = replacement.TypeUrl, replacement.Value
-		return true, keep, nil
+		return appendAny(replacement.TypeUrl, replacement.Value), true, keep, nil
 	}
-	if !w.known[string(name)] && !namedOnly[name] {
-		w.unknown = append(w.unknown, string(name))
-		if optional(holder) {
-			return true, remove, nil
+	if structured != nil {
+		m, err := unstructured(structured, e.shape.new)
+		if err != nil {
+			return nil, false, refuse, w.errorf("%w", err)
 		}
-		return false, refuse, w.errorf("the shipped Envoy does not know this type")
+		if m == nil {
+			return b, false, keep, nil
+		}
+		url, value = []byte(m.TypeUrl), m.Value
 	}
-	inner, err := w.unpack(a)
-	if err != nil {
-		return false, refuse, w.errorf("%w", err)
-	}
-	if inner == nil {
-		return false, keep, nil
-	}
-	changed, v, err := w.message(inner.ProtoReflect())
+	inner, changed, v, err := w.message(e.shape, value)
 	if err != nil || v == remove || !changed {
-		return changed, v, err
+		return b, changed, v, err
 	}
-	packed, err := pack(inner)
-	if err != nil {
-		return changed, refuse, err
-	}
-	a.TypeUrl, a.Value = packed.TypeUrl, packed.Value
-	return true, keep, nil
+	return appendAny(string(url), inner), true, keep, nil
+}
+
+func appendAny(url string, value []byte) []byte {
+	b := make([]byte, 0, len(url)+len(value)+16)
+	return appendBytes(appendText(b, anyTypeURL, url), anyValue, value)
 }
 
 // errorf says where in the resource something is wrong.
 func (w *walker) errorf(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", strings.Join(w.path, "."), fmt.Errorf(format, args...))
-}
-
-// optional says whether Envoy's own contract or the purpose of a position allows leaving out an extension that nobody
-// knows. Everything else may enforce security (RBAC, authentication, TLS), so it is refused.
-func optional(holder protoreflect.Message) bool {
-	switch h := holder.Interface().(type) {
-	case *hcm.HttpFilter:
-		return h.IsOptional // Envoy: "clients that do not support this filter may ignore the filter"
-	case *route.FilterConfig:
-		return h.IsOptional
-	case *accesslog.AccessLog:
-		return true // observes, never decides
-	}
-	return false
 }
 
 // namedOnly are types that Envoy finds by the extension's name, not by type, so that node.extensions does not list them.
