@@ -161,6 +161,9 @@ func pullAdvice(pod *corev1.Pod, s corev1.ContainerStatus, waiting *corev1.Conta
 	return "look at the image's name and tag, and at imagePullSecrets", false
 }
 
+// failures is how often a probe has to fail until it is worth a word: while a program starts, its first ones do.
+const failures = 3
+
 // events adds what only events say: failing probes and volumes that cannot be mounted.
 func (w *look) events(ctx context.Context, pod *corev1.Pod) error {
 	events, err := w.client.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{
@@ -173,6 +176,9 @@ func (w *look) events(ctx context.Context, pod *corev1.Pod) error {
 		container := containerOf(e.InvolvedObject.FieldPath)
 		switch e.Reason {
 		case "Unhealthy":
+			if e.Count < failures {
+				continue
+			}
 			kind, _, _ := strings.Cut(e.Message, " ") // "Readiness probe failed: …"
 			probe := strings.ToLower(kind) + "Probe"
 			f := Finding{Reason: ProbeFailing, Pod: pod.Name, Container: container, Message: e.Message,
