@@ -29,15 +29,6 @@ var statsLoggerRows = []row{
 	{"stats logger: server CPU", "share of the server's Envoy's CPU", "%", "", ""},
 }
 
-var pushRows = []row{
-	{pushID("cached/istiod"), "nothing has changed: istiod", "ms", "", ""},
-	{pushID("cached/dialect"), "nothing has changed: with the translation", "ms", "", ""},
-	{pushID("cached"), "nothing has changed: more with the translation", "%", "10 %", ""},
-	{pushID("changed/istiod"), "all has changed: istiod", "ms", "", ""},
-	{pushID("changed/dialect"), "all has changed: with the translation", "ms", "", ""},
-	{pushID("changed"), "all has changed: more with the translation", "%", "10 %", ""},
-}
-
 // costMatrix has a line for each Envoy at each rate.
 func costMatrix() matrix {
 	m := matrix{heads: []string{"Envoy", "CPU, cores for 1,000 requests per second", "RSS, MB", "anonymous, MB"}}

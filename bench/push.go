@@ -12,8 +12,23 @@ import (
 // pushID names a figure of the benchmark of pushes; name is what go test calls it.
 func pushID(name string) figureID { return figureID("push " + name) }
 
-// pushKinds are what BenchmarkPush tells apart: nothing has changed since the last push, or all has.
-var pushKinds = []string{"cached", "changed"}
+// pushKinds are what BenchmarkPush tells apart: the protocol of the mesh's 1,000 services, and whether nothing has changed
+// since the last push, or all has; the latter for one sidecar and as the mean of ten.
+var pushKinds = []struct{ name, says string }{
+	{"http/cached", "HTTP, nothing has changed"}, {"http/changed", "HTTP, all has changed, one sidecar"}, {"http/mesh", "HTTP, all has changed, each of ten"},
+	{"tcp/cached", "TCP, nothing has changed"}, {"tcp/changed", "TCP, all has changed, one sidecar"}, {"tcp/mesh", "TCP, all has changed, each of ten"},
+}
+
+// pushRows are the rows of the report.
+func pushRows() []row {
+	var rows []row
+	for _, kind := range pushKinds {
+		rows = append(rows,
+			row{pushID(kind.name + "/istiod"), kind.says + ": istiod", "ms", "", ""},
+			row{pushID(kind.name), kind.says + ": more with the translation", "%", "10 %", ""})
+	}
+	return rows
+}
 
 // pushes runs the dialect's benchmark of what one sidecar gets in a full push, with and without the translation.
 func (b *bench) pushes(ctx context.Context) error {
@@ -24,46 +39,38 @@ func (b *bench) pushes(ctx context.Context) error {
 	if out, err := compile.CombinedOutput(); err != nil {
 		return fmt.Errorf("compile the dialect's benchmark: %w: %s", err, out)
 	}
-	cmd := exec.CommandContext(ctx, test, "-test.run=^$", "-test.bench=Push", "-test.benchtime=5s")
+	cmd := exec.CommandContext(ctx, test, "-test.run=^$", "-test.bench=Push", "-test.benchtime=5x")
 	cmd.Dir = dir
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("the dialect's benchmark: %w: %s", err, out)
 	}
-	took, err := nanoseconds(string(out), "BenchmarkPush/")
-	if err != nil {
-		return err
-	}
 	for _, kind := range pushKinds {
-		istiod, dialect := took[kind+"/istiod"], took[kind+"/dialect"]
-		if istiod == 0 || dialect == 0 {
-			return fmt.Errorf("the dialect's benchmark says nothing of %s pushes: %s", kind, out)
+		found := metrics(string(out), "BenchmarkPush/"+kind.name)
+		istiod, ok := found["istiod-cpu-ns/push"]
+		added, more := found["added-%"]
+		if !ok || !more {
+			return fmt.Errorf("the dialect's benchmark says nothing of %s: %s", kind.name, out)
 		}
-		b.results.add(pushID(kind+"/istiod"), istiod/1e6)
-		b.results.add(pushID(kind+"/dialect"), dialect/1e6)
-		b.results.add(pushID(kind), 100*(dialect/istiod-1))
+		b.results.add(pushID(kind.name+"/istiod"), istiod/1e6)
+		b.results.add(pushID(kind.name), added)
 	}
 	return nil
 }
 
-// nanoseconds reads the time of each operation from what a Go benchmark prints, by name without this prefix and the
-// number of processors.
-func nanoseconds(out, prefix string) (map[string]float64, error) {
-	took := map[string]float64{}
+// metrics are the values of one line of what a Go benchmark prints, by unit. The number of processors follows the name.
+func metrics(out, name string) map[string]float64 {
+	values := map[string]float64{}
 	for text := range strings.Lines(out) {
 		f := strings.Fields(text)
-		if len(f) < 4 || !strings.HasPrefix(f[0], prefix) || f[3] != "ns/op" {
+		if len(f) < 4 || f[0] != name && !strings.HasPrefix(f[0], name+"-") {
 			continue
 		}
-		value, err := strconv.ParseFloat(f[2], 64)
-		if err != nil {
-			return nil, fmt.Errorf("read the benchmark's %q: %w", strings.TrimSpace(text), err)
+		for i := 2; i+1 < len(f); i += 2 {
+			if value, err := strconv.ParseFloat(f[i], 64); err == nil {
+				values[f[i+1]] = value
+			}
 		}
-		name := strings.TrimPrefix(f[0], prefix)
-		if at := strings.LastIndexByte(name, '-'); at > 0 {
-			name = name[:at]
-		}
-		took[name] = value
 	}
-	return took, nil
+	return values
 }

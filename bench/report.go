@@ -121,7 +121,7 @@ func report(parts []part, known records) string {
 		"SmallBare": smallBareRows, "SmallMesh": smallMeshRows, "Ratios": ratioTable(r),
 		"BareID": bareIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
 		"Latency": latencyMatrix(), "Most": mostRows(), "Cost": costMatrix(), "StatsLogger": statsLoggerRows,
-		"Sidecars": sidecarMatrix(), "Pushes": pushRows, "Connections": connections, "Endpoints": endpointsEach,
+		"Sidecars": sidecarMatrix(), "Pushes": pushRows(), "Connections": connections, "Endpoints": endpointsEach,
 	})
 	if err != nil {
 		panic(err) // the template is a part of this program

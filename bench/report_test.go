@@ -30,7 +30,7 @@ func TestReport(t *testing.T) {
 	first.verdict(smallMesh, "yes")
 	first.verdict(smallMesh, "no: the server has ended")
 	second.add(direct.figure(topRate, "p99"), 0.5)
-	second.add(pushID("cached"), 8.25)
+	second.add(pushID("http/cached"), 8.25)
 	m := machine{Date: "2026-01-02", CPU: "Some CPU", Kernel: "6.1.0", System: "Debian", Polymesh: "polymesh 1.0", Cores: 2, Memory: 25.2}
 	later := m
 	later.Date, later.Polymesh = "2026-02-03", "polymesh 1.1"
@@ -81,9 +81,10 @@ func TestNumber(t *testing.T) {
 	}
 }
 
-func TestNanoseconds(t *testing.T) {
-	got, err := nanoseconds("goos: linux\nBenchmarkPush/cached/istiod-2   \t     100\t  11048573 ns/op\t 12 B/op\nBenchmarkPush/changed/istiod\t 3\t 2.5 ns/op\nPASS\n", "BenchmarkPush/")
-	if err != nil || len(got) != 2 || got["cached/istiod"] != 11048573 || got["changed/istiod"] != 2.5 {
-		t.Errorf("got %v, %v", got, err)
+func TestMetrics(t *testing.T) {
+	const out = "goos: linux\nBenchmarkPush/http/cached-2   \t       5\t   8.25 added-%\t  11048573 istiod-cpu-ns/push\nBenchmarkPush/http/cached/x\t 3\t 2.5 ns/op\nPASS\n"
+	got := metrics(out, "BenchmarkPush/http/cached")
+	if len(got) != 2 || got["added-%"] != 8.25 || got["istiod-cpu-ns/push"] != 11048573 {
+		t.Errorf("got %v", got)
 	}
 }
