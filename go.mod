@@ -5,6 +5,7 @@ go 1.26.8
 require (
 	github.com/containerd/containerd/v2 v2.3.7
 	github.com/k3s-io/kine v0.14.12
+	github.com/moby/patternmatcher v0.6.0
 	github.com/spf13/cobra v1.10.2
 	istio.io/api v1.31.0-rc.0.0.20260824154656-b943409680a7
 	istio.io/istio v0.0.0-20260827124520-eed52ebb66ad
@@ -12,8 +13,6 @@ require (
 	k8s.io/kubectl v0.36.0
 	k8s.io/kubernetes v1.36.3
 )
-
-require github.com/moby/patternmatcher v0.6.0 // indirect
 
 require (
 	cel.dev/expr v0.25.2 // indirect
