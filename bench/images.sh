@@ -8,16 +8,8 @@ top=$(cd "$here/.." && pwd)
 out=$top/.build/bench
 image=registry.polymesh.dev/test/load:1
 
-((EUID == 0)) || { echo "images.sh: building images needs root: run it with sudo." >&2; exit 1; }
-mkdir -p "$out"
-exec 9>"$out/lock"
-flock 9 # two runs would write the same storage
-
-buildah() {
-    # Without skip_mount_home a mount stays behind, and `make clean` could not remove it.
-    command buildah --root "$out/storage" --runroot "$out/run" \
-        --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
-}
+# shellcheck source=build/image-storage.sh
+source "$top/build/image-storage.sh"
 
 CGO_ENABLED=0 go -C "$top/build/upstream/vegeta" build -trimpath -ldflags "-s -w" -o "$out/vegeta" github.com/tsenart/vegeta/v12
 cd "$top"
@@ -30,7 +22,5 @@ container=$(buildah from scratch)
 buildah copy --quiet "$container" "$out/echo" "$out/vegeta" "$out/body" / >/dev/null
 buildah config --entrypoint '["/echo"]' --cmd serve --user 65532:65532 "$container"
 buildah commit --quiet --rm "$container" "$image" >/dev/null
-rm -f "$out/load.tar.new"
-buildah push --quiet "$image" "oci-archive:$out/load.tar.new:$image"
-mv "$out/load.tar.new" "$out/load.tar"
+archive "$image" load
 echo "$print" >"$out/load.stamp"

@@ -8,18 +8,11 @@ top=$(cd "$here/../.." && pwd)
 out=$top/.build/conformance
 registry=registry.k8s.io/gateway-api
 
-((EUID == 0)) || { echo "images.sh: building images needs root: run it with sudo." >&2; exit 1; }
-mkdir -p "$out/bin"
-exec 9>"$out/lock"
-flock 9 # two runs would write the same storage
-
-buildah() {
-    # Without skip_mount_home a mount stays behind, and `make clean` could not remove it.
-    command buildah --root "$out/storage" --runroot "$out/run" \
-        --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
-}
+# shellcheck source=build/image-storage.sh
+source "$top/build/image-storage.sh"
 
 cd "$top"
+mkdir -p "$out/bin"
 build() {
     CGO_ENABLED=0 go build -tags "netgo osusergo sqlite_omit_load_extension" -trimpath -o "$out/bin/$1" "$2"
 }

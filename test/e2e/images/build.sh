@@ -9,16 +9,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../../.." && pwd)
 out=$top/.build/e2e
 
-((EUID == 0)) || { echo "build.sh: building images needs root: run it with sudo." >&2; exit 1; }
-mkdir -p "$out"
-exec 9>"$out/lock"
-flock 9 # two runs would write the same storage
-
-buildah() {
-    # Without skip_mount_home a mount stays behind, and `make clean` could not remove it.
-    command buildah --root "$out/storage" --runroot "$out/run" \
-        --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
-}
+# shellcheck source=build/image-storage.sh
+source "$top/build/image-storage.sh"
 
 # pack NAME TAG [OPTION...]: an image with nothing but the program $out/NAME, with these options of `buildah config`.
 pack() {
@@ -31,9 +23,7 @@ pack() {
     buildah copy --quiet "$container" "$out/$name" "/$name" >/dev/null
     buildah config --entrypoint "[\"/$name\"]" --user 65532:65532 "$@" "$container"
     buildah commit --quiet --rm "$container" "$image" >/dev/null
-    rm -f "$out/$name.tar.new"
-    buildah push --quiet "$image" "oci-archive:$out/$name.tar.new:$image"
-    mv "$out/$name.tar.new" "$out/$name.tar"
+    archive "$image" "$name"
     echo "$print" >"$out/$name.stamp"
 }
 
