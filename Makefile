@@ -29,6 +29,8 @@ ISTIO_HUB := $(IMAGE_REGISTRY)/istio
 # The same flags for every build, vet and test share one build cache. The go command's own stamps (VCS state, paths of this
 # machine) would make the same source another file.
 export GOFLAGS := -trimpath -buildvcs=false
+# kine asks SQLite for the size of the database, as the API server does of etcd.
+export CGO_CFLAGS := -O2 -g -DSQLITE_ENABLE_DBSTAT_VTAB=1
 empty :=
 space := $(empty) $(empty)
 comma := ,
@@ -90,7 +92,7 @@ all: dist/polymesh dist/polymesh.cdx.json ## dist/polymesh and its bill of mater
 SOURCES := $(shell find cmd pkg -type f ! -name '*_test.go' ! -path '*/testdata/*' | LC_ALL=C sort)
 .PHONY: force
 .build/sources: force
-	@mkdir -p .build && printf '%s\n' "$(TAGS) $(AGENT_TAGS)" "$(STAMPS)" $(SOURCES) >$@.new && { cmp -s $@.new $@ && rm $@.new || mv $@.new $@; }
+	@mkdir -p .build && printf '%s\n' "$(TAGS) $(AGENT_TAGS)" "$(CGO_CFLAGS)" "$(STAMPS)" $(SOURCES) >$@.new && { cmp -s $@.new $@ && rm $@.new || mv $@.new $@; }
 
 OURS := go.mod go.sum build/versions.mk $(SOURCES) .build/sources | .build/packages
 

@@ -68,6 +68,9 @@ func (a *APIServer) args() []string {
 		"requestheader-group-headers":        "X-Remote-Group",
 		"requestheader-username-headers":     "X-Remote-User",
 		"secure-port":                        fmt.Sprint(cfg.HTTPSPort),
+		// The estimate asks the watch caches of resources that are at rest for their newest state, fails, and says so in the log a
+		// few times a minute (kubernetes/kubernetes#134343). Without it the cost of a LIST is estimated as before 1.34.
+		"feature-gates": "SizeBasedListCostEstimate=false",
 		// Without it a stop waits a minute for the watches of pods.
 		"shutdown-send-retry-after":        "true",
 		"service-account-issuer":           issuer,
