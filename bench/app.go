@@ -44,7 +44,7 @@ func (b *bench) deployApp(ctx context.Context, n *node.Node) error {
 	app := filepath.Join(b.top, "examples", "polyglot")
 	for _, args := range [][]string{
 		{"apply", "-f", filepath.Join(app, "k8s", "namespace.yaml")},
-		{"create", "secret", "generic", "db-credentials", "-n", appNamespace, "--from-literal=url=postgresql://user:pass@postgres.external:5432/mydb"},
+		{"create", "secret", "generic", "db-credentials", "-n", appNamespace, "--from-literal=url=postgresql://user:pass@postgres.external.example.com:5432/mydb"},
 		{"apply", "-n", appNamespace, "-f", filepath.Join(app, "k8s", "fastapi"), "-f", filepath.Join(app, "k8s", "go")},
 		{"apply", "-f", filepath.Join(app, "istio")},
 		{"rollout", "status", "-n", appNamespace, "deployment/fastapi-service", "--timeout=300s"},

@@ -20,7 +20,7 @@ apply_namespace() {
 
 # The value reaches kubectl by a pipe: a command line can be read by everybody on the machine.
 apply_database_secret() {
-    local url=${DATABASE_URL:-postgresql://user:pass@postgres.external:5432/mydb}
+    local url=${DATABASE_URL:-postgresql://user:pass@postgres.external.example.com:5432/mydb}
     if [[ -z ${DATABASE_URL:-} ]] && kubectl get secret db-credentials -n "$namespace" >/dev/null 2>&1; then
         return
     fi

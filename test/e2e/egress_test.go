@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -17,20 +16,15 @@ import (
 	"math/big"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"polymesh.dev/polymesh/test/e2e/node"
 )
-
-// nobodyID is the user and the group without rights.
-const nobodyID = 65534
 
 // What is outside of the cluster, at node.OutsideHost. scenarios/outside/coredns.yaml tells the cluster's name server.
 const (
@@ -41,6 +35,20 @@ const (
 // One world outside for all of them: a cluster's name server takes a minute to learn new names.
 func TestEgress(t *testing.T) {
 	n := app(t)
+	learned := tellOutsideNames(t, n)
+	ca := newAuthority(t)
+	web := serveOutside(t, n, ca)
+	learned(outsideDatabase)
+
+	t.Run("outbound-registry-only", func(t *testing.T) { testRegistryOnly(t, ca) })
+	t.Run("egress-https", func(t *testing.T) { testEgressHTTPS(t, ca, web) })
+	t.Run("egress-postgres", func(t *testing.T) { testEgressPostgres(t, ca) })
+}
+
+// tellOutsideNames tells the cluster's name server where the names outside are. It takes a minute to learn them: what it
+// returns waits for one.
+func tellOutsideNames(t *testing.T, n *node.Node) (learned func(host string)) {
+	t.Helper()
 	names := filepath.Join("scenarios", "outside", "coredns.yaml")
 	// The kubelet brings a changed ConfigMap into a pod when it looks at that pod again: once a minute, or at a change like this.
 	look := func(annotation string) {
@@ -52,20 +60,17 @@ func TestEgress(t *testing.T) {
 	})
 	n.Kubectl(t, "apply", "-f", names)
 	look("e2e.polymesh.dev/look=" + t.Name())
-	ca := newAuthority(t)
-	web := serveOutside(t, n, ca)
 	server := n.Kubectl(t, "get", "service", "kube-dns", "-n", "kube-system", "-o", "jsonpath={.spec.clusterIP}")
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return n.Dial(ctx, network, net.JoinHostPort(server, "53"))
 	}}
-	n.Eventually(t, 4*time.Minute, func() (bool, string) {
-		addresses, err := resolver.LookupHost(t.Context(), outsideDatabase+".")
-		return slices.Equal(addresses, []string{node.OutsideHost}), fmt.Sprintf("the cluster's name server knows %s as %v, %v", outsideDatabase, addresses, err)
-	})
-
-	t.Run("outbound-registry-only", func(t *testing.T) { testRegistryOnly(t, ca) })
-	t.Run("egress-https", func(t *testing.T) { testEgressHTTPS(t, ca, web) })
-	t.Run("egress-postgres", func(t *testing.T) { testEgressPostgres(t, ca) })
+	return func(host string) {
+		t.Helper()
+		n.Eventually(t, 4*time.Minute, func() (bool, string) {
+			addresses, err := resolver.LookupHost(t.Context(), host+".")
+			return slices.Equal(addresses, []string{node.OutsideHost}), fmt.Sprintf("the cluster's name server knows %s as %v, %v", host, addresses, err)
+		})
+	}
 }
 
 func testRegistryOnly(t *testing.T, ca *authority) {
@@ -119,9 +124,9 @@ func testEgressHTTPS(t *testing.T, ca *authority, web *outsideServer) {
 
 func testEgressPostgres(t *testing.T, ca *authority) {
 	s := newOutsideScenario(t, "egress-postgres", ca)
-	password := startPostgres(t, s.Node, ca)
+	db := startPostgres(t, s.Node, ca, outsideDatabase)
 	url := func(host, settings string) string {
-		return fmt.Sprintf("postgresql://app:%s@%s:5432/postgres?%s", password, host, settings)
+		return fmt.Sprintf("postgresql://app:%s@%s:5432/postgres?%s", db.password, host, settings)
 	}
 	query := func(url string) (string, error) {
 		return s.call("client", "postgres", url, "SELECT current_user, ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
@@ -170,12 +175,18 @@ func newOutsideScenario(t *testing.T, name string, ca *authority) *scenario {
 	return newScenario(t, name)
 }
 
-// egressLog is what the egress gateway has logged about connections to one of its clusters that were made since then. It
-// logs a connection at its end, within a second.
+// egressLog is what the egress gateway has logged about connections to one of its clusters that were made since then.
 func (s *scenario) egressLog(cluster string, since time.Time) []string {
 	s.t.Helper()
+	return connectionLog(s.t, s.Node, "istio-system", "istio-egressgateway", cluster, since)
+}
+
+// connectionLog is what the proxy of a Deployment has logged about connections to one of its clusters that were made since
+// then. It logs a connection at its end, within a second.
+func connectionLog(t *testing.T, n *node.Node, namespace, deployment, cluster string, since time.Time) []string {
+	t.Helper()
 	var found []string
-	for line := range strings.Lines(s.Kubectl(s.t, "logs", "-n", "istio-system", "deployment/istio-egressgateway", "--tail=-1")) {
+	for line := range strings.Lines(n.Kubectl(t, "logs", "-n", namespace, "deployment/"+deployment, "-c", "istio-proxy", "--tail=-1")) {
 		// A line begins with the connection's start, [2026-01-02T15:04:05.678Z].
 		text, _, _ := strings.Cut(strings.TrimPrefix(line, "["), "]")
 		start, err := time.Parse(time.RFC3339, text)
@@ -260,84 +271,6 @@ func serveOutside(t *testing.T, n *node.Node, ca *authority) *outsideServer {
 	return s
 }
 
-// startPostgres starts Debian's PostgreSQL as outsideDatabase, with TLS for everybody, and returns the password of its
-// user app.
-func startPostgres(t *testing.T, n *node.Node, ca *authority) string {
-	t.Helper()
-	programs, err := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
-	if err != nil || len(programs) == 0 {
-		t.Fatalf("PostgreSQL is missing (%v): apt-get install postgresql", err)
-	}
-	// Below a folder that everybody can pass through, as t.TempDir is not.
-	dir := filepath.Join(n.Dir, "postgres")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	password := rand.Text()
-	certificate, key := ca.issue(t, outsideDatabase)
-	// PostgreSQL does not run as root, and its key must be its own.
-	for name, content := range map[string]string{
-		"server.crt": string(certificate), "server.key": string(key), "password": password,
-		"pg_hba.conf": "hostssl all all all scram-sha-256\n",
-	} {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chown(path, nobodyID, nobodyID); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Chown(dir, nobodyID, nobodyID); err != nil {
-		t.Fatal(err)
-	}
-	asNobody := func(program string, args ...string) []string {
-		return append([]string{"--reuid", fmt.Sprint(nobodyID), "--regid", fmt.Sprint(nobodyID), "--clear-groups", "--",
-			filepath.Join(filepath.Dir(programs[len(programs)-1]), program), "-D", filepath.Join(dir, "data")}, args...)
-	}
-	// It ends in the cleanup, after the test's own context.
-	ctx := context.WithoutCancel(t.Context())
-	initialize := n.OutsideCommand(ctx, "setpriv", asNobody("initdb", "--username=app", "--pwfile="+filepath.Join(dir, "password"),
-		"--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync")...)
-	initialize.Dir = dir
-	if out, err := initialize.CombinedOutput(); err != nil {
-		t.Fatalf("initdb: %v: %s", err, out)
-	}
-	args := []string{}
-	for _, setting := range []string{
-		"listen_addresses=" + node.OutsideHost, "unix_socket_directories=", "ssl=on",
-		"ssl_cert_file=" + filepath.Join(dir, "server.crt"), "ssl_key_file=" + filepath.Join(dir, "server.key"),
-		"hba_file=" + filepath.Join(dir, "pg_hba.conf"),
-	} {
-		args = append(args, "-c", setting)
-	}
-	server := n.OutsideCommand(ctx, "setpriv", asNobody("postgres", args...)...)
-	server.Dir = dir
-	var log bytes.Buffer
-	server.Stdout, server.Stderr = &log, &log
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		// SIGINT is its "fast shutdown": whoever is connected is cut off.
-		if err := server.Process.Signal(syscall.SIGINT); err != nil {
-			t.Error(err)
-		}
-		if err := server.Wait(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			t.Logf("PostgreSQL says:\n%s", log.String())
-		}
-	})
-	return password
-}
-
 // authority signs certificates.
 type authority struct {
 	certificate *x509.Certificate
@@ -364,12 +297,12 @@ func (ca *authority) pem() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.certificate.Raw}))
 }
 
-// issue returns certificate and key of a server, as PEM.
-func (ca *authority) issue(t *testing.T, name string) (certificate, key []byte) {
+// issue returns certificate and key of a server with these names, as PEM.
+func (ca *authority) issue(t *testing.T, names ...string) (certificate, key []byte) {
 	t.Helper()
 	own := newKey(t)
 	signed := sign(t, &x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, SerialNumber: big.NewInt(2), DNSNames: []string{name},
+		Subject: pkix.Name{CommonName: names[0]}, SerialNumber: big.NewInt(2), DNSNames: names,
 		NotBefore: ca.certificate.NotBefore, NotAfter: ca.certificate.NotAfter,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, ca.certificate, own, ca.key)
