@@ -28,11 +28,6 @@ import (
 // File is the name of a project's description.
 const File = "polymesh.yaml"
 
-const (
-	apiVersion = "polymesh.dev/v1"
-	kind       = "Project"
-)
-
 // Schema is the JSON schema of polymesh.yaml (draft 2020-12).
 //
 //go:embed schema.json
