@@ -166,7 +166,7 @@ func orSaid(findings []diagnose.Finding, o project.Object, said string) []diagno
 	if len(findings) > 0 {
 		return findings
 	}
-	return []diagnose.Finding{{Reason: "NotReady", Object: o.ID(), Message: said, At: o.At(),
+	return []diagnose.Finding{{Reason: diagnose.NotReady, Object: o.ID(), Message: said, At: o.At(),
 		Advice: fmt.Sprintf("look at `kubectl describe %s` and at its pods", o.ID())}}
 }
 
@@ -219,11 +219,24 @@ func trimmed(said string) string {
 func (d *deployment) look(ctx context.Context, o project.Object, live *unstructured.Unstructured) ([]diagnose.Finding, error) {
 	findings, err := diagnose.Workload(ctx, d.cluster.client, o.ID(), live)
 	for i := range findings {
-		if o.File != "" {
-			findings[i].At = o.At(findings[i].Field...)
-		}
+		findings[i].At = d.at(o, findings[i].Places)
 	}
 	return findings, err
+}
+
+// at is the file and line of the first place that a manifest has, or of the workload.
+func (d *deployment) at(workload project.Object, places []diagnose.Place) string {
+	for _, place := range places {
+		if place.Object == "" && workload.File != "" {
+			return workload.At(place.Path...)
+		}
+		for _, o := range d.objects {
+			if o.File != "" && o.ID() == place.Object {
+				return o.At(place.Path...)
+			}
+		}
+	}
+	return workload.At()
 }
 
 // awaitGone waits until objects are gone, pods and all.
