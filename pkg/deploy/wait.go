@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -204,15 +205,13 @@ func status(live *unstructured.Unstructured) (said string, done bool, err error)
 	return trimmed(said), done, err
 }
 
-// trimmed is kubectl's line about a rollout without its head.
+// trimmed is what kubectl says about a rollout, without its head: "0 of 1 updated replicas are available".
 func trimmed(said string) string {
-	said = fmt.Sprint(said)
-	for _, head := range []string{"Waiting for deployment ", "Waiting for daemon set ", "Waiting for "} {
-		if len(said) > len(head) && said[:len(head)] == head {
-			said = said[len(head):]
-		}
+	if _, rest, ok := strings.Cut(said, "rollout to finish: "); ok {
+		said = rest
 	}
-	return string([]rune(said)[:max(0, len([]rune(said))-1)])
+	said = strings.TrimPrefix(said, "Waiting for ")
+	return strings.TrimSuffix(strings.TrimSpace(said), "...")
 }
 
 // look asks why a workload is not ready, and adds the lines of its manifest.

@@ -74,7 +74,7 @@ func (f Finding) String() string {
 	}
 	text := fmt.Sprintf("%s: %s\n    %s\n    → %s", f.Reason, who, f.Message, f.Advice)
 	if f.At != "" {
-		text += " (" + f.At + ")"
+		text = f.At + ": " + text // as compilers do, so that editors find the place
 	}
 	return text
 }

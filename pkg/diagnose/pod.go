@@ -62,7 +62,9 @@ func unschedulable(pod *corev1.Pod) string {
 // pending tells the reasons apart that the scheduler gives (pkg/scheduler/framework/plugins upstream).
 func (w *look) pending(pod *corev1.Pod) {
 	message := unschedulable(pod)
-	f := Finding{Reason: Unschedulable, Pod: pod.Name, Message: message}
+	f := Finding{Reason: Unschedulable, Pod: pod.Name}
+	// Behind the first sentence stands why evicting others would not help either.
+	f.Message, _, _ = strings.Cut(message, ". ")
 	switch {
 	case strings.Contains(message, "Insufficient"):
 		_, resource, _ := strings.Cut(message, "Insufficient ")
@@ -267,12 +269,15 @@ func imageMessage(pod *corev1.Pod, container string, waiting *corev1.ContainerSt
 		}
 	}
 	message := waiting.Message
-	for _, head := range []string{"ErrImagePull: ", "rpc error: ", "desc = "} {
-		if _, rest, ok := strings.Cut(message, head); ok {
-			message = rest
+	for _, head := range []string{"ErrImagePull: ", "rpc error: ", "desc = ", `"` + image + `": `} {
+		if i := strings.LastIndex(message, head); i >= 0 {
+			message = message[i+len(head):]
 		}
 	}
-	return fmt.Sprintf("image %s: %s", image, message)
+	if strings.Contains(message, image) {
+		return message
+	}
+	return fmt.Sprintf("%s: %s", image, message)
 }
 
 // pullAdvice tells apart why an image cannot be had. A registry that does not answer may answer later.
@@ -290,10 +295,10 @@ func pullAdvice(pod *corev1.Pod, s corev1.ContainerStatus, waiting *corev1.Conta
 	case strings.Contains(message, "no such host"), strings.Contains(message, "dial tcp"), strings.Contains(message, "i/o timeout"), strings.Contains(message, "connection refused"):
 		for _, c := range pod.Spec.Containers {
 			if c.Name == s.Name && c.ImagePullPolicy == corev1.PullAlways {
-				return "the registry does not answer, and imagePullPolicy Always (the default for latest) asks it each time: give the image a version and leave the policy out, or name a mirror in registries.yaml", false
+				return "the registry does not answer, and imagePullPolicy Always (the default for latest) asks it each time: give the image a version and leave the policy out", false
 			}
 		}
-		return "the registry does not answer: import the image with `polymesh ctr images import FILE`, build it with `polymesh deploy` (services in polymesh.yaml), or name a mirror", false
+		return "the registry does not answer: correct its name, import the image with `polymesh ctr images import FILE`, or build it with `polymesh deploy` (services in polymesh.yaml)", false
 	}
 	return "look at the image's name and tag, and at imagePullSecrets", false
 }
@@ -319,7 +324,7 @@ func (w *look) events(ctx context.Context, pod *corev1.Pod) error {
 			}
 			kind, _, _ := strings.Cut(e.Message, " ") // "Readiness probe failed: …"
 			probe := strings.ToLower(kind) + "Probe"
-			f := Finding{Reason: ProbeFailing, Pod: pod.Name, Container: container, Message: fmt.Sprintf("%s (%d times)", strings.TrimSpace(e.Message), e.Count),
+			f := Finding{Reason: ProbeFailing, Pod: pod.Name, Container: container, Message: e.Message,
 				Places: w.container(container, probe),
 				Advice: fmt.Sprintf("correct the probe's path and port, give the start more time (startupProbe), or see why the app answers so: `kubectl logs %s -n %s -c %s`", pod.Name, pod.Namespace, container)}
 			if container == sidecar {
