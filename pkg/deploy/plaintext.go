@@ -102,7 +102,7 @@ func serviceOfHost(host, namespace string) (name, in string) {
 	switch {
 	case len(parts) == 1:
 		return host, namespace
-	case len(parts) == 2, parts[2] == "svc":
+	case parts[0] != "*" && (len(parts) == 2 || parts[2] == "svc"):
 		return parts[0], parts[1]
 	}
 	return "", ""

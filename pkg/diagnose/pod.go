@@ -259,6 +259,9 @@ func (w *look) reference(pod *corev1.Pod, container, message string) []Place {
 	return w.container(container, "env")
 }
 
+// imageHead is what stands before the reason why an image is not there.
+var imageHead = regexp.MustCompile(`image (name )?"[^"]+": |ErrImagePull: `)
+
 // imageMessage is why an image is not there. The back-off repeats the reason behind its own, and containerd the image's
 // name in each part.
 func imageMessage(pod *corev1.Pod, container string, waiting *corev1.ContainerStateWaiting) string {
@@ -269,10 +272,8 @@ func imageMessage(pod *corev1.Pod, container string, waiting *corev1.ContainerSt
 		}
 	}
 	message := waiting.Message
-	for _, head := range []string{"ErrImagePull: ", "rpc error: ", "desc = ", `"` + image + `": `} {
-		if i := strings.LastIndex(message, head); i >= 0 {
-			message = message[i+len(head):]
-		}
+	if heads := imageHead.FindAllStringIndex(message, -1); heads != nil {
+		message = message[heads[len(heads)-1][1]:]
 	}
 	if strings.Contains(message, image) {
 		return message
