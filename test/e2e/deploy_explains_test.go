@@ -104,6 +104,7 @@ func TestDeployExplains(t *testing.T) {
 		if err := os.WriteFile(quota, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
+		defer p.deploy() // takes the quota away
 		p.edit("k8s/api.yaml", "spec:\n", "spec:\n  replicas: 3\n")
 		defer p.edit("k8s/api.yaml", "  replicas: 3\n", "")
 		defer os.Remove(quota)
