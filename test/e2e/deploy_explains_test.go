@@ -226,7 +226,7 @@ func TestDev(t *testing.T) {
 	first := image()
 	p.edit("services/api/version", "one", "two")
 	p.Eventually(t, 3*time.Minute, func() (bool, string) { return image() != first, "the image is still " + first })
-	// The pods read the version when they start, and dev starts them anew only for a change of their own.
+	// A pod reads the ConfigMap when it starts, and a changed ConfigMap starts none.
 	p.edit("k8s/settings.yaml", "version: v1", "version: v2")
 	p.Eventually(t, 3*time.Minute, func() (bool, string) {
 		got := p.Kubectl(t, "get", "configmap", "settings", "-n", deployNamespace, "-o", "jsonpath={.data.version}")
