@@ -171,6 +171,9 @@ func (d *deployment) selector(ctx context.Context, name, namespace string) (map[
 		}
 	}
 	for _, o := range d.objects {
+		if o.GroupVersionKind().GroupKind() == namespaceKind && o.GetName() == namespace && o.GetLabels()["istio-injection"] == "disabled" {
+			return nil, nil
+		}
 		if o.GroupVersionKind().GroupKind() == serviceKind && o.GetName() == name && d.namespace(o) == namespace {
 			selector, _, err := unstructured.NestedStringMap(o.Object, "spec", "selector")
 			return selector, err
