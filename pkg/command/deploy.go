@@ -115,11 +115,11 @@ DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can 
 
 // printResult says what the steps do not.
 func printResult(w io.Writer, r *deploy.Result, err error) {
-	if len(r.Findings) > 0 {
-		fmt.Fprintln(w)
-	}
 	for _, f := range r.Findings {
-		fmt.Fprintln(w, f)
+		fmt.Fprintf(w, "\n%s\n", f)
+	}
+	if len(r.Findings) > 0 && err != nil {
+		fmt.Fprintln(w)
 	}
 	if err == nil && len(r.Hosts) > 0 && !r.DryRun {
 		fmt.Fprintf(w, "\nServed by the gateway as:\n")

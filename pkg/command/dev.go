@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -66,7 +67,15 @@ func watched(p *project.Project) []string {
 	for _, m := range p.Manifests {
 		paths = append(paths, p.Path(m))
 	}
+	if file := p.Path(project.File); fileExists(file) {
+		paths = append(paths, file)
+	}
 	return paths
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // develop runs once, and again after each change, until ctx ends. A change ends a run that is under way.

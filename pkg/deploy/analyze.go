@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,10 +13,12 @@ import (
 	"istio.io/istio/pkg/config/analysis/analyzers"
 	"istio.io/istio/pkg/config/analysis/diag"
 	"istio.io/istio/pkg/config/analysis/local"
+	"istio.io/istio/pkg/config/analysis/msg"
 	"istio.io/istio/pkg/config/resource"
 	"istio.io/istio/pkg/kube"
 
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/project"
 )
 
 // istioNamespace is where Istio's control plane is.
@@ -37,8 +40,7 @@ func (d *deployment) analyze(ctx context.Context) error {
 	analyzer := local.NewIstiodAnalyzer(analyzers.AllCombined(), resource.Namespace(d.Project.Namespace), istioNamespace, nil)
 	analyzer.AddRunningKubeSourceWithRevision(kube.EnableCrdWatcher(client), "", false)
 	var readers []local.ReaderSource
-	files := d.files()
-	for _, name := range files {
+	for _, name := range d.files() {
 		text, err := os.ReadFile(filepath.Join(d.Project.Dir, name))
 		if err != nil {
 			step.Fail()
@@ -58,12 +60,18 @@ func (d *deployment) analyze(ctx context.Context) error {
 		return fmt.Errorf("check the manifests: %w", err)
 	}
 	for _, m := range found.Messages {
-		if finding, ok := d.fromAnalyzer(m, files); ok {
+		if finding, ok := d.fromAnalyzer(m, found.Messages); ok {
 			d.result.Findings = append(d.result.Findings, finding)
 		}
 	}
+	plain, err := d.plainText(ctx)
+	if err != nil {
+		step.Fail()
+		return err
+	}
+	d.result.Findings = append(d.result.Findings, plain...)
 	for _, c := range d.imagePullAlways() {
-		d.result.Findings = append(d.result.Findings, diagnose.Finding{Reason: diagnose.ImagePull, Object: c.object.ID(),
+		d.result.Findings = append(d.result.Findings, diagnose.Finding{Reason: diagnose.ImagePull, Object: d.id(c.object),
 			Message: "imagePullPolicy Always asks a registry for an image that was loaded into this node", Advice: "leave the policy out", At: c.object.At(append(slices.Clone(c.path), "imagePullPolicy")...)})
 	}
 	if n := len(d.result.Findings); n > 0 {
@@ -86,28 +94,114 @@ func (d *deployment) files() []string {
 }
 
 // fromAnalyzer takes what an analyzer says of the project's own manifests, warnings and errors.
-func (d *deployment) fromAnalyzer(m diag.Message, files []string) (diagnose.Finding, bool) {
-	if m.Resource == nil || m.Type.Level() == diag.Info {
+func (d *deployment) fromAnalyzer(m diag.Message, all diag.Messages) (diagnose.Finding, bool) {
+	if m.Resource == nil || m.Type.Level() == diag.Info || m.Resource.Origin.Reference() == nil {
 		return diagnose.Finding{}, false
 	}
-	at := ""
-	if m.Resource.Origin.Reference() != nil {
-		at = m.Resource.Origin.Reference().String()
-	}
-	file, _, _ := strings.Cut(at, ":")
-	if !slices.Contains(files, file) {
+	// A manifest's position is file:line, one in the cluster has no file.
+	file, _, _ := strings.Cut(m.Resource.Origin.Reference().String(), ":")
+	i := slices.IndexFunc(d.objects, func(o project.Object) bool {
+		return o.File == file && o.GetName() == m.Resource.Metadata.FullName.Name.String() && o.GetKind() == m.Resource.Metadata.Schema.Kind()
+	})
+	if i < 0 || file == "" {
 		return diagnose.Finding{}, false
 	}
-	if m.Line > 0 {
-		at = fmt.Sprintf("%s:%d", file, m.Line)
+	o := d.objects[i]
+	// A Gateway that is not there has no hosts either.
+	if m.Type.Code() == msg.VirtualServiceHostNotFoundInGateway.Code() && slices.ContainsFunc(all, func(other diag.Message) bool {
+		return other.Type.Code() == msg.ReferencedResourceNotFound.Code() && other.Parameters[0] == "gateway" && other.Resource != nil &&
+			other.Resource.Metadata.FullName == m.Resource.Metadata.FullName
+	}) {
+		return diagnose.Finding{}, false
 	}
-	f := diagnose.Finding{Reason: diagnose.GatewayMismatch, Object: m.Resource.Origin.FriendlyName(), At: at,
-		Message: fmt.Sprintf(m.Type.Template(), m.Parameters...), Advice: fmt.Sprintf("Istio's check %s explains it", m.Type.Code())}
-	if m.Line == 0 && at == "" {
-		f.At = file
-	}
-	if strings.Contains(f.Message, "mTLS") || strings.Contains(f.Message, "mutual TLS") {
-		f.Reason = diagnose.MTLSMismatch
+	reason, advice, path := explain(o, m)
+	f := diagnose.Finding{Reason: reason, Object: d.id(o), Message: fmt.Sprintf(m.Type.Template(), m.Parameters...), Advice: advice, At: o.At(path...)}
+	if path == nil && m.Line > 0 {
+		f.At = fmt.Sprintf("%s:%d", file, m.Line)
 	}
 	return f, true
+}
+
+// explain says which row of the table a message is, what to do, and which field to change.
+func explain(o project.Object, m diag.Message) (reason diagnose.Reason, advice string, path []string) {
+	parameter := func(i int) string {
+		if i < len(m.Parameters) {
+			return fmt.Sprint(m.Parameters[i])
+		}
+		return ""
+	}
+	switch m.Type.Code() {
+	case msg.ReferencedResourceNotFound.Code():
+		what, name := parameter(0), parameter(1)
+		switch what {
+		case "gateway":
+			return diagnose.GatewayMismatch, "make the Gateway, or correct its name (one of another namespace is NAMESPACE/NAME)", find(o.Object, "gateways", name)
+		case "selector":
+			return diagnose.GatewayMismatch, "no pod has these labels, so nothing serves this Gateway: Istio's own has istio: ingressgateway (`kubectl get pods -A -l istio --show-labels`)", []string{"spec", "selector"}
+		case "host", "mirror host":
+			return diagnose.GatewayMismatch, "make a Service or ServiceEntry of this name, or correct the host (one of another namespace is NAME.NAMESPACE)", find(o.Object, "host", name)
+		case "host+subset in destinationrule", "mirror+subset in destinationrule":
+			host, subset, _ := strings.Cut(name, "+")
+			return diagnose.GatewayMismatch, fmt.Sprintf("add the subset %s to a DestinationRule of %s, or correct its name", subset, host), find(o.Object, "subset", subset)
+		case "credentialName":
+			return diagnose.GatewayMismatch, "make the Secret in the namespace of the gateway's pods (`kubectl create secret tls`), or correct its name", find(o.Object, "credentialName", name)
+		}
+	case msg.VirtualServiceHostNotFoundInGateway.Code():
+		return diagnose.GatewayMismatch, "let servers.hosts of the Gateway and hosts of the VirtualService name the same host", []string{"spec", "hosts"}
+	case msg.GatewayPortNotDefinedOnService.Code():
+		return diagnose.GatewayMismatch, "use a port of the gateway's Service (`kubectl get service -A -l istio`), or add this one to it", find(o.Object, "number", parameter(0))
+	case msg.InvalidGatewayCredential.Code():
+		return diagnose.GatewayMismatch, "make the Secret anew with a certificate and its key (`kubectl create secret tls`)", find(o.Object, "credentialName", "")
+	case msg.ConflictingGateways.Code():
+		return diagnose.GatewayMismatch, "two Gateways serve one host on one port: make one of them, or part the hosts", find(o.Object, "hosts", "")
+	case msg.UnknownDestinationRuleHost.Code():
+		return diagnose.GatewayMismatch, "no Service or ServiceEntry has this name: correct the host", []string{"spec", "host"}
+	case msg.DestinationRuleSubsetNotSelectPods.Code():
+		return diagnose.GatewayMismatch, "no pod has the labels of this subset: requests to it get 503. Correct its labels, or those of the pods", append(parent(find(o.Object, "name", parameter(0))), "labels")
+	}
+	return diagnose.Istio, "https://istio.io/latest/docs/reference/config/analysis/" + strings.ToLower(m.Type.Code()) + "/ says what to do", nil
+}
+
+// find is the path of the first field of this name, at any depth, that is value or a list with it; any where value is empty.
+func find(at any, name, value string) []string {
+	switch at := at.(type) {
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(at)) {
+			if list, ok := at[key].([]any); ok && key == name {
+				if i := slices.IndexFunc(list, func(item any) bool { return fmt.Sprint(item) == value }); i >= 0 {
+					return []string{key, fmt.Sprint(i)}
+				}
+			}
+			if key == name && (value == "" || fmt.Sprint(at[key]) == value) {
+				return []string{key}
+			}
+			if key == "metadata" {
+				continue
+			}
+			if rest := find(at[key], name, value); rest != nil {
+				return append([]string{key}, rest...)
+			}
+		}
+	case []any:
+		for i, item := range at {
+			if rest := find(item, name, value); rest != nil {
+				return append([]string{fmt.Sprint(i)}, rest...)
+			}
+		}
+	}
+	return nil
+}
+
+func parent(path []string) []string { return path[:max(0, len(path)-1)] }
+
+// id is an object's, also before it was placed in the project's namespace.
+func (d *deployment) id(o project.Object) string {
+	return project.ID(o.GroupVersionKind().GroupKind(), d.namespace(o), o.GetName())
+}
+
+func (d *deployment) namespace(o project.Object) string {
+	if o.GetNamespace() == "" && o.GroupVersionKind().GroupKind() != namespaceKind {
+		return d.Project.Namespace
+	}
+	return o.GetNamespace()
 }

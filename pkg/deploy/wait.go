@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -166,7 +167,7 @@ func orSaid(findings []diagnose.Finding, o project.Object, said string) []diagno
 	if len(findings) > 0 {
 		return findings
 	}
-	return []diagnose.Finding{{Reason: "NotReady", Object: o.ID(), Message: said, At: o.At(),
+	return []diagnose.Finding{{Reason: diagnose.NotReady, Object: o.ID(), Message: said, At: o.At(),
 		Advice: fmt.Sprintf("look at `kubectl describe %s` and at its pods", o.ID())}}
 }
 
@@ -204,26 +205,37 @@ func status(live *unstructured.Unstructured) (said string, done bool, err error)
 	return trimmed(said), done, err
 }
 
-// trimmed is kubectl's line about a rollout without its head.
+// trimmed is what kubectl says about a rollout, without its head: "0 of 1 updated replicas are available".
 func trimmed(said string) string {
-	said = fmt.Sprint(said)
-	for _, head := range []string{"Waiting for deployment ", "Waiting for daemon set ", "Waiting for "} {
-		if len(said) > len(head) && said[:len(head)] == head {
-			said = said[len(head):]
-		}
+	if _, rest, ok := strings.Cut(said, "rollout to finish: "); ok {
+		said = rest
 	}
-	return string([]rune(said)[:max(0, len([]rune(said))-1)])
+	said = strings.TrimPrefix(said, "Waiting for ")
+	return strings.TrimSuffix(strings.TrimSpace(said), "...")
 }
 
 // look asks why a workload is not ready, and adds the lines of its manifest.
 func (d *deployment) look(ctx context.Context, o project.Object, live *unstructured.Unstructured) ([]diagnose.Finding, error) {
 	findings, err := diagnose.Workload(ctx, d.cluster.client, o.ID(), live)
 	for i := range findings {
-		if o.File != "" {
-			findings[i].At = o.At(findings[i].Field...)
-		}
+		findings[i].At = d.at(o, findings[i].Places)
 	}
 	return findings, err
+}
+
+// at is the file and line of the first place that a manifest has, or of the workload.
+func (d *deployment) at(workload project.Object, places []diagnose.Place) string {
+	for _, place := range places {
+		if place.Object == "" && workload.File != "" {
+			return workload.At(place.Path...)
+		}
+		for _, o := range d.objects {
+			if o.File != "" && o.ID() == place.Object {
+				return o.At(place.Path...)
+			}
+		}
+	}
+	return workload.At()
 }
 
 // awaitGone waits until objects are gone, pods and all.

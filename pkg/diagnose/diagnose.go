@@ -1,13 +1,15 @@
 // Package diagnose says why a workload is not ready, in the words of the guide's troubleshooting table (常見問題排查): what
 // happened, to what, what to do, and which field of the manifest to change.
 //
-// It only reads from the cluster. pkg/deploy asks it while it waits, `polymesh doctor`-like commands can too.
+// It only reads from the cluster. pkg/deploy asks it while it waits, and adds file and line.
 package diagnose
 
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,7 +35,15 @@ const (
 	Refused          Reason = "Refused"          // no pod can be made: quota, admission, an invalid template
 	MTLSMismatch     Reason = "MTLSMismatch"     // plain text meets STRICT
 	GatewayMismatch  Reason = "GatewayMismatch"  // a route or Gateway that nothing serves
+	Istio            Reason = "Istio"            // what else Istio's own checks say
+	NotReady         Reason = "NotReady"         // nothing of the above was found
 )
+
+// Place is a field of an object. An empty Object means the workload.
+type Place struct {
+	Object string // as in Finding
+	Path   []string
+}
 
 // Finding is one reason why a workload is not ready.
 type Finding struct {
@@ -45,14 +55,15 @@ type Finding struct {
 	// Message says what happened, as the cluster says it; Advice what to do.
 	Message string `json:"message"`
 	Advice  string `json:"advice"`
-	// At is the file and line to change, if a manifest is known; Field is the path to it in the workload.
-	At    string   `json:"at,omitempty"`
-	Field []string `json:"-"`
+	// At is the file and line to change, if a manifest is known. Places are the fields, the best first: the caller knows which
+	// of them its manifests have.
+	At     string  `json:"at,omitempty"`
+	Places []Place `json:"-"`
 	// Final says that waiting will not help.
 	Final bool `json:"final"`
 }
 
-// String is the finding in two or three lines.
+// String is the finding in three lines.
 func (f Finding) String() string {
 	who := f.Object
 	if f.Pod != "" {
@@ -63,7 +74,7 @@ func (f Finding) String() string {
 	}
 	text := fmt.Sprintf("%s: %s\n    %s\n    → %s", f.Reason, who, f.Message, f.Advice)
 	if f.At != "" {
-		text += " (" + f.At + ")"
+		text = f.At + ": " + text // as compilers do, so that editors find the place
 	}
 	return text
 }
@@ -86,6 +97,11 @@ func Workload(ctx context.Context, client kubernetes.Interface, id string, workl
 	pods, err := client.CoreV1().Pods(workload.GetNamespace()).List(ctx, metav1.ListOptions{LabelSelector: parsed.String()})
 	if err != nil {
 		return nil, fmt.Errorf("list the pods of %s: %w", id, err)
+	}
+	// The pods of an older template may be there and well while none of the newest can be made.
+	if message := w.replicaFailure(); message != "" {
+		w.refused(message)
+		return w.findings, nil
 	}
 	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 	if len(pods.Items) == 0 {
@@ -149,8 +165,51 @@ func (w *look) add(f Finding) {
 	}
 }
 
-// template is the path of a field of the pod's template in the workload.
-func template(path ...string) []string { return append([]string{"spec", "template"}, path...) }
+// field is a field of the workload.
+func field(path ...string) []Place { return []Place{{Path: path}} }
+
+// template is a field of the pod's template in the workload.
+func template(path ...string) []Place { return field(append([]string{"spec", "template"}, path...)...) }
+
+// item is a field of the list's item of that name in the pod's template. What injection adds to a pod is not in it.
+func (w *look) item(list, name string, path ...string) []Place {
+	items, _, err := unstructured.NestedSlice(w.workload.Object, "spec", "template", "spec", list)
+	if err != nil {
+		return nil
+	}
+	for i, item := range items {
+		if item, ok := item.(map[string]any); ok && item["name"] == name {
+			return template(append([]string{"spec", list, strconv.Itoa(i)}, path...)...)
+		}
+	}
+	return nil
+}
+
+// container is a field of a container, or the template where the container is not one of it.
+func (w *look) container(name string, path ...string) []Place {
+	for _, list := range []string{"containers", "initContainers"} {
+		if found := w.item(list, name, path...); found != nil {
+			return found
+		}
+	}
+	return template("spec")
+}
+
+// replicaFailure is what a Deployment or ReplicaSet says when its newest pods cannot be made.
+func (w *look) replicaFailure() string {
+	conditions, _, err := unstructured.NestedSlice(w.workload.Object, "status", "conditions")
+	if err != nil {
+		return ""
+	}
+	for _, c := range conditions {
+		condition, _ := c.(map[string]any)
+		if condition["type"] == "ReplicaFailure" && condition["status"] == "True" {
+			message, _ := condition["message"].(string)
+			return message
+		}
+	}
+	return ""
+}
 
 // noPods says why no pod was made: the controllers write that into events, of the workload or of its ReplicaSet.
 func (w *look) noPods(ctx context.Context) ([]Finding, error) {
@@ -161,19 +220,38 @@ func (w *look) noPods(ctx context.Context) ([]Finding, error) {
 		return nil, fmt.Errorf("list the events of %s: %w", w.id, err)
 	}
 	for _, e := range events.Items {
-		if e.InvolvedObject.Name != w.workload.GetName() && !strings.HasPrefix(e.InvolvedObject.Name, w.workload.GetName()+"-") {
-			continue
+		// A ReplicaSet is called like its Deployment, with a hash behind it.
+		hash, of := strings.CutPrefix(e.InvolvedObject.Name, w.workload.GetName()+"-")
+		if e.InvolvedObject.Name == w.workload.GetName() || of && !strings.Contains(hash, "-") {
+			w.refused(e.Message)
 		}
-		f := Finding{Reason: Refused, Message: e.Message, Advice: "the API server refuses the pod: change what the message names", Field: template("spec")}
-		switch {
-		case strings.Contains(e.Message, "exceeded quota"):
-			f.Advice, f.Field = "the namespace's ResourceQuota is used up: raise it, or lower the replicas or requests", []string{"spec", "replicas"}
-		case strings.Contains(e.Message, "serviceaccount") && strings.Contains(e.Message, "not found"):
-			f.Advice, f.Field = "make the ServiceAccount, or correct its name", template("spec", "serviceAccountName")
-		case strings.Contains(e.Message, "sidecar-injector") || strings.Contains(e.Message, "istiod"):
-			f.Reason, f.Advice = InjectionMissing, "istiod, which puts the sidecar in, does not answer: see `polymesh status` and `kubectl get pods -n istio-system`"
-		}
-		w.add(f)
 	}
 	return w.findings, nil
+}
+
+// refused adds that the API server takes no pod.
+func (w *look) refused(message string) {
+	f := Finding{Reason: Refused, Message: message, Advice: "the API server refuses the pod: change what the message names", Places: template("spec")}
+	switch {
+	case strings.Contains(message, "exceeded quota"):
+		f.Advice = "the namespace's ResourceQuota is used up: raise it, or lower the replicas or requests"
+		f.Places = append(w.quota(message), field("spec", "replicas")...)
+	case strings.Contains(message, "failed quota"):
+		f.Advice = "a ResourceQuota counts requests or limits, so each container has to say its own"
+		f.Places = template("spec", "containers", "0", "resources")
+	case strings.Contains(message, "serviceaccount") && strings.Contains(message, "not found"):
+		f.Advice, f.Places = "make the ServiceAccount, or correct its name", template("spec", "serviceAccountName")
+	case strings.Contains(message, "sidecar-injector") || strings.Contains(message, "istiod"):
+		f.Reason, f.Advice = InjectionMissing, "istiod, which puts the sidecar in, does not answer: see `polymesh status` and `kubectl get pods -n istio-system`"
+	}
+	w.add(f)
+}
+
+// quota is the limit that a message such as "exceeded quota: NAME, requested: pods=1, …" is about.
+func (w *look) quota(message string) []Place {
+	found := regexp.MustCompile(`exceeded quota: ([^,]+), requested: ([^=]+)=`).FindStringSubmatch(message)
+	if found == nil {
+		return nil
+	}
+	return []Place{{Object: fmt.Sprintf("resourcequota/%s -n %s", found[1], w.workload.GetNamespace()), Path: []string{"spec", "hard", found[2]}}}
 }

@@ -81,7 +81,7 @@ func (st *Step) Note(format string, args ...any) {
 	}
 	st.note = note
 	if s.width == nil && note != "" {
-		fmt.Fprintf(s.out, "    %s\n", note)
+		fmt.Fprintf(s.out, "    %s: %s\n", st.title, note)
 	}
 }
 

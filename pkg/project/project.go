@@ -214,7 +214,7 @@ func (p *Project) complete() error {
 		}
 	}
 	if len(p.Manifests) == 0 {
-		return fmt.Errorf("nothing to deploy: there is neither k8s/ nor istio/, and no manifests in %s (`polymesh new project` makes a tree)", File)
+		return fmt.Errorf("nothing to deploy: there is neither k8s/ nor istio/, and no manifests in %s", File)
 	}
 	return nil
 }

@@ -281,7 +281,7 @@ func TestDeploy(t *testing.T) {
 		p.edit("k8s/api.yaml", "key: version}", "key: no-such-key}")
 		defer p.edit("k8s/api.yaml", "key: no-such-key}", "key: version}")
 		r, said, code := p.tryDeploy("--timeout", "30s")
-		if code != 1 || len(r.Findings) != 1 || r.Findings[0].Reason != diagnose.Configuration || r.Findings[0].At != "k8s/api.yaml:16" || !strings.Contains(r.Findings[0].Message, "no-such-key") {
+		if code != 1 || len(r.Findings) != 1 || r.Findings[0].Reason != diagnose.Configuration || r.Findings[0].At != "k8s/api.yaml:18" || !strings.Contains(r.Findings[0].Message, "no-such-key") {
 			t.Errorf("exit code %d, findings %+v: %s", code, r.Findings, said)
 		}
 	})
