@@ -84,11 +84,16 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 		return d.showDiff(o, nil, o.Unstructured)
 	}
 	var applied *unstructured.Unstructured
+	var refused error
 	// istiod's webhook checks what is applied, and may still be starting.
 	err = wait.PollUntilContextTimeout(ctx, time.Second, webhookWait, true, func(ctx context.Context) (bool, error) {
-		applied, err = d.cluster.apply(ctx, m, o.Unstructured, d.dry)
-		return err == nil || !webhookSilent(err), nil
+		applied, refused = d.cluster.apply(ctx, m, o.Unstructured, d.dry)
+		return refused == nil || !webhookSilent(refused), nil
 	})
+	// The last refusal says more than that the wait has ended.
+	if refused != nil {
+		err = refused
+	}
 	if err != nil {
 		return d.explainApply(o, err)
 	}
