@@ -4,9 +4,9 @@
 #   fastapi-service-1.0.0.tar  go-service-1.0.0.tar   what k8s/ asks for
 #   fastapi-service-1.0.1.tar  go-service-1.0.1.tar   the same code under another version, for rolling updates
 #
-# `images.sh all` also makes the images that the Dockerfiles of java-service, node-service and rust-service start from, so
-# that `polymesh deploy` can build all five services:
-#   CONTAINERS_STORAGE_CONF=.build/polyglot/storage.conf polymesh deploy examples/polyglot
+# `images.sh all` also builds java-service, node-service and rust-service, and leaves them in buildah's storage, where
+# `polymesh deploy` finds what it needs to deploy all five:
+#   CONTAINERS_STORAGE_CONF=$PWD/.build/polyglot/storage.conf polymesh deploy examples/polyglot
 #
 # There is no Docker engine and no registry in this: buildah builds the Dockerfiles, and the images that they start from
 # are made of Debian packages first (bases/) and exist only in buildah's own storage, .build/polyglot/storage. What has
@@ -150,8 +150,27 @@ skip_mount_home = "true"
 EOF
 }
 
-# make_more_bases makes what the services beyond the guide's two start from.
-make_more_bases() {
+# keep_service NAME BASE...: services/NAME, built on the images BASE, in the storage. `make up` imports every archive in
+# .build/polyglot, and the node needs no images that it does not run.
+keep_service() {
+    local name=$1 bases=() authorities=() print image=docker.io/my-registry/$1:${versions[0]}
+    shift
+    while (($#)); do
+        bases+=("$out/$1.stamp")
+        shift
+    done
+    [[ ! -f $ca_bundle ]] || authorities=(--volume "$ca_bundle:$ca_bundle:ro")
+    # What a service's own tools leave beside its sources is no part of it.
+    print=$(find "$here/services/$name" \( -name node_modules -o -name target \) -prune -o -type f -print0 | sort -z |
+        xargs -0 sha256sum | fingerprint "${bases[@]}")
+    fresh "$name" "$print" && has_image "$image" && return
+    echo "$image"
+    build "$image" "$here/services/$name" "${authorities[@]}"
+    echo "$print" >"$out/$name.stamp"
+}
+
+# make_the_others makes what the guide has no code for.
+make_the_others() {
     local rust node nodebin program
     for program in rustc node npm; do
         command -v "$program" >/dev/null || fail "$program is missing: images.sh all takes the toolchains of Rust and Node.js from this machine."
@@ -169,6 +188,9 @@ make_more_bases() {
     make_base nodejs gcr.io/distroless/nodejs$node_release-debian12:latest "$node $(<"$out/static.stamp")" --build-context "nodebin=$nodebin"
     make_base maven docker.io/library/maven:3.8-openjdk-17-slim ""
     make_base jre docker.io/library/eclipse-temurin:17-jre ""
+    keep_service rust-service rust static
+    keep_service node-service node nodejs
+    keep_service java-service maven jre
 }
 
 [[ ${1:-} == "" || ${1:-} == all ]] || fail "say nothing or all, not $1."
@@ -196,4 +218,4 @@ trap 'rm -f "$out/pip.conf"' EXIT
 mapfile -t pip_options < <(pip_settings)
 make_service fastapi-service python -- "${pip_options[@]}"
 make_service go-service golang static
-[[ ${1:-} != all ]] || make_more_bases
+[[ ${1:-} != all ]] || make_the_others
