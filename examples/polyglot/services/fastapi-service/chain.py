@@ -39,8 +39,9 @@ async def chain(request: Request):
         try:
             async with httpx.AsyncClient(timeout=12) as client:
                 response = await client.get(f"{next_url}/api/v1/chain", headers=trace_headers(request.headers))
-                response.raise_for_status()
-                links += response.json()["chain"]
         except httpx.HTTPError as error:
-            raise HTTPException(status_code=502, detail=f"{SERVICE} calls {next_url}: {error}") from error
+            raise HTTPException(status_code=502, detail=f"{SERVICE} calls {next_url}: {error!r}") from error
+        if response.status_code != 200:
+            raise HTTPException(status_code=502, detail=f"{SERVICE} calls {next_url}: {response.status_code} {response.text}")
+        links += response.json()["chain"]
     return {"chain": links}
