@@ -221,6 +221,10 @@ test-unit: .build/images/bin/envoy | .build/packages ## the tests beside the cod
 test-e2e: all .build/app-packages ## the end-to-end tests, in network namespaces (root)
 	go test -tags "$(TEST_TAGS) e2e" -timeout 60m -count=1 -v ./test/e2e/...
 
+.PHONY: test-examples
+test-examples: .build/app-packages ## the tests of the example's five services, while their images are built (root)
+	examples/polyglot/images.sh all
+
 .PHONY: conformance
 conformance: all .build/app-packages ## Gateway API's own test suite; its report goes to docs/mesh (root)
 	go test -tags "$(TEST_TAGS) e2e" -timeout 150m -count=1 -v ./test/conformance

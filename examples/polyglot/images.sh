@@ -4,6 +4,10 @@
 #   fastapi-service-1.0.0.tar  go-service-1.0.0.tar   what k8s/ asks for
 #   fastapi-service-1.0.1.tar  go-service-1.0.1.tar   the same code under another version, for rolling updates
 #
+# `images.sh all` also builds java-service, node-service and rust-service, and leaves them in buildah's storage, where
+# `polymesh deploy` finds what it needs to deploy all five:
+#   CONTAINERS_STORAGE_CONF=$PWD/.build/polyglot/storage.conf polymesh deploy examples/polyglot
+#
 # There is no Docker engine and no registry in this: buildah builds the Dockerfiles, and the images that they start from
 # are made of Debian packages first (bases/) and exist only in buildah's own storage, .build/polyglot/storage. What has
 # not changed is not built again; FORCE=1 builds everything, which also takes in Debian's updates.
@@ -18,6 +22,8 @@ top=$(cd "$here/../.." && pwd)
 out=$top/.build/polyglot
 versions=(1.0.0 1.0.1)
 go_release=1.26 # of the golang image in services/go-service/Dockerfile
+rust_release=1.95
+node_release=20
 ca_bundle=/etc/ssl/certs/ca-certificates.crt
 
 # apt_site SUITE: where this machine's apt gets a suite from.
@@ -132,6 +138,62 @@ pip_settings() {
     [[ ! -f /etc/pip.conf ]] || printf '%s\n' --volume /etc/pip.conf:/etc/pip.conf:ro
 }
 
+# write_storage_conf tells other programs, such as polymesh deploy's buildah, of the storage.
+write_storage_conf() {
+    cat >"$out/storage.conf" <<EOF
+[storage]
+driver = "overlay"
+graphroot = "$out/storage"
+runroot = "$out/run"
+[storage.options.overlay]
+skip_mount_home = "true"
+EOF
+}
+
+# keep_service NAME BASE...: services/NAME, built on the images BASE, in the storage. `make up` imports every archive in
+# .build/polyglot, and the node needs no images that it does not run.
+keep_service() {
+    local name=$1 bases=() authorities=() print image=docker.io/my-registry/$1:${versions[0]}
+    shift
+    while (($#)); do
+        bases+=("$out/$1.stamp")
+        shift
+    done
+    [[ ! -f $ca_bundle ]] || authorities=(--volume "$ca_bundle:$ca_bundle:ro")
+    # What a service's own tools leave beside its sources is no part of it.
+    print=$(find "$here/services/$name" \( -name node_modules -o -name target \) -prune -o -type f -print0 | sort -z |
+        xargs -0 sha256sum | fingerprint "${bases[@]}")
+    fresh "$name" "$print" && has_image "$image" && return
+    echo "$image"
+    build "$image" "$here/services/$name" "${authorities[@]}"
+    echo "$print" >"$out/$name.stamp"
+}
+
+# make_the_others makes what the guide has no code for.
+make_the_others() {
+    local rust node nodebin program
+    for program in rustc node npm; do
+        command -v "$program" >/dev/null || fail "$program is missing: images.sh all takes the toolchains of Rust and Node.js from this machine."
+    done
+    rust=$(rustc --version)
+    node=$(node --version)
+    [[ $rust == "rustc $rust_release."* ]] ||
+        fail "services/rust-service/Dockerfile asks for Rust $rust_release, this machine has $rust: change the Dockerfile's FROM line and rust_release here."
+    [[ $node == "v$node_release."* ]] ||
+        fail "services/node-service/Dockerfile asks for Node.js $node_release, this machine has $node: change the Dockerfile's FROM lines and node_release here."
+    make_base rust docker.io/library/rust:$rust_release-slim "$rust" --build-context "rustroot=$(rustc --print sysroot)"
+    nodebin=$(dirname "$(node -p process.execPath)")
+    make_base node docker.io/library/node:$node_release-slim "$node $(npm --version)" \
+        --build-context "nodebin=$nodebin" --build-context "npm=$(npm root --global)/npm"
+    make_base nodejs gcr.io/distroless/nodejs$node_release-debian12:latest "$node $(<"$out/static.stamp")" --build-context "nodebin=$nodebin"
+    make_base maven docker.io/library/maven:3.8-openjdk-17-slim ""
+    make_base jre docker.io/library/eclipse-temurin:17-jre ""
+    keep_service rust-service rust static
+    keep_service node-service node nodejs
+    keep_service java-service maven jre
+}
+
+[[ ${1:-} == "" || ${1:-} == all ]] || fail "say nothing or all, not $1."
 ((EUID == 0)) || fail "building images needs root: it unpacks files that belong to root. Run it with sudo."
 for program in buildah mmdebstrap go; do
     command -v "$program" >/dev/null || fail "$program is missing. On Debian: apt-get install buildah mmdebstrap; Go from https://go.dev/dl/"
@@ -145,6 +207,8 @@ mkdir -p "$out"
 exec 9>"$out/lock"
 flock 9 # two runs would write the same storage
 
+write_storage_conf
+
 [[ -z ${FORCE:-} ]] || buildah rmi --all --force >/dev/null
 make_debian
 make_base python docker.io/library/python:3.11-slim ""
@@ -154,3 +218,4 @@ trap 'rm -f "$out/pip.conf"' EXIT
 mapfile -t pip_options < <(pip_settings)
 make_service fastapi-service python -- "${pip_options[@]}"
 make_service go-service golang static
+[[ ${1:-} != all ]] || make_the_others

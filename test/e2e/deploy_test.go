@@ -277,6 +277,14 @@ func TestDeploy(t *testing.T) {
 			t.Errorf("exit code %d: %s", code, said)
 		}
 	})
+	t.Run("refused by the API server", func(t *testing.T) {
+		p.edit("k8s/api.yaml", "port: 80, targetPort", "port: 80000, targetPort")
+		defer p.edit("k8s/api.yaml", "port: 80000, targetPort", "port: 80, targetPort")
+		_, said, code := p.tryDeploy()
+		if code != 1 || !strings.Contains(said, "apply service/api -n "+deployNamespace) || !strings.Contains(said, "80000") {
+			t.Errorf("exit code %d: %s", code, said)
+		}
+	})
 	t.Run("a pod that cannot run", func(t *testing.T) {
 		p.edit("k8s/api.yaml", "key: version}", "key: no-such-key}")
 		defer p.edit("k8s/api.yaml", "key: no-such-key}", "key: version}")

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
-	"log"
+	"errors"
+	"log/slog"
 	"net/http"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 )
 
@@ -37,15 +41,50 @@ func gatewayHandler(w http.ResponseWriter, r *http.Request) {
 }
 
 func main() {
+	slog.SetDefault(slog.New(logHandler(os.Stdout)))
 	port := os.Getenv("PORT")
 	if port == "" {
 		port = "8080"
 	}
 
-	http.HandleFunc("/health", healthHandler)
-	http.HandleFunc("/ready", healthHandler)
-	http.HandleFunc("/api/v1/gateway", gatewayHandler)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	slog.Info("Go service starting on port " + port)
+	if err := run(ctx, ":"+port, newHandler(os.Getenv("NEXT_URL"))); err != nil {
+		slog.Error(err.Error())
+		os.Exit(1)
+	}
+	slog.Info("stopped")
+}
 
-	log.Printf("Go service starting on port %s", port)
-	log.Fatal(http.ListenAndServe(":"+port, nil))
+// newHandler serves the paths. The chain goes on at nextURL, or ends here if that is empty.
+func newHandler(nextURL string) http.Handler {
+	observed := http.NewServeMux()
+	observed.HandleFunc("/api/v1/gateway", gatewayHandler)
+	observed.Handle("GET /api/v1/chain", &chain{nextURL: nextURL, client: &http.Client{Timeout: callTimeout}})
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("/health", healthHandler)
+	mux.HandleFunc("/ready", healthHandler)
+	o := newObserver()
+	mux.Handle("GET /metrics", o.metrics())
+	mux.Handle("/", o.observe(observed))
+	return mux
+}
+
+// run serves until ctx ends, and then finishes the requests that have begun.
+func run(ctx context.Context, address string, handler http.Handler) error {
+	server := &http.Server{Addr: address, Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	stopped := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		slog.Info("shutting down")
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		stopped <- server.Shutdown(ctx)
+	}()
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return <-stopped
 }

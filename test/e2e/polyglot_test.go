@@ -1,0 +1,366 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"polymesh.dev/polymesh/pkg/deploy"
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+// polyglotHost is what the gateway calls the app beside the guide's own, which has api.example.com.
+const polyglotHost = "five.example.com"
+
+// chainOrder is who calls whom, and on which port each listens.
+var chainOrder = []struct{ service, language, port string }{
+	{"go-service", "Go", "8080"}, {"fastapi-service", "Python", "8000"}, {"java-service", "Java", "8080"},
+	{"node-service", "JavaScript", "8080"}, {"rust-service", "Rust", "8080"},
+}
+
+// polyglot is the app in five languages in a namespace of its own.
+type polyglot struct {
+	*scenario
+	dir string // of the project
+	env []string
+}
+
+// TestPolyglot deploys all of examples/polyglot and follows requests through its five services.
+func TestPolyglot(t *testing.T) {
+	n := app(t)
+	importJaeger(t, n)
+	p := &polyglot{scenario: newScenario(t, "polyglot")}
+	p.prepare()
+	result := p.deploy()
+	for _, link := range chainOrder {
+		if !slices.ContainsFunc(result.Images, func(i deploy.Image) bool { return i.Service == link.service && i.Moved }) {
+			t.Errorf("%s was not brought to the node: %+v", link.service, result.Images)
+		}
+	}
+	if len(result.Findings) > 0 {
+		t.Errorf("findings: %v", result.Findings)
+	}
+
+	p.Eventually(t, 2*time.Minute, func() (bool, string) {
+		_, said, err := p.chain()
+		return err == nil, said
+	})
+	t.Run("mutual TLS", func(t *testing.T) { p.in(t).wantStrict() })
+	t.Run("routes", func(t *testing.T) { p.in(t).wantRoutes() })
+	t.Run("probes and metrics", func(t *testing.T) { p.in(t).wantProbes() })
+	t.Run("one trace", func(t *testing.T) { p.in(t).wantOneTrace() })
+	t.Run("orders", func(t *testing.T) { p.in(t).wantOrders() })
+}
+
+func (p *polyglot) in(t *testing.T) *polyglot {
+	part := *p
+	part.scenario = p.scenario.in(t)
+	return &part
+}
+
+// prepare builds what the services are made of, and makes a copy of the project for another namespace and another host.
+func (p *polyglot) prepare() {
+	t := p.t
+	t.Helper()
+	top, err := node.Top()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Here and not in deploy: that runs in the node's network, from where no package registry can be reached. What it
+	// builds is in buildah's cache after this.
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, filepath.Join(example(t), "images.sh"), "all").CombinedOutput(); err != nil {
+		t.Fatalf("images.sh all: %v: %s", err, out)
+	}
+	p.dir = filepath.Join(t.TempDir(), "polyglot")
+	p.env = []string{
+		"CONTAINERS_STORAGE_CONF=" + filepath.Join(top, ".build", "polyglot", "storage.conf"),
+		"DATABASE_URL=postgresql://user:pass@postgres.external:5432/mydb",
+	}
+	own := strings.NewReplacer("polyglot-services", p.name, appHost, polyglotHost)
+	err = filepath.WalkDir(example(t), func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(example(t), path)
+		if err != nil {
+			return err
+		}
+		switch {
+		case entry.IsDir() && slices.Contains([]string{"node_modules", "target", "__pycache__", "bases"}, entry.Name()):
+			return fs.SkipDir
+		case entry.IsDir():
+			return os.MkdirAll(filepath.Join(p.dir, name), 0o755)
+		// The mesh's own, which `make up` has applied.
+		case name == filepath.Join("istio", "gateway.yaml"), name == filepath.Join("istio", "peerauthentication.yaml"):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if !strings.HasPrefix(name, "services") {
+			text = []byte(own.Replace(string(text)))
+		}
+		return os.WriteFile(filepath.Join(p.dir, name), text, 0o644)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *polyglot) deploy() deploy.Result {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.t.Context(), 15*time.Minute)
+	defer cancel()
+	cmd := p.PolymeshCommand(ctx, "deploy", "-o", "json", "--timeout", "8m", p.dir)
+	cmd.Env = append(cmd.Env, p.env...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		p.t.Fatalf("polymesh deploy: %v: %s", err, &errOut)
+	}
+	p.t.Logf("polymesh deploy:\n%s", &errOut)
+	var result deploy.Result
+	if err := json.Unmarshal(out.Bytes(), &result); err != nil {
+		p.t.Fatalf("polymesh deploy -o json: %v: %s", err, &out)
+	}
+	return result
+}
+
+// ask sends a request through the gateway, from outside.
+func (p *polyglot) ask(method, path, body string) (int, string, error) {
+	return ask(p.HTTP(false), p.Node, method, polyglotHost, path, []byte(body))
+}
+
+// chain sends a request through all five, and returns the trace that all of them were told; it may be empty.
+func (p *polyglot) chain() (trace, said string, err error) {
+	status, text, err := p.ask(http.MethodGet, "/api/v1/chain", "")
+	if err != nil || status != http.StatusOK {
+		return "", fmt.Sprintf("%d %s %v", status, text, err), fmt.Errorf("status %d: %s (%v)", status, text, err)
+	}
+	var answer struct {
+		Chain []struct {
+			Service, Language, Work string
+			TraceID                 string `json:"trace_id"`
+		}
+	}
+	if err := json.Unmarshal([]byte(text), &answer); err != nil {
+		return "", text, err
+	}
+	if len(answer.Chain) != len(chainOrder) {
+		return "", text, fmt.Errorf("the chain is %s", text)
+	}
+	for i, link := range answer.Chain {
+		if want := chainOrder[i]; link.Service != want.service || link.Language != want.language || link.TraceID != answer.Chain[0].TraceID {
+			return "", text, fmt.Errorf("link %d is %+v: %s", i, link, text)
+		}
+	}
+	return answer.Chain[0].TraceID, text, nil
+}
+
+// wantStrict asks each pod without a certificate, which the mesh refuses.
+func (p *polyglot) wantStrict() {
+	for _, link := range chainOrder {
+		pod := listPods(p.t, p.Node, p.name, "app="+link.service)[0]
+		if sidecar(&pod) == "" {
+			p.t.Errorf("%s has no sidecar", pod.Name)
+		}
+		response, err := p.HTTPInside(false).Get("http://" + pod.Status.PodIP + ":" + link.port + "/health")
+		if err == nil {
+			response.Body.Close()
+			p.t.Errorf("%s answers plain text with %s", link.service, response.Status)
+		}
+	}
+}
+
+// wantRoutes asks for what each of the new services does.
+func (p *polyglot) wantRoutes() {
+	for _, c := range []struct {
+		path   string
+		status int
+		want   string
+	}{
+		{"/api/v1/primes?below=1000000", 200, `"primes":78498`},
+		{"/api/v1/primes?below=100000000", 400, "below is at most"},
+		{"/api/v1/orders/1", 503, "ORDERS_DATABASE_URL is not set"},
+		{"/api/v1/gateway", 200, "Request processed by Go Gateway"},
+	} {
+		status, text, err := p.ask(http.MethodGet, c.path, "")
+		if err != nil || status != c.status || !strings.Contains(text, c.want) {
+			p.t.Errorf("%s: %d %s %v, want %d with %s", c.path, status, text, err, c.status, c.want)
+		}
+	}
+	if status, text, err := p.ask(http.MethodPost, "/api/v1/predict", `{"data": [1, 2, 3]}`); err != nil || status != 200 || text != `{"prediction":2.0,"confidence":0.95}` {
+		p.t.Errorf("predict: %d %s %v", status, text, err)
+	}
+
+	request, err := http.NewRequest(http.MethodGet, "http://"+p.Address()+"/api/v1/events?count=3&interval_ms=50", nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	request.Host = polyglotHost
+	response, err := p.HTTP(false).Do(request)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil || response.Header.Get("Content-Type") != "text/event-stream" || strings.Count(string(text), "event: tick\n") != 3 {
+		p.t.Errorf("events: %s %v %q %v", response.Status, response.Header, text, err)
+	}
+}
+
+// wantProbes asks each service what Kubernetes and Prometheus ask.
+func (p *polyglot) wantProbes() {
+	for _, link := range chainOrder {
+		url := "http://" + link.service + ":" + link.port
+		for path, want := range map[string]string{
+			"/health": "healthy", "/ready": `"status"`,
+			"/metrics": `http_requests_total{method="GET",path="/api/v1/chain",status="200"}`,
+		} {
+			// One of several pods may have had no request yet.
+			p.Eventually(p.t, time.Minute, func() (bool, string) {
+				out, err := p.call("client", "get", url+path)
+				return err == nil && strings.Contains(out, want), fmt.Sprintf("%s%s: %s %v", url, path, out, err)
+			})
+		}
+	}
+}
+
+// wantOneTrace looks at the spans of one request.
+func (p *polyglot) wantOneTrace() {
+	p.addProviders()
+	p.apply("tracing.yaml")
+	var spans []span
+	traces := map[string]bool{}
+	p.Eventually(p.t, 4*time.Minute, func() (bool, string) {
+		trace, said, err := p.chain()
+		if err != nil {
+			return false, err.Error()
+		}
+		if trace == "" {
+			return false, "the services are told no trace: " + said
+		}
+		traces[trace] = true
+		seen := []int{}
+		for trace := range traces {
+			found, err := p.spans("traces/" + trace)
+			if err != nil {
+				return false, err.Error()
+			}
+			seen = append(seen, len(found))
+			if p.wholeTrace(found) == "" {
+				spans = found
+				return true, ""
+			}
+			said = p.wholeTrace(found)
+		}
+		return false, fmt.Sprintf("the numbers of spans are %v; %s", seen, said)
+	})
+	p.t.Logf("%d spans", len(spans))
+}
+
+// wholeTrace says what is missing in the trace of a request to the chain; empty if nothing is.
+func (p *polyglot) wholeTrace(spans []span) string {
+	byID := map[string]span{}
+	for _, s := range spans {
+		byID[s.ID] = s
+	}
+	var roots []string
+	found := map[string]int{}
+	for _, s := range spans {
+		parent, known := byID[s.Parent]
+		switch {
+		case s.Parent == "":
+			roots = append(roots, s.Service)
+		case !known:
+			return fmt.Sprintf("a span of %s has a parent that did not come", s.Service)
+		}
+		found[s.Tags["span.kind"]+" "+s.Service+" under "+parent.Service]++
+	}
+	const gateway = "istio-ingressgateway.istio-system"
+	if len(roots) != 1 || roots[0] != gateway {
+		return fmt.Sprintf("the roots are %v, want one of %s", roots, gateway)
+	}
+	for i, link := range chainOrder {
+		self, caller := link.service+"."+p.name, gateway
+		if i > 0 {
+			caller = chainOrder[i-1].service + "." + p.name
+			if want := "client " + caller + " under " + caller; found[want] != 1 {
+				return fmt.Sprintf("%d spans are %s: %v", found[want], want, found)
+			}
+		}
+		if want := "server " + self + " under " + caller; found[want] != 1 {
+			return fmt.Sprintf("%d spans are %s: %v", found[want], want, found)
+		}
+	}
+	return ""
+}
+
+// wantOrders gives java-service a database outside the cluster.
+func (p *polyglot) wantOrders() {
+	t := p.t
+	password := startPostgres(t, p.Node, newAuthority(t))
+	p.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: orders-db, namespace: %s}\nstringData: {url: 'postgresql://app:%s@%s:5432/postgres?sslmode=require'}\n",
+		p.name, password, node.OutsideHost))
+	restart := func() {
+		p.Kubectl(t, "rollout", "restart", "deployment/java-service", "-n", p.name)
+		p.WaitRollout(t, p.name, "deployment/java-service")
+	}
+	// The database goes with this part of the test.
+	defer func() {
+		p.Kubectl(t, "delete", "secret", "orders-db", "-n", p.name)
+		restart()
+	}()
+	restart()
+
+	const order = `{"customer": "Ada", "lines": [{"product": "book", "quantity": 2, "price": 19.99}, {"product": "pen", "quantity": 1, "price": 1.5}]}`
+	var added struct {
+		Order struct {
+			ID       int
+			Customer string
+			Lines    []struct{ Product string }
+		}
+		Total float64
+	}
+	p.Eventually(t, time.Minute, func() (bool, string) {
+		status, text, err := p.ask(http.MethodPost, "/api/v1/orders", order)
+		if err != nil || status != http.StatusCreated {
+			return false, fmt.Sprintf("%d %s %v", status, text, err)
+		}
+		err = json.Unmarshal([]byte(text), &added)
+		return err == nil && added.Total == 41.48 && added.Order.ID > 0, text
+	})
+	status, text, err := p.ask(http.MethodGet, fmt.Sprintf("/api/v1/orders/%d", added.Order.ID), "")
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("%d %s %v", status, text, err)
+	}
+	if err := json.Unmarshal([]byte(text), &added); err != nil || added.Order.Customer != "Ada" || len(added.Order.Lines) != 2 || added.Order.Lines[1].Product != "pen" {
+		t.Errorf("the order is %s, %v", text, err)
+	}
+	if status, text, err := p.ask(http.MethodGet, "/api/v1/orders/999999", ""); err != nil || status != http.StatusNotFound {
+		t.Errorf("an order that is not there: %d %s %v", status, text, err)
+	}
+	// The second line is refused by the database, and the first one and the order go with it.
+	if status, text, err := p.ask(http.MethodPost, "/api/v1/orders", `{"customer": "Eve", "lines": [{"product": "book", "quantity": 1, "price": 1}, {"product": "gold", "quantity": 1, "price": 99999999999}]}`); err != nil || status < 400 {
+		t.Errorf("an order that the database refuses: %d %s %v", status, text, err)
+	}
+	if status, text, err := p.ask(http.MethodGet, fmt.Sprintf("/api/v1/orders/%d", added.Order.ID+1), ""); err != nil || status != http.StatusNotFound {
+		t.Errorf("half of an order was kept: %d %s %v", status, text, err)
+	}
+}
