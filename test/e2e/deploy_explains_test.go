@@ -19,7 +19,7 @@ import (
 
 // mistake is an edit of the project that a row of the guide's troubleshooting table is about, and what deploy has to say.
 type mistake struct {
-	name, file, from, to string
+	name, from, to string
 
 	reason  diagnose.Reason
 	message string // a part of it

@@ -315,9 +315,9 @@ func (p *polyglot) wholeTrace(spans []span) string {
 // wantOrders gives java-service a database outside the cluster.
 func (p *polyglot) wantOrders() {
 	t := p.t
-	password := startPostgres(t, p.Node, newAuthority(t))
+	db := startPostgres(t, p.Node, newAuthority(t), node.OutsideHost)
 	p.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: orders-db, namespace: %s}\nstringData: {url: 'postgresql://app:%s@%s:5432/postgres?sslmode=require'}\n",
-		p.name, password, node.OutsideHost))
+		p.name, db.password, node.OutsideHost))
 	restart := func() {
 		p.Kubectl(t, "rollout", "restart", "deployment/java-service", "-n", p.name)
 		p.WaitRollout(t, p.name, "deployment/java-service")
