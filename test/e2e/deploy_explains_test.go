@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -207,8 +206,8 @@ func TestDev(t *testing.T) {
 	defer cancel()
 	cmd := p.PolymeshCommand(ctx, "dev", p.dir)
 	cmd.Env = append(cmd.Env, p.env...)
-	var said bytes.Buffer
-	cmd.Stderr = &said
+	said := &firstOf{text: "waiting for a change", seen: make(chan struct{})}
+	cmd.Stderr = said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -223,6 +222,11 @@ func TestDev(t *testing.T) {
 	}
 	p.Eventually(t, 3*time.Minute, func() (bool, string) { return image() != "", "there is no Deployment" })
 	p.serves("v1")
+	select {
+	case <-said.seen:
+	case err := <-ended:
+		t.Fatalf("polymesh dev has ended: %v: %s", err, said)
+	}
 	first := image()
 	p.edit("services/api/version", "one", "two")
 	p.Eventually(t, 3*time.Minute, func() (bool, string) { return image() != first, "the image is still " + first })

@@ -57,6 +57,10 @@ func newShopProject(t *testing.T) *shopProject {
 	if err := os.WriteFile(filepath.Join(p.dir, "services", "api", "echo"), echo, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	// No other test's image is this one's.
+	if err := os.WriteFile(filepath.Join(p.dir, "services", "api", "test"), []byte(t.Name()+time.Now().String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	p.env = append(builderStorage(t), "SHOP_DB_URL="+deploySecret)
 	return p
 }

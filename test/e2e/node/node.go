@@ -80,6 +80,9 @@ func New(o Options) (*Node, error) {
 	if _, err := rand.Read(id); err != nil {
 		return nil, err
 	}
+	// The disk is the machine's, and as full as others have left it: images that a test has imported must not be collected,
+	// nor pods be evicted, for what is no matter of the node's.
+	o.Args = append([]string{"--kubelet-arg=image-gc-high-threshold=100", "--kubelet-arg=eviction-hard=memory.available<100Mi,nodefs.available<1%,imagefs.available<1%"}, o.Args...)
 	name := prefix + hex.EncodeToString(id)
 	n := &Node{
 		// The folder's name is short: the path of a socket has 107 characters.
