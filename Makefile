@@ -215,7 +215,7 @@ test: test-unit test-e2e ## all tests: first the unit tests, then the end-to-end
 
 .PHONY: test-unit
 test-unit: .build/images/bin/envoy | .build/packages ## the tests beside the code
-	go test -tags "$(TEST_TAGS) integration" ./pkg/... ./cmd/... ./build/...
+	go test -tags "$(TEST_TAGS) integration" ./pkg/... ./cmd/... ./build/... ./bench/...
 
 .PHONY: test-e2e
 test-e2e: all .build/app-packages ## the end-to-end tests, in network namespaces (root)
