@@ -90,12 +90,7 @@ func (b *bench) requests(ctx context.Context) error {
 
 // startWays makes the pods, and waits until requests take the ways that they are to be measured on.
 func (b *bench) startWays(ctx context.Context, n *node.Node) error {
-	if err := n.Start(ctx); err != nil {
-		return err
-	}
-	bounded, cancel := context.WithTimeout(ctx, startLimit)
-	defer cancel()
-	if err := n.Ready(bounded); err != nil {
+	if err := startReady(ctx, n); err != nil {
 		return err
 	}
 	if err := b.importArchives(ctx, n, "bench/load.tar"); err != nil {

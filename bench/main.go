@@ -172,6 +172,16 @@ func (b *bench) on(ctx context.Context, o node.Options, f func(*node.Node) error
 	return errors.Join(err, n.Close(closing))
 }
 
+// startReady starts a node's server and waits until every component is ready.
+func startReady(ctx context.Context, n *node.Node) error {
+	if err := n.Start(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	return n.Ready(ctx)
+}
+
 func (b *bench) size(context.Context) error {
 	program, err := node.Program()
 	if err != nil {

@@ -62,12 +62,7 @@ func sidecarMatrix() matrix {
 // sidecars measures the memory of sidecars without traffic, started in meshes of different sizes.
 func (b *bench) sidecars(ctx context.Context) error {
 	return b.on(ctx, node.Options{}, func(n *node.Node) error {
-		if err := n.Start(ctx); err != nil {
-			return err
-		}
-		bounded, cancel := context.WithTimeout(ctx, startLimit)
-		defer cancel()
-		if err := n.Ready(bounded); err != nil {
+		if err := startReady(ctx, n); err != nil {
 			return err
 		}
 		made := 0

@@ -34,12 +34,6 @@ apt_site() {
 mirror=${DEBIAN_MIRROR:-$(apt_site bookworm)}
 security_mirror=${DEBIAN_SECURITY_MIRROR:-$(apt_site bookworm-security)}
 
-buildah() {
-    # Without skip_mount_home a mount stays behind, and `make clean` could not remove it.
-    command buildah --root "$out/storage" --runroot "$out/run" \
-        --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
-}
-
 fail() {
     echo "images.sh: $*" >&2
     exit 1
@@ -115,9 +109,7 @@ make_service() {
         image=docker.io/my-registry/$name:$version
         echo "$image"
         build "$image" "$here/services/$name" "${authorities[@]}" --label "org.opencontainers.image.version=$version" "$@"
-        rm -f "$archive.new"
-        buildah push --quiet "$image" "oci-archive:$archive.new:$image"
-        mv "$archive.new" "$archive"
+        archive "$image" "$name-$version"
         echo "$print" >"$out/$name-$version.stamp"
     done
 }
@@ -194,7 +186,8 @@ make_the_others() {
 }
 
 [[ ${1:-} == "" || ${1:-} == all ]] || fail "say nothing or all, not $1."
-((EUID == 0)) || fail "building images needs root: it unpacks files that belong to root. Run it with sudo."
+# shellcheck source=build/image-storage.sh
+source "$top/build/image-storage.sh"
 for program in buildah mmdebstrap go; do
     command -v "$program" >/dev/null || fail "$program is missing. On Debian: apt-get install buildah mmdebstrap; Go from https://go.dev/dl/"
 done
@@ -203,10 +196,6 @@ cd "$top" # the toolchain that the repository's go.mod names
 go_version=$(go env GOVERSION)
 [[ $go_version == "go$go_release"* ]] ||
     fail "services/go-service/Dockerfile asks for Go $go_release, this machine has $go_version: change the Dockerfile's FROM line and go_release here."
-mkdir -p "$out"
-exec 9>"$out/lock"
-flock 9 # two runs would write the same storage
-
 write_storage_conf
 
 [[ -z ${FORCE:-} ]] || buildah rmi --all --force >/dev/null

@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -82,44 +81,21 @@ func fileExists(path string) bool {
 func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Project, run func(context.Context) error) error {
 	for {
 		running, cancel := context.WithCancel(ctx)
-		done := make(chan error, 1)
-		go func() { done <- run(running) }()
-		changes := make(chan []string, 1)
-		failed := make(chan error, 1)
-		watching, stop := context.WithCancel(ctx)
+		done := make(chan struct{})
 		go func() {
-			files, err := w.Changed(watching)
-			if err != nil {
-				failed <- err
-				return
-			}
-			changes <- files
-		}()
-		var files []string
-		var err error
-		select {
-		case err = <-done:
-			done = nil
+			defer close(done)
+			err := run(running)
 			switch {
-			case ctx.Err() != nil:
+			case running.Err() != nil: // broken off
 			case err != nil:
 				fmt.Fprintf(out, "\n%v\nwaiting for a change\n", err)
 			default:
 				fmt.Fprintln(out, "\nwaiting for a change")
 			}
-			select {
-			case files = <-changes:
-				err = nil
-			case err = <-failed:
-			}
-		case files = <-changes:
-		case err = <-failed:
-		}
+		}()
+		files, err := w.Changed(ctx)
 		cancel()
-		stop()
-		if done != nil {
-			<-done
-		}
+		<-done
 		if ctx.Err() != nil {
 			return nil // Ctrl-C is how this ends
 		}
@@ -130,9 +106,6 @@ func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Proj
 			if name, err := filepath.Rel(p.Dir, file); err == nil {
 				files[i] = name
 			}
-		}
-		if len(files) == 0 {
-			return errors.New("watch files: a change without a file")
 		}
 		fmt.Fprintf(out, "\n%s changed\n", strings.Join(files, ", "))
 	}

@@ -18,6 +18,7 @@ import (
 	"istio.io/istio/pkg/kube"
 
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
 )
 
@@ -31,11 +32,31 @@ func (d *deployment) analyze(ctx context.Context) error {
 	if !d.cluster.istio {
 		return nil
 	}
-	step := d.Steps.Start("check the manifests")
+	return d.Steps.Do("check the manifests", func(*progress.Step) (string, error) {
+		if err := d.askIstio(ctx); err != nil {
+			return "", fmt.Errorf("check the manifests: %w", err)
+		}
+		plain, err := d.plainText(ctx)
+		if err != nil {
+			return "", err
+		}
+		d.result.Findings = append(d.result.Findings, plain...)
+		for _, c := range d.imagePullAlways() {
+			d.result.Findings = append(d.result.Findings, diagnose.Finding{Reason: diagnose.ImagePull, Object: c.object.ID(),
+				Message: "imagePullPolicy Always asks a registry for an image that was loaded into this node", Advice: "leave the policy out", At: c.object.At(append(slices.Clone(c.path), "imagePullPolicy")...)})
+		}
+		if n := len(d.result.Findings); n > 0 {
+			return fmt.Sprintf("%d to look at, see below", n), nil
+		}
+		return "", nil
+	})
+}
+
+// askIstio runs the analyzers.
+func (d *deployment) askIstio(ctx context.Context) error {
 	client, err := kube.NewCLIClient(kube.NewClientConfigForRestConfig(d.cluster.rest))
 	if err != nil {
-		step.Fail()
-		return fmt.Errorf("check the manifests: %w", err)
+		return err
 	}
 	analyzer := local.NewIstiodAnalyzer(analyzers.AllCombined(), resource.Namespace(d.Project.Namespace), istioNamespace, nil)
 	analyzer.AddRunningKubeSourceWithRevision(kube.EnableCrdWatcher(client), "", false)
@@ -43,41 +64,23 @@ func (d *deployment) analyze(ctx context.Context) error {
 	for _, name := range d.files() {
 		text, err := os.ReadFile(filepath.Join(d.Project.Dir, name))
 		if err != nil {
-			step.Fail()
 			return err
 		}
 		readers = append(readers, local.ReaderSource{Name: name, Reader: bytes.NewReader(text)})
 	}
 	// AddReaderKubeSource would leave Services and pods out, which are in the manifests and not yet in the cluster.
 	if err := analyzer.AddTestReaderKubeSource(readers); err != nil {
-		step.Fail()
-		return fmt.Errorf("check the manifests: %w", err)
+		return err
 	}
 	// The analyzers end with a channel.
 	found, err := analyzer.Analyze(ctx.Done())
 	if err != nil {
-		step.Fail()
-		return fmt.Errorf("check the manifests: %w", err)
+		return err
 	}
 	for _, m := range found.Messages {
 		if finding, ok := d.fromAnalyzer(m, found.Messages); ok {
 			d.result.Findings = append(d.result.Findings, finding)
 		}
-	}
-	plain, err := d.plainText(ctx)
-	if err != nil {
-		step.Fail()
-		return err
-	}
-	d.result.Findings = append(d.result.Findings, plain...)
-	for _, c := range d.imagePullAlways() {
-		d.result.Findings = append(d.result.Findings, diagnose.Finding{Reason: diagnose.ImagePull, Object: d.id(c.object),
-			Message: "imagePullPolicy Always asks a registry for an image that was loaded into this node", Advice: "leave the policy out", At: c.object.At(append(slices.Clone(c.path), "imagePullPolicy")...)})
-	}
-	if n := len(d.result.Findings); n > 0 {
-		step.Done("%d to look at, see below", n)
-	} else {
-		step.Done("")
 	}
 	return nil
 }
@@ -115,7 +118,7 @@ func (d *deployment) fromAnalyzer(m diag.Message, all diag.Messages) (diagnose.F
 		return diagnose.Finding{}, false
 	}
 	reason, advice, path := explain(o, m)
-	f := diagnose.Finding{Reason: reason, Object: d.id(o), Message: fmt.Sprintf(m.Type.Template(), m.Parameters...), Advice: advice, At: o.At(path...)}
+	f := diagnose.Finding{Reason: reason, Object: o.ID(), Message: fmt.Sprintf(m.Type.Template(), m.Parameters...), Advice: advice, At: o.At(path...)}
 	if path == nil && m.Line > 0 {
 		f.At = fmt.Sprintf("%s:%d", file, m.Line)
 	}
@@ -193,15 +196,3 @@ func find(at any, name, value string) []string {
 }
 
 func parent(path []string) []string { return path[:max(0, len(path)-1)] }
-
-// id is an object's, also before it was placed in the project's namespace.
-func (d *deployment) id(o project.Object) string {
-	return project.ID(o.GroupVersionKind().GroupKind(), d.namespace(o), o.GetName())
-}
-
-func (d *deployment) namespace(o project.Object) string {
-	if o.GetNamespace() == "" && o.GroupVersionKind().GroupKind() != namespaceKind {
-		return d.Project.Namespace
-	}
-	return o.GetNamespace()
-}

@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/yaml"
 
+	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
 )
 
@@ -28,48 +30,41 @@ func (d *deployment) applyObjects(ctx context.Context) error {
 	if d.dry {
 		title += " (dry run)"
 	}
-	step := d.Steps.Start("%s", title)
-	counts := map[Action]int{}
-	fail := func(err error) error {
-		step.Fail()
-		return err
-	}
-	// Types and namespaces are there before anything of them is asked for.
-	first := 0
-	for first < len(d.objects) && rank(d.objects[first]) == 0 {
-		if err := d.applyOne(ctx, d.objects[first], counts); err != nil {
-			return fail(err)
+	return d.Steps.Do(title, func(*progress.Step) (string, error) {
+		counts := map[Action]int{}
+		// Types and namespaces are there before anything of them is asked for.
+		first := 0
+		for first < len(d.objects) && rank(d.objects[first]) == 0 {
+			if err := d.applyOne(ctx, d.objects[first], counts); err != nil {
+				return "", err
+			}
+			first++
 		}
-		first++
-	}
-	if !d.dry {
-		if err := d.awaitTypes(ctx, d.objects[:first]); err != nil {
-			return fail(err)
+		if !d.dry {
+			if err := d.awaitTypes(ctx, d.objects[:first]); err != nil {
+				return "", err
+			}
 		}
-	}
-	if err := d.openSet(ctx, d.objects[first:]); err != nil {
-		return fail(err)
-	}
-	for _, o := range d.objects[first:] {
-		if err := d.applyOne(ctx, o, counts); err != nil {
-			return fail(err)
+		if err := d.openSet(ctx, d.objects[first:]); err != nil {
+			return "", err
 		}
-	}
-	step.Done("%d created, %d changed, %d unchanged", counts[Created], counts[Changed], counts[Unchanged])
-	return nil
+		for _, o := range d.objects[first:] {
+			if err := d.applyOne(ctx, o, counts); err != nil {
+				return "", err
+			}
+		}
+		return fmt.Sprintf("%d created, %d changed, %d unchanged", counts[Created], counts[Changed], counts[Unchanged]), nil
+	})
 }
 
 func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[Action]int) error {
-	m, err := d.cluster.mapping(o)
+	m, err := d.mapping(o)
 	if err != nil {
 		// A dry run does not make the type that a manifest beside it defines.
 		if d.dry && d.defines(o) {
 			d.note(o, Created, counts)
 			return nil
 		}
-		return err
-	}
-	if err := d.place(m, o); err != nil {
 		return err
 	}
 	live, err := d.cluster.resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
@@ -79,7 +74,7 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 	if err != nil {
 		live = nil
 	}
-	if d.dry && d.inNewNamespace(ctx, o) {
+	if d.dry && live == nil && d.isNew(ctx, o.GetNamespace()) {
 		d.note(o, Created, counts)
 		return d.showDiff(o, nil, o.Unstructured)
 	}
@@ -176,11 +171,8 @@ func (d *deployment) awaitTypes(ctx context.Context, objects []project.Object) e
 			if err != nil {
 				return false, err
 			}
-			conditions, _, err := unstructured.NestedSlice(live.Object, "status", "conditions")
-			return slices.ContainsFunc(conditions, func(c any) bool {
-				condition, ok := c.(map[string]any)
-				return ok && condition["type"] == "Established" && condition["status"] == "True"
-			}), err
+			established, _ := diagnose.Condition(live, "Established")
+			return established, nil
 		})
 		if err != nil {
 			return fmt.Errorf("%s: the API server does not serve %s: %w", o.At(), o.GetName(), err)
@@ -198,12 +190,12 @@ func (d *deployment) defines(o project.Object) bool {
 	})
 }
 
-// inNewNamespace reports whether an object's namespace is still to be made: the API server cannot dry-run into it.
-func (d *deployment) inNewNamespace(ctx context.Context, o project.Object) bool {
-	if o.GetNamespace() == "" {
+// isNew reports whether a namespace is still to be made: the API server cannot dry-run into it.
+func (d *deployment) isNew(ctx context.Context, namespace string) bool {
+	if namespace == "" {
 		return false
 	}
-	_, err := d.cluster.client.CoreV1().Namespaces().Get(ctx, o.GetNamespace(), metav1.GetOptions{})
+	_, err := d.cluster.client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 	return apierrors.IsNotFound(err)
 }
 

@@ -76,7 +76,7 @@ func (c *cluster) mapping(o project.Object) (*meta.RESTMapping, error) {
 }
 
 func (c *cluster) resource(m *meta.RESTMapping, namespace string) dynamic.ResourceInterface {
-	if m.Scope.Name() == meta.RESTScopeNameRoot {
+	if !scoped(m) {
 		return c.dynamic.Resource(m.Resource)
 	}
 	return c.dynamic.Resource(m.Resource).Namespace(namespace)

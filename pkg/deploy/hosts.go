@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"fmt"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -28,6 +27,3 @@ func (d *deployment) hosts() {
 		}
 	}
 }
-
-// String says in one line what happened to an object.
-func (c Change) String() string { return fmt.Sprintf("%s %s", c.ID, c.Action) }

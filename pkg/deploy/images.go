@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"polymesh.dev/polymesh/pkg/image"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
 )
 
@@ -73,22 +75,21 @@ func (d *deployment) buildImages(ctx context.Context) error {
 	}
 	d.result.Images = make([]Image, len(jobs))
 	// Looked for only when there is something to build: a second deploy needs no builder.
-	engine := onceEngine(ctx, d.Engine)
+	engine := sync.OnceValues(func() (image.Engine, error) { return image.Find(ctx, d.Engine) })
 	// Each build takes as long as it takes; the first that fails ends the others.
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelBuilds)
 	for i, j := range jobs {
 		g.Go(func() error {
-			step := d.Steps.Start("image %s", j.ref.Short)
-			out, err := m.bring(ctx, engine, j.source, j.ref, d.Rebuild, func(note string) { step.Note("%s", note) })
-			if err != nil {
-				step.Fail()
-				return fmt.Errorf("service %s: %w", j.service.Name, err)
-			}
-			out.Service, out.Ref = j.service.Name, j.ref.Short
-			d.result.Images[i] = out
-			step.Done("%s", out.said(m.registry))
-			return nil
+			return d.Steps.Do("image "+j.ref.Short, func(step *progress.Step) (string, error) {
+				out, err := m.bring(ctx, engine, j.source, j.ref, d.Rebuild, func(note string) { step.Note("%s", note) })
+				if err != nil {
+					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
+				}
+				out.Service, out.Ref = j.service.Name, j.ref.Short
+				d.result.Images[i] = out
+				return out.said(m.registry), nil
+			})
 		})
 	}
 	return g.Wait()
@@ -106,23 +107,6 @@ func (i Image) said(registry bool) string {
 		return "built, loaded"
 	}
 	return "loaded"
-}
-
-func onceEngine(ctx context.Context, name string) func() (image.Engine, error) {
-	type found struct {
-		engine image.Engine
-		err    error
-	}
-	once := make(chan found, 1)
-	go func() {
-		e, err := image.Find(ctx, name)
-		once <- found{e, err}
-	}()
-	return func() (image.Engine, error) {
-		f := <-once
-		once <- f
-		return f.engine, f.err
-	}
 }
 
 // mover brings a built image to where nodes get it.

@@ -46,7 +46,7 @@ func rank(o project.Object) int {
 	return 5
 }
 
-// complete adds to the manifests what they leave open: the namespace, its label, and the Secrets.
+// complete adds to the manifests what they leave open: the namespace, its label, the Secrets, and where each object goes.
 func (d *deployment) complete(ctx context.Context) error {
 	slices.SortStableFunc(d.objects, func(a, b project.Object) int { return rank(a) - rank(b) })
 	if err := d.addNamespace(ctx); err != nil {
@@ -61,6 +61,12 @@ func (d *deployment) complete(ctx context.Context) error {
 		at = len(d.objects)
 	}
 	d.objects = slices.Insert(d.objects, at, secrets...)
+	for _, o := range d.objects {
+		// The type of a kind that the project defines itself is not there yet.
+		if _, err := d.mapping(o); err != nil && !d.defines(o) {
+			return err
+		}
+	}
 	d.leaveReplicas()
 	return nil
 }
@@ -175,13 +181,17 @@ func (d *deployment) leaveReplicas() {
 	}
 }
 
-// place gives an object the project's namespace if its kind has one and it names none.
-func (d *deployment) place(m *meta.RESTMapping, o project.Object) error {
+// mapping says how the API server calls an object's kind, and gives the object the project's namespace if its kind has one
+// and it names none.
+func (d *deployment) mapping(o project.Object) (*meta.RESTMapping, error) {
+	m, err := d.cluster.mapping(o)
 	switch {
-	case m.Scope.Name() == meta.RESTScopeNameRoot && o.GetNamespace() != "":
-		return fmt.Errorf("%s: a %s has no namespace: remove metadata.namespace", o.At("metadata", "namespace"), o.GetKind())
-	case m.Scope.Name() != meta.RESTScopeNameRoot && o.GetNamespace() == "":
+	case err != nil:
+		return nil, err
+	case !scoped(m) && o.GetNamespace() != "":
+		return nil, fmt.Errorf("%s: a %s has no namespace: remove metadata.namespace", o.At("metadata", "namespace"), o.GetKind())
+	case scoped(m) && o.GetNamespace() == "":
 		o.SetNamespace(d.Project.Namespace)
 	}
-	return nil
+	return m, nil
 }

@@ -40,7 +40,7 @@ func (d *deployment) plainText(ctx context.Context) ([]diagnose.Finding, error) 
 	var found []diagnose.Finding
 	for _, rule := range rules {
 		host, _, _ := unstructured.NestedString(rule.Object, "spec", "host")
-		name, namespace := serviceOfHost(host, d.namespace(rule))
+		name, namespace := serviceOfHost(host, rule.GetNamespace())
 		selector, err := d.selector(ctx, name, namespace)
 		if err != nil {
 			return nil, err
@@ -50,7 +50,7 @@ func (d *deployment) plainText(ctx context.Context) ([]diagnose.Finding, error) 
 			continue
 		}
 		path := noMTLS(rule.Object)
-		found = append(found, diagnose.Finding{Reason: diagnose.MTLSMismatch, Object: d.id(rule), At: rule.At(path...),
+		found = append(found, diagnose.Finding{Reason: diagnose.MTLSMismatch, Object: rule.ID(), At: rule.At(path...),
 			Message: fmt.Sprintf("clients of %s send with TLS mode %v, and its pods take only mTLS (STRICT, by %s): requests fail with 503", host, valueAt(rule.Object, path), policy),
 			Advice:  "use mode ISTIO_MUTUAL or leave tls out, which does the same; or make the PeerAuthentication PERMISSIVE"})
 	}
@@ -118,10 +118,8 @@ func (d *deployment) policies(ctx context.Context) ([]*unstructured.Unstructured
 	own := map[string]bool{}
 	for _, o := range d.objects {
 		if o.GroupVersionKind().GroupKind() == peerAuthenticationKind {
-			u := o.DeepCopy()
-			u.SetNamespace(d.namespace(o))
-			out = append(out, u)
-			own[d.id(o)] = true
+			out = append(out, o.Unstructured)
+			own[o.ID()] = true
 		}
 	}
 	for i := range live.Items {
@@ -174,7 +172,7 @@ func (d *deployment) selector(ctx context.Context, name, namespace string) (map[
 		if o.GroupVersionKind().GroupKind() == namespaceKind && o.GetName() == namespace && o.GetLabels()["istio-injection"] == "disabled" {
 			return nil, nil
 		}
-		if o.GroupVersionKind().GroupKind() == serviceKind && o.GetName() == name && d.namespace(o) == namespace {
+		if o.GroupVersionKind().GroupKind() == serviceKind && o.GetName() == name && o.GetNamespace() == namespace {
 			selector, _, err := unstructured.NestedStringMap(o.Object, "spec", "selector")
 			return selector, err
 		}

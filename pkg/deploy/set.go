@@ -8,7 +8,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -18,6 +17,7 @@ import (
 	"k8s.io/kubectl/pkg/cmd/delete"
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 
+	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
 	"polymesh.dev/polymesh/pkg/version"
 )
@@ -30,6 +30,9 @@ type set struct {
 	visited sets.Set[types.UID]
 }
 
+// parentName is the name of the Secret that holds the set.
+func parentName(p *project.Project) string { return "polymesh-" + p.Name }
+
 func newSet(c *cluster, p *project.Project) (*set, error) {
 	m, err := c.mapper.RESTMapping(secretKind, "v1")
 	if err != nil {
@@ -39,7 +42,7 @@ func newSet(c *cluster, p *project.Project) (*set, error) {
 	if err != nil {
 		return nil, err
 	}
-	parent := &apply.ApplySetParentRef{Name: "polymesh-" + p.Name, Namespace: p.Namespace, RESTMapping: m}
+	parent := &apply.ApplySetParentRef{Name: parentName(p), Namespace: p.Namespace, RESTMapping: m}
 	return &set{
 		ApplySet: apply.NewApplySet(parent, apply.ApplySetTooling{Name: fieldManager, Version: version.Version}, c.mapper, client),
 		visited:  sets.New[types.UID](),
@@ -56,7 +59,7 @@ func (d *deployment) strategy() cmdutil.DryRunStrategy {
 // openSet widens the set in the cluster to what will be applied, so that nothing is lost if this is broken off, and labels
 // the objects.
 func (d *deployment) openSet(ctx context.Context, objects []project.Object) error {
-	if d.dry && d.inNewNamespace(ctx, project.NewObject(map[string]any{"metadata": map[string]any{"namespace": d.Project.Namespace}})) {
+	if d.dry && d.isNew(ctx, d.Project.Namespace) {
 		return nil // there is no set, and nothing to prune
 	}
 	s, err := newSet(d.cluster, d.Project)
@@ -65,14 +68,11 @@ func (d *deployment) openSet(ctx context.Context, objects []project.Object) erro
 	}
 	var infos []*resource.Info
 	for _, o := range objects {
-		m, err := d.cluster.mapping(o)
+		m, err := d.mapping(o)
 		if err != nil {
 			if d.dry && d.defines(o) {
 				continue
 			}
-			return err
-		}
-		if err := d.place(m, o); err != nil {
 			return err
 		}
 		info, err := d.cluster.info(m, o.Unstructured)
@@ -100,27 +100,33 @@ func (d *deployment) prune(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look for what is no longer in the manifests: %w", err)
 	}
-	for _, o := range gone {
-		d.result.Objects = append(d.result.Objects, Change{ID: project.ID(o.Mapping.GroupVersionKind.GroupKind(), o.Namespace, o.Name), Action: Pruned})
-	}
 	if len(gone) == 0 && d.dry {
 		return nil
 	}
 	if len(gone) == 0 {
 		return d.set.close(ctx, d.cluster, d.strategy())
 	}
-	step := d.Steps.Start("remove what is no longer in the manifests")
-	if err := d.set.close(ctx, d.cluster, d.strategy()); err != nil {
-		step.Fail()
-		return err
+	names := idsOf(gone)
+	for _, name := range names {
+		d.result.Objects = append(d.result.Objects, Change{ID: name, Action: Pruned})
 	}
-	names := make([]string, len(gone))
-	for i, o := range gone {
-		names[i] = project.ID(o.Mapping.GroupVersionKind.GroupKind(), o.Namespace, o.Name)
+	return d.Steps.Do("remove what is no longer in the manifests", func(*progress.Step) (string, error) {
+		return strings.Join(names, ", "), d.set.close(ctx, d.cluster, d.strategy())
+	})
+}
+
+func idOf(o apply.PruneObject) string {
+	return project.ID(o.Mapping.GroupVersionKind.GroupKind(), o.Namespace, o.Name)
+}
+
+// idsOf names objects, in order.
+func idsOf(objects []apply.PruneObject) []string {
+	names := make([]string, len(objects))
+	for i, o := range objects {
+		names[i] = idOf(o)
 	}
 	slices.Sort(names)
-	step.Done("%s", strings.Join(names, ", "))
-	return nil
+	return names
 }
 
 // close removes every member that was not visited, and narrows the set to the others.
@@ -162,7 +168,7 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 		return out, err
 	}
 	parent := c.client.CoreV1().Secrets(o.Project.Namespace)
-	if _, err := parent.Get(ctx, "polymesh-"+o.Project.Name, metav1.GetOptions{}); err != nil {
+	if _, err := parent.Get(ctx, parentName(o.Project), metav1.GetOptions{}); err != nil {
 		return out, fmt.Errorf("project %s is not deployed in namespace %s: %w", o.Project.Name, o.Project.Namespace, err)
 	}
 	s, err := newSet(c, o.Project)
@@ -177,46 +183,41 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 	if err != nil {
 		return out, err
 	}
-	step := o.Steps.Start("remove %s from %s", o.Project.Name, o.Project.Namespace)
-	for _, m := range members {
-		out.Objects = append(out.Objects, project.ID(m.Mapping.GroupVersionKind.GroupKind(), m.Namespace, m.Name))
-	}
-	slices.Sort(out.Objects)
-	if o.DryRun {
-		step.Done("%d objects would go", len(members))
-		return out, nil
-	}
-	if err := s.close(ctx, c, cmdutil.DryRunNone); err != nil {
-		step.Fail()
-		return out, err
-	}
-	if err := parent.Delete(ctx, "polymesh-"+o.Project.Name, metav1.DeleteOptions{}); err != nil {
-		step.Fail()
-		return out, err
-	}
-	if err := c.awaitGone(ctx, members); err != nil {
-		step.Fail()
-		return out, err
-	}
-	if namespace {
-		policy := metav1.DeletePropagationForeground
-		if err := c.client.CoreV1().Namespaces().Delete(ctx, o.Project.Namespace, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil {
-			step.Fail()
-			return out, err
+	out.Objects = idsOf(members)
+	return out, o.Steps.Do(fmt.Sprintf("remove %s from %s", o.Project.Name, o.Project.Namespace), func(*progress.Step) (string, error) {
+		if o.DryRun {
+			return fmt.Sprintf("%d objects would go", len(members)), nil
 		}
-		mapping, err := c.mapper.RESTMapping(schema.GroupKind{Kind: "Namespace"}, "v1")
-		if err != nil {
-			step.Fail()
-			return out, err
+		if err := s.close(ctx, c, cmdutil.DryRunNone); err != nil {
+			return "", err
 		}
-		out.Objects = append(out.Objects, "namespace/"+o.Project.Namespace)
-		if err := c.awaitGone(ctx, []apply.PruneObject{{Name: o.Project.Namespace, Mapping: mapping}}); err != nil {
-			step.Fail()
-			return out, err
+		if err := parent.Delete(ctx, parentName(o.Project), metav1.DeleteOptions{}); err != nil {
+			return "", err
 		}
+		if err := c.awaitGone(ctx, members); err != nil {
+			return "", err
+		}
+		if namespace {
+			if err := c.removeNamespace(ctx, o.Project.Namespace); err != nil {
+				return "", err
+			}
+			out.Objects = append(out.Objects, "namespace/"+o.Project.Namespace)
+		}
+		return fmt.Sprintf("%d objects", len(out.Objects)), nil
+	})
+}
+
+// removeNamespace deletes a namespace and waits until it is gone.
+func (c *cluster) removeNamespace(ctx context.Context, name string) error {
+	m, err := c.mapper.RESTMapping(namespaceKind, "v1")
+	if err != nil {
+		return err
 	}
-	step.Done("%d objects", len(out.Objects))
-	return out, nil
+	policy := metav1.DeletePropagationForeground
+	if err := c.client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil {
+		return err
+	}
+	return c.awaitGone(ctx, []apply.PruneObject{{Name: name, Mapping: m}})
 }
 
 // scoped reports whether a kind has namespaces.

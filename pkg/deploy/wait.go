@@ -81,7 +81,7 @@ func isWorkload(o project.Object) bool {
 }
 
 func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]diagnose.Finding, error) {
-	m, err := d.cluster.mapping(o)
+	m, err := d.mapping(o)
 	if err != nil {
 		return nil, err
 	}
@@ -175,18 +175,11 @@ func orSaid(findings []diagnose.Finding, o project.Object, said string) []diagno
 func status(live *unstructured.Unstructured) (said string, done bool, err error) {
 	gk := live.GroupVersionKind().GroupKind()
 	if gk == jobKind {
-		conditions, _, _ := unstructured.NestedSlice(live.Object, "status", "conditions")
-		for _, c := range conditions {
-			condition, _ := c.(map[string]any)
-			if condition["status"] != "True" {
-				continue
-			}
-			switch condition["type"] {
-			case "Complete":
-				return "complete", true, nil
-			case "Failed":
-				return "failed", false, fmt.Errorf("the job failed: %v", condition["message"])
-			}
+		if complete, _ := diagnose.Condition(live, "Complete"); complete {
+			return "complete", true, nil
+		}
+		if failed, message := diagnose.Condition(live, "Failed"); failed {
+			return "failed", false, fmt.Errorf("the job failed: %s", message)
 		}
 		return "running", false, nil
 	}
@@ -241,16 +234,12 @@ func (d *deployment) at(workload project.Object, places []diagnose.Place) string
 // awaitGone waits until objects are gone, pods and all.
 func (c *cluster) awaitGone(ctx context.Context, objects []apply.PruneObject) error {
 	for _, o := range objects {
-		namespace := ""
-		if scoped(o.Mapping) {
-			namespace = o.Namespace
-		}
 		err := wait.PollUntilContextTimeout(ctx, pollEvery, removed, true, func(ctx context.Context) (bool, error) {
-			_, err := c.resource(o.Mapping, namespace).Get(ctx, o.Name, metav1.GetOptions{})
+			_, err := c.resource(o.Mapping, o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
 			return apierrors.IsNotFound(err), nil
 		})
 		if err != nil {
-			return fmt.Errorf("%s is still there: %w", project.ID(o.Mapping.GroupVersionKind.GroupKind(), o.Namespace, o.Name), err)
+			return fmt.Errorf("%s is still there: %w", idOf(o), err)
 		}
 	}
 	return nil

@@ -16,7 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 )
 
@@ -86,11 +86,15 @@ const crashes = 3
 // ready, or simply need more time.
 func Workload(ctx context.Context, client kubernetes.Interface, id string, workload *unstructured.Unstructured) ([]Finding, error) {
 	w := &look{client: client, id: id, workload: workload}
-	selector, found, err := unstructured.NestedMap(workload.Object, "spec", "selector")
+	fields, found, err := unstructured.NestedMap(workload.Object, "spec", "selector")
 	if err != nil || !found {
 		return nil, fmt.Errorf("%s has no selector: it is no workload", id)
 	}
-	parsed, err := selectorOf(selector)
+	selector := &metav1.LabelSelector{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(fields, selector); err != nil {
+		return nil, fmt.Errorf("%s: %w", id, err)
+	}
+	parsed, err := metav1.LabelSelectorAsSelector(selector)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", id, err)
 	}
@@ -99,7 +103,7 @@ func Workload(ctx context.Context, client kubernetes.Interface, id string, workl
 		return nil, fmt.Errorf("list the pods of %s: %w", id, err)
 	}
 	// The pods of an older template may be there and well while none of the newest can be made.
-	if message := w.replicaFailure(); message != "" {
+	if failed, message := Condition(workload, "ReplicaFailure"); failed {
 		w.refused(message)
 		return w.findings, nil
 	}
@@ -119,28 +123,6 @@ func Workload(ctx context.Context, client kubernetes.Interface, id string, workl
 		}
 	}
 	return w.findings, nil
-}
-
-func selectorOf(selector map[string]any) (labels.Selector, error) {
-	typed := &metav1.LabelSelector{}
-	if match, _, err := unstructured.NestedStringMap(selector, "matchLabels"); err == nil {
-		typed.MatchLabels = match
-	}
-	expressions, _, err := unstructured.NestedSlice(selector, "matchExpressions")
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range expressions {
-		e, ok := e.(map[string]any)
-		if !ok {
-			continue
-		}
-		key, _, _ := unstructured.NestedString(e, "key")
-		operator, _, _ := unstructured.NestedString(e, "operator")
-		values, _, _ := unstructured.NestedStringSlice(e, "values")
-		typed.MatchExpressions = append(typed.MatchExpressions, metav1.LabelSelectorRequirement{Key: key, Operator: metav1.LabelSelectorOperator(operator), Values: values})
-	}
-	return metav1.LabelSelectorAsSelector(typed)
 }
 
 func templateHash(pod corev1.Pod) string {
@@ -195,20 +177,20 @@ func (w *look) container(name string, path ...string) []Place {
 	return template("spec")
 }
 
-// replicaFailure is what a Deployment or ReplicaSet says when its newest pods cannot be made.
-func (w *look) replicaFailure() string {
-	conditions, _, err := unstructured.NestedSlice(w.workload.Object, "status", "conditions")
+// Condition reports whether a condition of an object's status is true, and its message.
+func Condition(o *unstructured.Unstructured, kind string) (holds bool, message string) {
+	conditions, _, err := unstructured.NestedSlice(o.Object, "status", "conditions")
 	if err != nil {
-		return ""
+		return false, ""
 	}
 	for _, c := range conditions {
 		condition, _ := c.(map[string]any)
-		if condition["type"] == "ReplicaFailure" && condition["status"] == "True" {
+		if condition["type"] == kind && condition["status"] == "True" {
 			message, _ := condition["message"].(string)
-			return message
+			return true, message
 		}
 	}
-	return ""
+	return false, ""
 }
 
 // noPods says why no pod was made: the controllers write that into events, of the workload or of its ReplicaSet.
@@ -247,9 +229,11 @@ func (w *look) refused(message string) {
 	w.add(f)
 }
 
+var exceeded = regexp.MustCompile(`exceeded quota: ([^,]+), requested: ([^=]+)=`)
+
 // quota is the limit that a message such as "exceeded quota: NAME, requested: pods=1, …" is about.
 func (w *look) quota(message string) []Place {
-	found := regexp.MustCompile(`exceeded quota: ([^,]+), requested: ([^=]+)=`).FindStringSubmatch(message)
+	found := exceeded.FindStringSubmatch(message)
 	if found == nil {
 		return nil
 	}

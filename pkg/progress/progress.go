@@ -70,6 +70,18 @@ func (s *Steps) Start(format string, args ...any) *Step {
 	return step
 }
 
+// Do shows work as one step, which ends with it: ticked off with the note that it returns, or failed with its error.
+func (s *Steps) Do(title string, work func(*Step) (note string, err error)) error {
+	step := s.Start("%s", title)
+	note, err := work(step)
+	if err != nil {
+		step.Fail()
+		return err
+	}
+	step.Done("%s", note)
+	return nil
+}
+
 // Note says what a running step is at. Without a terminal it is printed when it changes.
 func (st *Step) Note(format string, args ...any) {
 	note := fmt.Sprintf(format, args...)

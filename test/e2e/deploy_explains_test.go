@@ -204,13 +204,7 @@ func TestDev(t *testing.T) {
 	t.Cleanup(func() { p.Kubectl(t, "delete", "namespace", deployNamespace, "--ignore-not-found") })
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	cmd := p.PolymeshCommand(ctx, "dev", p.dir)
-	cmd.Env = append(cmd.Env, p.env...)
-	said := &firstOf{text: "waiting for a change", seen: make(chan struct{})}
-	cmd.Stderr = said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd, said := p.start(ctx, "dev", "waiting for a change")
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	image := func() string {

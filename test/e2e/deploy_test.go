@@ -106,6 +106,19 @@ func (p *shopProject) run(args ...string) (stdout, stderr string, code int) {
 	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
 }
 
+// start starts a command of Polymesh on the project, and says when a text has come.
+func (p *shopProject) start(ctx context.Context, command, text string) (*exec.Cmd, *firstOf) {
+	p.t.Helper()
+	cmd := p.PolymeshCommand(ctx, command, p.dir)
+	cmd.Env = append(cmd.Env, p.env...)
+	said := &firstOf{text: text, seen: make(chan struct{})}
+	cmd.Stderr = said
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	return cmd, said
+}
+
 // deploy must work. It returns the result and what a user saw.
 func (p *shopProject) deploy(args ...string) (deploy.Result, string) {
 	p.t.Helper()
@@ -319,13 +332,7 @@ func (p *shopProject) interrupted(t *testing.T) {
 	p.edit("services/api/version", "two", "three")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := p.PolymeshCommand(ctx, "deploy", p.dir)
-	cmd.Env = append(cmd.Env, p.env...)
-	said := &firstOf{text: "deployment.apps/api", seen: make(chan struct{})}
-	cmd.Stderr = said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd, said := p.start(ctx, "deploy", "deployment.apps/api")
 	go func() {
 		select {
 		case <-said.seen:
