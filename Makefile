@@ -89,7 +89,8 @@ all: dist/polymesh dist/polymesh.cdx.json ## dist/polymesh and its bill of mater
 # --- our own programs --------------------------------------------------------------------------------------------------
 
 # The list is a file of its own, with the flags, so that a removed source and another flag are noticed as well.
-SOURCES := $(shell find cmd pkg -type f ! -name '*_test.go' ! -path '*/testdata/*' | LC_ALL=C sort)
+# The templates of new services are part of the program, with their tests.
+SOURCES := $(shell find cmd pkg -type f \( ! -name '*_test.go' -o -path '*/templates/*' \) ! -path '*/testdata/*' | LC_ALL=C sort)
 .PHONY: force
 .build/sources: force
 	@mkdir -p .build && printf '%s\n' "$(TAGS) $(AGENT_TAGS)" "$(CGO_CFLAGS)" "$(STAMPS)" $(SOURCES) >$@.new && { cmp -s $@.new $@ && rm $@.new || mv $@.new $@; }

@@ -7,6 +7,7 @@
 # `images.sh all` also builds java-service, node-service and rust-service, and leaves them in buildah's storage, where
 # `polymesh deploy` finds what it needs to deploy all five:
 #   CONTAINERS_STORAGE_CONF=$PWD/.build/polyglot/storage.conf polymesh deploy examples/polyglot
+# `images.sh bases` builds only what services in all five languages start from, for projects that `polymesh new` makes.
 #
 # There is no Docker engine and no registry in this: buildah builds the Dockerfiles, and the images that they start from
 # are made of Debian packages first (bases/) and exist only in buildah's own storage, .build/polyglot/storage. What has
@@ -161,11 +162,11 @@ keep_service() {
     echo "$print" >"$out/$name.stamp"
 }
 
-# make_the_others makes what the guide has no code for.
-make_the_others() {
+# make_other_bases makes what services start from whose languages the guide has no code for.
+make_other_bases() {
     local rust node nodebin program
     for program in rustc node npm; do
-        command -v "$program" >/dev/null || fail "$program is missing: images.sh all takes the toolchains of Rust and Node.js from this machine."
+        command -v "$program" >/dev/null || fail "$program is missing: images.sh $1 takes the toolchains of Rust and Node.js from this machine."
     done
     rust=$(rustc --version)
     node=$(node --version)
@@ -180,12 +181,15 @@ make_the_others() {
     make_base nodejs gcr.io/distroless/nodejs$node_release-debian12:latest "$node $(<"$out/static.stamp")" --build-context "nodebin=$nodebin"
     make_base maven docker.io/library/maven:3.8-openjdk-17-slim ""
     make_base jre docker.io/library/eclipse-temurin:17-jre ""
+}
+
+make_other_services() {
     keep_service rust-service rust static
     keep_service node-service node nodejs
     keep_service java-service maven jre
 }
 
-[[ ${1:-} == "" || ${1:-} == all ]] || fail "say nothing or all, not $1."
+[[ ${1:-} == "" || ${1:-} == all || ${1:-} == bases ]] || fail "say nothing, all or bases, not $1."
 # shellcheck source=build/image-storage.sh
 source "$top/build/image-storage.sh"
 for program in buildah mmdebstrap go; do
@@ -203,8 +207,10 @@ make_debian
 make_base python docker.io/library/python:3.11-slim ""
 make_base golang docker.io/library/golang:$go_release-bookworm "$go_version" --build-context "goroot=$(go env GOROOT)"
 make_base static gcr.io/distroless/static-debian12:latest ""
+[[ ${1:-} == "" ]] || make_other_bases "$1"
+[[ ${1:-} != bases ]] || exit 0
 trap 'rm -f "$out/pip.conf"' EXIT
 mapfile -t pip_options < <(pip_settings)
 make_service fastapi-service python -- "${pip_options[@]}"
 make_service go-service golang static
-[[ ${1:-} != all ]] || make_the_others
+[[ ${1:-} != all ]] || make_other_services

@@ -3,6 +3,7 @@ package command
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -42,7 +43,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"ctr", "deploy", "dev", "istioctl", "kubectl", "reset", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
+	if want := []string{"ctr", "deploy", "dev", "istioctl", "kubectl", "new", "reset", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
@@ -54,6 +55,9 @@ func TestBadCommandLines(t *testing.T) {
 		"status extra":          `unknown command "extra" for "polymesh status"`,
 		"reset extra":           `unknown command "extra" for "polymesh reset"`,
 		"version -o xml":        `--output "xml" is not one of json, yaml`,
+		"new project":           "give the project's name, or its folder (see `polymesh new project --help`)",
+		"new service a b":       "give the service's name (see `polymesh new service --help`)",
+		"new service a":         `required flag(s) "lang" not set`,
 		"server --mesh-profile": "flag needs an argument: --mesh-profile (see `polymesh server --help`)",
 	} {
 		_, _, err := call(strings.Fields(args)...)
@@ -229,6 +233,57 @@ func TestComponentsOfAServer(t *testing.T) {
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: components are %q, want %q", args, got, want)
+		}
+	}
+}
+
+func TestNew(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "shop")
+	out, _, err := call("new", "project", dir, "--dry-run", "--lang", "go")
+	if err != nil || !strings.Contains(out, "create     services/go-service/main.go\n") || strings.Contains(out, "Next:") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a dry run has made something: %v", err)
+	}
+	out, _, err = call("new", "project", dir)
+	if err != nil || !strings.Contains(out, "create     polymesh.yaml\n") || !strings.Contains(out, "\nNext:\n  cd "+dir+"\n  polymesh new service NAME --lang go\n  polymesh deploy\n") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+
+	// The project is that of the current folder.
+	below := filepath.Join(dir, "k8s")
+	t.Chdir(below)
+	out, _, err = call("new", "service", "orders", "--lang", "rust")
+	if err != nil || !strings.Contains(out, "curl -H 'Host: shop.example.com' http://NODE/orders\n") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	var plan struct {
+		Project  string
+		Services []struct{ Name, Path string }
+		Files    []struct{ Path, Action string }
+	}
+	out, _, err = call("new", "service", "orders", "--lang", "rust", "-C", dir, "-o", "json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &plan)
+	}
+	if err != nil || plan.Project != "shop" || plan.Services[0].Path != "/orders" || plan.Files[0].Action != "unchanged" {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, _, err := call("new", "service", "orders", "--lang", "go"); err == nil || !strings.Contains(err.Error(), "services/orders/Dockerfile") || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("error is %v", err)
+	}
+	if _, _, err := call("new", "service", "orders", "--lang", "go", "--force"); err != nil {
+		t.Error(err)
+	}
+	t.Chdir(t.TempDir())
+	if _, _, err := call("new", "service", "orders", "--lang", "go"); err == nil || !strings.Contains(err.Error(), "make a project first (polymesh new project NAME)") {
+		t.Errorf("error is %v", err)
+	}
+
+	for line, want := range map[string]string{"new service x --lang ": "rust\tRust with axum", "new project x --lang ": "go\tGo's own net/http"} {
+		if out, _, err := call(append([]string{"__complete"}, strings.Split(line, " ")...)...); err != nil || !strings.Contains(out, want) {
+			t.Errorf("completion of %q: %v: %s", line, err, out)
 		}
 	}
 }

@@ -57,12 +57,13 @@ func newRoot() *cobra.Command {
 
   polymesh server          run a server: control plane, node and add-ons
   polymesh status          see how it is
+  polymesh new project     make a project, and services in it
   polymesh deploy DIR      build a project and bring it to the cluster
   polymesh kubectl get nodes`,
 		Version: polymesh.Version,
 	}
 	root.SetVersionTemplate("polymesh {{.Version}}\n")
-	root.AddCommand(newServer(), newStatus(), newReset(), newDeploy(), newUndeploy(), newDev(), newSchema(), newCtr(), newVersion())
+	root.AddCommand(newServer(), newStatus(), newReset(), newDeploy(), newUndeploy(), newDev(), newNew(), newSchema(), newCtr(), newVersion())
 	for name, run := range tools {
 		root.AddCommand(&cobra.Command{
 			Use:                name,

@@ -100,7 +100,7 @@ func (p *Project) Objects() ([]Object, error) {
 			if err != nil {
 				return nil, err
 			}
-			found, err := decode(name, text)
+			found, err := Decode(name, text)
 			if err != nil {
 				return nil, err
 			}
@@ -148,7 +148,8 @@ func manifestFiles(path string) ([]string, error) {
 	return files, err
 }
 
-func decode(file string, text []byte) ([]Object, error) {
+// Decode reads the objects of a manifest. file is the name under which they stand.
+func Decode(file string, text []byte) ([]Object, error) {
 	var objects []Object
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	for {

@@ -82,6 +82,26 @@ type document struct {
 	Timeout string `json:"timeout,omitempty"`
 }
 
+// Find is the folder of the project that dir is part of: the nearest one with a polymesh.yaml, dir itself or above it.
+func Find(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	for at := dir; ; at = filepath.Dir(at) {
+		_, err := os.Stat(filepath.Join(at, File))
+		if err == nil {
+			return at, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		if at == filepath.Dir(at) {
+			return "", fmt.Errorf("neither %s nor a folder above it has a %s: make a project first (polymesh new project NAME), or name its folder", dir, File)
+		}
+	}
+}
+
 // Load reads the project in dir. Errors name the file, the field and what is right.
 func Load(dir string) (*Project, error) {
 	dir, err := filepath.Abs(dir)

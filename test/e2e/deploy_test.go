@@ -144,17 +144,7 @@ func (p *shopProject) tryDeploy(args ...string) (deploy.Result, string, int) {
 // edit replaces text in a file of the project.
 func (p *shopProject) edit(file, from, to string) {
 	p.t.Helper()
-	path := filepath.Join(p.dir, file)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	if !strings.Contains(string(text), from) {
-		p.t.Fatalf("%s does not have %q", file, from)
-	}
-	if err := os.WriteFile(path, []byte(strings.Replace(string(text), from, to, 1)), 0o644); err != nil {
-		p.t.Fatal(err)
-	}
+	replaceIn(p.t, filepath.Join(p.dir, file), from, to)
 }
 
 // serves waits until the gateway serves the shop in this version.

@@ -75,24 +75,12 @@ func (p *polyglot) in(t *testing.T) *polyglot {
 func (p *polyglot) prepare() {
 	t := p.t
 	t.Helper()
-	top, err := node.Top()
-	if err != nil {
-		t.Fatal(err)
-	}
 	// Here and not in deploy: that runs in the node's network, from where no package registry can be reached. What it
 	// builds is in buildah's cache after this.
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
-	defer cancel()
-	if out, err := exec.CommandContext(ctx, filepath.Join(example(t), "images.sh"), "all").CombinedOutput(); err != nil {
-		t.Fatalf("images.sh all: %v: %s", err, out)
-	}
+	p.env = append(exampleImages(t, "all"), "DATABASE_URL=postgresql://user:pass@postgres.external:5432/mydb")
 	p.dir = filepath.Join(t.TempDir(), "polyglot")
-	p.env = []string{
-		"CONTAINERS_STORAGE_CONF=" + filepath.Join(top, ".build", "polyglot", "storage.conf"),
-		"DATABASE_URL=postgresql://user:pass@postgres.external:5432/mydb",
-	}
 	own := strings.NewReplacer("polyglot-services", p.name, appHost, polyglotHost)
-	err = filepath.WalkDir(example(t), func(path string, entry fs.DirEntry, err error) error {
+	err := filepath.WalkDir(example(t), func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -125,21 +113,43 @@ func (p *polyglot) prepare() {
 
 func (p *polyglot) deploy() deploy.Result {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), 15*time.Minute)
+	return deployFive(p.t, p.Node, p.dir, p.env)
+}
+
+// deployFive deploys a project with services in five languages.
+func deployFive(t *testing.T, n *node.Node, dir string, env []string) deploy.Result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	cmd := p.PolymeshCommand(ctx, "deploy", "-o", "json", "--timeout", "8m", p.dir)
-	cmd.Env = append(cmd.Env, p.env...)
+	cmd := n.PolymeshCommand(ctx, "deploy", "-o", "json", "--timeout", "8m", dir)
+	cmd.Env = append(cmd.Env, env...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil {
-		p.t.Fatalf("polymesh deploy: %v: %s", err, &errOut)
+		t.Fatalf("polymesh deploy: %v: %s", err, &errOut)
 	}
-	p.t.Logf("polymesh deploy:\n%s", &errOut)
+	t.Logf("polymesh deploy:\n%s", &errOut)
 	var result deploy.Result
 	if err := json.Unmarshal(out.Bytes(), &result); err != nil {
-		p.t.Fatalf("polymesh deploy -o json: %v: %s", err, &out)
+		t.Fatalf("polymesh deploy -o json: %v: %s", err, &out)
 	}
 	return result
+}
+
+// exampleImages builds all images of examples/polyglot, or those that they are made of (bases). It returns the environment
+// that tells buildah where they are.
+func exampleImages(t *testing.T, which string) []string {
+	t.Helper()
+	top, err := node.Top()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, filepath.Join(example(t), "images.sh"), which).CombinedOutput(); err != nil {
+		t.Fatalf("images.sh %s: %v: %s", which, err, out)
+	}
+	return []string{"CONTAINERS_STORAGE_CONF=" + filepath.Join(top, ".build", "polyglot", "storage.conf")}
 }
 
 // ask sends a request through the gateway, from outside.
@@ -176,15 +186,21 @@ func (p *polyglot) chain() (trace, said string, err error) {
 // wantStrict asks each pod without a certificate, which the mesh refuses.
 func (p *polyglot) wantStrict() {
 	for _, link := range chainOrder {
-		pod := listPods(p.t, p.Node, p.name, "app="+link.service)[0]
-		if sidecar(&pod) == "" {
-			p.t.Errorf("%s has no sidecar", pod.Name)
-		}
-		response, err := p.HTTPInside(false).Get("http://" + pod.Status.PodIP + ":" + link.port + "/health")
-		if err == nil {
-			response.Body.Close()
-			p.t.Errorf("%s answers plain text with %s", link.service, response.Status)
-		}
+		refusesPlainText(p.t, p.Node, p.name, link.service, link.port)
+	}
+}
+
+// refusesPlainText asks an app's pod without a certificate, which a mesh that is STRICT refuses.
+func refusesPlainText(t *testing.T, n *node.Node, namespace, app, port string) {
+	t.Helper()
+	pod := listPods(t, n, namespace, "app="+app)[0]
+	if sidecar(&pod) == "" {
+		t.Errorf("%s has no sidecar", pod.Name)
+	}
+	response, err := n.HTTPInside(false).Get("http://" + pod.Status.PodIP + ":" + port + "/health")
+	if err == nil {
+		response.Body.Close()
+		t.Errorf("%s answers plain text with %s", app, response.Status)
 	}
 }
 
