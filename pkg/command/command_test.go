@@ -55,6 +55,7 @@ func TestBadCommandLines(t *testing.T) {
 		"status extra":          `unknown command "extra" for "polymesh status"`,
 		"reset extra":           `unknown command "extra" for "polymesh reset"`,
 		"version -o xml":        `--output "xml" is not one of json, yaml`,
+		"new thing":             `unknown command "thing" for "polymesh new"`,
 		"new project":           "give the project's name, or its folder (see `polymesh new project --help`)",
 		"new service a b":       "give the service's name (see `polymesh new service --help`)",
 		"new service a":         `required flag(s) "lang" not set`,

@@ -25,6 +25,8 @@ func newNew() *cobra.Command {
   cd shop
   polymesh new service orders --lang java
   polymesh deploy`,
+		// Without it an unknown sub-command would be no error.
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newNewProject(), newNewService())
 	return cmd
