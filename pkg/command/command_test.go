@@ -58,7 +58,6 @@ func TestBadCommandLines(t *testing.T) {
 		"new thing":             `unknown command "thing" for "polymesh new"`,
 		"new project":           "give the project's name, or its folder (see `polymesh new project --help`)",
 		"new service a b":       "give the service's name (see `polymesh new service --help`)",
-		"new service a":         `required flag(s) "lang" not set`,
 		"server --mesh-profile": "flag needs an argument: --mesh-profile (see `polymesh server --help`)",
 	} {
 		_, _, err := call(strings.Fields(args)...)
@@ -276,6 +275,10 @@ func TestNew(t *testing.T) {
 	}
 	if _, _, err := call("new", "service", "orders", "--lang", "go", "--force"); err != nil {
 		t.Error(err)
+	}
+	t.Chdir(dir)
+	if out, _, err := call("new", "project", "."); err != nil || strings.Contains(out, "cd ") || !strings.Contains(out, "unchanged  polymesh.yaml\n") {
+		t.Errorf("%v:\n%s", err, out)
 	}
 	t.Chdir(t.TempDir())
 	if _, _, err := call("new", "service", "orders", "--lang", "go"); err == nil || !strings.Contains(err.Error(), "make a project first (polymesh new project NAME)") {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -50,7 +51,9 @@ with sidecars, STRICT mTLS, and a host that Istio's gateway lets in. With --lang
 	run := planFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return run(cmd, func() (*scaffold.Plan, error) { return scaffold.NewProject(args[0], o) }, func(w io.Writer, p *scaffold.Plan) {
-			fmt.Fprintf(w, "  cd %s\n", args[0])
+			if here, err := os.Getwd(); err != nil || here != p.Dir {
+				fmt.Fprintf(w, "  cd %s\n", args[0])
+			}
 			if len(p.Services) == 0 {
 				fmt.Fprintln(w, "  polymesh new service NAME --lang go")
 			}
@@ -76,7 +79,6 @@ and istio/NAME with the route /NAME and a circuit breaker.`,
 	cmd.Flags().StringVarP(&dir, "dir", "C", "", "the project's folder (default: the nearest one from here upwards that has a "+project.File+")")
 	cmd.Flags().StringVar(&o.Gateway, "gateway", "", "Gateway that lets requests in: NAME or NAMESPACE/NAME (default: the project's)")
 	cmd.Flags().StringVar(&o.Host, "host", "", "host of the route (default: the Gateway's)")
-	_ = cmd.MarkFlagRequired("lang")
 	_ = cmd.MarkFlagDirname("dir")
 	completeLanguage(cmd)
 	run := planFlags(cmd)

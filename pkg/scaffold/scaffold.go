@@ -55,6 +55,9 @@ func LanguageNames() []string {
 }
 
 func language(name string) (Language, error) {
+	if name == "" {
+		return Language{}, fmt.Errorf("say with --lang what the service is written in: %s", strings.Join(LanguageNames(), ", "))
+	}
 	all := Languages()
 	if i := slices.IndexFunc(all, func(l Language) bool { return l.Name == name }); i >= 0 {
 		return all[i], nil

@@ -300,7 +300,7 @@ func TestRefuses(t *testing.T) {
 		"host":            {project(ProjectOptions{Host: "http://shop"}), `--host "http://shop" is not the name of a host`},
 		"language":        {project(ProjectOptions{Languages: []string{"cobol"}}), `--lang "cobol" is not one of go, java, node, python, rust`},
 		"language twice":  {project(ProjectOptions{Languages: []string{"go", "go"}}), "--lang names go twice"},
-		"no language":     {service("api", "", ServiceOptions{}, "istio/g.yaml", gateway), `--lang "" is not one of`},
+		"no language":     {service("api", "", ServiceOptions{}, "istio/g.yaml", gateway), "say with --lang what the service is written in: go, java, node, python, rust"},
 		"digit first":     {service("1api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"1api" cannot be the name of a service`},
 		"path":            {service("../api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"../api" cannot be the name of a service`},
 		"too long":        {service(strings.Repeat("a", 64), "go", ServiceOptions{}, "istio/g.yaml", gateway), "at most 63 characters"},
