@@ -78,7 +78,7 @@ func (b *bench) requests(ctx context.Context) error {
 		}
 		for _, w := range ways {
 			// As many requests as there are answers: no more than one on each connection.
-			found, err := attack(ctx, n, w, b.load, "-rate=0", "-max-workers="+connections)
+			found, err := attack(ctx, n, w.Name+"-client", w.target(), b.load, "-rate=0", "-max-workers="+connections)
 			if err != nil {
 				return fmt.Errorf("%s, as many as it can: %w", w.what, err)
 			}
@@ -113,7 +113,7 @@ func (b *bench) startWays(ctx context.Context, n *node.Node) error {
 			return fmt.Errorf("%s: %w", w.what, err)
 		}
 		// The first requests open connections and fill caches.
-		if _, err := attack(ctx, n, w, b.load/4, "-rate=500"); err != nil {
+		if _, err := attack(ctx, n, w.Name+"-client", w.target(), b.load/4, "-rate=500"); err != nil {
 			return fmt.Errorf("%s, first requests: %w", w.what, err)
 		}
 	}
@@ -147,6 +147,8 @@ func (w way) check(ctx context.Context, n *node.Node) error {
 	return nil
 }
 
+func (w way) target() string { return "POST " + w.url() + "\n@/body\n" }
+
 func (w way) url() string { return "http://" + w.Name + "-server:8080/" }
 
 // measureWay sends requests at a fixed rate, and reads what the sidecars have used meanwhile.
@@ -164,7 +166,7 @@ func (b *bench) measureWay(ctx context.Context, n *node.Node, w way, rate int) e
 			}
 		}
 	}
-	result, err := attack(ctx, n, w, b.load, fmt.Sprintf("-rate=%d", rate))
+	result, err := attack(ctx, n, w.Name+"-client", w.target(), b.load, fmt.Sprintf("-rate=%d", rate))
 	if err != nil {
 		return err
 	}
@@ -205,17 +207,17 @@ type attackReport struct {
 	Errors     []string `json:"errors"`
 }
 
-// attack lets a way's client send requests of 1 KB for a time. With a rate, vegeta sends each at its time, however late the
+// attack lets a Deployment's pod send requests for a time; the target is in vegeta's format. With a rate, vegeta sends each at its time, however late the
 // answers before it are; one that waits for a free connection has begun, and waits as long as it takes. A failed request is
 // an error: it would be a fast one.
-func attack(ctx context.Context, n *node.Node, w way, duration time.Duration, how ...string) (*attackReport, error) {
+func attack(ctx context.Context, n *node.Node, client, target string, duration time.Duration, how ...string) (*attackReport, error) {
 	const results = "/results/attack"
-	args := append([]string{"/vegeta", "attack", "-duration=" + duration.String(), "-timeout=0", "-body=/body", "-max-body=0",
+	args := append([]string{"/vegeta", "attack", "-duration=" + duration.String(), "-timeout=0", "-max-body=0",
 		"-connections=" + connections, "-max-connections=" + connections, "-output=" + results}, how...)
-	if _, err := inPodWith(ctx, n, "POST "+w.url()+"\n", loadNamespace, w.Name+"-client", "end", args...); err != nil {
+	if _, err := inPodWith(ctx, n, target, loadNamespace, client, "end", args...); err != nil {
 		return nil, err
 	}
-	out, err := inPod(ctx, n, loadNamespace, w.Name+"-client", "end", "/vegeta", "report", "-type=json", results)
+	out, err := inPod(ctx, n, loadNamespace, client, "end", "/vegeta", "report", "-type=json", results)
 	if err != nil {
 		return nil, err
 	}

@@ -52,6 +52,7 @@ func (b *bench) parts() []part {
 		{"mesh: requests", b.requests},
 		{"mesh: sidecars at rest", b.sidecars},
 		{"mesh: istiod's pushes", b.pushes},
+		{"workflow: deploy, dev and five languages", b.workflow},
 	}
 }
 

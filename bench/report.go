@@ -122,6 +122,7 @@ func report(parts []part, known records) string {
 		"BareID": bareIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
 		"Latency": latencyMatrix(), "Most": mostRows(), "Cost": costMatrix(), "StatsLogger": statsLoggerRows,
 		"Sidecars": sidecarMatrix(), "Pushes": pushRows(), "Connections": connections, "Endpoints": endpointsEach,
+		"Deploy": deployRows, "Languages": languageMatrix(), "LanguageRate": languageRate,
 	})
 	if err != nil {
 		panic(err) // the template is a part of this program

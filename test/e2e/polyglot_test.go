@@ -15,8 +15,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"polymesh.dev/polymesh/pkg/deploy"
 	"polymesh.dev/polymesh/test/e2e/node"
@@ -258,7 +262,7 @@ func (p *polyglot) wantProbes() {
 	}
 }
 
-// wantOneTrace looks at the spans of one request.
+// wantOneTrace looks at the spans of one request: those of the proxies, and one of each service.
 func (p *polyglot) wantOneTrace() {
 	p.addProviders()
 	p.apply("tracing.yaml")
@@ -313,19 +317,67 @@ func (p *polyglot) wholeTrace(spans []span) string {
 	if len(roots) != 1 || roots[0] != gateway {
 		return fmt.Sprintf("the roots are %v, want one of %s", roots, gateway)
 	}
-	for i, link := range chainOrder {
-		self, caller := link.service+"."+p.name, gateway
-		if i > 0 {
-			caller = chainOrder[i-1].service + "." + p.name
-			if want := "client " + caller + " under " + caller; found[want] != 1 {
-				return fmt.Sprintf("%d spans are %s: %v", found[want], want, found)
+	caller := gateway // whose span is the parent
+	for _, link := range chainOrder {
+		proxy := link.service + "." + p.name
+		want := []string{"server " + proxy + " under " + caller, "server " + link.service + " under " + proxy}
+		if link != chainOrder[len(chainOrder)-1] {
+			want = append(want, "client "+proxy+" under "+link.service)
+		}
+		for _, span := range want {
+			if found[span] != 1 {
+				return fmt.Sprintf("%d spans are %s: %v", found[span], span, found)
 			}
 		}
-		if want := "server " + self + " under " + caller; found[want] != 1 {
-			return fmt.Sprintf("%d spans are %s: %v", found[want], want, found)
-		}
+		caller = proxy
 	}
 	return ""
+}
+
+// restartUnderLoad renews the pods of all services while requests go through the whole chain, of which none is lost.
+func (p *polyglot) restartUnderLoad() {
+	t := p.t
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	pace := rate.NewLimiter(10, 1) // what two cores answer while they start a JVM
+	var sent, answered atomic.Int64
+	var workers sync.WaitGroup
+	for range 4 {
+		workers.Go(func() {
+			for pace.Wait(ctx) == nil {
+				sent.Add(1)
+				if _, said, err := p.chain(); err != nil {
+					t.Errorf("lost: %s %v", said, err)
+					continue
+				}
+				answered.Add(1)
+			}
+		})
+	}
+	defer workers.Wait()
+	defer stop()
+	p.Eventually(t, time.Minute, func() (bool, string) { return answered.Load() >= 20, "no load" })
+	before := map[string]bool{}
+	for _, link := range chainOrder {
+		for _, pod := range listPods(t, p.Node, p.name, "app="+link.service) {
+			before[pod.Name] = true
+		}
+		p.Kubectl(t, "rollout", "restart", "deployment/"+link.service, "-n", p.name)
+	}
+	for _, link := range chainOrder {
+		p.WaitRollout(t, p.name, "deployment/"+link.service)
+	}
+	p.Eventually(t, 2*time.Minute, func() (bool, string) {
+		for _, pod := range listPods(t, p.Node, p.name, "") {
+			if before[pod.Name] {
+				return false, pod.Name + " is still there"
+			}
+		}
+		return true, ""
+	})
+	stop()
+	workers.Wait()
+	t.Logf("%d of %d requests answered while all pods were renewed", answered.Load(), sent.Load())
 }
 
 // wantOrders gives java-service a database outside the cluster.
@@ -334,16 +386,13 @@ func (p *polyglot) wantOrders() {
 	db := startPostgres(t, p.Node, newAuthority(t), node.OutsideHost)
 	p.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: orders-db, namespace: %s}\nstringData: {url: 'postgresql://app:%s@%s:5432/postgres?sslmode=require'}\n",
 		p.name, db.password, node.OutsideHost))
-	restart := func() {
-		p.Kubectl(t, "rollout", "restart", "deployment/java-service", "-n", p.name)
-		p.WaitRollout(t, p.name, "deployment/java-service")
-	}
 	// The database goes with this part of the test.
 	defer func() {
 		p.Kubectl(t, "delete", "secret", "orders-db", "-n", p.name)
-		restart()
+		p.Kubectl(t, "rollout", "restart", "deployment/java-service", "-n", p.name)
+		p.WaitRollout(t, p.name, "deployment/java-service")
 	}()
-	restart()
+	p.restartUnderLoad()
 
 	const order = `{"customer": "Ada", "lines": [{"product": "book", "quantity": 2, "price": 19.99}, {"product": "pen", "quantity": 1, "price": 1.5}]}`
 	var added struct {

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import httpx
 from fastapi import APIRouter, HTTPException, Request
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 SERVICE = "fastapi-service"
 
@@ -19,7 +20,10 @@ router = APIRouter()
 
 
 def trace_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: headers[name] for name in PASSED_ON if name in headers}
+    passed = {name: headers[name] for name in PASSED_ON if name in headers}
+    # The app's own span, where it has one, is the parent of the call's.
+    TraceContextTextMapPropagator().inject(passed)
+    return passed
 
 
 def trace_of(headers: Mapping[str, str]) -> tuple[str, str]:

@@ -6,8 +6,10 @@ import time
 from datetime import datetime, timezone
 
 from fastapi import FastAPI, Request, Response
+from opentelemetry import trace
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 
+import tracing
 from chain import SERVICE, trace_of
 
 # What asks for these are machines, every few seconds: neither logged nor counted.
@@ -49,9 +51,11 @@ async def observe(request: Request, call_next) -> Response:
     if request.url.path in QUIET:
         return await call_next(request)
     start = time.perf_counter()
+    span = tracing.start(request.app.state.tracing, request)
     status = 500  # of an exception that nobody handles
     try:
-        response = await call_next(request)
+        with trace.use_span(span):
+            response = await call_next(request)
         status = response.status_code
         return response
     finally:
@@ -60,6 +64,7 @@ async def observe(request: Request, call_next) -> Response:
         path = getattr(request.scope.get("route"), "path", "")
         REQUESTS.labels(request.method, path, str(status)).inc()
         DURATION.labels(request.method, path).observe(took)
+        tracing.end(span, request.method, path, status)
         trace_id, span_id = trace_of(request.headers)
         log.info("request", extra={"fields": {
             "method": request.method, "path": path, "status": status, "duration_ms": round(took * 1000, 3),
@@ -69,6 +74,7 @@ async def observe(request: Request, call_next) -> Response:
 
 def add_to(app: FastAPI) -> None:
     log_as_json()
+    app.state.tracing = tracing.new_provider()
     app.middleware("http")(observe)
 
     @app.get("/metrics", include_in_schema=False)

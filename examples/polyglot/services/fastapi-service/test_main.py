@@ -10,8 +10,11 @@ import unittest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import observe
+import tracing
 from chain import PASSED_ON, trace_of
 from main import app
 
@@ -74,6 +77,21 @@ class Chain(unittest.TestCase):
             for name in PASSED_ON:
                 self.assertEqual(Next.seen.get(name), sent[name], f"{path} {name}")
             self.assertNotIn("cookie", Next.seen)
+
+    def test_span(self):
+        """The app's span stands between the one that the sidecar sent and the one of the call."""
+        spans, before = InMemorySpanExporter(), app.state.tracing
+        app.state.tracing = tracing.new_sdk()
+        app.state.tracing.add_span_processor(SimpleSpanProcessor(spans))
+        self.addCleanup(setattr, app.state, "tracing", before)
+        call("GET", "/api/v1/chain", headers={"traceparent": TRACEPARENT})
+        [span] = spans.get_finished_spans()
+        self.assertEqual((span.name, f"{span.parent.span_id:016x}"), ("GET /api/v1/chain", "00f067aa0ba902b7"))
+        self.assertEqual(Next.seen["traceparent"], f"00-4bf92f3577b34da6a3ce929d0e0e4736-{span.context.span_id:016x}-01")
+        spans.clear()
+        for headers in ({}, {"traceparent": TRACEPARENT[:-1] + "0"}):
+            call("GET", "/api/v1/chain", headers=headers)
+            self.assertEqual(spans.get_finished_spans(), ())
 
     def test_adds_itself(self):
         links = call("GET", "/api/v1/chain", headers={"traceparent": TRACEPARENT}).json()["chain"]

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"go.opentelemetry.io/otel/propagation"
 )
 
 const callTimeout = 15 * time.Second
@@ -63,6 +65,8 @@ func (c *chain) next(ctx context.Context, header http.Header) (*chainResponse, e
 			request.Header.Set(name, value)
 		}
 	}
+	// The app's own span, where it has one, is the parent of the call's.
+	w3c.Inject(ctx, propagation.HeaderCarrier(request.Header))
 	response, err := c.client.Do(request)
 	if err != nil {
 		return nil, err

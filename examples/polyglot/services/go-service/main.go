@@ -10,6 +10,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 type HealthResponse struct {
@@ -49,16 +51,26 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	slog.Info("Go service starting on port " + port)
-	if err := run(ctx, ":"+port, newHandler(os.Getenv("NEXT_URL"))); err != nil {
+	tracing, stopTracing, err := newTracing(ctx)
+	if err != nil {
 		slog.Error(err.Error())
 		os.Exit(1)
+	}
+	slog.Info("Go service starting on port " + port)
+	if err := run(ctx, ":"+port, newHandler(os.Getenv("NEXT_URL"), tracing)); err != nil {
+		slog.Error(err.Error())
+		os.Exit(1)
+	}
+	last, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := stopTracing(last); err != nil {
+		slog.Warn("the last spans were not sent: " + err.Error())
 	}
 	slog.Info("stopped")
 }
 
 // newHandler serves the paths. The chain goes on at nextURL, or ends here if that is empty.
-func newHandler(nextURL string) http.Handler {
+func newHandler(nextURL string, tracing trace.TracerProvider) http.Handler {
 	observed := http.NewServeMux()
 	observed.HandleFunc("/api/v1/gateway", gatewayHandler)
 	observed.Handle("GET /api/v1/chain", &chain{nextURL: nextURL, client: &http.Client{Timeout: callTimeout}})
@@ -66,7 +78,7 @@ func newHandler(nextURL string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/health", healthHandler)
 	mux.HandleFunc("/ready", healthHandler)
-	o := newObserver()
+	o := newObserver(tracing)
 	mux.Handle("GET /metrics", o.metrics())
 	mux.Handle("/", o.observe(observed))
 	return mux

@@ -12,6 +12,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -36,7 +41,7 @@ func get(t *testing.T, url string, header http.Header) (int, string) {
 }
 
 func TestGuide(t *testing.T) {
-	server := httptest.NewServer(newHandler(""))
+	server := httptest.NewServer(newHandler("", noop.NewTracerProvider()))
 	defer server.Close()
 	for _, path := range []string{"/health", "/ready"} {
 		status, text := get(t, server.URL+path, nil)
@@ -60,7 +65,7 @@ func TestChain(t *testing.T) {
 		io.WriteString(w, `{"chain":[{"service":"next","language":"x","work":"y","trace_id":"z"}]}`)
 	}))
 	defer next.Close()
-	server := httptest.NewServer(newHandler(next.URL))
+	server := httptest.NewServer(newHandler(next.URL, noop.NewTracerProvider()))
 	defer server.Close()
 
 	header := http.Header{}
@@ -87,12 +92,50 @@ func TestChain(t *testing.T) {
 	}
 }
 
+// The app's span stands between the one that the sidecar sent and the one of the call.
+func TestSpan(t *testing.T) {
+	var seen http.Header
+	next := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen = r.Header
+		io.WriteString(w, `{"chain":[]}`)
+	}))
+	defer next.Close()
+	spans := tracetest.NewInMemoryExporter()
+	tracing := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.NeverSample())))
+	handler := newHandler(next.URL, tracing)
+	ask := func(traceparent string) {
+		request := httptest.NewRequest(http.MethodGet, "/api/v1/chain", nil)
+		request.Header.Set("traceparent", traceparent)
+		handler.ServeHTTP(httptest.NewRecorder(), request)
+	}
+
+	ask(traceparent)
+	if len(spans.GetSpans()) != 1 {
+		t.Fatalf("%d spans", len(spans.GetSpans()))
+	}
+	span := spans.GetSpans()[0]
+	if span.Name != "GET /api/v1/chain" || span.SpanKind != trace.SpanKindServer || span.Parent.SpanID().String() != "00f067aa0ba902b7" {
+		t.Errorf("the span is %+v", span)
+	}
+	if want := "00-4bf92f3577b34da6a3ce929d0e0e4736-" + span.SpanContext.SpanID().String() + "-01"; seen.Get("traceparent") != want {
+		t.Errorf("the call's traceparent is %s, want %s", seen.Get("traceparent"), want)
+	}
+
+	spans.Reset()
+	for _, without := range []string{"", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"} {
+		ask(without)
+		if len(spans.GetSpans()) != 0 {
+			t.Errorf("%q has the spans %+v", without, spans.GetSpans())
+		}
+	}
+}
+
 func TestBrokenChain(t *testing.T) {
 	next := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "overloaded", http.StatusServiceUnavailable)
 	}))
 	defer next.Close()
-	server := httptest.NewServer(newHandler(next.URL))
+	server := httptest.NewServer(newHandler(next.URL, noop.NewTracerProvider()))
 	defer server.Close()
 	if status, text := get(t, server.URL+"/api/v1/chain", nil); status != http.StatusBadGateway || !strings.Contains(text, "503 Service Unavailable: overloaded") {
 		t.Errorf("%d %s", status, text)
@@ -104,7 +147,7 @@ func TestMetricsAndLog(t *testing.T) {
 	before := slog.Default()
 	slog.SetDefault(slog.New(logHandler(&log)))
 	defer slog.SetDefault(before)
-	handler := newHandler("")
+	handler := newHandler("", noop.NewTracerProvider())
 	for path, header := range map[string]string{"/api/v1/chain": traceparent, "/nowhere": "", "/health": ""} {
 		request := httptest.NewRequest(http.MethodGet, path, nil)
 		request.Header.Set("traceparent", header)

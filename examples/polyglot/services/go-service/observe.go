@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/trace"
 )
 
 const serviceName = "go-service"
@@ -30,15 +31,17 @@ func logHandler(w io.Writer) slog.Handler {
 	}}).WithAttrs([]slog.Attr{slog.String("service", serviceName)})
 }
 
-// observer counts and logs requests.
+// observer counts, logs and traces requests.
 type observer struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
+	tracer   trace.Tracer
 }
 
-func newObserver() *observer {
+func newObserver(tracing trace.TracerProvider) *observer {
 	o := &observer{
+		tracer:   tracing.Tracer(serviceName),
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "http_requests_total", Help: "Requests that were answered",
@@ -65,14 +68,16 @@ func (o *observer) observe(next *http.ServeMux) http.Handler {
 			path = pattern
 		}
 		answer := &recorder{ResponseWriter: w, status: http.StatusOK}
-		next.ServeHTTP(answer, r)
+		traced, span := startSpan(o.tracer, r, path)
+		next.ServeHTTP(answer, traced)
+		endSpan(span, answer.status)
 		took := time.Since(start)
 
 		o.requests.WithLabelValues(r.Method, path, strconv.Itoa(answer.status)).Inc()
 		o.duration.WithLabelValues(r.Method, path).Observe(took.Seconds())
-		id, span := traceOf(r.Header)
+		id, parent := traceOf(r.Header)
 		slog.Info("request", "method", r.Method, "path", path, "status", answer.status,
-			"duration_ms", float64(took.Microseconds())/1000, "trace_id", id, "span_id", span, "request_id", r.Header.Get("x-request-id"))
+			"duration_ms", float64(took.Microseconds())/1000, "trace_id", id, "span_id", parent, "request_id", r.Header.Get("x-request-id"))
 	})
 }
 

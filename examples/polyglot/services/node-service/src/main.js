@@ -3,9 +3,10 @@ import { once } from "node:events";
 
 import { info } from "./log.js";
 import { createService } from "./service.js";
+import { createTracing } from "./tracing.js";
 
 const port = Number(process.env.PORT ?? 8080);
-const service = createService({ nextUrl: process.env.NEXT_URL });
+const service = createService({ nextUrl: process.env.NEXT_URL, tracing: createTracing(process.env) });
 
 service.server.listen(port, "0.0.0.0");
 await once(service.server, "listening");

@@ -6,11 +6,12 @@ import { Counter, Histogram, Registry } from "prom-client";
 
 import { SERVICE, error, info } from "./log.js";
 import { traceHeaders, traceOf } from "./trace.js";
+import { createTracing, endSpan, parentHeaders } from "./tracing.js";
 
 const CALL_TIMEOUT_MS = 10_000;
 
 // createService returns the server, and close, which lets it finish what it has begun. nextUrl is whom the chain calls.
-export function createService({ nextUrl } = {}) {
+export function createService({ nextUrl, tracing = createTracing({}) } = {}) {
   const metrics = createMetrics();
   const stopping = new AbortController();
 
@@ -22,7 +23,7 @@ export function createService({ nextUrl } = {}) {
       response.end(await metrics.registry.metrics());
     },
     "/api/v1/events": (request, response, url) => sendEvents(request, response, url, stopping.signal, metrics.streams),
-    "/api/v1/chain": (request, response) => chain(request, response, nextUrl),
+    "/api/v1/chain": (request, response, url, span) => chain(request, response, nextUrl, span),
   };
   const quiet = new Set(["/health", "/ready", "/metrics"]);
 
@@ -30,12 +31,20 @@ export function createService({ nextUrl } = {}) {
     const url = new URL(request.url, "http://localhost");
     const route = Object.hasOwn(routes, url.pathname) ? routes[url.pathname] : undefined;
     const start = process.hrtime.bigint();
-    // A client that goes away closes the response as well.
-    if (!quiet.has(url.pathname)) response.once("close", () => observe(request, response, route ? url.pathname : "", start, metrics));
+    let span;
+    if (!quiet.has(url.pathname)) {
+      const path = route ? url.pathname : "";
+      span = tracing.start(request, path);
+      // A client that goes away closes the response as well.
+      response.once("close", () => {
+        endSpan(span, response.statusCode);
+        observe(request, response, path, start, metrics);
+      });
+    }
     try {
       if (!route) return json(response, 404, { error: "no such path" });
       if (request.method !== "GET") return json(response, 405, { error: "only GET" }, { allow: "GET" });
-      await route(request, response, url);
+      await route(request, response, url, span);
     } catch (failure) {
       error(String(failure), { trace_id: traceOf(request.headers).id });
       if (response.headersSent) return response.destroy();
@@ -56,6 +65,7 @@ export function createService({ nextUrl } = {}) {
       const idle = setInterval(() => server.closeIdleConnections(), 100);
       await closed;
       clearInterval(idle);
+      await tracing.stop();
     },
   };
 }
@@ -126,13 +136,13 @@ function drained(response, end) {
 }
 
 // chain asks the next service and puts itself before what that answers.
-async function chain(request, response, nextUrl) {
+async function chain(request, response, nextUrl, span) {
   const self = { service: SERVICE, language: "JavaScript", work: "waited for the next", trace_id: traceOf(request.headers).id };
   if (!nextUrl) return json(response, 200, { chain: [self] });
   let answer;
   try {
     const called = await fetch(nextUrl + "/api/v1/chain", {
-      headers: traceHeaders(request.headers),
+      headers: { ...traceHeaders(request.headers), ...parentHeaders(span) },
       signal: AbortSignal.timeout(CALL_TIMEOUT_MS),
     });
     if (!called.ok) throw new Error(`${called.status} ${await called.text()}`);

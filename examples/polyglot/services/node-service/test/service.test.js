@@ -2,9 +2,13 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { test } from "node:test";
+import { setImmediate as turn } from "node:timers/promises";
+
+import { InMemorySpanExporter, SimpleSpanProcessor } from "@opentelemetry/sdk-trace";
 
 import { createService } from "../src/service.js";
 import { traceHeaders, traceOf } from "../src/trace.js";
+import { createTracing } from "../src/tracing.js";
 
 const TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -53,6 +57,31 @@ test("the chain passes the trace on", async (t) => {
   assert.equal(chain[0].trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
   for (const name of ["traceparent", "tracestate", "x-request-id", "x-b3-sampled"]) assert.equal(seen[name], headers[name], name);
   assert.equal(seen.cookie, undefined);
+});
+
+test("the app's span stands between the one that the sidecar sent and the one of the call", async (t) => {
+  let seen;
+  const next = createServer((request, response) => {
+    seen = request.headers;
+    response.end(JSON.stringify({ chain: [] }));
+  });
+  const nextUrl = await listen(next);
+  t.after(() => next.close());
+  const spans = new InMemorySpanExporter();
+  const { url } = await start(t, { nextUrl, tracing: createTracing({}, new SimpleSpanProcessor(spans)) });
+  const ask = async (headers) => (await fetch(url + "/api/v1/chain", { headers })).text();
+
+  await ask({});
+  await ask({ traceparent: TRACEPARENT.replace(/1$/, "0") });
+  assert.deepEqual(spans.getFinishedSpans(), []);
+  await ask({ traceparent: TRACEPARENT });
+  // The span ends when the server's side of the response is closed.
+  while (spans.getFinishedSpans().length === 0) await turn();
+  const [span] = spans.getFinishedSpans();
+  assert.equal(spans.getFinishedSpans().length, 1);
+  assert.equal(span.name, "GET /api/v1/chain");
+  assert.equal(span.parentSpanContext.spanId, "00f067aa0ba902b7");
+  assert.equal(seen.traceparent, `00-4bf92f3577b34da6a3ce929d0e0e4736-${span.spanContext().spanId}-01`);
 });
 
 test("a chain that is broken", async (t) => {

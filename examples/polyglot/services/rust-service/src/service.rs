@@ -15,20 +15,27 @@ use serde_json::{Value, json};
 use crate::log::{self, Trace};
 use crate::metrics::Metrics;
 use crate::primes;
+use crate::tracing::{self, Tracing};
 
 /// What the chain has counted.
 const CHAIN_BELOW: usize = 100_000;
 
-pub fn router(metrics: Arc<Metrics>) -> Router {
+/// What counts and traces requests.
+pub struct Observer {
+    pub metrics: Metrics,
+    pub tracing: Tracing,
+}
+
+pub fn router(observer: Arc<Observer>) -> Router {
     Router::new()
         .route("/api/v1/primes", get(count_primes))
         .route("/api/v1/chain", get(chain))
-        .layer(middleware::from_fn_with_state(metrics.clone(), observe))
+        .layer(middleware::from_fn_with_state(observer.clone(), observe))
         // What asks for these are machines, every few seconds: neither logged nor counted.
         .route("/health", get(|| async { Json(json!({"status": "healthy"})) }))
         .route("/ready", get(|| async { Json(json!({"status": "ready"})) }))
         .route("/metrics", get(scrape))
-        .with_state(metrics)
+        .with_state(observer)
 }
 
 #[derive(Deserialize)]
@@ -60,21 +67,24 @@ async fn count(below: usize) -> Result<usize, Failure> {
         .map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
-async fn scrape(State(metrics): State<Arc<Metrics>>) -> Result<Response, Failure> {
-    let (format, text) = metrics
+async fn scrape(State(observer): State<Arc<Observer>>) -> Result<Response, Failure> {
+    let (format, text) = observer
+        .metrics
         .text()
         .map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, format)], text).into_response())
 }
 
-async fn observe(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
+async fn observe(State(observer): State<Arc<Observer>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let method = request.method().to_string();
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_string();
     let headers = request.headers().clone();
+    let span = observer.tracing.start(&method, &path, &headers);
     let response = next.run(request).await;
     let (status, took) = (response.status().as_u16(), start.elapsed());
-    metrics.observe(&method, &path, status, took);
+    tracing::end(span, status);
+    observer.metrics.observe(&method, &path, status, took);
     log::request(&method, &path, status, took, &headers);
     response
 }
@@ -112,7 +122,7 @@ mod tests {
     }
 
     fn new() -> Router {
-        router(Arc::new(Metrics::new().unwrap()))
+        router(Arc::new(Observer { metrics: Metrics::new().unwrap(), tracing: Tracing::new(None) }))
     }
 
     #[test]

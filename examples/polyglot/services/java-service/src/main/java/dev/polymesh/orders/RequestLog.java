@@ -2,6 +2,8 @@ package dev.polymesh.orders;
 
 import io.micrometer.core.instrument.MeterRegistry;
 import io.micrometer.core.instrument.Timer;
+import io.opentelemetry.api.trace.Span;
+import io.opentelemetry.context.Scope;
 import jakarta.servlet.FilterChain;
 import jakarta.servlet.ServletException;
 import jakarta.servlet.http.HttpServletRequest;
@@ -18,7 +20,7 @@ import org.springframework.stereotype.Component;
 import org.springframework.web.filter.OncePerRequestFilter;
 import org.springframework.web.servlet.HandlerMapping;
 
-/** Counts and logs each request, and gives every line that is logged for it the trace's id. */
+/** Counts, logs and traces each request, and gives every line that is logged for it the trace's id. */
 @Component
 @Order(Ordered.HIGHEST_PRECEDENCE)
 class RequestLog extends OncePerRequestFilter {
@@ -27,9 +29,11 @@ class RequestLog extends OncePerRequestFilter {
     private static final Logger LOG = LoggerFactory.getLogger(RequestLog.class);
 
     private final MeterRegistry metrics;
+    private final Tracing tracing;
 
-    RequestLog(MeterRegistry metrics) {
+    RequestLog(MeterRegistry metrics, Tracing tracing) {
         this.metrics = metrics;
+        this.tracing = tracing;
     }
 
     @Override
@@ -46,13 +50,15 @@ class RequestLog extends OncePerRequestFilter {
         MDC.put("trace_id", trace.id());
         MDC.put("span_id", trace.span());
         MDC.put("request_id", requestId == null ? "" : requestId);
-        try {
+        Span span = tracing.start(request);
+        try (Scope calls = span.makeCurrent()) { // the parent of what is called
             chain.doFilter(request, response);
         } finally {
             Duration took = Duration.ofNanos(System.nanoTime() - start);
             // The path of the handler: what clients make up would be metrics without end.
             Object pattern = request.getAttribute(HandlerMapping.BEST_MATCHING_PATTERN_ATTRIBUTE);
             String path = pattern == null || pattern.equals("/**") ? "" : pattern.toString();
+            Tracing.end(span, request.getMethod(), path, response.getStatus());
             String status = Integer.toString(response.getStatus());
             metrics.counter("http_requests", "method", request.getMethod(), "path", path, "status", status).increment();
             Timer.builder("http_request_duration")

@@ -4,6 +4,8 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.opentelemetry.api.trace.propagation.W3CTraceContextPropagator;
+import io.opentelemetry.context.Context;
 import jakarta.servlet.http.HttpServletRequest;
 import java.io.IOException;
 import java.math.BigDecimal;
@@ -76,6 +78,8 @@ class Service {
                 call.header(name, value);
             }
         }
+        // The app's own span, where it has one, is the parent of the call's.
+        W3CTraceContextPropagator.getInstance().inject(Context.current(), call, HttpRequest.Builder::setHeader);
         HttpResponse<String> response = client.send(call.build(), HttpResponse.BodyHandlers.ofString());
         if (response.statusCode() != 200) {
             throw new IOException(response.statusCode() + " " + response.body());

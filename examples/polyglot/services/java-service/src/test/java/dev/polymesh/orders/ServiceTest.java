@@ -1,11 +1,16 @@
 package dev.polymesh.orders;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.awaitility.Awaitility.await;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.sun.net.httpserver.Headers;
 import com.sun.net.httpserver.HttpServer;
+import io.opentelemetry.sdk.testing.exporter.InMemorySpanExporter;
+import io.opentelemetry.sdk.trace.SpanProcessor;
+import io.opentelemetry.sdk.trace.data.SpanData;
+import io.opentelemetry.sdk.trace.export.SimpleSpanProcessor;
 import java.io.IOException;
 import java.net.InetSocketAddress;
 import java.nio.charset.StandardCharsets;
@@ -15,10 +20,12 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.ExtendWith;
 import org.springframework.beans.factory.annotation.Autowired;
 import org.springframework.boot.test.context.SpringBootTest;
+import org.springframework.boot.test.context.TestConfiguration;
 import org.springframework.boot.test.system.CapturedOutput;
 import org.springframework.boot.test.system.OutputCaptureExtension;
 import org.springframework.boot.test.web.client.TestRestTemplate;
 import org.springframework.boot.test.autoconfigure.actuate.observability.AutoConfigureObservability;
+import org.springframework.context.annotation.Bean;
 import org.springframework.http.HttpEntity;
 import org.springframework.http.HttpHeaders;
 import org.springframework.http.HttpMethod;
@@ -33,6 +40,7 @@ import org.springframework.test.context.DynamicPropertySource;
 @ExtendWith(OutputCaptureExtension.class)
 class ServiceTest {
     private static final String TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    private static final InMemorySpanExporter SPANS = InMemorySpanExporter.create();
     private static HttpServer next; // of the chain
     private static volatile Headers seen;
     private static volatile int status;
@@ -51,6 +59,14 @@ class ServiceTest {
         });
         next.start();
         properties.add("NEXT_URL", () -> "http://127.0.0.1:" + next.getAddress().getPort());
+    }
+
+    @TestConfiguration
+    static class Collector {
+        @Bean
+        SpanProcessor spanProcessor() {
+            return SimpleSpanProcessor.create(SPANS);
+        }
     }
 
     @BeforeEach
@@ -89,8 +105,26 @@ class ServiceTest {
         assertThat(links.get(0).toString()).isEqualTo("{\"service\":\"java-service\",\"language\":\"Java\",\"work\":\"an order of 44.48\","
                 + "\"trace_id\":\"4bf92f3577b34da6a3ce929d0e0e4736\"}");
         assertThat(links.get(1).get("service").asText()).isEqualTo("next");
-        Trace.PASSED_ON.forEach(name -> assertThat(seen.getFirst(name)).as(name).isEqualTo(headers.getFirst(name)));
+        Trace.PASSED_ON.stream().filter(name -> !name.equals("traceparent"))
+                .forEach(name -> assertThat(seen.getFirst(name)).as(name).isEqualTo(headers.getFirst(name)));
         assertThat(seen.getFirst("cookie")).isNull();
+    }
+
+    /** The app's span stands between the one that the sidecar sent and the one of the call. */
+    @Test
+    void span() {
+        SPANS.reset();
+        HttpHeaders headers = new HttpHeaders();
+        call(HttpMethod.GET, "/api/v1/chain", headers, null);
+        headers.set("traceparent", TRACEPARENT.replaceFirst("1$", "0"));
+        call(HttpMethod.GET, "/api/v1/chain", headers, null);
+        headers.set("traceparent", TRACEPARENT);
+        call(HttpMethod.GET, "/api/v1/chain", headers, null);
+        await().until(() -> SPANS.getFinishedSpanItems().size() == 1);
+        SpanData span = SPANS.getFinishedSpanItems().get(0);
+        assertThat(span.getName()).isEqualTo("GET /api/v1/chain");
+        assertThat(span.getParentSpanId()).isEqualTo("00f067aa0ba902b7");
+        assertThat(seen.getFirst("traceparent")).isEqualTo("00-4bf92f3577b34da6a3ce929d0e0e4736-" + span.getSpanId() + "-01");
     }
 
     @Test

@@ -1,0 +1,550 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"text/template"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/deploy"
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+//go:embed languages.yaml
+var languageManifests string
+
+const (
+	deployCold, deployWarm, deployLine figureID = "deploy: cold", "deploy: warm", "deploy: changed line"
+	devGo, devPython                   figureID = "dev: go-service", "dev: fastapi-service"
+	// deployLimit is for one deploy, with everything built and downloaded.
+	deployLimit = 30 * time.Minute
+)
+
+// language is one of the app's services.
+type language struct {
+	Service, name string
+	manifests     string // folder in k8s/
+}
+
+var languages = []language{
+	{"go-service", "Go", "go"}, {"fastapi-service", "Python", "fastapi"}, {"java-service", "Java", "java"},
+	{"node-service", "JavaScript", "node"}, {"rust-service", "Rust", "rust"},
+}
+
+func (l language) figure(what string) figureID {
+	return figureID("language: " + l.Service + ": " + what)
+}
+
+// workflow measures deploy and dev of the app in five languages, and then what each of its services takes through the
+// gateway.
+func (b *bench) workflow(ctx context.Context) error {
+	if out, err := exec.CommandContext(ctx, filepath.Join(b.top, "examples", "polyglot", "images.sh"), "all").CombinedOutput(); err != nil {
+		return fmt.Errorf("images.sh all: %w: %s", err, out)
+	}
+	return b.on(ctx, node.Options{}, func(n *node.Node) error {
+		if err := startReady(ctx, n); err != nil {
+			return err
+		}
+		w, err := b.newWorkflow(ctx, n)
+		if err != nil {
+			return err
+		}
+		defer w.close()
+		for _, measure := range []func(context.Context) error{w.deploys, w.dev, w.imageSizes, w.languages} {
+			if err := measure(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// workflow is a copy of examples/polyglot, deployed by a program in this machine's own network, from where builds reach
+// package registries. It reaches the node's API server through a relay.
+type workflow struct {
+	*bench
+	n       *node.Node
+	dir     string // of the project
+	storage string // buildah's storage.conf
+	program string
+	env     []string
+	relay   net.Listener
+}
+
+func (b *bench) newWorkflow(ctx context.Context, n *node.Node) (*workflow, error) {
+	w := &workflow{bench: b, n: n, dir: filepath.Join(n.Dir, "polyglot"), storage: filepath.Join(n.Dir, "storage.conf")}
+	var err error
+	if w.program, err = node.Program(); err != nil {
+		return nil, err
+	}
+	if err := w.copyProject(); err != nil {
+		return nil, err
+	}
+	if err := w.copyBases(ctx); err != nil {
+		return nil, err
+	}
+	kubeconfig, err := w.startRelay()
+	if err != nil {
+		return nil, err
+	}
+	w.env = append(os.Environ(), "KUBECONFIG="+kubeconfig, "POLYMESH_DATA_DIR="+n.DataDir(), "KUBECACHEDIR="+filepath.Join(n.Dir, "kubecache"),
+		"CONTAINERS_STORAGE_CONF="+w.storage, "DATABASE_URL=postgresql://user:pass@postgres.external:5432/mydb")
+	return w, nil
+}
+
+func (w *workflow) close() { w.relay.Close() }
+
+// copyProject copies the app without whom each service calls, so that each can be measured alone, and lets its builds trust
+// and ask whom this machine does.
+func (w *workflow) copyProject() error {
+	from := filepath.Join(w.top, "examples", "polyglot")
+	for _, part := range []string{"services", "k8s", "istio", "polymesh.yaml"} {
+		if out, err := exec.Command("cp", "-r", "--parents", filepath.Join(from, part), w.n.Dir).CombinedOutput(); err != nil {
+			return fmt.Errorf("copy %s: %w: %s", part, err, out)
+		}
+	}
+	if err := os.Rename(filepath.Join(w.n.Dir, from), w.dir); err != nil {
+		return err
+	}
+	var mounts []string
+	for host, inside := range map[string]string{
+		"/etc/ssl/certs/ca-certificates.crt": "/etc/ssl/certs/ca-certificates.crt",
+		"/etc/pip.conf":                      "/etc/pip.conf",
+	} {
+		if _, err := os.Stat(host); err == nil {
+			mounts = append(mounts, fmt.Sprintf("%q", host+":"+inside))
+		}
+	}
+	var services strings.Builder
+	services.WriteString("services:\n")
+	for _, l := range languages {
+		// What a service's own tools leave beside its sources is no part of it.
+		for _, made := range []string{"node_modules", "target"} {
+			if err := os.RemoveAll(filepath.Join(w.dir, "services", l.Service, made)); err != nil {
+				return err
+			}
+		}
+		fmt.Fprintf(&services, "  - {name: %s, mounts: [%s]}\n", l.Service, strings.Join(mounts, ", "))
+		for _, file := range []string{"deployment.yaml", "configmap.yaml"} {
+			if err := edit(filepath.Join(w.dir, "k8s", l.manifests, file), nextURL, ""); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return edit(filepath.Join(w.dir, "polymesh.yaml"), regexp.MustCompile(`\z`), services.String())
+}
+
+// nextURL is whom a service of the chain calls, in a Deployment or a ConfigMap.
+var nextURL = regexp.MustCompile(`(?m)^ *- name: NEXT_URL\n *value: .*\n|^ *NEXT_URL: .*\n`)
+
+func edit(file string, old *regexp.Regexp, with string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, old.ReplaceAll(text, []byte(with)), 0o644)
+}
+
+// from are the images that a Dockerfile starts from.
+var from = regexp.MustCompile(`(?m)^FROM (\S+)`)
+
+// copyBases makes a storage for buildah that has the images which the services start from, and nothing built of them.
+func (w *workflow) copyBases(ctx context.Context) error {
+	conf := fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n[storage.options.overlay]\nskip_mount_home = \"true\"\n",
+		filepath.Join(w.n.Dir, "storage"), filepath.Join(w.n.Dir, "run"))
+	if err := os.WriteFile(w.storage, []byte(conf), 0o644); err != nil {
+		return err
+	}
+	bases := map[string]bool{}
+	for _, l := range languages {
+		text, err := os.ReadFile(filepath.Join(w.dir, "services", l.Service, "Dockerfile"))
+		if err != nil {
+			return err
+		}
+		for _, found := range from.FindAllSubmatch(text, -1) {
+			bases[string(found[1])] = true
+		}
+	}
+	made := filepath.Join(w.top, ".build", "polyglot", "storage.conf")
+	for base := range bases {
+		archive := filepath.Join(w.n.Dir, "base.tar")
+		name := base
+		if !strings.Contains(base, "/") {
+			name = "docker.io/library/" + base
+		}
+		if !strings.Contains(filepath.Base(name), ":") {
+			name += ":latest"
+		}
+		if _, err := buildah(ctx, made, "push", "--quiet", name, "oci-archive:"+archive+":"+name); err != nil {
+			return err
+		}
+		if _, err := buildah(ctx, w.storage, "pull", "--quiet", "oci-archive:"+archive); err != nil {
+			return err
+		}
+		if err := os.Remove(archive); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func buildah(ctx context.Context, storage string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "buildah", args...)
+	cmd.Env = append(os.Environ(), "CONTAINERS_STORAGE_CONF="+storage)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("buildah %s: %w: %s", strings.Join(args, " "), err, &errOut)
+	}
+	return out.String(), nil
+}
+
+// startRelay listens on loopback for the node's API server, and returns a kubeconfig that says so.
+func (w *workflow) startRelay() (string, error) {
+	var err error
+	if w.relay, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return "", err
+	}
+	go func() {
+		for {
+			caller, err := w.relay.Accept()
+			if err != nil {
+				return
+			}
+			go w.carry(caller)
+		}
+	}()
+	config, err := clientcmd.LoadFromFile(w.n.Kubeconfig())
+	if err != nil {
+		return "", err
+	}
+	for _, cluster := range config.Clusters {
+		cluster.Server = "https://" + w.relay.Addr().String()
+	}
+	file := filepath.Join(w.n.Dir, "relay.yaml")
+	return file, clientcmd.WriteToFile(*config, file)
+}
+
+func (w *workflow) carry(caller net.Conn) {
+	defer caller.Close()
+	server, err := w.n.Dial(context.Background(), "tcp", "127.0.0.1:6443")
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	var both sync.WaitGroup
+	copyTo := func(to, from net.Conn) {
+		_, _ = io.Copy(to, from) // a connection that breaks ends like one that is closed
+		_ = to.(interface{ CloseWrite() error }).CloseWrite()
+	}
+	both.Go(func() { copyTo(server, caller) })
+	both.Go(func() { copyTo(caller, server) })
+	both.Wait()
+}
+
+func (w *workflow) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, w.program, args...)
+	cmd.Env = w.env
+	return cmd
+}
+
+// deploy runs `polymesh deploy` and adds how long that took.
+func (w *workflow) deploy(ctx context.Context, id figureID) (*deploy.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, deployLimit)
+	defer cancel()
+	cmd := w.command(ctx, "deploy", "-o", "json", "--timeout", "10m", w.dir)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	start := time.Now()
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("polymesh deploy: %w: %s", err, &errOut)
+	}
+	w.results.add(id, time.Since(start).Seconds())
+	var result deploy.Result
+	return &result, json.Unmarshal(out.Bytes(), &result)
+}
+
+func (w *workflow) deploys(ctx context.Context) error {
+	if _, err := w.deploy(ctx, deployCold); err != nil {
+		return err
+	}
+	again, err := w.deploy(ctx, deployWarm)
+	if err != nil {
+		return err
+	}
+	for _, o := range again.Objects {
+		if o.Action != deploy.Unchanged {
+			return fmt.Errorf("a second deploy changes %+v", o)
+		}
+	}
+	if err := edit(w.file(devGo), regexp.MustCompile("Request processed by Go Gateway"), "changed once"); err != nil {
+		return err
+	}
+	_, err = w.deploy(ctx, deployLine)
+	return err
+}
+
+// file is the source whose change is measured.
+func (w *workflow) file(id figureID) string {
+	if id == devPython {
+		return filepath.Join(w.dir, "services", "fastapi-service", "main.py")
+	}
+	return filepath.Join(w.dir, "services", "go-service", "main.go")
+}
+
+// dev measures from a save to the first answer of the gateway that comes from the new code.
+func (w *workflow) dev(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, deployLimit)
+	defer cancel()
+	var said bytes.Buffer
+	cmd := w.command(ctx, "dev", w.dir)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer func() { cancel(); <-ended }()
+
+	for _, c := range []struct {
+		id               figureID
+		method, path     string
+		body, old, fresh string
+	}{
+		{devGo, http.MethodGet, "/api/v1/gateway", "", "changed once", "changed twice"},
+		{devPython, http.MethodPost, "/api/v1/predict", `{"data": [1]}`, "confidence=0.95", "confidence=0.55"},
+	} {
+		ask := func() (string, error) { return w.ask(ctx, c.method, appHost, c.path, c.body) }
+		if err := eventually(ctx, w.n, 2*time.Minute, func() error { _, err := ask(); return err }); err != nil {
+			return fmt.Errorf("polymesh dev: %w: %s", err, &said)
+		}
+		if err := edit(w.file(c.id), regexp.MustCompile(c.old), c.fresh); err != nil {
+			return err
+		}
+		want := strings.TrimPrefix(c.fresh, "confidence=")
+		start := time.Now()
+		err := eventually(ctx, w.n, 5*time.Minute, func() error {
+			text, err := ask()
+			if err == nil && !strings.Contains(text, want) {
+				err = fmt.Errorf("the gateway answers %s", text)
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("polymesh dev, a change of %s: %w: %s", c.id, err, &said)
+		}
+		w.results.add(c.id, time.Since(start).Seconds())
+	}
+	return nil
+}
+
+// ask sends a request to the gateway, from outside.
+func (w *workflow) ask(ctx context.Context, method, host, path, body string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+w.n.Address()+path, strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	request.Host = host
+	request.Header.Set("Content-Type", "application/json")
+	response, err := w.n.HTTP(false).Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s%s: %s %s", host, path, response.Status, text)
+	}
+	return string(text), err
+}
+
+// imageSizes adds what the node says of the image of each service, its layers as they are kept.
+func (w *workflow) imageSizes(ctx context.Context) error {
+	client, err := w.n.NewClient()
+	if err != nil {
+		return err
+	}
+	return eventually(ctx, w.n, 6*time.Minute, func() error {
+		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		found := map[language]float64{}
+		for _, i := range nodes.Items[0].Status.Images {
+			for _, l := range languages {
+				if strings.Contains(strings.Join(i.Names, " "), "/"+l.Service+":") {
+					found[l] = float64(i.SizeBytes) / 1e6
+				}
+			}
+		}
+		if len(found) < len(languages) {
+			return fmt.Errorf("the node knows the images of %d services of %d", len(found), len(languages))
+		}
+		for l, size := range found {
+			w.results.add(l.figure("image"), size)
+		}
+		return nil
+	})
+}
+
+// meshes are whether the services have sidecars.
+var meshes = []struct{ name, injection string }{{"on", "enabled"}, {"off", "disabled"}}
+
+// languageRate is one that a service of each language answers on one core beside its sidecar, in requests per second.
+const languageRate = 50
+
+// languages measures requests from a pod outside the mesh through the gateway to one pod of each service, with the mesh and
+// without. What limits a pod's CPU is taken away: it differs between them.
+func (w *workflow) languages(ctx context.Context) error {
+	if err := w.importArchives(ctx, w.n, "bench/load.tar"); err != nil {
+		return err
+	}
+	var manifests strings.Builder
+	if err := template.Must(template.New("languages.yaml").Parse(languageManifests)).Execute(&manifests, languages); err != nil {
+		return err
+	}
+	if err := apply(ctx, w.n, manifests.String()); err != nil {
+		return err
+	}
+	if err := polymesh(ctx, w.n, "kubectl", "rollout", "status", "-n", loadNamespace, "deployment/languages", "--timeout=120s"); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"delete", "hpa", "--all"},
+		// Two of them speak HTTP/2 to the sidecar, which the services alone do not understand.
+		{"delete", "destinationrule", "--all"},
+		{"scale", "deployment", "--all", "--replicas=1"},
+		{"set", "resources", "deployment", "--all", "--limits=cpu=2"},
+	} {
+		if err := polymesh(ctx, w.n, append([]string{"kubectl", "-n", appNamespace}, args...)...); err != nil {
+			return err
+		}
+	}
+	for _, mesh := range meshes {
+		if err := w.setMesh(ctx, mesh.injection); err != nil {
+			return err
+		}
+		for _, l := range languages {
+			host := l.Service + ".example.com"
+			if err := eventually(ctx, w.n, 2*time.Minute, func() error { return w.alone(ctx, host, l) }); err != nil {
+				return fmt.Errorf("%s, mesh %s: %w", l.Service, mesh.name, err)
+			}
+			target := fmt.Sprintf("GET http://istio-ingressgateway.istio-system/api/v1/chain\nHost: %s\n", host)
+			send := func(duration time.Duration, how ...string) (*attackReport, error) {
+				return attack(ctx, w.n, "languages", target, duration, how...)
+			}
+			// The first requests open connections, and a JVM compiles.
+			if _, err := send(w.load/2, fmt.Sprintf("-rate=%d", languageRate)); err != nil {
+				return fmt.Errorf("%s, mesh %s, first requests: %w", l.Service, mesh.name, err)
+			}
+			paced, err := send(w.load, fmt.Sprintf("-rate=%d", languageRate))
+			if err != nil {
+				return fmt.Errorf("%s, mesh %s: %w", l.Service, mesh.name, err)
+			}
+			w.results.add(l.figure("p50 "+mesh.name), paced.Latencies.P50/1e6)
+			w.results.add(l.figure("p99 "+mesh.name), paced.Latencies.P99/1e6)
+			most, err := send(w.load, "-rate=0", "-max-workers="+connections)
+			if err != nil {
+				return fmt.Errorf("%s, mesh %s, as many as it can: %w", l.Service, mesh.name, err)
+			}
+			w.results.add(l.figure("most "+mesh.name), most.Throughput)
+		}
+	}
+	return nil
+}
+
+// alone checks that a host is answered by the service alone.
+func (w *workflow) alone(ctx context.Context, host string, l language) error {
+	text, err := w.ask(ctx, http.MethodGet, host, "/api/v1/chain", "")
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		Chain []struct{ Service string }
+	}
+	if err := json.Unmarshal([]byte(text), &answer); err != nil || len(answer.Chain) != 1 || answer.Chain[0].Service != l.Service {
+		return fmt.Errorf("%s is answered with %s", host, text)
+	}
+	return nil
+}
+
+// setMesh starts the services' pods again, with or without sidecars, and waits until only these are left.
+func (w *workflow) setMesh(ctx context.Context, injection string) error {
+	kubectl := func(args ...string) error {
+		return polymesh(ctx, w.n, append([]string{"kubectl", "-n", appNamespace}, args...)...)
+	}
+	if err := errors.Join(
+		kubectl("label", "namespace", appNamespace, "istio-injection="+injection, "--overwrite"),
+		kubectl("rollout", "restart", "deployment"),
+	); err != nil {
+		return err
+	}
+	for _, l := range languages {
+		if err := kubectl("rollout", "status", "deployment/"+l.Service, "--timeout=300s"); err != nil {
+			return err
+		}
+	}
+	client, err := w.n.NewClient()
+	if err != nil {
+		return err
+	}
+	return eventually(ctx, w.n, 3*time.Minute, func() error {
+		pods, err := client.CoreV1().Pods(appNamespace).List(ctx, metav1.ListOptions{})
+		if err == nil && len(pods.Items) != len(languages) {
+			err = fmt.Errorf("%s has %d pods", appNamespace, len(pods.Items))
+		}
+		if err != nil {
+			return err
+		}
+		for _, pod := range pods.Items {
+			_, injected := pod.Annotations["sidecar.istio.io/status"]
+			if injected != (injection == "enabled") {
+				return fmt.Errorf("%s has a sidecar: %v", pod.Name, injected)
+			}
+		}
+		return nil
+	})
+}
+
+// deployRows, and the others, are for the report.
+var deployRows = []row{
+	{deployCold, "deploy, nothing built: five images, with what they download", "s", "", ""},
+	{deployWarm, "deploy again, nothing changed", "s", "", ""},
+	{deployLine, "deploy after a changed line in go-service", "s", "", ""},
+	{devGo, "dev: from a save in go-service to the gateway's answer", "s", "", ""},
+	{devPython, "dev: from a save in fastapi-service to the gateway's answer", "s", "", ""},
+}
+
+func languageMatrix() matrix {
+	m := matrix{heads: []string{
+		"service", "image, MB", "p50, ms: mesh", "no mesh", "p99, ms: mesh", "no mesh", "answers per second at most: mesh", "no mesh",
+	}}
+	for _, l := range languages {
+		ids := []figureID{l.figure("image")}
+		for _, what := range []string{"p50 ", "p99 ", "most "} {
+			for _, mesh := range meshes {
+				ids = append(ids, l.figure(what+mesh.name))
+			}
+		}
+		m.lines = append(m.lines, line{l.Service + " (" + l.name + ")", ids})
+	}
+	return m
+}
