@@ -52,6 +52,7 @@ func TestSpringCloud(t *testing.T) {
 	t.Run("a name that is taken", func(t *testing.T) { s.in(t).clash() })
 	t.Run("called from the mesh", func(t *testing.T) { s.in(t).calledFromMesh() })
 	t.Run("take over", func(t *testing.T) { s.in(t).takeOver() })
+	t.Run("plain DNS", func(t *testing.T) { s.in(t).plainDNS() })
 	t.Run("move", func(t *testing.T) { s.in(t).move() })
 	t.Run("Eureka is away", func(t *testing.T) { s.in(t).eurekaAway() })
 	t.Run("the old service is switched off", func(t *testing.T) { s.in(t).switchedOff() })
@@ -325,7 +326,7 @@ func (s *springCloud) alone() {
 
 // status is the bridge's own report.
 func (s *springCloud) status() (bridge.Report, int) {
-	out, said, code := s.Polymesh(s.t, "bridge", "status", "-o", "json")
+	out, said, code := s.Polymesh(s.t, "bridge", "status", "-n", "polymesh-bridge", "-o", "json")
 	var reports []bridge.Report
 	if code == 3 {
 		return bridge.Report{}, code
@@ -490,7 +491,76 @@ func (s *springCloud) takeOver() {
 	s.wantServedBy(oldPlace, everyCaller...)
 }
 
-// shares asks often, and counts who has answered. Nobody may be without an answer.
+// plainDNS: a second bridge, to a name server. The inventory is what its SRV record points to.
+func (s *springCloud) plainDNS() {
+	const records = "ns 1 IN A " + node.OutsideHost + "\nmachine 1 IN A " + node.OutsideHost + "\n"
+	zone, corefile := filepath.Join(s.Dir, "corp.test.zone"), filepath.Join(s.Dir, "Corefile")
+	write := func(name, text string) {
+		s.t.Helper()
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	writeZone := func(serial int, records string) {
+		write(zone, fmt.Sprintf("$ORIGIN corp.test.\n@ 1 IN SOA ns hostmaster %d 60 60 60 1\n@ 1 IN NS ns\n", serial)+records)
+	}
+	writeZone(1, records+"_http._tcp.inventory 1 IN SRV 0 0 8082 machine\n")
+	write(corefile, "corp.test:5353 {\n  bind "+node.OutsideHost+"\n  file "+zone+" {\n    reload 1s\n  }\n}\n")
+	top, err := node.Top()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	serve := func() {
+		s.run("coredns", s.OutsideCommand(context.WithoutCancel(s.t.Context()), filepath.Join(top, ".build", "images", "bin", "coredns"), "-conf", corefile))
+	}
+	serve()
+	defer func() { _ = s.stop("coredns", syscall.SIGKILL) }()
+	s.run("dns", s.command("polymesh bridge run --dns stock=_http._tcp.inventory.corp.test --dns direct=machine.corp.test:8082 --dns-server "+node.OutsideHost+":5353 -n shop --interval 1s"))
+	defer func() { _ = s.stop("dns", syscall.SIGKILL) }()
+	ask := func(host string) {
+		s.t.Helper()
+		s.Eventually(s.t, 2*time.Minute, func() (bool, string) {
+			out, err := s.fromMesh(host, "/stock/bolt")
+			return err == nil && strings.Contains(out, oldPlace), fmt.Sprintf("%s answers %q, %v", host, out, err)
+		})
+	}
+	ask("stock.dns.internal")
+	ask("direct.dns.internal")
+
+	// A name server that is away takes nothing from the mesh; one that says a name is gone does.
+	report := func() bridge.Report {
+		out, _, _ := s.Polymesh(s.t, "bridge", "status", "-n", shopNamespace, "-o", "json")
+		var reports []bridge.Report
+		if err := json.Unmarshal([]byte(out), &reports); err != nil || len(reports) != 1 {
+			s.t.Fatalf("polymesh bridge status: %v: %s", err, out)
+		}
+		return reports[0]
+	}
+	entries := func() string {
+		return s.Kubectl(s.t, "get", "workloadentries", "-n", shopNamespace, "-o", "name")
+	}
+	_ = s.stop("coredns", syscall.SIGKILL)
+	s.Eventually(s.t, time.Minute, func() (bool, string) {
+		r := report()
+		return strings.Contains(r.Error, "does not answer"), fmt.Sprintf("the report is %+v", r)
+	})
+	if got := entries(); strings.Count(got, "workloadentry") != 2 {
+		s.t.Errorf("without a name server, the mesh has %q, want two instances", got)
+	}
+	serve()
+	s.Eventually(s.t, time.Minute, func() (bool, string) {
+		r := report()
+		return r.Error == "" && r.Holding == nil, fmt.Sprintf("the report is %+v", r)
+	})
+	ask("stock.dns.internal")
+	writeZone(2, records)
+	s.Eventually(s.t, time.Minute, func() (bool, string) {
+		got := entries()
+		return strings.Count(got, "workloadentry") == 1 && strings.Contains(got, "/direct-"), "the record is gone, and the mesh has " + got
+	})
+}
+
+// share asks often, and counts who has answered. Nobody may be without an answer.
 func (s *springCloud) share(ask func() (stock, error), times int) (byMesh int) {
 	s.t.Helper()
 	for range times {

@@ -316,7 +316,7 @@ func (l leaseInfo) renewed() time.Time {
 	if last == 0 {
 		return time.Time{}
 	}
-	t := time.UnixMilli(int64(last))
+	t := time.UnixMilli(int64(last)).UTC()
 	if last > registered {
 		t = t.Add(-time.Duration(number(l.Duration)) * time.Second)
 	}

@@ -3,11 +3,15 @@ package eureka
 import (
 	"flag"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"polymesh.dev/polymesh/pkg/bridge"
 )
 
 var update = flag.Bool("update", false, "write the golden file anew")
@@ -82,5 +86,47 @@ func TestAddresses(t *testing.T) {
 	}
 	if got := c.String(); got != "https://a:8761/eureka/,http://b:8761/eureka" {
 		t.Errorf("it calls itself %s", got)
+	}
+}
+
+// Of several servers the first that answers is asked, and each is told the password that is meant for it. The door in front of
+// a registry is what is tested here; what Eureka itself says is tested on Eureka (TestSpringCloud).
+func TestServers(t *testing.T) {
+	var asked []string
+	door := func(name string, status int) *httptest.Server {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			user, password, _ := r.BasicAuth()
+			asked = append(asked, name+" "+r.Method+" "+r.URL.EscapedPath()+" "+user+":"+password)
+			w.WriteHeader(status)
+		}))
+		t.Cleanup(s.Close)
+		return s
+	}
+	broken, locked := door("broken", http.StatusServiceUnavailable), door("locked", http.StatusUnauthorized)
+	gone := door("gone", http.StatusOK)
+	gone.Close()
+	address := strings.Replace(locked.URL, "http://", "http://other:hidden@", 1)
+	c, err := New(http.DefaultClient, []string{gone.URL + "/eureka/", broken.URL + "/eureka/", address + "/eureka"}, "mesh", "secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Renew(t.Context(), bridge.Advert{Service: "a", ID: "host:a/b"})
+	if err == nil || !strings.Contains(err.Error(), "401") || !strings.Contains(err.Error(), "password right?") {
+		t.Errorf("the error is %v", err)
+	}
+	want := []string{"broken PUT /eureka/apps/A/host:a%2Fb mesh:secret", "locked PUT /eureka/apps/A/host:a%2Fb other:hidden"}
+	if !slices.Equal(asked, want) {
+		t.Errorf("asked %q, want %q", asked, want)
+	}
+	c, err = New(http.DefaultClient, []string{gone.URL, strings.Replace(broken.URL, "http://", "http://other:hidden@", 1)}, "mesh", "secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Services(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "503") {
+		t.Errorf("when nobody answers, the error is %v", err)
+	}
+	if err != nil && (strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "hidden")) {
+		t.Errorf("the error shows a password: %v", err)
 	}
 }
