@@ -222,7 +222,9 @@ func (b *Bridge) advertise(ctx context.Context, registry Advertiser, p plan, now
 				failures = append(failures, err)
 				continue
 			}
-			b.Log.Info("taken over", "service", h.service, "instance", h.id)
+			if !h.again {
+				b.Log.Info("taken over", "service", h.service, "instance", h.id)
+			}
 		}
 		for _, r := range p.release {
 			if err := holder.Release(ctx, r.service, r.id); err != nil {

@@ -34,6 +34,7 @@ type plan struct {
 type reference struct {
 	service, id string
 	advert      string // the advert that takes it over
+	again       bool   // it was asked for before: registries answer from caches
 }
 
 // name is one name, as both sides have it.
@@ -90,7 +91,7 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 			case m.Owner != "":
 				held = false // another bridge's: hiding each other would leave nobody
 			case takes && m.State == Up:
-				p.hold = append(p.hold, reference{n.service.Name, m.ID, n.offer.advert.Service})
+				p.hold = append(p.hold, reference{n.service.Name, m.ID, n.offer.advert.Service, held})
 				held = true
 			case !takes && held && m.State == OutOfService:
 				p.release = append(p.release, reference{service: n.service.Name, id: m.ID})
@@ -125,7 +126,7 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 		p.services = append(p.services, report)
 	}
 	o.guard(&p, lost, total, now, last)
-	p.orderWithdrawals(names)
+	p.orderWithdrawals()
 	return p
 }
 
@@ -209,8 +210,7 @@ func (o Options) names(services []Service, v view, last Report, p *plan) []*name
 			}
 		}
 	}
-	all := slices.SortedFunc(maps.Values(byLabel), func(a, b *name) int { return strings.Compare(a.label, b.label) })
-	return all
+	return slices.SortedFunc(maps.Values(byLabel), func(a, b *name) int { return strings.Compare(a.label, b.label) })
 }
 
 // planOffer decides whether the mesh's Service of this name is put into the registry.
@@ -282,7 +282,7 @@ func (p *plan) takesOver(n *name, owner string) bool {
 }
 
 // orderWithdrawals keeps an instance of the mesh in the registry until callers outside can see the old ones again.
-func (p *plan) orderWithdrawals(names []*name) {
+func (p *plan) orderWithdrawals() {
 	waiting := make(map[string]bool)
 	for _, r := range p.release {
 		waiting[r.service] = true
