@@ -146,7 +146,7 @@ func (c *Client) change(ctx context.Context, method string, path []string, query
 }
 
 func unexpected(what string, status int) error {
-	err := fmt.Errorf("Eureka answers %d to: %s", status, what)
+	err := fmt.Errorf("the answer of Eureka is %d to: %s", status, what)
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		err = fmt.Errorf("%w (is the password right? A server that has just started may also refuse, until it has asked the others)", err)
@@ -256,7 +256,7 @@ type (
 func parse(body []byte) ([]bridge.Service, error) {
 	var a answer
 	if err := json.Unmarshal(body, &a); err != nil {
-		return nil, fmt.Errorf("Eureka's answer cannot be read: %w", err)
+		return nil, fmt.Errorf("the answer of Eureka cannot be read: %w", err)
 	}
 	if a.Applications == nil {
 		return nil, errors.New("what answers is not Eureka: the answer has no applications (is the path right?)")
