@@ -9,6 +9,8 @@
 #   CONTAINERS_STORAGE_CONF=$PWD/.build/polyglot/storage.conf polymesh deploy examples/polyglot
 # `images.sh bases` builds only what services in all five languages start from, for projects that `polymesh new` makes.
 #
+# `images.sh jre` makes eclipse-temurin:17-jre alone, for ../spring-cloud.
+#
 # There is no Docker engine and no registry in this: buildah builds the Dockerfiles, and the images that they start from
 # are made of Debian packages first (bases/) and exist only in buildah's own storage, .build/polyglot/storage. What has
 # not changed is not built again; FORCE=1 builds everything, which also takes in Debian's updates.
@@ -189,7 +191,7 @@ make_other_services() {
     keep_service java-service maven jre
 }
 
-[[ ${1:-} == "" || ${1:-} == all || ${1:-} == bases ]] || fail "say nothing, all or bases, not $1."
+[[ ${1:-} =~ ^(|all|bases|jre)$ ]] || fail "say nothing, all, bases or jre, not $1."
 # shellcheck source=build/image-storage.sh
 source "$top/build/image-storage.sh"
 for program in buildah mmdebstrap go; do
@@ -204,6 +206,10 @@ write_storage_conf
 
 [[ -z ${FORCE:-} ]] || buildah rmi --all --force >/dev/null
 make_debian
+if [[ ${1:-} == jre ]]; then
+    make_base jre docker.io/library/eclipse-temurin:17-jre ""
+    exit
+fi
 make_base python docker.io/library/python:3.11-slim ""
 make_base golang docker.io/library/golang:$go_release-bookworm "$go_version" --build-context "goroot=$(go env GOROOT)"
 make_base static gcr.io/distroless/static-debian12:latest ""

@@ -1,0 +1,445 @@
+package bridge
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// plan is what one pass is to do, and what it reports.
+type plan struct {
+	apply, remove []*unstructured.Unstructured
+
+	register      []Advert
+	seen          map[string]bool // ids of the mesh's own instances that the registry shows
+	hold, release []reference
+	withdraw      []reference
+
+	services   []ServiceReport
+	advertised []AdvertReport
+	problems   []Problem
+	holding    *Holding
+}
+
+// reference names an instance in the registry.
+type reference struct {
+	service, id string
+	advert      string // the advert that takes it over
+	again       bool   // it was asked for before: registries answer from caches
+}
+
+// name is one name, as both sides have it.
+type name struct {
+	label    string
+	service  Service // in the registry; the zero value where only the mesh has it
+	offer    *offer  // of the mesh
+	entry    *unstructured.Unstructured
+	existing map[string]*unstructured.Unstructured // WorkloadEntries by their names
+	held     map[string]bool                       // ids that were hidden from callers outside, as the last pass had it
+}
+
+// plan compares both sides. It decides everything and does nothing.
+func (o Options) plan(services []Service, v view, owner string, now time.Time, last Report) plan {
+	p := plan{seen: make(map[string]bool)}
+	names := o.names(services, v, last, &p)
+	stale := o.staleBefore(services)
+
+	desired := make(map[string]bool) // WorkloadEntries
+	var lost []*unstructured.Unstructured
+	total := 0
+	for _, n := range names {
+		o.planOffer(n, owner, &p)
+		report := ServiceReport{Name: cmp.Or(n.service.Name, n.label), Host: o.host(n.label)}
+		outside := n.outside(owner)
+		if len(outside) == 0 && n.offer == nil && len(n.existing) == 0 {
+			if n.entry != nil {
+				p.remove = append(p.remove, n.entry)
+			}
+			continue
+		}
+		if taken := v.taken(o, n); taken != "" {
+			p.problem(report.Name, "%s is %s already, so %s is not written to the mesh: give the bridge another --domain, or remove one of them", report.Host, taken, report.Name)
+			p.services = append(p.services, report)
+			continue
+		}
+		members, left := o.members(n, outside, stale)
+		protocol := o.protocol(n, members)
+		members = slices.DeleteFunc(members, func(i Instance) bool {
+			other := i.TLS != (protocol == "TLS")
+			if other {
+				left = append(left, LeftOut{i.ID, "it takes TLS only, and others of the service do not"})
+			}
+			return other
+		})
+		// A service that has vanished keeps its entry as it is, until its instances have gone.
+		if want := o.entry(n, protocol); (len(outside) > 0 || n.offer != nil) && !same(want, n.entry) {
+			p.apply = append(p.apply, want)
+		}
+		takes := p.takesOver(n, owner)
+		for _, m := range members {
+			held := n.isHeld(o, m.ID)
+			switch {
+			case m.Owner != "":
+				held = false // another bridge's: hiding each other would leave nobody
+			case takes && m.State == Up:
+				p.hold = append(p.hold, reference{n.service.Name, m.ID, n.offer.advert.Service, held})
+				held = true
+			case !takes && held && m.State == OutOfService:
+				p.release = append(p.release, reference{service: n.service.Name, id: m.ID})
+			case !takes:
+				held = false
+			}
+			want := o.workload(n, m, protocol, held)
+			desired[want.GetName()] = true
+			if !same(want, n.existing[want.GetName()]) {
+				p.apply = append(p.apply, want)
+			}
+			report.Instances = append(report.Instances, m.ID)
+		}
+		for _, i := range outside {
+			if i.State == OutOfService && n.isHeld(o, i.ID) || slices.ContainsFunc(p.hold, func(r reference) bool { return r.service == n.service.Name && r.id == i.ID }) {
+				report.Held = append(report.Held, i.ID)
+			}
+		}
+		report.LeftOut = left
+		for _, w := range sorted(n.existing) {
+			total++
+			if desired[w.GetName()] {
+				continue
+			}
+			// What the registry itself calls down goes at once; only silence may be a mistake.
+			if instance := n.find(w); instance != nil && !stale.is(*instance) {
+				p.remove = append(p.remove, w)
+				continue
+			}
+			lost = append(lost, w)
+		}
+		p.services = append(p.services, report)
+	}
+	o.guard(&p, lost, total, now, last)
+	p.orderWithdrawals()
+	return p
+}
+
+// guard decides about instances that have vanished, or have not been heard of. A few go. Too many at once stay for a while,
+// and so does anything that is missing in the first answer after none: a registry that has lost its memory learns anew whom
+// there is, within a few heartbeats. Once that has begun it lasts until all are back, or the time is over.
+func (o Options) guard(p *plan, lost []*unstructured.Unstructured, total int, now time.Time, last Report) {
+	doubtful := len(lost)*100 > o.MaxLoss*total || last.silent() || last.Holding != nil
+	since := now
+	if last.Holding != nil {
+		since = last.Holding.Since
+	}
+	until := since.Add(o.Guard)
+	if len(lost) == 0 || !doubtful || !now.Before(until) {
+		p.remove = append(p.remove, lost...)
+		return
+	}
+	p.holding = &Holding{Since: since, Until: until}
+	for _, w := range lost {
+		p.holding.Instances = append(p.holding.Instances, w.GetAnnotations()[instanceAnnotation])
+	}
+}
+
+// names joins what both sides call alike. Where two names become one host name, the one that is in the mesh stays.
+func (o Options) names(services []Service, v view, last Report, p *plan) []*name {
+	byLabel := make(map[string]*name)
+	get := func(l string) *name {
+		if byLabel[l] == nil {
+			byLabel[l] = &name{label: l, existing: make(map[string]*unstructured.Unstructured), held: make(map[string]bool)}
+		}
+		return byLabel[l]
+	}
+	for _, e := range v.entries {
+		if v.ours(e) {
+			get(e.GetLabels()[serviceLabel]).entry = e
+		}
+	}
+	for _, w := range v.workloads {
+		if v.ours(w) {
+			get(w.GetLabels()[serviceLabel]).existing[w.GetName()] = w
+		}
+	}
+	services = slices.SortedFunc(slices.Values(services), func(a, b Service) int { return strings.Compare(a.Name, b.Name) })
+	for _, s := range services {
+		l, err := label(s.Name)
+		if err != nil {
+			p.problem(s.Name, "the service is not written to the mesh: %v", err)
+			continue
+		}
+		n := get(l)
+		other := n.service.Name
+		if other == "" {
+			n.service = s
+			continue
+		}
+		// The registry tells them apart, a host name would not.
+		loser := s.Name
+		if n.entry != nil && n.entry.GetAnnotations()[nameAnnotation] == s.Name {
+			loser, n.service = other, s
+		}
+		p.problem(loser, "%s and %s are both %s in the mesh, so %s is not written: rename one of them", other, s.Name, o.host(l), loser)
+	}
+	for i := range v.offers {
+		f := &v.offers[i]
+		l, err := label(f.name)
+		if err != nil {
+			p.problem(f.name, "Service %s is not advertised: %v", f.service, err)
+			continue
+		}
+		n := get(l)
+		if n.offer != nil {
+			p.problem(f.name, "Services %s and %s both want to be %s in the registry: the first one is", n.offer.service, f.service, f.name)
+			continue
+		}
+		n.offer = f
+	}
+	for _, r := range last.Services {
+		if l, err := label(r.Name); err == nil && byLabel[l] != nil {
+			for _, id := range r.Held {
+				byLabel[l].held[id] = true
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Values(byLabel), func(a, b *name) int { return strings.Compare(a.label, b.label) })
+}
+
+// planOffer decides whether the mesh's Service of this name is put into the registry.
+func (o Options) planOffer(n *name, owner string, p *plan) {
+	registered := false
+	for _, i := range n.service.Instances {
+		if i.Owner == owner {
+			p.seen[i.ID] = true
+			if n.offer != nil && n.offer.advert.ID == i.ID {
+				registered = true
+				continue
+			}
+			p.withdraw = append(p.withdraw, reference{service: n.service.Name, id: i.ID})
+		}
+	}
+	f := n.offer
+	if f == nil {
+		return
+	}
+	report := AdvertReport{Name: f.name, Service: f.service.String(), TakesOver: f.takesOver}
+	defer func() { p.advertised = append(p.advertised, report) }()
+	_, holds := o.Registry.(Holder)
+	_, advertises := o.Registry.(Advertiser)
+	outside := len(n.outside(owner))
+	switch {
+	case !advertises:
+		p.problem(f.name, "Service %s is not advertised: nothing can be put into this registry", f.service)
+	case f.problem != "":
+		// What is registered stays, as a gateway that has no address for a moment will have one again.
+		p.problem(f.name, "Service %s is not advertised anew: %s", f.service, f.problem)
+	case f.takesOver && !holds:
+		p.problem(f.name, "Service %s is not advertised: instances in this registry cannot be taken over", f.service)
+	case outside > 0 && !f.takesOver && !registered:
+		p.problem(f.name, "Service %s is not advertised: the registry has %s already, with %d instances. To let the mesh answer in their place: kubectl annotate service -n %s %s %s=true",
+			f.service, f.name, outside, f.service.Namespace, f.service.Name, takesOverAnnotation)
+	default:
+		if other := p.sameAddress(f.advert); other != "" {
+			p.problem(f.name, "Service %s is not advertised: callers could not tell it from %s, which has the same address and port. Set --advertise-domain, or the annotation %s or %s of the Service",
+				f.service, other, hostAnnotation, portAnnotation)
+			return
+		}
+		report.Address = joinPort(f.advert.Host, f.advert.Port)
+		p.register = append(p.register, f.advert)
+		if outside > 0 && !f.takesOver {
+			p.problem(f.name, "%s is served by Service %s and by %d instances outside: callers outside reach either", f.name, f.service, outside)
+		}
+	}
+}
+
+// sameAddress is the name of an advert that callers would call in just the same way.
+func (p *plan) sameAddress(a Advert) string {
+	for _, other := range p.register {
+		if other.Host == a.Host && other.Port == a.Port {
+			return other.Service
+		}
+	}
+	return ""
+}
+
+// takesOver reports whether the mesh takes the name's instances from callers outside.
+func (p *plan) takesOver(n *name, owner string) bool {
+	if n.offer == nil || !n.offer.takesOver || !slices.ContainsFunc(p.register, func(a Advert) bool { return a.ID == n.offer.advert.ID }) {
+		return false
+	}
+	if slices.ContainsFunc(n.service.Instances, func(i Instance) bool { return i.Owner != "" && i.Owner != owner }) {
+		p.problem(n.offer.name, "another bridge has put %s into the registry too: its instances are left as they are", n.offer.name)
+	}
+	return true
+}
+
+// orderWithdrawals keeps an instance of the mesh in the registry until callers outside can see the old ones again.
+func (p *plan) orderWithdrawals() {
+	waiting := make(map[string]bool)
+	for _, r := range p.release {
+		waiting[r.service] = true
+	}
+	p.withdraw = slices.DeleteFunc(p.withdraw, func(r reference) bool { return waiting[r.service] })
+}
+
+// outside are the instances that are not ours.
+func (n *name) outside(owner string) []Instance {
+	return slices.DeleteFunc(slices.Clone(n.service.Instances), func(i Instance) bool { return i.Owner == owner })
+}
+
+// find is the instance that a WorkloadEntry was written for, if the registry still has it.
+func (n *name) find(w *unstructured.Unstructured) *Instance {
+	for i := range n.service.Instances {
+		if n.service.Instances[i].ID == w.GetAnnotations()[instanceAnnotation] {
+			return &n.service.Instances[i]
+		}
+	}
+	return nil
+}
+
+// members divides a service's instances into those that can be called from the mesh, and the others, with the reason.
+func (o Options) members(n *name, outside []Instance, stale staleness) (in []Instance, out []LeftOut) {
+	for _, i := range outside {
+		held := n.isHeld(o, i.ID)
+		address, err := netip.ParseAddr(i.Address)
+		reason := ""
+		switch {
+		case i.State == OutOfService && !held:
+			reason = "it is out of service"
+		case i.State == Down:
+			reason = "it is down, or still starting"
+		case stale.is(i):
+			reason = "the registry has not heard of it for longer than " + o.StaleAfter.String()
+		case i.Port < 1 || i.Port > 65535:
+			reason = "it has no port"
+		case err != nil:
+			reason = fmt.Sprintf("%q is not an IP address", i.Address)
+		case address.IsLoopback() || address.IsUnspecified():
+			reason = fmt.Sprintf("%s means another machine to everybody: set eureka.instance.ip-address, or its like", i.Address)
+		}
+		if reason != "" {
+			out = append(out, LeftOut{i.ID, reason})
+			continue
+		}
+		in = append(in, i)
+	}
+	return in, out
+}
+
+// staleness is the time before which an instance must have been heard of. It is counted by the registry's clock, from the
+// newest sign of life: registries that have stopped for a moment, or answer from a cache, make nothing old.
+type staleness time.Time
+
+func (o Options) staleBefore(services []Service) staleness {
+	var newest time.Time
+	for _, s := range services {
+		for _, i := range s.Instances {
+			if i.Renewed.After(newest) {
+				newest = i.Renewed
+			}
+		}
+	}
+	if o.StaleAfter == 0 || newest.IsZero() {
+		return staleness{}
+	}
+	return staleness(newest.Add(-o.StaleAfter))
+}
+
+func (s staleness) is(i Instance) bool { return !i.Renewed.IsZero() && i.Renewed.Before(time.Time(s)) }
+
+// protocol is how the mesh speaks to a service. A service that has nobody at the moment keeps what it had.
+func (o Options) protocol(n *name, members []Instance) string {
+	if len(members) == 0 {
+		if n.entry != nil {
+			ports, _, _ := unstructured.NestedSlice(n.entry.Object, "spec", "ports")
+			if len(ports) > 0 {
+				if port, ok := ports[0].(map[string]any); ok && port["protocol"] == "TLS" {
+					return "TLS"
+				}
+			}
+		}
+		return "HTTP"
+	}
+	if slices.ContainsFunc(members, func(i Instance) bool { return !i.TLS }) {
+		return "HTTP"
+	}
+	return "TLS"
+}
+
+func (o Options) host(label string) string { return label + "." + o.Domain }
+
+// workloadName is the name of an instance's WorkloadEntry. Ids may have any form.
+func (o Options) workloadName(n *name, id string) string {
+	sum := sha256.Sum256([]byte(o.Name + "\x00" + n.service.Name + "\x00" + id))
+	return n.label + "-" + hex.EncodeToString(sum[:5])
+}
+
+// entry is the service in the mesh.
+func (o Options) entry(n *name, protocol string) *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+		"metadata": map[string]any{
+			"name": o.host(n.label), "namespace": o.Namespace, "labels": o.labels(n),
+			"annotations": map[string]any{nameAnnotation: cmp.Or(n.service.Name, n.label)},
+		},
+		"spec": map[string]any{
+			"hosts": []any{o.host(n.label)}, "location": "MESH_EXTERNAL", "resolution": "STATIC",
+			"ports":            []any{map[string]any{"number": int64(o.Port), "name": portName(protocol), "protocol": protocol}},
+			"workloadSelector": map[string]any{"labels": map[string]any{registryLabel: o.Name, serviceLabel: n.label}},
+		},
+	}}
+}
+
+// workload is one instance in the mesh.
+func (o Options) workload(n *name, i Instance, protocol string, held bool) *unstructured.Unstructured {
+	labels := map[string]any{
+		registryLabel: o.Name, serviceLabel: n.label,
+		// What metrics and Kiali call it.
+		"app": n.label, "service.istio.io/canonical-name": n.label,
+	}
+	if i.Version != "" && len(validation.IsValidLabelValue(i.Version)) == 0 {
+		labels["version"] = i.Version
+	}
+	annotations := map[string]any{instanceAnnotation: i.ID}
+	if held {
+		annotations[heldAnnotation] = "true"
+	}
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
+		"metadata": map[string]any{
+			"name": o.workloadName(n, i.ID), "namespace": o.Namespace, "labels": o.labels(n), "annotations": annotations,
+		},
+		"spec": map[string]any{
+			"address": i.Address, "ports": map[string]any{portName(protocol): int64(i.Port)}, "labels": labels,
+		},
+	}}
+}
+
+func portName(protocol string) string { return strings.ToLower(protocol) }
+
+func (o Options) labels(n *name) map[string]any {
+	return map[string]any{managedByLabel: managedBy, registryLabel: o.Name, serviceLabel: n.label}
+}
+
+func (p *plan) problem(service, format string, args ...any) {
+	p.problems = append(p.problems, Problem{service, fmt.Sprintf(format, args...)})
+}
+
+// isHeld reports whether it was this bridge that hid the instance from callers outside. Its WorkloadEntry says so before that
+// is done, and the report after that, which outlives the WorkloadEntry.
+func (n *name) isHeld(o Options, id string) bool {
+	w := n.existing[o.workloadName(n, id)]
+	return n.held[id] || w != nil && w.GetAnnotations()[heldAnnotation] == "true"
+}
+
+func sorted(objects map[string]*unstructured.Unstructured) []*unstructured.Unstructured {
+	return slices.SortedFunc(maps.Values(objects), func(a, b *unstructured.Unstructured) int { return strings.Compare(a.GetName(), b.GetName()) })
+}

@@ -1,0 +1,539 @@
+package bridge
+
+import (
+	"context"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// world has both sides in memory, and does what plans say. Only the requests are left out.
+type world struct {
+	Options
+	t        *testing.T
+	services []Service
+	view     view
+	last     Report
+	now      time.Time
+}
+
+const ownOwner = "this-cluster/bridges/eureka"
+
+// bothWays stands for a registry of which only the type matters here.
+type bothWays struct {
+	Advertiser
+	Holder
+}
+
+func (bothWays) String() string { return "http://eureka.test/" }
+
+type readOnly struct{}
+
+func (readOnly) String() string                              { return "DNS" }
+func (readOnly) Services(context.Context) ([]Service, error) { return nil, nil }
+
+func newWorld(t *testing.T, services ...Service) *world {
+	o := Options{
+		Name: "eureka", Namespace: "bridges", Domain: "eureka.internal", Port: 80, Interval: 10 * time.Second,
+		StaleAfter: 5 * time.Minute, MaxLoss: 50, Guard: 5 * time.Minute, Registry: bothWays{},
+	}
+	if err := o.check(); err != nil {
+		t.Fatal(err)
+	}
+	return &world{
+		Options: o, t: t, services: services, view: view{name: o.Name, manager: o.fieldManager()},
+		now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+	}
+}
+
+// pass is a pass of the bridge, and what both sides make of it.
+func (w *world) pass() plan {
+	w.now = w.now.Add(w.Interval)
+	p := w.plan(w.services, w.view, ownOwner, w.now, w.last)
+	for _, o := range p.remove {
+		w.view.entries, w.view.workloads = without(w.view.entries, o), without(w.view.workloads, o)
+	}
+	for _, o := range p.apply {
+		o.SetManagedFields([]metav1.ManagedFieldsEntry{{Manager: w.fieldManager(), Operation: metav1.ManagedFieldsOperationApply}})
+		list := &w.view.entries
+		if o.GetKind() == "WorkloadEntry" {
+			list = &w.view.workloads
+		}
+		*list = append(without(*list, o), o)
+	}
+	for _, a := range p.register {
+		if w.instance(a.ID) == nil {
+			w.service(a.Service).Instances = append(w.service(a.Service).Instances, Instance{ID: a.ID, Address: a.Address, Port: a.Port, State: Up, Owner: a.Owner})
+		}
+	}
+	for _, r := range p.hold {
+		w.instance(r.id).State = OutOfService
+	}
+	for _, r := range p.release {
+		w.instance(r.id).State = Up
+	}
+	for _, r := range p.withdraw {
+		w.forget(r.id)
+	}
+	w.last = w.last.next(w.Options, w.now)
+	w.last.Answered, w.last.Services, w.last.Holding = w.now, p.services, p.holding
+	return p
+}
+
+// noAnswer is a pass in which the registry does not answer.
+func (w *world) noAnswer() {
+	w.now = w.now.Add(w.Interval)
+	w.last = w.last.next(w.Options, w.now)
+}
+
+func without(list []*unstructured.Unstructured, o *unstructured.Unstructured) []*unstructured.Unstructured {
+	return slices.DeleteFunc(list, func(other *unstructured.Unstructured) bool { return id(other) == id(o) })
+}
+
+func (w *world) service(name string) *Service {
+	for i := range w.services {
+		if strings.EqualFold(w.services[i].Name, name) {
+			return &w.services[i]
+		}
+	}
+	w.services = append(w.services, Service{Name: strings.ToUpper(name)})
+	return &w.services[len(w.services)-1]
+}
+
+func (w *world) instance(id string) *Instance {
+	for i := range w.services {
+		for j := range w.services[i].Instances {
+			if w.services[i].Instances[j].ID == id {
+				return &w.services[i].Instances[j]
+			}
+		}
+	}
+	return nil
+}
+
+// forget takes an instance out of the registry.
+func (w *world) forget(id string) {
+	for i := range w.services {
+		w.services[i].Instances = slices.DeleteFunc(w.services[i].Instances, func(x Instance) bool { return x.ID == id })
+	}
+	w.services = slices.DeleteFunc(w.services, func(s Service) bool { return len(s.Instances) == 0 })
+}
+
+// inMesh lists the instances that have a WorkloadEntry, hidden ones with a star.
+func (w *world) inMesh() string {
+	var ids []string
+	for _, e := range w.view.workloads {
+		id := e.GetAnnotations()[instanceAnnotation]
+		if e.GetAnnotations()[heldAnnotation] == "true" {
+			id += "*"
+		}
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return strings.Join(ids, " ")
+}
+
+func (w *world) hosts() string {
+	var hosts []string
+	for _, e := range w.view.entries {
+		hosts = append(hosts, e.GetName())
+	}
+	slices.Sort(hosts)
+	return strings.Join(hosts, " ")
+}
+
+func (w *world) want(what, got, want string) {
+	w.t.Helper()
+	if got != want {
+		w.t.Errorf("%s: %q, want %q", what, got, want)
+	}
+}
+
+// wantProblem wants one problem with this text, or none.
+func (w *world) wantProblem(p plan, text string) {
+	w.t.Helper()
+	if text == "" && len(p.problems) == 0 {
+		return
+	}
+	if text == "" || len(p.problems) != 1 || !strings.Contains(p.problems[0].Message, text) {
+		w.t.Errorf("problems are %+v, want %q", p.problems, text)
+	}
+}
+
+func up(id string) Instance { return Instance{ID: id, Address: "192.0.2.1", Port: 8080, State: Up} }
+
+func (w *world) offer(name string, takesOver bool) {
+	w.view.offers = append(w.view.offers, offer{
+		service: types.NamespacedName{Namespace: "shop", Name: name}, name: name, takesOver: takesOver,
+		advert: Advert{Service: name, ID: "mesh:" + name, Host: name + ".example.com", Address: "192.0.2.100", Port: 80, Owner: ownOwner},
+	})
+}
+
+// TestObjects compares what is written for a registry with golden files.
+func TestObjects(t *testing.T) {
+	for name, services := range map[string][]Service{
+		"http": {{Name: "ORDER_SERVICE", Instances: []Instance{
+			{ID: "b:order-service:8081", Address: "192.0.2.2", Port: 8081, State: Up, Version: "v2"},
+			{ID: "a:order-service:8081", Address: "192.0.2.1", Port: 8081, State: Up, Version: "no label: (it has spaces)"},
+			{ID: "down", Address: "192.0.2.3", Port: 8081, State: Down},
+			{ID: "hidden", Address: "192.0.2.4", Port: 8081, State: OutOfService},
+			{ID: "loopback", Address: "127.0.0.1", Port: 8081, State: Up},
+			{ID: "name", Address: "orders.example.com", Port: 8081, State: Up},
+			{ID: "no port", Address: "192.0.2.5", State: Up},
+			{ID: "secure", Address: "192.0.2.6", Port: 8443, TLS: true, State: Up},
+		}}},
+		"tls":    {{Name: "billing", Instances: []Instance{{ID: "secure", Address: "2001:db8::1", Port: 8443, TLS: true, State: Up}}}},
+		"nobody": {{Name: "asleep", Instances: []Instance{{ID: "down", Address: "192.0.2.3", Port: 8081, State: Down}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, services...)
+			p := w.plan(w.services, w.view, ownOwner, w.now, w.last)
+			var got strings.Builder
+			for _, o := range p.apply {
+				text, err := yaml.Marshal(o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got.WriteString("---\n" + string(text))
+			}
+			report, err := yaml.Marshal(map[string]any{"report": p.services, "problems": p.problems})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got.WriteString("---\n" + string(report))
+			golden := filepath.Join("testdata", name+".yaml")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.String() != string(want) {
+				t.Errorf("%s (go test -update writes it anew) is not:\n%s", golden, got.String())
+			}
+			// A second pass finds everything as it should be.
+			w.pass()
+			if p := w.pass(); len(p.apply)+len(p.remove) > 0 {
+				t.Errorf("the second pass changes %v, %v", p.apply, p.remove)
+			}
+		})
+	}
+}
+
+func TestInstancesComeAndGo(t *testing.T) {
+	w := newWorld(t, Service{"A", []Instance{up("a1"), up("a2")}}, Service{"B", []Instance{up("b1"), up("b2")}})
+	w.pass()
+	w.want("instances", w.inMesh(), "a1 a2 b1 b2")
+	w.forget("a1")
+	w.pass()
+	w.want("one has gone", w.inMesh(), "a2 b1 b2")
+	w.forget("a2")
+	w.pass()
+	w.want("the service has gone", w.inMesh(), "b1 b2")
+	w.pass()
+	w.want("and its entry", w.hosts(), "b.eureka.internal")
+	w.instance("b1").State, w.instance("b2").State = Down, OutOfService
+	w.pass()
+	w.want("said to be down", w.inMesh(), "")
+	w.want("the service is still registered", w.hosts(), "b.eureka.internal")
+}
+
+// Too much silence at once is not believed, and for how long.
+func TestGuard(t *testing.T) {
+	all := func() []Service {
+		return []Service{{"A", []Instance{up("a1"), up("a2")}}, {"B", []Instance{up("b1"), up("b2")}}}
+	}
+	w := newWorld(t, all()...)
+	w.pass()
+	w.services = nil
+	p := w.pass()
+	w.want("an empty registry", w.inMesh(), "a1 a2 b1 b2")
+	if p.holding == nil || len(p.holding.Instances) != 4 || p.holding.Until.Sub(p.holding.Since) != w.Guard {
+		t.Errorf("the report says %+v", p.holding)
+	}
+	// Those that are back do not make the others go.
+	w.services = all()[1:]
+	w.pass()
+	w.want("half of them back", w.inMesh(), "a1 a2 b1 b2")
+	w.services = all()
+	if p := w.pass(); p.holding != nil {
+		t.Errorf("all are back, and it is still held: %+v", p.holding)
+	}
+	w.services = nil
+	for end := w.now.Add(w.Guard); w.now.Before(end); {
+		w.pass()
+		w.want("while it is held", w.inMesh(), "a1 a2 b1 b2")
+	}
+	w.pass()
+	w.want("after that", w.inMesh(), "")
+
+	// With everything allowed, everything goes at once.
+	w = newWorld(t, all()...)
+	w.MaxLoss = 100
+	w.pass()
+	w.services = nil
+	w.pass()
+	w.want("no guard", w.inMesh(), "")
+}
+
+// A registry that was away may have lost its memory: even one that is missing is not believed to be gone.
+func TestRegistryComesBack(t *testing.T) {
+	w := newWorld(t, Service{"A", []Instance{up("a1"), up("a2"), up("a3"), up("a4")}})
+	w.pass()
+	for range 3 {
+		w.noAnswer()
+	}
+	w.want("no answer", w.inMesh(), "a1 a2 a3 a4")
+	w.forget("a4")
+	for range 3 {
+		w.pass()
+		w.want("one is missing", w.inMesh(), "a1 a2 a3 a4")
+	}
+	w.service("A").Instances = append(w.service("A").Instances, up("a4"))
+	w.pass()
+	w.forget("a4")
+	w.pass()
+	w.want("one has gone later", w.inMesh(), "a1 a2 a3")
+}
+
+// In self-preservation Eureka keeps instances that it does not hear of.
+func TestStale(t *testing.T) {
+	at := func(id string, minutes int) Instance {
+		i := up(id)
+		i.Renewed = time.Date(2020, 1, 1, 0, minutes, 0, 0, time.UTC) // a clock that is wrong by years
+		return i
+	}
+	w := newWorld(t, Service{"A", []Instance{at("a1", 10), at("a2", 10), at("a3", 5)}})
+	w.pass()
+	w.want("all were heard of", w.inMesh(), "a1 a2 a3")
+	w.instance("a1").Renewed = w.instance("a1").Renewed.Add(time.Minute)
+	p := w.pass()
+	w.want("one is stale", w.inMesh(), "a1 a2")
+	if left := p.services[0].LeftOut; len(left) != 1 || left[0].Instance != "a3" || !strings.Contains(left[0].Reason, "5m0s") {
+		t.Errorf("left out: %+v", left)
+	}
+	// Only one is heard of: rather a broken network than that all others are dead.
+	w.instance("a2").Renewed, w.instance("a3").Renewed = w.instance("a1").Renewed, w.instance("a1").Renewed
+	w.pass()
+	w.want("all are heard of again", w.inMesh(), "a1 a2 a3")
+	w.instance("a1").Renewed = w.instance("a1").Renewed.Add(time.Hour)
+	p = w.pass()
+	w.want("most are stale", w.inMesh(), "a1 a2 a3")
+	if p.holding == nil {
+		t.Error("nothing is held")
+	}
+}
+
+func TestClashes(t *testing.T) {
+	entry := func(namespace, name string, exportTo []any, hosts ...any) *unstructured.Unstructured {
+		spec := map[string]any{"hosts": hosts}
+		if exportTo != nil {
+			spec["exportTo"] = exportTo
+		}
+		return &unstructured.Unstructured{Object: map[string]any{
+			"kind": "ServiceEntry", "metadata": map[string]any{"namespace": namespace, "name": name}, "spec": spec,
+		}}
+	}
+	t.Run("a host of somebody else's", func(t *testing.T) {
+		w := newWorld(t, Service{"A", []Instance{up("a1")}}, Service{"B", []Instance{up("b1")}})
+		theirs := entry("shop", "theirs", nil, "x.example.com", "a.eureka.internal")
+		w.view.entries = append(w.view.entries, theirs)
+		w.wantProblem(w.pass(), "a host of ServiceEntry shop/theirs")
+		w.want("the other service", w.inMesh(), "b1")
+		w.view.entries = without(w.view.entries, theirs)
+		w.wantProblem(w.pass(), "")
+		w.want("once it is gone", w.inMesh(), "a1 b1")
+		// Who comes later has the clash, not what works.
+		w.view.entries = append(w.view.entries, theirs)
+		w.wantProblem(w.pass(), "")
+		w.want("when it comes back", w.inMesh(), "a1 b1")
+	})
+	t.Run("an object of somebody else's", func(t *testing.T) {
+		w := newWorld(t, Service{"A", []Instance{up("a1")}})
+		w.view.entries = append(w.view.entries, entry("bridges", "a.eureka.internal", nil, "other.example.com"))
+		w.wantProblem(w.pass(), "not the bridge's")
+		w.want("instances", w.inMesh(), "")
+	})
+	t.Run("a private host", func(t *testing.T) {
+		w := newWorld(t, Service{"A", []Instance{up("a1")}})
+		w.view.entries = append(w.view.entries, entry("shop", "theirs", []any{"."}, "a.eureka.internal"))
+		w.wantProblem(w.pass(), "")
+		w.want("instances", w.inMesh(), "a1")
+	})
+	t.Run("two names that are one host", func(t *testing.T) {
+		w := newWorld(t, Service{"MY_A", []Instance{up("second")}})
+		w.pass()
+		w.services = append(w.services, Service{"MY-A", []Instance{up("first")}})
+		w.wantProblem(w.pass(), "MY-A and MY_A are both my-a.eureka.internal in the mesh, so MY-A is not written")
+		w.want("the one that was there", w.inMesh(), "second")
+	})
+	t.Run("a name that is no host", func(t *testing.T) {
+		w := newWorld(t, Service{"com.example.A", []Instance{up("a1")}})
+		w.wantProblem(w.pass(), "cannot be part of a host name")
+	})
+	t.Run("a name that is registered", func(t *testing.T) {
+		w := newWorld(t, Service{"A", []Instance{up("a1")}})
+		w.offer("a", false)
+		p := w.pass()
+		w.wantProblem(p, "kubectl annotate service -n shop a bridge.polymesh.dev/takes-over=true")
+		if len(p.register) > 0 {
+			t.Errorf("registered: %+v", p.register)
+		}
+	})
+	t.Run("one name, two Services", func(t *testing.T) {
+		w := newWorld(t)
+		w.offer("a", false)
+		w.offer("a", false)
+		w.view.offers[1].service.Namespace = "elsewhere"
+		p := w.pass()
+		w.wantProblem(p, "Services shop/a and elsewhere/a both want to be a")
+		if len(p.register) != 1 {
+			t.Errorf("registered: %+v", p.register)
+		}
+	})
+	t.Run("one address, two Services", func(t *testing.T) {
+		w := newWorld(t)
+		w.offer("a", false)
+		w.offer("b", false)
+		w.view.offers[0].advert.Host, w.view.offers[1].advert.Host = "192.0.2.100", "192.0.2.100"
+		w.wantProblem(w.pass(), "callers could not tell it from a")
+	})
+	t.Run("a registry that takes nothing", func(t *testing.T) {
+		w := newWorld(t)
+		w.Registry = readOnly{}
+		w.offer("a", false)
+		w.wantProblem(w.pass(), "nothing can be put into this registry")
+	})
+}
+
+func TestAdvertised(t *testing.T) {
+	w := newWorld(t)
+	w.MaxLoss = 100 // there are so few
+	w.offer("a", false)
+	p := w.pass()
+	w.wantProblem(p, "")
+	if len(p.register) != 1 || p.seen["mesh:a"] {
+		t.Errorf("register %+v, seen %v", p.register, p.seen)
+	}
+	p = w.pass()
+	if len(p.register) != 1 || !p.seen["mesh:a"] {
+		t.Errorf("register %+v, seen %v", p.register, p.seen)
+	}
+	w.want("what the mesh has put there does not come back into it", w.inMesh(), "")
+	w.want("its name works inside too", w.hosts(), "a.eureka.internal")
+
+	// A gateway without an address, for a moment.
+	w.view.offers[0].problem = "no address"
+	w.pass()
+	if w.instance("mesh:a") == nil {
+		t.Error("withdrawn although the Service is there")
+	}
+	// Others come with the same name.
+	w.view.offers[0].problem = ""
+	w.service("a").Instances = append(w.service("a").Instances, up("a1"))
+	w.wantProblem(w.pass(), "callers outside reach either")
+	w.forget("a1")
+	w.pass()
+
+	w.view.offers = nil
+	w.pass()
+	if w.instance("mesh:a") != nil {
+		t.Error("the Service has gone, and is still registered")
+	}
+	w.pass()
+	w.want("at the end", w.hosts(), "")
+}
+
+// A whole move, with what goes wrong on the way.
+func TestTakeOver(t *testing.T) {
+	w := newWorld(t, Service{"A", []Instance{up("a1"), up("a2")}}, Service{"B", []Instance{up("b1"), up("b2")}})
+	w.pass()
+	state := func(id string) string { return string(w.instance(id).State) }
+	w.offer("a", true)
+	p := w.pass()
+	w.wantProblem(p, "")
+	w.want("in the mesh", w.inMesh(), "a1* a2* b1 b2")
+	w.want("for callers outside", state("a1")+" "+state("mesh:a"), "OUT_OF_SERVICE UP")
+	w.pass()
+	w.want("and again", w.inMesh(), "a1* a2* b1 b2")
+
+	// The registry forgets everything; its clients register anew.
+	w.noAnswer()
+	w.services = nil
+	w.pass()
+	w.want("an empty registry", w.inMesh(), "a1* a2* b1 b2")
+	w.services = []Service{{"A", []Instance{up("a1"), up("a2"), up("a3")}}, {"B", []Instance{up("b1"), up("b2")}}}
+	w.pass()
+	w.want("all are back, and one more", w.inMesh(), "a1* a2* a3* b1 b2")
+	w.want("for callers outside", state("a1")+" "+state("a3")+" "+state("mesh:a"), "OUT_OF_SERVICE OUT_OF_SERVICE UP")
+
+	// Not by the bridge: that one stays as it is, from the start to the end.
+	w.service("A").Instances = append(w.service("A").Instances, Instance{ID: "resting", Address: "192.0.2.9", Port: 1, State: OutOfService})
+	w.pass()
+	w.want("one that others have hidden", w.inMesh(), "a1* a2* a3* b1 b2")
+
+	// A hidden instance is not heard of, and then it is.
+	w.instance("b1").Renewed = w.now
+	w.instance("a2").Renewed = w.now.Add(-time.Hour)
+	w.pass()
+	w.want("one is stale", w.inMesh(), "a1* a3* b1 b2")
+	w.pass()
+	w.instance("a2").Renewed = w.now
+	w.pass()
+	w.want("and comes back hidden", w.inMesh(), "a1* a2* a3* b1 b2")
+
+	// The move is taken back. The mesh stays in the registry until the old instances are seen again.
+	w.view.offers = nil
+	p = w.pass()
+	if len(p.release) != 3 || len(p.withdraw) != 0 {
+		t.Errorf("release %v, withdraw %v", p.release, p.withdraw)
+	}
+	w.pass()
+	w.want("back", w.inMesh(), "a1 a2 a3 b1 b2")
+	w.want("for callers outside", state("a1")+" "+state("a2")+" "+state("resting"), "UP UP OUT_OF_SERVICE")
+	if w.instance("mesh:a") != nil {
+		t.Error("the mesh is still registered")
+	}
+
+	// Two bridges that hid each other's instances would leave nobody.
+	w.service("B").Instances = append(w.service("B").Instances, Instance{ID: "mesh2:b", Address: "192.0.2.200", Port: 80, State: Up, Owner: "another/bridge"})
+	w.offer("b", true)
+	w.wantProblem(w.pass(), "another bridge has put b into the registry too")
+	w.want("for callers outside", state("b1")+" "+state("mesh2:b"), "OUT_OF_SERVICE UP")
+}
+
+func TestOptionsAreChecked(t *testing.T) {
+	good := newWorld(t).Options
+	for want, change := range map[string]func(*Options){
+		"small letters":          func(o *Options) { o.Name = "Eureka" },
+		"name of a namespace":    func(o *Options) { o.Namespace = "a/b" },
+		"is not a domain":        func(o *Options) { o.Domain = "-" },
+		"need a domain":          func(o *Options) { o.Domain = "" },
+		"Kubernetes' own":        func(o *Options) { o.Domain = "shop.svc.cluster.local" },
+		"0 is not a port":        func(o *Options) { o.Port = 0 },
+		"too short":              func(o *Options) { o.Interval = 0 },
+		"cannot be negative":     func(o *Options) { o.Guard = -1 },
+		"not a percentage":       func(o *Options) { o.MaxLoss = 101 },
+		"neither HOST nor HOST:": func(o *Options) { o.AdvertiseAddress = "host:port:x" },
+	} {
+		o := good
+		change(&o)
+		if err := o.check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: the error is %v", want, err)
+		}
+	}
+}

@@ -1,0 +1,308 @@
+package command
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/duration"
+	"k8s.io/client-go/kubernetes"
+
+	"polymesh.dev/polymesh/pkg/bridge"
+	"polymesh.dev/polymesh/pkg/bridge/dns"
+	"polymesh.dev/polymesh/pkg/bridge/eureka"
+)
+
+// bridgeNamespace is where a bridge keeps its objects if nothing else is said.
+const bridgeNamespace = "polymesh-bridge"
+
+func newBridge() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bridge",
+		Short: "Connect the mesh with the service registry of an older system",
+		Long: `Bridge keeps the mesh and the service registry of an older system (Eureka, DNS) in step, both ways: services that are
+registered outside can be called from the mesh by name, and Services of the mesh with the label bridge.polymesh.dev/eureka
+appear in Eureka, where programs outside find them as they find all others.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.AddCommand(newBridgeRun(), newBridgeStatus())
+	return cmd
+}
+
+// registryFlags say which registry, and how to speak to it.
+type registryFlags struct {
+	eureka, dns            []string
+	dnsServer              string
+	user, passwordFile     string
+	caFile, cert, key      string
+	namespace, gatewayName string
+}
+
+func newBridgeRun() *cobra.Command {
+	var f registryFlags
+	o := bridge.Options{}
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Keep the mesh and a registry in step, until it is ended",
+		Long: `Run keeps the mesh and a registry in step until it is ended, which changes nothing: what is written stays, and the
+next run goes on with it. When the registry does not answer, nothing is taken away.
+
+A password is read from --password-file or POLYMESH_BRIDGE_PASSWORD, the addresses of Eureka also from POLYMESH_BRIDGE_EUREKA.`,
+		Example: `  polymesh bridge run --eureka http://eureka.example.com:8761/eureka/
+  polymesh bridge run --eureka https://a:8761/eureka/,https://b:8761/eureka/ --user mesh --password-file /etc/polymesh/eureka
+  polymesh bridge run --dns orders=_http._tcp.orders.example.com --dns billing=billing.example.com:8080`,
+		Args: cobra.NoArgs,
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringSliceVar(&f.eureka, "eureka", nil, "addresses of a Eureka: http://HOST:8761/eureka/; the first that answers is asked")
+	flags.StringArrayVar(&f.dns, "dns", nil, "a service in DNS: SERVICE=NAME with SRV records, or SERVICE=NAME:PORT with addresses; can be given more than once")
+	flags.StringVar(&f.dnsServer, "dns-server", "", "the name server to ask (default: this machine's)")
+	flags.StringVar(&o.Name, "name", "", "tells the bridges of a cluster apart (default: eureka or dns)")
+	flags.StringVar(&o.Domain, "domain", "", "what stands behind a service's name in the mesh (default: NAME.internal)")
+	flags.IntVar(&o.Port, "port", 80, "where the mesh's programs reach a service, whatever its own port is")
+	flags.DurationVar(&o.Interval, "interval", 10*time.Second, "how often to look")
+	flags.DurationVar(&o.StaleAfter, "stale-after", 5*time.Minute, "leave an instance out that the registry has not heard of for so long; 0: never")
+	flags.IntVar(&o.MaxLoss, "max-loss", 50, "if more than this percentage of the instances vanish at once, keep them for now")
+	flags.DurationVar(&o.Guard, "guard", 5*time.Minute, "how long to keep what vanished like that, or while the registry was away")
+	flags.StringVar(&f.gatewayName, "gateway", "istio-system/istio-ingressgateway", "the Service by which callers outside reach the mesh")
+	flags.StringVar(&o.AdvertiseAddress, "advertise-address", "", "HOST or HOST:PORT of the gateway as callers outside see it (default: what its Service says)")
+	flags.StringVar(&o.AdvertiseDomain, "advertise-domain", "", "callers outside call the mesh's services NAME.DOMAIN, which their name servers have to know (default: they use the address)")
+	flags.StringVar(&f.user, "user", "", "user of the registry")
+	flags.StringVar(&f.passwordFile, "password-file", "", "file with the user's password")
+	flags.StringVar(&f.caFile, "ca-file", "", "authorities that sign for the registry (default: those of the machine)")
+	flags.StringVar(&f.cert, "client-cert", "", "certificate to show to the registry")
+	flags.StringVar(&f.key, "client-key", "", "its key")
+	cluster := clusterFlags(cmd)
+	flags.Lookup("namespace").Usage = "where the bridge keeps its objects (default: " + bridgeNamespace + ")"
+	for _, name := range []string{"password-file", "ca-file", "client-cert", "client-key"} {
+		_ = cmd.MarkFlagFilename(name)
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var err error
+		if o.Registry, err = f.registry(&o); err != nil {
+			return err
+		}
+		namespace, name, ok := strings.Cut(f.gatewayName, "/")
+		if !ok || namespace == "" || name == "" {
+			return fmt.Errorf("--gateway %q is not NAMESPACE/NAME", f.gatewayName)
+		}
+		o.Gateway = types.NamespacedName{Namespace: namespace, Name: name}
+		if o.Namespace = *cluster.Namespace; o.Namespace == "" {
+			o.Namespace = bridgeNamespace
+		}
+		if o.Domain == "" {
+			o.Domain = o.Name + ".internal"
+		}
+		if err := useClusterKubeconfig(); err != nil {
+			return err
+		}
+		if o.REST, err = cluster.ToRESTConfig(); err != nil {
+			return fmt.Errorf("no cluster: %w (start one with `polymesh server`, or name one with --kubeconfig)", err)
+		}
+		o.REST.QPS, o.REST.Burst = 50, 100
+		o.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+		defer stop()
+		b, err := bridge.New(ctx, o)
+		if err != nil {
+			return err
+		}
+		return b.Run(ctx)
+	}
+	return cmd
+}
+
+// registry makes the registry that the flags mean.
+func (f *registryFlags) registry(o *bridge.Options) (bridge.Registry, error) {
+	if slices.ContainsFunc(f.eureka, hasPassword) {
+		return nil, errors.New("everybody on this machine can read a command line: give the password as --user and --password-file, or the whole address as POLYMESH_BRIDGE_EUREKA")
+	}
+	if text := os.Getenv("POLYMESH_BRIDGE_EUREKA"); text != "" && len(f.eureka) == 0 && len(f.dns) == 0 {
+		f.eureka = strings.Split(text, ",")
+	}
+	switch {
+	case len(f.eureka) > 0 && len(f.dns) > 0:
+		return nil, errors.New("a bridge has one registry: run one with --eureka and another with --dns")
+	case len(f.eureka) > 0:
+		if o.Name == "" {
+			o.Name = "eureka"
+		}
+		password, err := f.password()
+		if err != nil {
+			return nil, err
+		}
+		client, err := f.client()
+		if err != nil {
+			return nil, err
+		}
+		return eureka.New(client, f.eureka, f.user, password)
+	case len(f.dns) > 0:
+		if o.Name == "" {
+			o.Name = "dns"
+		}
+		return dns.New(f.dns, f.dnsServer)
+	}
+	return nil, errors.New("no registry is named: --eureka http://HOST:8761/eureka/, or --dns SERVICE=NAME")
+}
+
+// hasPassword reports whether an address has one, also one that is otherwise not well-formed.
+func hasPassword(address string) bool {
+	_, rest, _ := strings.Cut(address, "://")
+	authority, _, _ := strings.Cut(rest, "/")
+	return strings.Contains(authority, "@")
+}
+
+func (f *registryFlags) password() (string, error) {
+	if f.passwordFile == "" {
+		return os.Getenv("POLYMESH_BRIDGE_PASSWORD"), nil
+	}
+	text, err := os.ReadFile(f.passwordFile)
+	if err != nil {
+		return "", fmt.Errorf("read the password: %w", err)
+	}
+	return strings.TrimRight(string(text), "\r\n"), nil
+}
+
+// client is for HTTP, with the files that TLS needs. One request has less time than a pass.
+func (f *registryFlags) client() (*http.Client, error) {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	if f.caFile != "" {
+		pem, err := os.ReadFile(f.caFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the authorities: %w", err)
+		}
+		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
+		if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s has no certificate in PEM", f.caFile)
+		}
+	}
+	if (f.cert == "") != (f.key == "") {
+		return nil, errors.New("--client-cert and --client-key go together")
+	}
+	if f.cert != "" {
+		pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+		if err != nil {
+			return nil, fmt.Errorf("read the client's certificate: %w", err)
+		}
+		transport.TLSClientConfig.Certificates = []tls.Certificate{pair}
+	}
+	return &http.Client{Transport: transport, Timeout: 10 * time.Second}, nil
+}
+
+func newBridgeStatus() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the bridges of a cluster do",
+		Long: `Show what the bridges of a cluster do: which services are in the mesh, which are in the registry, and what a user has to
+decide.
+
+The exit code is 0 when all is well, 1 when a bridge has a problem or does not run, 3 when there is none.`,
+		Args: cobra.NoArgs,
+	}
+	cluster := clusterFlags(cmd)
+	cmd.Flags().Lookup("namespace").Usage = "only bridges of this namespace"
+	outputFlag(cmd, &output)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkOutput(output); err != nil {
+			return err
+		}
+		if err := useClusterKubeconfig(); err != nil {
+			return err
+		}
+		config, err := cluster.ToRESTConfig()
+		if err != nil {
+			return fmt.Errorf("no cluster: %w (start one with `polymesh server`, or name one with --kubeconfig)", err)
+		}
+		client, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
+		defer cancel()
+		reports, err := bridge.ReadReports(ctx, client, *cluster.Namespace)
+		if err != nil {
+			return err
+		}
+		done, err := printAs(cmd.OutOrStdout(), output, reports)
+		if !done {
+			err = printBridges(cmd.OutOrStdout(), reports, time.Now())
+		}
+		switch {
+		case err != nil:
+			return err
+		case len(reports) == 0:
+			fmt.Fprintln(cmd.ErrOrStderr(), "polymesh: no bridge has run here: start one with `polymesh bridge run`")
+			return exitError(3)
+		case slices.ContainsFunc(reports, func(r bridge.Report) bool { return !r.Well(time.Now()) }):
+			return exitError(1)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
+	ago := func(t time.Time) string {
+		if t.IsZero() {
+			return "never"
+		}
+		return duration.HumanDuration(now.Sub(t)) + " ago"
+	}
+	for i, r := range reports {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintf(w, "bridge %s in namespace %s to %s, which answered %s\n", r.Name, r.Namespace, r.Registry, ago(r.Answered))
+		if r.Old(now) {
+			fmt.Fprintf(w, "! the bridge does not run: it has said nothing since %s\n", ago(r.Written))
+		}
+		if r.Error != "" {
+			fmt.Fprintf(w, "! %s\n", r.Error)
+		}
+		if h := r.Holding; h != nil {
+			fmt.Fprintf(w, "! %d instances are missing in the registry; until %s they stay in the mesh: %s\n", len(h.Instances), h.Until.Format(time.RFC3339), strings.Join(h.Instances, ", "))
+		}
+		for _, p := range r.Problems {
+			fmt.Fprintf(w, "! %s: %s\n", p.Service, p.Message)
+		}
+		t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+		fmt.Fprintln(t, "\nREGISTERED\tIN THE MESH AS\tINSTANCES\tLEFT OUT\tTAKEN OVER")
+		for _, s := range r.Services {
+			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\n", s.Name, s.Host, len(s.Instances), len(s.LeftOut), len(s.Held))
+		}
+		fmt.Fprintln(t, "\nSERVICE OF THE MESH\tREGISTERED AS\tAT\tTAKES OVER")
+		for _, a := range r.Advertised {
+			at := a.Address
+			if at == "" {
+				at = "-"
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%t\n", a.Service, a.Name, at, a.TakesOver)
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+		for _, s := range r.Services {
+			for _, l := range s.LeftOut {
+				fmt.Fprintf(w, "\n%s of %s is not in the mesh: %s\n", l.Instance, s.Name, l.Reason)
+			}
+		}
+	}
+	return nil
+}
