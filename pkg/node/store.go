@@ -9,8 +9,11 @@ import (
 	"os"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -49,6 +52,24 @@ func (s *ImageStore) Has(ctx context.Context, ref string) (bool, error) {
 	return err == nil && unpacked, nil
 }
 
+// Export writes an image, by its full name, into a file, as an OCI archive of this machine's platform.
+func (s *ImageStore) Export(ctx context.Context, ref, path string) (err error) {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	image, err := s.client.ImageService().Get(ctx, ref)
+	if err != nil {
+		return fmt.Errorf("look for image %s: %w", ref, err)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := s.client.Export(ctx, f, archive.WithImages([]images.Image{image}), archive.WithPlatform(platforms.DefaultStrict())); err != nil {
+		return fmt.Errorf("export image %s: %w", ref, err)
+	}
+	return nil
+}
+
 // Import brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images.
 func (s *ImageStore) Import(ctx context.Context, path string, labels map[string]string) error {
 	ctx = namespaces.WithNamespace(ctx, namespace)
@@ -62,13 +83,13 @@ func (s *ImageStore) Import(ctx context.Context, path string, labels map[string]
 		return fmt.Errorf("read %s: %w", path, err)
 	}
 	defer r.Close()
-	images, err := s.client.Import(ctx, r, containerd.WithImageLabels(labels))
+	imported, err := s.client.Import(ctx, r, containerd.WithImageLabels(labels))
 	if err != nil {
 		return fmt.Errorf("import %s: %w", path, err)
 	}
 	var g errgroup.Group
 	g.SetLimit(4)
-	for _, image := range images {
+	for _, image := range imported {
 		g.Go(func() error {
 			if err := containerd.NewImage(s.client, image).Unpack(ctx, snapshotter); err != nil {
 				return fmt.Errorf("unpack image %s: %w", image.Name, err)
