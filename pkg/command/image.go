@@ -43,6 +43,7 @@ func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Rea
 	dataDirFlag(cmd, &dataDir)
 	complete(cmd, "from", image.Origins())
 	complete(cmd, "engine", image.EngineNames())
+	cmd.ValidArgsFunction = completeImages(&dataDir)
 	return from, func() (image.Reader, func(), error) {
 		if err := image.CheckOrigin(*from); err != nil {
 			return image.Reader{}, nil, err
@@ -57,6 +58,22 @@ func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Rea
 		}
 		reader.Node = store
 		return reader, func() { store.Close() }, nil
+	}
+}
+
+// completeImages completes the names of the node's images, and files.
+func completeImages(dataDir *string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		store, err := node.OpenImageStore(config.ContainerdSocket(*dataDir))
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		defer store.Close()
+		names, err := store.Names(cmd.Context())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		return names, cobra.ShellCompDirectiveDefault
 	}
 }
 
@@ -160,13 +177,12 @@ The exit code is 0 when the scan was done, 2 when --fail-on found something, and
 // read shows one step, in which an image is read and something done with it.
 func read(ctx context.Context, steps *progress.Steps, doing string, reader image.Reader, ref, from string, work func(scanner.Image) error) error {
 	var found error
-	err := steps.Do(doing+" "+ref, func(step *progress.Step) (string, error) {
+	err := steps.Do(doing+" "+ref, func(*progress.Step) (string, error) {
 		archive, err := reader.Read(ctx, ref, from)
 		if err != nil {
 			return "", err
 		}
 		defer archive.Close()
-		step.Note("from the %s", archive.From)
 		err = work(scanner.Image{Name: archive.Ref, Location: archive.Location})
 		if errors.Is(err, scanner.ErrFound) {
 			found, err = err, nil
@@ -351,6 +367,7 @@ func placeFlags(cmd *cobra.Command) func() (places []signature.Place, done func(
 	from := cmd.Flags().String("from", "", "where the image is: "+strings.Join(signaturePlaces, ", ")+" (default: the node if it has the image, or else the registry)")
 	dataDirFlag(cmd, &dataDir)
 	complete(cmd, "from", signaturePlaces)
+	cmd.ValidArgsFunction = completeImages(&dataDir)
 	return func() (places []signature.Place, done func(), err error) {
 		if *from != "" && !slices.Contains(signaturePlaces, *from) {
 			return nil, nil, fmt.Errorf("--from %q is not one of %s", *from, strings.Join(signaturePlaces, ", "))

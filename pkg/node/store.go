@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -50,6 +52,25 @@ func (s *ImageStore) Has(ctx context.Context, ref string) (bool, error) {
 		return false, fmt.Errorf("look for image %s: %w", ref, err)
 	}
 	return err == nil && unpacked, nil
+}
+
+// Names are those of all images that have a tag, as a user types them: "shop/api:1.0.0".
+func (s *ImageStore) Names(ctx context.Context) ([]string, error) {
+	all, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, namespace))
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	var names []string
+	for _, image := range all {
+		named, err := reference.ParseNormalizedNamed(image.Name)
+		if err != nil || strings.HasPrefix(image.Name, "sha256:") {
+			continue // the last is CRI's own name for it
+		}
+		if _, ok := named.(reference.Tagged); ok {
+			names = append(names, reference.FamiliarString(named))
+		}
+	}
+	return names, nil
 }
 
 // Export writes an image, by its full name, into a file, as an OCI archive of this machine's platform.

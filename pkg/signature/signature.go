@@ -75,7 +75,11 @@ func ReadSigner(from string, password Password) (*Signer, error) {
 func read(from string) ([]byte, error) {
 	variable, ok := strings.CutPrefix(from, envScheme)
 	if !ok {
-		return os.ReadFile(from)
+		text, err := os.ReadFile(from)
+		if err != nil {
+			return nil, fmt.Errorf("read the key: %w (polymesh image keygen makes a pair)", err)
+		}
+		return text, nil
 	}
 	text := os.Getenv(variable)
 	if text == "" {

@@ -64,6 +64,9 @@ func TestSupplyChain(t *testing.T) {
 	}
 	first := result.Images[0].Ref
 	s.want(1, "there is no signature of it in the node", "verify", "--key", s.key("image.pub"), first)
+	if names, _, _ := n.Polymesh(t, "__complete", "image", "sign", ""); !strings.Contains(names, first+"\n") || strings.Contains(names, "sha256") {
+		t.Errorf("completed as names of images:\n%s", names)
+	}
 
 	// Signed, it does, by its digest, with Istio's sidecar, which needs no signature.
 	bills := filepath.Join(p.dir, "sbom")
