@@ -66,7 +66,8 @@ func (d *deployment) buildImages(ctx context.Context) error {
 		return nil
 	}
 
-	m := mover{registry: d.Project.Registry != ""}
+	// An engine is looked for only when there is something to build: a second deploy needs none.
+	m := mover{registry: d.Project.Registry != "", engine: sync.OnceValues(func() (image.Engine, error) { return image.Find(ctx, d.Engine) })}
 	if d.SBOM != "" {
 		if err := os.MkdirAll(d.SBOM, 0o755); err != nil {
 			return err
@@ -84,20 +85,18 @@ func (d *deployment) buildImages(ctx context.Context) error {
 		m.store = store
 	}
 	d.result.Images = make([]Image, len(jobs))
-	// Looked for only when there is something to build: a second deploy needs no builder.
-	engine := sync.OnceValues(func() (image.Engine, error) { return image.Find(ctx, d.Engine) })
 	// Each build takes as long as it takes; the first that fails ends the others.
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelBuilds)
 	for i, j := range jobs {
 		g.Go(func() error {
 			return d.Steps.Do("image "+j.ref.Short, func(step *progress.Step) (string, error) {
-				out, err := m.bring(ctx, engine, j.source, j.ref, d.Rebuild, func(note string) { step.Note("%s", note) })
+				out, err := m.bring(ctx, j.source, j.ref, d.Rebuild, func(note string) { step.Note("%s", note) })
 				if err != nil {
 					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 				}
 				out.Service, out.Ref = j.service.Name, j.ref.Short
-				if err := d.attest(ctx, &out, m, engine, j.ref, step); err != nil {
+				if err := d.attest(ctx, m, j.ref, &out, step); err != nil {
 					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 				}
 				d.result.Images[i] = out
@@ -127,12 +126,12 @@ func (i Image) said(registry bool) string {
 
 // attest signs an image where it now is, and writes down what it is made of. It does so for images that are unchanged,
 // too: they may be of a deploy without.
-func (d *deployment) attest(ctx context.Context, out *Image, m mover, engine func() (image.Engine, error), ref image.Ref, step *progress.Step) error {
+func (d *deployment) attest(ctx context.Context, m mover, ref image.Ref, out *Image, step *progress.Step) error {
 	if d.SBOM != "" {
 		out.SBOM = filepath.Join(d.SBOM, sbomName(out.Service, ref.Short))
-		if _, err := os.Stat(out.SBOM); err != nil {
+		if _, err := os.Stat(out.SBOM); err != nil || out.Built {
 			step.Note("listing what it is made of")
-			if err := d.writeSBOM(ctx, out.SBOM, m, engine, ref); err != nil {
+			if err := d.writeSBOM(ctx, m, ref, out.SBOM); err != nil {
 				return err
 			}
 		}
@@ -162,8 +161,8 @@ func sbomName(service, ref string) string {
 	return service + "-" + tag + ".cdx.json"
 }
 
-func (d *deployment) writeSBOM(ctx context.Context, file string, m mover, engine func() (image.Engine, error), ref image.Ref) error {
-	reader, from := image.Reader{Engine: func(context.Context) (image.Engine, error) { return engine() }}, image.FromEngine
+func (d *deployment) writeSBOM(ctx context.Context, m mover, ref image.Ref, file string) error {
+	reader, from := image.Reader{Engine: func(context.Context) (image.Engine, error) { return m.engine() }}, image.FromEngine
 	if !m.registry {
 		reader.Node, from = m.store, image.FromNode
 	}
@@ -183,16 +182,17 @@ func (d *deployment) writeSBOM(ctx context.Context, file string, m mover, engine
 type mover struct {
 	registry bool
 	store    *node.ImageStore
+	engine   func() (image.Engine, error)
 }
 
-func (m mover) bring(ctx context.Context, engine func() (image.Engine, error), source image.Source, ref image.Ref, rebuild bool, note func(string)) (Image, error) {
+func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, rebuild bool, note func(string)) (Image, error) {
 	var out Image
 	if !m.registry && !rebuild {
 		if has, err := m.store.Has(ctx, ref.Full); err != nil || has {
 			return out, err
 		}
 	}
-	e, err := engine()
+	e, err := m.engine()
 	if err != nil {
 		return out, err
 	}

@@ -207,10 +207,13 @@ func TestOnlyNewImagesAreJudged(t *testing.T) {
 	if _, refused := s.ask(s.policy.pin, pod("", signed, "", ""), pod("", unsigned, "", "")); refused == "" {
 		t.Error("another image is taken")
 	}
-	debugged := was.DeepCopy()
-	debugged.Spec.EphemeralContainers = pod("", "", s.repo+"api:none", "").Spec.EphemeralContainers
-	if _, refused := s.ask(s.policy.pin, was, debugged); refused == "" {
-		t.Error("a container for debugging is taken")
+	// The pod's own image too: its tag may mean another one now.
+	for _, image := range []string{s.repo + "api:none", unsigned} {
+		debugged := was.DeepCopy()
+		debugged.Spec.EphemeralContainers = pod("", "", image, "").Spec.EphemeralContainers
+		if _, refused := s.ask(s.policy.pin, was, debugged); refused == "" {
+			t.Errorf("a container for debugging is taken: %s", image)
+		}
 	}
 }
 

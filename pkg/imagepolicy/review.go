@@ -75,13 +75,13 @@ func (p *Policy) review(ctx context.Context, request *admission.AdmissionRequest
 		}
 	}
 	// What was let in stays: a label of a running pod can change also when a key has been withdrawn.
-	had := map[string]bool{}
+	had := map[string]string{}
 	for _, field := range images(&old) {
-		had[field.image] = true
+		had[field.path] = field.image
 	}
 	var fresh []imageField
 	for _, field := range images(&pod) {
-		if !had[field.image] {
+		if had[field.path] != field.image {
 			fresh = append(fresh, field)
 		}
 	}
