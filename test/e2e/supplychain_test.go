@@ -5,6 +5,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/registry"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -72,7 +76,7 @@ func TestSupplyChain(t *testing.T) {
 	bills := filepath.Join(p.dir, "sbom")
 	result, _ = p.deploy("--sign-key", s.key("image.key"), "--sbom", bills)
 	digest := result.Images[0].Digest
-	s.wantPinned(first, digest)
+	s.wantPinned(supplyNamespace, first, digest)
 	s.wantBill(result.Images[0].SBOM, "pkg:golang/golang.org/x/text@v0.3.7")
 	if want := "docker.io/shop/greeter@" + digest; strings.TrimSpace(s.want(0, digest, "verify", "--key", s.key("image.pub"), first)) != want {
 		t.Errorf("verify does not print %s", want)
@@ -104,7 +108,7 @@ func TestSupplyChain(t *testing.T) {
 	s.buildGreeter()
 	result, _ = p.deploy("--sign-key", s.key("image.key"), "--sbom", bills)
 	second := result.Images[0].Ref
-	s.wantPinned(second, result.Images[0].Digest)
+	s.wantPinned(supplyNamespace, second, result.Images[0].Digest)
 	s.wantBill(result.Images[0].SBOM, "pkg:golang/golang.org/x/text@v0.3.8")
 	if report := s.want(0, "", "scan", "--fail-on", "negligible", second); strings.Contains(report, "GHSA-") {
 		t.Errorf("the report on 0.3.8:\n%s", report)
@@ -124,6 +128,8 @@ func TestSupplyChain(t *testing.T) {
 		t.Errorf("an unsigned container for debugging: %s, %v", out, err)
 	}
 
+	s.throughRegistry()
+
 	// Without keys there is no policy, and nothing of it is left.
 	settings("")
 	if err := n.Stop(t.Context()); err != nil {
@@ -136,6 +142,39 @@ func TestSupplyChain(t *testing.T) {
 	if out, err := s.makePod("free", echoImage); err != nil {
 		t.Errorf("an unsigned pod without the policy: %s, %v", out, err)
 	}
+}
+
+// throughRegistry deploys the project by way of a registry, in a namespace of its own.
+func (s *supplyChain) throughRegistry() {
+	s.t.Helper()
+	listener, err := s.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	server := &http.Server{Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
+	go func() { _ = server.Serve(listener) }()
+	s.t.Cleanup(func() { server.Close() })
+	host := listener.Addr().String()
+	// It speaks plain HTTP, which buildah has to be told.
+	conf := s.key("registries.conf")
+	if err := os.WriteFile(conf, fmt.Appendf(nil, "[[registry]]\nlocation = %q\ninsecure = true\n", host), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	p := *s.shopProject
+	p.dir, p.env = filepath.Join(s.t.TempDir(), "remote"), append(slices.Clone(s.env), "CONTAINERS_REGISTRIES_CONF="+conf)
+	if err := os.CopyFS(p.dir, os.DirFS(s.dir)); err != nil {
+		s.t.Fatal(err)
+	}
+	p.edit("k8s/greeter.yaml", "name: "+supplyNamespace, "name: supply-registry")
+	remote := &supplyChain{&p, s.keys}
+
+	result, said, code := p.tryDeploy("--registry", host+"/team", "--timeout", "5s")
+	if code != 1 || !strings.Contains(fmt.Sprint(result.Findings), "there is no signature of it in the registry") {
+		s.t.Fatalf("an unsigned image in a registry: exit code %d:\n%s", code, said)
+	}
+	result, _ = p.deploy("--registry", host+"/team", "--sign-key", s.key("image.key"))
+	remote.wantPinned("supply-registry", result.Images[0].Ref, result.Images[0].Digest)
+	remote.want(0, result.Images[0].Digest, "verify", "--from", "registry", "--key", s.key("image.pub"), result.Images[0].Ref)
 }
 
 // supplyChain is the scenario with its keys.
@@ -209,10 +248,10 @@ func top(t *testing.T) string {
 }
 
 // wantPinned looks for a running pod of the greeter whose images all have a digest.
-func (s *supplyChain) wantPinned(ref, digest string) {
+func (s *supplyChain) wantPinned(namespace, ref, digest string) {
 	s.t.Helper()
 	s.Eventually(s.t, time.Minute, func() (bool, string) {
-		pods, err := s.Client(s.t).CoreV1().Pods(supplyNamespace).List(s.t.Context(), metav1.ListOptions{LabelSelector: "app=greeter"})
+		pods, err := s.Client(s.t).CoreV1().Pods(namespace).List(s.t.Context(), metav1.ListOptions{LabelSelector: "app=greeter"})
 		if err != nil {
 			return false, err.Error()
 		}
