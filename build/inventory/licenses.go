@@ -12,11 +12,15 @@ import (
 	"github.com/google/licenseclassifier/v2/assets"
 )
 
-// allowed are the licences under which a Go module may be linked into our programs.
+// allowed are the licences under which a Go module may be linked into our programs, as the classifier names them:
+// BSD-0-Clause is 0BSD too, and XZ is the dedication of XZ Embedded to the public domain.
 var allowed = []string{
-	"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-2-Clause-FreeBSD", "BSD-3-Clause", "BSL-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "MIT-0",
-	"MPL-2.0", "MPL-2.0-no-copyleft-exception", "OpenSSL", "PostgreSQL", "Unicode-DFS-2015", "Unicode-DFS-2016", "Unicode-TOU", "Unlicense", "Zlib",
+	"0BSD", "Apache-2.0", "BSD-0-Clause", "BSD-2-Clause", "BSD-2-Clause-FreeBSD", "BSD-3-Clause", "BSL-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "MIT-0",
+	"MPL-2.0", "MPL-2.0-no-copyleft-exception", "OpenSSL", "PostgreSQL", "Unicode-DFS-2015", "Unicode-DFS-2016", "Unicode-TOU", "Unlicense", "XZ", "Zlib",
 }
+
+// chosen are modules that leave the choice between licences, with the one under which they ship here.
+var chosen = map[string]string{"github.com/spdx/tools-golang": "Apache-2.0"}
 
 // debianNote stands in the index: Debian's programs run beside ours as programs of their own (GPL, LGPL and others).
 const debianNote = "see DEBIAN.txt"
@@ -36,9 +40,16 @@ func classify(parts []component) error {
 		for _, t := range p.texts {
 			names, ok := known[t.content]
 			if !ok {
-				for _, match := range texts.Match([]byte(t.content)).Matches {
-					if match.MatchType == "License" && !slices.Contains(names, match.Name) {
-						names = append(names, match.Name)
+				matches := texts.Match([]byte(t.content)).Matches
+				// Some state only the notice that refers to the licence.
+				for _, kind := range []string{"License", "Header"} {
+					for _, match := range matches {
+						if match.MatchType == kind && !slices.Contains(names, match.Name) {
+							names = append(names, match.Name)
+						}
+					}
+					if len(names) > 0 {
+						break
 					}
 				}
 				known[t.content] = names
@@ -48,6 +59,9 @@ func classify(parts []component) error {
 					p.licenses = append(p.licenses, name)
 				}
 			}
+		}
+		if name, ok := chosen[p.name]; ok && slices.Contains(p.licenses, name) {
+			p.licenses = []string{name}
 		}
 		sort.Strings(p.licenses)
 	}
@@ -111,9 +125,14 @@ func writeLicenses(directory string, parts []component, ctx context.Context, deb
 	for _, content := range order {
 		fmt.Fprintf(&modules, "==== %s ====\n\n%s\n\n", strings.Join(owners[content], "\n     "), strings.TrimSpace(content))
 	}
+	files := map[string]string{"index.txt": index.String(), "GO-MODULES.txt": modules.String()}
 	// The texts that copyright files of Debian packages and Envoy's licence refer to.
-	files := map[string]string{"index.txt": index.String(), "GO-MODULES.txt": modules.String(), "DEBIAN.txt": debian.String()}
-	for _, name := range []string{"Apache-2.0", "Artistic", "GFDL-1.3", "GPL-1", "GPL-2", "GPL-3", "LGPL-2", "LGPL-2.1", "LGPL-3", "MPL-2.0"} {
+	var referred []string
+	if debs != "" {
+		files["DEBIAN.txt"] = debian.String()
+		referred = []string{"Apache-2.0", "Artistic", "GFDL-1.3", "GPL-1", "GPL-2", "GPL-3", "LGPL-2", "LGPL-2.1", "LGPL-3", "MPL-2.0"}
+	}
+	for _, name := range referred {
 		content, err := fileIn(ctx, filepath.Join(debs, "base-files.deb"), "./usr/share/common-licenses/"+name)
 		if err != nil {
 			return err

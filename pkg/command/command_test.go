@@ -43,7 +43,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"bridge", "ctr", "deploy", "dev", "istioctl", "kubectl", "new", "reset", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
+	if want := []string{"bridge", "ctr", "deploy", "dev", "image", "istioctl", "kubectl", "new", "reset", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
@@ -54,6 +54,9 @@ func TestBadCommandLines(t *testing.T) {
 		"status --no-such":      "unknown flag: --no-such (see `polymesh status --help`)",
 		"status extra":          `unknown command "extra" for "polymesh status"`,
 		"reset extra":           `unknown command "extra" for "polymesh reset"`,
+		"image scan":            "requires at least 1 arg(s), only received 0",
+		"image scan x --from y": `--from "y" is not one of archive, node, engine, registry`,
+		"image verify x":        `required flag(s) "key" not set`,
 		"version -o xml":        `--output "xml" is not one of json, yaml`,
 		"new thing":             `unknown command "thing" for "polymesh new"`,
 		"new project":           "give the project's name, or its folder (see `polymesh new project --help`)",
@@ -206,10 +209,10 @@ func TestComponentsOfAServer(t *testing.T) {
 	}
 	for args, want := range map[string][]string{
 		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
-			"pod-network", "coredns", "metrics-server", "local-storage", "servicelb", "istio"},
+			"pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "servicelb", "istio"},
 		// A disabled add-on stays in the list to be removed; what has nothing to remove is left out.
 		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "coredns", "metrics-server", "local-storage"},
+			"kubelet", "kube-proxy", "pod-network", "image-policy", "coredns", "metrics-server", "local-storage"},
 	} {
 		empty := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {

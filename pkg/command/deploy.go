@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"syscall"
 
@@ -17,6 +18,8 @@ import (
 	"polymesh.dev/polymesh/pkg/image"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
+	"polymesh.dev/polymesh/pkg/scanner"
+	"polymesh.dev/polymesh/pkg/signature"
 )
 
 // clusterFlags adds kubectl's flags that say which cluster and namespace.
@@ -35,8 +38,11 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 	o.Cluster = clusterFlags(cmd)
 	cmd.Flags().StringVar(&registry, "registry", "", "push images to this registry instead of loading them into this machine's node")
 	cmd.Flags().StringVar(&o.Engine, "engine", "", "what builds images: buildah, podman or docker (default: the first that works)")
-	cmd.Flags().StringVarP(&dataDir, "data-dir", "d", dataDirFromEnv(), "data dir of this machine's server")
+	dataDirFlag(cmd, &dataDir)
 	cmd.Flags().BoolVar(&o.AllowLatest, "allow-latest", false, "let images through that have no version")
+	signKey := cmd.Flags().String("sign-key", "", "sign the images with this private key: a file, or env://NAME (see polymesh image keygen)")
+	cmd.Flags().StringVar(&o.SBOM, "sbom", "", "write what each image is made of into this folder (CycloneDX)")
+	_ = cmd.MarkFlagDirname("sbom")
 	_ = cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(image.EngineNames(), cobra.ShellCompDirectiveNoFileComp))
 	return func(args []string) (deploy.Options, error) {
 		if err := useClusterKubeconfig(); err != nil {
@@ -57,10 +63,20 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 		if registry != "" {
 			o.Project.Registry = registry
 		}
+		if *signKey != "" {
+			if o.Signer, err = signature.ReadSigner(*signKey, keyPassword); err != nil {
+				return o, err
+			}
+		}
+		if o.SBOM != "" {
+			if o.Scanner, err = scanner.Find(os.Args[0], ""); err != nil {
+				return o, err
+			}
+		}
 		if *timeout > 0 {
 			o.Project.Timeout = *timeout
 		}
-		o.ContainerdSocket = config.ContainerdSocket(dataDir)
+		o.ContainerdSocket, o.RegistryDir = config.ContainerdSocket(dataDir), config.RegistryDir(dataDir)
 		o.Steps = progress.New(cmd.ErrOrStderr())
 		o.Out = cmd.OutOrStdout()
 		return o, nil

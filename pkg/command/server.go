@@ -26,6 +26,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/datastore"
+	"polymesh.dev/polymesh/pkg/imagepolicy"
 	"polymesh.dev/polymesh/pkg/loadbalancer"
 	"polymesh.dev/polymesh/pkg/mesh"
 	"polymesh.dev/polymesh/pkg/node"
@@ -245,6 +246,11 @@ func (s *server) addComponents(m *component.Manager) {
 	m.Add(node.NewKubelet(machine), "kube-apiserver", "images", "kube-controller-manager")
 	m.Add(node.NewProxy(machine), "kube-apiserver")
 	m.Add(node.NewNetwork(machine), "kube-apiserver", "kube-controller-manager")
+	m.Add(imagepolicy.New(imagepolicy.Options{
+		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: kubeconfig, Certificates: certs,
+		Open:        func() (imagepolicy.Node, error) { return node.OpenSignatures(config.ContainerdSocket(s.cfg.DataDir)) },
+		RegistryDir: config.RegistryDir(s.cfg.DataDir), Log: s.log,
+	}), "kube-apiserver", "images")
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
 		m.Add(s.addon(name, kubeconfig), "kube-apiserver")
 	}

@@ -73,6 +73,15 @@ func (r *raw) checkFiles(s *Server) (err error) {
 		return fmt.Errorf("--write-kubeconfig-mode %q is not an octal file mode of at least 600, such as 0600 or 0644", r.kubeconfigMode)
 	}
 	s.KubeconfigMode = os.FileMode(mode)
+	for _, file := range r.imagePolicyKeys {
+		if file == "" {
+			return fmt.Errorf("--image-policy-key is empty: give the file of a public key, or leave it out")
+		}
+		if file, err = filepath.Abs(file); err != nil {
+			return fmt.Errorf("--image-policy-key: %w", err)
+		}
+		s.ImagePolicyKeys = append(s.ImagePolicyKeys, file)
+	}
 	return nil
 }
 

@@ -69,6 +69,9 @@ type Server struct {
 	LoadBalancerPool []AddressRange
 	MeshProfile      string
 
+	// ImagePolicyKeys are files of public keys; images signed by one of them run where the policy is enforced.
+	ImagePolicyKeys []string
+
 	APIServerArgs         []string
 	ControllerManagerArgs []string
 	SchedulerArgs         []string
@@ -145,6 +148,11 @@ func (s *Server) AgentDir(elem ...string) string {
 // ContainerdSocket is where the node's containerd listens.
 func ContainerdSocket(dataDir string) string {
 	return filepath.Join(RunDir(dataDir), "containerd", "containerd.sock")
+}
+
+// RegistryDir is where the node's containerd finds how to reach registries: a folder with a hosts.toml for each.
+func RegistryDir(dataDir string) string {
+	return filepath.Join(dataDir, "agent", "etc", "containerd", "certs.d")
 }
 
 // StatusSocket is where a running server answers `polymesh status`.

@@ -37,6 +37,7 @@ var example = map[string]struct {
 	"service-node-port-range":     {"20000-20100", func(s *Server) bool { return s.NodePortRange == "20000-20100" }},
 	"disable":                     {"servicelb", func(s *Server) bool { return !s.Enabled(ServiceLB) && s.Enabled(CoreDNS) }},
 	"loadbalancer-pool":           {"192.0.2.64/28", func(s *Server) bool { return s.LoadBalancerPool[0].From == netip.MustParseAddr("192.0.2.65") }},
+	"image-policy-key":            {"/srv/image.pub", func(s *Server) bool { return slices.Equal(s.ImagePolicyKeys, []string{"/srv/image.pub"}) }},
 	"mesh-profile":                {"demo", func(s *Server) bool { return s.MeshProfile == "demo" }},
 	"kube-apiserver-arg":          {"audit-log-path=/a,b", func(s *Server) bool { return slices.Equal(s.APIServerArgs, []string{"audit-log-path=/a,b"}) }},
 	"kube-controller-manager-arg": {"v=2", func(s *Server) bool { return slices.Equal(s.ControllerManagerArgs, []string{"v=2"}) }},

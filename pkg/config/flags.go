@@ -34,6 +34,7 @@ type raw struct {
 	disable          []string
 	pool             []string
 	meshProfile      string
+	imagePolicyKeys  []string
 	apiserverArgs    []string
 	controllerArgs   []string
 	schedulerArgs    []string
@@ -82,6 +83,8 @@ func ServerFlags() *Flags {
 	f.StringSliceVar(&r.disable, "disable", nil, "do not install these: "+join(Addons())+"; may be repeated")
 	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the node's address for all)")
 	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
+
+	f.StringSliceVar(&r.imagePolicyKeys, "image-policy-key", nil, "file of a public key: in namespaces labelled polymesh.dev/image-policy=enforce only images signed by it run; may be repeated")
 
 	f.StringArrayVar(&r.apiserverArgs, "kube-apiserver-arg", nil, "further flag for kube-apiserver, name=value; may be repeated")
 	f.StringArrayVar(&r.controllerArgs, "kube-controller-manager-arg", nil, "further flag for kube-controller-manager; may be repeated")

@@ -21,6 +21,8 @@ import (
 	"polymesh.dev/polymesh/pkg/image"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
+	"polymesh.dev/polymesh/pkg/scanner"
+	"polymesh.dev/polymesh/pkg/signature"
 )
 
 // Options are what the command line says.
@@ -36,6 +38,13 @@ type Options struct {
 	Rebuild bool
 	// AllowLatest lets images through that have no version.
 	AllowLatest bool
+	// Signer signs the images that are built; nil leaves them unsigned.
+	Signer *signature.Signer
+	// SBOM is a folder for the bills of materials of the images that are built; empty for none. Scanner makes them.
+	SBOM    string
+	Scanner *scanner.Scanner
+	// RegistryDir is containerd's folder with the settings of registries.
+	RegistryDir string
 	// DryRun asks the API server what it would do, and builds nothing. Diff is a dry run that shows the changes on Out.
 	DryRun, Diff bool
 	// Wait is off when nobody wants to know whether the pods become ready.
@@ -62,6 +71,10 @@ type Image struct {
 	Ref     string `json:"ref"`
 	Built   bool   `json:"built"`
 	Moved   bool   `json:"moved"` // loaded into the node or pushed
+	// Digest is what was signed; empty without a signature.
+	Digest string `json:"digest,omitempty"`
+	// SBOM is the file of its bill of materials.
+	SBOM string `json:"sbom,omitempty"`
 }
 
 // Action is what happened to an object.

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,14 +10,18 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
+	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/image"
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
+	"polymesh.dev/polymesh/pkg/scanner"
+	"polymesh.dev/polymesh/pkg/signature"
 )
 
 // parallelBuilds is how many images are built at once: each build is a compiler that takes all cores.
@@ -61,7 +66,13 @@ func (d *deployment) buildImages(ctx context.Context) error {
 		return nil
 	}
 
-	m := mover{registry: d.Project.Registry != ""}
+	// An engine is looked for only when there is something to build: a second deploy needs none.
+	m := mover{registry: d.Project.Registry != "", engine: sync.OnceValues(func() (image.Engine, error) { return image.Find(ctx, d.Engine) })}
+	if d.SBOM != "" {
+		if err := os.MkdirAll(d.SBOM, 0o755); err != nil {
+			return err
+		}
+	}
 	if !m.registry {
 		store, err := node.OpenImageStore(d.ContainerdSocket)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
@@ -74,19 +85,20 @@ func (d *deployment) buildImages(ctx context.Context) error {
 		m.store = store
 	}
 	d.result.Images = make([]Image, len(jobs))
-	// Looked for only when there is something to build: a second deploy needs no builder.
-	engine := sync.OnceValues(func() (image.Engine, error) { return image.Find(ctx, d.Engine) })
 	// Each build takes as long as it takes; the first that fails ends the others.
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelBuilds)
 	for i, j := range jobs {
 		g.Go(func() error {
 			return d.Steps.Do("image "+j.ref.Short, func(step *progress.Step) (string, error) {
-				out, err := m.bring(ctx, engine, j.source, j.ref, d.Rebuild, func(note string) { step.Note("%s", note) })
+				out, err := m.bring(ctx, j.source, j.ref, d.Rebuild, func(note string) { step.Note("%s", note) })
 				if err != nil {
 					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 				}
 				out.Service, out.Ref = j.service.Name, j.ref.Short
+				if err := d.attest(ctx, m, j.ref, &out, step); err != nil {
+					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
+				}
 				d.result.Images[i] = out
 				return out.said(m.registry), nil
 			})
@@ -96,33 +108,91 @@ func (d *deployment) buildImages(ctx context.Context) error {
 }
 
 func (i Image) said(registry bool) string {
+	said := []string{"loaded"}
 	switch {
 	case !i.Built && !i.Moved:
-		return "unchanged"
-	case registry && i.Built:
-		return "built, pushed"
+		said = []string{"unchanged"}
 	case registry:
-		return "pushed"
-	case i.Built:
-		return "built, loaded"
+		said = []string{"pushed"}
 	}
-	return "loaded"
+	if i.Built {
+		said = append([]string{"built"}, said...)
+	}
+	if i.Digest != "" {
+		said = append(said, "signed")
+	}
+	return strings.Join(said, ", ")
+}
+
+// attest signs an image where it now is, and writes down what it is made of. It does so for images that are unchanged,
+// too: they may be of a deploy without.
+func (d *deployment) attest(ctx context.Context, m mover, ref image.Ref, out *Image, step *progress.Step) error {
+	if d.SBOM != "" {
+		out.SBOM = filepath.Join(d.SBOM, sbomName(out.Service, ref.Short))
+		if _, err := os.Stat(out.SBOM); err != nil || out.Built {
+			step.Note("listing what it is made of")
+			if err := d.writeSBOM(ctx, m, ref, out.SBOM); err != nil {
+				return err
+			}
+		}
+	}
+	if d.Signer == nil {
+		return nil
+	}
+	step.Note("signing")
+	var place signature.Place
+	if m.registry {
+		logins, err := signature.UserLogins()
+		if err != nil {
+			return err
+		}
+		place = signature.NewRegistry(d.RegistryDir, logins)
+	} else {
+		place = m.store.Signatures()
+	}
+	signed, _, err := signature.Sign(ctx, d.Signer, ref.Full, place)
+	out.Digest = signed.Digest.String()
+	return err
+}
+
+// sbomName has the tag in it, and so the hash of what the image was built of: one that is there is of this image.
+func sbomName(service, ref string) string {
+	_, tag := image.Cut(ref)
+	return service + "-" + tag + ".cdx.json"
+}
+
+func (d *deployment) writeSBOM(ctx context.Context, m mover, ref image.Ref, file string) error {
+	reader, from := image.Reader{Engine: func(context.Context) (image.Engine, error) { return m.engine() }}, image.FromEngine
+	if !m.registry {
+		reader.Node, from = m.store, image.FromNode
+	}
+	archive, err := reader.Read(ctx, ref.Full, from)
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	var text bytes.Buffer
+	if err := d.Scanner.SBOM(ctx, scanner.Image{Name: ref.Short, Location: archive.Location}, scanner.SBOMFormats()[0], &text); err != nil {
+		return err
+	}
+	return certificate.WriteFile(file, text.Bytes(), 0o644)
 }
 
 // mover brings a built image to where nodes get it.
 type mover struct {
 	registry bool
 	store    *node.ImageStore
+	engine   func() (image.Engine, error)
 }
 
-func (m mover) bring(ctx context.Context, engine func() (image.Engine, error), source image.Source, ref image.Ref, rebuild bool, note func(string)) (Image, error) {
+func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, rebuild bool, note func(string)) (Image, error) {
 	var out Image
 	if !m.registry && !rebuild {
 		if has, err := m.store.Has(ctx, ref.Full); err != nil || has {
 			return out, err
 		}
 	}
-	e, err := engine()
+	e, err := m.engine()
 	if err != nil {
 		return out, err
 	}

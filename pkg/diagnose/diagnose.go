@@ -221,6 +221,8 @@ func (w *look) refused(message string) {
 	case strings.Contains(message, "failed quota"):
 		f.Advice = "a ResourceQuota counts requests or limits, so each container has to say its own"
 		f.Places = template("spec", "containers", "0", "resources")
+	case strings.Contains(message, "image-policy.polymesh.dev"):
+		f.Advice = "sign the image (polymesh deploy --sign-key FILE, polymesh image sign), or name one that is signed"
 	case strings.Contains(message, "serviceaccount") && strings.Contains(message, "not found"):
 		f.Advice, f.Places = "make the ServiceAccount, or correct its name", template("spec", "serviceAccountName")
 	case strings.Contains(message, "sidecar-injector") || strings.Contains(message, "istiod"):

@@ -63,7 +63,7 @@ func (c *Containerd) configFile() string {
 
 // Init writes containerd's configuration.
 func (c *Containerd) Init(context.Context) error {
-	for _, dir := range []string{c.dir(), cniConfDir(c.opts.Config), registryDir(c.opts.Config)} {
+	for _, dir := range []string{c.dir(), cniConfDir(c.opts.Config), config.RegistryDir(c.opts.Config.DataDir)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
@@ -84,7 +84,7 @@ func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
 	images := table{
 		"snapshotter":   snapshotter,
 		"pinned_images": table{"sandbox": c.opts.image("pause")},
-		"registry":      table{"config_path": registryDir(c.opts.Config)},
+		"registry":      table{"config_path": config.RegistryDir(c.opts.Config.DataDir)},
 	}
 	runtime := table{
 		"restrict_oom_score_adj":       !mayLowerOOMScore,
@@ -157,8 +157,7 @@ func (c *Containerd) Ready(ctx context.Context) error {
 // Stop ends containerd. Containers go on: each has a shim of its own.
 func (c *Containerd) Stop(ctx context.Context) error { return c.child.Stop(ctx) }
 
-func cniConfDir(cfg *config.Server) string  { return cfg.AgentDir("etc", "cni", "net.d") }
-func registryDir(cfg *config.Server) string { return cfg.AgentDir("etc", "containerd", "certs.d") }
+func cniConfDir(cfg *config.Server) string { return cfg.AgentDir("etc", "cni", "net.d") }
 
 // image returns the shipped image whose repository ends in name.
 func (o Options) image(name string) string {

@@ -89,8 +89,7 @@ func (i *Images) importAll(ctx context.Context) error {
 		}
 		for _, path := range archives {
 			if err := store.Import(ctx, path, map[string]string{
-				// The kubelet's garbage collection leaves pinned images alone.
-				"io.cri-containerd.pinned": "pinned", payloadLabel: i.payloadID(),
+				pinnedLabel: "pinned", payloadLabel: i.payloadID(),
 			}); err != nil {
 				return err
 			}
@@ -112,6 +111,9 @@ func (i *Images) importAll(ctx context.Context) error {
 	}
 	return nil
 }
+
+// pinnedLabel is CRI's: the kubelet's garbage collection leaves images alone that have it.
+const pinnedLabel = "io.cri-containerd.pinned"
 
 // payloadLabel marks the images that came from a payload with its id, so that each is imported once.
 const payloadLabel = "polymesh.dev/payload"

@@ -7,10 +7,15 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -49,6 +54,43 @@ func (s *ImageStore) Has(ctx context.Context, ref string) (bool, error) {
 	return err == nil && unpacked, nil
 }
 
+// Names are those of all images that have a tag, as a user types them: "shop/api:1.0.0".
+func (s *ImageStore) Names(ctx context.Context) ([]string, error) {
+	all, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, namespace))
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	var names []string
+	for _, image := range all {
+		named, err := reference.ParseNormalizedNamed(image.Name)
+		if err != nil || strings.HasPrefix(image.Name, "sha256:") {
+			continue // the last is CRI's own name for it
+		}
+		if _, ok := named.(reference.Tagged); ok {
+			names = append(names, reference.FamiliarString(named))
+		}
+	}
+	return names, nil
+}
+
+// Export writes an image, by its full name, into a file, as an OCI archive of this machine's platform.
+func (s *ImageStore) Export(ctx context.Context, ref, path string) (err error) {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	image, err := s.client.ImageService().Get(ctx, ref)
+	if err != nil {
+		return fmt.Errorf("look for image %s: %w", ref, err)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := s.client.Export(ctx, f, archive.WithImages([]images.Image{image}), archive.WithPlatform(platforms.DefaultStrict())); err != nil {
+		return fmt.Errorf("export image %s: %w", ref, err)
+	}
+	return nil
+}
+
 // Import brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images.
 func (s *ImageStore) Import(ctx context.Context, path string, labels map[string]string) error {
 	ctx = namespaces.WithNamespace(ctx, namespace)
@@ -62,13 +104,13 @@ func (s *ImageStore) Import(ctx context.Context, path string, labels map[string]
 		return fmt.Errorf("read %s: %w", path, err)
 	}
 	defer r.Close()
-	images, err := s.client.Import(ctx, r, containerd.WithImageLabels(labels))
+	imported, err := s.client.Import(ctx, r, containerd.WithImageLabels(labels))
 	if err != nil {
 		return fmt.Errorf("import %s: %w", path, err)
 	}
 	var g errgroup.Group
 	g.SetLimit(4)
-	for _, image := range images {
+	for _, image := range imported {
 		g.Go(func() error {
 			if err := containerd.NewImage(s.client, image).Unpack(ctx, snapshotter); err != nil {
 				return fmt.Errorf("unpack image %s: %w", image.Name, err)

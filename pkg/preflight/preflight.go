@@ -3,6 +3,8 @@
 package preflight
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,6 +36,7 @@ func Server(cfg *config.Server, need uint64) error {
 		func() error { return Writable(filepath.Dir(cfg.Kubeconfig), 0) },
 		func() error { return ports(cfg) },
 		func() error { return nodeIP(cfg.NodeIP) },
+		func() error { return publicKeys(cfg.ImagePolicyKeys) },
 	}
 	for _, check := range checks {
 		if err := check(); err != nil {
@@ -61,6 +64,24 @@ func hostName(given string) error {
 	}
 	if !config.ValidNodeName(strings.ToLower(name)) {
 		return fmt.Errorf("the host's name %q cannot be a node's, which has letters, digits, - and . only: give one with --node-name", name)
+	}
+	return nil
+}
+
+// publicKeys checks that files hold public keys; pkg/signature reads them.
+func publicKeys(files []string) error {
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("--image-policy-key: %w", err)
+		}
+		block, _ := pem.Decode(text)
+		if block == nil {
+			return fmt.Errorf("--image-policy-key: %s is not a PEM file: give the .pub that `polymesh image keygen` or cosign has written", file)
+		}
+		if _, err := x509.ParsePKIXPublicKey(block.Bytes); err != nil {
+			return fmt.Errorf("--image-policy-key: %s holds a %s, not a public key: give the .pub that belongs to it", file, block.Type)
+		}
 	}
 	return nil
 }

@@ -1,0 +1,248 @@
+// Package imagepolicy lets only signed images run in the namespaces that ask for it.
+//
+// It is a component of the server: an admission webhook on the loopback, with two parts. The first, when a pod is made or an
+// image of it changed, finds out which image each name means now, checks that image's signature, and writes its digest into
+// the pod. The second sees the pod as all other webhooks have left it, and refuses an image without a digest or without a
+// signature. So what has been checked is what the kubelet runs, wherever a tag points later. Images that Polymesh ships,
+// such as Istio's sidecar, need no signature.
+//
+// The package owns the two webhook configurations, also their removal when the server has no keys any more. When the server
+// cannot answer, pods in these namespaces are refused. pkg/command adds it to the server.
+package imagepolicy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	applyv1 "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
+	metaapply "k8s.io/client-go/applyconfigurations/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/signature"
+)
+
+// The label by which a namespace asks for the policy.
+const (
+	Label   = "polymesh.dev/image-policy"
+	Enforce = "enforce"
+)
+
+const (
+	name         = "polymesh-image-policy"
+	webhookName  = "image-policy.polymesh.dev"
+	fieldManager = "polymesh"
+	pinPath      = "/pin"
+	checkPath    = "/check"
+	// timeout is how long the API server waits. Registries are asked within it.
+	timeout = 15 * time.Second
+	// retry is how long after a failure the configurations are applied again.
+	retry = time.Second
+)
+
+// Node is where the images of the node are.
+type Node interface {
+	signature.Place
+	// Shipped reports whether an image came with Polymesh. name is a full one; what is not there did not.
+	Shipped(ctx context.Context, name string) (bool, error)
+	Close() error
+}
+
+// Options of the component.
+type Options struct {
+	// Keys are the files of the public keys; without any, the component only removes what an earlier server has left.
+	Keys []string
+	// Kubeconfig may write webhook configurations and read Secrets. It is read by Start.
+	Kubeconfig   string
+	Certificates certificate.Store
+	// Open connects to the node's images.
+	Open func() (Node, error)
+	// RegistryDir is containerd's folder with the settings of registries.
+	RegistryDir string
+	Log         *slog.Logger
+}
+
+var _ component.Component = (*Policy)(nil)
+
+// Policy is the component.
+type Policy struct {
+	opts   Options
+	keys   signature.Keys
+	client kubernetes.Interface
+	node   Node
+	server *http.Server
+	cancel context.CancelFunc
+	done   chan struct{}
+	state  atomic.Pointer[error]
+}
+
+// New returns the component, not yet started.
+func New(opts Options) *Policy {
+	p := &Policy{opts: opts}
+	p.setState(errors.New("not applied yet"))
+	return p
+}
+
+func (p *Policy) setState(err error) { p.state.Store(&err) }
+
+// Name implements component.Component.
+func (*Policy) Name() string { return "image-policy" }
+
+// Init reads the keys, so that a bad one stops the server before anything runs.
+func (p *Policy) Init(context.Context) (err error) {
+	if p.keys, err = signature.ReadKeys(p.opts.Keys...); err != nil {
+		return fmt.Errorf("--image-policy-key: %w", err)
+	}
+	return nil
+}
+
+// Start answers the API server and applies the configurations in the background.
+func (p *Policy) Start(ctx context.Context) error {
+	rest, err := clientcmd.BuildConfigFromFlags("", p.opts.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("read kubeconfig %s: %w", p.opts.Kubeconfig, err)
+	}
+	if p.client, err = kubernetes.NewForConfig(rest); err != nil {
+		return fmt.Errorf("make an API client from %s: %w", p.opts.Kubeconfig, err)
+	}
+	ctx, p.cancel = context.WithCancel(ctx)
+	configure := p.remove
+	if len(p.keys) > 0 {
+		if p.node, err = p.opts.Open(); err != nil {
+			return err
+		}
+		address, err := p.serve()
+		if err != nil {
+			return err
+		}
+		configure = func(ctx context.Context) error { return p.apply(ctx, "https://"+address) }
+	}
+	p.done = make(chan struct{})
+	go func() {
+		defer close(p.done)
+		for {
+			err := configure(ctx)
+			p.setState(err)
+			if err == nil {
+				return
+			}
+			select {
+			case <-time.After(retry):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return nil
+}
+
+// serve listens on a free port of the loopback, with the API server's own certificate: it is for 127.0.0.1, too.
+func (p *Policy) serve() (address string, err error) {
+	cert, key := p.opts.Certificates.Cert(certificate.APIServer), p.opts.Certificates.Key(certificate.APIServer)
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		// Read anew for each connection, because it is renewed while the server runs.
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(cert, key)
+			return &pair, err
+		},
+	})
+	if err != nil {
+		return "", fmt.Errorf("listen for the API server: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("POST "+pinPath, p.handler(p.pin))
+	mux.Handle("POST "+checkPath, p.handler(p.check))
+	p.server = &http.Server{
+		Handler: mux, ReadHeaderTimeout: timeout, ReadTimeout: timeout,
+		ErrorLog: slog.NewLogLogger(p.opts.Log.With("component", p.Name()).Handler(), slog.LevelDebug),
+	}
+	go func() {
+		if err := p.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			p.setState(err)
+		}
+	}()
+	return listener.Addr().String(), nil
+}
+
+// Ready implements component.Component.
+func (p *Policy) Ready(context.Context) error { return *p.state.Load() }
+
+// Stop ends the webhook. Its configurations stay: while no server runs there is no API server either.
+func (p *Policy) Stop(ctx context.Context) error {
+	if p.cancel != nil {
+		p.cancel()
+	}
+	var err error
+	if p.server != nil {
+		err = p.server.Shutdown(ctx)
+	}
+	if p.done != nil {
+		<-p.done
+	}
+	if p.node != nil {
+		err = errors.Join(err, p.node.Close())
+	}
+	return err
+}
+
+// apply tells the API server to ask.
+func (p *Policy) apply(ctx context.Context, url string) error {
+	authority, err := os.ReadFile(p.opts.Certificates.Cert(certificate.ServerCA))
+	if err != nil {
+		return fmt.Errorf("read the cluster's authority: %w", err)
+	}
+	client := func(path string) *applyv1.WebhookClientConfigApplyConfiguration {
+		return applyv1.WebhookClientConfig().WithURL(url + path).WithCABundle(authority...)
+	}
+	namespaces := metaapply.LabelSelector().WithMatchLabels(map[string]string{Label: Enforce})
+	rules := []*applyv1.RuleWithOperationsApplyConfiguration{
+		applyv1.RuleWithOperations().WithAPIGroups("").WithAPIVersions("v1").WithResources("pods").WithOperations(admissionv1.Create, admissionv1.Update),
+		applyv1.RuleWithOperations().WithAPIGroups("").WithAPIVersions("v1").WithResources("pods/ephemeralcontainers").WithOperations(admissionv1.Update),
+	}
+	options := metav1.ApplyOptions{FieldManager: fieldManager, Force: true}
+	// The check first: with it alone, nothing passes that should not.
+	check := applyv1.ValidatingWebhookConfiguration(name).WithWebhooks(applyv1.ValidatingWebhook().
+		WithName(webhookName).WithClientConfig(client(checkPath)).WithNamespaceSelector(namespaces).WithRules(rules...).
+		WithFailurePolicy(admissionv1.Fail).WithSideEffects(admissionv1.SideEffectClassNone).WithAdmissionReviewVersions("v1").
+		WithTimeoutSeconds(int32(timeout / time.Second)))
+	if _, err := p.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Apply(ctx, check, options); err != nil {
+		return fmt.Errorf("apply the validating webhook %s: %w", name, err)
+	}
+	// Asked again when a webhook behind it has added containers, as Istio's can.
+	pin := applyv1.MutatingWebhookConfiguration(name).WithWebhooks(applyv1.MutatingWebhook().
+		WithName(webhookName).WithClientConfig(client(pinPath)).WithNamespaceSelector(namespaces).WithRules(rules...).
+		WithFailurePolicy(admissionv1.Fail).WithSideEffects(admissionv1.SideEffectClassNone).WithAdmissionReviewVersions("v1").
+		WithTimeoutSeconds(int32(timeout / time.Second)).WithReinvocationPolicy(admissionv1.IfNeededReinvocationPolicy))
+	if _, err := p.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Apply(ctx, pin, options); err != nil {
+		return fmt.Errorf("apply the mutating webhook %s: %w", name, err)
+	}
+	return nil
+}
+
+// remove takes away what a server with keys has left, or nobody could make a pod where the label is.
+func (p *Policy) remove(ctx context.Context) error {
+	hooks := p.client.AdmissionregistrationV1()
+	for what, err := range map[string]error{
+		"mutating":   hooks.MutatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{}),
+		"validating": hooks.ValidatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{}),
+	} {
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove the %s webhook %s: %w", what, name, err)
+		}
+	}
+	return nil
+}

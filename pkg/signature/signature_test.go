@@ -1,0 +1,256 @@
+package signature
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"k8s.io/kubernetes/pkg/credentialprovider"
+)
+
+// hub is a registry, empty at first, and its name.
+func hub(t *testing.T) (*Registry, string) {
+	t.Helper()
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	return NewRegistry(t.TempDir(), &credentialprovider.BasicDockerKeyring{}), strings.TrimPrefix(server.URL, "http://")
+}
+
+// push makes an image that differs by its author.
+func pushImage(t *testing.T, r *Registry, ref, author string) digest.Digest {
+	t.Helper()
+	config := blob(ocispec.MediaTypeImageConfig, []byte(`{"author":"`+author+`"}`))
+	text, err := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: config.Descriptor})
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest := blob(ocispec.MediaTypeImageManifest, text)
+	if err := r.Put(t.Context(), ref, manifest, config); err != nil {
+		t.Fatal(err)
+	}
+	return manifest.Digest
+}
+
+// pair is a new key pair in files.
+func pair(t *testing.T) (*Signer, Keys) {
+	t.Helper()
+	password := func(bool) ([]byte, error) { return []byte("secret"), nil }
+	private, public, err := Generate(password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "image")
+	for name, text := range map[string][]byte{file + ".key": private, file + ".pub": public} {
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signer, err := ReadSigner(file+".key", password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := ReadKeys(file + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer, keys
+}
+
+func sign(t *testing.T, key *Signer, ref string, place Place, fresh bool) Image {
+	t.Helper()
+	image, got, err := Sign(t.Context(), key, ref, place)
+	if err != nil || got != fresh {
+		t.Fatalf("sign %s: fresh is %v, %v", ref, got, err)
+	}
+	return image
+}
+
+func refused(t *testing.T, keys Keys, ref string, place Place, why string) {
+	t.Helper()
+	if _, err := keys.Verify(t.Context(), ref, place); !errors.Is(err, ErrUnsigned) || !strings.Contains(err.Error(), why) {
+		t.Errorf("%s: %v, want that it is refused: %s", ref, err, why)
+	}
+}
+
+func TestSignedImageIsVerified(t *testing.T) {
+	r, host := hub(t)
+	ref := host + "/shop/api:1"
+	sum := pushImage(t, r, ref, "a")
+	ours, our := pair(t)
+	theirs, their := pair(t)
+	refused(t, our, ref, r, "there is no signature of it in the registry")
+
+	if image := sign(t, ours, ref, r, true); image.String() != host+"/shop/api@"+sum.String() {
+		t.Errorf("signed is %s", image)
+	}
+	sign(t, ours, ref, r, false) // once is enough
+	for _, name := range []string{ref, host + "/shop/api@" + sum.String(), ref + "@" + sum.String()} {
+		if image, err := our.Verify(t.Context(), name, r); err != nil || image.Digest != sum {
+			t.Errorf("%s: %v, %v", name, image, err)
+		}
+	}
+	refused(t, their, ref, r, "its signature is by another key")
+
+	sign(t, theirs, ref, r, true)
+	for _, keys := range []Keys{our, their, append(their, our...)} {
+		if _, err := keys.Verify(t.Context(), ref, r); err != nil {
+			t.Error(err)
+		}
+	}
+	// The tag where cosign looks.
+	if _, err := r.Manifest(t.Context(), host+"/shop/api:sha256-"+sum.Encoded()+".sig"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSignatureIsOfOneImageOnly(t *testing.T) {
+	r, host := hub(t)
+	key, keys := pair(t)
+	good := host + "/shop/api:1"
+	pushImage(t, r, good, "a")
+	signed := sign(t, key, good, r, true)
+	manifest, err := r.Manifest(t.Context(), signed.stored())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		t.Fatal(err)
+	}
+	blobs := func(name string) (all []Blob) {
+		for _, d := range append(m.Layers, m.Config) {
+			text, err := r.Blob(t.Context(), name, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, Blob{d, text})
+		}
+		return all
+	}
+	copied := blobs(signed.stored())
+
+	// The tag gets another image.
+	pushImage(t, r, good, "b")
+	refused(t, keys, good, r, "there is no signature of it")
+	if _, err := keys.Verify(t.Context(), signed.String(), r); err != nil {
+		t.Error("the signed one by its digest:", err)
+	}
+
+	// Somebody who can write to the registry moves the signature to it, and to another repository.
+	other := Image{signed.repository, digest.FromString("")}
+	if other.Digest, err = r.Digest(t.Context(), good); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Put(t.Context(), other.stored(), blob(ocispec.MediaTypeImageManifest, manifest), copied...); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, keys, good, r, "its signature is of "+signed.String())
+	elsewhere := host + "/tools/shell:1"
+	pushImage(t, r, elsewhere, "a")
+	if err := r.Put(t.Context(), strings.Replace(signed.stored(), "/shop/api:", "/tools/shell:", 1), blob(ocispec.MediaTypeImageManifest, manifest), copied...); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, keys, elsewhere, r, "its signature is of "+signed.String())
+
+	// What was signed is changed.
+	payload := blob(payloadType, []byte(strings.Replace(string(copied[0].Content), signed.Digest.String(), other.Digest.String(), 1)))
+	payload.Annotations = m.Layers[0].Annotations
+	m.Layers = []ocispec.Descriptor{payload.Descriptor}
+	text, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Put(t.Context(), other.stored(), blob(ocispec.MediaTypeImageManifest, text), payload); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, keys, good, r, "does not fit what it signs")
+}
+
+// holder is a place that has one image, and no signature.
+type holder struct {
+	*Registry
+	image  string
+	sum    digest.Digest
+	copied bool
+}
+
+func (h *holder) Digest(_ context.Context, name string) (digest.Digest, error) {
+	if name != h.image {
+		return "", errdefs.ErrNotFound
+	}
+	return h.sum, nil
+}
+
+func (h *holder) Copied(context.Context, Image) (bool, error) { return h.copied, nil }
+
+func (h *holder) Manifest(context.Context, string) ([]byte, error) { return nil, errdefs.ErrNotFound }
+
+func TestPlacesInOrder(t *testing.T) {
+	far, host := hub(t)
+	key, keys := pair(t)
+	ref := host + "/shop/api:1"
+	sum := pushImage(t, far, ref, "a")
+	sign(t, key, ref, far, true)
+	for _, c := range []struct {
+		copied bool
+		good   bool
+	}{{true, true}, {false, false}} {
+		// The near place has the image, but not its signature.
+		place := &holder{Registry: far, image: ref, sum: sum, copied: c.copied}
+		image, err := keys.Verify(t.Context(), ref, place, far)
+		if (err == nil) != c.good || image.Digest != sum {
+			t.Errorf("copied %v: %v, %v", c.copied, image, err)
+		}
+	}
+	// It does not have the image: the next one is asked.
+	if _, err := keys.Verify(t.Context(), ref, &holder{Registry: far}, far); err != nil {
+		t.Error(err)
+	}
+	if _, err := keys.Verify(t.Context(), "Not A Name", far); err == nil || errors.Is(err, ErrUnsigned) {
+		t.Errorf("a bad name: %v", err)
+	}
+	if _, err := keys.Verify(t.Context(), host+"/no/such:1", far); err == nil || errors.Is(err, ErrUnsigned) {
+		t.Errorf("an image that is not there: %v", err)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	asked := []bool{}
+	right := func(twice bool) ([]byte, error) { asked = append(asked, twice); return []byte("right"), nil }
+	private, public, err := Generate(right)
+	if err != nil || !strings.HasPrefix(string(private), "-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----") || !strings.HasPrefix(string(public), "-----BEGIN PUBLIC KEY-----") {
+		t.Fatalf("%v\n%s%s", err, private, public)
+	}
+	t.Setenv("TEST_KEY", string(private))
+	t.Setenv("TEST_PUB", string(public))
+	if _, err := ReadSigner("env://TEST_KEY", right); err != nil {
+		t.Error(err)
+	}
+	if len(asked) != 2 || !asked[0] || asked[1] {
+		t.Errorf("the password was asked for: %v", asked)
+	}
+	if _, err := ReadSigner("env://TEST_KEY", func(bool) ([]byte, error) { return []byte("wrong"), nil }); err == nil {
+		t.Error("a wrong password is taken")
+	}
+	if keys, err := ReadKeys("env://TEST_PUB", "env://TEST_PUB"); err != nil || len(keys) != 2 {
+		t.Errorf("%d keys, %v", len(keys), err)
+	}
+	for from, want := range map[string]string{
+		"env://TEST_KEY": "is a private one", "env://NO_SUCH": "the environment has no NO_SUCH", "/no/such": "no such file",
+	} {
+		if _, err := ReadKeys(from); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", from, err, want)
+		}
+	}
+}
