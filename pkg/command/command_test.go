@@ -42,7 +42,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"ctr", "deploy", "dev", "istioctl", "kubectl", "reset", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
+	if want := []string{"ctr", "deploy", "dev", "istioctl", "kubectl", "reset", "rollout", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
