@@ -224,6 +224,9 @@ func TestCanaryRollout(t *testing.T) {
 		if _, said, code := s.Polymesh(t, "rollout", "canary", "api", "-n", s.name, "--image", "registry.polymesh.dev/test/echo:3"); code != 1 || !strings.Contains(said, "of image "+nextImage) {
 			t.Errorf("a second rollout: exit code %d: %s", code, said)
 		}
+		if out, _, _ := s.Polymesh(t, "__complete", "rollout", "abort", "-n", s.name, ""); !strings.Contains(out, "api\n") {
+			t.Errorf("the shell is offered %q", out)
+		}
 		code, _ := (&machine{s, t, there.file}).start("aborted", "abort", "api").end()
 		driver, r := d.end()
 		if code != 0 || driver != 3 || r.State == nil || r.Phase != rollout.Aborted {
