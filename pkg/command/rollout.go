@@ -104,7 +104,8 @@ The exit code is 0 when the image is promoted, 2 when it was rolled back, 3 when
 		template := "{{ range .spec.template.spec.containers }}{{ .name }} {{ end }}"
 		return completion.CompGetFromTemplate(&template, completionFactory(cmd), "", []string{"deployment", args[0]}, toComplete), cobra.ShellCompDirectiveNoFileComp
 	})
-	for _, name := range []string{"image", "steps", "interval", "max-error-rate", "max-p99", "min-requests", "timeout"} {
+	planned := []string{"steps", "interval", "max-error-rate", "max-p99", "min-requests", "timeout"}
+	for _, name := range append(planned, "image") {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -112,8 +113,10 @@ The exit code is 0 when the image is promoted, 2 when it was rolled back, 3 when
 		if plan.Steps, err = parseSteps(steps); err != nil {
 			return err
 		}
-		if image == "" && cmd.Flags().Changed("steps") {
-			return errors.New("--steps goes with --image: the steps of a rollout that is under way stay as they are")
+		for _, name := range planned {
+			if image == "" && cmd.Flags().Changed(name) {
+				return fmt.Errorf("--%s goes with --image: a rollout that is under way stays as it was planned", name)
+			}
 		}
 		o, err := options(args[0])
 		if err != nil {
@@ -186,9 +189,8 @@ func rolloutEnded(cmd *cobra.Command, output string, r *rollout.Result, err erro
 		return err
 	}
 	fmt.Fprintf(w, "\n%s %s\n", r.ID(), r.Outcome())
-	switch {
-	case r.Phase == rollout.Promoted:
-		fmt.Fprintf(w, "Write the image into the manifest too: the next deploy brings what stands there.\n")
+	if r.Phase == rollout.Promoted {
+		fmt.Fprintln(w, "Write the image into the manifest too: the next deploy brings what stands there.")
 	}
 	if r.Phase == wanted {
 		return nil

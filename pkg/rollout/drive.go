@@ -172,8 +172,6 @@ func (d *driver) canaryReady(ctx context.Context, stable *appsv1.Deployment, rep
 	case apierrors.IsNotFound(err):
 		live, err = deployments.Create(ctx, canaryDeployment(stable, d.state, replicas), metav1.CreateOptions{FieldManager: fieldManager})
 	case err != nil:
-	case live.Labels[rolloutLabel] != d.Name:
-		return fmt.Errorf("%s is in the way: the canary has that name", deploymentID(d.Namespace, live.Name))
 	case live.Spec.Replicas != nil && *live.Spec.Replicas >= replicas && live.Status.AvailableReplicas >= *live.Spec.Replicas:
 		return nil
 	case live.Spec.Replicas == nil || *live.Spec.Replicas < replicas:

@@ -136,7 +136,7 @@ spec:
     - {destination: {host: api.shop.svc.cluster.local}, weight: 100}
   - match: [{uri: {prefix: /mixed}}]
     route:
-    - {destination: {host: api, subset: v1}, weight: 75, headers: {request: {set: {x: y}}}}
+    - {destination: {host: api, subset: v1}, weight: 75, headers: {request: {set: {x: z}}}}
     - {destination: {host: api, subset: v2}, weight: 20}
     - {destination: {host: other}, weight: 5}
   - match: [{uri: {prefix: /none}}]

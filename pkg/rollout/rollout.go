@@ -205,6 +205,14 @@ func begin(ctx context.Context, o Options, image, container string, plan Plan) e
 	if s.VersionLabel, s.Version, err = versionOf(deployment); err != nil {
 		return err
 	}
+	other, err := o.Cluster.Client.AppsV1().Deployments(o.Namespace).Get(ctx, s.canary(), metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+	case err != nil:
+		return fmt.Errorf("read %s: %w", deploymentID(o.Namespace, s.canary()), err)
+	case other.Labels[rolloutLabel] != o.Name:
+		return fmt.Errorf("%s is in the way: the canary has that name", deploymentID(o.Namespace, s.canary()))
+	}
 	d := &driver{Options: o, state: s}
 	if _, err := d.checkedRouting(ctx, deployment); err != nil {
 		return err

@@ -31,14 +31,14 @@ type canaryScenario struct {
 	before string
 }
 
-// machine is a place from which somebody drives a rollout: it has a kubeconfig of its own.
-type machine struct {
+// operator is a place from which somebody drives a rollout: it has a kubeconfig of its own.
+type operator struct {
 	s    *canaryScenario
 	t    *testing.T
 	file string
 }
 
-func (s *canaryScenario) machine(t *testing.T) *machine {
+func (s *canaryScenario) operator(t *testing.T) *operator {
 	t.Helper()
 	text, err := os.ReadFile(s.Kubeconfig())
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *canaryScenario) machine(t *testing.T) *machine {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &machine{s, t, file}
+	return &operator{s, t, file}
 }
 
 // driving is a command that is under way.
@@ -60,7 +60,7 @@ type driving struct {
 }
 
 // start starts a rollout command, which says text at some time.
-func (m *machine) start(text string, args ...string) *driving {
+func (m *operator) start(text string, args ...string) *driving {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.t.Context()), 4*time.Minute)
 	m.t.Cleanup(cancel)
@@ -74,7 +74,7 @@ func (m *machine) start(text string, args ...string) *driving {
 }
 
 // canary starts a rollout whose steps last a few seconds.
-func (m *machine) canary(text string) *driving {
+func (m *operator) canary(text string) *driving {
 	m.t.Helper()
 	return m.start(text, "canary", "api", "--image", nextImage, "--interval", "6s", "--min-requests", "15", "--timeout", "2m", "-o", "json")
 }
@@ -182,13 +182,13 @@ func TestCanaryRollout(t *testing.T) {
 	})
 	s.before = s.routes(t)
 	const url = "http://api/"
-	here, there := s.machine(t), s.machine(t)
+	here, there := s.operator(t), s.operator(t)
 
 	t.Run("errors take it back", func(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
 		_, end := s.load(url)
 		defer end()
-		d := (&machine{s, t, here.file}).canary("10 % ...")
+		d := (&operator{s, t, here.file}).canary("10 % ...")
 		d.seen()
 		s.spoil(t, "status=500")
 		code, r := d.end()
@@ -201,7 +201,7 @@ func TestCanaryRollout(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
 		_, end := s.load(url)
 		defer end()
-		d := (&machine{s, t, here.file}).canary("10 % ...")
+		d := (&operator{s, t, here.file}).canary("10 % ...")
 		d.seen()
 		s.spoil(t, "delay=1s")
 		code, r := d.end()
@@ -218,7 +218,7 @@ func TestCanaryRollout(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
 		_, end := s.load(url)
 		defer end()
-		d := (&machine{s, t, here.file}).canary("10 % ...")
+		d := (&operator{s, t, here.file}).canary("10 % ...")
 		d.seen()
 		s.refusesDeploy(t)
 		if _, said, code := s.Polymesh(t, "rollout", "canary", "api", "-n", s.name, "--image", "registry.polymesh.dev/test/echo:3"); code != 1 || !strings.Contains(said, "of image "+nextImage) {
@@ -227,7 +227,7 @@ func TestCanaryRollout(t *testing.T) {
 		if out, _, _ := s.Polymesh(t, "__complete", "rollout", "abort", "-n", s.name, ""); !strings.Contains(out, "api\n") {
 			t.Errorf("the shell is offered %q", out)
 		}
-		code, _ := (&machine{s, t, there.file}).start("aborted", "abort", "api").end()
+		code, _ := (&operator{s, t, there.file}).start("aborted", "abort", "api").end()
 		driver, r := d.end()
 		if code != 0 || driver != 3 || r.State == nil || r.Phase != rollout.Aborted {
 			t.Errorf("exit codes %d and %d, %+v", code, driver, r.State)
@@ -238,7 +238,7 @@ func TestCanaryRollout(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
 		sent, end := s.load(url)
 		outside := s.outside(t)
-		d := (&machine{s, t, here.file}).canary("10 % ...")
+		d := (&operator{s, t, here.file}).canary("10 % ...")
 		d.seen()
 		if err := d.cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
@@ -249,7 +249,7 @@ func TestCanaryRollout(t *testing.T) {
 		if weights != "90 10" {
 			t.Errorf("the weights are %q", weights)
 		}
-		code, r := (&machine{s, t, there.file}).start("promoted", "canary", "api", "-o", "json").end()
+		code, r := (&operator{s, t, there.file}).start("promoted", "canary", "api", "-o", "json").end()
 		if code != 0 || r.State == nil || r.Phase != rollout.Promoted || len(r.Done) != 3 {
 			t.Errorf("exit code %d, %+v", code, r.State)
 		}
