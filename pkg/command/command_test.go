@@ -243,7 +243,7 @@ func TestRolloutStatus(t *testing.T) {
 	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
 	s := &rollout.State{Name: "api", Namespace: "shop", Image: "shop/api:1.1.0", Previous: "shop/api:1.0.0", Phase: rollout.Running, Weight: 50,
 		Started: metav1.NewTime(now.Add(-5 * time.Minute)), Done: []rollout.StepDone{{Weight: 10,
-			Canary: rollout.Measure{Requests: 31, ErrorRate: 0.5, P99: metav1.Duration{Duration: 24 * time.Millisecond}}, Stable: rollout.Measure{}}}}
+			Canary: rollout.Measure{Requests: 31, ErrorRate: 0.5, P99: metav1.Duration{Duration: 24 * time.Millisecond}, Timed: 30}, Stable: rollout.Measure{}}}}
 	var out bytes.Buffer
 	if err := printRollout(&out, s, now); err != nil {
 		t.Fatal(err)
@@ -253,7 +253,7 @@ func TestRolloutStatus(t *testing.T) {
 	}
 	want := "deployment.apps/api -n shop, image shop/api:1.1.0 in place of shop/api:1.0.0, begun 5m ago\n" +
 		"Running at 50 %, driven by nobody\n\n" +
-		"STEP   CANARY                                  STABLE\n" +
+		"STEP   CANARY                                STABLE\n" +
 		"10 %   31 requests, 0.5 % errors, p99 24ms   no requests\n\n" +
 		"Nobody drives it: `polymesh rollout canary api -n shop` goes on with it, `polymesh rollout promote api -n shop` and `polymesh rollout abort api -n shop` end it\n" +
 		"NAME   PHASE     WEIGHT   IMAGE            AGE   DRIVEN BY\n" +

@@ -43,7 +43,11 @@ func (m Measure) String() string {
 	if m.Requests == 0 {
 		return "no requests"
 	}
-	return fmt.Sprintf("%d requests, %s errors, p99 %s", m.Requests, percent(m.ErrorRate), m.P99.Duration)
+	p99 := "-"
+	if m.Timed > 0 {
+		p99 = m.P99.Duration.String()
+	}
+	return fmt.Sprintf("%d requests, %s errors, p99 %s", m.Requests, percent(m.ErrorRate), p99)
 }
 
 func percent(rate float64) string { return fmt.Sprintf("%.2g %%", rate) }
