@@ -15,10 +15,13 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/payload"
+	"polymesh.dev/polymesh/pkg/rollout"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
@@ -43,7 +46,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"bridge", "ctr", "deploy", "dev", "image", "istioctl", "kubectl", "new", "reset", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
+	if want := []string{"bridge", "ctr", "deploy", "dev", "image", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"polymesh.dev/polymesh/pkg/image"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
+	"polymesh.dev/polymesh/pkg/rollout"
 	"polymesh.dev/polymesh/pkg/scanner"
 	"polymesh.dev/polymesh/pkg/signature"
 )
@@ -79,6 +80,7 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 		o.ContainerdSocket, o.RegistryDir = config.ContainerdSocket(dataDir), config.RegistryDir(dataDir)
 		o.Steps = progress.New(cmd.ErrOrStderr())
 		o.Out = cmd.OutOrStdout()
+		o.Allowed = rollout.Refuse
 		return o, nil
 	}
 }
