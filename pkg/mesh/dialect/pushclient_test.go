@@ -198,10 +198,14 @@ func (p *proxies) wait(t testing.TB, n int) {
 	}
 }
 
-// everybody may connect.
+// everybody may connect, and is each of the ten proxies.
 type everybody struct{}
 
 func (everybody) Authenticate(security.AuthContext) (*security.Caller, error) {
-	return &security.Caller{}, nil
+	caller := &security.Caller{}
+	for i := range 10 {
+		caller.Identities = append(caller.Identities, fmt.Sprintf("spiffe://cluster.local/ns/demo/sa/a%d", i))
+	}
+	return caller, nil
 }
 func (everybody) AuthenticatorType() string { return "everybody" }

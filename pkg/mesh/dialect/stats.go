@@ -268,7 +268,7 @@ func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.Access
 		tag("grpc_response_status", "%GRPC_STATUS_NUMBER%"),
 	)
 	end := when(logdata.AccessLogType_DownstreamEnd)
-	b := statsBuilder{config: config, tags: tags}
+	b := statsBuilder{config: config, folded: exposition.HTTP, tags: tags}
 	b.counter("requests_total", "")
 	b.histogram("request_duration_milliseconds", "%DURATION%", statslog.Config_Histogram_Milliseconds)
 	b.histogram("request_bytes", "%DOWNSTREAM_WIRE_BYTES_RECEIVED%", statslog.Config_Histogram_Bytes)
@@ -284,7 +284,7 @@ func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.Access
 }
 
 func tcpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessLog, error) {
-	b := statsBuilder{config: config, tags: append(commonTags(s, config), tag("request_protocol", "tcp"))}
+	b := statsBuilder{config: config, folded: exposition.TCP, tags: append(commonTags(s, config), tag("request_protocol", "tcp"))}
 	end := when(logdata.AccessLogType_TcpConnectionEnd)
 	b.counter("tcp_connections_opened_total", "")
 	b.log(statsScope, anyOf(when(logdata.AccessLogType_TcpUpstreamConnected), allOf(end,
@@ -373,6 +373,7 @@ func mustPack(m proto.Message) *anypb.Any {
 // for one logger after the other.
 type statsBuilder struct {
 	config     *stats.PluginConfig
+	folded     string // the tag that most others are folded into
 	tags       []*statslog.Config_Tag
 	counters   []*statslog.Config_Counter
 	histograms []*statslog.Config_Histogram
@@ -437,7 +438,23 @@ func (b *statsBuilder) stat(name string) *statslog.Config_Stat {
 			set[label] = true
 		}
 	}
-	return &statslog.Config_Stat{Name: "istio_" + name, Tags: withoutLabels(tags, without)}
+	return &statslog.Config_Stat{Name: "istio_" + name, Tags: fold(b.folded, withoutLabels(tags, without), set)}
+}
+
+// fold puts tags into one (exposition.Folded), but those with rules, and those that somebody else has set to what may hold
+// anything.
+func fold(name string, tags []*statslog.Config_Tag, set map[string]bool) []*statslog.Config_Tag {
+	names := exposition.Folded[name]
+	formats := make([]string, len(names))
+	rest := slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool {
+		i := slices.Index(names, t.Name)
+		if i < 0 || t.Rules != nil || set[t.Name] {
+			return false
+		}
+		formats[i] = t.ValueFormat
+		return true
+	})
+	return append([]*statslog.Config_Tag{tag(name, strings.Join(formats, exposition.FoldedBy))}, rest...)
 }
 
 // withoutLabels takes labels away: the tags that are nothing else, and the tags of which no label is left. Of the others
