@@ -12,11 +12,20 @@ import (
 // pushID names a figure of the benchmark of pushes; name is what go test calls it.
 func pushID(name string) figureID { return figureID("push " + name) }
 
-// pushKinds are what BenchmarkPush tells apart: the protocol of the mesh's 1,000 services, and whether nothing has changed
-// since the last push, or all has; the latter for one sidecar and as the mean of ten.
+// pushKinds are what BenchmarkPush and BenchmarkGenerate tell apart.
 var pushKinds = []struct{ name, says string }{
-	{"http/cached", "HTTP, nothing has changed"}, {"http/changed", "HTTP, all has changed, one sidecar"}, {"http/mesh", "HTTP, all has changed, each of ten"},
-	{"tcp/cached", "TCP, nothing has changed"}, {"tcp/changed", "TCP, all has changed, one sidecar"}, {"tcp/mesh", "TCP, all has changed, each of ten"},
+	{"Push/http/route", "HTTP, a route has changed, one sidecar"},
+	{"Push/http/all", "HTTP, all has changed, one sidecar"},
+	{"Push/http/ten", "HTTP, all has changed, each of ten"},
+	{"Push/tcp/route", "TCP, a route has changed, one sidecar"},
+	{"Push/tcp/all", "TCP, all has changed, one sidecar"},
+	{"Push/tcp/ten", "TCP, all has changed, each of ten"},
+	{"Generate/http/cached", "only generation, HTTP, all is cached"},
+	{"Generate/http/changed", "only generation, HTTP, all has changed, one sidecar"},
+	{"Generate/http/mesh", "only generation, HTTP, all has changed, each of ten"},
+	{"Generate/tcp/cached", "only generation, TCP, all is cached"},
+	{"Generate/tcp/changed", "only generation, TCP, all has changed, one sidecar"},
+	{"Generate/tcp/mesh", "only generation, TCP, all has changed, each of ten"},
 }
 
 // pushRows are the rows of the report.
@@ -30,7 +39,7 @@ func pushRows() []row {
 	return rows
 }
 
-// pushes runs the dialect's benchmark of what one sidecar gets in a full push, with and without the translation.
+// pushes runs the dialect's benchmarks of pushes, with and without the translation.
 func (b *bench) pushes(ctx context.Context) error {
 	test := filepath.Join(b.top, ".build", "bench", "dialect.test")
 	dir := filepath.Join(b.top, "pkg", "mesh", "dialect")
@@ -39,14 +48,14 @@ func (b *bench) pushes(ctx context.Context) error {
 	if out, err := compile.CombinedOutput(); err != nil {
 		return fmt.Errorf("compile the dialect's benchmark: %w: %s", err, out)
 	}
-	cmd := exec.CommandContext(ctx, test, "-test.run=^$", "-test.bench=Push", "-test.benchtime=5x")
+	cmd := exec.CommandContext(ctx, test, "-test.run=^$", "-test.bench=Push|Generate", "-test.benchtime=5x")
 	cmd.Dir = dir
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("the dialect's benchmark: %w: %s", err, out)
 	}
 	for _, kind := range pushKinds {
-		found := metrics(string(out), "BenchmarkPush/"+kind.name)
+		found := metrics(string(out), "Benchmark"+kind.name)
 		istiod, ok := found["istiod-cpu-ns/push"]
 		added, more := found["added-%"]
 		if !ok || !more {

@@ -30,7 +30,7 @@ func TestReport(t *testing.T) {
 	first.verdict(smallMesh, "yes")
 	first.verdict(smallMesh, "no: the server has ended")
 	second.add(direct.figure(topRate, "p99"), 0.5)
-	second.add(pushID("http/cached"), 8.25)
+	second.add(pushID("Push/http/route"), 8.25)
 	m := machine{Date: "2026-01-02", CPU: "Some CPU", Kernel: "6.1.0", System: "Debian", Polymesh: "polymesh 1.0", Cores: 2, Memory: 25.2}
 	later := m
 	later.Date, later.Polymesh = "2026-02-03", "polymesh 1.1"

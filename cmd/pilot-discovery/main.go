@@ -63,7 +63,10 @@ func runDiscovery(c *cobra.Command, _ []string) error {
 	if err != nil {
 		return fmt.Errorf("create discovery service: %w", err)
 	}
-	dialect.Wrap(server.XDSServer.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(server.XDSServer.Env.EndpointIndex)))
+	translator := dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(server.XDSServer.Env.EndpointIndex))
+	if err := dialect.Wrap(server.XDSServer, translator); err != nil {
+		return fmt.Errorf("put the dialect around Istio's generators: %w", err)
+	}
 	if err := nameWorkloads(server); err != nil {
 		return fmt.Errorf("name workloads in certificates: %w", err)
 	}

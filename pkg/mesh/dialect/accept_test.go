@@ -8,8 +8,6 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"istio.io/istio/pilot/pkg/model"
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
-
-	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
 func nodeOf(p *model.Proxy) *core.Node {
@@ -33,7 +31,7 @@ func TestEnvoyAccepts(t *testing.T) {
 	for _, s := range scenes() {
 		t.Run(s.name, func(t *testing.T) {
 			f, ads := newIstiod(t, s)
-			dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex)))
+			wrap(t, f)
 			want := generate(t, f, s.proxy)
 			p := startEnvoy(t, nodeOf(s.proxy), ads, newAuthority(t).serveSDS(t, s.proxy.ConfigNamespace, s.proxy.Metadata.WorkloadName))
 			waitFor(t, p, "full configuration", func() bool {

@@ -92,9 +92,11 @@ func offersIstioALPN(cluster []byte) bool {
 
 // withoutPeerExchange takes istio-peer-exchange out of what a TLS context offers or accepts: agreed on with a proxy of
 // Istio's, it would make that proxy wait for a preface. Matching on it in filter chains does no harm and stays.
-func withoutPeerExchange(_ *surroundings, context []byte) ([]byte, bool, error) {
-	out, changed := edit(context, commonTLSALPN, func(protocol []byte) ([]byte, bool) {
-		return protocol, string(protocol) != peerExchangeALPN
-	})
-	return out, changed, nil
+func withoutPeerExchange(_ *surroundings, e *edits, from, to int) error {
+	for f := range fields(e.in, from, to) {
+		if f.number == commonTLSALPN && string(e.in[f.from:f.to]) == peerExchangeALPN {
+			e.change(f.start, f.to-f.start, nil)
+		}
+	}
+	return nil
 }

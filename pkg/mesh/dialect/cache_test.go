@@ -1,36 +1,61 @@
-package dialect
+package dialect_test
 
 import (
 	"fmt"
-	"runtime"
+	"sync"
 	"testing"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+	v3 "istio.io/istio/pilot/pkg/xds/v3"
 
+	"polymesh.dev/polymesh/pkg/mesh/dialect"
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// TestNoStaleTranslation: a resource never gets the translation of one that had its address before, and what is of no
-// resource any more is forgotten.
-func TestNoStaleTranslation(t *testing.T) {
-	c := &shared{}
-	const rounds, many = 20, 1000
-	for round := range rounds {
-		live := make([]*discovery.Resource, many)
-		for i := range live {
-			name := fmt.Sprintf("%d/%d", round, i)
-			live[i] = &discovery.Resource{Name: name}
-			for range 2 {
-				got := c.translate(live[i], workload.Workload{}, func() *discovery.Resource { return &discovery.Resource{Name: name} })
-				if got.Name != name {
-					t.Fatalf("%s was given the translation of %s", name, got.Name)
+// TestCachedPush: pushes of what istiod has cached, for several proxies at once, are the translation of what it would have
+// made, and are the cached objects themselves.
+func TestCachedPush(t *testing.T) {
+	s := scenes()[0]
+	plain, _ := newIstiod(t, s)
+	f, _ := newIstiod(t, s)
+	wrap(t, f)
+	translator := dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(plain.Discovery.Env.EndpointIndex))
+	want := map[string]*discovery.Resource{}
+	for typ, resources := range generate(t, plain, s.proxy) {
+		for _, r := range resources {
+			r.Resource = translator.Resource(r.Resource, workload.Workload{
+				Name: "a", Namespace: "demo", CanonicalService: "a", CanonicalRevision: "v1", Cluster: "Kubernetes", App: "a", Version: "v1",
+			}).Resource
+			want[typ+r.Name] = r
+		}
+	}
+	first := generateAt(t, f, s.proxy, time.Now())
+	var pushes sync.WaitGroup
+	for i := range 4 {
+		pushes.Go(func() {
+			proxy := scenes()[0].proxy
+			proxy.ID = fmt.Sprintf("a%d.demo", i)
+			kept := 0
+			for typ, resources := range generateAt(t, f, proxy, time.Now()) {
+				before := byName(first[typ])
+				for _, r := range resources {
+					if !proto.Equal(r, want[typ+r.Name]) {
+						t.Errorf("%s %s is not the translation of what istiod makes", typ, r.Name)
+					}
+					if r == before[r.Name] {
+						kept++
+					}
 				}
 			}
-		}
-		runtime.KeepAlive(live)
-		runtime.GC()
+			if kept == 0 {
+				t.Error("nothing was cached")
+			}
+		})
 	}
-	if n := len(c.translations); n >= rounds*many/2 {
-		t.Errorf("%d translations are kept of %d resources that are gone", n, rounds*many)
+	pushes.Wait()
+	if len(want) == 0 || len(first[v3.ClusterType]) == 0 {
+		t.Fatal("nothing was generated")
 	}
 }

@@ -1,10 +1,13 @@
 package dialect
 
 import (
+	"fmt"
 	"sync"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"istio.io/istio/pilot/pkg/model"
+	"istio.io/istio/pilot/pkg/networking/core"
+	"istio.io/istio/pilot/pkg/xds"
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
 	"istio.io/istio/pkg/kube/labels"
 	"istio.io/istio/pkg/log"
@@ -29,24 +32,47 @@ var (
 		"Resources that were left untranslated, for Envoy to reject, because an extension could not be left out safely.")
 )
 
-// Wrap puts the dialect around the generators of a DiscoveryServer (its exported Generators map). It is called after
-// bootstrap.NewServer and before Start.
-func Wrap(generators map[string]model.XdsResourceGenerator, t *Translator) {
+// Wrap puts the dialect around the generators of a DiscoveryServer and between them and their cache. It is called after
+// bootstrap.NewServer and before Start. It fails if Istio's generators are not what they used to be.
+func Wrap(server *xds.DiscoveryServer, t *Translator) error {
 	r := &reporter{}
+	if err := wrapCache(server, t, r); err != nil {
+		return err
+	}
 	for _, typ := range wrappedTypes {
-		var c cache = &shared{}
-		if typ == v3.ListenerType {
-			c = newRecent()
-		}
-		inner := generators[typ]
-		switch g := inner.(type) {
+		switch g := server.Generators[typ].(type) {
 		case nil:
 		case model.XdsDeltaResourceGenerator:
-			generators[typ] = &deltaGenerator{generator{g, t, c, r}, g}
+			server.Generators[typ] = &deltaGenerator{generator{g, t, r}, g}
 		default:
-			generators[typ] = &generator{g, t, c, r}
+			server.Generators[typ] = &generator{g, t, r}
 		}
 	}
+	return nil
+}
+
+// wrapCache reaches the cache of clusters, routes and endpoints where the generators have it. That of secrets stays as it is.
+func wrapCache(server *xds.DiscoveryServer, t *Translator, r *reporter) error {
+	clusters, ok := server.Generators[v3.ClusterType].(*xds.CdsGenerator)
+	if !ok {
+		return fmt.Errorf("the generator for clusters is a %T, and not Istio's", server.Generators[v3.ClusterType])
+	}
+	routes, ok := server.Generators[v3.RouteType].(*xds.RdsGenerator)
+	if !ok {
+		return fmt.Errorf("the generator for routes is a %T, and not Istio's", server.Generators[v3.RouteType])
+	}
+	endpoints, ok := server.Generators[v3.EndpointType].(*xds.EdsGenerator)
+	if !ok {
+		return fmt.Errorf("the generator for endpoints is a %T, and not Istio's", server.Generators[v3.EndpointType])
+	}
+	builder, ok := clusters.ConfigGenerator.(*core.ConfigGeneratorImpl)
+	if !ok || routes.ConfigGenerator != clusters.ConfigGenerator {
+		return fmt.Errorf("the generators for clusters and routes have a %T and a %T, and not Istio's one", clusters.ConfigGenerator, routes.ConfigGenerator)
+	}
+	builder.Cache = newCache(builder.Cache, t, r)
+	endpoints.Cache = newCache(endpoints.Cache, t, r)
+	server.Cache.ClearAll() // of what was put there before
+	return nil
 }
 
 // generator translates what another one generates. istiod asks by type assertion whether a generator can do deltas, so
@@ -54,13 +80,13 @@ func Wrap(generators map[string]model.XdsResourceGenerator, t *Translator) {
 type generator struct {
 	inner      model.XdsResourceGenerator
 	translator *Translator
-	cache      cache
 	reporter   *reporter
 }
 
 func (g *generator) Generate(proxy *model.Proxy, w *model.WatchedResource, req *model.PushRequest) (model.Resources, model.XdsLogDetails, error) {
 	resources, details, err := g.inner.Generate(proxy, w, req)
-	return g.translate(proxy, resources), details, err
+	g.translate(proxy, resources)
+	return resources, details, err
 }
 
 type deltaGenerator struct {
@@ -72,38 +98,22 @@ func (g *deltaGenerator) GenerateDeltas(proxy *model.Proxy, req *model.PushReque
 	model.Resources, model.DeletedResources, model.XdsLogDetails, bool, error,
 ) {
 	resources, removed, details, used, err := g.delta.GenerateDeltas(proxy, req, w)
-	return g.translate(proxy, resources), removed, details, used, err
+	g.translate(proxy, resources)
+	return resources, removed, details, used, err
 }
 
-// translate keeps the difference between nil ("nothing to push") and an empty list ("nothing is left"), and never writes
-// to what it was given: istiod caches the resources and their bytes.
-func (g *generator) translate(proxy *model.Proxy, in model.Resources) model.Resources {
-	proxied := workloadOf(proxy)
-	var out model.Resources
-	for i, r := range in {
-		translated := g.cache.translate(r, proxied, func() *discovery.Resource {
-			result := g.translator.Resource(r.Resource, proxied)
-			g.reporter.report(r, result)
-			if result.Resource == r.Resource {
-				return nil
-			}
-			return &discovery.Resource{
-				Name: r.Name, ResourceName: r.ResourceName, Aliases: r.Aliases, Version: r.Version, Ttl: r.Ttl,
-				CacheControl: r.CacheControl, Metadata: r.Metadata, Resource: result.Resource,
-			}
-		})
-		if translated == nil {
+// translate translates what has not been in the cache: it was made for this push, so nobody else has it.
+func (g *generator) translate(proxy *model.Proxy, resources model.Resources) {
+	var w *walker
+	for _, res := range resources {
+		if translated(res) {
 			continue
 		}
-		if out == nil {
-			out = append(make(model.Resources, 0, len(in)), in...)
+		if w == nil {
+			w = g.translator.walk(workloadOf(proxy))
 		}
-		out[i] = translated
+		translate(w, g.reporter, res)
 	}
-	if out == nil {
-		return in
-	}
-	return out
 }
 
 // workloadOf is what Istio's metrics call the workload behind a proxy.

@@ -17,7 +17,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"istio.io/istio/pilot/pkg/model"
-	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
 // TestGolden compares what the dialect changes in generated resources with testdata/<scene>.diff. The files hold the
@@ -27,7 +26,7 @@ func TestGolden(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			f, _ := newIstiod(t, s)
 			before := generate(t, f, s.proxy)
-			dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex)))
+			wrap(t, f)
 			got := diffOf(t, before, generate(t, f, s.proxy))
 			if got == "" {
 				t.Fatal("nothing was translated")

@@ -14,33 +14,60 @@ const peerFilter = "polymesh.peer_metadata"
 // (source/extensions/filters/http/peer_metadata/filter.h in Istio's Envoy).
 var peerHeaders = []string{"x-envoy-peer-metadata", "x-envoy-peer-metadata-id"}
 
-func translateHTTP(s *surroundings, m *hcm.HttpConnectionManager) (bool, error) {
-	changed, err := translateHTTPStats(s, m)
+// translateHTTP gives an HTTP connection manager the metrics' loggers, and a filter against made-up headers before all others.
+func translateHTTP(s *surroundings, e *edits, from, to int) error {
+	manager := e.in[from:to]
+	var first []byte
+	filtered := false
+	begin := len(e.scratch)
+	for filter := range each(manager, httpFilters) {
+		if !filtered {
+			first, filtered = at(filter, httpFilterName), true
+		}
+		logs, _, err := s.loggersFor(at(filter, filterTypedConfig), false)
+		if err != nil {
+			return err
+		}
+		for _, log := range logs {
+			e.scratch = appendBytes(e.scratch, httpAccessLog, log)
+		}
+	}
+	if added := e.scratch[begin:len(e.scratch):len(e.scratch)]; len(added) > 0 {
+		e.change(to, 0, added)
+	}
+	if !filtered || string(first) == peerFilter {
+		return nil
+	}
+	asks, err := asksForCaller(s, manager)
 	if err != nil {
-		return false, err
+		return err
 	}
-	if len(m.HttpFilters) == 0 || m.HttpFilters[0].Name == peerFilter {
-		return changed, nil
+	if asks {
+		e.change(from, 0, s.parts.callerFilters)
+	} else {
+		e.change(from, 0, s.parts.peerFilters)
 	}
+	return nil
+}
+
+// peerFilters are the filters that go before all others, encoded, with or without what brings the caller into the request's
+// metadata.
+func peerFilters(caller bool) []byte {
 	config := &mutate.HeaderMutation{Mutations: &mutate.Mutations{}}
 	for _, name := range peerHeaders {
 		config.Mutations.RequestMutations = append(config.Mutations.RequestMutations, &mutation.HeaderMutation{
 			Action: &mutation.HeaderMutation_Remove{Remove: name},
 		})
 	}
-	filters := []*hcm.HttpFilter{{Name: peerFilter}}
-	if asksForCaller(s, m) {
-		filter, err := bringCaller(config.Mutations)
-		if err != nil {
-			return false, err
-		}
-		filters = append(filters, filter)
+	first := &hcm.HttpFilter{Name: peerFilter}
+	filters := []*hcm.HttpFilter{first}
+	if caller {
+		filters = append(filters, bringCaller(config.Mutations))
 	}
-	packed, err := pack(config)
-	if err != nil {
-		return false, err
+	first.ConfigType = &hcm.HttpFilter_TypedConfig{TypedConfig: mustPack(config)}
+	var encoded []byte
+	for _, filter := range filters {
+		encoded = appendBytes(encoded, httpFilters, mustPack(filter).Value)
 	}
-	filters[0].ConfigType = &hcm.HttpFilter_TypedConfig{TypedConfig: packed}
-	m.HttpFilters = append(filters, m.HttpFilters...)
-	return true, nil
+	return encoded
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -20,6 +21,8 @@ import (
 	"istio.io/istio/pkg/config/mesh"
 	"istio.io/istio/pkg/test"
 	"istio.io/istio/pkg/util/sets"
+
+	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
 // A scene is a mesh and a proxy in it. The resources come from Istio's real generators.
@@ -126,15 +129,30 @@ func newIstiod(t testing.TB, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 	return f, socket
 }
 
+// wrap puts the dialect around an istiod's generators.
+func wrap(t testing.TB, f *xds.FakeDiscoveryServer) {
+	t.Helper()
+	translator := dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex))
+	if err := dialect.Wrap(f.Discovery, translator); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // generate asks istiod's generators for everything that an Envoy asks for, in Envoy's order.
 func generate(t testing.TB, f *xds.FakeDiscoveryServer, proxy *model.Proxy) map[string]model.Resources {
+	t.Helper()
+	return generateAt(t, f, proxy, time.Time{})
+}
+
+// generateAt is generate for a push that began at a time, without which istiod caches nothing.
+func generateAt(t testing.TB, f *xds.FakeDiscoveryServer, proxy *model.Proxy, start time.Time) map[string]model.Resources {
 	t.Helper()
 	proxy = f.SetupProxy(proxy)
 	out := map[string]model.Resources{}
 	ask := func(typ string, names ...string) {
 		res, _, err := f.Discovery.Generators[typ].Generate(proxy,
 			&model.WatchedResource{TypeUrl: typ, ResourceNames: sets.New(names...)},
-			&model.PushRequest{Push: f.PushContext(), Forced: true})
+			&model.PushRequest{Push: f.PushContext(), Forced: true, Start: start})
 		if err != nil {
 			t.Fatalf("%s: %v", typ, err)
 		}

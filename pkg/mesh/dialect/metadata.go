@@ -26,7 +26,7 @@ func clusterMetadata(key string) string {
 	return fmt.Sprintf("%%METADATA(CLUSTER:%s:%s)%%", ownMetadata, key)
 }
 
-// endpointMetadata is the format string for a value that nameEndpoints wrote.
+// endpointMetadata is the format string for a value that nameEndpoint wrote.
 func endpointMetadata(key string) string {
 	return fmt.Sprintf("%%METADATA(UPSTREAM_HOST:%s:%s)%%", ownMetadata, key)
 }
@@ -39,7 +39,8 @@ var unnamed = map[string]bool{
 }
 
 // translateCluster adds to a cluster's metadata what alpnFilter and the stats loggers read.
-func translateCluster(_ *surroundings, cluster []byte) ([]byte, bool, error) {
+func translateCluster(_ *surroundings, e *edits, from, to int) error {
+	cluster := e.in[from:to]
 	own := make([]text, 0, 2)
 	if alpn := httpALPN(cluster); alpn != "" {
 		own = append(own, text{alpnKey, alpn})
@@ -47,8 +48,8 @@ func translateCluster(_ *surroundings, cluster []byte) ([]byte, bool, error) {
 	if service := serviceOf(cluster); service != "" {
 		own = append(own, text{serviceKey, service})
 	}
-	out, changed := withMetadata(cluster, clusterMetadataField, own...)
-	return out, changed, nil
+	e.addMetadata(from, to, clusterMetadataField, own...)
+	return nil
 }
 
 // serviceOf is the service that a cluster stands for, as serviceKey has it.
@@ -68,29 +69,35 @@ func serviceOf(cluster []byte) string {
 	return ""
 }
 
-// nameEndpoints completes what Istio says about endpoints' workloads, where the labels app and version are missing.
-func nameEndpoints(s *surroundings, assignment []byte) ([]byte, bool, error) {
-	// All endpoints of a service are in one namespace, but for some that a ServiceEntry selects.
-	var namespace string
-	var known map[string]map[string]string
-	asked := false
-	out, changed := edit(assignment, assignmentEndpoints, func(locality []byte) ([]byte, bool) {
-		locality, _ = edit(locality, localityEndpoints, func(endpoint []byte) ([]byte, bool) {
-			w, ok := workload.Parse(textIn(filterMetadata(endpoint, lbEndpointMetadata, istioMetadata), "workload"))
-			if !ok {
-				return endpoint, true
-			}
-			if s.endpoints != nil && (!asked || namespace != w.Namespace) {
-				_, _, host, _ := model.ParseSubsetKey(string(at(assignment, assignmentCluster)))
-				known = s.endpoints(string(host), w.Namespace)
-				namespace, asked = w.Namespace, true
-			}
-			labels := known[string(at(endpoint, lbEndpoint, endpointAddress, addressSocket, socketAddress))]
-			w.App, w.Version = labels["app"], labels["version"]
-			endpoint, _ = withMetadata(endpoint, lbEndpointMetadata, text{workloadKey, w.String()})
-			return endpoint, true
-		})
-		return locality, true
-	})
-	return out, changed, nil
+// assignment is the service of some endpoints, and the labels of the workloads behind it, by address: all in one namespace,
+// but for some that a ServiceEntry selects.
+type assignment struct {
+	host, namespace string
+	asked           bool
+	labels          map[string]map[string]string
+}
+
+func noteAssignment(s *surroundings, b []byte) ([]byte, bool, error) {
+	name, _ := last(b, assignmentCluster)
+	_, _, host, _ := model.ParseSubsetKey(string(name))
+	s.assignment = &assignment{host: string(host)}
+	return b, false, nil
+}
+
+// nameEndpoint completes what Istio says about an endpoint's workload, where the labels app and version are missing.
+func nameEndpoint(s *surroundings, e *edits, from, to int) error {
+	endpoint := e.in[from:to]
+	w, ok := workload.Parse(textIn(filterMetadata(endpoint, lbEndpointMetadata, istioMetadata), "workload"))
+	if !ok || s.assignment == nil {
+		return nil
+	}
+	of := s.assignment
+	if s.endpoints != nil && (!of.asked || of.namespace != w.Namespace) {
+		of.labels = s.endpoints(of.host, w.Namespace)
+		of.namespace, of.asked = w.Namespace, true
+	}
+	labels := of.labels[string(at(endpoint, lbEndpoint, endpointAddress, addressSocket, socketAddress))]
+	w.App, w.Version = labels["app"], labels["version"]
+	e.addMetadata(from, to, lbEndpointMetadata, text{workloadKey, w.String()})
+	return nil
 }

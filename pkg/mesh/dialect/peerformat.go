@@ -1,6 +1,7 @@
 package dialect
 
 import (
+	"bytes"
 	"fmt"
 	"regexp"
 	"strings"
@@ -147,25 +148,30 @@ func translateLogFilter(s *surroundings, f *celfilter.ExpressionFilter) (bool, e
 	return replace(s, &f.Expression, peerExpression), nil
 }
 
-// asksForCaller reports whether a tag or a log of a server's listener names the caller.
-func asksForCaller(s *surroundings, m *hcm.HttpConnectionManager) bool {
-	if !s.inbound {
-		return false
+// asksForCaller reports whether a tag or a log of a server's HTTP connection manager names the caller.
+func asksForCaller(s *surroundings, manager []byte) (bool, error) {
+	const caller = "downstream_peer"
+	if !s.inbound || !bytes.Contains(manager, []byte(caller)) {
+		return false, nil
+	}
+	m := &hcm.HttpConnectionManager{}
+	if err := proto.Unmarshal(manager, m); err != nil {
+		return false, fmt.Errorf("unmarshal %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
 	}
 	names := func(text string) bool {
-		return strings.Contains(text, "downstream_peer") && (peerCommand.MatchString(text) || peerInCEL.MatchString(text))
+		return strings.Contains(text, caller) && (peerCommand.MatchString(text) || peerInCEL.MatchString(text))
 	}
 	for _, tag := range m.GetTracing().GetCustomTags() {
 		if names(tag.GetValue()) {
-			return true
+			return true, nil
 		}
 	}
 	for _, log := range m.AccessLog {
 		if names(string(log.GetTypedConfig().GetValue())) || logFilterNames(log.GetFilter(), names) {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
 
 func logFilterNames(f *accesslog.AccessLogFilter, names func(string) bool) bool {
@@ -179,7 +185,7 @@ func logFilterNames(f *accesslog.AccessLogFilter, names func(string) bool) bool 
 
 // bringCaller makes the filter that moves the caller into the request's metadata, and adds to the one before it what makes
 // the header.
-func bringCaller(before *mutate.Mutations) (*hcm.HttpFilter, error) {
+func bringCaller(before *mutate.Mutations) *hcm.HttpFilter {
 	before.RequestMutations = append(before.RequestMutations,
 		// Without a certificate the header is not set, so a made-up one has to go first.
 		&mutation.HeaderMutation{Action: &mutation.HeaderMutation_Remove{Remove: callerHeader}},
@@ -187,13 +193,10 @@ func bringCaller(before *mutate.Mutations) (*hcm.HttpFilter, error) {
 			Header: &core.HeaderValue{Key: callerHeader, Value: "%DOWNSTREAM_PEER_OTHERNAME_SAN%"},
 		}}},
 	)
-	packed, err := pack(&tometadata.Config{RequestRules: []*tometadata.Config_Rule{{
+	packed := mustPack(&tometadata.Config{RequestRules: []*tometadata.Config_Rule{{
 		Header:          callerHeader,
 		OnHeaderPresent: &tometadata.Config_KeyValuePair{MetadataNamespace: ownMetadata, Key: callerKey},
 		Remove:          true,
 	}}})
-	if err != nil {
-		return nil, err
-	}
-	return &hcm.HttpFilter{Name: callerFilter, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: packed}}, nil
+	return &hcm.HttpFilter{Name: callerFilter, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: packed}}
 }

@@ -30,9 +30,22 @@ var extensionRules = map[protoreflect.FullName]extensionRule{
 type surroundings struct {
 	proxy     workload.Workload
 	endpoints Endpoints
-	loggers   *loggers
+	parts     *parts
+	// met are the loggers that this proxy's listeners have had until now.
+	met []metLoggers
+	within
+}
+
+// within is what holds inside of a message and not beside it.
+type within struct {
 	// inbound is set inside of a listener for traffic to the workload.
 	inbound bool
+	// quiet is set inside of a tcp_proxy whose loggers must not log when a connection has its upstream.
+	quiet bool
+	// tcp are the loggers, encoded, for the tcp_proxy of the filter chain.
+	tcp [][]byte
+	// assignment is the service whose endpoints these are.
+	assignment *assignment
 }
 
 // messageRule changes a message in place and reports whether it did.
@@ -45,12 +58,11 @@ func on[M proto.Message](f func(*surroundings, M) (bool, error)) messageRule {
 
 // messageRules are changes that no extension position asks for. They run before the message is walked.
 var messageRules = map[protoreflect.FullName]messageRule{
-	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": on(translateHTTP),
-	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue":              on(upstreamFactory),
-	"envoy.type.tracing.v3.CustomTag":                                                   on(translateTag),
-	"envoy.config.core.v3.SubstitutionFormatString":                                     on(translateFormat),
-	"opentelemetry.proto.common.v1.AnyValue":                                            translateAttribute,
-	"envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter":                   on(translateLogFilter),
+	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue": on(upstreamFactory),
+	"envoy.type.tracing.v3.CustomTag":                                      on(translateTag),
+	"envoy.config.core.v3.SubstitutionFormatString":                        on(translateFormat),
+	"opentelemetry.proto.common.v1.AnyValue":                               translateAttribute,
+	"envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter":      on(translateLogFilter),
 }
 
 // markers are what the message rules look for, as bytes: a message without its marker is not decoded.
@@ -62,15 +74,25 @@ var markers = map[protoreflect.FullName]string{
 	"envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter":      anyPeer,
 }
 
-// wireRule is a messageRule for what there is much of: it edits the wire format. It returns its input where nothing changes.
-type wireRule func(*surroundings, []byte) ([]byte, bool, error)
+// wireRule is a messageRule for what there is much of: it works on the wire format. Either part may be nil.
+type wireRule struct {
+	// enter is called before what is inside is walked. It may note something in the surroundings, and may return another message
+	// to be walked in this one's place.
+	enter func(*surroundings, []byte) ([]byte, bool, error)
+	// leave is called afterwards, to edit what is no member of the walk: the message is in[from:to].
+	leave func(s *surroundings, e *edits, from, to int) error
+}
 
 var wireRules = map[protoreflect.FullName]wireRule{
-	"envoy.config.listener.v3.Listener":                          noteDirection,
-	"envoy.config.listener.v3.FilterChain":                       translateTCPStats,
-	"envoy.config.cluster.v3.Cluster":                            translateCluster,
-	"envoy.config.endpoint.v3.ClusterLoadAssignment":             nameEndpoints,
-	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext": withoutPeerExchange,
+	"envoy.config.listener.v3.Listener":                                                 {enter: noteDirection},
+	"envoy.config.listener.v3.FilterChain":                                              {enter: noteTCPStats},
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                            {enter: noteTCPLogs, leave: addTCPLogs},
+	"envoy.config.accesslog.v3.AccessLog":                                               {enter: quietFiltered, leave: quietUnfiltered},
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": {leave: translateHTTP},
+	"envoy.config.cluster.v3.Cluster":                                                   {leave: translateCluster},
+	"envoy.config.endpoint.v3.ClusterLoadAssignment":                                    {enter: noteAssignment},
+	"envoy.config.endpoint.v3.LbEndpoint":                                               {leave: nameEndpoint},
+	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext":                        {leave: withoutPeerExchange},
 }
 
 // resources are the types of LDS, CDS, RDS, EDS and ECDS.

@@ -20,7 +20,7 @@ type shape struct {
 	name protoreflect.FullName
 	// new makes an empty message.
 	new func() protoreflect.Message
-	// rule changes messages of this type that hold the marker; wire does it in the wire format.
+	// rule changes messages of this type that hold the marker; wire works on the wire format.
 	rule   messageRule
 	marker []byte
 	wire   wireRule
@@ -95,7 +95,7 @@ func (all shapes) prune() {
 			if needed[s] {
 				continue
 			}
-			n := s.rule != nil || s.wire != nil
+			n := s.ruled()
 			for _, m := range s.members {
 				n = n || m != nil && needed[m.shape]
 			}
@@ -118,8 +118,10 @@ func (s *shape) empty() bool {
 			return false
 		}
 	}
-	return s.rule == nil && s.wire == nil
+	return !s.ruled()
 }
+
+func (s *shape) ruled() bool { return s.rule != nil || s.wire.enter != nil || s.wire.leave != nil }
 
 func optional(d protoreflect.MessageDescriptor) func([]byte) bool {
 	is := func(m proto.Message) bool { return m.ProtoReflect().Descriptor().FullName() == d.FullName() }

@@ -13,7 +13,6 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	logdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	statslog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
-	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcp "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	transform "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/actions/transform_stat/v3"
 	taginput "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/stats/v3"
@@ -55,17 +54,14 @@ func noteDirection(s *surroundings, listener []byte) ([]byte, bool, error) {
 	return listener, false, nil
 }
 
-// loggers keeps the loggers made last: all ports of a workload have the same ones, and a push asks for them port by port.
-type loggers struct {
-	made *lru.Cache[loggersKey, made]
-	// quiet is the filter for what does not log when a connection has its upstream, encoded.
+// parts are what the dialect puts into resources, encoded.
+type parts struct {
+	// loggers are those made last: all ports of a workload have the same ones.
+	loggers *lru.Cache[loggersKey, [][]byte]
+	// quiet is the filter for what does not log when a connection has its upstream.
 	quiet []byte
-}
-
-// made are loggers, also encoded.
-type made struct {
-	logs    []*accesslog.AccessLog
-	encoded [][]byte
+	// peerFilters go into an HTTP connection manager, or callerFilters.
+	peerFilters, callerFilters []byte
 }
 
 type loggersKey struct {
@@ -74,33 +70,59 @@ type loggersKey struct {
 	proxy        workload.Workload
 }
 
+// metLoggers are loggers that the surroundings have met.
+type metLoggers struct {
+	config       []byte
+	tcp, inbound bool
+	logs         [][]byte
+}
+
 // loggersSize is what some hundred workloads have.
 const loggersSize = 512
 
-func newLoggers() *loggers {
-	made, err := lru.New[loggersKey, made](loggersSize)
+func newParts() *parts {
+	loggers, err := lru.New[loggersKey, [][]byte](loggersSize)
 	if err != nil {
 		panic(err) // a size below one
 	}
-	return &loggers{made, mustPack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+	quiet := mustPack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
 		LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected}, Exclude: true},
-	}}).Value}
+	}})
+	return &parts{loggers, quiet.Value, peerFilters(false), peerFilters(true)}
 }
 
-// loggersFor returns the loggers for a configuration of istio.stats, or none for another extension. They are shared, so
-// nobody may change them.
-func (s *surroundings) loggersFor(a *anypb.Any, tcp bool) (made, bool, error) {
-	a, err := statsConfig(a)
+// loggersFor returns the loggers for the filter config, an Any, encoded, if that is istio.stats. Nobody may change them.
+func (s *surroundings) loggersFor(config []byte, tcp bool) ([][]byte, bool, error) {
+	url := at(config, anyTypeURL)
+	if !bytes.HasSuffix(url, []byte(statsPlugin)) && !bytes.HasSuffix(url, []byte("TypedStruct")) {
+		return nil, false, nil
+	}
+	for _, m := range s.met {
+		if m.tcp == tcp && m.inbound == s.inbound && bytes.Equal(m.config, config) {
+			return m.logs, true, nil
+		}
+	}
+	a, err := statsConfig(&anypb.Any{TypeUrl: string(url), Value: at(config, anyValue)})
 	if err != nil || a == nil {
-		return made{}, false, err
+		return nil, false, err
 	}
 	key := loggersKey{string(a.Value), tcp, s.inbound, s.proxy}
-	if logs, ok := s.loggers.made.Get(key); ok {
-		return logs, true, nil
+	logs, ok := s.parts.loggers.Get(key)
+	if !ok {
+		if logs, err = s.build(a, tcp); err != nil {
+			return nil, false, err
+		}
+		s.parts.loggers.Add(key, logs)
 	}
+	s.met = append(s.met, metLoggers{bytes.Clone(config), tcp, s.inbound, logs})
+	return logs, true, nil
+}
+
+// build makes the loggers for a configuration of istio.stats.
+func (s *surroundings) build(a *anypb.Any, tcp bool) ([][]byte, error) {
 	config := &stats.PluginConfig{}
 	if err := a.UnmarshalTo(config); err != nil {
-		return made{}, false, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
+		return nil, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
 	}
 	build := httpStats
 	if tcp {
@@ -108,18 +130,17 @@ func (s *surroundings) loggersFor(a *anypb.Any, tcp bool) (made, bool, error) {
 	}
 	logs, err := build(s, config)
 	if err != nil {
-		return made{}, false, err
+		return nil, err
 	}
-	both := made{logs: logs}
+	encoded := make([][]byte, 0, len(logs))
 	for _, log := range logs {
 		packed, err := pack(log)
 		if err != nil {
-			return made{}, false, err
+			return nil, err
 		}
-		both.encoded = append(both.encoded, packed.Value)
+		encoded = append(encoded, packed.Value)
 	}
-	s.loggers.made.Add(key, both)
-	return both, true, nil
+	return encoded, nil
 }
 
 // statsConfig returns the configuration of istio.stats, which an EnvoyFilter may also write as a TypedStruct, or nil for
@@ -134,100 +155,89 @@ func statsConfig(a *anypb.Any) (*anypb.Any, error) {
 	return unstructured(a, func() protoreflect.Message { return (&stats.PluginConfig{}).ProtoReflect() })
 }
 
-// translateHTTPStats adds the metrics' loggers. The filter itself goes by its extension rule.
-func translateHTTPStats(s *surroundings, m *hcm.HttpConnectionManager) (changed bool, err error) {
-	for _, f := range m.HttpFilters {
-		logs, ok, err := s.loggersFor(f.GetTypedConfig(), false)
-		if err != nil {
-			return changed, err
-		}
-		m.AccessLog = append(m.AccessLog, logs.logs...)
-		changed = changed || ok
-	}
-	return changed, nil
-}
-
-// tcpProxy is the type of the filter at the end of a chain for TCP.
-const tcpProxy = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
-
-// translateTCPStats gives the metrics to the chain's tcp_proxy. A chain that ends otherwise (Redis) has no TCP metrics.
-func translateTCPStats(s *surroundings, chain []byte) ([]byte, bool, error) {
-	changed := false
+// noteTCPStats reads the loggers for a chain's tcp_proxy. A chain that ends otherwise (Redis) has no TCP metrics.
+func noteTCPStats(s *surroundings, chain []byte) ([]byte, bool, error) {
+	s.tcp = nil
 	for filter := range each(chain, chainFilters) {
-		config := at(filter, filterTypedConfig)
-		if url := at(config, anyTypeURL); !bytes.HasSuffix(url, []byte(statsPlugin)) && !bytes.HasSuffix(url, []byte("TypedStruct")) {
-			continue
-		}
-		logs, ok, err := s.loggersFor(&anypb.Any{TypeUrl: string(at(config, anyTypeURL)), Value: at(config, anyValue)}, true)
+		logs, _, err := s.loggersFor(at(filter, filterTypedConfig), true)
 		if err != nil {
-			return chain, false, err
+			return nil, false, err
 		}
-		if !ok {
-			continue
+		s.tcp = append(s.tcp, logs...)
+	}
+	return chain, false, nil
+}
+
+// logsConnected says whether a tcp_proxy logs when a connection has its upstream, and not only at the end.
+func logsConnected(proxy []byte) bool {
+	return varint(at(proxy, tcpOptions), tcpOptionsOnConnected) != 0
+}
+
+// noteTCPLogs: with the metrics a tcp_proxy logs when connected. Loggers that are there keep quiet then, as before.
+func noteTCPLogs(s *surroundings, proxy []byte) ([]byte, bool, error) {
+	s.quiet = len(s.tcp) > 0 && !logsConnected(proxy)
+	return proxy, false, nil
+}
+
+// quietFiltered makes a logger quiet that has a filter.
+func quietFiltered(s *surroundings, log []byte) ([]byte, bool, error) {
+	filter, filtered := last(log, accessLogFilter)
+	if !s.quiet || !filtered {
+		return log, false, nil
+	}
+	both := appendBytes(nil, andFilter, appendBytes(appendBytes(nil, andFilters, filter), andFilters, s.parts.quiet))
+	e := edits{in: log}
+	for f := range fields(log, 0, len(log)) {
+		if f.number == accessLogFilter {
+			e.change(f.start, f.to-f.start, nil)
 		}
-		var edited bool
-		chain, edited = edit(chain, chainFilters, func(terminal []byte) ([]byte, bool) {
-			config := at(terminal, filterTypedConfig)
-			if !isType(config, tcpProxy) {
-				return terminal, true
+	}
+	e.change(len(log), 0, appendBytes(nil, accessLogFilter, both))
+	out, _ := e.out()
+	s.quiet = false // it is, for the walk of what it is now
+	return out, true, nil
+}
+
+// quietUnfiltered makes a logger quiet that has none.
+func quietUnfiltered(s *surroundings, e *edits, from, to int) error {
+	if s.quiet {
+		e.change(to, 0, appendBytes(nil, accessLogFilter, s.parts.quiet))
+	}
+	return nil
+}
+
+// addTCPLogs gives the metrics to a tcp_proxy. A server's proxy connects to the app after the TLS handshake, not beside it:
+// only then it knows who is calling.
+func addTCPLogs(s *surroundings, e *edits, from, to int) error {
+	if len(s.tcp) == 0 {
+		return nil
+	}
+	proxy := e.in[from:to]
+	begin := len(e.scratch)
+	b := e.scratch
+	if !logsConnected(proxy) {
+		if s.inbound && varint(proxy, tcpConnectMode) == uint64(tcp.UpstreamConnectMode_IMMEDIATE) {
+			b = appendVarint(b, tcpConnectMode, uint64(tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE))
+			if _, ok := last(proxy, tcpMaxEarlyData); !ok { // the mode asks for it
+				b = appendBytes(b, tcpMaxEarlyData, nil)
 			}
-			proxy := logWhenConnected(s, at(config, anyValue))
-			for _, log := range logs.encoded {
-				proxy = appendBytes(proxy, tcpAccessLog, log)
-			}
-			terminal, _ = edit(terminal, filterTypedConfig, func([]byte) ([]byte, bool) {
-				return appendAny(string(at(config, anyTypeURL)), proxy), true
-			})
-			return terminal, true
-		})
-		changed = changed || edited
-	}
-	return chain, changed, nil
-}
-
-// logWhenConnected makes a tcp_proxy log when a connection has its upstream, and not only at the end. Loggers that are
-// there keep quiet then, as before. A server's proxy connects to the app after the TLS handshake, not beside it: only then
-// it knows who is calling.
-func logWhenConnected(s *surroundings, proxy []byte) []byte {
-	if varint(at(proxy, tcpOptions), tcpOptionsOnConnected) != 0 {
-		return slices.Clip(proxy)
-	}
-	proxy, _ = edit(proxy, tcpAccessLog, func(log []byte) ([]byte, bool) {
-		filter, filtered := last(log, accessLogFilter)
-		if !filtered {
-			return appendBytes(slices.Clip(log), accessLogFilter, s.loggers.quiet), true
 		}
-		both := appendBytes(nil, andFilter, appendBytes(appendBytes(nil, andFilters, filter), andFilters, s.loggers.quiet))
-		log, _ = edit(log, accessLogFilter, func([]byte) ([]byte, bool) { return both, true })
-		return log, true
-	})
-	proxy = slices.Clip(proxy)
-	if s.inbound && varint(proxy, tcpConnectMode) == uint64(tcp.UpstreamConnectMode_IMMEDIATE) {
-		proxy = appendVarint(proxy, tcpConnectMode, uint64(tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE))
-		if _, ok := last(proxy, tcpMaxEarlyData); !ok { // the mode asks for it
-			proxy = appendBytes(proxy, tcpMaxEarlyData, nil)
-		}
+		b = appendBytes(b, tcpOptions, appendVarint(nil, tcpOptionsOnConnected, 1)) // merged with what is there
 	}
-	return appendBytes(proxy, tcpOptions, appendVarint(nil, tcpOptionsOnConnected, 1)) // merged with what is there
+	for _, log := range s.tcp {
+		b = appendBytes(b, tcpAccessLog, log)
+	}
+	e.scratch = b
+	e.change(to, 0, b[begin:len(b):len(b)])
+	return nil
 }
 
-// accessLogger is a stats logger for log entries that pass all filters.
-func accessLogger(config *statslog.Config, filters ...*accesslog.AccessLogFilter) (*accesslog.AccessLog, error) {
-	packed, err := pack(config)
-	if err != nil {
-		return nil, err
-	}
-	return &accesslog.AccessLog{
-		Name: statsLogger, Filter: allOf(filters...), ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: packed},
-	}, nil
+// anyOf passes what one of the filters passes, allOf what all pass.
+func anyOf(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_OrFilter{OrFilter: &accesslog.OrFilter{Filters: filters}}}
 }
 
-// allOf passes what all filters pass; nil ones pass everything.
 func allOf(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
-	filters = slices.DeleteFunc(filters, func(f *accesslog.AccessLogFilter) bool { return f == nil })
-	if len(filters) == 1 {
-		return filters[0]
-	}
 	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_AndFilter{AndFilter: &accesslog.AndFilter{Filters: filters}}}
 }
 
@@ -258,7 +268,7 @@ func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.Access
 		tag("grpc_response_status", "%GRPC_STATUS_NUMBER%"),
 	)
 	end := when(logdata.AccessLogType_DownstreamEnd)
-	b := statsBuilder{config: config, tags: tags}
+	b := statsBuilder{config: config, folded: exposition.HTTP, tags: tags}
 	b.counter("requests_total", "")
 	b.histogram("request_duration_milliseconds", "%DURATION%", statslog.Config_Histogram_Milliseconds)
 	b.histogram("request_bytes", "%DOWNSTREAM_WIRE_BYTES_RECEIVED%", statslog.Config_Histogram_Bytes)
@@ -269,19 +279,18 @@ func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.Access
 	b.tags = append(slices.Clone(tags), tag(exposition.Messages, "%FILTER_STATE(envoy.filters.http.grpc_stats:PLAIN)%"))
 	b.counter("request_messages_total", "")
 	b.counter("response_messages_total", "")
-	b.log(messagesScope, end, isGRPC())
+	b.log(messagesScope, allOf(end, isGRPC()))
 	return b.logs, b.err
 }
 
 func tcpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessLog, error) {
-	b := statsBuilder{config: config, tags: append(commonTags(s, config), tag("request_protocol", "tcp"))}
-	b.counter("tcp_connections_opened_total", "")
-	opened := b.out(statsScope)
-	b.logConfig(opened, when(logdata.AccessLogType_TcpUpstreamConnected))
+	b := statsBuilder{config: config, folded: exposition.TCP, tags: append(commonTags(s, config), tag("request_protocol", "tcp"))}
 	end := when(logdata.AccessLogType_TcpConnectionEnd)
-	b.logConfig(opened, end, &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
-		ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: neverConnected},
-	}})
+	b.counter("tcp_connections_opened_total", "")
+	b.log(statsScope, anyOf(when(logdata.AccessLogType_TcpUpstreamConnected), allOf(end,
+		&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
+			ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: neverConnected},
+		}})))
 	b.counter("tcp_connections_closed_total", "")
 	b.counter("tcp_sent_bytes_total", "%DOWNSTREAM_WIRE_BYTES_SENT%")
 	b.counter("tcp_received_bytes_total", "%DOWNSTREAM_WIRE_BYTES_RECEIVED%")
@@ -364,6 +373,7 @@ func mustPack(m proto.Message) *anypb.Any {
 // for one logger after the other.
 type statsBuilder struct {
 	config     *stats.PluginConfig
+	folded     string // the tag that most others are folded into
 	tags       []*statslog.Config_Tag
 	counters   []*statslog.Config_Counter
 	histograms []*statslog.Config_Histogram
@@ -371,26 +381,18 @@ type statsBuilder struct {
 	err        error
 }
 
-// out takes the metrics that were gathered.
-func (b *statsBuilder) out(scope *envoytype.Scope) *statslog.Config {
+// log makes a logger of the metrics that were gathered, unless all are disabled, for log entries that pass the filter.
+func (b *statsBuilder) log(scope *envoytype.Scope, filter *accesslog.AccessLogFilter) {
 	config := &statslog.Config{StatsScope: scope, Counters: b.counters, Histograms: b.histograms}
 	b.counters, b.histograms = nil, nil
-	return config
-}
-
-// log makes a logger of the metrics that were gathered.
-func (b *statsBuilder) log(scope *envoytype.Scope, filters ...*accesslog.AccessLogFilter) {
-	b.logConfig(b.out(scope), filters...)
-}
-
-// logConfig makes a logger, unless all metrics in it are disabled.
-func (b *statsBuilder) logConfig(config *statslog.Config, filters ...*accesslog.AccessLogFilter) {
 	if len(config.Counters) == 0 && len(config.Histograms) == 0 || b.err != nil {
 		return
 	}
-	var log *accesslog.AccessLog
-	if log, b.err = accessLogger(config, filters...); b.err == nil {
-		b.logs = append(b.logs, log)
+	var packed *anypb.Any
+	if packed, b.err = pack(config); b.err == nil {
+		b.logs = append(b.logs, &accesslog.AccessLog{
+			Name: statsLogger, Filter: filter, ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: packed},
+		})
 	}
 }
 
@@ -436,7 +438,23 @@ func (b *statsBuilder) stat(name string) *statslog.Config_Stat {
 			set[label] = true
 		}
 	}
-	return &statslog.Config_Stat{Name: "istio_" + name, Tags: withoutLabels(tags, without)}
+	return &statslog.Config_Stat{Name: "istio_" + name, Tags: fold(b.folded, withoutLabels(tags, without), set)}
+}
+
+// fold puts tags into one (exposition.Folded), but those with rules, and those that somebody else has set to what may hold
+// anything.
+func fold(name string, tags []*statslog.Config_Tag, set map[string]bool) []*statslog.Config_Tag {
+	names := exposition.Folded[name]
+	formats := make([]string, len(names))
+	rest := slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool {
+		i := slices.Index(names, t.Name)
+		if i < 0 || t.Rules != nil || set[t.Name] {
+			return false
+		}
+		formats[i] = t.ValueFormat
+		return true
+	})
+	return append([]*statslog.Config_Tag{tag(name, strings.Join(formats, exposition.FoldedBy))}, rest...)
 }
 
 // withoutLabels takes labels away: the tags that are nothing else, and the tags of which no label is left. Of the others

@@ -29,7 +29,6 @@ import (
 	"istio.io/istio/pilot/pkg/model"
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
 
-	"polymesh.dev/polymesh/pkg/mesh/dialect"
 	"polymesh.dev/polymesh/pkg/mesh/exposition"
 )
 
@@ -54,7 +53,7 @@ func TestTraffic(t *testing.T) {
 			{"unnamed", "unnamed", 90, 8090, []protocol{http1, http2, grpcCall, rawTLS, rawTCP}},
 		} {
 			t.Run(mode.name+"/"+port.name, func(t *testing.T) {
-				p := newPath(t, mode.configs, port.host, port.service, port.target)
+				p := newPath(t, serveApp(t), mode.configs, port.host, port.service, port.target)
 				for _, protocol := range port.protocols {
 					t.Run(string(protocol), func(t *testing.T) {
 						p.send(t, protocol)
@@ -67,6 +66,98 @@ func TestTraffic(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestServerFirst: where the server speaks first, as MySQL's and mail servers do. On a port whose protocol is named, the
+// greeting comes at once. Where a proxy sniffs, for HTTP at the client or for TLS at a permissive server, it waits for the
+// client's first bytes, for as long as protocolDetectionTimeout says: by default for ever. That is Istio's, whose
+// documentation says to name the port (https://istio.io/latest/docs/ops/deployment/application-requirements/#server-first-protocols).
+func TestServerFirst(t *testing.T) {
+	envoyPath(t)
+	for _, mode := range []struct {
+		name    string
+		configs []string
+	}{{"permissive", nil}, {"strict", []string{"strict.yaml"}}} {
+		for _, port := range []struct {
+			name, host      string
+			service, target uint32
+			sniffed         bool
+		}{{"tcp", "b", 82, 8082, false}, {"auto", "b", 83, 8083, true}, {"unnamed", "unnamed", 90, 8090, true}} {
+			t.Run(mode.name+"/"+port.name, func(t *testing.T) {
+				p := newPath(t, serveGreeting(t), mode.configs, port.host, port.service, port.target)
+				if err := greeted(t, p.client, p.address, port.sniffed); err != nil {
+					t.Errorf("through both proxies: %v", err)
+				}
+				// A client without a sidecar.
+				if err := greeted(t, p.server, p.inbound, true); (err != nil) != (mode.name == "strict") {
+					t.Errorf("without mutual TLS: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// greeting is what a server says first.
+const greeting = "220 ready\n"
+
+// serveGreeting greets who connects, and echoes echoWord.
+func serveGreeting(t *testing.T) *app {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				word := make([]byte, len(echoWord))
+				if _, err := io.WriteString(c, greeting); err != nil {
+					return
+				}
+				if _, err := io.ReadFull(c, word); err == nil {
+					_, _ = c.Write(word)
+				}
+			}()
+		}
+	}()
+	return &app{port: uint32(l.Addr().(*net.TCPAddr).Port)}
+}
+
+// greeted connects by way of a proxy, and wants the greeting and the echo. If the proxy waits, the client speaks first, as
+// soon as the proxy is seen to hold a connection that has no filter chain yet.
+func greeted(t *testing.T, e *envoyProcess, address string, waits bool) error {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	want := []string{greeting, echoWord}
+	if waits {
+		waitFor(t, e, "connection whose protocol is not known", func() bool { return sum(e.stats(t, `downstream_pre_cx_active$`)) == 1 })
+	}
+	for i, text := range want {
+		if i == 0 == waits {
+			if _, err := io.WriteString(c, echoWord); err != nil {
+				return err
+			}
+		}
+		got := make([]byte, len(text))
+		if _, err := io.ReadFull(c, got); err != nil {
+			return err
+		}
+		if string(got) != text {
+			return fmt.Errorf("%q came, not %q", got, text)
+		}
+	}
+	return nil
 }
 
 // protocol is what an app speaks.
@@ -135,7 +226,7 @@ type path struct {
 	client, server *envoyProcess
 }
 
-func newPath(t *testing.T, configs []string, host string, service, target uint32) *path {
+func newPath(t *testing.T, behind *app, configs []string, host string, service, target uint32) *path {
 	t.Helper()
 	var client, server *model.Proxy
 	for _, s := range scenes() {
@@ -147,9 +238,8 @@ func newPath(t *testing.T, configs []string, host string, service, target uint32
 		}
 	}
 	f, _ := newIstiod(t, scene{configs: configs, proxy: client})
-	dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex)))
+	wrap(t, f)
 	ca := newAuthority(t)
-	behind := serveApp(t)
 	inboundPort, outboundPort := freePort(t), freePort(t)
 
 	in := generate(t, f, server)

@@ -17,7 +17,7 @@ type Translator struct {
 	resources  map[protoreflect.FullName]*shape
 	extensions map[string]*extension
 	endpoints  Endpoints
-	loggers    *loggers
+	parts      *parts
 }
 
 // extension is a type that Envoy knows, or that the dialect has a rule for.
@@ -37,7 +37,7 @@ type Endpoints func(host, namespace string) map[string]map[string]string
 // do not know app and version of the other side.
 func NewTranslator(known KnownTypes, endpoints Endpoints) *Translator {
 	t := &Translator{
-		resources: map[protoreflect.FullName]*shape{}, extensions: map[string]*extension{}, endpoints: endpoints, loggers: newLoggers(),
+		resources: map[protoreflect.FullName]*shape{}, extensions: map[string]*extension{}, endpoints: endpoints, parts: newParts(),
 	}
 	all := shapes{}
 	for _, name := range resources {
@@ -104,22 +104,34 @@ type Result struct {
 	Refused error
 }
 
-// Resource translates one LDS, CDS, RDS, EDS or ECDS resource for the proxy beside a workload. It never changes its input,
-// which istiod caches. Only listeners depend on the proxy.
+// Resource translates one LDS, CDS, RDS, EDS or ECDS resource for the proxy beside a workload. It never changes its input.
+// Only listeners depend on the proxy.
 func (t *Translator) Resource(res *anypb.Any, proxy workload.Workload) Result {
-	s := t.resources[res.MessageName()]
+	return t.walk(proxy).resource(res)
+}
+
+// walk makes a walker for resources of a proxy, one after the other.
+func (t *Translator) walk(proxy workload.Workload) *walker {
+	return &walker{Translator: t, around: surroundings{proxy: proxy, endpoints: t.endpoints, parts: t.parts}}
+}
+
+func (w *walker) resource(res *anypb.Any) Result {
+	s := w.resources[res.MessageName()]
 	if s == nil {
 		return Result{Resource: res}
 	}
-	w := &walker{Translator: t, around: surroundings{proxy: proxy, endpoints: t.endpoints, loggers: t.loggers}}
-	out, changed, v, err := w.message(s, res.Value)
+	w.reset()
+	w.in, w.unknown, w.path = res.Value, nil, w.path[:0]
+	v, err := w.message(s, 0, len(res.Value))
 	switch {
 	case err != nil:
 		return Result{Resource: res, Unknown: w.unknown, Refused: err}
 	case v == remove:
 		// An ECDS resource whose extension has no upstream counterpart.
 		return Result{Resource: res, Unknown: w.unknown, Refused: errors.New("its extension has no counterpart in upstream Envoy")}
-	case !changed:
+	}
+	out, changed := w.out()
+	if !changed {
 		return Result{Resource: res, Unknown: w.unknown}
 	}
 	return Result{Resource: &anypb.Any{TypeUrl: res.TypeUrl, Value: out}, Unknown: w.unknown}

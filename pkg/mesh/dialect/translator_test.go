@@ -146,7 +146,7 @@ func TestEveryAnyIsSeen(t *testing.T) {
 				seen += string(r.Resource.Value)
 			}
 		}
-		dialect.Wrap(f.Discovery.Generators, dialect.NewTranslator(dialect.ShippedEnvoy(), nil))
+		wrap(t, f)
 		for typ, resources := range generate(t, f, s.proxy) {
 			for _, r := range resources {
 				for _, p := range private {
@@ -183,57 +183,60 @@ func (f *fixedDelta) GenerateDeltas(*model.Proxy, *model.PushRequest, *model.Wat
 func TestWrap(t *testing.T) {
 	metrics := monitortest.New(t)
 	failed := errors.New("failed")
-	in := &discovery.Resource{Name: "l", Version: "7", Resource: httpListener(t, nil, &hcm.HttpFilter{
-		Name: "planted", IsOptional: true, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: plantedAny()},
-	})}
-	gens := map[string]model.XdsResourceGenerator{
-		v3.ListenerType: &fixed{},
-		v3.RouteType:    &fixed{resources: model.Resources{}, err: failed},
-		v3.ClusterType:  &fixedDelta{fixed{resources: model.Resources{in}}},
-		v3.SecretType:   &fixed{},
+	listenerWith := func(optional bool) *anypb.Any {
+		return httpListener(t, nil, &hcm.HttpFilter{
+			Name: "planted", IsOptional: optional, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: plantedAny()},
+		})
 	}
+	made := &discovery.Resource{Name: "l", Version: "7", Resource: listenerWith(true)}
+	f, _ := newIstiod(t, scenes()[0])
+	gens := f.Discovery.Generators
+	gens[v3.ListenerType] = &fixed{}
+	gens[v3.ExtensionConfigurationType] = &fixedDelta{fixed{resources: model.Resources{made}}}
 	secrets := gens[v3.SecretType]
-	dialect.Wrap(gens, dialect.NewTranslator(dialect.ShippedEnvoy(), nil))
+	wrap(t, f)
 
 	if res, details, err := gens[v3.ListenerType].Generate(nil, nil, nil); res != nil || err != nil || !details.Incremental {
 		t.Errorf("nil became %v, %v, %v", res, details, err)
 	}
-	if res, _, err := gens[v3.RouteType].Generate(nil, nil, nil); res == nil || len(res) != 0 || !errors.Is(err, failed) {
-		t.Errorf("an empty list became %v, %v", res, err)
-	}
 	if _, ok := gens[v3.ListenerType].(model.XdsDeltaResourceGenerator); ok {
 		t.Error("a generator without deltas has them now")
 	}
-	d, ok := gens[v3.ClusterType].(model.XdsDeltaResourceGenerator)
+	d, ok := gens[v3.ExtensionConfigurationType].(model.XdsDeltaResourceGenerator)
 	if !ok {
 		t.Fatal("a generator with deltas lost them")
 	}
-	res, removed, details, used, err := d.GenerateDeltas(nil, nil, nil)
-	if len(res) != 1 || res[0] == in || res[0].Name != "l" || res[0].Version != "7" || strings.Contains(string(res[0].Resource.Value), planted) {
-		t.Errorf("not translated: %v", res)
+	for range 2 {
+		res, removed, details, used, err := d.GenerateDeltas(nil, nil, nil)
+		if len(res) != 1 || res[0].Name != "l" || res[0].Version != "7" || strings.Contains(string(res[0].Resource.Value), planted) {
+			t.Errorf("not translated: %v", res)
+		}
+		if !slices.Equal(removed, model.DeletedResources{"gone"}) || details.AdditionalInfo != "info" || !used || err != nil {
+			t.Errorf("not passed through: %v %v %v %v", removed, details, used, err)
+		}
 	}
-	if !slices.Equal(removed, model.DeletedResources{"gone"}) || details.AdditionalInfo != "info" || !used || err != nil {
-		t.Errorf("not passed through: %v %v %v %v", removed, details, used, err)
+	if gens[v3.SecretType] != secrets {
+		t.Error("the generator for secrets was wrapped")
 	}
-	if !strings.Contains(string(in.Resource.Value), planted) {
-		t.Error("the cached resource was written to")
-	}
-	gens[v3.ListenerType] = &fixed{resources: model.Resources{{Name: "refused", Resource: httpListener(t, nil, &hcm.HttpFilter{
-		Name: "planted", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: plantedAny()},
-	})}}}
-	wrapped := map[string]model.XdsResourceGenerator{v3.ListenerType: gens[v3.ListenerType]}
-	dialect.Wrap(wrapped, dialect.NewTranslator(dialect.ShippedEnvoy(), nil))
-	if res, _, err := wrapped[v3.ListenerType].Generate(nil, nil, nil); len(res) != 1 || err != nil {
+
+	f, _ = newIstiod(t, scenes()[0])
+	gens = f.Discovery.Generators
+	gens[v3.ListenerType] = &fixed{resources: model.Resources{{Name: "refused", Resource: listenerWith(false)}}}
+	gens[v3.ExtensionConfigurationType] = &fixed{resources: model.Resources{}, err: failed}
+	wrap(t, f)
+	if res, _, err := gens[v3.ListenerType].Generate(nil, nil, nil); len(res) != 1 || err != nil {
 		t.Errorf("a refused resource must be sent, for Envoy to reject: %v %v", res, err)
+	}
+	if res, _, err := gens[v3.ExtensionConfigurationType].Generate(nil, nil, nil); res == nil || len(res) != 0 || !errors.Is(err, failed) {
+		t.Errorf("an empty list became %v, %v", res, err)
 	}
 	metrics.Assert("polymesh_dialect_refused_resources_total", map[string]string{"resource_type": "envoy.config.listener.v3.Listener"},
 		monitortest.AtLeast(1))
 	metrics.Assert("polymesh_dialect_unknown_types_total", map[string]string{"type": planted}, monitortest.AtLeast(1))
-	if gens[v3.SecretType] != secrets {
-		t.Error("the generator for secrets was wrapped")
-	}
-	if _, ok := gens[v3.EndpointType]; ok {
-		t.Error("a generator appeared where there was none")
+
+	gens[v3.EndpointType] = &fixed{}
+	if err := dialect.Wrap(f.Discovery, dialect.NewTranslator(dialect.ShippedEnvoy(), nil)); err == nil {
+		t.Error("a generator whose cache cannot be reached was taken")
 	}
 }
 

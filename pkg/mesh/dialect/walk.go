@@ -3,7 +3,6 @@ package dialect
 import (
 	"bytes"
 	"fmt"
-	"slices"
 	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -26,10 +25,10 @@ const (
 )
 
 // walker translates one resource. It visits every google.protobuf.Any in it, also those inside others, so that no extension
-// position has to be known by name. It reads the wire format and skips what cannot hold an Any; only what changes is written
-// anew.
+// position has to be known by name. It reads the wire format and skips what cannot hold an Any.
 type walker struct {
 	*Translator
+	edits
 	around surroundings
 	// unknown lists the types that neither Envoy nor a rule knows.
 	unknown []string
@@ -37,21 +36,34 @@ type walker struct {
 	path []string
 }
 
-// message walks a message and returns what it becomes, whether that is something else, and what its own extension means for
-// it.
-func (w *walker) message(s *shape, b []byte) (out []byte, changed bool, v verdict, err error) {
-	b, changed, err = w.apply(s, b)
-	if err != nil {
-		return nil, false, refuse, w.errorf("%w", err)
-	}
-	out, more, v, err := w.members(s, b)
-	return out, changed || more, v, err
+// message walks the message in[from:to] and returns what its own extension means for it.
+func (w *walker) message(s *shape, from, to int) (verdict, error) {
+	within := w.around.within
+	v, err := w.ruled(s, from, to)
+	w.around.within = within
+	return v, err
 }
 
-// apply runs the rule for messages of this type.
-func (w *walker) apply(s *shape, b []byte) ([]byte, bool, error) {
-	if s.wire != nil {
-		return s.wire(&w.around, b)
+// ruled runs the rules for messages of this type, before and after what is inside of it.
+func (w *walker) ruled(s *shape, from, to int) (verdict, error) {
+	instead, changed, err := w.enter(s, w.in[from:to])
+	if err != nil {
+		return refuse, w.errorf("%w", err)
+	}
+	if changed {
+		out, _, v, err := w.inside(instead, func() (verdict, error) { return w.members(s, 0, len(instead)) })
+		if err == nil && v == keep {
+			w.change(from, to-from, out)
+		}
+		return v, err
+	}
+	return w.members(s, from, to)
+}
+
+// enter returns what is walked in the message's place, if it is something else.
+func (w *walker) enter(s *shape, b []byte) ([]byte, bool, error) {
+	if s.wire.enter != nil {
+		return s.wire.enter(&w.around, b)
 	}
 	if s.rule == nil || !bytes.Contains(b, s.marker) {
 		return b, false, nil
@@ -67,17 +79,27 @@ func (w *walker) apply(s *shape, b []byte) ([]byte, bool, error) {
 	return packed.GetValue(), true, err
 }
 
-func (w *walker) members(s *shape, b []byte) (out []byte, changed bool, v verdict, err error) {
-	done, at := 0, 0 // what is in out, and what was read
+// inside walks something that takes the place of a part of the resource.
+func (w *walker) inside(b []byte, walk func() (verdict, error)) (out []byte, changed bool, v verdict, err error) {
+	outer := w.edits
+	w.edits = edits{in: b}
+	v, err = walk()
+	out, changed = w.edits.out()
+	w.edits = outer
+	return out, changed, v, err
+}
+
+func (w *walker) members(s *shape, from, to int) (v verdict, err error) {
+	before := length{len(w.made), w.grown}
 	var met [2]uint64
-	for at < len(b) {
-		num, typ, n := protowire.ConsumeTag(b[at:])
+	for at := from; at < to; {
+		num, typ, n := protowire.ConsumeTag(w.in[at:to])
 		if n < 0 {
-			return nil, false, refuse, w.errorf("unmarshal %s: %w", s.name, protowire.ParseError(n))
+			return refuse, w.errorf("unmarshal %s: %w", s.name, protowire.ParseError(n))
 		}
-		size := protowire.ConsumeFieldValue(num, typ, b[at+n:])
+		size := protowire.ConsumeFieldValue(num, typ, w.in[at+n:to])
 		if size < 0 {
-			return nil, false, refuse, w.errorf("unmarshal %s: %w", s.name, protowire.ParseError(size))
+			return refuse, w.errorf("unmarshal %s: %w", s.name, protowire.ParseError(size))
 		}
 		start := at
 		at += n + size
@@ -88,82 +110,123 @@ func (w *walker) members(s *shape, b []byte) (out []byte, changed bool, v verdic
 		if !m.many {
 			if met[m.index/64]&(1<<(m.index%64)) != 0 {
 				// One message in two parts, which no encoder writes: nothing may hide in that.
-				return w.merged(s, b)
+				w.discard(before)
+				return w.merged(s, from, to)
 			}
 			met[m.index/64] |= 1 << (m.index % 64)
 		}
-		was, _ := protowire.ConsumeBytes(b[start+n:])
+		_, prefix := protowire.ConsumeVarint(w.in[start+n : at])
+		value := span{start + n, start + n + prefix, at}
+		if m.isMap && !singleValue(w.in[value.from:value.to]) {
+			w.discard(before)
+			return w.merged(s, from, to)
+		}
+		opened := w.open()
 		w.path = append(w.path, m.name)
-		is, c, verdict, err := w.member(s, m, b, was)
+		is, err := w.member(s, m, w.in[from:to], value)
 		w.path = w.path[:len(w.path)-1]
 		switch {
 		case err != nil:
-			return nil, false, refuse, err
-		case verdict == remove && !m.many && m.shape == nil:
+			return refuse, err
+		case is == keep:
+			w.close(opened, value.length, value.from, value.to)
+		case m.many:
+			w.discard(opened)
+			w.change(start, at-start, nil)
+		case m.shape == nil:
 			// The extension of this message: the message goes with it.
-			v, changed = remove, true
-			continue
-		case verdict == remove && !m.many:
+			w.discard(opened)
+			v = remove
+		default:
 			// One and only: nothing says that the message is valid or safe without it.
-			return nil, false, refuse, w.errorf("%s cannot be left out of %s", m.name, s.name)
-		case verdict == keep && !c:
-			continue
+			return refuse, w.errorf("%s cannot be left out of %s", m.name, s.name)
 		}
-		if out == nil {
-			out = make([]byte, 0, len(b)+len(is)+16)
-		}
-		out = append(out, b[done:start]...)
-		if verdict == keep {
-			out = appendBytes(out, num, is)
-		}
-		done, changed = at, true
 	}
-	if done == 0 {
-		return b, changed, v, nil
+	if v == keep && s.wire.leave != nil {
+		if err := s.wire.leave(&w.around, &w.edits, from, to); err != nil {
+			return refuse, w.errorf("%w", err)
+		}
 	}
-	return append(out, b[done:]...), true, v, nil
+	return v, nil
 }
 
 // merged walks a message after writing it anew, with each field once.
-func (w *walker) merged(s *shape, b []byte) ([]byte, bool, verdict, error) {
+func (w *walker) merged(s *shape, from, to int) (verdict, error) {
 	m := s.new().Interface()
-	if err := proto.Unmarshal(b, m); err != nil {
-		return nil, false, refuse, w.errorf("unmarshal %s: %w", s.name, err)
+	if err := proto.Unmarshal(w.in[from:to], m); err != nil {
+		return refuse, w.errorf("unmarshal %s: %w", s.name, err)
 	}
 	packed, err := pack(m)
 	if err != nil {
-		return nil, false, refuse, w.errorf("%w", err)
+		return refuse, w.errorf("%w", err)
 	}
-	return w.members(s, packed.Value)
+	out, _, v, err := w.inside(packed.Value, func() (verdict, error) { return w.members(s, 0, len(packed.Value)) })
+	if err == nil && v == keep {
+		w.change(from, to-from, out)
+	}
+	return v, err
+}
+
+// span is the value of a field, and where its length stands.
+type span struct{ length, from, to int }
+
+// value is where the value of a field of messages or bytes stands, which is there once at most.
+func (w *walker) value(field protowire.Number, from, to int) (value span, ok bool) {
+	for at := from; at < to; {
+		num, typ, n := protowire.ConsumeTag(w.in[at:to])
+		if n < 0 {
+			break
+		}
+		size := protowire.ConsumeFieldValue(num, typ, w.in[at+n:to])
+		if size < 0 {
+			break
+		}
+		if num == field && typ == protowire.BytesType {
+			_, prefix := protowire.ConsumeVarint(w.in[at+n : to])
+			value, ok = span{at + n, at + n + prefix, at + n + size}, true
+		}
+		at += n + size
+	}
+	return value, ok
+}
+
+// singleValue says whether the entry of a map has its value once, or none.
+func singleValue(entry []byte) bool {
+	n := 0
+	for range each(entry, mapValue) {
+		n++
+	}
+	return n <= 1
 }
 
 // member walks the value of a field of holder, which has the shape s.
-func (w *walker) member(s *shape, m *member, holder, b []byte) ([]byte, bool, verdict, error) {
-	value := b
+func (w *walker) member(s *shape, m *member, holder []byte, value span) (verdict, error) {
 	if m.isMap {
-		value, _ = last(b, mapValue)
+		in, ok := w.value(mapValue, value.from, value.to)
+		if !ok {
+			return keep, nil
+		}
+		opened := w.open()
+		v, err := w.held(s, m, holder, in.from, in.to)
+		w.close(opened, in.length, in.from, in.to)
+		return v, err
 	}
-	var out []byte
-	var changed bool
-	var v verdict
-	var err error
+	return w.held(s, m, holder, value.from, value.to)
+}
+
+func (w *walker) held(s *shape, m *member, holder []byte, from, to int) (verdict, error) {
 	if m.shape != nil {
-		out, changed, v, err = w.message(m.shape, value)
-	} else {
-		out, changed, v, err = w.any(s, holder, value)
+		return w.message(m.shape, from, to)
 	}
-	if m.isMap && changed && v == keep && err == nil {
-		key, _ := edit(b, mapValue, func([]byte) ([]byte, bool) { return nil, false })
-		out = appendBytes(slices.Clip(key), mapValue, out)
-	}
-	return out, changed, v, err
+	return w.any(s, holder, from, to)
 }
 
 // any decides about one extension: translated by its rule, walked if Envoy knows it, or unknown.
-func (w *walker) any(s *shape, holder, b []byte) ([]byte, bool, verdict, error) {
-	url, value := at(b, anyTypeURL), at(b, anyValue)
+func (w *walker) any(s *shape, holder []byte, from, to int) (verdict, error) {
+	packed := w.in[from:to]
+	url, value := at(packed, anyTypeURL), at(packed, anyValue)
 	if len(url) == 0 && len(value) == 0 {
-		return b, false, keep, nil // there, and nothing in it: no configuration, for Wasm
+		return keep, nil // there, and nothing in it: no configuration, for Wasm
 	}
 	name := url[bytes.LastIndexByte(url, '/')+1:]
 	e := w.extensions[string(name)]
@@ -179,40 +242,65 @@ func (w *walker) any(s *shape, holder, b []byte) ([]byte, bool, verdict, error) 
 	if e == nil {
 		w.unknown = append(w.unknown, string(name))
 		if s.optional(holder) {
-			return nil, true, remove, nil
+			return remove, nil
 		}
-		return nil, false, refuse, w.errorf("[%s]: the shipped Envoy does not know this type", name)
+		return refuse, w.errorf("[%s]: the shipped Envoy does not know this type", name)
 	}
 	if e.shape == nil && e.rule == nil {
-		return b, false, keep, nil
+		return keep, nil
 	}
 	w.path = append(w.path, e.label)
-	defer func() { w.path = w.path[:len(w.path)-1] }()
+	v, err := w.known(e, string(url), value, structured, from, to)
+	w.path = w.path[:len(w.path)-1]
+	return v, err
+}
+
+// known translates or walks an extension that is neither unknown nor without anything to look at. It stands in
+// in[from:to], and in structured if it is written as a TypedStruct.
+func (w *walker) known(e *extension, url string, value []byte, structured *anypb.Any, from, to int) (verdict, error) {
 	if e.rule != nil {
-		replacement, err := e.rule(&anypb.Any{TypeUrl: string(url), Value: value})
+		replacement, err := e.rule(&anypb.Any{TypeUrl: url, Value: value})
 		switch {
 		case err != nil:
-			return nil, false, refuse, w.errorf("translate: %w", err)
+			return refuse, w.errorf("translate: %w", err)
 		case replacement == nil:
-			return nil, true, remove, nil
+			return remove, nil
 		}
-		return appendAny(replacement.TypeUrl, replacement.Value), true, keep, nil
+		w.change(from, to-from, appendAny(replacement.TypeUrl, replacement.Value))
+		return keep, nil
+	}
+	if structured == nil && len(w.in[from:to]) == sizeOfAny(url, value) {
+		// As encoders write it: it is edited where it stands.
+		in, _ := w.value(anyValue, from, to)
+		opened := w.open()
+		v, err := w.message(e.shape, in.from, in.to)
+		w.close(opened, in.length, in.from, in.to)
+		return v, err
 	}
 	if structured != nil {
 		m, err := unstructured(structured, e.shape.new)
 		if err != nil {
-			return nil, false, refuse, w.errorf("%w", err)
+			return refuse, w.errorf("%w", err)
 		}
 		if m == nil {
-			return b, false, keep, nil
+			return keep, nil
 		}
-		url, value = []byte(m.TypeUrl), m.Value
+		url, value = m.TypeUrl, m.Value
 	}
-	inner, changed, v, err := w.message(e.shape, value)
-	if err != nil || v == remove || !changed {
-		return b, changed, v, err
+	out, changed, v, err := w.inside(value, func() (verdict, error) { return w.message(e.shape, 0, len(value)) })
+	if err == nil && v == keep && changed {
+		w.change(from, to-from, appendAny(url, out))
 	}
-	return appendAny(string(url), inner), true, keep, nil
+	return v, err
+}
+
+// sizeOfAny is the length of an Any with one type and one value, which are not empty, and nothing else.
+func sizeOfAny(url string, value []byte) int {
+	if len(url) == 0 || len(value) == 0 {
+		return -1
+	}
+	const tags = 2
+	return tags + protowire.SizeBytes(len(url)) + protowire.SizeBytes(len(value))
 }
 
 func appendAny(url string, value []byte) []byte {

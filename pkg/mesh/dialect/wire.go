@@ -37,7 +37,9 @@ const (
 	valueList, listValues    = 6, 1
 	listenerTrafficDirection = 16
 
-	chainFilters, filterTypedConfig = 3, 4
+	chainFilters, filterTypedConfig = 3, 4 // also an HTTP filter's
+	httpFilters, httpFilterName     = 5, 1
+	httpAccessLog                   = 13
 	tcpAccessLog, tcpOptions        = 5, 17
 	tcpConnectMode, tcpMaxEarlyData = 21, 22
 	tcpOptionsOnConnected           = 2
@@ -45,42 +47,62 @@ const (
 	andFilter, andFilters           = 6, 1
 )
 
-// each yields the values of a field of strings, bytes or messages. It ends at the first field that is malformed, which the
-// walk refuses.
-func each(b []byte, field protowire.Number) iter.Seq[[]byte] {
-	return func(yield func([]byte) bool) {
-		for len(b) > 0 {
-			num, typ, n := protowire.ConsumeTag(b)
+// field is one field of a message: where it stands, and its value if it is a string, bytes or a message.
+type field struct {
+	number          protowire.Number
+	start, from, to int
+}
+
+// fields yields the strings, bytes and messages in b[from:to]. It ends at the first field that is malformed, which the walk
+// refuses.
+func fields(b []byte, from, to int) iter.Seq[field] {
+	return func(yield func(field) bool) {
+		for at := from; at < to; {
+			num, typ, n := protowire.ConsumeTag(b[at:to])
 			if n < 0 {
 				return
 			}
-			size := protowire.ConsumeFieldValue(num, typ, b[n:])
+			size := protowire.ConsumeFieldValue(num, typ, b[at+n:to])
 			if size < 0 {
 				return
 			}
-			if num == field && typ == protowire.BytesType {
-				value, _ := protowire.ConsumeBytes(b[n:])
-				if !yield(value) {
+			start := at
+			at += n + size
+			if typ == protowire.BytesType {
+				_, prefix := protowire.ConsumeVarint(b[start+n : at])
+				if !yield(field{num, start, start + n + prefix, at}) {
 					return
 				}
 			}
-			b = b[n+size:]
+		}
+	}
+}
+
+// each yields the values of a field of strings, bytes or messages.
+func each(b []byte, number protowire.Number) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for f := range fields(b, 0, len(b)) {
+			if f.number == number && !yield(b[f.from:f.to]) {
+				return
+			}
 		}
 	}
 }
 
 // last is a field's value: of more than one on the wire, the last one counts.
-func last(b []byte, field protowire.Number) (value []byte, ok bool) {
-	for v := range each(b, field) {
-		value, ok = v, true
+func last(b []byte, number protowire.Number) (value []byte, ok bool) {
+	for f := range fields(b, 0, len(b)) {
+		if f.number == number {
+			value, ok = b[f.from:f.to], true
+		}
 	}
 	return value, ok
 }
 
 // at follows fields inside of each other, each of which stands once.
 func at(b []byte, path ...protowire.Number) []byte {
-	for _, field := range path {
-		b, _ = last(b, field)
+	for _, number := range path {
+		b, _ = last(b, number)
 	}
 	return b
 }
@@ -135,34 +157,47 @@ func textIn(b []byte, key string) string {
 // text is a key and a value of a Struct.
 type text struct{ key, value string }
 
-// withMetadata is a message with texts in the dialect's namespace of its metadata. What follows a message on the wire is
-// merged into it, so the metadata gets one entry more. Without texts, or when they are there, it reports false.
-func withMetadata(b []byte, field protowire.Number, texts ...text) ([]byte, bool) {
-	own := make([]byte, 0, 256)
-	for _, t := range texts {
-		value := 1 + protowire.SizeBytes(len(t.value))
-		own = protowire.AppendTag(own, structFields, protowire.BytesType)
-		own = protowire.AppendVarint(own, uint64(2+protowire.SizeBytes(len(t.key))+protowire.SizeBytes(value)))
-		own = appendText(own, mapKey, t.key)
-		own = protowire.AppendTag(own, mapValue, protowire.BytesType)
-		own = protowire.AppendVarint(own, uint64(value))
-		own = appendText(own, valueString, t.value)
+// addMetadata puts texts into the dialect's namespace of the metadata of the message in[from:to]. What follows a message on
+// the wire is merged into it, so the metadata gets one entry more, unless the texts are there.
+func (e *edits) addMetadata(from, to int, number protowire.Number, texts ...text) {
+	if len(texts) == 0 {
+		return
 	}
-	if len(texts) == 0 || string(filterMetadata(b, field, ownMetadata)) == string(own) {
-		return b, false
+	size := 0 // of the Struct
+	for _, t := range texts {
+		size += 1 + protowire.SizeBytes(t.entry())
 	}
 	const tags = 2 // of a map entry's key and value
-	entry := tags + protowire.SizeBytes(len(ownMetadata)) + protowire.SizeBytes(len(own))
-	metadata := 1 + protowire.SizeBytes(entry)
-	out := make([]byte, 0, len(b)+protowire.SizeTag(field)+protowire.SizeBytes(metadata))
-	out = append(out, b...)
-	out = protowire.AppendTag(out, field, protowire.BytesType)
-	out = protowire.AppendVarint(out, uint64(metadata))
-	out = protowire.AppendTag(out, metadataFilter, protowire.BytesType)
-	out = protowire.AppendVarint(out, uint64(entry))
-	out = appendText(out, mapKey, ownMetadata)
-	out = appendBytes(out, mapValue, own)
-	return out, true
+	entry := tags + protowire.SizeBytes(len(ownMetadata)) + protowire.SizeBytes(size)
+	begin := len(e.scratch)
+	b := protowire.AppendTag(e.scratch, number, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(1+protowire.SizeBytes(entry)))
+	b = protowire.AppendTag(b, metadataFilter, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(entry))
+	b = appendText(b, mapKey, ownMetadata)
+	b = protowire.AppendTag(b, mapValue, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(size))
+	own := len(b)
+	for _, t := range texts {
+		b = protowire.AppendTag(b, structFields, protowire.BytesType)
+		b = protowire.AppendVarint(b, uint64(t.entry()))
+		b = appendText(b, mapKey, t.key)
+		b = protowire.AppendTag(b, mapValue, protowire.BytesType)
+		b = protowire.AppendVarint(b, uint64(t.valueSize()))
+		b = appendText(b, valueString, t.value)
+	}
+	e.scratch = b
+	if !bytes.Equal(filterMetadata(e.in[from:to], number, ownMetadata), b[own:]) {
+		e.change(to, 0, b[begin:len(b):len(b)])
+	}
+}
+
+// valueSize is the size of the text as a Value, entry that of its entry in a Struct.
+func (t text) valueSize() int { return 1 + protowire.SizeBytes(len(t.value)) }
+
+func (t text) entry() int {
+	const tags = 2 // of the key and the value
+	return tags + protowire.SizeBytes(len(t.key)) + protowire.SizeBytes(t.valueSize())
 }
 
 func appendText(b []byte, field protowire.Number, value string) []byte {
@@ -181,47 +216,4 @@ func appendVarint(b []byte, field protowire.Number, value uint64) []byte {
 func isType(a []byte, name string) bool {
 	url := at(a, anyTypeURL)
 	return string(url[bytes.LastIndexByte(url, '/')+1:]) == name
-}
-
-// edit puts something else, or nothing (false), in the place of values of a field. Without a change it returns b itself.
-func edit(b []byte, field protowire.Number, change func([]byte) (value []byte, kept bool)) ([]byte, bool) {
-	var out []byte
-	done, at := 0, 0 // what is in out, and what was read
-	for at < len(b) {
-		num, typ, n := protowire.ConsumeTag(b[at:])
-		if n < 0 {
-			break
-		}
-		size := protowire.ConsumeFieldValue(num, typ, b[at+n:])
-		if size < 0 {
-			break
-		}
-		start := at
-		at += n + size
-		if num != field || typ != protowire.BytesType {
-			continue
-		}
-		was, _ := protowire.ConsumeBytes(b[start+n:])
-		is, kept := change(was)
-		if kept && same(was, is) {
-			continue
-		}
-		if out == nil {
-			out = make([]byte, 0, len(b)+len(is)+len(is)/2)
-		}
-		out = append(out, b[done:start]...)
-		if kept {
-			out = appendBytes(out, field, is)
-		}
-		done = at
-	}
-	if done == 0 {
-		return b, false
-	}
-	return append(out, b[done:]...), true
-}
-
-// same says that two values are one place in memory.
-func same(a, b []byte) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }

@@ -8,6 +8,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcp "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -54,6 +55,8 @@ func TestFieldNumbers(t *testing.T) {
 		{&listener.Listener{}, map[protoreflect.Name]protowire.Number{"traffic_direction": listenerTrafficDirection}},
 		{&listener.FilterChain{}, map[protoreflect.Name]protowire.Number{"filters": chainFilters}},
 		{&listener.Filter{}, map[protoreflect.Name]protowire.Number{"typed_config": filterTypedConfig}},
+		{&hcm.HttpConnectionManager{}, map[protoreflect.Name]protowire.Number{"http_filters": httpFilters, "access_log": httpAccessLog}},
+		{&hcm.HttpFilter{}, map[protoreflect.Name]protowire.Number{"name": httpFilterName, "typed_config": filterTypedConfig}},
 		{&tcp.TcpProxy{}, map[protoreflect.Name]protowire.Number{
 			"access_log": tcpAccessLog, "access_log_options": tcpOptions,
 			"upstream_connect_mode": tcpConnectMode, "max_early_data_bytes": tcpMaxEarlyData,

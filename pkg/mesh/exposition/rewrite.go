@@ -180,8 +180,25 @@ func closingQuote(text string) int {
 	return -1
 }
 
+// separate takes tags that hold several apart. Of two with one name, the later one is meant.
+func separate(tags []label) []label {
+	out := make([]label, 0, len(tags)+len(Folded[HTTP]))
+	for _, t := range tags {
+		names, ok := Folded[t.name]
+		if !ok {
+			out = append(out, t)
+			continue
+		}
+		for i, value := range strings.SplitN(t.value, FoldedBy, len(names)) {
+			out = append(out, label{names[i], value})
+		}
+	}
+	return out
+}
+
 // unfold turns a statistic's tags into the labels that Istio's metric has.
 func unfold(tags []label) []label {
+	tags = separate(tags)
 	has := map[string]string{}
 	for _, t := range tags {
 		has[t.name] = t.value

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -46,6 +47,64 @@ func TestRewrite(t *testing.T) {
 		if strings.HasPrefix(name, "envoy_istio_") || strings.HasPrefix(name, "polymesh_") {
 			t.Errorf("%s is left", name)
 		}
+	}
+}
+
+// TestFolded: tags in one tag are the same as by themselves.
+func TestFolded(t *testing.T) {
+	in, err := os.ReadFile(filepath.Join("testdata", "envoy.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var apart, folded, want, got bytes.Buffer
+	lines := 0
+	for line := range strings.Lines(string(in)) {
+		apart.WriteString(line)
+		name, tags, number, err := parseSample(strings.TrimSpace(line))
+		if err != nil || !strings.Contains(line, Self) {
+			folded.WriteString(line)
+			continue
+		}
+		into := HTTP
+		if strings.HasPrefix(name, "envoy_istio_tcp_") {
+			into = TCP
+		}
+		values := make([]string, len(Folded[into]))
+		rest := []label{{into, ""}}
+		for _, tag := range tags {
+			if i := slices.Index(Folded[into], tag.name); i >= 0 {
+				values[i] = tag.value
+			} else {
+				rest = append(rest, tag)
+			}
+		}
+		rest[0].value = strings.Join(values, FoldedBy)
+		// The dialect names what is taken away; samples in the file lack more.
+		missing := []string{}
+		for _, name := range []string{"response_flags", "request_protocol", "response_code", "grpc_response_status"} {
+			if !strings.Contains(line, name) {
+				missing = append(missing, name)
+			}
+		}
+		if i := slices.IndexFunc(rest, func(l label) bool { return l.name == Without }); i >= 0 {
+			missing = append(missing, rest[i].value)
+			rest = slices.Delete(rest, i, i+1)
+		}
+		rest = append(rest, label{Without, strings.Join(missing, ",")})
+		folded.WriteString(name + render(rest) + " " + number + "\n")
+		lines++
+	}
+	if lines == 0 {
+		t.Fatal("no sample has such tags")
+	}
+	if err := Rewrite(&want, &apart); err != nil {
+		t.Fatal(err)
+	}
+	if err := Rewrite(&got, &folded); err != nil {
+		t.Fatal(err)
+	}
+	if got.String() != want.String() {
+		t.Errorf("got\n%s\nwant\n%s", got.String(), want.String())
 	}
 }
 
