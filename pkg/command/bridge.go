@@ -45,11 +45,11 @@ appear in Eureka, where programs outside find them as they find all others.`,
 
 // registryFlags say which registry, and how to speak to it.
 type registryFlags struct {
-	eureka, dns            []string
-	dnsServer              string
-	user, passwordFile     string
-	caFile, cert, key      string
-	namespace, gatewayName string
+	eureka, dns        []string
+	dnsServer          string
+	user, passwordFile string
+	caFile, cert, key  string
+	gatewayName        string
 }
 
 func newBridgeRun() *cobra.Command {
