@@ -186,6 +186,21 @@ func TestMetrics(t *testing.T) {
 			}
 			return count
 		}
+		// Envoy shows a histogram's samples some seconds after a counter's: those of before the change have to be there.
+		s.Eventually(t, 30*time.Second, func() (bool, string) {
+			families, _, err := s.scrape(server, 15020)
+			if err != nil {
+				return false, err.Error()
+			}
+			unchanged := uint64(0)
+			for _, m := range families["istio_requests_total"].GetMetric() {
+				if !slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetName() == "method" }) {
+					unchanged += uint64(m.GetCounter().GetValue())
+				}
+			}
+			counted := sizes()
+			return counted == unchanged, fmt.Sprintf("%d sizes of %d requests", counted, unchanged)
+		})
 		before := sizes()
 		for range 3 {
 			if out, err := s.call("client", "get", "-X", "PATCH", "http://server:8080/"); err != nil {

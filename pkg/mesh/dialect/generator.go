@@ -17,7 +17,8 @@ import (
 )
 
 // wrappedTypes are the resources that go to an Envoy and can hold extensions. Proxyless gRPC has generators of its own
-// ("grpc/…"), which stay as they are: those clients are no Envoys.
+// ("grpc/…"), which stay as they are: those clients are no Envoys. Only endpoints come from the same generator, and have
+// metadata more, which they do not read.
 var wrappedTypes = []string{v3.ListenerType, v3.ClusterType, v3.RouteType, v3.EndpointType, v3.ExtensionConfigurationType}
 
 // Istio ends the process when a metric is made after its exporter has started, and NewServer starts it, so these are
