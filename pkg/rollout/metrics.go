@@ -50,7 +50,13 @@ func (m Measure) String() string {
 	return fmt.Sprintf("%d requests, %s errors, p99 %s", m.Requests, percent(m.ErrorRate), p99)
 }
 
-func percent(rate float64) string { return fmt.Sprintf("%.2g %%", rate) }
+// percent has two digits.
+func percent(rate float64) string {
+	if rate >= 10 {
+		return fmt.Sprintf("%.0f %%", rate)
+	}
+	return fmt.Sprintf("%.2g %%", rate)
+}
 
 // view is what one side has counted.
 type view struct {

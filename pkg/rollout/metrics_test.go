@@ -163,6 +163,14 @@ func TestMeasureLost(t *testing.T) {
 	}
 }
 
+func TestPercent(t *testing.T) {
+	for rate, want := range map[float64]string{0: "0 %", 0.034: "0.034 %", 1.25: "1.2 %", 33.4: "33 %", 100: "100 %"} {
+		if got := percent(rate); got != want {
+			t.Errorf("%v is %q, want %q", rate, got, want)
+		}
+	}
+}
+
 func TestFailed(t *testing.T) {
 	for _, c := range []struct {
 		protocol, code, grpc string

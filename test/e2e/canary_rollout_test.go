@@ -186,11 +186,10 @@ func TestCanaryRollout(t *testing.T) {
 	s.before = s.routes(t)
 	const url = "http://api/"
 	here, there := s.operator(t), s.operator(t)
+	_, endLoad := s.load(url)
 
 	t.Run("errors take it back", func(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
-		_, end := s.load(url)
-		defer end()
 		d := (&operator{s, t, here.file}).canary()
 		s.spoil(t, "status=500")
 		code, r := d.end()
@@ -201,8 +200,6 @@ func TestCanaryRollout(t *testing.T) {
 	})
 	t.Run("slowness takes it back", func(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
-		_, end := s.load(url)
-		defer end()
 		d := (&operator{s, t, here.file}).canary()
 		s.spoil(t, "delay=2s")
 		code, r := d.end()
@@ -217,8 +214,6 @@ func TestCanaryRollout(t *testing.T) {
 	})
 	t.Run("another machine aborts it", func(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
-		_, end := s.load(url)
-		defer end()
 		d := (&operator{s, t, here.file}).canary()
 		s.refusesDeploy(t)
 		if _, said, code := s.Polymesh(t, "rollout", "canary", "api", "-n", s.name, "--image", "registry.polymesh.dev/test/echo:3"); code != 1 || !strings.Contains(said, "of image "+nextImage) {
@@ -234,6 +229,7 @@ func TestCanaryRollout(t *testing.T) {
 		}
 		s.wantAsBefore(t, echoImage)
 	})
+	endLoad() // its requests were to fail
 	t.Run("the machine dies and another one promotes it", func(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
 		sent, end := s.load(url)
