@@ -29,7 +29,7 @@ const istioNamespace = "istio-system"
 // applied: a route to a host that nobody serves, a Gateway whose selector matches no pod, policies that contradict each
 // other. What they find is shown and does not stop a deploy; the API server and istiod's webhook refuse what is invalid.
 func (d *deployment) analyze(ctx context.Context) error {
-	if !d.cluster.istio {
+	if !d.cluster.Istio {
 		return nil
 	}
 	return d.Steps.Do("check the manifests", func(*progress.Step) (string, error) {

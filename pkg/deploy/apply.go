@@ -195,7 +195,7 @@ func (d *deployment) isNew(ctx context.Context, namespace string) bool {
 	if namespace == "" {
 		return false
 	}
-	_, err := d.cluster.client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+	_, err := d.cluster.Client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 	return apierrors.IsNotFound(err)
 }
 

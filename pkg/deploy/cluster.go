@@ -21,48 +21,48 @@ import (
 // fieldManager is who Polymesh is to the API server.
 const fieldManager = "polymesh"
 
-// cluster is the API server of the target.
-type cluster struct {
+// Cluster is the API server of the target.
+type Cluster struct {
 	rest    *rest.Config
-	client  kubernetes.Interface
-	dynamic dynamic.Interface
+	Client  kubernetes.Interface
+	Dynamic dynamic.Interface
 	mapper  meta.RESTMapper
 	factory cmdutil.Factory
-	istio   bool
+	Istio   bool
 }
 
 func (d *deployment) connect(ctx context.Context) (err error) {
-	d.cluster, err = connect(d.Cluster)
+	d.cluster, err = Connect(d.Cluster)
 	return err
 }
 
-// connect reaches the API server that kubectl's flags mean.
-func connect(flags *genericclioptions.ConfigFlags) (*cluster, error) {
-	c := &cluster{factory: cmdutil.NewFactory(flags)}
+// Connect reaches the API server that kubectl's flags mean.
+func Connect(flags *genericclioptions.ConfigFlags) (*Cluster, error) {
+	c := &Cluster{factory: cmdutil.NewFactory(flags)}
 	var err error
 	if c.rest, err = flags.ToRESTConfig(); err != nil {
 		return nil, fmt.Errorf("no cluster: %w (start one with `polymesh server`, or name one with --kubeconfig)", err)
 	}
 	c.rest.QPS, c.rest.Burst = 50, 100
-	if c.client, err = kubernetes.NewForConfig(c.rest); err != nil {
+	if c.Client, err = kubernetes.NewForConfig(c.rest); err != nil {
 		return nil, err
 	}
-	if c.dynamic, err = dynamic.NewForConfig(c.rest); err != nil {
+	if c.Dynamic, err = dynamic.NewForConfig(c.rest); err != nil {
 		return nil, err
 	}
-	if _, err := c.client.Discovery().ServerVersion(); err != nil {
+	if _, err := c.Client.Discovery().ServerVersion(); err != nil {
 		return nil, fmt.Errorf("the cluster at %s does not answer: %w (is `polymesh server` running? `polymesh status` says so)", c.rest.Host, err)
 	}
 	if c.mapper, err = flags.ToRESTMapper(); err != nil {
 		return nil, err
 	}
 	_, err = c.mapper.KindsFor(virtualService)
-	c.istio = err == nil
+	c.Istio = err == nil
 	return c, nil
 }
 
 // mapping says how the API server calls an object's kind.
-func (c *cluster) mapping(o project.Object) (*meta.RESTMapping, error) {
+func (c *Cluster) mapping(o project.Object) (*meta.RESTMapping, error) {
 	gvk := o.GroupVersionKind()
 	m, err := c.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
 	if meta.IsNoMatchError(err) {
@@ -75,16 +75,16 @@ func (c *cluster) mapping(o project.Object) (*meta.RESTMapping, error) {
 	return m, err
 }
 
-func (c *cluster) resource(m *meta.RESTMapping, namespace string) dynamic.ResourceInterface {
+func (c *Cluster) resource(m *meta.RESTMapping, namespace string) dynamic.ResourceInterface {
 	if !scoped(m) {
-		return c.dynamic.Resource(m.Resource)
+		return c.Dynamic.Resource(m.Resource)
 	}
-	return c.dynamic.Resource(m.Resource).Namespace(namespace)
+	return c.Dynamic.Resource(m.Resource).Namespace(namespace)
 }
 
 // apply is a server-side apply. The manifests are the truth: a field that somebody else set meanwhile (kubectl edit, kubectl
 // set image) is taken back, as with every deploy command of this kind.
-func (c *cluster) apply(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured, dry bool) (*unstructured.Unstructured, error) {
+func (c *Cluster) apply(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured, dry bool) (*unstructured.Unstructured, error) {
 	data, err := u.MarshalJSON()
 	if err != nil {
 		return nil, err
@@ -98,7 +98,7 @@ func (c *cluster) apply(ctx context.Context, m *meta.RESTMapping, u *unstructure
 }
 
 // info is an object in the form that kubectl's packages take.
-func (c *cluster) info(m *meta.RESTMapping, u *unstructured.Unstructured) (*resource.Info, error) {
+func (c *Cluster) info(m *meta.RESTMapping, u *unstructured.Unstructured) (*resource.Info, error) {
 	client, err := c.factory.UnstructuredClientForMapping(m)
 	if err != nil {
 		return nil, err

@@ -40,6 +40,8 @@ type Options struct {
 	DryRun, Diff bool
 	// Wait is off when nobody wants to know whether the pods become ready.
 	Wait bool
+	// Allowed is asked before anything is built or changed, with the objects of the manifests; its error ends the deploy.
+	Allowed func(context.Context, *Cluster, []project.Object) error
 
 	Steps *progress.Steps
 	Out   io.Writer
@@ -92,6 +94,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		d.read,
 		d.connect,
 		d.complete,
+		d.allowed,
 		d.buildImages,
 		d.analyze,
 		d.applyObjects,
@@ -110,7 +113,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 type deployment struct {
 	Options
 	dry     bool
-	cluster *cluster
+	cluster *Cluster
 	objects []project.Object
 	built   map[string]image.Ref // by service
 	set     *set
@@ -144,6 +147,14 @@ func (d *deployment) read(context.Context) error {
 		return fmt.Errorf("images without a version: what runs would depend on the day it was pulled, and there would be no way back\n  %s\nGive each a version or a digest, or use --allow-latest", strings.Join(found, "\n  "))
 	}
 	return nil
+}
+
+// allowed asks whether this may be deployed now. A dry run changes nothing, so it may.
+func (d *deployment) allowed(ctx context.Context) error {
+	if d.Allowed == nil || d.dry {
+		return nil
+	}
+	return d.Allowed(ctx, d.cluster, d.objects)
 }
 
 // serviceOf is the service whose image a manifest means.

@@ -79,13 +79,13 @@ func (d *deployment) addNamespace(ctx context.Context) error {
 		return o.GroupVersionKind().GroupKind() == namespaceKind && o.GetName() == name
 	}); at >= 0 {
 		o := d.objects[at]
-		if !injects(o.GetLabels()) && d.cluster.istio {
+		if !injects(o.GetLabels()) && d.cluster.Istio {
 			return unstructured.SetNestedField(o.Object, "enabled", "metadata", "labels", "istio-injection")
 		}
 		return nil
 	}
 	labels := map[string]any{}
-	live, err := d.cluster.client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+	live, err := d.cluster.Client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 	case err != nil:
@@ -93,7 +93,7 @@ func (d *deployment) addNamespace(ctx context.Context) error {
 	case live.DeletionTimestamp != nil:
 		return fmt.Errorf("namespace %s is being deleted: wait until it is gone (kubectl get namespace %s), then deploy again", name, name)
 	}
-	if d.cluster.istio && (err != nil || !injects(live.Labels) || live.Labels["istio-injection"] == "enabled") {
+	if d.cluster.Istio && (err != nil || !injects(live.Labels) || live.Labels["istio-injection"] == "enabled") {
 		labels["istio-injection"] = "enabled"
 	}
 	d.objects = slices.Insert(d.objects, 0, project.NewObject(map[string]any{
@@ -131,7 +131,7 @@ func (d *deployment) secrets(ctx context.Context) ([]project.Object, error) {
 			content["type"] = "Opaque"
 		}
 		if len(missing) > 0 {
-			live, err := d.cluster.client.CoreV1().Secrets(d.Project.Namespace).Get(ctx, s.Name, metav1.GetOptions{})
+			live, err := d.cluster.Client.CoreV1().Secrets(d.Project.Namespace).Get(ctx, s.Name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) {
 				slices.Sort(missing)
 				return nil, fmt.Errorf("secret %s has no value for %s: set the variable or make the file, or make the Secret yourself (kubectl create secret generic %s -n %s --from-file=…)",

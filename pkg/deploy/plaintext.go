@@ -110,7 +110,7 @@ func serviceOfHost(host, namespace string) (name, in string) {
 
 // policies are the PeerAuthentications as they will be: the cluster's, and the project's in their place.
 func (d *deployment) policies(ctx context.Context) ([]*unstructured.Unstructured, error) {
-	live, err := d.cluster.dynamic.Resource(peerAuthenticationsType).List(ctx, metav1.ListOptions{})
+	live, err := d.cluster.Dynamic.Resource(peerAuthenticationsType).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list the PeerAuthentications: %w", err)
 	}
@@ -163,7 +163,7 @@ func (d *deployment) selector(ctx context.Context, name, namespace string) (map[
 		return nil, nil
 	}
 	if namespace != d.Project.Namespace {
-		live, err := d.cluster.client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		live, err := d.cluster.Client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 		if err != nil || live.Labels["istio-injection"] != "enabled" && live.Labels["istio.io/rev"] == "" {
 			return nil, ignoreNotFound(err)
 		}
@@ -177,7 +177,7 @@ func (d *deployment) selector(ctx context.Context, name, namespace string) (map[
 			return selector, err
 		}
 	}
-	live, err := d.cluster.client.CoreV1().Services(namespace).Get(ctx, name, metav1.GetOptions{})
+	live, err := d.cluster.Client.CoreV1().Services(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, ignoreNotFound(err)
 	}

@@ -33,7 +33,7 @@ type set struct {
 // parentName is the name of the Secret that holds the set.
 func parentName(p *project.Project) string { return "polymesh-" + p.Name }
 
-func newSet(c *cluster, p *project.Project) (*set, error) {
+func newSet(c *Cluster, p *project.Project) (*set, error) {
 	m, err := c.mapper.RESTMapping(secretKind, "v1")
 	if err != nil {
 		return nil, err
@@ -96,7 +96,7 @@ func (d *deployment) prune(ctx context.Context) error {
 	if d.set == nil {
 		return nil
 	}
-	gone, err := d.set.FindAllObjectsToPrune(ctx, d.cluster.dynamic, d.set.visited)
+	gone, err := d.set.FindAllObjectsToPrune(ctx, d.cluster.Dynamic, d.set.visited)
 	if err != nil {
 		return fmt.Errorf("look for what is no longer in the manifests: %w", err)
 	}
@@ -130,12 +130,12 @@ func idsOf(objects []apply.PruneObject) []string {
 }
 
 // close removes every member that was not visited, and narrows the set to the others.
-func (s *set) close(ctx context.Context, c *cluster, strategy cmdutil.DryRunStrategy) error {
+func (s *set) close(ctx context.Context, c *Cluster, strategy cmdutil.DryRunStrategy) error {
 	err := s.Prune(ctx, &apply.ApplyOptions{
 		ToPrinter:           func(string) (printers.ResourcePrinter, error) { return printers.NewDiscardingPrinter(), nil },
 		DeleteOptions:       &delete.DeleteOptions{CascadingStrategy: metav1.DeletePropagationBackground, GracePeriod: -1},
 		DryRunStrategy:      strategy,
-		DynamicClient:       c.dynamic,
+		DynamicClient:       c.Dynamic,
 		VisitedUids:         s.visited,
 		ValidationDirective: metav1.FieldValidationStrict,
 		IOStreams:           genericiooptions.NewTestIOStreamsDiscard(),
@@ -163,11 +163,11 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 		o.Project.Namespace = n
 	}
 	out := &Removal{Project: o.Project.Name, Namespace: o.Project.Namespace, Objects: []string{}}
-	c, err := connect(o.Cluster)
+	c, err := Connect(o.Cluster)
 	if err != nil {
 		return out, err
 	}
-	parent := c.client.CoreV1().Secrets(o.Project.Namespace)
+	parent := c.Client.CoreV1().Secrets(o.Project.Namespace)
 	if _, err := parent.Get(ctx, parentName(o.Project), metav1.GetOptions{}); err != nil {
 		return out, fmt.Errorf("project %s is not deployed in namespace %s: %w", o.Project.Name, o.Project.Namespace, err)
 	}
@@ -179,7 +179,7 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 	if err := s.BeforeApply(nil, cmdutil.DryRunServer, metav1.FieldValidationStrict); err != nil {
 		return out, err
 	}
-	members, err := s.FindAllObjectsToPrune(ctx, c.dynamic, nil)
+	members, err := s.FindAllObjectsToPrune(ctx, c.Dynamic, nil)
 	if err != nil {
 		return out, err
 	}
@@ -208,13 +208,13 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 }
 
 // removeNamespace deletes a namespace and waits until it is gone.
-func (c *cluster) removeNamespace(ctx context.Context, name string) error {
+func (c *Cluster) removeNamespace(ctx context.Context, name string) error {
 	m, err := c.mapper.RESTMapping(namespaceKind, "v1")
 	if err != nil {
 		return err
 	}
 	policy := metav1.DeletePropagationForeground
-	if err := c.client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil {
+	if err := c.Client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil {
 		return err
 	}
 	return c.awaitGone(ctx, []apply.PruneObject{{Name: name, Mapping: m}})

@@ -17,6 +17,7 @@ import (
 	"k8s.io/kubectl/pkg/polymorphichelpers"
 
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
 )
 
@@ -78,6 +79,13 @@ func isWorkload(o project.Object) bool {
 	}
 	_, err := polymorphichelpers.StatusViewerFor(gk)
 	return err == nil
+}
+
+// Await waits until a workload is ready, as a step of its own. When it does not become ready, the error is ErrNotReady and the
+// findings say why.
+func (c *Cluster) Await(ctx context.Context, steps *progress.Steps, workload project.Object) ([]diagnose.Finding, error) {
+	d := &deployment{Options: Options{Steps: steps}, cluster: c}
+	return d.awaitWorkload(ctx, workload)
 }
 
 func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]diagnose.Finding, error) {
@@ -209,7 +217,7 @@ func trimmed(said string) string {
 
 // look asks why a workload is not ready, and adds the lines of its manifest.
 func (d *deployment) look(ctx context.Context, o project.Object, live *unstructured.Unstructured) ([]diagnose.Finding, error) {
-	findings, err := diagnose.Workload(ctx, d.cluster.client, o.ID(), live)
+	findings, err := diagnose.Workload(ctx, d.cluster.Client, o.ID(), live)
 	for i := range findings {
 		findings[i].At = d.at(o, findings[i].Places)
 	}
@@ -232,7 +240,7 @@ func (d *deployment) at(workload project.Object, places []diagnose.Place) string
 }
 
 // awaitGone waits until objects are gone, pods and all.
-func (c *cluster) awaitGone(ctx context.Context, objects []apply.PruneObject) error {
+func (c *Cluster) awaitGone(ctx context.Context, objects []apply.PruneObject) error {
 	for _, o := range objects {
 		err := wait.PollUntilContextTimeout(ctx, pollEvery, removed, true, func(ctx context.Context) (bool, error) {
 			_, err := c.resource(o.Mapping, o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
