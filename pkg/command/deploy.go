@@ -17,6 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/image"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
+	"polymesh.dev/polymesh/pkg/rollout"
 )
 
 // clusterFlags adds kubectl's flags that say which cluster and namespace.
@@ -63,6 +64,7 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 		o.ContainerdSocket = config.ContainerdSocket(dataDir)
 		o.Steps = progress.New(cmd.ErrOrStderr())
 		o.Out = cmd.OutOrStdout()
+		o.Allowed = rollout.Refuse
 		return o, nil
 	}
 }

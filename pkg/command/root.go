@@ -62,7 +62,7 @@ func newRoot() *cobra.Command {
 		Version: polymesh.Version,
 	}
 	root.SetVersionTemplate("polymesh {{.Version}}\n")
-	root.AddCommand(newServer(), newStatus(), newReset(), newDeploy(), newUndeploy(), newDev(), newSchema(), newCtr(), newVersion())
+	root.AddCommand(newServer(), newStatus(), newReset(), newDeploy(), newUndeploy(), newDev(), newRollout(), newSchema(), newCtr(), newVersion())
 	for name, run := range tools {
 		root.AddCommand(&cobra.Command{
 			Use:                name,
