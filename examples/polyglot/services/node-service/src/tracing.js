@@ -11,7 +11,7 @@ const w3c = new W3CTraceContextPropagator();
 
 // createTracing sends spans to the collector at OTEL_EXPORTER_OTLP_ENDPOINT. Without one there are no spans of the app.
 export function createTracing(environment, processor) {
-  if (!processor && environment.OTEL_EXPORTER_OTLP_ENDPOINT) processor = new BatchSpanProcessor(new OTLPTraceExporter());
+  if (!processor && environment.OTEL_EXPORTER_OTLP_ENDPOINT) processor = new BatchSpanProcessor({ exporter: new OTLPTraceExporter() });
   if (!processor) return { start: () => undefined, stop: async () => {} };
   const provider = new TracerProvider({
     resource: resourceFromAttributes({ "service.name": SERVICE }),

@@ -59,7 +59,7 @@ test("the chain passes the trace on", async (t) => {
   assert.equal(seen.cookie, undefined);
 });
 
-test("the app's span stands between the one that the sidecar sent and the one of the call", async (t) => {
+test("the app's span stands between the one that the sidecar sent and the one of the call", { timeout: 30_000 }, async (t) => {
   let seen;
   const next = createServer((request, response) => {
     seen = request.headers;
@@ -68,7 +68,7 @@ test("the app's span stands between the one that the sidecar sent and the one of
   const nextUrl = await listen(next);
   t.after(() => next.close());
   const spans = new InMemorySpanExporter();
-  const { url } = await start(t, { nextUrl, tracing: createTracing({}, new SimpleSpanProcessor(spans)) });
+  const { url } = await start(t, { nextUrl, tracing: createTracing({}, new SimpleSpanProcessor({ exporter: spans })) });
   const ask = async (headers) => (await fetch(url + "/api/v1/chain", { headers })).text();
 
   await ask({});
