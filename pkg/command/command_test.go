@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
@@ -51,18 +53,21 @@ func TestCommands(t *testing.T) {
 
 func TestBadCommandLines(t *testing.T) {
 	for args, want := range map[string]string{
-		"no-such":               `unknown command "no-such" for "polymesh"`,
-		"status --no-such":      "unknown flag: --no-such (see `polymesh status --help`)",
-		"status extra":          `unknown command "extra" for "polymesh status"`,
-		"reset extra":           `unknown command "extra" for "polymesh reset"`,
-		"image scan":            "requires at least 1 arg(s), only received 0",
-		"image scan x --from y": `--from "y" is not one of archive, node, engine, registry`,
-		"image verify x":        `required flag(s) "key" not set`,
-		"version -o xml":        `--output "xml" is not one of json, yaml`,
-		"new thing":             `unknown command "thing" for "polymesh new"`,
-		"new project":           "give the project's name, or its folder (see `polymesh new project --help`)",
-		"new service a b":       "give the service's name (see `polymesh new service --help`)",
-		"server --mesh-profile": "flag needs an argument: --mesh-profile (see `polymesh server --help`)",
+		"no-such":                         `unknown command "no-such" for "polymesh"`,
+		"status --no-such":                "unknown flag: --no-such (see `polymesh status --help`)",
+		"status extra":                    `unknown command "extra" for "polymesh status"`,
+		"reset extra":                     `unknown command "extra" for "polymesh reset"`,
+		"image scan":                      "requires at least 1 arg(s), only received 0",
+		"image scan x --from y":           `--from "y" is not one of archive, node, engine, registry`,
+		"image verify x":                  `required flag(s) "key" not set`,
+		"version -o xml":                  `--output "xml" is not one of json, yaml`,
+		"rollout canary api --steps ten":  `--steps "ten" is no list of percentages such as 10,50,100`,
+		"rollout canary api --timeout 1m": "--timeout goes with --image: a rollout that is under way stays as it was planned",
+		"rollout canary":                  "accepts 1 arg(s), received 0",
+		"new thing":                       `unknown command "thing" for "polymesh new"`,
+		"new project":                     "give the project's name, or its folder (see `polymesh new project --help`)",
+		"new service a b":                 "give the service's name (see `polymesh new service --help`)",
+		"server --mesh-profile":           "flag needs an argument: --mesh-profile (see `polymesh server --help`)",
 	} {
 		_, _, err := call(strings.Fields(args)...)
 		if err == nil || err.Error() != want {
@@ -293,5 +298,29 @@ func TestNew(t *testing.T) {
 		if out, _, err := call(append([]string{"__complete"}, strings.Split(line, " ")...)...); err != nil || !strings.Contains(out, want) {
 			t.Errorf("completion of %q: %v: %s", line, err, out)
 		}
+	}
+}
+
+func TestRolloutStatus(t *testing.T) {
+	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
+	s := &rollout.State{Name: "api", Namespace: "shop", Image: "shop/api:1.1.0", Previous: "shop/api:1.0.0", Phase: rollout.Running, Weight: 50,
+		Started: metav1.NewTime(now.Add(-5 * time.Minute)), Done: []rollout.StepDone{{Weight: 10,
+			Canary: rollout.Measure{Requests: 31, ErrorRate: 0.5, P99: metav1.Duration{Duration: 24 * time.Millisecond}, Timed: 30}, Stable: rollout.Measure{}}}}
+	var out bytes.Buffer
+	if err := printRollout(&out, s, now); err != nil {
+		t.Fatal(err)
+	}
+	if err := printRollouts(&out, []*rollout.State{s}, now); err != nil {
+		t.Fatal(err)
+	}
+	want := "deployment.apps/api -n shop, image shop/api:1.1.0 in place of shop/api:1.0.0, begun 5m ago\n" +
+		"Running at 50 %, driven by nobody\n\n" +
+		"STEP   CANARY                                STABLE\n" +
+		"10 %   31 requests, 0.5 % errors, p99 24ms   no requests\n\n" +
+		"Nobody drives it: `polymesh rollout canary api -n shop` goes on with it, `polymesh rollout promote api -n shop` and `polymesh rollout abort api -n shop` end it\n" +
+		"NAME   PHASE     WEIGHT   IMAGE            AGE   DRIVEN BY\n" +
+		"api    Running   50 %     shop/api:1.1.0   5m    nobody\n"
+	if out.String() != want {
+		t.Errorf("got:\n%s", out.String())
 	}
 }
