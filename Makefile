@@ -245,7 +245,7 @@ test-unit: .build/images/bin/envoy | .build/packages ## the tests beside the cod
 
 .PHONY: test-e2e
 test-e2e: all dist/polymesh-scanner .build/app-packages ## the end-to-end tests, in network namespaces (root)
-	go test -tags "$(TEST_TAGS) e2e" -timeout 75m -count=1 -v ./test/e2e/...
+	test/e2e/run.sh "$(TEST_TAGS) e2e"
 
 .PHONY: test-examples
 test-examples: .build/app-packages ## the tests of the example's five services, while their images are built (root)
