@@ -23,6 +23,7 @@ import (
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/rollout"
 	"polymesh.dev/polymesh/pkg/status"
+	polymesh "polymesh.dev/polymesh/pkg/version"
 )
 
 // call runs a command line as Run does, and returns what it printed.
@@ -48,6 +49,16 @@ func TestCommands(t *testing.T) {
 	slices.Sort(names)
 	if want := []string{"bridge", "ctr", "deploy", "dev", "image", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
+	}
+}
+
+func TestVersionFlag(t *testing.T) {
+	out, _, err := call("--version")
+	if err != nil || out != "polymesh "+polymesh.Version+"\n" {
+		t.Errorf("got %q, %v", out, err)
+	}
+	if out, _, err := call("status", "--help"); err != nil || strings.Contains(out, "--version") {
+		t.Errorf("%v, and Kubernetes' own flag is shown: %s", err, out)
 	}
 }
 

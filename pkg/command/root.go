@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	istio "istio.io/istio/pkg/version"
 	"k8s.io/component-base/version"
 
@@ -63,6 +64,11 @@ func newRoot() *cobra.Command {
 		Version: polymesh.Version,
 	}
 	root.SetVersionTemplate("polymesh {{.Version}}\n")
+	// Kubernetes has a --version of its own among the process's flags, which cobra gives to every command that has none.
+	root.Flags().Bool("version", false, "print the version")
+	if kubernetes := pflag.Lookup("version"); kubernetes != nil {
+		kubernetes.Hidden = true
+	}
 	root.AddCommand(newServer(), newStatus(), newReset(), newDeploy(), newUndeploy(), newDev(), newNew(), newBridge(), newImage(), newRollout(), newSchema(), newCtr(), newVersion())
 	for name, run := range tools {
 		root.AddCommand(&cobra.Command{
