@@ -30,9 +30,10 @@ stamps+=" -X istio.io/istio/pkg/version.buildStatus=Clean"
 build() { # program, further tags
     go build -modfile="$here/old.mod" -tags "netgo osusergo sqlite_omit_load_extension disable_pgv $2" -ldflags "$stamps" -o "$out/old/$1" "./cmd/$1"
 }
-istio=$(go list -modfile="$here/old.mod" -m -f '{{.Dir}}' istio.io/istio)
 build pilot-discovery ""
 build pilot-agent "agent grpcnotrace retrynotrace"
+# After the builds, which download it: before that it has no folder.
+istio=$(go list -modfile="$here/old.mod" -m -f '{{.Dir}}' istio.io/istio)
 build/envoy/fetch .build/wheels "$out/old/envoy" "$here/requirements.txt"
 
 print=$(sha256sum "$here/build.sh" build/images/*.go "$out"/old/{pilot-discovery,pilot-agent,envoy} | sha256sum)
