@@ -19,8 +19,6 @@ build() {
 build echo-basic sigs.k8s.io/gateway-api/conformance/echo-basic
 build server istio.io/istio/pkg/test/echo/cmd/server
 build client istio.io/istio/pkg/test/echo/cmd/client
-# What is not downloaded has no folder.
-go mod download sigs.k8s.io/gateway-api/conformance istio.io/istio
 suite=$(go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api/conformance)
 istio=$(go list -m -f '{{.Dir}}' istio.io/istio)
 mapfile -t names < <(grep -rhoE "$registry/echo-(basic|advanced):[A-Za-z0-9._-]+" "$suite" --include='*.yaml' | sort -u)
