@@ -58,20 +58,29 @@ func (b *bench) deployApp(ctx context.Context, n *node.Node) error {
 }
 
 func predict(ctx context.Context, n *node.Node) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+n.Address()+"/api/v1/predict", strings.NewReader(`{"data": [1.0, 2.0, 3.0]}`))
-	if err != nil {
-		return err
+	text, err := ask(ctx, n, http.MethodPost, appHost, "/api/v1/predict", `{"data": [1.0, 2.0, 3.0]}`)
+	if err == nil && !strings.Contains(text, `"prediction":2`) {
+		err = errors.New("predict answers " + text)
 	}
-	request.Host = appHost
+	return err
+}
+
+// ask sends a request to the gateway, from outside. An answer other than 200 is an error.
+func ask(ctx context.Context, n *node.Node, method, host, path, body string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+n.Address()+path, strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	request.Host = host
 	request.Header.Set("Content-Type", "application/json")
 	response, err := n.HTTP(false).Do(request)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err == nil && (response.StatusCode != http.StatusOK || !strings.Contains(string(body), `"prediction":2`)) {
-		err = errors.New("predict answers " + response.Status + " " + string(body))
+	text, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s%s: %s %s", host, path, response.Status, text)
 	}
-	return err
+	return string(text), err
 }

@@ -207,9 +207,9 @@ type attackReport struct {
 	Errors     []string `json:"errors"`
 }
 
-// attack lets a Deployment's pod send requests for a time; the target is in vegeta's format. With a rate, vegeta sends each at its time, however late the
-// answers before it are; one that waits for a free connection has begun, and waits as long as it takes. A failed request is
-// an error: it would be a fast one.
+// attack lets a Deployment's pod send requests for a time; the target is in vegeta's format. With a rate, vegeta sends each
+// at its time, however late the answers before it are; one that waits for a free connection has begun, and waits as long as
+// it takes. A failed request is an error: it would be a fast one.
 func attack(ctx context.Context, n *node.Node, client, target string, duration time.Duration, how ...string) (*attackReport, error) {
 	const results = "/results/attack"
 	args := append([]string{"/vegeta", "attack", "-duration=" + duration.String(), "-timeout=0", "-max-body=0",

@@ -333,8 +333,8 @@ func (w *workflow) dev(ctx context.Context) error {
 		{devGo, http.MethodGet, "/api/v1/gateway", "", "changed once", "changed twice"},
 		{devPython, http.MethodPost, "/api/v1/predict", `{"data": [1]}`, "confidence=0.95", "confidence=0.55"},
 	} {
-		ask := func() (string, error) { return w.ask(ctx, c.method, appHost, c.path, c.body) }
-		if err := eventually(ctx, w.n, 2*time.Minute, func() error { _, err := ask(); return err }); err != nil {
+		get := func() (string, error) { return ask(ctx, w.n, c.method, appHost, c.path, c.body) }
+		if err := eventually(ctx, w.n, 2*time.Minute, func() error { _, err := get(); return err }); err != nil {
 			return fmt.Errorf("polymesh dev: %w: %s", err, &said)
 		}
 		if err := edit(w.file(c.id), regexp.MustCompile(c.old), c.fresh); err != nil {
@@ -343,7 +343,7 @@ func (w *workflow) dev(ctx context.Context) error {
 		want := strings.TrimPrefix(c.fresh, "confidence=")
 		start := time.Now()
 		err := eventually(ctx, w.n, 5*time.Minute, func() error {
-			text, err := ask()
+			text, err := get()
 			if err == nil && !strings.Contains(text, want) {
 				err = fmt.Errorf("the gateway answers %s", text)
 			}
@@ -355,26 +355,6 @@ func (w *workflow) dev(ctx context.Context) error {
 		w.results.add(c.id, time.Since(start).Seconds())
 	}
 	return nil
-}
-
-// ask sends a request to the gateway, from outside.
-func (w *workflow) ask(ctx context.Context, method, host, path, body string) (string, error) {
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+w.n.Address()+path, strings.NewReader(body))
-	if err != nil {
-		return "", err
-	}
-	request.Host = host
-	request.Header.Set("Content-Type", "application/json")
-	response, err := w.n.HTTP(false).Do(request)
-	if err != nil {
-		return "", err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s%s: %s %s", host, path, response.Status, text)
-	}
-	return string(text), err
 }
 
 // imageSizes adds what the node says of the image of each service, its layers as they are kept.
@@ -474,7 +454,7 @@ func (w *workflow) languages(ctx context.Context) error {
 
 // alone checks that a host is answered by the service alone.
 func (w *workflow) alone(ctx context.Context, host string, l language) error {
-	text, err := w.ask(ctx, http.MethodGet, host, "/api/v1/chain", "")
+	text, err := ask(ctx, w.n, http.MethodGet, host, "/api/v1/chain", "")
 	if err != nil {
 		return err
 	}
