@@ -17,12 +17,15 @@ import (
 	"istio.io/istio/pilot/cmd/pilot-agent/app"
 	"istio.io/istio/pilot/cmd/pilot-agent/config"
 	"istio.io/istio/pilot/cmd/pilot-agent/options"
+	"istio.io/istio/pkg/bootstrap"
 	istioagent "istio.io/istio/pkg/istio-agent"
+	"istio.io/istio/pkg/kube/labels"
 	"istio.io/istio/pkg/log"
 	"istio.io/istio/pkg/security"
 	"istio.io/istio/security/pkg/nodeagent/sds"
 
 	"polymesh.dev/polymesh/pkg/mesh/exposition"
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 func main() {
@@ -52,15 +55,20 @@ func newCommand() (*cobra.Command, error) {
 	}
 	run := proxy.RunE
 	proxy.RunE = func(c *cobra.Command, args []string) error {
-		admin, err := adminAddress(c)
+		settings, err := proxyConfig(c)
 		if err != nil {
 			return err
 		}
+		self, err := workloadOf(settings)
+		if err != nil {
+			return err
+		}
+		admin := net.JoinHostPort("localhost", strconv.Itoa(int(settings.ProxyAdminPort)))
 		if err := os.MkdirAll("./etc/istio/proxy", 0o755); err != nil {
 			return err
 		}
 		go func() {
-			if err := exposition.Serve(context.Background(), exposition.Socket, admin); err != nil {
+			if err := exposition.Serve(context.Background(), exposition.Socket, admin, self); err != nil {
 				log.Errorf("metrics of this proxy cannot be read: %v", err)
 			}
 		}()
@@ -69,24 +77,42 @@ func newCommand() (*cobra.Command, error) {
 	return root, nil
 }
 
-// adminAddress is where Envoy's admin interface will be, from the settings that Istio's command reads too.
-func adminAddress(c *cobra.Command) (string, error) {
+// proxyConfig has the settings of the proxy, from where Istio's command reads them too.
+func proxyConfig(c *cobra.Command) (*meshconfig.ProxyConfig, error) {
 	flags := c.Flags()
 	file, err := flags.GetString("meshConfig")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	cluster, err := flags.GetString("serviceCluster")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	concurrency, err := flags.GetInt("concurrency")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	settings, err := config.ConstructProxyConfig(file, cluster, options.ProxyConfigEnv, concurrency)
 	if err != nil {
-		return "", fmt.Errorf("read the proxy's settings: %w", err)
+		return nil, fmt.Errorf("read the proxy's settings: %w", err)
 	}
-	return net.JoinHostPort("localhost", strconv.Itoa(int(settings.ProxyAdminPort))), nil
+	return settings, nil
+}
+
+// workloadOf is what Istio's metrics call the workload beside the proxy, from what the proxy tells istiod about itself.
+func workloadOf(settings *meshconfig.ProxyConfig) (workload.Workload, error) {
+	node, err := bootstrap.GetNodeMetaData(bootstrap.MetadataOptions{Envs: os.Environ(), ProxyConfig: settings})
+	if err != nil {
+		return workload.Workload{}, fmt.Errorf("read what the proxy is beside: %w", err)
+	}
+	service, revision := labels.CanonicalService(node.Metadata.Labels, node.Metadata.WorkloadName)
+	return workload.Workload{
+		Name:              node.Metadata.WorkloadName,
+		Namespace:         node.Metadata.Namespace,
+		App:               node.Metadata.Labels["app"],
+		Version:           node.Metadata.Labels["version"],
+		CanonicalService:  service,
+		CanonicalRevision: revision,
+		Cluster:           string(node.Metadata.ClusterID),
+	}, nil
 }

@@ -1,12 +1,8 @@
 package dialect
 
 import (
-	"sync"
-
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"istio.io/istio/pilot/pkg/model"
-
-	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // cache translates what istiod's generators put into istiod's cache of resources, so that what comes out of it costs nothing
@@ -15,20 +11,12 @@ type cache struct {
 	model.XdsCache
 	translator *Translator
 	reporter   *reporter
-	// walkers are for what does not depend on the proxy: only listeners do, and istiod does not cache those.
-	walkers *sync.Pool
-}
-
-func newCache(c model.XdsCache, t *Translator, r *reporter) *cache {
-	return &cache{c, t, r, &sync.Pool{New: func() any { return t.walk(workload.Workload{}) }}}
 }
 
 // Add implements model.XdsCache. Nobody but the caller has the resource yet.
 func (c *cache) Add(entry model.XdsCacheEntry, request *model.PushRequest, res *discovery.Resource) {
 	if res != nil && !translated(res) {
-		w := c.walkers.Get().(*walker)
-		translate(w, c.reporter, res)
-		c.walkers.Put(w)
+		translate(c.translator, c.reporter, res)
 	}
 	c.XdsCache.Add(entry, request, res)
 }
@@ -40,11 +28,11 @@ var mark = []string{}
 func translated(res *discovery.Resource) bool { return res.Aliases != nil && len(res.Aliases) == 0 }
 
 // translate puts the translation into a resource that nobody else has.
-func translate(w *walker, r *reporter, res *discovery.Resource) {
+func translate(t *Translator, r *reporter, res *discovery.Resource) {
 	if res.Resource == nil {
 		return
 	}
-	result := w.resource(res.Resource)
+	result := t.Resource(res.Resource)
 	r.report(res, result)
 	res.Resource = result.Resource
 	if res.Aliases == nil {

@@ -11,7 +11,6 @@ import (
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
 
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
-	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // TestCachedPush: pushes of what istiod has cached, for several proxies at once, are the translation of what it would have
@@ -25,9 +24,7 @@ func TestCachedPush(t *testing.T) {
 	want := map[string]*discovery.Resource{}
 	for typ, resources := range generate(t, plain, s.proxy) {
 		for _, r := range resources {
-			r.Resource = translator.Resource(r.Resource, workload.Workload{
-				Name: "a", Namespace: "demo", CanonicalService: "a", CanonicalRevision: "v1", Cluster: "Kubernetes", App: "a", Version: "v1",
-			}).Resource
+			r.Resource = translator.Resource(r.Resource).Resource
 			want[typ+r.Name] = r
 		}
 	}

@@ -9,11 +9,8 @@ import (
 	"istio.io/istio/pilot/pkg/networking/core"
 	"istio.io/istio/pilot/pkg/xds"
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
-	"istio.io/istio/pkg/kube/labels"
 	"istio.io/istio/pkg/log"
 	"istio.io/istio/pkg/monitoring"
-
-	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // wrappedTypes are the resources that go to an Envoy and can hold extensions. Proxyless gRPC has generators of its own
@@ -70,8 +67,8 @@ func wrapCache(server *xds.DiscoveryServer, t *Translator, r *reporter) error {
 	if !ok || routes.ConfigGenerator != clusters.ConfigGenerator {
 		return fmt.Errorf("the generators for clusters and routes have a %T and a %T, and not Istio's one", clusters.ConfigGenerator, routes.ConfigGenerator)
 	}
-	builder.Cache = newCache(builder.Cache, t, r)
-	endpoints.Cache = newCache(endpoints.Cache, t, r)
+	builder.Cache = &cache{builder.Cache, t, r}
+	endpoints.Cache = &cache{endpoints.Cache, t, r}
 	server.Cache.ClearAll() // of what was put there before
 	return nil
 }
@@ -86,7 +83,7 @@ type generator struct {
 
 func (g *generator) Generate(proxy *model.Proxy, w *model.WatchedResource, req *model.PushRequest) (model.Resources, model.XdsLogDetails, error) {
 	resources, details, err := g.inner.Generate(proxy, w, req)
-	g.translate(proxy, resources)
+	g.translate(resources)
 	return resources, details, err
 }
 
@@ -99,38 +96,16 @@ func (g *deltaGenerator) GenerateDeltas(proxy *model.Proxy, req *model.PushReque
 	model.Resources, model.DeletedResources, model.XdsLogDetails, bool, error,
 ) {
 	resources, removed, details, used, err := g.delta.GenerateDeltas(proxy, req, w)
-	g.translate(proxy, resources)
+	g.translate(resources)
 	return resources, removed, details, used, err
 }
 
 // translate translates what has not been in the cache: it was made for this push, so nobody else has it.
-func (g *generator) translate(proxy *model.Proxy, resources model.Resources) {
-	var w *walker
+func (g *generator) translate(resources model.Resources) {
 	for _, res := range resources {
-		if translated(res) {
-			continue
+		if !translated(res) {
+			translate(g.translator, g.reporter, res)
 		}
-		if w == nil {
-			w = g.translator.walk(workloadOf(proxy))
-		}
-		translate(w, g.reporter, res)
-	}
-}
-
-// workloadOf is what Istio's metrics call the workload behind a proxy.
-func workloadOf(proxy *model.Proxy) workload.Workload {
-	if proxy == nil || proxy.Metadata == nil {
-		return workload.Workload{}
-	}
-	service, revision := labels.CanonicalService(proxy.Labels, proxy.Metadata.WorkloadName)
-	return workload.Workload{
-		Name:              proxy.Metadata.WorkloadName,
-		Namespace:         proxy.ConfigNamespace,
-		App:               proxy.Labels["app"],
-		Version:           proxy.Labels["version"],
-		CanonicalService:  service,
-		CanonicalRevision: revision,
-		Cluster:           string(proxy.Metadata.ClusterID),
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
-	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // TestPeerFormats: what a format says about the other side is translated where the proxy can know it, everything else
@@ -84,7 +83,7 @@ func TestPeerFormats(t *testing.T) {
 		l := &listener.Listener{TrafficDirection: c.direction, FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
 			Name: "http", ConfigType: &listener.Filter_TypedConfig{TypedConfig: toAny(t, manager)},
 		}}}}}
-		got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(toAny(t, l), workload.Workload{})
+		got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(toAny(t, l))
 		if got.Refused != nil {
 			t.Fatal(got.Refused)
 		}

@@ -37,7 +37,6 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
-	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // differences are all that a translation may change. Each takes its part out of one message, before and after the
@@ -324,7 +323,7 @@ func (l *leveller) value(holder, m protoreflect.Message) (gone bool) {
 func checkTranslation(t testing.TB, tr *dialect.Translator, l *leveller, in *anypb.Any) dialect.Result {
 	t.Helper()
 	bytesBefore := bytes.Clone(in.Value)
-	got := tr.Resource(in, workload.Workload{Name: "a", Namespace: "demo"})
+	got := tr.Resource(in)
 	if !bytes.Equal(bytesBefore, in.Value) {
 		t.Error("the resource was written to")
 	}
@@ -342,7 +341,7 @@ func checkTranslation(t testing.TB, tr *dialect.Translator, l *leveller, in *any
 	if !proto.Equal(before, after) {
 		t.Errorf("something else was changed:\nbefore: %s\nafter:  %s", prototext.Format(before), prototext.Format(after))
 	}
-	if again := tr.Resource(got.Resource, workload.Workload{Name: "a", Namespace: "demo"}); again.Refused != nil || !bytes.Equal(again.Resource.Value, got.Resource.Value) {
+	if again := tr.Resource(got.Resource); again.Refused != nil || !bytes.Equal(again.Resource.Value, got.Resource.Value) {
 		t.Errorf("translating twice is not translating once: %v", again.Refused)
 	}
 	return got
@@ -600,7 +599,7 @@ func FuzzTranslate(f *testing.F) {
 		}
 		in := &anypb.Any{TypeUrl: "type.googleapis.com/" + types[typ], Value: value}
 		if _, err := in.UnmarshalNew(); err != nil {
-			tr.Resource(in, workload.Workload{}) // must only not panic
+			tr.Resource(in) // must only not panic
 			return
 		}
 		checkTranslation(t, tr, l, in)

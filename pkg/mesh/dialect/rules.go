@@ -4,8 +4,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // extensionRule translates the configuration of one of Istio's extensions. Without a result, the extension is removed.
@@ -26,12 +24,11 @@ var extensionRules = map[protoreflect.FullName]extensionRule{
 	"envoy.extensions.network_filters.peer_metadata.UpstreamConfig": lost,
 }
 
-// surroundings are what a rule may know beside the message: the proxy, and what the walk has met on its way down.
+// surroundings are what a rule may know beside the message, and what the walk has met on its way down.
 type surroundings struct {
-	proxy     workload.Workload
 	endpoints Endpoints
 	parts     *parts
-	// met are the loggers that this proxy's listeners have had until now.
+	// met are the loggers that listeners have had until now.
 	met []metLoggers
 	within
 }

@@ -67,7 +67,6 @@ type parts struct {
 type loggersKey struct {
 	config       string
 	tcp, inbound bool
-	proxy        workload.Workload
 }
 
 // metLoggers are loggers that the surroundings have met.
@@ -77,8 +76,8 @@ type metLoggers struct {
 	logs         [][]byte
 }
 
-// loggersSize is what some hundred workloads have.
-const loggersSize = 512
+// loggersSize is more than there are settings of metrics in a mesh that changes, and bounds those in one resource.
+const loggersSize = 64
 
 func newParts() *parts {
 	loggers, err := lru.New[loggersKey, [][]byte](loggersSize)
@@ -106,13 +105,16 @@ func (s *surroundings) loggersFor(config []byte, tcp bool) ([][]byte, bool, erro
 	if err != nil || a == nil {
 		return nil, false, err
 	}
-	key := loggersKey{string(a.Value), tcp, s.inbound, s.proxy}
+	key := loggersKey{string(a.Value), tcp, s.inbound}
 	logs, ok := s.parts.loggers.Get(key)
 	if !ok {
 		if logs, err = s.build(a, tcp); err != nil {
 			return nil, false, err
 		}
 		s.parts.loggers.Add(key, logs)
+	}
+	if len(s.met) == loggersSize {
+		s.met = s.met[:0]
 	}
 	s.met = append(s.met, metLoggers{bytes.Clone(config), tcp, s.inbound, logs})
 	return logs, true, nil
@@ -299,10 +301,10 @@ func tcpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessL
 }
 
 // commonTags are the tags of both kinds. Who the other side is comes from its certificate at a server, and at a client
-// from what istiod says of the endpoint. pkg/mesh/exposition makes labels of them.
+// from what istiod says of the endpoint; whom the proxy itself stands beside, its agent knows. pkg/mesh/exposition makes
+// labels of them.
 func commonTags(s *surroundings, config *stats.PluginConfig) []*statslog.Config_Tag {
 	tags := []*statslog.Config_Tag{
-		{Name: exposition.Self, ValueFormat: literal(s.proxy.String())},
 		tag(exposition.Service, clusterMetadata(serviceKey)),
 		tag("response_flags", "%RESPONSE_FLAGS%"),
 	}
@@ -474,7 +476,7 @@ func withoutLabels(tags []*statslog.Config_Tag, labels []string) []*statslog.Con
 	})
 	tags = slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool {
 		switch t.Name {
-		case exposition.Self, exposition.Reporter, exposition.Messages:
+		case exposition.Reporter, exposition.Messages:
 			return false // needed to make the others of
 		case exposition.Peer:
 			return inbound && side("source_") || !inbound && side("destination_")

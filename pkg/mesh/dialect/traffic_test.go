@@ -30,6 +30,7 @@ import (
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
 
 	"polymesh.dev/polymesh/pkg/mesh/exposition"
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // TestTraffic sends real requests through two Envoys, from a to b's ports, with what istiod and the dialect make of the
@@ -580,6 +581,13 @@ func echoed(c net.Conn) error {
 // wantMetric waits for a sample with all the labels and a value of at least one.
 func (p *path) wantMetric(t *testing.T, e *envoyProcess, name string, labels ...string) {
 	t.Helper()
+	who := "a"
+	if e == p.server {
+		who = "b"
+	}
+	beside := workload.Workload{
+		Name: who, Namespace: "demo", CanonicalService: who, CanonicalRevision: "v1", Cluster: "Kubernetes", App: who, Version: "v1",
+	}
 	var seen string
 	defer func() {
 		if t.Failed() {
@@ -588,7 +596,7 @@ func (p *path) wantMetric(t *testing.T, e *envoyProcess, name string, labels ...
 	}()
 	waitFor(t, e, name+" "+strings.Join(labels, ","), func() bool {
 		var text strings.Builder
-		if err := exposition.Rewrite(&text, bytes.NewReader(e.get(t, "/stats/prometheus?filter=istio_"))); err != nil {
+		if err := exposition.Rewrite(&text, bytes.NewReader(e.get(t, "/stats/prometheus?filter=istio_")), beside); err != nil {
 			t.Fatal(err)
 		}
 		seen = text.String()

@@ -3,21 +3,20 @@ package dialect
 import (
 	"errors"
 	"maps"
+	"sync"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/anypb"
 	"istio.io/istio/pilot/pkg/model"
-
-	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // Translator turns resources for Istio's Envoy into resources for the upstream one. It may be shared.
 type Translator struct {
 	resources  map[protoreflect.FullName]*shape
 	extensions map[string]*extension
-	endpoints  Endpoints
-	parts      *parts
+	walkers    *sync.Pool
+	memo       *memo
 }
 
 // extension is a type that Envoy knows, or that the dialect has a rule for.
@@ -36,9 +35,9 @@ type Endpoints func(host, namespace string) map[string]map[string]string
 // NewTranslator returns a Translator for an Envoy that accepts the given types. Without endpoints (nil), a client's metrics
 // do not know app and version of the other side.
 func NewTranslator(known KnownTypes, endpoints Endpoints) *Translator {
-	t := &Translator{
-		resources: map[protoreflect.FullName]*shape{}, extensions: map[string]*extension{}, endpoints: endpoints, parts: newParts(),
-	}
+	t := &Translator{resources: map[protoreflect.FullName]*shape{}, extensions: map[string]*extension{}, memo: newMemo()}
+	around := surroundings{endpoints: endpoints, parts: newParts()}
+	t.walkers = &sync.Pool{New: func() any { return &walker{Translator: t, around: around} }}
 	all := shapes{}
 	for _, name := range resources {
 		if typ, err := protoregistry.GlobalTypes.FindMessageByName(name); err == nil {
@@ -104,22 +103,25 @@ type Result struct {
 	Refused error
 }
 
-// Resource translates one LDS, CDS, RDS, EDS or ECDS resource for the proxy beside a workload. It never changes its input.
-// Only listeners depend on the proxy.
-func (t *Translator) Resource(res *anypb.Any, proxy workload.Workload) Result {
-	return t.walk(proxy).resource(res)
-}
-
-// walk makes a walker for resources of a proxy, one after the other.
-func (t *Translator) walk(proxy workload.Workload) *walker {
-	return &walker{Translator: t, around: surroundings{proxy: proxy, endpoints: t.endpoints, parts: t.parts}}
-}
-
-func (w *walker) resource(res *anypb.Any) Result {
-	s := w.resources[res.MessageName()]
+// Resource translates one LDS, CDS, RDS, EDS or ECDS resource. It never changes its input, and nobody may change what it
+// returns. The translation is the same for all proxies.
+func (t *Translator) Resource(res *anypb.Any) Result {
+	s := t.resources[res.MessageName()]
 	if s == nil {
 		return Result{Resource: res}
 	}
+	walk := func() Result {
+		w := t.walkers.Get().(*walker)
+		defer t.walkers.Put(w)
+		return w.resource(s, res)
+	}
+	if !s.remembers(res.Value) {
+		return walk()
+	}
+	return t.memo.result(res, walk)
+}
+
+func (w *walker) resource(s *shape, res *anypb.Any) Result {
 	w.reset()
 	w.in, w.unknown, w.path = res.Value, nil, w.path[:0]
 	v, err := w.message(s, 0, len(res.Value))

@@ -23,7 +23,6 @@ import (
 	"istio.io/istio/pkg/monitoring/monitortest"
 
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
-	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // planted is a type that no Envoy knows.
@@ -83,7 +82,7 @@ func TestPlantedUnknownType(t *testing.T) {
 		{"ECDS", toAny(t, &core.TypedExtensionConfig{Name: "planted", TypedConfig: plantedAny()}), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(c.in, workload.Workload{})
+			got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(c.in)
 			if !slices.Contains(got.Unknown, planted) {
 				t.Errorf("unknown types: %v", got.Unknown)
 			}
@@ -106,7 +105,7 @@ func TestIdentity(t *testing.T) {
 	plain := toAny(t, &listener.Listener{Name: "l", FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
 		Name: "router", ConfigType: &listener.Filter_TypedConfig{TypedConfig: toAny(t, &router.Router{})},
 	}}}}})
-	if got := tr.Resource(plain, workload.Workload{}); got.Resource != plain || got.Refused != nil || got.Unknown != nil {
+	if got := tr.Resource(plain); got.Resource != plain || got.Refused != nil || got.Unknown != nil {
 		t.Errorf("a resource of upstream types only was changed: %+v", got)
 	}
 	for _, s := range scenes() {
@@ -115,14 +114,14 @@ func TestIdentity(t *testing.T) {
 		for typ, resources := range before {
 			for _, r := range resources {
 				copied := proto.Clone(r.Resource)
-				once := tr.Resource(r.Resource, workload.Workload{})
+				once := tr.Resource(r.Resource)
 				if once.Refused != nil || once.Unknown != nil {
 					t.Errorf("%s %s: %v %v", s.name, r.Name, once.Unknown, once.Refused)
 				}
 				if !proto.Equal(copied, r.Resource) {
 					t.Errorf("%s %s: the generated resource was written to", s.name, r.Name)
 				}
-				twice := tr.Resource(once.Resource, workload.Workload{})
+				twice := tr.Resource(once.Resource)
 				if !proto.Equal(once.Resource, twice.Resource) {
 					t.Errorf("%s %s %s: translating twice is not translating once", s.name, typ, r.Name)
 				}
@@ -245,7 +244,7 @@ func TestTypedMetadataStays(t *testing.T) {
 	in := toAny(t, &cluster.Cluster{Name: "c", Metadata: &core.Metadata{TypedFilterMetadata: map[string]*anypb.Any{
 		"planted": plantedAny(), "known": toAny(t, wrapperspb.String("x")),
 	}}})
-	got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(in, workload.Workload{})
+	got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(in)
 	if got.Resource != in || got.Unknown != nil || got.Refused != nil {
 		t.Errorf("%+v", got)
 	}

@@ -22,8 +22,9 @@ const (
 	maxLine = 1 << 20
 )
 
-// Rewrite copies Envoy's Prometheus text with Istio's metrics in the place of the statistics behind them.
-func Rewrite(to io.Writer, from io.Reader) error {
+// Rewrite copies Envoy's Prometheus text with Istio's metrics in the place of the statistics behind them. The
+// workload self is the one beside Envoy.
+func Rewrite(to io.Writer, from io.Reader, self workload.Workload) error {
 	w := bufio.NewWriter(to)
 	lines := bufio.NewScanner(from)
 	lines.Buffer(make([]byte, 0, 64<<10), maxLine)
@@ -33,7 +34,7 @@ func Rewrite(to io.Writer, from io.Reader) error {
 		switch {
 		case strings.HasPrefix(line, "# TYPE "+ours):
 			f.write(w)
-			f = newFamily(line)
+			f = newFamily(line, self)
 		case f != nil && strings.HasPrefix(line, ours):
 			if err := f.add(line); err != nil {
 				return err
@@ -55,6 +56,7 @@ func Rewrite(to io.Writer, from io.Reader) error {
 // family is one metric: Envoy writes all samples of one behind another.
 type family struct {
 	name, kind string
+	self       workload.Workload
 	order      []string // of series, as they came
 	series     map[string]*value
 }
@@ -66,9 +68,9 @@ type value struct {
 	added bool
 }
 
-func newFamily(line string) *family {
+func newFamily(line string, self workload.Workload) *family {
 	name, kind, _ := strings.Cut(strings.TrimPrefix(line, "# TYPE "+added), " ")
-	return &family{name: name, kind: kind, series: map[string]*value{}}
+	return &family{name: name, kind: kind, self: self, series: map[string]*value{}}
 }
 
 // add takes one sample in. Samples that differ only in what is no label of theirs become one.
@@ -86,7 +88,7 @@ func (f *family) add(line string) error {
 		scaled = true
 		sample *= messages(f.name, tags[i].value)
 	}
-	key := name + render(unfold(tags))
+	key := name + render(unfold(tags, f.self))
 	v := f.series[key]
 	if v == nil {
 		f.series[key] = &value{text: number, sum: sample, added: scaled}
@@ -196,19 +198,20 @@ func separate(tags []label) []label {
 	return out
 }
 
-// unfold turns a statistic's tags into the labels that Istio's metric has.
-func unfold(tags []label) []label {
+// unfold turns a statistic's tags into the labels that Istio's metric has, beside the workload self.
+func unfold(tags []label, self workload.Workload) []label {
 	tags = separate(tags)
 	has := map[string]string{}
 	for _, t := range tags {
 		has[t.name] = t.value
 	}
-	self, ok := has[Self]
-	if !ok {
+	if has[Reporter] == "" {
 		return tags
 	}
 	out := map[string]string{}
-	source, destination := self, has[Peer]
+	// What is no workload's text is a side that nobody vouches for.
+	peer, _ := workload.Parse(has[Peer])
+	source, destination := self, peer
 	inbound := has[Reporter] == "destination"
 	if inbound {
 		source, destination = destination, source
@@ -237,7 +240,7 @@ func unfold(tags []label) []label {
 	extra := []string{}
 	for _, t := range tags {
 		switch t.name {
-		case Self, Peer, Service, Without, Messages:
+		case Peer, Service, Without, Messages:
 			continue
 		case SourcePrincipal, DestinationPrincipal:
 			if t.value != "" {
@@ -262,9 +265,8 @@ func unfold(tags []label) []label {
 	return labels
 }
 
-// unfoldWorkload sets the labels of one side. What is no workload's text is a side that nobody vouches for.
-func unfoldWorkload(out map[string]string, side, text string) {
-	w, _ := workload.Parse(text)
+// unfoldWorkload sets the labels of one side.
+func unfoldWorkload(out map[string]string, side string, w workload.Workload) {
 	if w.CanonicalRevision == "" {
 		w.CanonicalRevision = latest
 	}

@@ -11,7 +11,14 @@ import (
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
+
+// self is the workload that the samples in testdata are from.
+var self = workload.Workload{
+	Name: "b", Namespace: "demo", CanonicalService: "b", CanonicalRevision: "v1", Cluster: "Kubernetes", App: "b", Version: "v1",
+}
 
 var update = flag.Bool("update", false, "write the golden files")
 
@@ -22,7 +29,7 @@ func TestRewrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := Rewrite(&out, bytes.NewReader(in)); err != nil {
+	if err := Rewrite(&out, bytes.NewReader(in), self); err != nil {
 		t.Fatal(err)
 	}
 	golden := filepath.Join("testdata", "istio.txt")
@@ -61,7 +68,7 @@ func TestFolded(t *testing.T) {
 	for line := range strings.Lines(string(in)) {
 		apart.WriteString(line)
 		name, tags, number, err := parseSample(strings.TrimSpace(line))
-		if err != nil || !strings.Contains(line, Self) {
+		if err != nil || !strings.Contains(line, Reporter) {
 			folded.WriteString(line)
 			continue
 		}
@@ -97,10 +104,10 @@ func TestFolded(t *testing.T) {
 	if lines == 0 {
 		t.Fatal("no sample has such tags")
 	}
-	if err := Rewrite(&want, &apart); err != nil {
+	if err := Rewrite(&want, &apart, self); err != nil {
 		t.Fatal(err)
 	}
-	if err := Rewrite(&got, &folded); err != nil {
+	if err := Rewrite(&got, &folded, self); err != nil {
 		t.Fatal(err)
 	}
 	if got.String() != want.String() {
@@ -113,7 +120,7 @@ func TestBroken(t *testing.T) {
 		`envoy_istio_requests_total{a="b} 1`, `envoy_istio_requests_total{a=b} 1`, `envoy_istio_requests_total{a="b"}`,
 		`envoy_istio_requests_total{a="b"} x`, `envoy_istio_requests_total{a="b"`,
 	} {
-		if err := Rewrite(&bytes.Buffer{}, strings.NewReader("# TYPE envoy_istio_requests_total counter\n"+line+"\n")); err == nil {
+		if err := Rewrite(&bytes.Buffer{}, strings.NewReader("# TYPE envoy_istio_requests_total counter\n"+line+"\n"), self); err == nil {
 			t.Errorf("%s was taken", line)
 		}
 	}
@@ -122,7 +129,7 @@ func TestBroken(t *testing.T) {
 // FuzzRewrite: whatever comes, what is not ours stays, and labels that were taken apart are put together again.
 func FuzzRewrite(f *testing.F) {
 	f.Add(`a="b"`)
-	f.Add(`polymesh_self="a;b;c;d;e;f;g",reporter="source",x="\\\""`)
+	f.Add(`polymesh_peer="a;b;c;d;e;f;g",reporter="source",x="\\\""`)
 	f.Fuzz(func(t *testing.T, labels string) {
 		line := "envoy_istio_requests_total{" + labels + "} 1"
 		if strings.ContainsAny(labels, "\r\n") {
@@ -134,7 +141,7 @@ func FuzzRewrite(f *testing.F) {
 		}
 		const other = "# TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n"
 		var out bytes.Buffer
-		if err := Rewrite(&out, strings.NewReader(other+"# TYPE envoy_istio_requests_total counter\n"+line+"\n"+other)); err == nil &&
+		if err := Rewrite(&out, strings.NewReader(other+"# TYPE envoy_istio_requests_total counter\n"+line+"\n"+other), self); err == nil &&
 			(!strings.HasPrefix(out.String(), other) || !strings.HasSuffix(out.String(), other)) {
 			t.Errorf("other statistics changed: %s", out.String())
 		}

@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"time"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // Socket is where the agent serves the text and where Envoy's bootstrap sends those who ask for it (build/images puts it
@@ -19,9 +21,9 @@ const Socket = "./etc/istio/proxy/prometheus.sock"
 // path is where Envoy's admin interface has the text.
 const path = "/stats/prometheus"
 
-// Serve answers on a UNIX socket with the rewritten text of the Envoy whose admin interface is at admin (host:port), until
-// ctx ends.
-func Serve(ctx context.Context, socket, admin string) error {
+// Serve answers on a UNIX socket with the rewritten text of the Envoy whose admin interface is at admin (host:port), beside the
+// workload self, until ctx ends.
+func Serve(ctx context.Context, socket, admin string, self workload.Workload) error {
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the socket of an earlier run: %w", err)
 	}
@@ -33,7 +35,7 @@ func Serve(ctx context.Context, socket, admin string) error {
 	// No compression on the way: Envoy's listener compresses for who wants it.
 	client := &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute}}
 	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-		forward(w, r, client, admin)
+		forward(w, r, client, admin, self)
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
@@ -43,7 +45,7 @@ func Serve(ctx context.Context, socket, admin string) error {
 	return nil
 }
 
-func forward(w http.ResponseWriter, r *http.Request, client *http.Client, admin string) {
+func forward(w http.ResponseWriter, r *http.Request, client *http.Client, admin string, self workload.Workload) {
 	from := url.URL{Scheme: "http", Host: admin, Path: path, RawQuery: r.URL.RawQuery}
 	request, err := http.NewRequestWithContext(r.Context(), http.MethodGet, from.String(), nil)
 	if err != nil {
@@ -61,7 +63,7 @@ func forward(w http.ResponseWriter, r *http.Request, client *http.Client, admin 
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	if err := Rewrite(w, response.Body); err != nil {
+	if err := Rewrite(w, response.Body, self); err != nil {
 		// Part of it is sent by now; a broken answer is not taken for a whole one.
 		panic(http.ErrAbortHandler)
 	}

@@ -1,15 +1,15 @@
 // Package exposition turns the Prometheus text of a proxy's Envoy into Istio's standard metrics.
 //
 // Envoy puts envoy_ before every name, and each tag of a statistic costs time for each request. So the dialect gives the
-// statistics few tags that hold much (the constants here), and the agent beside Envoy unfolds them when somebody asks:
+// statistics few tags that hold much (the constants here), and the agent beside Envoy unfolds them when somebody asks, and
+// adds the workload that both are beside:
 // Rewrite is the whole translation, Serve answers in Envoy's place. pkg/mesh/dialect uses the constants, cmd/pilot-agent
 // calls Serve. Envoy's own statistics pass through unchanged.
 package exposition
 
 // Tags of statistics that become several labels, or none. Others are labels as they are.
 const (
-	// Self and Peer are workloads (workload.Workload's String): the one beside the proxy, and the other side.
-	Self = "polymesh_self"
+	// Peer is the workload of the other side (workload.Workload's String).
 	Peer = "polymesh_peer"
 	// Service is host;name;namespace of the destination's service.
 	Service = "polymesh_service"
@@ -29,8 +29,8 @@ const (
 
 // Folded are the tags in HTTP and TCP, by name. What comes from other sides' certificates is last.
 var Folded = map[string][]string{
-	HTTP: {Reporter, Self, Service, "response_flags", "response_code", "grpc_response_status", Peer, DestinationPrincipal, SourcePrincipal},
-	TCP:  {Reporter, Self, Service, "response_flags", "request_protocol", Peer, DestinationPrincipal, SourcePrincipal},
+	HTTP: {Reporter, Service, "response_flags", "response_code", "grpc_response_status", Peer, DestinationPrincipal, SourcePrincipal},
+	TCP:  {Reporter, Service, "response_flags", "request_protocol", Peer, DestinationPrincipal, SourcePrincipal},
 }
 
 // FoldedBy is between the tags in one. No name and no URI can hold it.
