@@ -73,11 +73,13 @@ func (m *operator) start(text string, args ...string) *driving {
 	return d
 }
 
-// canary starts a rollout whose steps last a few seconds, until it is at its first one. The bound of p99 is for a machine
-// that does much else.
-func (m *operator) canary() *driving {
+// canary starts a rollout of nextImage, until it is at its first step.
+func (m *operator) canary() *driving { return m.canaryOf(nextImage) }
+
+// canaryOf starts a rollout whose steps last a few seconds. The bound of p99 is for a machine that does much else.
+func (m *operator) canaryOf(image string) *driving {
 	m.t.Helper()
-	d := m.start("10 % ...", "canary", "api", "--image", nextImage, "--interval", "6s", "--min-requests", "15", "--timeout", "2m", "--max-p99", "1500ms", "-o", "json")
+	d := m.start("10 % ...", "canary", "api", "--image", image, "--interval", "6s", "--min-requests", "15", "--timeout", "2m", "--max-p99", "1500ms", "-o", "json")
 	d.seen()
 	return d
 }
@@ -264,6 +266,30 @@ func TestCanaryRollout(t *testing.T) {
 		if len(sent.Errors) > 0 || len(sent.Status) != 1 || sent.Status[200] != total || canary == 0 || canary == total {
 			t.Errorf("inside the mesh: %+v, want nothing but 200, from both", *sent)
 		}
+	})
+	t.Run("pods that never become ready take it back", func(t *testing.T) {
+		s := &canaryScenario{s.in(t), s.before}
+		d := (&operator{s, t, here.file}).start("rolled back", "canary", "api", "--image", "registry.polymesh.dev/test/none:1", "--timeout", "15s", "-o", "json")
+		code, r := d.end()
+		if code != 2 || r.State == nil || r.Phase != rollout.RolledBack || !strings.Contains(d.said.String(), "registry.polymesh.dev/test/none:1") {
+			t.Errorf("exit code %d, %+v", code, r.State)
+		}
+		s.wantAsBefore(t, nextImage)
+	})
+	t.Run("Ctrl-C, and promoted by hand", func(t *testing.T) {
+		s := &canaryScenario{s.in(t), s.before}
+		d := (&operator{s, t, here.file}).canaryOf(echoImage)
+		if err := d.cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		if code, _ := d.end(); code != 1 || !strings.Contains(d.said.String(), "interrupted at 10 %, which stays so") {
+			t.Errorf("exit code %d", code)
+		}
+		code, r := (&operator{s, t, there.file}).start("promoted", "promote", "api", "-o", "json").end()
+		if code != 0 || r.State == nil || r.Phase != rollout.Promoted {
+			t.Errorf("exit code %d, %+v", code, r.State)
+		}
+		s.wantAsBefore(t, echoImage)
 	})
 }
 

@@ -105,12 +105,16 @@ func isOwn(n *node.Node, text string) bool {
 // defaultPlaces are those of a server with the default data dir, which no test has.
 var defaultPlaces = regexp.MustCompile(`(^|/)polymesh(/|$)|^/var/lib/kubelet/|^/var/log/(pods|containers)/`)
 
+// imageBuild is what buildah has while it builds an image: where containers/storage mounts one, and what the two keep in the
+// machine's folders. No node has any of it.
+var imageBuild = regexp.MustCompile(`/overlay/[0-9a-f]{64}/merged$|/storage/overlay|^/var/tmp/(buildah|storage|container_images)|^/(run|var/lib)/(buildah|containers)(/|$)`)
+
 // isForeign reports whether a name belongs to another node, or to an image that is being built.
 func isForeign(n *node.Node, name string) bool {
 	if _, err := os.Stat("/run/polymesh"); err == nil && defaultPlaces.MatchString(name) {
 		return true
 	}
-	return !isOwn(n, name) && (anyMark.MatchString(name) || strings.Contains(name, "/storage/overlay"))
+	return !isOwn(n, name) && (anyMark.MatchString(name) || imageBuild.MatchString(name))
 }
 
 // processes lists those that have anything to do with the node: its files, its cgroups, its network, its name in their

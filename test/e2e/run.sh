@@ -5,6 +5,7 @@ set -euo pipefail
 
 own='^Test(AirGap|BadInput|Crash|Reset|ResetRefusesAForeignFolder|Restart|SupplyChain|TaintWithoutRoomForIstio|Upgrade|UserCA)$'
 folder=$(mktemp -d)
+chmod 755 "$folder" # a test runs the program there as nobody
 second=
 # A test that is told to end takes its nodes away.
 trap '[[ -z $second ]] || kill "$second" 2>/dev/null || true; wait; rm -f "$folder/log"; rmdir "$folder" 2>/dev/null || true' EXIT
