@@ -105,7 +105,12 @@ func (b *bench) newWorkflow(ctx context.Context, n *node.Node) (*workflow, error
 	if err != nil {
 		return nil, err
 	}
-	w.env = append(os.Environ(), "KUBECONFIG="+kubeconfig, "POLYMESH_DATA_DIR="+n.DataDir(), "KUBECACHEDIR="+filepath.Join(n.Dir, "kubecache"),
+	// Where builds keep what they download: nothing yet.
+	temporary := filepath.Join(n.Dir, "tmp")
+	if err := os.Mkdir(temporary, 0o755); err != nil {
+		return nil, err
+	}
+	w.env = append(os.Environ(), "TMPDIR="+temporary, "KUBECONFIG="+kubeconfig, "POLYMESH_DATA_DIR="+n.DataDir(), "KUBECACHEDIR="+filepath.Join(n.Dir, "kubecache"),
 		"CONTAINERS_STORAGE_CONF="+w.storage, "DATABASE_URL=postgresql://user:pass@postgres.external:5432/mydb")
 	return w, nil
 }
