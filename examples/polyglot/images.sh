@@ -182,13 +182,12 @@ make_other_bases() {
         --build-context "nodebin=$nodebin" --build-context "npm=$(npm root --global)/npm"
     make_base nodejs gcr.io/distroless/nodejs$node_release-debian12:latest "$node $(<"$out/static.stamp")" --build-context "nodebin=$nodebin"
     make_base maven docker.io/library/maven:3.8-openjdk-17-slim ""
-    make_base jre docker.io/library/eclipse-temurin:17-jre ""
 }
 
 make_other_services() {
     keep_service rust-service rust static
     keep_service node-service node nodejs
-    keep_service java-service maven jre
+    keep_service java-service maven debian
 }
 
 [[ ${1:-} =~ ^(|all|bases|jre)$ ]] || fail "say nothing, all, bases or jre, not $1."
