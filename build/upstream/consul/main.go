@@ -1,8 +1,9 @@
-// Command consul is a Consul agent and nothing else of Consul: `consul -dev …` is `consul agent -dev …`. The tests of
-// `polymesh bridge` run it; it does not ship. Its other commands would be compiled for nobody.
+// Command consul is a Consul agent, and nothing else that Consul's own program is: `consul -dev` is `consul agent -dev`. The
+// tests of `polymesh bridge` run it; it does not ship.
 //
-// It is of the last releases under the Mozilla Public License: 1.14.12, 1.15.8, 1.16.4, 1.17 and what follows are under the
-// Business Source License, which their LICENSE files say. 1.15 and 1.16 need a module that the Go module proxy does not have.
+// It is of October 2023, under the MPL. What HashiCorp has released since then is under the Business Source License, the later
+// patches of 1.15 and 1.16 too, as their LICENSE files say. It is no 1.16, because that needs a module (envoyextensions v0.4.1) that
+// Go's checksum database does not know.
 package main
 
 import (
