@@ -166,7 +166,7 @@ func (f *registryFlags) registry(o *bridge.Options) (bridge.Registry, error) {
 		if err != nil {
 			return nil, err
 		}
-		return consul.New(client, f.consul, token)
+		return consul.New(client, f.consul, token, o.Interval)
 	case len(f.eureka) > 0:
 		if o.Name == "" {
 			o.Name = "eureka"

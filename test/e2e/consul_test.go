@@ -136,7 +136,7 @@ func (s *consulSystem) startConsul(name string, port int, settings map[string]an
 		"node_name": "old-machine", "server": true, "bootstrap": true, "data_dir": filepath.Join(s.Dir, name),
 		"bind_addr": node.OutsideHost, "client_addr": node.OutsideHost, "disable_update_check": true,
 		"performance": map[string]any{"raft_multiplier": 1}, // it becomes the leader within two seconds
-		"ports": map[string]int{"http": port, "server": port + 1, "serf_lan": port + 2, "serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1},
+		"ports":       map[string]int{"http": port, "server": port + 1, "serf_lan": port + 2, "serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1},
 	})
 	text, err := json.Marshal(settings)
 	if err != nil {

@@ -30,9 +30,9 @@ import (
 
 const (
 	renewEvery = 15 * time.Second
-	// ttl is how long Consul shows an instance of the mesh to callers without being told that the bridge lives. What it
+	// leastTTL is how long Consul shows an instance of the mesh to callers without being told that the bridge lives. What it
 	// names is the mesh's gateway, which does not go when the bridge is restarted.
-	ttl = time.Minute
+	leastTTL = time.Minute
 	// forgetAfter is when Consul takes such an instance out by itself.
 	forgetAfter = 10 * time.Minute
 	// ownerKey is the metadata that tells the bridge's instances from the old system's.
@@ -55,18 +55,19 @@ type Client struct {
 	http   *http.Client
 	agents []*url.URL
 	token  string
+	ttl    time.Duration
 }
 
 // New returns a client. Agents are addresses such as http://host:8500. The first one that answers is asked. The token may be
-// empty.
-func New(client *http.Client, agents []string, token string) (*Client, error) {
+// empty. Interval is the time from one look of the bridge to the next, which is when it can renew.
+func New(client *http.Client, agents []string, token string, interval time.Duration) (*Client, error) {
 	if len(agents) == 0 {
 		return nil, errors.New("no Consul agent is named")
 	}
 	own := *client
 	// The token is for the address that was named, not for the one that answers "it is over there".
 	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	c := &Client{http: &own, token: token}
+	c := &Client{http: &own, token: token, ttl: max(leastTTL, 4*interval)}
 	for _, a := range agents {
 		u, err := url.Parse(strings.TrimSpace(a))
 		// What is wrong may be that it holds a secret, so it is not repeated.
@@ -149,12 +150,12 @@ func (c *Client) entries(ctx context.Context, service string) ([]entry, error) {
 	return entries, nil
 }
 
-// RenewEvery leaves time for three attempts.
+// RenewEvery leaves time for some attempts.
 func (c *Client) RenewEvery() time.Duration { return renewEvery }
 
 // Register registers an instance with the first agent that answers. Registering it again sets it right.
 func (c *Client) Register(ctx context.Context, a bridge.Advert) error {
-	body, err := json.Marshal(registration(a))
+	body, err := json.Marshal(registration(a, c.ttl))
 	if err != nil {
 		return err
 	}

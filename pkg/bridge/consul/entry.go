@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"polymesh.dev/polymesh/pkg/bridge"
 )
@@ -95,13 +96,13 @@ func (e entry) state() bridge.State {
 }
 
 // registration is an instance of the mesh as the agent takes it.
-func registration(a bridge.Advert) map[string]any {
+func registration(a bridge.Advert, ttl time.Duration) map[string]any {
 	return map[string]any{
 		"ID": serviceID(a.Service, a.ID), "Name": a.Service, "Address": a.Host, "Port": a.Port,
 		"Meta": map[string]string{ownerKey: a.Owner},
 		"Check": map[string]any{
 			"CheckID": checkID(a), "Name": "polymesh bridge",
-			"Notes": "The bridge to the mesh says every " + renewEvery.String() + " that it runs.",
+			"Notes": "The bridge to the mesh says that it runs. The instance itself is the mesh's gateway.",
 			"TTL":   ttl.String(), "Status": "passing", "DeregisterCriticalServiceAfter": forgetAfter.String(),
 		},
 	}
