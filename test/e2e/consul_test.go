@@ -132,11 +132,14 @@ func (s *consulSystem) cleanUp() {
 // startConsul starts a server that keeps its state, with its HTTP interface at this port.
 func (s *consulSystem) startConsul(name string, port int, settings map[string]any) {
 	s.t.Helper()
+	ports := map[string]int{"http": port, "server": port + 1, "serf_lan": port + 2, "serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1}
+	if settings["tls"] != nil {
+		ports["https"] = port + 3
+	}
 	maps.Copy(settings, map[string]any{
-		"node_name": "old-machine", "server": true, "bootstrap": true, "data_dir": filepath.Join(s.Dir, name),
+		"ports": ports, "node_name": "old-machine", "server": true, "bootstrap": true, "data_dir": filepath.Join(s.Dir, name),
 		"bind_addr": node.OutsideHost, "client_addr": node.OutsideHost, "disable_update_check": true,
 		"performance": map[string]any{"raft_multiplier": 1}, // it becomes the leader within two seconds
-		"ports":       map[string]int{"http": port, "server": port + 1, "serf_lan": port + 2, "serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1},
 	})
 	text, err := json.Marshal(settings)
 	if err != nil {
@@ -359,11 +362,22 @@ func (s *consulSystem) bridgeDies() {
 	}
 }
 
-// secured: a Consul that shows nothing to strangers is not an empty one.
+// secured: a Consul that shows nothing to strangers is not an empty one. It is asked over TLS, with a client's certificate.
 func (s *consulSystem) secured() {
 	const manager = "4f35b5f1-8f4c-4c64-9d2c-8c3f0f2b1a11"
 	const url = "http://" + node.OutsideHost + ":8600"
+	ca := newAuthority(s.t)
+	certificate, key := ca.issue(s.t, node.OutsideHost)
+	file := func(name string, text []byte) string {
+		path := filepath.Join(s.Dir, name)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+		return path
+	}
+	caFile, certFile, keyFile := file("consul-ca.pem", []byte(ca.pem())), file("consul-cert.pem", certificate), file("consul-key.pem", key)
 	s.startConsul("secured-consul", 8600, map[string]any{
+		"tls": map[string]any{"https": map[string]any{"ca_file": caFile, "cert_file": certFile, "key_file": keyFile, "verify_incoming": true}},
 		"acl": map[string]any{"enabled": true, "default_policy": "deny", "tokens": map[string]any{"initial_management": manager, "agent": manager}}})
 	defer func() { _ = s.stop("secured-consul", syscall.SIGKILL) }()
 	s.Eventually(s.t, time.Minute, func() (bool, string) {
@@ -379,10 +393,6 @@ func (s *consulSystem) secured() {
 	if err := json.Unmarshal(s.tell(http.MethodPut, url+"/v1/acl/token", manager, `{"Policies": [{"ID": "`+policy.ID+`"}]}`), &token); err != nil {
 		s.t.Fatal(err)
 	}
-	file := filepath.Join(s.Dir, "consul-token")
-	if err := os.WriteFile(file, []byte(token.SecretID+"\n"), 0o600); err != nil {
-		s.t.Fatal(err)
-	}
 	report := func() bridge.Report {
 		out, _, code := s.Polymesh(s.t, "bridge", "status", "-n", "e2e-consul-secured", "-o", "json")
 		var reports []bridge.Report
@@ -394,7 +404,8 @@ func (s *consulSystem) secured() {
 		}
 		return reports[0]
 	}
-	const run = "polymesh bridge run --consul " + url + " -n e2e-consul-secured --name secured --interval 1s"
+	run := "polymesh bridge run --consul https://" + node.OutsideHost + ":8603 -n e2e-consul-secured --name secured --interval 1s" +
+		" --ca-file " + caFile + " --client-cert " + certFile + " --client-key " + keyFile
 	s.run("secured", s.command(run))
 	defer func() { _ = s.stop("secured", syscall.SIGKILL) }()
 	s.Eventually(s.t, time.Minute, func() (bool, string) {
@@ -404,7 +415,7 @@ func (s *consulSystem) secured() {
 	if err := s.stop("secured", syscall.SIGTERM); err != nil {
 		s.t.Errorf("the bridge ends with %v", err)
 	}
-	s.run("secured", s.command(run+" --token-file "+file))
+	s.run("secured", s.command(run+" --token-file "+file("consul-token", []byte(token.SecretID+"\n"))))
 	s.Eventually(s.t, time.Minute, func() (bool, string) {
 		r := report()
 		return r.Error == "" && len(r.Services) == 1 && slices.Equal(r.Services[0].Instances, []string{"old-machine/bills-1"}), fmt.Sprintf("with a token, the report is %+v", r)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"polymesh.dev/polymesh/pkg/bridge"
 )
@@ -20,7 +21,7 @@ func TestAddresses(t *testing.T) {
 		"http://host:8500/?token=secret":    "without a token",
 		"http://host:8500/v1?token=%secret": "without a token",
 	} {
-		_, err := New(http.DefaultClient, []string{address}, "")
+		_, err := New(http.DefaultClient, []string{address}, "", time.Second)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want an error with %q", address, err, want)
 		}
@@ -28,7 +29,7 @@ func TestAddresses(t *testing.T) {
 			t.Errorf("the error shows the secret: %v", err)
 		}
 	}
-	c, err := New(http.DefaultClient, []string{"https://a:8501", " http://b:8500/proxied/"}, "secret")
+	c, err := New(http.DefaultClient, []string{"https://a:8501", " http://b:8500/proxied/"}, "secret", time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func TestAgents(t *testing.T) {
 		return s
 	}
 	client := func(agents ...string) *Client {
-		c, err := New(http.DefaultClient, agents, "secret")
+		c, err := New(http.DefaultClient, agents, "secret", time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}

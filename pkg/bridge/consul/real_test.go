@@ -88,7 +88,7 @@ func startAgent(t *testing.T, settings map[string]any) string {
 
 func newClient(t *testing.T, token string, agents ...string) *Client {
 	t.Helper()
-	c, err := New(&http.Client{Timeout: 20 * time.Second}, agents, token)
+	c, err := New(&http.Client{Timeout: 20 * time.Second}, agents, token, 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
