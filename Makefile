@@ -237,6 +237,7 @@ scanner: dist/polymesh-scanner dist/polymesh-scanner.licenses.txt dist/polymesh-
 
 # --- for the tests alone -------------------------------------------------------------------------------------------------
 
+# It compiles for some five minutes of one core: Consul knows every cloud.
 .build/test/consul: build/upstream/consul/main.go $(call modules,consul)
 	@mkdir -p $(@D)
 	$(STEP) "Consul $(CONSUL_VERSION), for the tests" bash -c '$(call upstream,consul,.,,)'

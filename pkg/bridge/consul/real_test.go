@@ -53,6 +53,7 @@ func startAgent(t *testing.T, settings map[string]any) string {
 		ports[name] = l.Addr().(*net.TCPAddr).Port
 	}
 	settings["ports"] = ports
+	settings["performance"] = map[string]any{"raft_multiplier": 1, "rpc_hold_timeout": "1s"} // a leader within two seconds, or none
 	text, err := json.Marshal(settings)
 	if err != nil {
 		t.Fatal(err)
@@ -295,7 +296,7 @@ func TestAdvertise(t *testing.T) {
 // TestNoLeader: an agent whose servers have no leader knows nothing.
 func TestNoLeader(t *testing.T) {
 	c := newClient(t, "", startAgent(t, map[string]any{"server": true, "bootstrap_expect": 3, "data_dir": t.TempDir(),
-		"bind_addr": "127.0.0.1", "advertise_addr": "127.0.0.1", "disable_update_check": true, "performance": map[string]any{"rpc_hold_timeout": "1s"}}))
+		"bind_addr": "127.0.0.1", "advertise_addr": "127.0.0.1", "disable_update_check": true}))
 	eventually(t, func() error {
 		services, err := c.Services(t.Context())
 		if err == nil {
