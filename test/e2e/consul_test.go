@@ -63,6 +63,14 @@ spec:
   type: LoadBalancer
   selector: {app: inventory}
   ports: [{name: http, port: 8480, targetPort: 8080}]
+---
+# Callers outside have no sidecar.
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: inventory, namespace: ` + consulNamespace + `}
+spec:
+  selector: {matchLabels: {app: inventory}}
+  mtls: {mode: PERMISSIVE}
 `
 
 // TestConsul connects the mesh with a Consul outside of the cluster, and with a service that is registered there.
