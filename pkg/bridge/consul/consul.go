@@ -131,7 +131,7 @@ func (c *Client) blind(what, rule string) error {
 	if c.token != "" {
 		why = "so its ACLs hide them: the token needs the rule " + rule
 	}
-	return fmt.Errorf("Consul shows no %s, not even its own, %s. (One that has just started is also like that, for a moment)", what, why)
+	return fmt.Errorf("no %s are shown by Consul, not even its own, %s. (One that has just started is also like that, for a moment)", what, why)
 }
 
 // entries asks for a service's instances, with their health. One that is not there has none.
