@@ -56,7 +56,7 @@ func translate(entries []entry) []bridge.Instance {
 func (e entry) translate() bridge.Instance {
 	return bridge.Instance{
 		ID: e.id(), Address: cmp.Or(e.Service.Address, e.Node.Address), Port: e.Service.Port,
-		TLS: e.says("secure") == "true", State: e.state(), Version: e.says("version"), Owner: e.Service.Meta[ownerKey],
+		TLS: strings.EqualFold(e.says("secure"), "true"), State: e.state(), Version: e.says("version"), Owner: e.Service.Meta[ownerKey],
 	}
 }
 
