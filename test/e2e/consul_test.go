@@ -30,6 +30,9 @@ const (
 	ordersURL       = "http://" + node.OutsideHost + ":8481"
 	// ordersID is the old system's instance, as the bridge calls it.
 	ordersID = "old-machine/orders-1"
+	// callerID is how Spring calls its own program, by name and port.
+	callerID  = "old-machine/caller-8484"
+	callerURL = "http://" + node.OutsideHost + ":8484"
 )
 
 const consulManifests = `
@@ -104,6 +107,7 @@ func TestConsul(t *testing.T) {
 	t.Run("take over", func(t *testing.T) { s.in(t).takeOver() })
 	t.Run("Consul is away", func(t *testing.T) { s.in(t).consulAway() })
 	t.Run("the bridge dies", func(t *testing.T) { s.in(t).bridgeDies() })
+	t.Run("Spring's client", func(t *testing.T) { s.in(t).springClient(filepath.Join(top, "test", "e2e", "springconsul")) })
 	t.Run("the name goes", func(t *testing.T) { s.in(t).withdrawn() })
 }
 
@@ -125,7 +129,7 @@ func (s *consulSystem) cleanUp() {
 		_ = s.stop(name, syscall.SIGKILL)
 	}
 	if s.t.Failed() {
-		for _, name := range []string{"bridge", "secured", "consul", "secured-consul", "orders"} {
+		for _, name := range []string{"bridge", "secured", "caller", "consul", "secured-consul", "orders"} {
 			text, err := os.ReadFile(s.log(name))
 			s.t.Logf("the last of %s.log (%v):\n%s", name, err, text[max(0, len(text)-3000):])
 		}
@@ -322,17 +326,27 @@ func (s *consulSystem) takeOver() {
 	s.Kubectl(s.t, "label", "service", "-n", consulNamespace, "inventory", "--overwrite", "bridge.polymesh.dev/consul=orders")
 	s.wantStatus(1, "the registry has orders already")
 	s.wantShown("inventory")
-	s.Kubectl(s.t, "annotate", "service", "-n", consulNamespace, "inventory", "bridge.polymesh.dev/takes-over=true")
-	s.wantShown("orders", s.meshAddress())
+	s.annotateTakeOver()
 	s.wantWorkloads(ordersID)
 	s.wantStatus(0, "")
 	s.wantAnswer("the old machine")
+	s.giveBack()
+	s.wantWorkloads(ordersID)
+}
 
+func (s *consulSystem) annotateTakeOver() {
+	s.t.Helper()
+	s.Kubectl(s.t, "annotate", "service", "-n", consulNamespace, "inventory", "bridge.polymesh.dev/takes-over=true")
+	s.wantShown("orders", s.meshAddress())
+}
+
+// giveBack ends the take-over: the mesh's service has its own name again.
+func (s *consulSystem) giveBack() {
+	s.t.Helper()
 	s.Kubectl(s.t, "annotate", "service", "-n", consulNamespace, "inventory", "bridge.polymesh.dev/takes-over-")
 	s.Kubectl(s.t, "label", "service", "-n", consulNamespace, "inventory", "--overwrite", "bridge.polymesh.dev/consul=inventory")
 	s.wantShown("orders", node.OutsideHost+":8481")
 	s.wantShown("inventory", s.meshAddress())
-	s.wantWorkloads(ordersID)
 	s.wantStatus(0, "")
 }
 
@@ -431,6 +445,45 @@ func (s *consulSystem) secured() {
 	if text, err := os.ReadFile(s.log("secured")); err != nil || strings.Contains(string(text), token.SecretID) {
 		s.t.Errorf("the bridge's log shows the token, or is not there (%v)", err)
 	}
+}
+
+// springClient: a program of Spring Cloud, as it is, is called from the mesh, and calls the mesh where Consul says so.
+func (s *consulSystem) springClient(dir string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 10*time.Minute)
+	defer cancel()
+	mvn := exec.CommandContext(ctx, "mvn", "--batch-mode", "--no-transfer-progress", "package")
+	mvn.Dir = dir
+	if out, err := mvn.CombinedOutput(); err != nil {
+		s.t.Fatalf("mvn package: %v: %s", err, out)
+	}
+	// Addresses and ports, what docs/deploy/spring-cloud.md asks for, and seconds in place of what takes half a minute by default.
+	s.run("caller", s.OutsideCommand(context.WithoutCancel(s.t.Context()), "java", "-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+		"-jar", filepath.Join(dir, "target", "caller.jar"), "--spring.application.name=caller", "--server.port=8484",
+		"--spring.cloud.consul.host="+node.OutsideHost, "--spring.cloud.consul.discovery.prefer-ip-address=true", "--spring.cloud.consul.discovery.ip-address="+node.OutsideHost,
+		"--spring.cloud.consul.discovery.query-passing=true",
+		"--spring.cloud.consul.discovery.health-check-interval=1s", "--spring.cloud.loadbalancer.cache.ttl=1s"))
+	s.wantWorkloads(callerID, ordersID)
+	s.Eventually(s.t, time.Minute, func() (bool, string) {
+		out, err := s.KubectlErr("exec", "-n", consulNamespace, "deployment/inventory", "-c", "echo", "--", "/echo", "get", "http://caller.consul.internal/")
+		return err == nil && strings.Contains(out, "the caller is here"), fmt.Sprintf("the caller answers %q, %v", out, err)
+	})
+	answers := func(service, place string) {
+		s.t.Helper()
+		s.Eventually(s.t, time.Minute, func() (bool, string) {
+			out, err := s.ask(http.MethodGet, callerURL+"/call/"+service, "", "")
+			return err == nil && strings.Contains(string(out), `"version":"`+place+`"`), fmt.Sprintf("Spring is answered %q by %s, %v", out, service, err)
+		})
+	}
+	answers("inventory", "the mesh")
+	answers("orders", "the old machine")
+	s.Kubectl(s.t, "label", "service", "-n", consulNamespace, "inventory", "--overwrite", "bridge.polymesh.dev/consul=orders")
+	s.annotateTakeOver()
+	answers("orders", "the mesh")
+	s.giveBack()
+	answers("orders", "the old machine")
+	// Spring takes its program out of Consul when it ends.
+	_ = s.stop("caller", syscall.SIGTERM)
+	s.wantWorkloads(ordersID)
 }
 
 // withdrawn: what the mesh has put into Consul goes with the label.

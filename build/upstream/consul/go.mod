@@ -1,4 +1,4 @@
-// Pins github.com/hashicorp/consul, for the tests of `polymesh bridge`, built as a program of its own. Its modules are those of its own go.mod.
+// Pins github.com/hashicorp/consul, for the tests of `polymesh bridge`. The other modules have the versions of its own go.mod.
 module polymesh.dev/polymesh/build/upstream/consul
 
 go 1.26.8

@@ -166,8 +166,8 @@ func (c *Client) Register(ctx context.Context, a bridge.Advert) error {
 	return r.check("register " + a.ID)
 }
 
-// Renew passes the instance's check. The agent does not know it if it has lost its memory, or if another agent was asked before:
-// what is there goes by itself.
+// Renew passes the instance's check. The agent does not know it if it has lost its memory, or if another agent was asked
+// before: what is there goes by itself.
 func (c *Client) Renew(ctx context.Context, a bridge.Advert) (bool, error) {
 	r, err := c.ask(ctx, http.MethodPut, []string{"agent", "check", "pass", checkID(a)}, nil, nil)
 	if err != nil || r.status == http.StatusNotFound {
@@ -270,7 +270,8 @@ func (c *Client) agentOf(ctx context.Context, e entry) (*url.URL, error) {
 		e.Service.ID, e.Node.Name, e.Service.ID))...)
 }
 
-// find is where an instance is in the catalog, by the id that pkg/bridge knows. The bridge's own may be with more than one agent.
+// find is where an instance is in the catalog, by the id that pkg/bridge knows. The bridge's own may be with more than one
+// agent.
 func (c *Client) find(ctx context.Context, service, id string) ([]entry, error) {
 	entries, err := c.entries(ctx, service)
 	return slices.DeleteFunc(entries, func(e entry) bool { return e.id() != id }), err

@@ -60,7 +60,8 @@ func (e entry) translate() bridge.Instance {
 	}
 }
 
-// id is unique in the service. Consul's own is unique with its agent only, and Spring's clients take the same one on every machine.
+// id is unique in the service. Consul's own is unique with its agent only: Spring makes it of name and port, the same ones on
+// every machine.
 func (e entry) id() string {
 	if e.Service.Meta[ownerKey] != "" {
 		return strings.TrimSuffix(e.Service.ID, ":"+e.Service.Name)
