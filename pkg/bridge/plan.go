@@ -323,7 +323,7 @@ func (o Options) members(n *name, outside []Instance, stale staleness) (in []Ins
 		case err != nil:
 			reason = fmt.Sprintf("%q is not an IP address", i.Address)
 		case address.IsLoopback() || address.IsUnspecified():
-			reason = fmt.Sprintf("%s means another machine to everybody: set eureka.instance.ip-address, or its like", i.Address)
+			reason = fmt.Sprintf("%s means another machine to everybody: set eureka.instance.ip-address, spring.cloud.consul.discovery.ip-address, or their like", i.Address)
 		}
 		if reason != "" {
 			out = append(out, LeftOut{i.ID, reason})

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"polymesh.dev/polymesh/pkg/bridge"
+	"polymesh.dev/polymesh/pkg/bridge/consul"
 	"polymesh.dev/polymesh/pkg/bridge/dns"
 	"polymesh.dev/polymesh/pkg/bridge/eureka"
 )
@@ -34,9 +36,10 @@ func newBridge() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bridge",
 		Short: "Connect the mesh with the service registry of an older system",
-		Long: `Bridge keeps the mesh and the service registry of an older system (Eureka, DNS) in step, both ways: services that are
-registered outside can be called from the mesh by name, and Services of the mesh with the label bridge.polymesh.dev/eureka
-appear in Eureka, where programs outside find them as they find all others.`,
+		Long: `Bridge keeps the mesh and the service registry of an older system (Eureka, Consul, DNS) in step, both ways: services
+that are registered outside can be called from the mesh by name, and Services of the mesh with the label
+bridge.polymesh.dev/eureka, or bridge.polymesh.dev/consul, appear in that registry, where programs outside find them as they
+find all others.`,
 		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(newBridgeRun(), newBridgeStatus())
@@ -45,11 +48,12 @@ appear in Eureka, where programs outside find them as they find all others.`,
 
 // registryFlags say which registry, and how to speak to it.
 type registryFlags struct {
-	eureka, dns        []string
-	dnsServer          string
-	user, passwordFile string
-	caFile, cert, key  string
-	gatewayName        string
+	eureka, consul, dns []string
+	dnsServer           string
+	user, passwordFile  string
+	tokenFile           string
+	caFile, cert, key   string
+	gatewayName         string
 }
 
 func newBridgeRun() *cobra.Command {
@@ -61,18 +65,21 @@ func newBridgeRun() *cobra.Command {
 		Long: `Run keeps the mesh and a registry in step until it is ended, which changes nothing: what is written stays, and the
 next run goes on with it. When the registry does not answer, nothing is taken away.
 
-A password is read from --password-file or POLYMESH_BRIDGE_PASSWORD, the addresses of Eureka also from POLYMESH_BRIDGE_EUREKA.`,
+A password is read from --password-file or POLYMESH_BRIDGE_PASSWORD, the addresses of Eureka also from POLYMESH_BRIDGE_EUREKA.
+Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSUL_HTTP_TOKEN as by Consul's own programs.`,
 		Example: `  polymesh bridge run --eureka http://eureka.example.com:8761/eureka/
   polymesh bridge run --eureka https://a:8761/eureka/,https://b:8761/eureka/ --user mesh --password-file /etc/polymesh/eureka
+  polymesh bridge run --consul http://consul.example.com:8500 --token-file /etc/polymesh/consul-token
   polymesh bridge run --dns orders=_http._tcp.orders.example.com --dns billing=billing.example.com:8080`,
 		Args: cobra.NoArgs,
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringSliceVar(&f.eureka, "eureka", nil, "addresses of a Eureka: http://HOST:8761/eureka/; the first that answers is asked")
+	flags.StringSliceVar(&f.consul, "consul", nil, "addresses of Consul agents of one datacenter: http://HOST:8500; the first that answers is asked")
 	flags.StringArrayVar(&f.dns, "dns", nil, "a service in DNS: SERVICE=NAME with SRV records, or SERVICE=NAME:PORT with addresses; can be given more than once")
 	flags.StringVar(&f.dnsServer, "dns-server", "", "the name server to ask (default: this machine's)")
-	flags.StringVar(&o.Name, "name", "", "tells the bridges of a cluster apart (default: eureka or dns)")
+	flags.StringVar(&o.Name, "name", "", "tells the bridges of a cluster apart (default: eureka, consul or dns)")
 	flags.StringVar(&o.Domain, "domain", "", "what stands behind a service's name in the mesh (default: NAME.internal)")
 	flags.IntVar(&o.Port, "port", 80, "where the mesh's programs reach a service, whatever its own port is")
 	flags.DurationVar(&o.Interval, "interval", 10*time.Second, "how often to look")
@@ -82,14 +89,15 @@ A password is read from --password-file or POLYMESH_BRIDGE_PASSWORD, the address
 	flags.StringVar(&f.gatewayName, "gateway", "istio-system/istio-ingressgateway", "the Service by which callers outside reach the mesh")
 	flags.StringVar(&o.AdvertiseAddress, "advertise-address", "", "HOST or HOST:PORT of the gateway as callers outside see it (default: what its Service says)")
 	flags.StringVar(&o.AdvertiseDomain, "advertise-domain", "", "callers outside call the mesh's services NAME.DOMAIN, which their name servers have to know (default: they use the address)")
-	flags.StringVar(&f.user, "user", "", "user of the registry")
+	flags.StringVar(&f.user, "user", "", "user of Eureka")
 	flags.StringVar(&f.passwordFile, "password-file", "", "file with the user's password")
+	flags.StringVar(&f.tokenFile, "token-file", "", "file with a token of Consul's ACLs")
 	flags.StringVar(&f.caFile, "ca-file", "", "authorities that sign for the registry (default: those of the machine)")
 	flags.StringVar(&f.cert, "client-cert", "", "certificate to show to the registry")
 	flags.StringVar(&f.key, "client-key", "", "its key")
 	cluster := clusterFlags(cmd)
 	flags.Lookup("namespace").Usage = "where the bridge keeps its objects (default: " + bridgeNamespace + ")"
-	for _, name := range []string{"password-file", "ca-file", "client-cert", "client-key"} {
+	for _, name := range []string{"password-file", "token-file", "ca-file", "client-cert", "client-key"} {
 		_ = cmd.MarkFlagFilename(name)
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -132,12 +140,33 @@ func (f *registryFlags) registry(o *bridge.Options) (bridge.Registry, error) {
 	if slices.ContainsFunc(f.eureka, hasPassword) {
 		return nil, errors.New("everybody on this machine can read a command line: give the password as --user and --password-file, or the whole address as POLYMESH_BRIDGE_EUREKA")
 	}
-	if text := os.Getenv("POLYMESH_BRIDGE_EUREKA"); text != "" && len(f.eureka) == 0 && len(f.dns) == 0 {
+	if text := os.Getenv("POLYMESH_BRIDGE_EUREKA"); text != "" && len(f.eureka) == 0 && len(f.consul) == 0 && len(f.dns) == 0 {
 		f.eureka = strings.Split(text, ",")
 	}
+	named := 0
+	for _, addresses := range [][]string{f.eureka, f.consul, f.dns} {
+		named += min(len(addresses), 1)
+	}
 	switch {
-	case len(f.eureka) > 0 && len(f.dns) > 0:
-		return nil, errors.New("a bridge has one registry: run one with --eureka and another with --dns")
+	case named > 1:
+		return nil, errors.New("a bridge has one registry: run one for each of --eureka, --consul and --dns")
+	case f.tokenFile != "" && len(f.consul) == 0:
+		return nil, errors.New("--token-file is for --consul: Eureka takes --user and --password-file")
+	case (f.user != "" || f.passwordFile != "") && len(f.eureka) == 0:
+		return nil, errors.New("--user and --password-file are for --eureka: Consul takes --token-file")
+	case len(f.consul) > 0:
+		if o.Name == "" {
+			o.Name = "consul"
+		}
+		token, err := f.token()
+		if err != nil {
+			return nil, err
+		}
+		client, err := f.client()
+		if err != nil {
+			return nil, err
+		}
+		return consul.New(client, f.consul, token, o.Interval)
 	case len(f.eureka) > 0:
 		if o.Name == "" {
 			o.Name = "eureka"
@@ -157,7 +186,7 @@ func (f *registryFlags) registry(o *bridge.Options) (bridge.Registry, error) {
 		}
 		return dns.New(f.dns, f.dnsServer)
 	}
-	return nil, errors.New("no registry is named: --eureka http://HOST:8761/eureka/, or --dns SERVICE=NAME")
+	return nil, errors.New("no registry is named: --eureka http://HOST:8761/eureka/, --consul http://HOST:8500, or --dns SERVICE=NAME")
 }
 
 // hasPassword reports whether an address has one, also one that is otherwise not well-formed.
@@ -171,9 +200,22 @@ func (f *registryFlags) password() (string, error) {
 	if f.passwordFile == "" {
 		return os.Getenv("POLYMESH_BRIDGE_PASSWORD"), nil
 	}
-	text, err := os.ReadFile(f.passwordFile)
+	return readSecret("password", f.passwordFile)
+}
+
+// token is Consul's. The second variable is that of its own programs.
+func (f *registryFlags) token() (string, error) {
+	if f.tokenFile == "" {
+		return cmp.Or(os.Getenv("POLYMESH_BRIDGE_CONSUL_TOKEN"), os.Getenv("CONSUL_HTTP_TOKEN")), nil
+	}
+	return readSecret("token", f.tokenFile)
+}
+
+// readSecret reads a file with a secret, with the end of the line that editors write or without.
+func readSecret(what, file string) (string, error) {
+	text, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("read the password: %w", err)
+		return "", fmt.Errorf("read the %s: %w", what, err)
 	}
 	return strings.TrimRight(string(text), "\r\n"), nil
 }

@@ -297,15 +297,23 @@ func (ca *authority) pem() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.certificate.Raw}))
 }
 
-// issue returns certificate and key of a server with these names, as PEM.
+// issue returns certificate and key of a server or client with these names, which may be addresses too, as PEM.
 func (ca *authority) issue(t *testing.T, names ...string) (certificate, key []byte) {
 	t.Helper()
 	own := newKey(t)
-	signed := sign(t, &x509.Certificate{
-		Subject: pkix.Name{CommonName: names[0]}, SerialNumber: big.NewInt(2), DNSNames: names,
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: names[0]}, SerialNumber: big.NewInt(2),
 		NotBefore: ca.certificate.NotBefore, NotAfter: ca.certificate.NotAfter,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, ca.certificate, own, ca.key)
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	signed := sign(t, template, ca.certificate, own, ca.key)
 	private, err := x509.MarshalPKCS8PrivateKey(own)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,116 @@
+package consul
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"polymesh.dev/polymesh/pkg/bridge"
+)
+
+// entry is an instance with its node and its health, the part of it that is of interest.
+type entry struct {
+	Node struct {
+		Name    string `json:"Node"`
+		Address string
+	}
+	Service struct {
+		ID      string
+		Name    string `json:"Service"`
+		Kind    string // empty, but for what belongs to Consul's own mesh
+		Address string
+		Port    int
+		Tags    []string
+		Meta    map[string]string
+	}
+	Checks []struct {
+		CheckID string
+		Status  string
+	}
+}
+
+// Consul makes these checks itself, where somebody has put a node or a service into maintenance mode.
+const (
+	nodeMaintenance    = "_node_maintenance"
+	serviceMaintenance = "_service_maintenance:"
+)
+
+// translate leaves out what belongs to Consul's own mesh. The bridge's own instances are known by their own ids, wherever they
+// are; one that has come from a dead agent to another is one still.
+func translate(entries []entry) []bridge.Instance {
+	rank := []bridge.State{bridge.Up, bridge.OutOfService, bridge.Down}
+	var instances []bridge.Instance
+	for _, e := range entries {
+		if e.Service.Kind == "" {
+			instances = append(instances, e.translate())
+		}
+	}
+	slices.SortStableFunc(instances, func(a, b bridge.Instance) int {
+		return cmp.Or(strings.Compare(a.ID, b.ID), slices.Index(rank, a.State)-slices.Index(rank, b.State))
+	})
+	return slices.CompactFunc(instances, func(a, b bridge.Instance) bool { return a.ID == b.ID })
+}
+
+func (e entry) translate() bridge.Instance {
+	return bridge.Instance{
+		ID: e.id(), Address: cmp.Or(e.Service.Address, e.Node.Address), Port: e.Service.Port,
+		TLS: strings.EqualFold(e.says("secure"), "true"), State: e.state(), Version: e.says("version"), Owner: e.Service.Meta[ownerKey],
+	}
+}
+
+// id is unique in the service. Consul's own is unique with its agent only: Spring makes it of name and port, the same ones on
+// every machine.
+func (e entry) id() string {
+	if e.Service.Meta[ownerKey] != "" {
+		return strings.TrimSuffix(e.Service.ID, ":"+e.Service.Name)
+	}
+	return e.Node.Name + "/" + e.Service.ID
+}
+
+// says is what a service says of itself in its metadata, or in a tag key=value, as before Consul had metadata.
+func (e entry) says(key string) string {
+	if value, ok := e.Service.Meta[key]; ok {
+		return value
+	}
+	for _, tag := range e.Service.Tags {
+		if k, value, ok := strings.Cut(tag, "="); ok && k == key {
+			return value
+		}
+	}
+	return ""
+}
+
+// state is as Consul's DNS has it: who has a warning is still called, and so is who has no check.
+func (e entry) state() bridge.State {
+	state := bridge.Up
+	for _, c := range e.Checks {
+		switch {
+		case c.CheckID == nodeMaintenance || strings.HasPrefix(c.CheckID, serviceMaintenance):
+			return bridge.OutOfService
+		case c.Status != "passing" && c.Status != "warning":
+			state = bridge.Down
+		}
+	}
+	return state
+}
+
+// registration is an instance of the mesh as the agent takes it.
+func registration(a bridge.Advert, ttl time.Duration) map[string]any {
+	return map[string]any{
+		"ID": serviceID(a.Service, a.ID), "Name": a.Service, "Address": a.Host, "Port": a.Port,
+		"Meta": map[string]string{ownerKey: a.Owner},
+		"Check": map[string]any{
+			"CheckID": checkID(a), "Name": "polymesh bridge",
+			"Notes": "The bridge to the mesh says that it runs. The instance itself is the mesh's gateway.",
+			"TTL":   ttl.String(), "Status": "passing", "DeregisterCriticalServiceAfter": forgetAfter.String(),
+		},
+	}
+}
+
+// serviceID has the service's name in it: with an agent an id is one service, and a name that is given up must not take the new
+// one with it.
+func serviceID(service, id string) string { return id + ":" + service }
+
+func checkID(a bridge.Advert) string { return fmt.Sprintf("service:%s", serviceID(a.Service, a.ID)) }
