@@ -1,24 +1,37 @@
 #!/usr/bin/env bash
-# Runs the end-to-end tests, `run.sh TAGS`: those that start nodes of their own beside those that share one. Either lane
-# waits more than it works. What the second one says comes at the end.
+# Runs the end-to-end tests, `run.sh TAGS`, in two lanes beside each other: either waits more than it works. What the second
+# one says comes at the end.
 set -euo pipefail
+set -m # the second lane is a process group, so that all of it can be ended
 
+# The second lane: tests that start nodes of their own, and then some of those that share one, so that the lanes take about
+# as long.
 own='^Test(AirGap|BadInput|Crash|Reset|ResetRefusesAForeignFolder|Restart|SupplyChain|TaintWithoutRoomForIstio|Upgrade|UserCA)$'
+moved='^Test(Consul|NewProject|SpringCloud)$'
+tags=$1
 folder=$(mktemp -d)
 chmod 755 "$folder" # a test runs the program there as nobody
 second=
 # A test that is told to end takes its nodes away.
-trap '[[ -z $second ]] || kill "$second" 2>/dev/null || true; wait; rm -f "$folder/log"; rmdir "$folder" 2>/dev/null || true' EXIT
+trap '[[ -z $second ]] || kill -- -"$second" 2>/dev/null || true; wait; rm -f "$folder/log"; rmdir "$folder" 2>/dev/null || true' EXIT
 
 tests() {
-    go test -tags "$1" -timeout 75m -count=1 -v "${@:2}"
+    go test -tags "$tags" -timeout 75m -count=1 -v "$@"
 }
 
-# A folder of its own: when the tests begin they remove what dead ones left in theirs.
-TMPDIR=$folder tests "$1" -run "$own" ./test/e2e >"$folder/log" 2>&1 &
+second_lane() {
+    local code=0
+    # A folder of its own: when the tests begin they remove what dead ones left in theirs.
+    export TMPDIR=$folder
+    tests -run "$own" ./test/e2e || code=1
+    tests -run "$moved" ./test/e2e || code=1
+    return "$code"
+}
+
+second_lane >"$folder/log" 2>&1 &
 second=$!
 code=0
-tests "$1" -skip "$own" ./test/e2e/... || code=1
+tests -skip "$own|$moved" ./test/e2e/... || code=1
 wait "$second" || code=1
 second=
 cat "$folder/log"
