@@ -2,7 +2,7 @@
 # Runs the end-to-end tests, `run.sh TAGS`, in two lanes beside each other: either waits more than it works. What the second
 # one says comes at the end.
 set -euo pipefail
-set -m # the second lane is a process group, so that all of it can be ended
+set -m # each lane is a process group, so that all of it can be ended
 
 # The second lane: tests that start nodes of their own, and then some of those that share one, so that the lanes take about
 # as long.
@@ -11,9 +11,9 @@ moved='^Test(Consul|NewProject|SpringCloud)$'
 tags=$1
 folder=$(mktemp -d)
 chmod 755 "$folder" # a test runs the program there as nobody
-second=
+lanes=()
 # A test that is told to end takes its nodes away.
-trap '[[ -z $second ]] || kill -- -"$second" 2>/dev/null || true; wait; rm -f "$folder/log"; rmdir "$folder" 2>/dev/null || true' EXIT
+trap 'for lane in "${lanes[@]}"; do kill -- -"$lane" 2>/dev/null || true; done; wait; rm -f "$folder/log"; rmdir "$folder" 2>/dev/null || true' EXIT
 
 tests() {
     go test -tags "$tags" -timeout 75m -count=1 -v "$@"
@@ -28,11 +28,14 @@ second_lane() {
     return "$code"
 }
 
+tests -skip "$own|$moved" ./test/e2e/... &
+lanes+=($!)
 second_lane >"$folder/log" 2>&1 &
-second=$!
+lanes+=($!)
 code=0
-tests -skip "$own|$moved" ./test/e2e/... || code=1
-wait "$second" || code=1
-second=
+for lane in "${lanes[@]}"; do
+    wait "$lane" || code=1
+done
+lanes=()
 cat "$folder/log"
 exit "$code"
