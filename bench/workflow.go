@@ -300,19 +300,25 @@ func (w *workflow) deploys(ctx context.Context) error {
 			return fmt.Errorf("a second deploy changes %+v", o)
 		}
 	}
-	if err := edit(w.file(devGo), regexp.MustCompile("Request processed by Go Gateway"), "changed once"); err != nil {
+	if err := w.change(devGo, "Request processed by Go Gateway", "changed once"); err != nil {
 		return err
 	}
 	_, err = w.deploy(ctx, deployLine)
 	return err
 }
 
-// file is the source whose change is measured.
-func (w *workflow) file(id figureID) string {
+// change saves another text in a service's source, and then in its tests, which are part of the build.
+func (w *workflow) change(id figureID, old, fresh string) error {
+	service, files := "go-service", []string{"main.go", "main_test.go"}
 	if id == devPython {
-		return filepath.Join(w.dir, "services", "fastapi-service", "main.py")
+		service, files = "fastapi-service", []string{"main.py", "test_main.py"}
 	}
-	return filepath.Join(w.dir, "services", "go-service", "main.go")
+	for _, file := range files {
+		if err := edit(filepath.Join(w.dir, "services", service, file), regexp.MustCompile(regexp.QuoteMeta(old)), fresh); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dev measures from a save to the first answer of the gateway that comes from the new code.
@@ -336,20 +342,19 @@ func (w *workflow) dev(ctx context.Context) error {
 		body, old, fresh string
 	}{
 		{devGo, http.MethodGet, "/api/v1/gateway", "", "changed once", "changed twice"},
-		{devPython, http.MethodPost, "/api/v1/predict", `{"data": [1]}`, "confidence=0.95", "confidence=0.55"},
+		{devPython, http.MethodPost, "/api/v1/predict", `{"data": [1]}`, "0.95", "0.55"},
 	} {
 		get := func() (string, error) { return ask(ctx, w.n, c.method, appHost, c.path, c.body) }
 		if err := eventually(ctx, w.n, 2*time.Minute, func() error { _, err := get(); return err }); err != nil {
 			return fmt.Errorf("polymesh dev: %w: %s", err, &said)
 		}
-		if err := edit(w.file(c.id), regexp.MustCompile(c.old), c.fresh); err != nil {
+		if err := w.change(c.id, c.old, c.fresh); err != nil {
 			return err
 		}
-		want := strings.TrimPrefix(c.fresh, "confidence=")
 		start := time.Now()
 		err := eventually(ctx, w.n, 5*time.Minute, func() error {
 			text, err := get()
-			if err == nil && !strings.Contains(text, want) {
+			if err == nil && !strings.Contains(text, c.fresh) {
 				err = fmt.Errorf("the gateway answers %s", text)
 			}
 			return err
