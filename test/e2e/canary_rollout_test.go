@@ -271,7 +271,7 @@ func TestCanaryRollout(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
 		d := (&operator{s, t, here.file}).start("rolled back", "canary", "api", "--image", "registry.polymesh.dev/test/none:1", "--interval", "6s", "--timeout", "20s", "-o", "json")
 		code, r := d.end()
-		if code != 2 || r.State == nil || r.Phase != rollout.RolledBack || !strings.Contains(d.said.String(), "registry.polymesh.dev/test/none:1") {
+		if code != 2 || r.State == nil || r.Phase != rollout.RolledBack || !strings.Contains(r.Reason, "the pods of api-canary did not become ready") {
 			t.Errorf("exit code %d, %+v", code, r.State)
 		}
 		s.wantAsBefore(t, nextImage)
