@@ -160,7 +160,7 @@ func (p *shopProject) podMistakes(t *testing.T) {
 		}
 		p.edit(file, m.from, m.to)
 	}
-	r, said, code := p.tryDeploy("--timeout", "110s")
+	r, said, code := p.tryDeploy("--timeout", "75s")
 	if code != 1 || !strings.Contains(said, "not every workload is ready") {
 		t.Errorf("exit code %d: %s", code, said)
 	}
