@@ -117,7 +117,12 @@ func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]dia
 			}
 			if time.Since(looked) > lookEvery {
 				looked = time.Now()
-				if findings, err = d.look(ctx, o, live); err != nil && ctx.Err() == nil {
+				// A look that the time's end cuts off says nothing: what the one before has found holds.
+				found, err := d.look(ctx, o, live)
+				switch {
+				case err == nil:
+					findings = found
+				case ctx.Err() == nil:
 					step.Fail()
 					return nil, err
 				}
