@@ -28,6 +28,8 @@ const (
 	// hopeless is how long a reason that waiting does not mend is watched before the wait ends: a Secret or an image may
 	// still come from elsewhere.
 	hopeless = 20 * time.Second
+	// lastLook bounds the look into what is not ready when the wait is over.
+	lastLook = 10 * time.Second
 	// removed bounds the wait for objects that are being deleted; pods get 30 s to end, as Kubernetes gives them.
 	removed = 3 * time.Minute
 )
@@ -95,11 +97,13 @@ func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]dia
 	}
 	step := d.Steps.Start("%s", o.ID())
 	var looked time.Time
+	var latest *unstructured.Unstructured
 	var findings []diagnose.Finding
 	finalSince := map[diagnose.Reason]time.Time{}
 	for {
 		live, err := d.cluster.resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
 		if err == nil {
+			latest = live
 			said, done, statusErr := status(live)
 			if done {
 				findings, err := d.look(ctx, o, live)
@@ -111,13 +115,12 @@ func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]dia
 				return findings, nil // a missing sidecar keeps nobody from being ready
 			}
 			if statusErr != nil {
-				findings, _ = d.look(ctx, o, live)
 				step.Fail()
-				return orSaid(findings, o, statusErr.Error()), ErrNotReady
+				return orSaid(d.lookLast(ctx, o, live, findings), o, statusErr.Error()), ErrNotReady
 			}
 			if time.Since(looked) > lookEvery {
 				looked = time.Now()
-				// A look that the time's end cuts off says nothing: what the one before has found holds.
+				// A look that the time's end cuts off says nothing; there is a last one.
 				found, err := d.look(ctx, o, live)
 				switch {
 				case err == nil:
@@ -145,8 +148,9 @@ func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]dia
 				return findings, context.Cause(ctx)
 			}
 			said := "it did not become ready"
-			if live != nil {
-				said, _, _ = status(live)
+			if latest != nil {
+				said, _, _ = status(latest)
+				findings = d.lookLast(ctx, o, latest, findings)
 			}
 			return orSaid(findings, o, fmt.Sprintf("%s (%v)", said, context.Cause(ctx))), ErrNotReady
 		case <-time.After(pollEvery):
@@ -227,6 +231,17 @@ func (d *deployment) look(ctx context.Context, o project.Object, live *unstructu
 		findings[i].At = d.at(o, findings[i].Places)
 	}
 	return findings, err
+}
+
+// lookLast looks once more, also when the time is over: on a busy machine the reason may be there only now. What was found
+// before holds where nothing is found.
+func (d *deployment) lookLast(ctx context.Context, o project.Object, live *unstructured.Unstructured, before []diagnose.Finding) []diagnose.Finding {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastLook)
+	defer cancel()
+	if found, err := d.look(ctx, o, live); err == nil && len(found) > 0 {
+		return found
+	}
+	return before
 }
 
 // at is the file and line of the first place that a manifest has, or of the workload.

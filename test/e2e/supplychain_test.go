@@ -59,7 +59,7 @@ func TestSupplyChain(t *testing.T) {
 	n.WaitReady(t, 3*time.Minute)
 
 	// Unsigned, nothing of it runs, and deploy says why.
-	result, said, code := p.tryDeploy("--timeout", "5s")
+	result, said, code := p.tryDeploy("--timeout", "15s")
 	refused := slices.ContainsFunc(result.Findings, func(f diagnose.Finding) bool {
 		return f.Reason == diagnose.Refused && strings.Contains(f.Message, "is not signed by a key of this server")
 	})
@@ -168,7 +168,7 @@ func (s *supplyChain) throughRegistry() {
 	p.edit("k8s/greeter.yaml", "name: "+supplyNamespace, "name: supply-registry")
 	remote := &supplyChain{&p, s.keys}
 
-	result, said, code := p.tryDeploy("--registry", host+"/team", "--timeout", "5s")
+	result, said, code := p.tryDeploy("--registry", host+"/team", "--timeout", "15s")
 	if code != 1 || !strings.Contains(fmt.Sprint(result.Findings), "there is no signature of it in the registry") {
 		s.t.Fatalf("an unsigned image in a registry: exit code %d:\n%s", code, said)
 	}
