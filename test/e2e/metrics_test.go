@@ -17,6 +17,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"polymesh.dev/polymesh/pkg/mesh/exposition"
 )
 
 const metricsTrust = "spiffe://cluster.local/ns/metrics/sa/"
@@ -84,6 +86,60 @@ func TestMetrics(t *testing.T) {
 			})
 		}
 	}
+	t.Run("a connection that is open", func(t *testing.T) {
+		count := func(address, metric string) float64 {
+			families, _, err := s.scrape(address, 15020)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum := 0.0
+			for _, m := range families[metric].GetMetric() {
+				sum += m.GetCounter().GetValue()
+			}
+			return sum
+		}
+		const text = "a text that stays for a while"
+		addresses := map[string]string{"client": client, "server": server}
+		before := map[string]map[string]float64{}
+		for name, address := range addresses {
+			before[name] = map[string]float64{}
+			for _, metric := range exposition.TCPMetrics {
+				before[name][metric] = count(address, metric)
+			}
+		}
+		wantMore := func(opened, closed int) {
+			t.Helper()
+			for name, address := range addresses {
+				s.Eventually(t, time.Minute, func() (bool, string) {
+					more := map[string]float64{}
+					for _, metric := range exposition.TCPMetrics {
+						more[metric] = count(address, metric) - before[name][metric]
+					}
+					ok := more["istio_tcp_connections_opened_total"] == float64(opened) && more["istio_tcp_connections_closed_total"] == float64(closed) &&
+						more["istio_tcp_sent_bytes_total"] >= float64(len(text)) && more["istio_tcp_received_bytes_total"] >= float64(len(text))
+					return ok, fmt.Sprintf("%s has counted %v more", name, more)
+				})
+			}
+		}
+		hold := s.PolymeshCommand(t.Context(), "kubectl", "exec", "-i", "-n", s.name, "deployment/client", "-c", "echo", "--", "/echo", "tcp", "-hold", "server:9000", text)
+		end, err := hold.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		hold.Stdout, hold.Stderr = &said, &said
+		if err := hold.Start(); err != nil {
+			t.Fatal(err)
+		}
+		wantMore(1, 0)
+		if err := end.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := hold.Wait(); err != nil {
+			t.Fatalf("%v: %s", err, said.String())
+		}
+		wantMore(1, 1)
+	})
 	t.Run("exposition", func(t *testing.T) {
 		for _, port := range []int{15020, 15090} {
 			families, text, err := s.scrape(server, port)

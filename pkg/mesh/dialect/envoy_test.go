@@ -138,9 +138,10 @@ static_resources:
 
 func adminSocket(ads string) string { return ads + ".admin" }
 
-// envoyProcess is a running Envoy; admin talks to its admin interface.
+// envoyProcess is a running Envoy; admin talks to its admin interface. The agent, where there is one, answers Prometheus.
 type envoyProcess struct {
 	admin *http.Client
+	agent http.Handler
 	log   *syncBuffer
 	done  chan struct{}
 }

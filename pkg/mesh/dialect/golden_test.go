@@ -79,7 +79,7 @@ func diffOf(t *testing.T, before, after map[string]model.Resources) string {
 	return out.String()
 }
 
-// statsLoggers are the different configurations of the stats logger. They are long and many are the same, so the
+// statsLoggers are the different configurations of the metrics' loggers. They are long and many are the same, so the
 // resources in a golden file hold their numbers.
 type statsLoggers []map[string]any
 
@@ -90,7 +90,7 @@ func (l *statsLoggers) replace(tree any) any {
 			node[i] = l.replace(node[i])
 		}
 	case map[string]any:
-		if node["@type"] == "type.googleapis.com/envoy.extensions.access_loggers.stats.v3.Config" {
+		if node["@type"] == "type.googleapis.com/envoy.extensions.access_loggers.stats.v3.Config" || toAgent(node) {
 			n := slices.IndexFunc(*l, func(known map[string]any) bool { return reflect.DeepEqual(known, node) })
 			if n < 0 {
 				n = len(*l)
@@ -103,6 +103,13 @@ func (l *statsLoggers) replace(tree any) any {
 		}
 	}
 	return tree
+}
+
+// toAgent says whether a logger sends its entries to the agent.
+func toAgent(logger map[string]any) bool {
+	service, _ := logger["httpService"].(map[string]any)
+	uri, _ := service["httpUri"].(map[string]any)
+	return uri["cluster"] == "prometheus_stats"
 }
 
 func toYAML(t *testing.T, tree any) []byte {

@@ -24,11 +24,14 @@ func translateHTTP(s *surroundings, e *edits, from, to int) error {
 		if !filtered {
 			first, filtered = at(filter, httpFilterName), true
 		}
-		logs, _, err := s.loggersFor(at(filter, filterTypedConfig), false)
+		made, err := s.loggersFor(at(filter, filterTypedConfig), false)
 		if err != nil {
 			return err
 		}
-		for _, log := range logs {
+		if made == nil {
+			continue
+		}
+		for _, log := range made.logs {
 			e.scratch = appendBytes(e.scratch, httpAccessLog, log)
 		}
 	}

@@ -17,7 +17,9 @@ const (
 
 	// serviceKey is where a cluster's service stands: host;name;namespace.
 	serviceKey = "service"
-	// workloadKey is where an endpoint's workload stands (workload.Workload's String).
+	// labelsKey is where the labels of an endpoint's workload stand, if Istio's text, under workloadKey in its own metadata, does not
+	// say them (workload.Workload's LabelsApart).
+	labelsKey   = "labels"
 	workloadKey = "workload"
 )
 
@@ -26,9 +28,9 @@ func clusterMetadata(key string) string {
 	return fmt.Sprintf("%%METADATA(CLUSTER:%s:%s)%%", ownMetadata, key)
 }
 
-// endpointMetadata is the format string for a value that nameEndpoint wrote.
-func endpointMetadata(key string) string {
-	return fmt.Sprintf("%%METADATA(UPSTREAM_HOST:%s:%s)%%", ownMetadata, key)
+// endpointMetadata is the format string for a value in an endpoint's metadata.
+func endpointMetadata(namespace, key string) string {
+	return fmt.Sprintf("%%METADATA(UPSTREAM_HOST:%s:%s)%%", namespace, key)
 }
 
 // unnamed are the clusters that stand for no service; their names are the service's in Istio's metrics
@@ -84,10 +86,11 @@ func noteAssignment(s *surroundings, b []byte) ([]byte, bool, error) {
 	return b, false, nil
 }
 
-// nameEndpoint completes what Istio says about an endpoint's workload, where the labels app and version are missing.
+// nameEndpoint completes what Istio says about an endpoint's workload, where the labels app and version are missing. Mostly
+// they are what the rest of the text lets expect, and the endpoint stays as it is: a mesh has them by the thousand.
 func nameEndpoint(s *surroundings, e *edits, from, to int) error {
 	endpoint := e.in[from:to]
-	w, ok := workload.Parse(textIn(filterMetadata(endpoint, lbEndpointMetadata, istioMetadata), "workload"))
+	w, ok := workload.Parse(textIn(filterMetadata(endpoint, lbEndpointMetadata, istioMetadata), workloadKey))
 	if !ok || s.assignment == nil {
 		return nil
 	}
@@ -98,6 +101,8 @@ func nameEndpoint(s *surroundings, e *edits, from, to int) error {
 	}
 	labels := of.labels[string(at(endpoint, lbEndpoint, endpointAddress, addressSocket, socketAddress))]
 	w.App, w.Version = labels["app"], labels["version"]
-	e.addMetadata(from, to, lbEndpointMetadata, text{workloadKey, w.String()})
+	if apart := w.LabelsApart(); apart != "" {
+		e.addMetadata(from, to, lbEndpointMetadata, text{labelsKey, apart})
+	}
 	return nil
 }

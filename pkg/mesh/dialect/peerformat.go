@@ -47,6 +47,15 @@ var (
 	celCommand  = regexp.MustCompile(`%CEL\(.*?\)(:\d+)?%`)
 )
 
+// partOf is the CEL expression for the n-th of the texts between semicolons, or nothing if that is the text without.
+func partOf(source string, n int, without string) string {
+	part := "([^;]*)"
+	if without != "" {
+		part = "(?:" + without + ";|" + part + ")"
+	}
+	return fmt.Sprintf(`re.extract(%s, "^(?:[^;]*;){%d}%s", "\\1")`, source, n, part)
+}
+
 // peerField is the CEL expression for a field of the other side, or "" where Istio has none either: a server's proxy
 // knows who calls, a client's whom it calls.
 func peerField(s *surroundings, stream, field string) string {
@@ -54,11 +63,21 @@ func peerField(s *surroundings, stream, field string) string {
 	if !ok || s.inbound != (stream == "down") {
 		return ""
 	}
-	source := fmt.Sprintf("xds.upstream_host_metadata.filter_metadata[%q].%s", ownMetadata, workloadKey)
 	if s.inbound {
-		source = fmt.Sprintf("metadata.filter_metadata[%q].%s", ownMetadata, callerKey)
+		return partOf(fmt.Sprintf("metadata.filter_metadata[%q].%s", ownMetadata, callerKey), place, "")
 	}
-	return fmt.Sprintf(`re.extract(%s, "^(?:[^;]*;){%d}([^;]*)", "\\1")`, source, place)
+	const metadata = "xds.upstream_host_metadata.filter_metadata"
+	said := fmt.Sprintf("%s[%q].%s", metadata, istioMetadata, workloadKey)
+	if place < peerFields["app"] {
+		return partOf(said, place, "")
+	}
+	// As in workload.Workload's WithLabels.
+	expected := partOf(said, peerFields["service"], "")
+	if field == "version" {
+		expected = partOf(said, peerFields["revision"], "latest")
+	}
+	return fmt.Sprintf("(%q in %s ? %s : %s)", ownMetadata, metadata,
+		partOf(fmt.Sprintf("%s[%q].%s", metadata, ownMetadata, labelsKey), place-peerFields["app"], ""), expected)
 }
 
 // peerExpression translates a CEL expression.

@@ -22,7 +22,9 @@ import (
 // stays as it is, and a server learns of its caller only where a format asks.
 func TestPeerFormats(t *testing.T) {
 	const (
-		called  = `re.extract(xds.upstream_host_metadata.filter_metadata["polymesh"].workload, "^(?:[^;]*;){0}([^;]*)", "\\1")`
+		said    = `re.extract(xds.upstream_host_metadata.filter_metadata["istio"].workload, "^(?:[^;]*;)`
+		apart   = `("polymesh" in xds.upstream_host_metadata.filter_metadata ? re.extract(xds.upstream_host_metadata.filter_metadata["polymesh"].labels, `
+		called  = said + `{0}([^;]*)", "\\1")`
 		caller  = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[^;]*;){0}([^;]*)", "\\1")`
 		version = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[^;]*;){6}([^;]*)", "\\1")`
 	)
@@ -41,6 +43,8 @@ func TestPeerFormats(t *testing.T) {
 		{in, "%CEL(request.headers['filter_state'])%", "", false},
 		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:workload)%", "%CEL(" + called + ")%", false},
 		{out, "%CEL(filter_state.upstream_peer.workload)%", "%CEL(" + called + ")%", false},
+		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:app)%", "%CEL(" + apart + `"^(?:[^;]*;){0}([^;]*)", "\\1") : ` + said + `{2}([^;]*)", "\\1")))%`, false},
+		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:version)%", "%CEL(" + apart + `"^(?:[^;]*;){1}([^;]*)", "\\1") : ` + said + `{3}(?:latest;|([^;]*))", "\\1")))%`, false},
 		{out, "%FILTER_STATE(downstream_peer_obj:FIELD:workload)%", "", false},
 		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:type)% %FILTER_STATE(upstream_peer_obj:FIELD:labels)%", "", false},
 		{out, "%FILTER_STATE(my_upstream_peer:FIELD:workload)%", "", false},

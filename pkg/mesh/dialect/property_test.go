@@ -20,6 +20,7 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	logdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	celfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
+	otellog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	statslog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
 	setstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	httpstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
@@ -76,9 +77,11 @@ var differences = map[string]func(proto.Message){
 	},
 	"the metrics are loggers": func(m proto.Message) {
 		metrics := func(l *accesslog.AccessLog) bool {
-			config := &statslog.Config{}
+			config, connections := &statslog.Config{}, &otellog.OpenTelemetryAccessLogConfig{}
 			return l.Name == "envoy.access_loggers.stats" && l.GetTypedConfig().MessageIs(config) &&
-				l.GetTypedConfig().UnmarshalTo(config) == nil && strings.HasPrefix(config.StatsScope.GetSharingName(), "istio")
+				l.GetTypedConfig().UnmarshalTo(config) == nil && strings.HasPrefix(config.StatsScope.GetSharingName(), "istio") ||
+				l.Name == "istio.tcp" && l.GetTypedConfig().MessageIs(connections) &&
+					l.GetTypedConfig().UnmarshalTo(connections) == nil && connections.HttpService.GetHttpUri().GetCluster() == "prometheus_stats"
 		}
 		switch m := m.(type) {
 		case *hcm.HttpConnectionManager:
@@ -88,8 +91,12 @@ var differences = map[string]func(proto.Message){
 		}
 	},
 	"tags and formats read the other side from elsewhere": func(m proto.Message) {
+		about := func(text string) bool {
+			return strings.Contains(text, "stream_peer") || strings.Contains(text, `filter_metadata["polymesh"]`) ||
+				strings.Contains(text, `upstream_host_metadata.filter_metadata["istio"].workload`)
+		}
 		level := func(text string) string {
-			if !strings.Contains(text, "stream_peer") && !strings.Contains(text, `filter_metadata["polymesh"]`) {
+			if !about(text) {
 				return text
 			}
 			return formatCommand.ReplaceAllString(text, "%OTHER%")
@@ -111,18 +118,19 @@ var differences = map[string]func(proto.Message){
 				value.StringValue = level(value.StringValue)
 			}
 		case *celfilter.ExpressionFilter:
-			if strings.Contains(m.Expression, "stream_peer") || strings.Contains(m.Expression, `filter_metadata["polymesh"]`) {
+			if about(m.Expression) {
 				m.Expression = "about the other side"
 			}
 		}
 	},
-	"tcp_proxy logs also when connected, and connects after the handshake": func(m proto.Message) {
+	"tcp_proxy logs also when connected and in between, and connects after the handshake": func(m proto.Message) {
 		proxy, ok := m.(*tcp.TcpProxy)
 		if !ok {
 			return
 		}
 		if proxy.AccessLogOptions != nil {
 			proxy.AccessLogOptions.FlushAccessLogOnConnected = false
+			proxy.AccessLogOptions.AccessLogFlushInterval = nil // one that is there stays: TestOwnIntervals
 			if proto.Size(proxy.AccessLogOptions) == 0 {
 				proxy.AccessLogOptions = nil
 			}
@@ -135,7 +143,9 @@ var differences = map[string]func(proto.Message){
 		}
 		quiet := func(f *accesslog.AccessLogFilter) bool {
 			types := f.GetLogTypeFilter()
-			return types.GetExclude() && slices.Equal(types.Types, []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected})
+			return types.GetExclude() && len(types.Types) > 0 && !slices.ContainsFunc(types.Types, func(t logdata.AccessLogType) bool {
+				return t != logdata.AccessLogType_TcpUpstreamConnected && t != logdata.AccessLogType_TcpPeriodic
+			})
 		}
 		for _, l := range proxy.AccessLog {
 			if both := l.Filter.GetAndFilter(); both != nil && len(both.Filters) == 2 && quiet(both.Filters[1]) {

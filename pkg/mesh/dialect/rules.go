@@ -28,8 +28,6 @@ var extensionRules = map[protoreflect.FullName]extensionRule{
 type surroundings struct {
 	endpoints Endpoints
 	parts     *parts
-	// met are the loggers that listeners have had until now.
-	met []metLoggers
 	within
 }
 
@@ -37,10 +35,10 @@ type surroundings struct {
 type within struct {
 	// inbound is set inside of a listener for traffic to the workload.
 	inbound bool
-	// quiet is set inside of a tcp_proxy whose loggers must not log when a connection has its upstream.
-	quiet bool
-	// tcp are the loggers, encoded, for the tcp_proxy of the filter chain.
-	tcp [][]byte
+	// quiet is a filter, encoded, for the loggers of a tcp_proxy that must not log all that it now logs.
+	quiet []byte
+	// tcp are the loggers for the tcp_proxy of the filter chain.
+	tcp *loggers
 	// assignment is the service whose endpoints these are.
 	assignment *assignment
 }

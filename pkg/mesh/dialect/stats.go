@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	xdscore "github.com/cncf/xds/go/xds/core/v3"
 	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
@@ -12,6 +13,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	logdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	otellog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	statslog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
 	tcp "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	transform "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/actions/transform_stat/v3"
@@ -19,9 +21,11 @@ import (
 	matchers "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	lru "github.com/hashicorp/golang-lru/v2"
+	otlp "go.opentelemetry.io/proto/otlp/common/v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"istio.io/api/envoy/extensions/stats"
 
@@ -29,13 +33,25 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// This file turns istio.stats into envoy.access_loggers.stats: a counter or histogram for each of Istio's metrics, with
-// few tags from format strings, of which pkg/mesh/exposition makes Istio's labels. Names and values are those of Envoy's
-// contrib/istio/filters/http/istio_stats.
+// This file turns istio.stats into access loggers. For HTTP they are envoy.access_loggers.stats: a counter or histogram for
+// each of Istio's metrics, with few tags from format strings, of which pkg/mesh/exposition makes Istio's labels. For TCP it is
+// one envoy.access_loggers.open_telemetry, whose entries the agent counts: such an entry says how many bytes there were since the
+// connection's beginning, of which only somebody who remembers the last one can make a counter. Names and values are those of
+// Envoy's contrib/istio/filters/http/istio_stats.
 
 const (
 	statsLogger = "envoy.access_loggers.stats"
-	unknown     = "unknown"
+	// connectionsLogger is found by its type; each listener has it, so its name is short.
+	connectionsLogger = "istio.tcp"
+	unknown           = "unknown"
+
+	// agentCluster is the cluster in Istio's bootstrap behind which the agent is (build/images puts exposition.Socket into it).
+	agentCluster = "prometheus_stats"
+	// agentTimeout is how long Envoy waits for the agent beside it.
+	agentTimeout = 5 * time.Second
+	// reportingInterval is how often the bytes of an open TCP connection are counted, unless the Telemetry API says otherwise
+	// (istio.io/api/envoy/extensions/stats, tcp_reporting_duration).
+	reportingInterval = 15 * time.Second
 
 	// statsPlugin is the type of istio.stats.
 	statsPlugin = "stats.PluginConfig"
@@ -57,9 +73,7 @@ func noteDirection(s *surroundings, listener []byte) ([]byte, bool, error) {
 // parts are what the dialect puts into resources, encoded.
 type parts struct {
 	// loggers are those made last: all ports of a workload have the same ones.
-	loggers *lru.Cache[loggersKey, [][]byte]
-	// quiet is the filter for what does not log when a connection has its upstream.
-	quiet []byte
+	loggers *lru.Cache[loggersKey, *loggers]
 	// peerFilters go into an HTTP connection manager, or callerFilters.
 	peerFilters, callerFilters []byte
 }
@@ -69,59 +83,49 @@ type loggersKey struct {
 	tcp, inbound bool
 }
 
-// metLoggers are loggers that the surroundings have met.
-type metLoggers struct {
-	config       []byte
-	tcp, inbound bool
-	logs         [][]byte
+// loggers are what takes the place of istio.stats.
+type loggers struct {
+	// logs are the loggers, encoded.
+	logs [][]byte
+	// interval is how often those for TCP log an open connection.
+	interval time.Duration
 }
 
-// loggersSize is more than there are settings of metrics in a mesh that changes, and bounds those in one resource.
+// loggersSize is more than there are settings of metrics in a mesh that changes.
 const loggersSize = 64
 
 func newParts() *parts {
-	loggers, err := lru.New[loggersKey, [][]byte](loggersSize)
+	cache, err := lru.New[loggersKey, *loggers](loggersSize)
 	if err != nil {
 		panic(err) // a size below one
 	}
-	quiet := mustPack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
-		LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected}, Exclude: true},
-	}})
-	return &parts{loggers, quiet.Value, peerFilters(false), peerFilters(true)}
+	return &parts{cache, peerFilters(false), peerFilters(true)}
 }
 
-// loggersFor returns the loggers for the filter config, an Any, encoded, if that is istio.stats. Nobody may change them.
-func (s *surroundings) loggersFor(config []byte, tcp bool) ([][]byte, bool, error) {
+// loggersFor returns the loggers for the filter config, an Any, encoded, or nil if that is not istio.stats. Nobody may change
+// them.
+func (s *surroundings) loggersFor(config []byte, tcp bool) (*loggers, error) {
 	url := at(config, anyTypeURL)
 	if !bytes.HasSuffix(url, []byte(statsPlugin)) && !bytes.HasSuffix(url, []byte("TypedStruct")) {
-		return nil, false, nil
+		return nil, nil
 	}
-	for _, m := range s.met {
-		if m.tcp == tcp && m.inbound == s.inbound && bytes.Equal(m.config, config) {
-			return m.logs, true, nil
-		}
+	key := loggersKey{string(config), tcp, s.inbound}
+	if known, ok := s.parts.loggers.Get(key); ok {
+		return known, nil
 	}
-	a, err := statsConfig(&anypb.Any{TypeUrl: string(url), Value: at(config, anyValue)})
-	if err != nil || a == nil {
-		return nil, false, err
+	made, err := s.build(&anypb.Any{TypeUrl: string(url), Value: at(config, anyValue)}, tcp)
+	if made != nil {
+		s.parts.loggers.Add(key, made)
 	}
-	key := loggersKey{string(a.Value), tcp, s.inbound}
-	logs, ok := s.parts.loggers.Get(key)
-	if !ok {
-		if logs, err = s.build(a, tcp); err != nil {
-			return nil, false, err
-		}
-		s.parts.loggers.Add(key, logs)
-	}
-	if len(s.met) == loggersSize {
-		s.met = s.met[:0]
-	}
-	s.met = append(s.met, metLoggers{bytes.Clone(config), tcp, s.inbound, logs})
-	return logs, true, nil
+	return made, err
 }
 
-// build makes the loggers for a configuration of istio.stats.
-func (s *surroundings) build(a *anypb.Any, tcp bool) ([][]byte, error) {
+// build makes the loggers for a configuration of istio.stats, and nil for that of another extension.
+func (s *surroundings) build(a *anypb.Any, tcp bool) (*loggers, error) {
+	a, err := statsConfig(a)
+	if err != nil || a == nil {
+		return nil, err
+	}
 	config := &stats.PluginConfig{}
 	if err := a.UnmarshalTo(config); err != nil {
 		return nil, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
@@ -134,15 +138,18 @@ func (s *surroundings) build(a *anypb.Any, tcp bool) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	encoded := make([][]byte, 0, len(logs))
+	made := &loggers{interval: reportingInterval}
+	if every := config.TcpReportingDuration.AsDuration(); every >= time.Millisecond {
+		made.interval = every
+	}
 	for _, log := range logs {
 		packed, err := pack(log)
 		if err != nil {
 			return nil, err
 		}
-		encoded = append(encoded, packed.Value)
+		made.logs = append(made.logs, packed.Value)
 	}
-	return encoded, nil
+	return made, nil
 }
 
 // statsConfig returns the configuration of istio.stats, which an EnvoyFilter may also write as a TypedStruct, or nil for
@@ -161,33 +168,55 @@ func statsConfig(a *anypb.Any) (*anypb.Any, error) {
 func noteTCPStats(s *surroundings, chain []byte) ([]byte, bool, error) {
 	s.tcp = nil
 	for filter := range each(chain, chainFilters) {
-		logs, _, err := s.loggersFor(at(filter, filterTypedConfig), true)
+		made, err := s.loggersFor(at(filter, filterTypedConfig), true)
 		if err != nil {
 			return nil, false, err
 		}
-		s.tcp = append(s.tcp, logs...)
+		if made != nil && len(made.logs) > 0 {
+			s.tcp = made
+		}
 	}
 	return chain, false, nil
 }
 
-// logsConnected says whether a tcp_proxy logs when a connection has its upstream, and not only at the end.
-func logsConnected(proxy []byte) bool {
-	return varint(at(proxy, tcpOptions), tcpOptionsOnConnected) != 0
+// logsMore says which entries, beside the one at a connection's end, a tcp_proxy makes only because the dialect asks for
+// them: when it has its upstream, and every now and then.
+func logsMore(proxy []byte) (added []logdata.AccessLogType) {
+	options := at(proxy, tcpOptions)
+	if varint(options, tcpOptionsOnConnected) == 0 {
+		added = append(added, logdata.AccessLogType_TcpUpstreamConnected)
+	}
+	if _, ok := last(options, tcpOptionsInterval); !ok {
+		added = append(added, logdata.AccessLogType_TcpPeriodic)
+	}
+	return added
 }
 
-// noteTCPLogs: with the metrics a tcp_proxy logs when connected. Loggers that are there keep quiet then, as before.
+// noteTCPLogs: with the metrics a tcp_proxy logs more than before. Loggers that are there keep quiet then.
 func noteTCPLogs(s *surroundings, proxy []byte) ([]byte, bool, error) {
-	s.quiet = len(s.tcp) > 0 && !logsConnected(proxy)
+	s.quiet = nil
+	if s.tcp == nil {
+		return proxy, false, nil
+	}
+	if added := logsMore(proxy); len(added) > 0 {
+		packed, err := pack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+			LogTypeFilter: &accesslog.LogTypeFilter{Types: added, Exclude: true},
+		}})
+		if err != nil {
+			return nil, false, err
+		}
+		s.quiet = packed.Value
+	}
 	return proxy, false, nil
 }
 
 // quietFiltered makes a logger quiet that has a filter.
 func quietFiltered(s *surroundings, log []byte) ([]byte, bool, error) {
 	filter, filtered := last(log, accessLogFilter)
-	if !s.quiet || !filtered {
+	if len(s.quiet) == 0 || !filtered {
 		return log, false, nil
 	}
-	both := appendBytes(nil, andFilter, appendBytes(appendBytes(nil, andFilters, filter), andFilters, s.parts.quiet))
+	both := appendBytes(nil, andFilter, appendBytes(appendBytes(nil, andFilters, filter), andFilters, s.quiet))
 	e := edits{in: log}
 	for f := range fields(log, 0, len(log)) {
 		if f.number == accessLogFilter {
@@ -196,14 +225,14 @@ func quietFiltered(s *surroundings, log []byte) ([]byte, bool, error) {
 	}
 	e.change(len(log), 0, appendBytes(nil, accessLogFilter, both))
 	out, _ := e.out()
-	s.quiet = false // it is, for the walk of what it is now
+	s.quiet = nil // it is, for the walk of what it is now
 	return out, true, nil
 }
 
 // quietUnfiltered makes a logger quiet that has none.
 func quietUnfiltered(s *surroundings, e *edits, from, to int) error {
-	if s.quiet {
-		e.change(to, 0, appendBytes(nil, accessLogFilter, s.parts.quiet))
+	if len(s.quiet) > 0 {
+		e.change(to, 0, appendBytes(nil, accessLogFilter, s.quiet))
 	}
 	return nil
 }
@@ -211,22 +240,34 @@ func quietUnfiltered(s *surroundings, e *edits, from, to int) error {
 // addTCPLogs gives the metrics to a tcp_proxy. A server's proxy connects to the app after the TLS handshake, not beside it:
 // only then it knows who is calling.
 func addTCPLogs(s *surroundings, e *edits, from, to int) error {
-	if len(s.tcp) == 0 {
+	if s.tcp == nil {
 		return nil
 	}
 	proxy := e.in[from:to]
 	begin := len(e.scratch)
 	b := e.scratch
-	if !logsConnected(proxy) {
-		if s.inbound && varint(proxy, tcpConnectMode) == uint64(tcp.UpstreamConnectMode_IMMEDIATE) {
-			b = appendVarint(b, tcpConnectMode, uint64(tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE))
-			if _, ok := last(proxy, tcpMaxEarlyData); !ok { // the mode asks for it
-				b = appendBytes(b, tcpMaxEarlyData, nil)
-			}
+	var options []byte // merged with what is there
+	for _, kind := range logsMore(proxy) {
+		if kind == logdata.AccessLogType_TcpUpstreamConnected {
+			options = appendVarint(options, tcpOptionsOnConnected, 1)
+			continue
 		}
-		b = appendBytes(b, tcpOptions, appendVarint(nil, tcpOptionsOnConnected, 1)) // merged with what is there
+		every, err := pack(durationpb.New(s.tcp.interval))
+		if err != nil {
+			return err
+		}
+		options = appendBytes(options, tcpOptionsInterval, every.Value)
 	}
-	for _, log := range s.tcp {
+	if len(options) > 0 {
+		b = appendBytes(b, tcpOptions, options)
+	}
+	if s.inbound && varint(proxy, tcpConnectMode) == uint64(tcp.UpstreamConnectMode_IMMEDIATE) {
+		b = appendVarint(b, tcpConnectMode, uint64(tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE))
+		if _, ok := last(proxy, tcpMaxEarlyData); !ok { // the mode asks for it
+			b = appendBytes(b, tcpMaxEarlyData, nil)
+		}
+	}
+	for _, log := range s.tcp.logs {
 		b = appendBytes(b, tcpAccessLog, log)
 	}
 	e.scratch = b
@@ -234,11 +275,7 @@ func addTCPLogs(s *surroundings, e *edits, from, to int) error {
 	return nil
 }
 
-// anyOf passes what one of the filters passes, allOf what all pass.
-func anyOf(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
-	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_OrFilter{OrFilter: &accesslog.OrFilter{Filters: filters}}}
-}
-
+// allOf passes what all of the filters pass.
 func allOf(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
 	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_AndFilter{AndFilter: &accesslog.AndFilter{Filters: filters}}}
 }
@@ -249,10 +286,6 @@ func when(kind logdata.AccessLogType) *accesslog.AccessLogFilter {
 		LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{kind}},
 	}}
 }
-
-// neverConnected are the response flags of TCP connections that never had an upstream, for which there is no entry but
-// the last one (Envoy docs/root/configuration/observability/access_log/usage.rst, RESPONSE_FLAGS).
-var neverConnected = []string{"UF", "UH", "UO", "NR", "NC", "URX"}
 
 // isGRPC passes requests with gRPC's content type.
 func isGRPC() *accesslog.AccessLogFilter {
@@ -285,19 +318,59 @@ func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.Access
 	return b.logs, b.err
 }
 
+// tcpStats makes the logger whose entries exposition.Connections counts.
 func tcpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessLog, error) {
 	b := statsBuilder{config: config, folded: exposition.TCP, tags: append(commonTags(s, config), tag("request_protocol", "tcp"))}
-	end := when(logdata.AccessLogType_TcpConnectionEnd)
-	b.counter("tcp_connections_opened_total", "")
-	b.log(statsScope, anyOf(when(logdata.AccessLogType_TcpUpstreamConnected), allOf(end,
-		&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
-			ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: neverConnected},
-		}})))
-	b.counter("tcp_connections_closed_total", "")
-	b.counter("tcp_sent_bytes_total", "%DOWNSTREAM_WIRE_BYTES_SENT%")
-	b.counter("tcp_received_bytes_total", "%DOWNSTREAM_WIRE_BYTES_RECEIVED%")
-	b.log(statsScope, end)
-	return b.logs, b.err
+	attributes := b.attributes(exposition.TCPMetrics)
+	if len(attributes) == 0 {
+		return nil, nil // all are disabled
+	}
+	packed, err := pack(&otellog.OpenTelemetryAccessLogConfig{
+		HttpService: &core.HttpService{HttpUri: &core.HttpUri{
+			Uri:              "http://agent" + exposition.ConnectionsPath,
+			HttpUpstreamType: &core.HttpUri_Cluster{Cluster: agentCluster},
+			Timeout:          durationpb.New(agentTimeout),
+		}},
+		DisableBuiltinLabels: true,
+		Body:                 textValue(exposition.Entry),
+		Attributes:           &otlp.KeyValueList{Values: attributes},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return []*accesslog.AccessLog{{Name: connectionsLogger, ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: packed}}}, nil
+}
+
+// attributes are the tags of metrics as exposition.Connections reads them: those of all metrics beside each other or, where
+// the Telemetry API makes them differ, those of each metric in a list of their own.
+func (b *statsBuilder) attributes(metrics []string) []*otlp.KeyValue {
+	var each [][]*otlp.KeyValue
+	var lists []*otlp.KeyValue
+	for _, name := range metrics {
+		stat := b.stat(strings.TrimPrefix(name, "istio_"))
+		if stat == nil {
+			continue
+		}
+		var tags []*otlp.KeyValue
+		for _, t := range stat.Tags {
+			tags = append(tags, &otlp.KeyValue{Key: t.Name, Value: textValue(t.ValueFormat)})
+		}
+		each = append(each, tags)
+		lists = append(lists, &otlp.KeyValue{Key: name, Value: &otlp.AnyValue{
+			Value: &otlp.AnyValue_KvlistValue{KvlistValue: &otlp.KeyValueList{Values: tags}},
+		}})
+	}
+	same := func(tags []*otlp.KeyValue) bool {
+		return slices.EqualFunc(tags, each[0], func(a, b *otlp.KeyValue) bool { return proto.Equal(a, b) })
+	}
+	if len(each) == len(metrics) && !slices.ContainsFunc(each, func(tags []*otlp.KeyValue) bool { return !same(tags) }) {
+		return each[0]
+	}
+	return lists
+}
+
+func textValue(text string) *otlp.AnyValue {
+	return &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{StringValue: text}}
 }
 
 // commonTags are the tags of both kinds. Who the other side is comes from its certificate at a server, and at a client
@@ -322,7 +395,8 @@ func commonTags(s *surroundings, config *stats.PluginConfig) []*statslog.Config_
 	}
 	return append(tags,
 		tag(exposition.Reporter, reporter),
-		tag(exposition.Peer, endpointMetadata(workloadKey)),
+		tag(exposition.Peer, endpointMetadata(istioMetadata, workloadKey)),
+		tag(exposition.PeerLabels, endpointMetadata(ownMetadata, labelsKey)),
 		tag(exposition.SourcePrincipal, "%UPSTREAM_LOCAL_URI_SAN%"),
 		tag(exposition.DestinationPrincipal, "%UPSTREAM_PEER_URI_SAN%"),
 	)
@@ -478,7 +552,7 @@ func withoutLabels(tags []*statslog.Config_Tag, labels []string) []*statslog.Con
 		switch t.Name {
 		case exposition.Reporter, exposition.Messages:
 			return false // needed to make the others of
-		case exposition.Peer:
+		case exposition.Peer, exposition.PeerLabels:
 			return inbound && side("source_") || !inbound && side("destination_")
 		case exposition.Service:
 			return gone(exposition.DestinationService) && gone(exposition.DestinationServiceName) && gone(exposition.DestinationNamespace)

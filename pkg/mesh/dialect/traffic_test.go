@@ -98,6 +98,38 @@ func TestServerFirst(t *testing.T) {
 	}
 }
 
+// TestOpenConnection: the bytes of a connection are counted while it is open, and once.
+func TestOpenConnection(t *testing.T) {
+	envoyPath(t)
+	const service, target = 82, 8082
+	p := newPath(t, serveGreeting(t), []string{"reporting.yaml"}, "b", service, target)
+	c, err := net.Dial("tcp", p.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	got := make([]byte, len(greeting))
+	if _, err := io.ReadFull(c, got); err != nil {
+		t.Fatal(err)
+	}
+	sent, received := fmt.Sprintf("} %d\n", len(greeting)), fmt.Sprintf("} %d\n", len(echoWord))
+	p.wantMetric(t, p.client, "istio_tcp_sent_bytes_total", `destination_workload="b"`, sent)
+	p.wantMetric(t, p.server, "istio_tcp_connections_opened_total", `source_workload="a"`, "} 1\n")
+	for _, e := range []*envoyProcess{p.client, p.server} {
+		if text := e.metrics(t); strings.Contains(text, "istio_tcp_connections_closed_total{") {
+			t.Errorf("a connection that is open is counted as closed:\n%s", text)
+		}
+	}
+	if err := echoed(c); err != nil {
+		t.Fatal(err)
+	}
+	p.wantMetric(t, p.client, "istio_tcp_connections_closed_total", `destination_workload="b"`, "} 1\n")
+	p.wantMetric(t, p.client, "istio_tcp_sent_bytes_total", `destination_workload="b"`, fmt.Sprintf("} %d\n", len(greeting)+len(echoWord)))
+	p.wantMetric(t, p.client, "istio_tcp_received_bytes_total", `destination_workload="b"`, received)
+	p.wantMetric(t, p.client, "istio_tcp_connections_opened_total", `destination_workload="b"`, "} 1\n")
+}
+
 // greeting is what a server says first.
 const greeting = "220 ready\n"
 
@@ -466,9 +498,11 @@ func (c *prefixedConn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// staticEnvoy runs Envoy with listeners and clusters in its bootstrap, and the workload's certificate by SDS.
+// staticEnvoy runs Envoy with listeners and clusters in its bootstrap, the workload's certificate by SDS, and the agent's part in the
+// metrics beside it.
 func staticEnvoy(t *testing.T, p *model.Proxy, ca *authority, ls []*listener.Listener, cs []*cluster.Cluster) *envoyProcess {
 	t.Helper()
+	who := p.Metadata.WorkloadName
 	options := &upstreamhttp.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{
 		ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &core.Http2ProtocolOptions{}},
@@ -477,16 +511,26 @@ func staticEnvoy(t *testing.T, p *model.Proxy, ca *authority, ls []*listener.Lis
 	pipe := func(path string) *core.Address {
 		return &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: path}}}
 	}
+	to := func(name, path string) *endpoint.ClusterLoadAssignment {
+		return &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{{
+			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: pipe(path)}}}},
+		}}}
+	}
 	cs = append(cs, &cluster.Cluster{
 		Name: "sds-grpc", ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": toAny(t, options)},
-		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: "sds-grpc", Endpoints: []*endpoint.LocalityLbEndpoints{{
-			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{
-				Address: pipe(ca.serveSDS(t, p.ConfigNamespace, p.Metadata.WorkloadName)),
-			}}}},
-		}}},
+		LoadAssignment:                to("sds-grpc", ca.serveSDS(t, p.ConfigNamespace, who)),
 	})
-	admin := filepath.Join(socketDir(t), "admin")
+	dir := socketDir(t)
+	admin := filepath.Join(dir, "admin")
+	agent, err := net.Listen("unix", filepath.Join(dir, "agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = agent.Close() })
+	cs = append(cs, &cluster.Cluster{
+		Name: "prometheus_stats", ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, LoadAssignment: to("prometheus_stats", agent.Addr().String()),
+	})
 	js, err := protojson.Marshal(&bootstrap.Bootstrap{
 		Node:            nodeOf(p),
 		Admin:           &bootstrap.Admin{Address: pipe(admin)},
@@ -496,6 +540,11 @@ func staticEnvoy(t *testing.T, p *model.Proxy, ca *authority, ls []*listener.Lis
 		t.Fatal(err)
 	}
 	e := runEnvoy(t, string(js), admin, nil)
+	e.agent = exposition.Handler(e.admin, "envoy", workload.Workload{
+		Name: who, Namespace: "demo", CanonicalService: who, CanonicalRevision: "v1", Cluster: "Kubernetes", App: who, Version: "v1",
+	})
+	server := &http.Server{Handler: e.agent}
+	go func() { _ = server.Serve(agent) }()
 	waitFor(t, e, "listener", func() bool {
 		return e.stats(t, "^listener_manager.workers_started$")["listener_manager.workers_started"] == 1 &&
 			e.stats(t, "^listener_manager.total_listeners_active$")["listener_manager.total_listeners_active"] == float64(len(ls))
@@ -578,16 +627,20 @@ func echoed(c net.Conn) error {
 	return nil
 }
 
+// metrics are Istio's, as the agent beside Envoy writes them.
+func (e *envoyProcess) metrics(t *testing.T) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	e.agent.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/stats/prometheus?filter=istio_", nil))
+	if w.Code != http.StatusOK {
+		t.Fatalf("the agent says %d: %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
 // wantMetric waits for a sample with all the labels and a value of at least one.
 func (p *path) wantMetric(t *testing.T, e *envoyProcess, name string, labels ...string) {
 	t.Helper()
-	who := "a"
-	if e == p.server {
-		who = "b"
-	}
-	beside := workload.Workload{
-		Name: who, Namespace: "demo", CanonicalService: who, CanonicalRevision: "v1", Cluster: "Kubernetes", App: who, Version: "v1",
-	}
 	var seen string
 	defer func() {
 		if t.Failed() {
@@ -595,11 +648,7 @@ func (p *path) wantMetric(t *testing.T, e *envoyProcess, name string, labels ...
 		}
 	}()
 	waitFor(t, e, name+" "+strings.Join(labels, ","), func() bool {
-		var text strings.Builder
-		if err := exposition.Rewrite(&text, bytes.NewReader(e.get(t, "/stats/prometheus?filter=istio_")), beside); err != nil {
-			t.Fatal(err)
-		}
-		seen = text.String()
+		seen = e.metrics(t)
 	lines:
 		for line := range strings.Lines(seen) {
 			if !strings.HasPrefix(line, name+"{") || strings.HasSuffix(strings.TrimSpace(line), " 0") {

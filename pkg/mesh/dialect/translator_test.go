@@ -5,19 +5,25 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	udpa "github.com/cncf/xds/go/udpa/type/v1"
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	logdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	fileaccesslog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcp "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	"istio.io/api/envoy/extensions/stats"
 	"istio.io/istio/pilot/pkg/model"
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
 	"istio.io/istio/pkg/monitoring/monitortest"
@@ -247,5 +253,40 @@ func TestTypedMetadataStays(t *testing.T) {
 	got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(in)
 	if got.Resource != in || got.Unknown != nil || got.Refused != nil {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestOwnIntervals: a tcp_proxy that logs in between already keeps its interval, and its loggers go on doing so.
+func TestOwnIntervals(t *testing.T) {
+	const own = 3 * time.Second
+	in := toAny(t, &listener.Listener{FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{
+		{Name: "stats", ConfigType: &listener.Filter_TypedConfig{TypedConfig: toAny(t, &stats.PluginConfig{})}},
+		{Name: "tcp", ConfigType: &listener.Filter_TypedConfig{TypedConfig: toAny(t, &tcp.TcpProxy{
+			AccessLogOptions: &tcp.TcpProxy_TcpAccessLogOptions{AccessLogFlushInterval: durationpb.New(own)},
+			AccessLog: []*accesslog.AccessLog{{Name: "file", ConfigType: &accesslog.AccessLog_TypedConfig{
+				TypedConfig: toAny(t, &fileaccesslog.FileAccessLog{Path: "/dev/stdout"}),
+			}}},
+		})}},
+	}}}})
+	got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(in)
+	if got.Refused != nil {
+		t.Fatal(got.Refused)
+	}
+	l, proxy := &listener.Listener{}, &tcp.TcpProxy{}
+	if err := got.Resource.UnmarshalTo(l); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.FilterChains[0].Filters[0].GetTypedConfig().UnmarshalTo(proxy); err != nil {
+		t.Fatal(err)
+	}
+	if every := proxy.AccessLogOptions.AccessLogFlushInterval.AsDuration(); every != own || !proxy.AccessLogOptions.FlushAccessLogOnConnected {
+		t.Errorf("it logs every %s, and when connected: %v", every, proxy.AccessLogOptions.FlushAccessLogOnConnected)
+	}
+	if len(proxy.AccessLog) != 2 {
+		t.Fatalf("%d loggers", len(proxy.AccessLog))
+	}
+	quiet := proxy.AccessLog[0].Filter.GetLogTypeFilter()
+	if !quiet.GetExclude() || !slices.Equal(quiet.Types, []logdata.AccessLogType{logdata.AccessLogType_TcpUpstreamConnected}) {
+		t.Errorf("its own logger has the filter %v", proxy.AccessLog[0].Filter)
 	}
 }

@@ -42,6 +42,7 @@ const (
 	httpAccessLog                   = 13
 	tcpAccessLog, tcpOptions        = 5, 17
 	tcpConnectMode, tcpMaxEarlyData = 21, 22
+	tcpOptionsInterval              = 1
 	tcpOptionsOnConnected           = 2
 	accessLogFilter                 = 2
 	andFilter, andFilters           = 6, 1

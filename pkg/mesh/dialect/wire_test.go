@@ -61,7 +61,9 @@ func TestFieldNumbers(t *testing.T) {
 			"access_log": tcpAccessLog, "access_log_options": tcpOptions,
 			"upstream_connect_mode": tcpConnectMode, "max_early_data_bytes": tcpMaxEarlyData,
 		}},
-		{&tcp.TcpProxy_TcpAccessLogOptions{}, map[protoreflect.Name]protowire.Number{"flush_access_log_on_connected": tcpOptionsOnConnected}},
+		{&tcp.TcpProxy_TcpAccessLogOptions{}, map[protoreflect.Name]protowire.Number{
+			"access_log_flush_interval": tcpOptionsInterval, "flush_access_log_on_connected": tcpOptionsOnConnected,
+		}},
 		{&accesslog.AccessLog{}, map[protoreflect.Name]protowire.Number{"filter": accessLogFilter}},
 		{&accesslog.AccessLogFilter{}, map[protoreflect.Name]protowire.Number{"and_filter": andFilter}},
 		{&accesslog.AndFilter{}, map[protoreflect.Name]protowire.Number{"filters": andFilters}},

@@ -210,11 +210,14 @@ func unfold(tags []label, self workload.Workload) []label {
 	}
 	out := map[string]string{}
 	// What is no workload's text is a side that nobody vouches for.
-	peer, _ := workload.Parse(has[Peer])
+	peer, known := workload.Parse(has[Peer])
 	source, destination := self, peer
 	inbound := has[Reporter] == "destination"
-	if inbound {
+	switch {
+	case inbound:
 		source, destination = destination, source
+	case known:
+		destination = peer.WithLabels(has[PeerLabels])
 	}
 	unfoldWorkload(out, "source_", source)
 	unfoldWorkload(out, "destination_", destination)
@@ -240,7 +243,7 @@ func unfold(tags []label, self workload.Workload) []label {
 	extra := []string{}
 	for _, t := range tags {
 		switch t.name {
-		case Peer, Service, Without, Messages:
+		case Peer, PeerLabels, Service, Without, Messages:
 			continue
 		case SourcePrincipal, DestinationPrincipal:
 			if t.value != "" {

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
+	"strings"
 	"time"
 
 	"polymesh.dev/polymesh/pkg/mesh/workload"
@@ -31,13 +34,9 @@ func Serve(ctx context.Context, socket, admin string, self workload.Workload) er
 	if err != nil {
 		return fmt.Errorf("listen for requests of Prometheus: %w", err)
 	}
-	mux := http.NewServeMux()
 	// No compression on the way: Envoy's listener compresses for who wants it.
 	client := &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute}}
-	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-		forward(w, r, client, admin, self)
-	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: Handler(client, admin, self), ReadHeaderTimeout: 10 * time.Second}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	if err := server.Serve(listener); ctx.Err() == nil {
 		return fmt.Errorf("serve Prometheus: %w", err)
@@ -45,7 +44,24 @@ func Serve(ctx context.Context, socket, admin string, self workload.Workload) er
 	return nil
 }
 
-func forward(w http.ResponseWriter, r *http.Request, client *http.Client, admin string, self workload.Workload) {
+// Handler answers with the rewritten text of the Envoy whose admin interface is at admin, asked by way of the client, and counts the
+// connections that Envoy tells it of.
+func Handler(client *http.Client, admin string, self workload.Workload) http.Handler {
+	connections := NewConnections()
+	mux := http.NewServeMux()
+	mux.Handle("POST "+ConnectionsPath, connections)
+	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+		forward(w, r, client, admin, connections, self)
+	})
+	return mux
+}
+
+func forward(w http.ResponseWriter, r *http.Request, client *http.Client, admin string, connections *Connections, self workload.Workload) {
+	wanted, err := regexp.Compile(r.URL.Query().Get("filter")) // Envoy's own syntax, too
+	if err != nil {
+		http.Error(w, "filter: "+err.Error(), http.StatusBadRequest)
+		return
+	}
 	from := url.URL{Scheme: "http", Host: admin, Path: path, RawQuery: r.URL.RawQuery}
 	request, err := http.NewRequestWithContext(r.Context(), http.MethodGet, from.String(), nil)
 	if err != nil {
@@ -63,7 +79,8 @@ func forward(w http.ResponseWriter, r *http.Request, client *http.Client, admin 
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	if err := Rewrite(w, response.Body, self); err != nil {
+	text := io.MultiReader(response.Body, strings.NewReader(connections.text(wanted.MatchString)))
+	if err := Rewrite(w, text, self); err != nil {
 		// Part of it is sent by now; a broken answer is not taken for a whole one.
 		panic(http.ErrAbortHandler)
 	}

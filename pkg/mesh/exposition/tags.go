@@ -2,15 +2,17 @@
 //
 // Envoy puts envoy_ before every name, and each tag of a statistic costs time for each request. So the dialect gives the
 // statistics few tags that hold much (the constants here), and the agent beside Envoy unfolds them when somebody asks, and
-// adds the workload that both are beside:
-// Rewrite is the whole translation, Serve answers in Envoy's place. pkg/mesh/dialect uses the constants, cmd/pilot-agent
+// adds the workload that both are beside: Rewrite is the whole translation. TCP connections Envoy does not count but tells of,
+// and the agent counts them (Connections). Serve does both, in Envoy's place. pkg/mesh/dialect uses the constants, cmd/pilot-agent
 // calls Serve. Envoy's own statistics pass through unchanged.
 package exposition
 
 // Tags of statistics that become several labels, or none. Others are labels as they are.
 const (
-	// Peer is the workload of the other side (workload.Workload's String).
-	Peer = "polymesh_peer"
+	// Peer is the workload of the other side (workload.Workload's String), of a client without app and version, which are in PeerLabels
+	// (LabelsApart).
+	Peer       = "polymesh_peer"
+	PeerLabels = "polymesh_peer_labels"
 	// Service is host;name;namespace of the destination's service.
 	Service = "polymesh_service"
 	// Without lists labels, with commas, that the Telemetry API takes away and that are made of the tags above.
@@ -29,8 +31,8 @@ const (
 
 // Folded are the tags in HTTP and TCP, by name. What comes from other sides' certificates is last.
 var Folded = map[string][]string{
-	HTTP: {Reporter, Service, "response_flags", "response_code", "grpc_response_status", Peer, DestinationPrincipal, SourcePrincipal},
-	TCP:  {Reporter, Service, "response_flags", "request_protocol", Peer, DestinationPrincipal, SourcePrincipal},
+	HTTP: {Reporter, Service, responseFlags, "response_code", "grpc_response_status", PeerLabels, Peer, DestinationPrincipal, SourcePrincipal},
+	TCP:  {Reporter, Service, responseFlags, "request_protocol", PeerLabels, Peer, DestinationPrincipal, SourcePrincipal},
 }
 
 // FoldedBy is between the tags in one. No name and no URI can hold it.
@@ -45,6 +47,7 @@ const (
 	DestinationServiceName   = "destination_service_name"
 	DestinationNamespace     = "destination_service_namespace"
 	ConnectionSecurityPolicy = "connection_security_policy"
+	responseFlags            = "response_flags"
 )
 
 // order is that of Istio's documentation (https://istio.io/latest/docs/reference/config/metrics/). Other labels follow.
@@ -55,7 +58,7 @@ var order = []string{
 	"destination_workload", "destination_workload_namespace", "destination_canonical_service", "destination_canonical_revision",
 	DestinationPrincipal, "destination_app", "destination_version", "destination_cluster",
 	DestinationService, DestinationServiceName, DestinationNamespace,
-	"request_protocol", "response_code", "grpc_response_status", "response_flags", ConnectionSecurityPolicy,
+	"request_protocol", "response_code", "grpc_response_status", responseFlags, ConnectionSecurityPolicy,
 }
 
 // help is what promtool wants to see of each metric.

@@ -35,6 +35,31 @@ func (w Workload) Values() []string {
 	return []string{w.Name, w.Namespace, w.CanonicalService, w.CanonicalRevision, w.Cluster, w.App, w.Version}
 }
 
+// latest is Istio's canonical revision of a workload that has none.
+const latest = "latest"
+
+// LabelsApart is what has to be said of the labels app and version beside Istio's text about an endpoint, "app;version", or
+// nothing where they are the canonical service and revision, as they are where nobody has set these.
+func (w Workload) LabelsApart() string {
+	if w == w.WithLabels("") {
+		return ""
+	}
+	return w.App + separator + w.Version
+}
+
+// WithLabels is the workload with the labels that LabelsApart said.
+func (w Workload) WithLabels(apart string) Workload {
+	if app, version, ok := strings.Cut(apart, separator); ok {
+		w.App, w.Version = app, version
+		return w
+	}
+	w.App, w.Version = w.CanonicalService, w.CanonicalRevision
+	if w.Version == latest {
+		w.Version = ""
+	}
+	return w
+}
+
 // Parse reads what String wrote, or Istio's shorter text about an endpoint, in which app and version are missing. It
 // reports false for anything else.
 func Parse(text string) (Workload, bool) {

@@ -25,3 +25,28 @@ func TestLabelsFitValues(t *testing.T) {
 		t.Errorf("%d labels for %d values", len(Labels), len(Workload{}.Values()))
 	}
 }
+
+// Labels that the canonical names let expect are not said, and all come back.
+func TestLabelsApart(t *testing.T) {
+	for _, c := range []struct {
+		w    Workload
+		want string
+	}{
+		{Workload{CanonicalService: "b", CanonicalRevision: "v1", App: "b", Version: "v1"}, ""},
+		{Workload{CanonicalService: "b", CanonicalRevision: "latest", App: "b"}, ""},
+		{Workload{}, ""},
+		{Workload{CanonicalService: "b", CanonicalRevision: "v1", App: "c", Version: "v1"}, "c;v1"},
+		{Workload{CanonicalService: "b", CanonicalRevision: "latest", App: "b", Version: "latest"}, "b;latest"},
+		{Workload{CanonicalService: "b", CanonicalRevision: "latest"}, ";"},
+	} {
+		got := c.w.LabelsApart()
+		if got != c.want {
+			t.Errorf("%+v: %q, want %q", c.w, got, c.want)
+		}
+		said := c.w
+		said.App, said.Version = "", ""
+		if back := said.WithLabels(got); back != c.w {
+			t.Errorf("%+v became %+v", c.w, back)
+		}
+	}
+}

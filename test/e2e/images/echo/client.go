@@ -183,9 +183,14 @@ func callGRPC(ctx context.Context, args []string) error {
 	return nil
 }
 
-// callTCP sends TEXT and prints what comes back.
+// callTCP sends TEXT and prints what comes back. With -hold the connection then stays open until the standard input ends.
 func callTCP(ctx context.Context, args []string) error {
-	if len(args) != 2 {
+	flags := flag.NewFlagSet("tcp", flag.ContinueOnError)
+	hold := flags.Bool("hold", false, "keep the connection open until the standard input ends")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if args = flags.Args(); len(args) != 2 {
 		return fmt.Errorf("tcp: ADDRESS and TEXT are needed, got %q", args)
 	}
 	dialer := net.Dialer{Timeout: 10 * time.Second}
@@ -205,5 +210,9 @@ func callTCP(ctx context.Context, args []string) error {
 		return fmt.Errorf("tcp: read from %s: %w", args[0], err)
 	}
 	fmt.Println(string(answer))
+	if *hold {
+		_, err := io.Copy(io.Discard, os.Stdin)
+		return err
+	}
 	return nil
 }
