@@ -26,8 +26,10 @@ import (
 
 const (
 	consulNamespace = "e2e-consul"
-	consulURL       = "http://" + node.OutsideHost + ":8500"
-	ordersURL       = "http://" + node.OutsideHost + ":8481"
+	// securedNamespace is that of a second bridge.
+	securedNamespace = "e2e-consul-secured"
+	consulURL        = "http://" + node.OutsideHost + ":8500"
+	ordersURL        = "http://" + node.OutsideHost + ":8481"
 	// ordersID is the old system's instance, as the bridge calls it.
 	ordersID = "old-machine/orders-1"
 	// callerID is how Spring calls its own program, by name and port.
@@ -125,20 +127,7 @@ func (s *consulSystem) in(t *testing.T) *consulSystem {
 
 func (s *consulSystem) cleanUp() {
 	s.ExplainNow(s.t)
-	for name := range maps.Clone(s.programs) {
-		_ = s.stop(name, syscall.SIGKILL)
-	}
-	if s.t.Failed() {
-		for _, name := range []string{"bridge", "secured", "caller", "consul", "secured-consul", "orders"} {
-			text, err := os.ReadFile(s.log(name))
-			s.t.Logf("the last of %s.log (%v):\n%s", name, err, text[max(0, len(text)-3000):])
-		}
-	}
-	for _, namespace := range []string{consulNamespace, "polymesh-bridge", "e2e-consul-secured"} {
-		if _, err := s.KubectlErr("delete", "namespace", "--ignore-not-found", namespace); err != nil {
-			s.t.Error(err)
-		}
-	}
+	s.remove([]string{"bridge", "secured", "caller", "consul", "secured-consul", "orders"}, consulNamespace, securedNamespace)
 }
 
 // startConsul starts a server that keeps its state, with its HTTP interface at this port.
@@ -282,7 +271,7 @@ func (s *consulSystem) calledFromMesh() {
 	if len(report.Services) != 1 || report.Services[0].Name != "orders" || report.Registry != consulURL {
 		s.t.Errorf("the bridge reports %+v", report)
 	}
-	if out := s.Kubectl(s.t, "get", "workloadentries", "-n", "polymesh-bridge", "-o", "jsonpath={.items[*].spec.labels.version}"); out != "v1" {
+	if out := s.Kubectl(s.t, "get", "workloadentries", "-n", bridgeNamespace, "-o", "jsonpath={.items[*].spec.labels.version}"); out != "v1" {
 		s.t.Errorf("the instance has the version %q", out)
 	}
 }
@@ -302,7 +291,7 @@ func (s *consulSystem) maintenance() {
 	s.tell(http.MethodPut, consulURL+"/v1/agent/service/maintenance/orders-1?enable=true", "", "")
 	s.wantWorkloads()
 	s.Eventually(s.t, time.Minute, func() (bool, string) {
-		r, _ := s.status()
+		r, _ := s.status(bridgeNamespace)
 		ok := len(r.Services) == 1 && slices.Equal(r.Services[0].LeftOut, []bridge.LeftOut{{Instance: ordersID, Reason: "it is out of service"}})
 		return ok, fmt.Sprintf("the report is %+v", r)
 	})
@@ -415,23 +404,12 @@ func (s *consulSystem) secured() {
 	if err := json.Unmarshal(s.tell(http.MethodPut, url+"/v1/acl/token", manager, `{"Policies": [{"ID": "`+policy.ID+`"}]}`), &token); err != nil {
 		s.t.Fatal(err)
 	}
-	report := func() bridge.Report {
-		out, _, code := s.Polymesh(s.t, "bridge", "status", "-n", "e2e-consul-secured", "-o", "json")
-		var reports []bridge.Report
-		if code == 3 {
-			return bridge.Report{} // it has not begun yet
-		}
-		if err := json.Unmarshal([]byte(out), &reports); err != nil || len(reports) != 1 {
-			s.t.Fatalf("polymesh bridge status: %v: %s", err, out)
-		}
-		return reports[0]
-	}
-	run := "polymesh bridge run --consul https://" + node.OutsideHost + ":8603 -n e2e-consul-secured --name secured --interval 1s" +
+	run := "polymesh bridge run --consul https://" + node.OutsideHost + ":8603 -n " + securedNamespace + " --name secured --interval 1s" +
 		" --ca-file " + caFile + " --client-cert " + certFile + " --client-key " + keyFile
 	s.run("secured", s.command(run))
 	defer func() { _ = s.stop("secured", syscall.SIGKILL) }()
 	s.Eventually(s.t, time.Minute, func() (bool, string) {
-		r := report()
+		r, _ := s.status(securedNamespace)
 		return strings.Contains(r.Error, `the bridge needs a token with the rule service_prefix "" {policy = "read"}, by --token-file`), fmt.Sprintf("without a token, the report is %+v", r)
 	})
 	if err := s.stop("secured", syscall.SIGTERM); err != nil {
@@ -439,7 +417,7 @@ func (s *consulSystem) secured() {
 	}
 	s.run("secured", s.command(run+" --token-file "+file("consul-token", []byte(token.SecretID+"\n"))))
 	s.Eventually(s.t, time.Minute, func() (bool, string) {
-		r := report()
+		r, _ := s.status(securedNamespace)
 		return r.Error == "" && len(r.Services) == 1 && slices.Equal(r.Services[0].Instances, []string{"old-machine/bills-1"}), fmt.Sprintf("with a token, the report is %+v", r)
 	})
 	if text, err := os.ReadFile(s.log("secured")); err != nil || strings.Contains(string(text), token.SecretID) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -27,6 +28,8 @@ import (
 // The example examples/spring-cloud.
 const (
 	shopNamespace = "shop"
+	// bridgeNamespace is where a bridge puts what it makes, unless told otherwise.
+	bridgeNamespace = "polymesh-bridge"
 	// The old machine's programs say this as who has answered, and the pod that.
 	oldPlace, newPlace = "the old machine", "the mesh"
 	eurekaURL          = "http://" + node.OutsideHost + ":8761/eureka/"
@@ -209,16 +212,22 @@ func (s *springCloud) stopBridge() {
 func (s *springCloud) cleanUp() {
 	s.ExplainNow(s.t)
 	s.stopBridge()
-	for name := range oldPrograms {
+	s.remove([]string{"bridge", "eureka-server", "inventory-service", "order-service", "gateway"}, shopNamespace)
+}
+
+// remove ends what still runs, shows the last of these logs if the test has failed, and takes away these namespaces and the
+// bridge's.
+func (s *springCloud) remove(logs []string, namespaces ...string) {
+	for name := range maps.Clone(s.programs) {
 		_ = s.stop(name, syscall.SIGKILL)
 	}
 	if s.t.Failed() {
-		for _, name := range []string{"bridge", "eureka-server", "inventory-service", "order-service", "gateway"} {
+		for _, name := range logs {
 			text, err := os.ReadFile(s.log(name))
 			s.t.Logf("the last of %s.log (%v):\n%s", name, err, text[max(0, len(text)-3000):])
 		}
 	}
-	for _, namespace := range []string{shopNamespace, "polymesh-bridge"} {
+	for _, namespace := range append(namespaces, bridgeNamespace) {
 		if _, err := s.KubectlErr("delete", "namespace", "--ignore-not-found", namespace); err != nil {
 			s.t.Error(err)
 		}
@@ -324,9 +333,9 @@ func (s *springCloud) alone() {
 	}
 }
 
-// status is the bridge's own report.
-func (s *springCloud) status() (bridge.Report, int) {
-	out, said, code := s.Polymesh(s.t, "bridge", "status", "-n", "polymesh-bridge", "-o", "json")
+// status is the own report of the bridge of a namespace, which is empty (code 3) where none has begun.
+func (s *springCloud) status(namespace string) (bridge.Report, int) {
+	out, said, code := s.Polymesh(s.t, "bridge", "status", "-n", namespace, "-o", "json")
 	var reports []bridge.Report
 	if code == 3 {
 		return bridge.Report{}, code
@@ -342,7 +351,7 @@ func (s *springCloud) wantStatus(code int, problem string) bridge.Report {
 	s.t.Helper()
 	var last bridge.Report
 	s.Eventually(s.t, 2*time.Minute, func() (bool, string) {
-		r, got := s.status()
+		r, got := s.status(bridgeNamespace)
 		last = r
 		said := r.Error
 		for _, p := range r.Problems {
@@ -356,7 +365,7 @@ func (s *springCloud) wantStatus(code int, problem string) bridge.Report {
 // workloads are the instances in the mesh, with the ids of their objects.
 func (s *springCloud) workloads() map[string]string {
 	s.t.Helper()
-	out := s.Kubectl(s.t, "get", "workloadentries", "-n", "polymesh-bridge", "-o", "json")
+	out := s.Kubectl(s.t, "get", "workloadentries", "-n", bridgeNamespace, "-o", "json")
 	var list struct {
 		Items []struct {
 			Metadata struct {
@@ -657,7 +666,7 @@ func (s *springCloud) killed() {
 	_ = s.stop("gateway", syscall.SIGKILL)
 	s.wantWorkloads("order-service")
 	s.Eventually(s.t, time.Minute, func() (bool, string) {
-		out := s.Kubectl(s.t, "get", "serviceentries", "-n", "polymesh-bridge", "-o", "name")
+		out := s.Kubectl(s.t, "get", "serviceentries", "-n", bridgeNamespace, "-o", "name")
 		return !strings.Contains(out, "/gateway.eureka.internal"), "its ServiceEntry is still there: " + out
 	})
 }

@@ -10,12 +10,10 @@
 package consul
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/url"
@@ -26,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"polymesh.dev/polymesh/pkg/bridge"
+	"polymesh.dev/polymesh/pkg/bridge/servers"
 )
 
 const (
@@ -41,8 +40,6 @@ const (
 	ownService = "consul"
 	// atOnce is how many services are asked for at the same time.
 	atOnce = 8
-	// maxAnswer is more than a service of ten thousand instances has.
-	maxAnswer = 64 << 20
 )
 
 var (
@@ -52,8 +49,7 @@ var (
 
 // Client is one datacenter of Consul, by one or more of its agents.
 type Client struct {
-	http   *http.Client
-	agents []*url.URL
+	agents servers.Servers
 	token  string
 	ttl    time.Duration
 }
@@ -67,7 +63,12 @@ func New(client *http.Client, agents []string, token string, interval time.Durat
 	own := *client
 	// The token is for the address that was named, not for the one that answers "it is over there".
 	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	c := &Client{http: &own, token: token, ttl: max(leastTTL, 4*interval)}
+	authorize := func(request *http.Request, _ *url.URL) {
+		if token != "" {
+			request.Header.Set("X-Consul-Token", token)
+		}
+	}
+	c := &Client{agents: servers.Servers{Client: &own, Authorize: authorize}, token: token, ttl: max(leastTTL, 4*interval)}
 	for _, a := range agents {
 		u, err := url.Parse(strings.TrimSpace(a))
 		// What is wrong may be that it holds a secret, so it is not repeated.
@@ -77,19 +78,13 @@ func New(client *http.Client, agents []string, token string, interval time.Durat
 		if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 			return nil, fmt.Errorf("%s is not an address of Consul: it should look like http://host:8500", u)
 		}
-		c.agents = append(c.agents, u)
+		c.agents.Addresses = append(c.agents.Addresses, u)
 	}
 	return c, nil
 }
 
 // String lists the agents.
-func (c *Client) String() string {
-	var list []string
-	for _, a := range c.agents {
-		list = append(list, a.String())
-	}
-	return strings.Join(list, ",")
-}
+func (c *Client) String() string { return c.agents.String() }
 
 // Services lists what is registered in the datacenter, but for Consul itself and the proxies and gateways of its own mesh.
 func (c *Client) Services(ctx context.Context) ([]bridge.Service, error) {
@@ -144,7 +139,7 @@ func (c *Client) entries(ctx context.Context, service string) ([]entry, error) {
 	if err := r.read("list the instances of "+service, &entries); err != nil {
 		return nil, err
 	}
-	if r.filtered {
+	if r.filtered() {
 		return nil, fmt.Errorf("the token may read service %s, but not all of its nodes, so its instances are not known (it needs the rule %s)", service, `node_prefix "" {policy = "read"}`)
 	}
 	return entries, nil
@@ -170,7 +165,7 @@ func (c *Client) Register(ctx context.Context, a bridge.Advert) error {
 // before: what is there goes by itself.
 func (c *Client) Renew(ctx context.Context, a bridge.Advert) (bool, error) {
 	r, err := c.ask(ctx, http.MethodPut, []string{"agent", "check", "pass", checkID(a)}, nil, nil)
-	if err != nil || r.status == http.StatusNotFound {
+	if err != nil || r.Status == http.StatusNotFound {
 		return false, err
 	}
 	if err := r.check("renew " + a.ID); err != nil {
@@ -182,9 +177,9 @@ func (c *Client) Renew(ctx context.Context, a bridge.Advert) (bool, error) {
 // Withdraw takes an instance from every agent, and from the catalog where an agent has died with it.
 func (c *Client) Withdraw(ctx context.Context, service, id string) error {
 	var failures []error
-	for _, agent := range c.agents {
-		r, err := c.askOne(ctx, agent, http.MethodPut, []string{"agent", "service", "deregister", serviceID(service, id)}, nil, nil)
-		if err == nil && r.status != http.StatusNotFound {
+	for _, agent := range c.agents.Addresses {
+		r, err := c.askOne(ctx, agent, http.MethodPut, []string{"agent", "service", "deregister", serviceID(service, id)}, nil)
+		if err == nil && r.Status != http.StatusNotFound {
 			err = r.check("withdraw " + id)
 		}
 		if err != nil {
@@ -192,7 +187,7 @@ func (c *Client) Withdraw(ctx context.Context, service, id string) error {
 		}
 	}
 	// An agent that is away keeps nothing: the catalog is what callers see.
-	if len(failures) == len(c.agents) {
+	if len(failures) == len(c.agents.Addresses) {
 		return errors.Join(failures...)
 	}
 	left, err := c.find(ctx, service, id)
@@ -236,8 +231,8 @@ func (c *Client) maintain(ctx context.Context, service, id string, how url.Value
 		if err != nil {
 			return err
 		}
-		r, err := c.askOne(ctx, agent, http.MethodPut, []string{"agent", "service", "maintenance", e.Service.ID}, how, nil)
-		if err == nil && r.status != http.StatusNotFound {
+		r, err := c.askOne(ctx, agent, http.MethodPut, []string{"agent", "service", "maintenance", e.Service.ID}, how)
+		if err == nil && r.Status != http.StatusNotFound {
 			err = r.check("change the maintenance mode of " + id)
 		}
 		if err != nil {
@@ -250,11 +245,11 @@ func (c *Client) maintain(ctx context.Context, service, id string, how url.Value
 // agentOf finds the agent with which an instance is registered.
 func (c *Client) agentOf(ctx context.Context, e entry) (*url.URL, error) {
 	var failures []error
-	for _, agent := range c.agents {
+	for _, agent := range c.agents.Addresses {
 		var self struct {
 			Config struct{ NodeName string }
 		}
-		r, err := c.askOne(ctx, agent, http.MethodGet, []string{"agent", "self"}, nil, nil)
+		r, err := c.askOne(ctx, agent, http.MethodGet, []string{"agent", "self"}, nil)
 		if err == nil {
 			err = r.read(`say which node it is (the rule agent_prefix "" {policy = "read"} allows that)`, &self)
 		}
@@ -278,20 +273,33 @@ func (c *Client) find(ctx context.Context, service, id string) ([]entry, error) 
 }
 
 // reply is what an agent has said.
-type reply struct {
-	status int
-	body   []byte
-	// filtered says that the token may not see all of it.
-	filtered bool
+type reply struct{ servers.Reply }
+
+// ask asks the agents in their order, until one answers. An agent answers 500 when the servers have no leader.
+func (c *Client) ask(ctx context.Context, method string, path []string, query url.Values, body []byte) (reply, error) {
+	r, err := c.agents.Ask(ctx, request(method, path, query, body))
+	return reply{r}, err
 }
+
+func (c *Client) askOne(ctx context.Context, agent *url.URL, method string, path []string, query url.Values) (reply, error) {
+	r, err := c.agents.AskOne(ctx, agent, request(method, path, query, nil))
+	return reply{r}, err
+}
+
+func request(method string, path []string, query url.Values, body []byte) servers.Request {
+	return servers.Request{Method: method, Path: append([]string{"v1"}, path...), Query: query.Encode(), Body: body}
+}
+
+// filtered says that the token may not see all of it.
+func (r reply) filtered() bool { return r.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true" }
 
 // check wants the answer to be that it is done.
 func (r reply) check(what string) error {
-	if r.status == http.StatusOK {
+	if r.Status == http.StatusOK {
 		return nil
 	}
-	err := fmt.Errorf("the answer of Consul is %d to: %s%s", r.status, what, r.text())
-	if r.status == http.StatusForbidden {
+	err := fmt.Errorf("the answer of Consul is %d to: %s%s", r.Status, what, r.Text())
+	if r.Status == http.StatusForbidden {
 		err = fmt.Errorf("%w (is the token right, and does it allow this?)", err)
 	}
 	return err
@@ -302,74 +310,8 @@ func (r reply) read(what string, into any) error {
 	if err := r.check(what); err != nil {
 		return err
 	}
-	if err := json.Unmarshal(r.body, into); err != nil {
+	if err := json.Unmarshal(r.Body, into); err != nil {
 		return fmt.Errorf("the answer of Consul to %q cannot be read: %w", what, err)
 	}
 	return nil
-}
-
-// text is the reason that Consul gives, in one line.
-func (r reply) text() string {
-	text := strings.Join(strings.Fields(string(r.body)), " ")
-	if text == "" {
-		return ""
-	}
-	return fmt.Sprintf(": %.300s", text)
-}
-
-// ask asks the agents in their order, until one answers. An answer of 500 and more is none: an agent says so when the servers
-// have no leader.
-func (c *Client) ask(ctx context.Context, method string, path []string, query url.Values, body []byte) (reply, error) {
-	var failures []error
-	for _, agent := range c.agents {
-		r, err := c.askOne(ctx, agent, method, path, query, body)
-		if err == nil {
-			return r, nil
-		}
-		failures = append(failures, err)
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return reply{}, errors.Join(failures...)
-}
-
-func (c *Client) askOne(ctx context.Context, agent *url.URL, method string, path []string, query url.Values, body []byte) (reply, error) {
-	u := agent.JoinPath(append([]string{"v1"}, escape(path)...)...)
-	u.RawQuery = query.Encode()
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
-	if err != nil {
-		return reply{}, err
-	}
-	if c.token != "" {
-		req.Header.Set("X-Consul-Token", c.token)
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return reply{}, err
-	}
-	defer resp.Body.Close()
-	r := reply{status: resp.StatusCode, filtered: resp.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true"}
-	if r.body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1)); err != nil {
-		return reply{}, fmt.Errorf("read the answer of %s: %w", agent, err)
-	}
-	if len(r.body) > maxAnswer {
-		return reply{}, fmt.Errorf("the answer of %s has more than %d bytes", agent, maxAnswer)
-	}
-	if r.status >= http.StatusInternalServerError {
-		return reply{}, fmt.Errorf("%s answers %d%s", agent, r.status, r.text())
-	}
-	return r, nil
-}
-
-// escape keeps an id in one part of the path: an instance may be called anything.
-func escape(path []string) []string {
-	escaped := make([]string, len(path))
-	for i, p := range path {
-		escaped[i] = url.PathEscape(p)
-	}
-	return escaped
 }

@@ -7,12 +7,10 @@
 package eureka
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -20,6 +18,7 @@ import (
 	"time"
 
 	"polymesh.dev/polymesh/pkg/bridge"
+	"polymesh.dev/polymesh/pkg/bridge/servers"
 )
 
 const (
@@ -31,8 +30,6 @@ const (
 	// ownerKey is the metadata that tells the bridge's instances from the old system's. Eureka writes keys as XML elements,
 	// so there are few characters to choose from.
 	ownerKey = "polymesh-bridge"
-	// maxAnswer is more than a registry of ten thousand instances sends.
-	maxAnswer = 64 << 20
 )
 
 var (
@@ -42,19 +39,26 @@ var (
 
 // Client is one Eureka, of one or more servers that know the same.
 type Client struct {
-	http           *http.Client
-	servers        []*url.URL
-	user, password string
+	servers servers.Servers
 }
 
 // New returns a client. Servers are addresses such as Spring's eureka.client.service-url.defaultZone has:
 // http://host:8761/eureka/. The first one that answers is asked. A user in an address goes before user and password.
-func New(client *http.Client, servers []string, user, password string) (*Client, error) {
-	if len(servers) == 0 {
+func New(client *http.Client, addresses []string, user, password string) (*Client, error) {
+	if len(addresses) == 0 {
 		return nil, errors.New("no Eureka server is named")
 	}
-	c := &Client{http: client, user: user, password: password}
-	for _, s := range servers {
+	c := &Client{servers.Servers{Client: client, Authorize: func(request *http.Request, server *url.URL) {
+		user, password := user, password
+		if server.User != nil {
+			user = server.User.Username()
+			password, _ = server.User.Password()
+		}
+		if user != "" {
+			request.SetBasicAuth(user, password)
+		}
+	}}}
+	for _, s := range addresses {
 		u, err := url.Parse(strings.TrimSpace(s))
 		if err != nil {
 			// The parser's own message repeats the address, which may hold a password.
@@ -63,32 +67,24 @@ func New(client *http.Client, servers []string, user, password string) (*Client,
 		if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" {
 			return nil, fmt.Errorf("%s is not an address of Eureka: it should look like http://host:8761/eureka/", u.Redacted())
 		}
-		c.servers = append(c.servers, u)
+		c.servers.Addresses = append(c.servers.Addresses, u)
 	}
 	return c, nil
 }
 
 // String lists the servers.
-func (c *Client) String() string {
-	var list []string
-	for _, s := range c.servers {
-		shown := *s
-		shown.User = nil
-		list = append(list, shown.String())
-	}
-	return strings.Join(list, ",")
-}
+func (c *Client) String() string { return c.servers.String() }
 
 // Services lists what is registered.
 func (c *Client) Services(ctx context.Context) ([]bridge.Service, error) {
-	body, status, err := c.ask(ctx, http.MethodGet, []string{"apps"}, "", nil)
-	if err == nil && status != http.StatusOK {
-		err = unexpected("list the services", status)
+	r, err := c.servers.Ask(ctx, servers.Request{Method: http.MethodGet, Path: []string{"apps"}})
+	if err == nil && r.Status != http.StatusOK {
+		err = unexpected("list the services", r.Status)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return parse(body)
+	return parse(r.Body)
 }
 
 // RenewEvery is Eureka's default heartbeat.
@@ -100,23 +96,23 @@ func (c *Client) Register(ctx context.Context, a bridge.Advert) error {
 	if err != nil {
 		return err
 	}
-	_, status, err := c.ask(ctx, http.MethodPost, []string{"apps", appName(a.Service)}, "", body)
-	if err == nil && status != http.StatusNoContent && status != http.StatusOK {
-		err = unexpected("register "+a.ID, status)
+	r, err := c.servers.Ask(ctx, servers.Request{Method: http.MethodPost, Path: []string{"apps", appName(a.Service)}, Body: body})
+	if err == nil && r.Status != http.StatusNoContent && r.Status != http.StatusOK {
+		err = unexpected("register "+a.ID, r.Status)
 	}
 	return err
 }
 
 // Renew is the heartbeat. Eureka has forgotten an instance when it was started anew.
 func (c *Client) Renew(ctx context.Context, a bridge.Advert) (bool, error) {
-	_, status, err := c.ask(ctx, http.MethodPut, []string{"apps", appName(a.Service), a.ID}, "", nil)
+	r, err := c.servers.Ask(ctx, servers.Request{Method: http.MethodPut, Path: []string{"apps", appName(a.Service), a.ID}})
 	switch {
 	case err != nil:
 		return false, err
-	case status == http.StatusNotFound:
+	case r.Status == http.StatusNotFound:
 		return false, nil
-	case status != http.StatusOK:
-		return false, unexpected("renew "+a.ID, status)
+	case r.Status != http.StatusOK:
+		return false, unexpected("renew "+a.ID, r.Status)
 	}
 	return true, nil
 }
@@ -138,9 +134,9 @@ func (c *Client) Release(ctx context.Context, service, id string) error {
 
 // change is for what is done already where the instance is gone.
 func (c *Client) change(ctx context.Context, method string, path []string, query, what string) error {
-	_, status, err := c.ask(ctx, method, path, query, nil)
-	if err == nil && status != http.StatusOK && status != http.StatusNoContent && status != http.StatusNotFound {
-		err = unexpected(what, status)
+	r, err := c.servers.Ask(ctx, servers.Request{Method: method, Path: path, Query: query})
+	if err == nil && r.Status != http.StatusOK && r.Status != http.StatusNoContent && r.Status != http.StatusNotFound {
+		err = unexpected(what, r.Status)
 	}
 	return err
 }
@@ -154,68 +150,6 @@ func unexpected(what string, status int) error {
 		err = fmt.Errorf("%w (is the path right? Spring's is /eureka/, Netflix's own /eureka/v2/)", err)
 	}
 	return err
-}
-
-// ask asks the servers in their order, until one answers. An answer of 500 and more is none.
-func (c *Client) ask(ctx context.Context, method string, path []string, query string, body []byte) ([]byte, int, error) {
-	var failures []error
-	for _, server := range c.servers {
-		answer, status, err := c.askOne(ctx, server, method, path, query, body)
-		if err == nil && status >= http.StatusInternalServerError {
-			err = fmt.Errorf("%s answers %d", server.Redacted(), status)
-		}
-		if err == nil {
-			return answer, status, nil
-		}
-		failures = append(failures, err)
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, 0, errors.Join(failures...)
-}
-
-func (c *Client) askOne(ctx context.Context, server *url.URL, method string, path []string, query string, body []byte) ([]byte, int, error) {
-	u := server.JoinPath(escape(path)...)
-	u.User, u.RawQuery = nil, query
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
-	if err != nil {
-		return nil, 0, err
-	}
-	user, password := c.user, c.password
-	if server.User != nil {
-		user = server.User.Username()
-		password, _ = server.User.Password()
-	}
-	if user != "" {
-		req.SetBasicAuth(user, password)
-	}
-	req.Header.Set("Accept", "application/json")
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err != nil {
-		return nil, 0, fmt.Errorf("read the answer of %s: %w", server.Redacted(), err)
-	}
-	if len(answer) > maxAnswer {
-		return nil, 0, fmt.Errorf("the answer of %s has more than %d bytes", server.Redacted(), maxAnswer)
-	}
-	return answer, resp.StatusCode, nil
-}
-
-// escape keeps an id in one part of the path: an instance may be called anything.
-func escape(path []string) []string {
-	escaped := make([]string, len(path))
-	for i, p := range path {
-		escaped[i] = url.PathEscape(p)
-	}
-	return escaped
 }
 
 // appName is how Eureka keeps names.
