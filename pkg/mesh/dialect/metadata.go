@@ -90,18 +90,17 @@ func noteAssignment(s *surroundings, b []byte) ([]byte, bool, error) {
 // they are what the rest of the text lets expect, and the endpoint stays as it is: a mesh has them by the thousand.
 func nameEndpoint(s *surroundings, e *edits, from, to int) error {
 	endpoint := e.in[from:to]
-	w, ok := workload.Parse(textIn(filterMetadata(endpoint, lbEndpointMetadata, istioMetadata), workloadKey))
+	said, ok := workload.Split(at(valueIn(filterMetadata(endpoint, lbEndpointMetadata, istioMetadata), workloadKey), valueString))
 	if !ok || s.assignment == nil {
 		return nil
 	}
 	of := s.assignment
-	if s.endpoints != nil && (!of.asked || of.namespace != w.Namespace) {
-		of.labels = s.endpoints(of.host, w.Namespace)
-		of.namespace, of.asked = w.Namespace, true
+	if s.endpoints != nil && (!of.asked || of.namespace != string(said.Namespace())) {
+		of.namespace, of.asked = string(said.Namespace()), true
+		of.labels = s.endpoints(of.host, of.namespace)
 	}
 	labels := of.labels[string(at(endpoint, lbEndpoint, endpointAddress, addressSocket, socketAddress))]
-	w.App, w.Version = labels["app"], labels["version"]
-	if apart := w.LabelsApart(); apart != "" {
+	if apart := said.LabelsApart(labels["app"], labels["version"]); apart != "" {
 		e.addMetadata(from, to, lbEndpointMetadata, text{labelsKey, apart})
 	}
 	return nil

@@ -149,11 +149,14 @@ func filterMetadata(b []byte, field protowire.Number, namespace string) (value [
 	return value
 }
 
-// textIn is a text in a Struct.
-func textIn(b []byte, key string) string {
+// valueIn is a Value in a Struct.
+func valueIn(b []byte, key string) []byte {
 	v, _ := entry(b, structFields, key)
-	return string(at(v, valueString))
+	return v
 }
+
+// textIn is a text in a Struct.
+func textIn(b []byte, key string) string { return string(at(valueIn(b, key), valueString)) }
 
 // text is a key and a value of a Struct.
 type text struct{ key, value string }

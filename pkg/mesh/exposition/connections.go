@@ -22,7 +22,7 @@ const (
 
 	// Entry is the format string of such an entry's body. Its attributes are the tags of all metrics in TCPMetrics, or the lists of
 	// tags of the metrics that are meant, by name.
-	Entry = "%ACCESS_LOG_TYPE%|%CONNECTION_ID%|%DOWNSTREAM_WIRE_BYTES_SENT%|%DOWNSTREAM_WIRE_BYTES_RECEIVED%"
+	Entry = "%ACCESS_LOG_TYPE%|%CONNECTION_ID%|%BYTES_SENT%|%BYTES_RECEIVED%"
 
 	opened   = "istio_tcp_connections_opened_total"
 	closed   = "istio_tcp_connections_closed_total"

@@ -5,7 +5,10 @@
 // pkg/mesh/exposition takes it apart again into labels.
 package workload
 
-import "strings"
+import (
+	"bytes"
+	"strings"
+)
 
 // Workload is who serves or sends a request. Any field may be empty.
 type Workload struct {
@@ -38,13 +41,35 @@ func (w Workload) Values() []string {
 // latest is Istio's canonical revision of a workload that has none.
 const latest = "latest"
 
-// LabelsApart is what has to be said of the labels app and version beside Istio's text about an endpoint, "app;version", or
-// nothing where they are the canonical service and revision, as they are where nobody has set these.
-func (w Workload) LabelsApart() string {
-	if w == w.WithLabels("") {
+// Said is Istio's text about an endpoint: a workload without the labels app and version. It is a part of the message that
+// holds it, for there are endpoints by the thousand.
+type Said [5][]byte
+
+// Split takes Istio's text about an endpoint apart.
+func Split(text []byte) (s Said, ok bool) {
+	last := len(s) - 1
+	for i := range last {
+		var rest []byte
+		if s[i], rest, ok = bytes.Cut(text, []byte(separator)); !ok {
+			return s, false
+		}
+		text = rest
+	}
+	s[last] = text
+	return s, !bytes.Contains(text, []byte(separator))
+}
+
+// Namespace is the workload's.
+func (s Said) Namespace() []byte { return s[1] }
+
+// LabelsApart is what has to be said of the labels beside it, "app;version", or nothing where they are the canonical service
+// and revision, as they are where nobody has set these. WithLabels reads it.
+func (s Said) LabelsApart(app, version string) string {
+	service, revision := s[2], s[3]
+	if app == string(service) && (version == string(revision) && version != latest || version == "" && string(revision) == latest) {
 		return ""
 	}
-	return w.App + separator + w.Version
+	return app + separator + version
 }
 
 // WithLabels is the workload with the labels that LabelsApart said.

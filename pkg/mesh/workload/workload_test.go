@@ -1,6 +1,9 @@
 package workload
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestParse(t *testing.T) {
 	whole := Workload{"b-v1", "demo", "b", "v1", "Kubernetes", "b", "1.0"}
@@ -39,14 +42,25 @@ func TestLabelsApart(t *testing.T) {
 		{Workload{CanonicalService: "b", CanonicalRevision: "latest", App: "b", Version: "latest"}, "b;latest"},
 		{Workload{CanonicalService: "b", CanonicalRevision: "latest"}, ";"},
 	} {
-		got := c.w.LabelsApart()
-		if got != c.want {
-			t.Errorf("%+v: %q, want %q", c.w, got, c.want)
-		}
-		said := c.w
+		w := c.w
+		w.Name, w.Namespace, w.Cluster = "b-1", "demo", "Kubernetes"
+		said := w
 		said.App, said.Version = "", ""
-		if back := said.WithLabels(got); back != c.w {
-			t.Errorf("%+v became %+v", c.w, back)
+		split, ok := Split([]byte(strings.TrimSuffix(said.String(), ";;")))
+		if !ok || string(split.Namespace()) != "demo" {
+			t.Fatalf("%+v was split into %q, %v", said, split, ok)
+		}
+		got := split.LabelsApart(w.App, w.Version)
+		if got != c.want {
+			t.Errorf("%+v: %q, want %q", w, got, c.want)
+		}
+		if back := said.WithLabels(got); back != w {
+			t.Errorf("%+v became %+v", w, back)
+		}
+	}
+	for _, text := range []string{"", "b", "a;b;c;d", "a;b;c;d;e;f"} {
+		if split, ok := Split([]byte(text)); ok {
+			t.Errorf("%q was split into %q", text, split)
 		}
 	}
 }
