@@ -126,7 +126,7 @@ func (c *Client) tell(t *testing.T, method, path, body string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r.body
+	return r.Body
 }
 
 // want compares what Consul shows with this YAML.
