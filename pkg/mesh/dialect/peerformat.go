@@ -17,6 +17,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
 // This file is about tags of spans and formats of access logs that say who is at the other side. Istio's peer metadata
@@ -74,7 +76,7 @@ func peerField(s *surroundings, stream, field string) string {
 	// As in workload.Workload's WithLabels.
 	expected := partOf(said, peerFields["service"], "")
 	if field == "version" {
-		expected = partOf(said, peerFields["revision"], "latest")
+		expected = partOf(said, peerFields["revision"], workload.Latest)
 	}
 	return fmt.Sprintf("(%q in %s ? %s : %s)", ownMetadata, metadata,
 		partOf(fmt.Sprintf("%s[%q].%s", metadata, ownMetadata, labelsKey), place-peerFields["app"], ""), expected)

@@ -14,8 +14,6 @@ import (
 	tracing "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/structpb"
-
-	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
 // TestPeerFormats: what a format says about the other side is translated where the proxy can know it, everything else
@@ -87,17 +85,8 @@ func TestPeerFormats(t *testing.T) {
 		l := &listener.Listener{TrafficDirection: c.direction, FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
 			Name: "http", ConfigType: &listener.Filter_TypedConfig{TypedConfig: toAny(t, manager)},
 		}}}}}
-		got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(toAny(t, l))
-		if got.Refused != nil {
-			t.Fatal(got.Refused)
-		}
-		l, m := &listener.Listener{}, &hcm.HttpConnectionManager{}
-		if err := got.Resource.UnmarshalTo(l); err != nil {
-			t.Fatal(err)
-		}
-		if err := l.FilterChains[0].Filters[0].GetTypedConfig().UnmarshalTo(m); err != nil {
-			t.Fatal(err)
-		}
+		m := &hcm.HttpConnectionManager{}
+		firstFilter(t, toAny(t, l), m)
 		have := []string{m.Tracing.CustomTags[0].GetValue()}
 		for _, log := range m.AccessLog {
 			if log.Name == "otlp" {

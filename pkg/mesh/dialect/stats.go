@@ -74,6 +74,8 @@ func noteDirection(s *surroundings, listener []byte) ([]byte, bool, error) {
 type parts struct {
 	// loggers are those made last: all ports of a workload have the same ones.
 	loggers *lru.Cache[loggersKey, *loggers]
+	// quiet are filters for loggers that must not have the entries that were added.
+	quiet map[addedEntries][]byte
 	// peerFilters go into an HTTP connection manager, or callerFilters.
 	peerFilters, callerFilters []byte
 }
@@ -87,8 +89,8 @@ type loggersKey struct {
 type loggers struct {
 	// logs are the loggers, encoded.
 	logs [][]byte
-	// interval is how often those for TCP log an open connection.
-	interval time.Duration
+	// interval, a Duration, encoded, is how often those for TCP log an open connection.
+	interval []byte
 }
 
 // loggersSize is more than there are settings of metrics in a mesh that changes.
@@ -99,7 +101,13 @@ func newParts() *parts {
 	if err != nil {
 		panic(err) // a size below one
 	}
-	return &parts{cache, peerFilters(false), peerFilters(true)}
+	quiet := map[addedEntries][]byte{}
+	for _, added := range []addedEntries{{connected: true}, {periodic: true}, {true, true}} {
+		quiet[added] = mustPack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+			LogTypeFilter: &accesslog.LogTypeFilter{Types: added.types(), Exclude: true},
+		}}).Value
+	}
+	return &parts{cache, quiet, peerFilters(false), peerFilters(true)}
 }
 
 // loggersFor returns the loggers for the filter config, an Any, encoded, or nil if that is not istio.stats. Nobody may change
@@ -138,10 +146,15 @@ func (s *surroundings) build(a *anypb.Any, tcp bool) (*loggers, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := &loggers{interval: reportingInterval}
+	interval := reportingInterval
 	if every := config.TcpReportingDuration.AsDuration(); every >= time.Millisecond {
-		made.interval = every
+		interval = every
 	}
+	encoded, err := pack(durationpb.New(interval))
+	if err != nil {
+		return nil, err
+	}
+	made := &loggers{interval: encoded.Value}
 	for _, log := range logs {
 		packed, err := pack(log)
 		if err != nil {
@@ -179,33 +192,31 @@ func noteTCPStats(s *surroundings, chain []byte) ([]byte, bool, error) {
 	return chain, false, nil
 }
 
-// logsMore says which entries, beside the one at a connection's end, a tcp_proxy makes only because the dialect asks for
-// them: when it has its upstream, and every now and then.
-func logsMore(proxy []byte) (added []logdata.AccessLogType) {
+// addedEntries are those, beside the one at a connection's end, that a tcp_proxy makes only because the dialect asks for them:
+// when it has its upstream, and every now and then.
+type addedEntries struct{ connected, periodic bool }
+
+func addedTo(proxy []byte) addedEntries {
 	options := at(proxy, tcpOptions)
-	if varint(options, tcpOptionsOnConnected) == 0 {
-		added = append(added, logdata.AccessLogType_TcpUpstreamConnected)
+	_, periodic := last(options, tcpOptionsInterval)
+	return addedEntries{connected: varint(options, tcpOptionsOnConnected) == 0, periodic: !periodic}
+}
+
+func (a addedEntries) types() (types []logdata.AccessLogType) {
+	if a.connected {
+		types = append(types, logdata.AccessLogType_TcpUpstreamConnected)
 	}
-	if _, ok := last(options, tcpOptionsInterval); !ok {
-		added = append(added, logdata.AccessLogType_TcpPeriodic)
+	if a.periodic {
+		types = append(types, logdata.AccessLogType_TcpPeriodic)
 	}
-	return added
+	return types
 }
 
 // noteTCPLogs: with the metrics a tcp_proxy logs more than before. Loggers that are there keep quiet then.
 func noteTCPLogs(s *surroundings, proxy []byte) ([]byte, bool, error) {
 	s.quiet = nil
-	if s.tcp == nil {
-		return proxy, false, nil
-	}
-	if added := logsMore(proxy); len(added) > 0 {
-		packed, err := pack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
-			LogTypeFilter: &accesslog.LogTypeFilter{Types: added, Exclude: true},
-		}})
-		if err != nil {
-			return nil, false, err
-		}
-		s.quiet = packed.Value
+	if s.tcp != nil {
+		s.quiet = s.parts.quiet[addedTo(proxy)]
 	}
 	return proxy, false, nil
 }
@@ -246,17 +257,13 @@ func addTCPLogs(s *surroundings, e *edits, from, to int) error {
 	proxy := e.in[from:to]
 	begin := len(e.scratch)
 	b := e.scratch
+	added := addedTo(proxy)
 	var options []byte // merged with what is there
-	for _, kind := range logsMore(proxy) {
-		if kind == logdata.AccessLogType_TcpUpstreamConnected {
-			options = appendVarint(options, tcpOptionsOnConnected, 1)
-			continue
-		}
-		every, err := pack(durationpb.New(s.tcp.interval))
-		if err != nil {
-			return err
-		}
-		options = appendBytes(options, tcpOptionsInterval, every.Value)
+	if added.connected {
+		options = appendVarint(options, tcpOptionsOnConnected, 1)
+	}
+	if added.periodic {
+		options = appendBytes(options, tcpOptionsInterval, s.tcp.interval)
 	}
 	if len(options) > 0 {
 		b = appendBytes(b, tcpOptions, options)

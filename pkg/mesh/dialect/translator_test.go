@@ -57,6 +57,22 @@ func httpListener(t *testing.T, logs []*accesslog.AccessLog, filters ...*hcm.Htt
 	}}}}})
 }
 
+// firstFilter translates a listener, and reads the first filter that it then has.
+func firstFilter(t *testing.T, in *anypb.Any, filter proto.Message) {
+	t.Helper()
+	got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(in)
+	if got.Refused != nil {
+		t.Fatal(got.Refused)
+	}
+	l := &listener.Listener{}
+	if err := got.Resource.UnmarshalTo(l); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.FilterChains[0].Filters[0].GetTypedConfig().UnmarshalTo(filter); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func typedStruct(t *testing.T, url string) *anypb.Any {
 	return toAny(t, &udpa.TypedStruct{TypeUrl: url, Value: &structpb.Struct{}})
 }
@@ -268,17 +284,8 @@ func TestOwnIntervals(t *testing.T) {
 			}}},
 		})}},
 	}}}})
-	got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(in)
-	if got.Refused != nil {
-		t.Fatal(got.Refused)
-	}
-	l, proxy := &listener.Listener{}, &tcp.TcpProxy{}
-	if err := got.Resource.UnmarshalTo(l); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.FilterChains[0].Filters[0].GetTypedConfig().UnmarshalTo(proxy); err != nil {
-		t.Fatal(err)
-	}
+	proxy := &tcp.TcpProxy{}
+	firstFilter(t, in, proxy)
 	if every := proxy.AccessLogOptions.AccessLogFlushInterval.AsDuration(); every != own || !proxy.AccessLogOptions.FlushAccessLogOnConnected {
 		t.Errorf("it logs every %s, and when connected: %v", every, proxy.AccessLogOptions.FlushAccessLogOnConnected)
 	}

@@ -23,6 +23,8 @@ const (
 	// Entry is the format string of such an entry's body. Its attributes are the tags of all metrics in TCPMetrics, or the lists of
 	// tags of the metrics that are meant, by name.
 	Entry = "%ACCESS_LOG_TYPE%|%CONNECTION_ID%|%BYTES_SENT%|%BYTES_RECEIVED%"
+	// entryFields are its commands.
+	entryFields = 4
 
 	opened   = "istio_tcp_connections_opened_total"
 	closed   = "istio_tcp_connections_closed_total"
@@ -106,25 +108,22 @@ func (c *Connections) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (c *Connections) count(record *logs.LogRecord) error {
 	said := strings.Split(record.GetBody().GetStringValue(), FoldedBy)
-	if len(said) != len(strings.Split(Entry, FoldedBy)) {
+	if len(said) != entryFields {
 		return fmt.Errorf("%q is no entry about a connection", said)
 	}
 	kind := said[0]
-	id, err := strconv.ParseUint(said[1], 10, 64)
-	if err != nil {
-		return fmt.Errorf("an entry's connection: %w", err)
-	}
-	var out, in uint64 // no number where there are no bytes yet
-	if said[2] != noValue {
-		if out, err = strconv.ParseUint(said[2], 10, 64); err != nil {
-			return fmt.Errorf("the bytes that a connection has sent: %w", err)
+	var numbers [entryFields - 1]uint64
+	for i, text := range said[1:] {
+		if i > 0 && text == noValue {
+			continue // there are no bytes yet
 		}
-	}
-	if said[3] != noValue {
-		if in, err = strconv.ParseUint(said[3], 10, 64); err != nil {
-			return fmt.Errorf("the bytes that a connection has received: %w", err)
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%q is no entry about a connection: %w", said, err)
 		}
+		numbers[i] = n
 	}
+	id, out, in := numbers[0], numbers[1], numbers[2]
 	tags := tagsByMetric(record.Attributes)
 
 	c.mu.Lock()

@@ -15,9 +15,8 @@ const (
 	// added is what Envoy puts before each name (source/server/admin/prometheus_stats.cc).
 	added = "envoy_"
 	ours  = added + "istio_"
-	// unknown and latest are what Istio says where it does not know.
+	// unknown is what Istio says where it does not know.
 	unknown = "unknown"
-	latest  = "latest"
 	// maxLine bounds a line. Envoy's longest have a few kilobytes.
 	maxLine = 1 << 20
 )
@@ -271,7 +270,7 @@ func unfold(tags []label, self workload.Workload) []label {
 // unfoldWorkload sets the labels of one side.
 func unfoldWorkload(out map[string]string, side string, w workload.Workload) {
 	if w.CanonicalRevision == "" {
-		w.CanonicalRevision = latest
+		w.CanonicalRevision = workload.Latest
 	}
 	for i, value := range w.Values() {
 		out[side+workload.Labels[i]] = value

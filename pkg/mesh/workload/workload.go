@@ -38,8 +38,8 @@ func (w Workload) Values() []string {
 	return []string{w.Name, w.Namespace, w.CanonicalService, w.CanonicalRevision, w.Cluster, w.App, w.Version}
 }
 
-// latest is Istio's canonical revision of a workload that has none.
-const latest = "latest"
+// Latest is Istio's canonical revision of a workload that has none.
+const Latest = "latest"
 
 // Said is Istio's text about an endpoint: a workload without the labels app and version. It is a part of the message that
 // holds it, for there are endpoints by the thousand.
@@ -66,7 +66,7 @@ func (s Said) Namespace() []byte { return s[1] }
 // and revision, as they are where nobody has set these. WithLabels reads it.
 func (s Said) LabelsApart(app, version string) string {
 	service, revision := s[2], s[3]
-	if app == string(service) && (version == string(revision) && version != latest || version == "" && string(revision) == latest) {
+	if app == string(service) && (version == string(revision) && version != Latest || version == "" && string(revision) == Latest) {
 		return ""
 	}
 	return app + separator + version
@@ -79,7 +79,7 @@ func (w Workload) WithLabels(apart string) Workload {
 		return w
 	}
 	w.App, w.Version = w.CanonicalService, w.CanonicalRevision
-	if w.Version == latest {
+	if w.Version == Latest {
 		w.Version = ""
 	}
 	return w
