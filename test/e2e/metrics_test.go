@@ -221,8 +221,9 @@ func TestMetrics(t *testing.T) {
 		delete(want, "source_app")
 		want["reporter"], want["connection_security_policy"], want["method"] = "destination", "mutual_tls", "PUT"
 		want["request_protocol"], want["response_code"], want["grpc_response_status"] = "http", "200", ""
+		want["destination_port"], want["caller"], want["tenant"], want["plan"] = "8080", want["source_workload"], "tenant blue", "unknown"
 		s.Eventually(t, time.Minute, func() (bool, string) {
-			if out, err := s.call("client", "get", "-X", "PUT", "http://server:8080/"); err != nil {
+			if out, err := s.call("client", "get", "-X", "PUT", "-H", "x-tenant: blue", "http://server:8080/"); err != nil {
 				return false, fmt.Sprintf("%s %v", out, err)
 			}
 			families, _, err := s.scrape(server, 15020)
@@ -259,7 +260,7 @@ func TestMetrics(t *testing.T) {
 		})
 		before := sizes()
 		for range 3 {
-			if out, err := s.call("client", "get", "-X", "PATCH", "http://server:8080/"); err != nil {
+			if out, err := s.call("client", "get", "-X", "PATCH", "-H", "x-tenant: blue", "http://server:8080/"); err != nil {
 				t.Fatalf("%s %v", out, err)
 			}
 		}

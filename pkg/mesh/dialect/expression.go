@@ -1,14 +1,25 @@
 package dialect
 
 import (
-	"maps"
+	"math"
 	"regexp"
+	"regexp/syntax"
 	"slices"
-	"strconv"
-	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/cel-go/common"
+	"github.com/google/cel-go/common/ast"
+	"github.com/google/cel-go/common/operators"
+	"github.com/google/cel-go/common/types"
+	"github.com/google/cel-go/parser"
 )
 
-// attributes are the CEL expressions of the Telemetry API that a format string can stand for.
+// This file turns what the Telemetry API sets a label to, an expression (CEL), into a format string. Envoy refuses a whole
+// listener for an expression that it cannot compile, so only what it can is handed on; the rest is counted as unknown, as Istio
+// does with an expression that fails.
+
+// attributes are expressions that a format string stands for at less cost.
 var attributes = map[string]string{
 	"request.host":      "%REQ(:AUTHORITY)%",
 	"request.method":    "%REQ(:METHOD)%",
@@ -19,37 +30,215 @@ var attributes = map[string]string{
 	"response.code":     "%RESPONSE_CODE%",
 }
 
-var headerExpression = regexp.MustCompile(`^(request|response)\.headers\[["']([A-Za-z0-9_-]+)["']\]$`)
+var (
+	headerExpression = regexp.MustCompile(`^(request|response)\.headers\["([A-Za-z0-9_-]+)"\]$`)
+	// commandEnd is where Envoy thinks that %CEL(…)% ends. Operators have spaces around them, so this is inside of a text.
+	commandEnd = regexp.MustCompile(`\)(:\d+)?%`)
+)
 
-// attribute is a CEL expression that only selects: Envoy compiles any of them, and what is not there has no value. One that
-// it could not compile would cost the whole listener.
-var attribute = regexp.MustCompile(`^(request|response|connection|source|destination|upstream)(\.[a-z_]+)+(\[["'][A-Za-z0-9_.-]+["']\])?$`)
+// activations are the names that Envoy's expressions know
+// (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
+var activations = []string{
+	"request", "response", "connection", "upstream", "source", "destination", "metadata", "filter_state", "upstream_filter_state", "xds",
+}
 
-// formatOfExpression turns the value of a tag override into a format string. Anything but text, a header or an attribute
-// is counted as unknown, as Istio does with an expression that fails.
-func formatOfExpression(expression string) string {
-	expression = strings.TrimSpace(expression)
-	if format, ok := attributes[expression]; ok {
+// xdsAttributes are names that only Istio knows alone; Envoy has the same in xds.
+var xdsAttributes = []string{
+	"node", "cluster_name", "cluster_metadata", "listener_direction", "listener_metadata", "route_name", "route_metadata",
+}
+
+// functions are those that Envoy's interpreter has as Envoy sets it up (source/extensions/filters/common/expr/evaluator.cc):
+// no comprehensions, no conversion to text and none of the functions on texts that make new ones.
+var functions = []string{
+	operators.Conditional, operators.LogicalAnd, operators.LogicalOr, operators.LogicalNot,
+	operators.Equals, operators.NotEquals, operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals,
+	operators.Add, operators.Subtract, operators.Multiply, operators.Divide, operators.Modulo, operators.Negate,
+	operators.Index, operators.In,
+	"size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "timestamp", "duration",
+	"getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear",
+	"getHours", "getMinutes", "getSeconds", "getMilliseconds",
+}
+
+// regexFunctions are called as re.extract.
+var regexFunctions = []string{"extract", "capture"}
+
+// toText is a conversion that a format string does anyway.
+const toText = "string"
+
+// formatOfExpression is the format string for an expression, or the text unknown.
+func formatOfExpression(s *surroundings, expression string) string {
+	parsed, errs := parser.Parse(common.NewTextSource(expression))
+	if len(errs.GetErrors()) > 0 {
+		return unknown
+	}
+	if format, ok := formatOf(s, parsed.Expr(), parsed.SourceInfo()); ok {
 		return format
-	}
-	if m := headerExpression.FindStringSubmatch(expression); m != nil {
-		if m[1] == "request" {
-			return "%REQ(" + m[2] + ")%"
-		}
-		return "%RESP(" + m[2] + ")%"
-	}
-	if attribute.MatchString(expression) {
-		return "%CEL(" + expression + ")%"
-	}
-	if n := len(expression); n >= 2 && expression[0] == '\'' && expression[n-1] == '\'' && !strings.ContainsAny(expression[1:n-1], `'\"`) {
-		expression = `"` + expression[1:n-1] + `"`
-	}
-	if literal, err := strconv.Unquote(expression); err == nil && strings.HasPrefix(expression, `"`) {
-		return strings.ReplaceAll(literal, "%", "%%")
 	}
 	return unknown
 }
 
-func sortedKeys(m map[string]string) []string {
-	return slices.Sorted(maps.Keys(m))
+func formatOf(s *surroundings, e ast.Expr, info *ast.SourceInfo) (string, bool) {
+	if text, ok := textOf(e); ok {
+		return literal(text), true
+	}
+	if arg, ok := converted(e); ok {
+		return formatOf(s, arg, info)
+	}
+	if isCall(e, operators.Add) && isText(e) {
+		left, ok := formatOf(s, e.AsCall().Args()[0], info)
+		right, also := formatOf(s, e.AsCall().Args()[1], info)
+		return left + right, ok && also
+	}
+	convertNot(e)
+	if !adapt(e) {
+		return "", false
+	}
+	text, err := parser.Unparse(e, info, parser.WrapOnColumn(math.MaxInt32))
+	if err != nil {
+		return "", false
+	}
+	if format, ok := attributes[text]; ok {
+		return format, true
+	}
+	if m := headerExpression.FindStringSubmatch(text); m != nil {
+		command := map[string]string{"request": "REQ", "response": "RESP"}[m[1]]
+		return "%" + command + "(" + m[2] + ")%", true
+	}
+	return "%CEL(" + commandEnd.ReplaceAllString(peerExpression(s, text), `)$1\x25`) + ")%", true
 }
+
+func isCall(e ast.Expr, function string) bool {
+	return e.Kind() == ast.CallKind && e.AsCall().FunctionName() == function && !e.AsCall().IsMemberFunction()
+}
+
+func textOf(e ast.Expr) (string, bool) {
+	if e.Kind() != ast.LiteralKind {
+		return "", false
+	}
+	text, ok := e.AsLiteral().(types.String)
+	return string(text), ok
+}
+
+// converted is what e makes a text of.
+func converted(e ast.Expr) (ast.Expr, bool) {
+	if isCall(e, toText) && len(e.AsCall().Args()) == 1 {
+		return e.AsCall().Args()[0], true
+	}
+	return nil, false
+}
+
+// convertNot leaves out conversions to text where the value of e is to be printed.
+func convertNot(e ast.Expr) {
+	if arg, ok := converted(e); ok {
+		e.SetKindCase(arg)
+		convertNot(e)
+		return
+	}
+	if isCall(e, operators.Conditional) {
+		for _, value := range e.AsCall().Args()[1:] {
+			convertNot(value)
+		}
+	}
+}
+
+// isText reports whether e is known to be a text, so that a plus joins it to another.
+func isText(e ast.Expr) bool {
+	if _, ok := textOf(e); ok {
+		return true
+	}
+	switch {
+	case isCall(e, toText):
+		return true
+	case isCall(e, operators.Add):
+		return slices.ContainsFunc(e.AsCall().Args(), isText)
+	case isCall(e, operators.Index):
+		return isSelect(e.AsCall().Args()[0], "headers")
+	}
+	return isSelect(e, "host") || isSelect(e, "method") || isSelect(e, "path") || isSelect(e, "url_path")
+}
+
+func isSelect(e ast.Expr, field string) bool {
+	return e.Kind() == ast.SelectKind && !e.AsSelect().IsTestOnly() && e.AsSelect().FieldName() == field
+}
+
+// adapt gives names that only Istio knows those that they have in Envoy, and reports whether Envoy can compile e.
+func adapt(e ast.Expr) bool {
+	switch e.Kind() {
+	case ast.LiteralKind:
+		return true
+	case ast.IdentKind:
+		name := e.AsIdent()
+		make := ast.NewExprFactory()
+		switch {
+		case slices.Contains(activations, name):
+		case slices.Contains(xdsAttributes, name):
+			e.SetKindCase(make.NewSelect(e.ID(), make.NewIdent(0, "xds"), name))
+		default: // what a Wasm plugin has set
+			e.SetKindCase(make.NewCall(e.ID(), operators.Index, make.NewIdent(0, "filter_state"), make.NewLiteral(0, types.String("wasm."+name))))
+		}
+		return true
+	case ast.SelectKind:
+		return adapt(e.AsSelect().Operand())
+	case ast.ListKind:
+		return adaptAll(e.AsList().Elements())
+	case ast.CallKind:
+		call := e.AsCall()
+		name := call.FunctionName()
+		if !call.IsMemberFunction() {
+			return name != "matches" && slices.Contains(functions, name) && adaptAll(call.Args())
+		}
+		if target := call.Target(); target.Kind() == ast.IdentKind && target.AsIdent() == "re" {
+			return slices.Contains(regexFunctions, name) && adaptAll(call.Args())
+		}
+		if name == "matches" && len(call.Args()) == 1 {
+			if pattern, ok := textOf(call.Args()[0]); ok && !isRegex(pattern) {
+				return false
+			}
+		}
+		return slices.Contains(functions, name) && adapt(call.Target()) && adaptAll(call.Args())
+	}
+	return false
+}
+
+func adaptAll(all []ast.Expr) bool {
+	return !slices.ContainsFunc(all, func(e ast.Expr) bool { return !adapt(e) })
+}
+
+// maxProgram is how many instructions of RE2 Envoy lets an expression's regular expression have.
+const maxProgram = 100
+
+// isRegex reports whether Envoy compiles a regular expression. RE2 is counted in bytes where Go is in characters, so this is an
+// upper bound.
+func isRegex(pattern string) bool {
+	parsed, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil {
+		return false
+	}
+	program, err := syntax.Compile(parsed.Simplify())
+	if err != nil {
+		return false
+	}
+	size := 0
+	for _, inst := range program.Inst {
+		switch inst.Op {
+		case syntax.InstRune1:
+			size += utf8.UTFMax
+			if inst.Rune[0] <= unicode.MaxASCII {
+				size -= utf8.UTFMax - 1
+			}
+		case syntax.InstRuneAny, syntax.InstRuneAnyNotNL:
+			size += anyRune
+		case syntax.InstRune:
+			if len(inst.Rune) == 0 || inst.Rune[len(inst.Rune)-1] > unicode.MaxASCII {
+				size += anyRune
+			}
+			size += len(inst.Rune)
+		default:
+			size++
+		}
+	}
+	return size <= maxProgram
+}
+
+// anyRune is about how many instructions RE2 has for a character of any length.
+const anyRune = 12

@@ -169,7 +169,7 @@ func translateLogFilter(s *surroundings, f *celfilter.ExpressionFilter) (bool, e
 	return replace(s, &f.Expression, peerExpression), nil
 }
 
-// asksForCaller reports whether a tag or a log of a server's HTTP connection manager names the caller.
+// asksForCaller reports whether a tag, a log or a metric of a server's HTTP connection manager names the caller.
 func asksForCaller(s *surroundings, manager []byte) (bool, error) {
 	const caller = "downstream_peer"
 	if !s.inbound || !bytes.Contains(manager, []byte(caller)) {
@@ -185,6 +185,19 @@ func asksForCaller(s *surroundings, manager []byte) (bool, error) {
 	for _, tag := range m.GetTracing().GetCustomTags() {
 		if names(tag.GetValue()) {
 			return true, nil
+		}
+	}
+	for _, filter := range m.HttpFilters {
+		config, err := readStats(filter.GetTypedConfig())
+		if err != nil {
+			return false, err
+		}
+		for _, override := range config.GetMetrics() {
+			for _, expression := range override.Dimensions {
+				if names(expression) {
+					return true, nil
+				}
+			}
 		}
 	}
 	for _, log := range m.AccessLog {

@@ -3,6 +3,7 @@ package dialect
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -130,13 +131,9 @@ func (s *surroundings) loggersFor(config []byte, tcp bool) (*loggers, error) {
 
 // build makes the loggers for a configuration of istio.stats, and nil for that of another extension.
 func (s *surroundings) build(a *anypb.Any, tcp bool) (*loggers, error) {
-	a, err := statsConfig(a)
-	if err != nil || a == nil {
+	config, err := readStats(a)
+	if err != nil || config == nil {
 		return nil, err
-	}
-	config := &stats.PluginConfig{}
-	if err := a.UnmarshalTo(config); err != nil {
-		return nil, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
 	}
 	build := httpStats
 	if tcp {
@@ -165,16 +162,23 @@ func (s *surroundings) build(a *anypb.Any, tcp bool) (*loggers, error) {
 	return made, nil
 }
 
-// statsConfig returns the configuration of istio.stats, which an EnvoyFilter may also write as a TypedStruct, or nil for
+// readStats reads the configuration of istio.stats, which an EnvoyFilter may also write as a TypedStruct; it is nil for
 // another extension.
-func statsConfig(a *anypb.Any) (*anypb.Any, error) {
-	if effectiveType(a) != statsPlugin {
+func readStats(a *anypb.Any) (*stats.PluginConfig, error) {
+	if a == nil || effectiveType(a) != statsPlugin {
 		return nil, nil
 	}
-	if a.MessageName() == statsPlugin {
-		return a, nil
+	if a.MessageName() != statsPlugin {
+		var err error
+		if a, err = unstructured(a, func() protoreflect.Message { return (&stats.PluginConfig{}).ProtoReflect() }); err != nil {
+			return nil, err
+		}
 	}
-	return unstructured(a, func() protoreflect.Message { return (&stats.PluginConfig{}).ProtoReflect() })
+	config := &stats.PluginConfig{}
+	if err := a.UnmarshalTo(config); err != nil {
+		return nil, fmt.Errorf("unmarshal %s: %w", a.MessageName(), err)
+	}
+	return config, nil
 }
 
 // noteTCPStats reads the loggers for a chain's tcp_proxy. A chain that ends otherwise (Redis) has no TCP metrics.
@@ -310,7 +314,7 @@ func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.Access
 		tag("grpc_response_status", "%GRPC_STATUS_NUMBER%"),
 	)
 	end := when(logdata.AccessLogType_DownstreamEnd)
-	b := statsBuilder{config: config, folded: exposition.HTTP, tags: tags}
+	b := statsBuilder{surroundings: s, config: config, folded: exposition.HTTP, tags: tags}
 	b.counter("requests_total", "")
 	b.histogram("request_duration_milliseconds", "%DURATION%", statslog.Config_Histogram_Milliseconds)
 	b.histogram("request_bytes", "%DOWNSTREAM_WIRE_BYTES_RECEIVED%", statslog.Config_Histogram_Bytes)
@@ -327,7 +331,7 @@ func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.Access
 
 // tcpStats makes the logger whose entries exposition.Connections counts.
 func tcpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessLog, error) {
-	b := statsBuilder{config: config, folded: exposition.TCP, tags: append(commonTags(s, config), tag("request_protocol", "tcp"))}
+	b := statsBuilder{surroundings: s, config: config, folded: exposition.TCP, tags: append(commonTags(s, config), tag("request_protocol", "tcp"))}
 	attributes := b.attributes(exposition.TCPMetrics)
 	if len(attributes) == 0 {
 		return nil, nil // all are disabled
@@ -455,13 +459,14 @@ func mustPack(m proto.Message) *anypb.Any {
 // statsBuilder applies what the Telemetry API asks for to each metric: drop it, remove tags, set tags. It gathers metrics
 // for one logger after the other.
 type statsBuilder struct {
-	config     *stats.PluginConfig
-	folded     string // the tag that most others are folded into
-	tags       []*statslog.Config_Tag
-	counters   []*statslog.Config_Counter
-	histograms []*statslog.Config_Histogram
-	logs       []*accesslog.AccessLog
-	err        error
+	surroundings *surroundings
+	config       *stats.PluginConfig
+	folded       string // the tag that most others are folded into
+	tags         []*statslog.Config_Tag
+	counters     []*statslog.Config_Counter
+	histograms   []*statslog.Config_Histogram
+	logs         []*accesslog.AccessLog
+	err          error
 }
 
 // log makes a logger of the metrics that were gathered, unless all are disabled, for log entries that pass the filter.
@@ -514,10 +519,10 @@ func (b *statsBuilder) stat(name string) *statslog.Config_Stat {
 			without = append(without, label)
 			delete(set, label)
 		}
-		for _, label := range sortedKeys(override.Dimensions) {
+		for _, label := range slices.Sorted(maps.Keys(override.Dimensions)) {
 			without = slices.DeleteFunc(without, func(l string) bool { return l == label })
 			tags = slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool { return t.Name == label })
-			tags = append(tags, tag(label, formatOfExpression(override.Dimensions[label])))
+			tags = append(tags, tag(label, formatOfExpression(b.surroundings, override.Dimensions[label])))
 			set[label] = true
 		}
 	}

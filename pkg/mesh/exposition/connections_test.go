@@ -116,7 +116,7 @@ func TestConnectionsText(t *testing.T) {
 	for _, want := range []string{
 		"istio_tcp_connections_opened_total{" + peers + "} 1\n",
 		"istio_tcp_received_bytes_total{" + peers + "} 2\n",
-		"istio_tcp_sent_bytes_total{" + peers + `,zone="",port="5432"} 4` + "\n",
+		"istio_tcp_sent_bytes_total{" + peers + `,zone="unknown",port="5432"} 4` + "\n",
 		`source_workload="unknown"`, `response_flags="UF,\"\\",connection_security_policy="none"} 1` + "\n",
 	} {
 		if !strings.Contains(out.String(), want) {

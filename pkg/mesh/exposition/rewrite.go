@@ -251,6 +251,9 @@ func unfold(tags []label, self workload.Workload) []label {
 			continue
 		}
 		out[t.name] = t.value
+		if t.value == "" && t.name != grpcStatus { // what somebody has set it to has no value
+			out[t.name] = unknown
+		}
 		if !slices.Contains(order, t.name) {
 			extra = append(extra, t.name)
 		}

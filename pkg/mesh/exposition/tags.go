@@ -31,7 +31,7 @@ const (
 
 // Folded are the tags in HTTP and TCP, by name. What comes from other sides' certificates is last.
 var Folded = map[string][]string{
-	HTTP: {Reporter, Service, responseFlags, "response_code", "grpc_response_status", PeerLabels, Peer, DestinationPrincipal, SourcePrincipal},
+	HTTP: {Reporter, Service, responseFlags, "response_code", grpcStatus, PeerLabels, Peer, DestinationPrincipal, SourcePrincipal},
 	TCP:  {Reporter, Service, responseFlags, "request_protocol", PeerLabels, Peer, DestinationPrincipal, SourcePrincipal},
 }
 
@@ -48,6 +48,7 @@ const (
 	DestinationNamespace     = "destination_service_namespace"
 	ConnectionSecurityPolicy = "connection_security_policy"
 	responseFlags            = "response_flags"
+	grpcStatus               = "grpc_response_status"
 )
 
 // order is that of Istio's documentation (https://istio.io/latest/docs/reference/config/metrics/). Other labels follow.
@@ -58,7 +59,7 @@ var order = []string{
 	"destination_workload", "destination_workload_namespace", "destination_canonical_service", "destination_canonical_revision",
 	DestinationPrincipal, "destination_app", "destination_version", "destination_cluster",
 	DestinationService, DestinationServiceName, DestinationNamespace,
-	"request_protocol", "response_code", "grpc_response_status", responseFlags, ConnectionSecurityPolicy,
+	"request_protocol", "response_code", grpcStatus, responseFlags, ConnectionSecurityPolicy,
 }
 
 // help is what promtool wants to see of each metric.
