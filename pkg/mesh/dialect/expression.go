@@ -31,6 +31,7 @@ var attributes = map[string]string{
 }
 
 var (
+	identifier       = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	headerExpression = regexp.MustCompile(`^(request|response)\.headers\["([A-Za-z0-9_-]+)"\]$`)
 	// commandEnd is where Envoy thinks that %CEL(…)% ends. Operators have spaces around them, so this is inside of a text.
 	commandEnd = regexp.MustCompile(`\)(:\d+)?%`)
@@ -47,27 +48,62 @@ var xdsAttributes = []string{
 	"node", "cluster_name", "cluster_metadata", "listener_direction", "listener_metadata", "route_name", "route_metadata",
 }
 
-// functions are those that Envoy's interpreter has as Envoy sets it up (source/extensions/filters/common/expr/evaluator.cc):
-// no comprehensions, no conversion to text and none of the functions on texts that make new ones.
-var functions = []string{
-	operators.Conditional, operators.LogicalAnd, operators.LogicalOr, operators.LogicalNot,
-	operators.Equals, operators.NotEquals, operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals,
-	operators.Add, operators.Subtract, operators.Multiply, operators.Divide, operators.Modulo, operators.Negate,
-	operators.Index, operators.In,
-	"size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "timestamp", "duration",
-	"getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear",
-	"getHours", "getMinutes", "getSeconds", "getMilliseconds",
+// overload is how a function may be called. Envoy looks for it by name, receiver and number of arguments before it knows their types.
+type overload struct {
+	member bool
+	args   int
 }
 
-// regexFunctions are called as re.extract.
-var regexFunctions = []string{"extract", "capture"}
+// functions are those that Envoy's interpreter has as Envoy sets it up (source/extensions/filters/common/expr/evaluator.cc):
+// no comprehensions, no conversion to text and none of the functions on texts that make new ones.
+var functions = func() map[string][]overload {
+	all := map[string][]overload{
+		operators.Conditional: {{args: 3}},
+		"size":                {{args: 1}, {member: true}},
+		re + "extract":        {{args: 3}},
+		re + "capture":        {{args: 2}},
+	}
+	for _, name := range []string{operators.LogicalNot, operators.Negate, "int", "uint", "double", "timestamp", "duration"} {
+		all[name] = []overload{{args: 1}}
+	}
+	for _, name := range []string{
+		operators.LogicalAnd, operators.LogicalOr, operators.Equals, operators.NotEquals,
+		operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals,
+		operators.Add, operators.Subtract, operators.Multiply, operators.Divide, operators.Modulo, operators.Index, operators.In,
+	} {
+		all[name] = []overload{{args: 2}}
+	}
+	for _, name := range []string{"contains", "startsWith", "endsWith", matches} {
+		all[name] = []overload{{member: true, args: 1}}
+	}
+	for _, name := range []string{
+		"getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear",
+		"getHours", "getMinutes", "getSeconds", "getMilliseconds",
+	} {
+		all[name] = []overload{{member: true}, {member: true, args: 1}}
+	}
+	return all
+}()
+
+const (
+	matches = "matches"
+	// re is a part of a function's name, and looks like what it is called on.
+	re = "re."
+)
 
 // toText is a conversion that a format string does anyway.
 const toText = "string"
 
+// maxDepth is far below what Envoy's parser bears.
+const maxDepth = 32
+
 // formatOfExpression is the format string for an expression, or the text unknown.
 func formatOfExpression(s *surroundings, expression string) string {
-	parsed, errs := parser.Parse(common.NewTextSource(expression))
+	read, err := parser.NewParser(parser.Macros(parser.AllMacros...), parser.MaxRecursionDepth(maxDepth))
+	if err != nil {
+		return unknown
+	}
+	parsed, errs := read.Parse(common.NewTextSource(expression))
 	if len(errs.GetErrors()) > 0 {
 		return unknown
 	}
@@ -178,24 +214,24 @@ func adapt(e ast.Expr) bool {
 		}
 		return true
 	case ast.SelectKind:
-		return adapt(e.AsSelect().Operand())
+		return identifier.MatchString(e.AsSelect().FieldName()) && adapt(e.AsSelect().Operand())
 	case ast.ListKind:
 		return adaptAll(e.AsList().Elements())
 	case ast.CallKind:
 		call := e.AsCall()
-		name := call.FunctionName()
-		if !call.IsMemberFunction() {
-			return name != "matches" && slices.Contains(functions, name) && adaptAll(call.Args())
+		name, as := call.FunctionName(), overload{call.IsMemberFunction(), len(call.Args())}
+		if as.member && call.Target().Kind() == ast.IdentKind && call.Target().AsIdent()+"." == re {
+			name, as.member = re+name, false
 		}
-		if target := call.Target(); target.Kind() == ast.IdentKind && target.AsIdent() == "re" {
-			return slices.Contains(regexFunctions, name) && adaptAll(call.Args())
+		if !slices.Contains(functions[name], as) || as.member && !adapt(call.Target()) {
+			return false
 		}
-		if name == "matches" && len(call.Args()) == 1 {
+		if name == matches {
 			if pattern, ok := textOf(call.Args()[0]); ok && !isRegex(pattern) {
 				return false
 			}
 		}
-		return slices.Contains(functions, name) && adapt(call.Target()) && adaptAll(call.Args())
+		return adaptAll(call.Args())
 	}
 	return false
 }
