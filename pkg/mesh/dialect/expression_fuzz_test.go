@@ -1,0 +1,44 @@
+package dialect
+
+import (
+	"regexp"
+	"testing"
+
+	"github.com/google/cel-go/common"
+	"github.com/google/cel-go/parser"
+)
+
+// FuzzExpression: whatever a label is set to, Envoy reads the commands in the format that comes out as they are meant, and each
+// of its expressions can be read.
+func FuzzExpression(f *testing.F) {
+	for _, seed := range []string{
+		`string(destination.port)`, `request.method + ":" + request.url_path`, `"a)% b"`, `'%' in request.headers ? ")%" : "):3%"`,
+		`request.headers["x"].matches("^(a|b)[c-é]+$")`, `has(request.host)`, `(response.code)%7`, `re.extract(node.id, "a", r'\1')`,
+		`filter_state.upstream_peer.version == "v1"`, `"\n\u00e9" + b"\xff"`,
+	} {
+		f.Add(seed, false)
+		f.Add(seed, true)
+	}
+	// As Envoy takes commands out of a format (source/common/formatter/substitution_formatter.cc).
+	command := regexp.MustCompile(`^%(%|([A-Z_]+)(?:\((.*?)\))?(?::\d+)?%)`)
+	f.Fuzz(func(t *testing.T, expression string, inbound bool) {
+		format := formatOfExpression(&surroundings{within: within{inbound: inbound}}, expression)
+		for rest := format; rest != ""; {
+			if rest[0] != '%' {
+				rest = rest[1:]
+				continue
+			}
+			m := command.FindStringSubmatch(rest)
+			if m == nil {
+				t.Fatalf("%q became %q, in which %q is no command", expression, format, rest)
+			}
+			rest = rest[len(m[0]):]
+			if m[2] != "CEL" {
+				continue
+			}
+			if _, errs := parser.Parse(common.NewTextSource(m[3])); len(errs.GetErrors()) > 0 {
+				t.Fatalf("%q became %q, in which %q cannot be read: %s", expression, format, m[3], errs.ToDisplayString())
+			}
+		}
+	})
+}
