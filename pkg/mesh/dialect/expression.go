@@ -1,6 +1,7 @@
 package dialect
 
 import (
+	"errors"
 	"math"
 	"regexp"
 	"regexp/syntax"
@@ -99,18 +100,26 @@ const maxDepth = 32
 
 // formatOfExpression is the format string for an expression, or the text unknown.
 func formatOfExpression(s *surroundings, expression string) string {
-	read, err := parser.NewParser(parser.Macros(parser.AllMacros...), parser.MaxRecursionDepth(maxDepth))
+	parsed, err := parse(expression)
 	if err != nil {
-		return unknown
-	}
-	parsed, errs := read.Parse(common.NewTextSource(expression))
-	if len(errs.GetErrors()) > 0 {
 		return unknown
 	}
 	if format, ok := formatOf(s, parsed.Expr(), parsed.SourceInfo()); ok {
 		return format
 	}
 	return unknown
+}
+
+func parse(expression string) (*ast.AST, error) {
+	p, err := parser.NewParser(parser.Macros(parser.AllMacros...), parser.MaxRecursionDepth(maxDepth))
+	if err != nil {
+		return nil, err
+	}
+	parsed, errs := p.Parse(common.NewTextSource(expression))
+	if len(errs.GetErrors()) > 0 {
+		return nil, errors.New(errs.ToDisplayString())
+	}
+	return parsed, nil
 }
 
 func formatOf(s *surroundings, e ast.Expr, info *ast.SourceInfo) (string, bool) {
@@ -204,13 +213,13 @@ func adapt(e ast.Expr) bool {
 		return true
 	case ast.IdentKind:
 		name := e.AsIdent()
-		make := ast.NewExprFactory()
+		build := ast.NewExprFactory()
 		switch {
 		case slices.Contains(activations, name):
 		case slices.Contains(xdsAttributes, name):
-			e.SetKindCase(make.NewSelect(e.ID(), make.NewIdent(0, "xds"), name))
+			e.SetKindCase(build.NewSelect(e.ID(), build.NewIdent(0, "xds"), name))
 		default: // what a Wasm plugin has set
-			e.SetKindCase(make.NewCall(e.ID(), operators.Index, make.NewIdent(0, "filter_state"), make.NewLiteral(0, types.String("wasm."+name))))
+			e.SetKindCase(build.NewCall(e.ID(), operators.Index, build.NewIdent(0, "filter_state"), build.NewLiteral(0, types.String("wasm."+name))))
 		}
 		return true
 	case ast.SelectKind:
