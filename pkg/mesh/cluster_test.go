@@ -312,8 +312,9 @@ func TestLifeOnACluster(t *testing.T) {
 		}
 	}
 	purge()
-	// The garbage collector and the API server take their time with webhooks and CRDs.
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+	// The garbage collector and the API server take their time with webhooks and CRDs: after "storage is (re)initializing" the
+	// latter tries again when its informer resyncs, each five minutes.
+	for deadline := time.Now().Add(6 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		o, d := decide(next)
 		if d.Action == Install {
 			break
