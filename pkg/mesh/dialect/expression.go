@@ -55,36 +55,26 @@ type overload struct {
 	args   int
 }
 
-// functions are those that Envoy's interpreter has as Envoy sets it up (source/extensions/filters/common/expr/evaluator.cc):
+// overloads are the functions that Envoy's interpreter has as Envoy sets it up (source/extensions/filters/common/expr/evaluator.cc):
 // no comprehensions, no conversion to text and none of the functions on texts that make new ones.
-var functions = func() map[string][]overload {
-	all := map[string][]overload{
-		operators.Conditional: {{args: 3}},
-		"size":                {{args: 1}, {member: true}},
-		re + "extract":        {{args: 3}},
-		re + "capture":        {{args: 2}},
-	}
-	for _, name := range []string{operators.LogicalNot, operators.Negate, "int", "uint", "double", "timestamp", "duration"} {
-		all[name] = []overload{{args: 1}}
-	}
-	for _, name := range []string{
+var overloads = map[overload][]string{
+	{args: 1}: {operators.LogicalNot, operators.Negate, "size", "int", "uint", "double", "timestamp", "duration"},
+	{args: 2}: {
 		operators.LogicalAnd, operators.LogicalOr, operators.Equals, operators.NotEquals,
 		operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals,
 		operators.Add, operators.Subtract, operators.Multiply, operators.Divide, operators.Modulo, operators.Index, operators.In,
-	} {
-		all[name] = []overload{{args: 2}}
-	}
-	for _, name := range []string{"contains", "startsWith", "endsWith", matches} {
-		all[name] = []overload{{member: true, args: 1}}
-	}
-	for _, name := range []string{
-		"getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear",
-		"getHours", "getMinutes", "getSeconds", "getMilliseconds",
-	} {
-		all[name] = []overload{{member: true}, {member: true, args: 1}}
-	}
-	return all
-}()
+		re + "capture",
+	},
+	{args: 3}:               {operators.Conditional, re + "extract"},
+	{member: true}:          append([]string{"size"}, ofTime...),
+	{member: true, args: 1}: append([]string{"contains", "startsWith", "endsWith", matches}, ofTime...),
+}
+
+// ofTime are functions of times, with or without a time zone.
+var ofTime = []string{
+	"getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear",
+	"getHours", "getMinutes", "getSeconds", "getMilliseconds",
+}
 
 const (
 	matches = "matches"
@@ -123,18 +113,15 @@ func parse(expression string) (*ast.AST, error) {
 }
 
 func formatOf(s *surroundings, e ast.Expr, info *ast.SourceInfo) (string, bool) {
+	convertNot(e)
 	if text, ok := textOf(e); ok {
 		return literal(text), true
-	}
-	if arg, ok := converted(e); ok {
-		return formatOf(s, arg, info)
 	}
 	if isCall(e, operators.Add) && isText(e) {
 		left, ok := formatOf(s, e.AsCall().Args()[0], info)
 		right, also := formatOf(s, e.AsCall().Args()[1], info)
 		return left + right, ok && also
 	}
-	convertNot(e)
 	if !adapt(e) {
 		return "", false
 	}
@@ -164,20 +151,10 @@ func textOf(e ast.Expr) (string, bool) {
 	return string(text), ok
 }
 
-// converted is what e makes a text of.
-func converted(e ast.Expr) (ast.Expr, bool) {
-	if isCall(e, toText) && len(e.AsCall().Args()) == 1 {
-		return e.AsCall().Args()[0], true
-	}
-	return nil, false
-}
-
 // convertNot leaves out conversions to text where the value of e is to be printed.
 func convertNot(e ast.Expr) {
-	if arg, ok := converted(e); ok {
-		e.SetKindCase(arg)
-		convertNot(e)
-		return
+	for isCall(e, toText) && len(e.AsCall().Args()) == 1 {
+		e.SetKindCase(e.AsCall().Args()[0])
 	}
 	if isCall(e, operators.Conditional) {
 		for _, value := range e.AsCall().Args()[1:] {
@@ -232,7 +209,7 @@ func adapt(e ast.Expr) bool {
 		if as.member && call.Target().Kind() == ast.IdentKind && call.Target().AsIdent()+"." == re {
 			name, as.member = re+name, false
 		}
-		if !slices.Contains(functions[name], as) || as.member && !adapt(call.Target()) {
+		if !slices.Contains(overloads[as], name) || as.member && !adapt(call.Target()) {
 			return false
 		}
 		if name == matches {

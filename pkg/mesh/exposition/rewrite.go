@@ -234,11 +234,6 @@ func unfold(tags []label, self workload.Workload) []label {
 			out[ConnectionSecurityPolicy] = "mutual_tls"
 		}
 	}
-	for name, value := range out {
-		if value == "" {
-			out[name] = unknown
-		}
-	}
 	extra := []string{}
 	for _, t := range tags {
 		switch t.name {
@@ -251,11 +246,13 @@ func unfold(tags []label, self workload.Workload) []label {
 			continue
 		}
 		out[t.name] = t.value
-		if t.value == "" && t.name != grpcStatus { // what somebody has set it to has no value
-			out[t.name] = unknown
-		}
 		if !slices.Contains(order, t.name) {
 			extra = append(extra, t.name)
+		}
+	}
+	for name, value := range out {
+		if value == "" && name != grpcStatus {
+			out[name] = unknown
 		}
 	}
 	for name := range strings.SplitSeq(has[Without], ",") {
