@@ -41,11 +41,7 @@ func translateHTTP(s *surroundings, e *edits, from, to int) error {
 	if !filtered || string(first) == peerFilter {
 		return nil
 	}
-	asks, err := asksForCaller(s, manager)
-	if err != nil {
-		return err
-	}
-	if asks {
+	if asksForCaller(s, manager) {
 		e.change(from, 0, s.parts.callerFilters)
 	} else {
 		e.change(from, 0, s.parts.peerFilters)

@@ -1,12 +1,10 @@
 package dialect
 
 import (
-	"bytes"
 	"fmt"
 	"regexp"
 	"strings"
 
-	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	celfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
@@ -46,7 +44,10 @@ var peerFields = map[string]int{
 var (
 	peerCommand = regexp.MustCompile(`%FILTER_STATE\((up|down)stream_peer(?:_obj)?:FIELD:([a-z]+)\)(:\d+)?%`)
 	peerInCEL   = regexp.MustCompile(`\bfilter_state(?:\.(up|down)stream_peer|\[["'](up|down)stream_peer["']\])(?:\.([a-z]+)\b|\[["']([a-z]+)["']\])`)
-	celCommand  = regexp.MustCompile(`%CEL\(.*?\)(:\d+)?%`)
+	// callerAsked has no word boundaries: in an encoded message, a length or a tag can be a letter.
+	callerAsked = regexp.MustCompile(`%FILTER_STATE\(downstream_peer(?:_obj)?:FIELD:[a-z]+\)|` +
+		`filter_state(?:\.downstream_peer|\[["']downstream_peer["']\])(?:\.[a-z]|\[["'][a-z]+["']\])`)
+	celCommand = regexp.MustCompile(`%CEL\(.*?\)(:\d+)?%`)
 )
 
 // partOf is the CEL expression for the n-th of the texts between semicolons, or nothing if that is the text without.
@@ -169,52 +170,11 @@ func translateLogFilter(s *surroundings, f *celfilter.ExpressionFilter) (bool, e
 	return replace(s, &f.Expression, peerExpression), nil
 }
 
-// asksForCaller reports whether a tag, a log or a metric of a server's HTTP connection manager names the caller.
-func asksForCaller(s *surroundings, manager []byte) (bool, error) {
-	const caller = "downstream_peer"
-	if !s.inbound || !bytes.Contains(manager, []byte(caller)) {
-		return false, nil
-	}
-	m := &hcm.HttpConnectionManager{}
-	if err := proto.Unmarshal(manager, m); err != nil {
-		return false, fmt.Errorf("unmarshal %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
-	}
-	names := func(text string) bool {
-		return strings.Contains(text, caller) && (peerCommand.MatchString(text) || peerInCEL.MatchString(text))
-	}
-	for _, tag := range m.GetTracing().GetCustomTags() {
-		if names(tag.GetValue()) {
-			return true, nil
-		}
-	}
-	for _, filter := range m.HttpFilters {
-		config, err := readStats(filter.GetTypedConfig())
-		if err != nil {
-			return false, err
-		}
-		for _, override := range config.GetMetrics() {
-			for _, expression := range override.Dimensions {
-				if names(expression) {
-					return true, nil
-				}
-			}
-		}
-	}
-	for _, log := range m.AccessLog {
-		if names(string(log.GetTypedConfig().GetValue())) || logFilterNames(log.GetFilter(), names) {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-func logFilterNames(f *accesslog.AccessLogFilter, names func(string) bool) bool {
-	for _, part := range append(f.GetAndFilter().GetFilters(), f.GetOrFilter().GetFilters()...) {
-		if logFilterNames(part, names) {
-			return true
-		}
-	}
-	return names(string(f.GetExtensionFilter().GetTypedConfig().GetValue()))
+// asksForCaller reports whether a tag, a log or a metric of a server's HTTP connection manager names the caller. It looks at the
+// encoded message: what asks can stand in a format, in a condition or in an expression, and a text that only looks like it costs no
+// more than two filters.
+func asksForCaller(s *surroundings, manager []byte) bool {
+	return s.inbound && callerAsked.Match(manager)
 }
 
 // bringCaller makes the filter that moves the caller into the request's metadata, and adds to the one before it what makes

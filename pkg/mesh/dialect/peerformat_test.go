@@ -2,6 +2,7 @@ package dialect_test
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -9,6 +10,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	fileaccesslog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	celfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	otellog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tracing "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
@@ -121,6 +123,30 @@ func TestPeerFormats(t *testing.T) {
 		}
 		if asks := strings.Contains(strings.Join(names, " "), "polymesh.caller"); asks != c.asks {
 			t.Errorf("%s %s: the filters are %q", c.direction, c.from, names)
+		}
+	}
+}
+
+// TestLogConditionAsks: the condition of a log that names the caller brings it, however long the condition is.
+func TestLogConditionAsks(t *testing.T) {
+	for n := range 120 {
+		condition := &celfilter.ExpressionFilter{Expression: `filter_state.downstream_peer.workload == "` + strings.Repeat("c", n) + `"`}
+		packed := &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslog.ExtensionFilter{
+			Name: "cel", ConfigType: &accesslog.ExtensionFilter_TypedConfig{TypedConfig: toAny(t, condition)},
+		}}}
+		manager := &hcm.HttpConnectionManager{
+			AccessLog: []*accesslog.AccessLog{{Name: "file", Filter: packed, ConfigType: &accesslog.AccessLog_TypedConfig{
+				TypedConfig: toAny(t, &fileaccesslog.FileAccessLog{Path: "/dev/stdout"}),
+			}}},
+			HttpFilters: []*hcm.HttpFilter{{Name: "router"}},
+		}
+		l := &listener.Listener{TrafficDirection: core.TrafficDirection_INBOUND, FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
+			Name: "http", ConfigType: &listener.Filter_TypedConfig{TypedConfig: toAny(t, manager)},
+		}}}}}
+		m := &hcm.HttpConnectionManager{}
+		firstFilter(t, toAny(t, l), m)
+		if !slices.ContainsFunc(m.HttpFilters, func(f *hcm.HttpFilter) bool { return f.Name == "polymesh.caller" }) {
+			t.Errorf("nothing brings the caller for a condition of %d characters", len(condition.Expression))
 		}
 	}
 }

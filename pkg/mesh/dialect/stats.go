@@ -165,7 +165,7 @@ func (s *surroundings) build(a *anypb.Any, tcp bool) (*loggers, error) {
 // readStats reads the configuration of istio.stats, which an EnvoyFilter may also write as a TypedStruct; it is nil for
 // another extension.
 func readStats(a *anypb.Any) (*stats.PluginConfig, error) {
-	if a == nil || effectiveType(a) != statsPlugin {
+	if effectiveType(a) != statsPlugin {
 		return nil, nil
 	}
 	if a.MessageName() != statsPlugin {
