@@ -14,7 +14,7 @@ source "$top/build/image-storage.sh"
 cd "$top"
 mkdir -p "$out/bin"
 build() {
-    CGO_ENABLED=0 go build -tags "netgo osusergo sqlite_omit_load_extension" -trimpath -o "$out/bin/$1" "$2"
+    CGO_ENABLED=0 go build -tags "netgo osusergo sqlite_omit_load_extension disable_pgv" -trimpath -o "$out/bin/$1" "$2"
 }
 build echo-basic sigs.k8s.io/gateway-api/conformance/echo-basic
 build server istio.io/istio/pkg/test/echo/cmd/server

@@ -8,7 +8,7 @@
 // found it.
 //
 //	make test-e2e                                                    # all of them
-//	go test -tags "netgo osusergo sqlite_omit_load_extension e2e" -count=1 -v -run TestCallGo ./test/e2e
+//	go test -tags "netgo osusergo sqlite_omit_load_extension disable_pgv e2e" -count=1 -v -run TestCallGo ./test/e2e
 //
 // Package node, below, says how to look at a node that a test has made.
 package e2e

@@ -30,7 +30,7 @@ pack() {
 export CGO_ENABLED=0
 case ${1:-echo} in
 echo)
-    go -C "$top" build -tags "netgo osusergo sqlite_omit_load_extension" -trimpath -o "$out/echo" ./test/e2e/images/echo
+    go -C "$top" build -tags "netgo osusergo sqlite_omit_load_extension disable_pgv" -trimpath -o "$out/echo" ./test/e2e/images/echo
     pack echo 1 --cmd serve
     ;;
 jaeger)
