@@ -69,7 +69,7 @@ STAMPS := -X polymesh.dev/polymesh/pkg/version.Version=$(VERSION) \
 ZSTD_LEVEL ?= 19
 
 STEP := @build/step
-go_build = go build -tags "$(TAGS) $(3)" -ldflags "-s -w $(STAMPS) $(2)" -o $(4) $(1) && mkdir -p $(@D) && touch $@
+go_build = go build -tags "$(TAGS) $(3)" -ldflags "-s -w $(STAMPS) $(2)" -o $@ $(1) && touch $@
 # A compiled file that go leaves as it is keeps its old time; make would build it again and again.
 upstream = cd build/upstream/$(1) && CGO_ENABLED=0 go build -tags "netgo osusergo $(4)" -ldflags "-s -w $(3)" -o $(CURDIR)/$@ $(2) && touch $(CURDIR)/$@
 
@@ -103,26 +103,26 @@ SOURCES := $(shell find cmd pkg -type f \( ! -name '*_test.go' -o -path '*/templ
 
 OURS := go.mod go.sum build/versions.mk $(SOURCES) .build/sources | .build/packages
 
-# Go knows which sources a program contains, make does not: it asks go after any change, and notes in .build/made that it
-# did. A program that go leaves as it is stays older than what is packed of it, so nothing is packed again.
+# Go knows which sources a program contains, make does not: after any change it asks go for the program in .build/made. One
+# with the same bytes is not copied to where it is packed, so nothing is packed again.
 .build/made/polymesh: $(OURS)
-	$(STEP) "polymesh: Kubernetes, kubectl, istioctl" bash -c '$(call go_build,./cmd/polymesh,-extldflags -static,,.build/bin/polymesh)'
+	$(STEP) "polymesh: Kubernetes, kubectl, istioctl" bash -c '$(call go_build,./cmd/polymesh,-extldflags -static)'
 
 .build/made/launcher: $(OURS)
-	$(STEP) "launcher" bash -c 'CGO_ENABLED=0 $(call go_build,./cmd/launcher,,,.build/launcher)'
+	$(STEP) "launcher" bash -c 'CGO_ENABLED=0 $(call go_build,./cmd/launcher,)'
 
 # Ours where the tree has one, upstream's otherwise.
 istio_program = $(if $(wildcard cmd/$(1)/main.go),./cmd/$(1),istio.io/istio/pilot/cmd/$(1))
 
 .build/made/pilot-discovery .build/made/pilot-agent: .build/made/%: $(OURS)
-	$(STEP) "$*" bash -c 'CGO_ENABLED=0 $(call go_build,$(call istio_program,$*),,$(if $(filter pilot-agent,$*),$(AGENT_TAGS)),.build/images/bin/$*)'
+	$(STEP) "$*" bash -c 'CGO_ENABLED=0 $(call go_build,$(call istio_program,$*),,$(if $(filter pilot-agent,$*),$(AGENT_TAGS)))'
 
 .build/bin/polymesh: .build/made/polymesh
 .build/launcher: .build/made/launcher
 .build/images/bin/pilot-discovery: .build/made/pilot-discovery
 .build/images/bin/pilot-agent: .build/made/pilot-agent
 .build/bin/polymesh .build/launcher .build/images/bin/pilot-discovery .build/images/bin/pilot-agent:
-	@[[ -e $@ ]] || { rm $< && $(MAKE) --no-print-directory $<; }
+	@mkdir -p $(@D) && { cmp -s $< $@ || cp $< $@; }
 
 # --- upstream programs, each from its own go.mod -----------------------------------------------------------------------
 
