@@ -99,7 +99,8 @@ func proxyConfig(c *cobra.Command) (*meshconfig.ProxyConfig, error) {
 	return settings, nil
 }
 
-// workloadOf is what Istio's metrics call the workload beside the proxy, from what the proxy tells istiod about itself.
+// workloadOf is what Istio's metrics call the workload beside the proxy, from what the proxy tells istiod about itself, as far as it is
+// a name: injection copies an owner reference, which is free text.
 func workloadOf(settings *meshconfig.ProxyConfig) (workload.Workload, error) {
 	node, err := bootstrap.GetNodeMetaData(bootstrap.MetadataOptions{Envs: os.Environ(), ProxyConfig: settings})
 	if err != nil {
@@ -114,5 +115,5 @@ func workloadOf(settings *meshconfig.ProxyConfig) (workload.Workload, error) {
 		CanonicalService:  service,
 		CanonicalRevision: revision,
 		Cluster:           string(node.Metadata.ClusterID),
-	}, nil
+	}.Named(), nil
 }

@@ -13,12 +13,11 @@ import (
 	"istio.io/istio/pilot/cmd/pilot-discovery/app"
 	"istio.io/istio/pilot/pkg/bootstrap"
 	"istio.io/istio/pkg/cmd"
-	"istio.io/istio/pkg/kube"
 	"istio.io/istio/pkg/log"
-	"k8s.io/client-go/kubernetes"
 
 	"polymesh.dev/polymesh/pkg/mesh/certify"
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
+	"polymesh.dev/polymesh/pkg/mesh/istiod"
 )
 
 // serverArgs is where Istio's discovery command parses its flags to. It is not exported, and copying the flags' hundred
@@ -50,7 +49,7 @@ func newCommand() (*cobra.Command, error) {
 	return root, nil
 }
 
-// runDiscovery follows newDiscoveryCommand in istio.io/istio/pilot/cmd/pilot-discovery/app/cmd.go, with two steps more.
+// runDiscovery follows newDiscoveryCommand in istio.io/istio/pilot/cmd/pilot-discovery/app/cmd.go, with three steps more.
 func runDiscovery(c *cobra.Command, _ []string) error {
 	cmd.PrintFlags(c.Flags())
 	for name, want := range dialect.IstiodEnv() {
@@ -67,8 +66,11 @@ func runDiscovery(c *cobra.Command, _ []string) error {
 	if err := dialect.Wrap(server.XDSServer, translator); err != nil {
 		return fmt.Errorf("put the dialect around Istio's generators: %w", err)
 	}
-	if err := nameWorkloads(server); err != nil {
+	if err := certify.Install(server, string(serverArgs.RegistryOptions.KubeOptions.ClusterID)); err != nil {
 		return fmt.Errorf("name workloads in certificates: %w", err)
+	}
+	if err := istiod.KeepStatusApart(server.XDSServer); err != nil {
+		return fmt.Errorf("keep the status of proxies apart from pushes: %w", err)
 	}
 	if err := server.Start(stop); err != nil {
 		return fmt.Errorf("start discovery service: %w", err)
@@ -76,18 +78,4 @@ func runDiscovery(c *cobra.Command, _ []string) error {
 	cmd.WaitSignal(stop)
 	server.WaitUntilCompletion()
 	return nil
-}
-
-// nameWorkloads lets the certificates that istiod signs say which workload they are for.
-func nameWorkloads(server *bootstrap.Server) error {
-	options := serverArgs.RegistryOptions
-	config, err := kube.DefaultRestConfig(options.KubeConfig, "")
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return err
-	}
-	return certify.Install(server, client, string(options.KubeOptions.ClusterID))
 }

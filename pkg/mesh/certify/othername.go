@@ -1,6 +1,7 @@
 package certify
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
@@ -38,12 +39,20 @@ func WithWorkload(cert []byte, signer *x509.Certificate, key crypto.PrivateKey, 
 	if err != nil {
 		return nil, fmt.Errorf("parse it: %w", err)
 	}
-	names, err := alternativeNames(leaf, w.String())
+	names, err := alternativeNames(leaf)
 	if err != nil {
 		return nil, err
 	}
+	name, err := otherName(w.String())
+	if err != nil {
+		return nil, err
+	}
+	value, err := asn1.Marshal(append(names, name))
+	if err != nil {
+		return nil, fmt.Errorf("encode its alternative names: %w", err)
+	}
 	public := leaf.PublicKey
-	leaf.ExtraExtensions = []pkix.Extension{names}
+	leaf.ExtraExtensions = []pkix.Extension{{Id: subjectAltName, Critical: true, Value: value}} // critical as Istio's: there is no subject
 	der, err := x509.CreateCertificate(rand.Reader, leaf, signer, public, key)
 	if err != nil {
 		return nil, fmt.Errorf("sign it: %w", err)
@@ -51,24 +60,36 @@ func WithWorkload(cert []byte, signer *x509.Certificate, key crypto.PrivateKey, 
 	return pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: der}), nil
 }
 
-// alternativeNames is the certificate's extension with one name more.
-func alternativeNames(leaf *x509.Certificate, value string) (pkix.Extension, error) {
+// Kinds of GeneralName (RFC 5280, 4.2.1.6).
+const (
+	tagOther = 0
+	tagDNS   = 2
+	tagURI   = 6
+)
+
+// alternativeNames are the names that a certificate is for. Go's own parser drops the kinds that it does not know.
+func alternativeNames(leaf *x509.Certificate) (names []asn1.RawValue, err error) {
 	for _, e := range leaf.Extensions {
 		if !e.Id.Equal(subjectAltName) {
 			continue
 		}
-		var names []asn1.RawValue
 		if rest, err := asn1.Unmarshal(e.Value, &names); err != nil || len(rest) > 0 {
-			return e, fmt.Errorf("read its alternative names: %v, %d bytes after them", err, len(rest))
+			return nil, fmt.Errorf("read its alternative names: %v, %d bytes after them", err, len(rest))
 		}
-		name, err := otherName(value)
-		if err != nil {
-			return e, err
-		}
-		e.Value, err = asn1.Marshal(append(names, name))
-		return e, err
+		return names, nil // Go refuses a certificate with two
 	}
-	return pkix.Extension{}, errors.New("it has no alternative names")
+	return nil, errors.New("it has no alternative names")
+}
+
+// isWorkload reports whether a name is one that WithWorkload adds.
+func isWorkload(name asn1.RawValue) bool {
+	var kind asn1.RawValue
+	if name.Class != asn1.ClassContextSpecific || name.Tag != tagOther || !name.IsCompound {
+		return false
+	}
+	_, err := asn1.Unmarshal(name.Bytes, &kind)
+	oid, also := workloadOID.MarshalBinary()
+	return err == nil && also == nil && kind.Tag == asn1.TagOID && bytes.Equal(kind.Bytes, oid)
 }
 
 // otherName is GeneralName's otherName [0] { type-id OBJECT IDENTIFIER, value [0] EXPLICIT UTF8String }.
@@ -85,5 +106,5 @@ func otherName(value string) (asn1.RawValue, error) {
 	if err != nil {
 		return asn1.RawValue{}, fmt.Errorf("encode the workload: %w", err)
 	}
-	return asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: append(kind, text...)}, nil
+	return asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tagOther, IsCompound: true, Bytes: append(kind, text...)}, nil
 }

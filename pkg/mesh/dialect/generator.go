@@ -2,9 +2,14 @@ package dialect
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
+	"unicode"
+	"unicode/utf8"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"istio.io/istio/pilot/pkg/model"
 	"istio.io/istio/pilot/pkg/networking/core"
 	"istio.io/istio/pilot/pkg/xds"
@@ -33,7 +38,7 @@ var (
 // Wrap puts the dialect around the generators of a DiscoveryServer and between them and their cache. It is called after
 // bootstrap.NewServer and before Start. It fails if Istio's generators are not what they used to be.
 func Wrap(server *xds.DiscoveryServer, t *Translator) error {
-	r := &reporter{}
+	r := newReporter()
 	if err := wrapCache(server, t, r); err != nil {
 		return err
 	}
@@ -109,27 +114,73 @@ func (g *generator) translate(resources model.Resources) {
 	}
 }
 
-// reporter counts what could not be translated, and logs each case once: pushes repeat it without end.
+// reporter counts what could not be translated, and logs each case once: pushes repeat it without end. Names of types and resources
+// are what authors of EnvoyFilters and the like chose, in any number, so both what was logged and what is counted apart are bounded:
+// forgotten cases are logged again, and types beyond the bound are counted as one.
 type reporter struct {
-	said sync.Map
+	said *lru.Cache[string, struct{}]
+
+	mu    sync.Mutex
+	types map[string]bool
+}
+
+const (
+	// maxSaid and maxTypes are far more than there are in a mesh in which someone looks at the log.
+	maxSaid, maxTypes = 4096, 256
+	// maxName is where a name is cut in the log, in bytes.
+	maxName = 1024
+	// otherTypes is what types are counted as that are not counted apart.
+	otherTypes = "other"
+)
+
+func newReporter() *reporter {
+	said, err := lru.New[string, struct{}](maxSaid)
+	if err != nil {
+		panic(err) // a size below one
+	}
+	return &reporter{said: said, types: map[string]bool{}}
 }
 
 func (r *reporter) report(res *discovery.Resource, result Result) {
 	for _, name := range result.Unknown {
-		unknownTypes.With(typeLabel.Value(name)).Increment()
+		unknownTypes.With(typeLabel.Value(r.counted(name))).Increment()
 		if result.Refused == nil {
-			r.once(name+" "+res.Name, "%s: removed the optional extension %s, which the proxy does not know", res.Name, name)
+			r.once(name+" "+res.Name, "%s: removed the optional extension %s, which the proxy does not know", quoted(res.Name), quoted(name))
 		}
 	}
 	if result.Refused != nil {
 		refusedResources.With(resourceLabel.Value(string(res.Resource.MessageName()))).Increment()
-		r.once("refused "+res.Name, "%s: not translated, the proxy will reject it and keep its last good configuration: %v; "+
-			"remove the extension from the EnvoyFilter, WasmPlugin or setting that adds it", res.Name, result.Refused)
+		r.once("refused "+res.Name, "%s: not translated, the proxy will reject it and keep its last good configuration: %s; "+
+			"remove the extension from the EnvoyFilter, WasmPlugin or setting that adds it", quoted(res.Name), quoted(result.Refused.Error()))
 	}
 }
 
+// counted is the name under which a type is counted.
+func (r *reporter) counted(name string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.types[name] {
+		if len(name) > maxName || len(r.types) >= maxTypes {
+			return otherTypes
+		}
+		r.types[name] = true
+	}
+	return name
+}
+
 func (r *reporter) once(key, format string, args ...any) {
-	if _, said := r.said.LoadOrStore(key, true); !said {
+	if said, _ := r.said.ContainsOrAdd(key, struct{}{}); !said {
 		scope.Errorf(format, args...)
 	}
+}
+
+// quoted is a text that someone chose as it stands in a log: on one line, and of a length that can be read.
+func quoted(text string) string {
+	if len(text) > maxName {
+		text = text[:maxName] + "..."
+	}
+	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
+		return strconv.Quote(text)
+	}
+	return text
 }

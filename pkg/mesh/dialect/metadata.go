@@ -2,6 +2,7 @@ package dialect
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"istio.io/istio/pilot/pkg/model"
@@ -43,16 +44,19 @@ var unnamed = map[string]bool{
 // translateCluster adds to a cluster's metadata what alpnFilter and the stats loggers read.
 func translateCluster(_ *surroundings, e *edits, from, to int) error {
 	cluster := e.in[from:to]
-	own := make([]text, 0, 2)
+	own := make([]keyText, 0, 2)
 	if alpn := httpALPN(cluster); alpn != "" {
-		own = append(own, text{alpnKey, alpn})
+		own = append(own, keyText{alpnKey, alpn})
 	}
 	if service := serviceOf(cluster); service != "" {
-		own = append(own, text{serviceKey, service})
+		own = append(own, keyText{serviceKey, service})
 	}
 	e.addMetadata(from, to, clusterMetadataField, own...)
 	return nil
 }
+
+// isHost is what names and hosts of services are made of. Others would move the values beside them.
+var isHost = regexp.MustCompile(`^[A-Za-z0-9*:._-]*$`)
 
 // serviceOf is the service that a cluster stands for, as serviceKey has it.
 func serviceOf(cluster []byte) string {
@@ -66,7 +70,11 @@ func serviceOf(cluster []byte) string {
 		if name == "" {
 			name, _, _ = strings.Cut(host, ".")
 		}
-		return host + ";" + name + ";" + textIn(service, "namespace")
+		namespace := textIn(service, "namespace")
+		if !isHost.MatchString(host) || !isHost.MatchString(name) || !isHost.MatchString(namespace) {
+			return ""
+		}
+		return host + ";" + name + ";" + namespace
 	}
 	return ""
 }
@@ -87,10 +95,17 @@ func noteAssignment(s *surroundings, b []byte) ([]byte, bool, error) {
 }
 
 // nameEndpoint completes what Istio says about an endpoint's workload, where the labels app and version are missing. Mostly
-// they are what the rest of the text lets expect, and the endpoint stays as it is: a mesh has them by the thousand.
+// they are what the rest of the text lets expect, and the endpoint stays as it is: a mesh has them by the thousand. A text that is not
+// made of names is taken away: istiod copies owner references and annotations, in which a pod's or a WorkloadEntry's author may write
+// anything, and every client's metrics and logs would have it.
 func nameEndpoint(s *surroundings, e *edits, from, to int) error {
 	endpoint := e.in[from:to]
-	said, ok := workload.Split(at(valueIn(filterMetadata(endpoint, lbEndpointMetadata, istioMetadata), workloadKey), valueString))
+	istio := filterMetadata(endpoint, lbEndpointMetadata, istioMetadata)
+	text := at(valueIn(istio, workloadKey), valueString)
+	said, ok := workload.Split(text)
+	if !ok && len(text) > 0 {
+		e.replaceMetadata(to, lbEndpointMetadata, istioMetadata, withText(istio, workloadKey, ""))
+	}
 	if !ok || s.assignment == nil {
 		return nil
 	}
@@ -101,7 +116,7 @@ func nameEndpoint(s *surroundings, e *edits, from, to int) error {
 	}
 	labels := of.labels[string(at(endpoint, lbEndpoint, endpointAddress, addressSocket, socketAddress))]
 	if apart := said.LabelsApart(labels["app"], labels["version"]); apart != "" {
-		e.addMetadata(from, to, lbEndpointMetadata, text{labelsKey, apart})
+		e.addMetadata(from, to, lbEndpointMetadata, keyText{labelsKey, apart})
 	}
 	return nil
 }

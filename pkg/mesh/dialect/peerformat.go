@@ -59,6 +59,12 @@ func partOf(source string, n int, without string) string {
 	return fmt.Sprintf(`re.extract(%s, "^(?:[^;]*;){%d}%s", "\\1")`, source, n, part)
 }
 
+// partOfWorkload is the CEL expression for the n-th value of a text that workload.Workload's String wrote. It has no value for a text with
+// more or fewer of them, or with one that is no name: certificates that are still valid may be of an istiod that did not check.
+func partOfWorkload(source string, n int) string {
+	return fmt.Sprintf(`re.extract(%s, "^(?:[\\w.-]*;){%d}([\\w.-]*)(?:;[\\w.-]*){%d}$", "\\1")`, source, n, len(workload.Labels)-1-n)
+}
+
 // peerField is the CEL expression for a field of the other side, or "" where Istio has none either: a server's proxy
 // knows who calls, a client's whom it calls.
 func peerField(s *surroundings, stream, field string) string {
@@ -67,7 +73,7 @@ func peerField(s *surroundings, stream, field string) string {
 		return ""
 	}
 	if s.inbound {
-		return partOf(fmt.Sprintf("metadata.filter_metadata[%q].%s", ownMetadata, callerKey), place, "")
+		return partOfWorkload(fmt.Sprintf("metadata.filter_metadata[%q].%s", ownMetadata, callerKey), place)
 	}
 	const metadata = "xds.upstream_host_metadata.filter_metadata"
 	said := fmt.Sprintf("%s[%q].%s", metadata, istioMetadata, workloadKey)

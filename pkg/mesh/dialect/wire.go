@@ -3,6 +3,7 @@ package dialect
 import (
 	"bytes"
 	"iter"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -158,12 +159,12 @@ func valueIn(b []byte, key string) []byte {
 // textIn is a text in a Struct.
 func textIn(b []byte, key string) string { return string(at(valueIn(b, key), valueString)) }
 
-// text is a key and a value of a Struct.
-type text struct{ key, value string }
+// keyText is a key and a value of a Struct.
+type keyText struct{ key, value string }
 
 // addMetadata puts texts into the dialect's namespace of the metadata of the message in[from:to]. What follows a message on
 // the wire is merged into it, so the metadata gets one entry more, unless the texts are there.
-func (e *edits) addMetadata(from, to int, number protowire.Number, texts ...text) {
+func (e *edits) addMetadata(from, to int, number protowire.Number, texts ...keyText) {
 	if len(texts) == 0 {
 		return
 	}
@@ -196,10 +197,23 @@ func (e *edits) addMetadata(from, to int, number protowire.Number, texts ...text
 	}
 }
 
-// valueSize is the size of the text as a Value, entry that of its entry in a Struct.
-func (t text) valueSize() int { return 1 + protowire.SizeBytes(len(t.value)) }
+// replaceMetadata puts a Struct in the place of what the metadata says in a namespace, in a message that ends at `to`: of two with one
+// key, a map's reader takes the last.
+func (e *edits) replaceMetadata(to int, number protowire.Number, namespace string, value []byte) {
+	entry := appendBytes(appendText(nil, mapKey, namespace), mapValue, value)
+	e.change(to, 0, appendBytes(nil, number, appendBytes(nil, metadataFilter, entry)))
+}
 
-func (t text) entry() int {
+// withText is a Struct with another text for a key.
+func withText(b []byte, key, value string) []byte {
+	entry := appendBytes(appendText(nil, mapKey, key), mapValue, appendText(nil, valueString, value))
+	return appendBytes(slices.Clip(b), structFields, entry)
+}
+
+// valueSize is the size of the text as a Value, entry that of its entry in a Struct.
+func (t keyText) valueSize() int { return 1 + protowire.SizeBytes(len(t.value)) }
+
+func (t keyText) entry() int {
 	const tags = 2 // of the key and the value
 	return tags + protowire.SizeBytes(len(t.key)) + protowire.SizeBytes(t.valueSize())
 }

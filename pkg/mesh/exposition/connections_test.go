@@ -91,7 +91,7 @@ func TestConnectionsText(t *testing.T) {
 			Value: &common.AnyValue_KvlistValue{KvlistValue: &common.KeyValueList{Values: tags}},
 		}}
 	}
-	server := otlpTag(TCP, "destination|db.demo.svc.cluster.local;db;demo|-|tcp||a;demo;a;v1;Kubernetes;a;v1|spiffe://b|spiffe://a")
+	server := otlpTag(TCP, "destination|db.demo.svc.cluster.local;db;demo|-|tcp||a;demo;a;v1;Kubernetes;a;v1|spiffe://td/b|spiffe://td/a")
 	plain := otlpTag(TCP, `destination|-|UF,"\|tcp||-|-|-`)
 	connections := NewConnections()
 	for _, r := range []*logs.LogRecord{
@@ -109,8 +109,8 @@ func TestConnectionsText(t *testing.T) {
 		t.Fatal(err)
 	}
 	peers := `reporter="destination",source_workload="a",source_workload_namespace="demo",source_canonical_service="a",source_canonical_revision="v1",` +
-		`source_principal="spiffe://a",source_app="a",source_version="v1",source_cluster="Kubernetes",destination_workload="b",` +
-		`destination_workload_namespace="demo",destination_canonical_service="b",destination_canonical_revision="v1",destination_principal="spiffe://b",` +
+		`source_principal="spiffe://td/a",source_app="a",source_version="v1",source_cluster="Kubernetes",destination_workload="b",` +
+		`destination_workload_namespace="demo",destination_canonical_service="b",destination_canonical_revision="v1",destination_principal="spiffe://td/b",` +
 		`destination_app="b",destination_version="v1",destination_cluster="Kubernetes",destination_service="db.demo.svc.cluster.local",` +
 		`destination_service_name="db",destination_service_namespace="demo",request_protocol="tcp",response_flags="-",connection_security_policy="mutual_tls"`
 	for _, want := range []string{

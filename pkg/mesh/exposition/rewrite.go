@@ -17,6 +17,8 @@ const (
 	ours  = added + "istio_"
 	// unknown is what Istio says where it does not know.
 	unknown = "unknown"
+	// serviceParts are those of Service.
+	serviceParts = 3
 	// maxLine bounds a line. Envoy's longest have a few kilobytes.
 	maxLine = 1 << 20
 )
@@ -181,25 +183,33 @@ func closingQuote(text string) int {
 	return -1
 }
 
-// separate takes tags that hold several apart. Of two with one name, the later one is meant.
-func separate(tags []label) []label {
-	out := make([]label, 0, len(tags)+len(Folded[HTTP]))
+// separate takes tags that hold several apart. Of two with one name, the later one is meant. Where there are not as many values as
+// there have to be, one of another side's holds what is between them, so that nobody can tell whose is whose: all of theirs, which
+// are the last ones, are left out.
+func separate(tags []label) (out []label, whole bool) {
+	out, whole = make([]label, 0, len(tags)+len(Folded[HTTP])), true
 	for _, t := range tags {
 		names, ok := Folded[t.name]
 		if !ok {
 			out = append(out, t)
 			continue
 		}
-		for i, value := range strings.SplitN(t.value, FoldedBy, len(names)) {
-			out = append(out, label{names[i], value})
+		values := strings.Split(t.value, FoldedBy)
+		if len(values) != len(names) {
+			whole = false
+			names = names[:slices.Index(names, PeerLabels)]
+			values = append(values, make([]string, len(names))...) // where there are too few
+		}
+		for i, name := range names {
+			out = append(out, label{name, values[i]})
 		}
 	}
-	return out
+	return out, whole
 }
 
 // unfold turns a statistic's tags into the labels that Istio's metric has, beside the workload self.
 func unfold(tags []label, self workload.Workload) []label {
-	tags = separate(tags)
+	tags, whole := separate(tags)
 	has := map[string]string{}
 	for _, t := range tags {
 		has[t.name] = t.value
@@ -221,13 +231,16 @@ func unfold(tags []label, self workload.Workload) []label {
 	unfoldWorkload(out, "source_", source)
 	unfoldWorkload(out, "destination_", destination)
 	out[SourcePrincipal], out[DestinationPrincipal] = unknown, unknown
-	service := strings.SplitN(has[Service]+";;", ";", 4)
+	service := strings.Split(has[Service], ";")
+	if len(service) != serviceParts {
+		service = make([]string, serviceParts)
+	}
 	out[DestinationService], out[DestinationServiceName], out[DestinationNamespace] = service[0], service[1], service[2]
 	if inbound && service[2] == "" {
 		out[DestinationNamespace] = out["destination_workload_namespace"]
 	}
 	out[ConnectionSecurityPolicy] = unknown
-	if inbound {
+	if inbound && whole {
 		// A server sees the client's certificate, or none. A client does not say.
 		out[ConnectionSecurityPolicy] = "none"
 		if has[SourcePrincipal] != "" {
@@ -240,7 +253,7 @@ func unfold(tags []label, self workload.Workload) []label {
 		case Peer, PeerLabels, Service, Without, Messages:
 			continue
 		case SourcePrincipal, DestinationPrincipal:
-			if t.value != "" {
+			if workload.IsPrincipal(t.value) {
 				out[t.name] = t.value
 			}
 			continue

@@ -115,6 +115,62 @@ func TestFolded(t *testing.T) {
 	}
 }
 
+// hostileTexts hold what the tags are separated by, and what ends a label, a line or a list.
+var hostileTexts = []string{
+	"|", ";", ",", "%", "/", "=", " ", "\\n", `\"`, "\\\\", "\x00", "é", "x|y", "x;y", "q;evil;|;;;", "a|spiffe://cluster.local/ns/bank/sa/payments",
+	"a;bank;payments;v1;Kubernetes;payments;v1|spiffe://cluster.local/ns/demo/sa/b|spiffe://cluster.local/ns/bank/sa/payments",
+	"spiffe://cluster.local/ns/evil/sa/a,spiffe://cluster.local/ns/bank/sa/payments",
+}
+
+// What another side chose is a label of its own, or unknown: it moves no other, and says of nobody who it is.
+func TestForgedPeers(t *testing.T) {
+	const certificate, principal, own = "a;evil;a;v1;Kubernetes;a;v1", "spiffe://cluster.local/ns/evil/sa/a", "spiffe://cluster.local/ns/demo/sa/b"
+	for _, reporter := range []string{"destination", "source"} {
+		for _, text := range hostileTexts {
+			for _, peers := range [][]string{
+				{"", text, own, principal}, {"", text + ";evil;a;v1;Kubernetes;a;v1", own, principal}, {"", "a;evil;a;v1;Kubernetes;a;" + text, own, principal},
+				{"", certificate, own, text}, {"", certificate, text, principal}, {text, certificate, own, principal}, {text + ";v1", certificate, own, principal},
+			} {
+				if peers[0] == "x;y" {
+					continue // these are labels
+				}
+				tag := strings.Join(append([]string{reporter, "b.demo.svc.cluster.local;b;demo", "-", "200", ""}, peers...), "|")
+				var out bytes.Buffer
+				sample := `envoy_istio_requests_total{polymesh_http="` + tag + `",request_protocol="http"} 3`
+				if err := Rewrite(&out, strings.NewReader("# TYPE envoy_istio_requests_total counter\n"+sample+"\n"), self); err != nil {
+					t.Fatal(err)
+				}
+				parser := expfmt.NewTextParser(model.LegacyValidation)
+				families, err := parser.TextToMetricFamilies(&out)
+				if err != nil {
+					t.Fatalf("%s: %v", sample, err)
+				}
+				if n := len(families["istio_requests_total"].GetMetric()); n != 1 {
+					t.Fatalf("%s became %d samples", sample, n)
+				}
+				for _, l := range families["istio_requests_total"].Metric[0].Label {
+					allowed := map[string][]string{
+						"reporter": {reporter}, "response_code": {"200"}, "response_flags": {"-"}, "request_protocol": {"http"}, "grpc_response_status": {""},
+						"destination_service": {"b.demo.svc.cluster.local"}, "destination_service_name": {"b"}, "destination_service_namespace": {"demo"},
+						"source_principal": {principal, "unknown"}, "destination_principal": {own, "unknown"}, "connection_security_policy": {"mutual_tls", "unknown"},
+					}[l.GetName()]
+					other := map[string]string{"destination": "source_", "source": "destination_"}[reporter]
+					if name, ok := strings.CutPrefix(l.GetName(), other); ok && allowed == nil {
+						i := slices.Index(workload.Labels, name)
+						allowed = []string{strings.Split(certificate, ";")[i], "unknown", "latest"}
+					} else if allowed == nil {
+						name = strings.TrimPrefix(strings.TrimPrefix(l.GetName(), "source_"), "destination_")
+						allowed = []string{self.Values()[slices.Index(workload.Labels, name)]}
+					}
+					if !slices.Contains(allowed, l.GetValue()) {
+						t.Errorf("%s: %s is %q, want one of %q", sample, l.GetName(), l.GetValue(), allowed)
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestBroken(t *testing.T) {
 	for _, line := range []string{
 		`envoy_istio_requests_total{a="b} 1`, `envoy_istio_requests_total{a=b} 1`, `envoy_istio_requests_total{a="b"}`,

@@ -35,7 +35,8 @@ var Folded = map[string][]string{
 	TCP:  {Reporter, Service, responseFlags, "request_protocol", PeerLabels, Peer, DestinationPrincipal, SourcePrincipal},
 }
 
-// FoldedBy is between the tags in one. No name and no URI can hold it.
+// FoldedBy is between the tags in one. No name can hold it. What comes from other sides may be no name (a certificate that is not of
+// the mesh), so a tag with another number of values is believed nothing of them.
 const FoldedBy = "|"
 
 // Names of labels that rules here or in the dialect depend on.

@@ -8,9 +8,12 @@ package workload
 import (
 	"bytes"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// Workload is who serves or sends a request. Any field may be empty.
+// Workload is who serves or sends a request. Any field may be empty. Most of it is what the author of a pod chose to write, in
+// owner references and annotations as free text: Named leaves out what is no name, and String, Parse and Split let nothing else through.
 type Workload struct {
 	Name              string
 	Namespace         string
@@ -27,11 +30,49 @@ var Labels = []string{
 }
 
 // separator is Istio's own: the text begins as what istiod says about an endpoint's workload
-// (istio.io/istio/pilot/pkg/networking/util/util.go, AppendLbEndpointMetadata). No value of a label can hold it.
+// (istio.io/istio/pilot/pkg/networking/util/util.go, AppendLbEndpointMetadata). No name can hold it.
 const separator = ";"
 
-// String is the workload as one text: its values in the order of Labels.
-func (w Workload) String() string { return strings.Join(w.Values(), separator) }
+// String is the workload as one text: its values in the order of Labels, without those that are no names.
+func (w Workload) String() string { return strings.Join(w.Named().Values(), separator) }
+
+// Named is the workload without the values that Kubernetes would not take as a name of their kind: a namespace is a DNS-1123 label, a
+// workload's name and the service that is named after it a DNS-1123 subdomain or a label's value, and all others are labels' values
+// (the cluster is one in topology.istio.io/cluster).
+func (w Workload) Named() Workload {
+	labelValue := func(text string) bool { return len(validation.IsValidLabelValue(text)) == 0 }
+	name := func(text string) bool { return labelValue(text) || len(validation.IsDNS1123Subdomain(text)) == 0 }
+	namespace := func(text string) bool { return len(validation.IsDNS1123Label(text)) == 0 }
+	only := func(value *string, valid func(string) bool) {
+		if !valid(*value) {
+			*value = ""
+		}
+	}
+	only(&w.Name, name)
+	only(&w.Namespace, namespace)
+	only(&w.CanonicalService, name)
+	for _, value := range []*string{&w.CanonicalRevision, &w.Cluster, &w.App, &w.Version} {
+		only(value, labelValue)
+	}
+	return w
+}
+
+// isName reports whether a text may be one of a workload's values: it is empty, or no longer than a DNS-1123 subdomain and of
+// the characters that names and labels' values have. It is looser than Named, and quick: there are endpoints by the thousand.
+func isName[T string | []byte](text T) bool {
+	if len(text) > validation.DNS1123SubdomainMaxLength {
+		return false
+	}
+	for i := range len(text) {
+		c := text[i]
+		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		inside := i > 0 && i < len(text)-1 && (c == '-' || c == '_' || c == '.')
+		if !letter && !inside {
+			return false
+		}
+	}
+	return true
+}
 
 // Values are the workload's values in the order of Labels.
 func (w Workload) Values() []string {
@@ -45,18 +86,36 @@ const Latest = "latest"
 // holds it, for there are endpoints by the thousand.
 type Said [5][]byte
 
-// Split takes Istio's text about an endpoint apart.
+// IsPrincipal reports whether a text is one SPIFFE ID of names
+// (https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md, section 2, with the capital letters in a trust domain that Istio
+// allows), as Istio's are: spiffe://cluster.local/ns/demo/sa/b. A list of them is none.
+func IsPrincipal(text string) bool {
+	id, ok := strings.CutPrefix(text, "spiffe://")
+	domain, path, also := strings.Cut(id, "/")
+	if !ok || !also || domain == "" || !isName(domain) {
+		return false
+	}
+	for segment := range strings.SplitSeq(path, "/") {
+		if segment == "" || !isName(segment) {
+			return false
+		}
+	}
+	return true
+}
+
+// Split takes Istio's text about an endpoint apart. It reports false for a text with more or fewer values, or with one that is no
+// name: istiod puts there what the author of a pod wrote into an owner reference.
 func Split(text []byte) (s Said, ok bool) {
 	last := len(s) - 1
 	for i := range last {
 		var rest []byte
-		if s[i], rest, ok = bytes.Cut(text, []byte(separator)); !ok {
+		if s[i], rest, ok = bytes.Cut(text, []byte(separator)); !ok || !isName(s[i]) {
 			return s, false
 		}
 		text = rest
 	}
 	s[last] = text
-	return s, !bytes.Contains(text, []byte(separator))
+	return s, isName(text)
 }
 
 // Namespace is the workload's.
@@ -72,10 +131,12 @@ func (s Said) LabelsApart(app, version string) string {
 	return app + separator + version
 }
 
-// WithLabels is the workload with the labels that LabelsApart said.
+// WithLabels is the workload with the labels that LabelsApart said, without labels if that is no such text.
 func (w Workload) WithLabels(apart string) Workload {
 	if app, version, ok := strings.Cut(apart, separator); ok {
-		w.App, w.Version = app, version
+		if isName(app) && isName(version) {
+			w.App, w.Version = app, version
+		}
 		return w
 	}
 	w.App, w.Version = w.CanonicalService, w.CanonicalRevision
@@ -86,12 +147,17 @@ func (w Workload) WithLabels(apart string) Workload {
 }
 
 // Parse reads what String wrote, or Istio's shorter text about an endpoint, in which app and version are missing. It
-// reports false for anything else.
+// reports false for anything else: for another number of values, and for a value that is no name.
 func Parse(text string) (Workload, bool) {
 	values := strings.Split(text, separator)
 	const short = 5
 	if len(values) != short && len(values) != len(Labels) {
 		return Workload{}, false
+	}
+	for _, value := range values {
+		if !isName(value) {
+			return Workload{}, false
+		}
 	}
 	values = append(values, "", "")
 	return Workload{values[0], values[1], values[2], values[3], values[4], values[5], values[6]}, true

@@ -1,9 +1,65 @@
 package workload
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
+
+// Hostile are texts with all that anything here separates by, and what else breaks a certificate, a metric or a log.
+var hostile = []string{
+	",", ";", "|", "\n", "\r", "%", "/", "=", "\x00", " ", "\"", "'", "\\", "{", "}", ":", "\u2028", "é", "\xff", "-", ".", "_",
+	"x;y", "x|y", "x,spiffe://cluster.local/ns/bank/sa/payments,y", "x\ny", "%REQ(a)%", "a/b", "a=b", "a\x00b", "аpp", "x-", "-x", strings.Repeat("a", 254),
+}
+
+// What is no name is in no text, and no text that holds it is read, whatever the field.
+func TestHostileValues(t *testing.T) {
+	whole := Workload{"b-v1", "demo", "b", "v1", "Kubernetes", "b", "1.0"}
+	for field := range whole.Values() {
+		for _, text := range hostile {
+			values := whole.Values()
+			values[field] = text
+			w := Workload{values[0], values[1], values[2], values[3], values[4], values[5], values[6]}
+			want := whole.Values()
+			want[field] = ""
+			if got := w.Named().Values(); !slices.Equal(got, want) {
+				t.Errorf("%s %q: %q, want %q", Labels[field], text, got, want)
+			}
+			if got, ok := Parse(w.String()); !ok || !slices.Equal(got.Values(), want) {
+				t.Errorf("%s %q is written as %q", Labels[field], text, w.String())
+			}
+			raw := strings.Join(values, ";")
+			if got, ok := Parse(raw); ok {
+				t.Errorf("%q was read as %+v", raw, got)
+			}
+			if field < len(Said{}) {
+				raw = strings.Join(values[:len(Said{})], ";")
+				if got, ok := Split([]byte(raw)); ok {
+					t.Errorf("%q was split into %q", raw, got)
+				}
+			}
+			for _, apart := range []string{text + ";1", "a;" + text} {
+				if got := (Workload{}).WithLabels(apart); got != (Workload{}) {
+					t.Errorf("labels %q were read as %+v", apart, got)
+				}
+			}
+		}
+	}
+}
+
+// What Kubernetes takes as a name is one.
+func TestNamed(t *testing.T) {
+	long := strings.Repeat("a", 63) + "." + strings.Repeat("b", 63)
+	for _, w := range []Workload{
+		{},
+		{Name: long, Namespace: "a-1", CanonicalService: long, CanonicalRevision: "V1_2.3", Cluster: "Kubernetes", App: "B", Version: "1.0"},
+		{Name: "Some_Label.value"},
+	} {
+		if got, ok := Parse(w.String()); !ok || got != w {
+			t.Errorf("%+v is written as %q", w, w.String())
+		}
+	}
+}
 
 func TestParse(t *testing.T) {
 	whole := Workload{"b-v1", "demo", "b", "v1", "Kubernetes", "b", "1.0"}
@@ -61,6 +117,25 @@ func TestLabelsApart(t *testing.T) {
 	for _, text := range []string{"", "b", "a;b;c;d", "a;b;c;d;e;f"} {
 		if split, ok := Split([]byte(text)); ok {
 			t.Errorf("%q was split into %q", text, split)
+		}
+	}
+}
+
+func TestIsPrincipal(t *testing.T) {
+	for _, id := range []string{"spiffe://cluster.local/ns/demo/sa/b", "spiffe://Mesh_1/ns/a-b/sa/c.d", "spiffe://td/x"} {
+		if !IsPrincipal(id) {
+			t.Errorf("%s is none", id)
+		}
+	}
+	bad := []string{"", "-", "spiffe://", "spiffe:///ns/a", "spiffe://td", "spiffe://td/", "spiffe://td//a", "https://td/a", "SPIFFE://td/a", "spiffe://td/a,spiffe://td/b"}
+	for _, text := range hostile {
+		if text != "/" && text != "a/b" {
+			bad = append(bad, "spiffe://cluster.local/ns/demo/sa/"+text, "spiffe://"+text+"/ns/demo/sa/b")
+		}
+	}
+	for _, id := range bad {
+		if IsPrincipal(id) {
+			t.Errorf("%q is one", id)
 		}
 	}
 }

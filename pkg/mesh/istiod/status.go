@@ -1,0 +1,99 @@
+package istiod
+
+import (
+	"fmt"
+	"reflect"
+
+	"istio.io/istio/pilot/pkg/model"
+	"istio.io/istio/pilot/pkg/xds"
+	istioxds "istio.io/istio/pkg/xds"
+)
+
+// statusKey is where istiod has the generator for `istioctl proxy-status` and its like
+// (istio.io/istio/pilot/pkg/bootstrap/discovery.go, InitGenerators).
+const statusKey = "event"
+
+// KeepStatusApart answers `istioctl proxy-status` from copies of what is asked for.
+//
+// Istio's own answer (istio.io/istio/pilot/pkg/xds/statusgen.go, debugSyncz) holds the lock of a proxy for reading while it takes the
+// same lock for reading once more. A push that wants to write in between waits for the first and keeps the second waiting
+// (sync.RWMutex), so that neither ever ends, and this proxy gets no configuration until istiod is restarted.
+func KeepStatusApart(server *xds.DiscoveryServer) error {
+	own, ok := server.Generators[statusKey].(*xds.StatusGen)
+	if !ok {
+		return fmt.Errorf("the generator for the status of proxies is a %T, and not Istio's", server.Generators[statusKey])
+	}
+	if _, err := copyOf(server); err != nil {
+		return err
+	}
+	server.Generators[statusKey] = &statusGenerator{own}
+	return nil
+}
+
+type statusGenerator struct{ *xds.StatusGen }
+
+// Generate implements model.XdsResourceGenerator.
+func (g *statusGenerator) Generate(proxy *model.Proxy, w *model.WatchedResource, req *model.PushRequest) (model.Resources, model.XdsLogDetails, error) {
+	status, err := g.apart(w)
+	if err != nil {
+		return nil, model.DefaultXdsLogDetails, err
+	}
+	return status.Generate(proxy, w, req)
+}
+
+// GenerateDeltas implements model.XdsDeltaResourceGenerator.
+func (g *statusGenerator) GenerateDeltas(proxy *model.Proxy, req *model.PushRequest, w *model.WatchedResource) (
+	model.Resources, model.DeletedResources, model.XdsLogDetails, bool, error,
+) {
+	status, err := g.apart(w)
+	if err != nil {
+		return nil, nil, model.DefaultXdsLogDetails, true, err
+	}
+	return status.GenerateDeltas(proxy, req, w)
+}
+
+// apart is Istio's generator, for the status of all proxies on copies of them.
+func (g *statusGenerator) apart(w *model.WatchedResource) (*xds.StatusGen, error) {
+	if w.TypeUrl != xds.TypeDebugSyncronization {
+		return g.StatusGen, nil
+	}
+	server, err := copyOf(g.Server)
+	if err != nil {
+		return nil, err
+	}
+	return &xds.StatusGen{Server: server}, nil
+}
+
+// copyOf is a server with the proxies of another, as far as their status needs it. Each proxy's lock is taken once, and
+// the copies have locks of their own.
+func copyOf(server *xds.DiscoveryServer) (*xds.DiscoveryServer, error) {
+	out := &xds.DiscoveryServer{Env: server.Env}
+	clients, err := fieldOf[map[string]*xds.Connection](reflect.ValueOf(out).Elem(), "adsClients")
+	if err != nil {
+		return nil, err
+	}
+	*clients = map[string]*xds.Connection{}
+	for _, connection := range server.Clients() {
+		proxy := connection.Proxy()
+		if proxy == nil {
+			continue
+		}
+		watched := map[string]*model.WatchedResource{}
+		for url, resource := range proxy.DeepCloneWatchedResources() {
+			watched[url] = &resource
+		}
+		copied := &xds.Connection{Connection: istioxds.NewConnection(connection.Peer(), nil)}
+		copied.SetID(connection.ID())
+		copied.MarkInitialized()
+		of, err := fieldOf[*model.Proxy](reflect.ValueOf(copied).Elem(), "proxy")
+		if err != nil {
+			return nil, err
+		}
+		// These are set before a connection counts as initialized, and stay.
+		*of = &model.Proxy{
+			ID: proxy.ID, Type: proxy.Type, ConfigNamespace: proxy.ConfigNamespace, Metadata: proxy.Metadata, WatchedResources: watched,
+		}
+		(*clients)[connection.ID()] = copied
+	}
+	return out, nil
+}
