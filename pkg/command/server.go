@@ -64,6 +64,8 @@ Every flag can stand in the config file under the same name, and in the environm
 
 // serve runs a server until ctx ends.
 func serve(ctx context.Context, cfg *config.Server) error {
+	// containerd, the kubelet and the shims inherit it.
+	syscall.Umask(config.Umask)
 	log := newLog(cfg)
 	release, err := preflight.Lock(cfg.RunDir())
 	if err != nil {
