@@ -69,6 +69,8 @@ type Server struct {
 	ClusterDNS    netip.Addr
 	ClusterDomain string
 	NodePortRange string // "30000-32767"
+	// ResolvConf is the file with the name servers for pods; empty: the host's own.
+	ResolvConf string
 
 	Disabled         map[Addon]bool
 	LoadBalancerPool []AddressRange

@@ -38,6 +38,7 @@ func Server(cfg *config.Server, need uint64) error {
 		func() error { return Writable(filepath.Dir(cfg.Kubeconfig), 0) },
 		func() error { return ports(cfg) },
 		func() error { return nodeIP(cfg.NodeIP) },
+		func() error { return resolvConf(cfg.ResolvConf) },
 		func() error { return publicKeys(cfg.ImagePolicyKeys) },
 	}
 	for _, check := range checks {
@@ -66,6 +67,17 @@ func hostName(given string) error {
 	}
 	if !config.ValidNodeName(strings.ToLower(name)) {
 		return fmt.Errorf("the host's name %q cannot be a node's, which has letters, digits, - and . only: give one with --node-name", name)
+	}
+	return nil
+}
+
+// resolvConf checks that a file that was named can be read.
+func resolvConf(file string) error {
+	if file == "" {
+		return nil
+	}
+	if _, err := os.ReadFile(file); err != nil {
+		return fmt.Errorf("--resolv-conf: %w", err)
 	}
 	return nil
 }
