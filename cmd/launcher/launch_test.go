@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/payload"
 )
@@ -171,6 +172,29 @@ func TestServerIsRefusedBeforeAnythingIsMade(t *testing.T) {
 		if entries, _ := os.ReadDir(home); len(entries) > 0 {
 			t.Errorf("%s: made %v", arg, entries)
 		}
+	}
+}
+
+// A program on a file system with noexec cannot be run: nothing is unpacked there.
+func TestHomeWithNoExec(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	home := t.TempDir()
+	if err := unix.Mount("home", home, "tmpfs", unix.MS_NOEXEC, ""); err != nil {
+		t.Skip("cannot mount here: ", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(home, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	_, failure := launch(t, shipped(t), []string{"HOME=" + home}, "version")
+	if want := "polymesh: the file system of " + home + "/.cache is mounted with noexec"; !strings.Contains(failure, want) || !strings.Contains(failure, "set XDG_CACHE_HOME") {
+		t.Errorf("got %q, want %q", failure, want)
+	}
+	if entries, _ := os.ReadDir(home); len(entries) > 0 {
+		t.Errorf("made %v", entries)
 	}
 }
 

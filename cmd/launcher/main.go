@@ -75,6 +75,7 @@ func forServer(p *payload.Payload, args, environ []string) (payload.Dir, error) 
 	if err := preflight.Server(cfg, 2*size+spare); err != nil {
 		return "", err
 	}
+	unix.Umask(config.Umask)
 	return dir, p.Unpack(dir, names)
 }
 
@@ -105,6 +106,11 @@ func forCommand(p *payload.Payload) (payload.Dir, error) {
 	}
 	if err := preflight.Writable(string(dir), size); err != nil {
 		return "", err
+	}
+	if noexec, err := preflight.NoExec(string(dir)); err != nil {
+		return "", err
+	} else if noexec {
+		return "", fmt.Errorf("the file system of %s is mounted with noexec, so the program that is unpacked there cannot be run: set XDG_CACHE_HOME to a folder on another file system", cache)
 	}
 	return dir, p.Unpack(dir, names)
 }

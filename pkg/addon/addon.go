@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -39,9 +40,9 @@ type Options struct {
 
 	ClusterDNS    netip.Addr
 	ClusterDomain string
-	// Nameservers says that pods with dnsPolicy Default get at least one name server that is not on the loopback.
+	// Nameservers are those that pods with dnsPolicy Default get at the moment, none on the loopback; nil for none ever.
 	// CoreDNS does not start when told to forward to none, and ends itself when it is told to forward to itself.
-	Nameservers bool
+	Nameservers func() []string
 	NodeName    string
 	NodeAddress netip.Addr
 
@@ -73,8 +74,10 @@ func cutTag(ref string) (name, tag string) {
 const (
 	// A query of the API server for each 50 ms poll of three add-ons would be most of its work during a start.
 	readyInterval = 250 * time.Millisecond
-	retryFirst    = 200 * time.Millisecond
-	retryMax      = 10 * time.Second
+	// nameserverInterval is how often other name servers are looked for; asking costs nothing.
+	nameserverInterval = time.Second
+	retryFirst         = 200 * time.Millisecond
+	retryMax           = 10 * time.Second
 )
 
 var (
@@ -85,7 +88,8 @@ var (
 // Addon is the component of one add-on.
 type Addon struct {
 	opts    Options
-	objects []*unstructured.Unstructured // set by Init, not changed afterwards
+	objects []*unstructured.Unstructured // set by Init, and by converge under mu
+	servers []string                     // those for which objects are rendered
 
 	dynamic   dynamic.Interface
 	clientset kubernetes.Interface
@@ -118,12 +122,26 @@ func (a *Addon) Version() string {
 
 // Init renders the manifests, so that a missing value stops the node before anything runs.
 func (a *Addon) Init(context.Context) error {
-	objects, err := render(a.opts)
+	return a.render()
+}
+
+func (a *Addon) render() error {
+	servers := a.nameservers()
+	objects, err := render(a.opts, servers)
 	if err != nil {
 		return fmt.Errorf("render the manifests of %s: %w", a.opts.Name, err)
 	}
-	a.objects = objects
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.objects, a.servers = objects, servers
 	return nil
+}
+
+func (a *Addon) nameservers() []string {
+	if a.opts.Nameservers == nil {
+		return nil
+	}
+	return a.opts.Nameservers()
 }
 
 // Start applies the manifests in the background, again and again until that worked once.
@@ -145,8 +163,34 @@ func (a *Addon) Start(ctx context.Context) error {
 	go func() {
 		defer close(a.done)
 		a.converge(ctx)
+		for a.otherNameservers(ctx) {
+			a.converge(ctx)
+		}
 	}()
 	return nil
+}
+
+// otherNameservers waits until the host has other name servers, and renders the manifests for them. It returns false when
+// ctx ends.
+func (a *Addon) otherNameservers(ctx context.Context) bool {
+	if a.opts.Nameservers == nil || a.opts.Name != config.CoreDNS || a.opts.Disabled {
+		return false
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(nameserverInterval):
+		}
+		if slices.Equal(a.nameservers(), a.servers) {
+			continue
+		}
+		if err := a.render(); err != nil {
+			a.opts.Log.Error("follow the host's name servers", "addon", a.Name(), "err", err)
+			continue
+		}
+		return true
+	}
 }
 
 func (a *Addon) converge(ctx context.Context) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/template"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -57,8 +58,9 @@ func mainImage(name config.Addon) string {
 	return string(name)
 }
 
-// render returns the add-on's objects in the order in which they are to be applied; none if it is disabled.
-func render(opts Options) ([]*unstructured.Unstructured, error) {
+// render returns the add-on's objects in the order in which they are to be applied; none if it is disabled. servers are the
+// name servers that pods get from the host.
+func render(opts Options, servers []string) ([]*unstructured.Unstructured, error) {
 	if opts.Disabled {
 		return nil, nil
 	}
@@ -70,6 +72,7 @@ func render(opts Options) ([]*unstructured.Unstructured, error) {
 			}
 			return "", fmt.Errorf("no image %q among the shipped ones", name)
 		},
+		"join": func(list []string) string { return strings.Join(list, " ") },
 		"json": func(v any) (string, error) {
 			text, err := json.Marshal(v)
 			return string(text), err
@@ -79,7 +82,11 @@ func render(opts Options) ([]*unstructured.Unstructured, error) {
 		return nil, err
 	}
 	var text bytes.Buffer
-	if err := tmpl.Execute(&text, opts); err != nil {
+	data := struct {
+		Options
+		Servers []string
+	}{opts, servers}
+	if err := tmpl.Execute(&text, data); err != nil {
 		return nil, err
 	}
 

@@ -31,7 +31,6 @@ func testOptions(name config.Addon) Options {
 		}),
 		ClusterDNS:    netip.MustParseAddr("10.43.0.10"),
 		ClusterDomain: "cluster.local",
-		Nameservers:   true,
 		NodeName:      "node-1",
 		NodeAddress:   netip.MustParseAddr("192.0.2.10"),
 		StorageDir:    `/var/lib/poly "mesh"/storage`,
@@ -39,16 +38,18 @@ func testOptions(name config.Addon) Options {
 }
 
 func TestRender(t *testing.T) {
-	offline := testOptions(config.CoreDNS)
-	offline.Nameservers = false
 	for golden, opts := range map[string]Options{
 		"coredns":         testOptions(config.CoreDNS),
-		"coredns-offline": offline,
+		"coredns-offline": testOptions(config.CoreDNS),
 		"metrics-server":  testOptions(config.MetricsServer),
 		"local-storage":   testOptions(config.LocalStorage),
 	} {
 		t.Run(golden, func(t *testing.T) {
-			objects, err := render(opts)
+			servers := []string{"192.0.2.53", "2001:db8::53"}
+			if strings.HasSuffix(golden, "-offline") {
+				servers = nil
+			}
+			objects, err := render(opts, servers)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -88,7 +89,7 @@ func TestRenderedObjectsAreValid(t *testing.T) {
 	}
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, types, types, json.SerializerOptions{Strict: true})
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
-		objects, err := render(testOptions(name))
+		objects, err := render(testOptions(name), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,7 +117,7 @@ func TestRenderedObjectsAreValid(t *testing.T) {
 
 // What the provisioner reads out of its ConfigMap is checked by nobody else.
 func TestLocalStorageConfig(t *testing.T) {
-	objects, err := render(testOptions(config.LocalStorage))
+	objects, err := render(testOptions(config.LocalStorage), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +154,7 @@ func TestLocalStorageConfig(t *testing.T) {
 func TestRenderRefusesMissingImage(t *testing.T) {
 	opts := testOptions(config.LocalStorage)
 	delete(opts.Images, "busybox")
-	_, err := render(opts)
+	_, err := render(opts, nil)
 	if err == nil || !strings.Contains(err.Error(), `no image "busybox"`) {
 		t.Errorf("error %v", err)
 	}

@@ -4,14 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/klog/v2"
+
+	"polymesh.dev/polymesh/pkg/config"
 )
 
 // available asks the cluster whether everything that the add-on runs is available.
@@ -28,17 +32,38 @@ func (a *Addon) available(ctx context.Context) error {
 			return err
 		}
 	}
+	if a.opts.Name == config.CoreDNS {
+		return a.answers(ctx)
+	}
 	return nil
 }
+
+// answers asks the cluster's name server by its service address for a name that every cluster has. A Deployment stays
+// available for most of a minute when its node is gone, and for ever when only the way to it is.
+func (a *Addon) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	server := net.JoinHostPort(a.opts.ClusterDNS.String(), "53")
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, server)
+	}}
+	name := "kubernetes.default.svc." + a.opts.ClusterDomain + "."
+	if _, err := resolver.LookupNetIP(ctx, "ip4", name); err != nil {
+		return fmt.Errorf("the cluster's name server %s does not answer for %s: %w", server, name, err)
+	}
+	return nil
+}
+
+// answerTimeout is for a question that never leaves the machine.
+const answerTimeout = 2 * time.Second
 
 func (a *Addon) deploymentAvailable(ctx context.Context, namespace, name string) error {
 	d, err := a.clientset.AppsV1().Deployments(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("read deployment %s/%s: %w", namespace, name, err)
 	}
-	if c := condition(d, appsv1.DeploymentAvailable); d.Status.ObservedGeneration >= d.Generation && c != nil && c.Status == corev1.ConditionTrue {
-		return nil
-	}
+	c := condition(d, appsv1.DeploymentAvailable)
+	available := d.Status.ObservedGeneration >= d.Generation && c != nil && c.Status == corev1.ConditionTrue
 	pods, err := a.clientset.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(d.Spec.Selector)})
 	if err != nil {
 		return fmt.Errorf("list pods of deployment %s/%s: %w", namespace, name, err)
@@ -50,7 +75,37 @@ func (a *Addon) deploymentAvailable(ctx context.Context, namespace, name string)
 		}
 		return list.Items
 	}
+	if available {
+		return onReadyNode(d, pods.Items, nodes())
+	}
 	return errors.New(explain(d, pods.Items, nodes))
+}
+
+// onReadyNode is an error when all pods that count as ready are on nodes that do not report: their state is what was
+// written last.
+func onReadyNode(d *appsv1.Deployment, pods []corev1.Pod, nodes []corev1.Node) error {
+	if d.Spec.Replicas != nil && *d.Spec.Replicas == 0 {
+		return nil
+	}
+	lost := ""
+	for _, pod := range pods {
+		ready := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+			return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+		})
+		if !ready || pod.DeletionTimestamp != nil {
+			continue
+		}
+		reports := slices.ContainsFunc(nodes, func(n corev1.Node) bool {
+			return n.Name == pod.Spec.NodeName && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+				return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+			})
+		})
+		if reports {
+			return nil
+		}
+		lost = fmt.Sprintf(": pod %s is on node %s, which does not report", pod.Name, pod.Spec.NodeName)
+	}
+	return errors.New("no pod on a node that is Ready" + lost)
 }
 
 // explain says in one line why a deployment is not available: what its newest pod waits for. nodes is asked for when the

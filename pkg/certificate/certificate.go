@@ -301,3 +301,16 @@ func WriteFile(path string, content []byte, mode os.FileMode) error {
 	}
 	return os.Rename(f.Name(), path)
 }
+
+// MinVersion is the oldest version of TLS that the API server and the kubelet speak, as their flags take it.
+const MinVersion = "VersionTLS12"
+
+// CipherSuites are those that the API server and the kubelet take below TLS 1.3, as their flags take them: K3s's, which the
+// CIS Kubernetes Benchmark asks for (1.2.29 and 4.2.12). Go's own list has ones with CBC and SHA-1 in it.
+func CipherSuites() []string {
+	return []string{
+		"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+		"TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+		"TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+	}
+}

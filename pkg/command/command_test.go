@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -220,10 +221,7 @@ func TestAsk(t *testing.T) {
 
 // The components and their order are in docs/understand/architecture.md too.
 func TestComponentsOfAServer(t *testing.T) {
-	doc, err := os.ReadFile("../../docs/understand/architecture.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	table := componentTable(t)
 	for args, want := range map[string][]string{
 		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
 			"pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "servicelb", "istio"},
@@ -247,14 +245,54 @@ func TestComponentsOfAServer(t *testing.T) {
 		var got []string
 		for _, c := range m.Status(t.Context()) {
 			got = append(got, c.Name)
-			if !bytes.Contains(doc, []byte("`"+c.Name+"`")) {
-				t.Errorf("docs/understand/architecture.md does not name %s", c.Name)
+			after := m.After(c.Name)
+			if said, ok := table[c.Name]; !ok || !slices.Equal(said.after, after) {
+				t.Errorf("docs/understand/architecture.md lets %s wait for %q, want %q", c.Name, said.after, after)
 			}
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: components are %q, want %q", args, got, want)
 		}
+		if args == "" {
+			slices.SortFunc(got, func(a, b string) int { return table[a].line - table[b].line })
+			if !slices.Equal(got, want) {
+				t.Errorf("docs/understand/architecture.md has the order %q, want %q", got, want)
+			}
+		}
 	}
+}
+
+// componentTable reads the table of components in docs/understand/architecture.md.
+func componentTable(t *testing.T) map[string]componentRow {
+	t.Helper()
+	doc, err := os.ReadFile("../../docs/understand/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rows, ok := strings.Cut(string(doc), "| component | waits for |")
+	if !ok {
+		t.Fatal("docs/understand/architecture.md has no table of components")
+	}
+	rows, _, _ = strings.Cut(rows, "\n\n")
+	names := regexp.MustCompile("`([^`]+)`")
+	table := map[string]componentRow{}
+	for _, line := range strings.Split(rows, "\n")[2:] {
+		cells := strings.Split(line, "|")
+		var after []string
+		for _, m := range names.FindAllStringSubmatch(cells[2], -1) {
+			after = append(after, m[1])
+		}
+		for _, m := range names.FindAllStringSubmatch(cells[1], -1) {
+			table[m[1]] = componentRow{len(table), after}
+		}
+	}
+	return table
+}
+
+// componentRow is what the documentation says of a component: where in the list it is, and what it waits for.
+type componentRow struct {
+	line  int
+	after []string
 }
 
 func TestNew(t *testing.T) {

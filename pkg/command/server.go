@@ -64,6 +64,8 @@ Every flag can stand in the config file under the same name, and in the environm
 
 // serve runs a server until ctx ends.
 func serve(ctx context.Context, cfg *config.Server) error {
+	// containerd, the kubelet and the shims inherit it.
+	syscall.Umask(config.Umask)
 	log := newLog(cfg)
 	release, err := preflight.Lock(cfg.RunDir())
 	if err != nil {
@@ -232,7 +234,7 @@ func (s *server) addComponents(m *component.Manager) {
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.ip, Certificates: certs, EtcdEndpoint: db.Endpoint()}
 	machine := node.Options{
 		Config: s.cfg, Name: s.name, IP: s.ip, Certificates: certs,
-		Programs: s.programs, Images: s.manifest.Images, Log: s.log,
+		Programs: s.programs, Images: s.manifest.Images, Nameservers: node.NewNameservers(s.cfg, s.log), Log: s.log,
 	}
 	kubeconfig := controlplane.Kubeconfig(s.cfg, "polymesh")
 
@@ -252,7 +254,7 @@ func (s *server) addComponents(m *component.Manager) {
 		RegistryDir: config.RegistryDir(s.cfg.DataDir), Log: s.log,
 	}), "kube-apiserver", "images")
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
-		m.Add(s.addon(name, kubeconfig), "kube-apiserver")
+		m.Add(s.addon(name, kubeconfig, machine.Nameservers), "kube-apiserver")
 	}
 	if s.cfg.Enabled(config.ServiceLB) {
 		m.Add(loadbalancer.New(loadbalancer.Options{
@@ -269,10 +271,10 @@ func (s *server) addComponents(m *component.Manager) {
 }
 
 // addon is one of the add-ons; a disabled one is added too, to be removed where it was installed before.
-func (s *server) addon(name config.Addon, kubeconfig string) component.Component {
+func (s *server) addon(name config.Addon, kubeconfig string, names *node.Nameservers) component.Component {
 	return addon.New(addon.Options{
 		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Images: addon.Images(s.manifest.Images),
-		ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, Nameservers: node.HasNameservers(node.ResolvConf(s.cfg)),
+		ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, Nameservers: names.Servers,
 		NodeName: s.name, NodeAddress: s.ip, StorageDir: filepath.Join(s.cfg.DataDir, "storage"), Log: s.log,
 	})
 }

@@ -88,6 +88,20 @@ func (m *Manager) Add(c Component, after ...string) {
 	m.entries = append(m.entries, e)
 }
 
+// After names the components for which the component of this name waits, in the order in which they were added.
+func (m *Manager) After(name string) []string {
+	var names []string
+	for _, e := range m.entries {
+		if e.Name() != name {
+			continue
+		}
+		for _, dep := range e.after {
+			names = append(names, dep.Name())
+		}
+	}
+	return names
+}
+
 // Run initializes and starts all components, and returns after ctx ends or a component fails; by then everything is
 // stopped. The error is the failure, nil when ctx ended.
 func (m *Manager) Run(ctx context.Context) error {
@@ -254,6 +268,9 @@ func (m *Manager) Status(ctx context.Context) []Status {
 				e.check(ctx, true)
 			}
 			out[i] = e.snapshot()
+			if n, ok := e.Component.(Noted); ok && out[i].State == Ready {
+				out[i].Message = n.Note(ctx)
+			}
 			if v, ok := e.Component.(Versioned); ok {
 				out[i].Version = v.Version()
 			}

@@ -25,7 +25,7 @@ var taintEffects = []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}
 
 // nodePorts are those on which the node's own parts listen.
 var nodePorts = map[int]string{
-	10248: "the kubelet's health check", 10249: "kube-proxy's metrics", 10250: "the kubelet", 10256: "kube-proxy's health check",
+	10248: "the kubelet's health check", 10250: "the kubelet", 10256: "kube-proxy's health check",
 }
 
 // absent are parts of K3s that Polymesh never had: disabling them is accepted, so that a K3s command line works.
@@ -38,7 +38,7 @@ var absent = map[string]string{
 func (r *raw) check() (*Server, error) {
 	s := &Server{
 		NodeName: r.nodeName, NodeLabels: r.nodeLabels, NodeTaints: r.nodeTaints,
-		TLSSANs: r.tlsSANs, ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, MeshProfile: r.meshProfile,
+		TLSSANs: r.tlsSANs, ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, ResolvConf: r.resolvConf, MeshProfile: r.meshProfile,
 		APIServerArgs: r.apiserverArgs, ControllerManagerArgs: r.controllerArgs, SchedulerArgs: r.schedulerArgs,
 		KubeletArgs: r.kubeletArgs, ProxyArgs: r.proxyArgs, HTTPSPort: r.httpsPort, LogLevel: r.logLevel, Debug: r.debug,
 		Disabled: map[Addon]bool{},

@@ -22,6 +22,11 @@ const (
 	envPrefix = "POLYMESH_"
 )
 
+// Umask is the server's, whatever the shell has that starts it. containerd makes the root folder of every container with
+// mode 0755 less the umask: under 077, or the 027 of hardened hosts, no program that is not root's finds its own files
+// (kubernetes/kubernetes#96342). systemd gives its services the same one.
+const Umask = 0o022
+
 // Addon names a part that --disable can leave out.
 type Addon string
 
@@ -64,6 +69,8 @@ type Server struct {
 	ClusterDNS    netip.Addr
 	ClusterDomain string
 	NodePortRange string // "30000-32767"
+	// ResolvConf is the file with the name servers for pods; empty: the host's own.
+	ResolvConf string
 
 	Disabled         map[Addon]bool
 	LoadBalancerPool []AddressRange

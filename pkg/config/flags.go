@@ -31,6 +31,7 @@ type raw struct {
 	clusterDNS       string
 	clusterDomain    string
 	nodePortRange    string
+	resolvConf       string
 	disable          []string
 	pool             []string
 	meshProfile      string
@@ -79,6 +80,7 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.clusterDNS, "cluster-dns", "", "address of the cluster's DNS service (default: the tenth of service-cidr)")
 	f.StringVar(&r.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's names")
 	f.StringVar(&r.nodePortRange, "service-node-port-range", "30000-32767", "ports for NodePort services")
+	f.StringVar(&r.resolvConf, "resolv-conf", "", "file with the name servers for pods (default: the host's, without those on loopback)")
 
 	f.StringSliceVar(&r.disable, "disable", nil, "do not install these: "+join(Addons())+"; may be repeated")
 	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the node's address for all)")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
@@ -78,6 +79,8 @@ func (a *APIServer) args() []string {
 		"service-account-signing-key-file": certs.ServiceAccountKey(),
 		"service-cluster-ip-range":         cfg.ServiceCIDR.String(),
 		"service-node-port-range":          cfg.NodePortRange,
+		"tls-cipher-suites":                strings.Join(certificate.CipherSuites(), ","),
+		"tls-min-version":                  certificate.MinVersion,
 		"tls-cert-file":                    certs.Cert(certificate.APIServer),
 		"tls-private-key-file":             certs.Key(certificate.APIServer),
 	}, a.opts.Config.APIServerArgs)

@@ -11,8 +11,11 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/component-base/version"
 	"k8s.io/kubernetes/cmd/kubelet/app"
@@ -33,6 +36,7 @@ type Kubelet struct {
 	component.Task
 	opts   Options
 	server *options.KubeletServer
+	client kubernetes.Interface
 }
 
 // NewKubelet returns the kubelet, not yet started.
@@ -88,10 +92,11 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.PodLogsDir = config.PodLogsDir(cfg.DataDir)
 	c.Port = preflight.KubeletPort
 	c.ReadOnlyPort = 0
-	c.ResolverConfig = ResolvConf(cfg)
+	c.ResolverConfig = k.opts.Nameservers.File()
 	c.SerializeImagePulls = false
 	c.MaxParallelImagePulls = ptr[int32](4)
 	c.StaticPodPath = cfg.AgentDir("pod-manifests")
+	c.TLSCipherSuites, c.TLSMinVersion = certificate.CipherSuites(), certificate.MinVersion
 	c.TLSCertFile = certs.Cert(certificate.KubeletServing)
 	c.TLSPrivateKeyFile = certs.Key(certificate.KubeletServing)
 	c.VolumePluginDir = cfg.AgentDir("volume-plugins")
@@ -106,12 +111,16 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 
 func ptr[T any](v T) *T { return &v }
 
-// inotifyInstances is how many inotify instances all processes of one user may have. A sidecar takes three, and a proxy
-// that gets none ends itself; the kernel's 128 are too few for the 110 pods that the kubelet allows.
-const (
-	inotifyInstances = "/proc/sys/fs/inotify/max_user_instances"
-	wantedInstances  = 8192
-)
+// inotify are the kernel's limits for one user, root, of which all containers on a node take. Instances: a sidecar takes
+// three, and a proxy that gets none ends itself; the kernel's 128 are too few for the 110 pods that the kubelet allows.
+// Watches: an IDE or a log collector takes tens of thousands, and the kernel's number, by the memory of the machine, may be
+// 8192; one takes 1 KiB while it is used.
+func inotify() map[string]int {
+	return map[string]int{
+		"/proc/sys/fs/inotify/max_user_instances": 8192,
+		"/proc/sys/fs/inotify/max_user_watches":   524288,
+	}
+}
 
 // raise writes a number to a kernel setting that has a lower one.
 func raise(path string, want int) error {
@@ -141,11 +150,12 @@ func (k *Kubelet) Init(context.Context) error {
 			return err
 		}
 	}
-	if err := raise(inotifyInstances, wantedInstances); err != nil {
-		k.opts.Log.Info("the kernel's limit of inotify instances stays, so about forty pods with a sidecar can run here", "err", err)
+	for path, want := range inotify() {
+		if err := raise(path, want); err != nil {
+			k.opts.Log.Info("a limit of the kernel's stays: with 128 instances of inotify about forty pods with a sidecar can run here", "wanted", want, "err", err)
+		}
 	}
-	// An own resolv.conf without name servers, for a machine that has none: the host's may be missing altogether.
-	return certificate.WriteFile(cfg.AgentDir("etc", "resolv.conf"), []byte("# this machine has no name server that pods could use\n"), 0o644)
+	return k.opts.Nameservers.update()
 }
 
 // parse makes the kubelet's settings of ours and of the user's.
@@ -179,48 +189,56 @@ func (k *Kubelet) parse() error {
 	return nil
 }
 
-// ResolvConf is the file from which pods get their name servers: the host's if pods can use those in it, or else one of
-// our own that names none. One on loopback is the host's own forwarder, which a pod cannot reach.
-func ResolvConf(cfg *config.Server) string {
-	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
-		if HasNameservers(path) {
-			return path
-		}
-	}
-	return cfg.AgentDir("etc", "resolv.conf")
-}
-
-// HasNameservers reports whether a resolv.conf names a server that pods can reach.
-func HasNameservers(path string) bool {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) == 2 && f[0] == "nameserver" && !strings.HasPrefix(f[1], "127.") && f[1] != "::1" {
-			return true
-		}
-	}
-	return false
-}
-
 // Start runs the kubelet.
 func (k *Kubelet) Start(ctx context.Context) error {
+	rest, err := clientcmd.BuildConfigFromFlags("", controlplane.Kubeconfig(k.opts.Config, "polymesh"))
+	if err != nil {
+		return err
+	}
+	if k.client, err = kubernetes.NewForConfig(rest); err != nil {
+		return err
+	}
 	deps, err := app.UnsecuredDependencies(ctx, k.server, utilfeature.DefaultFeatureGate)
 	if err != nil {
 		return fmt.Errorf("build dependencies: %w", err)
 	}
 	k.Go(ctx, func(ctx context.Context) error {
+		go k.opts.Nameservers.follow(ctx)
 		return app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate)
 	})
 	return nil
 }
 
-// Ready asks the kubelet's health endpoint.
+// Ready asks the kubelet's health endpoint, and whether the machine has so little left that the kubelet takes no more pods.
 func (k *Kubelet) Ready(ctx context.Context) error {
-	return healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", k.server.HealthzPort))
+	if err := healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", k.server.HealthzPort)); err != nil {
+		return err
+	}
+	node, err := k.client.CoreV1().Nodes().Get(ctx, k.opts.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil // pod-network and kube-apiserver say what is wrong
+	}
+	return pressure(node)
 }
+
+// pressure is an error when the kubelet refuses pods and evicts them
+// (https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/).
+func pressure(node *corev1.Node) error {
+	advice := map[corev1.NodeConditionType]string{
+		corev1.NodeDiskPressure:   "free some space (`df -h` shows how much each disk has)",
+		corev1.NodeMemoryPressure: "free some memory (`polymesh kubectl top pods -A --sort-by=memory` shows who has it)",
+		corev1.NodePIDPressure:    "end some processes",
+	}
+	for _, c := range node.Status.Conditions {
+		if what := advice[c.Type]; what != "" && c.Status == corev1.ConditionTrue {
+			return fmt.Errorf("%s: %s: no new pods, and some are evicted: %s", c.Type, c.Message, what)
+		}
+	}
+	return nil
+}
+
+// Note says what pods have to do without.
+func (k *Kubelet) Note(context.Context) string { return k.opts.Nameservers.Note() }
 
 func healthz(ctx context.Context, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

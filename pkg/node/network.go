@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,41 +33,34 @@ import (
 const Bridge = "cni0"
 
 // Network is the component "pod-network": it waits for the node's range of pod addresses, writes the CNI configuration
-// for it, gives the node its roles, and is ready when the node is.
+// for it, gives the node its roles, keeps what the pods' traffic needs of the kernel, and is ready when the node is.
 type Network struct {
 	opts   Options
 	cancel context.CancelFunc
 	client kubernetes.Interface
 	node   atomic.Pointer[corev1.Node]
-	since  time.Time
-	log    *slog.Logger
+	// former is a node object of this machine under an earlier name, obstacle a rule of another program that refuses pods'
+	// packets; empty or nil if there is none.
+	former, obstacle atomic.Pointer[string]
+	since            time.Time
+	log              *slog.Logger
+	keeper           keeper
+	masq             *masquerade
+	// addresses are the machine's.
+	addresses func() ([]net.Addr, error)
 }
 
 // NewNetwork returns the component, not yet started.
 func NewNetwork(o Options) *Network {
-	return &Network{opts: o, log: o.Log.With("component", "pod-network")}
+	log := o.Log.With("component", "pod-network")
+	return &Network{opts: o, log: log, keeper: keeper{log: log}, addresses: net.InterfaceAddrs}
 }
 
 // Name implements component.Component.
 func (n *Network) Name() string { return "pod-network" }
 
-// Init lets the machine forward packets, also between pods on one bridge, where the answer must pass the rules that
-// translated the request.
-func (n *Network) Init(context.Context) error {
-	for path, value := range map[string]string{
-		"/proc/sys/net/ipv4/ip_forward":                 "1",
-		"/proc/sys/net/bridge/bridge-nf-call-iptables":  "1",
-		"/proc/sys/net/bridge/bridge-nf-call-ip6tables": "1",
-	} {
-		if have, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(have)) == value {
-			continue
-		}
-		if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
-			return fmt.Errorf("turn packet forwarding on: %w", err)
-		}
-	}
-	return nil
-}
+// Init lets the machine forward packets.
+func (n *Network) Init(ctx context.Context) error { return forwarding().restore(ctx) }
 
 // Start watches the node's own object.
 func (n *Network) Start(ctx context.Context) error {
@@ -78,7 +73,15 @@ func (n *Network) Start(ctx context.Context) error {
 	if n.client, err = kubernetes.NewForConfig(rest); err != nil {
 		return err
 	}
+	network := NetworkName(n.opts.Config.DataDir)
+	if n.masq, err = newMasquerade(network, n.opts.Config.ClusterCIDR, n.podCIDR); err != nil {
+		return err
+	}
+	pods := newAttachments(network, n.opts.Programs.CNIDir(), "")
+	n.keeper.parts = []part{forwarding(), n.masq, &bridge{pods, n.podCIDR}, &hostPorts{attachments: pods}}
 	ctx, n.cancel = context.WithCancel(ctx)
+	go n.keeper.run(ctx)
+	go n.watchOthers(ctx)
 	own := cache.NewListWatchFromClient(n.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
 		fields.OneTermEqualSelector("metadata.name", n.opts.Name))
 	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
@@ -103,6 +106,13 @@ func (n *Network) see(ctx context.Context, node *corev1.Node) {
 	if node.Spec.PodCIDR == "" {
 		return
 	}
+	// The first pod may start as soon as the configuration is there.
+	if gone, err := n.masq.missing(ctx); err == nil && gone != "" {
+		if err := n.masq.restore(ctx); err != nil {
+			n.log.Error("let pods out of the cluster", "err", err)
+			return
+		}
+	}
 	text, err := Conflist(NetworkName(n.opts.Config.DataDir), node.Spec.PodCIDR, filepath.Join(n.opts.Config.RunDir(), "cni"), preflight.NFTables())
 	if err != nil {
 		n.log.Error("render the CNI configuration", "err", err)
@@ -120,8 +130,8 @@ func (n *Network) see(ctx context.Context, node *corev1.Node) {
 // NetworkName is the name of the pod network; libcni's cache of results in /var/lib/cni goes by it.
 func NetworkName(dataDir string) string { return filepath.Base(config.RunDir(dataDir)) + "-pods" }
 
-// Conflist renders the CNI configuration: a bridge whose pods get addresses of the range, leave it under the node's
-// address, and can publish ports (https://www.cni.dev/plugins/current/main/bridge/).
+// Conflist renders the CNI configuration: a bridge whose pods get addresses of the range and can publish ports
+// (https://www.cni.dev/plugins/current/main/bridge/). They leave it under the node's address by a rule of masquerade.
 func Conflist(name, podCIDR, stateDir string, nftables bool) ([]byte, error) {
 	backend := "nftables"
 	if !nftables {
@@ -137,8 +147,7 @@ func Conflist(name, podCIDR, stateDir string, nftables bool) ([]byte, error) {
 				"isDefaultGateway": true,
 				"forceAddress":     true,
 				"hairpinMode":      true,
-				"ipMasq":           true,
-				"ipMasqBackend":    backend,
+				"ipMasq":           false,
 				"ipam": map[string]any{
 					"type":    "host-local",
 					"dataDir": stateDir,
@@ -182,8 +191,25 @@ func (n *Network) label(ctx context.Context, node *corev1.Node) error {
 	return err
 }
 
-// Ready is nil when the node is Ready.
-func (n *Network) Ready(context.Context) error {
+func (n *Network) podCIDR() string {
+	if node := n.node.Load(); node != nil {
+		return node.Spec.PodCIDR
+	}
+	return ""
+}
+
+// Ready is nil when the node is Ready, has its address, and nothing of its network is missing.
+func (n *Network) Ready(ctx context.Context) error {
+	if err := n.nodeReady(); err != nil {
+		return err
+	}
+	if err := n.hasAddress(); err != nil {
+		return err
+	}
+	return n.keeper.check(ctx)
+}
+
+func (n *Network) nodeReady() error {
 	node := n.node.Load()
 	if node == nil {
 		return errors.New("the node has not registered yet")
@@ -200,6 +226,87 @@ func (n *Network) Ready(context.Context) error {
 		}
 	}
 	return fmt.Errorf("node %s has not reported yet", node.Name)
+}
+
+// hasAddress is an error when the machine has lost the address that the cluster knows. Certificates, endpoints and the
+// load balancer have it too, and all are made for another one at a start.
+func (n *Network) hasAddress() error {
+	addrs, err := n.addresses()
+	if err != nil {
+		return fmt.Errorf("list the machine's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == n.opts.IP {
+			return nil
+		}
+	}
+	if n.opts.Config.NodeIP.IsValid() {
+		return fmt.Errorf("the node's address %s, which --node-ip names, is on no interface any more: bring it back, or restart the server with another --node-ip", n.opts.IP)
+	}
+	return fmt.Errorf("the node's address %s is on no interface any more: restart the server, which takes the machine's new one", n.opts.IP)
+}
+
+// watchOthers looks from time to time at what the server cannot or must not put right: the object of a node that was this
+// machine under another name, with the pods that were on it (k3s-io/k3s#6335), and other programs' rules.
+func (n *Network) watchOthers(ctx context.Context) {
+	for {
+		if node := n.node.Load(); node != nil {
+			if list, err := n.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{}); err == nil {
+				if name := formerNode(node, list.Items); replaced(&n.former, name) {
+					n.log.Warn("this machine was a node of another name before, whose object and pods are still there", "node", name, "remove", "polymesh kubectl delete node "+name)
+				}
+			}
+			text, err := obstacles(ctx, node.Spec.PodCIDR)
+			if err != nil && ctx.Err() == nil {
+				n.log.Debug("look at other programs' rules", "err", err)
+			} else if replaced(&n.obstacle, text) {
+				n.log.Warn("another program's rules refuse pods' packets", "what", text)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(30 * time.Second):
+		}
+	}
+}
+
+// replaced stores a text and reports whether it says something new.
+func replaced(p *atomic.Pointer[string], text string) bool {
+	old := p.Swap(&text)
+	return text != "" && (old == nil || *old != text)
+}
+
+// formerNode finds the node that is the same machine under another name: the same system, no longer reporting.
+func formerNode(own *corev1.Node, all []corev1.Node) string {
+	for _, other := range all {
+		a, b := own.Status.NodeInfo, other.Status.NodeInfo
+		same := a.MachineID != "" && a.MachineID == b.MachineID || a.SystemUUID != "" && a.SystemUUID == b.SystemUUID
+		if other.Name == own.Name || !same {
+			continue
+		}
+		for _, c := range other.Status.Conditions {
+			if c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown {
+				return other.Name
+			}
+		}
+	}
+	return ""
+}
+
+// Note says what was put back, and what an administrator has to do.
+func (n *Network) Note(context.Context) string {
+	var notes []string
+	if name := n.former.Load(); name != nil && *name != "" {
+		notes = append(notes, fmt.Sprintf("node %s was this machine under its former name: `polymesh kubectl delete node %s` removes it with its pods", *name, *name))
+	}
+	if text := n.obstacle.Load(); text != nil && *text != "" {
+		notes = append(notes, *text)
+	}
+	if last := n.keeper.last(); last != "" {
+		notes = append(notes, last)
+	}
+	return strings.Join(notes, "; ")
 }
 
 // Stop ends the watch. Pods keep their addresses.

@@ -4,7 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"k8s.io/component-base/version"
@@ -21,10 +26,13 @@ type Proxy struct {
 	component.Task
 	opts    Options
 	options *app.Options
+	keeper  keeper
 }
 
 // NewProxy returns kube-proxy, not yet started.
-func NewProxy(o Options) *Proxy { return &Proxy{Task: component.NewTask(), opts: o} }
+func NewProxy(o Options) *Proxy {
+	return &Proxy{Task: component.NewTask(), opts: o, keeper: keeper{log: o.Log.With("component", "kube-proxy")}}
+}
 
 // Name implements component.Component.
 func (p *Proxy) Name() string { return "kube-proxy" }
@@ -42,7 +50,6 @@ func (p *Proxy) args() []string {
 		"healthz-bind-address": "0.0.0.0:10256",
 		"hostname-override":    p.opts.Name,
 		"kubeconfig":           controlplane.Kubeconfig(p.opts.Config, p.Name()),
-		"metrics-bind-address": "127.0.0.1:10249",
 		"proxy-mode":           mode,
 	}
 	if !mayTuneConntrack() {
@@ -65,27 +72,63 @@ func mayTuneConntrack() bool {
 
 // Init parses the command line.
 func (p *Proxy) Init(context.Context) error {
-	p.options = app.NewOptions()
-	fs := pflag.NewFlagSet(p.Name(), pflag.ContinueOnError)
-	p.options.AddFlags(fs)
-	if err := kubeflags.Check("kube-proxy-arg", fs, p.args()); err != nil {
+	args := p.args()
+	options, err := parseProxy(args)
+	if err != nil {
 		return err
 	}
-	if err := p.options.Complete(fs); err != nil {
+	if err := options.Validate(); err != nil {
 		return fmt.Errorf("--kube-proxy-arg: %w", err)
 	}
-	if err := p.options.Validate(); err != nil {
-		return fmt.Errorf("--kube-proxy-arg: %w", err)
+	if !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--metrics-") }) {
+		// The server for metrics asks for no credentials, and what it shows in this process is of all components: metrics,
+		// flags and configuration. The API server and the kubelet have the same metrics, and ask. Validate does not take the
+		// value that turns the server off, but Run does.
+		if options, err = parseProxy(append(args, "--metrics-port=0")); err != nil {
+			return err
+		}
 	}
+	p.options = options
 	return nil
+}
+
+func parseProxy(args []string) (*app.Options, error) {
+	options := app.NewOptions()
+	fs := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
+	fs.SetOutput(io.Discard) // that a flag is deprecated
+	options.AddFlags(fs)
+	if err := kubeflags.Check("kube-proxy-arg", fs, args); err != nil {
+		return nil, err
+	}
+	if err := options.Complete(fs); err != nil {
+		return nil, fmt.Errorf("--kube-proxy-arg: %w", err)
+	}
+	return options, nil
 }
 
 // Start runs kube-proxy. Its Run takes no notice of the context (cmd/kube-proxy/app/server.go: the sync loop and the node
 // informer never end), so stopping it means no longer waiting for it; its rules stay in place either way.
 func (p *Proxy) Start(ctx context.Context) error {
+	var rules *serviceRules
+	// In the other modes kube-proxy has a monitor of its own (pkg/util/iptables, Monitor).
+	if slices.Contains(p.args(), "--proxy-mode=nftables") {
+		var err error
+		if rules, err = newServiceRules(controlplane.Kubeconfig(p.opts.Config, "polymesh")); err != nil {
+			return err
+		}
+		p.keeper.parts = []part{rules}
+	}
 	p.Go(ctx, func(ctx context.Context) error {
 		ended := make(chan error, 1)
 		go func() { ended <- p.options.Run(ctx) }()
+		go func() {
+			if rules != nil {
+				if err := rules.removeServices(ctx); err != nil && ctx.Err() == nil {
+					p.keeper.log.Warn("what an earlier server has left may stay", "err", err)
+				}
+			}
+			p.keeper.run(ctx)
+		}()
 		select {
 		case err := <-ended:
 			return err
@@ -96,7 +139,25 @@ func (p *Proxy) Start(ctx context.Context) error {
 	return nil
 }
 
-// Ready asks kube-proxy's health endpoint, which is well once the rules have been written.
+// Ready asks kube-proxy's health endpoint and tries a service address: the endpoint stays well when another program has
+// removed the rules.
 func (p *Proxy) Ready(ctx context.Context) error {
-	return healthz(ctx, "http://127.0.0.1:10256/healthz")
+	if err := healthz(ctx, "http://127.0.0.1:10256/healthz"); err != nil {
+		return err
+	}
+	if err := p.keeper.check(ctx); err != nil {
+		return err
+	}
+	address := net.JoinHostPort(p.opts.Config.APIServiceIP().String(), "443")
+	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("service addresses do not work: %w", err)
+	}
+	return conn.Close()
 }
+
+// dialTimeout is for a connection that never leaves the machine.
+const dialTimeout = 2 * time.Second
+
+// Note says that rules were put back.
+func (p *Proxy) Note(context.Context) string { return p.keeper.last() }

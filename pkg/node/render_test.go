@@ -3,6 +3,7 @@ package node
 import (
 	"flag"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,7 +13,9 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/kubernetes/cmd/kube-proxy/app"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
+	"sigs.k8s.io/yaml"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
@@ -56,9 +59,10 @@ func settings(t *testing.T, args ...string) *config.Server {
 func nodeOptions(cfg *config.Server) Options {
 	return Options{
 		Config: cfg, Name: "node-1", IP: netip.MustParseAddr("192.0.2.10"), Certificates: certificate.Store(cfg.ServerDir("tls")),
-		Programs: payload.Dir(filepath.Join(cfg.DataDir, "data", "current")),
-		Images:   []string{"registry.polymesh.dev/pause:3.10.1", "registry.polymesh.dev/istio/pilot:1"},
-		Log:      slog.New(slog.DiscardHandler),
+		Programs:    payload.Dir(filepath.Join(cfg.DataDir, "data", "current")),
+		Images:      []string{"registry.polymesh.dev/pause:3.10.1", "registry.polymesh.dev/istio/pilot:1"},
+		Nameservers: NewNameservers(cfg, slog.New(slog.DiscardHandler)),
+		Log:         slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -103,6 +107,9 @@ func TestKubeletUsesItsOwnCertificates(t *testing.T) {
 	if c.TLSCertFile != "/var/lib/polymesh/server/tls/serving-kubelet.crt" || c.Authentication.X509.ClientCAFile != "/var/lib/polymesh/server/tls/client-ca.crt" {
 		t.Errorf("certificates are %s and %s", c.TLSCertFile, c.Authentication.X509.ClientCAFile)
 	}
+	if c.TLSMinVersion != "VersionTLS12" || len(c.TLSCipherSuites) == 0 || slices.ContainsFunc(c.TLSCipherSuites, func(s string) bool { return !strings.Contains(s, "_GCM_") && !strings.Contains(s, "_POLY1305_") }) {
+		t.Errorf("TLS is %s, %v", c.TLSMinVersion, c.TLSCipherSuites)
+	}
 	if !slices.Equal(c.ClusterDNS, []string{"10.43.0.10"}) || c.FailCgroupV1 {
 		t.Errorf("got %v, %v", c.ClusterDNS, c.FailCgroupV1)
 	}
@@ -123,29 +130,6 @@ func TestBadArgumentsAreRefused(t *testing.T) {
 	}
 }
 
-func TestHasNameservers(t *testing.T) {
-	for text, want := range map[string]bool{
-		"nameserver 192.0.2.53\n":                      true,
-		"search example.com\nnameserver\t192.0.2.53":   true,
-		"nameserver 127.0.0.53\nnameserver 192.0.2.53": true,
-		"nameserver 127.0.0.53\noptions edns0\n":       false,
-		"nameserver ::1\n":                             false,
-		"# nameserver 192.0.2.53\n":                    false,
-		"":                                             false,
-	} {
-		path := filepath.Join(t.TempDir(), "resolv.conf")
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := HasNameservers(path); got != want {
-			t.Errorf("%q: %v", text, got)
-		}
-	}
-	if HasNameservers("/no/such/file") {
-		t.Error("a file that is not there has name servers")
-	}
-}
-
 func TestImageNames(t *testing.T) {
 	o := nodeOptions(settings(t))
 	for name, want := range map[string]string{"pause": "registry.polymesh.dev/pause:3.10.1", "pilot": "registry.polymesh.dev/istio/pilot:1", "pau": ""} {
@@ -162,6 +146,9 @@ func TestImageNames(t *testing.T) {
 
 func TestNetworkSaysWhatItWaitsFor(t *testing.T) {
 	n := NewNetwork(nodeOptions(settings(t)))
+	n.addresses = func() ([]net.Addr, error) {
+		return []net.Addr{&net.IPNet{IP: net.IPv4(127, 0, 0, 1), Mask: net.CIDRMask(8, 32)}, &net.IPNet{IP: net.IPv4(192, 0, 2, 10), Mask: net.CIDRMask(24, 32)}}, nil
+	}
 	condition := func(s corev1.ConditionStatus, message string) *corev1.Node {
 		node := &corev1.Node{}
 		node.Name = "node-1"
@@ -185,6 +172,106 @@ func TestNetworkSaysWhatItWaitsFor(t *testing.T) {
 			t.Errorf("error is %v, want %q", err, c.want)
 		}
 	}
+
+	// The address that the cluster knows goes while the server runs: the node's own condition stays True.
+	n.addresses = func() ([]net.Addr, error) {
+		return []net.Addr{&net.IPNet{IP: net.IPv4(192, 0, 2, 11), Mask: net.CIDRMask(24, 32)}}, nil
+	}
+	if err := n.Ready(t.Context()); err == nil || err.Error() != "the node's address 192.0.2.10 is on no interface any more: restart the server, which takes the machine's new one" {
+		t.Errorf("without the address: %v", err)
+	}
+	n.opts.Config = settings(t, "--node-ip", "192.0.2.10")
+	if err := n.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "restart the server with another --node-ip") {
+		t.Errorf("without the given address: %v", err)
+	}
+}
+
+func TestFormerNode(t *testing.T) {
+	node := func(name, machine string, ready corev1.ConditionStatus) corev1.Node {
+		var n corev1.Node
+		n.Name, n.Status.NodeInfo.MachineID = name, machine
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}
+		return n
+	}
+	own := node("new", "m1", corev1.ConditionTrue)
+	for _, c := range []struct {
+		other corev1.Node
+		want  string
+	}{
+		{node("old", "m1", corev1.ConditionUnknown), "old"},
+		{node("old", "m1", corev1.ConditionTrue), ""},      // a second server on this machine
+		{node("other", "m2", corev1.ConditionUnknown), ""}, // another machine that is off
+		{node("other", "", corev1.ConditionUnknown), ""},
+		{node("new", "m1", corev1.ConditionUnknown), ""},
+	} {
+		if got := formerNode(&own, []corev1.Node{own, c.other}); got != c.want {
+			t.Errorf("%s, %s: %q, want %q", c.other.Name, c.other.Status.NodeInfo.MachineID, got, c.want)
+		}
+	}
+	n := NewNetwork(nodeOptions(settings(t)))
+	if note := n.Note(t.Context()); note != "" {
+		t.Errorf("at first it says %q", note)
+	}
+	old := "old"
+	n.former.Store(&old)
+	if note := n.Note(t.Context()); !strings.Contains(note, "`polymesh kubectl delete node old` removes it") {
+		t.Errorf("it says %q", note)
+	}
+}
+
+func TestPressure(t *testing.T) {
+	var n corev1.Node
+	n.Status.Conditions = []corev1.NodeCondition{
+		{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionFalse}, {Type: corev1.NodeDiskPressure, Status: corev1.ConditionUnknown},
+		{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Message: "kubelet is posting ready status"},
+	}
+	if err := pressure(&n); err != nil {
+		t.Error(err)
+	}
+	n.Status.Conditions[1] = corev1.NodeCondition{Type: corev1.NodeDiskPressure, Status: corev1.ConditionTrue, Message: "kubelet has disk pressure"}
+	if err := pressure(&n); err == nil || !strings.HasPrefix(err.Error(), "DiskPressure: kubelet has disk pressure: no new pods") || !strings.Contains(err.Error(), "df -h") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// What everybody on the machine and each pod in the host's network could read: the metrics, flags and configuration of all
+// components.
+func TestProxyHasNoServerForMetrics(t *testing.T) {
+	p := NewProxy(nodeOptions(settings(t)))
+	if err := p.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := metricsAddress(t, p.options); got != "" {
+		t.Errorf("metrics are at %q", got)
+	}
+	p = NewProxy(nodeOptions(settings(t, "--kube-proxy-arg", "metrics-bind-address=127.0.0.1:10249")))
+	if err := p.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := metricsAddress(t, p.options); got != "127.0.0.1:10249" {
+		t.Errorf("metrics are at %q, not where the user wants them", got)
+	}
+	if err := NewProxy(nodeOptions(settings(t, "--kube-proxy-arg", "healthz-bind-address=nowhere"))).Init(t.Context()); err == nil {
+		t.Error("a wrong argument is taken")
+	}
+}
+
+// metricsAddress is what kube-proxy makes of its flags: it writes its configuration down when asked to.
+func metricsAddress(t *testing.T, options *app.Options) string {
+	t.Helper()
+	options.WriteConfigTo = filepath.Join(t.TempDir(), "config.yaml")
+	if err := options.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(options.WriteConfigTo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conf struct{ MetricsBindAddress string }
+	if err := yaml.Unmarshal(text, &conf); err != nil {
+		t.Fatal(err)
+	}
+	return conf.MetricsBindAddress
 }
 
 func TestRaise(t *testing.T) {

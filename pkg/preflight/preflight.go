@@ -1,5 +1,6 @@
-// Package preflight looks at the machine before anything is changed on it, and says in one line what stands in the way
-// of a server. The launcher calls it before it unpacks.
+// Package preflight looks at the machine before a server starts, and says in one line what stands in the way of it. The
+// launcher calls it before it unpacks. The one thing that it changes is the kernel's list of modules: a feature that a
+// module brings can only be seen once that is loaded (docs/start/requirements.md says so).
 package preflight
 
 import (
@@ -33,9 +34,11 @@ func Server(cfg *config.Server, need uint64) error {
 		kernel,
 		cgroups,
 		func() error { return Writable(cfg.DataDir, need) },
+		func() error { return executable(cfg.DataDir) },
 		func() error { return Writable(filepath.Dir(cfg.Kubeconfig), 0) },
 		func() error { return ports(cfg) },
 		func() error { return nodeIP(cfg.NodeIP) },
+		func() error { return resolvConf(cfg.ResolvConf) },
 		func() error { return publicKeys(cfg.ImagePolicyKeys) },
 	}
 	for _, check := range checks {
@@ -64,6 +67,17 @@ func hostName(given string) error {
 	}
 	if !config.ValidNodeName(strings.ToLower(name)) {
 		return fmt.Errorf("the host's name %q cannot be a node's, which has letters, digits, - and . only: give one with --node-name", name)
+	}
+	return nil
+}
+
+// resolvConf checks that a file that was named can be read.
+func resolvConf(file string) error {
+	if file == "" {
+		return nil
+	}
+	if _, err := os.ReadFile(file); err != nil {
+		return fmt.Errorf("--resolv-conf: %w", err)
 	}
 	return nil
 }
@@ -124,8 +138,7 @@ func Lock(runDir string) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// kernel checks the features that containers and pod networking need. A feature may be in a module that is not loaded
-// yet, so each is asked for once.
+// kernel checks the features that containers and pod networking need. It loads the modules that may bring them.
 func kernel() error {
 	for _, module := range []string{"overlay", "br_netfilter", "nf_conntrack", "veth"} {
 		// What counts is the check below; where the feature is built in, or there is no modprobe, this fails.
@@ -210,20 +223,9 @@ func cgroups() error {
 // Writable checks that a directory can be made or written, and that its disk has room for need bytes. It changes
 // nothing: what does not exist yet is judged by the nearest folder above it.
 func Writable(dir string, need uint64) error {
-	existing := dir
-	for {
-		info, err := os.Stat(existing)
-		if err == nil {
-			if !info.IsDir() {
-				return fmt.Errorf("%s is not a folder, so %s cannot be used: remove it or choose another place", existing, dir)
-			}
-			break
-		}
-		// Not a directory: something above it is a file, which the next round finds.
-		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
-			return fmt.Errorf("look at %s: %w", existing, err)
-		}
-		existing = filepath.Dir(existing)
+	existing, err := nearest(dir)
+	if err != nil {
+		return err
 	}
 	if err := unix.Access(existing, unix.W_OK|unix.X_OK); err != nil {
 		return fmt.Errorf("%s is not writable (%w): mount it writable or choose another place", existing, err)
@@ -236,6 +238,47 @@ func Writable(dir string, need uint64) error {
 		return fmt.Errorf("the disk of %s has %d MB free and %d MB are needed: free some, or choose another with --data-dir", existing, free>>20, need>>20)
 	}
 	return nil
+}
+
+// nearest is the folder itself, or else the nearest one above it that exists.
+func nearest(dir string) (string, error) {
+	for existing := dir; ; existing = filepath.Dir(existing) {
+		info, err := os.Stat(existing)
+		if err == nil {
+			if !info.IsDir() {
+				return "", fmt.Errorf("%s is not a folder, so %s cannot be used: remove it or choose another place", existing, dir)
+			}
+			return existing, nil
+		}
+		// Not a directory: something above it is a file, which the next round finds.
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+			return "", fmt.Errorf("look at %s: %w", existing, err)
+		}
+	}
+}
+
+// NoExec reports whether programs in a folder, or in the nearest one above it that exists, cannot be run because the file
+// system is mounted with noexec.
+func NoExec(dir string) (bool, error) {
+	existing, err := nearest(dir)
+	if err != nil {
+		return false, err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(existing, &st); err != nil {
+		return false, fmt.Errorf("look at the file system of %s: %w", existing, err)
+	}
+	// statfs(2): the flags of a mount have the values of mount(2)'s.
+	return st.Flags&unix.MS_NOEXEC != 0, nil
+}
+
+// executable checks that the programs that will lie below the data dir can be run.
+func executable(dataDir string) error {
+	noexec, err := NoExec(dataDir)
+	if noexec {
+		return fmt.Errorf("the file system of %s is mounted with noexec, so the programs that are unpacked there cannot be run: mount it with exec, or choose another place with --data-dir", dataDir)
+	}
+	return err
 }
 
 // ports checks that nobody listens where the server will.

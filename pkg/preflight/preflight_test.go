@@ -85,6 +85,13 @@ func TestWritableOnReadOnlyMount(t *testing.T) {
 	wantError(t, "read-only", Writable(filepath.Join(dir, "data"), 0), dir+" is not writable (read-only file system): mount it writable or choose another place")
 }
 
+func TestNoExec(t *testing.T) {
+	with := mount(t, "noexec", "tmpfs", unix.MS_NOEXEC, "")
+	wantError(t, "noexec", executable(filepath.Join(with, "data")), "is mounted with noexec, so the programs that are unpacked there cannot be run: mount it with exec, or choose another place with --data-dir")
+	without := mount(t, "exec", "tmpfs", 0, "")
+	wantError(t, "exec", executable(filepath.Join(without, "data")), "")
+}
+
 func TestWritableOnFullDisk(t *testing.T) {
 	dir := mount(t, "small", "tmpfs", 0, "size=4m")
 	wantError(t, "an empty disk", Writable(dir, 3<<20), "")

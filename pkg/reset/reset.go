@@ -294,7 +294,7 @@ func removeRules(ctx context.Context, o Options) error {
 	var failures []error
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line) // table <family> <name>
-		if len(f) != 3 || !slices.Contains([]string{"kube-proxy", "cni_plugins_masquerade", "cni_hostport"}, f[2]) && !isLookTrace(ctx, nft, f[1], f[2]) {
+		if len(f) != 3 || !slices.Contains([]string{"kube-proxy", "cni_plugins_masquerade", "cni_hostport", node.Table}, f[2]) && !isLookTrace(ctx, nft, f[1], f[2]) {
 			continue
 		}
 		if out, err := exec.CommandContext(ctx, nft, "delete", "table", f[1], f[2]).CombinedOutput(); err != nil {

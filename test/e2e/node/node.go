@@ -47,6 +47,8 @@ type Options struct {
 	// NoNameserver makes a machine whose /etc/resolv.conf names nobody. Its server has a mount namespace of its own for
 	// that, so that after a restart it does not see the mounts of the first one.
 	NoNameserver bool
+	// Umask is that of the shell which starts the server, "077"; empty for the tests' own.
+	Umask string
 	// Limits make a small machine.
 	Limits Limits
 }

@@ -80,6 +80,9 @@ func (n *Node) enter() ([]string, error) {
 		args = append(args, "unshare", "--mount", "--propagation", "slave", "--", "sh", "-c",
 			`: >"$0" && mount --bind "$0" /etc/resolv.conf && exec "$@"`, none)
 	}
+	if n.opts.Umask != "" {
+		args = append(args, "sh", "-c", `umask "$0" && exec "$@"`, n.opts.Umask)
+	}
 	procs, err := n.limit()
 	if err != nil {
 		return nil, err

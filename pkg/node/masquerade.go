@@ -1,0 +1,125 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+
+	"sigs.k8s.io/knftables"
+
+	"polymesh.dev/polymesh/pkg/preflight"
+)
+
+// Table is the packet filter's table of the pod network, in the family ip.
+const Table = "polymesh"
+
+// masqChain is where the rule is with iptables, before Linux 5.13. `polymesh reset` removes chains with this prefix.
+const masqChain = "CNI-POLYMESH"
+
+// masquerade lets pods leave the cluster under the node's address. It is one rule for all pods, as K3s and flannel have it:
+// the CNI plugin's own rules, one for each pod, are written when a pod starts and never again.
+type masquerade struct {
+	network string
+	cluster netip.Prefix
+	// pods are this node's addresses for pods; empty as long as they are not known.
+	pods func() string
+	// nft is nil where iptables is used.
+	nft knftables.Interface
+}
+
+func newMasquerade(network string, cluster netip.Prefix, pods func() string) (*masquerade, error) {
+	m := &masquerade{network: network, cluster: cluster, pods: pods}
+	if !preflight.NFTables() {
+		return m, nil
+	}
+	var err error
+	if m.nft, err = knftables.New(knftables.IPv4Family, Table); err != nil {
+		return nil, fmt.Errorf("use nft: %w", err)
+	}
+	return m, nil
+}
+
+// comment marks the rule as it must be, so that one for another range of addresses counts as missing.
+func (m *masquerade) comment(pods string) string {
+	return fmt.Sprintf("%s: %s leaves %s", m.network, pods, m.cluster)
+}
+
+func (m *masquerade) missing(ctx context.Context) (string, error) {
+	pods := m.pods()
+	if pods == "" {
+		return "", nil
+	}
+	const gone = "the rule with which pods reach what is outside of the cluster"
+	if m.nft == nil {
+		for _, args := range m.iptables(pods, "-C") {
+			if err := iptables(ctx, args...); err != nil {
+				return gone, nil
+			}
+		}
+		return "", nil
+	}
+	rules, err := m.nft.ListRules(ctx, "postrouting")
+	if err != nil && !knftables.IsNotFound(err) {
+		return "", fmt.Errorf("list the rules of table %s: %w", Table, err)
+	}
+	if len(rules) == 1 && rules[0].Comment != nil && *rules[0].Comment == m.comment(pods) {
+		return "", nil
+	}
+	return gone, nil
+}
+
+func (m *masquerade) restore(ctx context.Context) error {
+	pods := m.pods()
+	if pods == "" {
+		return nil
+	}
+	if m.nft == nil {
+		// The chain may be there already; what counts is whether the rules can be added.
+		_ = iptables(ctx, "-N", masqChain)
+		_ = iptables(ctx, "-F", masqChain)
+		for i, args := range m.iptables(pods, "-A") {
+			if i == 0 && iptables(ctx, m.iptables(pods, "-C")[0]...) == nil {
+				continue
+			}
+			if err := iptables(ctx, args...); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	tx := m.nft.NewTransaction()
+	tx.Add(&knftables.Table{Comment: knftables.PtrTo("Polymesh's pod network " + m.network)})
+	tx.Add(&knftables.Chain{
+		Name: "postrouting", Type: knftables.PtrTo(knftables.NATType),
+		Hook: knftables.PtrTo(knftables.PostroutingHook), Priority: knftables.PtrTo(knftables.SNATPriority),
+	})
+	tx.Flush(&knftables.Chain{Name: "postrouting"})
+	tx.Add(&knftables.Rule{
+		Chain:   "postrouting",
+		Rule:    knftables.Concat("ip saddr", pods, "ip daddr !=", m.cluster.String(), "ip daddr != 224.0.0.0/4", "masquerade fully-random"),
+		Comment: knftables.PtrTo(m.comment(pods)),
+	})
+	if err := m.nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("write table %s: %w", Table, err)
+	}
+	return nil
+}
+
+// iptables are the rules as iptables takes them, with the command -A or -C.
+func (m *masquerade) iptables(pods, command string) [][]string {
+	return [][]string{
+		{command, "POSTROUTING", "-j", masqChain},
+		{command, masqChain, "-s", pods, "-d", "224.0.0.0/4", "-j", "RETURN"},
+		{command, masqChain, "-s", pods, "!", "-d", m.cluster.String(), "-j", "MASQUERADE", "--random-fully"},
+	}
+}
+
+func iptables(ctx context.Context, args ...string) error {
+	args = append([]string{"-w", "-t", "nat"}, args...)
+	if out, err := exec.CommandContext(ctx, "iptables", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("iptables %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

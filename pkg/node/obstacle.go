@@ -1,0 +1,75 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strings"
+)
+
+var (
+	tableLine = regexp.MustCompile(`^table ip (\S+) \{$`)
+	chainLine = regexp.MustCompile(`^chain (\S+) \{$`)
+)
+
+// obstacles names rules of other programs that refuse the pods' packets, and what to do; empty where there are none. They
+// are not the server's to change. pods are this node's addresses for pods.
+func obstacles(ctx context.Context, pods string) (string, error) {
+	chains, err := nft(ctx, "list", "chains", "ip")
+	if err != nil {
+		return "", err
+	}
+	k3s, drops := readChains(chains)
+	var notes []string
+	if k3s {
+		notes = append(notes, "K3s has left rules that refuse pods' packets (chains KUBE-ROUTER-…): run k3s-killall.sh, or boot, and restart the server")
+	}
+	for _, drop := range drops {
+		rules, err := nft(ctx, "list", "chain", "ip", drop.table, drop.chain)
+		if err != nil {
+			return "", err
+		}
+		if pods != "" && !letsThrough(rules, pods) {
+			notes = append(notes, fmt.Sprintf("a firewall drops what is forwarded (table ip %s, chain %s; Docker and ufw do so) and has no rule for pods: see \"Firewalls\" in docs/start/requirements.md", drop.table, drop.chain))
+		}
+	}
+	return strings.Join(notes, "; "), nil
+}
+
+// chain is one of the packet filter's.
+type chain struct{ table, chain string }
+
+// readChains looks in nft's list of chains for those of K3s's network policies (kube-router), and for those that drop what
+// is forwarded unless a rule takes it.
+func readChains(list string) (k3s bool, drops []chain) {
+	var at chain
+	for line := range strings.Lines(list) {
+		line = strings.TrimSpace(line)
+		if m := tableLine.FindStringSubmatch(line); m != nil {
+			at.table = m[1]
+		}
+		if m := chainLine.FindStringSubmatch(line); m != nil {
+			at.chain = m[1]
+			k3s = k3s || strings.HasPrefix(at.chain, "KUBE-ROUTER-")
+		}
+		if strings.Contains(line, "hook forward") && strings.Contains(line, "policy drop") {
+			drops = append(drops, at)
+		}
+	}
+	return k3s, drops
+}
+
+// letsThrough reports whether a chain mentions the pods: their addresses, a wider range of the same /16, or the bridge.
+func letsThrough(rules, pods string) bool {
+	octets := strings.SplitN(pods, ".", 3)
+	return strings.Contains(rules, Bridge) || len(octets) == 3 && strings.Contains(rules, " "+octets[0]+"."+octets[1]+".")
+}
+
+func nft(ctx context.Context, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, "nft", args...).Output()
+	if err != nil {
+		return "", fmt.Errorf("nft %s: %w", strings.Join(args, " "), err)
+	}
+	return string(out), nil
+}

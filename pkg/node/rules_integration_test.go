@@ -1,0 +1,198 @@
+//go:build integration
+
+package node
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// newMachine moves the test into a network namespace of its own, where the programs that ship are found: nft and the CNI
+// plugins, which `make` builds.
+func newMachine(t *testing.T) (plugins string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("a network namespace needs root")
+	}
+	build, err := filepath.Abs("../../.build")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugins = filepath.Join(build, "bin", "cni")
+	for _, program := range []string{filepath.Join(build, "host", "bin", "nft"), filepath.Join(plugins, "bridge")} {
+		if _, err := os.Stat(program); err != nil {
+			t.Skip("make has not built it yet: ", err)
+		}
+	}
+	t.Setenv("PATH", filepath.Join(build, "host", "bin")+":"+os.Getenv("PATH"))
+	// The thread is not given back: it ends with the test.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skip("no network namespace can be made here: ", err)
+	}
+	return plugins
+}
+
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func wantMissing(t *testing.T, what string, p part, want string) {
+	t.Helper()
+	gone, err := p.missing(t.Context())
+	if err != nil || gone != want {
+		t.Errorf("%s: %q is missing (%v), want %q", what, gone, err, want)
+	}
+}
+
+func restore(t *testing.T, p part) {
+	t.Helper()
+	if err := p.restore(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMasqueradeComesBack(t *testing.T) {
+	newMachine(t)
+	pods := ""
+	m, err := newMasquerade("polymesh-pods", netip.MustParsePrefix("10.42.0.0/16"), func() string { return pods })
+	if err != nil {
+		t.Fatal(err)
+	}
+	const gone = "the rule with which pods reach what is outside of the cluster"
+	wantMissing(t, "before the node has a range", m, "")
+	pods = "10.42.0.0/24"
+	wantMissing(t, "at first", m, gone)
+	restore(t, m)
+	wantMissing(t, "once it is made", m, "")
+	for _, flush := range []string{"flush ruleset", "flush table ip polymesh", "delete table ip polymesh", "delete chain ip polymesh postrouting"} {
+		run(t, "nft", strings.Fields(flush)...)
+		wantMissing(t, flush, m, gone)
+		restore(t, m)
+		wantMissing(t, "after "+flush, m, "")
+	}
+	pods = "10.42.7.0/24"
+	wantMissing(t, "with another range", m, gone)
+	restore(t, m)
+	if rules := run(t, "nft", "list", "table", "ip", Table); strings.Count(rules, "masquerade") != 1 || !strings.Contains(rules, "ip saddr 10.42.7.0/24 ip daddr != 10.42.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random") {
+		t.Errorf("the rules are:\n%s", rules)
+	}
+
+	// Before Linux 5.13.
+	old := &masquerade{network: m.network, cluster: m.cluster, pods: m.pods}
+	wantMissing(t, "iptables at first", old, gone)
+	for range 2 {
+		restore(t, old)
+		wantMissing(t, "iptables once it is made", old, "")
+	}
+	if rules := run(t, "iptables-save", "-t", "nat"); strings.Count(rules, masqChain) != 4 {
+		t.Errorf("the rules are:\n%s", rules)
+	}
+	run(t, "iptables", "-t", "nat", "-F")
+	wantMissing(t, "iptables -F", old, gone)
+	restore(t, old)
+	wantMissing(t, "after iptables -F", old, "")
+}
+
+// A pod with a hostPort, connected by the plugins that ship: its rules and its bridge come back.
+func TestAttachmentsComeBack(t *testing.T) {
+	plugins := newMachine(t)
+	network, notes, state := "polymesh-test-pods", t.TempDir(), t.TempDir()
+	text, err := Conflist(network, "10.42.0.0/24", state, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := libcni.ConfListFromBytes(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods := newAttachments(network, plugins, notes)
+	name := fmt.Sprintf("polymesh-test-%d", os.Getpid())
+	run(t, "ip", "netns", "add", name)
+	t.Cleanup(func() { run(t, "ip", "netns", "delete", name) })
+	rt := &libcni.RuntimeConf{
+		ContainerID: "c1", NetNS: filepath.Join("/run/netns", name), IfName: "eth0",
+		CapabilityArgs: map[string]any{"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}},
+	}
+	if _, err := pods.cni.AddNetworkList(t.Context(), list, rt); err != nil {
+		t.Fatal(err)
+	}
+	ports := &hostPorts{attachments: pods}
+	br := &bridge{pods, func() string { return "10.42.0.0/24" }}
+	wantMissing(t, "at first", ports, "")
+	wantMissing(t, "at first", br, "")
+
+	run(t, "nft", "flush", "ruleset")
+	wantMissing(t, "flushed", ports, "the rules of hostPorts")
+	restore(t, ports)
+	wantMissing(t, "after it", ports, "")
+	rules := run(t, "nft", "list", "table", "ip", "cni_hostport")
+	if !strings.Contains(rules, "tcp dport 8080 dnat to 10.42.0.2:80") {
+		t.Errorf("the rules are:\n%s", rules)
+	}
+	// What is there is not doubled.
+	restore(t, ports)
+	if again := run(t, "nft", "list", "table", "ip", "cni_hostport"); again != rules {
+		t.Errorf("a second time:\n%s", again)
+	}
+
+	gateway, err := net.Listen("tcp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gateway.Close()
+	_, port, _ := net.SplitHostPort(gateway.Addr().String())
+	connect := func() {
+		run(t, "timeout", "5", "ip", "netns", "exec", name, "bash", "-c", ": </dev/tcp/10.42.0.1/"+port)
+	}
+	connect()
+	for _, c := range []struct {
+		what    []string
+		missing string
+	}{
+		{[]string{"link", "delete", Bridge}, "the interface " + Bridge + ", which connects the pods"},
+		{[]string{"link", "set", Bridge, "down"}, Bridge + " is down: what connects the pods"},
+		{[]string{"address", "flush", "dev", Bridge}, "the address 10.42.0.1/24 of " + Bridge + ", the pods' gateway"},
+	} {
+		run(t, "ip", c.what...)
+		wantMissing(t, strings.Join(c.what, " "), br, c.missing)
+		restore(t, br)
+		wantMissing(t, "after "+strings.Join(c.what, " "), br, "")
+		connect()
+	}
+	ends, err := br.ends()
+	if err != nil || len(ends) != 1 {
+		t.Fatalf("the pod's interfaces are %v, %v", ends, err)
+	}
+	if err := netlink.LinkSetNoMaster(ends[0]); err != nil {
+		t.Fatal(err)
+	}
+	wantMissing(t, "unplugged", br, "the connection of a pod's interface "+ends[0].Attrs().Name+" to "+Bridge)
+	restore(t, br)
+	wantMissing(t, "plugged in again", br, "")
+
+	// A pod that has ended leaves nothing to look at, also where libcni's note of it is still there.
+	if err := pods.cni.DelNetworkList(t.Context(), list, rt); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip", "link", "delete", Bridge)
+	run(t, "nft", "flush", "ruleset")
+	wantMissing(t, "without a pod", ports, "")
+	wantMissing(t, "without a pod", br, "")
+}
