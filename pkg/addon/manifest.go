@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/template"
 
@@ -35,8 +36,10 @@ func kinds() []kind {
 	row := func(group, version, name, resource string, namespaced bool) kind {
 		return kind{schema.GroupVersionKind{Group: group, Version: version, Kind: name}, resource, namespaced}
 	}
-	const rbac = "rbac.authorization.k8s.io"
+	const rbac, admission = "rbac.authorization.k8s.io", "admissionregistration.k8s.io"
 	return []kind{
+		row(admission, "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", false),
+		row(admission, "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", false),
 		row("", "v1", "ServiceAccount", "serviceaccounts", true),
 		row("", "v1", "ConfigMap", "configmaps", true),
 		row("", "v1", "Service", "services", true),
@@ -73,6 +76,8 @@ func render(opts Options, servers []string) ([]*unstructured.Unstructured, error
 			return "", fmt.Errorf("no image %q among the shipped ones", name)
 		},
 		"join": func(list []string) string { return strings.Join(list, " ") },
+		// cel writes a text as a string literal of CEL, whose escapes are those of Go.
+		"cel": strconv.Quote,
 		"json": func(v any) (string, error) {
 			text, err := json.Marshal(v)
 			return string(text), err
