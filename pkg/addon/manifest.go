@@ -64,12 +64,7 @@ func render(opts Options) ([]*unstructured.Unstructured, error) {
 	}
 	file := string(opts.Name) + ".yaml"
 	tmpl, err := template.New(file).Funcs(template.FuncMap{
-		"image": func(name string) (string, error) {
-			if ref := opts.Images[name]; ref != "" {
-				return ref, nil
-			}
-			return "", fmt.Errorf("no image %q among the shipped ones", name)
-		},
+		"image": opts.Image,
 		"json": func(v any) (string, error) {
 			text, err := json.Marshal(v)
 			return string(text), err
