@@ -133,6 +133,58 @@ func TestCommandUsesTheDataDir(t *testing.T) {
 	}
 }
 
+// With `sudo -E` the cache is that of a user whom root does not trust.
+func TestProgramOfAnotherUserIsNotRun(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	const nobody = 65534
+	file := shipped(t)
+	p, err := payload.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	// Of the same size as the real one.
+	evil := "#!/bin/sh\necho evil\n"
+	evil += strings.Repeat("#", len(script)-len(evil))
+	for what, owned := range map[string]func(cache string, dir payload.Dir) []string{
+		"another's cache": func(cache string, dir payload.Dir) []string {
+			return []string{cache, string(dir), dir.Path(payload.Program)}
+		},
+		"another's program":  func(_ string, dir payload.Dir) []string { return []string{dir.Path(payload.Program)} },
+		"another's data dir": func(string, payload.Dir) []string { return nil },
+	} {
+		t.Run(what, func(t *testing.T) {
+			cache, temp := t.TempDir(), t.TempDir()
+			env := []string{"XDG_CACHE_HOME=" + cache, "TMPDIR=" + temp}
+			dir := payload.In(filepath.Join(cache, "polymesh"), p.ID)
+			if what == "another's data dir" {
+				data := t.TempDir()
+				if err := os.Chmod(data, 0o777); err != nil {
+					t.Fatal(err)
+				}
+				dir, env = payload.In(data, p.ID), append(env, "POLYMESH_DATA_DIR="+data)
+			}
+			if err := os.MkdirAll(filepath.Dir(dir.Path(payload.Program)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(dir.Path(payload.Program), []byte(evil), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range owned(cache, dir) {
+				if err := os.Chown(path, nobody, nobody); err != nil {
+					t.Fatal(err)
+				}
+			}
+			out, failure := launch(t, file, env, "version")
+			if failure != "" || !strings.HasPrefix(out, "args: version\n") {
+				t.Errorf("%q %s", out, failure)
+			}
+		})
+	}
+}
+
 func TestServerHelpNeedsNoMachine(t *testing.T) {
 	out, failure := launch(t, shipped(t), []string{"HOME=" + t.TempDir()}, "server", "--help")
 	if failure != "" || !strings.HasPrefix(out, "args: server --help\n") {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
@@ -76,30 +77,41 @@ func forServer(p *payload.Payload, args, environ []string) (payload.Dir, error) 
 		return "", err
 	}
 	unix.Umask(config.Umask)
+	// Before anything else lies there: also what a start that is cut off leaves is to be known as ours.
+	if _, err := datadir.Claim(cfg.DataDir); err != nil {
+		return "", err
+	}
 	return dir, p.Unpack(dir, names)
 }
 
 // forCommand finds the program for every other command. A data dir that already holds it is used; otherwise it goes to
-// the user's cache, so that looking at a cluster needs neither root nor a server on this machine.
+// the user's cache, so that looking at a cluster needs neither root nor a server on this machine. Wherever it lies, no other
+// user may be able to change it: it runs with this user's rights, and with `sudo -E` the environment is another's.
 func forCommand(p *payload.Payload) (payload.Dir, error) {
+	uid := os.Geteuid()
 	dataDirs := []string{config.DefaultDataDir}
 	if d := os.Getenv("POLYMESH_DATA_DIR"); d != "" {
 		dataDirs = append([]string{d}, dataDirs...)
 	}
 	for _, d := range dataDirs {
 		dir := payload.In(d, p.ID)
-		if missing, _ := p.Missing(dir, true); len(missing) == 0 {
-			return dir, nil
+		if missing, _ := p.Missing(dir, true); len(missing) > 0 {
+			continue
+		}
+		if real, err := private(string(dir), uid); err == nil && ownProgram(payload.Dir(real), uid) {
+			return payload.Dir(real), nil
 		}
 	}
-	cache, err := os.UserCacheDir()
+	cache, err := cacheDir(uid)
 	if err != nil {
-		// No home: a service, say.
-		if cache, err = privateTemp(os.TempDir(), os.Geteuid()); err != nil {
-			return "", err
+		return "", err
+	}
+	dir := payload.In(cache, p.ID)
+	if _, err := os.Lstat(dir.Path(payload.Program)); err == nil && !ownProgram(dir, uid) {
+		if err := os.Remove(dir.Path(payload.Program)); err != nil {
+			return "", fmt.Errorf("remove a program that another user can change: %w", err)
 		}
 	}
-	dir := payload.In(filepath.Join(cache, "polymesh"), p.ID)
 	names, size := p.Missing(dir, true)
 	if len(names) == 0 {
 		return dir, nil
@@ -113,6 +125,69 @@ func forCommand(p *payload.Payload) (payload.Dir, error) {
 		return "", fmt.Errorf("the file system of %s is mounted with noexec, so the program that is unpacked there cannot be run: set XDG_CACHE_HOME to a folder on another file system", cache)
 	}
 	return dir, p.Unpack(dir, names)
+}
+
+func ownProgram(dir payload.Dir, uid int) bool {
+	program := dir.Path(payload.Program)
+	real, err := private(program, uid)
+	return err == nil && real == program
+}
+
+// cacheDir is a folder for programs that only this user, or root, can write.
+func cacheDir(uid int) (string, error) {
+	if cache, err := os.UserCacheDir(); err == nil {
+		if dir, err := private(filepath.Join(cache, "polymesh"), uid); err == nil {
+			return dir, nil
+		}
+	}
+	// No home, as a service has it, or another user's.
+	temp, err := privateTemp(os.TempDir(), uid)
+	if err != nil {
+		return "", err
+	}
+	return private(temp, uid)
+}
+
+// private returns a path without links, if nobody but this user and root can change what it leads to. What does not exist
+// yet is judged by the folder in which it will be made. The rules are those of OpenSSH for authorized_keys (misc.c,
+// safe_path), with two exceptions: in a folder like /tmp nobody can replace what is another's, and a group that has the
+// user's own number has no other member.
+func private(path string, uid int) (string, error) {
+	existing, rest := path, ""
+	for {
+		if _, err := os.Lstat(existing); err == nil {
+			break
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+		existing, rest = filepath.Dir(existing), filepath.Join(filepath.Base(existing), rest)
+	}
+	real, err := filepath.EvalSymlinks(existing)
+	if err != nil {
+		return "", err
+	}
+	last := true
+	for part := real; ; part = filepath.Dir(part) {
+		info, err := os.Lstat(part)
+		if err != nil {
+			return "", err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || st.Uid != 0 && int(st.Uid) != uid {
+			return "", fmt.Errorf("%s is another user's", part)
+		}
+		others := info.Mode().Perm() & 0o022
+		if int(st.Gid) == uid {
+			others &= 0o002
+		}
+		if others != 0 && (last || info.Mode()&os.ModeSticky == 0) {
+			return "", fmt.Errorf("%s can be written by other users", part)
+		}
+		if part == filepath.Dir(part) {
+			return filepath.Join(real, rest), nil
+		}
+		last = false
+	}
 }
 
 // privateTemp returns a folder in the temporary one that only this user can write: a program that lies in another's would

@@ -48,3 +48,47 @@ func TestPrivateTemp(t *testing.T) {
 		}
 	}
 }
+
+func TestPrivate(t *testing.T) {
+	const nobody = 65534
+	uid := os.Geteuid()
+	base := t.TempDir()
+	dir := func(mode os.FileMode, elem ...string) string {
+		t.Helper()
+		path := filepath.Join(append([]string{base}, elem...)...)
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	own := dir(0o755, "own")
+	open := dir(0o777, "open")
+	sticky := dir(0o777|os.ModeSticky, "sticky")
+	below := dir(0o700, "sticky", "below")
+	link := filepath.Join(open, "link")
+	if err := os.Symlink(own, link); err != nil {
+		t.Fatal(err)
+	}
+	cases := map[string]string{
+		own: own, filepath.Join(own, "not", "there"): filepath.Join(own, "not", "there"), below: below,
+		open: "", filepath.Join(open, "x"): "", filepath.Join(sticky, "x"): "",
+		// A link that another user can replace is not followed twice.
+		filepath.Join(link, "x"): filepath.Join(own, "x"),
+	}
+	if uid == 0 {
+		theirs := dir(0o700, "theirs")
+		if err := os.Chown(theirs, nobody, nobody); err != nil {
+			t.Fatal(err)
+		}
+		cases[theirs], cases[filepath.Join(theirs, "x")] = "", ""
+	}
+	for path, want := range cases {
+		got, err := private(path, uid)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v, want %q", path, got, err, want)
+		}
+	}
+}

@@ -13,12 +13,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/distribution/reference"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
@@ -37,8 +36,8 @@ type Options struct {
 	Disabled bool
 	// Kubeconfig is a file with the rights of a cluster administrator. It is read by Start.
 	Kubeconfig string
-	// Images maps an image's short name, "coredns", to its reference; see Images.
-	Images map[string]string
+	// Image returns the reference of the shipped image with a short name, "coredns"; see payload.Manifest.
+	Image func(name string) (string, error)
 
 	ClusterDNS    netip.Addr
 	ClusterDomain string
@@ -52,25 +51,6 @@ type Options struct {
 	StorageDir string
 
 	Log *slog.Logger
-}
-
-// Images indexes image references, as payload.json lists them, by short name: "registry.polymesh.dev/coredns:1.15.0" is
-// "coredns".
-func Images(refs []string) map[string]string {
-	images := make(map[string]string, len(refs))
-	for _, ref := range refs {
-		name, _ := cutTag(ref)
-		images[path.Base(name)] = ref
-	}
-	return images
-}
-
-// cutTag splits an image reference at its tag; a colon before the last slash is a registry's port.
-func cutTag(ref string) (name, tag string) {
-	if i := strings.LastIndexByte(ref, ':'); i > strings.LastIndexByte(ref, '/') {
-		return ref[:i], ref[i+1:]
-	}
-	return ref, ""
 }
 
 const (
@@ -119,8 +99,18 @@ func (a *Addon) Version() string {
 	if a.opts.Disabled {
 		return ""
 	}
-	_, tag := cutTag(a.opts.Images[mainImage(a.opts.Name)])
-	return tag
+	ref, err := a.opts.Image(mainImage(a.opts.Name))
+	if err != nil {
+		return ""
+	}
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ""
+	}
+	if tagged, ok := named.(reference.Tagged); ok {
+		return tagged.Tag()
+	}
+	return ""
 }
 
 // Init renders the manifests, so that a missing value stops the node before anything runs.

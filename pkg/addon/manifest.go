@@ -69,13 +69,8 @@ func render(opts Options, servers []string) ([]*unstructured.Unstructured, error
 	}
 	file := string(opts.Name) + ".yaml"
 	tmpl, err := template.New(file).Funcs(template.FuncMap{
-		"image": func(name string) (string, error) {
-			if ref := opts.Images[name]; ref != "" {
-				return ref, nil
-			}
-			return "", fmt.Errorf("no image %q among the shipped ones", name)
-		},
-		"join": func(list []string) string { return strings.Join(list, " ") },
+		"image": opts.Image,
+		"join":  func(list []string) string { return strings.Join(list, " ") },
 		// cel writes a text as a string literal of CEL, whose escapes are those of Go.
 		"cel": strconv.Quote,
 		"json": func(v any) (string, error) {

@@ -21,6 +21,7 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/rollout"
 	"polymesh.dev/polymesh/pkg/status"
@@ -238,7 +239,7 @@ func TestComponentsOfAServer(t *testing.T) {
 			t.Fatal(err)
 		}
 		log := slog.New(slog.DiscardHandler)
-		s := &server{cfg: cfg, log: log, name: "n1", ip: netip.MustParseAddr("192.0.2.1"), programs: payload.Dir(t.TempDir()), manifest: &payload.Manifest{}}
+		s := &server{cfg: cfg, log: log, name: "n1", ip: netip.MustParseAddr("192.0.2.1"), programs: payload.Dir(t.TempDir()), manifest: &payload.Manifest{}, marker: &datadir.Marker{}}
 		s.renewal = certificate.NewRenewal(certificate.Options{}, nil, log)
 		m := component.NewManager(log)
 		s.addComponents(m)

@@ -21,14 +21,28 @@ func newReset() *cobra.Command {
 		Use:   "reset",
 		Short: "Stop and remove everything that a server made on this machine",
 		Long: `Stop and remove everything that a server made on this machine: processes, mounts, network interfaces, packet
-filter rules, cgroups and data. Volumes and the datastore are lost. It can be run again when it was cut off.`,
+filter rules, cgroups and data. Volumes and the datastore are lost. It lists what goes and what stays before it asks, and can
+be run again when it was cut off.
+
+A data dir is known by the file polymesh.json, which a server writes at its first start. A folder without it, a kubeconfig of
+another cluster, and what other servers use is left alone.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if os.Geteuid() != 0 {
 				return errors.New("reset needs root: run it with sudo")
 			}
+			plan, err := reset.Look(cmd.Context(), opts)
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if len(plan.Remove) == 0 {
+				_, err := fmt.Fprintf(out, "%s does not exist: nothing was removed\n", plan.DataDir)
+				return err
+			}
+			listPlan(out, plan)
 			if !yes {
-				ok, err := ask(cmd.InOrStdin(), cmd.OutOrStdout(), fmt.Sprintf("This stops all pods and deletes %s with all volumes. Go on? [y/N] ", opts.DataDir))
+				ok, err := ask(cmd.InOrStdin(), out, "Go on? [y/N] ")
 				if err != nil {
 					return fmt.Errorf("nothing was changed: %w", err)
 				}
@@ -36,14 +50,27 @@ filter rules, cgroups and data. Volumes and the datastore are lost. It can be ru
 					return errors.New("nothing was changed")
 				}
 			}
-			opts.Out = cmd.OutOrStdout()
-			return reset.Run(cmd.Context(), opts)
+			return plan.Run(cmd.Context(), out)
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", config.DefaultKubeconfig, "the kubeconfig that the server wrote, removed too")
+	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", config.DefaultKubeconfig, "the kubeconfig that the server wrote, removed too if it is this cluster's only")
 	dataDirFlag(cmd, &opts.DataDir)
 	return cmd
+}
+
+// listPlan says what will go and what will stay.
+func listPlan(out io.Writer, plan *reset.Plan) {
+	fmt.Fprintln(out, "This stops all pods. All volumes and the datastore are lost. These will be removed:")
+	for _, line := range plan.Remove {
+		fmt.Fprintln(out, "  "+line)
+	}
+	if len(plan.Leave) > 0 {
+		fmt.Fprintln(out, "These stay:")
+		for _, line := range plan.Leave {
+			fmt.Fprintln(out, "  "+line)
+		}
+	}
 }
 
 // ask reads an answer; anything but yes is no.

@@ -25,6 +25,7 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
+	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/datastore"
 	"polymesh.dev/polymesh/pkg/encryption"
 	"polymesh.dev/polymesh/pkg/imagepolicy"
@@ -72,15 +73,26 @@ func serve(ctx context.Context, cfg *config.Server) error {
 	// containerd, the kubelet and the shims inherit it.
 	syscall.Umask(config.Umask)
 	log := newLog(cfg)
-	release, err := preflight.Lock(cfg.RunDir())
+	marker, err := datadir.Claim(cfg.DataDir)
 	if err != nil {
 		return err
 	}
-	defer release()
+	lock, err := datadir.Acquire(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
 	for _, note := range cfg.Notes {
 		log.Info(note)
 	}
-	this, err := prepare(cfg, log)
+	foreign, err := marker.Take(cfg.DataDir, config.KubeletDir(cfg.DataDir), config.PodLogsDir(cfg.DataDir))
+	if err != nil {
+		return err
+	}
+	for _, folder := range foreign {
+		log.Warn("another Kubernetes has left something in a folder that this node uses: `polymesh reset` will leave it", "folder", folder)
+	}
+	this, err := prepare(cfg, marker, lock, log)
 	if err != nil {
 		return err
 	}
@@ -130,11 +142,13 @@ type server struct {
 	programs payload.Dir
 	manifest *payload.Manifest
 	renewal  *certificate.Renewal
+	marker   *datadir.Marker
+	lock     *datadir.Lock
 }
 
 // prepare finds out what the components need to know of the machine, and makes certificates and kubeconfigs.
-func prepare(cfg *config.Server, log *slog.Logger) (*server, error) {
-	s := &server{cfg: cfg, log: log, name: cfg.NodeName, ip: cfg.NodeIP}
+func prepare(cfg *config.Server, marker *datadir.Marker, lock *datadir.Lock, log *slog.Logger) (*server, error) {
+	s := &server{cfg: cfg, log: log, name: cfg.NodeName, ip: cfg.NodeIP, marker: marker, lock: lock}
 	// One process holds all of Kubernetes: a second component must not set up logging again.
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
 	logging := logsapi.NewLoggingConfiguration()
@@ -239,7 +253,7 @@ func (s *server) addComponents(m *component.Manager) {
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.ip, Certificates: certs, EtcdEndpoint: db.Endpoint()}
 	machine := node.Options{
 		Config: s.cfg, Name: s.name, IP: s.ip, Certificates: certs,
-		Programs: s.programs, Images: s.manifest.Images, Nameservers: node.NewNameservers(s.cfg, s.log), Log: s.log,
+		Programs: s.programs, Manifest: s.manifest, Marker: s.marker, Lock: s.lock, Nameservers: node.NewNameservers(s.cfg, s.log), Log: s.log,
 	}
 	kubeconfig := controlplane.Kubeconfig(s.cfg, "polymesh")
 
@@ -266,7 +280,7 @@ func (s *server) addComponents(m *component.Manager) {
 	}
 	if s.cfg.Enabled(config.ServiceLB) {
 		m.Add(loadbalancer.New(loadbalancer.Options{
-			Kubeconfig: kubeconfig, NodeName: s.name, Addresses: s.addresses(),
+			Kubeconfig: kubeconfig, NodeName: s.name, Addresses: s.addresses(), LinkAlias: s.marker.Alias(),
 			Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.log,
 		}), "kube-apiserver")
 	}
@@ -281,7 +295,7 @@ func (s *server) addComponents(m *component.Manager) {
 // addon is one of the add-ons; a disabled one is added too, to be removed where it was installed before.
 func (s *server) addon(name config.Addon, kubeconfig string, names *node.Nameservers) component.Component {
 	return addon.New(addon.Options{
-		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Images: addon.Images(s.manifest.Images),
+		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Image: s.manifest.Image,
 		ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, Nameservers: names.Servers,
 		NodeName: s.name, NodeAddress: s.ip, StorageDir: filepath.Join(s.cfg.DataDir, "storage"), Log: s.log,
 	})

@@ -19,14 +19,16 @@ const LinkName = "polymesh-lb"
 // when there are none. The kernel then answers ARP for them on every interface (arp_ignore 0, its default), and takes
 // packets to them, which kube-proxy passes on. It is a bridge without ports, because the pod network needs bridges
 // anyway while dummy interfaces are a kernel module of their own.
-func setAddresses(want []netip.Addr) error {
+//
+// The interface bears alias, by which `polymesh reset` knows whose it is. One without an alias is of an earlier version.
+func setAddresses(alias string, want []netip.Addr) error {
 	link, err := netlink.LinkByName(LinkName)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		if len(want) == 0 {
 			return nil
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name = LinkName
+		attrs.Name, attrs.Alias = LinkName, alias
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return fmt.Errorf("make network interface %s: %w", LinkName, err)
 		}
@@ -35,11 +37,22 @@ func setAddresses(want []netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("look up network interface %s: %w", LinkName, err)
 	}
+	if have := link.Attrs().Alias; have != "" && have != alias {
+		if len(want) == 0 {
+			return nil
+		}
+		return fmt.Errorf("network interface %s is another server's (%q): run one server in a network namespace, or remove it with `ip link delete %s`", LinkName, have, LinkName)
+	}
 	if len(want) == 0 {
 		if err := netlink.LinkDel(link); err != nil {
 			return fmt.Errorf("remove network interface %s: %w", LinkName, err)
 		}
 		return nil
+	}
+	if link.Attrs().Alias == "" {
+		if err := netlink.LinkSetAlias(link, alias); err != nil {
+			return fmt.Errorf("mark network interface %s: %w", LinkName, err)
+		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up network interface %s: %w", LinkName, err)

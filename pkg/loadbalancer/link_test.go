@@ -50,7 +50,7 @@ func TestSetAddresses(t *testing.T) {
 		addrs("192.0.2.101"),
 		nil,
 	} {
-		if err := setAddresses(want); err != nil {
+		if err := setAddresses("polymesh test", want); err != nil {
 			t.Fatalf("set %v: %v", want, err)
 		}
 		link, err := netlink.LinkByName(LinkName)

@@ -49,7 +49,9 @@ type Options struct {
 	// Reserved ports are never given to a service, unless there is a pool: see ReservedPorts.
 	Reserved map[Port]string
 	Pool     []config.AddressRange
-	Log      *slog.Logger
+	// LinkAlias marks the network interface of the pool's addresses as this data dir's.
+	LinkAlias string
+	Log       *slog.Logger
 }
 
 // ReservedPorts are the ports that a node uses itself, with what uses them: SSH, the API server, and the default ports
@@ -244,7 +246,7 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 			published = append(published, d.addresses...)
 		}
 	}
-	if err := setAddresses(published); err != nil {
+	if err := setAddresses(l.opts.LinkAlias, published); err != nil {
 		return err
 	}
 	for i, svc := range current {

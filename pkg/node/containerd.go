@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -68,7 +68,14 @@ func (c *Containerd) Init(context.Context) error {
 			return err
 		}
 	}
-	text, err := toml.Marshal(c.configuration(hasCapability(unix.CAP_SYS_RESOURCE), systemdCgroups()))
+	pause, err := c.opts.Manifest.Image("pause")
+	if err != nil {
+		return err
+	}
+	if err := refuseRegistry(config.RegistryDir(c.opts.Config.DataDir)); err != nil {
+		return err
+	}
+	text, err := toml.Marshal(c.configuration(pause, hasCapability(unix.CAP_SYS_RESOURCE), systemdCgroups()))
 	if err != nil {
 		return fmt.Errorf("encode containerd's configuration: %w", err)
 	}
@@ -79,11 +86,11 @@ type table = map[string]any
 
 // configuration is containerd's config file, version 3
 // (https://github.com/containerd/containerd/blob/main/docs/cri/config.md).
-func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
+func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool) table {
 	socket := config.ContainerdSocket(c.opts.Config.DataDir)
 	images := table{
 		"snapshotter":   snapshotter,
-		"pinned_images": table{"sandbox": c.opts.image("pause")},
+		"pinned_images": table{"sandbox": pause},
 		"registry":      table{"config_path": config.RegistryDir(c.opts.Config.DataDir)},
 	}
 	runtime := table{
@@ -157,17 +164,33 @@ func (c *Containerd) Ready(ctx context.Context) error {
 // Stop ends containerd. Containers go on: each has a shim of its own.
 func (c *Containerd) Stop(ctx context.Context) error { return c.child.Stop(ctx) }
 
-func cniConfDir(cfg *config.Server) string { return cfg.AgentDir("etc", "cni", "net.d") }
+// shippedRegistry is the registry in the names of the shipped images. There need not be one behind it.
+const shippedRegistry = "registry.polymesh.dev"
 
-// image returns the shipped image whose repository ends in name.
-func (o Options) image(name string) string {
-	for _, ref := range o.Images {
-		if strings.Contains(ref, "/"+name+":") {
-			return ref
-		}
+// refusal is what containerd reads of that registry: a host that is asked for nothing when an image is pulled
+// (https://github.com/containerd/containerd/blob/main/docs/hosts.md, capabilities). So an image that is missing is an error
+// rather than a download from whoever has the domain, or from a mirror of all registries.
+const refusal = `# Written by polymesh at each start. The images of this name come with Polymesh and are never pulled.
+# To pull them from a mirror, replace the whole file.
+server = "https://` + shippedRegistry + `"
+capabilities = ["push"]
+`
+
+// refuseRegistry forbids to pull shipped images, unless the user has named a mirror for them.
+func refuseRegistry(registryDir string) error {
+	path := filepath.Join(registryDir, shippedRegistry, "hosts.toml")
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look at the settings of %s: %w", shippedRegistry, err)
 	}
-	return ""
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return err
+	}
+	return certificate.WriteFile(path, []byte(refusal), 0o644)
 }
+
+func cniConfDir(cfg *config.Server) string { return cfg.AgentDir("etc", "cni", "net.d") }
 
 // hasCapability reports whether this process may use a capability: machines in a sandbox often lack some.
 func hasCapability(capability int) bool {

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,6 +32,9 @@ import (
 
 // Bridge is the interface to which all pods of a node are connected.
 const Bridge = "cni0"
+
+// fieldManager is who this package is to the API server.
+const fieldManager = "polymesh-node"
 
 // Network is the component "pod-network": it waits for the node's range of pod addresses, writes the CNI configuration
 // for it, gives the node its roles, keeps what the pods' traffic needs of the kernel, and is ready when the node is.
@@ -60,7 +64,52 @@ func NewNetwork(o Options) *Network {
 func (n *Network) Name() string { return "pod-network" }
 
 // Init lets the machine forward packets.
-func (n *Network) Init(ctx context.Context) error { return forwarding().restore(ctx) }
+func (n *Network) Init(ctx context.Context) error {
+	if err := forwarding().restore(ctx); err != nil {
+		return err
+	}
+	// Before the kubelet can have one made.
+	return n.markBridge(n.opts.Marker.Adopted)
+}
+
+// bridgePoll is how often the bridge is looked for, which the CNI plugin makes for the first pod.
+const bridgePoll = 5 * time.Second
+
+// markBridge gives the bridge the data dir's alias, by which `polymesh reset` knows it, if it was made since this server
+// saw that there was none. One that was there before may be another Kubernetes'; adopt says that it is ours all the same.
+func (n *Network) markBridge(adopt bool) error {
+	expected := n.opts.Lock.BridgeExpected()
+	link, err := netlink.LinkByName(Bridge)
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		if !expected {
+			return n.opts.Lock.ExpectBridge(true)
+		}
+	case err != nil:
+		return fmt.Errorf("look for network interface %s: %w", Bridge, err)
+	case link.Attrs().Alias == "" && (expected || adopt):
+		if err := netlink.LinkSetAlias(link, n.opts.Marker.Alias()); err != nil {
+			return fmt.Errorf("mark network interface %s: %w", Bridge, err)
+		}
+		return n.opts.Lock.ExpectBridge(false)
+	}
+	return nil
+}
+
+func (n *Network) watchBridge(ctx context.Context) {
+	ticker := time.NewTicker(bridgePoll)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := n.markBridge(false); err != nil {
+			n.log.Warn("the bridge of the pods is not marked", "err", err)
+		}
+	}
+}
 
 // Start watches the node's own object.
 func (n *Network) Start(ctx context.Context) error {
@@ -95,6 +144,7 @@ func (n *Network) Start(ctx context.Context) error {
 		ResyncPeriod: 30 * time.Second,
 	})
 	go informer.RunWithContext(ctx)
+	go n.watchBridge(ctx)
 	return nil
 }
 
@@ -184,7 +234,7 @@ func (n *Network) label(ctx context.Context, node *corev1.Node) error {
 	if err != nil {
 		return err
 	}
-	_, err = n.client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "polymesh"})
+	_, err = n.client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/payload"
 )
 
@@ -22,8 +23,11 @@ type Options struct {
 	Certificates certificate.Store
 	// Programs is where the shipped programs lie, by a path that stays the same over upgrades: running shims call them.
 	Programs payload.Dir
-	// Images is the payload's list of image references.
-	Images []string
+	// Manifest names the shipped images.
+	Manifest *payload.Manifest
+	// Marker and Lock are the data dir's; what the node makes outside of it is marked by them.
+	Marker *datadir.Marker
+	Lock   *datadir.Lock
 	// Nameservers are those for pods.
 	Nameservers *Nameservers
 	Log         *slog.Logger

@@ -60,7 +60,7 @@ func nodeOptions(cfg *config.Server) Options {
 	return Options{
 		Config: cfg, Name: "node-1", IP: netip.MustParseAddr("192.0.2.10"), Certificates: certificate.Store(cfg.ServerDir("tls")),
 		Programs:    payload.Dir(filepath.Join(cfg.DataDir, "data", "current")),
-		Images:      []string{"registry.polymesh.dev/pause:3.10.1", "registry.polymesh.dev/istio/pilot:1"},
+		Manifest:    &payload.Manifest{Images: []string{"registry.polymesh.dev/pause:3.10.1", "registry.polymesh.dev/istio/pilot:1"}},
 		Nameservers: NewNameservers(cfg, slog.New(slog.DiscardHandler)),
 		Log:         slog.New(slog.DiscardHandler),
 	}
@@ -74,7 +74,7 @@ func TestContainerdConfiguration(t *testing.T) {
 		"containerd.toml":         {config.DefaultDataDir, true, true},
 		"containerd-sandbox.toml": {"/srv/second", false, false},
 	} {
-		text, err := toml.Marshal(NewContainerd(nodeOptions(settings(t, "-d", c.dataDir))).configuration(c.mayLower, c.system))
+		text, err := toml.Marshal(NewContainerd(nodeOptions(settings(t, "-d", c.dataDir))).configuration("registry.polymesh.dev/pause:3.10.1", c.mayLower, c.system))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -53,8 +53,12 @@ func (s Signatures) Digest(ctx context.Context, name string) (digest.Digest, err
 		return "", err
 	}
 	image.Name = reference.TrimNamed(named).Name() + "@" + image.Target.Digest.String()
-	// Once the tag has gone on to another image, this one may be collected.
-	delete(image.Labels, pinnedLabel)
+	// The tag keeps the image. Once it has gone on to another, this one may be collected.
+	shipped := image.Labels[payloadLabel]
+	image.Labels = map[string]string{releasedLabel: image.Target.Digest.String()}
+	if shipped != "" {
+		image.Labels[payloadLabel] = shipped
+	}
 	if _, err := store.Create(ctx, image); err != nil && !errdefs.IsAlreadyExists(err) {
 		return "", fmt.Errorf("name image %s: %w", image.Name, err)
 	}

@@ -91,22 +91,27 @@ func (s *ImageStore) Export(ctx context.Context, ref, path string) (err error) {
 	return nil
 }
 
-// Import brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images.
+// Import brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images. Labels, unless they
+// are nil, take the place of those that an image of the same name has.
 func (s *ImageStore) Import(ctx context.Context, path string, labels map[string]string) error {
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	_, err := s.load(namespaces.WithNamespace(ctx, namespace), path, labels)
+	return err
+}
+
+func (s *ImageStore) load(ctx context.Context, path string, labels map[string]string) ([]images.Image, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
 	r, err := decompress(path, bufio.NewReaderSize(f, 1<<20))
 	if err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	defer r.Close()
 	imported, err := s.client.Import(ctx, r, containerd.WithImageLabels(labels))
 	if err != nil {
-		return fmt.Errorf("import %s: %w", path, err)
+		return nil, fmt.Errorf("import %s: %w", path, err)
 	}
 	var g errgroup.Group
 	g.SetLimit(4)
@@ -118,5 +123,5 @@ func (s *ImageStore) Import(ctx context.Context, path string, labels map[string]
 			return nil
 		})
 	}
-	return g.Wait()
+	return imported, g.Wait()
 }

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
@@ -29,6 +30,25 @@ type Manifest struct {
 	Version string            `json:"version"`
 	Files   map[string]string `json:"files"`  // name in the ZIP → "sha256:<hex>" of its content
 	Images  []string          `json:"images"` // references of the images in images/
+}
+
+// Image returns the reference of the shipped image with this short name, the last part of its repository's: that of
+// "registry.polymesh.dev/coredns:1.15.0" is "coredns".
+func (m *Manifest) Image(name string) (ref string, err error) {
+	for _, candidate := range m.Images {
+		repository := candidate[strings.LastIndexByte(candidate, '/')+1:]
+		if repository, _, _ = strings.Cut(repository, "@"); strings.SplitN(repository, ":", 2)[0] != name {
+			continue
+		}
+		if ref != "" {
+			return "", fmt.Errorf("%s and %s are both named %q among the shipped images", ref, candidate, name)
+		}
+		ref = candidate
+	}
+	if ref == "" {
+		return "", fmt.Errorf("no image %q among the shipped ones: the polymesh file is damaged, copy it again", name)
+	}
+	return ref, nil
 }
 
 // Payload is an opened shipped file.
@@ -92,7 +112,7 @@ func (p *Payload) Unpack(dir Dir, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	unlock, err := lock(dir)
+	unlock, err := lock(dir, lockWait)
 	if err != nil {
 		return fmt.Errorf("unpack to %s: %w", dir, err)
 	}
@@ -118,25 +138,38 @@ func (p *Payload) Unpack(dir Dir, names []string) error {
 	return g.Wait()
 }
 
+// lockName is a file of its own, which only the owner of the folder can open: a lock on the folder itself could be held by
+// every user who can read it.
+const lockName = ".lock"
+
+// How long another process may unpack before this one gives up. It takes seconds, on a slow disk a minute or two.
+const (
+	lockWait = 10 * time.Minute
+	lockPoll = 100 * time.Millisecond
+)
+
 // lock holds the folder until unlock, or the end of the process.
-func lock(dir Dir) (unlock func(), err error) {
+func lock(dir Dir, wait time.Duration) (unlock func(), err error) {
 	if err := os.MkdirAll(string(dir), 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.Open(string(dir))
+	f, err := os.OpenFile(filepath.Join(string(dir), lockName), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
-			break
+	for deadline := time.Now().Add(wait); ; time.Sleep(lockPoll) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
 		}
-	}
-	if err != nil {
+		if err == unix.EWOULDBLOCK && time.Now().After(deadline) {
+			err = fmt.Errorf("another process has held %s for %s: end it (`lslocks` lists it) and run this again", f.Name(), wait)
+		} else if err == unix.EWOULDBLOCK || err == unix.EINTR {
+			continue
+		}
 		f.Close()
 		return nil, fmt.Errorf("lock: %w", err)
 	}
-	return func() { f.Close() }, nil
 }
 
 const temporary = ".unpack-"

@@ -265,3 +265,48 @@ func TestFullDisk(t *testing.T) {
 		t.Error("a file that does not fit is there")
 	}
 }
+
+func TestImage(t *testing.T) {
+	m := Manifest{Images: []string{
+		"registry.polymesh.dev/coredns:1.15.0", "registry.example:5000/istio/pilot:1.31.0-abc", "registry.example:5000/metrics-server",
+		"a/twice:1", "b/twice:1", "registry.polymesh.dev/pause-extra:1",
+	}}
+	for name, want := range map[string]string{
+		"coredns": "registry.polymesh.dev/coredns:1.15.0", "pilot": "registry.example:5000/istio/pilot:1.31.0-abc",
+		"metrics-server": "registry.example:5000/metrics-server", "twice": "", "pause": "", "": "",
+	} {
+		got, err := m.Image(name)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
+// Whoever else can read the folder cannot keep a server from its start, and a lock that is held is not waited for without end.
+func TestLockOfTheFolder(t *testing.T) {
+	dir := Dir(t.TempDir())
+	folder, err := os.Open(string(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lock(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(dir.Path(lockName)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if _, err := lock(dir, 0); err == nil || !strings.Contains(err.Error(), "another process has held "+dir.Path(lockName)) {
+		t.Errorf("a second one: %v", err)
+	}
+	unlock()
+	unlock, err = lock(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}

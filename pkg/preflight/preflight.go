@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/datadir"
 )
 
 // Server checks that a server with this configuration can run here. need is the disk space in bytes that it will
@@ -30,6 +31,7 @@ func Server(cfg *config.Server, need uint64) error {
 	checks := []func() error{
 		root,
 		func() error { return notRunning(cfg) },
+		func() error { return ownDataDir(cfg) },
 		func() error { return hostName(cfg.NodeName) },
 		kernel,
 		cgroups,
@@ -102,40 +104,27 @@ func publicKeys(files []string) error {
 
 // notRunning reports a server that already runs on the data dir; its lock says so.
 func notRunning(cfg *config.Server) error {
-	f, err := os.Open(filepath.Join(cfg.RunDir(), LockName))
+	lock, err := datadir.Look(cfg.DataDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("look at the lock of %s: %w", cfg.DataDir, err)
 	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+	if lock.Held {
 		return fmt.Errorf("a server is already running on %s: see `polymesh status`, or choose another --data-dir", cfg.DataDir)
 	}
 	return nil
 }
 
-// LockName is the file in the run directory that a running server holds locked.
-const LockName = "lock"
-
-// Lock takes the lock of a run directory for the life of the process and writes the process id into it.
-func Lock(runDir string) (release func(), err error) {
-	if err := os.MkdirAll(runDir, 0o711); err != nil {
-		return nil, err
+// ownDataDir refuses a folder in which the server's files would be mixed with somebody else's.
+func ownDataDir(cfg *config.Server) error {
+	err := datadir.Check(cfg.DataDir)
+	var foreign *datadir.ForeignError
+	if errors.As(err, &foreign) {
+		return fmt.Errorf("%w: choose an empty folder with --data-dir", err)
 	}
-	f, err := os.OpenFile(filepath.Join(runDir, LockName), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another server holds %s: %w", f.Name(), err)
-	}
-	if err := f.Truncate(0); err == nil {
-		fmt.Fprintln(f, os.Getpid())
-	}
-	return func() { f.Close() }, nil
+	return err
 }
 
 // kernel checks the features that containers and pod networking need. It loads the modules that may bring them.

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/datadir"
 )
 
 func wantError(t *testing.T, what string, err error, want string) {
@@ -124,47 +125,31 @@ func TestNodeIP(t *testing.T) {
 	}
 }
 
-func TestLock(t *testing.T) {
-	cfg := &config.Server{DataDir: t.TempDir()}
-	run := filepath.Join(t.TempDir(), "run")
-	release, err := Lock(run)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text, err := os.ReadFile(filepath.Join(run, LockName)); err != nil || strings.TrimSpace(string(text)) != strconv.Itoa(os.Getpid()) {
-		t.Errorf("the lock holds %q (%v)", text, err)
-	}
-	_, err = Lock(run)
-	wantError(t, "a second server", err, "another server holds "+filepath.Join(run, LockName))
-	release()
-	// What a longer process id left must not stay behind this one.
-	if err := os.WriteFile(filepath.Join(run, LockName), []byte("123456789012\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	release, err = Lock(run)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer release()
-	if text, _ := os.ReadFile(filepath.Join(run, LockName)); strings.TrimSpace(string(text)) != strconv.Itoa(os.Getpid()) {
-		t.Errorf("the lock holds %q", text)
-	}
-	wantError(t, "a data dir without a server", notRunning(cfg), "")
-}
-
 func TestRunningServerIsSeen(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("the run directory lies below /run")
 	}
 	cfg := &config.Server{DataDir: t.TempDir()}
-	release, err := Lock(cfg.RunDir())
+	wantError(t, "a data dir without a server", notRunning(cfg), "")
+	lock, err := datadir.Acquire(cfg.DataDir)
 	if err != nil {
 		t.Skip("no run directory can be made here: ", err)
 	}
 	defer os.RemoveAll(cfg.RunDir())
 	wantError(t, "a running server", notRunning(cfg), "a server is already running on "+cfg.DataDir+": see `polymesh status`, or choose another --data-dir")
-	release()
+	lock.Release()
 	wantError(t, "one that has ended", notRunning(cfg), "")
+}
+
+// A folder of the user's is not used as a data dir: a reset would take it.
+func TestOwnDataDir(t *testing.T) {
+	cfg := &config.Server{DataDir: t.TempDir()}
+	wantError(t, "an empty folder", ownDataDir(cfg), "")
+	if err := os.Mkdir(filepath.Join(cfg.DataDir, "server"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "a project's folder", ownDataDir(cfg), cfg.DataDir+" is no data dir of Polymesh: it has no polymesh.json, and no payload in "+
+		filepath.Join(cfg.DataDir, "data")+": choose an empty folder with --data-dir")
 }
 
 func TestHostName(t *testing.T) {

@@ -1,5 +1,6 @@
-// Package reset removes everything that a server made on a machine. It looks for what is there and does not rely on what a
-// server remembers, so that it also cleans up after one that was killed.
+// Package reset removes everything that a server made on a machine, also one that was killed. It looks for what is there,
+// and removes what is proved to be the data dir's: it lies in the dir, which has a marker (pkg/datadir), or it bears the
+// marker's id, or the marker or the lock names it. Look says what that is, Run does it; pkg/command asks in between.
 package reset
 
 import (
@@ -23,6 +24,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/datadir"
+	"polymesh.dev/polymesh/pkg/loadbalancer"
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"
@@ -32,7 +35,6 @@ import (
 type Options struct {
 	DataDir    string
 	Kubeconfig string
-	Out        io.Writer
 }
 
 const (
@@ -41,36 +43,237 @@ const (
 	poll     = 50 * time.Millisecond
 )
 
-// Run removes it all, step by step; a step that fails does not keep the others from being done.
-func Run(ctx context.Context, o Options) error {
+// Plan is what a reset will remove, and what it will leave although it looks like a server's.
+type Plan struct {
+	DataDir string
+	// Remove and Leave are lines for the user, who is asked before Run. Remove is empty where there is nothing to do.
+	Remove, Leave []string
+
+	kubeconfig string // empty where none is to be removed
+	marker     *datadir.Marker
+	// network is true where interfaces and rules of this network namespace are this data dir's.
+	network bool
+	unit    string
+}
+
+// Look finds out what belongs to a data dir. It changes nothing. A folder that is no data dir is an error.
+func Look(ctx context.Context, o Options) (*Plan, error) {
 	dataDir, err := filepath.Abs(o.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{DataDir: dataDir}
+	if _, err := os.Stat(dataDir); errors.Is(err, fs.ErrNotExist) {
+		return p, nil
+	}
+	p.marker, err = datadir.Read(dataDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if isEmpty(dataDir) {
+			p.Remove = append(p.Remove, "the empty folder "+dataDir)
+			p.marker = &datadir.Marker{}
+			return p, nil
+		}
+		// The first start of this version would mark it. Its id is on nothing yet.
+		if err = datadir.Earlier(dataDir); err == nil {
+			p.marker = &datadir.Marker{Adopted: true, Folders: []string{config.KubeletDir(dataDir), config.PodLogsDir(dataDir)}}
+		}
+	}
+	var foreign *datadir.ForeignError
+	if errors.As(err, &foreign) {
+		return nil, fmt.Errorf("%w. Nothing was changed: is --data-dir right? If it is, remove the folder by hand", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at %s: %w", dataDir, err)
+	}
+	if err := p.lookAtServer(ctx); err != nil {
+		return nil, err
+	}
+	if err := p.lookAtNetwork(ctx); err != nil {
+		return nil, err
+	}
+	for _, dir := range cgroups(config.CgroupRoot(dataDir)) {
+		p.Remove = append(p.Remove, "the cgroup "+dir+" with its processes")
+	}
+	if mounts, err := mountinfo.GetMounts(below(p.folders()...)); err == nil && len(mounts) > 0 {
+		p.Remove = append(p.Remove, fmt.Sprintf("%d mounts below these folders (what they hold stays where it is another disk's)", len(mounts)))
+	}
+	p.lookAtFiles(o.Kubeconfig)
+	return p, nil
+}
+
+func isEmpty(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err == nil && len(entries) == 0
+}
+
+func (p *Plan) lookAtServer(ctx context.Context) error {
+	p.unit = unitOf(ctx, p.DataDir)
+	if p.unit != "" {
+		p.Remove = append(p.Remove, "the systemd unit "+p.unit+" (stopped, not removed)")
+	}
+	lock, err := datadir.Look(p.DataDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if lock.Held && p.unit == "" {
+		p.Remove = append(p.Remove, fmt.Sprintf("the running server, process %d", lock.PID))
+	}
+	if pids := p.processes(); len(pids) > 0 {
+		p.Remove = append(p.Remove, fmt.Sprintf("containerd and all pods, %d processes", len(pids)))
+	}
+	return nil
+}
+
+// lookAtNetwork decides whether this network namespace has something of the data dir's. Interfaces say it by their alias.
+// kube-proxy's and the CNI plugins' rules cannot: they are the data dir's where its server has run in this namespace, and
+// they are left while another server, or its pods, needs them.
+func (p *Plan) lookAtNetwork(ctx context.Context) error {
+	others, err := datadir.Others(p.DataDir)
 	if err != nil {
 		return err
 	}
-	if err := plausible(dataDir); err != nil {
+	here, err := datadir.Network()
+	if err != nil {
 		return err
 	}
-	o.DataDir = dataDir
+	lock, err := datadir.Look(p.DataDir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		// Never started since the machine was: neither interfaces nor rules outlive that.
+	case err != nil:
+		return err
+	case lock.Network == here || lock.Network == 0 && p.marker.Adopted:
+		p.network = len(others) == 0
+	}
+	links, err := p.links(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		p.Remove = append(p.Remove, "the network interface "+l.Attrs().Name)
+	}
+	all, err := linkList(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		if name := l.Attrs().Name; named(name) && !p.owns(l.Attrs()) {
+			p.Leave = append(p.Leave, fmt.Sprintf("the network interface %s, which is not marked as this data dir's", name))
+		}
+	}
+	tables, err := ruleTables(ctx, p.DataDir)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		line := "the packet filter table " + t.family + " " + t.name
+		switch {
+		case p.network:
+			p.Remove = append(p.Remove, line)
+		case len(others) > 0:
+			p.Leave = append(p.Leave, fmt.Sprintf("%s, which the server of %s uses", line, strings.Join(others, ", ")))
+		default:
+			p.Leave = append(p.Leave, line+", because the server has not run in this network namespace")
+		}
+	}
+	if p.network && !preflight.NFTables() {
+		p.Remove = append(p.Remove, "the iptables chains KUBE-… and CNI-…")
+	}
+	return nil
+}
+
+func (p *Plan) lookAtFiles(kubeconfig string) {
+	ca, _ := os.ReadFile(datadir.Authority(p.DataDir))
+	ours, why := ownKubeconfig(kubeconfig, ca)
+	switch {
+	case ours:
+		p.kubeconfig = kubeconfig
+		p.Remove = append(p.Remove, "the kubeconfig "+kubeconfig)
+	case why != "":
+		p.Leave = append(p.Leave, fmt.Sprintf("the kubeconfig %s: %s", kubeconfig, why))
+	}
+	for _, folder := range p.outside() {
+		if _, err := os.Lstat(folder); err == nil {
+			p.Remove = append(p.Remove, "the folder "+folder)
+		}
+	}
+	for _, folder := range []string{config.KubeletDir(p.DataDir), config.PodLogsDir(p.DataDir)} {
+		if !p.marker.Owns(p.DataDir, folder) && !isEmpty(folder) {
+			if _, err := os.Lstat(folder); err == nil {
+				p.Leave = append(p.Leave, fmt.Sprintf("the folder %s, which held another Kubernetes' files when the server started first", folder))
+			}
+		}
+	}
+	own, foreign := p.contents()
+	p.Remove = append(p.Remove, fmt.Sprintf("the data dir %s: %s", p.DataDir, strings.Join(own, ", ")))
+	for _, name := range foreign {
+		p.Leave = append(p.Leave, fmt.Sprintf("%s, which no server makes", filepath.Join(p.DataDir, name)))
+	}
+}
+
+// contents are the names in the data dir, those that a server makes apart from others.
+func (p *Plan) contents() (own, foreign []string) {
+	entries, _ := os.ReadDir(p.DataDir)
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case slices.Contains(datadir.Entries(), name) || strings.HasPrefix(name, "."+datadir.MarkerName+"-"):
+			own = append(own, name)
+		case name != datadir.MarkerName && name != "lost+found":
+			foreign = append(foreign, name)
+		}
+	}
+	return own, foreign
+}
+
+// outside are the folders that belong to the data dir and lie elsewhere.
+func (p *Plan) outside() []string {
+	var folders []string
+	// The name has a hash of the data dir's in it, of which there may be another.
+	if lock, err := datadir.Look(p.DataDir); err != nil || lock.DataDir == "" || lock.DataDir == p.DataDir {
+		folders = append(folders, config.RunDir(p.DataDir))
+	}
+	for _, folder := range []string{config.KubeletDir(p.DataDir), config.PodLogsDir(p.DataDir)} {
+		if p.marker.Owns(p.DataDir, folder) && !strings.HasPrefix(folder, p.DataDir+"/") {
+			folders = append(folders, folder)
+		}
+	}
+	return folders
+}
+
+func (p *Plan) folders() []string { return append([]string{p.DataDir}, p.outside()...) }
+
+// Run removes it all, step by step; a step that fails does not keep the others from being done. What proves that the rest
+// is the data dir's goes last, and only when all else has gone.
+func (p *Plan) Run(ctx context.Context, out io.Writer) error {
+	if len(p.Remove) == 0 {
+		return nil
+	}
 	steps := []struct {
 		name string
-		do   func(context.Context, Options) error
+		do   func(context.Context) error
 	}{
-		{"server stopped", stopServer},
-		{"containers stopped", stopContainers},
-		{"file systems unmounted", unmount},
-		{"network interfaces removed", removeInterfaces},
-		{"packet filter rules removed", removeRules},
-		{"cgroups removed", removeCgroups},
-		{"data removed", removeData},
+		{"server stopped", p.stopServer},
+		{"containers stopped", p.stopContainers},
+		{"file systems unmounted", p.unmount},
+		{"network interfaces removed", p.removeInterfaces},
+		{"packet filter rules removed", p.removeRules},
+		{"cgroups removed", p.removeCgroups},
+		{"data removed", p.removeData},
 	}
 	var failures []error
 	for _, step := range steps {
-		if err := step.do(ctx, o); err != nil {
+		if err := step.do(ctx); err != nil {
 			failures = append(failures, err)
-			fmt.Fprintf(o.Out, "✗ %s: %v\n", step.name, err)
+			fmt.Fprintf(out, "✗ %s: %v\n", step.name, err)
 			continue
 		}
-		fmt.Fprintf(o.Out, "✓ %s\n", step.name)
+		fmt.Fprintf(out, "✓ %s\n", step.name)
+	}
+	if len(failures) == 0 {
+		if err := p.removeMarker(); err != nil {
+			failures = append(failures, err)
+			fmt.Fprintf(out, "✗ %v\n", err)
+		}
 	}
 	if len(failures) > 0 {
 		return errors.New("not everything could be removed: see above, then run `polymesh reset` again")
@@ -78,62 +281,67 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
-// plausible refuses a folder that no server can have made: what follows deletes it whole.
-func plausible(dataDir string) error {
-	entries, err := os.ReadDir(dataDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look at %s: %w", dataDir, err)
-	}
-	for _, e := range entries {
-		if !slices.Contains([]string{"data", "server", "agent", "storage", "lost+found", "made-by-make-up"}, e.Name()) {
-			return fmt.Errorf("%s holds %q, which no server makes: is --data-dir right? Nothing was changed", dataDir, e.Name())
+// unitOf is the systemd unit that runs, or is about to start, the server of a data dir; empty where there is none.
+func unitOf(ctx context.Context, dataDir string) string {
+	if lock, err := datadir.Look(dataDir); err == nil && lock.Held {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", lock.PID))
+		for line := range strings.Lines(string(text)) {
+			if unit := filepath.Base(strings.TrimSpace(line)); strings.HasSuffix(unit, ".service") {
+				// Not one that only happens to be the parent of a shell.
+				main, err := exec.CommandContext(ctx, "systemctl", "show", "--property=MainPID", "--value", "--", unit).Output()
+				if err == nil && strings.TrimSpace(string(main)) == strconv.Itoa(lock.PID) {
+					return unit
+				}
+			}
 		}
+		return ""
 	}
-	return nil
+	// A unit that waits to be restarted has no process. The exit code is 0 for "active" only.
+	if dataDir != config.DefaultDataDir {
+		return ""
+	}
+	state, _ := exec.CommandContext(ctx, "systemctl", "is-active", "polymesh").Output()
+	if slices.Contains([]string{"activating", "reloading", "refreshing", "deactivating"}, strings.TrimSpace(string(state))) {
+		return "polymesh.service"
+	}
+	return ""
 }
 
-// stopServer ends the server as its service manager would, or else by the process id in its lock.
-func stopServer(ctx context.Context, o Options) error {
-	// Also a unit that is starting or waits to be restarted must be stopped by systemd, or it starts the server again. The
-	// exit code is 0 for "active" only.
-	state, _ := exec.CommandContext(ctx, "systemctl", "is-active", "polymesh").Output()
-	running := []string{"active", "activating", "reloading", "refreshing", "deactivating"}
-	if o.DataDir == config.DefaultDataDir && slices.Contains(running, strings.TrimSpace(string(state))) {
-		if out, err := exec.CommandContext(ctx, "systemctl", "stop", "polymesh").CombinedOutput(); err != nil {
-			return fmt.Errorf("systemctl stop polymesh: %w: %s", err, strings.TrimSpace(string(out)))
+// stopServer ends the server as its service manager would, or else the process that holds its lock.
+func (p *Plan) stopServer(ctx context.Context) error {
+	if p.unit != "" {
+		if out, err := exec.CommandContext(ctx, "systemctl", "stop", p.unit).CombinedOutput(); err != nil {
+			return fmt.Errorf("systemctl stop %s: %w: %s", p.unit, err, strings.TrimSpace(string(out)))
 		}
 	}
-	lock, err := os.Open(filepath.Join(config.RunDir(o.DataDir), preflight.LockName))
+	lock, err := datadir.Look(p.DataDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err != nil || !lock.Held {
+		return err
+	}
+	process, err := lock.Open(p.DataDir)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
-	held := func() bool { return unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil }
-	if !held() {
-		return nil
-	}
-	var pid int
-	if _, err := fmt.Fscan(lock, &pid); err != nil {
-		return fmt.Errorf("a server runs, but its lock does not say which process it is: %w", err)
+	defer process.Close()
+	free := func() bool {
+		lock, err := datadir.Look(p.DataDir)
+		return err == nil && !lock.Held
 	}
 	for _, step := range []struct {
 		signal syscall.Signal
 		wait   time.Duration
 	}{{syscall.SIGTERM, stopWait}, {syscall.SIGKILL, killWait}} {
-		if err := syscall.Kill(pid, step.signal); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("end process %d: %w", pid, err)
+		if err := process.Signal(step.signal); err != nil {
+			return err
 		}
-		if waitFor(ctx, step.wait, func() bool { return !held() }) {
+		if waitFor(ctx, step.wait, free) {
 			return nil
 		}
 	}
-	return fmt.Errorf("process %d does not end", pid)
+	return fmt.Errorf("process %d does not end", process.PID)
 }
 
 func waitFor(ctx context.Context, limit time.Duration, done func() bool) bool {
@@ -150,13 +358,9 @@ func waitFor(ctx context.Context, limit time.Duration, done func() bool) bool {
 }
 
 // stopContainers kills containerd and the shims of this data dir, their containers and everything in the node's cgroup.
-func stopContainers(ctx context.Context, o Options) error {
-	ids := containers(config.RunDir(o.DataDir))
-	ours := func() []int {
-		return slices.Concat(programs(resolved(o.DataDir)), containerProcesses(ids), cgroupProcesses(config.CgroupRoot(o.DataDir)))
-	}
+func (p *Plan) stopContainers(ctx context.Context) error {
 	gone := waitFor(ctx, killWait, func() bool {
-		pids := ours()
+		pids := p.processes()
 		for _, pid := range pids {
 			// One that has gone meanwhile needs no signal.
 			_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -164,9 +368,17 @@ func stopContainers(ctx context.Context, o Options) error {
 		return len(pids) == 0
 	})
 	if !gone {
-		return fmt.Errorf("processes %v do not end", ours())
+		return fmt.Errorf("processes %v do not end", p.processes())
 	}
 	return nil
+}
+
+// processes are those of the node, without the server's own.
+func (p *Plan) processes() []int {
+	ids := containers(config.RunDir(p.DataDir))
+	pids := slices.Concat(programs(resolved(p.DataDir)), containerProcesses(ids), cgroupProcesses(config.CgroupRoot(p.DataDir)))
+	slices.Sort(pids)
+	return slices.Compact(pids)
 }
 
 // programs lists the processes whose program lies in the data dir: containerd and the shims.
@@ -223,8 +435,8 @@ func processes(match func(pid int) bool) []int {
 }
 
 // unmount takes down, deepest first, what is mounted below the node's folders.
-func unmount(_ context.Context, o Options) error {
-	mounts, err := mountinfo.GetMounts(below(o.DataDir, config.RunDir(o.DataDir), config.KubeletDir(o.DataDir)))
+func (p *Plan) unmount(context.Context) error {
+	mounts, err := mountinfo.GetMounts(below(p.folders()...))
 	if err != nil {
 		return fmt.Errorf("list mounts: %w", err)
 	}
@@ -247,58 +459,115 @@ func below(folders ...string) mountinfo.FilterFunc {
 	}
 }
 
-// removeInterfaces removes the bridge with what is plugged into it, and the load balancer's interface.
-func removeInterfaces(ctx context.Context, _ Options) error {
-	var links []netlink.Link
-	var err error
+// named reports whether an interface has one of the names that a server gives.
+func named(name string) bool { return name == node.Bridge || name == loadbalancer.LinkName }
+
+// owns reports whether an interface is this data dir's: it bears the dir's alias. One without any is of a server that was
+// killed before it could mark it, or of an earlier version's.
+func (p *Plan) owns(link *netlink.LinkAttrs) bool {
+	if !named(link.Name) {
+		return false
+	}
+	if link.Alias != "" {
+		return link.Alias == p.marker.Alias()
+	}
+	lock, err := datadir.Look(p.DataDir)
+	return err == nil && p.network && (p.marker.Adopted || lock.Bridge && link.Name == node.Bridge)
+}
+
+func linkList(ctx context.Context) (links []netlink.Link, err error) {
 	// The interfaces of pods that have just ended are still going, and a list that changed while it was read is torn.
 	waitFor(ctx, killWait, func() bool {
 		links, err = netlink.LinkList()
 		return !errors.Is(err, netlink.ErrDumpInterrupted)
 	})
 	if err != nil {
-		return fmt.Errorf("list network interfaces: %w", err)
+		return nil, fmt.Errorf("list network interfaces: %w", err)
 	}
+	return links, nil
+}
+
+// links are the interfaces to remove: those that the data dir owns, and the pods' ends that are plugged into its bridge.
+func (p *Plan) links(ctx context.Context) ([]netlink.Link, error) {
+	all, err := linkList(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var own []netlink.Link
 	bridge := 0
-	for _, l := range links {
+	for _, l := range all {
+		if !p.owns(l.Attrs()) {
+			continue
+		}
+		own = append(own, l)
 		if l.Attrs().Name == node.Bridge {
 			bridge = l.Attrs().Index
 		}
 	}
+	for _, l := range all {
+		if bridge != 0 && l.Attrs().MasterIndex == bridge && l.Type() == "veth" {
+			own = append(own, l)
+		}
+	}
+	return own, nil
+}
+
+func (p *Plan) removeInterfaces(ctx context.Context) error {
+	links, err := p.links(ctx)
+	if err != nil {
+		return err
+	}
 	var failures []error
 	for _, l := range links {
-		a := l.Attrs()
-		if bridge != 0 && (a.Index == bridge || a.MasterIndex == bridge) || strings.HasPrefix(a.Name, "polymesh") {
-			if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-				failures = append(failures, fmt.Errorf("remove interface %s: %w", a.Name, err))
-			}
+		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			failures = append(failures, fmt.Errorf("remove interface %s: %w", l.Attrs().Name, err))
 		}
 	}
 	return errors.Join(failures...)
 }
 
-// removeRules deletes the tables of kube-proxy and of the CNI plugins; where they used iptables, their chains.
-func removeRules(ctx context.Context, o Options) error {
+// filterTable is one of nftables.
+type filterTable struct{ family, name string }
+
+// ruleTables lists the tables of kube-proxy and of the CNI plugins; none where they use iptables.
+func ruleTables(ctx context.Context, dataDir string) (tables []filterTable, err error) {
 	if !preflight.NFTables() {
-		return removeChains(ctx, o.DataDir)
+		return nil, nil
 	}
-	nft := tool(o.DataDir, "nft")
+	nft := tool(dataDir, "nft")
 	if nft == "" {
 		// Without nft nothing can have made a table: a reset that was cut off had removed them before the program.
-		return nil
+		return nil, nil
 	}
 	out, err := exec.CommandContext(ctx, nft, "list", "tables").Output()
 	if err != nil {
-		return fmt.Errorf("list packet filter tables: %w", err)
+		return nil, fmt.Errorf("list packet filter tables: %w", err)
 	}
-	var failures []error
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line) // table <family> <name>
-		if len(f) != 3 || !slices.Contains([]string{"kube-proxy", "cni_plugins_masquerade", "cni_hostport", node.Table}, f[2]) && !isLookTrace(ctx, nft, f[1], f[2]) {
-			continue
+		if len(f) == 3 && (slices.Contains([]string{"kube-proxy", "cni_plugins_masquerade", "cni_hostport", node.Table}, f[2]) || isLookTrace(ctx, nft, f[1], f[2])) {
+			tables = append(tables, filterTable{f[1], f[2]})
 		}
-		if out, err := exec.CommandContext(ctx, nft, "delete", "table", f[1], f[2]).CombinedOutput(); err != nil {
-			failures = append(failures, fmt.Errorf("delete table %s %s: %w: %s", f[1], f[2], err, strings.TrimSpace(string(out))))
+	}
+	return tables, nil
+}
+
+// removeRules deletes the tables; where iptables is used, the chains.
+func (p *Plan) removeRules(ctx context.Context) error {
+	if !p.network {
+		return nil
+	}
+	if !preflight.NFTables() {
+		return removeChains(ctx, p.DataDir)
+	}
+	tables, err := ruleTables(ctx, p.DataDir)
+	if err != nil {
+		return err
+	}
+	var failures []error
+	for _, t := range tables {
+		if out, err := exec.CommandContext(ctx, tool(p.DataDir, "nft"), "delete", "table", t.family, t.name).CombinedOutput(); err != nil {
+			failures = append(failures, fmt.Errorf("delete table %s %s: %w: %s", t.family, t.name, err, strings.TrimSpace(string(out))))
 		}
 	}
 	return errors.Join(failures...)
@@ -349,15 +618,19 @@ func removeChains(ctx context.Context, dataDir string) error {
 	return errors.Join(failures...)
 }
 
-// cgroups lists the node's cgroup in every hierarchy where it exists, and systemd's slice for pods.
+// cgroups lists the node's cgroup in every hierarchy where it exists. Where systemd makes the cgroups, pods are in
+// kubepods.slice, which all kubelets of a machine share: that one goes by itself when the last container in it has gone.
 func cgroups(name string) []string {
 	found, _ := filepath.Glob("/sys/fs/cgroup/*" + name)
-	for _, dir := range []string{"/sys/fs/cgroup" + name, "/sys/fs/cgroup/kubepods.slice"} {
-		if _, err := os.Stat(dir); err == nil && (name == config.CgroupRoot(config.DefaultDataDir) || strings.HasSuffix(dir, name)) {
-			found = append(found, dir)
-		}
+	if dir := "/sys/fs/cgroup" + name; exists(dir) {
+		found = append(found, dir)
 	}
 	return found
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 func cgroupProcesses(name string) []int {
@@ -378,9 +651,12 @@ func cgroupProcesses(name string) []int {
 	return pids
 }
 
-func removeCgroups(ctx context.Context, o Options) error {
+func (p *Plan) removeCgroups(ctx context.Context) error {
 	var failures []error
-	for _, dir := range cgroups(config.CgroupRoot(o.DataDir)) {
+	if p.marker.Owns(p.DataDir, config.KubeletDir(p.DataDir)) && p.DataDir == config.DefaultDataDir {
+		removeEmptyCgroups("/sys/fs/cgroup/kubepods.slice")
+	}
+	for _, dir := range cgroups(config.CgroupRoot(p.DataDir)) {
 		var dirs []string
 		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
@@ -403,35 +679,76 @@ func removeCgroups(ctx context.Context, o Options) error {
 	return errors.Join(failures...)
 }
 
-func removeData(_ context.Context, o Options) error {
-	paths := []string{
-		o.DataDir, config.RunDir(o.DataDir), config.KubeletDir(o.DataDir), config.PodLogsDir(o.DataDir),
+// removeEmptyCgroups removes, deepest first, the cgroups without processes. The kernel refuses the others.
+func removeEmptyCgroups(dir string) {
+	var dirs []string
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return nil
+	})
+	for _, d := range slices.Backward(dirs) {
+		_ = unix.Rmdir(d)
 	}
-	if o.Kubeconfig != config.DefaultKubeconfig || o.DataDir == config.DefaultDataDir {
-		paths = append(paths, o.Kubeconfig)
-	}
-	logs, _ := filepath.Glob("/var/log/containers/*.log")
-	for _, link := range logs {
-		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, config.PodLogsDir(o.DataDir)+"/") {
-			paths = append(paths, link)
+}
+
+func (p *Plan) removeData(context.Context) error {
+	var failures []error
+	// Looked at again: what the user was asked about may have become another file since.
+	if p.kubeconfig != "" {
+		ca, _ := os.ReadFile(datadir.Authority(p.DataDir))
+		if ours, _ := ownKubeconfig(p.kubeconfig, ca); ours {
+			if err := os.Remove(p.kubeconfig); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				failures = append(failures, fmt.Errorf("remove the kubeconfig: %w", err))
+			}
 		}
 	}
-	results, _ := filepath.Glob("/var/lib/cni/results/" + node.NetworkName(o.DataDir) + "-*")
+	paths := p.outside()
+	if logDir := config.PodLogsDir(p.DataDir); p.marker.Owns(p.DataDir, logDir) {
+		logs, _ := filepath.Glob("/var/log/containers/*.log")
+		for _, link := range logs {
+			if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, logDir+"/") {
+				paths = append(paths, link)
+			}
+		}
+	}
+	results, _ := filepath.Glob("/var/lib/cni/results/" + node.NetworkName(p.DataDir) + "-*")
 	paths = append(paths, results...)
-	if o.DataDir == config.DefaultDataDir {
+	if p.DataDir == config.DefaultDataDir && p.marker.Owns(p.DataDir, config.KubeletDir(p.DataDir)) {
 		// The kubelet tells systemd's login manager there how long a shutdown may take (pkg/kubelet/nodeshutdown/systemd).
 		paths = append(paths, "/etc/systemd/logind.conf.d/99-kubelet.conf")
 	}
-	// Of a link both go, the folder that it names first.
-	var failures []error
 	for _, path := range paths {
-		if target := resolved(path); target != path {
-			failures = append(failures, remove(target))
-		}
 		failures = append(failures, remove(path))
+	}
+	if mounts, err := mountinfo.GetMounts(below(p.DataDir)); err != nil || len(mounts) > 0 {
+		// What is still mounted may be a user's volume: nothing there may be deleted.
+		failures = append(failures, err, fmt.Errorf("%s was left alone, because it still holds mounted file systems", p.DataDir))
+	} else {
+		own, _ := p.contents()
+		for _, name := range own {
+			failures = append(failures, remove(filepath.Join(p.DataDir, name)))
+		}
 	}
 	removeShared()
 	return errors.Join(failures...)
+}
+
+// removeMarker removes the marker and the data dir, once it is empty. A data dir that is a disk of its own stays as its
+// empty mount point; of a link to a folder both go.
+func (p *Plan) removeMarker() error {
+	if err := os.Remove(filepath.Join(p.DataDir, datadir.MarkerName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	target := resolved(p.DataDir)
+	if err := unix.Rmdir(target); err != nil && !isEmpty(target) || target == p.DataDir {
+		return nil
+	}
+	if info, err := os.Lstat(p.DataDir); err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return nil // a folder above it is the link
+	}
+	return os.Remove(p.DataDir)
 }
 
 // removeShared removes the folders that the parts of every node make at the same places, once they are empty: another

@@ -2,8 +2,8 @@ package reset
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,16 +15,23 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/preflight"
+	"polymesh.dev/polymesh/pkg/datadir"
 )
 
-// lockVar names the run directory that this binary, as another process, locks like a server.
-const lockVar = "POLYMESH_TEST_LOCK"
+// lockVar names the data dir whose lock this binary, as another process, takes like a server; bridgeVar says that it is to
+// expect the bridge to be its own.
+const (
+	lockVar   = "POLYMESH_TEST_LOCK"
+	bridgeVar = "POLYMESH_TEST_BRIDGE"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(lockVar); dir != "" {
-		if _, err := preflight.Lock(dir); err != nil {
+		lock, err := datadir.Acquire(dir)
+		if err == nil && os.Getenv(bridgeVar) != "" {
+			err = lock.ExpectBridge(true)
+		}
+		if err != nil {
 			panic(err)
 		}
 		fmt.Println("locked")
@@ -47,40 +54,6 @@ func mkdir(t *testing.T, elem ...string) string {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
-}
-
-func TestOnlyDataDirsAreReset(t *testing.T) {
-	for entries, want := range map[string]string{
-		"":                                       "",
-		"data server agent storage":              "",
-		"server lost+found made-by-make-up":      "",
-		"server home":                            `holds "home", which no server makes: is --data-dir right? Nothing was changed`,
-		"bin boot dev etc home lib proc usr var": "which no server makes",
-	} {
-		dir := t.TempDir()
-		for _, e := range strings.Fields(entries) {
-			mkdir(t, dir, e)
-		}
-		err := plausible(dir)
-		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%q: error is %v, want %q", entries, err, want)
-			continue
-		}
-		if want != "" {
-			// The whole command does no step then.
-			if err := Run(t.Context(), Options{DataDir: dir, Out: io.Discard}); err == nil || !exists(filepath.Join(dir, strings.Fields(entries)[0])) {
-				t.Errorf("%q: %v", entries, err)
-			}
-		}
-	}
-	if err := plausible(filepath.Join(t.TempDir(), "none")); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestRemoveLeavesMountedVolumes(t *testing.T) {
@@ -135,14 +108,17 @@ func TestUnmountAndRemoveOfALinkedDataDir(t *testing.T) {
 		}
 	}
 	mkdir(t, inner, "file")
-	o := Options{DataDir: dataDir, Kubeconfig: filepath.Join(t.TempDir(), "kubeconfig"), Out: io.Discard}
-	if err := unmount(t.Context(), o); err != nil {
+	if _, err := datadir.Claim(dataDir); err == nil {
+		t.Fatal("a folder with another's agent/ was claimed")
+	}
+	p := &Plan{DataDir: dataDir, marker: &datadir.Marker{}}
+	if err := p.unmount(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if exists(filepath.Join(inner, "file")) {
 		t.Fatal("it is still mounted")
 	}
-	if err := removeData(t.Context(), o); err != nil {
+	if err := errors.Join(p.removeData(t.Context()), p.removeMarker()); err != nil {
 		t.Fatal(err)
 	}
 	entries, err := os.ReadDir(disk)
@@ -230,40 +206,6 @@ func TestContainerProcesses(t *testing.T) {
 	}
 	if got := containerProcesses(nil); len(got) > 0 {
 		t.Errorf("without containers: %v", got)
-	}
-}
-
-func TestStopServerByItsLock(t *testing.T) {
-	needRoot(t)
-	dataDir := t.TempDir()
-	run := config.RunDir(dataDir)
-	if err := stopServer(t.Context(), Options{DataDir: dataDir}); err != nil {
-		t.Errorf("without a server: %v", err)
-	}
-	defer os.RemoveAll(run)
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), lockVar+"="+run)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	if _, err := io.ReadFull(out, make([]byte, len("locked"))); err != nil {
-		t.Fatal(err)
-	}
-	go func() { ended <- cmd.Wait() }()
-	if err := stopServer(t.Context(), Options{DataDir: dataDir}); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-ended; err == nil || err.Error() != "signal: terminated" {
-		t.Errorf("it ended by %v", err)
-	}
-	// The lock's file is still there; nobody holds it.
-	if err := stopServer(t.Context(), Options{DataDir: dataDir}); err != nil {
-		t.Errorf("after the server: %v", err)
 	}
 }
 

@@ -339,8 +339,23 @@ func TestReset(t *testing.T) {
 	for _, input := range []string{"", "\n", "n\n"} {
 		cmd := n.PolymeshCommand(t.Context(), "reset", "--kubeconfig", n.Kubeconfig())
 		cmd.Stdin = strings.NewReader(input)
-		_, stderr := outputs(t, cmd, 1)
+		stdout, stderr := outputs(t, cmd, 1)
 		wantLine(t, stderr, "nothing was changed")
+		list, _, asked := strings.Cut(stdout, "Go on? [y/N]")
+		for _, want := range []string{
+			"the running server, process ", "the network interface cni0", "the packet filter table ip kube-proxy", "the kubeconfig " + n.Kubeconfig(),
+			"the data dir " + n.DataDir() + ": agent, data, server, storage", "the folder " + config.RunDir(n.DataDir()),
+		} {
+			if !asked || !strings.Contains(list, want) {
+				t.Errorf("before it asks, reset does not name %q:\n%s", want, stdout)
+			}
+		}
+	}
+	// A typing error in the data dir, or another one, takes nothing of this server.
+	none := filepath.Join(n.Dir, "typing-error")
+	stdout, _ := outputs(t, n.PolymeshCommand(t.Context(), "reset", "--yes", "--data-dir", none, "--kubeconfig", n.Kubeconfig()), 0)
+	if stdout != none+" does not exist: nothing was removed\n" {
+		t.Errorf("reset of a data dir that does not exist says %q", stdout)
 	}
 	if ok, what := echoes(n, 8088); !ok {
 		t.Errorf("after a reset that was declined: %s", what)
@@ -394,9 +409,12 @@ func TestResetRefusesAForeignFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, dataDir := range []string{dir, n.Dir, "/etc"} {
-		_, stderr := outputs(t, n.PolymeshCommand(t.Context(), "reset", "--yes", "--data-dir", dataDir, "--kubeconfig", n.Kubeconfig()), 1)
-		wantLine(t, stderr, "which no server makes")
+		_, stderr := outputs(t, n.PolymeshCommand(t.Context(), "reset", "--yes", "--data-dir", dataDir, "--kubeconfig", dir), 1)
+		wantLine(t, stderr, dataDir+" is no data dir of Polymesh")
 	}
+	// A server does not make such a folder its own, so that a later reset would.
+	_, stderr := outputs(t, n.PolymeshCommand(t.Context(), "server", "--data-dir", dir, "--write-kubeconfig", n.Kubeconfig()), 1)
+	wantLine(t, stderr, "choose an empty folder with --data-dir")
 	for _, path := range []string{file, filepath.Join(dir, "server")} {
 		if _, err := os.Stat(path); err != nil {
 			t.Error(err)

@@ -1,0 +1,264 @@
+package datadir
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+// LockName is the file in the run directory that a running server holds locked. Nobody else can open it, so nobody else
+// can hold it.
+const LockName = "lock"
+
+// Holder says which process took a lock. It stays in the file when the process has ended.
+type Holder struct {
+	PID int `json:"pid"`
+	// Started is the process's start in clock ticks after boot (proc_pid_stat(5), field 22): a number is given out again.
+	Started uint64 `json:"started,omitempty"`
+	DataDir string `json:"dataDir,omitempty"`
+	// Network is the inode of the network namespace; interfaces and packet filter rules belong to one.
+	Network uint64 `json:"network,omitempty"`
+	// Bridge says that the namespace had no pod bridge when the server started, and so the one there now is the server's.
+	Bridge bool `json:"bridge,omitempty"`
+}
+
+// Lock is a lock that is held.
+type Lock struct {
+	file   *os.File
+	holder Holder
+}
+
+// Acquire takes the lock of a data dir for the life of the process, or until Release.
+func Acquire(dataDir string) (*Lock, error) {
+	runDir := config.RunDir(dataDir)
+	// Users' containers lie below it, some as another user, who has to pass.
+	if err := os.MkdirAll(runDir, 0o711); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(runDir, LockName), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	// An earlier version's can be opened by every user, and so held by any.
+	if err := f.Chmod(0o600); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another server holds %s: %w", f.Name(), err)
+	}
+	network, err := Network()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	l := &Lock{f, Holder{PID: os.Getpid(), Started: started(os.Getpid()), DataDir: dataDir, Network: network}}
+	if before := read(f); before.Network == network {
+		l.holder.Bridge = before.Bridge
+	}
+	if err := l.write(); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// Release gives the lock up.
+func (l *Lock) Release() { l.file.Close() }
+
+// BridgeExpected reports what ExpectBridge noted last, in an earlier run too.
+func (l *Lock) BridgeExpected() bool { return l.holder.Bridge }
+
+// ExpectBridge notes whether the pod bridge that there will be is this server's.
+func (l *Lock) ExpectBridge(ours bool) error {
+	l.holder.Bridge = ours
+	return l.write()
+}
+
+func (l *Lock) write() error {
+	text, err := json.Marshal(l.holder)
+	if err != nil {
+		return err
+	}
+	if _, err := l.file.WriteAt(append(text, '\n'), 0); err != nil {
+		return fmt.Errorf("write %s: %w", l.file.Name(), err)
+	}
+	return l.file.Truncate(int64(len(text)) + 1)
+}
+
+// State is what the lock of a data dir says.
+type State struct {
+	Holder
+	// Held is true while the process runs.
+	Held bool
+}
+
+// Look reads the lock of a data dir. The error wraps fs.ErrNotExist where none was ever taken since the machine's start.
+func Look(dataDir string) (State, error) { return look(config.RunDir(dataDir)) }
+
+func look(runDir string) (State, error) {
+	f, err := os.OpenFile(filepath.Join(runDir, LockName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return State{}, err
+	}
+	defer f.Close()
+	var s State
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		return State{}, fmt.Errorf("look at %s: %w", f.Name(), err)
+	}
+	s.Held = err != nil
+	s.Holder = read(f)
+	return s, nil
+}
+
+// read is empty for a lock that is just being written.
+func read(f *os.File) (h Holder) {
+	text, err := io.ReadAll(io.NewSectionReader(f, 0, maxMarker))
+	if err != nil {
+		return Holder{}
+	}
+	// An earlier version's holds the process id only.
+	if h.PID, err = strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+		return h
+	}
+	if json.Unmarshal(text, &h) != nil {
+		return Holder{}
+	}
+	return h
+}
+
+// Others names the data dirs, or else the run directories, of those other servers that run in this network namespace, or
+// whose containers still do.
+func Others(dataDir string) ([]string, error) {
+	network, err := Network()
+	if err != nil {
+		return nil, err
+	}
+	locks, err := filepath.Glob(filepath.Join(filepath.Dir(config.RunDir(config.DefaultDataDir)), "polymesh*", LockName))
+	if err != nil {
+		return nil, err
+	}
+	var others []string
+	for _, path := range locks {
+		runDir := filepath.Dir(path)
+		if runDir == config.RunDir(dataDir) {
+			continue
+		}
+		s, err := look(runDir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if tasks, _ := filepath.Glob(filepath.Join(runDir, "containerd", "io.containerd.runtime.v2.task", "*", "*")); !s.Held && len(tasks) == 0 {
+			continue
+		}
+		// Where an earlier version's server runs, the process says it.
+		if s.Network == 0 && s.Held {
+			s.Network = networkOf(strconv.Itoa(s.PID))
+		}
+		if s.Network != 0 && s.Network != network {
+			continue
+		}
+		if s.DataDir == "" {
+			s.DataDir = runDir
+		}
+		others = append(others, s.DataDir)
+	}
+	return others, nil
+}
+
+// Network is the network namespace of the thread that asks, by its inode.
+func Network() (uint64, error) {
+	n := networkOf("thread-self")
+	if n == 0 {
+		return 0, errors.New("the kernel does not say in which network namespace this process is: is /proc mounted?")
+	}
+	return n, nil
+}
+
+func networkOf(process string) uint64 {
+	info, err := os.Stat(filepath.Join("/proc", process, "ns", "net"))
+	if err != nil {
+		return 0
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return st.Ino
+}
+
+// started is 0 for a process that is not there.
+func started(pid int) uint64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The program's name, in parentheses, may have any characters in it.
+	fields := strings.Fields(string(text)[strings.LastIndexByte(string(text), ')')+1:])
+	if len(fields) < 20 {
+		return 0
+	}
+	ticks, _ := strconv.ParseUint(fields[19], 10, 64)
+	return ticks
+}
+
+// Process is a running server, held fast: a signal reaches it or nobody.
+type Process struct {
+	PID int
+	fd  int
+}
+
+// Open finds the process that holds the lock, and proves that it is a server of this data dir: its program lies there, and
+// it is no later process with the same number.
+func (s State) Open(dataDir string) (*Process, error) {
+	if s.PID <= 0 {
+		return nil, errors.New("a server runs, but its lock does not say which process it is")
+	}
+	fd, err := unix.PidfdOpen(s.PID, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open process %d, which the lock names: %w", s.PID, err)
+	}
+	p := &Process{s.PID, fd}
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", s.PID))
+	if err != nil {
+		p.Close()
+		return nil, fmt.Errorf("look at process %d, which the lock names: %w", s.PID, err)
+	}
+	dir, err := filepath.EvalSymlinks(dataDir)
+	if err != nil {
+		dir = dataDir
+	}
+	programs := filepath.Join(dir, "data") + "/"
+	if !strings.HasPrefix(exe, programs) || s.Started != 0 && started(s.PID) != s.Started {
+		p.Close()
+		return nil, fmt.Errorf("process %d (%q), which the lock names, is no server of %s: end the process that holds the lock by hand", s.PID, exe, dataDir)
+	}
+	return p, nil
+}
+
+// Signal sends a signal. A process that has ended needs none.
+func (p *Process) Signal(signal syscall.Signal) error {
+	if err := unix.PidfdSendSignal(p.fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("end process %d: %w", p.PID, err)
+	}
+	return nil
+}
+
+// Close lets go of it.
+func (p *Process) Close() { unix.Close(p.fd) }
