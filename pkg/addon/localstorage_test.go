@@ -13,7 +13,7 @@ import (
 // scripts returns what the provisioner's helper pods run.
 func scripts(t *testing.T) (setup, teardown string) {
 	t.Helper()
-	objects, err := render(testOptions(config.LocalStorage))
+	objects, err := render(testOptions(config.LocalStorage), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
