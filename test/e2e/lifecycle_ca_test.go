@@ -251,7 +251,12 @@ func sameCertificates(a, b []byte) bool {
 // secrets are the certificate with its chain with which a Deployment's Envoy works, and the roots that it trusts, as
 // istioctl shows them.
 func (s *scenario) secrets(deployment string) (chain, roots []byte, err error) {
-	out, errOut, code := s.Polymesh(s.t, "istioctl", "proxy-config", "secret", "deployment/"+deployment, "-n", s.name, "-o", "json")
+	return s.secretsOf("deployment/" + deployment)
+}
+
+// secretsOf is secrets for a pod of any kind, as kubectl names it.
+func (s *scenario) secretsOf(pod string) (chain, roots []byte, err error) {
+	out, errOut, code := s.Polymesh(s.t, "istioctl", "proxy-config", "secret", pod, "-n", s.name, "-o", "json")
 	if code != 0 {
 		return nil, nil, fmt.Errorf("istioctl proxy-config secret: %s", errOut)
 	}
@@ -280,7 +285,7 @@ func (s *scenario) secrets(deployment string) (chain, roots []byte, err error) {
 		}
 	}
 	if len(chain) == 0 || len(roots) == 0 {
-		return nil, nil, fmt.Errorf("%s has no active certificate: %s", deployment, out)
+		return nil, nil, fmt.Errorf("%s has no active certificate: %s", pod, out)
 	}
 	return chain, roots, nil
 }

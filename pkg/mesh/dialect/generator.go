@@ -127,8 +127,8 @@ type reporter struct {
 const (
 	// maxSaid and maxTypes are far more than there are in a mesh in which someone looks at the log.
 	maxSaid, maxTypes = 4096, 256
-	// maxName is where a name is cut in the log, in bytes.
-	maxName = 1024
+	// maxText is where a text is cut in the log, in bytes.
+	maxText = 1024
 	// otherTypes is what types are counted as that are not counted apart.
 	otherTypes = "other"
 )
@@ -160,7 +160,7 @@ func (r *reporter) counted(name string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.types[name] {
-		if len(name) > maxName || len(r.types) >= maxTypes {
+		if len(name) > maxText || len(r.types) >= maxTypes {
 			return otherTypes
 		}
 		r.types[name] = true
@@ -169,15 +169,21 @@ func (r *reporter) counted(name string) string {
 }
 
 func (r *reporter) once(key, format string, args ...any) {
-	if said, _ := r.said.ContainsOrAdd(key, struct{}{}); !said {
+	if !r.remember(key) {
 		scope.Errorf(format, args...)
 	}
 }
 
+// remember reports whether a case was remembered before.
+func (r *reporter) remember(key string) bool {
+	said, _ := r.said.ContainsOrAdd(key, struct{}{})
+	return said
+}
+
 // quoted is a text that someone chose as it stands in a log: on one line, and of a length that can be read.
 func quoted(text string) string {
-	if len(text) > maxName {
-		text = text[:maxName] + "..."
+	if len(text) > maxText {
+		text = text[:maxText] + "..."
 	}
 	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
 		return strconv.Quote(text)

@@ -40,6 +40,9 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
+// workloadOfNames is Istio's text about an endpoint, if all in it may be names.
+var workloadOfNames = regexp.MustCompile(`^(([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?;){4}([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$`)
+
 // differences are all that a translation may change. Each takes its part out of one message, before and after the
 // translation; what is left must be the same. They work on decoded messages and know nothing of how the dialect works.
 var differences = map[string]func(proto.Message){
@@ -58,6 +61,14 @@ var differences = map[string]func(proto.Message){
 			without(&m.Metadata)
 		case *endpoint.LbEndpoint:
 			without(&m.Metadata)
+		}
+	},
+	"what is said of an endpoint's workload is made of names, or is nothing": func(m proto.Message) {
+		if m, ok := m.(*endpoint.LbEndpoint); ok {
+			said, ok := m.GetMetadata().GetFilterMetadata()["istio"].GetFields()["workload"].GetKind().(*structpb.Value_StringValue)
+			if ok && !workloadOfNames.MatchString(said.StringValue) {
+				said.StringValue = ""
+			}
 		}
 	},
 	"no TLS context offers the peer exchange": func(m proto.Message) {

@@ -54,6 +54,9 @@ const (
 	// (istio.io/api/envoy/extensions/stats, tcp_reporting_duration).
 	reportingInterval = 15 * time.Second
 
+	// ownTags begins the names of all tags that the agent makes labels of (pkg/mesh/exposition).
+	ownTags = "polymesh_"
+
 	// statsPlugin is the type of istio.stats.
 	statsPlugin = "stats.PluginConfig"
 )
@@ -520,6 +523,9 @@ func (b *statsBuilder) stat(name string) *statslog.Config_Stat {
 			delete(set, label)
 		}
 		for _, label := range slices.Sorted(maps.Keys(override.Dimensions)) {
+			if strings.HasPrefix(label, ownTags) {
+				continue // it would say who the other side is, in the place of istiod
+			}
 			without = slices.DeleteFunc(without, func(l string) bool { return l == label })
 			tags = slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool { return t.Name == label })
 			tags = append(tags, tag(label, formatOfExpression(b.surroundings, override.Dimensions[label])))

@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,6 +43,10 @@ const (
 	// maxOpen and maxEnded bound what is remembered of connections whose end got lost, and of those whose entries come in another
 	// order than they were written: Envoy's threads send them in requests of their own.
 	maxOpen, maxEnded = 1 << 16, 1 << 12
+	// maxSeries bounds what is counted apart of each metric, as tags of one's own can have values without end. What more there is, is
+	// counted as one series, as OpenTelemetry's SDKs do it (https://opentelemetry.io/docs/specs/otel/metrics/sdk/#cardinality-limits).
+	maxSeries = 2000
+	overflow  = "otel_metric_overflow"
 	// maxEntries bounds a request, in bytes. Envoy sends what it has after 16 KiB.
 	maxEntries = 16 << 20
 )
@@ -129,9 +134,15 @@ func (c *Connections) count(record *logs.LogRecord) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	add := func(metric string, n uint64) {
-		if text, ok := tags[metric]; ok {
-			c.counters[metric][text] += n
+		text, ok := tags[metric]
+		if !ok {
+			return
 		}
+		counters := c.counters[metric]
+		if _, known := counters[text]; !known && len(counters) >= maxSeries {
+			text = render([]label{{overflow, "true"}})
+		}
+		counters[text] += n
 	}
 	n := c.connection(id)
 	if kind == periodic && !n.opened {
@@ -220,7 +231,19 @@ func labelOf(a *common.KeyValue) label {
 			values[i] = ""
 		}
 	}
-	return label{a.Key, escapes.Replace(strings.Join(values, FoldedBy))}
+	return label{labelName(a.Key), escapes.Replace(strings.Join(values, FoldedBy))}
+}
+
+// notInName are characters that no label's name has; Envoy writes them so, too (source/common/stats/custom_stat_namespaces_impl.cc).
+var notInName = regexp.MustCompile(`[^A-Za-z0-9_]`)
+
+// labelName is the label of a tag, whose name the Telemetry API lets be any text.
+func labelName(tag string) string {
+	name := notInName.ReplaceAllLiteralString(tag, "_")
+	if name == "" || name[0] >= '0' && name[0] <= '9' {
+		return "_" + name
+	}
+	return name
 }
 
 // text is what was counted as Envoy would write it, for names that keep says yes to.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
 	logs "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/protobuf/proto"
@@ -159,5 +161,54 @@ func TestConnectionsForgotten(t *testing.T) {
 	}
 	if c.open.Len() > maxOpen || c.ended.Len() > maxEnded {
 		t.Errorf("%d open, %d ended", c.open.Len(), c.ended.Len())
+	}
+}
+
+// A tag's name, which may be any text, is one label's.
+func TestConnectionsLabelNames(t *testing.T) {
+	for name, want := range map[string]string{
+		"request_host": "request_host", `x="y"} 1` + "\n" + `istio_requests_total{a`: "x__y___1_istio_requests_total_a", "0": "_0", "": "_", "é": "_", "a.b-c": "a_b_c",
+	} {
+		c := NewConnections()
+		if err := c.count(record(connectionEnd, 1, 1, 2, otlpTag(name, `v"}`+"\n"))); err != nil {
+			t.Fatal(err)
+		}
+		parser := expfmt.NewTextParser(model.LegacyValidation)
+		families, err := parser.TextToMetricFamilies(strings.NewReader(c.text(everything)))
+		if err != nil {
+			t.Errorf("%q: %v", name, err)
+			continue
+		}
+		labels := families[added+closed].GetMetric()[0].Label
+		if len(families) != len(TCPMetrics) || len(labels) != 1 || labels[0].GetName() != want || labels[0].GetValue() != `v"}`+"\n" {
+			t.Errorf("%q: %d metrics, labels %v", name, len(families), labels)
+		}
+	}
+}
+
+// What is counted has a bound too, and nothing of it is lost.
+func TestConnectionsOverflow(t *testing.T) {
+	c := NewConnections()
+	const more = 10
+	for id := range maxSeries + more {
+		if err := c.count(record(connectionEnd, id, 1, 2, otlpTag("t", fmt.Sprint(id)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, metric := range TCPMetrics {
+		if n := len(c.counters[metric]); n != maxSeries+1 {
+			t.Errorf("%s has %d series", metric, n)
+		}
+	}
+	var out strings.Builder
+	if err := Rewrite(&out, strings.NewReader(c.text(everything)), self); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		fmt.Sprintf("%s{%s=\"true\"} %d\n", closed, overflow, more), fmt.Sprintf("%s{%s=\"true\"} %d\n", received, overflow, 2*more), closed + `{t="0"} 1` + "\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("there is no %s", want)
+		}
 	}
 }

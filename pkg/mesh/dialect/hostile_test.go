@@ -1,0 +1,119 @@
+package dialect
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// hostileTexts are what an owner reference or an annotation may hold, with what separates something somewhere.
+func hostileTexts() (texts []string) {
+	for _, separator := range []string{",", ";", "|", "\n", "%", "/", "=", "\x00", "\u2028", "，", " ", "\"", "\\"} {
+		texts = append(texts, separator, "x"+separator+"y", "x"+separator, strings.Repeat("x"+separator, 4), "%REQ(authorization)%"+separator)
+	}
+	return append(texts, "x;demo;payments;v1;Kubernetes", strings.Repeat("x", 300))
+}
+
+func metadataOf(t *testing.T, namespace string, fields map[string]any) *core.Metadata {
+	t.Helper()
+	s, err := structpb.NewStruct(fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{namespace: s, "other": {Fields: map[string]*structpb.Value{"a": structpb.NewStringValue("b")}}}}
+}
+
+// No client is told of an endpoint's workload what is not made of names, and all else that is said of the endpoint stays.
+func TestHostileEndpoints(t *testing.T) {
+	translator := NewTranslator(ShippedEnvoy(), nil)
+	names := []string{"b-v1", "demo", "b", "v1", "Kubernetes"}
+	for field := range names {
+		for _, text := range append(hostileTexts(), names[field]) {
+			values := append([]string{}, names...)
+			values[field] = text
+			before := &endpoint.ClusterLoadAssignment{ClusterName: "outbound|80||b.demo.svc.cluster.local", Endpoints: []*endpoint.LocalityLbEndpoints{{
+				LbEndpoints: []*endpoint.LbEndpoint{{
+					Metadata: metadataOf(t, istioMetadata, map[string]any{workloadKey: strings.Join(values, ";"), "tlsMode": "istio"}),
+				}},
+			}}}
+			packed, err := pack(before)
+			if err != nil {
+				t.Fatal(err)
+			}
+			result := translator.Resource(packed)
+			after := &endpoint.ClusterLoadAssignment{}
+			if err := result.Resource.UnmarshalTo(after); err != nil {
+				t.Fatal(err)
+			}
+			want := before
+			if text != names[field] {
+				want = proto.Clone(before).(*endpoint.ClusterLoadAssignment)
+				want.Endpoints[0].LbEndpoints[0].Metadata.FilterMetadata[istioMetadata].Fields[workloadKey] = structpb.NewStringValue("")
+			}
+			if !proto.Equal(after, want) {
+				t.Errorf("%q became %v", values, after)
+			}
+			if again := translator.Resource(result.Resource); !proto.Equal(again.Resource, result.Resource) {
+				t.Errorf("%q: translated again, it is %v", values, again.Resource)
+			}
+		}
+	}
+}
+
+// A service whose host, name or namespace is none is no label.
+func TestHostileServices(t *testing.T) {
+	for _, field := range []string{"host", "name", "namespace", ""} {
+		for _, text := range hostileTexts() {
+			if len(text) == 300 {
+				continue // a name, but for its length
+			}
+			service := map[string]any{"host": "b.demo.svc.cluster.local", "name": "b", "namespace": "demo"}
+			want := "b.demo.svc.cluster.local;b;demo"
+			if field != "" {
+				service[field], want = text, ""
+			}
+			encoded, err := proto.Marshal(&cluster.Cluster{Metadata: metadataOf(t, istioMetadata, map[string]any{"services": []any{service}})})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := serviceOf(encoded); got != want {
+				t.Errorf("%v: %q, want %q", service, got, want)
+			}
+		}
+	}
+}
+
+// What is counted and remembered of names that others choose is bounded.
+func TestReporterIsBounded(t *testing.T) {
+	r := newReporter()
+	counted := map[string]bool{}
+	for i := range maxTypes + 10 {
+		counted[r.counted(fmt.Sprint("type.", i))] = true
+	}
+	counted[r.counted(strings.Repeat("x", maxText+1))] = true
+	if len(counted) != maxTypes+1 || !counted[otherTypes] || r.counted("type.0") != "type.0" {
+		t.Errorf("%d types are counted apart", len(counted))
+	}
+	for i := range maxSaid + 10 {
+		r.remember(fmt.Sprint(i))
+	}
+	if n := r.said.Len(); n > maxSaid {
+		t.Errorf("%d cases are remembered", n)
+	}
+	if r.remember("new") || !r.remember("new") {
+		t.Error("a case is logged twice, or not at all")
+	}
+	for text, want := range map[string]string{
+		"a/b.c": "a/b.c", "a\nb": `"a\nb"`, "\x1b[2J": `"\x1b[2J"`, "\u2028": `"\u2028"`, strings.Repeat("x", maxText+1): strings.Repeat("x", maxText) + "...",
+	} {
+		if got := quoted(text); got != want {
+			t.Errorf("%q is logged as %s", text, got)
+		}
+	}
+}
