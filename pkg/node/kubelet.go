@@ -222,7 +222,12 @@ func (k *Kubelet) Ready(ctx context.Context) error {
 	return healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", k.server.HealthzPort))
 }
 
+// healthTime is how long a health endpoint may take: one that hangs is not well.
+const healthTime = 5 * time.Second
+
 func healthz(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, healthTime)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
