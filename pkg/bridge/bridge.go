@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +43,9 @@ type Options struct {
 	// them is taken away for the time of Guard.
 	MaxLoss int
 	Guard   time.Duration
+	// Allow are the ranges of addresses that instances may have; empty: all but link-local ones and the cluster's own. Of the
+	// ranges that hold an address the smallest counts, so those need a range as small as theirs.
+	Allow []netip.Prefix
 	// Gateway is the Service through which callers outside reach the mesh.
 	Gateway types.NamespacedName
 	// AdvertiseAddress, HOST or HOST:PORT, goes before the address that the gateway's Service has.
@@ -207,6 +211,9 @@ func (b *Bridge) advertise(ctx context.Context, registry Advertiser, p plan, now
 	wanted := make(map[string]bool)
 	for _, a := range p.register {
 		wanted[a.ID] = true
+		if p.altered[a.ID] {
+			delete(b.advertised, a.ID) // to renew it would keep what others have made of it
+		}
 		if err := b.keep(ctx, registry, a, p.seen[a.ID], now); err != nil {
 			failures = append(failures, fmt.Errorf("advertise %s: %w", a.Service, err))
 			continue

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 )
@@ -92,6 +93,7 @@ type view struct {
 	name, manager string
 	entries       []*unstructured.Unstructured // ServiceEntries of everybody
 	workloads     []*unstructured.Unstructured // WorkloadEntries in the bridge's namespace
+	own           []ownRange                   // addresses of the cluster itself
 	offers        []offer
 }
 
@@ -122,6 +124,9 @@ func (c *cluster) look(ctx context.Context, o Options) (view, error) {
 	for i := range workloads.Items {
 		workloads.Items[i].SetGroupVersionKind(workloadEntries.GroupVersion().WithKind("WorkloadEntry"))
 		v.workloads = append(v.workloads, &workloads.Items[i])
+	}
+	if v.own, err = c.ownRanges(ctx); err != nil {
+		return v, err
 	}
 	services, err := c.core.CoreV1().Services("").List(ctx, metav1.ListOptions{LabelSelector: prefix + o.Name})
 	if err != nil {
@@ -194,10 +199,12 @@ func (o Options) offer(svc, gateway *corev1.Service, cluster string) offer {
 		return f
 	}
 	f.advert = Advert{
-		Service: f.name, ID: fmt.Sprintf("polymesh-%.8s:%s:%s", cluster, svc.Namespace, svc.Name),
+		Service: f.name, ID: fmt.Sprintf(IDPrefix+"%.8s:%s:%s", cluster, svc.Namespace, svc.Name),
 		Host: address, Address: address, Port: int(port), Owner: cluster + "/" + o.Namespace + "/" + o.Name,
 	}
 	switch host := svc.Annotations[hostAnnotation]; {
+	case host != "" && net.ParseIP(host) == nil && len(validation.IsDNS1123Subdomain(strings.ToLower(host))) > 0:
+		f.problem = fmt.Sprintf("the annotation %s is %q, neither a host name nor an address", hostAnnotation, short(host))
 	case host != "":
 		f.advert.Host = host
 	case o.AdvertiseDomain != "" && svc.Spec.Type != corev1.ServiceTypeLoadBalancer:

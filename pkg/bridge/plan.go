@@ -21,6 +21,7 @@ type plan struct {
 
 	register      []Advert
 	seen          map[string]bool // ids of the mesh's own instances that the registry shows
+	altered       map[string]bool // those of them that the registry shows otherwise than they were registered
 	hold, release []reference
 	withdraw      []reference
 
@@ -48,10 +49,12 @@ type name struct {
 }
 
 // plan compares both sides. It decides everything and does nothing.
-func (o Options) plan(services []Service, v view, owner string, now time.Time, last Report) plan {
-	p := plan{seen: make(map[string]bool)}
+func (o Options) plan(services []Service, v view, owner string, now time.Time, last Report) (p plan) {
+	p = plan{seen: make(map[string]bool), altered: make(map[string]bool)}
 	names := o.names(services, v, last, &p)
 	stale := o.staleBefore(services)
+	left := newBudget(names)
+	defer func() { left.say(&p) }()
 
 	desired := make(map[string]bool) // WorkloadEntries
 	var lost []*unstructured.Unstructured
@@ -66,17 +69,21 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 			}
 			continue
 		}
+		if !left.service(n) {
+			continue
+		}
 		if taken := v.taken(o, n); taken != "" {
 			p.problem(report.Name, "%s is %s already, so %s is not written to the mesh: give the bridge another --domain, or remove one of them", report.Host, taken, report.Name)
 			p.services = append(p.services, report)
 			continue
 		}
-		members, left := o.members(n, outside, stale)
+		members, leftOut := o.members(n, outside, stale, v.own)
+		members, leftOut = left.instances(n, members, leftOut)
 		protocol := o.protocol(n, members)
 		members = slices.DeleteFunc(members, func(i Instance) bool {
 			other := i.TLS != (protocol == "TLS")
 			if other {
-				left = append(left, LeftOut{i.ID, "it takes TLS only, and others of the service do not"})
+				leftOut = append(leftOut, LeftOut{i.ID, "it takes TLS only, and others of the service do not"})
 			}
 			return other
 		})
@@ -110,7 +117,7 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 				report.Held = append(report.Held, i.ID)
 			}
 		}
-		report.LeftOut = left
+		report.LeftOut = leftOut
 		for _, w := range sorted(n.existing) {
 			total++
 			if desired[w.GetName()] {
@@ -172,6 +179,9 @@ func (o Options) names(services []Service, v view, last Report, p *plan) []*name
 	services = slices.SortedFunc(slices.Values(services), func(a, b Service) int { return strings.Compare(a.Name, b.Name) })
 	for _, s := range services {
 		l, err := label(s.Name)
+		if err == nil {
+			err = o.checkHost(l)
+		}
 		if err != nil {
 			p.problem(s.Name, "the service is not written to the mesh: %v", err)
 			continue
@@ -215,12 +225,13 @@ func (o Options) names(services []Service, v view, last Report, p *plan) []*name
 
 // planOffer decides whether the mesh's Service of this name is put into the registry.
 func (o Options) planOffer(n *name, owner string, p *plan) {
-	registered := false
+	registered, altered := false, ""
 	for _, i := range n.service.Instances {
-		if i.Owner == owner {
+		if n.isOwn(i, owner) {
 			p.seen[i.ID] = true
 			if n.offer != nil && n.offer.advert.ID == i.ID {
 				registered = true
+				altered = i.Shown.difference(n.offer.advert)
 				continue
 			}
 			p.withdraw = append(p.withdraw, reference{service: n.service.Name, id: i.ID})
@@ -254,6 +265,10 @@ func (o Options) planOffer(n *name, owner string, p *plan) {
 		}
 		report.Address = joinPort(f.advert.Host, f.advert.Port)
 		p.register = append(p.register, f.advert)
+		if altered != "" {
+			p.altered[f.advert.ID] = true
+			p.problem(f.name, "the registry had another entry for Service %s than the bridge has written (%s): it is written again. If that goes on, someone else changes it", f.service, altered)
+		}
 		if outside > 0 && !f.takesOver {
 			p.problem(f.name, "%s is served by Service %s and by %d instances outside: callers outside reach either", f.name, f.service, outside)
 		}
@@ -292,7 +307,13 @@ func (p *plan) orderWithdrawals() {
 
 // outside are the instances that are not ours.
 func (n *name) outside(owner string) []Instance {
-	return slices.DeleteFunc(slices.Clone(n.service.Instances), func(i Instance) bool { return i.Owner == owner })
+	return slices.DeleteFunc(slices.Clone(n.service.Instances), func(i Instance) bool { return n.isOwn(i, owner) })
+}
+
+// isOwn reports whether an instance is this bridge's: by its mark, or by the id of what is advertised, from which someone may
+// have taken the mark.
+func (n *name) isOwn(i Instance, owner string) bool {
+	return i.Owner == owner || n.offer != nil && n.offer.advert.ID != "" && n.offer.advert.ID == i.ID
 }
 
 // find is the instance that a WorkloadEntry was written for, if the registry still has it.
@@ -306,12 +327,18 @@ func (n *name) find(w *unstructured.Unstructured) *Instance {
 }
 
 // members divides a service's instances into those that can be called from the mesh, and the others, with the reason.
-func (o Options) members(n *name, outside []Instance, stale staleness) (in []Instance, out []LeftOut) {
+func (o Options) members(n *name, outside []Instance, stale staleness, own []ownRange) (in []Instance, out []LeftOut) {
+	ids := make(map[string]bool)
 	for _, i := range outside {
 		held := n.isHeld(o, i.ID)
 		address, err := netip.ParseAddr(i.Address)
+		address = address.Unmap()
 		reason := ""
 		switch {
+		case i.ID == "" || len(i.ID) > maxID:
+			reason = fmt.Sprintf("its id is empty, or has more than %d bytes", maxID)
+		case ids[i.ID]:
+			reason = "another instance of the service has the same id"
 		case i.State == OutOfService && !held:
 			reason = "it is out of service"
 		case i.State == Down:
@@ -321,14 +348,16 @@ func (o Options) members(n *name, outside []Instance, stale staleness) (in []Ins
 		case i.Port < 1 || i.Port > 65535:
 			reason = "it has no port"
 		case err != nil:
-			reason = fmt.Sprintf("%q is not an IP address", i.Address)
-		case address.IsLoopback() || address.IsUnspecified():
-			reason = fmt.Sprintf("%s means another machine to everybody: set eureka.instance.ip-address, spring.cloud.consul.discovery.ip-address, or their like", i.Address)
+			reason = fmt.Sprintf("%q is not an IP address", short(i.Address))
+		default:
+			reason = o.refuse(address, own)
 		}
+		ids[i.ID] = true
 		if reason != "" {
-			out = append(out, LeftOut{i.ID, reason})
+			out = append(out, LeftOut{short(i.ID), reason})
 			continue
 		}
+		i.Address = address.String()
 		in = append(in, i)
 	}
 	return in, out
@@ -375,6 +404,14 @@ func (o Options) protocol(n *name, members []Instance) string {
 }
 
 func (o Options) host(label string) string { return label + "." + o.Domain }
+
+// checkHost refuses a name that is too long with the domain behind it: it is a host's, and an object's.
+func (o Options) checkHost(label string) error {
+	if bad := validation.IsDNS1123Subdomain(o.host(label)); len(bad) > 0 {
+		return fmt.Errorf("%q is not a host name: %s", o.host(label), bad[0])
+	}
+	return nil
+}
 
 // workloadName is the name of an instance's WorkloadEntry. Ids may have any form.
 func (o Options) workloadName(n *name, id string) string {
@@ -430,7 +467,7 @@ func (o Options) labels(n *name) map[string]any {
 }
 
 func (p *plan) problem(service, format string, args ...any) {
-	p.problems = append(p.problems, Problem{service, fmt.Sprintf(format, args...)})
+	p.problems = append(p.problems, Problem{short(service), fmt.Sprintf(format, args...)})
 }
 
 // isHeld reports whether it was this bridge that hid the instance from callers outside. Its WorkloadEntry says so before that

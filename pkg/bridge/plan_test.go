@@ -3,6 +3,9 @@ package bridge
 import (
 	"context"
 	"flag"
+	"fmt"
+	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,9 +13,11 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 )
 
@@ -73,8 +78,10 @@ func (w *world) pass() plan {
 		*list = append(without(*list, o), o)
 	}
 	for _, a := range p.register {
-		if w.instance(a.ID) == nil {
-			w.service(a.Service).Instances = append(w.service(a.Service).Instances, Instance{ID: a.ID, Address: a.Address, Port: a.Port, State: Up, Owner: a.Owner})
+		if i := w.instance(a.ID); i == nil {
+			w.service(a.Service).Instances = append(w.service(a.Service).Instances, Instance{ID: a.ID, Address: a.Address, Port: a.Port, State: Up, Owner: a.Owner, Shown: a})
+		} else if p.altered[a.ID] {
+			*i = Instance{ID: a.ID, Address: a.Address, Port: a.Port, State: Up, Owner: a.Owner, Shown: a}
 		}
 	}
 	for _, r := range p.hold {
@@ -536,4 +543,219 @@ func TestOptionsAreChecked(t *testing.T) {
 			t.Errorf("%s: the error is %v", want, err)
 		}
 	}
+}
+
+// Addresses of the cluster itself, and those that are nobody's outside, are not the mesh's to call under a service's name.
+func TestAddresses(t *testing.T) {
+	own := []ownRange{{netip.MustParsePrefix("10.42.0.0/24"), "a pod's address"}, {netip.MustParsePrefix("10.43.0.0/16"), "the address of a Service"}, {netip.MustParsePrefix("192.0.2.7/32"), "the address of node a"}}
+	for _, c := range []struct{ address, allow, why string }{
+		{"192.0.2.1", "", ""},
+		{"2001:db8::1", "", ""},
+		{"169.254.169.254", "", "a link-local address"},
+		{"::ffff:169.254.169.254", "", "a link-local address"},
+		{"fe80::1", "", "a link-local address"},
+		{"fe80::1%eth0", "", "not the address of one machine"},
+		{"224.0.0.1", "", "not the address of one machine"},
+		{"255.255.255.255", "", "not the address of one machine"},
+		{"ff02::1", "", "not the address of one machine"},
+		{"127.0.0.1", "", "means another machine to everyone"},
+		{"::ffff:127.0.0.1", "127.0.0.1/32", "means another machine to everyone"},
+		{"0.0.0.0", "", "means another machine to everyone"},
+		{"10.43.0.1", "", "the address of a Service"},
+		{"10.42.0.17", "", "a pod's address"},
+		{"192.0.2.7", "", "the address of node a"},
+		{"192.0.2.7", "192.0.2.0/24", "only --allow-cidr with a range as small as 192.0.2.7/32"},
+		{"192.0.2.7", "192.0.2.0/24,192.0.2.7/32", ""},
+		{"10.43.0.1", "10.0.0.0/8", "the address of a Service"},
+		{"10.1.2.3", "10.0.0.0/8", ""},
+		{"198.51.100.1", "10.0.0.0/8,2001:db8::/32", "in none of the ranges"},
+		{"not an address", "", "is not an IP address"},
+		{"0x7f.1", "", "is not an IP address"},
+		{"010.0.0.1", "", "is not an IP address"},
+	} {
+		w := newWorld(t, Service{"A", []Instance{{ID: "a1", Address: c.address, Port: 80, State: Up}}})
+		w.view.own = own
+		for text := range strings.SplitSeq(c.allow, ",") {
+			if text != "" {
+				w.Allow = append(w.Allow, netip.MustParsePrefix(text))
+			}
+		}
+		p := w.pass()
+		left := p.services[0].LeftOut
+		switch {
+		case c.why == "" && w.inMesh() != "a1":
+			t.Errorf("%s, allowed %q: it is left out: %v", c.address, c.allow, left)
+		case c.why != "" && (w.inMesh() != "" || len(left) != 1 || !strings.Contains(left[0].Reason, c.why)):
+			t.Errorf("%s, allowed %q: in the mesh is %q, left out %v; want %q", c.address, c.allow, w.inMesh(), left, c.why)
+		}
+	}
+}
+
+// Whoever may write to the registry can change the mesh's own entry. It is put right.
+func TestHijacked(t *testing.T) {
+	for what, change := range map[string]func(*Instance){
+		"address \"203.0.113.66\"": func(i *Instance) { i.Shown.Address, i.Address = "203.0.113.66", "203.0.113.66" },
+		"port \"666\"":             func(i *Instance) { i.Shown.Port, i.Port = 666, 666 },
+		"host \"evil.example\"":    func(i *Instance) { i.Shown.Host = "evil.example" },
+		"besides \"metadata x\"":   func(i *Instance) { i.Shown.Besides = "metadata x" },
+		"owner \"\"":               func(i *Instance) { i.Shown.Owner, i.Owner = "", "" },
+		"owner \"other\"":          func(i *Instance) { i.Shown.Owner, i.Owner = "other", "other" },
+	} {
+		w := newWorld(t)
+		w.offer("a", false)
+		w.pass()
+		w.wantProblem(w.pass(), "")
+		change(w.instance("mesh:a"))
+		p := w.pass()
+		w.wantProblem(p, what+" instead of")
+		if !p.altered["mesh:a"] || len(p.register) != 1 {
+			t.Errorf("%s: registered %v, altered %v", what, p.register, p.altered)
+		}
+		w.want(what+": it is no instance outside", w.inMesh(), "")
+		w.wantProblem(w.pass(), "")
+	}
+}
+
+// recorder counts what a registry is asked to do.
+type recorder struct {
+	Advertiser
+	registered, renewed int
+}
+
+func (*recorder) RenewEvery() time.Duration { return time.Hour }
+func (r *recorder) Register(context.Context, Advert) error {
+	r.registered++
+	return nil
+}
+func (r *recorder) Renew(context.Context, Advert) (bool, error) {
+	r.renewed++
+	return true, nil
+}
+
+func TestAlteredIsRegisteredAgain(t *testing.T) {
+	r := &recorder{}
+	b := &Bridge{Options: Options{Log: slog.New(slog.DiscardHandler)}, advertised: map[string]told{}}
+	a := Advert{ID: "mesh:a", Service: "a"}
+	for i, altered := range []bool{false, false, true, true, false} {
+		p := plan{register: []Advert{a}, seen: map[string]bool{a.ID: i > 0}, altered: map[string]bool{a.ID: altered}}
+		if err := b.advertise(t.Context(), r, p, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.registered != 3 || r.renewed != 0 {
+		t.Errorf("registered %d times, renewed %d times", r.registered, r.renewed)
+	}
+}
+
+// A registry may have any number of instances, with ids of any form and length.
+func TestLimits(t *testing.T) {
+	w := newWorld(t, Service{"z", []Instance{up("z1")}})
+	w.pass()
+	w.want("at first", w.inMesh(), "z1")
+	var flood Service
+	flood.Name = "a"
+	for i := range maxOfService + 7 {
+		flood.Instances = append(flood.Instances, up(fmt.Sprint("flood", i)))
+	}
+	w.services = append(w.services, flood, Service{"b", []Instance{up("twice"), up("twice"), up(strings.Repeat("x", maxID+1)), up("")}})
+	p := w.pass()
+	w.wantProblem(p, fmt.Sprintf("the mesh takes %d instances of a registry, and %d of one service: 7 are left out", maxInstances, maxOfService))
+	if n := len(w.view.workloads); n != maxOfService+2 {
+		t.Errorf("%d instances are in the mesh", n)
+	}
+	w.pass()
+	if n := len(w.view.workloads); n != maxOfService+2 || !strings.HasSuffix(w.inMesh(), "twice z1") {
+		t.Errorf("%d instances are in the mesh", n)
+	}
+	if left := p.services[1].LeftOut; len(left) != 3 {
+		t.Errorf("left out: %v", left)
+	}
+	w.services = w.services[:1]
+	for i := range maxServices + 5 {
+		w.services = append(w.services, Service{fmt.Sprint("flood", i), []Instance{up("x")}})
+	}
+	w.MaxLoss = 100
+	p = w.pass()
+	if !strings.Contains(w.hosts(), "z.eureka.internal") || len(w.view.entries) > maxServices+2 || len(p.problems) == 0 {
+		t.Errorf("%d entries, problems %v", len(w.view.entries), p.problems)
+	}
+	w = newWorld(t, Service{strings.Repeat("a", 63), []Instance{up("a1")}})
+	w.Domain = strings.Repeat("d.", 100) + "internal"
+	w.wantProblem(w.pass(), "is not a host name")
+}
+
+// A report can always be written.
+func TestReportFits(t *testing.T) {
+	var r Report
+	r.Error = strings.Repeat("e", 1<<20)
+	id := strings.Repeat("\x01", maxID) // six bytes each in JSON
+	for i := range maxServices {
+		s := ServiceReport{Name: fmt.Sprintf("s%05d", i), Host: "h"}
+		for range 20 {
+			s.Instances, s.LeftOut = append(s.Instances, id), append(s.LeftOut, LeftOut{id, id})
+		}
+		if i == maxServices-1 {
+			s.Held = []string{"held"}
+		}
+		r.Services = append(r.Services, s)
+		r.Problems = append(r.Problems, Problem{"x", id})
+	}
+	r.Holding = &Holding{Instances: r.Services[0].Instances}
+	text, err := r.text()
+	if err != nil || len(text) > maxReport {
+		t.Fatalf("%d bytes, %v", len(text), err)
+	}
+	read, err := parseReport(&corev1.ConfigMap{Data: map[string]string{reportKey: string(text)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if read.Omitted == nil || read.Omitted.Services+len(read.Services) != maxServices || read.Omitted.Problems+len(read.Problems) != maxServices {
+		t.Errorf("%d services, %d problems, omitted %+v", len(read.Services), len(read.Problems), read.Omitted)
+	}
+	if last := read.Services[len(read.Services)-1]; len(last.Held) != 1 {
+		t.Errorf("the service whose instances are held is not in it, but %s", last.Name)
+	}
+	if members, others, _ := read.Services[0].Counts(); members != 20 || others != 20 {
+		t.Errorf("%d and %d instances are counted", members, others)
+	}
+	if len(r.Services[0].Instances) != 20 || r.Omitted != nil || len(r.Problems[0].Message) != maxID {
+		t.Error("the report itself was shortened")
+	}
+	small := Report{Services: []ServiceReport{{Name: "a", Instances: []string{"b"}}}}
+	if text, err := small.text(); err != nil || strings.Contains(string(text), "omitted") || strings.Contains(string(text), "members") {
+		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// Whatever a registry says, what is written to the mesh has valid names, and leads to no address that is refused.
+func FuzzPlan(f *testing.F) {
+	f.Add("ORDER_SERVICE", "a:order-service:8081", "192.0.2.1", "v2", 8081)
+	f.Add("../x", "\x00", "::ffff:169.254.169.254", "a b", -1)
+	f.Add("kubernetes.default", "\x1b[2J", "fe80::1%lo", "", 70000)
+	f.Fuzz(func(t *testing.T, name, id, address, version string, port int) {
+		w := newWorld(t, Service{name, []Instance{{ID: id, Address: address, Port: port, State: Up, Version: version}}})
+		p := w.pass()
+		for _, o := range p.apply {
+			if bad := validation.IsDNS1123Subdomain(o.GetName()); len(bad) > 0 {
+				t.Errorf("%q: %v", o.GetName(), bad)
+			}
+			written, _, _ := unstructured.NestedStringMap(o.Object, "spec", "labels")
+			for _, labels := range []map[string]string{o.GetLabels(), written} {
+				for key, value := range labels {
+					if bad := validation.IsValidLabelValue(value); len(bad) > 0 {
+						t.Errorf("label %s=%q: %v", key, value, bad)
+					}
+				}
+			}
+			if o.GetKind() == "WorkloadEntry" {
+				text, _, _ := unstructured.NestedString(o.Object, "spec", "address")
+				if a, err := netip.ParseAddr(text); err != nil || w.refuse(a, nil) != "" || a.Is4In6() || len(o.GetAnnotations()[instanceAnnotation]) > maxID {
+					t.Errorf("address %q: %v", text, err)
+				}
+			}
+		}
+		if text, err := w.last.text(); err != nil || len(text) > maxReport {
+			t.Errorf("the report has %d bytes, %v", len(text), err)
+		}
+	})
 }

@@ -66,7 +66,13 @@ type Instance struct {
 	Version string
 	// Owner is the bridge that has put the instance into the registry; empty for the old system's own.
 	Owner string
+	// Shown is what the registry tells callers of the instance, in the form in which a bridge puts one there. It is filled in for
+	// instances that have an owner, or the id of one. Anyone who may write to the registry can change it.
+	Shown Advert
 }
+
+// IDPrefix begins the ids of adverts.
+const IDPrefix = "polymesh-"
 
 // Advert is a service of the mesh as callers outside are to see it.
 type Advert struct {
@@ -76,6 +82,9 @@ type Advert struct {
 	Address string // an IP address
 	Port    int
 	Owner   string
+	// Besides is what a registry shows beyond what a bridge registers, such as metadata that tells callers where to go. A bridge
+	// registers none.
+	Besides string
 }
 
 // label is how a registry's name is written in host names and labels. Registries take names that DNS does not.

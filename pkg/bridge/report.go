@@ -1,11 +1,14 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,6 +35,15 @@ type Report struct {
 	Advertised []AdvertReport  `json:"advertised"`
 	Problems   []Problem       `json:"problems"`
 	Holding    *Holding        `json:"holding,omitempty"`
+	// Omitted is how much did not fit into the ConfigMap.
+	Omitted *Omitted `json:"omitted,omitempty"`
+}
+
+// Omitted counts what a written report is without.
+type Omitted struct {
+	Services  int `json:"services,omitempty"`
+	Instances int `json:"instances,omitempty"` // in the mesh, left out, held or missing
+	Problems  int `json:"problems,omitempty"`
 }
 
 // ServiceReport is a service of the registry in the mesh.
@@ -42,6 +54,14 @@ type ServiceReport struct {
 	LeftOut   []LeftOut `json:"leftOut,omitempty"`
 	// Held are the instances that callers outside do not see, because the mesh has taken them over.
 	Held []string `json:"held,omitempty"`
+	// Members and Others are how many Instances and LeftOut there are, where the lists are shortened.
+	Members int `json:"members,omitempty"`
+	Others  int `json:"others,omitempty"`
+}
+
+// Counts are how many instances are in the mesh, left out, and held.
+func (s ServiceReport) Counts() (members, others, held int) {
+	return max(s.Members, len(s.Instances)), max(s.Others, len(s.LeftOut)), len(s.Held)
 }
 
 // LeftOut is an instance that is not in the mesh.
@@ -137,6 +157,65 @@ func parseReport(m *corev1.ConfigMap) (Report, error) {
 	return r, nil
 }
 
+// maxReport is how much of a ConfigMap a report takes, which may have 1 MiB (MaxSecretSize in k8s.io/api/core/v1). The lists of a
+// registry have no such bound.
+const maxReport = 768 << 10
+
+// text is the report as it is written: whole if it fits, and otherwise with lists that are short enough.
+func (r Report) text() ([]byte, error) {
+	for n := maxInstances; ; n /= 2 {
+		text, err := json.Marshal(r.shortened(n))
+		if err != nil || len(text) <= maxReport || n == 0 {
+			return text, err
+		}
+	}
+}
+
+// shortened is a report with lists of at most n entries, and texts that are not much longer.
+func (r Report) shortened(n int) Report {
+	var omitted Omitted
+	cut := func(length int, count *int) int {
+		*count += max(0, length-n)
+		return min(length, n)
+	}
+	r.Error = shorten(r.Error, 16<<10)
+	// What others must not see counts most, then what is in the mesh.
+	services := slices.Clone(r.Services)
+	slices.SortStableFunc(services, func(a, b ServiceReport) int {
+		return cmp.Or(cmp.Compare(min(1, len(b.Held)), min(1, len(a.Held))), cmp.Compare(min(1, len(b.Instances)), min(1, len(a.Instances))))
+	})
+	services = services[:cut(len(services), &omitted.Services)]
+	slices.SortFunc(services, func(a, b ServiceReport) int { return strings.Compare(a.Name, b.Name) })
+	for i := range services {
+		s := &services[i]
+		s.Members, s.Others = 0, 0
+		if len(s.Instances) > n {
+			s.Members = len(s.Instances)
+		}
+		if len(s.LeftOut) > n {
+			s.Others = len(s.LeftOut)
+		}
+		s.Instances = s.Instances[:cut(len(s.Instances), &omitted.Instances)]
+		s.LeftOut = s.LeftOut[:cut(len(s.LeftOut), &omitted.Instances)]
+		s.Held = s.Held[:cut(len(s.Held), &omitted.Instances)]
+	}
+	r.Services = services
+	r.Advertised = r.Advertised[:cut(len(r.Advertised), &omitted.Services)]
+	r.Problems = slices.Clone(r.Problems[:cut(len(r.Problems), &omitted.Problems)])
+	for i := range r.Problems {
+		r.Problems[i].Message = shorten(r.Problems[i].Message, 4<<10)
+	}
+	if r.Holding != nil {
+		holding := *r.Holding
+		holding.Instances = holding.Instances[:cut(len(holding.Instances), &omitted.Instances)]
+		r.Holding = &holding
+	}
+	if r.Omitted = nil; omitted != (Omitted{}) {
+		r.Omitted = &omitted
+	}
+	return r
+}
+
 // save writes a report that says something new, or is due.
 func (b *Bridge) save(ctx context.Context, r Report) error {
 	before, now := b.last, r
@@ -144,7 +223,7 @@ func (b *Bridge) save(ctx context.Context, r Report) error {
 	if reflect.DeepEqual(before, now) && r.Written.Sub(b.saved) < rewrite {
 		return nil
 	}
-	text, err := json.Marshal(r)
+	text, err := r.text()
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -27,6 +28,7 @@ import (
 	"polymesh.dev/polymesh/pkg/bridge/consul"
 	"polymesh.dev/polymesh/pkg/bridge/dns"
 	"polymesh.dev/polymesh/pkg/bridge/eureka"
+	"polymesh.dev/polymesh/pkg/progress"
 )
 
 // bridgeNamespace is where a bridge keeps its objects if nothing else is said.
@@ -58,6 +60,7 @@ type registryFlags struct {
 
 func newBridgeRun() *cobra.Command {
 	var f registryFlags
+	var allow []string
 	o := bridge.Options{}
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -86,6 +89,7 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 	flags.DurationVar(&o.StaleAfter, "stale-after", 5*time.Minute, "leave an instance out that the registry has not heard of for so long; 0: never")
 	flags.IntVar(&o.MaxLoss, "max-loss", 50, "if more than this percentage of the instances vanish at once, keep them for now")
 	flags.DurationVar(&o.Guard, "guard", 5*time.Minute, "how long to keep what vanished like that, or while the registry was away")
+	flags.StringSliceVar(&allow, "allow-cidr", nil, "ranges of addresses that instances may have (default: all but link-local ones and the cluster's own); of several ranges that hold an address the smallest counts")
 	flags.StringVar(&f.gatewayName, "gateway", "istio-system/istio-ingressgateway", "the Service by which callers outside reach the mesh")
 	flags.StringVar(&o.AdvertiseAddress, "advertise-address", "", "HOST or HOST:PORT of the gateway as callers outside see it (default: what its Service says)")
 	flags.StringVar(&o.AdvertiseDomain, "advertise-domain", "", "callers outside call the mesh's services NAME.DOMAIN, which their name servers have to know (default: they use the address)")
@@ -104,6 +108,13 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 		var err error
 		if o.Registry, err = f.registry(&o); err != nil {
 			return err
+		}
+		for _, text := range allow {
+			prefix, err := netip.ParsePrefix(text)
+			if err != nil {
+				return fmt.Errorf("--allow-cidr %q is not a range of addresses such as 192.0.2.0/24: %w", text, err)
+			}
+			o.Allow = append(o.Allow, prefix.Masked())
 		}
 		namespace, name, ok := strings.Cut(f.gatewayName, "/")
 		if !ok || namespace == "" || name == "" {
@@ -301,6 +312,9 @@ The exit code is 0 when all is well, 1 when a bridge has a problem or does not r
 }
 
 func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
+	// A registry chooses the names and ids, and who may write ConfigMaps the rest.
+	w = progress.Escaping(w)
+	line := progress.Line
 	ago := func(t time.Time) string {
 		if t.IsZero() {
 			return "never"
@@ -311,23 +325,24 @@ func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
-		fmt.Fprintf(w, "bridge %s in namespace %s to %s, which answered %s\n", r.Name, r.Namespace, r.Registry, ago(r.Answered))
+		fmt.Fprintf(w, "bridge %s in namespace %s to %s, which answered %s\n", line(r.Name), line(r.Namespace), line(r.Registry), ago(r.Answered))
 		if r.Old(now) {
 			fmt.Fprintf(w, "! the bridge does not run: it has said nothing since %s\n", ago(r.Written))
 		}
 		if r.Error != "" {
-			fmt.Fprintf(w, "! %s\n", r.Error)
+			fmt.Fprintf(w, "! %s\n", line(r.Error))
 		}
 		if h := r.Holding; h != nil {
-			fmt.Fprintf(w, "! %d instances are missing in the registry; until %s they stay in the mesh: %s\n", len(h.Instances), h.Until.Format(time.RFC3339), strings.Join(h.Instances, ", "))
+			fmt.Fprintf(w, "! %d instances are missing in the registry; until %s they stay in the mesh: %s\n", len(h.Instances), h.Until.Format(time.RFC3339), line(strings.Join(h.Instances, ", ")))
 		}
 		for _, p := range r.Problems {
-			fmt.Fprintf(w, "! %s: %s\n", p.Service, p.Message)
+			fmt.Fprintf(w, "! %s: %s\n", line(cmp.Or(p.Service, "the registry")), line(p.Message))
 		}
 		t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 		fmt.Fprintln(t, "\nREGISTERED\tIN THE MESH AS\tINSTANCES\tLEFT OUT\tTAKEN OVER")
 		for _, s := range r.Services {
-			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\n", s.Name, s.Host, len(s.Instances), len(s.LeftOut), len(s.Held))
+			members, others, held := s.Counts()
+			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\n", line(s.Name), line(s.Host), members, others, held)
 		}
 		fmt.Fprintln(t, "\nSERVICE OF THE MESH\tREGISTERED AS\tAT\tTAKES OVER")
 		for _, a := range r.Advertised {
@@ -335,14 +350,17 @@ func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
 			if at == "" {
 				at = "-"
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%t\n", a.Service, a.Name, at, a.TakesOver)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%t\n", line(a.Service), line(a.Name), line(at), a.TakesOver)
 		}
 		if err := t.Flush(); err != nil {
 			return err
 		}
+		if o := r.Omitted; o != nil {
+			fmt.Fprintf(w, "\nnot shown: %d services, %d instances, %d problems, for which the report has no room\n", o.Services, o.Instances, o.Problems)
+		}
 		for _, s := range r.Services {
 			for _, l := range s.LeftOut {
-				fmt.Fprintf(w, "\n%s of %s is not in the mesh: %s\n", l.Instance, s.Name, l.Reason)
+				fmt.Fprintf(w, "\n%s of %s is not in the mesh: %s\n", line(l.Instance), line(s.Name), line(l.Reason))
 			}
 		}
 	}

@@ -353,8 +353,8 @@ func TestNew(t *testing.T) {
 
 func TestRolloutStatus(t *testing.T) {
 	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
-	s := &rollout.State{Name: "api", Namespace: "shop", Image: "shop/api:1.1.0", Previous: "shop/api:1.0.0", Phase: rollout.Running, Weight: 50,
-		Started: metav1.NewTime(now.Add(-5 * time.Minute)), Done: []rollout.StepDone{{Weight: 10,
+	s := &rollout.State{Name: "api", Namespace: "shop", Phase: rollout.Running, Weight: 50,
+		Spec: rollout.Spec{Image: "shop/api:1.1.0", Previous: "shop/api:1.0.0", Started: metav1.NewTime(now.Add(-5 * time.Minute))}, Done: []rollout.StepDone{{Weight: 10,
 			Canary: rollout.Measure{Requests: 31, ErrorRate: 0.5, P99: metav1.Duration{Duration: 24 * time.Millisecond}, Timed: 30}, Stable: rollout.Measure{}}}}
 	var out bytes.Buffer
 	if err := printRollout(&out, s, now); err != nil {
@@ -364,13 +364,19 @@ func TestRolloutStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "deployment.apps/api -n shop, image shop/api:1.1.0 in place of shop/api:1.0.0, begun 5m ago\n" +
-		"Running at 50 %, driven by nobody\n\n" +
+		"Running at 50 %, driven by none\n\n" +
 		"STEP   CANARY                                STABLE\n" +
 		"10 %   31 requests, 0.5 % errors, p99 24ms   no requests\n\n" +
-		"Nobody drives it: `polymesh rollout canary api -n shop` goes on with it, `polymesh rollout promote api -n shop` and `polymesh rollout abort api -n shop` end it\n" +
+		"No command drives it: `polymesh rollout canary api -n shop` goes on with it, `polymesh rollout promote api -n shop` and `polymesh rollout abort api -n shop` end it\n" +
 		"NAME   PHASE     WEIGHT   IMAGE            AGE   DRIVEN BY\n" +
-		"api    Running   50 %     shop/api:1.1.0   5m    nobody\n"
+		"api    Running   50 %     shop/api:1.1.0   5m    none\n"
 	if out.String() != want {
 		t.Errorf("got:\n%s", out.String())
+	}
+	// Who may write ConfigMaps and Leases chooses these.
+	out.Reset()
+	s.Reason, s.Driver = "\x1b[2J\nall is well", "\x1b]0;title\a"
+	if err := errors.Join(printRollout(&out, s, now), printRollouts(&out, []*rollout.State{s}, now)); err != nil || strings.ContainsAny(out.String(), "\x1b\a") || strings.Contains(out.String(), "\nall is well") {
+		t.Errorf("%v: %q", err, out.String())
 	}
 }

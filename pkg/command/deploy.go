@@ -133,6 +133,7 @@ DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can 
 
 // printResult says what the steps do not.
 func printResult(w io.Writer, r *deploy.Result, err error) {
+	w = progress.Escaping(w) // what a container said last, for example
 	for _, f := range r.Findings {
 		fmt.Fprintf(w, "\n%s\n", f)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/deploy"
 	"polymesh.dev/polymesh/pkg/dev"
+	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
 )
 
@@ -88,7 +89,7 @@ func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Proj
 			switch {
 			case running.Err() != nil: // broken off
 			case err != nil:
-				fmt.Fprintf(out, "\n%v\nwaiting for a change\n", err)
+				fmt.Fprintf(out, "\n%s\nwaiting for a change\n", progress.Text(err.Error()))
 			default:
 				fmt.Fprintln(out, "\nwaiting for a change")
 			}
@@ -107,6 +108,6 @@ func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Proj
 				files[i] = name
 			}
 		}
-		fmt.Fprintf(out, "\n%s changed\n", strings.Join(files, ", "))
+		fmt.Fprintf(out, "\n%s changed\n", progress.Line(strings.Join(files, ", ")))
 	}
 }

@@ -155,7 +155,7 @@ The exit code is 0 when the scan was done, 2 when --fail-on found something, and
 			err := read(ctx, steps, "scan", reader, ref, *from, func(i scanner.Image) error {
 				return s.Scan(ctx, i, output, *failOn, *onlyFixed, report)
 			})
-			if _, printErr := io.WriteString(cmd.OutOrStdout(), report.String()); printErr != nil {
+			if _, printErr := io.WriteString(cmd.OutOrStdout(), forPeople(output, report.String())); printErr != nil {
 				return printErr
 			}
 			if errors.Is(err, scanner.ErrFound) {
@@ -172,6 +172,15 @@ The exit code is 0 when the scan was done, 2 when --fail-on found something, and
 		return nil
 	}
 	return cmd
+}
+
+// forPeople is a report as it is printed. A table has the names that whoever made an image has chosen; the other formats are for
+// programs.
+func forPeople(format, report string) string {
+	if format == "table" {
+		return progress.Text(report)
+	}
+	return report
 }
 
 // read shows one step, in which an image is read and something done with it.
@@ -220,7 +229,10 @@ func newImageSBOM() *cobra.Command {
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
 		return read(ctx, progress.New(cmd.ErrOrStderr()), "bill of materials of", reader, args[0], *from, func(i scanner.Image) error {
-			return s.SBOM(ctx, i, output, cmd.OutOrStdout())
+			list := &strings.Builder{}
+			err := s.SBOM(ctx, i, output, list)
+			_, printErr := io.WriteString(cmd.OutOrStdout(), forPeople(output, list.String()))
+			return errors.Join(err, printErr)
 		})
 	}
 	return cmd

@@ -81,7 +81,7 @@ Deployment gets the image.
 
 Ctrl-C leaves the shares as they are. The same command, here or on another machine, without --image, goes on with the step.
 
-The exit code is 0 when the image is promoted, 2 when it was rolled back, 3 when somebody has aborted the rollout, 1 otherwise.`,
+The exit code is 0 when the image is promoted, 2 when it was rolled back, 3 when it was aborted, 1 otherwise.`,
 		Example: `  polymesh rollout canary api --image registry.example.com/shop/api:1.1.0
   polymesh rollout canary api --image shop/api:1.1.0 --steps 10,50,100 --interval 5m --max-error-rate 0.5 --max-p99 200ms
   polymesh rollout canary api`,
@@ -175,7 +175,7 @@ func rolloutEnded(cmd *cobra.Command, output string, r *rollout.Result, err erro
 	if r == nil || r.State == nil {
 		return err
 	}
-	w := cmd.ErrOrStderr()
+	w := progress.Escaping(cmd.ErrOrStderr())
 	for _, f := range r.Findings {
 		fmt.Fprintf(w, "\n%s\n", f)
 	}
@@ -188,7 +188,7 @@ func rolloutEnded(cmd *cobra.Command, output string, r *rollout.Result, err erro
 	case err != nil:
 		return err
 	}
-	fmt.Fprintf(w, "\n%s %s\n", r.ID(), r.Outcome())
+	fmt.Fprintf(w, "\n%s %s\n", r.ID(), progress.Line(r.Outcome()))
 	if r.Phase == rollout.Promoted {
 		fmt.Fprintln(w, "Write the image into the manifest too: the next deploy brings what stands there.")
 	}
@@ -260,20 +260,20 @@ func printRollouts(w io.Writer, states []*rollout.State, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "NAME\tPHASE\tWEIGHT\tIMAGE\tAGE\tDRIVEN BY")
 	for _, s := range states {
-		fmt.Fprintf(t, "%s\t%s\t%d %%\t%s\t%s\t%s\n", s.Name, s.Phase, s.Weight, s.Image, age(now, s.Started), orNobody(s))
+		fmt.Fprintf(t, "%s\t%s\t%d %%\t%s\t%s\t%s\n", s.Name, s.Phase, s.Weight, s.Image, age(now, s.Started), driver(s))
 	}
 	return t.Flush()
 }
 
 func printRollout(w io.Writer, s *rollout.State, now time.Time) error {
-	fmt.Fprintf(w, "%s, image %s in place of %s, begun %s ago\n%s", s.ID(), s.Image, s.Previous, age(now, s.Started), s.Phase)
+	fmt.Fprintf(w, "%s, image %s in place of %s, begun %s ago\n%s", s.ID(), s.Image, progress.Line(s.Previous), age(now, s.Started), s.Phase)
 	switch {
 	case s.Reason != "":
-		fmt.Fprintf(w, ": %s\n", s.Reason)
+		fmt.Fprintf(w, ": %s\n", progress.Line(s.Reason))
 	case s.Phase.Ended():
 		fmt.Fprintln(w)
 	default:
-		fmt.Fprintf(w, " at %d %%, driven by %s\n", s.Weight, orNobody(s))
+		fmt.Fprintf(w, " at %d %%, driven by %s\n", s.Weight, driver(s))
 	}
 	if len(s.Done) > 0 {
 		t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
@@ -286,19 +286,20 @@ func printRollout(w io.Writer, s *rollout.State, now time.Time) error {
 		}
 	}
 	if !s.Phase.Ended() && s.Driver == "" {
-		fmt.Fprintf(w, "\nNobody drives it: %s\n", s.Ways())
+		fmt.Fprintf(w, "\nNo command drives it: %s\n", s.Ways())
 	}
 	return nil
 }
 
-func orNobody(s *rollout.State) string {
+// driver is who drives a rollout, as a Lease says that others can write.
+func driver(s *rollout.State) string {
 	switch {
 	case s.Phase.Ended():
 		return "-"
 	case s.Driver == "":
-		return "nobody"
+		return "none"
 	}
-	return s.Driver
+	return progress.Line(s.Driver)
 }
 
 func age(now time.Time, since metav1.Time) string { return duration.HumanDuration(now.Sub(since.Time)) }

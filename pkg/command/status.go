@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
@@ -70,7 +71,7 @@ func printReport(w io.Writer, r *status.Report, now time.Time) error {
 		if version == "" {
 			version = "-"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, c.State, duration.HumanDuration(now.Sub(c.Since)), version, memory, c.Message)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, c.State, duration.HumanDuration(now.Sub(c.Since)), version, memory, progress.Line(c.Message))
 	}
 	return t.Flush()
 }

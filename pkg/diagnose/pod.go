@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -215,6 +216,8 @@ func logsOf(pod *corev1.Pod, s corev1.ContainerStatus) string {
 const (
 	lastLines = 2
 	lastBytes = 1000
+	// logTime is how long a kubelet may take to read them: its node may be away.
+	logTime = 10 * time.Second
 )
 
 // lastWords are the last lines of a container that has ended. Without them the finding is still right, so errors, such as
@@ -224,6 +227,8 @@ func (w *look) lastWords(ctx context.Context, pod *corev1.Pod, s corev1.Containe
 		return s.State.Terminated.Message
 	}
 	lines, limit := int64(lastLines), int64(lastBytes)
+	ctx, cancel := context.WithTimeout(ctx, logTime)
+	defer cancel()
 	text, err := w.client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{
 		Container: s.Name, Previous: s.State.Terminated == nil, TailLines: &lines, LimitBytes: &limit}).DoRaw(ctx)
 	if err != nil {

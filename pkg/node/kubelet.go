@@ -241,7 +241,12 @@ func pressure(node *corev1.Node) error {
 // Note says what pods have to do without.
 func (k *Kubelet) Note(context.Context) string { return k.opts.Nameservers.Note() }
 
+// healthTime is how long a health endpoint may take: one that hangs is not well.
+const healthTime = 5 * time.Second
+
 func healthz(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, healthTime)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err

@@ -1,9 +1,11 @@
 package rollout
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -35,6 +37,7 @@ const (
 type driver struct {
 	Options
 	state    *State
+	spec     Spec // as the Deployment has confirmed it; the state may not say otherwise later
 	findings []diagnose.Finding
 }
 
@@ -48,10 +51,16 @@ var errWished = errors.New("somebody wants it otherwise")
 
 // run drives the rollout to its end, or until ctx ends.
 func (d *driver) run(ctx context.Context) error {
-	if err := d.save(ctx, func(*State) {}); err != nil {
+	if err := d.takeOver(ctx); err != nil {
 		return err
 	}
 	for !d.state.Phase.Ended() {
+		if d.state.Wish != "" && d.state.Phase != RollingBack {
+			if err := d.grant(ctx); err != nil {
+				return err
+			}
+			continue
+		}
 		phase := map[Phase]func(context.Context) error{Starting: d.start, Running: d.step, Promoting: d.promote, RollingBack: d.rollBack}[d.state.Phase]
 		if phase == nil {
 			return fmt.Errorf("the rollout of %s is in a phase %q that this version of Polymesh does not know", d.state.ID(), d.state.Phase)
@@ -78,9 +87,49 @@ func (d *driver) run(ctx context.Context) error {
 	return nil
 }
 
+// takeOver reads the state, and makes sure that it is about what the user who began the rollout has asked for. If the
+// Deployment does not say so, all that is left is to abort: requests go back, and the Deployment keeps the image that it has.
+func (d *driver) takeOver(ctx context.Context) error {
+	stable, err := d.stable(ctx)
+	if err != nil {
+		return err
+	}
+	state, err := load(ctx, d.Cluster.Client, d.Namespace, d.Name)
+	if err != nil {
+		return err
+	}
+	d.state, d.spec = state, state.Spec
+	if state.confirmed(stable) || state.Phase.Ended() {
+		return nil
+	}
+	if state.Wish != WishAbort && state.Phase != RollingBack {
+		return fmt.Errorf("%s does not confirm (annotation %s) what configmap/%s says about its rollout, so nothing is changed: `polymesh rollout abort %s -n %s` sends all requests to it with the image that it has",
+			state.ID(), specAnnotation, recordName(d.Name), d.Name, d.Namespace)
+	}
+	d.Steps.Print("%s does not confirm what configmap/%s says about its rollout: it keeps its image", state.ID(), recordName(d.Name))
+	observed := state.Spec
+	i, err := containerOf(stable, observed.Container)
+	if err != nil {
+		i, observed.Container = 0, stable.Spec.Template.Spec.Containers[0].Name
+	}
+	observed.Previous = stable.Spec.Template.Spec.Containers[i].Image
+	if observed.VersionLabel, observed.Version, err = versionOf(stable); err != nil {
+		return err
+	}
+	d.state, err = change(ctx, d.Cluster.Client, d.Namespace, d.Name, func(s *State) error {
+		s.Spec, s.Phase, s.Wish = observed, RollingBack, ""
+		return nil
+	})
+	d.spec = observed
+	return err
+}
+
 // save changes the state in the cluster, and takes over what others have changed in it.
 func (d *driver) save(ctx context.Context, edit func(*State)) error {
 	state, err := change(ctx, d.Cluster.Client, d.Namespace, d.Name, func(s *State) error {
+		if !s.Spec.equal(d.spec) {
+			return errors.New("the ConfigMap says something else than before about which rollout this is: someone has changed it")
+		}
 		edit(s)
 		return nil
 	})
@@ -130,9 +179,9 @@ func (d *driver) grant(ctx context.Context) error {
 // the pods for its share. Until the proxies know the weights there must be no pod of the canary, because a route without
 // them leads to every pod of the Service.
 func (d *driver) prepare(ctx context.Context, weight int) (*appsv1.Deployment, *routing, error) {
-	stable, err := d.Cluster.Client.AppsV1().Deployments(d.Namespace).Get(ctx, d.Name, metav1.GetOptions{})
+	stable, err := d.stable(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read %s: %w", d.state.ID(), err)
+		return nil, nil, err
 	}
 	r, err := d.routing(ctx, stable)
 	if err != nil {
@@ -143,13 +192,13 @@ func (d *driver) prepare(ctx context.Context, weight int) (*appsv1.Deployment, *
 	}
 	if d.state.Step < 0 {
 		if err := d.Steps.Do("split the requests to "+d.Name, func(*progress.Step) (string, error) {
-			if err := pause(ctx, settle); err != nil {
+			if err := d.settle(ctx); err != nil {
 				return "", err
 			}
 			if err := d.weigh(ctx, r, ownerOf(stable), 0); err != nil {
 				return "", err
 			}
-			if err := pause(ctx, settle); err != nil {
+			if err := d.settle(ctx); err != nil {
 				return "", err
 			}
 			return "", d.save(ctx, func(s *State) { s.Step = 0 })
@@ -167,9 +216,9 @@ func (d *driver) prepare(ctx context.Context, weight int) (*appsv1.Deployment, *
 // canaryReady makes the canary have at least this many pods, and waits for them where they are not there.
 func (d *driver) canaryReady(ctx context.Context, stable *appsv1.Deployment, replicas int32) error {
 	deployments := d.Cluster.Client.AppsV1().Deployments(d.Namespace)
-	live, err := deployments.Get(ctx, d.state.canary(), metav1.GetOptions{})
+	live, err := d.readCanary(ctx, stable)
 	switch {
-	case apierrors.IsNotFound(err):
+	case err == nil && live == nil:
 		live, err = deployments.Create(ctx, canaryDeployment(stable, d.state, replicas), metav1.CreateOptions{FieldManager: fieldManager})
 	case err != nil:
 	case live.Spec.Replicas != nil && *live.Spec.Replicas >= replicas && live.Status.AvailableReplicas >= *live.Spec.Replicas:
@@ -247,19 +296,17 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 	step := d.Steps.Start("%d %%", weight)
 	done, err := func() (StepDone, error) {
 		m := newMeter(d.Cluster.Client, d.state, r.services())
-		if err := m.read(ctx); err != nil {
-			return StepDone{}, err
-		}
-		began := time.Now()
 		every := min(max(plan.Interval.Duration/5, pollEvery), readEvery)
-		var unwellSince time.Time
-		for {
-			if err := pause(ctx, every); err != nil {
-				return StepDone{}, err
+		var began, unwellSince, unreadSince time.Time
+		for first := true; ; first = false {
+			if !first {
+				if err := pause(ctx, every); err != nil {
+					return StepDone{}, err
+				}
 			}
-			err := m.read(ctx)
+			err := d.canaryWell(ctx, &unwellSince)
 			if err == nil {
-				err = d.canaryWell(ctx, &unwellSince)
+				err = m.read(ctx)
 			}
 			var why unfit
 			switch {
@@ -267,12 +314,28 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 				return StepDone{}, context.Cause(ctx)
 			case errors.As(err, &why):
 				return StepDone{}, err
-			case err != nil:
-				step.Note("%v", err) // an API server that restarts; the lease says for how long that is well
+			case errors.Is(err, errForbidden) || apierrors.IsForbidden(err):
+				return StepDone{}, fmt.Errorf("at %d %%, which stays so: %w: %s", weight, err, d.state.Ways())
+			case err != nil: // an API server that restarts, proxies that do not answer
+				if unreadSince.IsZero() {
+					unreadSince = time.Now()
+				}
+				if time.Since(unreadSince) > plan.Timeout.Duration {
+					return StepDone{}, fmt.Errorf("at %d %%, which stays so: %w, for %s; this says nothing about the canary: %s", weight, err, plan.Timeout.Duration, d.state.Ways())
+				}
+				step.Note("%v", err)
+				continue
+			case began.IsZero(): // what the counters are compared with
+				began, unreadSince = time.Now(), time.Time{}
 				continue
 			}
+			unreadSince = time.Time{}
 			done := StepDone{Weight: weight, Canary: m.measure(m.canary), Stable: m.measure(m.stable)}
-			step.Note("%s (stable: %s)", done.Canary, done.Stable)
+			note := fmt.Sprintf("%s (stable: %s)", done.Canary, done.Stable)
+			if m.unread != "" {
+				note += "; " + m.unread
+			}
+			step.Note("%s", note)
 			enough := plan.enough(done.Canary)
 			over := time.Since(began) >= plan.Interval.Duration
 			if enough && (over || m.certain(plan)) {
@@ -284,7 +347,11 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 				return done, nil
 			}
 			if !enough && time.Since(began) > plan.Timeout.Duration {
-				return done, unfit(fmt.Sprintf("at %d %%: %d requests in %s, fewer than --min-requests %d", weight, done.Canary.Requests, plan.Timeout.Duration, plan.MinRequests))
+				why := fmt.Sprintf("at %d %%: %d requests in %s, fewer than --min-requests %d", weight, done.Canary.Requests, plan.Timeout.Duration, plan.MinRequests)
+				if m.unread != "" {
+					why += " (" + m.unread + ")"
+				}
+				return done, unfit(why)
 			}
 		}
 	}()
@@ -327,7 +394,11 @@ func (d *driver) canaryWell(ctx context.Context, since *time.Time) error {
 // promote sends everything to the canary, gives the Deployment the new image, and sends everything back to it. When the
 // Deployment's pods do not become ready, the canary goes on serving.
 func (d *driver) promote(ctx context.Context) error {
-	if d.state.Weight != 0 || !d.hasImage(ctx, d.state.Image) {
+	image, err := d.image(ctx)
+	if err != nil {
+		return err
+	}
+	if d.state.Weight != 0 || image != d.state.Image {
 		stable, r, err := d.prepare(ctx, 100)
 		if err != nil {
 			return err
@@ -336,7 +407,7 @@ func (d *driver) promote(ctx context.Context) error {
 			if err := d.weigh(ctx, r, ownerOf(stable), 100); err != nil {
 				return err
 			}
-			if err := pause(ctx, settle); err != nil {
+			if err := d.settle(ctx); err != nil {
 				return err
 			}
 		}
@@ -347,12 +418,16 @@ func (d *driver) promote(ctx context.Context) error {
 			return d.stays(err)
 		}
 	}
-	return d.finish(ctx, Promoted, "all requests to "+d.Name+" again, with "+d.state.Image)
+	return d.finish(ctx, Promoted)
 }
 
 // rollBack sends everything to the Deployment, with its own image.
 func (d *driver) rollBack(ctx context.Context) error {
-	if d.hasImage(ctx, d.state.Image) {
+	image, err := d.image(ctx)
+	if err != nil {
+		return err
+	}
+	if image == d.state.Image && image != d.state.Previous {
 		if err := d.setImage(ctx, d.state.Previous); err != nil {
 			return err
 		}
@@ -360,11 +435,10 @@ func (d *driver) rollBack(ctx context.Context) error {
 			return d.stays(err)
 		}
 	}
-	end := RolledBack
 	if d.state.Reason == "" {
-		end = Aborted
+		return d.finish(ctx, Aborted)
 	}
-	return d.finish(ctx, end, "all requests to "+d.Name+" again, with "+d.state.Previous)
+	return d.finish(ctx, RolledBack)
 }
 
 // stays says that requests stay where they are because the Deployment's own pods are not ready.
@@ -376,14 +450,26 @@ func (d *driver) stays(err error) error {
 	return err
 }
 
-// hasImage reports whether the Deployment has an image. If it cannot be read, what follows says so.
-func (d *driver) hasImage(ctx context.Context, image string) bool {
+// stable reads the Deployment.
+func (d *driver) stable(ctx context.Context) (*appsv1.Deployment, error) {
 	stable, err := d.Cluster.Client.AppsV1().Deployments(d.Namespace).Get(ctx, d.Name, metav1.GetOptions{})
 	if err != nil {
-		return false
+		return nil, fmt.Errorf("read %s: %w", deploymentID(d.Namespace, d.Name), err)
+	}
+	return stable, nil
+}
+
+// image is the one that the Deployment's container has now.
+func (d *driver) image(ctx context.Context) (string, error) {
+	stable, err := d.stable(ctx)
+	if err != nil {
+		return "", err
 	}
 	i, err := containerOf(stable, d.state.Container)
-	return err == nil && stable.Spec.Template.Spec.Containers[i].Image == image
+	if err != nil {
+		return "", err
+	}
+	return stable.Spec.Template.Spec.Containers[i].Image, nil
 }
 
 // setImage gives the Deployment's container an image.
@@ -398,24 +484,34 @@ func (d *driver) setImage(ctx context.Context, image string) error {
 
 // finish sends everything to the Deployment, and then removes what the rollout has made, in the order in which nothing of it
 // is used any more.
-func (d *driver) finish(ctx context.Context, end Phase, title string) error {
-	return d.Steps.Do(title, func(step *progress.Step) (string, error) {
-		stable, err := d.Cluster.Client.AppsV1().Deployments(d.Namespace).Get(ctx, d.Name, metav1.GetOptions{})
+func (d *driver) finish(ctx context.Context, end Phase) error {
+	final, err := d.image(ctx)
+	if err != nil {
+		return err
+	}
+	switch {
+	case end == Promoted && final != d.state.Image:
+		return fmt.Errorf("%s has the image %s and not %s: someone has changed it; the canary goes on with %d %% of the requests: %s", d.state.ID(), final, d.state.Image, d.state.Weight, d.state.Ways())
+	case end != Promoted && final == d.state.Image && final != d.state.Previous:
+		return fmt.Errorf("%s has the image %s again: someone has set it; run `polymesh rollout abort %s -n %s` once more", d.state.ID(), final, d.Name, d.Namespace)
+	}
+	err = d.Steps.Do("all requests to "+d.Name+" again, with "+final, func(step *progress.Step) (string, error) {
+		stable, err := d.stable(ctx)
 		if err != nil {
-			return "", fmt.Errorf("read %s: %w", d.state.ID(), err)
+			return "", err
 		}
 		r, err := d.routing(ctx, stable)
 		if err != nil {
 			return "", err
 		}
 		// Without a canary nobody needs weights any more; this is then the rest of what was broken off.
-		if found, err := d.hasCanary(ctx); err != nil {
+		if canary, err := d.readCanary(ctx, stable); err != nil {
 			return "", err
-		} else if found {
+		} else if canary != nil {
 			if err := d.weigh(ctx, r, ownerOf(stable), 0); err != nil {
 				return "", err
 			}
-			if err := pause(ctx, settle); err != nil {
+			if err := d.settle(ctx); err != nil {
 				return "", err
 			}
 			step.Note("wait for the last requests of %s", d.state.canary())
@@ -423,42 +519,44 @@ func (d *driver) finish(ctx context.Context, end Phase, title string) error {
 				return "", err
 			}
 		}
-		if err := d.removeCanary(ctx); err != nil {
+		if err := d.removeCanary(ctx, stable); err != nil {
 			return "", err
 		}
-		if err := pause(ctx, settle); err != nil {
+		if err := d.settle(ctx); err != nil {
 			return "", err
 		}
-		if err := d.unweigh(ctx, r); err != nil {
+		if err := d.unweigh(ctx, stable, r); err != nil {
 			return "", err
 		}
-		if err := pause(ctx, settle); err != nil {
+		if err := d.settle(ctx); err != nil {
 			return "", err
 		}
-		if err := d.removeOwn(ctx, destinationRules); err != nil {
+		if err := d.removeOwn(ctx, stable, destinationRules); err != nil {
 			return "", err
 		}
 		return "", d.save(ctx, func(s *State) {
 			now := metav1.Now()
-			s.Phase, s.Ended, s.Wish, s.Routes = end, &now, "", nil
+			s.Phase, s.Ended, s.Wish, s.Routes, s.Final = end, &now, "", nil, final
 		})
 	})
-}
-
-// drain waits until the canary gets no more requests.
-func (d *driver) drain(ctx context.Context, r *routing) error {
-	m := newMeter(d.Cluster.Client, d.state, r.services())
-	if err := m.read(ctx); err != nil {
+	if err != nil {
 		return err
 	}
-	seen := 0.0
-	err := wait.PollUntilContextTimeout(ctx, pollEvery, drained, false, func(ctx context.Context) (bool, error) {
-		before := seen
-		if err := m.read(ctx); err != nil {
-			return false, err
+	return annotate(ctx, d.Cluster.Client, d.state, nil)
+}
+
+// drain waits until the canary gets no more requests. Where the proxies cannot be read it waits for all of its time: that is
+// no reason to leave requests with the canary.
+func (d *driver) drain(ctx context.Context, r *routing) error {
+	m := newMeter(d.Cluster.Client, d.state, r.services())
+	seen, read := 0.0, false
+	err := wait.PollUntilContextTimeout(ctx, pollEvery, drained, true, func(ctx context.Context) (bool, error) {
+		if m.read(ctx) != nil {
+			return false, nil
 		}
-		seen = m.received[m.canary].requests
-		return seen == before, nil
+		before, again := seen, read
+		seen, read = m.received[m.canary].requests, true
+		return again && seen == before, nil
 	})
 	if wait.Interrupted(err) && ctx.Err() == nil {
 		return nil // its pods end as pods do, after the requests that they have
@@ -466,21 +564,38 @@ func (d *driver) drain(ctx context.Context, r *routing) error {
 	return err
 }
 
-// hasCanary reports whether the canary is there.
-func (d *driver) hasCanary(ctx context.Context) (bool, error) {
-	_, err := d.Cluster.Client.AppsV1().Deployments(d.Namespace).Get(ctx, d.state.canary(), metav1.GetOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return false, fmt.Errorf("read %s: %w", deploymentID(d.Namespace, d.state.canary()), err)
+// readCanary reads the canary, nil if there is none. One that is not the rollout's is an error.
+func (d *driver) readCanary(ctx context.Context, stable *appsv1.Deployment) (*appsv1.Deployment, error) {
+	id := deploymentID(d.Namespace, d.state.canary())
+	canary, err := d.Cluster.Client.AppsV1().Deployments(d.Namespace).Get(ctx, d.state.canary(), metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("read %s: %w", id, err)
+	case !d.owns(canary, stable):
+		return nil, fmt.Errorf("%s is in the way: the canary has that name, and the rollout has not made this one", id)
 	}
-	return err == nil, nil
+	return canary, nil
+}
+
+// owns reports whether a rollout of the Deployment has made an object.
+func (d *driver) owns(o metav1.Object, stable *appsv1.Deployment) bool {
+	return o.GetLabels()[rolloutLabel] == d.Name && slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool { return r.UID == stable.UID })
 }
 
 // removeCanary removes the canary and waits until no Service has a pod of it.
-func (d *driver) removeCanary(ctx context.Context) error {
-	policy := metav1.DeletePropagationBackground
-	err := d.Cluster.Client.AppsV1().Deployments(d.Namespace).Delete(ctx, d.state.canary(), metav1.DeleteOptions{PropagationPolicy: &policy})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("remove %s: %w", deploymentID(d.Namespace, d.state.canary()), err)
+func (d *driver) removeCanary(ctx context.Context, stable *appsv1.Deployment) error {
+	canary, err := d.readCanary(ctx, stable)
+	if err != nil {
+		return err
+	}
+	if canary != nil {
+		policy := metav1.DeletePropagationBackground
+		err := d.Cluster.Client.AppsV1().Deployments(d.Namespace).Delete(ctx, canary.Name, metav1.DeleteOptions{PropagationPolicy: &policy, Preconditions: &metav1.Preconditions{UID: &canary.UID}})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove %s: %w", deploymentID(d.Namespace, canary.Name), err)
+		}
 	}
 	err = wait.PollUntilContextTimeout(ctx, pollEvery, d.state.Plan.Timeout.Duration, true, func(ctx context.Context) (bool, error) {
 		pods, err := d.Cluster.Client.CoreV1().Pods(d.Namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.Set{rolloutLabel: d.Name}.String()})
@@ -488,7 +603,7 @@ func (d *driver) removeCanary(ctx context.Context) error {
 			return false, err
 		}
 		for _, pod := range pods.Items {
-			if pod.DeletionTimestamp == nil {
+			if pod.DeletionTimestamp == nil && workloadOf(&pod) == d.state.canary() {
 				return false, nil
 			}
 		}
@@ -498,6 +613,11 @@ func (d *driver) removeCanary(ctx context.Context) error {
 		return fmt.Errorf("wait until the pods of %s end: %w", d.state.canary(), err)
 	}
 	return nil
+}
+
+// settle waits until the proxies know of a change.
+func (d *driver) settle(ctx context.Context) error {
+	return pause(ctx, cmp.Or(d.Settle, defaultSettle))
 }
 
 // pause waits for this long.

@@ -1,9 +1,6 @@
 package rollout
 
 import (
-	"bufio"
-	"bytes"
-	"context"
 	"fmt"
 	"maps"
 	"math"
@@ -12,20 +9,9 @@ import (
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-)
-
-// Istio's metrics (https://istio.io/latest/docs/reference/config/metrics/) and where each proxy's agent shows them.
-const (
-	requestsMetric = "istio_requests_total"
-	durationMetric = "istio_request_duration_milliseconds"
-	agentPort      = "15020"
-	metricsPath    = "/stats/prometheus"
-	maxLine        = 1 << 20
 )
 
 // Measure is what was seen of one version in a step.
@@ -139,8 +125,23 @@ func quantile(q float64, buckets map[float64]float64) float64 {
 // workload is a source of requests.
 type workload struct{ namespace, name string }
 
+// claim is what one caller's proxies have counted.
+type claim struct {
+	to   map[string]*view // by Deployment
+	lost float64          // requests that reached no pod at all
+}
+
+// requests are all that a caller says it has sent.
+func (c *claim) requests() float64 {
+	sum := c.lost
+	for _, v := range c.to {
+		sum += v.requests
+	}
+	return sum
+}
+
 // meter measures the two versions from when it was made: it adds up by how much the counters of all proxies that take part
-// grow, those of the pods of both versions and of their callers. A proxy that starts anew counts from zero.
+// grow, those of the pods of both versions and of their callers. A proxy that restarts counts from zero.
 type meter struct {
 	client    kubernetes.Interface
 	namespace string
@@ -148,61 +149,24 @@ type meter struct {
 	stable, canary string
 	services       []string
 
-	last    map[string]float64 // counters as they were read last, by pod and series
-	first   bool
-	callers map[workload]bool
-	// received is what the pods' own proxies say, sent what their callers' say: only they know of requests that did not
-	// arrive. lost are those that reached no pod at all.
-	received, sent map[string]*view // by Deployment
-	lost           float64
+	known map[string]bool    // proxies that have been read before
+	last  map[string]float64 // counters as they were read last, by pod and series
+	// received is what the pods' own proxies say, by Deployment; callers is how many of these requests came from whom. sent is
+	// what the callers' proxies say: only they know of requests that did not arrive.
+	received map[string]*view
+	callers  map[workload]float64
+	sent     map[workload]*claim
+	// unread says which proxies the last read is without, and why. It is empty when all were read.
+	unread string
 }
 
 func newMeter(client kubernetes.Interface, s *State, services []string) *meter {
 	m := &meter{client: client, namespace: s.Namespace, stable: s.Name, canary: s.canary(), services: services,
-		last: map[string]float64{}, first: true, callers: map[workload]bool{}, received: map[string]*view{}, sent: map[string]*view{}}
+		known: map[string]bool{}, last: map[string]float64{}, callers: map[workload]float64{}, received: map[string]*view{}, sent: map[workload]*claim{}}
 	for _, name := range []string{m.stable, m.canary} {
-		m.received[name], m.sent[name] = &view{buckets: map[float64]float64{}}, &view{buckets: map[float64]float64{}}
+		m.received[name] = &view{buckets: map[float64]float64{}}
 	}
 	return m
-}
-
-// read reads all proxies. The first time is what the next ones are compared with.
-func (m *meter) read(ctx context.Context) error {
-	seen := map[string]*corev1.PodList{}
-	pods := func(namespace string) ([]corev1.Pod, error) {
-		if seen[namespace] == nil {
-			list, err := m.client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
-			if err != nil {
-				return nil, fmt.Errorf("list the pods in %s: %w", namespace, err)
-			}
-			seen[namespace] = list
-		}
-		return seen[namespace].Items, nil
-	}
-	own, err := pods(m.namespace)
-	if err != nil {
-		return err
-	}
-	read := map[string]bool{}
-	each := func(of workload, pods []corev1.Pod) {
-		for _, pod := range pods {
-			if !read[string(pod.UID)] && pod.Namespace == of.namespace && workloadOf(&pod) == of.name && pod.Status.Phase == corev1.PodRunning {
-				read[string(pod.UID)] = true
-				m.pod(ctx, &pod)
-			}
-		}
-	}
-	each(workload{m.namespace, m.canary}, own)
-	each(workload{m.namespace, m.stable}, own)
-	for caller := range m.callers {
-		list, err := pods(caller.namespace)
-		if err != nil {
-			return err
-		}
-		each(caller, list)
-	}
-	m.first = false
-	return ctx.Err()
 }
 
 // workloadOf is the name of a pod's workload, as Istio finds it: that of its controller, without the hash that a
@@ -218,86 +182,97 @@ func workloadOf(pod *corev1.Pod) string {
 	return owner.Name
 }
 
-// pod reads one proxy. One that does not answer is one that starts or ends; what it has counted comes with the next read.
-func (m *meter) pod(ctx context.Context, pod *corev1.Pod) {
-	text, err := m.client.CoreV1().Pods(pod.Namespace).ProxyGet("http", pod.Name, agentPort, metricsPath, nil).DoRaw(ctx)
-	if err != nil {
-		return
-	}
-	families, err := parseMetrics(text)
-	if err != nil {
-		return
-	}
-	m.add(string(pod.UID), families)
-}
+// maxCounter is above what a counter can hold: a float64 counts exactly up to 2^53.
+const maxCounter = 1 << 53
 
-// parseMetrics reads the two metrics out of what an agent shows, which also has the app's own.
-func parseMetrics(text []byte) (map[string]*dto.MetricFamily, error) {
-	var ours bytes.Buffer
-	lines := bufio.NewScanner(bytes.NewReader(text))
-	lines.Buffer(make([]byte, 0, 64<<10), maxLine)
-	for lines.Scan() {
-		line := bytes.TrimPrefix(lines.Bytes(), []byte("# TYPE "))
-		if bytes.HasPrefix(line, []byte(requestsMetric)) || bytes.HasPrefix(line, []byte(durationMetric)) {
-			ours.Write(lines.Bytes())
-			ours.WriteByte('\n')
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read a proxy's metrics: %w", err)
-	}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	return parser.TextToMetricFamilies(&ours)
-}
-
-// add takes in what one proxy has counted.
-func (m *meter) add(proxy string, families map[string]*dto.MetricFamily) {
-	_, known := m.last[proxy]
-	m.last[proxy] = 1
-	// A proxy that is read for the first time has counted before, unless its pod is newer than the measurement. A caller
-	// that has just been found has called before it was found, so the little that it says of this step is left out.
-	base := m.first || !known
+// add takes in what one proxy of a workload has counted.
+func (m *meter) add(of workload, proxy string, families map[string]*dto.MetricFamily) {
+	// A proxy that is read for the first time has counted before. A caller that has just been found has called before it was
+	// found, so the little that it says of this step is left out.
+	known := m.known[proxy]
+	m.known[proxy] = true
 	for _, metric := range []string{requestsMetric, durationMetric} {
 		for _, sample := range families[metric].GetMetric() {
 			labels := labelsOf(sample)
 			series := proxy + " " + metric + " " + key(labels)
 			delta := func(part string, value float64) float64 {
+				if !(value >= 0 && value <= maxCounter) { // NaN too
+					return 0
+				}
 				before, counted := m.last[series+" "+part]
 				m.last[series+" "+part] = value
 				switch {
-				case base && !counted:
+				case !known && !counted:
 					return 0
-				case value < before: // it has started anew
+				case value < before: // it has restarted
 					return value
 				}
 				return value - before
 			}
-			m.sample(metric, labels, sample, delta)
+			m.sample(of, metric, labels, sample, delta)
 		}
 	}
 }
 
-func (m *meter) sample(metric string, labels map[string]string, sample *dto.Metric, delta func(string, float64) float64) {
+func (m *meter) sample(of workload, metric string, labels map[string]string, sample *dto.Metric, delta func(string, float64) float64) {
 	to, namespace := labels["destination_workload"], labels["destination_workload_namespace"]
 	ours := namespace == m.namespace && (to == m.stable || to == m.canary)
 	switch labels["reporter"] {
 	case "destination":
-		// What did not come through a Service of the mesh, such as a Prometheus that reads the app's metrics, is not meant.
-		if !ours || strings.HasSuffix(labels["destination_service_name"], "PassthroughCluster") {
+		// Each side's own pods are the servers. What did not come through a Service of the mesh, such as a Prometheus that reads
+		// the app's metrics, is not meant.
+		if !ours || of != (workload{m.namespace, to}) || strings.HasSuffix(labels["destination_service_name"], "PassthroughCluster") {
 			return
 		}
-		if from := labels["source_workload"]; from != "" && from != "unknown" {
-			m.callers[workload{labels["source_workload_namespace"], from}] = true
-		}
+		before := m.received[to].requests
 		m.received[to].add(metric, sample, delta)
+		from := workload{labels["source_workload_namespace"], labels["source_workload"]}
+		if _, found := m.callers[from]; found || from.name != "" && from.name != "unknown" && len(m.callers) < maxCallers {
+			m.callers[from] += m.received[to].requests - before
+		}
 	case "source":
+		if m.sent[of] == nil {
+			m.sent[of] = &claim{to: map[string]*view{m.stable: {buckets: map[float64]float64{}}, m.canary: {buckets: map[float64]float64{}}}}
+		}
 		switch {
 		case ours:
-			m.sent[to].add(metric, sample, delta)
+			m.sent[of].to[to].add(metric, sample, delta)
 		case metric == requestsMetric && m.forUs(labels) && reachedNobody(labels):
-			m.lost += delta("", sample.GetCounter().GetValue())
+			m.sent[of].lost += delta("", sample.GetCounter().GetValue())
 		}
 	}
+}
+
+// believed is how much of what a caller says counts, from 0 to 1. A caller's proxy is the caller's: it may say anything, but
+// it counts only as far as the servers have heard from that caller: for twice as many requests, as those that were lost on
+// the way are known to the caller only, and two more for those that are under way. Where the servers have heard nothing of
+// anyone, the callers are all that there is.
+func (m *meter) believed(caller workload) float64 {
+	heard := 0.0
+	for _, n := range m.callers {
+		heard += n
+	}
+	says := m.sent[caller].requests()
+	if heard == 0 || says == 0 {
+		return 1
+	}
+	return min(1, (2*m.callers[caller]+2)/says)
+}
+
+// claimed is what the callers say about a Deployment. Requests that reached no pod are the canary's, since the stable version
+// was well before.
+func (m *meter) claimed(deployment string) view {
+	var sum view
+	for caller, c := range m.sent {
+		weight := m.believed(caller)
+		requests, errors := c.to[deployment].requests, c.to[deployment].errors
+		if deployment == m.canary {
+			requests, errors = requests+c.lost, errors+c.lost
+		}
+		sum.requests += weight * requests
+		sum.errors += weight * errors
+	}
+	return sum
 }
 
 // forUs reports whether a request was for a Service of the rollout.
@@ -306,13 +281,9 @@ func (m *meter) forUs(labels map[string]string) bool {
 }
 
 // measure is what was seen of a Deployment. Where the two sides do not agree on the errors, the worse counts: an answer
-// can be lost on the way. Requests that reached no pod are the canary's, since the stable version was well before.
+// can be lost on the way.
 func (m *meter) measure(deployment string) Measure {
-	received, sent := m.received[deployment], *m.sent[deployment]
-	if deployment == m.canary {
-		sent.requests += m.lost
-		sent.errors += m.lost
-	}
+	received, sent := m.received[deployment], m.claimed(deployment)
 	p99 := time.Duration(quantile(0.99, received.buckets) * float64(time.Millisecond)).Round(100 * time.Microsecond)
 	return Measure{
 		Requests:  int(math.Round(max(received.requests, sent.requests))),
@@ -324,14 +295,14 @@ func (m *meter) measure(deployment string) Measure {
 
 // certain reports whether so many requests of the canary have failed, or taken too long, that what comes cannot mend it.
 func (m *meter) certain(p Plan) bool {
-	received, sent := m.received[m.canary], m.sent[m.canary]
+	received, sent := m.received[m.canary], m.claimed(m.canary)
 	within := 0.0
 	for upper, count := range received.buckets {
 		if upper <= float64(p.MaxP99.Duration)/float64(time.Millisecond) {
 			within = max(within, count)
 		}
 	}
-	return max(received.errors, sent.errors+m.lost) >= certain || received.buckets[math.Inf(1)]-within >= certain
+	return max(received.errors, sent.errors) >= certain || received.buckets[math.Inf(1)]-within >= certain
 }
 
 func labelsOf(m *dto.Metric) map[string]string {

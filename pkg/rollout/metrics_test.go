@@ -1,6 +1,8 @@
 package rollout
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"math"
 	"os"
@@ -76,11 +78,17 @@ func (e *exposed) durations(fast, slow int, labels string, args ...any) *exposed
 
 func scrape(t *testing.T, m *meter, proxy string, e *exposed) {
 	t.Helper()
-	families, err := parseMetrics([]byte("app_metric{ 1\nenvoy_server_live{} 1\n" + e.text.String()))
+	families, err := parseMetrics(strings.NewReader("app_metric{ 1\nenvoy_server_live{} 1\n"+e.text.String()), "shop")
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.add(proxy, families)
+	of := workload{"shop", "api"}
+	if name, _, _ := strings.Cut(proxy, "-"); name == "canary" {
+		of.name = "api-canary"
+	} else if name != "stable" {
+		of = workload{"web", name}
+	}
+	m.add(of, proxy, families)
 }
 
 func shown() *exposed { return &exposed{said: map[string]bool{}} }
@@ -95,10 +103,9 @@ func TestMeasure(t *testing.T) {
 	// What was counted before does not count.
 	scrape(t, m, "canary-1", shown().requests(1000, received, "api-canary", "500").durations(0, 1000, received, "api-canary", "500"))
 	scrape(t, m, "stable-1", shown().requests(5000, received, "api", "200"))
-	if !m.callers[workload{"web", "client"}] || len(m.callers) != 1 {
+	if _, found := m.callers[workload{"web", "client"}]; !found || len(m.callers) != 1 {
 		t.Errorf("the callers are %v", m.callers)
 	}
-	m.first = false
 	scrape(t, m, "canary-1", shown().requests(1000, received, "api-canary", "500").requests(99, received, "api-canary", "200").
 		durations(0, 1000, received, "api-canary", "500").durations(99, 0, received, "api-canary", "200"))
 	scrape(t, m, "stable-1", shown().requests(5900, received, "api", "200"))
@@ -131,7 +138,6 @@ func TestMeasure(t *testing.T) {
 
 func TestMeasureSlow(t *testing.T) {
 	m := newMeter(nil, state(), []string{"api"})
-	m.first = false
 	for _, n := range []int{0, 1} { // the first reading of a proxy is what the second is compared with
 		scrape(t, m, "canary-1", shown().requests(200*n, received, "api-canary", "200").durations(180*n, 20*n, received, "api-canary", "200"))
 	}
@@ -145,7 +151,6 @@ func TestMeasureSlow(t *testing.T) {
 // Only the callers know of requests that did not arrive.
 func TestMeasureLost(t *testing.T) {
 	m := newMeter(nil, state(), []string{"api"})
-	m.first = false
 	for _, n := range []int{0, 1} {
 		scrape(t, m, "canary-1", shown().requests(50*n, received, "api-canary", "200"))
 		scrape(t, m, "client-1", shown().requests(50*n, sent, "api-canary", "200").requests(25*n, sent, "api-canary", "504").
@@ -202,11 +207,12 @@ func TestWorkloadOf(t *testing.T) {
 
 // What the agent of a real proxy shows, as pkg/mesh/exposition has recorded it.
 func TestRecorded(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join("..", "mesh", "exposition", "testdata", "istio.txt"))
+	text, err := os.Open(filepath.Join("..", "mesh", "exposition", "testdata", "istio.txt"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	families, err := parseMetrics(text)
+	defer text.Close()
+	families, err := parseMetrics(text, "demo")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,4 +243,99 @@ func TestPlan(t *testing.T) {
 			t.Errorf("want %q, got %v", want, err)
 		}
 	}
+}
+
+// A caller's word counts as far as the servers have heard from it.
+func TestBelieved(t *testing.T) {
+	m := newMeter(nil, state(), []string{"api"})
+	other := strings.ReplaceAll(received, `source_workload="client"`, `source_workload="liar"`)
+	for _, n := range []int{0, 1} {
+		scrape(t, m, "canary-1", shown().requests(1000*n, received, "api-canary", "200").durations(1000*n, 0, received, "api-canary", "200").requests(n, other, "api-canary", "200"))
+		scrape(t, m, "client-1", shown().requests(1000*n, sent, "api-canary", "200"))
+		scrape(t, m, "liar-1", shown().requests(1000000*n, sent, "api-canary", "503").requests(1000000*n, nowhere, "api").
+			requests(1000000*n, received, "api-canary", "503").requests(1000000*n, received, "api", "503"))
+	}
+	p := plan()
+	got := m.measure(m.canary)
+	if why := p.judge(got, m.measure(m.stable)); why != "" || m.certain(p) || got.Requests > 1010 {
+		t.Errorf("one caller has the canary rolled back: %s, %+v", why, got)
+	}
+	// Nor does it hide that others are refused, or makes a step end for which there have been no requests.
+	m = newMeter(nil, state(), []string{"api"})
+	for _, n := range []int{0, 1} {
+		scrape(t, m, "canary-1", shown().requests(5*n, received, "api-canary", "503").requests(n, other, "api-canary", "200"))
+		scrape(t, m, "liar-1", shown().requests(1000000*n, sent, "api-canary", "200").durations(1000000*n, 0, sent, "api-canary", "200"))
+	}
+	if got := m.measure(m.canary); p.enough(got) || got.ErrorRate < 80 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestCounters(t *testing.T) {
+	m := newMeter(nil, state(), []string{"api"})
+	scrape(t, m, "canary-1", shown().requests(0, received, "api-canary", "200"))
+	for _, value := range []string{"NaN", "+Inf", "-Inf", "-5", "1e300"} {
+		e := shown()
+		e.kind("istio_requests_total counter")
+		fmt.Fprintf(&e.text, "istio_requests_total{%s} %s\n", fmt.Sprintf(received, "api-canary", "200"), value)
+		scrape(t, m, "canary-1", e)
+	}
+	if got := m.measure(m.canary); got.Requests != 0 || got.ErrorRate != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// What a pod answers may be of any length and form. The app's own metrics may be too: the agent shows them as they are.
+func TestParseMetrics(t *testing.T) {
+	ours := fmt.Sprintf("# TYPE istio_requests_total counter\nistio_requests_total{"+received+"} 1", "api", "200")
+	long := strings.Repeat("x", 3*maxLine)
+	families, err := parseMetrics(strings.NewReader("app{x=\""+long+"\"} 1\r\n\x00garbage {\n"+ours), "shop")
+	if err != nil || len(families[requestsMetric].GetMetric()) != 1 {
+		t.Errorf("%v, %v", families, err)
+	}
+	if families, err := parseMetrics(strings.NewReader(ours), "other"); err != nil || len(families[requestsMetric].GetMetric()) != 0 {
+		t.Errorf("another namespace's: %v, %v", families, err)
+	}
+	for text, want := range map[string]string{
+		ours + "\nistio_requests_total{x=\"" + long:                                               "a line of more than",
+		ours + "\nistio_requests_total{namespace=\"shop\"":                                        "cannot be read",
+		strings.Repeat("istio_requests_total{namespace=\"shop\"} 1\n", maxKept/40):                "about this rollout",
+		strings.Repeat(strings.Repeat("x", 1<<20)+"\n", maxText>>20) + strings.Repeat("x", 1<<20): "its metrics have more than",
+	} {
+		if _, err := parseMetrics(strings.NewReader(text), "shop"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q, got %v", want, err)
+		}
+	}
+}
+
+func FuzzParseMetrics(f *testing.F) {
+	f.Add([]byte(fmt.Sprintf("# TYPE istio_requests_total counter\nistio_requests_total{"+received+"} 1\n", "api-canary", "200")))
+	f.Add([]byte("istio_request_duration_milliseconds_bucket{namespace=\"shop\",le=\"+Inf\"} NaN\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		families, err := parseMetrics(bytes.NewReader(text), "shop")
+		if err != nil {
+			return
+		}
+		m := newMeter(nil, state(), []string{"api"})
+		m.add(workload{"shop", "api-canary"}, "canary-1", families)
+		m.add(workload{"shop", "api-canary"}, "canary-1", families)
+		if got := m.measure(m.canary); got.Requests < 0 || !(got.ErrorRate >= 0 && got.ErrorRate <= 100) {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+func FuzzParseState(f *testing.F) {
+	text, err := json.Marshal(state())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte(`{"plan":{"steps":[]}}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s, err := parseState(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: recordName("api"), Namespace: "shop"}, Data: map[string]string{stateKey: string(text)}})
+		if err == nil && (s.Name != "api" || len(s.Plan.Steps) == 0 || s.Phase == Running && s.Step < 0) {
+			t.Errorf("%+v", s)
+		}
+	})
 }

@@ -95,7 +95,7 @@ spec:
 `
 
 func state() *State {
-	return &State{Name: "api", Namespace: "shop", Container: "api", Image: "shop/api:1.1.0", Previous: "shop/api:1.0.0", VersionLabel: "version", Version: "v1"}
+	return &State{Name: "api", Namespace: "shop", Spec: Spec{Container: "api", Image: "shop/api:1.1.0", Previous: "shop/api:1.0.0", VersionLabel: "version", Version: "v1", Plan: plan()}}
 }
 
 // The canary keeps every label that a policy may select by, and none that would make it a project's.

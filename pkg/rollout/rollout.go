@@ -23,6 +23,7 @@ package rollout
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -30,6 +31,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"polymesh.dev/polymesh/pkg/deploy"
@@ -45,7 +47,13 @@ type Options struct {
 	// Name is the Deployment's.
 	Name  string
 	Steps *progress.Steps
+	// Settle is how long a proxy may take to learn of a change before the next one builds on it; 0 is three seconds. Istio
+	// pushes a tenth of a second after a change, later where changes follow each other, and does not say when the last proxy has
+	// it.
+	Settle time.Duration
 }
+
+const defaultSettle = 3 * time.Second
 
 // Result is how a rollout stands when a command ends.
 type Result struct {
@@ -72,6 +80,9 @@ func Canary(ctx context.Context, o Options, image, container string, plan Plan) 
 	}
 	if err := plan.check(); err != nil {
 		return nil, err
+	}
+	if err := checkImage(image); err != nil {
+		return nil, fmt.Errorf("--image: %w", err)
 	}
 	if err := begin(ctx, o, image, container, plan); err != nil {
 		return nil, err
@@ -126,7 +137,9 @@ func Names(ctx context.Context, client kubernetes.Interface, namespace string) (
 	}
 	var names []string
 	for _, m := range found.Items {
-		names = append(names, m.Labels[rolloutLabel])
+		if name := m.Labels[rolloutLabel]; m.Name == recordName(name) {
+			names = append(names, name)
+		}
 	}
 	return names, nil
 }
@@ -199,8 +212,8 @@ func begin(ctx context.Context, o Options, image, container string, plan Plan) e
 		return fmt.Errorf("%s runs image %s already", deploymentID(o.Namespace, o.Name), image)
 	}
 	s := &State{
-		Name: o.Name, Namespace: o.Namespace, Container: chosen.Name, Image: image, Previous: chosen.Image, Plan: plan,
-		Phase: Starting, Step: -1, Started: metav1.Now(),
+		Name: o.Name, Namespace: o.Namespace, Phase: Starting, Step: -1,
+		Spec: Spec{Container: chosen.Name, Image: image, Previous: chosen.Image, Plan: plan, Started: metav1.Now()},
 	}
 	if s.VersionLabel, s.Version, err = versionOf(deployment); err != nil {
 		return err
@@ -217,7 +230,31 @@ func begin(ctx context.Context, o Options, image, container string, plan Plan) e
 	if _, err := d.checkedRouting(ctx, deployment); err != nil {
 		return err
 	}
-	return create(ctx, o.Cluster.Client, s, ownerOf(deployment))
+	if err := create(ctx, o.Cluster.Client, s, ownerOf(deployment)); err != nil {
+		return err
+	}
+	return annotate(ctx, o.Cluster.Client, s, &s.Spec)
+}
+
+// annotate writes on the Deployment what its rollout is to do, or removes that.
+func annotate(ctx context.Context, client kubernetes.Interface, s *State, spec *Spec) error {
+	var value any
+	if spec != nil {
+		text, err := json.Marshal(spec)
+		if err != nil {
+			return err
+		}
+		value = string(text)
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{specAnnotation: value}}})
+	if err != nil {
+		return err
+	}
+	_, err = client.AppsV1().Deployments(s.Namespace).Patch(ctx, s.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil {
+		return fmt.Errorf("record the rollout on %s: %w", s.ID(), err)
+	}
+	return nil
 }
 
 // create records a rollout, over one that has ended.
@@ -248,7 +285,3 @@ func create(ctx context.Context, client kubernetes.Interface, s *State, owner me
 	_, err = maps.Update(ctx, m, metav1.UpdateOptions{FieldManager: fieldManager})
 	return err
 }
-
-// settle is how long a proxy may take to hear of a change before the next one builds on it: nobody says when the last one
-// has. Istio pushes a tenth of a second after a change, later where changes come one upon another.
-const settle = 3 * time.Second

@@ -30,9 +30,6 @@ var (
 // rootNamespace is where Istio looks for DestinationRules that hold for all namespaces.
 const rootNamespace = "istio-system"
 
-// clusterDomain is behind the names of Services; a rule for a wildcard names it.
-const clusterDomain = "cluster.local"
-
 // routing is how requests come to the Deployment.
 type routing struct {
 	hosts []*host
@@ -94,10 +91,44 @@ func (d *driver) routing(ctx context.Context, stable *appsv1.Deployment) (*routi
 	if err != nil {
 		return nil, err
 	}
+	domain := ""
+	if slices.ContainsFunc(rules, isWildcard) {
+		if domain, err = d.clusterDomain(ctx); err != nil {
+			return nil, err
+		}
+	}
 	for _, h := range r.hosts {
-		d.readRules(r, h, rules, stable)
+		d.readRules(r, h, rules, stable, domain)
 	}
 	return r, d.findRoutes(ctx, r)
+}
+
+// isWildcard reports whether a DestinationRule is for all hosts whose names end in the same way.
+func isWildcard(rule unstructured.Unstructured) bool {
+	host, _, _ := unstructured.NestedString(rule.Object, "spec", "host")
+	return strings.HasPrefix(host, "*")
+}
+
+// clusterDomain is what Istio puts behind the names of Services: istiod is started with --domain, as its chart does from
+// global.proxy.clusterDomain.
+func (d *driver) clusterDomain(ctx context.Context) (string, error) {
+	found, err := d.Cluster.Client.AppsV1().Deployments(rootNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app=istiod"})
+	if err != nil {
+		return "", fmt.Errorf("a DestinationRule is for a wildcard, and the cluster's domain, which tells what it matches, cannot be read from the deployment istiod -n %s: %w", rootNamespace, err)
+	}
+	for _, istiod := range found.Items {
+		for _, c := range istiod.Spec.Template.Spec.Containers {
+			for i, arg := range c.Args {
+				if domain, ok := strings.CutPrefix(arg, "--domain="); ok {
+					return domain, nil
+				}
+				if arg == "--domain" && i+1 < len(c.Args) {
+					return c.Args[i+1], nil
+				}
+			}
+		}
+	}
+	return "", fmt.Errorf("a DestinationRule is for a wildcard, and there is no deployment istiod -n %s whose argument --domain tells the cluster's domain", rootNamespace)
 }
 
 // list lists objects of all namespaces, or of the rollout's own where the user may not see the others.
@@ -148,7 +179,7 @@ func speaksHTTP(port corev1.ServicePort) bool {
 }
 
 // readRules reads what the DestinationRules say of a host without the rollout.
-func (d *driver) readRules(r *routing, h *host, rules []unstructured.Unstructured, stable *appsv1.Deployment) {
+func (d *driver) readRules(r *routing, h *host, rules []unstructured.Unstructured, stable *appsv1.Deployment, clusterDomain string) {
 	h.subsets[""] = subset{}
 	var inherited *unstructured.Unstructured
 	best := 0
@@ -393,13 +424,13 @@ func (d *driver) weigh(ctx context.Context, r *routing, owner metav1.OwnerRefere
 }
 
 // unweigh makes the routes what they were, and removes the rollout's own.
-func (d *driver) unweigh(ctx context.Context, r *routing) error {
+func (d *driver) unweigh(ctx context.Context, stable *appsv1.Deployment, r *routing) error {
 	for i := range r.others {
 		if err := d.edit(ctx, &r.others[i], func(vs *unstructured.Unstructured) error { return removeWeights(vs, r.leads(d.Namespace)) }); err != nil {
 			return err
 		}
 	}
-	return d.removeOwn(ctx, virtualServices)
+	return d.removeOwn(ctx, stable, virtualServices)
 }
 
 // edit changes a VirtualService of somebody else, who may change it too.
@@ -426,14 +457,18 @@ func (d *driver) edit(ctx context.Context, vs *unstructured.Unstructured, change
 }
 
 // removeOwn removes the objects of a kind that the rollout has made.
-func (d *driver) removeOwn(ctx context.Context, kind schema.GroupVersionResource) error {
+func (d *driver) removeOwn(ctx context.Context, stable *appsv1.Deployment, kind schema.GroupVersionResource) error {
 	resource := d.Cluster.Dynamic.Resource(kind).Namespace(d.Namespace)
 	found, err := resource.List(ctx, metav1.ListOptions{LabelSelector: labels.Set{rolloutLabel: d.Name}.String()})
 	if err != nil {
 		return fmt.Errorf("list the %s of the rollout: %w", kind.Resource, err)
 	}
 	for _, u := range found.Items {
-		if err := resource.Delete(ctx, u.GetName(), metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		uid := u.GetUID()
+		if !d.owns(&u, stable) {
+			continue
+		}
+		if err := resource.Delete(ctx, u.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}); err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("remove %s/%s: %w", strings.ToLower(u.GetKind()), u.GetName(), err)
 		}
 	}

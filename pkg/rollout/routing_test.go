@@ -25,6 +25,20 @@ spec:
   ports: [{name: http, port: 80}, {name: tcp-raw, port: 9000}, {name: dns, port: 53, protocol: UDP, appProtocol: tcp}]
 `
 
+// istiodText is of a cluster whose domain is not the default one.
+const istiodText = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: istiod, namespace: istio-system, labels: {app: istiod}}
+spec:
+  selector: {matchLabels: {app: istiod}}
+  template:
+    metadata: {labels: {app: istiod}}
+    spec:
+      containers:
+      - {name: discovery, image: pilot, args: [discovery, --domain, example.test]}
+`
+
 // readRouting reads how requests come to the Deployment of stableText, with a Service and these objects of Istio and of
 // Gateway API.
 func readRouting(t *testing.T, service, pods string, objects ...string) (*routing, error) {
@@ -32,7 +46,9 @@ func readRouting(t *testing.T, service, pods string, objects ...string) (*routin
 	stable, s := &appsv1.Deployment{}, &corev1.Service{}
 	decode(t, stableText, stable)
 	decode(t, service, s)
-	typed := []runtime.Object{stable, s}
+	istiod := &appsv1.Deployment{}
+	decode(t, istiodText, istiod)
+	typed := []runtime.Object{stable, s, istiod}
 	if pods != "" {
 		pod := &corev1.Pod{}
 		decode(t, pods, pod)
@@ -60,8 +76,9 @@ func destinationRule(name, namespace, spec string) string {
 func TestRouting(t *testing.T) {
 	outside := virtualService("outside", "web", "{hosts: [x], gateways: [g], http: [{route: [{destination: {host: api.shop.svc.cluster.local, subset: v1}}]}]}")
 	subsets := destinationRule("api", "shop", "{host: api, exportTo: [.], subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}, {name: unused, labels: {app: api}}]}")
-	wide := destinationRule("wide", "istio-system", "{host: '*.local', trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}")
-	near := destinationRule("near", "shop", "{host: '*.shop.svc.cluster.local', trafficPolicy: {tls: {mode: DISABLE}}}")
+	wide := destinationRule("wide", "istio-system", "{host: '*.test', trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}")
+	strange := destinationRule("strange", "istio-system", "{host: '*.svc.cluster.local', trafficPolicy: {tls: {mode: SIMPLE}}}")
+	near := destinationRule("near", "shop", "{host: '*.shop.svc.example.test', trafficPolicy: {tls: {mode: DISABLE}}}")
 	for _, c := range []struct {
 		name    string
 		objects []string
@@ -77,7 +94,8 @@ func TestRouting(t *testing.T) {
 		{"under way", []string{subsets, virtualService("api", "shop", "{hosts: [api], http: [{route: [{destination: {host: api, subset: polymesh-stable-v1}, weight: 50}, {destination: {host: api, subset: polymesh-canary-v1}, weight: 50}]}]}")},
 			[]string{"v1"}, false, 1, ""},
 		{"somebody else's", []string{virtualService("api", "web", "{hosts: [api], http: [{route: [{destination: {host: api}}]}]}")}, []string{""}, true, 0, ""},
-		{"a policy for all", []string{wide}, []string{""}, true, 0, "ISTIO_MUTUAL"},
+		{"a policy for another domain", []string{strange}, []string{""}, true, 0, ""},
+		{"a policy for all", []string{wide, strange}, []string{""}, true, 0, "ISTIO_MUTUAL"},
 		{"a nearer one", []string{wide, near}, []string{""}, true, 0, "DISABLE"},
 		{"the Service's own", []string{wide, near, subsets}, []string{""}, true, 0, ""},
 	} {

@@ -1,15 +1,22 @@
 package rollout
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/distribution/reference"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 
@@ -21,6 +28,8 @@ const (
 	rolloutLabel = "polymesh.dev/rollout"
 	fieldManager = "polymesh-rollout"
 	stateKey     = "state"
+	// specAnnotation is on the Deployment while its rollout is under way, and holds the Spec as JSON.
+	specAnnotation = "polymesh.dev/rollout"
 )
 
 // Phase is what a rollout is at.
@@ -82,7 +91,7 @@ func (p *Plan) check() error {
 	switch {
 	case p.Interval.Duration < time.Second:
 		return fmt.Errorf("--interval %s is too short to measure in: at least 1s", p.Interval.Duration)
-	case p.MaxErrorRate < 0 || p.MaxErrorRate > 100:
+	case math.IsNaN(p.MaxErrorRate) || p.MaxErrorRate < 0 || p.MaxErrorRate > 100:
 		return fmt.Errorf("--max-error-rate %v is not a percentage", p.MaxErrorRate)
 	case p.MaxP99.Duration <= 0:
 		return fmt.Errorf("--max-p99 %s is not a duration above 0", p.MaxP99.Duration)
@@ -94,18 +103,28 @@ func (p *Plan) check() error {
 	return nil
 }
 
-// State is a rollout as the cluster remembers it.
-type State struct {
-	Name      string `json:"name"`
-	Namespace string `json:"namespace"`
+// Spec is what the user who began a rollout has asked for. It stands in the State, in a ConfigMap, and on the Deployment: a
+// rollout acts with the rights of whoever continues it, so only someone who may change the Deployment anyway may say which
+// image it gets. Who may write ConfigMaps can promote or abort a rollout, and no more.
+type Spec struct {
 	// Container gets Image; it had Previous.
 	Container string `json:"container"`
 	Image     string `json:"image"`
 	Previous  string `json:"previous"`
 	// VersionLabel tells the canary's pods from the others, whose value of it is Version.
-	VersionLabel string `json:"versionLabel"`
-	Version      string `json:"version"`
-	Plan         Plan   `json:"plan"`
+	VersionLabel string      `json:"versionLabel"`
+	Version      string      `json:"version"`
+	Plan         Plan        `json:"plan"`
+	Started      metav1.Time `json:"started"`
+}
+
+func (s Spec) equal(other Spec) bool { return equality.Semantic.DeepEqual(s, other) }
+
+// State is a rollout as the cluster remembers it.
+type State struct {
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	Spec
 
 	Phase Phase `json:"phase"`
 	// Step is the index of the step in Plan.Steps, -1 before the first.
@@ -117,8 +136,9 @@ type State struct {
 	Done   []StepDone `json:"done,omitempty"`
 	Routes []string   `json:"virtualServices,omitempty"` // of others that were changed, "namespace/name"
 
-	Started metav1.Time  `json:"started"`
-	Ended   *metav1.Time `json:"ended,omitempty"`
+	Ended *metav1.Time `json:"ended,omitempty"`
+	// Final is the image that the Deployment had at the end.
+	Final string `json:"final,omitempty"`
 
 	// Driver is who does it, empty if nobody does at the moment. It is read from the Lease and not recorded.
 	Driver string `json:"driver,omitempty"`
@@ -151,9 +171,9 @@ func (s *State) Outcome() string {
 	case Promoted:
 		return "promoted to " + s.Image
 	case RolledBack:
-		return "rolled back to " + s.Previous + ": " + s.Reason
+		return "rolled back to " + cmp.Or(s.Final, s.Previous) + ": " + s.Reason
 	default:
-		return "aborted, back to " + s.Previous
+		return "aborted, back to " + cmp.Or(s.Final, s.Previous)
 	}
 }
 
@@ -179,15 +199,83 @@ func load(ctx context.Context, client kubernetes.Interface, namespace, name stri
 
 func parseState(m *corev1.ConfigMap) (*State, error) {
 	s := &State{}
-	if err := json.Unmarshal([]byte(m.Data[stateKey]), s); err != nil {
-		return nil, fmt.Errorf("configmap/%s -n %s holds no rollout: %w", m.Name, m.Namespace, err)
+	err := json.Unmarshal([]byte(m.Data[stateKey]), s)
+	if err == nil {
+		err = s.check(m.Namespace, m.Name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configmap/%s -n %s holds no rollout: %w (delete it if none is under way)", m.Name, m.Namespace, err)
 	}
 	return s, nil
+}
+
+// Bounds of a recorded state.
+const (
+	maxReason = 4 << 10
+	maxRoutes = 1000
+)
+
+// check refuses a state that no rollout has written: others may write ConfigMaps.
+func (s *State) check(namespace, record string) error {
+	switch {
+	case s.Namespace != namespace || recordName(s.Name) != record:
+		return fmt.Errorf("it is about %q in the namespace %q", s.Name, s.Namespace)
+	case len(validation.IsDNS1123Subdomain(s.Name)) > 0 || len(validation.IsDNS1123Label(s.Container)) > 0:
+		return fmt.Errorf("%q or %q is not a name", s.Name, s.Container)
+	case !slices.Contains(versionLabels, s.VersionLabel) || s.Version == "" || len(validation.IsValidLabelValue(s.Version)) > 0:
+		return fmt.Errorf("%s=%q is not a version label", s.VersionLabel, s.Version)
+	case s.Previous == "":
+		return fmt.Errorf("it names no image to go back to")
+	case !slices.Contains([]Phase{Starting, Running, Promoting, RollingBack, Promoted, RolledBack, Aborted}, s.Phase):
+		return fmt.Errorf("this version of Polymesh does not know the phase %q", s.Phase)
+	case s.Wish != "" && s.Wish != WishPromote && s.Wish != WishAbort:
+		return fmt.Errorf("this version of Polymesh does not know the wish %q", s.Wish)
+	}
+	if err := checkImage(s.Image); err != nil {
+		return err
+	}
+	steps := len(s.Plan.Steps)
+	if err := s.Plan.check(); err != nil {
+		return err
+	}
+	switch {
+	case steps != len(s.Plan.Steps):
+		return fmt.Errorf("the steps %v do not end with 100", s.Plan.Steps[:steps])
+	case s.Step < -1 || s.Step >= steps || s.Step < 0 && s.Phase == Running:
+		return fmt.Errorf("it has no step %d", s.Step)
+	case s.Weight < 0 || s.Weight > 100:
+		return fmt.Errorf("a weight of %d is not a percentage", s.Weight)
+	case len(s.Done) > steps || len(s.Reason) > maxReason || len(s.Routes) > maxRoutes:
+		return fmt.Errorf("it is too long")
+	}
+	for _, route := range s.Routes {
+		of, name, ok := strings.Cut(route, "/")
+		if !ok || len(validation.IsDNS1123Label(of)) > 0 || len(validation.IsDNS1123Subdomain(name)) > 0 {
+			return fmt.Errorf("%q is not a VirtualService", route)
+		}
+	}
+	return nil
+}
+
+// checkImage refuses what a kubelet could not pull.
+func checkImage(image string) error {
+	if _, err := reference.ParseNormalizedNamed(image); err != nil {
+		return fmt.Errorf("image %q: %w", image, err)
+	}
+	return nil
+}
+
+// confirmed reports whether the Deployment says that its rollout is this one.
+func (s *State) confirmed(d *appsv1.Deployment) bool {
+	var spec Spec
+	return json.Unmarshal([]byte(d.Annotations[specAnnotation]), &spec) == nil && spec.equal(s.Spec)
 }
 
 func (s *State) write(m *corev1.ConfigMap) error {
 	recorded := *s
 	recorded.Driver = ""
+	recorded.Reason = recorded.Reason[:min(len(recorded.Reason), maxReason)]
+	recorded.Routes = recorded.Routes[:min(len(recorded.Routes), maxRoutes)]
 	text, err := json.MarshalIndent(&recorded, "", "  ")
 	if err == nil {
 		m.Data = map[string]string{stateKey: string(text)}

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -20,8 +22,17 @@ import (
 	"k8s.io/kubernetes/pkg/credentialprovider"
 )
 
-// maxBlob is how much is read of what is stored beside an image: a manifest or a payload, some kilobytes.
-const maxBlob = 4 << 20
+// Bounds of a registry's answers: it is asked about images before anything is known about it.
+const (
+	// maxBlob is how much is read of what is stored beside an image: a manifest or a payload, some kilobytes.
+	maxBlob = 4 << 20
+	// maxAnswer is how much is read of any answer, such as one with a token.
+	maxAnswer = 2 * maxBlob
+	// answerTime is how long one request may take, its answer included, and operationTime all requests of one operation.
+	answerTime    = 30 * time.Second
+	operationTime = 2 * time.Minute
+	maxRedirects  = 5
+)
 
 // Registry is the registry that an image's name says.
 type Registry struct {
@@ -75,8 +86,49 @@ func (r *Registry) resolver(ctx context.Context, name string) remotes.Resolver {
 		return "", "", nil
 	}
 	return docker.NewResolver(docker.ResolverOptions{
-		Hosts: config.ConfigureHosts(ctx, config.HostOptions{HostDir: config.HostDirFromRoot(r.hosts), Credentials: login}),
+		Hosts: config.ConfigureHosts(ctx, config.HostOptions{HostDir: config.HostDirFromRoot(r.hosts), Credentials: login, UpdateClient: bound}),
 	})
+}
+
+// bound makes a client that is not kept waiting, and reads no more than maxAnswer. Registries redirect to where they have
+// their blobs, which are checked by their digests; a redirect may not leave TLS.
+func bound(client *http.Client) error {
+	client.Timeout = answerTime
+	client.Transport = limited{client.Transport}
+	client.CheckRedirect = func(next *http.Request, before []*http.Request) error {
+		switch {
+		case len(before) > maxRedirects:
+			return fmt.Errorf("more than %d redirects", maxRedirects)
+		case before[0].URL.Scheme == "https" && next.URL.Scheme != "https":
+			return fmt.Errorf("a redirect from https to %s", next.URL.Scheme)
+		}
+		return nil
+	}
+	return nil
+}
+
+// limited is a transport whose answers have an end.
+type limited struct{ next http.RoundTripper }
+
+func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := l.next.RoundTrip(r)
+	if err == nil {
+		answer.Body = &limitedBody{answer.Body, maxAnswer}
+	}
+	return answer, err
+}
+
+type limitedBody struct {
+	io.ReadCloser
+	left int
+}
+
+func (b *limitedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= n; b.left < 0 {
+		return 0, fmt.Errorf("the answer has more than %d bytes", maxAnswer)
+	}
+	return n, err
 }
 
 // String implements fmt.Stringer.
@@ -84,6 +136,8 @@ func (r *Registry) String() string { return "the registry" }
 
 // Digest implements Place.
 func (r *Registry) Digest(ctx context.Context, image string) (digest.Digest, error) {
+	ctx, cancel := context.WithTimeout(ctx, operationTime)
+	defer cancel()
 	_, found, err := r.resolver(ctx, image).Resolve(ctx, image)
 	return found.Digest, err
 }
@@ -93,6 +147,8 @@ func (r *Registry) Copied(context.Context, Image) (bool, error) { return false, 
 
 // Manifest implements Place.
 func (r *Registry) Manifest(ctx context.Context, name string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, operationTime)
+	defer cancel()
 	_, found, err := r.resolver(ctx, name).Resolve(ctx, name)
 	if err != nil {
 		return nil, err
@@ -102,9 +158,11 @@ func (r *Registry) Manifest(ctx context.Context, name string) ([]byte, error) {
 
 // Blob implements Place.
 func (r *Registry) Blob(ctx context.Context, name string, blob ocispec.Descriptor) ([]byte, error) {
-	if blob.Size > maxBlob {
-		return nil, fmt.Errorf("%s of %s has %d bytes: too many for a signature", blob.Digest, name, blob.Size)
+	if err := checkBlob(blob); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, operationTime)
+	defer cancel()
 	fetcher, err := r.resolver(ctx, name).Fetcher(ctx, name)
 	if err != nil {
 		return nil, err
@@ -114,11 +172,11 @@ func (r *Registry) Blob(ctx context.Context, name string, blob ocispec.Descripto
 		return nil, err
 	}
 	defer body.Close()
-	content, err := io.ReadAll(io.LimitReader(body, maxBlob))
+	content, err := io.ReadAll(io.LimitReader(body, maxBlob+1))
 	if err != nil {
 		return nil, err
 	}
-	if got := blob.Digest.Algorithm().FromBytes(content); got != blob.Digest {
+	if got := blob.Digest.Algorithm().FromBytes(content); got != blob.Digest || len(content) > maxBlob {
 		return nil, fmt.Errorf("the registry sent %s for %s of %s", got, blob.Digest, name)
 	}
 	return content, nil
@@ -126,6 +184,8 @@ func (r *Registry) Blob(ctx context.Context, name string, blob ocispec.Descripto
 
 // Put implements Place.
 func (r *Registry) Put(ctx context.Context, name string, manifest Blob, blobs ...Blob) error {
+	ctx, cancel := context.WithTimeout(ctx, operationTime)
+	defer cancel()
 	pusher, err := r.resolver(ctx, name).Pusher(ctx, name)
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -151,6 +152,18 @@ func (i Image) stored() string {
 	return i.repository.Name() + ":" + i.Digest.Algorithm().String() + "-" + i.Digest.Encoded() + ".sig"
 }
 
+// checkBlob refuses a descriptor that could not be of something beside an image. It comes from whoever can write to the
+// registry, and the methods of a digest panic when it is none.
+func checkBlob(d ocispec.Descriptor) error {
+	if err := d.Digest.Validate(); err != nil {
+		return fmt.Errorf("%q is not a digest: %w", d.Digest, err)
+	}
+	if d.Size < 0 || d.Size > maxBlob {
+		return fmt.Errorf("%s has %d bytes, which a signature has not", d.Digest, d.Size)
+	}
+	return nil
+}
+
 // find returns what a reference means in the first place that knows it, and the places that may have its signatures: that
 // one and, if the image was only copied there, those behind it.
 func find(ctx context.Context, ref string, places []Place) (Image, []Place, error) {
@@ -165,6 +178,9 @@ func find(ctx context.Context, ref string, places []Place) (Image, []Place, erro
 		}
 		if err != nil {
 			return Image{}, nil, fmt.Errorf("look for image %s in %s: %w", named, place, err)
+		}
+		if err := sum.Validate(); err != nil {
+			return Image{}, nil, fmt.Errorf("image %s: what %s gives as its digest, %q, is none: %w", named, place, sum, err)
 		}
 		image := Image{reference.TrimNamed(named), sum}
 		if exact, ok := named.(reference.Digested); ok && exact.Digest() != sum {
@@ -251,7 +267,10 @@ func signatures(ctx context.Context, place Place, image Image) (m ocispec.Manife
 		return m, fmt.Errorf("signatures of %s: %w", image, err)
 	}
 	if err := json.Unmarshal(text, &m); err != nil {
-		return m, fmt.Errorf("signatures of %s: %w", image, err)
+		return ocispec.Manifest{}, fmt.Errorf("signatures of %s: %w", image, err)
+	}
+	if m.MediaType != "" && m.MediaType != ocispec.MediaTypeImageManifest && m.MediaType != images.MediaTypeDockerSchema2Manifest {
+		return ocispec.Manifest{}, fmt.Errorf("signatures of %s: what is stored there is a %q and not a manifest", image, m.MediaType)
 	}
 	if len(m.Layers) > maxSignatures {
 		m.Layers = m.Layers[:maxSignatures]
@@ -309,6 +328,9 @@ func (k Keys) check(ctx context.Context, place Place, image Image, layer ocispec
 	sum, err := base64.StdEncoding.DecodeString(layer.Annotations[annotation])
 	if err != nil || len(sum) == 0 || layer.MediaType != payloadType {
 		return errors.New("what is stored as its signature is none")
+	}
+	if err := checkBlob(layer); err != nil {
+		return fmt.Errorf("what is stored as its signature is none: %w", err)
 	}
 	content, err := place.Blob(ctx, image.stored(), layer)
 	if err != nil {

@@ -2,13 +2,17 @@ package signature
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -253,4 +257,112 @@ func TestKeys(t *testing.T) {
 			t.Errorf("%s: %v, want %q", from, err, want)
 		}
 	}
+}
+
+// hostile is a registry whose image has this digest, and this as the manifest of its signatures and as any blob.
+func hostile(t testing.TB, sum, signatures string, blob http.HandlerFunc) (*Registry, string) {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.Contains(r.URL.Path, "/blobs/"):
+			blob(w, r)
+		case strings.HasSuffix(r.URL.Path, ".sig"), strings.HasSuffix(r.URL.Path, digest.FromString(signatures).String()):
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Header().Set("Docker-Content-Digest", digest.FromString(signatures).String())
+			w.Header().Set("Content-Length", strconv.Itoa(len(signatures)))
+			if r.Method == http.MethodGet {
+				_, _ = io.WriteString(w, signatures)
+			}
+		default:
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Header()["Docker-Content-Digest"] = []string{sum}
+			w.Header().Set("Content-Length", "2")
+			if r.Method == http.MethodGet {
+				_, _ = io.WriteString(w, "{}")
+			}
+		}
+	}))
+	t.Cleanup(server.Close)
+	return NewRegistry(t.TempDir(), &credentialprovider.BasicDockerKeyring{}), strings.TrimPrefix(server.URL, "http://") + "/shop/api:1"
+}
+
+// A registry answers what it likes.
+func TestHostileRegistry(t *testing.T) {
+	signer, keys := pair(t)
+	image := digest.FromString("{}").String()
+	some := base64.StdEncoding.EncodeToString([]byte("signature"))
+	layer := func(sum string, size int64) string {
+		return fmt.Sprintf(`{"schemaVersion":2,"layers":[{"mediaType":%q,"digest":%q,"size":%d,"annotations":{%q:%q}}]}`, payloadType, sum, size, annotation, some)
+	}
+	endless := func(w http.ResponseWriter, _ *http.Request) {
+		for chunk := make([]byte, 1<<20); ; {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	}
+	none := func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }
+	for name, c := range map[string]struct {
+		sum, signatures string
+		blob            http.HandlerFunc
+		why             string
+	}{
+		"image without algorithm": {"abc", "{}", none, ""},
+		"empty algorithm":         {":abc", "{}", none, ""},
+		"unknown algorithm":       {"md5:d41d8cd98f00b204e9800998ecf8427e", "{}", none, ""},
+		"short digest":            {"sha256:abc", "{}", none, ""},
+		"no layer digest":         {image, layer("", 5), none, "is not a digest"},
+		"layer digest of a word":  {image, layer("abc", 5), none, "is not a digest"},
+		"upper case":              {image, layer("sha256:"+strings.Repeat("A", 64), 5), none, "is not a digest"},
+		"negative size":           {image, layer(image, -1), none, "has -1 bytes"},
+		"huge size":               {image, layer(image, 1<<40), none, "bytes, which a signature has not"},
+		"endless":                 {image, layer(image, 5), endless, ""},
+		"not JSON":                {image, "{", none, "unexpected end of JSON"},
+		"an index":                {image, `{"mediaType":"application/vnd.oci.image.index.v1+json"}`, none, "and not a manifest"},
+		"a wrong type":            {image, `{"layers":"x"}`, none, "cannot unmarshal"},
+		"to another scheme": {image, layer(image, 5), func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "ftp://"+r.Host+"/", http.StatusFound)
+		}, ""},
+		"in a circle": {image, layer(image, 5), func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }, "redirects"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, ref := hostile(t, c.sum, c.signatures, c.blob)
+			_, err := keys.Verify(t.Context(), ref, r)
+			if err == nil || !strings.Contains(err.Error(), c.why) {
+				t.Errorf("verify says %v, want %q", err, c.why)
+			}
+			if _, _, err := Sign(t.Context(), signer, ref, r); err == nil {
+				t.Error("it is signed")
+			}
+		})
+	}
+}
+
+// Whatever a registry says, nothing that no key has signed is verified, and nothing ends the program.
+func FuzzRegistry(f *testing.F) {
+	image := digest.FromString("{}").String()
+	f.Add(image, `{"schemaVersion":2,"layers":[{"mediaType":"`+payloadType+`","digest":"sha256","size":-1,"annotations":{"`+annotation+`":"eA=="}}]}`, "x")
+	f.Add("sha256:", `{"layers":[{}]}`, "")
+	f.Add(":", "[]", "{}")
+	f.Add(image, `{"schemaVersion":2,"layers":[{"mediaType":"`+payloadType+`","digest":"`+image+`","size":2,"annotations":{"`+annotation+`":"eA=="}}]}`, "{}")
+	f.Fuzz(func(t *testing.T, sum, signatures, blob string) {
+		_, public, err := Generate(func(bool) ([]byte, error) { return nil, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("TEST_PUB", string(public))
+		keys, err := ReadKeys("env://TEST_PUB")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, ref := hostile(t, strings.Map(func(c rune) rune {
+			if c < ' ' || c > '~' {
+				return -1
+			}
+			return c
+		}, sum), signatures, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, blob) })
+		if image, err := keys.Verify(t.Context(), ref, r); err == nil {
+			t.Errorf("%s is verified", image)
+		}
+	})
 }

@@ -3,6 +3,7 @@ package consul
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +25,8 @@ type entry struct {
 		Port    int
 		Tags    []string
 		Meta    map[string]string
+		// TaggedAddresses are what callers of other datacenters, or of one family of addresses, are given in place of Address.
+		TaggedAddresses map[string]struct{ Address string }
 	}
 	Checks []struct {
 		CheckID string
@@ -57,13 +60,33 @@ func (e entry) translate() bridge.Instance {
 	return bridge.Instance{
 		ID: e.id(), Address: cmp.Or(e.Service.Address, e.Node.Address), Port: e.Service.Port,
 		TLS: strings.EqualFold(e.says("secure"), "true"), State: e.state(), Version: e.says("version"), Owner: e.Service.Meta[ownerKey],
+		Shown: bridge.Advert{Service: e.Service.Name, ID: e.id(), Host: e.Service.Address, Port: e.Service.Port, Owner: e.Service.Meta[ownerKey], Besides: e.besides()},
 	}
 }
 
+// besides is what an entry says that registration does not.
+func (e entry) besides() string {
+	var also []string
+	for _, tag := range e.Service.Tags {
+		also = append(also, "tag "+tag)
+	}
+	for _, key := range slices.Sorted(maps.Keys(e.Service.Meta)) {
+		if key != ownerKey {
+			also = append(also, "metadata "+key)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.Service.TaggedAddresses)) {
+		if address := e.Service.TaggedAddresses[name].Address; address != e.Service.Address {
+			also = append(also, "tagged address "+name+" "+address)
+		}
+	}
+	return strings.Join(also, ", ")
+}
+
 // id is unique in the service. Consul's own is unique with its agent only: Spring makes it of name and port, the same ones on
-// every machine.
+// every machine. Those of bridges begin with their prefix, also where someone has taken the mark away.
 func (e entry) id() string {
-	if e.Service.Meta[ownerKey] != "" {
+	if e.Service.Meta[ownerKey] != "" || strings.HasPrefix(e.Service.ID, bridge.IDPrefix) && strings.HasSuffix(e.Service.ID, ":"+e.Service.Name) {
 		return strings.TrimSuffix(e.Service.ID, ":"+e.Service.Name)
 	}
 	return e.Node.Name + "/" + e.Service.ID

@@ -257,6 +257,41 @@ func TestAdvertise(t *testing.T) {
 		renew(true)
 		c.want(t, `[{service: inventory, instance: "polymesh-1:shop:inventory", address: "inventory.mesh.example.com:80", owner: cluster/bridges/consul, state: UP}]`)
 	}
+	// Whoever may write to Consul can change the entry. It shows that, and is what it was when it is registered again.
+	shown := func() bridge.Advert {
+		t.Helper()
+		services, err := c.Services(t.Context())
+		if err != nil || len(services) != 1 || len(services[0].Instances) != 1 || services[0].Instances[0].ID != a.ID {
+			t.Fatalf("Consul shows %+v, %v", services, err)
+		}
+		return services[0].Instances[0].Shown
+	}
+	was := bridge.Advert{Service: a.Service, ID: a.ID, Host: a.Host, Port: a.Port, Owner: a.Owner}
+	for _, host := range []string{a.Host, "192.0.2.100"} {
+		a.Host, was.Host = host, host
+		register()
+		if got := shown(); got != was {
+			t.Errorf("Consul shows %+v of what is registered, want %+v", got, was)
+		}
+		for _, hijacked := range []string{
+			`"Address": "203.0.113.66", "Port": 666, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}`,
+			`"Address": "` + host + `", "Port": 80`,
+			`"Address": "` + host + `", "Port": 80, "Meta": {"polymesh-bridge": "cluster/bridges/consul", "secure": "true"}`,
+			`"Address": "` + host + `", "Port": 80, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}, "Tags": ["secure=true"]`,
+			`"Address": "` + host + `", "Port": 80, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}, "TaggedAddresses": {"wan": {"Address": "203.0.113.66", "Port": 666}}`,
+		} {
+			c.tell(t, http.MethodPut, "agent/service/register", `{"ID": "`+serviceID(a.Service, a.ID)+`", "Name": "inventory", `+hijacked+`}`)
+			if got := shown(); got == was {
+				t.Errorf("after %s it is as registered", hijacked)
+			}
+			register()
+			if got := shown(); got != was {
+				t.Errorf("registered again after %s it is %+v", hijacked, got)
+			}
+		}
+	}
+	a.Host = "inventory.mesh.example.com"
+	register()
 	// Consul takes it back when nobody renews it, and the bridge makes it good.
 	var checks map[string]struct{ Status string }
 	read := func() {

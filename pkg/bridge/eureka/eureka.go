@@ -7,13 +7,17 @@
 package eureka
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -174,6 +178,12 @@ type (
 		Secure   port           `json:"securePort"`
 		Lease    leaseInfo      `json:"leaseInfo"`
 		Metadata map[string]any `json:"metadata"`
+		// What callers look an instance up by, and where they are sent beside its address.
+		VIP        string `json:"vipAddress"`
+		SecureVIP  string `json:"secureVipAddress"`
+		HomePage   string `json:"homePageUrl"`
+		StatusPage string `json:"statusPageUrl"`
+		Health     string `json:"healthCheckUrl"`
 	}
 	port struct {
 		Number  json.Number `json:"$"`
@@ -230,7 +240,38 @@ func (i instance) translate() bridge.Instance {
 	}
 	out.Version, _ = i.Metadata["version"].(string)
 	out.Owner, _ = i.Metadata[ownerKey].(string)
+	out.Shown = bridge.Advert{Service: i.VIP, ID: out.ID, Host: i.HostName, Address: cmp.Or(i.Address, "none"), Port: number(i.Port.Number), Owner: out.Owner, Besides: i.besides()}
 	return out
+}
+
+// besides is what an instance says that registration does not. Eureka adds the type of empty metadata.
+func (i instance) besides() string {
+	var also []string
+	if !i.Port.enabled() {
+		also = append(also, "port disabled")
+	}
+	if i.Secure.enabled() {
+		also = append(also, "securePort enabled")
+	}
+	if i.SecureVIP != i.VIP {
+		also = append(also, "secureVipAddress "+i.SecureVIP)
+	}
+	url := pageURL(i.HostName, number(i.Port.Number))
+	for _, page := range []struct{ name, url string }{{"homePageUrl", i.HomePage}, {"statusPageUrl", i.StatusPage}, {"healthCheckUrl", i.Health}} {
+		if page.url != url {
+			also = append(also, page.name+" "+page.url)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(i.Metadata)) {
+		if key != ownerKey && key != "@class" {
+			also = append(also, "metadata "+key)
+		}
+	}
+	return strings.Join(also, ", ")
+}
+
+func pageURL(host string, port int) string {
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(port)) + "/"
 }
 
 func (p port) enabled() bool { return fmt.Sprint(p.Enabled) == "true" }
@@ -260,7 +301,7 @@ func (l leaseInfo) renewed() time.Time {
 // registration is an instance as com.netflix.appinfo.InstanceInfo is written in JSON. The URLs are what Spring's clients send
 // too; nobody asks them, as health is the mesh's own concern.
 func registration(a bridge.Advert) map[string]any {
-	url := fmt.Sprintf("http://%s:%d/", a.Host, a.Port)
+	url := pageURL(a.Host, a.Port)
 	return map[string]any{
 		"instanceId": a.ID, "app": appName(a.Service), "hostName": a.Host, "ipAddr": a.Address,
 		"vipAddress": strings.ToLower(a.Service), "secureVipAddress": strings.ToLower(a.Service),

@@ -1,6 +1,7 @@
 package eureka
 
 import (
+	"encoding/json"
 	"flag"
 	"net/http"
 	"net/http/httptest"
@@ -128,5 +129,67 @@ func TestServers(t *testing.T) {
 	}
 	if err != nil && (strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "hidden")) {
 		t.Errorf("the error shows a password: %v", err)
+	}
+}
+
+// What Eureka gives back of an instance that a bridge has registered, in its own form; TestSpringCloud does so on Eureka.
+func TestShown(t *testing.T) {
+	a := bridge.Advert{Service: "Inventory", ID: "polymesh-1:shop:inventory", Host: "inventory.example.com", Address: "192.0.2.100", Port: 80, Owner: "cluster/bridges/eureka"}
+	read := func(change func(map[string]any)) bridge.Advert {
+		t.Helper()
+		registered := registration(a)
+		change(registered)
+		text, err := json.Marshal(map[string]any{"applications": map[string]any{"application": []any{map[string]any{"name": "INVENTORY", "instance": []any{registered}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		services, err := parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return services[0].Instances[0].Shown
+	}
+	want := a
+	want.Service = "inventory"
+	if got := read(func(map[string]any) {}); got != want {
+		t.Errorf("it shows %+v", got)
+	}
+	for what, change := range map[string]func(map[string]any){
+		"address":  func(r map[string]any) { r["ipAddr"] = "203.0.113.66" },
+		"none":     func(r map[string]any) { r["ipAddr"] = "" },
+		"host":     func(r map[string]any) { r["hostName"] = "evil.example.com" },
+		"port":     func(r map[string]any) { r["port"] = map[string]any{"$": 666, "@enabled": "true"} },
+		"off":      func(r map[string]any) { r["port"] = map[string]any{"$": 80, "@enabled": "false"} },
+		"secure":   func(r map[string]any) { r["securePort"] = map[string]any{"$": 666, "@enabled": "true"} },
+		"name":     func(r map[string]any) { r["vipAddress"] = "other" },
+		"metadata": func(r map[string]any) { r["metadata"].(map[string]any)["management.port"] = "666" },
+		"mark":     func(r map[string]any) { r["metadata"] = map[string]any{"@class": "java.util.Collections$EmptyMap"} },
+		"health":   func(r map[string]any) { r["healthCheckUrl"] = "http://203.0.113.66/" },
+	} {
+		if got := read(change); got == want {
+			t.Errorf("%s is not seen", what)
+		}
+	}
+}
+
+// A registry cannot send the bridge, and its password, elsewhere.
+func TestRedirect(t *testing.T) {
+	asked := false
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))
+	t.Cleanup(other.Close)
+	there := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/eureka/apps" {
+			http.Redirect(w, r, "/moved/apps", http.StatusFound)
+			return
+		}
+		http.Redirect(w, r, other.URL+r.URL.Path, http.StatusTemporaryRedirect)
+	}))
+	t.Cleanup(there.Close)
+	c, err := New(http.DefaultClient, []string{there.URL + "/eureka/"}, "mesh", "secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Services(t.Context()); err == nil || !strings.Contains(err.Error(), "redirects to another server") || asked {
+		t.Errorf("asked %v, %v", asked, err)
 	}
 }

@@ -17,6 +17,8 @@ import (
 // maxAnswer is more than a registry of ten thousand instances sends, in bytes.
 const maxAnswer = 64 << 20
 
+const maxRedirects = 3
+
 // Servers are those of one registry.
 type Servers struct {
 	Client    *http.Client
@@ -76,6 +78,18 @@ func (s Servers) Ask(ctx context.Context, r Request) (Reply, error) {
 	return Reply{}, errors.Join(failures...)
 }
 
+// sameServer follows redirects within a server. What is asked, and the credentials, are for the address that was named, and not
+// for another one that an answer names.
+func sameServer(next *http.Request, before []*http.Request) error {
+	if from := before[0].URL; next.URL.Scheme != from.Scheme || next.URL.Host != from.Host {
+		return fmt.Errorf("it redirects to another server, %s://%s, which is not asked: if that is right, name it in place of this one", next.URL.Scheme, next.URL.Host)
+	}
+	if len(before) > maxRedirects {
+		return fmt.Errorf("it redirects more than %d times", maxRedirects)
+	}
+	return nil
+}
+
 // AskOne asks one server. An answer of 500 and more is none, but an error: a registry says so when it does not know.
 func (s Servers) AskOne(ctx context.Context, server *url.URL, r Request) (Reply, error) {
 	path := make([]string, len(r.Path))
@@ -93,7 +107,11 @@ func (s Servers) AskOne(ctx context.Context, server *url.URL, r Request) (Reply,
 		request.Header.Set("Content-Type", "application/json")
 	}
 	s.Authorize(request, server)
-	response, err := s.Client.Do(request)
+	client := *s.Client
+	if client.CheckRedirect == nil {
+		client.CheckRedirect = sameServer
+	}
+	response, err := client.Do(request)
 	if err != nil {
 		return Reply{}, err
 	}

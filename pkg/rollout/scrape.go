@@ -1,0 +1,254 @@
+package rollout
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"golang.org/x/sync/errgroup"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+)
+
+// Istio's metrics (https://istio.io/latest/docs/reference/config/metrics/) and where each proxy's agent shows them.
+const (
+	requestsMetric = "istio_requests_total"
+	durationMetric = "istio_request_duration_milliseconds"
+	agentPort      = "15020"
+	metricsPath    = "stats/prometheus"
+)
+
+// Bounds of what is read of a proxy: the pods of callers are their owners', who may let them answer anything or nothing.
+const (
+	readTimeout = 10 * time.Second
+	readAtOnce  = 16
+	maxCallers  = 64  // workloads
+	maxPods     = 256 // of callers, in one reading
+	maxText     = 64 << 20
+	maxKept     = 8 << 20  // of the lines that are about the rollout
+	maxLine     = 64 << 10 // of one of them
+)
+
+// errForbidden says that the user may not read the proxies, which waiting does not change.
+var errForbidden = errors.New("you may not read the proxies' metrics: it takes the verb get on pods/proxy")
+
+// errUnread says that the canary's proxies could not be read, so nothing is known about its requests.
+var errUnread = errors.New("the metrics of the canary cannot be read")
+
+// reading is what came of one proxy.
+type reading struct {
+	pod      *corev1.Pod
+	of       workload
+	families map[string]*dto.MetricFamily
+	err      error
+}
+
+// read reads all proxies. The first time is what the next ones are compared with. The error wraps errUnread when fewer than
+// half of the canary's ready pods could be read; other proxies that could not be read are in unread.
+func (m *meter) read(ctx context.Context) error {
+	own, err := m.client.CoreV1().Pods(m.namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list the pods in %s: %w", m.namespace, err)
+	}
+	canary, stable := workload{m.namespace, m.canary}, workload{m.namespace, m.stable}
+	read := m.readAll(ctx, slices.Concat(running(own.Items, canary), running(own.Items, stable)))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var failed []string
+	var quorum struct {
+		ready, read int
+		err         error
+	}
+	for _, r := range read {
+		if r.of == canary && ready(r.pod) {
+			quorum.ready++
+			if r.err == nil {
+				quorum.read++
+			} else {
+				quorum.err = cmp.Or(quorum.err, r.err)
+			}
+		}
+		if r.err != nil {
+			failed = append(failed, r.err.Error())
+		}
+	}
+	switch {
+	case errors.Is(quorum.err, errForbidden):
+		return quorum.err
+	case 2*quorum.read < quorum.ready:
+		return fmt.Errorf("%w: %d of %d pods: %w", errUnread, quorum.ready-quorum.read, quorum.ready, quorum.err)
+	}
+
+	var callers []reading
+	for _, caller := range slices.SortedFunc(maps.Keys(m.callers), func(a, b workload) int {
+		return cmp.Or(cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))
+	}) {
+		if caller == canary || caller == stable {
+			continue
+		}
+		pods := own
+		if caller.namespace != m.namespace {
+			if pods, err = m.client.CoreV1().Pods(caller.namespace).List(ctx, metav1.ListOptions{}); err != nil {
+				failed = append(failed, fmt.Sprintf("list the pods in %s: %v", caller.namespace, err))
+				continue
+			}
+		}
+		callers = append(callers, running(pods.Items, caller)...)
+	}
+	if left := len(callers) - maxPods; left > 0 {
+		callers = callers[:maxPods]
+		failed = append(failed, fmt.Sprintf("%d more pods of callers", left))
+	}
+	for _, r := range m.readAll(ctx, callers) {
+		if r.err != nil {
+			failed = append(failed, r.err.Error())
+		}
+	}
+	if m.unread = ""; len(failed) > 0 {
+		m.unread = fmt.Sprintf("%d proxies not read: %s", len(failed), failed[0])
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// running are a workload's pods that run, each to be read.
+func running(pods []corev1.Pod, of workload) (out []reading) {
+	for i := range pods {
+		if pod := &pods[i]; pod.Namespace == of.namespace && workloadOf(pod) == of.name && pod.Status.Phase == corev1.PodRunning {
+			out = append(out, reading{pod: pod, of: of})
+		}
+	}
+	return out
+}
+
+func ready(pod *corev1.Pod) bool {
+	return pod.DeletionTimestamp == nil && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue })
+}
+
+// readAll reads proxies side by side, and takes in what they say.
+func (m *meter) readAll(ctx context.Context, proxies []reading) []reading {
+	var group errgroup.Group
+	group.SetLimit(readAtOnce)
+	for i := range proxies {
+		r := &proxies[i]
+		group.Go(func() error {
+			r.families, r.err = m.pod(ctx, r.pod)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	for _, r := range proxies {
+		if r.err == nil {
+			m.add(r.of, string(r.pod.UID), r.families)
+		}
+	}
+	return proxies
+}
+
+// pod reads one proxy, through the API server. The client's own ProxyGet would read an answer of any length, and wait for as
+// long as it takes.
+func (m *meter) pod(ctx context.Context, pod *corev1.Pod) (map[string]*dto.MetricFamily, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, fmt.Errorf("no complete answer within %s", readTimeout))
+	defer cancel()
+	families, err := func() (map[string]*dto.MetricFamily, error) {
+		client, ok := m.client.CoreV1().RESTClient().(*rest.RESTClient)
+		if !ok {
+			return nil, errors.New("the client has no connection to an API server")
+		}
+		url := client.Get().Namespace(pod.Namespace).Resource("pods").Name("http:" + pod.Name + ":" + agentPort).SubResource("proxy").Suffix(metricsPath).URL()
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url.String(), nil)
+		if err != nil {
+			return nil, err
+		}
+		answer, err := client.Client.Do(request)
+		if err != nil {
+			return nil, err
+		}
+		defer answer.Body.Close()
+		switch answer.StatusCode {
+		case http.StatusOK:
+			return parseMetrics(answer.Body, m.namespace)
+		case http.StatusUnauthorized, http.StatusForbidden:
+			// The pod may answer so too.
+			if allowed, err := m.mayRead(ctx, pod.Namespace); err == nil && !allowed {
+				return nil, errForbidden
+			}
+		}
+		return nil, fmt.Errorf("its agent cannot be reached: the answer is %s", http.StatusText(answer.StatusCode))
+	}()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pod/%s -n %s: %w", pod.Name, pod.Namespace, err)
+	}
+	return families, nil
+}
+
+// mayRead asks the API server whether the user may read pods' proxies in a namespace.
+func (m *meter) mayRead(ctx context.Context, namespace string) (bool, error) {
+	review, err := m.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+			Namespace: namespace, Verb: "get", Resource: "pods", Subresource: "proxy"}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return false, err
+	}
+	return review.Status.Allowed, nil
+}
+
+// parseMetrics reads the two metrics out of what an agent shows, as far as they are about a namespace; there the app's own
+// metrics are too.
+func parseMetrics(text io.Reader, namespace string) (map[string]*dto.MetricFamily, error) {
+	limited := &io.LimitedReader{R: text, N: maxText}
+	lines := bufio.NewReaderSize(limited, maxLine)
+	about := []byte(`namespace="` + namespace + `"`)
+	var kept bytes.Buffer
+	for {
+		line, err := lines.ReadSlice('\n')
+		name, isType := bytes.CutPrefix(line, []byte("# TYPE "))
+		ours := (bytes.HasPrefix(name, []byte(requestsMetric)) || bytes.HasPrefix(name, []byte(durationMetric))) && (isType || errors.Is(err, bufio.ErrBufferFull) || bytes.Contains(line, about))
+		switch {
+		case ours && errors.Is(err, bufio.ErrBufferFull):
+			return nil, fmt.Errorf("its metrics have a line of more than %d bytes", maxLine)
+		case ours && kept.Len()+len(line) > maxKept:
+			return nil, fmt.Errorf("its metrics have more than %d bytes about this rollout", maxKept)
+		case ours:
+			kept.Write(bytes.TrimRight(line, "\r\n"))
+			kept.WriteByte('\n')
+		}
+		for errors.Is(err, bufio.ErrBufferFull) { // a long line of the app's
+			_, err = lines.ReadSlice('\n')
+		}
+		switch {
+		case limited.N <= 0:
+			return nil, fmt.Errorf("its metrics have more than %d bytes", maxText)
+		case errors.Is(err, io.EOF):
+			parser := expfmt.NewTextParser(model.UTF8Validation)
+			families, err := parser.TextToMetricFamilies(&kept)
+			if err != nil {
+				return nil, fmt.Errorf("its metrics cannot be read: %s", strings.TrimSpace(err.Error()))
+			}
+			return families, nil
+		case err != nil:
+			return nil, fmt.Errorf("read its metrics: %w", err)
+		}
+	}
+}
