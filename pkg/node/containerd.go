@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -68,11 +69,33 @@ func (c *Containerd) Init(context.Context) error {
 			return err
 		}
 	}
+	if err := c.openSandboxFiles(); err != nil {
+		return err
+	}
 	text, err := toml.Marshal(c.configuration(hasCapability(unix.CAP_SYS_RESOURCE), systemdCgroups()))
 	if err != nil {
 		return fmt.Errorf("encode containerd's configuration: %w", err)
 	}
 	return certificate.WriteFile(c.configFile(), text, 0o600)
+}
+
+// openSandboxFiles lets every user read what containerd has written for the pods that run: their hosts, resolv.conf and
+// hostname. It writes them with mode 0644 less the umask, once in a pod's life, and servers before had the umask of the shell
+// that started them.
+func (c *Containerd) openSandboxFiles() error {
+	files, err := filepath.Glob(filepath.Join(c.dir(), "io.containerd.grpc.v1.cri", "sandboxes", "*", "*"))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if !slices.Contains([]string{"hosts", "hostname", "resolv.conf"}, filepath.Base(file)) {
+			continue
+		}
+		if err := os.Chmod(file, 0o644); err != nil {
+			return fmt.Errorf("let pods read their own files: %w", err)
+		}
+	}
+	return nil
 }
 
 type table = map[string]any
@@ -109,7 +132,7 @@ func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
 			}},
 		},
 	}
-	return table{
+	config := table{
 		"version": 3,
 		"root":    c.dir(),
 		"state":   filepath.Dir(socket),
@@ -130,7 +153,15 @@ func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
 			"io.containerd.shim.v1.manager": table{"socket_dir": filepath.Join(c.opts.Config.RunDir(), "s")},
 		},
 	}
+	if mayLowerOOMScore {
+		// As the kubelet's own: when memory runs out, pods go first.
+		config["oom_score"] = oomScore
+	}
+	return config
 }
+
+// oomScore is the kubelet's default (k8s.io/kubernetes/pkg/kubelet/qos, KubeletOOMScoreAdj).
+const oomScore = -999
 
 // Start starts containerd.
 func (c *Containerd) Start(ctx context.Context) error { return c.child.Start(ctx) }
