@@ -132,7 +132,7 @@ func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
 			}},
 		},
 	}
-	config := table{
+	conf := table{
 		"version": 3,
 		"root":    c.dir(),
 		"state":   filepath.Dir(socket),
@@ -155,9 +155,9 @@ func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
 	}
 	if mayLowerOOMScore {
 		// As the kubelet's own: when memory runs out, pods go first.
-		config["oom_score"] = oomScore
+		conf["oom_score"] = oomScore
 	}
-	return config
+	return conf
 }
 
 // oomScore is the kubelet's default (k8s.io/kubernetes/pkg/kubelet/qos, KubeletOOMScoreAdj).
