@@ -49,7 +49,7 @@ func (a *Addon) answers(ctx context.Context) error {
 	}}
 	name := "kubernetes.default.svc." + a.opts.ClusterDomain + "."
 	if _, err := resolver.LookupNetIP(ctx, "ip4", name); err != nil {
-		return fmt.Errorf("the cluster's name server %s does not answer for %s: %w", server, name, err)
+		return fmt.Errorf("the cluster's name server does not answer at its service address: %w", err)
 	}
 	return nil
 }

@@ -77,3 +77,34 @@ func TestExplain(t *testing.T) {
 		})
 	}
 }
+
+// A pod on a node that is gone counts as ready until somebody writes otherwise.
+func TestOnReadyNode(t *testing.T) {
+	node := func(name string, ready corev1.ConditionStatus) corev1.Node {
+		return corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}}}
+	}
+	pod := func(on string, ready corev1.ConditionStatus) corev1.Pod {
+		return corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "coredns-" + on}, Spec: corev1.PodSpec{NodeName: on},
+			Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}}}}
+	}
+	nodes := []corev1.Node{node("here", corev1.ConditionTrue), node("lost", corev1.ConditionUnknown)}
+	none := int32(0)
+	for _, c := range []struct {
+		name     string
+		replicas *int32
+		pods     []corev1.Pod
+		want     string
+	}{
+		{"here", nil, []corev1.Pod{pod("here", corev1.ConditionTrue)}, ""},
+		{"one of two", nil, []corev1.Pod{pod("lost", corev1.ConditionTrue), pod("here", corev1.ConditionTrue)}, ""},
+		{"lost", nil, []corev1.Pod{pod("lost", corev1.ConditionTrue), pod("here", corev1.ConditionFalse)}, "no pod on a node that is Ready: pod coredns-lost is on node lost, which does not report"},
+		{"removed", nil, []corev1.Pod{pod("gone", corev1.ConditionTrue)}, "no pod on a node that is Ready: pod coredns-gone is on node gone, which does not report"},
+		{"no pod", nil, nil, "no pod on a node that is Ready"},
+		{"scaled down by the user", &none, nil, ""},
+	} {
+		err := onReadyNode(&appsv1.Deployment{Spec: appsv1.DeploymentSpec{Replicas: c.replicas}}, c.pods, nodes)
+		if (err == nil) != (c.want == "") || err != nil && err.Error() != c.want {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		}
+	}
+}

@@ -37,7 +37,7 @@ var absent = map[string]string{
 func (r *raw) check() (*Server, error) {
 	s := &Server{
 		NodeName: r.nodeName, NodeLabels: r.nodeLabels, NodeTaints: r.nodeTaints,
-		TLSSANs: r.tlsSANs, ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, ResolvConf: r.resolvConf, MeshProfile: r.meshProfile,
+		TLSSANs: r.tlsSANs, ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, MeshProfile: r.meshProfile,
 		APIServerArgs: r.apiserverArgs, ControllerManagerArgs: r.controllerArgs, SchedulerArgs: r.schedulerArgs,
 		KubeletArgs: r.kubeletArgs, ProxyArgs: r.proxyArgs, HTTPSPort: r.httpsPort, LogLevel: r.logLevel, Debug: r.debug,
 		Disabled: map[Addon]bool{},
@@ -51,6 +51,11 @@ func (r *raw) check() (*Server, error) {
 }
 
 func (r *raw) checkFiles(s *Server) (err error) {
+	if r.resolvConf != "" {
+		if s.ResolvConf, err = filepath.Abs(r.resolvConf); err != nil {
+			return fmt.Errorf("--resolv-conf %q: %w", r.resolvConf, err)
+		}
+	}
 	if r.dataDir == "" {
 		return fmt.Errorf("--data-dir is empty: give a folder, or leave it out for %s", DefaultDataDir)
 	}

@@ -35,6 +35,7 @@ var example = map[string]struct {
 	"cluster-dns":                 {"10.43.0.53", func(s *Server) bool { return s.ClusterDNS == netip.MustParseAddr("10.43.0.53") }},
 	"cluster-domain":              {"cluster.example", func(s *Server) bool { return s.ClusterDomain == "cluster.example" }},
 	"service-node-port-range":     {"20000-20100", func(s *Server) bool { return s.NodePortRange == "20000-20100" }},
+	"resolv-conf":                 {"/srv/resolv.conf", func(s *Server) bool { return s.ResolvConf == "/srv/resolv.conf" }},
 	"disable":                     {"servicelb", func(s *Server) bool { return !s.Enabled(ServiceLB) && s.Enabled(CoreDNS) }},
 	"loadbalancer-pool":           {"192.0.2.64/28", func(s *Server) bool { return s.LoadBalancerPool[0].From == netip.MustParseAddr("192.0.2.65") }},
 	"image-policy-key":            {"/srv/image.pub", func(s *Server) bool { return slices.Equal(s.ImagePolicyKeys, []string{"/srv/image.pub"}) }},

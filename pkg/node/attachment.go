@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -87,10 +88,29 @@ func (h *hostPorts) missing(ctx context.Context) (string, error) {
 		return "", err
 	}
 	pod := pods[int(h.next.Add(1))%len(pods)]
-	if err := h.call(ctx, "CHECK", pod); err != nil {
-		return "the rules of hostPorts", nil
+	if h.call(ctx, "CHECK", pod) == nil {
+		return "", nil
 	}
-	return "", nil
+	// A pod that is just ending has no rules any more, and in a moment no note either.
+	select {
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case <-time.After(endingWait):
+	}
+	runs, err := h.runs(pod)
+	if err != nil || !runs || h.call(ctx, "CHECK", pod) == nil {
+		return "", err
+	}
+	return "the rules of hostPorts", nil
+}
+
+// endingWait is how long the removal of a pod's network takes at most between its first plugin and its last one.
+const endingWait = time.Second
+
+// runs reports whether a pod is still there.
+func (a attachments) runs(pod attachment) (bool, error) {
+	pods, err := a.all()
+	return slices.ContainsFunc(pods, func(other attachment) bool { return other.ContainerID == pod.ContainerID }), err
 }
 
 // restore writes the rules of those pods that lack them.
@@ -104,7 +124,12 @@ func (h *hostPorts) restore(ctx context.Context) error {
 		if h.call(ctx, "CHECK", pod) == nil {
 			continue
 		}
-		if err := errors.Join(h.call(ctx, "DEL", pod), h.call(ctx, "ADD", pod)); err != nil {
+		err := errors.Join(h.call(ctx, "DEL", pod), h.call(ctx, "ADD", pod))
+		if runs, _ := h.runs(pod); !runs {
+			// It has ended meanwhile: its rules must not send the port to whoever gets its address next.
+			err = h.call(ctx, "DEL", pod)
+		}
+		if err != nil {
 			failures = append(failures, fmt.Errorf("hostPorts of container %s: %w", pod.ContainerID, err))
 		}
 	}

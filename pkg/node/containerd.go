@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -75,11 +77,33 @@ func (c *Containerd) Init(context.Context) error {
 	if err := refuseRegistry(config.RegistryDir(c.opts.Config.DataDir)); err != nil {
 		return err
 	}
+	if err := c.openSandboxFiles(); err != nil {
+		return err
+	}
 	text, err := toml.Marshal(c.configuration(pause, hasCapability(unix.CAP_SYS_RESOURCE), systemdCgroups()))
 	if err != nil {
 		return fmt.Errorf("encode containerd's configuration: %w", err)
 	}
 	return certificate.WriteFile(c.configFile(), text, 0o600)
+}
+
+// openSandboxFiles lets every user read what containerd has written for the pods that run: their hosts, resolv.conf and
+// hostname. It writes them with mode 0644 less the umask, once in a pod's life, and servers before had the umask of the shell
+// that started them.
+func (c *Containerd) openSandboxFiles() error {
+	files, err := filepath.Glob(filepath.Join(c.dir(), "io.containerd.grpc.v1.cri", "sandboxes", "*", "*"))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if !slices.Contains([]string{"hosts", "hostname", "resolv.conf"}, filepath.Base(file)) {
+			continue
+		}
+		if err := os.Chmod(file, 0o644); err != nil {
+			return fmt.Errorf("let pods read their own files: %w", err)
+		}
+	}
+	return nil
 }
 
 type table = map[string]any
@@ -116,7 +140,7 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 			}},
 		},
 	}
-	return table{
+	conf := table{
 		"version": 3,
 		"root":    c.dir(),
 		"state":   filepath.Dir(socket),
@@ -137,7 +161,15 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 			"io.containerd.shim.v1.manager": table{"socket_dir": filepath.Join(c.opts.Config.RunDir(), "s")},
 		},
 	}
+	if mayLowerOOMScore {
+		// As the kubelet's own: when memory runs out, pods go first.
+		conf["oom_score"] = oomScore
+	}
+	return conf
 }
+
+// oomScore is the kubelet's default (k8s.io/kubernetes/pkg/kubelet/qos, KubeletOOMScoreAdj).
+const oomScore = -999
 
 // Start starts containerd.
 func (c *Containerd) Start(ctx context.Context) error { return c.child.Start(ctx) }

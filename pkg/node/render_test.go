@@ -82,6 +82,27 @@ func TestContainerdConfiguration(t *testing.T) {
 	}
 }
 
+// A server that ran under umask 077 has left pods that cannot read their own resolv.conf.
+func TestSandboxFilesAreOpened(t *testing.T) {
+	c := NewContainerd(nodeOptions(settings(t, "-d", t.TempDir())))
+	dir := filepath.Join(c.dir(), "io.containerd.grpc.v1.cri", "sandboxes", "abc")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]os.FileMode{"resolv.conf": 0o644, "hosts": 0o644, "hostname": 0o644, "other": 0o600} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.openSandboxFiles(); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v", name, info.Mode(), err)
+		}
+	}
+}
+
 func TestConflist(t *testing.T) {
 	for name, nftables := range map[string]bool{"conflist-nftables.json": true, "conflist-iptables.json": false} {
 		text, err := Conflist(NetworkName(config.DefaultDataDir), "10.42.0.0/24", "/run/polymesh/cni", nftables)
