@@ -20,6 +20,9 @@ import (
 
 // Run runs the program for a command line and returns its exit code.
 func Run(args []string) int {
+	if !isIstioctl(args) {
+		restoreLogging()
+	}
 	// Called through a link of that name, the program is kubectl or istioctl. As sub-commands they are caught here too,
 	// before cobra: their own handling of the command line needs the whole of it.
 	if tool, ok := tools[filepath.Base(args[0])]; ok {
@@ -43,6 +46,11 @@ func Run(args []string) int {
 	}
 	fmt.Fprintln(os.Stderr, "polymesh:", err)
 	return 1
+}
+
+// isIstioctl reports whether a command line is istioctl's, which sets up its logs by itself, on top of what its packages did.
+func isIstioctl(args []string) bool {
+	return filepath.Base(args[0]) == "istioctl" || len(args) > 1 && args[1] == "istioctl"
 }
 
 // exitError ends the program with a code when the command has said everything itself.

@@ -1,0 +1,116 @@
+package command
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"io"
+	stdlog "log"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/pflag"
+	"go.opentelemetry.io/otel"
+	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
+)
+
+// This package links all that the program links, so a test of it starts with the globals that the program starts with.
+func TestGlobalsOfLinkedPackages(t *testing.T) {
+	if os.Getenv("LOG_AS") != "" {
+		return // the other test's child
+	}
+	if log := klog.Background().GetSink(); log == nil {
+		t.Error("klog has no logger of anyone's")
+	}
+	restoreLogging()
+	if stdlog.Writer() != os.Stderr || stdlog.Flags() != stdlog.LstdFlags || stdlog.Prefix() != "" {
+		t.Errorf("Go's log: %v, %d, %q", stdlog.Writer(), stdlog.Flags(), stdlog.Prefix())
+	}
+	if logrus.StandardLogger().Out != os.Stderr || logrus.GetLevel() != logrus.InfoLevel || len(logrus.StandardLogger().Hooks) > 0 {
+		t.Errorf("logrus: %v, %v", logrus.StandardLogger().Out, logrus.GetLevel())
+	}
+	if grpc.EnableTracing {
+		t.Error("gRPC traces, which costs memory for each call")
+	}
+	if want := runtime.NumCPU(); os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) > want {
+		t.Errorf("GOMAXPROCS is %d on %d processors", runtime.GOMAXPROCS(0), want)
+	}
+	t.Logf("tracer %T, meter %T", otel.GetTracerProvider(), otel.GetMeterProvider())
+	if name := "delegat"; !strings.Contains(strings.ToLower(nameOf(otel.GetTracerProvider())), name) && !strings.Contains(nameOf(otel.GetTracerProvider()), "tracerProvider") {
+		t.Errorf("OpenTelemetry has a tracer: %T", otel.GetTracerProvider())
+	}
+	var flags []string
+	flag.VisitAll(func(f *flag.Flag) {
+		if !strings.HasPrefix(f.Name, "test.") && f.Name != "update" {
+			flags = append(flags, f.Name)
+		}
+	})
+	slices.Sort(flags)
+	t.Logf("flag.CommandLine: %s", strings.Join(flags, " "))
+	flags = nil
+	pflag.VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
+	t.Logf("pflag.CommandLine: %s", strings.Join(flags, " "))
+	for _, path := range []string{"/", "/debug/pprof/", "/debug/vars", "/debug/requests", "/debug/events", "/metrics"} {
+		r, err := http.NewRequest(http.MethodGet, path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, pattern := http.DefaultServeMux.Handler(r); pattern != "" {
+			t.Logf("http.DefaultServeMux: %s", pattern)
+		}
+	}
+	families, err := prometheus.DefaultGatherer.Gather()
+	t.Logf("prometheus.DefaultGatherer: %d families, %v", len(families), err)
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	for _, g := range strings.Split(string(stacks), "\n\n") {
+		if _, by, ok := strings.Cut(g, "created by "); ok && !strings.HasPrefix(by, "testing.") {
+			t.Logf("goroutine of %s", strings.SplitN(by, "\n", 2)[0])
+		}
+	}
+}
+
+func nameOf(v any) string {
+	return strings.TrimPrefix(strings.TrimPrefix(strings.ReplaceAll(fmt.Sprintf("%T", v), "*", ""), "global."), "noop.")
+}
+
+// Every program but istioctl logs to standard error and in klog's format, also at --v=6.
+func TestKlogGoesToStandardError(t *testing.T) {
+	if os.Getenv("LOG_AS") == "child" {
+		restoreLogging()
+		klogFlags := flag.NewFlagSet("", flag.ContinueOnError)
+		klog.InitFlags(klogFlags)
+		if err := klogFlags.Set("v", "6"); err != nil {
+			t.Fatal(err)
+		}
+		klog.Warning("a warning")
+		klog.V(6).Info("at six")
+		stdlog.Print("of Go")
+		klog.Flush()
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestKlogGoesToStandardError$")
+	cmd.Env = append(os.Environ(), "LOG_AS=child")
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, io.MultiWriter(&errOut)
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v: %s", err, &errOut)
+	}
+	lines := strings.Split(errOut.String(), "\n")
+	for i, want := range []string{"W", "I", "20"} {
+		if len(lines) <= i || !strings.HasPrefix(lines[i], want) {
+			t.Fatalf("standard error is %q", lines)
+		}
+	}
+	if strings.Contains(out.String(), "a warning") || strings.Contains(out.String(), "of Go") {
+		t.Errorf("standard output is %q", &out)
+	}
+}
