@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.opentelemetry.io/otel"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/grpclog"
 	"k8s.io/klog/v2"
 )
 
@@ -85,6 +86,7 @@ func nameOf(v any) string {
 // Every program but istioctl logs to standard error and in klog's format, also at --v=6.
 func TestKlogGoesToStandardError(t *testing.T) {
 	if os.Getenv("LOG_AS") == "child" {
+		restoreGRPC()
 		restoreLogging()
 		klogFlags := flag.NewFlagSet("", flag.ContinueOnError)
 		klog.InitFlags(klogFlags)
@@ -94,6 +96,11 @@ func TestKlogGoesToStandardError(t *testing.T) {
 		klog.Warning("a warning")
 		klog.V(6).Info("at six")
 		stdlog.Print("of Go")
+		grpclog.Error("of gRPC")
+		grpcToKlog()
+		grpclog.Warning("of the server's gRPC")
+		silenceGRPC()
+		grpclog.Error("of ctr's gRPC")
 		klog.Flush()
 		return
 	}
@@ -105,10 +112,13 @@ func TestKlogGoesToStandardError(t *testing.T) {
 		t.Fatalf("%v: %s", err, &errOut)
 	}
 	lines := strings.Split(errOut.String(), "\n")
-	for i, want := range []string{"W", "I", "20"} {
+	for i, want := range []string{"W", "I", "20", "20", "W"} {
 		if len(lines) <= i || !strings.HasPrefix(lines[i], want) {
 			t.Fatalf("standard error is %q", lines)
 		}
+	}
+	if !strings.Contains(errOut.String(), "of gRPC") || !strings.Contains(errOut.String(), "of the server's gRPC") || strings.Contains(errOut.String(), "of ctr's gRPC") {
+		t.Errorf("standard error is %q", lines)
 	}
 	if strings.Contains(out.String(), "a warning") || strings.Contains(out.String(), "of Go") {
 		t.Errorf("standard output is %q", &out)

@@ -20,6 +20,7 @@ import (
 
 // Run runs the program for a command line and returns its exit code.
 func Run(args []string) int {
+	restoreGRPC()
 	if !isIstioctl(args) {
 		restoreLogging()
 	}
@@ -127,7 +128,7 @@ func useClusterKubeconfig() error {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s may not be read by this user: use sudo, start the server with --write-kubeconfig-mode 644, or copy it to ~/.kube/config", config.DefaultKubeconfig)
+		return fmt.Errorf("%s may not be read by this user: use sudo, copy it to ~/.kube/config, or start the server with --write-kubeconfig-group for a group of yours", config.DefaultKubeconfig)
 	case err != nil:
 		return err
 	}

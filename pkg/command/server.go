@@ -65,6 +65,7 @@ Every flag can stand in the config file under the same name, and in the environm
 // serve runs a server until ctx ends.
 func serve(ctx context.Context, cfg *config.Server) error {
 	log := newLog(cfg)
+	grpcToKlog()
 	release, err := preflight.Lock(cfg.RunDir())
 	if err != nil {
 		return err
@@ -222,7 +223,10 @@ func (s *server) writeKubeconfigs(store certificate.Store) error {
 			return err
 		}
 	}
-	return store.WritePortableKubeconfig(s.cfg.Kubeconfig, certificate.Admin, url, s.cfg.KubeconfigMode)
+	if err := store.WritePortableKubeconfig(s.cfg.Kubeconfig, certificate.Admin, url, s.cfg.KubeconfigMode); err != nil || s.cfg.KubeconfigGroup < 0 {
+		return err
+	}
+	return os.Chown(s.cfg.Kubeconfig, -1, s.cfg.KubeconfigGroup)
 }
 
 // addComponents is the server: what it consists of, and what each part waits for.

@@ -130,6 +130,53 @@ func TestWalk(t *testing.T) {
 	}
 }
 
+// TestNextOfMakeUp runs what `make up` prints under "Next".
+func TestNextOfMakeUp(t *testing.T) {
+	n := app(t)
+	_, next, ok := strings.Cut(shared.said, "\nNext:\n")
+	if !ok {
+		t.Fatalf("make up does not say what is next:\n%s", shared.said)
+	}
+	const rollout = "kubectl rollout status deployment/fastapi-service -n polyglot-services --timeout=180s"
+	t.Cleanup(func() {
+		n.Kubectl(t, "set", "image", "deployment/fastapi-service", "fastapi=my-registry/fastapi-service:1.0.0", "-n", appNamespace)
+		n.Kubectl(t, strings.Fields(rollout)[1:]...)
+	})
+	var script strings.Builder
+	script.WriteString("set -euo pipefail\n")
+	ran := 0
+	for command := range strings.Lines(next) {
+		command, _, _ = strings.Cut(strings.TrimSpace(command), " # ")
+		command = strings.TrimSpace(command)
+		if command == "" || command == "make down" {
+			continue
+		}
+		ran++
+		kubectl, _, _ := strings.Cut(command, " ")
+		switch {
+		case strings.Contains(command, " port-forward "):
+			// It runs until it is ended; that it works shows in an answer.
+			command += " >/dev/null & forward=$!\ncurl --noproxy '*' -sSf --retry 30 --retry-delay 1 --retry-connrefused -H 'Host: " + appHost + "' http://localhost:8080/api/v1/call-go\nkill $forward"
+		case strings.Contains(command, " set image "):
+			command += "\n" + strings.Replace(rollout, "kubectl", kubectl+map[bool]string{true: " kubectl"}[strings.Contains(command, " kubectl ")], 1)
+		}
+		script.WriteString(command + "\n")
+	}
+	if ran < 5 {
+		t.Errorf("only %d commands under Next:\n%s", ran, next)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	out, err := n.Command(ctx, "bash", "-c", script.String()).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s\nof\n%s", err, out, &script)
+	}
+	n.Eventually(t, time.Minute, func() (bool, string) {
+		image := n.Kubectl(t, "get", "pods", "-n", appNamespace, "-l", "app=fastapi-service", "-o", "jsonpath={.items[*].spec.containers[?(@.name=='fastapi')].image}")
+		return strings.Contains(image, ":1.0.1"), "the pods run " + image
+	})
+}
+
 // commandsOf are the lines of a page's fenced blocks that have no language: commands. One that ends in a backslash goes on in the
 // next, and what follows a # is for people. Blocks of a file (a unit) begin with [.
 func commandsOf(page string) []string {
