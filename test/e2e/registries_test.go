@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log"
@@ -56,9 +57,11 @@ func TestRegistries(t *testing.T) {
 		cmd := n.Command(t.Context(), "buildah", args...)
 		cmd.Env = append(cmd.Env, "CONTAINERS_STORAGE_CONF="+filepath.Join(dir, "storage.conf"))
 		cmd.Stdin = strings.NewReader("sesame")
-		out, err := cmd.CombinedOutput()
+		var errOut bytes.Buffer
+		cmd.Stderr = &errOut
+		out, err := cmd.Output()
 		if err != nil {
-			t.Fatalf("buildah %v: %v: %s", args, err, out)
+			t.Fatalf("buildah %v: %v: %s", args, err, &errOut)
 		}
 		return strings.TrimSpace(string(out))
 	}
