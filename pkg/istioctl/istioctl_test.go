@@ -179,8 +179,7 @@ func TestMissingImages(t *testing.T) {
 		"demo":            {[]string{"profile=demo"}, nil},
 		"a revision":      {[]string{"revision=canary"}, nil},
 		"no sidecars":     {[]string{"profile=empty"}, nil},
-		"the plain one":   {[]string{"values.global.variant=default"}, nil},
-		"ambient":         {[]string{"profile=ambient"}, []string{"install-cni:1.31.0-test", "ztunnel:1.31.0-test"}},
+		"ambient":         {[]string{"profile=ambient"}, []string{"install-cni:1.31.0-test-distroless", "pilot:1.31.0-test-distroless", "ztunnel:1.31.0-test-distroless"}},
 		"a variant":       {[]string{"values.global.variant=distroless"}, []string{"pilot:1.31.0-test-distroless", "proxyv2:1.31.0-test-distroless"}},
 		"another hub":     {[]string{"hub=hub.example"}, []string{"hub.example/pilot:1.31.0-test", "hub.example/proxyv2:1.31.0-test"}},
 		"another tag":     {[]string{"tag=1.30.0"}, []string{"pilot:1.30.0", "proxyv2:1.30.0"}},
@@ -202,7 +201,7 @@ func TestMissingImages(t *testing.T) {
 					t.Errorf("without %s: %v", image, err)
 				}
 			}
-			if n := strings.Count(err.Error(), "does not have it"); n != len(c.missing) && name != "ambient" {
+			if n := strings.Count(err.Error(), "does not have it"); n != len(c.missing) {
 				t.Errorf("%d images are missing: %v", n, err)
 			}
 		})
