@@ -7,7 +7,7 @@ set -m # each lane is a process group, so that all of it can be ended
 # The second lane: tests that start nodes of their own, and then some of those that share one, so that the lanes take about
 # as long.
 own='^Test(AirGap|BadInput|Crash|Reset|ResetRefusesAForeignFolder|Restart|SupplyChain|TaintWithoutRoomForIstio|Upgrade|UserCA)$'
-moved='^Test(Consul|NewProject|SpringCloud)$'
+moved='^Test(Consul|NewProject|SpringCloud|Walk)$'
 tags=$1
 folder=$(mktemp -d)
 chmod 755 "$folder" # a test runs the program there as nobody
