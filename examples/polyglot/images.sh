@@ -12,30 +12,19 @@
 # `images.sh jre` makes eclipse-temurin:17-jre alone, for ../spring-cloud.
 #
 # There is no Docker engine and no registry in this: buildah builds the Dockerfiles, and the images that they start from
-# are made of Debian packages first (bases/) and exist only in buildah's own storage, .build/polyglot/storage. What has
-# not changed is not built again; FORCE=1 builds everything, which also takes in Debian's updates.
+# are made of Debian packages first (pkg/baseimage) and exist only in buildah's own storage, .build/polyglot/storage. What
+# has not changed is not built again; FORCE=1 builds everything, which also takes in Debian's updates.
 #
-# From the environment: DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR (default: where apt gets Debian 12), http_proxy and its
-# kin, and for pip PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_DEFAULT_TIMEOUT and this machine's
+# From the environment: what pkg/baseimage/build.sh takes, and for pip PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_DEFAULT_TIMEOUT and this machine's
 # /etc/pip.conf. Nothing of that stays in an image.
 set -euo pipefail
+umask 022 # files in images are for other users
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../.." && pwd)
 out=$top/.build/polyglot
 versions=(1.0.0 1.0.1)
-go_release=1.26 # of the golang image in services/go-service/Dockerfile
-rust_release=1.95
-node_release=20
 ca_bundle=/etc/ssl/certs/ca-certificates.crt
-
-# apt_site SUITE: where this machine's apt gets a suite from.
-apt_site() {
-    apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' | awk -v suite="$1" '$2 == suite && !seen {print $1; seen = 1}'
-}
-
-mirror=${DEBIAN_MIRROR:-$(apt_site bookworm)}
-security_mirror=${DEBIAN_SECURITY_MIRROR:-$(apt_site bookworm-security)}
 
 fail() {
     echo "images.sh: $*" >&2
@@ -64,34 +53,12 @@ build() {
         "$@" --tag "$tag" "$context" >/dev/null
 }
 
-# make_debian makes debian:bookworm-slim, Debian 12's essential packages and apt, and sets debian_print.
-make_debian() {
-    local image=docker.io/library/debian:bookworm-slim rootfs=$out/debian
-    debian_print=$(declare -f make_debian build | cat - <(echo "$mirror $security_mirror") | sha256sum | cut -d' ' -f1)
-    fresh debian "$debian_print" && has_image "$image" && return
-    echo "debian:bookworm-slim from $mirror"
-    rm -rf "$rootfs" && mkdir -p "$rootfs"
-    mmdebstrap --quiet --variant=minbase --architectures=amd64 \
-        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-        bookworm "$rootfs/rootfs.tar" \
-        "deb $mirror bookworm main" "deb $mirror bookworm-updates main" "deb $security_mirror bookworm-security main"
-    printf '%s\n' 'FROM scratch' 'ADD rootfs.tar /' 'CMD ["bash"]' >"$rootfs/Containerfile"
-    build "$image" "$rootfs"
-    rm -rf "$rootfs"
-    echo "$debian_print" >"$out/debian.stamp"
-}
-
-# make_base NAME IMAGE EXTRA [OPTION...]: an image of bases/NAME, under the name that a Dockerfile asks for; EXTRA is
-# what else it is made of.
-make_base() {
-    local name=$1 image=$2 extra=$3 print
-    shift 3
-    print=$(fingerprint "$here/bases/$name" <<<"$debian_print $extra")
-    fresh "$name" "$print" && has_image "$image" && return
-    echo "$image"
-    build "$image" "$here/bases/$name" "$@"
-    echo "$print" >"$out/$name.stamp"
+# base_prints IMAGE...: which images these are.
+base_prints() {
+    local image
+    for image in "$@"; do
+        buildah inspect --type image --format '{{.FromImageID}}' "$image"
+    done
 }
 
 # make_service NAME BASE... [-- OPTION...]: the archives of services/NAME, built on the images BASE.
@@ -99,13 +66,13 @@ make_service() {
     local name=$1 bases=() authorities=() version print archive image
     shift
     while (($#)) && [[ $1 != -- ]]; do
-        bases+=("$out/$1.stamp")
+        bases+=("$1")
         shift
     done
     (($#)) && shift
     # Downloads trust whom this machine trusts.
     [[ ! -f $ca_bundle ]] || authorities=(--volume "$ca_bundle:$ca_bundle:ro")
-    print=$(fingerprint "$here/services/$name" "${bases[@]}" <<<"")
+    print=$(base_prints "${bases[@]}" | fingerprint "$here/services/$name")
     for version in "${versions[@]}"; do
         archive=$out/$name-$version.tar
         fresh "$name-$version" "$print" && [[ -f $archive ]] && continue
@@ -150,72 +117,49 @@ EOF
 keep_service() {
     local name=$1 bases=() authorities=() print image=docker.io/my-registry/$1:${versions[0]}
     shift
-    while (($#)); do
-        bases+=("$out/$1.stamp")
-        shift
-    done
+    bases=("$@")
     [[ ! -f $ca_bundle ]] || authorities=(--volume "$ca_bundle:$ca_bundle:ro")
     # What a service's own tools leave beside its sources is no part of it.
-    print=$(find "$here/services/$name" \( -name node_modules -o -name target \) -prune -o -type f -print0 | sort -z |
-        xargs -0 sha256sum | fingerprint "${bases[@]}")
+    print=$({ base_prints "${bases[@]}"; find "$here/services/$name" \( -name node_modules -o -name target \) -prune -o -type f -print0 |
+        sort -z | xargs -0 sha256sum; } | sha256sum | cut -d' ' -f1)
     fresh "$name" "$print" && has_image "$image" && return
     echo "$image"
     build "$image" "$here/services/$name" "${authorities[@]}"
     echo "$print" >"$out/$name.stamp"
 }
 
-# make_other_bases makes what services start from whose languages the guide has no code for.
-make_other_bases() {
-    local rust node nodebin program
-    for program in rustc node npm; do
-        command -v "$program" >/dev/null || fail "$program is missing: images.sh $1 takes the toolchains of Rust and Node.js from this machine."
-    done
-    rust=$(rustc --version)
-    node=$(node --version)
-    [[ $rust == "rustc $rust_release."* ]] ||
-        fail "services/rust-service/Dockerfile asks for Rust $rust_release, this machine has $rust: change the Dockerfile's FROM line and rust_release here."
-    [[ $node == "v$node_release."* ]] ||
-        fail "services/node-service/Dockerfile asks for Node.js $node_release, this machine has $node: change the Dockerfile's FROM lines and node_release here."
-    make_base rust docker.io/library/rust:$rust_release-slim "$rust" --build-context "rustroot=$(rustc --print sysroot)"
-    nodebin=$(dirname "$(node -p process.execPath)")
-    make_base node docker.io/library/node:$node_release-slim "$node $(npm --version)" \
-        --build-context "nodebin=$nodebin" --build-context "npm=$(npm root --global)/npm"
-    make_base nodejs gcr.io/distroless/nodejs$node_release-debian12:latest "$node $(<"$out/static.stamp")" --build-context "nodebin=$nodebin"
-    make_base maven docker.io/library/maven:3.8-openjdk-17-slim ""
-}
+golang=docker.io/library/golang:1.26-bookworm
+python=docker.io/library/python:3.11-slim
+rust=docker.io/library/rust:1.95-slim
+node=docker.io/library/node:20-slim
+maven=docker.io/library/maven:3.8-openjdk-17-slim
+debian=docker.io/library/debian:bookworm-slim
+static=gcr.io/distroless/static-debian12:latest
+nodejs=gcr.io/distroless/nodejs20-debian12:latest
 
 make_other_services() {
-    keep_service rust-service rust static
-    keep_service node-service node nodejs
-    keep_service java-service maven debian
+    keep_service rust-service "$rust" "$static"
+    keep_service node-service "$node" "$nodejs"
+    keep_service java-service "$maven" "$debian"
 }
 
 [[ ${1:-} =~ ^(|all|bases|jre)$ ]] || fail "say nothing, all, bases or jre, not $1."
 # shellcheck source=build/image-storage.sh
 source "$top/build/image-storage.sh"
-for program in buildah mmdebstrap go; do
-    command -v "$program" >/dev/null || fail "$program is missing. On Debian: apt-get install buildah mmdebstrap; Go from https://go.dev/dl/"
-done
-[[ -n $mirror && -n $security_mirror ]] || fail "apt knows no mirror of Debian 12 (bookworm) and its security updates: name them in DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR."
-cd "$top" # the toolchain that the repository's go.mod names
-go_version=$(go env GOVERSION)
-[[ $go_version == "go$go_release"* ]] ||
-    fail "services/go-service/Dockerfile asks for Go $go_release, this machine has $go_version: change the Dockerfile's FROM line and go_release here."
+cd "$top" # the Go toolchain that the repository's go.mod names
 write_storage_conf
+export CONTAINERS_STORAGE_CONF=$out/storage.conf
 
 [[ -z ${FORCE:-} ]] || buildah rmi --all --force >/dev/null
-make_debian
-if [[ ${1:-} == jre ]]; then
-    make_base jre docker.io/library/eclipse-temurin:17-jre ""
-    exit
-fi
-make_base python docker.io/library/python:3.11-slim ""
-make_base golang docker.io/library/golang:$go_release-bookworm "$go_version" --build-context "goroot=$(go env GOROOT)"
-make_base static gcr.io/distroless/static-debian12:latest ""
-[[ ${1:-} == "" ]] || make_other_bases "$1"
-[[ ${1:-} != bases ]] || exit 0
+case ${1:-} in
+jre) languages=(jre) ;;
+all | bases) languages=(go java node python rust) ;;
+*) languages=(go python) ;;
+esac
+"$top/pkg/baseimage/build.sh" "${languages[@]}"
+[[ ${1:-} != @(bases|jre) ]] || exit 0
 trap 'rm -f "$out/pip.conf"' EXIT
 mapfile -t pip_options < <(pip_settings)
-make_service fastapi-service python -- "${pip_options[@]}"
-make_service go-service golang static
+make_service fastapi-service "$python" -- "${pip_options[@]}"
+make_service go-service "$golang" "$static"
 [[ ${1:-} != all ]] || make_other_services

@@ -27,6 +27,7 @@ func newCtr() *cobra.Command {
 					}
 				}
 			}
+			silenceGRPC()
 			return app.New().Run(append([]string{"ctr"}, args...))
 		},
 	}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -41,6 +43,10 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 	cmd.Flags().StringVar(&o.Engine, "engine", "", "what builds images: buildah, podman or docker (default: the first that works)")
 	dataDirFlag(cmd, &dataDir)
 	cmd.Flags().BoolVar(&o.AllowLatest, "allow-latest", false, "let images through that have no version")
+	network := cmd.Flags().String("build-network", "", "what builds reach: "+strings.Join(image.Networks(), ", ")+" (default: the service's, or private, which is all but this machine's loopback)")
+	settings := cmd.Flags().StringSlice("build-settings", nil, "package managers whose settings on this machine, passwords included, builds see: "+strings.Join(image.Clients(), ", "))
+	complete(cmd, "build-network", image.Networks())
+	complete(cmd, "build-settings", image.Clients())
 	signKey := cmd.Flags().String("sign-key", "", "sign the images with this private key: a file, or env://NAME (see polymesh image keygen)")
 	cmd.Flags().StringVar(&o.SBOM, "sbom", "", "write what each image is made of into this folder (CycloneDX)")
 	_ = cmd.MarkFlagDirname("sbom")
@@ -53,6 +59,7 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 		for _, scope := range istiolog.Scopes() {
 			scope.SetOutputLevel(istiolog.NoneLevel)
 		}
+		silenceKlog()
 		dir := "."
 		if len(args) > 0 {
 			dir = args[0]
@@ -63,6 +70,9 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 		}
 		if registry != "" {
 			o.Project.Registry = registry
+		}
+		if err := buildOptions(o.Project, *network, *settings); err != nil {
+			return o, err
 		}
 		if *signKey != "" {
 			if o.Signer, err = signature.ReadSigner(*signKey, keyPassword); err != nil {
@@ -83,6 +93,26 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 		o.Allowed = rollout.Refuse
 		return o, nil
 	}
+}
+
+// buildOptions puts what the flags say of builds into every service.
+func buildOptions(p *project.Project, network string, settings []string) error {
+	if network != "" && !slices.Contains(image.Networks(), network) {
+		return fmt.Errorf("--build-network %q is not one of %s", network, strings.Join(image.Networks(), ", "))
+	}
+	for _, name := range settings {
+		if !slices.Contains(image.Clients(), name) {
+			return fmt.Errorf("--build-settings %q is not one of %s", name, strings.Join(image.Clients(), ", "))
+		}
+	}
+	for i := range p.Services {
+		s := &p.Services[i]
+		if network != "" {
+			s.Network = network
+		}
+		s.Settings = slices.Compact(slices.Sorted(slices.Values(slices.Concat(s.Settings, settings))))
+	}
+	return nil
 }
 
 func newDeploy() *cobra.Command {

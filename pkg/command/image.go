@@ -29,9 +29,9 @@ import (
 func newImage() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Scan images, list what they are made of, sign and verify them",
+		Short: "Scan images, list what they are made of, sign and verify them, make base images",
 	}
-	cmd.AddCommand(newImageScan(), newImageSBOM(), newImageDB(), newImageKeygen(), newImageSign(), newImageVerify())
+	cmd.AddCommand(newImageScan(), newImageSBOM(), newImageDB(), newImageKeygen(), newImageSign(), newImageVerify(), newImageBases())
 	return cmd
 }
 

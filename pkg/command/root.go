@@ -21,6 +21,10 @@ import (
 
 // Run runs the program for a command line and returns its exit code.
 func Run(args []string) int {
+	restoreGRPC()
+	if !isIstioctl(args) {
+		restoreLogging()
+	}
 	// Called through a link of that name, the program is kubectl or istioctl. As sub-commands they are caught here too,
 	// before cobra: their own handling of the command line needs the whole of it.
 	if tool, ok := tools[filepath.Base(args[0])]; ok {
@@ -44,6 +48,11 @@ func Run(args []string) int {
 	}
 	fmt.Fprintln(os.Stderr, "polymesh:", progress.Text(err.Error()))
 	return 1
+}
+
+// isIstioctl reports whether a command line is istioctl's, which sets up its logs by itself, on top of what its packages did.
+func isIstioctl(args []string) bool {
+	return filepath.Base(args[0]) == "istioctl" || len(args) > 1 && args[1] == "istioctl"
 }
 
 // exitError ends the program with a code when the command has said everything itself.
@@ -120,7 +129,7 @@ func useClusterKubeconfig() error {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s may not be read by this user: use sudo, start the server with --write-kubeconfig-mode 644, or copy it to ~/.kube/config", config.DefaultKubeconfig)
+		return fmt.Errorf("%s may not be read by this user: use sudo, copy it to ~/.kube/config, or start the server with --write-kubeconfig-group for a group of yours", config.DefaultKubeconfig)
 	case err != nil:
 		return err
 	}

@@ -73,6 +73,7 @@ func serve(ctx context.Context, cfg *config.Server) error {
 	// containerd, the kubelet and the shims inherit it.
 	syscall.Umask(config.Umask)
 	log := newLog(cfg)
+	grpcToKlog()
 	marker, err := datadir.Claim(cfg.DataDir)
 	if err != nil {
 		return err
@@ -243,7 +244,10 @@ func (s *server) writeKubeconfigs(store certificate.Store) error {
 			return err
 		}
 	}
-	return store.WritePortableKubeconfig(s.cfg.Kubeconfig, certificate.Admin, url, s.cfg.KubeconfigMode)
+	if err := store.WritePortableKubeconfig(s.cfg.Kubeconfig, certificate.Admin, url, s.cfg.KubeconfigMode); err != nil || s.cfg.KubeconfigGroup < 0 {
+		return err
+	}
+	return os.Chown(s.cfg.Kubeconfig, -1, s.cfg.KubeconfigGroup)
 }
 
 // addComponents is the server: what it consists of, and what each part waits for.

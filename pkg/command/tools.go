@@ -1,14 +1,23 @@
 package command
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
+	"github.com/distribution/reference"
 	"k8s.io/component-base/cli"
 	"k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
 
+	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/istioctl"
+	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/payload"
+	"polymesh.dev/polymesh/pkg/signature"
 )
 
 // tools are the upstream programs inside this one, by name. Each takes what follows its name and returns an exit code.
@@ -36,5 +45,40 @@ func runIstioctl(args []string) int {
 		fmt.Fprintln(os.Stderr, "istioctl:", err)
 		return 1
 	}
-	return istioctl.Run(args)
+	return istioctl.Run(args, imageAvailable)
+}
+
+// imageAvailable reports whether a node can get an image: from this file, from this machine's node, or from a registry.
+func imageAvailable(ctx context.Context, ref string) error {
+	full, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return err
+	}
+	var shipped []string
+	if manifest, err := payload.Dir(os.Getenv(payload.EnvDir)).Manifest(); err == nil {
+		shipped = manifest.Images
+	}
+	if slices.Contains(shipped, full.String()) {
+		return nil
+	}
+	if store, err := node.OpenImageStore(config.ContainerdSocket(dataDirFromEnv())); err == nil {
+		defer store.Close()
+		if has, err := store.Has(ctx, full.String()); err == nil && has {
+			return nil
+		}
+	}
+	// No registry serves the images of the file.
+	for _, image := range shipped {
+		if domain, _, _ := strings.Cut(image, "/"); domain == reference.Domain(full) {
+			return errors.New("this file does not have it")
+		}
+	}
+	logins, err := signature.UserLogins()
+	if err != nil {
+		return err
+	}
+	if _, err := signature.NewRegistry(config.RegistryDir(dataDirFromEnv()), logins).Digest(ctx, full.String()); err != nil {
+		return fmt.Errorf("neither this file nor this machine's node has it, and its registry does not give it (%w)", err)
+	}
+	return nil
 }

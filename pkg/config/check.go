@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -77,6 +78,12 @@ func (r *raw) checkFiles(s *Server) (err error) {
 		return fmt.Errorf("--write-kubeconfig-mode %q is not an octal file mode of at least 600, such as 0600 or 0644", r.kubeconfigMode)
 	}
 	s.KubeconfigMode = os.FileMode(mode)
+	if s.KubeconfigGroup, err = groupID(r.kubeconfigGroup); err != nil {
+		return err
+	}
+	if s.KubeconfigGroup >= 0 {
+		s.KubeconfigMode |= 0o040
+	}
 	for _, file := range r.imagePolicyKeys {
 		if file == "" {
 			return fmt.Errorf("--image-policy-key is empty: give the file of a public key, or leave it out")
@@ -87,6 +94,20 @@ func (r *raw) checkFiles(s *Server) (err error) {
 		s.ImagePolicyKeys = append(s.ImagePolicyKeys, file)
 	}
 	return nil
+}
+
+// groupID is the number of a group; -1 for an empty name.
+func groupID(name string) (int, error) {
+	if name == "" {
+		return -1, nil
+	}
+	group, err := user.LookupGroup(name)
+	if err != nil {
+		if group, err = user.LookupGroupId(name); err != nil {
+			return 0, fmt.Errorf("--write-kubeconfig-group %q is no group of this machine: make it first (groupadd), or give its number", name)
+		}
+	}
+	return strconv.Atoi(group.Gid)
 }
 
 func (r *raw) checkNode(s *Server) (err error) {

@@ -60,6 +60,8 @@ type Server struct {
 	DataDir        string
 	Kubeconfig     string
 	KubeconfigMode os.FileMode
+	// KubeconfigGroup is the number of the group that may read Kubeconfig; -1 for none.
+	KubeconfigGroup int
 
 	// NodeName is empty for the host's name.
 	NodeName   string

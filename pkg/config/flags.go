@@ -17,6 +17,7 @@ type raw struct {
 	dataDir          string
 	kubeconfig       string
 	kubeconfigMode   string
+	kubeconfigGroup  string
 	nodeName         string
 	nodeIP           string
 	externalIP       string
@@ -68,7 +69,8 @@ func ServerFlags() *Flags {
 	f.StringVarP(&r.config, "config", "c", DefaultConfigFile, "config file (YAML, keys as these flags)")
 	f.StringVarP(&r.dataDir, "data-dir", "d", DefaultDataDir, "folder for all data")
 	f.StringVarP(&r.kubeconfig, "write-kubeconfig", "o", DefaultKubeconfig, "write the administrator's kubeconfig to this file")
-	f.StringVar(&r.kubeconfigMode, "write-kubeconfig-mode", "0600", "mode of that file, octal")
+	f.StringVar(&r.kubeconfigMode, "write-kubeconfig-mode", "0600", "mode of that file, octal; with 0644 every local user is the cluster's administrator")
+	f.StringVar(&r.kubeconfigGroup, "write-kubeconfig-group", "", "group that may read that file, by name or number; its members are the cluster's administrators")
 
 	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
 	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")

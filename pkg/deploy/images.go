@@ -43,7 +43,7 @@ func (d *deployment) buildImages(ctx context.Context) error {
 		}
 		ref, ok := d.built[s.Name]
 		if !ok {
-			source := image.Source{Context: filepath.Join(d.Project.Dir, s.Context), Dockerfile: s.Dockerfile, Target: s.Target, Args: s.Args}
+			source := image.Source{Context: filepath.Join(d.Project.Dir, s.Context), Dockerfile: s.Dockerfile, Target: s.Target, Args: s.Args, Network: s.Network, Settings: s.Settings}
 			for _, mount := range s.Mounts {
 				source.Mounts = append(source.Mounts, d.Project.Path(mount))
 			}
@@ -201,6 +201,13 @@ func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, re
 		return out, err
 	}
 	if !has || rebuild {
+		var from image.Store
+		if m.store != nil {
+			from = m.store
+		}
+		if err := image.Provide(ctx, e, source, from, note); err != nil {
+			return out, err
+		}
 		note("building with " + e.Name())
 		if err := e.Build(ctx, ref.Full, source, io.Discard); err != nil {
 			return out, err

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,7 +37,7 @@ func Find(ctx context.Context, name string) (Engine, error) {
 		}
 		problems = append(problems, err.Error())
 	}
-	return nil, fmt.Errorf("nothing here builds images: %s. On Debian and Ubuntu: apt-get install buildah", strings.Join(problems, "; "))
+	return nil, fmt.Errorf("nothing here builds images: %s. On Debian and Ubuntu: apt-get install buildah slirp4netns", strings.Join(problems, "; "))
 }
 
 // engine drives one of the programs. Their command lines are the same, but for what the methods say.
@@ -66,7 +65,14 @@ func (e engine) Has(ctx context.Context, ref string) (bool, error) {
 	if e.program == "buildah" {
 		args = []string{"inspect", "--type", "image", "--format", "{{.FromImageID}}", ref}
 	}
-	out, err := exec.CommandContext(ctx, e.program, args...).CombinedOutput()
+	env, cleanup, err := e.environ()
+	if err != nil {
+		return false, err
+	}
+	defer cleanup()
+	cmd := exec.CommandContext(ctx, e.program, args...)
+	cmd.Env = env
+	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -89,27 +95,48 @@ func (e engine) Build(ctx context.Context, ref string, source Source, log io.Wri
 	if source.Target != "" {
 		args = append(args, "--target", source.Target)
 	}
-	for _, key := range slices.Sorted(maps.Keys(source.Args)) {
-		args = append(args, "--build-arg", key+"="+source.Args[key])
+	flags, values, err := buildArgs(source.Args)
+	if err != nil {
+		return err
 	}
+	args = append(args, flags...)
+	env, cleanup, err := e.environ()
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	env = append(env, values...)
 	if e.program == "docker" {
-		if len(source.Mounts) > 0 {
+		if len(source.Mounts)+len(source.Settings) > 0 {
 			return errors.New("docker cannot mount files into a build: use buildah or podman (--engine), or RUN --mount in the Dockerfile")
 		}
-	} else {
-		settings, cleanup, err := clientSettings()
-		if err != nil {
-			return err
+		// Its builds run in containers, away from this machine's processes and loopback.
+		if source.Network == NetworkHost || source.Network == NetworkNone {
+			args = append(args, "--network", source.Network)
 		}
-		defer cleanup()
-		// Image layers are kept, so a changed line builds what comes after it. chroot needs no rights that a container may
-		// lack, and the machine's network reaches what the machine reaches, also where it has a proxy or mirrors.
-		args = append(args, "--layers", "--pull=false", "--isolation", "chroot", "--network", "host", "--format", "oci")
-		for _, mount := range slices.Concat(settings, source.Mounts) {
-			args = append(args, "--volume", mount+":ro")
+		return e.runIn(ctx, env, log, "build "+ref, append(args, source.Context)...)
+	}
+	settings, cleanupSettings, err := settings(source.Settings)
+	if err != nil {
+		return err
+	}
+	defer cleanupSettings()
+	// Image layers are kept, so a changed line builds what comes after it. chroot needs no rights that a container may lack;
+	// what it does not keep apart, runConfined does, so the machine's network is that of the namespace. With the capability
+	// for it, a chroot can be left.
+	args = append(args, "--layers", "--pull=false", "--isolation", "chroot", "--network", "host", "--cap-drop", "CAP_SYS_CHROOT", "--format", "oci")
+	for _, mount := range slices.Concat(authorities(), settings, source.Mounts) {
+		args = append(args, "--volume", mount+":ro")
+	}
+	err = e.runConfined(ctx, log, "build "+ref, source.Network, env, append(args, source.Context)...)
+	if names := unasked(source.Settings); err != nil && len(names) > 0 {
+		var failed *BuildError
+		if errors.As(err, &failed) {
+			failed.Advice = "If a download failed: this machine has settings of " + strings.Join(names, ", ") +
+				", which a build gets only when asked: --build-settings " + strings.Join(names, ",")
 		}
 	}
-	return e.run(ctx, log, "build "+ref, append(args, source.Context)...)
+	return err
 }
 
 // Save implements Engine.
@@ -134,8 +161,19 @@ func (e engine) Push(ctx context.Context, ref string, log io.Writer) error {
 
 // run runs the program. Its output goes to log, and the end of it into the error.
 func (e engine) run(ctx context.Context, log io.Writer, doing string, args ...string) error {
+	env, cleanup, err := e.environ()
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	return e.runIn(ctx, env, log, doing, args...)
+}
+
+// runIn is run with an environment.
+func (e engine) runIn(ctx context.Context, env []string, log io.Writer, doing string, args ...string) error {
 	var tail bytes.Buffer
 	cmd := exec.CommandContext(ctx, e.program, args...)
+	cmd.Env = env
 	cmd.Stdout = io.MultiWriter(log, &tail)
 	cmd.Stderr = cmd.Stdout
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
@@ -153,6 +191,8 @@ type BuildError struct {
 	Doing  string
 	Err    error
 	Output string
+	// Advice is what may help; it may be empty.
+	Advice string
 }
 
 // shown is how many lines of a build's output are worth showing.
@@ -163,7 +203,11 @@ func (e *BuildError) Error() string {
 	if len(lines) > shown {
 		lines = lines[len(lines)-shown:]
 	}
-	return fmt.Sprintf("%s: %v\n    %s", e.Doing, e.Err, strings.Join(lines, "\n    "))
+	text := fmt.Sprintf("%s: %v\n    %s", e.Doing, e.Err, strings.Join(lines, "\n    "))
+	if e.Advice != "" {
+		text += "\n" + e.Advice
+	}
+	return text
 }
 
 func (e *BuildError) Unwrap() error { return e.Err }

@@ -33,6 +33,10 @@ type Source struct {
 	Target     string
 	Args       map[string]string
 	Mounts     []string // HOST:PATH
+	// Network is one of Networks; NetworkPrivate if it is empty.
+	Network string
+	// Settings are those of Clients whose settings of this machine the build sees.
+	Settings []string
 }
 
 // hashed is how many hex digits of the hash a tag holds: 48 bits.

@@ -8,60 +8,128 @@ import (
 	"strings"
 )
 
-// clientSettings are mounts that show a build how this machine reaches package registries: whom it trusts, and which
-// mirrors its clients ask. They exist for the time of the build only, so nothing of them, such as a password of a mirror,
-// stays in an image. cleanup removes what had to be written for them.
-func clientSettings() (mounts []string, cleanup func(), err error) {
+// client is a package manager with settings on this machine.
+type client struct {
+	name  string
+	files []settingsFile
+	// What stands in the environment, as a file that the client reads too.
+	prefix, there, head, form string
+}
+
+type settingsFile struct{ here, there string }
+
+// clients are the package managers whose settings a build can be given. They may hold passwords.
+func clients(home string) []client {
+	return []client{
+		{name: "cargo", files: []settingsFile{{filepath.Join(home, ".cargo", "config.toml"), "/usr/local/cargo/config.toml"}}}, // CARGO_HOME of the rust images
+		{name: "go", files: []settingsFile{{filepath.Join(home, ".config", "go", "env"), "/root/.config/go/env"}}},
+		{name: "maven", files: []settingsFile{{filepath.Join(home, ".m2", "settings.xml"), "/root/.m2/settings.xml"}}},
+		{name: "npm", files: []settingsFile{{filepath.Join(home, ".npmrc"), "/root/.npmrc"}},
+			prefix: "NPM_CONFIG_", there: "/usr/local/etc/npmrc", form: "%s=%s\n"},
+		{name: "pip", files: []settingsFile{{"/etc/pip.conf", "/etc/pip.conf"}},
+			prefix: "PIP_", there: "/root/.config/pip/pip.conf", head: "[global]\n", form: "%s = %s\n"},
+	}
+}
+
+// Clients are what Source.Settings takes.
+func Clients() []string {
+	var names []string
+	for _, c := range clients("") {
+		names = append(names, c.name)
+	}
+	return names
+}
+
+// authorities are mounts of the list of certificate authorities that this machine trusts: no secret, and without it a build
+// reaches no registry behind a proxy or mirror with a certificate of its own.
+func authorities() []string {
+	const there = "/etc/ssl/certs/ca-certificates.crt"
+	for _, here := range []string{there /* Debian, Alpine */, "/etc/pki/tls/certs/ca-bundle.crt" /* Red Hat */} {
+		if info, err := os.Stat(here); err == nil && info.Mode().IsRegular() {
+			return []string{here + ":" + there}
+		}
+	}
+	return nil
+}
+
+// settings are mounts that show a build how package managers of this machine reach their registries: which mirrors they ask,
+// and who they are there. They exist for the time of the build only, so nothing of them stays in an image. cleanup removes
+// what had to be written for them.
+func settings(wanted []string) (mounts []string, cleanup func(), err error) {
 	home, err := os.UserHomeDir()
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, file := range []struct{ here, there string }{
-		{"/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/certs/ca-certificates.crt"}, // Debian, Alpine
-		{"/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt"},   // Red Hat
-		{"/etc/pip.conf", "/etc/pip.conf"},
-		{filepath.Join(home, ".npmrc"), "/root/.npmrc"},
-		{filepath.Join(home, ".m2", "settings.xml"), "/root/.m2/settings.xml"},
-		{filepath.Join(home, ".config", "go", "env"), "/root/.config/go/env"},
-		{filepath.Join(home, ".cargo", "config.toml"), "/usr/local/cargo/config.toml"}, // CARGO_HOME of the rust images
-	} {
-		taken := slices.ContainsFunc(mounts, func(m string) bool { return strings.HasSuffix(m, ":"+file.there) })
-		if info, err := os.Stat(file.here); err == nil && info.Mode().IsRegular() && !taken {
-			mounts = append(mounts, file.here+":"+file.there)
+	for _, name := range wanted {
+		if !slices.Contains(Clients(), name) {
+			return nil, nil, fmt.Errorf("settings %q is not one of %s", name, strings.Join(Clients(), ", "))
 		}
 	}
-	dir, err := os.MkdirTemp("", "polymesh-build-") // 0700
+	dir, err := os.MkdirTemp("", "polymesh-settings-") // 0700
 	if err != nil {
 		return nil, nil, err
 	}
 	cleanup = func() { os.RemoveAll(dir) }
-	// What stands in this machine's environment, for clients that read a file too.
-	for _, client := range []struct{ prefix, there, head, form string }{
-		{"PIP_", "/root/.config/pip/pip.conf", "[global]\n", "%s = %s\n"},
-		{"NPM_CONFIG_", "/usr/local/etc/npmrc", "", "%s=%s\n"},
-	} {
-		var text strings.Builder
-		for _, variable := range os.Environ() {
-			key, value, _ := strings.Cut(variable, "=")
-			name, ours := strings.CutPrefix(strings.ToUpper(key), client.prefix)
-			if !ours || value == "" || !slices.Contains([]string{"INDEX_URL", "EXTRA_INDEX_URL", "TRUSTED_HOST", "DEFAULT_TIMEOUT", "REGISTRY"}, name) {
-				continue
-			}
-			key = strings.ToLower(name)
-			if client.prefix == "PIP_" {
-				key = strings.ReplaceAll(key, "_", "-")
-			}
-			fmt.Fprintf(&text, client.form, key, value)
-		}
-		if text.Len() == 0 {
+	for _, c := range clients(home) {
+		if !slices.Contains(wanted, c.name) {
 			continue
 		}
-		file := filepath.Join(dir, filepath.Base(client.there))
-		if err := os.WriteFile(file, []byte(client.head+text.String()), 0o600); err != nil {
+		for _, file := range c.files {
+			if info, err := os.Stat(file.here); err == nil && info.Mode().IsRegular() {
+				mounts = append(mounts, file.here+":"+file.there)
+			}
+		}
+		text := c.environment()
+		if text == "" {
+			continue
+		}
+		file := filepath.Join(dir, c.name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			cleanup()
 			return nil, nil, err
 		}
-		mounts = append(mounts, file+":"+client.there)
+		mounts = append(mounts, file+":"+c.there)
 	}
 	return mounts, cleanup, nil
+}
+
+// environment is a settings file of what this machine's environment tells a client; empty if it tells nothing.
+func (c client) environment() string {
+	var text strings.Builder
+	for _, variable := range os.Environ() {
+		key, value, _ := strings.Cut(variable, "=")
+		name, ours := strings.CutPrefix(strings.ToUpper(key), c.prefix)
+		if c.prefix == "" || !ours || value == "" || !slices.Contains([]string{"INDEX_URL", "EXTRA_INDEX_URL", "TRUSTED_HOST", "DEFAULT_TIMEOUT", "REGISTRY"}, name) {
+			continue
+		}
+		key = strings.ToLower(name)
+		if c.name == "pip" {
+			key = strings.ReplaceAll(key, "_", "-")
+		}
+		fmt.Fprintf(&text, c.form, key, value)
+	}
+	if text.Len() == 0 {
+		return ""
+	}
+	return c.head + text.String()
+}
+
+// unasked are the clients with settings on this machine that a build was not given.
+func unasked(given []string) []string {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, c := range clients(home) {
+		there := c.environment() != ""
+		for _, file := range c.files {
+			info, err := os.Stat(file.here)
+			there = there || err == nil && info.Mode().IsRegular()
+		}
+		if there && !slices.Contains(given, c.name) {
+			names = append(names, c.name)
+		}
+	}
+	return names
 }

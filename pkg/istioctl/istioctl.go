@@ -21,13 +21,13 @@ import (
 )
 
 // Run does what upstream's main does (istioctl/cmd/istioctl) and returns the exit code. The kubeconfig is upstream's
-// business: --kubeconfig, then KUBECONFIG.
-func Run(args []string) int {
+// business: --kubeconfig, then KUBECONFIG. available is asked for every image of an installation.
+func Run(args []string, available Available) int {
 	if err := cmd.ConfigAndEnvProcessing(); err != nil {
 		fmt.Fprintf(os.Stderr, "Could not initialize: %v\n", err)
 		return cmd.GetExitCode(err)
 	}
-	root := NewCommand(args)
+	root := NewCommand(args, available)
 	log.EnableKlogWithCobra()
 	if err := root.Execute(); err != nil {
 		return cmd.GetExitCode(err)
@@ -36,7 +36,7 @@ func Run(args []string) int {
 }
 
 // NewCommand returns the istioctl command for the given arguments.
-func NewCommand(args []string) *cobra.Command {
+func NewCommand(args []string, available Available) *cobra.Command {
 	root := cmd.GetRootCmd(args)
 	// Upstream takes over the flags of Go's own flag package. In this program they are the kubelet's: they mean nothing
 	// here.
@@ -51,6 +51,9 @@ func NewCommand(args []string) *cobra.Command {
 		if err != nil || len(rest) > 0 {
 			// Upstream moved a command: the tests of this package find that before a user does.
 			continue
+		}
+		if path[0] != "manifest" {
+			withImageCheck(c, available)
 		}
 		underlay(c, images)
 	}

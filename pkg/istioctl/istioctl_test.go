@@ -2,7 +2,9 @@ package istioctl
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -22,9 +24,17 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// ours has the images that the file has.
+func ours(_ context.Context, image string) error {
+	if slices.Contains([]string{"registry.example/istio/pilot:1.31.0-test", "registry.example/istio/proxyv2:1.31.0-test"}, image) {
+		return nil
+	}
+	return errors.New("this file does not have it")
+}
+
 func run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	root := NewCommand(args)
+	root := NewCommand(args, ours)
 	var out bytes.Buffer
 	root.SetOut(&out)
 	root.SetErr(&out)
@@ -137,7 +147,7 @@ func TestManifestGenerate(t *testing.T) {
 
 // The commands that the guide uses are all there, and those with our values still have the flag they go through.
 func TestCommands(t *testing.T) {
-	root := NewCommand(nil)
+	root := NewCommand(nil, ours)
 	for _, path := range []string{
 		"analyze", "authz", "bug-report", "dashboard kiali", "experimental precheck", "x precheck", "install", "kube-inject",
 		"manifest generate", "profile dump", "profile list", "proxy-config all", "proxy-status", "tag set", "uninstall",
@@ -160,4 +170,45 @@ func lookup(c *cobra.Command, flag string) string {
 		return f.Value.Type()
 	}
 	return ""
+}
+
+// An installation is refused with all the images that it lacks.
+func TestMissingImages(t *testing.T) {
+	for name, c := range map[string]struct{ sets, missing []string }{
+		"ours":            {nil, nil},
+		"demo":            {[]string{"profile=demo"}, nil},
+		"a revision":      {[]string{"revision=canary"}, nil},
+		"no sidecars":     {[]string{"profile=empty"}, nil},
+		"ambient":         {[]string{"profile=ambient"}, []string{"install-cni:1.31.0-test-distroless", "pilot:1.31.0-test-distroless", "ztunnel:1.31.0-test-distroless"}},
+		"a variant":       {[]string{"values.global.variant=distroless"}, []string{"pilot:1.31.0-test-distroless", "proxyv2:1.31.0-test-distroless"}},
+		"another hub":     {[]string{"hub=hub.example"}, []string{"hub.example/pilot:1.31.0-test", "hub.example/proxyv2:1.31.0-test"}},
+		"another tag":     {[]string{"tag=1.30.0"}, []string{"pilot:1.30.0", "proxyv2:1.30.0"}},
+		"another sidecar": {[]string{"values.global.proxy.image=hub.example/p:1"}, []string{"hub.example/p:1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := checkImages(t.Context(), ours, nil, append([]string{"hub=registry.example/istio", "tag=1.31.0-test"}, c.sets...))
+			if len(c.missing) == 0 {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if err == nil {
+				t.Fatal("it is not refused")
+			}
+			for _, image := range c.missing {
+				if !strings.Contains(err.Error(), image+": this file does not have it\n") {
+					t.Errorf("without %s: %v", image, err)
+				}
+			}
+			if n := strings.Count(err.Error(), "does not have it"); n != len(c.missing) {
+				t.Errorf("%d images are missing: %v", n, err)
+			}
+		})
+	}
+	for _, path := range []string{"install", "upgrade"} {
+		if c, _, err := NewCommand(nil, ours).Find([]string{path}); err != nil || c.Flags().Lookup(skipImageCheck) == nil {
+			t.Errorf("istioctl %s has no --%s: %v", path, skipImageCheck, err)
+		}
+	}
 }

@@ -59,6 +59,10 @@ type Service struct {
 	Target     string            `json:"target,omitempty"`
 	// Mounts are shown to the build and not kept in the image: HOST:PATH, read-only.
 	Mounts []string `json:"mounts,omitempty"`
+	// Network is what a build reaches: one of image.Networks. Settings are the package managers, of image.Clients, whose
+	// settings on this machine it sees. Least of all by default.
+	Network  string   `json:"network,omitempty"`
+	Settings []string `json:"settings,omitempty"`
 }
 
 // Secret is a Secret of the project's namespace whose values are never part of a manifest.

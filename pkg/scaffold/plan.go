@@ -121,6 +121,9 @@ func (p *Plan) Write(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := openModes(tree); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(p.Dir), 0o755); err != nil {
 		return err
 	}
@@ -129,6 +132,20 @@ func (p *Plan) Write(ctx context.Context) (err error) {
 		return errors.Join(err, m.undo())
 	}
 	return nil
+}
+
+// openModes gives a new tree the modes that the umask may have taken away: what is copied into an image keeps its mode, and
+// there another user reads it.
+func openModes(tree string) error {
+	return filepath.WalkDir(tree, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			return os.Chmod(path, 0o755)
+		}
+		return os.Chmod(path, 0o644)
+	})
 }
 
 // move brings a tree to its place, and can take it back.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"istio.io/istio/pkg/config/analysis/analyzers"
@@ -353,6 +354,33 @@ func TestProjectInAFolder(t *testing.T) {
 	}
 	if i := slices.IndexFunc(p.Files, func(f File) bool { return f.Path == "README.md" }); p.Files[i].Action != Keep {
 		t.Errorf("README.md: %s", p.Files[i].Action)
+	}
+}
+
+// What is copied into an image keeps its mode, and there another user has to read it.
+func TestModesUnderAnyUmask(t *testing.T) {
+	before := syscall.Umask(0o077)
+	dir := shop(t)
+	syscall.Umask(before)
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		want := fs.FileMode(0o644)
+		if entry.IsDir() {
+			want = 0o755
+		}
+		if info.Mode().Perm() != want {
+			t.Errorf("%s has the mode %v", path, info.Mode())
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -60,7 +60,7 @@ func TestNewProject(t *testing.T) {
 		name, value, _ := strings.Cut(variable, "=")
 		t.Setenv(name, value)
 	}
-	fillCaches(t, n)
+	fillCaches(t, n, scaffold.LanguageNames()...)
 
 	dir := filepath.Join(t.TempDir(), marketName)
 	newPlan(t, n, "project", dir)
@@ -125,28 +125,28 @@ func newPlan(t *testing.T, n *node.Node, args ...string) scaffold.Plan {
 	return p
 }
 
-// fillCaches builds a service of each language where package registries can be reached. Their tests run while they are
-// built.
-func fillCaches(t *testing.T, n *node.Node) {
+// fillCaches builds a service of each of these languages where package registries can be reached. Their tests run while they
+// are built.
+func fillCaches(t *testing.T, n *node.Node, languages ...string) {
 	t.Helper()
 	started := time.Now()
 	dir := filepath.Join(t.TempDir(), "first")
 	newPlan(t, n, "project", dir)
 	// No other run has built a service of this name.
 	name := func(lang string) string { return fmt.Sprintf("%s-%x", lang, started.UnixNano()) }
-	for _, lang := range scaffold.LanguageNames() {
+	for _, lang := range languages {
 		newPlan(t, n, "service", name(lang), "--lang", lang, "-C", dir)
 	}
 	engine, err := image.Find(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	logs := make([]bytes.Buffer, len(scaffold.Languages()))
+	logs := make([]bytes.Buffer, len(languages))
 	g, ctx := errgroup.WithContext(t.Context())
 	g.SetLimit(2)
-	for i, lang := range scaffold.LanguageNames() {
+	for i, lang := range languages {
 		g.Go(func() error {
-			source := image.Source{Context: filepath.Join(dir, "services", name(lang)), Dockerfile: "Dockerfile"}
+			source := image.Source{Context: filepath.Join(dir, "services", name(lang)), Dockerfile: "Dockerfile", Settings: image.Clients()}
 			err := engine.Build(ctx, "docker.io/first/"+lang+":1", source, &logs[i])
 			t.Logf("the first %s service is there after %v", lang, time.Since(started).Round(time.Second))
 			return err
@@ -155,7 +155,7 @@ func fillCaches(t *testing.T, n *node.Node) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	for i, lang := range scaffold.LanguageNames() {
+	for i, lang := range languages {
 		if text := logs[i].String(); !regexp.MustCompile(passedTests[lang]).MatchString(text) {
 			t.Errorf("the tests of the %s service have not run:\n%s", lang, text)
 		}

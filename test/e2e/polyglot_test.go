@@ -93,7 +93,7 @@ func (p *polyglot) prepare() {
 			return err
 		}
 		switch {
-		case entry.IsDir() && slices.Contains([]string{"node_modules", "target", "__pycache__", "bases"}, entry.Name()):
+		case entry.IsDir() && slices.Contains([]string{"node_modules", "target", "__pycache__"}, entry.Name()):
 			return fs.SkipDir
 		case entry.IsDir():
 			return os.MkdirAll(filepath.Join(p.dir, name), 0o755)
