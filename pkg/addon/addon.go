@@ -140,7 +140,7 @@ func (a *Addon) Start(ctx context.Context) error {
 		return fmt.Errorf("make an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 
-	ctx, a.cancel = context.WithCancel(ctx)
+	ctx, a.cancel = component.Running(ctx)
 	a.done = make(chan struct{})
 	go func() {
 		defer close(a.done)
