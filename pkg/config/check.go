@@ -73,6 +73,10 @@ func (r *raw) checkFiles(s *Server) (err error) {
 		return fmt.Errorf("--write-kubeconfig-mode %q is not an octal file mode of at least 600, such as 0600 or 0644", r.kubeconfigMode)
 	}
 	s.KubeconfigMode = os.FileMode(mode)
+	if !slices.Contains(DatastoreSyncs(), r.datastoreSync) {
+		return fmt.Errorf("--datastore-sync %q is not one of %s", r.datastoreSync, join(DatastoreSyncs()))
+	}
+	s.DatastoreSync = DatastoreSync(r.datastoreSync)
 	for _, file := range r.imagePolicyKeys {
 		if file == "" {
 			return fmt.Errorf("--image-policy-key is empty: give the file of a public key, or leave it out")

@@ -41,11 +41,25 @@ func Addons() []Addon {
 // MeshProfiles lists what --mesh-profile takes: the profiles of the guide.
 func MeshProfiles() []string { return []string{"default", "demo", "minimal", "empty"} }
 
+// DatastoreSync is when a write that the API server has acknowledged is on disk.
+type DatastoreSync string
+
+const (
+	// SyncFull is before it is acknowledged, as etcd does.
+	SyncFull DatastoreSync = "full"
+	// SyncNormal is at some later time: a power cut loses the last minutes. The datastore stays whole.
+	SyncNormal DatastoreSync = "normal"
+)
+
+// DatastoreSyncs lists what --datastore-sync takes.
+func DatastoreSyncs() []string { return []string{string(SyncFull), string(SyncNormal)} }
+
 // Server is the whole configuration of `polymesh server`, checked.
 type Server struct {
 	DataDir        string
 	Kubeconfig     string
 	KubeconfigMode os.FileMode
+	DatastoreSync  DatastoreSync
 
 	// NodeName is empty for the host's name.
 	NodeName   string

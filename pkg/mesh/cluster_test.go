@@ -59,7 +59,7 @@ func cluster(t *testing.T, log *slog.Logger) (kubeconfig string) {
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	db := datastore.New(cfg.ServerDir("db"), filepath.Join(dir, "kine.sock"))
+	db := datastore.New(datastore.Options{Dir: cfg.ServerDir("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
 	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.ServerDir("tls")), EtcdEndpoint: db.Endpoint()}
 	m := component.NewManager(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	m.Add(db)
