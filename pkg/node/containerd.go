@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gopkg.in/natefinch/lumberjack.v2"
 
-	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 )
@@ -61,8 +61,21 @@ func (c *Containerd) configFile() string {
 	return c.opts.Config.AgentDir("etc", "containerd", "config.toml")
 }
 
-// Init writes containerd's configuration.
-func (c *Containerd) Init(context.Context) error {
+// Init does nothing: the configuration is written by Start.
+func (c *Containerd) Init(context.Context) error { return nil }
+
+// prepare writes containerd's configuration, and sets aside what containerd could not read.
+func (c *Containerd) prepare() error {
+	_, err := os.Stat(c.dir())
+	existed := err == nil
+	if err := c.opts.Session.Begin(existed); err != nil {
+		return err
+	}
+	if c.opts.Session.Doubt() {
+		if err := setTornMetadataAside(c.dir(), c.child.Log); err != nil {
+			return err
+		}
+	}
 	for _, dir := range []string{c.dir(), cniConfDir(c.opts.Config), config.RegistryDir(c.opts.Config.DataDir)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
@@ -72,7 +85,7 @@ func (c *Containerd) Init(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("encode containerd's configuration: %w", err)
 	}
-	return certificate.WriteFile(c.configFile(), text, 0o600)
+	return atomicfile.Write(c.configFile(), text, 0o600)
 }
 
 type table = map[string]any
@@ -85,6 +98,9 @@ func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
 		"snapshotter":   snapshotter,
 		"pinned_images": table{"sandbox": c.opts.image("pause")},
 		"registry":      table{"config_path": config.RegistryDir(c.opts.Config.DataDir)},
+		// A layer is on disk before containerd notes that it is there. The transfer service cannot do that.
+		"image_pull_with_sync_fs": true,
+		"use_local_image_pull":    true,
 	}
 	runtime := table{
 		"restrict_oom_score_adj":       !mayLowerOOMScore,
@@ -126,6 +142,10 @@ func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
 		"plugins": table{
 			"io.containerd.cri.v1.images":  images,
 			"io.containerd.cri.v1.runtime": runtime,
+			// The same for every client: ours, ctr, buildkit.
+			"io.containerd.service.v1.diff-service": table{"sync_fs": true},
+			// Says in which folder a layer lies, for a look at what a power cut has left.
+			"io.containerd.snapshotter.v1.overlayfs": table{"upperdir_label": true},
 			// By default all shims of a machine listen in /run/containerd, and a killed one leaves its socket there.
 			"io.containerd.shim.v1.manager": table{"socket_dir": filepath.Join(c.opts.Config.RunDir(), "s")},
 		},
@@ -133,7 +153,12 @@ func (c *Containerd) configuration(mayLowerOOMScore, systemd bool) table {
 }
 
 // Start starts containerd.
-func (c *Containerd) Start(ctx context.Context) error { return c.child.Start(ctx) }
+func (c *Containerd) Start(ctx context.Context) error {
+	if err := c.prepare(); err != nil {
+		return err
+	}
+	return c.child.Start(ctx)
+}
 
 // Ready asks containerd for its version.
 func (c *Containerd) Ready(ctx context.Context) error {
@@ -155,7 +180,9 @@ func (c *Containerd) Ready(ctx context.Context) error {
 }
 
 // Stop ends containerd. Containers go on: each has a shim of its own.
-func (c *Containerd) Stop(ctx context.Context) error { return c.child.Stop(ctx) }
+func (c *Containerd) Stop(ctx context.Context) error {
+	return errors.Join(c.child.Stop(ctx), c.opts.Session.End())
+}
 
 func cniConfDir(cfg *config.Server) string { return cfg.AgentDir("etc", "cni", "net.d") }
 

@@ -11,11 +11,13 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/klauspost/compress/zstd"
 
+	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 )
 
@@ -34,14 +36,17 @@ func NewImages(o Options) *Images { return &Images{opts: o, failed: make(chan er
 // Name implements component.Component.
 func (i *Images) Name() string { return "images" }
 
-// Init makes the folder for the user's archives.
-func (i *Images) Init(context.Context) error { return os.MkdirAll(i.dir(), 0o755) }
+// Init does nothing: the folder is made by Start.
+func (i *Images) Init(context.Context) error { return nil }
 
 func (i *Images) dir() string { return i.opts.Config.AgentDir("images") }
 
-// Start imports in the background.
+// Start makes the folder for the user's archives, and imports in the background.
 func (i *Images) Start(ctx context.Context) error {
-	ctx, i.cancel = context.WithCancel(ctx)
+	if err := os.MkdirAll(i.dir(), 0o755); err != nil {
+		return err
+	}
+	ctx, i.cancel = component.Running(ctx)
 	go func() {
 		err := i.importAll(ctx)
 		i.result.Store(&err)
@@ -78,11 +83,15 @@ func (i *Images) importAll(ctx context.Context) error {
 	}
 	defer store.Close()
 
+	mended, err := i.mend(ctx, store)
+	if err != nil {
+		return err
+	}
 	present, err := i.shippedPresent(ctx, store)
 	if err != nil {
 		return err
 	}
-	if !present {
+	if !present || mended {
 		archives, err := i.opts.Programs.ImageArchives()
 		if err != nil {
 			return err
@@ -109,7 +118,35 @@ func (i *Images) importAll(ctx context.Context) error {
 			i.opts.Log.Error("image archive skipped", "err", err)
 		}
 	}
-	return nil
+	if mended {
+		// Layers that had lost what they are made of have it again.
+		if _, err := i.mend(ctx, store); err != nil {
+			return err
+		}
+	}
+	return i.opts.Session.Checked()
+}
+
+// mend looks at what is there after a power cut, and reports whether something was lost that an import may bring again.
+func (i *Images) mend(ctx context.Context, store *ImageStore) (lost bool, err error) {
+	if !i.opts.Session.Doubt() {
+		return false, nil
+	}
+	log := i.opts.Log.With("component", i.Name())
+	begin := time.Now()
+	log.Info("the machine ended without the server: looking whether all images are whole")
+	f, err := store.Verify(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, layer := range f.rewritten {
+		log.Warn("a layer of an image was torn and was unpacked again", "layer", layer)
+	}
+	for _, image := range f.lost {
+		log.Error("an image has lost content; if it is not a shipped one, import or deploy it again", "image", image)
+	}
+	log.Info("looked at all images", "after", time.Since(begin).Round(time.Millisecond).String())
+	return len(f.lost) > 0, nil
 }
 
 // pinnedLabel is CRI's: the kubelet's garbage collection leaves images alone that have it.

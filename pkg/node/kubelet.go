@@ -20,6 +20,7 @@ import (
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
 
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
@@ -125,16 +126,19 @@ func raise(path string, want int) error {
 	return os.WriteFile(path, []byte(strconv.Itoa(want)), 0o644)
 }
 
-// Init parses the command line and makes what the kubelet expects to find.
-func (k *Kubelet) Init(context.Context) error {
-	if err := k.parse(); err != nil {
-		return err
-	}
+// Init checks the command line.
+func (k *Kubelet) Init(context.Context) error { return k.parse() }
+
+// prepare makes what the kubelet expects to find.
+func (k *Kubelet) prepare() error {
 	cfg := k.opts.Config
 	for _, dir := range []string{cfg.AgentDir("pod-manifests"), config.KubeletDir(cfg.DataDir), config.PodLogsDir(cfg.DataDir), cfg.AgentDir("etc")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
+	}
+	if err := setTornCheckpointsAside(config.KubeletDir(cfg.DataDir), k.opts.Log.With("component", k.Name())); err != nil {
+		return err
 	}
 	if !systemdCgroups() {
 		if err := makeCgroup(config.CgroupRoot(cfg.DataDir)); err != nil {
@@ -145,7 +149,7 @@ func (k *Kubelet) Init(context.Context) error {
 		k.opts.Log.Info("the kernel's limit of inotify instances stays, so about forty pods with a sidecar can run here", "err", err)
 	}
 	// An own resolv.conf without name servers, for a machine that has none: the host's may be missing altogether.
-	return certificate.WriteFile(cfg.AgentDir("etc", "resolv.conf"), []byte("# this machine has no name server that pods could use\n"), 0o644)
+	return atomicfile.Write(cfg.AgentDir("etc", "resolv.conf"), []byte("# this machine has no name server that pods could use\n"), 0o644)
 }
 
 // parse makes the kubelet's settings of ours and of the user's.
@@ -207,6 +211,9 @@ func HasNameservers(path string) bool {
 
 // Start runs the kubelet.
 func (k *Kubelet) Start(ctx context.Context) error {
+	if err := k.prepare(); err != nil {
+		return err
+	}
 	deps, err := app.UnsecuredDependencies(ctx, k.server, utilfeature.DefaultFeatureGate)
 	if err != nil {
 		return fmt.Errorf("build dependencies: %w", err)
@@ -216,6 +223,13 @@ func (k *Kubelet) Start(ctx context.Context) error {
 	})
 	return nil
 }
+
+// OutlivedFor implements component.Outlived. A second kubelet in one process is not possible: the first one's port, watches
+// and registered metrics stay (upstream's Run leaves them to the end of the process), so a fresh process has to start it.
+func (k *Kubelet) OutlivedFor() time.Duration { return outlivedFor }
+
+// outlivedFor is how long the API server goes on without a kubelet or kube-proxy that has failed.
+const outlivedFor = time.Minute
 
 // Ready asks the kubelet's health endpoint.
 func (k *Kubelet) Ready(ctx context.Context) error {

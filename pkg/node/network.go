@@ -21,7 +21,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/preflight"
@@ -49,9 +50,12 @@ func NewNetwork(o Options) *Network {
 // Name implements component.Component.
 func (n *Network) Name() string { return "pod-network" }
 
-// Init lets the machine forward packets, also between pods on one bridge, where the answer must pass the rules that
+// Init does nothing: the machine's settings are changed by Start.
+func (n *Network) Init(context.Context) error { return nil }
+
+// forward lets the machine forward packets, also between pods on one bridge, where the answer must pass the rules that
 // translated the request.
-func (n *Network) Init(context.Context) error {
+func (n *Network) forward() error {
 	for path, value := range map[string]string{
 		"/proc/sys/net/ipv4/ip_forward":                 "1",
 		"/proc/sys/net/bridge/bridge-nf-call-iptables":  "1",
@@ -69,6 +73,9 @@ func (n *Network) Init(context.Context) error {
 
 // Start watches the node's own object.
 func (n *Network) Start(ctx context.Context) error {
+	if err := n.forward(); err != nil {
+		return err
+	}
 	// As the API gives times, without fractions of a second.
 	n.since = time.Now().Truncate(time.Second)
 	rest, err := clientcmd.BuildConfigFromFlags("", controlplane.Kubeconfig(n.opts.Config, "polymesh"))
@@ -78,7 +85,7 @@ func (n *Network) Start(ctx context.Context) error {
 	if n.client, err = kubernetes.NewForConfig(rest); err != nil {
 		return err
 	}
-	ctx, n.cancel = context.WithCancel(ctx)
+	ctx, n.cancel = component.Running(ctx)
 	own := cache.NewListWatchFromClient(n.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
 		fields.OneTermEqualSelector("metadata.name", n.opts.Name))
 	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
@@ -112,7 +119,7 @@ func (n *Network) see(ctx context.Context, node *corev1.Node) {
 	if have, err := os.ReadFile(path); err == nil && string(have) == string(text) {
 		return
 	}
-	if err := certificate.WriteFile(path, text, 0o644); err != nil {
+	if err := atomicfile.Write(path, text, 0o644); err != nil {
 		n.log.Error("write the CNI configuration", "err", err)
 	}
 }

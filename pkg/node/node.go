@@ -24,7 +24,9 @@ type Options struct {
 	Programs payload.Dir
 	// Images is the payload's list of image references.
 	Images []string
-	Log    *slog.Logger
+	// Session knows whether the node's files may have lost writes.
+	Session *Session
+	Log     *slog.Logger
 }
 
 // namespace is containerd's for everything that the kubelet runs (CRI's constant).

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/pflag"
 	"k8s.io/component-base/version"
@@ -95,6 +96,9 @@ func (p *Proxy) Start(ctx context.Context) error {
 	})
 	return nil
 }
+
+// OutlivedFor implements component.Outlived. As with the kubelet, only a fresh process can start another.
+func (p *Proxy) OutlivedFor() time.Duration { return outlivedFor }
 
 // Ready asks kube-proxy's health endpoint, which is well once the rules have been written.
 func (p *Proxy) Ready(ctx context.Context) error {
