@@ -255,6 +255,10 @@ test-unit: .build/images/bin/envoy .build/test/consul | .build/packages .build/a
 test-e2e: all dist/polymesh-scanner .build/test/consul .build/app-packages ## the end-to-end tests, in network namespaces (root)
 	test/e2e/run.sh "$(TEST_TAGS) e2e"
 
+.PHONY: test-all
+test-all: test conformance ## test, and what takes hours: conformance, a thousand power cuts (root)
+	POLYMESH_POWER_CUTS=1000 go test -tags "$(TEST_TAGS) e2e" -timeout 24h -count=1 -v -run '^TestPowerCut$$' ./test/e2e
+
 .PHONY: test-examples
 test-examples: .build/app-packages ## the tests of the example's five services, while their images are built (root)
 	examples/polyglot/images.sh all

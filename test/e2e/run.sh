@@ -6,7 +6,7 @@ set -m # each lane is a process group, so that all of it can be ended
 
 # The second lane: tests that start nodes of their own, and then some of those that share one, so that the lanes take about
 # as long.
-own='^Test(AirGap|BadInput|Crash|Reset|ResetRefusesAForeignFolder|Restart|SupplyChain|TaintWithoutRoomForIstio|Upgrade|UserCA)$'
+own='^Test(AirGap|BadInput|Crash|PowerCut|Reset|ResetRefusesAForeignFolder|Restart|SupplyChain|TaintWithoutRoomForIstio|Upgrade|UserCA)$'
 moved='^Test(Consul|NewProject|SpringCloud)$'
 tags=$1
 folder=$(mktemp -d)
