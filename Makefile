@@ -248,7 +248,7 @@ scanner: dist/polymesh-scanner dist/polymesh-scanner.licenses.txt dist/polymesh-
 test: test-unit test-e2e ## all tests: first the unit tests, then the end-to-end tests on dist/polymesh
 
 .PHONY: test-unit
-test-unit: .build/images/bin/envoy .build/test/consul | .build/packages .build/app-packages ## the tests beside the code
+test-unit: .build/images/bin/envoy .build/test/consul .build/bin/containerd | .build/packages .build/app-packages ## the tests beside the code
 	go test -tags "$(TEST_TAGS) integration" ./pkg/... ./cmd/... ./build/... ./bench/...
 
 .PHONY: test-e2e

@@ -42,14 +42,14 @@ func (d *disk) check(now time.Time) error {
 	if err := unix.Statfs(d.dir, &st); err != nil {
 		return fmt.Errorf("look at the disk of %s: %w", d.dir, err)
 	}
-	free := st.Bavail * uint64(st.Bsize)
-	if free < reserve {
+	// The server is root, and may take what a file system keeps for root.
+	if free := st.Bfree * uint64(st.Bsize); free < reserve {
 		return fmt.Errorf("the disk of %s is full (%d kB free): writes fail until there is room; free some", d.dir, free>>10)
 	}
-	// As df counts: what is reserved for root counts neither as used nor as free.
+	// As df counts: what is kept for root is neither used nor free.
 	used := st.Blocks - st.Bfree
 	if percent := 100 * used / (used + st.Bavail); percent >= nearlyFull {
-		d.warned = fmt.Sprintf("the disk of %s is %d %% full (%d MB free): free some before writes fail", d.dir, percent, free>>20)
+		d.warned = fmt.Sprintf("the disk of %s is %d %% full (%d MB free): free some before writes fail", d.dir, percent, st.Bavail*uint64(st.Bsize)>>20)
 	}
 	if d.failed != nil || now.Sub(d.probed) >= probeInterval {
 		d.failed, d.probed = d.probe(), now

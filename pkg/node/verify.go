@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
@@ -45,7 +46,7 @@ type found struct {
 
 // Verify compares every layer that containerd has unpacked with the archive that it came from, and writes those again that
 // differ. containerd itself never looks again at what it has noted as unpacked, and an import takes a layer that is there
-// for whole, so that no other way mends one. Pods must not run.
+// for whole, so that no other way mends one. No pod must run on a layer that is written again: after a power cut, none does.
 func (s *ImageStore) Verify(ctx context.Context) (found, error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	var f found
@@ -61,7 +62,7 @@ func (s *ImageStore) Verify(ctx context.Context) (found, error) {
 	if err != nil {
 		return f, fmt.Errorf("list images: %w", err)
 	}
-	seen := map[digest.Digest]bool{}
+	seen, removed := map[digest.Digest]bool{}, false
 	for _, image := range all {
 		rewritten, err := s.verifyImage(ctx, snapshotService, image, seen)
 		f.rewritten = append(f.rewritten, rewritten...)
@@ -71,6 +72,7 @@ func (s *ImageStore) Verify(ctx context.Context) (found, error) {
 			if err := s.client.ContentStore().Delete(ctx, damaged.digest); err != nil && !errdefs.IsNotFound(err) {
 				return f, fmt.Errorf("remove damaged content of image %s: %w", image.Name(), err)
 			}
+			removed = true
 			f.lost = append(f.lost, image.Name())
 		case errdefs.IsNotFound(err):
 			f.lost = append(f.lost, image.Name())
@@ -78,24 +80,52 @@ func (s *ImageStore) Verify(ctx context.Context) (found, error) {
 			return f, fmt.Errorf("check image %s: %w", image.Name(), err)
 		}
 	}
+	if !removed {
+		return f, nil
+	}
+	// An import takes the file of removed content for whole as long as it lies there. The end of a lease has containerd collect
+	// what is no longer named.
+	lease, err := s.client.LeasesService().Create(ctx, leases.WithRandomID())
+	if err == nil {
+		err = s.client.LeasesService().Delete(ctx, lease, leases.SynchronousDelete)
+	}
+	if err != nil {
+		return f, fmt.Errorf("remove damaged content: %w", err)
+	}
 	return f, nil
 }
 
-// damagedError is content that is not what its name says.
+// openBlob opens content. One of which only the name is left is damaged.
+func openBlob(ctx context.Context, store content.Store, d ocispec.Descriptor) (content.ReaderAt, error) {
+	blob, err := store.ReaderAt(ctx, d)
+	if errdefs.IsNotFound(err) || errors.Is(err, fs.ErrNotExist) {
+		return nil, &damagedError{d.Digest}
+	}
+	return blob, err
+}
+
+// damagedError is content that is missing, or not what its name says.
 type damagedError struct{ digest digest.Digest }
 
 func (e *damagedError) Error() string { return fmt.Sprintf("content %s is damaged", e.digest) }
 
 func (s *ImageStore) verifyImage(ctx context.Context, layers snapshots.Snapshotter, image containerd.Image, seen map[digest.Digest]bool) (rewritten []string, err error) {
 	store := s.client.ContentStore()
-	if err := verifyBlob(ctx, store, image.Target()); err != nil {
+	children := images.FilterPlatforms(images.ChildrenHandler(store), platforms.Default())
+	documents := images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if images.IsLayerType(d.MediaType) {
+			return nil, nil
+		}
+		if err := verifyBlob(ctx, store, d); err != nil {
+			return nil, err
+		}
+		return children.Handle(ctx, d)
+	})
+	if err := images.Walk(ctx, documents, image.Target()); err != nil {
 		return nil, err
 	}
 	manifest, err := images.Manifest(ctx, store, image.Target(), platforms.Default())
 	if err != nil {
-		return nil, err
-	}
-	if err := verifyBlob(ctx, store, manifest.Config); err != nil {
 		return nil, err
 	}
 	diffIDs, err := image.RootFS(ctx)
@@ -139,7 +169,7 @@ func (s *ImageStore) verifyImage(ctx context.Context, layers snapshots.Snapshott
 
 // verifyBlob reads content and compares it with its name.
 func verifyBlob(ctx context.Context, store content.Store, d ocispec.Descriptor) error {
-	blob, err := store.ReaderAt(ctx, d)
+	blob, err := openBlob(ctx, store, d)
 	if err != nil {
 		return err
 	}
@@ -156,7 +186,7 @@ func verifyBlob(ctx context.Context, store content.Store, d ocispec.Descriptor) 
 
 // sameAsLayer reports whether the files in dir are those of the layer. A damaged layer is an error.
 func sameAsLayer(ctx context.Context, store content.Store, layer ocispec.Descriptor, dir string) (bool, error) {
-	blob, err := store.ReaderAt(ctx, layer)
+	blob, err := openBlob(ctx, store, layer)
 	if err != nil {
 		return false, err
 	}
