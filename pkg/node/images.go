@@ -83,28 +83,59 @@ func (i *Images) importAll(ctx context.Context) error {
 	}
 	defer store.Close()
 
-	mended, err := i.mend(ctx, store)
-	if err != nil {
+	if err := i.restore(ctx, store); err != nil {
 		return err
 	}
-	present, err := i.shippedPresent(ctx, store)
-	if err != nil {
-		return err
-	}
-	if !present || mended {
-		archives, err := i.opts.Programs.ImageArchives()
+	return i.opts.Session.Checked()
+}
+
+// restore imports what is missing, after a look at what is there. What a power cut has damaged is found step by step, because
+// an image's layers are known when its manifest is there: it looks until nothing more comes back.
+func (i *Images) restore(ctx context.Context, store *ImageStore) error {
+	var before []string
+	for {
+		lost, err := i.mend(ctx, store)
 		if err != nil {
 			return err
 		}
-		for _, path := range archives {
-			if err := store.Import(ctx, path, map[string]string{
-				pinnedLabel: "pinned", payloadLabel: i.payloadID(),
-			}); err != nil {
-				return err
-			}
+		if len(lost) > 0 && slices.Equal(lost, before) {
+			i.opts.Log.Error("images have lost content that no archive here has: import or deploy them again", "component", i.Name(), "images", lost)
+			return nil
+		}
+		again := slices.ContainsFunc(lost, func(name string) bool { return slices.Contains(i.opts.Images, name) })
+		if err := i.importShipped(ctx, store, again); err != nil {
+			return err
+		}
+		if err := i.importTheirs(ctx, store); err != nil {
+			return err
+		}
+		if len(lost) == 0 {
+			return nil
+		}
+		before = lost
+	}
+}
+
+func (i *Images) importShipped(ctx context.Context, store *ImageStore, again bool) error {
+	present, err := i.shippedPresent(ctx, store)
+	if err != nil || present && !again {
+		return err
+	}
+	archives, err := i.opts.Programs.ImageArchives()
+	if err != nil {
+		return err
+	}
+	for _, path := range archives {
+		if err := store.Import(ctx, path, map[string]string{
+			pinnedLabel: "pinned", payloadLabel: i.payloadID(),
+		}); err != nil {
+			return err
 		}
 	}
+	return nil
+}
 
+func (i *Images) importTheirs(ctx context.Context, store *ImageStore) error {
 	theirs, err := os.ReadDir(i.dir())
 	if err != nil {
 		return fmt.Errorf("list %s: %w", i.dir(), err)
@@ -118,35 +149,28 @@ func (i *Images) importAll(ctx context.Context) error {
 			i.opts.Log.Error("image archive skipped", "err", err)
 		}
 	}
-	if mended {
-		// Layers that had lost what they are made of have it again.
-		if _, err := i.mend(ctx, store); err != nil {
-			return err
-		}
-	}
-	return i.opts.Session.Checked()
+	return nil
 }
 
-// mend looks at what is there after a power cut, and reports whether something was lost that an import may bring again.
-func (i *Images) mend(ctx context.Context, store *ImageStore) (lost bool, err error) {
+// mend looks at what is there after a power cut, and returns the images of which something is lost that an import may bring
+// again.
+func (i *Images) mend(ctx context.Context, store *ImageStore) (lost []string, err error) {
 	if !i.opts.Session.Doubt() {
-		return false, nil
+		return nil, nil
 	}
 	log := i.opts.Log.With("component", i.Name())
 	begin := time.Now()
 	log.Info("the machine ended without the server: looking whether all images are whole")
 	f, err := store.Verify(ctx)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	for _, layer := range f.rewritten {
 		log.Warn("a layer of an image was torn and was unpacked again", "layer", layer)
 	}
-	for _, image := range f.lost {
-		log.Error("an image has lost content; if it is not a shipped one, import or deploy it again", "image", image)
-	}
-	log.Info("looked at all images", "after", time.Since(begin).Round(time.Millisecond).String())
-	return len(f.lost) > 0, nil
+	log.Info("looked at all images", "after", time.Since(begin).Round(time.Millisecond).String(), "without content", f.lost)
+	slices.Sort(f.lost)
+	return f.lost, nil
 }
 
 // pinnedLabel is CRI's: the kubelet's garbage collection leaves images alone that have it.

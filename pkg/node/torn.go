@@ -63,8 +63,8 @@ func setTornCheckpointsAside(dir string, log *slog.Logger) error {
 func readCheckpoint(name string, text []byte) error {
 	made, known := checkpoints[name]
 	if !known {
-		var any json.RawMessage
-		return json.Unmarshal(text, &any)
+		var content json.RawMessage
+		return json.Unmarshal(text, &content)
 	}
 	c := made()
 	if err := c.UnmarshalCheckpoint(text); err != nil {

@@ -62,25 +62,24 @@ func (s *ImageStore) Verify(ctx context.Context) (found, error) {
 	if err != nil {
 		return f, fmt.Errorf("list images: %w", err)
 	}
-	seen, removed := map[digest.Digest]bool{}, false
+	seen := map[digest.Digest]bool{}
+	var damaged []digest.Digest
 	for _, image := range all {
-		rewritten, err := s.verifyImage(ctx, snapshotService, image, seen)
-		f.rewritten = append(f.rewritten, rewritten...)
-		damaged := (*damagedError)(nil)
-		switch {
-		case errors.As(err, &damaged):
-			if err := s.client.ContentStore().Delete(ctx, damaged.digest); err != nil && !errdefs.IsNotFound(err) {
-				return f, fmt.Errorf("remove damaged content of image %s: %w", image.Name(), err)
-			}
-			removed = true
-			f.lost = append(f.lost, image.Name())
-		case errdefs.IsNotFound(err):
-			f.lost = append(f.lost, image.Name())
-		case err != nil:
+		v := verification{store: s.client.ContentStore(), layers: snapshotService, image: image, seen: seen}
+		if err := v.run(ctx); err != nil && !errdefs.IsNotFound(err) {
 			return f, fmt.Errorf("check image %s: %w", image.Name(), err)
+		} else if err != nil || len(v.damaged) > 0 {
+			f.lost = append(f.lost, image.Name())
+		}
+		f.rewritten = append(f.rewritten, v.rewritten...)
+		damaged = append(damaged, v.damaged...)
+	}
+	for _, d := range damaged {
+		if err := s.client.ContentStore().Delete(ctx, d); err != nil && !errdefs.IsNotFound(err) {
+			return f, fmt.Errorf("remove damaged content %s: %w", d, err)
 		}
 	}
-	if !removed {
+	if len(damaged) == 0 {
 		return f, nil
 	}
 	// An import takes the file of removed content for whole as long as it lies there. The end of a lease has containerd collect
@@ -109,62 +108,96 @@ type damagedError struct{ digest digest.Digest }
 
 func (e *damagedError) Error() string { return fmt.Sprintf("content %s is damaged", e.digest) }
 
-func (s *ImageStore) verifyImage(ctx context.Context, layers snapshots.Snapshotter, image containerd.Image, seen map[digest.Digest]bool) (rewritten []string, err error) {
-	store := s.client.ContentStore()
-	children := images.FilterPlatforms(images.ChildrenHandler(store), platforms.Default())
-	documents := images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+// verification is a look at one image.
+type verification struct {
+	store  content.Store
+	layers snapshots.Snapshotter
+	image  containerd.Image
+	seen   map[digest.Digest]bool // layers that another image has had checked
+
+	rewritten []string
+	damaged   []digest.Digest
+}
+
+// run checks the image's documents, and then layer by layer. Without the documents nothing else can be looked at.
+func (v *verification) run(ctx context.Context) error {
+	children := images.FilterPlatforms(images.ChildrenHandler(v.store), platforms.Default())
+	err := images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		if images.IsLayerType(d.MediaType) {
 			return nil, nil
 		}
-		if err := verifyBlob(ctx, store, d); err != nil {
+		if err := verifyBlob(ctx, v.store, d); err != nil {
 			return nil, err
 		}
-		return children.Handle(ctx, d)
-	})
-	if err := images.Walk(ctx, documents, image.Target()); err != nil {
-		return nil, err
+		return children(ctx, d)
+	}), v.image.Target())
+	if v.note(err) || err != nil {
+		return notDamaged(err)
 	}
-	manifest, err := images.Manifest(ctx, store, image.Target(), platforms.Default())
+	manifest, err := images.Manifest(ctx, v.store, v.image.Target(), platforms.Default())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	diffIDs, err := image.RootFS(ctx)
+	diffIDs, err := v.image.RootFS(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if len(diffIDs) != len(manifest.Layers) {
-		return nil, fmt.Errorf("the manifest has %d layers, the configuration %d", len(manifest.Layers), len(diffIDs))
+		return fmt.Errorf("the manifest has %d layers, the configuration %d", len(manifest.Layers), len(diffIDs))
 	}
 	var parents []string // the folders of the layers below, the nearest first
 	for i, layer := range manifest.Layers {
 		chain := identity.ChainID(diffIDs[:i+1])
-		info, err := layers.Stat(ctx, chain.String())
+		info, err := v.layers.Stat(ctx, chain.String())
 		if errdefs.IsNotFound(err) {
-			return rewritten, nil // not unpacked this far
+			return nil // not unpacked this far
 		}
 		if err != nil {
-			return rewritten, err
+			return err
 		}
 		dir := info.Labels[upperdirLabel]
 		if dir == "" {
-			return rewritten, fmt.Errorf("containerd does not say where layer %s lies", chain)
+			return fmt.Errorf("containerd does not say where layer %s lies", chain)
 		}
-		if !seen[chain] {
-			whole, err := sameAsLayer(ctx, store, layer, dir)
-			if err != nil {
-				return rewritten, err
+		if !v.seen[chain] {
+			v.seen[chain] = true
+			if err := v.layer(ctx, chain, layer, dir, parents); err != nil {
+				return err
 			}
-			if !whole {
-				if err := rewriteLayer(ctx, store, layer, dir, parents); err != nil {
-					return rewritten, fmt.Errorf("write layer %s again: %w", chain, err)
-				}
-				rewritten = append(rewritten, fmt.Sprintf("%s of %s", chain, image.Name()))
-			}
-			seen[chain] = true
 		}
 		parents = append([]string{dir}, parents...)
 	}
-	return rewritten, nil
+	return nil
+}
+
+func (v *verification) layer(ctx context.Context, chain digest.Digest, layer ocispec.Descriptor, dir string, parents []string) error {
+	same, err := sameAsLayer(ctx, v.store, layer, dir)
+	if v.note(err) || err != nil || same {
+		return notDamaged(err)
+	}
+	if err := rewriteLayer(ctx, v.store, layer, dir, parents); err != nil {
+		return fmt.Errorf("write layer %s again: %w", chain, err)
+	}
+	v.rewritten = append(v.rewritten, fmt.Sprintf("%s of %s", chain, v.image.Name()))
+	return nil
+}
+
+// note keeps in mind what is damaged, and reports whether that is what err says.
+func (v *verification) note(err error) bool {
+	damaged := (*damagedError)(nil)
+	if !errors.As(err, &damaged) {
+		return false
+	}
+	v.damaged = append(v.damaged, damaged.digest)
+	return true
+}
+
+// notDamaged is err, or nil where it says that something is damaged, which note has kept.
+func notDamaged(err error) error {
+	if damaged := (*damagedError)(nil); errors.As(err, &damaged) {
+		return nil
+	}
+	return err
 }
 
 // verifyBlob reads content and compares it with its name.
@@ -186,30 +219,20 @@ func verifyBlob(ctx context.Context, store content.Store, d ocispec.Descriptor) 
 
 // sameAsLayer reports whether the files in dir are those of the layer. A damaged layer is an error.
 func sameAsLayer(ctx context.Context, store content.Store, layer ocispec.Descriptor, dir string) (bool, error) {
+	if err := verifyBlob(ctx, store, layer); err != nil {
+		return false, err
+	}
 	blob, err := openBlob(ctx, store, layer)
 	if err != nil {
 		return false, err
 	}
 	defer blob.Close()
-	verifier := layer.Digest.Verifier()
-	raw := io.TeeReader(content.NewReader(blob), verifier)
-	same := true
-	plain, err := compression.DecompressStream(raw)
-	if err == nil {
-		same, err = sameAsArchive(ctx, tar.NewReader(plain), dir)
-		if err == nil {
-			_, err = io.Copy(io.Discard, plain)
-		}
-		plain.Close()
+	plain, err := compression.DecompressStream(content.NewReader(blob))
+	if err != nil {
+		return false, err
 	}
-	// What is behind the archive counts for the digest too, and damaged content fails somewhere on the way.
-	if _, copyErr := io.Copy(io.Discard, raw); copyErr != nil {
-		return false, copyErr
-	}
-	if !verifier.Verified() {
-		return false, &damagedError{layer.Digest}
-	}
-	return same, err
+	defer plain.Close()
+	return sameAsArchive(ctx, tar.NewReader(plain), dir)
 }
 
 // whiteout starts the name of an entry that hides one of a layer below.

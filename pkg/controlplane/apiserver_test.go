@@ -1,0 +1,50 @@
+package controlplane
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+// A command line that upstream refuses is refused before the first start has made anything: there is no key yet that signs
+// tokens, which upstream reads while it checks.
+func TestAPIServerInitChecksAndChangesNothing(t *testing.T) {
+	for arg, want := range map[string]string{
+		"": "",
+		"service-account-max-token-expiration=1s": "service-account-max-token-expiration must be between 1 hour and 2^32 seconds",
+		"no-such-flag=1":           "unknown flag",
+		"max-requests-inflight=-1": "max-requests-inflight can not be negative value",
+	} {
+		t.Run(arg, func(t *testing.T) {
+			dir := t.TempDir()
+			dataDir := filepath.Join(dir, "data")
+			empty := filepath.Join(dir, "config.yaml")
+			if err := os.WriteFile(empty, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			args := []string{"-c", empty, "-d", dataDir}
+			if arg != "" {
+				args = append(args, "--kube-apiserver-arg", arg)
+			}
+			cfg, err := config.Parse(args, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := NewAPIServer(Options{
+				Config: cfg, NodeIP: netip.MustParseAddr("192.0.2.1"), Certificates: certificate.Store(cfg.ServerDir("tls")), EtcdEndpoint: "unix://none",
+			})
+			err = a.Init(t.Context())
+			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+				t.Errorf("error is %v, want %q", err, want)
+			}
+			if _, err := os.Stat(dataDir); !os.IsNotExist(err) {
+				t.Errorf("the data dir was made: %v", err)
+			}
+		})
+	}
+}
