@@ -250,16 +250,45 @@ func TestFailureStopsTheNodeAndNamesTheComponent(t *testing.T) {
 	}
 }
 
+// What changes the machine comes when every component has accepted its configuration, and before any starts.
+func TestOnceChecked(t *testing.T) {
+	j := &journal{}
+	m := manager()
+	m.OnceChecked(func(context.Context) error { j.add("changed"); return nil })
+	m.Add(&piece{journal: j, name: "db"})
+	m.Add(&piece{journal: j, name: "api"})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := run(ctx, m)
+	<-m.Settled()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for _, pair := range [][2]string{{"init db", "changed"}, {"init api", "changed"}, {"changed", "start db"}, {"changed", "start api"}} {
+		if j.index(t, pair[0]) > j.index(t, pair[1]) {
+			t.Errorf("%q came after %q: %q", pair[0], pair[1], j.lines)
+		}
+	}
+
+	m = manager()
+	m.OnceChecked(func(context.Context) error { return errors.New("no room") })
+	m.Add(&piece{journal: &journal{}, name: "db"})
+	if err := m.Run(t.Context()); err == nil || err.Error() != "no room" || states(m) != "db=Waiting" {
+		t.Errorf("error %v, %s", err, states(m))
+	}
+}
+
 func TestInitErrorStartsNothing(t *testing.T) {
 	j := &journal{}
 	m := manager()
+	m.OnceChecked(func(context.Context) error { j.add("changed"); return nil })
 	m.Add(&piece{journal: j, name: "db"})
 	m.Add(&piece{journal: j, name: "api", initErr: errors.New("bad flag")})
 	if err := m.Run(t.Context()); err == nil || err.Error() != "api: bad flag" {
 		t.Errorf("error is %v", err)
 	}
-	if j.has("start db") {
-		t.Error("db was started")
+	if j.has("start db") || j.has("changed") {
+		t.Errorf("db was started, or the machine changed: %q", j.lines)
 	}
 }
 
