@@ -271,7 +271,7 @@ test: ## all tests: first the unit tests, then the end-to-end tests on dist/poly
 	@build/stage end-to-end $(MAKE) --no-print-directory test-e2e
 
 .PHONY: test-unit
-test-unit: .build/images/bin/envoy .build/test/consul .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
+test-unit: .build/images/bin/envoy .build/test/consul .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" ./pkg/... ./cmd/... ./build/... ./bench/... | grep -vx "polymesh.dev/polymesh/$(PGV_TESTS:./%=%)")
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
@@ -288,6 +288,10 @@ test-programs: all dist/polymesh-scanner .build/test/consul .build/test/e2e.test
 .PHONY: slowest
 slowest: .build/gotestsum ## the fifteen slowest tests of the last run
 	@cat .build/times/*.json | .build/gotestsum tool slowest --num 15 --threshold 1s
+
+.PHONY: test-all
+test-all: test conformance ## test, and what takes hours: conformance, a thousand power cuts (root)
+	POLYMESH_POWER_CUTS=1000 go test -tags "$(TAGS) e2e" -timeout 24h -count=1 -v -run '^TestPowerCut$$' ./test/e2e
 
 .PHONY: test-examples
 test-examples: .build/app-packages ## the tests of the example's five services, while their images are built (root)

@@ -115,12 +115,6 @@ func (a *Addon) Version() string {
 
 // Init renders the manifests, so that a missing value stops the node before anything runs.
 func (a *Addon) Init(context.Context) error {
-	if a.opts.Name == config.LocalStorage && !a.opts.Disabled {
-		// The volumes in it are open to every user; the way to them is not.
-		if err := errors.Join(os.MkdirAll(a.opts.StorageDir, 0o700), os.Chmod(a.opts.StorageDir, 0o700)); err != nil {
-			return fmt.Errorf("make the folder of volumes: %w", err)
-		}
-	}
 	return a.render()
 }
 
@@ -145,6 +139,12 @@ func (a *Addon) nameservers() []string {
 
 // Start applies the manifests in the background, again and again until that worked once.
 func (a *Addon) Start(ctx context.Context) error {
+	if a.opts.Name == config.LocalStorage && !a.opts.Disabled {
+		// The volumes in it are open to every user; the way to them is not.
+		if err := errors.Join(os.MkdirAll(a.opts.StorageDir, 0o700), os.Chmod(a.opts.StorageDir, 0o700)); err != nil {
+			return fmt.Errorf("make the folder of volumes: %w", err)
+		}
+	}
 	rest, err := clientcmd.BuildConfigFromFlags("", a.opts.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("read kubeconfig %s: %w", a.opts.Kubeconfig, err)
@@ -157,7 +157,7 @@ func (a *Addon) Start(ctx context.Context) error {
 		return fmt.Errorf("make an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 
-	ctx, a.cancel = context.WithCancel(ctx)
+	ctx, a.cancel = component.Running(ctx)
 	a.done = make(chan struct{})
 	go func() {
 		defer close(a.done)

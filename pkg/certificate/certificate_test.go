@@ -475,30 +475,3 @@ func TestRenewalPublishes(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 }
-
-func TestWriteFileReplacesWhole(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "a", "b")
-	for i, mode := range []os.FileMode{0o600, 0o644, 0o600} {
-		if err := WriteFile(path, []byte(strings.Repeat("x", i)), mode); err != nil {
-			t.Fatal(err)
-		}
-		info, err := os.Stat(path)
-		if err != nil || info.Mode().Perm() != mode || info.Size() != int64(i) {
-			t.Errorf("%v %v", info, err)
-		}
-	}
-	if entries, _ := os.ReadDir(filepath.Dir(path)); len(entries) != 1 {
-		t.Errorf("files left behind: %v", entries)
-	}
-	// Over a folder nothing can be renamed; what was written goes away.
-	dir := filepath.Join(t.TempDir(), "taken")
-	if err := os.MkdirAll(filepath.Join(dir, "full"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := WriteFile(dir, nil, 0o600); err == nil {
-		t.Error("a folder was replaced")
-	}
-	if entries, _ := os.ReadDir(filepath.Dir(dir)); len(entries) != 1 {
-		t.Errorf("files left behind: %v", entries)
-	}
-}

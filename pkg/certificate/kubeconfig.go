@@ -6,6 +6,8 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
+
+	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
 // clusterName is what the cluster, the user and the context are called in every kubeconfig, as K3s does it.
@@ -47,7 +49,7 @@ func write(path string, mode os.FileMode, server string, cluster *api.Cluster, u
 	if err != nil {
 		return fmt.Errorf("encode kubeconfig: %w", err)
 	}
-	if err := WriteFile(path, text, mode); err != nil {
+	if err := atomicfile.Write(path, text, mode); err != nil {
 		return fmt.Errorf("write kubeconfig %s: %w", path, err)
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync/atomic"
 	"time"
+
+	"polymesh.dev/polymesh/pkg/component"
 )
 
 // renewalInterval is how often a running server looks at its certificates.
@@ -42,12 +44,15 @@ func (r *Renewal) Ensure(now time.Time) error {
 // Name implements component.Component.
 func (r *Renewal) Name() string { return "certificates" }
 
-// Init does nothing: the first certificates are there before the components are built.
+// Init does nothing: certificates are made by Start.
 func (r *Renewal) Init(context.Context) error { return nil }
 
-// Start looks again from time to time.
+// Start makes what is missing, and looks again from time to time.
 func (r *Renewal) Start(ctx context.Context) error {
-	ctx, r.cancel = context.WithCancel(ctx)
+	if err := r.Ensure(time.Now()); err != nil {
+		return err
+	}
+	ctx, r.cancel = component.Running(ctx)
 	go func() {
 		tick := time.NewTicker(renewalInterval)
 		defer tick.Stop()

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/image"
 	"polymesh.dev/polymesh/pkg/node"
@@ -356,10 +356,10 @@ unless it is given. The password is asked for, or taken from ` + passwordVar + `
 			if err != nil {
 				return err
 			}
-			if err := certificate.WriteFile(prefix+".key", private, 0o600); err != nil {
+			if err := atomicfile.Write(prefix+".key", private, 0o600); err != nil {
 				return err
 			}
-			if err := certificate.WriteFile(prefix+".pub", public, 0o644); err != nil {
+			if err := atomicfile.Write(prefix+".pub", public, 0o644); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s.key  the private key: keep it secret\n%s.pub  the public key: for --key of `polymesh image verify`, and for image-policy-key of a server\n", prefix, prefix)

@@ -21,6 +21,7 @@ import (
 	logsapi "k8s.io/component-base/logs/api/v1"
 
 	"polymesh.dev/polymesh/pkg/addon"
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
@@ -61,7 +62,7 @@ Every flag can stand in the config file under the same name, and in the environm
 	cmd.Flags().SortFlags = false
 	cmd.Flags().AddFlagSet(flags.FlagSet)
 	for flag, values := range map[string][]string{
-		"mesh-profile": config.MeshProfiles(), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),
+		"datastore-sync": config.DatastoreSyncs(), "mesh-profile": config.MeshProfiles(), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
@@ -98,6 +99,7 @@ func serve(ctx context.Context, cfg *config.Server) error {
 		return err
 	}
 	manager := component.NewManager(log)
+	manager.OnceChecked(this.linkPrograms)
 	this.addComponents(manager)
 
 	base := status.Report{
@@ -136,10 +138,12 @@ func serve(ctx context.Context, cfg *config.Server) error {
 
 // server is what the components of a server are built from.
 type server struct {
-	cfg      *config.Server
-	log      *slog.Logger
-	name     string
-	ip       netip.Addr
+	cfg  *config.Server
+	log  *slog.Logger
+	name string
+	ip   netip.Addr
+	// unpacked is the folder of the payload that this program came from, programs the name by which running pods know it.
+	unpacked string
 	programs payload.Dir
 	manifest *payload.Manifest
 	renewal  *certificate.Renewal
@@ -147,7 +151,7 @@ type server struct {
 	lock     *datadir.Lock
 }
 
-// prepare finds out what the components need to know of the machine, and makes certificates and kubeconfigs.
+// prepare finds out what the components need to know of the machine. It changes nothing on it.
 func prepare(cfg *config.Server, marker *datadir.Marker, lock *datadir.Lock, log *slog.Logger) (*server, error) {
 	s := &server{cfg: cfg, log: log, name: cfg.NodeName, ip: cfg.NodeIP, marker: marker, lock: lock}
 	// One process holds all of Kubernetes: a second component must not set up logging again.
@@ -171,44 +175,42 @@ func prepare(cfg *config.Server, marker *datadir.Marker, lock *datadir.Lock, log
 		}
 		s.ip = ip
 	}
-	if err := s.linkPrograms(); err != nil {
+	s.unpacked = os.Getenv(payload.EnvDir)
+	if s.unpacked == "" {
+		return nil, errors.New("the program was not started by its launcher: run `polymesh`, the file that was shipped")
+	}
+	var err error
+	if s.manifest, err = payload.Dir(s.unpacked).Manifest(); err != nil {
+		return nil, err
+	}
+	s.programs = payload.Dir(filepath.Join(cfg.DataDir, "data", "current"))
+	// kube-proxy and the CNI plugins call nft by name.
+	if err := os.Setenv("PATH", s.programs.BinDir()+":"+os.Getenv("PATH")); err != nil {
 		return nil, err
 	}
 	s.renewal = certificate.NewRenewal(certificate.Options{
 		Dir: cfg.ServerDir("tls"), NodeName: s.name, NodeIP: s.ip, SANs: s.sans(),
 		ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,
 	}, s.writeKubeconfigs, log)
-	return s, s.renewal.Ensure(time.Now())
+	return s, nil
 }
 
 // linkPrograms makes data/current point to the unpacked payload. Running shims and containers refer to their programs
 // through it, so an upgrade does not pull them away.
-func (s *server) linkPrograms() (err error) {
-	unpacked := os.Getenv(payload.EnvDir)
-	if unpacked == "" {
-		return errors.New("the program was not started by its launcher: run `polymesh`, the file that was shipped")
+func (s *server) linkPrograms(context.Context) error {
+	current, id := string(s.programs), filepath.Base(s.unpacked)
+	target, err := os.Readlink(current)
+	if err == nil && target == id {
+		return nil
 	}
-	if s.manifest, err = payload.Dir(unpacked).Manifest(); err != nil {
-		return err
+	if err := atomicfile.Symlink(id, current); err != nil {
+		return fmt.Errorf("link the unpacked programs: %w", err)
 	}
-	current := filepath.Join(s.cfg.DataDir, "data", "current")
-	s.programs = payload.Dir(current)
-	if target, err := os.Readlink(current); err != nil || target != filepath.Base(unpacked) {
-		next := current + ".new"
-		_ = os.Remove(next)
-		if err := os.Symlink(filepath.Base(unpacked), next); err != nil {
-			return fmt.Errorf("link the unpacked programs: %w", err)
-		}
-		if err := os.Rename(next, current); err != nil {
-			return fmt.Errorf("link the unpacked programs: %w", err)
-		}
-		// The version before stays: a shim that it started may still be at work with its files.
-		if err := removeExcept(filepath.Dir(current), "current", filepath.Base(unpacked), target); err != nil {
-			return fmt.Errorf("remove the programs of old versions: %w", err)
-		}
+	// The version before stays: a shim that it started may still be at work with its files.
+	if err := removeExcept(filepath.Dir(current), "current", id, target); err != nil {
+		return fmt.Errorf("remove the programs of old versions: %w", err)
 	}
-	// kube-proxy and the CNI plugins call nft by name.
-	return os.Setenv("PATH", s.programs.BinDir()+":"+os.Getenv("PATH"))
+	return nil
 }
 
 func removeExcept(dir string, keep ...string) error {
@@ -253,11 +255,14 @@ func (s *server) writeKubeconfigs(store certificate.Store) error {
 // addComponents is the server: what it consists of, and what each part waits for.
 func (s *server) addComponents(m *component.Manager) {
 	certs := certificate.Store(s.cfg.ServerDir("tls"))
-	db := datastore.New(s.cfg.ServerDir("db"), config.DatastoreSocket(s.cfg.DataDir))
+	db := datastore.New(datastore.Options{
+		Dir: s.cfg.ServerDir("db"), Socket: config.DatastoreSocket(s.cfg.DataDir), Sync: s.cfg.DatastoreSync,
+	})
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.ip, Certificates: certs, EtcdEndpoint: db.Endpoint()}
 	machine := node.Options{
 		Config: s.cfg, Name: s.name, IP: s.ip, Certificates: certs,
-		Programs: s.programs, Manifest: s.manifest, Marker: s.marker, Lock: s.lock, Nameservers: node.NewNameservers(s.cfg, s.log), Log: s.log,
+		Programs: s.programs, Manifest: s.manifest, Session: node.NewSession(s.cfg), Marker: s.marker, Lock: s.lock,
+		Nameservers: node.NewNameservers(s.cfg, s.log), Log: s.log,
 	}
 	kubeconfig := controlplane.Kubeconfig(s.cfg, "polymesh")
 

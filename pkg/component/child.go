@@ -43,7 +43,7 @@ func (c *Child) PID() int { return int(c.pid.Load()) }
 
 // Start starts the program and returns an error if that does not work the first time.
 func (c *Child) Start(ctx context.Context) error {
-	ctx, c.cancel = context.WithCancel(ctx)
+	ctx, c.cancel = Running(ctx)
 	c.done = make(chan struct{})
 	first := make(chan error, 1)
 	go c.supervise(ctx, first)

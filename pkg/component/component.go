@@ -4,7 +4,10 @@
 // for a server and hands it to a Manager. The shape follows k0s (pkg/component/manager).
 package component
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Component is one piece of a node: the datastore, the API server, the kubelet, an add-on.
 //
@@ -15,11 +18,11 @@ import "context"
 type Component interface {
 	// Name is the name that logs and `polymesh status` show, as the field calls the piece: "kube-apiserver".
 	Name() string
-	// Init does what can fail before anything runs: files, directories, certificates. It is called once, before any
-	// component starts.
+	// Init checks the configuration. It changes nothing on the machine and reads no file that another component makes: a
+	// start that is refused leaves everything as it was. It is called once, before any component starts.
 	Init(ctx context.Context) error
-	// Start returns when the component runs in the background. ctx lives as long as the component may run; Stop ends
-	// it earlier.
+	// Start makes what the component needs and returns when it runs in the background. ctx is for the start alone: it ends
+	// when the node is told to stop, and Start then gives up. What runs on gets a context from Running, which Stop ends.
 	Start(ctx context.Context) error
 	// Ready returns nil when the component does its work, and otherwise what it still waits for. It is called again and
 	// again, also by two callers at once, and must be cheap.
@@ -33,6 +36,13 @@ type Component interface {
 // controllers are not Failing; they are restarted, or try again, on their own.
 type Failing interface {
 	Failed() <-chan error
+}
+
+// Outlived is a Failing component without which the others are still of use for a while: without a kubelet or a proxy, the
+// API server answers, and an administrator can look, drain and mend. The node stops that much later than it failed.
+type Outlived interface {
+	Failing
+	OutlivedFor() time.Duration
 }
 
 // Process is a component with a process of its own.
@@ -50,4 +60,9 @@ type Noted interface {
 // Versioned is a component that knows the version of the program behind it.
 type Versioned interface {
 	Version() string
+}
+
+// Running returns the context for what Start leaves running, with the values of Start's own. It ends when Stop calls cancel.
+func Running(start context.Context) (ctx context.Context, cancel context.CancelFunc) {
+	return context.WithCancel(context.WithoutCancel(start))
 }

@@ -37,12 +37,15 @@ type Status struct {
 const (
 	startPoll = 50 * time.Millisecond
 	watchPoll = 10 * time.Second
+	// checkTime is how long a component may take to say whether it is ready.
+	checkTime = 10 * time.Second
 	stopGrace = 30 * time.Second
 )
 
 // Manager starts components when what they build on is ready, watches them, and stops them in reverse.
 type Manager struct {
 	log     *slog.Logger
+	checked func(context.Context) error
 	entries []*entry
 	settled chan struct{}
 }
@@ -52,14 +55,20 @@ type entry struct {
 	after []*entry
 	ready chan struct{} // closed when the component has been ready once
 
-	mu     sync.Mutex
-	status Status
+	mu       sync.Mutex
+	status   Status
+	inStart  bool
+	warnedOf bool
 }
 
 // NewManager returns a manager without components.
 func NewManager(log *slog.Logger) *Manager {
 	return &Manager{log: log, settled: make(chan struct{})}
 }
+
+// OnceChecked makes Run call f when all components have been initialized, before the first one starts: for what changes the
+// machine, and must not when the configuration is refused.
+func (m *Manager) OnceChecked(f func(context.Context) error) { m.checked = f }
 
 // Ready returns a channel that is closed once the component of this name has been ready.
 func (m *Manager) Ready(name string) <-chan struct{} {
@@ -111,17 +120,21 @@ func (m *Manager) Run(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", e.Name(), err)
 		}
 	}
+	if m.checked != nil {
+		if err := m.checked(ctx); err != nil {
+			return err
+		}
+	}
 
+	// What the components leave running outlives run, so that Stop, in reverse order, is what ends them: an API server
+	// whose datastore has gone does not stop.
 	run, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// Components get a context that outlives ctx, so that Stop, in reverse order, is what ends them: an API server
-	// whose datastore has gone does not stop.
-	live := context.WithoutCancel(ctx)
 
 	var wg sync.WaitGroup
 	for _, e := range m.entries {
 		wg.Go(func() {
-			if err := m.start(run, live, e); err != nil {
+			if err := m.start(run, e); err != nil {
 				cancel(fmt.Errorf("%s: %w", e.Name(), err))
 			}
 		})
@@ -139,7 +152,13 @@ func (m *Manager) Run(ctx context.Context) error {
 	}()
 
 	<-run.Done()
-	wg.Wait()
+	started := make(chan struct{})
+	go func() { wg.Wait(); close(started) }()
+	select {
+	case <-started:
+	case <-time.After(stopGrace):
+		// A Start that takes no notice of its context ends with the process.
+	}
 	m.stop()
 	// What came first counts. The cause of ctx may be any error: a signal's says which one it was.
 	if cause := context.Cause(run); cause != context.Cause(ctx) {
@@ -149,7 +168,7 @@ func (m *Manager) Run(ctx context.Context) error {
 }
 
 // start brings one component up and watches it until run ends. It returns an error only when the node cannot go on.
-func (m *Manager) start(run, live context.Context, e *entry) error {
+func (m *Manager) start(run context.Context, e *entry) error {
 	for _, dep := range e.after {
 		select {
 		case <-dep.ready:
@@ -164,7 +183,14 @@ func (m *Manager) start(run, live context.Context, e *entry) error {
 	begin := time.Now()
 	log.Info("starting")
 	e.set(Starting, "")
-	if err := e.Start(live); err != nil {
+	e.starting(true)
+	err := e.Start(run)
+	e.starting(false)
+	if err != nil && run.Err() != nil {
+		log.Info("start given up", "err", err)
+		return nil
+	}
+	if err != nil {
 		e.set(Failed, err.Error())
 		return err
 	}
@@ -184,10 +210,17 @@ func (m *Manager) start(run, live context.Context, e *entry) error {
 				err = errors.New("ended by itself")
 			}
 			e.set(Failed, err.Error())
+			m.outlive(run, e, err)
 			return err
 		case <-timer.C:
 		}
 		err := e.check(run, once)
+		if run.Err() != nil {
+			return nil
+		}
+		if warning, changed := e.warning(); changed {
+			log.Warn(warning)
+		}
 		switch {
 		case err == nil && !once:
 			once = true
@@ -195,7 +228,7 @@ func (m *Manager) start(run, live context.Context, e *entry) error {
 			log.Info("ready", "after", time.Since(begin).Round(time.Millisecond).String())
 		case err == nil && !well:
 			log.Info("ready again")
-		case err != nil && well && run.Err() == nil:
+		case err != nil && well:
 			log.Warn("not ready", "err", err)
 		}
 		well = err == nil
@@ -207,14 +240,40 @@ func (m *Manager) start(run, live context.Context, e *entry) error {
 	}
 }
 
-// check asks a component whether it is ready and notes the answer.
+// outlive logs a failure and lets the other components go on for as long as they are of use.
+func (m *Manager) outlive(run context.Context, e *entry, err error) {
+	if p := (*Panic)(nil); errors.As(err, &p) {
+		m.log.Error("panicked", "component", e.Name(), "panic", fmt.Sprint(p.Value), "stack", string(p.Stack))
+	}
+	o, ok := e.Component.(Outlived)
+	if !ok {
+		return
+	}
+	m.log.Error("failed; the server goes on without it for a while and then ends, because only a fresh process can start it again",
+		"component", e.Name(), "err", err, "ends after", o.OutlivedFor().String())
+	select {
+	case <-time.After(o.OutlivedFor()):
+	case <-run.Done():
+	}
+}
+
+// check asks a component whether it is ready and notes the answer, unless ctx ended before there was one: that says
+// nothing of the component.
 func (e *entry) check(ctx context.Context, once bool) error {
-	ctx, cancel := context.WithTimeout(ctx, watchPoll)
+	limited, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	err := e.Ready(ctx)
+	err := e.Ready(limited)
+	if err != nil && errors.Is(limited.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("did not answer within %s: %w", checkTime, err)
+	}
 	switch {
+	case ctx.Err() != nil:
 	case err == nil:
-		e.set(Ready, "")
+		message := ""
+		if n, ok := e.Component.(Noted); ok {
+			message = n.Note(limited)
+		}
+		e.set(Ready, message)
 	case once:
 		e.set(NotReady, err.Error())
 	default:
@@ -223,9 +282,31 @@ func (e *entry) check(ctx context.Context, once bool) error {
 	return err
 }
 
+// warning is what a component says that is ready, and whether that is new.
+func (e *entry) warning() (text string, changed bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	warns := e.status.State == Ready && e.status.Message != ""
+	changed = warns && !e.warnedOf
+	if e.status.State == Ready {
+		e.warnedOf = warns
+	}
+	return e.status.Message, changed
+}
+
+func (e *entry) starting(is bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.inStart = is
+}
+
 func (m *Manager) stop() {
 	for _, e := range slices.Backward(m.entries) {
 		if s := e.snapshot().State; s == Waiting || s == Stopped {
+			continue
+		}
+		if e.isStarting() {
+			m.log.Error("did not give up starting", "component", e.Name())
 			continue
 		}
 		m.log.Info("stopping", "component", e.Name())
@@ -251,6 +332,12 @@ func (e *entry) set(s State, message string) {
 	e.status.State, e.status.Message = s, message
 }
 
+func (e *entry) isStarting() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.inStart
+}
+
 func (e *entry) snapshot() Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -258,27 +345,33 @@ func (e *entry) snapshot() Status {
 }
 
 // Status returns the state of every component, in the order in which they were added. Components that have been ready
-// are asked again.
+// are asked again; when ctx ends first, what was known before counts. Who asks and goes away changes nothing: the question
+// itself is not ended with ctx.
 func (m *Manager) Status(ctx context.Context) []Status {
-	out := make([]Status, len(m.entries))
-	var wg sync.WaitGroup
-	for i, e := range m.entries {
-		wg.Go(func() {
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		var wg sync.WaitGroup
+		for _, e := range m.entries {
 			if s := e.snapshot().State; s == Ready || s == NotReady {
-				e.check(ctx, true)
+				wg.Go(func() { _ = e.check(context.WithoutCancel(ctx), true) })
 			}
-			out[i] = e.snapshot()
-			if n, ok := e.Component.(Noted); ok && out[i].State == Ready {
-				out[i].Message = n.Note(ctx)
-			}
-			if v, ok := e.Component.(Versioned); ok {
-				out[i].Version = v.Version()
-			}
-			if p, ok := e.Component.(Process); ok {
-				out[i].PID, out[i].Separate = p.PID(), true
-			}
-		})
+		}
+		wg.Wait()
+	}()
+	select {
+	case <-asked:
+	case <-ctx.Done():
 	}
-	wg.Wait()
+	out := make([]Status, len(m.entries))
+	for i, e := range m.entries {
+		out[i] = e.snapshot()
+		if v, ok := e.Component.(Versioned); ok {
+			out[i].Version = v.Version()
+		}
+		if p, ok := e.Component.(Process); ok {
+			out[i].PID, out[i].Separate = p.PID(), true
+		}
+	}
 	return out
 }

@@ -54,12 +54,18 @@ type piece struct {
 	startErr  error
 	failure   chan error
 	stopWaits bool // Stop returns when its context ends only
+	hangs     bool // Start returns when its context ends only
+	deaf      bool // Start returns when end is closed only
+	end       chan struct{}
+	warns     string
+	outlived  time.Duration
 
-	mu     sync.Mutex
-	begin  time.Time
-	sick   error
-	asked  int
-	readyC context.Context
+	mu      sync.Mutex
+	begin   time.Time
+	sick    error
+	asked   int
+	slow    time.Duration // how long Ready takes, unless its context ends first
+	running context.Context
 }
 
 func (p *piece) Name() string { return p.name }
@@ -71,14 +77,37 @@ func (p *piece) Init(context.Context) error {
 
 func (p *piece) Start(ctx context.Context) error {
 	p.add("start %s", p.name)
+	switch {
+	case p.hangs:
+		<-ctx.Done()
+		return fmt.Errorf("dial: %w", ctx.Err())
+	case p.deaf:
+		<-p.end
+		return nil
+	}
 	time.Sleep(p.startTime)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.begin, p.readyC = time.Now(), ctx
+	p.begin = time.Now()
+	p.running, _ = Running(ctx)
 	return p.startErr
 }
 
-func (p *piece) Ready(context.Context) error {
+func (p *piece) Note(context.Context) string { return p.warns }
+
+func (p *piece) OutlivedFor() time.Duration { return p.outlived }
+
+func (p *piece) Ready(ctx context.Context) error {
+	p.mu.Lock()
+	slow := p.slow
+	p.mu.Unlock()
+	if slow > 0 {
+		select {
+		case <-time.After(slow):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.asked++
@@ -106,6 +135,12 @@ func (p *piece) setSick(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sick = err
+}
+
+func (p *piece) setSlow(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slow = d
 }
 
 // run starts the manager in the background; the result arrives in the channel.
@@ -215,16 +250,45 @@ func TestFailureStopsTheNodeAndNamesTheComponent(t *testing.T) {
 	}
 }
 
+// What changes the machine comes when every component has accepted its configuration, and before any starts.
+func TestOnceChecked(t *testing.T) {
+	j := &journal{}
+	m := manager()
+	m.OnceChecked(func(context.Context) error { j.add("changed"); return nil })
+	m.Add(&piece{journal: j, name: "db"})
+	m.Add(&piece{journal: j, name: "api"})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := run(ctx, m)
+	<-m.Settled()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for _, pair := range [][2]string{{"init db", "changed"}, {"init api", "changed"}, {"changed", "start db"}, {"changed", "start api"}} {
+		if j.index(t, pair[0]) > j.index(t, pair[1]) {
+			t.Errorf("%q came after %q: %q", pair[0], pair[1], j.lines)
+		}
+	}
+
+	m = manager()
+	m.OnceChecked(func(context.Context) error { return errors.New("no room") })
+	m.Add(&piece{journal: &journal{}, name: "db"})
+	if err := m.Run(t.Context()); err == nil || err.Error() != "no room" || states(m) != "db=Waiting" {
+		t.Errorf("error %v, %s", err, states(m))
+	}
+}
+
 func TestInitErrorStartsNothing(t *testing.T) {
 	j := &journal{}
 	m := manager()
+	m.OnceChecked(func(context.Context) error { j.add("changed"); return nil })
 	m.Add(&piece{journal: j, name: "db"})
 	m.Add(&piece{journal: j, name: "api", initErr: errors.New("bad flag")})
 	if err := m.Run(t.Context()); err == nil || err.Error() != "api: bad flag" {
 		t.Errorf("error is %v", err)
 	}
-	if j.has("start db") {
-		t.Error("db was started")
+	if j.has("start db") || j.has("changed") {
+		t.Errorf("db was started, or the machine changed: %q", j.lines)
 	}
 }
 
@@ -232,7 +296,7 @@ func TestCancelledWhileStarting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := &journal{}
 		m := manager()
-		slow := &piece{journal: j, name: "slow", startTime: time.Minute}
+		slow := &piece{journal: j, name: "slow", startTime: 10 * time.Second}
 		m.Add(slow)
 		m.Add(&piece{journal: j, name: "after"}, "slow")
 		ctx, cancel := context.WithCancel(context.Background())
@@ -246,7 +310,7 @@ func TestCancelledWhileStarting(t *testing.T) {
 		if j.has("start after") {
 			t.Error("after was started")
 		}
-		if slow.readyC.Err() != nil {
+		if slow.running.Err() != nil {
 			t.Error("a component's context ended before its Stop")
 		}
 
@@ -256,6 +320,149 @@ func TestCancelledWhileStarting(t *testing.T) {
 		m.Add(&piece{journal: j, name: "db"})
 		if err := m.Run(ctx); err != nil || j.has("start db") {
 			t.Errorf("error %v, %q", err, j.lines)
+		}
+	})
+}
+
+// A Start that waits (for a database, say) ends with the node, and is no failure of it.
+func TestStartIsCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{}
+		m := manager()
+		m.Add(&piece{journal: j, name: "db"})
+		m.Add(&piece{journal: j, name: "api", hangs: true}, "db")
+		ctx, cancel := context.WithCancel(context.Background())
+		done := run(ctx, m)
+		time.Sleep(time.Second)
+		begin := time.Now()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("error is %v", err)
+		}
+		if took := time.Since(begin); took != 0 {
+			t.Errorf("the node waited %s for the start", took)
+		}
+		if j.index(t, "stop api") > j.index(t, "stop db") {
+			t.Errorf("stopped in another order: %q", j.lines)
+		}
+	})
+}
+
+// One that takes no notice delays the end, and the others are stopped all the same.
+func TestStartThatCannotBeCancelled(t *testing.T) {
+	j := &journal{}
+	synctest.Test(t, func(t *testing.T) {
+		m := manager()
+		m.Add(&piece{journal: j, name: "db"})
+		deaf := &piece{journal: j, name: "api", deaf: true, end: make(chan struct{})}
+		m.Add(deaf, "db")
+		ctx, cancel := context.WithCancel(context.Background())
+		done := run(ctx, m)
+		time.Sleep(time.Second)
+		begin := time.Now()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("error is %v", err)
+		}
+		if took := time.Since(begin); took != stopGrace {
+			t.Errorf("the node ended after %s, want %s", took, stopGrace)
+		}
+		j.index(t, "stop db")
+		if j.has("stop api") {
+			t.Error("Stop was called beside Start")
+		}
+		close(deaf.end)
+	})
+}
+
+// Without a kubelet the API server is of use: the node fails, but later.
+func TestFailureIsOutlived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{}
+		m := manager()
+		m.Add(&piece{journal: j, name: "api"})
+		kubelet := &piece{journal: j, name: "kubelet", failure: make(chan error, 1), outlived: time.Minute}
+		m.Add(kubelet, "api")
+		done := run(context.Background(), m)
+		time.Sleep(time.Second)
+		begin := time.Now()
+		kubelet.failure <- errors.New("bad checkpoint")
+		time.Sleep(59 * time.Second)
+		if got, want := states(m), "api=Ready kubelet=Failed"; got != want {
+			t.Errorf("after 59 s: %s, want %s", got, want)
+		}
+		if err := <-done; err == nil || err.Error() != "kubelet: bad checkpoint" || time.Since(begin) != time.Minute {
+			t.Errorf("ended after %s with %v", time.Since(begin), err)
+		}
+
+		// The end is not waited for when the node is told to stop.
+		m = manager()
+		kubelet = &piece{journal: j, name: "kubelet", failure: make(chan error, 1), outlived: time.Minute}
+		m.Add(kubelet)
+		ctx, cancel := context.WithCancel(context.Background())
+		done = run(ctx, m)
+		kubelet.failure <- errors.New("bad checkpoint")
+		time.Sleep(time.Second)
+		begin = time.Now()
+		cancel()
+		<-done
+		if took := time.Since(begin); took != 0 {
+			t.Errorf("stopped after %s", took)
+		}
+	})
+}
+
+// Who asks for the status and goes away, or asks while a component is slow, does not change the state.
+func TestStatusIsNotMadeWorseByAsking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := manager()
+		p := &piece{journal: &journal{}, name: "api"}
+		m.Add(p)
+		ctx, cancel := context.WithCancel(context.Background())
+		done := run(ctx, m)
+		time.Sleep(time.Second)
+		since := m.Status(ctx)[0].Since
+		p.setSlow(5 * time.Second)
+		gone, leave := context.WithTimeout(context.Background(), time.Second)
+		defer leave()
+		if s := m.Status(gone)[0]; s.State != Ready || gone.Err() == nil {
+			t.Errorf("to who does not wait the state is %+v", s)
+		}
+		time.Sleep(2 * watchPoll)
+		if s := m.Status(context.Background())[0]; s.State != Ready || s.Since != since {
+			t.Errorf("after that the state is %+v, want Ready since %s", s, since)
+		}
+		// One that never answers is not ready, and that is known in time.
+		p.setSlow(time.Hour)
+		begin := time.Now()
+		if s := m.Status(context.Background())[0]; s.State != NotReady || time.Since(begin) > checkTime {
+			t.Errorf("after %s a hung component is %+v", time.Since(begin), s)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestWarningShowsAndIsLoggedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		m := NewManager(slog.New(slog.NewTextHandler(&log, nil)))
+		p := &piece{journal: &journal{}, name: "db", warns: "the disk is 91 % full"}
+		m.Add(p)
+		ctx, cancel := context.WithCancel(context.Background())
+		done := run(ctx, m)
+		time.Sleep(5 * watchPoll)
+		if s := m.Status(ctx)[0]; s.State != Ready || s.Message != "the disk is 91 % full" {
+			t.Errorf("status is %+v", s)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := strings.Count(log.String(), "91 %"); n != 1 {
+			t.Errorf("the warning was logged %d times: %s", n, log.String())
 		}
 	})
 }
@@ -355,7 +562,7 @@ func TestTask(t *testing.T) {
 	}{
 		"error":      {func(context.Context) error { return errors.New("broken") }, "broken"},
 		"return":     {func(context.Context) error { return nil }, "ended by itself"},
-		"panic":      {func(context.Context) error { panic("oops") }, "panic: oops"},
+		"panic":      {func(context.Context) error { panic("oops") }, "panicked: oops: start the server again; if that ends the same way, the log has the stack for a bug report"},
 		"until Stop": {func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -368,9 +575,11 @@ func TestTask(t *testing.T) {
 				synctest.Wait()
 				select {
 				case err := <-task.Failed():
-					// A panic's stack follows its message.
-					if first, _, _ := strings.Cut(err.Error(), "\n"); first != c.want {
+					if err.Error() != c.want {
 						t.Errorf("failed with %q, want %q", err, c.want)
+					}
+					if p := (*Panic)(nil); name == "panic" && (!errors.As(err, &p) || !strings.Contains(string(p.Stack), "TestTask")) {
+						t.Errorf("the stack of %#v does not say where it panicked", err)
 					}
 				default:
 					if c.want != "" {

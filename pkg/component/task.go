@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 )
 
 // Task is the running part of a component that is a blocking function in this process, as Kubernetes' exported Run
@@ -20,15 +21,16 @@ func NewTask() Task {
 	return Task{done: make(chan struct{}), failed: make(chan error, 1)}
 }
 
-// Go calls run in the background. When run returns before Stop was called, the task has failed; so has one that panics,
-// which leaves the other components the time to stop in order.
-func (t *Task) Go(ctx context.Context, run func(context.Context) error) {
-	ctx, t.cancel = context.WithCancel(ctx)
+// Go calls run in the background, with a context that Stop ends. When run returns before that, the task has failed; so has
+// one that panics, which leaves the other components the time to stop in order.
+func (t *Task) Go(start context.Context, run func(context.Context) error) {
+	ctx, cancel := Running(start)
+	t.cancel = cancel
 	go func() {
 		defer close(t.done)
 		defer func() {
 			if p := recover(); p != nil {
-				t.failed <- fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+				t.failed <- &Panic{Value: p, Stack: debug.Stack()}
 			}
 		}()
 		err := run(ctx)
@@ -40,6 +42,17 @@ func (t *Task) Go(ctx context.Context, run func(context.Context) error) {
 		}
 		t.failed <- err
 	}()
+}
+
+// Panic is the error of a task that panicked.
+type Panic struct {
+	Value any
+	Stack []byte
+}
+
+// Error says what a user can do. The stack is for the log.
+func (p *Panic) Error() string {
+	return fmt.Sprintf("panicked: %s: start the server again; if that ends the same way, the log has the stack for a bug report", strings.Join(strings.Fields(fmt.Sprint(p.Value)), " "))
 }
 
 // Failed yields the error with which run ended by itself.

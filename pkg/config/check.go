@@ -84,6 +84,10 @@ func (r *raw) checkFiles(s *Server) (err error) {
 	if s.KubeconfigGroup >= 0 {
 		s.KubeconfigMode |= 0o040
 	}
+	if !slices.Contains(DatastoreSyncs(), r.datastoreSync) {
+		return fmt.Errorf("--datastore-sync %q is not one of %s", r.datastoreSync, join(DatastoreSyncs()))
+	}
+	s.DatastoreSync = DatastoreSync(r.datastoreSync)
 	for _, file := range r.imagePolicyKeys {
 		if file == "" {
 			return fmt.Errorf("--image-policy-key is empty: give the file of a public key, or leave it out")

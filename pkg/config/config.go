@@ -55,6 +55,19 @@ func EncryptionProviders() []string { return []string{"secretbox", "aescbc"} }
 // PodSecurityLevels lists what --pod-security takes, the default first, which allows everything.
 func PodSecurityLevels() []string { return []string{"privileged", "baseline", "restricted"} }
 
+// DatastoreSync is when a write that the API server has acknowledged is on disk.
+type DatastoreSync string
+
+const (
+	// SyncFull is before it is acknowledged, as etcd does.
+	SyncFull DatastoreSync = "full"
+	// SyncNormal is at some later time: a power cut loses the last minutes. The datastore stays whole.
+	SyncNormal DatastoreSync = "normal"
+)
+
+// DatastoreSyncs lists what --datastore-sync takes.
+func DatastoreSyncs() []string { return []string{string(SyncFull), string(SyncNormal)} }
+
 // Server is the whole configuration of `polymesh server`, checked.
 type Server struct {
 	DataDir        string
@@ -62,6 +75,7 @@ type Server struct {
 	KubeconfigMode os.FileMode
 	// KubeconfigGroup is the number of the group that may read Kubeconfig; -1 for none.
 	KubeconfigGroup int
+	DatastoreSync   DatastoreSync
 
 	// NodeName is empty for the host's name.
 	NodeName   string

@@ -18,6 +18,7 @@ type raw struct {
 	kubeconfig       string
 	kubeconfigMode   string
 	kubeconfigGroup  string
+	datastoreSync    string
 	nodeName         string
 	nodeIP           string
 	externalIP       string
@@ -71,6 +72,8 @@ func ServerFlags() *Flags {
 	f.StringVarP(&r.kubeconfig, "write-kubeconfig", "o", DefaultKubeconfig, "write the administrator's kubeconfig to this file")
 	f.StringVar(&r.kubeconfigMode, "write-kubeconfig-mode", "0600", "mode of that file, octal; with 0644 every local user is the cluster's administrator")
 	f.StringVar(&r.kubeconfigGroup, "write-kubeconfig-group", "", "group that may read that file, by name or number; its members are the cluster's administrators")
+
+	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power cut loses the last ones")
 
 	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
 	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")

@@ -2,10 +2,15 @@ package controlplane
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/http"
+	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -14,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/keyutil"
 	"k8s.io/component-base/version"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -28,9 +34,8 @@ import (
 // APIServer is the component "kube-apiserver".
 type APIServer struct {
 	component.Task
-	opts      Options
-	completed options.CompletedOptions
-	client    kubernetes.Interface
+	opts   Options
+	client kubernetes.Interface
 }
 
 // NewAPIServer returns the API server, not yet started.
@@ -95,20 +100,20 @@ func (a *APIServer) args() []string {
 	return kubeflags.Merge(args, cfg.APIServerArgs)
 }
 
-// Init parses the command line, so that a bad --kube-apiserver-arg is refused before anything runs.
-func (a *APIServer) Init(ctx context.Context) error {
-	if err := encryption.Ensure(config.EncryptionFile(a.opts.Config.DataDir), a.opts.Config.SecretsEncryption); err != nil {
-		return fmt.Errorf("--secrets-encryption: %w", err)
-	}
-	if err := writeHardening(a.opts.Config); err != nil {
-		return err
-	}
+// parse reads the command line into upstream's options.
+func (a *APIServer) parse() (*options.ServerRunOptions, error) {
 	s := options.NewServerRunOptions()
-	fs := pflag.NewFlagSet(a.Name(), pflag.ContinueOnError)
+	flags := pflag.NewFlagSet(a.Name(), pflag.ContinueOnError)
 	for _, set := range s.Flags().FlagSets {
-		fs.AddFlagSet(set)
+		flags.AddFlagSet(set)
 	}
-	if err := kubeflags.Check("kube-apiserver-arg", fs, a.args()); err != nil {
+	return s, kubeflags.Check("kube-apiserver-arg", flags, a.args())
+}
+
+// Init checks the command line, so that a bad --kube-apiserver-arg is refused before anything is changed.
+func (a *APIServer) Init(ctx context.Context) error {
+	s, err := a.parse()
+	if err != nil {
 		return err
 	}
 	if err := s.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
@@ -116,19 +121,66 @@ func (a *APIServer) Init(ctx context.Context) error {
 	}
 	// As upstream's command does: loopback clients must not log warnings about their own requests.
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	// Complete reads the key that signs tokens (completeServiceAccountOptions in upstream's
+	// pkg/controlplane/apiserver/options/options.go). Before the first start there is none; any will do for a check.
+	own := a.opts.Certificates.ServiceAccountKey()
+	if _, err := os.Stat(own); errors.Is(err, fs.ErrNotExist) && s.ServiceAccountSigningKeyFile == own {
+		key, remove, err := anyKey()
+		if err != nil {
+			return err
+		}
+		defer remove()
+		s.ServiceAccountSigningKeyFile = key
+	}
 	completed, err := s.Complete(ctx)
 	if err != nil {
 		return fmt.Errorf("complete options: %w", err)
 	}
-	if errs := completed.Validate(); len(errs) > 0 {
-		return utilerrors.NewAggregate(errs)
+	return utilerrors.NewAggregate(completed.Validate())
+}
+
+// anyKey writes a key to a temporary file.
+func anyKey() (file string, remove func(), err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", nil, err
 	}
-	a.completed = completed
-	return nil
+	text, err := keyutil.MarshalPrivateKeyToPEM(key)
+	if err != nil {
+		return "", nil, err
+	}
+	f, err := os.CreateTemp("", "polymesh-check-*")
+	if err != nil {
+		return "", nil, fmt.Errorf("check kube-apiserver's options: %w", err)
+	}
+	remove = func() { _ = os.Remove(f.Name()) }
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Close()); err != nil {
+		remove()
+		return "", nil, fmt.Errorf("check kube-apiserver's options: %w", err)
+	}
+	return f.Name(), remove, nil
 }
 
 // Start runs the API server.
 func (a *APIServer) Start(ctx context.Context) error {
+	if err := encryption.Ensure(config.EncryptionFile(a.opts.Config.DataDir), a.opts.Config.SecretsEncryption); err != nil {
+		return fmt.Errorf("--secrets-encryption: %w", err)
+	}
+	if err := writeHardening(a.opts.Config); err != nil {
+		return err
+	}
+	s, err := a.parse()
+	if err != nil {
+		return err
+	}
+	completed, err := s.Complete(ctx)
+	if err != nil {
+		return fmt.Errorf("complete options: %w", err)
+	}
+	if err := utilerrors.NewAggregate(completed.Validate()); err != nil {
+		return err
+	}
 	config, err := clientcmd.BuildConfigFromFlags("", Kubeconfig(a.opts.Config, "polymesh"))
 	if err != nil {
 		return err
@@ -138,7 +190,7 @@ func (a *APIServer) Start(ctx context.Context) error {
 	}
 	encryptioncontroller.EncryptionConfigFileChangePollDuration = encryption.ReloadInterval
 	logArgs(a.Name(), a.args())
-	a.Go(ctx, func(ctx context.Context) error { return app.Run(ctx, a.completed) })
+	a.Go(ctx, func(ctx context.Context) error { return app.Run(ctx, completed) })
 	return nil
 }
 

@@ -14,7 +14,7 @@ import (
 	podsecurity "k8s.io/pod-security-admission/admission/api/v1"
 	"sigs.k8s.io/yaml"
 
-	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/config"
 )
 
@@ -67,7 +67,7 @@ func writeHardening(cfg *config.Server) error {
 			return err
 		}
 		if cfg.AuditPolicyFile == "" {
-			if err := certificate.WriteFile(auditPolicyFile(cfg), auditPolicy, 0o600); err != nil {
+			if err := atomicfile.Write(auditPolicyFile(cfg), auditPolicy, 0o600); err != nil {
 				return err
 			}
 		}
@@ -82,7 +82,7 @@ func writeHardening(cfg *config.Server) error {
 	if err != nil {
 		return fmt.Errorf("--pod-security: %w", err)
 	}
-	return certificate.WriteFile(admissionFile(cfg), text, 0o600)
+	return atomicfile.Write(admissionFile(cfg), text, 0o600)
 }
 
 // admissionConfiguration is the default level of Pod Security, without the namespaces whose pods are the cluster's own. The

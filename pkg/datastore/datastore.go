@@ -1,6 +1,7 @@
 // Package datastore runs the cluster's datastore: kine, which serves etcd's API from SQLite, inside this process.
 //
-// It owns <data-dir>/server/db and the socket on which the API server reaches it.
+// It owns <data-dir>/server/db and the socket on which the API server reaches it. What it has acknowledged is on disk,
+// unless the server's administrator asked for Sync NORMAL.
 package datastore
 
 import (
@@ -17,23 +18,38 @@ import (
 
 	"github.com/k3s-io/kine/pkg/endpoint"
 	"github.com/sirupsen/logrus"
+
+	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
 )
+
+// Options say where a datastore lies and how careful it is.
+type Options struct {
+	// Dir holds the database.
+	Dir string
+	// Socket is the UNIX socket on which it listens.
+	Socket string
+	// Sync is when a write is on disk.
+	Sync config.DatastoreSync
+}
 
 // Datastore is the component "datastore".
 type Datastore struct {
-	dir    string
-	socket string
-	cancel context.CancelFunc
-	wait   sync.WaitGroup
+	opts            Options
+	compactInterval time.Duration
+	disk            disk
+	cancel          context.CancelFunc
+	wait            sync.WaitGroup
 }
 
-// New returns a datastore with its files in dir that will listen on a UNIX socket.
-func New(dir, socket string) *Datastore {
-	return &Datastore{dir: dir, socket: socket}
+// New returns a datastore that is not open yet.
+func New(o Options) *Datastore {
+	return &Datastore{opts: o, compactInterval: compactInterval, disk: disk{dir: o.Dir}}
 }
 
 // Endpoint is the value for the API server's --etcd-servers.
-func (d *Datastore) Endpoint() string { return "unix://" + d.socket }
+func (d *Datastore) Endpoint() string { return "unix://" + d.opts.Socket }
 
 // Name implements component.Component.
 func (d *Datastore) Name() string { return "datastore" }
@@ -50,55 +66,113 @@ func (d *Datastore) Version() string {
 	return "kine"
 }
 
-// Init makes the folder.
-func (d *Datastore) Init(context.Context) error {
-	if err := os.MkdirAll(d.dir, 0o700); err != nil {
-		return err
+// Init does nothing: the database is opened by Start.
+func (d *Datastore) Init(context.Context) error { return nil }
+
+// compactInterval is how often kine forgets old revisions: one lives for one to two intervals, 5 to 10 minutes, as where
+// the API server compacts etcd (k8s.io/apiserver/pkg/storage/etcd3/compact.go). A continue token of that age expires.
+const compactInterval = 5 * time.Minute
+
+// compactMinRetain is how many revisions stay, however old they are. kine's own 1000 are 40 minutes on a quiet node. It is
+// not 0, because kine takes the newest row for the newest revision, and that row may be a deletion.
+const compactMinRetain = 10
+
+func (d *Datastore) file() string { return filepath.Join(d.opts.Dir, "state.db") }
+
+// dsn is the database's name for mattn's driver. WAL with synchronous FULL syncs the log at each commit; NORMAL does so at
+// checkpoints only (https://www.sqlite.org/pragma.html#pragma_synchronous). The other settings are kine's own default.
+func (d *Datastore) dsn() string {
+	return d.file() + "?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate&_sync=" + strings.ToUpper(string(d.opts.Sync))
+}
+
+func (d *Datastore) endpoint() endpoint.Config {
+	return endpoint.Config{
+		WaitGroup:             &d.wait,
+		Listener:              d.Endpoint(),
+		Endpoint:              "sqlite://" + d.dsn(),
+		NotifyInterval:        5 * time.Second,
+		EmulatedETCDVersion:   "3.6.8",
+		CompactInterval:       d.compactInterval,
+		CompactIntervalJitter: 0,
+		CompactTimeout:        5 * time.Second,
+		CompactMinRetain:      compactMinRetain,
+		CompactBatchSize:      1000,
+		PollBatchSize:         500,
 	}
-	return os.MkdirAll(filepath.Dir(d.socket), 0o711)
 }
 
 // Start opens the database and listens.
 func (d *Datastore) Start(ctx context.Context) error {
-	if err := os.Remove(d.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the socket of an earlier run: %w", err)
+	if err := d.prepare(); err != nil {
+		return err
 	}
 	// kine says each compaction and slow query in its own format; only what goes wrong is worth a line.
 	logrus.SetLevel(logrus.WarnLevel)
-	ctx, d.cancel = context.WithCancel(ctx)
-	// kine's own default for SQLite: what is acknowledged survives the end of the process. What survives a power cut is
-	// whole but may lack the last moments, as with K3s.
-	dsn := filepath.Join(d.dir, "state.db") + "?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate"
-	_, err := endpoint.Listen(ctx, endpoint.Config{
-		WaitGroup:             &d.wait,
-		Listener:              d.Endpoint(),
-		Endpoint:              "sqlite://" + dsn,
-		NotifyInterval:        5 * time.Second,
-		EmulatedETCDVersion:   "3.6.8",
-		CompactInterval:       5 * time.Minute,
-		CompactIntervalJitter: 0,
-		CompactTimeout:        5 * time.Second,
-		CompactMinRetain:      1000,
-		CompactBatchSize:      1000,
-		PollBatchSize:         500,
-	})
+	live, cancel := component.Running(ctx)
+	d.cancel = cancel
+	opened := make(chan error, 1)
+	go func() {
+		_, err := endpoint.Listen(live, d.endpoint())
+		opened <- err
+	}()
+	var err error
+	select {
+	case err = <-opened:
+	case <-ctx.Done():
+		// A locked database is waited for, up to the busy timeout; the process does not end later because of it.
+		return fmt.Errorf("open the database in %s: %w", d.opts.Dir, context.Cause(ctx))
+	}
 	if err != nil {
 		if strings.Contains(err.Error(), "malformed") || strings.Contains(err.Error(), "not a database") {
-			return fmt.Errorf("%s is damaged: restore it from a backup, or `polymesh reset` to start anew: %w", filepath.Join(d.dir, "state.db"), err)
+			return fmt.Errorf("%s is damaged: restore it from a backup, or remove everything with `polymesh reset`: %w", d.file(), err)
 		}
-		return fmt.Errorf("open the database in %s: %w", d.dir, err)
+		return fmt.Errorf("open the database in %s: %w", d.opts.Dir, err)
 	}
 	return nil
 }
 
-// Ready is nil when the socket answers.
+// prepare makes the folders and the database's file, which SQLite would make readable for everyone. The files beside it
+// (-wal, -shm) get its mode (findCreateFileMode in SQLite's os_unix.c).
+func (d *Datastore) prepare() error {
+	if err := atomicfile.MkdirAll(d.opts.Dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(d.opts.Socket), 0o711); err != nil {
+		return err
+	}
+	if err := os.Remove(d.opts.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the socket of an earlier run: %w", err)
+	}
+	f, err := os.OpenFile(d.file(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("make the database: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Chmod(d.file()+suffix, 0o600); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("keep the database to this user: %w", err)
+		}
+	}
+	// The name of a new database must outlive what is acknowledged in it.
+	return atomicfile.SyncDir(d.opts.Dir)
+}
+
+// Ready is nil when the socket answers and the disk takes writes.
 func (d *Datastore) Ready(ctx context.Context) error {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", d.socket)
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", d.opts.Socket)
 	if err != nil {
 		return err
 	}
-	return conn.Close()
+	if err := conn.Close(); err != nil {
+		return err
+	}
+	return d.disk.check(time.Now())
 }
+
+// Note implements component.Noted: the disk is nearly full.
+func (d *Datastore) Note(context.Context) string { return d.disk.warning() }
 
 // Stop closes the database.
 func (d *Datastore) Stop(ctx context.Context) error {

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/image"
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/progress"
@@ -175,7 +175,7 @@ func (d *deployment) writeSBOM(ctx context.Context, m mover, ref image.Ref, file
 	if err := d.Scanner.SBOM(ctx, scanner.Image{Name: ref.Short, Location: archive.Location}, scanner.SBOMFormats()[0], &text); err != nil {
 		return err
 	}
-	return certificate.WriteFile(file, text.Bytes(), 0o644)
+	return atomicfile.Write(file, text.Bytes(), 0o644)
 }
 
 // mover brings a built image to where nodes get it.

@@ -16,7 +16,7 @@ import (
 	apiserver "k8s.io/apiserver/pkg/apis/apiserver/v1"
 	"sigs.k8s.io/yaml"
 
-	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
 // The providers that need no other program.
@@ -146,15 +146,7 @@ func write(file string, k keys) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
-	if err := certificate.WriteFile(file, text, 0o600); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(file))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return atomicfile.Write(file, text, 0o600)
 }
 
 // Ensure makes the file that the API server reads. With a provider, Secrets are encrypted from now on, with a new key where

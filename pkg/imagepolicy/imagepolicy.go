@@ -118,7 +118,7 @@ func (p *Policy) Start(ctx context.Context) error {
 	if p.client, err = kubernetes.NewForConfig(rest); err != nil {
 		return fmt.Errorf("make an API client from %s: %w", p.opts.Kubeconfig, err)
 	}
-	ctx, p.cancel = context.WithCancel(ctx)
+	ctx, p.cancel = component.Running(ctx)
 	configure := p.remove
 	if len(p.keys) > 0 {
 		if p.node, err = p.opts.Open(); err != nil {

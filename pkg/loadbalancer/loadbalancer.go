@@ -141,7 +141,7 @@ func (l *LoadBalancer) Start(ctx context.Context) error {
 		return fmt.Errorf("watch services: %w", err)
 	}
 
-	ctx, l.cancel = context.WithCancel(ctx)
+	ctx, l.cancel = component.Running(ctx)
 	l.done = make(chan struct{})
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: l.clientset.CoreV1().Events("")})

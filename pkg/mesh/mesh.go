@@ -82,7 +82,7 @@ func (m *mesh) Init(context.Context) error { return nil }
 
 // Start installs in the background and tries again until it is done.
 func (m *mesh) Start(ctx context.Context) error {
-	ctx, m.cancel = context.WithCancel(ctx)
+	ctx, m.cancel = component.Running(ctx)
 	m.done = make(chan struct{})
 	m.wait(errors.New("looking for Istio in the cluster"))
 	go func() {

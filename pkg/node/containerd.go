@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -16,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gopkg.in/natefinch/lumberjack.v2"
 
-	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 )
@@ -63,8 +62,21 @@ func (c *Containerd) configFile() string {
 	return c.opts.Config.AgentDir("etc", "containerd", "config.toml")
 }
 
-// Init writes containerd's configuration.
-func (c *Containerd) Init(context.Context) error {
+// Init does nothing: the configuration is written by Start.
+func (c *Containerd) Init(context.Context) error { return nil }
+
+// prepare writes containerd's configuration, and sets aside what containerd could not read.
+func (c *Containerd) prepare() error {
+	_, err := os.Stat(c.dir())
+	existed := err == nil
+	if err := c.opts.Session.Begin(existed); err != nil {
+		return err
+	}
+	if c.opts.Session.Doubt() {
+		if err := setTornMetadataAside(c.dir(), c.child.Log); err != nil {
+			return err
+		}
+	}
 	for _, dir := range []string{c.dir(), cniConfDir(c.opts.Config), config.RegistryDir(c.opts.Config.DataDir)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
@@ -84,7 +96,7 @@ func (c *Containerd) Init(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("encode containerd's configuration: %w", err)
 	}
-	return certificate.WriteFile(c.configFile(), text, 0o600)
+	return atomicfile.Write(c.configFile(), text, 0o600)
 }
 
 // openSandboxFiles lets every user read what containerd has written for the pods that run: their hosts, resolv.conf and
@@ -116,6 +128,9 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 		"snapshotter":   snapshotter,
 		"pinned_images": table{"sandbox": pause},
 		"registry":      table{"config_path": config.RegistryDir(c.opts.Config.DataDir)},
+		// A layer is on disk before containerd notes that it is there. The transfer service cannot do that.
+		"image_pull_with_sync_fs": true,
+		"use_local_image_pull":    true,
 	}
 	runtime := table{
 		"restrict_oom_score_adj":       !mayLowerOOMScore,
@@ -157,6 +172,10 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 		"plugins": table{
 			"io.containerd.cri.v1.images":  images,
 			"io.containerd.cri.v1.runtime": runtime,
+			// The same for every client: ours, ctr, buildkit.
+			"io.containerd.service.v1.diff-service": table{"sync_fs": true},
+			// Says in which folder a layer lies, for a look at what a power cut has left.
+			"io.containerd.snapshotter.v1.overlayfs": table{"upperdir_label": true},
 			// By default all shims of a machine listen in /run/containerd, and a killed one leaves its socket there.
 			"io.containerd.shim.v1.manager": table{"socket_dir": filepath.Join(c.opts.Config.RunDir(), "s")},
 		},
@@ -172,7 +191,12 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 const oomScore = -999
 
 // Start starts containerd.
-func (c *Containerd) Start(ctx context.Context) error { return c.child.Start(ctx) }
+func (c *Containerd) Start(ctx context.Context) error {
+	if err := c.prepare(); err != nil {
+		return err
+	}
+	return c.child.Start(ctx)
+}
 
 // Ready asks containerd for its version.
 func (c *Containerd) Ready(ctx context.Context) error {
@@ -194,7 +218,9 @@ func (c *Containerd) Ready(ctx context.Context) error {
 }
 
 // Stop ends containerd. Containers go on: each has a shim of its own.
-func (c *Containerd) Stop(ctx context.Context) error { return c.child.Stop(ctx) }
+func (c *Containerd) Stop(ctx context.Context) error {
+	return errors.Join(c.child.Stop(ctx), c.opts.Session.End())
+}
 
 // shippedRegistry is the registry in the names of the shipped images. There need not be one behind it.
 const shippedRegistry = "registry.polymesh.dev"
@@ -219,7 +245,7 @@ func refuseRegistry(registryDir string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return err
 	}
-	return certificate.WriteFile(path, []byte(refusal), 0o644)
+	return atomicfile.Write(path, []byte(refusal), 0o644)
 }
 
 func cniConfDir(cfg *config.Server) string { return cfg.AgentDir("etc", "cni", "net.d") }

@@ -25,6 +25,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 )
 
@@ -45,14 +46,17 @@ func NewImages(o Options) *Images { return &Images{opts: o, failed: make(chan er
 // Name implements component.Component.
 func (i *Images) Name() string { return "images" }
 
-// Init makes the folder for the user's archives.
-func (i *Images) Init(context.Context) error { return os.MkdirAll(i.dir(), 0o755) }
+// Init does nothing: the folder is made by Start.
+func (i *Images) Init(context.Context) error { return nil }
 
 func (i *Images) dir() string { return i.opts.Config.AgentDir("images") }
 
-// Start imports in the background, and goes on to pin.
+// Start makes the folder for the user's archives, imports in the background, and goes on to pin.
 func (i *Images) Start(ctx context.Context) error {
-	ctx, i.cancel = context.WithCancel(ctx)
+	if err := os.MkdirAll(i.dir(), 0o755); err != nil {
+		return err
+	}
+	ctx, i.cancel = component.Running(ctx)
 	i.done = make(chan struct{})
 	go func() {
 		defer close(i.done)
@@ -122,41 +126,12 @@ func (i *Images) importAll(ctx context.Context) (wanted, error) {
 	}
 	defer store.Close()
 
-	archives, err := i.opts.Programs.ImageArchives()
+	w, err := i.restore(ctx, store)
 	if err != nil {
 		return wanted{}, err
 	}
-	present, err := i.shippedPresent(ctx, store, archives)
-	if err != nil {
+	if err := i.opts.Session.Checked(); err != nil {
 		return wanted{}, err
-	}
-	if !present {
-		for _, path := range archives {
-			if err := store.Import(ctx, path, map[string]string{
-				pinnedLabel: pinnedValue, payloadLabel: i.payloadID(),
-			}); err != nil {
-				return wanted{}, err
-			}
-		}
-	}
-
-	w := wanted{payloads: i.payloads(), archives: map[string]bool{}}
-	theirs, err := os.ReadDir(i.dir())
-	if err != nil {
-		return wanted{}, fmt.Errorf("list %s: %w", i.dir(), err)
-	}
-	for _, entry := range theirs {
-		if entry.IsDir() || !isArchive(entry.Name()) {
-			continue
-		}
-		// A bad file of the user's must not keep the node down.
-		key, err := store.importArchive(ctx, filepath.Join(i.dir(), entry.Name()))
-		if err != nil {
-			i.opts.Log.Error("image archive skipped", "err", err)
-		}
-		if key != "" {
-			w.archives[key] = true
-		}
 	}
 	if err := store.pin(ctx, w); err != nil && ctx.Err() == nil {
 		i.opts.Log.Warn("images that no registry has are not pinned", "component", i.Name(), "err", err)
@@ -164,9 +139,77 @@ func (i *Images) importAll(ctx context.Context) (wanted, error) {
 	return w, nil
 }
 
-// importArchive brings in an archive of the user's, unless all its images are there from an earlier start. The key names
-// the archive as it is now.
-func (s *ImageStore) importArchive(ctx context.Context, path string) (key string, err error) {
+// restore imports what is missing, after a look at what is there. What a power cut has damaged is found step by step, because
+// an image's layers are known when its manifest is there: it looks until nothing more comes back.
+func (i *Images) restore(ctx context.Context, store *ImageStore) (wanted, error) {
+	var before []string
+	for {
+		lost, err := i.mend(ctx, store)
+		if err != nil {
+			return wanted{}, err
+		}
+		w := wanted{payloads: i.payloads(), archives: map[string]bool{}}
+		again := len(lost) > 0 && !slices.Equal(lost, before)
+		if err := i.importShipped(ctx, store, again && slices.ContainsFunc(lost, func(name string) bool { return slices.Contains(i.opts.Manifest.Images, name) })); err != nil {
+			return wanted{}, err
+		}
+		if err := i.importTheirs(ctx, store, w, again); err != nil {
+			return wanted{}, err
+		}
+		if len(lost) > 0 && !again {
+			i.opts.Log.Error("images have lost content that no archive here has: import or deploy them again", "component", i.Name(), "images", lost)
+		}
+		if !again {
+			return w, nil
+		}
+		before = lost
+	}
+}
+
+func (i *Images) importShipped(ctx context.Context, store *ImageStore, again bool) error {
+	archives, err := i.opts.Programs.ImageArchives()
+	if err != nil {
+		return err
+	}
+	present, err := i.shippedPresent(ctx, store, archives)
+	if err != nil || present && !again {
+		return err
+	}
+	for _, path := range archives {
+		if err := store.Import(ctx, path, map[string]string{
+			pinnedLabel: pinnedValue, payloadLabel: i.payloadID(),
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// importTheirs imports the user's archives, those whose images are there too where again is set, and notes them in w.
+func (i *Images) importTheirs(ctx context.Context, store *ImageStore, w wanted, again bool) error {
+	theirs, err := os.ReadDir(i.dir())
+	if err != nil {
+		return fmt.Errorf("list %s: %w", i.dir(), err)
+	}
+	for _, entry := range theirs {
+		if entry.IsDir() || !isArchive(entry.Name()) {
+			continue
+		}
+		// A bad file of the user's must not keep the node down.
+		key, err := store.importArchive(ctx, filepath.Join(i.dir(), entry.Name()), again)
+		if err != nil {
+			i.opts.Log.Error("image archive skipped", "err", err)
+		}
+		if key != "" {
+			w.archives[key] = true
+		}
+	}
+	return nil
+}
+
+// importArchive brings in an archive of the user's, unless all its images are there from an earlier start and again is not
+// set. The key names the archive as it is now.
+func (s *ImageStore) importArchive(ctx context.Context, path string, again bool) (key string, err error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	info, err := os.Stat(path)
 	if err != nil {
@@ -184,7 +227,7 @@ func (s *ImageStore) importArchive(ctx context.Context, path string) (key string
 			unpacked++
 		}
 	}
-	if len(list) > 0 && unpacked == len(list) {
+	if len(list) > 0 && unpacked == len(list) && !again {
 		return key, nil
 	}
 	imported, err := s.load(ctx, path, map[string]string{pinnedLabel: pinnedValue, archiveLabel: key})
@@ -201,6 +244,27 @@ func (s *ImageStore) importArchive(ctx context.Context, path string) (key string
 		}
 	}
 	return key, nil
+}
+
+// mend looks at what is there after a power cut, and returns the images of which something is lost that an import may bring
+// again.
+func (i *Images) mend(ctx context.Context, store *ImageStore) (lost []string, err error) {
+	if !i.opts.Session.Doubt() {
+		return nil, nil
+	}
+	log := i.opts.Log.With("component", i.Name())
+	begin := time.Now()
+	log.Info("the machine ended without the server: looking whether all images are whole")
+	f, err := store.Verify(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, layer := range f.rewritten {
+		log.Warn("a layer of an image was torn and was unpacked again", "layer", layer)
+	}
+	log.Info("looked at all images", "after", time.Since(begin).Round(time.Millisecond).String(), "without content", f.lost)
+	slices.Sort(f.lost)
+	return f.lost, nil
 }
 
 func (i *Images) payloadID() string {

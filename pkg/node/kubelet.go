@@ -135,16 +135,19 @@ func raise(path string, want int) error {
 	return os.WriteFile(path, []byte(strconv.Itoa(want)), 0o644)
 }
 
-// Init parses the command line and makes what the kubelet expects to find.
-func (k *Kubelet) Init(context.Context) error {
-	if err := k.parse(); err != nil {
-		return err
-	}
+// Init checks the command line.
+func (k *Kubelet) Init(context.Context) error { return k.parse() }
+
+// prepare makes what the kubelet expects to find.
+func (k *Kubelet) prepare() error {
 	cfg := k.opts.Config
 	for _, dir := range []string{cfg.AgentDir("pod-manifests"), config.KubeletDir(cfg.DataDir), config.PodLogsDir(cfg.DataDir), cfg.AgentDir("etc")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
+	}
+	if err := setTornCheckpointsAside(config.KubeletDir(cfg.DataDir), k.opts.Log.With("component", k.Name())); err != nil {
+		return err
 	}
 	if !systemdCgroups() {
 		if err := makeCgroup(config.CgroupRoot(cfg.DataDir)); err != nil {
@@ -155,6 +158,9 @@ func (k *Kubelet) Init(context.Context) error {
 		if err := raise(path, want); err != nil {
 			k.opts.Log.Info("a limit of the kernel's stays: with 128 instances of inotify about forty pods with a sidecar can run here", "wanted", want, "err", err)
 		}
+	}
+	if err := k.opts.markBridge(k.opts.Marker.Adopted); err != nil {
+		return err
 	}
 	return k.opts.Nameservers.update()
 }
@@ -192,6 +198,9 @@ func (k *Kubelet) parse() error {
 
 // Start runs the kubelet.
 func (k *Kubelet) Start(ctx context.Context) error {
+	if err := k.prepare(); err != nil {
+		return err
+	}
 	rest, err := clientcmd.BuildConfigFromFlags("", controlplane.Kubeconfig(k.opts.Config, "polymesh"))
 	if err != nil {
 		return err
@@ -209,6 +218,13 @@ func (k *Kubelet) Start(ctx context.Context) error {
 	})
 	return nil
 }
+
+// OutlivedFor implements component.Outlived. A second kubelet in one process is not possible: the first one's port, watches
+// and registered metrics stay (upstream's Run leaves them to the end of the process), so a fresh process has to start it.
+func (k *Kubelet) OutlivedFor() time.Duration { return outlivedFor }
+
+// outlivedFor is how long the API server goes on without a kubelet or kube-proxy that has failed.
+const outlivedFor = time.Minute
 
 // Ready asks the kubelet's health endpoint, and whether the machine has so little left that the kubelet takes no more pods.
 func (k *Kubelet) Ready(ctx context.Context) error {

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/config"
 )
 
@@ -76,7 +76,7 @@ func (n *Nameservers) Note() string {
 func (n *Nameservers) update() error {
 	servers, text := n.read()
 	if have, err := os.ReadFile(n.file); err != nil || !bytes.Equal(have, text) {
-		if err := certificate.WriteFile(n.file, text, 0o644); err != nil {
+		if err := atomicfile.Write(n.file, text, 0o644); err != nil {
 			return fmt.Errorf("write the pods' name servers: %w", err)
 		}
 	}

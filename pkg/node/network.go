@@ -24,7 +24,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/preflight"
@@ -63,35 +64,29 @@ func NewNetwork(o Options) *Network {
 // Name implements component.Component.
 func (n *Network) Name() string { return "pod-network" }
 
-// Init lets the machine forward packets.
-func (n *Network) Init(ctx context.Context) error {
-	if err := forwarding().restore(ctx); err != nil {
-		return err
-	}
-	// Before the kubelet can have one made.
-	return n.markBridge(n.opts.Marker.Adopted)
-}
+// Init does nothing: the machine's settings are changed by Start.
+func (n *Network) Init(context.Context) error { return nil }
 
 // bridgePoll is how often the bridge is looked for, which the CNI plugin makes for the first pod.
 const bridgePoll = 5 * time.Second
 
 // markBridge gives the bridge the data dir's alias, by which `polymesh reset` knows it, if it was made since this server
 // saw that there was none. One that was there before may be another Kubernetes'; adopt says that it is ours all the same.
-func (n *Network) markBridge(adopt bool) error {
-	expected := n.opts.Lock.BridgeExpected()
+func (o Options) markBridge(adopt bool) error {
+	expected := o.Lock.BridgeExpected()
 	link, err := netlink.LinkByName(Bridge)
 	switch {
 	case errors.As(err, new(netlink.LinkNotFoundError)):
 		if !expected {
-			return n.opts.Lock.ExpectBridge(true)
+			return o.Lock.ExpectBridge(true)
 		}
 	case err != nil:
 		return fmt.Errorf("look for network interface %s: %w", Bridge, err)
 	case link.Attrs().Alias == "" && (expected || adopt):
-		if err := netlink.LinkSetAlias(link, n.opts.Marker.Alias()); err != nil {
+		if err := netlink.LinkSetAlias(link, o.Marker.Alias()); err != nil {
 			return fmt.Errorf("mark network interface %s: %w", Bridge, err)
 		}
-		return n.opts.Lock.ExpectBridge(false)
+		return o.Lock.ExpectBridge(false)
 	}
 	return nil
 }
@@ -105,7 +100,7 @@ func (n *Network) watchBridge(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if err := n.markBridge(false); err != nil {
+		if err := n.opts.markBridge(false); err != nil {
 			n.log.Warn("the bridge of the pods is not marked", "err", err)
 		}
 	}
@@ -113,6 +108,9 @@ func (n *Network) watchBridge(ctx context.Context) {
 
 // Start watches the node's own object.
 func (n *Network) Start(ctx context.Context) error {
+	if err := forwarding().restore(ctx); err != nil {
+		return err
+	}
 	// As the API gives times, without fractions of a second.
 	n.since = time.Now().Truncate(time.Second)
 	rest, err := clientcmd.BuildConfigFromFlags("", controlplane.Kubeconfig(n.opts.Config, "polymesh"))
@@ -128,7 +126,7 @@ func (n *Network) Start(ctx context.Context) error {
 	}
 	pods := newAttachments(network, n.opts.Programs.CNIDir(), "")
 	n.keeper.parts = []part{forwarding(), n.masq, &bridge{pods, n.podCIDR}, &hostPorts{attachments: pods}}
-	ctx, n.cancel = context.WithCancel(ctx)
+	ctx, n.cancel = component.Running(ctx)
 	go n.keeper.run(ctx)
 	go n.watchOthers(ctx)
 	own := cache.NewListWatchFromClient(n.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
@@ -172,7 +170,7 @@ func (n *Network) see(ctx context.Context, node *corev1.Node) {
 	if have, err := os.ReadFile(path); err == nil && string(have) == string(text) {
 		return
 	}
-	if err := certificate.WriteFile(path, text, 0o644); err != nil {
+	if err := atomicfile.Write(path, text, 0o644); err != nil {
 		n.log.Error("write the CNI configuration", "err", err)
 	}
 }

@@ -25,6 +25,8 @@ type Options struct {
 	Programs payload.Dir
 	// Manifest names the shipped images.
 	Manifest *payload.Manifest
+	// Session knows whether the node's files may have lost writes.
+	Session *Session
 	// Marker and Lock are the data dir's; what the node makes outside of it is marked by them.
 	Marker *datadir.Marker
 	Lock   *datadir.Lock

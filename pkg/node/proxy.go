@@ -139,6 +139,9 @@ func (p *Proxy) Start(ctx context.Context) error {
 	return nil
 }
 
+// OutlivedFor implements component.Outlived. As with the kubelet, only a fresh process can start another.
+func (p *Proxy) OutlivedFor() time.Duration { return outlivedFor }
+
 // Ready asks kube-proxy's health endpoint and tries a service address: the endpoint stays well when another program has
 // removed the rules.
 func (p *Proxy) Ready(ctx context.Context) error {

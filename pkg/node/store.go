@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -91,8 +92,9 @@ func (s *ImageStore) Export(ctx context.Context, ref, path string) (err error) {
 	return nil
 }
 
-// Import brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images. Labels, unless they
-// are nil, take the place of those that an image of the same name has.
+// Import brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images. Each layer is on disk
+// before containerd notes that it is there: what is there is never looked at again. Labels, unless they are nil, take the
+// place of those that an image of the same name has.
 func (s *ImageStore) Import(ctx context.Context, path string, labels map[string]string) error {
 	_, err := s.load(namespaces.WithNamespace(ctx, namespace), path, labels)
 	return err
@@ -117,7 +119,7 @@ func (s *ImageStore) load(ctx context.Context, path string, labels map[string]st
 	g.SetLimit(4)
 	for _, image := range imported {
 		g.Go(func() error {
-			if err := containerd.NewImage(s.client, image).Unpack(ctx, snapshotter); err != nil {
+			if err := containerd.NewImage(s.client, image).Unpack(ctx, snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
 				return fmt.Errorf("unpack image %s: %w", image.Name, err)
 			}
 			return nil

@@ -23,6 +23,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
 // Manifest is payload.json: what the payload holds.
@@ -90,7 +92,8 @@ func Open(path string) (*Payload, error) {
 func (p *Payload) Close() error { return p.zip.Close() }
 
 // Missing returns the names of those files that do not lie whole in dir yet, and the bytes that they will take. A file
-// gets its name only when it is whole, so a look at the size tells. With programOnly it looks at the program alone.
+// gets its name only when it is whole and on disk, so a look at the size tells. With programOnly it looks at the program
+// alone.
 func (p *Payload) Missing(dir Dir, programOnly bool) (names []string, bytes uint64) {
 	for _, f := range p.zip.File {
 		if strings.HasSuffix(f.Name, "/") || programOnly && f.Name != Program {
@@ -172,12 +175,10 @@ func lock(dir Dir, wait time.Duration) (unlock func(), err error) {
 	}
 }
 
-const temporary = ".unpack-"
-
 // removeTemporary removes the unfinished files of a process that was killed; whoever holds the lock owns them.
 func removeTemporary(dir Dir) error {
 	return filepath.WalkDir(string(dir), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() && strings.HasPrefix(d.Name(), temporary) {
+		if err == nil && !d.IsDir() && strings.HasPrefix(d.Name(), atomicfile.Prefix) {
 			return os.Remove(path)
 		}
 		return err
@@ -186,25 +187,21 @@ func removeTemporary(dir Dir) error {
 
 var errDamaged = errors.New("the polymesh file is damaged, copy it anew")
 
-func (p *Payload) unpackFile(target, name string) (err error) {
+func (p *Payload) unpackFile(target, name string) error {
 	in, err := p.zip.Open(name)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-		return err
+	mode := fs.FileMode(0o644)
+	if strings.HasPrefix(name, "bin/") {
+		mode = 0o755
 	}
-	out, err := os.CreateTemp(filepath.Dir(target), temporary+"*")
+	out, err := atomicfile.Create(target, mode)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		out.Close()
-		if err != nil {
-			os.Remove(out.Name())
-		}
-	}()
+	defer out.Discard()
 	sum := sha256.New()
 	if _, err := io.Copy(io.MultiWriter(out, sum), in); err != nil {
 		if write := (*fs.PathError)(nil); errors.As(err, &write) {
@@ -215,14 +212,7 @@ func (p *Payload) unpackFile(target, name string) (err error) {
 	if want, got := p.Files[name], "sha256:"+hex.EncodeToString(sum.Sum(nil)); name != manifestName && want != got {
 		return fmt.Errorf("%w: content is %s, payload.json says %q", errDamaged, got, want)
 	}
-	mode := fs.FileMode(0o644)
-	if strings.HasPrefix(name, "bin/") {
-		mode = 0o755
-	}
-	if err := out.Chmod(mode); err != nil {
-		return err
-	}
-	return os.Rename(out.Name(), target)
+	return out.Commit()
 }
 
 // Dir is a folder with an unpacked payload.

@@ -156,7 +156,7 @@ func TestUnpackGoesOnWhereItWasInterrupted(t *testing.T) {
 	if err := os.Truncate(dir.Path(Program), 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(dir.Path("bin/.unpack-123"), []byte("half"), 0o600); err != nil {
+	if err := os.WriteFile(dir.Path("bin/.new-123"), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	names, _ := p.Missing(dir, false)
@@ -210,7 +210,7 @@ func TestDamagedFileIsRefused(t *testing.T) {
 			if len(left) == 0 {
 				t.Error("the damaged file was unpacked")
 			}
-			if temp, _ := filepath.Glob(string(dir) + "/*/.unpack-*"); len(temp) > 0 {
+			if temp, _ := filepath.Glob(string(dir) + "/*/.new-*"); len(temp) > 0 {
 				t.Errorf("left behind: %q", temp)
 			}
 		})

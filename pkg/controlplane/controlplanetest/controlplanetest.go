@@ -58,7 +58,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	db := datastore.New(cfg.ServerDir("db"), filepath.Join(dir, "kine.sock"))
+	db := datastore.New(datastore.Options{Dir: cfg.ServerDir("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
 	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.ServerDir("tls")), EtcdEndpoint: db.Endpoint()}
 	m := component.NewManager(log)
 	m.Add(db)

@@ -51,6 +51,10 @@ type Options struct {
 	Umask string
 	// Limits make a small machine.
 	Limits Limits
+	// Disk is what the data dir lies on, by default the machine's own.
+	Disk *Disk
+	// SameAs is a node whose address this one has: it is that machine after a power cut.
+	SameAs *Node
 }
 
 // Node is one machine.
@@ -65,6 +69,7 @@ type Node struct {
 	inside  namespace
 	outside namespace
 	server  *process
+	subnet  byte
 
 	explained string // the test whose failure was explained last
 }
@@ -89,7 +94,10 @@ func New(o Options) (*Node, error) {
 	n := &Node{
 		// The folder's name is short: the path of a socket has 107 characters.
 		Name: name, Dir: filepath.Join(os.TempDir(), name), opts: o, program: program,
-		inside: namespace(name), outside: namespace(name + "-out"),
+		inside: namespace(name), outside: namespace(name + "-out"), subnet: id[0],
+	}
+	if o.SameAs != nil {
+		n.subnet = o.SameAs.subnet
 	}
 	if err := os.Mkdir(n.Dir, 0o711); err != nil {
 		return nil, err
@@ -98,7 +106,11 @@ func New(o Options) (*Node, error) {
 	if err := n.record().write(); err != nil {
 		return nil, err
 	}
-	if err := n.connect(id[0]); err != nil {
+	err = n.connect(n.subnet)
+	if err == nil && o.Disk != nil {
+		err = o.Disk.mount(n.diskDir())
+	}
+	if err != nil {
 		return nil, errors.Join(err, n.record().remove(context.Background()))
 	}
 	return n, nil
@@ -133,7 +145,15 @@ func (n *Node) Close(ctx context.Context) error {
 }
 
 // DataDir is the server's --data-dir. New does not make it.
-func (n *Node) DataDir() string { return filepath.Join(n.Dir, "data") }
+func (n *Node) DataDir() string {
+	if n.opts.Disk != nil {
+		return filepath.Join(n.diskDir(), "data")
+	}
+	return filepath.Join(n.Dir, "data")
+}
+
+// diskDir is where a disk of the node's own is mounted.
+func (n *Node) diskDir() string { return filepath.Join(n.Dir, "disk") }
 
 // Kubeconfig is the file that the server writes.
 func (n *Node) Kubeconfig() string { return filepath.Join(n.Dir, "polymesh.yaml") }

@@ -1,0 +1,232 @@
+package datastore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	_ "github.com/mattn/go-sqlite3"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+func newDatastore(t *testing.T, sync config.DatastoreSync) *Datastore {
+	t.Helper()
+	dir := t.TempDir()
+	return New(Options{
+		Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "run", "kine.sock"), Sync: sync,
+	})
+}
+
+func start(t *testing.T, d *Datastore) *clientv3.Client {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := d.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := d.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{d.Endpoint()}, DialTimeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return client
+}
+
+// put writes as the API server does: a transaction on the revision that it knows.
+func put(t *testing.T, client *clientv3.Client, key, value string, revision int64) int64 {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	resp, err := client.Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).
+		Then(clientv3.OpPut(key, value)).
+		Else(clientv3.OpGet(key)).Commit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !resp.Succeeded {
+		t.Fatalf("%s is not at revision %d", key, revision)
+	}
+	return resp.Header.Revision
+}
+
+// A commit is on disk before it is acknowledged: synchronous is FULL (2), not the driver's NORMAL (1), with which the log is
+// synced at checkpoints only (https://www.sqlite.org/pragma.html#pragma_synchronous).
+func TestSynchronous(t *testing.T) {
+	for sync, want := range map[config.DatastoreSync]int{config.SyncFull: 2, config.SyncNormal: 1} {
+		t.Run(string(sync), func(t *testing.T) {
+			d := newDatastore(t, sync)
+			start(t, d)
+			name, ours := strings.CutPrefix(d.endpoint().Endpoint, "sqlite://")
+			if !ours {
+				t.Fatalf("kine gets %q", d.endpoint().Endpoint)
+			}
+			db, err := sql.Open("sqlite3", name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			var have int
+			if err := db.QueryRowContext(t.Context(), "PRAGMA synchronous").Scan(&have); err != nil || have != want {
+				t.Errorf("synchronous is %d (%v), want %d", have, err, want)
+			}
+			var mode string
+			if err := db.QueryRowContext(t.Context(), "PRAGMA journal_mode").Scan(&mode); err != nil || mode != "wal" {
+				t.Errorf("journal_mode is %q (%v), want wal", mode, err)
+			}
+		})
+	}
+}
+
+// The database holds every Secret: nobody else may read it, also one that an older version has made.
+func TestDatabaseIsPrivate(t *testing.T) {
+	d := newDatastore(t, config.SyncFull)
+	if err := os.MkdirAll(d.opts.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.file(), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(d.file(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	client := start(t, d)
+	put(t, client, "/registry/secrets/a/b", "x", 0)
+	files, err := os.ReadDir(d.opts.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		info, err := f.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v, want 0600", f.Name(), info.Mode())
+		}
+	}
+	if len(files) < 2 {
+		t.Errorf("the database has %d files, want one with its log beside it", len(files))
+	}
+}
+
+// An old revision is forgotten when its time has come, not when 1000 newer ones are there: a quiet node makes so few that
+// continue tokens would live for 40 minutes.
+func TestCompactionOfAQuietDatastore(t *testing.T) {
+	d := newDatastore(t, config.SyncFull)
+	d.compactInterval = 100 * time.Millisecond
+	client := start(t, d)
+	const key = "/registry/leases/a"
+	revision, first := int64(0), int64(0)
+	for i := range 3 * compactMinRetain {
+		revision = put(t, client, key, fmt.Sprint(i), revision)
+		if first == 0 {
+			first = revision
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		// A page of a list, as a continue token asks for it.
+		_, err := client.Get(ctx, "/registry/leases/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithLimit(1))
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			break
+		}
+		if err != nil {
+			t.Fatalf("revision %d is still there: %v", first, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	resp, err := client.Get(ctx, key)
+	if err != nil || len(resp.Kvs) != 1 || resp.Kvs[0].ModRevision != revision {
+		t.Errorf("the newest value is %v (%v), want revision %d", resp, err, revision)
+	}
+}
+
+// The newest row is the datastore's revision. When it is a deletion, no compaction may take it: the revision would go back.
+func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
+	d := newDatastore(t, config.SyncFull)
+	d.compactInterval = 50 * time.Millisecond
+	client := start(t, d)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	first := put(t, client, "/registry/configmaps/a", "x", 0)
+	revision := first
+	for i := range 3 * compactMinRetain {
+		revision = put(t, client, "/registry/configmaps/a", fmt.Sprint(i), revision)
+	}
+	resp, err := client.Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision("/registry/configmaps/a"), "=", revision)).
+		Then(clientv3.OpDelete("/registry/configmaps/a")).
+		Else(clientv3.OpGet("/registry/configmaps/a")).Commit()
+	if err != nil || !resp.Succeeded {
+		t.Fatalf("delete: %v", err)
+	}
+	deleted := resp.Header.Revision
+	for {
+		_, err := client.Get(ctx, "/registry/configmaps/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithLimit(1))
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	db, err := sql.Open("sqlite3", d.dsn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	// What a restart takes for the current revision (kine's generic driver: MAX(id)).
+	var newest int64
+	if err := db.QueryRowContext(ctx, "SELECT MAX(id) FROM kine").Scan(&newest); err != nil || newest < deleted {
+		t.Errorf("after compaction the newest revision is %d (%v), want at least %d", newest, err, deleted)
+	}
+}
+
+// Start gives up when it is told to, though a lock on the database is waited for much longer.
+func TestStartCanBeCancelled(t *testing.T) {
+	d := newDatastore(t, config.SyncFull)
+	if err := d.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite3", d.file()+"?_txlock=exclusive")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- d.Start(ctx) }()
+	select {
+	case err := <-result:
+		t.Fatalf("the start did not wait for the lock: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Errorf("Start returned %v", err)
+	}
+}

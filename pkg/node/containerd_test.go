@@ -1,0 +1,265 @@
+//go:build integration
+
+package node
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/payload"
+)
+
+// machine is a node with containerd and images, and nothing else of a server.
+type machine struct {
+	*testing.T
+	opts Options
+	log  bytes.Buffer
+	ctd  *Containerd
+}
+
+const testImage = "registry.polymesh.dev/test/torn:1"
+
+// newMachine has one shipped image.
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("containerd needs root")
+	}
+	built, err := filepath.Abs("../../.build")
+	ok(t, err)
+	if _, err := os.Stat(filepath.Join(built, "bin", "containerd")); err != nil {
+		t.Fatalf("%v: make .build/bin/containerd", err)
+	}
+	// The path of a socket has 107 characters.
+	dataDir, err := os.MkdirTemp("", "pm-")
+	ok(t, err)
+	t.Cleanup(func() {
+		if err := errors.Join(os.RemoveAll(dataDir), os.RemoveAll(config.RunDir(dataDir))); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg := settings(t, "-d", dataDir)
+	shipped := payload.Dir(filepath.Join(dataDir, "data", "1"))
+	ok(t, os.MkdirAll(shipped.Path("images"), 0o755))
+	ok(t, os.Symlink(filepath.Join(built, "bin"), shipped.BinDir()))
+	ok(t, os.WriteFile(shipped.Path("images/shipped.tar"), ociArchive(t, testImage, layerArchive(t)), 0o644))
+	m := &machine{T: t, opts: nodeOptions(cfg)}
+	m.opts.Programs, m.opts.Images, m.opts.Log = shipped, []string{testImage}, slog.New(slog.NewTextHandler(&m.log, nil))
+	return m
+}
+
+// start starts containerd and has the images imported.
+func (m *machine) start() {
+	m.Helper()
+	m.opts.Session = NewSession(m.opts.Config)
+	m.ctd = NewContainerd(m.opts)
+	ctx, cancel := context.WithTimeout(m.Context(), time.Minute)
+	defer cancel()
+	ok(m.T, m.ctd.Start(ctx))
+	m.Cleanup(func() { m.kill() })
+	for err := m.ctd.Ready(ctx); err != nil; err = m.ctd.Ready(ctx) {
+		if ctx.Err() != nil {
+			m.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	images := NewImages(m.opts)
+	ok(m.T, images.Start(ctx))
+	for err := images.Ready(ctx); err != nil; err = images.Ready(ctx) {
+		select {
+		case err := <-images.Failed():
+			m.Fatal(err)
+		case <-ctx.Done():
+			m.Fatal(err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// kill ends containerd without the end of the session.
+func (m *machine) kill() {
+	m.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	ok(m.T, m.ctd.child.Stop(ctx))
+}
+
+// powerCut ends all as a power cut does; what it tears is the test's choice.
+func (m *machine) powerCut(tear func()) {
+	m.Helper()
+	m.kill()
+	ok(m.T, os.RemoveAll(m.opts.Config.RunDir()))
+	tear()
+}
+
+// layers are the folders of the layers that are there.
+func (m *machine) layers() []string {
+	m.Helper()
+	dirs, err := filepath.Glob(m.opts.Config.AgentDir("containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*", "fs"))
+	ok(m.T, err)
+	return dirs
+}
+
+func (m *machine) program() string { return filepath.Join(m.layers()[0], "usr", "program") }
+
+// A shipped image is whole after a power cut, whatever that has taken of it, and its layer keeps its place.
+func TestImagesAfterAPowerCut(t *testing.T) {
+	for how, tear := range map[string]func(m *machine){
+		"nothing": func(*machine) {},
+		"end of a program": func(m *machine) {
+			ok(m.T, os.Truncate(m.program(), 1<<19))
+		},
+		"page of a program": func(m *machine) {
+			ok(m.T, punch(m.program(), 1<<18, 1<<12))
+		},
+		"whole layer": func(m *machine) {
+			ok(m.T, os.RemoveAll(filepath.Dir(m.layers()[0])))
+		},
+		"page of a program and of its archive": func(m *machine) {
+			ok(m.T, punch(m.program(), 1<<18, 1<<12))
+			m.eachBlob(func(path string, size int64) {
+				if size > 1<<20 {
+					ok(m.T, punch(path, 1<<18, 1<<12))
+				}
+			})
+		},
+		"archive": func(m *machine) {
+			m.eachBlob(func(path string, size int64) { ok(m.T, os.Truncate(path, size/2)) })
+		},
+		"blobs": func(m *machine) {
+			m.eachBlob(func(path string, _ int64) { ok(m.T, os.Remove(path)) })
+		},
+		"containerd's metadata": func(m *machine) {
+			path := m.opts.Config.AgentDir("containerd", metadata[0])
+			info, err := os.Stat(path)
+			ok(m.T, err)
+			ok(m.T, os.WriteFile(path, make([]byte, info.Size()), 0o600))
+		},
+		"the snapshotter's metadata": func(m *machine) {
+			path := m.opts.Config.AgentDir("containerd", metadata[1])
+			info, err := os.Stat(path)
+			ok(m.T, err)
+			ok(m.T, os.WriteFile(path, make([]byte, info.Size()), 0o600))
+		},
+		"what made the layer after it": func(m *machine) {
+			// The folder has its name, and the database does not know of it yet.
+			ok(m.T, os.MkdirAll(filepath.Join(filepath.Dir(filepath.Dir(m.layers()[0])), "2", "fs"), 0o755))
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			m := newMachine(t)
+			m.start()
+			compare(t, m.layers()[0], layerArchive(t))
+			m.powerCut(func() { tear(m) })
+			m.start()
+			if n := len(m.layers()); n != 1 {
+				t.Fatalf("there are %d layers: %q", n, m.layers())
+			}
+			compare(t, m.layers()[0], layerArchive(t))
+			store, err := OpenImageStore(config.ContainerdSocket(m.opts.Config.DataDir))
+			ok(t, err)
+			defer store.Close()
+			if has, err := store.Has(t.Context(), testImage); err != nil || !has {
+				t.Errorf("the image is there: %t (%v)", has, err)
+			}
+			// All of it can be had: a second look finds nothing, and another image gets a layer of its own.
+			if f, err := store.Verify(t.Context()); err != nil || len(f.rewritten)+len(f.lost) != 0 {
+				t.Errorf("a second look finds %+v (%v)", f, err)
+			}
+			archive := filepath.Join(t.TempDir(), "other.tar")
+			ok(t, os.WriteFile(archive, ociArchive(t, "registry.polymesh.dev/test/other:1", smallLayer(t), layerArchive(t)), 0o600))
+			ok(t, store.Import(t.Context(), archive, nil))
+			if said := strings.Contains(m.log.String(), "was torn and was unpacked again"); said != (how == "end of a program" || how == "page of a program" || how == "whole layer" || how == "page of a program and of its archive") {
+				t.Errorf("said that a layer was torn: %t\n%s", said, m.log.String())
+			}
+			// After a kill nothing is looked at: nothing can have been lost.
+			m.kill()
+			m.log.Reset()
+			m.start()
+			if strings.Contains(m.log.String(), "looking whether all images are whole") {
+				t.Error("images are looked at after a kill")
+			}
+		})
+	}
+}
+
+func smallLayer(t *testing.T) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	ok(t, w.WriteHeader(&tar.Header{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o755}))
+	ok(t, w.Close())
+	return out.Bytes()
+}
+
+func (m *machine) eachBlob(f func(path string, size int64)) {
+	m.Helper()
+	root := m.opts.Config.AgentDir("containerd", "io.containerd.content.v1.content", "blobs")
+	ok(m.T, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			f(path, info.Size())
+		}
+		return err
+	}))
+}
+
+// ociArchive is an image with these layers, not compressed.
+func ociArchive(t *testing.T, name string, layers ...[]byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	add := func(name string, text []byte) {
+		ok(t, w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(text))}))
+		_, err := w.Write(text)
+		ok(t, err)
+	}
+	blob := func(mediaType string, content any) ocispec.Descriptor {
+		text, raw := content.([]byte)
+		if !raw {
+			var err error
+			text, err = json.Marshal(content)
+			ok(t, err)
+		}
+		sum := sha256.Sum256(text)
+		add("blobs/sha256/"+hex.EncodeToString(sum[:]), text)
+		return ocispec.Descriptor{MediaType: mediaType, Digest: digest.NewDigestFromBytes(digest.SHA256, sum[:]), Size: int64(len(text))}
+	}
+	image := ocispec.Image{Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"}, RootFS: ocispec.RootFS{Type: "layers"}}
+	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	for _, layer := range layers {
+		manifest.Layers = append(manifest.Layers, blob(ocispec.MediaTypeImageLayer, layer))
+		image.RootFS.DiffIDs = append(image.RootFS.DiffIDs, digest.FromBytes(layer))
+	}
+	manifest.Config = blob(ocispec.MediaTypeImageConfig, image)
+	d := blob(ocispec.MediaTypeImageManifest, manifest)
+	d.Annotations = map[string]string{"io.containerd.image.name": name, ocispec.AnnotationRefName: name[strings.LastIndex(name, ":")+1:]}
+	index, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{d}})
+	ok(t, err)
+	add("index.json", index)
+	add("oci-layout", fmt.Appendf(nil, `{"imageLayoutVersion":%q}`, ocispec.ImageLayoutVersion))
+	ok(t, w.Close())
+	return out.Bytes()
+}

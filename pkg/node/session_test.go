@@ -1,0 +1,69 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+// What can have lost writes is checked, and what cannot is not: a check reads every image.
+func TestSession(t *testing.T) {
+	for name, c := range map[string]struct {
+		left  func(t *testing.T, s *Session) // what the server before has done
+		doubt bool
+	}{
+		"clean end":                   {func(t *testing.T, s *Session) { ok(t, s.End()) }, false},
+		"clean end, then a boot":      {func(t *testing.T, s *Session) { ok(t, s.End()); ok(t, os.Remove(s.mark)) }, false},
+		"kill -9":                     {func(*testing.T, *Session) {}, false},
+		"power cut":                   {func(t *testing.T, s *Session) { ok(t, os.Remove(s.mark)) }, true},
+		"power cut, mark of another":  {func(t *testing.T, s *Session) { ok(t, os.WriteFile(s.mark, []byte("x"), 0o600)) }, true},
+		"torn session file":           {func(t *testing.T, s *Session) { ok(t, os.WriteFile(s.file, make([]byte, 60), 0o600)) }, true},
+		"version without sessions":    {func(t *testing.T, s *Session) { ok(t, os.Remove(s.file)) }, true},
+		"power cut, killed unchecked": {func(t *testing.T, s *Session) { ok(t, os.Remove(s.mark)); ok(t, again(s).Begin(true)) }, true},
+		"power cut, ended unchecked": {func(t *testing.T, s *Session) {
+			ok(t, os.Remove(s.mark))
+			next := again(s)
+			ok(t, next.Begin(true))
+			ok(t, next.End())
+		}, true},
+		"power cut, checked": {func(t *testing.T, s *Session) {
+			ok(t, os.Remove(s.mark))
+			next := again(s)
+			ok(t, next.Begin(true))
+			ok(t, next.Checked())
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := &Session{file: filepath.Join(dir, "agent", "session.json"), mark: filepath.Join(dir, "run", "session"), dataDir: dir}
+			ok(t, s.Begin(false))
+			if s.Doubt() {
+				t.Error("a first start doubts")
+			}
+			c.left(t, s)
+			next := again(s)
+			ok(t, next.Begin(true))
+			if next.Doubt() != c.doubt {
+				t.Errorf("doubt is %t, want %t", next.Doubt(), c.doubt)
+			}
+		})
+	}
+}
+
+func TestSessionLiesInTheRunDirectory(t *testing.T) {
+	cfg := settings(t, "-d", t.TempDir())
+	if s := NewSession(cfg); filepath.Dir(s.mark) != config.RunDir(cfg.DataDir) {
+		t.Errorf("the mark is %s, which outlives a boot", s.mark)
+	}
+}
+
+func again(s *Session) *Session { return &Session{file: s.file, mark: s.mark, dataDir: s.dataDir} }
+
+func ok(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

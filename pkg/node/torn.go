@@ -1,0 +1,177 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"k8s.io/kubernetes/pkg/kubelet/allocation/state"
+	"k8s.io/kubernetes/pkg/kubelet/checkpointmanager"
+	drastate "k8s.io/kubernetes/pkg/kubelet/cm/dra/state"
+
+	"polymesh.dev/polymesh/pkg/atomicfile"
+)
+
+// checkpoints are the kubelet's state files with a sum of their content, by upstream's types for them. Those of the CPU, the
+// memory and the device manager have sums too, of one of several formats; what is torn of them is no JSON.
+var checkpoints = map[string]func() checkpointmanager.Checkpoint{
+	"allocated_pods_state": func() checkpointmanager.Checkpoint { return &state.Checkpoint{} },
+	"actuated_pods_state":  func() checkpointmanager.Checkpoint { return &state.Checkpoint{} },
+	"dra_manager_state":    func() checkpointmanager.Checkpoint { return &drastate.Checkpoint{} },
+}
+
+// deviceCheckpoint is the device manager's file, in the kubelet's folder.
+const deviceCheckpoint = "device-plugins/kubelet_internal_checkpoint"
+
+// setTornCheckpointsAside renames the kubelet's state files below dir that cannot be read to NAME.broken-TIME. The kubelet
+// makes new ones from what runs: after a power cut, nothing does.
+func setTornCheckpointsAside(dir string, log *slog.Logger) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*_state"))
+	if err != nil {
+		return err
+	}
+	for _, path := range append(files, filepath.Join(dir, filepath.FromSlash(deviceCheckpoint))) {
+		text, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read the kubelet's state: %w", err)
+		}
+		problem := readCheckpoint(filepath.Base(path), text)
+		if problem == nil {
+			continue
+		}
+		aside, err := setAside(path)
+		if err != nil {
+			return fmt.Errorf("set a broken state file of the kubelet aside: %w", err)
+		}
+		log.Warn("a state file of the kubelet cannot be read, as after a power cut: it was set aside and the kubelet makes a new one", "file", path, "now", aside, "err", problem)
+	}
+	return nil
+}
+
+// readCheckpoint reads a state file as the kubelet does, which ends at each start when that fails ("please drain this node
+// and delete …").
+func readCheckpoint(name string, text []byte) error {
+	made, known := checkpoints[name]
+	if !known {
+		var content json.RawMessage
+		return json.Unmarshal(text, &content)
+	}
+	c := made()
+	if err := c.UnmarshalCheckpoint(text); err != nil {
+		return err
+	}
+	return c.VerifyChecksum()
+}
+
+// setAside renames a file or folder to NAME.broken-TIME and returns the new name.
+func setAside(path string) (string, error) {
+	aside := path + ".broken-" + time.Now().UTC().Format("20060102-150405")
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
+			return aside, atomicfile.Rename(path, aside)
+		}
+		aside = fmt.Sprintf("%s.broken-%s-%d", path, time.Now().UTC().Format("20060102-150405"), i)
+	}
+}
+
+// metadata are containerd's databases without which nothing of its folder can be used: what images there are, and which
+// folder is which layer.
+var metadata = []string{"io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"}
+
+// setTornMetadataAside looks at containerd's databases. One that is broken makes containerd end at every start; then all of
+// its folder is set aside, or only that database where the rest can be used without it. containerd must not run.
+func setTornMetadataAside(dir string, log *slog.Logger) error {
+	for _, name := range metadata {
+		problem := checkBolt(filepath.Join(dir, filepath.FromSlash(name)))
+		if problem == nil {
+			continue
+		}
+		aside, err := setAside(dir)
+		if err != nil {
+			return fmt.Errorf("set containerd's broken folder aside: %w", err)
+		}
+		log.Error("a database of containerd cannot be read, as after a power cut: its folder was set aside; the shipped images are imported again, others have to be (polymesh deploy, polymesh image import); remove the old folder when you miss nothing",
+			"database", name, "now", aside, "err", problem)
+		return nil
+	}
+	others, err := filepath.Glob(filepath.Join(dir, "io.containerd.*", "*.db"))
+	if err != nil {
+		return err
+	}
+	for _, path := range others {
+		problem := checkBolt(path)
+		if problem == nil {
+			continue
+		}
+		aside, err := setAside(path)
+		if err != nil {
+			return fmt.Errorf("set a broken database of containerd aside: %w", err)
+		}
+		log.Warn("a database of containerd cannot be read, as after a power cut: it was set aside", "file", path, "now", aside, "err", problem)
+	}
+	return nil
+}
+
+// checkBolt reads all pages of a database. One that is missing or empty is made by who opens it.
+func checkBolt(path string) (err error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// A page that a shortened file has not got, or an impossible offset, is a fault.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: 10 * time.Second})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return db.View(checkPages)
+}
+
+// checkPages walks the whole tree in this goroutine; bolt's own Tx.Check does so in another, where a fault ends the process.
+func checkPages(tx *bolt.Tx) error {
+	if size := tx.DB().Info().PageSize; size <= 0 {
+		return fmt.Errorf("page size %d", size)
+	}
+	return tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return checkBucket(b) })
+}
+
+func checkBucket(b *bolt.Bucket) error {
+	var last []byte
+	return b.ForEach(func(k, v []byte) error {
+		if last != nil && string(k) <= string(last) {
+			return fmt.Errorf("key %q follows %q", k, last)
+		}
+		last = append(last[:0:0], k...)
+		if v != nil {
+			// Its last byte lies on the last of its pages.
+			if len(v) > 0 {
+				_ = v[len(v)-1]
+			}
+			return nil
+		}
+		nested := b.Bucket(k)
+		if nested == nil {
+			return fmt.Errorf("bucket %q cannot be opened", k)
+		}
+		return checkBucket(nested)
+	})
+}
