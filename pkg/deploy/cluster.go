@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/kubectl/pkg/cmd/apply"
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 
 	"polymesh.dev/polymesh/pkg/project"
@@ -95,6 +97,16 @@ func (c *Cluster) apply(ctx context.Context, m *meta.RESTMapping, u *unstructure
 		options.DryRun = []string{metav1.DryRunAll}
 	}
 	return c.resource(m, u.GetNamespace()).Patch(ctx, u.GetName(), types.ApplyPatchType, data, options)
+}
+
+// remove deletes an object and waits until it is gone. It must still be the one of that UID.
+func (c *Cluster) remove(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured, uid types.UID) error {
+	policy := metav1.DeletePropagationForeground
+	err := c.resource(m, u.GetNamespace()).Delete(ctx, u.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &policy})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	return c.awaitGone(ctx, []apply.PruneObject{{Name: u.GetName(), Namespace: u.GetNamespace(), Mapping: m}})
 }
 
 // info is an object in the form that kubectl's packages take.

@@ -89,6 +89,9 @@ func (e engine) Build(ctx context.Context, ref string, source Source, log io.Wri
 	if source.Target != "" {
 		args = append(args, "--target", source.Target)
 	}
+	if source.IDFile != "" {
+		args = append(args, "--iidfile", source.IDFile)
+	}
 	for _, key := range slices.Sorted(maps.Keys(source.Args)) {
 		args = append(args, "--build-arg", key+"="+source.Args[key])
 	}
