@@ -141,7 +141,7 @@ DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can 
 // printResult says what the steps do not.
 func printResult(w io.Writer, r *deploy.Result, err error) {
 	for _, f := range r.Findings {
-		fmt.Fprintf(w, "\n%s\n", f)
+		fmt.Fprintf(w, "\n%s\n", progress.Printable(f.String()))
 	}
 	if len(r.Findings) > 0 && err != nil {
 		fmt.Fprintln(w)
@@ -149,7 +149,7 @@ func printResult(w io.Writer, r *deploy.Result, err error) {
 	if err == nil && len(r.Hosts) > 0 && !r.DryRun {
 		fmt.Fprintf(w, "\nServed by the gateway as:\n")
 		for _, host := range r.Hosts {
-			fmt.Fprintf(w, "  %s\n", host)
+			fmt.Fprintf(w, "  %s\n", progress.Printable(host))
 		}
 	}
 }

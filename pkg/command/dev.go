@@ -13,6 +13,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/deploy"
 	"polymesh.dev/polymesh/pkg/dev"
+	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
 )
 
@@ -80,7 +81,7 @@ func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Proj
 			switch {
 			case running.Err() != nil: // broken off
 			case err != nil:
-				fmt.Fprintf(out, "\n%v\nwaiting for a change\n", err)
+				fmt.Fprintf(out, "\n%s\nwaiting for a change\n", progress.Printable(err.Error()))
 			default:
 				fmt.Fprintln(out, "\nwaiting for a change")
 			}
@@ -99,6 +100,6 @@ func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Proj
 				files[i] = name
 			}
 		}
-		fmt.Fprintf(out, "\n%s changed\n", strings.Join(files, ", "))
+		fmt.Fprintf(out, "\n%s changed\n", progress.Printable(strings.Join(files, ", ")))
 	}
 }

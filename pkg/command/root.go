@@ -15,6 +15,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/payload"
+	"polymesh.dev/polymesh/pkg/progress"
 	polymesh "polymesh.dev/polymesh/pkg/version"
 )
 
@@ -41,7 +42,7 @@ func Run(args []string) int {
 	case errors.As(err, &silent):
 		return int(silent)
 	}
-	fmt.Fprintln(os.Stderr, "polymesh:", err)
+	fmt.Fprintln(os.Stderr, "polymesh:", progress.Printable(err.Error()))
 	return 1
 }
 

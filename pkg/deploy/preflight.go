@@ -82,7 +82,7 @@ func (d *deployment) checkOne(ctx context.Context, setID string, o project.Objec
 			return err
 		}
 	}
-	_, refused := d.cluster.apply(ctx, m, o.Unstructured, true)
+	refused := d.cluster.wouldApply(ctx, m, o.Unstructured)
 	d.checks.mu.Lock()
 	defer d.checks.mu.Unlock()
 	d.checks.done[o.ID()] = true

@@ -1,5 +1,6 @@
 // Package progress shows the steps of a command as kind does: a line for each, which ticks off when it is done. On a
-// terminal the running steps turn below the finished ones; elsewhere a step says when it begins and when it ends.
+// terminal the running steps turn below the finished ones; elsewhere a step says when it begins and when it ends. Names and
+// messages come from manifests and clusters, so they are shown as Printable has them.
 //
 // The commands that take a while (deploy, dev, …) make one Steps and hand it to the package that does the work.
 package progress
@@ -52,7 +53,7 @@ type Step struct {
 
 // Start begins a step. Several may be under way at once.
 func (s *Steps) Start(format string, args ...any) *Step {
-	step := &Step{steps: s, title: fmt.Sprintf(format, args...), since: time.Now()}
+	step := &Step{steps: s, title: Printable(fmt.Sprintf(format, args...)), since: time.Now()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running = append(s.running, step)
@@ -84,7 +85,7 @@ func (s *Steps) Do(title string, work func(*Step) (note string, err error)) erro
 
 // Note says what a running step is at. Without a terminal it is printed when it changes.
 func (st *Step) Note(format string, args ...any) {
-	note := fmt.Sprintf(format, args...)
+	note := Printable(fmt.Sprintf(format, args...))
 	s := st.steps
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,7 +99,9 @@ func (st *Step) Note(format string, args ...any) {
 }
 
 // Done ends a step that worked. The note is what came of it, and may be empty.
-func (st *Step) Done(format string, args ...any) { st.end("✓", fmt.Sprintf(format, args...)) }
+func (st *Step) Done(format string, args ...any) {
+	st.end("✓", Printable(fmt.Sprintf(format, args...)))
+}
 
 // Fail ends a step that did not work. The error itself is the caller's to print.
 func (st *Step) Fail() { st.end("✗", "") }
@@ -134,7 +137,7 @@ func (st *Step) end(mark, note string) {
 func (s *Steps) Print(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	line := fmt.Sprintf(format, args...) + "\n"
+	line := Printable(fmt.Sprintf(format, args...)) + "\n"
 	switch {
 	case s.out == nil:
 	case s.width == nil:
