@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -44,13 +45,13 @@ func (d *deployment) check(ctx context.Context) error {
 			missing[o.GetNamespace()] = d.isNew(ctx, o.GetNamespace())
 		}
 	}
-	refused := make([]error, len(d.objects))
+	objects := slices.DeleteFunc(slices.Clone(d.objects), func(o project.Object) bool {
+		return d.checks.done[o.ID()] || missing[o.GetNamespace()]
+	})
+	refused := make([]error, len(objects))
 	var g errgroup.Group
 	g.SetLimit(parallelChecks)
-	for i, o := range d.objects {
-		if d.checks.done[o.ID()] || missing[o.GetNamespace()] {
-			continue
-		}
+	for i, o := range objects {
 		g.Go(func() error {
 			refused[i] = d.checkOne(ctx, set.ID(), o)
 			return nil
