@@ -47,6 +47,7 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 	settings := cmd.Flags().StringSlice("build-settings", nil, "package managers whose settings on this machine, passwords included, builds see: "+strings.Join(image.Clients(), ", "))
 	complete(cmd, "build-network", image.Networks())
 	complete(cmd, "build-settings", image.Clients())
+	adoptFlag(cmd, &o.Adopt)
 	signKey := cmd.Flags().String("sign-key", "", "sign the images with this private key: a file, or env://NAME (see polymesh image keygen)")
 	cmd.Flags().StringVar(&o.SBOM, "sbom", "", "write what each image is made of into this folder (CycloneDX)")
 	_ = cmd.MarkFlagDirname("sbom")
@@ -115,6 +116,10 @@ func buildOptions(p *project.Project, network string, settings []string) error {
 	return nil
 }
 
+func adoptFlag(cmd *cobra.Command, adopt *bool) {
+	cmd.Flags().BoolVar(adopt, "adopt", false, "take over a project of this name, or objects, that were deployed from elsewhere")
+}
+
 func newDeploy() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
@@ -136,6 +141,7 @@ DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can 
 	diff := cmd.Flags().Bool("diff", false, "show what would change, line by line; build and change nothing. Exit code 1 if something would")
 	rebuild := cmd.Flags().Bool("rebuild", false, "build images although they are there")
 	wait := cmd.Flags().Bool("wait", true, "wait until the pods are ready")
+	volumes := cmd.Flags().Bool("prune-volumes", false, "delete volumes, and the data in them, that are no longer in the manifests")
 	outputFlag(cmd, &output)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := checkOutput(output); err != nil {
@@ -146,6 +152,7 @@ DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can 
 			return err
 		}
 		o.DryRun, o.Diff, o.Rebuild, o.Wait = *dryRun, *diff, *rebuild, *wait
+		o.Volumes = *volumes
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
 		result, err := deploy.Run(ctx, o)
@@ -201,7 +208,8 @@ func newUndeploy() *cobra.Command {
 		Use:   "undeploy [DIR]",
 		Short: "Take away what deploy has brought to the cluster",
 		Long: `Undeploy removes every object that ` + "`polymesh deploy`" + ` of the project in DIR has applied, as the cluster remembers them,
-not as the manifests are now. Other things in the namespace stay, and so does the namespace itself.`,
+not as the manifests are now. Volumes stay, with the data in them (--prune-volumes), and so do other things in the namespace and
+the namespace itself.`,
 		Example:           "  polymesh undeploy\n  polymesh undeploy shop --delete-namespace",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completeDir,
@@ -209,6 +217,9 @@ not as the manifests are now. Other things in the namespace stay, and so does th
 	flags := clusterFlags(cmd)
 	namespace := cmd.Flags().Bool("delete-namespace", false, "remove the namespace too, with all that is in it")
 	dryRun := cmd.Flags().Bool("dry-run", false, "only say what would be removed")
+	volumes := cmd.Flags().Bool("prune-volumes", false, "delete volumes, too, and the data in them")
+	var adopt bool
+	adoptFlag(cmd, &adopt)
 	outputFlag(cmd, &output)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := checkOutput(output); err != nil {
@@ -227,13 +238,16 @@ not as the manifests are now. Other things in the namespace stay, and so does th
 		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
-		removed, err := deploy.Remove(ctx, deploy.Options{Project: p, Cluster: flags, DryRun: *dryRun, Steps: progress.New(cmd.ErrOrStderr())}, *namespace)
+		removed, err := deploy.Remove(ctx, deploy.Options{Project: p, Cluster: flags, DryRun: *dryRun, Adopt: adopt, Volumes: *volumes, Steps: progress.New(cmd.ErrOrStderr())}, *namespace)
 		if done, printErr := printAs(cmd.OutOrStdout(), output, removed); done {
 			return errors.Join(err, printErr)
 		}
 		if *dryRun {
 			for _, id := range removed.Objects {
 				fmt.Fprintln(cmd.OutOrStdout(), id)
+			}
+			for _, l := range removed.Left {
+				fmt.Fprintf(cmd.ErrOrStderr(), "left: %s (%s)\n", l.ID, l.Why)
 			}
 		}
 		return interrupted(err)

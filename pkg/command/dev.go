@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -38,7 +37,7 @@ what it has deployed stays (polymesh undeploy takes it away).`,
 		o.Wait = true
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
-		w, err := dev.Watch(watched(o.Project)...)
+		w, err := dev.Watch(watched(o.Project.Dir))
 		if err != nil {
 			return err
 		}
@@ -58,24 +57,17 @@ what it has deployed stays (polymesh undeploy takes it away).`,
 	return cmd
 }
 
-// watched are the files and folders of a project.
-func watched(p *project.Project) []string {
-	var paths []string
-	for _, s := range p.Services {
-		paths = append(paths, p.Path(s.Context))
+// watched lists what a deploy of the project reads. The project is loaded each time: polymesh.yaml, and which services there
+// are, may be what changed.
+func watched(dir string) dev.List {
+	return func(visit func(path string)) error {
+		visit(filepath.Join(dir, project.File))
+		p, err := project.Load(dir)
+		if err != nil {
+			return err
+		}
+		return deploy.Inputs(p, visit)
 	}
-	for _, m := range p.Manifests {
-		paths = append(paths, p.Path(m))
-	}
-	if file := p.Path(project.File); fileExists(file) {
-		paths = append(paths, file)
-	}
-	return paths
-}
-
-func fileExists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 // develop runs once, and again after each change, until ctx ends. A change ends a run that is under way.

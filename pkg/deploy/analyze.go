@@ -3,6 +3,7 @@ package deploy
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -34,7 +35,12 @@ func (d *deployment) analyze(ctx context.Context) error {
 	}
 	return d.Steps.Do("check the manifests", func(*progress.Step) (string, error) {
 		if err := d.askIstio(ctx); err != nil {
-			return "", fmt.Errorf("check the manifests: %w", err)
+			if ctx.Err() != nil {
+				return "", context.Cause(ctx)
+			}
+			// What Istio's reader cannot take, the API server may; and if not, it says so better.
+			d.result.Findings = append(d.result.Findings, diagnose.Finding{Reason: diagnose.Istio, Object: "project " + d.Project.Name,
+				Message: "Istio's checks did not look at all of it: " + readable(err.Error()), Advice: "nothing, if it is deployed all the same"})
 		}
 		plain, err := d.plainText(ctx)
 		if err != nil {
@@ -69,20 +75,19 @@ func (d *deployment) askIstio(ctx context.Context) error {
 		readers = append(readers, local.ReaderSource{Name: name, Reader: bytes.NewReader(text)})
 	}
 	// AddReaderKubeSource would leave Services and pods out, which are in the manifests and not yet in the cluster.
-	if err := analyzer.AddTestReaderKubeSource(readers); err != nil {
-		return err
-	}
+	// It takes what it can read; the error is about the rest.
+	unread := analyzer.AddTestReaderKubeSource(readers)
 	// The analyzers end with a channel.
 	found, err := analyzer.Analyze(ctx.Done())
 	if err != nil {
-		return err
+		return errors.Join(unread, err)
 	}
 	for _, m := range found.Messages {
 		if finding, ok := d.fromAnalyzer(m, found.Messages); ok {
 			d.result.Findings = append(d.result.Findings, finding)
 		}
 	}
-	return nil
+	return unread
 }
 
 // files are the files of the manifests.

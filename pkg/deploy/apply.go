@@ -2,7 +2,6 @@ package deploy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -45,6 +44,10 @@ func (d *deployment) applyObjects(ctx context.Context) error {
 				return "", err
 			}
 		}
+		// Their namespaces and types are there now.
+		if err := d.check(ctx); err != nil {
+			return "", err
+		}
 		if err := d.openSet(ctx, d.objects[first:]); err != nil {
 			return "", err
 		}
@@ -53,7 +56,11 @@ func (d *deployment) applyObjects(ctx context.Context) error {
 				return "", err
 			}
 		}
-		return fmt.Sprintf("%d created, %d changed, %d unchanged", counts[Created], counts[Changed], counts[Unchanged]), nil
+		said := fmt.Sprintf("%d created, %d changed, %d unchanged", counts[Created], counts[Changed], counts[Unchanged])
+		if n := counts[Replaced]; n > 0 {
+			said += fmt.Sprintf(", %d replaced", n)
+		}
+		return said, nil
 	})
 }
 
@@ -79,6 +86,16 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 		d.note(o, Created, counts)
 		return d.showDiff(o, nil, o.Unstructured)
 	}
+	uid, replace := d.checks.replace[o.ID()]
+	if replace && d.dry {
+		d.note(o, Replaced, counts)
+		return d.showDiff(o, live, o.Unstructured)
+	}
+	if replace && live != nil {
+		if err := d.cluster.remove(ctx, m, live, uid); err != nil {
+			return fmt.Errorf("%s: replace %s: %w", o.At(), o.ID(), err)
+		}
+	}
 	var applied *unstructured.Unstructured
 	var refused error
 	// istiod's webhook checks what is applied, and may still be starting.
@@ -99,6 +116,8 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 	}
 	action := Unchanged
 	switch {
+	case replace:
+		action = Replaced
 	case live == nil:
 		action = Created
 	case changed(live, applied):
@@ -122,34 +141,6 @@ func (d *deployment) note(o project.Object, action Action, counts map[Action]int
 
 func webhookSilent(err error) bool {
 	return apierrors.IsInternalError(err) && strings.Contains(err.Error(), "failed calling webhook") && !strings.Contains(err.Error(), "denied the request")
-}
-
-// explainApply puts the place in the manifest before what the API server says.
-func (d *deployment) explainApply(o project.Object, err error) error {
-	at := o.At()
-	var status apierrors.APIStatus
-	if errors.As(err, &status) {
-		if details := status.Status().Details; details != nil {
-			for _, cause := range details.Causes {
-				if cause.Field != "" {
-					at = o.At(fieldPath(cause.Field)...)
-					break
-				}
-			}
-		}
-	}
-	if at == "" {
-		return fmt.Errorf("apply %s: %w", o.ID(), err)
-	}
-	if apierrors.IsInvalid(err) && strings.Contains(err.Error(), "field is immutable") {
-		return fmt.Errorf("%s: apply %s: %w\nThis field cannot be changed in place: delete the object first (kubectl delete %s), or give the new one another name", at, o.ID(), err, o.ID())
-	}
-	return fmt.Errorf("%s: apply %s: %w", at, o.ID(), err)
-}
-
-// fieldPath splits the API server's "spec.template.spec.containers[0].image" into its parts.
-func fieldPath(field string) []string {
-	return strings.FieldsFunc(field, func(r rune) bool { return r == '.' || r == '[' || r == ']' })
 }
 
 // changed compares what the object was with what it is or would be, less what the API server counts.

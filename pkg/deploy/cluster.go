@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/kubectl/pkg/cmd/apply"
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 
 	"polymesh.dev/polymesh/pkg/project"
@@ -26,6 +28,8 @@ type Cluster struct {
 	rest    *rest.Config
 	Client  kubernetes.Interface
 	Dynamic dynamic.Interface
+	// silent is Dynamic without the API server's warnings, for what is asked before it is done.
+	silent  dynamic.Interface
 	mapper  meta.RESTMapper
 	factory cmdutil.Factory
 	Istio   bool
@@ -56,6 +60,11 @@ func Connect(flags *genericclioptions.ConfigFlags) (*Cluster, error) {
 	if c.Dynamic, err = dynamic.NewForConfig(c.rest); err != nil {
 		return nil, err
 	}
+	silent := rest.CopyConfig(c.rest)
+	silent.WarningHandler = rest.NoWarnings{}
+	if c.silent, err = dynamic.NewForConfig(silent); err != nil {
+		return nil, err
+	}
 	if _, err := c.Client.Discovery().ServerVersion(); err != nil {
 		return nil, fmt.Errorf("the cluster at %s does not answer: %w (is `polymesh server` running? `polymesh status` says so)", c.rest.Host, err)
 	}
@@ -82,15 +91,29 @@ func (c *Cluster) mapping(o project.Object) (*meta.RESTMapping, error) {
 }
 
 func (c *Cluster) resource(m *meta.RESTMapping, namespace string) dynamic.ResourceInterface {
+	return resourceOf(c.Dynamic, m, namespace)
+}
+
+func resourceOf(client dynamic.Interface, m *meta.RESTMapping, namespace string) dynamic.ResourceInterface {
 	if !scoped(m) {
-		return c.Dynamic.Resource(m.Resource)
+		return client.Resource(m.Resource)
 	}
-	return c.Dynamic.Resource(m.Resource).Namespace(namespace)
+	return client.Resource(m.Resource).Namespace(namespace)
 }
 
 // apply is a server-side apply. The manifests are the truth: a field that somebody else set meanwhile (kubectl edit, kubectl
 // set image) is taken back, as with every deploy command of this kind.
 func (c *Cluster) apply(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured, dry bool) (*unstructured.Unstructured, error) {
+	return serverSideApply(ctx, c.resource(m, u.GetNamespace()), u, dry)
+}
+
+// wouldApply is a dry run of apply that shows no warnings.
+func (c *Cluster) wouldApply(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured) error {
+	_, err := serverSideApply(ctx, resourceOf(c.silent, m, u.GetNamespace()), u, true)
+	return err
+}
+
+func serverSideApply(ctx context.Context, r dynamic.ResourceInterface, u *unstructured.Unstructured, dry bool) (*unstructured.Unstructured, error) {
 	data, err := u.MarshalJSON()
 	if err != nil {
 		return nil, err
@@ -100,7 +123,17 @@ func (c *Cluster) apply(ctx context.Context, m *meta.RESTMapping, u *unstructure
 	if dry {
 		options.DryRun = []string{metav1.DryRunAll}
 	}
-	return c.resource(m, u.GetNamespace()).Patch(ctx, u.GetName(), types.ApplyPatchType, data, options)
+	return r.Patch(ctx, u.GetName(), types.ApplyPatchType, data, options)
+}
+
+// remove deletes an object and waits until it is gone. It must still be the one of that UID.
+func (c *Cluster) remove(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured, uid types.UID) error {
+	policy := metav1.DeletePropagationForeground
+	err := c.resource(m, u.GetNamespace()).Delete(ctx, u.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &policy})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	return c.awaitGone(ctx, []apply.PruneObject{{Name: u.GetName(), Namespace: u.GetNamespace(), Mapping: m}})
 }
 
 // info is an object in the form that kubectl's packages take.

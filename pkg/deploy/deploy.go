@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
 	"polymesh.dev/polymesh/pkg/diagnose"
@@ -47,6 +49,10 @@ type Options struct {
 	RegistryDir string
 	// DryRun asks the API server what it would do, and builds nothing. Diff is a dry run that shows the changes on Out.
 	DryRun, Diff bool
+	// Adopt takes over a project of this name, or objects, that are deployed from elsewhere.
+	Adopt bool
+	// Volumes lets what holds data be deleted, too.
+	Volumes bool
 	// Wait is off when nobody wants to know whether the pods become ready.
 	Wait bool
 	// Allowed is asked before anything is built or changed, with the objects of the manifests; its error ends the deploy.
@@ -58,13 +64,15 @@ type Options struct {
 
 // Result is what was done, for programs.
 type Result struct {
-	Project   string             `json:"project"`
-	Namespace string             `json:"namespace"`
-	DryRun    bool               `json:"dryRun,omitempty"`
-	Images    []Image            `json:"images,omitempty"`
-	Objects   []Change           `json:"objects"`
-	Findings  []diagnose.Finding `json:"findings,omitempty"`
-	Hosts     []string           `json:"hosts,omitempty"`
+	Project   string   `json:"project"`
+	Namespace string   `json:"namespace"`
+	DryRun    bool     `json:"dryRun,omitempty"`
+	Images    []Image  `json:"images,omitempty"`
+	Objects   []Change `json:"objects"`
+	// Left are members of the project that the manifests no longer have and that were not deleted.
+	Left     []Left             `json:"left,omitempty"`
+	Findings []diagnose.Finding `json:"findings,omitempty"`
+	Hosts    []string           `json:"hosts,omitempty"`
 }
 
 // Image is what became of a service's image.
@@ -77,6 +85,8 @@ type Image struct {
 	Digest string `json:"digest,omitempty"`
 	// SBOM is the file of its bill of materials.
 	SBOM string `json:"sbom,omitempty"`
+	// id is that of what this run has built.
+	id digest.Digest
 }
 
 // Action is what happened to an object.
@@ -87,7 +97,9 @@ const (
 	Created   Action = "created"
 	Changed   Action = "changed"
 	Unchanged Action = "unchanged"
-	Pruned    Action = "pruned"
+	// Replaced is a Job that had ended: what it runs cannot be changed, so it was deleted and made again.
+	Replaced Action = "replaced"
+	Pruned   Action = "pruned"
 )
 
 // Change is what happened to one object.
@@ -102,14 +114,17 @@ var ErrNotReady = errors.New("not every workload is ready")
 
 // Run deploys. The result is valid as far as it goes also with an error.
 func Run(ctx context.Context, o Options) (*Result, error) {
-	d := &deployment{Options: o, dry: o.DryRun || o.Diff, result: &Result{}}
+	d := newDeployment(o)
 	for _, step := range []func(context.Context) error{
 		d.read,
 		d.connect,
+		d.identify,
 		d.complete,
 		d.allowed,
-		d.buildImages,
+		d.nameImages,
 		d.analyze,
+		d.check,
+		d.buildImages,
 		d.applyObjects,
 		d.prune,
 		d.awaitReady,
@@ -127,11 +142,19 @@ type deployment struct {
 	Options
 	dry     bool
 	cluster *Cluster
+	origin  project.Origin
+	taken   bool // over, from another origin
 	objects []project.Object
-	built   map[string]image.Ref // by service
+	images  []job // what is built
+	checks  checks
 	set     *set
 	result  *Result
 	warnings
+}
+
+func newDeployment(o Options) *deployment {
+	return &deployment{Options: o, dry: o.DryRun || o.Diff, result: &Result{},
+		checks: checks{done: map[string]bool{}, replace: map[string]types.UID{}}}
 }
 
 // read reads the manifests and refuses what can be refused without a cluster.

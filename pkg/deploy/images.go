@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
@@ -27,26 +28,34 @@ import (
 // parallelBuilds is how many images are built at once: each build is a compiler that takes all cores.
 const parallelBuilds = 2
 
-// buildImages builds and moves the images that changed, and puts their names into the manifests.
-func (d *deployment) buildImages(ctx context.Context) error {
-	d.built = map[string]image.Ref{}
-	type job struct {
-		service project.Service
-		source  image.Source
-		ref     image.Ref
+// job is an image that is built of a service.
+type job struct {
+	service project.Service
+	source  image.Source
+	ref     image.Ref
+}
+
+// source is what a service's image is built of.
+func source(p *project.Project, s project.Service) image.Source {
+	source := image.Source{Context: p.Path(s.Context), Dockerfile: s.Dockerfile, Target: s.Target, Args: s.Args, Network: s.Network, Settings: s.Settings}
+	for _, mount := range s.Mounts {
+		source.Mounts = append(source.Mounts, p.Path(mount))
 	}
-	var jobs []job
+	return source
+}
+
+// nameImages puts the names of the images into the manifests. They say what the images are built of, so that nothing need be
+// built yet.
+func (d *deployment) nameImages(context.Context) error {
+	named := map[string]image.Ref{}
 	for _, c := range containers(d.objects) {
 		s, ok := d.serviceOf(c.image)
 		if !ok {
 			continue
 		}
-		ref, ok := d.built[s.Name]
+		ref, ok := named[s.Name]
 		if !ok {
-			source := image.Source{Context: filepath.Join(d.Project.Dir, s.Context), Dockerfile: s.Dockerfile, Target: s.Target, Args: s.Args, Network: s.Network, Settings: s.Settings}
-			for _, mount := range s.Mounts {
-				source.Mounts = append(source.Mounts, d.Project.Path(mount))
-			}
+			source := source(d.Project, s)
 			fingerprint, err := source.Fingerprint()
 			if err != nil {
 				return fmt.Errorf("service %s: %w", s.Name, err)
@@ -54,11 +63,17 @@ func (d *deployment) buildImages(ctx context.Context) error {
 			if ref, err = image.Name(c.image, d.Project.Registry, fingerprint); err != nil {
 				return fmt.Errorf("service %s: %w", s.Name, err)
 			}
-			d.built[s.Name] = ref
-			jobs = append(jobs, job{s, source, ref})
+			named[s.Name] = ref
+			d.images = append(d.images, job{s, source, ref})
 		}
 		c.content["image"] = ref.Short
 	}
+	return nil
+}
+
+// buildImages builds and moves the images that changed.
+func (d *deployment) buildImages(ctx context.Context) error {
+	jobs := d.images
 	if len(jobs) == 0 || d.dry {
 		for _, j := range jobs {
 			d.result.Images = append(d.result.Images, Image{Service: j.service.Name, Ref: j.ref.Short})
@@ -91,12 +106,8 @@ func (d *deployment) buildImages(ctx context.Context) error {
 	for i, j := range jobs {
 		g.Go(func() error {
 			return d.Steps.Do("image "+j.ref.Short, func(step *progress.Step) (string, error) {
-				out, err := m.bring(ctx, j.source, j.ref, d.Rebuild, func(note string) { step.Note("%s", note) })
+				out, err := d.provide(ctx, m, j, step)
 				if err != nil {
-					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
-				}
-				out.Service, out.Ref = j.service.Name, j.ref.Short
-				if err := d.attest(ctx, m, j.ref, &out, step); err != nil {
 					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 				}
 				d.result.Images[i] = out
@@ -124,35 +135,72 @@ func (i Image) said(registry bool) string {
 	return strings.Join(said, ", ")
 }
 
-// attest signs an image where it now is, and writes down what it is made of. It does so for images that are unchanged,
-// too: they may be of a deploy without.
-func (d *deployment) attest(ctx context.Context, m mover, ref image.Ref, out *Image, step *progress.Step) error {
+// provide brings an image to where nodes get it, signs it there, and writes down what it is made of.
+func (d *deployment) provide(ctx context.Context, m mover, j job, step *progress.Step) (Image, error) {
+	note := func(note string) { step.Note("%s", note) }
+	var place signature.Place
+	if d.Signer != nil {
+		var err error
+		if place, err = d.place(m); err != nil {
+			return Image{}, err
+		}
+	}
+	out, err := m.bring(ctx, j.source, j.ref, d.Rebuild, note)
+	if err != nil {
+		return out, err
+	}
+	if d.Signer != nil && !out.Built {
+		// What was there under this name may be anybody's: only what has this key's signature counts as it is.
+		signed, err := d.Signer.Public().Verify(ctx, j.ref.Full, place)
+		switch {
+		case err == nil:
+			out.Digest = signed.Digest.String()
+		case errors.Is(err, signature.ErrUnsigned):
+			note("building, as what is there is not signed with this key")
+			if out, err = m.bring(ctx, j.source, j.ref, true, note); err != nil {
+				return out, err
+			}
+		default:
+			return out, err
+		}
+	}
+	out.Service, out.Ref = j.service.Name, j.ref.Short
 	if d.SBOM != "" {
-		out.SBOM = filepath.Join(d.SBOM, sbomName(out.Service, ref.Short))
+		out.SBOM = filepath.Join(d.SBOM, sbomName(out.Service, j.ref.Short))
 		if _, err := os.Stat(out.SBOM); err != nil || out.Built {
-			step.Note("listing what it is made of")
-			if err := d.writeSBOM(ctx, m, ref, out.SBOM); err != nil {
-				return err
+			note("listing what it is made of")
+			if err := d.writeSBOM(ctx, m, j.ref, out.SBOM); err != nil {
+				return out, err
 			}
 		}
 	}
-	if d.Signer == nil {
-		return nil
+	if d.Signer == nil || out.Digest != "" {
+		return out, nil
 	}
-	step.Note("signing")
-	var place signature.Place
-	if m.registry {
-		logins, err := signature.UserLogins()
-		if err != nil {
-			return err
-		}
-		place = signature.NewRegistry(d.RegistryDir, logins)
-	} else {
-		place = m.store.Signatures()
+	note("signing")
+	stored, config, err := signature.Stored(ctx, j.ref.Full, place)
+	if err != nil {
+		return out, err
 	}
-	signed, _, err := signature.Sign(ctx, d.Signer, ref.Full, place)
+	// Between the build and now, the name may have got another image.
+	if out.id == "" || config != out.id && stored.Digest != out.id {
+		return out, fmt.Errorf("%s in %s is not the image that was built (%s): it is not signed", stored, place, out.id)
+	}
+	signed, _, err := signature.Sign(ctx, d.Signer, stored.String(), place)
 	out.Digest = signed.Digest.String()
-	return err
+	return out, err
+}
+
+// place is where images and their signatures are.
+func (d *deployment) place(m mover) (signature.Place, error) {
+	if !m.registry {
+		return m.store.Signatures(), nil
+	}
+	logins, err := signature.UserLogins()
+	if err != nil {
+		return nil, err
+	}
+	return signature.NewRegistry(d.RegistryDir, logins), nil
 }
 
 // sbomName has the tag in it, and so the hash of what the image was built of: one that is there is of this image.
@@ -209,7 +257,7 @@ func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, re
 			return out, err
 		}
 		note("building with " + e.Name())
-		if err := e.Build(ctx, ref.Full, source, io.Discard); err != nil {
+		if out.id, err = build(ctx, e, ref, source); err != nil {
 			return out, err
 		}
 		out.Built = true
@@ -230,6 +278,28 @@ func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, re
 		return out, err
 	}
 	return out, m.store.Import(ctx, archive, nil)
+}
+
+// build builds an image and returns its id, as the program that built it says.
+func build(ctx context.Context, e image.Engine, ref image.Ref, source image.Source) (digest.Digest, error) {
+	dir, err := os.MkdirTemp("", "polymesh-build-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	source.IDFile = filepath.Join(dir, "id")
+	if err := e.Build(ctx, ref.Full, source, io.Discard); err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(source.IDFile)
+	if err != nil {
+		return "", fmt.Errorf("read the id of what %s has built: %w", e.Name(), err)
+	}
+	id := digest.Digest(strings.TrimSpace(string(text)))
+	if err := id.Validate(); err != nil {
+		return "", fmt.Errorf("read the id of what %s has built: %q: %w", e.Name(), id, err)
+	}
+	return id, nil
 }
 
 // imagePullAlways are containers that would ask a registry for an image that only this node has.

@@ -13,16 +13,20 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/kubectl/pkg/cmd/apply"
 
 	"polymesh.dev/polymesh/pkg/project"
 )
 
 var (
-	namespaceKind  = schema.GroupKind{Kind: "Namespace"}
-	secretKind     = schema.GroupKind{Kind: "Secret"}
-	definitionKind = schema.GroupKind{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}
-	autoscalerKind = schema.GroupKind{Group: "autoscaling", Kind: "HorizontalPodAutoscaler"}
-	virtualService = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
+	namespaceKind   = schema.GroupKind{Kind: "Namespace"}
+	secretKind      = schema.GroupKind{Kind: "Secret"}
+	claimKind       = schema.GroupKind{Kind: "PersistentVolumeClaim"}
+	volumeKind      = schema.GroupKind{Kind: "PersistentVolume"}
+	definitionKind  = schema.GroupKind{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}
+	autoscalerKind  = schema.GroupKind{Group: "autoscaling", Kind: "HorizontalPodAutoscaler"}
+	statefulSetKind = schema.GroupKind{Group: "apps", Kind: "StatefulSet"}
+	virtualService  = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 )
 
 // order is the order in which kinds are applied. A kind that nobody lists comes with the workloads. A route comes last, so
@@ -67,6 +71,9 @@ func (d *deployment) complete(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := project.Unique(d.objects); err != nil {
+		return err
+	}
 	d.leaveReplicas()
 	return nil
 }
@@ -110,6 +117,10 @@ func injects(labels map[string]string) bool {
 // secrets makes the Secrets of polymesh.yaml. A value that is not to be had here is no error where the cluster has it
 // already: whoever deploys next need not know every password.
 func (d *deployment) secrets(ctx context.Context) ([]project.Object, error) {
+	set, err := newSet(d.cluster, d.Project)
+	if err != nil {
+		return nil, err
+	}
 	var out []project.Object
 	for _, s := range d.Project.Secrets {
 		data := map[string]any{}
@@ -139,6 +150,9 @@ func (d *deployment) secrets(ctx context.Context) ([]project.Object, error) {
 			}
 			if err != nil {
 				return nil, fmt.Errorf("read secret %s: %w", s.Name, err)
+			}
+			if len(missing) == len(s.Data) && live.Labels[apply.ApplysetPartOfLabel] != set.ID() {
+				continue // made by hand: it is not ours to keep, or to remove
 			}
 			// What is not applied again would be taken away.
 			for key := range s.Data {

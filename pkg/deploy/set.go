@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -27,11 +28,15 @@ import (
 // members: pruning one would take with it what others put there.
 type set struct {
 	*apply.ApplySet
+	parent  *apply.ApplySetParentRef
 	visited sets.Set[types.UID]
 }
 
+// parentPrefix comes before the project's name in the name of the Secret that holds the set.
+const parentPrefix = "polymesh-"
+
 // parentName is the name of the Secret that holds the set.
-func parentName(p *project.Project) string { return "polymesh-" + p.Name }
+func parentName(p *project.Project) string { return parentPrefix + p.Name }
 
 func newSet(c *Cluster, p *project.Project) (*set, error) {
 	m, err := c.mapper.RESTMapping(secretKind, "v1")
@@ -44,6 +49,7 @@ func newSet(c *Cluster, p *project.Project) (*set, error) {
 	}
 	parent := &apply.ApplySetParentRef{Name: parentName(p), Namespace: p.Namespace, RESTMapping: m}
 	return &set{
+		parent:   parent,
 		ApplySet: apply.NewApplySet(parent, apply.ApplySetTooling{Name: fieldManager, Version: version.Version}, c.mapper, client),
 		visited:  sets.New[types.UID](),
 	}, nil
@@ -84,6 +90,11 @@ func (d *deployment) openSet(ctx context.Context, objects []project.Object) erro
 	if err := s.AddLabels(infos...); err != nil {
 		return err
 	}
+	if !d.dry {
+		if err := d.claim(ctx, s); err != nil {
+			return err
+		}
+	}
 	if err := s.BeforeApply(infos, d.strategy(), metav1.FieldValidationStrict); err != nil {
 		return fmt.Errorf("record the project in %s: %w", d.Project.Namespace, err)
 	}
@@ -91,14 +102,43 @@ func (d *deployment) openSet(ctx context.Context, objects []project.Object) erro
 	return nil
 }
 
+// Left is a member of the set that was not deleted although the manifests do not have it, and why.
+type Left struct {
+	ID  string `json:"object"`
+	Why string `json:"why"`
+}
+
+// Why something is left.
+const (
+	holdsData  = "it holds data"
+	notApplied = "it has the project's label, but deploy did not make it"
+	justTaken  = "the project was taken over just now"
+)
+
 // prune removes what the project had and the manifests no longer have.
 func (d *deployment) prune(ctx context.Context) error {
 	if d.set == nil {
 		return nil
 	}
-	gone, err := d.set.FindAllObjectsToPrune(ctx, d.cluster.Dynamic, d.set.visited)
+	gone, left, err := d.set.members(ctx, d.cluster, d.Volumes)
 	if err != nil {
 		return fmt.Errorf("look for what is no longer in the manifests: %w", err)
+	}
+	if d.taken {
+		// Whose they were may be wrong, and here is where it would show. The next deploy removes them.
+		for _, o := range gone {
+			left = append(left, leftObject{o, justTaken})
+		}
+		gone = nil
+	}
+	if err := d.set.keep(d.cluster, left, d.strategy()); err != nil {
+		return err
+	}
+	d.result.Left = leftOf(left)
+	if len(left) > 0 {
+		if err := d.Steps.Do("left, though no longer in the manifests", func(*progress.Step) (string, error) { return saidLeft(d.result.Left), nil }); err != nil {
+			return err
+		}
 	}
 	if len(gone) == 0 && d.dry {
 		return nil
@@ -113,6 +153,107 @@ func (d *deployment) prune(ctx context.Context) error {
 	return d.Steps.Do("remove what is no longer in the manifests", func(*progress.Step) (string, error) {
 		return strings.Join(names, ", "), d.set.close(ctx, d.cluster, d.strategy())
 	})
+}
+
+// leftObject is an object with why it is left.
+type leftObject struct {
+	apply.PruneObject
+	why string
+}
+
+func leftOf(objects []leftObject) []Left {
+	var out []Left
+	for _, o := range objects {
+		out = append(out, Left{ID: idOf(o.PruneObject), Why: o.why})
+	}
+	slices.SortFunc(out, func(a, b Left) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+func saidLeft(left []Left) string {
+	var said []string
+	for _, l := range left {
+		said = append(said, l.ID+" ("+l.Why+")")
+	}
+	text := strings.Join(said, ", ")
+	if slices.ContainsFunc(left, func(l Left) bool { return l.Why == holdsData }) {
+		text += "; --prune-volumes deletes what holds data"
+	}
+	return text
+}
+
+// members are what the set has in the cluster and what was not visited: what may be deleted, and what must stay. Objects that
+// a controller made, with labels that it copied, are neither: they go with their owner.
+func (s *set) members(ctx context.Context, c *Cluster, volumes bool) (gone []apply.PruneObject, left []leftObject, err error) {
+	found, err := s.FindAllObjectsToPrune(ctx, c.Dynamic, s.visited)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, o := range found {
+		u, err := meta.Accessor(o.Object)
+		if err != nil {
+			return nil, nil, err
+		}
+		switch {
+		case metav1.GetControllerOf(u) != nil:
+			s.visited.Insert(u.GetUID())
+		case !applied(u):
+			left = append(left, leftObject{o, notApplied})
+		case !volumes && hasData(o):
+			left = append(left, leftObject{o, holdsData})
+		default:
+			gone = append(gone, o)
+		}
+	}
+	return gone, left, nil
+}
+
+// applied reports whether deploy has applied an object. A label alone is no proof: it is copied with the rest of an object,
+// by `kubectl get -o yaml` and `kubectl apply`, and by controllers.
+func applied(u metav1.Object) bool {
+	return slices.ContainsFunc(u.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
+		return f.Manager == fieldManager && f.Operation == metav1.ManagedFieldsOperationApply
+	})
+}
+
+// hasData reports whether data goes with an object: a volume or a claim to one, or a StatefulSet that takes its claims along.
+func hasData(o apply.PruneObject) bool {
+	switch o.Mapping.GroupVersionKind.GroupKind() {
+	case claimKind, volumeKind:
+		return true
+	case statefulSetKind:
+		u, ok := o.Object.(*unstructured.Unstructured)
+		if !ok {
+			return true
+		}
+		policy, _, _ := unstructured.NestedString(u.Object, "spec", "persistentVolumeClaimRetentionPolicy", "whenDeleted")
+		return policy == "Delete"
+	}
+	return false
+}
+
+// keep makes sure that close does not delete these, and that the set goes on to list their kinds and namespaces.
+func (s *set) keep(c *Cluster, left []leftObject, strategy cmdutil.DryRunStrategy) error {
+	if len(left) == 0 {
+		return nil
+	}
+	var infos []*resource.Info
+	for _, o := range left {
+		u, ok := o.Object.(*unstructured.Unstructured)
+		if !ok {
+			return fmt.Errorf("%s is a %T", idOf(o.PruneObject), o.Object)
+		}
+		s.visited.Insert(u.GetUID())
+		info, err := c.info(o.Mapping, u)
+		if err != nil {
+			return err
+		}
+		infos = append(infos, info)
+	}
+	if err := s.BeforeApply(infos, strategy, metav1.FieldValidationStrict); err != nil {
+		return fmt.Errorf("record what is left: %w", err)
+	}
+	return nil
 }
 
 func idOf(o apply.PruneObject) string {
@@ -151,10 +292,13 @@ type Removal struct {
 	Project   string   `json:"project"`
 	Namespace string   `json:"namespace"`
 	Objects   []string `json:"objects"`
+	// Left are objects of the project that were not deleted.
+	Left []Left `json:"left,omitempty"`
 }
 
 // Remove takes away what Run has brought to the cluster, whatever the manifests say now. The namespace goes only if the
-// caller wants it, because others may have put things there.
+// caller wants it, because others may have put things there, and what holds data only with Options.Volumes. As long as
+// something is left, the set stays, so that a second call can remove it.
 func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 	if _, err := o.Project.Objects(); err != nil { // it knows the namespace
 		return nil, err
@@ -163,36 +307,50 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 		o.Project.Namespace = n
 	}
 	out := &Removal{Project: o.Project.Name, Namespace: o.Project.Namespace, Objects: []string{}}
-	c, err := Connect(o.Cluster)
-	if err != nil {
+	d := newDeployment(o)
+	if err := d.connect(ctx); err != nil {
 		return out, err
 	}
+	c := d.cluster
 	parent := c.Client.CoreV1().Secrets(o.Project.Namespace)
 	if _, err := parent.Get(ctx, parentName(o.Project), metav1.GetOptions{}); err != nil {
 		return out, fmt.Errorf("project %s is not deployed in namespace %s: %w", o.Project.Name, o.Project.Namespace, err)
+	}
+	if err := d.identify(ctx); err != nil {
+		return out, err
 	}
 	s, err := newSet(c, o.Project)
 	if err != nil {
 		return out, err
 	}
+	if namespace {
+		if err := c.onlyOurs(ctx, s, o.Volumes); err != nil {
+			return out, err
+		}
+	}
 	// Reads what the set holds.
 	if err := s.BeforeApply(nil, cmdutil.DryRunServer, metav1.FieldValidationStrict); err != nil {
 		return out, err
 	}
-	members, err := s.FindAllObjectsToPrune(ctx, c.Dynamic, nil)
+	members, left, err := s.members(ctx, c, o.Volumes)
 	if err != nil {
 		return out, err
 	}
-	out.Objects = idsOf(members)
+	out.Objects, out.Left = idsOf(members), leftOf(left)
 	return out, o.Steps.Do(fmt.Sprintf("remove %s from %s", o.Project.Name, o.Project.Namespace), func(*progress.Step) (string, error) {
 		if o.DryRun {
 			return fmt.Sprintf("%d objects would go", len(members)), nil
 		}
+		if err := s.keep(c, left, cmdutil.DryRunNone); err != nil {
+			return "", err
+		}
 		if err := s.close(ctx, c, cmdutil.DryRunNone); err != nil {
 			return "", err
 		}
-		if err := parent.Delete(ctx, parentName(o.Project), metav1.DeleteOptions{}); err != nil {
-			return "", err
+		if len(left) == 0 {
+			if err := parent.Delete(ctx, parentName(o.Project), metav1.DeleteOptions{}); err != nil {
+				return "", err
+			}
 		}
 		if err := c.awaitGone(ctx, members); err != nil {
 			return "", err
@@ -203,8 +361,40 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 			}
 			out.Objects = append(out.Objects, "namespace/"+o.Project.Namespace)
 		}
-		return fmt.Sprintf("%d objects", len(out.Objects)), nil
+		said := fmt.Sprintf("%d objects", len(out.Objects))
+		if len(left) > 0 && !namespace {
+			said += "; left: " + saidLeft(out.Left)
+		}
+		return said, nil
 	})
+}
+
+// onlyOurs refuses to delete a namespace with what is not the set's: other projects, and volumes without leave.
+func (c *Cluster) onlyOurs(ctx context.Context, s *set, volumes bool) error {
+	parents, err := c.Client.CoreV1().Secrets(s.parent.Namespace).List(ctx, metav1.ListOptions{LabelSelector: apply.ApplySetParentIDLabel})
+	if err != nil {
+		return fmt.Errorf("look for other projects in namespace %s: %w", s.parent.Namespace, err)
+	}
+	for _, p := range parents.Items {
+		if p.Name != s.parent.Name {
+			return fmt.Errorf("namespace %s also holds %s: undeploy it first, or leave --delete-namespace out", s.parent.Namespace, strings.TrimPrefix(p.Name, parentPrefix))
+		}
+	}
+	if volumes {
+		return nil
+	}
+	claims, err := c.Client.CoreV1().PersistentVolumeClaims(s.parent.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("look for volumes in namespace %s: %w", s.parent.Namespace, err)
+	}
+	if len(claims.Items) > 0 {
+		var names []string
+		for _, claim := range claims.Items {
+			names = append(names, claim.Name)
+		}
+		return fmt.Errorf("namespace %s holds data, in the persistent volume claims %s: use --prune-volumes to delete them too, or leave --delete-namespace out", s.parent.Namespace, strings.Join(names, ", "))
+	}
+	return nil
 }
 
 // removeNamespace deletes a namespace and waits until it is gone.

@@ -84,9 +84,10 @@ func isWorkload(o project.Object) bool {
 }
 
 // Await waits until a workload is ready, as a step of its own. When it does not become ready, the error is ErrNotReady and the
-// findings say why.
+// findings say why. A workload without a namespace is looked for in the cluster's default one, as kubectl does.
 func (c *Cluster) Await(ctx context.Context, steps *progress.Steps, workload project.Object) ([]diagnose.Finding, error) {
-	d := &deployment{Options: Options{Steps: steps}, cluster: c}
+	d := newDeployment(Options{Project: &project.Project{Namespace: metav1.NamespaceDefault}, Steps: steps})
+	d.cluster = c
 	return d.awaitWorkload(ctx, workload)
 }
 

@@ -1,6 +1,7 @@
 // Package dev watches the files of a project and says when they change, for `polymesh dev`.
 //
-// It owns the watch only; what a change leads to is the caller's: pkg/command deploys again.
+// It owns the watch only. Which files count is the caller's to say, so that they are those that a deploy reads, and so is what
+// a change leads to: pkg/command deploys again.
 package dev
 
 import (
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,27 +23,38 @@ import (
 // that is switched changes many.
 const quiet = 150 * time.Millisecond
 
-// ignored are folders that tools write into, which no build reads.
-var ignored = []string{".git", ".hg", ".idea", ".vscode", "node_modules", "target", "__pycache__", ".venv", ".mypy_cache", ".pytest_cache", ".gradle", "build", "dist"}
+// ephemeral are folders in which tools write all the time, also while nobody changes anything; those of Tilt and Docker
+// Compose.
+var ephemeral = []string{".git", ".hg", ".svn", ".idea", ".vscode"}
 
-// Watcher watches folders and all below them.
+// List visits the files and folders that count, a folder before what is in it. A path need not exist: it counts when it comes.
+type List func(visit func(path string)) error
+
+// Watcher watches what a list visits.
 type Watcher struct {
 	notify *fsnotify.Watcher
-	roots  []string
+	list   List
+	known  map[string]state
 }
 
-// Watch begins to watch files and folders. What changes before Changed is called is not lost.
-func Watch(paths ...string) (*Watcher, error) {
+// state is what a change of a file changes.
+type state struct {
+	mode fs.FileMode
+	link string
+	size int64
+	time time.Time
+}
+
+// Watch begins to watch. What changes before Changed is called is not lost.
+func Watch(list List) (*Watcher, error) {
 	notify, err := fsnotify.NewWatcher()
 	if err != nil {
 		return nil, fmt.Errorf("watch files: %w", err)
 	}
-	w := &Watcher{notify: notify, roots: paths}
-	for _, path := range paths {
-		if err := w.add(path); err != nil {
-			notify.Close()
-			return nil, fmt.Errorf("watch %s: %w (if too many files are watched, raise fs.inotify.max_user_watches)", path, err)
-		}
+	w := &Watcher{notify: notify, list: list}
+	if w.known, err = w.scan(); err != nil {
+		notify.Close()
+		return nil, err
 	}
 	return w, nil
 }
@@ -49,34 +62,54 @@ func Watch(paths ...string) (*Watcher, error) {
 // Close ends the watch.
 func (w *Watcher) Close() error { return w.notify.Close() }
 
-// add watches a folder and those below it. A file is watched through its folder, because editors put a new file in place
-// of the old one.
-func (w *Watcher) add(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return w.notify.Add(filepath.Dir(path))
-	}
-	return filepath.WalkDir(path, func(dir string, entry fs.DirEntry, err error) error {
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && dir != path:
-			return nil // gone again
-		case err != nil:
-			return err
-		case !entry.IsDir():
-			return nil
-		case dir != path && slices.Contains(ignored, entry.Name()):
-			return fs.SkipDir
+// scan lists the files anew and watches the folders that they are in. A file is watched through its folder, because editors
+// put a new file in place of the old one.
+func (w *Watcher) scan() (map[string]state, error) {
+	found := map[string]state{}
+	skipped := map[string]bool{}
+	var failed error
+	err := w.list(func(path string) {
+		info, err := os.Lstat(path)
+		if skipped[filepath.Dir(path)] || err == nil && info.IsDir() && slices.Contains(ephemeral, filepath.Base(path)) {
+			skipped[path] = true
+			return
 		}
-		return w.notify.Add(dir)
+		if passing(path) {
+			return
+		}
+		folder := filepath.Dir(path)
+		if err == nil && info.IsDir() {
+			folder = path
+		}
+		// A folder that is watched before it is listed hides nothing.
+		if err := w.notify.Add(folder); err != nil && !errors.Is(err, fs.ErrNotExist) && failed == nil {
+			failed = fmt.Errorf("watch %s: %w (if too many files are watched, raise fs.inotify.max_user_watches)", folder, err)
+		}
+		if err != nil {
+			return // not there, or gone again
+		}
+		s := state{mode: info.Mode()}
+		switch {
+		case info.Mode()&fs.ModeSymlink != 0:
+			s.link, _ = os.Readlink(path)
+		case info.Mode().IsRegular():
+			s.size, s.time = info.Size(), info.ModTime()
+		}
+		found[path] = s
 	})
+	return found, errors.Join(failed, err)
 }
 
-// Changed waits for a change and for the quiet after it, and returns the files.
+// passing reports whether a file is one that editors write beside another.
+func passing(path string) bool {
+	name := filepath.Base(path)
+	return strings.HasSuffix(name, "~") || strings.HasPrefix(name, ".#") || strings.HasSuffix(name, ".swp") || strings.HasSuffix(name, ".swx") || name == "4913"
+}
+
+// Changed waits for a change and for the quiet after it, and returns the files. If they cannot be listed, because a change
+// broke the project, what was touched counts, and the list is asked again at the next change.
 func (w *Watcher) Changed(ctx context.Context) ([]string, error) {
-	var files []string
+	touched := map[string]bool{}
 	timer := time.NewTimer(0)
 	timer.Stop()
 	defer timer.Stop()
@@ -85,41 +118,55 @@ func (w *Watcher) Changed(ctx context.Context) ([]string, error) {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case err := <-w.notify.Errors:
+			if errors.Is(err, fsnotify.ErrEventOverflow) {
+				timer.Reset(quiet) // so many that some were lost; the list shows them
+				continue
+			}
 			return nil, fmt.Errorf("watch files: %w", err)
 		case event, open := <-w.notify.Events:
 			if !open {
 				return nil, errors.New("watch files: closed")
 			}
-			if !w.counts(event) {
+			if passing(event.Name) || slices.Contains(ephemeral, filepath.Base(event.Name)) {
 				continue
 			}
-			if event.Has(fsnotify.Create) {
-				if info, err := os.Stat(event.Name); err == nil && info.IsDir() {
-					if err := w.add(event.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-						return nil, err
-					}
-				}
-			}
-			if !slices.Contains(files, event.Name) {
-				files = append(files, event.Name)
+			// A write may leave size and time as they were; a change of mode shows in the list.
+			if event.Op != fsnotify.Chmod {
+				touched[event.Name] = true
 			}
 			timer.Reset(quiet)
 		case <-timer.C:
-			return files, nil
+			if files := w.changed(touched); len(files) > 0 {
+				return files, nil
+			}
+			clear(touched)
 		}
 	}
 }
 
-// counts leaves out what is no change of content, what editors write beside a file, and neighbours of a watched file.
-func (w *Watcher) counts(event fsnotify.Event) bool {
-	if event.Op == fsnotify.Chmod {
-		return false
+// changed lists again and compares. touched are the files that something happened to.
+func (w *Watcher) changed(touched map[string]bool) []string {
+	now, err := w.scan()
+	files := map[string]bool{}
+	for path := range touched {
+		_, was := w.known[path]
+		_, is := now[path]
+		if was || is || err != nil {
+			files[path] = true
+		}
 	}
-	name := filepath.Base(event.Name)
-	if slices.Contains(ignored, name) || strings.HasSuffix(name, "~") || strings.HasPrefix(name, ".#") || strings.HasSuffix(name, ".swp") || strings.HasSuffix(name, ".swx") || name == "4913" {
-		return false
+	if err == nil {
+		for path, s := range now {
+			if w.known[path] != s {
+				files[path] = true
+			}
+		}
+		for path := range w.known {
+			if _, is := now[path]; !is {
+				files[path] = true
+			}
+		}
+		w.known = now
 	}
-	return slices.ContainsFunc(w.roots, func(root string) bool {
-		return event.Name == root || strings.HasPrefix(event.Name, root+string(filepath.Separator))
-	})
+	return slices.Sorted(maps.Keys(files))
 }

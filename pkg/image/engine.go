@@ -95,6 +95,9 @@ func (e engine) Build(ctx context.Context, ref string, source Source, log io.Wri
 	if source.Target != "" {
 		args = append(args, "--target", source.Target)
 	}
+	if source.IDFile != "" {
+		args = append(args, "--iidfile", source.IDFile)
+	}
 	flags, values, err := buildArgs(source.Args)
 	if err != nil {
 		return err

@@ -8,125 +8,13 @@ package image
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"maps"
-	"os"
 	"path"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
-	"github.com/moby/patternmatcher"
-	"github.com/moby/patternmatcher/ignorefile"
 )
-
-// Source is what an image is built of.
-type Source struct {
-	Context    string // a folder
-	Dockerfile string // relative to Context
-	Target     string
-	Args       map[string]string
-	Mounts     []string // HOST:PATH
-	// Network is one of Networks; NetworkPrivate if it is empty.
-	Network string
-	// Settings are those of Clients whose settings of this machine the build sees.
-	Settings []string
-}
-
-// hashed is how many hex digits of the hash a tag holds: 48 bits.
-const hashed = 12
-
-// Fingerprint is a hash of the source: the Dockerfile, what the context holds less its .dockerignore, and the arguments.
-// What the build downloads, and the image it starts from, are not part of it.
-func (s Source) Fingerprint() (string, error) {
-	h := sha256.New()
-	fmt.Fprintf(h, "%q %q\n", s.Dockerfile, s.Target)
-	for _, key := range slices.Sorted(maps.Keys(s.Args)) {
-		fmt.Fprintf(h, "%q=%q\n", key, s.Args[key])
-	}
-	ignore, err := s.ignored()
-	if err != nil {
-		return "", err
-	}
-	err = filepath.WalkDir(s.Context, func(file string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		name, err := filepath.Rel(s.Context, file)
-		if err != nil {
-			return err
-		}
-		if name == "." {
-			return nil
-		}
-		skip, err := ignore.MatchesOrParentMatches(filepath.ToSlash(name))
-		if err != nil {
-			return err
-		}
-		// The Dockerfile is read even if it is not part of the context.
-		if skip && name != filepath.Clean(s.Dockerfile) {
-			if entry.IsDir() && !ignore.Exclusions() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		switch {
-		case entry.IsDir():
-		case info.Mode()&fs.ModeSymlink != 0:
-			to, err := os.Readlink(file)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(h, "%q -> %q\n", name, to)
-		case info.Mode().IsRegular():
-			fmt.Fprintf(h, "%q %t %d\n", name, info.Mode()&0o111 != 0, info.Size())
-			f, err := os.Open(file)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			if _, err := io.Copy(h, f); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return "", fmt.Errorf("read %s: %w", s.Context, err)
-	}
-	return hex.EncodeToString(h.Sum(nil))[:hashed], nil
-}
-
-// ignored matches what the build does not see. As in buildah and Docker, DOCKERFILE.dockerignore wins over
-// .containerignore and .dockerignore.
-func (s Source) ignored() (*patternmatcher.PatternMatcher, error) {
-	for _, name := range []string{s.Dockerfile + ".dockerignore", ".containerignore", ".dockerignore"} {
-		f, err := os.Open(filepath.Join(s.Context, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		patterns, err := ignorefile.ReadAll(f)
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", f.Name(), err)
-		}
-		return patternmatcher.New(patterns)
-	}
-	return patternmatcher.New(nil)
-}
 
 // Ref is an image's name in its two forms.
 type Ref struct {

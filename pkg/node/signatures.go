@@ -79,6 +79,20 @@ func (s Signatures) Copied(ctx context.Context, image signature.Image) (bool, er
 	return false, nil
 }
 
+// ImageManifest implements signature.Place. Images and signatures are in namespaces of their own.
+func (s Signatures) ImageManifest(ctx context.Context, name string) ([]byte, error) {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	image, err := s.store.client.ImageService().Get(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("look for %s: %w", name, err)
+	}
+	text, err := content.ReadBlob(ctx, s.store.client.ContentStore(), image.Target)
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest of %s: %w", name, err)
+	}
+	return text, nil
+}
+
 // Manifest implements signature.Place.
 func (s Signatures) Manifest(ctx context.Context, name string) ([]byte, error) {
 	ctx = namespaces.WithNamespace(ctx, signatureNamespace)

@@ -1,5 +1,6 @@
 // Package progress shows the steps of a command as kind does: a line for each, which ticks off when it is done. On a
-// terminal the running steps turn below the finished ones; elsewhere a step says when it begins and when it ends.
+// terminal the running steps turn below the finished ones; elsewhere a step says when it begins and when it ends. Names and
+// messages come from manifests and clusters, so they are escaped.
 //
 // The commands that take a while (deploy, dev, …) make one Steps and hand it to the package that does the work. What comes
 // from elsewhere is escaped where it is printed: by Steps, and by Line, Text and Escaping for what commands print themselves.

@@ -13,9 +13,11 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	sigsyaml "sigs.k8s.io/yaml"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 )
 
 // Object is one object of a manifest, and where it stands.
@@ -23,7 +25,9 @@ type Object struct {
 	*unstructured.Unstructured
 	// File is relative to the project's folder; empty for what no manifest holds.
 	File string
+	// node is nil where the text has no tree; line is what comes before its first line in the file.
 	node *yaml.Node
+	line int
 }
 
 // NewObject is an object that Polymesh adds by itself.
@@ -57,57 +61,44 @@ func (o Object) At(path ...string) string {
 	}
 	node, line := o.node, o.node.Line
 	for _, part := range path {
-		var next *yaml.Node
-		switch node.Kind {
-		case yaml.MappingNode:
-			for i := 0; i+1 < len(node.Content); i += 2 {
-				if node.Content[i].Value == part {
-					line, next = node.Content[i].Line, node.Content[i+1]
-				}
-			}
-		case yaml.SequenceNode:
-			if i, err := strconv.Atoi(part); err == nil && i >= 0 && i < len(node.Content) {
-				next = node.Content[i]
-				line = next.Line
-			}
-		}
+		key, next := entry(node, part)
 		if next == nil {
 			break
 		}
-		node = next
-		if node.Kind == yaml.AliasNode {
-			node = node.Alias
-		}
+		node, line = next, key.Line
 	}
-	return fmt.Sprintf("%s:%d", o.File, line)
+	return fmt.Sprintf("%s:%d", o.File, o.line+line)
 }
 
 // Objects reads the manifests. Objects without a namespace get the project's, except those of kinds that have none, which
 // only the cluster knows: pkg/deploy does that. The namespace of the project is set here if nothing else said it.
 func (p *Project) Objects() ([]Object, error) {
+	var files []string
+	err := p.WalkManifests(func(path string, folder bool) {
+		if !folder {
+			files = append(files, path)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
 	var objects []Object
-	for _, path := range p.Manifests {
-		files, err := manifestFiles(filepath.Join(p.Dir, path))
+	for _, file := range files {
+		text, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
 		}
-		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				return nil, err
-			}
-			name, err := filepath.Rel(p.Dir, file)
-			if err != nil {
-				return nil, err
-			}
-			found, err := Decode(name, text)
-			if err != nil {
-				return nil, err
-			}
-			objects = append(objects, found...)
+		name, err := filepath.Rel(p.Dir, file)
+		if err != nil {
+			return nil, err
 		}
+		found, err := Decode(name, text)
+		if err != nil {
+			return nil, err
+		}
+		objects = append(objects, found...)
 	}
-	if err := unique(objects); err != nil {
+	if err := Unique(objects); err != nil {
 		return nil, err
 	}
 	if p.Namespace == "" {
@@ -128,43 +119,97 @@ func (p *Project) Objects() ([]Object, error) {
 	return objects, nil
 }
 
-// manifestFiles are the YAML and JSON files at or below a path, in the order of their names, as kubectl apply -R -f.
-func manifestFiles(path string) ([]string, error) {
-	var files []string
-	err := filepath.WalkDir(path, func(file string, entry fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
+// WalkManifests visits the files that Objects reads, in their order, and the folders that they are in, each before what is in
+// it. Paths are absolute.
+func (p *Project) WalkManifests(visit func(path string, folder bool)) error {
+	for _, path := range p.Manifests {
+		if err := walkManifests(p.Path(path), nil, visit); err != nil {
 			return err
-		case entry.IsDir():
-			return nil
-		case file == path, slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(file)):
-			files = append(files, file)
 		}
-		return nil
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s does not exist: correct manifests in %s", path, File)
 	}
-	return files, err
+	return nil
 }
 
-// Decode reads the objects of a manifest. file is the name under which they stand.
+// walkManifests visits the YAML and JSON files at or below a path, in the order of their names, as kubectl apply -R -f; links
+// to folders are followed, too, which kubectl passes over in silence. above are the folders that led here.
+func walkManifests(path string, above []string, visit func(path string, folder bool)) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && above == nil:
+		return fmt.Errorf("%s does not exist: correct manifests in %s", path, File)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s is a link to what does not exist: correct or remove it", path)
+	case err != nil:
+		return fmt.Errorf("read the manifests: %w", err)
+	case info.Mode().IsRegular():
+		visit(path, false)
+		return nil
+	case !info.IsDir():
+		return fmt.Errorf("%s is neither a file nor a folder (%s): remove it from the manifests", path, info.Mode().Type())
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return fmt.Errorf("read the manifests: %w", err)
+	}
+	if slices.Contains(above, real) {
+		return fmt.Errorf("%s is a link to a folder that it is in: remove it", path)
+	}
+	visit(path, true)
+	above = append(slices.Clone(above), real)
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return fmt.Errorf("read the manifests: %w", err)
+	}
+	for _, entry := range entries {
+		at := filepath.Join(path, entry.Name())
+		if !isManifest(at) {
+			// Whatever else lies beside the manifests is not theirs, also a link that leads nowhere.
+			if info, err := os.Stat(at); err != nil || !info.IsDir() {
+				continue
+			}
+		}
+		if err := walkManifests(at, above, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func isManifest(file string) bool {
+	return slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(file))
+}
+
+// Decode reads the objects of a manifest as kubectl does: with its decoder, so that an object is the one which kubectl
+// would send, for every feature of YAML. One thing is stricter: a key that stands twice in one map is refused, where kubectl
+// takes the last one in silence. file is the name under which the objects stand.
 func Decode(file string, text []byte) ([]Object, error) {
 	var objects []Object
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	for {
-		var doc yaml.Node
-		err := decoder.Decode(&doc)
+	chunks := frame(text)
+	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096) // as cli-runtime's StreamVisitor
+	for i := 0; ; i++ {
+		var ext runtime.RawExtension
+		err := decoder.Decode(&ext)
 		if errors.Is(err, io.EOF) {
 			return objects, nil
 		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
+		// Both readers count the same documents; if they did not, lines would be left out rather than wrong.
+		var at document
+		if i < len(chunks) {
+			at = newDocument(file, chunks[i])
+		} else {
+			at = document{file: file}
 		}
-		if len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
+		if err != nil {
+			return nil, at.explain(err, text)
+		}
+		raw := bytes.TrimSpace(ext.Raw)
+		if len(raw) == 0 || bytes.Equal(raw, []byte("null")) {
 			continue
 		}
-		found, err := toObjects(file, doc.Content[0])
+		if err := at.duplicates(); err != nil {
+			return nil, err
+		}
+		found, err := at.objects(raw)
 		if err != nil {
 			return nil, err
 		}
@@ -172,49 +217,54 @@ func Decode(file string, text []byte) ([]Object, error) {
 	}
 }
 
-func toObjects(file string, node *yaml.Node) ([]Object, error) {
-	at := fmt.Sprintf("%s:%d", file, node.Line)
-	text, err := yaml.Marshal(node)
+// objects are those of one document: itself, or the items of a list, as kubectl flattens them.
+func (d document) objects(raw []byte) ([]Object, error) {
+	decoded, _, err := unstructured.UnstructuredJSONScheme.Decode(raw, nil, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", at, err)
+		return nil, notAnObject(d.at(d.node))
 	}
-	// Kubernetes' own reader: what it takes for a number or a truth value is what the API server would get from kubectl.
-	var content map[string]any
-	json, err := sigsyaml.YAMLToJSONStrict(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", at, err)
-	}
-	if err := sigsyaml.Unmarshal(json, &content); err != nil || content["kind"] == nil || content["apiVersion"] == nil {
-		return nil, fmt.Errorf("%s: not a Kubernetes object: it needs apiVersion, kind and metadata (is a line with --- missing before it?)", at)
-	}
-	if content["kind"] == "List" {
+	return d.flatten(decoded, d.node)
+}
+
+func notAnObject(at string) error {
+	return fmt.Errorf("%s: not a Kubernetes object: it needs apiVersion, kind and metadata (is a line with --- missing before it?)", at)
+}
+
+func (d document) flatten(decoded runtime.Object, node *yaml.Node) ([]Object, error) {
+	at := d.at(node)
+	if meta.IsListType(decoded) {
+		items, err := meta.ExtractList(decoded)
+		if err != nil {
+			return nil, fmt.Errorf("%s: items: %w", at, err)
+		}
 		var objects []Object
-		for i := 0; i+1 < len(node.Content); i += 2 {
-			if node.Content[i].Value != "items" {
-				continue
+		list := child(node, "items")
+		for i, item := range items {
+			of := child(list, strconv.Itoa(i))
+			if of == nil {
+				of = node
 			}
-			for _, item := range node.Content[i+1].Content {
-				found, err := toObjects(file, item)
-				if err != nil {
-					return nil, err
-				}
-				objects = append(objects, found...)
+			found, err := d.flatten(item, of)
+			if err != nil {
+				return nil, err
 			}
+			objects = append(objects, found...)
 		}
 		return objects, nil
 	}
-	u := &unstructured.Unstructured{}
-	if err := u.UnmarshalJSON(json); err != nil {
-		return nil, fmt.Errorf("%s: %w", at, err)
+	u, ok := decoded.(*unstructured.Unstructured)
+	if !ok || u.GetKind() == "" || u.GetAPIVersion() == "" {
+		return nil, notAnObject(at)
 	}
 	if u.GetName() == "" {
 		return nil, fmt.Errorf("%s: %s has no metadata.name", at, u.GetKind())
 	}
-	return []Object{{Unstructured: u, File: file, node: node}}, nil
+	return []Object{{Unstructured: u, File: d.file, node: node, line: d.line}}, nil
 }
 
-// unique refuses two objects of one name: the second would silently replace the first.
-func unique(objects []Object) error {
+// Unique refuses two objects of one name: the second would silently replace the first. It is asked again when every object
+// has its namespace.
+func Unique(objects []Object) error {
 	seen := map[string]Object{}
 	for _, o := range objects {
 		if first, ok := seen[o.ID()]; ok {

@@ -37,6 +37,8 @@ var Schema []byte
 type Project struct {
 	Dir  string `json:"-"`
 	Name string `json:"name"`
+	// ID tells the project from others of its name, wherever it is deployed from; see Origin.
+	ID string `json:"id,omitempty"`
 	// Namespace is where objects go that name none.
 	Namespace string `json:"namespace"`
 	// Registry is where built images are pushed; empty means that they are loaded into the node of this machine.
@@ -78,8 +80,8 @@ type SecretValue struct {
 	File string `json:"file,omitempty"` // a file, as it is
 }
 
-// document is polymesh.yaml as it is written.
-type document struct {
+// description is polymesh.yaml as it is written.
+type description struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
 	Project
@@ -145,7 +147,7 @@ func parse(dir string, text []byte) (*Project, error) {
 	if err := validate(value); err != nil {
 		return nil, err
 	}
-	var d document
+	var d description
 	if err := yaml.UnmarshalStrict(text, &d); err != nil {
 		return nil, err
 	}
@@ -200,12 +202,18 @@ func leaves(e *jsonschema.ValidationError, visit func(*jsonschema.ValidationErro
 	}
 }
 
+// longestName is how long the names of projects and namespaces may be: as a label's value.
+const longestName = 63
+
 var notInName = regexp.MustCompile(`[^a-z0-9-]+`)
 
 // complete fills in what was not said: the guide's folders.
 func (p *Project) complete() error {
 	if p.Name == "" {
 		p.Name = strings.Trim(notInName.ReplaceAllString(strings.ToLower(filepath.Base(p.Dir)), "-"), "-")
+		if p.Name == "" || len(p.Name) > longestName {
+			return fmt.Errorf("the folder's name makes no name for the project: give it one in %s (name:)", File)
+		}
 	}
 	if p.Services == nil {
 		if err := p.findServices(); err != nil {

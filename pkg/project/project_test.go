@@ -84,6 +84,7 @@ func TestLoadRefuses(t *testing.T) {
 		"twice":             {header + "services: [{name: api}, {name: api}]\n", "two services are called api"},
 		"missing manifests": {header + "manifests: []\n", "nothing to deploy"},
 		"not YAML":          {"a: [", "yaml"},
+		"bad id":            {header + "id: \"a b\"\n", "id: 'a b' does not match pattern"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			files := map[string]string{File: c.file}
@@ -153,14 +154,68 @@ func TestObjects(t *testing.T) {
 	}
 }
 
+// TestManifestLinks has links to files and folders among the manifests, and what a walk must not stumble over.
+func TestManifestLinks(t *testing.T) {
+	dir := write(t, map[string]string{"shared/a.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}", "shared/b.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: b}}",
+		"k8s/c.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}", "more/d.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: d}}",
+		File: header + "manifests: [k8s, linked]\n"})
+	link := func(to, from string) {
+		t.Helper()
+		if err := os.Symlink(to, filepath.Join(dir, from)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link("more", "linked")
+	link("../shared", "k8s/base")
+	link("/no/such", "k8s/README")
+	ids := func() ([]string, error) {
+		p, err := Load(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects, err := p.Objects()
+		var ids []string
+		for _, o := range objects {
+			ids = append(ids, o.ID())
+		}
+		return ids, err
+	}
+	if got, err := ids(); err != nil || !slices.Equal(got, []string{"configmap/a", "configmap/b", "configmap/c", "configmap/d"}) {
+		t.Errorf("objects are %q, %v", got, err)
+	}
+	link("/no/such", "k8s/z.yaml")
+	if _, err := ids(); err == nil || !strings.Contains(err.Error(), "z.yaml is a link to what does not exist") {
+		t.Errorf("error is %v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, "k8s/z.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	link("..", "k8s/round")
+	if _, err := ids(); err == nil || !strings.Contains(err.Error(), "is a link to a folder that it is in") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestLoadNames(t *testing.T) {
+	for _, name := range []string{"___", strings.Repeat("a", 64)} {
+		dir := filepath.Join(filepath.Dir(write(t, map[string]string{"x": ""})), name)
+		if err := os.MkdirAll(filepath.Join(dir, "k8s"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "give it one in polymesh.yaml (name:)") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestObjectsRefuse(t *testing.T) {
 	for want, text := range map[string]string{
-		"a.yaml:3: not a Kubernetes object":         "# the guide's resources and budget in one\n\nresources: {}\n",
-		"a.yaml:1: ConfigMap has no metadata.name":  "apiVersion: v1\nkind: ConfigMap\n",
-		"configmap/c is already at k8s/a.yaml:1":    "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n",
-		"a.yaml: yaml: line 2":                      "a: b\n  c: [\n",
-		`key "name" already set in map`:             "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n  name: b\n",
-		"say in polymesh.yaml which one is the pro": "{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: b}}\n",
+		"a.yaml:3: not a Kubernetes object":             "# the guide's resources and budget in one\n\nresources: {}\n",
+		"a.yaml:1: ConfigMap has no metadata.name":      "apiVersion: v1\nkind: ConfigMap\n",
+		"configmap/c is already at k8s/a.yaml:1":        "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n",
+		"a.yaml:2: not valid YAML":                      "a: b\n  c: [\n",
+		`a.yaml:5: the key "name" is already at line 4`: "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n  name: b\n",
+		"say in polymesh.yaml which one is the pro":     "{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: b}}\n",
 	} {
 		p, err := Load(write(t, map[string]string{"k8s/a.yaml": text}))
 		if err != nil {

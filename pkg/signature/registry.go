@@ -145,6 +145,11 @@ func (r *Registry) Digest(ctx context.Context, image string) (digest.Digest, err
 // Copied implements Place: it is where images come from.
 func (r *Registry) Copied(context.Context, Image) (bool, error) { return false, nil }
 
+// ImageManifest implements Place: a registry does not tell images from what else it stores.
+func (r *Registry) ImageManifest(ctx context.Context, name string) ([]byte, error) {
+	return r.Manifest(ctx, name)
+}
+
 // Manifest implements Place.
 func (r *Registry) Manifest(ctx context.Context, name string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, operationTime)

@@ -53,6 +53,9 @@ type Signer struct {
 	public Keys
 }
 
+// Public is the key that verifies what the signer signs.
+func (key *Signer) Public() Keys { return key.public }
+
 // envScheme begins a key that is a variable of the environment, as cosign has it.
 const envScheme = "env://"
 
@@ -130,6 +133,8 @@ type Place interface {
 	Digest(ctx context.Context, name string) (digest.Digest, error)
 	// Copied reports whether the image came to this place from a registry, which then has its signatures.
 	Copied(ctx context.Context, image Image) (bool, error)
+	// ImageManifest is the manifest of the image that has the name now, "repository@digest" too.
+	ImageManifest(ctx context.Context, name string) ([]byte, error)
 	// Manifest is what is stored under a name that is no image's.
 	Manifest(ctx context.Context, name string) ([]byte, error)
 	// Blob reads what the manifest of that name refers to.
@@ -196,6 +201,31 @@ func find(ctx context.Context, ref string, places []Place) (Image, []Place, erro
 		return image, places[i:], nil
 	}
 	return Image{}, nil, fmt.Errorf("image %s: no place to look for it", named)
+}
+
+// Stored is the image that a place has under a name now, with its digest, and the digest of its configuration, which
+// programs that build call the image's id; empty for an image of several platforms.
+func Stored(ctx context.Context, ref string, place Place) (image Image, config digest.Digest, err error) {
+	image, _, err = find(ctx, ref, []Place{place})
+	if err != nil {
+		return image, "", err
+	}
+	text, err := place.ImageManifest(ctx, image.String())
+	if err != nil {
+		return image, "", fmt.Errorf("read the manifest of %s in %s: %w", image, place, err)
+	}
+	// The digest decides, not where the text comes from.
+	if err := image.Digest.Validate(); err != nil {
+		return image, "", fmt.Errorf("%s in %s: %w", image, place, err)
+	}
+	if image.Digest.Algorithm().FromBytes(text) != image.Digest {
+		return image, "", fmt.Errorf("%s has another manifest for %s", place, image)
+	}
+	var manifest ocispec.Manifest
+	if err := json.Unmarshal(text, &manifest); err != nil {
+		return image, "", fmt.Errorf("read the manifest of %s in %s: %w", image, place, err)
+	}
+	return image, manifest.Config.Digest, nil
 }
 
 // Sign signs the image that a reference means in the first place that has it, and stores the signature there. What is

@@ -199,6 +199,9 @@ func (h *holder) Digest(_ context.Context, name string) (digest.Digest, error) {
 func (h *holder) Copied(context.Context, Image) (bool, error) { return h.copied, nil }
 
 func (h *holder) Manifest(context.Context, string) ([]byte, error) { return nil, errdefs.ErrNotFound }
+func (h *holder) ImageManifest(context.Context, string) ([]byte, error) {
+	return nil, errdefs.ErrNotFound
+}
 
 func TestPlacesInOrder(t *testing.T) {
 	far, host := hub(t)

@@ -1,0 +1,259 @@
+package image
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/moby/patternmatcher"
+	"github.com/moby/patternmatcher/ignorefile"
+)
+
+// Source is what an image is built of.
+type Source struct {
+	Context    string // a folder
+	Dockerfile string // relative to Context
+	Target     string
+	Args       map[string]string
+	Mounts     []string // HOST:PATH
+	// Network is one of Networks; NetworkPrivate if it is empty.
+	Network string
+	// Settings are those of Clients whose settings of this machine the build sees.
+	Settings []string
+	// BaseIDs are the images that the Dockerfile starts from, and the ids that they have in the storage of the program that
+	// builds; empty where it does not have them.
+	BaseIDs map[string]string
+	// IDFile is a file that gets the id of the image which is built; empty for none. It is not part of the fingerprint.
+	IDFile string
+}
+
+// hashed is how many hex digits of the hash a tag holds: 128 bits.
+const hashed = 32
+
+// Fingerprint is a hash of all that a build reads: the Dockerfile, what the context holds less its .dockerignore, with modes and
+// empty folders, the arguments, what is mounted, and the images it starts from. What the build downloads is not part of it.
+func (s Source) Fingerprint() (string, error) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %q\n", s.Dockerfile, s.Target, s.Network)
+	for _, values := range []map[string]string{s.Args, s.BaseIDs} {
+		for _, key := range slices.Sorted(maps.Keys(values)) {
+			fmt.Fprintf(h, "%q=%q\n", key, values[key])
+		}
+		fmt.Fprintln(h)
+	}
+	err := s.Walk(func(f File) error {
+		// Every text is quoted, so no name can be taken for what comes after it. A mode is in it whole, with setuid and sticky.
+		fmt.Fprintf(h, "%q %o %q ", f.Name, uint32(f.Mode), f.Link)
+		return f.content(h)
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := s.hashSettings(h); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil))[:hashed], nil
+}
+
+// hashSettings adds what package managers' settings the build sees.
+func (s Source) hashSettings(h hash.Hash) error {
+	mounts, cleanup, err := settings(s.Settings)
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	for _, mount := range mounts {
+		here, there, _ := strings.Cut(mount, ":")
+		text, err := os.ReadFile(here)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(h, "settings %q %x\n", there, sha256.Sum256(text))
+	}
+	return nil
+}
+
+// File is a file, folder or link that a build reads.
+type File struct {
+	// Name tells files apart: the path in the context, or "Dockerfile" or "mount N" and the path below it.
+	Name string
+	// Path is where it is on this machine.
+	Path string
+	// Mode is that of fs.FileInfo. Link is where a link leads; a build gets the link itself, and never what is outside of
+	// its context.
+	Mode fs.FileMode
+	Link string
+}
+
+// content hashes what a regular file holds, and how much that is.
+func (f File) content(h hash.Hash) error {
+	if !f.Mode.IsRegular() {
+		fmt.Fprintln(h)
+		return nil
+	}
+	// What has become a pipe meanwhile must not block.
+	file, err := os.OpenFile(f.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s changes while it is read", f.Path)
+	}
+	sum := sha256.New()
+	n, err := io.Copy(sum, file)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(h, "%d %x\n", n, sum.Sum(nil))
+	return nil
+}
+
+// Walk visits all that a build reads on this machine, in an order that is always the same. It is what both the fingerprint and
+// `polymesh dev` go by.
+func (s Source) Walk(visit func(File) error) error {
+	context, err := filepath.EvalSymlinks(s.Context)
+	if err != nil {
+		return fmt.Errorf("the build's context: %w", err)
+	}
+	dockerfile, err := s.dockerfile(context)
+	if err != nil {
+		return err
+	}
+	if err := visit(dockerfile); err != nil {
+		return fmt.Errorf("read %s: %w", dockerfile.Path, err)
+	}
+	ignore, file, err := s.ignored(context)
+	if err != nil {
+		return err
+	}
+	if file != "" {
+		if err := visit(File{Name: "ignore file", Path: file}); err != nil {
+			return fmt.Errorf("read %s: %w", file, err)
+		}
+	}
+	if err := walk(context, "", ignore, visit); err != nil {
+		return err
+	}
+	for i, mount := range s.Mounts {
+		from, _, _ := strings.Cut(mount, ":")
+		real, err := filepath.EvalSymlinks(from)
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", mount, err)
+		}
+		if err := walk(real, fmt.Sprintf("mount %d/", i), nil, visit); err != nil {
+			return fmt.Errorf("mount %s: %w", mount, err)
+		}
+	}
+	return nil
+}
+
+// dockerfile is the Dockerfile, wherever it is: a link, or outside of the context.
+func (s Source) dockerfile(context string) (File, error) {
+	path, err := filepath.EvalSymlinks(filepath.Join(context, s.Dockerfile))
+	if err != nil {
+		return File{}, fmt.Errorf("the Dockerfile: %w", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return File{}, fmt.Errorf("the Dockerfile: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return File{}, fmt.Errorf("the Dockerfile %s is not a file (%s)", path, info.Mode().Type())
+	}
+	// Its own mode says nothing to a build.
+	return File{Name: "Dockerfile", Path: path}, nil
+}
+
+func visitOne(name, path string, visit func(File) error) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	f := File{Name: name, Path: path, Mode: info.Mode()}
+	if f.Mode&fs.ModeSymlink != 0 {
+		if f.Link, err = os.Readlink(path); err != nil {
+			return err
+		}
+	}
+	return visit(f)
+}
+
+// walk visits a file, or a folder and what is in it and not ignored.
+func walk(root, prefix string, ignore *patternmatcher.PatternMatcher, visit func(File) error) error {
+	return filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		name, relErr := filepath.Rel(root, path)
+		if relErr != nil {
+			return relErr
+		}
+		skip := false
+		if ignore != nil && name != "." {
+			var matchErr error
+			if skip, matchErr = ignore.MatchesOrParentMatches(filepath.ToSlash(name)); matchErr != nil {
+				return matchErr
+			}
+		}
+		switch {
+		case skip && (entry == nil || entry.IsDir()) && !ignore.Exclusions():
+			return fs.SkipDir // also one that cannot be read
+		case errors.Is(err, fs.ErrPermission):
+			return fmt.Errorf("%w: let this user read it, or name it in .dockerignore if the build does not need it", err)
+		case err != nil:
+			return err
+		case skip:
+			return nil
+		}
+		if err := visitOne(prefix+name, path, visit); err != nil {
+			if errors.Is(err, fs.ErrPermission) {
+				return fmt.Errorf("%w: let this user read it, or name it in .dockerignore if the build does not need it", err)
+			}
+			return err
+		}
+		return nil
+	})
+}
+
+// ignored matches what the build does not see, and says which file holds the patterns, if one does. As in buildah and Docker,
+// DOCKERFILE.dockerignore wins over .containerignore and .dockerignore
+// (https://github.com/containers/buildah, pkg/parse, ContainerIgnoreFile).
+func (s Source) ignored(context string) (*patternmatcher.PatternMatcher, string, error) {
+	for _, name := range []string{s.Dockerfile + ".dockerignore", s.Dockerfile + ".containerignore", ".containerignore", ".dockerignore"} {
+		f, err := os.Open(filepath.Join(context, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		defer f.Close()
+		real, err := filepath.EvalSymlinks(f.Name())
+		if err != nil {
+			return nil, "", err
+		}
+		patterns, err := ignorefile.ReadAll(f)
+		if err != nil {
+			return nil, "", fmt.Errorf("read %s: %w", f.Name(), err)
+		}
+		matcher, err := patternmatcher.New(patterns)
+		if err != nil {
+			return nil, "", fmt.Errorf("read %s: %w", f.Name(), err)
+		}
+		return matcher, real, nil
+	}
+	matcher, err := patternmatcher.New(nil)
+	return matcher, "", err
+}

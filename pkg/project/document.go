@@ -1,0 +1,249 @@
+package project
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+)
+
+// document is one document of a manifest and where it stands. It only knows lines: what the objects are is read by
+// Kubernetes' decoder, which knows none.
+type document struct {
+	file string
+	// line is how many lines come before the document's first.
+	line int
+	text []byte
+	// node is its tree; nil where there is none.
+	node *yaml.Node
+}
+
+// chunk is the text of a document, and how many lines come before it.
+type chunk struct {
+	text []byte
+	line int
+}
+
+// frame cuts a manifest into documents where Kubernetes' decoder does (utilyaml.YAMLOrJSONDecoder): JSON values one after the
+// other as far as the text is JSON, and YAML's from there on, cut at lines that begin with "---".
+func frame(text []byte) []chunk {
+	var chunks []chunk
+	rest, line := text, 0
+	if _, _, mightBeJSON := utilyaml.GuessJSONStream(bytes.NewReader(text), 4096); mightBeJSON {
+		decoder := json.NewDecoder(bytes.NewReader(text))
+		for {
+			from := decoder.InputOffset()
+			var value json.RawMessage
+			if err := decoder.Decode(&value); err != nil {
+				rest = text[from:]
+				break
+			}
+			// The white space before a value is not the value's.
+			begin := decoder.InputOffset() - int64(len(value))
+			chunks = append(chunks, chunk{value, bytes.Count(text[:begin], []byte("\n"))})
+		}
+		if len(bytes.TrimSpace(rest)) == 0 {
+			return chunks
+		}
+		line = bytes.Count(text[:len(text)-len(rest)], []byte("\n"))
+		// The decoder drops what is left of the line behind the last value.
+		if i := bytes.IndexByte(rest, '\n'); len(chunks) > 0 && i >= 0 && len(bytes.TrimSpace(rest[:i])) == 0 {
+			rest, line = rest[i+1:], line+1
+		}
+	}
+	var now []byte
+	from := line
+	scanner := bufio.NewReader(bytes.NewReader(rest))
+	for {
+		text, err := scanner.ReadBytes('\n')
+		if bytes.HasPrefix(text, []byte("---")) {
+			if len(now) > 0 {
+				chunks = append(chunks, chunk{now, from})
+				now, from = nil, line
+			}
+			// What stands behind the separator is a comment, or an error of the document that it begins.
+			if len(now) == 0 {
+				from = line + 1
+			}
+			if err != nil {
+				return chunks
+			}
+			line++
+			continue
+		}
+		now = append(now, text...)
+		line++
+		if err != nil {
+			if len(now) > 0 {
+				chunks = append(chunks, chunk{now, from})
+			}
+			return chunks
+		}
+	}
+}
+
+func newDocument(file string, c chunk) document {
+	d := document{file: file, line: c.line, text: c.text}
+	var root yaml.Node
+	if err := yaml.Unmarshal(c.text, &root); err == nil && len(root.Content) > 0 {
+		d.node = root.Content[0]
+	}
+	return d
+}
+
+// at is "file:line" of a node, or just the file.
+func (d document) at(node *yaml.Node) string {
+	if node == nil {
+		return d.file
+	}
+	return fmt.Sprintf("%s:%d", d.file, d.line+node.Line)
+}
+
+var lineInError = regexp.MustCompile(`line (\d+)`)
+
+// explain puts the line of the file into an error of the decoder, which counts from the document's first.
+func (d document) explain(err error, file []byte) error {
+	said := err.Error()
+	var asJSON utilyaml.JSONSyntaxError
+	if errors.As(err, &asJSON) {
+		// The decoder has tried it as JSON first. A text that is YAML, but for its error, begins with a brace, too.
+		if _, yamlErr := utilyaml.ToJSON(d.text); !utilyaml.IsJSONBuffer(d.text) && yamlErr != nil {
+			said = yamlErr.Error()
+		} else {
+			line := 1 + bytes.Count(file[:min(int(asJSON.Offset), len(file))], []byte("\n"))
+			return fmt.Errorf("%s:%d: not valid JSON: %w", d.file, line, asJSON.Err)
+		}
+	}
+	said = strings.TrimPrefix(said, "error converting YAML to JSON: ")
+	at := fmt.Sprintf("%s:%d", d.file, d.line+1)
+	said = lineInError.ReplaceAllStringFunc(said, func(said string) string {
+		n, convErr := strconv.Atoi(said[len("line "):])
+		if convErr != nil {
+			return said
+		}
+		at = fmt.Sprintf("%s:%d", d.file, d.line+n)
+		return fmt.Sprintf("line %d", d.line+n)
+	})
+	return fmt.Errorf("%s: not valid YAML: %s", at, strings.TrimPrefix(said, "yaml: "))
+}
+
+// duplicates refuses a key that stands twice in one map. One that overrides what a merge (<<) brings stands once.
+func (d document) duplicates() error {
+	if d.node == nil {
+		return nil
+	}
+	return d.duplicatesIn(d.node)
+}
+
+func (d document) duplicatesIn(node *yaml.Node) error {
+	if node.Kind == yaml.MappingNode {
+		seen := map[string]*yaml.Node{}
+		for i := 0; i+1 < len(node.Content); i += 2 {
+			key := resolved(node.Content[i])
+			if key == nil || key.Kind != yaml.ScalarNode || isMerge(key) {
+				continue
+			}
+			name := keyText(key)
+			if first := seen[name]; first != nil {
+				return fmt.Errorf("%s: the key %q is already at line %d: remove one of them", d.at(node.Content[i]), name, d.line+first.Line)
+			}
+			seen[name] = node.Content[i]
+		}
+	}
+	for _, content := range node.Content { // an alias has none: its anchor is visited where it stands
+		if err := d.duplicatesIn(content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keyText is a key as the API server gets it: 0x10 and 16 are one key.
+func keyText(key *yaml.Node) string {
+	if key.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 || key.Tag == "!!str" && !yaml11Bool[key.Value] {
+		return key.Value
+	}
+	if text, err := utilyaml.ToJSON([]byte("? " + key.Value + "\n: 0\n")); err == nil {
+		var value map[string]any
+		if json.Unmarshal(text, &value) == nil && len(value) == 1 {
+			for name := range value {
+				return name
+			}
+		}
+	}
+	return key.Value
+}
+
+// yaml11Bool are the words that YAML 1.1, which Kubernetes reads, takes for truth values besides true and false.
+var yaml11Bool = map[string]bool{"yes": true, "Yes": true, "YES": true, "no": true, "No": true, "NO": true, "on": true, "On": true, "ON": true, "off": true, "Off": true, "OFF": true, "y": true, "Y": true, "n": true, "N": true}
+
+func isMerge(key *yaml.Node) bool {
+	return key.Tag == "!!merge"
+}
+
+// resolved is the node that an alias stands for.
+func resolved(node *yaml.Node) *yaml.Node {
+	for depth := 0; node != nil && node.Kind == yaml.AliasNode && depth < 100; depth++ {
+		node = node.Alias
+	}
+	return node
+}
+
+// deepest is how far merges of merges are followed; the decoder has refused what has no end.
+const deepest = 100
+
+// entry finds a field of a map, also one that a merge brings, or an item of a list by its number. key is where it begins.
+func entry(node *yaml.Node, name string) (key, value *yaml.Node) {
+	return entryBelow(node, name, 0)
+}
+
+func entryBelow(node *yaml.Node, name string, depth int) (key, value *yaml.Node) {
+	if node = resolved(node); node == nil || depth > deepest {
+		return nil, nil
+	}
+	switch node.Kind {
+	case yaml.SequenceNode:
+		if i, err := strconv.Atoi(name); err == nil && i >= 0 && i < len(node.Content) {
+			return node.Content[i], node.Content[i]
+		}
+	case yaml.MappingNode:
+		var merged []*yaml.Node
+		for i := 0; i+1 < len(node.Content); i += 2 {
+			at := resolved(node.Content[i])
+			switch {
+			case at == nil || at.Kind != yaml.ScalarNode:
+			case isMerge(at):
+				merged = append(merged, node.Content[i+1])
+			case at.Value == name:
+				return node.Content[i], node.Content[i+1]
+			}
+		}
+		for _, from := range merged {
+			if list := resolved(from); list != nil && list.Kind == yaml.SequenceNode {
+				for _, one := range list.Content {
+					if key, value = entryBelow(one, name, depth+1); value != nil {
+						return key, value
+					}
+				}
+				continue
+			}
+			if key, value = entryBelow(from, name, depth+1); value != nil {
+				return key, value
+			}
+		}
+	}
+	return nil, nil
+}
+
+// child is the value of entry.
+func child(node *yaml.Node, name string) *yaml.Node {
+	_, value := entry(node, name)
+	return value
+}
