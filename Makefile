@@ -42,8 +42,9 @@ comma := ,
 # disable_pgv: as in Istio's own build; it leaves out the validation code of Envoy's messages.
 PLAIN_TAGS := netgo osusergo sqlite_omit_load_extension
 TAGS := $(PLAIN_TAGS) disable_pgv
-# The one package whose tests need that code: Istio's test harness, which they use, validates what istiod generates.
-PGV_TESTS := ./pkg/mesh/dialect
+# The packages whose tests need that code: Istio's test harness, which they use, validates what istiod generates.
+PGV_TESTS := ./pkg/mesh/dialect ./pkg/mesh/istiod
+not_pgv_tests = grep -vxF $(patsubst ./%,-e polymesh.dev/polymesh/%,$(PGV_TESTS))
 # As in Istio's own build of pilot-agent: without istiod's resource types, and so that the linker can drop more. Memory
 # of every sidecar.
 AGENT_TAGS := agent grpcnotrace retrynotrace
@@ -273,7 +274,7 @@ test: ## all tests: first the unit tests, then the end-to-end tests on dist/poly
 .PHONY: test-unit
 test-unit: .build/images/bin/envoy .build/test/consul .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" ./pkg/... ./cmd/... ./build/... ./bench/... | grep -vx "polymesh.dev/polymesh/$(PGV_TESTS:./%=%)")
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" ./pkg/... ./cmd/... ./build/... ./bench/... | $(not_pgv_tests))
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
 
 .PHONY: test-e2e
@@ -304,10 +305,10 @@ conformance: all .build/app-packages ## Gateway API's own test suite; its report
 .PHONY: lint
 lint: | .build/packages ## gofmt, go vet, staticcheck
 	$(STEP) "gofmt" bash -c 'files=$$(gofmt -l cmd pkg build $(wildcard test bench examples)); [[ -z $$files ]] || { echo "not formatted: $$files"; exit 1; }'
-	$(STEP) "go vet" bash -c 'go vet -tags "$(TAGS) integration e2e" $$(go list -tags "$(TAGS) integration e2e" ./... | grep -vx "polymesh.dev/polymesh/$(PGV_TESTS:./%=%)") && \
+	$(STEP) "go vet" bash -c 'go vet -tags "$(TAGS) integration e2e" $$(go list -tags "$(TAGS) integration e2e" ./... | $(not_pgv_tests)) && \
 		go vet -tags "$(PLAIN_TAGS) integration e2e" $(PGV_TESTS)'
 	$(STEP) "staticcheck" bash -c 'go -C build/upstream/staticcheck build -o $(CURDIR)/.build/staticcheck honnef.co/go/tools/cmd/staticcheck && \
-		.build/staticcheck -tags "$(subst $(space),$(comma),$(TAGS) integration e2e)" $$(go list -tags "$(TAGS) integration e2e" ./... | grep -vx "polymesh.dev/polymesh/$(PGV_TESTS:./%=%)") && \
+		.build/staticcheck -tags "$(subst $(space),$(comma),$(TAGS) integration e2e)" $$(go list -tags "$(TAGS) integration e2e" ./... | $(not_pgv_tests)) && \
 		.build/staticcheck -tags "$(subst $(space),$(comma),$(PLAIN_TAGS) integration e2e)" $(PGV_TESTS)'
 
 .PHONY: licenses

@@ -42,12 +42,13 @@ func TestAPIServerRefusesWeakCiphers(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := NewAPIServer(Options{Config: cfg, NodeIP: ip, Certificates: certificate.Store(certs.Dir), EtcdEndpoint: "unix://" + filepath.Join(dir, "none.sock")})
-	if err := a.Init(t.Context()); err != nil {
+	options, err := a.parse()
+	if err != nil {
 		t.Fatal(err)
 	}
 	var serving *server.SecureServingInfo
 	var loopback *rest.Config
-	if err := a.completed.SecureServing.ApplyTo(&serving, &loopback); err != nil {
+	if err := options.SecureServing.ApplyTo(&serving, &loopback); err != nil {
 		t.Fatal(err)
 	}
 	stop := make(chan struct{})

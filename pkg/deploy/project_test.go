@@ -5,6 +5,7 @@ package deploy
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,9 +20,9 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/kubectl/pkg/cmd/apply"
 
+	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/project"
-	"polymesh.dev/polymesh/test/plane"
 )
 
 // tree is a folder of a project's manifests, deployed to a real API server without nodes.
@@ -124,7 +125,7 @@ const (
 
 // TestProject goes through what a deploy may take away, and from whom, with a real API server.
 func TestProject(t *testing.T) {
-	kubeconfig := plane.Start(t)
+	kubeconfig := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 
 	t.Run("two folders of one name", func(t *testing.T) {
 		anna, bert := newTree(t, kubeconfig, "anna", "case-app"), newTree(t, kubeconfig, "bert", "case-app")

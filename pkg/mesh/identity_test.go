@@ -33,6 +33,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/mesh/certify"
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
@@ -160,7 +161,7 @@ func workloadIn(cert *x509.Certificate, identity string) (w workload.Workload, o
 // many pods that ask at once, as after a reboot, are all named in theirs.
 func TestIdentities(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	kubeconfig := cluster(t, log)
+	kubeconfig := controlplanetest.Start(t, log)
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)

@@ -36,7 +36,7 @@ type machine struct {
 	ctd  *Containerd
 }
 
-const testImage = "registry.polymesh.dev/test/torn:1"
+const testImage = "registry.polymesh.dev/pause:torn"
 
 // newMachine has one shipped image.
 func newMachine(t *testing.T) *machine {
@@ -63,7 +63,7 @@ func newMachine(t *testing.T) *machine {
 	ok(t, os.Symlink(filepath.Join(built, "bin"), shipped.BinDir()))
 	ok(t, os.WriteFile(shipped.Path("images/shipped.tar"), ociArchive(t, testImage, layerArchive(t)), 0o644))
 	m := &machine{T: t, opts: nodeOptions(cfg)}
-	m.opts.Programs, m.opts.Images, m.opts.Log = shipped, []string{testImage}, slog.New(slog.NewTextHandler(&m.log, nil))
+	m.opts.Programs, m.opts.Manifest, m.opts.Log = shipped, &payload.Manifest{Images: []string{testImage}}, slog.New(slog.NewTextHandler(&m.log, nil))
 	return m
 }
 

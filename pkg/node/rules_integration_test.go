@@ -20,7 +20,7 @@ import (
 
 // newMachine moves the test into a network namespace of its own, where the programs that ship are found: nft and the CNI
 // plugins, which `make` builds.
-func newMachine(t *testing.T) (plugins string) {
+func newNetworkNamespace(t *testing.T) (plugins string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a network namespace needs root")
@@ -69,7 +69,7 @@ func restore(t *testing.T, p part) {
 }
 
 func TestMasqueradeComesBack(t *testing.T) {
-	newMachine(t)
+	newNetworkNamespace(t)
 	pods := ""
 	m, err := newMasquerade("polymesh-pods", netip.MustParsePrefix("10.42.0.0/16"), func() string { return pods })
 	if err != nil {
@@ -112,7 +112,7 @@ func TestMasqueradeComesBack(t *testing.T) {
 
 // A pod with a hostPort, connected by the plugins that ship: its rules and its bridge come back.
 func TestAttachmentsComeBack(t *testing.T) {
-	plugins := newMachine(t)
+	plugins := newNetworkNamespace(t)
 	network, notes, state := "polymesh-test-pods", t.TempDir(), t.TempDir()
 	text, err := Conflist(network, "10.42.0.0/24", state, true)
 	if err != nil {
