@@ -188,7 +188,7 @@ func TestIdentities(t *testing.T) {
 		return &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{
 				GenerateName: "impostor-", Namespace: namespace, Labels: map[string]string{"service.istio.io/canonical-name": "c", "service.istio.io/canonical-revision": "r"},
-				OwnerReferences: []metav1.OwnerReference{{APIVersion: "nobody.example.com/v1", Kind: "Nothing", Name: owner, UID: "1", Controller: &yes}},
+				OwnerReferences: []metav1.OwnerReference{{APIVersion: "none.example.com/v1", Kind: "Nothing", Name: owner, UID: "1", Controller: &yes}},
 			},
 			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "none"}}},
 		}

@@ -119,7 +119,7 @@ type pods struct {
 }
 
 // newPods looks at pods in istiod's own cache, and asks the API server, with istiod's own client, for those that are not in it: pods
-// that are newer, and those of namespaces that istiod is told to leave out. The filter is that of istiod's registry
+// that are newer, and those of namespaces that istiod is configured to leave out. The filter is that of istiod's registry
 // (istio.io/istio/pilot/pkg/serviceregistry/kube/controller/controller.go), so that there is one cache.
 func newPods(client kube.Client, cluster string) pods {
 	return pods{client.Kube(), kclient.NewFiltered[*corev1.Pod](client, kclient.Filter{
@@ -157,7 +157,7 @@ func workloadOf(pod *corev1.Pod, cluster string) workload.Workload {
 	return w.Named()
 }
 
-// authority is istiod's CA. Its certificates are for who asked and for nobody else, and say which workload that is.
+// authority is istiod's CA. Its certificates are for the caller only, and say which workload it is.
 type authority struct {
 	*ca.IstioCA
 	calls *calls

@@ -144,7 +144,7 @@ func overTLS(ctx context.Context, shown *x509.Certificate) context.Context {
 	return peer.NewContext(ctx, &peer.Peer{Addr: &net.IPAddr{}, AuthInfo: credentials.TLSInfo{State: state}})
 }
 
-// token authenticates everybody as a pod.
+// token authenticates every caller as a pod.
 type token struct{ security.Caller }
 
 func (c token) Authenticate(security.AuthContext) (*security.Caller, error) { return &c.Caller, nil }

@@ -25,8 +25,8 @@ func TestPeerFormats(t *testing.T) {
 		said    = `re.extract(xds.upstream_host_metadata.filter_metadata["istio"].workload, "^(?:[^;]*;)`
 		apart   = `("polymesh" in xds.upstream_host_metadata.filter_metadata ? re.extract(xds.upstream_host_metadata.filter_metadata["polymesh"].labels, `
 		called  = said + `{0}([^;]*)", "\\1")`
-		caller  = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[^;]*;){0}([^;]*)", "\\1")`
-		version = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[^;]*;){6}([^;]*)", "\\1")`
+		caller  = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[\\w.-]*;){0}([\\w.-]*)(?:;[\\w.-]*){6}$", "\\1")`
+		version = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[\\w.-]*;){6}([\\w.-]*)(?:;[\\w.-]*){0}$", "\\1")`
 	)
 	in, out := core.TrafficDirection_INBOUND, core.TrafficDirection_OUTBOUND
 	for _, c := range []struct {

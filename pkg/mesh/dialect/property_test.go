@@ -71,6 +71,11 @@ var differences = map[string]func(proto.Message){
 			}
 		}
 	},
+	"chains that ask for the mesh's certificates close connections of callers with several identities": func(m proto.Message) {
+		if m, ok := m.(*listener.FilterChain); ok && len(m.Filters) > 0 && m.Filters[0].Name == "polymesh.identity" {
+			m.Filters = m.Filters[1:]
+		}
+	},
 	"no TLS context offers the peer exchange": func(m proto.Message) {
 		if m, ok := m.(*tls.CommonTlsContext); ok {
 			m.AlpnProtocols = slices.DeleteFunc(m.AlpnProtocols, func(p string) bool { return p == "istio-peer-exchange" })

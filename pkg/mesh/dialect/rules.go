@@ -80,7 +80,7 @@ type wireRule struct {
 
 var wireRules = map[protoreflect.FullName]wireRule{
 	"envoy.config.listener.v3.Listener":                                                 {enter: noteDirection},
-	"envoy.config.listener.v3.FilterChain":                                              {enter: noteTCPStats},
+	"envoy.config.listener.v3.FilterChain":                                              {enter: noteTCPStats, leave: oneIdentity},
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                            {enter: noteTCPLogs, leave: addTCPLogs},
 	"envoy.config.accesslog.v3.AccessLog":                                               {enter: quietFiltered, leave: quietUnfiltered},
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": {leave: translateHTTP},

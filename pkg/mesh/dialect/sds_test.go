@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	cryptotls "crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -102,6 +103,31 @@ func (a *authority) serveSDS(t *testing.T, namespace, name string) (socket strin
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(srv.Stop)
 	return socket
+}
+
+// issue is a certificate for these identities, whatever they are.
+func (a *authority) issue(t *testing.T, ids ...string) cryptotls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(3), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	for _, id := range ids {
+		uri, err := url.Parse(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tmpl.URIs = append(tmpl.URIs, uri)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cryptotls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 func inline(b []byte) *core.DataSource {

@@ -82,6 +82,8 @@ type parts struct {
 	quiet map[addedEntries][]byte
 	// peerFilters go into an HTTP connection manager, or callerFilters.
 	peerFilters, callerFilters []byte
+	// oneIdentity goes into a filter chain.
+	oneIdentity []byte
 }
 
 type loggersKey struct {
@@ -111,7 +113,7 @@ func newParts() *parts {
 			LogTypeFilter: &accesslog.LogTypeFilter{Types: added.types(), Exclude: true},
 		}}).Value
 	}
-	return &parts{cache, quiet, peerFilters(false), peerFilters(true)}
+	return &parts{cache, quiet, peerFilters(false), peerFilters(true), oneIdentityFilter()}
 }
 
 // loggersFor returns the loggers for the filter config, an Any, encoded, or nil if that is not istio.stats. Nobody may change

@@ -1,10 +1,12 @@
 package dialect_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -67,6 +69,63 @@ func TestTraffic(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestSeveralIdentities: a caller of the mesh whose certificate is for more than one identity is refused by the server's proxy, also if one of them
+// is its own, and whether it has to show one or may.
+func TestSeveralIdentities(t *testing.T) {
+	envoyPath(t)
+	const own, other = "spiffe://cluster.local/ns/demo/sa/a", "spiffe://cluster.local/ns/bank/sa/payments"
+	for _, mode := range []struct {
+		name    string
+		configs []string
+	}{{"permissive", nil}, {"strict", []string{"strict.yaml"}}} {
+		for _, port := range []struct {
+			name            string
+			service, target uint32
+		}{{"http", 80, 8080}, {"tcp", 82, 8082}, {"auto", 83, 8083}} {
+			t.Run(mode.name+"/"+port.name, func(t *testing.T) {
+				p := newPath(t, serveApp(t), mode.configs, "b", port.service, port.target)
+				for _, ids := range [][]string{{own}, {own, other}, {other, own}, {own, own}} {
+					protocol, offer := "istio", rawTCP
+					if port.name == "http" {
+						protocol, offer = "istio-http/1.1", http1
+					}
+					c, err := tls.Dial("tcp", p.inbound, &tls.Config{
+						InsecureSkipVerify: true, //nolint:gosec // who the server is, is not the question
+						NextProtos:         []string{protocol}, Certificates: []tls.Certificate{p.ca.issue(t, ids...)},
+					})
+					if err == nil {
+						err = answeredOver(c, offer)
+					}
+					if (err == nil) != (len(ids) == 1) {
+						t.Errorf("a caller that is %q: %v\nserver: %s", ids, err, p.server.log)
+					}
+				}
+			})
+		}
+	}
+}
+
+// answeredOver sends a request on a connection, and wants the app's answer.
+func answeredOver(c net.Conn, protocol protocol) error {
+	if protocol == rawTCP {
+		return echoed(c)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: b.demo.svc.cluster.local\r\n\r\n"); err != nil {
+		return err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return errors.New(response.Status)
+	}
+	return nil
 }
 
 // TestServerFirst: where the server speaks first, as MySQL's and mail servers do. On a port whose protocol is named, the
@@ -257,6 +316,7 @@ type path struct {
 	address        string // the client's listener
 	inbound        string // the server's
 	client, server *envoyProcess
+	ca             *authority
 }
 
 func newPath(t *testing.T, behind *app, configs []string, host string, service, target uint32) *path {
@@ -318,7 +378,7 @@ func newPath(t *testing.T, behind *app, configs []string, host string, service, 
 	listenOn(outbound, outboundPort)
 
 	return &path{
-		host: host, app: behind,
+		host: host, app: behind, ca: ca,
 		address: fmt.Sprintf("127.0.0.1:%d", outboundPort),
 		inbound: fmt.Sprintf("127.0.0.1:%d", inboundPort),
 		server:  staticEnvoy(t, server, ca, []*listener.Listener{inbound}, []*cluster.Cluster{toApp}),

@@ -317,6 +317,7 @@ func (w *walker) errorf(format string, args ...any) error {
 var namedOnly = map[protoreflect.FullName]bool{
 	"google.protobuf.Struct": true,
 	"envoy.extensions.matching.actions.transform_stat.v3.TransformStat": true, // rules of envoy.access_loggers.stats
+	"envoy.config.rbac.v3.Action":                                       true, // of an RBAC filter's matcher
 	"google.protobuf.StringValue":                                       true, // matcher action that names a filter chain
 	"google.protobuf.BoolValue":                                         true,
 	"google.protobuf.UInt32Value":                                       true,

@@ -39,6 +39,8 @@ const (
 	listenerTrafficDirection = 16
 
 	chainFilters, filterTypedConfig = 3, 4 // also an HTTP filter's
+	chainTransportSocket            = 6
+	filterName                      = 1
 	httpFilters, httpFilterName     = 5, 1
 	httpAccessLog                   = 13
 	tcpAccessLog, tcpOptions        = 5, 17
@@ -89,6 +91,14 @@ func each(b []byte, number protowire.Number) iter.Seq[[]byte] {
 			}
 		}
 	}
+}
+
+// first is the first value of a field that may stand more than once.
+func first(b []byte, number protowire.Number) (value []byte, ok bool) {
+	for value := range each(b, number) {
+		return value, true
+	}
+	return nil, false
 }
 
 // last is a field's value: of more than one on the wire, the last one counts.

@@ -53,7 +53,7 @@ func TestFieldNumbers(t *testing.T) {
 		}},
 		{&structpb.ListValue{}, map[protoreflect.Name]protowire.Number{"values": listValues}},
 		{&listener.Listener{}, map[protoreflect.Name]protowire.Number{"traffic_direction": listenerTrafficDirection}},
-		{&listener.FilterChain{}, map[protoreflect.Name]protowire.Number{"filters": chainFilters}},
+		{&listener.FilterChain{}, map[protoreflect.Name]protowire.Number{"filters": chainFilters, "transport_socket": chainTransportSocket}},
 		{&listener.Filter{}, map[protoreflect.Name]protowire.Number{"typed_config": filterTypedConfig}},
 		{&hcm.HttpConnectionManager{}, map[protoreflect.Name]protowire.Number{"http_filters": httpFilters, "access_log": httpAccessLog}},
 		{&hcm.HttpFilter{}, map[protoreflect.Name]protowire.Number{"name": httpFilterName, "typed_config": filterTypedConfig}},

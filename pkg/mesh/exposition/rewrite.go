@@ -184,7 +184,7 @@ func closingQuote(text string) int {
 }
 
 // separate takes tags that hold several apart. Of two with one name, the later one is meant. Where there are not as many values as
-// there have to be, one of another side's holds what is between them, so that nobody can tell whose is whose: all of theirs, which
+// there have to be, one of another side's holds what is between them, so that it is not known whose is whose: all of theirs, which
 // are the last ones, are left out.
 func separate(tags []label) (out []label, whole bool) {
 	out, whole = make([]label, 0, len(tags)+len(Folded[HTTP])), true

@@ -122,7 +122,7 @@ var hostileTexts = []string{
 	"spiffe://cluster.local/ns/evil/sa/a,spiffe://cluster.local/ns/bank/sa/payments",
 }
 
-// What another side chose is a label of its own, or unknown: it moves no other, and says of nobody who it is.
+// What another side chose is a label of its own, or unknown: it moves no other, and names no one else.
 func TestForgedPeers(t *testing.T) {
 	const certificate, principal, own = "a;evil;a;v1;Kubernetes;a;v1", "spiffe://cluster.local/ns/evil/sa/a", "spiffe://cluster.local/ns/demo/sa/b"
 	for _, reporter := range []string{"destination", "source"} {

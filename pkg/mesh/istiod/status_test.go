@@ -1,6 +1,7 @@
 package istiod
 
 import (
+	"reflect"
 	"sync"
 	"testing"
 	"time"
@@ -9,13 +10,14 @@ import (
 	"istio.io/istio/pilot/pkg/model"
 	"istio.io/istio/pilot/pkg/xds"
 	v3 "istio.io/istio/pilot/pkg/xds/v3"
-	testxds "istio.io/istio/pilot/test/xds"
+	"istio.io/istio/pkg/spiffe"
+	istioxds "istio.io/istio/pkg/xds"
 )
 
 // syncz asks a generator for the status of all proxies.
 func syncz(t *testing.T, g model.XdsResourceGenerator) model.Resources {
 	t.Helper()
-	asker := &model.Proxy{Metadata: &model.NodeMetadata{}}
+	asker := &model.Proxy{Metadata: &model.NodeMetadata{}, VerifiedIdentity: &spiffe.Identity{Namespace: "istio-system"}}
 	resources, _, err := g.Generate(asker, &model.WatchedResource{TypeUrl: xds.TypeDebugSyncronization}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -23,35 +25,45 @@ func syncz(t *testing.T, g model.XdsResourceGenerator) model.Resources {
 	return resources
 }
 
-// connected is an istiod with a sidecar that has its clusters.
-func connected(t *testing.T) (*testxds.FakeDiscoveryServer, *model.Proxy) {
+// connected is istiod's server with a sidecar that has its clusters.
+func connected(t *testing.T) (*xds.DiscoveryServer, *model.Proxy) {
 	t.Helper()
-	s := testxds.NewFakeDiscoveryServer(t, testxds.FakeOptions{})
-	ads := s.ConnectADS().WithType(v3.ClusterType).WithID("sidecar~10.1.0.1~a.demo~demo.svc.cluster.local").WithMetadata(model.NodeMetadata{
-		Namespace: "demo", ProxyConfig: &model.NodeMetaProxyConfig{},
-	})
-	ads.RequestResponseAck(t, nil)
-	for deadline := time.Now().Add(10 * time.Second); len(s.Discovery.Clients()) == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the sidecar is not connected")
-		}
+	server := &xds.DiscoveryServer{Env: model.NewEnvironment()}
+	server.Generators = map[string]model.XdsResourceGenerator{statusKey: xds.NewStatusGen(server)}
+	proxy := &model.Proxy{
+		ID: "a.demo", Type: model.SidecarProxy, ConfigNamespace: "demo",
+		Metadata:         &model.NodeMetadata{Namespace: "demo", ClusterID: "Kubernetes", IstioVersion: "1.31.0", ProxyConfig: &model.NodeMetaProxyConfig{}},
+		WatchedResources: map[string]*model.WatchedResource{v3.ClusterType: {TypeUrl: v3.ClusterType, NonceSent: "1", NonceAcked: "1"}},
 	}
-	return s, s.Discovery.Clients()[0].Proxy()
+	connection := &xds.Connection{Connection: istioxds.NewConnection("10.1.0.1", nil)}
+	connection.SetID("a.demo-1")
+	connection.MarkInitialized()
+	of, err := fieldOf[*model.Proxy](reflect.ValueOf(connection).Elem(), "proxy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	*of = proxy
+	clients, err := fieldOf[map[string]*xds.Connection](reflect.ValueOf(server).Elem(), "adsClients")
+	if err != nil {
+		t.Fatal(err)
+	}
+	*clients = map[string]*xds.Connection{connection.ID(): connection}
+	return server, proxy
 }
 
 // What is said of the proxies is what Istio says.
 func TestStatus(t *testing.T) {
 	s, _ := connected(t)
-	own := s.Discovery.Generators[statusKey]
+	own := s.Generators[statusKey]
 	want := syncz(t, own)
-	if err := KeepStatusApart(s.Discovery); err != nil {
+	if err := KeepStatusApart(s); err != nil {
 		t.Fatal(err)
 	}
-	got := syncz(t, s.Discovery.Generators[statusKey])
+	got := syncz(t, s.Generators[statusKey])
 	if len(want) != 1 || len(got) != 1 || !proto.Equal(got[0], want[0]) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if err := KeepStatusApart(s.Discovery); err == nil {
+	if err := KeepStatusApart(s); err == nil {
 		t.Error("a generator that is not Istio's is taken")
 	}
 }
@@ -60,10 +72,10 @@ func TestStatus(t *testing.T) {
 // thousands of rounds, with a writer between two readers.
 func TestStatusBesidePushes(t *testing.T) {
 	s, proxy := connected(t)
-	if err := KeepStatusApart(s.Discovery); err != nil {
+	if err := KeepStatusApart(s); err != nil {
 		t.Fatal(err)
 	}
-	own := s.Discovery.Generators[statusKey]
+	own := s.Generators[statusKey]
 	const rounds = 50_000
 	ended := make(chan struct{})
 	var all sync.WaitGroup
