@@ -20,7 +20,8 @@ func TestAPIServerInitChecksAndChangesNothing(t *testing.T) {
 		"no-such-flag=1":           "unknown flag",
 		"max-requests-inflight=-1": "max-requests-inflight can not be negative value",
 	} {
-		t.Run(arg, func(t *testing.T) {
+		name, _, _ := strings.Cut(arg, "=")
+		t.Run("arg-"+name, func(t *testing.T) {
 			dir := t.TempDir()
 			dataDir := filepath.Join(dir, "data")
 			empty := filepath.Join(dir, "config.yaml")

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,7 +43,7 @@ func TestFullDisk(t *testing.T) {
 		t.Skipf("this machine lets nobody mount: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
@@ -120,6 +121,14 @@ func TestFullDisk(t *testing.T) {
 	}
 	cancel()
 	begin := time.Now()
+	go func() {
+		for i := range 2 {
+			time.Sleep(12 * time.Second)
+			f, _ := os.Create(fmt.Sprintf("/tmp/w/durable/stacks-%d", i))
+			pprof.Lookup("goroutine").WriteTo(f, 2)
+			f.Close()
+		}
+	}()
 	if err := <-ended; err != nil {
 		t.Errorf("the control plane ended with %v", err)
 	}

@@ -108,6 +108,7 @@ func (d *Datastore) Start(ctx context.Context) error {
 	}
 	// kine says each compaction and slow query in its own format; only what goes wrong is worth a line.
 	logrus.SetLevel(logrus.WarnLevel)
+	logrus.AddHook(withoutValues{})
 	live, cancel := component.Running(ctx)
 	d.cancel = cancel
 	opened := make(chan error, 1)
@@ -127,6 +128,24 @@ func (d *Datastore) Start(ctx context.Context) error {
 			return fmt.Errorf("%s is damaged: restore it from a backup, or remove everything with `polymesh reset`: %w", d.file(), err)
 		}
 		return fmt.Errorf("open the database in %s: %w", d.opts.Dir, err)
+	}
+	return nil
+}
+
+// withoutValues keeps what is stored out of the log. kine logs a write that failed with all that was to be written, Secrets
+// too ("error in txn %s: %v" in its pkg/server/kv.go).
+type withoutValues struct{}
+
+// Levels implements logrus.Hook.
+func (withoutValues) Levels() []logrus.Level { return logrus.AllLevels }
+
+// Fire implements logrus.Hook.
+func (withoutValues) Fire(e *logrus.Entry) error {
+	for _, request := range []string{"txn", "put"} {
+		if strings.HasPrefix(e.Message, "error in "+request+" ") {
+			// The error follows the request's last separator, or one that is further on.
+			e.Message = "error in " + request + e.Message[strings.LastIndex(e.Message, ": "):]
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package datastore
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	_ "github.com/mattn/go-sqlite3"
+	"github.com/sirupsen/logrus"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -228,5 +230,30 @@ func TestStartCanBeCancelled(t *testing.T) {
 	cancel()
 	if err := <-result; !errors.Is(err, context.Canceled) {
 		t.Errorf("Start returned %v", err)
+	}
+}
+
+// A write that fails is logged without what was to be written.
+func TestLogHasNoValues(t *testing.T) {
+	d := newDatastore(t, config.SyncFull)
+	d.opts.Dir = filepath.Join(smallDisk(t), "db")
+	client := start(t, d)
+	var log bytes.Buffer
+	logrus.SetOutput(&log)
+	defer logrus.SetOutput(os.Stderr)
+	fill(t, filepath.Join(filepath.Dir(d.opts.Dir), "ballast"), 64<<20)
+	var err error
+	for i := 0; err == nil && i < 1000; i++ {
+		key := fmt.Sprintf("/registry/secrets/a/%d", i)
+		_, err = client.Txn(t.Context()).
+			If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).
+			Then(clientv3.OpPut(key, "password: "+strings.Repeat("hunter2", 10000))).
+			Else(clientv3.OpGet(key)).Commit()
+	}
+	if err == nil {
+		t.Fatal("a full disk takes writes")
+	}
+	if !strings.Contains(log.String(), "error in txn: database or disk is full") || strings.Contains(log.String(), "hunter2") {
+		t.Errorf("the log is %.300s", log.String())
 	}
 }

@@ -66,7 +66,7 @@ func (c *Containerd) configFile() string {
 func (c *Containerd) Init(context.Context) error { return nil }
 
 // prepare writes containerd's configuration, and sets aside what containerd could not read.
-func (c *Containerd) prepare() error {
+func (c *Containerd) prepare(ctx context.Context) error {
 	_, err := os.Stat(c.dir())
 	existed := err == nil
 	if err := c.opts.Session.Begin(existed); err != nil {
@@ -74,6 +74,9 @@ func (c *Containerd) prepare() error {
 	}
 	if c.opts.Session.Doubt() {
 		if err := setTornMetadataAside(c.dir(), c.child.Log); err != nil {
+			return err
+		}
+		if err := removeHalfMadeLayers(ctx, c.dir()); err != nil {
 			return err
 		}
 	}
@@ -192,7 +195,7 @@ const oomScore = -999
 
 // Start starts containerd.
 func (c *Containerd) Start(ctx context.Context) error {
-	if err := c.prepare(); err != nil {
+	if err := c.prepare(ctx); err != nil {
 		return err
 	}
 	return c.child.Start(ctx)

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	bolt "go.etcd.io/bbolt"
 	"k8s.io/kubernetes/pkg/kubelet/allocation/state"
 	"k8s.io/kubernetes/pkg/kubelet/checkpointmanager"
@@ -71,6 +73,44 @@ func readCheckpoint(name string, text []byte) error {
 		return err
 	}
 	return c.VerifyChecksum()
+}
+
+// removeHalfMadeLayers removes the folders of layers that containerd's database does not know: what a cut has left of a layer
+// that was being made. A later layer is to get that name, and fails on it ("failed to rename … file exists"). containerd must
+// not run; while it does, it removes such folders itself, but only after it has removed a layer.
+func removeHalfMadeLayers(ctx context.Context, dir string) error {
+	root := filepath.Join(dir, filepath.FromSlash(filepath.Dir(metadata[1])))
+	if _, err := os.Stat(filepath.Join(root, filepath.Base(metadata[1]))); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	entries, err := os.ReadDir(filepath.Join(root, "snapshots"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list layers: %w", err)
+	}
+	store, err := storage.NewMetaStore(filepath.Join(root, filepath.Base(metadata[1])))
+	if err != nil {
+		return fmt.Errorf("open the database of layers: %w", err)
+	}
+	var known map[string]string
+	err = store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		known, err = storage.IDMap(ctx)
+		return err
+	})
+	if err = errors.Join(err, store.Close()); err != nil {
+		return fmt.Errorf("read the database of layers: %w", err)
+	}
+	for _, e := range entries {
+		if _, ok := known[e.Name()]; ok || !e.IsDir() {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(root, "snapshots", e.Name())); err != nil {
+			return fmt.Errorf("remove a half-made layer: %w", err)
+		}
+	}
+	return nil
 }
 
 // setAside renames a file or folder to NAME.broken-TIME and returns the new name.

@@ -25,6 +25,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -51,13 +52,6 @@ func (s *ImageStore) Verify(ctx context.Context) (found, error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	var f found
 	snapshotService := s.client.SnapshotService(snapshotter)
-	// What a cut has left of a layer that was being made has the name that another one is to get ("failed to rename … file
-	// exists").
-	if cleaner, ok := snapshotService.(snapshots.Cleaner); ok {
-		if err := cleaner.Cleanup(ctx); err != nil && !errdefs.IsNotImplemented(err) {
-			return f, fmt.Errorf("remove half-made layers: %w", err)
-		}
-	}
 	all, err := s.client.ListImages(ctx)
 	if err != nil {
 		return f, fmt.Errorf("list images: %w", err)
@@ -208,7 +202,9 @@ func verifyBlob(ctx context.Context, store content.Store, d ocispec.Descriptor) 
 	}
 	defer blob.Close()
 	verifier := d.Digest.Verifier()
-	if _, err := io.Copy(verifier, content.NewReader(blob)); err != nil {
+	if _, err := io.Copy(verifier, content.NewReader(blob)); errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		return &damagedError{d.Digest}
+	} else if err != nil {
 		return err
 	}
 	if !verifier.Verified() {

@@ -61,7 +61,7 @@ type powerCuts struct {
 	disk    *node.Disk
 	outages []outage
 	// images and kept are what was there, and acknowledged, at the last look; shipped are the images of every node.
-	images, shipped imageFiles
+	images, shipped programSizes
 	kept            outage
 }
 
@@ -70,7 +70,7 @@ type outage struct {
 	what string
 	disk *node.Disk
 	// images are the sizes of files in layers that containerd said are there.
-	images imageFiles
+	images programSizes
 	ledger map[string]entry
 	// touched are objects with a write under way while the disk was copied.
 	touched  map[string]bool
@@ -392,16 +392,16 @@ func (e entry) brief() string {
 	return fmt.Sprintf("resourceVersion %d, %d bytes %.8s…", e.version, len(e.value), e.value)
 }
 
-// imageFiles are the sizes that large files of this name have, over all layers of images.
-type imageFiles map[string][]int64
+// programSizes are the sizes that large files of this name have, over all layers of images.
+type programSizes map[string][]int64
 
 // largeFile is from where on a file in a layer is looked at, in bytes: programs, not what a container writes.
 const largeFile = 1 << 20
 
 // layerFiles looks at the layers of a node's images on its disk.
-func layerFiles(t testing.TB, n *node.Node) imageFiles {
+func layerFiles(t testing.TB, n *node.Node) programSizes {
 	t.Helper()
-	found := imageFiles{}
+	found := programSizes{}
 	layers, err := filepath.Glob(filepath.Join(n.DataDir(), "agent", "containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*", "fs"))
 	if err != nil {
 		t.Fatal(err)
@@ -430,7 +430,7 @@ func layerFiles(t testing.TB, n *node.Node) imageFiles {
 }
 
 // want says what is missing or short.
-func (f imageFiles) want(t *testing.T, have imageFiles) {
+func (f programSizes) want(t *testing.T, have programSizes) {
 	t.Helper()
 	for _, name := range slices.Sorted(maps.Keys(f)) {
 		for _, size := range f[name] {
