@@ -1,14 +1,14 @@
 // Package addon keeps the parts of a cluster that run as ordinary pods: CoreDNS, metrics-server and the local-path
 // provisioner.
 //
-// It owns their manifests and applies them to the API server at each start, as K3s does with its packaged components; it
+// It owns their manifests, applies them to the API server at each start, as K3s does with its packaged components, and again
+// within a minute when somebody deletes or changes them; it
 // removes what an earlier version applied and this one does not, and all of it when the add-on is disabled. pkg/command
 // adds one component for each add-on, disabled ones included.
 package addon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -23,6 +24,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/converge"
 )
 
 // Options say which add-on, for which cluster.
@@ -53,8 +55,6 @@ type Options struct {
 const (
 	// A query of the API server for each 50 ms poll of three add-ons would be most of its work during a start.
 	readyInterval = 250 * time.Millisecond
-	retryFirst    = 200 * time.Millisecond
-	retryMax      = 10 * time.Second
 )
 
 var (
@@ -70,18 +70,20 @@ type Addon struct {
 	dynamic   dynamic.Interface
 	clientset kubernetes.Interface
 
-	cancel context.CancelFunc
-	done   chan struct{}
+	loop    *converge.Loop
+	holding converge.Applied
+	settled bool // the loop's: what is applied from now on was deleted or changed
 
-	mu      sync.Mutex
-	applied error // nil once the cluster has what Init rendered
-	asked   time.Time
-	answer  error
+	mu     sync.Mutex
+	asked  time.Time
+	answer error
 }
 
 // New returns the component of the add-on that opts names.
 func New(opts Options) *Addon {
-	return &Addon{opts: opts, applied: errors.New("not applied yet")}
+	a := &Addon{opts: opts}
+	a.loop = converge.NewLoop(opts.Log.With("addon", string(opts.Name)), converge.Interval, a.sync)
+	return a
 }
 
 // Name is the name that --disable takes.
@@ -116,7 +118,7 @@ func (a *Addon) Init(context.Context) error {
 	return nil
 }
 
-// Start applies the manifests in the background, again and again until that worked once.
+// Start applies the manifests in the background, and again when an object was deleted or changed.
 func (a *Addon) Start(ctx context.Context) error {
 	rest, err := clientcmd.BuildConfigFromFlags("", a.opts.Kubeconfig)
 	if err != nil {
@@ -130,62 +132,27 @@ func (a *Addon) Start(ctx context.Context) error {
 		return fmt.Errorf("make an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 
-	ctx, a.cancel = context.WithCancel(ctx)
-	a.done = make(chan struct{})
-	go func() {
-		defer close(a.done)
-		a.converge(ctx)
-	}()
+	a.loop.Start(ctx)
 	return nil
-}
-
-func (a *Addon) converge(ctx context.Context) {
-	log := a.opts.Log.With("addon", a.Name())
-	for delay := retryFirst; ; delay = min(2*delay, retryMax) {
-		err := a.sync(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		a.mu.Lock()
-		a.applied = err
-		a.mu.Unlock()
-		if err == nil {
-			return
-		}
-		log.Debug("apply failed", "err", err, "again in", delay.String())
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(delay):
-		}
-	}
 }
 
 // Ready returns nil when the add-on serves, or is removed if it is disabled; otherwise what it waits for, in one line.
 // It asks the API server at most four times a second.
 func (a *Addon) Ready(ctx context.Context) error {
+	if err := a.loop.Ready(); err != nil || a.opts.Disabled {
+		return err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.applied != nil || a.opts.Disabled {
-		return a.applied
-	}
 	if time.Since(a.asked) >= readyInterval {
 		a.answer = a.available(ctx)
+		if apierrors.IsNotFound(a.answer) {
+			a.loop.Kick()
+		}
 		a.asked = time.Now()
 	}
 	return a.answer
 }
 
 // Stop ends the attempts to apply. The add-on's pods stay: they live as long as the cluster's data.
-func (a *Addon) Stop(ctx context.Context) error {
-	if a.cancel == nil {
-		return nil
-	}
-	a.cancel()
-	select {
-	case <-a.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still applying manifests: %w", ctx.Err())
-	}
-}
+func (a *Addon) Stop(ctx context.Context) error { return a.loop.Stop(ctx) }

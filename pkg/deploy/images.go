@@ -95,6 +95,12 @@ func (d *deployment) buildImages(ctx context.Context) error {
 				if err != nil {
 					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 				}
+				if !m.registry {
+					// So that the kubelet keeps it, and what a rollback goes back to.
+					if err := m.store.Deployed(ctx, j.ref.Full, d.Project.Name, j.service.Name); err != nil {
+						return "", fmt.Errorf("service %s: %w", j.service.Name, err)
+					}
+				}
 				out.Service, out.Ref = j.service.Name, j.ref.Short
 				if err := d.attest(ctx, m, j.ref, &out, step); err != nil {
 					return "", fmt.Errorf("service %s: %w", j.service.Name, err)

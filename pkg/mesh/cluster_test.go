@@ -7,10 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -23,68 +20,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"polymesh.dev/polymesh/pkg/certificate"
-	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane"
-	"polymesh.dev/polymesh/pkg/datastore"
+	"polymesh.dev/polymesh/pkg/converge"
+	"polymesh.dev/polymesh/test/cluster"
 )
-
-// cluster is a control plane without nodes: datastore, API server, controllers and scheduler of this program.
-func cluster(t *testing.T, log *slog.Logger) (kubeconfig string) {
-	t.Helper()
-	dir := t.TempDir()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := free.Addr().(*net.TCPAddr).Port
-	free.Close()
-	flags := config.ServerFlags()
-	if err := flags.Parse([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(port), "--write-kubeconfig", filepath.Join(dir, "kubeconfig")}); err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := flags.Server(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ip := netip.MustParseAddr("192.0.2.1")
-	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.ServerDir("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain},
-		func(s certificate.Store) error {
-			return errors.Join(
-				s.WriteKubeconfig(controlplane.Kubeconfig(cfg, "polymesh"), certificate.Polymesh, controlplane.URL(cfg)),
-				s.WriteKubeconfig(controlplane.Kubeconfig(cfg, "kube-controller-manager"), certificate.ControllerManager, controlplane.URL(cfg)),
-				s.WriteKubeconfig(controlplane.Kubeconfig(cfg, "kube-scheduler"), certificate.Scheduler, controlplane.URL(cfg)))
-		}, log)
-	if err := renewal.Ensure(time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	db := datastore.New(cfg.ServerDir("db"), filepath.Join(dir, "kine.sock"))
-	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.ServerDir("tls")), EtcdEndpoint: db.Endpoint()}
-	m := component.NewManager(slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	m.Add(db)
-	m.Add(controlplane.NewAPIServer(plane), "datastore")
-	m.Add(controlplane.NewControllerManager(plane), "kube-apiserver")
-	m.Add(controlplane.NewScheduler(plane), "kube-apiserver")
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- m.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	select {
-	case <-m.Settled():
-	case err := <-ended:
-		ended <- nil
-		t.Fatal(err)
-	case <-time.After(time.Minute):
-		t.Fatal("no control plane after a minute")
-	}
-	return controlplane.Kubeconfig(cfg, "polymesh")
-}
 
 // server is one run of the component on a cluster.
 type server struct {
@@ -105,7 +43,7 @@ func start(t *testing.T, opts Options) *server {
 func (s *server) settle() {
 	s.t.Helper()
 	select {
-	case <-s.done:
+	case <-s.decided:
 	case <-time.After(time.Minute):
 		s.t.Fatalf("not settled: %v", s.Ready(s.t.Context()))
 	}
@@ -153,7 +91,7 @@ func same(t *testing.T, what string, before, after map[string]string) {
 
 func TestLifeOnACluster(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	opts := Options{Kubeconfig: cluster(t, log), Profile: "default", Images: testImages, Log: log}
+	opts := Options{Kubeconfig: cluster.Start(t, log), Profile: "default", Images: testImages, Log: log}
 	ctx := t.Context()
 	client, err := New(opts).(*mesh).connect()
 	if err != nil {
@@ -236,6 +174,34 @@ func TestLifeOnACluster(t *testing.T) {
 	}
 	same(t, "restart", before, versions(t, client, record()))
 
+	// What the control plane needs comes back when it is deleted, once it has been missing in two rounds.
+	hooks, accounts := client.Kube().AdmissionregistrationV1().MutatingWebhookConfigurations(), client.Kube().CoreV1().ServiceAccounts(istioNamespace)
+	const hook, account = "istio-sidecar-injector", "istio-reader-service-account"
+	if err := errors.Join(hooks.Delete(ctx, hook, metav1.DeleteOptions{}), hooks.Delete(ctx, "istio-revision-tag-default", metav1.DeleteOptions{}),
+		accounts.Delete(ctx, account, metav1.DeleteOptions{})); err != nil {
+		t.Fatal(err)
+	}
+	restorer := &restorer{mesh: again.mesh, client: client}
+	if err := restorer.sync(ctx); !errors.As(err, new(converge.Later)) || !strings.Contains(err.Error(), hook) {
+		t.Errorf("the first round after a deletion says %v", err)
+	}
+	if _, err := hooks.Get(ctx, hook, metav1.GetOptions{}); err == nil {
+		t.Error("it was put back at once, into what may be an uninstall")
+	}
+	if err := restorer.sync(ctx); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{hook, "istio-revision-tag-default"} {
+		if _, err := hooks.Get(ctx, name, metav1.GetOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := accounts.Get(ctx, account, metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	installed = record()
+	before = versions(t, client, installed)
+
 	// Istio's own installer has nothing to add, which shows that ours does the same.
 	upstream(t, client, again.settings)
 	same(t, "istioctl install", before, versions(t, client, installed))
@@ -282,6 +248,17 @@ func TestLifeOnACluster(t *testing.T) {
 	// An uninstall is never reverted.
 	if err := deployments.Delete(ctx, "istiod", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
+	}
+	if err := hooks.Delete(ctx, hook, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := restorer.sync(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := hooks.Get(ctx, hook, metav1.GetOptions{}); err == nil {
+		t.Error("a webhook of an uninstalled Istio was put back: no pod could start")
 	}
 	for _, o := range []Options{small, opts} {
 		s := start(t, o)

@@ -146,13 +146,15 @@ func TestHasNameservers(t *testing.T) {
 	}
 }
 
-func TestImageNames(t *testing.T) {
-	o := nodeOptions(settings(t))
-	for name, want := range map[string]string{"pause": "registry.polymesh.dev/pause:3.10.1", "pilot": "registry.polymesh.dev/istio/pilot:1", "pau": ""} {
-		if got := o.image(name); got != want {
-			t.Errorf("%s is %q", name, got)
-		}
+func TestContainerdNeedsThePauseImage(t *testing.T) {
+	o := nodeOptions(settings(t, "-d", t.TempDir()))
+	o.Manifest = &payload.Manifest{Images: []string{"registry.polymesh.dev/pause-extra:1"}}
+	if err := NewContainerd(o).Init(t.Context()); err == nil || !strings.Contains(err.Error(), `no image "pause"`) {
+		t.Errorf("error is %v", err)
 	}
+}
+
+func TestArchiveNames(t *testing.T) {
 	for name, want := range map[string]bool{"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true, "a.zip": false, "README": false, "tar": false} {
 		if got := isArchive(name); got != want {
 			t.Errorf("%s: %v", name, got)
