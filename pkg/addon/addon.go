@@ -1,7 +1,8 @@
 // Package addon keeps the parts of a cluster that are objects in it: CoreDNS, metrics-server and the local-path
 // provisioner, which run as ordinary pods, and the admission policies that go with them or stand alone.
 //
-// It owns their manifests and applies them to the API server at each start, as K3s does with its packaged components; it
+// It owns their manifests, applies them to the API server at each start, as K3s does with its packaged components, and again
+// within a minute when somebody deletes or changes them; it
 // removes what an earlier version applied and this one does not, and all of it when the add-on is disabled. pkg/command
 // adds one component for each add-on, disabled ones included.
 package addon
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
@@ -26,6 +28,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/converge"
 )
 
 // Options say which add-on, for which cluster.
@@ -58,8 +61,6 @@ const (
 	readyInterval = 250 * time.Millisecond
 	// nameserverInterval is how often other name servers are looked for; asking costs nothing.
 	nameserverInterval = time.Second
-	retryFirst         = 200 * time.Millisecond
-	retryMax           = 10 * time.Second
 )
 
 var (
@@ -71,24 +72,27 @@ var (
 // Addon is the component of one add-on.
 type Addon struct {
 	opts    Options
-	objects []*unstructured.Unstructured // set by Init, and by converge under mu
+	objects []*unstructured.Unstructured // set by Init, and by sync under mu
 	servers []string                     // those for which objects are rendered
 
 	dynamic   dynamic.Interface
 	clientset kubernetes.Interface
 
-	cancel context.CancelFunc
-	done   chan struct{}
+	cancel  context.CancelFunc // of followNameservers; nil where it does not run
+	loop    *converge.Loop
+	holding converge.Applied
+	settled bool // the loop's: what is applied from now on was deleted or changed
 
-	mu      sync.Mutex
-	applied error // nil once the cluster has what Init rendered
-	asked   time.Time
-	answer  error
+	mu     sync.Mutex
+	asked  time.Time
+	answer error
 }
 
 // New returns the component of the add-on that opts names.
 func New(opts Options) *Addon {
-	return &Addon{opts: opts, applied: errors.New("not applied yet")}
+	a := &Addon{opts: opts}
+	a.loop = converge.NewLoop(opts.Log.With("addon", string(opts.Name)), converge.Interval, a.sync)
+	return a
 }
 
 // Name is the name that --disable takes.
@@ -137,7 +141,7 @@ func (a *Addon) nameservers() []string {
 	return a.opts.Nameservers()
 }
 
-// Start applies the manifests in the background, again and again until that worked once.
+// Start applies the manifests in the background, and again when an object was deleted or changed.
 func (a *Addon) Start(ctx context.Context) error {
 	if a.opts.Name == config.LocalStorage && !a.opts.Disabled {
 		// The volumes in it are open to every user; the way to them is not.
@@ -157,59 +161,28 @@ func (a *Addon) Start(ctx context.Context) error {
 		return fmt.Errorf("make an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 
-	ctx, a.cancel = component.Running(ctx)
-	a.done = make(chan struct{})
-	go func() {
-		defer close(a.done)
-		a.converge(ctx)
-		for a.otherNameservers(ctx) {
-			a.converge(ctx)
-		}
-	}()
+	a.loop.Start(ctx)
+	if a.opts.Nameservers != nil && a.opts.Name == config.CoreDNS && !a.opts.Disabled {
+		ctx, a.cancel = component.Running(ctx)
+		go a.followNameservers(ctx)
+	}
 	return nil
 }
 
-// otherNameservers waits until the host has other name servers, and renders the manifests for them. It returns false when
-// ctx ends.
-func (a *Addon) otherNameservers(ctx context.Context) bool {
-	if a.opts.Nameservers == nil || a.opts.Name != config.CoreDNS || a.opts.Disabled {
-		return false
-	}
+// followNameservers has the manifests applied again when the host has other name servers.
+func (a *Addon) followNameservers(ctx context.Context) {
+	last := a.nameservers()
+	ticker := time.NewTicker(nameserverInterval)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return false
-		case <-time.After(nameserverInterval):
-		}
-		if slices.Equal(a.nameservers(), a.servers) {
-			continue
-		}
-		if err := a.render(); err != nil {
-			a.opts.Log.Error("follow the host's name servers", "addon", a.Name(), "err", err)
-			continue
-		}
-		return true
-	}
-}
-
-func (a *Addon) converge(ctx context.Context) {
-	log := a.opts.Log.With("addon", a.Name())
-	for delay := retryFirst; ; delay = min(2*delay, retryMax) {
-		err := a.sync(ctx)
-		if ctx.Err() != nil {
 			return
+		case <-ticker.C:
 		}
-		a.mu.Lock()
-		a.applied = err
-		a.mu.Unlock()
-		if err == nil {
-			return
-		}
-		log.Debug("apply failed", "err", err, "again in", delay.String())
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(delay):
+		if now := a.nameservers(); !slices.Equal(now, last) {
+			last = now
+			a.loop.Kick()
 		}
 	}
 }
@@ -217,13 +190,16 @@ func (a *Addon) converge(ctx context.Context) {
 // Ready returns nil when the add-on serves, or is removed if it is disabled; otherwise what it waits for, in one line.
 // It asks the API server at most four times a second.
 func (a *Addon) Ready(ctx context.Context) error {
+	if err := a.loop.Ready(); err != nil || a.opts.Disabled {
+		return err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.applied != nil || a.opts.Disabled {
-		return a.applied
-	}
 	if time.Since(a.asked) >= readyInterval {
 		a.answer = a.available(ctx)
+		if apierrors.IsNotFound(a.answer) {
+			a.loop.Kick()
+		}
 		a.asked = time.Now()
 	}
 	return a.answer
@@ -254,14 +230,8 @@ func (a *Addon) Note(ctx context.Context) string {
 
 // Stop ends the attempts to apply. The add-on's pods stay: they live as long as the cluster's data.
 func (a *Addon) Stop(ctx context.Context) error {
-	if a.cancel == nil {
-		return nil
+	if a.cancel != nil {
+		a.cancel()
 	}
-	a.cancel()
-	select {
-	case <-a.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still applying manifests: %w", ctx.Err())
-	}
+	return a.loop.Stop(ctx)
 }

@@ -9,7 +9,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
+
+	"polymesh.dev/polymesh/pkg/converge"
 )
 
 const (
@@ -17,7 +20,7 @@ const (
 	nameLabel = "addon.polymesh.dev/name"
 	// ignoreAnnotation, set to "true" by a user, takes an object out of our hands: it is neither changed nor removed.
 	ignoreAnnotation = "addon.polymesh.dev/ignore"
-	fieldManager     = "polymesh"
+	fieldManager     = converge.Addon
 )
 
 // id tells objects apart within a cluster.
@@ -38,8 +41,13 @@ func (i id) String() string {
 }
 
 // sync makes the cluster hold the add-on's objects and no others of it. Fields that the manifests name are set back;
-// fields that they do not name belong to whoever sets them.
+// fields that they do not name belong to whoever sets them. What is as this run applied it is only looked at.
 func (a *Addon) sync(ctx context.Context) error {
+	if !slices.Equal(a.nameservers(), a.servers) {
+		if err := a.render(); err != nil {
+			return err
+		}
+	}
 	existing := make(map[id]*unstructured.Unstructured)
 	for _, k := range kinds() {
 		list, err := a.dynamic.Resource(k.gvr()).List(ctx, metav1.ListOptions{LabelSelector: nameLabel + "=" + a.Name()})
@@ -49,14 +57,32 @@ func (a *Addon) sync(ctx context.Context) error {
 		for i := range list.Items {
 			obj := &list.Items[i]
 			obj.SetGroupVersionKind(k.GroupVersionKind)
+			if obj, err = a.disown(ctx, obj); err != nil {
+				return err
+			}
 			existing[idOf(obj)] = obj
 		}
 	}
 	apply, remove := plan(a.objects, existing)
 	for _, obj := range apply {
-		_, err := a.resource(idOf(obj)).Apply(ctx, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+		id := idOf(obj)
+		if old := existing[id]; old != nil {
+			if holds, err := a.holding.Holds(id.String(), old, fieldManager); err != nil || holds {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		live, err := a.resource(id).Apply(ctx, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 		if err != nil {
-			return fmt.Errorf("apply %s: %w", idOf(obj), err)
+			return fmt.Errorf("apply %s: %w", id, err)
+		}
+		if err := a.holding.Note(id.String(), live, fieldManager); err != nil {
+			return err
+		}
+		if a.settled {
+			a.opts.Log.Warn("put back what was deleted or changed", "addon", a.Name(), "object", id.String())
 		}
 	}
 	for _, obj := range remove {
@@ -69,7 +95,22 @@ func (a *Addon) sync(ctx context.Context) error {
 		}
 		a.opts.Log.Info("removed", "addon", a.Name(), "object", idOf(obj).String())
 	}
+	a.settled = true
 	return nil
+}
+
+// disown takes over what an earlier version has applied under another name.
+func (a *Addon) disown(ctx context.Context, obj *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	patch, err := converge.Disown(obj, fieldManager)
+	if err != nil || patch == nil || ignored(obj) {
+		return obj, err
+	}
+	live, err := a.resource(idOf(obj)).Patch(ctx, obj.GetName(), types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil {
+		return nil, fmt.Errorf("take over the fields of %s: %w", idOf(obj), err)
+	}
+	live.SetGroupVersionKind(obj.GroupVersionKind())
+	return live, nil
 }
 
 // plan compares what there should be with what there is under the add-on's label. Removal goes against the order in
@@ -84,7 +125,7 @@ func plan(want []*unstructured.Unstructured, existing map[id]*unstructured.Unstr
 	}
 	for _, k := range slices.Backward(kinds()) {
 		for i, obj := range existing {
-			if i.kind == k.GroupVersionKind && !wanted[i] && !ignored(obj) && applied(obj) {
+			if i.kind == k.GroupVersionKind && !wanted[i] && !ignored(obj) && applied(obj) && !converge.Deployed(obj) {
 				remove = append(remove, obj)
 			}
 		}

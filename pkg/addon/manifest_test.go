@@ -3,6 +3,7 @@ package addon
 import (
 	"bytes"
 	"flag"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -23,7 +24,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 func testOptions(name config.Addon) Options {
 	return Options{
-		Name: name,
+		Name: name, Log: slog.New(slog.DiscardHandler),
 		Image: (&payload.Manifest{Images: []string{
 			"registry.polymesh.dev/coredns:1.15.0",
 			"registry.polymesh.dev/metrics-server:0.9.0",

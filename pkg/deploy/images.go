@@ -110,6 +110,12 @@ func (d *deployment) buildImages(ctx context.Context) error {
 				if err != nil {
 					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 				}
+				if !m.registry {
+					// So that the kubelet keeps it, and what a rollback goes back to.
+					if err := m.store.Deployed(ctx, j.ref.Full, d.Project.Name, j.service.Name); err != nil {
+						return "", fmt.Errorf("service %s: %w", j.service.Name, err)
+					}
+				}
 				d.result.Images[i] = out
 				return out.said(m.registry), nil
 			})

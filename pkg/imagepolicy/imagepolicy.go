@@ -25,6 +25,7 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	applyv1 "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
 	metaapply "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -32,6 +33,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/converge"
 	"polymesh.dev/polymesh/pkg/signature"
 )
 
@@ -44,13 +46,13 @@ const (
 const (
 	name         = "polymesh-image-policy"
 	webhookName  = "image-policy.polymesh.dev"
-	fieldManager = "polymesh"
+	fieldManager = converge.ImagePolicy
 	pinPath      = "/pin"
 	checkPath    = "/check"
 	// timeout is how long the API server waits. Registries are asked within it.
 	timeout = 15 * time.Second
-	// retry is how long after a failure the configurations are applied again.
-	retry = time.Second
+	// interval is how often the two configurations are looked at: without them nothing is enforced.
+	interval = 10 * time.Second
 )
 
 // Node is where the images of the node are.
@@ -84,19 +86,17 @@ type Policy struct {
 	client kubernetes.Interface
 	node   Node
 	server *http.Server
-	cancel context.CancelFunc
-	done   chan struct{}
-	state  atomic.Pointer[error]
+	loop   *converge.Loop
+	broken atomic.Pointer[error] // why the webhook no longer answers
+
+	holding converge.Applied
+	settled bool // the loop's: what is applied from now on was deleted or changed
 }
 
 // New returns the component, not yet started.
 func New(opts Options) *Policy {
-	p := &Policy{opts: opts}
-	p.setState(errors.New("not applied yet"))
-	return p
+	return &Policy{opts: opts}
 }
-
-func (p *Policy) setState(err error) { p.state.Store(&err) }
 
 // Name implements component.Component.
 func (*Policy) Name() string { return "image-policy" }
@@ -118,7 +118,6 @@ func (p *Policy) Start(ctx context.Context) error {
 	if p.client, err = kubernetes.NewForConfig(rest); err != nil {
 		return fmt.Errorf("make an API client from %s: %w", p.opts.Kubeconfig, err)
 	}
-	ctx, p.cancel = component.Running(ctx)
 	configure := p.remove
 	if len(p.keys) > 0 {
 		if p.node, err = p.opts.Open(); err != nil {
@@ -130,22 +129,8 @@ func (p *Policy) Start(ctx context.Context) error {
 		}
 		configure = func(ctx context.Context) error { return p.apply(ctx, "https://"+address) }
 	}
-	p.done = make(chan struct{})
-	go func() {
-		defer close(p.done)
-		for {
-			err := configure(ctx)
-			p.setState(err)
-			if err == nil {
-				return
-			}
-			select {
-			case <-time.After(retry):
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
+	p.loop = converge.NewLoop(p.opts.Log.With("component", p.Name()), interval, configure)
+	p.loop.Start(ctx)
 	return nil
 }
 
@@ -172,26 +157,31 @@ func (p *Policy) serve() (address string, err error) {
 	}
 	go func() {
 		if err := p.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			p.setState(err)
+			p.broken.Store(&err)
 		}
 	}()
 	return listener.Addr().String(), nil
 }
 
 // Ready implements component.Component.
-func (p *Policy) Ready(context.Context) error { return *p.state.Load() }
+func (p *Policy) Ready(context.Context) error {
+	if err := p.broken.Load(); err != nil {
+		return *err
+	}
+	if p.loop == nil {
+		return errors.New("not started")
+	}
+	return p.loop.Ready()
+}
 
 // Stop ends the webhook. Its configurations stay: while no server runs there is no API server either.
 func (p *Policy) Stop(ctx context.Context) error {
-	if p.cancel != nil {
-		p.cancel()
-	}
 	var err error
-	if p.server != nil {
-		err = p.server.Shutdown(ctx)
+	if p.loop != nil {
+		err = p.loop.Stop(ctx)
 	}
-	if p.done != nil {
-		<-p.done
+	if p.server != nil {
+		err = errors.Join(err, p.server.Shutdown(ctx))
 	}
 	if p.node != nil {
 		err = errors.Join(err, p.node.Close())
@@ -199,7 +189,7 @@ func (p *Policy) Stop(ctx context.Context) error {
 	return err
 }
 
-// apply tells the API server to ask.
+// apply tells the API server to ask. It is called again and again, and writes only what is not as it has left it.
 func (p *Policy) apply(ctx context.Context, url string) error {
 	authority, err := os.ReadFile(p.opts.Certificates.Cert(certificate.ServerCA))
 	if err != nil {
@@ -213,24 +203,64 @@ func (p *Policy) apply(ctx context.Context, url string) error {
 		applyv1.RuleWithOperations().WithAPIGroups("").WithAPIVersions("v1").WithResources("pods").WithOperations(admissionv1.Create, admissionv1.Update),
 		applyv1.RuleWithOperations().WithAPIGroups("").WithAPIVersions("v1").WithResources("pods/ephemeralcontainers").WithOperations(admissionv1.Update),
 	}
-	options := metav1.ApplyOptions{FieldManager: fieldManager, Force: true}
+	hooks := p.client.AdmissionregistrationV1()
 	// The check first: with it alone, nothing passes that should not.
 	check := applyv1.ValidatingWebhookConfiguration(name).WithWebhooks(applyv1.ValidatingWebhook().
 		WithName(webhookName).WithClientConfig(client(checkPath)).WithNamespaceSelector(namespaces).WithRules(rules...).
 		WithFailurePolicy(admissionv1.Fail).WithSideEffects(admissionv1.SideEffectClassNone).WithAdmissionReviewVersions("v1").
 		WithTimeoutSeconds(int32(timeout / time.Second)))
-	if _, err := p.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Apply(ctx, check, options); err != nil {
-		return fmt.Errorf("apply the validating webhook %s: %w", name, err)
+	if err := keep(ctx, p, "validating", hooks.ValidatingWebhookConfigurations(), check); err != nil {
+		return err
 	}
 	// Asked again when a webhook behind it has added containers, as Istio's can.
 	pin := applyv1.MutatingWebhookConfiguration(name).WithWebhooks(applyv1.MutatingWebhook().
 		WithName(webhookName).WithClientConfig(client(pinPath)).WithNamespaceSelector(namespaces).WithRules(rules...).
 		WithFailurePolicy(admissionv1.Fail).WithSideEffects(admissionv1.SideEffectClassNone).WithAdmissionReviewVersions("v1").
 		WithTimeoutSeconds(int32(timeout / time.Second)).WithReinvocationPolicy(admissionv1.IfNeededReinvocationPolicy))
-	if _, err := p.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Apply(ctx, pin, options); err != nil {
-		return fmt.Errorf("apply the mutating webhook %s: %w", name, err)
+	if err := keep(ctx, p, "mutating", hooks.MutatingWebhookConfigurations(), pin); err != nil {
+		return err
 	}
+	p.settled = true
 	return nil
+}
+
+// configurations are webhook configurations of one of the two kinds, as client-go has them.
+type configurations[live metav1.Object, want any] interface {
+	Get(ctx context.Context, name string, opts metav1.GetOptions) (live, error)
+	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, subresources ...string) (live, error)
+	Apply(ctx context.Context, want want, opts metav1.ApplyOptions) (live, error)
+}
+
+// keep applies a configuration unless it is as this run applied it.
+func keep[live metav1.Object, want any](ctx context.Context, p *Policy, kind string, client configurations[live, want], config want) error {
+	have, err := client.Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+	case err != nil:
+		return fmt.Errorf("look at the %s webhook %s: %w", kind, name, err)
+	default:
+		holds, err := p.holding.Holds(kind, have, fieldManager)
+		if err != nil || holds {
+			return err
+		}
+		patch, err := converge.Disown(have, fieldManager)
+		if err != nil {
+			return err
+		}
+		if patch != nil {
+			if _, err := client.Patch(ctx, name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
+				return fmt.Errorf("take over the fields of the %s webhook %s: %w", kind, name, err)
+			}
+		}
+	}
+	if p.settled {
+		p.opts.Log.Warn("the image policy's webhook was deleted or changed, putting it back", "component", p.Name(), "kind", kind)
+	}
+	applied, err := client.Apply(ctx, config, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	if err != nil {
+		return fmt.Errorf("apply the %s webhook %s: %w", kind, name, err)
+	}
+	return p.holding.Note(kind, applied, fieldManager)
 }
 
 // remove takes away what a server with keys has left, or nobody could make a pod where the label is.

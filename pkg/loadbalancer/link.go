@@ -28,7 +28,7 @@ func setAddresses(alias string, want []netip.Addr) error {
 			return nil
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.Alias = LinkName, alias
+		attrs.Name = LinkName
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return fmt.Errorf("make network interface %s: %w", LinkName, err)
 		}
@@ -49,6 +49,7 @@ func setAddresses(alias string, want []netip.Addr) error {
 		}
 		return nil
 	}
+	// A new one has none yet: the kernel takes an alias only for what is there.
 	if link.Attrs().Alias == "" {
 		if err := netlink.LinkSetAlias(link, alias); err != nil {
 			return fmt.Errorf("mark network interface %s: %w", LinkName, err)

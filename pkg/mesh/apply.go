@@ -33,6 +33,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
+
+	"polymesh.dev/polymesh/pkg/converge"
 )
 
 const (
@@ -47,7 +49,7 @@ const (
 
 	ingressClass      = "istio"
 	ingressController = "istio.io/ingress-controller"
-	ownManager        = "polymesh"
+	ownManager        = converge.Mesh
 )
 
 // installer applies rendered manifests as Istio's does (operator/pkg/install), with the same labels, field manager,
@@ -60,6 +62,7 @@ type installer struct {
 
 	mu      sync.Mutex
 	objects map[string]string // fingerprints of what was applied
+	shared  []string          // what was applied and has none
 }
 
 // install brings the cluster to the manifests. first is true where no control plane served before.
@@ -174,6 +177,9 @@ func (i *installer) applyOne(ctx context.Context, obj *unstructured.Unstructured
 		return fmt.Errorf("apply %s: %w", display(key), err)
 	}
 	if !record {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		i.shared = append(i.shared, key)
 		return nil
 	}
 	print, err := fingerprint(live)

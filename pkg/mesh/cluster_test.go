@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/converge"
 )
 
 // server is one run of the component on a cluster.
@@ -40,7 +42,7 @@ func start(t *testing.T, opts Options) *server {
 func (s *server) settle() {
 	s.t.Helper()
 	select {
-	case <-s.done:
+	case <-s.decided:
 	case <-time.After(time.Minute):
 		s.t.Fatalf("not settled: %v", s.Ready(s.t.Context()))
 	}
@@ -171,6 +173,34 @@ func TestLifeOnACluster(t *testing.T) {
 	}
 	same(t, "restart", before, versions(t, client, record()))
 
+	// What the control plane needs comes back when it is deleted, once it has been missing in two rounds.
+	hooks, accounts := client.Kube().AdmissionregistrationV1().MutatingWebhookConfigurations(), client.Kube().CoreV1().ServiceAccounts(istioNamespace)
+	const hook, account = "istio-sidecar-injector", "istio-reader-service-account"
+	if err := errors.Join(hooks.Delete(ctx, hook, metav1.DeleteOptions{}), hooks.Delete(ctx, "istio-revision-tag-default", metav1.DeleteOptions{}),
+		accounts.Delete(ctx, account, metav1.DeleteOptions{})); err != nil {
+		t.Fatal(err)
+	}
+	restorer := &restorer{mesh: again.mesh, client: client}
+	if err := restorer.sync(ctx); !errors.As(err, new(converge.Later)) || !strings.Contains(err.Error(), hook) {
+		t.Errorf("the first round after a deletion says %v", err)
+	}
+	if _, err := hooks.Get(ctx, hook, metav1.GetOptions{}); err == nil {
+		t.Error("it was put back at once, into what may be an uninstall")
+	}
+	if err := restorer.sync(ctx); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{hook, "istio-revision-tag-default"} {
+		if _, err := hooks.Get(ctx, name, metav1.GetOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := accounts.Get(ctx, account, metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	installed = record()
+	before = versions(t, client, installed)
+
 	// Istio's own installer has nothing to add, which shows that ours does the same.
 	upstream(t, client, again.settings)
 	same(t, "istioctl install", before, versions(t, client, installed))
@@ -217,6 +247,17 @@ func TestLifeOnACluster(t *testing.T) {
 	// An uninstall is never reverted.
 	if err := deployments.Delete(ctx, "istiod", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
+	}
+	if err := hooks.Delete(ctx, hook, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := restorer.sync(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := hooks.Get(ctx, hook, metav1.GetOptions{}); err == nil {
+		t.Error("a webhook of an uninstalled Istio was put back: no pod could start")
 	}
 	for _, o := range []Options{small, opts} {
 		s := start(t, o)

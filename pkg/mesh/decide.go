@@ -42,6 +42,8 @@ type Record struct {
 	Identity
 	// Objects are fingerprints of what was applied, by objectKey.
 	Objects map[string]string
+	// Shared are the keys of applied objects that have no fingerprint: webhooks, to which istiod writes too, and CRDs.
+	Shared []string
 	// IngressClass is set once the class was made; it is not made a second time.
 	IngressClass bool
 	// GatewayAPI names the bundle of Gateway API's CRDs that the server applied, whoever's Istio is there.

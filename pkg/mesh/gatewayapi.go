@@ -18,11 +18,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/apimachinery/pkg/util/wait"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/gateway-api/pkg/consts"
 	"sigs.k8s.io/yaml"
+
+	"polymesh.dev/polymesh/pkg/converge"
 )
 
 // Bundle names a release of Gateway API's CRDs, as their annotations do.
@@ -91,7 +94,13 @@ var crdResource = schema.GroupVersionResource{Group: apiextensionsv1.GroupName, 
 
 // applyGatewayAPI brings the CRDs of Gateway API to the cluster where the rule wants them, and notes that in the record.
 func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, record *Record) error {
-	if m.crds == "" || record.GatewayAPI == gatewayAPI.String() {
+	if m.crds == "" {
+		return nil
+	}
+	if err := disownGatewayCRDs(ctx, client, record.GatewayAPI); err != nil {
+		return err
+	}
+	if record.GatewayAPI == gatewayAPI.String() {
 		return nil
 	}
 	live, err := gatewayCRDs(ctx, client)
@@ -135,18 +144,54 @@ func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, recor
 	return nil
 }
 
-// gatewayCRDs lists what there is of Gateway API, whoever made it.
-func gatewayCRDs(ctx context.Context, client kube.CLIClient) ([]GatewayCRD, error) {
+// listGatewayCRDs lists what there is of Gateway API, whoever made it.
+func listGatewayCRDs(ctx context.Context, client kube.CLIClient) ([]metav1.PartialObjectMetadata, error) {
 	crds, err := client.Metadata().Resource(crdResource).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("look for CRDs of Gateway API: %w", err)
 	}
-	var found []GatewayCRD
-	for _, crd := range crds.Items {
+	return slices.DeleteFunc(crds.Items, func(crd metav1.PartialObjectMetadata) bool {
 		_, group, _ := strings.Cut(crd.Name, ".")
-		if group != "gateway.networking.k8s.io" && group != "gateway.networking.x-k8s.io" {
+		return group != "gateway.networking.k8s.io" && group != "gateway.networking.x-k8s.io"
+	}), nil
+}
+
+// disownGatewayCRDs takes over the CRDs that an earlier version has applied under the name that `polymesh deploy` has: those
+// of the bundle that is in the record, as nobody else's are.
+func disownGatewayCRDs(ctx context.Context, client kube.CLIClient, recorded string) error {
+	if recorded == "" {
+		return nil
+	}
+	crds, err := listGatewayCRDs(ctx, client)
+	if err != nil {
+		return err
+	}
+	for _, crd := range crds {
+		if bundleOf(crd.Annotations).String() != recorded {
 			continue
 		}
+		patch, err := converge.Disown(&crd, ownManager)
+		if err != nil {
+			return err
+		}
+		if patch == nil {
+			continue
+		}
+		if _, err := client.Metadata().Resource(crdResource).Patch(ctx, crd.Name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: ownManager}); err != nil {
+			return fmt.Errorf("take over the fields of CustomResourceDefinition %s: %w", crd.Name, err)
+		}
+	}
+	return nil
+}
+
+// gatewayCRDs lists what there is of Gateway API, and whose it is.
+func gatewayCRDs(ctx context.Context, client kube.CLIClient) ([]GatewayCRD, error) {
+	crds, err := listGatewayCRDs(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	var found []GatewayCRD
+	for _, crd := range crds {
 		ours, err := onlyOurs(crd.ManagedFields)
 		if err != nil {
 			return nil, fmt.Errorf("read the managed fields of CustomResourceDefinition %s: %w", crd.Name, err)

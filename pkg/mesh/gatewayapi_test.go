@@ -69,6 +69,8 @@ func TestOnlyOurs(t *testing.T) {
 		"kubectl apply --server-side":      {[]metav1.ManagedFieldsEntry{ours, entry("kubectl", apply, whole)}, false},
 		"another field of the spec":        {[]metav1.ManagedFieldsEntry{ours, entry("kubectl-edit", update, `{"f:spec":{"f:versions":{}}}`)}, false},
 		"another version":                  {[]metav1.ManagedFieldsEntry{ours, entry("kubectl-edit", update, `{"f:metadata":{"f:annotations":{"f:gateway.networking.k8s.io/channel":{}}}}`)}, false},
+		"what a user has deployed":         {[]metav1.ManagedFieldsEntry{entry("polymesh", apply, whole)}, false},
+		"deployed over ours":               {[]metav1.ManagedFieldsEntry{ours, entry("polymesh", apply, whole)}, false},
 		"an update under our own name":     {[]metav1.ManagedFieldsEntry{entry(ownManager, update, whole)}, false},
 		"an API server that tells nothing": {nil, false},
 	} {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/converge"
 )
 
 // Options are what the component needs to know.
@@ -53,8 +55,9 @@ type mesh struct {
 	crds     string
 	settings settings
 
-	cancel context.CancelFunc
-	done   chan struct{}
+	cancel  context.CancelFunc
+	decided chan struct{} // closed once the installation is decided and done
+	restore *converge.Loop
 
 	mu      sync.Mutex
 	waiting error   // what the installation waits for, nil once it is decided and done
@@ -83,10 +86,10 @@ func (m *mesh) Init(context.Context) error { return nil }
 // Start installs in the background and tries again until it is done.
 func (m *mesh) Start(ctx context.Context) error {
 	ctx, m.cancel = component.Running(ctx)
-	m.done = make(chan struct{})
+	m.decided = make(chan struct{})
 	m.wait(errors.New("looking for Istio in the cluster"))
 	go func() {
-		defer close(m.done)
+		defer close(m.decided)
 		m.run(ctx)
 	}()
 	return nil
@@ -99,21 +102,29 @@ func (m *mesh) Stop(ctx context.Context) error {
 	}
 	m.cancel()
 	select {
-	case <-m.done:
-		return nil
+	case <-m.decided:
 	case <-ctx.Done():
 		return fmt.Errorf("still installing: %w", ctx.Err())
 	}
+	if m.restore != nil {
+		return m.restore.Stop(ctx)
+	}
+	return nil
 }
 
 // Ready says what the installation, or a control plane that the server installed, waits for. An Istio that is the user's
 // own is no concern of the server.
 func (m *mesh) Ready(ctx context.Context) error {
 	m.mu.Lock()
-	waiting, health := m.waiting, m.health
+	waiting, health, restore := m.waiting, m.health, m.restore
 	m.mu.Unlock()
 	if waiting != nil {
 		return waiting
+	}
+	if restore != nil {
+		if err := restore.Ready(); err != nil {
+			return err
+		}
 	}
 	if health == nil {
 		return nil
@@ -197,6 +208,9 @@ func (m *mesh) reconcile(ctx context.Context) error {
 	if d.Action != Leave {
 		m.version = record.Version
 		m.health = newHealth(ctx, client.Kube(), record)
+		r := &restorer{mesh: m, client: client}
+		m.restore = converge.NewLoop(m.log, converge.Interval, r.sync)
+		m.restore.Start(ctx)
 	}
 	return nil
 }
@@ -222,7 +236,7 @@ func (m *mesh) connect() (kube.CLIClient, error) {
 func (m *mesh) install(ctx context.Context, client kube.CLIClient, record *Record, want Identity) (*Record, error) {
 	next := &Record{Owner: Ours, Phase: Installing, Identity: want}
 	if record != nil {
-		next.Objects, next.IngressClass, next.GatewayAPI = record.Objects, record.IngressClass, record.GatewayAPI
+		next.Objects, next.Shared, next.IngressClass, next.GatewayAPI = record.Objects, record.Shared, record.IngressClass, record.GatewayAPI
 	}
 	if err := writeRecord(ctx, client.Kube(), next); err != nil {
 		return nil, err
@@ -241,7 +255,8 @@ func (m *mesh) install(ctx context.Context, client kube.CLIClient, record *Recor
 	if err := i.install(ctx, sets, next.Objects[ownPlane] == ""); err != nil {
 		return nil, err
 	}
-	next.Phase, next.Objects = Installed, i.objects
+	slices.Sort(i.shared)
+	next.Phase, next.Objects, next.Shared = Installed, i.objects, slices.Compact(i.shared)
 	if err := writeRecord(ctx, client.Kube(), next); err != nil {
 		return nil, err
 	}

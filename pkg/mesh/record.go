@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -38,6 +39,9 @@ func parseRecord(data map[string]string) (*Record, error) {
 		GatewayAPI:   data["gatewayAPI"],
 		Objects:      map[string]string{},
 	}
+	if shared := strings.Fields(data["shared"]); len(shared) > 0 {
+		r.Shared = shared
+	}
 	if o := data["objects"]; o != "" {
 		if err := json.Unmarshal([]byte(o), &r.Objects); err != nil {
 			return nil, fmt.Errorf("the record of the installation, ConfigMap %s/%s, is damaged; delete it and Istio, "+
@@ -61,6 +65,8 @@ func (r *Record) data() (map[string]string, error) {
 		"ingressClass": fmt.Sprint(r.IngressClass),
 		"gatewayAPI":   r.GatewayAPI,
 		"objects":      string(objects),
+		// Keys have no spaces: the API server lets none into a group, kind, namespace or name.
+		"shared": strings.Join(r.Shared, "\n"),
 	}, nil
 }
 

@@ -151,6 +151,14 @@ func TestBadArgumentsAreRefused(t *testing.T) {
 	}
 }
 
+func TestContainerdNeedsThePauseImage(t *testing.T) {
+	o := nodeOptions(settings(t, "-d", t.TempDir()))
+	o.Manifest = &payload.Manifest{Images: []string{"registry.polymesh.dev/pause-extra:1"}}
+	if err := NewContainerd(o).prepare(t.Context()); err == nil || !strings.Contains(err.Error(), `no image "pause"`) {
+		t.Errorf("error is %v", err)
+	}
+}
+
 func TestArchiveNames(t *testing.T) {
 	for name, want := range map[string]bool{"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true, "a.zip": false, "README": false, "tar": false} {
 		if got := isArchive(name); got != want {

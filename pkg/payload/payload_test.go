@@ -91,7 +91,7 @@ func same(t *testing.T, dir Dir, files map[string][]byte) {
 	t.Helper()
 	var have []string
 	err := filepath.WalkDir(string(dir), func(path string, d os.DirEntry, err error) error {
-		if err == nil && !d.IsDir() {
+		if err == nil && !d.IsDir() && d.Name() != lockName {
 			name, _ := filepath.Rel(string(dir), path)
 			have = append(have, name)
 		}

@@ -128,6 +128,13 @@ func TestSupplyChain(t *testing.T) {
 		t.Errorf("an unsigned container for debugging: %s, %v", out, err)
 	}
 
+	// A policy that somebody removes comes back.
+	n.Kubectl(t, "delete", "validatingwebhookconfiguration,mutatingwebhookconfiguration", "polymesh-image-policy")
+	n.Eventually(t, time.Minute, func() (bool, string) {
+		_, err := n.KubectlErr("-n", supplyNamespace, "run", "unsigned", "--image="+echoImage, "--dry-run=server")
+		return err != nil && strings.Contains(err.Error(), "is not signed"), fmt.Sprintf("after its webhooks were deleted, an unsigned pod gets %v", err)
+	})
+
 	s.throughRegistry()
 
 	// Without keys there is no policy, and nothing of it is left.

@@ -1,0 +1,176 @@
+//go:build integration
+
+package addon
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	applycore "k8s.io/client-go/applyconfigurations/core/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+)
+
+func eventually(t *testing.T, what string, done func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		err := done()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+// What an earlier version has applied is taken over, and only that; what somebody deletes or changes comes back.
+func TestLifeOnACluster(t *testing.T) {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	opts := testOptions(config.CoreDNS)
+	opts.Kubeconfig, opts.Log = controlplanetest.Start(t, log), log
+	ctx := t.Context()
+	rest, err := clientcmd.BuildConfigFromFlags("", opts.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := kubernetes.NewForConfig(rest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dyn, err := dynamic.NewForConfig(rest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const earlier = "polymesh"
+	objects, err := render(opts, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply := func(obj *unstructured.Unstructured, manager string) error {
+		a := &Addon{dynamic: dyn}
+		_, err := a.resource(idOf(obj)).Apply(ctx, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: manager, Force: true})
+		return err
+	}
+	// An earlier version had one more annotation on each object, and one more object.
+	for _, obj := range objects {
+		old := obj.DeepCopy()
+		old.SetAnnotations(map[string]string{"dropped": "yes"})
+		if err := apply(old, earlier); err != nil {
+			t.Fatal(err)
+		}
+	}
+	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	label := map[string]string{nameLabel: string(config.CoreDNS)}
+	mine := map[string]string{nameLabel: string(config.CoreDNS), "applyset.kubernetes.io/part-of": "applyset-x-v1"}
+	for name, labels := range map[string]map[string]string{"coredns-gone": label, "coredns-deployed": mine} {
+		if _, err := maps.Apply(ctx, applycore.ConfigMap(name, metav1.NamespaceSystem).WithLabels(labels), metav1.ApplyOptions{FieldManager: earlier}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "coredns-copy", Labels: label}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+
+	start := func(o Options) *Addon {
+		t.Helper()
+		a := New(o)
+		if err := a.Init(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "applied", a.loop.Ready)
+		return a
+	}
+	a := start(opts)
+	for _, obj := range objects {
+		live, err := a.resource(idOf(obj)).Get(ctx, obj.GetName(), metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if live.GetAnnotations()["dropped"] != "" {
+			t.Errorf("%s still has what this version no longer applies", idOf(obj))
+		}
+		for _, m := range live.GetManagedFields() {
+			if m.Manager == earlier {
+				t.Errorf("%s still has the field manager %s", idOf(obj), earlier)
+			}
+		}
+	}
+	if _, err := maps.Get(ctx, "coredns-gone", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("an object of an earlier version is still there: %v", err)
+	}
+	users := func() {
+		t.Helper()
+		for _, name := range []string{"coredns-deployed", "coredns-copy"} {
+			if _, err := maps.Get(ctx, name, metav1.GetOptions{}); err != nil {
+				t.Errorf("a user's object: %v", err)
+			}
+		}
+	}
+	users()
+
+	// A quiet round writes nothing.
+	service, err := client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.loop.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	again, err := client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{})
+	if err != nil || again.ResourceVersion != service.ResourceVersion {
+		t.Errorf("a quiet round has written: %v", err)
+	}
+
+	if err := client.CoreV1().Services(metav1.NamespaceSystem).Delete(ctx, "kube-dns", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.AppsV1().Deployments(metav1.NamespaceSystem).Patch(ctx, "coredns", types.StrategicMergePatchType,
+		[]byte(`{"metadata":{"annotations":{"mine":"yes"}},"spec":{"template":{"spec":{"containers":[{"name":"coredns","image":"evil"}]}}}}`), metav1.PatchOptions{FieldManager: "kubectl-edit"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	d, err := client.AppsV1().Deployments(metav1.NamespaceSystem).Get(ctx, "coredns", metav1.GetOptions{})
+	if err != nil || d.Spec.Template.Spec.Containers[0].Image == "evil" || d.Annotations["mine"] != "yes" {
+		t.Errorf("%v: image %s, annotations %v", err, d.Spec.Template.Spec.Containers[0].Image, d.Annotations)
+	}
+
+	// Disabled: all of it goes, and nothing else.
+	opts.Disabled = true
+	b := start(opts)
+	eventually(t, "removed", func() error {
+		for _, obj := range objects {
+			if _, err := b.resource(idOf(obj)).Get(ctx, obj.GetName(), metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+				return context.DeadlineExceeded
+			}
+		}
+		return nil
+	})
+	users()
+	if err := b.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,142 @@
+package converge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+func TestLoop(t *testing.T) {
+	rounds := make(chan error)
+	answers := make(chan error)
+	l := NewLoop(slog.New(slog.DiscardHandler), time.Hour, func(ctx context.Context) error {
+		select {
+		case err := <-answers:
+			rounds <- err
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	if l.Ready() == nil {
+		t.Error("ready before it was started")
+	}
+	if err := l.Stop(t.Context()); err != nil {
+		t.Errorf("stopped before it was started: %v", err)
+	}
+	l.Start(t.Context())
+	round := func(err error) {
+		t.Helper()
+		answers <- err
+		<-rounds
+	}
+	bad := errors.New("no API server")
+	round(bad) // and again soon, although the interval is an hour
+	round(bad)
+	round(nil)
+	l.Kick()
+	l.Kick()
+	round(Later("x is missing")) // no round follows before the interval ends, unless it is asked for
+	l.Kick()
+	round(nil)
+	if err := l.Stop(t.Context()); err != nil || l.Ready() != nil {
+		t.Errorf("%v, %v", err, l.Ready())
+	}
+}
+
+func entry(manager string, operation metav1.ManagedFieldsOperationType) metav1.ManagedFieldsEntry {
+	return metav1.ManagedFieldsEntry{Manager: manager, Operation: operation, APIVersion: "v1", FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:data":{"f:a":{}}}`)}}
+}
+
+func TestDisown(t *testing.T) {
+	const apply, update = metav1.ManagedFieldsOperationApply, metav1.ManagedFieldsOperationUpdate
+	status := entry(shared, apply)
+	status.Subresource = "status"
+	for what, c := range map[string]struct {
+		managed []metav1.ManagedFieldsEntry
+		labels  map[string]string
+		taken   bool
+	}{
+		"an earlier version's":          {[]metav1.ManagedFieldsEntry{entry("kubectl", update), entry(shared, apply)}, nil, true},
+		"what a user deploys":           {[]metav1.ManagedFieldsEntry{entry(shared, apply)}, map[string]string{partOf: "applyset-x-v1"}, false},
+		"deployed after it was taken":   {[]metav1.ManagedFieldsEntry{entry(Addon, apply), entry(shared, apply)}, nil, false},
+		"an update under the name":      {[]metav1.ManagedFieldsEntry{entry(shared, update)}, nil, false},
+		"a status":                      {[]metav1.ManagedFieldsEntry{status}, nil, false},
+		"another part's":                {[]metav1.ManagedFieldsEntry{entry(Mesh, apply)}, nil, false},
+		"an object without any manager": {},
+	} {
+		obj := &unstructured.Unstructured{}
+		obj.SetName("x")
+		obj.SetResourceVersion("7")
+		obj.SetLabels(c.labels)
+		obj.SetManagedFields(c.managed)
+		patch, err := Disown(obj, Addon)
+		if err != nil || (patch != nil) != c.taken {
+			t.Errorf("%s: %s, %v", what, patch, err)
+			continue
+		}
+		if patch == nil {
+			continue
+		}
+		var ops []struct {
+			Path  string
+			Value json.RawMessage
+		}
+		if err := json.Unmarshal(patch, &ops); err != nil {
+			t.Fatal(err)
+		}
+		var managed []metav1.ManagedFieldsEntry
+		if err := json.Unmarshal(ops[0].Value, &managed); err != nil {
+			t.Fatal(err)
+		}
+		if len(managed) != 2 || managed[0].Manager != "kubectl" || managed[1].Manager != Addon || string(ops[1].Value) != `"7"` {
+			t.Errorf("%s: %s", what, patch)
+		}
+	}
+}
+
+func TestApplied(t *testing.T) {
+	obj := func(value string) *unstructured.Unstructured {
+		u := &unstructured.Unstructured{Object: map[string]any{"kind": "ConfigMap", "data": map[string]any{"a": value, "b": value}}}
+		u.SetUID("1")
+		u.SetManagedFields([]metav1.ManagedFieldsEntry{entry(Addon, metav1.ManagedFieldsOperationApply)})
+		return u
+	}
+	var a Applied
+	holds := func(u *unstructured.Unstructured) bool {
+		t.Helper()
+		ok, err := a.Holds("x", u, Addon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ok
+	}
+	if holds(obj("1")) {
+		t.Error("what was never applied holds")
+	}
+	if err := a.Note("x", obj("1"), Addon); err != nil {
+		t.Fatal(err)
+	}
+	mine := obj("1")
+	mine.Object["data"].(map[string]any)["b"] = "the user's"
+	for what, c := range map[string]struct {
+		obj  *unstructured.Unstructured
+		want bool
+	}{
+		"unchanged":                      {obj("1"), true},
+		"a field of the user's":          {mine, true},
+		"a field of ours":                {obj("2"), false},
+		"a field that another has taken": {func() *unstructured.Unstructured { u := obj("1"); u.SetManagedFields(nil); return u }(), false},
+		"made again":                     {func() *unstructured.Unstructured { u := obj("1"); u.SetUID("2"); return u }(), false},
+	} {
+		if got := holds(c.obj); got != c.want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+}

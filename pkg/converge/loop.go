@@ -1,0 +1,117 @@
+// Package converge keeps objects in the cluster as the server wants them: what somebody deletes or changes comes back.
+//
+// It owns the loop (Loop), what tells whether an object is as it was applied (Fingerprint, Applied), and the names under
+// which parts of the server own fields. Add-ons, the image policy and the mesh are built on it.
+package converge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"polymesh.dev/polymesh/pkg/component"
+)
+
+const (
+	// Interval is how often things are looked at that nobody reports.
+	Interval   = time.Minute
+	retryFirst = 200 * time.Millisecond
+	retryMax   = 10 * time.Second
+)
+
+// Later is what is not as it should be and waits for the next regular round, not for one that comes soon.
+type Later string
+
+func (l Later) Error() string { return string(l) }
+
+// Loop calls a function until it works, with growing pauses, and then once in each interval.
+type Loop struct {
+	log      *slog.Logger
+	interval time.Duration
+	sync     func(context.Context) error
+
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu    sync.Mutex
+	state error
+	again chan struct{}
+}
+
+// NewLoop returns a loop, not yet started. sync makes the cluster as it is to be; it runs for ever, so it has to be cheap
+// where there is nothing to do.
+func NewLoop(log *slog.Logger, interval time.Duration, sync func(context.Context) error) *Loop {
+	return &Loop{log: log, interval: interval, sync: sync, state: errors.New("not applied yet"), again: make(chan struct{}, 1)}
+}
+
+// Start runs the loop in the background, until Stop.
+func (l *Loop) Start(ctx context.Context) {
+	ctx, l.cancel = component.Running(ctx)
+	l.done = make(chan struct{})
+	go func() {
+		defer close(l.done)
+		l.run(ctx)
+	}()
+}
+
+func (l *Loop) run(ctx context.Context) {
+	pause := retryFirst
+	for {
+		err := l.sync(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		l.mu.Lock()
+		l.state = err
+		l.mu.Unlock()
+		wait := l.interval
+		if err != nil && !errors.As(err, new(Later)) {
+			l.log.Debug("not applied", "err", err, "again in", pause.String())
+			wait, pause = pause, min(2*pause, retryMax)
+		} else {
+			pause = retryFirst
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-l.again:
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// Kick makes the next round come now: something is seen not to be as it should.
+func (l *Loop) Kick() {
+	select {
+	case l.again <- struct{}{}:
+	default:
+	}
+}
+
+// Ready is the result of the last round.
+func (l *Loop) Ready() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+// Stop ends the loop and waits for a round that is under way. What was applied stays.
+func (l *Loop) Stop(ctx context.Context) error {
+	if l.cancel == nil {
+		return nil
+	}
+	l.cancel()
+	select {
+	case <-l.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("still applying: %w", ctx.Err())
+	}
+}
