@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	sigsyaml "sigs.k8s.io/yaml"
 )
 
 // document is one document of a manifest and where it stands. It only knows lines: what the objects are is read by
@@ -91,17 +92,24 @@ func frame(text []byte) []chunk {
 
 func newDocument(file string, c chunk) document {
 	d := document{file: file, line: c.line, text: c.text}
-	var root yaml.Node
-	if err := yaml.Unmarshal(c.text, &root); err == nil && len(root.Content) > 0 {
-		d.node = root.Content[0]
+	for _, text := range [][]byte{c.text, commentBehindAnchor.ReplaceAll(c.text, []byte("$1"))} {
+		var root yaml.Node
+		if err := yaml.Unmarshal(text, &root); err == nil && len(root.Content) > 0 {
+			d.node = root.Content[0]
+			break
+		}
 	}
 	return d
 }
 
-// at is "file:line" of a node, or just the file.
+// commentBehindAnchor is what yaml.v3 cannot read, and Kubernetes' reader can: a comment behind an anchor or tag whose value
+// begins on the next line.
+var commentBehindAnchor = regexp.MustCompile(`(?m)((?:^|[ \t])[&!][^ \t\r\n]*)[ \t]+#.*$`)
+
+// at is "file:line" of a node, or of the document.
 func (d document) at(node *yaml.Node) string {
 	if node == nil {
-		return d.file
+		return fmt.Sprintf("%s:%d", d.file, d.line+1)
 	}
 	return fmt.Sprintf("%s:%d", d.file, d.line+node.Line)
 }
@@ -113,8 +121,8 @@ func (d document) explain(err error, file []byte) error {
 	said := err.Error()
 	var asJSON utilyaml.JSONSyntaxError
 	if errors.As(err, &asJSON) {
-		// The decoder has tried it as JSON first. A text that is YAML, but for its error, begins with a brace, too.
-		if _, yamlErr := utilyaml.ToJSON(d.text); !utilyaml.IsJSONBuffer(d.text) && yamlErr != nil {
+		// The decoder has tried it as JSON first, as it begins with a brace. JSON is YAML, whose reader says more.
+		if _, yamlErr := sigsyaml.YAMLToJSON(d.text); yamlErr != nil {
 			said = yamlErr.Error()
 		} else {
 			line := 1 + bytes.Count(file[:min(int(asJSON.Offset), len(file))], []byte("\n"))
@@ -136,10 +144,14 @@ func (d document) explain(err error, file []byte) error {
 
 // duplicates refuses a key that stands twice in one map. One that overrides what a merge (<<) brings stands once.
 func (d document) duplicates() error {
-	if d.node == nil {
-		return nil
+	if d.node != nil {
+		return d.duplicatesIn(d.node)
 	}
-	return d.duplicatesIn(d.node)
+	// Without a tree there is Kubernetes' strict reader, which takes an override of what a merge brings for one, too.
+	if _, err := sigsyaml.YAMLToJSONStrict(d.text); err != nil && !bytes.Contains(d.text, []byte("<<")) {
+		return d.explain(err, d.text)
+	}
+	return nil
 }
 
 func (d document) duplicatesIn(node *yaml.Node) error {
