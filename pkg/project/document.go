@@ -64,20 +64,11 @@ func frame(text []byte) []chunk {
 	scanner := bufio.NewReader(bytes.NewReader(rest))
 	for {
 		text, err := scanner.ReadBytes('\n')
-		if bytes.HasPrefix(text, []byte("---")) {
-			if len(now) > 0 {
-				chunks = append(chunks, chunk{now, from})
-				now, from = nil, line
-			}
-			// What stands behind the separator is a comment, or an error of the document that it begins.
-			if len(now) == 0 {
-				from = line + 1
-			}
-			if err != nil {
-				return chunks
-			}
-			line++
-			continue
+		// A separator before any text is part of what it begins.
+		if bytes.HasPrefix(text, []byte("---")) && len(now) > 0 {
+			chunks = append(chunks, chunk{now, from})
+			now, from = nil, line+1
+			text = nil
 		}
 		now = append(now, text...)
 		line++
@@ -92,19 +83,12 @@ func frame(text []byte) []chunk {
 
 func newDocument(file string, c chunk) document {
 	d := document{file: file, line: c.line, text: c.text}
-	for _, text := range [][]byte{c.text, commentBehindAnchor.ReplaceAll(c.text, []byte("$1"))} {
-		var root yaml.Node
-		if err := yaml.Unmarshal(text, &root); err == nil && len(root.Content) > 0 {
-			d.node = root.Content[0]
-			break
-		}
+	var root yaml.Node
+	if err := yaml.Unmarshal(c.text, &root); err == nil && len(root.Content) > 0 {
+		d.node = root.Content[0]
 	}
 	return d
 }
-
-// commentBehindAnchor is what yaml.v3 cannot read, and Kubernetes' reader can: a comment behind an anchor or tag whose value
-// begins on the next line.
-var commentBehindAnchor = regexp.MustCompile(`(?m)((?:^|[ \t])[&!][^ \t\r\n]*)[ \t]+#.*$`)
 
 // at is "file:line" of a node, or of the document.
 func (d document) at(node *yaml.Node) string {
@@ -115,6 +99,10 @@ func (d document) at(node *yaml.Node) string {
 }
 
 var lineInError = regexp.MustCompile(`line (\d+)`)
+
+// fromParser is an error of the reader's parser, which counts lines from 0, and not of its scanner, which counts from 1
+// (go.yaml.in/yaml/v2, parser.fail).
+var fromParser = regexp.MustCompile(`did not find expected (key|node content|<|',' or|'-' indicator|the )`)
 
 // explain puts the line of the file into an error of the decoder, which counts from the document's first.
 func (d document) explain(err error, file []byte) error {
@@ -131,10 +119,14 @@ func (d document) explain(err error, file []byte) error {
 	}
 	said = strings.TrimPrefix(said, "error converting YAML to JSON: ")
 	at := fmt.Sprintf("%s:%d", d.file, d.line+1)
+	parser := fromParser.MatchString(said)
 	said = lineInError.ReplaceAllStringFunc(said, func(said string) string {
 		n, convErr := strconv.Atoi(said[len("line "):])
 		if convErr != nil {
 			return said
+		}
+		if parser {
+			n++
 		}
 		at = fmt.Sprintf("%s:%d", d.file, d.line+n)
 		return fmt.Sprintf("line %d", d.line+n)

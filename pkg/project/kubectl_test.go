@@ -355,6 +355,7 @@ func TestDecodeSaysWhere(t *testing.T) {
 		`a.yaml:5: the key "16" is already at line 4`:                                 "apiVersion: v1\nkind: X\nmetadata: {name: x}\n16: 1\n0x10: 2\n",
 		`a.yaml:2: the key "kind" is already at`:                                      "{\"apiVersion\":\"v1\",\"kind\":\"X\",\"metadata\":{\"name\":\"a\"},\n\"kind\":\"Y\"}",
 		"a.yaml:8: not valid YAML":                                                    "apiVersion: v1\nkind: X\nmetadata: {name: x}\n---\napiVersion: v1\nkind: X\ndata:\n\ttab: x\n",
+		"a.yaml:7: not valid YAML":                                                    "apiVersion: v1\nkind: X\nmetadata: {name: y}\n---\napiVersion: v1\nkind: X\n - more: 1\n",
 		"a.yaml:2: not valid YAML":                                                    "{\"apiVersion\":\"v1\",\n\"kind\": \"X\" \"metadata\": 1}",
 		"a.yaml:4: metadata.labels.x: expected string, got bool (write it in quotes)": "apiVersion: v1\nkind: X\nmetadata:\n  labels: {a: b, x: true}\n  name: a\n",
 		"a.yaml:3: not a Kubernetes object":                                           "\n\nresources: {}\n",
