@@ -16,7 +16,7 @@ kind: Deployment
 metadata:
   name: web
   annotations:
-    sidecar.istio.io/inject: true
+    sidecar.istio.io/inject: "true"
 spec:
   template:
     spec:

@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	sigsyaml "sigs.k8s.io/yaml"
 )
 
 // document is one document of a manifest and where it stands. It only knows lines: what the objects are is read by
@@ -63,20 +64,11 @@ func frame(text []byte) []chunk {
 	scanner := bufio.NewReader(bytes.NewReader(rest))
 	for {
 		text, err := scanner.ReadBytes('\n')
-		if bytes.HasPrefix(text, []byte("---")) {
-			if len(now) > 0 {
-				chunks = append(chunks, chunk{now, from})
-				now, from = nil, line
-			}
-			// What stands behind the separator is a comment, or an error of the document that it begins.
-			if len(now) == 0 {
-				from = line + 1
-			}
-			if err != nil {
-				return chunks
-			}
-			line++
-			continue
+		// A separator before any text is part of what it begins.
+		if bytes.HasPrefix(text, []byte("---")) && len(now) > 0 {
+			chunks = append(chunks, chunk{now, from})
+			now, from = nil, line+1
+			text = nil
 		}
 		now = append(now, text...)
 		line++
@@ -98,23 +90,27 @@ func newDocument(file string, c chunk) document {
 	return d
 }
 
-// at is "file:line" of a node, or just the file.
+// at is "file:line" of a node, or of the document.
 func (d document) at(node *yaml.Node) string {
 	if node == nil {
-		return d.file
+		return fmt.Sprintf("%s:%d", d.file, d.line+1)
 	}
 	return fmt.Sprintf("%s:%d", d.file, d.line+node.Line)
 }
 
 var lineInError = regexp.MustCompile(`line (\d+)`)
 
+// fromParser is an error of the reader's parser, which counts lines from 0, and not of its scanner, which counts from 1
+// (go.yaml.in/yaml/v2, parser.fail).
+var fromParser = regexp.MustCompile(`did not find expected (key|node content|<|',' or|'-' indicator|the )`)
+
 // explain puts the line of the file into an error of the decoder, which counts from the document's first.
 func (d document) explain(err error, file []byte) error {
 	said := err.Error()
 	var asJSON utilyaml.JSONSyntaxError
 	if errors.As(err, &asJSON) {
-		// The decoder has tried it as JSON first. A text that is YAML, but for its error, begins with a brace, too.
-		if _, yamlErr := utilyaml.ToJSON(d.text); !utilyaml.IsJSONBuffer(d.text) && yamlErr != nil {
+		// The decoder has tried it as JSON first, as it begins with a brace. JSON is YAML, whose reader says more.
+		if _, yamlErr := sigsyaml.YAMLToJSON(d.text); yamlErr != nil {
 			said = yamlErr.Error()
 		} else {
 			line := 1 + bytes.Count(file[:min(int(asJSON.Offset), len(file))], []byte("\n"))
@@ -123,10 +119,14 @@ func (d document) explain(err error, file []byte) error {
 	}
 	said = strings.TrimPrefix(said, "error converting YAML to JSON: ")
 	at := fmt.Sprintf("%s:%d", d.file, d.line+1)
+	parser := fromParser.MatchString(said)
 	said = lineInError.ReplaceAllStringFunc(said, func(said string) string {
 		n, convErr := strconv.Atoi(said[len("line "):])
 		if convErr != nil {
 			return said
+		}
+		if parser {
+			n++
 		}
 		at = fmt.Sprintf("%s:%d", d.file, d.line+n)
 		return fmt.Sprintf("line %d", d.line+n)
@@ -136,10 +136,14 @@ func (d document) explain(err error, file []byte) error {
 
 // duplicates refuses a key that stands twice in one map. One that overrides what a merge (<<) brings stands once.
 func (d document) duplicates() error {
-	if d.node == nil {
-		return nil
+	if d.node != nil {
+		return d.duplicatesIn(d.node)
 	}
-	return d.duplicatesIn(d.node)
+	// Without a tree there is Kubernetes' strict reader, which takes an override of what a merge brings for one, too.
+	if _, err := sigsyaml.YAMLToJSONStrict(d.text); err != nil && !bytes.Contains(d.text, []byte("<<")) {
+		return d.explain(err, d.text)
+	}
+	return nil
 }
 
 func (d document) duplicatesIn(node *yaml.Node) error {

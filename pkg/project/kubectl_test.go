@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"go.yaml.in/yaml/v3"
 	"k8s.io/cli-runtime/pkg/resource"
 )
 
@@ -118,6 +119,8 @@ items:
 	"nothing":                     "",
 	"comments":                    "# a\n---\n# b\n",
 	"bytes that are no text":      "apiVersion: v1\nkind: X\nmetadata: {name: a}\ndata: \xff\xfe\n",
+	"UTF-16":                      "\xff\xfea\x00p\x00i\x00V\x00e\x00r\x00s\x00i\x00o\x00n\x00:\x00 \x00v\x001\x00\n\x00k\x00i\x00n\x00d\x00:\x00 \x00X\x00\n\x00m\x00e\x00t\x00a\x00d\x00a\x00t\x00a\x00:\x00 \x00{\x00n\x00a\x00m\x00e\x00:\x00 \x00a\x00}\x00\n\x00",
+	"comment behind an anchor":    "apiVersion: v1\nkind: X\nmetadata: {name: a}\ndata: &x # why\n  - a\nmore: !!map # why\n  a: *x\n",
 	"excessive aliases":           "apiVersion: v1\nkind: X\nmetadata: {name: a}\n" + laughs(9),
 	"a value that is no map":      "- a\n- b\n",
 	"a word":                      "hello\n",
@@ -166,8 +169,11 @@ func compare(t *testing.T, text string, twice bool) {
 	for _, o := range objects {
 		at := o.At("metadata", "name")
 		var line int
-		if _, scanErr := fmt.Sscanf(at, "a.yaml:%d", &line); scanErr != nil || line < 1 || line > len(lines) || !strings.Contains(lines[line-1], "name") {
+		if _, scanErr := fmt.Sscanf(at, "a.yaml:%d", &line); scanErr != nil || line < 1 || line > len(lines) || !strings.Contains(strings.ReplaceAll(lines[line-1], "\x00", ""), "name") {
 			t.Errorf("the name of %s is said to be at %s", o.ID(), at)
+			for _, c := range frame([]byte(text)) {
+				t.Logf("line %d: %v", c.line, yaml.Unmarshal(c.text, &yaml.Node{}))
+			}
 		}
 	}
 	if t.Failed() {
@@ -344,14 +350,16 @@ func TestDecodeGenerated(t *testing.T) {
 
 func TestDecodeSaysWhere(t *testing.T) {
 	for want, text := range map[string]string{
-		`a.yaml:17: the key "a" is already at line 14`: "# A comment at the top\n# of the file.\n\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n---\n# second\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: two\ndata:\n  a: \"1\"\n\n  # why\n  a: \"2\"\n",
-		`a.yaml:3: the key "a" is already at line 3`:   "apiVersion: v1\nkind: X\nmetadata: {name: x, a: 1, a: 2}\n",
-		`a.yaml:5: the key "16" is already at line 4`:  "apiVersion: v1\nkind: X\nmetadata: {name: x}\n16: 1\n0x10: 2\n",
-		`a.yaml:2: the key "kind" is already at`:       "{\"apiVersion\":\"v1\",\"kind\":\"X\",\"metadata\":{\"name\":\"a\"},\n\"kind\":\"Y\"}",
-		"a.yaml:8: not valid YAML":                     "apiVersion: v1\nkind: X\nmetadata: {name: x}\n---\napiVersion: v1\nkind: X\ndata:\n\ttab: x\n",
-		"a.yaml:2: not valid JSON":                     "{\"apiVersion\":\"v1\",\n\"kind\":,}",
-		"a.yaml:3: not a Kubernetes object":            "\n\nresources: {}\n",
-		"a.yaml:5: X has no metadata.name":             "apiVersion: v1\nkind: X\nmetadata: {name: x}\n---\napiVersion: v1\nkind: X\n",
+		`a.yaml:17: the key "a" is already at line 14`:                                "# A comment at the top\n# of the file.\n\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n---\n# second\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: two\ndata:\n  a: \"1\"\n\n  # why\n  a: \"2\"\n",
+		`a.yaml:3: the key "a" is already at line 3`:                                  "apiVersion: v1\nkind: X\nmetadata: {name: x, a: 1, a: 2}\n",
+		`a.yaml:5: the key "16" is already at line 4`:                                 "apiVersion: v1\nkind: X\nmetadata: {name: x}\n16: 1\n0x10: 2\n",
+		`a.yaml:2: the key "kind" is already at`:                                      "{\"apiVersion\":\"v1\",\"kind\":\"X\",\"metadata\":{\"name\":\"a\"},\n\"kind\":\"Y\"}",
+		"a.yaml:8: not valid YAML":                                                    "apiVersion: v1\nkind: X\nmetadata: {name: x}\n---\napiVersion: v1\nkind: X\ndata:\n\ttab: x\n",
+		"a.yaml:7: not valid YAML":                                                    "apiVersion: v1\nkind: X\nmetadata: {name: y}\n---\napiVersion: v1\nkind: X\n - more: 1\n",
+		"a.yaml:2: not valid YAML":                                                    "{\"apiVersion\":\"v1\",\n\"kind\": \"X\" \"metadata\": 1}",
+		"a.yaml:4: metadata.labels.x: expected string, got bool (write it in quotes)": "apiVersion: v1\nkind: X\nmetadata:\n  labels: {a: b, x: true}\n  name: a\n",
+		"a.yaml:3: not a Kubernetes object":                                           "\n\nresources: {}\n",
+		"a.yaml:5: X has no metadata.name":                                            "apiVersion: v1\nkind: X\nmetadata: {name: x}\n---\napiVersion: v1\nkind: X\n",
 	} {
 		if _, err := Decode("a.yaml", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("error is %v, want %s", err, want)

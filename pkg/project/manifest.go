@@ -2,21 +2,28 @@ package project
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/text/encoding/unicode"
+	"golang.org/x/text/transform"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 )
 
@@ -56,8 +63,11 @@ func ID(gk schema.GroupKind, namespace, name string) string {
 // At is "file:line" of a field, such as "spec", "template", "spec", "containers", "0", "image". Where the manifest does
 // not have it, it is that of the last part which it has. It is empty for an object without a file.
 func (o Object) At(path ...string) string {
-	if o.node == nil {
-		return o.File
+	switch {
+	case o.File == "":
+		return ""
+	case o.node == nil:
+		return fmt.Sprintf("%s:%d", o.File, o.line+1)
 	}
 	node, line := o.node, o.node.Line
 	for _, part := range path {
@@ -183,6 +193,11 @@ func isManifest(file string) bool {
 // would send, for every feature of YAML. One thing is stricter: a key that stands twice in one map is refused, where kubectl
 // takes the last one in silence. file is the name under which the objects stand.
 func Decode(file string, text []byte) ([]Object, error) {
+	// A file of Windows may be in UTF-16; as cli-runtime's FileVisitor.
+	text, _, err := transform.Bytes(unicode.BOMOverride(unicode.UTF8.NewDecoder()), text)
+	if err != nil {
+		return nil, fmt.Errorf("%s:1: %w", file, err)
+	}
 	var objects []Object
 	chunks := frame(text)
 	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096) // as cli-runtime's StreamVisitor
@@ -256,10 +271,48 @@ func (d document) flatten(decoded runtime.Object, node *yaml.Node) ([]Object, er
 	if !ok || u.GetKind() == "" || u.GetAPIVersion() == "" {
 		return nil, notAnObject(at)
 	}
+	o := Object{Unstructured: u, File: d.file, node: node, line: d.line}
+	if err := o.checkMetadata(); err != nil {
+		return nil, err
+	}
 	if u.GetName() == "" {
 		return nil, fmt.Errorf("%s: %s has no metadata.name", at, u.GetKind())
 	}
-	return []Object{{Unstructured: u, File: d.file, node: node, line: d.line}}, nil
+	return []Object{o}, nil
+}
+
+// checkMetadata refuses metadata that does not fit its types, as cli-runtime's decoder does.
+func (o Object) checkMetadata() error {
+	text, err := o.MarshalJSON()
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.At(), err)
+	}
+	var typed struct {
+		Metadata metav1.ObjectMeta `json:"metadata"`
+	}
+	err = utiljson.Unmarshal(text, &typed)
+	var wrong *json.UnmarshalTypeError
+	if !errors.As(err, &wrong) {
+		if err != nil {
+			return fmt.Errorf("%s: metadata: %w", o.At("metadata"), err)
+		}
+		return nil
+	}
+	path := strings.Split(wrong.Field, ".")
+	// A map's field is named, and not which of its keys.
+	if fields, found, err := unstructured.NestedMap(o.Object, path...); found && err == nil {
+		for _, key := range slices.Sorted(maps.Keys(fields)) {
+			if _, ok := fields[key].(string); !ok && wrong.Type.Kind() == reflect.String {
+				path = append(path, key)
+				break
+			}
+		}
+	}
+	advice := ""
+	if wrong.Type.Kind() == reflect.String {
+		advice = " (write it in quotes)"
+	}
+	return fmt.Errorf("%s: %s: expected %s, got %s%s", o.At(path...), strings.Join(path, "."), wrong.Type, wrong.Value, advice)
 }
 
 // Unique refuses two objects of one name: the second would silently replace the first. It is asked again when every object

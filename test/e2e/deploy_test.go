@@ -292,6 +292,34 @@ func TestDeploy(t *testing.T) {
 			t.Errorf("exit code %d: %s", code, said)
 		}
 	})
+	t.Run("a number where a text belongs", func(t *testing.T) {
+		p.edit("k8s/api.yaml", "          env:", "          env:\n            - name: PORT\n              value: 8080")
+		p.edit("k8s/settings.yaml", "version: v2", "version: v3")
+		defer p.edit("k8s/api.yaml", "\n            - name: PORT\n              value: 8080", "")
+		defer p.edit("k8s/settings.yaml", "version: v3", "version: v2")
+		_, said, code := p.tryDeploy()
+		if code != 1 || !strings.Contains(said, "k8s/api.yaml:18: apply deployment.apps/api") || !strings.Contains(said, "got 8080 (write it in quotes") {
+			t.Errorf("exit code %d: %s", code, said)
+		}
+		if got := p.Kubectl(t, "get", "configmap", "settings", "-n", deployNamespace, "-o", "jsonpath={.data.version}"); got != "v2" {
+			t.Errorf("half of it was applied: version is %q", got)
+		}
+	})
+	t.Run("a copy of the project elsewhere", func(t *testing.T) {
+		other := *p
+		other.dir = filepath.Join(t.TempDir(), "shop")
+		if err := os.CopyFS(other.dir, os.DirFS(p.dir)); err != nil {
+			t.Fatal(err)
+		}
+		before := p.uids()
+		_, said, code := other.tryDeploy()
+		if code != 1 || !strings.Contains(said, "project shop in namespace "+deployNamespace+" was deployed from elsewhere") || !strings.Contains(said, "--adopt") {
+			t.Errorf("exit code %d: %s", code, said)
+		}
+		if _, said, code := other.run("undeploy"); code != 1 || !strings.Contains(said, "--adopt") || p.uids() != before {
+			t.Errorf("undeploy: exit code %d: %s", code, said)
+		}
+	})
 	t.Run("a pod that cannot run", func(t *testing.T) {
 		p.edit("k8s/api.yaml", "key: version}", "key: no-such-key}")
 		defer p.edit("k8s/api.yaml", "key: no-such-key}", "key: version}")
