@@ -280,6 +280,10 @@ func TestProvide(t *testing.T) {
 			if !slices.Equal(notes, []string{"taking " + full + " from this machine's node"}) {
 				t.Errorf("it says %q", notes)
 			}
+			notes = nil
+			if err := Provide(t.Context(), e, s, nil, func(note string) { notes = append(notes, note) }); err != nil || len(notes) > 0 {
+				t.Errorf("what is there is brought again: %q, %v", notes, err)
+			}
 			if err := e.Build(t.Context(), "registry.example.com/team/app:1", s, io.Discard); err != nil {
 				t.Error(err)
 			}
