@@ -316,6 +316,7 @@ func TestHostileRegistry(t *testing.T) {
 		"upper case":              {image, layer("sha256:"+strings.Repeat("A", 64), 5), none, "is not a digest"},
 		"negative size":           {image, layer(image, -1), none, "has -1 bytes"},
 		"huge size":               {image, layer(image, 1<<40), none, "bytes, which a signature has not"},
+		"elsewhere":               {image, strings.Replace(layer(image, 5), `"size"`, `"urls":["http://169.254.169.254/"],"size"`, 1), none, "and not in the registry"},
 		"endless":                 {image, layer(image, 5), endless, ""},
 		"not JSON":                {image, "{", none, "unexpected end of JSON"},
 		"an index":                {image, `{"mediaType":"application/vnd.oci.image.index.v1+json"}`, none, "and not a manifest"},
