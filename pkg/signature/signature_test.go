@@ -294,8 +294,8 @@ func TestHostileRegistry(t *testing.T) {
 	layer := func(sum string, size int64) string {
 		return fmt.Sprintf(`{"schemaVersion":2,"layers":[{"mediaType":%q,"digest":%q,"size":%d,"annotations":{%q:%q}}]}`, payloadType, sum, size, annotation, some)
 	}
-	endless := func(w http.ResponseWriter, _ *http.Request) {
-		for chunk := make([]byte, 1<<20); ; {
+	endless := func(w http.ResponseWriter, r *http.Request) {
+		for chunk := make([]byte, 1<<20); r.Method == http.MethodGet; {
 			if _, err := w.Write(chunk); err != nil {
 				return
 			}
