@@ -620,8 +620,8 @@ func TestDrive(outer *testing.T) {
 		s.agent, s.as = nil, rest.ImpersonationConfig{UserName: "dev"}
 		verbs := []string{"get", "list", "watch", "create", "update", "patch", "delete"}
 		role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "dev"}, Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{"", "apps", "networking.istio.io", "coordination.k8s.io"}, Verbs: verbs,
-				Resources: []string{"deployments", "replicasets", "pods", "events", "services", "configmaps", "leases", "virtualservices", "destinationrules"}}}}
+			{APIGroups: []string{"", "apps", "networking.istio.io", "coordination.k8s.io", "gateway.networking.k8s.io"}, Verbs: verbs,
+				Resources: []string{"httproutes", "grpcroutes", "deployments", "replicasets", "pods", "events", "services", "configmaps", "leases", "virtualservices", "destinationrules"}}}}
 		if _, err := s.client.RbacV1().ClusterRoles().Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}

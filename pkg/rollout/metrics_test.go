@@ -2,7 +2,9 @@ package rollout
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -12,7 +14,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
 // The values are those of Prometheus' histogram_quantile.
@@ -338,4 +342,26 @@ func FuzzParseState(f *testing.F) {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// A change that a context's end has broken off is not done.
+func TestOnConflict(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	conflict := apierrors.NewConflict(schema.GroupResource{Resource: "configmaps"}, "x", errors.New("changed"))
+	tries := 0
+	if err := onConflict(ctx, func() error {
+		if tries++; tries < 3 {
+			return conflict
+		}
+		return nil
+	}); err != nil || tries != 3 {
+		t.Errorf("%d tries: %v", tries, err)
+	}
+	if err := onConflict(ctx, func() error { return conflict }); !apierrors.IsConflict(err) {
+		t.Errorf("always a conflict: %v", err)
+	}
+	cancel()
+	if err := onConflict(ctx, func() error { return fmt.Errorf("get: %w", ctx.Err()) }); !errors.Is(err, context.Canceled) {
+		t.Errorf("the context has ended: %v", err)
+	}
 }

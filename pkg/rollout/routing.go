@@ -15,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/util/retry"
 )
 
 var (
@@ -436,7 +435,7 @@ func (d *driver) unweigh(ctx context.Context, stable *appsv1.Deployment, r *rout
 // edit changes a VirtualService of somebody else, who may change it too.
 func (d *driver) edit(ctx context.Context, vs *unstructured.Unstructured, change func(*unstructured.Unstructured) error) error {
 	resource := d.Cluster.Dynamic.Resource(virtualServices).Namespace(vs.GetNamespace())
-	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+	err := onConflict(ctx, func() error {
 		live, err := resource.Get(ctx, vs.GetName(), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return nil

@@ -286,7 +286,7 @@ func (s *State) write(m *corev1.ConfigMap) error {
 // change reads the state, changes it and writes it, again if somebody else has written meanwhile.
 func change(ctx context.Context, client kubernetes.Interface, namespace, name string, edit func(*State) error) (*State, error) {
 	var state *State
-	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+	err := onConflict(ctx, func() error {
 		m, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, recordName(name), metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -304,6 +304,23 @@ func change(ctx context.Context, client kubernetes.Interface, namespace, name st
 		return err
 	})
 	return state, err
+}
+
+// onConflict does a change again when someone else has written meanwhile. retry.RetryOnConflict alone takes the error of a
+// context that has ended for the end of its own retries, and returns nil though nothing was written.
+func onConflict(ctx context.Context, change func() error) error {
+	var last error
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		last = change()
+		return last
+	})
+	if err == nil && last != nil {
+		err = last
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+	}
+	return err
 }
 
 // addDriver reads who drives the rollout.

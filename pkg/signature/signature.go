@@ -166,6 +166,10 @@ func checkBlob(d ocispec.Descriptor) error {
 	if d.Size < 0 || d.Size > maxBlob {
 		return fmt.Errorf("%s has %d bytes, which a signature has not", d.Digest, d.Size)
 	}
+	// containerd's fetcher would ask these, wherever they lead, with a client of its own.
+	if len(d.URLs) > 0 {
+		return fmt.Errorf("%s is said to be at %q, and not in the registry", d.Digest, d.URLs[0])
+	}
 	return nil
 }
 

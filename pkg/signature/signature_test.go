@@ -297,8 +297,8 @@ func TestHostileRegistry(t *testing.T) {
 	layer := func(sum string, size int64) string {
 		return fmt.Sprintf(`{"schemaVersion":2,"layers":[{"mediaType":%q,"digest":%q,"size":%d,"annotations":{%q:%q}}]}`, payloadType, sum, size, annotation, some)
 	}
-	endless := func(w http.ResponseWriter, _ *http.Request) {
-		for chunk := make([]byte, 1<<20); ; {
+	endless := func(w http.ResponseWriter, r *http.Request) {
+		for chunk := make([]byte, 1<<20); r.Method == http.MethodGet; {
 			if _, err := w.Write(chunk); err != nil {
 				return
 			}
@@ -319,6 +319,7 @@ func TestHostileRegistry(t *testing.T) {
 		"upper case":              {image, layer("sha256:"+strings.Repeat("A", 64), 5), none, "is not a digest"},
 		"negative size":           {image, layer(image, -1), none, "has -1 bytes"},
 		"huge size":               {image, layer(image, 1<<40), none, "bytes, which a signature has not"},
+		"elsewhere":               {image, strings.Replace(layer(image, 5), `"size"`, `"urls":["http://169.254.169.254/"],"size"`, 1), none, "and not in the registry"},
 		"endless":                 {image, layer(image, 5), endless, ""},
 		"not JSON":                {image, "{", none, "unexpected end of JSON"},
 		"an index":                {image, `{"mediaType":"application/vnd.oci.image.index.v1+json"}`, none, "and not a manifest"},
