@@ -91,7 +91,7 @@ func TestLocalStorageScripts(t *testing.T) {
 					t.Errorf("the volume is still there: %v", err)
 				}
 			}
-			for path, mode := range map[string]os.FileMode{mount: 0o700, outside: 0o755, keep: 0o755, dir: 0o755} {
+			for path, mode := range map[string]os.FileMode{mount: 0o700, outside: 0o755, keep: 0o755} {
 				if info, err := os.Stat(path); err != nil || info.Mode().Perm() != mode {
 					t.Errorf("%s: %v %v, want mode %o", path, info, err, mode)
 				}

@@ -54,6 +54,7 @@ func TestPolicies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	rest.QPS, rest.Burst = 100, 200
 	said := &warnings{}
 	rest.WarningHandler = said
 	client := kubernetes.NewForConfigOrDie(rest)

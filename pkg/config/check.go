@@ -226,9 +226,7 @@ func (r *raw) checkHardening(s *Server) (err error) {
 	if !slices.Contains(EncryptionProviders(), r.encryptProvider) {
 		return fmt.Errorf("--secrets-encryption-provider %q is not one of %s", r.encryptProvider, strings.Join(EncryptionProviders(), ", "))
 	}
-	if r.encrypt {
-		s.SecretsEncryption = r.encryptProvider
-	}
+	s.SecretsEncryption, s.EncryptionProvider = r.encrypt, r.encryptProvider
 	if r.auditPolicy != "" {
 		if s.AuditPolicyFile, err = filepath.Abs(r.auditPolicy); err != nil {
 			return fmt.Errorf("--audit-policy-file: %w", err)

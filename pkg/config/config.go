@@ -104,8 +104,10 @@ type Server struct {
 	// ImagePolicyKeys are files of public keys; images signed by one of them run where the policy is enforced.
 	ImagePolicyKeys []string
 
-	// SecretsEncryption is how Secrets are encrypted in the datastore; empty leaves that as it is.
-	SecretsEncryption string
+	// SecretsEncryption has Secrets encrypted in the datastore, by this one of EncryptionProviders. Without it, an encryption
+	// that is on stays on.
+	SecretsEncryption  bool
+	EncryptionProvider string
 	// AuditLog has the API server write an audit log, by the policy in the file or by ours where it is empty.
 	AuditLog        bool
 	AuditPolicyFile string

@@ -164,7 +164,11 @@ func anyKey() (file string, remove func(), err error) {
 
 // Start runs the API server.
 func (a *APIServer) Start(ctx context.Context) error {
-	if err := encryption.Ensure(config.EncryptionFile(a.opts.Config.DataDir), a.opts.Config.SecretsEncryption); err != nil {
+	provider := ""
+	if a.opts.Config.SecretsEncryption {
+		provider = a.opts.Config.EncryptionProvider
+	}
+	if err := encryption.Ensure(config.EncryptionFile(a.opts.Config.DataDir), provider); err != nil {
 		return fmt.Errorf("--secrets-encryption: %w", err)
 	}
 	if err := writeHardening(a.opts.Config); err != nil {

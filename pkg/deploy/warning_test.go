@@ -14,12 +14,13 @@ import (
 	"polymesh.dev/polymesh/pkg/progress"
 )
 
-// What the API server warns of is shown once for each object, and cannot command the terminal.
+// What the API server warns of is shown once for each object, without characters that turn the text around (U+202E); those
+// that command a terminal do not get through HTTP.
 func TestWarnings(t *testing.T) {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Add("Warning", `299 - "not enforced"`)
-		w.Header().Add("Warning", "299 - \"red \x1b[31m\"")
+		w.Header().Add("Warning", "299 - \"red \u202edet\"")
 		fmt.Fprint(w, `{"kind": "Namespace", "apiVersion": "v1"}`)
 	}))
 	defer api.Close()
@@ -44,11 +45,11 @@ func TestWarnings(t *testing.T) {
 	}
 	get()
 	const want = `k8s/a.yaml:1: warning: not enforced
-k8s/a.yaml:1: warning: red [31m
+k8s/a.yaml:1: warning: red det
 k8s/b.yaml:7: warning: not enforced
-k8s/b.yaml:7: warning: red [31m
+k8s/b.yaml:7: warning: red det
 warning: not enforced
-warning: red [31m
+warning: red det
 `
 	if out.String() != want {
 		t.Errorf("got\n%swant\n%s", out.String(), want)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -110,8 +111,8 @@ func look(t *testing.T, n *node.Node) *server {
 
 const apiserver, controllers, scheduler = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
 
-// flag checks the value of a component's flag; absent is upstream's default.
-func flag(component, name, absent string, good func(value string) bool) func(*server) Result {
+// arg checks the value of a component's flag; absent is upstream's default.
+func arg(component, name, absent string, good func(value string) bool) func(*server) Result {
 	return func(s *server) Result {
 		value, set := s.args[component][name]
 		if !set {
@@ -275,7 +276,9 @@ func closed(port int) func(*server) Result {
 // anonymous checks what a client without credentials gets.
 func anonymous(port int, paths ...string) func(*server) Result {
 	return func(s *server) Result {
-		client := s.HTTPInside(false)
+		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+			DialContext: s.Dial, DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+		}}
 		for _, path := range paths {
 			url := fmt.Sprintf("https://%s%s", net.JoinHostPort(s.Address(), fmt.Sprint(port)), path)
 			resp, err := client.Get(url)
@@ -283,7 +286,7 @@ func anonymous(port int, paths ...string) func(*server) Result {
 				return failed("%s: %v", path, err)
 			}
 			resp.Body.Close()
-			if resp.StatusCode != 401 {
+			if resp.StatusCode != http.StatusUnauthorized {
 				return failed("%s is answered with %s", path, resp.Status)
 			}
 		}
