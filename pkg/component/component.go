@@ -41,6 +41,12 @@ type Process interface {
 	PID() int
 }
 
+// Noted is a component that can have something to say although it is ready: what a user should know of and it does not
+// change itself. Note returns an empty text for nothing; like Ready it must be cheap.
+type Noted interface {
+	Note(ctx context.Context) string
+}
+
 // Versioned is a component that knows the version of the program behind it.
 type Versioned interface {
 	Version() string

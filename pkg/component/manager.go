@@ -254,6 +254,9 @@ func (m *Manager) Status(ctx context.Context) []Status {
 				e.check(ctx, true)
 			}
 			out[i] = e.snapshot()
+			if n, ok := e.Component.(Noted); ok && out[i].State == Ready {
+				out[i].Message = n.Note(ctx)
+			}
 			if v, ok := e.Component.(Versioned); ok {
 				out[i].Version = v.Version()
 			}
