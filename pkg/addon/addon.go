@@ -1,5 +1,5 @@
-// Package addon keeps the parts of a cluster that run as ordinary pods: CoreDNS, metrics-server and the local-path
-// provisioner.
+// Package addon keeps the parts of a cluster that are objects in it: CoreDNS, metrics-server and the local-path
+// provisioner, which run as ordinary pods, and the admission policies that go with them or stand alone.
 //
 // It owns their manifests and applies them to the API server at each start, as K3s does with its packaged components; it
 // removes what an earlier version applied and this one does not, and all of it when the add-on is disabled. pkg/command
@@ -12,11 +12,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path"
 	"strings"
 	"sync"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -28,7 +30,7 @@ import (
 
 // Options say which add-on, for which cluster.
 type Options struct {
-	// Name is config.CoreDNS, config.MetricsServer or config.LocalStorage.
+	// Name is config.CoreDNS, config.MetricsServer, config.LocalStorage or config.NetworkPolicy.
 	Name config.Addon
 	// Disabled makes the component remove the add-on instead.
 	Disabled bool
@@ -80,6 +82,7 @@ const (
 var (
 	_ component.Component = (*Addon)(nil)
 	_ component.Versioned = (*Addon)(nil)
+	_ component.Noted     = (*Addon)(nil)
 )
 
 // Addon is the component of one add-on.
@@ -118,6 +121,12 @@ func (a *Addon) Version() string {
 
 // Init renders the manifests, so that a missing value stops the node before anything runs.
 func (a *Addon) Init(context.Context) error {
+	if a.opts.Name == config.LocalStorage && !a.opts.Disabled {
+		// The volumes in it are open to every user; the way to them is not.
+		if err := errors.Join(os.MkdirAll(a.opts.StorageDir, 0o700), os.Chmod(a.opts.StorageDir, 0o700)); err != nil {
+			return fmt.Errorf("make the folder of volumes: %w", err)
+		}
+	}
 	objects, err := render(a.opts)
 	if err != nil {
 		return fmt.Errorf("render the manifests of %s: %w", a.opts.Name, err)
@@ -184,6 +193,29 @@ func (a *Addon) Ready(ctx context.Context) error {
 		a.asked = time.Now()
 	}
 	return a.answer
+}
+
+// Note says how many NetworkPolicies do nothing, in the add-on that warns of them.
+func (a *Addon) Note(ctx context.Context) string {
+	if a.opts.Name != config.NetworkPolicy || a.opts.Disabled {
+		return ""
+	}
+	// One object and the count of the others: the API server reads no more.
+	list, err := a.clientset.NetworkingV1().NetworkPolicies(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return "" // kube-apiserver's own line says what is wrong
+	}
+	count := int64(len(list.Items))
+	if list.RemainingItemCount != nil {
+		count += *list.RemainingItemCount
+	}
+	switch count {
+	case 0:
+		return ""
+	case 1:
+		return "1 NetworkPolicy is stored and not enforced"
+	}
+	return fmt.Sprintf("%d NetworkPolicies are stored and not enforced", count)
 }
 
 // Stop ends the attempts to apply. The add-on's pods stay: they live as long as the cluster's data.

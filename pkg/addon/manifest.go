@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"text/template"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -34,8 +35,10 @@ func kinds() []kind {
 	row := func(group, version, name, resource string, namespaced bool) kind {
 		return kind{schema.GroupVersionKind{Group: group, Version: version, Kind: name}, resource, namespaced}
 	}
-	const rbac = "rbac.authorization.k8s.io"
+	const rbac, admission = "rbac.authorization.k8s.io", "admissionregistration.k8s.io"
 	return []kind{
+		row(admission, "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", false),
+		row(admission, "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", false),
 		row("", "v1", "ServiceAccount", "serviceaccounts", true),
 		row("", "v1", "ConfigMap", "configmaps", true),
 		row("", "v1", "Service", "services", true),
@@ -70,6 +73,8 @@ func render(opts Options) ([]*unstructured.Unstructured, error) {
 			}
 			return "", fmt.Errorf("no image %q among the shipped ones", name)
 		},
+		// cel writes a text as a string literal of CEL, whose escapes are those of Go.
+		"cel": strconv.Quote,
 		"json": func(v any) (string, error) {
 			text, err := json.Marshal(v)
 			return string(text), err

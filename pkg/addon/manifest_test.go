@@ -46,6 +46,7 @@ func TestRender(t *testing.T) {
 		"coredns-offline": offline,
 		"metrics-server":  testOptions(config.MetricsServer),
 		"local-storage":   testOptions(config.LocalStorage),
+		"network-policy":  testOptions(config.NetworkPolicy),
 	} {
 		t.Run(golden, func(t *testing.T) {
 			objects, err := render(opts)
@@ -87,7 +88,7 @@ func TestRenderedObjectsAreValid(t *testing.T) {
 		}
 	}
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, types, types, json.SerializerOptions{Strict: true})
-	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
+	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage, config.NetworkPolicy} {
 		objects, err := render(testOptions(name))
 		if err != nil {
 			t.Fatal(err)
