@@ -58,6 +58,7 @@ func (d *deployment) applyObjects(ctx context.Context) error {
 }
 
 func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[Action]int) error {
+	defer d.applying(o.At())()
 	m, err := d.mapping(o)
 	if err != nil {
 		// A dry run does not make the type that a manifest beside it defines.

@@ -29,11 +29,16 @@ type Cluster struct {
 	mapper  meta.RESTMapper
 	factory cmdutil.Factory
 	Istio   bool
+	// warned is called with each warning of the API server; nil drops them.
+	warned func(text string)
 }
 
 func (d *deployment) connect(ctx context.Context) (err error) {
-	d.cluster, err = Connect(d.Cluster)
-	return err
+	if d.cluster, err = Connect(d.Cluster); err != nil {
+		return err
+	}
+	d.cluster.warned = d.warn
+	return nil
 }
 
 // Connect reaches the API server that kubectl's flags mean.
@@ -44,6 +49,7 @@ func Connect(flags *genericclioptions.ConfigFlags) (*Cluster, error) {
 		return nil, fmt.Errorf("no cluster: %w (start one with `polymesh server`, or name one with --kubeconfig)", err)
 	}
 	c.rest.QPS, c.rest.Burst = 50, 100
+	c.rest.WarningHandler = c
 	if c.Client, err = kubernetes.NewForConfig(c.rest); err != nil {
 		return nil, err
 	}

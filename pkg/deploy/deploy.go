@@ -131,6 +131,7 @@ type deployment struct {
 	built   map[string]image.Ref // by service
 	set     *set
 	result  *Result
+	warnings
 }
 
 // read reads the manifests and refuses what can be refused without a cluster.

@@ -1,0 +1,58 @@
+package deploy
+
+import (
+	"strings"
+	"sync"
+	"unicode"
+)
+
+// warnings are what the API server has warned of in a deploy: a deprecated field, or an admission policy's remark.
+type warnings struct {
+	mu    sync.Mutex
+	at    string // the place of the object that is being applied
+	shown map[string]bool
+}
+
+// HandleWarningHeader implements rest.WarningHandler. Code 299 is the one that the API server uses (RFC 7234, 5.5.7).
+func (c *Cluster) HandleWarningHeader(code int, _, text string) {
+	if code == 299 && text != "" && c.warned != nil {
+		c.warned(text)
+	}
+}
+
+// applying says which object warnings are about, until the function that it returns is called.
+func (w *warnings) applying(at string) func() {
+	set := func(at string) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.at = at
+	}
+	set(at)
+	return func() { set("") }
+}
+
+// line is the line to show for a warning, empty for one that has been shown. Webhooks of others write these texts too:
+// what is no printable character stays away from the terminal.
+func (w *warnings) line(text string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	line := "warning: " + strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
+	if w.at != "" {
+		line = w.at + ": " + line
+	}
+	if w.shown[line] {
+		return ""
+	}
+	if w.shown == nil {
+		w.shown = map[string]bool{}
+	}
+	w.shown[line] = true
+	return line
+}
+
+// warn shows a warning of the API server.
+func (d *deployment) warn(text string) {
+	if line := d.warnings.line(text); line != "" {
+		d.Steps.Print("%s", line)
+	}
+}
