@@ -26,6 +26,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/datastore"
+	"polymesh.dev/polymesh/pkg/encryption"
 	"polymesh.dev/polymesh/pkg/imagepolicy"
 	"polymesh.dev/polymesh/pkg/loadbalancer"
 	"polymesh.dev/polymesh/pkg/mesh"
@@ -58,7 +59,11 @@ Every flag can stand in the config file under the same name, and in the environm
 	}
 	cmd.Flags().SortFlags = false
 	cmd.Flags().AddFlagSet(flags.FlagSet)
-	_ = cmd.RegisterFlagCompletionFunc("mesh-profile", cobra.FixedCompletions(config.MeshProfiles(), cobra.ShellCompDirectiveNoFileComp))
+	for flag, values := range map[string][]string{
+		"mesh-profile": config.MeshProfiles(), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),
+	} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
 	return cmd
 }
 
@@ -228,7 +233,7 @@ func (s *server) writeKubeconfigs(store certificate.Store) error {
 // addComponents is the server: what it consists of, and what each part waits for.
 func (s *server) addComponents(m *component.Manager) {
 	certs := certificate.Store(s.cfg.ServerDir("tls"))
-	db := datastore.New(s.cfg.ServerDir("db"), filepath.Join(s.cfg.RunDir(), "kine.sock"))
+	db := datastore.New(s.cfg.ServerDir("db"), config.DatastoreSocket(s.cfg.DataDir))
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.ip, Certificates: certs, EtcdEndpoint: db.Endpoint()}
 	machine := node.Options{
 		Config: s.cfg, Name: s.name, IP: s.ip, Certificates: certs,
@@ -241,6 +246,9 @@ func (s *server) addComponents(m *component.Manager) {
 	m.Add(node.NewContainerd(machine))
 	m.Add(node.NewImages(machine), "containerd")
 	m.Add(controlplane.NewAPIServer(plane), "certificates", "datastore")
+	m.Add(encryption.New(encryption.Cluster{
+		File: config.EncryptionFile(s.cfg.DataDir), Kubeconfig: kubeconfig, Datastore: db.Endpoint(),
+	}, s.log), "kube-apiserver")
 	m.Add(controlplane.NewControllerManager(plane), "kube-apiserver")
 	m.Add(controlplane.NewScheduler(plane), "kube-apiserver")
 	m.Add(node.NewKubelet(machine), "kube-apiserver", "images", "kube-controller-manager")
@@ -251,7 +259,7 @@ func (s *server) addComponents(m *component.Manager) {
 		Open:        func() (imagepolicy.Node, error) { return node.OpenSignatures(config.ContainerdSocket(s.cfg.DataDir)) },
 		RegistryDir: config.RegistryDir(s.cfg.DataDir), Log: s.log,
 	}), "kube-apiserver", "images")
-	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
+	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage, config.NetworkPolicy} {
 		m.Add(s.addon(name, kubeconfig), "kube-apiserver")
 	}
 	if s.cfg.Enabled(config.ServiceLB) {

@@ -32,7 +32,6 @@ var nodePorts = map[int]string{
 var absent = map[string]string{
 	"traefik":         "Polymesh has no Traefik; Istio's ingress gateway serves Ingress and Gateway resources",
 	"helm-controller": "Polymesh has no Helm controller",
-	"network-policy":  "Polymesh has no network policy controller yet",
 }
 
 func (r *raw) check() (*Server, error) {
@@ -43,7 +42,7 @@ func (r *raw) check() (*Server, error) {
 		KubeletArgs: r.kubeletArgs, ProxyArgs: r.proxyArgs, HTTPSPort: r.httpsPort, LogLevel: r.logLevel, Debug: r.debug,
 		Disabled: map[Addon]bool{},
 	}
-	for _, step := range []func(*Server) error{r.checkFiles, r.checkNode, r.checkAddresses, r.checkAddons, r.checkArgs} {
+	for _, step := range []func(*Server) error{r.checkFiles, r.checkNode, r.checkAddresses, r.checkAddons, r.checkHardening, r.checkArgs} {
 		if err := step(s); err != nil {
 			return nil, err
 		}
@@ -188,6 +187,32 @@ func (r *raw) checkAddons(s *Server) error {
 	}
 	if !slices.Contains(MeshProfiles(), r.meshProfile) {
 		return fmt.Errorf("--mesh-profile %q is not one of %s", r.meshProfile, strings.Join(MeshProfiles(), ", "))
+	}
+	return nil
+}
+
+func (r *raw) checkHardening(s *Server) (err error) {
+	s.ProtectKernelDefaults, s.AuditLog, s.PodSecurity = r.protectKernel, r.auditLog || r.auditPolicy != "", r.podSecurity
+	if !slices.Contains(EncryptionProviders(), r.encryptProvider) {
+		return fmt.Errorf("--secrets-encryption-provider %q is not one of %s", r.encryptProvider, strings.Join(EncryptionProviders(), ", "))
+	}
+	s.SecretsEncryption, s.EncryptionProvider = r.encrypt, r.encryptProvider
+	if r.auditPolicy != "" {
+		if s.AuditPolicyFile, err = filepath.Abs(r.auditPolicy); err != nil {
+			return fmt.Errorf("--audit-policy-file: %w", err)
+		}
+	}
+	if !slices.Contains(PodSecurityLevels(), r.podSecurity) {
+		return fmt.Errorf("--pod-security %q is not one of %s", r.podSecurity, strings.Join(PodSecurityLevels(), ", "))
+	}
+	// What the API server takes once only, and both settings would give.
+	for _, arg := range r.apiserverArgs {
+		switch name, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "="); {
+		case name == "encryption-provider-config" && r.encrypt:
+			return fmt.Errorf("--secrets-encryption and --kube-apiserver-arg=%s exclude each other: leave one out", name)
+		case name == "admission-control-config-file" && r.podSecurity != PodSecurityLevels()[0]:
+			return fmt.Errorf("--pod-security and --kube-apiserver-arg=%s exclude each other: put the level into that file, or leave it out", name)
+		}
 	}
 	return nil
 }

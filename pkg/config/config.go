@@ -29,17 +29,26 @@ const (
 	CoreDNS       Addon = "coredns"
 	MetricsServer Addon = "metrics-server"
 	LocalStorage  Addon = "local-storage"
+	// NetworkPolicy warns that NetworkPolicies are not enforced. Who brings a controller for them disables it.
+	NetworkPolicy Addon = "network-policy"
 	ServiceLB     Addon = "servicelb"
 	Istio         Addon = "istio"
 )
 
 // Addons lists what --disable takes.
 func Addons() []Addon {
-	return []Addon{CoreDNS, MetricsServer, LocalStorage, ServiceLB, Istio}
+	return []Addon{CoreDNS, MetricsServer, LocalStorage, NetworkPolicy, ServiceLB, Istio}
 }
 
 // MeshProfiles lists what --mesh-profile takes: the profiles of the guide.
 func MeshProfiles() []string { return []string{"default", "demo", "minimal", "empty"} }
+
+// EncryptionProviders lists what --secrets-encryption-provider takes, the default first. Kubernetes' documentation calls
+// secretbox strong and aescbc, K3s's default, weak.
+func EncryptionProviders() []string { return []string{"secretbox", "aescbc"} }
+
+// PodSecurityLevels lists what --pod-security takes, the default first, which allows everything.
+func PodSecurityLevels() []string { return []string{"privileged", "baseline", "restricted"} }
 
 // Server is the whole configuration of `polymesh server`, checked.
 type Server struct {
@@ -71,6 +80,18 @@ type Server struct {
 
 	// ImagePolicyKeys are files of public keys; images signed by one of them run where the policy is enforced.
 	ImagePolicyKeys []string
+
+	// SecretsEncryption has Secrets encrypted in the datastore, by this one of EncryptionProviders. Without it, an encryption
+	// that is on stays on.
+	SecretsEncryption  bool
+	EncryptionProvider string
+	// AuditLog has the API server write an audit log, by the policy in the file or by ours where it is empty.
+	AuditLog        bool
+	AuditPolicyFile string
+	// PodSecurity is the Pod Security Standard for namespaces without a label: one of PodSecurityLevels.
+	PodSecurity string
+	// ProtectKernelDefaults has the kubelet end rather than change the kernel's settings.
+	ProtectKernelDefaults bool
 
 	APIServerArgs         []string
 	ControllerManagerArgs []string
@@ -153,6 +174,14 @@ func ContainerdSocket(dataDir string) string {
 // RegistryDir is where the node's containerd finds how to reach registries: a folder with a hosts.toml for each.
 func RegistryDir(dataDir string) string {
 	return filepath.Join(dataDir, "agent", "etc", "containerd", "certs.d")
+}
+
+// DatastoreSocket is where the datastore serves etcd's API.
+func DatastoreSocket(dataDir string) string { return filepath.Join(RunDir(dataDir), "kine.sock") }
+
+// EncryptionFile holds the keys with which Secrets are encrypted.
+func EncryptionFile(dataDir string) string {
+	return filepath.Join(dataDir, "server", "cred", "encryption-config.json")
 }
 
 // StatusSocket is where a running server answers `polymesh status`.

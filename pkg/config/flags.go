@@ -35,6 +35,12 @@ type raw struct {
 	pool             []string
 	meshProfile      string
 	imagePolicyKeys  []string
+	encrypt          bool
+	encryptProvider  string
+	auditLog         bool
+	auditPolicy      string
+	podSecurity      string
+	protectKernel    bool
 	apiserverArgs    []string
 	controllerArgs   []string
 	schedulerArgs    []string
@@ -85,6 +91,13 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
 
 	f.StringSliceVar(&r.imagePolicyKeys, "image-policy-key", nil, "file of a public key: in namespaces labelled polymesh.dev/image-policy=enforce only images signed by it run; may be repeated")
+
+	f.BoolVar(&r.encrypt, "secrets-encryption", false, "encrypt Secrets in the datastore")
+	f.StringVar(&r.encryptProvider, "secrets-encryption-provider", EncryptionProviders()[0], "how Secrets are encrypted: "+strings.Join(EncryptionProviders(), ", "))
+	f.BoolVar(&r.auditLog, "audit-log", false, "log who asks the API server for what, in server/logs of the data dir")
+	f.StringVar(&r.auditPolicy, "audit-policy-file", "", "file of an audit policy for the audit log, which it turns on (default: metadata of all requests that are not routine)")
+	f.StringVar(&r.podSecurity, "pod-security", PodSecurityLevels()[0], "Pod Security Standard for namespaces that have no label for it: "+strings.Join(PodSecurityLevels(), ", "))
+	f.BoolVar(&r.protectKernel, "protect-kernel-defaults", false, "refuse to start when kernel settings differ from the kubelet's, instead of changing them")
 
 	f.StringArrayVar(&r.apiserverArgs, "kube-apiserver-arg", nil, "further flag for kube-apiserver, name=value; may be repeated")
 	f.StringArrayVar(&r.controllerArgs, "kube-controller-manager-arg", nil, "further flag for kube-controller-manager; may be repeated")

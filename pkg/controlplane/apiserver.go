@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	encryptioncontroller "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -17,6 +19,8 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/encryption"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 )
 
@@ -44,7 +48,7 @@ func (a *APIServer) args() []string {
 	if cfg.AdvertiseAddress.IsValid() {
 		advertise = cfg.AdvertiseAddress
 	}
-	return kubeflags.Merge(map[string]string{
+	args := map[string]string{
 		"advertise-address":                  advertise.String(),
 		"allow-privileged":                   "true",
 		"anonymous-auth":                     "false",
@@ -80,11 +84,26 @@ func (a *APIServer) args() []string {
 		"service-node-port-range":          cfg.NodePortRange,
 		"tls-cert-file":                    certs.Cert(certificate.APIServer),
 		"tls-private-key-file":             certs.Key(certificate.APIServer),
-	}, a.opts.Config.APIServerArgs)
+		// The file is there also where nothing is encrypted, so that `polymesh secrets-encrypt` needs no restart.
+		"encryption-provider-config":                  config.EncryptionFile(cfg.DataDir),
+		"encryption-provider-config-automatic-reload": "true",
+	}
+	maps.Copy(args, hardening(cfg))
+	return kubeflags.Merge(args, cfg.APIServerArgs)
 }
 
 // Init parses the command line, so that a bad --kube-apiserver-arg is refused before anything runs.
 func (a *APIServer) Init(ctx context.Context) error {
+	provider := ""
+	if a.opts.Config.SecretsEncryption {
+		provider = a.opts.Config.EncryptionProvider
+	}
+	if err := encryption.Ensure(config.EncryptionFile(a.opts.Config.DataDir), provider); err != nil {
+		return fmt.Errorf("--secrets-encryption: %w", err)
+	}
+	if err := writeHardening(a.opts.Config); err != nil {
+		return err
+	}
 	s := options.NewServerRunOptions()
 	fs := pflag.NewFlagSet(a.Name(), pflag.ContinueOnError)
 	for _, set := range s.Flags().FlagSets {
@@ -118,6 +137,8 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if a.client, err = kubernetes.NewForConfig(config); err != nil {
 		return err
 	}
+	encryptioncontroller.EncryptionConfigFileChangePollDuration = encryption.ReloadInterval
+	logArgs(a.Name(), a.args())
 	a.Go(ctx, func(ctx context.Context) error { return app.Run(ctx, a.completed) })
 	return nil
 }

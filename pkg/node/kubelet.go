@@ -85,6 +85,7 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.HealthzBindAddress = "127.0.0.1"
 	// The kubelet's chains go with kube-proxy's iptables mode, and nobody would remove them.
 	c.MakeIPTablesUtilChains = !preflight.NFTables()
+	c.ProtectKernelDefaults = cfg.ProtectKernelDefaults
 	c.PodLogsDir = config.PodLogsDir(cfg.DataDir)
 	c.Port = preflight.KubeletPort
 	c.ReadOnlyPort = 0

@@ -1,0 +1,95 @@
+package encryption
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"polymesh.dev/polymesh/pkg/component"
+)
+
+// retry is how long after a failure the Secrets are looked at again.
+const retry = 10 * time.Second
+
+var _ component.Component = (*Component)(nil)
+
+// Component is "secrets-encryption": it brings to an end what a start with --secrets-encryption, or a command that was broken
+// off, has begun.
+type Component struct {
+	cluster Cluster
+	log     *slog.Logger
+	cancel  context.CancelFunc
+	done    chan struct{}
+	state   atomic.Pointer[error]
+}
+
+// New returns the component, not yet started.
+func New(c Cluster, log *slog.Logger) *Component {
+	n := &Component{cluster: c, log: log}
+	n.cluster.Progress = func(done, total int) { n.set(fmt.Errorf("rewriting Secrets, %d of %d", done, total)) }
+	n.set(errors.New("not looked yet"))
+	return n
+}
+
+func (c *Component) set(err error) { c.state.Store(&err) }
+
+// Name implements component.Component.
+func (*Component) Name() string { return "secrets-encryption" }
+
+// Init implements component.Component. The API server has made the file.
+func (*Component) Init(context.Context) error { return nil }
+
+// Start looks at the Secrets in the background.
+func (c *Component) Start(ctx context.Context) error {
+	ctx, c.cancel = context.WithCancel(ctx)
+	c.done = make(chan struct{})
+	go func() {
+		defer close(c.done)
+		for {
+			err := c.finish(ctx)
+			c.set(err)
+			if err == nil {
+				return
+			}
+			select {
+			case <-time.After(retry):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return nil
+}
+
+// finish rewrites Secrets where there is something to rewrite.
+func (c *Component) finish(ctx context.Context) error {
+	status, err := c.cluster.Status(ctx)
+	if err != nil || !status.Unfinished {
+		return err
+	}
+	if err := c.cluster.Finish(ctx); err != nil {
+		return err
+	}
+	c.log.Info("Secrets are rewritten", "encrypted", status.Enabled)
+	return nil
+}
+
+// Ready implements component.Component.
+func (c *Component) Ready(context.Context) error { return *c.state.Load() }
+
+// Stop implements component.Component.
+func (c *Component) Stop(ctx context.Context) error {
+	if c.cancel == nil {
+		return nil
+	}
+	c.cancel()
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("still rewriting Secrets: %w", ctx.Err())
+	}
+}

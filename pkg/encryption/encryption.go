@@ -1,0 +1,319 @@
+// Package encryption keeps the cluster's Secrets encrypted in the datastore, with the API server's own encryption at rest.
+//
+// It owns <data-dir>/server/cred/encryption-config.json, which holds the keys and which the API server reads again when it
+// changes, and the order of steps in which a key comes and goes: a new key is first in the file before anything is written
+// with it, and an old one leaves when the datastore itself shows that no Secret is written with it any more. Each step can be
+// broken off, and the next one that runs goes on.
+//
+// pkg/controlplane calls Ensure before the API server starts, pkg/command adds the component to the server and has the commands
+// of `polymesh secrets-encrypt`.
+package encryption
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+const (
+	// secretsPath is where the API server keeps Secrets in the datastore, by namespace and name.
+	secretsPath = "/registry/secrets/"
+	// probeName is a Secret in kube-system that shows which key the API server writes with.
+	probeName = "polymesh-encryption-probe"
+	// reloadLimit is how long the API server may take to read the file again: it looks every ReloadInterval.
+	reloadLimit = 2 * time.Minute
+	// ReloadInterval is how often the API server looks at the file. Upstream's is a minute, for which each step would wait.
+	ReloadInterval = 5 * time.Second
+	pageSize       = 200
+)
+
+// Cluster is a running server, from the inside: only root on its machine gets here.
+type Cluster struct {
+	// File is the API server's configuration with the keys.
+	File string
+	// Kubeconfig may read and write Secrets.
+	Kubeconfig string
+	// Datastore is the endpoint of etcd's API.
+	Datastore string
+	// Progress is called while Secrets are rewritten; nil for none.
+	Progress func(done, total int)
+}
+
+// Status is what the datastore shows.
+type Status struct {
+	// Enabled says that Secrets are written encrypted.
+	Enabled bool  `json:"enabled"`
+	Keys    []Key `json:"keys"`
+	// Plain is the number of Secrets that are stored as they are.
+	Plain int `json:"unencryptedSecrets"`
+	// Unfinished says that Secrets are left that are not written as they are to be, or keys that are no longer used.
+	Unfinished bool `json:"unfinished"`
+}
+
+// Key is one key, without the key itself.
+type Key struct {
+	Name     string `json:"name"`
+	Provider string `json:"provider"`
+	// Active says that Secrets are written with it.
+	Active bool `json:"active"`
+	// Secrets is the number of those that are written with it.
+	Secrets int `json:"secrets"`
+}
+
+// connection is a Cluster with its clients.
+type connection struct {
+	Cluster
+	client kubernetes.Interface
+	store  *clientv3.Client
+}
+
+// connect opens the clients. exclusive keeps every other change of the keys away until the connection is closed.
+func (c Cluster) connect(exclusive bool) (*connection, func(), error) {
+	rest, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read kubeconfig %s: %w", c.Kubeconfig, err)
+	}
+	rest.QPS, rest.Burst = 100, 200
+	client, err := kubernetes.NewForConfig(rest)
+	if err != nil {
+		return nil, nil, err
+	}
+	unlock := func() {}
+	if exclusive {
+		lock, err := os.OpenFile(filepath.Join(filepath.Dir(c.File), ".encryption.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			lock.Close()
+			return nil, nil, errors.New("Secrets are being rewritten already: see `polymesh secrets-encrypt status`")
+		}
+		unlock = func() { lock.Close() }
+	}
+	store, err := clientv3.New(clientv3.Config{Endpoints: []string{c.Datastore}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		unlock()
+		return nil, nil, fmt.Errorf("reach the datastore: %w", err)
+	}
+	return &connection{c, client, store}, func() { store.Close(); unlock() }, nil
+}
+
+// Status reads from the datastore what is encrypted with what.
+func (c Cluster) Status(ctx context.Context) (*Status, error) {
+	conn, done, err := c.connect(false)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	k, err := read(c.File)
+	if err != nil {
+		return nil, err
+	}
+	s := &Status{Enabled: k.encrypt, Keys: []Key{}}
+	for i, one := range k.all {
+		s.Keys = append(s.Keys, Key{Name: one.name, Provider: one.provider, Active: k.encrypt && i == 0})
+	}
+	other := 0
+	err = conn.each(ctx, func(path string, value []byte) {
+		for i, one := range k.all {
+			if bytes.HasPrefix(value, []byte(prefix(one))) {
+				s.Keys[i].Secrets++
+				return
+			}
+		}
+		if bytes.HasPrefix(value, []byte("k8s:enc:")) {
+			other++
+			return
+		}
+		s.Plain++
+	})
+	if err == nil && other > 0 {
+		err = fmt.Errorf("%d Secrets are encrypted with keys that are not in %s: restore it from a backup", other, c.File)
+	}
+	s.Unfinished = k.encrypt && (s.Plain > 0 || len(k.all) > 1) || !k.encrypt && len(k.all) > 0
+	return s, err
+}
+
+// Enable has Secrets written encrypted from now on, and rewrites those that are there.
+func (c Cluster) Enable(ctx context.Context, provider string) error {
+	return c.change(ctx, func(k *keys) error {
+		if !k.encrypt {
+			k.encrypt = true
+			k.all = append([]key{newKey(provider, time.Now())}, k.all...)
+		}
+		return nil
+	})
+}
+
+// Disable has Secrets written as they are from now on, and rewrites those that are there.
+func (c Cluster) Disable(ctx context.Context) error {
+	return c.change(ctx, func(k *keys) error { k.encrypt = false; return nil })
+}
+
+// Rotate makes a new key, rewrites all Secrets with it, and drops the old one. An empty provider is that of the old key.
+func (c Cluster) Rotate(ctx context.Context, provider string) error {
+	return c.change(ctx, func(k *keys) error {
+		if !k.encrypt {
+			return errors.New("Secrets are not encrypted: `polymesh secrets-encrypt enable` comes first")
+		}
+		if provider == "" {
+			provider = k.all[0].provider
+		}
+		k.all = append([]key{newKey(provider, time.Now())}, k.all...)
+		return nil
+	})
+}
+
+// Finish rewrites the Secrets that are not written as they are to be, and drops the keys that are no longer used.
+func (c Cluster) Finish(ctx context.Context) error {
+	return c.change(ctx, func(*keys) error { return nil })
+}
+
+// change writes the keys as edit leaves them, rewrites all Secrets, and drops the other keys.
+func (c Cluster) change(ctx context.Context, edit func(*keys) error) error {
+	conn, done, err := c.connect(true)
+	if err != nil {
+		return err
+	}
+	defer done()
+	k, err := read(c.File)
+	if err != nil {
+		return err
+	}
+	if err := edit(&k); err != nil {
+		return err
+	}
+	if err := write(c.File, k); err != nil {
+		return err
+	}
+	if err := conn.rewrite(ctx, k.written()); err != nil {
+		return err
+	}
+	keep := 0
+	if k.encrypt {
+		keep = 1
+	}
+	if len(k.all) == keep {
+		return nil
+	}
+	k.all = k.all[:keep]
+	return write(c.File, k)
+}
+
+// each calls f for every Secret with the value that the datastore has.
+func (c *connection) each(ctx context.Context, f func(path string, value []byte)) error {
+	end := clientv3.GetPrefixRangeEnd(secretsPath)
+	for from := secretsPath; ; {
+		page, err := c.store.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize))
+		if err != nil {
+			return fmt.Errorf("read the Secrets in the datastore: %w", err)
+		}
+		for _, kv := range page.Kvs {
+			f(string(kv.Key), kv.Value)
+		}
+		if !page.More || len(page.Kvs) == 0 {
+			return nil
+		}
+		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// stored reports whether a value is written as it is to be: with a prefix, or as it is.
+func stored(value []byte, written string) bool {
+	if written == "" {
+		return !bytes.HasPrefix(value, []byte("k8s:enc:"))
+	}
+	return bytes.HasPrefix(value, []byte(written))
+}
+
+// rewrite has the API server write every Secret again until the datastore shows that all are written with the prefix.
+func (c *connection) rewrite(ctx context.Context, written string) error {
+	if err := c.awaitReload(ctx, written); err != nil {
+		return err
+	}
+	for {
+		var left []string
+		total := 0
+		err := c.each(ctx, func(path string, value []byte) {
+			total++
+			if !stored(value, written) {
+				left = append(left, path)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		for i, path := range left {
+			if c.Progress != nil {
+				c.Progress(total-len(left)+i, total)
+			}
+			namespace, name, ok := strings.Cut(strings.TrimPrefix(path, secretsPath), "/")
+			if !ok {
+				return fmt.Errorf("%s in the datastore is not the path of a Secret", path)
+			}
+			// A patch that changes nothing: the API server writes an object again that is stored with another key than the
+			// first (stale, in GuaranteedUpdate of k8s.io/apiserver/pkg/storage/etcd3).
+			_, err := c.client.CoreV1().Secrets(namespace).Patch(ctx, name, types.MergePatchType, []byte("{}"), metav1.PatchOptions{FieldManager: "polymesh"})
+			if err != nil && !apierrors.IsNotFound(err) {
+				return fmt.Errorf("rewrite Secret %s/%s: %w", namespace, name, err)
+			}
+		}
+	}
+}
+
+// awaitReload waits until the API server writes with the prefix. One that does so once, does so always: it is the only one.
+func (c *connection) awaitReload(ctx context.Context, written string) error {
+	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
+	probe := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: probeName}}
+	if _, err := secrets.Create(ctx, probe, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("make the Secret %s: %w", probeName, err)
+	}
+	defer func() {
+		_ = secrets.Delete(context.WithoutCancel(ctx), probeName, metav1.DeleteOptions{})
+	}()
+	deadline := time.NewTimer(reloadLimit)
+	defer deadline.Stop()
+	for {
+		// Another value each time, or nothing is written.
+		patch, err := json.Marshal(map[string]any{"stringData": map[string]string{"at": time.Now().Format(time.RFC3339Nano)}})
+		if err != nil {
+			return err
+		}
+		if _, err := secrets.Patch(ctx, probeName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "polymesh"}); err != nil {
+			return fmt.Errorf("write the Secret %s: %w", probeName, err)
+		}
+		got, err := c.store.Get(ctx, secretsPath+metav1.NamespaceSystem+"/"+probeName)
+		if err != nil {
+			return fmt.Errorf("read the Secret %s in the datastore: %w", probeName, err)
+		}
+		if len(got.Kvs) == 1 && stored(got.Kvs[0].Value, written) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-deadline.C:
+			return fmt.Errorf("the API server does not use %s: is another encryption-provider-config given with --kube-apiserver-arg?", c.File)
+		case <-time.After(ReloadInterval / 5):
+		}
+	}
+}
