@@ -83,6 +83,83 @@ spec:
 	})
 }
 
+// A claim gets no folder that is not its own: the StorageClass that would allow it is refused, and where one is there from
+// before, the provisioner can neither make nor remove anything outside of the storage folder.
+func TestVolumesStayBelow(t *testing.T) {
+	n := app(t)
+	outside := t.TempDir()
+	precious := filepath.Join(outside, "precious")
+	if err := os.WriteFile(precious, []byte("kept"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(outside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	class := fmt.Sprintf(`
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: e2e-evil}
+provisioner: rancher.io/local-path
+parameters: {pathPattern: "../../../../../../../../../..%s/{{ .PVC.Annotations.dir }}"}
+volumeBindingMode: Immediate
+reclaimPolicy: Delete
+`, outside)
+	file := filepath.Join(t.TempDir(), "class.yaml")
+	if err := os.WriteFile(file, []byte(class), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := n.KubectlErr("apply", "-f", file); err == nil || !strings.Contains(out+err.Error(), "a claim can get a folder that is not its own") {
+		t.Errorf("the class is let through: %s %v", out, err)
+	}
+
+	// As a class that was made before the policy was there.
+	const policy = "local-path-pattern.polymesh.dev"
+	n.Kubectl(t, "annotate", "validatingadmissionpolicybinding", policy, "addon.polymesh.dev/ignore=true")
+	n.Kubectl(t, "patch", "validatingadmissionpolicybinding", policy, "--type", "merge", "-p", `{"spec": {"validationActions": ["Audit"]}}`)
+	t.Cleanup(func() {
+		n.Delete(t, storageManifest)
+		n.Delete(t, class)
+		n.Kubectl(t, "patch", "validatingadmissionpolicybinding", policy, "--type", "merge", "-p", `{"spec": {"validationActions": ["Deny"]}}`)
+		n.Kubectl(t, "annotate", "validatingadmissionpolicybinding", policy, "addon.polymesh.dev/ignore-")
+	})
+	n.Eventually(t, time.Minute, func() (bool, string) {
+		out, err := n.KubectlErr("apply", "-f", file)
+		return err == nil, fmt.Sprintf("the class cannot be made without the policy: %s %v", out, err)
+	})
+	report, err := n.Report(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Apply(t, storageManifest+fmt.Sprintf(`---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: below, namespace: %s, annotations: {dir: made-by-pvc, volume.kubernetes.io/selected-node: %s}}
+spec: {storageClassName: e2e-evil, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: taken, namespace: %s, annotations: {dir: "", volume.kubernetes.io/selected-node: %s}}
+spec: {storageClassName: e2e-evil, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+`, storageNamespace, report.Node, storageNamespace, report.Node))
+	for _, claim := range []string{"below", "taken"} {
+		n.Eventually(t, 2*time.Minute, func() (bool, string) {
+			out, err := n.KubectlErr("get", "events", "-n", storageNamespace, "--field-selector", "involvedObject.name="+claim, "-o", "jsonpath={.items[*].message}")
+			return err == nil && strings.Contains(out, "may use folders below"), fmt.Sprintf("no event of claim %s says that its folder is refused: %s %v", claim, out, err)
+		})
+	}
+	n.Delete(t, storageManifest)
+	entries, err := os.ReadDir(outside)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("the folder outside holds %v (%v), want precious alone", entries, err)
+	}
+	if text, err := os.ReadFile(precious); err != nil || string(text) != "kept" {
+		t.Errorf("the file outside is %q (%v)", text, err)
+	}
+	if info, err := os.Stat(outside); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("the folder outside: %v (%v), want mode 755 as before", info, err)
+	}
+}
+
 func TestStatefulSet(t *testing.T) {
 	n := app(t)
 	importEcho(t, n)
