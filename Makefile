@@ -263,6 +263,10 @@ test-examples: .build/app-packages ## the tests of the example's five services, 
 conformance: all .build/app-packages ## Gateway API's own test suite; its report goes to docs/mesh (root)
 	go test -tags "$(TEST_TAGS) e2e" -timeout 150m -count=1 -v ./test/conformance
 
+.PHONY: cis
+cis: all ## the checks of the CIS Kubernetes Benchmark; their report goes to docs/understand (root)
+	go test -tags "$(TEST_TAGS) e2e" -timeout 20m -count=1 -v ./test/cis -args -report
+
 .PHONY: lint
 lint: | .build/packages ## gofmt, go vet, staticcheck
 	$(STEP) "gofmt" bash -c 'files=$$(gofmt -l cmd pkg build $(wildcard test bench examples)); [[ -z $$files ]] || { echo "not formatted: $$files"; exit 1; }'
