@@ -52,6 +52,10 @@ start_server() {
         timeout 300 systemctl restart polymesh
     else
         end_background_server
+        # Without a service manager a start is when the log can be rotated. The one before is kept.
+        if [[ -f $server_log && $(stat -c %s "$server_log") -gt $((50 << 20)) ]]; then
+            mv -f "$server_log" "$server_log.1"
+        fi
         (umask 077 && : >>"$server_log")
         in_session "${server_command[@]}" >>"$server_log" 2>&1 </dev/null &
         echo $! >"$pid_file"
@@ -108,6 +112,6 @@ reset_machine() {
         echo "$data_dir is there, but neither $program nor dist/polymesh that could remove it: run make"
         return 1
     fi
-    rm -f "$server_log"
+    rm -f "$server_log" "$server_log.1"
     [[ ! -d $state_dir ]] || rmdir --ignore-fail-on-non-empty "$state_dir"
 }
