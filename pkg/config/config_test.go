@@ -144,7 +144,7 @@ kubelet-arg: max-pods=20
 
 func TestBadFile(t *testing.T) {
 	for content, want := range map[string]string{
-		"node-name: a\nno-such: 1":         `line 2: unknown key "no-such"; valid keys: advertise-address, bind-address, cluster-cidr, `,
+		"node-name: a\nno-such: 1":         `line 2: unknown key "no-such"; valid keys: advertise-address, audit-log, `,
 		"config: /other":                   `unknown key "config"; valid keys: `,
 		"node-name: a\nnode-name: b":       "node-name stands there twice",
 		"node-name: [a, b]":                "node-name takes one value, not a list of 2",

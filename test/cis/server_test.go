@@ -111,8 +111,8 @@ func look(t *testing.T, n *node.Node) *server {
 
 const apiserver, controllers, scheduler = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
 
-// flag checks the value of a component's flag; absent is upstream's default.
-func flag(component, name, absent string, good func(value string) bool) func(*server) Result {
+// arg checks the value of a component's flag; absent is upstream's default.
+func arg(component, name, absent string, good func(value string) bool) func(*server) Result {
 	return func(s *server) Result {
 		value, set := s.args[component][name]
 		if !set {
