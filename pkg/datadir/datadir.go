@@ -238,42 +238,51 @@ func isFresh(dataDir string) (bool, error) {
 
 var payloadID = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
-// Earlier reports why a folder without a marker is not a data dir of an earlier version. What proves one is its payload, of
-// which the folder's name is the hash, and the authority that the server made for itself.
+// Earlier reports why a folder without a marker is not a data dir of an earlier version, or one that was restored from a
+// backup. What proves one is its payload, of which the folder's name is the hash, or the authority that the server made for
+// itself; where there is a data/ or a server/, that very folder has to be proved.
 func Earlier(dataDir string) error {
 	foreign := func(format string, args ...any) error {
 		return &ForeignError{dataDir, "it has no " + MarkerName + ", and " + fmt.Sprintf(format, args...)}
 	}
-	entries, err := os.ReadDir(filepath.Join(dataDir, "data"))
-	if err != nil {
-		return foreign("no payload in %s", filepath.Join(dataDir, "data"))
-	}
-	proved := false
-	for _, e := range entries {
-		switch name := e.Name(); {
-		case name == "current" || name == "current.new":
-		case !payloadID.MatchString(name):
-			return foreign("%q, which no server makes", filepath.Join(dataDir, "data", name))
-		default:
-			text, err := os.ReadFile(filepath.Join(dataDir, "data", name, "payload.json"))
-			sum := sha256.Sum256(text)
-			proved = proved || err == nil && hex.EncodeToString(sum[:8]) == name
+	data, server := filepath.Join(dataDir, "data"), filepath.Join(dataDir, "server")
+	found := false
+	if _, err := os.Lstat(data); !errors.Is(err, fs.ErrNotExist) {
+		entries, err := os.ReadDir(data)
+		if err != nil {
+			return foreign("no payload in %s", data)
 		}
+		proved := false
+		for _, e := range entries {
+			switch name := e.Name(); {
+			case name == "current" || name == "current.new":
+			case !payloadID.MatchString(name):
+				return foreign("%q, which no server makes", filepath.Join(data, name))
+			default:
+				text, err := os.ReadFile(filepath.Join(data, name, "payload.json"))
+				sum := sha256.Sum256(text)
+				proved = proved || err == nil && hex.EncodeToString(sum[:8]) == name
+			}
+		}
+		if !proved {
+			return foreign("no payload in %s", data)
+		}
+		found = true
 	}
-	if !proved {
-		return foreign("no payload in %s", filepath.Join(dataDir, "data"))
+	if _, err := os.Lstat(server); !errors.Is(err, fs.ErrNotExist) {
+		text, err := os.ReadFile(Authority(dataDir))
+		block, _ := pem.Decode(text)
+		if err != nil || block == nil {
+			return foreign("no authority in %s", Authority(dataDir))
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil || !strings.HasPrefix(cert.Subject.CommonName, "polymesh-server-ca@") || !bytes.Equal(cert.RawIssuer, cert.RawSubject) {
+			return foreign("%s is another program's", Authority(dataDir))
+		}
+		found = true
 	}
-	if _, err := os.Lstat(filepath.Join(dataDir, "server")); errors.Is(err, fs.ErrNotExist) {
-		return nil // a first start that was cut off
-	}
-	text, err := os.ReadFile(Authority(dataDir))
-	block, _ := pem.Decode(text)
-	if err != nil || block == nil {
-		return foreign("no authority in %s", Authority(dataDir))
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil || !strings.HasPrefix(cert.Subject.CommonName, "polymesh-server-ca@") || !bytes.Equal(cert.RawIssuer, cert.RawSubject) {
-		return foreign("%s is another program's", Authority(dataDir))
+	if !found {
+		return foreign("neither a payload nor an authority of one")
 	}
 	return nil
 }

@@ -139,6 +139,14 @@ func (p *Policy) serve() (address string, err error) {
 	cert, key := p.opts.Certificates.Cert(certificate.APIServer), p.opts.Certificates.Key(certificate.APIServer)
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
 		MinVersion: tls.VersionTLS12,
+		// Who else is let in makes the server ask registries with any namespace's pull secrets.
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			own, err := sameProcess(hello.Conn)
+			if err == nil && !own {
+				err = errors.New("only this server's own API server is answered")
+			}
+			return nil, err
+		},
 		// Read anew for each connection, because it is renewed while the server runs.
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			pair, err := tls.LoadX509KeyPair(cert, key)

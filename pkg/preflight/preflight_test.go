@@ -148,8 +148,8 @@ func TestOwnDataDir(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(cfg.DataDir, "server"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, "a project's folder", ownDataDir(cfg), cfg.DataDir+" is no data dir of Polymesh: it has no polymesh.json, and no payload in "+
-		filepath.Join(cfg.DataDir, "data")+": choose an empty folder with --data-dir")
+	wantError(t, "a project's folder", ownDataDir(cfg), cfg.DataDir+" is no data dir of Polymesh: it has no polymesh.json, and no authority in "+
+		filepath.Join(cfg.DataDir, "server", "tls", "server-ca.crt")+": choose an empty folder with --data-dir")
 }
 
 func TestHostName(t *testing.T) {

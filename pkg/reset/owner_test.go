@@ -140,6 +140,12 @@ func TestDataDirOfAnEarlierVersion(t *testing.T) {
 	write(t, payload, dir, "data", hex.EncodeToString(sum[:8]), "payload.json")
 	certificates(t, dir)
 	write(t, "", dir, "agent", "containerd", "x")
+	// So does a backup of server/ alone, which a server can be started on.
+	restored := filepath.Join(t.TempDir(), "restored")
+	certificates(t, restored)
+	if m, err := datadir.Claim(restored); err != nil || !m.Adopted {
+		t.Errorf("a restored backup: %+v, %v", m, err)
+	}
 	p, err := Look(t.Context(), Options{DataDir: dir, Kubeconfig: "/nonexistent"})
 	if err != nil {
 		t.Fatal(err)
