@@ -193,7 +193,7 @@ func (m *usersMachine) testListeners(t *testing.T) {
 	// kube-proxy's metrics, and with them those of all components, for whoever asks.
 	if c, err := m.Dial(t.Context(), "tcp", "127.0.0.1:10249"); err == nil {
 		c.Close()
-		t.Error("somebody listens on 127.0.0.1:10249")
+		t.Error("a server listens on 127.0.0.1:10249")
 	}
 }
 
