@@ -78,7 +78,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// A pod on a node that is gone counts as ready until somebody writes otherwise.
+// A pod on a node that is gone counts as ready until its status is written again.
 func TestOnReadyNode(t *testing.T) {
 	node := func(name string, ready corev1.ConditionStatus) corev1.Node {
 		return corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}}}

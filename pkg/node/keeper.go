@@ -37,7 +37,7 @@ type keeper struct {
 	noted  string
 }
 
-// run keeps the parts until ctx ends. What is missing at first nobody has removed: it is made without a word.
+// run keeps the parts until ctx ends. What is missing at first was not removed: it is made without a word.
 func (k *keeper) run(ctx context.Context) {
 	for first := true; ; first = false {
 		k.pass(ctx, first)

@@ -26,7 +26,8 @@ func obstacles(ctx context.Context, pods string) (string, error) {
 		notes = append(notes, "K3s has left rules that refuse pods' packets (chains KUBE-ROUTER-…): run k3s-killall.sh, or boot, and restart the server")
 	}
 	for _, drop := range drops {
-		rules, err := nft(ctx, "list", "chain", "ip", drop.table, drop.chain)
+		// ufw has its rules in chains to which this one jumps.
+		rules, err := nft(ctx, "list", "table", "ip", drop.table)
 		if err != nil {
 			return "", err
 		}
@@ -60,7 +61,7 @@ func readChains(list string) (k3s bool, drops []chain) {
 	return k3s, drops
 }
 
-// letsThrough reports whether a chain mentions the pods: their addresses, a wider range of the same /16, or the bridge.
+// letsThrough reports whether a table's rules mention the pods: their addresses, a wider range of the same /16, or the bridge.
 func letsThrough(rules, pods string) bool {
 	octets := strings.SplitN(pods, ".", 3)
 	return strings.Contains(rules, Bridge) || len(octets) == 3 && strings.Contains(rules, " "+octets[0]+"."+octets[1]+".")

@@ -257,7 +257,7 @@ func TestPressure(t *testing.T) {
 	}
 }
 
-// What everybody on the machine and each pod in the host's network could read: the metrics, flags and configuration of all
+// Every user of the machine and each pod in the host's network could read it: the metrics, flags and configuration of all
 // components.
 func TestProxyHasNoServerForMetrics(t *testing.T) {
 	p := NewProxy(nodeOptions(settings(t)))

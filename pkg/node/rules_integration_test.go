@@ -196,3 +196,22 @@ func TestAttachmentsComeBack(t *testing.T) {
 	wantMissing(t, "without a pod", ports, "")
 	wantMissing(t, "without a pod", br, "")
 }
+
+// Rules of Docker or ufw, and those that K3s leaves, as iptables writes them.
+func TestObstacles(t *testing.T) {
+	newMachine(t)
+	wantObstacle := func(what, want string) {
+		t.Helper()
+		got, err := obstacles(t.Context(), "10.42.0.0/24")
+		if err != nil || (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%s: %q, %v; want %q", what, got, err, want)
+		}
+	}
+	wantObstacle("at first", "")
+	run(t, "iptables", "-P", "FORWARD", "DROP")
+	wantObstacle("with Docker", "a firewall drops what is forwarded (table ip filter, chain FORWARD;")
+	run(t, "iptables", "-A", "FORWARD", "-s", "10.42.0.0/16", "-j", "ACCEPT")
+	wantObstacle("with a rule for pods", "")
+	run(t, "iptables", "-N", "KUBE-ROUTER-FORWARD")
+	wantObstacle("after K3s", "run k3s-killall.sh")
+}

@@ -87,7 +87,7 @@ func (s *serviceRules) restore(ctx context.Context) (err error) {
 			// It is none of the mesh's business (istio.io/api/annotation, NetworkingExportTo).
 			Annotations: map[string]string{"networking.istio.io/exportTo": "~"},
 		},
-		// Port 9 discards; nobody is behind it.
+		// Port 9 is that of the discard protocol; the service has no endpoints.
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 9}}},
 	}, metav1.CreateOptions{})
 	if err != nil {

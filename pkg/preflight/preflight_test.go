@@ -207,3 +207,13 @@ func TestRootIsNeeded(t *testing.T) {
 	}
 	wantError(t, "this user", root(), want)
 }
+
+func TestResolvConf(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "resolv.conf")
+	wantError(t, "one that is not there", resolvConf(file), "--resolv-conf: open "+file+": no such file or directory")
+	if err := os.WriteFile(file, []byte("nameserver 192.0.2.53\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "one that is there", resolvConf(file), "")
+	wantError(t, "none", resolvConf(""), "")
+}
