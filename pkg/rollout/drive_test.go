@@ -183,15 +183,19 @@ func (s *shop) create(text string) {
 	}
 }
 
-// healthy answers as agents whose pods have had a hundred more requests each time, with this code for the canary's.
+// healthy answers as agents whose pods have had a hundred more requests each time, with this code for the canary's, which has
+// none without a weight.
 func (s *shop) healthy(code string) func(string) (int, io.ReadCloser) {
 	var mu sync.Mutex
 	had := map[string]int{}
 	return func(pod string) (int, io.ReadCloser) {
 		mu.Lock()
 		defer mu.Unlock()
-		had[pod] += 100
-		if strings.HasPrefix(pod, "api-canary-") {
+		canary := strings.HasPrefix(pod, "api-canary-")
+		if state, err := load(context.Background(), s.client, s.namespace, "api"); !canary || err == nil && state.Weight > 0 {
+			had[pod] += 100
+		}
+		if canary {
 			return http.StatusOK, s.says(shown().requests(had[pod], received, "api-canary", code).durations(had[pod], 0, received, "api-canary", code))
 		}
 		return http.StatusOK, s.says(shown().requests(had[pod], received, "api", "200").durations(had[pod], 0, received, "api", "200"))
@@ -472,10 +476,16 @@ func TestDrive(outer *testing.T) {
 					s.ended(Aborted, oldImage)
 					return
 				}
-				if !state.Phase.Ended() {
-					if _, err := Canary(t.Context(), s.options(), "", "", short); err != nil {
+				if state.Phase.Ended() {
+					// Only the confirmation is left, until the next rollout.
+					if _, err := Canary(t.Context(), s.options(), oldImage, "", short); err != nil {
 						t.Fatal(err)
 					}
+					s.ended(Promoted, oldImage)
+					return
+				}
+				if _, err := Canary(t.Context(), s.options(), "", "", short); err != nil {
+					t.Fatal(err)
 				}
 				s.ended(Promoted, newImage)
 			})

@@ -26,12 +26,17 @@ type entry struct {
 		Tags    []string
 		Meta    map[string]string
 		// TaggedAddresses are what callers of other datacenters, or of one family of addresses, are given in place of Address.
-		TaggedAddresses map[string]struct{ Address string }
+		TaggedAddresses map[string]taggedAddress
 	}
 	Checks []struct {
 		CheckID string
 		Status  string
 	}
+}
+
+type taggedAddress struct {
+	Address string
+	Port    int
 }
 
 // Consul makes these checks itself, where somebody has put a node or a service into maintenance mode.
@@ -76,8 +81,9 @@ func (e entry) besides() string {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Service.TaggedAddresses)) {
-		if address := e.Service.TaggedAddresses[name].Address; address != e.Service.Address {
-			also = append(also, "tagged address "+name+" "+address)
+		// Consul adds those that are the same.
+		if other := e.Service.TaggedAddresses[name]; other != (taggedAddress{e.Service.Address, e.Service.Port}) {
+			also = append(also, fmt.Sprintf("tagged address %s %s:%d", name, other.Address, other.Port))
 		}
 	}
 	return strings.Join(also, ", ")
