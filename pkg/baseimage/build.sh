@@ -8,8 +8,8 @@
 #
 # `polymesh image bases` carries and runs this script; examples/polyglot/images.sh runs it too.
 #
-# From the environment: DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR (default: where apt gets Debian 12), http_proxy and its
-# kin, CONTAINERS_STORAGE_CONF (buildah's storage), and FORCE=1, which makes all of them again, with Debian's updates.
+# From the environment: DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR (default: where apt gets Debian 12), http_proxy and the
+# like, CONTAINERS_STORAGE_CONF (buildah's storage), and FORCE=1, which makes all of them again, with Debian's updates.
 set -euo pipefail
 umask 022
 
