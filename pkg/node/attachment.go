@@ -42,20 +42,18 @@ func (a attachments) all() ([]attachment, error) {
 		if _, err := os.Stat(c.NetNS); err != nil {
 			continue
 		}
+		// A note that cannot be read, or is just removed, keeps nothing from the other pods.
 		list, err := libcni.ConfListFromBytes(c.Config)
 		if err != nil {
-			return nil, fmt.Errorf("read the network of container %s: %w", c.ContainerID, err)
+			continue
 		}
 		cachedResult, err := a.cni.GetNetworkListCachedResult(list, &libcni.RuntimeConf{ContainerID: c.ContainerID, IfName: c.IfName})
-		if err != nil {
-			return nil, fmt.Errorf("read the network of container %s: %w", c.ContainerID, err)
-		}
-		if cachedResult == nil {
-			continue // it has just ended
+		if err != nil || cachedResult == nil {
+			continue
 		}
 		result, err := current.NewResultFromResult(cachedResult)
 		if err != nil {
-			return nil, fmt.Errorf("read the network of container %s: %w", c.ContainerID, err)
+			continue
 		}
 		out = append(out, attachment{c, list, result})
 	}
