@@ -1,0 +1,95 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// hostPorts are the rules for containers' hostPorts, which the plugin portmap writes when a pod starts.
+type hostPorts struct {
+	attachments
+	// next is the pod whose rules are looked at next: whoever removes rules removes those of all, so one a time is enough.
+	next atomic.Int64
+}
+
+func (h *hostPorts) missing(ctx context.Context) (string, error) {
+	pods, err := h.published()
+	if err != nil || len(pods) == 0 {
+		return "", err
+	}
+	pod := pods[int(h.next.Add(1))%len(pods)]
+	if h.call(ctx, "CHECK", pod) == nil {
+		return "", nil
+	}
+	// A pod that is just ending has no rules any more, and in a moment no note either.
+	select {
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case <-time.After(endingWait):
+	}
+	runs, err := h.runs(pod)
+	if err != nil || !runs || h.call(ctx, "CHECK", pod) == nil {
+		return "", err
+	}
+	return "the rules of hostPorts", nil
+}
+
+// endingWait is how long the removal of a pod's network takes at most between its first plugin and its last one.
+const endingWait = time.Second
+
+// restore writes the rules of those pods that lack them.
+func (h *hostPorts) restore(ctx context.Context) error {
+	pods, err := h.published()
+	if err != nil {
+		return err
+	}
+	var failures []error
+	for _, pod := range pods {
+		if h.call(ctx, "CHECK", pod) == nil {
+			continue
+		}
+		err := errors.Join(h.call(ctx, "DEL", pod), h.call(ctx, "ADD", pod))
+		if runs, _ := h.runs(pod); !runs {
+			// It has ended meanwhile: its rules must not send the port to whoever gets its address next.
+			err = h.call(ctx, "DEL", pod)
+		}
+		if err != nil {
+			failures = append(failures, fmt.Errorf("hostPorts of container %s: %w", pod.ContainerID, err))
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// call runs the plugin portmap for a pod as libcni does
+// (https://www.cni.dev/docs/spec/#section-2-execution-protocol), but leaves libcni's notes alone.
+func (h *hostPorts) call(ctx context.Context, command string, pod attachment) error {
+	for _, plugin := range pod.list.Plugins {
+		if plugin.Network.Type != portmap {
+			continue
+		}
+		conf, err := libcni.InjectConf(plugin, map[string]any{
+			"name": pod.list.Name, "cniVersion": pod.list.CNIVersion, "prevResult": types.Result(pod.result),
+			"runtimeConfig": map[string]any{portMappings: pod.CapabilityArgs[portMappings]},
+		})
+		if err != nil {
+			return err
+		}
+		args := &invoke.Args{
+			Command: command, ContainerID: pod.ContainerID, NetNS: pod.NetNS, PluginArgs: pod.CniArgs, IfName: pod.IfName, Path: h.plugins,
+		}
+		if command == "ADD" {
+			_, err = invoke.ExecPluginWithResult(ctx, filepath.Join(h.plugins, portmap), conf.Bytes, args, nil)
+			return err
+		}
+		return invoke.ExecPluginWithoutResult(ctx, filepath.Join(h.plugins, portmap), conf.Bytes, args, nil)
+	}
+	return nil
+}
