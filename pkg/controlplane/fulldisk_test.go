@@ -110,7 +110,7 @@ func TestFullDisk(t *testing.T) {
 			break
 		}
 	}
-	if err == nil || !strings.Contains(err.Error(), "no space") {
+	if err == nil || !strings.Contains(err.Error(), "database space exceeded") {
 		t.Errorf("after %d writes on a full disk: %v", written, err)
 	}
 	for _, s := range m.Status(t.Context()) {
