@@ -36,11 +36,18 @@ func eventually(t *testing.T, what string, done func() error) {
 	}
 }
 
-// What an earlier version has applied is taken over, and only that; what somebody deletes or changes comes back.
-func TestLifeOnACluster(t *testing.T) {
+// A process can have one control plane.
+func TestOnACluster(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	kubeconfig := controlplanetest.Start(t, log)
+	t.Run("what is deleted or changed", func(t *testing.T) { testLife(t, kubeconfig, log) })
+	t.Run("policies", func(t *testing.T) { testPolicies(t, kubeconfig, log) })
+}
+
+// What an earlier version has applied is taken over, and only that; what somebody deletes or changes comes back.
+func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 	opts := testOptions(config.CoreDNS)
-	opts.Kubeconfig, opts.Log = controlplanetest.Start(t, log), log
+	opts.Kubeconfig, opts.Log = kubeconfig, log
 	ctx := t.Context()
 	rest, err := clientcmd.BuildConfigFromFlags("", opts.Kubeconfig)
 	if err != nil {

@@ -23,7 +23,6 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 )
 
 // warnings keeps what the API server warns of.
@@ -47,9 +46,7 @@ func (w *warnings) take() string {
 }
 
 // The admission policies of the add-ons, on a real API server.
-func TestPolicies(t *testing.T) {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	kubeconfig := controlplanetest.Start(t, log)
+func testPolicies(t *testing.T, kubeconfig string, log *slog.Logger) {
 	rest, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)

@@ -87,6 +87,7 @@ func (d *Datastore) dsn() string {
 
 func (d *Datastore) endpoint() endpoint.Config {
 	return endpoint.Config{
+		GRPCServer:            d.server(),
 		WaitGroup:             &d.wait,
 		Listener:              d.Endpoint(),
 		Endpoint:              "sqlite://" + d.dsn(),

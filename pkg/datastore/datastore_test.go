@@ -233,11 +233,14 @@ func TestStartCanBeCancelled(t *testing.T) {
 	}
 }
 
-// A write that fails is logged without what was to be written.
-func TestLogHasNoValues(t *testing.T) {
+// A write that fails is an error, and is logged without what was to be written.
+func TestWritesOnAFullDisk(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	d.opts.Dir = filepath.Join(smallDisk(t), "db")
+	d.disk.dir = d.opts.Dir
 	client := start(t, d)
+	const kept = "/registry/leases/kept"
+	revision := put(t, client, kept, "x", 0)
 	var log bytes.Buffer
 	logrus.SetOutput(&log)
 	defer logrus.SetOutput(os.Stderr)
@@ -250,8 +253,22 @@ func TestLogHasNoValues(t *testing.T) {
 			Then(clientv3.OpPut(key, "password: "+strings.Repeat("hunter2", 10000))).
 			Else(clientv3.OpGet(key)).Commit()
 	}
-	if err == nil {
-		t.Fatal("a full disk takes writes")
+	if !errors.Is(err, rpctypes.ErrNoSpace) {
+		t.Errorf("a write on a full disk: %v", err)
+	}
+	// Neither an update nor a deletion is a conflict, which the API server would try again without end.
+	compare := clientv3.Compare(clientv3.ModRevision(kept), "=", revision)
+	for what, op := range map[string]clientv3.Op{"update": clientv3.OpPut(kept, strings.Repeat("x", 100000)), "deletion": clientv3.OpDelete(kept)} {
+		resp, err := client.Txn(t.Context()).If(compare).Then(op).Else(clientv3.OpGet(kept)).Commit()
+		if !errors.Is(err, rpctypes.ErrNoSpace) {
+			t.Errorf("the %s is answered with %v, error %v", what, resp, err)
+		}
+	}
+	// A conflict is one.
+	resp, err := client.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(kept), "=", revision-1)).
+		Then(clientv3.OpDelete(kept)).Else(clientv3.OpGet(kept)).Commit()
+	if err != nil || resp.Succeeded {
+		t.Errorf("a deletion of another revision is answered with %v, error %v", resp, err)
 	}
 	if !strings.Contains(log.String(), "error in txn: database or disk is full") || strings.Contains(log.String(), "hunter2") {
 		t.Errorf("the log is %.300s", log.String())

@@ -22,7 +22,7 @@ func smallDisk(t *testing.T) string {
 		t.Skipf("this machine lets nobody mount: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
@@ -73,7 +73,7 @@ func TestDiskWarns(t *testing.T) {
 		t.Skipf("this machine lets nobody mount: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})

@@ -153,6 +153,7 @@ func TestBadArgumentsAreRefused(t *testing.T) {
 
 func TestContainerdNeedsThePauseImage(t *testing.T) {
 	o := nodeOptions(settings(t, "-d", t.TempDir()))
+	o.Session = NewSession(o.Config)
 	o.Manifest = &payload.Manifest{Images: []string{"registry.polymesh.dev/pause-extra:1"}}
 	if err := NewContainerd(o).prepare(t.Context()); err == nil || !strings.Contains(err.Error(), `no image "pause"`) {
 		t.Errorf("error is %v", err)

@@ -1,6 +1,6 @@
 //go:build integration
 
-package mesh
+package certify_test
 
 import (
 	"crypto/ecdsa"
@@ -56,7 +56,7 @@ func newSigner(t *testing.T, kubeconfig string, client kubernetes.Interface) *si
 	address := free.Addr().String()
 	free.Close()
 	server, err := bootstrap.NewServer(bootstrap.NewPilotArgs(func(p *bootstrap.PilotArgs) {
-		p.Namespace = istioNamespace
+		p.Namespace = "istio-system"
 		p.ServerOptions = bootstrap.DiscoveryServerOptions{
 			HTTPAddr: "127.0.0.1:0", GRPCAddr: "127.0.0.1:0", MonitoringAddr: "127.0.0.1:0", SecureGRPCAddr: address,
 		}
@@ -169,7 +169,7 @@ func TestIdentities(t *testing.T) {
 	config.QPS = -1
 	client := kubernetes.NewForConfigOrDie(config)
 	const namespace, identity = "evil", "spiffe://cluster.local/ns/evil/sa/default"
-	for _, name := range []string{istioNamespace, namespace} {
+	for _, name := range []string{"istio-system", namespace} {
 		if _, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}

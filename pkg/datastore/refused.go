@@ -1,0 +1,71 @@
+package datastore
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+)
+
+// The limits of kine's own server (pkg/endpoint/endpoint.go), which are etcd's.
+const (
+	requestOverhead = 512 << 10
+	mostSent        = 1<<31 - 1
+)
+
+// server is kine's own, except that a write that failed is an error.
+func (d *Datastore) server() *grpc.Server {
+	return grpc.NewServer(
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: embed.DefaultGRPCKeepAliveMinTime}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: embed.DefaultGRPCKeepAliveInterval, Timeout: embed.DefaultGRPCKeepAliveTimeout}),
+		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
+		grpc.MaxRecvMsgSize(int(embed.DefaultMaxRequestBytes)+requestOverhead),
+		grpc.MaxSendMsgSize(mostSent),
+		grpc.UnaryInterceptor(d.failedWrites),
+	)
+}
+
+// failedWrites answers with an error where kine takes a failed write for a conflict ("we assume it's a UNIQUE constraint error"
+// in its logstructured.go). The API server tries again after a conflict, at once and without end: on a full disk each update
+// and each deletion would keep it busy, and keep it from stopping.
+func (d *Datastore) failedWrites(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	answer, err := handle(ctx, request)
+	if err != nil && strings.Contains(err.Error(), "database or disk is full") {
+		return nil, rpctypes.ErrGRPCNoSpace
+	}
+	txn, isTxn := request.(*pb.TxnRequest)
+	said, answered := answer.(*pb.TxnResponse)
+	if err != nil || !isTxn || !answered || !noConflict(txn, said) {
+		return answer, err
+	}
+	if d.disk.check(time.Now()) != nil {
+		return nil, rpctypes.ErrGRPCNoSpace
+	}
+	return nil, status.Error(codes.Internal, "the datastore could not write: see the server's log")
+}
+
+// noConflict reports whether a transaction was refused though the key is at the revision that it asked for.
+func noConflict(txn *pb.TxnRequest, answer *pb.TxnResponse) bool {
+	if answer.Succeeded || len(txn.Compare) != 1 {
+		return false
+	}
+	asked := txn.Compare[0]
+	if asked.Target != pb.Compare_MOD || asked.Result != pb.Compare_EQUAL || asked.GetModRevision() == 0 {
+		return false
+	}
+	for _, op := range answer.Responses {
+		for _, kv := range op.GetResponseRange().GetKvs() {
+			if string(kv.Key) == string(asked.Key) && kv.ModRevision == asked.GetModRevision() {
+				return true
+			}
+		}
+	}
+	return false
+}
