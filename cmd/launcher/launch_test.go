@@ -233,7 +233,7 @@ func TestHomeWithNoExec(t *testing.T) {
 		t.Skip("mounting needs root")
 	}
 	home := t.TempDir()
-	if err := unix.Mount("home", home, "tmpfs", unix.MS_NOEXEC, ""); err != nil {
+	if err := unix.Mount("home", home, "tmpfs", unix.MS_NOEXEC, "mode=0700"); err != nil {
 		t.Skip("cannot mount here: ", err)
 	}
 	t.Cleanup(func() {

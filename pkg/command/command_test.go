@@ -49,7 +49,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"bridge", "ctr", "deploy", "dev", "image", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
+	if want := []string{"bridge", "ctr", "deploy", "dev", "image", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
@@ -224,11 +224,11 @@ func TestAsk(t *testing.T) {
 func TestComponentsOfAServer(t *testing.T) {
 	table := componentTable(t)
 	for args, want := range map[string][]string{
-		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
-			"pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "servicelb", "istio"},
+		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
+			"pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
 		// A disabled add-on stays in the list to be removed; what has nothing to remove is left out.
-		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "image-policy", "coredns", "metrics-server", "local-storage"},
+		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
+			"kubelet", "kube-proxy", "pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy"},
 	} {
 		empty := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newMachine moves the test into a network namespace of its own, where the programs that ship are found: nft and the CNI
+// newNetworkNamespace moves the test into a network namespace of its own, where the programs that ship are found: nft and the CNI
 // plugins, which `make` builds.
 func newNetworkNamespace(t *testing.T) (plugins string) {
 	t.Helper()
@@ -199,7 +199,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 
 // Rules of Docker or ufw, and those that K3s leaves, as iptables writes them.
 func TestObstacles(t *testing.T) {
-	newMachine(t)
+	newNetworkNamespace(t)
 	wantObstacle := func(what, want string) {
 		t.Helper()
 		got, err := obstacles(t.Context(), "10.42.0.0/24")
