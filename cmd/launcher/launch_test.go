@@ -242,7 +242,7 @@ func TestHomeWithNoExec(t *testing.T) {
 		}
 	})
 	_, failure := launch(t, shipped(t), []string{"HOME=" + home}, "version")
-	if want := "polymesh: the file system of " + home + "/.cache is mounted with noexec"; !strings.Contains(failure, want) || !strings.Contains(failure, "set XDG_CACHE_HOME") {
+	if want := "polymesh: the file system of " + home + "/.cache/polymesh is mounted with noexec"; !strings.Contains(failure, want) || !strings.Contains(failure, "set XDG_CACHE_HOME") {
 		t.Errorf("got %q, want %q", failure, want)
 	}
 	if entries, _ := os.ReadDir(home); len(entries) > 0 {

@@ -4,7 +4,6 @@ package addon
 
 import (
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
