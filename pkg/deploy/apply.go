@@ -88,6 +88,9 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 	}
 	uid, replace := d.checks.replace[o.ID()]
 	if replace && d.dry {
+		if d.set != nil && live != nil {
+			d.set.visited.Insert(live.GetUID()) // it is in the manifests
+		}
 		d.note(o, Replaced, counts)
 		return d.showDiff(o, live, o.Unstructured)
 	}

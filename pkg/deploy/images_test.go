@@ -117,7 +117,7 @@ func TestSignsOnlyWhatItBuilt(t *testing.T) {
 		t.Errorf("what has the signature already: %+v, was %s", again, first.Digest)
 	}
 
-	// Somebody else has an image under the name that the next one will get, in the builder's storage and in the registry.
+	// Another image has the name that the next one will get, in the builder's storage and in the registry.
 	write("other")
 	buildah("build", "--isolation", "chroot", "--format", "oci", "--tag", "other", context)
 	write("two")

@@ -80,7 +80,7 @@ func (d *deployment) isEmpty(ctx context.Context) (bool, error) {
 	return len(members) == 0, err
 }
 
-// claimTries bounds how often the set's Secret is read again because somebody else wrote it in between.
+// claimTries bounds how often the set's Secret is read again because another deploy wrote it in between.
 const claimTries = 5
 
 // claim records the origin. Of two projects that come at the same time only one gets the name: the Secret must not have

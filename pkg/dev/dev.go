@@ -23,7 +23,7 @@ import (
 // that is switched changes many.
 const quiet = 150 * time.Millisecond
 
-// ephemeral are folders in which tools write all the time, also while nobody changes anything; those of Tilt and Docker
+// ephemeral are folders in which tools write all the time, also while no file is edited; those of Tilt and Docker
 // Compose.
 var ephemeral = []string{".git", ".hg", ".svn", ".idea", ".vscode"}
 
@@ -62,7 +62,7 @@ func Watch(list List) (*Watcher, error) {
 // Close ends the watch.
 func (w *Watcher) Close() error { return w.notify.Close() }
 
-// scan lists the files anew and watches the folders that they are in. A file is watched through its folder, because editors
+// scan lists the files again and watches the folders that they are in. A file is watched through its folder, because editors
 // put a new file in place of the old one.
 func (w *Watcher) scan() (map[string]state, error) {
 	found := map[string]state{}

@@ -330,7 +330,7 @@ func (g *generator) value(indent string, depth int) string {
 // TestDecodeGenerated compares the readers over manifests made at random. A seed that fails is in the message.
 func TestDecodeGenerated(t *testing.T) {
 	refused, taken := 0, 0
-	for seed := range uint64(3000) {
+	for seed := range uint64(1500) {
 		g := &generator{Rand: rand.New(rand.NewPCG(seed, 1))}
 		text := g.manifest()
 		compare(t, text, g.twice)
@@ -343,7 +343,7 @@ func TestDecodeGenerated(t *testing.T) {
 			taken++
 		}
 	}
-	if taken < 1500 {
+	if taken < 750 {
 		t.Errorf("only %d of %d were valid: the test compares too little", taken, taken+refused)
 	}
 }
@@ -355,7 +355,7 @@ func TestDecodeSaysWhere(t *testing.T) {
 		`a.yaml:5: the key "16" is already at line 4`:                                 "apiVersion: v1\nkind: X\nmetadata: {name: x}\n16: 1\n0x10: 2\n",
 		`a.yaml:2: the key "kind" is already at`:                                      "{\"apiVersion\":\"v1\",\"kind\":\"X\",\"metadata\":{\"name\":\"a\"},\n\"kind\":\"Y\"}",
 		"a.yaml:8: not valid YAML":                                                    "apiVersion: v1\nkind: X\nmetadata: {name: x}\n---\napiVersion: v1\nkind: X\ndata:\n\ttab: x\n",
-		"a.yaml:7: not valid YAML":                                                    "apiVersion: v1\nkind: X\nmetadata: {name: y}\n---\napiVersion: v1\nkind: X\n - more: 1\n",
+		"a.yaml:7: not valid YAML":                                                    "apiVersion: v1\nkind: X\nmetadata: {name: b}\n---\napiVersion: v1\nkind: X\n - more: 1\n",
 		"a.yaml:2: not valid YAML":                                                    "{\"apiVersion\":\"v1\",\n\"kind\": \"X\" \"metadata\": 1}",
 		"a.yaml:4: metadata.labels.x: expected string, got bool (write it in quotes)": "apiVersion: v1\nkind: X\nmetadata:\n  labels: {a: b, x: true}\n  name: a\n",
 		"a.yaml:3: not a Kubernetes object":                                           "\n\nresources: {}\n",

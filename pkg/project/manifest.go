@@ -141,7 +141,7 @@ func (p *Project) WalkManifests(visit func(path string, folder bool)) error {
 }
 
 // walkManifests visits the YAML and JSON files at or below a path, in the order of their names, as kubectl apply -R -f; links
-// to folders are followed, too, which kubectl passes over in silence. above are the folders that led here.
+// to folders are followed, too, which kubectl silently skips. above are the folders that led here.
 func walkManifests(path string, above []string, visit func(path string, folder bool)) error {
 	info, err := os.Stat(path)
 	switch {
@@ -191,7 +191,7 @@ func isManifest(file string) bool {
 
 // Decode reads the objects of a manifest as kubectl does: with its decoder, so that an object is the one which kubectl
 // would send, for every feature of YAML. One thing is stricter: a key that stands twice in one map is refused, where kubectl
-// takes the last one in silence. file is the name under which the objects stand.
+// silently takes the last one. file is the name under which the objects stand.
 func Decode(file string, text []byte) ([]Object, error) {
 	// A file of Windows may be in UTF-16; as cli-runtime's FileVisitor.
 	text, _, err := transform.Bytes(unicode.BOMOverride(unicode.UTF8.NewDecoder()), text)

@@ -154,7 +154,7 @@ func TestObjects(t *testing.T) {
 	}
 }
 
-// TestManifestLinks has links to files and folders among the manifests, and what a walk must not stumble over.
+// TestManifestLinks has links to files and folders among the manifests, broken ones and loops.
 func TestManifestLinks(t *testing.T) {
 	dir := write(t, map[string]string{"shared/a.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}", "shared/b.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: b}}",
 		"k8s/c.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}", "more/d.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: d}}",
