@@ -385,49 +385,53 @@ func TestDrive(outer *testing.T) {
 	})
 
 	// Whichever read of the Deployment fails after the image has been set, the end that is recorded is what the Deployment has.
-	t.Run("abort after the image was set", func(t *testing.T) {
-		for i := 1; ; i++ {
-			s := cluster.shop(t, fmt.Sprintf("abort-%d", i))
-			unready.Store(s.namespace, true)
-			ctx, cancel := context.WithCancel(t.Context())
-			s.answer = func(r *http.Request) {
-				if r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/deployments/api") && s.state().Phase == Promoting {
+	abort := func(t *testing.T, fails int32) (reads int32) {
+		s := cluster.shop(t, fmt.Sprintf("abort-%d", fails))
+		unready.Store(s.namespace, true)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		s.answer = func(r *http.Request) {
+			if r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/deployments/api") {
+				if state, err := load(context.Background(), s.client, s.namespace, "api"); err == nil && state.Phase == Promoting {
 					cancel()
 				}
 			}
-			if _, err := Canary(ctx, s.options(), newImage, "", short); !errors.Is(err, context.Canceled) {
-				t.Fatalf("want an interruption, got %v", err)
+		}
+		if _, err := Canary(ctx, s.options(), newImage, "", short); !errors.Is(err, context.Canceled) {
+			t.Errorf("want an interruption, got %v", err)
+		}
+		if got := s.deployment().Spec.Template.Spec.Containers[0].Image; got != newImage {
+			t.Errorf("the Deployment has %s before the abort", got)
+		}
+		var count atomic.Int32
+		s.answer = nil
+		s.request = func(r *http.Request) error {
+			if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/deployments/api") && count.Add(1) == fails {
+				return errors.New("connection reset by a test")
 			}
-			cancel()
-			if got := s.deployment().Spec.Template.Spec.Containers[0].Image; got != newImage {
-				t.Fatalf("the Deployment has %s before the abort", got)
-			}
-			var reads, failed atomic.Int32
-			s.answer = nil
-			s.request = func(r *http.Request) error {
-				if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/deployments/api") && reads.Add(1) == int32(i) {
-					failed.Add(1)
-					return errors.New("connection reset by a test")
-				}
-				return nil
-			}
-			_, err := Abort(t.Context(), s.options())
-			if failed.Load() == 0 {
-				if err != nil || i < 4 {
-					t.Errorf("after %d reads of the Deployment: %v", reads.Load(), err)
-				}
-				s.ended(Aborted, oldImage)
-				return
-			}
-			if state := s.state(); err != nil && state.Phase.Ended() {
-				t.Errorf("read %d fails: %v, but it is recorded as %s", i, err, state.Outcome())
-			}
-			if err != nil {
-				if _, err = Abort(t.Context(), s.options()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			s.ended(Aborted, oldImage)
+			return nil
+		}
+		_, err := Abort(t.Context(), s.options())
+		reads = count.Load()
+		if state := s.state(); err != nil && state.Phase.Ended() {
+			t.Errorf("read %d fails: %v, but it is recorded as %s", fails, err, state.Outcome())
+		}
+		if err != nil && fails > 0 {
+			_, err = Abort(t.Context(), s.options())
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		s.ended(Aborted, oldImage)
+		return reads
+	}
+	t.Run("abort after the image was set", func(*testing.T) {
+		reads := abort(outer, 0)
+		if reads < 4 {
+			outer.Errorf("only %d reads of the Deployment", reads)
+		}
+		for i := int32(1); i <= reads; i++ {
+			t.Run(fmt.Sprintf("abort, read %d fails", i), func(t *testing.T) { abort(t, i) })
 		}
 	})
 
