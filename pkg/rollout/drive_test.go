@@ -3,13 +3,11 @@
 package rollout
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -20,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"istio.io/istio/manifests"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -29,7 +26,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -70,7 +66,7 @@ func startCluster(t *testing.T, unready *sick) *admin {
 	if a.dynamic, err = dynamic.NewForConfig(config); err != nil {
 		t.Fatal(err)
 	}
-	a.installIstio(t)
+	controlplanetest.InstallIstioTypes(t, config)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -79,37 +75,6 @@ func startCluster(t *testing.T, unready *sick) *admin {
 	}()
 	t.Cleanup(func() { cancel(); <-done })
 	return a
-}
-
-// installIstio makes the types of Istio, as its base chart does.
-func (a *admin) installIstio(t *testing.T) {
-	t.Helper()
-	text, err := fs.ReadFile(manifests.BuiltinOrDir(""), "charts/base/files/crd-all.gen.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	crds := a.dynamic.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-	for decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 1<<20); ; {
-		u := &unstructured.Unstructured{}
-		if err := decoder.Decode(&u.Object); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		if len(u.Object) == 0 {
-			continue
-		}
-		if _, err := crds.Create(t.Context(), u, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	eventually(t, "Istio's types", func() bool {
-		_, err := a.dynamic.Resource(virtualServices).List(t.Context(), metav1.ListOptions{})
-		if err == nil {
-			_, err = a.dynamic.Resource(destinationRules).List(t.Context(), metav1.ListOptions{})
-		}
-		return err == nil
-	})
 }
 
 // kubelet makes every pod ready that is not.
