@@ -105,7 +105,9 @@ func (w *world) noAnswer() {
 }
 
 func without(list []*unstructured.Unstructured, o *unstructured.Unstructured) []*unstructured.Unstructured {
-	return slices.DeleteFunc(list, func(other *unstructured.Unstructured) bool { return id(other) == id(o) })
+	return slices.DeleteFunc(list, func(other *unstructured.Unstructured) bool {
+		return other.GetName() == o.GetName() && id(other) == id(o)
+	})
 }
 
 func (w *world) service(name string) *Service {

@@ -551,7 +551,7 @@ func (d *driver) drain(ctx context.Context, r *routing) error {
 	m := newMeter(d.Cluster.Client, d.state, r.services())
 	seen, read := 0.0, false
 	err := wait.PollUntilContextTimeout(ctx, pollEvery, drained, true, func(ctx context.Context) (bool, error) {
-		if m.read(ctx) != nil {
+		if _, _, err := m.readServers(ctx); err != nil {
 			return false, nil
 		}
 		before, again := seen, read

@@ -3,13 +3,11 @@
 package rollout
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -20,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"istio.io/istio/manifests"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -29,7 +26,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -70,7 +66,7 @@ func startCluster(t *testing.T, unready *sick) *admin {
 	if a.dynamic, err = dynamic.NewForConfig(config); err != nil {
 		t.Fatal(err)
 	}
-	a.installIstio(t)
+	controlplanetest.InstallIstioTypes(t, config)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -79,37 +75,6 @@ func startCluster(t *testing.T, unready *sick) *admin {
 	}()
 	t.Cleanup(func() { cancel(); <-done })
 	return a
-}
-
-// installIstio makes the types of Istio, as its base chart does.
-func (a *admin) installIstio(t *testing.T) {
-	t.Helper()
-	text, err := fs.ReadFile(manifests.BuiltinOrDir(""), "charts/base/files/crd-all.gen.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	crds := a.dynamic.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-	for decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 1<<20); ; {
-		u := &unstructured.Unstructured{}
-		if err := decoder.Decode(&u.Object); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		if len(u.Object) == 0 {
-			continue
-		}
-		if _, err := crds.Create(t.Context(), u, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	eventually(t, "Istio's types", func() bool {
-		_, err := a.dynamic.Resource(virtualServices).List(t.Context(), metav1.ListOptions{})
-		if err == nil {
-			_, err = a.dynamic.Resource(destinationRules).List(t.Context(), metav1.ListOptions{})
-		}
-		return err == nil
-	})
 }
 
 // kubelet makes every pod ready that is not.
@@ -385,49 +350,53 @@ func TestDrive(outer *testing.T) {
 	})
 
 	// Whichever read of the Deployment fails after the image has been set, the end that is recorded is what the Deployment has.
-	t.Run("abort after the image was set", func(t *testing.T) {
-		for i := 1; ; i++ {
-			s := cluster.shop(t, fmt.Sprintf("abort-%d", i))
-			unready.Store(s.namespace, true)
-			ctx, cancel := context.WithCancel(t.Context())
-			s.answer = func(r *http.Request) {
-				if r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/deployments/api") && s.state().Phase == Promoting {
+	abort := func(t *testing.T, fails int32) (reads int32) {
+		s := cluster.shop(t, fmt.Sprintf("abort-%d", fails))
+		unready.Store(s.namespace, true)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		s.answer = func(r *http.Request) {
+			if r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/deployments/api") {
+				if state, err := load(context.Background(), s.client, s.namespace, "api"); err == nil && state.Phase == Promoting {
 					cancel()
 				}
 			}
-			if _, err := Canary(ctx, s.options(), newImage, "", short); !errors.Is(err, context.Canceled) {
-				t.Fatalf("want an interruption, got %v", err)
+		}
+		if _, err := Canary(ctx, s.options(), newImage, "", short); !errors.Is(err, context.Canceled) {
+			t.Errorf("want an interruption, got %v", err)
+		}
+		if got := s.deployment().Spec.Template.Spec.Containers[0].Image; got != newImage {
+			t.Errorf("the Deployment has %s before the abort", got)
+		}
+		var count atomic.Int32
+		s.answer = nil
+		s.request = func(r *http.Request) error {
+			if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/deployments/api") && count.Add(1) == fails {
+				return errors.New("connection reset by a test")
 			}
-			cancel()
-			if got := s.deployment().Spec.Template.Spec.Containers[0].Image; got != newImage {
-				t.Fatalf("the Deployment has %s before the abort", got)
-			}
-			var reads, failed atomic.Int32
-			s.answer = nil
-			s.request = func(r *http.Request) error {
-				if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/deployments/api") && reads.Add(1) == int32(i) {
-					failed.Add(1)
-					return errors.New("connection reset by a test")
-				}
-				return nil
-			}
-			_, err := Abort(t.Context(), s.options())
-			if failed.Load() == 0 {
-				if err != nil || i < 4 {
-					t.Errorf("after %d reads of the Deployment: %v", reads.Load(), err)
-				}
-				s.ended(Aborted, oldImage)
-				return
-			}
-			if state := s.state(); err != nil && state.Phase.Ended() {
-				t.Errorf("read %d fails: %v, but it is recorded as %s", i, err, state.Outcome())
-			}
-			if err != nil {
-				if _, err = Abort(t.Context(), s.options()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			s.ended(Aborted, oldImage)
+			return nil
+		}
+		_, err := Abort(t.Context(), s.options())
+		reads = count.Load()
+		if state := s.state(); err != nil && state.Phase.Ended() {
+			t.Errorf("read %d fails: %v, but it is recorded as %s", fails, err, state.Outcome())
+		}
+		if err != nil && fails > 0 {
+			_, err = Abort(t.Context(), s.options())
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		s.ended(Aborted, oldImage)
+		return reads
+	}
+	t.Run("abort after the image was set", func(*testing.T) {
+		reads := abort(outer, 0)
+		if reads < 4 {
+			outer.Errorf("only %d reads of the Deployment", reads)
+		}
+		for i := int32(1); i <= reads; i++ {
+			t.Run(fmt.Sprintf("abort, read %d fails", i), func(t *testing.T) { abort(t, i) })
 		}
 	})
 

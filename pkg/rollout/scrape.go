@@ -60,16 +60,32 @@ type reading struct {
 // read reads all proxies. The first time is what the next ones are compared with. The error wraps errUnread when fewer than
 // half of the canary's ready pods could be read; other proxies that could not be read are in unread.
 func (m *meter) read(ctx context.Context) error {
-	own, err := m.client.CoreV1().Pods(m.namespace).List(ctx, metav1.ListOptions{})
+	own, failed, err := m.readServers(ctx)
 	if err != nil {
-		return fmt.Errorf("list the pods in %s: %w", m.namespace, err)
+		return err
 	}
-	canary, stable := workload{m.namespace, m.canary}, workload{m.namespace, m.stable}
-	read := m.readAll(ctx, slices.Concat(running(own.Items, canary), running(own.Items, stable)))
+	if failed = append(failed, m.readCallers(ctx, own)...); len(failed) > 0 {
+		m.unread = fmt.Sprintf("%d proxies not read: %s", len(failed), failed[0])
+	} else {
+		m.unread = ""
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	var failed []string
+	return nil
+}
+
+// readServers reads the proxies of both versions. It returns the pods of their namespace, and which could not be read.
+func (m *meter) readServers(ctx context.Context) (own []corev1.Pod, failed []string, err error) {
+	list, err := m.client.CoreV1().Pods(m.namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the pods in %s: %w", m.namespace, err)
+	}
+	canary, stable := workload{m.namespace, m.canary}, workload{m.namespace, m.stable}
+	read := m.readAll(ctx, slices.Concat(running(list.Items, canary), running(list.Items, stable)))
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
 	var quorum struct {
 		ready, read int
 		err         error
@@ -89,26 +105,32 @@ func (m *meter) read(ctx context.Context) error {
 	}
 	switch {
 	case errors.Is(quorum.err, errForbidden):
-		return quorum.err
+		return nil, nil, quorum.err
 	case 2*quorum.read < quorum.ready:
-		return fmt.Errorf("%w: %d of %d pods: %w", errUnread, quorum.ready-quorum.read, quorum.ready, quorum.err)
+		return nil, nil, fmt.Errorf("%w: %d of %d pods: %w", errUnread, quorum.ready-quorum.read, quorum.ready, quorum.err)
 	}
+	return list.Items, failed, nil
+}
 
+// readCallers reads the proxies of those who have called either version, and returns which could not be read.
+func (m *meter) readCallers(ctx context.Context, own []corev1.Pod) (failed []string) {
 	var callers []reading
 	for _, caller := range slices.SortedFunc(maps.Keys(m.callers), func(a, b workload) int {
 		return cmp.Or(cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))
 	}) {
-		if caller == canary || caller == stable {
+		if caller.namespace == m.namespace && (caller.name == m.canary || caller.name == m.stable) {
 			continue
 		}
 		pods := own
 		if caller.namespace != m.namespace {
-			if pods, err = m.client.CoreV1().Pods(caller.namespace).List(ctx, metav1.ListOptions{}); err != nil {
+			list, err := m.client.CoreV1().Pods(caller.namespace).List(ctx, metav1.ListOptions{})
+			if err != nil {
 				failed = append(failed, fmt.Sprintf("list the pods in %s: %v", caller.namespace, err))
 				continue
 			}
+			pods = list.Items
 		}
-		callers = append(callers, running(pods.Items, caller)...)
+		callers = append(callers, running(pods, caller)...)
 	}
 	if left := len(callers) - maxPods; left > 0 {
 		callers = callers[:maxPods]
@@ -119,13 +141,7 @@ func (m *meter) read(ctx context.Context) error {
 			failed = append(failed, r.err.Error())
 		}
 	}
-	if m.unread = ""; len(failed) > 0 {
-		m.unread = fmt.Sprintf("%d proxies not read: %s", len(failed), failed[0])
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return nil
+	return failed
 }
 
 // running are a workload's pods that run, each to be read.

@@ -349,16 +349,16 @@ func FuzzRegistry(f *testing.F) {
 	f.Add("sha256:", `{"layers":[{}]}`, "")
 	f.Add(":", "[]", "{}")
 	f.Add(image, `{"schemaVersion":2,"layers":[{"mediaType":"`+payloadType+`","digest":"`+image+`","size":2,"annotations":{"`+annotation+`":"eA=="}}]}`, "{}")
+	_, public, err := Generate(func(bool) ([]byte, error) { return nil, nil })
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Setenv("TEST_PUB", string(public))
+	keys, err := ReadKeys("env://TEST_PUB")
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, sum, signatures, blob string) {
-		_, public, err := Generate(func(bool) ([]byte, error) { return nil, nil })
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Setenv("TEST_PUB", string(public))
-		keys, err := ReadKeys("env://TEST_PUB")
-		if err != nil {
-			t.Fatal(err)
-		}
 		r, ref := hostile(t, strings.Map(func(c rune) rune {
 			if c < ' ' || c > '~' {
 				return -1

@@ -6,15 +6,27 @@
 package controlplanetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"istio.io/istio/manifests"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
@@ -83,4 +95,52 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 		t.Fatal("no control plane after a minute")
 	}
 	return controlplane.Kubeconfig(cfg, "polymesh")
+}
+
+// InstallIstioTypes makes the custom resource definitions of Istio's base chart, and waits until they are served.
+func InstallIstioTypes(t testing.TB, config *rest.Config) {
+	t.Helper()
+	text, err := fs.ReadFile(manifests.BuiltinOrDir(""), "charts/base/files/crd-all.gen.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	definitions := client.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+	var served []schema.GroupVersionResource
+	for decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 1<<20); ; {
+		u := &unstructured.Unstructured{}
+		if err := decoder.Decode(&u.Object); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if len(u.Object) == 0 {
+			continue
+		}
+		if _, err := definitions.Create(t.Context(), u, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		group, _, _ := unstructured.NestedString(u.Object, "spec", "group")
+		plural, _, _ := unstructured.NestedString(u.Object, "spec", "names", "plural")
+		versions, _, _ := unstructured.NestedSlice(u.Object, "spec", "versions")
+		for _, v := range versions {
+			if name, ok := v.(map[string]any)["name"].(string); ok {
+				served = append(served, schema.GroupVersionResource{Group: group, Version: name, Resource: plural})
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, kind := range served {
+		err := wait.PollUntilContextCancel(ctx, 50*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+			_, err := client.Resource(kind).List(ctx, metav1.ListOptions{Limit: 1})
+			return err == nil, nil
+		})
+		if err != nil {
+			t.Fatalf("%s is not served after a minute", kind)
+		}
+	}
 }
