@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -203,7 +204,11 @@ func TestConfinement(t *testing.T) {
 				}
 				return log.String()
 			}
+			shared := sharedMount(t)
 			private := see("")
+			if _, err := os.Stat(shared); err != nil {
+				t.Errorf("the build has taken a mount of the machine away: %v", err)
+			}
 			for _, want := range []string{"process 1 " + name + "\n", "loopback dial tcp " + listener.Addr().String() + ": connect: connection refused\n",
 				"chroot operation not permitted\n", "argument hello\n", "file /etc/ssl/certs/ca-certificates.crt\n"} {
 				if !strings.Contains(private, want) {
@@ -297,6 +302,33 @@ type stored map[string]string
 func (s stored) Has(_ context.Context, ref string) (bool, error) { return s[ref] != "", nil }
 
 func (s stored) Export(_ context.Context, ref, file string) error { return os.Link(s[ref], file) }
+
+// sharedMount is a file in a mount below a shared one, as all mounts of a machine with systemd are.
+func sharedMount(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	inner := filepath.Join(dir, "inner")
+	for _, mount := range []struct {
+		target string
+		flags  uintptr
+	}{{dir, 0}, {dir, syscall.MS_SHARED}, {inner, 0}} {
+		source, kind := "polymesh-test", "tmpfs"
+		if mount.flags != 0 {
+			source, kind = "", ""
+		}
+		if err := os.MkdirAll(mount.target, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount(source, mount.target, kind, mount.flags, ""); err != nil {
+			t.Fatalf("mount %s: %v", mount.target, err)
+		}
+		if mount.flags == 0 {
+			t.Cleanup(func() { syscall.Unmount(mount.target, syscall.MNT_DETACH) })
+		}
+	}
+	write(t, inner, "file", "still here")
+	return filepath.Join(inner, "file")
+}
 
 // ownStorage gives buildah and podman a storage of the test's own.
 func ownStorage(t *testing.T) {

@@ -177,8 +177,15 @@ func connect(ctx context.Context, pid int) (stop func(), err error) {
 		return nil, err
 	}
 	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, "slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp",
-		"--ready-fd=3", "--exit-fd=4", strconv.Itoa(pid), "tap0")
+	argv := []string{"slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp",
+		"--ready-fd=3", "--exit-fd=4", strconv.Itoa(pid), "tap0"}
+	if os.Geteuid() == 0 {
+		// Its sandbox takes all mounts away that it does not need. It means its own, but of root's those that are shared go
+		// from the machine too, as it makes only / private (create_sandbox in slirp4netns' sandbox.c). In a mount namespace
+		// that is private as a whole, they do not.
+		argv = append([]string{"unshare", "--mount", "--propagation", "private", "--"}, argv...)
+	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.ExtraFiles = []*os.File{readyIn, exit}
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err = cmd.Start()

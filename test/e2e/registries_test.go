@@ -130,7 +130,8 @@ func TestProgramsLogAsUpstream(t *testing.T) {
 		if strings.Contains(out, "\tklog\t") || strings.Contains(errOut, "\tklog\t") {
 			t.Errorf("%v: klog writes in Istio's format:\n%s%s", c.args, out, errOut)
 		}
-		if !strings.HasPrefix(errOut, c.errStart) || c.errStart == "" && errOut != "" {
+		// containerd's client warns of cgroup v1 and of other versions.
+		if !strings.HasPrefix(errOut, c.errStart) || c.errStart == "" && errOut != "" && c.args[0] != "ctr" {
 			t.Errorf("%v: standard error %q", c.args, errOut)
 		}
 	}
