@@ -125,7 +125,7 @@ func checks() []Check {
 		{"4.1.9", "Kubelet's configuration file has 600 or less", auto, Pass, none("the kubelet is configured in memory")},
 		{"4.1.10", "Kubelet's configuration file belongs to root:root", auto, Pass, none("the kubelet is configured in memory")},
 
-		{"4.2.1", "--anonymous-auth is false", auto, Pass, both(kubelet("authentication.anonymous.enabled", is("false")), anonymous(10250, "/", "/pods", "/metrics", "/logs/"))},
+		{"4.2.1", "--anonymous-auth is false", auto, Pass, both(kubelet("authentication.anonymous.enabled", is("false")), anonymous(10250, "/pods", "/metrics", "/logs/"))},
 		{"4.2.2", "--authorization-mode is not AlwaysAllow", auto, Pass, kubelet("authorization.mode", is("Webhook"))},
 		{"4.2.3", "--client-ca-file", auto, Pass, kubelet("authentication.x509.clientCAFile", isSet)},
 		{"4.2.4", "--read-only-port is 0", auto, Pass, both(kubelet("readOnlyPort", func(v string) bool { return v == "" || v == "0" }), closed(10255))},
