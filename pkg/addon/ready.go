@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -44,6 +45,15 @@ func (a *Addon) answers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	server := net.JoinHostPort(a.opts.ClusterDNS.String(), "53")
+	// No packet is sent yet. A machine without a default route has no way to a service address; its pods do.
+	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", server)
+	if errors.Is(err, syscall.ENETUNREACH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the cluster's name server cannot be asked: %w", err)
+	}
+	conn.Close()
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, server)
 	}}

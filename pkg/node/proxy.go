@@ -3,12 +3,14 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -153,6 +155,10 @@ func (p *Proxy) Ready(ctx context.Context) error {
 	}
 	address := net.JoinHostPort(p.opts.Config.APIServiceIP().String(), "443")
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", address)
+	if errors.Is(err, syscall.ENETUNREACH) {
+		// A machine without a default route finds no way to a service address before any rule sees the packet. Its pods do.
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("service addresses do not work: %w", err)
 	}
