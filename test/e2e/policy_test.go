@@ -26,7 +26,11 @@ spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 	if err := os.MkdirAll(filepath.Join(dir, "k8s"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for file, text := range map[string]string{"polymesh.yaml": "name: policies\nnamespace: " + namespace + "\n", "k8s/policy.yaml": policy} {
+	for file, text := range map[string]string{
+		"polymesh.yaml":      "apiVersion: polymesh.dev/v1\nkind: Project\nname: policies\nnamespace: " + namespace + "\n",
+		"k8s/namespace.yaml": "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + namespace + "}\n",
+		"k8s/policy.yaml":    policy,
+	} {
 		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
