@@ -87,7 +87,7 @@ func TestHostileRegistry(t *testing.T) {
 		t.Fatal(err)
 	}
 	read, err := ReadReports(t.Context(), b.cluster.core, "bridges")
-	if err != nil || len(read) != 1 || read[0].Omitted == nil || read[0].Omitted.Instances == 0 {
+	if err != nil || len(read) != 1 || read[0].Omitted == nil || read[0].Omitted.Services == 0 {
 		t.Fatalf("%d reports, %v", len(read), err)
 	}
 }
