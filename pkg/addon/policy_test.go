@@ -167,6 +167,13 @@ func testPolicies(t *testing.T, kubeconfig string, log *slog.Logger) {
 			_, err := provisioner(rest).CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 			return err == nil
 		})
+		eventually("the policy about folders is in force", func() bool {
+			_, err := provisioner(rest).CoreV1().Pods(metav1.NamespaceSystem).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "helper"}, Spec: corev1.PodSpec{
+				Containers: []corev1.Container{{Name: "helper-pod", Image: "none"}},
+				Volumes:    []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}}}},
+			}}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			return err != nil
+		})
 		for path, allowed := range map[string]bool{
 			opts.StorageDir + "/": true, opts.StorageDir + "/shop/": true, opts.StorageDir: true,
 			"/srv/outside/": false, opts.StorageDir + "2/": false, filepath.Dir(opts.StorageDir) + "/": false, opts.StorageDir + "/../x/": false, "/": false,

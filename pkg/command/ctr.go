@@ -1,11 +1,15 @@
 package command
 
 import (
+	"errors"
+	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/containerd/containerd/v2/cmd/ctr/app"
 	"github.com/spf13/cobra"
 
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/config"
 )
 
@@ -28,10 +32,26 @@ func newCtr() *cobra.Command {
 				}
 			}
 			silenceGRPC()
-			return app.New().Run(append([]string{"ctr"}, args...))
+			if err := app.New().Run(append([]string{"ctr"}, args...)); err != nil {
+				return err
+			}
+			// These go through containerd's transfer service, which does not sync layers; what the command has brought is on disk
+			// when it returns.
+			if slices.Contains(args, "import") || slices.Contains(args, "pull") {
+				return syncDataDir()
+			}
+			return nil
 		},
 	}
 	return cmd
+}
+
+// syncDataDir syncs the file system of the data dir, where there is one.
+func syncDataDir() error {
+	if err := atomicfile.SyncFilesystem(dataDirFromEnv()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // dataDirFromEnv is the data dir for commands that pass all their flags on.
