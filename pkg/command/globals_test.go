@@ -36,8 +36,10 @@ func TestGlobalsOfLinkedPackages(t *testing.T) {
 	if stdlog.Writer() != os.Stderr || stdlog.Flags() != stdlog.LstdFlags || stdlog.Prefix() != "" {
 		t.Errorf("Go's log: %v, %d, %q", stdlog.Writer(), stdlog.Flags(), stdlog.Prefix())
 	}
-	if logrus.StandardLogger().Out != os.Stderr || logrus.GetLevel() != logrus.InfoLevel || len(logrus.StandardLogger().Hooks) > 0 {
-		t.Errorf("logrus: %v, %v", logrus.StandardLogger().Out, logrus.GetLevel())
+	// By its name: under `go test -json` the testing package has an os.Stderr of its own.
+	out, _ := logrus.StandardLogger().Out.(*os.File)
+	if out == nil || out.Name() != "/dev/stderr" || logrus.GetLevel() != logrus.InfoLevel || len(logrus.StandardLogger().Hooks) > 0 {
+		t.Errorf("logrus: %v, %v, hooks %v", logrus.StandardLogger().Out, logrus.GetLevel(), logrus.StandardLogger().Hooks)
 	}
 	if grpc.EnableTracing {
 		t.Error("gRPC traces, which costs memory for each call")
