@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 # The second lane: tests that start nodes of their own, and then some of those that share one, so that the lanes take about
 # as long.
-own='^Test(AirGap|BadInput|Crash|PowerCut|Reset|ResetRefusesAForeignFolder|Restart|SupplyChain|TaintWithoutRoomForIstio|Upgrade|UserCA)$'
+own='^Test(AirGap|BadInput|Crash|MachineChanges|PowerCut|Reset|ResetRefusesAForeignFolder|Restart|SupplyChain|TaintWithoutRoomForIstio|Upgrade|UserCA)$'
 moved='^Test(Consul|NewProject|SpringCloud|Walk)$'
 program=$(realpath "$1")
 tags=$2
