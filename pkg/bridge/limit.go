@@ -29,7 +29,7 @@ func shorten(text string, most int) string {
 // budget is what is left of the bounds in one pass. Services that are in the mesh already go first, so that others cannot
 // crowd them out.
 type budget struct {
-	services, of     int
+	of               int
 	in               map[*name]bool
 	left             int // instances that may still come
 	dropped, without int // services, instances

@@ -102,7 +102,7 @@ func (c Cluster) connect(exclusive bool) (*connection, func(), error) {
 		}
 		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			lock.Close()
-			return nil, nil, errors.New("Secrets are being rewritten already: see `polymesh secrets-encrypt status`")
+			return nil, nil, errors.New("the Secrets are being rewritten already: see `polymesh secrets-encrypt status`")
 		}
 		unlock = func() { lock.Close() }
 	}
@@ -170,7 +170,7 @@ func (c Cluster) Disable(ctx context.Context) error {
 func (c Cluster) Rotate(ctx context.Context, provider string) error {
 	return c.change(ctx, func(k *keys) error {
 		if !k.encrypt {
-			return errors.New("Secrets are not encrypted: `polymesh secrets-encrypt enable` comes first")
+			return errors.New("the Secrets are not encrypted: `polymesh secrets-encrypt enable` comes first")
 		}
 		if provider == "" {
 			provider = k.all[0].provider
