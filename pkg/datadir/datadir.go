@@ -88,6 +88,9 @@ func Read(dataDir string) (*Marker, error) {
 // server's. It changes nothing.
 func Check(dataDir string) error {
 	_, err := Read(dataDir)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil // it holds nothing; that no folder can be made there is preflight's to say
+	}
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -59,7 +59,7 @@ func TestBadInput(t *testing.T) {
 		{name: "address of another machine", args: []string{"--node-ip", "192.0.2.1"}, want: "--node-ip 192.0.2.1 is not an address of this machine"},
 
 		{name: "no config file", args: []string{"--config", filepath.Join(n.Dir, "none.yaml")}, want: "read config file: open " + n.Dir + "/none.yaml: no such file"},
-		{name: "unknown key", args: []string{"--config", config("key", "debug: true\ntls-sans: [a]\n")}, want: `key.yaml, line 2: unknown key "tls-sans"; valid keys: advertise-address, bind-address`},
+		{name: "unknown key", args: []string{"--config", config("key", "debug: true\ntls-sans: [a]\n")}, want: `key.yaml, line 2: unknown key "tls-sans"; valid keys: advertise-address, audit-log`},
 		{name: "bad value in a file", args: []string{"--config", config("value", "https-listen-port: [1, 2]\n")}, want: "value.yaml, line 1: https-listen-port takes one value"},
 		{name: "corrupt config file", args: []string{"--config", config("corrupt", "\x7fELF\x02\x01\x00\x00{{[")}, want: "corrupt.yaml is not valid YAML"},
 		{name: "half a config file", args: []string{"--config", config("half", "tls-san:\n- \"a.example")}, want: "half.yaml is not valid YAML"},
