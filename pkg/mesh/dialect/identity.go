@@ -40,7 +40,7 @@ func oneIdentityFilter() []byte {
 			Name: "action", TypedConfig: mustPack(&rbacconfig.Action{Name: name, Action: action}),
 		}}}
 	}
-	config := &rbac.RBAC{StatPrefix: "polymesh_identity.", Matcher: &matcher.Matcher{
+	config := &rbac.RBAC{StatPrefix: "caller_identity.", Matcher: &matcher.Matcher{
 		MatcherType: &matcher.Matcher_MatcherList_{MatcherList: &matcher.Matcher_MatcherList{Matchers: []*matcher.Matcher_MatcherList_FieldMatcher{{
 			Predicate: &matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_{
 				SinglePredicate: &matcher.Matcher_MatcherList_Predicate_SinglePredicate{
