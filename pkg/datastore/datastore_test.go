@@ -236,7 +236,7 @@ func TestStartCanBeCancelled(t *testing.T) {
 // A write that fails is an error, and is logged without what was to be written.
 func TestWritesOnAFullDisk(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
-	d.opts.Dir = filepath.Join(smallDisk(t), "db")
+	d.opts.Dir = filepath.Join(smallDisk(t, 32), "db")
 	d.disk.dir = d.opts.Dir
 	client := start(t, d)
 	const kept = "/registry/leases/kept"

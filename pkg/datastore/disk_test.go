@@ -2,6 +2,7 @@ package datastore
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,14 +12,14 @@ import (
 	"time"
 )
 
-// smallDisk mounts a file system of 32 MiB.
-func smallDisk(t *testing.T) string {
+// smallDisk mounts a file system of this many MiB.
+func smallDisk(t *testing.T, size int) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
 	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=32m", "polymesh-test", dir).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%dm", size), "polymesh-test", dir).CombinedOutput(); err != nil {
 		t.Skipf("this machine lets nobody mount: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
@@ -39,7 +40,7 @@ func fill(t *testing.T, path string, bytes int) {
 
 // A disk is well, then nearly full, then full, then well again; each shows at once.
 func TestDiskFillsUp(t *testing.T) {
-	dir := smallDisk(t)
+	dir := smallDisk(t, 32)
 	d := &disk{dir: dir}
 	now := time.Now()
 	if err := d.check(now); err != nil || d.warning() != "" {
@@ -65,18 +66,7 @@ func TestDiskFillsUp(t *testing.T) {
 
 // At 90 % there is a warning and no failure.
 func TestDiskWarns(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=128m", "polymesh-test", dir).CombinedOutput(); err != nil {
-		t.Skipf("this machine lets nobody mount: %v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := smallDisk(t, 128)
 	d := &disk{dir: dir}
 	fill(t, filepath.Join(dir, "ballast"), 120<<20)
 	if err := d.check(time.Now()); err != nil {
@@ -90,7 +80,7 @@ func TestDiskWarns(t *testing.T) {
 // A disk that takes no writes shows, whatever room it has; it is tried each time until it does again, and not all the time
 // while it is well.
 func TestDiskThatTakesNoWrites(t *testing.T) {
-	dir := smallDisk(t)
+	dir := smallDisk(t, 32)
 	d := &disk{dir: dir}
 	now := time.Now()
 	if err := d.check(now); err != nil {

@@ -44,7 +44,7 @@ func (*Component) Init(context.Context) error { return nil }
 
 // Start looks at the Secrets in the background.
 func (c *Component) Start(ctx context.Context) error {
-	ctx, c.cancel = context.WithCancel(ctx)
+	ctx, c.cancel = component.Running(ctx)
 	c.done = make(chan struct{})
 	go func() {
 		defer close(c.done)
