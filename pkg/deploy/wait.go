@@ -107,13 +107,10 @@ func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]dia
 			latest = live
 			said, done, statusErr := status(live)
 			if done {
-				findings, err := d.look(ctx, o, live)
-				if err != nil {
-					step.Fail()
-					return nil, err
-				}
+				// It is ready, also where a look cannot say whether a sidecar is missing.
+				findings, _ := d.look(ctx, o, live)
 				step.Done("%s", said)
-				return findings, nil // a missing sidecar keeps nobody from being ready
+				return findings, nil
 			}
 			if statusErr != nil {
 				step.Fail()
@@ -121,14 +118,9 @@ func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]dia
 			}
 			if time.Since(looked) > lookEvery {
 				looked = time.Now()
-				// A look that the time's end cuts off says nothing; there is a last one.
-				found, err := d.look(ctx, o, live)
-				switch {
-				case err == nil:
+				// What cannot be read does not decide whether the workload gets ready.
+				if found, err := d.look(ctx, o, live); err == nil || len(found) > 0 {
 					findings = found
-				case ctx.Err() == nil:
-					step.Fail()
-					return nil, err
 				}
 				if len(findings) > 0 {
 					said = string(findings[0].Reason) + ": " + findings[0].Message
@@ -225,7 +217,7 @@ func trimmed(said string) string {
 	return strings.TrimSuffix(strings.TrimSpace(said), "...")
 }
 
-// look asks why a workload is not ready, and adds the lines of its manifest.
+// look asks why a workload is not ready, and adds the lines of its manifest. With an error the findings are what could be read.
 func (d *deployment) look(ctx context.Context, o project.Object, live *unstructured.Unstructured) ([]diagnose.Finding, error) {
 	findings, err := diagnose.Workload(ctx, d.cluster.Client, o.ID(), live)
 	for i := range findings {
@@ -239,7 +231,7 @@ func (d *deployment) look(ctx context.Context, o project.Object, live *unstructu
 func (d *deployment) lookLast(ctx context.Context, o project.Object, live *unstructured.Unstructured, before []diagnose.Finding) []diagnose.Finding {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastLook)
 	defer cancel()
-	if found, err := d.look(ctx, o, live); err == nil && len(found) > 0 {
+	if found, _ := d.look(ctx, o, live); len(found) > 0 {
 		return found
 	}
 	return before

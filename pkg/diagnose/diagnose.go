@@ -6,6 +6,7 @@ package diagnose
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -83,7 +84,8 @@ func (f Finding) String() string {
 const crashes = 3
 
 // Workload looks at the newest pods of a Deployment, StatefulSet, DaemonSet, ReplicaSet or Job. It finds nothing where the pods are
-// ready, or simply need more time.
+// ready, or simply need more time. With an error the findings are those of what could be read: a user who may not read
+// namespaces, say, still learns why an image cannot be pulled.
 func Workload(ctx context.Context, client kubernetes.Interface, id string, workload *unstructured.Unstructured) ([]Finding, error) {
 	w := &look{client: client, id: id, workload: workload}
 	fields, found, err := unstructured.NestedMap(workload.Object, "spec", "selector")
@@ -114,15 +116,16 @@ func Workload(ctx context.Context, client kubernetes.Interface, id string, workl
 	// Pods of an older template are about to go; what they say is history.
 	newest := slices.MaxFunc(pods.Items, func(a, b corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
 	generation := templateHash(newest)
+	var unread []error
 	for _, pod := range pods.Items {
 		if templateHash(pod) != generation {
 			continue
 		}
 		if err := w.pod(ctx, &pod); err != nil {
-			return nil, err
+			unread = append(unread, err)
 		}
 	}
-	return w.findings, nil
+	return w.findings, errors.Join(unread...)
 }
 
 func templateHash(pod corev1.Pod) string {

@@ -7,17 +7,21 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/kubernetes/scheme"
+	clienttesting "k8s.io/client-go/testing"
 )
 
 var update = flag.Bool("update", false, "write the golden file")
@@ -189,6 +193,27 @@ func TestRows(t *testing.T) {
 			c.pod(pod)
 			check(t, explain(t, deployment(t, pod), append(c.objects, pod)...), c.want)
 		})
+	}
+}
+
+// What a user may not read does not hide what can be read.
+func TestForbidden(t *testing.T) {
+	for _, resource := range []string{"namespaces", "events"} {
+		broken, objects := read(t, "testdata/pods/exit.yaml")
+		started := broken.DeepCopy()
+		started.Name, started.UID = "a-starting", "other"
+		started.Status = corev1.PodStatus{Phase: corev1.PodRunning}
+		client := fake.NewClientset(append(objects, started)...)
+		client.PrependReactor("*", resource, func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: resource}, "", errors.New("not for this user"))
+		})
+		found, err := Workload(t.Context(), client, "deployment.apps/api", deployment(t, broken))
+		if !apierrors.IsForbidden(err) {
+			t.Errorf("%s: it says %v", resource, err)
+		}
+		if !slices.ContainsFunc(found, func(f Finding) bool { return f.Reason == Crash }) {
+			t.Errorf("%s: it finds %v", resource, found)
+		}
 	}
 }
 

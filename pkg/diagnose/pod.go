@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -36,13 +37,11 @@ func (w *look) pod(ctx context.Context, pod *corev1.Pod) error {
 	if len(w.findings) > before {
 		return nil
 	}
-	if err := w.injection(ctx, pod); err != nil {
+	err := w.injection(ctx, pod)
+	if ready(pod) || pod.Status.Phase == corev1.PodSucceeded {
 		return err
 	}
-	if ready(pod) || pod.Status.Phase == corev1.PodSucceeded {
-		return nil
-	}
-	return w.events(ctx, pod)
+	return errors.Join(err, w.events(ctx, pod))
 }
 
 func ready(pod *corev1.Pod) bool {

@@ -383,12 +383,9 @@ func (d *driver) canaryWell(ctx context.Context, since *time.Time) error {
 	case time.Since(*since) < unwell:
 		return nil
 	}
-	findings, err := diagnose.Workload(ctx, d.Cluster.Client, deploymentID(d.Namespace, live.GetName()), live)
-	if err != nil {
-		return err
-	}
-	d.findings = findings
-	return unfit(notReady(live.GetName(), findings))
+	// Its pods are not available, also where this user may not read why.
+	d.findings, _ = diagnose.Workload(ctx, d.Cluster.Client, deploymentID(d.Namespace, live.GetName()), live)
+	return unfit(notReady(live.GetName(), d.findings))
 }
 
 // promote sends everything to the canary, gives the Deployment the new image, and sends everything back to it. When the
