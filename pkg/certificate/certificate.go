@@ -57,8 +57,18 @@ const (
 	Scheduler         = "client-kube-scheduler"
 	Kubelet           = "client-kubelet"
 	KubeProxy         = "client-kube-proxy"
+	ImagePolicy       = "client-image-policy"
+	LoadBalancer      = "client-servicelb"
 	APIServerKubelet  = "client-kube-apiserver-kubelet"
 	FrontProxy        = "client-front-proxy"
+)
+
+// Users of client certificates whose rights are roles of ours (pkg/controlplane). They are in no group: what RBAC does not
+// give them they may not do, and what it gives can be taken back, unlike the rights of system:masters.
+const (
+	ImagePolicyUser      = "system:polymesh:image-policy"
+	LoadBalancerUser     = "system:polymesh:servicelb"
+	APIServerKubeletUser = "kube-apiserver-kubelet-client" // kubeadm's name for it
 )
 
 // Options is what the certificates depend on.
@@ -95,7 +105,7 @@ type leaf struct {
 }
 
 // leaves lists all certificates with the identities that Kubernetes' RBAC bootstrap policy expects
-// (plugin/pkg/auth/authorizer/rbac/bootstrappolicy).
+// (plugin/pkg/auth/authorizer/rbac/bootstrappolicy), and those of our own roles.
 func leaves(o Options) []leaf {
 	client := func(name, user string, groups ...string) leaf {
 		return leaf{name, ClientCA, pkix.Name{CommonName: user, Organization: groups}, x509.ExtKeyUsageClientAuth, nil}
@@ -114,12 +124,14 @@ func leaves(o Options) []leaf {
 		client(Scheduler, "system:kube-scheduler"),
 		client(Kubelet, "system:node:"+o.NodeName, "system:nodes"),
 		client(KubeProxy, "system:kube-proxy"),
-		client(APIServerKubelet, "kube-apiserver-kubelet-client", "system:masters"),
+		client(ImagePolicy, ImagePolicyUser),
+		client(LoadBalancer, LoadBalancerUser),
+		client(APIServerKubelet, APIServerKubeletUser),
 		{FrontProxy, RequestHeaderCA, pkix.Name{CommonName: "system:auth-proxy"}, x509.ExtKeyUsageClientAuth, nil},
 	}
 }
 
-// Ensure makes what is missing and renews what nears its end or no longer fits (another address, another authority). It
+// Ensure makes what is missing and renews what nears its end or no longer fits (another address, another identity, another authority). It
 // returns the names of the certificates that it wrote. An authority is never replaced: a damaged one is an error.
 func Ensure(o Options) (written []string, err error) {
 	store := Store(o.Dir)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -125,6 +126,7 @@ func TestFirstCertificates(t *testing.T) {
 	for name, want := range map[string]string{
 		Admin: "O=system:masters CN=system:admin", Kubelet: "O=system:nodes CN=system:node:node-1", KubeProxy: "O= CN=system:kube-proxy",
 		ControllerManager: "O= CN=system:kube-controller-manager", Scheduler: "O= CN=system:kube-scheduler", FrontProxy: "O= CN=system:auth-proxy",
+		ImagePolicy: "O= CN=system:polymesh:image-policy", LoadBalancer: "O= CN=system:polymesh:servicelb", APIServerKubelet: "O= CN=kube-apiserver-kubelet-client",
 	} {
 		c := load(t, s, name)
 		if got := fmt.Sprintf("O=%s CN=%s", strings.Join(c.Subject.Organization, ","), c.Subject.CommonName); got != want {
@@ -151,6 +153,36 @@ func TestSecondCallKeepsEverything(t *testing.T) {
 	}
 	if !maps.Equal(before, files(t, o.Dir)) {
 		t.Error("files have changed")
+	}
+}
+
+// A data dir of a version in which a certificate had another name, or more groups, gets a new one at the first start.
+func TestRenewedWhenTheIdentityChanges(t *testing.T) {
+	for _, old := range []pkix.Name{
+		{CommonName: APIServerKubeletUser, Organization: []string{"system:masters"}},
+		{CommonName: "system:polymesh"},
+	} {
+		o := options(t)
+		ensure(t, o)
+		s := Store(o.Dir)
+		client, err := tls.LoadX509KeyPair(s.Cert(ClientCA), s.Key(ClientCA))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := issue(s, leaf{APIServerKubelet, ClientCA, old, x509.ExtKeyUsageClientAuth, nil}, &client, birth); err != nil {
+			t.Fatal(err)
+		}
+		before := authorities(t, o)
+		if written := ensure(t, o); !slices.Equal(written, []string{APIServerKubelet}) {
+			t.Errorf("%s: written %q", old, written)
+		}
+		if c := load(t, s, APIServerKubelet); c.Subject.CommonName != APIServerKubeletUser || len(c.Subject.Organization) > 0 {
+			t.Errorf("%s: now %s", old, c.Subject)
+		}
+		verify(t, o, birth)
+		if !maps.Equal(before, authorities(t, o)) {
+			t.Errorf("%s: an authority was replaced", old)
+		}
 	}
 }
 

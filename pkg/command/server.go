@@ -234,19 +234,10 @@ func (s *server) sans() []string {
 }
 
 func (s *server) writeKubeconfigs(store certificate.Store) error {
-	url := controlplane.URL(s.cfg)
-	for name, cert := range map[string]string{
-		"polymesh":                certificate.Polymesh,
-		"kube-controller-manager": certificate.ControllerManager,
-		"kube-scheduler":          certificate.Scheduler,
-		"kubelet":                 certificate.Kubelet,
-		"kube-proxy":              certificate.KubeProxy,
-	} {
-		if err := store.WriteKubeconfig(controlplane.Kubeconfig(s.cfg, name), cert, url); err != nil {
-			return err
-		}
+	if err := controlplane.WriteKubeconfigs(s.cfg, store); err != nil {
+		return err
 	}
-	if err := store.WritePortableKubeconfig(s.cfg.Kubeconfig, certificate.Admin, url, s.cfg.KubeconfigMode); err != nil || s.cfg.KubeconfigGroup < 0 {
+	if err := store.WritePortableKubeconfig(s.cfg.Kubeconfig, certificate.Admin, controlplane.URL(s.cfg), s.cfg.KubeconfigMode); err != nil || s.cfg.KubeconfigGroup < 0 {
 		return err
 	}
 	return os.Chown(s.cfg.Kubeconfig, -1, s.cfg.KubeconfigGroup)
@@ -280,7 +271,7 @@ func (s *server) addComponents(m *component.Manager) {
 	m.Add(node.NewProxy(machine), "kube-apiserver")
 	m.Add(node.NewNetwork(machine), "kube-apiserver", "kube-controller-manager")
 	m.Add(imagepolicy.New(imagepolicy.Options{
-		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: kubeconfig, Certificates: certs,
+		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: controlplane.Kubeconfig(s.cfg, "image-policy"), Certificates: certs,
 		Open:        func() (imagepolicy.Node, error) { return node.OpenSignatures(config.ContainerdSocket(s.cfg.DataDir)) },
 		RegistryDir: config.RegistryDir(s.cfg.DataDir), Log: s.log,
 	}), "kube-apiserver", "images")
@@ -289,7 +280,7 @@ func (s *server) addComponents(m *component.Manager) {
 	}
 	if s.cfg.Enabled(config.ServiceLB) {
 		m.Add(loadbalancer.New(loadbalancer.Options{
-			Kubeconfig: kubeconfig, NodeName: s.name, Addresses: s.addresses(), LinkAlias: s.marker.Alias(),
+			Kubeconfig: controlplane.Kubeconfig(s.cfg, "servicelb"), NodeName: s.name, Addresses: s.addresses(), LinkAlias: s.marker.Alias(),
 			Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.log,
 		}), "kube-apiserver")
 	}

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
@@ -36,6 +37,9 @@ type APIServer struct {
 	component.Task
 	opts   Options
 	client kubernetes.Interface
+
+	mu         sync.Mutex
+	reconciled bool // the roles, in this run
 }
 
 // NewAPIServer returns the API server, not yet started.
@@ -189,6 +193,8 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A few requests at the start, which wait for one another.
+	config.QPS, config.Timeout = -1, rolesTimeout
 	if a.client, err = kubernetes.NewForConfig(config); err != nil {
 		return err
 	}
@@ -199,7 +205,7 @@ func (a *APIServer) Start(ctx context.Context) error {
 }
 
 // Ready asks /readyz for exactly "ok": RBAC's bootstrap policy is written by a post-start hook, and whoever comes before
-// it is refused.
+// it is refused. For the same reason our own roles are in place before the API server is ready for the first time.
 func (a *APIServer) Ready(ctx context.Context) error {
 	var code int
 	body, err := a.client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).StatusCode(&code).Raw()
@@ -208,6 +214,14 @@ func (a *APIServer) Ready(ctx context.Context) error {
 		return errors.New("does not answer yet")
 	case code != http.StatusOK || string(body) != "ok":
 		return fmt.Errorf("/readyz says %d", code)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.reconciled {
+		if err := reconcileRoles(ctx, a.client.RbacV1()); err != nil {
+			return err
+		}
+		a.reconciled = true
 	}
 	return nil
 }

@@ -38,3 +38,22 @@ func URL(cfg *config.Server) string {
 func Kubeconfig(cfg *config.Server, name string) string {
 	return cfg.ServerDir("cred", name+".kubeconfig")
 }
+
+// WriteKubeconfigs writes the files that Kubeconfig names, one for each component that has an identity of its own, readable
+// by root alone. Any other part of the server has "polymesh".
+func WriteKubeconfigs(cfg *config.Server, certs certificate.Store) error {
+	for name, cert := range map[string]string{
+		"polymesh":                certificate.Polymesh,
+		"kube-controller-manager": certificate.ControllerManager,
+		"kube-scheduler":          certificate.Scheduler,
+		"kubelet":                 certificate.Kubelet,
+		"kube-proxy":              certificate.KubeProxy,
+		"image-policy":            certificate.ImagePolicy,
+		"servicelb":               certificate.LoadBalancer,
+	} {
+		if err := certs.WriteKubeconfig(Kubeconfig(cfg, name), cert, URL(cfg)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -63,9 +63,7 @@ func TestFullDisk(t *testing.T) {
 	m := component.NewManager(logger)
 	m.Add(certificate.NewRenewal(certificate.Options{
 		Dir: cfg.ServerDir("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,
-	}, func(s certificate.Store) error {
-		return s.WriteKubeconfig(controlplane.Kubeconfig(cfg, "polymesh"), certificate.Polymesh, controlplane.URL(cfg))
-	}, logger))
+	}, func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s) }, logger))
 	m.Add(db)
 	m.Add(controlplane.NewAPIServer(controlplane.Options{
 		Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.ServerDir("tls")), EtcdEndpoint: db.Endpoint(),

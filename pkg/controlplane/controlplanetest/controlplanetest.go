@@ -35,8 +35,9 @@ import (
 	"polymesh.dev/polymesh/pkg/datastore"
 )
 
-// Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. The data is
-// in the test's temporary directory, the API server listens on a free port of 127.0.0.1. args are further flags of
+// Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. Those of the
+// components that have an identity of their own are beside it (controlplane.WriteKubeconfigs). The data is in the test's
+// temporary directory, the API server listens on a free port of 127.0.0.1. args are further flags of
 // `polymesh server`.
 //
 // A process can have one control plane (see package controlplane), so the tests of a package that share it are subtests, each
@@ -61,12 +62,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	}
 	ip := netip.MustParseAddr("192.0.2.1")
 	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.ServerDir("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain},
-		func(s certificate.Store) error {
-			return errors.Join(
-				s.WriteKubeconfig(controlplane.Kubeconfig(cfg, "polymesh"), certificate.Polymesh, controlplane.URL(cfg)),
-				s.WriteKubeconfig(controlplane.Kubeconfig(cfg, "kube-controller-manager"), certificate.ControllerManager, controlplane.URL(cfg)),
-				s.WriteKubeconfig(controlplane.Kubeconfig(cfg, "kube-scheduler"), certificate.Scheduler, controlplane.URL(cfg)))
-		}, log)
+		func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s) }, log)
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
 	}
