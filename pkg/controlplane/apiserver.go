@@ -13,9 +13,11 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apimachinery/pkg/util/wait"
 	encryptioncontroller "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -38,12 +40,16 @@ type APIServer struct {
 	opts   Options
 	client kubernetes.Interface
 
-	mu         sync.Mutex
-	reconciled bool // the roles, in this run
+	roles sync.Once // the first try of this run to put them in place
+	// noRoles has what kept the roles from being put in place, nil for nothing.
+	noRoles atomic.Pointer[string]
+	refused chan struct{} // gets one value when the first try has failed
 }
 
 // NewAPIServer returns the API server, not yet started.
-func NewAPIServer(o Options) *APIServer { return &APIServer{Task: component.NewTask(), opts: o} }
+func NewAPIServer(o Options) *APIServer {
+	return &APIServer{Task: component.NewTask(), opts: o, refused: make(chan struct{}, 1)}
+}
 
 // Name implements component.Component.
 func (a *APIServer) Name() string { return "kube-apiserver" }
@@ -200,12 +206,15 @@ func (a *APIServer) Start(ctx context.Context) error {
 	}
 	encryptioncontroller.EncryptionConfigFileChangePollDuration = encryption.ReloadInterval
 	kubeflags.Log(a.Name(), a.args())
-	a.Go(ctx, func(ctx context.Context) error { return app.Run(ctx, completed) })
+	a.Go(ctx, func(ctx context.Context) error {
+		go a.retryRoles(ctx)
+		return app.Run(ctx, completed)
+	})
 	return nil
 }
 
 // Ready asks /readyz for exactly "ok": RBAC's bootstrap policy is written by a post-start hook, and whoever comes before
-// it is refused. For the same reason our own roles are in place before the API server is ready for the first time.
+// it is refused. For the same reason our own roles are put in place before the API server is ready for the first time.
 func (a *APIServer) Ready(ctx context.Context) error {
 	var code int
 	body, err := a.client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).StatusCode(&code).Raw()
@@ -215,13 +224,40 @@ func (a *APIServer) Ready(ctx context.Context) error {
 	case code != http.StatusOK || string(body) != "ok":
 		return fmt.Errorf("/readyz says %d", code)
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.reconciled {
-		if err := reconcileRoles(ctx, a.client.RbacV1()); err != nil {
-			return err
+	a.roles.Do(func() {
+		// It does not keep the API server from being ready: a webhook that is asked about roles may run in a pod, and the
+		// kubelet waits for the API server.
+		if a.putRoles(ctx) != nil {
+			a.refused <- struct{}{}
 		}
-		a.reconciled = true
-	}
+	})
 	return nil
+}
+
+// retryRoles goes on with roles that could not be put in place at first.
+func (a *APIServer) retryRoles(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-a.refused:
+		_ = wait.PollUntilContextCancel(ctx, rolesTimeout, false, func(ctx context.Context) (bool, error) { return a.putRoles(ctx) == nil, nil })
+	}
+}
+
+func (a *APIServer) putRoles(ctx context.Context) error {
+	err := reconcileRoles(ctx, a.client.RbacV1())
+	if err == nil {
+		a.noRoles.Store(nil)
+		return nil
+	}
+	said := err.Error()
+	a.noRoles.Store(&said)
+	return err
+}
+
+// Note implements component.Noted: roles are missing, so that the components that they are for are refused.
+func (a *APIServer) Note(context.Context) string {
+	if said := a.noRoles.Load(); said != nil {
+		return *said
+	}
+	return ""
 }

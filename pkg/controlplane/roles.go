@@ -118,7 +118,6 @@ func reconcile(ctx context.Context, kind, name string, run func() (reconciliatio
 	})
 	switch {
 	case apierrors.IsInternalError(err) && strings.Contains(err.Error(), "webhook"):
-		// A webhook's pod cannot run before there is a kubelet, and that waits for the API server.
 		return fmt.Errorf("put %s %s in place: %w: delete the configuration of this webhook, which covers Kubernetes' own roles, with the administrator's kubeconfig", kind, name, err)
 	case err != nil:
 		return fmt.Errorf("put %s %s in place: %w", kind, name, err)
