@@ -344,6 +344,19 @@ func FuzzParseState(f *testing.F) {
 	})
 }
 
+// A reason is cut between two characters: half of one would be longer once it is JSON, too long to be read again.
+func TestLongReason(t *testing.T) {
+	s := state()
+	s.Phase, s.Reason = RollingBack, "xx"+strings.Repeat("€", maxReason)
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: recordName(s.Name), Namespace: s.Namespace}}
+	if err := s.write(m); err != nil {
+		t.Fatal(err)
+	}
+	if read, err := parseState(m); err != nil || !strings.HasPrefix(s.Reason, read.Reason) {
+		t.Errorf("%v, %v", read, err)
+	}
+}
+
 // A change that a context's end has broken off is not done.
 func TestOnConflict(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())

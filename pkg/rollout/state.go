@@ -274,7 +274,8 @@ func (s *State) confirmed(d *appsv1.Deployment) bool {
 func (s *State) write(m *corev1.ConfigMap) error {
 	recorded := *s
 	recorded.Driver = ""
-	recorded.Reason = recorded.Reason[:min(len(recorded.Reason), maxReason)]
+	// JSON makes more bytes of half a character, and what is too long is not read again.
+	recorded.Reason = strings.ToValidUTF8(recorded.Reason[:min(len(recorded.Reason), maxReason)], "")
 	recorded.Routes = recorded.Routes[:min(len(recorded.Routes), maxRoutes)]
 	text, err := json.MarshalIndent(&recorded, "", "  ")
 	if err == nil {
