@@ -215,7 +215,7 @@ func TestAsk(t *testing.T) {
 			t.Errorf("%q: %v, %v", answer, ok, err)
 		}
 	}
-	if ok, err := ask(strings.NewReader(""), io.Discard, ""); ok || err == nil || !strings.Contains(err.Error(), "use --yes where nobody can answer") {
+	if ok, err := ask(strings.NewReader(""), io.Discard, ""); ok || err == nil || !strings.Contains(err.Error(), "use --yes where no one can answer") {
 		t.Errorf("without an answer: %v, %v", ok, err)
 	}
 }

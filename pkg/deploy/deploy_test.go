@@ -185,11 +185,11 @@ func TestHopeless(t *testing.T) {
 	if isHopeless(final, since) {
 		t.Error("a finding ends the wait at once")
 	}
-	since[diagnose.Crash] = time.Now().Add(-hopeless)
+	since[diagnose.Crash] = time.Now().Add(-lastingLimit)
 	if !isHopeless(final, since) {
 		t.Error("a finding that stays does not end the wait")
 	}
-	since[diagnose.Crash] = time.Now().Add(-hopeless)
+	since[diagnose.Crash] = time.Now().Add(-lastingLimit)
 	if isHopeless(nil, since) || isHopeless(final, since) {
 		t.Error("a finding that was gone in between ends the wait")
 	}

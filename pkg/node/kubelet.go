@@ -87,7 +87,7 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.FailCgroupV1 = false
 	c.FailSwapOn = false
 	c.HealthzBindAddress = "127.0.0.1"
-	// The kubelet's chains go with kube-proxy's iptables mode, and nobody would remove them.
+	// The kubelet's chains go with kube-proxy's iptables mode, and no one would remove them.
 	c.MakeIPTablesUtilChains = !preflight.NFTables()
 	c.ProtectKernelDefaults = cfg.ProtectKernelDefaults
 	c.PodLogsDir = config.PodLogsDir(cfg.DataDir)

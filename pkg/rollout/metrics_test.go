@@ -120,7 +120,7 @@ func TestMeasure(t *testing.T) {
 	if p := plan(); !p.enough(canary) || p.judge(canary, stable) != "" || m.certain(p) {
 		t.Errorf("it is refused: %s", p.judge(canary, stable))
 	}
-	// The proxy starts anew: it counts from zero.
+	// The proxy starts again: it counts from zero.
 	scrape(t, m, "canary-1", shown().requests(1, received, "api-canary", "503"))
 	if got := m.measure(m.canary); got.Requests != 100 || got.ErrorRate != 1 {
 		t.Errorf("after a restart: %+v", got)
