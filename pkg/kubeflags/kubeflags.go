@@ -31,6 +31,14 @@ func Merge(ours map[string]string, user []string) []string {
 	return append(args, theirs...)
 }
 
+// Sets reports whether the user sets a flag.
+func Sets(user []string, name string) bool {
+	return slices.ContainsFunc(user, func(arg string) bool {
+		set, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+		return set == name
+	})
+}
+
 // Check parses args with the component's own flags and says which setting of ours a bad one came from.
 func Check(setting string, flags *pflag.FlagSet, args []string) error {
 	flags.Init(setting, pflag.ContinueOnError)
