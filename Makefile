@@ -304,7 +304,7 @@ conformance: all .build/app-packages ## Gateway API's own test suite; its report
 
 .PHONY: cis
 cis: all ## the checks of the CIS Kubernetes Benchmark; their report goes to docs/understand (root)
-	go test -tags "$(TEST_TAGS) e2e" -timeout 20m -count=1 -v ./test/cis -args -report
+	go test -tags "$(TAGS) e2e" -timeout 20m -count=1 -v ./test/cis -args -report
 
 .PHONY: lint
 lint: | .build/packages ## gofmt, go vet, staticcheck

@@ -193,7 +193,7 @@ func (a *APIServer) Start(ctx context.Context) error {
 		return err
 	}
 	encryptioncontroller.EncryptionConfigFileChangePollDuration = encryption.ReloadInterval
-	logArgs(a.Name(), a.args())
+	kubeflags.Log(a.Name(), a.args())
 	a.Go(ctx, func(ctx context.Context) error { return app.Run(ctx, completed) })
 	return nil
 }

@@ -76,7 +76,7 @@ func (c *ControllerManager) Start(ctx context.Context) error {
 	config.Kubeconfig.Wrap(func(next http.RoundTripper) http.RoundTripper {
 		return &firstList{next: next, seen: sync.OnceFunc(func() { close(c.built) })}
 	})
-	logArgs(c.Name(), c.args())
+	kubeflags.Log(c.Name(), c.args())
 	c.Go(ctx, func(ctx context.Context) error { return app.Run(ctx, config.Complete()) })
 	return nil
 }

@@ -10,9 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
-
-	"k8s.io/klog/v2"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
@@ -27,9 +24,6 @@ type Options struct {
 	// EtcdEndpoint is the datastore's, as --etcd-servers takes it.
 	EtcdEndpoint string
 }
-
-// logArgs logs a component's command line as K3s does, for who checks what is set.
-func logArgs(name string, args []string) { klog.Infof("Running %s %s", name, strings.Join(args, " ")) }
 
 // URL is the API server's address for components on this machine.
 func URL(cfg *config.Server) string {

@@ -50,7 +50,7 @@ func (s *Scheduler) Init(context.Context) error {
 
 // Start runs the scheduler.
 func (s *Scheduler) Start(ctx context.Context) error {
-	logArgs(s.Name(), s.args())
+	kubeflags.Log(s.Name(), s.args())
 	s.Go(ctx, func(ctx context.Context) error {
 		completed, scheduler, err := app.Setup(ctx, s.options)
 		if err != nil {

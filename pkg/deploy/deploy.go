@@ -115,6 +115,7 @@ var ErrNotReady = errors.New("not every workload is ready")
 // Run deploys. The result is valid as far as it goes also with an error.
 func Run(ctx context.Context, o Options) (*Result, error) {
 	d := newDeployment(o)
+	defer d.close()
 	for _, step := range []func(context.Context) error{
 		d.read,
 		d.connect,
@@ -146,6 +147,7 @@ type deployment struct {
 	taken   bool // over, from another origin
 	objects []project.Object
 	images  []job // what is built
+	mover   mover
 	checks  checks
 	set     *set
 	result  *Result

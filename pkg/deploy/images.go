@@ -46,7 +46,26 @@ func source(p *project.Project, s project.Service) image.Source {
 
 // nameImages puts the names of the images into the manifests. They say what the images are built of, so that nothing need be
 // built yet.
-func (d *deployment) nameImages(context.Context) error {
+func (d *deployment) nameImages(ctx context.Context) (err error) {
+	var step *progress.Step
+	defer func() {
+		switch {
+		case step == nil:
+		case err != nil:
+			step.Fail()
+		default:
+			step.Done("")
+		}
+	}()
+	note := func(text string) {
+		if step == nil {
+			step = d.Steps.Start("base images")
+		}
+		step.Note("%s", text)
+	}
+	if d.dry {
+		note = nil // nothing is brought
+	}
 	named := map[string]image.Ref{}
 	for _, c := range containers(d.objects) {
 		s, ok := d.serviceOf(c.image)
@@ -55,7 +74,13 @@ func (d *deployment) nameImages(context.Context) error {
 		}
 		ref, ok := named[s.Name]
 		if !ok {
+			if err := d.openMover(ctx); err != nil {
+				return err
+			}
 			source := source(d.Project, s)
+			if err := d.readBases(ctx, &source, note); err != nil {
+				return fmt.Errorf("service %s: %w", s.Name, err)
+			}
 			fingerprint, err := source.Fingerprint()
 			if err != nil {
 				return fmt.Errorf("service %s: %w", s.Name, err)
@@ -71,33 +96,68 @@ func (d *deployment) nameImages(context.Context) error {
 	return nil
 }
 
+// readBases finds out what the images are that a build starts from. Without a program that builds they are unknown, and a build that
+// starts from nothing needs none.
+func (d *deployment) readBases(ctx context.Context, source *image.Source, note func(string)) error {
+	names, err := source.Bases()
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	e, err := d.mover.engine()
+	if err != nil {
+		return nil
+	}
+	var from image.Store
+	if d.mover.store != nil {
+		from = d.mover.store
+	}
+	return source.ReadBases(ctx, e, from, note)
+}
+
+// openMover makes d.mover, which close closes.
+func (d *deployment) openMover(ctx context.Context) error {
+	if d.mover.engine != nil {
+		return nil
+	}
+	d.mover = mover{registry: d.Project.Registry != "", engine: sync.OnceValues(func() (image.Engine, error) { return image.Find(ctx, d.Engine) })}
+	if d.mover.registry || d.dry {
+		return nil
+	}
+	store, err := node.OpenImageStore(d.ContainerdSocket)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("images cannot be loaded: no Polymesh server runs on this machine, or this user may not use its containerd (%w). Use --registry for another cluster, sudo for this one", err)
+	}
+	if err != nil {
+		return err
+	}
+	d.mover.store = store
+	return nil
+}
+
+func (d *deployment) close() error {
+	if d.mover.store == nil {
+		return nil
+	}
+	return d.mover.store.Close()
+}
+
 // buildImages builds and moves the images that changed.
 func (d *deployment) buildImages(ctx context.Context) error {
-	jobs := d.images
+	jobs, m := d.images, d.mover
 	if len(jobs) == 0 || d.dry {
 		for _, j := range jobs {
 			d.result.Images = append(d.result.Images, Image{Service: j.service.Name, Ref: j.ref.Short})
 		}
 		return nil
 	}
-
-	// An engine is looked for only when there is something to build: a second deploy needs none.
-	m := mover{registry: d.Project.Registry != "", engine: sync.OnceValues(func() (image.Engine, error) { return image.Find(ctx, d.Engine) })}
 	if d.SBOM != "" {
 		if err := os.MkdirAll(d.SBOM, 0o755); err != nil {
 			return err
 		}
 	}
-	if !m.registry {
-		store, err := node.OpenImageStore(d.ContainerdSocket)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-			return fmt.Errorf("images cannot be loaded: no Polymesh server runs on this machine, or this user may not use its containerd (%w). Use --registry for another cluster, sudo for this one", err)
-		}
-		if err != nil {
-			return err
-		}
-		defer store.Close()
-		m.store = store
+	project, err := newSet(d.cluster, d.Project)
+	if err != nil {
+		return err
 	}
 	d.result.Images = make([]Image, len(jobs))
 	// Each build takes as long as it takes; the first that fails ends the others.
@@ -112,7 +172,7 @@ func (d *deployment) buildImages(ctx context.Context) error {
 				}
 				if !m.registry {
 					// So that the kubelet keeps it, and what a rollback goes back to.
-					if err := m.store.Deployed(ctx, j.ref.Full, d.Project.Name, j.service.Name); err != nil {
+					if err := m.store.Deployed(ctx, j.ref.Full, project.ID(), j.service.Name); err != nil {
 						return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 					}
 				}

@@ -61,32 +61,39 @@ func (e engine) check(ctx context.Context) error {
 
 // Has implements Engine.
 func (e engine) Has(ctx context.Context, ref string) (bool, error) {
+	id, err := e.ID(ctx, ref)
+	return id != "", err
+}
+
+// ID implements Engine.
+func (e engine) ID(ctx context.Context, ref string) (string, error) {
 	args := []string{"image", "inspect", "--format", "{{.Id}}", ref}
 	if e.program == "buildah" {
 		args = []string{"inspect", "--type", "image", "--format", "{{.FromImageID}}", ref}
 	}
 	env, cleanup, err := e.environ()
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	defer cleanup()
+	var out, errOut bytes.Buffer
 	cmd := exec.CommandContext(ctx, e.program, args...)
-	cmd.Env = env
-	out, err := cmd.CombinedOutput()
+	cmd.Env, cmd.Stdout, cmd.Stderr = env, &out, &errOut
+	err = cmd.Run()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		return true, nil
+		return strings.TrimPrefix(lastLine(out.Bytes()), "sha256:"), nil
 	case errors.As(err, &exit) && ctx.Err() == nil:
 		// None of the three has an exit code for "not there".
-		text := strings.ToLower(string(out))
+		text := strings.ToLower(errOut.String())
 		for _, said := range []string{"image not known", "no such image", "failed to find image", "not found"} {
 			if strings.Contains(text, said) {
-				return false, nil
+				return "", nil
 			}
 		}
 	}
-	return false, fmt.Errorf("%s: look for image %s: %w: %s", e.program, ref, err, lastLine(out))
+	return "", fmt.Errorf("%s: look for image %s: %w: %s", e.program, ref, err, lastLine(errOut.Bytes()))
 }
 
 // Build implements Engine.

@@ -59,6 +59,8 @@ type Engine interface {
 	Name() string
 	// Has reports whether an image is in the engine's own storage.
 	Has(ctx context.Context, ref string) (bool, error)
+	// ID is that of an image in the engine's own storage; empty if it is not there.
+	ID(ctx context.Context, ref string) (string, error)
 	// Build makes an image; log gets the program's output.
 	Build(ctx context.Context, ref string, source Source, log io.Writer) error
 	// Save writes an image to a file that containerd takes.

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -30,8 +31,8 @@ type Source struct {
 	Network string
 	// Settings are those of Clients whose settings of this machine the build sees.
 	Settings []string
-	// BaseIDs are the images that the Dockerfile starts from, and the ids that they have in the storage of the program that
-	// builds; empty where it does not have them.
+	// BaseIDs are the ids that the images which the Dockerfile starts from have in the storage of the program that builds, by
+	// their names as Bases gives them. One that is not there has none.
 	BaseIDs map[string]string
 	// IDFile is a file that gets the id of the image which is built; empty for none. It is not part of the fingerprint.
 	IDFile string
@@ -126,18 +127,18 @@ func (f File) content(h hash.Hash) error {
 // Walk visits all that a build reads on this machine, in an order that is always the same. It is what both the fingerprint and
 // `polymesh dev` go by.
 func (s Source) Walk(visit func(File) error) error {
-	context, err := filepath.EvalSymlinks(s.Context)
+	folder, err := filepath.EvalSymlinks(s.Context)
 	if err != nil {
 		return fmt.Errorf("the build's context: %w", err)
 	}
-	dockerfile, err := s.dockerfile(context)
+	dockerfile, err := s.dockerfile(folder)
 	if err != nil {
 		return err
 	}
 	if err := visit(dockerfile); err != nil {
 		return fmt.Errorf("read %s: %w", dockerfile.Path, err)
 	}
-	ignore, file, err := s.ignored(context)
+	ignore, file, err := s.ignored(folder)
 	if err != nil {
 		return err
 	}
@@ -146,7 +147,7 @@ func (s Source) Walk(visit func(File) error) error {
 			return fmt.Errorf("read %s: %w", file, err)
 		}
 	}
-	if err := walk(context, "", ignore, visit); err != nil {
+	if err := walk(folder, "", ignore, visit); err != nil {
 		return err
 	}
 	for i, mount := range s.Mounts {
@@ -163,8 +164,8 @@ func (s Source) Walk(visit func(File) error) error {
 }
 
 // dockerfile is the Dockerfile, wherever it is: a link, or outside of the context.
-func (s Source) dockerfile(context string) (File, error) {
-	path, err := filepath.EvalSymlinks(filepath.Join(context, s.Dockerfile))
+func (s Source) dockerfile(folder string) (File, error) {
+	path, err := filepath.EvalSymlinks(filepath.Join(folder, s.Dockerfile))
 	if err != nil {
 		return File{}, fmt.Errorf("the Dockerfile: %w", err)
 	}
@@ -230,9 +231,9 @@ func walk(root, prefix string, ignore *patternmatcher.PatternMatcher, visit func
 // ignored matches what the build does not see, and says which file holds the patterns, if one does. As in buildah and Docker,
 // DOCKERFILE.dockerignore wins over .containerignore and .dockerignore
 // (https://github.com/containers/buildah, pkg/parse, ContainerIgnoreFile).
-func (s Source) ignored(context string) (*patternmatcher.PatternMatcher, string, error) {
+func (s Source) ignored(folder string) (*patternmatcher.PatternMatcher, string, error) {
 	for _, name := range []string{s.Dockerfile + ".dockerignore", s.Dockerfile + ".containerignore", ".containerignore", ".dockerignore"} {
-		f, err := os.Open(filepath.Join(context, name))
+		f, err := os.Open(filepath.Join(folder, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -256,4 +257,35 @@ func (s Source) ignored(context string) (*patternmatcher.PatternMatcher, string,
 	}
 	matcher, err := patternmatcher.New(nil)
 	return matcher, "", err
+}
+
+// ReadBases sets BaseIDs to what the engine has of the images that the build starts from. Those that it does not have are
+// brought first, as for a build, unless note is nil; where that is not possible, the build says so.
+func (s *Source) ReadBases(ctx context.Context, e Engine, from Store, note func(string)) error {
+	names, err := s.Bases()
+	if err != nil {
+		return err
+	}
+	read := func() error {
+		s.BaseIDs = map[string]string{}
+		for _, name := range names {
+			id, err := e.ID(ctx, name)
+			if err != nil {
+				return err
+			}
+			if id != "" {
+				s.BaseIDs[name] = id
+			}
+		}
+		return nil
+	}
+	if err := read(); err != nil || len(s.BaseIDs) == len(names) || note == nil {
+		return err
+	}
+	if err := Provide(ctx, e, *s, from, note); ctx.Err() != nil {
+		return context.Cause(ctx)
+	} else if err != nil {
+		return nil
+	}
+	return read()
 }

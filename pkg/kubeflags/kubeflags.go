@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
 )
 
 // Merge returns the command line for a component: ours in a fixed order, without those that the user sets, and then the
@@ -37,6 +38,11 @@ func Sets(user []string, name string) bool {
 		set, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
 		return set == name
 	})
+}
+
+// Log logs a component's command line as K3s does, for whoever checks what is set.
+func Log(component string, args []string) {
+	klog.Infof("Running %s %s", component, strings.Join(args, " "))
 }
 
 // Check parses args with the component's own flags and says which setting of ours a bad one came from.

@@ -212,6 +212,7 @@ func (k *Kubelet) Start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("build dependencies: %w", err)
 	}
+	kubeflags.Log(k.Name(), k.args())
 	k.Go(ctx, func(ctx context.Context) error {
 		go k.opts.Nameservers.follow(ctx)
 		return app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate)

@@ -120,6 +120,7 @@ func (p *Proxy) Start(ctx context.Context) error {
 		}
 		p.keeper.parts = []part{rules}
 	}
+	kubeflags.Log(p.Name(), p.args())
 	p.Go(ctx, func(ctx context.Context) error {
 		ended := make(chan error, 1)
 		go func() { ended <- p.options.Run(ctx) }()

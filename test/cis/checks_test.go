@@ -138,7 +138,7 @@ func checks() []Check {
 		{"4.2.11", "RotateKubeletServerCertificate is true", auto, Pass, none(renewed)},
 		{"4.2.12", "The kubelet uses strong cryptographic ciphers only", manual, Pass, strong(10250)},
 		{"4.2.13", "There is a limit on pod PIDs", manual, Warn, kubelet("podPidsLimit", func(v string) bool { return v != "" && v != "-1" })},
-		{"4.2.14", "--seccomp-default is true", manual, Warn, kubelet("seccompDefault", is("true"))},
+		{"4.2.14", "--seccomp-default is true", manual, Warn, arg("kubelet", "seccomp-default", "false", is("true"))},
 		{"4.3.1", "kube-proxy's metrics are on the loopback", auto, Pass, closed(10249)},
 
 		{"5.1.1", "cluster-admin is used only where required", manual, Pass, clusterAdmins},
@@ -184,7 +184,7 @@ func checks() []Check {
 		{"5.4.2", "External Secret storage", manual, Warn, judge("the administrator's choice")},
 		{"5.5.1", "Image provenance", manual, Warn, judge("--image-policy-key has unsigned images refused")},
 		{"5.6.1", "Boundaries by namespaces", manual, Warn, judge("`polymesh deploy` brings a project to a namespace of its own")},
-		{"5.6.2", "Seccomp profile is the runtime's default", manual, Warn, kubelet("seccompDefault", is("true"))},
+		{"5.6.2", "Seccomp profile is the runtime's default", manual, Warn, arg("kubelet", "seccomp-default", "false", is("true"))},
 		{"5.6.3", "Security contexts", manual, Warn, judge("`polymesh new` sets them in the services that it makes")},
 		{"5.6.4", "The default namespace is not used", manual, Warn, func(s *server) Result {
 			list, err := s.client.CoreV1().Pods(metav1.NamespaceDefault).List(context.Background(), metav1.ListOptions{})

@@ -146,7 +146,8 @@ Each check of the benchmark, audited on a running server: one as it comes, and o
 [hardening](../operate/hardening.md). Numbers and what is automated are those of K3s's self-assessment for Kubernetes 1.36;
 the titles are shortened. The column K3s is K3s as it is installed, by its documentation, without its hardening guide. The
 evidence is the hardened server's; flags are read from the server's log, the kubelet's settings from its /configz, and files,
-ports and cipher suites are tried. "warn" is for who runs the cluster to judge.
+ports and cipher suites are tried. "warn" is for whoever runs the cluster to judge. K3s's assessment says "warn" of every manual
+check; where such a check can be audited, this page says whether it holds.
 
 `)
 	count := func(results []Result, automated bool) (out string) {

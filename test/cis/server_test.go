@@ -80,7 +80,7 @@ func look(t *testing.T, n *node.Node) *server {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(text)) {
-		_, rest, ok := strings.Cut(line, "Running kube-")
+		_, rest, ok := strings.Cut(line, "Running kube")
 		if !ok {
 			continue
 		}
@@ -93,7 +93,7 @@ func look(t *testing.T, n *node.Node) *server {
 			name, value, _ := strings.Cut(flag, "=")
 			set[name] = value
 		}
-		s.args["kube-"+component] = set
+		s.args["kube"+component] = set
 	}
 	for _, name := range []string{apiserver, controllers, scheduler} {
 		if len(s.args[name]) == 0 {

@@ -3,6 +3,7 @@ package datastore
 import (
 	"context"
 	"strings"
+	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -20,7 +21,8 @@ const (
 	mostSent        = 1<<31 - 1
 )
 
-// server is kine's own, except that a write that failed is an error.
+// server is kine's own, except that a write that failed is an error, and that what kine does side by side but must not comes one
+// after the other.
 func (d *Datastore) server() *grpc.Server {
 	return grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: embed.DefaultGRPCKeepAliveMinTime}),
@@ -28,8 +30,51 @@ func (d *Datastore) server() *grpc.Server {
 		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(int(embed.DefaultMaxRequestBytes)+requestOverhead),
 		grpc.MaxSendMsgSize(mostSent),
-		grpc.UnaryInterceptor(d.failedWrites),
+		grpc.ChainUnaryInterceptor(d.failedWrites, oneWriteAtATime()),
+		grpc.StreamInterceptor(oneMessageAtATime),
 	)
+}
+
+// oneWriteAtATime keeps revisions from going back. kine notes the newest revision after the commit (Append in its
+// pkg/logstructured/sqllog/sql.go), so of two writes the later one could be overwritten by the earlier: a read after an
+// acknowledged write was then answered as of before it. SQLite has one writer anyway. (What kine itself deletes when a lease ends
+// is not among these writes.)
+func oneWriteAtATime() grpc.UnaryServerInterceptor {
+	turn := make(chan struct{}, 1)
+	return func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+		switch request.(type) {
+		case *pb.TxnRequest, *pb.PutRequest, *pb.DeleteRangeRequest:
+		default:
+			return handle(ctx, request)
+		}
+		select {
+		case turn <- struct{}{}:
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+		defer func() { <-turn }()
+		return handle(ctx, request)
+	}
+}
+
+// oneMessageAtATime is for kine's watches. All that a client has share a stream, and kine sends on it from a goroutine for each
+// watch, which gRPC forbids: of several that wait for the stream's quota, after large events, only one is woken up, and the
+// others' watches stand still.
+func oneMessageAtATime(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	return handle(server, &serialStream{ServerStream: stream})
+}
+
+// serialStream may be sent on from several goroutines.
+type serialStream struct {
+	grpc.ServerStream
+	sending sync.Mutex
+}
+
+// SendMsg implements grpc.ServerStream.
+func (s *serialStream) SendMsg(m any) error {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	return s.ServerStream.SendMsg(m)
 }
 
 // failedWrites answers with an error where kine takes a failed write for a conflict ("we assume it's a UNIQUE constraint error"
