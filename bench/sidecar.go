@@ -83,7 +83,7 @@ func (b *bench) sidecars(ctx context.Context) error {
 	})
 }
 
-// makeServices makes the services with the numbers from first, up to but not with end, with endpoints at which nobody is.
+// makeServices makes the services with the numbers from first, up to but not with end, with endpoints at which no one is.
 func makeServices(ctx context.Context, n *node.Node, first, end int) error {
 	config, err := n.ClientConfig()
 	if err != nil {

@@ -39,7 +39,7 @@ func (b *bench) small(ctx context.Context, o node.Options, id setting, use func(
 			err = wait(ctx, b.settle)
 		}
 		if err == nil {
-			// Still well after a while, with nobody killed and restarted.
+			// Still well after a while, with no one killed and restarted.
 			err = n.Ready(bounded)
 		}
 		if ctx.Err() != nil {

@@ -18,7 +18,7 @@ apply_namespace() {
     apply -f "$app/k8s/namespace.yaml"
 }
 
-# The value reaches kubectl by a pipe: a command line can be read by everybody on the machine.
+# The value reaches kubectl by a pipe: a command line can be read by everyone on the machine.
 apply_database_secret() {
     local url=${DATABASE_URL:-postgresql://user:pass@postgres.external.example.com:5432/mydb}
     if [[ -z ${DATABASE_URL:-} ]] && kubectl get secret db-credentials -n "$namespace" >/dev/null 2>&1; then

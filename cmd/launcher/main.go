@@ -148,9 +148,9 @@ func cacheDir(uid int) (string, error) {
 	return private(temp, uid)
 }
 
-// private returns a path without links, if nobody but this user and root can change what it leads to. What does not exist
+// private returns a path without links, if no one but this user and root can change what it leads to. What does not exist
 // yet is judged by the folder in which it will be made. The rules are those of OpenSSH for authorized_keys (misc.c,
-// safe_path), with two exceptions: in a folder like /tmp nobody can replace what is another's, and a group that has the
+// safe_path), with two exceptions: in a folder like /tmp no one can replace what is another's, and a group that has the
 // user's own number has no other member.
 func private(path string, uid int) (string, error) {
 	existing, rest := path, ""

@@ -2,7 +2,7 @@
 // provisioner, which run as ordinary pods, and the admission policies that go with them or stand alone.
 //
 // It owns their manifests, applies them to the API server at each start, as K3s does with its packaged components, and again
-// within a minute when somebody deletes or changes them; it
+// within a minute when someone deletes or changes them; it
 // removes what an earlier version applied and this one does not, and all of it when the add-on is disabled. pkg/command
 // adds one component for each add-on, disabled ones included.
 package addon

@@ -44,7 +44,7 @@ func TestOnACluster(t *testing.T) {
 	t.Run("policies", func(t *testing.T) { testPolicies(t, kubeconfig, log) })
 }
 
-// What an earlier version has applied is taken over, and only that; what somebody deletes or changes comes back.
+// What an earlier version has applied is taken over, and only that; what someone deletes or changes comes back.
 func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 	opts := testOptions(config.CoreDNS)
 	opts.Kubeconfig, opts.Log = kubeconfig, log

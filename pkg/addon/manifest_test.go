@@ -20,7 +20,7 @@ import (
 	"polymesh.dev/polymesh/pkg/payload"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files again")
 
 func testOptions(name config.Addon) Options {
 	return Options{
@@ -118,7 +118,7 @@ func TestRenderedObjectsAreValid(t *testing.T) {
 	}
 }
 
-// What the provisioner reads out of its ConfigMap is checked by nobody else.
+// What the provisioner reads out of its ConfigMap is checked by no one else.
 func TestLocalStorageConfig(t *testing.T) {
 	objects, err := render(testOptions(config.LocalStorage), nil)
 	if err != nil {

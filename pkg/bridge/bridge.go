@@ -132,7 +132,7 @@ func New(ctx context.Context, o Options) (*Bridge, error) {
 	return b, nil
 }
 
-// Run keeps both sides in step until ctx ends. What is there stays then: a bridge that is started anew goes on with it.
+// Run keeps both sides in step until ctx ends. What is there stays then: a bridge that is started again goes on with it.
 func (b *Bridge) Run(ctx context.Context) error {
 	b.Log.Info("bridge runs", "registry", b.Registry.String(), "namespace", b.Namespace, "domain", b.Domain)
 	tick := time.NewTicker(b.Interval)
@@ -223,7 +223,7 @@ func (b *Bridge) advertise(ctx context.Context, registry Advertiser, p plan, now
 	if holder, ok := registry.(Holder); ok {
 		for _, h := range p.hold {
 			if !there[h.advert] {
-				continue // callers would find nobody
+				continue // callers would find no one
 			}
 			if err := holder.Hold(ctx, h.service, h.id); err != nil {
 				failures = append(failures, err)

@@ -91,7 +91,7 @@ func connect(ctx context.Context, o Options) (*cluster, error) {
 // view is what a pass sees of the mesh.
 type view struct {
 	name, manager string
-	entries       []*unstructured.Unstructured // ServiceEntries of everybody
+	entries       []*unstructured.Unstructured // ServiceEntries of everyone
 	workloads     []*unstructured.Unstructured // WorkloadEntries in the bridge's namespace
 	own           []ownRange                   // addresses of the cluster itself
 	offers        []offer
@@ -106,7 +106,7 @@ type offer struct {
 	problem   string // why there is no advert
 }
 
-// look reads the mesh's side. It asks anew each time: that is little work, and nothing is decided on an old view.
+// look reads the mesh's side. It asks again each time: that is little work, and nothing is decided on an old view.
 func (c *cluster) look(ctx context.Context, o Options) (view, error) {
 	v := view{name: o.Name, manager: c.fieldManager}
 	entries, err := c.dynamic.Resource(serviceEntries).List(ctx, metav1.ListOptions{})
@@ -234,7 +234,7 @@ func gatewayPort(gateway *corev1.Service) int32 {
 	return 0
 }
 
-// ours reports whether a bridge of this name has written the object. Somebody's copy of one may have the label too.
+// ours reports whether a bridge of this name has written the object. Someone's copy of one may have the label too.
 func (v view) ours(o *unstructured.Unstructured) bool {
 	return o.GetLabels()[registryLabel] == v.name &&
 		slices.ContainsFunc(o.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
@@ -257,7 +257,7 @@ func (v view) taken(o Options, n *name) string {
 		}
 		exported, found, _ := unstructured.NestedStringSlice(e.Object, "spec", "exportTo")
 		if found && slices.Equal(exported, []string{"."}) && e.GetNamespace() != o.Namespace {
-			continue // nobody else sees it
+			continue // no one else sees it
 		}
 		hosts, _, _ := unstructured.NestedStringSlice(e.Object, "spec", "hosts")
 		if slices.Contains(hosts, host) {

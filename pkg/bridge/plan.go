@@ -96,7 +96,7 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 			held := n.isHeld(o, m.ID)
 			switch {
 			case m.Owner != "":
-				held = false // another bridge's: hiding each other would leave nobody
+				held = false // another bridge's: hiding each other would leave no one
 			case takes && m.State == Up:
 				p.hold = append(p.hold, reference{n.service.Name, m.ID, n.offer.advert.Service, held})
 				held = true
@@ -138,7 +138,7 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 }
 
 // guard decides about instances that have vanished, or have not been heard of. A few go. Too many at once stay for a while,
-// and so does anything that is missing in the first answer after none: a registry that has lost its memory learns anew whom
+// and so does anything that is missing in the first answer after none: a registry that has lost its memory learns again whom
 // there is, within a few heartbeats. Once that has begun it lasts until all are back, or the time is over.
 func (o Options) guard(p *plan, lost []*unstructured.Unstructured, total int, now time.Time, last Report) {
 	doubtful := len(lost)*100 > o.MaxLoss*total || last.silent() || last.Holding != nil
@@ -251,7 +251,7 @@ func (o Options) planOffer(n *name, owner string, p *plan) {
 		p.problem(f.name, "Service %s is not advertised: nothing can be put into this registry", f.service)
 	case f.problem != "":
 		// What is registered stays, as a gateway that has no address for a moment will have one again.
-		p.problem(f.name, "Service %s is not advertised anew: %s", f.service, f.problem)
+		p.problem(f.name, "Service %s is not advertised again: %s", f.service, f.problem)
 	case f.takesOver && !holds:
 		p.problem(f.name, "Service %s is not advertised: instances in this registry cannot be taken over", f.service)
 	case outside > 0 && !f.takesOver && !registered:
@@ -384,7 +384,7 @@ func (o Options) staleBefore(services []Service) staleness {
 
 func (s staleness) is(i Instance) bool { return !i.Renewed.IsZero() && i.Renewed.Before(time.Time(s)) }
 
-// protocol is how the mesh speaks to a service. A service that has nobody at the moment keeps what it had.
+// protocol is how the mesh speaks to a service. A service that has no one at the moment keeps what it had.
 func (o Options) protocol(n *name, members []Instance) string {
 	if len(members) == 0 {
 		if n.entry != nil {

@@ -21,7 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files again")
 
 // world has both sides in memory, and does what plans say. Only the requests are left out.
 type world struct {
@@ -232,7 +232,7 @@ func TestObjects(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got.String() != string(want) {
-				t.Errorf("%s (go test -update writes it anew) is not:\n%s", golden, got.String())
+				t.Errorf("%s (go test -update writes it again) is not:\n%s", golden, got.String())
 			}
 			// A second pass finds everything as it should be.
 			w.pass()
@@ -480,7 +480,7 @@ func TestTakeOver(t *testing.T) {
 	w.pass()
 	w.want("and again", w.inMesh(), "a1* a2* b1 b2")
 
-	// The registry forgets everything; its clients register anew.
+	// The registry forgets everything; its clients register again.
 	w.noAnswer()
 	w.services = nil
 	w.pass()
@@ -518,7 +518,7 @@ func TestTakeOver(t *testing.T) {
 		t.Error("the mesh is still registered")
 	}
 
-	// Two bridges that hid each other's instances would leave nobody.
+	// Two bridges that hid each other's instances would leave no one.
 	w.service("B").Instances = append(w.service("B").Instances, Instance{ID: "mesh2:b", Address: "192.0.2.200", Port: 80, State: Up, Owner: "another/bridge"})
 	w.offer("b", true)
 	w.wantProblem(w.pass(), "another bridge has put b into the registry too")
@@ -547,7 +547,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	}
 }
 
-// Addresses of the cluster itself, and those that are nobody's outside, are not the mesh's to call under a service's name.
+// Addresses of the cluster itself, and those that are no one's outside, are not the mesh's to call under a service's name.
 func TestAddresses(t *testing.T) {
 	own := []ownRange{{netip.MustParsePrefix("10.42.0.0/24"), "a pod's address"}, {netip.MustParsePrefix("10.43.0.0/16"), "the address of a Service"}, {netip.MustParsePrefix("192.0.2.7/32"), "the address of node a"}}
 	for _, c := range []struct{ address, allow, why string }{

@@ -48,7 +48,7 @@ type State string
 
 const (
 	Up           State = "UP"
-	OutOfService State = "OUT_OF_SERVICE" // hidden from callers by somebody's wish
+	OutOfService State = "OUT_OF_SERVICE" // hidden from callers by someone's wish
 	Down         State = "DOWN"           // anything else: starting, failing, unknown
 )
 

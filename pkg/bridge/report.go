@@ -19,7 +19,7 @@ import (
 )
 
 // Report is what a bridge says of itself. It lies in a ConfigMap, for `polymesh bridge status`, and for the bridge itself
-// when it starts anew.
+// when it starts again.
 type Report struct {
 	Name      string `json:"name"`
 	Namespace string `json:"namespace"`
@@ -91,7 +91,7 @@ type Holding struct {
 	Instances []string  `json:"instances"`
 }
 
-// next begins the report of the next pass: what is not found out anew is as it was.
+// next begins the report of the next pass: what is not found out again is as it was.
 func (r Report) next(o Options, now time.Time) Report {
 	r.Name, r.Namespace, r.Registry, r.Domain = o.Name, o.Namespace, o.Registry.String(), o.Domain
 	r.Interval, r.Written, r.Error = o.Interval.Seconds(), now, ""
@@ -152,7 +152,7 @@ func readReport(ctx context.Context, client kubernetes.Interface, namespace, bri
 func parseReport(m *corev1.ConfigMap) (Report, error) {
 	var r Report
 	if err := json.Unmarshal([]byte(m.Data[reportKey]), &r); err != nil {
-		return r, fmt.Errorf("the report in ConfigMap %s/%s cannot be read: %w; delete it, a bridge writes it anew", m.Namespace, m.Name, err)
+		return r, fmt.Errorf("the report in ConfigMap %s/%s cannot be read: %w; delete it, a bridge writes it again", m.Namespace, m.Name, err)
 	}
 	return r, nil
 }

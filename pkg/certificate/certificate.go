@@ -34,7 +34,7 @@ import (
 const (
 	authorityLife = 10 * 365 * 24 * time.Hour
 	leafLife      = 365 * 24 * time.Hour
-	// renewBefore is how long before its end a certificate is made anew; K3s uses 120 days.
+	// renewBefore is how long before its end a certificate is made again; K3s uses 120 days.
 	renewBefore = 120 * 24 * time.Hour
 	// backdate allows for clocks that differ.
 	backdate = time.Hour
@@ -180,10 +180,10 @@ func ensureAuthority(store Store, name string, now time.Time) (*tls.Certificate,
 	if _, err := os.Stat(store.Cert(name)); !errors.Is(err, fs.ErrNotExist) {
 		pair, err := tls.LoadX509KeyPair(store.Cert(name), store.Key(name))
 		if err != nil {
-			return nil, fmt.Errorf("%w: restore it from a backup, or `polymesh reset` to start anew", err)
+			return nil, fmt.Errorf("%w: restore it from a backup, or `polymesh reset` to start over", err)
 		}
 		if now.After(pair.Leaf.NotAfter) {
-			return nil, fmt.Errorf("%s has expired on %s: if the clock is right, `polymesh reset` to start anew", store.Cert(name), pair.Leaf.NotAfter.Format(time.DateOnly))
+			return nil, fmt.Errorf("%s has expired on %s: if the clock is right, `polymesh reset` to start over", store.Cert(name), pair.Leaf.NotAfter.Format(time.DateOnly))
 		}
 		if now.Before(pair.Leaf.NotBefore) {
 			return nil, fmt.Errorf("%s is valid from %s on, and the clock says %s: set the clock", store.Cert(name),

@@ -282,7 +282,7 @@ func TestCrashBetweenFiles(t *testing.T) {
 		ensure(t, o)
 		verify(t, o, birth)
 		for _, name := range order[:n] {
-			// A key whose certificate is missing is made anew, that of an authority stays.
+			// A key whose certificate is missing is made again, that of an authority stays.
 			unfinished := name == order[n-1] && !strings.Contains(name, "-ca.")
 			if text, err := os.ReadFile(filepath.Join(o.Dir, name)); err != nil || string(text) != whole[name] && !unfinished {
 				t.Errorf("after %d files %s was replaced (%v)", n, name, err)
@@ -319,7 +319,7 @@ func TestLostAndForeignAuthorities(t *testing.T) {
 		"certificate gone, key there": {func(t *testing.T, o Options) { remove(t, Store(o.Dir).Cert(ServerCA)) }, ""},
 		"key gone, certificate there": {func(t *testing.T, o Options) { remove(t, Store(o.Dir).Key(ClientCA)) },
 			"certificate authority client-ca: open"},
-		"certificate cut": {func(t *testing.T, o Options) { overwrite(t, Store(o.Dir).Cert(ServerCA), "-----BEGIN") }, "restore it from a backup, or `polymesh reset` to start anew"},
+		"certificate cut": {func(t *testing.T, o Options) { overwrite(t, Store(o.Dir).Cert(ServerCA), "-----BEGIN") }, "restore it from a backup, or `polymesh reset` to start over"},
 		"key of another": {func(t *testing.T, o Options) {
 			overwrite(t, Store(o.Dir).Key(ServerCA), files(t, o.Dir)["client-ca.key"])
 		}, "restore it from a backup"},

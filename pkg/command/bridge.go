@@ -149,7 +149,7 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 // registry makes the registry that the flags mean.
 func (f *registryFlags) registry(o *bridge.Options) (bridge.Registry, error) {
 	if slices.ContainsFunc(f.eureka, hasPassword) {
-		return nil, errors.New("everybody on this machine can read a command line: give the password as --user and --password-file, or the whole address as POLYMESH_BRIDGE_EUREKA")
+		return nil, errors.New("everyone on this machine can read a command line: give the password as --user and --password-file, or the whole address as POLYMESH_BRIDGE_EUREKA")
 	}
 	if text := os.Getenv("POLYMESH_BRIDGE_EUREKA"); text != "" && len(f.eureka) == 0 && len(f.consul) == 0 && len(f.dns) == 0 {
 		f.eureka = strings.Split(text, ",")

@@ -12,7 +12,7 @@ import (
 func TestBridgeCommandLines(t *testing.T) {
 	for args, want := range map[string]string{
 		"bridge run": "no registry is named",
-		"bridge run --eureka http://u:secret@host/":           "everybody on this machine can read a command line",
+		"bridge run --eureka http://u:secret@host/":           "everyone on this machine can read a command line",
 		"bridge run --eureka http://u:sec/ret@host/":          "cannot be read as a URL",
 		"bridge run --eureka host:8761":                       "not an address of Eureka",
 		"bridge run --eureka http://a --dns b=c":              "a bridge has one registry",

@@ -215,7 +215,7 @@ func TestAsk(t *testing.T) {
 			t.Errorf("%q: %v, %v", answer, ok, err)
 		}
 	}
-	if ok, err := ask(strings.NewReader(""), io.Discard, ""); ok || err == nil || !strings.Contains(err.Error(), "use --yes where nobody can answer") {
+	if ok, err := ask(strings.NewReader(""), io.Discard, ""); ok || err == nil || !strings.Contains(err.Error(), "use --yes where no one can answer") {
 		t.Errorf("without an answer: %v, %v", ok, err)
 	}
 }
@@ -229,6 +229,9 @@ func TestComponentsOfAServer(t *testing.T) {
 		// A disabled add-on stays in the list to be removed; what has nothing to remove is left out.
 		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
 			"kubelet", "kube-proxy", "pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy"},
+		// Another encryption than ours is not looked at: its keys are not known here.
+		"--kube-apiserver-arg=encryption-provider-config=/kms.yaml": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
+			"kubelet", "kube-proxy", "pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
 	} {
 		empty := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {

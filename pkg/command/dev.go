@@ -22,7 +22,7 @@ func newDev() *cobra.Command {
 		Use:   "dev [DIR]",
 		Short: "Deploy a project, and again whenever one of its files changes",
 		Long: `Dev deploys the project in DIR (the current folder by default), watches its services and manifests, and deploys what
-changed as soon as a file is saved. A save while it works makes it begin anew. It goes on after an error, and ends with Ctrl-C;
+changed as soon as a file is saved. A save while it works makes it begin again. It goes on after an error, and ends with Ctrl-C;
 what it has deployed stays (polymesh undeploy takes it away).`,
 		Example:           "  polymesh dev\n  polymesh dev shop",
 		Args:              cobra.MaximumNArgs(1),

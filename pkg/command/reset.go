@@ -79,7 +79,7 @@ func ask(in io.Reader, out io.Writer, question string) (bool, error) {
 	line, err := bufio.NewReader(in).ReadString('\n')
 	if errors.Is(err, io.EOF) {
 		fmt.Fprintln(out)
-		return false, errors.New("no answer: use --yes where nobody can answer")
+		return false, errors.New("no answer: use --yes where no one can answer")
 	}
 	answer := strings.ToLower(strings.TrimSpace(line))
 	return answer == "y" || answer == "yes", err

@@ -30,6 +30,7 @@ import (
 	"polymesh.dev/polymesh/pkg/datastore"
 	"polymesh.dev/polymesh/pkg/encryption"
 	"polymesh.dev/polymesh/pkg/imagepolicy"
+	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/loadbalancer"
 	"polymesh.dev/polymesh/pkg/mesh"
 	"polymesh.dev/polymesh/pkg/node"
@@ -262,9 +263,12 @@ func (s *server) addComponents(m *component.Manager) {
 	m.Add(node.NewContainerd(machine))
 	m.Add(node.NewImages(machine), "containerd")
 	m.Add(controlplane.NewAPIServer(plane), "certificates", "datastore")
-	m.Add(encryption.New(encryption.Cluster{
-		File: config.EncryptionFile(s.cfg.DataDir), Kubeconfig: kubeconfig, Datastore: db.Endpoint(),
-	}, s.log), "kube-apiserver")
+	// Where the user gives the API server another configuration, with a KMS say, Secrets are written with keys that are not ours.
+	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
+		m.Add(encryption.New(encryption.Cluster{
+			File: config.EncryptionFile(s.cfg.DataDir), Kubeconfig: kubeconfig, Datastore: db.Endpoint(),
+		}, s.log), "kube-apiserver")
+	}
 	m.Add(controlplane.NewControllerManager(plane), "kube-apiserver")
 	m.Add(controlplane.NewScheduler(plane), "kube-apiserver")
 	m.Add(node.NewKubelet(machine), "kube-apiserver", "images", "kube-controller-manager")

@@ -82,7 +82,7 @@ func (c *ControllerManager) Start(ctx context.Context) error {
 }
 
 // firstList notices the first request of the controllers' shared informers. app.Run starts them when it has built all
-// controllers, and without a port it tells nobody else (Run in cmd/kube-controller-manager/app/controllermanager.go).
+// controllers, and without a port it tells no one else (Run in cmd/kube-controller-manager/app/controllermanager.go).
 type firstList struct {
 	next http.RoundTripper
 	seen func()

@@ -28,12 +28,12 @@ const (
 // partOf is the label of what `polymesh deploy` has applied (k8s.io/kubectl/pkg/cmd/apply, ApplysetPartOfLabel).
 const partOf = "applyset.kubernetes.io/part-of"
 
-// Deployed reports whether an object is a member of a project that somebody deploys: whatever else it says, it is a user's.
+// Deployed reports whether an object is a member of a project that someone deploys: whatever else it says, it is a user's.
 func Deployed(obj metav1.Object) bool { return obj.GetLabels()[partOf] != "" }
 
 // Fingerprint is a hash of the fields of a live object that a field manager applied, and of the object's UID. Exactly what
 // another apply would overwrite goes in: defaults that a newer API server adds do not, nor do fields of other owners. A
-// field that somebody else changes leaves the manager's set (Kubernetes: server-side apply, conflicts), so that shows.
+// field that someone else changes leaves the manager's set (Kubernetes: server-side apply, conflicts), so that shows.
 func Fingerprint(obj *unstructured.Unstructured, manager string) (string, error) {
 	owned := map[string]any{}
 	for _, m := range obj.GetManagedFields() {

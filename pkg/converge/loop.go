@@ -1,4 +1,4 @@
-// Package converge keeps objects in the cluster as the server wants them: what somebody deletes or changes comes back.
+// Package converge keeps objects in the cluster as the server wants them: what someone deletes or changes comes back.
 //
 // It owns the loop (Loop), what tells whether an object is as it was applied (Fingerprint, Applied), and the names under
 // which parts of the server own fields. Add-ons, the image policy and the mesh are built on it.
@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// Interval is how often things are looked at that nobody reports.
+	// Interval is how often things are looked at that no one reports.
 	Interval   = time.Minute
 	retryFirst = 200 * time.Millisecond
 	retryMax   = 10 * time.Second

@@ -132,7 +132,7 @@ func Claim(dataDir string) (*Marker, error) {
 	return Read(dataDir)
 }
 
-// Take notes folders outside of the data dir as this data dir's and returns those that hold what somebody else made.
+// Take notes folders outside of the data dir as this data dir's and returns those that hold what someone else made.
 func (m *Marker) Take(dataDir string, folders ...string) (foreign []string, err error) {
 	next := *m
 	for _, folder := range folders {

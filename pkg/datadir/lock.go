@@ -17,7 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
-// LockName is the file in the run directory that a running server holds locked. Nobody else can open it, so nobody else
+// LockName is the file in the run directory that a running server holds locked. No one else can open it, so no one else
 // can hold it.
 const LockName = "lock"
 
@@ -218,7 +218,7 @@ func started(pid int) uint64 {
 	return ticks
 }
 
-// Process is a running server, held fast: a signal reaches it or nobody.
+// Process is a running server, held fast: a signal reaches it or no one.
 type Process struct {
 	PID int
 	fd  int

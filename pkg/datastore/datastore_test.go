@@ -96,7 +96,7 @@ func TestSynchronous(t *testing.T) {
 	}
 }
 
-// The database holds every Secret: nobody else may read it, also one that an older version has made.
+// The database holds every Secret: no one else may read it, also one that an older version has made.
 func TestDatabaseIsPrivate(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	if err := os.MkdirAll(d.opts.Dir, 0o700); err != nil {

@@ -27,7 +27,7 @@ import (
 const istioNamespace = "istio-system"
 
 // analyze has Istio's own analyzers (`istioctl analyze`) look at the manifests together with the cluster, before anything is
-// applied: a route to a host that nobody serves, a Gateway whose selector matches no pod, policies that contradict each
+// applied: a route to a host that no one serves, a Gateway whose selector matches no pod, policies that contradict each
 // other. What they find is shown and does not stop a deploy; the API server and istiod's webhook refuse what is invalid.
 func (d *deployment) analyze(ctx context.Context) error {
 	if !d.cluster.Istio {
@@ -159,7 +159,7 @@ func explain(o project.Object, m diag.Message) (reason diagnose.Reason, advice s
 	case msg.GatewayPortNotDefinedOnService.Code():
 		return diagnose.GatewayMismatch, "use a port of the gateway's Service (`kubectl get service -A -l istio`), or add this one to it", find(o.Object, "number", parameter(0))
 	case msg.InvalidGatewayCredential.Code():
-		return diagnose.GatewayMismatch, "make the Secret anew with a certificate and its key (`kubectl create secret tls`)", find(o.Object, "credentialName", "")
+		return diagnose.GatewayMismatch, "make the Secret again with a certificate and its key (`kubectl create secret tls`)", find(o.Object, "credentialName", "")
 	case msg.ConflictingGateways.Code():
 		return diagnose.GatewayMismatch, "two Gateways serve one host on one port: make one of them, or part the hosts", find(o.Object, "hosts", "")
 	case msg.UnknownDestinationRuleHost.Code():

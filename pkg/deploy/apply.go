@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pmezard/go-difflib/difflib"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -233,6 +234,8 @@ func masked(u, other *unstructured.Unstructured) *unstructured.Unstructured {
 		return u
 	}
 	u = u.DeepCopy()
+	// It holds the values once more, of a Secret that came by `kubectl apply`.
+	unstructured.RemoveNestedField(u.Object, "metadata", "annotations", corev1.LastAppliedConfigAnnotation)
 	for _, field := range []string{"data", "stringData"} {
 		data, found, _ := unstructured.NestedMap(u.Object, field)
 		if !found {

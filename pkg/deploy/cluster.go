@@ -101,7 +101,7 @@ func resourceOf(client dynamic.Interface, m *meta.RESTMapping, namespace string)
 	return client.Resource(m.Resource).Namespace(namespace)
 }
 
-// apply is a server-side apply. The manifests are the truth: a field that somebody else set meanwhile (kubectl edit, kubectl
+// apply is a server-side apply. The manifests are the truth: a field that someone else set meanwhile (kubectl edit, kubectl
 // set image) is taken back, as with every deploy command of this kind.
 func (c *Cluster) apply(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured, dry bool) (*unstructured.Unstructured, error) {
 	return serverSideApply(ctx, c.resource(m, u.GetNamespace()), u, dry)

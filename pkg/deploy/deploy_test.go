@@ -10,6 +10,7 @@ import (
 
 	"istio.io/istio/pkg/config/analysis/diag"
 	"istio.io/istio/pkg/config/analysis/msg"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -78,6 +79,10 @@ func TestMasked(t *testing.T) {
 	}
 	if got := text(masked(after, nil)); strings.Contains(got, "bmV3") || strings.Contains(got, "c2VjcmV0") {
 		t.Errorf("a new Secret is shown:\n%s", got)
+	}
+	before.SetAnnotations(map[string]string{corev1.LastAppliedConfigAnnotation: `{"data":{"same":"c2VjcmV0"}}`})
+	if got := text(masked(before, after)); strings.Contains(got, "c2VjcmV0") {
+		t.Errorf("what kubectl has applied is shown:\n%s", got)
 	}
 	settings := unstructuredOf(t, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: b}\n")
 	if masked(settings, nil) != settings {
@@ -180,11 +185,11 @@ func TestHopeless(t *testing.T) {
 	if isHopeless(final, since) {
 		t.Error("a finding ends the wait at once")
 	}
-	since[diagnose.Crash] = time.Now().Add(-hopeless)
+	since[diagnose.Crash] = time.Now().Add(-lastingLimit)
 	if !isHopeless(final, since) {
 		t.Error("a finding that stays does not end the wait")
 	}
-	since[diagnose.Crash] = time.Now().Add(-hopeless)
+	since[diagnose.Crash] = time.Now().Add(-lastingLimit)
 	if isHopeless(nil, since) || isHopeless(final, since) {
 		t.Error("a finding that was gone in between ends the wait")
 	}

@@ -29,7 +29,7 @@ var (
 	virtualService  = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 )
 
-// order is the order in which kinds are applied. A kind that nobody lists comes with the workloads. A route comes last, so
+// order is the order in which kinds are applied. A kind that no one lists comes with the workloads. A route comes last, so
 // that it never names a subset or a service that proxies have not heard of.
 var order = [][]string{
 	{"Namespace", "CustomResourceDefinition"},

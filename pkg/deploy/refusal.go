@@ -23,7 +23,7 @@ func (d *deployment) explainApply(o project.Object, err error) error {
 		}
 		lines = append(lines, line)
 	}
-	if apierrors.IsInvalid(err) && strings.Contains(err.Error(), "field is immutable") {
+	if immutable(err) {
 		lines = append(lines, fmt.Sprintf("This field cannot be changed in place: delete the object first (kubectl delete %s), or give the new one another name", o.ID()))
 	}
 	return &refusal{strings.Join(lines, "\n"), err}

@@ -25,9 +25,9 @@ const (
 	pollEvery = 500 * time.Millisecond
 	// lookEvery is how often a workload that is not ready is looked into.
 	lookEvery = 3 * time.Second
-	// hopeless is how long a reason that waiting does not mend is watched before the wait ends: a Secret or an image may
+	// lastingLimit is how long a reason that waiting does not mend is watched before the wait ends: a Secret or an image may
 	// still come from elsewhere.
-	hopeless = 20 * time.Second
+	lastingLimit = 20 * time.Second
 	// lastLook bounds the look into what is not ready when the wait is over.
 	lastLook = 10 * time.Second
 	// removed bounds the wait for objects that are being deleted; pods get 30 s to end, as Kubernetes gives them.
@@ -165,7 +165,7 @@ func isHopeless(findings []diagnose.Finding, since map[diagnose.Reason]time.Time
 		if since[f.Reason].IsZero() {
 			since[f.Reason] = time.Now()
 		}
-		if time.Since(since[f.Reason]) > hopeless {
+		if time.Since(since[f.Reason]) > lastingLimit {
 			return true
 		}
 	}

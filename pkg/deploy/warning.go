@@ -3,7 +3,6 @@ package deploy
 import (
 	"strings"
 	"sync"
-	"unicode"
 )
 
 // warnings are what the API server has warned of in a deploy: a deprecated field, or an admission policy's remark.
@@ -31,12 +30,11 @@ func (w *warnings) applying(at string) func() {
 	return func() { set("") }
 }
 
-// line is the line to show for a warning, empty for one that has been shown. Webhooks of others write these texts too:
-// what is no printable character stays away from the terminal.
+// line is the line to show for a warning, empty for one that has been shown.
 func (w *warnings) line(text string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	line := "warning: " + strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
+	line := "warning: " + strings.Join(strings.Fields(text), " ")
 	if w.at != "" {
 		line = w.at + ": " + line
 	}
@@ -50,7 +48,7 @@ func (w *warnings) line(text string) string {
 	return line
 }
 
-// warn shows a warning of the API server.
+// warn shows a warning of the API server. Webhooks of others write these texts too: Print escapes them.
 func (d *deployment) warn(text string) {
 	if line := d.warnings.line(text); line != "" {
 		d.Steps.Print("%s", line)

@@ -14,8 +14,8 @@ import (
 	"polymesh.dev/polymesh/pkg/progress"
 )
 
-// What the API server warns of is shown once for each object, without characters that turn the text around (U+202E); those
-// that command a terminal do not get through HTTP.
+// What the API server warns of is shown once for each object, with characters that turn the text around (U+202E) escaped;
+// those that command a terminal do not get through HTTP.
 func TestWarnings(t *testing.T) {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -45,11 +45,11 @@ func TestWarnings(t *testing.T) {
 	}
 	get()
 	const want = `k8s/a.yaml:1: warning: not enforced
-k8s/a.yaml:1: warning: red det
+k8s/a.yaml:1: warning: red \u202edet
 k8s/b.yaml:7: warning: not enforced
-k8s/b.yaml:7: warning: red det
+k8s/b.yaml:7: warning: red \u202edet
 warning: not enforced
-warning: red det
+warning: red \u202edet
 `
 	if out.String() != want {
 		t.Errorf("got\n%swant\n%s", out.String(), want)

@@ -32,7 +32,7 @@ const (
 	Crash            Reason = "Crash"            // the container ends again and again
 	OutOfMemory      Reason = "OutOfMemory"      // it was killed at its memory limit
 	ProbeFailing     Reason = "ProbeFailing"     // it runs, but its probe fails
-	InjectionMissing Reason = "InjectionMissing" // the namespace asks for sidecars and the pod has none, or nobody asks
+	InjectionMissing Reason = "InjectionMissing" // the namespace asks for sidecars and the pod has none, or no one asks
 	Refused          Reason = "Refused"          // no pod can be made: quota, admission, an invalid template
 	MTLSMismatch     Reason = "MTLSMismatch"     // plain text meets STRICT
 	GatewayMismatch  Reason = "GatewayMismatch"  // a route or Gateway that nothing serves

@@ -117,7 +117,7 @@ func TestExplained(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.String() != string(want) {
-		t.Errorf("%s (go test -update writes it anew) is not:\n%s", golden, got.String())
+		t.Errorf("%s (go test -update writes it again) is not:\n%s", golden, got.String())
 	}
 }
 

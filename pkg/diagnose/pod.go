@@ -361,7 +361,7 @@ func isReady(pod *corev1.Pod, container string) bool {
 	})
 }
 
-// injection adds a missing sidecar: with STRICT in force the pod reaches nobody, and nobody reaches it.
+// injection adds a missing sidecar: with STRICT in force the pod reaches no one, and no one reaches it.
 func (w *look) injection(ctx context.Context, pod *corev1.Pod) error {
 	if hasSidecar(pod) || pod.Spec.HostNetwork || !inUse(pod) {
 		return nil

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -139,14 +140,14 @@ func read(file string) (keys, error) {
 
 // write replaces the file, and returns when it will survive a power cut: what is written with a key that is lost is lost.
 func write(file string, k keys) error {
-	text, err := yaml.Marshal(k.configuration())
+	text, err := json.MarshalIndent(k.configuration(), "", "  ")
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
-	return atomicfile.Write(file, text, 0o600)
+	return atomicfile.Write(file, append(text, '\n'), 0o600)
 }
 
 // Ensure makes the file that the API server reads. With a provider, Secrets are encrypted from now on, with a new key where

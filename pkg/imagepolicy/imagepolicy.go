@@ -147,7 +147,7 @@ func (p *Policy) serve() (address string, err error) {
 			}
 			return nil, err
 		},
-		// Read anew for each connection, because it is renewed while the server runs.
+		// Read again for each connection, because it is renewed while the server runs.
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			pair, err := tls.LoadX509KeyPair(cert, key)
 			return &pair, err
@@ -271,7 +271,7 @@ func keep[live metav1.Object, want any](ctx context.Context, p *Policy, kind str
 	return p.holding.Note(kind, applied, fieldManager)
 }
 
-// remove takes away what a server with keys has left, or nobody could make a pod where the label is.
+// remove takes away what a server with keys has left, or no one could make a pod where the label is.
 func (p *Policy) remove(ctx context.Context) error {
 	hooks := p.client.AdmissionregistrationV1()
 	for what, err := range map[string]error{

@@ -184,7 +184,7 @@ func TestUnsignedImageIsRefused(t *testing.T) {
 	if _, refused := s.ask(s.policy.check, nil, pod("", disguised, "", "")); !strings.Contains(refused, "is not signed") {
 		t.Errorf("%q", refused)
 	}
-	// A tag that was right when somebody else set it is no more than a tag.
+	// A tag that was right when someone else set it is no more than a tag.
 	if _, refused := s.ask(s.policy.check, nil, pod("", signed, "", "")); !strings.Contains(refused, "has no digest") {
 		t.Errorf("%q", refused)
 	}

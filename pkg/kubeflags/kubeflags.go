@@ -32,6 +32,14 @@ func Merge(ours map[string]string, user []string) []string {
 	return append(args, theirs...)
 }
 
+// Sets reports whether the user sets a flag.
+func Sets(user []string, name string) bool {
+	return slices.ContainsFunc(user, func(arg string) bool {
+		set, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+		return set == name
+	})
+}
+
 // Log logs a component's command line as K3s does, for whoever checks what is set.
 func Log(component string, args []string) {
 	klog.Infof("Running %s %s", component, strings.Join(args, " "))

@@ -27,6 +27,15 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+func TestSets(t *testing.T) {
+	user := []string{"v=2", "--profiling", "encryption-provider-config=/a"}
+	for name, want := range map[string]bool{"v": true, "profiling": true, "encryption-provider-config": true, "encryption-provider": false} {
+		if Sets(user, name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+}
+
 func TestCheck(t *testing.T) {
 	flags := func() (*pflag.FlagSet, *int) {
 		f := pflag.NewFlagSet("kubelet", pflag.ExitOnError)

@@ -233,7 +233,7 @@ func TestAllocate(t *testing.T) {
 	}
 }
 
-// Whatever the services ask for and were given before, no two share an address, protocol and port, nobody gets a
+// Whatever the services ask for and were given before, no two share an address, protocol and port, no one gets a
 // reserved port, every service gets either addresses or a reason, the order of the list does not matter, and once
 // decided nothing changes when it is asked again.
 func TestAllocateProperties(t *testing.T) {

@@ -60,7 +60,7 @@ type Observed struct {
 	Foreign []string
 	// Gone is true when the record has a control plane and the cluster has not.
 	Gone bool
-	// Changed names recorded objects that somebody changed, replaced or deleted.
+	// Changed names recorded objects that someone changed, replaced or deleted.
 	Changed []string
 }
 
@@ -84,7 +84,7 @@ type Decision struct {
 const byHand = "`polymesh istioctl install` installs or upgrades by hand"
 
 // Decide is the whole rule of when the server touches Istio: it installs where none is, finishes what it began, and
-// upgrades only what it installed itself and nobody has changed.
+// upgrades only what it installed itself and no one has changed.
 func Decide(o Observed, want Identity) Decision {
 	r := o.Record
 	switch {

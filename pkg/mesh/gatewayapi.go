@@ -46,7 +46,7 @@ func bundleOf(annotations map[string]string) Bundle {
 type GatewayCRD struct {
 	Name string
 	Bundle
-	// Ours is true when the server applied it, and what it applied is nobody else's since.
+	// Ours is true when the server applied it, and what it applied is no one else's since.
 	Ours bool
 }
 
@@ -122,7 +122,7 @@ func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, recor
 	g.SetLimit(parallel)
 	for _, obj := range objects {
 		g.Go(func() error {
-			// Without force: a field that became somebody else's a moment ago is a conflict.
+			// Without force: a field that became someone else's a moment ago is a conflict.
 			_, err := client.Dynamic().Resource(crdResource).Apply(applying, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: ownManager})
 			if err != nil {
 				return fmt.Errorf("apply CustomResourceDefinition %s: %w", obj.GetName(), err)
@@ -157,7 +157,7 @@ func listGatewayCRDs(ctx context.Context, client kube.CLIClient) ([]metav1.Parti
 }
 
 // disownGatewayCRDs takes over the CRDs that an earlier version has applied under the name that `polymesh deploy` has: those
-// of the bundle that is in the record, as nobody else's are.
+// of the bundle that is in the record, as no one else's are.
 func disownGatewayCRDs(ctx context.Context, client kube.CLIClient, recorded string) error {
 	if recorded == "" {
 		return nil
@@ -201,7 +201,7 @@ func gatewayCRDs(ctx context.Context, client kube.CLIClient) ([]GatewayCRD, erro
 	return found, nil
 }
 
-// onlyOurs reports whether the server applied a CRD, and nobody else owns a part of its specification or of the annotations
+// onlyOurs reports whether the server applied a CRD, and no one else owns a part of its specification or of the annotations
 // that name its version. Labels and annotations of one's own do not count, nor does the status.
 func onlyOurs(managed []metav1.ManagedFieldsEntry) (bool, error) {
 	applied := false

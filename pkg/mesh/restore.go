@@ -14,7 +14,7 @@ import (
 	"polymesh.dev/polymesh/pkg/converge"
 )
 
-// restorer puts back what a control plane of ours needs and somebody has deleted: webhooks, without which policies and
+// restorer puts back what a control plane of ours needs and someone has deleted: webhooks, without which policies and
 // injection silently do not happen, CRDs, rights and settings. It changes nothing that is there. Deployments, Services and
 // what scales them are not put back: to remove a gateway is a decision, and so is `istioctl uninstall`, which also removes
 // istiod. Because that one deletes one object after the other, an object has to be missing in two rounds.

@@ -20,6 +20,8 @@ type bridge struct {
 	attachments
 	// pods are this node's addresses for pods; empty as long as they are not known.
 	pods func() string
+	// alias marks the interface as this data dir's, for `polymesh reset`.
+	alias string
 }
 
 // gateway is the bridge's own address: the plugin host-local takes the first of a range.
@@ -115,7 +117,10 @@ func (b *bridge) restore(context.Context) error {
 		if err := netlink.LinkAdd(made); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("make %s: %w", Bridge, err)
 		}
-		link, err = netlink.LinkByName(Bridge)
+		// Nothing else marks it: the next look at the bridge finds one that it has not expected.
+		if link, err = netlink.LinkByName(Bridge); err == nil {
+			err = netlink.LinkSetAlias(link, b.alias)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("look at %s: %w", Bridge, err)

@@ -87,7 +87,7 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.FailCgroupV1 = false
 	c.FailSwapOn = false
 	c.HealthzBindAddress = "127.0.0.1"
-	// The kubelet's chains go with kube-proxy's iptables mode, and nobody would remove them.
+	// The kubelet's chains go with kube-proxy's iptables mode, and no one would remove them.
 	c.MakeIPTablesUtilChains = !preflight.NFTables()
 	c.ProtectKernelDefaults = cfg.ProtectKernelDefaults
 	c.PodLogsDir = config.PodLogsDir(cfg.DataDir)
@@ -156,7 +156,7 @@ func (k *Kubelet) prepare() error {
 	}
 	for path, want := range inotify() {
 		if err := raise(path, want); err != nil {
-			k.opts.Log.Info("a limit of the kernel's stays: with 128 instances of inotify about forty pods with a sidecar can run here", "wanted", want, "err", err)
+			k.opts.Log.Info("a limit of the kernel for inotify stays, so that fewer pods can run here: a sidecar takes three instances", "limit", path, "wanted", want, "err", err)
 		}
 	}
 	if err := k.opts.markBridge(k.opts.Marker.Adopted); err != nil {

@@ -125,7 +125,7 @@ func (n *Network) Start(ctx context.Context) error {
 		return err
 	}
 	pods := newAttachments(network, n.opts.Programs.CNIDir(), "")
-	n.keeper.parts = []part{forwarding(), n.masq, &bridge{pods, n.podCIDR}, &hostPorts{attachments: pods}}
+	n.keeper.parts = []part{forwarding(), n.masq, &bridge{pods, n.podCIDR, n.opts.Marker.Alias()}, &hostPorts{attachments: pods}}
 	ctx, n.cancel = component.Running(ctx)
 	go n.keeper.run(ctx)
 	go n.watchOthers(ctx)

@@ -134,7 +134,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	ports := &hostPorts{attachments: pods}
-	br := &bridge{pods, func() string { return "10.42.0.0/24" }}
+	br := &bridge{pods, func() string { return "10.42.0.0/24" }, "polymesh test"}
 	wantMissing(t, "at first", ports, "")
 	wantMissing(t, "at first", br, "")
 
@@ -175,6 +175,9 @@ func TestAttachmentsComeBack(t *testing.T) {
 		restore(t, br)
 		wantMissing(t, "after "+strings.Join(c.what, " "), br, "")
 		connect()
+	}
+	if link, err := netlink.LinkByName(Bridge); err != nil || link.Attrs().Alias != br.alias {
+		t.Errorf("a bridge that was made again is not marked: %v, %v", link, err)
 	}
 	ends, err := br.ends()
 	if err != nil || len(ends) != 1 {

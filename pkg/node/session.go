@@ -30,7 +30,7 @@ type sessionState struct {
 	ID string `json:"id"`
 	// Ended says that everything was synced before the server ended.
 	Ended bool `json:"ended"`
-	// Doubt says that writes may have been lost, and that nobody has looked yet at what they left.
+	// Doubt says that writes may have been lost, and that no one has looked yet at what they left.
 	Doubt bool `json:"doubt"`
 }
 

@@ -185,7 +185,7 @@ func removeTemporary(dir Dir) error {
 	})
 }
 
-var errDamaged = errors.New("the polymesh file is damaged, copy it anew")
+var errDamaged = errors.New("the polymesh file is damaged, copy it again")
 
 func (p *Payload) unpackFile(target, name string) error {
 	in, err := p.zip.Open(name)

@@ -203,7 +203,7 @@ func TestDamagedFileIsRefused(t *testing.T) {
 			dir := In(t.TempDir(), p.ID)
 			names, _ := p.Missing(dir, false)
 			err := p.Unpack(dir, names)
-			if err == nil || !strings.Contains(err.Error(), "the polymesh file is damaged, copy it anew") {
+			if err == nil || !strings.Contains(err.Error(), "the polymesh file is damaged, copy it again") {
 				t.Errorf("error is %v", err)
 			}
 			left, _ := p.Missing(dir, false)

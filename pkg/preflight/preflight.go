@@ -117,7 +117,7 @@ func notRunning(cfg *config.Server) error {
 	return nil
 }
 
-// ownDataDir refuses a folder in which the server's files would be mixed with somebody else's.
+// ownDataDir refuses a folder in which the server's files would be mixed with someone else's.
 func ownDataDir(cfg *config.Server) error {
 	err := datadir.Check(cfg.DataDir)
 	var foreign *datadir.ForeignError
@@ -270,7 +270,7 @@ func executable(dataDir string) error {
 	return err
 }
 
-// ports checks that nobody listens where the server will.
+// ports checks that no one listens where the server will.
 func ports(cfg *config.Server) error {
 	for _, p := range []struct {
 		what string

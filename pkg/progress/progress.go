@@ -171,7 +171,7 @@ func (s *Steps) spin(stop chan struct{}) {
 	}
 }
 
-// draw writes lines that stay, and the running steps anew below them.
+// draw writes lines that stay, and the running steps again below them.
 func (s *Steps) draw(lines string) {
 	var b strings.Builder
 	if s.drawn > 0 {

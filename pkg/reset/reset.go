@@ -767,7 +767,7 @@ func removeShared() {
 }
 
 func remove(path string) error {
-	// What is still mounted may be somebody's volume: nothing below it may be deleted.
+	// What is still mounted may be someone's volume: nothing below it may be deleted.
 	if mounts, err := mountinfo.GetMounts(below(path)); err != nil || len(mounts) > 0 {
 		return errors.Join(err, fmt.Errorf("%s was left alone, because it still holds mounted file systems", path))
 	}

@@ -27,8 +27,8 @@ const (
 	pollEvery = time.Second
 	// readEvery bounds how often metrics are read in a step.
 	readEvery = 10 * time.Second
-	// unwell is how long pods of the canary may be unavailable during a step.
-	unwell = 20 * time.Second
+	// unavailableLimit is how long pods of the canary may be unavailable during a step.
+	unavailableLimit = 20 * time.Second
 	// drained bounds the wait for the last requests of a canary that gets none any more.
 	drained = time.Minute
 )
@@ -46,8 +46,8 @@ type unfit string
 
 func (u unfit) Error() string { return string(u) }
 
-// errWished says that somebody wants something else than what is being done.
-var errWished = errors.New("somebody wants it otherwise")
+// errRequested says that the rollout is to be promoted or aborted, which ends what is being done.
+var errRequested = errors.New("a promotion or an abort was requested")
 
 // run drives the rollout to its end, or until ctx ends.
 func (d *driver) run(ctx context.Context) error {
@@ -65,14 +65,14 @@ func (d *driver) run(ctx context.Context) error {
 		if phase == nil {
 			return fmt.Errorf("the rollout of %s is in a phase %q that this version of Polymesh does not know", d.state.ID(), d.state.Phase)
 		}
-		watched, stop := d.untilWished(ctx)
+		watched, stop := d.untilRequested(ctx)
 		err := phase(watched)
 		stop()
 		var why unfit
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(context.Cause(watched), errWished):
+		case errors.Is(context.Cause(watched), errRequested):
 			if err := d.grant(ctx); err != nil {
 				return err
 			}
@@ -140,8 +140,8 @@ func (d *driver) save(ctx context.Context, edit func(*State)) error {
 	return nil
 }
 
-// untilWished is ctx until somebody wishes for something. Whoever is rolling back goes on with that.
-func (d *driver) untilWished(ctx context.Context) (context.Context, func()) {
+// untilRequested is ctx until a promotion or an abort is requested. A rollback goes on.
+func (d *driver) untilRequested(ctx context.Context) (context.Context, func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	if d.state.Phase == RollingBack {
 		return watched, func() { cancel(nil) }
@@ -151,7 +151,7 @@ func (d *driver) untilWished(ctx context.Context) (context.Context, func()) {
 		defer close(done)
 		_ = wait.PollUntilContextCancel(watched, pollEvery, true, func(ctx context.Context) (bool, error) {
 			if state, err := load(ctx, d.Cluster.Client, d.Namespace, d.Name); err == nil && state.Wish != "" {
-				cancel(errWished)
+				cancel(errRequested)
 			}
 			return false, nil
 		})
@@ -162,7 +162,7 @@ func (d *driver) untilWished(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// grant does as somebody wished.
+// grant does what was requested.
 func (d *driver) grant(ctx context.Context) error {
 	return d.save(ctx, func(s *State) {
 		switch s.Wish {
@@ -297,14 +297,14 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 	done, err := func() (StepDone, error) {
 		m := newMeter(d.Cluster.Client, d.state, r.services())
 		every := min(max(plan.Interval.Duration/5, pollEvery), readEvery)
-		var began, unwellSince, unreadSince time.Time
+		var began, unavailableSince, unreadSince time.Time
 		for first := true; ; first = false {
 			if !first {
 				if err := pause(ctx, every); err != nil {
 					return StepDone{}, err
 				}
 			}
-			err := d.canaryWell(ctx, &unwellSince)
+			err := d.canaryAvailable(ctx, &unavailableSince)
 			if err == nil {
 				err = m.read(ctx)
 			}
@@ -363,12 +363,12 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 	return done, nil
 }
 
-// canaryWell refuses a canary whose pods are not available any more.
-func (d *driver) canaryWell(ctx context.Context, since *time.Time) error {
+// canaryAvailable refuses a canary whose pods are not available any more.
+func (d *driver) canaryAvailable(ctx context.Context, since *time.Time) error {
 	live, err := d.Cluster.Dynamic.Resource(appsv1.SchemeGroupVersion.WithResource("deployments")).Namespace(d.Namespace).Get(ctx, d.state.canary(), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return unfit(deploymentID(d.Namespace, d.state.canary()) + " was removed by somebody")
+		return unfit(deploymentID(d.Namespace, d.state.canary()) + " was removed by someone else")
 	case err != nil:
 		return fmt.Errorf("read %s: %w", deploymentID(d.Namespace, d.state.canary()), err)
 	}
@@ -380,7 +380,7 @@ func (d *driver) canaryWell(ctx context.Context, since *time.Time) error {
 	case since.IsZero():
 		*since = time.Now()
 		return nil
-	case time.Since(*since) < unwell:
+	case time.Since(*since) < unavailableLimit:
 		return nil
 	}
 	// Its pods are not available, also where this user may not read why.
@@ -501,7 +501,7 @@ func (d *driver) finish(ctx context.Context, end Phase) error {
 		if err != nil {
 			return "", err
 		}
-		// Without a canary nobody needs weights any more; this is then the rest of what was broken off.
+		// Without a canary no one needs weights any more; this is then the rest of what was broken off.
 		if canary, err := d.readCanary(ctx, stable); err != nil {
 			return "", err
 		} else if canary != nil {

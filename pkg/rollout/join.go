@@ -30,7 +30,7 @@ const (
 // errDisplaced says that this process may not drive any more.
 var errDisplaced = errors.New("the API server did not answer for a while, so another machine may go on with the rollout; this one has stopped")
 
-// join takes part in the rollout until it ends: it drives when nobody else does, and shows what happens meanwhile.
+// join takes part in the rollout until it ends: it drives when no one else does, and shows what happens meanwhile.
 func join(ctx context.Context, o Options) (*Result, error) {
 	if err := makeLease(ctx, o); err != nil {
 		return nil, err

@@ -120,7 +120,7 @@ func TestMeasure(t *testing.T) {
 	if p := plan(); !p.enough(canary) || p.judge(canary, stable) != "" || m.certain(p) {
 		t.Errorf("it is refused: %s", p.judge(canary, stable))
 	}
-	// The proxy starts anew: it counts from zero.
+	// The proxy starts again: it counts from zero.
 	scrape(t, m, "canary-1", shown().requests(1, received, "api-canary", "503"))
 	if got := m.measure(m.canary); got.Requests != 100 || got.ErrorRate != 1 {
 		t.Errorf("after a restart: %+v", got)
@@ -342,6 +342,19 @@ func FuzzParseState(f *testing.F) {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// A reason is cut between two characters: half of one would be longer once it is JSON, too long to be read again.
+func TestLongReason(t *testing.T) {
+	s := state()
+	s.Phase, s.Reason = RollingBack, "xx"+strings.Repeat("€", maxReason)
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: recordName(s.Name), Namespace: s.Namespace}}
+	if err := s.write(m); err != nil {
+		t.Fatal(err)
+	}
+	if read, err := parseState(m); err != nil || !strings.HasPrefix(s.Reason, read.Reason) {
+		t.Errorf("%v, %v", read, err)
+	}
 }
 
 // A change that a context's end has broken off is not done.

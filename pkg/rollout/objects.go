@@ -310,7 +310,7 @@ func split(entries []any, namespace string, to leads, canary int64) ([]any, bool
 	return out, true
 }
 
-// unsplit is the other way round. It also takes a pair of which somebody has removed or reweighed a half.
+// unsplit is the other way round. It also takes a pair of which someone has removed or reweighed a half.
 func unsplit(entries []any, namespace string, to leads) ([]any, bool) {
 	type joined struct {
 		entry  any
@@ -338,7 +338,7 @@ func unsplit(entries []any, namespace string, to leads) ([]any, bool) {
 	if !did {
 		return entries, false
 	}
-	// Each is a multiple again, unless somebody else has written weights.
+	// Each is a multiple again, unless someone else has written weights.
 	factor := int64(parts)
 	if slices.ContainsFunc(out, func(j joined) bool { return j.weight%parts != 0 }) {
 		factor = 1

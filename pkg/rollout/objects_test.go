@@ -30,7 +30,7 @@ func golden(t *testing.T, name string, got []byte) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s (go test -update writes it anew) is not:\n%s", file, got)
+		t.Errorf("%s (go test -update writes it again) is not:\n%s", file, got)
 	}
 }
 
@@ -201,7 +201,7 @@ func TestWeightsOfTwoRollouts(t *testing.T) {
 	}
 }
 
-// What somebody has written into a split route meanwhile stays as far as it can.
+// What someone has written into a split route meanwhile stays as far as it can.
 func TestUnsplitEdited(t *testing.T) {
 	to := (&routing{hosts: []*host{{service: "api", subsets: map[string]subset{"": {}}}}}).leads("shop")
 	for text, want := range map[string]string{

@@ -10,7 +10,7 @@
 // # Why no existing engine
 //
 // Two were weighed, Flagger 1.44 and Argo Rollouts 1.9, as Go modules. Both are controllers: what they do begins with a
-// custom resource and happens in a process that somebody has to run, watch and upgrade in the cluster, and both measure by
+// custom resource and happens in a process that someone has to run, watch and upgrade in the cluster, and both measure by
 // asking a Prometheus, which Polymesh does not bring and a small cluster does not have. Argo's Istio package sets weights
 // and nothing more, on a VirtualService and two Services or subsets that the user has prepared for it, for a resource
 // Rollout that takes the Deployment's place; its module pins Kubernetes 1.34 where this one is 1.36. Flagger takes the
@@ -96,7 +96,7 @@ func Promote(ctx context.Context, o Options) (*Result, error) { return ask(ctx, 
 // Abort takes back the rollout that is under way.
 func Abort(ctx context.Context, o Options) (*Result, error) { return ask(ctx, o, WishAbort) }
 
-// ask leaves a wish where whoever drives the rollout sees it, and drives it if nobody does.
+// ask leaves a wish where whoever drives the rollout sees it, and drives it if no one does.
 func ask(ctx context.Context, o Options, wish Wish) (*Result, error) {
 	state, err := change(ctx, o.Cluster.Client, o.Namespace, o.Name, func(s *State) error {
 		switch {

@@ -432,7 +432,7 @@ func (d *driver) unweigh(ctx context.Context, stable *appsv1.Deployment, r *rout
 	return d.removeOwn(ctx, stable, virtualServices)
 }
 
-// edit changes a VirtualService of somebody else, who may change it too.
+// edit changes a VirtualService of someone else, who may change it too.
 func (d *driver) edit(ctx context.Context, vs *unstructured.Unstructured, change func(*unstructured.Unstructured) error) error {
 	resource := d.Cluster.Dynamic.Resource(virtualServices).Namespace(vs.GetNamespace())
 	err := onConflict(ctx, func() error {

@@ -43,13 +43,13 @@ const (
 	RollingBack Phase = "RollingBack" // the canary goes
 	Promoted    Phase = "Promoted"    // ended: the Deployment has the new image
 	RolledBack  Phase = "RolledBack"  // ended: the canary was not within bounds, or not ready
-	Aborted     Phase = "Aborted"     // ended: somebody wanted so
+	Aborted     Phase = "Aborted"     // ended: an abort was requested
 )
 
 // Ended reports whether nothing is left to do.
 func (p Phase) Ended() bool { return p == Promoted || p == RolledBack || p == Aborted }
 
-// Wish is what somebody wants of a rollout that is under way.
+// Wish is what was requested of a rollout that is under way.
 type Wish string
 
 // The wishes.
@@ -140,7 +140,7 @@ type State struct {
 	// Final is the image that the Deployment had at the end.
 	Final string `json:"final,omitempty"`
 
-	// Driver is who does it, empty if nobody does at the moment. It is read from the Lease and not recorded.
+	// Driver is who does it, empty if no one does at the moment. It is read from the Lease and not recorded.
 	Driver string `json:"driver,omitempty"`
 }
 
@@ -274,7 +274,8 @@ func (s *State) confirmed(d *appsv1.Deployment) bool {
 func (s *State) write(m *corev1.ConfigMap) error {
 	recorded := *s
 	recorded.Driver = ""
-	recorded.Reason = recorded.Reason[:min(len(recorded.Reason), maxReason)]
+	// JSON makes more bytes of half a character, and what is too long is not read again.
+	recorded.Reason = strings.ToValidUTF8(recorded.Reason[:min(len(recorded.Reason), maxReason)], "")
 	recorded.Routes = recorded.Routes[:min(len(recorded.Routes), maxRoutes)]
 	text, err := json.MarshalIndent(&recorded, "", "  ")
 	if err == nil {
@@ -283,7 +284,7 @@ func (s *State) write(m *corev1.ConfigMap) error {
 	return err
 }
 
-// change reads the state, changes it and writes it, again if somebody else has written meanwhile.
+// change reads the state, changes it and writes it, again if someone else has written meanwhile.
 func change(ctx context.Context, client kubernetes.Interface, namespace, name string, edit func(*State) error) (*State, error) {
 	var state *State
 	err := onConflict(ctx, func() error {

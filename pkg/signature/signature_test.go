@@ -151,7 +151,7 @@ func TestSignatureIsOfOneImageOnly(t *testing.T) {
 		t.Error("the signed one by its digest:", err)
 	}
 
-	// Somebody who can write to the registry moves the signature to it, and to another repository.
+	// Someone who can write to the registry moves the signature to it, and to another repository.
 	other := Image{signed.repository, digest.FromString("")}
 	if other.Digest, err = r.Digest(t.Context(), good); err != nil {
 		t.Fatal(err)

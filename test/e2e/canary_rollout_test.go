@@ -31,7 +31,7 @@ type canaryScenario struct {
 	before string
 }
 
-// operator is a place from which somebody drives a rollout: it has a kubeconfig of its own.
+// operator is a place from which someone drives a rollout: it has a kubeconfig of its own.
 type operator struct {
 	s    *canaryScenario
 	t    *testing.T

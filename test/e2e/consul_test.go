@@ -286,7 +286,7 @@ func (s *consulSystem) checkFails() {
 	s.wantAnswer("the old machine")
 }
 
-// maintenance: somebody takes an instance out of service for a while, which the bridge respects.
+// maintenance: someone takes an instance out of service for a while, which the bridge respects.
 func (s *consulSystem) maintenance() {
 	s.tell(http.MethodPut, consulURL+"/v1/agent/service/maintenance/orders-1?enable=true", "", "")
 	s.wantWorkloads()

@@ -81,7 +81,7 @@ func TestExternalDatabase(t *testing.T) {
 		})
 	}
 
-	// What the database itself says about everybody who has come in.
+	// What the database itself says about everyone who has come in.
 	entered := regexp.MustCompile(`(?m)^.*connection authorized:.*$`).FindAllString(db.said(t), -1)
 	if len(entered) == 0 {
 		t.Error("the database has let nobody in")
@@ -222,7 +222,7 @@ func (w *way) slowQuery() {
 	w.wantErrorFor("options='-c statement_timeout=1s'", "SELECT pg_sleep(60)", "ERROR: canceling statement due to statement timeout (SQLSTATE 57014)")
 }
 
-// What the app sees when its sidecar takes the connection and then reaches nobody, and when the app itself gives up.
+// What the app sees when its sidecar takes the connection and then reaches no one, and when the app itself gives up.
 var (
 	cut      = regexp.MustCompile(`tls error: (EOF|.*connection reset by peer)`)
 	timedOut = regexp.MustCompile(`tls error: timeout: context deadline exceeded`)

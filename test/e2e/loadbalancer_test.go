@@ -76,7 +76,7 @@ func TestLoadBalancer(t *testing.T) {
 			}
 		})
 	}
-	// Nobody was disturbed by the claims.
+	// No one was disturbed by the claims.
 	if ok, what := echoes(n, 8081); !ok {
 		t.Error(what)
 	}

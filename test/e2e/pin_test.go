@@ -50,7 +50,7 @@ func TestImagesThatNoRegistryHasStay(t *testing.T) {
 	}
 }
 
-// An object of an add-on that somebody deletes comes back without a restart.
+// An object of an add-on that someone deletes comes back without a restart.
 func TestAddonComesBack(t *testing.T) {
 	n := app(t)
 	n.Kubectl(t, "delete", "service", "metrics-server", "-n", "kube-system")

@@ -36,7 +36,7 @@ func startPostgres(t *testing.T, n *node.Node, ca *authority, names ...string) *
 	if err != nil || len(found) == 0 {
 		t.Fatalf("PostgreSQL is missing (%v): apt-get install postgresql", err)
 	}
-	// Below a folder that everybody can pass through, as t.TempDir is not.
+	// Below a folder that everyone can pass through, as t.TempDir is not.
 	d := &database{node: n, ca: ca, dir: filepath.Join(n.Dir, "postgres"), programs: filepath.Dir(found[len(found)-1]), password: rand.Text()}
 	if err := os.Mkdir(d.dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -335,7 +335,7 @@ func TestReset(t *testing.T) {
 	n.Kubectl(t, "wait", "--for=condition=Ready", "pod/volumes", "-n", "e2e-reset", "--timeout=120s")
 	n.Eventually(t, time.Minute, func() (bool, string) { return echoes(n, 8088) })
 
-	// Nobody is there to answer, or somebody says no.
+	// No one is there to answer, or someone says no.
 	for _, input := range []string{"", "\n", "n\n"} {
 		cmd := n.PolymeshCommand(t.Context(), "reset", "--kubeconfig", n.Kubeconfig())
 		cmd.Stdin = strings.NewReader(input)

@@ -137,7 +137,7 @@ func (s *springCloud) command(line string) *exec.Cmd {
 
 func (s *springCloud) startOldSystem() {
 	s.t.Helper()
-	// In place of a name server that knows *.eureka.internal. With such a file Java asks nobody else.
+	// In place of a name server that knows *.eureka.internal. With such a file Java asks no one else.
 	host, err := os.Hostname()
 	if err != nil {
 		s.t.Fatal(err)
@@ -474,7 +474,7 @@ func (s *springCloud) wantRegistered(want map[string]string) {
 	})
 }
 
-// takeOver: the mesh is to answer for the inventory, which nobody notices yet.
+// takeOver: the mesh is to answer for the inventory, which no one notices yet.
 func (s *springCloud) takeOver() {
 	s.step("kubectl label service -n shop inventory-service bridge.polymesh.dev/eureka=inventory-service")
 	s.wantStatus(1, "the registry has inventory-service already")
@@ -569,7 +569,7 @@ func (s *springCloud) plainDNS() {
 	})
 }
 
-// share asks often, and counts who has answered. Nobody may be without an answer.
+// share asks often, and counts who has answered. No one may be without an answer.
 func (s *springCloud) share(ask func() (stock, error), times int) (byMesh int) {
 	s.t.Helper()
 	for range times {
@@ -628,7 +628,7 @@ func (s *springCloud) move() {
 	s.wantServedBy(oldPlace, everyCaller...)
 }
 
-// eurekaAway: nothing is taken from the mesh by a registry that does not answer, nor by one that begins anew.
+// eurekaAway: nothing is taken from the mesh by a registry that does not answer, nor by one that begins again.
 func (s *springCloud) eurekaAway() {
 	before := s.workloads()
 	_ = s.stop("eureka-server", syscall.SIGKILL)

@@ -128,7 +128,7 @@ func TestSupplyChain(t *testing.T) {
 		t.Errorf("an unsigned container for debugging: %s, %v", out, err)
 	}
 
-	// A policy that somebody removes comes back.
+	// A policy that someone removes comes back.
 	n.Kubectl(t, "delete", "validatingwebhookconfiguration,mutatingwebhookconfiguration", "polymesh-image-policy")
 	n.Eventually(t, time.Minute, func() (bool, string) {
 		_, err := n.KubectlErr("-n", supplyNamespace, "run", "unsigned", "--image="+echoImage, "--dry-run=server")

@@ -36,7 +36,7 @@ const (
 	forgetAfter = 10 * time.Minute
 	// ownerKey is the metadata that tells the bridge's instances from the old system's.
 	ownerKey = "polymesh-bridge"
-	// ownService is what Consul's servers register of themselves. It is in every catalog, and nobody's to call.
+	// ownService is what Consul's servers register of themselves. It is in every catalog, and no one's to call.
 	ownService = "consul"
 	// atOnce is how many services are asked for at the same time.
 	atOnce = 8

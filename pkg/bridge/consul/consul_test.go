@@ -38,7 +38,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// Of several agents the first that answers is asked, and nobody else is told the token. The door in front of an agent is what
+// Of several agents the first that answers is asked, and no one else is told the token. The door in front of an agent is what
 // is tested here; what Consul itself says is tested on Consul (TestCatalog and its neighbours, TestConsul).
 func TestAgents(t *testing.T) {
 	var asked []string

@@ -39,7 +39,7 @@ type taggedAddress struct {
 	Port    int
 }
 
-// Consul makes these checks itself, where somebody has put a node or a service into maintenance mode.
+// Consul makes these checks itself, where someone has put a node or a service into maintenance mode.
 const (
 	nodeMaintenance    = "_node_maintenance"
 	serviceMaintenance = "_service_maintenance:"

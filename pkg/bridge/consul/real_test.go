@@ -292,7 +292,7 @@ func TestAdvertise(t *testing.T) {
 	}
 	a.Host = "inventory.mesh.example.com"
 	register()
-	// Consul takes it back when nobody renews it, and the bridge makes it good.
+	// Consul takes it back when no one renews it, and the bridge makes it good.
 	var checks map[string]struct{ Status string }
 	read := func() {
 		t.Helper()

@@ -107,7 +107,7 @@ func (c *Client) Register(ctx context.Context, a bridge.Advert) error {
 	return err
 }
 
-// Renew is the heartbeat. Eureka has forgotten an instance when it was started anew.
+// Renew is the heartbeat. Eureka has forgotten an instance when it was started again.
 func (c *Client) Renew(ctx context.Context, a bridge.Advert) (bool, error) {
 	r, err := c.servers.Ask(ctx, servers.Request{Method: http.MethodPut, Path: []string{"apps", appName(a.Service), a.ID}})
 	switch {
@@ -299,7 +299,7 @@ func (l leaseInfo) renewed() time.Time {
 }
 
 // registration is an instance as com.netflix.appinfo.InstanceInfo is written in JSON. The URLs are what Spring's clients send
-// too; nobody asks them, as health is the mesh's own concern.
+// too; no one asks them, as health is the mesh's own concern.
 func registration(a bridge.Advert) map[string]any {
 	url := pageURL(a.Host, a.Port)
 	return map[string]any{

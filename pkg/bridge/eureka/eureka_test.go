@@ -15,7 +15,7 @@ import (
 	"polymesh.dev/polymesh/pkg/bridge"
 )
 
-var update = flag.Bool("update", false, "write the golden file anew")
+var update = flag.Bool("update", false, "write the golden file again")
 
 // testdata/apps.json is what Spring Cloud Netflix 4.3.0's Eureka has answered, with one instance out of service and one that
 // takes TLS only.
@@ -43,7 +43,7 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(got) != string(want) {
-		t.Errorf("%s (go test -update writes it anew) is not:\n%s", golden, got)
+		t.Errorf("%s (go test -update writes it again) is not:\n%s", golden, got)
 	}
 }
 

@@ -13,7 +13,7 @@ type cache struct {
 	reporter   *reporter
 }
 
-// Add implements model.XdsCache. Nobody but the caller has the resource yet.
+// Add implements model.XdsCache. No one but the caller has the resource yet.
 func (c *cache) Add(entry model.XdsCacheEntry, request *model.PushRequest, res *discovery.Resource) {
 	if res != nil && !translated(res) {
 		translate(c.translator, c.reporter, res)
@@ -21,13 +21,13 @@ func (c *cache) Add(entry model.XdsCacheEntry, request *model.PushRequest, res *
 	c.XdsCache.Add(entry, request, res)
 }
 
-// mark is a list of aliases without any, where istiod has none: the same to everybody but to translated.
+// mark is a list of aliases without any, where istiod has none: the same to everyone but to translated.
 var mark = []string{}
 
 // translated says whether a resource is as it is sent.
 func translated(res *discovery.Resource) bool { return res.Aliases != nil && len(res.Aliases) == 0 }
 
-// translate puts the translation into a resource that nobody else has.
+// translate puts the translation into a resource that no one else has.
 func translate(t *Translator, r *reporter, res *discovery.Resource) {
 	if res.Resource == nil {
 		return

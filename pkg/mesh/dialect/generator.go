@@ -105,7 +105,7 @@ func (g *deltaGenerator) GenerateDeltas(proxy *model.Proxy, req *model.PushReque
 	return resources, removed, details, used, err
 }
 
-// translate translates what has not been in the cache: it was made for this push, so nobody else has it.
+// translate translates what has not been in the cache: it was made for this push, so no one else has it.
 func (g *generator) translate(resources model.Resources) {
 	for _, res := range resources {
 		if !translated(res) {

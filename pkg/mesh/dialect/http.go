@@ -7,7 +7,7 @@ import (
 )
 
 // peerFilter takes the place of io.istio.http.peer_metadata. Nothing here reads its headers, and like Istio's it lets none
-// through that somebody has made up, neither to an app nor to the next proxy.
+// through that someone has made up, neither to an app nor to the next proxy.
 const peerFilter = "polymesh.peer_metadata"
 
 // peerHeaders are those with which Istio's proxies introduce themselves

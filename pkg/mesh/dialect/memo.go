@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// memo keeps translations by what was translated: istiod makes most resources anew for each push, and most of them are what
+// memo keeps translations by what was translated: istiod makes most resources again for each push, and most of them are what
 // they were, or what another proxy has.
 type memo struct {
 	seed    maphash.Seed

@@ -26,7 +26,7 @@ type shape struct {
 	wire   wireRule
 	// members are the fields that can hold an Any or a message with a rule, by number.
 	members []*member
-	// optional says whether Envoy's own contract or the purpose of a position allows leaving out an extension that nobody
+	// optional says whether Envoy's own contract or the purpose of a position allows leaving out an extension that no one
 	// knows. Everything else may enforce security (RBAC, authentication, TLS), so it is refused.
 	optional func(holder []byte) bool
 }

@@ -37,7 +37,7 @@ import (
 // This file turns istio.stats into access loggers. For HTTP they are envoy.access_loggers.stats: a counter or histogram for
 // each of Istio's metrics, with few tags from format strings, of which pkg/mesh/exposition makes Istio's labels. For TCP it is
 // one envoy.access_loggers.open_telemetry, whose entries the agent counts: such an entry says how many bytes there were since the
-// connection's beginning, of which only somebody who remembers the last one can make a counter. Names and values are those of
+// connection's beginning, of which only someone who remembers the last one can make a counter. Names and values are those of
 // Envoy's contrib/istio/filters/http/istio_stats.
 
 const (
@@ -116,7 +116,7 @@ func newParts() *parts {
 	return &parts{cache, quiet, peerFilters(false), peerFilters(true), oneIdentityFilter()}
 }
 
-// loggersFor returns the loggers for the filter config, an Any, encoded, or nil if that is not istio.stats. Nobody may change
+// loggersFor returns the loggers for the filter config, an Any, encoded, or nil if that is not istio.stats. No one may change
 // them.
 func (s *surroundings) loggersFor(config []byte, tcp bool) (*loggers, error) {
 	url := at(config, anyTypeURL)
@@ -537,7 +537,7 @@ func (b *statsBuilder) stat(name string) *statslog.Config_Stat {
 	return &statslog.Config_Stat{Name: "istio_" + name, Tags: fold(b.folded, withoutLabels(tags, without), set)}
 }
 
-// fold puts tags into one (exposition.Folded), but those with rules, and those that somebody else has set to what may hold
+// fold puts tags into one (exposition.Folded), but those with rules, and those that someone else has set to what may hold
 // anything.
 func fold(name string, tags []*statslog.Config_Tag, set map[string]bool) []*statslog.Config_Tag {
 	names := exposition.Folded[name]

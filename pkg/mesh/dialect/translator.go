@@ -103,7 +103,7 @@ type Result struct {
 	Refused error
 }
 
-// Resource translates one LDS, CDS, RDS, EDS or ECDS resource. It never changes its input, and nobody may change what it
+// Resource translates one LDS, CDS, RDS, EDS or ECDS resource. It never changes its input, and no one may change what it
 // returns. The translation is the same for all proxies.
 func (t *Translator) Resource(res *anypb.Any) Result {
 	s := t.resources[res.MessageName()]

@@ -150,7 +150,7 @@ func (w *walker) members(s *shape, from, to int) (v verdict, err error) {
 	return v, nil
 }
 
-// merged walks a message after writing it anew, with each field once.
+// merged walks a message after writing it again, with each field once.
 func (w *walker) merged(s *shape, from, to int) (verdict, error) {
 	m := s.new().Interface()
 	if err := proto.Unmarshal(w.in[from:to], m); err != nil {

@@ -218,7 +218,7 @@ func unfold(tags []label, self workload.Workload) []label {
 		return tags
 	}
 	out := map[string]string{}
-	// What is no workload's text is a side that nobody vouches for.
+	// What is no workload's text is a side that no one vouches for.
 	peer, known := workload.Parse(has[Peer])
 	source, destination := self, peer
 	inbound := has[Reporter] == "destination"

@@ -1,7 +1,7 @@
 // Package exposition turns the Prometheus text of a proxy's Envoy into Istio's standard metrics.
 //
 // Envoy puts envoy_ before every name, and each tag of a statistic costs time for each request. So the dialect gives the
-// statistics few tags that hold much (the constants here), and the agent beside Envoy unfolds them when somebody asks, and
+// statistics few tags that hold much (the constants here), and the agent beside Envoy unfolds them when someone asks, and
 // adds the workload that both are beside: Rewrite is the whole translation. TCP connections Envoy does not count but tells of,
 // and the agent counts them (Connections). Serve does both, in Envoy's place. pkg/mesh/dialect uses the constants, cmd/pilot-agent
 // calls Serve. Envoy's own statistics pass through unchanged.

@@ -122,7 +122,7 @@ func Split(text []byte) (s Said, ok bool) {
 func (s Said) Namespace() []byte { return s[1] }
 
 // LabelsApart is what has to be said of the labels beside it, "app;version", or nothing where they are the canonical service
-// and revision, as they are where nobody has set these. WithLabels reads it.
+// and revision, as they are where no one has set these. WithLabels reads it.
 func (s Said) LabelsApart(app, version string) string {
 	service, revision := s[2], s[3]
 	if app == string(service) && (version == string(revision) && version != Latest || version == "" && string(revision) == Latest) {

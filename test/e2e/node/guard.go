@@ -240,7 +240,7 @@ func watch(parent string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	if err := errors.Join(err, reap(ctx)); err != nil {
-		os.Exit(1) // nobody listens; the next run tries again and says why
+		os.Exit(1) // no one listens; the next run tries again and says why
 	}
 	os.Exit(0)
 }

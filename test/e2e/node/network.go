@@ -27,7 +27,7 @@ func (s namespace) path() string { return filepath.Join("/run/netns", string(s))
 const OutsideHost = "198.19.0.1"
 
 // connect makes both namespaces and the wire between them: the node is 198.18.<subnet>.2, the world outside .1 and
-// OutsideHost. The world answers that nothing else can be reached, so that nobody waits.
+// OutsideHost. The world answers that nothing else can be reached, so that no one waits.
 func (n *Node) connect(subnet byte) error {
 	inside, outside := string(n.inside), string(n.outside)
 	commands := [][]string{

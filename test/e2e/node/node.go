@@ -44,7 +44,7 @@ type Options struct {
 	Env []string
 	// NoDefaultRoute makes a machine that knows its own network only.
 	NoDefaultRoute bool
-	// NoNameserver makes a machine whose /etc/resolv.conf names nobody. Its server has a mount namespace of its own for
+	// NoNameserver makes a machine whose /etc/resolv.conf names no one. Its server has a mount namespace of its own for
 	// that, so that after a restart it does not see the mounts of the first one.
 	NoNameserver bool
 	// Umask is that of the shell which starts the server, "077"; empty for the tests' own.

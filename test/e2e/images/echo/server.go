@@ -158,7 +158,7 @@ func (s *server) echo(w http.ResponseWriter, r *http.Request) {
 	}
 	select {
 	case <-r.Context().Done():
-		return // nobody waits for the answer any more
+		return // no one waits for the answer any more
 	case <-time.After(m.delay):
 	}
 	w.Header().Set("Content-Type", "application/json")

@@ -58,7 +58,7 @@ func run(ctx context.Context, address string, handler http.Handler) error {
 	return <-stopped
 }
 
-// service is what answers. nextURL is whom it asks for each request; nobody if it is empty.
+// service is what answers. nextURL is whom it asks for each request; no one if it is empty.
 type service struct {
 	message string
 	nextURL string

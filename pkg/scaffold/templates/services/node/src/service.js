@@ -9,7 +9,7 @@ import { traceHeaders, traceOf } from "./trace.js";
 const CALL_TIMEOUT_MS = 10_000;
 
 // createService returns the server, and close, which lets it finish what it has begun. nextUrl is whom it asks for each
-// request; nobody if it is empty.
+// request; no one if it is empty.
 export function createService({ message = "hello", nextUrl = "" } = {}) {
   const metrics = createMetrics();
 
