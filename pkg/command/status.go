@@ -55,7 +55,21 @@ The exit code is 0 when all components are ready, 1 when one is not, 3 when no s
 }
 
 func dataDirFlag(cmd *cobra.Command, dataDir *string) {
-	cmd.Flags().StringVarP(dataDir, "data-dir", "d", dataDirFromEnv(), "the server's data folder")
+	*dataDir = dataDirFromEnv()
+	cmd.Flags().VarP((*folder)(dataDir), "data-dir", "d", "the server's data folder")
+}
+
+// folder is the value of a flag that names a folder. An empty one is no name: of a variable that is not set, say.
+type folder string
+
+func (f *folder) String() string { return string(*f) }
+func (f *folder) Type() string   { return "string" }
+func (f *folder) Set(value string) error {
+	if value == "" {
+		return errors.New("it is empty")
+	}
+	*f = folder(value)
+	return nil
 }
 
 func printReport(w io.Writer, r *status.Report, now time.Time) error {

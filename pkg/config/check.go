@@ -172,6 +172,9 @@ func (r *raw) checkAddresses(s *Server) (err error) {
 		if !s.ServiceCIDR.Contains(s.ClusterDNS) {
 			return fmt.Errorf("--cluster-dns %s does not lie in --service-cidr %s", s.ClusterDNS, s.ServiceCIDR)
 		}
+		if s.ClusterDNS == s.ServiceCIDR.Addr() || s.ClusterDNS == nthAddr(s.ServiceCIDR, 1) {
+			return fmt.Errorf("--cluster-dns %s is taken: the first address of --service-cidr %s is the API server's, and the network's own address can be no service's", s.ClusterDNS, s.ServiceCIDR)
+		}
 	}
 	if !dns1123.MatchString(r.clusterDomain) {
 		return fmt.Errorf("--cluster-domain %q is not a DNS name", r.clusterDomain)
@@ -299,6 +302,9 @@ func ipv4Prefix(flag, text string, maxBits int) (netip.Prefix, error) {
 	}
 	if p.Bits() > maxBits || p.Bits() < 8 {
 		return p, fmt.Errorf("--%s %q: give a prefix from /8 to /%d", flag, text, maxBits)
+	}
+	if a := p.Addr(); a.IsUnspecified() || a.IsLoopback() || a.IsLinkLocalUnicast() || !a.Less(netip.AddrFrom4([4]byte{224})) {
+		return p, fmt.Errorf("--%s %q: these addresses cannot be a pod's or a service's", flag, text)
 	}
 	return p, nil
 }

@@ -179,7 +179,7 @@ func (a *APIServer) Start(ctx context.Context) error {
 		provider = a.opts.Config.EncryptionProvider
 	}
 	if err := encryption.Ensure(config.EncryptionFile(a.opts.Config.DataDir), provider); err != nil {
-		return fmt.Errorf("--secrets-encryption: %w", err)
+		return fmt.Errorf("encryption of Secrets: %w", err)
 	}
 	if err := writeHardening(a.opts.Config); err != nil {
 		return err

@@ -79,7 +79,7 @@ func Read(dataDir string) (*Marker, error) {
 	}
 	m := &Marker{}
 	if err := json.Unmarshal(text, m); err != nil || !validID.MatchString(m.ID) {
-		return nil, &ForeignError{dataDir, path + " holds no id: it is damaged, or another program's"}
+		return nil, &ForeignError{dataDir, path + " holds no id: it is damaged, or another program's. If this is a data dir, remove that file and start the server, which writes another"}
 	}
 	return m, nil
 }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,7 +56,7 @@ func Acquire(dataDir string) (*Lock, error) {
 		f.Close()
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lock(f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("another server holds %s: %w", f.Name(), err)
 	}
@@ -73,6 +74,19 @@ func Acquire(dataDir string) (*Lock, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// lookLimit is far longer than it takes look to see whether a lock is held, for which it holds it too.
+const lookLimit = time.Second
+
+// lock does not wait for another server, but for those who only look.
+func lock(f *os.File) error {
+	for deadline := time.Now().Add(lookLimit); ; time.Sleep(lookLimit / 50) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // Release gives the lock up.

@@ -6,6 +6,7 @@ package datastore
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/k3s-io/kine/pkg/endpoint"
+	_ "github.com/mattn/go-sqlite3" // the driver, also kine's
 	"github.com/sirupsen/logrus"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
@@ -114,7 +116,11 @@ func (d *Datastore) Start(ctx context.Context) error {
 	d.cancel = cancel
 	opened := make(chan error, 1)
 	go func() {
-		_, err := endpoint.Listen(live, d.endpoint())
+		// kine tries for five minutes to open a database that is damaged.
+		err := d.readable(live)
+		if err == nil {
+			_, err = endpoint.Listen(live, d.endpoint())
+		}
 		opened <- err
 	}()
 	var err error
@@ -131,6 +137,17 @@ func (d *Datastore) Start(ctx context.Context) error {
 		return fmt.Errorf("open the database in %s: %w", d.opts.Dir, err)
 	}
 	return nil
+}
+
+// readable reads the database's schema.
+func (d *Datastore) readable(ctx context.Context) error {
+	db, err := sql.Open("sqlite3", d.dsn())
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var tables int
+	return db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master").Scan(&tables)
 }
 
 // withoutValues keeps what is stored out of the log. kine logs a write that failed with all that was to be written, Secrets

@@ -233,6 +233,37 @@ func TestStartCanBeCancelled(t *testing.T) {
 	}
 }
 
+// A damaged database is said at once.
+func TestDamaged(t *testing.T) {
+	for name, damage := range map[string]func(file string) error{
+		"cut off":           func(file string) error { return os.Truncate(file, 8192) },
+		"no file of SQLite": func(file string) error { return os.WriteFile(file, bytes.Repeat([]byte("x"), 8192), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDatastore(t, config.SyncFull)
+			if err := d.prepare(); err != nil {
+				t.Fatal(err)
+			}
+			db, err := sql.Open("sqlite3", d.dsn())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := db.ExecContext(t.Context(), "CREATE TABLE t (x); INSERT INTO t VALUES (randomblob(100000))"); err != nil {
+				t.Fatal(err)
+			}
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := damage(d.file()); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Start(t.Context()); err == nil || !strings.Contains(err.Error(), d.file()+" is damaged: restore it from a backup") {
+				t.Errorf("Start returned %v", err)
+			}
+		})
+	}
+}
+
 // A write that fails is an error, and is logged without what was to be written.
 func TestWritesOnAFullDisk(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)

@@ -153,6 +153,9 @@ func (c Cluster) Status(ctx context.Context) (*Status, error) {
 // Enable has Secrets written encrypted from now on, and rewrites those that are there.
 func (c Cluster) Enable(ctx context.Context, provider string) error {
 	return c.change(ctx, func(k *keys) error {
+		if k.encrypt && k.all[0].provider != provider {
+			return fmt.Errorf("the Secrets are encrypted with %s already: `polymesh secrets-encrypt rotate-keys --provider %s` changes that", k.all[0].provider, provider)
+		}
 		if !k.encrypt {
 			k.encrypt = true
 			k.all = append([]key{newKey(provider, time.Now())}, k.all...)
@@ -247,7 +250,7 @@ func (c *connection) rewrite(ctx context.Context, written string) error {
 	if err := c.awaitReload(ctx, written); err != nil {
 		return err
 	}
-	for {
+	for before := -1; ; {
 		var left []string
 		total := 0
 		err := c.each(ctx, func(path string, value []byte) {
@@ -262,6 +265,11 @@ func (c *connection) rewrite(ctx context.Context, written string) error {
 		if len(left) == 0 {
 			return nil
 		}
+		// A Secret that others write meanwhile is written with the new key, so each round leaves fewer.
+		if before >= 0 && len(left) >= before {
+			return fmt.Errorf("the API server does not rewrite %d Secrets, %s among them: run `polymesh secrets-encrypt reencrypt` again", len(left), strings.TrimPrefix(left[0], secretsPath))
+		}
+		before = len(left)
 		for i, path := range left {
 			if c.Progress != nil {
 				c.Progress(total-len(left)+i, total)

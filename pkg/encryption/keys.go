@@ -112,6 +112,9 @@ func read(file string) (keys, error) {
 	refuse := func(why string) (keys, error) {
 		return keys{}, fmt.Errorf("%s %s: restore it from a backup", file, why)
 	}
+	if len(c.Resources) == 0 {
+		return refuse("names no resources, or is empty")
+	}
 	if len(c.Resources) != 1 || !slices.Equal(c.Resources[0].Resources, []string{"secrets"}) {
 		return refuse("is not about Secrets alone")
 	}
