@@ -54,7 +54,7 @@ another cluster, and what other servers use is left alone.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", config.DefaultKubeconfig, "the kubeconfig that the server wrote, removed too if it is this cluster's only")
+	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", config.DefaultKubeconfig, "a kubeconfig that is removed too if it is for this cluster only; the one that the server wrote last is looked at anyway")
 	dataDirFlag(cmd, &opts.DataDir)
 	return cmd
 }

@@ -88,6 +88,9 @@ func serve(ctx context.Context, cfg *config.Server) error {
 	for _, note := range cfg.Notes {
 		log.Info(note)
 	}
+	if err := marker.NoteKubeconfig(cfg.DataDir, cfg.Kubeconfig); err != nil {
+		return err
+	}
 	foreign, err := marker.Take(cfg.DataDir, config.KubeletDir(cfg.DataDir), config.PodLogsDir(cfg.DataDir))
 	if err != nil {
 		return err

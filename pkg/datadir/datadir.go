@@ -38,6 +38,8 @@ type Marker struct {
 	Adopted bool `json:"adopted,omitempty"`
 	// Folders are those outside of the data dir that were empty or missing when its server took them into use.
 	Folders []string `json:"folders,omitempty"`
+	// Kubeconfig is where its server wrote the administrator's kubeconfig last. What lies there has to prove itself.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
 }
 
 // Entries are what a server makes in its data dir, beside the marker.
@@ -159,6 +161,20 @@ func (m *Marker) Take(dataDir string, folders ...string) (foreign []string, err 
 	}
 	*m = next
 	return foreign, nil
+}
+
+// NoteKubeconfig notes where the server writes the administrator's kubeconfig.
+func (m *Marker) NoteKubeconfig(dataDir, path string) error {
+	if m.Kubeconfig == path {
+		return nil
+	}
+	next := *m
+	next.Kubeconfig = path
+	if err := next.write(dataDir, unix.Rename); err != nil {
+		return fmt.Errorf("note the kubeconfig of %s: %w", dataDir, err)
+	}
+	*m = next
+	return nil
 }
 
 // Owns reports whether a folder is this data dir's: it lies in it, or Take has noted it.

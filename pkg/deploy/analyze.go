@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"istio.io/istio/pkg/config/analysis/msg"
 	"istio.io/istio/pkg/config/resource"
 	"istio.io/istio/pkg/kube"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
 
 	"polymesh.dev/polymesh/pkg/diagnose"
 	"polymesh.dev/polymesh/pkg/progress"
@@ -66,17 +69,18 @@ func (d *deployment) askIstio(ctx context.Context) error {
 	}
 	analyzer := local.NewIstiodAnalyzer(analyzers.AllCombined(), resource.Namespace(d.Project.Namespace), istioNamespace, nil)
 	analyzer.AddRunningKubeSourceWithRevision(kube.EnableCrdWatcher(client), "", false)
-	var readers []local.ReaderSource
-	for _, name := range d.files() {
-		text, err := os.ReadFile(filepath.Join(d.Project.Dir, name))
-		if err != nil {
-			return err
-		}
-		readers = append(readers, local.ReaderSource{Name: name, Reader: bytes.NewReader(text)})
+	sources, err := d.sources()
+	if err != nil {
+		return err
 	}
+	return d.runAnalyzer(ctx, analyzer, sources)
+}
+
+// runAnalyzer adds what the analyzers find of the manifests.
+func (d *deployment) runAnalyzer(ctx context.Context, analyzer *local.IstiodAnalyzer, sources []local.ReaderSource) error {
 	// AddReaderKubeSource would leave Services and pods out, which are in the manifests and not yet in the cluster.
 	// It takes what it can read; the error is about the rest.
-	unread := analyzer.AddTestReaderKubeSource(readers)
+	unread := analyzer.AddTestReaderKubeSource(sources)
 	// The analyzers end with a channel.
 	found, err := analyzer.Analyze(ctx.Done())
 	if err != nil {
@@ -88,6 +92,49 @@ func (d *deployment) askIstio(ctx context.Context) error {
 		}
 	}
 	return unread
+}
+
+// sources are the manifests' files, and the pods that they will have.
+func (d *deployment) sources() ([]local.ReaderSource, error) {
+	var sources []local.ReaderSource
+	for _, name := range d.files() {
+		text, err := os.ReadFile(filepath.Join(d.Project.Dir, name))
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, local.ReaderSource{Name: name, Reader: bytes.NewReader(text)})
+	}
+	pods, err := d.futurePods()
+	if err != nil {
+		return nil, err
+	}
+	return append(sources, local.ReaderSource{Name: futurePods, Reader: bytes.NewReader(pods)}), nil
+}
+
+// futurePods is the name of what is no file of the project's.
+const futurePods = "pods of the manifests"
+
+// futurePods are the pods that the manifests' workloads will have, as YAML: without them the subsets of a DestinationRule that
+// comes with its Deployment select no pod. Only what analyzers select pods by is in them.
+func (d *deployment) futurePods() ([]byte, error) {
+	var all bytes.Buffer
+	for _, o := range d.objects {
+		if !isWorkload(o) {
+			continue
+		}
+		labels, found, err := unstructured.NestedStringMap(o.Object, "spec", "template", "metadata", "labels")
+		if err != nil || !found {
+			continue // the API server says what is wrong with it
+		}
+		text, err := yaml.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "spec": map[string]any{}, "metadata": map[string]any{
+			"name": o.GetName(), "namespace": cmp.Or(o.GetNamespace(), d.Project.Namespace), "labels": labels}})
+		if err != nil {
+			return nil, err
+		}
+		all.WriteString("---\n")
+		all.Write(text)
+	}
+	return all.Bytes(), nil
 }
 
 // files are the files of the manifests.

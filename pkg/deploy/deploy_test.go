@@ -24,6 +24,16 @@ import (
 // objects reads manifests as a project does.
 func objects(t *testing.T, text string) []project.Object {
 	t.Helper()
+	found, err := written(t, text).Objects()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// written is a project with one file of manifests, k8s/all.yaml.
+func written(t *testing.T, text string) *project.Project {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "k8s"), 0o755); err != nil {
 		t.Fatal(err)
@@ -35,11 +45,7 @@ func objects(t *testing.T, text string) []project.Object {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := p.Objects()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
+	return p
 }
 
 func unstructuredOf(t *testing.T, text string) *unstructured.Unstructured {

@@ -150,7 +150,11 @@ func (d *deployment) prune(ctx context.Context) error {
 	for _, name := range names {
 		d.result.Objects = append(d.result.Objects, Change{ID: name, Action: Pruned})
 	}
-	return d.Steps.Do("remove what is no longer in the manifests", func(*progress.Step) (string, error) {
+	title := "remove what is no longer in the manifests"
+	if d.dry {
+		title += " (dry run)"
+	}
+	return d.Steps.Do(title, func(*progress.Step) (string, error) {
 		return strings.Join(names, ", "), d.set.close(ctx, d.cluster, d.strategy())
 	})
 }

@@ -226,6 +226,14 @@ func (w *look) refused(message string) {
 		f.Places = template("spec", "containers", "0", "resources")
 	case strings.Contains(message, "image-policy.polymesh.dev"):
 		f.Advice = "sign the image (polymesh deploy --sign-key FILE, polymesh image sign), or name one that is signed"
+	case strings.Contains(message, "violates PodSecurity"):
+		f.Advice = "the namespace enforces a Pod Security Standard: change what the message names, or the namespace's label pod-security.kubernetes.io/enforce"
+		if strings.Contains(message, `"istio-init"`) {
+			// It is in no manifest, and the levels baseline and restricted both refuse it (docs/operate/hardening.md).
+			f.Advice = "a sidecar's init container needs NET_ADMIN, so a namespace with sidecars has to allow it: `kubectl label namespace " + w.workload.GetNamespace() +
+				" pod-security.kubernetes.io/enforce=privileged pod-security.kubernetes.io/warn=restricted`"
+		}
+		f.Final = true
 	case strings.Contains(message, "serviceaccount") && strings.Contains(message, "not found"):
 		f.Advice, f.Places = "make the ServiceAccount, or correct its name", template("spec", "serviceAccountName")
 	case strings.Contains(message, "sidecar-injector") || strings.Contains(message, "istiod"):

@@ -239,6 +239,13 @@ func TestNoPods(t *testing.T) {
 	t.Run("a workload whose name begins alike", func(t *testing.T) {
 		check(t, explain(t, deployment(t, pod), failed("api-gateway-6f", quota)), nil)
 	})
+	t.Run("pod security", func(t *testing.T) {
+		const violates = `pods "api-6f-x" is forbidden: violates PodSecurity "restricted:latest": `
+		check(t, explain(t, deployment(t, pod), failed("api-6f", violates+`unrestricted capabilities (container "istio-init" must not include "NET_ADMIN", "NET_RAW")`)),
+			[]string{"Refused: ", "kubectl label namespace shop pod-security.kubernetes.io/enforce=privileged", "waiting does not help"})
+		check(t, explain(t, deployment(t, pod), failed("api-6f", violates+`runAsNonRoot != true (pod or container "api" must set securityContext.runAsNonRoot=true)`)),
+			[]string{"Refused: ", "change what the message names", "waiting does not help"})
+	})
 	t.Run("injection", func(t *testing.T) {
 		check(t, explain(t, deployment(t, pod), failed("api-6f", `failed calling webhook "namespace.sidecar-injector.istio.io": connection refused`)), []string{"InjectionMissing: ", "polymesh status"})
 	})

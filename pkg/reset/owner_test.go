@@ -257,36 +257,50 @@ func TestKubeconfigs(t *testing.T) {
 			write(t, strings.Replace(string(text), "clusters:\n", "clusters:\n- cluster:\n    server: https://work.example.com\n  name: work\n", 1), path)
 		}, false, "it has access to other clusters too"},
 	} {
-		t.Run(what, func(t *testing.T) {
-			private(t)
-			dir := filepath.Join(t.TempDir(), "data-dir")
-			if _, err := datadir.Claim(dir); err != nil {
-				t.Fatal(err)
+		for _, noted := range []bool{false, true} {
+			name := what + ", named by the user"
+			if noted {
+				name = what + ", where the server wrote one"
 			}
-			own := certificates(t, dir)
-			path := filepath.Join(t.TempDir(), "config")
-			c.plant(t, path, own)
-			before := tree(t, filepath.Dir(path))
-			p, err := Look(t.Context(), Options{DataDir: dir, Kubeconfig: path})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if said := slices.Contains(p.Remove, "the kubeconfig "+path); said != c.goes {
-				t.Errorf("said to go: %v", said)
-			}
-			if text := strings.Join(p.Leave, "\n"); c.why != "" && !strings.Contains(text, "the kubeconfig "+path+": ") || !strings.Contains(text, c.why) {
-				t.Errorf("said to stay: %q, want %q", text, c.why)
-			}
-			if err := p.Run(t.Context(), io.Discard); err != nil || exists(dir) {
-				t.Errorf("%v, the data dir is there: %v", err, exists(dir))
-			}
-			if c.goes {
-				before = slices.DeleteFunc(before, func(s string) bool { return s == path })
-			}
-			if after := tree(t, filepath.Dir(path)); !slices.Equal(before, after) {
-				t.Errorf("%q became %q", before, after)
-			}
-		})
+			t.Run(name, func(t *testing.T) {
+				private(t)
+				dir := filepath.Join(t.TempDir(), "data-dir")
+				marker, err := datadir.Claim(dir)
+				if err != nil {
+					t.Fatal(err)
+				}
+				own := certificates(t, dir)
+				path := filepath.Join(t.TempDir(), "config")
+				c.plant(t, path, own)
+				before := tree(t, filepath.Dir(path))
+				o := Options{DataDir: dir, Kubeconfig: path}
+				if noted {
+					if err := marker.NoteKubeconfig(dir, path); err != nil {
+						t.Fatal(err)
+					}
+					o.Kubeconfig = "/nonexistent"
+				}
+				p, err := Look(t.Context(), o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if said := slices.Contains(p.Remove, "the kubeconfig "+path); said != c.goes {
+					t.Errorf("said to go: %v", said)
+				}
+				if text := strings.Join(p.Leave, "\n"); c.why != "" && !strings.Contains(text, "the kubeconfig "+path+": ") || !strings.Contains(text, c.why) {
+					t.Errorf("said to stay: %q, want %q", text, c.why)
+				}
+				if err := p.Run(t.Context(), io.Discard); err != nil || exists(dir) {
+					t.Errorf("%v, the data dir is there: %v", err, exists(dir))
+				}
+				if c.goes {
+					before = slices.DeleteFunc(before, func(s string) bool { return s == path })
+				}
+				if after := tree(t, filepath.Dir(path)); !slices.Equal(before, after) {
+					t.Errorf("%q became %q", before, after)
+				}
+			})
+		}
 	}
 }
 

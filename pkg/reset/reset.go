@@ -49,8 +49,8 @@ type Plan struct {
 	// Remove and Leave are lines for the user, who is asked before Run. Remove is empty where there is nothing to do.
 	Remove, Leave []string
 
-	kubeconfig string // empty where none is to be removed
-	marker     *datadir.Marker
+	kubeconfigs []string // those that are to be removed
+	marker      *datadir.Marker
 	// network is true where interfaces and rules of this network namespace are this data dir's.
 	network bool
 	unit    string
@@ -184,13 +184,19 @@ func (p *Plan) lookAtNetwork(ctx context.Context) error {
 
 func (p *Plan) lookAtFiles(kubeconfig string) {
 	ca, _ := os.ReadFile(datadir.Authority(p.DataDir))
-	ours, why := ownKubeconfig(kubeconfig, ca)
-	switch {
-	case ours:
-		p.kubeconfig = kubeconfig
-		p.Remove = append(p.Remove, "the kubeconfig "+kubeconfig)
-	case why != "":
-		p.Leave = append(p.Leave, fmt.Sprintf("the kubeconfig %s: %s", kubeconfig, why))
+	paths := []string{kubeconfig}
+	if noted := p.marker.Kubeconfig; noted != "" && noted != kubeconfig {
+		paths = append(paths, noted)
+	}
+	for _, path := range paths {
+		ours, why := ownKubeconfig(path, ca)
+		switch {
+		case ours:
+			p.kubeconfigs = append(p.kubeconfigs, path)
+			p.Remove = append(p.Remove, "the kubeconfig "+path)
+		case why != "":
+			p.Leave = append(p.Leave, fmt.Sprintf("the kubeconfig %s: %s", path, why))
+		}
 	}
 	for _, folder := range p.outside() {
 		if _, err := os.Lstat(folder); err == nil {
@@ -696,10 +702,10 @@ func removeEmptyCgroups(dir string) {
 func (p *Plan) removeData(context.Context) error {
 	var failures []error
 	// Looked at again: what the user was asked about may have become another file since.
-	if p.kubeconfig != "" {
-		ca, _ := os.ReadFile(datadir.Authority(p.DataDir))
-		if ours, _ := ownKubeconfig(p.kubeconfig, ca); ours {
-			if err := os.Remove(p.kubeconfig); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	ca, _ := os.ReadFile(datadir.Authority(p.DataDir))
+	for _, path := range p.kubeconfigs {
+		if ours, _ := ownKubeconfig(path, ca); ours {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				failures = append(failures, fmt.Errorf("remove the kubeconfig: %w", err))
 			}
 		}
