@@ -1,0 +1,209 @@
+//go:build e2e
+
+// Package kubernetes runs Kubernetes' own conformance suite, the specs of test/e2e that carry its label, on a node of its own,
+// like those of the end-to-end tests, and keeps the report in docs/understand. It needs root.
+//
+//	make conformance-kubernetes                     # all of it, and the report
+//	make conformance-kubernetes FOCUS='\[sig-cli\]' # the specs whose names match, no report
+//	make conformance-kubernetes PROCS=8 LIMIT=30m   # eight at a time, for half an hour; the report says what did not run
+//
+// Ginkgo runs the specs beside each other, and those that upstream marks as serial one by one at the end. specs.yaml says
+// what is run and what is not, and why. images.sh makes the images.
+package kubernetes
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+var (
+	focus = flag.String("focus", "", "run the conformance specs that this regular expression matches, and write no report")
+	procs = flag.Int("procs", 2*runtime.NumCPU(), "so many specs at a time")
+	limit = flag.Duration("limit", 5*time.Hour, "end the run after this time")
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := node.Guard(); err != nil {
+		fmt.Fprintln(os.Stderr, "conformance:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func TestConformance(t *testing.T) {
+	top, err := node.Top()
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := filepath.Join(top, ".build", "test", "kubernetes")
+	suite := filepath.Join(programs, "e2e.test")
+	list, err := exec.Command(suite, "--list-conformance-tests").Output()
+	if err != nil {
+		t.Fatalf("%s: %v: run make conformance-kubernetes, which builds it", suite, err)
+	}
+	all, err := names(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	specs, err := readSpecs(specsFile, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(top, ".build", "conformance", "kubernetes")
+	if said, err := exec.Command(filepath.Join(top, "test", "conformance", "kubernetes", "images.sh")).CombinedOutput(); err != nil {
+		t.Fatalf("build the suite's images: %v: %s", err, said)
+	}
+
+	n := node.ForTest(t, node.Options{})
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t, 5*time.Minute)
+	archives, err := filepath.Glob(filepath.Join(out, "archives", "*.tar"))
+	if err != nil || len(archives) == 0 {
+		t.Fatalf("%s has no archives of images: %v", out, err)
+	}
+	for _, archive := range archives {
+		n.Import(t, archive)
+	}
+	version, err := n.Report(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := n.Client(t).ServerVersion()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Through a link of that name the program is kubectl.
+	kubectl := filepath.Join(n.Dir, "kubectl")
+	program, err := node.Program()
+	if err == nil {
+		err = os.Symlink(program, kubectl)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	results := filepath.Join(out, "report.json")
+	if err := os.RemoveAll(results); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), *limit+10*time.Minute)
+	defer cancel()
+	args := []string{
+		"--procs=" + strconv.Itoa(*procs), "--timeout=" + limit.String(), "--label-filter=" + specs.Focus,
+		"--no-color", "--silence-skips", "--output-dir=" + out, "--json-report=" + filepath.Base(results),
+	}
+	if skip := specs.skip(); skip != "" {
+		args = append(args, "--skip="+skip)
+	}
+	if *focus != "" {
+		args = append(args, "--focus="+*focus)
+	}
+	args = append(args, suite, "--", "--kubeconfig="+n.Kubeconfig(), "--kubectl-path="+kubectl,
+		"--provider=skeleton", "--num-nodes=1", "--disable-log-dump")
+	started := time.Now()
+	ginkgo := n.Command(ctx, filepath.Join(programs, "ginkgo"), args...)
+	ginkgo.Stdout, ginkgo.Stderr = os.Stdout, os.Stderr
+	// That a spec has failed is read from the report.
+	ended := ginkgo.Run()
+	took := time.Since(started)
+	text, err := os.ReadFile(results)
+	if err != nil {
+		t.Fatalf("ginkgo: %v: it has left no report: %v", ended, err)
+	}
+	var suites []Suite
+	if err := json.Unmarshal(text, &suites); err != nil || len(suites) != 1 {
+		t.Fatalf("%s: %d suites: %v", results, len(suites), err)
+	}
+	got, err := read(suites[0], all, specs)
+	if err != nil {
+		t.Fatalf("ginkgo: %v: %v", ended, err)
+	}
+	for _, r := range got {
+		if problem := r.problem(); problem != "" && (*focus == "" || r.Outcome != NotRun) {
+			t.Errorf("%s: %s", r.Name, problem)
+		}
+	}
+	counts := count(got)
+	t.Logf("%d specs: %s", len(got), counts)
+	if counts[Passed]+counts[Failed] == 0 {
+		t.Error("no spec ran")
+	}
+	if *focus != "" {
+		return
+	}
+	run := Run{Polymesh: version.Version, Kubernetes: server.GitVersion, Date: started.UTC().Format(time.DateOnly),
+		Procs: *procs, CPUs: runtime.NumCPU(), Took: took.Round(time.Minute)}
+	if err := os.WriteFile(filepath.Join(top, "docs", "understand", "conformance.md"), []byte(page(run, got)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPage(t *testing.T) {
+	all := []string{"[sig-b] was cut short", "[sig-a] passes", "[sig-a] is known to fail", "[sig-b] skips itself", "[sig-b] is left out", "[sig-b] came too late", "[sig-c] fails"}
+	specs, err := readSpecs([]byte(`
+focus: Conformance
+excluded: [{reason: no registry, specs: ["[sig-b] is left out"]}]
+skipped: [{reason: one node, specs: ["[sig-b] skips itself"]}]
+failing: [{reason: a bug, specs: ["[sig-a] is known to fail"]}]`), all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := func(name, state, message string) Spec {
+		s := Spec{LeafNodeType: "It", ContainerHierarchyTexts: []string{name[:7]}, LeafNodeText: name[8:], State: state}
+		s.Failure.Message = message
+		return s
+	}
+	got, err := read(Suite{SpecReports: []Spec{
+		{LeafNodeType: "SynchronizedBeforeSuite", State: "passed"},
+		spec("[sig-b] was cut short", "timedout", "A suite timeout occurred"),
+		spec("[sig-a] passes", "passed", ""), spec("[sig-a] is known to fail", "failed", "as ever"),
+		spec("[sig-b] skips itself", "skipped", "Requires at least 2 nodes"), spec("[sig-b] is left out", "skipped", ""),
+		spec("[sig-b] came too late", "skipped", ""), spec("[sig-c] fails", "timedout", "too slow\nat length"),
+	}}, all, specs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Outcome{NotRun, Passed, Failed, Skipped, Excluded, NotRun, Failed}
+	for i, r := range got {
+		if r.Outcome != want[i] {
+			t.Errorf("%s: %s, want %s", r.Name, r.Outcome, want[i])
+		}
+		if problem := r.problem(); (problem != "") != (i == 0 || i >= 5) {
+			t.Errorf("%s: the problem is %q", r.Name, problem)
+		}
+	}
+	text := page(Run{}, got)
+	for _, part := range []string{"| **all** | 7 | 1 | 2 | 1 | 1 | 2 |", "| [sig-c] fails | too slow |", "| [sig-a] is known to fail | a bug |", "- [sig-b] came too late\n"} {
+		if !strings.Contains(text, part) {
+			t.Errorf("the page lacks %q:\n%s", part, text)
+		}
+	}
+
+	// A line of specs.yaml that does not hold any more is a problem.
+	got, err = read(Suite{SpecReports: []Spec{spec(all[2], "passed", ""), spec(all[3], "passed", "")}}, all[2:4], specs)
+	if err != nil || got[0].problem() == "" || got[1].problem() == "" {
+		t.Errorf("specs that are listed and pass: %v, %v", got, err)
+	}
+	// A suite that did not begin has no results.
+	if _, err := read(Suite{SpecReports: []Spec{{LeafNodeType: "SynchronizedBeforeSuite", State: "failed"}}}, all, specs); err == nil {
+		t.Error("a suite whose preparation failed was read")
+	}
+	if _, err := readSpecs([]byte(`{focus: x, failing: [{reason: r, specs: ["[sig-a] never was"]}]}`), all); err == nil {
+		t.Error("a spec that upstream does not have was read")
+	}
+}

@@ -1,0 +1,205 @@
+//go:build e2e
+
+package kubernetes
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Suite and Spec are what is read of Ginkgo's JSON report (github.com/onsi/ginkgo/v2/types, Report and SpecReport).
+type Suite struct {
+	SpecReports []Spec
+}
+
+type Spec struct {
+	ContainerHierarchyTexts []string
+	LeafNodeType            string
+	LeafNodeText            string
+	State                   string
+	Failure                 struct{ Message string }
+}
+
+// Outcome is what became of a spec.
+type Outcome string
+
+const (
+	Passed   Outcome = "passed"
+	Failed   Outcome = "failed"
+	Skipped  Outcome = "skipped"  // by itself, after it was started
+	Excluded Outcome = "excluded" // by specs.yaml
+	NotRun   Outcome = "not run"  // for want of time
+)
+
+// Result is one spec of upstream's list.
+type Result struct {
+	Name    string
+	Outcome Outcome
+	Message string // why it failed or skipped itself
+	Reason  string // why specs.yaml expects it not to pass; empty where it does not
+
+	expected Outcome
+}
+
+// read finds the specs of upstream's list in the report. Every spec that ran must be on the list.
+func read(suite Suite, all []string, specs Specs) ([]Result, error) {
+	ran := map[string]Spec{}
+	for _, s := range suite.SpecReports {
+		if s.LeafNodeType != "It" {
+			if s.State != "passed" && s.State != "skipped" {
+				return nil, fmt.Errorf("%s: %s: %s", s.LeafNodeType, s.State, s.Failure.Message)
+			}
+			continue
+		}
+		name := strings.Join(append(slices.Clone(s.ContainerHierarchyTexts), s.LeafNodeText), " ")
+		if !slices.Contains(all, name) {
+			if s.State != "skipped" || s.Failure.Message != "" {
+				return nil, fmt.Errorf("%q ran, and is not on upstream's list of conformance specs", name)
+			}
+			continue
+		}
+		ran[name] = s
+	}
+	var results []Result
+	for _, name := range all {
+		s, ok := ran[name]
+		if !ok {
+			return nil, fmt.Errorf("upstream's program has no spec %q, and its list of conformance specs has", name)
+		}
+		r := Result{Name: name, Message: s.Failure.Message, expected: Passed}
+		for outcome, groups := range map[Outcome][]Group{Excluded: specs.Excluded, Skipped: specs.Skipped, Failed: specs.Failing} {
+			if why := reason(groups, name); why != "" {
+				r.Reason, r.expected = why, outcome
+			}
+		}
+		switch {
+		case s.State == "passed":
+			r.Outcome = Passed
+		case s.State == "skipped" && s.Failure.Message != "":
+			r.Outcome = Skipped
+		case s.State == "skipped" && r.expected == Excluded:
+			r.Outcome = Excluded
+		case s.State == "skipped" || s.State == "pending" || s.State == "interrupted",
+			s.State == "timedout" && s.Failure.Message == "A suite timeout occurred": // Ginkgo's words for the run's own time
+			r.Outcome, r.Message = NotRun, ""
+		default:
+			r.Outcome = Failed
+		}
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+// problem says what is wrong with a result, and nothing when it is what specs.yaml expects.
+func (r Result) problem() string {
+	switch {
+	case r.Outcome == r.expected:
+		return ""
+	case r.Outcome == NotRun:
+		return "did not run within the time"
+	case r.Outcome == Passed:
+		return fmt.Sprintf("passed, and specs.yaml has it as %s: take it out there", r.expected)
+	}
+	return fmt.Sprintf("%s, and specs.yaml does not say so: %s", r.Outcome, r.Message)
+}
+
+// Counts are numbers of specs.
+type Counts map[Outcome]int
+
+func count(results []Result) Counts {
+	c := Counts{}
+	for _, r := range results {
+		c[r.Outcome]++
+	}
+	return c
+}
+
+var outcomes = []Outcome{Passed, Failed, Skipped, Excluded, NotRun}
+
+func (c Counts) String() string {
+	var parts []string
+	for _, o := range outcomes {
+		if c[o] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", c[o], o))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// Run is under which circumstances the specs ran.
+type Run struct {
+	Polymesh, Kubernetes, Date string
+	Procs, CPUs                int
+	Took                       time.Duration
+}
+
+// page is the report.
+func page(run Run, results []Result) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `# Kubernetes conformance
+
+<!-- Written by `+"`make conformance-kubernetes`"+`. -->
+
+Upstream's conformance suite, the specs of Kubernetes' own end-to-end tests that carry the label, on one node as it comes,
+with Istio: Polymesh %s, Kubernetes %s. The tests are built from the pinned module, and their images from that module and
+from Debian packages (`+"`test/conformance/kubernetes`"+`), because nothing is pulled; kubectl is `+"`polymesh kubectl`"+`.
+The run of %s took %s, %d specs at a time on %d processors, the serial ones alone.
+
+It is the suite's result on one node, not a certificate: for that CNCF wants all specs to pass, and some need two nodes.
+
+**%d specs: %s.**
+
+`, run.Polymesh, run.Kubernetes, run.Date, strings.TrimSuffix(run.Took.String(), "0s"), run.Procs, run.CPUs, len(results), count(results))
+	areas := map[string][]Result{}
+	for _, r := range results {
+		area, _, _ := strings.Cut(strings.TrimPrefix(r.Name, "["), "]")
+		areas[area] = append(areas[area], r)
+	}
+	row := func(title string, results []Result) {
+		fmt.Fprintf(&b, "| %s | %d |", title, len(results))
+		c := count(results)
+		for _, o := range outcomes {
+			fmt.Fprintf(&b, " %d |", c[o])
+		}
+		b.WriteString("\n")
+	}
+	b.WriteString("| area | specs | passed | failed | skipped | excluded | not run |\n| --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, area := range slices.Sorted(maps.Keys(areas)) {
+		row(area, areas[area])
+	}
+	row("**all**", results)
+	table := func(title, text string, of Outcome) {
+		var rows []Result
+		for _, r := range results {
+			if r.Outcome == of {
+				rows = append(rows, r)
+			}
+		}
+		if len(rows) == 0 {
+			return
+		}
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", title, text)
+		if of == NotRun {
+			for _, r := range rows {
+				fmt.Fprintf(&b, "- %s\n", r.Name)
+			}
+			return
+		}
+		b.WriteString("| spec | why |\n| --- | --- |\n")
+		for _, r := range rows {
+			why := r.Reason
+			if why == "" {
+				why, _, _ = strings.Cut(r.Message, "\n")
+			}
+			fmt.Fprintf(&b, "| %s | %s |\n", r.Name, strings.ReplaceAll(strings.TrimSpace(why), "|", `\|`))
+		}
+	}
+	table("Failed", "Where the reason is not known, the first line of what the spec says.", Failed)
+	table("Skipped", "By the specs themselves, on a cluster like this.", Skipped)
+	table("Excluded", "Not started, because they cannot pass here.", Excluded)
+	table("Not run", "The time that the run was given ended before these.", NotRun)
+	return b.String()
+}
