@@ -324,7 +324,7 @@ conformance: conformance-kubernetes conformance-gateway ## both conformance suit
 .PHONY: conformance-kubernetes
 conformance-kubernetes: all $(CONFORMANCE) .build/app-packages ## Kubernetes' own suite; its report goes to docs/understand (root; FOCUS=<regexp> for a part, without the report)
 	go test -tags "$(TAGS) e2e" -timeout 6h -count=1 -v ./test/conformance/kubernetes -args \
-		-focus '$(FOCUS)' $(if $(PROCS),-procs $(PROCS)) $(if $(LIMIT),-limit $(LIMIT))
+		-focus '$(FOCUS)' $(if $(PROCS),-procs $(PROCS)) $(if $(LIMIT),-limit $(LIMIT)) $(if $(RESUME),-resume)
 
 .PHONY: conformance-gateway
 conformance-gateway: all .build/app-packages ## Gateway API's own suite; its report goes to docs/mesh (root)

@@ -6,6 +6,7 @@
 //	make conformance-kubernetes                     # all of it, and the report
 //	make conformance-kubernetes FOCUS='\[sig-cli\]' # the specs whose names match, no report
 //	make conformance-kubernetes PROCS=8 LIMIT=30m   # eight at a time, for half an hour; the report says what did not run
+//	make conformance-kubernetes RESUME=1            # what did not run, added to the report
 //
 // Ginkgo runs the specs beside each other, and those that upstream marks as serial one by one at the end. specs.yaml says
 // what is run and what is not, and why. images.sh makes the images.
@@ -13,13 +14,20 @@ package kubernetes
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -32,6 +40,7 @@ var (
 	focus = flag.String("focus", "", "run the conformance specs that this regular expression matches, and write no report")
 	procs = flag.Int("procs", 2*runtime.NumCPU(), "so many specs at a time")
 	limit = flag.Duration("limit", 5*time.Hour, "end the run after this time")
+	again = flag.Bool("resume", false, "run what the last run had no time for, with the same program, and add it to that run's report")
 )
 
 func TestMain(m *testing.M) {
@@ -63,10 +72,64 @@ func TestConformance(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := filepath.Join(top, ".build", "conformance", "kubernetes")
+	file, err := node.Program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := hash(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record Record
+	if *again {
+		if *focus != "" {
+			t.Fatal("-resume and -focus exclude each other")
+		}
+		if record, err = load(out); err != nil {
+			t.Fatalf("-resume: %v", err)
+		}
+		if record.Program != program {
+			t.Fatalf("-resume: the last run tested another program than %s: run the suite without it", file)
+		}
+		judge(record.Results, specs)
+		*focus = record.left()
+	}
+	if !*again || *focus != "" {
+		run, results := runSuite(t, top, out, specs, all, suite)
+		judge(results, specs)
+		if *again {
+			record.add(run, results)
+		} else {
+			record = Record{program, run, results}
+		}
+	}
+	whole := *again || *focus == ""
+	for _, r := range record.Results {
+		if problem := r.problem(); problem != "" && (whole || r.Outcome != NotRun) {
+			t.Errorf("%s: %s", r.Name, problem)
+		}
+	}
+	counts := count(record.Results)
+	t.Logf("%d specs: %s", len(record.Results), counts)
+	if counts[Passed]+counts[Failed] == 0 {
+		t.Error("no spec ran")
+	}
+	if !whole {
+		return
+	}
+	if err := record.save(out); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(top, "docs", "understand", "conformance.md"), []byte(page(record.Run, record.Results)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// runSuite starts a node and runs the specs on it.
+func runSuite(t *testing.T, top, out string, specs Specs, all []string, suite string) (Run, []Result) {
 	if said, err := exec.Command(filepath.Join(top, "test", "conformance", "kubernetes", "images.sh")).CombinedOutput(); err != nil {
 		t.Fatalf("build the suite's images: %v: %s", err, said)
 	}
-
 	n := node.ForTest(t, node.Options{})
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -79,6 +142,7 @@ func TestConformance(t *testing.T) {
 	for _, archive := range archives {
 		n.Import(t, archive)
 	}
+	tagPause(t, n, suite)
 	version, err := n.Report(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -89,23 +153,23 @@ func TestConformance(t *testing.T) {
 	}
 	// Through a link of that name the program is kubectl.
 	kubectl := filepath.Join(n.Dir, "kubectl")
-	program, err := node.Program()
+	file, err := node.Program()
 	if err == nil {
-		err = os.Symlink(program, kubectl)
+		err = os.Symlink(file, kubectl)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	results := filepath.Join(out, "report.json")
-	if err := os.RemoveAll(results); err != nil {
+	report := filepath.Join(out, "report.json")
+	if err := os.RemoveAll(report); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), *limit+10*time.Minute)
 	defer cancel()
 	args := []string{
 		"--procs=" + strconv.Itoa(*procs), "--timeout=" + limit.String(), "--label-filter=" + specs.Focus,
-		"--no-color", "--silence-skips", "--output-dir=" + out, "--json-report=" + filepath.Base(results),
+		"--no-color", "--silence-skips", "--output-dir=" + out, "--json-report=" + filepath.Base(report),
 	}
 	if skip := specs.skip(); skip != "" {
 		args = append(args, "--skip="+skip)
@@ -116,40 +180,83 @@ func TestConformance(t *testing.T) {
 	args = append(args, suite, "--", "--kubeconfig="+n.Kubeconfig(), "--kubectl-path="+kubectl,
 		"--provider=skeleton", "--num-nodes=1", "--disable-log-dump")
 	started := time.Now()
-	ginkgo := n.Command(ctx, filepath.Join(programs, "ginkgo"), args...)
+	ginkgo := n.Command(ctx, filepath.Join(filepath.Dir(suite), "ginkgo"), args...)
 	ginkgo.Stdout, ginkgo.Stderr = os.Stdout, os.Stderr
 	// That a spec has failed is read from the report.
 	ended := ginkgo.Run()
 	took := time.Since(started)
-	text, err := os.ReadFile(results)
+	text, err := os.ReadFile(report)
 	if err != nil {
 		t.Fatalf("ginkgo: %v: it has left no report: %v", ended, err)
 	}
 	var suites []Suite
 	if err := json.Unmarshal(text, &suites); err != nil || len(suites) != 1 {
-		t.Fatalf("%s: %d suites: %v", results, len(suites), err)
+		t.Fatalf("%s: %d suites: %v", report, len(suites), err)
 	}
-	got, err := read(suites[0], all, specs)
+	results, err := read(suites[0], all)
 	if err != nil {
 		t.Fatalf("ginkgo: %v: %v", ended, err)
 	}
-	for _, r := range got {
-		if problem := r.problem(); problem != "" && (*focus == "" || r.Outcome != NotRun) {
-			t.Errorf("%s: %s", r.Name, problem)
+	return Run{Polymesh: version.Version, Kubernetes: server.GitVersion, Date: started.UTC().Format(time.DateOnly),
+		Procs: *procs, CPUs: runtime.NumCPU(), Took: took.Round(time.Minute)}, results
+}
+
+// hash is the SHA-256 of a file.
+func hash(file string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", fmt.Errorf("read %s: %w", file, err)
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// recordFile keeps the last whole run.
+const recordFile = "last.json"
+
+func load(dir string) (r Record, err error) {
+	text, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, errors.New("there was no run yet")
+	}
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return r, fmt.Errorf("%s: %w", recordFile, err)
+	}
+	return r, nil
+}
+
+func (r Record) save(dir string) error {
+	text, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, recordFile), text, 0o644)
+}
+
+// tagPause gives the suite's name to the image that every node has: pause of the same Kubernetes.
+func tagPause(t *testing.T, n *node.Node, suite string) {
+	list, err := exec.Command(suite, "--list-images").Output()
+	if err != nil {
+		t.Fatalf("%s: %v", suite, err)
+	}
+	const ours, theirs = "registry.polymesh.dev/pause:", "registry.k8s.io/pause:"
+	images := n.Ctr(t, "images", "ls", "-q")
+	for wanted := range strings.FieldsSeq(string(list)) {
+		tag, ok := strings.CutPrefix(wanted, theirs)
+		if !ok {
+			continue
 		}
-	}
-	counts := count(got)
-	t.Logf("%d specs: %s", len(got), counts)
-	if counts[Passed]+counts[Failed] == 0 {
-		t.Error("no spec ran")
-	}
-	if *focus != "" {
-		return
-	}
-	run := Run{Polymesh: version.Version, Kubernetes: server.GitVersion, Date: started.UTC().Format(time.DateOnly),
-		Procs: *procs, CPUs: runtime.NumCPU(), Took: took.Round(time.Minute)}
-	if err := os.WriteFile(filepath.Join(top, "docs", "understand", "conformance.md"), []byte(page(run, got)), 0o644); err != nil {
-		t.Fatal(err)
+		if !slices.Contains(strings.Fields(images), ours+tag) {
+			t.Fatalf("the suite wants %s, and the node has no %s%s", wanted, ours, tag)
+		}
+		n.Ctr(t, "images", "tag", ours+tag, wanted)
 	}
 }
 
@@ -174,10 +281,11 @@ failing: [{reason: a bug, specs: ["[sig-a] is known to fail"]}]`), all)
 		spec("[sig-a] passes", "passed", ""), spec("[sig-a] is known to fail", "failed", "as ever"),
 		spec("[sig-b] skips itself", "skipped", "Requires at least 2 nodes"), spec("[sig-b] is left out", "skipped", ""),
 		spec("[sig-b] came too late", "skipped", ""), spec("[sig-c] fails", "timedout", "too slow\nat length"),
-	}}, all, specs)
+	}}, all)
 	if err != nil {
 		t.Fatal(err)
 	}
+	judge(got, specs)
 	want := []Outcome{NotRun, Passed, Failed, Skipped, Excluded, NotRun, Failed}
 	for i, r := range got {
 		if r.Outcome != want[i] {
@@ -194,13 +302,27 @@ failing: [{reason: a bug, specs: ["[sig-a] is known to fail"]}]`), all)
 		}
 	}
 
+	// What did not run is run later, and nothing else.
+	record := Record{Results: got, Run: Run{Took: time.Hour}}
+	left := regexp.MustCompile(record.left())
+	for i, r := range got {
+		if left.MatchString(r.Name) != (want[i] == NotRun) {
+			t.Errorf("%s: %s, and to be run later: %v", r.Name, r.Outcome, left.MatchString(r.Name))
+		}
+	}
+	record.add(Run{Took: time.Minute}, []Result{{Name: all[0], Outcome: Passed}, {Name: "[sig-b] came too late", Outcome: Failed}, {Name: "[sig-a] passes", Outcome: NotRun}})
+	if c := count(record.Results); c[NotRun] != 0 || c[Passed] != 2 || c[Failed] != 3 || record.Run.Took != 61*time.Minute {
+		t.Errorf("after what was left: %s in %s", c, record.Run.Took)
+	}
+
 	// A line of specs.yaml that does not hold any more is a problem.
-	got, err = read(Suite{SpecReports: []Spec{spec(all[2], "passed", ""), spec(all[3], "passed", "")}}, all[2:4], specs)
+	got, err = read(Suite{SpecReports: []Spec{spec(all[2], "passed", ""), spec(all[3], "passed", "")}}, all[2:4])
+	judge(got, specs)
 	if err != nil || got[0].problem() == "" || got[1].problem() == "" {
 		t.Errorf("specs that are listed and pass: %v, %v", got, err)
 	}
 	// A suite that did not begin has no results.
-	if _, err := read(Suite{SpecReports: []Spec{{LeafNodeType: "SynchronizedBeforeSuite", State: "failed"}}}, all, specs); err == nil {
+	if _, err := read(Suite{SpecReports: []Spec{{LeafNodeType: "SynchronizedBeforeSuite", State: "failed"}}}, all); err == nil {
 		t.Error("a suite whose preparation failed was read")
 	}
 	if _, err := readSpecs([]byte(`{focus: x, failing: [{reason: r, specs: ["[sig-a] never was"]}]}`), all); err == nil {

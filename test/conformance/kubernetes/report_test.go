@@ -5,6 +5,7 @@ package kubernetes
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -39,13 +40,13 @@ type Result struct {
 	Name    string
 	Outcome Outcome
 	Message string // why it failed or skipped itself
-	Reason  string // why specs.yaml expects it not to pass; empty where it does not
 
+	reason   string // why specs.yaml expects it not to pass; empty where it does not
 	expected Outcome
 }
 
 // read finds the specs of upstream's list in the report. Every spec that ran must be on the list.
-func read(suite Suite, all []string, specs Specs) ([]Result, error) {
+func read(suite Suite, all []string) ([]Result, error) {
 	ran := map[string]Spec{}
 	for _, s := range suite.SpecReports {
 		if s.LeafNodeType != "It" {
@@ -69,19 +70,12 @@ func read(suite Suite, all []string, specs Specs) ([]Result, error) {
 		if !ok {
 			return nil, fmt.Errorf("upstream's program has no spec %q, and its list of conformance specs has", name)
 		}
-		r := Result{Name: name, Message: s.Failure.Message, expected: Passed}
-		for outcome, groups := range map[Outcome][]Group{Excluded: specs.Excluded, Skipped: specs.Skipped, Failed: specs.Failing} {
-			if why := reason(groups, name); why != "" {
-				r.Reason, r.expected = why, outcome
-			}
-		}
+		r := Result{Name: name, Message: s.Failure.Message}
 		switch {
 		case s.State == "passed":
 			r.Outcome = Passed
 		case s.State == "skipped" && s.Failure.Message != "":
 			r.Outcome = Skipped
-		case s.State == "skipped" && r.expected == Excluded:
-			r.Outcome = Excluded
 		case s.State == "skipped" || s.State == "pending" || s.State == "interrupted",
 			s.State == "timedout" && s.Failure.Message == "A suite timeout occurred": // Ginkgo's words for the run's own time
 			r.Outcome, r.Message = NotRun, ""
@@ -91,6 +85,58 @@ func read(suite Suite, all []string, specs Specs) ([]Result, error) {
 		results = append(results, r)
 	}
 	return results, nil
+}
+
+// judge sets what specs.yaml expects of each result.
+func judge(results []Result, specs Specs) {
+	for i := range results {
+		r := &results[i]
+		r.reason, r.expected = "", Passed
+		for outcome, groups := range map[Outcome][]Group{Excluded: specs.Excluded, Skipped: specs.Skipped, Failed: specs.Failing} {
+			if why := reason(groups, r.Name); why != "" {
+				r.reason, r.expected = why, outcome
+			}
+		}
+		switch {
+		case r.Outcome == NotRun && r.expected == Excluded:
+			r.Outcome = Excluded
+		case r.Outcome == Excluded && r.expected != Excluded:
+			r.Outcome = NotRun
+		}
+	}
+}
+
+// Record is a run that can be resumed, as it is kept on disk.
+type Record struct {
+	Program string // SHA-256 of the program under test
+	Run     Run
+	Results []Result
+}
+
+// add takes over what a later run found of the specs that did not run before.
+func (r *Record) add(run Run, results []Result) {
+	later := map[string]Result{}
+	for _, result := range results {
+		later[result.Name] = result
+	}
+	for i, result := range r.Results {
+		if result.Outcome == NotRun {
+			r.Results[i] = later[result.Name]
+		}
+	}
+	run.Took += r.Run.Took
+	r.Run = run
+}
+
+// left is Ginkgo's regular expression for the specs that did not run; empty if all did.
+func (r *Record) left() string {
+	var left []string
+	for _, result := range r.Results {
+		if result.Outcome == NotRun {
+			left = append(left, regexp.QuoteMeta(result.Name)+"$") // Ginkgo puts the suite's name before
+		}
+	}
+	return strings.Join(left, "|")
 }
 
 // problem says what is wrong with a result, and nothing when it is what specs.yaml expects.
@@ -190,7 +236,7 @@ It is the suite's result on one node, not a certificate: for that CNCF wants all
 		}
 		b.WriteString("| spec | why |\n| --- | --- |\n")
 		for _, r := range rows {
-			why := r.Reason
+			why := r.reason
 			if why == "" {
 				why, _, _ = strings.Cut(r.Message, "\n")
 			}
