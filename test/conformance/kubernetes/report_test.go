@@ -40,6 +40,7 @@ type Result struct {
 	Name    string
 	Outcome Outcome
 	Message string // why it failed or skipped itself
+	Before  string // why it failed in an earlier run, which this one took up again
 
 	reason   string // why specs.yaml expects it not to pass; empty where it does not
 	expected Outcome
@@ -113,26 +114,34 @@ type Record struct {
 	Results []Result
 }
 
-// add takes over what a later run found of the specs that did not run before.
+// open is whether a later run takes the spec up again: it did not run, or failed for a reason that specs.yaml does not have.
+func (r Result) open() bool {
+	return r.Outcome == NotRun || r.Outcome == Failed && r.expected != Failed
+}
+
+// add takes over what a later run found of the specs that were open.
 func (r *Record) add(run Run, results []Result) {
 	later := map[string]Result{}
 	for _, result := range results {
 		later[result.Name] = result
 	}
 	for i, result := range r.Results {
-		if result.Outcome == NotRun {
-			r.Results[i] = later[result.Name]
+		if next := later[result.Name]; result.open() && next.Outcome != NotRun {
+			if result.Outcome == Failed {
+				next.Before = result.Message
+			}
+			r.Results[i] = next
 		}
 	}
 	run.Took += r.Run.Took
 	r.Run = run
 }
 
-// left is Ginkgo's regular expression for the specs that did not run; empty if all did.
+// left is Ginkgo's regular expression for the specs that are open; empty if none is.
 func (r *Record) left() string {
 	var left []string
 	for _, result := range r.Results {
-		if result.Outcome == NotRun {
+		if result.open() {
 			left = append(left, regexp.QuoteMeta(result.Name)+"$") // Ginkgo puts the suite's name before
 		}
 	}
@@ -189,12 +198,12 @@ func page(run Run, results []Result) string {
 
 <!-- Written by `+"`make conformance-kubernetes`"+`. -->
 
-Upstream's conformance suite, the specs of Kubernetes' own end-to-end tests that carry the label, on one node as it comes,
-with Istio: Polymesh %s, Kubernetes %s. The tests are built from the pinned module, and their images from that module and
-from Debian packages (`+"`test/conformance/kubernetes`"+`), because nothing is pulled; kubectl is `+"`polymesh kubectl`"+`.
-The run of %s took %s, %d specs at a time on %d processors, the serial ones alone.
+Upstream's conformance suite, the specs of Kubernetes' own end-to-end tests that carry the label Conformance, on one node as it
+comes, with Istio: Polymesh %s, Kubernetes %s. The tests are built from the pinned module, and their images from that
+module and from Debian packages, because nothing is pulled ([how](build.md#the-conformance-suites)); kubectl is
+`+"`polymesh kubectl`"+`. The run of %s took %s, %d specs at a time on %d processors, the serial ones alone.
 
-It is the suite's result on one node, not a certificate: for that CNCF wants all specs to pass, and some need two nodes.
+It is the suite's result on one node, and no certificate: for one all specs have to pass, and one of them asks for two nodes.
 
 **%d specs: %s.**
 
@@ -217,10 +226,10 @@ It is the suite's result on one node, not a certificate: for that CNCF wants all
 		row(area, areas[area])
 	}
 	row("**all**", results)
-	table := func(title, text string, of Outcome) {
+	table := func(title, text string, wanted func(Result) bool, why func(Result) string) {
 		var rows []Result
 		for _, r := range results {
-			if r.Outcome == of {
+			if wanted(r) {
 				rows = append(rows, r)
 			}
 		}
@@ -228,7 +237,7 @@ It is the suite's result on one node, not a certificate: for that CNCF wants all
 			return
 		}
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", title, text)
-		if of == NotRun {
+		if why == nil {
 			for _, r := range rows {
 				fmt.Fprintf(&b, "- %s\n", r.Name)
 			}
@@ -236,16 +245,25 @@ It is the suite's result on one node, not a certificate: for that CNCF wants all
 		}
 		b.WriteString("| spec | why |\n| --- | --- |\n")
 		for _, r := range rows {
-			why := r.reason
-			if why == "" {
-				why, _, _ = strings.Cut(r.Message, "\n")
-			}
-			fmt.Fprintf(&b, "| %s | %s |\n", r.Name, strings.ReplaceAll(strings.TrimSpace(why), "|", `\|`))
+			fmt.Fprintf(&b, "| %s | %s |\n", r.Name, strings.ReplaceAll(strings.TrimSpace(why(r)), "|", `\|`))
 		}
 	}
-	table("Failed", "Where the reason is not known, the first line of what the spec says.", Failed)
-	table("Skipped", "By the specs themselves, on a cluster like this.", Skipped)
-	table("Excluded", "Not started, because they cannot pass here.", Excluded)
-	table("Not run", "The time that the run was given ended before these.", NotRun)
+	first := func(text string) string {
+		line, _, _ := strings.Cut(text, "\n")
+		return line
+	}
+	why := func(r Result) string {
+		if r.reason != "" {
+			return r.reason
+		}
+		return first(r.Message)
+	}
+	is := func(o Outcome) func(Result) bool { return func(r Result) bool { return r.Outcome == o } }
+	table("Failed", "Where the reason is not known, the first line of what the spec says.", is(Failed), why)
+	table("Passed when they were run again", "With what they said the first time.",
+		func(r Result) bool { return r.Outcome == Passed && r.Before != "" }, func(r Result) string { return first(r.Before) })
+	table("Skipped", "By the specs themselves, on a cluster like this.", is(Skipped), why)
+	table("Excluded", "Not started, because they cannot pass here.", is(Excluded), why)
+	table("Not run", "The time that the run was given ended before these.", is(NotRun), nil)
 	return b.String()
 }
