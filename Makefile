@@ -268,6 +268,8 @@ scanner: dist/polymesh-scanner dist/polymesh-scanner.licenses.txt dist/polymesh-
 CONFORMANCE := $(addprefix .build/test/kubernetes/,e2e.test ginkgo agnhost nonewprivs etcd sample-apiserver)
 .build/test/kubernetes/e2e.test: $(call modules,kubernetes-e2e)
 	@mkdir -p $(@D)
+	@[[ $(call pinned,k8s.io/kubernetes,build/upstream/kubernetes-e2e) == $(KUBERNETES_VERSION) ]] || \
+		{ echo "build/upstream/kubernetes-e2e/go.mod pins another Kubernetes than go.mod, which has $(KUBERNETES_VERSION)" >&2; exit 1; }
 	$(STEP) "the end-to-end tests of Kubernetes $(KUBERNETES_VERSION)" bash -c 'cd build/upstream/kubernetes-e2e && CGO_ENABLED=0 go test -c -vet=off \
 		-tags "netgo osusergo" -ldflags "-s -w $(call kubernetes_version,k8s.io/component-base/version)" -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e && touch $(CURDIR)/$@'
 
