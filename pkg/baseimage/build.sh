@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# usage: build.sh go|java|jre|node|python|rust...
+# usage: build.sh debian|go|java|jre|node|python|rust...
 #
 # Makes the images that services in these languages start from, of Debian 12's packages and of this machine's toolchains
 # of Go, Node.js and Rust, in buildah's own storage and under the names that Dockerfiles ask for. No registry is needed, only
 # Debian's archive or a mirror of it. Prints the name of each image that it made, and nothing for one that is there already.
-# An image of such a name that came from elsewhere is left alone.
+# An image of such a name that came from elsewhere is left alone. debian makes only the one that most others start from.
 #
 # `polymesh image bases` carries and runs this script; examples/polyglot/images.sh runs it too.
 #
@@ -128,9 +128,9 @@ make_rust() {
     make_static
 }
 
-(($#)) || fail "usage: build.sh go|java|jre|node|python|rust..."
+(($#)) || fail "usage: build.sh debian|go|java|jre|node|python|rust..."
 for name in "$@"; do
-    [[ $name =~ ^(go|java|jre|node|python|rust)$ ]] || fail "there are no base images for $name, only for go, java, jre, node, python and rust"
+    [[ $name =~ ^(debian|go|java|jre|node|python|rust)$ ]] || fail "there are no base images for $name, only for debian, go, java, jre, node, python and rust"
 done
 missing=()
 for program in buildah mmdebstrap; do

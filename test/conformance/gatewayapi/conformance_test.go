@@ -1,13 +1,13 @@
 //go:build e2e
 
-// Package conformance runs the upstream conformance suite of Gateway API (sigs.k8s.io/gateway-api/conformance) on a node
+// Package gatewayapi runs the upstream conformance suite of Gateway API (sigs.k8s.io/gateway-api/conformance) on a node
 // of its own, like those of the end-to-end tests, and keeps the suite's report in docs/mesh. It needs root.
 //
-//	make conformance                          # all of it, and the report
-//	go test … ./test/conformance -args -only HTTPRouteSimpleSameNamespace   # one test of the suite, no report
+//	make conformance-gateway                             # all of it, and the report
+//	go test … ./test/conformance/gatewayapi -args -only HTTPRouteSimpleSameNamespace   # one test of the suite, no report
 //
 // What is claimed is what Istio claims: its profiles and its features. No test of these is left out.
-package conformance
+package gatewayapi
 
 import (
 	"context"
@@ -75,10 +75,10 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(filepath.Join(top, "test", "conformance", "images.sh")).CombinedOutput(); err != nil {
+	if out, err := exec.Command(filepath.Join(top, "test", "conformance", "gatewayapi", "images.sh")).CombinedOutput(); err != nil {
 		t.Fatalf("build the suite's images: %v: %s", err, out)
 	}
-	archives, err := filepath.Glob(filepath.Join(top, ".build", "conformance", "archives", "*.tar"))
+	archives, err := filepath.Glob(filepath.Join(top, ".build", "conformance", "gatewayapi", "archives", "*.tar"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds the images of the Gateway API conformance suite, under each name that the suite's manifests use, into
-# .build/conformance/archives. echo-basic is the suite's own program; echo-advanced is Istio's echo, as upstream.
+# .build/conformance/gatewayapi/archives. echo-basic is the suite's own program; echo-advanced is Istio's echo, as upstream.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-top=$(cd "$here/../.." && pwd)
-out=$top/.build/conformance
+top=$(cd "$here/../../.." && pwd)
+out=$top/.build/conformance/gatewayapi
 registry=registry.k8s.io/gateway-api
 
 # shellcheck source=build/image-storage.sh

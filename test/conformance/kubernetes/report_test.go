@@ -1,0 +1,269 @@
+//go:build e2e
+
+package kubernetes
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Suite and Spec are what is read of Ginkgo's JSON report (github.com/onsi/ginkgo/v2/types, Report and SpecReport).
+type Suite struct {
+	SpecReports []Spec
+}
+
+type Spec struct {
+	ContainerHierarchyTexts []string
+	LeafNodeType            string
+	LeafNodeText            string
+	State                   string
+	Failure                 struct{ Message string }
+}
+
+// Outcome is what became of a spec.
+type Outcome string
+
+const (
+	Passed   Outcome = "passed"
+	Failed   Outcome = "failed"
+	Skipped  Outcome = "skipped"  // by itself, after it was started
+	Excluded Outcome = "excluded" // by specs.yaml
+	NotRun   Outcome = "not run"  // for want of time
+)
+
+// Result is one spec of upstream's list.
+type Result struct {
+	Name    string
+	Outcome Outcome
+	Message string // why it failed or skipped itself
+	Before  string // why it failed in an earlier run, which this one took up again
+
+	reason   string // why specs.yaml expects it not to pass; empty where it does not
+	expected Outcome
+}
+
+// read finds the specs of upstream's list in the report. Every spec that ran must be on the list.
+func read(suite Suite, all []string) ([]Result, error) {
+	ran := map[string]Spec{}
+	for _, s := range suite.SpecReports {
+		if s.LeafNodeType != "It" {
+			if s.State != "passed" && s.State != "skipped" {
+				return nil, fmt.Errorf("%s: %s: %s", s.LeafNodeType, s.State, s.Failure.Message)
+			}
+			continue
+		}
+		name := strings.Join(append(slices.Clone(s.ContainerHierarchyTexts), s.LeafNodeText), " ")
+		if !slices.Contains(all, name) {
+			if s.State != "skipped" || s.Failure.Message != "" {
+				return nil, fmt.Errorf("%q ran, and is not on upstream's list of conformance specs", name)
+			}
+			continue
+		}
+		ran[name] = s
+	}
+	var results []Result
+	for _, name := range all {
+		s, ok := ran[name]
+		if !ok {
+			return nil, fmt.Errorf("upstream's program has no spec %q, and its list of conformance specs has", name)
+		}
+		r := Result{Name: name, Message: s.Failure.Message}
+		switch {
+		case s.State == "passed":
+			r.Outcome = Passed
+		case s.State == "skipped" && s.Failure.Message != "":
+			r.Outcome = Skipped
+		case s.State == "skipped" || s.State == "pending" || s.State == "interrupted",
+			s.State == "timedout" && s.Failure.Message == "A suite timeout occurred": // Ginkgo's words for the run's own time
+			r.Outcome, r.Message = NotRun, ""
+		default:
+			r.Outcome = Failed
+		}
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+// judge sets what specs.yaml expects of each result.
+func judge(results []Result, specs Specs) {
+	for i := range results {
+		r := &results[i]
+		r.reason, r.expected = "", Passed
+		for outcome, groups := range map[Outcome][]Group{Excluded: specs.Excluded, Skipped: specs.Skipped, Failed: specs.Failing} {
+			if why := reason(groups, r.Name); why != "" {
+				r.reason, r.expected = why, outcome
+			}
+		}
+		switch {
+		case r.Outcome == NotRun && r.expected == Excluded:
+			r.Outcome = Excluded
+		case r.Outcome == Excluded && r.expected != Excluded:
+			r.Outcome = NotRun
+		}
+	}
+}
+
+// Record is a run that can be resumed, as it is kept on disk.
+type Record struct {
+	Program string // SHA-256 of the program under test
+	Run     Run
+	Results []Result
+}
+
+// open is whether a later run takes the spec up again: it did not run, or failed for a reason that specs.yaml does not have.
+func (r Result) open() bool {
+	return r.Outcome == NotRun || r.Outcome == Failed && r.expected != Failed
+}
+
+// add takes over what a later run found of the specs that were open.
+func (r *Record) add(run Run, results []Result) {
+	later := map[string]Result{}
+	for _, result := range results {
+		later[result.Name] = result
+	}
+	for i, result := range r.Results {
+		if next := later[result.Name]; result.open() && next.Outcome != NotRun {
+			if result.Outcome == Failed {
+				next.Before = result.Message
+			}
+			r.Results[i] = next
+		}
+	}
+	run.Took += r.Run.Took
+	r.Run = run
+}
+
+// left is Ginkgo's regular expression for the specs that are open; empty if none is.
+func (r *Record) left() string {
+	var left []string
+	for _, result := range r.Results {
+		if result.open() {
+			left = append(left, regexp.QuoteMeta(result.Name)+"$") // Ginkgo puts the suite's name before
+		}
+	}
+	return strings.Join(left, "|")
+}
+
+// problem says what is wrong with a result, and nothing when it is what specs.yaml expects.
+func (r Result) problem() string {
+	switch {
+	case r.Outcome == r.expected:
+		return ""
+	case r.Outcome == NotRun:
+		return "did not run within the time"
+	case r.Outcome == Passed:
+		return fmt.Sprintf("passed, and specs.yaml has it as %s: take it out there", r.expected)
+	}
+	return fmt.Sprintf("%s, and specs.yaml does not say so: %s", r.Outcome, r.Message)
+}
+
+// Counts are numbers of specs.
+type Counts map[Outcome]int
+
+func count(results []Result) Counts {
+	c := Counts{}
+	for _, r := range results {
+		c[r.Outcome]++
+	}
+	return c
+}
+
+var outcomes = []Outcome{Passed, Failed, Skipped, Excluded, NotRun}
+
+func (c Counts) String() string {
+	var parts []string
+	for _, o := range outcomes {
+		if c[o] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", c[o], o))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// Run is under which circumstances the specs ran.
+type Run struct {
+	Polymesh, Kubernetes, Date string
+	Procs, CPUs                int
+	Took                       time.Duration
+}
+
+// page is the report.
+func page(run Run, results []Result) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `# Kubernetes conformance
+
+<!-- Written by `+"`make conformance-kubernetes`"+`. -->
+
+Upstream's conformance suite, the specs of Kubernetes' own end-to-end tests that carry the label Conformance, on one node as it
+comes, with Istio: Polymesh %s, Kubernetes %s. The tests are built from the pinned module, and their images from that
+module and from Debian packages, because nothing is pulled ([how](build.md#the-conformance-suites)); kubectl is
+`+"`polymesh kubectl`"+`. The run of %s took %s, %d specs at a time on %d processors, the serial ones alone.
+
+It is the suite's result on one node, and no certificate: for one all specs have to pass, and one of them asks for two nodes.
+
+**%d specs: %s.**
+
+`, run.Polymesh, run.Kubernetes, run.Date, strings.TrimSuffix(run.Took.String(), "0s"), run.Procs, run.CPUs, len(results), count(results))
+	areas := map[string][]Result{}
+	for _, r := range results {
+		area, _, _ := strings.Cut(strings.TrimPrefix(r.Name, "["), "]")
+		areas[area] = append(areas[area], r)
+	}
+	row := func(title string, results []Result) {
+		fmt.Fprintf(&b, "| %s | %d |", title, len(results))
+		c := count(results)
+		for _, o := range outcomes {
+			fmt.Fprintf(&b, " %d |", c[o])
+		}
+		b.WriteString("\n")
+	}
+	b.WriteString("| area | specs | passed | failed | skipped | excluded | not run |\n| --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, area := range slices.Sorted(maps.Keys(areas)) {
+		row(area, areas[area])
+	}
+	row("**all**", results)
+	table := func(title, text string, wanted func(Result) bool, why func(Result) string) {
+		var rows []Result
+		for _, r := range results {
+			if wanted(r) {
+				rows = append(rows, r)
+			}
+		}
+		if len(rows) == 0 {
+			return
+		}
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", title, text)
+		if why == nil {
+			for _, r := range rows {
+				fmt.Fprintf(&b, "- %s\n", r.Name)
+			}
+			return
+		}
+		b.WriteString("| spec | why |\n| --- | --- |\n")
+		for _, r := range rows {
+			fmt.Fprintf(&b, "| %s | %s |\n", r.Name, strings.ReplaceAll(strings.TrimSpace(why(r)), "|", `\|`))
+		}
+	}
+	first := func(text string) string {
+		line, _, _ := strings.Cut(text, "\n")
+		return line
+	}
+	why := func(r Result) string {
+		if r.reason != "" {
+			return r.reason
+		}
+		return first(r.Message)
+	}
+	is := func(o Outcome) func(Result) bool { return func(r Result) bool { return r.Outcome == o } }
+	table("Failed", "Where the reason is not known, the first line of what the spec says.", is(Failed), why)
+	table("Passed when they were run again", "With what they said the first time.",
+		func(r Result) bool { return r.Outcome == Passed && r.Before != "" }, func(r Result) string { return first(r.Before) })
+	table("Skipped", "By the specs themselves, on a cluster like this.", is(Skipped), why)
+	table("Excluded", "Not started, because they cannot pass here.", is(Excluded), why)
+	table("Not run", "The time that the run was given ended before these.", is(NotRun), nil)
+	return b.String()
+}
