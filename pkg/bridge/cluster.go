@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 // What the bridge writes on its own objects, and reads on Services of the mesh.
@@ -68,7 +70,7 @@ func connect(ctx context.Context, o Options) (*cluster, error) {
 	}
 	system, err := c.core.CoreV1().Namespaces().Get(ctx, metav1.NamespaceSystem, metav1.GetOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("the cluster at %s does not answer: %w (is `polymesh server` running? `polymesh status` says so)", o.REST.Host, err)
+		return nil, kubeconfig.Unreachable(o.REST.Host, err)
 	}
 	c.id = string(system.UID)
 	if _, err := c.dynamic.Resource(serviceEntries).List(ctx, metav1.ListOptions{Limit: 1}); err != nil {

@@ -28,6 +28,7 @@ import (
 	"polymesh.dev/polymesh/pkg/bridge/consul"
 	"polymesh.dev/polymesh/pkg/bridge/dns"
 	"polymesh.dev/polymesh/pkg/bridge/eureka"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/progress"
 )
 
@@ -42,7 +43,6 @@ func newBridge() *cobra.Command {
 that are registered outside can be called from the mesh by name, and Services of the mesh with the label
 bridge.polymesh.dev/eureka, or bridge.polymesh.dev/consul, appear in that registry, where programs outside find them as they
 find all others.`,
-		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(newBridgeRun(), newBridgeStatus())
 	return cmd
@@ -131,7 +131,7 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 			return err
 		}
 		if o.REST, err = cluster.ToRESTConfig(); err != nil {
-			return fmt.Errorf("no cluster: %w (start one with `polymesh server`, or name one with --kubeconfig)", err)
+			return kubeconfig.None(err)
 		}
 		o.REST.QPS, o.REST.Burst = 50, 100
 		o.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
@@ -281,7 +281,7 @@ The exit code is 0 when all is well, 1 when a bridge has a problem or does not r
 		}
 		config, err := cluster.ToRESTConfig()
 		if err != nil {
-			return fmt.Errorf("no cluster: %w (start one with `polymesh server`, or name one with --kubeconfig)", err)
+			return kubeconfig.None(err)
 		}
 		client, err := kubernetes.NewForConfig(config)
 		if err != nil {
@@ -289,6 +289,9 @@ The exit code is 0 when all is well, 1 when a bridge has a problem or does not r
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
 		defer cancel()
+		if err := kubeconfig.Ask(ctx, config); err != nil {
+			return err
+		}
 		reports, err := bridge.ReadReports(ctx, client, *cluster.Namespace)
 		if err != nil {
 			return err

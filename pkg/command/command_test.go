@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"polymesh.dev/polymesh/pkg/certificate"
@@ -49,7 +51,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"bridge", "ctr", "deploy", "dev", "image", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
+	if want := []string{"bridge", "completion", "ctr", "deploy", "dev", "image", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
@@ -86,6 +88,60 @@ func TestBadCommandLines(t *testing.T) {
 		if err == nil || err.Error() != want {
 			t.Errorf("%s: error is %v, want %s", args, err, want)
 		}
+	}
+}
+
+// Every group of commands, cobra's own too, refuses what is none of them.
+func TestGroupsRefuseUnknownCommands(t *testing.T) {
+	var groups []string
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if !c.HasSubCommands() {
+			return
+		}
+		groups = append(groups, c.CommandPath())
+		path := strings.Fields(c.CommandPath())[1:]
+		want := fmt.Sprintf("unknown command %q for %q", "nosuchthing", c.CommandPath())
+		if _, _, err := call(append(path, "nosuchthing")...); err == nil || err.Error() != want {
+			t.Errorf("%s nosuchthing: error is %v, want %s", c.CommandPath(), err, want)
+		}
+		if out, _, err := call(path...); err != nil || !strings.Contains(out, "Available Commands:") {
+			t.Errorf("%s alone: %v\n%s", c.CommandPath(), err, out)
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot())
+	for _, group := range []string{"polymesh", "polymesh bridge", "polymesh completion", "polymesh image", "polymesh image db", "polymesh new", "polymesh rollout", "polymesh secrets-encrypt"} {
+		if !slices.Contains(groups, group) {
+			t.Errorf("%s is no group; there are %q", group, groups)
+		}
+	}
+	if _, _, err := call("secrets-encrypt", "enabel"); err == nil || !strings.Contains(err.Error(), "\n\nDid you mean this?\n\tenable") {
+		t.Errorf("nothing is suggested: %v", err)
+	}
+}
+
+// A data dir is the same one however it is written: see config.DataDir.
+func TestDataDirs(t *testing.T) {
+	here := t.TempDir()
+	t.Chdir(here)
+	want := filepath.Join(here, "data")
+	for _, text := range []string{"data", "data/", "./data", want + "/", want + "/."} {
+		t.Setenv("POLYMESH_DATA_DIR", text)
+		if got := dataDirFromEnv(); got != want {
+			t.Errorf("POLYMESH_DATA_DIR=%s is %q", text, got)
+		}
+		for _, args := range [][]string{{"status"}, {"status", "-d", text}} {
+			_, stderr, err := call(args...)
+			if err != exitError(3) || !strings.Contains(stderr, "no server is running on "+want+":") {
+				t.Errorf("%q with %s: %v: %s", args, text, err, stderr)
+			}
+		}
+	}
+	if _, _, err := call("status", "-d", ""); err == nil || !strings.Contains(err.Error(), "it is empty") {
+		t.Errorf("an empty one: %v", err)
 	}
 }
 

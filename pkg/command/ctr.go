@@ -54,10 +54,16 @@ func syncDataDir() error {
 	return nil
 }
 
-// dataDirFromEnv is the data dir for commands that pass all their flags on.
+// dataDirFromEnv is the data dir in the environment, or else the default one: for commands that pass all their flags on, and
+// where no flag says another.
 func dataDirFromEnv() string {
-	if dir := os.Getenv("POLYMESH_DATA_DIR"); dir != "" {
-		return dir
+	text := os.Getenv("POLYMESH_DATA_DIR")
+	if text == "" {
+		return config.DefaultDataDir
 	}
-	return config.DefaultDataDir
+	dir, err := config.DataDir(text)
+	if err != nil {
+		return text // the current folder is gone, and so is what is named in it
+	}
+	return dir
 }

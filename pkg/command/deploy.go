@@ -30,6 +30,7 @@ func clusterFlags(cmd *cobra.Command) *genericclioptions.ConfigFlags {
 	all := genericclioptions.NewConfigFlags(true)
 	flags := genericclioptions.ConfigFlags{KubeConfig: all.KubeConfig, Context: all.Context, Namespace: all.Namespace, CacheDir: all.CacheDir}
 	flags.AddFlags(cmd.Flags())
+	requireCluster(all)
 	return all
 }
 

@@ -21,13 +21,10 @@ func newNew() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "new",
 		Short: "Make a project, or a service in one",
-		Args:  cobra.NoArgs,
 		Example: `  polymesh new project shop --lang go,python
   cd shop
   polymesh new service orders --lang java
   polymesh deploy`,
-		// Without it an unknown sub-command would be no error.
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newNewProject(), newNewService())
 	return cmd

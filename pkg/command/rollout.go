@@ -34,8 +34,6 @@ func newRollout() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rollout",
 		Short: "Bring a new image to its users step by step, and back by itself when it fails",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newRolloutCanary(),
 		newRolloutEnd("promote", "Skip the steps that are left: the Deployment gets the new image now",

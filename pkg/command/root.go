@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -89,10 +90,36 @@ func newRoot() *cobra.Command {
 			Run: func(*cobra.Command, []string) { os.Exit(run(os.Args[2:])) },
 		})
 	}
+	// Cobra makes this one only when the program runs.
+	root.InitDefaultCompletionCmd()
+	refuseUnknown(root)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())
 	})
 	return root
+}
+
+// refuseUnknown has the groups below a command refuse what is none of their commands, in the words in which cobra refuses it to
+// the root. By itself cobra prints a group's help then, and the exit code is 0.
+func refuseUnknown(parent *cobra.Command) {
+	for _, group := range parent.Commands() {
+		if !group.HasSubCommands() {
+			continue
+		}
+		group.Args = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			suggestions := ""
+			cmd.SuggestionsMinimumDistance = 2 // cobra's own default
+			if names := cmd.SuggestionsFor(args[0]); len(names) > 0 {
+				suggestions = "\n\nDid you mean this?\n\t" + strings.Join(names, "\n\t")
+			}
+			return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), suggestions)
+		}
+		group.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		refuseUnknown(group)
+	}
 }
 
 func newVersion() *cobra.Command {

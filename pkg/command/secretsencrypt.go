@@ -27,7 +27,6 @@ func newSecretsEncrypt() *cobra.Command {
 
 A server that starts with --secrets-encryption does what "enable" does. What was written before stays in old revisions until
 they are compacted, and in free parts of the datastore's file.`,
-		Args: cobra.NoArgs,
 	}
 	// cluster is the running server of the data dir.
 	cluster := func(cmd *cobra.Command) (encryption.Cluster, error) {

@@ -59,17 +59,17 @@ func dataDirFlag(cmd *cobra.Command, dataDir *string) {
 	cmd.Flags().VarP((*folder)(dataDir), "data-dir", "d", "the server's data folder")
 }
 
-// folder is the value of a flag that names a folder. An empty one is no name: of a variable that is not set, say.
+// folder is the value of a flag that names a data dir.
 type folder string
 
 func (f *folder) String() string { return string(*f) }
 func (f *folder) Type() string   { return "string" }
 func (f *folder) Set(value string) error {
-	if value == "" {
-		return errors.New("it is empty")
+	dir, err := config.DataDir(value)
+	if err == nil {
+		*f = folder(dir)
 	}
-	*f = folder(value)
-	return nil
+	return err
 }
 
 func printReport(w io.Writer, r *status.Report, now time.Time) error {

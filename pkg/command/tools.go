@@ -9,12 +9,17 @@ import (
 	"strings"
 
 	"github.com/distribution/reference"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/component-base/cli"
+	"k8s.io/klog/v2"
 	"k8s.io/kubectl/pkg/cmd"
+	"k8s.io/kubectl/pkg/cmd/plugin"
 	"k8s.io/kubectl/pkg/cmd/util"
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/istioctl"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/signature"
@@ -32,12 +37,29 @@ func runKubectl(args []string) int {
 		fmt.Fprintln(os.Stderr, "kubectl:", err)
 		return 1
 	}
-	// kubectl reads its command line from os.Args, in search of plug-ins.
+	// kubectl's commands read it too.
 	os.Args = append([]string{"kubectl"}, args...)
-	if err := cli.RunNoErrOutput(cmd.NewDefaultKubectlCommand()); err != nil {
+	// As cmd.NewDefaultKubectlCommand makes it, except that it takes a cluster to be named.
+	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
+	flags := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().WithDiscoveryBurst(300).WithDiscoveryQPS(50.0).WithWarningPrinter(streams)
+	requireCluster(flags)
+	kubectl := cmd.NewDefaultKubectlCommandWithArgs(cmd.KubectlOptions{
+		PluginHandler: cmd.NewDefaultPluginHandler(plugin.ValidPluginFilenamePrefixes), Arguments: os.Args, ConfigFlags: flags, IOStreams: streams,
+	})
+	if err := cli.RunNoErrOutput(kubectl); err != nil {
 		util.CheckErr(err)
 	}
 	return 0
+}
+
+// requireCluster has a command end when it goes to a cluster and flags name none. Without it client-go goes to
+// localhost:8080, and logs five times that nothing is there.
+func requireCluster(flags *genericclioptions.ConfigFlags) {
+	kubeconfig.Require(flags, func() {
+		if !klog.V(1).Enabled() {
+			silenceKlog()
+		}
+	})
 }
 
 func runIstioctl(args []string) int {

@@ -57,11 +57,8 @@ func (r *raw) checkFiles(s *Server) (err error) {
 			return fmt.Errorf("--resolv-conf %q: %w", r.resolvConf, err)
 		}
 	}
-	if r.dataDir == "" {
-		return fmt.Errorf("--data-dir is empty: give a folder, or leave it out for %s", DefaultDataDir)
-	}
-	if s.DataDir, err = filepath.Abs(r.dataDir); err != nil {
-		return fmt.Errorf("--data-dir %q: %w", r.dataDir, err)
+	if s.DataDir, err = DataDir(r.dataDir); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
 	}
 	if s.DataDir == "/" {
 		return fmt.Errorf("--data-dir / is refused: give a folder of its own")

@@ -6,6 +6,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -140,6 +141,19 @@ func (r AddressRange) Contains(a netip.Addr) bool {
 
 // Enabled reports whether an add-on is to be installed.
 func (s *Server) Enabled(a Addon) bool { return !s.Disabled[a] }
+
+// DataDir is the data dir that a text means: absolute and clean, as the paths of a node are made of its name. Links in it stay:
+// a link and what it leads to are two names of one folder, and the server knows it by the one that it was started with.
+func DataDir(text string) (string, error) {
+	if text == "" {
+		return "", fmt.Errorf("it is empty: give a folder, or leave it out for %s", DefaultDataDir)
+	}
+	dir, err := filepath.Abs(text)
+	if err != nil {
+		return "", fmt.Errorf("find the folder %q: %w", text, err)
+	}
+	return dir, nil
+}
 
 // Paths of a node. One machine can hold several data dirs, in tests each in a network namespace of its own: what
 // Kubernetes usually keeps at fixed places lies there only for the default data dir.

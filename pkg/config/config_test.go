@@ -190,7 +190,7 @@ func TestBadFlags(t *testing.T) {
 		"--https-listen-port=0":                   "--https-listen-port 0 is not a port: 1 to 65535",
 		"--https-listen-port=10250":               "--https-listen-port 10250 is the port of the kubelet",
 		"--https-listen-port=30001":               "lies in --service-node-port-range",
-		"--data-dir=":                             "--data-dir is empty",
+		"--data-dir=":                             "--data-dir: it is empty: give a folder, or leave it out for /var/lib/polymesh",
 		"--data-dir=/":                            "--data-dir / is refused",
 		"--data-dir=/a:b":                         `--data-dir "/a:b" is refused`,
 		"--data-dir=/a?b":                         `--data-dir "/a?b" is refused`,
@@ -324,6 +324,33 @@ func TestPathsOfDataDirs(t *testing.T) {
 			t.Errorf("%s is too long for a socket", path)
 		}
 	}
+}
+
+// Every name of one folder is one data dir, or else a command looks for the server at another place than where it runs.
+func TestDataDir(t *testing.T) {
+	here := t.TempDir()
+	t.Chdir(here)
+	for text, want := range map[string]string{
+		"/srv/p": "/srv/p", "/srv/p/": "/srv/p", "/srv//p/.": "/srv/p", "/srv/x/../p": "/srv/p", "/var/lib/polymesh/": DefaultDataDir,
+		"data": filepath.Join(here, "data"), "./data/": filepath.Join(here, "data"), "..": filepath.Dir(here), ".": here,
+	} {
+		if got, err := DataDir(text); err != nil || got != want {
+			t.Errorf("%q is %q, %v, want %q", text, got, err, want)
+		}
+		server, err := Parse([]string{"-c", file(t, ""), "-d", text}, nil)
+		if err != nil || server.DataDir != want {
+			t.Errorf("the server's own: %q: %v, want %q", text, err, want)
+		}
+	}
+	// A link is a name of its own: the server does not follow it either.
+	if err := os.Symlink(here, filepath.Join(here, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := DataDir("link/"); err != nil || got != filepath.Join(here, "link") {
+		t.Errorf("a link is %q, %v", got, err)
+	}
+	_, err := DataDir("")
+	wantError(t, "an empty name", err, "it is empty: give a folder, or leave it out for /var/lib/polymesh")
 }
 
 func FuzzFile(f *testing.F) {

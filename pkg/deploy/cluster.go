@@ -17,6 +17,7 @@ import (
 	"k8s.io/kubectl/pkg/cmd/apply"
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/project"
 )
 
@@ -50,7 +51,7 @@ func Connect(flags *genericclioptions.ConfigFlags) (*Cluster, error) {
 	c := &Cluster{factory: cmdutil.NewFactory(flags)}
 	var err error
 	if c.rest, err = flags.ToRESTConfig(); err != nil {
-		return nil, fmt.Errorf("no cluster: %w (start one with `polymesh server`, or name one with --kubeconfig)", err)
+		return nil, kubeconfig.None(err)
 	}
 	c.rest.QPS, c.rest.Burst = 50, 100
 	c.rest.WarningHandler = c
@@ -66,7 +67,7 @@ func Connect(flags *genericclioptions.ConfigFlags) (*Cluster, error) {
 		return nil, err
 	}
 	if _, err := c.Client.Discovery().ServerVersion(); err != nil {
-		return nil, fmt.Errorf("the cluster at %s does not answer: %w (is `polymesh server` running? `polymesh status` says so)", c.rest.Host, err)
+		return nil, kubeconfig.Unreachable(c.rest.Host, err)
 	}
 	if c.mapper, err = flags.ToRESTMapper(); err != nil {
 		return nil, err

@@ -1,8 +1,8 @@
 // Package istioctl is Istio's own istioctl, linked into Polymesh.
 //
-// It is upstream's command tree (istio.io/istio/istioctl/cmd) with two differences: `istioctl profile list` and `profile
-// dump`, which upstream removed and many guides use, and the values that Polymesh's images need below the user's own in
-// `install`, `upgrade` and `manifest generate`. Hub and tag default to the shipped images by Istio's own mechanism, the
+// It is upstream's command tree (istio.io/istio/istioctl/cmd) with three differences: `istioctl profile list` and `profile
+// dump`, which upstream removed and many guides use, the values that Polymesh's images need below the user's own in
+// `install`, `upgrade` and `manifest generate`, and an error where upstream waits for a cluster that does not answer. Hub and tag default to the shipped images by Istio's own mechanism, the
 // version that the build stamps. pkg/command calls Run for `polymesh istioctl` and for a link named istioctl.
 package istioctl
 
@@ -58,6 +58,7 @@ func NewCommand(args []string, available Available) *cobra.Command {
 		underlay(c, images)
 	}
 	root.AddCommand(newProfileCommand(images))
+	withCluster(root)
 	return root
 }
 
