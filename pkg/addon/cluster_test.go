@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -22,19 +21,6 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 )
-
-func eventually(t *testing.T, what string, done func() error) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		err := done()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-}
 
 // A process can have one control plane.
 func TestOnACluster(t *testing.T) {
@@ -100,7 +86,7 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 		if err := a.Start(ctx); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "applied", a.loop.Ready)
+		controlplanetest.Eventually(t, "applied", a.loop.Ready)
 		return a
 	}
 	a := start(opts)
@@ -168,7 +154,7 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 	// Disabled: all of it goes, and nothing else.
 	opts.Disabled = true
 	b := start(opts)
-	eventually(t, "removed", func() error {
+	controlplanetest.Eventually(t, "removed", func() error {
 		for _, obj := range objects {
 			if _, err := b.resource(idOf(obj)).Get(ctx, obj.GetName(), metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 				return context.DeadlineExceeded

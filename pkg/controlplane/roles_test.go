@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -144,7 +143,7 @@ func testWebhook(t *testing.T, admin *kubernetes.Clientset) {
 	if err := rbac.ClusterRoles().Delete(ctx, servicelb, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the webhook is asked", func() error {
+	controlplanetest.Eventually(t, "the webhook is asked", func() error {
 		probe := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "probe"}}
 		if _, err := rbac.ClusterRoles().Create(ctx, probe, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err == nil {
 			return errors.New("not yet")
@@ -160,22 +159,9 @@ func testWebhook(t *testing.T, admin *kubernetes.Clientset) {
 	if err := hooks.Delete(ctx, "all", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the roles are made without the webhook", func() error { return controlplane.ReconcileRoles(ctx, rbac) })
+	controlplanetest.Eventually(t, "the roles are made without the webhook", func() error { return controlplane.ReconcileRoles(ctx, rbac) })
 	if len(get(t, rbac.ClusterRoles(), servicelb).Rules) == 0 {
 		t.Error("the role has no rules")
-	}
-}
-
-func eventually(t *testing.T, what string, done func() error) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		err := done()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
 	}
 }
 

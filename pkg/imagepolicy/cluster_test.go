@@ -18,35 +18,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	applyv1 "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 )
-
-func eventually(t *testing.T, what string, done func() error) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		err := done()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-}
-
-func clientOf(t *testing.T, kubeconfig string) *kubernetes.Clientset {
-	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.QPS = -1
-	return kubernetes.NewForConfigOrDie(config)
-}
 
 // The component lives its whole life with its own identity, which may do nothing else.
 func TestOwnIdentity(t *testing.T) {
@@ -57,7 +32,7 @@ func TestOwnIdentity(t *testing.T) {
 	if info, err := os.Stat(own); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("its kubeconfig: %v %v", info, err)
 	}
-	admin, ctx := clientOf(t, admins), t.Context()
+	admin, ctx := controlplanetest.Client(t, admins), t.Context()
 
 	s := newSetup(t)
 	p, node := s.policy, s.policy.node
@@ -69,7 +44,7 @@ func TestOwnIdentity(t *testing.T) {
 		if err := p.Start(ctx); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the component is ready", func() error { return p.Ready(ctx) })
+		controlplanetest.Eventually(t, "the component is ready", func() error { return p.Ready(ctx) })
 	}
 	start(p)
 	stopped := false
@@ -103,7 +78,7 @@ func TestOwnIdentity(t *testing.T) {
 	signed := s.repo + "api:signed"
 	refuses := func() {
 		t.Helper()
-		eventually(t, "an unsigned image is refused", func() error {
+		controlplanetest.Eventually(t, "an unsigned image is refused", func() error {
 			_, err := try(s.repo + "api:unsigned")
 			if apierrors.IsForbidden(err) && strings.Contains(err.Error(), "is not signed by a key of this server") {
 				return nil
@@ -112,7 +87,7 @@ func TestOwnIdentity(t *testing.T) {
 		})
 	}
 	refuses()
-	eventually(t, "a signed image is taken, and the pull secret read", func() error {
+	controlplanetest.Eventually(t, "a signed image is taken, and the pull secret read", func() error {
 		x, err := try(signed)
 		if err != nil {
 			return err
@@ -137,7 +112,7 @@ func TestOwnIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.loop.Kick()
-	eventually(t, "both webhooks are put back", func() error {
+	controlplanetest.Eventually(t, "both webhooks are put back", func() error {
 		if _, err := hooks.ValidatingWebhookConfigurations().Get(ctx, name, metav1.GetOptions{}); err != nil {
 			return err
 		}
@@ -190,7 +165,7 @@ func TestOwnIdentity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	self := clientOf(t, own)
+	self := controlplanetest.Client(t, own)
 	for what, f := range map[string]func() error{
 		"get pods": func() error {
 			_, err := self.CoreV1().Pods(shop).Get(ctx, "x", metav1.GetOptions{})

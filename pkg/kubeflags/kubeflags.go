@@ -14,17 +14,13 @@ import (
 // Merge returns the command line for a component: ours in a fixed order, without those that the user sets, and then the
 // user's ("name=value", "--name=value" or just "name"), which may repeat a flag.
 func Merge(ours map[string]string, user []string) []string {
-	set := map[string]bool{}
 	theirs := make([]string, len(user))
 	for i, arg := range user {
-		arg = strings.TrimPrefix(arg, "--")
-		name, _, _ := strings.Cut(arg, "=")
-		set[name] = true
-		theirs[i] = "--" + arg
+		theirs[i] = "--" + strings.TrimPrefix(arg, "--")
 	}
 	var args []string
 	for name, value := range ours {
-		if !set[name] {
+		if !Sets(user, name) {
 			args = append(args, "--"+name+"="+value)
 		}
 	}

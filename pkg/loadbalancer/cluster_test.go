@@ -10,40 +10,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 )
-
-func eventually(t *testing.T, what string, done func() error) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		err := done()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-}
-
-func clientOf(t *testing.T, kubeconfig string) *kubernetes.Clientset {
-	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.QPS = -1
-	return kubernetes.NewForConfigOrDie(config)
-}
 
 // The component does its work with its own identity, which may do nothing else.
 func TestOwnIdentity(t *testing.T) {
@@ -53,7 +27,7 @@ func TestOwnIdentity(t *testing.T) {
 	if info, err := os.Stat(own); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("its kubeconfig: %v %v", info, err)
 	}
-	admin, ctx := clientOf(t, admins), t.Context()
+	admin, ctx := controlplanetest.Client(t, admins), t.Context()
 	address := netip.MustParseAddr("192.0.2.1")
 	l := New(Options{Kubeconfig: own, NodeName: "none", Addresses: []netip.Addr{address}, LinkAlias: t.Name(), Reserved: ReservedPorts(6443), Log: log})
 	if err := l.Start(ctx); err != nil {
@@ -64,7 +38,7 @@ func TestOwnIdentity(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	eventually(t, "the component is ready", func() error { return l.Ready(ctx) })
+	controlplanetest.Eventually(t, "the component is ready", func() error { return l.Ready(ctx) })
 
 	services := admin.CoreV1().Services("default")
 	setPort := func(port int) {
@@ -76,7 +50,7 @@ func TestOwnIdentity(t *testing.T) {
 	}
 	wantAddress := func(want string) {
 		t.Helper()
-		eventually(t, "the address of the service", func() error {
+		controlplanetest.Eventually(t, "the address of the service", func() error {
 			svc, err := services.Get(ctx, "web", metav1.GetOptions{})
 			if err != nil {
 				return err
@@ -93,7 +67,7 @@ func TestOwnIdentity(t *testing.T) {
 	}
 	wantEvent := func(reason, message string, count int32) {
 		t.Helper()
-		eventually(t, "event "+reason, func() error {
+		controlplanetest.Eventually(t, "event "+reason, func() error {
 			list, err := admin.CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=web"})
 			if err != nil {
 				return err
@@ -125,7 +99,7 @@ func TestOwnIdentity(t *testing.T) {
 		t.Error(err)
 	}
 
-	self := clientOf(t, own)
+	self := controlplanetest.Client(t, own)
 	for what, f := range map[string]func() error{
 		"get secrets": func() error {
 			_, err := self.CoreV1().Secrets("default").Get(ctx, "x", metav1.GetOptions{})

@@ -26,7 +26,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
@@ -91,6 +93,31 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 		t.Fatal("no control plane after a minute")
 	}
 	return controlplane.Kubeconfig(cfg, "polymesh")
+}
+
+// Client is a client with a kubeconfig's identity, without a limit of requests.
+func Client(t testing.TB, kubeconfig string) *kubernetes.Clientset {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.QPS = -1
+	return kubernetes.NewForConfigOrDie(config)
+}
+
+// Eventually waits until done returns nil, for a minute at most.
+func Eventually(t testing.TB, what string, done func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		err := done()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
 }
 
 // InstallIstioTypes makes the custom resource definitions of Istio's base chart, and waits until they are served.
