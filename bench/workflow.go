@@ -23,7 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"polymesh.dev/polymesh/pkg/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/deploy"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 

@@ -12,10 +12,10 @@
 # `images.sh jre` makes eclipse-temurin:17-jre alone, for ../spring-cloud.
 #
 # There is no Docker engine and no registry in this: buildah builds the Dockerfiles, and the images that they start from
-# are made of Debian packages first (pkg/baseimage) and exist only in buildah's own storage, .build/polyglot/storage. What
+# are made of Debian packages first (pkg/workflow/baseimage) and exist only in buildah's own storage, .build/polyglot/storage. What
 # has not changed is not built again; FORCE=1 builds everything, which also takes in Debian's updates.
 #
-# From the environment: what pkg/baseimage/build.sh takes, and for pip PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_DEFAULT_TIMEOUT and this machine's
+# From the environment: what pkg/workflow/baseimage/build.sh takes, and for pip PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_DEFAULT_TIMEOUT and this machine's
 # /etc/pip.conf. Nothing of that stays in an image.
 set -euo pipefail
 umask 022 # files in images are for other users
@@ -156,7 +156,7 @@ jre) languages=(jre) ;;
 all | bases) languages=(go java node python rust) ;;
 *) languages=(go python) ;;
 esac
-"$top/pkg/baseimage/build.sh" "${languages[@]}"
+"$top/pkg/workflow/baseimage/build.sh" "${languages[@]}"
 [[ ${1:-} != @(bases|jre) ]] || exit 0
 trap 'rm -f "$out/pip.conf"' EXIT
 mapfile -t pip_options < <(pip_settings)

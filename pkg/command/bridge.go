@@ -24,12 +24,12 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 	"k8s.io/client-go/kubernetes"
 
-	"polymesh.dev/polymesh/pkg/bridge"
-	"polymesh.dev/polymesh/pkg/bridge/consul"
-	"polymesh.dev/polymesh/pkg/bridge/dns"
-	"polymesh.dev/polymesh/pkg/bridge/eureka"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/workflow/bridge"
+	"polymesh.dev/polymesh/pkg/workflow/bridge/consul"
+	"polymesh.dev/polymesh/pkg/workflow/bridge/dns"
+	"polymesh.dev/polymesh/pkg/workflow/bridge/eureka"
 )
 
 // bridgeNamespace is where a bridge keeps its objects if nothing else is said.

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"polymesh.dev/polymesh/pkg/bridge"
+	"polymesh.dev/polymesh/pkg/workflow/bridge"
 )
 
 func TestBridgeCommandLines(t *testing.T) {

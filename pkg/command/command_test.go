@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -20,14 +18,12 @@ import (
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/payload"
-	"polymesh.dev/polymesh/pkg/rollout"
 	"polymesh.dev/polymesh/pkg/status"
 	polymesh "polymesh.dev/polymesh/pkg/version"
+	"polymesh.dev/polymesh/pkg/workflow/rollout"
 )
 
 // call runs a command line as Run does, and returns what it printed.
@@ -274,85 +270,6 @@ func TestAsk(t *testing.T) {
 	if ok, err := ask(strings.NewReader(""), io.Discard, ""); ok || err == nil || !strings.Contains(err.Error(), "use --yes where no one can answer") {
 		t.Errorf("without an answer: %v, %v", ok, err)
 	}
-}
-
-// The components and their order are in docs/understand/architecture.md too.
-func TestComponentsOfAServer(t *testing.T) {
-	table := componentTable(t)
-	for args, want := range map[string][]string{
-		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
-			"pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
-		// A disabled add-on stays in the list to be removed; what has nothing to remove is left out.
-		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy"},
-		// Another encryption than ours is not looked at: its keys are not known here.
-		"--kube-apiserver-arg=encryption-provider-config=/kms.yaml": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
-	} {
-		empty := filepath.Join(t.TempDir(), "config.yaml")
-		if err := os.WriteFile(empty, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		cfg, err := config.Parse(append([]string{"-c", empty, "-d", t.TempDir()}, strings.Fields(args)...), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		log := slog.New(slog.DiscardHandler)
-		s := &server{cfg: cfg, log: log, name: "n1", ip: netip.MustParseAddr("192.0.2.1"), programs: payload.Dir(t.TempDir()), manifest: &payload.Manifest{}, marker: &datadir.Marker{}}
-		s.renewal = certificate.NewRenewal(certificate.Options{}, nil, log)
-		m := component.NewManager(log)
-		s.addComponents(m)
-		var got []string
-		for _, c := range m.Status(t.Context()) {
-			got = append(got, c.Name)
-			after := m.After(c.Name)
-			if said, ok := table[c.Name]; !ok || !slices.Equal(said.after, after) {
-				t.Errorf("docs/understand/architecture.md lets %s wait for %q, want %q", c.Name, said.after, after)
-			}
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("%s: components are %q, want %q", args, got, want)
-		}
-		if args == "" {
-			slices.SortFunc(got, func(a, b string) int { return table[a].line - table[b].line })
-			if !slices.Equal(got, want) {
-				t.Errorf("docs/understand/architecture.md has the order %q, want %q", got, want)
-			}
-		}
-	}
-}
-
-// componentTable reads the table of components in docs/understand/architecture.md.
-func componentTable(t *testing.T) map[string]componentRow {
-	t.Helper()
-	doc, err := os.ReadFile("../../docs/understand/architecture.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rows, ok := strings.Cut(string(doc), "| component | waits for |")
-	if !ok {
-		t.Fatal("docs/understand/architecture.md has no table of components")
-	}
-	rows, _, _ = strings.Cut(rows, "\n\n")
-	names := regexp.MustCompile("`([^`]+)`")
-	table := map[string]componentRow{}
-	for _, line := range strings.Split(rows, "\n")[2:] {
-		cells := strings.Split(line, "|")
-		var after []string
-		for _, m := range names.FindAllStringSubmatch(cells[2], -1) {
-			after = append(after, m[1])
-		}
-		for _, m := range names.FindAllStringSubmatch(cells[1], -1) {
-			table[m[1]] = componentRow{len(table), after}
-		}
-	}
-	return table
-}
-
-// componentRow is what the documentation says of a component: where in the list it is, and what it waits for.
-type componentRow struct {
-	line  int
-	after []string
 }
 
 func TestNew(t *testing.T) {

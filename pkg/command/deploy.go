@@ -16,13 +16,13 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
 	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/deploy"
-	"polymesh.dev/polymesh/pkg/image"
 	"polymesh.dev/polymesh/pkg/progress"
-	"polymesh.dev/polymesh/pkg/project"
-	"polymesh.dev/polymesh/pkg/rollout"
-	"polymesh.dev/polymesh/pkg/scanner"
 	"polymesh.dev/polymesh/pkg/signature"
+	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/image"
+	"polymesh.dev/polymesh/pkg/workflow/project"
+	"polymesh.dev/polymesh/pkg/workflow/rollout"
+	"polymesh.dev/polymesh/pkg/workflow/scanner"
 )
 
 // clusterFlags adds kubectl's flags that say which cluster and namespace.

@@ -11,10 +11,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"polymesh.dev/polymesh/pkg/deploy"
-	"polymesh.dev/polymesh/pkg/dev"
 	"polymesh.dev/polymesh/pkg/progress"
-	"polymesh.dev/polymesh/pkg/project"
+	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/dev"
+	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
 func newDev() *cobra.Command {

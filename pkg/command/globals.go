@@ -5,7 +5,6 @@ import (
 	"io"
 	stdlog "log"
 	"os"
-	"strings"
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/stdr"
@@ -41,22 +40,9 @@ func restoreGRPC() {
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, os.Stderr))
 }
 
-// grpcToKlog sends gRPC's warnings and errors to klog, as kube-apiserver does.
-func grpcToKlog() {
-	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, klogWarnings{}, io.Discard))
-}
-
 // silenceGRPC drops gRPC's log, as containerd's ctr does.
 func silenceGRPC() {
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
-}
-
-// klogWarnings writes lines as warnings of klog.
-type klogWarnings struct{}
-
-func (klogWarnings) Write(line []byte) (int, error) {
-	klog.Warning(strings.TrimSpace(string(line)))
-	return len(line), nil
 }
 
 // silenceKlog drops what client-go logs of its own, for commands whose output is for people: an error that matters comes

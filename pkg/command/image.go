@@ -19,11 +19,11 @@ import (
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/image"
-	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/progress"
-	"polymesh.dev/polymesh/pkg/scanner"
 	"polymesh.dev/polymesh/pkg/signature"
+	"polymesh.dev/polymesh/pkg/workflow/image"
+	"polymesh.dev/polymesh/pkg/workflow/scanner"
 )
 
 func newImage() *cobra.Command {
@@ -49,7 +49,7 @@ func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Rea
 			return image.Reader{}, nil, err
 		}
 		reader := image.Reader{Engine: func(ctx context.Context) (image.Engine, error) { return image.Find(ctx, engine) }}
-		store, err := node.OpenImageStore(config.ContainerdSocket(dataDir))
+		store, err := imagestore.Open(config.ContainerdSocket(dataDir))
 		switch {
 		case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission):
 			return reader, func() {}, nil
@@ -64,7 +64,7 @@ func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Rea
 // completeImages completes the names of the node's images, and files.
 func completeImages(dataDir *string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		store, err := node.OpenImageStore(config.ContainerdSocket(*dataDir))
+		store, err := imagestore.Open(config.ContainerdSocket(*dataDir))
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
@@ -386,7 +386,7 @@ func placeFlags(cmd *cobra.Command) func() (places []signature.Place, done func(
 		}
 		done = func() {}
 		if *from != image.FromRegistry {
-			store, err := node.OpenImageStore(config.ContainerdSocket(dataDir))
+			store, err := imagestore.Open(config.ContainerdSocket(dataDir))
 			switch {
 			case err == nil:
 				places, done = append(places, store.Signatures()), func() { store.Close() }

@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"polymesh.dev/polymesh/pkg/baseimage"
 	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/workflow/baseimage"
 )
 
 // basesResult is what `image bases` did, for programs.

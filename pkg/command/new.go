@@ -13,8 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"polymesh.dev/polymesh/pkg/project"
-	"polymesh.dev/polymesh/pkg/scaffold"
+	"polymesh.dev/polymesh/pkg/workflow/project"
+	"polymesh.dev/polymesh/pkg/workflow/scaffold"
 )
 
 func newNew() *cobra.Command {

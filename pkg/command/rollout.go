@@ -19,9 +19,9 @@ import (
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 	"k8s.io/kubectl/pkg/util/completion"
 
-	"polymesh.dev/polymesh/pkg/deploy"
 	"polymesh.dev/polymesh/pkg/progress"
-	"polymesh.dev/polymesh/pkg/rollout"
+	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/rollout"
 )
 
 // Exit codes of a rollout that has ended otherwise than promoted.

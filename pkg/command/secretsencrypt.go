@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/encryption"
+	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/status"
 )

@@ -18,9 +18,9 @@ import (
 	"k8s.io/kubectl/pkg/cmd/util"
 
 	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/istioctl"
+	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
-	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/mesh/istioctl"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/signature"
 )
@@ -83,7 +83,7 @@ func imageAvailable(ctx context.Context, ref string) error {
 	if slices.Contains(shipped, full.String()) {
 		return nil
 	}
-	if store, err := node.OpenImageStore(config.ContainerdSocket(dataDirFromEnv())); err == nil {
+	if store, err := imagestore.Open(config.ContainerdSocket(dataDirFromEnv())); err == nil {
 		defer store.Close()
 		if has, err := store.Has(ctx, full.String()); err == nil && has {
 			return nil

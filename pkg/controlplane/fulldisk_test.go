@@ -28,7 +28,7 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
-	"polymesh.dev/polymesh/pkg/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
 // On a full disk the API server refuses writes, the datastore is not ready and says why, nothing that was acknowledged is

@@ -26,7 +26,7 @@ const rolesTimeout = 10 * time.Second
 // clusterRoles are the rights of the server's components that upstream has no role for. Each has what its component asks
 // the API server for and nothing else; a test runs the component with it.
 func clusterRoles() []rbacv1.ClusterRole {
-	const webhooks = "polymesh-image-policy" // as pkg/imagepolicy names both
+	const webhooks = "polymesh-image-policy" // as pkg/controlplane/imagepolicy names both
 	return []rbacv1.ClusterRole{
 		{ObjectMeta: defaults(certificate.ImagePolicyUser), Rules: []rbacv1.PolicyRule{
 			// A create cannot be restricted by name, unless it comes from a server-side apply: that has a name to ask for

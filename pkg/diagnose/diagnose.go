@@ -1,7 +1,7 @@
 // Package diagnose says why a workload is not ready, in the words of the guide's troubleshooting table (常見問題排查): what
 // happened, to what, what to do, and which field of the manifest to change.
 //
-// It only reads from the cluster. pkg/deploy asks it while it waits, and adds file and line.
+// It only reads from the cluster. pkg/workflow/deploy asks it while it waits, and adds file and line.
 package diagnose
 
 import (

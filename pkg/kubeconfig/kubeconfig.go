@@ -3,8 +3,8 @@
 // kubectl, istioctl and Polymesh's own commands look for a cluster at the same places, by client-go's rules
 // (k8s.io/client-go/tools/clientcmd): --kubeconfig, KUBECONFIG, ~/.kube/config. Where none of them names a cluster, client-go goes
 // to http://localhost:8080, where for years no API server has listened, and its errors speak of that. This package owns what is
-// said instead. pkg/command calls it for kubectl and for the commands with kubectl's flags, pkg/istioctl for istioctl's,
-// pkg/deploy and pkg/bridge for their errors.
+// said instead. pkg/command calls it for kubectl and for the commands with kubectl's flags, pkg/mesh/istioctl for istioctl's,
+// pkg/workflow/deploy and pkg/workflow/bridge for their errors.
 package kubeconfig
 
 import (

@@ -18,6 +18,7 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
 // Containerd is the component "containerd", a child process.
@@ -128,7 +129,7 @@ type table = map[string]any
 func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool) table {
 	socket := config.ContainerdSocket(c.opts.Config.DataDir)
 	images := table{
-		"snapshotter":   snapshotter,
+		"snapshotter":   imagestore.Snapshotter,
 		"pinned_images": table{"sandbox": pause},
 		"registry":      table{"config_path": config.RegistryDir(c.opts.Config.DataDir)},
 		// A layer is on disk before containerd notes that it is there. The transfer service cannot do that.
@@ -207,7 +208,7 @@ func (c *Containerd) Ready(ctx context.Context) error {
 	if _, err := os.Stat(socket); err != nil {
 		return errors.New("does not listen yet")
 	}
-	client, err := containerd.New(socket, containerd.WithDefaultNamespace(namespace))
+	client, err := containerd.New(socket, containerd.WithDefaultNamespace(imagestore.Namespace))
 	if err != nil {
 		return fmt.Errorf("connect to containerd: %w", err)
 	}

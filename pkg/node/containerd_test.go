@@ -25,6 +25,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/imagestore"
+	"polymesh.dev/polymesh/pkg/imagestore/imagestoretest"
 	"polymesh.dev/polymesh/pkg/payload"
 )
 
@@ -61,7 +63,7 @@ func newMachine(t *testing.T) *machine {
 	shipped := payload.Dir(filepath.Join(dataDir, "data", "1"))
 	ok(t, os.MkdirAll(shipped.Path("images"), 0o755))
 	ok(t, os.Symlink(filepath.Join(built, "bin"), shipped.BinDir()))
-	ok(t, os.WriteFile(shipped.Path("images/shipped.tar"), ociArchive(t, testImage, layerArchive(t)), 0o644))
+	ok(t, os.WriteFile(shipped.Path("images/shipped.tar"), ociArchive(t, testImage, imagestoretest.Layer(t)), 0o644))
 	m := &machine{T: t, opts: nodeOptions(cfg)}
 	m.opts.Programs, m.opts.Manifest, m.opts.Log = shipped, &payload.Manifest{Images: []string{testImage}}, slog.New(slog.NewTextHandler(&m.log, nil))
 	return m
@@ -129,16 +131,16 @@ func TestImagesAfterAPowerCut(t *testing.T) {
 			ok(m.T, os.Truncate(m.program(), 1<<19))
 		},
 		"page of a program": func(m *machine) {
-			ok(m.T, punch(m.program(), 1<<18, 1<<12))
+			ok(m.T, imagestoretest.Punch(m.program(), 1<<18, 1<<12))
 		},
 		"whole layer": func(m *machine) {
 			ok(m.T, os.RemoveAll(filepath.Dir(m.layers()[0])))
 		},
 		"page of a program and of its archive": func(m *machine) {
-			ok(m.T, punch(m.program(), 1<<18, 1<<12))
+			ok(m.T, imagestoretest.Punch(m.program(), 1<<18, 1<<12))
 			m.eachBlob(func(path string, size int64) {
 				if size > 1<<20 {
-					ok(m.T, punch(path, 1<<18, 1<<12))
+					ok(m.T, imagestoretest.Punch(path, 1<<18, 1<<12))
 				}
 			})
 		},
@@ -168,25 +170,25 @@ func TestImagesAfterAPowerCut(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			m := newMachine(t)
 			m.start()
-			compare(t, m.layers()[0], layerArchive(t))
+			imagestoretest.Compare(t, m.layers()[0], imagestoretest.Layer(t))
 			m.powerCut(func() { tear(m) })
 			m.start()
 			if n := len(m.layers()); n != 1 {
 				t.Fatalf("there are %d layers: %q", n, m.layers())
 			}
-			compare(t, m.layers()[0], layerArchive(t))
-			store, err := OpenImageStore(config.ContainerdSocket(m.opts.Config.DataDir))
+			imagestoretest.Compare(t, m.layers()[0], imagestoretest.Layer(t))
+			store, err := imagestore.Open(config.ContainerdSocket(m.opts.Config.DataDir))
 			ok(t, err)
 			defer store.Close()
 			if has, err := store.Has(t.Context(), testImage); err != nil || !has {
 				t.Errorf("the image is there: %t (%v)", has, err)
 			}
 			// All of it can be had: a second look finds nothing, and another image gets a layer of its own.
-			if f, err := store.Verify(t.Context()); err != nil || len(f.rewritten)+len(f.lost) != 0 {
+			if f, err := store.Verify(t.Context()); err != nil || len(f.Rewritten)+len(f.Lost) != 0 {
 				t.Errorf("a second look finds %+v (%v)", f, err)
 			}
 			archive := filepath.Join(t.TempDir(), "other.tar")
-			ok(t, os.WriteFile(archive, ociArchive(t, "registry.polymesh.dev/test/other:1", smallLayer(t), layerArchive(t)), 0o600))
+			ok(t, os.WriteFile(archive, ociArchive(t, "registry.polymesh.dev/test/other:1", smallLayer(t), imagestoretest.Layer(t)), 0o600))
 			ok(t, store.Import(t.Context(), archive, nil))
 			if said := strings.Contains(m.log.String(), "was torn and was unpacked again"); said != (how == "end of a program" || how == "page of a program" || how == "whole layer" || how == "page of a program and of its archive") {
 				t.Errorf("said that a layer was torn: %t\n%s", said, m.log.String())

@@ -34,9 +34,3 @@ type Options struct {
 	Nameservers *Nameservers
 	Log         *slog.Logger
 }
-
-// namespace is containerd's for everything that the kubelet runs (CRI's constant).
-const namespace = "k8s.io"
-
-// snapshotter is containerd's, for the images of pods.
-const snapshotter = "overlayfs"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -43,5 +44,38 @@ func TestShippedImagesAreNotPulled(t *testing.T) {
 	}
 	if err := resolve(shipped); err == nil || !strings.Contains(err.Error(), "no resolve hosts") || len(asked) > 0 {
 		t.Errorf("error is %v, %d requests", err, len(asked))
+	}
+}
+
+func TestShippedRegistryIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, shippedRegistry, "hosts.toml")
+	for range 2 {
+		if err := refuseRegistry(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != refusal {
+		t.Errorf("%q, %v", text, err)
+	}
+	const mirror = "server = \"https://mirror.example.com\"\n"
+	if err := os.WriteFile(path, []byte(mirror), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := refuseRegistry(dir); err != nil {
+		t.Fatal(err)
+	}
+	if text, _ := os.ReadFile(path); string(text) != mirror {
+		t.Errorf("a user's mirror became %q", text)
+	}
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }

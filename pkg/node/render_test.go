@@ -19,6 +19,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/payload"
 )
 
@@ -162,7 +163,7 @@ func TestContainerdNeedsThePauseImage(t *testing.T) {
 
 func TestArchiveNames(t *testing.T) {
 	for name, want := range map[string]bool{"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true, "a.zip": false, "README": false, "tar": false} {
-		if got := isArchive(name); got != want {
+		if got := imagestore.IsArchive(name); got != want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}

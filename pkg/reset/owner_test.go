@@ -21,8 +21,8 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/loadbalancer"
 	"polymesh.dev/polymesh/pkg/datadir"
-	"polymesh.dev/polymesh/pkg/loadbalancer"
 	"polymesh.dev/polymesh/pkg/node"
 )
 

@@ -24,8 +24,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/loadbalancer"
 	"polymesh.dev/polymesh/pkg/datadir"
-	"polymesh.dev/polymesh/pkg/loadbalancer"
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"

@@ -3,7 +3,7 @@
 // (https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md). What one of the two signs, the other verifies.
 //
 // A signature is over the image's digest and its repository's name, so it says nothing about tags: who verifies must go on
-// with the digest. The package owns keys, payload and storage; pkg/command and pkg/deploy sign, pkg/imagepolicy verifies.
+// with the digest. The package owns keys, payload and storage; pkg/command and pkg/workflow/deploy sign, pkg/controlplane/imagepolicy verifies.
 package signature
 
 import (

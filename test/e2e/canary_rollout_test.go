@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"polymesh.dev/polymesh/pkg/rollout"
+	"polymesh.dev/polymesh/pkg/workflow/rollout"
 )
 
 const (

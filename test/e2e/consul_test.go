@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"polymesh.dev/polymesh/pkg/bridge"
+	"polymesh.dev/polymesh/pkg/workflow/bridge"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 

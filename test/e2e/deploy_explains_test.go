@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"polymesh.dev/polymesh/pkg/deploy"
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/workflow/deploy"
 )
 
 // mistake is an edit of the project that a row of the guide's troubleshooting table is about, and what deploy has to say.

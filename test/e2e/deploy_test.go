@@ -17,8 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"polymesh.dev/polymesh/pkg/deploy"
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/workflow/deploy"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"polymesh.dev/polymesh/pkg/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/deploy"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 

@@ -17,9 +17,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"polymesh.dev/polymesh/pkg/deploy"
-	"polymesh.dev/polymesh/pkg/image"
-	"polymesh.dev/polymesh/pkg/scaffold"
+	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/image"
+	"polymesh.dev/polymesh/pkg/workflow/scaffold"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 

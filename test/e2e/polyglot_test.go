@@ -22,7 +22,7 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"polymesh.dev/polymesh/pkg/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/deploy"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 

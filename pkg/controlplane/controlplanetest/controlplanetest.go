@@ -34,7 +34,7 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
-	"polymesh.dev/polymesh/pkg/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
 // Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. Those of the

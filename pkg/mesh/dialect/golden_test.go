@@ -14,9 +14,8 @@ import (
 	"github.com/pmezard/go-difflib/difflib"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
-	"sigs.k8s.io/yaml"
-
 	"istio.io/istio/pilot/pkg/model"
+	"sigs.k8s.io/yaml"
 )
 
 // TestGolden compares what the dialect changes in generated resources with testdata/<scene>.diff. The files hold the

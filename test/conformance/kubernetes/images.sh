@@ -23,7 +23,7 @@ runroot = "$out/run"
 [storage.options.overlay]
 skip_mount_home = "true"
 END
-CONTAINERS_STORAGE_CONF=$out/storage.conf "$top/pkg/baseimage/build.sh" debian
+CONTAINERS_STORAGE_CONF=$out/storage.conf "$top/pkg/workflow/baseimage/build.sh" debian
 
 upstream=$(go -C "$top/build/upstream/kubernetes-e2e" list -m -f '{{.Dir}}' k8s.io/kubernetes)/test/images
 context=$out/context

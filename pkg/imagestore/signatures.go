@@ -1,0 +1,155 @@
+package imagestore
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"polymesh.dev/polymesh/pkg/signature"
+)
+
+// signatureNamespace is containerd's for the signatures of images. In a namespace of their own the kubelet does not take
+// them for images of pods, lists them in the node's status and collects them when the disk fills up.
+const signatureNamespace = "polymesh-signatures"
+
+// Signatures is a node's containerd as the place of images that no registry has, and of their signatures.
+type Signatures struct{ store *Store }
+
+var _ signature.Place = Signatures{}
+
+// OpenSignatures connects to the containerd at a socket. A missing socket is an error that wraps fs.ErrNotExist.
+func OpenSignatures(socket string) (Signatures, error) {
+	store, err := Open(socket)
+	return Signatures{store}, err
+}
+
+// Signatures is the store as the place of signatures.
+func (s *Store) Signatures() Signatures { return Signatures{s} }
+
+// String implements fmt.Stringer.
+func (Signatures) String() string { return "the node" }
+
+// Digest implements signature.Place. The name by digest ("repository@digest") is what an image that was pulled has, too;
+// with it a pod can say exactly which image it means.
+func (s Signatures) Digest(ctx context.Context, name string) (digest.Digest, error) {
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	store := s.store.client.ImageService()
+	image, err := store.Get(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	named, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return "", err
+	}
+	image.Name = reference.TrimNamed(named).Name() + "@" + image.Target.Digest.String()
+	// The tag keeps the image. Once it has gone on to another, this one may be collected.
+	shipped := image.Labels[payloadLabel]
+	image.Labels = map[string]string{releasedLabel: image.Target.Digest.String()}
+	if shipped != "" {
+		image.Labels[payloadLabel] = shipped
+	}
+	if _, err := store.Create(ctx, image); err != nil && !errdefs.IsAlreadyExists(err) {
+		return "", fmt.Errorf("name image %s: %w", image.Name, err)
+	}
+	return image.Target.Digest, nil
+}
+
+// Copied implements signature.Place. containerd labels what it pulls with where it has it from.
+func (s Signatures) Copied(ctx context.Context, image signature.Image) (bool, error) {
+	info, err := s.store.client.ContentStore().Info(namespaces.WithNamespace(ctx, Namespace), image.Digest)
+	if err != nil {
+		return false, err
+	}
+	for label := range info.Labels {
+		if strings.HasPrefix(label, labels.LabelDistributionSource) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// ImageManifest implements signature.Place. Images and signatures are in namespaces of their own.
+func (s Signatures) ImageManifest(ctx context.Context, name string) ([]byte, error) {
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	image, err := s.store.client.ImageService().Get(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("look for %s: %w", name, err)
+	}
+	text, err := content.ReadBlob(ctx, s.store.client.ContentStore(), image.Target)
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest of %s: %w", name, err)
+	}
+	return text, nil
+}
+
+// Manifest implements signature.Place.
+func (s Signatures) Manifest(ctx context.Context, name string) ([]byte, error) {
+	ctx = namespaces.WithNamespace(ctx, signatureNamespace)
+	image, err := s.store.client.ImageService().Get(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("look for %s: %w", name, err)
+	}
+	return s.Blob(ctx, name, image.Target)
+}
+
+// Blob implements signature.Place.
+func (s Signatures) Blob(ctx context.Context, name string, blob ocispec.Descriptor) ([]byte, error) {
+	text, err := content.ReadBlob(namespaces.WithNamespace(ctx, signatureNamespace), s.store.client.ContentStore(), blob)
+	if err != nil {
+		return nil, fmt.Errorf("read %s of %s: %w", blob.Digest, name, err)
+	}
+	return text, nil
+}
+
+// Put implements signature.Place.
+func (s Signatures) Put(ctx context.Context, name string, manifest signature.Blob, blobs ...signature.Blob) (err error) {
+	ctx = namespaces.WithNamespace(ctx, signatureNamespace)
+	client := s.store.client
+	// What no image refers to yet is garbage to containerd; the lease keeps it until the name is there.
+	ctx, done, err := client.WithLease(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = done(context.WithoutCancel(ctx)) }()
+	for _, b := range append(blobs, manifest) {
+		if err := content.WriteBlob(ctx, client.ContentStore(), b.Digest.String(), bytes.NewReader(b.Content), b.Descriptor); err != nil {
+			return fmt.Errorf("write %s: %w", b.Digest, err)
+		}
+	}
+	// The labels by which the manifest holds what it refers to.
+	if err := images.Dispatch(ctx, images.SetChildrenMappedLabels(client.ContentStore(), images.ChildrenHandler(client.ContentStore()), images.ChildGCLabels), nil, manifest.Descriptor); err != nil {
+		return fmt.Errorf("label %s: %w", name, err)
+	}
+	image := images.Image{Name: name, Target: manifest.Descriptor}
+	_, err = client.ImageService().Create(ctx, image)
+	if errdefs.IsAlreadyExists(err) {
+		_, err = client.ImageService().Update(ctx, image, "target")
+	}
+	if err != nil {
+		return fmt.Errorf("name %s: %w", name, err)
+	}
+	return nil
+}
+
+// Shipped reports whether an image of this full name came with Polymesh.
+func (s Signatures) Shipped(ctx context.Context, name string) (bool, error) {
+	image, err := s.store.client.ImageService().Get(namespaces.WithNamespace(ctx, Namespace), name)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil && image.Labels[payloadLabel] != "", err
+}
+
+// Close ends the connection.
+func (s Signatures) Close() error { return s.store.Close() }

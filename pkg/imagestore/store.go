@@ -1,0 +1,141 @@
+// Package imagestore is a node's containerd as the place where images and their signatures lie.
+//
+// It owns which of containerd's namespaces and snapshotter hold them, how an archive gets in and out, which images are pinned
+// against the kubelet's garbage collection, and the check of unpacked layers after a power cut. The node imports and pins
+// through it, `polymesh deploy` loads what it has built, and the image policy looks up digests and signatures. It is the one
+// package that the platform and the workflow share.
+package imagestore
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"golang.org/x/sync/errgroup"
+)
+
+// Namespace is containerd's for everything that the kubelet runs (CRI's constant).
+const Namespace = "k8s.io"
+
+// Snapshotter is containerd's, for the images of pods.
+const Snapshotter = "overlayfs"
+
+// Store is where a node's containerd keeps the images of pods.
+type Store struct{ client *containerd.Client }
+
+// Open connects to the containerd at a socket. A missing socket is an error that wraps fs.ErrNotExist.
+func Open(socket string) (*Store, error) {
+	if _, err := os.Stat(socket); err != nil {
+		return nil, err
+	}
+	client, err := containerd.New(socket, containerd.WithDefaultNamespace(Namespace))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd: %w", err)
+	}
+	return &Store{client}, nil
+}
+
+// Close ends the connection.
+func (s *Store) Close() error { return s.client.Close() }
+
+// Has reports whether an image, by its full name (docker.io/library/x:1), is there and ready to run.
+func (s *Store) Has(ctx context.Context, ref string) (bool, error) {
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	image, err := s.client.GetImage(ctx, ref)
+	switch {
+	case errdefs.IsNotFound(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look for image %s: %w", ref, err)
+	}
+	unpacked, err := image.IsUnpacked(ctx, Snapshotter)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errdefs.IsNotFound(err) {
+		return false, fmt.Errorf("look for image %s: %w", ref, err)
+	}
+	return err == nil && unpacked, nil
+}
+
+// Names are those of all images that have a tag, as a user types them: "shop/api:1.0.0".
+func (s *Store) Names(ctx context.Context) ([]string, error) {
+	all, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, Namespace))
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	var names []string
+	for _, image := range all {
+		named, err := reference.ParseNormalizedNamed(image.Name)
+		if err != nil || strings.HasPrefix(image.Name, "sha256:") {
+			continue // the last is CRI's own name for it
+		}
+		if _, ok := named.(reference.Tagged); ok {
+			names = append(names, reference.FamiliarString(named))
+		}
+	}
+	return names, nil
+}
+
+// Export writes an image, by its full name, into a file, as an OCI archive of this machine's platform.
+func (s *Store) Export(ctx context.Context, ref, path string) (err error) {
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	image, err := s.client.ImageService().Get(ctx, ref)
+	if err != nil {
+		return fmt.Errorf("look for image %s: %w", ref, err)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := s.client.Export(ctx, f, archive.WithImages([]images.Image{image}), archive.WithPlatform(platforms.DefaultStrict())); err != nil {
+		return fmt.Errorf("export image %s: %w", ref, err)
+	}
+	return nil
+}
+
+// Import brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images. Each layer is on disk
+// before containerd notes that it is there: what is there is never looked at again. Labels, unless they are nil, take the
+// place of those that an image of the same name has.
+func (s *Store) Import(ctx context.Context, path string, labels map[string]string) error {
+	_, err := s.load(namespaces.WithNamespace(ctx, Namespace), path, labels)
+	return err
+}
+
+func (s *Store) load(ctx context.Context, path string, labels map[string]string) ([]images.Image, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r, err := decompress(path, bufio.NewReaderSize(f, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	defer r.Close()
+	imported, err := s.client.Import(ctx, r, containerd.WithImageLabels(labels))
+	if err != nil {
+		return nil, fmt.Errorf("import %s: %w", path, err)
+	}
+	var g errgroup.Group
+	g.SetLimit(4)
+	for _, image := range imported {
+		g.Go(func() error {
+			if err := containerd.NewImage(s.client, image).Unpack(ctx, Snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
+				return fmt.Errorf("unpack image %s: %w", image.Name, err)
+			}
+			return nil
+		})
+	}
+	return imported, g.Wait()
+}

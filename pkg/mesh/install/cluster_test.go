@@ -1,0 +1,326 @@
+//go:build integration
+
+package install
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"istio.io/istio/operator/pkg/install"
+	"istio.io/istio/operator/pkg/uninstall"
+	"istio.io/istio/operator/pkg/util/progress"
+	"istio.io/istio/pkg/kube"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/converge"
+)
+
+// server is one run of the component on a cluster.
+type server struct {
+	t *testing.T
+	*mesh
+}
+
+func start(t *testing.T, opts Options) *server {
+	t.Helper()
+	m := New(opts).(*mesh)
+	if err := m.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return &server{t, m}
+}
+
+// settle waits until the component has done what it wanted to do.
+func (s *server) settle() {
+	s.t.Helper()
+	select {
+	case <-s.decided:
+	case <-time.After(time.Minute):
+		s.t.Fatalf("not settled: %v", s.Ready(s.t.Context()))
+	}
+	if s.waiting != nil {
+		s.t.Fatal(s.waiting)
+	}
+}
+
+// versions are what an apply changes of the recorded objects when it is not one that changes nothing: fingerprints, and
+// generations. Controllers write to the status meanwhile.
+func versions(t *testing.T, client kube.CLIClient, record *Record) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for key := range record.Objects {
+		gvk, namespace, name, err := parseKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := client.DynamicClientFor(gvk, nil, namespace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		obj, err := r.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Errorf("%s: %v", display(key), err)
+			continue
+		}
+		print, err := fingerprint(obj)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[key] = fmt.Sprint(obj.GetGeneration(), " ", print)
+	}
+	return out
+}
+
+func same(t *testing.T, what string, before, after map[string]string) {
+	t.Helper()
+	for k, v := range before {
+		if after[k] != v {
+			t.Errorf("%s: %s changed from %s to %s", what, display(k), v, after[k])
+		}
+	}
+}
+
+func TestLifeOnACluster(t *testing.T) {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	opts := Options{Kubeconfig: controlplanetest.Start(t, log), Profile: "default", Images: testImages, Log: log}
+	ctx := t.Context()
+	client, err := New(opts).(*mesh).connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := func() *Record {
+		t.Helper()
+		r, err := readRecord(ctx, client.Kube())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	decide := func(s *server) (Observed, Decision) {
+		t.Helper()
+		want, err := s.settings.identity()
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := observe(ctx, client, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o, Decide(o, want)
+	}
+
+	// A first start that is stopped half way.
+	killed := start(t, opts)
+	for ctx.Err() == nil {
+		if _, err := client.Kube().AppsV1().Deployments(istioNamespace).Get(ctx, "istiod", metav1.GetOptions{}); err == nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err := killed.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if r := record(); r == nil || r.Phase != Installing || r.Owner != Ours {
+		t.Fatalf("the record of an interrupted installation is %+v", r)
+	}
+
+	first := start(t, opts)
+	if o, d := decide(first); d.Action != Finish {
+		t.Errorf("after an interruption: %+v, %+v", d, o)
+	}
+	// There is no istiod to publish its certificate.
+	if _, err := client.Kube().CoreV1().ConfigMaps(istioNamespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: rootCert}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	first.settle()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := first.Ready(ctx)
+		if err != nil && strings.HasPrefix(err.Error(), "istiod: 0/1 available: no nodes available") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("without a node, it says: %v", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	class, err := client.Kube().NetworkingV1().IngressClasses().Get(ctx, "istio", metav1.GetOptions{})
+	if err != nil || class.Annotations["ingressclass.kubernetes.io/is-default-class"] != "true" {
+		t.Errorf("ingress class: %+v, %v", class, err)
+	}
+	installed := record()
+	if installed.Phase != Installed || installed.Version != testImages.Tag || len(installed.Objects) < 20 {
+		t.Errorf("record: %+v", installed)
+	}
+	before := versions(t, client, installed)
+
+	// A restart does nothing, and does not make the ingress class again.
+	if err := client.Kube().NetworkingV1().IngressClasses().Delete(ctx, "istio", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	again := start(t, opts)
+	again.settle()
+	if v := again.Version(); v != testImages.Tag {
+		t.Errorf("version %q", v)
+	}
+	same(t, "restart", before, versions(t, client, record()))
+
+	// What the control plane needs comes back when it is deleted, once it has been missing in two rounds.
+	hooks, accounts := client.Kube().AdmissionregistrationV1().MutatingWebhookConfigurations(), client.Kube().CoreV1().ServiceAccounts(istioNamespace)
+	const hook, account = "istio-sidecar-injector", "istio-reader-service-account"
+	if err := errors.Join(hooks.Delete(ctx, hook, metav1.DeleteOptions{}), hooks.Delete(ctx, "istio-revision-tag-default", metav1.DeleteOptions{}),
+		accounts.Delete(ctx, account, metav1.DeleteOptions{})); err != nil {
+		t.Fatal(err)
+	}
+	restorer := &restorer{mesh: again.mesh, client: client}
+	if err := restorer.sync(ctx); !errors.As(err, new(converge.Later)) || !strings.Contains(err.Error(), hook) {
+		t.Errorf("the first round after a deletion says %v", err)
+	}
+	if _, err := hooks.Get(ctx, hook, metav1.GetOptions{}); err == nil {
+		t.Error("it was put back at once, into what may be an uninstall")
+	}
+	if err := restorer.sync(ctx); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{hook, "istio-revision-tag-default"} {
+		if _, err := hooks.Get(ctx, name, metav1.GetOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := accounts.Get(ctx, account, metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	installed = record()
+	before = versions(t, client, installed)
+
+	// Istio's own installer has nothing to add, which shows that ours does the same.
+	upstream(t, client, again.settings)
+	same(t, "istioctl install", before, versions(t, client, installed))
+
+	// Nothing that the cluster itself does counts as a change by the user.
+	other := opts
+	other.ClusterDomain = "other.local"
+	next := &server{t, New(other).(*mesh)}
+	if o, d := decide(next); d.Action != Upgrade {
+		t.Errorf("other settings: %+v, %+v", d, o.Changed)
+	}
+
+	// A user's change is never reverted.
+	deployments := client.Kube().AppsV1().Deployments(istioNamespace)
+	if _, err := deployments.Patch(ctx, "istiod", types.StrategicMergePatchType,
+		[]byte(`{"spec":{"template":{"spec":{"containers":[{"name":"discovery","image":"mine"}]}}}}`), metav1.PatchOptions{FieldManager: "kubectl-edit"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []Options{opts, other} {
+		start(t, o).settle()
+	}
+	d, err := deployments.Get(ctx, "istiod", metav1.GetOptions{})
+	if err != nil || d.Spec.Template.Spec.Containers[0].Image != "mine" {
+		t.Errorf("the user's image was reverted: %v", err)
+	}
+	if o, d := decide(next); d.Action != Leave || len(o.Changed) != 1 || o.Changed[0] != "Deployment istio-system/istiod" {
+		t.Errorf("after a change: %+v %v", d, o.Changed)
+	}
+
+	// `istioctl install` with the same values takes the change back, so it is ours again; the other profile removes the gateway.
+	upstream(t, client, again.settings)
+	small := opts
+	small.Profile = "minimal"
+	upgrade := start(t, small)
+	upgrade.settle()
+	if r := record(); r.Profile != "minimal" || r.Phase != Installed {
+		t.Errorf("record after a change of the profile: %+v", r)
+	}
+	// The garbage collector ends a deletion in the foreground.
+	if d, err := deployments.Get(ctx, "istio-ingressgateway", metav1.GetOptions{}); err == nil && d.DeletionTimestamp == nil {
+		t.Error("the gateway is still there")
+	}
+
+	// An uninstall is never reverted.
+	if err := deployments.Delete(ctx, "istiod", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := hooks.Delete(ctx, hook, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := restorer.sync(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := hooks.Get(ctx, hook, metav1.GetOptions{}); err == nil {
+		t.Error("a webhook of an uninstalled Istio was put back: no pod could start")
+	}
+	for _, o := range []Options{small, opts} {
+		s := start(t, o)
+		s.settle()
+		if err := s.Ready(ctx); err != nil {
+			t.Error(err)
+		}
+		if s.Version() != "" {
+			t.Error("an uninstalled Istio has a version")
+		}
+	}
+	if _, err := deployments.Get(ctx, "istiod", metav1.GetOptions{}); err == nil {
+		t.Error("the uninstall was reverted")
+	}
+
+	// What `istioctl uninstall --purge` does, and the record deleted, is the way back to an Istio of the server.
+	purge := func() {
+		t.Helper()
+		objects, err := uninstall.GetPrunedResources(client, "", istioNamespace, "", true)
+		if err == nil {
+			err = uninstall.DeleteObjectsList(client, false, console{slog.New(slog.DiscardHandler)}, objects)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := client.Kube().CoreV1().ConfigMaps(recordNamespace).Delete(ctx, recordName, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	purge()
+	// The garbage collector and the API server take their time with webhooks and CRDs: after "storage is (re)initializing" the
+	// latter tries again when its informer resyncs, each five minutes.
+	for deadline := time.Now().Add(6 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		o, d := decide(next)
+		if d.Action == Install {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after a purge: %+v %v", d, o.Present)
+		}
+	}
+	start(t, small).settle()
+
+	// Without a record, what is there is the user's, for ever.
+	if err := client.Kube().CoreV1().ConfigMaps(recordNamespace).Delete(ctx, recordName, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	start(t, opts).settle()
+	if r := record(); r == nil || r.Owner != Users {
+		t.Errorf("record of a user's Istio: %+v", r)
+	}
+}
+
+// upstream does what `istioctl install` does with these settings, without waiting for pods.
+func upstream(t *testing.T, client kube.CLIClient, s settings) {
+	t.Helper()
+	log := console{slog.New(slog.DiscardHandler)}
+	sets, values, err := s.manifests(client, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = install.Installer{Kube: client, SkipWait: true, Values: values, Logger: log, ProgressLogger: progress.NewLog()}.InstallManifests(sets)
+	if err != nil {
+		t.Fatal(err)
+	}
+}

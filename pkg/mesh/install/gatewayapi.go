@@ -1,0 +1,291 @@
+package install
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"istio.io/istio/pkg/kube"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/apimachinery/pkg/util/wait"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/gateway-api/pkg/consts"
+	"sigs.k8s.io/yaml"
+
+	"polymesh.dev/polymesh/pkg/converge"
+)
+
+// Bundle names a release of Gateway API's CRDs, as their annotations do.
+type Bundle struct{ Version, Channel string }
+
+func (b Bundle) String() string { return strings.TrimSpace(b.Version + " " + b.Channel) }
+
+// gatewayAPI is the bundle that the build ships: of the version that Istio is built with, in the channel that has the
+// fields of every feature that Istio claims (docs/mesh/gateway-api.md).
+var gatewayAPI = Bundle{consts.BundleVersion, "experimental"}
+
+// bundleOf reads a CRD's annotations.
+func bundleOf(annotations map[string]string) Bundle {
+	return Bundle{annotations[consts.BundleVersionAnnotation], annotations[consts.ChannelAnnotation]}
+}
+
+// GatewayCRD is a CRD of Gateway API in the cluster.
+type GatewayCRD struct {
+	Name string
+	Bundle
+	// Ours is true when the server applied it, and what it applied is no one else's since.
+	Ours bool
+}
+
+// DecideGatewayAPI is the whole rule of when the server touches the CRDs of Gateway API: all of them or none. It applies
+// them where none are, and replaces older ones that are all its own. recorded is what it applied before.
+func DecideGatewayAPI(recorded string, live []GatewayCRD, want Bundle) Decision {
+	if recorded == want.String() {
+		return Decision{Keep, "they are as applied"}
+	}
+	var foreign, newer []string
+	for _, crd := range live {
+		switch {
+		case !crd.Ours:
+			foreign = append(foreign, crd.Name+" "+crd.Bundle.String())
+		case newerThan(crd.Version, want.Version):
+			newer = append(newer, crd.Name+" "+crd.Bundle.String())
+		}
+	}
+	slices.Sort(foreign)
+	slices.Sort(newer)
+	switch {
+	case len(foreign) > 0:
+		return Decision{Leave, fmt.Sprintf("the user installed or changed them (%s)", list(foreign))}
+	case len(newer) > 0:
+		return Decision{Leave, fmt.Sprintf("those in the cluster are newer than %s (%s)", want, list(newer))}
+	case len(live) == 0 && recorded != "":
+		return Decision{Leave, "the user removed them"}
+	case len(live) == 0:
+		return Decision{Install, "there are none"}
+	case recorded == "":
+		return Decision{Finish, "their installation was interrupted"}
+	default:
+		return Decision{Upgrade, fmt.Sprintf("from %s to %s", recorded, want)}
+	}
+}
+
+// newerThan is false where one of them is no version: whose CRD that is, the field managers tell.
+func newerThan(have, want string) bool {
+	h, errHave := version.ParseSemantic(have)
+	w, errWant := version.ParseSemantic(want)
+	return errHave == nil && errWant == nil && w.LessThan(h)
+}
+
+var crdResource = schema.GroupVersionResource{Group: apiextensionsv1.GroupName, Version: "v1", Resource: "customresourcedefinitions"}
+
+// applyGatewayAPI brings the CRDs of Gateway API to the cluster where the rule wants them, and notes that in the record.
+func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, record *Record) error {
+	if m.crds == "" {
+		return nil
+	}
+	if err := disownGatewayCRDs(ctx, client, record.GatewayAPI); err != nil {
+		return err
+	}
+	if record.GatewayAPI == gatewayAPI.String() {
+		return nil
+	}
+	live, err := gatewayCRDs(ctx, client)
+	if err != nil {
+		return err
+	}
+	d := DecideGatewayAPI(record.GatewayAPI, live, gatewayAPI)
+	log := m.log.With("action", string(d.Action), "reason", d.Reason)
+	if d.Action == Leave {
+		log.Info("leaving the CRDs of Gateway API alone")
+		return nil
+	}
+	begin := time.Now()
+	objects, err := readGatewayAPI(m.crds)
+	if err != nil {
+		return err
+	}
+	g, applying := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for _, obj := range objects {
+		g.Go(func() error {
+			// Without force: a field that became someone else's a moment ago is a conflict.
+			_, err := client.Dynamic().Resource(crdResource).Apply(applying, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: ownManager})
+			if err != nil {
+				return fmt.Errorf("apply CustomResourceDefinition %s: %w", obj.GetName(), err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := awaitEstablished(ctx, client, objects); err != nil {
+		return err
+	}
+	record.GatewayAPI = gatewayAPI.String()
+	if err := writeRecord(ctx, client.Kube(), record); err != nil {
+		return err
+	}
+	log.Info("applied the CRDs of Gateway API", "version", gatewayAPI.String(), "took", time.Since(begin).Round(time.Millisecond).String())
+	return nil
+}
+
+// listGatewayCRDs lists what there is of Gateway API, whoever made it.
+func listGatewayCRDs(ctx context.Context, client kube.CLIClient) ([]metav1.PartialObjectMetadata, error) {
+	crds, err := client.Metadata().Resource(crdResource).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("look for CRDs of Gateway API: %w", err)
+	}
+	return slices.DeleteFunc(crds.Items, func(crd metav1.PartialObjectMetadata) bool {
+		_, group, _ := strings.Cut(crd.Name, ".")
+		return group != "gateway.networking.k8s.io" && group != "gateway.networking.x-k8s.io"
+	}), nil
+}
+
+// disownGatewayCRDs takes over the CRDs that an earlier version has applied under the name that `polymesh deploy` has: those
+// of the bundle that is in the record, as no one else's are.
+func disownGatewayCRDs(ctx context.Context, client kube.CLIClient, recorded string) error {
+	if recorded == "" {
+		return nil
+	}
+	crds, err := listGatewayCRDs(ctx, client)
+	if err != nil {
+		return err
+	}
+	for _, crd := range crds {
+		if bundleOf(crd.Annotations).String() != recorded {
+			continue
+		}
+		patch, err := converge.Disown(&crd, ownManager)
+		if err != nil {
+			return err
+		}
+		if patch == nil {
+			continue
+		}
+		if _, err := client.Metadata().Resource(crdResource).Patch(ctx, crd.Name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: ownManager}); err != nil {
+			return fmt.Errorf("take over the fields of CustomResourceDefinition %s: %w", crd.Name, err)
+		}
+	}
+	return nil
+}
+
+// gatewayCRDs lists what there is of Gateway API, and whose it is.
+func gatewayCRDs(ctx context.Context, client kube.CLIClient) ([]GatewayCRD, error) {
+	crds, err := listGatewayCRDs(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	var found []GatewayCRD
+	for _, crd := range crds {
+		ours, err := onlyOurs(crd.ManagedFields)
+		if err != nil {
+			return nil, fmt.Errorf("read the managed fields of CustomResourceDefinition %s: %w", crd.Name, err)
+		}
+		found = append(found, GatewayCRD{Name: crd.Name, Bundle: bundleOf(crd.Annotations), Ours: ours})
+	}
+	return found, nil
+}
+
+// onlyOurs reports whether the server applied a CRD, and no one else owns a part of its specification or of the annotations
+// that name its version. Labels and annotations of one's own do not count, nor does the status.
+func onlyOurs(managed []metav1.ManagedFieldsEntry) (bool, error) {
+	applied := false
+	for _, m := range managed {
+		if m.Manager == ownManager && m.Operation == metav1.ManagedFieldsOperationApply {
+			applied = true
+			continue
+		}
+		if m.FieldsV1 == nil {
+			continue
+		}
+		var fields struct {
+			Spec     map[string]any `json:"f:spec"`
+			Metadata struct {
+				Annotations map[string]any `json:"f:annotations"`
+			} `json:"f:metadata"`
+		}
+		if err := json.Unmarshal(m.FieldsV1.GetRawBytes(), &fields); err != nil {
+			return false, err
+		}
+		_, version := fields.Metadata.Annotations["f:"+consts.BundleVersionAnnotation]
+		_, channel := fields.Metadata.Annotations["f:"+consts.ChannelAnnotation]
+		if len(fields.Spec) > 0 || version || channel {
+			return false, nil
+		}
+	}
+	return applied, nil
+}
+
+// readGatewayAPI reads the shipped file. It holds CRDs of one bundle and nothing else.
+func readGatewayAPI(file string) ([]*unstructured.Unstructured, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the CRDs of Gateway API: %w", err)
+	}
+	defer f.Close()
+	var objects []*unstructured.Unstructured
+	for docs := utilyaml.NewYAMLReader(bufio.NewReader(f)); ; {
+		doc, err := docs.Read()
+		if errors.Is(err, io.EOF) {
+			return objects, nil
+		}
+		obj := &unstructured.Unstructured{}
+		if err == nil {
+			err = yaml.Unmarshal(doc, &obj.Object)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the CRDs of Gateway API in %s: %w", file, err)
+		}
+		if len(obj.Object) == 0 {
+			continue // comments
+		}
+		if have := bundleOf(obj.GetAnnotations()); obj.GetKind() != "CustomResourceDefinition" || have != gatewayAPI {
+			return nil, fmt.Errorf("%s holds %s %s of %q, which is no CRD of Gateway API %s", file, obj.GetKind(), obj.GetName(), have, gatewayAPI)
+		}
+		objects = append(objects, obj)
+	}
+}
+
+// awaitEstablished waits until the API server serves the new types, so that a Gateway can be made once the server says that
+// it is ready.
+func awaitEstablished(ctx context.Context, client kube.CLIClient, objects []*unstructured.Unstructured) error {
+	missing := ""
+	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		for _, obj := range objects {
+			crd, err := client.Ext().ApiextensionsV1().CustomResourceDefinitions().Get(ctx, obj.GetName(), metav1.GetOptions{})
+			if err != nil {
+				return false, fmt.Errorf("read CustomResourceDefinition %s: %w", obj.GetName(), err)
+			}
+			if !established(crd) {
+				missing = obj.GetName()
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	if wait.Interrupted(err) {
+		return fmt.Errorf("the API server does not serve CustomResourceDefinition %s: %w", missing, err)
+	}
+	return err
+}
+
+func established(crd *apiextensionsv1.CustomResourceDefinition) bool {
+	return slices.ContainsFunc(crd.Status.Conditions, func(c apiextensionsv1.CustomResourceDefinitionCondition) bool {
+		return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue
+	})
+}

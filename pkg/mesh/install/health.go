@@ -1,0 +1,145 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	appslisters "k8s.io/client-go/listers/apps/v1"
+)
+
+// health watches the Deployments that the server installed and says why they are not available.
+type health struct {
+	client      kubernetes.Interface
+	deployments []string // in istioNamespace
+	synced      func() bool
+	lister      appslisters.DeploymentNamespaceLister
+
+	mu     sync.Mutex
+	reason map[string]string // by deployment
+	asked  time.Time
+}
+
+// reasonAge is how long the reason of an unavailable Deployment is good for: finding it lists pods.
+const reasonAge = time.Second
+
+// newHealth returns nil where the record has no Deployment: the profile empty installs none.
+func newHealth(ctx context.Context, client kubernetes.Interface, record *Record) *health {
+	h := &health{client: client, reason: map[string]string{}}
+	for key := range record.Objects {
+		if gvk, _, name, err := parseKey(key); err == nil && gvk == deploymentKind {
+			h.deployments = append(h.deployments, name)
+		}
+	}
+	if len(h.deployments) == 0 {
+		return nil
+	}
+	// The control plane sorts last and is asked first: gateways wait for it.
+	slices.Sort(h.deployments)
+	slices.Reverse(h.deployments)
+	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(istioNamespace))
+	informer := factory.Apps().V1().Deployments()
+	h.synced = informer.Informer().HasSynced
+	h.lister = informer.Lister().Deployments(istioNamespace)
+	factory.Start(ctx.Done())
+	return h
+}
+
+// check returns nil when every Deployment that is still there is available. One that the user removed is not missed.
+func (h *health) check(ctx context.Context) error {
+	if !h.synced() {
+		return errors.New("reading the state of the control plane")
+	}
+	for _, name := range h.deployments {
+		d, err := h.lister.Get(name)
+		if err != nil {
+			continue
+		}
+		if available(d) {
+			continue
+		}
+		return fmt.Errorf("%s: %d/%d available%s", name, d.Status.AvailableReplicas, replicas(d), h.why(ctx, d))
+	}
+	return nil
+}
+
+func replicas(d *appsv1.Deployment) int32 {
+	if d.Spec.Replicas == nil {
+		return 1
+	}
+	return *d.Spec.Replicas
+}
+
+// available is the Deployment's own condition, for its newest spec.
+func available(d *appsv1.Deployment) bool {
+	if d.Status.ObservedGeneration < d.Generation {
+		return false
+	}
+	for _, c := range d.Status.Conditions {
+		if c.Type == appsv1.DeploymentAvailable {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// why asks the Deployment's pods what they wait for.
+func (h *health) why(ctx context.Context, d *appsv1.Deployment) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if time.Since(h.asked) < reasonAge {
+		return h.reason[d.Name]
+	}
+	h.asked = time.Now()
+	clear(h.reason)
+	selector, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
+	if err != nil {
+		return ""
+	}
+	pods, err := h.client.CoreV1().Pods(d.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+	if err != nil {
+		return ""
+	}
+	if reason := podReason(pods.Items); reason != "" {
+		h.reason[d.Name] = ": " + reason
+	}
+	return h.reason[d.Name]
+}
+
+// podReason is the first thing that a pod says about why it is not ready: no room on a node, a container that waits or
+// failed, or a volume.
+func podReason(pods []corev1.Pod) string {
+	for _, p := range pods {
+		if p.DeletionTimestamp != nil {
+			continue
+		}
+		for _, c := range p.Status.Conditions {
+			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Message != "" {
+				return oneLine(c.Message)
+			}
+		}
+		for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+			if w := c.State.Waiting; w != nil && w.Reason != "" {
+				return oneLine(fmt.Sprintf("container %s: %s %s", c.Name, w.Reason, w.Message))
+			}
+		}
+		for _, c := range p.Status.Conditions {
+			if c.Type == corev1.PodReady && c.Status == corev1.ConditionFalse && c.Message != "" {
+				return oneLine(c.Message)
+			}
+		}
+	}
+	return ""
+}
+
+// oneLine makes a message fit a status.
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

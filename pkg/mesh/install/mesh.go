@@ -1,0 +1,268 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	operator "istio.io/istio/operator/pkg/component"
+	"istio.io/istio/operator/pkg/manifest"
+	"istio.io/istio/pkg/kube"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/converge"
+)
+
+// Options are what the component needs to know.
+type Options struct {
+	// Kubeconfig is an administrator's; it is read when the component starts.
+	Kubeconfig string
+	// Profile is Istio's installation profile.
+	Profile string
+	// ClusterDomain is the DNS domain of services; empty is Istio's default, cluster.local.
+	ClusterDomain string
+	// Images are those to install; the zero value is what the build ships.
+	Images Images
+	// GatewayAPI is the file with the CRDs of Gateway API; empty is none.
+	GatewayAPI string
+	Log        *slog.Logger
+}
+
+// New returns the component that installs Istio on the cluster. It starts after the API server and needs nothing else;
+// its pods wait for a node by themselves.
+func New(opts Options) component.Component {
+	if opts.Images == (Images{}) {
+		opts.Images = BuiltIn()
+	}
+	return &mesh{
+		log:      opts.Log,
+		kube:     opts.Kubeconfig,
+		crds:     opts.GatewayAPI,
+		settings: settings{images: opts.Images, profile: opts.Profile, clusterDomain: opts.ClusterDomain},
+		waiting:  errors.New("not started"),
+	}
+}
+
+type mesh struct {
+	log      *slog.Logger
+	kube     string
+	crds     string
+	settings settings
+
+	cancel  context.CancelFunc
+	decided chan struct{} // closed once the installation is decided and done
+	restore *converge.Loop
+
+	mu      sync.Mutex
+	waiting error   // what the installation waits for, nil once it is decided and done
+	health  *health // nil where the server makes no claim
+	version string
+}
+
+var (
+	_ component.Component = (*mesh)(nil)
+	_ component.Versioned = (*mesh)(nil)
+)
+
+// Name is the name of the add-on.
+func (m *mesh) Name() string { return "istio" }
+
+// Version is the version that the server installed, empty where Istio is the user's own or none is there.
+func (m *mesh) Version() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.version
+}
+
+// Init does nothing: there is nothing that could be prepared without a cluster.
+func (m *mesh) Init(context.Context) error { return nil }
+
+// Start installs in the background and tries again until it is done.
+func (m *mesh) Start(ctx context.Context) error {
+	ctx, m.cancel = component.Running(ctx)
+	m.decided = make(chan struct{})
+	m.wait(errors.New("looking for Istio in the cluster"))
+	go func() {
+		defer close(m.decided)
+		m.run(ctx)
+	}()
+	return nil
+}
+
+// Stop ends what is under way; the record lets the next start go on from there.
+func (m *mesh) Stop(ctx context.Context) error {
+	if m.cancel == nil {
+		return nil
+	}
+	m.cancel()
+	select {
+	case <-m.decided:
+	case <-ctx.Done():
+		return fmt.Errorf("still installing: %w", ctx.Err())
+	}
+	if m.restore != nil {
+		return m.restore.Stop(ctx)
+	}
+	return nil
+}
+
+// Ready says what the installation, or a control plane that the server installed, waits for. An Istio that is the user's
+// own is no concern of the server.
+func (m *mesh) Ready(ctx context.Context) error {
+	m.mu.Lock()
+	waiting, health, restore := m.waiting, m.health, m.restore
+	m.mu.Unlock()
+	if waiting != nil {
+		return waiting
+	}
+	if restore != nil {
+		if err := restore.Ready(); err != nil {
+			return err
+		}
+	}
+	if health == nil {
+		return nil
+	}
+	return health.check(ctx)
+}
+
+func (m *mesh) wait(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waiting = err
+}
+
+// run tries until it worked, ever more slowly.
+func (m *mesh) run(ctx context.Context) {
+	backoff := wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 7, Cap: 30 * time.Second}
+	for {
+		err := m.reconcile(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		pause := backoff.Step()
+		m.log.Warn("installing Istio failed, trying again", "err", err, "in", pause.Round(time.Millisecond).String())
+		m.wait(fmt.Errorf("installing: %w", err))
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// reconcile decides and does it, once.
+func (m *mesh) reconcile(ctx context.Context) error {
+	if !m.settings.images.Stamped() {
+		return errors.New("this program was built without the hub and tag of its Istio images; build it with make")
+	}
+	client, err := m.connect()
+	if err != nil {
+		return err
+	}
+	want, err := m.settings.identity()
+	if err != nil {
+		return err
+	}
+	o, err := observe(ctx, client, want)
+	if err != nil {
+		return err
+	}
+	d := Decide(o, want)
+	log := m.log.With("action", string(d.Action), "reason", d.Reason)
+	record := o.Record
+	switch d.Action {
+	case Install, Finish, Upgrade:
+		log.Info("installing Istio", "version", want.Version, "profile", want.Profile)
+		m.wait(fmt.Errorf("installing Istio %s, profile %s", want.Version, want.Profile))
+		begin := time.Now()
+		if record, err = m.install(ctx, client, record, want); err != nil {
+			return err
+		}
+		log.Info("installed Istio", "version", want.Version, "took", time.Since(begin).Round(time.Millisecond).String())
+	case Keep:
+		log.Debug("leaving Istio as it is")
+	case Leave:
+		log.Info("leaving Istio alone")
+		if record == nil {
+			// From now on it is the user's, also when it is uninstalled one day.
+			record = &Record{Owner: Users, Phase: Installed}
+			if err := writeRecord(ctx, client.Kube(), record); err != nil {
+				return err
+			}
+		}
+	}
+	if err := m.applyGatewayAPI(ctx, client, record); err != nil {
+		return err
+	}
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waiting = nil
+	if d.Action != Leave {
+		m.version = record.Version
+		m.health = newHealth(ctx, client.Kube(), record)
+		r := &restorer{mesh: m, client: client}
+		m.restore = converge.NewLoop(m.log, converge.Interval, r.sync)
+		m.restore.Start(ctx)
+	}
+	return nil
+}
+
+// connect makes the client of Istio's installer.
+func (m *mesh) connect() (kube.CLIClient, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", m.kube)
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	// One installation is a burst of a hundred requests to a server that is this process.
+	config.QPS, config.Burst = 200, 200
+	config.UserAgent = "polymesh-mesh"
+	client, err := kube.NewCLIClient(kube.NewClientConfigForRestConfig(config))
+	if err != nil {
+		return nil, fmt.Errorf("make a client for %s: %w", config.Host, err)
+	}
+	return client, nil
+}
+
+// install applies what is wanted and returns the new record. The record is written before the first object, so that the
+// next start finishes what this one does not.
+func (m *mesh) install(ctx context.Context, client kube.CLIClient, record *Record, want Identity) (*Record, error) {
+	next := &Record{Owner: Ours, Phase: Installing, Identity: want}
+	if record != nil {
+		next.Objects, next.Shared, next.IngressClass, next.GatewayAPI = record.Objects, record.Shared, record.IngressClass, record.GatewayAPI
+	}
+	if err := writeRecord(ctx, client.Kube(), next); err != nil {
+		return nil, err
+	}
+	sets, merged, err := m.settings.manifests(client, console{m.log})
+	if err != nil {
+		return nil, err
+	}
+	if !next.IngressClass && hasIngress(sets) {
+		if err := applyIngressClass(ctx, client.Kube()); err != nil {
+			return nil, err
+		}
+		next.IngressClass = true
+	}
+	i := &installer{client: client, values: merged, log: m.log}
+	if err := i.install(ctx, sets, next.Objects[ownPlane] == ""); err != nil {
+		return nil, err
+	}
+	slices.Sort(i.shared)
+	next.Phase, next.Objects, next.Shared = Installed, i.objects, slices.Compact(i.shared)
+	if err := writeRecord(ctx, client.Kube(), next); err != nil {
+		return nil, err
+	}
+	return next, nil
+}
+
+func hasIngress(sets []manifest.ManifestSet) bool {
+	return len(manifest.ExtractComponent(sets, operator.IngressComponentName)) > 0
+}

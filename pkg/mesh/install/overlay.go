@@ -1,0 +1,159 @@
+package install
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+	"istio.io/istio/operator/pkg/render"
+	"istio.io/istio/operator/pkg/values"
+	"istio.io/istio/pkg/version"
+
+	"polymesh.dev/polymesh/pkg/mesh/dialect"
+)
+
+// Images names where Istio's images come from and at which tag.
+type Images struct{ Hub, Tag string }
+
+// BuiltIn are the images that this build ships. The build stamps them into Istio's own version package, where
+// Istio's installer takes its defaults from (istio.io/istio/pkg/version, buildHub and buildVersion).
+func BuiltIn() Images {
+	return Images{Hub: version.DockerInfo.Hub, Tag: version.DockerInfo.Tag}
+}
+
+// Stamped reports whether the build named its images. A plain `go build` does not.
+func (i Images) Stamped() bool {
+	return i.Hub != "" && i.Hub != "unknown" && i.Tag != "" && i.Tag != "unknown"
+}
+
+// Serve reports whether an installation with this hub and tag runs these images: from their own hub, or mirrored under
+// their own tag. Anything else are Istio's images, which bring Istio's own Envoy.
+func (i Images) Serve(hub, tag string) bool {
+	return i.Stamped() && (hub == i.Hub || tag == i.Tag)
+}
+
+// Overlay returns the values that go between a profile and the user's own files and --set flags, as an IstioOperator,
+// or nil when the result would not run images: Istio's own get Istio's own values. files and sets are the user's, in
+// istioctl's syntax.
+func Overlay(images Images, files, sets []string) ([]byte, error) {
+	merged, err := render.MergeInputs(files, sets, nil)
+	if err != nil {
+		return nil, fmt.Errorf("merge Istio's settings: %w", err)
+	}
+	hub, _ := merged.GetPath("spec.values.global.hub")
+	tag, _ := merged.GetPath("spec.values.global.tag")
+	if !images.Serve(fmt.Sprint(hub), fmt.Sprint(tag)) {
+		return nil, nil
+	}
+
+	env := map[string]any{}
+	for k, v := range dialect.IstiodEnv() {
+		env[k] = v
+	}
+	pilot := map[string]any{"env": env}
+	_, hpa := merged.GetPath("spec.components.pilot.k8s.hpaSpec")
+	// Without a profile of values, the charts ask for 500m and 2 GiB for istiod, more than a small node has, and scale
+	// it out at 80 % of the request. Profiles of values (demo, stable, ...) know what they want.
+	if merged.GetPathString("spec.values.profile") == "" && merged.GetPathString("spec.values.global.profile") == "" {
+		pilot["resources"] = map[string]any{"requests": map[string]any{"cpu": "100m", "memory": "256Mi"}}
+		if !hpa {
+			pilot["autoscaleEnabled"] = false
+		}
+	}
+	overlay := values.Map{
+		"apiVersion": "install.istio.io/v1alpha1",
+		"kind":       "IstioOperator",
+		"spec": map[string]any{
+			"values": map[string]any{
+				// The images are in the node's store already; there may be no registry to ask.
+				"global":         map[string]any{"imagePullPolicy": "IfNotPresent"},
+				"pilot":          pilot,
+				"gatewayClasses": map[string]any{"istio": gatewayDefaults()},
+			},
+		},
+	}
+	return []byte(overlay.YAML()), nil
+}
+
+// gatewayDefaults change what istiod makes for a Gateway of the class istio. Each of these Services would ask for the proxy's
+// status port, too. On one address that port goes to the first of them, which is the ingress gateway, and servicelb gives
+// a Service all of its ports or none. The kubelet asks the pod itself for its status.
+func gatewayDefaults() map[string]any {
+	return map[string]any{"service": map[string]any{"spec": map[string]any{
+		"ports": []any{map[string]any{"port": 15021, "$patch": "delete"}},
+	}}}
+}
+
+// File is a file in memory, for Istio's installer, which takes settings by file name only. Nothing is left behind,
+// however the process ends.
+type File struct{ f *os.File }
+
+// NewFile returns a file with the given content.
+func NewFile(name string, content []byte) (*File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory for %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(content); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write %s: %w", name, err)
+	}
+	return &File{f}, nil
+}
+
+// Path names the file; every open reads it from the start.
+func (f *File) Path() string { return fmt.Sprintf("/proc/self/fd/%d", f.f.Fd()) }
+
+// Close gives the file back.
+func (f *File) Close() error { return f.f.Close() }
+
+// Input puts the overlay below the user's files. The returned names are for Istio's installer, until done is called.
+// A "-" among files is read from stdin, once.
+func Input(images Images, files, sets []string, stdin io.Reader) (names []string, done func(), err error) {
+	var open []*File
+	done = func() {
+		for _, f := range open {
+			f.Close()
+		}
+	}
+	add := func(name string, content []byte) (string, error) {
+		f, err := NewFile(name, content)
+		if err != nil {
+			return "", err
+		}
+		open = append(open, f)
+		return f.Path(), nil
+	}
+	names = append(names, files...)
+	for i, name := range names {
+		if name != "-" {
+			continue
+		}
+		content, err := io.ReadAll(stdin)
+		if err != nil {
+			done()
+			return nil, nil, fmt.Errorf("read settings from standard input: %w", err)
+		}
+		if names[i], err = add("stdin", content); err != nil {
+			done()
+			return nil, nil, err
+		}
+		break
+	}
+	overlay, err := Overlay(images, names, sets)
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	if overlay == nil {
+		return names, done, nil
+	}
+	name, err := add("polymesh-overlay", overlay)
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	return append([]string{name}, names...), done, nil
+}

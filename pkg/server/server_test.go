@@ -1,0 +1,36 @@
+package server
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/grpclog"
+	"k8s.io/klog/v2"
+)
+
+// What gRPC reports is in the server's log, in klog's format. The log is the process's, so the test has one of its own.
+func TestGRPCLogsToKlog(t *testing.T) {
+	if os.Getenv("LOG_AS") == "child" {
+		klogFlags := flag.NewFlagSet("", flag.ContinueOnError)
+		klog.InitFlags(klogFlags)
+		klog.ClearLogger()
+		grpcToKlog()
+		grpclog.Warning("of the server's gRPC")
+		klog.Flush()
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestGRPCLogsToKlog$")
+	cmd.Env = append(os.Environ(), "LOG_AS=child")
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v: %s", err, &errOut)
+	}
+	if !strings.HasPrefix(errOut.String(), "W") || !strings.Contains(errOut.String(), "of the server's gRPC") {
+		t.Errorf("standard error is %q", &errOut)
+	}
+}

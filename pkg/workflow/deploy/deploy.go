@@ -1,0 +1,254 @@
+// Package deploy brings a project to a cluster: it has the services' images built, applies the manifests on the server's
+// side in an order that works, removes what is no longer in them, and waits until the pods are ready or says why they are not.
+//
+// The cluster may be any Kubernetes with Istio. What a project has in it is kept as an ApplySet (KEP 3659), kubectl's
+// own form, so kubectl sees the same set. The steps are in the order of Run; each can be run again, and Run as a whole
+// too, wherever it was broken off. pkg/command calls Run and Remove.
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+
+	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/signature"
+	"polymesh.dev/polymesh/pkg/workflow/image"
+	"polymesh.dev/polymesh/pkg/workflow/project"
+	"polymesh.dev/polymesh/pkg/workflow/scanner"
+)
+
+// Options are what the command line says.
+type Options struct {
+	Project *project.Project
+	// Cluster says which cluster, as kubectl's flags do.
+	Cluster *genericclioptions.ConfigFlags
+	// Engine builds images: one of image.EngineNames, or empty for the first that is there.
+	Engine string
+	// ContainerdSocket is the one of this machine's node, for images that no registry gets.
+	ContainerdSocket string
+	// Rebuild builds images although they are there.
+	Rebuild bool
+	// AllowLatest lets images through that have no version.
+	AllowLatest bool
+	// Signer signs the images that are built; nil leaves them unsigned.
+	Signer *signature.Signer
+	// SBOM is a folder for the bills of materials of the images that are built; empty for none. Scanner makes them.
+	SBOM    string
+	Scanner *scanner.Scanner
+	// RegistryDir is containerd's folder with the settings of registries.
+	RegistryDir string
+	// DryRun asks the API server what it would do, and builds nothing. Diff is a dry run that shows the changes on Out.
+	DryRun, Diff bool
+	// Adopt takes over a project of this name, or objects, that are deployed from elsewhere.
+	Adopt bool
+	// Volumes lets what holds data be deleted, too.
+	Volumes bool
+	// Wait is off when nobody wants to know whether the pods become ready.
+	Wait bool
+	// Allowed is asked before anything is built or changed, with the objects of the manifests; its error ends the deploy.
+	Allowed func(context.Context, *Cluster, []project.Object) error
+
+	Steps *progress.Steps
+	Out   io.Writer
+}
+
+// Result is what was done, for programs.
+type Result struct {
+	Project   string   `json:"project"`
+	Namespace string   `json:"namespace"`
+	DryRun    bool     `json:"dryRun,omitempty"`
+	Images    []Image  `json:"images,omitempty"`
+	Objects   []Change `json:"objects"`
+	// Left are members of the project that the manifests no longer have and that were not deleted.
+	Left     []Left             `json:"left,omitempty"`
+	Findings []diagnose.Finding `json:"findings,omitempty"`
+	Hosts    []string           `json:"hosts,omitempty"`
+}
+
+// Image is what became of a service's image.
+type Image struct {
+	Service string `json:"service"`
+	Ref     string `json:"ref"`
+	Built   bool   `json:"built"`
+	Moved   bool   `json:"moved"` // loaded into the node or pushed
+	// Digest is what was signed; empty without a signature.
+	Digest string `json:"digest,omitempty"`
+	// SBOM is the file of its bill of materials.
+	SBOM string `json:"sbom,omitempty"`
+	// id is that of what this run has built.
+	id digest.Digest
+}
+
+// Action is what happened to an object.
+type Action string
+
+// The actions.
+const (
+	Created   Action = "created"
+	Changed   Action = "changed"
+	Unchanged Action = "unchanged"
+	// Replaced is a Job that had ended: what it runs cannot be changed, so it was deleted and made again.
+	Replaced Action = "replaced"
+	Pruned   Action = "pruned"
+)
+
+// Change is what happened to one object.
+type Change struct {
+	ID     string `json:"object"`
+	Action Action `json:"action"`
+	At     string `json:"at,omitempty"`
+}
+
+// ErrNotReady says that everything was applied, and that not every workload became ready. Result.Findings say why.
+var ErrNotReady = errors.New("not every workload is ready")
+
+// Run deploys. The result is valid as far as it goes also with an error.
+func Run(ctx context.Context, o Options) (*Result, error) {
+	d := newDeployment(o)
+	defer d.close()
+	for _, step := range []func(context.Context) error{
+		d.read,
+		d.connect,
+		d.identify,
+		d.complete,
+		d.allowed,
+		d.nameImages,
+		d.analyze,
+		d.check,
+		d.buildImages,
+		d.applyObjects,
+		d.prune,
+		d.awaitReady,
+	} {
+		if err := step(ctx); err != nil {
+			return d.result, err
+		}
+	}
+	d.hosts()
+	return d.result, nil
+}
+
+// deployment is one call of Run.
+type deployment struct {
+	Options
+	dry     bool
+	cluster *Cluster
+	origin  project.Origin
+	taken   bool // over, from another origin
+	objects []project.Object
+	images  []job // what is built
+	mover   mover
+	checks  checks
+	set     *set
+	result  *Result
+	warnings
+}
+
+func newDeployment(o Options) *deployment {
+	return &deployment{Options: o, dry: o.DryRun || o.Diff, result: &Result{},
+		checks: checks{done: map[string]bool{}, replace: map[string]types.UID{}}}
+}
+
+// read reads the manifests and refuses what can be refused without a cluster.
+func (d *deployment) read(context.Context) error {
+	objects, err := d.Project.Objects()
+	if err != nil {
+		return err
+	}
+	if namespace := *d.Cluster.Namespace; namespace != "" {
+		d.Project.Namespace = namespace
+	}
+	d.objects = objects
+	d.result.Project, d.result.Namespace, d.result.DryRun = d.Project.Name, d.Project.Namespace, d.dry
+	if d.AllowLatest {
+		return nil
+	}
+	var found []string
+	for _, c := range containers(d.objects) {
+		if _, ok := d.serviceOf(c.image); ok {
+			continue
+		}
+		if _, tag := image.Cut(c.image); (tag == "" || tag == "latest") && !strings.Contains(c.image, "@") {
+			found = append(found, fmt.Sprintf("%s: image %s", c.at(), c.image))
+		}
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("images without a version: what runs would depend on the day it was pulled, and there would be no way back\n  %s\nGive each a version or a digest, or use --allow-latest", strings.Join(found, "\n  "))
+	}
+	return nil
+}
+
+// allowed asks whether this may be deployed now. A dry run changes nothing, so it may.
+func (d *deployment) allowed(ctx context.Context) error {
+	if d.Allowed == nil || d.dry {
+		return nil
+	}
+	return d.Allowed(ctx, d.cluster, d.objects)
+}
+
+// serviceOf is the service whose image a manifest means.
+func (d *deployment) serviceOf(ref string) (project.Service, bool) {
+	name, _ := image.Cut(ref)
+	for _, s := range d.Project.Services {
+		if s.Image == name || s.Image == "" && path.Base(name) == s.Name {
+			return s, true
+		}
+	}
+	return project.Service{}, false
+}
+
+// container is one container of a workload in a manifest.
+type container struct {
+	object  project.Object
+	path    []string // of the container in the object
+	content map[string]any
+	image   string
+}
+
+func (c container) at() string { return c.object.At(append(slices.Clone(c.path), "image")...) }
+
+// containers are all of the manifests, wherever a pod template stands in them: also in CronJobs and custom kinds.
+func containers(objects []project.Object) []container {
+	var found []container
+	for _, o := range objects {
+		walkPods(o.Object, nil, func(path []string, content map[string]any) {
+			if ref, ok := content["image"].(string); ok && ref != "" {
+				found = append(found, container{o, path, content, ref})
+			}
+		})
+	}
+	return found
+}
+
+// walkPods visits the containers of every pod spec below a value.
+func walkPods(value any, path []string, visit func([]string, map[string]any)) {
+	switch value := value.(type) {
+	case map[string]any:
+		for key, field := range value {
+			list, ok := field.([]any)
+			if !ok || key != "containers" && key != "initContainers" {
+				walkPods(field, append(slices.Clone(path), key), visit)
+				continue
+			}
+			for i, item := range list {
+				if content, ok := item.(map[string]any); ok {
+					visit(append(slices.Clone(path), key, fmt.Sprint(i)), content)
+				}
+			}
+		}
+	case []any:
+		for i, item := range value {
+			walkPods(item, append(slices.Clone(path), fmt.Sprint(i)), visit)
+		}
+	}
+}

@@ -1,0 +1,377 @@
+package deploy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/imagestore"
+	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/signature"
+	"polymesh.dev/polymesh/pkg/workflow/image"
+	"polymesh.dev/polymesh/pkg/workflow/project"
+	"polymesh.dev/polymesh/pkg/workflow/scanner"
+)
+
+// parallelBuilds is how many images are built at once: each build is a compiler that takes all cores.
+const parallelBuilds = 2
+
+// job is an image that is built of a service.
+type job struct {
+	service project.Service
+	source  image.Source
+	ref     image.Ref
+}
+
+// source is what a service's image is built of.
+func source(p *project.Project, s project.Service) image.Source {
+	source := image.Source{Context: p.Path(s.Context), Dockerfile: s.Dockerfile, Target: s.Target, Args: s.Args, Network: s.Network, Settings: s.Settings}
+	for _, mount := range s.Mounts {
+		source.Mounts = append(source.Mounts, p.Path(mount))
+	}
+	return source
+}
+
+// nameImages puts the names of the images into the manifests. They say what the images are built of, so that nothing need be
+// built yet.
+func (d *deployment) nameImages(ctx context.Context) (err error) {
+	var step *progress.Step
+	defer func() {
+		switch {
+		case step == nil:
+		case err != nil:
+			step.Fail()
+		default:
+			step.Done("")
+		}
+	}()
+	note := func(text string) {
+		if step == nil {
+			step = d.Steps.Start("base images")
+		}
+		step.Note("%s", text)
+	}
+	if d.dry {
+		note = nil // nothing is brought
+	}
+	named := map[string]image.Ref{}
+	for _, c := range containers(d.objects) {
+		s, ok := d.serviceOf(c.image)
+		if !ok {
+			continue
+		}
+		ref, ok := named[s.Name]
+		if !ok {
+			if err := d.openMover(ctx); err != nil {
+				return err
+			}
+			source := source(d.Project, s)
+			if err := d.readBases(ctx, &source, note); err != nil {
+				return fmt.Errorf("service %s: %w", s.Name, err)
+			}
+			fingerprint, err := source.Fingerprint()
+			if err != nil {
+				return fmt.Errorf("service %s: %w", s.Name, err)
+			}
+			if ref, err = image.Name(c.image, d.Project.Registry, fingerprint); err != nil {
+				return fmt.Errorf("service %s: %w", s.Name, err)
+			}
+			named[s.Name] = ref
+			d.images = append(d.images, job{s, source, ref})
+		}
+		c.content["image"] = ref.Short
+	}
+	return nil
+}
+
+// readBases finds out what the images are that a build starts from. Without a program that builds they are unknown, and a build that
+// starts from nothing needs none.
+func (d *deployment) readBases(ctx context.Context, source *image.Source, note func(string)) error {
+	names, err := source.Bases()
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	e, err := d.mover.engine()
+	if err != nil {
+		return nil
+	}
+	var from image.Store
+	if d.mover.store != nil {
+		from = d.mover.store
+	}
+	return source.ReadBases(ctx, e, from, note)
+}
+
+// openMover makes d.mover, which close closes.
+func (d *deployment) openMover(ctx context.Context) error {
+	if d.mover.engine != nil {
+		return nil
+	}
+	d.mover = mover{registry: d.Project.Registry != "", engine: sync.OnceValues(func() (image.Engine, error) { return image.Find(ctx, d.Engine) })}
+	if d.mover.registry || d.dry {
+		return nil
+	}
+	store, err := imagestore.Open(d.ContainerdSocket)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("images cannot be loaded: no Polymesh server runs on this machine, or this user may not use its containerd (%w). Use --registry for another cluster, sudo for this one", err)
+	}
+	if err != nil {
+		return err
+	}
+	d.mover.store = store
+	return nil
+}
+
+func (d *deployment) close() error {
+	if d.mover.store == nil {
+		return nil
+	}
+	return d.mover.store.Close()
+}
+
+// buildImages builds and moves the images that changed.
+func (d *deployment) buildImages(ctx context.Context) error {
+	jobs, m := d.images, d.mover
+	if len(jobs) == 0 || d.dry {
+		for _, j := range jobs {
+			d.result.Images = append(d.result.Images, Image{Service: j.service.Name, Ref: j.ref.Short})
+		}
+		return nil
+	}
+	if d.SBOM != "" {
+		if err := os.MkdirAll(d.SBOM, 0o755); err != nil {
+			return err
+		}
+	}
+	project, err := newSet(d.cluster, d.Project)
+	if err != nil {
+		return err
+	}
+	d.result.Images = make([]Image, len(jobs))
+	// Each build takes as long as it takes; the first that fails ends the others.
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelBuilds)
+	for i, j := range jobs {
+		g.Go(func() error {
+			return d.Steps.Do("image "+j.ref.Short, func(step *progress.Step) (string, error) {
+				out, err := d.provide(ctx, m, j, step)
+				if err != nil {
+					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
+				}
+				if !m.registry {
+					// So that the kubelet keeps it, and what a rollback goes back to.
+					if err := m.store.Deployed(ctx, j.ref.Full, project.ID(), j.service.Name); err != nil {
+						return "", fmt.Errorf("service %s: %w", j.service.Name, err)
+					}
+				}
+				d.result.Images[i] = out
+				return out.said(m.registry), nil
+			})
+		})
+	}
+	return g.Wait()
+}
+
+func (i Image) said(registry bool) string {
+	said := []string{"loaded"}
+	switch {
+	case !i.Built && !i.Moved:
+		said = []string{"unchanged"}
+	case registry:
+		said = []string{"pushed"}
+	}
+	if i.Built {
+		said = append([]string{"built"}, said...)
+	}
+	if i.Digest != "" {
+		said = append(said, "signed")
+	}
+	return strings.Join(said, ", ")
+}
+
+// provide brings an image to where nodes get it, signs it there, and writes down what it is made of.
+func (d *deployment) provide(ctx context.Context, m mover, j job, step *progress.Step) (Image, error) {
+	note := func(note string) { step.Note("%s", note) }
+	var place signature.Place
+	if d.Signer != nil {
+		var err error
+		if place, err = d.place(m); err != nil {
+			return Image{}, err
+		}
+	}
+	out, err := m.bring(ctx, j.source, j.ref, d.Rebuild, note)
+	if err != nil {
+		return out, err
+	}
+	if d.Signer != nil && !out.Built {
+		// What was there under this name may be anybody's: only what has this key's signature counts as it is.
+		signed, err := d.Signer.Public().Verify(ctx, j.ref.Full, place)
+		switch {
+		case err == nil:
+			out.Digest = signed.Digest.String()
+		case errors.Is(err, signature.ErrUnsigned):
+			note("building, as what is there is not signed with this key")
+			if out, err = m.bring(ctx, j.source, j.ref, true, note); err != nil {
+				return out, err
+			}
+		default:
+			return out, err
+		}
+	}
+	out.Service, out.Ref = j.service.Name, j.ref.Short
+	if d.SBOM != "" {
+		out.SBOM = filepath.Join(d.SBOM, sbomName(out.Service, j.ref.Short))
+		if _, err := os.Stat(out.SBOM); err != nil || out.Built {
+			note("listing what it is made of")
+			if err := d.writeSBOM(ctx, m, j.ref, out.SBOM); err != nil {
+				return out, err
+			}
+		}
+	}
+	if d.Signer == nil || out.Digest != "" {
+		return out, nil
+	}
+	note("signing")
+	stored, config, err := signature.Stored(ctx, j.ref.Full, place)
+	if err != nil {
+		return out, err
+	}
+	// Between the build and now, the name may have got another image.
+	if out.id == "" || config != out.id && stored.Digest != out.id {
+		return out, fmt.Errorf("%s in %s is not the image that was built (%s): it is not signed", stored, place, out.id)
+	}
+	signed, _, err := signature.Sign(ctx, d.Signer, stored.String(), place)
+	out.Digest = signed.Digest.String()
+	return out, err
+}
+
+// place is where images and their signatures are.
+func (d *deployment) place(m mover) (signature.Place, error) {
+	if !m.registry {
+		return m.store.Signatures(), nil
+	}
+	logins, err := signature.UserLogins()
+	if err != nil {
+		return nil, err
+	}
+	return signature.NewRegistry(d.RegistryDir, logins), nil
+}
+
+// sbomName has the tag in it, and so the hash of what the image was built of: one that is there is of this image.
+func sbomName(service, ref string) string {
+	_, tag := image.Cut(ref)
+	return service + "-" + tag + ".cdx.json"
+}
+
+func (d *deployment) writeSBOM(ctx context.Context, m mover, ref image.Ref, file string) error {
+	reader, from := image.Reader{Engine: func(context.Context) (image.Engine, error) { return m.engine() }}, image.FromEngine
+	if !m.registry {
+		reader.Node, from = m.store, image.FromNode
+	}
+	archive, err := reader.Read(ctx, ref.Full, from)
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	var text bytes.Buffer
+	if err := d.Scanner.SBOM(ctx, scanner.Image{Name: ref.Short, Location: archive.Location}, scanner.SBOMFormats()[0], &text); err != nil {
+		return err
+	}
+	return atomicfile.Write(file, text.Bytes(), 0o644)
+}
+
+// mover brings a built image to where nodes get it.
+type mover struct {
+	registry bool
+	store    *imagestore.Store
+	engine   func() (image.Engine, error)
+}
+
+func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, rebuild bool, note func(string)) (Image, error) {
+	var out Image
+	if !m.registry && !rebuild {
+		if has, err := m.store.Has(ctx, ref.Full); err != nil || has {
+			return out, err
+		}
+	}
+	e, err := m.engine()
+	if err != nil {
+		return out, err
+	}
+	has, err := e.Has(ctx, ref.Full)
+	if err != nil {
+		return out, err
+	}
+	if !has || rebuild {
+		var from image.Store
+		if m.store != nil {
+			from = m.store
+		}
+		if err := image.Provide(ctx, e, source, from, note); err != nil {
+			return out, err
+		}
+		note("building with " + e.Name())
+		if out.id, err = build(ctx, e, ref, source); err != nil {
+			return out, err
+		}
+		out.Built = true
+	}
+	out.Moved = true
+	if m.registry {
+		note("pushing")
+		return out, e.Push(ctx, ref.Full, io.Discard)
+	}
+	note("loading")
+	dir, err := os.MkdirTemp("", "polymesh-image-")
+	if err != nil {
+		return out, err
+	}
+	defer os.RemoveAll(dir)
+	archive := filepath.Join(dir, "image.tar")
+	if err := e.Save(ctx, ref.Full, archive, io.Discard); err != nil {
+		return out, err
+	}
+	return out, m.store.Import(ctx, archive, nil)
+}
+
+// build builds an image and returns its id, as the program that built it says.
+func build(ctx context.Context, e image.Engine, ref image.Ref, source image.Source) (digest.Digest, error) {
+	dir, err := os.MkdirTemp("", "polymesh-build-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	source.IDFile = filepath.Join(dir, "id")
+	if err := e.Build(ctx, ref.Full, source, io.Discard); err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(source.IDFile)
+	if err != nil {
+		return "", fmt.Errorf("read the id of what %s has built: %w", e.Name(), err)
+	}
+	id := digest.Digest(strings.TrimSpace(string(text)))
+	if err := id.Validate(); err != nil {
+		return "", fmt.Errorf("read the id of what %s has built: %q: %w", e.Name(), id, err)
+	}
+	return id, nil
+}
+
+// imagePullAlways are containers that would ask a registry for an image that only this node has.
+func (d *deployment) imagePullAlways() []container {
+	return slices.DeleteFunc(containers(d.objects), func(c container) bool {
+		_, ours := d.serviceOf(c.image)
+		return !ours || d.Project.Registry != "" || c.content["imagePullPolicy"] != "Always"
+	})
+}

@@ -1,0 +1,418 @@
+package deploy
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/cli-runtime/pkg/printers"
+	"k8s.io/cli-runtime/pkg/resource"
+	"k8s.io/kubectl/pkg/cmd/apply"
+	"k8s.io/kubectl/pkg/cmd/delete"
+	cmdutil "k8s.io/kubectl/pkg/cmd/util"
+
+	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/version"
+	"polymesh.dev/polymesh/pkg/workflow/project"
+)
+
+// set is what the project has in the cluster, as kubectl keeps it: a Secret "polymesh-<project>" in the project's
+// namespace lists the kinds and namespaces, and each member has a label with the set's id. Namespaces and CRDs are never
+// members: pruning one would take with it what others put there.
+type set struct {
+	*apply.ApplySet
+	parent  *apply.ApplySetParentRef
+	visited sets.Set[types.UID]
+}
+
+// parentPrefix comes before the project's name in the name of the Secret that holds the set.
+const parentPrefix = "polymesh-"
+
+// parentName is the name of the Secret that holds the set.
+func parentName(p *project.Project) string { return parentPrefix + p.Name }
+
+func newSet(c *Cluster, p *project.Project) (*set, error) {
+	m, err := c.mapper.RESTMapping(secretKind, "v1")
+	if err != nil {
+		return nil, err
+	}
+	client, err := c.factory.UnstructuredClientForMapping(m)
+	if err != nil {
+		return nil, err
+	}
+	parent := &apply.ApplySetParentRef{Name: parentName(p), Namespace: p.Namespace, RESTMapping: m}
+	return &set{
+		parent:   parent,
+		ApplySet: apply.NewApplySet(parent, apply.ApplySetTooling{Name: fieldManager, Version: version.Version}, c.mapper, client),
+		visited:  sets.New[types.UID](),
+	}, nil
+}
+
+func (d *deployment) strategy() cmdutil.DryRunStrategy {
+	if d.dry {
+		return cmdutil.DryRunServer
+	}
+	return cmdutil.DryRunNone
+}
+
+// openSet widens the set in the cluster to what will be applied, so that nothing is lost if this is broken off, and labels
+// the objects.
+func (d *deployment) openSet(ctx context.Context, objects []project.Object) error {
+	if d.dry && d.isNew(ctx, d.Project.Namespace) {
+		return nil // there is no set, and nothing to prune
+	}
+	s, err := newSet(d.cluster, d.Project)
+	if err != nil {
+		return err
+	}
+	var infos []*resource.Info
+	for _, o := range objects {
+		m, err := d.mapping(o)
+		if err != nil {
+			if d.dry && d.defines(o) {
+				continue
+			}
+			return err
+		}
+		info, err := d.cluster.info(m, o.Unstructured)
+		if err != nil {
+			return err
+		}
+		infos = append(infos, info)
+	}
+	if err := s.AddLabels(infos...); err != nil {
+		return err
+	}
+	if !d.dry {
+		if err := d.claim(ctx, s); err != nil {
+			return err
+		}
+	}
+	if err := s.BeforeApply(infos, d.strategy(), metav1.FieldValidationStrict); err != nil {
+		return fmt.Errorf("record the project in %s: %w", d.Project.Namespace, err)
+	}
+	d.set = s
+	return nil
+}
+
+// Left is a member of the set that was not deleted although the manifests do not have it, and why.
+type Left struct {
+	ID  string `json:"object"`
+	Why string `json:"why"`
+}
+
+// Why something is left.
+const (
+	holdsData  = "it holds data"
+	notApplied = "it has the project's label, but deploy did not make it"
+	justTaken  = "the project was taken over just now"
+)
+
+// prune removes what the project had and the manifests no longer have.
+func (d *deployment) prune(ctx context.Context) error {
+	if d.set == nil {
+		return nil
+	}
+	gone, left, err := d.set.members(ctx, d.cluster, d.Volumes)
+	if err != nil {
+		return fmt.Errorf("look for what is no longer in the manifests: %w", err)
+	}
+	if d.taken {
+		// Whose they were may be wrong, and here is where it would show. The next deploy removes them.
+		for _, o := range gone {
+			left = append(left, leftObject{o, justTaken})
+		}
+		gone = nil
+	}
+	if err := d.set.keep(d.cluster, left, d.strategy()); err != nil {
+		return err
+	}
+	d.result.Left = leftOf(left)
+	if len(left) > 0 {
+		if err := d.Steps.Do("left, though no longer in the manifests", func(*progress.Step) (string, error) { return saidLeft(d.result.Left), nil }); err != nil {
+			return err
+		}
+	}
+	if len(gone) == 0 && d.dry {
+		return nil
+	}
+	if len(gone) == 0 {
+		return d.set.close(ctx, d.cluster, d.strategy())
+	}
+	names := idsOf(gone)
+	for _, name := range names {
+		d.result.Objects = append(d.result.Objects, Change{ID: name, Action: Pruned})
+	}
+	title := "remove what is no longer in the manifests"
+	if d.dry {
+		title += " (dry run)"
+	}
+	return d.Steps.Do(title, func(*progress.Step) (string, error) {
+		return strings.Join(names, ", "), d.set.close(ctx, d.cluster, d.strategy())
+	})
+}
+
+// leftObject is an object with why it is left.
+type leftObject struct {
+	apply.PruneObject
+	why string
+}
+
+func leftOf(objects []leftObject) []Left {
+	var out []Left
+	for _, o := range objects {
+		out = append(out, Left{ID: idOf(o.PruneObject), Why: o.why})
+	}
+	slices.SortFunc(out, func(a, b Left) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+func saidLeft(left []Left) string {
+	var said []string
+	for _, l := range left {
+		said = append(said, l.ID+" ("+l.Why+")")
+	}
+	text := strings.Join(said, ", ")
+	if slices.ContainsFunc(left, func(l Left) bool { return l.Why == holdsData }) {
+		text += "; --prune-volumes deletes what holds data"
+	}
+	return text
+}
+
+// members are what the set has in the cluster and what was not visited: what may be deleted, and what must stay. Objects that
+// a controller made, with labels that it copied, are neither: they go with their owner.
+func (s *set) members(ctx context.Context, c *Cluster, volumes bool) (gone []apply.PruneObject, left []leftObject, err error) {
+	found, err := s.FindAllObjectsToPrune(ctx, c.Dynamic, s.visited)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, o := range found {
+		u, err := meta.Accessor(o.Object)
+		if err != nil {
+			return nil, nil, err
+		}
+		switch {
+		case metav1.GetControllerOf(u) != nil:
+			s.visited.Insert(u.GetUID())
+		case !applied(u):
+			left = append(left, leftObject{o, notApplied})
+		case !volumes && hasData(o):
+			left = append(left, leftObject{o, holdsData})
+		default:
+			gone = append(gone, o)
+		}
+	}
+	return gone, left, nil
+}
+
+// applied reports whether deploy has applied an object. A label alone is no proof: it is copied with the rest of an object,
+// by `kubectl get -o yaml` and `kubectl apply`, and by controllers.
+func applied(u metav1.Object) bool {
+	return slices.ContainsFunc(u.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
+		return f.Manager == fieldManager && f.Operation == metav1.ManagedFieldsOperationApply
+	})
+}
+
+// hasData reports whether data goes with an object: a volume or a claim to one, or a StatefulSet that takes its claims along.
+func hasData(o apply.PruneObject) bool {
+	switch o.Mapping.GroupVersionKind.GroupKind() {
+	case claimKind, volumeKind:
+		return true
+	case statefulSetKind:
+		u, ok := o.Object.(*unstructured.Unstructured)
+		if !ok {
+			return true
+		}
+		policy, _, _ := unstructured.NestedString(u.Object, "spec", "persistentVolumeClaimRetentionPolicy", "whenDeleted")
+		return policy == "Delete"
+	}
+	return false
+}
+
+// keep makes sure that close does not delete these, and that the set goes on to list their kinds and namespaces.
+func (s *set) keep(c *Cluster, left []leftObject, strategy cmdutil.DryRunStrategy) error {
+	if len(left) == 0 {
+		return nil
+	}
+	var infos []*resource.Info
+	for _, o := range left {
+		u, ok := o.Object.(*unstructured.Unstructured)
+		if !ok {
+			return fmt.Errorf("%s is a %T", idOf(o.PruneObject), o.Object)
+		}
+		s.visited.Insert(u.GetUID())
+		info, err := c.info(o.Mapping, u)
+		if err != nil {
+			return err
+		}
+		infos = append(infos, info)
+	}
+	if err := s.BeforeApply(infos, strategy, metav1.FieldValidationStrict); err != nil {
+		return fmt.Errorf("record what is left: %w", err)
+	}
+	return nil
+}
+
+func idOf(o apply.PruneObject) string {
+	return project.ID(o.Mapping.GroupVersionKind.GroupKind(), o.Namespace, o.Name)
+}
+
+// idsOf names objects, in order.
+func idsOf(objects []apply.PruneObject) []string {
+	names := make([]string, len(objects))
+	for i, o := range objects {
+		names[i] = idOf(o)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// close removes every member that was not visited, and narrows the set to the others.
+func (s *set) close(ctx context.Context, c *Cluster, strategy cmdutil.DryRunStrategy) error {
+	err := s.Prune(ctx, &apply.ApplyOptions{
+		ToPrinter:           func(string) (printers.ResourcePrinter, error) { return printers.NewDiscardingPrinter(), nil },
+		DeleteOptions:       &delete.DeleteOptions{CascadingStrategy: metav1.DeletePropagationBackground, GracePeriod: -1},
+		DryRunStrategy:      strategy,
+		DynamicClient:       c.Dynamic,
+		VisitedUids:         s.visited,
+		ValidationDirective: metav1.FieldValidationStrict,
+		IOStreams:           genericiooptions.NewTestIOStreamsDiscard(),
+	})
+	if err != nil {
+		return fmt.Errorf("remove what is no longer in the manifests: %w", err)
+	}
+	return nil
+}
+
+// Removal is what Remove did.
+type Removal struct {
+	Project   string   `json:"project"`
+	Namespace string   `json:"namespace"`
+	Objects   []string `json:"objects"`
+	// Left are objects of the project that were not deleted.
+	Left []Left `json:"left,omitempty"`
+}
+
+// Remove takes away what Run has brought to the cluster, whatever the manifests say now. The namespace goes only if the
+// caller wants it, because others may have put things there, and what holds data only with Options.Volumes. As long as
+// something is left, the set stays, so that a second call can remove it.
+func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
+	if _, err := o.Project.Objects(); err != nil { // it knows the namespace
+		return nil, err
+	}
+	if n := *o.Cluster.Namespace; n != "" {
+		o.Project.Namespace = n
+	}
+	out := &Removal{Project: o.Project.Name, Namespace: o.Project.Namespace, Objects: []string{}}
+	d := newDeployment(o)
+	if err := d.connect(ctx); err != nil {
+		return out, err
+	}
+	c := d.cluster
+	parent := c.Client.CoreV1().Secrets(o.Project.Namespace)
+	if _, err := parent.Get(ctx, parentName(o.Project), metav1.GetOptions{}); err != nil {
+		return out, fmt.Errorf("project %s is not deployed in namespace %s: %w", o.Project.Name, o.Project.Namespace, err)
+	}
+	if err := d.identify(ctx); err != nil {
+		return out, err
+	}
+	s, err := newSet(c, o.Project)
+	if err != nil {
+		return out, err
+	}
+	if namespace {
+		if err := c.onlyOurs(ctx, s, o.Volumes); err != nil {
+			return out, err
+		}
+	}
+	// Reads what the set holds.
+	if err := s.BeforeApply(nil, cmdutil.DryRunServer, metav1.FieldValidationStrict); err != nil {
+		return out, err
+	}
+	members, left, err := s.members(ctx, c, o.Volumes)
+	if err != nil {
+		return out, err
+	}
+	out.Objects, out.Left = idsOf(members), leftOf(left)
+	return out, o.Steps.Do(fmt.Sprintf("remove %s from %s", o.Project.Name, o.Project.Namespace), func(*progress.Step) (string, error) {
+		if o.DryRun {
+			return fmt.Sprintf("%d objects would go", len(members)), nil
+		}
+		if err := s.keep(c, left, cmdutil.DryRunNone); err != nil {
+			return "", err
+		}
+		if err := s.close(ctx, c, cmdutil.DryRunNone); err != nil {
+			return "", err
+		}
+		if len(left) == 0 {
+			if err := parent.Delete(ctx, parentName(o.Project), metav1.DeleteOptions{}); err != nil {
+				return "", err
+			}
+		}
+		if err := c.awaitGone(ctx, members); err != nil {
+			return "", err
+		}
+		if namespace {
+			if err := c.removeNamespace(ctx, o.Project.Namespace); err != nil {
+				return "", err
+			}
+			out.Objects = append(out.Objects, "namespace/"+o.Project.Namespace)
+		}
+		said := fmt.Sprintf("%d objects", len(out.Objects))
+		if len(left) > 0 && !namespace {
+			said += "; left: " + saidLeft(out.Left)
+		}
+		return said, nil
+	})
+}
+
+// onlyOurs refuses to delete a namespace with what is not the set's: other projects, and volumes without leave.
+func (c *Cluster) onlyOurs(ctx context.Context, s *set, volumes bool) error {
+	parents, err := c.Client.CoreV1().Secrets(s.parent.Namespace).List(ctx, metav1.ListOptions{LabelSelector: apply.ApplySetParentIDLabel})
+	if err != nil {
+		return fmt.Errorf("look for other projects in namespace %s: %w", s.parent.Namespace, err)
+	}
+	for _, p := range parents.Items {
+		if p.Name != s.parent.Name {
+			return fmt.Errorf("namespace %s also holds %s: undeploy it first, or leave --delete-namespace out", s.parent.Namespace, strings.TrimPrefix(p.Name, parentPrefix))
+		}
+	}
+	if volumes {
+		return nil
+	}
+	claims, err := c.Client.CoreV1().PersistentVolumeClaims(s.parent.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("look for volumes in namespace %s: %w", s.parent.Namespace, err)
+	}
+	if len(claims.Items) > 0 {
+		var names []string
+		for _, claim := range claims.Items {
+			names = append(names, claim.Name)
+		}
+		return fmt.Errorf("namespace %s holds data, in the persistent volume claims %s: use --prune-volumes to delete them too, or leave --delete-namespace out", s.parent.Namespace, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// removeNamespace deletes a namespace and waits until it is gone.
+func (c *Cluster) removeNamespace(ctx context.Context, name string) error {
+	m, err := c.mapper.RESTMapping(namespaceKind, "v1")
+	if err != nil {
+		return err
+	}
+	policy := metav1.DeletePropagationForeground
+	if err := c.Client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil {
+		return err
+	}
+	return c.awaitGone(ctx, []apply.PruneObject{{Name: name, Mapping: m}})
+}
+
+// scoped reports whether a kind has namespaces.
+func scoped(m *meta.RESTMapping) bool { return m.Scope.Name() != meta.RESTScopeNameRoot }

@@ -1,0 +1,70 @@
+// Package image builds the images of a project's services, without a Docker engine, and brings them to where a node gets
+// them: into its containerd, or to a registry.
+//
+// Building is a program's work: buildah, podman or docker, whichever this machine has. The package owns the image's name: its
+// tag holds a hash of all that the image is made of, so that what has not changed is not built, loaded or rolled out
+// again (as ko and Skaffold do). pkg/workflow/deploy calls it.
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
+	"github.com/distribution/reference"
+)
+
+// Ref is an image's name in its two forms.
+type Ref struct {
+	// Short is what a manifest says: "my-registry/api:1.0.0-0123456789ab".
+	Short string
+	// Full is what containerd and the builders call it: "docker.io/my-registry/api:1.0.0-0123456789ab".
+	Full string
+}
+
+// Name gives a built image its name: that of the manifest, below the registry if there is one, with the hash in the tag.
+// "latest" says nothing about a version, so only the hash stays of it.
+func Name(manifest, registry, fingerprint string) (Ref, error) {
+	name, tag := Cut(manifest)
+	if registry != "" {
+		name = strings.TrimSuffix(registry, "/") + "/" + path.Base(name)
+	}
+	if tag == "" || tag == "latest" {
+		tag = fingerprint
+	} else {
+		tag += "-" + fingerprint
+	}
+	short := name + ":" + tag
+	full, err := reference.ParseDockerRef(short)
+	if err != nil {
+		return Ref{}, fmt.Errorf("image %s: %w", short, err)
+	}
+	return Ref{Short: short, Full: full.String()}, nil
+}
+
+// Cut splits a reference into name and tag, which may be empty. A digest is cut off and lost.
+func Cut(ref string) (name, tag string) {
+	ref, _, _ = strings.Cut(ref, "@")
+	if i := strings.LastIndexByte(ref, ':'); i > strings.LastIndexByte(ref, '/') {
+		return ref[:i], ref[i+1:]
+	}
+	return ref, ""
+}
+
+// Engine is a program that builds images.
+type Engine interface {
+	// Name is the program's.
+	Name() string
+	// Has reports whether an image is in the engine's own storage.
+	Has(ctx context.Context, ref string) (bool, error)
+	// ID is that of an image in the engine's own storage; empty if it is not there.
+	ID(ctx context.Context, ref string) (string, error)
+	// Build makes an image; log gets the program's output.
+	Build(ctx context.Context, ref string, source Source, log io.Writer) error
+	// Save writes an image to a file that containerd takes.
+	Save(ctx context.Context, ref, file string, log io.Writer) error
+	// Push sends an image to the registry in its name.
+	Push(ctx context.Context, ref string, log io.Writer) error
+}
