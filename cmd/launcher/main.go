@@ -16,6 +16,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/datadir"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
@@ -69,14 +70,14 @@ func forServer(p *payload.Payload, args, environ []string) (payload.Dir, error) 
 	if err != nil {
 		return "", err
 	}
-	dir := payload.In(cfg.DataDir, p.ID)
+	dir := payload.In(string(cfg.DataDir), p.ID)
 	names, size := p.Missing(dir, false)
 	// Images are unpacked once more by containerd, and the datastore needs room to start.
 	const spare = 64 << 20
-	if err := preflight.Server(cfg, 2*size+spare); err != nil {
+	if err := preflight.Failed(preflight.Server(cfg, 2*size+spare)); err != nil {
 		return "", err
 	}
-	unix.Umask(config.Umask)
+	unix.Umask(layout.Umask)
 	// Before anything else lies there: also what a start that is cut off leaves is to be known as ours.
 	if _, err := datadir.Claim(cfg.DataDir); err != nil {
 		return "", err
@@ -89,7 +90,7 @@ func forServer(p *payload.Payload, args, environ []string) (payload.Dir, error) 
 // user may be able to change it: it runs with this user's rights, and with `sudo -E` the environment is another's.
 func forCommand(p *payload.Payload) (payload.Dir, error) {
 	uid := os.Geteuid()
-	dataDirs := []string{config.DefaultDataDir}
+	dataDirs := []string{string(layout.DefaultDataDir)}
 	if d := os.Getenv("POLYMESH_DATA_DIR"); d != "" {
 		dataDirs = append([]string{d}, dataDirs...)
 	}

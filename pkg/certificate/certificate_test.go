@@ -83,7 +83,7 @@ func verify(t *testing.T, o Options, at time.Time) {
 	s := Store(o.Dir)
 	for _, l := range leaves(o) {
 		c := load(t, s, l.name)
-		for _, authority := range []string{ServerCA, ClientCA, RequestHeaderCA} {
+		for _, authority := range authorityNames() {
 			pool := x509.NewCertPool()
 			pool.AddCert(load(t, s, authority))
 			_, err := c.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{l.usage}})
@@ -126,7 +126,7 @@ func TestFirstCertificates(t *testing.T) {
 	for name, want := range map[string]string{
 		Admin: "O=system:masters CN=system:admin", Kubelet: "O=system:nodes CN=system:node:node-1", KubeProxy: "O= CN=system:kube-proxy",
 		ControllerManager: "O= CN=system:kube-controller-manager", Scheduler: "O= CN=system:kube-scheduler", FrontProxy: "O= CN=system:auth-proxy",
-		ImagePolicy: "O= CN=system:polymesh:image-policy", LoadBalancer: "O= CN=system:polymesh:servicelb", APIServerKubelet: "O= CN=kube-apiserver-kubelet-client",
+		ImagePolicy: "O= CN=system:polymesh:image-policy", LoadBalancer: "O= CN=system:polymesh:servicelb", APIServerKubelet: "O= CN=kube-apiserver-kubelet-client", NodeResync: "O= CN=system:polymesh:node-resync",
 	} {
 		c := load(t, s, name)
 		if got := fmt.Sprintf("O=%s CN=%s", strings.Join(c.Subject.Organization, ","), c.Subject.CommonName); got != want {
@@ -189,7 +189,7 @@ func TestRenewedWhenTheIdentityChanges(t *testing.T) {
 func authorities(t *testing.T, o Options) map[string]string {
 	have := files(t, o.Dir)
 	maps.DeleteFunc(have, func(name, _ string) bool { return !strings.Contains(name, "-ca.") && name != "service-account.key" })
-	if len(have) != 7 {
+	if len(have) != 2*len(authorityNames())+1 {
 		t.Fatalf("files of authorities: %q", slices.Sorted(maps.Keys(have)))
 	}
 	return have
@@ -259,7 +259,7 @@ func TestCrashBetweenFiles(t *testing.T) {
 	ensure(t, done)
 	s := Store("")
 	order := []string{s.ServiceAccountKey()}
-	for _, name := range []string{ServerCA, ClientCA, RequestHeaderCA} {
+	for _, name := range authorityNames() {
 		order = append(order, s.Key(name), s.Cert(name))
 	}
 	for _, name := range all(done) {
@@ -505,5 +505,64 @@ func TestRenewalPublishes(t *testing.T) {
 	broken = errors.New("disk full")
 	if err := r.Ensure(birth); !errors.Is(err, broken) {
 		t.Errorf("error is %v", err)
+	}
+}
+
+// A second server signs with the first one's authorities, and never mixes them with others.
+func TestExportedAuthorities(t *testing.T) {
+	one, two := options(t), options(t)
+	ensure(t, one)
+	authorities, err := EnsureAuthorities(Store(one.Dir), birth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exported, err := authorities.Export()
+	if err != nil {
+		t.Fatal(err)
+	}
+	two.NodeName, two.NodeIP = "node-2", netip.MustParseAddr("192.0.2.11")
+	for range 2 {
+		if err := Import(Store(two.Dir), exported); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ensure(t, two)
+	verify(t, two, birth)
+	for name, text := range exported {
+		path := filepath.Join(two.Dir, name)
+		if have, err := os.ReadFile(path); err != nil || !bytes.Equal(have, text) {
+			t.Errorf("%s is another one (%v)", name, err)
+		}
+		info, err := os.Stat(path)
+		if err != nil || strings.HasSuffix(name, ".key") && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v (%v)", name, info.Mode(), err)
+		}
+	}
+	// The kubelets of both are known to either API server.
+	pool := x509.NewCertPool()
+	pool.AddCert(load(t, Store(one.Dir), KubeletCA))
+	if _, err := load(t, Store(two.Dir), KubeletServing).Verify(x509.VerifyOptions{Roots: pool, CurrentTime: birth}); err != nil {
+		t.Error(err)
+	}
+
+	other := options(t)
+	ensure(t, other)
+	before := files(t, other.Dir)
+	if err := Import(Store(other.Dir), exported); err == nil || !strings.Contains(err.Error(), "it belongs to another cluster") {
+		t.Errorf("another cluster's store: %v", err)
+	}
+	if !maps.Equal(before, files(t, other.Dir)) {
+		t.Error("another cluster's store was changed")
+	}
+	for name := range exported {
+		torn := maps.Clone(exported)
+		delete(torn, name)
+		empty := Store(filepath.Join(t.TempDir(), "tls"))
+		if err := Import(empty, torn); err == nil {
+			t.Errorf("without %s it is imported", name)
+		}
+		if _, err := os.Stat(string(empty)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("without %s something is written", name)
+		}
 	}
 }

@@ -19,7 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/status"
 	polymesh "polymesh.dev/polymesh/pkg/version"
@@ -119,14 +119,14 @@ func TestGroupsRefuseUnknownCommands(t *testing.T) {
 	}
 }
 
-// A data dir is the same one however it is written: see config.DataDir.
+// A data dir is the same one however it is written: see layout.ParseDataDir.
 func TestDataDirs(t *testing.T) {
 	here := t.TempDir()
 	t.Chdir(here)
 	want := filepath.Join(here, "data")
 	for _, text := range []string{"data", "data/", "./data", want + "/", want + "/."} {
 		t.Setenv("POLYMESH_DATA_DIR", text)
-		if got := dataDirFromEnv(); got != want {
+		if got := dataDirFromEnv(); string(got) != want {
 			t.Errorf("POLYMESH_DATA_DIR=%s is %q", text, got)
 		}
 		for _, args := range [][]string{{"status"}, {"status", "-d", text}} {
@@ -204,19 +204,19 @@ func TestStatusExitCodes(t *testing.T) {
 	if got := code(); got != 3 {
 		t.Errorf("without a server: %d", got)
 	}
-	defer os.RemoveAll(config.RunDir(dataDir))
+	defer os.RemoveAll(layout.DataDir(dataDir).Run())
 	for _, sick := range []error{nil, errors.New("no room")} {
 		m := component.NewManager(slog.New(slog.DiscardHandler))
-		m.Add(&piece{sick})
+		coredns := m.Add(&piece{sick})
 		ctx, cancel := context.WithCancel(t.Context())
-		if err := status.Serve(ctx, config.StatusSocket(dataDir), status.Report{}, m); err != nil {
+		if err := status.Serve(ctx, layout.DataDir(dataDir).StatusSocket(), status.Report{}, m); err != nil {
 			t.Fatal(err)
 		}
 		done := make(chan error, 1)
 		go func() { done <- m.Run(ctx) }()
 		want := 1
 		if sick == nil {
-			<-m.Ready("coredns")
+			<-coredns.Ready()
 			want = 0
 		}
 		for _, format := range []string{"", "json", "yaml"} {

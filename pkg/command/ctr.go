@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 func newCtr() *cobra.Command {
@@ -22,7 +22,7 @@ func newCtr() *cobra.Command {
 		DisableFlagParsing: true,
 		RunE: func(_ *cobra.Command, args []string) error {
 			for key, value := range map[string]string{
-				"CONTAINERD_ADDRESS":   config.ContainerdSocket(dataDirFromEnv()),
+				"CONTAINERD_ADDRESS":   dataDirFromEnv().ContainerdSocket(),
 				"CONTAINERD_NAMESPACE": "k8s.io",
 			} {
 				if os.Getenv(key) == "" {
@@ -48,7 +48,7 @@ func newCtr() *cobra.Command {
 
 // syncDataDir syncs the file system of the data dir, where there is one.
 func syncDataDir() error {
-	if err := atomicfile.SyncFilesystem(dataDirFromEnv()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := atomicfile.SyncFilesystem(string(dataDirFromEnv())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -56,14 +56,14 @@ func syncDataDir() error {
 
 // dataDirFromEnv is the data dir in the environment, or else the default one: for commands that pass all their flags on, and
 // where no flag says another.
-func dataDirFromEnv() string {
+func dataDirFromEnv() layout.DataDir {
 	text := os.Getenv("POLYMESH_DATA_DIR")
 	if text == "" {
-		return config.DefaultDataDir
+		return layout.DefaultDataDir
 	}
-	dir, err := config.DataDir(text)
+	dir, err := layout.ParseDataDir(text)
 	if err != nil {
-		return text // the current folder is gone, and so is what is named in it
+		return layout.DataDir(text) // the current folder is gone, and so is what is named in it
 	}
 	return dir
 }

@@ -15,7 +15,7 @@ import (
 	istiolog "istio.io/istio/pkg/log"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/signature"
 	"polymesh.dev/polymesh/pkg/workflow/deploy"
@@ -37,7 +37,8 @@ func clusterFlags(cmd *cobra.Command) *genericclioptions.ConfigFlags {
 // deployFlags are those that deploy and dev share. The function that is returned reads them, once they are parsed.
 func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error) {
 	var o deploy.Options
-	var registry, dataDir string
+	var registry string
+	var dataDir layout.DataDir
 	var timeout = cmd.Flags().Duration("timeout", 0, "how long to wait for the pods (default: the project's, or 5m)")
 	o.Cluster = clusterFlags(cmd)
 	cmd.Flags().StringVar(&registry, "registry", "", "push images to this registry instead of loading them into this machine's node")
@@ -89,7 +90,7 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 		if *timeout > 0 {
 			o.Project.Timeout = *timeout
 		}
-		o.ContainerdSocket, o.RegistryDir = config.ContainerdSocket(dataDir), config.RegistryDir(dataDir)
+		o.ContainerdSocket, o.RegistryDir = dataDir.ContainerdSocket(), dataDir.RegistryDir()
 		o.Steps = progress.New(cmd.ErrOrStderr())
 		o.Out = cmd.OutOrStdout()
 		o.Allowed = rollout.Refuse

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/term"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/imagestore"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/signature"
 	"polymesh.dev/polymesh/pkg/workflow/image"
@@ -37,7 +37,8 @@ func newImage() *cobra.Command {
 
 // imageFlags are those that say where an image is. The function that is returned opens the place; close it.
 func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Reader, done func(), err error)) {
-	var dataDir, engine string
+	var engine string
+	var dataDir layout.DataDir
 	from = cmd.Flags().String("from", "", "where the image is: "+strings.Join(image.Origins(), ", ")+" (default: the first that has it)")
 	cmd.Flags().StringVar(&engine, "engine", "", "the program whose storage is looked in: "+strings.Join(image.EngineNames(), ", ")+" (default: the first that works)")
 	dataDirFlag(cmd, &dataDir)
@@ -49,7 +50,7 @@ func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Rea
 			return image.Reader{}, nil, err
 		}
 		reader := image.Reader{Engine: func(ctx context.Context) (image.Engine, error) { return image.Find(ctx, engine) }}
-		store, err := imagestore.Open(config.ContainerdSocket(dataDir))
+		store, err := imagestore.Open(dataDir.ContainerdSocket())
 		switch {
 		case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission):
 			return reader, func() {}, nil
@@ -62,9 +63,9 @@ func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Rea
 }
 
 // completeImages completes the names of the node's images, and files.
-func completeImages(dataDir *string) cobra.CompletionFunc {
+func completeImages(dataDir *layout.DataDir) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		store, err := imagestore.Open(config.ContainerdSocket(*dataDir))
+		store, err := imagestore.Open(dataDir.ContainerdSocket())
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
@@ -375,7 +376,7 @@ var signaturePlaces = []string{image.FromNode, image.FromRegistry}
 // placeFlags are those that say where the image is that is signed or verified. The function that is returned opens the
 // places to look in; call done after.
 func placeFlags(cmd *cobra.Command) func() (places []signature.Place, done func(), err error) {
-	var dataDir string
+	var dataDir layout.DataDir
 	from := cmd.Flags().String("from", "", "where the image is: "+strings.Join(signaturePlaces, ", ")+" (default: the node if it has the image, or else the registry)")
 	dataDirFlag(cmd, &dataDir)
 	complete(cmd, "from", signaturePlaces)
@@ -386,7 +387,7 @@ func placeFlags(cmd *cobra.Command) func() (places []signature.Place, done func(
 		}
 		done = func() {}
 		if *from != image.FromRegistry {
-			store, err := imagestore.Open(config.ContainerdSocket(dataDir))
+			store, err := imagestore.Open(dataDir.ContainerdSocket())
 			switch {
 			case err == nil:
 				places, done = append(places, store.Signatures()), func() { store.Close() }
@@ -400,7 +401,7 @@ func placeFlags(cmd *cobra.Command) func() (places []signature.Place, done func(
 				done()
 				return nil, nil, err
 			}
-			places = append(places, signature.NewRegistry(config.RegistryDir(dataDir), logins))
+			places = append(places, signature.NewRegistry(dataDir.RegistryDir(), logins))
 		}
 		return places, done, nil
 	}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/reset"
 )
 
@@ -54,7 +54,7 @@ another cluster, and what other servers use is left alone.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", config.DefaultKubeconfig, "a kubeconfig that is removed too if it is for this cluster only; the one that the server wrote last is looked at anyway")
+	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", layout.DefaultKubeconfig, "a kubeconfig that is removed too if it is for this cluster only; the one that the server wrote last is looked at anyway")
 	dataDirFlag(cmd, &opts.DataDir)
 	return cmd
 }

@@ -14,7 +14,7 @@ import (
 	istio "istio.io/istio/pkg/version"
 	"k8s.io/component-base/version"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/progress"
 	polymesh "polymesh.dev/polymesh/pkg/version"
@@ -151,15 +151,15 @@ func useClusterKubeconfig() error {
 			return nil
 		}
 	}
-	f, err := os.Open(config.DefaultKubeconfig)
+	f, err := os.Open(layout.DefaultKubeconfig)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s may not be read by this user: use sudo, copy it to ~/.kube/config, or start the server with --write-kubeconfig-group for a group of yours", config.DefaultKubeconfig)
+		return fmt.Errorf("%s may not be read by this user: use sudo, copy it to ~/.kube/config, or start the server with --write-kubeconfig-group for a group of yours", layout.DefaultKubeconfig)
 	case err != nil:
 		return err
 	}
 	f.Close()
-	return os.Setenv("KUBECONFIG", config.DefaultKubeconfig)
+	return os.Setenv("KUBECONFIG", layout.DefaultKubeconfig)
 }

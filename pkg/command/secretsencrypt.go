@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -13,13 +12,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
 func newSecretsEncrypt() *cobra.Command {
-	var dataDir string
+	var dataDir layout.DataDir
 	cmd := &cobra.Command{
 		Use:   "secrets-encrypt",
 		Short: "Encrypt Secrets in the datastore, and change the key",
@@ -33,15 +34,15 @@ they are compacted, and in free parts of the datastore's file.`,
 		if os.Geteuid() != 0 {
 			return encryption.Cluster{}, errors.New("secrets-encrypt needs root: run it with sudo")
 		}
-		if _, err := status.Ask(cmd.Context(), config.StatusSocket(dataDir)); errors.Is(err, status.ErrNotRunning) {
+		if _, err := status.Ask(cmd.Context(), dataDir.StatusSocket()); errors.Is(err, status.ErrNotRunning) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "polymesh: no server is running on %s: start one with `polymesh server`\n", dataDir)
 			return encryption.Cluster{}, exitError(3)
 		} else if err != nil {
 			return encryption.Cluster{}, err
 		}
 		return encryption.Cluster{
-			File: config.EncryptionFile(dataDir), Kubeconfig: filepath.Join(dataDir, "server", "cred", "polymesh.kubeconfig"),
-			Datastore: "unix://" + config.DatastoreSocket(dataDir),
+			File: dataDir.EncryptionFile(), Kubeconfig: dataDir.Kubeconfig("polymesh"),
+			Datastore: datastore.Endpoint{Servers: "unix://" + dataDir.DatastoreSocket()},
 		}, nil
 	}
 	change := func(use, short, title string, provider *string, run func(encryption.Cluster, *cobra.Command) error) *cobra.Command {

@@ -11,13 +11,14 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/duration"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
 func newStatus() *cobra.Command {
-	var output, dataDir string
+	var output string
+	var dataDir layout.DataDir
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show each component of the running server: state, since when, version, memory",
@@ -28,7 +29,7 @@ The exit code is 0 when all components are ready, 1 when one is not, 3 when no s
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
 			defer cancel()
-			report, err := status.Ask(ctx, config.StatusSocket(dataDir))
+			report, err := status.Ask(ctx, dataDir.StatusSocket())
 			if errors.Is(err, status.ErrNotRunning) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "polymesh: no server is running on %s: start one with `polymesh server`\n", dataDir)
 				return exitError(3)
@@ -54,18 +55,18 @@ The exit code is 0 when all components are ready, 1 when one is not, 3 when no s
 	return cmd
 }
 
-func dataDirFlag(cmd *cobra.Command, dataDir *string) {
+func dataDirFlag(cmd *cobra.Command, dataDir *layout.DataDir) {
 	*dataDir = dataDirFromEnv()
 	cmd.Flags().VarP((*folder)(dataDir), "data-dir", "d", "the server's data folder")
 }
 
 // folder is the value of a flag that names a data dir.
-type folder string
+type folder layout.DataDir
 
 func (f *folder) String() string { return string(*f) }
 func (f *folder) Type() string   { return "string" }
 func (f *folder) Set(value string) error {
-	dir, err := config.DataDir(value)
+	dir, err := layout.ParseDataDir(value)
 	if err == nil {
 		*f = folder(dir)
 	}

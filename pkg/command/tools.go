@@ -17,7 +17,6 @@ import (
 	"k8s.io/kubectl/pkg/cmd/plugin"
 	"k8s.io/kubectl/pkg/cmd/util"
 
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/mesh/istioctl"
@@ -83,7 +82,7 @@ func imageAvailable(ctx context.Context, ref string) error {
 	if slices.Contains(shipped, full.String()) {
 		return nil
 	}
-	if store, err := imagestore.Open(config.ContainerdSocket(dataDirFromEnv())); err == nil {
+	if store, err := imagestore.Open(dataDirFromEnv().ContainerdSocket()); err == nil {
 		defer store.Close()
 		if has, err := store.Has(ctx, full.String()); err == nil && has {
 			return nil
@@ -99,7 +98,7 @@ func imageAvailable(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := signature.NewRegistry(config.RegistryDir(dataDirFromEnv()), logins).Digest(ctx, full.String()); err != nil {
+	if _, err := signature.NewRegistry(dataDirFromEnv().RegistryDir(), logins).Digest(ctx, full.String()); err != nil {
 		return fmt.Errorf("neither this file nor this machine's node has it, and its registry does not give it (%w)", err)
 	}
 	return nil

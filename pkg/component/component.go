@@ -1,6 +1,6 @@
 // Package component gives every piece of a node one lifecycle and starts, watches and stops the pieces in the right order.
 //
-// It owns the order and the states; it knows nothing of what a component does. pkg/command builds the list of components
+// It owns the order and the states; it knows nothing of what a component does. pkg/server builds the list of components
 // for a server and hands it to a Manager. The shape follows k0s (pkg/component/manager).
 package component
 

@@ -17,6 +17,8 @@ const (
 	Waiting  State = "Waiting"
 	Starting State = "Starting"
 	Ready    State = "Ready"
+	// Standby is ready to take over: another server does the work. See Elected.
+	Standby  State = "Standby"
 	NotReady State = "NotReady"
 	Failed   State = "Failed"
 	Stopped  State = "Stopped"
@@ -70,31 +72,25 @@ func NewManager(log *slog.Logger) *Manager {
 // machine, and must not when the configuration is refused.
 func (m *Manager) OnceChecked(f func(context.Context) error) { m.checked = f }
 
-// Ready returns a channel that is closed once the component of this name has been ready.
-func (m *Manager) Ready(name string) <-chan struct{} {
-	i := slices.IndexFunc(m.entries, func(e *entry) bool { return e.Name() == name })
-	if i < 0 {
-		panic(fmt.Sprintf("component %s was not added", name))
-	}
-	return m.entries[i].ready
-}
-
 // Settled returns a channel that is closed once every component has been ready.
 func (m *Manager) Settled() <-chan struct{} { return m.settled }
 
-// Add appends a component that starts once those named in after are ready. They must have been added before it, which
-// keeps the order free of cycles; an unknown name is a programming error and panics.
-func (m *Manager) Add(c Component, after ...string) {
+// Handle is a component that was added to a manager.
+type Handle struct{ entry *entry }
+
+// Ready returns a channel that is closed once the component has been ready.
+func (h Handle) Ready() <-chan struct{} { return h.entry.ready }
+
+// Add appends a component that starts once those in after, handles of the same manager, are ready. They were added before
+// it, which keeps the order free of cycles.
+func (m *Manager) Add(c Component, after ...Handle) Handle {
 	e := &entry{Component: c, ready: make(chan struct{})}
 	e.status = Status{Name: c.Name(), State: Waiting, Since: time.Now()}
-	for _, name := range after {
-		i := slices.IndexFunc(m.entries, func(o *entry) bool { return o.Name() == name })
-		if i < 0 {
-			panic(fmt.Sprintf("component %s is to start after %s, which was not added before it", c.Name(), name))
-		}
-		e.after = append(e.after, m.entries[i])
+	for _, h := range after {
+		e.after = append(e.after, h.entry)
 	}
 	m.entries = append(m.entries, e)
+	return Handle{e}
 }
 
 // After names the components for which the component of this name waits, in the order in which they were added.
@@ -273,7 +269,11 @@ func (e *entry) check(ctx context.Context, once bool) error {
 		if n, ok := e.Component.(Noted); ok {
 			message = n.Note(limited)
 		}
-		e.set(Ready, message)
+		state := Ready
+		if s, ok := e.Component.(standing); ok && s.standby() {
+			state = Standby
+		}
+		e.set(state, message)
 	case once:
 		e.set(NotReady, err.Error())
 	default:

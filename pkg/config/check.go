@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Kubernetes' rules for names, labels and taints (k8s.io/apimachinery/pkg/util/validation), small enough to be written
@@ -24,11 +26,6 @@ var (
 
 var taintEffects = []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}
 
-// nodePorts are those on which the node's own parts listen.
-var nodePorts = map[int]string{
-	10248: "the kubelet's health check", 10250: "the kubelet", 10256: "kube-proxy's health check",
-}
-
 // absent are parts of K3s that Polymesh never had: disabling them is accepted, so that a K3s command line works.
 var absent = map[string]string{
 	"traefik":         "Polymesh has no Traefik; Istio's ingress gateway serves Ingress and Gateway resources",
@@ -37,14 +34,19 @@ var absent = map[string]string{
 
 func (r *raw) check() (*Server, error) {
 	s := &Server{
-		NodeName: r.nodeName, NodeLabels: r.nodeLabels, NodeTaints: r.nodeTaints,
-		TLSSANs: r.tlsSANs, ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, MeshProfile: r.meshProfile,
+		TLSSANs: r.tlsSANs, HTTPSPort: r.httpsPort,
 		APIServerArgs: r.apiserverArgs, ControllerManagerArgs: r.controllerArgs, SchedulerArgs: r.schedulerArgs,
-		KubeletArgs: r.kubeletArgs, ProxyArgs: r.proxyArgs, HTTPSPort: r.httpsPort, LogLevel: r.logLevel, Debug: r.debug,
-		Disabled: map[Addon]bool{},
 	}
-	for _, step := range []func(*Server) error{r.checkFiles, r.checkNode, r.checkAddresses, r.checkAddons, r.checkHardening, r.checkArgs} {
-		if err := step(s); err != nil {
+	for _, step := range []func() error{
+		func() error { return r.checkNode(&s.Node) },
+		func() error { return r.checkFiles(s) },
+		func() error { return r.checkListener(s) },
+		func() error { return r.checkCluster(&s.Cluster) },
+		func() error { return r.checkAddons(s) },
+		func() error { return r.checkHardening(s) },
+		r.checkArgs,
+	} {
+		if err := step(); err != nil {
 			return nil, err
 		}
 	}
@@ -52,21 +54,6 @@ func (r *raw) check() (*Server, error) {
 }
 
 func (r *raw) checkFiles(s *Server) (err error) {
-	if r.resolvConf != "" {
-		if s.ResolvConf, err = filepath.Abs(r.resolvConf); err != nil {
-			return fmt.Errorf("--resolv-conf %q: %w", r.resolvConf, err)
-		}
-	}
-	if s.DataDir, err = DataDir(r.dataDir); err != nil {
-		return fmt.Errorf("--data-dir: %w", err)
-	}
-	if s.DataDir == "/" {
-		return fmt.Errorf("--data-dir / is refused: give a folder of its own")
-	}
-	// Overlay mounts divide their folders by : and , and the datastore's address ends at ?.
-	if strings.ContainsFunc(s.DataDir, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`:,?%#"'\\`, r) }) {
-		return fmt.Errorf("--data-dir %q is refused: mounts and the datastore cannot take white space or any of : , ? %% # \" ' \\ in it", s.DataDir)
-	}
 	if s.Kubeconfig, err = filepath.Abs(r.kubeconfig); err != nil || r.kubeconfig == "" {
 		return fmt.Errorf("--write-kubeconfig %q is not a file name", r.kubeconfig)
 	}
@@ -111,14 +98,33 @@ func groupID(name string) (int, error) {
 	return strconv.Atoi(group.Gid)
 }
 
-func (r *raw) checkNode(s *Server) (err error) {
+func (r *raw) checkNode(n *Node) (err error) {
+	*n = Node{
+		NodeName: r.nodeName, NodeLabels: r.nodeLabels, NodeTaints: r.nodeTaints, ProtectKernelDefaults: r.protectKernel,
+		KubeletArgs: r.kubeletArgs, ProxyArgs: r.proxyArgs, LogLevel: r.logLevel, Debug: r.debug,
+	}
+	if r.resolvConf != "" {
+		if n.ResolvConf, err = filepath.Abs(r.resolvConf); err != nil {
+			return fmt.Errorf("--resolv-conf %q: %w", r.resolvConf, err)
+		}
+	}
+	if n.DataDir, err = layout.ParseDataDir(r.dataDir); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	if n.DataDir == "/" {
+		return fmt.Errorf("--data-dir / is refused: give a folder of its own")
+	}
+	// Overlay mounts divide their folders by : and , and the datastore's address ends at ?.
+	if strings.ContainsFunc(string(n.DataDir), func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`:,?%#"'\\`, r) }) {
+		return fmt.Errorf("--data-dir %q is refused: mounts and the datastore cannot take white space or any of : , ? %% # \" ' \\ in it", n.DataDir)
+	}
 	if r.nodeName != "" && !ValidNodeName(r.nodeName) {
 		return fmt.Errorf("--node-name %q is not a DNS name: lower-case letters, digits, '-' and '.'", r.nodeName)
 	}
-	if s.NodeIP, err = hostIPv4("node-ip", r.nodeIP); err != nil {
+	if n.NodeIP, err = hostIPv4("node-ip", r.nodeIP); err != nil {
 		return err
 	}
-	if s.ExternalIP, err = optionalAddr("node-external-ip", r.externalIP); err != nil {
+	if n.ExternalIP, err = optionalAddr("node-external-ip", r.externalIP); err != nil {
 		return err
 	}
 	for _, label := range r.nodeLabels {
@@ -137,7 +143,8 @@ func (r *raw) checkNode(s *Server) (err error) {
 	return nil
 }
 
-func (r *raw) checkAddresses(s *Server) (err error) {
+// checkListener checks where the API server listens, and under which names it is reached.
+func (r *raw) checkListener(s *Server) (err error) {
 	if s.BindAddress, err = netip.ParseAddr(r.bindAddress); err != nil {
 		return fmt.Errorf("--bind-address %q is not an IP address", r.bindAddress)
 	}
@@ -152,30 +159,6 @@ func (r *raw) checkAddresses(s *Server) (err error) {
 			return fmt.Errorf("--tls-san %q is neither a DNS name nor an IP address", san)
 		}
 	}
-	if s.ClusterCIDR, err = ipv4Prefix("cluster-cidr", r.clusterCIDR, 24); err != nil {
-		return err
-	}
-	if s.ServiceCIDR, err = ipv4Prefix("service-cidr", r.serviceCIDR, 28); err != nil {
-		return err
-	}
-	if s.ClusterCIDR.Overlaps(s.ServiceCIDR) {
-		return fmt.Errorf("--cluster-cidr %s and --service-cidr %s overlap", s.ClusterCIDR, s.ServiceCIDR)
-	}
-	s.ClusterDNS = nthAddr(s.ServiceCIDR, 10)
-	if r.clusterDNS != "" {
-		if s.ClusterDNS, err = optionalAddr("cluster-dns", r.clusterDNS); err != nil {
-			return err
-		}
-		if !s.ServiceCIDR.Contains(s.ClusterDNS) {
-			return fmt.Errorf("--cluster-dns %s does not lie in --service-cidr %s", s.ClusterDNS, s.ServiceCIDR)
-		}
-		if s.ClusterDNS == s.ServiceCIDR.Addr() || s.ClusterDNS == nthAddr(s.ServiceCIDR, 1) {
-			return fmt.Errorf("--cluster-dns %s is taken: the first address of --service-cidr %s is the API server's, and the network's own address can be no service's", s.ClusterDNS, s.ServiceCIDR)
-		}
-	}
-	if !dns1123.MatchString(r.clusterDomain) {
-		return fmt.Errorf("--cluster-domain %q is not a DNS name", r.clusterDomain)
-	}
 	from, to, ok := portRange(r.nodePortRange)
 	if !ok {
 		return fmt.Errorf("--service-node-port-range %q is not a range of ports such as 30000-32767", r.nodePortRange)
@@ -183,8 +166,40 @@ func (r *raw) checkAddresses(s *Server) (err error) {
 	if from <= r.httpsPort && r.httpsPort <= to {
 		return fmt.Errorf("--https-listen-port %d lies in --service-node-port-range %s", r.httpsPort, r.nodePortRange)
 	}
-	if user, taken := nodePorts[r.httpsPort]; taken {
-		return fmt.Errorf("--https-listen-port %d is the port of %s: choose another", r.httpsPort, user)
+	for _, p := range layout.Ports() {
+		if p.Number == r.httpsPort && !p.Unused {
+			return fmt.Errorf("--https-listen-port %d is the port of %s: choose another", r.httpsPort, p.What)
+		}
+	}
+	return nil
+}
+
+// checkCluster checks the addresses and names of the cluster.
+func (r *raw) checkCluster(c *Cluster) (err error) {
+	*c = Cluster{ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, MeshProfile: r.meshProfile, Disabled: map[Addon]bool{}}
+	if c.ClusterCIDR, err = ipv4Prefix("cluster-cidr", r.clusterCIDR, 24); err != nil {
+		return err
+	}
+	if c.ServiceCIDR, err = ipv4Prefix("service-cidr", r.serviceCIDR, 28); err != nil {
+		return err
+	}
+	if c.ClusterCIDR.Overlaps(c.ServiceCIDR) {
+		return fmt.Errorf("--cluster-cidr %s and --service-cidr %s overlap", c.ClusterCIDR, c.ServiceCIDR)
+	}
+	c.ClusterDNS = nthAddr(c.ServiceCIDR, 10)
+	if r.clusterDNS != "" {
+		if c.ClusterDNS, err = optionalAddr("cluster-dns", r.clusterDNS); err != nil {
+			return err
+		}
+		if !c.ServiceCIDR.Contains(c.ClusterDNS) {
+			return fmt.Errorf("--cluster-dns %s does not lie in --service-cidr %s", c.ClusterDNS, c.ServiceCIDR)
+		}
+		if c.ClusterDNS == c.ServiceCIDR.Addr() || c.ClusterDNS == nthAddr(c.ServiceCIDR, 1) {
+			return fmt.Errorf("--cluster-dns %s is taken: the first address of --service-cidr %s is the API server's, and the network's own address can be no service's", c.ClusterDNS, c.ServiceCIDR)
+		}
+	}
+	if !dns1123.MatchString(r.clusterDomain) {
+		return fmt.Errorf("--cluster-domain %q is not a DNS name", r.clusterDomain)
 	}
 	return nil
 }
@@ -222,7 +237,7 @@ func (r *raw) checkAddons(s *Server) error {
 }
 
 func (r *raw) checkHardening(s *Server) (err error) {
-	s.ProtectKernelDefaults, s.AuditLog, s.PodSecurity = r.protectKernel, r.auditLog || r.auditPolicy != "", r.podSecurity
+	s.AuditLog, s.PodSecurity = r.auditLog || r.auditPolicy != "", r.podSecurity
 	if !slices.Contains(EncryptionProviders(), r.encryptProvider) {
 		return fmt.Errorf("--secrets-encryption-provider %q is not one of %s", r.encryptProvider, strings.Join(EncryptionProviders(), ", "))
 	}
@@ -247,7 +262,7 @@ func (r *raw) checkHardening(s *Server) (err error) {
 	return nil
 }
 
-func (r *raw) checkArgs(*Server) error {
+func (r *raw) checkArgs() error {
 	for flag, args := range map[string][]string{
 		"kube-apiserver-arg": r.apiserverArgs, "kube-controller-manager-arg": r.controllerArgs,
 		"kube-scheduler-arg": r.schedulerArgs, "kubelet-arg": r.kubeletArgs, "kube-proxy-arg": r.proxyArgs,
@@ -337,7 +352,7 @@ func addr4(v uint32) netip.Addr {
 }
 
 // APIServiceIP is the address of the `kubernetes` service: the first of the service range.
-func (s *Server) APIServiceIP() netip.Addr { return nthAddr(s.ServiceCIDR, 1) }
+func (c *Cluster) APIServiceIP() netip.Addr { return nthAddr(c.ServiceCIDR, 1) }
 
 func portRange(text string) (from, to int, ok bool) {
 	a, b, found := strings.Cut(text, "-")

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // example holds, for each flag, a value that is not its default, and how that shows in the result.
@@ -298,47 +300,19 @@ func TestAddressRange(t *testing.T) {
 	}
 }
 
-// Two data dirs never share a folder outside themselves, and the default one has Kubernetes' usual places.
-func TestPathsOfDataDirs(t *testing.T) {
-	def := &Server{DataDir: DefaultDataDir}
-	for got, want := range map[string]string{
-		def.RunDir(): "/run/polymesh", CgroupRoot(DefaultDataDir): "/polymesh", KubeletDir(DefaultDataDir): "/var/lib/kubelet",
-		PodLogsDir(DefaultDataDir): "/var/log/pods", ContainerdSocket(DefaultDataDir): "/run/polymesh/containerd/containerd.sock",
-		StatusSocket(DefaultDataDir): "/run/polymesh/status.sock", def.ServerDir("tls", "a"): "/var/lib/polymesh/server/tls/a",
-		def.AgentDir(): "/var/lib/polymesh/agent",
-	} {
-		if got != want {
-			t.Errorf("%s, want %s", got, want)
-		}
-	}
-	seen := map[string]string{}
-	for _, dir := range []string{DefaultDataDir, "/a", "/b", "/a/b", strings.Repeat("/long", 60)} {
-		for _, path := range []string{RunDir(dir), CgroupRoot(dir), KubeletDir(dir), PodLogsDir(dir)} {
-			if other, ok := seen[path]; ok {
-				t.Errorf("%s and %s share %s", dir, other, path)
-			}
-			seen[path] = dir
-		}
-		// sun_path of a socket's address holds 108 bytes (unix(7)).
-		if path := ContainerdSocket(dir) + ".ttrpc"; len(path) >= 108 {
-			t.Errorf("%s is too long for a socket", path)
-		}
-	}
-}
-
 // Every name of one folder is one data dir, or else a command looks for the server at another place than where it runs.
 func TestDataDir(t *testing.T) {
 	here := t.TempDir()
 	t.Chdir(here)
 	for text, want := range map[string]string{
-		"/srv/p": "/srv/p", "/srv/p/": "/srv/p", "/srv//p/.": "/srv/p", "/srv/x/../p": "/srv/p", "/var/lib/polymesh/": DefaultDataDir,
+		"/srv/p": "/srv/p", "/srv/p/": "/srv/p", "/srv//p/.": "/srv/p", "/srv/x/../p": "/srv/p", "/var/lib/polymesh/": string(layout.DefaultDataDir),
 		"data": filepath.Join(here, "data"), "./data/": filepath.Join(here, "data"), "..": filepath.Dir(here), ".": here,
 	} {
-		if got, err := DataDir(text); err != nil || got != want {
+		if got, err := layout.ParseDataDir(text); err != nil || string(got) != want {
 			t.Errorf("%q is %q, %v, want %q", text, got, err, want)
 		}
 		server, err := Parse([]string{"-c", file(t, ""), "-d", text}, nil)
-		if err != nil || server.DataDir != want {
+		if err != nil || string(server.DataDir) != want {
 			t.Errorf("the server's own: %q: %v, want %q", text, err, want)
 		}
 	}
@@ -346,10 +320,10 @@ func TestDataDir(t *testing.T) {
 	if err := os.Symlink(here, filepath.Join(here, "link")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := DataDir("link/"); err != nil || got != filepath.Join(here, "link") {
+	if got, err := layout.ParseDataDir("link/"); err != nil || string(got) != filepath.Join(here, "link") {
 		t.Errorf("a link is %q, %v", got, err)
 	}
-	_, err := DataDir("")
+	_, err := layout.ParseDataDir("")
 	wantError(t, "an empty name", err, "it is empty: give a folder, or leave it out for /var/lib/polymesh")
 }
 

@@ -1,14 +1,14 @@
 package config
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // raw holds the settings as they are written, before they are checked.
@@ -53,7 +53,7 @@ type raw struct {
 	debug            bool
 }
 
-// Flags is the set of flags of `polymesh server`. Every flag can also stand in the config file under the same name, and
+// Flags is the set of flags of `polymesh server`. Every flag can also be given in the config file under the same name, and
 // in the environment as POLYMESH_ and the name in capitals with _ for -. A flag wins over the environment, that over the
 // file, that over the default.
 type Flags struct {
@@ -67,9 +67,9 @@ func ServerFlags() *Flags {
 	f.SortFlags = false
 	f.Usage = func() {}
 	r := &f.raw
-	f.StringVarP(&r.config, "config", "c", DefaultConfigFile, "config file (YAML, keys as these flags)")
-	f.StringVarP(&r.dataDir, "data-dir", "d", DefaultDataDir, "folder for all data")
-	f.StringVarP(&r.kubeconfig, "write-kubeconfig", "o", DefaultKubeconfig, "write the administrator's kubeconfig to this file")
+	f.StringVarP(&r.config, "config", "c", layout.DefaultConfigFile, "config file (YAML, keys as these flags)")
+	f.StringVarP(&r.dataDir, "data-dir", "d", string(layout.DefaultDataDir), "folder for all data")
+	f.StringVarP(&r.kubeconfig, "write-kubeconfig", "o", layout.DefaultKubeconfig, "write the administrator's kubeconfig to this file")
 	f.StringVar(&r.kubeconfigMode, "write-kubeconfig-mode", "0600", "mode of that file, octal; with 0644 every local user is the cluster's administrator")
 	f.StringVar(&r.kubeconfigGroup, "write-kubeconfig-group", "", "group that may read that file, by name or number; its members are the cluster's administrators")
 
@@ -83,7 +83,7 @@ func ServerFlags() *Flags {
 
 	f.StringVar(&r.bindAddress, "bind-address", "0.0.0.0", "address on which the API server listens")
 	f.StringVar(&r.advertiseAddress, "advertise-address", "", "address of the API server for cluster members (default: node-ip)")
-	f.IntVar(&r.httpsPort, "https-listen-port", 6443, "port of the API server")
+	f.IntVar(&r.httpsPort, "https-listen-port", layout.APIServerPort, "port of the API server")
 	f.StringSliceVar(&r.tlsSANs, "tls-san", nil, "further name or address for the API server's certificate; may be repeated")
 
 	f.StringVar(&r.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "addresses for pods")
@@ -198,9 +198,4 @@ func join[T ~string](items []T) string {
 		s[i] = string(item)
 	}
 	return strings.Join(s, ", ")
-}
-
-func shortID(s string) string {
-	sum := sha256.Sum256([]byte(s))
-	return hex.EncodeToString(sum[:4])
 }

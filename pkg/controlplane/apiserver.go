@@ -29,7 +29,6 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 )
@@ -74,8 +73,7 @@ func (a *APIServer) args() []string {
 		"client-ca-file":                     certs.Cert(certificate.ClientCA),
 		"enable-admission-plugins":           "NodeRestriction",
 		"enable-aggregator-routing":          "true",
-		"etcd-servers":                       a.opts.EtcdEndpoint,
-		"kubelet-certificate-authority":      certs.Cert(certificate.ServerCA),
+		"kubelet-certificate-authority":      certs.Cert(certificate.KubeletCA),
 		"kubelet-client-certificate":         certs.Cert(certificate.APIServerKubelet),
 		"kubelet-client-key":                 certs.Key(certificate.APIServerKubelet),
 		"kubelet-preferred-address-types":    "InternalIP,ExternalIP,Hostname",
@@ -103,9 +101,10 @@ func (a *APIServer) args() []string {
 		"tls-cert-file":                    certs.Cert(certificate.APIServer),
 		"tls-private-key-file":             certs.Key(certificate.APIServer),
 		// The file is there also where nothing is encrypted, so that `polymesh secrets-encrypt` needs no restart.
-		"encryption-provider-config":                  config.EncryptionFile(cfg.DataDir),
+		"encryption-provider-config":                  cfg.DataDir.EncryptionFile(),
 		"encryption-provider-config-automatic-reload": "true",
 	}
+	maps.Copy(args, a.opts.Datastore.Flags())
 	maps.Copy(args, hardening(cfg))
 	return kubeflags.Merge(args, cfg.APIServerArgs)
 }
@@ -178,7 +177,7 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if a.opts.Config.SecretsEncryption {
 		provider = a.opts.Config.EncryptionProvider
 	}
-	if err := encryption.Ensure(config.EncryptionFile(a.opts.Config.DataDir), provider); err != nil {
+	if err := encryption.Ensure(a.opts.Config.DataDir.EncryptionFile(), provider); err != nil {
 		return fmt.Errorf("encryption of Secrets: %w", err)
 	}
 	if err := writeHardening(a.opts.Config); err != nil {
@@ -195,7 +194,7 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if err := utilerrors.NewAggregate(completed.Validate()); err != nil {
 		return err
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", Kubeconfig(a.opts.Config, "polymesh"))
+	config, err := clientcmd.BuildConfigFromFlags("", a.opts.Config.DataDir.Kubeconfig("polymesh"))
 	if err != nil {
 		return err
 	}
@@ -244,7 +243,7 @@ func (a *APIServer) retryRoles(ctx context.Context) {
 }
 
 func (a *APIServer) putRoles(ctx context.Context) error {
-	err := reconcileRoles(ctx, a.client.RbacV1())
+	err := reconcileRoles(ctx, a.client)
 	if err == nil {
 		a.noRoles.Store(nil)
 		return nil

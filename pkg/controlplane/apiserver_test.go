@@ -9,6 +9,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
 // A command line that upstream refuses is refused before the first start has made anything: there is no key yet that signs
@@ -37,7 +38,7 @@ func TestAPIServerInitChecksAndChangesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			a := NewAPIServer(Options{
-				Config: cfg, NodeIP: netip.MustParseAddr("192.0.2.1"), Certificates: certificate.Store(cfg.ServerDir("tls")), EtcdEndpoint: "unix://none",
+				Config: cfg, NodeIP: netip.MustParseAddr("192.0.2.1"), Certificates: certificate.Store(cfg.DataDir.Server("tls")), Datastore: datastore.Endpoint{Servers: "unix://none"},
 			})
 			err = a.Init(t.Context())
 			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {

@@ -16,6 +16,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
 // The API server's own listener, as its options make it, takes strong ciphers only (CIS Kubernetes Benchmark, 1.2.29).
@@ -37,11 +38,11 @@ func TestAPIServerRefusesWeakCiphers(t *testing.T) {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("192.0.2.1")
-	certs := certificate.Options{Dir: cfg.ServerDir("tls"), NodeName: "n", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain, Now: time.Now()}
+	certs := certificate.Options{Dir: cfg.DataDir.Server("tls"), NodeName: "n", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain, Now: time.Now()}
 	if _, err := certificate.Ensure(certs); err != nil {
 		t.Fatal(err)
 	}
-	a := NewAPIServer(Options{Config: cfg, NodeIP: ip, Certificates: certificate.Store(certs.Dir), EtcdEndpoint: "unix://" + filepath.Join(dir, "none.sock")})
+	a := NewAPIServer(Options{Config: cfg, NodeIP: ip, Certificates: certificate.Store(certs.Dir), Datastore: datastore.Endpoint{Servers: "unix://" + filepath.Join(dir, "none.sock")}})
 	options, err := a.parse()
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -44,8 +45,8 @@ func (c *ControllerManager) args() []string {
 		"cluster-cidr":                     cfg.ClusterCIDR.String(),
 		"cluster-signing-cert-file":        certs.Cert(certificate.ClientCA),
 		"cluster-signing-key-file":         certs.Key(certificate.ClientCA),
-		"kubeconfig":                       Kubeconfig(cfg, c.Name()),
-		"leader-elect":                     "false",
+		"kubeconfig":                       cfg.DataDir.Kubeconfig(c.Name()),
+		"leader-elect":                     strconv.FormatBool(c.opts.Datastore.LeaderElect),
 		"profiling":                        "false",
 		"root-ca-file":                     certs.Cert(certificate.ServerCA),
 		"secure-port":                      "0",

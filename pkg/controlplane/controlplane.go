@@ -13,6 +13,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
 // Options is what the three components share.
@@ -21,8 +22,8 @@ type Options struct {
 	// NodeIP is the address that the API server announces unless the configuration names one.
 	NodeIP       netip.Addr
 	Certificates certificate.Store
-	// EtcdEndpoint is the datastore's, as --etcd-servers takes it.
-	EtcdEndpoint string
+	// Datastore is how the API server reaches its data.
+	Datastore datastore.Endpoint
 }
 
 // URL is the API server's address for components on this machine.
@@ -34,12 +35,7 @@ func URL(cfg *config.Server) string {
 	return "https://" + net.JoinHostPort(host, strconv.Itoa(cfg.HTTPSPort))
 }
 
-// Kubeconfig is the file with which the component of this name reaches the API server.
-func Kubeconfig(cfg *config.Server, name string) string {
-	return cfg.ServerDir("cred", name+".kubeconfig")
-}
-
-// WriteKubeconfigs writes the files that Kubeconfig names, one for each component that has an identity of its own, readable
+// WriteKubeconfigs writes the data dir's kubeconfigs, one for each component that has an identity of its own, readable
 // by root alone. Any other part of the server has "polymesh".
 func WriteKubeconfigs(cfg *config.Server, certs certificate.Store) error {
 	for name, cert := range map[string]string{
@@ -50,8 +46,9 @@ func WriteKubeconfigs(cfg *config.Server, certs certificate.Store) error {
 		"kube-proxy":              certificate.KubeProxy,
 		"image-policy":            certificate.ImagePolicy,
 		"servicelb":               certificate.LoadBalancer,
+		"node-resync":             certificate.NodeResync,
 	} {
-		if err := certs.WriteKubeconfig(Kubeconfig(cfg, name), cert, URL(cfg)); err != nil {
+		if err := certs.WriteKubeconfig(cfg.DataDir.Kubeconfig(name), cert, URL(cfg)); err != nil {
 			return err
 		}
 	}

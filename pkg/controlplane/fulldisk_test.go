@@ -59,15 +59,15 @@ func TestFullDisk(t *testing.T) {
 	var log safeBuffer
 	logger := slog.New(slog.NewTextHandler(&log, nil))
 	ip := netip.MustParseAddr("192.0.2.1")
-	db := datastore.New(datastore.Options{Dir: cfg.ServerDir("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
+	db := datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
 	m := component.NewManager(logger)
-	m.Add(certificate.NewRenewal(certificate.Options{
-		Dir: cfg.ServerDir("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,
+	certificates := m.Add(certificate.NewRenewal(certificate.Options{
+		Dir: cfg.DataDir.Server("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,
 	}, func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s) }, logger))
-	m.Add(db)
+	store := m.Add(db)
 	m.Add(controlplane.NewAPIServer(controlplane.Options{
-		Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.ServerDir("tls")), EtcdEndpoint: db.Endpoint(),
-	}), "certificates", "datastore")
+		Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.DataDir.Server("tls")), Datastore: db.Endpoint(),
+	}), certificates, store)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	ended := make(chan error, 1)
@@ -80,7 +80,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("the control plane is not ready:\n%s", log.String())
 	}
 
-	rest, err := clientcmd.BuildConfigFromFlags("", controlplane.Kubeconfig(cfg, "polymesh"))
+	rest, err := clientcmd.BuildConfigFromFlags("", cfg.DataDir.Kubeconfig("polymesh"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ const (
 func hardening(cfg *config.Server) map[string]string {
 	flags := map[string]string{}
 	if cfg.AuditLog {
-		flags["audit-log-path"] = cfg.ServerDir("logs", "audit.log")
+		flags["audit-log-path"] = cfg.DataDir.Server("logs", "audit.log")
 		flags["audit-log-maxage"] = auditMaxAge
 		flags["audit-log-maxbackup"] = auditMaxBackup
 		flags["audit-log-maxsize"] = auditMaxSize
@@ -50,20 +50,20 @@ func admissionNeeded(cfg *config.Server) bool {
 	return cfg.PodSecurity != config.PodSecurityLevels()[0]
 }
 
-func admissionFile(cfg *config.Server) string { return cfg.ServerDir("etc", "admission.yaml") }
+func admissionFile(cfg *config.Server) string { return cfg.DataDir.Server("etc", "admission.yaml") }
 
 func auditPolicyFile(cfg *config.Server) string {
 	if cfg.AuditPolicyFile != "" {
 		return cfg.AuditPolicyFile
 	}
-	return cfg.ServerDir("etc", "audit-policy.yaml")
+	return cfg.DataDir.Server("etc", "audit-policy.yaml")
 }
 
 // writeHardening makes the files that those flags name.
 func writeHardening(cfg *config.Server) error {
 	if cfg.AuditLog {
 		// The log itself is made with mode 0600.
-		if err := os.MkdirAll(cfg.ServerDir("logs"), 0o700); err != nil {
+		if err := os.MkdirAll(cfg.DataDir.Server("logs"), 0o700); err != nil {
 			return err
 		}
 		if cfg.AuditPolicyFile == "" {

@@ -11,7 +11,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	rbacclient "k8s.io/client-go/kubernetes/typed/rbac/v1"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 	"k8s.io/klog/v2"
@@ -45,7 +45,22 @@ func clusterRoles() []rbacv1.ClusterRole {
 			// What client-go's recorder does (recordEvent in k8s.io/client-go, tools/record/event.go).
 			{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 		}},
+		// For kube-system alone: see roleBindings. A create cannot be restricted by name.
+		{ObjectMeta: defaults(certificate.NodeResyncUser), Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"services"}, Verbs: []string{"list", "create", "delete"}},
+		}},
 	}
+}
+
+// roleBindings give roles in one namespace only.
+func roleBindings() []rbacv1.RoleBinding {
+	resync := rbacv1.RoleBinding{
+		ObjectMeta: defaults(certificate.NodeResyncUser),
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: certificate.NodeResyncUser},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: certificate.NodeResyncUser}},
+	}
+	resync.Namespace = metav1.NamespaceSystem
+	return []rbacv1.RoleBinding{resync}
 }
 
 // clusterRoleBindings give the roles to the users of the certificates. The API server's identity at the kubelet gets the
@@ -75,12 +90,12 @@ func defaults(name string) metav1.ObjectMeta {
 // policy (ensureRBACPolicy in pkg/registry/rbac/rest/storage_rbac.go): rules and subjects that were added stay, those that
 // were removed come back, unless the object says rbac.authorization.kubernetes.io/autoupdate: "false"
 // (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#auto-reconciliation). It does as much as it can.
-func reconcileRoles(ctx context.Context, client rbacclient.RbacV1Interface) error {
+func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 	var errs []error
 	for _, role := range clusterRoles() {
 		errs = append(errs, reconcile(ctx, "ClusterRole", role.Name, func() (reconciliation.ReconcileOperation, bool, error) {
 			o := reconciliation.ReconcileRoleOptions{
-				Role: reconciliation.ClusterRoleRuleOwner{ClusterRole: &role}, Client: reconciliation.ClusterRoleModifier{Client: client.ClusterRoles()}, Confirm: true,
+				Role: reconciliation.ClusterRoleRuleOwner{ClusterRole: &role}, Client: reconciliation.ClusterRoleModifier{Client: client.RbacV1().ClusterRoles()}, Confirm: true,
 			}
 			result, err := o.Run()
 			if err != nil {
@@ -93,7 +108,20 @@ func reconcileRoles(ctx context.Context, client rbacclient.RbacV1Interface) erro
 		errs = append(errs, reconcile(ctx, "ClusterRoleBinding", binding.Name, func() (reconciliation.ReconcileOperation, bool, error) {
 			o := reconciliation.ReconcileRoleBindingOptions{
 				RoleBinding: reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding},
-				Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: client.ClusterRoleBindings()}, Confirm: true,
+				Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()}, Confirm: true,
+			}
+			result, err := o.Run()
+			if err != nil {
+				return "", false, err
+			}
+			return result.Operation, result.Protected, nil
+		}))
+	}
+	for _, binding := range roleBindings() {
+		errs = append(errs, reconcile(ctx, "RoleBinding", binding.Name, func() (reconciliation.ReconcileOperation, bool, error) {
+			o := reconciliation.ReconcileRoleBindingOptions{
+				RoleBinding: reconciliation.RoleBindingAdapter{RoleBinding: &binding},
+				Client:      reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()}, Confirm: true,
 			}
 			result, err := o.Run()
 			if err != nil {

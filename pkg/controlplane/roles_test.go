@@ -85,6 +85,12 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	if !may(t, identity(t, kubeconfig, certificate.ImagePolicy), readSecrets) || !may(t, identity(t, kubeconfig, certificate.LoadBalancer), watchServices) {
 		t.Error("the image policy or the load balancer has no rights")
 	}
+	resync := identity(t, kubeconfig, certificate.NodeResync)
+	for namespace, want := range map[string]bool{"kube-system": true, "default": false, "": false} {
+		if got := may(t, resync, authorizationv1.ResourceAttributes{Verb: "create", Resource: "services", Namespace: namespace}); got != want {
+			t.Errorf("what makes kube-proxy write its rules may make services in namespace %q: %v", namespace, got)
+		}
+	}
 
 	ctx, rbac := t.Context(), admin.RbacV1()
 	if err := rbac.ClusterRoles().Delete(ctx, servicelb, metav1.DeleteOptions{}); err != nil {
@@ -150,7 +156,7 @@ func testWebhook(t *testing.T, admin *kubernetes.Clientset) {
 		}
 		return nil
 	})
-	err := controlplane.ReconcileRoles(ctx, rbac)
+	err := controlplane.ReconcileRoles(ctx, admin)
 	for _, want := range []string{"ClusterRole " + servicelb, `failed calling webhook "all.example.com"`, "delete the configuration of this webhook"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("with the webhook: %v, want %q", err, want)
@@ -159,7 +165,7 @@ func testWebhook(t *testing.T, admin *kubernetes.Clientset) {
 	if err := hooks.Delete(ctx, "all", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	controlplanetest.Eventually(t, "the roles are made without the webhook", func() error { return controlplane.ReconcileRoles(ctx, rbac) })
+	controlplanetest.Eventually(t, "the roles are made without the webhook", func() error { return controlplane.ReconcileRoles(ctx, admin) })
 	if len(get(t, rbac.ClusterRoles(), servicelb).Rules) == 0 {
 		t.Error("the role has no rules")
 	}

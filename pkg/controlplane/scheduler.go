@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"strconv"
 
 	"github.com/spf13/pflag"
 	"k8s.io/component-base/version"
@@ -29,10 +30,10 @@ func (s *Scheduler) Name() string { return "kube-scheduler" }
 func (s *Scheduler) Version() string { return version.Get().GitVersion }
 
 func (s *Scheduler) args() []string {
-	kubeconfig := Kubeconfig(s.opts.Config, s.Name())
+	kubeconfig := s.opts.Config.DataDir.Kubeconfig(s.Name())
 	return kubeflags.Merge(map[string]string{
 		"kubeconfig":   kubeconfig,
-		"leader-elect": "false",
+		"leader-elect": strconv.FormatBool(s.opts.Datastore.LeaderElect),
 		"profiling":    "false",
 		"secure-port":  "0",
 	}, s.opts.Config.SchedulerArgs)

@@ -25,6 +25,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // MarkerName is the file in a data dir that makes it one.
@@ -61,8 +63,8 @@ func (e *ForeignError) Error() string {
 }
 
 // Read returns the marker of a data dir. The error wraps fs.ErrNotExist where there is none.
-func Read(dataDir string) (*Marker, error) {
-	path := filepath.Join(dataDir, MarkerName)
+func Read(dataDir layout.DataDir) (*Marker, error) {
+	path := dataDir.Path(MarkerName)
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -73,7 +75,7 @@ func Read(dataDir string) (*Marker, error) {
 		return nil, err
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.Mode().IsRegular() || int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
-		return nil, &ForeignError{dataDir, path + " is not a file that only this user can write"}
+		return nil, &ForeignError{string(dataDir), path + " is not a file that only this user can write"}
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxMarker))
 	if err != nil {
@@ -81,14 +83,14 @@ func Read(dataDir string) (*Marker, error) {
 	}
 	m := &Marker{}
 	if err := json.Unmarshal(text, m); err != nil || !validID.MatchString(m.ID) {
-		return nil, &ForeignError{dataDir, path + " holds no id: it is damaged, or another program's. If this is a data dir, remove that file and start the server, which writes another"}
+		return nil, &ForeignError{string(dataDir), path + " holds no id: it is damaged, or another program's. If this is a data dir, remove that file and start the server, which writes another"}
 	}
 	return m, nil
 }
 
 // Check reports why a server may not use a folder as its data dir: what would be mixed with its own files is not a
 // server's. It changes nothing.
-func Check(dataDir string) error {
+func Check(dataDir layout.DataDir) error {
 	_, err := Read(dataDir)
 	if errors.Is(err, unix.ENOTDIR) {
 		return nil // it holds nothing; that no folder can be made there is preflight's to say
@@ -105,7 +107,7 @@ func Check(dataDir string) error {
 
 // Claim returns the marker of a data dir and makes it, and the folder, where they are missing. A folder that Check
 // refuses stays as it is.
-func Claim(dataDir string) (*Marker, error) {
+func Claim(dataDir layout.DataDir) (*Marker, error) {
 	m, err := Read(dataDir)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return m, err
@@ -123,7 +125,7 @@ func Claim(dataDir string) (*Marker, error) {
 	if _, err := rand.Read(id); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dataDir, 0o755); err != nil {
+	if err := os.MkdirAll(string(dataDir), 0o755); err != nil {
 		return nil, err
 	}
 	m = &Marker{ID: hex.EncodeToString(id), Adopted: !fresh}
@@ -135,10 +137,10 @@ func Claim(dataDir string) (*Marker, error) {
 }
 
 // Take notes folders outside of the data dir as this data dir's and returns those that hold what someone else made.
-func (m *Marker) Take(dataDir string, folders ...string) (foreign []string, err error) {
+func (m *Marker) Take(dataDir layout.DataDir, folders ...string) (foreign []string, err error) {
 	next := *m
 	for _, folder := range folders {
-		if within(dataDir, folder) || slices.Contains(next.Folders, folder) {
+		if within(string(dataDir), folder) || slices.Contains(next.Folders, folder) {
 			continue
 		}
 		entries, err := os.ReadDir(folder)
@@ -164,7 +166,7 @@ func (m *Marker) Take(dataDir string, folders ...string) (foreign []string, err 
 }
 
 // NoteKubeconfig notes where the server writes the administrator's kubeconfig.
-func (m *Marker) NoteKubeconfig(dataDir, path string) error {
+func (m *Marker) NoteKubeconfig(dataDir layout.DataDir, path string) error {
 	if m.Kubeconfig == path {
 		return nil
 	}
@@ -178,8 +180,8 @@ func (m *Marker) NoteKubeconfig(dataDir, path string) error {
 }
 
 // Owns reports whether a folder is this data dir's: it lies in it, or Take has noted it.
-func (m *Marker) Owns(dataDir, folder string) bool {
-	return within(dataDir, folder) || slices.Contains(m.Folders, folder)
+func (m *Marker) Owns(dataDir layout.DataDir, folder string) bool {
+	return within(string(dataDir), folder) || slices.Contains(m.Folders, folder)
 }
 
 func within(dir, path string) bool {
@@ -190,12 +192,12 @@ func within(dir, path string) bool {
 func (m *Marker) Alias() string { return "polymesh " + m.ID }
 
 // write puts the marker onto the disk and then gives it its name, by link (2) or rename (2).
-func (m *Marker) write(dataDir string, name func(from, to string) error) error {
+func (m *Marker) write(dataDir layout.DataDir, name func(from, to string) error) error {
 	text, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dataDir, "."+MarkerName+"-*") // 0600
+	f, err := os.CreateTemp(string(dataDir), "."+MarkerName+"-*") // 0600
 	if err != nil {
 		return err
 	}
@@ -207,10 +209,10 @@ func (m *Marker) write(dataDir string, name func(from, to string) error) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err := name(f.Name(), filepath.Join(dataDir, MarkerName)); err != nil {
+	if err := name(f.Name(), dataDir.Path(MarkerName)); err != nil {
 		return err
 	}
-	dir, err := os.Open(dataDir)
+	dir, err := os.Open(string(dataDir))
 	if err != nil {
 		return err
 	}
@@ -229,9 +231,9 @@ var prepared = map[string][]string{
 
 // isFresh reports whether a folder has nothing in the places of a server's files, apart from what the documentation tells
 // users to prepare there. Files at other places are no matter of ours: a server does not touch them, nor does a reset.
-func isFresh(dataDir string) (bool, error) {
+func isFresh(dataDir layout.DataDir) (bool, error) {
 	for _, name := range Entries() {
-		_, err := os.Lstat(filepath.Join(dataDir, name))
+		_, err := os.Lstat(dataDir.Path(name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || name == madeByMakeUp:
 			continue
@@ -241,7 +243,7 @@ func isFresh(dataDir string) (bool, error) {
 			return false, nil
 		}
 		for folder, allowed := range prepared {
-			entries, err := os.ReadDir(filepath.Join(dataDir, folder))
+			entries, err := os.ReadDir(dataDir.Path(folder))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return false, fmt.Errorf("look at %s: %w", dataDir, err)
 			}
@@ -260,11 +262,11 @@ var payloadID = regexp.MustCompile(`^[0-9a-f]{16}$`)
 // Earlier reports why a folder without a marker is not a data dir of an earlier version, or one that was restored from a
 // backup. What proves one is its payload, of which the folder's name is the hash, or the authority that the server made for
 // itself; where there is a data/ or a server/, that very folder has to be proved.
-func Earlier(dataDir string) error {
+func Earlier(dataDir layout.DataDir) error {
 	foreign := func(format string, args ...any) error {
-		return &ForeignError{dataDir, "it has no " + MarkerName + ", and " + fmt.Sprintf(format, args...)}
+		return &ForeignError{string(dataDir), "it has no " + MarkerName + ", and " + fmt.Sprintf(format, args...)}
 	}
-	data, server := filepath.Join(dataDir, "data"), filepath.Join(dataDir, "server")
+	data, server := dataDir.Path("data"), dataDir.Path("server")
 	found := false
 	if _, err := os.Lstat(data); !errors.Is(err, fs.ErrNotExist) {
 		entries, err := os.ReadDir(data)
@@ -307,6 +309,6 @@ func Earlier(dataDir string) error {
 }
 
 // Authority is the certificate by which the API server of a data dir is known (pkg/certificate, ServerCA).
-func Authority(dataDir string) string {
-	return filepath.Join(dataDir, "server", "tls", "server-ca.crt")
+func Authority(dataDir layout.DataDir) string {
+	return dataDir.Path("server", "tls", "server-ca.crt")
 }

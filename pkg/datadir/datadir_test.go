@@ -10,7 +10,7 @@ import (
 	"sync"
 	"testing"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 func write(t *testing.T, text string, elem ...string) {
@@ -26,16 +26,16 @@ func write(t *testing.T, text string, elem ...string) {
 
 func TestClaim(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "data")
-	if err := Check(dir); err != nil {
+	if err := Check(layout.DataDir(dir)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(dir); err == nil {
 		t.Error("a check has made it")
 	}
-	if _, err := Read(dir); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Read(layout.DataDir(dir)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("before a claim: %v", err)
 	}
-	m, err := Claim(dir)
+	m, err := Claim(layout.DataDir(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func TestClaim(t *testing.T) {
 		t.Errorf("%v, %v", info, err)
 	}
 	write(t, "", dir, "server", "anything")
-	again, err := Claim(dir)
+	again, err := Claim(layout.DataDir(dir))
 	if err != nil || again.ID != m.ID {
 		t.Errorf("a second claim: %+v, %v", again, err)
 	}
@@ -62,7 +62,7 @@ func TestClaimByManyAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range ids {
 		wg.Go(func() {
-			m, err := Claim(dir)
+			m, err := Claim(layout.DataDir(dir))
 			if err != nil {
 				t.Error(err)
 				return
@@ -88,11 +88,11 @@ func TestWhatUsersPrepare(t *testing.T) {
 	write(t, "", dir, "agent", "etc", "containerd", "certs.d", "docker.io", "hosts.toml")
 	write(t, "", dir, "made-by-make-up")
 	write(t, "", dir, "lost+found", "x")
-	if err := Check(dir); err != nil {
+	if err := Check(layout.DataDir(dir)); err != nil {
 		t.Error(err)
 	}
 	write(t, "", dir, "agent", "main.go")
-	if err := Check(dir); err == nil {
+	if err := Check(layout.DataDir(dir)); err == nil {
 		t.Error("a project's agent/ is taken")
 	}
 }
@@ -112,10 +112,10 @@ func TestMarkersThatProveNothing(t *testing.T) {
 		if err := plant(filepath.Join(dir, MarkerName)); err != nil {
 			t.Fatal(err)
 		}
-		if m, err := Read(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
+		if m, err := Read(layout.DataDir(dir)); err == nil || errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %+v, %v", what, m, err)
 		}
-		if _, err := Claim(dir); err == nil {
+		if _, err := Claim(layout.DataDir(dir)); err == nil {
 			t.Errorf("%s: it was claimed", what)
 		}
 	}
@@ -126,9 +126,9 @@ func TestLock(t *testing.T) {
 		t.Skip("the run directory lies below /run")
 	}
 	dir := t.TempDir()
-	run := config.RunDir(dir)
+	run := layout.DataDir(dir).Run()
 	t.Cleanup(func() { os.RemoveAll(run) })
-	if _, err := Look(dir); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Look(layout.DataDir(dir)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("before: %v", err)
 	}
 	// An earlier version's lock, longer than the new one's beginning.
@@ -136,14 +136,14 @@ func TestLock(t *testing.T) {
 	if err := os.Chmod(filepath.Join(run, LockName), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := Acquire(dir)
+	lock, err := Acquire(layout.DataDir(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(filepath.Join(run, LockName)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
-	if _, err := Acquire(dir); err == nil || !strings.Contains(err.Error(), "another server holds "+filepath.Join(run, LockName)) {
+	if _, err := Acquire(layout.DataDir(dir)); err == nil || !strings.Contains(err.Error(), "another server holds "+filepath.Join(run, LockName)) {
 		t.Errorf("a second server: %v", err)
 	}
 	if err := lock.ExpectBridge(true); err != nil {
@@ -153,7 +153,7 @@ func TestLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Look(dir)
+	s, err := Look(layout.DataDir(dir))
 	if err != nil || !s.Held || s.PID != os.Getpid() || s.Started == 0 || s.DataDir != dir || s.Network != here || !s.Bridge {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -161,25 +161,25 @@ func TestLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	lock.Release()
-	if s, err := Look(dir); err != nil || s.Held || s.Bridge || s.PID != os.Getpid() {
+	if s, err := Look(layout.DataDir(dir)); err != nil || s.Held || s.Bridge || s.PID != os.Getpid() {
 		t.Errorf("after: %+v, %v", s, err)
 	}
 	// What an earlier start has seen in this network namespace is still so.
 	write(t, strings.Replace(`{"pid":1,"network":N,"bridge":true}`, "N", strconv.FormatUint(here, 10), 1), run, LockName)
-	lock, err = Acquire(dir)
+	lock, err = Acquire(layout.DataDir(dir))
 	if err != nil || !lock.BridgeExpected() {
 		t.Errorf("%v, expected: %v", err, lock.BridgeExpected())
 	}
 	lock.Release()
 	write(t, `{"pid":1,"network":1,"bridge":true}`, run, LockName)
-	lock, err = Acquire(dir)
+	lock, err = Acquire(layout.DataDir(dir))
 	if err != nil || lock.BridgeExpected() {
 		t.Errorf("%v, expected: %v", err, lock.BridgeExpected())
 	}
 	lock.Release()
 	// An earlier version's names its process only.
 	write(t, "1234\n", run, LockName)
-	if s, err := Look(dir); err != nil || s.PID != 1234 || s.Network != 0 {
+	if s, err := Look(layout.DataDir(dir)); err != nil || s.PID != 1234 || s.Network != 0 {
 		t.Errorf("an earlier version's: %+v, %v", s, err)
 	}
 }

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // LockName is the file in the run directory that a running server holds locked. No one else can open it, so no one else
@@ -41,8 +41,8 @@ type Lock struct {
 }
 
 // Acquire takes the lock of a data dir for the life of the process, or until Release.
-func Acquire(dataDir string) (*Lock, error) {
-	runDir := config.RunDir(dataDir)
+func Acquire(dataDir layout.DataDir) (*Lock, error) {
+	runDir := dataDir.Run()
 	// Users' containers lie below it, some as another user, who has to pass.
 	if err := os.MkdirAll(runDir, 0o711); err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func Acquire(dataDir string) (*Lock, error) {
 		f.Close()
 		return nil, err
 	}
-	l := &Lock{f, Holder{PID: os.Getpid(), Started: started(os.Getpid()), DataDir: dataDir, Network: network}}
+	l := &Lock{f, Holder{PID: os.Getpid(), Started: started(os.Getpid()), DataDir: string(dataDir), Network: network}}
 	if before := read(f); before.Network == network {
 		l.holder.Bridge = before.Bridge
 	}
@@ -120,7 +120,7 @@ type State struct {
 }
 
 // Look reads the lock of a data dir. The error wraps fs.ErrNotExist where none was ever taken since the machine's start.
-func Look(dataDir string) (State, error) { return look(config.RunDir(dataDir)) }
+func Look(dataDir layout.DataDir) (State, error) { return look(dataDir.Run()) }
 
 func look(runDir string) (State, error) {
 	f, err := os.OpenFile(filepath.Join(runDir, LockName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -156,19 +156,19 @@ func read(f *os.File) (h Holder) {
 
 // Others names the data dirs, or else the run directories, of those other servers that run in this network namespace, or
 // whose containers still do.
-func Others(dataDir string) ([]string, error) {
+func Others(dataDir layout.DataDir) ([]string, error) {
 	network, err := Network()
 	if err != nil {
 		return nil, err
 	}
-	locks, err := filepath.Glob(filepath.Join(filepath.Dir(config.RunDir(config.DefaultDataDir)), "polymesh*", LockName))
+	locks, err := filepath.Glob(filepath.Join(filepath.Dir(layout.DefaultDataDir.Run()), "polymesh*", LockName))
 	if err != nil {
 		return nil, err
 	}
 	var others []string
 	for _, path := range locks {
 		runDir := filepath.Dir(path)
-		if runDir == config.RunDir(dataDir) {
+		if runDir == dataDir.Run() {
 			continue
 		}
 		s, err := look(runDir)
@@ -240,7 +240,7 @@ type Process struct {
 
 // Open finds the process that holds the lock, and proves that it is a server of this data dir: its program lies there, and
 // it is no later process with the same number.
-func (s State) Open(dataDir string) (*Process, error) {
+func (s State) Open(dataDir layout.DataDir) (*Process, error) {
 	if s.PID <= 0 {
 		return nil, errors.New("a server runs, but its lock does not say which process it is")
 	}
@@ -254,9 +254,9 @@ func (s State) Open(dataDir string) (*Process, error) {
 		p.Close()
 		return nil, fmt.Errorf("look at process %d, which the lock names: %w", s.PID, err)
 	}
-	dir, err := filepath.EvalSymlinks(dataDir)
+	dir, err := filepath.EvalSymlinks(string(dataDir))
 	if err != nil {
-		dir = dataDir
+		dir = string(dataDir)
 	}
 	programs := filepath.Join(dir, "data") + "/"
 	if !strings.HasPrefix(exe, programs) || s.Started != 0 && started(s.PID) != s.Started {

@@ -24,7 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // askTimeout is how long an API server may take to say its version.
@@ -70,7 +70,7 @@ func Named(loader clientcmd.ClientConfig, c *rest.Config) error {
 	files := rules.GetLoadingPrecedence()
 	if !rules.IsExplicitFile() && os.Getenv(clientcmd.RecommendedConfigPathEnvVar) == "" {
 		// Commands take this one first.
-		files = append([]string{config.DefaultKubeconfig}, files...)
+		files = append([]string{layout.DefaultKubeconfig}, files...)
 	}
 	var reasons []string
 	for _, file := range files {

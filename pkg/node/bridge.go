@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // bridge is the interface that connects the pods, with the gateway's address and the pods' ends in it. The plugin bridge
@@ -42,7 +44,7 @@ func (b *bridge) ends() ([]netlink.Link, error) {
 	var out []netlink.Link
 	for _, pod := range pods {
 		for _, i := range pod.result.Interfaces {
-			if i.Sandbox != "" || i.Name == Bridge {
+			if i.Sandbox != "" || i.Name == layout.Bridge {
 				continue
 			}
 			link, err := netlink.LinkByName(i.Name)
@@ -60,7 +62,7 @@ func (b *bridge) hardwareAddr() net.HardwareAddr {
 	pods, _ := b.all()
 	for _, pod := range slices.Backward(pods) {
 		for _, i := range pod.result.Interfaces {
-			if hw, err := net.ParseMAC(i.Mac); err == nil && i.Name == Bridge && i.Sandbox == "" {
+			if hw, err := net.ParseMAC(i.Mac); err == nil && i.Name == layout.Bridge && i.Sandbox == "" {
 				return hw
 			}
 		}
@@ -76,19 +78,19 @@ func (b *bridge) missing(context.Context) (string, error) {
 	if err != nil || len(ends) == 0 {
 		return "", err
 	}
-	link, err := netlink.LinkByName(Bridge)
+	link, err := netlink.LinkByName(layout.Bridge)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return "the interface " + Bridge + ", which connects the pods", nil
+		return "the interface " + layout.Bridge + ", which connects the pods", nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("look at %s: %w", Bridge, err)
+		return "", fmt.Errorf("look at %s: %w", layout.Bridge, err)
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
-		return Bridge + " is down: what connects the pods", nil
+		return layout.Bridge + " is down: what connects the pods", nil
 	}
 	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
-		return "", fmt.Errorf("look at the addresses of %s: %w", Bridge, err)
+		return "", fmt.Errorf("look at the addresses of %s: %w", layout.Bridge, err)
 	}
 	gateway, err := b.gateway()
 	if err != nil {
@@ -99,34 +101,34 @@ func (b *bridge) missing(context.Context) (string, error) {
 		has = has || a.IPNet.String() == gateway.String()
 	}
 	if !has {
-		return "the address " + gateway.String() + " of " + Bridge + ", the pods' gateway", nil
+		return "the address " + gateway.String() + " of " + layout.Bridge + ", the pods' gateway", nil
 	}
 	for _, end := range ends {
 		if end.Attrs().MasterIndex != link.Attrs().Index {
-			return "the connection of a pod's interface " + end.Attrs().Name + " to " + Bridge, nil
+			return "the connection of a pod's interface " + end.Attrs().Name + " to " + layout.Bridge, nil
 		}
 	}
 	return "", nil
 }
 
 func (b *bridge) restore(context.Context) error {
-	link, err := netlink.LinkByName(Bridge)
+	link, err := netlink.LinkByName(layout.Bridge)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		// -1: the kernel's own length of the queue, as the plugin has it.
-		made := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: Bridge, TxQLen: -1, HardwareAddr: b.hardwareAddr()}}
+		made := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: layout.Bridge, TxQLen: -1, HardwareAddr: b.hardwareAddr()}}
 		if err := netlink.LinkAdd(made); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("make %s: %w", Bridge, err)
+			return fmt.Errorf("make %s: %w", layout.Bridge, err)
 		}
 		// Nothing else marks it: the next look at the bridge finds one that it has not expected.
-		if link, err = netlink.LinkByName(Bridge); err == nil {
+		if link, err = netlink.LinkByName(layout.Bridge); err == nil {
 			err = netlink.LinkSetAlias(link, b.alias)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("look at %s: %w", Bridge, err)
+		return fmt.Errorf("look at %s: %w", layout.Bridge, err)
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set %s up: %w", Bridge, err)
+		return fmt.Errorf("set %s up: %w", layout.Bridge, err)
 	}
 	gateway, err := b.gateway()
 	if err != nil {
@@ -137,7 +139,7 @@ func (b *bridge) restore(context.Context) error {
 		return err
 	}
 	if err := netlink.AddrReplace(link, address); err != nil {
-		return fmt.Errorf("give %s the address %s: %w", Bridge, gateway, err)
+		return fmt.Errorf("give %s the address %s: %w", layout.Bridge, gateway, err)
 	}
 	ends, err := b.ends()
 	if err != nil {
@@ -154,13 +156,13 @@ func (b *bridge) restore(context.Context) error {
 			err = netlink.LinkSetHairpin(end, true)
 		}
 		if err != nil && !errors.Is(err, unix.ENODEV) {
-			failures = append(failures, fmt.Errorf("connect %s to %s: %w", end.Attrs().Name, Bridge, err))
+			failures = append(failures, fmt.Errorf("connect %s to %s: %w", end.Attrs().Name, layout.Bridge, err))
 		}
 	}
 	published, err := b.published()
 	if err == nil && len(published) > 0 {
 		// What the plugin portmap sets, so that hostPorts answer on 127.0.0.1, is gone with the interface.
-		err = os.WriteFile(filepath.Join("/proc/sys/net/ipv4/conf", Bridge, "route_localnet"), []byte("1"), 0o644)
+		err = os.WriteFile(filepath.Join("/proc/sys/net/ipv4/conf", layout.Bridge, "route_localnet"), []byte("1"), 0o644)
 	}
 	return errors.Join(append(failures, err)...)
 }

@@ -17,7 +17,6 @@ import (
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
@@ -58,9 +57,9 @@ func (c *Containerd) Version() string {
 // PID implements component.Process.
 func (c *Containerd) PID() int { return c.child.PID() }
 
-func (c *Containerd) dir() string { return c.opts.Config.AgentDir("containerd") }
+func (c *Containerd) dir() string { return c.opts.Settings.DataDir.Agent("containerd") }
 func (c *Containerd) configFile() string {
-	return c.opts.Config.AgentDir("etc", "containerd", "config.toml")
+	return c.opts.Settings.DataDir.Agent("etc", "containerd", "config.toml")
 }
 
 // Init does nothing: the configuration is written by Start.
@@ -81,7 +80,7 @@ func (c *Containerd) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, dir := range []string{c.dir(), cniConfDir(c.opts.Config), config.RegistryDir(c.opts.Config.DataDir)} {
+	for _, dir := range []string{c.dir(), c.opts.Settings.DataDir.CNIConfDir(), c.opts.Settings.DataDir.RegistryDir()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
@@ -90,7 +89,7 @@ func (c *Containerd) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseRegistry(config.RegistryDir(c.opts.Config.DataDir)); err != nil {
+	if err := refuseRegistry(c.opts.Settings.DataDir.RegistryDir()); err != nil {
 		return err
 	}
 	if err := c.openSandboxFiles(); err != nil {
@@ -127,11 +126,11 @@ type table = map[string]any
 // configuration is containerd's config file, version 3
 // (https://github.com/containerd/containerd/blob/main/docs/cri/config.md).
 func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool) table {
-	socket := config.ContainerdSocket(c.opts.Config.DataDir)
+	socket := c.opts.Settings.DataDir.ContainerdSocket()
 	images := table{
 		"snapshotter":   imagestore.Snapshotter,
 		"pinned_images": table{"sandbox": pause},
-		"registry":      table{"config_path": config.RegistryDir(c.opts.Config.DataDir)},
+		"registry":      table{"config_path": c.opts.Settings.DataDir.RegistryDir()},
 		// A layer is on disk before containerd notes that it is there. The transfer service cannot do that.
 		"image_pull_with_sync_fs": true,
 		"use_local_image_pull":    true,
@@ -143,7 +142,7 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 		"netns_mounts_under_state_dir": true,
 		"cni": table{
 			"bin_dirs":              []string{c.opts.Programs.CNIDir()},
-			"conf_dir":              cniConfDir(c.opts.Config),
+			"conf_dir":              c.opts.Settings.DataDir.CNIConfDir(),
 			"use_internal_loopback": true,
 		},
 		"containerd": table{
@@ -153,7 +152,7 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 				"runtime_path": c.opts.Programs.Bin("containerd-shim-runc-v2"),
 				"options": table{
 					"BinaryName":    c.opts.Programs.Bin("runc"),
-					"Root":          filepath.Join(c.opts.Config.RunDir(), "runc"),
+					"Root":          c.opts.Settings.DataDir.Run("runc"),
 					"SystemdCgroup": systemd,
 				},
 			}},
@@ -181,7 +180,7 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 			// Says in which folder a layer lies, for a look at what a power cut has left.
 			"io.containerd.snapshotter.v1.overlayfs": table{"upperdir_label": true},
 			// By default all shims of a machine listen in /run/containerd, and a killed one leaves its socket there.
-			"io.containerd.shim.v1.manager": table{"socket_dir": filepath.Join(c.opts.Config.RunDir(), "s")},
+			"io.containerd.shim.v1.manager": table{"socket_dir": c.opts.Settings.DataDir.Run("s")},
 		},
 	}
 	if mayLowerOOMScore {
@@ -204,7 +203,7 @@ func (c *Containerd) Start(ctx context.Context) error {
 
 // Ready asks containerd for its version.
 func (c *Containerd) Ready(ctx context.Context) error {
-	socket := config.ContainerdSocket(c.opts.Config.DataDir)
+	socket := c.opts.Settings.DataDir.ContainerdSocket()
 	if _, err := os.Stat(socket); err != nil {
 		return errors.New("does not listen yet")
 	}
@@ -251,8 +250,6 @@ func refuseRegistry(registryDir string) error {
 	}
 	return atomicfile.Write(path, []byte(refusal), 0o644)
 }
-
-func cniConfDir(cfg *config.Server) string { return cfg.AgentDir("etc", "cni", "net.d") }
 
 // hasCapability reports whether this process may use a capability: machines in a sandbox often lack some.
 func hasCapability(capability int) bool {

@@ -24,9 +24,9 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/imagestore/imagestoretest"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 )
 
@@ -55,7 +55,7 @@ func newMachine(t *testing.T) *machine {
 	dataDir, err := os.MkdirTemp("", "pm-")
 	ok(t, err)
 	t.Cleanup(func() {
-		if err := errors.Join(os.RemoveAll(dataDir), os.RemoveAll(config.RunDir(dataDir))); err != nil {
+		if err := errors.Join(os.RemoveAll(dataDir), os.RemoveAll(layout.DataDir(dataDir).Run())); err != nil {
 			t.Error(err)
 		}
 	})
@@ -72,7 +72,7 @@ func newMachine(t *testing.T) *machine {
 // start starts containerd and has the images imported.
 func (m *machine) start() {
 	m.Helper()
-	m.opts.Session = NewSession(m.opts.Config)
+	m.opts.Session = NewSession(m.opts.Settings.DataDir)
 	m.ctd = NewContainerd(m.opts)
 	ctx, cancel := context.WithTimeout(m.Context(), time.Minute)
 	defer cancel()
@@ -109,14 +109,14 @@ func (m *machine) kill() {
 func (m *machine) powerCut(tear func()) {
 	m.Helper()
 	m.kill()
-	ok(m.T, os.RemoveAll(m.opts.Config.RunDir()))
+	ok(m.T, os.RemoveAll(m.opts.Settings.DataDir.Run()))
 	tear()
 }
 
 // layers are the folders of the layers that are there.
 func (m *machine) layers() []string {
 	m.Helper()
-	dirs, err := filepath.Glob(m.opts.Config.AgentDir("containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*", "fs"))
+	dirs, err := filepath.Glob(m.opts.Settings.DataDir.Agent("containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*", "fs"))
 	ok(m.T, err)
 	return dirs
 }
@@ -151,13 +151,13 @@ func TestImagesAfterAPowerCut(t *testing.T) {
 			m.eachBlob(func(path string, _ int64) { ok(m.T, os.Remove(path)) })
 		},
 		"containerd's metadata": func(m *machine) {
-			path := m.opts.Config.AgentDir("containerd", metadata[0])
+			path := m.opts.Settings.DataDir.Agent("containerd", metadata[0])
 			info, err := os.Stat(path)
 			ok(m.T, err)
 			ok(m.T, os.WriteFile(path, make([]byte, info.Size()), 0o600))
 		},
 		"the snapshotter's metadata": func(m *machine) {
-			path := m.opts.Config.AgentDir("containerd", metadata[1])
+			path := m.opts.Settings.DataDir.Agent("containerd", metadata[1])
 			info, err := os.Stat(path)
 			ok(m.T, err)
 			ok(m.T, os.WriteFile(path, make([]byte, info.Size()), 0o600))
@@ -177,7 +177,7 @@ func TestImagesAfterAPowerCut(t *testing.T) {
 				t.Fatalf("there are %d layers: %q", n, m.layers())
 			}
 			imagestoretest.Compare(t, m.layers()[0], imagestoretest.Layer(t))
-			store, err := imagestore.Open(config.ContainerdSocket(m.opts.Config.DataDir))
+			store, err := imagestore.Open(m.opts.Settings.DataDir.ContainerdSocket())
 			ok(t, err)
 			defer store.Close()
 			if has, err := store.Has(t.Context(), testImage); err != nil || !has {
@@ -215,7 +215,7 @@ func smallLayer(t *testing.T) []byte {
 
 func (m *machine) eachBlob(f func(path string, size int64)) {
 	m.Helper()
-	root := m.opts.Config.AgentDir("containerd", "io.containerd.content.v1.content", "blobs")
+	root := m.opts.Settings.DataDir.Agent("containerd", "io.containerd.content.v1.content", "blobs")
 	ok(m.T, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
@@ -38,7 +37,7 @@ func (i *Images) Name() string { return "images" }
 // Init does nothing: the folder is made by Start.
 func (i *Images) Init(context.Context) error { return nil }
 
-func (i *Images) dir() string { return i.opts.Config.AgentDir("images") }
+func (i *Images) dir() string { return i.opts.Settings.DataDir.Agent("images") }
 
 // Start makes the folder for the user's archives, imports in the background, and goes on to pin.
 func (i *Images) Start(ctx context.Context) error {
@@ -72,7 +71,7 @@ func (i *Images) keepPinned(ctx context.Context, w imagestore.Wanted) {
 			return
 		case <-ticker.C:
 		}
-		store, err := imagestore.Open(config.ContainerdSocket(i.opts.Config.DataDir))
+		store, err := imagestore.Open(i.opts.Settings.DataDir.ContainerdSocket())
 		if err == nil {
 			err = errors.Join(store.Pin(ctx, w), store.Close())
 		}
@@ -109,7 +108,7 @@ func (i *Images) Stop(ctx context.Context) error {
 
 // importAll returns the payloads and archives that there are.
 func (i *Images) importAll(ctx context.Context) (imagestore.Wanted, error) {
-	store, err := imagestore.Open(config.ContainerdSocket(i.opts.Config.DataDir))
+	store, err := imagestore.Open(i.opts.Settings.DataDir.ContainerdSocket())
 	if err != nil {
 		return imagestore.Wanted{}, err
 	}

@@ -25,9 +25,8 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/kubeflags"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
 
@@ -51,36 +50,36 @@ func (k *Kubelet) Version() string { return version.Get().GitVersion }
 func (k *Kubelet) args() []string {
 	flags := map[string]string{
 		"hostname-override": k.opts.Name,
-		"kubeconfig":        controlplane.Kubeconfig(k.opts.Config, k.Name()),
+		"kubeconfig":        k.opts.Identity.Kubelet,
 		"node-ip":           k.opts.IP.String(),
-		"root-dir":          config.KubeletDir(k.opts.Config.DataDir),
-		"cert-dir":          k.opts.Config.AgentDir("pki"),
+		"root-dir":          k.opts.Settings.DataDir.Kubelet(),
+		"cert-dir":          k.opts.Settings.DataDir.Agent("pki"),
 	}
-	if labels := k.opts.Config.NodeLabels; len(labels) > 0 {
+	if labels := k.opts.Settings.NodeLabels; len(labels) > 0 {
 		flags["node-labels"] = strings.Join(labels, ",")
 	}
-	if taints := k.opts.Config.NodeTaints; len(taints) > 0 {
+	if taints := k.opts.Settings.NodeTaints; len(taints) > 0 {
 		flags["register-with-taints"] = strings.Join(taints, ",")
 	}
-	return kubeflags.Merge(flags, k.opts.Config.KubeletArgs)
+	return kubeflags.Merge(flags, k.opts.Settings.KubeletArgs)
 }
 
 // configure sets our values; the user's --kubelet-arg are parsed over them.
 func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
-	cfg, certs := k.opts.Config, k.opts.Certificates
+	cfg, identity := k.opts.Settings, k.opts.Identity
 	c.Authentication.Anonymous.Enabled = false
 	c.Authentication.Webhook.Enabled = true
-	c.Authentication.X509.ClientCAFile = certs.Cert(certificate.ClientCA)
+	c.Authentication.X509.ClientCAFile = identity.ClientCA
 	c.Authorization.Mode = kubeletconfig.KubeletAuthorizationModeWebhook
 	c.CgroupDriver = "cgroupfs"
 	if systemdCgroups() {
 		c.CgroupDriver = "systemd"
 	} else {
-		c.CgroupRoot = config.CgroupRoot(cfg.DataDir)
+		c.CgroupRoot = cfg.DataDir.CgroupRoot()
 	}
-	c.ClusterDNS = []string{cfg.ClusterDNS.String()}
-	c.ClusterDomain = cfg.ClusterDomain
-	c.ContainerRuntimeEndpoint = "unix://" + config.ContainerdSocket(cfg.DataDir)
+	c.ClusterDNS = []string{k.opts.ClusterDNS.String()}
+	c.ClusterDomain = k.opts.ClusterDomain
+	c.ContainerRuntimeEndpoint = "unix://" + cfg.DataDir.ContainerdSocket()
 	// As K3s: a full disk is the user's to judge, up to a last reserve.
 	c.EvictionHard = map[string]string{"imagefs.available": "5%", "nodefs.available": "5%", "memory.available": "100Mi"}
 	c.EvictionMinimumReclaim = map[string]string{"imagefs.available": "10%", "nodefs.available": "10%"}
@@ -90,17 +89,17 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	// The kubelet's chains go with kube-proxy's iptables mode, and no one would remove them.
 	c.MakeIPTablesUtilChains = !preflight.NFTables()
 	c.ProtectKernelDefaults = cfg.ProtectKernelDefaults
-	c.PodLogsDir = config.PodLogsDir(cfg.DataDir)
-	c.Port = preflight.KubeletPort
+	c.PodLogsDir = cfg.DataDir.PodLogs()
+	c.Port = layout.KubeletPort
 	c.ReadOnlyPort = 0
 	c.ResolverConfig = k.opts.Nameservers.File()
 	c.SerializeImagePulls = false
 	c.MaxParallelImagePulls = ptr[int32](4)
-	c.StaticPodPath = cfg.AgentDir("pod-manifests")
+	c.StaticPodPath = cfg.DataDir.Agent("pod-manifests")
 	c.TLSCipherSuites, c.TLSMinVersion = certificate.CipherSuites(), certificate.MinVersion
-	c.TLSCertFile = certs.Cert(certificate.KubeletServing)
-	c.TLSPrivateKeyFile = certs.Key(certificate.KubeletServing)
-	c.VolumePluginDir = cfg.AgentDir("volume-plugins")
+	c.TLSCertFile = identity.ServingCert
+	c.TLSPrivateKeyFile = identity.ServingKey
+	c.VolumePluginDir = cfg.DataDir.Agent("volume-plugins")
 	// Pods get this much to end before the machine goes down.
 	c.ShutdownGracePeriod = metav1.Duration{Duration: 60 * time.Second}
 	c.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: 10 * time.Second}
@@ -140,17 +139,17 @@ func (k *Kubelet) Init(context.Context) error { return k.parse() }
 
 // prepare makes what the kubelet expects to find.
 func (k *Kubelet) prepare() error {
-	cfg := k.opts.Config
-	for _, dir := range []string{cfg.AgentDir("pod-manifests"), config.KubeletDir(cfg.DataDir), config.PodLogsDir(cfg.DataDir), cfg.AgentDir("etc")} {
+	cfg := k.opts.Settings
+	for _, dir := range []string{cfg.DataDir.Agent("pod-manifests"), cfg.DataDir.Kubelet(), cfg.DataDir.PodLogs(), cfg.DataDir.Agent("etc")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	if err := setTornCheckpointsAside(config.KubeletDir(cfg.DataDir), k.opts.Log.With("component", k.Name())); err != nil {
+	if err := setTornCheckpointsAside(cfg.DataDir.Kubelet(), k.opts.Log.With("component", k.Name())); err != nil {
 		return err
 	}
 	if !systemdCgroups() {
-		if err := makeCgroup(config.CgroupRoot(cfg.DataDir)); err != nil {
+		if err := makeCgroup(cfg.DataDir.CgroupRoot()); err != nil {
 			return err
 		}
 	}
@@ -201,7 +200,7 @@ func (k *Kubelet) Start(ctx context.Context) error {
 	if err := k.prepare(); err != nil {
 		return err
 	}
-	rest, err := clientcmd.BuildConfigFromFlags("", controlplane.Kubeconfig(k.opts.Config, "polymesh"))
+	rest, err := clientcmd.BuildConfigFromFlags("", k.opts.Identity.Kubelet)
 	if err != nil {
 		return err
 	}

@@ -9,14 +9,9 @@ import (
 
 	"sigs.k8s.io/knftables"
 
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
-
-// Table is the packet filter's table of the pod network, in the family ip.
-const Table = "polymesh"
-
-// masqChain is where the rule is with iptables, before Linux 5.13. `polymesh reset` removes chains with this prefix.
-const masqChain = "CNI-POLYMESH"
 
 // masquerade lets pods leave the cluster under the node's address. It is one rule for all pods, as K3s and flannel have it:
 // the CNI plugin's own rules, one for each pod, are written when a pod starts and never again.
@@ -35,7 +30,7 @@ func newMasquerade(network string, cluster netip.Prefix, pods func() string) (*m
 		return m, nil
 	}
 	var err error
-	if m.nft, err = knftables.New(knftables.IPv4Family, Table); err != nil {
+	if m.nft, err = knftables.New(knftables.IPv4Family, layout.Table); err != nil {
 		return nil, fmt.Errorf("use nft: %w", err)
 	}
 	return m, nil
@@ -62,7 +57,7 @@ func (m *masquerade) missing(ctx context.Context) (string, error) {
 	}
 	rules, err := m.nft.ListRules(ctx, "postrouting")
 	if err != nil && !knftables.IsNotFound(err) {
-		return "", fmt.Errorf("list the rules of table %s: %w", Table, err)
+		return "", fmt.Errorf("list the rules of table %s: %w", layout.Table, err)
 	}
 	if len(rules) == 1 && rules[0].Comment != nil && *rules[0].Comment == m.comment(pods) {
 		return "", nil
@@ -77,8 +72,8 @@ func (m *masquerade) restore(ctx context.Context) error {
 	}
 	if m.nft == nil {
 		// The chain may be there already; what counts is whether the rules can be added.
-		_ = iptables(ctx, "-N", masqChain)
-		_ = iptables(ctx, "-F", masqChain)
+		_ = iptables(ctx, "-N", layout.MasqueradeChain)
+		_ = iptables(ctx, "-F", layout.MasqueradeChain)
 		for i, args := range m.iptables(pods, "-A") {
 			if i == 0 && iptables(ctx, m.iptables(pods, "-C")[0]...) == nil {
 				continue
@@ -102,7 +97,7 @@ func (m *masquerade) restore(ctx context.Context) error {
 		Comment: knftables.PtrTo(m.comment(pods)),
 	})
 	if err := m.nft.Run(ctx, tx); err != nil {
-		return fmt.Errorf("write table %s: %w", Table, err)
+		return fmt.Errorf("write table %s: %w", layout.Table, err)
 	}
 	return nil
 }
@@ -110,9 +105,9 @@ func (m *masquerade) restore(ctx context.Context) error {
 // iptables are the rules as iptables takes them, with the command -A or -C.
 func (m *masquerade) iptables(pods, command string) [][]string {
 	return [][]string{
-		{command, "POSTROUTING", "-j", masqChain},
-		{command, masqChain, "-s", pods, "-d", "224.0.0.0/4", "-j", "RETURN"},
-		{command, masqChain, "-s", pods, "!", "-d", m.cluster.String(), "-j", "MASQUERADE", "--random-fully"},
+		{command, "POSTROUTING", "-j", layout.MasqueradeChain},
+		{command, layout.MasqueradeChain, "-s", pods, "-d", "224.0.0.0/4", "-j", "RETURN"},
+		{command, layout.MasqueradeChain, "-s", pods, "!", "-d", m.cluster.String(), "-j", "MASQUERADE", "--random-fully"},
 	}
 }
 

@@ -39,8 +39,8 @@ func hostFiles() []string {
 }
 
 // NewNameservers looks at the host's files, or at the one that the user has named for the server or for the kubelet.
-func NewNameservers(cfg *config.Server, log *slog.Logger) *Nameservers {
-	n := &Nameservers{file: cfg.AgentDir("etc", "resolv.conf"), hosts: hostFiles(), log: log.With("component", "kubelet")}
+func NewNameservers(cfg config.Node, log *slog.Logger) *Nameservers {
+	n := &Nameservers{file: cfg.DataDir.Agent("etc", "resolv.conf"), hosts: hostFiles(), log: log.With("component", "kubelet")}
 	if cfg.ResolvConf != "" {
 		n.hosts, n.given = []string{cfg.ResolvConf}, true
 	}

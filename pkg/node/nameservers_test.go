@@ -37,7 +37,7 @@ func TestPodResolvConf(t *testing.T) {
 func TestNameserversFollowTheHost(t *testing.T) {
 	host := t.TempDir()
 	first, second := filepath.Join(host, "resolv.conf"), filepath.Join(host, "systemd.conf")
-	n := NewNameservers(settings(t, "-d", t.TempDir()), slog.New(slog.DiscardHandler))
+	n := NewNameservers(settings(t, "-d", t.TempDir()).Node, slog.New(slog.DiscardHandler))
 	n.hosts = []string{first, second}
 	for _, step := range []struct {
 		file, text string

@@ -16,41 +16,31 @@ import (
 
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
 
-// Bridge is the interface to which all pods of a node are connected.
-const Bridge = "cni0"
-
-// fieldManager is who this package is to the API server.
-const fieldManager = "polymesh-node"
-
 // Network is the component "pod-network": it waits for the node's range of pod addresses, writes the CNI configuration
-// for it, gives the node its roles, keeps what the pods' traffic needs of the kernel, and is ready when the node is.
+// for it, keeps what the pods' traffic needs of the kernel, and is ready when the node is.
 type Network struct {
 	opts   Options
 	cancel context.CancelFunc
 	client kubernetes.Interface
 	node   atomic.Pointer[corev1.Node]
-	// former is a node object of this machine under an earlier name, obstacle a rule of another program that refuses pods'
-	// packets; empty or nil if there is none.
-	former, obstacle atomic.Pointer[string]
-	since            time.Time
-	log              *slog.Logger
-	keeper           keeper
-	masq             *masquerade
+	// obstacle is a rule of another program that refuses pods' packets; empty or nil if there is none.
+	obstacle atomic.Pointer[string]
+	since    time.Time
+	log      *slog.Logger
+	keeper   keeper
+	masq     *masquerade
 	// addresses are the machine's.
 	addresses func() ([]net.Addr, error)
 }
@@ -74,17 +64,17 @@ const bridgePoll = 5 * time.Second
 // saw that there was none. One that was there before may be another Kubernetes'; adopt says that it is ours all the same.
 func (o Options) markBridge(adopt bool) error {
 	expected := o.Lock.BridgeExpected()
-	link, err := netlink.LinkByName(Bridge)
+	link, err := netlink.LinkByName(layout.Bridge)
 	switch {
 	case errors.As(err, new(netlink.LinkNotFoundError)):
 		if !expected {
 			return o.Lock.ExpectBridge(true)
 		}
 	case err != nil:
-		return fmt.Errorf("look for network interface %s: %w", Bridge, err)
+		return fmt.Errorf("look for network interface %s: %w", layout.Bridge, err)
 	case link.Attrs().Alias == "" && (expected || adopt):
 		if err := netlink.LinkSetAlias(link, o.Marker.Alias()); err != nil {
-			return fmt.Errorf("mark network interface %s: %w", Bridge, err)
+			return fmt.Errorf("mark network interface %s: %w", layout.Bridge, err)
 		}
 		return o.Lock.ExpectBridge(false)
 	}
@@ -113,22 +103,22 @@ func (n *Network) Start(ctx context.Context) error {
 	}
 	// As the API gives times, without fractions of a second.
 	n.since = time.Now().Truncate(time.Second)
-	rest, err := clientcmd.BuildConfigFromFlags("", controlplane.Kubeconfig(n.opts.Config, "polymesh"))
+	rest, err := clientcmd.BuildConfigFromFlags("", n.opts.Identity.Kubelet)
 	if err != nil {
 		return err
 	}
 	if n.client, err = kubernetes.NewForConfig(rest); err != nil {
 		return err
 	}
-	network := NetworkName(n.opts.Config.DataDir)
-	if n.masq, err = newMasquerade(network, n.opts.Config.ClusterCIDR, n.podCIDR); err != nil {
+	network := n.opts.Settings.DataDir.PodNetwork()
+	if n.masq, err = newMasquerade(network, n.opts.ClusterCIDR, n.podCIDR); err != nil {
 		return err
 	}
 	pods := newAttachments(network, n.opts.Programs.CNIDir(), "")
 	n.keeper.parts = []part{forwarding(), n.masq, &bridge{pods, n.podCIDR, n.opts.Marker.Alias()}, &hostPorts{attachments: pods}}
 	ctx, n.cancel = component.Running(ctx)
 	go n.keeper.run(ctx)
-	go n.watchOthers(ctx)
+	go n.watchObstacles(ctx)
 	own := cache.NewListWatchFromClient(n.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
 		fields.OneTermEqualSelector("metadata.name", n.opts.Name))
 	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
@@ -148,9 +138,6 @@ func (n *Network) Start(ctx context.Context) error {
 
 func (n *Network) see(ctx context.Context, node *corev1.Node) {
 	n.node.Store(node)
-	if err := n.label(ctx, node); err != nil && ctx.Err() == nil {
-		n.log.Error("label the node", "err", err)
-	}
 	if node.Spec.PodCIDR == "" {
 		return
 	}
@@ -161,12 +148,12 @@ func (n *Network) see(ctx context.Context, node *corev1.Node) {
 			return
 		}
 	}
-	text, err := Conflist(NetworkName(n.opts.Config.DataDir), node.Spec.PodCIDR, filepath.Join(n.opts.Config.RunDir(), "cni"), preflight.NFTables())
+	text, err := Conflist(n.opts.Settings.DataDir.PodNetwork(), node.Spec.PodCIDR, n.opts.Settings.DataDir.Run("cni"), preflight.NFTables())
 	if err != nil {
 		n.log.Error("render the CNI configuration", "err", err)
 		return
 	}
-	path := filepath.Join(cniConfDir(n.opts.Config), "10-polymesh.conflist")
+	path := filepath.Join(n.opts.Settings.DataDir.CNIConfDir(), "10-polymesh.conflist")
 	if have, err := os.ReadFile(path); err == nil && string(have) == string(text) {
 		return
 	}
@@ -174,9 +161,6 @@ func (n *Network) see(ctx context.Context, node *corev1.Node) {
 		n.log.Error("write the CNI configuration", "err", err)
 	}
 }
-
-// NetworkName is the name of the pod network; libcni's cache of results in /var/lib/cni goes by it.
-func NetworkName(dataDir string) string { return filepath.Base(config.RunDir(dataDir)) + "-pods" }
 
 // Conflist renders the CNI configuration: a bridge whose pods get addresses of the range and can publish ports
 // (https://www.cni.dev/plugins/current/main/bridge/). They leave it under the node's address by a rule of masquerade.
@@ -191,7 +175,7 @@ func Conflist(name, podCIDR, stateDir string, nftables bool) ([]byte, error) {
 		"plugins": []map[string]any{
 			{
 				"type":             "bridge",
-				"bridge":           Bridge,
+				"bridge":           layout.Bridge,
 				"isDefaultGateway": true,
 				"forceAddress":     true,
 				"hairpinMode":      true,
@@ -215,28 +199,6 @@ func Conflist(name, podCIDR, stateDir string, nftables bool) ([]byte, error) {
 		return nil, err
 	}
 	return append(text, '\n'), nil
-}
-
-// label gives the node its roles. The kubelet may not do so itself: NodeRestriction keeps these labels from nodes.
-func (n *Network) label(ctx context.Context, node *corev1.Node) error {
-	roles := map[string]string{}
-	for _, role := range []string{"node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"} {
-		if _, has := node.Labels[role]; !has {
-			roles[role] = "true"
-		}
-	}
-	if len(roles) == 0 {
-		return nil
-	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": roles}})
-	if err != nil {
-		return err
-	}
-	_, err = n.client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
 }
 
 func (n *Network) podCIDR() string {
@@ -288,23 +250,18 @@ func (n *Network) hasAddress() error {
 			return nil
 		}
 	}
-	if n.opts.Config.NodeIP.IsValid() {
+	if n.opts.Settings.NodeIP.IsValid() {
 		return fmt.Errorf("the node's address %s, which --node-ip names, is on no interface any more: bring it back, or restart the server with another --node-ip", n.opts.IP)
 	}
 	return fmt.Errorf("the node's address %s is on no interface any more: restart the server, which takes the machine's new one", n.opts.IP)
 }
 
-// watchOthers looks from time to time at what the server cannot or must not put right: the object of a node that was this
-// machine under another name, with the pods that were on it (k3s-io/k3s#6335), and other programs' rules.
-func (n *Network) watchOthers(ctx context.Context) {
+// watchObstacles looks from time to time for rules of other programs that refuse the pods' packets. The server must not
+// change them.
+func (n *Network) watchObstacles(ctx context.Context) {
 	for {
-		if node := n.node.Load(); node != nil {
-			if list, err := n.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{}); err == nil {
-				if name := formerNode(node, list.Items); replaced(&n.former, name) {
-					n.log.Warn("this machine was a node of another name before, whose object and pods are still there", "node", name, "remove", "polymesh kubectl delete node "+name)
-				}
-			}
-			text, err := obstacles(ctx, node.Spec.PodCIDR)
+		if pods := n.podCIDR(); pods != "" {
+			text, err := obstacles(ctx, pods)
 			if err != nil && ctx.Err() == nil {
 				n.log.Debug("look at other programs' rules", "err", err)
 			} else if replaced(&n.obstacle, text) {
@@ -325,29 +282,9 @@ func replaced(p *atomic.Pointer[string], text string) bool {
 	return text != "" && (old == nil || *old != text)
 }
 
-// formerNode finds the node that is the same machine under another name: the same system, no longer reporting.
-func formerNode(own *corev1.Node, all []corev1.Node) string {
-	for _, other := range all {
-		a, b := own.Status.NodeInfo, other.Status.NodeInfo
-		same := a.MachineID != "" && a.MachineID == b.MachineID || a.SystemUUID != "" && a.SystemUUID == b.SystemUUID
-		if other.Name == own.Name || !same {
-			continue
-		}
-		for _, c := range other.Status.Conditions {
-			if c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown {
-				return other.Name
-			}
-		}
-	}
-	return ""
-}
-
 // Note says what was put back, and what an administrator has to do.
 func (n *Network) Note(context.Context) string {
 	var notes []string
-	if name := n.former.Load(); name != nil && *name != "" {
-		notes = append(notes, fmt.Sprintf("node %s was this machine under its former name: `polymesh kubectl delete node %s` removes it with its pods", *name, *name))
-	}
 	if text := n.obstacle.Load(); text != nil && *text != "" {
 		notes = append(notes, *text)
 	}

@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 var (
@@ -64,7 +66,7 @@ func readChains(list string) (k3s bool, drops []chain) {
 // letsThrough reports whether a table's rules mention the pods: their addresses, a wider range of the same /16, or the bridge.
 func letsThrough(rules, pods string) bool {
 	octets := strings.SplitN(pods, ".", 3)
-	return strings.Contains(rules, Bridge) || len(octets) == 3 && strings.Contains(rules, " "+octets[0]+"."+octets[1]+".")
+	return strings.Contains(rules, layout.Bridge) || len(octets) == 3 && strings.Contains(rules, " "+octets[0]+"."+octets[1]+".")
 }
 
 func nft(ctx context.Context, args ...string) (string, error) {

@@ -18,8 +18,8 @@ import (
 	"k8s.io/kubernetes/cmd/kube-proxy/app"
 
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/kubeflags"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
 
@@ -48,10 +48,10 @@ func (p *Proxy) args() []string {
 		mode = "iptables"
 	}
 	flags := map[string]string{
-		"cluster-cidr":         p.opts.Config.ClusterCIDR.String(),
-		"healthz-bind-address": "0.0.0.0:10256",
+		"cluster-cidr":         p.opts.ClusterCIDR.String(),
+		"healthz-bind-address": fmt.Sprintf("0.0.0.0:%d", layout.ProxyHealthPort),
 		"hostname-override":    p.opts.Name,
-		"kubeconfig":           controlplane.Kubeconfig(p.opts.Config, p.Name()),
+		"kubeconfig":           p.opts.Identity.Proxy,
 		"proxy-mode":           mode,
 	}
 	if !mayTuneConntrack() {
@@ -62,7 +62,7 @@ func (p *Proxy) args() []string {
 		flags["conntrack-udp-timeout"] = "0s"
 		flags["conntrack-udp-timeout-stream"] = "0s"
 	}
-	return kubeflags.Merge(flags, p.opts.Config.ProxyArgs)
+	return kubeflags.Merge(flags, p.opts.Settings.ProxyArgs)
 }
 
 // mayTuneConntrack tries by writing the value that is there.
@@ -115,7 +115,7 @@ func (p *Proxy) Start(ctx context.Context) error {
 	// In the other modes kube-proxy has a monitor of its own (pkg/util/iptables, Monitor).
 	if slices.Contains(p.args(), "--proxy-mode=nftables") {
 		var err error
-		if rules, err = newServiceRules(controlplane.Kubeconfig(p.opts.Config, "polymesh")); err != nil {
+		if rules, err = newServiceRules(p.opts.Identity.Resync); err != nil {
 			return err
 		}
 		p.keeper.parts = []part{rules}
@@ -148,13 +148,13 @@ func (p *Proxy) OutlivedFor() time.Duration { return outlivedFor }
 // Ready asks kube-proxy's health endpoint and tries a service address: the endpoint stays well when another program has
 // removed the rules.
 func (p *Proxy) Ready(ctx context.Context) error {
-	if err := healthz(ctx, "http://127.0.0.1:10256/healthz"); err != nil {
+	if err := healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", layout.ProxyHealthPort)); err != nil {
 		return err
 	}
 	if err := p.keeper.check(ctx); err != nil {
 		return err
 	}
-	address := net.JoinHostPort(p.opts.Config.APIServiceIP().String(), "443")
+	address := net.JoinHostPort(p.opts.APIServiceIP.String(), "443")
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", address)
 	if errors.Is(err, syscall.ENETUNREACH) {
 		// A machine without a default route finds no way to a service address before any rule sees the packet. Its pods do.

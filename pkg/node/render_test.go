@@ -17,9 +17,9 @@ import (
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"sigs.k8s.io/yaml"
 
-	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/imagestore"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 )
 
@@ -59,23 +59,28 @@ func settings(t *testing.T, args ...string) *config.Server {
 
 func nodeOptions(cfg *config.Server) Options {
 	return Options{
-		Config: cfg, Name: "node-1", IP: netip.MustParseAddr("192.0.2.10"), Certificates: certificate.Store(cfg.ServerDir("tls")),
-		Programs:    payload.Dir(filepath.Join(cfg.DataDir, "data", "current")),
+		Settings: cfg.Node, Name: "node-1", IP: netip.MustParseAddr("192.0.2.10"),
+		ClusterCIDR: cfg.ClusterCIDR, ClusterDNS: cfg.ClusterDNS, ClusterDomain: cfg.ClusterDomain, APIServiceIP: cfg.APIServiceIP(),
+		Identity: Identity{
+			Kubelet: cfg.DataDir.Kubeconfig("kubelet"), Proxy: cfg.DataDir.Kubeconfig("kube-proxy"), Resync: cfg.DataDir.Kubeconfig("node-resync"),
+			ClientCA: cfg.DataDir.Server("tls", "client-ca.crt"), ServingCert: cfg.DataDir.Server("tls", "serving-kubelet.crt"), ServingKey: cfg.DataDir.Server("tls", "serving-kubelet.key"),
+		},
+		Programs:    payload.Dir(cfg.DataDir.Programs()),
 		Manifest:    &payload.Manifest{Images: []string{"registry.polymesh.dev/pause:3.10.1", "registry.polymesh.dev/istio/pilot:1"}},
-		Nameservers: NewNameservers(cfg, slog.New(slog.DiscardHandler)),
+		Nameservers: NewNameservers(cfg.Node, slog.New(slog.DiscardHandler)),
 		Log:         slog.New(slog.DiscardHandler),
 	}
 }
 
 func TestContainerdConfiguration(t *testing.T) {
 	for name, c := range map[string]struct {
-		dataDir          string
+		dataDir          layout.DataDir
 		mayLower, system bool
 	}{
-		"containerd.toml":         {config.DefaultDataDir, true, true},
+		"containerd.toml":         {layout.DefaultDataDir, true, true},
 		"containerd-sandbox.toml": {"/srv/second", false, false},
 	} {
-		text, err := toml.Marshal(NewContainerd(nodeOptions(settings(t, "-d", c.dataDir))).configuration("registry.polymesh.dev/pause:3.10.1", c.mayLower, c.system))
+		text, err := toml.Marshal(NewContainerd(nodeOptions(settings(t, "-d", string(c.dataDir)))).configuration("registry.polymesh.dev/pause:3.10.1", c.mayLower, c.system))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,7 +111,7 @@ func TestSandboxFilesAreOpened(t *testing.T) {
 
 func TestConflist(t *testing.T) {
 	for name, nftables := range map[string]bool{"conflist-nftables.json": true, "conflist-iptables.json": false} {
-		text, err := Conflist(NetworkName(config.DefaultDataDir), "10.42.0.0/24", "/run/polymesh/cni", nftables)
+		text, err := Conflist(layout.DefaultDataDir.PodNetwork(), "10.42.0.0/24", "/run/polymesh/cni", nftables)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,7 +159,7 @@ func TestBadArgumentsAreRefused(t *testing.T) {
 
 func TestContainerdNeedsThePauseImage(t *testing.T) {
 	o := nodeOptions(settings(t, "-d", t.TempDir()))
-	o.Session = NewSession(o.Config)
+	o.Session = NewSession(o.Settings.DataDir)
 	o.Manifest = &payload.Manifest{Images: []string{"registry.polymesh.dev/pause-extra:1"}}
 	if err := NewContainerd(o).prepare(t.Context()); err == nil || !strings.Contains(err.Error(), `no image "pause"`) {
 		t.Errorf("error is %v", err)
@@ -205,42 +210,9 @@ func TestNetworkSaysWhatItWaitsFor(t *testing.T) {
 	if err := n.Ready(t.Context()); err == nil || err.Error() != "the node's address 192.0.2.10 is on no interface any more: restart the server, which takes the machine's new one" {
 		t.Errorf("without the address: %v", err)
 	}
-	n.opts.Config = settings(t, "--node-ip", "192.0.2.10")
+	n.opts.Settings = settings(t, "--node-ip", "192.0.2.10").Node
 	if err := n.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "restart the server with another --node-ip") {
 		t.Errorf("without the given address: %v", err)
-	}
-}
-
-func TestFormerNode(t *testing.T) {
-	node := func(name, machine string, ready corev1.ConditionStatus) corev1.Node {
-		var n corev1.Node
-		n.Name, n.Status.NodeInfo.MachineID = name, machine
-		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}
-		return n
-	}
-	own := node("new", "m1", corev1.ConditionTrue)
-	for _, c := range []struct {
-		other corev1.Node
-		want  string
-	}{
-		{node("old", "m1", corev1.ConditionUnknown), "old"},
-		{node("old", "m1", corev1.ConditionTrue), ""},      // a second server on this machine
-		{node("other", "m2", corev1.ConditionUnknown), ""}, // another machine that is off
-		{node("other", "", corev1.ConditionUnknown), ""},
-		{node("new", "m1", corev1.ConditionUnknown), ""},
-	} {
-		if got := formerNode(&own, []corev1.Node{own, c.other}); got != c.want {
-			t.Errorf("%s, %s: %q, want %q", c.other.Name, c.other.Status.NodeInfo.MachineID, got, c.want)
-		}
-	}
-	n := NewNetwork(nodeOptions(settings(t)))
-	if note := n.Note(t.Context()); note != "" {
-		t.Errorf("at first it says %q", note)
-	}
-	old := "old"
-	n.former.Store(&old)
-	if note := n.Note(t.Context()); !strings.Contains(note, "`polymesh kubectl delete node old` removes it") {
-		t.Errorf("it says %q", note)
 	}
 }
 

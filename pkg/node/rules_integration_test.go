@@ -16,6 +16,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // newNetworkNamespace moves the test into a network namespace of its own, where the programs that ship are found: nft and the CNI
@@ -90,7 +92,7 @@ func TestMasqueradeComesBack(t *testing.T) {
 	pods = "10.42.7.0/24"
 	wantMissing(t, "with another range", m, gone)
 	restore(t, m)
-	if rules := run(t, "nft", "list", "table", "ip", Table); strings.Count(rules, "masquerade") != 1 || !strings.Contains(rules, "ip saddr 10.42.7.0/24 ip daddr != 10.42.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random") {
+	if rules := run(t, "nft", "list", "table", "ip", layout.Table); strings.Count(rules, "masquerade") != 1 || !strings.Contains(rules, "ip saddr 10.42.7.0/24 ip daddr != 10.42.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random") {
 		t.Errorf("the rules are:\n%s", rules)
 	}
 
@@ -101,7 +103,7 @@ func TestMasqueradeComesBack(t *testing.T) {
 		restore(t, old)
 		wantMissing(t, "iptables once it is made", old, "")
 	}
-	if rules := run(t, "iptables-save", "-t", "nat"); strings.Count(rules, masqChain) != 4 {
+	if rules := run(t, "iptables-save", "-t", "nat"); strings.Count(rules, layout.MasqueradeChain) != 4 {
 		t.Errorf("the rules are:\n%s", rules)
 	}
 	run(t, "iptables", "-t", "nat", "-F")
@@ -166,9 +168,9 @@ func TestAttachmentsComeBack(t *testing.T) {
 		what    []string
 		missing string
 	}{
-		{[]string{"link", "delete", Bridge}, "the interface " + Bridge + ", which connects the pods"},
-		{[]string{"link", "set", Bridge, "down"}, Bridge + " is down: what connects the pods"},
-		{[]string{"address", "flush", "dev", Bridge}, "the address 10.42.0.1/24 of " + Bridge + ", the pods' gateway"},
+		{[]string{"link", "delete", layout.Bridge}, "the interface " + layout.Bridge + ", which connects the pods"},
+		{[]string{"link", "set", layout.Bridge, "down"}, layout.Bridge + " is down: what connects the pods"},
+		{[]string{"address", "flush", "dev", layout.Bridge}, "the address 10.42.0.1/24 of " + layout.Bridge + ", the pods' gateway"},
 	} {
 		run(t, "ip", c.what...)
 		wantMissing(t, strings.Join(c.what, " "), br, c.missing)
@@ -176,7 +178,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 		wantMissing(t, "after "+strings.Join(c.what, " "), br, "")
 		connect()
 	}
-	if link, err := netlink.LinkByName(Bridge); err != nil || link.Attrs().Alias != br.alias {
+	if link, err := netlink.LinkByName(layout.Bridge); err != nil || link.Attrs().Alias != br.alias {
 		t.Errorf("a bridge that was made again is not marked: %v, %v", link, err)
 	}
 	ends, err := br.ends()
@@ -186,7 +188,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 	if err := netlink.LinkSetNoMaster(ends[0]); err != nil {
 		t.Fatal(err)
 	}
-	wantMissing(t, "unplugged", br, "the connection of a pod's interface "+ends[0].Attrs().Name+" to "+Bridge)
+	wantMissing(t, "unplugged", br, "the connection of a pod's interface "+ends[0].Attrs().Name+" to "+layout.Bridge)
 	restore(t, br)
 	wantMissing(t, "plugged in again", br, "")
 
@@ -194,7 +196,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 	if err := pods.cni.DelNetworkList(t.Context(), list, rt); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "ip", "link", "delete", Bridge)
+	run(t, "ip", "link", "delete", layout.Bridge)
 	run(t, "nft", "flush", "ruleset")
 	wantMissing(t, "without a pod", ports, "")
 	wantMissing(t, "without a pod", br, "")

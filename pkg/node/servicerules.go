@@ -13,12 +13,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/knftables"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 const (
-	// proxyTable is kube-proxy's table in nftables mode, and servicesHook its chain through which all of the pods' packets
-	// to services go (k8s.io/kubernetes/pkg/proxy/nftables).
-	proxyTable   = "kube-proxy"
+	// servicesHook is kube-proxy's chain through which all of the pods' packets to services go
+	// (k8s.io/kubernetes/pkg/proxy/nftables).
 	servicesHook = "nat-prerouting"
 	// resyncLabel marks the service that makes kube-proxy write its rules.
 	resyncLabel = "node.polymesh.dev/resync"
@@ -36,7 +37,7 @@ type serviceRules struct {
 }
 
 func newServiceRules(kubeconfig string) (*serviceRules, error) {
-	nft, err := knftables.New(knftables.IPv4Family, proxyTable)
+	nft, err := knftables.New(knftables.IPv4Family, layout.ProxyTable)
 	if err != nil {
 		return nil, fmt.Errorf("use nft: %w", err)
 	}
@@ -54,7 +55,7 @@ func newServiceRules(kubeconfig string) (*serviceRules, error) {
 func (s *serviceRules) missing(ctx context.Context) (string, error) {
 	rules, err := s.nft.ListRules(ctx, servicesHook)
 	if err != nil && !knftables.IsNotFound(err) {
-		return "", fmt.Errorf("list the rules of table %s: %w", proxyTable, err)
+		return "", fmt.Errorf("list the rules of table %s: %w", layout.ProxyTable, err)
 	}
 	if len(rules) > 0 {
 		s.seen.Store(true)
@@ -78,7 +79,7 @@ func (s *serviceRules) restore(ctx context.Context) (err error) {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	if err := s.nft.Run(ctx, tx); err != nil {
-		return fmt.Errorf("remove what is left of table %s: %w", proxyTable, err)
+		return fmt.Errorf("remove what is left of table %s: %w", layout.ProxyTable, err)
 	}
 	_, err = s.client.CoreV1().Services(metav1.NamespaceSystem).Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{

@@ -7,11 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Session knows whether the node's files may have lost writes: whether the machine, and not just the server, has ended
@@ -35,8 +34,8 @@ type sessionState struct {
 }
 
 // NewSession returns the session of a data dir, not yet begun.
-func NewSession(cfg *config.Server) *Session {
-	return &Session{file: cfg.AgentDir("session.json"), mark: filepath.Join(cfg.RunDir(), "session"), dataDir: cfg.DataDir}
+func NewSession(dataDir layout.DataDir) *Session {
+	return &Session{file: dataDir.Agent("session.json"), mark: dataDir.Run("session"), dataDir: string(dataDir)}
 }
 
 // Begin notes that a server runs from now on. With existed, there is something that an earlier one has left.

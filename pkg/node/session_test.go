@@ -4,8 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-
-	"polymesh.dev/polymesh/pkg/config"
 )
 
 // What can have lost writes is checked, and what cannot is not: a check reads every image.
@@ -54,7 +52,7 @@ func TestSession(t *testing.T) {
 
 func TestSessionLiesInTheRunDirectory(t *testing.T) {
 	cfg := settings(t, "-d", t.TempDir())
-	if s := NewSession(cfg); filepath.Dir(s.mark) != config.RunDir(cfg.DataDir) {
+	if s := NewSession(cfg.DataDir); filepath.Dir(s.mark) != cfg.DataDir.Run() {
 		t.Errorf("the mark is %s, which outlives a boot", s.mark)
 	}
 }

@@ -1,5 +1,5 @@
-// Package preflight looks at the machine before a server starts, and says in one line what stands in the way of it. The
-// launcher calls it before it unpacks. The one thing that it changes is the kernel's list of modules: a feature that a
+// Package preflight looks at the machine before a node starts: a list of named checks, each with one line that says what stands
+// in the way and what to do. The launcher calls it before it unpacks. The one thing that it changes is the kernel's list of modules: a feature that a
 // module brings can only be seen once that is loaded (docs/start/requirements.md says so).
 package preflight
 
@@ -23,32 +23,52 @@ import (
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/datadir"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// Server checks that a server with this configuration can run here. need is the disk space in bytes that it will
-// certainly take in the data dir.
-func Server(cfg *config.Server, need uint64) error {
-	checks := []func() error{
-		root,
-		func() error { return notRunning(cfg) },
-		func() error { return ownDataDir(cfg) },
-		func() error { return hostName(cfg.NodeName) },
-		kernel,
-		cgroups,
-		func() error { return Writable(cfg.DataDir, need) },
-		func() error { return executable(cfg.DataDir) },
-		func() error { return Writable(filepath.Dir(cfg.Kubeconfig), 0) },
-		func() error { return ports(cfg) },
-		func() error { return nodeIP(cfg.NodeIP) },
-		func() error { return resolvConf(cfg.ResolvConf) },
-		func() error { return publicKeys(cfg.ImagePolicyKeys) },
-	}
-	for _, check := range checks {
-		if err := check(); err != nil {
-			return err
+// Result is what one check has found.
+type Result struct {
+	// Name is the check's, for people and for programs: "kernel".
+	Name string
+	// Err is what stands in the way, and what to do about it; nil for nothing.
+	Err error
+}
+
+// Failed returns the first result that is an error.
+func Failed(results []Result) error {
+	for _, r := range results {
+		if r.Err != nil {
+			return r.Err
 		}
 	}
 	return nil
+}
+
+// Server checks that a server with this configuration can run here, in the order in which a user would mend it. need is the
+// disk space in bytes that it will certainly take in the data dir.
+func Server(cfg *config.Server, need uint64) []Result {
+	return append(Node(&cfg.Node, need),
+		Result{"kubeconfig", Writable(filepath.Dir(cfg.Kubeconfig), 0)},
+		Result{"API server's port", apiServerPort(cfg)},
+		Result{"public keys", publicKeys(cfg.ImagePolicyKeys)},
+	)
+}
+
+// Node checks what every node needs.
+func Node(cfg *config.Node, need uint64) []Result {
+	return []Result{
+		{"root", root()},
+		{"lock", notRunning(cfg.DataDir)},
+		{"data dir", ownDataDir(cfg.DataDir)},
+		{"node name", hostName(cfg.NodeName)},
+		{"kernel", kernel()},
+		{"cgroups", cgroups()},
+		{"disk", Writable(string(cfg.DataDir), need)},
+		{"mount options", executable(string(cfg.DataDir))},
+		{"ports", nodePorts()},
+		{"node IP", nodeIP(cfg.NodeIP)},
+		{"name servers", resolvConf(cfg.ResolvConf)},
+	}
 }
 
 func root() error {
@@ -103,23 +123,23 @@ func publicKeys(files []string) error {
 }
 
 // notRunning reports a server that already runs on the data dir; its lock says so.
-func notRunning(cfg *config.Server) error {
-	lock, err := datadir.Look(cfg.DataDir)
+func notRunning(dataDir layout.DataDir) error {
+	lock, err := datadir.Look(dataDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look at the lock of %s: %w", cfg.DataDir, err)
+		return fmt.Errorf("look at the lock of %s: %w", dataDir, err)
 	}
 	if lock.Held {
-		return fmt.Errorf("a server is already running on %s: see `polymesh status`, or choose another --data-dir", cfg.DataDir)
+		return fmt.Errorf("a server is already running on %s: see `polymesh status`, or choose another --data-dir", dataDir)
 	}
 	return nil
 }
 
 // ownDataDir refuses a folder in which the server's files would be mixed with someone else's.
-func ownDataDir(cfg *config.Server) error {
-	err := datadir.Check(cfg.DataDir)
+func ownDataDir(dataDir layout.DataDir) error {
+	err := datadir.Check(dataDir)
 	var foreign *datadir.ForeignError
 	if errors.As(err, &foreign) {
 		return fmt.Errorf("%w: choose an empty folder with --data-dir", err)
@@ -270,33 +290,39 @@ func executable(dataDir string) error {
 	return err
 }
 
-// ports checks that no one listens where the server will.
-func ports(cfg *config.Server) error {
-	for _, p := range []struct {
-		what string
-		addr netip.Addr
-		port int
-		hint string
-	}{
-		{"the API server", cfg.BindAddress, cfg.HTTPSPort, ", or choose another port with --https-listen-port"},
-		{"the kubelet", netip.IPv4Unspecified(), KubeletPort, ""},
-		{"the kubelet's health check", netip.MustParseAddr("127.0.0.1"), 10248, ""},
-		{"kube-proxy's health check", netip.IPv4Unspecified(), 10256, ""},
-	} {
-		l, err := net.Listen("tcp", netip.AddrPortFrom(p.addr, uint16(p.port)).String())
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("port %d, on which %s listens, is in use: end the program that has it (`ss -ltnp sport = :%d` shows it)%s", p.port, p.what, p.port, p.hint)
+// apiServerPort checks that the API server can listen.
+func apiServerPort(cfg *config.Server) error {
+	return free("the API server", cfg.BindAddress, cfg.HTTPSPort, ", or choose another port with --https-listen-port")
+}
+
+// nodePorts checks that no other program listens where the parts of a node will.
+func nodePorts() error {
+	for _, p := range layout.Ports() {
+		if p.Unused {
+			continue
 		}
-		if err != nil {
-			return fmt.Errorf("listen on %s:%d for %s: %w", p.addr, p.port, p.what, err)
+		addr := netip.IPv4Unspecified()
+		if p.Loopback {
+			addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		}
-		l.Close()
+		if err := free(p.What, addr, p.Number, ""); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// KubeletPort is where the kubelet serves.
-const KubeletPort = 10250
+// free checks that one can listen on a port. hint follows on what to do if not.
+func free(what string, addr netip.Addr, port int, hint string) error {
+	l, err := net.Listen("tcp", netip.AddrPortFrom(addr, uint16(port)).String())
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("port %d, on which %s listens, is in use: end the program that has it (`ss -ltnp sport = :%d` shows it)%s", port, what, port, hint)
+	}
+	if err != nil {
+		return fmt.Errorf("listen on %s:%d for %s: %w", addr, port, what, err)
+	}
+	return l.Close()
+}
 
 func nodeIP(want netip.Addr) error {
 	if !want.IsValid() {
@@ -334,7 +360,7 @@ func NodeIP() (netip.Addr, error) {
 	}
 	for _, iface := range ifaces {
 		// What an earlier run left of the pod network must not become the node's address.
-		if strings.HasPrefix(iface.Name, "cni") || strings.HasPrefix(iface.Name, "polymesh") {
+		if slices.ContainsFunc(layout.InterfacePrefixes(), func(prefix string) bool { return strings.HasPrefix(iface.Name, prefix) }) {
 			continue
 		}
 		if a, ok := globalIPv4(&iface); ok {

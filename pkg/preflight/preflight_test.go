@@ -18,6 +18,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/datadir"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 func wantError(t *testing.T, what string, err error, want string) {
@@ -111,10 +112,10 @@ func TestPortInUse(t *testing.T) {
 	port := l.Addr().(*net.TCPAddr).Port
 	for _, address := range []string{"0.0.0.0", "127.0.0.1"} {
 		cfg := &config.Server{BindAddress: netip.MustParseAddr(address), HTTPSPort: port}
-		wantError(t, address, ports(cfg), "port "+strconv.Itoa(port)+", on which the API server listens, is in use: end the program that has it (`ss -ltnp sport = :"+
+		wantError(t, address, apiServerPort(cfg), "port "+strconv.Itoa(port)+", on which the API server listens, is in use: end the program that has it (`ss -ltnp sport = :"+
 			strconv.Itoa(port)+"` shows it), or choose another port with --https-listen-port")
 	}
-	wantError(t, "an address of another machine", ports(&config.Server{BindAddress: netip.MustParseAddr("192.0.2.1"), HTTPSPort: port}), "listen on 192.0.2.1:")
+	wantError(t, "an address of another machine", apiServerPort(&config.Server{BindAddress: netip.MustParseAddr("192.0.2.1"), HTTPSPort: port}), "listen on 192.0.2.1:")
 }
 
 func TestNodeIP(t *testing.T) {
@@ -129,27 +130,27 @@ func TestRunningServerIsSeen(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("the run directory lies below /run")
 	}
-	cfg := &config.Server{DataDir: t.TempDir()}
-	wantError(t, "a data dir without a server", notRunning(cfg), "")
-	lock, err := datadir.Acquire(cfg.DataDir)
+	dataDir := layout.DataDir(t.TempDir())
+	wantError(t, "a data dir without a server", notRunning(dataDir), "")
+	lock, err := datadir.Acquire(dataDir)
 	if err != nil {
 		t.Skip("no run directory can be made here: ", err)
 	}
-	defer os.RemoveAll(cfg.RunDir())
-	wantError(t, "a running server", notRunning(cfg), "a server is already running on "+cfg.DataDir+": see `polymesh status`, or choose another --data-dir")
+	defer os.RemoveAll(dataDir.Run())
+	wantError(t, "a running server", notRunning(dataDir), "a server is already running on "+string(dataDir)+": see `polymesh status`, or choose another --data-dir")
 	lock.Release()
-	wantError(t, "one that has ended", notRunning(cfg), "")
+	wantError(t, "one that has ended", notRunning(dataDir), "")
 }
 
 // A folder of the user's is not used as a data dir: a reset would take it.
 func TestOwnDataDir(t *testing.T) {
-	cfg := &config.Server{DataDir: t.TempDir()}
-	wantError(t, "an empty folder", ownDataDir(cfg), "")
-	if err := os.Mkdir(filepath.Join(cfg.DataDir, "server"), 0o755); err != nil {
+	dataDir := layout.DataDir(t.TempDir())
+	wantError(t, "an empty folder", ownDataDir(dataDir), "")
+	if err := os.Mkdir(dataDir.Server(), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, "a project's folder", ownDataDir(cfg), cfg.DataDir+" is no data dir of Polymesh: it has no polymesh.json, and no authority in "+
-		filepath.Join(cfg.DataDir, "server", "tls", "server-ca.crt")+": choose an empty folder with --data-dir")
+	wantError(t, "a project's folder", ownDataDir(dataDir), string(dataDir)+" is no data dir of Polymesh: it has no polymesh.json, and no authority in "+
+		dataDir.Server("tls", "server-ca.crt")+": choose an empty folder with --data-dir")
 }
 
 func TestHostName(t *testing.T) {

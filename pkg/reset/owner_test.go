@@ -20,21 +20,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/certificate"
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane/loadbalancer"
 	"polymesh.dev/polymesh/pkg/datadir"
-	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // claimed makes a data dir as a first start does, with certificates.
 func claimed(t *testing.T) (dataDir string, marker *datadir.Marker) {
 	t.Helper()
 	dataDir = filepath.Join(t.TempDir(), "data-dir")
-	marker, err := datadir.Claim(dataDir)
+	marker, err := datadir.Claim(layout.DataDir(dataDir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(config.RunDir(dataDir)) })
+	t.Cleanup(func() { os.RemoveAll(layout.DataDir(dataDir).Run()) })
 	certificates(t, dataDir)
 	return dataDir, marker
 }
@@ -102,13 +100,13 @@ func TestFoldersOfOthersStay(t *testing.T) {
 			write(t, payload, dir, f)
 		}
 		before := tree(t, dir)
-		_, err := Look(t.Context(), Options{DataDir: dir, Kubeconfig: filepath.Join(dir, "none")})
+		_, err := Look(t.Context(), Options{DataDir: layout.DataDir(dir), Kubeconfig: filepath.Join(dir, "none")})
 		if err == nil || !strings.Contains(err.Error(), dir+" is no data dir of Polymesh: ") || !strings.Contains(err.Error(), "Nothing was changed") {
 			t.Errorf("%s: error is %v", what, err)
 		}
 		// A server does not make it one, either, where its files would be mixed with these.
 		if what != "a system" {
-			if _, err := datadir.Claim(dir); err == nil {
+			if _, err := datadir.Claim(layout.DataDir(dir)); err == nil {
 				t.Errorf("%s is taken as a data dir", what)
 			}
 		}
@@ -121,7 +119,7 @@ func TestFoldersOfOthersStay(t *testing.T) {
 func TestDataDirThatDoesNotExist(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "none")
 	kubeconfig := write(t, "text", t.TempDir(), "config")
-	p, err := Look(t.Context(), Options{DataDir: dir, Kubeconfig: kubeconfig})
+	p, err := Look(t.Context(), Options{DataDir: layout.DataDir(dir), Kubeconfig: kubeconfig})
 	if err != nil || len(p.Remove) > 0 {
 		t.Fatalf("%+v, %v", p, err)
 	}
@@ -143,10 +141,10 @@ func TestDataDirOfAnEarlierVersion(t *testing.T) {
 	// So does a backup of server/ alone, which a server can be started on.
 	restored := filepath.Join(t.TempDir(), "restored")
 	certificates(t, restored)
-	if m, err := datadir.Claim(restored); err != nil || !m.Adopted {
+	if m, err := datadir.Claim(layout.DataDir(restored)); err != nil || !m.Adopted {
 		t.Errorf("a restored backup: %+v, %v", m, err)
 	}
-	p, err := Look(t.Context(), Options{DataDir: dir, Kubeconfig: "/nonexistent"})
+	p, err := Look(t.Context(), Options{DataDir: layout.DataDir(dir), Kubeconfig: "/nonexistent"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +161,7 @@ func TestOnlyOwnFilesOfADataDirGo(t *testing.T) {
 	if err := os.Symlink(filepath.Dir(theirs), filepath.Join(dir, "storage")); err != nil {
 		t.Fatal(err)
 	}
-	p, err := Look(t.Context(), Options{DataDir: dir, Kubeconfig: "/nonexistent"})
+	p, err := Look(t.Context(), Options{DataDir: layout.DataDir(dir), Kubeconfig: "/nonexistent"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +184,7 @@ func TestMarkerGoesLast(t *testing.T) {
 	private(t)
 	dir, _ := claimed(t)
 	volume := mkdir(t, dir, "storage", "volume")
-	p, err := Look(t.Context(), Options{DataDir: dir, Kubeconfig: "/nonexistent"})
+	p, err := Look(t.Context(), Options{DataDir: layout.DataDir(dir), Kubeconfig: "/nonexistent"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +199,7 @@ func TestMarkerGoesLast(t *testing.T) {
 	if err := exec.Command("chattr", "-i", volume).Run(); err != nil {
 		t.Fatal(err)
 	}
-	p, err = Look(t.Context(), Options{DataDir: dir, Kubeconfig: "/nonexistent"})
+	p, err = Look(t.Context(), Options{DataDir: layout.DataDir(dir), Kubeconfig: "/nonexistent"})
 	if err == nil {
 		err = p.Run(t.Context(), io.Discard)
 	}
@@ -265,7 +263,7 @@ func TestKubeconfigs(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				private(t)
 				dir := filepath.Join(t.TempDir(), "data-dir")
-				marker, err := datadir.Claim(dir)
+				marker, err := datadir.Claim(layout.DataDir(dir))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -273,9 +271,9 @@ func TestKubeconfigs(t *testing.T) {
 				path := filepath.Join(t.TempDir(), "config")
 				c.plant(t, path, own)
 				before := tree(t, filepath.Dir(path))
-				o := Options{DataDir: dir, Kubeconfig: path}
+				o := Options{DataDir: layout.DataDir(dir), Kubeconfig: path}
 				if noted {
-					if err := marker.NoteKubeconfig(dir, path); err != nil {
+					if err := marker.NoteKubeconfig(layout.DataDir(dir), path); err != nil {
 						t.Fatal(err)
 					}
 					o.Kubeconfig = "/nonexistent"
@@ -335,7 +333,7 @@ func locks(t *testing.T, program, dataDir string, env ...string) *exec.Cmd {
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		os.RemoveAll(config.RunDir(dataDir))
+		os.RemoveAll(layout.DataDir(dataDir).Run())
 	})
 	if _, err := io.ReadFull(out, make([]byte, len("locked"))); err != nil {
 		t.Fatal(err)
@@ -346,12 +344,12 @@ func locks(t *testing.T, program, dataDir string, env ...string) *exec.Cmd {
 func TestStopServerByItsLock(t *testing.T) {
 	private(t)
 	dir, _ := claimed(t)
-	p := &Plan{DataDir: dir, marker: &datadir.Marker{}}
+	p := &Plan{DataDir: layout.DataDir(dir), marker: &datadir.Marker{}}
 	if err := p.stopServer(t.Context()); err != nil {
 		t.Errorf("without a server: %v", err)
 	}
 	server := like(t, dir)
-	info, err := os.Stat(filepath.Join(config.RunDir(dir), datadir.LockName))
+	info, err := os.Stat(filepath.Join(layout.DataDir(dir).Run(), datadir.LockName))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the lock is %v, %v", info.Mode(), err)
 	}
@@ -371,7 +369,7 @@ func TestStopServerByItsLock(t *testing.T) {
 func TestStopServerEndsNoOther(t *testing.T) {
 	private(t)
 	dir, _ := claimed(t)
-	p := &Plan{DataDir: dir, marker: &datadir.Marker{}}
+	p := &Plan{DataDir: layout.DataDir(dir), marker: &datadir.Marker{}}
 	holder := locks(t, os.Args[0], dir) // its program lies elsewhere
 	if err := p.stopServer(t.Context()); err == nil || !strings.Contains(err.Error(), "is no server of "+dir) {
 		t.Errorf("error is %v", err)
@@ -381,7 +379,7 @@ func TestStopServerEndsNoOther(t *testing.T) {
 	}
 	// The number of a server that has ended, given to a later process that has the right program.
 	server := like(t, filepath.Join(t.TempDir(), "other"))
-	lock := filepath.Join(config.RunDir(dir), datadir.LockName)
+	lock := filepath.Join(layout.DataDir(dir).Run(), datadir.LockName)
 	for _, text := range []string{
 		fmt.Sprintf(`{"pid":%d,"started":1,"dataDir":%q}`, server.Process.Pid, dir),
 		fmt.Sprintln(server.Process.Pid),
@@ -462,7 +460,7 @@ func TestInterfacesOfOthersStay(t *testing.T) {
 				_ = server.Process.Kill()
 				_ = server.Wait()
 			}
-			bridge(t, node.Bridge, strings.Replace(c.alias, "OWN", marker.Alias(), 1))
+			bridge(t, layout.Bridge, strings.Replace(c.alias, "OWN", marker.Alias(), 1))
 			bridge(t, "polymesh-mine", "")
 			veth := netlink.NewLinkAttrs()
 			veth.Name = "veth0"
@@ -473,24 +471,24 @@ func TestInterfacesOfOthersStay(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cni, err := netlink.LinkByName(node.Bridge)
+			cni, err := netlink.LinkByName(layout.Bridge)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if err := netlink.LinkSetMaster(end, cni); err != nil {
 				t.Fatal(err)
 			}
-			p := &Plan{DataDir: dir, marker: marker}
+			p := &Plan{DataDir: layout.DataDir(dir), marker: marker}
 			if err := p.lookAtNetwork(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if said := slices.Contains(p.Remove, "the network interface "+node.Bridge); said != c.goes {
+			if said := slices.Contains(p.Remove, "the network interface "+layout.Bridge); said != c.goes {
 				t.Errorf("said to go: %v: %q, %q", said, p.Remove, p.Leave)
 			}
 			if err := p.removeInterfaces(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if gone := !has(node.Bridge); gone != c.goes || gone == has("veth0") {
+			if gone := !has(layout.Bridge); gone != c.goes || gone == has("veth0") {
 				t.Errorf("the bridge is gone: %v, the pod's end: %v", gone, !has("veth0"))
 			}
 			if !has("polymesh-mine") {
@@ -507,10 +505,10 @@ func TestRulesOfARunningServerStay(t *testing.T) {
 	second, two := claimed(t)
 	server := like(t, first)
 	like(t, second)
-	bridge(t, node.Bridge, one.Alias())
-	bridge(t, loadbalancer.LinkName, two.Alias())
+	bridge(t, layout.Bridge, one.Alias())
+	bridge(t, layout.PoolLink, two.Alias())
 	rules(t, "add table ip kube-proxy; add table inet cni_plugins_masquerade; add table ip mine")
-	p := &Plan{DataDir: second, marker: two}
+	p := &Plan{DataDir: layout.DataDir(second), marker: two}
 	if err := p.lookAtNetwork(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -522,21 +520,21 @@ func TestRulesOfARunningServerStay(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if left := rules(t, "list", "tables"); !strings.Contains(left, "kube-proxy") || !strings.Contains(left, "masquerade") || !has(node.Bridge) || has(loadbalancer.LinkName) {
-		t.Errorf("left: %s, bridge %v, load balancer %v", left, has(node.Bridge), has(loadbalancer.LinkName))
+	if left := rules(t, "list", "tables"); !strings.Contains(left, "kube-proxy") || !strings.Contains(left, "masquerade") || !has(layout.Bridge) || has(layout.PoolLink) {
+		t.Errorf("left: %s, bridge %v, load balancer %v", left, has(layout.Bridge), has(layout.PoolLink))
 	}
 	// A server that was killed leaves its pods; they need the rules too.
 	_ = server.Process.Kill()
 	_ = server.Wait()
-	pods := mkdir(t, config.RunDir(first), "containerd", "io.containerd.runtime.v2.task", "k8s.io", strings.Repeat("0", 64))
-	if others, err := datadir.Others(second); err != nil || !slices.Equal(others, []string{first}) {
+	pods := mkdir(t, layout.DataDir(first).Run(), "containerd", "io.containerd.runtime.v2.task", "k8s.io", strings.Repeat("0", 64))
+	if others, err := datadir.Others(layout.DataDir(second)); err != nil || !slices.Equal(others, []string{first}) {
 		t.Errorf("others with pods: %q, %v", others, err)
 	}
 	if err := os.Remove(pods); err != nil {
 		t.Fatal(err)
 	}
 	// Alone again.
-	p = &Plan{DataDir: second, marker: two}
+	p = &Plan{DataDir: layout.DataDir(second), marker: two}
 	if err := p.lookAtNetwork(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -557,7 +555,7 @@ func TestAnotherNamespace(t *testing.T) {
 	_ = server.Wait()
 	private(t) // another one
 	rules(t, "add table ip kube-proxy")
-	p := &Plan{DataDir: dir, marker: marker}
+	p := &Plan{DataDir: layout.DataDir(dir), marker: marker}
 	if err := p.lookAtNetwork(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -567,7 +565,7 @@ func TestAnotherNamespace(t *testing.T) {
 	if !slices.Contains(p.Leave, "the packet filter table ip kube-proxy, because the server has not run in this network namespace") {
 		t.Errorf("said to stay: %q", p.Leave)
 	}
-	if others, err := datadir.Others(filepath.Join(t.TempDir(), "x")); err != nil || slices.Contains(others, dir) {
+	if others, err := datadir.Others(layout.DataDir(filepath.Join(t.TempDir(), "x"))); err != nil || slices.Contains(others, dir) {
 		t.Errorf("others: %q, %v", others, err)
 	}
 }
@@ -577,16 +575,16 @@ func TestPlanNamesWhatGoes(t *testing.T) {
 	private(t)
 	dir, marker := claimed(t)
 	outside := mkdir(t, t.TempDir(), "kubelet")
-	if foreign, err := marker.Take(dir, outside, "/etc", filepath.Join(dir, "inside")); err != nil || !slices.Equal(foreign, []string{"/etc"}) {
+	if foreign, err := marker.Take(layout.DataDir(dir), outside, "/etc", filepath.Join(dir, "inside")); err != nil || !slices.Equal(foreign, []string{"/etc"}) {
 		t.Errorf("folders of others: %q, %v", foreign, err)
 	}
-	again, err := datadir.Read(dir)
-	if err != nil || !again.Owns(dir, outside) || again.Owns(dir, "/etc") || !again.Owns(dir, filepath.Join(dir, "inside")) {
+	again, err := datadir.Read(layout.DataDir(dir))
+	if err != nil || !again.Owns(layout.DataDir(dir), outside) || again.Owns(layout.DataDir(dir), "/etc") || !again.Owns(layout.DataDir(dir), filepath.Join(dir, "inside")) {
 		t.Errorf("%+v, %v", again, err)
 	}
-	run := config.RunDir(dir)
+	run := layout.DataDir(dir).Run()
 	mkdir(t, run)
-	p, err := Look(t.Context(), Options{DataDir: dir, Kubeconfig: "/nonexistent"})
+	p, err := Look(t.Context(), Options{DataDir: layout.DataDir(dir), Kubeconfig: "/nonexistent"})
 	if err != nil {
 		t.Fatal(err)
 	}

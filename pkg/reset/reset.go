@@ -23,17 +23,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane/loadbalancer"
 	"polymesh.dev/polymesh/pkg/datadir"
-	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
 
 // Options say what to remove.
 type Options struct {
-	DataDir    string
+	DataDir    layout.DataDir
 	Kubeconfig string
 }
 
@@ -45,7 +43,7 @@ const (
 
 // Plan is what a reset will remove, and what it will leave although it looks like a server's.
 type Plan struct {
-	DataDir string
+	DataDir layout.DataDir
 	// Remove and Leave are lines for the user, who is asked before Run. Remove is empty where there is nothing to do.
 	Remove, Leave []string
 
@@ -58,24 +56,24 @@ type Plan struct {
 
 // Look finds out what belongs to a data dir. It changes nothing. A folder that is no data dir is an error.
 func Look(ctx context.Context, o Options) (*Plan, error) {
-	dataDir, err := filepath.Abs(o.DataDir)
+	dataDir, err := layout.ParseDataDir(string(o.DataDir))
 	if err != nil {
 		return nil, err
 	}
 	p := &Plan{DataDir: dataDir}
-	if _, err := os.Stat(dataDir); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(string(dataDir)); errors.Is(err, fs.ErrNotExist) {
 		return p, nil
 	}
 	p.marker, err = datadir.Read(dataDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		if isEmpty(dataDir) {
-			p.Remove = append(p.Remove, "the empty folder "+dataDir)
+		if isEmpty(string(dataDir)) {
+			p.Remove = append(p.Remove, "the empty folder "+string(dataDir))
 			p.marker = &datadir.Marker{}
 			return p, nil
 		}
 		// The first start of this version would mark it. Its id is on nothing yet.
 		if err = datadir.Earlier(dataDir); err == nil {
-			p.marker = &datadir.Marker{Adopted: true, Folders: []string{config.KubeletDir(dataDir), config.PodLogsDir(dataDir)}}
+			p.marker = &datadir.Marker{Adopted: true, Folders: []string{dataDir.Kubelet(), dataDir.PodLogs()}}
 		}
 	}
 	var foreign *datadir.ForeignError
@@ -91,7 +89,7 @@ func Look(ctx context.Context, o Options) (*Plan, error) {
 	if err := p.lookAtNetwork(ctx); err != nil {
 		return nil, err
 	}
-	for _, dir := range cgroups(config.CgroupRoot(dataDir)) {
+	for _, dir := range cgroups(dataDir.CgroupRoot()) {
 		p.Remove = append(p.Remove, "the cgroup "+dir+" with its processes")
 	}
 	if mounts, err := mountinfo.GetMounts(below(p.folders()...)); err == nil && len(mounts) > 0 {
@@ -203,7 +201,7 @@ func (p *Plan) lookAtFiles(kubeconfig string) {
 			p.Remove = append(p.Remove, "the folder "+folder)
 		}
 	}
-	for _, folder := range []string{config.KubeletDir(p.DataDir), config.PodLogsDir(p.DataDir)} {
+	for _, folder := range []string{p.DataDir.Kubelet(), p.DataDir.PodLogs()} {
 		if !p.marker.Owns(p.DataDir, folder) && !isEmpty(folder) {
 			if _, err := os.Lstat(folder); err == nil {
 				p.Leave = append(p.Leave, fmt.Sprintf("the folder %s, which held another Kubernetes' files when the server started first", folder))
@@ -213,13 +211,13 @@ func (p *Plan) lookAtFiles(kubeconfig string) {
 	own, foreign := p.contents()
 	p.Remove = append(p.Remove, fmt.Sprintf("the data dir %s: %s", p.DataDir, strings.Join(own, ", ")))
 	for _, name := range foreign {
-		p.Leave = append(p.Leave, fmt.Sprintf("%s, which no server makes", filepath.Join(p.DataDir, name)))
+		p.Leave = append(p.Leave, fmt.Sprintf("%s, which no server makes", p.DataDir.Path(name)))
 	}
 }
 
 // contents are the names in the data dir, those that a server makes apart from others.
 func (p *Plan) contents() (own, foreign []string) {
-	entries, _ := os.ReadDir(p.DataDir)
+	entries, _ := os.ReadDir(string(p.DataDir))
 	for _, e := range entries {
 		switch name := e.Name(); {
 		case slices.Contains(datadir.Entries(), name) || strings.HasPrefix(name, "."+datadir.MarkerName+"-"):
@@ -235,18 +233,18 @@ func (p *Plan) contents() (own, foreign []string) {
 func (p *Plan) outside() []string {
 	var folders []string
 	// The name has a hash of the data dir's in it, of which there may be another.
-	if lock, err := datadir.Look(p.DataDir); err != nil || lock.DataDir == "" || lock.DataDir == p.DataDir {
-		folders = append(folders, config.RunDir(p.DataDir))
+	if lock, err := datadir.Look(p.DataDir); err != nil || lock.DataDir == "" || lock.DataDir == string(p.DataDir) {
+		folders = append(folders, p.DataDir.Run())
 	}
-	for _, folder := range []string{config.KubeletDir(p.DataDir), config.PodLogsDir(p.DataDir)} {
-		if p.marker.Owns(p.DataDir, folder) && !strings.HasPrefix(folder, p.DataDir+"/") {
+	for _, folder := range []string{p.DataDir.Kubelet(), p.DataDir.PodLogs()} {
+		if p.marker.Owns(p.DataDir, folder) && !strings.HasPrefix(folder, string(p.DataDir)+"/") {
 			folders = append(folders, folder)
 		}
 	}
 	return folders
 }
 
-func (p *Plan) folders() []string { return append([]string{p.DataDir}, p.outside()...) }
+func (p *Plan) folders() []string { return append([]string{string(p.DataDir)}, p.outside()...) }
 
 // Run removes it all, step by step; a step that fails does not keep the others from being done. What proves that the rest
 // is the data dir's goes last, and only when all else has gone.
@@ -288,7 +286,7 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 }
 
 // unitOf is the systemd unit that runs, or is about to start, the server of a data dir; empty where there is none.
-func unitOf(ctx context.Context, dataDir string) string {
+func unitOf(ctx context.Context, dataDir layout.DataDir) string {
 	if lock, err := datadir.Look(dataDir); err == nil && lock.Held {
 		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", lock.PID))
 		for line := range strings.Lines(string(text)) {
@@ -303,7 +301,7 @@ func unitOf(ctx context.Context, dataDir string) string {
 		return ""
 	}
 	// A unit that waits to be restarted has no process. The exit code is 0 for "active" only.
-	if dataDir != config.DefaultDataDir {
+	if dataDir != layout.DefaultDataDir {
 		return ""
 	}
 	state, _ := exec.CommandContext(ctx, "systemctl", "is-active", "polymesh").Output()
@@ -381,17 +379,17 @@ func (p *Plan) stopContainers(ctx context.Context) error {
 
 // processes are those of the node, without the server's own.
 func (p *Plan) processes() []int {
-	ids := containers(config.RunDir(p.DataDir))
-	pids := slices.Concat(programs(resolved(p.DataDir)), containerProcesses(ids), cgroupProcesses(config.CgroupRoot(p.DataDir)))
+	ids := containers(p.DataDir.Run())
+	pids := slices.Concat(programs(layout.DataDir(resolved(string(p.DataDir)))), containerProcesses(ids), cgroupProcesses(p.DataDir.CgroupRoot()))
 	slices.Sort(pids)
 	return slices.Compact(pids)
 }
 
 // programs lists the processes whose program lies in the data dir: containerd and the shims.
-func programs(dataDir string) []int {
+func programs(dataDir layout.DataDir) []int {
 	return processes(func(pid int) bool {
 		exe, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "exe"))
-		return err == nil && pid != os.Getpid() && strings.HasPrefix(exe, filepath.Join(dataDir, "data")+"/") &&
+		return err == nil && pid != os.Getpid() && strings.HasPrefix(exe, dataDir.Path("data")+"/") &&
 			filepath.Base(exe) != filepath.Base(payload.Program)
 	})
 }
@@ -466,7 +464,7 @@ func below(folders ...string) mountinfo.FilterFunc {
 }
 
 // named reports whether an interface has one of the names that a server gives.
-func named(name string) bool { return name == node.Bridge || name == loadbalancer.LinkName }
+func named(name string) bool { return name == layout.Bridge || name == layout.PoolLink }
 
 // owns reports whether an interface is this data dir's: it bears the dir's alias. One without any is of a server that was
 // killed before it could mark it, or of an earlier version's.
@@ -478,7 +476,7 @@ func (p *Plan) owns(link *netlink.LinkAttrs) bool {
 		return link.Alias == p.marker.Alias()
 	}
 	lock, err := datadir.Look(p.DataDir)
-	return err == nil && p.network && (p.marker.Adopted || lock.Bridge && link.Name == node.Bridge)
+	return err == nil && p.network && (p.marker.Adopted || lock.Bridge && link.Name == layout.Bridge)
 }
 
 func linkList(ctx context.Context) (links []netlink.Link, err error) {
@@ -506,7 +504,7 @@ func (p *Plan) links(ctx context.Context) ([]netlink.Link, error) {
 			continue
 		}
 		own = append(own, l)
-		if l.Attrs().Name == node.Bridge {
+		if l.Attrs().Name == layout.Bridge {
 			bridge = l.Attrs().Index
 		}
 	}
@@ -536,7 +534,7 @@ func (p *Plan) removeInterfaces(ctx context.Context) error {
 type filterTable struct{ family, name string }
 
 // ruleTables lists the tables of kube-proxy and of the CNI plugins; none where they use iptables.
-func ruleTables(ctx context.Context, dataDir string) (tables []filterTable, err error) {
+func ruleTables(ctx context.Context, dataDir layout.DataDir) (tables []filterTable, err error) {
 	if !preflight.NFTables() {
 		return nil, nil
 	}
@@ -551,7 +549,7 @@ func ruleTables(ctx context.Context, dataDir string) (tables []filterTable, err 
 	}
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line) // table <family> <name>
-		if len(f) == 3 && (slices.Contains([]string{"kube-proxy", "cni_plugins_masquerade", "cni_hostport", node.Table}, f[2]) || isLookTrace(ctx, nft, f[1], f[2])) {
+		if len(f) == 3 && (slices.Contains(layout.Tables(), f[2]) || isEmptyIPTablesTable(ctx, nft, f[1], f[2])) {
 			tables = append(tables, filterTable{f[1], f[2]})
 		}
 	}
@@ -580,8 +578,8 @@ func (p *Plan) removeRules(ctx context.Context) error {
 }
 
 // tool is a program that the payload brings, or else the host's; empty where neither is.
-func tool(dataDir, name string) string {
-	if shipped, _ := filepath.Glob(filepath.Join(dataDir, "data", "*", "bin", name)); len(shipped) > 0 {
+func tool(dataDir layout.DataDir, name string) string {
+	if shipped, _ := filepath.Glob(dataDir.Path("data", "*", "bin", name)); len(shipped) > 0 {
 		return shipped[0]
 	}
 	path, err := exec.LookPath(name)
@@ -591,9 +589,9 @@ func tool(dataDir, name string) string {
 	return path
 }
 
-// isLookTrace reports whether a table is one of iptables' with nothing in it. iptables makes the table that it is asked to
+// isEmptyIPTablesTable reports whether a table is one of iptables' with nothing in it. iptables makes the table that it is asked to
 // look at, and kube-proxy and the CNI plugins look for rules that an earlier version has left.
-func isLookTrace(ctx context.Context, nft, family, name string) bool {
+func isEmptyIPTablesTable(ctx context.Context, nft, family, name string) bool {
 	if !slices.Contains([]string{"ip", "ip6"}, family) || !slices.Contains([]string{"filter", "mangle", "nat"}, name) {
 		return false
 	}
@@ -602,7 +600,7 @@ func isLookTrace(ctx context.Context, nft, family, name string) bool {
 }
 
 // removeChains restores the iptables rules without those of Kubernetes and CNI, as K3s's killall script does.
-func removeChains(ctx context.Context, dataDir string) error {
+func removeChains(ctx context.Context, dataDir layout.DataDir) error {
 	var failures []error
 	for _, family := range []string{"iptables", "ip6tables"} {
 		rules, err := exec.CommandContext(ctx, tool(dataDir, family+"-save")).Output()
@@ -659,10 +657,10 @@ func cgroupProcesses(name string) []int {
 
 func (p *Plan) removeCgroups(ctx context.Context) error {
 	var failures []error
-	if p.marker.Owns(p.DataDir, config.KubeletDir(p.DataDir)) && p.DataDir == config.DefaultDataDir {
+	if p.marker.Owns(p.DataDir, p.DataDir.Kubelet()) && p.DataDir == layout.DefaultDataDir {
 		removeEmptyCgroups("/sys/fs/cgroup/kubepods.slice")
 	}
-	for _, dir := range cgroups(config.CgroupRoot(p.DataDir)) {
+	for _, dir := range cgroups(p.DataDir.CgroupRoot()) {
 		var dirs []string
 		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
@@ -711,7 +709,7 @@ func (p *Plan) removeData(context.Context) error {
 		}
 	}
 	paths := p.outside()
-	if logDir := config.PodLogsDir(p.DataDir); p.marker.Owns(p.DataDir, logDir) {
+	if logDir := p.DataDir.PodLogs(); p.marker.Owns(p.DataDir, logDir) {
 		logs, _ := filepath.Glob("/var/log/containers/*.log")
 		for _, link := range logs {
 			if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, logDir+"/") {
@@ -719,22 +717,22 @@ func (p *Plan) removeData(context.Context) error {
 			}
 		}
 	}
-	results, _ := filepath.Glob("/var/lib/cni/results/" + node.NetworkName(p.DataDir) + "-*")
+	results, _ := filepath.Glob("/var/lib/cni/results/" + p.DataDir.PodNetwork() + "-*")
 	paths = append(paths, results...)
-	if p.DataDir == config.DefaultDataDir && p.marker.Owns(p.DataDir, config.KubeletDir(p.DataDir)) {
+	if p.DataDir == layout.DefaultDataDir && p.marker.Owns(p.DataDir, p.DataDir.Kubelet()) {
 		// The kubelet tells systemd's login manager there how long a shutdown may take (pkg/kubelet/nodeshutdown/systemd).
 		paths = append(paths, "/etc/systemd/logind.conf.d/99-kubelet.conf")
 	}
 	for _, path := range paths {
 		failures = append(failures, remove(path))
 	}
-	if mounts, err := mountinfo.GetMounts(below(p.DataDir)); err != nil || len(mounts) > 0 {
+	if mounts, err := mountinfo.GetMounts(below(string(p.DataDir))); err != nil || len(mounts) > 0 {
 		// What is still mounted may be a user's volume: nothing there may be deleted.
 		failures = append(failures, err, fmt.Errorf("%s was left alone, because it still holds mounted file systems", p.DataDir))
 	} else {
 		own, _ := p.contents()
 		for _, name := range own {
-			failures = append(failures, remove(filepath.Join(p.DataDir, name)))
+			failures = append(failures, remove(p.DataDir.Path(name)))
 		}
 	}
 	removeShared()
@@ -744,17 +742,17 @@ func (p *Plan) removeData(context.Context) error {
 // removeMarker removes the marker and the data dir, once it is empty. A data dir that is a disk of its own stays as its
 // empty mount point; of a link to a folder both go.
 func (p *Plan) removeMarker() error {
-	if err := os.Remove(filepath.Join(p.DataDir, datadir.MarkerName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(p.DataDir.Path(datadir.MarkerName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	target := resolved(p.DataDir)
-	if err := unix.Rmdir(target); err != nil && !isEmpty(target) || target == p.DataDir {
+	target := resolved(string(p.DataDir))
+	if err := unix.Rmdir(target); err != nil && !isEmpty(target) || target == string(p.DataDir) {
 		return nil
 	}
-	if info, err := os.Lstat(p.DataDir); err != nil || info.Mode()&fs.ModeSymlink == 0 {
+	if info, err := os.Lstat(string(p.DataDir)); err != nil || info.Mode()&fs.ModeSymlink == 0 {
 		return nil // a folder above it is the link
 	}
-	return os.Remove(p.DataDir)
+	return os.Remove(string(p.DataDir))
 }
 
 // removeShared removes the folders that the parts of every node make at the same places, once they are empty: another

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/datadir"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // lockVar names the data dir whose lock this binary, as another process, takes like a server; bridgeVar says that it is to
@@ -27,7 +28,7 @@ const (
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(lockVar); dir != "" {
-		lock, err := datadir.Acquire(dir)
+		lock, err := datadir.Acquire(layout.DataDir(dir))
 		if err == nil && os.Getenv(bridgeVar) != "" {
 			err = lock.ExpectBridge(true)
 		}
@@ -108,10 +109,10 @@ func TestUnmountAndRemoveOfALinkedDataDir(t *testing.T) {
 		}
 	}
 	mkdir(t, inner, "file")
-	if _, err := datadir.Claim(dataDir); err == nil {
+	if _, err := datadir.Claim(layout.DataDir(dataDir)); err == nil {
 		t.Fatal("a folder with another's agent/ was claimed")
 	}
-	p := &Plan{DataDir: dataDir, marker: &datadir.Marker{}}
+	p := &Plan{DataDir: layout.DataDir(dataDir), marker: &datadir.Marker{}}
 	if err := p.unmount(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +166,7 @@ func TestProgramsOfADataDir(t *testing.T) {
 	want := sleeper(t, filepath.Join(base, "polymesh", "data", "0123", "bin", filepath.Base(shim)))
 	sleeper(t, own)
 	sleeper(t, other)
-	if got := programs(resolved(filepath.Join(base, "polymesh"))); !slices.Equal(got, []int{want}) {
+	if got := programs(layout.DataDir(resolved(filepath.Join(base, "polymesh")))); !slices.Equal(got, []int{want}) {
 		t.Errorf("programs are %v, want %d only", got, want)
 	}
 }
@@ -212,17 +213,17 @@ func TestContainerProcesses(t *testing.T) {
 // A host that runs on the shipped iptables may have none of its own.
 func TestToolsOfThePayloadComeFirst(t *testing.T) {
 	dir := t.TempDir()
-	if got := tool(dir, "no-such-program"); got != "" {
+	if got := tool(layout.DataDir(dir), "no-such-program"); got != "" {
 		t.Errorf("found %s", got)
 	}
-	if got := tool(dir, "sh"); !filepath.IsAbs(got) {
+	if got := tool(layout.DataDir(dir), "sh"); !filepath.IsAbs(got) {
 		t.Errorf("the host's sh is %q", got)
 	}
 	bin := mkdir(t, dir, "data", "0123", "bin")
 	if err := os.WriteFile(filepath.Join(bin, "sh"), nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if got := tool(dir, "sh"); got != filepath.Join(bin, "sh") {
+	if got := tool(layout.DataDir(dir), "sh"); got != filepath.Join(bin, "sh") {
 		t.Errorf("found %s", got)
 	}
 }

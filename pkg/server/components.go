@@ -1,8 +1,8 @@
 package server
 
 import (
+	"crypto/rand"
 	"net/netip"
-	"path/filepath"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
@@ -12,64 +12,89 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/controlplane/imagepolicy"
+	"polymesh.dev/polymesh/pkg/controlplane/leader"
 	"polymesh.dev/polymesh/pkg/controlplane/loadbalancer"
+	"polymesh.dev/polymesh/pkg/controlplane/noderole"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
 )
 
-// addComponents is the server: what it consists of, and what each part waits for.
-func (s *server) addComponents(m *component.Manager) {
-	certs := certificate.Store(s.cfg.ServerDir("tls"))
-	db := datastore.New(datastore.Options{
-		Dir: s.cfg.ServerDir("db"), Socket: config.DatastoreSocket(s.cfg.DataDir), Sync: s.cfg.DatastoreSync,
-	})
-	plane := controlplane.Options{Config: s.cfg, NodeIP: s.ip, Certificates: certs, EtcdEndpoint: db.Endpoint()}
-	machine := node.Options{
-		Config: s.cfg, Name: s.name, IP: s.ip, Certificates: certs,
-		Programs: s.programs, Manifest: s.manifest, Session: node.NewSession(s.cfg), Marker: s.marker, Lock: s.lock,
-		Nameservers: node.NewNameservers(s.cfg, s.log), Log: s.log,
-	}
-	kubeconfig := controlplane.Kubeconfig(s.cfg, "polymesh")
+// addComponents is the server: what it consists of, and what each part waits for. It returns the part with which the server is
+// up to a service manager: its node. The add-ons are ordinary pods, and a taint may leave no room for them.
+func (s *server) addComponents(m *component.Manager) (up component.Handle) {
+	dir := s.cfg.DataDir
+	certs := certificate.Store(dir.TLS())
+	kubeconfig := dir.Kubeconfig("polymesh")
+	var store datastore.Store = datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
+	plane := controlplane.Options{Config: s.cfg, NodeIP: s.ip, Certificates: certs, Datastore: store.Endpoint()}
+	machine := s.node()
 
-	m.Add(s.renewal)
-	m.Add(db)
-	m.Add(node.NewContainerd(machine))
-	m.Add(node.NewImages(machine), "containerd")
-	m.Add(controlplane.NewAPIServer(plane), "certificates", "datastore")
+	certificates := m.Add(s.renewal)
+	db := m.Add(store)
+	containerd := m.Add(node.NewContainerd(machine))
+	images := m.Add(node.NewImages(machine), containerd)
+	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
 	// Where the user gives the API server another configuration, with a KMS say, Secrets are written with keys that are not ours.
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
-		m.Add(encryption.New(encryption.Cluster{
-			File: config.EncryptionFile(s.cfg.DataDir), Kubeconfig: kubeconfig, Datastore: db.Endpoint(),
-		}, s.log), "kube-apiserver")
+		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint()}, s.log), api)
 	}
-	m.Add(controlplane.NewControllerManager(plane), "kube-apiserver")
-	m.Add(controlplane.NewScheduler(plane), "kube-apiserver")
-	m.Add(node.NewKubelet(machine), "kube-apiserver", "images", "kube-controller-manager")
-	m.Add(node.NewProxy(machine), "kube-apiserver")
-	m.Add(node.NewNetwork(machine), "kube-apiserver", "kube-controller-manager")
+	controllers := m.Add(controlplane.NewControllerManager(plane), api)
+	m.Add(controlplane.NewScheduler(plane), api)
+	m.Add(node.NewKubelet(machine), api, images, controllers)
+	m.Add(node.NewProxy(machine), api)
+	up = m.Add(node.NewNetwork(machine), api, controllers)
+	m.Add(noderole.New(noderole.Options{Node: s.name, Kubeconfig: kubeconfig, Log: s.log}), api)
 	m.Add(imagepolicy.New(imagepolicy.Options{
-		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: controlplane.Kubeconfig(s.cfg, "image-policy"), Certificates: certs,
-		Open: func() (imagepolicy.Node, error) {
-			return imagestore.OpenSignatures(config.ContainerdSocket(s.cfg.DataDir))
-		},
-		RegistryDir: config.RegistryDir(s.cfg.DataDir), Log: s.log,
-	}), "kube-apiserver", "images")
+		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs,
+		Open:        func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
+		RegistryDir: dir.RegistryDir(), Log: s.log,
+	}), api, images)
+
+	// What follows is the cluster's: one server does it.
+	var leadership component.Leadership
+	if store.Endpoint().LeaderElect {
+		l := leader.New(leader.Options{Identity: s.name + "_" + rand.Text(), Kubeconfig: kubeconfig, Log: s.log})
+		leadership, api = l, m.Add(l, api)
+	}
+	elected := func(build func() component.Component) {
+		m.Add(component.Elected(leadership, build, s.log), api)
+	}
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage, config.NetworkPolicy} {
-		m.Add(s.addon(name, kubeconfig, machine.Nameservers), "kube-apiserver")
+		elected(func() component.Component { return s.addon(name, kubeconfig, machine.Nameservers) })
 	}
 	if s.cfg.Enabled(config.ServiceLB) {
-		m.Add(loadbalancer.New(loadbalancer.Options{
-			Kubeconfig: controlplane.Kubeconfig(s.cfg, "servicelb"), NodeName: s.name, Addresses: s.addresses(), LinkAlias: s.marker.Alias(),
-			Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.log,
-		}), "kube-apiserver")
+		elected(func() component.Component {
+			return loadbalancer.New(loadbalancer.Options{
+				Kubeconfig: dir.Kubeconfig("servicelb"), NodeName: s.name, Addresses: s.addresses(), LinkAlias: s.marker.Alias(),
+				Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.log,
+			})
+		})
 	}
 	if s.cfg.Enabled(config.Istio) {
-		m.Add(install.New(install.Options{
-			Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain,
-			GatewayAPI: s.programs.Path("manifests/gateway-api.yaml"), Log: s.log,
-		}), "kube-apiserver")
+		elected(func() component.Component {
+			return install.New(install.Options{
+				Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain,
+				GatewayAPI: s.programs.Path("manifests/gateway-api.yaml"), Log: s.log,
+			})
+		})
+	}
+	return up
+}
+
+// node is what this machine's parts as a node share.
+func (s *server) node() node.Options {
+	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
+	return node.Options{
+		Settings: s.cfg.Node, Name: s.name, IP: s.ip,
+		ClusterCIDR: s.cfg.ClusterCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, APIServiceIP: s.cfg.APIServiceIP(),
+		Identity: node.Identity{
+			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"), Resync: dir.Kubeconfig("node-resync"),
+			ClientCA: certs.Cert(certificate.ClientCA), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),
+		},
+		Programs: s.programs, Manifest: s.manifest, Session: node.NewSession(dir), Marker: s.marker, Lock: s.lock,
+		Nameservers: node.NewNameservers(s.cfg.Node, s.log), Log: s.log,
 	}
 }
 
@@ -78,7 +103,8 @@ func (s *server) addon(name config.Addon, kubeconfig string, names *node.Nameser
 	return addon.New(addon.Options{
 		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Image: s.manifest.Image,
 		ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, Nameservers: names.Servers,
-		NodeName: s.name, NodeAddress: s.ip, StorageDir: filepath.Join(s.cfg.DataDir, "storage"), Log: s.log,
+		NodeName: s.name, NodeAddress: s.ip, StorageDir: s.cfg.DataDir.Storage(),
+		KubeletCA: certificate.Store(s.cfg.DataDir.TLS()).Cert(certificate.KubeletCA), Log: s.log,
 	})
 }
 

@@ -22,13 +22,13 @@ func TestComponentsOfAServer(t *testing.T) {
 	table := componentTable(t)
 	for args, want := range map[string][]string{
 		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
-			"pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
+			"pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
 		// A disabled add-on stays in the list to be removed; what has nothing to remove is left out.
 		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy"},
+			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy"},
 		// Another encryption than ours is not looked at: its keys are not known here.
 		"--kube-apiserver-arg=encryption-provider-config=/kms.yaml": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
+			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
 	} {
 		empty := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {

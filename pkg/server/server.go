@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -29,6 +28,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/datadir"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/status"
@@ -38,7 +38,7 @@ import (
 // Run runs a server until ctx ends.
 func Run(ctx context.Context, cfg *config.Server) error {
 	// containerd, the kubelet and the shims inherit it.
-	syscall.Umask(config.Umask)
+	syscall.Umask(layout.Umask)
 	log := newLog(cfg)
 	grpcToKlog()
 	marker, err := datadir.Claim(cfg.DataDir)
@@ -56,7 +56,7 @@ func Run(ctx context.Context, cfg *config.Server) error {
 	if err := marker.NoteKubeconfig(cfg.DataDir, cfg.Kubeconfig); err != nil {
 		return err
 	}
-	foreign, err := marker.Take(cfg.DataDir, config.KubeletDir(cfg.DataDir), config.PodLogsDir(cfg.DataDir))
+	foreign, err := marker.Take(cfg.DataDir, cfg.DataDir.Kubelet(), cfg.DataDir.PodLogs())
 	if err != nil {
 		return err
 	}
@@ -69,13 +69,13 @@ func Run(ctx context.Context, cfg *config.Server) error {
 	}
 	manager := component.NewManager(log)
 	manager.OnceChecked(this.linkPrograms)
-	this.addComponents(manager)
+	up := this.addComponents(manager)
 
 	base := status.Report{
-		Version: version.Version, Since: time.Now(), DataDir: cfg.DataDir,
+		Version: version.Version, Since: time.Now(), DataDir: string(cfg.DataDir),
 		Node: this.name, NodeIP: this.ip.String(), Kubeconfig: cfg.Kubeconfig,
 	}
-	if err := status.Serve(ctx, config.StatusSocket(cfg.DataDir), base, manager); err != nil {
+	if err := status.Serve(ctx, cfg.DataDir.StatusSocket(), base, manager); err != nil {
 		return err
 	}
 	if os.Getenv("GOGC") == "" {
@@ -84,10 +84,8 @@ func Run(ctx context.Context, cfg *config.Server) error {
 		debug.SetGCPercent(25)
 	}
 	go func() {
-		// To a service manager the server is up with its node. The add-ons are ordinary pods, and a taint may leave no
-		// room for them: `polymesh status` tells.
 		select {
-		case <-manager.Ready("pod-network"):
+		case <-up.Ready():
 			_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 		case <-ctx.Done():
 		}
@@ -152,13 +150,13 @@ func prepare(cfg *config.Server, marker *datadir.Marker, lock *datadir.Lock, log
 	if s.manifest, err = payload.Dir(s.unpacked).Manifest(); err != nil {
 		return nil, err
 	}
-	s.programs = payload.Dir(filepath.Join(cfg.DataDir, "data", "current"))
+	s.programs = payload.Dir(cfg.DataDir.Programs())
 	// kube-proxy and the CNI plugins call nft by name.
 	if err := os.Setenv("PATH", s.programs.BinDir()+":"+os.Getenv("PATH")); err != nil {
 		return nil, err
 	}
 	s.renewal = certificate.NewRenewal(certificate.Options{
-		Dir: cfg.ServerDir("tls"), NodeName: s.name, NodeIP: s.ip, SANs: s.sans(),
+		Dir: cfg.DataDir.TLS(), NodeName: s.name, NodeIP: s.ip, SANs: s.sans(),
 		ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,
 	}, s.writeKubeconfigs, log)
 	return s, nil

@@ -39,9 +39,11 @@ func TestServeAndAsk(t *testing.T) {
 		t.Errorf("without a server: %v", err)
 	}
 	m := component.NewManager(slog.New(slog.DiscardHandler))
-	m.Add(&piece{name: "datastore"})
-	m.Add(&program{piece{name: "containerd"}, os.Getpid()})
-	m.Add(&program{piece{name: "restarting"}, 0})
+	up := []component.Handle{
+		m.Add(&piece{name: "datastore"}),
+		m.Add(&program{piece{name: "containerd"}, os.Getpid()}),
+		m.Add(&program{piece{name: "restarting"}, 0}),
+	}
 	m.Add(&piece{name: "coredns", sick: errors.New("no room")})
 	ctx, cancel := context.WithCancel(t.Context())
 	begin := time.Now()
@@ -64,8 +66,8 @@ func TestServeAndAsk(t *testing.T) {
 
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
-	for _, name := range []string{"datastore", "containerd", "restarting"} {
-		<-m.Ready(name)
+	for _, c := range up {
+		<-c.Ready()
 	}
 	for r = nil; r == nil || r.Components[3].Message == ""; {
 		if r, err = Ask(t.Context(), socket); err != nil {

@@ -13,7 +13,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Check is one check of the CIS Kubernetes Benchmark. Numbers, titles and whether the benchmark calls it automated are those of
@@ -195,7 +195,7 @@ func checks() []Check {
 
 // encrypted reads the file that the API server reads.
 func encrypted(s *server) Result {
-	text, err := os.ReadFile(config.EncryptionFile(s.DataDir()))
+	text, err := os.ReadFile(layout.DataDir(s.DataDir()).EncryptionFile())
 	if err != nil {
 		return failed("%v", err)
 	}

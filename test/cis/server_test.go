@@ -23,7 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
@@ -198,7 +198,7 @@ func files(patterns []string, wrong func(fs.FileInfo) string, right string) func
 		for _, pattern := range patterns {
 			full := filepath.Join(s.DataDir(), pattern)
 			if rest, ok := strings.CutPrefix(pattern, "run:"); ok {
-				full = filepath.Join(config.RunDir(s.DataDir()), rest)
+				full = filepath.Join(layout.DataDir(s.DataDir()).Run(), rest)
 			} else if pattern == "kubeconfig:" {
 				full = s.Kubeconfig()
 			}

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // An image that no registry has cannot come back: the kubelet's garbage collection, which goes by what CRI says, must leave
@@ -19,7 +19,7 @@ import (
 func TestImagesThatNoRegistryHasStay(t *testing.T) {
 	n := app(t)
 	importEcho(t, n)
-	conn, err := grpc.NewClient("unix://"+config.ContainerdSocket(n.DataDir()), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+layout.DataDir(n.DataDir()).ContainerdSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}

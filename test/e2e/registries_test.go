@@ -16,7 +16,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/registry"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // TestRegistries does what docs/operate/registries.md says: a registry without TLS, with a login, and a mirror. Each pod says
@@ -79,7 +79,7 @@ func TestRegistries(t *testing.T) {
 		host:     fmt.Sprintf("server = \"http://%s\"\n", host),
 		mirrored: fmt.Sprintf("server = \"https://%s\"\n\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", mirrored, host),
 	} {
-		folder := filepath.Join(config.RegistryDir(n.DataDir()), name)
+		folder := filepath.Join(layout.DataDir(n.DataDir()).RegistryDir(), name)
 		if err := os.MkdirAll(folder, 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -19,7 +19,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
@@ -79,7 +79,7 @@ func (m machine) differences(now machine) string {
 
 // marks are what names of this node's things hold: its own name, and the name of its run directory.
 func marks(n *node.Node) []string {
-	return []string{n.Name, filepath.Base(config.RunDir(n.DataDir()))}
+	return []string{n.Name, filepath.Base(layout.DataDir(n.DataDir()).Run())}
 }
 
 // anyMark also knows the folders of a data dir that is no test's.
@@ -95,7 +95,7 @@ func isAlone(t *testing.T, n *node.Node) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return !slices.ContainsFunc(all, func(dir string) bool { return dir != config.RunDir(n.DataDir()) })
+	return !slices.ContainsFunc(all, func(dir string) bool { return dir != layout.DataDir(n.DataDir()).Run() })
 }
 
 func isOwn(n *node.Node, text string) bool {
@@ -267,7 +267,7 @@ func resetLeavesNothing(t *testing.T, n *node.Node, nft string, before machine) 
 	full := before.differences(look(t, n, nft))
 	for _, want := range []string{
 		"processes: + ", "containerd-shim-runc-v2", "mounts: + ", "interfaces: + cni0", "kube-proxy", "cgroups: + ", "files: + " + n.DataDir(),
-		"files: + " + config.RunDir(n.DataDir()), "files: + " + n.Kubeconfig(),
+		"files: + " + layout.DataDir(n.DataDir()).Run(), "files: + " + n.Kubeconfig(),
 	} {
 		if !strings.Contains(full, want) {
 			t.Errorf("before reset, the comparison finds no %q", want)
@@ -344,7 +344,7 @@ func TestReset(t *testing.T) {
 		list, _, asked := strings.Cut(stdout, "Go on? [y/N]")
 		for _, want := range []string{
 			"the running server, process ", "the network interface cni0", "the packet filter table ip kube-proxy", "the kubeconfig " + n.Kubeconfig(),
-			"the data dir " + n.DataDir() + ": agent, data, server, storage", "the folder " + config.RunDir(n.DataDir()),
+			"the data dir " + n.DataDir() + ": agent, data, server, storage", "the folder " + layout.DataDir(n.DataDir()).Run(),
 		} {
 			if !asked || !strings.Contains(list, want) {
 				t.Errorf("before it asks, reset does not name %q:\n%s", want, stdout)

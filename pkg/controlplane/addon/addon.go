@@ -52,6 +52,8 @@ type Options struct {
 
 	// StorageDir is where volumes of the class local-path lie.
 	StorageDir string
+	// KubeletCA is the file with the authority of the kubelets' serving certificates. It is read by Start.
+	KubeletCA string
 
 	Log *slog.Logger
 }
@@ -161,6 +163,9 @@ func (a *Addon) Start(ctx context.Context) error {
 		return fmt.Errorf("make an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 
+	if err := a.render(); err != nil { // with the authority, which Init may not have found yet
+		return err
+	}
 	a.loop.Start(ctx)
 	if a.opts.Nameservers != nil && a.opts.Name == config.CoreDNS && !a.opts.Disabled {
 		ctx, a.cancel = component.Running(ctx)

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 	"text/template"
@@ -70,7 +72,15 @@ func render(opts Options, servers []string) ([]*unstructured.Unstructured, error
 	file := string(opts.Name) + ".yaml"
 	tmpl, err := template.New(file).Funcs(template.FuncMap{
 		"image": opts.Image,
-		"join":  func(list []string) string { return strings.Join(list, " ") },
+		// Before the first start there is none.
+		"kubeletCA": func() (string, error) {
+			text, err := os.ReadFile(opts.KubeletCA)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = nil
+			}
+			return string(text), err
+		},
+		"join": func(list []string) string { return strings.Join(list, " ") },
 		// cel writes a text as a string literal of CEL, whose escapes are those of Go.
 		"cel": strconv.Quote,
 		"json": func(v any) (string, error) {

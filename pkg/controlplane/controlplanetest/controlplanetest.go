@@ -63,18 +63,17 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("192.0.2.1")
-	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.ServerDir("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain},
+	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.DataDir.Server("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain},
 		func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s) }, log)
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	db := datastore.New(datastore.Options{Dir: cfg.ServerDir("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
-	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.ServerDir("tls")), EtcdEndpoint: db.Endpoint()}
+	db := datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
+	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.DataDir.Server("tls")), Datastore: db.Endpoint()}
 	m := component.NewManager(log)
-	m.Add(db)
-	m.Add(controlplane.NewAPIServer(plane), "datastore")
-	m.Add(controlplane.NewControllerManager(plane), "kube-apiserver")
-	m.Add(controlplane.NewScheduler(plane), "kube-apiserver")
+	api := m.Add(controlplane.NewAPIServer(plane), m.Add(db))
+	m.Add(controlplane.NewControllerManager(plane), api)
+	m.Add(controlplane.NewScheduler(plane), api)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()
@@ -92,7 +91,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	case <-time.After(time.Minute):
 		t.Fatal("no control plane after a minute")
 	}
-	return controlplane.Kubeconfig(cfg, "polymesh")
+	return cfg.DataDir.Kubeconfig("polymesh")
 }
 
 // Client is a client with a kubeconfig's identity, without a limit of requests.

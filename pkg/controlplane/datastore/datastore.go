@@ -50,8 +50,8 @@ func New(o Options) *Datastore {
 	return &Datastore{opts: o, compactInterval: compactInterval, disk: disk{dir: o.Dir}}
 }
 
-// Endpoint is the value for the API server's --etcd-servers.
-func (d *Datastore) Endpoint() string { return "unix://" + d.opts.Socket }
+// Endpoint implements Store. Only this server reaches its SQLite, so there is no one to elect a leader among.
+func (d *Datastore) Endpoint() Endpoint { return Endpoint{Servers: "unix://" + d.opts.Socket} }
 
 // Name implements component.Component.
 func (d *Datastore) Name() string { return "datastore" }
@@ -91,7 +91,7 @@ func (d *Datastore) endpoint() endpoint.Config {
 	return endpoint.Config{
 		GRPCServer:            d.server(),
 		WaitGroup:             &d.wait,
-		Listener:              d.Endpoint(),
+		Listener:              d.Endpoint().Servers,
 		Endpoint:              "sqlite://" + d.dsn(),
 		NotifyInterval:        5 * time.Second,
 		EmulatedETCDVersion:   "3.6.8",

@@ -42,7 +42,7 @@ func start(t *testing.T, d *Datastore) *clientv3.Client {
 			t.Error(err)
 		}
 	})
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{d.Endpoint()}, DialTimeout: 10 * time.Second})
+	client, err := d.Endpoint().Client()
 	if err != nil {
 		t.Fatal(err)
 	}

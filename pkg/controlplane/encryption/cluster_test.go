@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 )
 
@@ -34,7 +35,7 @@ func TestOnAServer(t *testing.T) {
 	server := filepath.Dir(cred)
 	cluster := encryption.Cluster{
 		File: filepath.Join(cred, "encryption-config.json"), Kubeconfig: kubeconfig,
-		Datastore: "unix://" + filepath.Join(filepath.Dir(server), "kine.sock"),
+		Datastore: datastore.Endpoint{Servers: "unix://" + filepath.Join(filepath.Dir(server), "kine.sock")},
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {

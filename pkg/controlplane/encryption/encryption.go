@@ -21,7 +21,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -29,6 +28,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
 const (
@@ -49,8 +50,8 @@ type Cluster struct {
 	File string
 	// Kubeconfig may read and write Secrets.
 	Kubeconfig string
-	// Datastore is the endpoint of etcd's API.
-	Datastore string
+	// Datastore is where the Secrets are.
+	Datastore datastore.Endpoint
 	// Progress is called while Secrets are rewritten; nil for none.
 	Progress func(done, total int)
 }
@@ -106,7 +107,7 @@ func (c Cluster) connect(exclusive bool) (*connection, func(), error) {
 		}
 		unlock = func() { lock.Close() }
 	}
-	store, err := clientv3.New(clientv3.Config{Endpoints: []string{c.Datastore}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	store, err := c.Datastore.Client()
 	if err != nil {
 		unlock()
 		return nil, nil, fmt.Errorf("reach the datastore: %w", err)

@@ -9,11 +9,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-)
 
-// LinkName is the network interface that holds the pool's addresses that are in use. It outlives the server, as the pods
-// behind the addresses do; `polymesh reset` removes it.
-const LinkName = "polymesh-lb"
+	"polymesh.dev/polymesh/pkg/layout"
+)
 
 // setAddresses makes the interface hold exactly these addresses, each with its full length, and removes the interface
 // when there are none. The kernel then answers ARP for them on every interface (arp_ignore 0, its default), and takes
@@ -22,41 +20,41 @@ const LinkName = "polymesh-lb"
 //
 // The interface bears alias, by which `polymesh reset` knows whose it is. One without an alias is of an earlier version.
 func setAddresses(alias string, want []netip.Addr) error {
-	link, err := netlink.LinkByName(LinkName)
+	link, err := netlink.LinkByName(layout.PoolLink)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		if len(want) == 0 {
 			return nil
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name = LinkName
+		attrs.Name = layout.PoolLink
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-			return fmt.Errorf("make network interface %s: %w", LinkName, err)
+			return fmt.Errorf("make network interface %s: %w", layout.PoolLink, err)
 		}
-		link, err = netlink.LinkByName(LinkName)
+		link, err = netlink.LinkByName(layout.PoolLink)
 	}
 	if err != nil {
-		return fmt.Errorf("look up network interface %s: %w", LinkName, err)
+		return fmt.Errorf("look up network interface %s: %w", layout.PoolLink, err)
 	}
 	if have := link.Attrs().Alias; have != "" && have != alias {
 		if len(want) == 0 {
 			return nil
 		}
-		return fmt.Errorf("network interface %s is another server's (%q): run one server in a network namespace, or remove it with `ip link delete %s`", LinkName, have, LinkName)
+		return fmt.Errorf("network interface %s is another server's (%q): run one server in a network namespace, or remove it with `ip link delete %s`", layout.PoolLink, have, layout.PoolLink)
 	}
 	if len(want) == 0 {
 		if err := netlink.LinkDel(link); err != nil {
-			return fmt.Errorf("remove network interface %s: %w", LinkName, err)
+			return fmt.Errorf("remove network interface %s: %w", layout.PoolLink, err)
 		}
 		return nil
 	}
 	// A new one has none yet: the kernel takes an alias only for what is there.
 	if link.Attrs().Alias == "" {
 		if err := netlink.LinkSetAlias(link, alias); err != nil {
-			return fmt.Errorf("mark network interface %s: %w", LinkName, err)
+			return fmt.Errorf("mark network interface %s: %w", layout.PoolLink, err)
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("bring up network interface %s: %w", LinkName, err)
+		return fmt.Errorf("bring up network interface %s: %w", layout.PoolLink, err)
 	}
 	have, err := addressesOf(link)
 	if err != nil {
@@ -68,7 +66,7 @@ func setAddresses(alias string, want []netip.Addr) error {
 		}
 		// No duplicate address detection: without a cable it would never end.
 		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: hostNet(a), Flags: unix.IFA_F_NODAD}); err != nil {
-			return fmt.Errorf("add address %s to network interface %s: %w", a, LinkName, err)
+			return fmt.Errorf("add address %s to network interface %s: %w", a, layout.PoolLink, err)
 		}
 	}
 	for _, a := range have {
@@ -76,7 +74,7 @@ func setAddresses(alias string, want []netip.Addr) error {
 			continue
 		}
 		if err := netlink.AddrDel(link, &netlink.Addr{IPNet: hostNet(a)}); err != nil {
-			return fmt.Errorf("remove address %s from network interface %s: %w", a, LinkName, err)
+			return fmt.Errorf("remove address %s from network interface %s: %w", a, layout.PoolLink, err)
 		}
 	}
 	return nil
@@ -94,7 +92,7 @@ func otherAddresses() (map[netip.Addr]string, error) {
 	}
 	used := make(map[netip.Addr]string)
 	for _, link := range links {
-		if link.Attrs().Name == LinkName {
+		if link.Attrs().Name == layout.PoolLink {
 			continue
 		}
 		addresses, err := addressesOf(link)

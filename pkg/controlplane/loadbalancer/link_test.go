@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 func TestSetAddresses(t *testing.T) {
@@ -53,10 +55,10 @@ func TestSetAddresses(t *testing.T) {
 		if err := setAddresses("polymesh test", want); err != nil {
 			t.Fatalf("set %v: %v", want, err)
 		}
-		link, err := netlink.LinkByName(LinkName)
+		link, err := netlink.LinkByName(layout.PoolLink)
 		if len(want) == 0 {
 			if err == nil {
-				t.Errorf("interface %s is still there", LinkName)
+				t.Errorf("interface %s is still there", layout.PoolLink)
 			}
 			continue
 		}

@@ -36,6 +36,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Options of the load balancer.
@@ -55,19 +56,12 @@ type Options struct {
 }
 
 // ReservedPorts are the ports that a node uses itself, with what uses them: SSH, the API server, and the default ports
-// of the other Kubernetes components (cmd/kubeadm/app/constants and pkg/cluster/ports in Kubernetes). They are reserved
-// even where nothing listens right now.
+// of the node's other parts. They are reserved even where nothing listens right now.
 func ReservedPorts(apiPort int) map[Port]string {
 	tcp := func(n int) Port { return Port{corev1.ProtocolTCP, int32(n)} }
-	ports := map[Port]string{
-		tcp(22):    "SSH",
-		tcp(10248): "kubelet",
-		tcp(10249): "kube-proxy",
-		tcp(10250): "kubelet",
-		tcp(10255): "kubelet",
-		tcp(10256): "kube-proxy",
-		tcp(10257): "kube-controller-manager",
-		tcp(10259): "kube-scheduler",
+	ports := map[Port]string{tcp(22): "SSH"}
+	for _, p := range layout.Ports() {
+		ports[tcp(p.Number)] = p.Component
 	}
 	ports[tcp(apiPort)] = "kube-apiserver"
 	return ports

@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Limits make a machine small: one cgroup holds all that runs on the node, the server, containerd, the shims and every
@@ -43,7 +43,7 @@ func (n *Node) limited(controller string) string {
 	if unifiedCgroups() {
 		controller = ""
 	}
-	return filepath.Join(cgroupMount, controller, config.CgroupRoot(n.DataDir()))
+	return filepath.Join(cgroupMount, controller, layout.DataDir(n.DataDir()).CgroupRoot())
 }
 
 // limit makes the cgroup, with one inside it for the server, and returns the files that take the server's process id.

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
@@ -134,7 +134,7 @@ func (n *Node) Exited() <-chan struct{} {
 
 // Report is what the running server says of its components.
 func (n *Node) Report(ctx context.Context) (*status.Report, error) {
-	return status.Ask(ctx, config.StatusSocket(n.DataDir()))
+	return status.Ask(ctx, layout.DataDir(n.DataDir()).StatusSocket())
 }
 
 // Ready waits until every component is ready. It fails at once when the server ends.

@@ -1,0 +1,232 @@
+package certificate
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"polymesh.dev/polymesh/pkg/atomicfile"
+)
+
+const (
+	leafLife = 365 * 24 * time.Hour
+	// renewBefore is how long before its end a certificate is made again; K3s uses 120 days.
+	renewBefore = 120 * 24 * time.Hour
+	// backdate allows for clocks that differ.
+	backdate = time.Hour
+)
+
+// Names of the certificates.
+const (
+	APIServer         = "serving-kube-apiserver"
+	KubeletServing    = "serving-kubelet"
+	Admin             = "client-admin"
+	Polymesh          = "client-polymesh"
+	ControllerManager = "client-kube-controller-manager"
+	Scheduler         = "client-kube-scheduler"
+	Kubelet           = "client-kubelet"
+	KubeProxy         = "client-kube-proxy"
+	ImagePolicy       = "client-image-policy"
+	LoadBalancer      = "client-servicelb"
+	NodeResync        = "client-node-resync"
+	APIServerKubelet  = "client-kube-apiserver-kubelet"
+	FrontProxy        = "client-front-proxy"
+)
+
+// Users of client certificates whose rights are roles of ours (pkg/controlplane). They are in no group: what RBAC does not
+// give them they may not do, and what it gives can be taken back, unlike the rights of system:masters.
+const (
+	ImagePolicyUser      = "system:polymesh:image-policy"
+	LoadBalancerUser     = "system:polymesh:servicelb"
+	NodeResyncUser       = "system:polymesh:node-resync"
+	APIServerKubeletUser = "kube-apiserver-kubelet-client" // kubeadm's name for it
+)
+
+// Options is what the certificates depend on.
+type Options struct {
+	Dir      string // for tls
+	NodeName string
+	NodeIP   netip.Addr
+	// SANs are the further names and addresses of the API server, beside those that follow from the cluster.
+	SANs          []string
+	ServiceIP     netip.Addr // of the `kubernetes` service
+	ClusterDomain string
+	// Now is the time for which validity is judged.
+	Now time.Time
+}
+
+// leaf describes one certificate.
+type leaf struct {
+	name, authority string
+	subject         pkix.Name
+	usage           x509.ExtKeyUsage
+	hosts           []string
+}
+
+// leaves lists all certificates with the identities that Kubernetes' RBAC bootstrap policy expects
+// (plugin/pkg/auth/authorizer/rbac/bootstrappolicy), and those of our own roles.
+func leaves(o Options) []leaf {
+	client := func(name, user string, groups ...string) leaf {
+		return leaf{name, ClientCA, pkix.Name{CommonName: user, Organization: groups}, x509.ExtKeyUsageClientAuth, nil}
+	}
+	api := []string{
+		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + o.ClusterDomain,
+		"localhost", "127.0.0.1", "::1", o.ServiceIP.String(), o.NodeName, o.NodeIP.String(),
+	}
+	return []leaf{
+		{APIServer, ServerCA, pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, append(api, o.SANs...)},
+		{KubeletServing, KubeletCA, pkix.Name{CommonName: "system:node:" + o.NodeName, Organization: []string{"system:nodes"}},
+			x509.ExtKeyUsageServerAuth, []string{o.NodeName, o.NodeIP.String(), "localhost", "127.0.0.1"}},
+		client(Admin, "system:admin", "system:masters"),
+		client(Polymesh, "system:polymesh", "system:masters"),
+		client(ControllerManager, "system:kube-controller-manager"),
+		client(Scheduler, "system:kube-scheduler"),
+		client(Kubelet, "system:node:"+o.NodeName, "system:nodes"),
+		client(KubeProxy, "system:kube-proxy"),
+		client(ImagePolicy, ImagePolicyUser),
+		client(LoadBalancer, LoadBalancerUser),
+		client(NodeResync, NodeResyncUser),
+		client(APIServerKubelet, APIServerKubeletUser),
+		{FrontProxy, RequestHeaderCA, pkix.Name{CommonName: "system:auth-proxy"}, x509.ExtKeyUsageClientAuth, nil},
+	}
+}
+
+// Ensure makes the authorities and the certificates of a server where they are missing, and renews certificates: see Issue.
+func Ensure(o Options) (written []string, err error) {
+	authorities, err := EnsureAuthorities(Store(o.Dir), o.Now)
+	if err != nil {
+		return nil, err
+	}
+	return authorities.Issue(o)
+}
+
+// Issue signs those of a server's certificates that are missing, that near their end or that no longer fit (another address,
+// another identity, another authority). It returns the names of those that it wrote.
+func (a *Authorities) Issue(o Options) (written []string, err error) {
+	for _, l := range leaves(o) {
+		if fits(a.store, l, a.byName[l.authority], o.Now) {
+			continue
+		}
+		if err := issue(a.store, l, a.byName[l.authority], o.Now); err != nil {
+			return written, fmt.Errorf("certificate %s: %w", l.name, err)
+		}
+		written = append(written, l.name)
+	}
+	return written, nil
+}
+
+// fits reports whether the certificate on disk can stay.
+func fits(store Store, l leaf, ca *tls.Certificate, now time.Time) bool {
+	pair, err := tls.LoadX509KeyPair(store.Cert(l.name), store.Key(l.name))
+	if err != nil {
+		return false
+	}
+	c := pair.Leaf
+	// The signature alone is not enough: a chain is built by the issuer's name.
+	if !bytes.Equal(c.RawIssuer, ca.Leaf.RawSubject) || c.CheckSignatureFrom(ca.Leaf) != nil || now.Before(c.NotBefore) || now.Add(renewBefore).After(c.NotAfter) {
+		return false
+	}
+	names, ips := split(l.hosts)
+	return c.Subject.CommonName == l.subject.CommonName && slices.Equal(c.Subject.Organization, l.subject.Organization) &&
+		slices.Equal(c.DNSNames, names) && slices.EqualFunc(c.IPAddresses, ips, net.IP.Equal)
+}
+
+// issue signs a certificate with a new key. The old pair stays in use until both files are in place; a reader that meets
+// them between the two renames tries again, as Kubernetes' reloading clients do.
+func issue(store Store, l leaf, ca *tls.Certificate, now time.Time) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	names, ips := split(l.hosts)
+	notAfter := now.Add(leafLife)
+	if ca.Leaf.NotAfter.Before(notAfter) {
+		notAfter = ca.Leaf.NotAfter
+	}
+	template := &x509.Certificate{
+		Subject:     l.subject,
+		NotBefore:   now.Add(-backdate),
+		NotAfter:    notAfter,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{l.usage},
+		DNSNames:    names,
+		IPAddresses: ips,
+	}
+	if err := writeKey(store.Key(l.name), key); err != nil {
+		return err
+	}
+	return sign(store.Cert(l.name), template, ca.Leaf, key.Public(), ca.PrivateKey)
+}
+
+func sign(path string, template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.PrivateKey) (err error) {
+	if template.SerialNumber, err = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120)); err != nil {
+		return err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+}
+
+// split sorts hosts into DNS names and addresses, each once, in a fixed order.
+func split(hosts []string) (names []string, ips []net.IP) {
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			if !slices.ContainsFunc(ips, ip.Equal) {
+				ips = append(ips, ip)
+			}
+		} else if h = strings.ToLower(h); !slices.Contains(names, h) {
+			names = append(names, h)
+		}
+	}
+	return names, ips
+}
+
+func ensureKey(path string) error {
+	_, err := readKey(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	return writeKey(path, key)
+}
+
+func readKey(path string) (*ecdsa.PrivateKey, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, fmt.Errorf("%s holds no PEM key", path)
+	}
+	return x509.ParseECPrivateKey(block.Bytes)
+}
+
+func writeKey(path string, key *ecdsa.PrivateKey) error {
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+}

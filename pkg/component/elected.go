@@ -1,0 +1,186 @@
+package component
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Leadership says whether this server is the one of the cluster that does what only one may do.
+type Leadership interface {
+	// Watch calls term each time this server becomes the leader, with a context that ends when it no longer is, one call
+	// after the other. It returns when ctx ends.
+	Watch(ctx context.Context, term func(context.Context))
+}
+
+// Elected runs a component on the leader of the cluster only. Components run once, so each term has one of its own, which
+// build makes. Where there is no leadership, because there is one server, the component itself is returned.
+//
+// On another server the state is Standby. A component that fails in its term is started again, after a pause that doubles
+// each time: what the leader alone runs must not take a server down.
+func Elected(leadership Leadership, build func() Component, log *slog.Logger) Component {
+	first := build()
+	if leadership == nil {
+		return first
+	}
+	return &elected{name: first.Name(), current: first, leadership: leadership, build: build, log: log.With("component", first.Name())}
+}
+
+// standing is a component that may be ready without doing the work.
+type standing interface{ standby() bool }
+
+type elected struct {
+	name       string
+	leadership Leadership
+	build      func() Component
+	log        *slog.Logger
+
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu      sync.Mutex
+	current Component // that of this term, or of the next one
+	leading bool
+	problem error // why the component of this term does not run; nil where it does
+}
+
+// Name implements Component.
+func (e *elected) Name() string { return e.name }
+
+// Init checks what the first term would start with.
+func (e *elected) Init(ctx context.Context) error { return e.component().Init(ctx) }
+
+// Start waits for terms in the background.
+func (e *elected) Start(ctx context.Context) error {
+	ctx, e.cancel = Running(ctx)
+	e.done = make(chan struct{})
+	go func() {
+		defer close(e.done)
+		e.leadership.Watch(ctx, e.term)
+	}()
+	return nil
+}
+
+// term runs the component as long as this server leads.
+func (e *elected) term(ctx context.Context) {
+	e.log.Info("this server leads")
+	pause := restartMin
+	for ctx.Err() == nil {
+		begin := time.Now()
+		err := e.once(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(begin) > restartReset {
+			pause = restartMin
+		}
+		e.set(true, err)
+		e.log.Error("failed, starting it again", "err", err, "pause", pause.String())
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, restartMax)
+	}
+	e.set(false, nil)
+	e.log.Info("this server no longer leads")
+}
+
+// once runs one instance until it fails or ctx ends, and has the next one built.
+func (e *elected) once(ctx context.Context) error {
+	c := e.component()
+	defer func() {
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+		defer cancel()
+		if err := c.Stop(limited); err != nil {
+			e.log.Error("stop", "err", err)
+		}
+		next := e.build()
+		if err := next.Init(limited); err != nil {
+			e.log.Error("build it for the next term", "err", err)
+		}
+		e.mu.Lock()
+		e.current = next
+		e.mu.Unlock()
+	}()
+	e.set(true, errors.New("starting"))
+	if err := c.Start(ctx); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	e.set(true, nil)
+	var failed <-chan error
+	if f, ok := c.(Failing); ok {
+		failed = f.Failed()
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		if err == nil {
+			err = errors.New("ended by itself")
+		}
+		return err
+	}
+}
+
+func (e *elected) component() Component {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.current
+}
+
+func (e *elected) set(leading bool, problem error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.leading, e.problem = leading, problem
+}
+
+func (e *elected) standby() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.leading
+}
+
+// Ready is that of the component on the leader, and nil elsewhere.
+func (e *elected) Ready(ctx context.Context) error {
+	e.mu.Lock()
+	leading, problem, c := e.leading, e.problem, e.current
+	e.mu.Unlock()
+	if !leading || problem != nil {
+		return problem
+	}
+	return c.Ready(ctx)
+}
+
+// Note implements Noted.
+func (e *elected) Note(ctx context.Context) string {
+	if n, ok := e.component().(Noted); ok && !e.standby() {
+		return n.Note(ctx)
+	}
+	return ""
+}
+
+// Version implements Versioned.
+func (e *elected) Version() string {
+	if v, ok := e.component().(Versioned); ok {
+		return v.Version()
+	}
+	return ""
+}
+
+// Stop ends the term, if there is one.
+func (e *elected) Stop(ctx context.Context) error {
+	if e.cancel == nil {
+		return nil
+	}
+	e.cancel()
+	select {
+	case <-e.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("still running: %w", ctx.Err())
+	}
+}

@@ -1,0 +1,173 @@
+// Package leader elects the server of a cluster that runs what only one server may: add-ons, the mesh, load balancer
+// addresses.
+//
+// It owns one Lease in kube-system. A server that is alone has no use for it: pkg/server leaves it out where the datastore
+// belongs to one server. What runs on the leader only is wrapped by component.Elected.
+package leader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"polymesh.dev/polymesh/pkg/component"
+)
+
+// Lease is the name of the Lease, in kube-system.
+const Lease = "polymesh"
+
+// Options of the election.
+type Options struct {
+	// Identity is this server's: unique in the cluster, also against an earlier process of the same server.
+	Identity string
+	// Kubeconfig may get, create and update the Lease. It is read by Start.
+	Kubeconfig string
+	// Duration is how long a server that no longer renews the Lease is still the leader to the others. It gives up itself
+	// after two thirds of it. 0 is 15 s, as for Kubernetes' own components.
+	Duration time.Duration
+	Log      *slog.Logger
+}
+
+const defaultDuration = 15 * time.Second
+
+// Leader is the component "leader".
+type Leader struct {
+	opts   Options
+	log    *slog.Logger
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu     sync.Mutex
+	seen   bool            // a leader was seen since the start
+	term   context.Context // this server's current term; nil where it does not lead
+	gained chan struct{}   // closed when the next term begins
+}
+
+var (
+	_ component.Component  = (*Leader)(nil)
+	_ component.Leadership = (*Leader)(nil)
+)
+
+// New returns the component, not yet started.
+func New(o Options) *Leader {
+	if o.Duration == 0 {
+		o.Duration = defaultDuration
+	}
+	l := &Leader{opts: o, gained: make(chan struct{})}
+	l.log = o.Log.With("component", l.Name())
+	return l
+}
+
+// Name implements component.Component.
+func (*Leader) Name() string { return "leader" }
+
+// Init implements component.Component.
+func (*Leader) Init(context.Context) error { return nil }
+
+// Start takes part in the election in the background.
+func (l *Leader) Start(ctx context.Context) error {
+	rest, err := clientcmd.BuildConfigFromFlags("", l.opts.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("read kubeconfig %s: %w", l.opts.Kubeconfig, err)
+	}
+	client, err := kubernetes.NewForConfig(rest)
+	if err != nil {
+		return fmt.Errorf("make an API client from %s: %w", l.opts.Kubeconfig, err)
+	}
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta: metav1.ObjectMeta{Name: Lease, Namespace: metav1.NamespaceSystem}, Client: client.CoordinationV1(),
+			LockConfig: resourcelock.ResourceLockConfig{Identity: l.opts.Identity},
+		},
+		LeaseDuration: l.opts.Duration, RenewDeadline: l.opts.Duration * 2 / 3, RetryPeriod: l.opts.Duration * 2 / 15,
+		// Another server takes over at once when this one stops.
+		ReleaseOnCancel: true,
+		Name:            Lease,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: l.begin,
+			OnStoppedLeading: func() {},
+			OnNewLeader: func(identity string) {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.seen = true
+				l.log.Info("the cluster has a leader", "leader", identity)
+			},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("take part in the election: %w", err)
+	}
+	ctx, l.cancel = component.Running(ctx)
+	l.done = make(chan struct{})
+	go func() {
+		defer close(l.done)
+		// Run returns when this server has lost the Lease: it stands for election again.
+		for ctx.Err() == nil {
+			elector.Run(ctx)
+		}
+	}()
+	return nil
+}
+
+// begin notes a term: ctx ends with it.
+func (l *Leader) begin(ctx context.Context) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.term = ctx
+	close(l.gained)
+	l.gained = make(chan struct{})
+}
+
+// Watch implements component.Leadership.
+func (l *Leader) Watch(ctx context.Context, term func(context.Context)) {
+	for {
+		l.mu.Lock()
+		current, gained := l.term, l.gained
+		l.mu.Unlock()
+		if current != nil && current.Err() == nil {
+			both, cancel := context.WithCancel(ctx)
+			stop := context.AfterFunc(current, cancel)
+			term(both)
+			stop()
+			cancel()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-gained:
+		}
+	}
+}
+
+// Ready is nil when the cluster has a leader, whichever it is.
+func (l *Leader) Ready(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.seen {
+		return errors.New("no leader is elected yet")
+	}
+	return nil
+}
+
+// Stop gives the Lease up.
+func (l *Leader) Stop(ctx context.Context) error {
+	if l.cancel == nil {
+		return nil
+	}
+	l.cancel()
+	select {
+	case <-l.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("still giving up the Lease: %w", ctx.Err())
+	}
+}

@@ -1,0 +1,213 @@
+// Package noderole gives a server's node its roles, and looks for objects that a node has left behind.
+//
+// It owns the labels node-role.kubernetes.io/control-plane and /master of the server's node: NodeRestriction keeps these from
+// the kubelet itself. pkg/server adds it to a server.
+package noderole
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/component"
+)
+
+// fieldManager is who this package is to the API server.
+const fieldManager = "polymesh-node"
+
+// recheck is how often labels that could not be written, and nodes that no longer report, are looked at.
+const recheck = 30 * time.Second
+
+// Roles are the labels of a server's node. master is what K3s sets too, for older workloads.
+func Roles() []string {
+	return []string{"node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"}
+}
+
+// Options say which node.
+type Options struct {
+	// Node is the name of the server's node.
+	Node string
+	// Kubeconfig may list, watch and patch nodes. It is read by Start.
+	Kubeconfig string
+	Log        *slog.Logger
+}
+
+// Component is "node-role".
+type Component struct {
+	opts   Options
+	log    *slog.Logger
+	client kubernetes.Interface
+	nodes  corelisters.NodeLister
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	state  atomic.Pointer[error]
+	former atomic.Pointer[string] // the name of a node that this machine was before; nil or empty for none
+}
+
+var _ component.Component = (*Component)(nil)
+
+// New returns the component, not yet started.
+func New(o Options) *Component {
+	c := &Component{opts: o}
+	c.log = o.Log.With("component", c.Name())
+	c.set(errors.New("the node has not registered yet"))
+	return c
+}
+
+// Name implements component.Component.
+func (*Component) Name() string { return "node-role" }
+
+// Init implements component.Component.
+func (*Component) Init(context.Context) error { return nil }
+
+// Start watches the nodes in the background.
+func (c *Component) Start(ctx context.Context) error {
+	rest, err := clientcmd.BuildConfigFromFlags("", c.opts.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("read kubeconfig %s: %w", c.opts.Kubeconfig, err)
+	}
+	if c.client, err = kubernetes.NewForConfig(rest); err != nil {
+		return fmt.Errorf("make an API client from %s: %w", c.opts.Kubeconfig, err)
+	}
+	factory := informers.NewSharedInformerFactory(c.client, 0)
+	nodes := factory.Core().V1().Nodes()
+	c.nodes = nodes.Lister()
+	changed := make(chan struct{}, 1)
+	notify := func(any) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	if _, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: notify, UpdateFunc: func(_, o any) { notify(o) }, DeleteFunc: notify,
+	}); err != nil {
+		return fmt.Errorf("watch nodes: %w", err)
+	}
+	ctx, c.cancel = component.Running(ctx)
+	c.done = make(chan struct{})
+	factory.StartWithContext(ctx)
+	go func() {
+		defer close(c.done)
+		defer factory.Shutdown()
+		ticker := time.NewTicker(recheck)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			case <-ticker.C:
+			}
+			err := c.sync(ctx)
+			if err != nil && ctx.Err() == nil {
+				c.log.Debug("the node has not got its roles", "err", err)
+			}
+			c.set(err)
+		}
+	}()
+	return nil
+}
+
+func (c *Component) set(err error) { c.state.Store(&err) }
+
+// sync labels the node, if it is there, and looks for the one that it was before.
+func (c *Component) sync(ctx context.Context) error {
+	node, err := c.nodes.Get(c.opts.Node)
+	if apierrors.IsNotFound(err) {
+		return errors.New("the node has not registered yet")
+	}
+	if err != nil {
+		return err
+	}
+	all, err := c.nodes.List(labels.Everything())
+	if err != nil {
+		return err
+	}
+	name := formerNode(node, all)
+	if old := c.former.Swap(&name); name != "" && (old == nil || *old != name) {
+		c.log.Warn("this machine was a node of another name before, whose object and pods are still there", "node", name, "remove", "polymesh kubectl delete node "+name)
+	}
+	return c.label(ctx, node)
+}
+
+// label sets the labels that the node has not. One that a user has set to another value stays.
+func (c *Component) label(ctx context.Context, node *corev1.Node) error {
+	missing := map[string]string{}
+	for _, role := range Roles() {
+		if _, has := node.Labels[role]; !has {
+			missing[role] = "true"
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": missing}})
+	if err != nil {
+		return err
+	}
+	_, err = c.client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil {
+		return fmt.Errorf("label node %s: %w", node.Name, err)
+	}
+	return nil
+}
+
+// formerNode finds the node that is the same machine under another name: the same system, no longer reporting
+// (k3s-io/k3s#6335).
+func formerNode(own *corev1.Node, all []*corev1.Node) string {
+	for _, other := range all {
+		a, b := own.Status.NodeInfo, other.Status.NodeInfo
+		same := a.MachineID != "" && a.MachineID == b.MachineID || a.SystemUUID != "" && a.SystemUUID == b.SystemUUID
+		if other.Name == own.Name || !same {
+			continue
+		}
+		for _, c := range other.Status.Conditions {
+			if c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown {
+				return other.Name
+			}
+		}
+	}
+	return ""
+}
+
+// Ready is nil when the node has its roles.
+func (c *Component) Ready(context.Context) error { return *c.state.Load() }
+
+// Note implements component.Noted.
+func (c *Component) Note(context.Context) string {
+	if name := c.former.Load(); name != nil && *name != "" {
+		return fmt.Sprintf("node %s was this machine under its former name: `polymesh kubectl delete node %s` removes it with its pods", *name, *name)
+	}
+	return ""
+}
+
+// Stop ends the watch. Labels stay.
+func (c *Component) Stop(ctx context.Context) error {
+	if c.cancel == nil {
+		return nil
+	}
+	c.cancel()
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("still at work: %w", ctx.Err())
+	}
+}
