@@ -17,7 +17,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/k3s-io/kine/pkg/endpoint"
+	"github.com/k3s-io/kine/pkg/drivers"
+	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	_ "github.com/mattn/go-sqlite3" // the driver, also kine's
 	"github.com/sirupsen/logrus"
 
@@ -87,20 +88,15 @@ func (d *Datastore) dsn() string {
 	return d.file() + "?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate&_sync=" + strings.ToUpper(string(d.opts.Sync))
 }
 
-func (d *Datastore) endpoint() endpoint.Config {
-	return endpoint.Config{
-		GRPCServer:            d.server(),
-		WaitGroup:             &d.wait,
-		Listener:              d.Endpoint(),
-		Endpoint:              "sqlite://" + d.dsn(),
-		NotifyInterval:        5 * time.Second,
-		EmulatedETCDVersion:   "3.6.8",
-		CompactInterval:       d.compactInterval,
-		CompactIntervalJitter: 0,
-		CompactTimeout:        5 * time.Second,
-		CompactMinRetain:      compactMinRetain,
-		CompactBatchSize:      1000,
-		PollBatchSize:         500,
+// driver is the configuration of kine's driver. What is not said elsewhere is kine's own default (pkg/app/app.go).
+func (d *Datastore) driver() *drivers.Config {
+	return &drivers.Config{
+		DataSourceName:   d.dsn(),
+		CompactInterval:  d.compactInterval,
+		CompactTimeout:   5 * time.Second,
+		CompactMinRetain: compactMinRetain,
+		CompactBatchSize: 1000,
+		PollBatchSize:    500,
 	}
 }
 
@@ -119,7 +115,7 @@ func (d *Datastore) Start(ctx context.Context) error {
 		// kine tries for five minutes to open a database that is damaged.
 		err := d.readable(live)
 		if err == nil {
-			_, err = endpoint.Listen(live, d.endpoint())
+			err = d.listen(live)
 		}
 		opened <- err
 	}()
@@ -136,6 +132,48 @@ func (d *Datastore) Start(ctx context.Context) error {
 		}
 		return fmt.Errorf("open the database in %s: %w", d.opts.Dir, err)
 	}
+	return nil
+}
+
+// listen opens the database and serves it on the socket until ctx ends. It does what kine's endpoint.Listen does, which
+// would link every driver that kine has, with NATS, PostgreSQL and S3.
+func (d *Datastore) listen(ctx context.Context) (err error) {
+	// The database outlives ctx: it is closed after the last request.
+	open, closeDatabase := context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			closeDatabase()
+		}
+	}()
+	// This gives the pages that compactions have freed back to the disk, too: kine runs VACUUM at each start.
+	_, backend, err := sqlite.New(open, &d.wait, d.driver())
+	if err != nil {
+		return err
+	}
+	if err := backend.Start(open); err != nil {
+		return err
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", d.opts.Socket)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(d.opts.Socket, 0o600); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	serving := d.server(backend)
+	d.wait.Go(func() {
+		if err := serving.Serve(listener); err != nil {
+			logrus.Errorf("serve %s: %v", d.opts.Socket, err)
+		}
+	})
+	d.wait.Go(func() {
+		<-ctx.Done()
+		// Watches do not end by themselves.
+		timer := time.AfterFunc(stopTimeout, serving.Stop)
+		defer timer.Stop()
+		serving.GracefulStop()
+		closeDatabase()
+	})
 	return nil
 }
 

@@ -75,11 +75,7 @@ func TestSynchronous(t *testing.T) {
 		t.Run(string(sync), func(t *testing.T) {
 			d := newDatastore(t, sync)
 			start(t, d)
-			name, ours := strings.CutPrefix(d.endpoint().Endpoint, "sqlite://")
-			if !ours {
-				t.Fatalf("kine gets %q", d.endpoint().Endpoint)
-			}
-			db, err := sql.Open("sqlite3", name)
+			db, err := sql.Open("sqlite3", d.driver().DataSourceName)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -110,6 +106,9 @@ func TestDatabaseIsPrivate(t *testing.T) {
 	}
 	client := start(t, d)
 	put(t, client, "/registry/secrets/a/b", "x", 0)
+	if socket, err := os.Stat(d.opts.Socket); err != nil || socket.Mode().Perm() != 0o600 {
+		t.Errorf("the socket is %v, %v", socket, err)
+	}
 	files, err := os.ReadDir(d.opts.Dir)
 	if err != nil {
 		t.Fatal(err)
@@ -200,6 +199,119 @@ func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
 	var newest int64
 	if err := db.QueryRowContext(ctx, "SELECT MAX(id) FROM kine").Scan(&newest); err != nil || newest < deleted {
 		t.Errorf("after compaction the newest revision is %d (%v), want at least %d", newest, err, deleted)
+	}
+}
+
+// The database of an older release is read and goes on: its values, its revisions, what it has compacted, its leases.
+func TestDatabaseOfAnOlderKine(t *testing.T) {
+	d := newDatastore(t, config.SyncFull)
+	if err := d.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	older, err := os.ReadFile(filepath.Join("testdata", "kine-0.14.12.sql"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite3", d.dsn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), string(older)); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	client := start(t, d)
+	const changed = "/registry/configmaps/default/changed"
+	all, err := client.Get(t.Context(), "/registry/", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := ""
+	for _, kv := range all.Kvs {
+		have += fmt.Sprintf("%s=%s created %d changed %d lease %d\n", kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Lease)
+	}
+	const want = changed + `=19 created 4 changed 23 lease 0
+/registry/configmaps/default/kept=kept created 3 changed 3 lease 0
+/registry/events/default/leased=x created 26 changed 26 lease 3600
+/registry/health={"health":"true"} created 2 changed 2 lease 0
+`
+	if have != want || all.Header.Revision != 26 {
+		t.Errorf("at revision %d, want 26:\n%s\nwant:\n%s", all.Header.Revision, have, want)
+	}
+	if got, err := client.Get(t.Context(), changed, clientv3.WithRev(20)); err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "16" {
+		t.Errorf("at revision 20 it was %v, %v", got, err)
+	}
+	if _, err := client.Get(t.Context(), changed, clientv3.WithRev(10)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("a compacted revision is answered with %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	events := client.Watch(ctx, "/registry/configmaps/", clientv3.WithPrefix(), clientv3.WithRev(24))
+	if revision := put(t, client, changed, "20", 23); revision != 27 {
+		t.Errorf("the next write is revision %d, want 27", revision)
+	}
+	seen := ""
+	for !strings.Contains(seen, "@27") && ctx.Err() == nil {
+		for _, e := range (<-events).Events {
+			seen += fmt.Sprintf("%s %s@%d ", e.Type, filepath.Base(string(e.Kv.Key)), e.Kv.ModRevision)
+		}
+	}
+	if want := "PUT deleted@24 DELETE deleted@25 PUT changed@27 "; seen != want {
+		t.Errorf("a watch from revision 24 saw %q, want %q", seen, want)
+	}
+}
+
+// What compactions have freed is given back to the disk at the next start.
+func TestTheDatabaseShrinks(t *testing.T) {
+	d := newDatastore(t, config.SyncNormal)
+	d.compactInterval = 50 * time.Millisecond
+	client := start(t, d)
+	const key = "/registry/configmaps/default/large"
+	first := put(t, client, key, "", 0)
+	revision := first
+	for range 20 + compactMinRetain {
+		revision = put(t, client, key, strings.Repeat("x", 100<<10), revision)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		_, err := client.Get(ctx, key, clientv3.WithRev(revision-compactMinRetain-1))
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	free := func() (pages int) {
+		t.Helper()
+		db, err := sql.Open("sqlite3", d.dsn())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if err := db.QueryRowContext(ctx, "PRAGMA freelist_count").Scan(&pages); err != nil {
+			t.Fatal(err)
+		}
+		return pages
+	}
+	if pages := free(); pages < 100 {
+		t.Fatalf("compaction has freed %d pages, want hundreds", pages)
+	}
+	if err := d.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	again := New(d.opts)
+	client = start(t, again)
+	if pages := free(); pages != 0 {
+		t.Errorf("after a start %d pages are free, want none", pages)
+	}
+	got, err := client.Get(ctx, key)
+	if err != nil || len(got.Kvs) != 1 || got.Kvs[0].ModRevision != revision {
+		t.Errorf("the value is %v, %v", got, err)
 	}
 }
 

@@ -3,11 +3,12 @@ package datastore
 import (
 	"context"
 	"strings"
-	"sync"
 	"time"
 
+	kine "github.com/k3s-io/kine/pkg/server"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	etcd "go.etcd.io/etcd/api/v3/version"
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,18 +22,26 @@ const (
 	mostSent        = 1<<31 - 1
 )
 
-// server is kine's own, except that a write that failed is an error, and that what kine does side by side but must not comes one
-// after the other.
-func (d *Datastore) server() *grpc.Server {
-	return grpc.NewServer(
+// notifyInterval is how often a watch is told the newest revision; kine's own default, with which the API server's watch caches
+// keep up.
+const notifyInterval = 5 * time.Second
+
+// stopTimeout is how long requests may take to end; kine's own.
+const stopTimeout = 2 * time.Second
+
+// server is kine's own, except that a write that failed is an error, and that one write comes after the other.
+func (d *Datastore) server(backend kine.Backend) *grpc.Server {
+	server := grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: embed.DefaultGRPCKeepAliveMinTime}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: embed.DefaultGRPCKeepAliveInterval, Timeout: embed.DefaultGRPCKeepAliveTimeout}),
 		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(int(embed.DefaultMaxRequestBytes)+requestOverhead),
 		grpc.MaxSendMsgSize(mostSent),
 		grpc.ChainUnaryInterceptor(d.failedWrites, oneWriteAtATime()),
-		grpc.StreamInterceptor(oneMessageAtATime),
 	)
+	// To the API server it is the etcd whose client is linked here.
+	kine.New(backend, "unix", notifyInterval, etcd.Version).Register(server)
+	return server
 }
 
 // oneWriteAtATime keeps revisions from going back. kine notes the newest revision after the commit (Append in its
@@ -55,26 +64,6 @@ func oneWriteAtATime() grpc.UnaryServerInterceptor {
 		defer func() { <-turn }()
 		return handle(ctx, request)
 	}
-}
-
-// oneMessageAtATime is for kine's watches. All that a client has share a stream, and kine sends on it from a goroutine for each
-// watch, which gRPC forbids: of several that wait for the stream's quota, after large events, only one is woken up, and the
-// others' watches stand still.
-func oneMessageAtATime(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	return handle(server, &serialStream{ServerStream: stream})
-}
-
-// serialStream may be sent on from several goroutines.
-type serialStream struct {
-	grpc.ServerStream
-	sending sync.Mutex
-}
-
-// SendMsg implements grpc.ServerStream.
-func (s *serialStream) SendMsg(m any) error {
-	s.sending.Lock()
-	defer s.sending.Unlock()
-	return s.ServerStream.SendMsg(m)
 }
 
 // failedWrites answers with an error where kine takes a failed write for a conflict ("we assume it's a UNIQUE constraint error"
