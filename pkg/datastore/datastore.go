@@ -39,16 +39,15 @@ type Options struct {
 
 // Datastore is the component "datastore".
 type Datastore struct {
-	opts            Options
-	compactInterval time.Duration
-	disk            disk
-	cancel          context.CancelFunc
-	wait            sync.WaitGroup
+	opts   Options
+	disk   disk
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
 }
 
 // New returns a datastore that is not open yet.
 func New(o Options) *Datastore {
-	return &Datastore{opts: o, compactInterval: compactInterval, disk: disk{dir: o.Dir}}
+	return &Datastore{opts: o, disk: disk{dir: o.Dir}}
 }
 
 // Endpoint is the value for the API server's --etcd-servers.
@@ -72,12 +71,8 @@ func (d *Datastore) Version() string {
 // Init does nothing: the database is opened by Start.
 func (d *Datastore) Init(context.Context) error { return nil }
 
-// compactInterval is how often kine forgets old revisions: one lives for one to two intervals, 5 to 10 minutes, as where
-// the API server compacts etcd (k8s.io/apiserver/pkg/storage/etcd3/compact.go). A continue token of that age expires.
-const compactInterval = 5 * time.Minute
-
-// compactMinRetain is how many revisions stay, however old they are. kine's own 1000 are 40 minutes on a quiet node. It is
-// not 0, because kine takes the newest row for the newest revision, and that row may be a deletion.
+// compactMinRetain is how many revisions a compaction leaves, however old they are. kine's own 1000 are 40 minutes on a quiet
+// node. It is not 0, because kine takes the newest row for the newest revision, and that row may be a deletion.
 const compactMinRetain = 10
 
 func (d *Datastore) file() string { return filepath.Join(d.opts.Dir, "state.db") }
@@ -88,11 +83,12 @@ func (d *Datastore) dsn() string {
 	return d.file() + "?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate&_sync=" + strings.ToUpper(string(d.opts.Sync))
 }
 
-// driver is the configuration of kine's driver. What is not said elsewhere is kine's own default (pkg/app/app.go).
+// driver is the configuration of kine's driver. What is not said elsewhere is kine's own default (pkg/app/app.go). There is no
+// CompactInterval: the API server compacts, as it does etcd, every 5 minutes to the revision of 5 minutes before
+// (k8s.io/apiserver/pkg/storage/etcd3/compact.go). A continue token of 5 to 10 minutes expires.
 func (d *Datastore) driver() *drivers.Config {
 	return &drivers.Config{
 		DataSourceName:   d.dsn(),
-		CompactInterval:  d.compactInterval,
 		CompactTimeout:   5 * time.Second,
 		CompactMinRetain: compactMinRetain,
 		CompactBatchSize: 1000,
@@ -108,6 +104,7 @@ func (d *Datastore) Start(ctx context.Context) error {
 	// kine says each compaction and slow query in its own format; only what goes wrong is worth a line.
 	logrus.SetLevel(logrus.WarnLevel)
 	logrus.AddHook(withoutValues{})
+	logrus.AddHook(withoutExit{})
 	live, cancel := component.Running(ctx)
 	d.cancel = cancel
 	opened := make(chan error, 1)

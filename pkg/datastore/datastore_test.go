@@ -127,12 +127,20 @@ func TestDatabaseIsPrivate(t *testing.T) {
 	}
 }
 
-// An old revision is forgotten when its time has come, not when 1000 newer ones are there: a quiet node makes so few that
+// compact compacts as the API server does.
+func compact(t *testing.T, client *clientv3.Client, revision int64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := client.Compact(ctx, revision); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An old revision is forgotten when the API server says so, not when 1000 newer ones are there: a quiet node makes so few that
 // continue tokens would live for 40 minutes.
 func TestCompactionOfAQuietDatastore(t *testing.T) {
-	d := newDatastore(t, config.SyncFull)
-	d.compactInterval = 100 * time.Millisecond
-	client := start(t, d)
+	client := start(t, newDatastore(t, config.SyncFull))
 	const key = "/registry/leases/a"
 	revision, first := int64(0), int64(0)
 	for i := range 3 * compactMinRetain {
@@ -141,20 +149,22 @@ func TestCompactionOfAQuietDatastore(t *testing.T) {
 			first = revision
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for {
-		// A page of a list, as a continue token asks for it.
-		_, err := client.Get(ctx, "/registry/leases/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithLimit(1))
-		if errors.Is(err, rpctypes.ErrCompacted) {
-			break
-		}
-		if err != nil {
-			t.Fatalf("revision %d is still there: %v", first, err)
-		}
-		time.Sleep(20 * time.Millisecond)
+	// A page of a list, as a continue token asks for it.
+	page := func(revision int64) error {
+		_, err := client.Get(t.Context(), "/registry/leases/", clientv3.WithPrefix(), clientv3.WithRev(revision), clientv3.WithLimit(1))
+		return err
 	}
-	resp, err := client.Get(ctx, key)
+	if err := page(first); err != nil {
+		t.Errorf("before the compaction: %v", err)
+	}
+	compact(t, client, first+10)
+	if err := page(first); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("a compacted revision is answered with %v", err)
+	}
+	if err := page(first + 10); err != nil {
+		t.Errorf("the revision that was compacted to: %v", err)
+	}
+	resp, err := client.Get(t.Context(), key)
 	if err != nil || len(resp.Kvs) != 1 || resp.Kvs[0].ModRevision != revision {
 		t.Errorf("the newest value is %v (%v), want revision %d", resp, err, revision)
 	}
@@ -163,16 +173,13 @@ func TestCompactionOfAQuietDatastore(t *testing.T) {
 // The newest row is the datastore's revision. When it is a deletion, no compaction may take it: the revision would go back.
 func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
-	d.compactInterval = 50 * time.Millisecond
 	client := start(t, d)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
 	first := put(t, client, "/registry/configmaps/a", "x", 0)
 	revision := first
 	for i := range 3 * compactMinRetain {
 		revision = put(t, client, "/registry/configmaps/a", fmt.Sprint(i), revision)
 	}
-	resp, err := client.Txn(ctx).
+	resp, err := client.Txn(t.Context()).
 		If(clientv3.Compare(clientv3.ModRevision("/registry/configmaps/a"), "=", revision)).
 		Then(clientv3.OpDelete("/registry/configmaps/a")).
 		Else(clientv3.OpGet("/registry/configmaps/a")).Commit()
@@ -180,15 +187,9 @@ func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
 		t.Fatalf("delete: %v", err)
 	}
 	deleted := resp.Header.Revision
-	for {
-		_, err := client.Get(ctx, "/registry/configmaps/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithLimit(1))
-		if errors.Is(err, rpctypes.ErrCompacted) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(20 * time.Millisecond)
+	compact(t, client, deleted)
+	if _, err := client.Get(t.Context(), "/registry/configmaps/", clientv3.WithPrefix(), clientv3.WithRev(first)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("a compacted revision is answered with %v", err)
 	}
 	db, err := sql.Open("sqlite3", d.dsn())
 	if err != nil {
@@ -197,9 +198,42 @@ func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
 	defer db.Close()
 	// What a restart takes for the current revision (kine's generic driver: MAX(id)).
 	var newest int64
-	if err := db.QueryRowContext(ctx, "SELECT MAX(id) FROM kine").Scan(&newest); err != nil || newest < deleted {
+	if err := db.QueryRowContext(t.Context(), "SELECT MAX(id) FROM kine").Scan(&newest); err != nil || newest < deleted {
 		t.Errorf("after compaction the newest revision is %d (%v), want at least %d", newest, err, deleted)
 	}
+}
+
+// A compaction that a full disk does not take is an error of the request and not the end of the process, and the next one goes on.
+func TestCompactionOnAFullDisk(t *testing.T) {
+	d := newDatastore(t, config.SyncFull)
+	d.opts.Dir = filepath.Join(smallDisk(t, 32), "db")
+	d.disk.dir = d.opts.Dir
+	client := start(t, d)
+	const key = "/registry/configmaps/default/large"
+	first := put(t, client, key, "x", 0)
+	revision := first
+	for range 2 * compactMinRetain {
+		revision = put(t, client, key, strings.Repeat("x", 60000), revision)
+	}
+	ballast := filepath.Join(filepath.Dir(d.opts.Dir), "ballast")
+	fill(t, ballast, 64<<20)
+	var err error
+	for i := 0; err == nil && i < 1000; i++ {
+		key := fmt.Sprintf("/registry/configmaps/default/%d", i)
+		_, err = client.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).
+			Then(clientv3.OpPut(key, "x")).Else(clientv3.OpGet(key)).Commit()
+	}
+	if _, err := client.Compact(t.Context(), revision); !errors.Is(err, rpctypes.ErrNoSpace) {
+		t.Errorf("a compaction on a full disk is answered with %v", err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	compact(t, client, revision)
+	if _, err := client.Get(t.Context(), key, clientv3.WithRev(first)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("a compacted revision is answered with %v", err)
+	}
+	put(t, client, key, "y", revision)
 }
 
 // The database of an older release is read and goes on: its values, its revisions, what it has compacted, its leases.
@@ -266,26 +300,14 @@ func TestDatabaseOfAnOlderKine(t *testing.T) {
 // What compactions have freed is given back to the disk at the next start.
 func TestTheDatabaseShrinks(t *testing.T) {
 	d := newDatastore(t, config.SyncNormal)
-	d.compactInterval = 50 * time.Millisecond
 	client := start(t, d)
 	const key = "/registry/configmaps/default/large"
-	first := put(t, client, key, "", 0)
-	revision := first
+	revision := put(t, client, key, "", 0)
 	for range 20 + compactMinRetain {
 		revision = put(t, client, key, strings.Repeat("x", 100<<10), revision)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for {
-		_, err := client.Get(ctx, key, clientv3.WithRev(revision-compactMinRetain-1))
-		if errors.Is(err, rpctypes.ErrCompacted) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	put(t, client, "/registry/configmaps/default/small", "", 0)
+	compact(t, client, revision)
 	free := func() (pages int) {
 		t.Helper()
 		db, err := sql.Open("sqlite3", d.dsn())
@@ -293,7 +315,7 @@ func TestTheDatabaseShrinks(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		if err := db.QueryRowContext(ctx, "PRAGMA freelist_count").Scan(&pages); err != nil {
+		if err := db.QueryRowContext(t.Context(), "PRAGMA freelist_count").Scan(&pages); err != nil {
 			t.Fatal(err)
 		}
 		return pages
@@ -301,7 +323,7 @@ func TestTheDatabaseShrinks(t *testing.T) {
 	if pages := free(); pages < 100 {
 		t.Fatalf("compaction has freed %d pages, want hundreds", pages)
 	}
-	if err := d.Stop(ctx); err != nil {
+	if err := d.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	again := New(d.opts)
@@ -309,7 +331,7 @@ func TestTheDatabaseShrinks(t *testing.T) {
 	if pages := free(); pages != 0 {
 		t.Errorf("after a start %d pages are free, want none", pages)
 	}
-	got, err := client.Get(ctx, key)
+	got, err := client.Get(t.Context(), key)
 	if err != nil || len(got.Kvs) != 1 || got.Kvs[0].ModRevision != revision {
 		t.Errorf("the value is %v, %v", got, err)
 	}

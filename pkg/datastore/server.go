@@ -6,6 +6,7 @@ import (
 	"time"
 
 	kine "github.com/k3s-io/kine/pkg/server"
+	"github.com/sirupsen/logrus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	etcd "go.etcd.io/etcd/api/v3/version"
@@ -29,7 +30,7 @@ const notifyInterval = 5 * time.Second
 // stopTimeout is how long requests may take to end; kine's own.
 const stopTimeout = 2 * time.Second
 
-// server is kine's own, except that a write that failed is an error, and that one write comes after the other.
+// server is kine's own, except that a write or a compaction that failed is an error, and that one write comes after the other.
 func (d *Datastore) server(backend kine.Backend) *grpc.Server {
 	server := grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: embed.DefaultGRPCKeepAliveMinTime}),
@@ -37,7 +38,7 @@ func (d *Datastore) server(backend kine.Backend) *grpc.Server {
 		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(int(embed.DefaultMaxRequestBytes)+requestOverhead),
 		grpc.MaxSendMsgSize(mostSent),
-		grpc.ChainUnaryInterceptor(d.failedWrites, oneWriteAtATime()),
+		grpc.ChainUnaryInterceptor(d.failedWrites, oneWriteAtATime(), failedCompactions),
 	)
 	// To the API server it is the etcd whose client is linked here.
 	kine.New(backend, "unix", notifyInterval, etcd.Version).Register(server)
@@ -102,4 +103,36 @@ func noConflict(txn *pb.TxnRequest, answer *pb.TxnResponse) bool {
 		}
 	}
 	return false
+}
+
+// withoutExit keeps a compaction that cannot be written from ending the process: kine logs it as fatal (MustCommit in its
+// pkg/drivers/generic/tx.go), and a full disk would stop the cluster. It is thrown instead, for failedCompactions.
+type withoutExit struct{}
+
+// notCommitted is what withoutExit throws: what kine would have said last.
+type notCommitted string
+
+// Levels implements logrus.Hook.
+func (withoutExit) Levels() []logrus.Level { return []logrus.Level{logrus.FatalLevel} }
+
+// Fire implements logrus.Hook.
+func (withoutExit) Fire(e *logrus.Entry) error {
+	if strings.HasPrefix(e.Message, "Transaction commit failed") {
+		panic(notCommitted(e.Message))
+	}
+	return nil
+}
+
+// failedCompactions answers with what withoutExit throws. Only compactions commit so, and kine compacts only when it is asked to.
+func failedCompactions(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
+	defer func() {
+		switch thrown := recover().(type) {
+		case nil:
+		case notCommitted:
+			answer, err = nil, status.Error(codes.Internal, string(thrown))
+		default:
+			panic(thrown)
+		}
+	}()
+	return handle(ctx, request)
 }
