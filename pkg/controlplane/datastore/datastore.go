@@ -17,7 +17,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/k3s-io/kine/pkg/endpoint"
+	"github.com/k3s-io/kine/pkg/drivers"
+	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	_ "github.com/mattn/go-sqlite3" // the driver, also kine's
 	"github.com/sirupsen/logrus"
 
@@ -38,16 +39,15 @@ type Options struct {
 
 // Datastore is the component "datastore".
 type Datastore struct {
-	opts            Options
-	compactInterval time.Duration
-	disk            disk
-	cancel          context.CancelFunc
-	wait            sync.WaitGroup
+	opts   Options
+	disk   disk
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
 }
 
 // New returns a datastore that is not open yet.
 func New(o Options) *Datastore {
-	return &Datastore{opts: o, compactInterval: compactInterval, disk: disk{dir: o.Dir}}
+	return &Datastore{opts: o, disk: disk{dir: o.Dir}}
 }
 
 // Endpoint implements Store. Only this server reaches its SQLite, so there is no one to elect a leader among.
@@ -71,12 +71,8 @@ func (d *Datastore) Version() string {
 // Init does nothing: the database is opened by Start.
 func (d *Datastore) Init(context.Context) error { return nil }
 
-// compactInterval is how often kine forgets old revisions: one lives for one to two intervals, 5 to 10 minutes, as where
-// the API server compacts etcd (k8s.io/apiserver/pkg/storage/etcd3/compact.go). A continue token of that age expires.
-const compactInterval = 5 * time.Minute
-
-// compactMinRetain is how many revisions stay, however old they are. kine's own 1000 are 40 minutes on a quiet node. It is
-// not 0, because kine takes the newest row for the newest revision, and that row may be a deletion.
+// compactMinRetain is how many revisions a compaction leaves, however old they are. kine's own 1000 are 40 minutes on a quiet
+// node. It is not 0, because kine takes the newest row for the newest revision, and that row may be a deletion.
 const compactMinRetain = 10
 
 func (d *Datastore) file() string { return filepath.Join(d.opts.Dir, "state.db") }
@@ -87,20 +83,16 @@ func (d *Datastore) dsn() string {
 	return d.file() + "?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate&_sync=" + strings.ToUpper(string(d.opts.Sync))
 }
 
-func (d *Datastore) endpoint() endpoint.Config {
-	return endpoint.Config{
-		GRPCServer:            d.server(),
-		WaitGroup:             &d.wait,
-		Listener:              d.Endpoint().Servers,
-		Endpoint:              "sqlite://" + d.dsn(),
-		NotifyInterval:        5 * time.Second,
-		EmulatedETCDVersion:   "3.6.8",
-		CompactInterval:       d.compactInterval,
-		CompactIntervalJitter: 0,
-		CompactTimeout:        5 * time.Second,
-		CompactMinRetain:      compactMinRetain,
-		CompactBatchSize:      1000,
-		PollBatchSize:         500,
+// driver is the configuration of kine's driver. What is not said elsewhere is kine's own default (pkg/app/app.go). There is no
+// CompactInterval: the API server compacts, as it does etcd, every 5 minutes to the revision of 5 minutes before
+// (k8s.io/apiserver/pkg/storage/etcd3/compact.go). A continue token of 5 to 10 minutes expires.
+func (d *Datastore) driver() *drivers.Config {
+	return &drivers.Config{
+		DataSourceName:   d.dsn(),
+		CompactTimeout:   5 * time.Second,
+		CompactMinRetain: compactMinRetain,
+		CompactBatchSize: 1000,
+		PollBatchSize:    500,
 	}
 }
 
@@ -112,6 +104,7 @@ func (d *Datastore) Start(ctx context.Context) error {
 	// kine says each compaction and slow query in its own format; only what goes wrong is worth a line.
 	logrus.SetLevel(logrus.WarnLevel)
 	logrus.AddHook(withoutValues{})
+	logrus.AddHook(withoutExit{})
 	live, cancel := component.Running(ctx)
 	d.cancel = cancel
 	opened := make(chan error, 1)
@@ -119,7 +112,7 @@ func (d *Datastore) Start(ctx context.Context) error {
 		// kine tries for five minutes to open a database that is damaged.
 		err := d.readable(live)
 		if err == nil {
-			_, err = endpoint.Listen(live, d.endpoint())
+			err = d.listen(live)
 		}
 		opened <- err
 	}()
@@ -136,6 +129,48 @@ func (d *Datastore) Start(ctx context.Context) error {
 		}
 		return fmt.Errorf("open the database in %s: %w", d.opts.Dir, err)
 	}
+	return nil
+}
+
+// listen opens the database and serves it on the socket until ctx ends. It does what kine's endpoint.Listen does, which
+// would link every driver that kine has, with NATS, PostgreSQL and S3.
+func (d *Datastore) listen(ctx context.Context) (err error) {
+	// The database outlives ctx: it is closed after the last request.
+	open, closeDatabase := context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			closeDatabase()
+		}
+	}()
+	// This gives the pages that compactions have freed back to the disk, too: kine runs VACUUM at each start.
+	_, backend, err := sqlite.New(open, &d.wait, d.driver())
+	if err != nil {
+		return err
+	}
+	if err := backend.Start(open); err != nil {
+		return err
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", d.opts.Socket)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(d.opts.Socket, 0o600); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	serving := d.server(backend)
+	d.wait.Go(func() {
+		if err := serving.Serve(listener); err != nil {
+			logrus.Errorf("serve %s: %v", d.opts.Socket, err)
+		}
+	})
+	d.wait.Go(func() {
+		<-ctx.Done()
+		// Watches do not end by themselves.
+		timer := time.AfterFunc(stopTimeout, serving.Stop)
+		defer timer.Stop()
+		serving.GracefulStop()
+		closeDatabase()
+	})
 	return nil
 }
 

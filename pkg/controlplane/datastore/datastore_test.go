@@ -75,11 +75,7 @@ func TestSynchronous(t *testing.T) {
 		t.Run(string(sync), func(t *testing.T) {
 			d := newDatastore(t, sync)
 			start(t, d)
-			name, ours := strings.CutPrefix(d.endpoint().Endpoint, "sqlite://")
-			if !ours {
-				t.Fatalf("kine gets %q", d.endpoint().Endpoint)
-			}
-			db, err := sql.Open("sqlite3", name)
+			db, err := sql.Open("sqlite3", d.driver().DataSourceName)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -110,6 +106,9 @@ func TestDatabaseIsPrivate(t *testing.T) {
 	}
 	client := start(t, d)
 	put(t, client, "/registry/secrets/a/b", "x", 0)
+	if socket, err := os.Stat(d.opts.Socket); err != nil || socket.Mode().Perm() != 0o600 {
+		t.Errorf("the socket is %v, %v", socket, err)
+	}
 	files, err := os.ReadDir(d.opts.Dir)
 	if err != nil {
 		t.Fatal(err)
@@ -128,12 +127,20 @@ func TestDatabaseIsPrivate(t *testing.T) {
 	}
 }
 
-// An old revision is forgotten when its time has come, not when 1000 newer ones are there: a quiet node makes so few that
+// compact compacts as the API server does.
+func compact(t *testing.T, client *clientv3.Client, revision int64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := client.Compact(ctx, revision); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An old revision is forgotten when the API server says so, not when 1000 newer ones are there: a quiet node makes so few that
 // continue tokens would live for 40 minutes.
 func TestCompactionOfAQuietDatastore(t *testing.T) {
-	d := newDatastore(t, config.SyncFull)
-	d.compactInterval = 100 * time.Millisecond
-	client := start(t, d)
+	client := start(t, newDatastore(t, config.SyncFull))
 	const key = "/registry/leases/a"
 	revision, first := int64(0), int64(0)
 	for i := range 3 * compactMinRetain {
@@ -142,20 +149,22 @@ func TestCompactionOfAQuietDatastore(t *testing.T) {
 			first = revision
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for {
-		// A page of a list, as a continue token asks for it.
-		_, err := client.Get(ctx, "/registry/leases/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithLimit(1))
-		if errors.Is(err, rpctypes.ErrCompacted) {
-			break
-		}
-		if err != nil {
-			t.Fatalf("revision %d is still there: %v", first, err)
-		}
-		time.Sleep(20 * time.Millisecond)
+	// A page of a list, as a continue token asks for it.
+	page := func(revision int64) error {
+		_, err := client.Get(t.Context(), "/registry/leases/", clientv3.WithPrefix(), clientv3.WithRev(revision), clientv3.WithLimit(1))
+		return err
 	}
-	resp, err := client.Get(ctx, key)
+	if err := page(first); err != nil {
+		t.Errorf("before the compaction: %v", err)
+	}
+	compact(t, client, first+10)
+	if err := page(first); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("a compacted revision is answered with %v", err)
+	}
+	if err := page(first + 10); err != nil {
+		t.Errorf("the revision that was compacted to: %v", err)
+	}
+	resp, err := client.Get(t.Context(), key)
 	if err != nil || len(resp.Kvs) != 1 || resp.Kvs[0].ModRevision != revision {
 		t.Errorf("the newest value is %v (%v), want revision %d", resp, err, revision)
 	}
@@ -164,16 +173,13 @@ func TestCompactionOfAQuietDatastore(t *testing.T) {
 // The newest row is the datastore's revision. When it is a deletion, no compaction may take it: the revision would go back.
 func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
-	d.compactInterval = 50 * time.Millisecond
 	client := start(t, d)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
 	first := put(t, client, "/registry/configmaps/a", "x", 0)
 	revision := first
 	for i := range 3 * compactMinRetain {
 		revision = put(t, client, "/registry/configmaps/a", fmt.Sprint(i), revision)
 	}
-	resp, err := client.Txn(ctx).
+	resp, err := client.Txn(t.Context()).
 		If(clientv3.Compare(clientv3.ModRevision("/registry/configmaps/a"), "=", revision)).
 		Then(clientv3.OpDelete("/registry/configmaps/a")).
 		Else(clientv3.OpGet("/registry/configmaps/a")).Commit()
@@ -181,15 +187,9 @@ func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
 		t.Fatalf("delete: %v", err)
 	}
 	deleted := resp.Header.Revision
-	for {
-		_, err := client.Get(ctx, "/registry/configmaps/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithLimit(1))
-		if errors.Is(err, rpctypes.ErrCompacted) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(20 * time.Millisecond)
+	compact(t, client, deleted)
+	if _, err := client.Get(t.Context(), "/registry/configmaps/", clientv3.WithPrefix(), clientv3.WithRev(first)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("a compacted revision is answered with %v", err)
 	}
 	db, err := sql.Open("sqlite3", d.dsn())
 	if err != nil {
@@ -198,8 +198,142 @@ func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
 	defer db.Close()
 	// What a restart takes for the current revision (kine's generic driver: MAX(id)).
 	var newest int64
-	if err := db.QueryRowContext(ctx, "SELECT MAX(id) FROM kine").Scan(&newest); err != nil || newest < deleted {
+	if err := db.QueryRowContext(t.Context(), "SELECT MAX(id) FROM kine").Scan(&newest); err != nil || newest < deleted {
 		t.Errorf("after compaction the newest revision is %d (%v), want at least %d", newest, err, deleted)
+	}
+}
+
+// A compaction that a full disk does not take is an error of the request and not the end of the process, and the next one goes on.
+func TestCompactionOnAFullDisk(t *testing.T) {
+	d := newDatastore(t, config.SyncFull)
+	d.opts.Dir = filepath.Join(smallDisk(t, 32), "db")
+	d.disk.dir = d.opts.Dir
+	client := start(t, d)
+	const key = "/registry/configmaps/default/large"
+	first := put(t, client, key, "x", 0)
+	revision := first
+	for range 2 * compactMinRetain {
+		revision = put(t, client, key, strings.Repeat("x", 60000), revision)
+	}
+	ballast := filepath.Join(filepath.Dir(d.opts.Dir), "ballast")
+	fill(t, ballast, 64<<20)
+	var err error
+	for i := 0; err == nil && i < 1000; i++ {
+		key := fmt.Sprintf("/registry/configmaps/default/%d", i)
+		_, err = client.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).
+			Then(clientv3.OpPut(key, "x")).Else(clientv3.OpGet(key)).Commit()
+	}
+	if _, err := client.Compact(t.Context(), revision); !errors.Is(err, rpctypes.ErrNoSpace) {
+		t.Errorf("a compaction on a full disk is answered with %v", err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	compact(t, client, revision)
+	if _, err := client.Get(t.Context(), key, clientv3.WithRev(first)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("a compacted revision is answered with %v", err)
+	}
+	put(t, client, key, "y", revision)
+}
+
+// The database of an older release is read and goes on: its values, its revisions, what it has compacted, its leases.
+func TestDatabaseOfAnOlderKine(t *testing.T) {
+	d := newDatastore(t, config.SyncFull)
+	if err := d.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	older, err := os.ReadFile(filepath.Join("testdata", "kine-0.14.12.sql"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite3", d.dsn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), string(older)); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	client := start(t, d)
+	const changed = "/registry/configmaps/default/changed"
+	all, err := client.Get(t.Context(), "/registry/", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := ""
+	for _, kv := range all.Kvs {
+		have += fmt.Sprintf("%s=%s created %d changed %d lease %d\n", kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Lease)
+	}
+	const want = changed + `=19 created 4 changed 23 lease 0
+/registry/configmaps/default/kept=kept created 3 changed 3 lease 0
+/registry/events/default/leased=x created 26 changed 26 lease 3600
+/registry/health={"health":"true"} created 2 changed 2 lease 0
+`
+	if have != want || all.Header.Revision != 26 {
+		t.Errorf("at revision %d, want 26:\n%s\nwant:\n%s", all.Header.Revision, have, want)
+	}
+	if got, err := client.Get(t.Context(), changed, clientv3.WithRev(20)); err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "16" {
+		t.Errorf("at revision 20 it was %v, %v", got, err)
+	}
+	if _, err := client.Get(t.Context(), changed, clientv3.WithRev(10)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("a compacted revision is answered with %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	events := client.Watch(ctx, "/registry/configmaps/", clientv3.WithPrefix(), clientv3.WithRev(24))
+	if revision := put(t, client, changed, "20", 23); revision != 27 {
+		t.Errorf("the next write is revision %d, want 27", revision)
+	}
+	seen := ""
+	for !strings.Contains(seen, "@27") && ctx.Err() == nil {
+		for _, e := range (<-events).Events {
+			seen += fmt.Sprintf("%s %s@%d ", e.Type, filepath.Base(string(e.Kv.Key)), e.Kv.ModRevision)
+		}
+	}
+	if want := "PUT deleted@24 DELETE deleted@25 PUT changed@27 "; seen != want {
+		t.Errorf("a watch from revision 24 saw %q, want %q", seen, want)
+	}
+}
+
+// What compactions have freed is given back to the disk at the next start.
+func TestTheDatabaseShrinks(t *testing.T) {
+	d := newDatastore(t, config.SyncNormal)
+	client := start(t, d)
+	const key = "/registry/configmaps/default/large"
+	revision := put(t, client, key, "", 0)
+	for range 20 + compactMinRetain {
+		revision = put(t, client, key, strings.Repeat("x", 100<<10), revision)
+	}
+	put(t, client, "/registry/configmaps/default/small", "", 0)
+	compact(t, client, revision)
+	free := func() (pages int) {
+		t.Helper()
+		db, err := sql.Open("sqlite3", d.dsn())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if err := db.QueryRowContext(t.Context(), "PRAGMA freelist_count").Scan(&pages); err != nil {
+			t.Fatal(err)
+		}
+		return pages
+	}
+	if pages := free(); pages < 100 {
+		t.Fatalf("compaction has freed %d pages, want hundreds", pages)
+	}
+	if err := d.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := New(d.opts)
+	client = start(t, again)
+	if pages := free(); pages != 0 {
+		t.Errorf("after a start %d pages are free, want none", pages)
+	}
+	got, err := client.Get(t.Context(), key)
+	if err != nil || len(got.Kvs) != 1 || got.Kvs[0].ModRevision != revision {
+		t.Errorf("the value is %v, %v", got, err)
 	}
 }
 

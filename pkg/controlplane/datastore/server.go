@@ -3,11 +3,13 @@ package datastore
 import (
 	"context"
 	"strings"
-	"sync"
 	"time"
 
+	kine "github.com/k3s-io/kine/pkg/server"
+	"github.com/sirupsen/logrus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	etcd "go.etcd.io/etcd/api/v3/version"
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,18 +23,26 @@ const (
 	mostSent        = 1<<31 - 1
 )
 
-// server is kine's own, except that a write that failed is an error, and that what kine does side by side but must not comes one
-// after the other.
-func (d *Datastore) server() *grpc.Server {
-	return grpc.NewServer(
+// notifyInterval is how often a watch is told the newest revision; kine's own default, with which the API server's watch caches
+// keep up.
+const notifyInterval = 5 * time.Second
+
+// stopTimeout is how long requests may take to end; kine's own.
+const stopTimeout = 2 * time.Second
+
+// server is kine's own, except that a write or a compaction that failed is an error, and that one write comes after the other.
+func (d *Datastore) server(backend kine.Backend) *grpc.Server {
+	server := grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: embed.DefaultGRPCKeepAliveMinTime}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: embed.DefaultGRPCKeepAliveInterval, Timeout: embed.DefaultGRPCKeepAliveTimeout}),
 		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(int(embed.DefaultMaxRequestBytes)+requestOverhead),
 		grpc.MaxSendMsgSize(mostSent),
-		grpc.ChainUnaryInterceptor(d.failedWrites, oneWriteAtATime()),
-		grpc.StreamInterceptor(oneMessageAtATime),
+		grpc.ChainUnaryInterceptor(d.failedWrites, oneWriteAtATime(), failedCompactions),
 	)
+	// To the API server it is the etcd whose client is linked here.
+	kine.New(backend, "unix", notifyInterval, etcd.Version).Register(server)
+	return server
 }
 
 // oneWriteAtATime keeps revisions from going back. kine notes the newest revision after the commit (Append in its
@@ -55,26 +65,6 @@ func oneWriteAtATime() grpc.UnaryServerInterceptor {
 		defer func() { <-turn }()
 		return handle(ctx, request)
 	}
-}
-
-// oneMessageAtATime is for kine's watches. All that a client has share a stream, and kine sends on it from a goroutine for each
-// watch, which gRPC forbids: of several that wait for the stream's quota, after large events, only one is woken up, and the
-// others' watches stand still.
-func oneMessageAtATime(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	return handle(server, &serialStream{ServerStream: stream})
-}
-
-// serialStream may be sent on from several goroutines.
-type serialStream struct {
-	grpc.ServerStream
-	sending sync.Mutex
-}
-
-// SendMsg implements grpc.ServerStream.
-func (s *serialStream) SendMsg(m any) error {
-	s.sending.Lock()
-	defer s.sending.Unlock()
-	return s.ServerStream.SendMsg(m)
 }
 
 // failedWrites answers with an error where kine takes a failed write for a conflict ("we assume it's a UNIQUE constraint error"
@@ -113,4 +103,36 @@ func noConflict(txn *pb.TxnRequest, answer *pb.TxnResponse) bool {
 		}
 	}
 	return false
+}
+
+// withoutExit keeps a compaction that cannot be written from ending the process: kine logs it as fatal (MustCommit in its
+// pkg/drivers/generic/tx.go), and a full disk would stop the cluster. It is thrown instead, for failedCompactions.
+type withoutExit struct{}
+
+// notCommitted is what withoutExit throws: what kine would have said last.
+type notCommitted string
+
+// Levels implements logrus.Hook.
+func (withoutExit) Levels() []logrus.Level { return []logrus.Level{logrus.FatalLevel} }
+
+// Fire implements logrus.Hook.
+func (withoutExit) Fire(e *logrus.Entry) error {
+	if strings.HasPrefix(e.Message, "Transaction commit failed") {
+		panic(notCommitted(e.Message))
+	}
+	return nil
+}
+
+// failedCompactions answers with what withoutExit throws. Only compactions commit so, and kine compacts only when it is asked to.
+func failedCompactions(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
+	defer func() {
+		switch thrown := recover().(type) {
+		case nil:
+		case notCommitted:
+			answer, err = nil, status.Error(codes.Internal, string(thrown))
+		default:
+			panic(thrown)
+		}
+	}()
+	return handle(ctx, request)
 }
