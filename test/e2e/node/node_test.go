@@ -19,8 +19,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // What this program is started as once more: a run that leaves a cluster until it is killed, or a server on a node that
@@ -212,16 +210,12 @@ func (c *connection) hears(t *testing.T, want string) {
 // hearsNothing says something until the kernel has sent it again and again, and finds the connection open all the same.
 func (c *connection) hearsNothing(t *testing.T) {
 	t.Helper()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	sent := func() (again uint32) {
-		var info *unix.TCPInfo
-		if controlErr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO) }); err != nil || controlErr != nil {
-			t.Fatal(err, controlErr)
+	sent := func() int {
+		again, err := Retransmissions(c)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return info.Total_retrans
+		return again
 	}
 	before := sent()
 	c.says(t, "is anyone there?")
