@@ -17,7 +17,7 @@ import (
 )
 
 // Cluster is a set of machines on one network, with the world outside on it too. A node that New makes is a cluster of one.
-// Nothing joins them: each node's server is what its flags say.
+// What the nodes are to each other is for their servers' flags to say.
 type Cluster struct {
 	// Name is the beginning of its nodes' names. Those of its network namespaces have -switch and -out behind it.
 	Name string
@@ -166,11 +166,11 @@ func (c *Cluster) Close(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// Partition cuts the connection between a node and each of the others: what they send to each other gets lost on the way,
-// without an answer to anyone. The world outside reaches all of them, as does every other node.
+// Partition cuts a node off from each of the others: what they send to each other is dropped on the way, without a reset or
+// an ICMP message. The world outside and the cluster's other nodes still reach all of them.
 func (c *Cluster) Partition(a *Node, others ...*Node) error { return c.cut(true, a, others) }
 
-// Heal mends what Partition has cut.
+// Heal undoes Partition for these nodes.
 func (c *Cluster) Heal(a *Node, others ...*Node) error { return c.cut(false, a, others) }
 
 func (c *Cluster) cut(on bool, a *Node, others []*Node) error {
@@ -199,7 +199,7 @@ func (c *Cluster) cut(on bool, a *Node, others []*Node) error {
 	cmd := c.wires.command("nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(rules.String())
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("cut or mend the network of %s with nft (package nftables): %w: %s", c.Name, err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("change the partitions of %s with nft (package nftables): %w: %s", c.Name, err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

@@ -13,10 +13,10 @@ import (
 )
 
 // Delay makes all that a node sends, and all that it gets, take longer by this time: a round trip takes twice as long.
-// 0 ends it. What is underway when it begins or ends may get lost, as on a network.
+// 0 ends it. What is on the way when it begins or ends may get lost, as on any network.
 //
-// The kernel's own way is tc's netem, which not every kernel has. Frames go through this program instead: the node's end of
-// the wire is no port of the bridge then, but a TAP device is, and between the two each frame waits.
+// The kernel's own means is tc's netem, which not every kernel has. Frames go through this program instead: a TAP device takes
+// the place of the node's port in the bridge, and between the two each frame waits.
 func (c *Cluster) Delay(n *Node, d time.Duration) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -42,7 +42,7 @@ func (n *Node) setDelay(d time.Duration) error {
 	}
 	wires, end := string(n.cluster.wires), port(n.number)
 	if err := ip(
-		// Segments that are not yet cut: an encapsulated one cannot be described to a program.
+		// The node cuts what it sends into packets itself: a virtio header cannot describe a large encapsulated segment.
 		"-n "+string(n.inside)+" link set eth0 gso_max_segs 1",
 		"-n "+wires+" link set "+end+" nomaster",
 	); err != nil {
@@ -110,7 +110,7 @@ func (r *relay) start() {
 			for {
 				n, err := way[0].Read(buffer)
 				switch {
-				case errors.Is(err, unix.ENETDOWN): // said once; what comes when it is up again is read
+				case errors.Is(err, unix.ENETDOWN): // returned once; reads go on when the interface is up again
 					continue
 				case err != nil:
 					return

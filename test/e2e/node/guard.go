@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// record is what a later process needs to know to remove a node, a cluster's network or disks. It lies in the folder of that.
+// record is what a later process needs to know to remove a node, the network of a cluster, or disks. It lies in their folder.
 type record struct {
 	Dir string `json:"dir"`
 	// Namespaces are those of the network. A node with a DataDir has the first one.
@@ -70,7 +70,12 @@ func (r record) write() error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(r.Dir, recordName), text, 0o600)
+	// Another run that looks at the same moment finds all of it or nothing.
+	path := filepath.Join(r.Dir, recordName)
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // remove takes a node, a network or disks away, whatever state they are in. It can be called again.
@@ -112,12 +117,12 @@ func (r record) reset(ctx context.Context) error {
 }
 
 // killAll kills the processes of a list until there are none any more.
-func killAll(list func() []int) error {
+func killAll(list func() ([]int, error)) error {
 	const limit = 20 * time.Second
 	for deadline := time.Now().Add(limit); ; time.Sleep(poll) {
-		pids := list()
-		if len(pids) == 0 {
-			return nil
+		pids, err := list()
+		if err != nil || len(pids) == 0 {
+			return err
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("processes %v do not end", pids)
@@ -129,17 +134,17 @@ func killAll(list func() []int) error {
 }
 
 // pids lists the processes in the namespace.
-func (s namespace) pids() (pids []int) {
+func (s namespace) pids() (pids []int, err error) {
 	out, err := exec.Command("ip", "netns", "pids", string(s)).Output()
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("list the processes in network namespace %s: %w", s, err)
 	}
 	for _, f := range strings.Fields(string(out)) {
 		if pid, err := strconv.Atoi(f); err == nil && pid != os.Getpid() {
 			pids = append(pids, pid)
 		}
 	}
-	return pids
+	return pids, nil
 }
 
 // removeFolder deletes the folder of a record, but nothing that is mounted in it.

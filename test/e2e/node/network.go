@@ -46,9 +46,10 @@ const (
 	outsidePort = "out"
 )
 
-// port is the bridge's port of a node; while the node's traffic is delayed it is that with this behind it.
+// port is a node's port of the bridge.
 func port(number int) string { return fmt.Sprintf("n%d", number) }
 
+// delayed is added to the name of a port for the one that takes its place while the node's traffic is delayed.
 const delayed = "d"
 
 // connect makes the bridge in the cluster's namespace, and the world outside on it. The world answers that nothing else can
@@ -59,7 +60,7 @@ func (c *Cluster) connect() error {
 		return err
 	}
 	err := c.wires.do(func() error {
-		// A plain switch: what it passes on is no matter of the packet filter for IP.
+		// A plain switch: the packet filter for IP does not see what passes.
 		for _, name := range []string{"iptables", "ip6tables", "arptables"} {
 			err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte("0"), 0o644)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {

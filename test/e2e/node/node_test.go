@@ -289,7 +289,7 @@ func TestClusterNetwork(t *testing.T) {
 	if _, err := n.Dial(t.Context(), "tcp", nodes[1].Address()+":7"); err == nil {
 		t.Error("a node of another cluster answers")
 	}
-	// A node that goes takes neither its address nor its number with it.
+	// The address of a node that has gone is not given to another.
 	if err := nodes[2].Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -25,10 +25,10 @@ type outage struct {
 	delay  time.Duration
 }
 
-// PowerOff takes a node's power away. Nothing leaves it any more, so the other ends of its connections get no reset and wait.
-// Then all that runs on it is killed, pods and commands of tests too, and all is removed that a machine loses with its power:
-// mounts, cgroups, its network with the packet filter's rules, the run directory. Files stay as they are, with all that was
-// written to them. (Disk.Cut is for what a power cut loses of writes.)
+// PowerOff takes a node's power away. First its wire is cut, so that the other ends of its connections get no FIN, RST or
+// ICMP message, and wait. Then all that runs on it is killed, pods and commands of tests too, and all is removed that a machine
+// loses with its power: mounts, cgroups, the network namespace with interfaces and packet filter rules, the run directory.
+// Files stay as they are, with all that was written to them. (Disk.Cut is for writes that a power cut loses.)
 func (c *Cluster) PowerOff(n *Node) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -38,8 +38,7 @@ func (c *Cluster) PowerOff(n *Node) error {
 	case n.off != nil:
 		return fmt.Errorf("the node %s has no power already", n.Name)
 	}
-	end := "-n " + string(c.wires) + " link set " + port(n.number)
-	if err := ip(end + " down"); err != nil {
+	if err := ip("-n " + string(c.wires) + " link set " + port(n.number) + " down"); err != nil {
 		return err
 	}
 	off := &outage{served: n.server.running()}
@@ -87,8 +86,12 @@ func (n *Node) killAll() error {
 	if n.server.running() {
 		_ = syscall.Kill(n.server.pid, syscall.SIGKILL)
 	}
-	if err := killAll(func() []int { return append(n.inside.pids(), n.podPIDs()...) }); err != nil {
-		return fmt.Errorf("node %s: %w", n.Name, err)
+	err := killAll(func() ([]int, error) {
+		pids, err := n.inside.pids()
+		return append(pids, n.podPIDs()...), err
+	})
+	if err != nil {
+		return fmt.Errorf("end what runs on node %s: %w", n.Name, err)
 	}
 	if n.server != nil {
 		<-n.server.done
