@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,10 +20,11 @@ import (
 // commandLimit is for a single command; one that waits for something has a limit of its own.
 const commandLimit = 5 * time.Minute
 
-// Command is a command on the node: in its network namespace, with the environment that points to its server. Standard
+// Command is a command on the node: in its network, with the environment that points to its server. Standard
 // output and error are the caller's.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + n.inside.path(), "--", name}, args...)...)
+	line := slices.Concat(n.namespaces(), []string{name}, args)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = append(environment(),
 		"POLYMESH_DATA_DIR="+n.DataDir(), "KUBECONFIG="+n.Kubeconfig(),
 		"KUBECACHEDIR="+filepath.Join(n.Dir, "kubecache"), "XDG_CACHE_HOME="+filepath.Join(n.Dir, "cache"))

@@ -40,12 +40,12 @@ func DisksForTest(t testing.TB) *Disks {
 		t.Fatal(err)
 	}
 	// A later run removes what this one leaves, as with a node.
-	r := record{Name: name, Dir: d.dir, DataDir: filepath.Join(d.dir, "none"), Owner: ownerOf(os.Getpid())}
+	r := record{Dir: d.dir, Owner: ownerOf(os.Getpid())}
 	if err := r.write(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if os.Getenv("POLYMESH_E2E_KEEP") != "" {
+		if os.Getenv(keepEnv) != "" {
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

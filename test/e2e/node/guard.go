@@ -20,14 +20,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// record is what a later process needs to know to remove a node. It lies in the node's folder.
+// record is what a later process needs to know to remove a node, the network of a cluster, or disks. It lies in their folder.
 type record struct {
-	Name       string `json:"name"`
-	Dir        string `json:"dir"`
-	DataDir    string `json:"dataDir"`
-	Kubeconfig string `json:"kubeconfig"`
-	Program    string `json:"program"`
-	Owner      owner  `json:"owner"`
+	Dir string `json:"dir"`
+	// Namespaces are those of the network. A node with a DataDir has the first one.
+	Namespaces []namespace `json:"namespaces,omitempty"`
+	DataDir    string      `json:"dataDir,omitempty"`
+	Kubeconfig string      `json:"kubeconfig,omitempty"`
+	Program    string      `json:"program,omitempty"`
+	Owner      owner       `json:"owner"`
 }
 
 // owner is a process; its start time tells it from a later one with the same id.
@@ -39,7 +40,14 @@ type owner struct {
 const recordName = "node.json"
 
 func (n *Node) record() record {
-	return record{Name: n.Name, Dir: n.Dir, DataDir: n.DataDir(), Kubeconfig: n.Kubeconfig(), Program: n.program, Owner: ownerOf(os.Getpid())}
+	return record{
+		Dir: n.Dir, Namespaces: []namespace{n.inside}, DataDir: n.DataDir(), Kubeconfig: n.Kubeconfig(), Program: n.program,
+		Owner: ownerOf(os.Getpid()),
+	}
+}
+
+func (c *Cluster) record() record {
+	return record{Dir: c.Dir, Namespaces: []namespace{c.outside, c.wires}, Owner: ownerOf(os.Getpid())}
 }
 
 func ownerOf(pid int) owner {
@@ -62,55 +70,87 @@ func (r record) write() error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(r.Dir, recordName), text, 0o600)
+	// Another run that looks at the same moment finds all of it or nothing.
+	path := filepath.Join(r.Dir, recordName)
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
-// remove takes a node away, whatever state it is in. It can be called again.
+// remove takes a node, a network or disks away, whatever state they are in. It can be called again.
 func (r record) remove(ctx context.Context) error {
 	var failures []error
-	inside, outside := namespace(r.Name), namespace(r.Name+"-out")
-	_, errNamespace := os.Stat(inside.path())
-	_, errData := os.Stat(r.DataDir)
-	if errNamespace == nil && errData == nil {
-		cmd := exec.CommandContext(ctx, "nsenter", "--net="+inside.path(), "--",
-			r.Program, "reset", "--yes", "--data-dir", r.DataDir, "--kubeconfig", r.Kubeconfig)
-		// Nothing goes to the user's own cache, also where the data dir lacks the program.
-		cmd.Env = append(environment(), "POLYMESH_DATA_DIR="+r.DataDir, "XDG_CACHE_HOME="+filepath.Join(r.Dir, "cache"))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			failures = append(failures, fmt.Errorf("polymesh reset of %s: %w: %s", r.DataDir, err, out))
-		}
+	if r.DataDir != "" {
+		failures = append(failures, r.reset(ctx))
 	}
-	for _, s := range []namespace{inside, outside} {
-		if _, err := os.Stat(s.path()); err != nil {
+	for _, s := range r.Namespaces {
+		if !s.exists() {
 			continue
 		}
-		s.killAll()
-		if out, err := exec.CommandContext(ctx, "ip", "netns", "delete", string(s)).CombinedOutput(); err != nil {
-			failures = append(failures, fmt.Errorf("ip netns delete %s: %w: %s", s, err, out))
-		}
+		failures = append(failures, killAll(s.pids), ip("netns delete "+string(s)))
 	}
 	failures = append(failures, removeFolder(r.Dir))
 	return errors.Join(failures...)
 }
 
-// killAll ends what still runs in the namespace.
-func (s namespace) killAll() {
-	out, err := exec.Command("ip", "netns", "pids", string(s)).Output()
-	if err != nil {
-		return
+// reset runs `polymesh reset` on the node.
+func (r record) reset(ctx context.Context) error {
+	if _, err := os.Stat(r.DataDir); err != nil {
+		return nil // no server has run on it
 	}
-	for _, f := range strings.Fields(string(out)) {
-		if pid, err := strconv.Atoi(f); err == nil && pid != os.Getpid() {
-			// One that has gone meanwhile needs no signal.
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+	inside := r.Namespaces[0]
+	if !inside.exists() {
+		// The power is off. A server's other traces may still be there where that was interrupted.
+		if err := ip("netns add " + string(inside)); err != nil {
+			return err
+		}
+	}
+	cmd := exec.CommandContext(ctx, "nsenter", "--net="+inside.path(), "--",
+		r.Program, "reset", "--yes", "--data-dir", r.DataDir, "--kubeconfig", r.Kubeconfig)
+	// Nothing goes to the user's own cache, also where the data dir lacks the program.
+	cmd.Env = append(environment(), "POLYMESH_DATA_DIR="+r.DataDir, "XDG_CACHE_HOME="+filepath.Join(r.Dir, "cache"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("polymesh reset of %s: %w: %s", r.DataDir, err, out)
+	}
+	return nil
+}
+
+// killAll kills the processes of a list until there are none any more.
+func killAll(list func() ([]int, error)) error {
+	const limit = 20 * time.Second
+	for deadline := time.Now().Add(limit); ; time.Sleep(poll) {
+		pids, err := list()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes %v do not end", pids)
+		}
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // one that has gone meanwhile needs no signal
 		}
 	}
 }
 
-// removeFolder deletes a node's folder, but nothing that is mounted in it.
+// pids lists the processes in the namespace.
+func (s namespace) pids() (pids []int, err error) {
+	out, err := exec.Command("ip", "netns", "pids", string(s)).Output()
+	if err != nil {
+		return nil, fmt.Errorf("list the processes in network namespace %s: %w", s, err)
+	}
+	for _, f := range strings.Fields(string(out)) {
+		if pid, err := strconv.Atoi(f); err == nil && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// removeFolder deletes the folder of a record, but nothing that is mounted in it.
 func removeFolder(dir string) error {
 	if !strings.HasPrefix(filepath.Base(dir), prefix) {
-		return fmt.Errorf("%s is not the folder of a node", dir)
+		return fmt.Errorf("%s is not a folder of the tests' nodes", dir)
 	}
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
@@ -124,13 +164,13 @@ func removeFolder(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// records lists the nodes on this machine.
+// records lists what tests with the same folder for temporary files have made and not removed, nodes before their networks.
 func records() ([]record, error) {
 	files, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*", recordName))
 	if err != nil {
 		return nil, err
 	}
-	var found []record
+	var nodes, others []record
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -143,12 +183,16 @@ func records() ([]record, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", file, err)
 		}
-		found = append(found, r)
+		if r.DataDir != "" {
+			nodes = append(nodes, r)
+		} else {
+			others = append(others, r)
+		}
 	}
-	return found, nil
+	return append(nodes, others...), nil
 }
 
-// reap removes the nodes whose owner is gone.
+// reap removes what has an owner that is gone.
 func reap(ctx context.Context) error {
 	found, err := records()
 	if err != nil {
@@ -163,7 +207,7 @@ func reap(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// reap removes a node unless another run or watchdog, which sees it too, does so already: then it waits for that.
+// reap removes it unless another run or watchdog, which sees it too, does so already: then it waits for that.
 func (r record) reap(ctx context.Context) error {
 	dir, err := os.Open(r.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -199,7 +243,7 @@ func Guard() error {
 	if err := reap(ctx); err != nil {
 		return fmt.Errorf("remove what an earlier run left: %w", err)
 	}
-	if os.Getenv("POLYMESH_E2E_KEEP") != "" {
+	if os.Getenv(keepEnv) != "" {
 		return nil
 	}
 	self, err := os.Executable()
@@ -228,7 +272,7 @@ func Guard() error {
 	return nil
 }
 
-// watch waits until the process that started this one has ended, and removes its nodes.
+// watch waits until the process that started this one has ended, and removes its nodes and networks.
 func watch(parent string) {
 	_, _ = io.Copy(io.Discard, os.NewFile(3, "pipe"))
 	var o owner

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,70 +23,109 @@ type namespace string
 
 func (s namespace) path() string { return filepath.Join("/run/netns", string(s)) }
 
-// OutsideHost is a further address in the world outside, the same one for every node, so that a manifest can name it.
+func (s namespace) exists() bool {
+	_, err := os.Lstat(s.path())
+	return err == nil
+}
+
+// command is a command in the namespace. nsenter becomes the program, so the process is the program itself.
+func (s namespace) command(name string, args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--net=" + s.path(), "--", name}, args...)...)
+}
+
+// OutsideHost is a further address in the world outside, the same one for every cluster, so that a manifest can name it.
 // (198.18.0.0/15 is for tests, RFC 2544.)
 const OutsideHost = "198.19.0.1"
 
-// connect makes both namespaces and the wire between them: the node is 198.18.<subnet>.2, the world outside .1 and
-// OutsideHost. The world answers that nothing else can be reached, so that no one waits.
-func (n *Node) connect(subnet byte) error {
-	inside, outside := string(n.inside), string(n.outside)
-	commands := [][]string{
-		{"netns", "add", inside},
-		{"netns", "add", outside},
-		{"link", "add", "eth0", "netns", inside, "type", "veth", "peer", "name", "eth0", "netns", outside},
-		{"-n", inside, "address", "add", fmt.Sprintf("198.18.%d.2/24", subnet), "dev", "eth0"},
-		{"-n", outside, "address", "add", fmt.Sprintf("198.18.%d.1/24", subnet), "dev", "eth0"},
-		{"-n", inside, "link", "set", "lo", "up"},
-		{"-n", outside, "link", "set", "lo", "up"},
-		{"-n", outside, "address", "add", OutsideHost + "/32", "dev", "lo"},
-		{"-n", inside, "link", "set", "eth0", "up"},
-		{"-n", outside, "link", "set", "eth0", "up"},
-		{"-n", outside, "route", "add", "unreachable", "default"},
-	}
-	if !n.opts.NoDefaultRoute {
-		commands = append(commands, []string{"-n", inside, "route", "add", "default", "via", fmt.Sprintf("198.18.%d.1", subnet)})
-	}
-	for _, args := range commands {
-		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
-		}
-	}
-	return n.outside.do(func() error {
-		// A machine that forwards says "unreachable"; one that does not, says nothing.
-		return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644)
-	})
-}
+// Each cluster has this network for itself: the world outside is .1, and nodes follow. The bridge of one cluster is connected
+// to nothing else, so the addresses are the same in all.
+const (
+	network     = "198.18.0"
+	outsidePart = 1 // the last part of an address
+	maxNodes    = 254 - outsidePart
+	outsidePort = "out"
+)
 
-// Address is the node's address: the API server's, and that of LoadBalancer services.
-func (n *Node) Address() string { return n.address(n.inside) }
+// port is a node's port of the bridge.
+func port(number int) string { return fmt.Sprintf("n%d", number) }
 
-// OutsideAddress is the address of the world outside.
-func (n *Node) OutsideAddress() string { return n.address(n.outside) }
+// delayed is added to the name of a port for the one that takes its place while the node's traffic is delayed.
+const delayed = "d"
 
-func (n *Node) address(s namespace) string {
-	address := ""
-	err := s.do(func() error {
-		eth0, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return err
-		}
-		addrs, err := eth0.Addrs()
-		if err != nil {
-			return err
-		}
-		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
-				address = p.Addr().String()
+// connect makes the bridge in the cluster's namespace, and the world outside on it. The world answers that nothing else can
+// be reached, so that no one waits.
+func (c *Cluster) connect() error {
+	wires, outside := string(c.wires), string(c.outside)
+	if err := ip("-n "+wires+" link add br0 type bridge", "-n "+wires+" link set br0 up", "netns add "+outside); err != nil {
+		return err
+	}
+	err := c.wires.do(func() error {
+		// A plain switch: the packet filter for IP does not see what passes.
+		for _, name := range []string{"iptables", "ip6tables", "arptables"} {
+			err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte("0"), 0o644)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		panic(fmt.Sprintf("node %s has lost its network: %v", n.Name, err))
+		return err
 	}
-	return address
+	if err := c.wire(c.outside, outsidePort, outsidePart); err != nil {
+		return err
+	}
+	if err := ip("-n "+outside+" address add "+OutsideHost+"/32 dev lo", "-n "+outside+" route add unreachable default"); err != nil {
+		return err
+	}
+	return c.outside.do(func() error {
+		// A machine that forwards says "unreachable"; one that does not, says nothing.
+		return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644)
+	})
 }
+
+// plug makes the node's namespace and connects it to the others.
+func (n *Node) plug() error {
+	if err := ip("netns add " + string(n.inside)); err != nil {
+		return err
+	}
+	if err := n.cluster.wire(n.inside, port(n.number), outsidePart+n.number); err != nil {
+		return err
+	}
+	if n.opts.NoDefaultRoute {
+		return nil
+	}
+	return ip("-n " + string(n.inside) + " route add default via " + n.OutsideAddress())
+}
+
+// wire connects a namespace, as its eth0, to a port of the bridge. A machine that comes back has the link address it had, as
+// its neighbours know it.
+func (c *Cluster) wire(s namespace, port string, part int) error {
+	inside, wires := string(s), string(c.wires)
+	return ip(
+		fmt.Sprintf("link add eth0 netns %s address 02:00:c6:12:00:%02x type veth peer name %s netns %s", inside, part, port, wires),
+		fmt.Sprintf("-n %s link set %s master br0 up", wires, port),
+		fmt.Sprintf("-n %s address add %s.%d/24 dev eth0", inside, network, part),
+		fmt.Sprintf("-n %s link set lo up", inside),
+		fmt.Sprintf("-n %s link set eth0 up", inside),
+	)
+}
+
+// ip runs `ip` with each of these lines of arguments, until one fails.
+func ip(lines ...string) error {
+	for _, line := range lines {
+		if err := tool("ip", strings.Fields(line)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Address is the node's address: the API server's, and that of LoadBalancer services.
+func (n *Node) Address() string { return fmt.Sprintf("%s.%d", network, outsidePart+n.number) }
+
+// OutsideAddress is the address of the world outside.
+func (n *Node) OutsideAddress() string { return fmt.Sprintf("%s.%d", network, outsidePart) }
 
 // do calls f on a thread inside the namespace.
 func (s namespace) do(f func() error) error {

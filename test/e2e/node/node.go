@@ -1,5 +1,6 @@
 // Package node gives the end-to-end tests and the measurements nodes of their own: `polymesh server`, the file that
-// ships, in a network namespace, with a second namespace beside it for the world outside.
+// ships, in a network namespace. Nodes, one or several, are on a bridge in a namespace of its own, and so is the world outside,
+// in a third kind of namespace.
 //
 // It owns the namespaces, the folder of a node below the system's folder for temporary files, and their removal, also
 // after a test that was killed. It knows nothing of what is tested.
@@ -18,6 +19,16 @@
 //	n.Eventually(t, time.Minute, func() (bool, string) { ... })                 // what is still missing, until it is there
 //	n.Stop(ctx); n.Kill(); n.Start(ctx); n.Reset(ctx)
 //
+// Several nodes that see each other are a cluster:
+//
+//	c := node.ClusterForTest(t)
+//	a := c.AddForTest(t, node.Options{Args: []string{"--node-label", "zone=a"}}) // its host name is node-1
+//	b := c.AddForTest(t, node.Options{Env: []string{"HTTPS_PROXY="}})
+//	a.Dial(ctx, "tcp", b.Address()+":6443")
+//	c.Partition(a, b); c.Heal(a, b)                                             // silently: no reset, no ICMP
+//	c.Delay(b, 20*time.Millisecond)                                             // each way
+//	c.PowerOff(b); c.PowerOn(ctx, b)                                            // no reset gets out; files stay
+//
 // Up and Down run `make up`'s and `make down`'s scripts on the node instead of Start and Reset.
 //
 // POLYMESH_BIN names the program, by default dist/polymesh of the repository. POLYMESH_E2E_KEEP=1 leaves the nodes for a
@@ -26,12 +37,11 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -49,6 +59,9 @@ type Options struct {
 	NoNameserver bool
 	// Umask is that of the shell which starts the server, "077"; empty for the tests' own.
 	Umask string
+	// Hostname is the machine's name, which its server sees as the host's and takes for its Kubernetes node. By default a node of
+	// a Cluster has one of its own, and a single one that of the machine which the tests run on.
+	Hostname string
 	// Limits make a small machine.
 	Limits Limits
 	// Disk is what the data dir lies on, by default the machine's own.
@@ -59,17 +72,21 @@ type Options struct {
 
 // Node is one machine.
 type Node struct {
-	// Name is also the name of the network namespace, below /run/netns. That of the world outside has -out behind it.
+	// Name is also the name of the network namespace, below /run/netns.
 	Name string
 	// Dir holds all files of the node.
 	Dir string
 
 	opts    Options
 	program string
+	cluster *Cluster
+	single  bool // the cluster is there for this node only
+	number  int  // in the cluster, from 1
 	inside  namespace
 	outside namespace
 	server  *process
-	subnet  byte
+	delay   *relay // where its traffic is delayed
+	off     *outage
 
 	explained string // the test whose failure was explained last
 }
@@ -77,42 +94,20 @@ type Node struct {
 // prefix starts the names of all that this package makes.
 const prefix = "pm-e2e-"
 
-// New makes a machine. Nothing runs on it yet.
+// keepEnv leaves nodes where they are.
+const keepEnv = "POLYMESH_E2E_KEEP"
+
+// New makes a machine alone on its network. Nothing runs on it yet.
 func New(o Options) (*Node, error) {
-	program, err := Program()
+	c, err := NewCluster()
 	if err != nil {
 		return nil, err
 	}
-	id := make([]byte, 3)
-	if _, err := rand.Read(id); err != nil {
-		return nil, err
-	}
-	// The disk is the machine's, and as full as others have left it: images that a test has imported must not be collected,
-	// nor pods be evicted, for what is no matter of the node's.
-	o.Args = append([]string{"--kubelet-arg=image-gc-high-threshold=100", "--kubelet-arg=eviction-hard=memory.available<100Mi,nodefs.available<1%,imagefs.available<1%"}, o.Args...)
-	name := prefix + hex.EncodeToString(id)
-	n := &Node{
-		// The folder's name is short: the path of a socket has 107 characters.
-		Name: name, Dir: filepath.Join(os.TempDir(), name), opts: o, program: program,
-		inside: namespace(name), outside: namespace(name + "-out"), subnet: id[0],
-	}
-	if o.SameAs != nil {
-		n.subnet = o.SameAs.subnet
-	}
-	if err := os.Mkdir(n.Dir, 0o711); err != nil {
-		return nil, err
-	}
-	// From here on a later run finds and removes what this one leaves.
-	if err := n.record().write(); err != nil {
-		return nil, err
-	}
-	err = n.connect(n.subnet)
-	if err == nil && o.Disk != nil {
-		err = o.Disk.mount(n.diskDir())
-	}
+	n, err := c.add(o)
 	if err != nil {
-		return nil, errors.Join(err, n.record().remove(context.Background()))
+		return nil, errors.Join(err, c.record().remove(context.Background()))
 	}
+	n.single = true
 	return n, nil
 }
 
@@ -136,12 +131,50 @@ func ForTest(t testing.TB, o Options) *Node {
 
 // Close removes the node with all that belongs to it. A server that runs is not asked first.
 func (n *Node) Close(ctx context.Context) error {
-	if os.Getenv("POLYMESH_E2E_KEEP") != "" {
-		fmt.Fprintf(os.Stderr, "POLYMESH_E2E_KEEP: node %s is kept: nsenter --net=%s; export KUBECONFIG=%s POLYMESH_DATA_DIR=%s\n",
-			n.Name, n.inside.path(), n.Kubeconfig(), n.DataDir())
+	if n.single {
+		return n.cluster.Close(ctx)
+	}
+	return n.remove(ctx)
+}
+
+func (n *Node) remove(ctx context.Context) error {
+	n.cluster.mu.Lock()
+	defer n.cluster.mu.Unlock()
+	if os.Getenv(keepEnv) != "" {
+		enter := "--net=" + n.inside.path()
+		if n.opts.Hostname != "" {
+			enter += " --uts=" + n.hostname()
+		}
+		fmt.Fprintf(os.Stderr, "%s: node %s is kept: nsenter %s; export KUBECONFIG=%s POLYMESH_DATA_DIR=%s\n",
+			keepEnv, n.Name, enter, n.Kubeconfig(), n.DataDir())
+		return n.stopDelay() // which ends with this program
+	}
+	n.cluster.nodes = slices.DeleteFunc(n.cluster.nodes, func(other *Node) bool { return other == n })
+	return errors.Join(n.stopDelay(), n.record().remove(ctx))
+}
+
+// hostname is the file that stands for the namespace with the machine's name.
+func (n *Node) hostname() string { return filepath.Join(n.Dir, "uts") }
+
+// nameHost makes the namespace with the machine's name. The folder's removal unmounts it.
+func (n *Node) nameHost() error {
+	if n.opts.Hostname == "" {
 		return nil
 	}
-	return n.record().remove(ctx)
+	if err := os.WriteFile(n.hostname(), nil, 0o600); err != nil {
+		return err
+	}
+	return tool("unshare", "--uts="+n.hostname(), "hostname", n.opts.Hostname)
+}
+
+// namespaces are nsenter and its flags for the node's namespaces. (`ip netns exec` would mount another /sys, without the
+// cgroups.)
+func (n *Node) namespaces() []string {
+	args := []string{"nsenter", "--net=" + n.inside.path()}
+	if n.opts.Hostname != "" {
+		args = append(args, "--uts="+n.hostname())
+	}
+	return append(args, "--")
 }
 
 // DataDir is the server's --data-dir. New does not make it.

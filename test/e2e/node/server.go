@@ -43,6 +43,9 @@ func (n *Node) Start(ctx context.Context) error {
 	if n.server.running() {
 		return fmt.Errorf("the server of node %s runs already", n.Name)
 	}
+	if n.off != nil {
+		return fmt.Errorf("the node %s has no power", n.Name)
+	}
 	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -72,9 +75,8 @@ func (n *Node) Start(ctx context.Context) error {
 }
 
 // enter is the command line in front of what runs on the node. nsenter becomes the program, so it keeps its pid.
-// (`ip netns exec` would mount another /sys, without the cgroups.)
 func (n *Node) enter() ([]string, error) {
-	args := []string{"nsenter", "--net=" + n.inside.path(), "--"}
+	args := n.namespaces()
 	if n.opts.NoNameserver {
 		none := filepath.Join(n.Dir, "resolv.conf")
 		args = append(args, "unshare", "--mount", "--propagation", "slave", "--", "sh", "-c",
@@ -215,6 +217,9 @@ func (n *Node) script(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(top, "build", name))
+	if n.opts.Hostname != "" {
+		cmd = exec.CommandContext(ctx, "nsenter", "--uts="+n.hostname(), "--", filepath.Join(top, "build", name))
+	}
 	cmd.Env = append(environment(),
 		"POLYMESH_BIN="+n.program, "POLYMESH_NETNS="+string(n.inside), "POLYMESH_DATA_DIR="+n.DataDir(),
 		"POLYMESH_WRITE_KUBECONFIG="+n.Kubeconfig(), "POLYMESH_STATE_DIR="+n.stateDir(), "POLYMESH_LOG="+n.Log(),

@@ -2,8 +2,14 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const poll = 100 * time.Millisecond
@@ -47,4 +53,23 @@ func (n *Node) WaitReady(t testing.TB, limit time.Duration) {
 func (n *Node) WaitRollout(t testing.TB, namespace, workload string) {
 	t.Helper()
 	n.Kubectl(t, "rollout", "status", "-n", namespace, workload, "--timeout=180s")
+}
+
+// Retransmissions says how often the kernel has sent something on a TCP connection again, because the other end had not
+// confirmed it. Where that grows, and a read waits, the network is cut and the connection open: no test has to wait for a time.
+func Retransmissions(connection net.Conn) (int, error) {
+	c, ok := connection.(syscall.Conn)
+	if !ok {
+		return 0, fmt.Errorf("%T is no connection of the kernel's", connection)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var info *unix.TCPInfo
+	controlErr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO) })
+	if err := errors.Join(controlErr, err); err != nil {
+		return 0, fmt.Errorf("ask the kernel about a connection: %w", err)
+	}
+	return int(info.Total_retrans), nil
 }
