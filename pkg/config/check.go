@@ -3,7 +3,9 @@ package config
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -32,7 +34,7 @@ var absent = map[string]string{
 	"helm-controller": "Polymesh has no Helm controller",
 }
 
-func (r *raw) check() (*Server, error) {
+func (r *raw) checkServer() (*Server, error) {
 	s := &Server{
 		TLSSANs: r.tlsSANs, HTTPSPort: r.httpsPort,
 		APIServerArgs: r.apiserverArgs, ControllerManagerArgs: r.controllerArgs, SchedulerArgs: r.schedulerArgs,
@@ -51,6 +53,48 @@ func (r *raw) check() (*Server, error) {
 		}
 	}
 	return s, nil
+}
+
+func (r *raw) checkAgent() (*Agent, error) {
+	a := &Agent{}
+	if err := r.checkNode(&a.Node); err != nil {
+		return nil, err
+	}
+	if err := r.checkArgs(); err != nil {
+		return nil, err
+	}
+	if r.server == "" {
+		return nil, fmt.Errorf("--server is missing: give the URL of a server, https://HOST:%d", layout.APIServerPort)
+	}
+	server, err := url.Parse(r.server)
+	if err != nil || server.Scheme != "https" || server.Hostname() == "" || server.User != nil || strings.Trim(server.Path, "/") != "" || server.RawQuery != "" || server.Fragment != "" {
+		return nil, fmt.Errorf("--server %q is not the URL of a server, such as https://HOST:%d", r.server, layout.APIServerPort)
+	}
+	port := server.Port()
+	if port == "" {
+		port = strconv.Itoa(layout.APIServerPort)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		return nil, fmt.Errorf("--server %q: %q is not a port", r.server, port)
+	}
+	a.Server = "https://" + net.JoinHostPort(server.Hostname(), port)
+	switch {
+	case r.token != "" && r.tokenFile != "":
+		return nil, fmt.Errorf("--token and --token-file exclude each other: leave one out")
+	case r.token == "" && r.tokenFile == "":
+		return nil, fmt.Errorf("a token is missing: give --token-file, or the variable POLYMESH_TOKEN")
+	}
+	a.Token = strings.TrimSpace(r.token)
+	if r.tokenFile != "" {
+		text, err := os.ReadFile(r.tokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("--token-file: %w", err)
+		}
+		if a.Token = strings.TrimSpace(string(text)); a.Token == "" {
+			return nil, fmt.Errorf("--token-file: %s is empty", r.tokenFile)
+		}
+	}
+	return a, nil
 }
 
 func (r *raw) checkFiles(s *Server) (err error) {

@@ -1,5 +1,5 @@
-// Package config turns flags, environment and config file into validated, typed structs: Server, and its parts Node and
-// Cluster.
+// Package config turns flags, environment and config file into validated, typed structs: Server and Agent, which
+// share Node, and Cluster, on which all servers must agree.
 //
 // It owns the names, defaults and rules of every setting of `polymesh server`; the names are K3s's where K3s has the
 // setting. The launcher calls it to refuse a bad command line before it touches the machine, the program calls it again
@@ -130,6 +130,16 @@ type Server struct {
 	APIServerArgs         []string
 	ControllerManagerArgs []string
 	SchedulerArgs         []string
+}
+
+// Agent is the whole configuration of a node without a control plane, checked.
+type Agent struct {
+	Node
+
+	// Server is the URL of the API server with which the node joins: https://HOST:PORT.
+	Server string
+	// Token is a secret. Whether it is one, the server knows.
+	Token string
 }
 
 // AddressRange is an inclusive range of addresses of one family.

@@ -338,3 +338,50 @@ func FuzzFile(f *testing.F) {
 		}
 	})
 }
+
+// An agent has the settings of a node, from the same places as a server's, and says how it joins.
+func TestAgent(t *testing.T) {
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("K10abc::id.secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	parse := func(environ []string, config string, args ...string) (*Agent, error) {
+		f := AgentFlags()
+		if err := f.Parse(append([]string{"-c", file(t, config)}, args...)); err != nil {
+			return nil, err
+		}
+		return f.Agent(environ)
+	}
+	a, err := parse([]string{"POLYMESH_NODE_NAME=worker"}, "node-label: [zone=a, rack=1]", "-s", "https://192.0.2.1", "--token-file", token, "--kubelet-arg", "max-pods=50")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Server != "https://192.0.2.1:6443" || a.Token != "K10abc::id.secret" || a.NodeName != "worker" || !slices.Equal(a.NodeLabels, []string{"zone=a", "rack=1"}) || !slices.Equal(a.KubeletArgs, []string{"max-pods=50"}) {
+		t.Errorf("%+v", a)
+	}
+	if a, err := parse([]string{"POLYMESH_TOKEN=x", "POLYMESH_SERVER=https://[2001:db8::1]:443/"}, ""); err != nil || a.Server != "https://[2001:db8::1]:443" || a.Token != "x" {
+		t.Errorf("%+v, %v", a, err)
+	}
+	for what, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"no server":         {[]string{"--token", "x"}, "--server is missing"},
+		"no token":          {[]string{"--server", "https://a:6443"}, "a token is missing"},
+		"two tokens":        {[]string{"--server", "https://a", "--token", "x", "--token-file", token}, "exclude each other"},
+		"plain HTTP":        {[]string{"--server", "http://a:6443", "--token", "x"}, "is not the URL of a server"},
+		"a path":            {[]string{"--server", "https://a/b", "--token", "x"}, "is not the URL of a server"},
+		"credentials":       {[]string{"--server", "https://u:p@a", "--token", "x"}, "is not the URL of a server"},
+		"a port too high":   {[]string{"--server", "https://a:65536", "--token", "x"}, "is not a port"},
+		"a missing file":    {[]string{"--server", "https://a", "--token-file", token + "x"}, "no such file"},
+		"a server's flag":   {[]string{"--cluster-cidr", "10.0.0.0/16"}, "unknown flag: --cluster-cidr"},
+		"a bad node's name": {[]string{"--server", "https://a", "--token", "x", "--node-name", "A_B"}, "--node-name"},
+		"an argument":       {[]string{"https://a"}, "`polymesh agent` takes flags only"},
+	} {
+		_, err := parse(nil, "", c.args...)
+		wantError(t, what, err, c.want)
+	}
+	if _, err := parse(nil, "cluster-cidr: 10.0.0.0/16"); err == nil || !strings.Contains(err.Error(), `unknown key "cluster-cidr"`) {
+		t.Errorf("a server's key: %v", err)
+	}
+}

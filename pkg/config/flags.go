@@ -51,9 +51,14 @@ type raw struct {
 	proxyArgs        []string
 	logLevel         int
 	debug            bool
+
+	// An agent's own.
+	server    string
+	token     string
+	tokenFile string
 }
 
-// Flags is the set of flags of `polymesh server`. Every flag can also be given in the config file under the same name, and
+// Flags is the set of flags of a role, server or agent. Every flag can also be given in the config file under the same name, and
 // in the environment as POLYMESH_ and the name in capitals with _ for -. A flag wins over the environment, that over the
 // file, that over the default.
 type Flags struct {
@@ -117,6 +122,29 @@ func ServerFlags() *Flags {
 	return f
 }
 
+// nodeFlags are those of every node, server or agent.
+func nodeFlags() []string {
+	return []string{
+		"config", "data-dir", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "resolv-conf",
+		"protect-kernel-defaults", "kubelet-arg", "kube-proxy-arg", "v", "debug",
+	}
+}
+
+// AgentFlags returns the flags of an agent, not yet parsed: those of every node, and K3s's for how it joins.
+func AgentFlags() *Flags {
+	f := ServerFlags()
+	agent := pflag.NewFlagSet("agent", pflag.ContinueOnError)
+	agent.SortFlags, agent.Usage = false, f.Usage
+	agent.StringVarP(&f.raw.server, "server", "s", "", "URL of a server of the cluster: https://HOST:6443")
+	agent.StringVarP(&f.raw.token, "token", "t", "", "token with which this node joins; other users of this machine can read it in the list of processes")
+	agent.StringVar(&f.raw.tokenFile, "token-file", "", "file with the token")
+	for _, name := range nodeFlags() {
+		agent.AddFlag(f.Lookup(name))
+	}
+	f.FlagSet = agent
+	return f
+}
+
 // Parse reads args (what follows `polymesh server`), the environment and the config file. It returns pflag.ErrHelp when
 // help was asked for.
 func Parse(args []string, environ []string) (*Server, error) {
@@ -132,16 +160,29 @@ func Parse(args []string, environ []string) (*Server, error) {
 
 // Server fills the parsed flags up from the environment and the config file, and checks the whole.
 func (f *Flags) Server(environ []string) (*Server, error) {
+	if err := f.fill(environ); err != nil {
+		return nil, err
+	}
+	return f.raw.checkServer()
+}
+
+// Agent is Server for an agent.
+func (f *Flags) Agent(environ []string) (*Agent, error) {
+	if err := f.fill(environ); err != nil {
+		return nil, err
+	}
+	return f.raw.checkAgent()
+}
+
+// fill sets the flags that are not given from the environment, and what is left from the config file.
+func (f *Flags) fill(environ []string) error {
 	if rest := f.Args(); len(rest) > 0 {
-		return nil, fmt.Errorf("unexpected argument %q: `polymesh server` takes flags only", rest[0])
+		return fmt.Errorf("unexpected argument %q: `polymesh %s` takes flags only", rest[0], f.Name())
 	}
 	if err := f.readEnvironment(environ); err != nil {
-		return nil, err
+		return err
 	}
-	if err := f.readFile(); err != nil {
-		return nil, err
-	}
-	return f.raw.check()
+	return f.readFile()
 }
 
 func (f *Flags) readEnvironment(environ []string) error {
