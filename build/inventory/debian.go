@@ -29,8 +29,12 @@ func debianPackages(ctx context.Context, lock, directory string) ([]component, e
 	lines := bufio.NewScanner(file)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) != 4 || fields[0] == "#" {
+		if len(fields) < 4 || fields[0] == "#" {
 			continue
+		}
+		release := "bookworm"
+		if len(fields) > 4 {
+			release = fields[4]
 		}
 		deb := filepath.Join(directory, fields[0]+".deb")
 		content, err := os.ReadFile(deb)
@@ -49,7 +53,7 @@ func debianPackages(ctx context.Context, lock, directory string) ([]component, e
 		}
 		parts = append(parts, component{
 			kind: "deb", name: fields[0], version: about[0],
-			purl:   debianURL(fields[0], about[0], about[1], "debian-12"),
+			purl:   debianURL(fields[0], about[0], about[1], release),
 			sha256: hex.EncodeToString(sum[:]),
 			users:  strings.Split(fields[3], ","),
 			texts:  []text{{"copyright", copyright}},
@@ -139,7 +143,7 @@ func linkedLibraries(ctx context.Context) ([]component, error) {
 			return nil, fmt.Errorf("read the licence of %s: %w", library.name, err)
 		}
 		parts = append(parts, component{
-			kind: "deb", name: library.name, version: about[0], purl: debianURL(library.name, about[0], about[1], "debian-12"), users: library.users,
+			kind: "deb", name: library.name, version: about[0], purl: debianURL(library.name, about[0], about[1], "bookworm"), users: library.users,
 			texts: []text{{"copyright", string(content)}},
 			note:  "statically linked; source: Debian source package " + about[2] + " " + about[3],
 		})
@@ -147,7 +151,12 @@ func linkedLibraries(ctx context.Context) ([]component, error) {
 	return parts, nil
 }
 
-func debianURL(name, version, architecture, distro string) string {
+// debianURL writes the distribution as scanners do, with its number.
+func debianURL(name, version, architecture, release string) string {
+	distro := map[string]string{"bookworm": "debian-12", "trixie": "debian-13"}[release]
+	if distro == "" {
+		distro = release
+	}
 	return "pkg:deb/debian/" + url.PathEscape(name) + "@" + url.QueryEscape(version) + "?arch=" + architecture + "&distro=" + distro
 }
 
