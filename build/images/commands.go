@@ -10,11 +10,14 @@ import (
 	"strings"
 )
 
+// busyboxProgram is where busybox-static has its program.
+const busyboxProgram = "usr/bin/busybox"
+
 // commands asks the packaged busybox itself which commands it has, as paths without the leading slash.
 func (d debian) commands(ctx context.Context, t tree) ([]string, error) {
-	program, ok := t["bin/busybox"]
+	program, ok := t[busyboxProgram]
 	if !ok {
-		return nil, fmt.Errorf("busybox-static has no /bin/busybox")
+		return nil, fmt.Errorf("busybox-static has no /%s", busyboxProgram)
 	}
 	dir, err := os.MkdirTemp("", "busybox-")
 	if err != nil {

@@ -104,7 +104,7 @@ func (d debian) busybox(ctx context.Context, t tree) error {
 	}
 	for _, name := range list {
 		if _, taken := t[name]; !taken {
-			t.link(name, "/bin/busybox")
+			t.link(name, "/"+busyboxProgram)
 		}
 	}
 	t.drop(forReaders)

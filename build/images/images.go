@@ -85,7 +85,7 @@ func (b *builder) images() []image {
 		{"istio/pilot", []part{static, bootstrap, b.program("pilot-discovery", "usr/local/bin/pilot-discovery")}, oci.ImageConfig{
 			User: "1337:1337", Entrypoint: []string{"/usr/local/bin/pilot-discovery"}, Env: []string{searchPath},
 		}},
-		{"istio/proxyv2", []part{static, {"proxy", b.proxy}, shell, bootstrap, b.program("envoy", "usr/local/bin/envoy"), b.program("pilot-agent", "usr/local/bin/pilot-agent")}, oci.ImageConfig{
+		{"istio/proxyv2", []part{static, {"proxy", b.proxy}, shell, b.program("curl", "usr/bin/curl"), bootstrap, b.program("envoy", "usr/local/bin/envoy"), b.program("pilot-agent", "usr/local/bin/pilot-agent")}, oci.ImageConfig{
 			User: "1337:1337", Entrypoint: []string{"/usr/local/bin/pilot-agent"}, WorkingDir: "/",
 			Env: []string{searchPath, "ISTIO_META_ISTIO_PROXY_SHA=envoy:" + b.envoy},
 		}},

