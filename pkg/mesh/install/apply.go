@@ -28,6 +28,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -35,6 +36,7 @@ import (
 	watchtools "k8s.io/client-go/tools/watch"
 
 	"polymesh.dev/polymesh/pkg/converge"
+	"polymesh.dev/polymesh/pkg/diagnose"
 )
 
 const (
@@ -260,7 +262,10 @@ func awaitRollout(ctx context.Context, client kubernetes.Interface) error {
 		fields.OneTermEqualSelector("metadata.name", "istiod"))
 	_, err := watchtools.UntilWithSync(ctx, lw, &appsv1.Deployment{}, nil, func(e watch.Event) (bool, error) {
 		d, ok := e.Object.(*appsv1.Deployment)
-		return ok && e.Type != watch.Deleted && rolledOut(d), nil
+		if !ok || e.Type == watch.Deleted {
+			return false, nil
+		}
+		return rolledOut(d)
 	})
 	if err != nil {
 		return fmt.Errorf("wait for the new istiod: %w", err)
@@ -269,13 +274,15 @@ func awaitRollout(ctx context.Context, client kubernetes.Interface) error {
 }
 
 // rolledOut is kubectl's rule (kubectl rollout status).
-func rolledOut(d *appsv1.Deployment) bool {
-	want := int32(1)
-	if d.Spec.Replicas != nil {
-		want = *d.Spec.Replicas
+func rolledOut(d *appsv1.Deployment) (bool, error) {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(d)
+	if err != nil {
+		return false, fmt.Errorf("read deployment %s: %w", d.Name, err)
 	}
-	s := d.Status
-	return s.ObservedGeneration >= d.Generation && s.UpdatedReplicas >= want && s.Replicas == s.UpdatedReplicas && s.AvailableReplicas >= want
+	u := &unstructured.Unstructured{Object: content}
+	u.SetGroupVersionKind(deploymentKind) // typed objects of a watch have none
+	_, done, err := diagnose.Rollout(u)
+	return done && err == nil, nil
 }
 
 // prune removes what an earlier installation had and this one has not, as Istio's installer does: by the owner labels

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"istio.io/istio/pkg/kube"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,6 +26,7 @@ import (
 	"sigs.k8s.io/gateway-api/pkg/consts"
 	"sigs.k8s.io/yaml"
 
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/converge"
 )
 
@@ -285,7 +287,5 @@ func awaitEstablished(ctx context.Context, client kube.CLIClient, objects []*uns
 }
 
 func established(crd *apiextensionsv1.CustomResourceDefinition) bool {
-	return slices.ContainsFunc(crd.Status.Conditions, func(c apiextensionsv1.CustomResourceDefinitionCondition) bool {
-		return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue
-	})
+	return meta.IsStatusConditionTrue(condition.Of(crd.Status.Conditions), string(apiextensionsv1.Established))
 }

@@ -119,7 +119,7 @@ const futurePods = "pods of the manifests"
 func (d *deployment) futurePods() ([]byte, error) {
 	var all bytes.Buffer
 	for _, o := range d.objects {
-		if !isWorkload(o) {
+		if !diagnose.IsWorkload(o.GroupVersionKind().GroupKind()) {
 			continue
 		}
 		labels, found, err := unstructured.NestedStringMap(o.Object, "spec", "template", "metadata", "labels")

@@ -11,12 +11,13 @@ import (
 	"github.com/pmezard/go-difflib/difflib"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/yaml"
 
-	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
@@ -167,8 +168,7 @@ func (d *deployment) awaitTypes(ctx context.Context, objects []project.Object) e
 			if err != nil {
 				return false, err
 			}
-			established, _ := diagnose.Condition(live, "Established")
-			return established, nil
+			return meta.IsStatusConditionTrue(condition.OfObject(live), "Established"), nil
 		})
 		if err != nil {
 			return fmt.Errorf("%s: the API server does not serve %s: %w", o.At(), o.GetName(), err)

@@ -173,18 +173,6 @@ func TestExplainApply(t *testing.T) {
 	}
 }
 
-func TestTrimmed(t *testing.T) {
-	for said, want := range map[string]string{
-		"Waiting for deployment \"api\" rollout to finish: 0 of 1 updated replicas are available...\n": "0 of 1 updated replicas are available",
-		"Waiting for deployment spec update to be observed...\n":                                       "deployment spec update to be observed",
-		"Waiting for 1 pods to be ready...\n":                                                          "1 pods to be ready",
-	} {
-		if got := trimmed(said); got != want {
-			t.Errorf("%q became %q", said, got)
-		}
-	}
-}
-
 func TestHopeless(t *testing.T) {
 	since := map[diagnose.Reason]time.Time{}
 	final := []diagnose.Finding{{Reason: diagnose.Crash, Final: true}}

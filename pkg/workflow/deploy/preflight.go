@@ -10,11 +10,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/kubectl/pkg/cmd/apply"
 
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/diagnose"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
@@ -91,7 +93,7 @@ func (d *deployment) checkOne(ctx context.Context, setID string, o project.Objec
 	case refused == nil || !apierrors.IsInvalid(refused) && !apierrors.IsBadRequest(refused) && !strings.Contains(refused.Error(), typedError):
 		// Other refusals may be of what an object before it in the same deploy brings.
 		return nil
-	case err == nil && o.GroupVersionKind().GroupKind() == jobKind && immutable(refused):
+	case err == nil && o.GroupVersionKind().GroupKind() == diagnose.JobKind && immutable(refused):
 		if !ended(live) {
 			return fmt.Errorf("%s: %s is running, and what a Job runs cannot be changed: wait until it has ended, or delete it (kubectl delete %s), and deploy again", o.At(), o.ID(), o.ID())
 		}
@@ -107,9 +109,8 @@ func immutable(err error) bool {
 
 // ended reports whether a Job is complete or failed.
 func ended(job *unstructured.Unstructured) bool {
-	complete, _ := diagnose.Condition(job, "Complete")
-	failed, _ := diagnose.Condition(job, "Failed")
-	return complete || failed
+	conditions := condition.OfObject(job)
+	return meta.IsStatusConditionTrue(conditions, "Complete") || meta.IsStatusConditionTrue(conditions, "Failed")
 }
 
 // ours refuses an object that is another set's member: both would change it at each deploy, and either would delete it.

@@ -5,16 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/kubectl/pkg/cmd/apply"
-	"k8s.io/kubectl/pkg/polymorphichelpers"
 
 	"polymesh.dev/polymesh/pkg/diagnose"
 	"polymesh.dev/polymesh/pkg/progress"
@@ -34,8 +31,6 @@ const (
 	removed = 3 * time.Minute
 )
 
-var jobKind = schema.GroupKind{Group: "batch", Kind: "Job"}
-
 // awaitReady waits for all workloads side by side. When that does not end well, it says why for each.
 func (d *deployment) awaitReady(ctx context.Context) error {
 	if d.dry || !d.Wait {
@@ -49,7 +44,7 @@ func (d *deployment) awaitReady(ctx context.Context) error {
 	}
 	var waits []chan ended
 	for _, o := range d.objects {
-		if !isWorkload(o) {
+		if !diagnose.IsWorkload(o.GroupVersionKind().GroupKind()) {
 			continue
 		}
 		done := make(chan ended, 1)
@@ -74,15 +69,6 @@ func (d *deployment) awaitReady(ctx context.Context) error {
 	return failed
 }
 
-func isWorkload(o project.Object) bool {
-	gk := o.GroupVersionKind().GroupKind()
-	if gk == jobKind {
-		return true
-	}
-	_, err := polymorphichelpers.StatusViewerFor(gk)
-	return err == nil
-}
-
 // Await waits until a workload is ready, as a step of its own. When it does not become ready, the error is ErrNotReady and the
 // findings say why. A workload without a namespace is looked for in the cluster's default one, as kubectl does.
 func (c *Cluster) Await(ctx context.Context, steps *progress.Steps, workload project.Object) ([]diagnose.Finding, error) {
@@ -105,7 +91,7 @@ func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]dia
 		live, err := d.cluster.resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
 		if err == nil {
 			latest = live
-			said, done, statusErr := status(live)
+			said, done, statusErr := diagnose.Rollout(live)
 			if done {
 				// It is ready, also where a look cannot say whether a sidecar is missing.
 				findings, _ := d.look(ctx, o, live)
@@ -142,7 +128,7 @@ func (d *deployment) awaitWorkload(ctx context.Context, o project.Object) ([]dia
 			}
 			said := "it did not become ready"
 			if latest != nil {
-				said, _, _ = status(latest)
+				said, _, _ = diagnose.Rollout(latest)
 				findings = d.lookLast(ctx, o, latest, findings)
 			}
 			return orSaid(findings, o, fmt.Sprintf("%s (%v)", said, context.Cause(ctx))), ErrNotReady
@@ -179,42 +165,6 @@ func orSaid(findings []diagnose.Finding, o project.Object, said string) []diagno
 	}
 	return []diagnose.Finding{{Reason: diagnose.NotReady, Object: o.ID(), Message: said, At: o.At(),
 		Advice: fmt.Sprintf("look at `kubectl describe %s` and at its pods", o.ID())}}
-}
-
-// status is what `kubectl rollout status` says, and the same for Jobs.
-func status(live *unstructured.Unstructured) (said string, done bool, err error) {
-	gk := live.GroupVersionKind().GroupKind()
-	if gk == jobKind {
-		if complete, _ := diagnose.Condition(live, "Complete"); complete {
-			return "complete", true, nil
-		}
-		if failed, message := diagnose.Condition(live, "Failed"); failed {
-			return "failed", false, fmt.Errorf("the job failed: %s", message)
-		}
-		return "running", false, nil
-	}
-	viewer, err := polymorphichelpers.StatusViewerFor(gk)
-	if err != nil {
-		return "", true, nil
-	}
-	said, done, err = viewer.Status(live, 0)
-	if done && err == nil {
-		ready, _, _ := unstructured.NestedInt64(live.Object, "status", "readyReplicas")
-		if gk.Kind == "DaemonSet" {
-			ready, _, _ = unstructured.NestedInt64(live.Object, "status", "numberReady")
-		}
-		return fmt.Sprintf("%d ready", ready), true, nil
-	}
-	return trimmed(said), done, err
-}
-
-// trimmed is what kubectl says about a rollout, without its head: "0 of 1 updated replicas are available".
-func trimmed(said string) string {
-	if _, rest, ok := strings.Cut(said, "rollout to finish: "); ok {
-		said = rest
-	}
-	said = strings.TrimPrefix(said, "Waiting for ")
-	return strings.TrimSuffix(strings.TrimSpace(said), "...")
 }
 
 // look asks why a workload is not ready, and adds the lines of its manifest. With an error the findings are what could be read.
