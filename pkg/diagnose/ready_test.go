@@ -39,6 +39,8 @@ func TestSummary(t *testing.T) {
 	crashing := waiting("CrashLoopBackOff", "back-off 5m0s")
 	crashing.ContainerStatuses[0].RestartCount = 4
 	crashing.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 2}
+	old := pod("old", time.Hour, unschedulable)
+	old.Labels["pod-template-hash"] = "older"
 	leaving := pod("leaving", 0, waiting("CrashLoopBackOff", "back-off"))
 	leaving.DeletionTimestamp = &metav1.Time{Time: now}
 
@@ -75,7 +77,7 @@ func TestSummary(t *testing.T) {
 		},
 		{
 			name: "the newest counts, those that leave do not",
-			pods: []corev1.Pod{leaving, pod("old", time.Hour, unschedulable), pod("new", time.Minute, waiting("ContainerCreating", ""))},
+			pods: []corev1.Pod{leaving, old, pod("new", time.Minute, waiting("ContainerCreating", ""))},
 			want: "pod new is starting",
 		},
 		{

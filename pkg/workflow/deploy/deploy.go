@@ -178,7 +178,7 @@ func (d *deployment) read(context.Context) error {
 		if _, ok := d.serviceOf(c.image); ok {
 			continue
 		}
-		if _, tag := image.Cut(c.image); (tag == "" || tag == "latest") && !strings.Contains(c.image, "@") {
+		if image.Floats(c.image) {
 			found = append(found, fmt.Sprintf("%s: image %s", c.at(), c.image))
 		}
 	}

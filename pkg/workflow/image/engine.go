@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/distribution/reference"
 )
 
 // EngineNames are the programs that Find knows, in the order in which it looks for them.
@@ -163,8 +165,10 @@ func (e engine) Save(ctx context.Context, ref, file string, log io.Writer) error
 // Push implements Engine.
 func (e engine) Push(ctx context.Context, ref string, log io.Writer) error {
 	if err := e.run(ctx, log, "push "+ref, "push", ref); err != nil {
-		host, _, _ := strings.Cut(ref, "/")
-		return fmt.Errorf("%w (log in with `%s login %s` if it asks for that)", err, e.program, host)
+		if named, parseErr := reference.ParseNormalizedNamed(ref); parseErr == nil {
+			return fmt.Errorf("%w (log in with `%s login %s` if it asks for that)", err, e.program, reference.Domain(named))
+		}
+		return err
 	}
 	return nil
 }

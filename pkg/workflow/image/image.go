@@ -44,13 +44,34 @@ func Name(manifest, registry, fingerprint string) (Ref, error) {
 	return Ref{Short: short, Full: full.String()}, nil
 }
 
-// Cut splits a reference into name and tag, which may be empty. A digest is cut off and lost.
+// Cut splits a reference, as it is written, into name and tag, which may be empty. A digest is left out. What is no
+// reference is a name as a whole.
 func Cut(ref string) (name, tag string) {
-	ref, _, _ = strings.Cut(ref, "@")
-	if i := strings.LastIndexByte(ref, ':'); i > strings.LastIndexByte(ref, '/') {
-		return ref[:i], ref[i+1:]
+	parsed, err := reference.Parse(ref)
+	if err != nil {
+		return ref, ""
 	}
-	return ref, ""
+	if named, ok := parsed.(reference.Named); ok {
+		name = named.Name()
+	}
+	if tagged, ok := parsed.(reference.Tagged); ok {
+		tag = tagged.Tag()
+	}
+	return name, tag
+}
+
+// Floats reports whether a reference means another image tomorrow: it has no digest, and no tag or the tag latest. What is no
+// reference at all does not run, and the kubelet says why.
+func Floats(ref string) bool {
+	parsed, err := reference.Parse(ref)
+	if err != nil {
+		return false
+	}
+	if _, ok := parsed.(reference.Digested); ok {
+		return false
+	}
+	tagged, ok := parsed.(reference.Tagged)
+	return !ok || tagged.Tag() == "latest"
 }
 
 // Engine is a program that builds images.
