@@ -1,7 +1,7 @@
-// Package converge keeps objects in the cluster as the server wants them: what someone deletes or changes comes back.
+// Package converge keeps objects in the cluster as the server wants them: what is deleted or changed comes back.
 //
-// It owns the loop (Loop), what tells whether an object is as it was applied (Fingerprint, Applied), and the names under
-// which parts of the server own fields. Add-ons, the image policy and the mesh are built on it.
+// It owns the loop (Loop) and the memory of what was applied (Applied); pkg/ssa applies. Add-ons, the image policy and the mesh
+// are built on it.
 package converge
 
 import (

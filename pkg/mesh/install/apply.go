@@ -29,14 +29,13 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
 
-	"polymesh.dev/polymesh/pkg/converge"
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 const (
@@ -51,7 +50,7 @@ const (
 
 	ingressClass      = "istio"
 	ingressController = "istio.io/ingress-controller"
-	ownManager        = converge.Mesh
+	ownManager        = ssa.Mesh
 )
 
 // installer applies rendered manifests as Istio's does (operator/pkg/install), with the same labels, field manager,
@@ -169,12 +168,7 @@ func (i *installer) applyOne(ctx context.Context, obj *unstructured.Unstructured
 	if err != nil {
 		return fmt.Errorf("apply %s: %w", display(key), err)
 	}
-	body, err := obj.MarshalJSON()
-	if err != nil {
-		return fmt.Errorf("apply %s: %w", display(key), err)
-	}
-	force := true
-	live, err := resource.Patch(ctx, obj.GetName(), types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: fieldManager, Force: &force})
+	live, err := ssa.Apply(ctx, resource, obj, ssa.Options{Manager: fieldManager, Force: true})
 	if err != nil {
 		return fmt.Errorf("apply %s: %w", display(key), err)
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/pmezard/go-difflib/difflib"
@@ -101,20 +100,12 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 			return fmt.Errorf("%s: replace %s: %w", o.At(), o.ID(), err)
 		}
 	}
-	var applied *unstructured.Unstructured
-	var refused error
-	// istiod's webhook checks what is applied, and may still be starting.
-	err = wait.PollUntilContextTimeout(ctx, time.Second, webhookWait, true, func(ctx context.Context) (bool, error) {
-		applied, refused = d.cluster.apply(ctx, m, o.Unstructured, d.dry)
-		return refused == nil || !webhookSilent(refused), nil
-	})
+	applied, err := d.cluster.apply(ctx, m, o.Unstructured, d.dry)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case refused != nil:
-		return d.explainApply(o, refused)
 	case err != nil:
-		return fmt.Errorf("apply %s: %w", o.ID(), err)
+		return d.explainApply(o, err)
 	}
 	if d.set != nil {
 		d.set.visited.Insert(applied.GetUID())
@@ -142,10 +133,6 @@ func (d *deployment) note(o project.Object, action Action, counts map[Action]int
 		change.At = o.At()
 	}
 	d.result.Objects = append(d.result.Objects, change)
-}
-
-func webhookSilent(err error) bool {
-	return apierrors.IsInternalError(err) && strings.Contains(err.Error(), "failed calling webhook") && !strings.Contains(err.Error(), "denied the request")
 }
 
 // changed compares what the object was with what it is or would be, less what the API server counts.

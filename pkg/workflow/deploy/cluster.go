@@ -18,11 +18,12 @@ import (
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 
 	"polymesh.dev/polymesh/pkg/kubeconfig"
+	"polymesh.dev/polymesh/pkg/ssa"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
 // fieldManager is who Polymesh is to the API server.
-const fieldManager = "polymesh"
+const fieldManager = ssa.Deploy
 
 // Cluster is the API server of the target.
 type Cluster struct {
@@ -105,26 +106,13 @@ func resourceOf(client dynamic.Interface, m *meta.RESTMapping, namespace string)
 // apply is a server-side apply. The manifests are the truth: a field that someone else set meanwhile (kubectl edit, kubectl
 // set image) is taken back, as with every deploy command of this kind.
 func (c *Cluster) apply(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured, dry bool) (*unstructured.Unstructured, error) {
-	return serverSideApply(ctx, c.resource(m, u.GetNamespace()), u, dry)
+	return ssa.Apply(ctx, c.resource(m, u.GetNamespace()), u, ssa.Options{Manager: fieldManager, Force: true, DryRun: dry, WebhookWait: webhookWait})
 }
 
 // wouldApply is a dry run of apply that shows no warnings.
 func (c *Cluster) wouldApply(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured) error {
-	_, err := serverSideApply(ctx, resourceOf(c.silent, m, u.GetNamespace()), u, true)
+	_, err := ssa.Apply(ctx, resourceOf(c.silent, m, u.GetNamespace()), u, ssa.Options{Manager: fieldManager, Force: true, DryRun: true})
 	return err
-}
-
-func serverSideApply(ctx context.Context, r dynamic.ResourceInterface, u *unstructured.Unstructured, dry bool) (*unstructured.Unstructured, error) {
-	data, err := u.MarshalJSON()
-	if err != nil {
-		return nil, err
-	}
-	force := true
-	options := metav1.PatchOptions{FieldManager: fieldManager, Force: &force}
-	if dry {
-		options.DryRun = []string{metav1.DryRunAll}
-	}
-	return r.Patch(ctx, u.GetName(), types.ApplyPatchType, data, options)
 }
 
 // remove deletes an object and waits until it is gone. It must still be the one of that UID.

@@ -19,6 +19,7 @@ import (
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 
 	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/ssa"
 	"polymesh.dev/polymesh/pkg/version"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
@@ -201,7 +202,7 @@ func (s *set) members(ctx context.Context, c *Cluster, volumes bool) (gone []app
 		switch {
 		case metav1.GetControllerOf(u) != nil:
 			s.visited.Insert(u.GetUID())
-		case !applied(u):
+		case !ssa.AppliedBy(u, fieldManager): // a label alone is no proof
 			left = append(left, leftObject{o, notApplied})
 		case !volumes && hasData(o):
 			left = append(left, leftObject{o, holdsData})
@@ -210,14 +211,6 @@ func (s *set) members(ctx context.Context, c *Cluster, volumes bool) (gone []app
 		}
 	}
 	return gone, left, nil
-}
-
-// applied reports whether deploy has applied an object. A label alone is no proof: it is copied with the rest of an object,
-// by `kubectl get -o yaml` and `kubectl apply`, and by controllers.
-func applied(u metav1.Object) bool {
-	return slices.ContainsFunc(u.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
-		return f.Manager == fieldManager && f.Operation == metav1.ManagedFieldsOperationApply
-	})
 }
 
 // hasData reports whether data goes with an object: a volume or a claim to one, or a StatefulSet that takes its claims along.

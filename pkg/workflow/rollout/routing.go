@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 var (
@@ -384,7 +386,7 @@ func (d *driver) applyRules(ctx context.Context, r *routing, owner metav1.OwnerR
 
 // apply makes one of the rollout's own objects what it has to be.
 func (d *driver) apply(ctx context.Context, kind schema.GroupVersionResource, u *unstructured.Unstructured) error {
-	_, err := d.Cluster.Dynamic.Resource(kind).Namespace(u.GetNamespace()).Apply(ctx, u.GetName(), u, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	_, err := ssa.Apply(ctx, d.Cluster.Dynamic.Resource(kind).Namespace(u.GetNamespace()), u, ssa.Options{Manager: fieldManager, Force: true})
 	if err != nil {
 		return fmt.Errorf("apply %s/%s -n %s: %w", strings.ToLower(u.GetKind()), u.GetName(), u.GetNamespace(), err)
 	}
