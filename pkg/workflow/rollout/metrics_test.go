@@ -211,7 +211,7 @@ func TestWorkloadOf(t *testing.T) {
 
 // What the agent of a real proxy shows, as pkg/mesh/exposition has recorded it.
 func TestRecorded(t *testing.T) {
-	text, err := os.Open(filepath.Join("..", "mesh", "exposition", "testdata", "istio.txt"))
+	text, err := os.Open(filepath.Join("..", "..", "mesh", "exposition", "testdata", "istio.txt"))
 	if err != nil {
 		t.Fatal(err)
 	}
