@@ -3,8 +3,11 @@ package converge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -55,6 +58,50 @@ func TestLoop(t *testing.T) {
 	if err := l.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// A round that hangs is ended, its error is the state, and rounds go on.
+func TestRoundTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rounds := 0
+		l := NewLoop(slog.New(slog.DiscardHandler), time.Hour, func(ctx context.Context) error {
+			if rounds++; rounds > 1 {
+				return nil
+			}
+			<-ctx.Done()
+			return fmt.Errorf("list ConfigMaps: %w", ctx.Err())
+		})
+		l.Start(t.Context())
+		time.Sleep(roundTimeout)
+		synctest.Wait()
+		if err := l.Ready(); rounds != 1 || !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(err.Error(), "not applied within 2m0s: list ConfigMaps: ") {
+			t.Errorf("after %d rounds: %v", rounds, err)
+		}
+		time.Sleep(retryFirst)
+		synctest.Wait()
+		if err := l.Ready(); rounds != 2 || err != nil {
+			t.Errorf("after %d rounds: %v", rounds, err)
+		}
+		if err := l.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Stop ends a round that hangs.
+func TestStopDuringRound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLoop(slog.New(slog.DiscardHandler), time.Hour, func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		l.Start(t.Context())
+		synctest.Wait()
+		begin := time.Now()
+		if err := l.Stop(t.Context()); err != nil || time.Since(begin) != 0 {
+			t.Errorf("stopped after %s: %v", time.Since(begin), err)
+		}
+	})
 }
 
 func entry(manager string, operation metav1.ManagedFieldsOperationType) metav1.ManagedFieldsEntry {

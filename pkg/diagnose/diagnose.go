@@ -1,7 +1,8 @@
-// Package diagnose says why a workload is not ready, in the words of the guide's troubleshooting table (常見問題排查): what
+// Package diagnose finds why a workload is not ready, by the rows of the guide's troubleshooting table (docs/guide.md): what
 // happened, to what, what to do, and which field of the manifest to change.
 //
-// It only reads from the cluster. pkg/workflow/deploy asks it while it waits, and adds file and line.
+// It only reads from the cluster. pkg/workflow/cluster asks it while it waits, and pkg/workflow/deploy adds file and line; the
+// server's add-ons and mesh take their one-line reasons from it (Summary, Serving).
 package diagnose
 
 import (
@@ -36,11 +37,11 @@ const (
 	Crash            Reason = "Crash"            // the container ends again and again
 	OutOfMemory      Reason = "OutOfMemory"      // it was killed at its memory limit
 	ProbeFailing     Reason = "ProbeFailing"     // it runs, but its probe fails
-	InjectionMissing Reason = "InjectionMissing" // the namespace asks for sidecars and the pod has none, or no one asks
+	InjectionMissing Reason = "InjectionMissing" // the namespace asks for sidecars and the pod has none, or none is asked for
 	Refused          Reason = "Refused"          // no pod can be made: quota, admission, an invalid template
 	MTLSMismatch     Reason = "MTLSMismatch"     // plain text meets STRICT
 	GatewayMismatch  Reason = "GatewayMismatch"  // a route or Gateway that nothing serves
-	Istio            Reason = "Istio"            // what else Istio's own checks say
+	Istio            Reason = "Istio"            // anything else that Istio's own checks report
 	NotReady         Reason = "NotReady"         // nothing of the above was found
 )
 
@@ -57,14 +58,14 @@ type Finding struct {
 	Object    string `json:"object"`
 	Pod       string `json:"pod,omitempty"`
 	Container string `json:"container,omitempty"`
-	// Message says what happened, as the cluster says it; Advice what to do.
+	// Message is what happened, in the cluster's words; Advice is what to do.
 	Message string `json:"message"`
 	Advice  string `json:"advice"`
 	// At is the file and line to change, if a manifest is known. Places are the fields, the best first: the caller knows which
 	// of them its manifests have.
 	At     string  `json:"at,omitempty"`
 	Places []Place `json:"-"`
-	// Final says that waiting will not help.
+	// Final means that waiting will not help.
 	Final bool `json:"final"`
 }
 
@@ -193,7 +194,7 @@ func (w *look) container(name string, path ...string) []Place {
 	return template("spec")
 }
 
-// noPods says why no pod was made: the controllers write that into events, of the workload or of its ReplicaSet.
+// noPods adds why no pod was made: the controllers write that into events, of the workload or of its ReplicaSet.
 func (w *look) noPods(ctx context.Context) error {
 	events, err := w.client.CoreV1().Events(w.workload.GetNamespace()).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.Set{"type": corev1.EventTypeWarning, "reason": "FailedCreate"}.String(),
@@ -219,7 +220,7 @@ func (w *look) refused(message string) {
 		f.Advice = "the namespace's ResourceQuota is used up: raise it, or lower the replicas or requests"
 		f.Places = append(w.quota(message), field("spec", "replicas")...)
 	case strings.Contains(message, "failed quota"):
-		f.Advice = "a ResourceQuota counts requests or limits, so each container has to say its own"
+		f.Advice = "a ResourceQuota counts requests or limits, so each container has to state its own"
 		f.Places = template("spec", "containers", "0", "resources")
 	case strings.Contains(message, "image-policy.polymesh.dev"):
 		f.Advice = "sign the image (polymesh deploy --sign-key FILE, polymesh image sign), or name one that is signed"

@@ -57,7 +57,7 @@ func unschedulable(pod *corev1.Pod) string {
 	return ""
 }
 
-// pending tells the reasons apart that the scheduler gives (pkg/scheduler/framework/plugins upstream).
+// pending distinguishes the reasons that the scheduler gives (pkg/scheduler/framework/plugins upstream).
 func (w *look) pending(ctx context.Context, pod *corev1.Pod) {
 	message := unschedulable(pod)
 	f := Finding{Reason: Unschedulable, Pod: pod.Name}
@@ -154,7 +154,7 @@ func (w *look) status(ctx context.Context, pod *corev1.Pod, s corev1.ContainerSt
 			return
 		}
 	}
-	// In CrashLoopBackOff the state waits, and the last state says what happened.
+	// In CrashLoopBackOff the state waits, and the last state is what happened.
 	ended := s.State.Terminated
 	if ended == nil && s.RestartCount > 0 && !s.Ready {
 		ended = s.LastTerminationState.Terminated
@@ -212,7 +212,7 @@ func (w *look) notStarted(pod *corev1.Pod, s corev1.ContainerStatus, message str
 	w.add(f)
 }
 
-// lastPart is what a chain of errors ends with, which is what happened; what comes before says who called whom.
+// lastPart is what a chain of errors ends with, which is what happened; what comes before is who called whom.
 func lastPart(message string) string {
 	message = strings.TrimSpace(message)
 	if _, cause, ok := strings.Cut(message, "exec: "); ok {
@@ -318,7 +318,7 @@ func imageMessage(pod *corev1.Pod, container string, waiting *corev1.ContainerSt
 	return fmt.Sprintf("%s: %s", image, message)
 }
 
-// pullAdvice tells apart why an image cannot be had. A registry that does not answer may answer later.
+// pullAdvice distinguishes why an image cannot be pulled. A registry that does not answer may answer later.
 func pullAdvice(pod *corev1.Pod, s corev1.ContainerStatus, waiting *corev1.ContainerStateWaiting) (advice string, final bool) {
 	message := strings.ToLower(waiting.Message)
 	switch {
@@ -341,10 +341,10 @@ func pullAdvice(pod *corev1.Pod, s corev1.ContainerStatus, waiting *corev1.Conta
 	return "look at the image's name and tag, and at imagePullSecrets", false
 }
 
-// failures is how often a probe has to fail until it is worth a word: while a program starts, its first ones do.
+// failures is how often a probe has to fail until it is reported: while a program starts, its first ones do.
 const failures = 3
 
-// events adds what only events say: failing probes and volumes that cannot be mounted.
+// events adds what only events report: failing probes and volumes that cannot be mounted.
 func (w *look) events(ctx context.Context, pod *corev1.Pod) error {
 	events, err := w.client.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.Set{"involvedObject.uid": string(pod.UID), "type": corev1.EventTypeWarning}.String(),
@@ -394,7 +394,7 @@ func isReady(pod *corev1.Pod, container string) bool {
 	})
 }
 
-// injection adds a missing sidecar: with STRICT in force the pod reaches no one, and no one reaches it.
+// injection adds a missing sidecar: with STRICT in force the pod reaches no other pod, and none reaches it.
 func (w *look) injection(ctx context.Context, pod *corev1.Pod) error {
 	if hasSidecar(pod) || pod.Spec.HostNetwork || !inUse(pod) {
 		return nil
@@ -407,7 +407,7 @@ func (w *look) injection(ctx context.Context, pod *corev1.Pod) error {
 		return fmt.Errorf("read namespace %s: %w", pod.Namespace, err)
 	}
 	asked := ns.Labels["istio-injection"] == "enabled" || ns.Labels["istio.io/rev"] != ""
-	// The pod's own word wins over the namespace's (pkg/kube/inject in Istio).
+	// The pod's own label wins over the namespace's (pkg/kube/inject in Istio).
 	switch {
 	case pod.Labels["sidecar.istio.io/inject"] == "false" || pod.Annotations["sidecar.istio.io/inject"] == "false":
 		return nil

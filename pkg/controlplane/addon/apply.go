@@ -23,7 +23,7 @@ const (
 	fieldManager     = ssa.Addon
 )
 
-// id tells objects apart within a cluster.
+// id identifies an object within a cluster.
 type id struct {
 	kind            schema.GroupVersionKind
 	namespace, name string
@@ -41,7 +41,7 @@ func (i id) String() string {
 }
 
 // sync makes the cluster hold the add-on's objects and no others of it. Fields that the manifests name are set back;
-// fields that they do not name belong to whoever sets them. What is as this run applied it is only looked at.
+// fields that they do not name belong to whoever sets them. What is as this run applied it is only read.
 func (a *Addon) sync(ctx context.Context) error {
 	if !slices.Equal(a.nameservers(), a.servers) {
 		if err := a.render(); err != nil {

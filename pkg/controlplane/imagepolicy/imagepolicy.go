@@ -7,7 +7,7 @@
 // such as Istio's sidecar, need no signature.
 //
 // The package owns the two webhook configurations, also their removal when the server has no keys any more. When the server
-// cannot answer, pods in these namespaces are refused. pkg/command adds it to the server.
+// cannot answer, pods in these namespaces are refused. pkg/server adds it to the server.
 package imagepolicy
 
 import (
@@ -205,7 +205,7 @@ func (p *Policy) Stop(ctx context.Context) error {
 	return err
 }
 
-// apply tells the API server to ask. It is called again and again, and writes only what is not as it has left it.
+// apply registers the webhooks. It is called again and again, and writes only what is not as it has left it.
 func (p *Policy) apply(ctx context.Context, url string) error {
 	authority, err := os.ReadFile(p.opts.Certificates.Cert(certificate.ServerCA))
 	if err != nil {

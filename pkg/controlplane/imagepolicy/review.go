@@ -30,7 +30,7 @@ type operation struct {
 	Value string `json:"value"`
 }
 
-// decide says what becomes of the images of a pod that are new in it: a patch, or why not.
+// decide returns what becomes of the images of a pod that are new in it: a patch, or why not.
 type decide func(ctx context.Context, images []imageField, logins credentialprovider.DockerKeyring) ([]operation, error)
 
 // handler answers admission reviews (admission.k8s.io/v1).
@@ -133,7 +133,7 @@ func (p *Policy) pin(ctx context.Context, fields []imageField, logins credential
 			return nil, fmt.Errorf("%s: image %q: %w", field.owner, field.image, err)
 		}
 		if _, exact := named.(reference.Digested); exact {
-			continue // what it is, check tells
+			continue // check decides about it
 		}
 		sum, err := p.verify(ctx, field, logins)
 		if err != nil {

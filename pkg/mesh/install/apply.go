@@ -151,7 +151,7 @@ func (i *installer) apply(ctx context.Context, objects []object) error {
 	return g.Wait()
 }
 
-// recorded reports whether an object's fingerprint says something about the user. CRDs are shared by all revisions, and
+// recorded reports whether an object's fingerprint shows what a user has changed. CRDs are shared by all revisions, and
 // istiod itself writes to webhooks (caBundle, failurePolicy).
 func recorded(o object) bool {
 	switch o.GetKind() {
@@ -358,16 +358,16 @@ func hasDefault(classes []networkingv1.IngressClass) bool {
 // console gives Istio's installer our log. Nothing ends the process.
 type console struct{ log *slog.Logger }
 
-func (c console) say(level slog.Level, s string) {
+func (c console) write(level slog.Level, s string) {
 	if s = strings.TrimSpace(s); s != "" {
 		c.log.Log(context.Background(), level, s)
 	}
 }
-func (c console) LogAndPrint(v ...any)            { c.say(slog.LevelInfo, fmt.Sprint(v...)) }
-func (c console) LogAndError(v ...any)            { c.say(slog.LevelWarn, fmt.Sprint(v...)) }
-func (c console) LogAndFatal(v ...any)            { c.say(slog.LevelError, fmt.Sprint(v...)) }
-func (c console) LogAndPrintf(f string, v ...any) { c.say(slog.LevelInfo, fmt.Sprintf(f, v...)) }
-func (c console) LogAndErrorf(f string, v ...any) { c.say(slog.LevelWarn, fmt.Sprintf(f, v...)) }
-func (c console) LogAndFatalf(f string, v ...any) { c.say(slog.LevelError, fmt.Sprintf(f, v...)) }
-func (c console) Print(s string)                  { c.say(slog.LevelInfo, s) }
-func (c console) PrintErr(s string)               { c.say(slog.LevelWarn, s) }
+func (c console) LogAndPrint(v ...any)            { c.write(slog.LevelInfo, fmt.Sprint(v...)) }
+func (c console) LogAndError(v ...any)            { c.write(slog.LevelWarn, fmt.Sprint(v...)) }
+func (c console) LogAndFatal(v ...any)            { c.write(slog.LevelError, fmt.Sprint(v...)) }
+func (c console) LogAndPrintf(f string, v ...any) { c.write(slog.LevelInfo, fmt.Sprintf(f, v...)) }
+func (c console) LogAndErrorf(f string, v ...any) { c.write(slog.LevelWarn, fmt.Sprintf(f, v...)) }
+func (c console) LogAndFatalf(f string, v ...any) { c.write(slog.LevelError, fmt.Sprintf(f, v...)) }
+func (c console) Print(s string)                  { c.write(slog.LevelInfo, s) }
+func (c console) PrintErr(s string)               { c.write(slog.LevelWarn, s) }

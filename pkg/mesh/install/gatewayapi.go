@@ -84,7 +84,7 @@ func DecideGatewayAPI(recorded string, live []GatewayCRD, want Bundle) Decision 
 	}
 }
 
-// newerThan is false where one of them is no version: whose CRD that is, the field managers tell.
+// newerThan is false where one of them is no version: the field managers decide whose CRD that is.
 func newerThan(have, want string) bool {
 	h, errHave := version.ParseSemantic(have)
 	w, errWant := version.ParseSemantic(want)
@@ -243,8 +243,8 @@ func readGatewayAPI(file string) ([]*unstructured.Unstructured, error) {
 	}
 }
 
-// awaitEstablished waits until the API server serves the new types, so that a Gateway can be made once the server says that
-// it is ready.
+// awaitEstablished waits until the API server serves the new types, so that a Gateway can be made once the server is
+// ready.
 func awaitEstablished(ctx context.Context, client kube.CLIClient, objects []*unstructured.Unstructured) error {
 	missing := ""
 	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {

@@ -16,7 +16,7 @@ import (
 	"polymesh.dev/polymesh/pkg/diagnose"
 )
 
-// health watches the Deployments that the server installed and says why they are not available.
+// health watches the Deployments that the server installed and reports why they are not available.
 type health struct {
 	client      kubernetes.Interface
 	deployments []string // in istioNamespace

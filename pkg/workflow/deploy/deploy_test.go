@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"istio.io/istio/pkg/config/analysis/diag"
 	"istio.io/istio/pkg/config/analysis/msg"
@@ -24,7 +23,7 @@ import (
 // objects reads manifests as a project does.
 func objects(t *testing.T, text string) []project.Object {
 	t.Helper()
-	found, err := written(t, text).Objects()
+	found, _, err := written(t, text).Objects()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +95,7 @@ func TestMasked(t *testing.T) {
 	}
 }
 
-func TestLeaveReplicas(t *testing.T) {
+func TestDropReplicas(t *testing.T) {
 	d := &deployment{objects: objects(t, `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: scaled}
@@ -112,7 +111,7 @@ kind: HorizontalPodAutoscaler
 metadata: {name: x}
 spec: {scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: scaled}}
 `)}
-	d.leaveReplicas()
+	d.dropReplicas()
 	for _, o := range d.objects[:2] {
 		if _, has, _ := unstructured.NestedFieldNoCopy(o.Object, "spec", "replicas"); has != (o.GetName() == "fixed") {
 			t.Errorf("%s has replicas: %v", o.GetName(), has)
@@ -170,22 +169,6 @@ func TestExplainApply(t *testing.T) {
 	got := invalid(field.Invalid(field.NewPath("spec", "selector"), nil, "field is immutable")).Error()
 	if !strings.HasPrefix(got, "k8s/all.yaml:6: ") || !strings.HasSuffix(got, "(kubectl delete deployment.apps/api), or give the new one another name") {
 		t.Errorf("got %q", got)
-	}
-}
-
-func TestHopeless(t *testing.T) {
-	since := map[diagnose.Reason]time.Time{}
-	final := []diagnose.Finding{{Reason: diagnose.Crash, Final: true}}
-	if isHopeless(final, since) {
-		t.Error("a finding ends the wait at once")
-	}
-	since[diagnose.Crash] = time.Now().Add(-lastingLimit)
-	if !isHopeless(final, since) {
-		t.Error("a finding that stays does not end the wait")
-	}
-	since[diagnose.Crash] = time.Now().Add(-lastingLimit)
-	if isHopeless(nil, since) || isHopeless(final, since) {
-		t.Error("a finding that was gone in between ends the wait")
 	}
 }
 

@@ -44,7 +44,7 @@ func source(p *project.Project, s project.Service) image.Source {
 	return source
 }
 
-// nameImages puts the names of the images into the manifests. They say what the images are built of, so that nothing need be
+// nameImages puts the names of the images into the manifests. They are hashes of what the images are built of, so that nothing need be
 // built yet.
 func (d *deployment) nameImages(ctx context.Context) (err error) {
 	var step *progress.Step
@@ -177,28 +177,28 @@ func (d *deployment) buildImages(ctx context.Context) error {
 					}
 				}
 				d.result.Images[i] = out
-				return out.said(m.registry), nil
+				return out.summary(m.registry), nil
 			})
 		})
 	}
 	return g.Wait()
 }
 
-func (i Image) said(registry bool) string {
-	said := []string{"loaded"}
+func (i Image) summary(registry bool) string {
+	done := []string{"loaded"}
 	switch {
 	case !i.Built && !i.Moved:
-		said = []string{"unchanged"}
+		done = []string{"unchanged"}
 	case registry:
-		said = []string{"pushed"}
+		done = []string{"pushed"}
 	}
 	if i.Built {
-		said = append([]string{"built"}, said...)
+		done = append([]string{"built"}, done...)
 	}
 	if i.Digest != "" {
-		said = append(said, "signed")
+		done = append(done, "signed")
 	}
-	return strings.Join(said, ", ")
+	return strings.Join(done, ", ")
 }
 
 // provide brings an image to where nodes get it, signs it there, and writes down what it is made of.
@@ -346,7 +346,7 @@ func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, re
 	return out, m.store.Import(ctx, archive, nil)
 }
 
-// build builds an image and returns its id, as the program that built it says.
+// build builds an image and returns its id, as the program that built it reports it.
 func build(ctx context.Context, e image.Engine, ref image.Ref, source image.Source) (digest.Digest, error) {
 	dir, err := os.MkdirTemp("", "polymesh-build-")
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// originAnnotation of the set's Secret says where the project is deployed from (project.Origin, as JSON).
+// originAnnotation of the set's Secret is where the project is deployed from (project.Origin, as JSON).
 const originAnnotation = "polymesh.dev/origin"
 
 // originOf is what is recorded; ok is false where nothing is, or nothing that can be read.

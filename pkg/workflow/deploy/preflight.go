@@ -18,6 +18,8 @@ import (
 
 	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/ssa"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
@@ -34,7 +36,7 @@ type checks struct {
 }
 
 // check asks the API server about every object before any is applied, so that a deploy is not broken off half-way: it is a
-// dry run, and what it says to that for certain ends the deploy. Objects whose namespace or type is still to be made wait for a
+// dry run, and a refusal that is certain ends the deploy. Objects whose namespace or type is still to be made wait for a
 // second call.
 func (d *deployment) check(ctx context.Context) error {
 	set, err := newSet(d.cluster, d.Project)
@@ -69,14 +71,14 @@ func (d *deployment) check(ctx context.Context) error {
 }
 
 func (d *deployment) checkOne(ctx context.Context, setID string, o project.Object) error {
-	m, err := d.mapping(o)
+	m, err := d.cluster.Mapping(o)
 	if err != nil {
-		if d.defines(o) {
+		if d.definition(o) != nil {
 			return nil
 		}
 		return err
 	}
-	live, err := d.cluster.resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
+	live, err := d.cluster.Resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("%s: read %s: %w", o.At(), o.ID(), err)
 	}
@@ -85,7 +87,8 @@ func (d *deployment) checkOne(ctx context.Context, setID string, o project.Objec
 			return err
 		}
 	}
-	refused := d.cluster.wouldApply(ctx, m, o.Unstructured)
+	// What it warns of is shown when it is applied.
+	_, refused := ssa.Apply(ctx, cluster.Resource(d.cluster.Silent, m, o.GetNamespace()), o.Unstructured, ssa.Options{Manager: fieldManager, Force: true, DryRun: true})
 	d.checks.mu.Lock()
 	defer d.checks.mu.Unlock()
 	d.checks.done[o.ID()] = true

@@ -18,14 +18,14 @@ import (
 
 // Ref is an image's name in its two forms.
 type Ref struct {
-	// Short is what a manifest says: "my-registry/api:1.0.0-0123456789ab".
+	// Short is the name in a manifest: "my-registry/api:1.0.0-0123456789ab".
 	Short string
 	// Full is what containerd and the builders call it: "docker.io/my-registry/api:1.0.0-0123456789ab".
 	Full string
 }
 
 // Name gives a built image its name: that of the manifest, below the registry if there is one, with the hash in the tag.
-// "latest" says nothing about a version, so only the hash stays of it.
+// "latest" is no version, so only the hash stays of it.
 func Name(manifest, registry, fingerprint string) (Ref, error) {
 	name, tag := Cut(manifest)
 	if registry != "" {
@@ -61,7 +61,7 @@ func Cut(ref string) (name, tag string) {
 }
 
 // Floats reports whether a reference means another image tomorrow: it has no digest, and no tag or the tag latest. What is no
-// reference at all does not run, and the kubelet says why.
+// reference at all does not run, and the kubelet reports why.
 func Floats(ref string) bool {
 	parsed, err := reference.Parse(ref)
 	if err != nil {

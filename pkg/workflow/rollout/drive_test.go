@@ -33,7 +33,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/progress"
-	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 )
 
 const (
@@ -205,7 +205,7 @@ func (s *shop) options() Options {
 		return c
 	})
 	flags.KubeConfig = &s.kubeconfig
-	c, err := deploy.Connect(flags)
+	c, err := cluster.Connect(flags, nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}

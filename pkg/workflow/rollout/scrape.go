@@ -45,10 +45,10 @@ const (
 	maxLine     = 64 << 10 // of one of them
 )
 
-// errForbidden says that the user may not read the proxies, which waiting does not change.
+// errForbidden means that the user may not read the proxies, which waiting does not change.
 var errForbidden = errors.New("you may not read the proxies' metrics: it takes the verb get on pods/proxy")
 
-// errUnread says that the canary's proxies could not be read, so nothing is known about its requests.
+// errUnread means that the canary's proxies could not be read, so nothing is known about its requests.
 var errUnread = errors.New("the metrics of the canary cannot be read")
 
 // reading is what came of one proxy.
@@ -156,7 +156,7 @@ func running(pods []corev1.Pod, of workload) (out []reading) {
 	return out
 }
 
-// readAll reads proxies side by side, and takes in what they say.
+// readAll reads proxies side by side, and takes in what they report.
 func (m *meter) readAll(ctx context.Context, proxies []reading) []reading {
 	var group errgroup.Group
 	group.SetLimit(readAtOnce)

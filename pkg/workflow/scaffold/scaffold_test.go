@@ -148,7 +148,7 @@ spec: {selector: {istio: ingressgateway}, ports: [{name: http2, port: 80, target
 // The API server takes every object as it is written, and Istio's analyzers, which look at each deploy, find nothing.
 func TestManifests(t *testing.T) {
 	p := load(t, shop(t))
-	objects, err := p.Objects()
+	objects, _, err := p.Objects()
 	if err != nil {
 		t.Fatal(err)
 	}
