@@ -233,7 +233,7 @@ func follow(ctx context.Context, r dynamic.ResourceInterface, name string) <-cha
 				send(state{live: live})
 			}
 			if watcher, watchErr := r.Watch(ctx, options); watchErr == nil {
-				sendEvents(watcher, send)
+				sendEvents(ctx, watcher, send)
 			}
 			select {
 			case <-ctx.Done():
@@ -244,10 +244,16 @@ func follow(ctx context.Context, r dynamic.ResourceInterface, name string) <-cha
 	return states
 }
 
-// sendEvents sends what a watch reports, until it ends.
-func sendEvents(watcher watch.Interface, send func(state)) {
+// sendEvents sends what a watch reports, until it or ctx ends.
+func sendEvents(ctx context.Context, watcher watch.Interface, send func(state)) {
 	defer watcher.Stop()
-	for event := range watcher.ResultChan() {
+	for {
+		var event watch.Event // of no type when the watch has ended
+		select {
+		case <-ctx.Done():
+			return
+		case event = <-watcher.ResultChan():
+		}
 		live, ok := event.Object.(*unstructured.Unstructured)
 		switch {
 		case ok && event.Type == watch.Deleted:

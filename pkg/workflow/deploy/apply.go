@@ -73,7 +73,7 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 	m, err := d.cluster.Mapping(o)
 	if err != nil {
 		// A dry run does not make the type that a manifest beside it defines.
-		if d.dry && d.definition(o) != nil {
+		if d.dry && definition(d.objects, o) != nil {
 			d.note(o, Created, counts)
 			return nil
 		}

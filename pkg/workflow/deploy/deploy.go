@@ -133,7 +133,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 			return d.result, err
 		}
 	}
-	d.hosts()
+	d.result.Hosts = hostsOf(d.objects)
 	return d.result, nil
 }
 

@@ -96,7 +96,7 @@ func TestMasked(t *testing.T) {
 }
 
 func TestDropReplicas(t *testing.T) {
-	d := &deployment{objects: objects(t, `apiVersion: apps/v1
+	found := objects(t, `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: scaled}
 spec: {replicas: 2}
@@ -110,9 +110,9 @@ apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata: {name: x}
 spec: {scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: scaled}}
-`)}
-	d.dropReplicas()
-	for _, o := range d.objects[:2] {
+`)
+	dropReplicas(found)
+	for _, o := range found[:2] {
 		if _, has, _ := unstructured.NestedFieldNoCopy(o.Object, "spec", "replicas"); has != (o.GetName() == "fixed") {
 			t.Errorf("%s has replicas: %v", o.GetName(), has)
 		}

@@ -75,7 +75,7 @@ func (d *deployment) complete(ctx context.Context) error {
 	if err := project.Unique(d.objects); err != nil {
 		return err
 	}
-	d.dropReplicas()
+	dropReplicas(d.objects)
 	return nil
 }
 
@@ -181,14 +181,14 @@ func secretValue(p *project.Project, from project.SecretValue) (value []byte, ok
 
 // dropReplicas takes the number of replicas out of workloads that an autoscaler of the project scales: applied each
 // time, it would undo the autoscaler's work at each deploy.
-func (d *deployment) dropReplicas() {
-	for _, hpa := range d.objects {
+func dropReplicas(objects []project.Object) {
+	for _, hpa := range objects {
 		if hpa.GroupVersionKind().GroupKind() != autoscalerKind {
 			continue
 		}
 		kind, _, _ := unstructured.NestedString(hpa.Object, "spec", "scaleTargetRef", "kind")
 		name, _, _ := unstructured.NestedString(hpa.Object, "spec", "scaleTargetRef", "name")
-		for _, o := range d.objects {
+		for _, o := range objects {
 			if o.GetKind() == kind && o.GetName() == name && o.GetNamespace() == hpa.GetNamespace() {
 				unstructured.RemoveNestedField(o.Object, "spec", "replicas")
 			}
@@ -217,16 +217,16 @@ func (d *deployment) namespaced(o project.Object) (bool, error) {
 	if err == nil {
 		return cluster.Namespaced(m), nil
 	}
-	if definition := d.definition(o); definition != nil {
-		scope, _, _ := unstructured.NestedString(definition.Object, "spec", "scope")
+	if crd := definition(d.objects, o); crd != nil {
+		scope, _, _ := unstructured.NestedString(crd.Object, "spec", "scope")
 		return scope == "Namespaced", nil
 	}
 	return false, err
 }
 
 // definition is the manifest that defines the type of an object, nil where none does.
-func (d *deployment) definition(o project.Object) *unstructured.Unstructured {
-	for _, crd := range d.objects {
+func definition(objects []project.Object, o project.Object) *unstructured.Unstructured {
+	for _, crd := range objects {
 		group, _, _ := unstructured.NestedString(crd.Object, "spec", "group")
 		kind, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "kind")
 		if crd.GroupVersionKind().GroupKind() == definitionKind && group == o.GroupVersionKind().Group && kind == o.GetKind() {

@@ -73,7 +73,7 @@ func (d *deployment) check(ctx context.Context) error {
 func (d *deployment) checkOne(ctx context.Context, setID string, o project.Object) error {
 	m, err := d.cluster.Mapping(o)
 	if err != nil {
-		if d.definition(o) != nil {
+		if definition(d.objects, o) != nil {
 			return nil
 		}
 		return err

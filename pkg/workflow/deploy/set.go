@@ -78,7 +78,7 @@ func (d *deployment) openSet(ctx context.Context, objects []project.Object) erro
 	for _, o := range objects {
 		m, err := d.cluster.Mapping(o)
 		if err != nil {
-			if d.dry && d.definition(o) != nil {
+			if d.dry && definition(d.objects, o) != nil {
 				continue
 			}
 			return err

@@ -61,7 +61,7 @@ func (d *driver) run(ctx context.Context) error {
 			}
 			continue
 		}
-		phase := map[Phase]func(context.Context) error{Starting: d.start, Running: d.step, Promoting: d.promote, RollingBack: d.rollBack}[d.state.Phase]
+		phase := d.phase()
 		if phase == nil {
 			return fmt.Errorf("the rollout of %s is in a phase %q that this version of Polymesh does not know", d.state.ID(), d.state.Phase)
 		}
@@ -83,6 +83,21 @@ func (d *driver) run(ctx context.Context) error {
 		case err != nil:
 			return err
 		}
+	}
+	return nil
+}
+
+// phase does the phase that the rollout is in; nil for one that this version does not know.
+func (d *driver) phase() func(context.Context) error {
+	switch d.state.Phase {
+	case Starting:
+		return d.start
+	case Running:
+		return d.step
+	case Promoting:
+		return d.promote
+	case RollingBack:
+		return d.rollBack
 	}
 	return nil
 }
