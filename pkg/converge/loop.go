@@ -1,4 +1,4 @@
-// Package converge keeps objects in the cluster as the server wants them: what is deleted or changed comes back.
+// Package converge keeps objects in the cluster in the server's desired state: what is deleted or changed comes back.
 //
 // It owns the loop (Loop) and the memory of what was applied (Applied); pkg/ssa applies. Add-ons, the image policy and the mesh
 // are built on it.

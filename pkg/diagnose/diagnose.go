@@ -32,7 +32,7 @@ type Reason string
 // The rows.
 const (
 	Unschedulable    Reason = "Pending"          // no node has room, or none fits
-	ImagePull        Reason = "ImagePull"        // the image cannot be had
+	ImagePull        Reason = "ImagePull"        // the image cannot be pulled
 	Configuration    Reason = "Configuration"    // a Secret, ConfigMap or volume that the pod names is missing
 	Crash            Reason = "Crash"            // the container ends again and again
 	OutOfMemory      Reason = "OutOfMemory"      // it was killed at its memory limit

@@ -57,7 +57,7 @@ type Options struct {
 const (
 	// A query of the API server for each 50 ms poll of three add-ons would be most of its work during a start.
 	readyInterval = 250 * time.Millisecond
-	// nameserverInterval is how often other name servers are looked for; asking costs nothing.
+	// nameserverInterval is how often the name servers are compared; that costs nothing.
 	nameserverInterval = time.Second
 )
 

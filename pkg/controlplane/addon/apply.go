@@ -47,7 +47,7 @@ func (a *Addon) sync(ctx context.Context) error {
 		if err := a.render(); err != nil {
 			return err
 		}
-		// What was applied is not what is wanted any more.
+		// What was applied is not the desired state any more.
 		a.holding, a.settled = converge.Applied{}, false
 	}
 	existing := make(map[id]*unstructured.Unstructured)

@@ -55,7 +55,7 @@ const (
 	checkPath    = "/check"
 	// timeout is how long the API server waits. Registries are asked within it.
 	timeout = 15 * time.Second
-	// interval is how often the two configurations are looked at: without them nothing is enforced.
+	// interval is how often the two configurations are checked: without them nothing is enforced.
 	interval = 10 * time.Second
 )
 

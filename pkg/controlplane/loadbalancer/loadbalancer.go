@@ -74,7 +74,7 @@ func ReservedPorts(apiPort int) map[Port]string {
 }
 
 const (
-	// recheck is how often ports that processes have freed, and addresses that others have taken away, are looked for.
+	// recheck is how often ports that processes have freed, and addresses that other programs have removed, are checked.
 	// Nothing reports these.
 	recheck    = 30 * time.Second
 	retryFirst = 50 * time.Millisecond
@@ -262,7 +262,7 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 	return nil
 }
 
-// network looks at the machine. Sockets are looked at only when a service asks for something that it does not hold.
+// network reads the machine's addresses and sockets. Sockets are read only when a service requests what it does not hold.
 func (l *LoadBalancer) network(requests []service) (network, error) {
 	net := network{node: l.opts.Addresses, reserved: l.opts.Reserved, pool: l.opts.Pool}
 	var err error

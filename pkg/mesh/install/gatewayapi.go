@@ -93,7 +93,7 @@ func newerThan(have, want string) bool {
 
 var crdResource = schema.GroupVersionResource{Group: apiextensionsv1.GroupName, Version: "v1", Resource: "customresourcedefinitions"}
 
-// applyGatewayAPI brings the CRDs of Gateway API to the cluster where the rule wants them, and notes that in the record.
+// applyGatewayAPI applies the CRDs of Gateway API where the rule says so, and records that.
 func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, record *Record) error {
 	if m.crds == "" {
 		return nil

@@ -231,7 +231,7 @@ func (m *mesh) connect() (kube.CLIClient, error) {
 	return client, nil
 }
 
-// install applies what is wanted and returns the new record. The record is written before the first object, so that the
+// install applies the desired state and returns the new record. The record is written before the first object, so that the
 // next start finishes what this one does not.
 func (m *mesh) install(ctx context.Context, client kube.CLIClient, record *Record, want Identity) (*Record, error) {
 	next := &Record{Owner: Ours, Phase: Installing, Identity: want}

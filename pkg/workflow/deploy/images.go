@@ -64,7 +64,7 @@ func (d *deployment) nameImages(ctx context.Context) (err error) {
 		step.Note("%s", text)
 	}
 	if d.dry {
-		note = nil // nothing is brought
+		note = nil // nothing is pulled
 	}
 	named := map[string]image.Ref{}
 	for _, c := range containers(d.objects) {
@@ -201,7 +201,7 @@ func (i Image) summary(registry bool) string {
 	return strings.Join(done, ", ")
 }
 
-// provide brings an image to where nodes get it, signs it there, and writes down what it is made of.
+// provide moves an image to where nodes pull it from, signs it there, and writes its bill of materials.
 func (d *deployment) provide(ctx context.Context, m mover, j job, step *progress.Step) (Image, error) {
 	note := func(note string) { step.Note("%s", note) }
 	var place signature.Place
@@ -292,7 +292,7 @@ func (d *deployment) writeSBOM(ctx context.Context, m mover, ref image.Ref, file
 	return atomicfile.Write(file, text.Bytes(), 0o644)
 }
 
-// mover brings a built image to where nodes get it.
+// mover moves a built image to where nodes pull it from.
 type mover struct {
 	registry bool
 	store    *imagestore.Store

@@ -115,7 +115,7 @@ func injects(labels map[string]string) bool {
 	return labels["istio-injection"] != "" || labels["istio.io/rev"] != "" || labels["istio.io/dataplane-mode"] != ""
 }
 
-// secrets makes the Secrets of polymesh.yaml. A value that is not to be had here is no error where the cluster has it
+// secrets makes the Secrets of polymesh.yaml. A value that is not available here is no error where the cluster has it
 // already: the next one to deploy need not know every password.
 func (d *deployment) secrets(ctx context.Context) ([]project.Object, error) {
 	set, err := newSet(d.cluster, d.Project)

@@ -29,7 +29,7 @@ const parallelChecks = 8
 // checks is what is known of the objects before anything is applied.
 type checks struct {
 	mu sync.Mutex
-	// done are the objects that were looked at, by ID.
+	// done are the objects that were checked, by ID.
 	done map[string]bool
 	// replace are Jobs that have ended and whose template changed: they are deleted and made again.
 	replace map[string]types.UID
@@ -94,7 +94,7 @@ func (d *deployment) checkOne(ctx context.Context, setID string, o project.Objec
 	d.checks.done[o.ID()] = true
 	switch {
 	case refused == nil || !apierrors.IsInvalid(refused) && !apierrors.IsBadRequest(refused) && !strings.Contains(refused.Error(), typedError):
-		// Other refusals may be of what an object before it in the same deploy brings.
+		// Other refusals may be of what an object before it in the same deploy creates.
 		return nil
 	case err == nil && o.GroupVersionKind().GroupKind() == diagnose.JobKind && immutable(refused):
 		if !ended(live) {

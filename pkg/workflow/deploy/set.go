@@ -294,8 +294,8 @@ type Removal struct {
 	Left []Left `json:"left,omitempty"`
 }
 
-// Remove takes away what Run has brought to the cluster, whatever is in the manifests now. The namespace goes only if the
-// caller wants it, because others may have put things there, and what holds data only with Options.Volumes. As long as
+// Remove deletes what Run has applied to the cluster, whatever is in the manifests now. The namespace goes only if the
+// caller asks for it, because others may have put things there, and what holds data only with Options.Volumes. As long as
 // something is left, the set stays, so that a second call can remove it.
 func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 	_, namespaceOf, err := o.Project.Objects()

@@ -169,7 +169,7 @@ func expand(text string, values map[string]string) string {
 	})
 }
 
-// ErrNoBase means that an image from which a build starts cannot be had.
+// ErrNoBase means that an image from which a build starts cannot be pulled.
 var ErrNoBase = errors.New("a base image is missing")
 
 // Provide brings the images that a build starts from into the engine's storage: from the node's containerd (nil where there
