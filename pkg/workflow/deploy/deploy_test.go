@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,12 +12,14 @@ import (
 	"istio.io/istio/pkg/config/analysis/msg"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/yaml"
 
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
@@ -115,6 +118,53 @@ spec: {scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: scaled}}
 	for _, o := range found[:2] {
 		if _, has, _ := unstructured.NestedFieldNoCopy(o.Object, "spec", "replicas"); has != (o.GetName() == "fixed") {
 			t.Errorf("%s has replicas: %v", o.GetName(), has)
+		}
+	}
+}
+
+// Where an object goes is decided once, also for kinds that the project itself defines and the cluster does not know yet.
+func TestSetNamespace(t *testing.T) {
+	const definition = "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: %[1]ss.example.com}\nspec: {group: example.com, scope: %[2]s, names: {kind: %[1]s}}\n---\n"
+	mapper := meta.NewDefaultRESTMapper(nil)
+	mapper.Add(schema.GroupVersionKind{Version: "v1", Kind: "ConfigMap"}, meta.RESTScopeNamespace)
+	mapper.Add(schema.GroupVersionKind{Version: "v1", Kind: "PersistentVolume"}, meta.RESTScopeRoot)
+	found := objects(t, fmt.Sprintf(definition, "Widget", "Namespaced")+fmt.Sprintf(definition, "Factory", "Cluster")+`
+apiVersion: example.com/v1
+kind: Widget
+metadata: {name: a}
+---
+apiVersion: example.com/v1
+kind: Factory
+metadata: {name: a}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: a}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: b, namespace: other}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: a}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: b, namespace: shop}
+---
+apiVersion: example.com/v1
+kind: Gadget
+metadata: {name: a}
+`)
+	d := &deployment{objects: found, cluster: &cluster.Cluster{Mapper: mapper}, Options: Options{Project: &project.Project{Namespace: "shop"}}}
+	for i, want := range []struct{ namespace, refused string }{
+		{"shop", ""}, {"", ""}, {"shop", ""}, {"other", ""}, {"", ""}, {"shop", "a PersistentVolume has no namespace"}, {"", "does not know the kind Gadget"},
+	} {
+		o := found[i+2]
+		err := d.setNamespace(o)
+		if o.GetNamespace() != want.namespace || (err == nil) != (want.refused == "") || err != nil && !strings.Contains(err.Error(), want.refused) {
+			t.Errorf("%s %s: namespace %q, %v", o.GetKind(), o.GetName(), o.GetNamespace(), err)
 		}
 	}
 }
