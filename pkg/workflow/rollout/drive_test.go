@@ -558,7 +558,7 @@ func TestDrive(outer *testing.T) {
 			})
 			return agent(pod)
 		}
-		if _, err := Canary(t.Context(), s.options(), newImage, "", quick()); err == nil || !strings.Contains(err.Error(), "someone has changed it") {
+		if _, err := Canary(t.Context(), s.options(), newImage, "", quick()); err == nil || !strings.Contains(err.Error(), "the ConfigMap describes another rollout than before") {
 			t.Errorf("it says %v", err)
 		}
 		if got := s.deployment().Spec.Template.Spec.Containers[0].Image; got != oldImage {
