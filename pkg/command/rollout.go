@@ -20,7 +20,7 @@ import (
 	"k8s.io/kubectl/pkg/util/completion"
 
 	"polymesh.dev/polymesh/pkg/progress"
-	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/rollout"
 )
 
@@ -61,7 +61,7 @@ func rolloutFlags(cmd *cobra.Command) (output *string, options func(name string)
 		if o.Namespace, _, err = flags.ToRawKubeConfigLoader().Namespace(); err != nil {
 			return o, err
 		}
-		o.Cluster, err = deploy.Connect(flags)
+		o.Cluster, err = cluster.Connect(flags, nil)
 		return o, err
 	}
 }

@@ -2,14 +2,18 @@ package converge
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 func TestLoop(t *testing.T) {
@@ -56,68 +60,65 @@ func TestLoop(t *testing.T) {
 	}
 }
 
-func entry(manager string, operation metav1.ManagedFieldsOperationType) metav1.ManagedFieldsEntry {
-	return metav1.ManagedFieldsEntry{Manager: manager, Operation: operation, APIVersion: "v1", FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(`{"f:data":{"f:a":{}}}`)}
+// A round that hangs is ended, its error is the state, and rounds go on.
+func TestRoundTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rounds := 0
+		l := NewLoop(slog.New(slog.DiscardHandler), time.Hour, func(ctx context.Context) error {
+			if rounds++; rounds > 1 {
+				return nil
+			}
+			<-ctx.Done()
+			return fmt.Errorf("list ConfigMaps: %w", ctx.Err())
+		})
+		l.Start(t.Context())
+		time.Sleep(roundTimeout)
+		synctest.Wait()
+		if err := l.Ready(); rounds != 1 || !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(err.Error(), "not applied within 2m0s: list ConfigMaps: ") {
+			t.Errorf("after %d rounds: %v", rounds, err)
+		}
+		time.Sleep(retryFirst)
+		synctest.Wait()
+		if err := l.Ready(); rounds != 2 || err != nil {
+			t.Errorf("after %d rounds: %v", rounds, err)
+		}
+		if err := l.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
-func TestDisown(t *testing.T) {
-	const apply, update = metav1.ManagedFieldsOperationApply, metav1.ManagedFieldsOperationUpdate
-	status := entry(shared, apply)
-	status.Subresource = "status"
-	for what, c := range map[string]struct {
-		managed []metav1.ManagedFieldsEntry
-		labels  map[string]string
-		taken   bool
-	}{
-		"an earlier version's":          {[]metav1.ManagedFieldsEntry{entry("kubectl", update), entry(shared, apply)}, nil, true},
-		"what a user deploys":           {[]metav1.ManagedFieldsEntry{entry(shared, apply)}, map[string]string{partOf: "applyset-x-v1"}, false},
-		"deployed after it was taken":   {[]metav1.ManagedFieldsEntry{entry(Addon, apply), entry(shared, apply)}, nil, false},
-		"an update under the name":      {[]metav1.ManagedFieldsEntry{entry(shared, update)}, nil, false},
-		"a status":                      {[]metav1.ManagedFieldsEntry{status}, nil, false},
-		"another part's":                {[]metav1.ManagedFieldsEntry{entry(Mesh, apply)}, nil, false},
-		"an object without any manager": {},
-	} {
-		obj := &unstructured.Unstructured{}
-		obj.SetName("x")
-		obj.SetResourceVersion("7")
-		obj.SetLabels(c.labels)
-		obj.SetManagedFields(c.managed)
-		patch, err := Disown(obj, Addon)
-		if err != nil || (patch != nil) != c.taken {
-			t.Errorf("%s: %s, %v", what, patch, err)
-			continue
+// Stop ends a round that hangs.
+func TestStopDuringRound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLoop(slog.New(slog.DiscardHandler), time.Hour, func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		l.Start(t.Context())
+		synctest.Wait()
+		begin := time.Now()
+		if err := l.Stop(t.Context()); err != nil || time.Since(begin) != 0 {
+			t.Errorf("stopped after %s: %v", time.Since(begin), err)
 		}
-		if patch == nil {
-			continue
-		}
-		var ops []struct {
-			Path  string
-			Value json.RawMessage
-		}
-		if err := json.Unmarshal(patch, &ops); err != nil {
-			t.Fatal(err)
-		}
-		var managed []metav1.ManagedFieldsEntry
-		if err := json.Unmarshal(ops[0].Value, &managed); err != nil {
-			t.Fatal(err)
-		}
-		if len(managed) != 2 || managed[0].Manager != "kubectl" || managed[1].Manager != Addon || string(ops[1].Value) != `"7"` {
-			t.Errorf("%s: %s", what, patch)
-		}
-	}
+	})
+}
+
+func entry(manager string, operation metav1.ManagedFieldsOperationType) metav1.ManagedFieldsEntry {
+	return metav1.ManagedFieldsEntry{Manager: manager, Operation: operation, APIVersion: "v1", FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(`{"f:data":{"f:a":{}}}`)}
 }
 
 func TestApplied(t *testing.T) {
 	obj := func(value string) *unstructured.Unstructured {
 		u := &unstructured.Unstructured{Object: map[string]any{"kind": "ConfigMap", "data": map[string]any{"a": value, "b": value}}}
 		u.SetUID("1")
-		u.SetManagedFields([]metav1.ManagedFieldsEntry{entry(Addon, metav1.ManagedFieldsOperationApply)})
+		u.SetManagedFields([]metav1.ManagedFieldsEntry{entry(ssa.Addon, metav1.ManagedFieldsOperationApply)})
 		return u
 	}
 	var a Applied
 	holds := func(u *unstructured.Unstructured) bool {
 		t.Helper()
-		ok, err := a.Holds("x", u, Addon)
+		ok, err := a.Holds("x", u, ssa.Addon)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +127,7 @@ func TestApplied(t *testing.T) {
 	if holds(obj("1")) {
 		t.Error("what was never applied holds")
 	}
-	if err := a.Note("x", obj("1"), Addon); err != nil {
+	if err := a.Note("x", obj("1"), ssa.Addon); err != nil {
 		t.Fatal(err)
 	}
 	mine := obj("1")

@@ -1,7 +1,7 @@
-// Package converge keeps objects in the cluster as the server wants them: what someone deletes or changes comes back.
+// Package converge keeps objects in the cluster in the server's desired state: what is deleted or changed comes back.
 //
-// It owns the loop (Loop), what tells whether an object is as it was applied (Fingerprint, Applied), and the names under
-// which parts of the server own fields. Add-ons, the image policy and the mesh are built on it.
+// It owns the loop (Loop) and the memory of what was applied (Applied); pkg/ssa applies. Add-ons, the image policy and the mesh
+// are built on it.
 package converge
 
 import (
@@ -16,13 +16,16 @@ import (
 )
 
 const (
-	// Interval is how often things are looked at that no one reports.
-	Interval   = time.Minute
-	retryFirst = 200 * time.Millisecond
-	retryMax   = 10 * time.Second
+	// Interval is how often what nothing reports is checked.
+	Interval = time.Minute
+	// roundTimeout bounds one round: a request that is never answered must not end the convergence. A round is some dozens of
+	// requests, and an API server that has just started answers within seconds.
+	roundTimeout = 2 * time.Minute
+	retryFirst   = 200 * time.Millisecond
+	retryMax     = 10 * time.Second
 )
 
-// Later is what is not as it should be and waits for the next regular round, not for one that comes soon.
+// Later is an error for what is not as it should be and can wait for the next regular round.
 type Later string
 
 func (l Later) Error() string { return string(l) }
@@ -41,8 +44,8 @@ type Loop struct {
 	again chan struct{}
 }
 
-// NewLoop returns a loop, not yet started. sync makes the cluster as it is to be; it runs for ever, so it has to be cheap
-// where there is nothing to do.
+// NewLoop returns a loop, not yet started. sync brings the cluster to the desired state. It is called for ever, so it has to be
+// cheap where there is nothing to do; its context ends when a round takes too long.
 func NewLoop(log *slog.Logger, interval time.Duration, sync func(context.Context) error) *Loop {
 	return &Loop{log: log, interval: interval, sync: sync, state: errors.New("not applied yet"), again: make(chan struct{}, 1)}
 }
@@ -60,7 +63,7 @@ func (l *Loop) Start(ctx context.Context) {
 func (l *Loop) run(ctx context.Context) {
 	pause := retryFirst
 	for {
-		err := l.sync(ctx)
+		err := l.round(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -87,7 +90,18 @@ func (l *Loop) run(ctx context.Context) {
 	}
 }
 
-// Kick makes the next round come now: something is seen not to be as it should.
+// round calls sync once.
+func (l *Loop) round(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
+	defer cancel()
+	err := l.sync(ctx)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("not applied within %s: %w", roundTimeout, err)
+	}
+	return err
+}
+
+// Kick makes the next round start now, because something was found not to be as it should.
 func (l *Loop) Kick() {
 	select {
 	case l.again <- struct{}{}:

@@ -1,7 +1,8 @@
-// Package diagnose says why a workload is not ready, in the words of the guide's troubleshooting table (常見問題排查): what
+// Package diagnose finds why a workload is not ready, by the rows of the guide's troubleshooting table (docs/guide.md): what
 // happened, to what, what to do, and which field of the manifest to change.
 //
-// It only reads from the cluster. pkg/workflow/deploy asks it while it waits, and adds file and line.
+// It only reads from the cluster. pkg/workflow/cluster asks it while it waits, and pkg/workflow/deploy adds file and line; the
+// server's add-ons and mesh take their one-line reasons from it (Summary, Serving).
 package diagnose
 
 import (
@@ -13,12 +14,16 @@ import (
 	"strconv"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+
+	"polymesh.dev/polymesh/pkg/condition"
 )
 
 // Reason is a row of the table.
@@ -27,16 +32,16 @@ type Reason string
 // The rows.
 const (
 	Unschedulable    Reason = "Pending"          // no node has room, or none fits
-	ImagePull        Reason = "ImagePull"        // the image cannot be had
+	ImagePull        Reason = "ImagePull"        // the image cannot be pulled
 	Configuration    Reason = "Configuration"    // a Secret, ConfigMap or volume that the pod names is missing
 	Crash            Reason = "Crash"            // the container ends again and again
 	OutOfMemory      Reason = "OutOfMemory"      // it was killed at its memory limit
 	ProbeFailing     Reason = "ProbeFailing"     // it runs, but its probe fails
-	InjectionMissing Reason = "InjectionMissing" // the namespace asks for sidecars and the pod has none, or no one asks
+	InjectionMissing Reason = "InjectionMissing" // the namespace asks for sidecars and the pod has none, or none is asked for
 	Refused          Reason = "Refused"          // no pod can be made: quota, admission, an invalid template
 	MTLSMismatch     Reason = "MTLSMismatch"     // plain text meets STRICT
 	GatewayMismatch  Reason = "GatewayMismatch"  // a route or Gateway that nothing serves
-	Istio            Reason = "Istio"            // what else Istio's own checks say
+	Istio            Reason = "Istio"            // anything else that Istio's own checks report
 	NotReady         Reason = "NotReady"         // nothing of the above was found
 )
 
@@ -53,14 +58,14 @@ type Finding struct {
 	Object    string `json:"object"`
 	Pod       string `json:"pod,omitempty"`
 	Container string `json:"container,omitempty"`
-	// Message says what happened, as the cluster says it; Advice what to do.
+	// Message is what happened, in the cluster's words; Advice is what to do.
 	Message string `json:"message"`
 	Advice  string `json:"advice"`
 	// At is the file and line to change, if a manifest is known. Places are the fields, the best first: the caller knows which
 	// of them its manifests have.
 	At     string  `json:"at,omitempty"`
 	Places []Place `json:"-"`
-	// Final says that waiting will not help.
+	// Final means that waiting will not help.
 	Final bool `json:"final"`
 }
 
@@ -83,49 +88,56 @@ func (f Finding) String() string {
 // crashes is after how many ends of a container waiting is not worth it any more.
 const crashes = 3
 
-// Workload looks at the newest pods of a Deployment, StatefulSet, DaemonSet, ReplicaSet or Job. It finds nothing where the pods are
-// ready, or simply need more time. With an error the findings are those of what could be read: a user who may not read
-// namespaces, say, still learns why an image cannot be pulled.
+// Workload examines the newest pods of a Deployment, StatefulSet, DaemonSet, ReplicaSet or Job. It finds nothing where the
+// pods are ready, or simply need more time. With an error the findings are those of what could be read: a user who may not
+// read namespaces, for example, still learns why an image cannot be pulled.
 func Workload(ctx context.Context, client kubernetes.Interface, id string, workload *unstructured.Unstructured) ([]Finding, error) {
 	w := &look{client: client, id: id, workload: workload}
-	fields, found, err := unstructured.NestedMap(workload.Object, "spec", "selector")
+	_, err := w.examine(ctx)
+	return w.findings, err
+}
+
+// examine adds what is found, and returns the pods of the newest template, the newest first.
+func (w *look) examine(ctx context.Context) ([]corev1.Pod, error) {
+	fields, found, err := unstructured.NestedMap(w.workload.Object, "spec", "selector")
 	if err != nil || !found {
-		return nil, fmt.Errorf("%s has no selector: it is no workload", id)
+		return nil, fmt.Errorf("%s has no selector: it is no workload", w.id)
 	}
 	selector := &metav1.LabelSelector{}
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(fields, selector); err != nil {
-		return nil, fmt.Errorf("%s: %w", id, err)
+		return nil, fmt.Errorf("%s: %w", w.id, err)
 	}
 	parsed, err := metav1.LabelSelectorAsSelector(selector)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", id, err)
+		return nil, fmt.Errorf("%s: %w", w.id, err)
 	}
-	pods, err := client.CoreV1().Pods(workload.GetNamespace()).List(ctx, metav1.ListOptions{LabelSelector: parsed.String()})
+	list, err := w.client.CoreV1().Pods(w.workload.GetNamespace()).List(ctx, metav1.ListOptions{LabelSelector: parsed.String()})
 	if err != nil {
-		return nil, fmt.Errorf("list the pods of %s: %w", id, err)
+		return nil, fmt.Errorf("list the pods of %s: %w", w.id, err)
 	}
-	// The pods of an older template may be there and well while none of the newest can be made.
-	if failed, message := Condition(workload, "ReplicaFailure"); failed {
-		w.refused(message)
-		return w.findings, nil
+	pods := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	// The pods of an older template may be there and ready while none of the newest can be made.
+	if c := meta.FindStatusCondition(condition.OfObject(w.workload), string(appsv1.DeploymentReplicaFailure)); c != nil && c.Status == metav1.ConditionTrue {
+		w.refused(c.Message)
+		return pods, nil
 	}
-	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
-	if len(pods.Items) == 0 {
-		return w.noPods(ctx)
-	}
-	// Pods of an older template are about to go; what they say is history.
-	newest := slices.MaxFunc(pods.Items, func(a, b corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
-	generation := templateHash(newest)
-	var unread []error
-	for _, pod := range pods.Items {
-		if templateHash(pod) != generation {
-			continue
+	if len(pods) == 0 {
+		if w.brief {
+			return nil, nil
 		}
+		return nil, w.noPods(ctx)
+	}
+	slices.SortStableFunc(pods, func(a, b corev1.Pod) int { return b.CreationTimestamp.Compare(a.CreationTimestamp.Time) })
+	// Pods of an older template are about to go, and their state does not matter any more.
+	generation := templateHash(pods[0])
+	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return templateHash(p) != generation })
+	var unread []error
+	for _, pod := range pods {
 		if err := w.pod(ctx, &pod); err != nil {
 			unread = append(unread, err)
 		}
 	}
-	return w.findings, errors.Join(unread...)
+	return pods, errors.Join(unread...)
 }
 
 func templateHash(pod corev1.Pod) string {
@@ -137,13 +149,15 @@ type look struct {
 	client   kubernetes.Interface
 	id       string
 	workload *unstructured.Unstructured
+	// brief leaves out what needs more than pods and nodes: events, logs, namespaces.
+	brief    bool
 	findings []Finding
 }
 
 // add adds a finding once: ten pods that fail alike are one.
 func (w *look) add(f Finding) {
 	f.Object = w.id
-	f.Message = strings.Join(strings.Fields(f.Message), " ")
+	f.Message = Line(f.Message)
 	same := func(other Finding) bool { return other.Reason == f.Reason && other.Container == f.Container }
 	if !slices.ContainsFunc(w.findings, same) {
 		w.findings = append(w.findings, f)
@@ -180,29 +194,13 @@ func (w *look) container(name string, path ...string) []Place {
 	return template("spec")
 }
 
-// Condition reports whether a condition of an object's status is true, and its message.
-func Condition(o *unstructured.Unstructured, kind string) (holds bool, message string) {
-	conditions, _, err := unstructured.NestedSlice(o.Object, "status", "conditions")
-	if err != nil {
-		return false, ""
-	}
-	for _, c := range conditions {
-		condition, _ := c.(map[string]any)
-		if condition["type"] == kind && condition["status"] == "True" {
-			message, _ := condition["message"].(string)
-			return true, message
-		}
-	}
-	return false, ""
-}
-
-// noPods says why no pod was made: the controllers write that into events, of the workload or of its ReplicaSet.
-func (w *look) noPods(ctx context.Context) ([]Finding, error) {
+// noPods adds why no pod was made: the controllers write that into events, of the workload or of its ReplicaSet.
+func (w *look) noPods(ctx context.Context) error {
 	events, err := w.client.CoreV1().Events(w.workload.GetNamespace()).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.Set{"type": corev1.EventTypeWarning, "reason": "FailedCreate"}.String(),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list the events of %s: %w", w.id, err)
+		return fmt.Errorf("list the events of %s: %w", w.id, err)
 	}
 	for _, e := range events.Items {
 		// A ReplicaSet is called like its Deployment, with a hash behind it.
@@ -211,7 +209,7 @@ func (w *look) noPods(ctx context.Context) ([]Finding, error) {
 			w.refused(e.Message)
 		}
 	}
-	return w.findings, nil
+	return nil
 }
 
 // refused adds that the API server takes no pod.
@@ -222,7 +220,7 @@ func (w *look) refused(message string) {
 		f.Advice = "the namespace's ResourceQuota is used up: raise it, or lower the replicas or requests"
 		f.Places = append(w.quota(message), field("spec", "replicas")...)
 	case strings.Contains(message, "failed quota"):
-		f.Advice = "a ResourceQuota counts requests or limits, so each container has to say its own"
+		f.Advice = "a ResourceQuota counts requests or limits, so each container has to state its own"
 		f.Places = template("spec", "containers", "0", "resources")
 	case strings.Contains(message, "image-policy.polymesh.dev"):
 		f.Advice = "sign the image (polymesh deploy --sign-key FILE, polymesh image sign), or name one that is signed"

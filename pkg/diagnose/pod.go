@@ -12,8 +12,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/klog/v2"
+
+	"polymesh.dev/polymesh/pkg/condition"
 )
 
 // sidecar is the container that Istio's injection adds.
@@ -22,7 +26,9 @@ const sidecar = "istio-proxy"
 // pod adds what is wrong with one pod.
 func (w *look) pod(ctx context.Context, pod *corev1.Pod) error {
 	if unschedulable(pod) != "" {
-		w.pending(pod)
+		if !slices.ContainsFunc(w.findings, func(f Finding) bool { return f.Reason == Unschedulable }) {
+			w.pending(ctx, pod)
+		}
 		return nil
 	}
 	before := len(w.findings)
@@ -34,44 +40,38 @@ func (w *look) pod(ctx context.Context, pod *corev1.Pod) error {
 	for _, s := range pod.Status.ContainerStatuses {
 		w.status(ctx, pod, s)
 	}
-	if len(w.findings) > before {
+	if len(w.findings) > before || w.brief {
 		return nil
 	}
 	err := w.injection(ctx, pod)
-	if ready(pod) || pod.Status.Phase == corev1.PodSucceeded {
+	if PodReady(pod) || pod.Status.Phase == corev1.PodSucceeded {
 		return err
 	}
 	return errors.Join(err, w.events(ctx, pod))
 }
 
-func ready(pod *corev1.Pod) bool {
-	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
-}
-
 func unschedulable(pod *corev1.Pod) string {
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			return c.Message
-		}
+	if c := meta.FindStatusCondition(condition.Of(pod.Status.Conditions), string(corev1.PodScheduled)); c != nil && c.Status == metav1.ConditionFalse {
+		return c.Message
 	}
 	return ""
 }
 
-// pending tells the reasons apart that the scheduler gives (pkg/scheduler/framework/plugins upstream).
-func (w *look) pending(pod *corev1.Pod) {
+// pending distinguishes the reasons that the scheduler gives (pkg/scheduler/framework/plugins upstream).
+func (w *look) pending(ctx context.Context, pod *corev1.Pod) {
 	message := unschedulable(pod)
 	f := Finding{Reason: Unschedulable, Pod: pod.Name}
 	// Behind the first sentence stands why evicting others would not help either.
 	f.Message, _, _ = strings.Cut(message, ". ")
+	f.Message = strings.TrimSuffix(f.Message, ".")
 	switch {
 	case strings.Contains(message, "Insufficient"):
 		_, resource, _ := strings.Cut(message, "Insufficient ")
 		resource = strings.TrimRight(strings.Fields(resource + " ")[0], ".,")
 		f.Advice = "no node has that much left: lower the requests, or add a node"
-		f.Places = w.container(greediest(pod, corev1.ResourceName(resource)), "resources", "requests", resource)
+		f.Places = w.container(largestRequest(pod, corev1.ResourceName(resource)), "resources", "requests", resource)
 	case strings.Contains(message, "taint"):
+		f.Message += w.taints(ctx, pod)
 		f.Advice = "the pod does not tolerate a taint (`kubectl describe nodes` shows them): add a toleration, or take the taint off with `kubectl taint`"
 		f.Places = template("spec", "tolerations")
 	case strings.Contains(message, "node affinity") || strings.Contains(message, "node selector"):
@@ -93,8 +93,38 @@ func (w *look) pending(pod *corev1.Pod) {
 	w.add(f)
 }
 
-// greediest is the container that asks for most of a resource.
-func greediest(pod *corev1.Pod, resource corev1.ResourceName) string {
+// maxTaints is how many taints a message names.
+const maxTaints = 5
+
+// taints names those that keep a pod away, because the scheduler's message only counts them. A user who may not read nodes
+// gets the message alone.
+func (w *look) taints(ctx context.Context, pod *corev1.Pod) string {
+	nodes, err := w.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return ""
+	}
+	var out []string
+	for _, node := range nodes.Items {
+		for _, taint := range node.Spec.Taints {
+			tolerated := slices.ContainsFunc(pod.Spec.Tolerations, func(t corev1.Toleration) bool {
+				return t.ToleratesTaint(klog.Background(), &taint, false)
+			})
+			if !tolerated && taint.Effect != corev1.TaintEffectPreferNoSchedule {
+				out = append(out, node.Name+" "+taint.ToString())
+			}
+		}
+	}
+	if out == nil {
+		return ""
+	}
+	if n := len(out) - maxTaints; n > 0 {
+		out = append(out[:maxTaints], fmt.Sprintf("and %d more", n))
+	}
+	return " (" + strings.Join(out, ", ") + ")"
+}
+
+// largestRequest is the container that requests most of a resource.
+func largestRequest(pod *corev1.Pod, resource corev1.ResourceName) string {
 	most := slices.MaxFunc(pod.Spec.Containers, func(a, b corev1.Container) int {
 		x, y := a.Resources.Requests[resource], b.Resources.Requests[resource]
 		return x.Cmp(y)
@@ -124,7 +154,7 @@ func (w *look) status(ctx context.Context, pod *corev1.Pod, s corev1.ContainerSt
 			return
 		}
 	}
-	// In CrashLoopBackOff the state waits, and the last state says what happened.
+	// In CrashLoopBackOff the state waits, and the last state is what happened.
 	ended := s.State.Terminated
 	if ended == nil && s.RestartCount > 0 && !s.Ready {
 		ended = s.LastTerminationState.Terminated
@@ -147,8 +177,8 @@ func (w *look) status(ctx context.Context, pod *corev1.Pod, s corev1.ContainerSt
 	default:
 		f.Reason, f.Places = Crash, w.container(s.Name)
 		f.Message = fmt.Sprintf("ended with exit code %d%s", ended.ExitCode, restarts(s))
-		if last := w.lastWords(ctx, pod, s); last != "" {
-			f.Message += ", and said: " + last
+		if text := w.lastOutput(ctx, pod, s); text != "" {
+			f.Message += ", its last output: " + text
 		}
 		f.Advice = "all of its log: `kubectl logs " + logsOf(pod, s) + "`"
 		// The kubelet kills with SIGTERM, then SIGKILL, what fails its liveness probe.
@@ -182,7 +212,7 @@ func (w *look) notStarted(pod *corev1.Pod, s corev1.ContainerStatus, message str
 	w.add(f)
 }
 
-// lastPart is what a chain of errors ends with, which is what happened; what comes before says who called whom.
+// lastPart is what a chain of errors ends with, which is what happened; what comes before is who called whom.
 func lastPart(message string) string {
 	message = strings.TrimSpace(message)
 	if _, cause, ok := strings.Cut(message, "exec: "); ok {
@@ -219,11 +249,14 @@ const (
 	logTime = 10 * time.Second
 )
 
-// lastWords are the last lines of a container that has ended. Without them the finding is still right, so errors, such as
+// lastOutput is the last lines of a container that has ended. Without them the finding is still right, so errors, such as
 // that of a user who may not read logs, do not count.
-func (w *look) lastWords(ctx context.Context, pod *corev1.Pod, s corev1.ContainerStatus) string {
+func (w *look) lastOutput(ctx context.Context, pod *corev1.Pod, s corev1.ContainerStatus) string {
 	if s.State.Terminated != nil && s.State.Terminated.Message != "" {
 		return s.State.Terminated.Message
+	}
+	if w.brief {
+		return ""
 	}
 	lines, limit := int64(lastLines), int64(lastBytes)
 	ctx, cancel := context.WithTimeout(ctx, logTime)
@@ -285,7 +318,7 @@ func imageMessage(pod *corev1.Pod, container string, waiting *corev1.ContainerSt
 	return fmt.Sprintf("%s: %s", image, message)
 }
 
-// pullAdvice tells apart why an image cannot be had. A registry that does not answer may answer later.
+// pullAdvice distinguishes why an image cannot be pulled. A registry that does not answer may answer later.
 func pullAdvice(pod *corev1.Pod, s corev1.ContainerStatus, waiting *corev1.ContainerStateWaiting) (advice string, final bool) {
 	message := strings.ToLower(waiting.Message)
 	switch {
@@ -308,10 +341,10 @@ func pullAdvice(pod *corev1.Pod, s corev1.ContainerStatus, waiting *corev1.Conta
 	return "look at the image's name and tag, and at imagePullSecrets", false
 }
 
-// failures is how often a probe has to fail until it is worth a word: while a program starts, its first ones do.
+// failures is how often a probe has to fail until it is reported: while a program starts, its first ones do.
 const failures = 3
 
-// events adds what only events say: failing probes and volumes that cannot be mounted.
+// events adds what only events report: failing probes and volumes that cannot be mounted.
 func (w *look) events(ctx context.Context, pod *corev1.Pod) error {
 	events, err := w.client.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.Set{"involvedObject.uid": string(pod.UID), "type": corev1.EventTypeWarning}.String(),
@@ -361,7 +394,7 @@ func isReady(pod *corev1.Pod, container string) bool {
 	})
 }
 
-// injection adds a missing sidecar: with STRICT in force the pod reaches no one, and no one reaches it.
+// injection adds a missing sidecar: with STRICT in force the pod reaches no other pod, and none reaches it.
 func (w *look) injection(ctx context.Context, pod *corev1.Pod) error {
 	if hasSidecar(pod) || pod.Spec.HostNetwork || !inUse(pod) {
 		return nil
@@ -374,7 +407,7 @@ func (w *look) injection(ctx context.Context, pod *corev1.Pod) error {
 		return fmt.Errorf("read namespace %s: %w", pod.Namespace, err)
 	}
 	asked := ns.Labels["istio-injection"] == "enabled" || ns.Labels["istio.io/rev"] != ""
-	// The pod's own word wins over the namespace's (pkg/kube/inject in Istio).
+	// The pod's own label wins over the namespace's (pkg/kube/inject in Istio).
 	switch {
 	case pod.Labels["sidecar.istio.io/inject"] == "false" || pod.Annotations["sidecar.istio.io/inject"] == "false":
 		return nil

@@ -2,9 +2,7 @@
 // provisioner, which run as ordinary pods, and the admission policies that go with them or stand alone.
 //
 // It owns their manifests, applies them to the API server at each start, as K3s does with its packaged components, and again
-// within a minute when someone deletes or changes them; it
-// removes what an earlier version applied and this one does not, and all of it when the add-on is disabled. pkg/command
-// adds one component for each add-on, disabled ones included.
+// within a minute when they are deleted or changed; it removes what an earlier version applied and this one does not, and all of it when the add-on is disabled. pkg/server adds one component for each add-on, disabled ones included.
 package addon
 
 import (
@@ -31,7 +29,7 @@ import (
 	"polymesh.dev/polymesh/pkg/converge"
 )
 
-// Options say which add-on, for which cluster.
+// Options are which add-on, for which cluster.
 type Options struct {
 	// Name is config.CoreDNS, config.MetricsServer, config.LocalStorage or config.NetworkPolicy.
 	Name config.Addon
@@ -45,7 +43,7 @@ type Options struct {
 	ClusterDNS    netip.Addr
 	ClusterDomain string
 	// Nameservers are those that pods with dnsPolicy Default get at the moment, none on the loopback; nil for none ever.
-	// CoreDNS does not start when told to forward to none, and ends itself when it is told to forward to itself.
+	// CoreDNS does not start when it has none to forward to, and exits when it would forward to itself.
 	Nameservers func() []string
 	NodeName    string
 	NodeAddress netip.Addr
@@ -61,7 +59,7 @@ type Options struct {
 const (
 	// A query of the API server for each 50 ms poll of three add-ons would be most of its work during a start.
 	readyInterval = 250 * time.Millisecond
-	// nameserverInterval is how often other name servers are looked for; asking costs nothing.
+	// nameserverInterval is how often the name servers are compared; that costs nothing.
 	nameserverInterval = time.Second
 )
 
@@ -210,7 +208,7 @@ func (a *Addon) Ready(ctx context.Context) error {
 	return a.answer
 }
 
-// Note says how many NetworkPolicies do nothing, in the add-on that warns of them.
+// Note returns how many NetworkPolicies do nothing, in the add-on that warns of them.
 func (a *Addon) Note(ctx context.Context) string {
 	if a.opts.Name != config.NetworkPolicy || a.opts.Disabled {
 		return ""
@@ -218,7 +216,7 @@ func (a *Addon) Note(ctx context.Context) string {
 	// One object and the count of the others: the API server reads no more.
 	list, err := a.clientset.NetworkingV1().NetworkPolicies(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
-		return "" // kube-apiserver's own line says what is wrong
+		return "" // kube-apiserver's own line reports what is wrong
 	}
 	count := int64(len(list.Items))
 	if list.RemainingItemCount != nil {

@@ -9,10 +9,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 
 	"polymesh.dev/polymesh/pkg/converge"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 const (
@@ -20,10 +20,10 @@ const (
 	nameLabel = "addon.polymesh.dev/name"
 	// ignoreAnnotation, set to "true" by a user, takes an object out of our hands: it is neither changed nor removed.
 	ignoreAnnotation = "addon.polymesh.dev/ignore"
-	fieldManager     = converge.Addon
+	fieldManager     = ssa.Addon
 )
 
-// id tells objects apart within a cluster.
+// id identifies an object within a cluster.
 type id struct {
 	kind            schema.GroupVersionKind
 	namespace, name string
@@ -41,13 +41,13 @@ func (i id) String() string {
 }
 
 // sync makes the cluster hold the add-on's objects and no others of it. Fields that the manifests name are set back;
-// fields that they do not name belong to whoever sets them. What is as this run applied it is only looked at.
+// fields that they do not name belong to whoever sets them. What is as this run applied it is only read.
 func (a *Addon) sync(ctx context.Context) error {
 	if !slices.Equal(a.nameservers(), a.servers) {
 		if err := a.render(); err != nil {
 			return err
 		}
-		// What was applied is not what is wanted any more.
+		// What was applied is not the desired state any more.
 		a.holding, a.settled = converge.Applied{}, false
 	}
 	existing := make(map[id]*unstructured.Unstructured)
@@ -59,7 +59,7 @@ func (a *Addon) sync(ctx context.Context) error {
 		for i := range list.Items {
 			obj := &list.Items[i]
 			obj.SetGroupVersionKind(k.GroupVersionKind)
-			if obj, err = a.disown(ctx, obj); err != nil {
+			if obj, err = a.takeOver(ctx, obj); err != nil {
 				return err
 			}
 			existing[idOf(obj)] = obj
@@ -76,7 +76,7 @@ func (a *Addon) sync(ctx context.Context) error {
 				continue
 			}
 		}
-		live, err := a.resource(id).Apply(ctx, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+		live, err := ssa.Apply(ctx, a.resource(id), obj, ssa.Options{Manager: fieldManager, Force: true})
 		if err != nil {
 			return fmt.Errorf("apply %s: %w", id, err)
 		}
@@ -101,15 +101,14 @@ func (a *Addon) sync(ctx context.Context) error {
 	return nil
 }
 
-// disown takes over what an earlier version has applied under another name.
-func (a *Addon) disown(ctx context.Context, obj *unstructured.Unstructured) (*unstructured.Unstructured, error) {
-	patch, err := converge.Disown(obj, fieldManager)
-	if err != nil || patch == nil || ignored(obj) {
-		return obj, err
+// takeOver takes over what an earlier version has applied under another name. It returns the object as it is then.
+func (a *Addon) takeOver(ctx context.Context, obj *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	if ignored(obj) {
+		return obj, nil
 	}
-	live, err := a.resource(idOf(obj)).Patch(ctx, obj.GetName(), types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
-	if err != nil {
-		return nil, fmt.Errorf("take over the fields of %s: %w", idOf(obj), err)
+	live, err := ssa.TakeOver(ctx, a.resource(idOf(obj)), obj, fieldManager)
+	if err != nil || live == nil {
+		return obj, err
 	}
 	live.SetGroupVersionKind(obj.GroupVersionKind())
 	return live, nil
@@ -127,7 +126,7 @@ func plan(want []*unstructured.Unstructured, existing map[id]*unstructured.Unstr
 	}
 	for _, k := range slices.Backward(kinds()) {
 		for i, obj := range existing {
-			if i.kind == k.GroupVersionKind && !wanted[i] && !ignored(obj) && applied(obj) && !converge.Deployed(obj) {
+			if i.kind == k.GroupVersionKind && !wanted[i] && !ignored(obj) && ssa.AppliedBy(obj, fieldManager) && !ssa.Deployed(obj) {
 				remove = append(remove, obj)
 			}
 		}
@@ -137,13 +136,6 @@ func plan(want []*unstructured.Unstructured, existing map[id]*unstructured.Unstr
 
 func ignored(obj *unstructured.Unstructured) bool {
 	return obj.GetAnnotations()[ignoreAnnotation] == "true"
-}
-
-// applied reports whether the object is ours. A user's copy of one may carry the label too.
-func applied(obj *unstructured.Unstructured) bool {
-	return slices.ContainsFunc(obj.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
-		return f.Manager == fieldManager && f.Operation == metav1.ManagedFieldsOperationApply
-	})
 }
 
 func (k kind) gvr() schema.GroupVersionResource { return k.GroupVersion().WithResource(k.resource) }

@@ -117,7 +117,7 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 	}
 	users()
 
-	// A quiet round writes nothing.
+	// A round with nothing to do writes nothing.
 	service, err := client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -130,7 +130,7 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 	}
 	again, err := client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{})
 	if err != nil || again.ResourceVersion != service.ResourceVersion {
-		t.Errorf("a quiet round has written: %v", err)
+		t.Errorf("a round with nothing to do has written: %v", err)
 	}
 
 	if err := client.CoreV1().Services(metav1.NamespaceSystem).Delete(ctx, "kube-dns", metav1.DeleteOptions{}); err != nil {

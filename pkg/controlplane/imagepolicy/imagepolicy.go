@@ -7,7 +7,7 @@
 // such as Istio's sidecar, need no signature.
 //
 // The package owns the two webhook configurations, also their removal when the server has no keys any more. When the server
-// cannot answer, pods in these namespaces are refused. pkg/command adds it to the server.
+// cannot answer, pods in these namespaces are refused. pkg/server adds it to the server.
 package imagepolicy
 
 import (
@@ -25,9 +25,12 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	applyv1 "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
 	metaapply "k8s.io/client-go/applyconfigurations/meta/v1"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -35,6 +38,7 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/converge"
 	"polymesh.dev/polymesh/pkg/signature"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 // The label by which a namespace asks for the policy.
@@ -46,12 +50,12 @@ const (
 const (
 	name         = "polymesh-image-policy"
 	webhookName  = "image-policy.polymesh.dev"
-	fieldManager = converge.ImagePolicy
+	fieldManager = ssa.ImagePolicy
 	pinPath      = "/pin"
 	checkPath    = "/check"
 	// timeout is how long the API server waits. Registries are asked within it.
 	timeout = 15 * time.Second
-	// interval is how often the two configurations are looked at: without them nothing is enforced.
+	// interval is how often the two configurations are checked: without them nothing is enforced.
 	interval = 10 * time.Second
 )
 
@@ -81,13 +85,14 @@ var _ component.Component = (*Policy)(nil)
 
 // Policy is the component.
 type Policy struct {
-	opts   Options
-	keys   signature.Keys
-	client kubernetes.Interface
-	node   Node
-	server *http.Server
-	loop   *converge.Loop
-	broken atomic.Pointer[error] // why the webhook no longer answers
+	opts    Options
+	keys    signature.Keys
+	client  kubernetes.Interface // for Secrets
+	dynamic dynamic.Interface    // for webhook configurations
+	node    Node
+	server  *http.Server
+	loop    *converge.Loop
+	broken  atomic.Pointer[error] // why the webhook no longer answers
 
 	holding converge.Applied
 	settled bool // the loop's: what is applied from now on was deleted or changed
@@ -116,6 +121,9 @@ func (p *Policy) Start(ctx context.Context) error {
 		return fmt.Errorf("read kubeconfig %s: %w", p.opts.Kubeconfig, err)
 	}
 	if p.client, err = kubernetes.NewForConfig(rest); err != nil {
+		return fmt.Errorf("make an API client from %s: %w", p.opts.Kubeconfig, err)
+	}
+	if p.dynamic, err = dynamic.NewForConfig(rest); err != nil {
 		return fmt.Errorf("make an API client from %s: %w", p.opts.Kubeconfig, err)
 	}
 	configure := p.remove
@@ -197,7 +205,7 @@ func (p *Policy) Stop(ctx context.Context) error {
 	return err
 }
 
-// apply tells the API server to ask. It is called again and again, and writes only what is not as it has left it.
+// apply registers the webhooks. It is called again and again, and writes only what is not as it has left it.
 func (p *Policy) apply(ctx context.Context, url string) error {
 	authority, err := os.ReadFile(p.opts.Certificates.Cert(certificate.ServerCA))
 	if err != nil {
@@ -211,13 +219,12 @@ func (p *Policy) apply(ctx context.Context, url string) error {
 		applyv1.RuleWithOperations().WithAPIGroups("").WithAPIVersions("v1").WithResources("pods").WithOperations(admissionv1.Create, admissionv1.Update),
 		applyv1.RuleWithOperations().WithAPIGroups("").WithAPIVersions("v1").WithResources("pods/ephemeralcontainers").WithOperations(admissionv1.Update),
 	}
-	hooks := p.client.AdmissionregistrationV1()
 	// The check first: with it alone, nothing passes that should not.
 	check := applyv1.ValidatingWebhookConfiguration(name).WithWebhooks(applyv1.ValidatingWebhook().
 		WithName(webhookName).WithClientConfig(client(checkPath)).WithNamespaceSelector(namespaces).WithRules(rules...).
 		WithFailurePolicy(admissionv1.Fail).WithSideEffects(admissionv1.SideEffectClassNone).WithAdmissionReviewVersions("v1").
 		WithTimeoutSeconds(int32(timeout / time.Second)))
-	if err := keep(ctx, p, "validating", hooks.ValidatingWebhookConfigurations(), check); err != nil {
+	if err := p.keep(ctx, validatingWebhooks, check); err != nil {
 		return err
 	}
 	// Asked again when a webhook behind it has added containers, as Istio's can.
@@ -225,61 +232,55 @@ func (p *Policy) apply(ctx context.Context, url string) error {
 		WithName(webhookName).WithClientConfig(client(pinPath)).WithNamespaceSelector(namespaces).WithRules(rules...).
 		WithFailurePolicy(admissionv1.Fail).WithSideEffects(admissionv1.SideEffectClassNone).WithAdmissionReviewVersions("v1").
 		WithTimeoutSeconds(int32(timeout / time.Second)).WithReinvocationPolicy(admissionv1.IfNeededReinvocationPolicy))
-	if err := keep(ctx, p, "mutating", hooks.MutatingWebhookConfigurations(), pin); err != nil {
+	if err := p.keep(ctx, mutatingWebhooks, pin); err != nil {
 		return err
 	}
 	p.settled = true
 	return nil
 }
 
-// configurations are webhook configurations of one of the two kinds, as client-go has them.
-type configurations[live metav1.Object, want any] interface {
-	Get(ctx context.Context, name string, opts metav1.GetOptions) (live, error)
-	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, opts metav1.PatchOptions, subresources ...string) (live, error)
-	Apply(ctx context.Context, want want, opts metav1.ApplyOptions) (live, error)
-}
+// The two kinds of webhook configurations.
+var (
+	validatingWebhooks = admissionv1.SchemeGroupVersion.WithResource("validatingwebhookconfigurations")
+	mutatingWebhooks   = admissionv1.SchemeGroupVersion.WithResource("mutatingwebhookconfigurations")
+)
 
 // keep applies a configuration unless it is as this run applied it.
-func keep[live metav1.Object, want any](ctx context.Context, p *Policy, kind string, client configurations[live, want], config want) error {
+func (p *Policy) keep(ctx context.Context, resource schema.GroupVersionResource, config any) error {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(config)
+	if err != nil {
+		return fmt.Errorf("encode %s %s: %w", resource.Resource, name, err)
+	}
+	client := p.dynamic.Resource(resource)
 	have, err := client.Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 	case err != nil:
-		return fmt.Errorf("look at the %s webhook %s: %w", kind, name, err)
+		return fmt.Errorf("read %s %s: %w", resource.Resource, name, err)
 	default:
-		holds, err := p.holding.Holds(kind, have, fieldManager)
+		holds, err := p.holding.Holds(resource.Resource, have, fieldManager)
 		if err != nil || holds {
 			return err
 		}
-		patch, err := converge.Disown(have, fieldManager)
-		if err != nil {
-			return err
-		}
-		if patch != nil {
-			if _, err := client.Patch(ctx, name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
-				return fmt.Errorf("take over the fields of the %s webhook %s: %w", kind, name, err)
-			}
+		if _, err := ssa.TakeOver(ctx, client, have, fieldManager); err != nil {
+			return fmt.Errorf("%s: %w", resource.Resource, err)
 		}
 	}
 	if p.settled {
-		p.opts.Log.Warn("the image policy's webhook was deleted or changed, putting it back", "component", p.Name(), "kind", kind)
+		p.opts.Log.Warn("the image policy's webhook was deleted or changed, putting it back", "component", p.Name(), "resource", resource.Resource)
 	}
-	applied, err := client.Apply(ctx, config, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	applied, err := ssa.Apply(ctx, client, &unstructured.Unstructured{Object: content}, ssa.Options{Manager: fieldManager, Force: true})
 	if err != nil {
-		return fmt.Errorf("apply the %s webhook %s: %w", kind, name, err)
+		return fmt.Errorf("apply %s %s: %w", resource.Resource, name, err)
 	}
-	return p.holding.Note(kind, applied, fieldManager)
+	return p.holding.Note(resource.Resource, applied, fieldManager)
 }
 
-// remove takes away what a server with keys has left, or no one could make a pod where the label is.
+// remove takes away what a server with keys has left, or no pod could be made where the label is.
 func (p *Policy) remove(ctx context.Context) error {
-	hooks := p.client.AdmissionregistrationV1()
-	for what, err := range map[string]error{
-		"mutating":   hooks.MutatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{}),
-		"validating": hooks.ValidatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{}),
-	} {
-		if err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("remove the %s webhook %s: %w", what, name, err)
+	for _, resource := range []schema.GroupVersionResource{mutatingWebhooks, validatingWebhooks} {
+		if err := p.dynamic.Resource(resource).Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove %s %s: %w", resource.Resource, name, err)
 		}
 	}
 	return nil

@@ -236,3 +236,26 @@ func TestBadRequest(t *testing.T) {
 		}
 	}
 }
+
+// The name stays as its author has written it: other policies and people go by that.
+func TestPinned(t *testing.T) {
+	sum := digest.FromString("x").String()
+	for image, want := range map[string]string{
+		"nginx":                   "nginx:latest@" + sum,
+		"docker.io/library/nginx": "docker.io/library/nginx:latest@" + sum,
+		"localhost:5000/api":      "localhost:5000/api:latest@" + sum,
+		"localhost:5000/api:1.0":  "localhost:5000/api:1.0@" + sum,
+	} {
+		if got, err := pinned(image, sum); got != want || err != nil {
+			t.Errorf("%s became %s, %v", image, got, err)
+		}
+	}
+	for _, bad := range []string{"", "Shop/API", "a b"} {
+		if got, err := pinned(bad, sum); err == nil {
+			t.Errorf("%q became %s", bad, got)
+		}
+	}
+	if got, err := pinned("nginx", "sha256:short"); err == nil {
+		t.Errorf("a bad digest became %s", got)
+	}
+}

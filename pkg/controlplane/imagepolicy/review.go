@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	admission "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -30,7 +30,7 @@ type operation struct {
 	Value string `json:"value"`
 }
 
-// decide says what becomes of the images of a pod that are new in it: a patch, or why not.
+// decide returns what becomes of the images of a pod that are new in it: a patch, or why not.
 type decide func(ctx context.Context, images []imageField, logins credentialprovider.DockerKeyring) ([]operation, error)
 
 // handler answers admission reviews (admission.k8s.io/v1).
@@ -133,24 +133,37 @@ func (p *Policy) pin(ctx context.Context, fields []imageField, logins credential
 			return nil, fmt.Errorf("%s: image %q: %w", field.owner, field.image, err)
 		}
 		if _, exact := named.(reference.Digested); exact {
-			continue // what it is, check tells
+			continue // check decides about it
 		}
 		sum, err := p.verify(ctx, field, logins)
 		if err != nil {
 			return nil, err
 		}
 		// The tag stays for people to read; the digest is what counts.
-		patch = append(patch, operation{"replace", field.path, tagged(field.image) + "@" + sum})
+		exact, err := pinned(field.image, sum)
+		if err != nil {
+			return nil, fmt.Errorf("%s: image %q: %w", field.owner, field.image, err)
+		}
+		patch = append(patch, operation{"replace", field.path, exact})
 	}
 	return patch, nil
 }
 
-// tagged is an image's name with the tag that it means.
-func tagged(image string) string {
-	if strings.LastIndexByte(image, ':') > strings.LastIndexByte(image, '/') {
-		return image
+// pinned is an image's name as it is written, with the tag that it means and its digest.
+func pinned(image, sum string) (string, error) {
+	parsed, err := reference.Parse(image)
+	if err != nil {
+		return "", err
 	}
-	return image + ":latest"
+	named, ok := parsed.(reference.Named)
+	if !ok {
+		return "", reference.ErrNameEmpty
+	}
+	exact, err := reference.WithDigest(reference.TagNameOnly(named), digest.Digest(sum))
+	if err != nil {
+		return "", err
+	}
+	return exact.String(), nil
 }
 
 // check refuses what is not named by its digest, or not signed.

@@ -42,7 +42,7 @@ type service struct {
 	// requested is spec.loadBalancerIP.
 	requested string
 
-	// heldPorts and heldAddresses are what the status says it was given before.
+	// heldPorts and heldAddresses are what it was given before, by its status.
 	heldPorts     map[Port]bool
 	heldAddresses []netip.Addr
 }

@@ -1,7 +1,7 @@
 // Package loadbalancer gives Services of type LoadBalancer an address: the node's, first come first served for each port
 // and protocol, or one of a pool for each service.
 //
-// It owns status.loadBalancer of these services, the events that say why one of them waits, and, with a pool, the network
+// It owns status.loadBalancer of these services, the events with the reason why one of them waits, and, with a pool, the network
 // interface that holds the addresses. kube-proxy does the rest; there are no pods, unlike with K3s' ServiceLB, whose rules
 // it follows otherwise. pkg/command adds it as a component of the server.
 package loadbalancer
@@ -68,8 +68,8 @@ func ReservedPorts(apiPort int) map[Port]string {
 }
 
 const (
-	// recheck is how often ports that processes have freed, and addresses that others have taken away, are looked for.
-	// Nothing tells of these.
+	// recheck is how often ports that processes have freed, and addresses that other programs have removed, are checked.
+	// Nothing reports these.
 	recheck    = 30 * time.Second
 	retryFirst = 50 * time.Millisecond
 	retryMax   = 10 * time.Second
@@ -88,8 +88,8 @@ type LoadBalancer struct {
 	queue     workqueue.TypedRateLimitingInterface[string]
 
 	// Used by the one worker only.
-	written map[types.UID]*corev1.Service // what was written and may not be in the cache yet
-	told    map[types.UID]string          // the last reason given to a pending service
+	written  map[types.UID]*corev1.Service // what was written and may not be in the cache yet
+	reported map[types.UID]string          // the last reason given to a pending service
 
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -101,10 +101,10 @@ type LoadBalancer struct {
 // New returns the load balancer of a node.
 func New(opts Options) *LoadBalancer {
 	return &LoadBalancer{
-		opts:    opts,
-		written: make(map[types.UID]*corev1.Service),
-		told:    make(map[types.UID]string),
-		state:   errors.New("services are being read"),
+		opts:     opts,
+		written:  make(map[types.UID]*corev1.Service),
+		reported: make(map[types.UID]string),
+		state:    errors.New("services are being read"),
 	}
 }
 
@@ -214,20 +214,20 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list services: %w", err)
 	}
-	wishes := make([]service, len(current))
+	requests := make([]service, len(current))
 	for i, svc := range current {
-		wishes[i] = wish(svc)
+		requests[i] = requestOf(svc)
 	}
-	net, err := l.network(wishes)
+	net, err := l.network(requests)
 	if err != nil {
 		return err
 	}
-	decisions := allocate(wishes, net)
+	decisions := allocate(requests, net)
 
 	// First away, then give: at no time do two services' statuses claim the same.
 	pool := len(net.pool) > 0
 	for i, svc := range current {
-		have, want := svc.Status.LoadBalancer.Ingress, ingress(decisions[svc.UID], wishes[i].ports, pool)
+		have, want := svc.Status.LoadBalancer.Ingress, ingress(decisions[svc.UID], requests[i].ports, pool)
 		if len(have) > 0 && !sameAddresses(have, want) {
 			if current[i], err = l.write(ctx, svc, nil); err != nil {
 				return err
@@ -245,7 +245,7 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 	}
 	for i, svc := range current {
 		d := decisions[svc.UID]
-		want := ingress(d, wishes[i].ports, pool)
+		want := ingress(d, requests[i].ports, pool)
 		if !equality.Semantic.DeepEqual(svc.Status.LoadBalancer.Ingress, want) {
 			if svc, err = l.write(ctx, svc, want); err != nil {
 				return err
@@ -256,15 +256,15 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 	return nil
 }
 
-// network looks at the machine. Sockets are looked at only when a service asks for something that it does not hold.
-func (l *LoadBalancer) network(wishes []service) (network, error) {
+// network reads the machine's addresses and sockets. Sockets are read only when a service requests what it does not hold.
+func (l *LoadBalancer) network(requests []service) (network, error) {
 	net := network{node: l.opts.Addresses, reserved: l.opts.Reserved, pool: l.opts.Pool}
 	var err error
 	if len(net.pool) > 0 {
 		net.used, err = otherAddresses()
 		return net, err
 	}
-	if !slices.ContainsFunc(wishes, func(s service) bool { return s.countHeld() < len(s.ports) }) {
+	if !slices.ContainsFunc(requests, func(s service) bool { return s.countHeld() < len(s.ports) }) {
 		return net, nil
 	}
 	if net.nodePorts, err = nodePorts(l.services); err != nil {
@@ -290,14 +290,14 @@ func (l *LoadBalancer) current() ([]*corev1.Service, error) {
 				delete(l.written, svc.UID)
 			}
 		}
-		if mine(svc) {
+		if wantsAddress(svc) {
 			ours = append(ours, svc)
 			seen[svc.UID] = true
 		}
 	}
-	for uid := range l.told {
+	for uid := range l.reported {
 		if !seen[uid] {
-			delete(l.told, uid)
+			delete(l.reported, uid)
 		}
 	}
 	for uid := range l.written {
@@ -319,7 +319,7 @@ func (l *LoadBalancer) write(ctx context.Context, svc *corev1.Service, in []core
 	}
 	got, err := l.clientset.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "polymesh-servicelb"}, "status")
 	if apierrors.IsNotFound(err) {
-		return svc, nil // deleted; the watch will say so
+		return svc, nil // deleted; the watch will report it
 	}
 	if err != nil {
 		return svc, fmt.Errorf("write the status of service %s/%s: %w", svc.Namespace, svc.Name, err)
@@ -330,13 +330,13 @@ func (l *LoadBalancer) write(ctx context.Context, svc *corev1.Service, in []core
 
 // tell makes an event of a decision, once for each change.
 func (l *LoadBalancer) tell(svc *corev1.Service, d decision) {
-	before, pending := l.told[svc.UID]
+	before, pending := l.reported[svc.UID]
 	switch {
 	case d.message == "" && pending:
 		l.recorder.Eventf(svc, corev1.EventTypeNormal, "AddressAssigned", "no longer pending: %v", d.addresses)
-		delete(l.told, svc.UID)
+		delete(l.reported, svc.UID)
 	case d.message != "" && d.message != before:
 		l.recorder.Event(svc, corev1.EventTypeWarning, d.reason, d.message)
-		l.told[svc.UID] = d.message
+		l.reported[svc.UID] = d.message
 	}
 }

@@ -13,14 +13,14 @@ import (
 // get it too.
 const Class = "polymesh.dev/servicelb"
 
-// mine reports whether a service is to be given an address. The API server itself clears the status of one that stops
+// wantsAddress reports whether a service is to be given an address. The API server itself clears the status of one that stops
 // being a LoadBalancer (pkg/registry/core/service/strategy.go, dropTypeDependentFields).
-func mine(svc *corev1.Service) bool {
+func wantsAddress(svc *corev1.Service) bool {
 	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && (svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == Class)
 }
 
-// wish reads what a service asks for, and from its status what it was given.
-func wish(svc *corev1.Service) service {
+// requestOf reads what a service requests, and from its status what it was given.
+func requestOf(svc *corev1.Service) service {
 	s := service{
 		uid: svc.UID, name: svc.Namespace + "/" + svc.Name, created: svc.CreationTimestamp.Time,
 		families: svc.Spec.IPFamilies, requested: svc.Spec.LoadBalancerIP,
@@ -40,7 +40,7 @@ func wish(svc *corev1.Service) service {
 	return s
 }
 
-// ingress is the status that says what a service was given. On the node's addresses it names the ports too: they are the
+// ingress is the status with what a service was given. On the node's addresses it names the ports too: they are the
 // memory of who came first, over a restart and over a change of the node's address.
 func ingress(d decision, ports []Port, pool bool) []corev1.LoadBalancerIngress {
 	var out []corev1.LoadBalancerIngress

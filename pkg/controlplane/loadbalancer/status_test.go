@@ -20,7 +20,7 @@ func TestMine(t *testing.T) {
 		{corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort}, false},
 		{corev1.ServiceSpec{}, false},
 	} {
-		if got := mine(&corev1.Service{Spec: tt.spec}); got != tt.want {
+		if got := wantsAddress(&corev1.Service{Spec: tt.spec}); got != tt.want {
 			t.Errorf("%+v: %t", tt.spec, got)
 		}
 	}
@@ -32,7 +32,7 @@ func TestStatusIsTheMemory(t *testing.T) {
 	d := decision{addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("192.0.2.10")}}
 	svc := &corev1.Service{Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80, Protocol: corev1.ProtocolTCP}, {Port: 53, Protocol: corev1.ProtocolUDP}}}}
 	svc.Status.LoadBalancer.Ingress = ingress(d, given, false)
-	s := wish(svc)
+	s := requestOf(svc)
 	if !slices.Equal(s.heldAddresses, d.addresses) || s.countHeld() != len(given) {
 		t.Errorf("read back %+v", s)
 	}

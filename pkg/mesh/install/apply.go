@@ -28,13 +28,14 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
 
-	"polymesh.dev/polymesh/pkg/converge"
+	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 const (
@@ -49,7 +50,7 @@ const (
 
 	ingressClass      = "istio"
 	ingressController = "istio.io/ingress-controller"
-	ownManager        = converge.Mesh
+	ownManager        = ssa.Mesh
 )
 
 // installer applies rendered manifests as Istio's does (operator/pkg/install), with the same labels, field manager,
@@ -150,7 +151,7 @@ func (i *installer) apply(ctx context.Context, objects []object) error {
 	return g.Wait()
 }
 
-// recorded reports whether an object's fingerprint says something about the user. CRDs are shared by all revisions, and
+// recorded reports whether an object's fingerprint shows what a user has changed. CRDs are shared by all revisions, and
 // istiod itself writes to webhooks (caBundle, failurePolicy).
 func recorded(o object) bool {
 	switch o.GetKind() {
@@ -167,12 +168,7 @@ func (i *installer) applyOne(ctx context.Context, obj *unstructured.Unstructured
 	if err != nil {
 		return fmt.Errorf("apply %s: %w", display(key), err)
 	}
-	body, err := obj.MarshalJSON()
-	if err != nil {
-		return fmt.Errorf("apply %s: %w", display(key), err)
-	}
-	force := true
-	live, err := resource.Patch(ctx, obj.GetName(), types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: fieldManager, Force: &force})
+	live, err := ssa.Apply(ctx, resource, obj, ssa.Options{Manager: fieldManager, Force: true})
 	if err != nil {
 		return fmt.Errorf("apply %s: %w", display(key), err)
 	}
@@ -260,7 +256,10 @@ func awaitRollout(ctx context.Context, client kubernetes.Interface) error {
 		fields.OneTermEqualSelector("metadata.name", "istiod"))
 	_, err := watchtools.UntilWithSync(ctx, lw, &appsv1.Deployment{}, nil, func(e watch.Event) (bool, error) {
 		d, ok := e.Object.(*appsv1.Deployment)
-		return ok && e.Type != watch.Deleted && rolledOut(d), nil
+		if !ok || e.Type == watch.Deleted {
+			return false, nil
+		}
+		return rolledOut(d)
 	})
 	if err != nil {
 		return fmt.Errorf("wait for the new istiod: %w", err)
@@ -269,13 +268,15 @@ func awaitRollout(ctx context.Context, client kubernetes.Interface) error {
 }
 
 // rolledOut is kubectl's rule (kubectl rollout status).
-func rolledOut(d *appsv1.Deployment) bool {
-	want := int32(1)
-	if d.Spec.Replicas != nil {
-		want = *d.Spec.Replicas
+func rolledOut(d *appsv1.Deployment) (bool, error) {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(d)
+	if err != nil {
+		return false, fmt.Errorf("read deployment %s: %w", d.Name, err)
 	}
-	s := d.Status
-	return s.ObservedGeneration >= d.Generation && s.UpdatedReplicas >= want && s.Replicas == s.UpdatedReplicas && s.AvailableReplicas >= want
+	u := &unstructured.Unstructured{Object: content}
+	u.SetGroupVersionKind(deploymentKind) // typed objects of a watch have none
+	_, done, err := diagnose.Rollout(u)
+	return done && err == nil, nil
 }
 
 // prune removes what an earlier installation had and this one has not, as Istio's installer does: by the owner labels
@@ -357,16 +358,16 @@ func hasDefault(classes []networkingv1.IngressClass) bool {
 // console gives Istio's installer our log. Nothing ends the process.
 type console struct{ log *slog.Logger }
 
-func (c console) say(level slog.Level, s string) {
+func (c console) write(level slog.Level, s string) {
 	if s = strings.TrimSpace(s); s != "" {
 		c.log.Log(context.Background(), level, s)
 	}
 }
-func (c console) LogAndPrint(v ...any)            { c.say(slog.LevelInfo, fmt.Sprint(v...)) }
-func (c console) LogAndError(v ...any)            { c.say(slog.LevelWarn, fmt.Sprint(v...)) }
-func (c console) LogAndFatal(v ...any)            { c.say(slog.LevelError, fmt.Sprint(v...)) }
-func (c console) LogAndPrintf(f string, v ...any) { c.say(slog.LevelInfo, fmt.Sprintf(f, v...)) }
-func (c console) LogAndErrorf(f string, v ...any) { c.say(slog.LevelWarn, fmt.Sprintf(f, v...)) }
-func (c console) LogAndFatalf(f string, v ...any) { c.say(slog.LevelError, fmt.Sprintf(f, v...)) }
-func (c console) Print(s string)                  { c.say(slog.LevelInfo, s) }
-func (c console) PrintErr(s string)               { c.say(slog.LevelWarn, s) }
+func (c console) LogAndPrint(v ...any)            { c.write(slog.LevelInfo, fmt.Sprint(v...)) }
+func (c console) LogAndError(v ...any)            { c.write(slog.LevelWarn, fmt.Sprint(v...)) }
+func (c console) LogAndFatal(v ...any)            { c.write(slog.LevelError, fmt.Sprint(v...)) }
+func (c console) LogAndPrintf(f string, v ...any) { c.write(slog.LevelInfo, fmt.Sprintf(f, v...)) }
+func (c console) LogAndErrorf(f string, v ...any) { c.write(slog.LevelWarn, fmt.Sprintf(f, v...)) }
+func (c console) LogAndFatalf(f string, v ...any) { c.write(slog.LevelError, fmt.Sprintf(f, v...)) }
+func (c console) Print(s string)                  { c.write(slog.LevelInfo, s) }
+func (c console) PrintErr(s string)               { c.write(slog.LevelWarn, s) }

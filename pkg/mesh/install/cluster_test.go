@@ -144,7 +144,7 @@ func TestLifeOnACluster(t *testing.T) {
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		err := first.Ready(ctx)
-		if err != nil && strings.HasPrefix(err.Error(), "istiod: 0/1 available: no nodes available") {
+		if err != nil && strings.HasPrefix(err.Error(), "istiod: 0/1 available: pod istiod-") && strings.Contains(err.Error(), "cannot be scheduled: no nodes available") {
 			break
 		}
 		if time.Now().After(deadline) {

@@ -15,7 +15,7 @@ type Identity struct {
 	Values string `json:"values"`
 }
 
-// Owner says whose Istio runs on the cluster.
+// Owner is whose Istio runs on the cluster.
 type Owner string
 
 const (

@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"polymesh.dev/polymesh/pkg/converge"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 // fieldManager is under which name Istio's installer applies (operator/pkg/install). It is ours too, so that a user's
@@ -16,7 +16,7 @@ const fieldManager = "istio-operator"
 
 // fingerprint is that of what fieldManager applied.
 func fingerprint(obj *unstructured.Unstructured) (string, error) {
-	return converge.Fingerprint(obj, fieldManager)
+	return ssa.Fingerprint(obj, fieldManager)
 }
 
 // objectKey names an object in the record.

@@ -92,7 +92,7 @@ func TestFingerprint(t *testing.T) {
 		"status":                     set(int64(3), "status", "replicas"),
 		"replicas, by an autoscaler": set(int64(3), "spec", "replicas"),
 		"a default of a newer API":   set("new", "spec", "template", "spec", "newField"),
-		"somebody's annotation":      set("x", "metadata", "annotations", "note"),
+		"a user's annotation":        set("x", "metadata", "annotations", "note"),
 		"an added container port": container(func(c map[string]any) {
 			c["ports"] = append(c["ports"].([]any), map[string]any{"containerPort": int64(9), "protocol": "TCP"})
 		}),

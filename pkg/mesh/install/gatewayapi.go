@@ -3,7 +3,6 @@ package install
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,17 +14,19 @@ import (
 	"golang.org/x/sync/errgroup"
 	"istio.io/istio/pkg/kube"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/apimachinery/pkg/util/wait"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/gateway-api/pkg/consts"
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 	"sigs.k8s.io/yaml"
 
-	"polymesh.dev/polymesh/pkg/converge"
+	"polymesh.dev/polymesh/pkg/condition"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 // Bundle names a release of Gateway API's CRDs, as their annotations do.
@@ -83,7 +84,7 @@ func DecideGatewayAPI(recorded string, live []GatewayCRD, want Bundle) Decision 
 	}
 }
 
-// newerThan is false where one of them is no version: whose CRD that is, the field managers tell.
+// newerThan is false where one of them is no version: the field managers decide whose CRD that is.
 func newerThan(have, want string) bool {
 	h, errHave := version.ParseSemantic(have)
 	w, errWant := version.ParseSemantic(want)
@@ -92,12 +93,12 @@ func newerThan(have, want string) bool {
 
 var crdResource = schema.GroupVersionResource{Group: apiextensionsv1.GroupName, Version: "v1", Resource: "customresourcedefinitions"}
 
-// applyGatewayAPI brings the CRDs of Gateway API to the cluster where the rule wants them, and notes that in the record.
+// applyGatewayAPI applies the CRDs of Gateway API where the rule says so, and records that.
 func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, record *Record) error {
 	if m.crds == "" {
 		return nil
 	}
-	if err := disownGatewayCRDs(ctx, client, record.GatewayAPI); err != nil {
+	if err := takeOverGatewayCRDs(ctx, client, record.GatewayAPI); err != nil {
 		return err
 	}
 	if record.GatewayAPI == gatewayAPI.String() {
@@ -123,7 +124,7 @@ func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, recor
 	for _, obj := range objects {
 		g.Go(func() error {
 			// Without force: a field that became someone else's a moment ago is a conflict.
-			_, err := client.Dynamic().Resource(crdResource).Apply(applying, obj.GetName(), obj, metav1.ApplyOptions{FieldManager: ownManager})
+			_, err := ssa.Apply(applying, client.Dynamic().Resource(crdResource), obj, ssa.Options{Manager: ownManager})
 			if err != nil {
 				return fmt.Errorf("apply CustomResourceDefinition %s: %w", obj.GetName(), err)
 			}
@@ -156,9 +157,9 @@ func listGatewayCRDs(ctx context.Context, client kube.CLIClient) ([]metav1.Parti
 	}), nil
 }
 
-// disownGatewayCRDs takes over the CRDs that an earlier version has applied under the name that `polymesh deploy` has: those
+// takeOverGatewayCRDs takes over the CRDs that an earlier version has applied under the name that `polymesh deploy` has: those
 // of the bundle that is in the record, as no one else's are.
-func disownGatewayCRDs(ctx context.Context, client kube.CLIClient, recorded string) error {
+func takeOverGatewayCRDs(ctx context.Context, client kube.CLIClient, recorded string) error {
 	if recorded == "" {
 		return nil
 	}
@@ -170,15 +171,8 @@ func disownGatewayCRDs(ctx context.Context, client kube.CLIClient, recorded stri
 		if bundleOf(crd.Annotations).String() != recorded {
 			continue
 		}
-		patch, err := converge.Disown(&crd, ownManager)
-		if err != nil {
-			return err
-		}
-		if patch == nil {
-			continue
-		}
-		if _, err := client.Metadata().Resource(crdResource).Patch(ctx, crd.Name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: ownManager}); err != nil {
-			return fmt.Errorf("take over the fields of CustomResourceDefinition %s: %w", crd.Name, err)
+		if _, err := ssa.TakeOver(ctx, client.Dynamic().Resource(crdResource), &crd, ownManager); err != nil {
+			return fmt.Errorf("CustomResourceDefinition %s: %w", crd.Name, err)
 		}
 	}
 	return nil
@@ -204,28 +198,16 @@ func gatewayCRDs(ctx context.Context, client kube.CLIClient) ([]GatewayCRD, erro
 // onlyOurs reports whether the server applied a CRD, and no one else owns a part of its specification or of the annotations
 // that name its version. Labels and annotations of one's own do not count, nor does the status.
 func onlyOurs(managed []metav1.ManagedFieldsEntry) (bool, error) {
+	specification := []fieldpath.Path{fieldpath.MakePathOrDie("spec"),
+		fieldpath.MakePathOrDie("metadata", "annotations", consts.BundleVersionAnnotation), fieldpath.MakePathOrDie("metadata", "annotations", consts.ChannelAnnotation)}
 	applied := false
 	for _, m := range managed {
 		if m.Manager == ownManager && m.Operation == metav1.ManagedFieldsOperationApply {
 			applied = true
 			continue
 		}
-		if m.FieldsV1 == nil {
-			continue
-		}
-		var fields struct {
-			Spec     map[string]any `json:"f:spec"`
-			Metadata struct {
-				Annotations map[string]any `json:"f:annotations"`
-			} `json:"f:metadata"`
-		}
-		if err := json.Unmarshal(m.FieldsV1.GetRawBytes(), &fields); err != nil {
+		if others, err := ssa.Owns(m, specification...); err != nil || others {
 			return false, err
-		}
-		_, version := fields.Metadata.Annotations["f:"+consts.BundleVersionAnnotation]
-		_, channel := fields.Metadata.Annotations["f:"+consts.ChannelAnnotation]
-		if len(fields.Spec) > 0 || version || channel {
-			return false, nil
 		}
 	}
 	return applied, nil
@@ -261,8 +243,8 @@ func readGatewayAPI(file string) ([]*unstructured.Unstructured, error) {
 	}
 }
 
-// awaitEstablished waits until the API server serves the new types, so that a Gateway can be made once the server says that
-// it is ready.
+// awaitEstablished waits until the API server serves the new types, so that a Gateway can be made once the server is
+// ready.
 func awaitEstablished(ctx context.Context, client kube.CLIClient, objects []*unstructured.Unstructured) error {
 	missing := ""
 	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
@@ -285,7 +267,5 @@ func awaitEstablished(ctx context.Context, client kube.CLIClient, objects []*uns
 }
 
 func established(crd *apiextensionsv1.CustomResourceDefinition) bool {
-	return slices.ContainsFunc(crd.Status.Conditions, func(c apiextensionsv1.CustomResourceDefinitionCondition) bool {
-		return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue
-	})
+	return meta.IsStatusConditionTrue(condition.Of(crd.Status.Conditions), string(apiextensionsv1.Established))
 }

@@ -64,15 +64,15 @@ func TestOnlyOurs(t *testing.T) {
 	}{
 		"as applied, with the API server's status":   {[]metav1.ManagedFieldsEntry{ours, entry("kube-apiserver", update, status)}, true},
 		"with a label and an annotation of the user": {[]metav1.ManagedFieldsEntry{ours, entry("kubectl-label", update, note)}, true},
-		"kubectl create":                   {[]metav1.ManagedFieldsEntry{entry("kubectl-create", update, whole)}, false},
-		"kubectl apply over ours":          {[]metav1.ManagedFieldsEntry{ours, entry("kubectl-client-side-apply", update, whole)}, false},
-		"kubectl apply --server-side":      {[]metav1.ManagedFieldsEntry{ours, entry("kubectl", apply, whole)}, false},
-		"another field of the spec":        {[]metav1.ManagedFieldsEntry{ours, entry("kubectl-edit", update, `{"f:spec":{"f:versions":{}}}`)}, false},
-		"another version":                  {[]metav1.ManagedFieldsEntry{ours, entry("kubectl-edit", update, `{"f:metadata":{"f:annotations":{"f:gateway.networking.k8s.io/channel":{}}}}`)}, false},
-		"what a user has deployed":         {[]metav1.ManagedFieldsEntry{entry("polymesh", apply, whole)}, false},
-		"deployed over ours":               {[]metav1.ManagedFieldsEntry{ours, entry("polymesh", apply, whole)}, false},
-		"an update under our own name":     {[]metav1.ManagedFieldsEntry{entry(ownManager, update, whole)}, false},
-		"an API server that tells nothing": {nil, false},
+		"kubectl create":                       {[]metav1.ManagedFieldsEntry{entry("kubectl-create", update, whole)}, false},
+		"kubectl apply over ours":              {[]metav1.ManagedFieldsEntry{ours, entry("kubectl-client-side-apply", update, whole)}, false},
+		"kubectl apply --server-side":          {[]metav1.ManagedFieldsEntry{ours, entry("kubectl", apply, whole)}, false},
+		"another field of the spec":            {[]metav1.ManagedFieldsEntry{ours, entry("kubectl-edit", update, `{"f:spec":{"f:versions":{}}}`)}, false},
+		"another version":                      {[]metav1.ManagedFieldsEntry{ours, entry("kubectl-edit", update, `{"f:metadata":{"f:annotations":{"f:gateway.networking.k8s.io/channel":{}}}}`)}, false},
+		"what a user has deployed":             {[]metav1.ManagedFieldsEntry{entry("polymesh", apply, whole)}, false},
+		"deployed over ours":                   {[]metav1.ManagedFieldsEntry{ours, entry("polymesh", apply, whole)}, false},
+		"an update under our own name":         {[]metav1.ManagedFieldsEntry{entry(ownManager, update, whole)}, false},
+		"an API server without managed fields": {nil, false},
 	} {
 		got, err := onlyOurs(tc.managed)
 		if err != nil || got != tc.want {

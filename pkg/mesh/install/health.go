@@ -5,19 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	appslisters "k8s.io/client-go/listers/apps/v1"
+
+	"polymesh.dev/polymesh/pkg/diagnose"
 )
 
-// health watches the Deployments that the server installed and says why they are not available.
+// health watches the Deployments that the server installed and reports why they are not available.
 type health struct {
 	client      kubernetes.Interface
 	deployments []string // in istioNamespace
@@ -64,7 +63,7 @@ func (h *health) check(ctx context.Context) error {
 		if err != nil {
 			continue
 		}
-		if available(d) {
+		if diagnose.Available(d) {
 			continue
 		}
 		return fmt.Errorf("%s: %d/%d available%s", name, d.Status.AvailableReplicas, replicas(d), h.why(ctx, d))
@@ -79,20 +78,7 @@ func replicas(d *appsv1.Deployment) int32 {
 	return *d.Spec.Replicas
 }
 
-// available is the Deployment's own condition, for its newest spec.
-func available(d *appsv1.Deployment) bool {
-	if d.Status.ObservedGeneration < d.Generation {
-		return false
-	}
-	for _, c := range d.Status.Conditions {
-		if c.Type == appsv1.DeploymentAvailable {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
-}
-
-// why asks the Deployment's pods what they wait for.
+// why returns what the pods of a Deployment wait for.
 func (h *health) why(ctx context.Context, d *appsv1.Deployment) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -101,45 +87,8 @@ func (h *health) why(ctx context.Context, d *appsv1.Deployment) string {
 	}
 	h.asked = time.Now()
 	clear(h.reason)
-	selector, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
-	if err != nil {
-		return ""
-	}
-	pods, err := h.client.CoreV1().Pods(d.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
-	if err != nil {
-		return ""
-	}
-	if reason := podReason(pods.Items); reason != "" {
-		h.reason[d.Name] = ": " + reason
+	if summary, err := diagnose.Summary(ctx, h.client, d); err == nil {
+		h.reason[d.Name] = ": " + summary
 	}
 	return h.reason[d.Name]
 }
-
-// podReason is the first thing that a pod says about why it is not ready: no room on a node, a container that waits or
-// failed, or a volume.
-func podReason(pods []corev1.Pod) string {
-	for _, p := range pods {
-		if p.DeletionTimestamp != nil {
-			continue
-		}
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Message != "" {
-				return oneLine(c.Message)
-			}
-		}
-		for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
-			if w := c.State.Waiting; w != nil && w.Reason != "" {
-				return oneLine(fmt.Sprintf("container %s: %s %s", c.Name, w.Reason, w.Message))
-			}
-		}
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodReady && c.Status == corev1.ConditionFalse && c.Message != "" {
-				return oneLine(c.Message)
-			}
-		}
-	}
-	return ""
-}
-
-// oneLine makes a message fit a status.
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -52,27 +52,12 @@ func TestHealthNamesTheTaint(t *testing.T) {
 		}
 		t.Errorf("got %v, want %q", h.check(t.Context()), text)
 	}
-	want("istiod: 0/1 available: " + noRoom)
+	want("istiod: 0/1 available: pod istiod-1 cannot be scheduled: " + strings.TrimSuffix(noRoom, "."))
 	if _, err := client.AppsV1().Deployments(istioNamespace).Update(ctx, deployment("istiod", true), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	want("")
 	if newHealth(ctx, client, &Record{}) != nil {
 		t.Error("the empty profile has something to watch")
-	}
-}
-
-func TestPodReason(t *testing.T) {
-	pod := func(s corev1.PodStatus) []corev1.Pod { return []corev1.Pod{{Status: s}} }
-	for want, pods := range map[string][]corev1.Pod{
-		"container discovery: ErrImagePull no such image": pod(corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{
-			{Name: "discovery", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such\n image"}}}}}),
-		"containers with unready status: [discovery]": pod(corev1.PodStatus{Conditions: []corev1.PodCondition{
-			{Type: corev1.PodReady, Status: corev1.ConditionFalse, Message: "containers with unready status: [discovery]"}}}),
-		"": nil,
-	} {
-		if got := podReason(pods); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
 	}
 }

@@ -112,7 +112,7 @@ func (m *mesh) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Ready says what the installation, or a control plane that the server installed, waits for. An Istio that is the user's
+// Ready returns what the installation, or a control plane that the server installed, waits for. An Istio that is the user's
 // own is no concern of the server.
 func (m *mesh) Ready(ctx context.Context) error {
 	m.mu.Lock()
@@ -138,7 +138,7 @@ func (m *mesh) wait(err error) {
 	m.waiting = err
 }
 
-// run tries until it worked, ever more slowly.
+// run tries until it succeeds, with backoff.
 func (m *mesh) run(ctx context.Context) {
 	backoff := wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 7, Cap: 30 * time.Second}
 	for {
@@ -231,7 +231,7 @@ func (m *mesh) connect() (kube.CLIClient, error) {
 	return client, nil
 }
 
-// install applies what is wanted and returns the new record. The record is written before the first object, so that the
+// install applies the desired state and returns the new record. The record is written before the first object, so that the
 // next start finishes what this one does not.
 func (m *mesh) install(ctx context.Context, client kube.CLIClient, record *Record, want Identity) (*Record, error) {
 	next := &Record{Owner: Ours, Phase: Installing, Identity: want}

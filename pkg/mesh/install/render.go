@@ -44,7 +44,7 @@ func (s settings) identity() (Identity, error) {
 	return Identity{Version: s.images.Tag, Profile: s.profile, Values: hex.EncodeToString(sum[:8])}, nil
 }
 
-// manifests renders the charts with Istio's own renderer. The client tells the cluster's version; without one the
+// manifests renders the charts with Istio's own renderer. The client knows the cluster's version; without one the
 // charts assume the oldest.
 func (s settings) manifests(client kube.Client, log clog.Logger) ([]manifest.ManifestSet, values.Map, error) {
 	files, done, err := Input(s.images, nil, s.sets(), strings.NewReader(""))

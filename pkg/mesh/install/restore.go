@@ -14,7 +14,7 @@ import (
 	"polymesh.dev/polymesh/pkg/converge"
 )
 
-// restorer puts back what a control plane of ours needs and someone has deleted: webhooks, without which policies and
+// restorer puts back what a control plane of ours needs and was deleted: webhooks, without which policies and
 // injection silently do not happen, CRDs, rights and settings. It changes nothing that is there. Deployments, Services and
 // what scales them are not put back: to remove a gateway is a decision, and so is `istioctl uninstall`, which also removes
 // istiod. Because that one deletes one object after the other, an object has to be missing in two rounds.
@@ -34,7 +34,7 @@ func restorable(kind string) bool {
 	return false
 }
 
-// sync looks once. Its error says what is missing.
+// sync runs one round. Its error is what is missing.
 func (r *restorer) sync(ctx context.Context) error {
 	record, missing, err := r.look(ctx)
 	if err != nil {

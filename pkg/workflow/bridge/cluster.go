@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"polymesh.dev/polymesh/pkg/kubeconfig"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 // What the bridge writes on its own objects, and reads on Services of the mesh.
@@ -238,10 +239,7 @@ func gatewayPort(gateway *corev1.Service) int32 {
 
 // ours reports whether a bridge of this name has written the object. Someone's copy of one may have the label too.
 func (v view) ours(o *unstructured.Unstructured) bool {
-	return o.GetLabels()[registryLabel] == v.name &&
-		slices.ContainsFunc(o.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
-			return f.Manager == v.manager && f.Operation == metav1.ManagedFieldsOperationApply
-		})
+	return o.GetLabels()[registryLabel] == v.name && ssa.AppliedBy(o, v.manager)
 }
 
 // taken says who else has the name in the mesh. A name that the bridge has written stays the bridge's.
@@ -293,7 +291,7 @@ func (c *cluster) resource(o *unstructured.Unstructured) dynamic.ResourceInterfa
 }
 
 func (c *cluster) apply(ctx context.Context, o *unstructured.Unstructured) error {
-	if _, err := c.resource(o).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: c.fieldManager, Force: true}); err != nil {
+	if _, err := ssa.Apply(ctx, c.resource(o), o, ssa.Options{Manager: c.fieldManager, Force: true}); err != nil {
 		return fmt.Errorf("write %s: %w", id(o), err)
 	}
 	return nil

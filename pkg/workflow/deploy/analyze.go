@@ -41,7 +41,7 @@ func (d *deployment) analyze(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return "", context.Cause(ctx)
 			}
-			// What Istio's reader cannot take, the API server may; and if not, it says so better.
+			// What Istio's reader cannot take, the API server may; and if not, its message is better.
 			d.result.Findings = append(d.result.Findings, diagnose.Finding{Reason: diagnose.Istio, Object: "project " + d.Project.Name,
 				Message: "Istio's checks did not look at all of it: " + readable(err.Error()), Advice: "nothing, if it is deployed all the same"})
 		}
@@ -63,7 +63,7 @@ func (d *deployment) analyze(ctx context.Context) error {
 
 // askIstio runs the analyzers.
 func (d *deployment) askIstio(ctx context.Context) error {
-	client, err := kube.NewCLIClient(kube.NewClientConfigForRestConfig(d.cluster.rest))
+	client, err := kube.NewCLIClient(kube.NewClientConfigForRestConfig(d.cluster.REST))
 	if err != nil {
 		return err
 	}
@@ -119,12 +119,12 @@ const futurePods = "pods of the manifests"
 func (d *deployment) futurePods() ([]byte, error) {
 	var all bytes.Buffer
 	for _, o := range d.objects {
-		if !isWorkload(o) {
+		if !diagnose.IsWorkload(o.GroupVersionKind().GroupKind()) {
 			continue
 		}
 		labels, found, err := unstructured.NestedStringMap(o.Object, "spec", "template", "metadata", "labels")
 		if err != nil || !found {
-			continue // the API server says what is wrong with it
+			continue // the API server reports what is wrong with it
 		}
 		text, err := yaml.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "spec": map[string]any{}, "metadata": map[string]any{
 			"name": o.GetName(), "namespace": cmp.Or(o.GetNamespace(), d.Project.Namespace), "labels": labels}})
@@ -148,7 +148,7 @@ func (d *deployment) files() []string {
 	return names
 }
 
-// fromAnalyzer takes what an analyzer says of the project's own manifests, warnings and errors.
+// fromAnalyzer takes an analyzer's warnings and errors about the project's own manifests.
 func (d *deployment) fromAnalyzer(m diag.Message, all diag.Messages) (diagnose.Finding, bool) {
 	if m.Resource == nil || m.Type.Level() == diag.Info || m.Resource.Origin.Reference() == nil {
 		return diagnose.Finding{}, false
@@ -177,7 +177,7 @@ func (d *deployment) fromAnalyzer(m diag.Message, all diag.Messages) (diagnose.F
 	return f, true
 }
 
-// explain says which row of the table a message is, what to do, and which field to change.
+// explain returns which row of the table a message is, what to do, and which field to change.
 func explain(o project.Object, m diag.Message) (reason diagnose.Reason, advice string, path []string) {
 	parameter := func(i int) string {
 		if i < len(m.Parameters) {

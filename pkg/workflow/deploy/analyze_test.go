@@ -37,7 +37,7 @@ spec:
 `)
 	d := newDeployment(Options{Project: p})
 	var err error
-	if d.objects, err = p.Objects(); err != nil {
+	if d.objects, _, err = p.Objects(); err != nil {
 		t.Fatal(err)
 	}
 	sources, err := d.sources()

@@ -4,22 +4,25 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/pmezard/go-difflib/difflib"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/yaml"
 
-	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/ssa"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
+
+// fieldManager is the owner of what is deployed.
+const fieldManager = ssa.Deploy
 
 // webhookWait is how long an admission webhook may not answer: that of a control plane that starts.
 const webhookWait = time.Minute
@@ -57,26 +60,26 @@ func (d *deployment) applyObjects(ctx context.Context) error {
 				return "", err
 			}
 		}
-		said := fmt.Sprintf("%d created, %d changed, %d unchanged", counts[Created], counts[Changed], counts[Unchanged])
+		summary := fmt.Sprintf("%d created, %d changed, %d unchanged", counts[Created], counts[Changed], counts[Unchanged])
 		if n := counts[Replaced]; n > 0 {
-			said += fmt.Sprintf(", %d replaced", n)
+			summary += fmt.Sprintf(", %d replaced", n)
 		}
-		return said, nil
+		return summary, nil
 	})
 }
 
 func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[Action]int) error {
 	defer d.applying(o.At())()
-	m, err := d.mapping(o)
+	m, err := d.cluster.Mapping(o)
 	if err != nil {
 		// A dry run does not make the type that a manifest beside it defines.
-		if d.dry && d.defines(o) {
+		if d.dry && definition(d.objects, o) != nil {
 			d.note(o, Created, counts)
 			return nil
 		}
 		return err
 	}
-	live, err := d.cluster.resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
+	live, err := d.cluster.Resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("%s: read %s: %w", o.At(), o.ID(), err)
 	}
@@ -96,24 +99,16 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 		return d.showDiff(o, live, o.Unstructured)
 	}
 	if replace && live != nil {
-		if err := d.cluster.remove(ctx, m, live, uid); err != nil {
+		if err := d.cluster.Remove(ctx, m, live, uid); err != nil {
 			return fmt.Errorf("%s: replace %s: %w", o.At(), o.ID(), err)
 		}
 	}
-	var applied *unstructured.Unstructured
-	var refused error
-	// istiod's webhook checks what is applied, and may still be starting.
-	err = wait.PollUntilContextTimeout(ctx, time.Second, webhookWait, true, func(ctx context.Context) (bool, error) {
-		applied, refused = d.cluster.apply(ctx, m, o.Unstructured, d.dry)
-		return refused == nil || !webhookSilent(refused), nil
-	})
+	applied, err := d.apply(ctx, m, o.Unstructured)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case refused != nil:
-		return d.explainApply(o, refused)
 	case err != nil:
-		return fmt.Errorf("apply %s: %w", o.ID(), err)
+		return d.explainApply(o, err)
 	}
 	if d.set != nil {
 		d.set.visited.Insert(applied.GetUID())
@@ -134,6 +129,12 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 	return nil
 }
 
+// apply is a server-side apply. The manifests are the truth: a field that was set since the last deploy (kubectl edit, kubectl
+// set image) is taken back, as with every deploy command of this kind.
+func (d *deployment) apply(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	return ssa.Apply(ctx, d.cluster.Resource(m, u.GetNamespace()), u, ssa.Options{Manager: fieldManager, Force: true, DryRun: d.dry, WebhookWait: webhookWait})
+}
+
 func (d *deployment) note(o project.Object, action Action, counts map[Action]int) {
 	counts[action]++
 	change := Change{ID: o.ID(), Action: action}
@@ -141,10 +142,6 @@ func (d *deployment) note(o project.Object, action Action, counts map[Action]int
 		change.At = o.At()
 	}
 	d.result.Objects = append(d.result.Objects, change)
-}
-
-func webhookSilent(err error) bool {
-	return apierrors.IsInternalError(err) && strings.Contains(err.Error(), "failed calling webhook") && !strings.Contains(err.Error(), "denied the request")
 }
 
 // changed compares what the object was with what it is or would be, less what the API server counts.
@@ -158,32 +155,22 @@ func (d *deployment) awaitTypes(ctx context.Context, objects []project.Object) e
 		if o.GroupVersionKind().GroupKind() != definitionKind {
 			continue
 		}
-		m, err := d.cluster.mapping(o)
+		m, err := d.cluster.Mapping(o)
 		if err != nil {
 			return err
 		}
 		err = wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-			live, err := d.cluster.resource(m, "").Get(ctx, o.GetName(), metav1.GetOptions{})
+			live, err := d.cluster.Resource(m, "").Get(ctx, o.GetName(), metav1.GetOptions{})
 			if err != nil {
 				return false, err
 			}
-			established, _ := diagnose.Condition(live, "Established")
-			return established, nil
+			return meta.IsStatusConditionTrue(condition.OfObject(live), "Established"), nil
 		})
 		if err != nil {
 			return fmt.Errorf("%s: the API server does not serve %s: %w", o.At(), o.GetName(), err)
 		}
 	}
 	return nil
-}
-
-// defines reports whether a manifest defines the type of an object.
-func (d *deployment) defines(o project.Object) bool {
-	return slices.ContainsFunc(d.objects, func(crd project.Object) bool {
-		group, _, _ := unstructured.NestedString(crd.Object, "spec", "group")
-		kind, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "kind")
-		return crd.GroupVersionKind().GroupKind() == definitionKind && group == o.GroupVersionKind().Group && kind == o.GetKind()
-	})
 }
 
 // isNew reports whether a namespace is still to be made: the API server cannot dry-run into it.

@@ -1,5 +1,5 @@
 // Package deploy brings a project to a cluster: it has the services' images built, applies the manifests on the server's
-// side in an order that works, removes what is no longer in them, and waits until the pods are ready or says why they are not.
+// side in an order that works, removes what is no longer in them, and waits until the pods are ready or reports why they are not.
 //
 // The cluster may be any Kubernetes with Istio. What a project has in it is kept as an ApplySet (KEP 3659), kubectl's
 // own form, so kubectl sees the same set. The steps are in the order of Run; each can be run again, and Run as a whole
@@ -7,8 +7,8 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -22,15 +22,16 @@ import (
 	"polymesh.dev/polymesh/pkg/diagnose"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/signature"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/image"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 	"polymesh.dev/polymesh/pkg/workflow/scanner"
 )
 
-// Options are what the command line says.
+// Options are those of the command line.
 type Options struct {
 	Project *project.Project
-	// Cluster says which cluster, as kubectl's flags do.
+	// Cluster is which cluster, by kubectl's flags.
 	Cluster *genericclioptions.ConfigFlags
 	// Engine builds images: one of image.EngineNames, or empty for the first that is there.
 	Engine string
@@ -53,10 +54,10 @@ type Options struct {
 	Adopt bool
 	// Volumes lets what holds data be deleted, too.
 	Volumes bool
-	// Wait is off when nobody wants to know whether the pods become ready.
+	// Wait waits until the pods are ready.
 	Wait bool
 	// Allowed is asked before anything is built or changed, with the objects of the manifests; its error ends the deploy.
-	Allowed func(context.Context, *Cluster, []project.Object) error
+	Allowed func(context.Context, *cluster.Cluster, []project.Object) error
 
 	Steps *progress.Steps
 	Out   io.Writer
@@ -109,10 +110,8 @@ type Change struct {
 	At     string `json:"at,omitempty"`
 }
 
-// ErrNotReady says that everything was applied, and that not every workload became ready. Result.Findings say why.
-var ErrNotReady = errors.New("not every workload is ready")
-
-// Run deploys. The result is valid as far as it goes also with an error.
+// Run deploys. The result is valid as far as it goes also with an error. cluster.ErrNotReady means that everything was applied
+// and not every workload became ready; Result.Findings are the reasons.
 func Run(ctx context.Context, o Options) (*Result, error) {
 	d := newDeployment(o)
 	defer d.close()
@@ -134,7 +133,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 			return d.result, err
 		}
 	}
-	d.hosts()
+	d.result.Hosts = hostsOf(d.objects)
 	return d.result, nil
 }
 
@@ -142,7 +141,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 type deployment struct {
 	Options
 	dry     bool
-	cluster *Cluster
+	cluster *cluster.Cluster
 	origin  project.Origin
 	taken   bool // over, from another origin
 	objects []project.Object
@@ -161,14 +160,11 @@ func newDeployment(o Options) *deployment {
 
 // read reads the manifests and refuses what can be refused without a cluster.
 func (d *deployment) read(context.Context) error {
-	objects, err := d.Project.Objects()
+	objects, namespace, err := d.Project.Objects()
 	if err != nil {
 		return err
 	}
-	if namespace := *d.Cluster.Namespace; namespace != "" {
-		d.Project.Namespace = namespace
-	}
-	d.objects = objects
+	d.objects, d.Project = objects, d.inNamespace(namespace)
 	d.result.Project, d.result.Namespace, d.result.DryRun = d.Project.Name, d.Project.Namespace, d.dry
 	if d.AllowLatest {
 		return nil
@@ -178,7 +174,7 @@ func (d *deployment) read(context.Context) error {
 		if _, ok := d.serviceOf(c.image); ok {
 			continue
 		}
-		if _, tag := image.Cut(c.image); (tag == "" || tag == "latest") && !strings.Contains(c.image, "@") {
+		if image.Floats(c.image) {
 			found = append(found, fmt.Sprintf("%s: image %s", c.at(), c.image))
 		}
 	}
@@ -186,6 +182,19 @@ func (d *deployment) read(context.Context) error {
 		return fmt.Errorf("images without a version: what runs would depend on the day it was pulled, and there would be no way back\n  %s\nGive each a version or a digest, or use --allow-latest", strings.Join(found, "\n  "))
 	}
 	return nil
+}
+
+// inNamespace is a copy of the project with the namespace that it is deployed to: kubectl's flag goes before the project's own.
+func (o Options) inNamespace(own string) *project.Project {
+	p := *o.Project
+	p.Namespace = cmp.Or(*o.Cluster.Namespace, own)
+	return &p
+}
+
+// connect reaches the cluster, whose warnings are shown.
+func (d *deployment) connect(context.Context) (err error) {
+	d.cluster, err = cluster.Connect(d.Cluster, d.warn)
+	return err
 }
 
 // allowed asks whether this may be deployed now. A dry run changes nothing, so it may.

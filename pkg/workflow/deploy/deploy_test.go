@@ -1,30 +1,32 @@
 package deploy
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"istio.io/istio/pkg/config/analysis/diag"
 	"istio.io/istio/pkg/config/analysis/msg"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/yaml"
 
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
 // objects reads manifests as a project does.
 func objects(t *testing.T, text string) []project.Object {
 	t.Helper()
-	found, err := written(t, text).Objects()
+	found, _, err := written(t, text).Objects()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,8 +98,8 @@ func TestMasked(t *testing.T) {
 	}
 }
 
-func TestLeaveReplicas(t *testing.T) {
-	d := &deployment{objects: objects(t, `apiVersion: apps/v1
+func TestDropReplicas(t *testing.T) {
+	found := objects(t, `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: scaled}
 spec: {replicas: 2}
@@ -111,11 +113,58 @@ apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata: {name: x}
 spec: {scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: scaled}}
-`)}
-	d.leaveReplicas()
-	for _, o := range d.objects[:2] {
+`)
+	dropReplicas(found)
+	for _, o := range found[:2] {
 		if _, has, _ := unstructured.NestedFieldNoCopy(o.Object, "spec", "replicas"); has != (o.GetName() == "fixed") {
 			t.Errorf("%s has replicas: %v", o.GetName(), has)
+		}
+	}
+}
+
+// Where an object goes is decided once, also for kinds that the project itself defines and the cluster does not know yet.
+func TestSetNamespace(t *testing.T) {
+	const definition = "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: %[1]ss.example.com}\nspec: {group: example.com, scope: %[2]s, names: {kind: %[1]s}}\n---\n"
+	mapper := meta.NewDefaultRESTMapper(nil)
+	mapper.Add(schema.GroupVersionKind{Version: "v1", Kind: "ConfigMap"}, meta.RESTScopeNamespace)
+	mapper.Add(schema.GroupVersionKind{Version: "v1", Kind: "PersistentVolume"}, meta.RESTScopeRoot)
+	found := objects(t, fmt.Sprintf(definition, "Widget", "Namespaced")+fmt.Sprintf(definition, "Factory", "Cluster")+`
+apiVersion: example.com/v1
+kind: Widget
+metadata: {name: a}
+---
+apiVersion: example.com/v1
+kind: Factory
+metadata: {name: a}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: a}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: b, namespace: other}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: a}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: b, namespace: shop}
+---
+apiVersion: example.com/v1
+kind: Gadget
+metadata: {name: a}
+`)
+	d := &deployment{objects: found, cluster: &cluster.Cluster{Mapper: mapper}, Options: Options{Project: &project.Project{Namespace: "shop"}}}
+	for i, want := range []struct{ namespace, refused string }{
+		{"shop", ""}, {"", ""}, {"shop", ""}, {"other", ""}, {"", ""}, {"shop", "a PersistentVolume has no namespace"}, {"", "does not know the kind Gadget"},
+	} {
+		o := found[i+2]
+		err := d.setNamespace(o)
+		if o.GetNamespace() != want.namespace || (err == nil) != (want.refused == "") || err != nil && !strings.Contains(err.Error(), want.refused) {
+			t.Errorf("%s %s: namespace %q, %v", o.GetKind(), o.GetName(), o.GetNamespace(), err)
 		}
 	}
 }
@@ -170,34 +219,6 @@ func TestExplainApply(t *testing.T) {
 	got := invalid(field.Invalid(field.NewPath("spec", "selector"), nil, "field is immutable")).Error()
 	if !strings.HasPrefix(got, "k8s/all.yaml:6: ") || !strings.HasSuffix(got, "(kubectl delete deployment.apps/api), or give the new one another name") {
 		t.Errorf("got %q", got)
-	}
-}
-
-func TestTrimmed(t *testing.T) {
-	for said, want := range map[string]string{
-		"Waiting for deployment \"api\" rollout to finish: 0 of 1 updated replicas are available...\n": "0 of 1 updated replicas are available",
-		"Waiting for deployment spec update to be observed...\n":                                       "deployment spec update to be observed",
-		"Waiting for 1 pods to be ready...\n":                                                          "1 pods to be ready",
-	} {
-		if got := trimmed(said); got != want {
-			t.Errorf("%q became %q", said, got)
-		}
-	}
-}
-
-func TestHopeless(t *testing.T) {
-	since := map[diagnose.Reason]time.Time{}
-	final := []diagnose.Finding{{Reason: diagnose.Crash, Final: true}}
-	if isHopeless(final, since) {
-		t.Error("a finding ends the wait at once")
-	}
-	since[diagnose.Crash] = time.Now().Add(-lastingLimit)
-	if !isHopeless(final, since) {
-		t.Error("a finding that stays does not end the wait")
-	}
-	since[diagnose.Crash] = time.Now().Add(-lastingLimit)
-	if isHopeless(nil, since) || isHopeless(final, since) {
-		t.Error("a finding that was gone in between ends the wait")
 	}
 }
 

@@ -4,11 +4,13 @@ import (
 	"slices"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// hosts lists the names under which gateways serve the project.
-func (d *deployment) hosts() {
-	for _, o := range d.objects {
+// hostsOf returns the names under which gateways serve the objects.
+func hostsOf(objects []project.Object) (served []string) {
+	for _, o := range objects {
 		var hosts []string
 		switch o.GetKind() {
 		case "VirtualService":
@@ -21,9 +23,10 @@ func (d *deployment) hosts() {
 			hosts, _, _ = unstructured.NestedStringSlice(o.Object, "spec", "hostnames")
 		}
 		for _, host := range hosts {
-			if !slices.Contains(d.result.Hosts, host) {
-				d.result.Hosts = append(d.result.Hosts, host)
+			if !slices.Contains(served, host) {
+				served = append(served, host)
 			}
 		}
 	}
+	return served
 }

@@ -44,7 +44,7 @@ func source(p *project.Project, s project.Service) image.Source {
 	return source
 }
 
-// nameImages puts the names of the images into the manifests. They say what the images are built of, so that nothing need be
+// nameImages puts the names of the images into the manifests. They are hashes of what the images are built of, so that nothing need be
 // built yet.
 func (d *deployment) nameImages(ctx context.Context) (err error) {
 	var step *progress.Step
@@ -64,7 +64,7 @@ func (d *deployment) nameImages(ctx context.Context) (err error) {
 		step.Note("%s", text)
 	}
 	if d.dry {
-		note = nil // nothing is brought
+		note = nil // nothing is pulled
 	}
 	named := map[string]image.Ref{}
 	for _, c := range containers(d.objects) {
@@ -177,31 +177,31 @@ func (d *deployment) buildImages(ctx context.Context) error {
 					}
 				}
 				d.result.Images[i] = out
-				return out.said(m.registry), nil
+				return out.summary(m.registry), nil
 			})
 		})
 	}
 	return g.Wait()
 }
 
-func (i Image) said(registry bool) string {
-	said := []string{"loaded"}
+func (i Image) summary(registry bool) string {
+	done := []string{"loaded"}
 	switch {
 	case !i.Built && !i.Moved:
-		said = []string{"unchanged"}
+		done = []string{"unchanged"}
 	case registry:
-		said = []string{"pushed"}
+		done = []string{"pushed"}
 	}
 	if i.Built {
-		said = append([]string{"built"}, said...)
+		done = append([]string{"built"}, done...)
 	}
 	if i.Digest != "" {
-		said = append(said, "signed")
+		done = append(done, "signed")
 	}
-	return strings.Join(said, ", ")
+	return strings.Join(done, ", ")
 }
 
-// provide brings an image to where nodes get it, signs it there, and writes down what it is made of.
+// provide moves an image to where nodes pull it from, signs it there, and writes its bill of materials.
 func (d *deployment) provide(ctx context.Context, m mover, j job, step *progress.Step) (Image, error) {
 	note := func(note string) { step.Note("%s", note) }
 	var place signature.Place
@@ -292,7 +292,7 @@ func (d *deployment) writeSBOM(ctx context.Context, m mover, ref image.Ref, file
 	return atomicfile.Write(file, text.Bytes(), 0o644)
 }
 
-// mover brings a built image to where nodes get it.
+// mover moves a built image to where nodes pull it from.
 type mover struct {
 	registry bool
 	store    *imagestore.Store
@@ -346,7 +346,7 @@ func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, re
 	return out, m.store.Import(ctx, archive, nil)
 }
 
-// build builds an image and returns its id, as the program that built it says.
+// build builds an image and returns its id, as the program that built it reports it.
 func build(ctx context.Context, e image.Engine, ref image.Ref, source image.Source) (digest.Digest, error) {
 	dir, err := os.MkdirTemp("", "polymesh-build-")
 	if err != nil {

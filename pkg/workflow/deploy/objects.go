@@ -9,12 +9,12 @@ import (
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/kubectl/pkg/cmd/apply"
 
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
@@ -26,11 +26,10 @@ var (
 	definitionKind  = schema.GroupKind{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}
 	autoscalerKind  = schema.GroupKind{Group: "autoscaling", Kind: "HorizontalPodAutoscaler"}
 	statefulSetKind = schema.GroupKind{Group: "apps", Kind: "StatefulSet"}
-	virtualService  = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 )
 
-// order is the order in which kinds are applied. A kind that no one lists comes with the workloads. A route comes last, so
-// that it never names a subset or a service that proxies have not heard of.
+// order is the order in which kinds are applied. A kind that is not listed comes with the workloads. A route comes last, so
+// that it never names a subset or a service that proxies do not know yet.
 var order = [][]string{
 	{"Namespace", "CustomResourceDefinition"},
 	{"ResourceQuota", "LimitRange", "PriorityClass", "StorageClass", "ServiceAccount", "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"},
@@ -44,10 +43,13 @@ var order = [][]string{
 }
 
 func rank(o project.Object) int {
-	if i := slices.IndexFunc(order, func(kinds []string) bool { return slices.Contains(kinds, o.GetKind()) }); i >= 0 {
+	at := func(kind string) int {
+		return slices.IndexFunc(order, func(kinds []string) bool { return slices.Contains(kinds, kind) })
+	}
+	if i := at(o.GetKind()); i >= 0 {
 		return i
 	}
-	return 5
+	return at("Deployment")
 }
 
 // complete adds to the manifests what they leave open: the namespace, its label, the Secrets, and where each object goes.
@@ -66,20 +68,19 @@ func (d *deployment) complete(ctx context.Context) error {
 	}
 	d.objects = slices.Insert(d.objects, at, secrets...)
 	for _, o := range d.objects {
-		// The type of a kind that the project defines itself is not there yet.
-		if _, err := d.mapping(o); err != nil && !d.defines(o) {
+		if err := d.setNamespace(o); err != nil {
 			return err
 		}
 	}
 	if err := project.Unique(d.objects); err != nil {
 		return err
 	}
-	d.leaveReplicas()
+	dropReplicas(d.objects)
 	return nil
 }
 
 // addNamespace makes sure of the project's namespace and of its label for injection. A namespace that names a revision, or
-// says no, is left as it is.
+// opts out, is left as it is.
 func (d *deployment) addNamespace(ctx context.Context) error {
 	name := d.Project.Namespace
 	if at := slices.IndexFunc(d.objects, func(o project.Object) bool {
@@ -109,13 +110,13 @@ func (d *deployment) addNamespace(ctx context.Context) error {
 	return nil
 }
 
-// injects reports whether a namespace says something about injection.
+// injects reports whether a namespace has a label about injection.
 func injects(labels map[string]string) bool {
 	return labels["istio-injection"] != "" || labels["istio.io/rev"] != "" || labels["istio.io/dataplane-mode"] != ""
 }
 
-// secrets makes the Secrets of polymesh.yaml. A value that is not to be had here is no error where the cluster has it
-// already: whoever deploys next need not know every password.
+// secrets makes the Secrets of polymesh.yaml. A value that is not available here is no error where the cluster has it
+// already: the next one to deploy need not know every password.
 func (d *deployment) secrets(ctx context.Context) ([]project.Object, error) {
 	set, err := newSet(d.cluster, d.Project)
 	if err != nil {
@@ -178,16 +179,16 @@ func secretValue(p *project.Project, from project.SecretValue) (value []byte, ok
 	return value, err == nil, err
 }
 
-// leaveReplicas takes the number of replicas out of workloads that an autoscaler of the project scales: applied each
+// dropReplicas takes the number of replicas out of workloads that an autoscaler of the project scales: applied each
 // time, it would undo the autoscaler's work at each deploy.
-func (d *deployment) leaveReplicas() {
-	for _, hpa := range d.objects {
+func dropReplicas(objects []project.Object) {
+	for _, hpa := range objects {
 		if hpa.GroupVersionKind().GroupKind() != autoscalerKind {
 			continue
 		}
 		kind, _, _ := unstructured.NestedString(hpa.Object, "spec", "scaleTargetRef", "kind")
 		name, _, _ := unstructured.NestedString(hpa.Object, "spec", "scaleTargetRef", "name")
-		for _, o := range d.objects {
+		for _, o := range objects {
 			if o.GetKind() == kind && o.GetName() == name && o.GetNamespace() == hpa.GetNamespace() {
 				unstructured.RemoveNestedField(o.Object, "spec", "replicas")
 			}
@@ -195,17 +196,42 @@ func (d *deployment) leaveReplicas() {
 	}
 }
 
-// mapping says how the API server calls an object's kind, and gives the object the project's namespace if its kind has one
-// and it names none.
-func (d *deployment) mapping(o project.Object) (*meta.RESTMapping, error) {
-	m, err := d.cluster.mapping(o)
+// setNamespace gives an object the project's namespace if its kind has namespaces and it names none.
+func (d *deployment) setNamespace(o project.Object) error {
+	namespaced, err := d.namespaced(o)
 	switch {
 	case err != nil:
-		return nil, err
-	case !scoped(m) && o.GetNamespace() != "":
-		return nil, fmt.Errorf("%s: a %s has no namespace: remove metadata.namespace", o.At("metadata", "namespace"), o.GetKind())
-	case scoped(m) && o.GetNamespace() == "":
+		return err
+	case !namespaced && o.GetNamespace() != "":
+		return fmt.Errorf("%s: a %s has no namespace: remove metadata.namespace", o.At("metadata", "namespace"), o.GetKind())
+	case namespaced && o.GetNamespace() == "":
 		o.SetNamespace(d.Project.Namespace)
 	}
-	return m, nil
+	return nil
+}
+
+// namespaced reports whether objects of a kind are in namespaces. The type of a kind that the project defines itself may not
+// be there yet; then its definition decides.
+func (d *deployment) namespaced(o project.Object) (bool, error) {
+	m, err := d.cluster.Mapping(o)
+	if err == nil {
+		return cluster.Namespaced(m), nil
+	}
+	if crd := definition(d.objects, o); crd != nil {
+		scope, _, _ := unstructured.NestedString(crd.Object, "spec", "scope")
+		return scope == "Namespaced", nil
+	}
+	return false, err
+}
+
+// definition is the manifest that defines the type of an object, nil where none does.
+func definition(objects []project.Object, o project.Object) *unstructured.Unstructured {
+	for _, crd := range objects {
+		group, _, _ := unstructured.NestedString(crd.Object, "spec", "group")
+		kind, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "kind")
+		if crd.GroupVersionKind().GroupKind() == definitionKind && group == o.GroupVersionKind().Group && kind == o.GetKind() {
+			return crd.Unstructured
+		}
+	}
+	return nil
 }

@@ -14,7 +14,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// originAnnotation of the set's Secret says where the project is deployed from (project.Origin, as JSON).
+// originAnnotation of the set's Secret is where the project is deployed from (project.Origin, as JSON).
 const originAnnotation = "polymesh.dev/origin"
 
 // originOf is what is recorded; ok is false where nothing is, or nothing that can be read.
@@ -27,7 +27,7 @@ func originOf(parent *corev1.Secret) (origin project.Origin, ok bool) {
 }
 
 // identify ends a deploy of another project that has the same name, before anything is touched: it would change and remove
-// what that one has brought.
+// what that one has applied.
 func (d *deployment) identify(ctx context.Context) (err error) {
 	if d.origin, err = d.Project.Origin(ctx); err != nil {
 		return err
@@ -84,7 +84,7 @@ func (d *deployment) isEmpty(ctx context.Context) (bool, error) {
 const claimTries = 5
 
 // claim records the origin. Of two projects that come at the same time only one gets the name: the Secret must not have
-// changed since it was looked at.
+// changed since it was read.
 func (d *deployment) claim(ctx context.Context, s *set) error {
 	text, err := json.Marshal(d.origin)
 	if err != nil {

@@ -10,12 +10,16 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/kubectl/pkg/cmd/apply"
 
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/ssa"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
@@ -25,14 +29,14 @@ const parallelChecks = 8
 // checks is what is known of the objects before anything is applied.
 type checks struct {
 	mu sync.Mutex
-	// done are the objects that were looked at, by ID.
+	// done are the objects that were checked, by ID.
 	done map[string]bool
 	// replace are Jobs that have ended and whose template changed: they are deleted and made again.
 	replace map[string]types.UID
 }
 
 // check asks the API server about every object before any is applied, so that a deploy is not broken off half-way: it is a
-// dry run, and what it says to that for certain ends the deploy. Objects whose namespace or type is still to be made wait for a
+// dry run, and a refusal that is certain ends the deploy. Objects whose namespace or type is still to be made wait for a
 // second call.
 func (d *deployment) check(ctx context.Context) error {
 	set, err := newSet(d.cluster, d.Project)
@@ -67,14 +71,14 @@ func (d *deployment) check(ctx context.Context) error {
 }
 
 func (d *deployment) checkOne(ctx context.Context, setID string, o project.Object) error {
-	m, err := d.mapping(o)
+	m, err := d.cluster.Mapping(o)
 	if err != nil {
-		if d.defines(o) {
+		if definition(d.objects, o) != nil {
 			return nil
 		}
 		return err
 	}
-	live, err := d.cluster.resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
+	live, err := d.cluster.Resource(m, o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("%s: read %s: %w", o.At(), o.ID(), err)
 	}
@@ -83,15 +87,16 @@ func (d *deployment) checkOne(ctx context.Context, setID string, o project.Objec
 			return err
 		}
 	}
-	refused := d.cluster.wouldApply(ctx, m, o.Unstructured)
+	// What it warns of is shown when it is applied.
+	_, refused := ssa.Apply(ctx, cluster.Resource(d.cluster.Silent, m, o.GetNamespace()), o.Unstructured, ssa.Options{Manager: fieldManager, Force: true, DryRun: true})
 	d.checks.mu.Lock()
 	defer d.checks.mu.Unlock()
 	d.checks.done[o.ID()] = true
 	switch {
 	case refused == nil || !apierrors.IsInvalid(refused) && !apierrors.IsBadRequest(refused) && !strings.Contains(refused.Error(), typedError):
-		// Other refusals may be of what an object before it in the same deploy brings.
+		// Other refusals may be of what an object before it in the same deploy creates.
 		return nil
-	case err == nil && o.GroupVersionKind().GroupKind() == jobKind && immutable(refused):
+	case err == nil && o.GroupVersionKind().GroupKind() == diagnose.JobKind && immutable(refused):
 		if !ended(live) {
 			return fmt.Errorf("%s: %s is running, and what a Job runs cannot be changed: wait until it has ended, or delete it (kubectl delete %s), and deploy again", o.At(), o.ID(), o.ID())
 		}
@@ -107,9 +112,8 @@ func immutable(err error) bool {
 
 // ended reports whether a Job is complete or failed.
 func ended(job *unstructured.Unstructured) bool {
-	complete, _ := diagnose.Condition(job, "Complete")
-	failed, _ := diagnose.Condition(job, "Failed")
-	return complete || failed
+	conditions := condition.OfObject(job)
+	return meta.IsStatusConditionTrue(conditions, "Complete") || meta.IsStatusConditionTrue(conditions, "Failed")
 }
 
 // ours refuses an object that is another set's member: both would change it at each deploy, and either would delete it.

@@ -22,6 +22,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
@@ -30,14 +31,14 @@ type tree struct {
 	t          *testing.T
 	kubeconfig string
 	dir        string
-	client     *Cluster
+	client     *cluster.Cluster
 }
 
 func newTree(t *testing.T, kubeconfig string, path ...string) *tree {
 	t.Helper()
 	p := &tree{t: t, kubeconfig: kubeconfig, dir: filepath.Join(append([]string{t.TempDir()}, path...)...)}
 	var err error
-	if p.client, err = Connect(p.flags()); err != nil {
+	if p.client, err = cluster.Connect(p.flags(), nil); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -433,7 +434,7 @@ func awaitTest(t *testing.T, p *tree) {
 	o := project.NewObject(map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": map[string]any{"name": "none"}})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	if _, err := p.client.Await(ctx, &progress.Steps{}, o); !errors.Is(err, ErrNotReady) || o.GetNamespace() != metav1.NamespaceDefault {
-		t.Errorf("namespace %q, error %v", o.GetNamespace(), err)
+	if _, err := p.client.Await(ctx, &progress.Steps{}, o, nil); !errors.Is(err, cluster.ErrNotReady) {
+		t.Errorf("error %v", err)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// explainApply says what the API server refuses, each at its place in the manifest.
+// explainApply reports what the API server refuses, each at its place in the manifest.
 func (d *deployment) explainApply(o project.Object, err error) error {
 	var lines []string
 	for _, p := range problems(o, err) {
@@ -29,7 +29,7 @@ func (d *deployment) explainApply(o project.Object, err error) error {
 	return &refusal{strings.Join(lines, "\n"), err}
 }
 
-// refusal is what the API server said, for a person.
+// refusal is the API server's answer, for people.
 type refusal struct {
 	text string
 	err  error
@@ -42,15 +42,15 @@ func (r *refusal) Unwrap() error { return r.err }
 // problem is one thing that is wrong with an object.
 type problem struct{ at, text string }
 
-// typedError is how server-side apply says that an object does not fit its schema
+// typedError is how server-side apply reports that an object does not fit its schema
 // (k8s.io/apimachinery/pkg/util/managedfields/internal/structuredmerge.go); one field, or "errors:" and a line for each.
 const typedError = "failed to create typed patch object ("
 
 func problems(o project.Object, err error) []problem {
-	if _, said, ok := strings.Cut(err.Error(), typedError); ok {
-		if _, said, ok := strings.Cut(said, "): "); ok {
+	if _, details, ok := strings.Cut(err.Error(), typedError); ok {
+		if _, list, ok := strings.Cut(details, "): "); ok {
 			var found []problem
-			for _, line := range strings.Split(strings.TrimPrefix(strings.TrimSpace(said), "errors:"), "\n") {
+			for _, line := range strings.Split(strings.TrimPrefix(strings.TrimSpace(list), "errors:"), "\n") {
 				if line = strings.TrimSpace(line); line != "" {
 					field, text := cutField(line)
 					found = append(found, problem{o.At(pathIn(o.Object, field)...), strings.TrimPrefix(field, ".") + ": " + readable(text)})

@@ -19,7 +19,9 @@ import (
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 
 	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/ssa"
 	"polymesh.dev/polymesh/pkg/version"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
@@ -38,19 +40,19 @@ const parentPrefix = "polymesh-"
 // parentName is the name of the Secret that holds the set.
 func parentName(p *project.Project) string { return parentPrefix + p.Name }
 
-func newSet(c *Cluster, p *project.Project) (*set, error) {
-	m, err := c.mapper.RESTMapping(secretKind, "v1")
+func newSet(c *cluster.Cluster, p *project.Project) (*set, error) {
+	m, err := c.Mapper.RESTMapping(secretKind, "v1")
 	if err != nil {
 		return nil, err
 	}
-	client, err := c.factory.UnstructuredClientForMapping(m)
+	client, err := c.RESTClient(m)
 	if err != nil {
 		return nil, err
 	}
 	parent := &apply.ApplySetParentRef{Name: parentName(p), Namespace: p.Namespace, RESTMapping: m}
 	return &set{
 		parent:   parent,
-		ApplySet: apply.NewApplySet(parent, apply.ApplySetTooling{Name: fieldManager, Version: version.Version}, c.mapper, client),
+		ApplySet: apply.NewApplySet(parent, apply.ApplySetTooling{Name: fieldManager, Version: version.Version}, c.Mapper, client),
 		visited:  sets.New[types.UID](),
 	}, nil
 }
@@ -74,14 +76,14 @@ func (d *deployment) openSet(ctx context.Context, objects []project.Object) erro
 	}
 	var infos []*resource.Info
 	for _, o := range objects {
-		m, err := d.mapping(o)
+		m, err := d.cluster.Mapping(o)
 		if err != nil {
-			if d.dry && d.defines(o) {
+			if d.dry && definition(d.objects, o) != nil {
 				continue
 			}
 			return err
 		}
-		info, err := d.cluster.info(m, o.Unstructured)
+		info, err := d.cluster.Info(m, o.Unstructured)
 		if err != nil {
 			return err
 		}
@@ -136,7 +138,7 @@ func (d *deployment) prune(ctx context.Context) error {
 	}
 	d.result.Left = leftOf(left)
 	if len(left) > 0 {
-		if err := d.Steps.Do("left, though no longer in the manifests", func(*progress.Step) (string, error) { return saidLeft(d.result.Left), nil }); err != nil {
+		if err := d.Steps.Do("left, though no longer in the manifests", func(*progress.Step) (string, error) { return leftText(d.result.Left), nil }); err != nil {
 			return err
 		}
 	}
@@ -174,12 +176,12 @@ func leftOf(objects []leftObject) []Left {
 	return out
 }
 
-func saidLeft(left []Left) string {
-	var said []string
+func leftText(left []Left) string {
+	var parts []string
 	for _, l := range left {
-		said = append(said, l.ID+" ("+l.Why+")")
+		parts = append(parts, l.ID+" ("+l.Why+")")
 	}
-	text := strings.Join(said, ", ")
+	text := strings.Join(parts, ", ")
 	if slices.ContainsFunc(left, func(l Left) bool { return l.Why == holdsData }) {
 		text += "; --prune-volumes deletes what holds data"
 	}
@@ -188,7 +190,7 @@ func saidLeft(left []Left) string {
 
 // members are what the set has in the cluster and what was not visited: what may be deleted, and what must stay. Objects that
 // a controller made, with labels that it copied, are neither: they go with their owner.
-func (s *set) members(ctx context.Context, c *Cluster, volumes bool) (gone []apply.PruneObject, left []leftObject, err error) {
+func (s *set) members(ctx context.Context, c *cluster.Cluster, volumes bool) (gone []apply.PruneObject, left []leftObject, err error) {
 	found, err := s.FindAllObjectsToPrune(ctx, c.Dynamic, s.visited)
 	if err != nil {
 		return nil, nil, err
@@ -201,7 +203,7 @@ func (s *set) members(ctx context.Context, c *Cluster, volumes bool) (gone []app
 		switch {
 		case metav1.GetControllerOf(u) != nil:
 			s.visited.Insert(u.GetUID())
-		case !applied(u):
+		case !ssa.AppliedBy(u, fieldManager): // a label alone is no proof
 			left = append(left, leftObject{o, notApplied})
 		case !volumes && hasData(o):
 			left = append(left, leftObject{o, holdsData})
@@ -210,14 +212,6 @@ func (s *set) members(ctx context.Context, c *Cluster, volumes bool) (gone []app
 		}
 	}
 	return gone, left, nil
-}
-
-// applied reports whether deploy has applied an object. A label alone is no proof: it is copied with the rest of an object,
-// by `kubectl get -o yaml` and `kubectl apply`, and by controllers.
-func applied(u metav1.Object) bool {
-	return slices.ContainsFunc(u.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
-		return f.Manager == fieldManager && f.Operation == metav1.ManagedFieldsOperationApply
-	})
 }
 
 // hasData reports whether data goes with an object: a volume or a claim to one, or a StatefulSet that takes its claims along.
@@ -237,7 +231,7 @@ func hasData(o apply.PruneObject) bool {
 }
 
 // keep makes sure that close does not delete these, and that the set goes on to list their kinds and namespaces.
-func (s *set) keep(c *Cluster, left []leftObject, strategy cmdutil.DryRunStrategy) error {
+func (s *set) keep(c *cluster.Cluster, left []leftObject, strategy cmdutil.DryRunStrategy) error {
 	if len(left) == 0 {
 		return nil
 	}
@@ -248,7 +242,7 @@ func (s *set) keep(c *Cluster, left []leftObject, strategy cmdutil.DryRunStrateg
 			return fmt.Errorf("%s is a %T", idOf(o.PruneObject), o.Object)
 		}
 		s.visited.Insert(u.GetUID())
-		info, err := c.info(o.Mapping, u)
+		info, err := c.Info(o.Mapping, u)
 		if err != nil {
 			return err
 		}
@@ -275,7 +269,7 @@ func idsOf(objects []apply.PruneObject) []string {
 }
 
 // close removes every member that was not visited, and narrows the set to the others.
-func (s *set) close(ctx context.Context, c *Cluster, strategy cmdutil.DryRunStrategy) error {
+func (s *set) close(ctx context.Context, c *cluster.Cluster, strategy cmdutil.DryRunStrategy) error {
 	err := s.Prune(ctx, &apply.ApplyOptions{
 		ToPrinter:           func(string) (printers.ResourcePrinter, error) { return printers.NewDiscardingPrinter(), nil },
 		DeleteOptions:       &delete.DeleteOptions{CascadingStrategy: metav1.DeletePropagationBackground, GracePeriod: -1},
@@ -300,16 +294,15 @@ type Removal struct {
 	Left []Left `json:"left,omitempty"`
 }
 
-// Remove takes away what Run has brought to the cluster, whatever the manifests say now. The namespace goes only if the
-// caller wants it, because others may have put things there, and what holds data only with Options.Volumes. As long as
+// Remove deletes what Run has applied to the cluster, whatever is in the manifests now. The namespace goes only if the
+// caller asks for it, because others may have put things there, and what holds data only with Options.Volumes. As long as
 // something is left, the set stays, so that a second call can remove it.
 func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
-	if _, err := o.Project.Objects(); err != nil { // it knows the namespace
+	_, namespaceOf, err := o.Project.Objects()
+	if err != nil {
 		return nil, err
 	}
-	if n := *o.Cluster.Namespace; n != "" {
-		o.Project.Namespace = n
-	}
+	o.Project = o.inNamespace(namespaceOf)
 	out := &Removal{Project: o.Project.Name, Namespace: o.Project.Namespace, Objects: []string{}}
 	d := newDeployment(o)
 	if err := d.connect(ctx); err != nil {
@@ -328,7 +321,7 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 		return out, err
 	}
 	if namespace {
-		if err := c.onlyOurs(ctx, s, o.Volumes); err != nil {
+		if err := onlyOurs(ctx, c, s, o.Volumes); err != nil {
 			return out, err
 		}
 	}
@@ -356,25 +349,27 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 				return "", err
 			}
 		}
-		if err := c.awaitGone(ctx, members); err != nil {
-			return "", err
+		for _, o := range members {
+			if err := c.AwaitGone(ctx, o.Mapping, o.Namespace, o.Name); err != nil {
+				return "", err
+			}
 		}
 		if namespace {
-			if err := c.removeNamespace(ctx, o.Project.Namespace); err != nil {
+			if err := c.RemoveNamespace(ctx, o.Project.Namespace); err != nil {
 				return "", err
 			}
 			out.Objects = append(out.Objects, "namespace/"+o.Project.Namespace)
 		}
-		said := fmt.Sprintf("%d objects", len(out.Objects))
+		summary := fmt.Sprintf("%d objects", len(out.Objects))
 		if len(left) > 0 && !namespace {
-			said += "; left: " + saidLeft(out.Left)
+			summary += "; left: " + leftText(out.Left)
 		}
-		return said, nil
+		return summary, nil
 	})
 }
 
 // onlyOurs refuses to delete a namespace with what is not the set's: other projects, and volumes without leave.
-func (c *Cluster) onlyOurs(ctx context.Context, s *set, volumes bool) error {
+func onlyOurs(ctx context.Context, c *cluster.Cluster, s *set, volumes bool) error {
 	parents, err := c.Client.CoreV1().Secrets(s.parent.Namespace).List(ctx, metav1.ListOptions{LabelSelector: apply.ApplySetParentIDLabel})
 	if err != nil {
 		return fmt.Errorf("look for other projects in namespace %s: %w", s.parent.Namespace, err)
@@ -400,19 +395,3 @@ func (c *Cluster) onlyOurs(ctx context.Context, s *set, volumes bool) error {
 	}
 	return nil
 }
-
-// removeNamespace deletes a namespace and waits until it is gone.
-func (c *Cluster) removeNamespace(ctx context.Context, name string) error {
-	m, err := c.mapper.RESTMapping(namespaceKind, "v1")
-	if err != nil {
-		return err
-	}
-	policy := metav1.DeletePropagationForeground
-	if err := c.Client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil {
-		return err
-	}
-	return c.awaitGone(ctx, []apply.PruneObject{{Name: name, Mapping: m}})
-}
-
-// scoped reports whether a kind has namespaces.
-func scoped(m *meta.RESTMapping) bool { return m.Scope.Name() != meta.RESTScopeNameRoot }

@@ -12,14 +12,7 @@ type warnings struct {
 	shown map[string]bool
 }
 
-// HandleWarningHeader implements rest.WarningHandler. Code 299 is the one that the API server uses (RFC 7234, 5.5.7).
-func (c *Cluster) HandleWarningHeader(code int, _, text string) {
-	if code == 299 && text != "" && c.warned != nil {
-		c.warned(text)
-	}
-}
-
-// applying says which object warnings are about, until the function that it returns is called.
+// applying sets which object warnings are about, until the function that it returns is called.
 func (w *warnings) applying(at string) func() {
 	set := func(at string) {
 		w.mu.Lock()

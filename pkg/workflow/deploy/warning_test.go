@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 )
 
 // What the API server warns of is shown once for each object, with characters that turn the text around (U+202E) escaped;
@@ -26,8 +27,7 @@ func TestWarnings(t *testing.T) {
 	defer api.Close()
 	var out strings.Builder
 	d := &deployment{Options: Options{Steps: progress.New(&out)}}
-	cluster := &Cluster{warned: d.warn}
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL, WarningHandler: cluster})
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL, WarningHandler: cluster.Warnings(d.warn)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -120,7 +120,7 @@ func (r Reader) Read(ctx context.Context, ref, from string) (*Archive, error) {
 	return a, nil
 }
 
-// find says where an image is. What nothing here has is left to its registry.
+// find returns where an image is. What nothing here has is left to its registry.
 func (r Reader) find(ctx context.Context, ref string) (string, error) {
 	if r.Node != nil {
 		if has, err := r.Node.Has(ctx, ref); err != nil || has {
@@ -169,7 +169,7 @@ func fileLocation(path string) (string, error) {
 	return form + ":" + path, nil
 }
 
-// archiveForm tells an OCI archive from one of `docker save`. One that is both, as newer Dockers write it, is read as OCI.
+// archiveForm distinguishes an OCI archive from one of `docker save`. One that is both, as newer Dockers write it, is read as OCI.
 func archiveForm(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {

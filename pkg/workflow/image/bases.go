@@ -169,11 +169,11 @@ func expand(text string, values map[string]string) string {
 	})
 }
 
-// ErrNoBase says that an image from which a build starts cannot be had.
+// ErrNoBase means that an image from which a build starts cannot be pulled.
 var ErrNoBase = errors.New("a base image is missing")
 
 // Provide brings the images that a build starts from into the engine's storage: from the node's containerd (nil where there
-// is none) and the storages of this machine's other engines, or else from their registry. The error is one line that says
+// is none) and the storages of this machine's other engines, or else from their registry. The error is one line with
 // which command brings the image.
 func Provide(ctx context.Context, in Engine, source Source, from Store, note func(string)) error {
 	e, ok := in.(engine)

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/distribution/reference"
 )
 
 // EngineNames are the programs that Find knows, in the order in which it looks for them.
@@ -40,7 +42,7 @@ func Find(ctx context.Context, name string) (Engine, error) {
 	return nil, fmt.Errorf("nothing here builds images: %s. On Debian and Ubuntu: apt-get install buildah slirp4netns", strings.Join(problems, "; "))
 }
 
-// engine drives one of the programs. Their command lines are the same, but for what the methods say.
+// engine drives one of the programs. Their command lines are the same, but for what the methods do.
 type engine struct{ program string }
 
 // Name implements Engine.
@@ -87,8 +89,8 @@ func (e engine) ID(ctx context.Context, ref string) (string, error) {
 	case errors.As(err, &exit) && ctx.Err() == nil:
 		// None of the three has an exit code for "not there".
 		text := strings.ToLower(errOut.String())
-		for _, said := range []string{"image not known", "no such image", "failed to find image", "not found"} {
-			if strings.Contains(text, said) {
+		for _, message := range []string{"image not known", "no such image", "failed to find image", "not found"} {
+			if strings.Contains(text, message) {
 				return "", nil
 			}
 		}
@@ -163,8 +165,10 @@ func (e engine) Save(ctx context.Context, ref, file string, log io.Writer) error
 // Push implements Engine.
 func (e engine) Push(ctx context.Context, ref string, log io.Writer) error {
 	if err := e.run(ctx, log, "push "+ref, "push", ref); err != nil {
-		host, _, _ := strings.Cut(ref, "/")
-		return fmt.Errorf("%w (log in with `%s login %s` if it asks for that)", err, e.program, host)
+		if named, parseErr := reference.ParseNormalizedNamed(ref); parseErr == nil {
+			return fmt.Errorf("%w (log in with `%s login %s` if it asks for that)", err, e.program, reference.Domain(named))
+		}
+		return err
 	}
 	return nil
 }
@@ -196,7 +200,7 @@ func (e engine) runIn(ctx context.Context, env []string, log io.Writer, doing st
 	return nil
 }
 
-// BuildError is what an engine's program said when it failed.
+// BuildError is the output of an engine's program that failed.
 type BuildError struct {
 	Doing  string
 	Err    error

@@ -18,14 +18,14 @@ import (
 
 // Ref is an image's name in its two forms.
 type Ref struct {
-	// Short is what a manifest says: "my-registry/api:1.0.0-0123456789ab".
+	// Short is the name in a manifest: "my-registry/api:1.0.0-0123456789ab".
 	Short string
 	// Full is what containerd and the builders call it: "docker.io/my-registry/api:1.0.0-0123456789ab".
 	Full string
 }
 
 // Name gives a built image its name: that of the manifest, below the registry if there is one, with the hash in the tag.
-// "latest" says nothing about a version, so only the hash stays of it.
+// "latest" is no version, so only the hash stays of it.
 func Name(manifest, registry, fingerprint string) (Ref, error) {
 	name, tag := Cut(manifest)
 	if registry != "" {
@@ -44,13 +44,34 @@ func Name(manifest, registry, fingerprint string) (Ref, error) {
 	return Ref{Short: short, Full: full.String()}, nil
 }
 
-// Cut splits a reference into name and tag, which may be empty. A digest is cut off and lost.
+// Cut splits a reference, as it is written, into name and tag, which may be empty. A digest is left out. What is no
+// reference is a name as a whole.
 func Cut(ref string) (name, tag string) {
-	ref, _, _ = strings.Cut(ref, "@")
-	if i := strings.LastIndexByte(ref, ':'); i > strings.LastIndexByte(ref, '/') {
-		return ref[:i], ref[i+1:]
+	parsed, err := reference.Parse(ref)
+	if err != nil {
+		return ref, ""
 	}
-	return ref, ""
+	if named, ok := parsed.(reference.Named); ok {
+		name = named.Name()
+	}
+	if tagged, ok := parsed.(reference.Tagged); ok {
+		tag = tagged.Tag()
+	}
+	return name, tag
+}
+
+// Floats reports whether a reference means another image tomorrow: it has no digest, and no tag or the tag latest. What is no
+// reference at all does not run, and the kubelet reports why.
+func Floats(ref string) bool {
+	parsed, err := reference.Parse(ref)
+	if err != nil {
+		return false
+	}
+	if _, ok := parsed.(reference.Digested); ok {
+		return false
+	}
+	tagged, ok := parsed.(reference.Tagged)
+	return !ok || tagged.Tag() == "latest"
 }
 
 // Engine is a program that builds images.

@@ -207,3 +207,31 @@ func TestName(t *testing.T) {
 		t.Error("a bad name is taken")
 	}
 }
+
+func TestCut(t *testing.T) {
+	const sum = "@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+	for ref, want := range map[string]struct {
+		name, tag string
+		floats    bool
+	}{
+		"api":                        {"api", "", true},
+		"api:1.0":                    {"api", "1.0", false},
+		"api:latest":                 {"api", "latest", true},
+		"shop/api:1.0":               {"shop/api", "1.0", false},
+		"docker.io/library/api":      {"docker.io/library/api", "", true},
+		"localhost:5000/api":         {"localhost:5000/api", "", true},
+		"localhost:5000/api:1.0":     {"localhost:5000/api", "1.0", false},
+		"localhost:5000/api" + sum:   {"localhost:5000/api", "", false},
+		"api:latest" + sum:           {"api", "latest", false},
+		"Shop/API:1.0":               {"Shop/API:1.0", "", false}, // the kubelet reports it
+		"registry.example.com/a b:1": {"registry.example.com/a b:1", "", false},
+		"":                           {"", "", false},
+	} {
+		if name, tag := Cut(ref); name != want.name || tag != want.tag {
+			t.Errorf("%q: name %q, tag %q", ref, name, tag)
+		}
+		if got := Floats(ref); got != want.floats {
+			t.Errorf("%q: floats is %v", ref, got)
+		}
+	}
+}

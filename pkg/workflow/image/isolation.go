@@ -32,7 +32,7 @@ const (
 // Networks are what Source.Network takes.
 func Networks() []string { return []string{NetworkPrivate, NetworkHost, NetworkNone} }
 
-// confine is the first process of a build's namespaces. It says which number it has outside of them, waits until the network
+// confine is the first process of a build's namespaces. It reports which number it has outside of them, waits until the network
 // is there, and becomes the engine, which then sees no process but its own, and of the devices only those that every
 // container has: a block device would be the whole disk. $1 is an empty folder, $2 a resolv.conf or empty.
 const confine = `set -eu
@@ -135,7 +135,7 @@ func (e engine) runConfined(ctx context.Context, log io.Writer, doing, network s
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err == nil {
 		if pid, err = strconv.Atoi(strings.TrimSpace(line)); err != nil {
-			err = fmt.Errorf("the build's first process says %q", line)
+			err = fmt.Errorf("the build's first process reports %q", line)
 		}
 	}
 	var problem error

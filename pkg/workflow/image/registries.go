@@ -17,7 +17,7 @@ const registriesVar = "CONTAINERS_REGISTRIES_CONF"
 
 // shortNames lets a name without a registry mean docker.io, as in Docker and containerd: Debian's buildah and podman come
 // without any registry for such names and refuse them. It returns what to write into the file of registriesVar: the
-// settings of this user, with that line. It returns "" where a file says already what such names mean, also if it says that
+// settings of this user, with that line. It returns "" where a file already defines what such names mean, also if it defines that
 // there are none.
 func shortNames(home, etc string) (string, error) {
 	main := os.Getenv(registriesVar)
@@ -48,9 +48,9 @@ func shortNames(home, etc string) (string, error) {
 		if err := toml.Unmarshal(content, &settings); err != nil {
 			return "", fmt.Errorf("%s: %w", file, err)
 		}
-		_, said := settings["unqualified-search-registries"]
+		_, set := settings["unqualified-search-registries"]
 		_, old := settings["registries"] // the first version of the format, which cannot be mixed with the second
-		if said || old {
+		if set || old {
 			return "", nil
 		}
 		if file == main {

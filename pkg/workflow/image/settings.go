@@ -93,7 +93,7 @@ func settings(wanted []string) (mounts []string, cleanup func(), err error) {
 	return mounts, cleanup, nil
 }
 
-// environment is a settings file of what this machine's environment tells a client; empty if it tells nothing.
+// environment is a settings file of what this machine's environment sets for a client; empty if it sets nothing.
 func (c client) environment() string {
 	var text strings.Builder
 	for _, variable := range os.Environ() {

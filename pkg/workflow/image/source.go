@@ -86,7 +86,7 @@ func (s Source) hashSettings(h hash.Hash) error {
 
 // File is a file, folder or link that a build reads.
 type File struct {
-	// Name tells files apart: the path in the context, or "Dockerfile" or "mount N" and the path below it.
+	// Name identifies the file: the path in the context, or "Dockerfile" or "mount N" and the path below it.
 	Name string
 	// Path is where it is on this machine.
 	Path string
@@ -176,7 +176,7 @@ func (s Source) dockerfile(folder string) (File, error) {
 	if !info.Mode().IsRegular() {
 		return File{}, fmt.Errorf("the Dockerfile %s is not a file (%s)", path, info.Mode().Type())
 	}
-	// Its own mode says nothing to a build.
+	// Its own mode means nothing to a build.
 	return File{Name: "Dockerfile", Path: path}, nil
 }
 
@@ -228,7 +228,7 @@ func walk(root, prefix string, ignore *patternmatcher.PatternMatcher, visit func
 	})
 }
 
-// ignored matches what the build does not see, and says which file holds the patterns, if one does. As in buildah and Docker,
+// ignored matches what the build does not see, and returns which file holds the patterns, if one does. As in buildah and Docker,
 // DOCKERFILE.dockerignore wins over .containerignore and .dockerignore
 // (https://github.com/containers/buildah, pkg/parse, ContainerIgnoreFile).
 func (s Source) ignored(folder string) (*patternmatcher.PatternMatcher, string, error) {
@@ -260,7 +260,7 @@ func (s Source) ignored(folder string) (*patternmatcher.PatternMatcher, string, 
 }
 
 // ReadBases sets BaseIDs to what the engine has of the images that the build starts from. Those that it does not have are
-// brought first, as for a build, unless note is nil; where that is not possible, the build says so.
+// brought first, as for a build, unless note is nil; where that is not possible, the build reports it.
 func (s *Source) ReadBases(ctx context.Context, e Engine, from Store, note func(string)) error {
 	names, err := s.Bases()
 	if err != nil {

@@ -80,53 +80,53 @@ func (o Object) At(path ...string) string {
 	return fmt.Sprintf("%s:%d", o.File, o.line+line)
 }
 
-// Objects reads the manifests. Objects without a namespace get the project's, except those of kinds that have none, which
-// only the cluster knows: pkg/workflow/deploy does that. The namespace of the project is set here if nothing else said it.
-func (p *Project) Objects() ([]Object, error) {
+// Objects reads the manifests, and returns the namespace of the project: its own, or else that of the one Namespace in the
+// manifests, or its name. Objects without a namespace get it from pkg/workflow/deploy, because only the cluster knows which kinds
+// have one.
+func (p *Project) Objects() (objects []Object, namespace string, err error) {
 	var files []string
-	err := p.WalkManifests(func(path string, folder bool) {
+	err = p.WalkManifests(func(path string, folder bool) {
 		if !folder {
 			files = append(files, path)
 		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	var objects []Object
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		name, err := filepath.Rel(p.Dir, file)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		found, err := Decode(name, text)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		objects = append(objects, found...)
 	}
 	if err := Unique(objects); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	if p.Namespace == "" {
-		p.Namespace = p.Name
-		var namespaces []string
-		for _, o := range objects {
-			if o.GroupVersionKind().GroupKind() == (schema.GroupKind{Kind: "Namespace"}) {
-				namespaces = append(namespaces, o.GetName())
-			}
-		}
-		if len(namespaces) > 1 {
-			return nil, fmt.Errorf("%s: the manifests have the namespaces %s: say in %s which one is the project's (namespace:)", p.Dir, strings.Join(namespaces, ", "), File)
-		}
-		if len(namespaces) == 1 {
-			p.Namespace = namespaces[0]
+	if p.Namespace != "" {
+		return objects, p.Namespace, nil
+	}
+	var namespaces []string
+	for _, o := range objects {
+		if o.GroupVersionKind().GroupKind() == (schema.GroupKind{Kind: "Namespace"}) {
+			namespaces = append(namespaces, o.GetName())
 		}
 	}
-	return objects, nil
+	switch len(namespaces) {
+	case 0:
+		return objects, p.Name, nil
+	case 1:
+		return objects, namespaces[0], nil
+	}
+	return nil, "", fmt.Errorf("%s: the manifests have the namespaces %s: say in %s which one is the project's (namespace:)", p.Dir, strings.Join(namespaces, ", "), File)
 }
 
 // WalkManifests visits the files that Objects reads, in their order, and the folders that they are in, each before what is in

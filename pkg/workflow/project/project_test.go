@@ -32,12 +32,12 @@ func TestLoadTheGuidesTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	objects, err := p.Objects()
+	objects, namespace, err := p.Objects()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Namespace != "polyglot-services" || len(objects) == 0 || len(p.Services) == 0 {
-		t.Errorf("namespace %q, %d objects, services %v", p.Namespace, len(objects), p.Services)
+	if namespace != "polyglot-services" || len(objects) == 0 || len(p.Services) == 0 {
+		t.Errorf("namespace %q, %d objects, services %v", namespace, len(objects), p.Services)
 	}
 	if s, ok := p.Service("fastapi-service"); !ok || s.Context != "services/fastapi-service" || s.Dockerfile != "Dockerfile" {
 		t.Errorf("fastapi-service is %+v", s)
@@ -130,12 +130,12 @@ func TestObjects(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	objects, err := p.Objects()
+	objects, namespace, err := p.Objects()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Name != "shop-2" || p.Namespace != "shop-2" {
-		t.Errorf("name %q, namespace %q", p.Name, p.Namespace)
+	if p.Name != "shop-2" || namespace != "shop-2" || p.Namespace != "" {
+		t.Errorf("name %q, namespace %q", p.Name, namespace)
 	}
 	var ids []string
 	for _, o := range objects {
@@ -173,7 +173,7 @@ func TestManifestLinks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		objects, err := p.Objects()
+		objects, _, err := p.Objects()
 		var ids []string
 		for _, o := range objects {
 			ids = append(ids, o.ID())
@@ -221,7 +221,7 @@ func TestObjectsRefuse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := p.Objects(); err == nil || !strings.Contains(err.Error(), want) {
+		if _, _, err := p.Objects(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error is %v, want %q", err, want)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/diagnose"
 	"polymesh.dev/polymesh/pkg/progress"
-	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
@@ -27,8 +27,8 @@ const (
 	pollEvery = time.Second
 	// readEvery bounds how often metrics are read in a step.
 	readEvery = 10 * time.Second
-	// unavailableLimit is how long pods of the canary may be unavailable during a step.
-	unavailableLimit = 20 * time.Second
+	// unavailableGrace is how long pods of the canary may be unavailable during a step.
+	unavailableGrace = 20 * time.Second
 	// drained bounds the wait for the last requests of a canary that gets none any more.
 	drained = time.Minute
 )
@@ -37,16 +37,16 @@ const (
 type driver struct {
 	Options
 	state    *State
-	spec     Spec // as the Deployment has confirmed it; the state may not say otherwise later
+	spec     Spec // as the Deployment has confirmed it; the state may not differ later
 	findings []diagnose.Finding
 }
 
-// unfit is why a canary is rolled back.
-type unfit string
+// rejected is the error of a canary that is rolled back: the reason.
+type rejected string
 
-func (u unfit) Error() string { return string(u) }
+func (r rejected) Error() string { return string(r) }
 
-// errRequested says that the rollout is to be promoted or aborted, which ends what is being done.
+// errRequested means that the rollout is to be promoted or aborted, which ends what is being done.
 var errRequested = errors.New("a promotion or an abort was requested")
 
 // run drives the rollout to its end, or until ctx ends.
@@ -55,25 +55,25 @@ func (d *driver) run(ctx context.Context) error {
 		return err
 	}
 	for !d.state.Phase.Ended() {
-		if d.state.Wish != "" && d.state.Phase != RollingBack {
-			if err := d.grant(ctx); err != nil {
+		if d.state.Request != "" && d.state.Phase != RollingBack {
+			if err := d.carryOut(ctx); err != nil {
 				return err
 			}
 			continue
 		}
-		phase := map[Phase]func(context.Context) error{Starting: d.start, Running: d.step, Promoting: d.promote, RollingBack: d.rollBack}[d.state.Phase]
+		phase := d.phase()
 		if phase == nil {
 			return fmt.Errorf("the rollout of %s is in a phase %q that this version of Polymesh does not know", d.state.ID(), d.state.Phase)
 		}
 		watched, stop := d.untilRequested(ctx)
 		err := phase(watched)
 		stop()
-		var why unfit
+		var why rejected
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(context.Cause(watched), errRequested):
-			if err := d.grant(ctx); err != nil {
+			if err := d.carryOut(ctx); err != nil {
 				return err
 			}
 		case errors.As(err, &why):
@@ -87,8 +87,23 @@ func (d *driver) run(ctx context.Context) error {
 	return nil
 }
 
+// phase does the phase that the rollout is in; nil for one that this version does not know.
+func (d *driver) phase() func(context.Context) error {
+	switch d.state.Phase {
+	case Starting:
+		return d.start
+	case Running:
+		return d.step
+	case Promoting:
+		return d.promote
+	case RollingBack:
+		return d.rollBack
+	}
+	return nil
+}
+
 // takeOver reads the state, and makes sure that it is about what the user who began the rollout has asked for. If the
-// Deployment does not say so, all that is left is to abort: requests go back, and the Deployment keeps the image that it has.
+// Deployment does not confirm it, all that is left is to abort: requests go back, and the Deployment keeps the image that it has.
 func (d *driver) takeOver(ctx context.Context) error {
 	stable, err := d.stable(ctx)
 	if err != nil {
@@ -102,11 +117,11 @@ func (d *driver) takeOver(ctx context.Context) error {
 	if state.confirmed(stable) || state.Phase.Ended() {
 		return nil
 	}
-	if state.Wish != WishAbort && state.Phase != RollingBack {
-		return fmt.Errorf("%s does not confirm (annotation %s) what configmap/%s says about its rollout, so nothing is changed: `polymesh rollout abort %s -n %s` sends all requests to it with the image that it has",
+	if state.Request != RequestAbort && state.Phase != RollingBack {
+		return fmt.Errorf("%s does not confirm (annotation %s) what configmap/%s records about its rollout, so nothing is changed: `polymesh rollout abort %s -n %s` sends all requests to it with the image that it has",
 			state.ID(), specAnnotation, recordName(d.Name), d.Name, d.Namespace)
 	}
-	d.Steps.Print("%s does not confirm what configmap/%s says about its rollout: it keeps its image", state.ID(), recordName(d.Name))
+	d.Steps.Print("%s does not confirm what configmap/%s records about its rollout: it keeps its image", state.ID(), recordName(d.Name))
 	observed := state.Spec
 	i, err := containerOf(stable, observed.Container)
 	if err != nil {
@@ -117,7 +132,7 @@ func (d *driver) takeOver(ctx context.Context) error {
 		return err
 	}
 	d.state, err = change(ctx, d.Cluster.Client, d.Namespace, d.Name, func(s *State) error {
-		s.Spec, s.Phase, s.Wish = observed, RollingBack, ""
+		s.Spec, s.Phase, s.Request = observed, RollingBack, ""
 		return nil
 	})
 	d.spec = observed
@@ -128,7 +143,7 @@ func (d *driver) takeOver(ctx context.Context) error {
 func (d *driver) save(ctx context.Context, edit func(*State)) error {
 	state, err := change(ctx, d.Cluster.Client, d.Namespace, d.Name, func(s *State) error {
 		if !s.Spec.equal(d.spec) {
-			return errors.New("the ConfigMap says something else than before about which rollout this is: someone has changed it")
+			return errors.New("the ConfigMap describes another rollout than before: it was changed")
 		}
 		edit(s)
 		return nil
@@ -150,7 +165,7 @@ func (d *driver) untilRequested(ctx context.Context) (context.Context, func()) {
 	go func() {
 		defer close(done)
 		_ = wait.PollUntilContextCancel(watched, pollEvery, true, func(ctx context.Context) (bool, error) {
-			if state, err := load(ctx, d.Cluster.Client, d.Namespace, d.Name); err == nil && state.Wish != "" {
+			if state, err := load(ctx, d.Cluster.Client, d.Namespace, d.Name); err == nil && state.Request != "" {
 				cancel(errRequested)
 			}
 			return false, nil
@@ -162,16 +177,16 @@ func (d *driver) untilRequested(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// grant does what was requested.
-func (d *driver) grant(ctx context.Context) error {
+// carryOut moves the rollout on to what was requested.
+func (d *driver) carryOut(ctx context.Context) error {
 	return d.save(ctx, func(s *State) {
-		switch s.Wish {
-		case WishAbort:
+		switch s.Request {
+		case RequestAbort:
 			s.Phase = RollingBack
-		case WishPromote:
+		case RequestPromote:
 			s.Phase = Promoting
 		}
-		s.Wish = ""
+		s.Request = ""
 	})
 }
 
@@ -232,7 +247,7 @@ func (d *driver) canaryReady(ctx context.Context, stable *appsv1.Deployment, rep
 	return d.await(ctx, live.Name)
 }
 
-// await waits until a Deployment is ready. One that does not become ready is unfit.
+// await waits until a Deployment is ready. One that does not become ready is rejected.
 func (d *driver) await(ctx context.Context, name string) error {
 	limit := d.state.Plan.Timeout.Duration
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not within %s", limit))
@@ -242,10 +257,10 @@ func (d *driver) await(ctx context.Context, name string) error {
 	u.SetKind("Deployment")
 	u.SetNamespace(d.Namespace)
 	u.SetName(name)
-	findings, err := d.Cluster.Await(ctx, d.Steps, project.Object{Unstructured: u})
-	if errors.Is(err, deploy.ErrNotReady) {
+	findings, err := d.Cluster.Await(ctx, d.Steps, project.Object{Unstructured: u}, nil)
+	if errors.Is(err, cluster.ErrNotReady) {
 		d.findings = findings
-		return unfit(notReady(name, findings))
+		return rejected(notReady(name, findings))
 	}
 	return err
 }
@@ -290,7 +305,7 @@ func (d *driver) step(ctx context.Context) error {
 	})
 }
 
-// measure watches one step. Its error is unfit when the canary was not within bounds.
+// measure watches one step. Its error is rejected when the canary was not within bounds.
 func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone, error) {
 	plan := d.state.Plan
 	step := d.Steps.Start("%d %%", weight)
@@ -308,7 +323,7 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 			if err == nil {
 				err = m.read(ctx)
 			}
-			var why unfit
+			var why rejected
 			switch {
 			case ctx.Err() != nil:
 				return StepDone{}, context.Cause(ctx)
@@ -340,7 +355,7 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 			over := time.Since(began) >= plan.Interval.Duration
 			if enough && (over || m.certain(plan)) {
 				if why := plan.judge(done.Canary, done.Stable); why != "" {
-					return done, unfit(fmt.Sprintf("at %d %%: %s", weight, why))
+					return done, rejected(fmt.Sprintf("at %d %%: %s", weight, why))
 				}
 			}
 			if enough && over {
@@ -351,7 +366,7 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 				if m.unread != "" {
 					why += " (" + m.unread + ")"
 				}
-				return done, unfit(why)
+				return done, rejected(why)
 			}
 		}
 	}()
@@ -368,7 +383,7 @@ func (d *driver) canaryAvailable(ctx context.Context, since *time.Time) error {
 	live, err := d.Cluster.Dynamic.Resource(appsv1.SchemeGroupVersion.WithResource("deployments")).Namespace(d.Namespace).Get(ctx, d.state.canary(), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return unfit(deploymentID(d.Namespace, d.state.canary()) + " was removed by someone else")
+		return rejected(deploymentID(d.Namespace, d.state.canary()) + " was removed during the rollout")
 	case err != nil:
 		return fmt.Errorf("read %s: %w", deploymentID(d.Namespace, d.state.canary()), err)
 	}
@@ -380,12 +395,12 @@ func (d *driver) canaryAvailable(ctx context.Context, since *time.Time) error {
 	case since.IsZero():
 		*since = time.Now()
 		return nil
-	case time.Since(*since) < unavailableLimit:
+	case time.Since(*since) < unavailableGrace:
 		return nil
 	}
 	// Its pods are not available, also where this user may not read why.
 	d.findings, _ = diagnose.Workload(ctx, d.Cluster.Client, deploymentID(d.Namespace, live.GetName()), live)
-	return unfit(notReady(live.GetName(), d.findings))
+	return rejected(notReady(live.GetName(), d.findings))
 }
 
 // promote sends everything to the canary, gives the Deployment the new image, and sends everything back to it. When the
@@ -438,9 +453,9 @@ func (d *driver) rollBack(ctx context.Context) error {
 	return d.finish(ctx, RolledBack)
 }
 
-// stays says that requests stay where they are because the Deployment's own pods are not ready.
+// stays reports that requests stay where they are because the Deployment's own pods are not ready.
 func (d *driver) stays(err error) error {
-	var why unfit
+	var why rejected
 	if errors.As(err, &why) {
 		return fmt.Errorf("%s; the canary goes on with %d %% of the requests: %s", why, d.state.Weight, d.state.Ways())
 	}
@@ -533,7 +548,7 @@ func (d *driver) finish(ctx context.Context, end Phase) error {
 		}
 		return "", d.save(ctx, func(s *State) {
 			now := metav1.Now()
-			s.Phase, s.Ended, s.Wish, s.Routes, s.Final = end, &now, "", nil, final
+			s.Phase, s.Ended, s.Request, s.Routes, s.Final = end, &now, "", nil, final
 		})
 	})
 	if err != nil {

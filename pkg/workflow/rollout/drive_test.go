@@ -33,7 +33,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/progress"
-	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 )
 
 const (
@@ -205,7 +205,7 @@ func (s *shop) options() Options {
 		return c
 	})
 	flags.KubeConfig = &s.kubeconfig
-	c, err := deploy.Connect(flags)
+	c, err := cluster.Connect(flags, nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -558,7 +558,7 @@ func TestDrive(outer *testing.T) {
 			})
 			return agent(pod)
 		}
-		if _, err := Canary(t.Context(), s.options(), newImage, "", quick()); err == nil || !strings.Contains(err.Error(), "someone has changed it") {
+		if _, err := Canary(t.Context(), s.options(), newImage, "", quick()); err == nil || !strings.Contains(err.Error(), "the ConfigMap describes another rollout than before") {
 			t.Errorf("it says %v", err)
 		}
 		if got := s.deployment().Spec.Template.Spec.Containers[0].Image; got != oldImage {

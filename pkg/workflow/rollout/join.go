@@ -20,17 +20,17 @@ import (
 )
 
 const (
-	// leaseTime is how long the word of a driver that is gone holds; it renews it every renewTime and stops when it could
+	// leaseTime is how long the lease of a driver that is gone holds; a driver renews it every renewTime and stops when it could
 	// not for stopTime.
 	leaseTime = 10 * time.Second
 	stopTime  = 6 * time.Second
 	renewTime = 2 * time.Second
 )
 
-// errDisplaced says that this process may not drive any more.
+// errDisplaced means that this process may not drive any more.
 var errDisplaced = errors.New("the API server did not answer for a while, so another machine may go on with the rollout; this one has stopped")
 
-// join takes part in the rollout until it ends: it drives when no one else does, and shows what happens meanwhile.
+// join takes part in the rollout until it ends: it drives when no other process does, and shows what happens meanwhile.
 func join(ctx context.Context, o Options) (*Result, error) {
 	if err := makeLease(ctx, o); err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func join(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The lease is given back after the driver has stopped, not when it is told to.
+	// The lease is given back after the driver has stopped, not when it is asked to stop.
 	held, release := context.WithCancel(klog.NewContext(context.WithoutCancel(ctx), logr.Discard()))
 	released := make(chan struct{})
 	go func() {
@@ -128,7 +128,7 @@ func (d *driver) follow(ctx context.Context, leading <-chan struct{}) (*State, e
 	}
 }
 
-// makeLease makes the Lease, so that a user who may not is told.
+// makeLease makes the Lease, so that a user who may not gets an error: the elector would only retry.
 func makeLease(ctx context.Context, o Options) error {
 	state, err := o.Cluster.Client.CoreV1().ConfigMaps(o.Namespace).Get(ctx, recordName(o.Name), metav1.GetOptions{})
 	if err != nil {

@@ -73,7 +73,7 @@ func (v *view) add(metric string, m *dto.Metric, delta func(part string, value f
 }
 
 // failed reports whether an answer is the server's failure, as Istio's dashboards count: 5xx, and for gRPC the statuses
-// that say the same (UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS).
+// that mean the same (UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS).
 func failed(labels map[string]string) bool {
 	if strings.HasPrefix(labels["response_code"], "5") {
 		return true
@@ -131,7 +131,7 @@ type claim struct {
 	lost float64          // requests that reached no pod at all
 }
 
-// requests are all that a caller says it has sent.
+// requests are all that a caller reports as sent.
 func (c *claim) requests() float64 {
 	sum := c.lost
 	for _, v := range c.to {
@@ -151,12 +151,12 @@ type meter struct {
 
 	known map[string]bool    // proxies that have been read before
 	last  map[string]float64 // counters as they were read last, by pod and series
-	// received is what the pods' own proxies say, by Deployment; callers is how many of these requests came from whom. sent is
-	// what the callers' proxies say: only they know of requests that did not arrive.
+	// received is what the pods' own proxies report, by Deployment; callers is how many of these requests came from whom. sent is
+	// what the callers' proxies report: only they know of requests that did not arrive.
 	received map[string]*view
 	callers  map[workload]float64
 	sent     map[workload]*claim
-	// unread says which proxies the last read is without, and why. It is empty when all were read.
+	// unread is which proxies the last read is without, and why. It is empty when all were read.
 	unread string
 }
 
@@ -188,7 +188,7 @@ const maxCounter = 1 << 53
 // add takes in what one proxy of a workload has counted.
 func (m *meter) add(of workload, proxy string, families map[string]*dto.MetricFamily) {
 	// A proxy that is read for the first time has counted before. A caller that has just been found has called before it was
-	// found, so the little that it says of this step is left out.
+	// found, so the little that it reports of this step is left out.
 	known := m.known[proxy]
 	m.known[proxy] = true
 	for _, metric := range []string{requestsMetric, durationMetric} {
@@ -243,7 +243,7 @@ func (m *meter) sample(of workload, metric string, labels map[string]string, sam
 	}
 }
 
-// believed is how much of what a caller says counts, from 0 to 1. A caller's proxy is the caller's: it may say anything, but
+// believed is how much of what a caller reports counts, from 0 to 1. A caller's proxy is the caller's: it may report anything, but
 // it counts only as far as the servers have heard from that caller: for twice as many requests, as those that were lost on
 // the way are known to the caller only, and two more for those that are under way. Where the servers have heard nothing of
 // anyone, the callers are all that there is.
@@ -252,14 +252,14 @@ func (m *meter) believed(caller workload) float64 {
 	for _, n := range m.callers {
 		heard += n
 	}
-	says := m.sent[caller].requests()
-	if heard == 0 || says == 0 {
+	reported := m.sent[caller].requests()
+	if heard == 0 || reported == 0 {
 		return 1
 	}
-	return min(1, (2*m.callers[caller]+2)/says)
+	return min(1, (2*m.callers[caller]+2)/reported)
 }
 
-// claimed is what the callers say about a Deployment. Requests that reached no pod are the canary's, since the stable version
+// claimed is what the callers report about a Deployment. Requests that reached no pod are the canary's, since the stable version
 // was well before.
 func (m *meter) claimed(deployment string) view {
 	var sum view
@@ -331,7 +331,7 @@ func (p *Plan) enough(canary Measure) bool {
 	return canary.Requests >= p.MinRequests && (canary.Timed >= p.MinRequests || canary.ErrorRate > p.MaxErrorRate)
 }
 
-// judge says what of a measurement is out of bounds, or nothing.
+// judge returns what of a measurement is out of bounds, empty for nothing.
 func (p *Plan) judge(canary, stable Measure) string {
 	switch {
 	case canary.ErrorRate > p.MaxErrorRate:

@@ -158,7 +158,7 @@ func TestMeasureLost(t *testing.T) {
 	for _, n := range []int{0, 1} {
 		scrape(t, m, "canary-1", shown().requests(50*n, received, "api-canary", "200"))
 		scrape(t, m, "client-1", shown().requests(50*n, sent, "api-canary", "200").requests(25*n, sent, "api-canary", "504").
-			requests(25*n, nowhere, "api").requests(99*n, nowhere, "other").requests(1000*n, sent, "somebody", "500"))
+			requests(25*n, nowhere, "api").requests(99*n, nowhere, "other").requests(1000*n, sent, "stranger", "500"))
 	}
 	if got := m.measure(m.canary); got.Requests != 100 || got.ErrorRate != 50 {
 		t.Errorf("got %+v, want 50 %% of 100", got)
@@ -211,7 +211,7 @@ func TestWorkloadOf(t *testing.T) {
 
 // What the agent of a real proxy shows, as pkg/mesh/exposition has recorded it.
 func TestRecorded(t *testing.T) {
-	text, err := os.Open(filepath.Join("..", "mesh", "exposition", "testdata", "istio.txt"))
+	text, err := os.Open(filepath.Join("..", "..", "mesh", "exposition", "testdata", "istio.txt"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,11 +22,11 @@ const (
 	maxLabel     = 63
 )
 
-// versionLabels are those by which the pods of two versions may be told apart, the first that there is. Istio knows the
+// versionLabels are those that may distinguish the pods of two versions, the first that there is. Istio knows the
 // first one (https://istio.io/latest/docs/ops/deployment/application-requirements/), Kubernetes recommends the second.
 var versionLabels = []string{"version", "app.kubernetes.io/version"}
 
-// versionOf is the label that tells the canary's pods from the others, and its value. All other labels stay the same: the
+// versionOf is the label that distinguishes the canary's pods from the others, and its value. All other labels stay the same: the
 // policies that select the Deployment's pods have to hold for the canary too.
 func versionOf(d *appsv1.Deployment) (label, value string, err error) {
 	for _, label := range versionLabels {
@@ -34,7 +34,7 @@ func versionOf(d *appsv1.Deployment) (label, value string, err error) {
 			return label, value, nil
 		}
 	}
-	return "", "", fmt.Errorf("the pods of %s have no label version, by which the mesh tells the canary from them: add `version: v1` to spec.template.metadata.labels and deploy that first",
+	return "", "", fmt.Errorf("the pods of %s have no label version, by which the mesh distinguishes the canary from them: add `version: v1` to spec.template.metadata.labels and deploy that first",
 		deploymentID(d.Namespace, d.Name))
 }
 
@@ -54,7 +54,7 @@ func containerOf(d *appsv1.Deployment, name string) (int, error) {
 		names = append(names, c.Name)
 	}
 	if name == "" {
-		return 0, fmt.Errorf("%s has several containers: say which with --container, one of %s", deploymentID(d.Namespace, d.Name), strings.Join(names, ", "))
+		return 0, fmt.Errorf("%s has several containers: choose one with --container, one of %s", deploymentID(d.Namespace, d.Name), strings.Join(names, ", "))
 	}
 	return 0, fmt.Errorf("%s has no container %s: it has %s", deploymentID(d.Namespace, d.Name), name, strings.Join(names, ", "))
 }
@@ -106,7 +106,7 @@ type host struct {
 	// exportTo and policy are what the DestinationRule of the rollout takes over from the one that holds without it.
 	exportTo []any
 	policy   map[string]any
-	// own says that the mesh has no route to it and gets one. tcp are those of its ports that do not speak HTTP.
+	// own means that the mesh has no route to it and gets one. tcp are those of its ports that do not speak HTTP.
 	own bool
 	tcp []int32
 }
@@ -141,7 +141,7 @@ func ownObject(kind, name string, s *State, owner metav1.OwnerReference, spec ma
 	return u
 }
 
-// destinationRule tells the two versions apart. Istio merges it with the rule for the same Service that the namespace has:
+// destinationRule makes a subset of each version. Istio merges it with the rule for the same Service that the namespace has:
 // its subsets come beside the others, and the traffic policy stays that rule's.
 func (h *host) destinationRule(s *State, owner metav1.OwnerReference) *unstructured.Unstructured {
 	var subsets []any
@@ -188,7 +188,7 @@ func (h *host) virtualService(s *State, owner metav1.OwnerReference) *unstructur
 // routeKinds are the fields of a VirtualService that hold routes with destinations.
 var routeKinds = []string{"http", "tls", "tcp"}
 
-// leads tells which Service of the rollout a destination of a VirtualService in a namespace means, or nil.
+// leads returns which Service of the rollout a destination of a VirtualService in a namespace means, or nil.
 type leads func(namespace, host string) *host
 
 // setWeight gives the canary its share, in percent, of whatever a VirtualService sends to a Service of the rollout.

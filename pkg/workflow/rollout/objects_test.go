@@ -246,7 +246,7 @@ func TestContainerOf(t *testing.T) {
 	if i, err := containerOf(d, "log"); i != 1 || err != nil {
 		t.Errorf("got %d, %v", i, err)
 	}
-	for name, want := range map[string]string{"": "say which with --container, one of api, log", "x": "has no container x: it has api, log"} {
+	for name, want := range map[string]string{"": "choose one with --container, one of api, log", "x": "has no container x: it has api, log"} {
 		if _, err := containerOf(d, name); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", name, err)
 		}

@@ -15,7 +15,7 @@
 // and nothing more, on a VirtualService and two Services or subsets that the user has prepared for it, for a resource
 // Rollout that takes the Deployment's place; its module pins Kubernetes 1.34 where this one is 1.36. Flagger takes the
 // Deployment over: it copies it to NAME-primary, scales the original to zero, and owns the Service and the VirtualService of
-// that name from then on, so the manifests of a project no longer say what runs. Either would also add the clients of a
+// that name from then on, so the manifests of a project no longer describe what runs. Either would also add the clients of a
 // dozen vendors' metric services to a binary that asks none of them. What is left without controller, custom resource and
 // Prometheus is a state machine of a few steps on plain objects. From Flagger come the ideas: the two measurements, a least
 // number of requests, a step that waits for traffic.
@@ -36,19 +36,19 @@ import (
 
 	"polymesh.dev/polymesh/pkg/diagnose"
 	"polymesh.dev/polymesh/pkg/progress"
-	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// Options say which rollout.
+// Options are which rollout, in which cluster.
 type Options struct {
-	Cluster   *deploy.Cluster
+	Cluster   *cluster.Cluster
 	Namespace string
 	// Name is the Deployment's.
 	Name  string
 	Steps *progress.Steps
 	// Settle is how long a proxy may take to learn of a change before the next one builds on it; 0 is three seconds. Istio
-	// pushes a tenth of a second after a change, later where changes follow each other, and does not say when the last proxy has
+	// pushes a tenth of a second after a change, later where changes follow each other, and does not report when the last proxy has
 	// it.
 	Settle time.Duration
 }
@@ -58,7 +58,7 @@ const defaultSettle = 3 * time.Second
 // Result is how a rollout stands when a command ends.
 type Result struct {
 	*State
-	// Findings say why pods are not ready.
+	// Findings are why pods are not ready.
 	Findings []diagnose.Finding `json:"findings,omitempty"`
 }
 
@@ -76,7 +76,7 @@ func Canary(ctx context.Context, o Options, image, container string, plan Plan) 
 		}
 		return join(ctx, o)
 	case image == "":
-		return nil, fmt.Errorf("no rollout of %s is under way: say which --image", deploymentID(o.Namespace, o.Name))
+		return nil, fmt.Errorf("no rollout of %s is under way: start one with --image", deploymentID(o.Namespace, o.Name))
 	}
 	if err := plan.check(); err != nil {
 		return nil, err
@@ -91,21 +91,21 @@ func Canary(ctx context.Context, o Options, image, container string, plan Plan) 
 }
 
 // Promote makes the rollout that is under way skip the steps that are left.
-func Promote(ctx context.Context, o Options) (*Result, error) { return ask(ctx, o, WishPromote) }
+func Promote(ctx context.Context, o Options) (*Result, error) { return ask(ctx, o, RequestPromote) }
 
 // Abort takes back the rollout that is under way.
-func Abort(ctx context.Context, o Options) (*Result, error) { return ask(ctx, o, WishAbort) }
+func Abort(ctx context.Context, o Options) (*Result, error) { return ask(ctx, o, RequestAbort) }
 
-// ask leaves a wish where whoever drives the rollout sees it, and drives it if no one does.
-func ask(ctx context.Context, o Options, wish Wish) (*Result, error) {
+// ask records a request where the driver of the rollout sees it, and drives the rollout if nothing else does.
+func ask(ctx context.Context, o Options, request Request) (*Result, error) {
 	state, err := change(ctx, o.Cluster.Client, o.Namespace, o.Name, func(s *State) error {
 		switch {
 		case s.Phase.Ended():
 			return fmt.Errorf("the rollout of %s has ended: %s", s.ID(), s.Outcome())
-		case wish == WishPromote && s.Phase == RollingBack:
+		case request == RequestPromote && s.Phase == RollingBack:
 			return fmt.Errorf("the rollout of %s is being rolled back: %s", s.ID(), s.Reason)
 		}
-		s.Wish = wish
+		s.Request = request
 		return nil
 	})
 	if apierrors.IsNotFound(err) {
@@ -118,7 +118,7 @@ func ask(ctx context.Context, o Options, wish Wish) (*Result, error) {
 }
 
 // Get is how the rollout of a Deployment stands, or stood at its end.
-func Get(ctx context.Context, c *deploy.Cluster, namespace, name string) (*State, error) {
+func Get(ctx context.Context, c *cluster.Cluster, namespace, name string) (*State, error) {
 	state, err := load(ctx, c.Client, namespace, name)
 	if apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("no rollout of %s in namespace %s", name, namespace)
@@ -145,7 +145,7 @@ func Names(ctx context.Context, client kubernetes.Interface, namespace string) (
 }
 
 // List is how all rollouts in a namespace stand.
-func List(ctx context.Context, c *deploy.Cluster, namespace string) ([]*State, error) {
+func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]*State, error) {
 	names, err := Names(ctx, c.Client, namespace)
 	if err != nil {
 		return nil, err
@@ -163,7 +163,7 @@ func List(ctx context.Context, c *deploy.Cluster, namespace string) ([]*State, e
 
 // Refuse refuses a deploy of objects that a rollout holds: it would set back weights and image under its hands. The
 // rollout's own objects belong to no project and are not pruned.
-func Refuse(ctx context.Context, c *deploy.Cluster, objects []project.Object) error {
+func Refuse(ctx context.Context, c *cluster.Cluster, objects []project.Object) error {
 	states := map[string][]*State{}
 	for _, o := range objects {
 		namespace := o.GetNamespace()

@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 var (
@@ -50,7 +52,7 @@ func (r *routing) services() []string {
 	return names
 }
 
-// leads tells which host a destination means. A short name is one of its VirtualService's namespace.
+// leads returns which host a destination means. A short name is one of its VirtualService's namespace.
 func (r *routing) leads(own string) leads {
 	return func(namespace, name string) *host {
 		for _, h := range r.hosts {
@@ -113,7 +115,7 @@ func isWildcard(rule unstructured.Unstructured) bool {
 func (d *driver) clusterDomain(ctx context.Context) (string, error) {
 	found, err := d.Cluster.Client.AppsV1().Deployments(rootNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app=istiod"})
 	if err != nil {
-		return "", fmt.Errorf("a DestinationRule is for a wildcard, and the cluster's domain, which tells what it matches, cannot be read from the deployment istiod -n %s: %w", rootNamespace, err)
+		return "", fmt.Errorf("a DestinationRule is for a wildcard, and the cluster's domain, which decides what it matches, cannot be read from the deployment istiod -n %s: %w", rootNamespace, err)
 	}
 	for _, istiod := range found.Items {
 		for _, c := range istiod.Spec.Template.Spec.Containers {
@@ -127,7 +129,7 @@ func (d *driver) clusterDomain(ctx context.Context) (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("a DestinationRule is for a wildcard, and there is no deployment istiod -n %s whose argument --domain tells the cluster's domain", rootNamespace)
+	return "", fmt.Errorf("a DestinationRule is for a wildcard, and there is no deployment istiod -n %s whose argument --domain is the cluster's domain", rootNamespace)
 }
 
 // list lists objects of all namespaces, or of the rollout's own where the user may not see the others.
@@ -167,7 +169,7 @@ func (d *driver) findServices(ctx context.Context, r *routing, stable *appsv1.De
 	return nil
 }
 
-// speaksHTTP reports whether Istio takes a port for HTTP, by its name or appProtocol; one that says nothing is found out
+// speaksHTTP reports whether Istio takes a port for HTTP, by its name or appProtocol; one without either is found out
 // with the first bytes, and weights hold for the HTTP in it.
 func speaksHTTP(port corev1.ServicePort) bool {
 	protocol, _, _ := strings.Cut(port.Name, "-")
@@ -177,7 +179,7 @@ func speaksHTTP(port corev1.ServicePort) bool {
 	return !slices.Contains([]string{"tcp", "tls", "https", "mongo", "mysql", "redis"}, strings.ToLower(protocol))
 }
 
-// readRules reads what the DestinationRules say of a host without the rollout.
+// readRules reads the DestinationRules of a host, without those of the rollout.
 func (d *driver) readRules(r *routing, h *host, rules []unstructured.Unstructured, stable *appsv1.Deployment, clusterDomain string) {
 	h.subsets[""] = subset{}
 	var inherited *unstructured.Unstructured
@@ -203,7 +205,7 @@ func (d *driver) readRules(r *routing, h *host, rules []unstructured.Unstructure
 			r.refuse("%s holds for some callers of service/%s only (workloadSelector), who would not know the canary: remove it for the time of the rollout", id, h.service)
 		}
 		if exact && rule.GetNamespace() != d.Namespace && rule.GetNamespace() != rootNamespace {
-			r.refuse("%s replaces, for the callers in %s, what the namespace %s says of service/%s, so they would not know the canary: move it to %s",
+			r.refuse("%s replaces, for the callers in %s, what the namespace %s has for service/%s, so they would not know the canary: move it to %s",
 				id, rule.GetNamespace(), d.Namespace, h.service, d.Namespace)
 			continue
 		}
@@ -384,7 +386,7 @@ func (d *driver) applyRules(ctx context.Context, r *routing, owner metav1.OwnerR
 
 // apply makes one of the rollout's own objects what it has to be.
 func (d *driver) apply(ctx context.Context, kind schema.GroupVersionResource, u *unstructured.Unstructured) error {
-	_, err := d.Cluster.Dynamic.Resource(kind).Namespace(u.GetNamespace()).Apply(ctx, u.GetName(), u, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	_, err := ssa.Apply(ctx, d.Cluster.Dynamic.Resource(kind).Namespace(u.GetNamespace()), u, ssa.Options{Manager: fieldManager, Force: true})
 	if err != nil {
 		return fmt.Errorf("apply %s/%s -n %s: %w", strings.ToLower(u.GetKind()), u.GetName(), u.GetNamespace(), err)
 	}

@@ -13,7 +13,7 @@ import (
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"polymesh.dev/polymesh/pkg/workflow/deploy"
+	"polymesh.dev/polymesh/pkg/workflow/cluster"
 )
 
 const serviceText = `
@@ -60,7 +60,7 @@ func readRouting(t *testing.T, service, pods string, objects ...string) (*routin
 	}
 	kinds := map[schema.GroupVersionResource]string{virtualServices: "VirtualServiceList", destinationRules: "DestinationRuleList",
 		gatewayRoutes[0]: "HTTPRouteList", gatewayRoutes[1]: "GRPCRouteList"}
-	c := &deploy.Cluster{Client: fake.NewClientset(typed...), Dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, others...)}
+	c := &cluster.Cluster{Client: fake.NewClientset(typed...), Dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, others...)}
 	d := &driver{Options: Options{Cluster: c, Namespace: "shop", Name: "api"}, state: state()}
 	return d.checkedRouting(t.Context(), stable)
 }
@@ -93,7 +93,7 @@ func TestRouting(t *testing.T) {
 			[]string{"v1"}, false, 1, ""},
 		{"under way", []string{subsets, virtualService("api", "shop", "{hosts: [api], http: [{route: [{destination: {host: api, subset: polymesh-stable-v1}, weight: 50}, {destination: {host: api, subset: polymesh-canary-v1}, weight: 50}]}]}")},
 			[]string{"v1"}, false, 1, ""},
-		{"somebody else's", []string{virtualService("api", "web", "{hosts: [api], http: [{route: [{destination: {host: api}}]}]}")}, []string{""}, true, 0, ""},
+		{"another user's", []string{virtualService("api", "web", "{hosts: [api], http: [{route: [{destination: {host: api}}]}]}")}, []string{""}, true, 0, ""},
 		{"a policy for another domain", []string{strange}, []string{""}, true, 0, ""},
 		{"a policy for all", []string{wide, strange}, []string{""}, true, 0, "ISTIO_MUTUAL"},
 		{"a nearer one", []string{wide, near}, []string{""}, true, 0, "DISABLE"},

@@ -22,6 +22,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"polymesh.dev/polymesh/pkg/diagnose"
 )
 
 // Istio's metrics (https://istio.io/latest/docs/reference/config/metrics/) and where each proxy's agent shows them.
@@ -43,10 +45,10 @@ const (
 	maxLine     = 64 << 10 // of one of them
 )
 
-// errForbidden says that the user may not read the proxies, which waiting does not change.
+// errForbidden means that the user may not read the proxies, which waiting does not change.
 var errForbidden = errors.New("you may not read the proxies' metrics: it takes the verb get on pods/proxy")
 
-// errUnread says that the canary's proxies could not be read, so nothing is known about its requests.
+// errUnread means that the canary's proxies could not be read, so nothing is known about its requests.
 var errUnread = errors.New("the metrics of the canary cannot be read")
 
 // reading is what came of one proxy.
@@ -91,7 +93,7 @@ func (m *meter) readServers(ctx context.Context) (own []corev1.Pod, failed []str
 		err         error
 	}
 	for _, r := range read {
-		if r.of == canary && ready(r.pod) {
+		if r.of == canary && diagnose.PodReady(r.pod) {
 			quorum.ready++
 			if r.err == nil {
 				quorum.read++
@@ -154,11 +156,7 @@ func running(pods []corev1.Pod, of workload) (out []reading) {
 	return out
 }
 
-func ready(pod *corev1.Pod) bool {
-	return pod.DeletionTimestamp == nil && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue })
-}
-
-// readAll reads proxies side by side, and takes in what they say.
+// readAll reads proxies side by side, and takes in what they report.
 func (m *meter) readAll(ctx context.Context, proxies []reading) []reading {
 	var group errgroup.Group
 	group.SetLimit(readAtOnce)

@@ -49,13 +49,13 @@ const (
 // Ended reports whether nothing is left to do.
 func (p Phase) Ended() bool { return p == Promoted || p == RolledBack || p == Aborted }
 
-// Wish is what was requested of a rollout that is under way.
-type Wish string
+// Request is what was requested of a rollout that is under way.
+type Request string
 
-// The wishes.
+// The requests.
 const (
-	WishPromote Wish = "promote"
-	WishAbort   Wish = "abort"
+	RequestPromote Request = "promote"
+	RequestAbort   Request = "abort"
 )
 
 // Plan is how a rollout is to go.
@@ -67,7 +67,7 @@ type Plan struct {
 	// MaxErrorRate is in percent of the requests, MaxP99 the 99th percentile of their durations.
 	MaxErrorRate float64         `json:"maxErrorRate"`
 	MaxP99       metav1.Duration `json:"maxP99"`
-	// MinRequests is how many requests a step has to see before anything is said of it.
+	// MinRequests is how many requests a step has to see before it is judged.
 	MinRequests int `json:"minRequests"`
 	// Timeout is how long pods may take to become ready, and a step to see MinRequests.
 	Timeout metav1.Duration `json:"timeout"`
@@ -76,7 +76,7 @@ type Plan struct {
 // check refuses what cannot be done.
 func (p *Plan) check() error {
 	if len(p.Steps) == 0 {
-		return fmt.Errorf("--steps names no step: say for example 10,50,100")
+		return fmt.Errorf("--steps names no step: give for example 10,50,100")
 	}
 	last := 0
 	for _, step := range p.Steps {
@@ -104,14 +104,14 @@ func (p *Plan) check() error {
 }
 
 // Spec is what the user who began a rollout has asked for. It stands in the State, in a ConfigMap, and on the Deployment: a
-// rollout acts with the rights of whoever continues it, so only someone who may change the Deployment anyway may say which
+// rollout acts with the rights of whoever continues it, so only a user who may change the Deployment anyway may decide which
 // image it gets. Who may write ConfigMaps can promote or abort a rollout, and no more.
 type Spec struct {
 	// Container gets Image; it had Previous.
 	Container string `json:"container"`
 	Image     string `json:"image"`
 	Previous  string `json:"previous"`
-	// VersionLabel tells the canary's pods from the others, whose value of it is Version.
+	// VersionLabel distinguishes the canary's pods from the others, whose value of it is Version.
 	VersionLabel string      `json:"versionLabel"`
 	Version      string      `json:"version"`
 	Plan         Plan        `json:"plan"`
@@ -130,11 +130,12 @@ type State struct {
 	// Step is the index of the step in Plan.Steps, -1 before the first.
 	Step int `json:"step"`
 	// Weight is the canary's share of the requests in percent.
-	Weight int        `json:"weight"`
-	Wish   Wish       `json:"wish,omitempty"`
-	Reason string     `json:"reason,omitempty"`
-	Done   []StepDone `json:"done,omitempty"`
-	Routes []string   `json:"virtualServices,omitempty"` // of others that were changed, "namespace/name"
+	Weight int `json:"weight"`
+	// Request has the key of earlier versions.
+	Request Request    `json:"wish,omitempty"`
+	Reason  string     `json:"reason,omitempty"`
+	Done    []StepDone `json:"done,omitempty"`
+	Routes  []string   `json:"virtualServices,omitempty"` // of others that were changed, "namespace/name"
 
 	Ended *metav1.Time `json:"ended,omitempty"`
 	// Final is the image that the Deployment had at the end.
@@ -159,13 +160,13 @@ func (s *State) canaryMark() string { return canaryMark(s.Version) }
 func canaryName(name string) string { return name + "-canary" }
 func recordName(name string) string { return "polymesh-rollout-" + name }
 
-// Ways says what can be done about a rollout that is under way.
+// Ways is what can be done about a rollout that is under way.
 func (s *State) Ways() string {
 	of := fmt.Sprintf("%s -n %s", s.Name, s.Namespace)
 	return fmt.Sprintf("`polymesh rollout canary %s` goes on with it, `polymesh rollout promote %s` and `polymesh rollout abort %s` end it", of, of, of)
 }
 
-// Outcome says how a rollout ended.
+// Outcome is how a rollout ended.
 func (s *State) Outcome() string {
 	switch s.Phase {
 	case Promoted:
@@ -228,8 +229,8 @@ func (s *State) check(namespace, record string) error {
 		return fmt.Errorf("it names no image to go back to")
 	case !slices.Contains([]Phase{Starting, Running, Promoting, RollingBack, Promoted, RolledBack, Aborted}, s.Phase):
 		return fmt.Errorf("this version of Polymesh does not know the phase %q", s.Phase)
-	case s.Wish != "" && s.Wish != WishPromote && s.Wish != WishAbort:
-		return fmt.Errorf("this version of Polymesh does not know the wish %q", s.Wish)
+	case s.Request != "" && s.Request != RequestPromote && s.Request != RequestAbort:
+		return fmt.Errorf("this version of Polymesh does not know the request %q", s.Request)
 	}
 	if err := checkImage(s.Image); err != nil {
 		return err
@@ -265,7 +266,7 @@ func checkImage(image string) error {
 	return nil
 }
 
-// confirmed reports whether the Deployment says that its rollout is this one.
+// confirmed reports whether the Deployment's annotation names this rollout.
 func (s *State) confirmed(d *appsv1.Deployment) bool {
 	var spec Spec
 	return json.Unmarshal([]byte(d.Annotations[specAnnotation]), &spec) == nil && spec.equal(s.Spec)

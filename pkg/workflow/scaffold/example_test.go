@@ -94,7 +94,7 @@ func TestManifestsAreTheExamples(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "polyglot")
 	do(t, func() (*Plan, error) { return NewProject(dir, ProjectOptions{Languages: []string{"rust"}}) })
 	specs := func(dir string) map[string]any {
-		objects, err := load(t, dir).Objects()
+		objects, _, err := load(t, dir).Objects()
 		if err != nil {
 			t.Fatal(err)
 		}

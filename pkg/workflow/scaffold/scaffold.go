@@ -147,11 +147,11 @@ func NewService(in *project.Project, name, lang string, o ServiceOptions) (*Plan
 			return nil, err
 		}
 	}
-	objects, err := in.Objects()
+	objects, namespace, err := in.Objects()
 	if err != nil {
 		return nil, err
 	}
-	gateway, host, err := entrance(in, objects, o)
+	gateway, host, err := entrance(in, objects, namespace, o)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func NewService(in *project.Project, name, lang string, o ServiceOptions) (*Plan
 	if s, ok := in.Service(name); ok && filepath.Clean(s.Context) != filepath.Join("services", name) {
 		return nil, fmt.Errorf("service %s is there already, in %s: choose another name", name, s.Context)
 	}
-	if err := p.fits(in, objects); err != nil {
+	if err := p.fits(in, objects, namespace); err != nil {
 		return nil, err
 	}
 	if err := p.describe(name); err != nil {
@@ -187,7 +187,7 @@ func checkHost(host string) error {
 }
 
 // entrance is the Gateway that lets requests to the project in, and for which host.
-func entrance(in *project.Project, objects []project.Object, o ServiceOptions) (gateway, host string, err error) {
+func entrance(in *project.Project, objects []project.Object, namespace string, o ServiceOptions) (gateway, host string, err error) {
 	if o.Gateway != "" && o.Host != "" {
 		return o.Gateway, o.Host, nil
 	}
@@ -198,7 +198,7 @@ func entrance(in *project.Project, objects []project.Object, o ServiceOptions) (
 			continue
 		}
 		name := object.GetName()
-		if n := object.GetNamespace(); n != "" && n != in.Namespace {
+		if n := object.GetNamespace(); n != "" && n != namespace {
 			name = n + "/" + name
 		}
 		names = append(names, name)
@@ -281,7 +281,7 @@ func (p *Plan) add(from, to string, words []string) error {
 }
 
 // fits refuses what the project would not deploy, and objects that it has already in another file.
-func (p *Plan) fits(in *project.Project, objects []project.Object) error {
+func (p *Plan) fits(in *project.Project, objects []project.Object, namespace string) error {
 	for _, f := range p.Files {
 		if strings.HasPrefix(f.Path, "services/") {
 			continue
@@ -293,7 +293,7 @@ func (p *Plan) fits(in *project.Project, objects []project.Object) error {
 		for _, object := range made {
 			for _, other := range objects {
 				same := other.GroupVersionKind().GroupKind() == object.GroupVersionKind().GroupKind() && other.GetName() == object.GetName() &&
-					(other.GetNamespace() == "" || other.GetNamespace() == in.Namespace)
+					(other.GetNamespace() == "" || other.GetNamespace() == namespace)
 				if same && filepath.ToSlash(other.File) != f.Path {
 					return fmt.Errorf("%s is already at %s: choose another name", object.ID(), other.At())
 				}

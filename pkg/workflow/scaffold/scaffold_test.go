@@ -148,12 +148,12 @@ spec: {selector: {istio: ingressgateway}, ports: [{name: http2, port: 80, target
 // The API server takes every object as it is written, and Istio's analyzers, which look at each deploy, find nothing.
 func TestManifests(t *testing.T) {
 	p := load(t, shop(t))
-	objects, err := p.Objects()
+	objects, namespace, err := p.Objects()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Namespace != "shop" {
-		t.Errorf("the namespace is %s", p.Namespace)
+	if namespace != "shop" {
+		t.Errorf("the namespace is %s", namespace)
 	}
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, json.SerializerOptions{Strict: true})
 	var readers []local.ReaderSource
@@ -182,7 +182,7 @@ func TestManifests(t *testing.T) {
 			t.Errorf("%s: %v", o.At(), err)
 		}
 		if d, ok := decoded.(*appsv1.Deployment); ok {
-			pods = append(pods, pod(t, d, p.Namespace))
+			pods = append(pods, pod(t, d, namespace))
 		}
 	}
 	for _, kind := range []string{"Deployment", "Service", "ConfigMap", "HorizontalPodAutoscaler", "PodDisruptionBudget", "VirtualService", "DestinationRule"} {
@@ -190,7 +190,7 @@ func TestManifests(t *testing.T) {
 			t.Errorf("there are %d of kind %s", kinds[kind], kind)
 		}
 	}
-	analyzer := local.NewIstiodAnalyzer(analyzers.AllCombined(), resource.Namespace(p.Namespace), "istio-system", nil)
+	analyzer := local.NewIstiodAnalyzer(analyzers.AllCombined(), resource.Namespace(namespace), "istio-system", nil)
 	readers = append(readers, local.ReaderSource{Name: "pods", Reader: strings.NewReader(strings.Join(pods, "\n---\n"))})
 	if err := analyzer.AddTestReaderKubeSource(readers); err != nil {
 		t.Fatal(err)

@@ -12,7 +12,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/pkg/condition"
 )
 
 // ExplainFailure prints what a user would look at when the test fails. ForTest does it; a test that shares a node calls
@@ -111,7 +114,7 @@ func (n *Node) explainPods(ctx context.Context, w io.Writer, show func(string, .
 	}
 }
 
-// NotReady says why a pod is not ready, and nothing when it is.
+// NotReady returns why a pod is not ready, empty when it is.
 func NotReady(p *corev1.Pod) string {
 	name := p.Namespace + "/" + p.Name
 	if p.DeletionTimestamp != nil {
@@ -120,10 +123,8 @@ func NotReady(p *corev1.Pod) string {
 	if p.Status.Phase != corev1.PodRunning {
 		return fmt.Sprintf("%s is %s %s", name, p.Status.Phase, p.Status.Message)
 	}
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady && c.Status != corev1.ConditionTrue {
-			return fmt.Sprintf("%s is not ready: %s", name, c.Message)
-		}
+	if c := meta.FindStatusCondition(condition.Of(p.Status.Conditions), string(corev1.PodReady)); c != nil && c.Status != metav1.ConditionTrue {
+		return fmt.Sprintf("%s is not ready: %s", name, c.Message)
 	}
 	return ""
 }

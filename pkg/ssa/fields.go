@@ -1,39 +1,60 @@
-package converge
+package ssa
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
-)
-
-// Field managers of the server's parts. Server-side apply knows owners by these names only, so each part has one of its
-// own; `polymesh deploy` is "polymesh", which the parts were too in earlier versions.
-const (
-	Addon       = "polymesh-addon"
-	Mesh        = "polymesh-mesh"
-	ImagePolicy = "polymesh-image-policy"
-
-	shared = "polymesh"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 )
 
 // partOf is the label of what `polymesh deploy` has applied (k8s.io/kubectl/pkg/cmd/apply, ApplysetPartOfLabel).
 const partOf = "applyset.kubernetes.io/part-of"
 
-// Deployed reports whether an object is a member of a project that someone deploys: whatever else it says, it is a user's.
+// Deployed reports whether an object is a member of a project that is deployed: whatever else its metadata says, it is a user's.
 func Deployed(obj metav1.Object) bool { return obj.GetLabels()[partOf] != "" }
+
+// AppliedBy reports whether a field manager has applied an object. Labels alone prove nothing: `kubectl get -o yaml` and
+// `kubectl apply` copy them with the rest of an object, and so do controllers.
+func AppliedBy(obj metav1.Object, manager string) bool {
+	return slices.ContainsFunc(obj.GetManagedFields(), func(m metav1.ManagedFieldsEntry) bool { return isApply(m, manager) })
+}
+
+func isApply(m metav1.ManagedFieldsEntry, manager string) bool {
+	return m.Manager == manager && m.Operation == metav1.ManagedFieldsOperationApply && m.Subresource == ""
+}
+
+// Owns reports whether a manager's entry has a field at or below one of the paths.
+func Owns(m metav1.ManagedFieldsEntry, paths ...fieldpath.Path) (bool, error) {
+	if m.FieldsV1 == nil {
+		return false, nil
+	}
+	var fields fieldpath.Set
+	if err := fields.FromJSON(bytes.NewReader(m.FieldsV1.GetRawBytes())); err != nil {
+		return false, fmt.Errorf("read the fields of manager %s: %w", m.Manager, err)
+	}
+	return slices.ContainsFunc(paths, func(path fieldpath.Path) bool {
+		below := &fields
+		for _, part := range path {
+			below = below.WithPrefix(part)
+		}
+		return fields.Has(path) || !below.Empty()
+	}), nil
+}
 
 // Fingerprint is a hash of the fields of a live object that a field manager applied, and of the object's UID. Exactly what
 // another apply would overwrite goes in: defaults that a newer API server adds do not, nor do fields of other owners. A
-// field that someone else changes leaves the manager's set (Kubernetes: server-side apply, conflicts), so that shows.
+// field that someone else changes leaves the manager's set (Kubernetes: server-side apply, conflicts), so that shows. The mesh
+// records fingerprints in the cluster: another way to compute them makes every object look changed.
 func Fingerprint(obj *unstructured.Unstructured, manager string) (string, error) {
 	owned := map[string]any{}
 	for _, m := range obj.GetManagedFields() {
@@ -117,59 +138,29 @@ func sameJSON(a, b any) bool {
 	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
-// Applied remembers what was applied in this run, by a key of the caller's, so that only what has changed since is applied
-// again. The zero value is empty.
-type Applied struct {
-	mu     sync.Mutex
-	prints map[string]string
-}
-
-// Note remembers an object as the API server returned it from an apply.
-func (a *Applied) Note(key string, live any, manager string) error {
-	print, err := fingerprintOf(live, manager)
+// TakeOver gives what an object has from an earlier version of the server, under the manager that all its parts shared, to the
+// part of today. It returns the object as it is then, or nil where there is nothing to take. Without it the old manager would
+// own every field for ever, and one that is dropped would stay. What a user has deployed stays the user's: it is part of a
+// project, or it was deployed after the part took the object over. It fails if the object has changed meanwhile.
+//
+// client-go's csaupgrade does the same for fields of updates (client-side apply), but not for applied ones.
+func TakeOver(ctx context.Context, r dynamic.ResourceInterface, obj metav1.Object, manager string) (*unstructured.Unstructured, error) {
+	patch, err := takeOverPatch(obj, manager)
+	if err != nil || patch == nil {
+		return nil, err
+	}
+	live, err := r.Patch(ctx, obj.GetName(), types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: manager})
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("take over the fields of %s: %w", obj.GetName(), err)
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.prints == nil {
-		a.prints = map[string]string{}
-	}
-	a.prints[key] = print
-	return nil
+	return live, nil
 }
 
-// Holds reports whether a live object is as it was applied. One that was not applied in this run is not.
-func (a *Applied) Holds(key string, live any, manager string) (bool, error) {
-	print, err := fingerprintOf(live, manager)
-	if err != nil {
-		return false, err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.prints[key] == print, nil
-}
-
-func fingerprintOf(live any, manager string) (string, error) {
-	if obj, ok := live.(*unstructured.Unstructured); ok {
-		return Fingerprint(obj, manager)
-	}
-	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(live)
-	if err != nil {
-		return "", err
-	}
-	return Fingerprint(&unstructured.Unstructured{Object: content}, manager)
-}
-
-// Disown is the JSON patch that gives what an object has from an earlier version of the server, under the manager that all
-// its parts shared, to the part of today; nil where there is nothing of it. Without it the old manager would own every field
-// for ever, and one that is dropped would stay. What a user has deployed stays the user's: it is part of a project, or it was
-// deployed after the part took the object over. The patch fails if the object has changed meanwhile. It does for applied
-// fields what client-go's csaupgrade does for others.
-func Disown(obj metav1.Object, manager string) ([]byte, error) {
+// takeOverPatch is nil where there is nothing to take.
+func takeOverPatch(obj metav1.Object, manager string) ([]byte, error) {
 	managed := slices.Clone(obj.GetManagedFields())
-	at := slices.IndexFunc(managed, func(m metav1.ManagedFieldsEntry) bool { return isApply(m, shared) })
-	if at < 0 || Deployed(obj) || slices.ContainsFunc(managed, func(m metav1.ManagedFieldsEntry) bool { return isApply(m, manager) }) {
+	at := slices.IndexFunc(managed, func(m metav1.ManagedFieldsEntry) bool { return isApply(m, Deploy) })
+	if at < 0 || Deployed(obj) || AppliedBy(obj, manager) {
 		return nil, nil
 	}
 	managed[at].Manager = manager
@@ -177,8 +168,4 @@ func Disown(obj metav1.Object, manager string) ([]byte, error) {
 		{"op": "replace", "path": "/metadata/managedFields", "value": managed},
 		{"op": "replace", "path": "/metadata/resourceVersion", "value": obj.GetResourceVersion()},
 	})
-}
-
-func isApply(m metav1.ManagedFieldsEntry, manager string) bool {
-	return m.Manager == manager && m.Operation == metav1.ManagedFieldsOperationApply && m.Subresource == ""
 }
