@@ -15,10 +15,10 @@ const renewalInterval = 12 * time.Hour
 // Renewal is the component "certificates": it makes what is missing at the start, and while the server runs renews each
 // certificate before it ends. Kubernetes reads renewed files by itself.
 type Renewal struct {
+	component.Background
 	opts    Options
 	publish func(Store) error
 	log     *slog.Logger
-	cancel  context.CancelFunc
 	problem atomic.Pointer[error]
 }
 
@@ -52,8 +52,7 @@ func (r *Renewal) Start(ctx context.Context) error {
 	if err := r.Ensure(time.Now()); err != nil {
 		return err
 	}
-	ctx, r.cancel = component.Running(ctx)
-	go func() {
+	r.Go(ctx, func(ctx context.Context) {
 		tick := time.NewTicker(renewalInterval)
 		defer tick.Stop()
 		for {
@@ -68,7 +67,7 @@ func (r *Renewal) Start(ctx context.Context) error {
 				r.problem.Store(&err)
 			}
 		}
-	}()
+	})
 	return nil
 }
 
@@ -76,14 +75,6 @@ func (r *Renewal) Start(ctx context.Context) error {
 func (r *Renewal) Ready(context.Context) error {
 	if err := r.problem.Load(); err != nil {
 		return *err
-	}
-	return nil
-}
-
-// Stop ends the watch.
-func (r *Renewal) Stop(context.Context) error {
-	if r.cancel != nil {
-		r.cancel()
 	}
 	return nil
 }

@@ -3,15 +3,10 @@ package command
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"net/netip"
-	"os"
 	"os/signal"
 	"slices"
 	"strings"
@@ -27,9 +22,7 @@ import (
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/workflow/bridge"
-	"polymesh.dev/polymesh/pkg/workflow/bridge/consul"
-	"polymesh.dev/polymesh/pkg/workflow/bridge/dns"
-	"polymesh.dev/polymesh/pkg/workflow/bridge/eureka"
+	"polymesh.dev/polymesh/pkg/workflow/bridge/registries"
 )
 
 // bridgeNamespace is where a bridge keeps its objects if nothing else is said.
@@ -48,19 +41,10 @@ find all others.`,
 	return cmd
 }
 
-// registryFlags say which registry, and how to speak to it.
-type registryFlags struct {
-	eureka, consul, dns []string
-	dnsServer           string
-	user, passwordFile  string
-	tokenFile           string
-	caFile, cert, key   string
-	gatewayName         string
-}
-
 func newBridgeRun() *cobra.Command {
-	var f registryFlags
+	var f registries.Options
 	var allow []string
+	var gateway string
 	o := bridge.Options{}
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -78,10 +62,10 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringSliceVar(&f.eureka, "eureka", nil, "addresses of a Eureka: http://HOST:8761/eureka/; the first that answers is asked")
-	flags.StringSliceVar(&f.consul, "consul", nil, "addresses of Consul agents of one datacenter: http://HOST:8500; the first that answers is asked")
-	flags.StringArrayVar(&f.dns, "dns", nil, "a service in DNS: SERVICE=NAME with SRV records, or SERVICE=NAME:PORT with addresses; can be given more than once")
-	flags.StringVar(&f.dnsServer, "dns-server", "", "the name server to ask (default: this machine's)")
+	flags.StringSliceVar(&f.Eureka, "eureka", nil, "addresses of a Eureka: http://HOST:8761/eureka/; the first that answers is asked")
+	flags.StringSliceVar(&f.Consul, "consul", nil, "addresses of Consul agents of one datacenter: http://HOST:8500; the first that answers is asked")
+	flags.StringArrayVar(&f.DNS, "dns", nil, "a service in DNS: SERVICE=NAME with SRV records, or SERVICE=NAME:PORT with addresses; can be given more than once")
+	flags.StringVar(&f.DNSServer, "dns-server", "", "the name server to ask (default: this machine's)")
 	flags.StringVar(&o.Name, "name", "", "tells the bridges of a cluster apart (default: eureka, consul or dns)")
 	flags.StringVar(&o.Domain, "domain", "", "what stands behind a service's name in the mesh (default: NAME.internal)")
 	flags.IntVar(&o.Port, "port", 80, "where the mesh's programs reach a service, whatever its own port is")
@@ -90,15 +74,15 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 	flags.IntVar(&o.MaxLoss, "max-loss", 50, "if more than this percentage of the instances vanish at once, keep them for now")
 	flags.DurationVar(&o.Guard, "guard", 5*time.Minute, "how long to keep what vanished like that, or while the registry was away")
 	flags.StringSliceVar(&allow, "allow-cidr", nil, "ranges of addresses that instances may have (default: all but link-local ones and the cluster's own); of several ranges that hold an address the smallest counts")
-	flags.StringVar(&f.gatewayName, "gateway", "istio-system/istio-ingressgateway", "the Service by which callers outside reach the mesh")
+	flags.StringVar(&gateway, "gateway", "istio-system/istio-ingressgateway", "the Service by which callers outside reach the mesh")
 	flags.StringVar(&o.AdvertiseAddress, "advertise-address", "", "HOST or HOST:PORT of the gateway as callers outside see it (default: what its Service says)")
 	flags.StringVar(&o.AdvertiseDomain, "advertise-domain", "", "callers outside call the mesh's services NAME.DOMAIN, which their name servers have to know (default: they use the address)")
-	flags.StringVar(&f.user, "user", "", "user of Eureka")
-	flags.StringVar(&f.passwordFile, "password-file", "", "file with the user's password")
-	flags.StringVar(&f.tokenFile, "token-file", "", "file with a token of Consul's ACLs")
-	flags.StringVar(&f.caFile, "ca-file", "", "authorities that sign for the registry (default: those of the machine)")
-	flags.StringVar(&f.cert, "client-cert", "", "certificate to show to the registry")
-	flags.StringVar(&f.key, "client-key", "", "its key")
+	flags.StringVar(&f.User, "user", "", "user of Eureka")
+	flags.StringVar(&f.PasswordFile, "password-file", "", "file with the user's password")
+	flags.StringVar(&f.TokenFile, "token-file", "", "file with a token of Consul's ACLs")
+	flags.StringVar(&f.CAFile, "ca-file", "", "authorities that sign for the registry (default: those of the machine)")
+	flags.StringVar(&f.ClientCert, "client-cert", "", "certificate to show to the registry")
+	flags.StringVar(&f.ClientKey, "client-key", "", "its key")
 	cluster := clusterFlags(cmd)
 	flags.Lookup("namespace").Usage = "where the bridge keeps its objects (default: " + bridgeNamespace + ")"
 	for _, name := range []string{"password-file", "token-file", "ca-file", "client-cert", "client-key"} {
@@ -106,9 +90,12 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var err error
-		if o.Registry, err = f.registry(&o); err != nil {
+		f.Interval = o.Interval
+		kind := ""
+		if o.Registry, kind, err = registries.New(f); err != nil {
 			return err
 		}
+		o.Name = cmp.Or(o.Name, kind)
 		for _, text := range allow {
 			prefix, err := netip.ParsePrefix(text)
 			if err != nil {
@@ -116,9 +103,9 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 			}
 			o.Allow = append(o.Allow, prefix.Masked())
 		}
-		namespace, name, ok := strings.Cut(f.gatewayName, "/")
+		namespace, name, ok := strings.Cut(gateway, "/")
 		if !ok || namespace == "" || name == "" {
-			return fmt.Errorf("--gateway %q is not NAMESPACE/NAME", f.gatewayName)
+			return fmt.Errorf("--gateway %q is not NAMESPACE/NAME", gateway)
 		}
 		o.Gateway = types.NamespacedName{Namespace: namespace, Name: name}
 		if o.Namespace = *cluster.Namespace; o.Namespace == "" {
@@ -144,118 +131,6 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 		return b.Run(ctx)
 	}
 	return cmd
-}
-
-// registry makes the registry that the flags mean.
-func (f *registryFlags) registry(o *bridge.Options) (bridge.Registry, error) {
-	if slices.ContainsFunc(f.eureka, hasPassword) {
-		return nil, errors.New("everyone on this machine can read a command line: give the password as --user and --password-file, or the whole address as POLYMESH_BRIDGE_EUREKA")
-	}
-	if text := os.Getenv("POLYMESH_BRIDGE_EUREKA"); text != "" && len(f.eureka) == 0 && len(f.consul) == 0 && len(f.dns) == 0 {
-		f.eureka = strings.Split(text, ",")
-	}
-	named := 0
-	for _, addresses := range [][]string{f.eureka, f.consul, f.dns} {
-		named += min(len(addresses), 1)
-	}
-	switch {
-	case named > 1:
-		return nil, errors.New("a bridge has one registry: run one for each of --eureka, --consul and --dns")
-	case f.tokenFile != "" && len(f.consul) == 0:
-		return nil, errors.New("--token-file is for --consul: Eureka takes --user and --password-file")
-	case (f.user != "" || f.passwordFile != "") && len(f.eureka) == 0:
-		return nil, errors.New("--user and --password-file are for --eureka: Consul takes --token-file")
-	case len(f.consul) > 0:
-		if o.Name == "" {
-			o.Name = "consul"
-		}
-		token, err := f.token()
-		if err != nil {
-			return nil, err
-		}
-		client, err := f.client()
-		if err != nil {
-			return nil, err
-		}
-		return consul.New(client, f.consul, token, o.Interval)
-	case len(f.eureka) > 0:
-		if o.Name == "" {
-			o.Name = "eureka"
-		}
-		password, err := f.password()
-		if err != nil {
-			return nil, err
-		}
-		client, err := f.client()
-		if err != nil {
-			return nil, err
-		}
-		return eureka.New(client, f.eureka, f.user, password)
-	case len(f.dns) > 0:
-		if o.Name == "" {
-			o.Name = "dns"
-		}
-		return dns.New(f.dns, f.dnsServer)
-	}
-	return nil, errors.New("no registry is named: --eureka http://HOST:8761/eureka/, --consul http://HOST:8500, or --dns SERVICE=NAME")
-}
-
-// hasPassword reports whether an address has one, also one that is otherwise not well-formed.
-func hasPassword(address string) bool {
-	_, rest, _ := strings.Cut(address, "://")
-	authority, _, _ := strings.Cut(rest, "/")
-	return strings.Contains(authority, "@")
-}
-
-func (f *registryFlags) password() (string, error) {
-	if f.passwordFile == "" {
-		return os.Getenv("POLYMESH_BRIDGE_PASSWORD"), nil
-	}
-	return readSecret("password", f.passwordFile)
-}
-
-// token is Consul's. The second variable is that of its own programs.
-func (f *registryFlags) token() (string, error) {
-	if f.tokenFile == "" {
-		return cmp.Or(os.Getenv("POLYMESH_BRIDGE_CONSUL_TOKEN"), os.Getenv("CONSUL_HTTP_TOKEN")), nil
-	}
-	return readSecret("token", f.tokenFile)
-}
-
-// readSecret reads a file with a secret, with the end of the line that editors write or without.
-func readSecret(what, file string) (string, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return "", fmt.Errorf("read the %s: %w", what, err)
-	}
-	return strings.TrimRight(string(text), "\r\n"), nil
-}
-
-// client is for HTTP, with the files that TLS needs. One request has less time than a pass.
-func (f *registryFlags) client() (*http.Client, error) {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-	if f.caFile != "" {
-		pem, err := os.ReadFile(f.caFile)
-		if err != nil {
-			return nil, fmt.Errorf("read the authorities: %w", err)
-		}
-		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
-		if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s has no certificate in PEM", f.caFile)
-		}
-	}
-	if (f.cert == "") != (f.key == "") {
-		return nil, errors.New("--client-cert and --client-key go together")
-	}
-	if f.cert != "" {
-		pair, err := tls.LoadX509KeyPair(f.cert, f.key)
-		if err != nil {
-			return nil, fmt.Errorf("read the client's certificate: %w", err)
-		}
-		transport.TLSClientConfig.Certificates = []tls.Certificate{pair}
-	}
-	return &http.Client{Transport: transport, Timeout: 10 * time.Second}, nil
 }
 
 func newBridgeStatus() *cobra.Command {

@@ -2,19 +2,13 @@ package command
 
 import (
 	"context"
-	"fmt"
-	"io"
 	"os/signal"
-	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/workflow/deploy"
 	"polymesh.dev/polymesh/pkg/workflow/dev"
-	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
 func newDev() *cobra.Command {
@@ -37,12 +31,7 @@ what it has deployed stays (polymesh undeploy takes it away).`,
 		o.Wait = true
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
-		w, err := dev.Watch(watched(o.Project.Dir))
-		if err != nil {
-			return err
-		}
-		defer w.Close()
-		return develop(ctx, cmd.ErrOrStderr(), w, o.Project, func(ctx context.Context) error {
+		return dev.Run(ctx, cmd.ErrOrStderr(), o.Project.Dir, func(ctx context.Context) error {
 			// The project is read again: polymesh.yaml may be what changed.
 			o, err := options(args)
 			if err != nil {
@@ -55,51 +44,4 @@ what it has deployed stays (polymesh undeploy takes it away).`,
 		})
 	}
 	return cmd
-}
-
-// watched lists what a deploy of the project reads. The project is loaded each time: polymesh.yaml, and which services there
-// are, may be what changed.
-func watched(dir string) dev.List {
-	return func(visit func(path string)) error {
-		visit(filepath.Join(dir, project.File))
-		p, err := project.Load(dir)
-		if err != nil {
-			return err
-		}
-		return deploy.Inputs(p, visit)
-	}
-}
-
-// develop runs once, and again after each change, until ctx ends. A change ends a run that is under way.
-func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Project, run func(context.Context) error) error {
-	for {
-		running, cancel := context.WithCancel(ctx)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			err := run(running)
-			switch {
-			case running.Err() != nil: // broken off
-			case err != nil:
-				fmt.Fprintf(out, "\n%s\nwaiting for a change\n", progress.Text(err.Error()))
-			default:
-				fmt.Fprintln(out, "\nwaiting for a change")
-			}
-		}()
-		files, err := w.Changed(ctx)
-		cancel()
-		<-done
-		if ctx.Err() != nil {
-			return nil // Ctrl-C is how this ends
-		}
-		if err != nil {
-			return err
-		}
-		for i, file := range files {
-			if name, err := filepath.Rel(p.Dir, file); err == nil {
-				files[i] = name
-			}
-		}
-		fmt.Fprintf(out, "\n%s changed\n", progress.Line(strings.Join(files, ", ")))
-	}
 }

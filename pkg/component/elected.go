@@ -33,13 +33,11 @@ func Elected(leadership Leadership, build func() Component, log *slog.Logger) Co
 type standing interface{ standby() bool }
 
 type elected struct {
+	Background // its end is the end of the term
 	name       string
 	leadership Leadership
 	build      func() Component
 	log        *slog.Logger
-
-	cancel context.CancelFunc
-	done   chan struct{}
 
 	mu      sync.Mutex
 	current Component // that of this term, or of the next one
@@ -55,12 +53,7 @@ func (e *elected) Init(ctx context.Context) error { return e.component().Init(ct
 
 // Start waits for terms in the background.
 func (e *elected) Start(ctx context.Context) error {
-	ctx, e.cancel = Running(ctx)
-	e.done = make(chan struct{})
-	go func() {
-		defer close(e.done)
-		e.leadership.Watch(ctx, e.term)
-	}()
+	e.Go(ctx, func(ctx context.Context) { e.leadership.Watch(ctx, e.term) })
 	return nil
 }
 
@@ -169,18 +162,4 @@ func (e *elected) Version() string {
 		return v.Version()
 	}
 	return ""
-}
-
-// Stop ends the term, if there is one.
-func (e *elected) Stop(ctx context.Context) error {
-	if e.cancel == nil {
-		return nil
-	}
-	e.cancel()
-	select {
-	case <-e.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still running: %w", ctx.Err())
-	}
 }

@@ -11,23 +11,19 @@ import (
 // Task is the running part of a component that is a blocking function in this process, as Kubernetes' exported Run
 // functions are. Embed it for Stop and Failed, and call Go from Start.
 type Task struct {
-	cancel context.CancelFunc
-	done   chan struct{}
-	failed chan error
+	background Background
+	failed     chan error
 }
 
 // NewTask returns a task that has not started.
 func NewTask() Task {
-	return Task{done: make(chan struct{}), failed: make(chan error, 1)}
+	return Task{failed: make(chan error, 1)}
 }
 
 // Go calls run in the background, with a context that Stop ends. When run returns before that, the task has failed; so has
 // one that panics, which leaves the other components the time to stop in order.
 func (t *Task) Go(start context.Context, run func(context.Context) error) {
-	ctx, cancel := Running(start)
-	t.cancel = cancel
-	go func() {
-		defer close(t.done)
+	t.background.Go(start, func(ctx context.Context) {
 		defer func() {
 			if p := recover(); p != nil {
 				t.failed <- &Panic{Value: p, Stack: debug.Stack()}
@@ -41,7 +37,7 @@ func (t *Task) Go(start context.Context, run func(context.Context) error) {
 			err = errors.New("ended by itself")
 		}
 		t.failed <- err
-	}()
+	})
 }
 
 // Panic is the error of a task that panicked.
@@ -59,15 +55,4 @@ func (p *Panic) Error() string {
 func (t *Task) Failed() <-chan error { return t.failed }
 
 // Stop ends run and waits for it, as long as ctx lasts.
-func (t *Task) Stop(ctx context.Context) error {
-	if t.cancel == nil {
-		return nil
-	}
-	t.cancel()
-	select {
-	case <-t.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still running: %w", ctx.Err())
-	}
-}
+func (t *Task) Stop(ctx context.Context) error { return t.background.Stop(ctx) }

@@ -36,8 +36,7 @@ type Loop struct {
 	interval time.Duration
 	sync     func(context.Context) error
 
-	cancel context.CancelFunc
-	done   chan struct{}
+	background component.Background
 
 	mu    sync.Mutex
 	state error
@@ -52,12 +51,7 @@ func NewLoop(log *slog.Logger, interval time.Duration, sync func(context.Context
 
 // Start runs the loop in the background, until Stop.
 func (l *Loop) Start(ctx context.Context) {
-	ctx, l.cancel = component.Running(ctx)
-	l.done = make(chan struct{})
-	go func() {
-		defer close(l.done)
-		l.run(ctx)
-	}()
+	l.background.Go(ctx, l.run)
 }
 
 func (l *Loop) run(ctx context.Context) {
@@ -117,15 +111,4 @@ func (l *Loop) Ready() error {
 }
 
 // Stop ends the loop and waits for a round that is under way. What was applied stays.
-func (l *Loop) Stop(ctx context.Context) error {
-	if l.cancel == nil {
-		return nil
-	}
-	l.cancel()
-	select {
-	case <-l.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still applying: %w", ctx.Err())
-	}
-}
+func (l *Loop) Stop(ctx context.Context) error { return l.background.Stop(ctx) }

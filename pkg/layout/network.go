@@ -18,6 +18,7 @@ const (
 	KubeletPort       = 10250
 	KubeletHealthPort = 10248
 	ProxyHealthPort   = 10256
+	ImagePolicyPort   = 10263
 )
 
 // Ports lists all but the API server's, which the user chooses.
@@ -26,6 +27,7 @@ func Ports() []Port {
 		{Number: KubeletPort, Component: "kubelet", What: "the kubelet"},
 		{Number: KubeletHealthPort, Component: "kubelet", What: "the kubelet's health check", Loopback: true},
 		{Number: ProxyHealthPort, Component: "kube-proxy", What: "kube-proxy's health check"},
+		{Number: ImagePolicyPort, Component: "image-policy", What: "the image policy, with --image-policy-key", Loopback: true, Unused: true},
 		{Number: 10255, Component: "kubelet", What: "the kubelet's read-only port", Unused: true},
 		{Number: 10249, Component: "kube-proxy", What: "kube-proxy's metrics", Loopback: true, Unused: true},
 		{Number: 10257, Component: "kube-controller-manager", What: "the controller manager", Unused: true},

@@ -21,11 +21,10 @@ const pinInterval = 20 * time.Second
 // <data-dir>/agent/images, into containerd before the kubelet can ask for one, and pins what no registry has for as long as
 // it may be wanted (imagestore has the rule). Nothing is ever pulled for them.
 type Images struct {
-	opts   Options
-	cancel context.CancelFunc
-	done   chan struct{}
-	result atomic.Pointer[error]
-	failed chan error
+	component.Background // an import that is broken off is done again by the next start
+	opts                 Options
+	result               atomic.Pointer[error]
+	failed               chan error
 }
 
 // NewImages returns the component, not yet started.
@@ -44,10 +43,7 @@ func (i *Images) Start(ctx context.Context) error {
 	if err := os.MkdirAll(i.dir(), 0o755); err != nil {
 		return err
 	}
-	ctx, i.cancel = component.Running(ctx)
-	i.done = make(chan struct{})
-	go func() {
-		defer close(i.done)
+	i.Go(ctx, func(ctx context.Context) {
 		w, err := i.importAll(ctx)
 		i.result.Store(&err)
 		if err != nil {
@@ -57,7 +53,7 @@ func (i *Images) Start(ctx context.Context) error {
 			return
 		}
 		i.keepPinned(ctx, w)
-	}()
+	})
 	return nil
 }
 
@@ -90,20 +86,6 @@ func (i *Images) Ready(context.Context) error {
 		return *err
 	}
 	return errors.New("importing")
-}
-
-// Stop breaks an import off; the next start does it again.
-func (i *Images) Stop(ctx context.Context) error {
-	if i.cancel == nil {
-		return nil
-	}
-	i.cancel()
-	select {
-	case <-i.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still importing: %w", ctx.Err())
-	}
 }
 
 // importAll returns the payloads and archives that there are.

@@ -47,11 +47,15 @@ func Failed(results []Result) error {
 // Server checks that a server with this configuration can run here, in the order in which a user would mend it. need is the
 // disk space in bytes that it will certainly take in the data dir.
 func Server(cfg *config.Server, need uint64) []Result {
-	return append(Node(&cfg.Node, need),
+	results := append(Node(&cfg.Node, need),
 		Result{"kubeconfig", Writable(filepath.Dir(cfg.Kubeconfig), 0)},
 		Result{"API server's port", apiServerPort(cfg)},
 		Result{"public keys", publicKeys(cfg.ImagePolicyKeys)},
 	)
+	if len(cfg.ImagePolicyKeys) > 0 {
+		results = append(results, Result{"image policy's port", free("the image policy", loopback(), layout.ImagePolicyPort, "")})
+	}
+	return results
 }
 
 // Node checks what every node needs.
@@ -303,7 +307,7 @@ func nodePorts() error {
 		}
 		addr := netip.IPv4Unspecified()
 		if p.Loopback {
-			addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+			addr = loopback()
 		}
 		if err := free(p.What, addr, p.Number, ""); err != nil {
 			return err
@@ -311,6 +315,8 @@ func nodePorts() error {
 	}
 	return nil
 }
+
+func loopback() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 1}) }
 
 // free checks that one can listen on a port. hint follows on what to do if not.
 func free(what string, addr netip.Addr, port int, hint string) error {

@@ -17,6 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/noderole"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/kubeflags"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
 )
@@ -47,7 +48,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	up = m.Add(node.NewNetwork(machine), api, controllers)
 	m.Add(noderole.New(noderole.Options{Node: s.name, Kubeconfig: kubeconfig, Log: s.log}), api)
 	m.Add(imagepolicy.New(imagepolicy.Options{
-		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs,
+		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs, Port: layout.ImagePolicyPort,
 		Open:        func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
 		RegistryDir: dir.RegistryDir(), Log: s.log,
 	}), api, images)

@@ -19,10 +19,9 @@ var _ component.Component = (*Component)(nil)
 // Component is "secrets-encryption": it brings to an end what a start with --secrets-encryption, or a command that was broken
 // off, has begun.
 type Component struct {
+	component.Background
 	cluster Cluster
 	log     *slog.Logger
-	cancel  context.CancelFunc
-	done    chan struct{}
 	state   atomic.Pointer[error]
 }
 
@@ -44,10 +43,7 @@ func (*Component) Init(context.Context) error { return nil }
 
 // Start looks at the Secrets in the background.
 func (c *Component) Start(ctx context.Context) error {
-	ctx, c.cancel = component.Running(ctx)
-	c.done = make(chan struct{})
-	go func() {
-		defer close(c.done)
+	c.Go(ctx, func(ctx context.Context) {
 		for {
 			err := c.finish(ctx)
 			c.set(err)
@@ -60,7 +56,7 @@ func (c *Component) Start(ctx context.Context) error {
 				return
 			}
 		}
-	}()
+	})
 	return nil
 }
 
@@ -79,17 +75,3 @@ func (c *Component) finish(ctx context.Context) error {
 
 // Ready implements component.Component.
 func (c *Component) Ready(context.Context) error { return *c.state.Load() }
-
-// Stop implements component.Component.
-func (c *Component) Stop(ctx context.Context) error {
-	if c.cancel == nil {
-		return nil
-	}
-	c.cancel()
-	select {
-	case <-c.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still rewriting Secrets: %w", ctx.Err())
-	}
-}

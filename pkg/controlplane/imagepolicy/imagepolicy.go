@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -74,6 +75,9 @@ type Options struct {
 	// Kubeconfig may write webhook configurations and read Secrets. It is read by Start.
 	Kubeconfig   string
 	Certificates certificate.Store
+	// Port of the loopback on which the API server is answered: the same one on all servers of a cluster, whose API servers
+	// all read the same configurations. 0 is a free one.
+	Port int
 	// Open connects to the node's images.
 	Open func() (Node, error)
 	// RegistryDir is containerd's folder with the settings of registries.
@@ -142,10 +146,10 @@ func (p *Policy) Start(ctx context.Context) error {
 	return nil
 }
 
-// serve listens on a free port of the loopback, with the API server's own certificate: it is for 127.0.0.1, too.
+// serve listens on the loopback, with the API server's own certificate: it is for 127.0.0.1, too.
 func (p *Policy) serve() (address string, err error) {
 	cert, key := p.opts.Certificates.Cert(certificate.APIServer), p.opts.Certificates.Key(certificate.APIServer)
-	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
+	listener, err := tls.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p.opts.Port)), &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		// Who else is let in makes the server ask registries with any namespace's pull secrets.
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {

@@ -41,10 +41,9 @@ const defaultDuration = 15 * time.Second
 
 // Leader is the component "leader".
 type Leader struct {
-	opts   Options
-	log    *slog.Logger
-	cancel context.CancelFunc
-	done   chan struct{}
+	component.Background // its end gives the Lease up
+	opts                 Options
+	log                  *slog.Logger
 
 	mu     sync.Mutex
 	seen   bool            // a leader was seen since the start
@@ -106,15 +105,12 @@ func (l *Leader) Start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("take part in the election: %w", err)
 	}
-	ctx, l.cancel = component.Running(ctx)
-	l.done = make(chan struct{})
-	go func() {
-		defer close(l.done)
+	l.Go(ctx, func(ctx context.Context) {
 		// Run returns when this server has lost the Lease: it stands for election again.
 		for ctx.Err() == nil {
 			elector.Run(ctx)
 		}
-	}()
+	})
 	return nil
 }
 
@@ -156,18 +152,4 @@ func (l *Leader) Ready(context.Context) error {
 		return errors.New("no leader is elected yet")
 	}
 	return nil
-}
-
-// Stop gives the Lease up.
-func (l *Leader) Stop(ctx context.Context) error {
-	if l.cancel == nil {
-		return nil
-	}
-	l.cancel()
-	select {
-	case <-l.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still giving up the Lease: %w", ctx.Err())
-	}
 }

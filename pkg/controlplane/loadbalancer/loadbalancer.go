@@ -81,6 +81,8 @@ var _ component.Component = (*LoadBalancer)(nil)
 
 // LoadBalancer is the component.
 type LoadBalancer struct {
+	component.Background // services keep their addresses when it ends: their pods live on
+
 	opts      Options
 	clientset kubernetes.Interface
 	services  corelisters.ServiceLister
@@ -90,9 +92,6 @@ type LoadBalancer struct {
 	// Used by the one worker only.
 	written  map[types.UID]*corev1.Service // what was written and may not be in the cache yet
 	reported map[types.UID]string          // the last reason given to a pending service
-
-	cancel context.CancelFunc
-	done   chan struct{}
 
 	mu    sync.Mutex
 	state error
@@ -135,15 +134,11 @@ func (l *LoadBalancer) Start(ctx context.Context) error {
 		return fmt.Errorf("watch services: %w", err)
 	}
 
-	ctx, l.cancel = component.Running(ctx)
-	l.done = make(chan struct{})
-	events := record.NewBroadcaster(record.WithContext(ctx))
-	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: l.clientset.CoreV1().Events("")})
-	l.recorder = events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: l.Name(), Host: l.opts.NodeName})
-
-	factory.StartWithContext(ctx)
-	go func() {
-		defer close(l.done)
+	l.Go(ctx, func(ctx context.Context) {
+		events := record.NewBroadcaster(record.WithContext(ctx))
+		events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: l.clientset.CoreV1().Events("")})
+		l.recorder = events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: l.Name(), Host: l.opts.NodeName})
+		factory.StartWithContext(ctx)
 		defer factory.Shutdown()
 		defer events.Shutdown()
 		defer context.AfterFunc(ctx, l.queue.ShutDown)()
@@ -151,7 +146,7 @@ func (l *LoadBalancer) Start(ctx context.Context) error {
 			l.queue.Add(queueKey)
 			l.work(ctx)
 		}
-	}()
+	})
 	return nil
 }
 
@@ -192,20 +187,6 @@ func (l *LoadBalancer) Ready(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.state
-}
-
-// Stop ends the watch. Services keep their addresses: their pods live on.
-func (l *LoadBalancer) Stop(ctx context.Context) error {
-	if l.cancel == nil {
-		return nil
-	}
-	l.cancel()
-	select {
-	case <-l.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still at work: %w", ctx.Err())
-	}
 }
 
 // sync gives every service what allocate decides.

@@ -49,12 +49,11 @@ type Options struct {
 
 // Component is "node-role".
 type Component struct {
+	component.Background
 	opts   Options
 	log    *slog.Logger
 	client kubernetes.Interface
 	nodes  corelisters.NodeLister
-	cancel context.CancelFunc
-	done   chan struct{}
 
 	state  atomic.Pointer[error]
 	former atomic.Pointer[string] // the name of a node that this machine was before; nil or empty for none
@@ -100,11 +99,8 @@ func (c *Component) Start(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("watch nodes: %w", err)
 	}
-	ctx, c.cancel = component.Running(ctx)
-	c.done = make(chan struct{})
-	factory.StartWithContext(ctx)
-	go func() {
-		defer close(c.done)
+	c.Go(ctx, func(ctx context.Context) {
+		factory.StartWithContext(ctx)
 		defer factory.Shutdown()
 		ticker := time.NewTicker(recheck)
 		defer ticker.Stop()
@@ -121,7 +117,7 @@ func (c *Component) Start(ctx context.Context) error {
 			}
 			c.set(err)
 		}
-	}()
+	})
 	return nil
 }
 
@@ -196,18 +192,4 @@ func (c *Component) Note(context.Context) string {
 		return fmt.Sprintf("node %s was this machine under its former name: `polymesh kubectl delete node %s` removes it with its pods", *name, *name)
 	}
 	return ""
-}
-
-// Stop ends the watch. Labels stay.
-func (c *Component) Stop(ctx context.Context) error {
-	if c.cancel == nil {
-		return nil
-	}
-	c.cancel()
-	select {
-	case <-c.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still at work: %w", ctx.Err())
-	}
 }

@@ -1,7 +1,5 @@
-// Package dev watches the files of a project and says when they change, for `polymesh dev`.
-//
-// It owns the watch only. Which files count is the caller's to say, so that they are those that a deploy reads, and so is what
-// a change leads to: pkg/command deploys again.
+// Package dev is `polymesh dev`: it watches the files that a deploy of a project reads, and has the project deployed again when
+// they change. How it is deployed is the caller's choice.
 package dev
 
 import (

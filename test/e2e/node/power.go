@@ -16,7 +16,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // outage is what a node without power is to be when it comes back.
@@ -101,7 +101,7 @@ func (n *Node) killAll() error {
 
 // cgroups lists the node's cgroups in all hierarchies, a parent before its children.
 func (n *Node) cgroups() (dirs []string) {
-	root := config.CgroupRoot(n.DataDir())
+	root := layout.DataDir(n.DataDir()).CgroupRoot()
 	tops, _ := filepath.Glob(cgroupMount + "/*" + root)
 	for _, top := range append(tops, cgroupMount+root) {
 		_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
@@ -128,7 +128,7 @@ func (n *Node) podPIDs() (pids []int) {
 
 // forget removes what is in the machine's memory only.
 func (n *Node) forget() error {
-	runDir := config.RunDir(n.DataDir())
+	runDir := layout.DataDir(n.DataDir()).Run()
 	for _, dir := range []string{n.DataDir(), runDir} {
 		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 		if err != nil {
