@@ -10,6 +10,10 @@
 	@mkdir -p $(@D)
 	$(STEP) "the end-to-end tests" go test -c -vet=off -ldflags "-s -w" -tags "$(TAGS) e2e" -o $@ ./test/e2e
 
+.build/test/run: $(wildcard test/e2e/run/*.go test/e2e/lanes/*.go) | .build/packages
+	$(STEP) "what runs them" go build -tags "$(TAGS)" -o $@ ./test/e2e/run
+	@touch $@
+
 # It compiles for some five minutes of one core: Consul knows every cloud.
 .build/test/consul: build/upstream/consul/main.go $(call modules,consul)
 	@mkdir -p $(@D)
@@ -49,19 +53,26 @@ test: ## all tests: first the unit tests, then the end-to-end tests on dist/poly
 	@build/stage programs $(MAKE) --no-print-directory test-programs
 	@build/stage end-to-end $(MAKE) --no-print-directory test-e2e
 
+# The packages whose tests take longest begin, so that none of them is left alone at the end. Tests wait more than a linker
+# does: one more than there are cores. `make lint` has vetted them.
+SLOW_TESTS := $(addprefix ./pkg/,workflow/rollout mesh/install workflow/deploy workflow/image mesh/certify controlplane/encryption)
+UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e2e/lanes
+
 .PHONY: test-unit
 test-unit: .build/images/bin/envoy .build/test/consul .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" ./pkg/... ./cmd/... ./build/... ./bench/... | $(not_pgv_tests))
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) + 1)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
 
+# -test.short leaves out what only repeats what other tests show; LONG=1 runs that too.
 .PHONY: test-e2e
-test-e2e: test-programs ## the end-to-end tests, in network namespaces (root)
-	test/e2e/run.sh .build/test/e2e.test "$(TAGS) e2e"
+test-e2e: test-programs ## the end-to-end tests, in network namespaces (root; RUN=<regexp> for some of them, LONG=1 with the long ones)
+	.build/gotestsum --format testname --jsonfile .build/times/harness.json -- -tags "$(TAGS) e2e" -vet=off -count=1 ./test/e2e/node/... ./test/e2e/images/...
+	.build/test/run -run '$(RUN)' $(if $(LONG),-timeout 24h,-- -test.short)
 
 # Nothing is compiled beside a node under test: it would make the kubelet late.
 .PHONY: test-programs
-test-programs: all dist/polymesh-scanner .build/test/consul .build/test/e2e.test .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
+test-programs: all dist/polymesh-scanner .build/test/consul .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
 	test/e2e/prepare.sh
 
 .PHONY: slowest
@@ -69,7 +80,9 @@ slowest: .build/gotestsum ## the fifteen slowest tests of the last run
 	@cat .build/times/*.json | .build/gotestsum tool slowest --num 15 --threshold 1s
 
 .PHONY: test-all
-test-all: test conformance ## test, and what takes hours: both conformance suites, a thousand power cuts (root)
+test-all: test-unit ## test with the long ones, and what takes hours: both conformance suites, a thousand power cuts (root)
+	@$(MAKE) --no-print-directory test-e2e LONG=1
+	@$(MAKE) --no-print-directory conformance
 	POLYMESH_POWER_CUTS=1000 go test -tags "$(TAGS) e2e" -timeout 24h -count=1 -v -run '^TestPowerCut$$' ./test/e2e
 
 .PHONY: test-examples
