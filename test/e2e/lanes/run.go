@@ -215,13 +215,21 @@ func (r *run) lane(ctx context.Context, lane int) {
 			r.complain(lane, err.Error())
 			return
 		}
-		// What a watchdog still removes is not ours to remove.
-		defer os.Remove(temporary)
+		defer removeEmpty(temporary)
 	}
 	for ctx.Err() == nil {
 		before := r.count(lane)
 		finished := r.process(ctx, lane, temporary)
 		if finished || r.count(lane) == before {
+			return
+		}
+	}
+}
+
+// removeEmpty removes a lane's folder once it is empty: when the tests were ended, their watchdogs remove what they have left.
+func removeEmpty(dir string) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if err := os.Remove(dir); err == nil || errors.Is(err, os.ErrNotExist) {
 			return
 		}
 	}
