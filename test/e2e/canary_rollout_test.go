@@ -201,6 +201,7 @@ func TestCanaryRollout(t *testing.T) {
 		s.wantAsBefore(t, echoImage)
 	})
 	t.Run("slowness takes it back", func(t *testing.T) {
+		long(t, "errors take a canary back in the same way, and pkg/workflow/rollout measures the quantile")
 		s := &canaryScenario{s.in(t), s.before}
 		d := (&operator{s, t, here.file}).canary()
 		s.spoil(t, "delay=2s")

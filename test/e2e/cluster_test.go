@@ -25,6 +25,7 @@ import (
 // Two servers on one network, each a cluster for itself: what several nodes of one cluster will be tested with. The network
 // itself is tested in package node.
 func TestClusterOfMachines(t *testing.T) {
+	ownNodes(t, 2)
 	c := node.ClusterForTest(t)
 	var servers []*node.Node
 	for _, site := range []string{"a", "b"} {

@@ -427,6 +427,7 @@ func (s *consulSystem) secured() {
 
 // springClient: a program of Spring Cloud, as it is, is called from the mesh, and calls the mesh where Consul says so.
 func (s *consulSystem) springClient(dir string) {
+	long(s.t, "TestSpringCloud has Spring's clients, and the other parts of this test say to Consul what this one does")
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 10*time.Minute)
 	defer cancel()
 	mvn := exec.CommandContext(ctx, "mvn", "--batch-mode", "--no-transfer-progress", "package")

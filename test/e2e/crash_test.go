@@ -28,6 +28,7 @@ import (
 
 const (
 	crashRounds    = 9    // after the one in the first start
+	shortRounds    = 3    // with -short: TestPowerCut is harder on the same data
 	crashWrites    = 1000 // acknowledged in each of them, at least
 	crashWriters   = 8
 	crashNamespace = "e2e-journal"
@@ -35,8 +36,9 @@ const (
 	writerObjects = 40
 )
 
-// What the API server has acknowledged is there after a kill -9, ten times, and pods serve meanwhile.
+// What the API server has acknowledged is there after a kill -9, ten times (with -short, four), and pods serve meanwhile.
 func TestCrash(t *testing.T) {
+	ownNodes(t, 1)
 	seed := rand.Uint64()
 	if text := os.Getenv("POLYMESH_E2E_SEED"); text != "" {
 		var err error
@@ -52,9 +54,13 @@ func TestCrash(t *testing.T) {
 	before := look(t, n, nft)
 	killFirstStart(t, n, random)
 
+	rounds := crashRounds
+	if testing.Short() {
+		rounds = shortRounds
+	}
 	j := journal{objects: map[string]object{}, doubts: map[string]object{}}
 	var p *prober
-	for round := range crashRounds {
+	for round := range rounds {
 		if err := n.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -71,7 +71,7 @@ var routeMistakes = []mistake{
 // TestDeployExplains makes each mistake of the troubleshooting table and reads what deploy says.
 func TestDeployExplains(t *testing.T) {
 	p := newShopProject(t)
-	t.Cleanup(func() { p.Kubectl(t, "delete", "namespace", deployNamespace, "--ignore-not-found") })
+	t.Cleanup(func() { removeNamespaces(t, p.Node, deployNamespace) })
 	p.deploy()
 
 	t.Run("routes", func(t *testing.T) {
@@ -201,7 +201,7 @@ func (m mistake) check(t *testing.T, found []diagnose.Finding) {
 // TestDev saves files as an editor does and sees them served.
 func TestDev(t *testing.T) {
 	p := newShopProject(t)
-	t.Cleanup(func() { p.Kubectl(t, "delete", "namespace", deployNamespace, "--ignore-not-found") })
+	t.Cleanup(func() { removeNamespaces(t, p.Node, deployNamespace) })
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	cmd, said := p.start(ctx, "dev", "waiting for a change")

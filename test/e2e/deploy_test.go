@@ -176,7 +176,7 @@ func actions(r deploy.Result) map[string]deploy.Action {
 // TestDeploy goes through the life of a project.
 func TestDeploy(t *testing.T) {
 	p := newShopProject(t)
-	t.Cleanup(func() { p.Kubectl(t, "delete", "namespace", deployNamespace, "--ignore-not-found") })
+	t.Cleanup(func() { removeNamespaces(t, p.Node, deployNamespace) })
 
 	// Nothing is touched before the input is right.
 	env := p.env

@@ -123,6 +123,7 @@ func testEgressHTTPS(t *testing.T, ca *authority, web *outsideServer) {
 }
 
 func testEgressPostgres(t *testing.T, ca *authority) {
+	long(t, "TestExternalDatabase goes through the egress gateway too")
 	s := newOutsideScenario(t, "egress-postgres", ca)
 	db := startPostgres(t, s.Node, ca, outsideDatabase)
 	url := func(host, settings string) string {

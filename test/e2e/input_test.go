@@ -29,6 +29,7 @@ type badInput struct {
 
 // A server that cannot start says why in one line, and makes nothing.
 func TestBadInput(t *testing.T) {
+	ownNodes(t, 1)
 	n := node.ForTest(t, node.Options{})
 	config := func(name, text string) string {
 		path := filepath.Join(n.Dir, name+".yaml")

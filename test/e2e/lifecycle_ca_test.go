@@ -30,6 +30,7 @@ import (
 // The mesh moves from istiod's own authority to the user's, and from one of its intermediate authorities to the next,
 // under STRICT mutual TLS and without a failed request. The node is the test's own: what all proxies trust changes.
 func TestUserCA(t *testing.T) {
+	ownNodes(t, 1)
 	n := node.ForTest(t, node.Options{Args: []string{"--mesh-profile", "minimal"}})
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -179,6 +180,13 @@ func (s *scenario) plugIn(signer *meshAuthority, roots []byte) {
 	s.Apply(s.t, s.Kubectl(s.t, "create", "secret", "generic", "cacerts", "-n", "istio-system", "--from-file="+dir, "--dry-run=client", "-o", "yaml"))
 }
 
+// lookAgain makes the kubelet look at pods now, and bring them what has changed in their volumes. By itself it does once a
+// minute.
+func lookAgain(t *testing.T, n *node.Node, namespace, selector string) {
+	t.Helper()
+	n.Kubectl(t, "annotate", "pods", "-n", namespace, "-l", selector, "--overwrite", "e2e.polymesh.dev/look="+rand.Text())
+}
+
 // wantAuthority waits until both Envoys have a certificate that this authority has signed, which names the workload, and trust
 // these roots only; and until their agents trust istiod by the same ones.
 func (s *scenario) wantAuthority(signer *meshAuthority, roots []byte) {
@@ -187,6 +195,7 @@ func (s *scenario) wantAuthority(signer *meshAuthority, roots []byte) {
 		s.Eventually(s.t, 5*time.Minute, func() (bool, string) {
 			// Restarts of istiod and the kubelet's updates of the mounted ConfigMap come before this.
 			if mounted := s.Kubectl(s.t, "exec", "-n", s.name, "deployment/"+deployment, "-c", "istio-proxy", "--", "cat", "/var/run/secrets/istio/root-cert.pem"); !sameCertificates([]byte(mounted), roots) {
+				lookAgain(s.t, s.Node, s.name, "app="+deployment)
 				return false, "the agent of " + deployment + " has yet other roots"
 			}
 			chain, trusted, err := s.secrets(deployment)
@@ -202,6 +211,7 @@ func (s *scenario) wantAuthority(signer *meshAuthority, roots []byte) {
 			}
 			leaf := certs[0]
 			if err := leaf.CheckSignatureFrom(signer.parsed); err != nil {
+				lookAgain(s.t, s.Node, "istio-system", "app=istiod")
 				return false, fmt.Sprintf("the certificate of %s is not by %s: %v", deployment, signer.name, err)
 			}
 			pool, between := x509.NewCertPool(), x509.NewCertPool()

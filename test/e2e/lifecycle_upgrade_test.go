@@ -19,6 +19,7 @@ import (
 // An older release of the mesh, its Istio and its Envoy, is replaced by the one that ships as Istio says: a second
 // revision, a tag that moves, pods that start again, and the first revision uninstalled. No request fails.
 func TestUpgrade(t *testing.T) {
+	ownNodes(t, 1)
 	tag, archive, charts := buildOldMesh(t)
 	// The server leaves Istio to the user, so that these two are the only ones.
 	n := node.ForTest(t, node.Options{Args: []string{"--disable", "istio"}})

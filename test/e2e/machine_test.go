@@ -41,6 +41,7 @@ type usersMachine struct {
 
 // One node for all of it, started by a shell with the umask of a hardened host.
 func TestMachineChanges(t *testing.T) {
+	ownNodes(t, 1)
 	names := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(names, []byte("nameserver 127.0.0.53\n"), 0o644); err != nil {
 		t.Fatal(err)

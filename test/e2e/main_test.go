@@ -5,9 +5,10 @@
 //
 // Most tests use one node with the guide's app, which the first of them brings up as `make up` does; it goes down as
 // `make down` does when all tests have run. What breaks a node has one of its own. A test leaves the shared node as it
-// found it.
+// found it. What a test needs is said by its first statement: app or newScenario, or ownNodes. What only repeats what other
+// tests show calls long, and is left out with -short, which CI runs with.
 //
-//	make test-e2e                                                    # all of them
+//	make test-e2e                                                    # all of them, as CI does
 //	go test -tags "netgo osusergo sqlite_omit_load_extension disable_pgv e2e" -count=1 -v -run TestCallGo ./test/e2e
 //
 // Package node, below, says how to look at a node that a test has made.
@@ -16,6 +17,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -25,20 +27,77 @@ import (
 	"testing"
 	"time"
 
+	"polymesh.dev/polymesh/test/e2e/lanes"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if os.Getenv(lanes.PlanEnv) != "" {
+		os.Exit(m.Run())
+	}
 	if err := node.Guard(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		os.Exit(1)
 	}
-	code := m.Run()
+	code := runTests(m)
 	if err := shared.finish(code == 0); err != nil {
 		fmt.Fprintln(os.Stderr, "FAIL: the shared node at the end:", err)
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// runTests runs the tests that the command line names, or those that the scheduler hands out, one after the other.
+func runTests(m *testing.M) (code int) {
+	if !lanes.InLane() {
+		return m.Run()
+	}
+	for {
+		name, err := lanes.Next(context.Background(), shared.state())
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "FAIL:", err)
+			return 1
+		}
+		if name == "" {
+			return code
+		}
+		if err := flag.Set("test.run", "^"+name+"$"); err != nil {
+			fmt.Fprintln(os.Stderr, "FAIL:", err)
+			return 1
+		}
+		// It may be called again (go.dev/issue/23129).
+		code = max(code, m.Run())
+	}
+}
+
+// ownNodes says that a test makes so many nodes of its own, or none, and runs beside any other. It is the test's first
+// statement.
+func ownNodes(t *testing.T, count int) {
+	t.Helper()
+	declare(t, lanes.Test{Nodes: count})
+}
+
+// declare writes down what a test needs, in place of running it, where that is asked for.
+func declare(t *testing.T, need lanes.Test) {
+	t.Helper()
+	file := os.Getenv(lanes.PlanEnv)
+	if file == "" {
+		return
+	}
+	need.Name = t.Name()
+	if err := lanes.Declare(file, need); err != nil {
+		t.Fatal(err)
+	}
+	t.SkipNow()
+}
+
+// long leaves a test, or a part of one, to `make test-all`, because it repeats what another one shows, which why names.
+func long(t *testing.T, why string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("left to make test-all: " + why)
+	}
 }
 
 // sharedNode is the node with the guide's app.
@@ -53,9 +112,21 @@ type sharedNode struct {
 
 var shared sharedNode
 
+func (s *sharedNode) state() lanes.SharedNode {
+	switch {
+	case s.err != nil:
+		return lanes.NodeBroken
+	case s.node != nil:
+		return lanes.NodeUp
+	default:
+		return lanes.NoNode
+	}
+}
+
 // app returns the node on which `make up` has run.
 func app(t *testing.T) *node.Node {
 	t.Helper()
+	declare(t, lanes.Test{Shared: true})
 	shared.once.Do(func() {
 		if shared.node, shared.err = node.New(node.Options{}); shared.err != nil {
 			return
@@ -101,6 +172,23 @@ func (s *sharedNode) finish(look bool) error {
 		}
 	}
 	return errors.Join(err, downErr, s.node.Close(ctx))
+}
+
+// removeNamespaces takes namespaces with all that is in them away, also where a test has failed meanwhile. What runs in them
+// gets a second to end, and not the time for which its pods would go on to serve.
+func removeNamespaces(t *testing.T, n *node.Node, names ...string) {
+	t.Helper()
+	n.ExplainNow(t)
+	steps := [][]string{append([]string{"delete", "namespace", "--ignore-not-found", "--wait=false"}, names...)}
+	for _, name := range names {
+		steps = append(steps, []string{"delete", "pods", "--all", "-n", name, "--grace-period=1", "--wait=false"})
+	}
+	steps = append(steps, append([]string{"delete", "namespace", "--ignore-not-found"}, names...))
+	for _, args := range steps {
+		if _, err := n.KubectlErr(args...); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // Images of the tests, from test/e2e/images: the workload, and where a mesh sends its traces.

@@ -243,20 +243,31 @@ func TestMetrics(t *testing.T) {
 			}
 			return count
 		}
-		// Envoy shows a histogram's samples some seconds after a counter's: those of before the change have to be there.
-		s.Eventually(t, 30*time.Second, func() (bool, string) {
+		// unchanged counts the requests that are counted as before the change.
+		unchanged := func() uint64 {
 			families, _, err := s.scrape(server, 15020)
 			if err != nil {
-				return false, err.Error()
+				t.Fatal(err)
 			}
-			unchanged := uint64(0)
+			count := uint64(0)
 			for _, m := range families["istio_requests_total"].GetMetric() {
 				if !slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetName() == "method" }) {
-					unchanged += uint64(m.GetCounter().GetValue())
+					count += uint64(m.GetCounter().GetValue())
 				}
 			}
-			counted := sizes()
-			return counted == unchanged, fmt.Sprintf("%d sizes of %d requests", counted, unchanged)
+			return count
+		}
+		// Each thread of the caller's Envoy has a connection, which is counted as before until it has been used once more. And a
+		// histogram's samples are shown some seconds after a counter's: those of before the change have to be there.
+		s.Eventually(t, time.Minute, func() (bool, string) {
+			before := unchanged()
+			for range 4 {
+				if out, err := s.call("client", "get", "-X", "PUT", "http://server:8080/"); err != nil {
+					return false, fmt.Sprintf("%s %v", out, err)
+				}
+			}
+			now, counted := unchanged(), sizes()
+			return now == before && counted == now, fmt.Sprintf("%d sizes of %d requests, of which %d are new", counted, now, now-before)
 		})
 		before := sizes()
 		for range 3 {

@@ -48,6 +48,8 @@ func TestPolyglot(t *testing.T) {
 	importJaeger(t, n)
 	p := &polyglot{scenario: newScenario(t, "polyglot")}
 	p.prepare()
+	// Its pods end slowly, as a user's do.
+	t.Cleanup(func() { removeNamespaces(t, n, p.name) })
 	result := p.deploy()
 	for _, link := range chainOrder {
 		if !slices.ContainsFunc(result.Images, func(i deploy.Image) bool { return i.Service == link.service && i.Moved }) {
@@ -386,6 +388,7 @@ func (p *polyglot) restartUnderLoad() {
 // wantOrders gives java-service a database outside the cluster.
 func (p *polyglot) wantOrders() {
 	t := p.t
+	long(t, "TestExternalDatabase has a database outside, TestRollingUpdate renews pods under load")
 	db := startPostgres(t, p.Node, newAuthority(t), node.OutsideHost)
 	p.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: orders-db, namespace: %s}\nstringData: {url: 'postgresql://app:%s@%s:5432/postgres?sslmode=require'}\n",
 		p.name, db.password, node.OutsideHost))

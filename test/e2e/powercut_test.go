@@ -30,6 +30,7 @@ const cutsInARound = 10
 // After a power cut at any moment the server comes up again with all that it has acknowledged. POLYMESH_POWER_CUTS is how
 // many cuts there are, by default one round of ten.
 func TestPowerCut(t *testing.T) {
+	ownNodes(t, 1)
 	cuts := cutsInARound
 	seed := rand.Uint64()
 	for name, set := range map[string]func(string) error{

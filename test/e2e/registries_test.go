@@ -89,7 +89,7 @@ func TestRegistries(t *testing.T) {
 		}
 	}
 	const namespace = "e2e-registries"
-	t.Cleanup(func() { n.Kubectl(t, "delete", "namespace", namespace, "--ignore-not-found") })
+	t.Cleanup(func() { removeNamespaces(t, n, namespace) })
 	n.Kubectl(t, "create", "namespace", namespace)
 	n.Kubectl(t, "create", "secret", "docker-registry", "registry-login", "-n", namespace, "--from-file=.dockerconfigjson="+login)
 	for pod, c := range map[string]struct{ image, secrets string }{

@@ -113,6 +113,7 @@ func noRejectsByPlane(n *node.Node, name, address string) error {
 
 // The last look at the shared node would tell.
 func TestRejectsAreSeen(t *testing.T) {
+	ownNodes(t, 0)
 	for stats, want := range map[string]string{
 		"cluster_manager.cds.update_success: 3\ncluster_manager.cds.update_rejected: 0\n":             "",
 		"cluster_manager.cds.update_success: 3\nlistener_manager.lds.update_rejected: 2\n":            "refused 2 updates: listener_manager.lds",

@@ -321,6 +321,7 @@ spec:
 
 // A reset under a running server with pods and volumes leaves the machine as it was, and what is not Polymesh's alone.
 func TestReset(t *testing.T) {
+	ownNodes(t, 1)
 	temporary := t.TempDir()
 	n := node.ForTest(t, node.Options{Args: []string{"--disable", "istio,metrics-server"}, Env: []string{"TMPDIR=" + temporary}})
 	nft := shippedNFT(t)
@@ -399,6 +400,7 @@ func plantForeign(t *testing.T, n *node.Node, nft string) {
 
 // A folder that no server made is not deleted.
 func TestResetRefusesAForeignFolder(t *testing.T) {
+	ownNodes(t, 1)
 	n := node.ForTest(t, node.Options{})
 	dir := filepath.Join(n.Dir, "precious")
 	if err := os.MkdirAll(filepath.Join(dir, "server"), 0o700); err != nil {

@@ -250,6 +250,7 @@ func pids(t *testing.T) (found []int) {
 
 // Pods go on while the server is down and after it is back; what died meanwhile is started again.
 func TestRestart(t *testing.T) {
+	ownNodes(t, 1)
 	config := filepath.Join(t.TempDir(), "config.yaml")
 	write := func(text string) {
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {

@@ -227,11 +227,7 @@ func (s *springCloud) remove(logs []string, namespaces ...string) {
 			s.t.Logf("the last of %s.log (%v):\n%s", name, err, text[max(0, len(text)-3000):])
 		}
 	}
-	for _, namespace := range append(namespaces, bridgeNamespace) {
-		if _, err := s.KubectlErr("delete", "namespace", "--ignore-not-found", namespace); err != nil {
-			s.t.Error(err)
-		}
-	}
+	removeNamespaces(s.t, s.Node, append(namespaces, bridgeNamespace)...)
 }
 
 func (s *springCloud) deploy() {
@@ -630,6 +626,7 @@ func (s *springCloud) move() {
 
 // eurekaAway: nothing is taken from the mesh by a registry that does not answer, nor by one that begins again.
 func (s *springCloud) eurekaAway() {
+	long(s.t, "TestConsul has a registry that is away")
 	before := s.workloads()
 	_ = s.stop("eureka-server", syscall.SIGKILL)
 	s.wantStatus(1, "the registry does not answer, so nothing is changed")

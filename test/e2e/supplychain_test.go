@@ -33,6 +33,7 @@ const (
 
 // From a vulnerable dependency to a signed image without it: what is in an image, what is known of that, and what may run.
 func TestSupplyChain(t *testing.T) {
+	ownNodes(t, 1)
 	keys := t.TempDir()
 	config := filepath.Join(keys, "config.yaml")
 	settings := func(more string) {

@@ -208,6 +208,7 @@ func quoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\
 
 // Pages that a walk cannot run, because they are about other machines, are still made of commands that exist.
 func TestPagesNameRealCommands(t *testing.T) {
+	ownNodes(t, 0)
 	top, err := node.Top()
 	if err != nil {
 		t.Fatal(err)

@@ -19,22 +19,25 @@ const poll = 100 * time.Millisecond
 func lasting(t testing.TB) context.Context { return context.WithoutCancel(t.Context()) }
 
 // Eventually asks until the answer is yes. The test fails with what was missing last when the time is over, which says
-// nothing about speed: the limit is for something that never comes.
+// nothing about speed: the limit is for something that never comes. Between two questions it waits for longer than one of
+// them takes, up to a second: a question may be a whole program, and other nodes run beside this one.
 func (n *Node) Eventually(t testing.TB, limit time.Duration, condition func() (ok bool, what string)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(lasting(t), limit)
 	defer cancel()
 	for {
+		asked := time.Now()
 		ok, what := condition()
 		if ok {
 			return
 		}
+		pause := min(max(poll, 2*time.Since(asked)), time.Second)
 		select {
 		case <-ctx.Done():
 			t.Fatalf("still not after %s: %s", limit, what)
 		case <-n.Exited():
 			t.Fatalf("the server has ended (%v); before: %s", n.exitError(), what)
-		case <-time.After(poll):
+		case <-time.After(pause):
 		}
 	}
 }

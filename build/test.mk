@@ -1,0 +1,106 @@
+# The tests, and what is built for them alone.
+
+# --- for the tests alone -------------------------------------------------------------------------------------------------
+
+.build/gotestsum: build/upstream/gotestsum/go.mod build/upstream/gotestsum/go.sum | .build/packages
+	$(STEP) "gotestsum" go -C build/upstream/gotestsum build -o $(CURDIR)/$@ gotest.tools/gotestsum
+
+# Linked without symbols and without vet, which `make lint` runs: the largest test program there is.
+.build/test/e2e.test: force | .build/packages
+	@mkdir -p $(@D)
+	$(STEP) "the end-to-end tests" go test -c -vet=off -ldflags "-s -w" -tags "$(TAGS) e2e" -o $@ ./test/e2e
+
+.build/test/run: $(wildcard test/e2e/run/*.go test/e2e/lanes/*.go) | .build/packages
+	$(STEP) "what runs them" go build -tags "$(TAGS)" -o $@ ./test/e2e/run
+	@touch $@
+
+# It compiles for some five minutes of one core: Consul knows every cloud.
+.build/test/consul: build/upstream/consul/main.go $(call modules,consul)
+	@mkdir -p $(@D)
+	$(STEP) "Consul $(CONSUL_VERSION), for the tests" bash -c '$(call upstream,consul,.,,)'
+
+# Kubernetes' end-to-end tests, which its conformance suite is a part of, the program that runs them beside each other, and
+# those of their images. Ten minutes of one core.
+CONFORMANCE := $(addprefix .build/test/kubernetes/,e2e.test ginkgo agnhost nonewprivs etcd sample-apiserver)
+.build/test/kubernetes/e2e.test: $(call modules,kubernetes-e2e)
+	@mkdir -p $(@D)
+	@[[ $(call pinned,k8s.io/kubernetes,build/upstream/kubernetes-e2e) == $(KUBERNETES_VERSION) ]] || \
+		{ echo "build/upstream/kubernetes-e2e/go.mod pins another Kubernetes than go.mod, which has $(KUBERNETES_VERSION)" >&2; exit 1; }
+	$(STEP) "the end-to-end tests of Kubernetes $(KUBERNETES_VERSION)" bash -c 'cd build/upstream/kubernetes-e2e && CGO_ENABLED=0 go test -c -vet=off \
+		-tags "netgo osusergo" -ldflags "-s -w $(call kubernetes_version,k8s.io/component-base/version)" -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e && touch $(CURDIR)/$@'
+
+.build/test/kubernetes/ginkgo: $(call modules,kubernetes-e2e)
+	$(STEP) "ginkgo" bash -c '$(call upstream,kubernetes-e2e,github.com/onsi/ginkgo/v2/ginkgo,,)'
+
+.build/test/kubernetes/agnhost .build/test/kubernetes/nonewprivs: $(call modules,kubernetes-e2e)
+	$(STEP) "$(@F), for the tests" bash -c '$(call upstream,kubernetes-e2e,k8s.io/kubernetes/test/images/$(@F),,)'
+
+.build/test/kubernetes/etcd: $(call modules,kubernetes-e2e)
+	$(STEP) "etcd, for the tests" bash -c '$(call upstream,kubernetes-e2e,go.etcd.io/etcd/server/v3,,)'
+
+.build/test/kubernetes/sample-apiserver: $(call modules,sample-apiserver)
+	$(STEP) "the sample API server, for the tests" bash -c '$(call upstream,sample-apiserver,k8s.io/sample-apiserver,,)'
+
+##@ Check
+
+# The packages whose tests need that code: Istio's test harness, which they use, validates what istiod generates.
+PGV_TESTS := ./pkg/mesh/dialect ./pkg/mesh/istiod
+not_pgv_tests = grep -vxF $(patsubst ./%,-e polymesh.dev/polymesh/%,$(PGV_TESTS))
+
+.PHONY: test
+test: ## all tests: first the unit tests, then the end-to-end tests on dist/polymesh
+	@build/stage unit $(MAKE) --no-print-directory test-unit
+	@build/stage programs $(MAKE) --no-print-directory test-programs
+	@build/stage end-to-end $(MAKE) --no-print-directory test-e2e
+
+# The packages whose tests take longest begin, so that none of them is left alone at the end. Tests wait more than a linker
+# does: one more than there are cores. `make lint` has vetted them.
+SLOW_TESTS := $(addprefix ./pkg/,workflow/rollout mesh/install workflow/deploy workflow/image mesh/certify controlplane/encryption)
+UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e2e/lanes
+
+.PHONY: test-unit
+test-unit: .build/images/bin/envoy .build/test/consul .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
+	@mkdir -p .build/times && rm -f .build/times/unit*.json
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) + 1)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
+
+# -test.short leaves out what only repeats what other tests show; LONG=1 runs that too.
+.PHONY: test-e2e
+test-e2e: test-programs ## the end-to-end tests, in network namespaces (root; RUN=<regexp> for some of them, LONG=1 with the long ones)
+	.build/gotestsum --format testname --jsonfile .build/times/harness.json -- -tags "$(TAGS) e2e" -vet=off -count=1 ./test/e2e/node/... ./test/e2e/images/...
+	.build/test/run -run '$(RUN)' $(if $(LONG),-timeout 24h,-- -test.short)
+
+# Nothing is compiled beside a node under test: it would make the kubelet late.
+.PHONY: test-programs
+test-programs: all dist/polymesh-scanner .build/test/consul .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
+	test/e2e/prepare.sh
+
+.PHONY: slowest
+slowest: .build/gotestsum ## the fifteen slowest tests of the last run
+	@cat .build/times/*.json | .build/gotestsum tool slowest --num 15 --threshold 1s
+
+.PHONY: test-all
+test-all: test-unit ## test with the long ones, and what takes hours: both conformance suites, a thousand power cuts (root)
+	@$(MAKE) --no-print-directory test-e2e LONG=1
+	@$(MAKE) --no-print-directory conformance
+	POLYMESH_POWER_CUTS=1000 go test -tags "$(TAGS) e2e" -timeout 24h -count=1 -v -run '^TestPowerCut$$' ./test/e2e
+
+.PHONY: test-examples
+test-examples: .build/app-packages ## the tests of the example's five services, while their images are built (root)
+	examples/polyglot/images.sh all
+
+.PHONY: conformance
+conformance: conformance-kubernetes conformance-gateway ## both conformance suites, one after the other
+
+.PHONY: conformance-kubernetes
+conformance-kubernetes: all $(CONFORMANCE) .build/app-packages ## Kubernetes' own suite; its report goes to docs/understand (root; FOCUS=<regexp> for a part, without the report)
+	go test -tags "$(TAGS) e2e" -timeout 6h -count=1 -v ./test/conformance/kubernetes -args \
+		-focus '$(FOCUS)' $(if $(PROCS),-procs $(PROCS)) $(if $(LIMIT),-limit $(LIMIT)) $(if $(RESUME),-resume)
+
+.PHONY: conformance-gateway
+conformance-gateway: all .build/app-packages ## Gateway API's own suite; its report goes to docs/mesh (root)
+	go test -tags "$(TAGS) e2e" -timeout 150m -count=1 -v ./test/conformance/gatewayapi
+
+.PHONY: cis
+cis: all ## the checks of the CIS Kubernetes Benchmark; their report goes to docs/understand (root)
+	go test -tags "$(TAGS) e2e" -timeout 20m -count=1 -v ./test/cis -args -report

@@ -1,0 +1,421 @@
+package lanes
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Options say what to run.
+type Options struct {
+	// Program is the compiled test program, Dir the folder of its sources, in which it runs, and Package its import path.
+	Program, Dir, Package string
+	// Lanes is how many tests run at a time.
+	Lanes int
+	// Run selects tests by a regular expression on their names; empty for all.
+	Run string
+	// Args are further flags of the test program.
+	Args []string
+	// Timeout is for a single test.
+	Timeout time.Duration
+	// Events is the file to which the events of all tests are written, as `go test -json` has them.
+	Events string
+	// Durations is the file of what the tests took when they passed last, which is read and written. Where it knows nothing of a
+	// test, Hints may.
+	Durations, Hints string
+	// Out gets the output of each test when it has ended, and at the end what failed.
+	Out io.Writer
+}
+
+// Plan asks the test program for its tests and for what each one needs. It fails where a test does not say so.
+func (o Options) Plan(ctx context.Context) ([]Test, error) {
+	pattern := o.Run
+	if pattern == "" {
+		pattern = "."
+	}
+	out, err := o.command(ctx, "-test.list="+pattern).Output()
+	if err != nil {
+		return nil, fmt.Errorf("list the tests of %s: %w: %s", o.Program, err, stderr(err))
+	}
+	names := strings.Fields(string(out))
+	dir, err := os.MkdirTemp("", "e2e-plan-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "needs")
+	cmd := o.command(ctx, "-test.run="+pattern, "-test.timeout=2m")
+	// A test that goes on without having said what it needs finds no program to run.
+	cmd.Env = append(os.Environ(), PlanEnv+"="+file, "POLYMESH_BIN="+filepath.Join(dir, "none"))
+	said, failed := cmd.CombinedOutput()
+	needs := map[string]Test{}
+	text, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	for line := range bytes.Lines(text) {
+		var t Test
+		if err := json.Unmarshal(line, &t); err != nil {
+			return nil, fmt.Errorf("read what the tests need: %w", err)
+		}
+		needs[t.Name] = t
+	}
+	var tests []Test
+	for _, name := range names {
+		t, ok := needs[name]
+		if !ok {
+			return nil, fmt.Errorf("%s does not say what it needs: its first statement is to call app, newScenario or ownNodes\n%s", name, said)
+		}
+		tests = append(tests, t)
+	}
+	if failed != nil {
+		return nil, fmt.Errorf("ask the tests what they need: %w\n%s", failed, said)
+	}
+	return tests, nil
+}
+
+func (o Options) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, o.Program, args...)
+	cmd.Dir = o.Dir
+	return cmd
+}
+
+func stderr(err error) string {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return strings.TrimSpace(string(exit.Stderr))
+	}
+	return ""
+}
+
+// outcome is how a test has ended, and what it and its parts have printed.
+type outcome struct {
+	lane    int
+	action  string // pass, fail or skip
+	elapsed time.Duration
+	output  string
+}
+
+// event is one of test2json's.
+type event struct {
+	Time    time.Time
+	Action  string
+	Package string
+	Test    string  `json:",omitempty"`
+	Elapsed float64 `json:",omitempty"` // seconds
+	Output  string  `json:",omitempty"`
+}
+
+// run is one run of all tests.
+type run struct {
+	Options
+	queue  *queue
+	socket string
+	begin  time.Time
+
+	mu     sync.Mutex // for all below, and for Out
+	events *bufio.Writer
+	ended  map[string]outcome
+	// first are the tests that brought their lane's shared node up: that time is not their own.
+	first   map[string]bool
+	brought map[int]bool
+	lanes   []string // what is wrong with a lane itself
+}
+
+// Run runs all tests and reports on them. It returns an error when one has failed or did not run. When ctx ends, so do the
+// tests.
+func Run(ctx context.Context, o Options) error {
+	tests, err := o.Plan(ctx)
+	if err != nil {
+		return err
+	}
+	if len(tests) == 0 {
+		return fmt.Errorf("no test is called %s", o.Run)
+	}
+	known := readDurations(o.Hints)
+	maps.Copy(known, readDurations(o.Durations))
+	if err := os.MkdirAll(filepath.Dir(o.Events), 0o755); err != nil {
+		return err
+	}
+	events, err := os.Create(o.Events)
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	dir, err := os.MkdirTemp("", "e2e-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "lanes")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	r := &run{
+		Options: o, queue: newQueue(tests, known, o.Lanes), socket: socket, begin: time.Now(),
+		events: bufio.NewWriter(events), ended: map[string]outcome{}, first: map[string]bool{}, brought: map[int]bool{},
+	}
+	go r.queue.serve(listener, r.taken)
+	defer listener.Close()
+	stop := context.AfterFunc(ctx, r.queue.close)
+	defer stop()
+	var lanes sync.WaitGroup
+	for lane := range o.Lanes {
+		lanes.Go(func() { r.lane(ctx, lane) })
+	}
+	lanes.Wait()
+	if err := errors.Join(r.events.Flush(), events.Close()); err != nil {
+		r.lanes = append(r.lanes, "the events are incomplete: "+err.Error())
+	}
+	for name, e := range r.ended {
+		if e.action == "pass" && !r.first[name] {
+			known[name] = e.elapsed
+		}
+	}
+	if err := writeDurations(o.Durations, known); err != nil {
+		r.lanes = append(r.lanes, err.Error())
+	}
+	return r.report(ctx, tests)
+}
+
+func (r *run) taken(lane int, t Test) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t.Shared && !r.brought[lane] {
+		r.brought[lane], r.first[t.Name] = true, true
+	}
+}
+
+// lane runs processes of the test program until nothing is left: one, unless it dies.
+func (r *run) lane(ctx context.Context, lane int) {
+	temporary := os.TempDir()
+	if lane > 0 {
+		// A folder of its own: when the tests begin they remove what dead ones left in theirs.
+		var err error
+		if temporary, err = os.MkdirTemp("", "e2e-"); err == nil {
+			err = os.Chmod(temporary, 0o755) // a test runs the program there as nobody
+		}
+		if err != nil {
+			r.complain(lane, err.Error())
+			return
+		}
+		defer removeEmpty(temporary)
+	}
+	for ctx.Err() == nil {
+		before := r.count(lane)
+		finished := r.process(ctx, lane, temporary)
+		if finished || r.count(lane) == before {
+			return
+		}
+	}
+}
+
+// removeEmpty removes a lane's folder once it is empty: when the tests were ended, their watchdogs remove what they have left.
+func removeEmpty(dir string) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if err := os.Remove(dir); err == nil || errors.Is(err, os.ErrNotExist) {
+			return
+		}
+	}
+}
+
+// count is how many tests of a lane have ended.
+func (r *run) count(lane int) (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.ended {
+		if e.lane == lane {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *run) complain(lane int, what string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lanes = append(r.lanes, fmt.Sprintf("lane %d: %s", lane+1, what))
+}
+
+// process runs the test program once. It returns whether that has found nothing more to do.
+func (r *run) process(ctx context.Context, lane int, temporary string) (finished bool) {
+	args := append([]string{"tool", "test2json", "-t", "-p", r.Package, r.Program, "-test.v=test2json", "-test.timeout=" + r.Timeout.String()}, r.Args...)
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = r.Dir
+	cmd.Env = append(os.Environ(), "TMPDIR="+temporary, socketEnv+"="+r.socket, laneEnv+"="+strconv.Itoa(lane))
+	// All of the lane is ended together. A test that is ended takes its nodes away.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = time.Minute
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		r.complain(lane, err.Error())
+		return true
+	}
+	open := map[string]*strings.Builder{} // the tests that are under way
+	var own strings.Builder               // what belongs to no test
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 64<<20)
+	for lines.Scan() {
+		r.read(lane, lines.Bytes(), open, &own)
+	}
+	err = errors.Join(lines.Err(), cmd.Wait())
+	if ctx.Err() != nil {
+		return true
+	}
+	// Without its "PASS" for each test, it is what TestMain has said, and the panic of one that has died.
+	said := strings.TrimSpace(strings.ReplaceAll("\n"+own.String(), "\nPASS", "") + errOut.String())
+	r.mu.Lock()
+	for name, output := range open {
+		r.finish(lane, name, outcome{action: "fail", output: output.String() + said})
+	}
+	failed := slices.ContainsFunc(slices.Collect(maps.Values(r.ended)), func(e outcome) bool { return e.lane == lane && e.action == "fail" })
+	r.mu.Unlock()
+	if err != nil && (len(open) == 0 && !failed || strings.Contains(said, "FAIL: ")) {
+		r.complain(lane, fmt.Sprintf("%v\n%s", err, said))
+	} else if said != "" {
+		r.print(said + "\n")
+	}
+	return len(open) == 0
+}
+
+// read takes one event in.
+func (r *run) read(lane int, line []byte, open map[string]*strings.Builder, own *strings.Builder) {
+	var e event
+	if err := json.Unmarshal(line, &e); err != nil {
+		own.Write(line) // nothing but test2json writes here
+		own.WriteByte('\n')
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e.Test != "" || e.Action == "output" {
+		r.events.Write(line)
+		r.events.WriteByte('\n')
+	}
+	name, part, _ := strings.Cut(e.Test, "/")
+	switch {
+	case e.Action == "output" && open[name] == nil:
+		own.WriteString(e.Output)
+	case e.Action == "output":
+		if !strings.HasPrefix(e.Output, "=== ") {
+			open[name].WriteString(e.Output)
+		}
+	case part != "" || name == "":
+	case e.Action == "run":
+		open[name] = &strings.Builder{}
+		fmt.Fprintf(r.Out, "=== lane %d, %s: %s\n", lane+1, time.Since(r.begin).Round(time.Second), name)
+	case e.Action == "pass", e.Action == "fail", e.Action == "skip":
+		if open[name] != nil {
+			r.finish(lane, name, outcome{action: e.Action, elapsed: time.Duration(e.Elapsed * float64(time.Second)), output: open[name].String()})
+			delete(open, name)
+		}
+	}
+}
+
+// finish notes a test's end and prints its output as a whole. The lock is held.
+func (r *run) finish(lane int, name string, e outcome) {
+	e.lane = lane
+	r.ended[name] = e
+	fmt.Fprint(r.Out, e.output)
+}
+
+func (r *run) print(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fmt.Fprint(r.Out, text)
+}
+
+// report compares the tests that ran with the list, and shows what failed once more.
+func (r *run) report(ctx context.Context, tests []Test) error {
+	counts := map[string]int{}
+	busy := make([]time.Duration, r.Lanes)
+	var missing, failed []string
+	for _, t := range tests {
+		e, ok := r.ended[t.Name]
+		if !ok {
+			missing = append(missing, t.Name)
+			continue
+		}
+		counts[e.action]++
+		busy[e.lane] += e.elapsed
+		if e.action == "fail" {
+			failed = append(failed, t.Name)
+		}
+	}
+	for _, name := range failed {
+		fmt.Fprintf(r.Out, "\n=== failed: %s\n%s", name, r.ended[name].output)
+	}
+	for _, what := range r.lanes {
+		fmt.Fprintf(r.Out, "\n=== %s\n", what)
+	}
+	fmt.Fprintf(r.Out, "\n%d end-to-end tests passed, %d failed, %d were skipped, %d did not run, in %s; the lanes worked for %v\n",
+		counts["pass"], counts["fail"], counts["skip"], len(missing), time.Since(r.begin).Round(time.Second), busy)
+	var errs []error
+	if len(failed) > 0 {
+		errs = append(errs, fmt.Errorf("failed: %s", strings.Join(failed, ", ")))
+	}
+	if len(missing) > 0 {
+		errs = append(errs, fmt.Errorf("did not run: %s", strings.Join(missing, ", ")))
+	}
+	if len(r.lanes) > 0 {
+		errs = append(errs, errors.New(strings.Join(r.lanes, "; ")))
+	}
+	if ctx.Err() != nil {
+		errs = append(errs, context.Cause(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// readDurations reads seconds by names of tests. Without them the order is only worse.
+func readDurations(file string) map[string]time.Duration {
+	known := map[string]time.Duration{}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return known
+	}
+	var seconds map[string]float64
+	if json.Unmarshal(text, &seconds) != nil {
+		return known
+	}
+	for name, s := range seconds {
+		known[name] = time.Duration(s * float64(time.Second))
+	}
+	return known
+}
+
+func writeDurations(file string, known map[string]time.Duration) error {
+	seconds := map[string]float64{}
+	for name, d := range known {
+		seconds[name] = d.Round(time.Second).Seconds()
+	}
+	text, err := json.MarshalIndent(seconds, "", "  ")
+	if err == nil {
+		err = os.WriteFile(file, append(text, '\n'), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("keep what the tests took: %w", err)
+	}
+	return nil
+}
