@@ -3,7 +3,7 @@
 # All but the projects that tests change (test/e2e/scenarios).
 GO_MODULES := $(patsubst %/go.mod,%,$(wildcard ./go.mod build/inventory/go.mod build/upstream/*/go.mod test/e2e/images/*/go.mod examples/*/services/*/go.mod))
 # each module of GO_MODULES, several at a time: $(call in_modules,<command>). It fails where the command does.
-in_modules = printf "%s\n" $(GO_MODULES) | xargs -P $$(($$(nproc) + 1)) -I{} bash -c "said=\$$(cd {} && $(1) 2>&1) && echo {}: \$$said || { echo {}: \$$said; exit 1; }"
+in_modules = printf "%s\n" $(GO_MODULES) | xargs -P $$(($$(nproc) + 1)) -I{} bash -c "said=\$$(cd {} && $(1) 2>&1) && echo {}: \$$said || { echo \"{}: \$$said\"; exit 1; }"
 
 .PHONY: lint
 lint: | .build/packages ## gofmt, go mod tidy, go vet, staticcheck
