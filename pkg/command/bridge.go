@@ -32,23 +32,22 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/bridge/eureka"
 )
 
-// bridgeNamespace is where a bridge keeps its objects if nothing else is said.
+// bridgeNamespace is the default namespace of a bridge's objects.
 const bridgeNamespace = "polymesh-bridge"
 
 func newBridge() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bridge",
 		Short: "Connect the mesh with the service registry of an older system",
-		Long: `Bridge keeps the mesh and the service registry of an older system (Eureka, Consul, DNS) in step, both ways: services
-that are registered outside can be called from the mesh by name, and Services of the mesh with the label
-bridge.polymesh.dev/eureka, or bridge.polymesh.dev/consul, appear in that registry, where programs outside find them as they
-find all others.`,
+		Long: `Bridge keeps the mesh and the service registry of an older system (Eureka, Consul, DNS) in sync, in both directions: services
+registered outside can be called from the mesh by name, and Services of the mesh with the label
+bridge.polymesh.dev/eureka, or bridge.polymesh.dev/consul, appear in that registry like any other service.`,
 	}
 	cmd.AddCommand(newBridgeRun(), newBridgeStatus())
 	return cmd
 }
 
-// registryFlags say which registry, and how to speak to it.
+// registryFlags select the registry, and its credentials.
 type registryFlags struct {
 	eureka, consul, dns []string
 	dnsServer           string
@@ -64,9 +63,9 @@ func newBridgeRun() *cobra.Command {
 	o := bridge.Options{}
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Keep the mesh and a registry in step, until it is ended",
-		Long: `Run keeps the mesh and a registry in step until it is ended, which changes nothing: what is written stays, and the
-next run goes on with it. When the registry does not answer, nothing is taken away.
+		Short: "Keep the mesh and a registry in sync, until it is stopped",
+		Long: `Run keeps the mesh and a registry in sync until it is stopped. Stopping changes nothing: its objects stay, and the
+next run continues with them. If the registry does not respond, nothing is removed.
 
 A password is read from --password-file or POLYMESH_BRIDGE_PASSWORD, the addresses of Eureka also from POLYMESH_BRIDGE_EUREKA.
 Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSUL_HTTP_TOKEN as by Consul's own programs.`,
@@ -78,26 +77,26 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringSliceVar(&f.eureka, "eureka", nil, "addresses of a Eureka: http://HOST:8761/eureka/; the first that answers is asked")
-	flags.StringSliceVar(&f.consul, "consul", nil, "addresses of Consul agents of one datacenter: http://HOST:8500; the first that answers is asked")
+	flags.StringSliceVar(&f.eureka, "eureka", nil, "addresses of a Eureka: http://HOST:8761/eureka/; the first that responds is used")
+	flags.StringSliceVar(&f.consul, "consul", nil, "addresses of Consul agents of one datacenter: http://HOST:8500; the first that responds is used")
 	flags.StringArrayVar(&f.dns, "dns", nil, "a service in DNS: SERVICE=NAME with SRV records, or SERVICE=NAME:PORT with addresses; can be given more than once")
-	flags.StringVar(&f.dnsServer, "dns-server", "", "the name server to ask (default: this machine's)")
-	flags.StringVar(&o.Name, "name", "", "tells the bridges of a cluster apart (default: eureka, consul or dns)")
-	flags.StringVar(&o.Domain, "domain", "", "what stands behind a service's name in the mesh (default: NAME.internal)")
-	flags.IntVar(&o.Port, "port", 80, "where the mesh's programs reach a service, whatever its own port is")
-	flags.DurationVar(&o.Interval, "interval", 10*time.Second, "how often to look")
-	flags.DurationVar(&o.StaleAfter, "stale-after", 5*time.Minute, "leave an instance out that the registry has not heard of for so long; 0: never")
+	flags.StringVar(&f.dnsServer, "dns-server", "", "the name server to use (default: this machine's)")
+	flags.StringVar(&o.Name, "name", "", "distinguishes the bridges of a cluster (default: eureka, consul or dns)")
+	flags.StringVar(&o.Domain, "domain", "", "suffix of service names in the mesh (default: NAME.internal)")
+	flags.IntVar(&o.Port, "port", 80, "port of services in the mesh, whatever their own ports are")
+	flags.DurationVar(&o.Interval, "interval", 10*time.Second, "how often to sync")
+	flags.DurationVar(&o.StaleAfter, "stale-after", 5*time.Minute, "leave out an instance without heartbeats for this long; 0: never")
 	flags.IntVar(&o.MaxLoss, "max-loss", 50, "if more than this percentage of the instances vanish at once, keep them for now")
-	flags.DurationVar(&o.Guard, "guard", 5*time.Minute, "how long to keep what vanished like that, or while the registry was away")
-	flags.StringSliceVar(&allow, "allow-cidr", nil, "ranges of addresses that instances may have (default: all but link-local ones and the cluster's own); of several ranges that hold an address the smallest counts")
-	flags.StringVar(&f.gatewayName, "gateway", "istio-system/istio-ingressgateway", "the Service by which callers outside reach the mesh")
-	flags.StringVar(&o.AdvertiseAddress, "advertise-address", "", "HOST or HOST:PORT of the gateway as callers outside see it (default: what its Service says)")
-	flags.StringVar(&o.AdvertiseDomain, "advertise-domain", "", "callers outside call the mesh's services NAME.DOMAIN, which their name servers have to know (default: they use the address)")
+	flags.DurationVar(&o.Guard, "guard", 5*time.Minute, "how long to keep instances that vanished like that, or while the registry was unreachable")
+	flags.StringSliceVar(&allow, "allow-cidr", nil, "ranges of addresses that instances may have (default: all but link-local ones and the cluster's own); the smallest range that contains an address decides")
+	flags.StringVar(&f.gatewayName, "gateway", "istio-system/istio-ingressgateway", "the Service through which callers outside reach the mesh")
+	flags.StringVar(&o.AdvertiseAddress, "advertise-address", "", "HOST or HOST:PORT of the gateway as callers outside see it (default: the Service's address)")
+	flags.StringVar(&o.AdvertiseDomain, "advertise-domain", "", "callers outside use NAME.DOMAIN for the mesh's services, which their name servers must resolve (default: the address)")
 	flags.StringVar(&f.user, "user", "", "user of Eureka")
 	flags.StringVar(&f.passwordFile, "password-file", "", "file with the user's password")
 	flags.StringVar(&f.tokenFile, "token-file", "", "file with a token of Consul's ACLs")
-	flags.StringVar(&f.caFile, "ca-file", "", "authorities that sign for the registry (default: those of the machine)")
-	flags.StringVar(&f.cert, "client-cert", "", "certificate to show to the registry")
+	flags.StringVar(&f.caFile, "ca-file", "", "certificate authorities of the registry (default: those of the machine)")
+	flags.StringVar(&f.cert, "client-cert", "", "client certificate for the registry")
 	flags.StringVar(&f.key, "client-key", "", "its key")
 	cluster := clusterFlags(cmd)
 	flags.Lookup("namespace").Usage = "where the bridge keeps its objects (default: " + bridgeNamespace + ")"
@@ -146,10 +145,10 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 	return cmd
 }
 
-// registry makes the registry that the flags mean.
+// registry returns the registry that the flags select.
 func (f *registryFlags) registry(o *bridge.Options) (bridge.Registry, error) {
 	if slices.ContainsFunc(f.eureka, hasPassword) {
-		return nil, errors.New("everyone on this machine can read a command line: give the password as --user and --password-file, or the whole address as POLYMESH_BRIDGE_EUREKA")
+		return nil, errors.New("command-line arguments are visible to all local users: use --user and --password-file for the password, or POLYMESH_BRIDGE_EUREKA for the complete address")
 	}
 	if text := os.Getenv("POLYMESH_BRIDGE_EUREKA"); text != "" && len(f.eureka) == 0 && len(f.consul) == 0 && len(f.dns) == 0 {
 		f.eureka = strings.Split(text, ",")
@@ -162,9 +161,9 @@ func (f *registryFlags) registry(o *bridge.Options) (bridge.Registry, error) {
 	case named > 1:
 		return nil, errors.New("a bridge has one registry: run one for each of --eureka, --consul and --dns")
 	case f.tokenFile != "" && len(f.consul) == 0:
-		return nil, errors.New("--token-file is for --consul: Eureka takes --user and --password-file")
+		return nil, errors.New("--token-file is for --consul: Eureka uses --user and --password-file")
 	case (f.user != "" || f.passwordFile != "") && len(f.eureka) == 0:
-		return nil, errors.New("--user and --password-file are for --eureka: Consul takes --token-file")
+		return nil, errors.New("--user and --password-file are for --eureka: Consul uses --token-file")
 	case len(f.consul) > 0:
 		if o.Name == "" {
 			o.Name = "consul"
@@ -197,10 +196,10 @@ func (f *registryFlags) registry(o *bridge.Options) (bridge.Registry, error) {
 		}
 		return dns.New(f.dns, f.dnsServer)
 	}
-	return nil, errors.New("no registry is named: --eureka http://HOST:8761/eureka/, --consul http://HOST:8500, or --dns SERVICE=NAME")
+	return nil, errors.New("no registry is specified: use --eureka http://HOST:8761/eureka/, --consul http://HOST:8500, or --dns SERVICE=NAME")
 }
 
-// hasPassword reports whether an address has one, also one that is otherwise not well-formed.
+// hasPassword reports whether an address contains a password, even if it is otherwise malformed.
 func hasPassword(address string) bool {
 	_, rest, _ := strings.Cut(address, "://")
 	authority, _, _ := strings.Cut(rest, "/")
@@ -214,7 +213,7 @@ func (f *registryFlags) password() (string, error) {
 	return readSecret("password", f.passwordFile)
 }
 
-// token is Consul's. The second variable is that of its own programs.
+// token returns Consul's token. The second variable is the one of Consul's own programs.
 func (f *registryFlags) token() (string, error) {
 	if f.tokenFile == "" {
 		return cmp.Or(os.Getenv("POLYMESH_BRIDGE_CONSUL_TOKEN"), os.Getenv("CONSUL_HTTP_TOKEN")), nil
@@ -222,7 +221,7 @@ func (f *registryFlags) token() (string, error) {
 	return readSecret("token", f.tokenFile)
 }
 
-// readSecret reads a file with a secret, with the end of the line that editors write or without.
+// readSecret reads a file with a secret, with or without a trailing newline.
 func readSecret(what, file string) (string, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -231,7 +230,7 @@ func readSecret(what, file string) (string, error) {
 	return strings.TrimRight(string(text), "\r\n"), nil
 }
 
-// client is for HTTP, with the files that TLS needs. One request has less time than a pass.
+// client returns an HTTP client with the files that TLS needs. Its timeout is shorter than a pass.
 func (f *registryFlags) client() (*http.Client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -242,11 +241,11 @@ func (f *registryFlags) client() (*http.Client, error) {
 		}
 		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
 		if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s has no certificate in PEM", f.caFile)
+			return nil, fmt.Errorf("%s contains no PEM certificate", f.caFile)
 		}
 	}
 	if (f.cert == "") != (f.key == "") {
-		return nil, errors.New("--client-cert and --client-key go together")
+		return nil, errors.New("--client-cert and --client-key must be used together")
 	}
 	if f.cert != "" {
 		pair, err := tls.LoadX509KeyPair(f.cert, f.key)
@@ -262,11 +261,11 @@ func newBridgeStatus() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what the bridges of a cluster do",
-		Long: `Show what the bridges of a cluster do: which services are in the mesh, which are in the registry, and what a user has to
-decide.
+		Short: "Show the status of a cluster's bridges",
+		Long: `Show the status of a cluster's bridges: which services are in the mesh, which are in the registry, and what needs a
+decision.
 
-The exit code is 0 when all is well, 1 when a bridge has a problem or does not run, 3 when there is none.`,
+The exit code is 0 if all bridges are healthy, 1 if one has a problem or is not running, 3 if there is none.`,
 		Args: cobra.NoArgs,
 	}
 	cluster := clusterFlags(cmd)
@@ -304,9 +303,9 @@ The exit code is 0 when all is well, 1 when a bridge has a problem or does not r
 		case err != nil:
 			return err
 		case len(reports) == 0:
-			fmt.Fprintln(cmd.ErrOrStderr(), "polymesh: no bridge has run here: start one with `polymesh bridge run`")
+			fmt.Fprintln(cmd.ErrOrStderr(), "polymesh: no bridge has run in this cluster: start one with `polymesh bridge run`")
 			return exitError(3)
-		case slices.ContainsFunc(reports, func(r bridge.Report) bool { return !r.Well(time.Now()) }):
+		case slices.ContainsFunc(reports, func(r bridge.Report) bool { return !r.Healthy(time.Now()) }):
 			return exitError(1)
 		}
 		return nil
@@ -315,7 +314,7 @@ The exit code is 0 when all is well, 1 when a bridge has a problem or does not r
 }
 
 func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
-	// A registry chooses the names and ids, and who may write ConfigMaps the rest.
+	// The registry controls names and ids, and writers of ConfigMaps control the rest.
 	w = progress.Escaping(w)
 	line := progress.Line
 	ago := func(t time.Time) string {
@@ -330,13 +329,13 @@ func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
 		}
 		fmt.Fprintf(w, "bridge %s in namespace %s to %s, which answered %s\n", line(r.Name), line(r.Namespace), line(r.Registry), ago(r.Answered))
 		if r.Old(now) {
-			fmt.Fprintf(w, "! the bridge does not run: it has said nothing since %s\n", ago(r.Written))
+			fmt.Fprintf(w, "! the bridge is not running: its last report was %s\n", ago(r.Written))
 		}
 		if r.Error != "" {
 			fmt.Fprintf(w, "! %s\n", line(r.Error))
 		}
 		if h := r.Holding; h != nil {
-			fmt.Fprintf(w, "! %d instances are missing in the registry; until %s they stay in the mesh: %s\n", len(h.Instances), h.Until.Format(time.RFC3339), line(strings.Join(h.Instances, ", ")))
+			fmt.Fprintf(w, "! %d instances are missing in the registry; they stay in the mesh until %s: %s\n", len(h.Instances), h.Until.Format(time.RFC3339), line(strings.Join(h.Instances, ", ")))
 		}
 		for _, p := range r.Problems {
 			fmt.Fprintf(w, "! %s: %s\n", line(cmp.Or(p.Service, "the registry")), line(p.Message))
@@ -359,7 +358,7 @@ func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
 			return err
 		}
 		if o := r.Omitted; o != nil {
-			fmt.Fprintf(w, "\nnot shown: %d services, %d instances, %d problems, for which the report has no room\n", o.Services, o.Instances, o.Problems)
+			fmt.Fprintf(w, "\nnot shown: %d services, %d instances, %d problems, which did not fit into the report\n", o.Services, o.Instances, o.Problems)
 		}
 		for _, s := range r.Services {
 			for _, l := range s.LeftOut {

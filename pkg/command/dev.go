@@ -20,10 +20,10 @@ import (
 func newDev() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dev [DIR]",
-		Short: "Deploy a project, and again whenever one of its files changes",
-		Long: `Dev deploys the project in DIR (the current folder by default), watches its services and manifests, and deploys what
-changed as soon as a file is saved. A save while it works makes it begin again. It goes on after an error, and ends with Ctrl-C;
-what it has deployed stays (polymesh undeploy takes it away).`,
+		Short: "Deploy a project, and redeploy it whenever one of its files changes",
+		Long: `Dev deploys the project in DIR (the current folder by default), watches its services and manifests, and deploys
+changes as soon as a file is saved. A save during a deploy restarts it. It continues after an error, and ends with Ctrl-C;
+what it has deployed stays (remove it with polymesh undeploy).`,
 		Example:           "  polymesh dev\n  polymesh dev shop",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completeDir,
@@ -43,7 +43,7 @@ what it has deployed stays (polymesh undeploy takes it away).`,
 		}
 		defer w.Close()
 		return develop(ctx, cmd.ErrOrStderr(), w, o.Project, func(ctx context.Context) error {
-			// The project is read again: polymesh.yaml may be what changed.
+			// The project is loaded again: polymesh.yaml may have changed.
 			o, err := options(args)
 			if err != nil {
 				return err
@@ -57,8 +57,8 @@ what it has deployed stays (polymesh undeploy takes it away).`,
 	return cmd
 }
 
-// watched lists what a deploy of the project reads. The project is loaded each time: polymesh.yaml, and which services there
-// are, may be what changed.
+// watched lists the files that a deploy of the project reads. The project is loaded each time: polymesh.yaml, or the set of
+// services, may have changed.
 func watched(dir string) dev.List {
 	return func(visit func(path string)) error {
 		visit(filepath.Join(dir, project.File))
@@ -70,7 +70,7 @@ func watched(dir string) dev.List {
 	}
 }
 
-// develop runs once, and again after each change, until ctx ends. A change ends a run that is under way.
+// develop runs once, and again after each change, until ctx ends. A change cancels a running run.
 func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Project, run func(context.Context) error) error {
 	for {
 		running, cancel := context.WithCancel(ctx)
@@ -79,7 +79,7 @@ func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Proj
 			defer close(done)
 			err := run(running)
 			switch {
-			case running.Err() != nil: // broken off
+			case running.Err() != nil: // canceled by a change
 			case err != nil:
 				fmt.Fprintf(out, "\n%s\nwaiting for a change\n", progress.Text(err.Error()))
 			default:
@@ -90,7 +90,7 @@ func develop(ctx context.Context, out io.Writer, w *dev.Watcher, p *project.Proj
 		cancel()
 		<-done
 		if ctx.Err() != nil {
-			return nil // Ctrl-C is how this ends
+			return nil // ended by Ctrl-C
 		}
 		if err != nil {
 			return err
