@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// commands asks the packaged busybox itself which commands it has, as paths without the leading slash.
+// commands returns the commands of the packaged busybox, as it lists them itself, as paths without the leading slash.
 func (d debian) commands(ctx context.Context, t tree) ([]string, error) {
 	program, ok := t["bin/busybox"]
 	if !ok {
