@@ -19,7 +19,7 @@ const (
 	echoImage    = "registry.polymesh.dev/test/echo:1"
 )
 
-// importArchives brings images into the node's containerd.
+// importArchives imports images into the node's containerd.
 func (b *bench) importArchives(ctx context.Context, n *node.Node, pattern string) error {
 	archives, err := filepath.Glob(filepath.Join(b.top, ".build", pattern))
 	if err != nil {
@@ -36,7 +36,7 @@ func (b *bench) importArchives(ctx context.Context, n *node.Node, pattern string
 	return nil
 }
 
-// deployApp does what the guide's deploy.sh does, and waits until the app answers through the gateway.
+// deployApp does what the guide's deploy.sh does, and waits until the app responds through the gateway.
 func (b *bench) deployApp(ctx context.Context, n *node.Node) error {
 	if err := b.importArchives(ctx, n, "polyglot/*-1.0.0.tar"); err != nil {
 		return err
@@ -60,12 +60,12 @@ func (b *bench) deployApp(ctx context.Context, n *node.Node) error {
 func predict(ctx context.Context, n *node.Node) error {
 	text, err := ask(ctx, n, http.MethodPost, appHost, "/api/v1/predict", `{"data": [1.0, 2.0, 3.0]}`)
 	if err == nil && !strings.Contains(text, `"prediction":2`) {
-		err = errors.New("predict answers " + text)
+		err = errors.New("predict returned " + text)
 	}
 	return err
 }
 
-// ask sends a request to the gateway, from outside. An answer other than 200 is an error.
+// ask sends a request to the gateway, from outside. A status other than 200 is an error.
 func ask(ctx context.Context, n *node.Node, method, host, path, body string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, method, "http://"+n.Address()+path, strings.NewReader(body))
 	if err != nil {

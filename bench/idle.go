@@ -33,7 +33,7 @@ const (
 	shimProcess       = "containerd-shim"
 )
 
-// rest measures a node at which nothing happens.
+// rest measures an idle node.
 func (b *bench) rest(ctx context.Context, n *node.Node, id setting) error {
 	if err := wait(ctx, b.settle); err != nil {
 		return err
@@ -56,7 +56,7 @@ func (b *bench) rest(ctx context.Context, n *node.Node, id setting) error {
 		p.CPU = 100 * (cpuSeconds(p.PID) - before[p.PID]) / time.Since(begin).Seconds()
 		rss, anonymous := status.Memory(p.PID)
 		if rss == 0 {
-			return fmt.Errorf("%s (process %d) has ended while it was measured", p.Name, p.PID)
+			return fmt.Errorf("%s (process %d) exited during the measurement", p.Name, p.PID)
 		}
 		p.RSS, p.Anonymous = float64(rss)/1e6, float64(anonymous)/1e6
 		all.RSS += p.RSS
@@ -85,10 +85,10 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// podMark is the pod's uid in the name of its cgroup.
+// podMark matches the pod's uid in the name of its cgroup.
 var podMark = regexp.MustCompile(`pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})`)
 
-// processesOf lists a node's processes: the server, containerd, the shims, and what runs in pods.
+// processesOf lists a node's processes: the server, containerd, the shims, and processes in pods.
 func processesOf(ctx context.Context, n *node.Node) ([]process, error) {
 	report, err := n.Report(ctx)
 	if err != nil {
@@ -125,7 +125,7 @@ func processesOf(ctx context.Context, n *node.Node) ([]process, error) {
 		dir := filepath.Join("/proc", e.Name())
 		exe, err := os.Readlink(filepath.Join(dir, "exe"))
 		if err != nil {
-			continue // a kernel thread, or just ended
+			continue // a kernel thread, or just exited
 		}
 		if strings.HasPrefix(exe, n.DataDir()+"/") && filepath.Base(exe) == "containerd-shim-runc-v2" {
 			found = append(found, process{Name: shimProcess, PID: pid})
@@ -152,7 +152,7 @@ func processesOf(ctx context.Context, n *node.Node) ([]process, error) {
 	return found, nil
 }
 
-// workload names a pod by what made it.
+// workload returns the name of a pod's owner.
 func workload(p *corev1.Pod) string {
 	if hash := p.Labels["pod-template-hash"]; hash != "" {
 		if at := strings.LastIndex(p.Name, "-"+hash); at > 0 {
@@ -162,14 +162,14 @@ func workload(p *corev1.Pod) string {
 	return p.Name
 }
 
-// cpuSeconds reads the time that a process has used, from its stat file (proc(5), fields 14 and 15). The kernel counts in
-// hundredths of a second there, on every architecture that Go knows.
+// cpuSeconds returns the CPU time of a process, from its stat file (proc(5), fields 14 and 15). The kernel uses
+// hundredths of a second there, on every architecture that Go supports.
 func cpuSeconds(pid int) float64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
-	// The second field, in brackets, may hold anything.
+	// The second field, in parentheses, may contain any characters.
 	f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 	if len(f) < 13 {
 		return 0

@@ -17,11 +17,11 @@ import (
 //go:embed load.yaml
 var loadManifests string
 
-// way is how requests go from a client to a server. Its name is that of its pods too.
+// way is a path of requests from a client to a server. Its name is also the prefix of its pods.
 type way struct {
 	Name, what string
-	client     bool // there is a sidecar beside the client
-	server     bool // and beside the server
+	client     bool // the client has a sidecar
+	server     bool // the server has a sidecar
 }
 
 // end is a pod of a way.
@@ -30,7 +30,7 @@ type end struct {
 	Sidecar bool
 }
 
-// Ends are for the manifests.
+// Ends are used in the manifests.
 func (w way) Ends() []end { return []end{{"client", w.client}, {"server", w.server}} }
 
 var (
@@ -43,23 +43,23 @@ var (
 
 const (
 	loadNamespace = "bench-load"
-	// connections is how many the client has, as in Istio's own measurements.
+	// connections is the number of the client's connections, as in Istio's own measurements.
 	connections = "16"
 	topRate     = 1000
 )
 
-// rates are those of the aims, in requests per second.
+// rates are those of the targets, in requests per second.
 var rates = []int{100, 500, topRate}
 
-// figure names a figure of a way at a rate.
+// figure returns the id of a figure of a way at a rate.
 func (w way) figure(rate int, what string) figureID {
 	return figureID(fmt.Sprintf("load %s %d %s", w.Name, rate, what))
 }
 
-// most is the figure of the most requests per second.
+// most is the id of the maximum number of requests per second.
 func (w way) most() figureID { return figureID("load " + w.Name + " most") }
 
-// requests measures requests of 1 KB through the mesh, with each way after the other at each rate.
+// requests measures requests of 1 KB through the mesh, for each way in turn at each rate.
 func (b *bench) requests(ctx context.Context) error {
 	return b.on(ctx, node.Options{}, func(n *node.Node) error {
 		if err := b.startWays(ctx, n); err != nil {
@@ -77,10 +77,10 @@ func (b *bench) requests(ctx context.Context) error {
 			b.results.add(figureID("stats logger: "+id), 100*(on-off)/on)
 		}
 		for _, w := range ways {
-			// As many requests as there are answers: no more than one on each connection.
+			// At the maximum rate: at most one request at a time on each connection.
 			found, err := attack(ctx, n, w.Name+"-client", w.target(), b.load, "-rate=0", "-max-workers="+connections)
 			if err != nil {
-				return fmt.Errorf("%s, as many as it can: %w", w.what, err)
+				return fmt.Errorf("%s, maximum rate: %w", w.what, err)
 			}
 			b.results.add(w.most(), found.Throughput)
 		}
@@ -88,7 +88,7 @@ func (b *bench) requests(ctx context.Context) error {
 	})
 }
 
-// startWays makes the pods, and waits until requests take the ways that they are to be measured on.
+// startWays creates the pods, and waits until requests take the intended ways.
 func (b *bench) startWays(ctx context.Context, n *node.Node) error {
 	if err := startReady(ctx, n); err != nil {
 		return err
@@ -120,13 +120,13 @@ func (b *bench) startWays(ctx context.Context, n *node.Node) error {
 	return nil
 }
 
-// check asks the server what it saw of a request, and a sidecar what it counted.
+// check verifies what the server sees of a request, and what a sidecar counts.
 func (w way) check(ctx context.Context, n *node.Node) error {
 	answer, err := inPod(ctx, n, loadNamespace, w.Name+"-client", "end", "/echo", "get", w.url())
 	if err != nil {
 		return err
 	}
-	// Envoy at a server passes the client's certificate on, and an id of its own.
+	// Envoy at a server forwards the client's certificate, and adds an id.
 	for header, want := range map[string]bool{"X-Forwarded-Client-Cert": w.client && w.server, "X-Request-Id": w.server} {
 		if strings.Contains(answer, header) != want {
 			return fmt.Errorf("the server sees %s: %v, want %v: %s", header, !want, want, answer)
@@ -151,7 +151,7 @@ func (w way) target() string { return "POST " + w.url() + "\n@/body\n" }
 
 func (w way) url() string { return "http://" + w.Name + "-server:8080/" }
 
-// measureWay sends requests at a fixed rate, and reads what the sidecars have used meanwhile.
+// measureWay sends requests at a fixed rate, and measures the sidecars' usage meanwhile.
 func (b *bench) measureWay(ctx context.Context, n *node.Node, w way, rate int) error {
 	found, err := processesOf(ctx, n)
 	if err != nil {
@@ -176,13 +176,13 @@ func (b *bench) measureWay(ctx context.Context, n *node.Node, w way, rate int) e
 		}
 		p, ok := envoys[e.Name]
 		if !ok {
-			return fmt.Errorf("there is no Envoy beside the %s", e.Name)
+			return fmt.Errorf("the %s has no Envoy", e.Name)
 		}
 		rss, anonymous := status.Memory(p.PID)
 		if rss == 0 {
-			return fmt.Errorf("the %s's Envoy has ended while it was measured", e.Name)
+			return fmt.Errorf("the %s's Envoy exited during the measurement", e.Name)
 		}
-		// Seconds for a thousand requests are cores for a thousand in a second.
+		// Seconds for a thousand requests equal cores at a thousand requests per second.
 		b.results.add(w.figure(rate, e.Name+" CPU"), 1000*(cpuSeconds(p.PID)-p.CPU)/float64(result.Requests))
 		b.results.add(w.figure(rate, e.Name+" RSS"), float64(rss)/1e6)
 		b.results.add(w.figure(rate, e.Name+" anonymous"), float64(anonymous)/1e6)
@@ -194,7 +194,7 @@ func (b *bench) measureWay(ctx context.Context, n *node.Node, w way, rate int) e
 	return nil
 }
 
-// attackReport is what vegeta says of an attack; times are in nanoseconds.
+// attackReport is vegeta's report; times are in nanoseconds.
 type attackReport struct {
 	Latencies struct {
 		P50 float64 `json:"50th"`
@@ -207,9 +207,9 @@ type attackReport struct {
 	Errors     []string `json:"errors"`
 }
 
-// attack lets a Deployment's pod send requests for a time; the target is in vegeta's format. With a rate, vegeta sends each
-// at its time, however late the answers before it are; one that waits for a free connection has begun, and waits as long as
-// it takes. A failed request is an error: it would be a fast one.
+// attack sends requests from a Deployment's pod for a time; the target is in vegeta's format. With a rate, vegeta sends each
+// request on schedule, however late earlier responses are; the latency includes waiting for a free connection.
+// A failed request is an error, because it would count as a fast one.
 func attack(ctx context.Context, n *node.Node, client, target string, duration time.Duration, how ...string) (*attackReport, error) {
 	const results = "/results/attack"
 	args := append([]string{"/vegeta", "attack", "-duration=" + duration.String(), "-timeout=0", "-max-body=0",
@@ -231,7 +231,7 @@ func attack(ctx context.Context, n *node.Node, client, target string, duration t
 	return report, nil
 }
 
-// inPod runs a command in a container of a Deployment's pod and returns what it prints.
+// inPod runs a command in a container of a Deployment's pod and returns its output.
 func inPod(ctx context.Context, n *node.Node, namespace, deployment, container string, command ...string) (string, error) {
 	return inPodWith(ctx, n, "", namespace, deployment, container, command...)
 }
@@ -246,7 +246,7 @@ func inPodWith(ctx context.Context, n *node.Node, input, namespace, deployment, 
 	return out.String(), nil
 }
 
-// apply gives manifests to kubectl apply.
+// apply applies manifests with kubectl.
 func apply(ctx context.Context, n *node.Node, manifests string) error {
 	cmd := n.PolymeshCommand(ctx, "kubectl", "apply", "-f", "-")
 	cmd.Stdin = strings.NewReader(manifests)

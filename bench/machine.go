@@ -15,7 +15,7 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// machine is what the figures were measured on.
+// machine describes the machine of the measurements.
 type machine struct {
 	Date, CPU, Kernel, System, Polymesh string
 	Cores                               int
@@ -37,7 +37,7 @@ func describeMachine(ctx context.Context) (machine, error) {
 	}
 	out, err := exec.CommandContext(ctx, program, "version").Output()
 	if err != nil {
-		return m, fmt.Errorf("ask for the version: %w", err)
+		return m, fmt.Errorf("get the version: %w", err)
 	}
 	var versions []string
 	for line := range strings.Lines(string(out)) {
@@ -49,7 +49,7 @@ func describeMachine(ctx context.Context) (machine, error) {
 	return m, nil
 }
 
-// field reads a line "name: value" or "name=value" of a file, or else nothing.
+// field returns the value of a line "name: value" or "name=value" in a file, or an empty string.
 func field(path, name string) string {
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -1,8 +1,8 @@
-// Command bench measures dist/polymesh, on nodes of its own like those of the end-to-end tests, and writes what it found
+// Command bench measures dist/polymesh, on its own nodes like those of the end-to-end tests, and writes the results
 // to bench/README.md. `make bench` runs it. It needs root.
 //
-// Each run goes through all parts, or those that -only names; bench/results.json keeps what the others found. A
-// figure is given as the least, the median and the most of the runs. It fails where Polymesh does not work, never because it
+// Each run measures all parts, or those selected by -only; bench/results.json keeps the results of the others. A
+// figure is reported as minimum, median and maximum of the runs. The program fails if Polymesh does not work, never because it
 // is slow.
 package main
 
@@ -30,7 +30,7 @@ type options struct {
 	only               string
 }
 
-// settings are what the figures depend on.
+// settings are the options that affect the figures.
 func (o options) settings() string {
 	return fmt.Sprintf("-settle %s -idle %s -load %s", seconds(o.settle), seconds(o.idle), seconds(o.load))
 }
@@ -41,7 +41,7 @@ type part struct {
 	measure func(context.Context) error
 }
 
-// parts are in the order in which they are measured.
+// parts are in the order of measurement.
 func (b *bench) parts() []part {
 	return []part{
 		{"size of the file", b.size},
@@ -57,7 +57,7 @@ func (b *bench) parts() []part {
 }
 
 func main() {
-	// Before anything else: a second process of this program removes the nodes when this one is killed.
+	// Must be first: a second process of this program removes the nodes when this one is killed.
 	if err := node.Guard(); err != nil {
 		fail(err)
 	}
@@ -67,7 +67,7 @@ func main() {
 	flag.DurationVar(&o.settle, "settle", time.Minute, "rest before idle processes are measured")
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long idle processes are measured")
 	flag.DurationVar(&o.load, "load", 20*time.Second, "how long requests are sent at each rate")
-	flag.StringVar(&o.only, "only", "", "measure the parts whose name holds this text; the report keeps what it has of the others")
+	flag.StringVar(&o.only, "only", "", "measure only the parts whose name contains this text; the report keeps earlier results of the others")
 	flag.StringVar(&o.out, "o", "", "file for the report (default: bench/README.md of the repository); results.json beside it keeps the figures")
 	flag.DurationVar(&limit, "limit", 3*time.Hour, "give up after this time")
 	flag.Parse()
@@ -97,7 +97,7 @@ func run(ctx context.Context, o options) error {
 		o.out = filepath.Join(top, "bench", "README.md")
 	}
 	b := &bench{options: o, top: top}
-	// Building is not measured, so it is done before.
+	// Build first, so that it is not measured.
 	for _, script := range []string{"test/e2e/images/build.sh", "examples/polyglot/images.sh", "bench/images.sh"} {
 		b.say("%s", script)
 		if out, err := exec.CommandContext(ctx, filepath.Join(top, script)).CombinedOutput(); err != nil {
@@ -135,7 +135,7 @@ func run(ctx context.Context, o options) error {
 			}
 			r.Load = append(r.Load, load)
 			r.Runs++
-			// What is measured is not lost when a later part fails.
+			// Save results even if a later part fails.
 			kept[p.name] = r
 			if err := errors.Join(kept.write(file), os.WriteFile(o.out, []byte(report(b.parts(), kept)), 0o644)); err != nil {
 				return err
@@ -146,11 +146,11 @@ func run(ctx context.Context, o options) error {
 	return nil
 }
 
-// bench is one call of the program.
+// bench is one run of the program.
 type bench struct {
 	options
 	top string
-	// results are those of the part that is measured now.
+	// results are those of the part that is currently measured.
 	results *results
 }
 
@@ -158,7 +158,7 @@ func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }
 
-// on makes a node for f and removes it afterwards.
+// on creates a node for f and removes it afterwards.
 func (b *bench) on(ctx context.Context, o node.Options, f func(*node.Node) error) error {
 	n, err := node.New(o)
 	if err != nil {
@@ -204,7 +204,7 @@ func polymesh(ctx context.Context, n *node.Node, args ...string) error {
 	return nil
 }
 
-// eventually tries until there is no error.
+// eventually retries until there is no error.
 func eventually(ctx context.Context, n *node.Node, limit time.Duration, try func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -223,5 +223,5 @@ func eventually(ctx context.Context, n *node.Node, limit time.Duration, try func
 	}
 }
 
-// poll is how often a condition is asked for, and so how exact a time is.
+// poll is the polling interval of conditions, and so the precision of times.
 const poll = 50 * time.Millisecond

@@ -19,11 +19,11 @@ import (
 
 const (
 	manyPods = 30
-	// singles is how often one pod is started in each run.
+	// singles is how often a single pod is started in each run.
 	singles = 5
 )
 
-// podStarts measures from the request that makes a Deployment to its pods being Ready, with and without a sidecar.
+// podStarts measures from the creation of a Deployment to the readiness of its pods, with and without a sidecar.
 func (b *bench) podStarts(ctx context.Context, n *node.Node) error {
 	if err := b.importArchives(ctx, n, "e2e/echo.tar"); err != nil {
 		return err
@@ -65,7 +65,7 @@ func (b *bench) podStarts(ctx context.Context, n *node.Node) error {
 	return nil
 }
 
-// startPods starts a number of pods at once and takes them away again. It returns when each was Ready, in seconds, the
+// startPods starts a number of pods at once and removes them. It returns when each was Ready, in seconds, the
 // first one first.
 func startPods(ctx context.Context, client kubernetes.Interface, namespace string, count int32) (took []float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
@@ -92,7 +92,7 @@ func startPods(ctx context.Context, client kubernetes.Interface, namespace strin
 			},
 		},
 	}
-	// An informer goes on where the API server ends its watch, as it may do under load.
+	// An informer reconnects when the API server ends its watch, which may happen under load.
 	became := make(chan string, 1000)
 	seen := func(o any) {
 		if pod := o.(*corev1.Pod); pod.DeletionTimestamp == nil && slices.ContainsFunc(pod.Status.Conditions, isReady) {

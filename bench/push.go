@@ -9,11 +9,11 @@ import (
 	"strings"
 )
 
-// pushID names a figure of the benchmark of pushes; name is what go test calls it.
+// pushID returns the id of a push benchmark's figure; name is the benchmark's name in go test.
 func pushID(name string) figureID { return figureID("push " + name) }
 
-// pushKinds are what BenchmarkPush and BenchmarkGenerate tell apart.
-var pushKinds = []struct{ name, says string }{
+// pushKinds are the variants of BenchmarkPush and BenchmarkGenerate.
+var pushKinds = []struct{ name, text string }{
 	{"Push/http/route", "HTTP, a route has changed, one sidecar"},
 	{"Push/http/all", "HTTP, all has changed, one sidecar"},
 	{"Push/http/ten", "HTTP, all has changed, each of ten"},
@@ -33,8 +33,8 @@ func pushRows() []row {
 	var rows []row
 	for _, kind := range pushKinds {
 		rows = append(rows,
-			row{pushID(kind.name + "/istiod"), kind.says + ": istiod", "ms", "", ""},
-			row{pushID(kind.name), kind.says + ": more with the translation", "%", "10 %", ""})
+			row{pushID(kind.name + "/istiod"), kind.text + ": istiod", "ms", "", ""},
+			row{pushID(kind.name), kind.text + ": more with the translation", "%", "10 %", ""})
 	}
 	return rows
 }
@@ -59,7 +59,7 @@ func (b *bench) pushes(ctx context.Context) error {
 		istiod, ok := found["istiod-cpu-ns/push"]
 		added, more := found["added-%"]
 		if !ok || !more {
-			return fmt.Errorf("the dialect's benchmark says nothing of %s: %s", kind.name, out)
+			return fmt.Errorf("the dialect's benchmark has no result for %s: %s", kind.name, out)
 		}
 		b.results.add(pushID(kind.name+"/istiod"), istiod/1e6)
 		b.results.add(pushID(kind.name), added)
@@ -67,7 +67,7 @@ func (b *bench) pushes(ctx context.Context) error {
 	return nil
 }
 
-// metrics are the values of one line of what a Go benchmark prints, by unit. The number of processors follows the name.
+// metrics returns the values in one line of a Go benchmark's output, by unit. The number of processors follows the name.
 func metrics(out, name string) map[string]float64 {
 	values := map[string]float64{}
 	for text := range strings.Lines(out) {

@@ -15,18 +15,18 @@ import (
 //go:embed report.tmpl
 var reportTemplate string
 
-// row is a figure in a table: what it is, in which unit it is given, and what it is to be compared with.
+// row is a figure in a table: its description, unit, and values for comparison.
 type row struct {
 	id    figureID
 	what  string
 	unit  string
 	aim   string
-	other string // measured elsewhere, and by whom
+	other string // measured elsewhere, with source
 }
 
 const proof = "proof: "
 
-// Aims, and what the proof of the design and users of K3s saw, are from the issue that asked for these measurements.
+// Targets, and the values of the prototype and of K3s users, are from the issue that requested these measurements.
 var (
 	startRows = []row{
 		{meshAPI, "API server ready", "s", "", proof + "2.3 s"},
@@ -97,7 +97,7 @@ var ratios = []struct {
 	{"p99 at 1,000 requests per second, two sidecars with mTLS to no mesh", two.figure(topRate, "p99"), direct.figure(topRate, "p99")},
 }
 
-// report renders bench/README.md from what is known of the parts.
+// report renders bench/README.md from the records of the parts.
 func report(parts []part, known records) string {
 	r := newResults()
 	var latest machine
@@ -125,12 +125,12 @@ func report(parts []part, known records) string {
 		"Deploy": deployRows, "Languages": languageMatrix(), "LanguageRate": languageRate,
 	})
 	if err != nil {
-		panic(err) // the template is a part of this program
+		panic(err) // the template is embedded
 	}
 	return out.String()
 }
 
-// partTable says of each part when and how it was measured.
+// partTable lists when and how each part was measured.
 func partTable(parts []part, known records) string {
 	var out strings.Builder
 	out.WriteString("| part | date | Polymesh | runs | settings | load before: min | median | max |\n| --- | --- | --- | ---: | --- | ---: | ---: | ---: |\n")
@@ -147,7 +147,7 @@ func partTable(parts []part, known records) string {
 
 func seconds(d time.Duration) string { return number(d.Seconds()) + "s" }
 
-// number gives as many digits as mean something.
+// number formats a value with its significant digits.
 func number(v float64) string {
 	switch {
 	case v >= 100 || v == float64(int(v)):
@@ -158,7 +158,7 @@ func number(v float64) string {
 	return strconv.FormatFloat(v, 'f', 2, 64)
 }
 
-// spread is the least, the median and the most of the values, as cells of a table.
+// spread returns minimum, median and maximum as table cells.
 func spread(values []float64) string {
 	if len(values) == 0 {
 		return "– | – | –"
@@ -166,7 +166,7 @@ func spread(values []float64) string {
 	return number(slices.Min(values)) + " | " + number(median(values)) + " | " + number(slices.Max(values))
 }
 
-// cell is the median of the values, with the least and the most of them where they differ.
+// cell returns the median, with minimum and maximum if they differ.
 func cell(values []float64) string {
 	if len(values) == 0 {
 		return "–"
@@ -178,9 +178,9 @@ func cell(values []float64) string {
 	return fmt.Sprintf("%s (%s–%s)", number(median(values)), low, high)
 }
 
-// matrix is a table of figures that differ in two things.
+// matrix is a table of figures in two dimensions.
 type matrix struct {
-	heads []string // the first is that of the lines' names
+	heads []string // the first is the head of the lines' names
 	lines []line
 }
 
@@ -223,7 +223,7 @@ func ratioTable(r *results) string {
 	return strings.TrimSuffix(out.String(), "\n")
 }
 
-// processTable has a row for each kind of process: its values over all of that kind in all runs.
+// processTable has a row for each kind of process: its values over all processes of that kind in all runs.
 func processTable(runs [][]process) string {
 	kinds := map[string][]process{}
 	for _, run := range runs {
@@ -256,7 +256,7 @@ func processTable(runs [][]process) string {
 	return strings.TrimSuffix(out.String(), "\n")
 }
 
-// verdict counts the answers of all runs.
+// verdict counts the results of all runs.
 func verdict(answers []string) string {
 	count := map[string]int{}
 	for _, a := range answers {

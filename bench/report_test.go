@@ -36,7 +36,7 @@ func TestReport(t *testing.T) {
 	later.Date, later.Polymesh = "2026-02-03", "polymesh 1.1"
 	o := options{settle: time.Minute, idle: time.Minute, load: 20 * time.Second}
 
-	// Two parts were measured at different times; the file keeps both.
+	// Two parts measured at different times; the file keeps both.
 	file := filepath.Join(t.TempDir(), "results.json")
 	err := records{
 		"first":  {Machine: m, Settings: o.settings(), Runs: 3, Load: []float64{0.21, 0.19, 0.2}, Results: first},
@@ -76,7 +76,7 @@ func TestMedian(t *testing.T) {
 func TestNumber(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", 0.034: "0.03", 1.5: "1.50", 20: "20", 20.04: "20.0", 251.6: "252"} {
 		if got := number(v); got != want {
-			t.Errorf("%v is given as %s, want %s", v, got, want)
+			t.Errorf("%v is formatted as %s, want %s", v, got, want)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"sync"
 )
 
-// figureID names a figure, setting a kind of node.
+// figureID identifies a figure, setting a kind of node.
 type (
 	figureID string
 	setting  string
@@ -55,7 +55,7 @@ func (r *results) add(id figureID, value float64) {
 	r.Values[id] = append(r.Values[id], value)
 }
 
-// last is the value of this run, which must be there.
+// last returns the value of this run, which must exist.
 func (r *results) last(id figureID) float64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -74,14 +74,14 @@ func (r *results) verdict(id setting, text string) {
 	r.Verdicts[id] = append(r.Verdicts[id], text)
 }
 
-// addAll adds what a part has found. No two parts have the same figures.
+// addAll adds the results of a part. Parts do not share figures.
 func (r *results) addAll(part *results) {
 	maps.Copy(r.Values, part.Values)
 	maps.Copy(r.Processes, part.Processes)
 	maps.Copy(r.Verdicts, part.Verdicts)
 }
 
-// record is what the latest runs of a part have found, and how they were made.
+// record is the results of the latest runs of a part, and how they were made.
 type record struct {
 	Machine  machine
 	Settings string
@@ -90,7 +90,7 @@ type record struct {
 	Results  *results
 }
 
-// records are kept in a file, by part: parts can be measured one by one.
+// records are stored in a file, by part: parts can be measured separately.
 type records map[string]*record
 
 func readRecords(path string) (records, error) {
@@ -116,7 +116,7 @@ func (r records) write(path string) error {
 	return os.WriteFile(path, append(text, '\n'), 0o644)
 }
 
-// median is the middle one of the values, or between the two in the middle. There must be some.
+// median returns the middle value, or the mean of the two in the middle. There must be at least one.
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)

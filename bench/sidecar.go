@@ -26,14 +26,14 @@ var sidecarManifests string
 const (
 	restNamespace     = "bench-rest"
 	servicesNamespace = "bench-services"
-	// endpointsEach is how many endpoints each of the services has.
+	// endpointsEach is the number of endpoints per service.
 	endpointsEach = 2
 )
 
-// serviceCounts are how many services there are in the mesh beside the node's own.
+// serviceCounts are the numbers of services in the mesh, besides the node's own.
 var serviceCounts = []int{0, 100, 1000}
 
-// sidecarKind is a Deployment of sidecar.yaml.
+// sidecarKind is a Deployment in sidecar.yaml.
 type sidecarKind struct{ name, what string }
 
 var sidecarKinds = []sidecarKind{{"all", "no Sidecar resource"}, {"scoped", "a Sidecar resource for its own namespace"}}
@@ -67,7 +67,7 @@ func (b *bench) sidecars(ctx context.Context) error {
 		}
 		made := 0
 		for _, count := range serviceCounts {
-			// Again each time: where the disk is nearly full, the kubelet removes an image that no pod uses.
+			// Imported each time: when the disk is nearly full, the kubelet removes an image that no pod uses.
 			if err := b.importArchives(ctx, n, "bench/load.tar"); err != nil {
 				return err
 			}
@@ -83,7 +83,7 @@ func (b *bench) sidecars(ctx context.Context) error {
 	})
 }
 
-// makeServices makes the services with the numbers from first, up to but not with end, with endpoints at which no one is.
+// makeServices creates the services with the numbers from first up to, but not including, end. Their endpoints are not reachable.
 func makeServices(ctx context.Context, n *node.Node, first, end int) error {
 	config, err := n.ClientConfig()
 	if err != nil {
@@ -126,7 +126,7 @@ func makeServices(ctx context.Context, n *node.Node, first, end int) error {
 	return g.Wait()
 }
 
-// measureSidecars starts a pod of each kind, measures its sidecar, and takes it away again.
+// measureSidecars starts a pod of each kind, measures its sidecar, and removes it.
 func (b *bench) measureSidecars(ctx context.Context, n *node.Node, services int) error {
 	if err := apply(ctx, n, sidecarManifests); err != nil {
 		return err
@@ -167,14 +167,14 @@ func (b *bench) measureSidecars(ctx context.Context, n *node.Node, services int)
 		b.results.add(k.figure(services, "anonymous"), both.Anonymous)
 		set, ok := sets[k.name]
 		if !ok {
-			return fmt.Errorf("the kubelet says nothing of the sidecar of %s", k.name)
+			return fmt.Errorf("the kubelet has no statistics of the sidecar of %s", k.name)
 		}
 		b.results.add(k.figure(services, "working set"), set)
 	}
 	return polymesh(ctx, n, "kubectl", "delete", "-n", restNamespace, "deployments", "--all", "--cascade=foreground", "--timeout=120s")
 }
 
-// onlyProcess is the only process with this name.
+// onlyProcess returns the only process with this name.
 func onlyProcess(found []process, name string) (process, error) {
 	var all []process
 	for _, p := range found {
@@ -188,7 +188,7 @@ func onlyProcess(found []process, name string) (process, error) {
 	return all[0], nil
 }
 
-// check wants a sidecar to know the services if no Sidecar resource keeps them from it.
+// check verifies that a sidecar knows the services unless a Sidecar resource excludes them.
 func (k sidecarKind) check(ctx context.Context, n *node.Node, services int) error {
 	const stat = "cluster_manager.active_clusters: "
 	out, err := inPod(ctx, n, restNamespace, k.name, "istio-proxy", "pilot-agent", "request", "GET", "stats?filter=cluster_manager.active_clusters")
@@ -197,15 +197,15 @@ func (k sidecarKind) check(ctx context.Context, n *node.Node, services int) erro
 	}
 	clusters, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(out, stat)))
 	if err != nil {
-		return fmt.Errorf("asked for its number of clusters, Envoy says %q", out)
+		return fmt.Errorf("Envoy's number of clusters is %q", out)
 	}
 	if knows := clusters > services; services > 0 && knows != (k.name == "all") {
-		return fmt.Errorf("%s: Envoy has %d clusters, and there are %d services", k.what, clusters, services)
+		return fmt.Errorf("%s: Envoy has %d clusters, but there are %d services", k.what, clusters, services)
 	}
 	return nil
 }
 
-// workingSets are what the kubelet counts for the sidecars' containers, by Deployment, in MB.
+// workingSets returns the kubelet's values for the sidecars' containers, by Deployment, in MB.
 func workingSets(ctx context.Context, n *node.Node) (map[string]float64, error) {
 	client, err := n.NewClient()
 	if err != nil {
@@ -219,7 +219,7 @@ func workingSets(ctx context.Context, n *node.Node) (map[string]float64, error) 
 	for _, machine := range nodes.Items {
 		text, err := client.CoreV1().RESTClient().Get().Resource("nodes").Name(machine.Name).SubResource("proxy").Suffix("stats/summary").DoRaw(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("ask the kubelet for its statistics: %w", err)
+			return nil, fmt.Errorf("get the kubelet's statistics: %w", err)
 		}
 		var summary struct {
 			Pods []struct {

@@ -17,7 +17,7 @@ import (
 const onePod = `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "echo", "namespace": "default"}, "spec": {"containers": [
 	{"name": "echo", "image": "` + echoImage + `", "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1}}]}}`
 
-// small tries a small machine. That it does not do is a result too, not a failure.
+// small tests a small machine. If it does not work, that is a result too, not a failure.
 func (b *bench) small(ctx context.Context, o node.Options, id setting, use func(*node.Node) error) error {
 	return b.on(ctx, o, func(n *node.Node) error {
 		if err := giveDisk(ctx, n); err != nil {
@@ -39,7 +39,7 @@ func (b *bench) small(ctx context.Context, o node.Options, id setting, use func(
 			err = wait(ctx, b.settle)
 		}
 		if err == nil {
-			// Still well after a while, with no one killed and restarted.
+			// Still healthy after a while, without processes killed and restarted.
 			err = n.Ready(bounded)
 		}
 		if ctx.Err() != nil {
@@ -62,9 +62,9 @@ func (b *bench) small(ctx context.Context, o node.Options, id setting, use func(
 	})
 }
 
-// giveDisk gives a node a disk of its own for its data, a file behind a loop device, with the kernel's usual read-ahead.
-// Where memory is short, programs are read from the disk again and again: how far it reads ahead decides what fits. The
-// node's removal unmounts it, and with that the device goes.
+// giveDisk gives a node its own disk for its data, a file behind a loop device, with the kernel's default read-ahead.
+// When memory is short, programs are read from disk repeatedly: the read-ahead determines what fits. Removing the node
+// unmounts the disk, which also removes the device.
 func giveDisk(ctx context.Context, n *node.Node) error {
 	const size, readAhead = 12 << 30, 128 // bytes, of which only what is written takes room; KB
 	image := filepath.Join(n.Dir, "disk")
@@ -88,13 +88,13 @@ func giveDisk(ctx context.Context, n *node.Node) error {
 	if _, err := command("mkfs.ext4", "-q", "-F", image); err != nil {
 		return err
 	}
-	// Without direct I/O the file's pages would be cached a second time.
+	// Without direct I/O the file's pages would be cached twice.
 	device, err := command("losetup", "--find", "--show", "--direct-io=on", image)
 	if err != nil {
 		return err
 	}
 	_, err = command("mount", device, n.DataDir())
-	// A device that is mounted goes when it is unmounted.
+	// A mounted device is removed when it is unmounted.
 	_, detachErr := command("losetup", "--detach", device)
 	if err := errors.Join(err, detachErr); err != nil {
 		return err

@@ -16,16 +16,16 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// startLimit is for a start that never ends; it says nothing about speed.
+// startLimit ends a start that hangs; it is not a speed requirement.
 const startLimit = 10 * time.Minute
 
-// milestone is a point on the way of a start.
+// milestone is a point during a start.
 type milestone struct {
 	figure  figureID
 	reached func(ctx context.Context, begin time.Time) error
 }
 
-// start starts the server and notes when it reaches each milestone.
+// start starts the server and records when it reaches each milestone.
 func (b *bench) start(ctx context.Context, n *node.Node, milestones ...milestone) error {
 	begin := time.Now()
 	if err := n.Start(ctx); err != nil {
@@ -44,7 +44,7 @@ func (b *bench) start(ctx context.Context, n *node.Node, milestones ...milestone
 	return g.Wait()
 }
 
-// cluster asks a node's API server, as soon as there is a kubeconfig.
+// cluster is a client for a node's API server, available as soon as there is a kubeconfig.
 type cluster struct {
 	n      *node.Node
 	client *kubernetes.Clientset
@@ -69,13 +69,13 @@ func apiReady(n *node.Node, figure figureID) milestone {
 		}
 		body, err := c.client.RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 		if err == nil && string(body) != "ok" {
-			err = fmt.Errorf("/readyz says %q", body)
+			err = fmt.Errorf("/readyz returned %q", body)
 		}
 		return err
 	}}
 }
 
-// nodeReady wants a report of this start: that of an earlier one may still say Ready.
+// nodeReady requires a report of this start: an earlier one may still be Ready.
 func nodeReady(n *node.Node, figure figureID) milestone {
 	c := &cluster{n: n}
 	return milestone{figure, func(ctx context.Context, begin time.Time) error {
@@ -88,7 +88,7 @@ func nodeReady(n *node.Node, figure figureID) milestone {
 		}
 		for _, node := range nodes.Items {
 			for _, cond := range node.Status.Conditions {
-				// The API's times have no fractions of a second.
+				// Times in the API have no fractions of a second.
 				if cond.Type == corev1.NodeReady && cond.Status == corev1.ConditionTrue && !cond.LastHeartbeatTime.Time.Before(begin.Truncate(time.Second)) {
 					return nil
 				}
@@ -131,7 +131,7 @@ func istiodReady(n *node.Node, figure figureID) milestone {
 const gateway = `{"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"name": "bench", "namespace": "default"},
 	"spec": {"selector": {"istio": "ingressgateway"}, "servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["bench.example.com"]}]}}`
 
-// ingressAnswers makes a Gateway as soon as it is accepted, and waits until Envoy answers from outside, with whatever
+// ingressAnswers creates a Gateway as soon as it is accepted, and waits until Envoy responds from outside, with any
 // status: there is no route.
 func ingressAnswers(n *node.Node, figure figureID) milestone {
 	c := &cluster{n: n}
@@ -160,13 +160,13 @@ func ingressAnswers(n *node.Node, figure figureID) milestone {
 		}
 		response.Body.Close()
 		if server := response.Header.Get("Server"); server != "istio-envoy" {
-			return fmt.Errorf("%q answers, not Envoy", server)
+			return fmt.Errorf("the response is from %q, not Envoy", server)
 		}
 		return nil
 	}}
 }
 
-// bare is what K3s's own server holds too: all but Istio.
+// bare is comparable to K3s's server: everything except Istio.
 func (b *bench) bare(ctx context.Context) error {
 	return b.on(ctx, node.Options{Args: []string{"--disable", "istio"}}, func(n *node.Node) error {
 		if err := b.start(ctx, n, apiReady(n, bareAPI), nodeReady(n, bareNode), allReady(n, bareAll)); err != nil {

@@ -33,7 +33,7 @@ var languageManifests string
 const (
 	deployCold, deployWarm, deployLine figureID = "deploy: cold", "deploy: warm", "deploy: changed line"
 	devGo, devPython                   figureID = "dev: go-service", "dev: fastapi-service"
-	// deployLimit is for one deploy, with everything built and downloaded.
+	// deployLimit is the timeout of one deploy that builds and downloads everything.
 	deployLimit = 30 * time.Minute
 )
 
@@ -52,13 +52,13 @@ func (l language) figure(what string) figureID {
 	return figureID("language: " + l.Service + ": " + what)
 }
 
-// workflow measures deploy and dev of the app in five languages, and then what each of its services takes through the
+// workflow measures deploy and dev of the app in five languages, and then the load that each of its services can handle through the
 // gateway.
 func (b *bench) workflow(ctx context.Context) error {
 	if out, err := exec.CommandContext(ctx, filepath.Join(b.top, "examples", "polyglot", "images.sh"), "all").CombinedOutput(); err != nil {
 		return fmt.Errorf("images.sh all: %w: %s", err, out)
 	}
-	// What the profile default asks for each sidecar does not fit on two cores beside five services.
+	// The CPU requests of five sidecars with the default profile do not fit on two cores with the services.
 	return b.on(ctx, node.Options{Args: []string{"--mesh-profile", "demo"}}, func(n *node.Node) error {
 		if err := startReady(ctx, n); err != nil {
 			return err
@@ -77,7 +77,7 @@ func (b *bench) workflow(ctx context.Context) error {
 	})
 }
 
-// workflow is a copy of examples/polyglot, deployed by a program in this machine's own network, from where builds reach
+// workflow is a copy of examples/polyglot, deployed by a program in this machine's own network, where builds can reach
 // package registries. It reaches the node's API server through a relay.
 type workflow struct {
 	*bench
@@ -105,7 +105,7 @@ func (b *bench) newWorkflow(ctx context.Context, n *node.Node) (*workflow, error
 	if err != nil {
 		return nil, err
 	}
-	// Where builds keep what they download: nothing yet.
+	// The download cache of builds, initially empty.
 	temporary := filepath.Join(n.Dir, "tmp")
 	if err := os.Mkdir(temporary, 0o755); err != nil {
 		return nil, err
@@ -117,8 +117,8 @@ func (b *bench) newWorkflow(ctx context.Context, n *node.Node) (*workflow, error
 
 func (w *workflow) close() { w.relay.Close() }
 
-// copyProject copies the app without whom each service calls, so that each can be measured alone, and lets its builds trust
-// and ask whom this machine does.
+// copyProject copies the app without calls between services, so that each can be measured alone, and gives its builds this
+// machine's trusted certificates and resolver.
 func (w *workflow) copyProject() error {
 	from := filepath.Join(w.top, "examples", "polyglot")
 	for _, part := range []string{"services", "k8s", "istio", "polymesh.yaml"} {
@@ -141,7 +141,7 @@ func (w *workflow) copyProject() error {
 	var services strings.Builder
 	services.WriteString("services:\n")
 	for _, l := range languages {
-		// What a service's own tools leave beside its sources is no part of it.
+		// Leave out files that a service's own tools create next to its sources.
 		for _, made := range []string{"node_modules", "target"} {
 			if err := os.RemoveAll(filepath.Join(w.dir, "services", l.Service, made)); err != nil {
 				return err
@@ -157,7 +157,7 @@ func (w *workflow) copyProject() error {
 	return edit(filepath.Join(w.dir, "polymesh.yaml"), regexp.MustCompile(`\z`), services.String())
 }
 
-// nextURL is whom a service of the chain calls, in a Deployment or a ConfigMap.
+// nextURL is the next service of the chain, in a Deployment or a ConfigMap.
 var nextURL = regexp.MustCompile(`(?m)^ *- name: NEXT_URL\n *value: .*\n|^ *NEXT_URL: .*\n`)
 
 func edit(file string, old *regexp.Regexp, with string) error {
@@ -168,10 +168,10 @@ func edit(file string, old *regexp.Regexp, with string) error {
 	return os.WriteFile(file, old.ReplaceAll(text, []byte(with)), 0o644)
 }
 
-// from are the images that a Dockerfile starts from.
+// from matches the images that a Dockerfile starts from.
 var from = regexp.MustCompile(`(?m)^FROM (\S+)`)
 
-// copyBases makes a storage for buildah that has the images which the services start from, and nothing built of them.
+// copyBases creates a storage for buildah with the services' base images, and no build results.
 func (w *workflow) copyBases(ctx context.Context) error {
 	conf := fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n[storage.options.overlay]\nskip_mount_home = \"true\"\n",
 		filepath.Join(w.n.Dir, "storage"), filepath.Join(w.n.Dir, "run"))
@@ -222,7 +222,7 @@ func buildah(ctx context.Context, storage string, args ...string) (string, error
 	return out.String(), nil
 }
 
-// startRelay listens on loopback for the node's API server, and returns a kubeconfig that says so.
+// startRelay listens on loopback for the node's API server, and returns a kubeconfig for it.
 func (w *workflow) startRelay() (string, error) {
 	var err error
 	if w.relay, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
@@ -257,7 +257,7 @@ func (w *workflow) carry(caller net.Conn) {
 	defer server.Close()
 	var both sync.WaitGroup
 	copyTo := func(to, from net.Conn) {
-		_, _ = io.Copy(to, from) // a connection that breaks ends like one that is closed
+		_, _ = io.Copy(to, from) // a broken connection ends like a closed one
 		_ = to.(interface{ CloseWrite() error }).CloseWrite()
 	}
 	both.Go(func() { copyTo(server, caller) })
@@ -271,7 +271,7 @@ func (w *workflow) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// deploy runs `polymesh deploy` and adds how long that took.
+// deploy runs `polymesh deploy` and records its duration.
 func (w *workflow) deploy(ctx context.Context, id figureID) (*deploy.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, deployLimit)
 	defer cancel()
@@ -307,7 +307,7 @@ func (w *workflow) deploys(ctx context.Context) error {
 	return err
 }
 
-// change saves another text in a service's source, and then in its tests, which are part of the build.
+// change replaces a text in a service's source, and in its tests, which are part of the build.
 func (w *workflow) change(id figureID, old, fresh string) error {
 	service, files := "go-service", []string{"main.go", "main_test.go"}
 	if id == devPython {
@@ -321,13 +321,13 @@ func (w *workflow) change(id figureID, old, fresh string) error {
 	return nil
 }
 
-// dev measures from a save to the first answer of the gateway that comes from the new code.
+// dev measures from saving a file to the gateway's first response from the new code.
 func (w *workflow) dev(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, deployLimit)
 	defer cancel()
-	var said bytes.Buffer
+	var output bytes.Buffer
 	cmd := w.command(ctx, "dev", w.dir)
-	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.Stdout, cmd.Stderr = &output, &output
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	if err := cmd.Start(); err != nil {
 		return err
@@ -346,7 +346,7 @@ func (w *workflow) dev(ctx context.Context) error {
 	} {
 		get := func() (string, error) { return ask(ctx, w.n, c.method, appHost, c.path, c.body) }
 		if err := eventually(ctx, w.n, 2*time.Minute, func() error { _, err := get(); return err }); err != nil {
-			return fmt.Errorf("polymesh dev: %w: %s", err, &said)
+			return fmt.Errorf("polymesh dev: %w: %s", err, &output)
 		}
 		if err := w.change(c.id, c.old, c.fresh); err != nil {
 			return err
@@ -355,19 +355,19 @@ func (w *workflow) dev(ctx context.Context) error {
 		err := eventually(ctx, w.n, 5*time.Minute, func() error {
 			text, err := get()
 			if err == nil && !strings.Contains(text, c.fresh) {
-				err = fmt.Errorf("the gateway answers %s", text)
+				err = fmt.Errorf("the gateway returns %s", text)
 			}
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("polymesh dev, a change of %s: %w: %s", c.id, err, &said)
+			return fmt.Errorf("polymesh dev, a change of %s: %w: %s", c.id, err, &output)
 		}
 		w.results.add(c.id, time.Since(start).Seconds())
 	}
 	return nil
 }
 
-// imageSizes adds what the node says of the image of each service, its layers as they are kept.
+// imageSizes records the size of each service's image on the node: its layers as stored.
 func (w *workflow) imageSizes(ctx context.Context) error {
 	client, err := w.n.NewClient()
 	if err != nil {
@@ -387,7 +387,7 @@ func (w *workflow) imageSizes(ctx context.Context) error {
 			}
 		}
 		if len(found) < len(languages) {
-			return fmt.Errorf("the node knows the images of %d services of %d", len(found), len(languages))
+			return fmt.Errorf("the node has the images of %d services of %d", len(found), len(languages))
 		}
 		for l, size := range found {
 			w.results.add(l.figure("image"), size)
@@ -396,14 +396,14 @@ func (w *workflow) imageSizes(ctx context.Context) error {
 	})
 }
 
-// meshes are whether the services have sidecars.
+// meshes are the variants with and without sidecars.
 var meshes = []struct{ name, injection string }{{"on", "enabled"}, {"off", "disabled"}}
 
-// languageRate is one that a service of each language answers on one core beside its sidecar, in requests per second.
+// languageRate is a rate that a service of each language can handle on one core with its sidecar, in requests per second.
 const languageRate = 50
 
-// languages measures requests from a pod outside the mesh through the gateway to one pod of each service, with the mesh and
-// without. What limits a pod's CPU is taken away: it differs between them.
+// languages measures requests from a pod outside the mesh through the gateway to one pod of each service, with and without
+// the mesh. CPU limits are removed, because they differ between services.
 func (w *workflow) languages(ctx context.Context) error {
 	if err := w.importArchives(ctx, w.n, "bench/load.tar"); err != nil {
 		return err
@@ -420,7 +420,7 @@ func (w *workflow) languages(ctx context.Context) error {
 	}
 	for _, args := range [][]string{
 		{"delete", "hpa", "--all"},
-		// Two of them speak HTTP/2 to the sidecar, which the services alone do not understand.
+		// Two of them use HTTP/2 to the sidecar, which the services alone do not support.
 		{"delete", "destinationrule", "--all"},
 		{"scale", "deployment", "--all", "--replicas=1"},
 		{"set", "resources", "deployment", "--all", "--limits=cpu=2"},
@@ -454,7 +454,7 @@ func (w *workflow) languages(ctx context.Context) error {
 			w.results.add(l.figure("p99 "+mesh.name), paced.Latencies.P99/1e6)
 			most, err := send(w.load, "-rate=0", "-max-workers="+connections)
 			if err != nil {
-				return fmt.Errorf("%s, mesh %s, as many as it can: %w", l.Service, mesh.name, err)
+				return fmt.Errorf("%s, mesh %s, maximum rate: %w", l.Service, mesh.name, err)
 			}
 			w.results.add(l.figure("most "+mesh.name), most.Throughput)
 		}
@@ -462,7 +462,7 @@ func (w *workflow) languages(ctx context.Context) error {
 	return nil
 }
 
-// alone checks that a host is answered by the service alone.
+// alone checks that only the service itself handles requests to a host.
 func (w *workflow) alone(ctx context.Context, host string, l language) error {
 	text, err := ask(ctx, w.n, http.MethodGet, host, "/api/v1/chain", "")
 	if err != nil {
@@ -472,12 +472,12 @@ func (w *workflow) alone(ctx context.Context, host string, l language) error {
 		Chain []struct{ Service string }
 	}
 	if err := json.Unmarshal([]byte(text), &answer); err != nil || len(answer.Chain) != 1 || answer.Chain[0].Service != l.Service {
-		return fmt.Errorf("%s is answered with %s", host, text)
+		return fmt.Errorf("%s returned %s", host, text)
 	}
 	return nil
 }
 
-// setMesh starts the services' pods again, with or without sidecars, and waits until only these are left.
+// setMesh restarts the services' pods, with or without sidecars, and waits until only the new ones are left.
 func (w *workflow) setMesh(ctx context.Context, injection string) error {
 	kubectl := func(args ...string) error {
 		return polymesh(ctx, w.n, append([]string{"kubectl", "-n", appNamespace}, args...)...)
@@ -515,7 +515,7 @@ func (w *workflow) setMesh(ctx context.Context, injection string) error {
 	})
 }
 
-// deployRows, and the others, are for the report.
+// deployRows and the others are for the report.
 var deployRows = []row{
 	{deployCold, "deploy, nothing built: five images, with what they download", "s", "", ""},
 	{deployWarm, "deploy again, nothing changed", "s", "", ""},

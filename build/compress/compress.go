@@ -1,5 +1,5 @@
-// Package compress makes zstd frames by running zstd, at level 19 for what ships, which the Go library does not reach. It
-// keeps every frame in a directory under the hash of what went in, so that a piece that has not changed is not compressed
+// Package compress compresses data by running zstd, at level 19 for releases, which the Go library does not support. It
+// caches every frame in a directory under the hash of its input, so that unchanged data is not compressed
 // again. build/images uses it for layers, build/payload for the members of the shipped file.
 package compress
 
@@ -15,17 +15,17 @@ import (
 	"path/filepath"
 )
 
-// Shipped is the level of what ships.
+// Shipped is the level for releases.
 const Shipped = 19
 
 // Store is a directory of zstd frames.
 type Store struct {
 	Dir string
-	// Level is zstd's; 0 is Shipped. A lower one, for development, still takes a frame of level Shipped that is there.
+	// Level is zstd's level; 0 is Shipped. A lower one, for development, still uses an existing frame of level Shipped.
 	Level int
 }
 
-// Frame returns content as one zstd frame. Multi-threaded zstd writes the same bytes whatever the number of threads.
+// Frame returns content as one zstd frame. Multi-threaded zstd writes the same bytes for any number of threads.
 func (s Store) Frame(ctx context.Context, content []byte) ([]byte, error) {
 	sum := sha256.Sum256(content)
 	level := cmp.Or(s.Level, Shipped)
@@ -48,7 +48,7 @@ func (s Store) Frame(ctx context.Context, content []byte) ([]byte, error) {
 	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the cache of compressed pieces: %w", err)
 	}
-	// Renamed into place: an interrupted build leaves no half frame under a name that promises a whole one.
+	// Renamed into place: an interrupted build must not leave an incomplete frame under its final name.
 	partial, err := os.CreateTemp(s.Dir, "partial-")
 	if err != nil {
 		return nil, fmt.Errorf("cache a compressed piece: %w", err)

@@ -29,7 +29,7 @@ func TestFrameIsReadByTheGoLibraryAndKept(t *testing.T) {
 	if err != nil || len(kept) != 1 {
 		t.Fatalf("the cache holds %v, %v", kept, err)
 	}
-	// With no zstd to run, only the cache can answer.
+	// Without zstd, only the cache can provide it.
 	t.Setenv("PATH", "")
 	if again, err := store.Frame(t.Context(), content); err != nil || !bytes.Equal(again, frame) {
 		t.Errorf("the kept frame is not used: %v", err)

@@ -18,7 +18,7 @@ import (
 	"polymesh.dev/polymesh/build/compress"
 )
 
-// archive is an OCI image layout with several images, whose shared layers are in it once.
+// archive is an OCI image layout with several images; layers that they share are stored once.
 // See https://github.com/opencontainers/image-spec/blob/main/image-layout.md.
 type archive struct {
 	stamp time.Time
@@ -27,7 +27,7 @@ type archive struct {
 	index oci.Index
 }
 
-// layer is a blob of the archive with the hash of what is in it.
+// layer is a blob of the archive with the hash of its uncompressed contents.
 type layer struct {
 	descriptor oci.Descriptor
 	content    digest.Digest
@@ -61,7 +61,7 @@ func (a *archive) blob(mediaType string, content []byte) oci.Descriptor {
 	return oci.Descriptor{MediaType: mediaType, Digest: sum, Size: int64(len(content))}
 }
 
-// add puts an image into the archive under a full reference, as containerd's import reads it from the annotations.
+// add adds an image to the archive under a full reference, in the annotations that containerd's import reads.
 func (a *archive) add(reference, tag string, config oci.ImageConfig, layers []layer) error {
 	image := oci.Image{
 		Created:  &a.stamp,

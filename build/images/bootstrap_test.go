@@ -10,7 +10,7 @@ import (
 	"github.com/pmezard/go-difflib/difflib"
 )
 
-// Of Istio's template only the address behind the port for Prometheus changes.
+// Only the address behind the Prometheus port changes in Istio's template.
 func TestBootstrap(t *testing.T) {
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "istio.io/istio").Output()
 	if err != nil {

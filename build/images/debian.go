@@ -13,14 +13,14 @@ import (
 	"strings"
 )
 
-// debian reads Debian packages, which build/debian/fetch has brought and checked.
+// debian reads Debian packages, which build/debian/fetch has downloaded and checked.
 type debian struct {
 	dir string
 }
 
-// unpack adds the files of a package to the tree, without running its maintainer scripts. What these would have done
-// stands in the functions that call this one. The package's description goes to /var/lib/dpkg/status.d, where scanners
-// look for it in images without a package manager, as in distroless images.
+// unpack adds the files of a package to the tree, without running its maintainer scripts. The calling functions do what
+// these would have done. The package's description goes to /var/lib/dpkg/status.d, where scanners
+// look for it in images without a package manager, such as distroless images.
 func (d debian) unpack(ctx context.Context, t tree, name string) error {
 	file := filepath.Join(d.dir, name+".deb")
 	if err := d.read(ctx, t, "--fsys-tarfile", file); err != nil {
@@ -66,7 +66,7 @@ func (d debian) read(ctx context.Context, t tree, mode, file string) error {
 	}
 }
 
-// certificates adds the authorities of ca-certificates and the bundle that update-ca-certificates makes of them.
+// certificates adds the authorities of ca-certificates and the bundle that update-ca-certificates creates from them.
 func (d debian) certificates(ctx context.Context, t tree) error {
 	if err := d.unpack(ctx, t, "ca-certificates"); err != nil {
 		return err
@@ -84,7 +84,7 @@ func (d debian) certificates(ctx context.Context, t tree) error {
 		bundle.WriteByte('\n')
 	}
 	t.text("etc/ssl/certs/ca-certificates.crt", bundle.String())
-	// The bundle is what programs read; the single files would double it.
+	// Programs read the bundle; the single files would double the size.
 	t.drop(func(name string, _ bool) bool {
 		return strings.HasPrefix(name, "usr/share/ca-certificates") || strings.HasPrefix(name, "usr/sbin") ||
 			strings.HasPrefix(name, "etc/ca-certificates")
@@ -93,7 +93,7 @@ func (d debian) certificates(ctx context.Context, t tree) error {
 	return nil
 }
 
-// busybox adds the static busybox and a link for each of its commands where no other program stands.
+// busybox adds the static busybox and a link for each of its commands, unless another program has that path.
 func (d debian) busybox(ctx context.Context, t tree) error {
 	if err := d.unpack(ctx, t, "busybox-static"); err != nil {
 		return err
@@ -111,9 +111,9 @@ func (d debian) busybox(ctx context.Context, t tree) error {
 	return nil
 }
 
-// iptables sets the alternatives as Debian's postinst does: the commands without a flavour are the nf_tables ones.
+// iptables sets the alternatives like Debian's postinst: the commands without a flavor are the nf_tables ones.
 // istio-iptables looks for the names iptables-legacy, iptables-nft and iptables, in this order (DetectIptablesVersion in
-// tools/istio-iptables/pkg/dependencies), so both flavours are there under their own names too.
+// tools/istio-iptables/pkg/dependencies), so both flavors also exist under their own names.
 func (d debian) iptables(ctx context.Context, t tree) error {
 	for _, name := range []string{
 		"iptables", "libip4tc2", "libip6tc2", "libxtables12", "libnetfilter-conntrack3", "libnfnetlink0", "netbase",
@@ -132,7 +132,7 @@ func (d debian) iptables(ctx context.Context, t tree) error {
 	return nil
 }
 
-// forReaders are files for people and for other languages' messages. Copyright files stay.
+// forReaders are documentation and translations. Copyright files stay.
 func forReaders(name string, directory bool) bool {
 	if strings.HasSuffix(name, "/copyright") {
 		return false

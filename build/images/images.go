@@ -10,7 +10,7 @@ import (
 	oci "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// builder makes the layers of all images. A part that several images use is made once.
+// builder builds the layers of all images. A part that several images share is built once.
 type builder struct {
 	programs  string
 	bootstrap string
@@ -27,7 +27,7 @@ type image struct {
 	config oci.ImageConfig
 }
 
-// part is what goes into one layer.
+// part is the contents of one layer.
 type part struct {
 	name string
 	fill func(context.Context, tree) error
@@ -48,7 +48,7 @@ istio-proxy:x:1337:
 
 const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// images is the list of what ships. Users, entry points and paths are those of the upstream Dockerfiles, so that upstream
+// images is the list of shipped images. Users, entry points and paths are those of the upstream Dockerfiles, so that upstream
 // manifests and charts work with them.
 func (b *builder) images() []image {
 	static := part{"static", b.static}
@@ -92,7 +92,7 @@ func (b *builder) images() []image {
 	}
 }
 
-// static is what a static program finds below it: accounts, certificate authorities, a place for temporary files.
+// static is the base of static programs: accounts, certificate authorities, a place for temporary files.
 func (b *builder) static(ctx context.Context, t tree) error {
 	t.text("etc/passwd", accounts)
 	t.text("etc/group", groups)
@@ -111,14 +111,14 @@ func (b *builder) proxy(ctx context.Context, t tree) error {
 			return err
 		}
 	}
-	// Character sets, debugging helpers and vector mathematics of the C library: nothing here loads them.
+	// Character sets, debugging helpers and vector mathematics of the C library: not used here.
 	t.drop(func(name string, directory bool) bool {
 		base := filepath.Base(name)
 		return strings.Contains(name, "/gconv") || strings.HasPrefix(name, "usr/lib/x86_64-linux-gnu/audit") || strings.HasPrefix(base, "libmvec") ||
 			strings.HasPrefix(base, "libmemusage") || strings.HasPrefix(base, "libpcprofile") || strings.HasPrefix(base, "libc_malloc_debug") || strings.HasPrefix(base, "libthread_db") ||
 			(strings.HasPrefix(name, "usr/share/base-files") && !directory)
 	})
-	// base-files brings these with the rights of a whole system; the layer below has set them already.
+	// base-files contains these with the permissions of a whole system; the layer below has set them already.
 	t.drop(func(name string, _ bool) bool {
 		return name == "tmp" || name == "root" || name == "home" || name == "run" || name == "boot"
 	})
@@ -126,7 +126,7 @@ func (b *builder) proxy(ctx context.Context, t tree) error {
 	return b.debian.iptables(ctx, t)
 }
 
-// program is a layer with one of our programs. Pieces that change for different reasons are in layers of their own.
+// program is a layer with one of our programs. Parts that change for different reasons are in separate layers.
 func (b *builder) program(name, target string) part {
 	return part{name, func(_ context.Context, t tree) error {
 		return t.copy(target, filepath.Join(b.programs, name), 0o755)

@@ -1,4 +1,4 @@
-// The images program puts the container images together from our binaries and Debian packages, without a base image and
+// The images program assembles the container images from our binaries and Debian packages, without a base image and
 // without a registry, and writes them as one OCI archive. The same input always gives the same bytes. The Makefile calls
 // it; the archive becomes images/polymesh.tar in the payload.
 package main
@@ -64,7 +64,7 @@ func run(ctx context.Context, args []string) error {
 	for _, image := range b.images() {
 		tag, ok := tags[image.name]
 		if !ok {
-			continue // the tests make some of them only
+			continue // tests build only some of them
 		}
 		delete(tags, image.name)
 		layers, err := b.layers(ctx, image.parts)

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// tree is the content of one layer: clean relative paths ("usr/bin/envoy") and what stands there.
+// tree is the contents of one layer, by clean relative path ("usr/bin/envoy").
 type tree map[string]*node
 
 type node struct {
@@ -21,7 +21,7 @@ type node struct {
 	content []byte
 }
 
-// put adds an entry and the directories above it that are missing.
+// put adds an entry and missing parent directories.
 func (t tree) put(header tar.Header, content []byte) {
 	name := clean(header.Name)
 	if name == "" {
@@ -58,7 +58,7 @@ func (t tree) copy(name, source string, mode int64) error {
 	return nil
 }
 
-// drop removes every entry for which the answer is yes.
+// drop removes every entry for which the function returns true.
 func (t tree) drop(unwanted func(name string, directory bool) bool) {
 	maps.DeleteFunc(t, func(name string, n *node) bool { return unwanted(name, n.header.Typeflag == tar.TypeDir) })
 }

@@ -1,6 +1,6 @@
-// The payload program joins the launcher and everything that ships into one file: the launcher's ELF, then a ZIP whose
+// The payload program combines the launcher and everything that ships into one file: the launcher's ELF, then a ZIP whose
 // offsets count from the start of the file, so that unzip can list it. Members are zstd frames (method 93), except images,
-// whose layers are compressed already. The same input always gives the same bytes. The Makefile calls it; pkg/payload
+// whose layers are already compressed. The same input always gives the same bytes. The Makefile calls it; pkg/payload
 // reads the result.
 package main
 
@@ -41,7 +41,7 @@ func main() {
 	}
 }
 
-// assembly collects the ZIP and what payload.json will say about it.
+// assembly collects the ZIP and the contents of payload.json.
 type assembly struct {
 	writer *zip.Writer
 	store  compress.Store
@@ -95,7 +95,7 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
-	// Last, because it names all others.
+	// Last, because it lists all others.
 	text, err := json.MarshalIndent(payload.Manifest{Version: *version, Files: a.files, Images: a.images}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode payload.json: %w", err)
@@ -138,7 +138,7 @@ func (a *assembly) add(ctx context.Context, name string, content []byte) error {
 		CRC32:              crc32.ChecksumIEEE(content),
 		UncompressedSize64: uint64(len(content)),
 	}
-	//lint:ignore SA1019 CreateRaw writes these fields as they are and does not look at Modified
+	//lint:ignore SA1019 CreateRaw writes these fields as they are and ignores Modified
 	header.SetModTime(a.stamp)
 	header.SetMode(0o644)
 	if strings.HasPrefix(name, "bin/") {
@@ -174,7 +174,7 @@ func (a *assembly) add(ctx context.Context, name string, content []byte) error {
 	return nil
 }
 
-// references reads the names of the images in an OCI archive.
+// references returns the names of the images in an OCI archive.
 func references(archive []byte) ([]string, error) {
 	reader := tar.NewReader(bytes.NewReader(archive))
 	for {

@@ -1,7 +1,7 @@
-// The portable program checks that what runs on the host needs nothing of the host: every program in the shipped file, and
+// The portable program checks that the shipped programs do not depend on the host: every program in the shipped file, and
 // the file itself, has no ELF interpreter and no dynamic section, so neither the C library of Ubuntu 20.04 nor that of
-// RHEL 8 matters. What Debian built dynamically lies in bin/lib with its own loader; there, every library that is named
-// must be there too. It then runs the file in an empty root directory. `make check-portable` calls it.
+// RHEL 8 matters. Programs that Debian built dynamically are in bin/lib with their own loader; there, every needed library
+// must exist too. It then runs the file in an empty root directory. `make check-portable` calls it.
 package main
 
 import (
@@ -128,7 +128,7 @@ func portable(name string, content []byte, libraries map[string]bool) error {
 func kernel(file *elf.File) error {
 	section := file.Section(".note.ABI-tag")
 	if section == nil {
-		return nil // Go's programs have none.
+		return nil // Go programs have none
 	}
 	note, err := section.Data()
 	if err != nil {
@@ -144,7 +144,7 @@ func kernel(file *elf.File) error {
 	return nil
 }
 
-// emptyRoot runs `polymesh version` where there is nothing but the file, /proc and an empty /tmp.
+// emptyRoot runs `polymesh version` in a root with only the file, /proc and an empty /tmp.
 func emptyRoot(ctx context.Context, shipped string) (err error) {
 	if os.Geteuid() != 0 {
 		fmt.Println("not root: the run in an empty root directory is left out")

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # settings.sh has the variables
 # The app: what the guide's deploy.sh does, and the guide's two requests.
 
-# apply ARGUMENT...: kubectl apply, which says of each object whether it changed.
+# apply ARGUMENT...: kubectl apply, which reports for each object whether it changed.
 apply() {
     local output applied code=0
     output=$(kubectl apply "$@") || code=$?
@@ -18,7 +18,7 @@ apply_namespace() {
     apply -f "$app/k8s/namespace.yaml"
 }
 
-# The value reaches kubectl by a pipe: a command line can be read by everyone on the machine.
+# The value reaches kubectl through a pipe: command lines are visible to all local users.
 apply_database_secret() {
     local url=${DATABASE_URL:-postgresql://user:pass@postgres.external.example.com:5432/mydb}
     if [[ -z ${DATABASE_URL:-} ]] && kubectl get secret db-credentials -n "$namespace" >/dev/null 2>&1; then
@@ -29,8 +29,8 @@ apply_database_secret() {
         apply -f -
 }
 
-# The Gateway's port 443 asks for example-com-cert, beside the gateway's pods. A self-signed one serves until there is a
-# real one.
+# The Gateway's port 443 needs example-com-cert, in the namespace of the gateway's pods. A self-signed one is used until there
+# is a real one.
 apply_certificate() {
     local dir=$scratch/certificate
     if kubectl get secret example-com-cert -n istio-system >/dev/null 2>&1; then
@@ -81,7 +81,7 @@ call_go() {
     request /api/v1/call-go
 }
 
-# The answers are checked, not only shown: 2 is the mean of 1, 2 and 3.
+# The responses are checked, not only shown: 2 is the mean of 1, 2 and 3.
 predict_is_right() {
     [[ $(predict) == '{"prediction":2.0,"confidence":0.95}' ]] || { predict; return 1; }
 }

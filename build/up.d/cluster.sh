@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # settings.sh has the variables
-# Waiting until the node and the mesh are there.
+# Waiting until the node and the mesh are ready.
 
-# kubectl comes out of the data dir. Before the server has unpacked it there, it would be unpacked a second time.
+# kubectl comes from the data dir. Before the server has unpacked it there, it would be unpacked a second time.
 api_answers() {
     server_is_unpacked && [[ -s $kubeconfig && $(kubectl get --raw /readyz 2>/dev/null) == ok ]]
 }
@@ -16,7 +16,7 @@ wait_for_api() {
     note "$(kubectl version -o json | awk -F'"' '/serverVersion/ {s = 1} s && /gitVersion/ {print $4}')"
 }
 
-# A unit that systemd is about to start again has failed, and the reason is in the journal.
+# A unit that systemd is about to restart has failed, and the reason is in the journal.
 server_lives() {
     if uses_systemd; then
         [[ $(systemctl show --property=SubState --value polymesh) != @(auto-restart|failed|dead) ]]

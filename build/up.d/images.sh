@@ -14,7 +14,7 @@ import_images() {
     local archive name digest have imported=0
     have=$(in_node "$program" ctr images ls)
     for archive in "$top"/.build/polyglot/*.tar; do
-        # An archive of images.sh holds one image, and its index one name and one digest.
+        # An archive of images.sh contains one image, and its index one name and one digest.
         name=$(tar -xOf "$archive" index.json | sed 's/.*"org.opencontainers.image.ref.name":"\([^"]*\)".*/\1/')
         digest=$(tar -xOf "$archive" index.json | sed 's/.*"digest":"\([^"]*\)".*/\1/')
         awk -v name="$name" -v digest="$digest" '$1 == name && $3 == digest {found = 1} END {exit !found}' <<<"$have" && continue

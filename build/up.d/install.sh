@@ -5,7 +5,7 @@
 install_list=/usr/local/lib/polymesh/installed-by-make-up
 unit=/etc/systemd/system/polymesh.service
 
-# remember FILE: it is ours to remove.
+# remember FILE: record that it is ours to remove.
 remember() {
     mkdir -p "$(dirname "$install_list")"
     grep -qxF "$1" "$install_list" 2>/dev/null || echo "$1" >>"$install_list"
@@ -24,7 +24,7 @@ install_program() {
     fi
     [[ -x $built ]] || { echo "$built is not there: run make"; return 1; }
     if ! cmp -s "$built" "$program"; then
-        # Beside it and then over it: the old one may be running.
+        # Written next to it and renamed: the old one may be running.
         remember "$program"
         install -D -m 0755 "$built" "$program.new"
         mv "$program.new" "$program"
@@ -51,7 +51,7 @@ install_program() {
     fi
 }
 
-# Killing only the server leaves the pods alone when it restarts; the cgroups below it are its own to manage.
+# Killing only the server keeps the pods running during a restart; it manages the cgroups below it itself.
 unit_file() {
     cat <<EOF
 [Unit]
@@ -82,7 +82,7 @@ remove_program() {
     local file
     [[ -f $install_list ]] || { note "there are none"; return; }
     while read -r file; do
-        # A program that the user has put there since is the user's.
+        # A program that the user has since put there is the user's.
         [[ $file == */bin/*ctl && $(readlink "$file") != polymesh ]] || rm -f "$file"
     done <"$install_list"
     if grep -qxF "$unit" "$install_list" && [[ -d /run/systemd/system ]]; then

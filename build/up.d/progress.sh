@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # settings.sh has the variables
-# One line for each step, which ticks off with its time: in place on a terminal, plain lines elsewhere. A step is a shell
-# function. It says what it did with `note`, and calls `changed` where it changed something; its output is kept in a log
-# and shown when it fails.
+# One line for each step, which is checked off with its time: in place on a terminal, plain lines elsewhere. A step is a shell
+# function. It reports its result with `note`, and calls `changed` if it changed something; its output is kept in a log
+# and shown if it fails.
 
 begin_steps() {
     scratch=$(mktemp -d)
@@ -11,7 +11,7 @@ begin_steps() {
     trap 'end_step; exit 130' INT TERM
 }
 
-# note TEXT: what the step's line says; the last one counts. From within a step.
+# note TEXT: the text of the step's line; the last one counts. Called within a step.
 note() {
     echo "$*" >"$scratch/note"
 }
@@ -20,12 +20,12 @@ changed() {
     : >"$scratch/changed"
 }
 
-# end_step stops the step under way, with all that it called.
+# end_step stops the running step, with all its processes.
 end_step() {
     [[ -z $step_pid ]] || kill -- "-$step_pid" 2>/dev/null || true
 }
 
-# eventually SECONDS COMMAND...: tries until it succeeds; fails with its last output.
+# eventually SECONDS COMMAND...: retries until it succeeds; fails with its last output.
 eventually() {
     local deadline=$((SECONDS + $1)) output
     shift
@@ -81,7 +81,7 @@ show_changes() {
     ((changes)) || printf '\nEverything was there already; nothing was changed.\n'
 }
 
-# explain_failure tells where more is to be read.
+# explain_failure prints where to find more information.
 explain_failure() {
     if uses_systemd; then
         echo "The server's log: journalctl -u polymesh"

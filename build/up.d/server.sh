@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2154 # settings.sh has the variables
 # Starting and stopping the server: a systemd unit, or a background process with a pid file.
 
-# server_pid prints the pid of the background server, and fails where none runs. A pid alone may be another program's by
-# now, so its command line is compared.
+# server_pid prints the pid of the background server, and fails if it is not running. The pid may have been reused, so the
+# command line is compared, too.
 server_pid() {
     local pid
     [[ -s $pid_file ]] || return 1
@@ -24,7 +24,7 @@ server_is_unpacked() {
     uses_systemd || [[ $(readlink "/proc/$(server_pid)/exe") == "$data_dir"/* ]]
 }
 
-# A server that was started from other bytes or with other flags has to be started again.
+# A server that was started from a different file or with other flags must be restarted.
 server_fingerprint() {
     echo "$(sha256sum <"$program") ${server_command[*]} $netns"
 }
@@ -52,7 +52,7 @@ start_server() {
         timeout 300 systemctl restart polymesh
     else
         end_background_server
-        # Without a service manager a start is when the log can be rotated. The one before is kept.
+        # Without a service manager the log is rotated at startup. The previous one is kept.
         if [[ -f $server_log && $(stat -c %s "$server_log") -gt $((50 << 20)) ]]; then
             mv -f "$server_log" "$server_log.1"
         fi
@@ -63,7 +63,7 @@ start_server() {
     echo "$wanted" >"$running_file"
 }
 
-# in_session becomes the command in a session of its own, which outlives this script. Its pid is that of the caller.
+# in_session runs the command in its own session, which outlives this script. Its pid is that of the caller.
 in_session() {
     if [[ -n $netns ]]; then
         exec setsid nsenter --net="/run/netns/$netns" -- "$@"
@@ -83,7 +83,7 @@ stop_server() {
     local was_running=
     ! server_runs || was_running=yes
     if uses_systemd; then
-        # "Restart=always" keeps a failed unit activating, which is not running, and still has to end.
+        # "Restart=always" keeps a failed unit activating, which is not running, and still has to be stopped.
         [[ ! -f $unit ]] || systemctl disable --now --quiet polymesh
     else
         end_background_server

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # the other parts use these
-# What build/up and build/down work on, and how they call Polymesh.
+# The settings of build/up and build/down, and how they call Polymesh.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
@@ -23,10 +23,10 @@ server_command=("$program" server --data-dir "$data_dir" --write-kubeconfig "$ku
 read -ra more_args <<<"${POLYMESH_SERVER_ARGS:-}"
 server_command+=("${more_args[@]}")
 
-# The commands of Polymesh find their node by these.
+# Polymesh's commands find their node through these.
 export POLYMESH_DATA_DIR=$data_dir POLYMESH_WRITE_KUBECONFIG=$kubeconfig KUBECONFIG=$kubeconfig
 
-# in_node runs a command where the node's network is.
+# in_node runs a command in the node's network namespace.
 in_node() {
     if [[ -n $netns ]]; then
         nsenter --net="/run/netns/$netns" -- "$@"

@@ -20,7 +20,7 @@ import (
 	"polymesh.dev/polymesh/pkg/payload"
 )
 
-// As the launcher of a test this binary runs main. Its payload's program is a script that prints how it was called.
+// When run as the launcher of a test, this binary runs main. Its payload's program is a script that prints how it was called.
 const launcherVar = "POLYMESH_TEST_LAUNCHER"
 
 const script = "#!/bin/sh\necho \"args: $*\"\nenv | grep ^POLYMESH_PAYLOAD_DIR=\n"
@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// shipped writes a copy of this binary with a payload behind it.
+// shipped writes a copy of this binary with an appended payload.
 func shipped(t *testing.T) string {
 	t.Helper()
 	launcher, err := os.ReadFile(os.Args[0])
@@ -102,7 +102,7 @@ func TestCommandUnpacksTheProgramOnceToTheCache(t *testing.T) {
 			t.Error("more than the program was unpacked")
 		}
 	}
-	// A link's name is handed on: the program tells by it that it is kubectl.
+	// A link's name is passed on: by it the program detects that it is kubectl.
 	link := filepath.Join(t.TempDir(), "kubectl")
 	if err := os.Symlink(file, link); err != nil {
 		t.Fatal(err)
@@ -133,7 +133,7 @@ func TestCommandUsesTheDataDir(t *testing.T) {
 	}
 }
 
-// With `sudo -E` the cache is that of a user whom root does not trust.
+// With `sudo -E` the cache belongs to a user whom root does not trust.
 func TestProgramOfAnotherUserIsNotRun(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -145,7 +145,7 @@ func TestProgramOfAnotherUserIsNotRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	// Of the same size as the real one.
+	// The same size as the real one.
 	evil := "#!/bin/sh\necho evil\n"
 	evil += strings.Repeat("#", len(script)-len(evil))
 	for what, owned := range map[string]func(cache string, dir payload.Dir) []string{
@@ -192,7 +192,7 @@ func TestServerHelpNeedsNoMachine(t *testing.T) {
 	}
 }
 
-// What is wrong with a server's command line or machine is one line, and nothing has been made.
+// A problem with a server's command line or machine is reported on one line, and nothing is created.
 func TestServerIsRefusedBeforeAnythingIsMade(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -227,7 +227,7 @@ func TestServerIsRefusedBeforeAnythingIsMade(t *testing.T) {
 	}
 }
 
-// A program on a file system with noexec cannot be run: nothing is unpacked there.
+// Programs on a file system with noexec cannot be run: nothing is unpacked there.
 func TestHomeWithNoExec(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
@@ -252,7 +252,7 @@ func TestHomeWithNoExec(t *testing.T) {
 
 func TestFileWithoutPayload(t *testing.T) {
 	_, failure := launch(t, os.Args[0], []string{"HOME=" + t.TempDir()}, "version")
-	if !strings.Contains(failure, "carries no payload (was it built with `make`, and copied whole?)") {
+	if !strings.Contains(failure, "has no payload (was it built with `make`, and copied completely?)") {
 		t.Errorf("got %q", failure)
 	}
 }

@@ -1,5 +1,5 @@
-// The launcher is what a user runs as `polymesh`: a small static program in front of the payload. It refuses a bad command
-// line or an unfit machine before anything is changed, unpacks what the command needs, and becomes the program.
+// The launcher is what a user runs as `polymesh`: a small static program in front of the payload. It rejects a bad command
+// line or an unsuitable machine before anything is changed, unpacks what the command needs, and executes the program.
 package main
 
 import (
@@ -40,7 +40,7 @@ func run(args, environ []string) error {
 	defer p.Close()
 
 	var dir payload.Dir
-	// Called through a link named kubectl or istioctl, `server` is that program's own word.
+	// Called through a link named kubectl or istioctl, `server` is an argument for that program.
 	if tool := filepath.Base(args[0]); len(args) > 1 && args[1] == "server" && tool != "kubectl" && tool != "istioctl" {
 		dir, err = forServer(p, args[2:], environ)
 	}
@@ -50,18 +50,18 @@ func run(args, environ []string) error {
 	if err != nil {
 		return err
 	}
-	// Of two variables of one name Go programs take the first, and one started by a Polymesh already has it.
+	// If a variable is set twice, Go programs use the first, and a process started by a Polymesh has it already.
 	env := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool { return strings.HasPrefix(kv, payload.EnvDir+"=") })
 	env = append(env, payload.EnvDir+"="+string(dir))
-	// The program tells by argv[0] whether it was called as kubectl or istioctl.
+	// The program detects by argv[0] whether it was called as kubectl or istioctl.
 	if err := unix.Exec(dir.Path(payload.Program), args, env); err != nil {
 		return fmt.Errorf("run %s: %w", dir.Path(payload.Program), err)
 	}
 	return nil
 }
 
-// forServer checks everything that `polymesh server` will need and unpacks the whole payload to the data dir. The result
-// is empty when the user only asked for help.
+// forServer checks everything that `polymesh server` needs and unpacks the whole payload to the data dir. The result
+// is empty if the user only asked for help.
 func forServer(p *payload.Payload, args, environ []string) (payload.Dir, error) {
 	cfg, err := config.Parse(args, environ)
 	if errors.Is(err, pflag.ErrHelp) {
@@ -72,22 +72,22 @@ func forServer(p *payload.Payload, args, environ []string) (payload.Dir, error) 
 	}
 	dir := payload.In(string(cfg.DataDir), p.ID)
 	names, size := p.Missing(dir, false)
-	// Images are unpacked once more by containerd, and the datastore needs room to start.
+	// containerd unpacks the images again, and the datastore needs space to start.
 	const spare = 64 << 20
 	if err := preflight.Failed(preflight.Server(cfg, 2*size+spare)); err != nil {
 		return "", err
 	}
 	unix.Umask(layout.Umask)
-	// Before anything else lies there: also what a start that is cut off leaves is to be known as ours.
+	// Before anything else is written, so that files of an interrupted start are recognized as ours.
 	if _, err := datadir.Claim(cfg.DataDir); err != nil {
 		return "", err
 	}
 	return dir, p.Unpack(dir, names)
 }
 
-// forCommand finds the program for every other command. A data dir that already holds it is used; otherwise it goes to
-// the user's cache, so that looking at a cluster needs neither root nor a server on this machine. Wherever it lies, no other
-// user may be able to change it: it runs with this user's rights, and with `sudo -E` the environment is another's.
+// forCommand finds the program for every other command. A data dir that already contains it is used; otherwise it goes to
+// the user's cache, so that using a cluster needs neither root nor a server on this machine. Wherever it is, no other
+// user may be able to change it: it runs with this user's permissions, and with `sudo -E` the environment is another user's.
 func forCommand(p *payload.Payload) (payload.Dir, error) {
 	uid := os.Geteuid()
 	dataDirs := []string{string(layout.DefaultDataDir)}
@@ -134,14 +134,14 @@ func ownProgram(dir payload.Dir, uid int) bool {
 	return err == nil && real == program
 }
 
-// cacheDir is a folder for programs that only this user, or root, can write.
+// cacheDir returns a folder for programs that only this user, or root, can write.
 func cacheDir(uid int) (string, error) {
 	if cache, err := os.UserCacheDir(); err == nil {
 		if dir, err := private(filepath.Join(cache, "polymesh"), uid); err == nil {
 			return dir, nil
 		}
 	}
-	// No home, as a service has it, or another user's.
+	// No home, as in a service, or another user's.
 	temp, err := privateTemp(os.TempDir(), uid)
 	if err != nil {
 		return "", err
@@ -149,10 +149,10 @@ func cacheDir(uid int) (string, error) {
 	return private(temp, uid)
 }
 
-// private returns a path without links, if no one but this user and root can change what it leads to. What does not exist
-// yet is judged by the folder in which it will be made. The rules are those of OpenSSH for authorized_keys (misc.c,
-// safe_path), with two exceptions: in a folder like /tmp no one can replace what is another's, and a group that has the
-// user's own number has no other member.
+// private returns a path without links, if only this user and root can change what it points to. If it does not exist
+// yet, the folder in which it will be created is checked. The rules are those of OpenSSH for authorized_keys (misc.c,
+// safe_path), with two exceptions: in a folder like /tmp users cannot replace files of others, and a group with the
+// user's own id has no other member.
 func private(path string, uid int) (string, error) {
 	existing, rest := path, ""
 	for {
@@ -174,16 +174,16 @@ func private(path string, uid int) (string, error) {
 			return "", err
 		}
 		st, ok := info.Sys().(*syscall.Stat_t)
-		// In a sandbox the root folder's owner may be a user that has no number in it.
+		// In a sandbox the root folder's owner may be a user without an id in it.
 		if !ok || st.Uid != 0 && int(st.Uid) != uid && part != "/" {
-			return "", fmt.Errorf("%s is another user's", part)
+			return "", fmt.Errorf("%s belongs to another user", part)
 		}
 		others := info.Mode().Perm() & 0o022
 		if int(st.Gid) == uid {
 			others &= 0o002
 		}
 		if others != 0 && (last || info.Mode()&os.ModeSticky == 0) {
-			return "", fmt.Errorf("%s can be written by other users", part)
+			return "", fmt.Errorf("%s is writable by other users", part)
 		}
 		if part == filepath.Dir(part) {
 			return filepath.Join(real, rest), nil
@@ -192,16 +192,16 @@ func private(path string, uid int) (string, error) {
 	}
 }
 
-// privateTemp returns a folder in the temporary one that only this user can write: a program that lies in another's would
+// privateTemp returns a folder in the temporary folder that only this user can write: a program in another user's would
 // be run as this user.
 func privateTemp(temp string, uid int) (string, error) {
 	dir := filepath.Join(temp, fmt.Sprintf("polymesh-%d", uid))
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", fmt.Errorf("make a folder for the program: %w", err)
+		return "", fmt.Errorf("create a folder for the program: %w", err)
 	}
 	info, err := os.Lstat(dir)
 	if err != nil {
-		return "", fmt.Errorf("make a folder for the program: %w", err)
+		return "", fmt.Errorf("create a folder for the program: %w", err)
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.IsDir() || int(st.Uid) != uid || info.Mode().Perm()&0o022 != 0 {
 		return "", fmt.Errorf("%s is not this user's own folder: remove it, or set HOME or XDG_CACHE_HOME", dir)

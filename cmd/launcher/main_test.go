@@ -75,7 +75,7 @@ func TestPrivate(t *testing.T) {
 	cases := map[string]string{
 		own: own, filepath.Join(own, "not", "there"): filepath.Join(own, "not", "there"), below: below,
 		open: "", filepath.Join(open, "x"): "", filepath.Join(sticky, "x"): "",
-		// A link that another user can replace is not followed twice.
+		// A link that another user can replace is not resolved twice.
 		filepath.Join(link, "x"): filepath.Join(own, "x"),
 	}
 	if uid == 0 {

@@ -1,5 +1,5 @@
-// Command pilot-agent is Istio's agent beside each Envoy: Istio's own program, which also answers Prometheus in Envoy's
-// place. It runs in the proxyv2 image in the place of Istio's binary and takes the same flags.
+// Command pilot-agent is Istio's agent next to each Envoy: Istio's own program, which also serves Prometheus metrics in Envoy's
+// place. It replaces Istio's binary in the proxyv2 image and takes the same flags.
 package main
 
 import (
@@ -29,7 +29,7 @@ import (
 )
 
 func main() {
-	// The agent has little to do, and there is one in every pod: memory counts for more than the time of its collector.
+	// The agent has little to do, and there is one in every pod: memory matters more than GC time.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
@@ -44,7 +44,7 @@ func main() {
 	}
 }
 
-// newCommand is Istio's command, in which `proxy` serves Envoy's statistics too.
+// newCommand returns Istio's command, in which `proxy` also serves Envoy's statistics.
 func newCommand() (*cobra.Command, error) {
 	root := app.NewRootCommand(func(o *security.Options, cache security.SecretManager, keys *meshconfig.PrivateKeyProvider) istioagent.SDSService {
 		return sds.NewServer(o, cache, keys)
@@ -69,7 +69,7 @@ func newCommand() (*cobra.Command, error) {
 		}
 		go func() {
 			if err := exposition.Serve(context.Background(), exposition.Socket, admin, self); err != nil {
-				log.Errorf("metrics of this proxy cannot be read: %v", err)
+				log.Errorf("the metrics of this proxy are not available: %v", err)
 			}
 		}()
 		return run(c, args)
@@ -77,7 +77,7 @@ func newCommand() (*cobra.Command, error) {
 	return root, nil
 }
 
-// proxyConfig has the settings of the proxy, from where Istio's command reads them too.
+// proxyConfig returns the settings of the proxy, from the same source as Istio's command.
 func proxyConfig(c *cobra.Command) (*meshconfig.ProxyConfig, error) {
 	flags := c.Flags()
 	file, err := flags.GetString("meshConfig")
@@ -99,12 +99,12 @@ func proxyConfig(c *cobra.Command) (*meshconfig.ProxyConfig, error) {
 	return settings, nil
 }
 
-// workloadOf is what Istio's metrics call the workload beside the proxy, from what the proxy tells istiod about itself, as far as it is
-// a name: injection copies an owner reference, which is free text.
+// workloadOf returns the proxy's workload in Istio's metrics, from what the proxy sends to istiod about itself, if it is
+// a valid name: injection copies an owner reference, which is free text.
 func workloadOf(settings *meshconfig.ProxyConfig) (workload.Workload, error) {
 	node, err := bootstrap.GetNodeMetaData(bootstrap.MetadataOptions{Envs: os.Environ(), ProxyConfig: settings})
 	if err != nil {
-		return workload.Workload{}, fmt.Errorf("read what the proxy is beside: %w", err)
+		return workload.Workload{}, fmt.Errorf("read the proxy's workload: %w", err)
 	}
 	service, revision := labels.CanonicalService(node.Metadata.Labels, node.Metadata.WorkloadName)
 	return workload.Workload{

@@ -1,5 +1,5 @@
 // Command pilot-discovery is Istio's control plane for upstream Envoy: Istio's own program, with the dialect around its
-// generators. It runs in the pilot image in the place of Istio's binary and takes the same flags.
+// generators. It replaces Istio's binary in the pilot image and takes the same flags.
 package main
 
 import (
@@ -20,8 +20,8 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/istiod"
 )
 
-// serverArgs is where Istio's discovery command parses its flags to. It is not exported, and copying the flags' hundred
-// lines would let them drift from Istio's; a link that no longer fits fails the build.
+// serverArgs is the destination of the discovery command's flags. It is not exported, and a copy of the flags' hundred
+// lines would diverge from Istio's; a link that is no longer valid fails the build.
 //
 //go:linkname serverArgs istio.io/istio/pilot/cmd/pilot-discovery/app.serverArgs
 var serverArgs *bootstrap.PilotArgs
@@ -38,7 +38,7 @@ func main() {
 	}
 }
 
-// newCommand is Istio's command with another RunE for `discovery`.
+// newCommand returns Istio's command with another RunE for `discovery`.
 func newCommand() (*cobra.Command, error) {
 	root := app.NewRootCommand()
 	discovery, _, err := root.Find([]string{"discovery"})
@@ -49,7 +49,7 @@ func newCommand() (*cobra.Command, error) {
 	return root, nil
 }
 
-// runDiscovery follows newDiscoveryCommand in istio.io/istio/pilot/cmd/pilot-discovery/app/cmd.go, with three steps more.
+// runDiscovery follows newDiscoveryCommand in istio.io/istio/pilot/cmd/pilot-discovery/app/cmd.go, with three additional steps.
 func runDiscovery(c *cobra.Command, _ []string) error {
 	cmd.PrintFlags(c.Flags())
 	for name, want := range dialect.IstiodEnv() {
@@ -64,13 +64,13 @@ func runDiscovery(c *cobra.Command, _ []string) error {
 	}
 	translator := dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(server.XDSServer.Env.EndpointIndex))
 	if err := dialect.Wrap(server.XDSServer, translator); err != nil {
-		return fmt.Errorf("put the dialect around Istio's generators: %w", err)
+		return fmt.Errorf("install the dialect: %w", err)
 	}
 	if err := certify.Install(server, string(serverArgs.RegistryOptions.KubeOptions.ClusterID)); err != nil {
-		return fmt.Errorf("name workloads in certificates: %w", err)
+		return fmt.Errorf("install the certificates' workloads: %w", err)
 	}
 	if err := istiod.KeepStatusApart(server.XDSServer); err != nil {
-		return fmt.Errorf("keep the status of proxies apart from pushes: %w", err)
+		return fmt.Errorf("separate the proxy status from pushes: %w", err)
 	}
 	if err := server.Start(stop); err != nil {
 		return fmt.Errorf("start discovery service: %w", err)

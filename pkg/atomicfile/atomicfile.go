@@ -1,7 +1,7 @@
-// Package atomicfile replaces files so that a reader, and a start after a crash or a power cut, finds the old content or
-// the new one, whole. What it has written when it returns is on disk, with its name.
+// Package atomicfile replaces files so that a reader, and a start after a crash or a power failure, finds either the complete old
+// contents or the complete new ones. When a function returns, the file and its name are on disk.
 //
-// Everything that the server writes and would miss goes through it. It knows nothing of what is in a file.
+// All important files of the server are written through it. It knows nothing about their contents.
 package atomicfile
 
 import (
@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Write replaces a file. Folders that are missing are made, with mode 0755.
+// Write replaces a file. Missing folders are created, with mode 0755.
 func Write(path string, content []byte, mode fs.FileMode) error {
 	f, err := Create(path, mode)
 	if err != nil {
@@ -28,16 +28,16 @@ func Write(path string, content []byte, mode fs.FileMode) error {
 	return f.Commit()
 }
 
-// File is the new content of a file, which has not got its name yet.
+// File is the new version of a file, which does not have its name yet.
 type File struct {
 	*os.File
 	path string
 }
 
-// Prefix starts the names of files that are not whole yet. A process that was killed leaves them behind.
+// Prefix is the name prefix of incomplete files. A killed process leaves them behind.
 const Prefix = ".new-"
 
-// Create begins to replace the file at path. Folders that are missing are made, with mode 0755.
+// Create starts replacing the file at path. Missing folders are created, with mode 0755.
 func Create(path string, mode fs.FileMode) (*File, error) {
 	if err := MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -52,7 +52,7 @@ func Create(path string, mode fs.FileMode) (*File, error) {
 	return &File{f, path}, nil
 }
 
-// Commit gives the file its name when its content is on disk, and returns when the name is.
+// Commit syncs the contents, gives the file its name, and returns when the name is on disk.
 func (f *File) Commit() error {
 	if err := f.Sync(); err != nil {
 		return err
@@ -63,19 +63,19 @@ func (f *File) Commit() error {
 	return Rename(f.Name(), f.path)
 }
 
-// Discard removes what was not committed. It does nothing after Commit.
+// Discard removes an uncommitted file. It does nothing after Commit.
 func (f *File) Discard() {
 	if f.Close() == nil {
 		_ = os.Remove(f.Name())
 		return
 	}
-	// Closed by Commit, which may have failed to give it its name.
+	// Commit has closed it, but may have failed to rename it.
 	if _, err := os.Lstat(f.Name()); err == nil {
 		_ = os.Remove(f.Name())
 	}
 }
 
-// Rename renames, over what may be there, and returns when both names are on disk.
+// Rename renames, replacing an existing file, and returns when both names are on disk.
 func Rename(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
@@ -88,7 +88,7 @@ func Rename(from, to string) error {
 	return SyncDir(filepath.Dir(to))
 }
 
-// Symlink makes a link, over one that may be there, and returns when it is on disk.
+// Symlink creates a link, replacing an existing one, and returns when it is on disk.
 func Symlink(target, path string) error {
 	next := path + ".new"
 	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -100,7 +100,7 @@ func Symlink(target, path string) error {
 	return Rename(next, path)
 }
 
-// MkdirAll is os.MkdirAll, and returns when the names of the folders that it made are on disk.
+// MkdirAll is os.MkdirAll, and returns when the names of the new folders are on disk.
 func MkdirAll(path string, mode fs.FileMode) error {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		return nil
@@ -127,7 +127,7 @@ func SyncDir(path string) error {
 		return err
 	}
 	defer dir.Close()
-	// Some file systems have nothing to sync for a folder, and say so in one of these ways.
+	// Some file systems do not support syncing a folder, and return one of these errors.
 	if err := dir.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOTSUP) {
 		return fmt.Errorf("sync the folder %s: %w", path, err)
 	}

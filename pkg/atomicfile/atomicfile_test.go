@@ -30,7 +30,7 @@ func TestWriteReplacesWhole(t *testing.T) {
 	}
 }
 
-// What does not become whole leaves the old content and nothing else.
+// A failed write leaves the old contents and nothing else.
 func TestDiscardKeepsTheOldContent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := Write(path, []byte("old"), 0o600); err != nil {
@@ -52,7 +52,7 @@ func TestDiscardKeepsTheOldContent(t *testing.T) {
 	}
 }
 
-// A file cannot take the name of a folder; its content must not stay beside it.
+// A file cannot replace a folder; its temporary file must not be left behind.
 func TestCommitThatFailsLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "folder")
@@ -69,7 +69,7 @@ func TestCommitThatFailsLeavesNothing(t *testing.T) {
 
 func TestSymlinkReplaces(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "current")
-	// What a crash has left of an earlier try.
+	// The leftovers of a crash.
 	if err := os.Symlink("half", path+".new"); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestSymlinkReplaces(t *testing.T) {
 			t.Fatal(err)
 		}
 		if have, err := os.Readlink(path); err != nil || have != target {
-			t.Errorf("the link says %q (%v), want %q", have, err, target)
+			t.Errorf("the link is %q (%v), want %q", have, err, target)
 		}
 	}
 	if _, err := os.Lstat(path + ".new"); !errors.Is(err, fs.ErrNotExist) {

@@ -16,7 +16,7 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
-// authorityLife is how long an authority lives.
+// authorityLife is the lifetime of an authority.
 const authorityLife = 10 * 365 * 24 * time.Hour
 
 // Names of the authorities; their files are <name>.crt and <name>.key.
@@ -24,24 +24,24 @@ const (
 	ServerCA        = "server-ca"
 	ClientCA        = "client-ca"
 	RequestHeaderCA = "request-header-ca"
-	// KubeletCA signs what kubelets serve with. Were it ServerCA, a node could get a certificate for the API server's address.
+	// KubeletCA signs the kubelets' serving certificates. With ServerCA, a node could get a certificate for the API server's address.
 	KubeletCA = "kubelet-ca"
 )
 
 func authorityNames() []string { return []string{ServerCA, ClientCA, RequestHeaderCA, KubeletCA} }
 
-// Authorities is what all servers of a cluster have in common and sign with: the certificate authorities, and the key for
+// Authorities is what all servers of a cluster share for signing: the certificate authorities, and the key for
 // service-account tokens.
 type Authorities struct {
 	store  Store
 	byName map[string]*tls.Certificate
 }
 
-// EnsureAuthorities reads the authorities of a store, and makes those that are missing. One that is there is never replaced: a
+// EnsureAuthorities reads the authorities of a store, and creates missing ones. An existing authority is never replaced: a
 // damaged one is an error, and so is one that is not valid at the time now.
 func EnsureAuthorities(store Store, now time.Time) (*Authorities, error) {
 	if err := os.MkdirAll(string(store), 0o700); err != nil {
-		return nil, fmt.Errorf("make the folder for certificates: %w", err)
+		return nil, fmt.Errorf("create the folder for certificates: %w", err)
 	}
 	if err := ensureKey(store.ServiceAccountKey()); err != nil {
 		return nil, fmt.Errorf("service-account key: %w", err)
@@ -57,7 +57,7 @@ func EnsureAuthorities(store Store, now time.Time) (*Authorities, error) {
 	return a, nil
 }
 
-// exportedFiles are those that another server of the cluster needs, by their names in the store.
+// exportedFiles returns the files that other servers of the cluster need, by their names in the store.
 func exportedFiles() []string {
 	var names []string
 	for _, name := range authorityNames() {
@@ -66,8 +66,8 @@ func exportedFiles() []string {
 	return append(names, filepath.Base(Store("").ServiceAccountKey()))
 }
 
-// Export returns the authorities with their keys, as the files that hold them: PEM by name. They are the cluster's
-// identity; whoever has them is its administrator.
+// Export returns the authorities with their keys, as PEM files by name. They are the cluster's identity: anyone who has
+// them is its administrator.
 func (a *Authorities) Export() (map[string][]byte, error) {
 	exported := map[string][]byte{}
 	for _, name := range exportedFiles() {
@@ -80,8 +80,8 @@ func (a *Authorities) Export() (map[string][]byte, error) {
 	return exported, nil
 }
 
-// Import writes what another server has exported into an empty store. It refuses a set that is not complete, or whose keys
-// and certificates do not belong together, and a store that already has other authorities.
+// Import writes exported authorities into an empty store. It rejects a set that is incomplete, or whose keys
+// and certificates do not match, and a store that already has other authorities.
 func Import(store Store, exported map[string][]byte) error {
 	for _, name := range authorityNames() {
 		pair, err := tls.X509KeyPair(exported[name+".crt"], exported[name+".key"])
@@ -89,7 +89,7 @@ func Import(store Store, exported map[string][]byte) error {
 			return fmt.Errorf("import the cluster's authorities: %s: %w", name, err)
 		}
 		if !pair.Leaf.IsCA {
-			return fmt.Errorf("import the cluster's authorities: %s is no authority", name)
+			return fmt.Errorf("import the cluster's authorities: %s is not a certificate authority", name)
 		}
 	}
 	if block, _ := pem.Decode(exported[filepath.Base(store.ServiceAccountKey())]); block == nil {
@@ -119,9 +119,9 @@ func Import(store Store, exported map[string][]byte) error {
 	return nil
 }
 
-// ensureAuthority reads an authority, or makes it where there is none. It is never replaced: a damaged one is an error.
+// ensureAuthority reads an authority, or creates it if there is none. It never replaces one: a damaged authority is an error.
 func ensureAuthority(store Store, name string, now time.Time) (*tls.Certificate, error) {
-	// Only a file that is certainly not there is made: what cannot be read now may be read tomorrow.
+	// Create it only if the file certainly does not exist: a read error may be temporary.
 	if _, err := os.Stat(store.Cert(name)); !errors.Is(err, fs.ErrNotExist) {
 		pair, err := tls.LoadX509KeyPair(store.Cert(name), store.Key(name))
 		if err != nil {
@@ -131,12 +131,12 @@ func ensureAuthority(store Store, name string, now time.Time) (*tls.Certificate,
 			return nil, fmt.Errorf("%s has expired on %s: if the clock is right, `polymesh reset` to start over", store.Cert(name), pair.Leaf.NotAfter.Format(time.DateOnly))
 		}
 		if now.Before(pair.Leaf.NotBefore) {
-			return nil, fmt.Errorf("%s is valid from %s on, and the clock says %s: set the clock", store.Cert(name),
+			return nil, fmt.Errorf("%s is valid from %s, but the clock shows %s: set the clock", store.Cert(name),
 				pair.Leaf.NotBefore.UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
 		}
 		return &pair, nil
 	}
-	// The key is written first: a start that was cut off in between finds it again.
+	// The key is written first: an interrupted start finds it again.
 	if err := ensureKey(store.Key(name)); err != nil {
 		return nil, err
 	}

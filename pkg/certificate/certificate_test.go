@@ -77,7 +77,7 @@ func load(t *testing.T, s Store, name string) *x509.Certificate {
 	return pair.Leaf
 }
 
-// verify checks every certificate as its readers do: by its own authority, for its use and names, and by no other.
+// verify checks every certificate as its readers do: only its own authority, use and names are accepted.
 func verify(t *testing.T, o Options, at time.Time) {
 	t.Helper()
 	s := Store(o.Dir)
@@ -156,7 +156,7 @@ func TestSecondCallKeepsEverything(t *testing.T) {
 	}
 }
 
-// A data dir of a version in which a certificate had another name, or more groups, gets a new one at the first start.
+// If a certificate in the data dir has an old name, or too many groups, the first start replaces it.
 func TestRenewedWhenTheIdentityChanges(t *testing.T) {
 	for _, old := range []pkix.Name{
 		{CommonName: APIServerKubeletUser, Organization: []string{"system:masters"}},
@@ -199,7 +199,7 @@ func TestRenewedBeforeTheEnd(t *testing.T) {
 	o := options(t)
 	ensure(t, o)
 	before := authorities(t, o)
-	// Ten years in steps of the time that a server may be off, up to the end of the authorities.
+	// Ten years in steps of the longest expected downtime, up to the expiry of the authorities.
 	for o.Now = birth; o.Now.Before(birth.Add(authorityLife - leafLife)); o.Now = o.Now.Add(100 * 24 * time.Hour) {
 		ensure(t, o)
 		verify(t, o, o.Now)
@@ -218,7 +218,7 @@ func TestRenewedBeforeTheEnd(t *testing.T) {
 		t.Errorf("after the end: %v", err)
 	}
 	o.Now = birth.Add(-48 * time.Hour)
-	if _, err := Ensure(o); err == nil || !strings.Contains(err.Error(), "the clock says 2030-02-27 12:00:00: set the clock") {
+	if _, err := Ensure(o); err == nil || !strings.Contains(err.Error(), "but the clock shows 2030-02-27 12:00:00: set the clock") {
 		t.Errorf("with a clock that is behind: %v", err)
 	}
 }
@@ -252,8 +252,8 @@ func TestRenewedWhenTheMachineChanges(t *testing.T) {
 	}
 }
 
-// A start can be cut off between any two files. The files are written one after the other, whole: so each beginning of
-// the list is what a crash leaves.
+// A start can be interrupted between any two files. The files are written atomically and one after another, so a crash
+// leaves a prefix of the list.
 func TestCrashBetweenFiles(t *testing.T) {
 	done := options(t)
 	ensure(t, done)
@@ -282,7 +282,7 @@ func TestCrashBetweenFiles(t *testing.T) {
 		ensure(t, o)
 		verify(t, o, birth)
 		for _, name := range order[:n] {
-			// A key whose certificate is missing is made again, that of an authority stays.
+			// A key whose certificate is missing is replaced, except an authority's.
 			unfinished := name == order[n-1] && !strings.Contains(name, "-ca.")
 			if text, err := os.ReadFile(filepath.Join(o.Dir, name)); err != nil || string(text) != whole[name] && !unfinished {
 				t.Errorf("after %d files %s was replaced (%v)", n, name, err)
@@ -291,7 +291,7 @@ func TestCrashBetweenFiles(t *testing.T) {
 	}
 }
 
-// A renewal that was cut off leaves the new key beside the old certificate.
+// An interrupted renewal leaves the new key with the old certificate.
 func TestCrashInRenewal(t *testing.T) {
 	o, other := options(t), options(t)
 	ensure(t, o)
@@ -314,7 +314,7 @@ func TestCrashInRenewal(t *testing.T) {
 func TestLostAndForeignAuthorities(t *testing.T) {
 	damage := map[string]struct {
 		do   func(t *testing.T, o Options)
-		want string // part of the error; empty: it is mended
+		want string // part of the error; empty: it is repaired
 	}{
 		"certificate gone, key there": {func(t *testing.T, o Options) { remove(t, Store(o.Dir).Cert(ServerCA)) }, ""},
 		"key gone, certificate there": {func(t *testing.T, o Options) { remove(t, Store(o.Dir).Key(ClientCA)) },
@@ -337,7 +337,7 @@ func TestLostAndForeignAuthorities(t *testing.T) {
 			ensure(t, o)
 			c.do(t, o)
 			before := snapshot(o.Dir)
-			// The next start is a second later, so that a new authority would have another name.
+			// The next start is a second later, so that a new authority would have a different name.
 			o.Now = birth.Add(time.Second)
 			_, err := Ensure(o)
 			if c.want == "" {
@@ -416,7 +416,7 @@ func TestKubeconfigs(t *testing.T) {
 	}
 }
 
-// asks reaches a server that has the API server's certificate, through a kubeconfig, and returns whom the server saw.
+// asks connects through a kubeconfig to a server with the API server's certificate, and returns the user that the server saw.
 func asks(t *testing.T, s Store, kubeconfig string) string {
 	t.Helper()
 	clients := x509.NewCertPool()
@@ -466,7 +466,7 @@ func asks(t *testing.T, s Store, kubeconfig string) string {
 	return b.String()
 }
 
-// loadFiles fills data from the file named after it.
+// loadFiles fills data from the file in the corresponding field.
 func loadFiles(pairs ...any) error {
 	var errs []error
 	for i := 0; i+1 < len(pairs); i += 2 {
@@ -538,7 +538,7 @@ func TestExportedAuthorities(t *testing.T) {
 			t.Errorf("%s has mode %v (%v)", name, info.Mode(), err)
 		}
 	}
-	// The kubelets of both are known to either API server.
+	// The kubelets of both are trusted by either API server.
 	pool := x509.NewCertPool()
 	pool.AddCert(load(t, Store(one.Dir), KubeletCA))
 	if _, err := load(t, Store(two.Dir), KubeletServing).Verify(x509.VerifyOptions{Roots: pool, CurrentTime: birth}); err != nil {

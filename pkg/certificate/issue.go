@@ -26,9 +26,9 @@ import (
 
 const (
 	leafLife = 365 * 24 * time.Hour
-	// renewBefore is how long before its end a certificate is made again; K3s uses 120 days.
+	// renewBefore is how long before its expiry a certificate is renewed; K3s uses 120 days.
 	renewBefore = 120 * 24 * time.Hour
-	// backdate allows for clocks that differ.
+	// backdate allows for clock differences.
 	backdate = time.Hour
 )
 
@@ -49,25 +49,25 @@ const (
 	FrontProxy        = "client-front-proxy"
 )
 
-// Users of client certificates whose rights are roles of ours (pkg/controlplane). They are in no group: what RBAC does not
-// give them they may not do, and what it gives can be taken back, unlike the rights of system:masters.
+// Users of client certificates whose permissions are our own roles (pkg/controlplane). They are in no group: they can only do
+// what RBAC grants them, and that can be revoked, unlike the permissions of system:masters.
 const (
 	ImagePolicyUser      = "system:polymesh:image-policy"
 	LoadBalancerUser     = "system:polymesh:servicelb"
 	NodeResyncUser       = "system:polymesh:node-resync"
-	APIServerKubeletUser = "kube-apiserver-kubelet-client" // kubeadm's name for it
+	APIServerKubeletUser = "kube-apiserver-kubelet-client" // kubeadm's name
 )
 
-// Options is what the certificates depend on.
+// Options are the inputs for the certificates.
 type Options struct {
 	Dir      string // for tls
 	NodeName string
 	NodeIP   netip.Addr
-	// SANs are the further names and addresses of the API server, beside those that follow from the cluster.
+	// SANs are additional names and addresses of the API server, besides those that follow from the cluster.
 	SANs          []string
 	ServiceIP     netip.Addr // of the `kubernetes` service
 	ClusterDomain string
-	// Now is the time for which validity is judged.
+	// Now is the time at which validity is judged.
 	Now time.Time
 }
 
@@ -79,7 +79,7 @@ type leaf struct {
 	hosts           []string
 }
 
-// leaves lists all certificates with the identities that Kubernetes' RBAC bootstrap policy expects
+// leaves returns all certificates, with the identities that Kubernetes' RBAC bootstrap policy expects
 // (plugin/pkg/auth/authorizer/rbac/bootstrappolicy), and those of our own roles.
 func leaves(o Options) []leaf {
 	client := func(name, user string, groups ...string) leaf {
@@ -107,7 +107,7 @@ func leaves(o Options) []leaf {
 	}
 }
 
-// Ensure makes the authorities and the certificates of a server where they are missing, and renews certificates: see Issue.
+// Ensure creates missing authorities and certificates of a server, and renews certificates: see Issue.
 func Ensure(o Options) (written []string, err error) {
 	authorities, err := EnsureAuthorities(Store(o.Dir), o.Now)
 	if err != nil {
@@ -116,7 +116,7 @@ func Ensure(o Options) (written []string, err error) {
 	return authorities.Issue(o)
 }
 
-// Issue signs those of a server's certificates that are missing, that near their end or that no longer fit (another address,
+// Issue signs those of a server's certificates that are missing, about to expire, or outdated (another address,
 // another identity, another authority). It returns the names of those that it wrote.
 func (a *Authorities) Issue(o Options) (written []string, err error) {
 	for _, l := range leaves(o) {
@@ -131,14 +131,14 @@ func (a *Authorities) Issue(o Options) (written []string, err error) {
 	return written, nil
 }
 
-// fits reports whether the certificate on disk can stay.
+// fits reports whether the certificate on disk can be kept.
 func fits(store Store, l leaf, ca *tls.Certificate, now time.Time) bool {
 	pair, err := tls.LoadX509KeyPair(store.Cert(l.name), store.Key(l.name))
 	if err != nil {
 		return false
 	}
 	c := pair.Leaf
-	// The signature alone is not enough: a chain is built by the issuer's name.
+	// The signature alone is not enough: chains are built by the issuer's name.
 	if !bytes.Equal(c.RawIssuer, ca.Leaf.RawSubject) || c.CheckSignatureFrom(ca.Leaf) != nil || now.Before(c.NotBefore) || now.Add(renewBefore).After(c.NotAfter) {
 		return false
 	}
@@ -147,8 +147,8 @@ func fits(store Store, l leaf, ca *tls.Certificate, now time.Time) bool {
 		slices.Equal(c.DNSNames, names) && slices.EqualFunc(c.IPAddresses, ips, net.IP.Equal)
 }
 
-// issue signs a certificate with a new key. The old pair stays in use until both files are in place; a reader that meets
-// them between the two renames tries again, as Kubernetes' reloading clients do.
+// issue signs a certificate with a new key. The old pair stays in use until both files are in place; a reader that sees
+// a mismatch between the two renames retries, as Kubernetes' reloading clients do.
 func issue(store Store, l leaf, ca *tls.Certificate, now time.Time) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -185,7 +185,7 @@ func sign(path string, template, parent *x509.Certificate, public crypto.PublicK
 	return atomicfile.Write(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
 }
 
-// split sorts hosts into DNS names and addresses, each once, in a fixed order.
+// split separates hosts into DNS names and addresses, without duplicates, in a fixed order.
 func split(hosts []string) (names []string, ips []net.IP) {
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
@@ -218,7 +218,7 @@ func readKey(path string) (*ecdsa.PrivateKey, error) {
 	}
 	block, _ := pem.Decode(text)
 	if block == nil {
-		return nil, fmt.Errorf("%s holds no PEM key", path)
+		return nil, fmt.Errorf("%s does not contain a PEM key", path)
 	}
 	return x509.ParseECPrivateKey(block.Bytes)
 }

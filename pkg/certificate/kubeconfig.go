@@ -10,17 +10,17 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
-// clusterName is what the cluster, the user and the context are called in every kubeconfig, as K3s does it.
+// clusterName is the name of the cluster, user and context in every kubeconfig, as in K3s.
 const clusterName = "default"
 
-// WriteKubeconfig writes a kubeconfig for the client certificate of this name. It refers to the certificate's files, so
-// that a renewed one is used without a restart (client-go reads them again).
+// WriteKubeconfig writes a kubeconfig for the client certificate with this name. It refers to the certificate's files, so
+// that a renewed one is used without a restart (client-go reloads them).
 func (s Store) WriteKubeconfig(path, name, server string) error {
 	return write(path, 0o600, server, &api.Cluster{CertificateAuthority: s.Cert(ServerCA)},
 		&api.AuthInfo{ClientCertificate: s.Cert(name), ClientKey: s.Key(name)})
 }
 
-// WritePortableKubeconfig writes a kubeconfig that holds the certificates themselves, to be copied elsewhere.
+// WritePortableKubeconfig writes a kubeconfig that contains the certificates, so that it can be copied.
 func (s Store) WritePortableKubeconfig(path, name, server string, mode os.FileMode) error {
 	ca, err := os.ReadFile(s.Cert(ServerCA))
 	if err != nil {

@@ -9,11 +9,11 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 )
 
-// renewalInterval is how often a running server looks at its certificates.
+// renewalInterval is how often a running server checks its certificates.
 const renewalInterval = 12 * time.Hour
 
-// Renewal is the component "certificates": it makes what is missing at the start, and while the server runs renews each
-// certificate before it ends. Kubernetes reads renewed files by itself.
+// Renewal is the component "certificates": it creates missing certificates at startup, and while the server runs renews each
+// certificate before it expires. Kubernetes reloads renewed files by itself.
 type Renewal struct {
 	component.Background
 	opts    Options
@@ -27,7 +27,7 @@ func NewRenewal(o Options, publish func(Store) error, log *slog.Logger) *Renewal
 	return &Renewal{opts: o, publish: publish, log: log.With("component", "certificates")}
 }
 
-// Ensure makes and renews what is due at a point in time, and publishes.
+// Ensure creates and renews what is due at the time now, and calls publish.
 func (r *Renewal) Ensure(now time.Time) error {
 	o := r.opts
 	o.Now = now
@@ -44,10 +44,10 @@ func (r *Renewal) Ensure(now time.Time) error {
 // Name implements component.Component.
 func (r *Renewal) Name() string { return "certificates" }
 
-// Init does nothing: certificates are made by Start.
+// Init does nothing: Start creates the certificates.
 func (r *Renewal) Init(context.Context) error { return nil }
 
-// Start makes what is missing, and looks again from time to time.
+// Start creates missing certificates, and starts periodic checks.
 func (r *Renewal) Start(ctx context.Context) error {
 	if err := r.Ensure(time.Now()); err != nil {
 		return err
@@ -71,7 +71,7 @@ func (r *Renewal) Start(ctx context.Context) error {
 	return nil
 }
 
-// Ready says whether the last renewal worked.
+// Ready returns the error of the last renewal, if any.
 func (r *Renewal) Ready(context.Context) error {
 	if err := r.problem.Load(); err != nil {
 		return *err

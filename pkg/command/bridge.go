@@ -25,17 +25,16 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/bridge/registries"
 )
 
-// bridgeNamespace is where a bridge keeps its objects if nothing else is said.
+// bridgeNamespace is the default namespace of a bridge's objects.
 const bridgeNamespace = "polymesh-bridge"
 
 func newBridge() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bridge",
 		Short: "Connect the mesh with the service registry of an older system",
-		Long: `Bridge keeps the mesh and the service registry of an older system (Eureka, Consul, DNS) in step, both ways: services
-that are registered outside can be called from the mesh by name, and Services of the mesh with the label
-bridge.polymesh.dev/eureka, or bridge.polymesh.dev/consul, appear in that registry, where programs outside find them as they
-find all others.`,
+		Long: `Bridge keeps the mesh and the service registry of an older system (Eureka, Consul, DNS) in sync, in both directions: services
+registered outside can be called from the mesh by name, and Services of the mesh with the label
+bridge.polymesh.dev/eureka, or bridge.polymesh.dev/consul, appear in that registry like any other service.`,
 	}
 	cmd.AddCommand(newBridgeRun(), newBridgeStatus())
 	return cmd
@@ -48,9 +47,9 @@ func newBridgeRun() *cobra.Command {
 	o := bridge.Options{}
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Keep the mesh and a registry in step, until it is ended",
-		Long: `Run keeps the mesh and a registry in step until it is ended, which changes nothing: what is written stays, and the
-next run goes on with it. When the registry does not answer, nothing is taken away.
+		Short: "Keep the mesh and a registry in sync, until it is stopped",
+		Long: `Run keeps the mesh and a registry in sync until it is stopped. Stopping changes nothing: its objects stay, and the
+next run continues with them. If the registry does not respond, nothing is removed.
 
 A password is read from --password-file or POLYMESH_BRIDGE_PASSWORD, the addresses of Eureka also from POLYMESH_BRIDGE_EUREKA.
 Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSUL_HTTP_TOKEN as by Consul's own programs.`,
@@ -62,26 +61,26 @@ Consul's token is read from --token-file, POLYMESH_BRIDGE_CONSUL_TOKEN, or CONSU
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringSliceVar(&f.Eureka, "eureka", nil, "addresses of a Eureka: http://HOST:8761/eureka/; the first that answers is asked")
-	flags.StringSliceVar(&f.Consul, "consul", nil, "addresses of Consul agents of one datacenter: http://HOST:8500; the first that answers is asked")
+	flags.StringSliceVar(&f.Eureka, "eureka", nil, "addresses of a Eureka: http://HOST:8761/eureka/; the first that responds is used")
+	flags.StringSliceVar(&f.Consul, "consul", nil, "addresses of Consul agents of one datacenter: http://HOST:8500; the first that responds is used")
 	flags.StringArrayVar(&f.DNS, "dns", nil, "a service in DNS: SERVICE=NAME with SRV records, or SERVICE=NAME:PORT with addresses; can be given more than once")
-	flags.StringVar(&f.DNSServer, "dns-server", "", "the name server to ask (default: this machine's)")
-	flags.StringVar(&o.Name, "name", "", "tells the bridges of a cluster apart (default: eureka, consul or dns)")
-	flags.StringVar(&o.Domain, "domain", "", "what stands behind a service's name in the mesh (default: NAME.internal)")
-	flags.IntVar(&o.Port, "port", 80, "where the mesh's programs reach a service, whatever its own port is")
-	flags.DurationVar(&o.Interval, "interval", 10*time.Second, "how often to look")
-	flags.DurationVar(&o.StaleAfter, "stale-after", 5*time.Minute, "leave an instance out that the registry has not heard of for so long; 0: never")
+	flags.StringVar(&f.DNSServer, "dns-server", "", "the name server to use (default: this machine's)")
+	flags.StringVar(&o.Name, "name", "", "distinguishes the bridges of a cluster (default: eureka, consul or dns)")
+	flags.StringVar(&o.Domain, "domain", "", "suffix of service names in the mesh (default: NAME.internal)")
+	flags.IntVar(&o.Port, "port", 80, "port of services in the mesh, whatever their own ports are")
+	flags.DurationVar(&o.Interval, "interval", 10*time.Second, "how often to sync")
+	flags.DurationVar(&o.StaleAfter, "stale-after", 5*time.Minute, "leave out an instance without heartbeats for this long; 0: never")
 	flags.IntVar(&o.MaxLoss, "max-loss", 50, "if more than this percentage of the instances vanish at once, keep them for now")
-	flags.DurationVar(&o.Guard, "guard", 5*time.Minute, "how long to keep what vanished like that, or while the registry was away")
-	flags.StringSliceVar(&allow, "allow-cidr", nil, "ranges of addresses that instances may have (default: all but link-local ones and the cluster's own); of several ranges that hold an address the smallest counts")
-	flags.StringVar(&gateway, "gateway", "istio-system/istio-ingressgateway", "the Service by which callers outside reach the mesh")
-	flags.StringVar(&o.AdvertiseAddress, "advertise-address", "", "HOST or HOST:PORT of the gateway as callers outside see it (default: what its Service says)")
-	flags.StringVar(&o.AdvertiseDomain, "advertise-domain", "", "callers outside call the mesh's services NAME.DOMAIN, which their name servers have to know (default: they use the address)")
+	flags.DurationVar(&o.Guard, "guard", 5*time.Minute, "how long to keep instances that vanished like that, or while the registry was unreachable")
+	flags.StringSliceVar(&allow, "allow-cidr", nil, "ranges of addresses that instances may have (default: all but link-local ones and the cluster's own); the smallest range that contains an address decides")
+	flags.StringVar(&gateway, "gateway", "istio-system/istio-ingressgateway", "the Service through which callers outside reach the mesh")
+	flags.StringVar(&o.AdvertiseAddress, "advertise-address", "", "HOST or HOST:PORT of the gateway as callers outside see it (default: the Service's address)")
+	flags.StringVar(&o.AdvertiseDomain, "advertise-domain", "", "callers outside use NAME.DOMAIN for the mesh's services, which their name servers must resolve (default: the address)")
 	flags.StringVar(&f.User, "user", "", "user of Eureka")
 	flags.StringVar(&f.PasswordFile, "password-file", "", "file with the user's password")
 	flags.StringVar(&f.TokenFile, "token-file", "", "file with a token of Consul's ACLs")
-	flags.StringVar(&f.CAFile, "ca-file", "", "authorities that sign for the registry (default: those of the machine)")
-	flags.StringVar(&f.ClientCert, "client-cert", "", "certificate to show to the registry")
+	flags.StringVar(&f.CAFile, "ca-file", "", "certificate authorities of the registry (default: those of the machine)")
+	flags.StringVar(&f.ClientCert, "client-cert", "", "client certificate for the registry")
 	flags.StringVar(&f.ClientKey, "client-key", "", "its key")
 	cluster := clusterFlags(cmd)
 	flags.Lookup("namespace").Usage = "where the bridge keeps its objects (default: " + bridgeNamespace + ")"
@@ -137,11 +136,11 @@ func newBridgeStatus() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what the bridges of a cluster do",
-		Long: `Show what the bridges of a cluster do: which services are in the mesh, which are in the registry, and what a user has to
-decide.
+		Short: "Show the status of a cluster's bridges",
+		Long: `Show the status of a cluster's bridges: which services are in the mesh, which are in the registry, and what needs a
+decision.
 
-The exit code is 0 when all is well, 1 when a bridge has a problem or does not run, 3 when there is none.`,
+The exit code is 0 if all bridges are healthy, 1 if one has a problem or is not running, 3 if there is none.`,
 		Args: cobra.NoArgs,
 	}
 	cluster := clusterFlags(cmd)
@@ -179,9 +178,9 @@ The exit code is 0 when all is well, 1 when a bridge has a problem or does not r
 		case err != nil:
 			return err
 		case len(reports) == 0:
-			fmt.Fprintln(cmd.ErrOrStderr(), "polymesh: no bridge has run here: start one with `polymesh bridge run`")
+			fmt.Fprintln(cmd.ErrOrStderr(), "polymesh: no bridge has run in this cluster: start one with `polymesh bridge run`")
 			return exitError(3)
-		case slices.ContainsFunc(reports, func(r bridge.Report) bool { return !r.Well(time.Now()) }):
+		case slices.ContainsFunc(reports, func(r bridge.Report) bool { return !r.Healthy(time.Now()) }):
 			return exitError(1)
 		}
 		return nil
@@ -190,7 +189,7 @@ The exit code is 0 when all is well, 1 when a bridge has a problem or does not r
 }
 
 func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
-	// A registry chooses the names and ids, and who may write ConfigMaps the rest.
+	// The registry controls names and ids, and writers of ConfigMaps control the rest.
 	w = progress.Escaping(w)
 	line := progress.Line
 	ago := func(t time.Time) string {
@@ -205,13 +204,13 @@ func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
 		}
 		fmt.Fprintf(w, "bridge %s in namespace %s to %s, which answered %s\n", line(r.Name), line(r.Namespace), line(r.Registry), ago(r.Answered))
 		if r.Old(now) {
-			fmt.Fprintf(w, "! the bridge does not run: it has said nothing since %s\n", ago(r.Written))
+			fmt.Fprintf(w, "! the bridge is not running: its last report was %s\n", ago(r.Written))
 		}
 		if r.Error != "" {
 			fmt.Fprintf(w, "! %s\n", line(r.Error))
 		}
 		if h := r.Holding; h != nil {
-			fmt.Fprintf(w, "! %d instances are missing in the registry; until %s they stay in the mesh: %s\n", len(h.Instances), h.Until.Format(time.RFC3339), line(strings.Join(h.Instances, ", ")))
+			fmt.Fprintf(w, "! %d instances are missing in the registry; they stay in the mesh until %s: %s\n", len(h.Instances), h.Until.Format(time.RFC3339), line(strings.Join(h.Instances, ", ")))
 		}
 		for _, p := range r.Problems {
 			fmt.Fprintf(w, "! %s: %s\n", line(cmp.Or(p.Service, "the registry")), line(p.Message))
@@ -234,7 +233,7 @@ func printBridges(w io.Writer, reports []bridge.Report, now time.Time) error {
 			return err
 		}
 		if o := r.Omitted; o != nil {
-			fmt.Fprintf(w, "\nnot shown: %d services, %d instances, %d problems, for which the report has no room\n", o.Services, o.Instances, o.Problems)
+			fmt.Fprintf(w, "\nnot shown: %d services, %d instances, %d problems, which did not fit into the report\n", o.Services, o.Instances, o.Problems)
 		}
 		for _, s := range r.Services {
 			for _, l := range s.LeftOut {

@@ -11,18 +11,18 @@ import (
 
 func TestBridgeCommandLines(t *testing.T) {
 	for args, want := range map[string]string{
-		"bridge run": "no registry is named",
-		"bridge run --eureka http://u:secret@host/":           "everyone on this machine can read a command line",
-		"bridge run --eureka http://u:sec/ret@host/":          "cannot be read as a URL",
+		"bridge run": "no registry is specified",
+		"bridge run --eureka http://u:secret@host/":           "command-line arguments are visible to all local users",
+		"bridge run --eureka http://u:sec/ret@host/":          "is not a valid URL",
 		"bridge run --eureka host:8761":                       "not an address of Eureka",
 		"bridge run --eureka http://a --dns b=c":              "a bridge has one registry",
 		"bridge run --consul http://u:secret@host":            "without a user and without a token",
 		"bridge run --consul http://host:8500/?token=secret":  "without a user and without a token",
 		"bridge run --consul host:8500":                       "not an address of Consul",
 		"bridge run --consul http://a --eureka http://b":      "a bridge has one registry",
-		"bridge run --consul http://a --user u":               "Consul takes --token-file",
+		"bridge run --consul http://a --user u":               "Consul uses --token-file",
 		"bridge run --consul http://a --token-file /no/is":    "read the token",
-		"bridge run --eureka http://a --token-file x":         "Eureka takes --user",
+		"bridge run --eureka http://a --token-file x":         "Eureka uses --user",
 		"bridge run --dns orders":                             "should be SERVICE=NAME",
 		"bridge run --eureka http://a --gateway x":            `--gateway "x" is not NAMESPACE/NAME`,
 		"bridge run --eureka http://a --client-cert x":        "go together",
@@ -67,16 +67,16 @@ c of ORDERS is not in the mesh: it is out of service
 	if out.String() != want {
 		t.Errorf("it prints\n%s\nwant\n%s", out.String(), want)
 	}
-	if !well.Well(now) {
-		t.Error("all is well, and it is not said")
+	if !well.Healthy(now) {
+		t.Error("a healthy bridge is not reported as healthy")
 	}
 	for text, change := range map[string]func(*bridge.Report){
-		"! the bridge does not run: it has said nothing since 60m ago": func(r *bridge.Report) { r.Written = now.Add(-time.Hour) },
+		"! the bridge is not running: its last report was 60m ago": func(r *bridge.Report) { r.Written = now.Add(-time.Hour) },
 		"! broken": func(r *bridge.Report) { r.Error = "broken" },
 		"! bills: taken": func(r *bridge.Report) {
 			r.Problems = []bridge.Problem{{Service: "bills", Message: "taken"}}
 		},
-		"! 2 instances are missing in the registry; until 2026-01-02T03:04:05Z they stay in the mesh: a, b": func(r *bridge.Report) {
+		"! 2 instances are missing in the registry; they stay in the mesh until 2026-01-02T03:04:05Z: a, b": func(r *bridge.Report) {
 			r.Holding = &bridge.Holding{Until: now, Instances: []string{"a", "b"}}
 		},
 	} {
@@ -86,8 +86,8 @@ c of ORDERS is not in the mesh: it is out of service
 		if err := printBridges(&out, []bridge.Report{r}, now); err != nil || !strings.Contains(out.String(), text+"\n") {
 			t.Errorf("it does not print %q, but\n%s%v", text, out.String(), err)
 		}
-		if r.Well(now) {
-			t.Errorf("%q is well", text)
+		if r.Healthy(now) {
+			t.Errorf("%q counts as healthy", text)
 		}
 	}
 }

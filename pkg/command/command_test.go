@@ -58,7 +58,7 @@ func TestVersionFlag(t *testing.T) {
 		t.Errorf("got %q, %v", out, err)
 	}
 	if out, _, err := call("status", "--help"); err != nil || strings.Contains(out, "--version") {
-		t.Errorf("%v, and Kubernetes' own flag is shown: %s", err, out)
+		t.Errorf("%v, but Kubernetes' own flag is shown: %s", err, out)
 	}
 }
 
@@ -72,8 +72,8 @@ func TestBadCommandLines(t *testing.T) {
 		"image scan x --from y":           `--from "y" is not one of archive, node, engine, registry`,
 		"image verify x":                  `required flag(s) "key" not set`,
 		"version -o xml":                  `--output "xml" is not one of json, yaml`,
-		"rollout canary api --steps ten":  `--steps "ten" is no list of percentages such as 10,50,100`,
-		"rollout canary api --timeout 1m": "--timeout goes with --image: a rollout that is under way stays as it was planned",
+		"rollout canary api --steps ten":  `--steps "ten" is not a list of percentages such as 10,50,100`,
+		"rollout canary api --timeout 1m": "--timeout needs --image: a running rollout keeps its plan",
 		"rollout canary":                  "accepts 1 arg(s), received 0",
 		"new thing":                       `unknown command "thing" for "polymesh new"`,
 		"new project":                     "give the project's name, or its folder (see `polymesh new project --help`)",
@@ -87,7 +87,7 @@ func TestBadCommandLines(t *testing.T) {
 	}
 }
 
-// Every group of commands, cobra's own too, refuses what is none of them.
+// Every group of commands, including cobra's own, rejects unknown subcommands.
 func TestGroupsRefuseUnknownCommands(t *testing.T) {
 	var groups []string
 	var walk func(c *cobra.Command)
@@ -111,7 +111,7 @@ func TestGroupsRefuseUnknownCommands(t *testing.T) {
 	walk(newRoot())
 	for _, group := range []string{"polymesh", "polymesh bridge", "polymesh completion", "polymesh image", "polymesh image db", "polymesh new", "polymesh rollout", "polymesh secrets-encrypt"} {
 		if !slices.Contains(groups, group) {
-			t.Errorf("%s is no group; there are %q", group, groups)
+			t.Errorf("%s is not a group; there are %q", group, groups)
 		}
 	}
 	if _, _, err := call("secrets-encrypt", "enabel"); err == nil || !strings.Contains(err.Error(), "\n\nDid you mean this?\n\tenable") {
@@ -119,7 +119,7 @@ func TestGroupsRefuseUnknownCommands(t *testing.T) {
 	}
 }
 
-// A data dir is the same one however it is written: see layout.ParseDataDir.
+// A data dir is the same one in all spellings: see layout.ParseDataDir.
 func TestDataDirs(t *testing.T) {
 	here := t.TempDir()
 	t.Chdir(here)
@@ -267,7 +267,7 @@ func TestAsk(t *testing.T) {
 			t.Errorf("%q: %v, %v", answer, ok, err)
 		}
 	}
-	if ok, err := ask(strings.NewReader(""), io.Discard, ""); ok || err == nil || !strings.Contains(err.Error(), "use --yes where no one can answer") {
+	if ok, err := ask(strings.NewReader(""), io.Discard, ""); ok || err == nil || !strings.Contains(err.Error(), "use --yes if there is no terminal") {
 		t.Errorf("without an answer: %v, %v", ok, err)
 	}
 }
@@ -349,7 +349,7 @@ func TestRolloutStatus(t *testing.T) {
 	if out.String() != want {
 		t.Errorf("got:\n%s", out.String())
 	}
-	// Who may write ConfigMaps and Leases chooses these.
+	// Writers of ConfigMaps and Leases control these.
 	out.Reset()
 	s.Reason, s.Driver = "\x1b[2J\nall is well", "\x1b]0;title\a"
 	if err := errors.Join(printRollout(&out, s, now), printRollouts(&out, []*rollout.State{s}, now)); err != nil || strings.ContainsAny(out.String(), "\x1b\a") || strings.Contains(out.String(), "\nall is well") {

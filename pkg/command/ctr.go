@@ -35,8 +35,7 @@ func newCtr() *cobra.Command {
 			if err := app.New().Run(append([]string{"ctr"}, args...)); err != nil {
 				return err
 			}
-			// These go through containerd's transfer service, which does not sync layers; what the command has brought is on disk
-			// when it returns.
+			// These use containerd's transfer service, which does not sync layers, so they are synced before the command returns.
 			if slices.Contains(args, "import") || slices.Contains(args, "pull") {
 				return syncDataDir()
 			}
@@ -46,7 +45,7 @@ func newCtr() *cobra.Command {
 	return cmd
 }
 
-// syncDataDir syncs the file system of the data dir, where there is one.
+// syncDataDir syncs the file system of the data dir, if it exists.
 func syncDataDir() error {
 	if err := atomicfile.SyncFilesystem(string(dataDirFromEnv())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -54,8 +53,8 @@ func syncDataDir() error {
 	return nil
 }
 
-// dataDirFromEnv is the data dir in the environment, or else the default one: for commands that pass all their flags on, and
-// where no flag says another.
+// dataDirFromEnv returns the data dir from the environment, or else the default one: for commands that pass all their flags on, or
+// have no flag for it.
 func dataDirFromEnv() layout.DataDir {
 	text := os.Getenv("POLYMESH_DATA_DIR")
 	if text == "" {
@@ -63,7 +62,7 @@ func dataDirFromEnv() layout.DataDir {
 	}
 	dir, err := layout.ParseDataDir(text)
 	if err != nil {
-		return layout.DataDir(text) // the current folder is gone, and so is what is named in it
+		return layout.DataDir(text) // the current folder is gone, and so are paths in it
 	}
 	return dir
 }

@@ -25,7 +25,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/scanner"
 )
 
-// clusterFlags adds kubectl's flags that say which cluster and namespace.
+// clusterFlags adds kubectl's flags for cluster and namespace.
 func clusterFlags(cmd *cobra.Command) *genericclioptions.ConfigFlags {
 	all := genericclioptions.NewConfigFlags(true)
 	flags := genericclioptions.ConfigFlags{KubeConfig: all.KubeConfig, Context: all.Context, Namespace: all.Namespace, CacheDir: all.CacheDir}
@@ -34,7 +34,7 @@ func clusterFlags(cmd *cobra.Command) *genericclioptions.ConfigFlags {
 	return all
 }
 
-// deployFlags are those that deploy and dev share. The function that is returned reads them, once they are parsed.
+// deployFlags adds the flags that deploy and dev share. The returned function reads them, once they are parsed.
 func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error) {
 	var o deploy.Options
 	var registry string
@@ -42,16 +42,16 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 	var timeout = cmd.Flags().Duration("timeout", 0, "how long to wait for the pods (default: the project's, or 5m)")
 	o.Cluster = clusterFlags(cmd)
 	cmd.Flags().StringVar(&registry, "registry", "", "push images to this registry instead of loading them into this machine's node")
-	cmd.Flags().StringVar(&o.Engine, "engine", "", "what builds images: buildah, podman or docker (default: the first that works)")
+	cmd.Flags().StringVar(&o.Engine, "engine", "", "program that builds images: buildah, podman or docker (default: the first that works)")
 	dataDirFlag(cmd, &dataDir)
-	cmd.Flags().BoolVar(&o.AllowLatest, "allow-latest", false, "let images through that have no version")
-	network := cmd.Flags().String("build-network", "", "what builds reach: "+strings.Join(image.Networks(), ", ")+" (default: the service's, or private, which is all but this machine's loopback)")
-	settings := cmd.Flags().StringSlice("build-settings", nil, "package managers whose settings on this machine, passwords included, builds see: "+strings.Join(image.Clients(), ", "))
+	cmd.Flags().BoolVar(&o.AllowLatest, "allow-latest", false, "allow images without a version")
+	network := cmd.Flags().String("build-network", "", "network access of builds: "+strings.Join(image.Networks(), ", ")+" (default: the service's, or private, which is all but this machine's loopback)")
+	settings := cmd.Flags().StringSlice("build-settings", nil, "package managers whose settings on this machine, including passwords, builds can read: "+strings.Join(image.Clients(), ", "))
 	complete(cmd, "build-network", image.Networks())
 	complete(cmd, "build-settings", image.Clients())
 	adoptFlag(cmd, &o.Adopt)
 	signKey := cmd.Flags().String("sign-key", "", "sign the images with this private key: a file, or env://NAME (see polymesh image keygen)")
-	cmd.Flags().StringVar(&o.SBOM, "sbom", "", "write what each image is made of into this folder (CycloneDX)")
+	cmd.Flags().StringVar(&o.SBOM, "sbom", "", "write a bill of materials (CycloneDX) of each image to this folder")
 	_ = cmd.MarkFlagDirname("sbom")
 	_ = cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(image.EngineNames(), cobra.ShellCompDirectiveNoFileComp))
 	return func(args []string) (deploy.Options, error) {
@@ -98,7 +98,7 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 	}
 }
 
-// buildOptions puts what the flags say of builds into every service.
+// buildOptions applies the build flags to every service.
 func buildOptions(p *project.Project, network string, settings []string) error {
 	if network != "" && !slices.Contains(image.Networks(), network) {
 		return fmt.Errorf("--build-network %q is not one of %s", network, strings.Join(image.Networks(), ", "))
@@ -126,10 +126,10 @@ func newDeploy() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "deploy [DIR]",
-		Short: "Build a project's images and bring it to the cluster",
+		Short: "Build a project's images and deploy it to the cluster",
 		Long: `Deploy builds the images of the services in DIR (the current folder by default) that changed, loads them into this
 machine's node or pushes them to a registry, applies the manifests, removes what is no longer in them, and waits until the
-pods are ready. When one does not become ready it says why, and which line to change.
+pods are ready. If one does not become ready it prints the reason, and which line to change.
 
 DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can be any cluster with Istio: see --kubeconfig.`,
 		Example: `  polymesh deploy
@@ -139,9 +139,9 @@ DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can 
 		ValidArgsFunction: completeDir,
 	}
 	options := deployFlags(cmd)
-	dryRun := cmd.Flags().Bool("dry-run", false, "ask the API server what would change; build and change nothing")
+	dryRun := cmd.Flags().Bool("dry-run", false, "show what would change, as computed by the API server; build and change nothing")
 	diff := cmd.Flags().Bool("diff", false, "show what would change, line by line; build and change nothing. Exit code 1 if something would")
-	rebuild := cmd.Flags().Bool("rebuild", false, "build images although they are there")
+	rebuild := cmd.Flags().Bool("rebuild", false, "build images even if they exist")
 	wait := cmd.Flags().Bool("wait", true, "wait until the pods are ready")
 	volumes := cmd.Flags().Bool("prune-volumes", false, "delete volumes, and the data in them, that are no longer in the manifests")
 	outputFlag(cmd, &output)
@@ -170,9 +170,9 @@ DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can 
 	return cmd
 }
 
-// printResult says what the steps do not.
+// printResult prints what the steps have not shown.
 func printResult(w io.Writer, r *deploy.Result, err error) {
-	w = progress.Escaping(w) // what a container said last, for example
+	w = progress.Escaping(w) // it may contain a container's output
 	for _, f := range r.Findings {
 		fmt.Fprintf(w, "\n%s\n", f)
 	}
@@ -196,7 +196,7 @@ func changes(r *deploy.Result) bool {
 	return false
 }
 
-// interrupted says what a user who pressed Ctrl-C wants to know.
+// interrupted replaces the error after Ctrl-C.
 func interrupted(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return errors.New("interrupted; the same command goes on where this one stopped")
@@ -208,18 +208,18 @@ func newUndeploy() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "undeploy [DIR]",
-		Short: "Take away what deploy has brought to the cluster",
-		Long: `Undeploy removes every object that ` + "`polymesh deploy`" + ` of the project in DIR has applied, as the cluster remembers them,
-not as the manifests are now. Volumes stay, with the data in them (--prune-volumes), and so do other things in the namespace and
+		Short: "Remove what deploy has created in the cluster",
+		Long: `Undeploy removes every object that ` + "`polymesh deploy`" + ` of the project in DIR has applied, as recorded in the cluster,
+whatever the manifests contain now. Volumes stay, with the data in them (--prune-volumes), and so do other things in the namespace and
 the namespace itself.`,
 		Example:           "  polymesh undeploy\n  polymesh undeploy shop --delete-namespace",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completeDir,
 	}
 	flags := clusterFlags(cmd)
-	namespace := cmd.Flags().Bool("delete-namespace", false, "remove the namespace too, with all that is in it")
-	dryRun := cmd.Flags().Bool("dry-run", false, "only say what would be removed")
-	volumes := cmd.Flags().Bool("prune-volumes", false, "delete volumes, too, and the data in them")
+	namespace := cmd.Flags().Bool("delete-namespace", false, "also remove the namespace, with everything in it")
+	dryRun := cmd.Flags().Bool("dry-run", false, "only show what would be removed")
+	volumes := cmd.Flags().Bool("prune-volumes", false, "also delete volumes, and the data in them")
 	var adopt bool
 	adoptFlag(cmd, &adopt)
 	outputFlag(cmd, &output)

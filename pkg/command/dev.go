@@ -14,10 +14,10 @@ import (
 func newDev() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dev [DIR]",
-		Short: "Deploy a project, and again whenever one of its files changes",
-		Long: `Dev deploys the project in DIR (the current folder by default), watches its services and manifests, and deploys what
-changed as soon as a file is saved. A save while it works makes it begin again. It goes on after an error, and ends with Ctrl-C;
-what it has deployed stays (polymesh undeploy takes it away).`,
+		Short: "Deploy a project, and redeploy it whenever one of its files changes",
+		Long: `Dev deploys the project in DIR (the current folder by default), watches its services and manifests, and deploys
+changes as soon as a file is saved. A save during a deploy restarts it. It continues after an error, and ends with Ctrl-C;
+what it has deployed stays (remove it with polymesh undeploy).`,
 		Example:           "  polymesh dev\n  polymesh dev shop",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completeDir,

@@ -14,11 +14,12 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// restoreLogging undoes what init functions of linked packages do to logs that are not theirs, so that each program in this
-// file logs as upstream's own binary of it does. Istio's package log, when it is only linked, sends klog, Go's log and zap to
-// standard output in Istio's format (istio.io/istio/pkg/log, Configure), raises what klog lets through (klogVerboseFlag there),
-// and its package monitoring does the same to OpenTelemetry. gRPC's log belongs to whoever's init comes last: the API server's
-// storage (k8s.io/apiserver/pkg/storage/etcd3), which sends it to klog, or containerd's ctr, which drops it. docs/understand/architecture.md lists the rest of the kind.
+// restoreLogging undoes what init functions of linked packages do to global loggers, so that each program in this file
+// logs like upstream's own binary. Istio's package log, when it is only linked, redirects klog, Go's log and zap to
+// standard output in Istio's format (istio.io/istio/pkg/log, Configure), and raises klog's threshold (klogVerboseFlag
+// there); its package monitoring does the same to OpenTelemetry. gRPC's logger is set by the last init: that of the API
+// server's storage (k8s.io/apiserver/pkg/storage/etcd3), which sends it to klog, or containerd's ctr, which drops it.
+// docs/understand/architecture.md lists other such globals.
 func restoreLogging() {
 	klog.ClearLogger()
 	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
@@ -35,16 +36,16 @@ func restoreLogging() {
 	otel.SetLogger(stdr.New(stdlog.New(os.Stderr, "", stdlog.LstdFlags|stdlog.Lshortfile)))
 }
 
-// restoreGRPC gives gRPC the log that it has by default: errors.
+// restoreGRPC sets gRPC's default logger: errors.
 func restoreGRPC() {
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, os.Stderr))
 }
 
-// silenceGRPC drops gRPC's log, as containerd's ctr does.
+// silenceGRPC drops gRPC's log, like containerd's ctr.
 func silenceGRPC() {
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 }
 
-// silenceKlog drops what client-go logs of its own, for commands whose output is for people: an error that matters comes
-// back to them as an error.
+// silenceKlog drops client-go's own log, for commands whose output is for people: relevant errors are also
+// returned to them.
 func silenceKlog() { klog.SetLogger(logr.Discard()) }

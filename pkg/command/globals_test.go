@@ -24,25 +24,25 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// This package links all that the program links, so a test of it starts with the globals that the program starts with.
+// This package links everything that the program links, so its tests start with the same globals as the program.
 func TestGlobalsOfLinkedPackages(t *testing.T) {
 	if os.Getenv("LOG_AS") != "" {
-		return // the other test's child
+		return // child process of the other test
 	}
 	if log := klog.Background().GetSink(); log == nil {
-		t.Error("klog has no logger of anyone's")
+		t.Error("klog has a foreign logger")
 	}
 	restoreLogging()
 	if stdlog.Writer() != os.Stderr || stdlog.Flags() != stdlog.LstdFlags || stdlog.Prefix() != "" {
 		t.Errorf("Go's log: %v, %d, %q", stdlog.Writer(), stdlog.Flags(), stdlog.Prefix())
 	}
-	// By its name: under `go test -json` the testing package has an os.Stderr of its own.
+	// By name: under `go test -json` the testing package has its own os.Stderr.
 	out, _ := logrus.StandardLogger().Out.(*os.File)
 	if out == nil || out.Name() != "/dev/stderr" || logrus.GetLevel() != logrus.InfoLevel || len(logrus.StandardLogger().Hooks) > 0 {
 		t.Errorf("logrus: %v, %v, hooks %v", logrus.StandardLogger().Out, logrus.GetLevel(), logrus.StandardLogger().Hooks)
 	}
 	if grpc.EnableTracing {
-		t.Error("gRPC traces, which costs memory for each call")
+		t.Error("gRPC tracing is on, which costs memory for each call")
 	}
 	if want := runtime.NumCPU(); os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) > want {
 		t.Errorf("GOMAXPROCS is %d on %d processors", runtime.GOMAXPROCS(0), want)
@@ -50,7 +50,8 @@ func TestGlobalsOfLinkedPackages(t *testing.T) {
 	if tracer, meter := fmt.Sprintf("%T", otel.GetTracerProvider()), fmt.Sprintf("%T", otel.GetMeterProvider()); tracer != "*global.tracerProvider" || meter != "noop.MeterProvider" {
 		t.Errorf("OpenTelemetry sends traces by %s, metrics by %s", tracer, meter)
 	}
-	// What is in these, every program has: docs/understand/architecture.md says why it does no harm. What is new is looked at.
+	// All programs have the entries in these lists: docs/understand/architecture.md explains why they are harmless. New
+	// entries must be reviewed.
 	flag.VisitAll(func(f *flag.Flag) {
 		if !strings.HasPrefix(f.Name, "test.") && !slices.Contains(cadvisorFlags, f.Name) {
 			t.Errorf("flag.CommandLine has --%s", f.Name)
@@ -85,7 +86,7 @@ func TestGlobalsOfLinkedPackages(t *testing.T) {
 	}
 }
 
-// cadvisorFlags are those of the kubelet's cAdvisor, by its init functions.
+// cadvisorFlags are the flags of the kubelet's cAdvisor, added by its init functions.
 var cadvisorFlags = strings.Fields(`allow_dynamic_housekeeping application_metrics_count_limit boot_id_file container_hints containerd
 	containerd-namespace containerd_env_metadata_whitelist crio_client_timeout disable_root_cgroup_stats docker_only enable_load_reader
 	event_storage_age_limit event_storage_event_limit global_housekeeping_interval housekeeping_interval log_cadvisor_usage
@@ -93,7 +94,7 @@ var cadvisorFlags = strings.Fields(`allow_dynamic_housekeeping application_metri
 	storage_driver_host storage_driver_password storage_driver_secure storage_driver_table storage_driver_user
 	update_machine_info_interval`)
 
-// Every program but istioctl logs to standard error and in klog's format, also at --v=6.
+// Every program but istioctl logs to standard error in klog's format, also with --v=6.
 func TestKlogGoesToStandardError(t *testing.T) {
 	if os.Getenv("LOG_AS") == "child" {
 		restoreGRPC()

@@ -29,18 +29,18 @@ import (
 func newImage() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Scan images, list what they are made of, sign and verify them, make base images",
+		Short: "Scan images, list their contents, sign and verify them, build base images",
 	}
 	cmd.AddCommand(newImageScan(), newImageSBOM(), newImageDB(), newImageKeygen(), newImageSign(), newImageVerify(), newImageBases())
 	return cmd
 }
 
-// imageFlags are those that say where an image is. The function that is returned opens the place; close it.
+// imageFlags adds flags for the location of an image. The returned function opens it; close it.
 func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Reader, done func(), err error)) {
 	var engine string
 	var dataDir layout.DataDir
 	from = cmd.Flags().String("from", "", "where the image is: "+strings.Join(image.Origins(), ", ")+" (default: the first that has it)")
-	cmd.Flags().StringVar(&engine, "engine", "", "the program whose storage is looked in: "+strings.Join(image.EngineNames(), ", ")+" (default: the first that works)")
+	cmd.Flags().StringVar(&engine, "engine", "", "the program whose storage is searched: "+strings.Join(image.EngineNames(), ", ")+" (default: the first that works)")
 	dataDirFlag(cmd, &dataDir)
 	complete(cmd, "from", image.Origins())
 	complete(cmd, "engine", image.EngineNames())
@@ -62,7 +62,7 @@ func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Rea
 	}
 }
 
-// completeImages completes the names of the node's images, and files.
+// completeImages completes names of the node's images, and files.
 func completeImages(dataDir *layout.DataDir) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		store, err := imagestore.Open(dataDir.ContainerdSocket())
@@ -86,7 +86,7 @@ func complete(cmd *cobra.Command, flag string, values []string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// formatFlag adds -o for one of a list of formats, of which the first is the default.
+// formatFlag adds -o with a list of formats, the first of which is the default.
 func formatFlag(cmd *cobra.Command, formats []string) func() (string, error) {
 	format := cmd.Flags().StringP("output", "o", formats[0], "output format: "+strings.Join(formats, ", "))
 	complete(cmd, "output", formats)
@@ -102,11 +102,11 @@ func newImageScan() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "scan IMAGE...",
 		Short: "List the known vulnerabilities of images",
-		Long: `Scan lists the known vulnerabilities of what images are made of: packages of the distribution, and those of Go, Python,
+		Long: `Scan lists the known vulnerabilities of packages in images: those of the distribution, and of Go, Python,
 Java, Node.js, Rust and others. IMAGE is a name, or a file (an OCI or Docker archive). It needs no network, but a database:
 see polymesh image db.
 
-The exit code is 0 when the scan was done, 2 when --fail-on found something, and 1 when it could not be done.`,
+The exit code is 0 if the scan succeeded, 2 if --fail-on found something, and 1 on an error.`,
 		Example: `  polymesh image scan shop/api:1.0.0-1c9cb0007a65
   polymesh image scan --fail-on high --only-fixed registry.example.com/team/api:1.0.0
   polymesh image scan -o sarif api.tar > api.sarif`,
@@ -115,7 +115,7 @@ The exit code is 0 when the scan was done, 2 when --fail-on found something, and
 	from, open := imageFlags(cmd)
 	format := formatFlag(cmd, scanner.ReportFormats())
 	failOn := cmd.Flags().String("fail-on", "", "exit code 2 if there is a vulnerability of this severity or worse: "+strings.Join(scanner.Severities(), ", "))
-	onlyFixed := cmd.Flags().Bool("only-fixed", false, "leave out vulnerabilities that no newer version mends")
+	onlyFixed := cmd.Flags().Bool("only-fixed", false, "leave out vulnerabilities without a fixed version")
 	maxAge := cmd.Flags().Duration("max-db-age", scanner.MaxDatabaseAge, "how old the database may be; 0 for any age")
 	database := databaseFlag(cmd)
 	complete(cmd, "fail-on", scanner.Severities())
@@ -175,7 +175,7 @@ The exit code is 0 when the scan was done, 2 when --fail-on found something, and
 	return cmd
 }
 
-// forPeople is a report as it is printed. A table has the names that whoever made an image has chosen; the other formats are for
+// forPeople returns a report for printing. A table contains names chosen by the author of an image; the other formats are for
 // programs.
 func forPeople(format, report string) string {
 	if format == "table" {
@@ -184,7 +184,7 @@ func forPeople(format, report string) string {
 	return report
 }
 
-// read shows one step, in which an image is read and something done with it.
+// read shows one step, in which an image is read and processed.
 func read(ctx context.Context, steps *progress.Steps, doing string, reader image.Reader, ref, from string, work func(scanner.Image) error) error {
 	var found error
 	err := steps.Do(doing+" "+ref, func(*progress.Step) (string, error) {
@@ -205,8 +205,8 @@ func read(ctx context.Context, steps *progress.Steps, doing string, reader image
 func newImageSBOM() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sbom IMAGE",
-		Short: "List what an image is made of",
-		Long:  "Sbom writes the bill of materials of an image: the packages that are in it, with version and licence.",
+		Short: "List the contents of an image",
+		Long:  "Sbom writes the bill of materials of an image: the packages in it, with version and license.",
 		Example: `  polymesh image sbom shop/api:1.0.0-1c9cb0007a65 > api.cdx.json
   polymesh image sbom -o spdx-json api.tar > api.spdx.json`,
 		Args: cobra.ExactArgs(1),
@@ -253,13 +253,13 @@ https://grype.anchore.io/databases/v6/latest.json names the newest file and its 
 func newImageDBImport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import FILE",
-		Short: "Take a database file into use",
+		Short: "Import a database file",
 		Example: `  polymesh image db import vulnerability-db_v6.1.5_2026-11-20T00:32:10Z_1763600000.tar.zst
   polymesh image db import db.tar.zst --checksum sha256:0d4c…`,
 		Args: cobra.ExactArgs(1),
 	}
 	database := databaseFlag(cmd)
-	checksum := cmd.Flags().String("checksum", "", "what the file's checksum must be, sha256:…")
+	checksum := cmd.Flags().String("checksum", "", "expected checksum of the file, sha256:…")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := scanner.Find(os.Args[0], *database)
 		if err != nil {
@@ -282,7 +282,7 @@ func newImageDBStatus() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Say which database is in use, and how old it is",
+		Short: "Show which database is in use, and how old it is",
 		Args:  cobra.NoArgs,
 	}
 	database := databaseFlag(cmd)
@@ -309,16 +309,16 @@ func newImageDBStatus() *cobra.Command {
 	return cmd
 }
 
-// passwordVar is the variable with the password of a private key: cosign's, as the key is.
+// passwordVar is the variable with the password of a private key: cosign's, like the key format.
 const passwordVar = "COSIGN_PASSWORD"
 
-// keyPassword takes the password of a private key from the environment or asks for it on the terminal.
+// keyPassword returns the password of a private key from the environment, or asks for it on the terminal.
 func keyPassword(twice bool) ([]byte, error) {
 	if text, ok := os.LookupEnv(passwordVar); ok {
 		return []byte(text), nil
 	}
 	if !term.IsTerminal(int(os.Stdin.Fd())) {
-		return nil, fmt.Errorf("the key's password is not known: set %s (it may be empty)", passwordVar)
+		return nil, fmt.Errorf("the key's password is missing: set %s (it may be empty)", passwordVar)
 	}
 	ask := func(prompt string) ([]byte, error) {
 		fmt.Fprint(os.Stderr, prompt)
@@ -339,9 +339,9 @@ func keyPassword(twice bool) ([]byte, error) {
 func newImageKeygen() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "keygen [PREFIX]",
-		Short: "Make a key pair for signing images",
+		Short: "Create a key pair for signing images",
 		Long: `Keygen writes PREFIX.key, the private key, encrypted with a password, and PREFIX.pub, the public one. PREFIX is "image"
-unless it is given. The password is asked for, or taken from ` + passwordVar + `. The files are cosign's, too.`,
+by default. The password is read from the terminal, or from ` + passwordVar + `. The files have cosign's format.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			prefix := "image"
@@ -350,7 +350,7 @@ unless it is given. The password is asked for, or taken from ` + passwordVar + `
 			}
 			for _, file := range []string{prefix + ".key", prefix + ".pub"} {
 				if _, err := os.Lstat(file); err == nil {
-					return fmt.Errorf("%s is there already, and a key that is gone cannot be made again: remove it first, or give another PREFIX", file)
+					return fmt.Errorf("%s already exists, and a deleted key cannot be recovered: remove it first, or use another PREFIX", file)
 				}
 			}
 			private, public, err := signature.Generate(keyPassword)
@@ -370,11 +370,11 @@ unless it is given. The password is asked for, or taken from ` + passwordVar + `
 	return cmd
 }
 
-// Where signatures are, beside their images.
+// Places of signatures, next to their images.
 var signaturePlaces = []string{image.FromNode, image.FromRegistry}
 
-// placeFlags are those that say where the image is that is signed or verified. The function that is returned opens the
-// places to look in; call done after.
+// placeFlags adds flags for the location of an image to sign or verify. The returned function opens the
+// places to search; call done afterwards.
 func placeFlags(cmd *cobra.Command) func() (places []signature.Place, done func(), err error) {
 	var dataDir layout.DataDir
 	from := cmd.Flags().String("from", "", "where the image is: "+strings.Join(signaturePlaces, ", ")+" (default: the node if it has the image, or else the registry)")
@@ -392,7 +392,7 @@ func placeFlags(cmd *cobra.Command) func() (places []signature.Place, done func(
 			case err == nil:
 				places, done = append(places, store.Signatures()), func() { store.Close() }
 			case *from != "" || !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission):
-				return nil, nil, fmt.Errorf("the node's images cannot be used: no Polymesh server runs on this machine, or this user may not use its containerd: %w", err)
+				return nil, nil, fmt.Errorf("the node's images cannot be used: no Polymesh server runs on this machine, or this user has no access to its containerd: %w", err)
 			}
 		}
 		if *from != image.FromNode {
@@ -411,14 +411,14 @@ func newImageSign() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sign IMAGE...",
 		Short: "Sign images",
-		Long: `Sign signs images and stores the signatures beside them, as cosign does: in the registry, or in the node for an image that
-was loaded into it. What is signed is the image that has the name now; later ones of the same name are not.`,
+		Long: `Sign signs images and stores the signatures next to them, as cosign does: in the registry, or in the node for an image that
+was loaded into it. It signs the image that currently has the name, not later ones with the same name.`,
 		Example: `  polymesh image sign --key image.key shop/api:1.0.0-1c9cb0007a65
   polymesh image sign --key env://SIGNING_KEY registry.example.com/team/api:1.0.0`,
 		Args: cobra.MinimumNArgs(1),
 	}
 	open := placeFlags(cmd)
-	key := cmd.Flags().String("key", "", "file of the private key, or env://NAME for a variable that holds it")
+	key := cmd.Flags().String("key", "", "file of the private key, or env://NAME for a variable that contains it")
 	_ = cmd.MarkFlagRequired("key")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		signer, err := signature.ReadSigner(*key, keyPassword)
@@ -454,13 +454,13 @@ func newImageVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify IMAGE...",
 		Short: "Check the signatures of images",
-		Long: `Verify says whether images are signed by one of the keys. It prints each with its digest: what has been verified is that
-digest, not what the name may mean later. The exit code is 1 when one is not signed.`,
+		Long: `Verify checks that images are signed by one of the keys. It prints each with its digest: only that digest is
+verified, not later images with the same name. The exit code is 1 if one is not signed.`,
 		Example: "  polymesh image verify --key image.pub shop/api:1.0.0-1c9cb0007a65",
 		Args:    cobra.MinimumNArgs(1),
 	}
 	open := placeFlags(cmd)
-	keyFiles := cmd.Flags().StringSlice("key", nil, "file of a public key, or env://NAME for a variable that holds it; may be repeated")
+	keyFiles := cmd.Flags().StringSlice("key", nil, "file of a public key, or env://NAME for a variable that contains it; may be repeated")
 	_ = cmd.MarkFlagRequired("key")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		keys, err := signature.ReadKeys(*keyFiles...)

@@ -14,7 +14,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/baseimage"
 )
 
-// basesResult is what `image bases` did, for programs.
+// basesResult is the result of `image bases`, for programs.
 type basesResult struct {
 	Images []baseImage `json:"images"`
 }
@@ -29,18 +29,18 @@ func newImageBases() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "bases",
-		Short: "Make the images that services start from, of Debian packages",
-		Long: `Bases makes the images in the FROM lines of ` + "`polymesh new`" + `'s services, under the same names, where there is no registry to pull
-them from: of Debian 12's packages and, for Go, Node.js and Rust, of this machine's toolchains. They go into buildah's storage
-of the user who runs it, where ` + "`polymesh deploy`" + ` of the same user finds them. An image of such a name that is there from elsewhere
-stays.
+		Short: "Build the base images of services from Debian packages",
+		Long: `Bases builds the images in the FROM lines of ` + "`polymesh new`" + `'s services, under the same names, where there is no registry to pull
+them from: from Debian 12's packages and, for Go, Node.js and Rust, from this machine's toolchains. They go into buildah's storage
+of the user who runs it, where ` + "`polymesh deploy`" + ` of the same user finds them. Existing images of the same name from another source
+are kept.
 
-It takes Debian's packages from where apt takes them, or from DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR.`,
+It uses apt's sources for Debian's packages, or DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR.`,
 		Example: "  polymesh image bases\n  polymesh image bases --lang go,python",
 		Args:    cobra.NoArgs,
 	}
-	cmd.Flags().StringSliceVar(&langs, "lang", baseimage.Languages(), "languages whose images are made: "+strings.Join(baseimage.Languages(), ", "))
-	force := cmd.Flags().Bool("force", false, "make those that it made before again, with Debian's updates")
+	cmd.Flags().StringSliceVar(&langs, "lang", baseimage.Languages(), "languages whose images are built: "+strings.Join(baseimage.Languages(), ", "))
+	force := cmd.Flags().Bool("force", false, "rebuild images that it has built before, with Debian's updates")
 	complete(cmd, "lang", baseimage.Languages())
 	outputFlag(cmd, &output)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -20,7 +20,7 @@ import (
 func newNew() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "new",
-		Short: "Make a project, or a service in one",
+		Short: "Create a project, or a service in one",
 		Example: `  polymesh new project shop --lang go,python
   cd shop
   polymesh new service orders --lang java
@@ -34,15 +34,15 @@ func newNewProject() *cobra.Command {
 	var o scaffold.ProjectOptions
 	cmd := &cobra.Command{
 		Use:   "project NAME|DIR",
-		Short: "Make a project: a folder that `polymesh deploy` brings to a cluster",
-		Long: `Project makes a folder with polymesh.yaml and the folders services/, k8s/ and istio/, in which the project has a namespace
-with sidecars, STRICT mTLS, and a host that Istio's gateway lets in. With --lang it has services at once.`,
+		Short: "Create a project: a folder for `polymesh deploy`",
+		Long: `Project creates a folder with polymesh.yaml and the folders services/, k8s/ and istio/, in which the project has a namespace
+with sidecars, STRICT mTLS, and a host on Istio's gateway. With --lang it also has services.`,
 		Example:           "  polymesh new project shop\n  polymesh new project work/shop --lang go,python --host shop.example.org",
 		Args:              exactArgs(1, "the project's name, or its folder"),
 		ValidArgsFunction: completeDir,
 	}
 	cmd.Flags().StringVar(&o.Name, "name", "", "the project's name (default: the folder's)")
-	cmd.Flags().StringVar(&o.Host, "host", "", "host that the gateway lets in (default: NAME.example.com)")
+	cmd.Flags().StringVar(&o.Host, "host", "", "host that the gateway accepts (default: NAME.example.com)")
 	cmd.Flags().StringSliceVar(&o.Languages, "lang", nil, "languages that each get a service: "+strings.Join(scaffold.LanguageNames(), ", "))
 	completeLanguage(cmd)
 	run := planFlags(cmd)
@@ -64,7 +64,7 @@ func newNewService() *cobra.Command {
 	var dir, lang string
 	cmd := &cobra.Command{
 		Use:   "service NAME --lang LANGUAGE",
-		Short: "Make a service in a project: source, tests, manifests and a route",
+		Short: "Create a service in a project: source, tests, manifests and a route",
 		Long: `Service adds a service to the project that the current folder is part of: services/NAME with its source, its tests and a
 Dockerfile that runs them, k8s/NAME with its Deployment, Service, ConfigMap, HorizontalPodAutoscaler and PodDisruptionBudget,
 and istio/NAME with the route /NAME and a circuit breaker.`,
@@ -73,8 +73,8 @@ and istio/NAME with the route /NAME and a circuit breaker.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().StringVar(&lang, "lang", "", "language: "+strings.Join(scaffold.LanguageNames(), ", "))
-	cmd.Flags().StringVarP(&dir, "dir", "C", "", "the project's folder (default: the nearest one from here upwards that has a "+project.File+")")
-	cmd.Flags().StringVar(&o.Gateway, "gateway", "", "Gateway that lets requests in: NAME or NAMESPACE/NAME (default: the project's)")
+	cmd.Flags().StringVarP(&dir, "dir", "C", "", "the project's folder (default: the nearest one at or above the current folder with a "+project.File+")")
+	cmd.Flags().StringVar(&o.Gateway, "gateway", "", "Gateway of the route: NAME or NAMESPACE/NAME (default: the project's)")
 	cmd.Flags().StringVar(&o.Host, "host", "", "host of the route (default: the Gateway's)")
 	_ = cmd.MarkFlagDirname("dir")
 	completeLanguage(cmd)
@@ -98,12 +98,12 @@ and istio/NAME with the route /NAME and a circuit breaker.`,
 	return cmd
 }
 
-// planFlags adds what the commands have in common. The function that is returned makes the plan and does it; next prints
-// what comes before deploy.
+// planFlags adds the flags that the commands share. The returned function creates the plan and applies it; next prints
+// the steps before deploy.
 func planFlags(cmd *cobra.Command) func(cmd *cobra.Command, plan func() (*scaffold.Plan, error), next func(io.Writer, *scaffold.Plan)) error {
 	var output string
-	force := cmd.Flags().Bool("force", false, "overwrite files that are there")
-	dryRun := cmd.Flags().Bool("dry-run", false, "only say what would be made")
+	force := cmd.Flags().Bool("force", false, "overwrite existing files")
+	dryRun := cmd.Flags().Bool("dry-run", false, "only show what would be created")
 	outputFlag(cmd, &output)
 	return func(cmd *cobra.Command, plan func() (*scaffold.Plan, error), next func(io.Writer, *scaffold.Plan)) error {
 		if err := checkOutput(output); err != nil {
@@ -121,7 +121,7 @@ func planFlags(cmd *cobra.Command) func(cmd *cobra.Command, plan func() (*scaffo
 		if !*dryRun {
 			if err := p.Write(ctx); err != nil {
 				if errors.Is(err, context.Canceled) {
-					return errors.New("interrupted; nothing was made")
+					return errors.New("interrupted; nothing was created")
 				}
 				return err
 			}
@@ -154,7 +154,7 @@ func printPlan(w io.Writer, p *scaffold.Plan) {
 	}
 }
 
-// exactArgs is cobra's, with an error that says which arguments are meant.
+// exactArgs is like cobra's, with an error that names the expected arguments.
 func exactArgs(n int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {

@@ -10,19 +10,19 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// outputFlag adds -o to a command that can print for programs.
+// outputFlag adds -o to a command with machine-readable output.
 func outputFlag(cmd *cobra.Command, output *string) {
 	cmd.Flags().StringVarP(output, "output", "o", "", "output format: json or yaml (default: a table)")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// checkOutput refuses a format before anything is done.
+// checkOutput rejects an invalid format before anything is done.
 func checkOutput(format string) error {
 	_, err := printAs(io.Discard, format, nil)
 	return err
 }
 
-// printAs prints v in the given format; it reports false for the default one, which is the command's own.
+// printAs prints v in the given format; it returns false for the default one, which the command prints itself.
 func printAs(w io.Writer, format string, v any) (bool, error) {
 	switch format {
 	case "":

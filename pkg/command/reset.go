@@ -19,13 +19,13 @@ func newReset() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "reset",
-		Short: "Stop and remove everything that a server made on this machine",
-		Long: `Stop and remove everything that a server made on this machine: processes, mounts, network interfaces, packet
-filter rules, cgroups and data. Volumes and the datastore are lost. It lists what goes and what stays before it asks, and can
-be run again when it was cut off.
+		Short: "Stop and remove everything that a server created on this machine",
+		Long: `Stop and remove everything that a server created on this machine: processes, mounts, network interfaces, packet
+filter rules, cgroups and data. Volumes and the datastore are lost. It lists what will be removed and what will stay before it asks, and can
+be run again after an interruption.
 
-A data dir is known by the file polymesh.json, which a server writes at its first start. A folder without it, a kubeconfig of
-another cluster, and what other servers use is left alone.`,
+A data dir is recognized by the file polymesh.json, which a server writes at its first start. A folder without it, a kubeconfig
+of another cluster, and what other servers use is not removed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if os.Geteuid() != 0 {
@@ -54,12 +54,12 @@ another cluster, and what other servers use is left alone.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", layout.DefaultKubeconfig, "a kubeconfig that is removed too if it is for this cluster only; the one that the server wrote last is looked at anyway")
+	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", layout.DefaultKubeconfig, "a kubeconfig that is also removed if it is only for this cluster; the one that the server wrote last is always checked")
 	dataDirFlag(cmd, &opts.DataDir)
 	return cmd
 }
 
-// listPlan says what will go and what will stay.
+// listPlan prints what will be removed and what will stay.
 func listPlan(out io.Writer, plan *reset.Plan) {
 	fmt.Fprintln(out, "This stops all pods. All volumes and the datastore are lost. These will be removed:")
 	for _, line := range plan.Remove {
@@ -73,13 +73,13 @@ func listPlan(out io.Writer, plan *reset.Plan) {
 	}
 }
 
-// ask reads an answer; anything but yes is no.
+// ask reads an answer; anything but yes means no.
 func ask(in io.Reader, out io.Writer, question string) (bool, error) {
 	fmt.Fprint(out, question)
 	line, err := bufio.NewReader(in).ReadString('\n')
 	if errors.Is(err, io.EOF) {
 		fmt.Fprintln(out)
-		return false, errors.New("no answer: use --yes where no one can answer")
+		return false, errors.New("no answer: use --yes if there is no terminal")
 	}
 	answer := strings.ToLower(strings.TrimSpace(line))
 	return answer == "y" || answer == "yes", err

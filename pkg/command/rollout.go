@@ -24,7 +24,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/rollout"
 )
 
-// Exit codes of a rollout that has ended otherwise than promoted.
+// Exit codes of a rollout that was not promoted.
 const (
 	exitRolledBack exitError = 2
 	exitAborted    exitError = 3
@@ -33,18 +33,18 @@ const (
 func newRollout() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rollout",
-		Short: "Bring a new image to its users step by step, and back by itself when it fails",
+		Short: "Roll out a new image step by step, and roll it back automatically on failure",
 	}
 	cmd.AddCommand(newRolloutCanary(),
-		newRolloutEnd("promote", "Skip the steps that are left: the Deployment gets the new image now",
-			"Promote ends the steps of a rollout that is under way, from any machine: the canary takes all requests, the Deployment gets the new\nimage, and takes them back.", rollout.Promote),
-		newRolloutEnd("abort", "Take a rollout back: the Deployment keeps its image",
-			"Abort ends a rollout that is under way, from any machine: all requests go to the Deployment with its old image, and the canary is\nremoved.", rollout.Abort),
+		newRolloutEnd("promote", "Skip the remaining steps: the Deployment gets the new image now",
+			"Promote ends the steps of a running rollout, from any machine: the canary takes all requests, the Deployment gets the new\nimage, and takes them back.", rollout.Promote),
+		newRolloutEnd("abort", "Roll back: the Deployment keeps its image",
+			"Abort ends a running rollout, from any machine: all requests go to the Deployment with its old image, and the canary is\nremoved.", rollout.Abort),
 		newRolloutStatus())
 	return cmd
 }
 
-// rolloutFlags adds the flags of all rollout commands. The functions that are returned read them, and complete names.
+// rolloutFlags adds the flags of all rollout commands. The returned functions read them, and complete names.
 func rolloutFlags(cmd *cobra.Command) (output *string, options func(name string) (rollout.Options, error)) {
 	output = new(string)
 	flags := clusterFlags(cmd)
@@ -71,15 +71,15 @@ func newRolloutCanary() *cobra.Command {
 	plan := rollout.Plan{}
 	cmd := &cobra.Command{
 		Use:   "canary NAME",
-		Short: "Give a new image of a Deployment a growing share of its requests",
-		Long: `Canary runs a new image of the Deployment NAME beside it, and gives it a growing share of the requests by the weights of
-VirtualServices. In each step the canary's error rate and 99th percentile, by the mesh's own metrics, have to stay within
-bounds; when they do not, or its pods do not become ready, everything goes back by itself. After the last step the
+		Short: "Send a growing share of a Deployment's requests to a new image",
+		Long: `Canary runs a new image next to the Deployment NAME, and sends it a growing share of the requests by the weights of
+VirtualServices. In each step the canary's error rate and 99th percentile, by the mesh's own metrics, must stay within
+limits; otherwise, or if its pods do not become ready, it is rolled back automatically. After the last step the
 Deployment gets the image.
 
-Ctrl-C leaves the shares as they are. The same command, here or on another machine, without --image, goes on with the step.
+Ctrl-C leaves the shares unchanged. The same command without --image, on any machine, continues with the step.
 
-The exit code is 0 when the image is promoted, 2 when it was rolled back, 3 when it was aborted, 1 otherwise.`,
+The exit code is 0 if the image was promoted, 2 if it was rolled back, 3 if it was aborted, 1 otherwise.`,
 		Example: `  polymesh rollout canary api --image registry.example.com/shop/api:1.1.0
   polymesh rollout canary api --image shop/api:1.1.0 --steps 10,50,100 --interval 5m --max-error-rate 0.5 --max-p99 200ms
   polymesh rollout canary api`,
@@ -87,14 +87,14 @@ The exit code is 0 when the image is promoted, 2 when it was rolled back, 3 when
 		ValidArgsFunction: completeNames("deployment"),
 	}
 	output, options := rolloutFlags(cmd)
-	cmd.Flags().StringVar(&image, "image", "", "the new image; not needed to go on with a rollout")
+	cmd.Flags().StringVar(&image, "image", "", "the new image; not needed to continue a rollout")
 	cmd.Flags().StringVar(&container, "container", "", "the container that gets it (default: the only one)")
-	cmd.Flags().StringVar(&steps, "steps", "10,50,100", "shares of the requests in percent, rising; a last 100 always comes")
+	cmd.Flags().StringVar(&steps, "steps", "10,50,100", "shares of the requests in percent, ascending; 100 is always the last")
 	cmd.Flags().DurationVar(&plan.Interval.Duration, "interval", time.Minute, "how long each step lasts")
-	cmd.Flags().Float64Var(&plan.MaxErrorRate, "max-error-rate", 1, "how many of the canary's requests may fail, in percent")
-	cmd.Flags().DurationVar(&plan.MaxP99.Duration, "max-p99", 500*time.Millisecond, "how long 99 of 100 of them may take at most")
-	cmd.Flags().IntVar(&plan.MinRequests, "min-requests", 20, "how many requests a step waits for before it says anything")
-	cmd.Flags().DurationVar(&plan.Timeout.Duration, "timeout", 10*time.Minute, "how long pods may take to become ready, and a step to see --min-requests")
+	cmd.Flags().Float64Var(&plan.MaxErrorRate, "max-error-rate", 1, "maximum share of failed canary requests, in percent")
+	cmd.Flags().DurationVar(&plan.MaxP99.Duration, "max-p99", 500*time.Millisecond, "maximum 99th percentile of their latency")
+	cmd.Flags().IntVar(&plan.MinRequests, "min-requests", 20, "number of requests that a step needs for a result")
+	cmd.Flags().DurationVar(&plan.Timeout.Duration, "timeout", 10*time.Minute, "time limit for pods to become ready, and for a step to get --min-requests")
 	_ = cmd.RegisterFlagCompletionFunc("container", func(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 		if len(args) == 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
@@ -113,7 +113,7 @@ The exit code is 0 when the image is promoted, 2 when it was rolled back, 3 when
 		}
 		for _, name := range planned {
 			if image == "" && cmd.Flags().Changed(name) {
-				return fmt.Errorf("--%s goes with --image: a rollout that is under way stays as it was planned", name)
+				return fmt.Errorf("--%s needs --image: a running rollout keeps its plan", name)
 			}
 		}
 		o, err := options(args[0])
@@ -133,14 +133,14 @@ func parseSteps(text string) ([]int, error) {
 	for part := range strings.SplitSeq(text, ",") {
 		step, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(part), "%"))
 		if err != nil {
-			return nil, fmt.Errorf("--steps %q is no list of percentages such as 10,50,100", text)
+			return nil, fmt.Errorf("--steps %q is not a list of percentages such as 10,50,100", text)
 		}
 		steps = append(steps, step)
 	}
 	return steps, nil
 }
 
-// newRolloutEnd is promote or abort.
+// newRolloutEnd returns promote or abort.
 func newRolloutEnd(name, short, long string, end func(context.Context, rollout.Options) (*rollout.Result, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               name + " NAME",
@@ -168,7 +168,7 @@ func newRolloutEnd(name, short, long string, end func(context.Context, rollout.O
 	return cmd
 }
 
-// rolloutEnded prints how a rollout ended, and gives the exit code for it.
+// rolloutEnded prints the result of a rollout, and returns its exit code.
 func rolloutEnded(cmd *cobra.Command, output string, r *rollout.Result, err error, wanted rollout.Phase) error {
 	if r == nil || r.State == nil {
 		return err
@@ -188,7 +188,7 @@ func rolloutEnded(cmd *cobra.Command, output string, r *rollout.Result, err erro
 	}
 	fmt.Fprintf(w, "\n%s %s\n", r.ID(), progress.Line(r.Outcome()))
 	if r.Phase == rollout.Promoted {
-		fmt.Fprintln(w, "Write the image into the manifest too: the next deploy brings what stands there.")
+		fmt.Fprintln(w, "Also update the image in the manifest: the next deploy applies what is there.")
 	}
 	if r.Phase == wanted {
 		return nil
@@ -208,7 +208,7 @@ func newRolloutStatus() *cobra.Command {
 		Short: "Show the rollouts of a namespace, or the steps of one",
 		Long: `Status shows the last rollout of each Deployment in a namespace, or what each step of one has measured.
 
-With NAME the exit code is 0 while it is under way and when it was promoted, 2 when it was rolled back, 3 when it was aborted.`,
+With NAME the exit code is 0 while it is running or if it was promoted, 2 if it was rolled back, 3 if it was aborted.`,
 		Example:           "  polymesh rollout status -n shop\n  polymesh rollout status api -n shop -o json",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completeRollouts,
@@ -289,7 +289,7 @@ func printRollout(w io.Writer, s *rollout.State, now time.Time) error {
 	return nil
 }
 
-// driver is who drives a rollout, as a Lease says that others can write.
+// driver returns the holder of a rollout's Lease, which others can write.
 func driver(s *rollout.State) string {
 	switch {
 	case s.Phase.Ended():
@@ -302,9 +302,9 @@ func driver(s *rollout.State) string {
 
 func age(now time.Time, since metav1.Time) string { return duration.HumanDuration(now.Sub(since.Time)) }
 
-// completionFactory reaches the cluster that a command line which is being completed names.
+// completionFactory accesses the cluster of a command line that is being completed.
 func completionFactory(cmd *cobra.Command) cmdutil.Factory {
-	_ = useClusterKubeconfig() // without a cluster there is nothing to offer
+	_ = useClusterKubeconfig() // without a cluster there is nothing to complete
 	flags := genericclioptions.NewConfigFlags(true)
 	for name, to := range map[string]*string{"kubeconfig": flags.KubeConfig, "context": flags.Context, "namespace": flags.Namespace} {
 		if f := cmd.Flags().Lookup(name); f != nil {
@@ -314,7 +314,7 @@ func completionFactory(cmd *cobra.Command) cmdutil.Factory {
 	return cmdutil.NewFactory(flags)
 }
 
-// completeNames offers the names of a kind of objects in the namespace.
+// completeNames completes names of a kind of objects in the namespace.
 func completeNames(kind string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
@@ -324,7 +324,7 @@ func completeNames(kind string) cobra.CompletionFunc {
 	}
 }
 
-// completeRollouts offers the Deployments that have a rollout.
+// completeRollouts completes Deployments that have a rollout.
 func completeRollouts(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	const none = cobra.ShellCompDirectiveNoFileComp
 	if len(args) > 0 {

@@ -1,4 +1,4 @@
-// Package command holds the commands of `polymesh`. Each is thin: it reads its flags and calls the package that does the
+// Package command contains the commands of `polymesh`. Each is thin: it reads its flags and calls the package that does the
 // work.
 package command
 
@@ -26,8 +26,8 @@ func Run(args []string) int {
 	if !isIstioctl(args) {
 		restoreLogging()
 	}
-	// Called through a link of that name, the program is kubectl or istioctl. As sub-commands they are caught here too,
-	// before cobra: their own handling of the command line needs the whole of it.
+	// Called through a link of that name, the program is kubectl or istioctl. As subcommands they are also handled here,
+	// before cobra: they parse the whole command line themselves.
 	if tool, ok := tools[filepath.Base(args[0])]; ok {
 		return tool(args[1:])
 	}
@@ -51,12 +51,12 @@ func Run(args []string) int {
 	return 1
 }
 
-// isIstioctl reports whether a command line is istioctl's, which sets up its logs by itself, on top of what its packages did.
+// isIstioctl reports whether a command line is istioctl's, which sets up its logs itself, based on what its packages have set.
 func isIstioctl(args []string) bool {
 	return filepath.Base(args[0]) == "istioctl" || len(args) > 1 && args[1] == "istioctl"
 }
 
-// exitError ends the program with a code when the command has said everything itself.
+// exitError is an exit code of a command that has printed everything itself.
 type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
@@ -68,14 +68,14 @@ func newRoot() *cobra.Command {
 		Long: `Polymesh brings up Kubernetes with Istio inside, on one machine, from one file.
 
   polymesh server          run a server: control plane, node and add-ons
-  polymesh status          see how it is
-  polymesh new project     make a project, and services in it
-  polymesh deploy DIR      build a project and bring it to the cluster
+  polymesh status          show its state
+  polymesh new project     create a project, and services in it
+  polymesh deploy DIR      build a project and deploy it to the cluster
   polymesh kubectl get nodes`,
 		Version: polymesh.Version,
 	}
 	root.SetVersionTemplate("polymesh {{.Version}}\n")
-	// Kubernetes has a --version of its own among the process's flags, which cobra gives to every command that has none.
+	// Kubernetes adds its own --version to the process's flags, which cobra adds to every command without one.
 	root.Flags().Bool("version", false, "print the version")
 	if kubernetes := pflag.Lookup("version"); kubernetes != nil {
 		kubernetes.Hidden = true
@@ -90,7 +90,7 @@ func newRoot() *cobra.Command {
 			Run: func(*cobra.Command, []string) { os.Exit(run(os.Args[2:])) },
 		})
 	}
-	// Cobra makes this one only when the program runs.
+	// Cobra creates this command only when the program runs.
 	root.InitDefaultCompletionCmd()
 	refuseUnknown(root)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -99,8 +99,8 @@ func newRoot() *cobra.Command {
 	return root
 }
 
-// refuseUnknown has the groups below a command refuse what is none of their commands, in the words in which cobra refuses it to
-// the root. By itself cobra prints a group's help then, and the exit code is 0.
+// refuseUnknown makes the command groups below a command reject unknown subcommands, with the same message as cobra's for the
+// root. By default cobra prints a group's help then, and the exit code is 0.
 func refuseUnknown(parent *cobra.Command) {
 	for _, group := range parent.Commands() {
 		if !group.HasSubCommands() {
@@ -111,7 +111,7 @@ func refuseUnknown(parent *cobra.Command) {
 				return nil
 			}
 			suggestions := ""
-			cmd.SuggestionsMinimumDistance = 2 // cobra's own default
+			cmd.SuggestionsMinimumDistance = 2 // cobra's default
 			if names := cmd.SuggestionsFor(args[0]); len(names) > 0 {
 				suggestions = "\n\nDid you mean this?\n\t" + strings.Join(names, "\n\t")
 			}
@@ -126,7 +126,7 @@ func newVersion() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print the versions of Polymesh and of what it carries",
+		Short: "Print the versions of Polymesh and its components",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := versions{Polymesh: polymesh.Version, Kubernetes: version.Get().GitVersion, Istio: istio.Info.Version, Go: version.Get().GoVersion}
@@ -140,8 +140,8 @@ func newVersion() *cobra.Command {
 	return cmd
 }
 
-// useClusterKubeconfig makes kubectl and istioctl reach this machine's cluster when the user has not said otherwise, as
-// K3s does.
+// useClusterKubeconfig makes kubectl and istioctl use this machine's cluster unless the user selects another one, like
+// K3s.
 func useClusterKubeconfig() error {
 	if os.Getenv("KUBECONFIG") != "" {
 		return nil
@@ -156,7 +156,7 @@ func useClusterKubeconfig() error {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s may not be read by this user: use sudo, copy it to ~/.kube/config, or start the server with --write-kubeconfig-group for a group of yours", layout.DefaultKubeconfig)
+		return fmt.Errorf("this user cannot read %s: use sudo, copy it to ~/.kube/config, or start the server with --write-kubeconfig-group and one of your groups", layout.DefaultKubeconfig)
 	case err != nil:
 		return err
 	}

@@ -24,12 +24,12 @@ func newSecretsEncrypt() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "secrets-encrypt",
 		Short: "Encrypt Secrets in the datastore, and change the key",
-		Long: `Encrypt Secrets in the datastore, and change the key. The server runs meanwhile, and needs no restart.
+		Long: `Encrypt Secrets in the datastore, and change the key. The server keeps running, and needs no restart.
 
-A server that starts with --secrets-encryption does what "enable" does. What was written before stays in old revisions until
+Starting a server with --secrets-encryption has the same effect as "enable". Data written before stays in old revisions until
 they are compacted, and in free parts of the datastore's file.`,
 	}
-	// cluster is the running server of the data dir.
+	// cluster returns the running server of the data dir.
 	cluster := func(cmd *cobra.Command) (encryption.Cluster, error) {
 		if os.Geteuid() != 0 {
 			return encryption.Cluster{}, errors.New("secrets-encrypt needs root: run it with sudo")
@@ -69,7 +69,7 @@ they are compacted, and in free parts of the datastore's file.`,
 	}
 
 	var first, next, output string
-	report := &cobra.Command{Use: "status", Short: "Show the keys, and how many Secrets are written with each", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	report := &cobra.Command{Use: "status", Short: "Show the keys, and how many Secrets use each", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		if err := checkOutput(output); err != nil {
 			return err
 		}
@@ -90,16 +90,16 @@ they are compacted, and in free parts of the datastore's file.`,
 	dataDirFlag(report, &dataDir)
 	cmd.AddCommand(
 		report,
-		providerFlag(change("enable", "Encrypt Secrets, those that are there too", "encrypt Secrets", &first, func(c encryption.Cluster, cmd *cobra.Command) error {
+		providerFlag(change("enable", "Encrypt Secrets, including existing ones", "encrypt Secrets", &first, func(c encryption.Cluster, cmd *cobra.Command) error {
 			return c.Enable(cmd.Context(), first)
 		}), &first, config.EncryptionProviders()[0], "how: "),
-		change("disable", "Write Secrets as they are, those that are there too", "decrypt Secrets", nil, func(c encryption.Cluster, cmd *cobra.Command) error {
+		change("disable", "Decrypt Secrets, including existing ones", "decrypt Secrets", nil, func(c encryption.Cluster, cmd *cobra.Command) error {
 			return c.Disable(cmd.Context())
 		}),
-		providerFlag(change("rotate-keys", "Encrypt all Secrets with a new key, and drop the old one", "encrypt Secrets with a new key", &next, func(c encryption.Cluster, cmd *cobra.Command) error {
+		providerFlag(change("rotate-keys", "Encrypt all Secrets with a new key, and remove the old one", "encrypt Secrets with a new key", &next, func(c encryption.Cluster, cmd *cobra.Command) error {
 			return c.Rotate(cmd.Context(), next)
 		}), &next, "", "how (default: as now): "),
-		change("reencrypt", "Go on with what was broken off", "rewrite Secrets", nil, func(c encryption.Cluster, cmd *cobra.Command) error {
+		change("reencrypt", "Continue an interrupted change", "rewrite Secrets", nil, func(c encryption.Cluster, cmd *cobra.Command) error {
 			return c.Finish(cmd.Context())
 		}),
 	)
@@ -113,7 +113,7 @@ func printEncryption(w io.Writer, s *encryption.Status) error {
 	}
 	fmt.Fprintf(w, "encryption: %s\nSecrets that are not encrypted: %d\n", state, s.Plain)
 	if s.Unfinished {
-		fmt.Fprintln(w, "a change was broken off: `polymesh secrets-encrypt reencrypt` goes on")
+		fmt.Fprintln(w, "a change was interrupted: continue it with `polymesh secrets-encrypt reencrypt`")
 	}
 	if len(s.Keys) == 0 {
 		return nil

@@ -18,8 +18,8 @@ func newServer() *cobra.Command {
 		Short: "Run a server: control plane, node and add-ons",
 		Long: `Run a server: datastore, Kubernetes' control plane, this machine as a node, and the add-ons.
 
-Every flag can stand in the config file under the same name, and in the environment as POLYMESH_ and the name in capitals
-(POLYMESH_DATA_DIR). A flag wins over the environment, the environment over the file.`,
+Every flag can also be set in the config file under the same name, and in the environment as POLYMESH_ plus the name in uppercase
+(POLYMESH_DATA_DIR). A flag overrides the environment, which overrides the file.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := flags.Server(os.Environ())

@@ -24,7 +24,7 @@ func newStatus() *cobra.Command {
 		Short: "Show each component of the running server: state, since when, version, memory",
 		Long: `Show each component of the running server: state, since when, version, memory.
 
-The exit code is 0 when all components are ready, 1 when one is not, 3 when no server is running.`,
+The exit code is 0 if all components are ready, 1 if one is not, 3 if no server is running.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
@@ -60,7 +60,7 @@ func dataDirFlag(cmd *cobra.Command, dataDir *layout.DataDir) {
 	cmd.Flags().VarP((*folder)(dataDir), "data-dir", "d", "the server's data folder")
 }
 
-// folder is the value of a flag that names a data dir.
+// folder is the value of a flag for a data dir.
 type folder layout.DataDir
 
 func (f *folder) String() string { return string(*f) }

@@ -24,7 +24,7 @@ import (
 	"polymesh.dev/polymesh/pkg/signature"
 )
 
-// tools are the upstream programs inside this one, by name. Each takes what follows its name and returns an exit code.
+// tools are the upstream programs inside this one, by name. Each takes the arguments after its name and returns an exit code.
 var tools = map[string]func(args []string) int{
 	"kubectl":  runKubectl,
 	"istioctl": runIstioctl,
@@ -38,7 +38,7 @@ func runKubectl(args []string) int {
 	}
 	// kubectl's commands read it too.
 	os.Args = append([]string{"kubectl"}, args...)
-	// As cmd.NewDefaultKubectlCommand makes it, except that it takes a cluster to be named.
+	// Like cmd.NewDefaultKubectlCommand, except that it requires a configured cluster.
 	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
 	flags := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().WithDiscoveryBurst(300).WithDiscoveryQPS(50.0).WithWarningPrinter(streams)
 	requireCluster(flags)
@@ -51,8 +51,8 @@ func runKubectl(args []string) int {
 	return 0
 }
 
-// requireCluster has a command end when it goes to a cluster and flags name none. Without it client-go goes to
-// localhost:8080, and logs five times that nothing is there.
+// requireCluster makes a command fail if it uses a cluster and flags select none. Without it client-go connects to
+// localhost:8080, and logs five times that this fails.
 func requireCluster(flags *genericclioptions.ConfigFlags) {
 	kubeconfig.Require(flags, func() {
 		if !klog.V(1).Enabled() {
@@ -69,7 +69,7 @@ func runIstioctl(args []string) int {
 	return istioctl.Run(args, imageAvailable)
 }
 
-// imageAvailable reports whether a node can get an image: from this file, from this machine's node, or from a registry.
+// imageAvailable returns an error unless a node can get an image: from this file, from this machine's node, or from a registry.
 func imageAvailable(ctx context.Context, ref string) error {
 	full, err := reference.ParseDockerRef(ref)
 	if err != nil {
@@ -88,7 +88,7 @@ func imageAvailable(ctx context.Context, ref string) error {
 			return nil
 		}
 	}
-	// No registry serves the images of the file.
+	// No registry serves the images of this file.
 	for _, image := range shipped {
 		if domain, _, _ := strings.Cut(image, "/"); domain == reference.Domain(full) {
 			return errors.New("this file does not have it")
@@ -99,7 +99,7 @@ func imageAvailable(ctx context.Context, ref string) error {
 		return err
 	}
 	if _, err := signature.NewRegistry(dataDirFromEnv().RegistryDir(), logins).Digest(ctx, full.String()); err != nil {
-		return fmt.Errorf("neither this file nor this machine's node has it, and its registry does not give it (%w)", err)
+		return fmt.Errorf("neither this file nor this machine's node has it, and its registry does not provide it (%w)", err)
 	}
 	return nil
 }

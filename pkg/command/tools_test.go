@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// kubectl without a cluster says where it has looked, and only when it needs one.
+// kubectl without a cluster lists the searched files, and only when it needs a cluster.
 func TestKubectlWithoutCluster(t *testing.T) {
 	if args := os.Getenv("KUBECTL_ARGS"); args != "" {
 		os.Exit(Run(append([]string{"kubectl"}, strings.Fields(args)...)))
@@ -26,7 +26,7 @@ func TestKubectlWithoutCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	none := "no cluster: " + missing + " does not exist (start one with `polymesh server`, or name one with --kubeconfig or KUBECONFIG)"
+	none := "no cluster: " + missing + " does not exist (start one with `polymesh server`, or set one with --kubeconfig or KUBECONFIG)"
 	for _, tc := range []struct {
 		kubeconfig, args string
 		code             int
@@ -34,8 +34,8 @@ func TestKubectlWithoutCluster(t *testing.T) {
 	}{
 		{missing, "get pods", 1, "", none},
 		{missing, "version", 1, "Client Version: v", none},
-		{empty, "get pods", 1, "", "no cluster: " + empty + " names no cluster (start one"},
-		{missing + ":" + empty, "api-resources", 1, "", "no cluster: " + missing + " does not exist, " + empty + " names no cluster (start one"},
+		{empty, "get pods", 1, "", "no cluster: " + empty + " contains no cluster (start one"},
+		{missing + ":" + empty, "api-resources", 1, "", "no cluster: " + missing + " does not exist, " + empty + " contains no cluster (start one"},
 		{missing, "version --client", 0, "Client Version: v", ""},
 		{missing, "config view", 0, "kind: Config", ""},
 		{missing, "completion bash", 0, "kubectl", ""},
@@ -50,7 +50,7 @@ func TestKubectlWithoutCluster(t *testing.T) {
 		cmd.Env = append(os.Environ(), "KUBECTL_ARGS="+tc.args, "KUBECONFIG="+tc.kubeconfig, "HOME="+dir)
 		var out, errOut bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &errOut
-		_ = cmd.Run() // the code says it
+		_ = cmd.Run() // the exit code is checked
 		what := fmt.Sprintf("kubectl %s with %s", tc.args, tc.kubeconfig)
 		if code := cmd.ProcessState.ExitCode(); code != tc.code || !strings.Contains(out.String(), tc.out) || !strings.Contains(errOut.String(), tc.errOut) {
 			t.Errorf("%s: exit code %d, want %d with %q, %q\n%s%s", what, code, tc.code, tc.out, tc.errOut, &out, &errOut)

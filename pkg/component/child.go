@@ -16,16 +16,16 @@ import (
 const (
 	restartMin = 500 * time.Millisecond
 	restartMax = 30 * time.Second
-	// restartReset is how long a child must have run for its next end to count as the first one.
+	// restartReset is how long a child must have run for the restart delay to be reset.
 	restartReset = 2 * time.Minute
-	// outputWait is how long after a child's end its output is read. A grandchild that holds the output open must not
-	// keep the child from being started again.
+	// outputWait is how long a child's output is read after its end. A grandchild that holds the output open must not
+	// keep the child from being restarted.
 	outputWait = 2 * time.Second
 )
 
-// Child is the running part of a component that is a program of its own. It is started again whenever it ends, after a
-// pause that doubles each time. It dies with this process, so that a fresh server never meets the old one's child: the
-// kernel kills it, because one that is asked to end could take its time or not end at all.
+// Child is the running part of a component that is a separate program. It is restarted whenever it exits, after a
+// delay that doubles each time. It dies with this process, so that a new server never meets the old one's child: the
+// kernel kills it, because a child that is asked to stop could take its time or not stop at all.
 type Child struct {
 	Path   string
 	Args   []string
@@ -38,10 +38,10 @@ type Child struct {
 	done   chan struct{}
 }
 
-// PID is the process id, 0 while there is none.
+// PID is the process id, 0 if it is not running.
 func (c *Child) PID() int { return int(c.pid.Load()) }
 
-// Start starts the program and returns an error if that does not work the first time.
+// Start starts the program and returns an error if the first attempt fails.
 func (c *Child) Start(ctx context.Context) error {
 	ctx, c.cancel = Running(ctx)
 	c.done = make(chan struct{})
@@ -52,7 +52,7 @@ func (c *Child) Start(ctx context.Context) error {
 
 func (c *Child) supervise(ctx context.Context, first chan<- error) {
 	defer close(c.done)
-	// The kernel sends Pdeathsig when the thread that made the child ends, so that thread must stay.
+	// The kernel sends Pdeathsig when the thread that created the child exits, so that thread must be kept.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	pause := restartMin
@@ -82,7 +82,7 @@ func (c *Child) supervise(ctx context.Context, first chan<- error) {
 		if time.Since(begin) > restartReset {
 			pause = restartMin
 		}
-		c.Log.Error("process ended, starting it again", "path", c.Path, "err", err, "pause", pause.String())
+		c.Log.Error("process exited, restarting", "path", c.Path, "err", err, "pause", pause.String())
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -92,7 +92,7 @@ func (c *Child) supervise(ctx context.Context, first chan<- error) {
 	}
 }
 
-// Stop ends the program and waits for it; when ctx ends first, it is killed.
+// Stop ends the program and waits for it; if ctx ends first, it is killed.
 func (c *Child) Stop(ctx context.Context) error {
 	if c.cancel == nil {
 		return nil

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// The programs of these tests are the test binary itself, in a role that the environment names.
+// The programs in these tests are the test binary itself, in a role selected by the environment.
 const roleVar = "POLYMESH_TEST_ROLE"
 
 func TestMain(m *testing.M) {
@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("up", os.Getpid())
 		time.Sleep(time.Hour)
 	case "with grandchild":
-		// The grandchild keeps the output open when its parent is gone.
+		// The grandchild keeps the output open after its parent has exited.
 		cmd := exec.Command(os.Args[0])
 		cmd.Env, cmd.Stdout = role("obedient"), os.Stdout
 		if err := cmd.Start(); err != nil {
@@ -53,7 +53,7 @@ func child(name string, output *os.File) *Child {
 	return &Child{Path: os.Args[0], Env: role(name), Output: output, Log: slog.New(slog.DiscardHandler)}
 }
 
-// output collects what a child writes.
+// output collects a child's output.
 type output struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -97,7 +97,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// gone reports whether a process has ended; a zombie has, whoever is to collect it.
+// gone reports whether a process has exited; a zombie counts as exited.
 func gone(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -139,7 +139,7 @@ func TestChildIsStartedAgainThoughItsOutputIsHeld(t *testing.T) {
 	}
 	eventually(t, "another process", func() bool { return c.PID() != 0 && c.PID() != first })
 	if gone(grandchild) {
-		t.Error("the grandchild is gone: this shows nothing")
+		t.Error("the grandchild is gone: this test proves nothing")
 	}
 	eventually(t, "the second grandchild", func() bool { return strings.Count(o.String(), "up") == 2 })
 	for line := range strings.Lines(o.String()) {
@@ -159,7 +159,7 @@ func TestStopKillsAChildThatDoesNotListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	if ctx.Err() == nil || !gone(pid) {
-		t.Error("it ended by itself, or not at all")
+		t.Error("it exited by itself, or not at all")
 	}
 }
 

@@ -1,7 +1,7 @@
-// Package component gives every piece of a node one lifecycle and starts, watches and stops the pieces in the right order.
+// Package component gives every part of a node one lifecycle, and starts, watches and stops the parts in the right order.
 //
-// It owns the order and the states; it knows nothing of what a component does. pkg/server builds the list of components
-// for a server and hands it to a Manager. The shape follows k0s (pkg/component/manager).
+// It owns the order and the states; it knows nothing about a component's work. pkg/server builds the list of components
+// for a server and passes it to a Manager. The design follows k0s (pkg/component/manager).
 package component
 
 import (
@@ -9,60 +9,60 @@ import (
 	"time"
 )
 
-// Component is one piece of a node: the datastore, the API server, the kubelet, an add-on.
+// Component is one part of a node: the datastore, the API server, the kubelet, an add-on.
 //
 //	Waiting ──Init──► Starting ──Start, Ready──► Ready ◄──Ready──► NotReady
 //	   │                  │                        │                  │
 //	   └──────────────────┴──────────Stop──────────┴──────────────────┴──► Stopped
 //	                                 └── ends by itself ──► Failed
 type Component interface {
-	// Name is the name that logs and `polymesh status` show, as the field calls the piece: "kube-apiserver".
+	// Name is the name in logs and `polymesh status`, as commonly used: "kube-apiserver".
 	Name() string
-	// Init checks the configuration. It changes nothing on the machine and reads no file that another component makes: a
-	// start that is refused leaves everything as it was. It is called once, before any component starts.
+	// Init checks the configuration. It changes nothing on the machine and reads no files of other components: a
+	// refused start leaves everything unchanged. It is called once, before any component starts.
 	Init(ctx context.Context) error
-	// Start makes what the component needs and returns when it runs in the background. ctx is for the start alone: it ends
-	// when the node is told to stop, and Start then gives up. What runs on gets a context from Running, which Stop ends.
+	// Start starts the component and returns when it runs in the background. ctx is only for the start itself: when it ends,
+	// because the node is stopping, Start gives up. The running part uses a context from Running, which Stop ends.
 	Start(ctx context.Context) error
-	// Ready returns nil when the component does its work, and otherwise what it still waits for. It is called again and
-	// again, also by two callers at once, and must be cheap.
+	// Ready returns nil when the component works, and otherwise what it is waiting for. It is called repeatedly,
+	// also concurrently, and must be cheap.
 	Ready(ctx context.Context) error
 	// Stop ends the component and returns when it has ended. It may be called in any state, and more than once.
 	Stop(ctx context.Context) error
 }
 
 // Failing is a component that runs inside this process and cannot be started a second time. When its channel yields an
-// error the whole node stops and exits with it: the service manager starts a fresh process. Child processes and
-// controllers are not Failing; they are restarted, or try again, on their own.
+// error the whole node stops and exits with it: the service manager starts a new process. Child processes and
+// controllers are not Failing; they are restarted, or retry, on their own.
 type Failing interface {
 	Failed() <-chan error
 }
 
-// Outlived is a Failing component without which the others are still of use for a while: without a kubelet or a proxy, the
-// API server answers, and an administrator can look, drain and mend. The node stops that much later than it failed.
+// Outlived is a Failing component without which the others remain useful for a while: without a kubelet or a proxy, the
+// API server still works, and an administrator can inspect, drain and repair. The node stops this long after the failure.
 type Outlived interface {
 	Failing
 	OutlivedFor() time.Duration
 }
 
-// Process is a component with a process of its own.
+// Process is a component with its own process.
 type Process interface {
-	// PID is the process id, 0 while there is none.
+	// PID is the process id, 0 if it is not running.
 	PID() int
 }
 
-// Noted is a component that can have something to say although it is ready: what a user should know of and it does not
-// change itself. Note returns an empty text for nothing; like Ready it must be cheap.
+// Noted is a component that may have a warning for the user although it is ready. Note returns the warning, or an empty text;
+// like Ready it must be cheap.
 type Noted interface {
 	Note(ctx context.Context) string
 }
 
-// Versioned is a component that knows the version of the program behind it.
+// Versioned is a component that knows the version of its program.
 type Versioned interface {
 	Version() string
 }
 
-// Running returns the context for what Start leaves running, with the values of Start's own. It ends when Stop calls cancel.
+// Running returns the context for parts that Start leaves running, with the values of Start's own. It ends when Stop calls cancel.
 func Running(start context.Context) (ctx context.Context, cancel context.CancelFunc) {
 	return context.WithCancel(context.WithoutCancel(start))
 }

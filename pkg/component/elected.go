@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// Leadership says whether this server is the one of the cluster that does what only one may do.
+// Leadership is the role of the one server in a cluster that runs components which must run only once.
 type Leadership interface {
-	// Watch calls term each time this server becomes the leader, with a context that ends when it no longer is, one call
-	// after the other. It returns when ctx ends.
+	// Watch calls term each time this server becomes the leader, sequentially, with a context that ends when it no longer
+	// is. It returns when ctx ends.
 	Watch(ctx context.Context, term func(context.Context))
 }
 
-// Elected runs a component on the leader of the cluster only. Components run once, so each term has one of its own, which
-// build makes. Where there is no leadership, because there is one server, the component itself is returned.
+// Elected runs a component only on the leader of the cluster. Components run once, so build creates a new one for each
+// term. Without a leadership, because there is only one server, it returns the component itself.
 //
-// On another server the state is Standby. A component that fails in its term is started again, after a pause that doubles
-// each time: what the leader alone runs must not take a server down.
+// On other servers the state is Standby. A component that fails during its term is restarted, after a delay that doubles
+// each time: a failure on the leader must not take the server down.
 func Elected(leadership Leadership, build func() Component, log *slog.Logger) Component {
 	first := build()
 	if leadership == nil {
@@ -29,7 +29,7 @@ func Elected(leadership Leadership, build func() Component, log *slog.Logger) Co
 	return &elected{name: first.Name(), current: first, leadership: leadership, build: build, log: log.With("component", first.Name())}
 }
 
-// standing is a component that may be ready without doing the work.
+// standing is a component that may be ready without working.
 type standing interface{ standby() bool }
 
 type elected struct {
@@ -40,9 +40,9 @@ type elected struct {
 	log        *slog.Logger
 
 	mu      sync.Mutex
-	current Component // that of this term, or of the next one
+	current Component // the one of this term, or of the next one
 	leading bool
-	problem error // why the component of this term does not run; nil where it does
+	problem error // why the component of this term is not running; nil if it is
 }
 
 // Name implements Component.
@@ -57,9 +57,9 @@ func (e *elected) Start(ctx context.Context) error {
 	return nil
 }
 
-// term runs the component as long as this server leads.
+// term runs the component while this server leads.
 func (e *elected) term(ctx context.Context) {
-	e.log.Info("this server leads")
+	e.log.Info("this server is now the leader")
 	pause := restartMin
 	for ctx.Err() == nil {
 		begin := time.Now()
@@ -71,7 +71,7 @@ func (e *elected) term(ctx context.Context) {
 			pause = restartMin
 		}
 		e.set(true, err)
-		e.log.Error("failed, starting it again", "err", err, "pause", pause.String())
+		e.log.Error("failed, restarting", "err", err, "pause", pause.String())
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
@@ -79,10 +79,10 @@ func (e *elected) term(ctx context.Context) {
 		pause = min(2*pause, restartMax)
 	}
 	e.set(false, nil)
-	e.log.Info("this server no longer leads")
+	e.log.Info("this server is no longer the leader")
 }
 
-// once runs one instance until it fails or ctx ends, and has the next one built.
+// once runs one instance until it fails or ctx ends, and builds the next one.
 func (e *elected) once(ctx context.Context) error {
 	c := e.component()
 	defer func() {
@@ -137,7 +137,7 @@ func (e *elected) standby() bool {
 	return !e.leading
 }
 
-// Ready is that of the component on the leader, and nil elsewhere.
+// Ready returns the component's state on the leader, and nil elsewhere.
 func (e *elected) Ready(ctx context.Context) error {
 	e.mu.Lock()
 	leading, problem, c := e.leading, e.problem, e.current

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// terms are the turns of a server as the leader; each value begins one, or ends it.
+// terms are a server's terms as the leader; each value begins or ends one.
 type terms chan bool
 
 func (ts terms) Watch(ctx context.Context, term func(context.Context)) {
@@ -54,7 +54,7 @@ func TestElected(t *testing.T) {
 				t.Errorf("the state is %s, want %s", got, want)
 			}
 		}
-		// A server that does not lead holds up neither the start nor what waits for the component.
+		// A server that is not the leader blocks neither startup nor the components that wait for this one.
 		<-m.Settled()
 		state(Standby)
 		turn <- true
@@ -63,7 +63,7 @@ func TestElected(t *testing.T) {
 		state(Standby)
 		j.index(t, "stop mesh0")
 
-		// What fails on the leader is started again, and the server goes on.
+		// A component that fails on the leader is restarted, and the server keeps running.
 		turn <- true
 		state(Ready)
 		built[1].failure <- errors.New("lost the API server")
@@ -83,7 +83,7 @@ func TestElected(t *testing.T) {
 	})
 }
 
-// With one server there is nothing around the component.
+// With a single server, the component is not wrapped.
 func TestElectedWithoutLeadership(t *testing.T) {
 	p := &piece{journal: &journal{}, name: "mesh"}
 	if c := Elected(nil, func() Component { return p }, slog.New(slog.DiscardHandler)); c != Component(p) {

@@ -17,14 +17,14 @@ const (
 	Waiting  State = "Waiting"
 	Starting State = "Starting"
 	Ready    State = "Ready"
-	// Standby is ready to take over: another server does the work. See Elected.
+	// Standby means ready to take over while another server does the work. See Elected.
 	Standby  State = "Standby"
 	NotReady State = "NotReady"
 	Failed   State = "Failed"
 	Stopped  State = "Stopped"
 )
 
-// Status is what the manager knows of one component.
+// Status is the manager's information about one component.
 type Status struct {
 	Name    string    `json:"name"`
 	State   State     `json:"state"`
@@ -32,19 +32,19 @@ type Status struct {
 	Message string    `json:"message,omitempty"`
 	Version string    `json:"version,omitempty"`
 	PID     int       `json:"pid,omitempty"`
-	// Separate says that the component is a process of its own, even while there is none.
+	// Separate is set if the component is a separate process, even while it is not running.
 	Separate bool `json:"-"`
 }
 
 const (
 	startPoll = 50 * time.Millisecond
 	watchPoll = 10 * time.Second
-	// checkTime is how long a component may take to say whether it is ready.
+	// checkTime is the time limit for a readiness check.
 	checkTime = 10 * time.Second
 	stopGrace = 30 * time.Second
 )
 
-// Manager starts components when what they build on is ready, watches them, and stops them in reverse.
+// Manager starts components when their dependencies are ready, watches them, and stops them in reverse order.
 type Manager struct {
 	log     *slog.Logger
 	checked func(context.Context) error
@@ -68,8 +68,8 @@ func NewManager(log *slog.Logger) *Manager {
 	return &Manager{log: log, settled: make(chan struct{})}
 }
 
-// OnceChecked makes Run call f when all components have been initialized, before the first one starts: for what changes the
-// machine, and must not when the configuration is refused.
+// OnceChecked makes Run call f when all components have been initialized, before the first one starts: for changes to the
+// machine that must not happen if the configuration is refused.
 func (m *Manager) OnceChecked(f func(context.Context) error) { m.checked = f }
 
 // Settled returns a channel that is closed once every component has been ready.
@@ -81,8 +81,8 @@ type Handle struct{ entry *entry }
 // Ready returns a channel that is closed once the component has been ready.
 func (h Handle) Ready() <-chan struct{} { return h.entry.ready }
 
-// Add appends a component that starts once those in after, handles of the same manager, are ready. They were added before
-// it, which keeps the order free of cycles.
+// Add appends a component that starts once those in after, handles of the same manager, are ready. They must have been added
+// before it, so there can be no cycles.
 func (m *Manager) Add(c Component, after ...Handle) Handle {
 	e := &entry{Component: c, ready: make(chan struct{})}
 	e.status = Status{Name: c.Name(), State: Waiting, Since: time.Now()}
@@ -93,7 +93,7 @@ func (m *Manager) Add(c Component, after ...Handle) Handle {
 	return Handle{e}
 }
 
-// After names the components for which the component of this name waits, in the order in which they were added.
+// After returns the components that the component with this name waits for, in the order in which they were added.
 func (m *Manager) After(name string) []string {
 	var names []string
 	for _, e := range m.entries {
@@ -122,8 +122,8 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 	}
 
-	// What the components leave running outlives run, so that Stop, in reverse order, is what ends them: an API server
-	// whose datastore has gone does not stop.
+	// Running parts outlive run, so that they are ended by Stop, in reverse order: an API server whose datastore has gone
+	// does not stop.
 	run, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
@@ -153,17 +153,17 @@ func (m *Manager) Run(ctx context.Context) error {
 	select {
 	case <-started:
 	case <-time.After(stopGrace):
-		// A Start that takes no notice of its context ends with the process.
+		// A Start that ignores its context ends with the process.
 	}
 	m.stop()
-	// What came first counts. The cause of ctx may be any error: a signal's says which one it was.
+	// The first error counts. The cause of ctx may be any error, such as the name of the signal.
 	if cause := context.Cause(run); cause != context.Cause(ctx) {
 		return cause
 	}
 	return nil
 }
 
-// start brings one component up and watches it until run ends. It returns an error only when the node cannot go on.
+// start starts one component and watches it until run ends. It returns an error only if the node cannot continue.
 func (m *Manager) start(run context.Context, e *entry) error {
 	for _, dep := range e.after {
 		select {
@@ -236,7 +236,7 @@ func (m *Manager) start(run context.Context, e *entry) error {
 	}
 }
 
-// outlive logs a failure and lets the other components go on for as long as they are of use.
+// outlive logs a failure and keeps the other components running while they are useful.
 func (m *Manager) outlive(run context.Context, e *entry, err error) {
 	if p := (*Panic)(nil); errors.As(err, &p) {
 		m.log.Error("panicked", "component", e.Name(), "panic", fmt.Sprint(p.Value), "stack", string(p.Stack))
@@ -253,8 +253,8 @@ func (m *Manager) outlive(run context.Context, e *entry, err error) {
 	}
 }
 
-// check asks a component whether it is ready and notes the answer, unless ctx ended before there was one: that says
-// nothing of the component.
+// check runs a component's readiness check and records the result, unless ctx ended first: that is no statement about
+// the component.
 func (e *entry) check(ctx context.Context, once bool) error {
 	limited, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
@@ -282,7 +282,7 @@ func (e *entry) check(ctx context.Context, once bool) error {
 	return err
 }
 
-// warning is what a component says that is ready, and whether that is new.
+// warning returns the note of a ready component, and whether it is new.
 func (e *entry) warning() (text string, changed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -319,7 +319,7 @@ func (m *Manager) stop() {
 	}
 }
 
-// set notes a state. Failed and Stopped are final: a check that was under way must not hide them.
+// set records a state. Failed and Stopped are final: a check in progress must not overwrite them.
 func (e *entry) set(s State, message string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -345,8 +345,8 @@ func (e *entry) snapshot() Status {
 }
 
 // Status returns the state of every component, in the order in which they were added. Components that have been ready
-// are asked again; when ctx ends first, what was known before counts. Who asks and goes away changes nothing: the question
-// itself is not ended with ctx.
+// are checked again; if ctx ends first, the previous state is returned. A caller that gives up changes nothing: the check
+// itself does not end with ctx.
 func (m *Manager) Status(ctx context.Context) []Status {
 	asked := make(chan struct{})
 	go func() {

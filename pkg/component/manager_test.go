@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// journal notes what happens to the pieces of a test, in order.
+// journal records the events of a test's components, in order.
 type journal struct {
 	mu    sync.Mutex
 	lines []string
@@ -48,14 +48,14 @@ func (j *journal) has(line string) bool {
 type piece struct {
 	*journal
 	name      string
-	startTime time.Duration // how long Start takes
-	readyTime time.Duration // how long after Start it is ready
+	startTime time.Duration // duration of Start
+	readyTime time.Duration // time from Start until it is ready
 	initErr   error
 	startErr  error
 	failure   chan error
-	stopWaits bool // Stop returns when its context ends only
-	hangs     bool // Start returns when its context ends only
-	deaf      bool // Start returns when end is closed only
+	stopWaits bool // Stop only returns when its context ends
+	hangs     bool // Start only returns when its context ends
+	deaf      bool // Start only returns when end is closed
 	end       chan struct{}
 	warns     string
 	outlived  time.Duration
@@ -64,7 +64,7 @@ type piece struct {
 	begin   time.Time
 	sick    error
 	asked   int
-	slow    time.Duration // how long Ready takes, unless its context ends first
+	slow    time.Duration // duration of Ready, unless its context ends first
 	running context.Context
 }
 
@@ -191,7 +191,7 @@ func TestStartsInOrderAndStopsInReverse(t *testing.T) {
 		if got, want := states(m), "db=Stopped node=Stopped api=Stopped pods=Stopped"; got != want {
 			t.Errorf("at the end: %s, want %s", got, want)
 		}
-		// All are initialized before the first starts; what does not depend on each other starts at once.
+		// All are initialized before the first starts; independent components start at the same time.
 		for _, pair := range [][2]string{
 			{"init pods", "start db"}, {"ready db", "start api"}, {"ready api", "start pods"}, {"ready node", "start pods"},
 			{"start node", "ready db"}, {"ready pods", "up after 4s"},
@@ -250,7 +250,7 @@ func TestFailureStopsTheNodeAndNamesTheComponent(t *testing.T) {
 	}
 }
 
-// What changes the machine comes when every component has accepted its configuration, and before any starts.
+// Changes to the machine happen after every component has accepted its configuration, and before any starts.
 func TestOnceChecked(t *testing.T) {
 	j := &journal{}
 	m := manager()
@@ -313,7 +313,7 @@ func TestCancelledWhileStarting(t *testing.T) {
 			t.Error("a component's context ended before its Stop")
 		}
 
-		// Cancelled before anything began: nothing starts.
+		// Canceled before the start: nothing starts.
 		j = &journal{}
 		m = manager()
 		m.Add(&piece{journal: j, name: "db"})
@@ -323,7 +323,7 @@ func TestCancelledWhileStarting(t *testing.T) {
 	})
 }
 
-// A Start that waits (for a database, say) ends with the node, and is no failure of it.
+// A Start that waits (for a database, say) ends with the node, and does not count as failed.
 func TestStartIsCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := &journal{}
@@ -347,7 +347,7 @@ func TestStartIsCancelled(t *testing.T) {
 	})
 }
 
-// One that takes no notice delays the end, and the others are stopped all the same.
+// One that ignores its context delays the end, but the others are stopped anyway.
 func TestStartThatCannotBeCancelled(t *testing.T) {
 	j := &journal{}
 	synctest.Test(t, func(t *testing.T) {
@@ -374,7 +374,7 @@ func TestStartThatCannotBeCancelled(t *testing.T) {
 	})
 }
 
-// Without a kubelet the API server is of use: the node fails, but later.
+// Without a kubelet the API server is still useful: the node fails, but later.
 func TestFailureIsOutlived(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := &journal{}
@@ -394,7 +394,7 @@ func TestFailureIsOutlived(t *testing.T) {
 			t.Errorf("ended after %s with %v", time.Since(begin), err)
 		}
 
-		// The end is not waited for when the node is told to stop.
+		// When the node is stopped, the delay is skipped.
 		m = manager()
 		kubelet = &piece{journal: j, name: "kubelet", failure: make(chan error, 1), outlived: time.Minute}
 		m.Add(kubelet)
@@ -411,7 +411,7 @@ func TestFailureIsOutlived(t *testing.T) {
 	})
 }
 
-// Who asks for the status and goes away, or asks while a component is slow, does not change the state.
+// A status request that is abandoned, or that hits a slow component, does not change the state.
 func TestStatusIsNotMadeWorseByAsking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := manager()
@@ -431,7 +431,7 @@ func TestStatusIsNotMadeWorseByAsking(t *testing.T) {
 		if s := m.Status(context.Background())[0]; s.State != Ready || s.Since != since {
 			t.Errorf("after that the state is %+v, want Ready since %s", s, since)
 		}
-		// One that never answers is not ready, and that is known in time.
+		// A check that never returns counts as not ready, within the time limit.
 		p.setSlow(time.Hour)
 		begin := time.Now()
 		if s := m.Status(context.Background())[0]; s.State != NotReady || time.Since(begin) > checkTime {
@@ -466,7 +466,7 @@ func TestWarningShowsAndIsLoggedOnce(t *testing.T) {
 	})
 }
 
-// A signal's context has a cause of its own since Go 1.26; it is an ordinary end all the same.
+// Since Go 1.26 a signal's context has its own cause; it still is a normal end.
 func TestSignalIsNoError(t *testing.T) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGUSR1)
 	defer stop()
@@ -498,7 +498,7 @@ func TestReadinessIsWatched(t *testing.T) {
 			t.Errorf("status is %+v", s)
 		}
 		p.setSick(nil)
-		// Whoever asks gets the state of now, not that of the last look.
+		// A status request returns the current state, not that of the last check.
 		if s := m.Status(ctx)[0]; s.State != Ready || s.Message != "" {
 			t.Errorf("status is %+v", s)
 		}
@@ -508,7 +508,7 @@ func TestReadinessIsWatched(t *testing.T) {
 			t.Error(err)
 		}
 		if n := strings.Count(log.String(), "not ready"); n != 1 || strings.Count(log.String(), "ready again") != 1 {
-			t.Errorf("said %d times: %s", n, log.String())
+			t.Errorf("logged %d times: %s", n, log.String())
 		}
 	})
 }

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Task is the running part of a component that is a blocking function in this process, as Kubernetes' exported Run
-// functions are. Embed it for Stop and Failed, and call Go from Start.
+// Task is the running part of a component that is a blocking function in this process, such as Kubernetes' exported Run
+// functions. Embed it for Stop and Failed, and call Go from Start.
 type Task struct {
 	background Background
 	failed     chan error
@@ -20,8 +20,8 @@ func NewTask() Task {
 	return Task{failed: make(chan error, 1)}
 }
 
-// Go calls run in the background, with a context that Stop ends. When run returns before that, the task has failed; so has
-// one that panics, which leaves the other components the time to stop in order.
+// Go calls run in the background, with a context that Stop ends. If run returns before that, the task has failed, as it has
+// if run panics; the other components are then stopped in order.
 func (t *Task) Go(start context.Context, run func(context.Context) error) {
 	t.background.Go(start, func(ctx context.Context) {
 		defer func() {
@@ -46,12 +46,12 @@ type Panic struct {
 	Stack []byte
 }
 
-// Error says what a user can do. The stack is for the log.
+// Error contains advice for the user. The stack is for the log.
 func (p *Panic) Error() string {
 	return fmt.Sprintf("panicked: %s: start the server again; if that ends the same way, the log has the stack for a bug report", strings.Join(strings.Fields(fmt.Sprint(p.Value)), " "))
 }
 
-// Failed yields the error with which run ended by itself.
+// Failed yields the error if run ends by itself.
 func (t *Task) Failed() <-chan error { return t.failed }
 
 // Stop ends run and waits for it, as long as ctx lasts.

@@ -17,8 +17,8 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// Kubernetes' rules for names, labels and taints (k8s.io/apimachinery/pkg/util/validation), small enough to be written
-// out: the launcher stays without the Kubernetes libraries.
+// Kubernetes' rules for names, labels and taints (k8s.io/apimachinery/pkg/util/validation), simple enough to repeat
+// here: the launcher does not link the Kubernetes libraries.
 var (
 	dns1123  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 	labelKey = regexp.MustCompile(`^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
@@ -28,7 +28,7 @@ var (
 
 var taintEffects = []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}
 
-// absent are parts of K3s that Polymesh never had: disabling them is accepted, so that a K3s command line works.
+// absent are parts of K3s that Polymesh does not have: disabling them is accepted, so that a K3s command line works.
 var absent = map[string]string{
 	"traefik":         "Polymesh has no Traefik; Istio's ingress gateway serves Ingress and Gateway resources",
 	"helm-controller": "Polymesh has no Helm controller",
@@ -118,7 +118,7 @@ func (r *raw) checkFiles(s *Server) (err error) {
 	s.DatastoreSync = DatastoreSync(r.datastoreSync)
 	for _, file := range r.imagePolicyKeys {
 		if file == "" {
-			return fmt.Errorf("--image-policy-key is empty: give the file of a public key, or leave it out")
+			return fmt.Errorf("--image-policy-key is empty: specify the file of a public key, or omit the flag")
 		}
 		if file, err = filepath.Abs(file); err != nil {
 			return fmt.Errorf("--image-policy-key: %w", err)
@@ -128,7 +128,7 @@ func (r *raw) checkFiles(s *Server) (err error) {
 	return nil
 }
 
-// groupID is the number of a group; -1 for an empty name.
+// groupID returns the id of a group; -1 for an empty name.
 func groupID(name string) (int, error) {
 	if name == "" {
 		return -1, nil
@@ -136,7 +136,7 @@ func groupID(name string) (int, error) {
 	group, err := user.LookupGroup(name)
 	if err != nil {
 		if group, err = user.LookupGroupId(name); err != nil {
-			return 0, fmt.Errorf("--write-kubeconfig-group %q is no group of this machine: make it first (groupadd), or give its number", name)
+			return 0, fmt.Errorf("--write-kubeconfig-group %q is not a group of this machine: create it first (groupadd), or use its number", name)
 		}
 	}
 	return strconv.Atoi(group.Gid)
@@ -156,14 +156,14 @@ func (r *raw) checkNode(n *Node) (err error) {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
 	if n.DataDir == "/" {
-		return fmt.Errorf("--data-dir / is refused: give a folder of its own")
+		return fmt.Errorf("--data-dir / is refused: use a separate folder")
 	}
-	// Overlay mounts divide their folders by : and , and the datastore's address ends at ?.
+	// Overlay mounts separate folders by : and , and the datastore's address ends at ?.
 	if strings.ContainsFunc(string(n.DataDir), func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`:,?%#"'\\`, r) }) {
 		return fmt.Errorf("--data-dir %q is refused: mounts and the datastore cannot take white space or any of : , ? %% # \" ' \\ in it", n.DataDir)
 	}
 	if r.nodeName != "" && !ValidNodeName(r.nodeName) {
-		return fmt.Errorf("--node-name %q is not a DNS name: lower-case letters, digits, '-' and '.'", r.nodeName)
+		return fmt.Errorf("--node-name %q is not a DNS name: lowercase letters, digits, '-' and '.'", r.nodeName)
 	}
 	if n.NodeIP, err = hostIPv4("node-ip", r.nodeIP); err != nil {
 		return err
@@ -187,7 +187,7 @@ func (r *raw) checkNode(n *Node) (err error) {
 	return nil
 }
 
-// checkListener checks where the API server listens, and under which names it is reached.
+// checkListener checks the API server's address and additional names.
 func (r *raw) checkListener(s *Server) (err error) {
 	if s.BindAddress, err = netip.ParseAddr(r.bindAddress); err != nil {
 		return fmt.Errorf("--bind-address %q is not an IP address", r.bindAddress)
@@ -205,7 +205,7 @@ func (r *raw) checkListener(s *Server) (err error) {
 	}
 	from, to, ok := portRange(r.nodePortRange)
 	if !ok {
-		return fmt.Errorf("--service-node-port-range %q is not a range of ports such as 30000-32767", r.nodePortRange)
+		return fmt.Errorf("--service-node-port-range %q is not a port range such as 30000-32767", r.nodePortRange)
 	}
 	if from <= r.httpsPort && r.httpsPort <= to {
 		return fmt.Errorf("--https-listen-port %d lies in --service-node-port-range %s", r.httpsPort, r.nodePortRange)
@@ -218,7 +218,7 @@ func (r *raw) checkListener(s *Server) (err error) {
 	return nil
 }
 
-// checkCluster checks the addresses and names of the cluster.
+// checkCluster checks the cluster's address ranges and names.
 func (r *raw) checkCluster(c *Cluster) (err error) {
 	*c = Cluster{ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, MeshProfile: r.meshProfile, Disabled: map[Addon]bool{}}
 	if c.ClusterCIDR, err = ipv4Prefix("cluster-cidr", r.clusterCIDR, 24); err != nil {
@@ -236,10 +236,10 @@ func (r *raw) checkCluster(c *Cluster) (err error) {
 			return err
 		}
 		if !c.ServiceCIDR.Contains(c.ClusterDNS) {
-			return fmt.Errorf("--cluster-dns %s does not lie in --service-cidr %s", c.ClusterDNS, c.ServiceCIDR)
+			return fmt.Errorf("--cluster-dns %s is not in --service-cidr %s", c.ClusterDNS, c.ServiceCIDR)
 		}
 		if c.ClusterDNS == c.ServiceCIDR.Addr() || c.ClusterDNS == nthAddr(c.ServiceCIDR, 1) {
-			return fmt.Errorf("--cluster-dns %s is taken: the first address of --service-cidr %s is the API server's, and the network's own address can be no service's", c.ClusterDNS, c.ServiceCIDR)
+			return fmt.Errorf("--cluster-dns %s is taken: the first address of --service-cidr %s is the API server's, and the network address is not usable", c.ClusterDNS, c.ServiceCIDR)
 		}
 	}
 	if !dns1123.MatchString(r.clusterDomain) {
@@ -272,7 +272,7 @@ func (r *raw) checkAddons(s *Server) error {
 		s.LoadBalancerPool = append(s.LoadBalancerPool, rng)
 	}
 	if len(s.LoadBalancerPool) > 0 && s.Disabled[ServiceLB] {
-		return fmt.Errorf("--loadbalancer-pool needs servicelb, and --disable leaves it out")
+		return fmt.Errorf("--loadbalancer-pool needs servicelb, which is disabled")
 	}
 	if !slices.Contains(MeshProfiles(), r.meshProfile) {
 		return fmt.Errorf("--mesh-profile %q is not one of %s", r.meshProfile, strings.Join(MeshProfiles(), ", "))
@@ -294,13 +294,13 @@ func (r *raw) checkHardening(s *Server) (err error) {
 	if !slices.Contains(PodSecurityLevels(), r.podSecurity) {
 		return fmt.Errorf("--pod-security %q is not one of %s", r.podSecurity, strings.Join(PodSecurityLevels(), ", "))
 	}
-	// What the API server takes once only, and both settings would give.
+	// Settings that the API server accepts only once, but both flags would set.
 	for _, arg := range r.apiserverArgs {
 		switch name, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "="); {
 		case name == "encryption-provider-config" && r.encrypt:
-			return fmt.Errorf("--secrets-encryption and --kube-apiserver-arg=%s exclude each other: leave one out", name)
+			return fmt.Errorf("--secrets-encryption and --kube-apiserver-arg=%s are mutually exclusive: remove one of them", name)
 		case name == "admission-control-config-file" && r.podSecurity != PodSecurityLevels()[0]:
-			return fmt.Errorf("--pod-security and --kube-apiserver-arg=%s exclude each other: put the level into that file, or leave it out", name)
+			return fmt.Errorf("--pod-security and --kube-apiserver-arg=%s are mutually exclusive: set the level in that file, or remove it", name)
 		}
 	}
 	return nil
@@ -334,7 +334,7 @@ func optionalAddr(flag, text string) (netip.Addr, error) {
 	return a, nil
 }
 
-// hostIPv4 reads an address that the kubelet and the API server announce. Both refuse loopback
+// hostIPv4 parses an address that the kubelet and the API server advertise. Both reject loopback
 // (pkg/kubelet/kubelet_node_status.go), and the cluster's ranges are IPv4.
 func hostIPv4(flag, text string) (netip.Addr, error) {
 	a, err := optionalAddr(flag, text)
@@ -344,10 +344,10 @@ func hostIPv4(flag, text string) (netip.Addr, error) {
 	return a, err
 }
 
-// ValidNodeName reports whether a node can have this name: the host's name is one that --node-name takes, or not.
+// ValidNodeName reports whether a node can have this name, given by --node-name or the host.
 func ValidNodeName(name string) bool { return len(name) <= 253 && dns1123.MatchString(name) }
 
-// ipv4Prefix reads a CIDR that must be IPv4 and hold at least the addresses of a /maxBits.
+// ipv4Prefix parses an IPv4 CIDR with at least the addresses of a /maxBits.
 func ipv4Prefix(flag, text string, maxBits int) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(text)
 	if err != nil || p.Masked() != p {
@@ -357,10 +357,10 @@ func ipv4Prefix(flag, text string, maxBits int) (netip.Prefix, error) {
 		return p, fmt.Errorf("--%s %q: only IPv4 is supported", flag, text)
 	}
 	if p.Bits() > maxBits || p.Bits() < 8 {
-		return p, fmt.Errorf("--%s %q: give a prefix from /8 to /%d", flag, text, maxBits)
+		return p, fmt.Errorf("--%s %q: the prefix must be from /8 to /%d", flag, text, maxBits)
 	}
 	if a := p.Addr(); a.IsUnspecified() || a.IsLoopback() || a.IsLinkLocalUnicast() || !a.Less(netip.AddrFrom4([4]byte{224})) {
-		return p, fmt.Errorf("--%s %q: these addresses cannot be a pod's or a service's", flag, text)
+		return p, fmt.Errorf("--%s %q: these addresses cannot be used for pods or services", flag, text)
 	}
 	return p, nil
 }
@@ -380,7 +380,7 @@ func addressRange(text string) (AddressRange, error) {
 	}
 	first := binary.BigEndian.Uint32(p.Addr().AsSlice())
 	last := first | (1<<(32-p.Bits()) - 1)
-	// The network and broadcast addresses of a subnet are not for hosts.
+	// Hosts cannot use the network and broadcast addresses of a subnet.
 	if p.Bits() <= 30 {
 		first, last = first+1, last-1
 	}
@@ -395,7 +395,7 @@ func addr4(v uint32) netip.Addr {
 	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, v)))
 }
 
-// APIServiceIP is the address of the `kubernetes` service: the first of the service range.
+// APIServiceIP returns the address of the `kubernetes` service: the first of the service range.
 func (c *Cluster) APIServiceIP() netip.Addr { return nthAddr(c.ServiceCIDR, 1) }
 
 func portRange(text string) (from, to int, ok bool) {

@@ -15,7 +15,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// example holds, for each flag, a value that is not its default, and how that shows in the result.
+// example holds, for each flag, a value other than its default, and its effect on the result.
 var example = map[string]struct {
 	value string
 	shows func(*Server) bool
@@ -82,7 +82,7 @@ func TestEveryFlagHasEnvironmentAndFileForm(t *testing.T) {
 		t.Fatal(err)
 	} else {
 		for name, e := range example {
-			// A pool has no default to look at.
+			// A pool has no default to compare with.
 			if name != "loadbalancer-pool" && e.shows(s) {
 				t.Errorf("%s: the example is the default", name)
 			}
@@ -151,7 +151,7 @@ func TestBadFile(t *testing.T) {
 	for content, want := range map[string]string{
 		"node-name: a\nno-such: 1":         `line 2: unknown key "no-such"; valid keys: advertise-address, audit-log, `,
 		"config: /other":                   `unknown key "config"; valid keys: `,
-		"node-name: a\nnode-name: b":       "node-name stands there twice",
+		"node-name: a\nnode-name: b":       "node-name is set twice",
 		"node-name: [a, b]":                "node-name takes one value, not a list of 2",
 		"node-name: []":                    "node-name takes one value, not a list of 0",
 		"node-name: {a: b}":                "node-name takes a value or a list, not a map",
@@ -173,7 +173,7 @@ func TestBadFile(t *testing.T) {
 	wantError(t, "a file that is not there", err, "read config file: open /no/such/file.yaml")
 }
 
-// wantError also holds every message to one line.
+// wantError also checks that a message has only one line.
 func wantError(t *testing.T, what string, err error, want string) {
 	t.Helper()
 	if err == nil {
@@ -198,7 +198,7 @@ func TestBadFlags(t *testing.T) {
 		"--data-dir=/a?b":                         `--data-dir "/a?b" is refused`,
 		"--write-kubeconfig=":                     `--write-kubeconfig "" is not a file name`,
 		"--write-kubeconfig-mode=abc":             `--write-kubeconfig-mode "abc" is not an octal file mode of at least 600, such as 0600 or 0644`,
-		"--write-kubeconfig-group=nosuchgroup":    `--write-kubeconfig-group "nosuchgroup" is no group of this machine`,
+		"--write-kubeconfig-group=nosuchgroup":    `--write-kubeconfig-group "nosuchgroup" is not a group of this machine`,
 		"--write-kubeconfig-mode=0444":            `--write-kubeconfig-mode "0444"`,
 		"--write-kubeconfig-mode=1777":            `--write-kubeconfig-mode "1777"`,
 		"--node-name=Big_Name":                    `--node-name "Big_Name" is not a DNS name: lower-case`,
@@ -218,9 +218,9 @@ func TestBadFlags(t *testing.T) {
 		"--tls-san=a_b":                           `--tls-san "a_b" is neither a DNS name nor an IP address`,
 		"--cluster-cidr=10.42.0.0":                `--cluster-cidr "10.42.0.0" is not a CIDR such as 10.42.0.0/16`,
 		"--cluster-cidr=10.42.0.1/16":             "is not a CIDR",
-		"--cluster-cidr=10.42.0.0/25":             "give a prefix from /8 to /24",
+		"--cluster-cidr=10.42.0.0/25":             "the prefix must be from /8 to /24",
 		"--cluster-cidr=fd00::/64":                "only IPv4 is supported",
-		"--service-cidr=10.43.0.0/29":             "give a prefix from /8 to /28",
+		"--service-cidr=10.43.0.0/29":             "the prefix must be from /8 to /28",
 		"--service-cidr=10.42.128.0/20":           "--cluster-cidr 10.42.0.0/16 and --service-cidr 10.42.128.0/20 overlap",
 		"--cluster-cidr=127.0.0.0/16":             "these addresses cannot be",
 		"--cluster-cidr=169.254.0.0/16":           "these addresses cannot be",
@@ -228,16 +228,16 @@ func TestBadFlags(t *testing.T) {
 		"--service-cidr=0.0.0.0/8":                "these addresses cannot be",
 		"--cluster-dns=10.43.0.1":                 "is taken",
 		"--cluster-dns=10.43.0.0":                 "is taken",
-		"--cluster-dns=10.44.0.10":                "--cluster-dns 10.44.0.10 does not lie in --service-cidr 10.43.0.0/16",
+		"--cluster-dns=10.44.0.10":                "--cluster-dns 10.44.0.10 is not in --service-cidr 10.43.0.0/16",
 		"--cluster-domain=Cluster":                `--cluster-domain "Cluster" is not a DNS name`,
-		"--service-node-port-range=30000":         "is not a range of ports such as 30000-32767",
+		"--service-node-port-range=30000":         "is not a port range such as 30000-32767",
 		"--service-node-port-range=2-1":           "is not a range of ports",
 		"--service-node-port-range=1-70000":       "is not a range of ports",
 		"--disable=nginx":                         `--disable "nginx" is not one of coredns, metrics-server, local-storage, network-policy, servicelb, istio`,
 		"--secrets-encryption-provider=kms":       `--secrets-encryption-provider "kms" is not one of secretbox, aescbc`,
 		"--pod-security=strict":                   `--pod-security "strict" is not one of privileged, baseline, restricted`,
-		"--secrets-encryption --kube-apiserver-arg=encryption-provider-config=/a":       "--secrets-encryption and --kube-apiserver-arg=encryption-provider-config exclude each other",
-		"--pod-security=baseline --kube-apiserver-arg=admission-control-config-file=/a": "--pod-security and --kube-apiserver-arg=admission-control-config-file exclude each other",
+		"--secrets-encryption --kube-apiserver-arg=encryption-provider-config=/a":       "--secrets-encryption and --kube-apiserver-arg=encryption-provider-config are mutually exclusive",
+		"--pod-security=baseline --kube-apiserver-arg=admission-control-config-file=/a": "--pod-security and --kube-apiserver-arg=admission-control-config-file are mutually exclusive",
 		"--loadbalancer-pool=x":                                `--loadbalancer-pool "x": neither an IPv4 CIDR nor a range first-last`,
 		"--loadbalancer-pool=192.0.2.9-192.0.2.1":              "not a range of IPv4 addresses first-last",
 		"--loadbalancer-pool=10.42.7.0/24":                     "overlaps the cluster's own addresses 10.42.0.0/16",
@@ -261,7 +261,7 @@ func TestBadFlags(t *testing.T) {
 	}
 }
 
-// The spellings are K3s's (https://docs.k3s.io/cli/server), and a K3s command line works.
+// The spellings are K3s's (https://docs.k3s.io/cli/server), so that a K3s command line works.
 func TestK3sCommandLine(t *testing.T) {
 	s, err := Parse(strings.Fields(`-c `+file(t, "")+` -d /srv/k -o /srv/k.yaml -i 192.0.2.4 -v 1 --disable traefik,servicelb
 		--disable helm-controller --tls-san a.example.com,192.0.2.9 --tls-san *.example.com --node-label a=b,c=d
@@ -300,7 +300,7 @@ func TestAddressRange(t *testing.T) {
 	}
 }
 
-// Every name of one folder is one data dir, or else a command looks for the server at another place than where it runs.
+// All spellings of a path give the same data dir, or else commands would look for the server in another place.
 func TestDataDir(t *testing.T) {
 	here := t.TempDir()
 	t.Chdir(here)
@@ -316,7 +316,7 @@ func TestDataDir(t *testing.T) {
 			t.Errorf("the server's own: %q: %v, want %q", text, err, want)
 		}
 	}
-	// A link is a name of its own: the server does not follow it either.
+	// A link is a different name: the server does not resolve it either.
 	if err := os.Symlink(here, filepath.Join(here, "link")); err != nil {
 		t.Fatal(err)
 	}
@@ -332,7 +332,7 @@ func FuzzFile(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, content string) {
-		// Whatever stands in the file, the answer is a configuration or one line.
+		// For any contents of the file, the result is a configuration or a one-line error.
 		if _, err := Parse([]string{"-c", file(t, content)}, nil); err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("more than one line: %q", err)
 		}

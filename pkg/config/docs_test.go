@@ -12,7 +12,7 @@ import (
 
 var update = flag.Bool("update", false, "write the table of settings into docs/start/config.md")
 
-// The table in the docs is made from the flags themselves.
+// The table in the docs is generated from the flags.
 func TestDocsListEverySetting(t *testing.T) {
 	const path, begin, end = "../../docs/start/config.md", "-->\n", "<!-- end of settings -->"
 	text, err := os.ReadFile(path)
@@ -23,7 +23,7 @@ func TestDocsListEverySetting(t *testing.T) {
 	head, rest, ok2 := strings.Cut(rest, begin)
 	_, after, ok3 := strings.Cut(rest, end)
 	if !ok || !ok2 || !ok3 {
-		t.Fatalf("%s has no place for the table", path)
+		t.Fatalf("%s has no markers for the table", path)
 	}
 	want := before + "<!-- settings:" + head + begin + settingsTable() + end + after
 	if want == string(text) {

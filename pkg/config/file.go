@@ -34,7 +34,7 @@ func (f *Flags) readFile() error {
 			return fmt.Errorf("config file %s, line %d: unknown key %q; valid keys: %s", path, s.line, s.key, strings.Join(f.keys(), ", "))
 		}
 		if seen[s.key] {
-			return fmt.Errorf("config file %s, line %d: %s stands there twice", path, s.line, s.key)
+			return fmt.Errorf("config file %s, line %d: %s is set twice", path, s.line, s.key)
 		}
 		seen[s.key] = true
 		if s.err != nil {
@@ -55,7 +55,7 @@ func (f *Flags) readFile() error {
 	return nil
 }
 
-// setting is one key of the config file with its values as they are written there.
+// setting is one key of the config file with its values as written.
 type setting struct {
 	key    string
 	line   int
@@ -63,8 +63,8 @@ type setting struct {
 	err    error
 }
 
-// parse reads the file's keys in their order. Values keep their text: YAML alone would make the mode 0644 the number 420,
-// and the name 1.10 the number 1.1.
+// parse returns the file's keys in order. Values keep their text: decoding would turn the mode 0644 into the number 420,
+// and the name 1.10 into the number 1.1.
 func parse(text []byte) ([]setting, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var doc yaml.Node
@@ -74,14 +74,14 @@ func parse(text []byte) ([]setting, error) {
 		return nil, err
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return nil, errors.New("a second document follows after ---")
+		return nil, errors.New("there is a second document after ---")
 	}
 	root := doc.Content[0]
 	if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
 		return nil, nil
 	}
 	if root.Kind != yaml.MappingNode {
-		return nil, fmt.Errorf("line %d: it is not a map of keys and values", root.Line)
+		return nil, fmt.Errorf("line %d: not a map of keys and values", root.Line)
 	}
 	var settings []setting
 	for i := 0; i+1 < len(root.Content); i += 2 {

@@ -11,7 +11,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// raw holds the settings as they are written, before they are checked.
+// raw holds the settings as written, before validation.
 type raw struct {
 	config           string
 	dataDir          string
@@ -58,9 +58,9 @@ type raw struct {
 	tokenFile string
 }
 
-// Flags is the set of flags of a role, server or agent. Every flag can also be given in the config file under the same name, and
-// in the environment as POLYMESH_ and the name in capitals with _ for -. A flag wins over the environment, that over the
-// file, that over the default.
+// Flags is the set of flags of `polymesh server`. Every flag can also be set in the config file under the same name, and
+// in the environment as POLYMESH_ plus the name in uppercase with _ for -. A flag overrides the environment, which overrides the
+// file, which overrides the default.
 type Flags struct {
 	*pflag.FlagSet
 	raw raw
@@ -145,8 +145,8 @@ func AgentFlags() *Flags {
 	return f
 }
 
-// Parse reads args (what follows `polymesh server`), the environment and the config file. It returns pflag.ErrHelp when
-// help was asked for.
+// Parse reads args (everything after `polymesh server`), the environment and the config file. It returns pflag.ErrHelp if
+// help was requested.
 func Parse(args []string, environ []string) (*Server, error) {
 	f := ServerFlags()
 	if err := f.FlagSet.Parse(args); err != nil {
@@ -158,7 +158,7 @@ func Parse(args []string, environ []string) (*Server, error) {
 	return f.Server(environ)
 }
 
-// Server fills the parsed flags up from the environment and the config file, and checks the whole.
+// Server completes the parsed flags from the environment and the config file, and validates them.
 func (f *Flags) Server(environ []string) (*Server, error) {
 	if err := f.fill(environ); err != nil {
 		return nil, err
@@ -193,7 +193,7 @@ func (f *Flags) readEnvironment(environ []string) error {
 			continue
 		}
 		flag := f.Lookup(strings.ReplaceAll(strings.ToLower(name), "_", "-"))
-		// Other programs of ours have variables of their own: a name that is no flag is not an error.
+		// Our other programs have their own variables, so a name that is not a flag is not an error.
 		if flag == nil || flag.Changed {
 			continue
 		}
@@ -204,7 +204,7 @@ func (f *Flags) readEnvironment(environ []string) error {
 	return nil
 }
 
-// keys lists the names that the config file takes.
+// keys returns the valid keys of the config file.
 func (f *Flags) keys() []string {
 	var names []string
 	f.VisitAll(func(flag *pflag.Flag) {
@@ -216,14 +216,14 @@ func (f *Flags) keys() []string {
 	return names
 }
 
-// plain words a flag's own error so that it says what would be right; pflag quotes Go's parser there.
+// plain rewords a flag error so that it names the expected value; pflag quotes Go's parser there.
 func plain(err error) error {
 	var bad *pflag.InvalidValueError
 	if !errors.As(err, &bad) {
 		return err
 	}
 	want := map[string]string{
-		"int": "a whole number", "bool": "true or false", "stringSlice": "a list of values with commas between them",
+		"int": "a whole number", "bool": "true or false", "stringSlice": "a comma-separated list of values",
 	}[bad.GetFlag().Value.Type()]
 	if want == "" {
 		return err

@@ -39,10 +39,10 @@ type APIServer struct {
 	opts   Options
 	client kubernetes.Interface
 
-	roles sync.Once // the first try of this run to put them in place
-	// noRoles has what kept the roles from being put in place, nil for nothing.
+	roles sync.Once // the first attempt of this run to reconcile them
+	// noRoles is the error that kept the roles from being reconciled, nil if none.
 	noRoles atomic.Pointer[string]
-	refused chan struct{} // gets one value when the first try has failed
+	refused chan struct{} // receives one value if the first attempt fails
 }
 
 // NewAPIServer returns the API server, not yet started.
@@ -53,7 +53,7 @@ func NewAPIServer(o Options) *APIServer {
 // Name implements component.Component.
 func (a *APIServer) Name() string { return "kube-apiserver" }
 
-// Version is that of Kubernetes.
+// Version is the version of Kubernetes.
 func (a *APIServer) Version() string { return version.Get().GitVersion }
 
 func (a *APIServer) args() []string {
@@ -86,10 +86,10 @@ func (a *APIServer) args() []string {
 		"requestheader-group-headers":        "X-Remote-Group",
 		"requestheader-username-headers":     "X-Remote-User",
 		"secure-port":                        fmt.Sprint(cfg.HTTPSPort),
-		// The estimate asks the watch caches of resources that are at rest for their newest state, fails, and says so in the log a
-		// few times a minute (kubernetes/kubernetes#134343). Without it the cost of a LIST is estimated as before 1.34.
+		// The estimate requests the newest state from the watch caches of idle resources, fails, and logs that a few times
+		// a minute (kubernetes/kubernetes#134343). Without it the cost of a LIST is estimated as before 1.34.
 		"feature-gates": "SizeBasedListCostEstimate=false",
-		// Without it a stop waits a minute for the watches of pods.
+		// Without it, shutdown waits a minute for the watches of pods.
 		"shutdown-send-retry-after":        "true",
 		"service-account-issuer":           issuer,
 		"service-account-key-file":         certs.ServiceAccountKey(),
@@ -100,7 +100,7 @@ func (a *APIServer) args() []string {
 		"tls-min-version":                  certificate.MinVersion,
 		"tls-cert-file":                    certs.Cert(certificate.APIServer),
 		"tls-private-key-file":             certs.Key(certificate.APIServer),
-		// The file is there also where nothing is encrypted, so that `polymesh secrets-encrypt` needs no restart.
+		// The file exists even if nothing is encrypted, so that `polymesh secrets-encrypt` needs no restart.
 		"encryption-provider-config":                  cfg.DataDir.EncryptionFile(),
 		"encryption-provider-config-automatic-reload": "true",
 	}
@@ -119,7 +119,7 @@ func (a *APIServer) parse() (*options.ServerRunOptions, error) {
 	return s, kubeflags.Check("kube-apiserver-arg", flags, a.args())
 }
 
-// Init checks the command line, so that a bad --kube-apiserver-arg is refused before anything is changed.
+// Init checks the command line, so that a bad --kube-apiserver-arg is rejected before anything is changed.
 func (a *APIServer) Init(ctx context.Context) error {
 	s, err := a.parse()
 	if err != nil {
@@ -128,10 +128,10 @@ func (a *APIServer) Init(ctx context.Context) error {
 	if err := s.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return fmt.Errorf("set feature gates: %w", err)
 	}
-	// As upstream's command does: loopback clients must not log warnings about their own requests.
+	// As in upstream's command: loopback clients must not log warnings about their own requests.
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
-	// Complete reads the key that signs tokens (completeServiceAccountOptions in upstream's
-	// pkg/controlplane/apiserver/options/options.go). Before the first start there is none; any will do for a check.
+	// Complete reads the token signing key (completeServiceAccountOptions in upstream's
+	// pkg/controlplane/apiserver/options/options.go). Before the first start there is none, so the check uses a temporary one.
 	own := a.opts.Certificates.ServiceAccountKey()
 	if _, err := os.Stat(own); errors.Is(err, fs.ErrNotExist) && s.ServiceAccountSigningKeyFile == own {
 		key, remove, err := anyKey()
@@ -148,7 +148,7 @@ func (a *APIServer) Init(ctx context.Context) error {
 	return utilerrors.NewAggregate(completed.Validate())
 }
 
-// anyKey writes a key to a temporary file.
+// anyKey writes a new key to a temporary file.
 func anyKey() (file string, remove func(), err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -198,7 +198,7 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// A few requests at the start, which wait for one another.
+	// A few requests at startup that depend on each other.
 	config.QPS, config.Timeout = -1, rolesTimeout
 	if a.client, err = kubernetes.NewForConfig(config); err != nil {
 		return err
@@ -212,19 +212,19 @@ func (a *APIServer) Start(ctx context.Context) error {
 	return nil
 }
 
-// Ready asks /readyz for exactly "ok": RBAC's bootstrap policy is written by a post-start hook, and whoever comes before
-// it is refused. For the same reason our own roles are put in place before the API server is ready for the first time.
+// Ready waits until /readyz returns exactly "ok": RBAC's bootstrap policy is written by a post-start hook, and earlier clients
+// are refused. For the same reason our own roles are reconciled before the API server is first reported ready.
 func (a *APIServer) Ready(ctx context.Context) error {
 	var code int
 	body, err := a.client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).StatusCode(&code).Raw()
 	switch {
 	case err != nil && code == 0:
-		return errors.New("does not answer yet")
+		return errors.New("not responding yet")
 	case code != http.StatusOK || string(body) != "ok":
-		return fmt.Errorf("/readyz says %d", code)
+		return fmt.Errorf("/readyz returned %d", code)
 	}
 	a.roles.Do(func() {
-		// It does not keep the API server from being ready: a webhook that is asked about roles may run in a pod, and the
+		// This does not keep the API server from being ready: a webhook for roles may run in a pod, and the
 		// kubelet waits for the API server.
 		if a.putRoles(ctx) != nil {
 			a.refused <- struct{}{}
@@ -233,7 +233,7 @@ func (a *APIServer) Ready(ctx context.Context) error {
 	return nil
 }
 
-// retryRoles goes on with roles that could not be put in place at first.
+// retryRoles retries until the roles are reconciled.
 func (a *APIServer) retryRoles(ctx context.Context) {
 	select {
 	case <-ctx.Done():
@@ -248,15 +248,15 @@ func (a *APIServer) putRoles(ctx context.Context) error {
 		a.noRoles.Store(nil)
 		return nil
 	}
-	said := err.Error()
-	a.noRoles.Store(&said)
+	problem := err.Error()
+	a.noRoles.Store(&problem)
 	return err
 }
 
-// Note implements component.Noted: roles are missing, so that the components that they are for are refused.
+// Note implements component.Noted: while roles are missing, the components that use them are refused.
 func (a *APIServer) Note(context.Context) string {
-	if said := a.noRoles.Load(); said != nil {
-		return *said
+	if problem := a.noRoles.Load(); problem != nil {
+		return *problem
 	}
 	return ""
 }

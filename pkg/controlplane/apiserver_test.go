@@ -12,8 +12,8 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
-// A command line that upstream refuses is refused before the first start has made anything: there is no key yet that signs
-// tokens, which upstream reads while it checks.
+// A command line that upstream rejects is rejected before the first start has created anything. At that point the token
+// signing key, which upstream reads during the check, does not exist.
 func TestAPIServerInitChecksAndChangesNothing(t *testing.T) {
 	for arg, want := range map[string]string{
 		"": "",
@@ -45,7 +45,7 @@ func TestAPIServerInitChecksAndChangesNothing(t *testing.T) {
 				t.Errorf("error is %v, want %q", err, want)
 			}
 			if _, err := os.Stat(dataDir); !os.IsNotExist(err) {
-				t.Errorf("the data dir was made: %v", err)
+				t.Errorf("the data dir was created: %v", err)
 			}
 		})
 	}

@@ -19,7 +19,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
-// The API server's own listener, as its options make it, takes strong ciphers only (CIS Kubernetes Benchmark, 1.2.29).
+// The API server's listener, as configured by its options, only accepts strong ciphers (CIS Kubernetes Benchmark, 1.2.29).
 func TestAPIServerRefusesWeakCiphers(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -70,7 +70,7 @@ func TestAPIServerRefusesWeakCiphers(t *testing.T) {
 		{tls.VersionTLS12, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, true},
 		{tls.VersionTLS13, 0, true},
 	} {
-		client := &tls.Config{InsecureSkipVerify: true, MinVersion: c.version, MaxVersion: c.version} //nolint:gosec // what counts is the handshake
+		client := &tls.Config{InsecureSkipVerify: true, MinVersion: c.version, MaxVersion: c.version} //nolint:gosec // only the handshake matters
 		if c.cipher != 0 {
 			client.CipherSuites = []uint16{c.cipher}
 		}

@@ -35,7 +35,7 @@ func NewControllerManager(o Options) *ControllerManager {
 // Name implements component.Component.
 func (c *ControllerManager) Name() string { return "kube-controller-manager" }
 
-// Version is that of Kubernetes.
+// Version is the version of Kubernetes.
 func (c *ControllerManager) Version() string { return version.Get().GitVersion }
 
 func (c *ControllerManager) args() []string {
@@ -82,8 +82,8 @@ func (c *ControllerManager) Start(ctx context.Context) error {
 	return nil
 }
 
-// firstList notices the first request of the controllers' shared informers. app.Run starts them when it has built all
-// controllers, and without a port it tells no one else (Run in cmd/kube-controller-manager/app/controllermanager.go).
+// firstList detects the first request of the controllers' shared informers. app.Run starts them when all controllers are
+// built, and without a port there is no other sign (Run in cmd/kube-controller-manager/app/controllermanager.go).
 type firstList struct {
 	next http.RoundTripper
 	seen func()
@@ -91,16 +91,16 @@ type firstList struct {
 
 // RoundTrip implements http.RoundTripper.
 func (f *firstList) RoundTrip(r *http.Request) (*http.Response, error) {
-	// The same client asks /healthz before, until the API server is there.
+	// Before that, the same client requests /healthz until the API server is up.
 	if strings.HasSuffix(r.UserAgent(), "/shared-informers") && r.URL.Path != "/healthz" {
 		f.seen()
 	}
 	return f.next.RoundTrip(r)
 }
 
-// Ready is nil once all controllers are built. The kubelet must not start before: the volume plugins that the controllers
-// build share a variable with the kubelet's (nim in pkg/volume/csi/csi_plugin.go), and a kubelet that finds theirs in it
-// never gets its node Ready and ends the process after two minutes.
+// Ready returns nil once all controllers are built. The kubelet must not start earlier: the volume plugins of the controllers and
+// of the kubelet share a variable (nim in pkg/volume/csi/csi_plugin.go), and a kubelet that finds the controllers' value
+// never sets its node Ready and exits the process after two minutes.
 func (c *ControllerManager) Ready(context.Context) error {
 	select {
 	case <-c.built:

@@ -8,7 +8,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Only a list or watch of the shared informers says that the controllers are built.
+// Only a list or watch by the shared informers means that the controllers are built.
 func TestFirstList(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()

@@ -2,8 +2,8 @@
 // through the Run functions that they export.
 //
 // Their cobra commands cannot be used: each installs a signal handler, and the second one panics. So the options are built,
-// the command line is parsed into them, and Run gets our context. The server command builds the three components; each
-// is fatal when it ends by itself, because none can be started twice in one process.
+// the command line is parsed into them, and Run gets our context. The server command builds the three components; if one
+// ends by itself the process exits, because none can be started twice in one process.
 package controlplane
 
 import (
@@ -16,17 +16,17 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
-// Options is what the three components share.
+// Options are shared by the three components.
 type Options struct {
 	Config *config.Server
-	// NodeIP is the address that the API server announces unless the configuration names one.
+	// NodeIP is the address that the API server advertises unless the configuration sets one.
 	NodeIP       netip.Addr
 	Certificates certificate.Store
-	// Datastore is how the API server reaches its data.
+	// Datastore is the API server's datastore endpoint.
 	Datastore datastore.Endpoint
 }
 
-// URL is the API server's address for components on this machine.
+// URL returns the API server's address for components on this machine.
 func URL(cfg *config.Server) string {
 	host := "127.0.0.1"
 	if !cfg.BindAddress.IsUnspecified() {
@@ -35,8 +35,8 @@ func URL(cfg *config.Server) string {
 	return "https://" + net.JoinHostPort(host, strconv.Itoa(cfg.HTTPSPort))
 }
 
-// WriteKubeconfigs writes the data dir's kubeconfigs, one for each component that has an identity of its own, readable
-// by root alone. Any other part of the server has "polymesh".
+// WriteKubeconfigs writes the data dir's kubeconfigs, readable only by root: one for each component with its own
+// identity. The other parts of the server use "polymesh".
 func WriteKubeconfigs(cfg *config.Server, certs certificate.Store) error {
 	for name, cert := range map[string]string{
 		"polymesh":                certificate.Polymesh,

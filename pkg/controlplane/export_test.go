@@ -1,4 +1,4 @@
 package controlplane
 
-// ReconcileRoles is for tests from outside of the package: those that start a control plane cannot be inside.
+// ReconcileRoles is exported for tests that start a control plane, which cannot be in this package.
 var ReconcileRoles = reconcileRoles

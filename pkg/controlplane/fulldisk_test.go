@@ -31,15 +31,15 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
-// On a full disk the API server refuses writes, the datastore is not ready and says why, nothing that was acknowledged is
-// lost, and the control plane stops in order.
+// On a full disk the API server refuses writes, the datastore is not ready and reports the reason, no acknowledged write is
+// lost, and the control plane shuts down in order.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=128m", "polymesh-test", dir).CombinedOutput(); err != nil {
-		t.Skipf("this machine lets nobody mount: %v: %s", err, out)
+		t.Skipf("mounting is not possible on this machine: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
@@ -100,7 +100,7 @@ func TestFullDisk(t *testing.T) {
 	if !errors.Is(err, syscall.ENOSPC) {
 		t.Fatal(err)
 	}
-	// The database has free pages of its own for some writes more.
+	// The database has free pages of its own for a few more writes.
 	written := 0
 	for ; written < 10000; written++ {
 		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("m%d", written)}, Data: map[string]string{"value": strings.Repeat("x", 10000)}}

@@ -18,19 +18,19 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
-// auditPolicy is the policy for who gives no other.
+// auditPolicy is the default policy.
 //
 //go:embed audit-policy.yaml
 var auditPolicy []byte
 
-// How much of the audit log is kept: the values that the CIS benchmark names (1.2.17 to 1.2.19), in days, files and megabytes.
+// Retention of the audit log, in days, files and megabytes: the values of the CIS benchmark (1.2.17 to 1.2.19).
 const (
 	auditMaxAge    = "30"
 	auditMaxBackup = "10"
 	auditMaxSize   = "100"
 )
 
-// hardening are the API server's flags for the audit log and for Pod Security.
+// hardening returns the API server's flags for the audit log and for Pod Security.
 func hardening(cfg *config.Server) map[string]string {
 	flags := map[string]string{}
 	if cfg.AuditLog {
@@ -59,10 +59,10 @@ func auditPolicyFile(cfg *config.Server) string {
 	return cfg.DataDir.Server("etc", "audit-policy.yaml")
 }
 
-// writeHardening makes the files that those flags name.
+// writeHardening writes the files that those flags refer to.
 func writeHardening(cfg *config.Server) error {
 	if cfg.AuditLog {
-		// The log itself is made with mode 0600.
+		// The log itself is created with mode 0600.
 		if err := os.MkdirAll(cfg.DataDir.Server("logs"), 0o700); err != nil {
 			return err
 		}
@@ -85,8 +85,8 @@ func writeHardening(cfg *config.Server) error {
 	return atomicfile.Write(admissionFile(cfg), text, 0o600)
 }
 
-// admissionConfiguration is the default level of Pod Security, without the namespaces whose pods are the cluster's own. The
-// limits for events count for who turns the plugin EventRateLimit on; they are far above what a node makes.
+// admissionConfiguration returns the default level of Pod Security, with exemptions for the cluster's own namespaces. The
+// limits for events apply if the user enables the plugin EventRateLimit; they are far above a node's usual rate.
 func admissionConfiguration(level string) ([]byte, error) {
 	pods, err := json.Marshal(podsecurity.PodSecurityConfiguration{
 		TypeMeta: metav1.TypeMeta{APIVersion: "pod-security.admission.config.k8s.io/v1", Kind: "PodSecurityConfiguration"},

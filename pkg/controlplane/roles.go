@@ -20,39 +20,39 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 )
 
-// rolesTimeout bounds each request for a role: upstream's library takes no context.
+// rolesTimeout limits each request for a role: upstream's library takes no context.
 const rolesTimeout = 10 * time.Second
 
-// clusterRoles are the rights of the server's components that upstream has no role for. Each has what its component asks
-// the API server for and nothing else; a test runs the component with it.
+// clusterRoles are the permissions of server components for which upstream has no role. Each contains exactly what its component
+// requests from the API server; a test runs the component with it.
 func clusterRoles() []rbacv1.ClusterRole {
-	const webhooks = "polymesh-image-policy" // as pkg/controlplane/imagepolicy names both
+	const webhooks = "polymesh-image-policy" // the name of both in pkg/controlplane/imagepolicy
 	return []rbacv1.ClusterRole{
 		{ObjectMeta: defaults(certificate.ImagePolicyUser), Rules: []rbacv1.PolicyRule{
-			// A create cannot be restricted by name, unless it comes from a server-side apply: that has a name to ask for
-			// (createAuthorizerAttributes in k8s.io/apiserver, pkg/endpoints/handlers/patch.go). So no other webhook can be made.
+			// A create cannot be restricted by name, except by server-side apply, whose requests contain the name
+			// (createAuthorizerAttributes in k8s.io/apiserver, pkg/endpoints/handlers/patch.go). So no other webhook can be created.
 			{
 				APIGroups: []string{"admissionregistration.k8s.io"}, Resources: []string{"validatingwebhookconfigurations", "mutatingwebhookconfigurations"},
 				ResourceNames: []string{webhooks}, Verbs: []string{"get", "create", "patch", "delete"},
 			},
-			// The pull secrets of the pods that it is asked about: which Secrets these are only the pods say, and any namespace
-			// may ask for the policy. It cannot list them.
+			// The pull secrets of the pods under review: pods can reference any Secret, and any namespace can enable the policy.
+			// The role cannot list them.
 			{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}},
 		}},
 		{ObjectMeta: defaults(certificate.LoadBalancerUser), Rules: []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"services"}, Verbs: []string{"list", "watch"}},
 			{APIGroups: []string{""}, Resources: []string{"services/status"}, Verbs: []string{"patch"}},
-			// What client-go's recorder does (recordEvent in k8s.io/client-go, tools/record/event.go).
+			// Used by client-go's recorder (recordEvent in k8s.io/client-go, tools/record/event.go).
 			{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 		}},
-		// For kube-system alone: see roleBindings. A create cannot be restricted by name.
+		// Only for kube-system: see roleBindings. A create cannot be restricted by name.
 		{ObjectMeta: defaults(certificate.NodeResyncUser), Rules: []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"services"}, Verbs: []string{"list", "create", "delete"}},
 		}},
 	}
 }
 
-// roleBindings give roles in one namespace only.
+// roleBindings bind roles in a single namespace.
 func roleBindings() []rbacv1.RoleBinding {
 	resync := rbacv1.RoleBinding{
 		ObjectMeta: defaults(certificate.NodeResyncUser),
@@ -63,8 +63,8 @@ func roleBindings() []rbacv1.RoleBinding {
 	return []rbacv1.RoleBinding{resync}
 }
 
-// clusterRoleBindings give the roles to the users of the certificates. The API server's identity at the kubelet gets the
-// role that upstream has for it and binds for no one, because the name is the installer's choice
+// clusterRoleBindings bind the roles to the users of the certificates. The API server's kubelet client uses
+// upstream's role, which upstream binds to no one, because the user name is the installer's choice
 // (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#other-component-roles).
 func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
 	bind := func(name, role, user string) rbacv1.ClusterRoleBinding {
@@ -81,15 +81,15 @@ func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
 	}
 }
 
-// defaults is the metadata that upstream gives its own bootstrap policy.
+// defaults is the metadata of upstream's own bootstrap policy.
 func defaults(name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Name: name, Labels: maps.Clone(bootstrappolicy.Label), Annotations: maps.Clone(bootstrappolicy.Annotation)}
 }
 
-// reconcileRoles makes what is missing of the roles and bindings, as the API server does at each start with its bootstrap
-// policy (ensureRBACPolicy in pkg/registry/rbac/rest/storage_rbac.go): rules and subjects that were added stay, those that
-// were removed come back, unless the object says rbac.authorization.kubernetes.io/autoupdate: "false"
-// (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#auto-reconciliation). It does as much as it can.
+// reconcileRoles adds missing parts of the roles and bindings, as the API server does at each start with its bootstrap
+// policy (ensureRBACPolicy in pkg/registry/rbac/rest/storage_rbac.go): added rules and subjects stay, removed ones
+// are restored, unless the object has rbac.authorization.kubernetes.io/autoupdate: "false"
+// (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#auto-reconciliation). After an error it continues with the rest.
 func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 	var errs []error
 	for _, role := range clusterRoles() {
@@ -133,7 +133,7 @@ func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 	return errors.Join(errs...)
 }
 
-// reconcile runs one reconciliation, again while others write the same object, and logs what it has done.
+// reconcile runs one reconciliation, retries on conflicts, and logs the result.
 func reconcile(ctx context.Context, kind, name string, run func() (reconciliation.ReconcileOperation, bool, error)) error {
 	var did reconciliation.ReconcileOperation
 	var protected bool
@@ -146,12 +146,12 @@ func reconcile(ctx context.Context, kind, name string, run func() (reconciliatio
 	})
 	switch {
 	case apierrors.IsInternalError(err) && strings.Contains(err.Error(), "webhook"):
-		return fmt.Errorf("put %s %s in place: %w: delete the configuration of this webhook, which covers Kubernetes' own roles, with the administrator's kubeconfig", kind, name, err)
+		return fmt.Errorf("reconcile %s %s: %w: delete the configuration of this webhook, which covers Kubernetes' own roles, with the administrator's kubeconfig", kind, name, err)
 	case err != nil:
-		return fmt.Errorf("put %s %s in place: %w", kind, name, err)
+		return fmt.Errorf("reconcile %s %s: %w", kind, name, err)
 	case did == reconciliation.ReconcileNone:
 	case protected:
-		klog.Warningf("%s %s is not as this version needs it, and stays so: its annotation %s is \"false\"", kind, name, rbacv1.AutoUpdateAnnotationKey)
+		klog.Warningf("%s %s lacks permissions that this version needs and is not updated, because its annotation %s is \"false\"", kind, name, rbacv1.AutoUpdateAnnotationKey)
 	default:
 		klog.Infof("%s %s: %s", kind, name, did)
 	}

@@ -27,8 +27,8 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 )
 
-// startVar says which start of the server the process is, and dataDirVar on which data dir: a process can have one control
-// plane, so each start is a process of its own.
+// startVar is the number of the server's start, and dataDirVar its data dir: a process can have only one control
+// plane, so each start is a separate process.
 const (
 	startVar   = "POLYMESH_TEST_START"
 	dataDirVar = "POLYMESH_TEST_DATA_DIR"
@@ -40,8 +40,8 @@ const (
 	kubelets    = "system:polymesh:kube-apiserver-kubelet-client"
 )
 
-// What is deleted or taken out of a role or binding is back after the next start, what was added stays, and a role that
-// says so stays as it is: so an administrator can take a right away for good.
+// What is deleted or removed from a role or binding is restored at the next start, additions stay, and a role with autoupdate
+// disabled is not changed: so an administrator can remove a permission permanently.
 func TestRoles(t *testing.T) {
 	starts := map[string]func(*testing.T, *kubernetes.Clientset, string){"1": firstStart, "2": secondStart}
 	if run := starts[os.Getenv(startVar)]; run != nil {
@@ -66,7 +66,7 @@ func TestRoles(t *testing.T) {
 func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	kubelet := identity(t, kubeconfig, certificate.APIServerKubelet)
 	for what, want := range map[authorizationv1.ResourceAttributes]bool{
-		// logs, exec, attach, port-forward; then what `kubectl get --raw /api/v1/nodes/NAME/proxy/…` asks for.
+		// logs, exec, attach, port-forward; then the requests of `kubectl get --raw /api/v1/nodes/NAME/proxy/…`.
 		{Verb: "get", Resource: "nodes", Subresource: "proxy"}:    true,
 		{Verb: "create", Resource: "nodes", Subresource: "proxy"}: true,
 		{Verb: "get", Resource: "nodes", Subresource: "metrics"}:  true,
@@ -83,12 +83,12 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 		}
 	}
 	if !may(t, identity(t, kubeconfig, certificate.ImagePolicy), readSecrets) || !may(t, identity(t, kubeconfig, certificate.LoadBalancer), watchServices) {
-		t.Error("the image policy or the load balancer has no rights")
+		t.Error("the image policy or the load balancer has no permissions")
 	}
 	resync := identity(t, kubeconfig, certificate.NodeResync)
 	for namespace, want := range map[string]bool{"kube-system": true, "default": false, "": false} {
 		if got := may(t, resync, authorizationv1.ResourceAttributes{Verb: "create", Resource: "services", Namespace: namespace}); got != want {
-			t.Errorf("what makes kube-proxy write its rules may make services in namespace %q: %v", namespace, got)
+			t.Errorf("the identity that triggers kube-proxy's first sync can create services in namespace %q: %v", namespace, got)
 		}
 	}
 
@@ -104,7 +104,7 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	if _, err := rbac.ClusterRoleBindings().Update(ctx, binding, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	// The image policy's role loses the Secrets, and for good.
+	// The image policy's role permanently loses access to Secrets.
 	role := get(t, rbac.ClusterRoles(), imagePolicy)
 	role.Rules, role.Annotations[rbacv1.AutoUpdateAnnotationKey] = role.Rules[:1], "false"
 	if _, err := rbac.ClusterRoles().Update(ctx, role, metav1.UpdateOptions{}); err != nil {
@@ -114,28 +114,28 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 
 func secondStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	if !may(t, identity(t, kubeconfig, certificate.LoadBalancer), watchServices) {
-		t.Error("the deleted role is not back")
+		t.Error("the deleted role is not restored")
 	}
 	if !may(t, identity(t, kubeconfig, certificate.APIServerKubelet), authorizationv1.ResourceAttributes{Verb: "get", Resource: "nodes", Subresource: "proxy"}) {
-		t.Error("the subject that was removed is not back")
+		t.Error("the removed subject is not restored")
 	}
 	if subjects := get(t, admin.RbacV1().ClusterRoleBindings(), kubelets).Subjects; len(subjects) != 2 || subjects[0].Name != "debugger" {
-		t.Errorf("the subject that was added did not stay: %v", subjects)
+		t.Errorf("the added subject is gone: %v", subjects)
 	}
 	policy := identity(t, kubeconfig, certificate.ImagePolicy)
 	if !may(t, policy, authorizationv1.ResourceAttributes{Verb: "get", Group: "admissionregistration.k8s.io", Resource: "validatingwebhookconfigurations", Name: "polymesh-image-policy"}) {
-		t.Error("the deleted binding is not back")
+		t.Error("the deleted binding is not restored")
 	}
 	if may(t, policy, readSecrets) {
-		t.Error("a right that was taken away for good is back")
+		t.Error("a permanently removed permission is back")
 	}
 	if _, err := policy.CoreV1().Secrets("default").Get(t.Context(), "any", metav1.GetOptions{}); !apierrors.IsForbidden(err) {
-		t.Errorf("a Secret without the right: %v", err)
+		t.Errorf("reading a Secret without permission: %v", err)
 	}
 	testWebhook(t, admin)
 }
 
-// A webhook that does not answer and covers the roles is named, with what to do; once it is gone the roles are made.
+// The error names an unreachable webhook that covers the roles, and the remedy; once it is gone the roles are created.
 func testWebhook(t *testing.T, admin *kubernetes.Clientset) {
 	ctx, rbac := t.Context(), admin.RbacV1()
 	url, fail, none := "https://127.0.0.1:1/", admissionv1.Fail, admissionv1.SideEffectClassNone
@@ -176,7 +176,7 @@ var (
 	watchServices = authorizationv1.ResourceAttributes{Verb: "watch", Resource: "services"}
 )
 
-// identity is a client with one of the server's certificates.
+// identity returns a client with one of the server's certificates.
 func identity(t *testing.T, kubeconfig, name string) *kubernetes.Clientset {
 	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
@@ -193,7 +193,7 @@ func may(t *testing.T, client *kubernetes.Clientset, what authorizationv1.Resour
 	review, err := client.AuthorizationV1().SelfSubjectAccessReviews().Create(t.Context(),
 		&authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &what}}, metav1.CreateOptions{})
 	if err != nil {
-		t.Fatal(fmt.Errorf("ask what the identity may do: %w", err))
+		t.Fatal(fmt.Errorf("check the identity's permissions: %w", err))
 	}
 	return review.Status.Allowed
 }

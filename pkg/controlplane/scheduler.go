@@ -26,7 +26,7 @@ func NewScheduler(o Options) *Scheduler { return &Scheduler{Task: component.NewT
 // Name implements component.Component.
 func (s *Scheduler) Name() string { return "kube-scheduler" }
 
-// Version is that of Kubernetes.
+// Version is the version of Kubernetes.
 func (s *Scheduler) Version() string { return version.Get().GitVersion }
 
 func (s *Scheduler) args() []string {
@@ -62,5 +62,5 @@ func (s *Scheduler) Start(ctx context.Context) error {
 	return nil
 }
 
-// Ready is nil at once: the scheduler has no health endpoint without a port, and one that cannot start ends the process.
+// Ready returns nil at once: the scheduler has no health endpoint without a port, and if it cannot start, the process exits.
 func (s *Scheduler) Ready(context.Context) error { return nil }

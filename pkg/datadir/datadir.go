@@ -1,8 +1,8 @@
-// Package datadir says whose a data dir is.
+// Package datadir determines the owner of a data dir.
 //
 // It owns the marker, a file in the data dir with the dir's id, and the lock of a running server. The launcher claims a
-// data dir before it unpacks anything there, the server before it starts; `polymesh reset` removes only what the marker,
-// or something that bears its id, proves to be a server's.
+// data dir before it unpacks anything there, the server before it starts; `polymesh reset` only removes what the marker,
+// or its id, proves to be a server's.
 package datadir
 
 import (
@@ -29,40 +29,40 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// MarkerName is the file in a data dir that makes it one.
+// MarkerName is the file that marks a data dir.
 const MarkerName = "polymesh.json"
 
-// Marker is what the file holds.
+// Marker is the contents of the file.
 type Marker struct {
-	// ID is the data dir's own: 32 hex digits, made once.
+	// ID is unique to the data dir: 32 hex digits, generated once.
 	ID string `json:"id"`
-	// Adopted says that an earlier version, which wrote no marker, made the data dir.
+	// Adopted is set if the data dir was created by an earlier version, which wrote no marker.
 	Adopted bool `json:"adopted,omitempty"`
-	// Folders are those outside of the data dir that were empty or missing when its server took them into use.
+	// Folders are those outside the data dir that were empty or missing when its server started using them.
 	Folders []string `json:"folders,omitempty"`
-	// Kubeconfig is where its server wrote the administrator's kubeconfig last. What lies there has to prove itself.
+	// Kubeconfig is where its server last wrote the administrator's kubeconfig. The file there must still be verified.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 }
 
-// Entries are what a server makes in its data dir, beside the marker.
+// Entries returns the names that a server creates in its data dir, except the marker.
 func Entries() []string { return []string{"data", "server", "agent", "storage", madeByMakeUp} }
 
-// madeByMakeUp is the file by which `make down` knows a data dir that `make up` made.
+// madeByMakeUp is the file by which `make down` recognizes a data dir that `make up` created.
 const madeByMakeUp = "made-by-make-up"
 
-// maxMarker bounds what is read of a marker, in bytes.
+// maxMarker is the maximum size of a marker that is read, in bytes.
 const maxMarker = 64 << 10
 
 var validID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
-// ForeignError says why a folder is not taken for a data dir.
+// ForeignError means that a folder is not a data dir.
 type ForeignError struct{ Dir, Reason string }
 
 func (e *ForeignError) Error() string {
 	return fmt.Sprintf("%s is no data dir of Polymesh: %s", e.Dir, e.Reason)
 }
 
-// Read returns the marker of a data dir. The error wraps fs.ErrNotExist where there is none.
+// Read returns the marker of a data dir. The error wraps fs.ErrNotExist if there is none.
 func Read(dataDir layout.DataDir) (*Marker, error) {
 	path := dataDir.Path(MarkerName)
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -83,17 +83,17 @@ func Read(dataDir layout.DataDir) (*Marker, error) {
 	}
 	m := &Marker{}
 	if err := json.Unmarshal(text, m); err != nil || !validID.MatchString(m.ID) {
-		return nil, &ForeignError{string(dataDir), path + " holds no id: it is damaged, or another program's. If this is a data dir, remove that file and start the server, which writes another"}
+		return nil, &ForeignError{string(dataDir), path + " contains no id: it is damaged, or another program's. If this is a data dir, remove that file and start the server, which writes a new one"}
 	}
 	return m, nil
 }
 
-// Check reports why a server may not use a folder as its data dir: what would be mixed with its own files is not a
-// server's. It changes nothing.
+// Check returns an error if a server may not use a folder as its data dir, because its files would be mixed with
+// others. It changes nothing.
 func Check(dataDir layout.DataDir) error {
 	_, err := Read(dataDir)
 	if errors.Is(err, unix.ENOTDIR) {
-		return nil // it holds nothing; that no folder can be made there is preflight's to say
+		return nil // it contains nothing; preflight checks whether the folder can be created
 	}
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -105,8 +105,8 @@ func Check(dataDir layout.DataDir) error {
 	return Earlier(dataDir)
 }
 
-// Claim returns the marker of a data dir and makes it, and the folder, where they are missing. A folder that Check
-// refuses stays as it is.
+// Claim returns the marker of a data dir. It creates it, and the folder, if missing. A folder that Check
+// rejects is not changed.
 func Claim(dataDir layout.DataDir) (*Marker, error) {
 	m, err := Read(dataDir)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
@@ -129,14 +129,14 @@ func Claim(dataDir layout.DataDir) (*Marker, error) {
 		return nil, err
 	}
 	m = &Marker{ID: hex.EncodeToString(id), Adopted: !fresh}
-	// Two first starts may claim at once: the marker that is there first counts for both.
+	// Two first starts may claim at the same time: the first marker is used by both.
 	if err := m.write(dataDir, unix.Link); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("mark %s as a data dir: %w", dataDir, err)
 	}
 	return Read(dataDir)
 }
 
-// Take notes folders outside of the data dir as this data dir's and returns those that hold what someone else made.
+// Take records folders outside the data dir as this data dir's and returns those with contents of someone else.
 func (m *Marker) Take(dataDir layout.DataDir, folders ...string) (foreign []string, err error) {
 	next := *m
 	for _, folder := range folders {
@@ -147,7 +147,7 @@ func (m *Marker) Take(dataDir layout.DataDir, folders ...string) (foreign []stri
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		// The kubelet of every node of a machine makes its folder for device plugins at the same place.
+		// The kubelets of all nodes on a machine use the same folder for device plugins.
 		entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return e.Name() == "device-plugins" })
 		if len(entries) > 0 && !m.Adopted {
 			foreign = append(foreign, folder)
@@ -159,13 +159,13 @@ func (m *Marker) Take(dataDir layout.DataDir, folders ...string) (foreign []stri
 		return foreign, nil
 	}
 	if err := next.write(dataDir, unix.Rename); err != nil {
-		return nil, fmt.Errorf("note the folders of %s: %w", dataDir, err)
+		return nil, fmt.Errorf("record the folders of %s: %w", dataDir, err)
 	}
 	*m = next
 	return foreign, nil
 }
 
-// NoteKubeconfig notes where the server writes the administrator's kubeconfig.
+// NoteKubeconfig records where the server writes the administrator's kubeconfig.
 func (m *Marker) NoteKubeconfig(dataDir layout.DataDir, path string) error {
 	if m.Kubeconfig == path {
 		return nil
@@ -173,13 +173,13 @@ func (m *Marker) NoteKubeconfig(dataDir layout.DataDir, path string) error {
 	next := *m
 	next.Kubeconfig = path
 	if err := next.write(dataDir, unix.Rename); err != nil {
-		return fmt.Errorf("note the kubeconfig of %s: %w", dataDir, err)
+		return fmt.Errorf("record the kubeconfig of %s: %w", dataDir, err)
 	}
 	*m = next
 	return nil
 }
 
-// Owns reports whether a folder is this data dir's: it lies in it, or Take has noted it.
+// Owns reports whether a folder is this data dir's: it is inside it, or was recorded by Take.
 func (m *Marker) Owns(dataDir layout.DataDir, folder string) bool {
 	return within(string(dataDir), folder) || slices.Contains(m.Folders, folder)
 }
@@ -188,10 +188,10 @@ func within(dir, path string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
-// Alias is what network interfaces of this data dir have as their alias (IFLA_IFALIAS).
+// Alias returns the alias of network interfaces of this data dir (IFLA_IFALIAS).
 func (m *Marker) Alias() string { return "polymesh " + m.ID }
 
-// write puts the marker onto the disk and then gives it its name, by link (2) or rename (2).
+// write writes the marker to disk and then gives it its name, by link (2) or rename (2).
 func (m *Marker) write(dataDir layout.DataDir, name func(from, to string) error) error {
 	text, err := json.Marshal(m)
 	if err != nil {
@@ -220,7 +220,7 @@ func (m *Marker) write(dataDir layout.DataDir, name func(from, to string) error)
 	return dir.Sync()
 }
 
-// prepared is what a user may have put into a data dir before the first start, by folder below it.
+// prepared is what a user may put into a data dir before the first start, by folder below it.
 var prepared = map[string][]string{
 	"agent":                        {"images", "etc"},
 	"agent/etc":                    {"containerd"},
@@ -229,8 +229,8 @@ var prepared = map[string][]string{
 	"agent/etc/containerd/certs.d": nil,
 }
 
-// isFresh reports whether a folder has nothing in the places of a server's files, apart from what the documentation tells
-// users to prepare there. Files at other places are no matter of ours: a server does not touch them, nor does a reset.
+// isFresh reports whether a folder has no files in a server's places, except those that users may prepare there according to the
+// documentation. Other files do not matter: neither a server nor a reset touches them.
 func isFresh(dataDir layout.DataDir) (bool, error) {
 	for _, name := range Entries() {
 		_, err := os.Lstat(dataDir.Path(name))
@@ -238,14 +238,14 @@ func isFresh(dataDir layout.DataDir) (bool, error) {
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || name == madeByMakeUp:
 			continue
 		case err != nil:
-			return false, fmt.Errorf("look at %s: %w", dataDir, err)
+			return false, fmt.Errorf("check %s: %w", dataDir, err)
 		case name != "agent":
 			return false, nil
 		}
 		for folder, allowed := range prepared {
 			entries, err := os.ReadDir(dataDir.Path(folder))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return false, fmt.Errorf("look at %s: %w", dataDir, err)
+				return false, fmt.Errorf("check %s: %w", dataDir, err)
 			}
 			for _, e := range entries {
 				if allowed != nil && !slices.Contains(allowed, e.Name()) {
@@ -259,9 +259,9 @@ func isFresh(dataDir layout.DataDir) (bool, error) {
 
 var payloadID = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
-// Earlier reports why a folder without a marker is not a data dir of an earlier version, or one that was restored from a
-// backup. What proves one is its payload, of which the folder's name is the hash, or the authority that the server made for
-// itself; where there is a data/ or a server/, that very folder has to be proved.
+// Earlier returns an error unless a folder without a marker is a data dir of an earlier version, or one restored from a
+// backup. The proof is its payload, whose folder is named after its hash, or the authority that the server has created for
+// itself; if there is a data/ or a server/, that very folder has to be proved.
 func Earlier(dataDir layout.DataDir) error {
 	foreign := func(format string, args ...any) error {
 		return &ForeignError{string(dataDir), "it has no " + MarkerName + ", and " + fmt.Sprintf(format, args...)}
@@ -278,7 +278,7 @@ func Earlier(dataDir layout.DataDir) error {
 			switch name := e.Name(); {
 			case name == "current" || name == "current.new":
 			case !payloadID.MatchString(name):
-				return foreign("%q, which no server makes", filepath.Join(data, name))
+				return foreign("%q, which is not from a server", filepath.Join(data, name))
 			default:
 				text, err := os.ReadFile(filepath.Join(data, name, "payload.json"))
 				sum := sha256.Sum256(text)
@@ -298,17 +298,17 @@ func Earlier(dataDir layout.DataDir) error {
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil || !strings.HasPrefix(cert.Subject.CommonName, "polymesh-server-ca@") || !bytes.Equal(cert.RawIssuer, cert.RawSubject) {
-			return foreign("%s is another program's", Authority(dataDir))
+			return foreign("%s is from another program", Authority(dataDir))
 		}
 		found = true
 	}
 	if !found {
-		return foreign("neither a payload nor an authority of one")
+		return foreign("neither a payload nor an authority")
 	}
 	return nil
 }
 
-// Authority is the certificate by which the API server of a data dir is known (pkg/certificate, ServerCA).
+// Authority returns the certificate that identifies the API server of a data dir (pkg/certificate, ServerCA).
 func Authority(dataDir layout.DataDir) string {
 	return dataDir.Path("server", "tls", "server-ca.crt")
 }

@@ -30,7 +30,7 @@ func TestClaim(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(dir); err == nil {
-		t.Error("a check has made it")
+		t.Error("a check has created it")
 	}
 	if _, err := Read(layout.DataDir(dir)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("before a claim: %v", err)
@@ -81,7 +81,7 @@ func TestClaimByManyAtOnce(t *testing.T) {
 	}
 }
 
-// What the documentation tells users to put there before the first start is no reason to refuse.
+// Files that users may put there before the first start, according to the documentation, are accepted.
 func TestWhatUsersPrepare(t *testing.T) {
 	dir := t.TempDir()
 	write(t, "", dir, "agent", "images", "app.tar")
@@ -93,7 +93,7 @@ func TestWhatUsersPrepare(t *testing.T) {
 	}
 	write(t, "", dir, "agent", "main.go")
 	if err := Check(layout.DataDir(dir)); err == nil {
-		t.Error("a project's agent/ is taken")
+		t.Error("a project's agent/ is accepted")
 	}
 }
 
@@ -131,7 +131,7 @@ func TestLock(t *testing.T) {
 	if _, err := Look(layout.DataDir(dir)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("before: %v", err)
 	}
-	// An earlier version's lock, longer than the new one's beginning.
+	// An earlier version's lock, longer than the start of the new one.
 	write(t, strings.Repeat("9", 400)+"\n", run, LockName)
 	if err := os.Chmod(filepath.Join(run, LockName), 0o644); err != nil {
 		t.Fatal(err)
@@ -164,7 +164,7 @@ func TestLock(t *testing.T) {
 	if s, err := Look(layout.DataDir(dir)); err != nil || s.Held || s.Bridge || s.PID != os.Getpid() {
 		t.Errorf("after: %+v, %v", s, err)
 	}
-	// What an earlier start has seen in this network namespace is still so.
+	// What an earlier start has seen in this network namespace still holds.
 	write(t, strings.Replace(`{"pid":1,"network":N,"bridge":true}`, "N", strconv.FormatUint(here, 10), 1), run, LockName)
 	lock, err = Acquire(layout.DataDir(dir))
 	if err != nil || !lock.BridgeExpected() {
@@ -177,7 +177,7 @@ func TestLock(t *testing.T) {
 		t.Errorf("%v, expected: %v", err, lock.BridgeExpected())
 	}
 	lock.Release()
-	// An earlier version's names its process only.
+	// An earlier version's contains only the process id.
 	write(t, "1234\n", run, LockName)
 	if s, err := Look(layout.DataDir(dir)); err != nil || s.PID != 1234 || s.Network != 0 {
 		t.Errorf("an earlier version's: %+v, %v", s, err)

@@ -18,32 +18,32 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// LockName is the file in the run directory that a running server holds locked. No one else can open it, so no one else
-// can hold it.
+// LockName is the file in the run directory that a running server keeps locked. Other users cannot open it, so they cannot
+// lock it.
 const LockName = "lock"
 
-// Holder says which process took a lock. It stays in the file when the process has ended.
+// Holder describes the process that took a lock. It stays in the file after the process has ended.
 type Holder struct {
 	PID int `json:"pid"`
-	// Started is the process's start in clock ticks after boot (proc_pid_stat(5), field 22): a number is given out again.
+	// Started is the process's start in clock ticks after boot (proc_pid_stat(5), field 22): process ids are reused.
 	Started uint64 `json:"started,omitempty"`
 	DataDir string `json:"dataDir,omitempty"`
 	// Network is the inode of the network namespace; interfaces and packet filter rules belong to one.
 	Network uint64 `json:"network,omitempty"`
-	// Bridge says that the namespace had no pod bridge when the server started, and so the one there now is the server's.
+	// Bridge is set if the namespace had no pod bridge when the server started, so the current one is the server's.
 	Bridge bool `json:"bridge,omitempty"`
 }
 
-// Lock is a lock that is held.
+// Lock is a held lock.
 type Lock struct {
 	file   *os.File
 	holder Holder
 }
 
-// Acquire takes the lock of a data dir for the life of the process, or until Release.
+// Acquire takes the lock of a data dir until the process exits, or until Release.
 func Acquire(dataDir layout.DataDir) (*Lock, error) {
 	runDir := dataDir.Run()
-	// Users' containers lie below it, some as another user, who has to pass.
+	// Other users' containers are below it, so they must be able to enter it.
 	if err := os.MkdirAll(runDir, 0o711); err != nil {
 		return nil, err
 	}
@@ -51,7 +51,7 @@ func Acquire(dataDir layout.DataDir) (*Lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	// An earlier version's can be opened by every user, and so held by any.
+	// An earlier version's file can be opened, and thus locked, by every user.
 	if err := f.Chmod(0o600); err != nil {
 		f.Close()
 		return nil, err
@@ -76,10 +76,10 @@ func Acquire(dataDir layout.DataDir) (*Lock, error) {
 	return l, nil
 }
 
-// lookLimit is far longer than it takes look to see whether a lock is held, for which it holds it too.
+// lookLimit is much longer than look holds the lock while checking it.
 const lookLimit = time.Second
 
-// lock does not wait for another server, but for those who only look.
+// lock does not wait for another server, but for processes that only check the lock.
 func lock(f *os.File) error {
 	for deadline := time.Now().Add(lookLimit); ; time.Sleep(lookLimit / 50) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -89,13 +89,13 @@ func lock(f *os.File) error {
 	}
 }
 
-// Release gives the lock up.
+// Release releases the lock.
 func (l *Lock) Release() { l.file.Close() }
 
-// BridgeExpected reports what ExpectBridge noted last, in an earlier run too.
+// BridgeExpected returns the last value of ExpectBridge, possibly from an earlier run.
 func (l *Lock) BridgeExpected() bool { return l.holder.Bridge }
 
-// ExpectBridge notes whether the pod bridge that there will be is this server's.
+// ExpectBridge records whether a pod bridge created from now on is this server's.
 func (l *Lock) ExpectBridge(ours bool) error {
 	l.holder.Bridge = ours
 	return l.write()
@@ -112,14 +112,14 @@ func (l *Lock) write() error {
 	return l.file.Truncate(int64(len(text)) + 1)
 }
 
-// State is what the lock of a data dir says.
+// State is the state of the lock of a data dir.
 type State struct {
 	Holder
 	// Held is true while the process runs.
 	Held bool
 }
 
-// Look reads the lock of a data dir. The error wraps fs.ErrNotExist where none was ever taken since the machine's start.
+// Look reads the lock of a data dir. The error wraps fs.ErrNotExist if it was never taken since the last boot.
 func Look(dataDir layout.DataDir) (State, error) { return look(dataDir.Run()) }
 
 func look(runDir string) (State, error) {
@@ -131,20 +131,20 @@ func look(runDir string) (State, error) {
 	var s State
 	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 	if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
-		return State{}, fmt.Errorf("look at %s: %w", f.Name(), err)
+		return State{}, fmt.Errorf("check %s: %w", f.Name(), err)
 	}
 	s.Held = err != nil
 	s.Holder = read(f)
 	return s, nil
 }
 
-// read is empty for a lock that is just being written.
+// read returns an empty Holder while the lock is being written.
 func read(f *os.File) (h Holder) {
 	text, err := io.ReadAll(io.NewSectionReader(f, 0, maxMarker))
 	if err != nil {
 		return Holder{}
 	}
-	// An earlier version's holds the process id only.
+	// An earlier version's contains only the process id.
 	if h.PID, err = strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
 		return h
 	}
@@ -154,7 +154,7 @@ func read(f *os.File) (h Holder) {
 	return h
 }
 
-// Others names the data dirs, or else the run directories, of those other servers that run in this network namespace, or
+// Others returns the data dirs, or else the run directories, of other servers that run in this network namespace, or
 // whose containers still do.
 func Others(dataDir layout.DataDir) ([]string, error) {
 	network, err := Network()
@@ -181,7 +181,7 @@ func Others(dataDir layout.DataDir) ([]string, error) {
 		if tasks, _ := filepath.Glob(filepath.Join(runDir, "containerd", "io.containerd.runtime.v2.task", "*", "*")); !s.Held && len(tasks) == 0 {
 			continue
 		}
-		// Where an earlier version's server runs, the process says it.
+		// For an earlier version's server, use the process's network namespace.
 		if s.Network == 0 && s.Held {
 			s.Network = networkOf(strconv.Itoa(s.PID))
 		}
@@ -196,11 +196,11 @@ func Others(dataDir layout.DataDir) ([]string, error) {
 	return others, nil
 }
 
-// Network is the network namespace of the thread that asks, by its inode.
+// Network returns the inode of the calling thread's network namespace.
 func Network() (uint64, error) {
 	n := networkOf("thread-self")
 	if n == 0 {
-		return 0, errors.New("the kernel does not say in which network namespace this process is: is /proc mounted?")
+		return 0, errors.New("cannot determine the network namespace of this process: is /proc mounted?")
 	}
 	return n, nil
 }
@@ -217,13 +217,13 @@ func networkOf(process string) uint64 {
 	return st.Ino
 }
 
-// started is 0 for a process that is not there.
+// started returns 0 if the process does not exist.
 func started(pid int) uint64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
-	// The program's name, in parentheses, may have any characters in it.
+	// The program's name, in parentheses, may contain any characters.
 	fields := strings.Fields(string(text)[strings.LastIndexByte(string(text), ')')+1:])
 	if len(fields) < 20 {
 		return 0
@@ -232,27 +232,27 @@ func started(pid int) uint64 {
 	return ticks
 }
 
-// Process is a running server, held fast: a signal reaches it or no one.
+// Process is a running server, opened by pidfd: a signal reaches exactly this process.
 type Process struct {
 	PID int
 	fd  int
 }
 
-// Open finds the process that holds the lock, and proves that it is a server of this data dir: its program lies there, and
-// it is no later process with the same number.
+// Open opens the process that holds the lock, and verifies that it is a server of this data dir: its program is there, and
+// it is not a later process with the same id.
 func (s State) Open(dataDir layout.DataDir) (*Process, error) {
 	if s.PID <= 0 {
-		return nil, errors.New("a server runs, but its lock does not say which process it is")
+		return nil, errors.New("a server is running, but its lock contains no process id")
 	}
 	fd, err := unix.PidfdOpen(s.PID, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open process %d, which the lock names: %w", s.PID, err)
+		return nil, fmt.Errorf("open process %d, the lock's holder: %w", s.PID, err)
 	}
 	p := &Process{s.PID, fd}
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", s.PID))
 	if err != nil {
 		p.Close()
-		return nil, fmt.Errorf("look at process %d, which the lock names: %w", s.PID, err)
+		return nil, fmt.Errorf("check process %d, the lock's holder: %w", s.PID, err)
 	}
 	dir, err := filepath.EvalSymlinks(string(dataDir))
 	if err != nil {
@@ -261,18 +261,18 @@ func (s State) Open(dataDir layout.DataDir) (*Process, error) {
 	programs := filepath.Join(dir, "data") + "/"
 	if !strings.HasPrefix(exe, programs) || s.Started != 0 && started(s.PID) != s.Started {
 		p.Close()
-		return nil, fmt.Errorf("process %d (%q), which the lock names, is no server of %s: end the process that holds the lock by hand", s.PID, exe, dataDir)
+		return nil, fmt.Errorf("process %d (%q), the lock's holder, is not a server of %s: stop the process that holds the lock manually", s.PID, exe, dataDir)
 	}
 	return p, nil
 }
 
-// Signal sends a signal. A process that has ended needs none.
+// Signal sends a signal. A process that has exited is not an error.
 func (p *Process) Signal(signal syscall.Signal) error {
 	if err := unix.PidfdSendSignal(p.fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("end process %d: %w", p.PID, err)
+		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
 	return nil
 }
 
-// Close lets go of it.
+// Close closes the pidfd.
 func (p *Process) Close() { unix.Close(p.fd) }

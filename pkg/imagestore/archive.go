@@ -23,8 +23,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ImportArchive brings in an archive of the user's, unless all its images are there from an earlier start and again is not
-// set. The key names the archive as it is now.
+// ImportArchive imports an archive of the user, unless again is not set and all its images exist from an earlier start. The key
+// identifies the archive's current contents.
 func (s *Store) ImportArchive(ctx context.Context, path string, again bool) (key string, err error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	info, err := os.Stat(path)
@@ -62,8 +62,8 @@ func (s *Store) ImportArchive(ctx context.Context, path string, again bool) (key
 	return key, nil
 }
 
-// HasPayload reports whether every shipped image of this very payload is in containerd, unpacked: under its name there is
-// what the archives have, which the launcher has checked against payload.json.
+// HasPayload reports whether every shipped image of exactly this payload is in containerd, unpacked, and has the digest in
+// the archives, which the launcher has checked against payload.json.
 func (s *Store) HasPayload(ctx context.Context, id string, names, archives []string) (bool, error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	list, err := s.client.ListImages(ctx, fmt.Sprintf("labels.%q==%s", payloadLabel, id))
@@ -88,7 +88,7 @@ func (s *Store) HasPayload(ctx context.Context, id string, names, archives []str
 	return true, nil
 }
 
-// ImportPayload brings in a shipped archive of the payload with this id.
+// ImportPayload imports a shipped archive of the payload with this id.
 func (s *Store) ImportPayload(ctx context.Context, id, path string) error {
 	return s.Import(ctx, path, map[string]string{pinnedLabel: pinnedValue, payloadLabel: id})
 }
@@ -100,7 +100,7 @@ func readIndex(path string, digests map[string]digest.Digest) error {
 		return err
 	}
 	defer f.Close()
-	// The reader seeks over what is not asked for.
+	// The reader seeks over members that are not read.
 	for archive := tar.NewReader(f); ; {
 		header, err := archive.Next()
 		if err == io.EOF {
@@ -125,7 +125,7 @@ func readIndex(path string, digests map[string]digest.Digest) error {
 
 var archiveSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst"}
 
-// IsArchive reports whether a file of this name is taken for an archive of images.
+// IsArchive reports whether a file with this name is treated as an image archive.
 func IsArchive(name string) bool {
 	return slices.ContainsFunc(archiveSuffixes, func(s string) bool { return strings.HasSuffix(name, s) })
 }

@@ -16,59 +16,60 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The kubelet removes images that no pod uses when the disk fills up, and pulls them again when one is needed. An image
-// that no registry has cannot come back, so it is pinned while anything may want it. Labels of containerd's images say who
-// wants one; an image may be wanted for more than one reason:
+// The kubelet removes images that no pod uses when the disk fills up, and pulls them again when needed. An image
+// that is in no registry cannot be restored, so it is pinned while it may be needed. Labels of containerd's images record
+// why; an image may be needed for more than one reason:
 //
 //	payload    it came with Polymesh: while the payload is this version's or the one before (their programs stay as long)
 //	archive    it came from <data-dir>/agent/images: while the archive lies there as it was
 //	deployed   `polymesh deploy` loaded it: while it is one of the last KeptDeploys of its service
-//	imported   it came another way without a registry (`ctr images import`): until the user removes it
+//	imported   it was added without a registry in another way (`ctr images import`): until the user removes it
 //
-// What is no longer wanted is released: the kubelet may then remove it when it needs room. What was pulled is the kubelet's.
+// Images that are no longer needed are released: the kubelet may then remove them when it needs space. Pulled images are
+// left to the kubelet.
 const (
-	// pinnedLabel is CRI's: the kubelet's garbage collection leaves images alone that have it.
+	// pinnedLabel is CRI's label: the kubelet's garbage collection skips images that have it.
 	pinnedLabel = "io.cri-containerd.pinned"
 	pinnedValue = "pinned"
 
-	// payloadLabel has the payload's id. It stays when the image is released: the image policy knows shipped ones by it.
+	// payloadLabel is the payload's id. It stays when the image is released: the image policy uses it to identify shipped images.
 	payloadLabel = "polymesh.dev/payload"
-	// archiveLabel has the archive's key, and archiveCountLabel how many images it has. The latter is set once all are
-	// unpacked, so that what was cut off is imported again.
+	// archiveLabel is the archive's key, and archiveCountLabel its number of images. The latter is set once all are
+	// unpacked, so that an interrupted import is repeated.
 	archiveLabel      = "polymesh.dev/archive"
 	archiveCountLabel = "polymesh.dev/archive-images"
 	// importedLabel is "true".
 	importedLabel = "polymesh.dev/imported"
-	// deployedLabel is when the image was deployed last (RFC 3339, UTC), of a service of a project.
+	// deployedLabel is the time of the last deploy of the image (RFC 3339, UTC), for a service of a project.
 	deployedLabel = "polymesh.dev/deployed"
 	projectLabel  = "polymesh.dev/project"
 	serviceLabel  = "polymesh.dev/service"
-	// releasedLabel has the digest of what was released under this name. Another image of that name is a new one.
+	// releasedLabel is the digest that was released under this name. Another image with that name is a new one.
 	releasedLabel = "polymesh.dev/released"
 )
 
-// KeptDeploys is how many images of each service of a project stay pinned: what runs, and what a rollback goes back to.
+// KeptDeploys is the number of images per service of a project that stay pinned: the running one, and those for rollbacks.
 const KeptDeploys = 3
 
-// heldImage is an image as far as pinning goes.
+// heldImage is the part of an image that matters for pinning.
 type heldImage struct {
 	name   string
 	target digest.Digest
 	labels map[string]string
-	// pulled says that containerd knows a registry that has it.
+	// pulled is set if containerd knows a registry that has the image.
 	pulled bool
 }
 
-// Wanted holds the payloads (by id) and archives (by the key that ImportArchive returns) that are still there. Nil means not
-// known: all count.
+// Wanted holds the payloads (by id) and archives (by the key that ImportArchive returns) that still exist. Nil means
+// unknown: all count as existing.
 type Wanted struct{ Payloads, Archives map[string]bool }
 
-// pins is the whole rule: it returns the labels that change, by the image's name; an empty value removes a label.
+// pins implements the rules: it returns the labels to change, by image name; an empty value removes a label.
 func pins(all []heldImage, w Wanted) map[string]map[string]string {
 	kept := keptDeploys(all)
 	changes := map[string]map[string]string{}
 	for _, image := range all {
-		// CRI's own name of an image goes by the others.
+		// CRI's own name of an image is handled with its other names.
 		if strings.HasPrefix(image.name, "sha256:") {
 			continue
 		}
@@ -99,7 +100,7 @@ func pins(all []heldImage, w Wanted) map[string]map[string]string {
 	return changes
 }
 
-// keptDeploys are the names of the images that were deployed last, of each service.
+// keptDeploys returns the names of the last deployed images of each service.
 func keptDeploys(all []heldImage) map[string]bool {
 	type service struct{ project, name string }
 	deploys := map[service][]heldImage{}
@@ -124,14 +125,14 @@ func keptDeploys(all []heldImage) map[string]bool {
 	return kept
 }
 
-// Deployed notes that an image, by its full name, is what a service of a project now runs, and releases the service's
-// images before the last KeptDeploys. It is called for images that were there already, too. project is what tells projects
-// apart; neither it nor the service's name is for people to read.
+// Deployed records that a service of a project now runs an image, given by its full name, and releases the service's
+// older images beyond KeptDeploys. It is also called for images that existed already. project identifies the
+// project; neither it nor the service's name is meant to be displayed.
 func (s *Store) Deployed(ctx context.Context, ref, project, service string) error {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	err := s.label(ctx, ref, map[string]string{
 		deployedLabel: time.Now().UTC().Format("2006-01-02T15:04:05.000000000Z"), projectLabel: project, serviceLabel: service,
-		// Until now it may have looked like one that the user had imported.
+		// Until now it may have been labeled as imported by the user.
 		pinnedLabel: pinnedValue, importedLabel: "", releasedLabel: "",
 	})
 	if err != nil {
@@ -140,7 +141,7 @@ func (s *Store) Deployed(ctx context.Context, ref, project, service string) erro
 	return s.Pin(ctx, Wanted{})
 }
 
-// Pin brings the labels of all images up to date.
+// Pin updates the labels of all images.
 func (s *Store) Pin(ctx context.Context, w Wanted) error {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	all, err := s.client.ImageService().List(ctx)
@@ -150,7 +151,7 @@ func (s *Store) Pin(ctx context.Context, w Wanted) error {
 	held := make([]heldImage, 0, len(all))
 	for _, image := range all {
 		h := heldImage{name: image.Name, target: image.Target.Digest, labels: image.Labels}
-		// Asked only where it matters.
+		// Queried only if it matters.
 		if image.Labels[pinnedLabel] == "" && !strings.HasPrefix(image.Name, "sha256:") {
 			if h.pulled, err = s.pulled(ctx, image); err != nil {
 				return err
@@ -160,7 +161,7 @@ func (s *Store) Pin(ctx context.Context, w Wanted) error {
 	}
 	var failures []error
 	for name, change := range pins(held, w) {
-		// One that was removed meanwhile needs none.
+		// An image that was removed meanwhile needs no labels.
 		if err := s.label(ctx, name, change); err != nil && !errdefs.IsNotFound(err) {
 			failures = append(failures, err)
 		}
@@ -168,15 +169,15 @@ func (s *Store) Pin(ctx context.Context, w Wanted) error {
 	return errors.Join(failures...)
 }
 
-// pulled reports whether containerd has noted a registry as the source of an image. Of one whose content is gone nothing is
-// known, so it is not ours to keep.
+// pulled reports whether containerd has recorded a registry as the source of an image. If its content is missing the source is
+// unknown, so it is not pinned.
 func (s *Store) pulled(ctx context.Context, image images.Image) (bool, error) {
 	info, err := s.client.ContentStore().Info(ctx, image.Target.Digest)
 	if errdefs.IsNotFound(err) {
 		return true, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look at the content of image %s: %w", image.Name, err)
+		return false, fmt.Errorf("read the content of image %s: %w", image.Name, err)
 	}
 	for label := range info.Labels {
 		if strings.HasPrefix(label, labels.LabelDistributionSource) {
@@ -186,7 +187,7 @@ func (s *Store) pulled(ctx context.Context, image images.Image) (bool, error) {
 	return false, nil
 }
 
-// label sets labels of one image and leaves its others alone; an empty value removes one.
+// label sets labels of one image and keeps its others; an empty value removes one.
 func (s *Store) label(ctx context.Context, name string, set map[string]string) error {
 	var paths []string
 	for label := range set {

@@ -24,7 +24,7 @@ func deploy(service, tag, at string, labels ...string) heldImage {
 	return h
 }
 
-// settle applies the rule until nothing changes; it must not take more than one round.
+// settle applies the rules until nothing changes; that must not take more than one round.
 func settle(t *testing.T, all []heldImage, w Wanted) map[string]map[string]string {
 	t.Helper()
 	apply := func(changes map[string]map[string]string) {
@@ -81,17 +81,17 @@ func TestPins(t *testing.T) {
 	if !slices.Equal(pinned, want) {
 		t.Errorf("pinned are\n%q, want\n%q", pinned, want)
 	}
-	// What is released stays so, though no registry has it: the next round must not take it for an import.
+	// Released images stay released, although they are in no registry: the next round must not take them for imports.
 	for _, name := range []string{"api:1", "archive:gone", "released:1"} {
 		if got[name][releasedLabel] == "" {
 			t.Errorf("%s has %v", name, got[name])
 		}
 	}
-	// The image policy still knows a shipped one.
+	// The image policy still recognizes a shipped one.
 	if got["shipped:old"][payloadLabel] != "old" {
 		t.Errorf("an old payload's image has %v", got["shipped:old"])
 	}
-	// A rollback to a version that was released pins it again.
+	// A rollback to a released version pins it again.
 	for _, h := range all {
 		if h.name == "api:1" {
 			maps.Copy(h.labels, map[string]string{deployedLabel: "2026-01-05T00:00:00Z", projectLabel: "shop", serviceLabel: "api"})
@@ -103,7 +103,7 @@ func TestPins(t *testing.T) {
 	}
 }
 
-// Names that others choose do not make two services one.
+// Names chosen by others do not merge two services.
 func TestDeploysOfServicesApart(t *testing.T) {
 	var all []heldImage
 	for _, s := range [][2]string{{"a", "b/c"}, {"a/b", "c"}, {"a", "b"}, {"", "a/b/c"}} {
@@ -118,7 +118,7 @@ func TestDeploysOfServicesApart(t *testing.T) {
 	}
 }
 
-// A deploy does not know what payloads and archives there are, and releases none.
+// A deploy does not know the existing payloads and archives, and releases none.
 func TestPinsOfADeploy(t *testing.T) {
 	all := []heldImage{heldOf("shipped:old", false, payloadLabel+"=old", pinnedLabel+"=pinned"), heldOf("archive:1", false, archiveLabel+"=x", pinnedLabel+"=pinned")}
 	if changes := pins(all, Wanted{}); len(changes) > 0 {

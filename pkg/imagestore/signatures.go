@@ -18,11 +18,11 @@ import (
 	"polymesh.dev/polymesh/pkg/signature"
 )
 
-// signatureNamespace is containerd's for the signatures of images. In a namespace of their own the kubelet does not take
-// them for images of pods, lists them in the node's status and collects them when the disk fills up.
+// signatureNamespace is the containerd namespace for image signatures. In a separate namespace the kubelet does not treat
+// them as images of pods, list them in the node's status, or collect them when the disk fills up.
 const signatureNamespace = "polymesh-signatures"
 
-// Signatures is a node's containerd as the place of images that no registry has, and of their signatures.
+// Signatures is a node's containerd as a store of images that are in no registry, and of their signatures.
 type Signatures struct{ store *Store }
 
 var _ signature.Place = Signatures{}
@@ -33,14 +33,14 @@ func OpenSignatures(socket string) (Signatures, error) {
 	return Signatures{store}, err
 }
 
-// Signatures is the store as the place of signatures.
+// Signatures returns the store as a place for signatures.
 func (s *Store) Signatures() Signatures { return Signatures{s} }
 
 // String implements fmt.Stringer.
 func (Signatures) String() string { return "the node" }
 
-// Digest implements signature.Place. The name by digest ("repository@digest") is what an image that was pulled has, too;
-// with it a pod can say exactly which image it means.
+// Digest implements signature.Place. It adds the name by digest ("repository@digest"), as pulled images have it;
+// a pod can use it to refer to exactly this image.
 func (s Signatures) Digest(ctx context.Context, name string) (digest.Digest, error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	store := s.store.client.ImageService()
@@ -53,7 +53,7 @@ func (s Signatures) Digest(ctx context.Context, name string) (digest.Digest, err
 		return "", err
 	}
 	image.Name = reference.TrimNamed(named).Name() + "@" + image.Target.Digest.String()
-	// The tag keeps the image. Once it has gone on to another, this one may be collected.
+	// The tag keeps the image alive. When it moves to another image, this one may be collected.
 	shipped := image.Labels[payloadLabel]
 	image.Labels = map[string]string{releasedLabel: image.Target.Digest.String()}
 	if shipped != "" {
@@ -65,7 +65,7 @@ func (s Signatures) Digest(ctx context.Context, name string) (digest.Digest, err
 	return image.Target.Digest, nil
 }
 
-// Copied implements signature.Place. containerd labels what it pulls with where it has it from.
+// Copied implements signature.Place. containerd labels pulled images with their source.
 func (s Signatures) Copied(ctx context.Context, image signature.Image) (bool, error) {
 	info, err := s.store.client.ContentStore().Info(namespaces.WithNamespace(ctx, Namespace), image.Digest)
 	if err != nil {
@@ -116,7 +116,7 @@ func (s Signatures) Blob(ctx context.Context, name string, blob ocispec.Descript
 func (s Signatures) Put(ctx context.Context, name string, manifest signature.Blob, blobs ...signature.Blob) (err error) {
 	ctx = namespaces.WithNamespace(ctx, signatureNamespace)
 	client := s.store.client
-	// What no image refers to yet is garbage to containerd; the lease keeps it until the name is there.
+	// Unreferenced content is garbage to containerd; the lease keeps it until the name exists.
 	ctx, done, err := client.WithLease(ctx)
 	if err != nil {
 		return err
@@ -127,7 +127,7 @@ func (s Signatures) Put(ctx context.Context, name string, manifest signature.Blo
 			return fmt.Errorf("write %s: %w", b.Digest, err)
 		}
 	}
-	// The labels by which the manifest holds what it refers to.
+	// The labels through which the manifest keeps its references alive.
 	if err := images.Dispatch(ctx, images.SetChildrenMappedLabels(client.ContentStore(), images.ChildrenHandler(client.ContentStore()), images.ChildGCLabels), nil, manifest.Descriptor); err != nil {
 		return fmt.Errorf("label %s: %w", name, err)
 	}
@@ -142,7 +142,7 @@ func (s Signatures) Put(ctx context.Context, name string, manifest signature.Blo
 	return nil
 }
 
-// Shipped reports whether an image of this full name came with Polymesh.
+// Shipped reports whether an image with this full name came with Polymesh.
 func (s Signatures) Shipped(ctx context.Context, name string) (bool, error) {
 	image, err := s.store.client.ImageService().Get(namespaces.WithNamespace(ctx, Namespace), name)
 	if errdefs.IsNotFound(err) {

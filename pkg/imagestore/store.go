@@ -1,8 +1,8 @@
-// Package imagestore is a node's containerd as the place where images and their signatures lie.
+// Package imagestore is the interface to a node's containerd as the store of images and their signatures.
 //
-// It owns which of containerd's namespaces and snapshotter hold them, how an archive gets in and out, which images are pinned
-// against the kubelet's garbage collection, and the check of unpacked layers after a power cut. The node imports and pins
-// through it, `polymesh deploy` loads what it has built, and the image policy looks up digests and signatures. It is the one
+// It owns the choice of containerd's namespaces and snapshotter, import and export of archives, pinning of images
+// against the kubelet's garbage collection, and the check of unpacked layers after a power failure. The node imports and pins
+// through it, `polymesh deploy` loads built images, and the image policy looks up digests and signatures. It is the only
 // package that the platform and the workflow share.
 package imagestore
 
@@ -26,13 +26,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Namespace is containerd's for everything that the kubelet runs (CRI's constant).
+// Namespace is the containerd namespace for everything that the kubelet runs (CRI's constant).
 const Namespace = "k8s.io"
 
-// Snapshotter is containerd's, for the images of pods.
+// Snapshotter is the containerd snapshotter for images of pods.
 const Snapshotter = "overlayfs"
 
-// Store is where a node's containerd keeps the images of pods.
+// Store is the image store of a node's containerd.
 type Store struct{ client *containerd.Client }
 
 // Open connects to the containerd at a socket. A missing socket is an error that wraps fs.ErrNotExist.
@@ -50,7 +50,7 @@ func Open(socket string) (*Store, error) {
 // Close ends the connection.
 func (s *Store) Close() error { return s.client.Close() }
 
-// Has reports whether an image, by its full name (docker.io/library/x:1), is there and ready to run.
+// Has reports whether an image, by its full name (docker.io/library/x:1), exists and is ready to run.
 func (s *Store) Has(ctx context.Context, ref string) (bool, error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	image, err := s.client.GetImage(ctx, ref)
@@ -67,7 +67,7 @@ func (s *Store) Has(ctx context.Context, ref string) (bool, error) {
 	return err == nil && unpacked, nil
 }
 
-// Names are those of all images that have a tag, as a user types them: "shop/api:1.0.0".
+// Names returns the names of all images with a tag, as a user types them: "shop/api:1.0.0".
 func (s *Store) Names(ctx context.Context) ([]string, error) {
 	all, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, Namespace))
 	if err != nil {
@@ -86,7 +86,7 @@ func (s *Store) Names(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Export writes an image, by its full name, into a file, as an OCI archive of this machine's platform.
+// Export writes an image, by its full name, to a file, as an OCI archive for this machine's platform.
 func (s *Store) Export(ctx context.Context, ref, path string) (err error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	image, err := s.client.ImageService().Get(ctx, ref)
@@ -104,9 +104,9 @@ func (s *Store) Export(ctx context.Context, ref, path string) (err error) {
 	return nil
 }
 
-// Import brings one OCI or Docker archive, plain or compressed, into containerd and unpacks its images. Each layer is on disk
-// before containerd notes that it is there: what is there is never looked at again. Labels, unless they are nil, take the
-// place of those that an image of the same name has.
+// Import loads one OCI or Docker archive, plain or compressed, into containerd and unpacks its images. Each layer is on disk
+// before containerd records it, because containerd never checks existing layers again. Labels, unless nil, replace
+// those of an existing image with the same name.
 func (s *Store) Import(ctx context.Context, path string, labels map[string]string) error {
 	_, err := s.load(namespaces.WithNamespace(ctx, Namespace), path, labels)
 	return err

@@ -33,21 +33,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// upperdirLabel says in which folder a layer lies (plugins/snapshots/overlay in containerd, with upperdir_label).
+// upperdirLabel is the label with a layer's folder (plugins/snapshots/overlay in containerd, with upperdir_label).
 const upperdirLabel = "containerd.io/snapshot/overlay.upperdir"
 
-// Found is what a look at the images has found.
+// Found is the result of checking the images.
 type Found struct {
-	// Rewritten are the layers that were torn, by the image in which they came up first.
+	// Rewritten are the damaged layers, with the first image that contains each.
 	Rewritten []string
-	// Lost are the images of which something is missing or damaged that no layer can be made of. Their damaged content was
-	// removed, so that an import brings it again.
+	// Lost are the images with missing or damaged content that cannot be restored from layers. Damaged content was
+	// removed, so that an import can restore it.
 	Lost []string
 }
 
-// Verify compares every layer that containerd has unpacked with the archive that it came from, and writes those again that
-// differ. containerd itself never looks again at what it has noted as unpacked, and an import takes a layer that is there
-// for whole, so that no other way mends one. No pod must run on a layer that is written again: after a power cut, none does.
+// Verify compares every layer that containerd has unpacked with its archive, and unpacks those again that
+// differ. containerd itself never checks a recorded layer again, and an import assumes that an existing layer
+// is intact, so there is no other way to repair one. No pod may use a layer while it is rewritten: after a power failure, none is running.
 func (s *Store) Verify(ctx context.Context) (Found, error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	var f Found
@@ -76,8 +76,8 @@ func (s *Store) Verify(ctx context.Context) (Found, error) {
 	if len(damaged) == 0 {
 		return f, nil
 	}
-	// An import takes the file of removed content for whole as long as it lies there. The end of a lease has containerd collect
-	// what is no longer named.
+	// An import assumes that removed content is intact while its file exists. The end of a lease triggers containerd's garbage
+	// collection.
 	lease, err := s.client.LeasesService().Create(ctx, leases.WithRandomID())
 	if err == nil {
 		err = s.client.LeasesService().Delete(ctx, lease, leases.SynchronousDelete)
@@ -88,7 +88,7 @@ func (s *Store) Verify(ctx context.Context) (Found, error) {
 	return f, nil
 }
 
-// openBlob opens content. One of which only the name is left is damaged.
+// openBlob opens content. Content of which only the name is left is damaged.
 func openBlob(ctx context.Context, store content.Store, d ocispec.Descriptor) (content.ReaderAt, error) {
 	blob, err := store.ReaderAt(ctx, d)
 	if errdefs.IsNotFound(err) || errors.Is(err, fs.ErrNotExist) {
@@ -97,23 +97,23 @@ func openBlob(ctx context.Context, store content.Store, d ocispec.Descriptor) (c
 	return blob, err
 }
 
-// damagedError is content that is missing, or not what its name says.
+// damagedError means that content is missing, or does not match its digest.
 type damagedError struct{ digest digest.Digest }
 
 func (e *damagedError) Error() string { return fmt.Sprintf("content %s is damaged", e.digest) }
 
-// verification is a look at one image.
+// verification is the check of one image.
 type verification struct {
 	store  content.Store
 	layers snapshots.Snapshotter
 	image  containerd.Image
-	seen   map[digest.Digest]bool // layers that another image has had checked
+	seen   map[digest.Digest]bool // layers already checked for another image
 
 	rewritten []string
 	damaged   []digest.Digest
 }
 
-// run checks the image's documents, and then layer by layer. Without the documents nothing else can be looked at.
+// run checks the image's documents, and then each layer. Without the documents nothing else can be checked.
 func (v *verification) run(ctx context.Context) error {
 	children := images.FilterPlatforms(images.ChildrenHandler(v.store), platforms.Default())
 	err := images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
@@ -139,7 +139,7 @@ func (v *verification) run(ctx context.Context) error {
 	if len(diffIDs) != len(manifest.Layers) {
 		return fmt.Errorf("the manifest has %d layers, the configuration %d", len(manifest.Layers), len(diffIDs))
 	}
-	var parents []string // the folders of the layers below, the nearest first
+	var parents []string // folders of the layers below, nearest first
 	for i, layer := range manifest.Layers {
 		chain := identity.ChainID(diffIDs[:i+1])
 		info, err := v.layers.Stat(ctx, chain.String())
@@ -151,7 +151,7 @@ func (v *verification) run(ctx context.Context) error {
 		}
 		dir := info.Labels[upperdirLabel]
 		if dir == "" {
-			return fmt.Errorf("containerd does not say where layer %s lies", chain)
+			return fmt.Errorf("containerd has no folder for layer %s", chain)
 		}
 		if !v.seen[chain] {
 			v.seen[chain] = true
@@ -170,13 +170,13 @@ func (v *verification) layer(ctx context.Context, chain digest.Digest, layer oci
 		return notDamaged(err)
 	}
 	if err := rewriteLayer(ctx, v.store, layer, dir, parents); err != nil {
-		return fmt.Errorf("write layer %s again: %w", chain, err)
+		return fmt.Errorf("rewrite layer %s: %w", chain, err)
 	}
 	v.rewritten = append(v.rewritten, fmt.Sprintf("%s of %s", chain, v.image.Name()))
 	return nil
 }
 
-// note keeps in mind what is damaged, and reports whether that is what err says.
+// note records damage, and reports whether err is about damage.
 func (v *verification) note(err error) bool {
 	damaged := (*damagedError)(nil)
 	if !errors.As(err, &damaged) {
@@ -186,7 +186,7 @@ func (v *verification) note(err error) bool {
 	return true
 }
 
-// notDamaged is err, or nil where it says that something is damaged, which note has kept.
+// notDamaged returns err, or nil if it is about damage, which note has recorded.
 func notDamaged(err error) error {
 	if damaged := (*damagedError)(nil); errors.As(err, &damaged) {
 		return nil
@@ -194,7 +194,7 @@ func notDamaged(err error) error {
 	return err
 }
 
-// verifyBlob reads content and compares it with its name.
+// verifyBlob reads content and compares it with its digest.
 func verifyBlob(ctx context.Context, store content.Store, d ocispec.Descriptor) error {
 	blob, err := openBlob(ctx, store, d)
 	if err != nil {
@@ -213,7 +213,7 @@ func verifyBlob(ctx context.Context, store content.Store, d ocispec.Descriptor) 
 	return nil
 }
 
-// sameAsLayer reports whether the files in dir are those of the layer. A damaged layer is an error.
+// sameAsLayer reports whether the files in dir match the layer. A damaged layer is an error.
 func sameAsLayer(ctx context.Context, store content.Store, layer ocispec.Descriptor, dir string) (bool, error) {
 	if err := verifyBlob(ctx, store, layer); err != nil {
 		return false, err
@@ -231,13 +231,13 @@ func sameAsLayer(ctx context.Context, store content.Store, layer ocispec.Descrip
 	return sameAsArchive(ctx, tar.NewReader(plain), dir)
 }
 
-// whiteout starts the name of an entry that hides one of a layer below.
+// whiteout is the prefix of an entry that hides one of a lower layer.
 const whiteout = ".wh."
 
-// sameAsArchive compares dir with an archive. It reads the content of those files only that have a hole: what a power cut
-// has taken of a file is its end, or pages that read as a hole, and containerd writes none.
+// sameAsArchive compares dir with an archive. It reads the content only of files that have a hole: a power failure loses
+// the end of a file, or pages that then read as holes, and containerd writes no holes.
 func sameAsArchive(ctx context.Context, r *tar.Reader, dir string) (bool, error) {
-	differs := map[string]bool{} // a later entry takes the place of an earlier one of the same name
+	differs := map[string]bool{} // a later entry replaces an earlier one of the same name
 	for {
 		header, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -255,7 +255,7 @@ func sameAsArchive(ctx context.Context, r *tar.Reader, dir string) (bool, error)
 		}
 		same, err := sameAsEntry(r, header, dir, filepath.Join(dir, filepath.FromSlash(name)))
 		if err != nil {
-			return false, fmt.Errorf("look at %s in %s: %w", name, dir, err)
+			return false, fmt.Errorf("check %s in %s: %w", name, dir, err)
 		}
 		if same {
 			delete(differs, name)
@@ -290,7 +290,7 @@ func sameAsEntry(content io.Reader, header *tar.Header, dir, file string) (bool,
 	return true, nil
 }
 
-// sameContent compares a file that has a hole with what is to be in it. One without has all its pages.
+// sameContent compares a file that has a hole with its expected content. A file without holes has all its pages.
 func sameContent(want io.Reader, file string, size int64) (bool, error) {
 	if size == 0 {
 		return true, nil
@@ -304,7 +304,7 @@ func sameContent(want io.Reader, file string, size int64) (bool, error) {
 	if err == nil && hole >= size {
 		return true, nil
 	}
-	// A file system that does not know holes says so; then, too, only a look at the content tells.
+	// A file system without support for holes returns an error; then the content must be compared, too.
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return false, err
 	}
@@ -326,8 +326,8 @@ func sameContent(want io.Reader, file string, size int64) (bool, error) {
 	}
 }
 
-// rewriteLayer empties the folder of a layer and unpacks the layer into it, as containerd did. Its name and those of the
-// layers above stay, so that images and containers that are made of it stay too.
+// rewriteLayer empties the folder of a layer and unpacks the layer into it, as containerd did. The folder's name stays, so that
+// higher layers, images and containers that use it remain valid.
 func rewriteLayer(ctx context.Context, store content.Store, layer ocispec.Descriptor, dir string, parents []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -341,7 +341,7 @@ func rewriteLayer(ctx context.Context, store content.Store, layer ocispec.Descri
 			return err
 		}
 	}
-	// The applier writes to the upper folder of such a mount and mounts nothing (core/diff/apply/apply_linux.go).
+	// For such a mount the applier writes to the upper folder and mounts nothing (core/diff/apply/apply_linux.go).
 	options := []string{"upperdir=" + dir}
 	if len(parents) > 0 {
 		options = append(options, "lowerdir="+strings.Join(parents, ":"))

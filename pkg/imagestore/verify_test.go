@@ -27,7 +27,7 @@ func ingest(t *testing.T, mediaType string, compressed []byte) (content.Store, o
 	return store, d
 }
 
-// A layer that lost something in a cut is seen, and is whole after it was written again; nothing else is written again.
+// A layer damaged by a power failure is detected and repaired; no other layer is rewritten.
 func TestTornLayers(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("layers are unpacked by root")
@@ -64,7 +64,7 @@ func TestTornLayers(t *testing.T) {
 				harmless := how == "nothing" || how == "zeros become holes"
 				same, err := sameAsLayer(t.Context(), store, d, dir)
 				if err != nil || same != harmless {
-					t.Fatalf("after this the layer is said to be whole: %t (%v)", same, err)
+					t.Fatalf("the damaged layer is reported as intact: %t (%v)", same, err)
 				}
 				if harmless {
 					return
@@ -72,14 +72,14 @@ func TestTornLayers(t *testing.T) {
 				ok(t, rewriteLayer(t.Context(), store, d, dir, nil))
 				imagestoretest.Compare(t, dir, plain)
 				if same, err := sameAsLayer(t.Context(), store, d, dir); err != nil || !same {
-					t.Errorf("written again, the layer is said to be whole: %t (%v)", same, err)
+					t.Errorf("the rewritten layer is reported as intact: %t (%v)", same, err)
 				}
 			})
 		}
 	}
 }
 
-// Content that is not what its name says makes no layer.
+// Content that does not match its digest is not used for a layer.
 func TestDamagedLayer(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("layers are unpacked by root")

@@ -1,9 +1,9 @@
-// Package kubeconfig says which cluster a command line means, whether it answers, and, if not, why.
+// Package kubeconfig determines which cluster a command line refers to, and explains errors if it is not reachable.
 //
-// kubectl, istioctl and Polymesh's own commands look for a cluster at the same places, by client-go's rules
-// (k8s.io/client-go/tools/clientcmd): --kubeconfig, KUBECONFIG, ~/.kube/config. Where none of them names a cluster, client-go goes
-// to http://localhost:8080, where for years no API server has listened, and its errors speak of that. This package owns what is
-// said instead. pkg/command calls it for kubectl and for the commands with kubectl's flags, pkg/mesh/istioctl for istioctl's,
+// kubectl, istioctl and Polymesh's own commands find a cluster in the same way, by client-go's rules
+// (k8s.io/client-go/tools/clientcmd): --kubeconfig, KUBECONFIG, ~/.kube/config. If none of them has a cluster, client-go falls
+// back to http://localhost:8080, where API servers have not listened for years, and its errors mention that address. This package
+// owns the better errors. pkg/command calls it for kubectl and for the commands with kubectl's flags, pkg/mesh/istioctl for istioctl's,
 // pkg/workflow/deploy and pkg/workflow/bridge for their errors.
 package kubeconfig
 
@@ -27,33 +27,33 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// askTimeout is how long an API server may take to say its version.
+// askTimeout is the time for an API server to return its version.
 const askTimeout = 5 * time.Second
 
-// nowhere is the address that client-go takes when no cluster is named (clientcmd, getDefaultServer).
+// nowhere is client-go's default address (clientcmd, getDefaultServer).
 const nowhere = "http://localhost:8080"
 
-// missing is that no file names a cluster.
+// missing means that no file contains a cluster.
 type missing struct{ reason string }
 
 func (m *missing) Error() string { return m.reason }
 
-// None is the error for a command line that means no cluster.
+// None is the error for a command line without a cluster.
 func None(err error) error {
-	return fmt.Errorf("no cluster: %w (start one with `polymesh server`, or name one with --kubeconfig or KUBECONFIG)", err)
+	return fmt.Errorf("no cluster: %w (start one with `polymesh server`, or set one with --kubeconfig or KUBECONFIG)", err)
 }
 
-// Unreachable is the error for a cluster that has not answered, or not as an API server does.
+// Unreachable is the error for a cluster that has not responded, or not like an API server.
 func Unreachable(host string, err error) error {
 	if none := new(missing); errors.As(err, &none) {
 		return None(none)
 	}
-	return fmt.Errorf("the cluster at %s does not answer: %w (is `polymesh server` running? `polymesh status` says so)", host, err)
+	return fmt.Errorf("the cluster at %s does not answer: %w (is `polymesh server` running? check with `polymesh status`)", host, err)
 }
 
-// Named returns an error that lists where was looked, if nothing names the cluster that c, from the loader, is for.
+// Named returns an error that lists the searched files, if none contains the cluster that c, from the loader, is for.
 func Named(loader clientcmd.ClientConfig, c *rest.Config) error {
-	// The variable is client-go's own way to name another default.
+	// The variable is client-go's own way to set another default.
 	if c.Host != nowhere || os.Getenv("KUBERNETES_MASTER") != "" {
 		return nil
 	}
@@ -69,12 +69,12 @@ func Named(loader clientcmd.ClientConfig, c *rest.Config) error {
 	rules := loader.ConfigAccess()
 	files := rules.GetLoadingPrecedence()
 	if !rules.IsExplicitFile() && os.Getenv(clientcmd.RecommendedConfigPathEnvVar) == "" {
-		// Commands take this one first.
+		// In-cluster configuration takes precedence in commands.
 		files = append([]string{layout.DefaultKubeconfig}, files...)
 	}
 	var reasons []string
 	for _, file := range files {
-		reason := "names no cluster"
+		reason := "contains no cluster"
 		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
 			reason = "does not exist"
 		} else if len(raw.Clusters) > 0 {
@@ -85,8 +85,8 @@ func Named(loader clientcmd.ClientConfig, c *rest.Config) error {
 	return None(&missing{strings.Join(reasons, ", ")})
 }
 
-// Require has every request fail with the error of Named, if flags name no cluster; onMissing is called before the first one.
-// What asks no server goes on without one.
+// Require makes every request fail with the error of Named, if flags select no cluster; onMissing is called before the first one.
+// Commands without requests keep working.
 func Require(flags *genericclioptions.ConfigFlags, onMissing func()) {
 	wrap := flags.WrapConfigFn
 	flags.WrapConfigFn = func(c *rest.Config) *rest.Config {
@@ -104,21 +104,21 @@ func Require(flags *genericclioptions.ConfigFlags, onMissing func()) {
 	}
 }
 
-// refusal answers every request with an error.
+// refusal returns an error for every request.
 type refusal struct{ err error }
 
 func (r refusal) RoundTrip(*http.Request) (*http.Response, error) { return nil, r.err }
 
-// Ask returns an error unless the API server answers within seconds, and knows the user. What the user may do is not looked at.
+// Ask returns an error unless the API server responds within seconds, and accepts the user. The user's permissions are not checked.
 func Ask(ctx context.Context, c *rest.Config) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("there is no answer within %s", askTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("there is no response within %s", askTimeout))
 	defer cancel()
 	asked, known := rest.CopyConfig(c), true
 	if c.ExecProvider != nil || c.AuthProvider != nil {
-		// A login may ask for a password, and takes as long as that takes. Without one any answer is good.
+		// A login may ask for a password, which takes any time. Without credentials any response is good.
 		asked, known = rest.AnonymousClientConfig(c), false
 	}
-	asked.Impersonate = rest.ImpersonationConfig{} // which needs a right of its own
+	asked.Impersonate = rest.ImpersonationConfig{} // which needs a separate permission
 	client, err := discovery.NewDiscoveryClientForConfig(asked)
 	if err != nil {
 		return None(err)
@@ -128,14 +128,14 @@ func Ask(ctx context.Context, c *rest.Config) error {
 	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err) && !known:
 		return nil
 	case apierrors.IsUnauthorized(err):
-		return fmt.Errorf("the cluster at %s does not know the user of the kubeconfig: %w (was the server reset since that file was copied? `polymesh status` names the new one)", c.Host, err)
+		return fmt.Errorf("the cluster at %s does not know the user of the kubeconfig: %w (was the server reset since that file was copied? `polymesh status` shows the new one)", c.Host, err)
 	case ctx.Err() != nil:
 		return Unreachable(c.Host, context.Cause(ctx))
 	case err != nil:
 		return Unreachable(c.Host, err)
 	}
 	if err := json.Unmarshal(body, &version.Info{}); err != nil {
-		return Unreachable(c.Host, errors.New("what listens there is no API server"))
+		return Unreachable(c.Host, errors.New("the server there is not an API server"))
 	}
 	return nil
 }

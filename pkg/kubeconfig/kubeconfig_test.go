@@ -36,7 +36,7 @@ func TestAsk(t *testing.T) {
 		"one that tells no one":        {reply(403, ""), rest.Config{}, ""},
 		"one that does not know us":    {reply(401, ""), rest.Config{BearerToken: "old"}, "does not know the user of the kubeconfig"},
 		"a login that takes its time":  {reply(401, ""), rest.Config{ExecProvider: login}, ""},
-		"something else":               {reply(200, "<html>"), rest.Config{}, "does not answer: what listens there is no API server (is `polymesh server` running?"},
+		"something else":               {reply(200, "<html>"), rest.Config{}, "does not answer: the server there is not an API server (is `polymesh server` running?"},
 		"an API server that is broken": {reply(500, "sorry"), rest.Config{}, "does not answer: "},
 		"impersonation": {func(w http.ResponseWriter, r *http.Request) {
 			if user := r.Header.Get("Impersonate-User"); user != "" {
@@ -52,14 +52,14 @@ func TestAsk(t *testing.T) {
 			t.Errorf("%s: error is %v, want %q", name, err, tc.want)
 		}
 		server.Close()
-		// Now no one listens.
-		if err := Ask(t.Context(), &tc.config); err == nil || !strings.Contains(err.Error(), "connection refused (is `polymesh server` running? `polymesh status` says so)") {
+		// Now the server is gone.
+		if err := Ask(t.Context(), &tc.config); err == nil || !strings.Contains(err.Error(), "connection refused (is `polymesh server` running? check with `polymesh status`)") {
 			t.Errorf("%s, gone: error is %v", name, err)
 		}
 	}
 }
 
-// A server that takes the connection and says nothing does not hold a command up.
+// A server that accepts the connection and does not respond does not block a command.
 func TestAskOfASilentServer(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	defer server.Close()
@@ -68,7 +68,7 @@ func TestAskOfASilentServer(t *testing.T) {
 	if err := Ask(ctx, &rest.Config{Host: server.URL}); err == nil || !strings.Contains(err.Error(), "does not answer: the test waits no longer (is") {
 		t.Errorf("error is %v", err)
 	}
-	if err := Ask(t.Context(), &rest.Config{Host: server.URL}); err == nil || !strings.Contains(err.Error(), "does not answer: there is no answer within 5s (is") {
+	if err := Ask(t.Context(), &rest.Config{Host: server.URL}); err == nil || !strings.Contains(err.Error(), "does not answer: there is no response within 5s (is") {
 		t.Errorf("error is %v", err)
 	}
 }
@@ -76,7 +76,7 @@ func TestAskOfASilentServer(t *testing.T) {
 func TestNamed(t *testing.T) {
 	dir := t.TempDir()
 	home := filepath.Join(dir, "home.yaml")
-	// The file of the user's home, of which client-go reads the name once.
+	// The file in the user's home; client-go determines its name only once.
 	load := func(explicit, context string) error {
 		rules := clientcmd.NewDefaultClientConfigLoadingRules()
 		rules.DefaultClientConfig = &clientcmd.DefaultClientConfig
@@ -101,15 +101,15 @@ func TestNamed(t *testing.T) {
 	const cluster = "clusters: [{name: c, cluster: {server: 'http://localhost:8080'}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {}}]\n"
 	missing, empty, whole := filepath.Join(dir, "missing.yaml"), write("empty.yaml", ""), write("whole.yaml", cluster+"current-context: c\n")
 	other := write("other.yaml", strings.ReplaceAll(cluster, "localhost:8080", "localhost:6443"))
-	const todo = " (start one with `polymesh server`, or name one with --kubeconfig or KUBECONFIG)"
+	const todo = " (start one with `polymesh server`, or set one with --kubeconfig or KUBECONFIG)"
 	for _, tc := range []struct{ env, explicit, context, want string }{
 		{"", "", "", "no cluster: /etc/polymesh/polymesh.yaml does not exist, " + home + " does not exist" + todo},
 		{missing, "", "", "no cluster: " + missing + " does not exist" + todo},
-		{missing + ":" + empty, "", "", "no cluster: " + missing + " does not exist, " + empty + " names no cluster" + todo},
-		{missing, empty, "", "no cluster: " + empty + " names no cluster" + todo},
+		{missing + ":" + empty, "", "", "no cluster: " + missing + " does not exist, " + empty + " contains no cluster" + todo},
+		{missing, empty, "", "no cluster: " + empty + " contains no cluster" + todo},
 		{other, "", "", "no cluster: " + other + " has no current context (kubectl config use-context)" + todo},
 		{other, "", "c", ""},
-		{whole, "", "", ""}, // whoever writes that address means it
+		{whole, "", "", ""}, // an explicit address is intended
 		{missing, whole, "", ""},
 	} {
 		if _, err := os.Stat("/etc/polymesh/polymesh.yaml"); err == nil && tc.env == "" {

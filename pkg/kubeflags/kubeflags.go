@@ -1,4 +1,4 @@
-// Package kubeflags joins the flags that Polymesh sets on a Kubernetes component with those of the user. The control
+// Package kubeflags merges the flags that Polymesh sets on a Kubernetes component with those of the user. The control
 // plane and the node call it for each component that they run.
 package kubeflags
 
@@ -11,7 +11,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Merge returns the command line for a component: ours in a fixed order, without those that the user sets, and then the
+// Merge returns the command line for a component: ours in a fixed order, without those that the user sets, followed by the
 // user's ("name=value", "--name=value" or just "name"), which may repeat a flag.
 func Merge(ours map[string]string, user []string) []string {
 	theirs := make([]string, len(user))
@@ -36,12 +36,12 @@ func Sets(user []string, name string) bool {
 	})
 }
 
-// Log logs a component's command line as K3s does, for whoever checks what is set.
+// Log logs a component's command line as K3s does, for diagnosis.
 func Log(component string, args []string) {
 	klog.Infof("Running %s %s", component, strings.Join(args, " "))
 }
 
-// Check parses args with the component's own flags and says which setting of ours a bad one came from.
+// Check parses args with the component's own flags; an error names the setting that a bad flag came from.
 func Check(setting string, flags *pflag.FlagSet, args []string) error {
 	flags.Init(setting, pflag.ContinueOnError)
 	flags.Usage = func() {}

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Two data dirs never share a folder outside themselves, and the default one has Kubernetes' usual places.
+// Two data dirs never share a folder outside themselves, and the default one uses Kubernetes' usual places.
 func TestPathsOfDataDirs(t *testing.T) {
 	def := DefaultDataDir
 	for got, want := range map[string]string{
@@ -26,14 +26,14 @@ func TestPathsOfDataDirs(t *testing.T) {
 			}
 			seen[path] = dir
 		}
-		// sun_path of a socket's address holds 108 bytes (unix(7)).
+		// sun_path of a socket address holds 108 bytes (unix(7)).
 		if path := dir.ContainerdSocket() + ".ttrpc"; len(path) >= 108 {
 			t.Errorf("%s is too long for a socket", path)
 		}
 	}
 }
 
-// No two parts have one port, and the table knows each by its component.
+// No two parts share a port, and each port has its component.
 func TestPorts(t *testing.T) {
 	seen := map[int]string{APIServerPort: "kube-apiserver"}
 	for _, p := range Ports() {

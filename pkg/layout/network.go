@@ -1,18 +1,18 @@
 package layout
 
-// Port is one on which a part of a node listens, or would if it were configured to.
+// Port is a port on which a part of a node listens, or would listen if configured to.
 type Port struct {
 	// Number is the port, TCP.
 	Number int
-	// Component is the part as logs and `polymesh status` name it, What what it is for, as part of a sentence.
+	// Component is the part's name in logs and `polymesh status`; What describes it within a sentence.
 	Component, What string
-	// Loopback says that it listens on 127.0.0.1 only.
+	// Loopback is set if the part only listens on 127.0.0.1.
 	Loopback bool
-	// Unused says that the part does not listen there with our settings. Users may turn it on.
+	// Unused is set if the part does not listen there with our settings. Users may enable it.
 	Unused bool
 }
 
-// Ports of a node's parts; those that upstream chooses are in cmd/kubeadm/app/constants and pkg/cluster/ports of Kubernetes.
+// Ports of a node's parts. Those that upstream defines are in cmd/kubeadm/app/constants and pkg/cluster/ports of Kubernetes.
 const (
 	APIServerPort     = 6443
 	KubeletPort       = 10250
@@ -21,7 +21,7 @@ const (
 	ImagePolicyPort   = 10263
 )
 
-// Ports lists all but the API server's, which the user chooses.
+// Ports lists all ports except the API server's, which is configurable.
 func Ports() []Port {
 	return []Port{
 		{Number: KubeletPort, Component: "kubelet", What: "the kubelet"},
@@ -35,29 +35,29 @@ func Ports() []Port {
 	}
 }
 
-// Bridge is the network interface to which all pods of a node are connected.
+// Bridge is the network interface that connects all pods of a node.
 const Bridge = "cni0"
 
-// PoolLink is the network interface that holds the addresses in use of a LoadBalancer pool. It outlives the server, as the
-// pods do.
+// PoolLink is the network interface that holds the addresses in use of a LoadBalancer pool. It outlives the server, like the
+// pods.
 const PoolLink = "polymesh-lb"
 
-// InterfacePrefixes start the names of the interfaces that a node makes: those of CNI's plugins, and our own. An address of
-// one of these is never the node's.
+// InterfacePrefixes are the name prefixes of interfaces that a node creates: those of CNI's plugins, and our own. The
+// node's address is never taken from one of these.
 func InterfacePrefixes() []string { return []string{"cni", "polymesh"} }
 
-// Packet filter tables, in the family ip.
+// Packet filter tables, family ip.
 const (
-	// Table is ours, for the pod network.
+	// Table is our own, for the pod network.
 	Table = "polymesh"
 	// ProxyTable is kube-proxy's in nftables mode (k8s.io/kubernetes/pkg/proxy/nftables).
 	ProxyTable = "kube-proxy"
 )
 
-// Tables lists those that the parts of a node make, CNI's plugins included.
+// Tables lists the tables that parts of the node create, including CNI's plugins.
 func Tables() []string {
 	return []string{ProxyTable, "cni_plugins_masquerade", "cni_hostport", Table}
 }
 
-// MasqueradeChain is where the rule of the pod network is with iptables, before Linux 5.13.
+// MasqueradeChain is the chain of the pod network's rule with iptables, before Linux 5.13.
 const MasqueradeChain = "CNI-POLYMESH"

@@ -9,26 +9,26 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// attachments are the pods that run on this node's network, as libcni has written them down when it connected them.
+// attachments are the running pods on this node's network, as recorded by libcni when it attached them.
 type attachments struct {
 	network string
-	plugins string // the folder of the CNI plugins
+	plugins string // folder of the CNI plugins
 	cni     *libcni.CNIConfig
 }
 
-// newAttachments reads the notes in a folder, by default libcni's own, /var/lib/cni.
+// newAttachments reads the records in a folder, by default libcni's own, /var/lib/cni.
 func newAttachments(network, plugins, notes string) attachments {
 	return attachments{network, plugins, libcni.NewCNIConfigWithCacheDir([]string{plugins}, notes, nil)}
 }
 
-// attachment is one pod's.
+// attachment is the record of one pod.
 type attachment struct {
 	*libcni.NetworkAttachment
 	list   *libcni.NetworkConfigList
 	result *current.Result
 }
 
-// all lists the pods that run: libcni's notes outlive a boot, the network namespaces that they name do not.
+// all lists the running pods: libcni's records survive a reboot, the network namespaces in them do not.
 func (a attachments) all() ([]attachment, error) {
 	cached, err := a.cni.GetCachedAttachments("")
 	if err != nil {
@@ -42,7 +42,7 @@ func (a attachments) all() ([]attachment, error) {
 		if _, err := os.Stat(c.NetNS); err != nil {
 			continue
 		}
-		// A note that cannot be read, or is just removed, keeps nothing from the other pods.
+		// A record that is unreadable, or just being removed, must not affect other pods.
 		list, err := libcni.ConfListFromBytes(c.Config)
 		if err != nil {
 			continue
@@ -60,7 +60,7 @@ func (a attachments) all() ([]attachment, error) {
 	return out, nil
 }
 
-// runs reports whether a pod is still there.
+// runs reports whether a pod still exists.
 func (a attachments) runs(pod attachment) (bool, error) {
 	pods, err := a.all()
 	return slices.ContainsFunc(pods, func(other attachment) bool { return other.ContainerID == pod.ContainerID }), err
@@ -71,7 +71,7 @@ const (
 	portMappings = "portMappings"
 )
 
-// published are the pods with hostPorts.
+// published returns the pods with hostPorts.
 func (a attachments) published() ([]attachment, error) {
 	pods, err := a.all()
 	var out []attachment

@@ -16,17 +16,17 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// bridge is the interface that connects the pods, with the gateway's address and the pods' ends in it. The plugin bridge
-// makes it when a pod starts and does not look at it again for those that run.
+// bridge is the interface that connects the pods, with the gateway's address and the host ends of the pods' interfaces. The bridge plugin
+// creates it when a pod starts and does not check it again for running pods.
 type bridge struct {
 	attachments
-	// pods are this node's addresses for pods; empty as long as they are not known.
+	// pods is this node's pod address range; empty until it is known.
 	pods func() string
 	// alias marks the interface as this data dir's, for `polymesh reset`.
 	alias string
 }
 
-// gateway is the bridge's own address: the plugin host-local takes the first of a range.
+// gateway returns the bridge's own address: the host-local plugin uses the first of a range.
 func (b *bridge) gateway() (netip.Prefix, error) {
 	pods, err := netip.ParsePrefix(b.pods())
 	if err != nil {
@@ -35,7 +35,7 @@ func (b *bridge) gateway() (netip.Prefix, error) {
 	return netip.PrefixFrom(pods.Masked().Addr().Next(), pods.Bits()), nil
 }
 
-// ends are the host's ends of the running pods' interfaces.
+// ends returns the host ends of the running pods' interfaces.
 func (b *bridge) ends() ([]netlink.Link, error) {
 	pods, err := b.all()
 	if err != nil {
@@ -49,7 +49,7 @@ func (b *bridge) ends() ([]netlink.Link, error) {
 			}
 			link, err := netlink.LinkByName(i.Name)
 			if err != nil {
-				continue // it has just ended
+				continue // it has just exited
 			}
 			out = append(out, link)
 		}
@@ -57,7 +57,7 @@ func (b *bridge) ends() ([]netlink.Link, error) {
 	return out, nil
 }
 
-// hardwareAddr is the one that the bridge had when the last pod was connected, which pods remember; nil for any.
+// hardwareAddr returns the bridge's address when the last pod was attached, which pods have cached; nil for any.
 func (b *bridge) hardwareAddr() net.HardwareAddr {
 	pods, _ := b.all()
 	for _, pod := range slices.Backward(pods) {
@@ -83,14 +83,14 @@ func (b *bridge) missing(context.Context) (string, error) {
 		return "the interface " + layout.Bridge + ", which connects the pods", nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("look at %s: %w", layout.Bridge, err)
+		return "", fmt.Errorf("check %s: %w", layout.Bridge, err)
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		return layout.Bridge + " is down: what connects the pods", nil
 	}
 	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
-		return "", fmt.Errorf("look at the addresses of %s: %w", layout.Bridge, err)
+		return "", fmt.Errorf("check the addresses of %s: %w", layout.Bridge, err)
 	}
 	gateway, err := b.gateway()
 	if err != nil {
@@ -114,18 +114,18 @@ func (b *bridge) missing(context.Context) (string, error) {
 func (b *bridge) restore(context.Context) error {
 	link, err := netlink.LinkByName(layout.Bridge)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		// -1: the kernel's own length of the queue, as the plugin has it.
+		// -1: the kernel's default queue length, as set by the plugin.
 		made := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: layout.Bridge, TxQLen: -1, HardwareAddr: b.hardwareAddr()}}
 		if err := netlink.LinkAdd(made); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("make %s: %w", layout.Bridge, err)
 		}
-		// Nothing else marks it: the next look at the bridge finds one that it has not expected.
+		// Not marked otherwise: the next check would find an unexpected bridge.
 		if link, err = netlink.LinkByName(layout.Bridge); err == nil {
 			err = netlink.LinkSetAlias(link, b.alias)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("look at %s: %w", layout.Bridge, err)
+		return fmt.Errorf("check %s: %w", layout.Bridge, err)
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", layout.Bridge, err)
@@ -139,7 +139,7 @@ func (b *bridge) restore(context.Context) error {
 		return err
 	}
 	if err := netlink.AddrReplace(link, address); err != nil {
-		return fmt.Errorf("give %s the address %s: %w", layout.Bridge, gateway, err)
+		return fmt.Errorf("add to %s the address %s: %w", layout.Bridge, gateway, err)
 	}
 	ends, err := b.ends()
 	if err != nil {
@@ -152,7 +152,7 @@ func (b *bridge) restore(context.Context) error {
 		}
 		err := netlink.LinkSetMaster(end, link)
 		if err == nil {
-			// A pod reaches itself through a service.
+			// Lets a pod reach itself through a service.
 			err = netlink.LinkSetHairpin(end, true)
 		}
 		if err != nil && !errors.Is(err, unix.ENODEV) {
@@ -161,7 +161,7 @@ func (b *bridge) restore(context.Context) error {
 	}
 	published, err := b.published()
 	if err == nil && len(published) > 0 {
-		// What the plugin portmap sets, so that hostPorts answer on 127.0.0.1, is gone with the interface.
+		// Set by the portmap plugin so that hostPorts work on 127.0.0.1; lost with the interface.
 		err = os.WriteFile(filepath.Join("/proc/sys/net/ipv4/conf", layout.Bridge, "route_localnet"), []byte("1"), 0o644)
 	}
 	return errors.Join(append(failures, err)...)

@@ -30,7 +30,7 @@ type Containerd struct {
 // NewContainerd returns containerd, not yet started.
 func NewContainerd(o Options) *Containerd {
 	c := &Containerd{opts: o}
-	// Complete from the beginning: `status` may ask for the process id at any time.
+	// Complete from the start: `status` may read the process id at any time.
 	c.child = component.Child{
 		Path: o.Programs.Bin("containerd"),
 		Args: []string{"--config", c.configFile()},
@@ -46,7 +46,7 @@ func NewContainerd(o Options) *Containerd {
 // Name implements component.Component.
 func (c *Containerd) Name() string { return "containerd" }
 
-// Version is what containerd says of itself.
+// Version is the version that containerd reports.
 func (c *Containerd) Version() string {
 	if v := c.version.Load(); v != nil {
 		return *v
@@ -62,10 +62,10 @@ func (c *Containerd) configFile() string {
 	return c.opts.Settings.DataDir.Agent("etc", "containerd", "config.toml")
 }
 
-// Init does nothing: the configuration is written by Start.
+// Init does nothing: Start writes the configuration.
 func (c *Containerd) Init(context.Context) error { return nil }
 
-// prepare writes containerd's configuration, and sets aside what containerd could not read.
+// prepare writes containerd's configuration, and sets aside files that containerd could not read.
 func (c *Containerd) prepare(ctx context.Context) error {
 	_, err := os.Stat(c.dir())
 	existed := err == nil
@@ -102,8 +102,8 @@ func (c *Containerd) prepare(ctx context.Context) error {
 	return atomicfile.Write(c.configFile(), text, 0o600)
 }
 
-// openSandboxFiles lets every user read what containerd has written for the pods that run: their hosts, resolv.conf and
-// hostname. It writes them with mode 0644 less the umask, once in a pod's life, and servers before had the umask of the shell
+// openSandboxFiles makes the files that containerd has written for running pods readable for every user: hosts, resolv.conf and
+// hostname. It writes them with mode 0644 less the umask, once per pod, and earlier servers had the umask of the shell
 // that started them.
 func (c *Containerd) openSandboxFiles() error {
 	files, err := filepath.Glob(filepath.Join(c.dir(), "io.containerd.grpc.v1.cri", "sandboxes", "*", "*"))
@@ -123,7 +123,7 @@ func (c *Containerd) openSandboxFiles() error {
 
 type table = map[string]any
 
-// configuration is containerd's config file, version 3
+// configuration returns containerd's config file, version 3
 // (https://github.com/containerd/containerd/blob/main/docs/cri/config.md).
 func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool) table {
 	socket := c.opts.Settings.DataDir.ContainerdSocket()
@@ -131,7 +131,7 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 		"snapshotter":   imagestore.Snapshotter,
 		"pinned_images": table{"sandbox": pause},
 		"registry":      table{"config_path": c.opts.Settings.DataDir.RegistryDir()},
-		// A layer is on disk before containerd notes that it is there. The transfer service cannot do that.
+		// Sync a layer to disk before containerd records it. The transfer service cannot do that.
 		"image_pull_with_sync_fs": true,
 		"use_local_image_pull":    true,
 	}
@@ -164,12 +164,12 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 		"state":   filepath.Dir(socket),
 		"grpc":    table{"address": socket},
 		"ttrpc":   table{"address": socket + ".ttrpc"},
-		// What nothing here uses costs memory.
+		// Disabled because unused plugins cost memory.
 		"disabled_plugins": []string{
 			"io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
 			"io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.erofs", "io.containerd.snapshotter.v1.zfs",
 			"io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
-			// It makes /opt/containerd, for programs that come in images.
+			// It creates /opt/containerd, for programs from images.
 			"io.containerd.internal.v1.opt",
 		},
 		"plugins": table{
@@ -177,14 +177,14 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 			"io.containerd.cri.v1.runtime": runtime,
 			// The same for every client: ours, ctr, buildkit.
 			"io.containerd.service.v1.diff-service": table{"sync_fs": true},
-			// Says in which folder a layer lies, for a look at what a power cut has left.
+			// Records each layer's folder, for the check after a power failure.
 			"io.containerd.snapshotter.v1.overlayfs": table{"upperdir_label": true},
 			// By default all shims of a machine listen in /run/containerd, and a killed one leaves its socket there.
 			"io.containerd.shim.v1.manager": table{"socket_dir": c.opts.Settings.DataDir.Run("s")},
 		},
 	}
 	if mayLowerOOMScore {
-		// As the kubelet's own: when memory runs out, pods go first.
+		// Same as the kubelet's: when memory runs out, pods are killed first.
 		conf["oom_score"] = oomScore
 	}
 	return conf
@@ -201,11 +201,11 @@ func (c *Containerd) Start(ctx context.Context) error {
 	return c.child.Start(ctx)
 }
 
-// Ready asks containerd for its version.
+// Ready requests containerd's version.
 func (c *Containerd) Ready(ctx context.Context) error {
 	socket := c.opts.Settings.DataDir.ContainerdSocket()
 	if _, err := os.Stat(socket); err != nil {
-		return errors.New("does not listen yet")
+		return errors.New("not listening yet")
 	}
 	client, err := containerd.New(socket, containerd.WithDefaultNamespace(imagestore.Namespace))
 	if err != nil {
@@ -214,36 +214,36 @@ func (c *Containerd) Ready(ctx context.Context) error {
 	defer client.Close()
 	v, err := client.Version(ctx)
 	if err != nil {
-		return fmt.Errorf("ask containerd for its version: %w", err)
+		return fmt.Errorf("get containerd's version: %w", err)
 	}
 	c.version.Store(&v.Version)
 	return nil
 }
 
-// Stop ends containerd. Containers go on: each has a shim of its own.
+// Stop ends containerd. Containers keep running: each has its own shim.
 func (c *Containerd) Stop(ctx context.Context) error {
 	return errors.Join(c.child.Stop(ctx), c.opts.Session.End())
 }
 
-// shippedRegistry is the registry in the names of the shipped images. There need not be one behind it.
+// shippedRegistry is the registry in the names of the shipped images. It need not exist.
 const shippedRegistry = "registry.polymesh.dev"
 
-// refusal is what containerd reads of that registry: a host that is asked for nothing when an image is pulled
-// (https://github.com/containerd/containerd/blob/main/docs/hosts.md, capabilities). So an image that is missing is an error
-// rather than a download from whoever has the domain, or from a mirror of all registries.
+// refusal is containerd's configuration for that registry: a host without the pull capability
+// (https://github.com/containerd/containerd/blob/main/docs/hosts.md, capabilities). So a missing image is an error
+// instead of a download from the domain's current owner, or from a mirror of all registries.
 const refusal = `# Written by polymesh at each start. The images of this name come with Polymesh and are never pulled.
 # To pull them from a mirror, replace the whole file.
 server = "https://` + shippedRegistry + `"
 capabilities = ["push"]
 `
 
-// refuseRegistry forbids to pull shipped images, unless the user has named a mirror for them.
+// refuseRegistry forbids pulling shipped images, unless the user has configured a mirror for them.
 func refuseRegistry(registryDir string) error {
 	path := filepath.Join(registryDir, shippedRegistry, "hosts.toml")
 	if _, err := os.Lstat(path); err == nil {
 		return nil
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("look at the settings of %s: %w", shippedRegistry, err)
+		return fmt.Errorf("check the settings of %s: %w", shippedRegistry, err)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return err
@@ -251,7 +251,7 @@ func refuseRegistry(registryDir string) error {
 	return atomicfile.Write(path, []byte(refusal), 0o644)
 }
 
-// hasCapability reports whether this process may use a capability: machines in a sandbox often lack some.
+// hasCapability reports whether this process has a capability: sandboxed machines often lack some.
 func hasCapability(capability int) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData

@@ -30,7 +30,7 @@ import (
 	"polymesh.dev/polymesh/pkg/payload"
 )
 
-// machine is a node with containerd and images, and nothing else of a server.
+// machine is a node with containerd and images, without the rest of a server.
 type machine struct {
 	*testing.T
 	opts Options
@@ -40,7 +40,7 @@ type machine struct {
 
 const testImage = "registry.polymesh.dev/pause:torn"
 
-// newMachine has one shipped image.
+// newMachine returns a machine with one shipped image.
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -69,7 +69,7 @@ func newMachine(t *testing.T) *machine {
 	return m
 }
 
-// start starts containerd and has the images imported.
+// start starts containerd and imports the images.
 func (m *machine) start() {
 	m.Helper()
 	m.opts.Session = NewSession(m.opts.Settings.DataDir)
@@ -97,7 +97,7 @@ func (m *machine) start() {
 	}
 }
 
-// kill ends containerd without the end of the session.
+// kill ends containerd without ending the session.
 func (m *machine) kill() {
 	m.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -105,7 +105,7 @@ func (m *machine) kill() {
 	ok(m.T, m.ctd.child.Stop(ctx))
 }
 
-// powerCut ends all as a power cut does; what it tears is the test's choice.
+// powerCut ends everything as in a power failure; the test chooses the damage.
 func (m *machine) powerCut(tear func()) {
 	m.Helper()
 	m.kill()
@@ -113,7 +113,7 @@ func (m *machine) powerCut(tear func()) {
 	tear()
 }
 
-// layers are the folders of the layers that are there.
+// layers returns the folders of the existing layers.
 func (m *machine) layers() []string {
 	m.Helper()
 	dirs, err := filepath.Glob(m.opts.Settings.DataDir.Agent("containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*", "fs"))
@@ -123,7 +123,7 @@ func (m *machine) layers() []string {
 
 func (m *machine) program() string { return filepath.Join(m.layers()[0], "usr", "program") }
 
-// A shipped image is whole after a power cut, whatever that has taken of it, and its layer keeps its place.
+// A shipped image is intact after a power failure, whatever was lost of it, and its layers keep their folders.
 func TestImagesAfterAPowerCut(t *testing.T) {
 	for how, tear := range map[string]func(m *machine){
 		"nothing": func(*machine) {},
@@ -163,7 +163,7 @@ func TestImagesAfterAPowerCut(t *testing.T) {
 			ok(m.T, os.WriteFile(path, make([]byte, info.Size()), 0o600))
 		},
 		"what made the layer after it": func(m *machine) {
-			// The folder has its name, and the database does not know of it yet.
+			// The folder was renamed, but is not in the database yet.
 			ok(m.T, os.MkdirAll(filepath.Join(filepath.Dir(filepath.Dir(m.layers()[0])), "2", "fs"), 0o755))
 		},
 	} {
@@ -181,24 +181,24 @@ func TestImagesAfterAPowerCut(t *testing.T) {
 			ok(t, err)
 			defer store.Close()
 			if has, err := store.Has(t.Context(), testImage); err != nil || !has {
-				t.Errorf("the image is there: %t (%v)", has, err)
+				t.Errorf("the image exists: %t (%v)", has, err)
 			}
-			// All of it can be had: a second look finds nothing, and another image gets a layer of its own.
+			// Everything is usable: a second check finds nothing, and another image gets its own layer.
 			if f, err := store.Verify(t.Context()); err != nil || len(f.Rewritten)+len(f.Lost) != 0 {
-				t.Errorf("a second look finds %+v (%v)", f, err)
+				t.Errorf("a second check finds %+v (%v)", f, err)
 			}
 			archive := filepath.Join(t.TempDir(), "other.tar")
 			ok(t, os.WriteFile(archive, ociArchive(t, "registry.polymesh.dev/test/other:1", smallLayer(t), imagestoretest.Layer(t)), 0o600))
 			ok(t, store.Import(t.Context(), archive, nil))
-			if said := strings.Contains(m.log.String(), "was torn and was unpacked again"); said != (how == "end of a program" || how == "page of a program" || how == "whole layer" || how == "page of a program and of its archive") {
-				t.Errorf("said that a layer was torn: %t\n%s", said, m.log.String())
+			if logged := strings.Contains(m.log.String(), "was unpacked again"); logged != (how == "end of a program" || how == "page of a program" || how == "whole layer" || how == "page of a program and of its archive") {
+				t.Errorf("a damaged layer is logged: %t\n%s", logged, m.log.String())
 			}
-			// After a kill nothing is looked at: nothing can have been lost.
+			// After a kill nothing is checked, because nothing can have been lost.
 			m.kill()
 			m.log.Reset()
 			m.start()
-			if strings.Contains(m.log.String(), "looking whether all images are whole") {
-				t.Error("images are looked at after a kill")
+			if strings.Contains(m.log.String(), "checking all images") {
+				t.Error("images are checked after a kill")
 			}
 		})
 	}
@@ -228,7 +228,7 @@ func (m *machine) eachBlob(f func(path string, size int64)) {
 	}))
 }
 
-// ociArchive is an image with these layers, not compressed.
+// ociArchive is an image with these layers, uncompressed.
 func ociArchive(t *testing.T, name string, layers ...[]byte) []byte {
 	t.Helper()
 	var out bytes.Buffer

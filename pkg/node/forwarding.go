@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// kernelSettings let the machine forward packets, also between pods on one bridge, where the answer must pass the rules
+// kernelSettings enable packet forwarding, also between pods on one bridge, where replies must pass the rules
 // that translated the request.
 type kernelSettings map[string]string
 
@@ -27,7 +27,7 @@ func (s kernelSettings) missing(context.Context) (string, error) {
 	for path, value := range s {
 		have, err := os.ReadFile(path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("look at packet forwarding: %w", err)
+			return "", fmt.Errorf("check packet forwarding: %w", err)
 		}
 		if strings.TrimSpace(string(have)) != value {
 			off = append(off, filepath.Base(path)+"="+value)

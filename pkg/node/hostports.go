@@ -13,10 +13,10 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// hostPorts are the rules for containers' hostPorts, which the plugin portmap writes when a pod starts.
+// hostPorts are the rules for containers' hostPorts, which the portmap plugin writes when a pod starts.
 type hostPorts struct {
 	attachments
-	// next is the pod whose rules are looked at next: whoever removes rules removes those of all, so one a time is enough.
+	// next is the pod to check next: rules are usually removed for all pods at once, so one check at a time is enough.
 	next atomic.Int64
 }
 
@@ -29,7 +29,7 @@ func (h *hostPorts) missing(ctx context.Context) (string, error) {
 	if h.call(ctx, "CHECK", pod) == nil {
 		return "", nil
 	}
-	// A pod that is just ending has no rules any more, and in a moment no note either.
+	// A pod that is being removed has no rules any more, and soon no record either.
 	select {
 	case <-ctx.Done():
 		return "", ctx.Err()
@@ -42,10 +42,10 @@ func (h *hostPorts) missing(ctx context.Context) (string, error) {
 	return "the rules of hostPorts", nil
 }
 
-// endingWait is how long the removal of a pod's network takes at most between its first plugin and its last one.
+// endingWait is the maximum time between the first and the last plugin when a pod's network is removed.
 const endingWait = time.Second
 
-// restore writes the rules of those pods that lack them.
+// restore writes the rules of pods that lack them.
 func (h *hostPorts) restore(ctx context.Context) error {
 	pods, err := h.published()
 	if err != nil {
@@ -58,7 +58,7 @@ func (h *hostPorts) restore(ctx context.Context) error {
 		}
 		err := errors.Join(h.call(ctx, "DEL", pod), h.call(ctx, "ADD", pod))
 		if runs, _ := h.runs(pod); !runs {
-			// It has ended meanwhile: its rules must not send the port to whoever gets its address next.
+			// The pod has ended meanwhile: its rules must not send the port to the next user of its address.
 			err = h.call(ctx, "DEL", pod)
 		}
 		if err != nil {
@@ -68,8 +68,8 @@ func (h *hostPorts) restore(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// call runs the plugin portmap for a pod as libcni does
-// (https://www.cni.dev/docs/spec/#section-2-execution-protocol), but leaves libcni's notes alone.
+// call runs the portmap plugin for a pod as libcni does
+// (https://www.cni.dev/docs/spec/#section-2-execution-protocol), but leaves libcni's records alone.
 func (h *hostPorts) call(ctx context.Context, command string, pod attachment) error {
 	for _, plugin := range pod.list.Plugins {
 		if plugin.Network.Type != portmap {

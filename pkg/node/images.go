@@ -14,12 +14,12 @@ import (
 	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
-// pinInterval is how often images are looked for that came another way. The kubelet removes none younger than two minutes.
+// pinInterval is how often new images are pinned that were imported in other ways. The kubelet removes none younger than two minutes.
 const pinInterval = 20 * time.Second
 
-// Images is the component "images": it brings the shipped images, and those that the user has put into
-// <data-dir>/agent/images, into containerd before the kubelet can ask for one, and pins what no registry has for as long as
-// it may be wanted (imagestore has the rule). Nothing is ever pulled for them.
+// Images is the component "images": it imports the shipped images, and those in <data-dir>/agent/images, into containerd
+// before the kubelet needs them, and pins images that no registry has while they may be needed (see imagestore for the
+// rules). It never pulls.
 type Images struct {
 	component.Background // an import that is broken off is done again by the next start
 	opts                 Options
@@ -33,12 +33,12 @@ func NewImages(o Options) *Images { return &Images{opts: o, failed: make(chan er
 // Name implements component.Component.
 func (i *Images) Name() string { return "images" }
 
-// Init does nothing: the folder is made by Start.
+// Init does nothing: Start creates the folder.
 func (i *Images) Init(context.Context) error { return nil }
 
 func (i *Images) dir() string { return i.opts.Settings.DataDir.Agent("images") }
 
-// Start makes the folder for the user's archives, imports in the background, and goes on to pin.
+// Start creates the folder for the user's archives, imports in the background, and then keeps images pinned.
 func (i *Images) Start(ctx context.Context) error {
 	if err := os.MkdirAll(i.dir(), 0o755); err != nil {
 		return err
@@ -57,7 +57,7 @@ func (i *Images) Start(ctx context.Context) error {
 	return nil
 }
 
-// keepPinned also finds what others import while the server runs.
+// keepPinned also finds images imported by others while the server runs.
 func (i *Images) keepPinned(ctx context.Context, w imagestore.Wanted) {
 	ticker := time.NewTicker(pinInterval)
 	defer ticker.Stop()
@@ -72,15 +72,15 @@ func (i *Images) keepPinned(ctx context.Context, w imagestore.Wanted) {
 			err = errors.Join(store.Pin(ctx, w), store.Close())
 		}
 		if err != nil && ctx.Err() == nil {
-			i.opts.Log.Warn("images that no registry has are not pinned", "component", i.Name(), "err", err)
+			i.opts.Log.Warn("cannot pin images that no registry has", "component", i.Name(), "err", err)
 		}
 	}
 }
 
-// Failed yields the error when the shipped images cannot be imported: without the pause image no pod starts.
+// Failed yields the error if the shipped images cannot be imported: without the pause image no pod starts.
 func (i *Images) Failed() <-chan error { return i.failed }
 
-// Ready is nil once everything is imported.
+// Ready returns nil once everything is imported.
 func (i *Images) Ready(context.Context) error {
 	if err := i.result.Load(); err != nil {
 		return *err
@@ -104,17 +104,17 @@ func (i *Images) importAll(ctx context.Context) (imagestore.Wanted, error) {
 		return imagestore.Wanted{}, err
 	}
 	if err := store.Pin(ctx, w); err != nil && ctx.Err() == nil {
-		i.opts.Log.Warn("images that no registry has are not pinned", "component", i.Name(), "err", err)
+		i.opts.Log.Warn("cannot pin images that no registry has", "component", i.Name(), "err", err)
 	}
 	return w, nil
 }
 
-// restore imports what is missing, after a look at what is there. What a power cut has damaged is found step by step, because
-// an image's layers are known when its manifest is there: it looks until nothing more comes back.
+// restore imports missing images, after checking the existing ones. Damage from a power failure is found in steps, because an
+// image's layers are known only once its manifest is restored: it repeats until nothing more is restored.
 func (i *Images) restore(ctx context.Context, store *imagestore.Store) (imagestore.Wanted, error) {
 	var before []string
 	for {
-		lost, err := i.mend(ctx, store)
+		lost, err := i.repair(ctx, store)
 		if err != nil {
 			return imagestore.Wanted{}, err
 		}
@@ -127,7 +127,7 @@ func (i *Images) restore(ctx context.Context, store *imagestore.Store) (imagesto
 			return imagestore.Wanted{}, err
 		}
 		if len(lost) > 0 && !again {
-			i.opts.Log.Error("images have lost content that no archive here has: import or deploy them again", "component", i.Name(), "images", lost)
+			i.opts.Log.Error("images have lost content that is in no local archive: import or deploy them again", "component", i.Name(), "images", lost)
 		}
 		if !again {
 			return w, nil
@@ -153,7 +153,7 @@ func (i *Images) importShipped(ctx context.Context, store *imagestore.Store, aga
 	return nil
 }
 
-// importTheirs imports the user's archives, those whose images are there too where again is set, and notes them in w.
+// importTheirs imports the user's archives, with again also those whose images exist, and adds them to w.
 func (i *Images) importTheirs(ctx context.Context, store *imagestore.Store, w imagestore.Wanted, again bool) error {
 	theirs, err := os.ReadDir(i.dir())
 	if err != nil {
@@ -163,7 +163,7 @@ func (i *Images) importTheirs(ctx context.Context, store *imagestore.Store, w im
 		if entry.IsDir() || !imagestore.IsArchive(entry.Name()) {
 			continue
 		}
-		// A bad file of the user's must not keep the node down.
+		// An invalid file of the user must not keep the node from starting.
 		key, err := store.ImportArchive(ctx, filepath.Join(i.dir(), entry.Name()), again)
 		if err != nil {
 			i.opts.Log.Error("image archive skipped", "err", err)
@@ -175,23 +175,23 @@ func (i *Images) importTheirs(ctx context.Context, store *imagestore.Store, w im
 	return nil
 }
 
-// mend looks at what is there after a power cut, and returns the images of which something is lost that an import may bring
-// again.
-func (i *Images) mend(ctx context.Context, store *imagestore.Store) (lost []string, err error) {
+// repair checks all images after a power failure, and returns those that have lost content which an import may
+// restore.
+func (i *Images) repair(ctx context.Context, store *imagestore.Store) (lost []string, err error) {
 	if !i.opts.Session.Doubt() {
 		return nil, nil
 	}
 	log := i.opts.Log.With("component", i.Name())
 	begin := time.Now()
-	log.Info("the machine ended without the server: looking whether all images are whole")
+	log.Info("the machine was not shut down properly: checking all images")
 	f, err := store.Verify(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, layer := range f.Rewritten {
-		log.Warn("a layer of an image was torn and was unpacked again", "layer", layer)
+		log.Warn("a damaged layer of an image was unpacked again", "layer", layer)
 	}
-	log.Info("looked at all images", "after", time.Since(begin).Round(time.Millisecond).String(), "without content", f.Lost)
+	log.Info("checked all images", "after", time.Since(begin).Round(time.Millisecond).String(), "without content", f.Lost)
 	slices.Sort(f.Lost)
 	return f.Lost, nil
 }
@@ -204,7 +204,7 @@ func (i *Images) payloadID() string {
 	return filepath.Base(dir)
 }
 
-// payloads are this one and the one before, whose programs are kept too.
+// payloads returns the ids of this payload and the previous one, whose programs are kept too.
 func (i *Images) payloads() map[string]bool {
 	ids := map[string]bool{i.payloadID(): true}
 	entries, _ := os.ReadDir(filepath.Dir(string(i.opts.Programs)))

@@ -10,23 +10,23 @@ import (
 )
 
 const (
-	// keepInterval is how often a keeper looks. Rules that are gone must be back within 30 seconds, and writing kube-proxy's
-	// takes up to half of that.
+	// keepInterval is how often a keeper checks. Missing rules must be restored within 30 seconds, and kube-proxy takes
+	// up to half of that to write its own.
 	keepInterval = 10 * time.Second
-	// keepFresh is how long an answer about what is missing serves: several callers may ask at once.
+	// keepFresh is how long the result of a check is reused: several callers may request it at once.
 	keepFresh = time.Second
 )
 
-// part is something that the node has set up outside of its own files, where other programs come by: a firewall that is
-// reloaded removes all rules, a network manager removes an interface.
+// part is something that the node has set up outside its own files, where other programs interfere: reloading a firewall
+// removes all rules, a network manager removes an interface.
 type part interface {
-	// missing names what is gone, empty where all is there.
+	// missing describes what is gone; empty if nothing is.
 	missing(ctx context.Context) (string, error)
-	// restore puts it back.
+	// restore restores it.
 	restore(ctx context.Context) error
 }
 
-// keeper looks at parts again and again, and puts back what is gone.
+// keeper checks parts repeatedly, and restores what is gone.
 type keeper struct {
 	parts []part
 	log   *slog.Logger
@@ -37,7 +37,7 @@ type keeper struct {
 	noted  string
 }
 
-// run keeps the parts until ctx ends. What is missing at first was not removed: it is made without a word.
+// run keeps the parts until ctx ends. What is missing at first was not removed: it is created without a log entry.
 func (k *keeper) run(ctx context.Context) {
 	for first := true; ; first = false {
 		k.pass(ctx, first)
@@ -59,15 +59,15 @@ func (k *keeper) pass(ctx context.Context, first bool) {
 		}
 		if err == nil {
 			if !first {
-				k.log.Warn("another program has removed a part of the node's network, putting it back", "gone", gone)
+				k.log.Warn("another program has removed a part of the node's network, restoring it", "gone", gone)
 			}
 			if err = p.restore(ctx); err == nil && !first {
-				k.log.Info("the part of the node's network is back", "part", gone)
+				k.log.Info("the part of the node's network is restored", "part", gone)
 				k.note(time.Now().Format(time.DateTime) + ": put back what another program had removed: " + gone)
 			}
 		}
 		if err != nil && ctx.Err() == nil {
-			k.log.Error("keep the node's network", "part", gone, "err", err)
+			k.log.Error("restore the node's network", "part", gone, "err", err)
 		}
 	}
 }
@@ -78,14 +78,14 @@ func (k *keeper) note(text string) {
 	k.noted, k.asked = text, time.Time{}
 }
 
-// last says what was put back last; empty if nothing was.
+// last describes what was restored last; empty if nothing was.
 func (k *keeper) last() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.noted
 }
 
-// check is nil when nothing is missing.
+// check returns nil if nothing is missing.
 func (k *keeper) check(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -98,7 +98,7 @@ func (k *keeper) check(ctx context.Context) error {
 		if err != nil {
 			k.answer = errors.Join(k.answer, err)
 		} else if gone != "" {
-			k.answer = errors.Join(k.answer, fmt.Errorf("%s: gone, is put back within seconds", gone))
+			k.answer = errors.Join(k.answer, fmt.Errorf("%s: missing, will be restored within seconds", gone))
 		}
 	}
 	k.asked = time.Now()

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// What another program takes away is back in 30 seconds, whenever it happens, and both logs and status say so.
+// Parts removed by other programs are restored within 30 seconds, whenever that happens, and logged and reported in status.
 func TestKeeperPutsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		setting := filepath.Join(t.TempDir(), "ip_forward")
@@ -31,20 +31,20 @@ func TestKeeperPutsBack(t *testing.T) {
 			t.Errorf("after the start: %v", err)
 		}
 		if k.last() != "" || log.Len() > 0 {
-			t.Errorf("what was never there counts as removed: %q, %q", k.last(), log.String())
+			t.Errorf("a part that never existed counts as removed: %q, %q", k.last(), log.String())
 		}
 		for range 3 {
 			time.Sleep(7 * time.Second)
 			write("0\n")
 			time.Sleep(2 * keepFresh)
 			if have, _ := os.ReadFile(setting); string(have) == "0\n" {
-				if err := k.check(ctx); err == nil || !strings.Contains(err.Error(), "packet forwarding (ip_forward=1): gone, is put back within seconds") {
+				if err := k.check(ctx); err == nil || !strings.Contains(err.Error(), "packet forwarding (ip_forward=1): missing, will be restored within seconds") {
 					t.Errorf("while it is gone: %v", err)
 				}
 			}
 			time.Sleep(keepInterval)
 			if have, _ := os.ReadFile(setting); string(have) != "1" {
-				t.Errorf("it is not back: %q", have)
+				t.Errorf("not restored: %q", have)
 			}
 			if err := k.check(ctx); err != nil {
 				t.Error(err)
@@ -57,7 +57,7 @@ func TestKeeperPutsBack(t *testing.T) {
 	})
 }
 
-// A part that cannot be looked at, or not be put back, does not keep the others away.
+// A part that cannot be checked or restored does not affect the others.
 func TestKeeperGoesOn(t *testing.T) {
 	dir := t.TempDir()
 	setting := filepath.Join(dir, "setting")

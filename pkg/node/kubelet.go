@@ -44,7 +44,7 @@ func NewKubelet(o Options) *Kubelet { return &Kubelet{Task: component.NewTask(),
 // Name implements component.Component.
 func (k *Kubelet) Name() string { return "kubelet" }
 
-// Version is that of Kubernetes.
+// Version is the version of Kubernetes.
 func (k *Kubelet) Version() string { return version.Get().GitVersion }
 
 func (k *Kubelet) args() []string {
@@ -64,7 +64,7 @@ func (k *Kubelet) args() []string {
 	return kubeflags.Merge(flags, k.opts.Settings.KubeletArgs)
 }
 
-// configure sets our values; the user's --kubelet-arg are parsed over them.
+// configure sets our values; the user's --kubelet-arg override them.
 func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	cfg, identity := k.opts.Settings, k.opts.Identity
 	c.Authentication.Anonymous.Enabled = false
@@ -80,13 +80,13 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.ClusterDNS = []string{k.opts.ClusterDNS.String()}
 	c.ClusterDomain = k.opts.ClusterDomain
 	c.ContainerRuntimeEndpoint = "unix://" + cfg.DataDir.ContainerdSocket()
-	// As K3s: a full disk is the user's to judge, up to a last reserve.
+	// As in K3s: a full disk is the user's responsibility, up to a last reserve.
 	c.EvictionHard = map[string]string{"imagefs.available": "5%", "nodefs.available": "5%", "memory.available": "100Mi"}
 	c.EvictionMinimumReclaim = map[string]string{"imagefs.available": "10%", "nodefs.available": "10%"}
 	c.FailCgroupV1 = false
 	c.FailSwapOn = false
 	c.HealthzBindAddress = "127.0.0.1"
-	// The kubelet's chains go with kube-proxy's iptables mode, and no one would remove them.
+	// The kubelet's chains belong to kube-proxy's iptables mode, and would never be removed.
 	c.MakeIPTablesUtilChains = !preflight.NFTables()
 	c.ProtectKernelDefaults = cfg.ProtectKernelDefaults
 	c.PodLogsDir = cfg.DataDir.PodLogs()
@@ -100,21 +100,21 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.TLSCertFile = identity.ServingCert
 	c.TLSPrivateKeyFile = identity.ServingKey
 	c.VolumePluginDir = cfg.DataDir.Agent("volume-plugins")
-	// Pods get this much to end before the machine goes down.
+	// The time for pods to terminate before the machine shuts down.
 	c.ShutdownGracePeriod = metav1.Duration{Duration: 60 * time.Second}
 	c.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: 10 * time.Second}
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
-		// Only systemd's login manager can hold a shutdown back.
+		// Only systemd's login manager can delay a shutdown.
 		c.ShutdownGracePeriod, c.ShutdownGracePeriodCriticalPods = metav1.Duration{}, metav1.Duration{}
 	}
 }
 
 func ptr[T any](v T) *T { return &v }
 
-// inotify are the kernel's limits for one user, root, of which all containers on a node take. Instances: a sidecar takes
-// three, and a proxy that gets none ends itself; the kernel's 128 are too few for the 110 pods that the kubelet allows.
-// Watches: an IDE or a log collector takes tens of thousands, and the kernel's number, by the memory of the machine, may be
-// 8192; one takes 1 KiB while it is used.
+// inotify are kernel limits per user, here root, shared by all containers on a node. Instances: a sidecar uses
+// three, and a proxy that gets none exits; the kernel's 128 are too few for the kubelet's limit of 110 pods.
+// Watches: an IDE or a log collector uses tens of thousands, and the kernel's default, which depends on the machine's memory, may be
+// as low as 8192. A watch in use takes 1 KiB.
 func inotify() map[string]int {
 	return map[string]int{
 		"/proc/sys/fs/inotify/max_user_instances": 8192,
@@ -122,7 +122,7 @@ func inotify() map[string]int {
 	}
 }
 
-// raise writes a number to a kernel setting that has a lower one.
+// raise raises a kernel setting to at least a number.
 func raise(path string, want int) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -137,7 +137,7 @@ func raise(path string, want int) error {
 // Init checks the command line.
 func (k *Kubelet) Init(context.Context) error { return k.parse() }
 
-// prepare makes what the kubelet expects to find.
+// prepare creates what the kubelet expects to exist.
 func (k *Kubelet) prepare() error {
 	cfg := k.opts.Settings
 	for _, dir := range []string{cfg.DataDir.Agent("pod-manifests"), cfg.DataDir.Kubelet(), cfg.DataDir.PodLogs(), cfg.DataDir.Agent("etc")} {
@@ -155,7 +155,7 @@ func (k *Kubelet) prepare() error {
 	}
 	for path, want := range inotify() {
 		if err := raise(path, want); err != nil {
-			k.opts.Log.Info("a limit of the kernel for inotify stays, so that fewer pods can run here: a sidecar takes three instances", "limit", path, "wanted", want, "err", err)
+			k.opts.Log.Info("cannot raise a kernel limit for inotify, so fewer pods can run here: a sidecar uses three instances", "limit", path, "wanted", want, "err", err)
 		}
 	}
 	if err := k.opts.markBridge(k.opts.Marker.Adopted); err != nil {
@@ -164,7 +164,7 @@ func (k *Kubelet) prepare() error {
 	return k.opts.Nameservers.update()
 }
 
-// parse makes the kubelet's settings of ours and of the user's.
+// parse combines our settings and the user's.
 func (k *Kubelet) parse() error {
 	flags := options.NewKubeletFlags()
 	conf, err := options.NewKubeletConfiguration()
@@ -180,7 +180,7 @@ func (k *Kubelet) parse() error {
 		return err
 	}
 	if flags.KubeletConfigFile != "" || flags.KubeletDropinConfigDirectory != "" {
-		return errors.New("--kubelet-arg: config and config-dir are not supported: give each setting as a flag of its own")
+		return errors.New("--kubelet-arg: config and config-dir are not supported: set each setting as a separate flag")
 	}
 	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(conf.FeatureGates); err != nil {
 		return fmt.Errorf("--kubelet-arg: feature gates: %w", err)
@@ -223,27 +223,27 @@ func (k *Kubelet) Start(ctx context.Context) error {
 // and registered metrics stay (upstream's Run leaves them to the end of the process), so a fresh process has to start it.
 func (k *Kubelet) OutlivedFor() time.Duration { return outlivedFor }
 
-// outlivedFor is how long the API server goes on without a kubelet or kube-proxy that has failed.
+// outlivedFor is how long the API server keeps running after the kubelet or kube-proxy has failed.
 const outlivedFor = time.Minute
 
-// Ready asks the kubelet's health endpoint, and whether the machine has so little left that the kubelet takes no more pods.
+// Ready checks the kubelet's health endpoint, and whether the machine's resources are so low that the kubelet accepts no more pods.
 func (k *Kubelet) Ready(ctx context.Context) error {
 	if err := healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", k.server.HealthzPort)); err != nil {
 		return err
 	}
 	node, err := k.client.CoreV1().Nodes().Get(ctx, k.opts.Name, metav1.GetOptions{})
 	if err != nil {
-		return nil // pod-network and kube-apiserver say what is wrong
+		return nil // pod-network and kube-apiserver report the problem
 	}
 	return pressure(node)
 }
 
-// pressure is an error when the kubelet refuses pods and evicts them
+// pressure returns an error if the kubelet refuses pods and evicts them
 // (https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/).
 func pressure(node *corev1.Node) error {
 	advice := map[corev1.NodeConditionType]string{
 		corev1.NodeDiskPressure:   "free some space (`df -h` shows how much each disk has)",
-		corev1.NodeMemoryPressure: "free some memory (`polymesh kubectl top pods -A --sort-by=memory` shows who has it)",
+		corev1.NodeMemoryPressure: "free some memory (`polymesh kubectl top pods -A --sort-by=memory` shows where it is used)",
 		corev1.NodePIDPressure:    "end some processes",
 	}
 	for _, c := range node.Status.Conditions {
@@ -254,10 +254,10 @@ func pressure(node *corev1.Node) error {
 	return nil
 }
 
-// Note says what pods have to do without.
+// Note reports what pods are missing.
 func (k *Kubelet) Note(context.Context) string { return k.opts.Nameservers.Note() }
 
-// healthTime is how long a health endpoint may take: one that hangs is not well.
+// healthTime is the timeout of a health endpoint: one that hangs is unhealthy.
 const healthTime = 5 * time.Second
 
 func healthz(ctx context.Context, url string) error {
@@ -269,11 +269,11 @@ func healthz(ctx context.Context, url string) error {
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return errors.New("does not answer yet")
+		return errors.New("not responding yet")
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s says %s", url, resp.Status)
+		return fmt.Errorf("%s returned %s", url, resp.Status)
 	}
 	return nil
 }

@@ -13,14 +13,14 @@ import (
 	"polymesh.dev/polymesh/pkg/preflight"
 )
 
-// masquerade lets pods leave the cluster under the node's address. It is one rule for all pods, as K3s and flannel have it:
-// the CNI plugin's own rules, one for each pod, are written when a pod starts and never again.
+// masquerade lets pods reach addresses outside the cluster under the node's address. It is a single rule for all pods, as
+// in K3s and flannel: the CNI plugin's own rules, one per pod, are written only when a pod starts.
 type masquerade struct {
 	network string
 	cluster netip.Prefix
-	// pods are this node's addresses for pods; empty as long as they are not known.
+	// pods is this node's pod address range; empty until it is known.
 	pods func() string
-	// nft is nil where iptables is used.
+	// nft is nil if iptables is used.
 	nft knftables.Interface
 }
 
@@ -36,7 +36,7 @@ func newMasquerade(network string, cluster netip.Prefix, pods func() string) (*m
 	return m, nil
 }
 
-// comment marks the rule as it must be, so that one for another range of addresses counts as missing.
+// comment identifies the exact rule, so that one for another address range counts as missing.
 func (m *masquerade) comment(pods string) string {
 	return fmt.Sprintf("%s: %s leaves %s", m.network, pods, m.cluster)
 }
@@ -46,7 +46,7 @@ func (m *masquerade) missing(ctx context.Context) (string, error) {
 	if pods == "" {
 		return "", nil
 	}
-	const gone = "the rule with which pods reach what is outside of the cluster"
+	const gone = "the rule through which pods reach addresses outside the cluster"
 	if m.nft == nil {
 		for _, args := range m.iptables(pods, "-C") {
 			if err := iptables(ctx, args...); err != nil {
@@ -71,7 +71,7 @@ func (m *masquerade) restore(ctx context.Context) error {
 		return nil
 	}
 	if m.nft == nil {
-		// The chain may be there already; what counts is whether the rules can be added.
+		// The chain may exist already; what matters is whether the rules can be added.
 		_ = iptables(ctx, "-N", layout.MasqueradeChain)
 		_ = iptables(ctx, "-F", layout.MasqueradeChain)
 		for i, args := range m.iptables(pods, "-A") {
@@ -102,7 +102,7 @@ func (m *masquerade) restore(ctx context.Context) error {
 	return nil
 }
 
-// iptables are the rules as iptables takes them, with the command -A or -C.
+// iptables returns the iptables arguments of the rules, with the command -A or -C.
 func (m *masquerade) iptables(pods, command string) [][]string {
 	return [][]string{
 		{command, "POSTROUTING", "-j", layout.MasqueradeChain},

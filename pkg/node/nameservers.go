@@ -16,35 +16,35 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
-// Nameservers follows the host's name servers. Pods get them by a file of ours, a copy of the host's without what is of no
-// use to a pod: one on loopback is the host's own forwarder. The kubelet reads the file for each pod that it starts, so it
-// may change while the server runs: a laptop boots before it has a network, or moves to another one.
+// Nameservers follows the host's name servers. Pods get them through our own file, a copy of the host's without servers that
+// pods cannot use: a loopback address is the host's own forwarder. The kubelet reads the file for each pod that it starts, so it
+// may change while the server runs: a laptop may boot without a network, or change networks.
 type Nameservers struct {
 	file  string
 	hosts []string
-	given bool // hosts is what the user has named
+	given bool // hosts is the user's choice
 	log   *slog.Logger
 
 	mu      sync.Mutex
 	servers []string
 }
 
-// hostFiles are where a host's name servers may be written down, the first file with one that pods can reach counts:
-// the usual one; what systemd-resolved, NetworkManager (NetworkManager.conf(5), rc-manager) and dnsmasq forward to when the
-// usual one names them on loopback.
+// hostFiles are the files in which a host's name servers can be configured; the first one with a server that pods can reach counts:
+// the usual one, and those of the servers to which systemd-resolved, NetworkManager (NetworkManager.conf(5), rc-manager) and dnsmasq
+// forward if the usual one contains their loopback address.
 func hostFiles() []string {
 	return []string{
 		"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf", "/run/dnsmasq/resolv.conf",
 	}
 }
 
-// NewNameservers looks at the host's files, or at the one that the user has named for the server or for the kubelet.
+// NewNameservers reads the host's files, or the one that the user has set for the server or the kubelet.
 func NewNameservers(cfg config.Node, log *slog.Logger) *Nameservers {
 	n := &Nameservers{file: cfg.DataDir.Agent("etc", "resolv.conf"), hosts: hostFiles(), log: log.With("component", "kubelet")}
 	if cfg.ResolvConf != "" {
 		n.hosts, n.given = []string{cfg.ResolvConf}, true
 	}
-	// The kubelet itself takes this one; CoreDNS, a pod, gets what is in it.
+	// The kubelet itself uses this one; CoreDNS, a pod, gets its contents.
 	for _, arg := range cfg.KubeletArgs {
 		if file, ok := strings.CutPrefix(strings.TrimPrefix(arg, "--"), "resolv-conf="); ok {
 			n.hosts, n.given = []string{file}, true
@@ -54,25 +54,25 @@ func NewNameservers(cfg config.Node, log *slog.Logger) *Nameservers {
 	return n
 }
 
-// File is the file for pods.
+// File returns the file for pods.
 func (n *Nameservers) File() string { return n.file }
 
-// Servers are those that pods get; none where the host has none that they can reach.
+// Servers returns the name servers of pods; none if the host has none that they can reach.
 func (n *Nameservers) Servers() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Clone(n.servers)
 }
 
-// Note says why pods have no name server.
+// Note reports why pods have no name server.
 func (n *Nameservers) Note() string {
 	if len(n.Servers()) > 0 {
 		return ""
 	}
-	return "no name server that pods can reach in " + strings.Join(n.hosts, ", ") + ": names outside of the cluster are not found until there is one (--resolv-conf names another file)"
+	return "no name server that pods can reach in " + strings.Join(n.hosts, ", ") + ": names outside the cluster cannot be resolved until there is one (--resolv-conf sets another file)"
 }
 
-// update writes the file for pods if it is not what it should be.
+// update writes the file for pods if it is outdated.
 func (n *Nameservers) update() error {
 	servers, text := n.read()
 	if have, err := os.ReadFile(n.file); err != nil || !bytes.Equal(have, text) {
@@ -90,8 +90,8 @@ func (n *Nameservers) update() error {
 	return nil
 }
 
-// follow keeps the file up to date until ctx ends. Files in /etc/ and /run are replaced, linked and unlinked by several
-// programs, and looking at them costs nothing.
+// follow keeps the file up to date until ctx ends, by polling: files in /etc and /run are replaced, linked and unlinked by several
+// programs, and reading them is cheap.
 func (n *Nameservers) follow(ctx context.Context) {
 	for {
 		select {
@@ -105,7 +105,7 @@ func (n *Nameservers) follow(ctx context.Context) {
 	}
 }
 
-// read returns the name servers for pods and the text of their resolv.conf.
+// read returns the name servers for pods and the contents of their resolv.conf.
 func (n *Nameservers) read() (servers []string, text []byte) {
 	for _, path := range n.hosts {
 		host, err := os.ReadFile(path)
@@ -119,8 +119,8 @@ func (n *Nameservers) read() (servers []string, text []byte) {
 	return nil, []byte("# this machine has no name server that pods could use\n")
 }
 
-// podResolvConf takes out of a resolv.conf what pods cannot use. As for the kubelet (pkg/kubelet/network/dns,
-// parseResolvConf) and glibc, the second word of a line is the address and the rest of it a remark.
+// podResolvConf removes from a resolv.conf what pods cannot use. As in the kubelet (pkg/kubelet/network/dns,
+// parseResolvConf) and glibc, the second word of a line is the address and the rest of it a comment.
 func podResolvConf(host string) (servers []string, text string) {
 	var out strings.Builder
 	for line := range strings.Lines(host) {

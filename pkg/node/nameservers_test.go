@@ -33,7 +33,7 @@ func TestPodResolvConf(t *testing.T) {
 	}
 }
 
-// Name servers come, change and go while the server runs.
+// Name servers appear, change and disappear while the server runs.
 func TestNameserversFollowTheHost(t *testing.T) {
 	host := t.TempDir()
 	first, second := filepath.Join(host, "resolv.conf"), filepath.Join(host, "systemd.conf")
@@ -64,15 +64,15 @@ func TestNameserversFollowTheHost(t *testing.T) {
 		}
 		pods, _ := podResolvConf(string(text))
 		if got := n.Servers(); !slices.Equal(got, step.want) || !slices.Equal(pods, step.want) {
-			t.Errorf("after %s says %q: %q, pods get %q; want %q", filepath.Base(step.file), step.text, got, pods, step.want)
+			t.Errorf("with %s containing %q: %q, pods get %q; want %q", filepath.Base(step.file), step.text, got, pods, step.want)
 		}
 		if note := n.Note(); (note == "") != (len(step.want) > 0) {
-			t.Errorf("after %s says %q: the note is %q", filepath.Base(step.file), step.text, note)
+			t.Errorf("with %s containing %q: the note is %q", filepath.Base(step.file), step.text, note)
 		}
 	}
 }
 
-// CoreDNS gets what the kubelet gives to pods.
+// CoreDNS uses the same name servers as pods.
 func TestNameserversOfTheUsersFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(file, []byte("nameserver 192.0.2.53\n"), 0o600); err != nil {

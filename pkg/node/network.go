@@ -28,20 +28,20 @@ import (
 	"polymesh.dev/polymesh/pkg/preflight"
 )
 
-// Network is the component "pod-network": it waits for the node's range of pod addresses, writes the CNI configuration
-// for it, keeps what the pods' traffic needs of the kernel, and is ready when the node is.
+// Network is the component "pod-network": it waits for the node's pod address range, writes the CNI configuration
+// for it, maintains the kernel settings that the pods' traffic needs, and is ready when the node is.
 type Network struct {
 	opts   Options
 	cancel context.CancelFunc
 	client kubernetes.Interface
 	node   atomic.Pointer[corev1.Node]
-	// obstacle is a rule of another program that refuses pods' packets; empty or nil if there is none.
+	// obstacle describes another program's rule that drops pods' packets; empty or nil if there is none.
 	obstacle atomic.Pointer[string]
 	since    time.Time
 	log      *slog.Logger
 	keeper   keeper
 	masq     *masquerade
-	// addresses are the machine's.
+	// addresses returns the machine's addresses.
 	addresses func() ([]net.Addr, error)
 }
 
@@ -54,14 +54,14 @@ func NewNetwork(o Options) *Network {
 // Name implements component.Component.
 func (n *Network) Name() string { return "pod-network" }
 
-// Init does nothing: the machine's settings are changed by Start.
+// Init does nothing: Start changes the machine's settings.
 func (n *Network) Init(context.Context) error { return nil }
 
-// bridgePoll is how often the bridge is looked for, which the CNI plugin makes for the first pod.
+// bridgePoll is how often to look for the bridge, which the CNI plugin creates for the first pod.
 const bridgePoll = 5 * time.Second
 
-// markBridge gives the bridge the data dir's alias, by which `polymesh reset` knows it, if it was made since this server
-// saw that there was none. One that was there before may be another Kubernetes'; adopt says that it is ours all the same.
+// markBridge sets the data dir's alias on the bridge, by which `polymesh reset` identifies it, if it was created after this server
+// saw that there was none. A bridge that existed before may be another Kubernetes'; adopt means that it is ours anyway.
 func (o Options) markBridge(adopt bool) error {
 	expected := o.Lock.BridgeExpected()
 	link, err := netlink.LinkByName(layout.Bridge)
@@ -91,7 +91,7 @@ func (n *Network) watchBridge(ctx context.Context) {
 		case <-ticker.C:
 		}
 		if err := n.opts.markBridge(false); err != nil {
-			n.log.Warn("the bridge of the pods is not marked", "err", err)
+			n.log.Warn("the pods' bridge is not marked", "err", err)
 		}
 	}
 }
@@ -101,7 +101,7 @@ func (n *Network) Start(ctx context.Context) error {
 	if err := forwarding().restore(ctx); err != nil {
 		return err
 	}
-	// As the API gives times, without fractions of a second.
+	// Without fractions of a second, like times in the API.
 	n.since = time.Now().Truncate(time.Second)
 	rest, err := clientcmd.BuildConfigFromFlags("", n.opts.Identity.Kubelet)
 	if err != nil {
@@ -128,7 +128,7 @@ func (n *Network) Start(ctx context.Context) error {
 			AddFunc:    func(o any) { n.see(ctx, o.(*corev1.Node)) },
 			UpdateFunc: func(_, o any) { n.see(ctx, o.(*corev1.Node)) },
 		},
-		// A step that failed is tried again.
+		// A failed step is retried.
 		ResyncPeriod: 30 * time.Second,
 	})
 	go informer.RunWithContext(ctx)
@@ -141,10 +141,10 @@ func (n *Network) see(ctx context.Context, node *corev1.Node) {
 	if node.Spec.PodCIDR == "" {
 		return
 	}
-	// The first pod may start as soon as the configuration is there.
+	// The first pod may start as soon as the configuration exists.
 	if gone, err := n.masq.missing(ctx); err == nil && gone != "" {
 		if err := n.masq.restore(ctx); err != nil {
-			n.log.Error("let pods out of the cluster", "err", err)
+			n.log.Error("masquerade pods' traffic", "err", err)
 			return
 		}
 	}
@@ -163,7 +163,7 @@ func (n *Network) see(ctx context.Context, node *corev1.Node) {
 }
 
 // Conflist renders the CNI configuration: a bridge whose pods get addresses of the range and can publish ports
-// (https://www.cni.dev/plugins/current/main/bridge/). They leave it under the node's address by a rule of masquerade.
+// (https://www.cni.dev/plugins/current/main/bridge/). Their outgoing traffic uses the node's address, see masquerade.
 func Conflist(name, podCIDR, stateDir string, nftables bool) ([]byte, error) {
 	backend := "nftables"
 	if !nftables {
@@ -208,7 +208,7 @@ func (n *Network) podCIDR() string {
 	return ""
 }
 
-// Ready is nil when the node is Ready, has its address, and nothing of its network is missing.
+// Ready returns nil if the node is Ready, has its address, and no part of its network is missing.
 func (n *Network) Ready(ctx context.Context) error {
 	if err := n.nodeReady(); err != nil {
 		return err
@@ -238,8 +238,8 @@ func (n *Network) nodeReady() error {
 	return fmt.Errorf("node %s has not reported yet", node.Name)
 }
 
-// hasAddress is an error when the machine has lost the address that the cluster knows. Certificates, endpoints and the
-// load balancer have it too, and all are made for another one at a start.
+// hasAddress returns an error if the machine has lost the address that the cluster uses. Certificates, endpoints and the
+// load balancer use it too, and all are updated at startup.
 func (n *Network) hasAddress() error {
 	addrs, err := n.addresses()
 	if err != nil {
@@ -251,21 +251,21 @@ func (n *Network) hasAddress() error {
 		}
 	}
 	if n.opts.Settings.NodeIP.IsValid() {
-		return fmt.Errorf("the node's address %s, which --node-ip names, is on no interface any more: bring it back, or restart the server with another --node-ip", n.opts.IP)
+		return fmt.Errorf("the node's address %s, set by --node-ip, is on no interface any more: restore it, or restart the server with another --node-ip", n.opts.IP)
 	}
-	return fmt.Errorf("the node's address %s is on no interface any more: restart the server, which takes the machine's new one", n.opts.IP)
+	return fmt.Errorf("the node's address %s is on no interface any more: restart the server, so that it uses the machine's new one", n.opts.IP)
 }
 
-// watchObstacles looks from time to time for rules of other programs that refuse the pods' packets. The server must not
+// watchObstacles checks from time to time for other programs' rules that drop the pods' packets. The server must not
 // change them.
 func (n *Network) watchObstacles(ctx context.Context) {
 	for {
 		if pods := n.podCIDR(); pods != "" {
 			text, err := obstacles(ctx, pods)
 			if err != nil && ctx.Err() == nil {
-				n.log.Debug("look at other programs' rules", "err", err)
+				n.log.Debug("check other programs' rules", "err", err)
 			} else if replaced(&n.obstacle, text) {
-				n.log.Warn("another program's rules refuse pods' packets", "what", text)
+				n.log.Warn("another program's rules drop pods' packets", "what", text)
 			}
 		}
 		select {
@@ -276,13 +276,13 @@ func (n *Network) watchObstacles(ctx context.Context) {
 	}
 }
 
-// replaced stores a text and reports whether it says something new.
+// replaced stores a text and reports whether it is new.
 func replaced(p *atomic.Pointer[string], text string) bool {
 	old := p.Swap(&text)
 	return text != "" && (old == nil || *old != text)
 }
 
-// Note says what was put back, and what an administrator has to do.
+// Note reports what was restored, and what an administrator has to do.
 func (n *Network) Note(context.Context) string {
 	var notes []string
 	if text := n.obstacle.Load(); text != nil && *text != "" {

@@ -15,8 +15,8 @@ var (
 	chainLine = regexp.MustCompile(`^chain (\S+) \{$`)
 )
 
-// obstacles names rules of other programs that refuse the pods' packets, and what to do; empty where there are none. They
-// are not the server's to change. pods are this node's addresses for pods.
+// obstacles describes rules of other programs that drop the pods' packets, and what to do; empty if there are none. The server
+// must not change them. pods is this node's pod address range.
 func obstacles(ctx context.Context, pods string) (string, error) {
 	chains, err := nft(ctx, "list", "chains", "ip")
 	if err != nil {
@@ -25,26 +25,26 @@ func obstacles(ctx context.Context, pods string) (string, error) {
 	k3s, drops := readChains(chains)
 	var notes []string
 	if k3s {
-		notes = append(notes, "K3s has left rules that refuse pods' packets (chains KUBE-ROUTER-…): run k3s-killall.sh, or boot, and restart the server")
+		notes = append(notes, "K3s has left rules that drop pods' packets (chains KUBE-ROUTER-…): run k3s-killall.sh, or reboot, and restart the server")
 	}
 	for _, drop := range drops {
-		// ufw has its rules in chains to which this one jumps.
+		// ufw's rules are in chains that this one jumps to.
 		rules, err := nft(ctx, "list", "table", "ip", drop.table)
 		if err != nil {
 			return "", err
 		}
 		if pods != "" && !letsThrough(rules, pods) {
-			notes = append(notes, fmt.Sprintf("a firewall drops what is forwarded (table ip %s, chain %s; Docker and ufw do so) and has no rule for pods: see \"Firewalls\" in docs/start/requirements.md", drop.table, drop.chain))
+			notes = append(notes, fmt.Sprintf("a firewall drops forwarded packets (table ip %s, chain %s; Docker and ufw do so) and has no rule for pods: see \"Firewalls\" in docs/start/requirements.md", drop.table, drop.chain))
 		}
 	}
 	return strings.Join(notes, "; "), nil
 }
 
-// chain is one of the packet filter's.
+// chain is a chain of the packet filter.
 type chain struct{ table, chain string }
 
-// readChains looks in nft's list of chains for those of K3s's network policies (kube-router), and for those that drop what
-// is forwarded unless a rule takes it.
+// readChains searches nft's list of chains for those of K3s's network policies (kube-router), and for those that drop forwarded
+// packets by default.
 func readChains(list string) (k3s bool, drops []chain) {
 	var at chain
 	for line := range strings.Lines(list) {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// As nft 1.1 prints `nft list chains ip` after K3s was stopped, on a machine with Docker.
+// Output of nft 1.1, `nft list chains ip`, after K3s was stopped, on a machine with Docker.
 const chainsOfOthers = `table ip filter {
 	chain KUBE-ROUTER-FORWARD {
 	}

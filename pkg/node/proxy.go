@@ -39,7 +39,7 @@ func NewProxy(o Options) *Proxy {
 // Name implements component.Component.
 func (p *Proxy) Name() string { return "kube-proxy" }
 
-// Version is that of Kubernetes.
+// Version is the version of Kubernetes.
 func (p *Proxy) Version() string { return version.Get().GitVersion }
 
 func (p *Proxy) args() []string {
@@ -55,7 +55,7 @@ func (p *Proxy) args() []string {
 		"proxy-mode":           mode,
 	}
 	if !mayTuneConntrack() {
-		// A network namespace, or a sandbox, has no say over the machine's connection table.
+		// A network namespace, or a sandbox, cannot change the machine's connection table.
 		flags["conntrack-max-per-core"] = "0"
 		flags["conntrack-tcp-timeout-established"] = "0s"
 		flags["conntrack-tcp-timeout-close-wait"] = "0s"
@@ -65,7 +65,7 @@ func (p *Proxy) args() []string {
 	return kubeflags.Merge(flags, p.opts.Settings.ProxyArgs)
 }
 
-// mayTuneConntrack tries by writing the value that is there.
+// mayTuneConntrack tries to write the current value.
 func mayTuneConntrack() bool {
 	const path = "/proc/sys/net/netfilter/nf_conntrack_max"
 	text, err := os.ReadFile(path)
@@ -83,9 +83,9 @@ func (p *Proxy) Init(context.Context) error {
 		return fmt.Errorf("--kube-proxy-arg: %w", err)
 	}
 	if !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--metrics-") }) {
-		// The server for metrics asks for no credentials, and what it shows in this process is of all components: metrics,
-		// flags and configuration. The API server and the kubelet have the same metrics, and ask. Validate does not take the
-		// value that turns the server off, but Run does.
+		// The metrics server needs no credentials, and exposes all components in this process: metrics, flags and
+		// configuration. The API server and the kubelet serve the same metrics, with authentication. Validate rejects the value
+		// that turns the server off, but Run accepts it.
 		if options, err = parseProxy(append(args, "--metrics-port=0")); err != nil {
 			return err
 		}
@@ -97,7 +97,7 @@ func (p *Proxy) Init(context.Context) error {
 func parseProxy(args []string) (*app.Options, error) {
 	options := app.NewOptions()
 	fs := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
-	fs.SetOutput(io.Discard) // that a flag is deprecated
+	fs.SetOutput(io.Discard) // deprecation warnings
 	options.AddFlags(fs)
 	if err := kubeflags.Check("kube-proxy-arg", fs, args); err != nil {
 		return nil, err
@@ -108,11 +108,11 @@ func parseProxy(args []string) (*app.Options, error) {
 	return options, nil
 }
 
-// Start runs kube-proxy. Its Run takes no notice of the context (cmd/kube-proxy/app/server.go: the sync loop and the node
+// Start runs kube-proxy. Its Run ignores the context (cmd/kube-proxy/app/server.go: the sync loop and the node
 // informer never end), so stopping it means no longer waiting for it; its rules stay in place either way.
 func (p *Proxy) Start(ctx context.Context) error {
 	var rules *serviceRules
-	// In the other modes kube-proxy has a monitor of its own (pkg/util/iptables, Monitor).
+	// In the other modes kube-proxy has its own monitor (pkg/util/iptables, Monitor).
 	if slices.Contains(p.args(), "--proxy-mode=nftables") {
 		var err error
 		if rules, err = newServiceRules(p.opts.Identity.Resync); err != nil {
@@ -127,7 +127,7 @@ func (p *Proxy) Start(ctx context.Context) error {
 		go func() {
 			if rules != nil {
 				if err := rules.removeServices(ctx); err != nil && ctx.Err() == nil {
-					p.keeper.log.Warn("what an earlier server has left may stay", "err", err)
+					p.keeper.log.Warn("objects of a previous server may not have been removed", "err", err)
 				}
 			}
 			p.keeper.run(ctx)
@@ -145,7 +145,7 @@ func (p *Proxy) Start(ctx context.Context) error {
 // OutlivedFor implements component.Outlived. As with the kubelet, only a fresh process can start another.
 func (p *Proxy) OutlivedFor() time.Duration { return outlivedFor }
 
-// Ready asks kube-proxy's health endpoint and tries a service address: the endpoint stays well when another program has
+// Ready checks kube-proxy's health endpoint and tries a service address: the endpoint stays healthy when another program has
 // removed the rules.
 func (p *Proxy) Ready(ctx context.Context) error {
 	if err := healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", layout.ProxyHealthPort)); err != nil {
@@ -157,7 +157,7 @@ func (p *Proxy) Ready(ctx context.Context) error {
 	address := net.JoinHostPort(p.opts.APIServiceIP.String(), "443")
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", address)
 	if errors.Is(err, syscall.ENETUNREACH) {
-		// A machine without a default route finds no way to a service address before any rule sees the packet. Its pods do.
+		// Without a default route, the machine cannot route to a service address before any rule applies. Its pods can.
 		return nil
 	}
 	if err != nil {
@@ -166,8 +166,8 @@ func (p *Proxy) Ready(ctx context.Context) error {
 	return conn.Close()
 }
 
-// dialTimeout is for a connection that never leaves the machine.
+// dialTimeout is the timeout for a connection that never leaves the machine.
 const dialTimeout = 2 * time.Second
 
-// Note says that rules were put back.
+// Note reports that rules were restored.
 func (p *Proxy) Note(context.Context) string { return p.keeper.last() }

@@ -13,7 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 )
 
-// containerd itself reads the file: no host is asked for a shipped image, also where a mirror of all registries is set.
+// containerd itself reads the file: no host is contacted for a shipped image, even with a mirror for all registries.
 func TestShippedImagesAreNotPulled(t *testing.T) {
 	asked := make(chan string, 10)
 	mirror := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -34,7 +34,7 @@ func TestShippedImagesAreNotPulled(t *testing.T) {
 	}
 	const shipped = shippedRegistry + "/coredns:1.15.0"
 	if err := resolve(shipped); err == nil || len(asked) == 0 {
-		t.Fatalf("without the file the mirror is asked: %v, %d requests", err, len(asked))
+		t.Fatalf("without the file, the mirror should be used: %v, %d requests", err, len(asked))
 	}
 	for len(asked) > 0 {
 		<-asked

@@ -43,7 +43,7 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// settings are those of a command line, and nothing of this machine's.
+// settings returns the settings of a command line, independent of this machine.
 func settings(t *testing.T, args ...string) *config.Server {
 	t.Helper()
 	empty := filepath.Join(t.TempDir(), "config.yaml")
@@ -129,7 +129,7 @@ func TestKubeletUsesItsOwnCertificates(t *testing.T) {
 	var c kubeletconfig.KubeletConfiguration
 	NewKubelet(nodeOptions(cfg)).configure(&c)
 	if c.Authentication.Anonymous.Enabled || !c.Authentication.Webhook.Enabled || c.Authorization.Mode != "Webhook" || c.ReadOnlyPort != 0 {
-		t.Errorf("the kubelet answers strangers: %+v %+v, read-only port %d", c.Authentication, c.Authorization, c.ReadOnlyPort)
+		t.Errorf("the kubelet accepts anonymous requests: %+v %+v, read-only port %d", c.Authentication, c.Authorization, c.ReadOnlyPort)
 	}
 	if c.TLSCertFile != "/var/lib/polymesh/server/tls/serving-kubelet.crt" || c.Authentication.X509.ClientCAFile != "/var/lib/polymesh/server/tls/client-ca.crt" {
 		t.Errorf("certificates are %s and %s", c.TLSCertFile, c.Authentication.X509.ClientCAFile)
@@ -203,16 +203,16 @@ func TestNetworkSaysWhatItWaitsFor(t *testing.T) {
 		}
 	}
 
-	// The address that the cluster knows goes while the server runs: the node's own condition stays True.
+	// The cluster's address for the node disappears while the server runs: the node's own condition stays True.
 	n.addresses = func() ([]net.Addr, error) {
 		return []net.Addr{&net.IPNet{IP: net.IPv4(192, 0, 2, 11), Mask: net.CIDRMask(24, 32)}}, nil
 	}
-	if err := n.Ready(t.Context()); err == nil || err.Error() != "the node's address 192.0.2.10 is on no interface any more: restart the server, which takes the machine's new one" {
+	if err := n.Ready(t.Context()); err == nil || err.Error() != "the node's address 192.0.2.10 is on no interface any more: restart the server, so that it uses the machine's new one" {
 		t.Errorf("without the address: %v", err)
 	}
 	n.opts.Settings = settings(t, "--node-ip", "192.0.2.10").Node
 	if err := n.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "restart the server with another --node-ip") {
-		t.Errorf("without the given address: %v", err)
+		t.Errorf("without the configured address: %v", err)
 	}
 }
 
@@ -249,11 +249,11 @@ func TestProxyHasNoServerForMetrics(t *testing.T) {
 		t.Errorf("metrics are at %q, not where the user wants them", got)
 	}
 	if err := NewProxy(nodeOptions(settings(t, "--kube-proxy-arg", "healthz-bind-address=nowhere"))).Init(t.Context()); err == nil {
-		t.Error("a wrong argument is taken")
+		t.Error("a wrong argument is accepted")
 	}
 }
 
-// metricsAddress is what kube-proxy makes of its flags: it writes its configuration down when asked to.
+// metricsAddress returns kube-proxy's resulting setting: it can write its configuration to a file.
 func metricsAddress(t *testing.T, options *app.Options) string {
 	t.Helper()
 	options.WriteConfigTo = filepath.Join(t.TempDir(), "config.yaml")
@@ -276,7 +276,7 @@ func TestRaise(t *testing.T) {
 	for _, tc := range []struct{ have, want string }{
 		{"128\n", "8192"},
 		{"8192\n", "8192\n"},
-		{"65536\n", "65536\n"}, // what the user has set higher stays
+		{"65536\n", "65536\n"}, // a higher value set by the user stays
 	} {
 		if err := os.WriteFile(file, []byte(tc.have), 0o644); err != nil {
 			t.Fatal(err)
@@ -289,6 +289,6 @@ func TestRaise(t *testing.T) {
 		}
 	}
 	if err := raise(filepath.Join(t.TempDir(), "none"), 8192); err == nil {
-		t.Error("a setting that is not there was raised")
+		t.Error("a nonexistent setting was raised")
 	}
 }

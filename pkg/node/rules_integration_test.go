@@ -20,8 +20,8 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// newNetworkNamespace moves the test into a network namespace of its own, where the programs that ship are found: nft and the CNI
-// plugins, which `make` builds.
+// newNetworkNamespace moves the test into its own network namespace, with the shipped programs in PATH: nft and the CNI
+// plugins, built by `make`.
 func newNetworkNamespace(t *testing.T) (plugins string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -38,10 +38,10 @@ func newNetworkNamespace(t *testing.T) (plugins string) {
 		}
 	}
 	t.Setenv("PATH", filepath.Join(build, "host", "bin")+":"+os.Getenv("PATH"))
-	// The thread is not given back: it ends with the test.
+	// The thread is not reused: it ends with the test.
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skip("no network namespace can be made here: ", err)
+		t.Skip("cannot create a network namespace here: ", err)
 	}
 	return plugins
 }
@@ -77,7 +77,7 @@ func TestMasqueradeComesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const gone = "the rule with which pods reach what is outside of the cluster"
+	const gone = "the rule through which pods reach addresses outside the cluster"
 	wantMissing(t, "before the node has a range", m, "")
 	pods = "10.42.0.0/24"
 	wantMissing(t, "at first", m, gone)
@@ -112,7 +112,7 @@ func TestMasqueradeComesBack(t *testing.T) {
 	wantMissing(t, "after iptables -F", old, "")
 }
 
-// A pod with a hostPort, connected by the plugins that ship: its rules and its bridge come back.
+// A pod with a hostPort, attached by the shipped plugins: its rules and its bridge are restored.
 func TestAttachmentsComeBack(t *testing.T) {
 	plugins := newNetworkNamespace(t)
 	network, notes, state := "polymesh-test-pods", t.TempDir(), t.TempDir()
@@ -148,7 +148,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 	if !strings.Contains(rules, "tcp dport 8080 dnat to 10.42.0.2:80") {
 		t.Errorf("the rules are:\n%s", rules)
 	}
-	// What is there is not doubled.
+	// Existing rules are not duplicated.
 	restore(t, ports)
 	if again := run(t, "nft", "list", "table", "ip", "cni_hostport"); again != rules {
 		t.Errorf("a second time:\n%s", again)
@@ -179,7 +179,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 		connect()
 	}
 	if link, err := netlink.LinkByName(layout.Bridge); err != nil || link.Attrs().Alias != br.alias {
-		t.Errorf("a bridge that was made again is not marked: %v, %v", link, err)
+		t.Errorf("a restored bridge is not marked: %v, %v", link, err)
 	}
 	ends, err := br.ends()
 	if err != nil || len(ends) != 1 {
@@ -192,7 +192,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 	restore(t, br)
 	wantMissing(t, "plugged in again", br, "")
 
-	// A pod that has ended leaves nothing to look at, also where libcni's note of it is still there.
+	// A pod that has ended is ignored, even if libcni's record of it still exists.
 	if err := pods.cni.DelNetworkList(t.Context(), list, rt); err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 	wantMissing(t, "without a pod", br, "")
 }
 
-// Rules of Docker or ufw, and those that K3s leaves, as iptables writes them.
+// Rules of Docker or ufw, and those that K3s leaves behind, as written by iptables.
 func TestObstacles(t *testing.T) {
 	newNetworkNamespace(t)
 	wantObstacle := func(what, want string) {
@@ -214,7 +214,7 @@ func TestObstacles(t *testing.T) {
 	}
 	wantObstacle("at first", "")
 	run(t, "iptables", "-P", "FORWARD", "DROP")
-	wantObstacle("with Docker", "a firewall drops what is forwarded (table ip filter, chain FORWARD;")
+	wantObstacle("with Docker", "a firewall drops forwarded packets (table ip filter, chain FORWARD;")
 	run(t, "iptables", "-A", "FORWARD", "-s", "10.42.0.0/16", "-j", "ACCEPT")
 	wantObstacle("with a rule for pods", "")
 	run(t, "iptables", "-N", "KUBE-ROUTER-FORWARD")

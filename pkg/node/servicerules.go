@@ -18,21 +18,21 @@ import (
 )
 
 const (
-	// servicesHook is kube-proxy's chain through which all of the pods' packets to services go
+	// servicesHook is the kube-proxy chain that all pod traffic to services passes
 	// (k8s.io/kubernetes/pkg/proxy/nftables).
 	servicesHook = "nat-prerouting"
-	// resyncLabel marks the service that makes kube-proxy write its rules.
+	// resyncLabel marks the service that triggers kube-proxy's sync.
 	resyncLabel = "node.polymesh.dev/resync"
 )
 
-// serviceRules are kube-proxy's in nftables mode. kube-proxy writes what has changed and looks at the whole once an hour
-// (FullSyncPeriod); unlike in iptables mode nothing in it watches whether the rules are still there. But when a change
-// cannot be written, because its table is gone, it writes everything at the next one. So restore makes a change, as an
-// administrator would: it adds a service and removes it.
+// serviceRules are kube-proxy's rules in nftables mode. kube-proxy writes changes only, and does a full sync once an hour
+// (FullSyncPeriod); unlike in iptables mode it does not check whether the rules still exist. But when writing a change
+// fails, because its table is gone, the next one is a full sync. So restore triggers a change, as an
+// administrator would: it creates a service and deletes it.
 type serviceRules struct {
 	nft    knftables.Interface
 	client kubernetes.Interface
-	// seen is set once the rules have been there: at a start kube-proxy writes them by itself.
+	// seen is set once the rules have existed: at startup kube-proxy writes them by itself.
 	seen atomic.Bool
 }
 
@@ -66,15 +66,15 @@ func (s *serviceRules) missing(ctx context.Context) (string, error) {
 }
 
 const (
-	// resyncFails is time enough for kube-proxy to meet the new service and fail: it waits a second between two syncs.
+	// resyncFails is enough time for kube-proxy to process the new service and fail: it waits a second between two syncs.
 	resyncFails = 3 * time.Second
-	// resyncEnds is when the rules must be there; kube-proxy tries again by itself after 30 seconds.
+	// resyncEnds is the deadline for the rules; kube-proxy retries by itself after 30 seconds.
 	resyncEnds = 15 * time.Second
 )
 
 // restore returns when kube-proxy has written its rules.
 func (s *serviceRules) restore(ctx context.Context) (err error) {
-	// Where rules were removed and the table was not, a change could still be written, and nothing else would be.
+	// If only rules were removed but not the table, writing a change would succeed, and the rest would stay missing.
 	tx := s.nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
@@ -85,14 +85,14 @@ func (s *serviceRules) restore(ctx context.Context) (err error) {
 		ObjectMeta: metav1.ObjectMeta{
 			GenerateName: "polymesh-resync-",
 			Labels:       map[string]string{resyncLabel: "true"},
-			// It is none of the mesh's business (istio.io/api/annotation, NetworkingExportTo).
+			// Hide it from the mesh (istio.io/api/annotation, NetworkingExportTo).
 			Annotations: map[string]string{"networking.istio.io/exportTo": "~"},
 		},
-		// Port 9 is that of the discard protocol; the service has no endpoints.
+		// Port 9 is the discard protocol; the service has no endpoints.
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 9}}},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return fmt.Errorf("make kube-proxy write its rules: %w", err)
+		return fmt.Errorf("trigger kube-proxy's sync: %w", err)
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepInterval)
@@ -124,12 +124,12 @@ func (s *serviceRules) wait(ctx context.Context, limit time.Duration) bool {
 	return false
 }
 
-// removeServices removes the services that restore makes, also one of a server that was killed in between.
+// removeServices removes the services created by restore, including those of a server that was killed in between.
 func (s *serviceRules) removeServices(ctx context.Context) error {
 	services := s.client.CoreV1().Services(metav1.NamespaceSystem)
 	list, err := services.List(ctx, metav1.ListOptions{LabelSelector: resyncLabel + "=true"})
 	if err != nil {
-		return fmt.Errorf("list what makes kube-proxy write its rules: %w", err)
+		return fmt.Errorf("list the services that trigger kube-proxy's sync: %w", err)
 	}
 	for _, svc := range list.Items {
 		uid := svc.UID

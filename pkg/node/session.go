@@ -13,9 +13,9 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// Session knows whether the node's files may have lost writes: whether the machine, and not just the server, has ended
-// since it wrote them. It owns <data-dir>/agent/session.json, which a power cut leaves as it is, and a file in the run
-// directory, which is gone after a boot.
+// Session determines whether the node's files may have lost writes: whether the machine, and not just the server, has stopped
+// since they were written. It owns <data-dir>/agent/session.json, which survives a power failure, and a file in the run
+// directory, which is gone after a reboot.
 type Session struct {
 	file, mark string
 	dataDir    string
@@ -25,11 +25,11 @@ type Session struct {
 }
 
 type sessionState struct {
-	// ID is a random one for each start; the mark in the run directory holds it too.
+	// ID is random for each start; the mark in the run directory contains it too.
 	ID string `json:"id"`
-	// Ended says that everything was synced before the server ended.
+	// Ended is set if everything was synced before the server ended.
 	Ended bool `json:"ended"`
-	// Doubt says that writes may have been lost, and that no one has looked yet at what they left.
+	// Doubt is set if writes may have been lost, and the files have not been checked yet.
 	Doubt bool `json:"doubt"`
 }
 
@@ -38,7 +38,7 @@ func NewSession(dataDir layout.DataDir) *Session {
 	return &Session{file: dataDir.Agent("session.json"), mark: dataDir.Run("session"), dataDir: string(dataDir)}
 }
 
-// Begin notes that a server runs from now on. With existed, there is something that an earlier one has left.
+// Begin records that a server is running. existed is set if a previous one has left files.
 func (s *Session) Begin(existed bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -49,12 +49,12 @@ func (s *Session) Begin(existed bool) error {
 	}
 	mark, markErr := os.ReadFile(s.mark)
 	if markErr != nil && !errors.Is(markErr, fs.ErrNotExist) {
-		return fmt.Errorf("read what the last server has left: %w", markErr)
+		return fmt.Errorf("read the last server's mark: %w", markErr)
 	}
-	// A file that is missing is an older version's, or torn: that is not known to be whole either.
+	// A missing file is from an older version, or damaged: the files may not be intact either.
 	unknown := err != nil
 	s.state = sessionState{ID: rand.Text(), Doubt: existed && (unknown || last.Doubt || !last.Ended && string(mark) != last.ID)}
-	// The mark comes second: between the two a cut leaves a mark that fits no session.
+	// The mark is written second: a power failure in between leaves a mark that matches no session.
 	if err := s.write(); err != nil {
 		return err
 	}
@@ -64,14 +64,14 @@ func (s *Session) Begin(existed bool) error {
 	return nil
 }
 
-// Doubt reports whether what an earlier server has left may be torn.
+// Doubt reports whether files of a previous server may be damaged.
 func (s *Session) Doubt() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state.Doubt
 }
 
-// Checked notes that what was left is whole now.
+// Checked records that the files have been checked.
 func (s *Session) Checked() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,7 +85,7 @@ func (s *Session) Checked() error {
 	return s.write()
 }
 
-// End syncs what was written and notes that.
+// End syncs the files and records that.
 func (s *Session) End() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,7 +105,7 @@ func (s *Session) write() error {
 		return err
 	}
 	if err := atomicfile.Write(s.file, append(text, '\n'), 0o600); err != nil {
-		return fmt.Errorf("note the state of the node's files: %w", err)
+		return fmt.Errorf("record the state of the node's files: %w", err)
 	}
 	return nil
 }

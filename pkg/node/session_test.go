@@ -6,10 +6,10 @@ import (
 	"testing"
 )
 
-// What can have lost writes is checked, and what cannot is not: a check reads every image.
+// Files that can have lost writes are checked, others are not: a check reads every image.
 func TestSession(t *testing.T) {
 	for name, c := range map[string]struct {
-		left  func(t *testing.T, s *Session) // what the server before has done
+		left  func(t *testing.T, s *Session) // what the previous server has done
 		doubt bool
 	}{
 		"clean end":                   {func(t *testing.T, s *Session) { ok(t, s.End()) }, false},
@@ -38,7 +38,7 @@ func TestSession(t *testing.T) {
 			s := &Session{file: filepath.Join(dir, "agent", "session.json"), mark: filepath.Join(dir, "run", "session"), dataDir: dir}
 			ok(t, s.Begin(false))
 			if s.Doubt() {
-				t.Error("a first start doubts")
+				t.Error("a first start requests a check")
 			}
 			c.left(t, s)
 			next := again(s)

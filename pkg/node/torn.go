@@ -21,8 +21,8 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
-// checkpoints are the kubelet's state files with a sum of their content, by upstream's types for them. Those of the CPU, the
-// memory and the device manager have sums too, of one of several formats; what is torn of them is no JSON.
+// checkpoints are the kubelet's state files with a checksum, by upstream's types. Those of the CPU, memory and device
+// managers have checksums too, in several formats; if damaged, they are not valid JSON.
 var checkpoints = map[string]func() checkpointmanager.Checkpoint{
 	"allocated_pods_state": func() checkpointmanager.Checkpoint { return &state.Checkpoint{} },
 	"actuated_pods_state":  func() checkpointmanager.Checkpoint { return &state.Checkpoint{} },
@@ -32,8 +32,8 @@ var checkpoints = map[string]func() checkpointmanager.Checkpoint{
 // deviceCheckpoint is the device manager's file, in the kubelet's folder.
 const deviceCheckpoint = "device-plugins/kubelet_internal_checkpoint"
 
-// setTornCheckpointsAside renames the kubelet's state files below dir that cannot be read to NAME.broken-TIME. The kubelet
-// makes new ones from what runs: after a power cut, nothing does.
+// setTornCheckpointsAside renames the kubelet's damaged state files below dir to NAME.broken-TIME. The kubelet
+// recreates them from the running containers: after a power failure there are none.
 func setTornCheckpointsAside(dir string, log *slog.Logger) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*_state"))
 	if err != nil {
@@ -53,14 +53,14 @@ func setTornCheckpointsAside(dir string, log *slog.Logger) error {
 		}
 		aside, err := setAside(path)
 		if err != nil {
-			return fmt.Errorf("set a broken state file of the kubelet aside: %w", err)
+			return fmt.Errorf("rename a damaged state file of the kubelet: %w", err)
 		}
-		log.Warn("a state file of the kubelet cannot be read, as after a power cut: it was set aside and the kubelet makes a new one", "file", path, "now", aside, "err", problem)
+		log.Warn("a state file of the kubelet is damaged, probably by a power failure: it was renamed and the kubelet creates a new one", "file", path, "now", aside, "err", problem)
 	}
 	return nil
 }
 
-// readCheckpoint reads a state file as the kubelet does, which ends at each start when that fails ("please drain this node
+// readCheckpoint reads a state file as the kubelet does, which exits at each start if that fails ("please drain this node
 // and delete …").
 func readCheckpoint(name string, text []byte) error {
 	made, known := checkpoints[name]
@@ -75,9 +75,9 @@ func readCheckpoint(name string, text []byte) error {
 	return c.VerifyChecksum()
 }
 
-// removeHalfMadeLayers removes the folders of layers that containerd's database does not know: what a cut has left of a layer
-// that was being made. A later layer is to get that name, and fails on it ("failed to rename … file exists"). containerd must
-// not run; while it does, it removes such folders itself, but only after it has removed a layer.
+// removeHalfMadeLayers removes the folders of layers that are not in containerd's database: the remains of layers that were
+// being unpacked. A later layer will get the same name, and fail ("failed to rename … file exists"). containerd must
+// not be running; while it runs, it removes such folders itself, but only after removing a layer.
 func removeHalfMadeLayers(ctx context.Context, dir string) error {
 	root := filepath.Join(dir, filepath.FromSlash(filepath.Dir(metadata[1])))
 	if _, err := os.Stat(filepath.Join(root, filepath.Base(metadata[1]))); errors.Is(err, fs.ErrNotExist) {
@@ -107,7 +107,7 @@ func removeHalfMadeLayers(ctx context.Context, dir string) error {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(root, "snapshots", e.Name())); err != nil {
-			return fmt.Errorf("remove a half-made layer: %w", err)
+			return fmt.Errorf("remove an incomplete layer: %w", err)
 		}
 	}
 	return nil
@@ -124,12 +124,11 @@ func setAside(path string) (string, error) {
 	}
 }
 
-// metadata are containerd's databases without which nothing of its folder can be used: what images there are, and which
-// folder is which layer.
+// metadata are containerd's essential databases: the list of images, and which folder is which layer.
 var metadata = []string{"io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"}
 
-// setTornMetadataAside looks at containerd's databases. One that is broken makes containerd end at every start; then all of
-// its folder is set aside, or only that database where the rest can be used without it. containerd must not run.
+// setTornMetadataAside checks containerd's databases. A damaged one makes containerd exit at every start. Then its whole folder
+// is renamed, or only that database if the rest can be used without it. containerd must not be running.
 func setTornMetadataAside(dir string, log *slog.Logger) error {
 	for _, name := range metadata {
 		problem := checkBolt(filepath.Join(dir, filepath.FromSlash(name)))
@@ -138,9 +137,9 @@ func setTornMetadataAside(dir string, log *slog.Logger) error {
 		}
 		aside, err := setAside(dir)
 		if err != nil {
-			return fmt.Errorf("set containerd's broken folder aside: %w", err)
+			return fmt.Errorf("rename containerd's damaged folder: %w", err)
 		}
-		log.Error("a database of containerd cannot be read, as after a power cut: its folder was set aside; the shipped images are imported again, others have to be (polymesh deploy, polymesh image import); remove the old folder when you miss nothing",
+		log.Error("a database of containerd is damaged, probably by a power failure: its folder was renamed; shipped images are imported again, others must be restored (polymesh deploy, polymesh image import); remove the old folder when nothing is missing",
 			"database", name, "now", aside, "err", problem)
 		return nil
 	}
@@ -155,14 +154,14 @@ func setTornMetadataAside(dir string, log *slog.Logger) error {
 		}
 		aside, err := setAside(path)
 		if err != nil {
-			return fmt.Errorf("set a broken database of containerd aside: %w", err)
+			return fmt.Errorf("rename a damaged database of containerd: %w", err)
 		}
-		log.Warn("a database of containerd cannot be read, as after a power cut: it was set aside", "file", path, "now", aside, "err", problem)
+		log.Warn("a database of containerd is damaged, probably by a power failure: it was renamed", "file", path, "now", aside, "err", problem)
 	}
 	return nil
 }
 
-// checkBolt reads all pages of a database. One that is missing or empty is made by who opens it.
+// checkBolt reads all pages of a database. A missing or empty one is fine: it is created on open.
 func checkBolt(path string) (err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
@@ -171,7 +170,7 @@ func checkBolt(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	// A page that a shortened file has not got, or an impossible offset, is a fault.
+	// Accessing a page beyond the end of a truncated file, or an impossible offset, is a fault.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
@@ -186,7 +185,7 @@ func checkBolt(path string) (err error) {
 	return db.View(checkPages)
 }
 
-// checkPages walks the whole tree in this goroutine; bolt's own Tx.Check does so in another, where a fault ends the process.
+// checkPages walks the whole tree in this goroutine; bolt's own Tx.Check uses another, where a fault ends the process.
 func checkPages(tx *bolt.Tx) error {
 	if size := tx.DB().Info().PageSize; size <= 0 {
 		return fmt.Errorf("page size %d", size)
@@ -202,7 +201,7 @@ func checkBucket(b *bolt.Bucket) error {
 		}
 		last = append(last[:0:0], k...)
 		if v != nil {
-			// Its last byte lies on the last of its pages.
+			// Its last byte is on the last of its pages.
 			if len(v) > 0 {
 				_ = v[len(v)-1]
 			}

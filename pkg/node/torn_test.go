@@ -14,7 +14,7 @@ import (
 	drastate "k8s.io/kubernetes/pkg/kubelet/cm/dra/state"
 )
 
-// state files as the kubelet writes them.
+// kubeletState returns the state files as written by the kubelet.
 func kubeletState(t *testing.T) map[string][]byte {
 	t.Helper()
 	pods, err := state.NewCheckpoint(&state.PodResourceCheckpointInfo{})
@@ -46,7 +46,7 @@ func writeState(t *testing.T, dir string, files map[string][]byte) {
 	}
 }
 
-// Any of the kubelet's state files that a cut has torn is set aside, with its content, and the whole ones stay.
+// Any damaged state file of the kubelet is renamed, with its contents, and intact ones stay.
 func TestTornCheckpointsAreSetAside(t *testing.T) {
 	whole := kubeletState(t)
 	torn := map[string]func([]byte) []byte{
@@ -62,15 +62,15 @@ func TestTornCheckpointsAreSetAside(t *testing.T) {
 				bad := tear(whole[name])
 				ok(t, os.WriteFile(filepath.Join(dir, name), bad, 0o600))
 				var log bytes.Buffer
-				for range 2 { // the second time there is nothing left to do
+				for range 2 { // the second time there is nothing to do
 					ok(t, setTornCheckpointsAside(dir, slog.New(slog.NewTextHandler(&log, nil))))
 				}
 				aside, err := filepath.Glob(filepath.Join(dir, name+".broken-*"))
 				if err != nil || len(aside) != 1 {
-					t.Fatalf("set aside: %q %v", aside, err)
+					t.Fatalf("renamed: %q %v", aside, err)
 				}
 				if have, err := os.ReadFile(aside[0]); err != nil || !bytes.Equal(have, bad) {
-					t.Errorf("the file that was set aside holds %q (%v)", have, err)
+					t.Errorf("the renamed file contains %q (%v)", have, err)
 				}
 				if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), filepath.Join(dir, name)) {
 					t.Errorf("the log is %s", log.String())
@@ -85,7 +85,7 @@ func TestTornCheckpointsAreSetAside(t *testing.T) {
 	}
 }
 
-// A file that is JSON still, with another content, has a sum that does not fit.
+// A file that is still valid JSON, but with other contents, has a wrong checksum.
 func TestCheckpointWithAWrongSumIsSetAside(t *testing.T) {
 	dir := t.TempDir()
 	files := kubeletState(t)
@@ -98,7 +98,7 @@ func TestCheckpointWithAWrongSumIsSetAside(t *testing.T) {
 	ok(t, setTornCheckpointsAside(dir, slog.New(slog.DiscardHandler)))
 	aside, err := filepath.Glob(filepath.Join(dir, "*.broken-*"))
 	if err != nil || len(aside) != 2 {
-		t.Errorf("set aside: %q %v", aside, err)
+		t.Errorf("renamed: %q %v", aside, err)
 	}
 }
 
@@ -147,7 +147,7 @@ func TestTornMetadataIsSetAside(t *testing.T) {
 				log := slog.New(slog.DiscardHandler)
 				ok(t, setTornMetadataAside(dir, log))
 				if entries, err := os.ReadDir(parent); err != nil || len(entries) != 1 {
-					t.Fatalf("whole databases were set aside: %v %v", entries, err)
+					t.Fatalf("intact databases were renamed: %v %v", entries, err)
 				}
 				path := filepath.Join(dir, name)
 				text, err := os.ReadFile(path)
@@ -157,18 +157,18 @@ func TestTornMetadataIsSetAside(t *testing.T) {
 					ok(t, setTornMetadataAside(dir, log))
 				}
 				pattern := filepath.Join(parent, "containerd.broken-*")
-				if i == 0 { // the layers can be used without it
+				if i == 0 { // the layers are usable without it
 					pattern = filepath.Join(dir, filepath.FromSlash(other)+".broken-*")
 				}
 				if aside, err := filepath.Glob(pattern); err != nil || len(aside) != 1 {
-					t.Errorf("set aside: %q %v", aside, err)
+					t.Errorf("renamed: %q %v", aside, err)
 				}
 			})
 		}
 	}
 }
 
-// A first start has none of the files.
+// At the first start none of the files exist.
 func TestNothingToSetAside(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "none")
 	ok(t, setTornCheckpointsAside(dir, slog.New(slog.DiscardHandler)))

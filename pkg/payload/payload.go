@@ -1,7 +1,7 @@
-// Package payload reads what the shipped file carries: the program itself, the programs beside it and the images, as a
+// Package payload reads the contents of the shipped file: the program itself, additional programs and the images, as a
 // ZIP appended to the launcher. It owns the layout of the unpacked files.
 //
-// The launcher opens and unpacks it; the running program only asks where things are (Dir).
+// The launcher opens and unpacks it; the running program only needs the paths (Dir).
 package payload
 
 import (
@@ -27,14 +27,14 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
-// Manifest is payload.json: what the payload holds.
+// Manifest is payload.json: the contents of the payload.
 type Manifest struct {
 	Version string            `json:"version"`
 	Files   map[string]string `json:"files"`  // name in the ZIP → "sha256:<hex>" of its content
 	Images  []string          `json:"images"` // references of the images in images/
 }
 
-// Image returns the reference of the shipped image with this short name, the last part of its repository's: that of
+// Image returns the reference of the shipped image with this short name, the last part of its repository:
 // "registry.polymesh.dev/coredns:1.15.0" is "coredns".
 func (m *Manifest) Image(name string) (ref string, err error) {
 	for _, candidate := range m.Images {
@@ -43,20 +43,20 @@ func (m *Manifest) Image(name string) (ref string, err error) {
 			continue
 		}
 		if ref != "" {
-			return "", fmt.Errorf("%s and %s are both named %q among the shipped images", ref, candidate, name)
+			return "", fmt.Errorf("the shipped images %s and %s are both named %q", ref, candidate, name)
 		}
 		ref = candidate
 	}
 	if ref == "" {
-		return "", fmt.Errorf("no image %q among the shipped ones: the polymesh file is damaged, copy it again", name)
+		return "", fmt.Errorf("there is no shipped image %q: the polymesh file is damaged, copy it again", name)
 	}
 	return ref, nil
 }
 
-// Payload is an opened shipped file.
+// Payload is an open shipped file.
 type Payload struct {
 	Manifest
-	// ID names this very content: the first 16 hex digits of the manifest's SHA-256.
+	// ID identifies the contents: the first 16 hex digits of the manifest's SHA-256.
 	ID  string
 	zip *zip.ReadCloser
 }
@@ -66,11 +66,11 @@ const manifestName = "payload.json"
 // Program is the name of the program that the launcher runs.
 const Program = "bin/polymesh"
 
-// Open reads the payload of the file at path. The error says so when there is none.
+// Open reads the payload of the file at path. If there is none, the error explains it.
 func Open(path string) (*Payload, error) {
 	z, err := zip.OpenReader(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s carries no payload (was it built with `make`, and copied whole?): %w", path, err)
+		return nil, fmt.Errorf("%s has no payload (was it built with `make`, and copied completely?): %w", path, err)
 	}
 	z.RegisterDecompressor(zstd.ZipMethodWinZip, zstd.ZipDecompressor(zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1)))
 	text, err := fs.ReadFile(z, manifestName)
@@ -91,9 +91,9 @@ func Open(path string) (*Payload, error) {
 // Close closes the file.
 func (p *Payload) Close() error { return p.zip.Close() }
 
-// Missing returns the names of those files that do not lie whole in dir yet, and the bytes that they will take. A file
-// gets its name only when it is whole and on disk, so a look at the size tells. With programOnly it looks at the program
-// alone.
+// Missing returns the names of the files that are not completely in dir yet, and their size in bytes. A file
+// gets its name only when it is complete and on disk, so checking the size is enough. With programOnly only the program
+// is checked.
 func (p *Payload) Missing(dir Dir, programOnly bool) (names []string, bytes uint64) {
 	for _, f := range p.zip.File {
 		if strings.HasSuffix(f.Name, "/") || programOnly && f.Name != Program {
@@ -110,7 +110,7 @@ func (p *Payload) Missing(dir Dir, programOnly bool) (names []string, bytes uint
 }
 
 // Unpack writes the named files to dir and checks each against the manifest. It can be interrupted and called again, also
-// by several processes at once: one works, the others wait and find the files there.
+// by several processes at once: one works, the others wait and find the files.
 func (p *Payload) Unpack(dir Dir, names []string) error {
 	if len(names) == 0 {
 		return nil
@@ -121,7 +121,7 @@ func (p *Payload) Unpack(dir Dir, names []string) error {
 	}
 	defer unlock()
 	if err := removeTemporary(dir); err != nil {
-		return fmt.Errorf("remove what an interrupted start left in %s: %w", dir, err)
+		return fmt.Errorf("remove files of an interrupted start in %s: %w", dir, err)
 	}
 	missing, _ := p.Missing(dir, false)
 	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !slices.Contains(missing, name) })
@@ -141,17 +141,17 @@ func (p *Payload) Unpack(dir Dir, names []string) error {
 	return g.Wait()
 }
 
-// lockName is a file of its own, which only the owner of the folder can open: a lock on the folder itself could be held by
+// lockName is a separate file that only the owner of the folder can open: a lock on the folder itself could be held by
 // every user who can read it.
 const lockName = ".lock"
 
-// How long another process may unpack before this one gives up. It takes seconds, on a slow disk a minute or two.
+// The maximum time to wait for another process that unpacks. Unpacking takes seconds, on a slow disk a minute or two.
 const (
 	lockWait = 10 * time.Minute
 	lockPoll = 100 * time.Millisecond
 )
 
-// lock holds the folder until unlock, or the end of the process.
+// lock locks the folder until unlock is called, or the process exits.
 func lock(dir Dir, wait time.Duration) (unlock func(), err error) {
 	if err := os.MkdirAll(string(dir), 0o755); err != nil {
 		return nil, err
@@ -166,7 +166,7 @@ func lock(dir Dir, wait time.Duration) (unlock func(), err error) {
 			return func() { f.Close() }, nil
 		}
 		if err == unix.EWOULDBLOCK && time.Now().After(deadline) {
-			err = fmt.Errorf("another process has held %s for %s: end it (`lslocks` lists it) and run this again", f.Name(), wait)
+			err = fmt.Errorf("another process has held %s for %s: stop it (`lslocks` lists it) and try again", f.Name(), wait)
 		} else if err == unix.EWOULDBLOCK || err == unix.EINTR {
 			continue
 		}
@@ -175,7 +175,7 @@ func lock(dir Dir, wait time.Duration) (unlock func(), err error) {
 	}
 }
 
-// removeTemporary removes the unfinished files of a process that was killed; whoever holds the lock owns them.
+// removeTemporary removes unfinished files of a killed process; the holder of the lock owns them.
 func removeTemporary(dir Dir) error {
 	return filepath.WalkDir(string(dir), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && strings.HasPrefix(d.Name(), atomicfile.Prefix) {
@@ -210,7 +210,7 @@ func (p *Payload) unpackFile(target, name string) error {
 		return fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	if want, got := p.Files[name], "sha256:"+hex.EncodeToString(sum.Sum(nil)); name != manifestName && want != got {
-		return fmt.Errorf("%w: content is %s, payload.json says %q", errDamaged, got, want)
+		return fmt.Errorf("%w: content is %s, payload.json has %q", errDamaged, got, want)
 	}
 	return out.Commit()
 }
@@ -218,22 +218,22 @@ func (p *Payload) unpackFile(target, name string) error {
 // Dir is a folder with an unpacked payload.
 type Dir string
 
-// EnvDir tells the program where the launcher has unpacked the payload.
+// EnvDir is the environment variable with the folder of the unpacked payload, set by the launcher.
 const EnvDir = "POLYMESH_PAYLOAD_DIR"
 
 // In returns the folder for the payload with this id below a data dir.
 func In(dataDir, id string) Dir { return Dir(filepath.Join(dataDir, "data", id)) }
 
-// Path is where the file with this name in the payload lies.
+// Path returns the path of the file with this name in the payload.
 func (d Dir) Path(name string) string { return filepath.Join(string(d), filepath.FromSlash(name)) }
 
-// Bin is where a program lies.
+// Bin returns the path of a program.
 func (d Dir) Bin(name string) string { return d.Path("bin/" + name) }
 
-// BinDir is the folder of the programs.
+// BinDir returns the folder of the programs.
 func (d Dir) BinDir() string { return d.Path("bin") }
 
-// CNIDir is the folder of the CNI plugins.
+// CNIDir returns the folder of the CNI plugins.
 func (d Dir) CNIDir() string { return d.Path("bin/cni") }
 
 // ImageArchives returns the OCI archives of the shipped images.

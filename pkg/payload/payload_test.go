@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// content is what the payload of the tests holds, large enough that a file is read in several steps.
+// content is the payload of the tests, large enough that a file is read in several steps.
 func content() map[string][]byte {
 	random := make([]byte, 3<<20)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(random)
@@ -27,7 +27,7 @@ func content() map[string][]byte {
 	}
 }
 
-// build writes a launcher with a payload as build/payload does: members in zstd (method 93), images stored. change alters
+// build writes a launcher with a payload like build/payload: members compressed with zstd (method 93), images stored. change modifies
 // the file's bytes.
 func build(t *testing.T, files map[string][]byte, change func([]byte) []byte) string {
 	t.Helper()
@@ -86,7 +86,7 @@ func open(t *testing.T, path string) *Payload {
 	return p
 }
 
-// same checks that dir holds exactly the files.
+// same checks that dir contains exactly the files.
 func same(t *testing.T, dir Dir, files map[string][]byte) {
 	t.Helper()
 	var have []string
@@ -145,7 +145,7 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
-// A start that was killed leaves a file short, another with its temporary name, and some not at all.
+// A start that was killed leaves a truncated file, one with its temporary name, and missing ones.
 func TestUnpackGoesOnWhereItWasInterrupted(t *testing.T) {
 	files := content()
 	p := open(t, build(t, files, nil))
@@ -217,13 +217,13 @@ func TestDamagedFileIsRefused(t *testing.T) {
 	}
 }
 
-// The manifest decides, also where the ZIP's own checksum fits.
+// The manifest decides, even if the ZIP's own checksum matches.
 func TestContentThatTheManifestDoesNotNameIsRefused(t *testing.T) {
 	path := build(t, map[string][]byte{Program: []byte("the program")}, nil)
 	p := open(t, path)
 	p.Files[Program] = "sha256:00"
 	err := p.Unpack(In(t.TempDir(), p.ID), []string{Program})
-	if err == nil || !strings.Contains(err.Error(), `payload.json says "sha256:00"`) {
+	if err == nil || !strings.Contains(err.Error(), `payload.json has "sha256:00"`) {
 		t.Errorf("error is %v", err)
 	}
 	delete(p.Files, Program)
@@ -236,12 +236,12 @@ func TestFileWithoutPayload(t *testing.T) {
 	cut := func(raw []byte) []byte { return raw[:len(raw)-100] }
 	for _, path := range []string{build(t, content(), cut), os.Args[0]} {
 		_, err := Open(path)
-		if err == nil || !strings.Contains(err.Error(), "carries no payload (was it built with `make`, and copied whole?)") {
+		if err == nil || !strings.Contains(err.Error(), "has no payload (was it built with `make`, and copied completely?)") {
 			t.Errorf("%s: error is %v", path, err)
 		}
 	}
 	if _, err := Open("/no/such/file"); err == nil {
-		t.Error("a file that is not there was opened")
+		t.Error("a nonexistent file was opened")
 	}
 }
 
@@ -262,7 +262,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 	if left, _ := p.Missing(dir, false); !slices.Contains(left, Program) {
-		t.Error("a file that does not fit is there")
+		t.Error("a file that does not fit exists")
 	}
 }
 
@@ -282,7 +282,7 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// Whoever else can read the folder cannot keep a server from its start, and a lock that is held is not waited for without end.
+// Another user who can read the folder cannot block a server's start, and waiting for a held lock has a limit.
 func TestLockOfTheFolder(t *testing.T) {
 	dir := Dir(t.TempDir())
 	folder, err := os.Open(string(dir))

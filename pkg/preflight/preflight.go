@@ -1,6 +1,6 @@
-// Package preflight looks at the machine before a node starts: a list of named checks, each with one line that says what stands
-// in the way and what to do. The launcher calls it before it unpacks. The one thing that it changes is the kernel's list of modules: a feature that a
-// module brings can only be seen once that is loaded (docs/start/requirements.md says so).
+// Package preflight checks the machine before a node starts: a list of named checks, each with a one-line error that contains the
+// problem and the remedy. The launcher calls it before it unpacks. The only change it makes is to load kernel modules: a module's
+// feature is only visible once it is loaded (docs/start/requirements.md documents this).
 package preflight
 
 import (
@@ -26,15 +26,15 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// Result is what one check has found.
+// Result is the result of one check.
 type Result struct {
-	// Name is the check's, for people and for programs: "kernel".
+	// Name is the check's name, for people and for programs: "kernel".
 	Name string
-	// Err is what stands in the way, and what to do about it; nil for nothing.
+	// Err is the problem, and what to do about it; nil if there is none.
 	Err error
 }
 
-// Failed returns the first result that is an error.
+// Failed returns the first error.
 func Failed(results []Result) error {
 	for _, r := range results {
 		if r.Err != nil {
@@ -44,8 +44,8 @@ func Failed(results []Result) error {
 	return nil
 }
 
-// Server checks that a server with this configuration can run here, in the order in which a user would mend it. need is the
-// disk space in bytes that it will certainly take in the data dir.
+// Server checks that a server with this configuration can run here, in the order in which a user would fix problems. need is the
+// disk space in bytes that it needs at least in the data dir.
 func Server(cfg *config.Server, need uint64) []Result {
 	results := append(Node(&cfg.Node, need),
 		Result{"kubeconfig", Writable(filepath.Dir(cfg.Kubeconfig), 0)},
@@ -77,12 +77,12 @@ func Node(cfg *config.Node, need uint64) []Result {
 
 func root() error {
 	if os.Geteuid() != 0 {
-		return errors.New("a server needs root, because it makes containers and network rules: run it with sudo")
+		return errors.New("a server needs root, because it creates containers and network rules: run it with sudo")
 	}
 	return nil
 }
 
-// hostName checks that the host's name can be the node's where none is given.
+// hostName checks that the host's name is a valid node name if none is given.
 func hostName(given string) error {
 	if given != "" {
 		return nil
@@ -92,12 +92,12 @@ func hostName(given string) error {
 		return fmt.Errorf("read the host's name: %w", err)
 	}
 	if !config.ValidNodeName(strings.ToLower(name)) {
-		return fmt.Errorf("the host's name %q cannot be a node's, which has letters, digits, - and . only: give one with --node-name", name)
+		return fmt.Errorf("the host's name %q is not a valid node name, which may only contain letters, digits, - and .: set one with --node-name", name)
 	}
 	return nil
 }
 
-// resolvConf checks that a file that was named can be read.
+// resolvConf checks that a configured file can be read.
 func resolvConf(file string) error {
 	if file == "" {
 		return nil
@@ -108,7 +108,7 @@ func resolvConf(file string) error {
 	return nil
 }
 
-// publicKeys checks that files hold public keys; pkg/signature reads them.
+// publicKeys checks that files contain public keys; pkg/signature reads them.
 func publicKeys(files []string) error {
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -117,23 +117,23 @@ func publicKeys(files []string) error {
 		}
 		block, _ := pem.Decode(text)
 		if block == nil {
-			return fmt.Errorf("--image-policy-key: %s is not a PEM file: give the .pub that `polymesh image keygen` or cosign has written", file)
+			return fmt.Errorf("--image-policy-key: %s is not a PEM file: specify the .pub file written by `polymesh image keygen` or cosign", file)
 		}
 		if _, err := x509.ParsePKIXPublicKey(block.Bytes); err != nil {
-			return fmt.Errorf("--image-policy-key: %s holds a %s, not a public key: give the .pub that belongs to it", file, block.Type)
+			return fmt.Errorf("--image-policy-key: %s contains a %s, not a public key: specify the .pub file that belongs to it", file, block.Type)
 		}
 	}
 	return nil
 }
 
-// notRunning reports a server that already runs on the data dir; its lock says so.
+// notRunning returns an error if a server already runs on the data dir, according to its lock.
 func notRunning(dataDir layout.DataDir) error {
 	lock, err := datadir.Look(dataDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look at the lock of %s: %w", dataDir, err)
+		return fmt.Errorf("check the lock of %s: %w", dataDir, err)
 	}
 	if lock.Held {
 		return fmt.Errorf("a server is already running on %s: see `polymesh status`, or choose another --data-dir", dataDir)
@@ -141,7 +141,7 @@ func notRunning(dataDir layout.DataDir) error {
 	return nil
 }
 
-// ownDataDir refuses a folder in which the server's files would be mixed with someone else's.
+// ownDataDir rejects a folder in which the server's files would be mixed with others.
 func ownDataDir(dataDir layout.DataDir) error {
 	err := datadir.Check(dataDir)
 	var foreign *datadir.ForeignError
@@ -151,10 +151,10 @@ func ownDataDir(dataDir layout.DataDir) error {
 	return err
 }
 
-// kernel checks the features that containers and pod networking need. It loads the modules that may bring them.
+// kernel checks the features that containers and pod networking need. It loads the modules that may provide them.
 func kernel() error {
 	for _, module := range []string{"overlay", "br_netfilter", "nf_conntrack", "veth"} {
-		// What counts is the check below; where the feature is built in, or there is no modprobe, this fails.
+		// Only the check below counts; this fails if the feature is built in, or there is no modprobe.
 		_ = exec.Command("modprobe", "--quiet", module).Run()
 	}
 	filesystems, err := os.ReadFile("/proc/filesystems")
@@ -162,7 +162,7 @@ func kernel() error {
 		return fmt.Errorf("read the kernel's file systems: %w", err)
 	}
 	if !slices.Contains(strings.Fields(string(filesystems)), "overlay") {
-		return errors.New("the kernel has no overlayfs, on which container images are mounted: load the module (modprobe overlay) or use a kernel with CONFIG_OVERLAY_FS")
+		return errors.New("the kernel has no overlayfs, which container images need: load the module (modprobe overlay) or use a kernel with CONFIG_OVERLAY_FS")
 	}
 	for path, what := range map[string]string{
 		"/proc/sys/net/bridge/bridge-nf-call-iptables": "bridge netfilter (modprobe br_netfilter, CONFIG_BRIDGE_NETFILTER)",
@@ -177,8 +177,8 @@ func kernel() error {
 	return packetFilter()
 }
 
-// packetFilter checks for what kube-proxy writes its rules with. nft and iptables, in its nf_tables flavour, are shipped;
-// the kernel's side of both is the same.
+// packetFilter checks the kernel interface that kube-proxy uses to write its rules. nft and iptables, in its nf_tables flavor, are shipped;
+// both use the same interface.
 func packetFilter() error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -207,7 +207,7 @@ func atLeast(release string, major, minor int) bool {
 	return a > major || a == major && b >= minor
 }
 
-// cgroups checks the controllers without which the kubelet does not start, in either version of cgroups.
+// cgroups checks the controllers that the kubelet requires, in cgroup v1 or v2.
 func cgroups() error {
 	var have []string
 	if text, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
@@ -227,25 +227,25 @@ func cgroups() error {
 	}
 	for _, controller := range []string{"cpu", "cpuset", "memory", "pids"} {
 		if !slices.Contains(have, controller) {
-			return fmt.Errorf("the cgroup controller %q is not there: enable it in the kernel (for memory: cgroup_enable=memory on its command line) and mount it below /sys/fs/cgroup", controller)
+			return fmt.Errorf("the cgroup controller %q is not available: enable it in the kernel (for memory: cgroup_enable=memory on its command line) and mount it below /sys/fs/cgroup", controller)
 		}
 	}
 	return nil
 }
 
-// Writable checks that a directory can be made or written, and that its disk has room for need bytes. It changes
-// nothing: what does not exist yet is judged by the nearest folder above it.
+// Writable checks that a directory can be created or written, and that its disk has need bytes of free space. It changes
+// nothing: for a directory that does not exist, the nearest existing parent is checked.
 func Writable(dir string, need uint64) error {
 	existing, err := nearest(dir)
 	if err != nil {
 		return err
 	}
 	if err := unix.Access(existing, unix.W_OK|unix.X_OK); err != nil {
-		return fmt.Errorf("%s is not writable (%w): mount it writable or choose another place", existing, err)
+		return fmt.Errorf("%s is not writable (%w): mount it writable or choose another location", existing, err)
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(existing, &st); err != nil {
-		return fmt.Errorf("look at the disk of %s: %w", existing, err)
+		return fmt.Errorf("check the disk of %s: %w", existing, err)
 	}
 	if free := st.Bavail * uint64(st.Bsize); free < need {
 		return fmt.Errorf("the disk of %s has %d MB free and %d MB are needed: free some, or choose another with --data-dir", existing, free>>20, need>>20)
@@ -253,24 +253,24 @@ func Writable(dir string, need uint64) error {
 	return nil
 }
 
-// nearest is the folder itself, or else the nearest one above it that exists.
+// nearest returns the folder itself, or else its nearest existing parent.
 func nearest(dir string) (string, error) {
 	for existing := dir; ; existing = filepath.Dir(existing) {
 		info, err := os.Stat(existing)
 		if err == nil {
 			if !info.IsDir() {
-				return "", fmt.Errorf("%s is not a folder, so %s cannot be used: remove it or choose another place", existing, dir)
+				return "", fmt.Errorf("%s is not a folder, so %s cannot be used: remove it or choose another location", existing, dir)
 			}
 			return existing, nil
 		}
-		// Not a directory: something above it is a file, which the next round finds.
+		// A parent is a file, which the next round finds.
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
-			return "", fmt.Errorf("look at %s: %w", existing, err)
+			return "", fmt.Errorf("check %s: %w", existing, err)
 		}
 	}
 }
 
-// NoExec reports whether programs in a folder, or in the nearest one above it that exists, cannot be run because the file
+// NoExec reports whether programs in a folder, or its nearest existing parent, cannot be run because the file
 // system is mounted with noexec.
 func NoExec(dir string) (bool, error) {
 	existing, err := nearest(dir)
@@ -279,17 +279,17 @@ func NoExec(dir string) (bool, error) {
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(existing, &st); err != nil {
-		return false, fmt.Errorf("look at the file system of %s: %w", existing, err)
+		return false, fmt.Errorf("check the file system of %s: %w", existing, err)
 	}
-	// statfs(2): the flags of a mount have the values of mount(2)'s.
+	// statfs(2): mount flags have the same values as in mount(2).
 	return st.Flags&unix.MS_NOEXEC != 0, nil
 }
 
-// executable checks that the programs that will lie below the data dir can be run.
+// executable checks that programs in the data dir can be run.
 func executable(dataDir string) error {
 	noexec, err := NoExec(dataDir)
 	if noexec {
-		return fmt.Errorf("the file system of %s is mounted with noexec, so the programs that are unpacked there cannot be run: mount it with exec, or choose another place with --data-dir", dataDir)
+		return fmt.Errorf("the file system of %s is mounted with noexec, so the programs that are unpacked there cannot be run: mount it with exec, or choose another location with --data-dir", dataDir)
 	}
 	return err
 }
@@ -299,7 +299,7 @@ func apiServerPort(cfg *config.Server) error {
 	return free("the API server", cfg.BindAddress, cfg.HTTPSPort, ", or choose another port with --https-listen-port")
 }
 
-// nodePorts checks that no other program listens where the parts of a node will.
+// nodePorts checks that the ports of a node's parts are free.
 func nodePorts() error {
 	for _, p := range layout.Ports() {
 		if p.Unused {
@@ -322,7 +322,7 @@ func loopback() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 1}) }
 func free(what string, addr netip.Addr, port int, hint string) error {
 	l, err := net.Listen("tcp", netip.AddrPortFrom(addr, uint16(port)).String())
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("port %d, on which %s listens, is in use: end the program that has it (`ss -ltnp sport = :%d` shows it)%s", port, what, port, hint)
+		return fmt.Errorf("port %d, on which %s listens, is in use: stop the program that uses it (`ss -ltnp sport = :%d` shows it)%s", port, what, port, hint)
 	}
 	if err != nil {
 		return fmt.Errorf("listen on %s:%d for %s: %w", addr, port, what, err)
@@ -347,8 +347,8 @@ func nodeIP(want netip.Addr) error {
 	return fmt.Errorf("--node-ip %s is not an address of this machine (`ip address` lists them)", want)
 }
 
-// NodeIP chooses the node's address: of the interface with the default route, or else the first global IPv4 address of
-// an interface that is up, so that a machine without any route has one too.
+// NodeIP chooses the node's address: that of the interface with the default route, or else the first global IPv4 address of
+// an interface that is up, so that it works on a machine without any route.
 func NodeIP() (netip.Addr, error) {
 	routes, _ := os.ReadFile("/proc/net/route")
 	for line := range strings.Lines(string(routes)) {
@@ -365,7 +365,7 @@ func NodeIP() (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("list the machine's interfaces: %w", err)
 	}
 	for _, iface := range ifaces {
-		// What an earlier run left of the pod network must not become the node's address.
+		// Leftovers of the pod network from an earlier run must not become the node's address.
 		if slices.ContainsFunc(layout.InterfacePrefixes(), func(prefix string) bool { return strings.HasPrefix(iface.Name, prefix) }) {
 			continue
 		}
@@ -373,7 +373,7 @@ func NodeIP() (netip.Addr, error) {
 			return a, nil
 		}
 	}
-	return netip.Addr{}, errors.New("no interface that is up has an IPv4 address for the node: give one, or name it with --node-ip")
+	return netip.Addr{}, errors.New("no interface that is up has an IPv4 address for the node: configure one, or set --node-ip")
 }
 
 func globalIPv4(iface *net.Interface) (netip.Addr, bool) {

@@ -54,11 +54,11 @@ func TestWritable(t *testing.T) {
 	wantError(t, "below a file", Writable(filepath.Join(file, "a", "b"), 0), file+" is not a folder, so "+filepath.Join(file, "a", "b")+" cannot be used")
 	wantError(t, "more than there is", Writable(dir, 1<<62), "MB are needed: free some, or choose another with --data-dir")
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
-		t.Errorf("something was made: %v", entries)
+		t.Errorf("something was created: %v", entries)
 	}
 }
 
-// mount puts a file system onto a new folder, or skips the test where that is not allowed.
+// mount mounts a file system on a new folder, or skips the test if that is not permitted.
 func mount(t *testing.T, source, kind string, flags uintptr, data string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -84,12 +84,12 @@ func TestWritableOnReadOnlyMount(t *testing.T) {
 	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, "read-only", Writable(filepath.Join(dir, "data"), 0), dir+" is not writable (read-only file system): mount it writable or choose another place")
+	wantError(t, "read-only", Writable(filepath.Join(dir, "data"), 0), dir+" is not writable (read-only file system): mount it writable or choose another location")
 }
 
 func TestNoExec(t *testing.T) {
 	with := mount(t, "noexec", "tmpfs", unix.MS_NOEXEC, "")
-	wantError(t, "noexec", executable(filepath.Join(with, "data")), "is mounted with noexec, so the programs that are unpacked there cannot be run: mount it with exec, or choose another place with --data-dir")
+	wantError(t, "noexec", executable(filepath.Join(with, "data")), "is mounted with noexec, so the programs that are unpacked there cannot be run: mount it with exec, or choose another location with --data-dir")
 	without := mount(t, "exec", "tmpfs", 0, "")
 	wantError(t, "exec", executable(filepath.Join(without, "data")), "")
 }
@@ -112,7 +112,7 @@ func TestPortInUse(t *testing.T) {
 	port := l.Addr().(*net.TCPAddr).Port
 	for _, address := range []string{"0.0.0.0", "127.0.0.1"} {
 		cfg := &config.Server{BindAddress: netip.MustParseAddr(address), HTTPSPort: port}
-		wantError(t, address, apiServerPort(cfg), "port "+strconv.Itoa(port)+", on which the API server listens, is in use: end the program that has it (`ss -ltnp sport = :"+
+		wantError(t, address, apiServerPort(cfg), "port "+strconv.Itoa(port)+", on which the API server listens, is in use: stop the program that uses it (`ss -ltnp sport = :"+
 			strconv.Itoa(port)+"` shows it), or choose another port with --https-listen-port")
 	}
 	wantError(t, "an address of another machine", apiServerPort(&config.Server{BindAddress: netip.MustParseAddr("192.0.2.1"), HTTPSPort: port}), "listen on 192.0.2.1:")
@@ -134,7 +134,7 @@ func TestRunningServerIsSeen(t *testing.T) {
 	wantError(t, "a data dir without a server", notRunning(dataDir), "")
 	lock, err := datadir.Acquire(dataDir)
 	if err != nil {
-		t.Skip("no run directory can be made here: ", err)
+		t.Skip("cannot create a run directory here: ", err)
 	}
 	defer os.RemoveAll(dataDir.Run())
 	wantError(t, "a running server", notRunning(dataDir), "a server is already running on "+string(dataDir)+": see `polymesh status`, or choose another --data-dir")
@@ -142,7 +142,7 @@ func TestRunningServerIsSeen(t *testing.T) {
 	wantError(t, "one that has ended", notRunning(dataDir), "")
 }
 
-// A folder of the user's is not used as a data dir: a reset would take it.
+// A user's folder is not used as a data dir, because a reset would remove it.
 func TestOwnDataDir(t *testing.T) {
 	dataDir := layout.DataDir(t.TempDir())
 	wantError(t, "an empty folder", ownDataDir(dataDir), "")
@@ -162,7 +162,7 @@ func TestHostName(t *testing.T) {
 	if config.ValidNodeName(strings.ToLower(name)) {
 		wantError(t, "this host's", hostName(""), "")
 	} else {
-		wantError(t, "this host's", hostName(""), "give one with --node-name")
+		wantError(t, "this host's", hostName(""), "set one with --node-name")
 	}
 }
 

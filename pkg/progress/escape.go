@@ -8,12 +8,12 @@ import (
 	"unicode/utf8"
 )
 
-// Line makes text that someone else has chosen (names, labels, messages, what a registry or a cluster says) safe to print as
-// a part of a line: what a terminal would act on, or would show in another order than it stands there, is printed as
+// Line makes external text (names, labels, messages, output of a registry or a cluster) safe to print as
+// part of a line: characters that a terminal would interpret, or display in another order, are printed as
 // in Go's strings ("\x1b", "\u202e").
 func Line(text string) string { return escape(text, false) }
 
-// Text is Line for text that has several lines of its own, which stay.
+// Text is Line for multi-line text; line breaks stay.
 func Text(text string) string { return escape(text, true) }
 
 func escape(text string, lines bool) string {
@@ -41,20 +41,20 @@ func escape(text string, lines bool) string {
 	return b.String()
 }
 
-// isUnsafe reports whether a terminal does something else than to show the character: controls (C0, DEL and C1, the eight-bit
-// form of escape sequences), format characters (which change the direction of text, or are not seen), and the separators of
-// lines and paragraphs. Emoji are joined by one of the format characters, which stays.
+// isUnsafe reports whether a terminal does anything other than display the character: controls (C0, DEL and C1, the eight-bit
+// form of escape sequences), format characters (which change the direction of text, or are invisible), and line
+// and paragraph separators. One format character, which joins emoji, is allowed.
 func isUnsafe(r rune) bool {
 	const zeroWidthJoiner = '\u200d'
 	return r != zeroWidthJoiner && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }
 
-// Escaping is a writer to a terminal or a file for people, each write of which passes through Text.
+// Escaping returns a writer to a terminal or text file that passes each write through Text.
 func Escaping(w io.Writer) io.Writer { return escaping{w} }
 
 type escaping struct{ w io.Writer }
 
-// Write implements io.Writer. A character that is split between two writes is escaped, so write whole lines.
+// Write implements io.Writer. A character that is split between two writes is escaped, so write complete lines.
 func (e escaping) Write(p []byte) (int, error) {
 	if _, err := io.WriteString(e.w, Text(string(p))); err != nil {
 		return 0, err

@@ -32,7 +32,7 @@ func TestEscape(t *testing.T) {
 	}
 }
 
-// What a step is called, and what is said of it, comes from clusters and registries.
+// Titles and notes of steps come from clusters and registries.
 func TestStepsEscape(t *testing.T) {
 	var out bytes.Buffer
 	s := New(&out)

@@ -1,9 +1,9 @@
-// Package progress shows the steps of a command as kind does: a line for each, which ticks off when it is done. On a
-// terminal the running steps turn below the finished ones; elsewhere a step says when it begins and when it ends. Names and
+// Package progress shows the steps of a command like kind: one line each, which is checked off when it is done. On a
+// terminal, running steps have spinners below the finished ones; elsewhere the start and the end of a step are printed. Names and
 // messages come from manifests and clusters, so they are escaped.
 //
-// The commands that take a while (deploy, dev, …) make one Steps and hand it to the package that does the work. What comes
-// from elsewhere is escaped where it is printed: by Steps, and by Line, Text and Escaping for what commands print themselves.
+// Commands that take a while (deploy, dev, …) create Steps and pass them to the package that does the work. External
+// text is escaped where it is printed: by Steps, and by Line, Text and Escaping for the commands' own output.
 package progress
 
 import (
@@ -21,7 +21,7 @@ import (
 // Steps are the steps of one command. The zero value shows nothing.
 type Steps struct {
 	out   io.Writer
-	width func() int // of the terminal; nil where there is none
+	width func() int // of the terminal; nil without one
 
 	mu      sync.Mutex
 	running []*Step
@@ -44,7 +44,7 @@ func New(out io.Writer) *Steps {
 	return s
 }
 
-// Step is one step that is under way.
+// Step is a running step.
 type Step struct {
 	steps *Steps
 	title string
@@ -52,7 +52,7 @@ type Step struct {
 	note  string
 }
 
-// Start begins a step. Several may be under way at once.
+// Start starts a step. Several may run at once.
 func (s *Steps) Start(format string, args ...any) *Step {
 	step := &Step{steps: s, title: Line(fmt.Sprintf(format, args...)), since: time.Now()}
 	s.mu.Lock()
@@ -72,7 +72,7 @@ func (s *Steps) Start(format string, args ...any) *Step {
 	return step
 }
 
-// Do shows work as one step, which ends with it: ticked off with the note that it returns, or failed with its error.
+// Do runs work as one step, which ends with it: checked off with the returned note, or failed with its error.
 func (s *Steps) Do(title string, work func(*Step) (note string, err error)) error {
 	step := s.Start("%s", title)
 	note, err := work(step)
@@ -84,7 +84,7 @@ func (s *Steps) Do(title string, work func(*Step) (note string, err error)) erro
 	return nil
 }
 
-// Note says what a running step is at. Without a terminal it is printed when it changes.
+// Note shows what a running step is doing. Without a terminal it is printed when it changes.
 func (st *Step) Note(format string, args ...any) {
 	note := Line(fmt.Sprintf(format, args...))
 	s := st.steps
@@ -99,10 +99,10 @@ func (st *Step) Note(format string, args ...any) {
 	}
 }
 
-// Done ends a step that worked. The note is what came of it, and may be empty.
+// Done ends a successful step. The note is its result, and may be empty.
 func (st *Step) Done(format string, args ...any) { st.end("✓", Line(fmt.Sprintf(format, args...))) }
 
-// Fail ends a step that did not work. The error itself is the caller's to print.
+// Fail ends a failed step. The caller prints the error.
 func (st *Step) Fail() { st.end("✗", "") }
 
 func (st *Step) end(mark, note string) {
@@ -132,7 +132,7 @@ func (st *Step) end(mark, note string) {
 	}
 }
 
-// Print prints a line that stays, above the running steps.
+// Print prints a permanent line, above the running steps.
 func (s *Steps) Print(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,7 +171,7 @@ func (s *Steps) spin(stop chan struct{}) {
 	}
 }
 
-// draw writes lines that stay, and the running steps again below them.
+// draw writes lines that stay, and redraws the running steps below them.
 func (s *Steps) draw(lines string) {
 	var b strings.Builder
 	if s.drawn > 0 {
@@ -184,7 +184,7 @@ func (s *Steps) draw(lines string) {
 		if step.note != "" {
 			line += "  " + step.note
 		}
-		// A line that wraps would be two, and the next drawing would leave one behind.
+		// A line that wraps would take two, and the next drawing would leave one behind.
 		if runes, width := []rune(line), s.width(); len(runes) >= width {
 			line = string(runes[:max(0, width-2)]) + "…"
 		}

@@ -15,7 +15,7 @@ func TestWithoutATerminal(t *testing.T) {
 	build := s.Start("image %s", "shop/api:1")
 	wait := s.Start("deployment.apps/api")
 	build.Note("building with %s", "buildah")
-	build.Note("building with %s", "buildah") // nothing new
+	build.Note("building with %s", "buildah") // unchanged
 	wait.Note("0 of 1 updated replicas are available")
 	build.Done("built, loaded")
 	build.Done("twice") // a step ends once
@@ -51,11 +51,11 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("the running step is %q: it has to fit on a line of 20", line)
 	}
 	if !strings.HasPrefix(out.String(), "\x1b[1A\r\x1b[J") {
-		t.Errorf("the old line stays: %q", out.String())
+		t.Errorf("the old line is still there: %q", out.String())
 	}
 	step.Done("")
 	if s.stop != nil || s.drawn != 0 {
-		t.Error("it still turns when no step runs")
+		t.Error("the spinner is active without a running step")
 	}
 }
 

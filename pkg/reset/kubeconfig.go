@@ -12,12 +12,12 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// maxKubeconfig bounds what is read of a kubeconfig, in bytes.
+// maxKubeconfig is the maximum size of a kubeconfig that is read, in bytes.
 const maxKubeconfig = 4 << 20
 
-// ownKubeconfig reports whether a file is a kubeconfig that has access to this data dir's cluster and to nothing else, so
-// that it can go with the cluster; otherwise why it stays. ca is the certificate of the cluster's authority, in PEM. Both
-// results are empty where there is no file.
+// ownKubeconfig reports whether a kubeconfig has access to this data dir's cluster and nothing else, so
+// that it can be removed with the cluster; otherwise it returns the reason. ca is the certificate of the cluster's authority, in PEM. Both
+// results are empty if the file does not exist.
 func ownKubeconfig(path string, ca []byte) (ours bool, why string) {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
@@ -40,7 +40,7 @@ func ownKubeconfig(path string, ca []byte) (ours bool, why string) {
 	}
 	config, err := clientcmd.Load(text)
 	if len(text) > maxKubeconfig || err != nil || len(config.Clusters) == 0 {
-		return false, "it is no kubeconfig"
+		return false, "it is not a kubeconfig"
 	}
 	name := ""
 	for n, cluster := range config.Clusters {
@@ -50,11 +50,11 @@ func ownKubeconfig(path string, ca []byte) (ours bool, why string) {
 	}
 	switch {
 	case len(ca) == 0:
-		return false, "this data dir has no authority that would say whether it is this cluster's"
+		return false, "this data dir has no authority to identify this cluster's kubeconfig"
 	case name == "":
 		return false, "it is another cluster's"
 	case len(config.Clusters) > 1 || len(config.AuthInfos) > 1 || len(config.Contexts) > 1:
-		return false, fmt.Sprintf("it has access to other clusters too. To take this one out: kubectl config --kubeconfig %q delete-cluster %q, and its user and context likewise", path, name)
+		return false, fmt.Sprintf("it has access to other clusters too. To remove this one: kubectl config --kubeconfig %q delete-cluster %q, and its user and context likewise", path, name)
 	}
 	return true, ""
 }

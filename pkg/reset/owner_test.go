@@ -24,7 +24,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// claimed makes a data dir as a first start does, with certificates.
+// claimed creates a data dir as a first start does, with certificates.
 func claimed(t *testing.T) (dataDir string, marker *datadir.Marker) {
 	t.Helper()
 	dataDir = filepath.Join(t.TempDir(), "data-dir")
@@ -57,7 +57,7 @@ func write(t *testing.T, text string, elem ...string) string {
 	return path
 }
 
-// tree is every path below a folder.
+// tree returns every path below a folder.
 func tree(t *testing.T, dir string) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
@@ -70,13 +70,13 @@ func tree(t *testing.T, dir string) (paths []string) {
 	return paths
 }
 
-// private gives the test a network namespace of its own.
+// private moves the test into its own network namespace.
 func private(t *testing.T) {
 	t.Helper()
 	needRoot(t)
 	runtime.LockOSThread() // not unlocked: the thread ends with the test
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skip("no network namespace can be made here: ", err)
+		t.Skip("cannot create a network namespace here: ", err)
 	}
 }
 
@@ -104,10 +104,10 @@ func TestFoldersOfOthersStay(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), dir+" is no data dir of Polymesh: ") || !strings.Contains(err.Error(), "Nothing was changed") {
 			t.Errorf("%s: error is %v", what, err)
 		}
-		// A server does not make it one, either, where its files would be mixed with these.
+		// A server does not use it as a data dir either, because its files would be mixed with these.
 		if what != "a system" {
 			if _, err := datadir.Claim(layout.DataDir(dir)); err == nil {
-				t.Errorf("%s is taken as a data dir", what)
+				t.Errorf("%s is accepted as a data dir", what)
 			}
 		}
 		if after := tree(t, dir); !slices.Equal(before, after) {
@@ -129,7 +129,7 @@ func TestDataDirThatDoesNotExist(t *testing.T) {
 	}
 }
 
-// A data dir of an earlier version has no marker; its payload and authority prove it.
+// A data dir of an earlier version has no marker; its payload and authority prove what it is.
 func TestDataDirOfAnEarlierVersion(t *testing.T) {
 	private(t)
 	dir := filepath.Join(t.TempDir(), "old")
@@ -138,7 +138,7 @@ func TestDataDirOfAnEarlierVersion(t *testing.T) {
 	write(t, payload, dir, "data", hex.EncodeToString(sum[:8]), "payload.json")
 	certificates(t, dir)
 	write(t, "", dir, "agent", "containerd", "x")
-	// So does a backup of server/ alone, which a server can be started on.
+	// So does a backup of server/ alone, with which a server can be started.
 	restored := filepath.Join(t.TempDir(), "restored")
 	certificates(t, restored)
 	if m, err := datadir.Claim(layout.DataDir(restored)); err != nil || !m.Adopted {
@@ -165,11 +165,11 @@ func TestOnlyOwnFilesOfADataDirGo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(p.Leave, letters+", which no server makes") {
-		t.Errorf("not said to stay: %q", p.Leave)
+	if !slices.Contains(p.Leave, letters+", which was not created by a server") {
+		t.Errorf("not listed to stay: %q", p.Leave)
 	}
 	if !slices.Contains(p.Remove, "the data dir "+dir+": server, storage") {
-		t.Errorf("not said to go: %q", p.Remove)
+		t.Errorf("not listed for removal: %q", p.Remove)
 	}
 	if err := p.Run(t.Context(), io.Discard); err != nil {
 		t.Fatal(err)
@@ -179,7 +179,7 @@ func TestOnlyOwnFilesOfADataDirGo(t *testing.T) {
 	}
 }
 
-// What proves that the rest is ours stays while there is a rest.
+// The proof that the rest is ours is kept until there is no rest.
 func TestMarkerGoesLast(t *testing.T) {
 	private(t)
 	dir, _ := claimed(t)
@@ -188,7 +188,7 @@ func TestMarkerGoesLast(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// An attribute that keeps even root from removing it, as a failing disk does.
+	// An attribute that keeps even root from removing it, like a failing disk.
 	if out, err := exec.Command("chattr", "+i", volume).CombinedOutput(); err != nil {
 		t.Skipf("chattr: %v: %s", err, out)
 	}
@@ -282,11 +282,11 @@ func TestKubeconfigs(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if said := slices.Contains(p.Remove, "the kubeconfig "+path); said != c.goes {
-					t.Errorf("said to go: %v", said)
+				if listed := slices.Contains(p.Remove, "the kubeconfig "+path); listed != c.goes {
+					t.Errorf("listed for removal: %v", listed)
 				}
 				if text := strings.Join(p.Leave, "\n"); c.why != "" && !strings.Contains(text, "the kubeconfig "+path+": ") || !strings.Contains(text, c.why) {
-					t.Errorf("said to stay: %q, want %q", text, c.why)
+					t.Errorf("listed to stay: %q, want %q", text, c.why)
 				}
 				if err := p.Run(t.Context(), io.Discard); err != nil || exists(dir) {
 					t.Errorf("%v, the data dir is there: %v", err, exists(dir))
@@ -359,25 +359,25 @@ func TestStopServerByItsLock(t *testing.T) {
 	if err := server.Wait(); err == nil || err.Error() != "signal: terminated" {
 		t.Errorf("it ended by %v", err)
 	}
-	// The lock's file is still there, and held by none.
+	// The lock's file still exists, but is not locked.
 	if err := p.stopServer(t.Context()); err != nil {
 		t.Errorf("after the server: %v", err)
 	}
 }
 
-// A process that is no server of the data dir is not ended, whatever the lock says.
+// A process that is not a server of the data dir is not ended, whatever the lock contains.
 func TestStopServerEndsNoOther(t *testing.T) {
 	private(t)
 	dir, _ := claimed(t)
 	p := &Plan{DataDir: layout.DataDir(dir), marker: &datadir.Marker{}}
-	holder := locks(t, os.Args[0], dir) // its program lies elsewhere
+	holder := locks(t, os.Args[0], dir) // its program is elsewhere
 	if err := p.stopServer(t.Context()); err == nil || !strings.Contains(err.Error(), "is no server of "+dir) {
 		t.Errorf("error is %v", err)
 	}
 	if holder.ProcessState != nil {
 		t.Error("it was ended")
 	}
-	// The number of a server that has ended, given to a later process that has the right program.
+	// The process id of a server that has ended, reused by a later process that runs the right program.
 	server := like(t, filepath.Join(t.TempDir(), "other"))
 	lock := filepath.Join(layout.DataDir(dir).Run(), datadir.LockName)
 	for _, text := range []string{
@@ -403,7 +403,7 @@ func bridge(t *testing.T, name, alias string) {
 	attrs.Name = name
 	link := &netlink.Bridge{LinkAttrs: attrs}
 	if err := netlink.LinkAdd(link); err != nil {
-		t.Skip("no network interface can be made here: ", err)
+		t.Skip("cannot create a network interface here: ", err)
 	}
 	if alias == "" {
 		return
@@ -479,11 +479,11 @@ func TestInterfacesOfOthersStay(t *testing.T) {
 				t.Fatal(err)
 			}
 			p := &Plan{DataDir: layout.DataDir(dir), marker: marker}
-			if err := p.lookAtNetwork(t.Context()); err != nil {
+			if err := p.planNetwork(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if said := slices.Contains(p.Remove, "the network interface "+layout.Bridge); said != c.goes {
-				t.Errorf("said to go: %v: %q, %q", said, p.Remove, p.Leave)
+			if listed := slices.Contains(p.Remove, "the network interface "+layout.Bridge); listed != c.goes {
+				t.Errorf("listed for removal: %v: %q, %q", listed, p.Remove, p.Leave)
 			}
 			if err := p.removeInterfaces(t.Context()); err != nil {
 				t.Fatal(err)
@@ -498,7 +498,7 @@ func TestInterfacesOfOthersStay(t *testing.T) {
 	}
 }
 
-// Two servers in one network namespace: what only one of them can have made goes with that one, what both use stays.
+// Two servers in one network namespace: what only one of them can have created is removed with it, what both use stays.
 func TestRulesOfARunningServerStay(t *testing.T) {
 	private(t)
 	first, one := claimed(t)
@@ -509,11 +509,11 @@ func TestRulesOfARunningServerStay(t *testing.T) {
 	bridge(t, layout.PoolLink, two.Alias())
 	rules(t, "add table ip kube-proxy; add table inet cni_plugins_masquerade; add table ip mine")
 	p := &Plan{DataDir: layout.DataDir(second), marker: two}
-	if err := p.lookAtNetwork(t.Context()); err != nil {
+	if err := p.planNetwork(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Contains(p.Leave, "the packet filter table ip kube-proxy, which the server of "+first+" uses") || !slices.Contains(p.Leave, "the network interface cni0, which is not marked as this data dir's") {
-		t.Errorf("said to stay: %q", p.Leave)
+		t.Errorf("listed to stay: %q", p.Leave)
 	}
 	for _, step := range []func() error{func() error { return p.removeInterfaces(t.Context()) }, func() error { return p.removeRules(t.Context()) }} {
 		if err := step(); err != nil {
@@ -523,7 +523,7 @@ func TestRulesOfARunningServerStay(t *testing.T) {
 	if left := rules(t, "list", "tables"); !strings.Contains(left, "kube-proxy") || !strings.Contains(left, "masquerade") || !has(layout.Bridge) || has(layout.PoolLink) {
 		t.Errorf("left: %s, bridge %v, load balancer %v", left, has(layout.Bridge), has(layout.PoolLink))
 	}
-	// A server that was killed leaves its pods; they need the rules too.
+	// A server that was killed leaves its pods running; they need the rules too.
 	_ = server.Process.Kill()
 	_ = server.Wait()
 	pods := mkdir(t, layout.DataDir(first).Run(), "containerd", "io.containerd.runtime.v2.task", "k8s.io", strings.Repeat("0", 64))
@@ -533,9 +533,9 @@ func TestRulesOfARunningServerStay(t *testing.T) {
 	if err := os.Remove(pods); err != nil {
 		t.Fatal(err)
 	}
-	// Alone again.
+	// The only one again.
 	p = &Plan{DataDir: layout.DataDir(second), marker: two}
-	if err := p.lookAtNetwork(t.Context()); err != nil {
+	if err := p.planNetwork(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.removeRules(t.Context()); err != nil {
@@ -546,7 +546,7 @@ func TestRulesOfARunningServerStay(t *testing.T) {
 	}
 }
 
-// A server in another network namespace is no reason to leave anything here, and nothing here is that server's.
+// A server in another network namespace does not affect this one, and vice versa.
 func TestAnotherNamespace(t *testing.T) {
 	private(t)
 	dir, marker := claimed(t)
@@ -556,21 +556,21 @@ func TestAnotherNamespace(t *testing.T) {
 	private(t) // another one
 	rules(t, "add table ip kube-proxy")
 	p := &Plan{DataDir: layout.DataDir(dir), marker: marker}
-	if err := p.lookAtNetwork(t.Context()); err != nil {
+	if err := p.planNetwork(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.removeRules(t.Context()); err != nil || !strings.Contains(rules(t, "list", "tables"), "kube-proxy") {
 		t.Errorf("%v, tables: %s", err, rules(t, "list", "tables"))
 	}
 	if !slices.Contains(p.Leave, "the packet filter table ip kube-proxy, because the server has not run in this network namespace") {
-		t.Errorf("said to stay: %q", p.Leave)
+		t.Errorf("listed to stay: %q", p.Leave)
 	}
 	if others, err := datadir.Others(layout.DataDir(filepath.Join(t.TempDir(), "x"))); err != nil || slices.Contains(others, dir) {
 		t.Errorf("others: %q, %v", others, err)
 	}
 }
 
-// Whatever Look names is what Run removes: no line is there for show.
+// Everything that Look lists is removed by Run.
 func TestPlanNamesWhatGoes(t *testing.T) {
 	private(t)
 	dir, marker := claimed(t)
@@ -593,7 +593,7 @@ func TestPlanNamesWhatGoes(t *testing.T) {
 		delete(want, line)
 	}
 	if len(want) > 0 {
-		t.Errorf("not named: %q in %q", slices.Collect(maps.Keys(want)), p.Remove)
+		t.Errorf("not listed: %q in %q", slices.Collect(maps.Keys(want)), p.Remove)
 	}
 	if err := p.Run(t.Context(), io.Discard); err != nil || exists(run) || exists(dir) {
 		t.Errorf("%v: %v %v", err, exists(run), exists(dir))

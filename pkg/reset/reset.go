@@ -1,6 +1,6 @@
-// Package reset removes everything that a server made on a machine, also one that was killed. It looks for what is there,
-// and removes what is proved to be the data dir's: it lies in the dir, which has a marker (pkg/datadir), or it bears the
-// marker's id, or the marker or the lock names it. Look says what that is, Run does it; pkg/command asks in between.
+// Package reset removes everything that a server, even one that was killed, has created on a machine. It looks for what exists,
+// and removes what is proved to be the data dir's: it is inside the dir, which has a marker (pkg/datadir), or it carries the
+// marker's id, or the marker or the lock names it. Look lists it, Run removes it; pkg/command asks for confirmation in between.
 package reset
 
 import (
@@ -29,7 +29,7 @@ import (
 	"polymesh.dev/polymesh/pkg/preflight"
 )
 
-// Options say what to remove.
+// Options of a reset.
 type Options struct {
 	DataDir    layout.DataDir
 	Kubeconfig string
@@ -44,17 +44,17 @@ const (
 // Plan is what a reset will remove, and what it will leave although it looks like a server's.
 type Plan struct {
 	DataDir layout.DataDir
-	// Remove and Leave are lines for the user, who is asked before Run. Remove is empty where there is nothing to do.
+	// Remove and Leave are lines for the user, who confirms before Run. Remove is empty if there is nothing to do.
 	Remove, Leave []string
 
-	kubeconfigs []string // those that are to be removed
+	kubeconfigs []string // those to be removed
 	marker      *datadir.Marker
-	// network is true where interfaces and rules of this network namespace are this data dir's.
+	// network is set if interfaces and rules of this network namespace are this data dir's.
 	network bool
 	unit    string
 }
 
-// Look finds out what belongs to a data dir. It changes nothing. A folder that is no data dir is an error.
+// Look determines what belongs to a data dir. It changes nothing. A folder that is not a data dir is an error.
 func Look(ctx context.Context, o Options) (*Plan, error) {
 	dataDir, err := layout.ParseDataDir(string(o.DataDir))
 	if err != nil {
@@ -71,7 +71,7 @@ func Look(ctx context.Context, o Options) (*Plan, error) {
 			p.marker = &datadir.Marker{}
 			return p, nil
 		}
-		// The first start of this version would mark it. Its id is on nothing yet.
+		// The first start of this version would add the marker. Nothing carries its id yet.
 		if err = datadir.Earlier(dataDir); err == nil {
 			p.marker = &datadir.Marker{Adopted: true, Folders: []string{dataDir.Kubelet(), dataDir.PodLogs()}}
 		}
@@ -81,12 +81,12 @@ func Look(ctx context.Context, o Options) (*Plan, error) {
 		return nil, fmt.Errorf("%w. Nothing was changed: is --data-dir right? If it is, remove the folder by hand", err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look at %s: %w", dataDir, err)
+		return nil, fmt.Errorf("check %s: %w", dataDir, err)
 	}
-	if err := p.lookAtServer(ctx); err != nil {
+	if err := p.planServer(ctx); err != nil {
 		return nil, err
 	}
-	if err := p.lookAtNetwork(ctx); err != nil {
+	if err := p.planNetwork(ctx); err != nil {
 		return nil, err
 	}
 	for _, dir := range cgroups(dataDir.CgroupRoot()) {
@@ -95,7 +95,7 @@ func Look(ctx context.Context, o Options) (*Plan, error) {
 	if mounts, err := mountinfo.GetMounts(below(p.folders()...)); err == nil && len(mounts) > 0 {
 		p.Remove = append(p.Remove, fmt.Sprintf("%d mounts below these folders (what they hold stays where it is another disk's)", len(mounts)))
 	}
-	p.lookAtFiles(o.Kubeconfig)
+	p.planFiles(o.Kubeconfig)
 	return p, nil
 }
 
@@ -104,7 +104,7 @@ func isEmpty(dir string) bool {
 	return err == nil && len(entries) == 0
 }
 
-func (p *Plan) lookAtServer(ctx context.Context) error {
+func (p *Plan) planServer(ctx context.Context) error {
 	p.unit = unitOf(ctx, p.DataDir)
 	if p.unit != "" {
 		p.Remove = append(p.Remove, "the systemd unit "+p.unit+" (stopped, not removed)")
@@ -122,10 +122,10 @@ func (p *Plan) lookAtServer(ctx context.Context) error {
 	return nil
 }
 
-// lookAtNetwork decides whether this network namespace has something of the data dir's. Interfaces say it by their alias.
-// kube-proxy's and the CNI plugins' rules cannot: they are the data dir's where its server has run in this namespace, and
+// planNetwork determines whether this network namespace contains something of the data dir's. Interfaces are identified by their alias.
+// kube-proxy's and the CNI plugins' rules cannot be marked: they are the data dir's if its server has run in this namespace, and
 // they are left while another server, or its pods, needs them.
-func (p *Plan) lookAtNetwork(ctx context.Context) error {
+func (p *Plan) planNetwork(ctx context.Context) error {
 	others, err := datadir.Others(p.DataDir)
 	if err != nil {
 		return err
@@ -137,7 +137,7 @@ func (p *Plan) lookAtNetwork(ctx context.Context) error {
 	lock, err := datadir.Look(p.DataDir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		// Never started since the machine was: neither interfaces nor rules outlive that.
+		// Not started since the last boot: neither interfaces nor rules survive a reboot.
 	case err != nil:
 		return err
 	case lock.Network == here || lock.Network == 0 && p.marker.Adopted:
@@ -180,7 +180,7 @@ func (p *Plan) lookAtNetwork(ctx context.Context) error {
 	return nil
 }
 
-func (p *Plan) lookAtFiles(kubeconfig string) {
+func (p *Plan) planFiles(kubeconfig string) {
 	ca, _ := os.ReadFile(datadir.Authority(p.DataDir))
 	paths := []string{kubeconfig}
 	if noted := p.marker.Kubeconfig; noted != "" && noted != kubeconfig {
@@ -204,18 +204,18 @@ func (p *Plan) lookAtFiles(kubeconfig string) {
 	for _, folder := range []string{p.DataDir.Kubelet(), p.DataDir.PodLogs()} {
 		if !p.marker.Owns(p.DataDir, folder) && !isEmpty(folder) {
 			if _, err := os.Lstat(folder); err == nil {
-				p.Leave = append(p.Leave, fmt.Sprintf("the folder %s, which held another Kubernetes' files when the server started first", folder))
+				p.Leave = append(p.Leave, fmt.Sprintf("the folder %s, which contained another Kubernetes' files when the server first started", folder))
 			}
 		}
 	}
 	own, foreign := p.contents()
 	p.Remove = append(p.Remove, fmt.Sprintf("the data dir %s: %s", p.DataDir, strings.Join(own, ", ")))
 	for _, name := range foreign {
-		p.Leave = append(p.Leave, fmt.Sprintf("%s, which no server makes", p.DataDir.Path(name)))
+		p.Leave = append(p.Leave, fmt.Sprintf("%s, which was not created by a server", p.DataDir.Path(name)))
 	}
 }
 
-// contents are the names in the data dir, those that a server makes apart from others.
+// contents returns the names in the data dir: those that a server creates, and others.
 func (p *Plan) contents() (own, foreign []string) {
 	entries, _ := os.ReadDir(string(p.DataDir))
 	for _, e := range entries {
@@ -229,10 +229,10 @@ func (p *Plan) contents() (own, foreign []string) {
 	return own, foreign
 }
 
-// outside are the folders that belong to the data dir and lie elsewhere.
+// outside returns the folders outside the data dir that belong to it.
 func (p *Plan) outside() []string {
 	var folders []string
-	// The name has a hash of the data dir's in it, of which there may be another.
+	// The name contains a hash of the data dir, so it is unique.
 	if lock, err := datadir.Look(p.DataDir); err != nil || lock.DataDir == "" || lock.DataDir == string(p.DataDir) {
 		folders = append(folders, p.DataDir.Run())
 	}
@@ -246,8 +246,8 @@ func (p *Plan) outside() []string {
 
 func (p *Plan) folders() []string { return append([]string{string(p.DataDir)}, p.outside()...) }
 
-// Run removes it all, step by step; a step that fails does not keep the others from being done. What proves that the rest
-// is the data dir's goes last, and only when all else has gone.
+// Run removes everything, step by step; a failed step does not keep the others from running. The proof that the rest
+// is the data dir's is removed last, and only if everything else is gone.
 func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 	if len(p.Remove) == 0 {
 		return nil
@@ -285,13 +285,13 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// unitOf is the systemd unit that runs, or is about to start, the server of a data dir; empty where there is none.
+// unitOf returns the systemd unit that runs, or is about to start, the server of a data dir; empty if there is none.
 func unitOf(ctx context.Context, dataDir layout.DataDir) string {
 	if lock, err := datadir.Look(dataDir); err == nil && lock.Held {
 		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", lock.PID))
 		for line := range strings.Lines(string(text)) {
 			if unit := filepath.Base(strings.TrimSpace(line)); strings.HasSuffix(unit, ".service") {
-				// Not one that only happens to be the parent of a shell.
+				// Ignore a unit that only contains a shell from which the server was started.
 				main, err := exec.CommandContext(ctx, "systemctl", "show", "--property=MainPID", "--value", "--", unit).Output()
 				if err == nil && strings.TrimSpace(string(main)) == strconv.Itoa(lock.PID) {
 					return unit
@@ -311,7 +311,7 @@ func unitOf(ctx context.Context, dataDir layout.DataDir) string {
 	return ""
 }
 
-// stopServer ends the server as its service manager would, or else the process that holds its lock.
+// stopServer stops the server through its service manager, or else the process that holds its lock.
 func (p *Plan) stopServer(ctx context.Context) error {
 	if p.unit != "" {
 		if out, err := exec.CommandContext(ctx, "systemctl", "stop", p.unit).CombinedOutput(); err != nil {
@@ -366,7 +366,7 @@ func (p *Plan) stopContainers(ctx context.Context) error {
 	gone := waitFor(ctx, killWait, func() bool {
 		pids := p.processes()
 		for _, pid := range pids {
-			// One that has gone meanwhile needs no signal.
+			// A process that has exited meanwhile needs no signal.
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		return len(pids) == 0
@@ -377,7 +377,7 @@ func (p *Plan) stopContainers(ctx context.Context) error {
 	return nil
 }
 
-// processes are those of the node, without the server's own.
+// processes returns the processes of the node, except the server's own.
 func (p *Plan) processes() []int {
 	ids := containers(p.DataDir.Run())
 	pids := slices.Concat(programs(layout.DataDir(resolved(string(p.DataDir)))), containerProcesses(ids), cgroupProcesses(p.DataDir.CgroupRoot()))
@@ -385,7 +385,7 @@ func (p *Plan) processes() []int {
 	return slices.Compact(pids)
 }
 
-// programs lists the processes whose program lies in the data dir: containerd and the shims.
+// programs lists the processes whose program is in the data dir: containerd and the shims.
 func programs(dataDir layout.DataDir) []int {
 	return processes(func(pid int) bool {
 		exe, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "exe"))
@@ -394,12 +394,12 @@ func programs(dataDir layout.DataDir) []int {
 	})
 }
 
-// containers lists the ids of the containers that containerd runs, by the folders that their shims have
+// containers lists the ids of the containers that containerd runs, from the folders of their shims
 // (containerd's core/runtime/v2, bundle).
 func containers(runDir string) (ids []string) {
 	dirs, _ := filepath.Glob(filepath.Join(runDir, "containerd", "io.containerd.runtime.v2.task", "*", "*"))
 	for _, dir := range dirs {
-		// The kubelet's containers have 64 hex digits; a short name of `ctr run` could be part of any cgroup's.
+		// The kubelet's containers have 64 hex digits; a short name from `ctr run` could match part of any cgroup's.
 		if id := filepath.Base(dir); len(id) == 64 {
 			ids = append(ids, id)
 		}
@@ -407,8 +407,8 @@ func containers(runDir string) (ids []string) {
 	return ids
 }
 
-// containerProcesses lists the processes of containers: their cgroups have the container's id in their names. Where
-// systemd makes the cgroups they do not lie below the node's own.
+// containerProcesses lists the processes of containers: their cgroups' names contain the container's id. If
+// systemd creates the cgroups, they are not below the node's own.
 func containerProcesses(ids []string) []int {
 	return processes(func(pid int) bool {
 		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
@@ -416,7 +416,7 @@ func containerProcesses(ids []string) []int {
 	})
 }
 
-// resolved is a path without links, as the kernel tells it in /proc.
+// resolved returns a path without links, as shown by the kernel in /proc.
 func resolved(path string) string {
 	if r, err := filepath.EvalSymlinks(path); err == nil {
 		return r
@@ -438,7 +438,7 @@ func processes(match func(pid int) bool) []int {
 	return pids
 }
 
-// unmount takes down, deepest first, what is mounted below the node's folders.
+// unmount unmounts everything below the node's folders, deepest first.
 func (p *Plan) unmount(context.Context) error {
 	mounts, err := mountinfo.GetMounts(below(p.folders()...))
 	if err != nil {
@@ -453,7 +453,7 @@ func (p *Plan) unmount(context.Context) error {
 	return errors.Join(failures...)
 }
 
-// below selects the mounts below the folders, not one on a folder itself.
+// below selects the mounts below the folders, but not on a folder itself.
 func below(folders ...string) mountinfo.FilterFunc {
 	for i, f := range folders {
 		folders[i] = resolved(f) + "/"
@@ -463,11 +463,11 @@ func below(folders ...string) mountinfo.FilterFunc {
 	}
 }
 
-// named reports whether an interface has one of the names that a server gives.
+// named reports whether an interface has one of a server's names.
 func named(name string) bool { return name == layout.Bridge || name == layout.PoolLink }
 
-// owns reports whether an interface is this data dir's: it bears the dir's alias. One without any is of a server that was
-// killed before it could mark it, or of an earlier version's.
+// owns reports whether an interface is this data dir's: it carries the dir's alias. An interface without an alias is from a server
+// that was killed before it could mark it, or from an earlier version.
 func (p *Plan) owns(link *netlink.LinkAttrs) bool {
 	if !named(link.Name) {
 		return false
@@ -480,7 +480,7 @@ func (p *Plan) owns(link *netlink.LinkAttrs) bool {
 }
 
 func linkList(ctx context.Context) (links []netlink.Link, err error) {
-	// The interfaces of pods that have just ended are still going, and a list that changed while it was read is torn.
+	// Interfaces of pods that have just ended are still being removed, and a list that changes while it is read is inconsistent.
 	waitFor(ctx, killWait, func() bool {
 		links, err = netlink.LinkList()
 		return !errors.Is(err, netlink.ErrDumpInterrupted)
@@ -491,7 +491,7 @@ func linkList(ctx context.Context) (links []netlink.Link, err error) {
 	return links, nil
 }
 
-// links are the interfaces to remove: those that the data dir owns, and the pods' ends that are plugged into its bridge.
+// links returns the interfaces to remove: those that the data dir owns, and the pods' ends that are attached to its bridge.
 func (p *Plan) links(ctx context.Context) ([]netlink.Link, error) {
 	all, err := linkList(ctx)
 	if err != nil {
@@ -530,17 +530,17 @@ func (p *Plan) removeInterfaces(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// filterTable is one of nftables.
+// filterTable is an nftables table.
 type filterTable struct{ family, name string }
 
-// ruleTables lists the tables of kube-proxy and of the CNI plugins; none where they use iptables.
+// ruleTables lists the tables of kube-proxy and of the CNI plugins; none if they use iptables.
 func ruleTables(ctx context.Context, dataDir layout.DataDir) (tables []filterTable, err error) {
 	if !preflight.NFTables() {
 		return nil, nil
 	}
 	nft := tool(dataDir, "nft")
 	if nft == "" {
-		// Without nft nothing can have made a table: a reset that was cut off had removed them before the program.
+		// Without nft there are no tables: an interrupted reset has removed them before the program.
 		return nil, nil
 	}
 	out, err := exec.CommandContext(ctx, nft, "list", "tables").Output()
@@ -556,7 +556,7 @@ func ruleTables(ctx context.Context, dataDir layout.DataDir) (tables []filterTab
 	return tables, nil
 }
 
-// removeRules deletes the tables; where iptables is used, the chains.
+// removeRules deletes the tables, or the chains if iptables is used.
 func (p *Plan) removeRules(ctx context.Context) error {
 	if !p.network {
 		return nil
@@ -577,7 +577,7 @@ func (p *Plan) removeRules(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// tool is a program that the payload brings, or else the host's; empty where neither is.
+// tool returns a program of the payload, or else of the host; empty if neither has it.
 func tool(dataDir layout.DataDir, name string) string {
 	if shipped, _ := filepath.Glob(dataDir.Path("data", "*", "bin", name)); len(shipped) > 0 {
 		return shipped[0]
@@ -589,8 +589,8 @@ func tool(dataDir layout.DataDir, name string) string {
 	return path
 }
 
-// isEmptyIPTablesTable reports whether a table is one of iptables' with nothing in it. iptables makes the table that it is asked to
-// look at, and kube-proxy and the CNI plugins look for rules that an earlier version has left.
+// isEmptyIPTablesTable reports whether a table is an empty one of iptables. iptables creates each table that it
+// lists, and kube-proxy and the CNI plugins list rules that an earlier version may have left.
 func isEmptyIPTablesTable(ctx context.Context, nft, family, name string) bool {
 	if !slices.Contains([]string{"ip", "ip6"}, family) || !slices.Contains([]string{"filter", "mangle", "nat"}, name) {
 		return false
@@ -599,7 +599,7 @@ func isEmptyIPTablesTable(ctx context.Context, nft, family, name string) bool {
 	return err == nil && strings.Join(strings.Fields(string(out)), " ") == "table "+family+" "+name+" { }"
 }
 
-// removeChains restores the iptables rules without those of Kubernetes and CNI, as K3s's killall script does.
+// removeChains restores the iptables rules without those of Kubernetes and CNI, like K3s's killall script.
 func removeChains(ctx context.Context, dataDir layout.DataDir) error {
 	var failures []error
 	for _, family := range []string{"iptables", "ip6tables"} {
@@ -622,8 +622,8 @@ func removeChains(ctx context.Context, dataDir layout.DataDir) error {
 	return errors.Join(failures...)
 }
 
-// cgroups lists the node's cgroup in every hierarchy where it exists. Where systemd makes the cgroups, pods are in
-// kubepods.slice, which all kubelets of a machine share: that one goes by itself when the last container in it has gone.
+// cgroups lists the node's cgroup in every hierarchy where it exists. If systemd creates the cgroups, pods are in
+// kubepods.slice, which all kubelets of a machine share: it is removed automatically after its last container.
 func cgroups(name string) []string {
 	found, _ := filepath.Glob("/sys/fs/cgroup/*" + name)
 	if dir := "/sys/fs/cgroup" + name; exists(dir) {
@@ -670,7 +670,7 @@ func (p *Plan) removeCgroups(ctx context.Context) error {
 		})
 		for _, d := range slices.Backward(dirs) {
 			var err error
-			// The kernel takes a moment to notice that the last process has gone.
+			// The kernel needs a moment to notice that the last process has exited.
 			waitFor(ctx, killWait, func() bool {
 				err = unix.Rmdir(d)
 				return err == nil || !errors.Is(err, unix.EBUSY)
@@ -683,7 +683,7 @@ func (p *Plan) removeCgroups(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// removeEmptyCgroups removes, deepest first, the cgroups without processes. The kernel refuses the others.
+// removeEmptyCgroups removes the cgroups without processes, deepest first. The kernel refuses the others.
 func removeEmptyCgroups(dir string) {
 	var dirs []string
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -699,7 +699,7 @@ func removeEmptyCgroups(dir string) {
 
 func (p *Plan) removeData(context.Context) error {
 	var failures []error
-	// Looked at again: what the user was asked about may have become another file since.
+	// Checked again: the file may have been replaced since the user confirmed.
 	ca, _ := os.ReadFile(datadir.Authority(p.DataDir))
 	for _, path := range p.kubeconfigs {
 		if ours, _ := ownKubeconfig(path, ca); ours {
@@ -720,15 +720,15 @@ func (p *Plan) removeData(context.Context) error {
 	results, _ := filepath.Glob("/var/lib/cni/results/" + p.DataDir.PodNetwork() + "-*")
 	paths = append(paths, results...)
 	if p.DataDir == layout.DefaultDataDir && p.marker.Owns(p.DataDir, p.DataDir.Kubelet()) {
-		// The kubelet tells systemd's login manager there how long a shutdown may take (pkg/kubelet/nodeshutdown/systemd).
+		// The kubelet's setting for systemd's login manager, the maximum shutdown delay (pkg/kubelet/nodeshutdown/systemd).
 		paths = append(paths, "/etc/systemd/logind.conf.d/99-kubelet.conf")
 	}
 	for _, path := range paths {
 		failures = append(failures, remove(path))
 	}
 	if mounts, err := mountinfo.GetMounts(below(string(p.DataDir))); err != nil || len(mounts) > 0 {
-		// What is still mounted may be a user's volume: nothing there may be deleted.
-		failures = append(failures, err, fmt.Errorf("%s was left alone, because it still holds mounted file systems", p.DataDir))
+		// A remaining mount may be a user's volume: nothing in it may be deleted.
+		failures = append(failures, err, fmt.Errorf("%s was not removed, because it still contains mounted file systems", p.DataDir))
 	} else {
 		own, _ := p.contents()
 		for _, name := range own {
@@ -739,8 +739,8 @@ func (p *Plan) removeData(context.Context) error {
 	return errors.Join(failures...)
 }
 
-// removeMarker removes the marker and the data dir, once it is empty. A data dir that is a disk of its own stays as its
-// empty mount point; of a link to a folder both go.
+// removeMarker removes the marker and the data dir, once it is empty. A data dir that is a separate disk stays as an
+// empty mount point; if it is a link to a folder, both are removed.
 func (p *Plan) removeMarker() error {
 	if err := os.Remove(p.DataDir.Path(datadir.MarkerName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -750,13 +750,13 @@ func (p *Plan) removeMarker() error {
 		return nil
 	}
 	if info, err := os.Lstat(string(p.DataDir)); err != nil || info.Mode()&fs.ModeSymlink == 0 {
-		return nil // a folder above it is the link
+		return nil // the link is a parent folder
 	}
 	return os.Remove(string(p.DataDir))
 }
 
-// removeShared removes the folders that the parts of every node make at the same places, once they are empty: another
-// node on this machine may still use them.
+// removeShared removes the folders that all nodes use at the same places, once they are empty: another node on this
+// machine may still use them.
 func removeShared() {
 	// The kubelet's socket for device plugins (k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1) stays when it is killed.
 	const devices = "/var/lib/kubelet/device-plugins"
@@ -766,16 +766,16 @@ func removeShared() {
 		_ = os.Remove(devices + "/kubelet.sock")
 	}
 	for _, dir := range []string{devices, filepath.Dir(devices), "/var/lib/cni/results", "/var/lib/cni", "/var/log/containers"} {
-		_ = unix.Rmdir(dir) // fails where there is something else in it
+		_ = unix.Rmdir(dir) // fails unless it is empty
 	}
 }
 
 func remove(path string) error {
-	// What is still mounted may be someone's volume: nothing below it may be deleted.
+	// A remaining mount may be a user's volume: nothing below it may be deleted.
 	if mounts, err := mountinfo.GetMounts(below(path)); err != nil || len(mounts) > 0 {
-		return errors.Join(err, fmt.Errorf("%s was left alone, because it still holds mounted file systems", path))
+		return errors.Join(err, fmt.Errorf("%s was not removed, because it still contains mounted file systems", path))
 	}
-	// A data dir that is a disk of its own stays as its empty mount point.
+	// A data dir that is a separate disk stays as an empty mount point.
 	if err := os.RemoveAll(path); err != nil && !errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("remove %s: %w", path, err)
 	}

@@ -19,7 +19,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// lockVar names the data dir whose lock this binary, as another process, takes like a server; bridgeVar says that it is to
+// lockVar makes this binary take the lock of a data dir like a server, in a separate process; bridgeVar makes it
 // expect the bridge to be its own.
 const (
 	lockVar   = "POLYMESH_TEST_LOCK"
@@ -72,7 +72,7 @@ func TestRemoveLeavesMountedVolumes(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "still holds mounted file systems") || !exists(filepath.Join(theirs, "precious")) {
 		t.Errorf("error is %v", err)
 	}
-	// By a link to it too.
+	// Through a link to it, too.
 	link := filepath.Join(dir, "link")
 	if err := os.Symlink("kubelet", link); err != nil {
 		t.Fatal(err)

@@ -22,8 +22,8 @@ import (
 	"polymesh.dev/polymesh/pkg/node"
 )
 
-// addComponents is the server: what it consists of, and what each part waits for. It returns the part with which the server is
-// up to a service manager: its node. The add-ons are ordinary pods, and a taint may leave no room for them.
+// addComponents is the list of a server's components and their dependencies. It returns the component whose readiness is reported to
+// a service manager: the node. Add-ons are ordinary pods, and a taint may keep them from running.
 func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	dir := s.cfg.DataDir
 	certs := certificate.Store(dir.TLS())
@@ -37,7 +37,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	containerd := m.Add(node.NewContainerd(machine))
 	images := m.Add(node.NewImages(machine), containerd)
 	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
-	// Where the user gives the API server another configuration, with a KMS say, Secrets are written with keys that are not ours.
+	// If the user sets another API server configuration, with a KMS for example, Secrets use keys that we do not know.
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
 		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint()}, s.log), api)
 	}
@@ -53,7 +53,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		RegistryDir: dir.RegistryDir(), Log: s.log,
 	}), api, images)
 
-	// What follows is the cluster's: one server does it.
+	// The rest is cluster-wide and runs on one server.
 	var leadership component.Leadership
 	if store.Endpoint().LeaderElect {
 		l := leader.New(leader.Options{Identity: s.name + "_" + rand.Text(), Kubeconfig: kubeconfig, Log: s.log})
@@ -84,7 +84,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	return up
 }
 
-// node is what this machine's parts as a node share.
+// node returns the options shared by this machine's node components.
 func (s *server) node() node.Options {
 	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
 	return node.Options{
@@ -99,7 +99,7 @@ func (s *server) node() node.Options {
 	}
 }
 
-// addon is one of the add-ons; a disabled one is added too, to be removed where it was installed before.
+// addon returns an add-on; a disabled one is added too, so that an earlier installation is removed.
 func (s *server) addon(name config.Addon, kubeconfig string, names *node.Nameservers) component.Component {
 	return addon.New(addon.Options{
 		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Image: s.manifest.Image,
@@ -109,7 +109,7 @@ func (s *server) addon(name config.Addon, kubeconfig string, names *node.Nameser
 	})
 }
 
-// addresses are those under which LoadBalancer services are reached, the outer one first.
+// addresses returns the addresses of LoadBalancer services, external one first.
 func (s *server) addresses() []netip.Addr {
 	if s.cfg.ExternalIP.IsValid() && s.cfg.ExternalIP != s.ip {
 		return []netip.Addr{s.cfg.ExternalIP, s.ip}

@@ -17,16 +17,16 @@ import (
 	"polymesh.dev/polymesh/pkg/payload"
 )
 
-// The components and their order are in docs/understand/architecture.md too.
+// The components and their order are also documented in docs/understand/architecture.md.
 func TestComponentsOfAServer(t *testing.T) {
 	table := componentTable(t)
 	for args, want := range map[string][]string{
 		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
 			"pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
-		// A disabled add-on stays in the list to be removed; what has nothing to remove is left out.
+		// A disabled add-on stays in the list to be removed; components with nothing to remove are left out.
 		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
 			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy"},
-		// Another encryption than ours is not looked at: its keys are not known here.
+		// An encryption configuration that is not ours is ignored: its keys are unknown here.
 		"--kube-apiserver-arg=encryption-provider-config=/kms.yaml": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
 			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
 	} {
@@ -47,8 +47,8 @@ func TestComponentsOfAServer(t *testing.T) {
 		for _, c := range m.Status(t.Context()) {
 			got = append(got, c.Name)
 			after := m.After(c.Name)
-			if said, ok := table[c.Name]; !ok || !slices.Equal(said.after, after) {
-				t.Errorf("docs/understand/architecture.md lets %s wait for %q, want %q", c.Name, said.after, after)
+			if row, ok := table[c.Name]; !ok || !slices.Equal(row.after, after) {
+				t.Errorf("docs/understand/architecture.md: %s waits for %q, want %q", c.Name, row.after, after)
 			}
 		}
 		if !slices.Equal(got, want) {
@@ -90,7 +90,7 @@ func componentTable(t *testing.T) map[string]componentRow {
 	return table
 }
 
-// componentRow is what the documentation says of a component: where in the list it is, and what it waits for.
+// componentRow is a component's row in the documentation: its position, and the components it waits for.
 type componentRow struct {
 	line  int
 	after []string

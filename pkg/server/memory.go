@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// giveBack returns the memory that only the start needed: the heap's free spans, and the pages of the program file that
-// ran once. The latter stay in the page cache, where the kernel can drop them, and are mapped again when they run again.
+// giveBack returns memory that only startup needed: free spans of the heap, and pages of the program file. The latter
+// stay in the page cache, where the kernel can drop them, and are mapped again on use.
 func giveBack() error {
 	debug.FreeOSMemory()
 	maps, err := os.Open("/proc/self/maps")
@@ -24,8 +24,8 @@ func giveBack() error {
 		return err
 	}
 	for lines := bufio.NewScanner(maps); lines.Scan(); {
-		// address perms offset dev inode pathname (proc_pid_maps(5)). Only code is safe: some of the read-only data was
-		// written by the C start-up code before it became so, and must stay.
+		// address perms offset dev inode pathname (proc_pid_maps(5)). Only code is safe: parts of the read-only data were
+		// modified by the C startup code before they became read-only, and must stay.
 		f := strings.Fields(lines.Text())
 		if len(f) < 6 || f[5] != program || !strings.Contains(f[1], "x") {
 			continue

@@ -11,8 +11,8 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
-// linkPrograms makes data/current point to the unpacked payload. Running shims and containers refer to their programs
-// through it, so an upgrade does not pull them away.
+// linkPrograms points data/current to the unpacked payload. Running shims and containers use their programs
+// through it, so an upgrade does not remove them.
 func (s *server) linkPrograms(context.Context) error {
 	current, id := string(s.programs), filepath.Base(s.unpacked)
 	target, err := os.Readlink(current)
@@ -22,7 +22,7 @@ func (s *server) linkPrograms(context.Context) error {
 	if err := atomicfile.Symlink(id, current); err != nil {
 		return fmt.Errorf("link the unpacked programs: %w", err)
 	}
-	// The version before stays: a shim that it started may still be at work with its files.
+	// Keep the previous version: its shims may still be using their files.
 	if err := removeExcept(filepath.Dir(current), "current", id, target); err != nil {
 		return fmt.Errorf("remove the programs of old versions: %w", err)
 	}

@@ -1,7 +1,7 @@
-// Package server is a server of Polymesh: what it consists of, and in which order it starts.
+// Package server is a Polymesh server: its components, and the order in which they start.
 //
-// It turns a checked configuration into the components of pkg/controlplane, pkg/node and pkg/mesh, hands them to a manager, and
-// runs them until it is asked to stop. `polymesh server` calls Run. The list of components is addComponents in components.go.
+// It turns a checked configuration into the components of pkg/controlplane, pkg/node and pkg/mesh, passes them to a manager, and
+// runs them until it is stopped. `polymesh server` calls Run. The list of components is addComponents in components.go.
 package server
 
 import (
@@ -37,7 +37,7 @@ import (
 
 // Run runs a server until ctx ends.
 func Run(ctx context.Context, cfg *config.Server) error {
-	// containerd, the kubelet and the shims inherit it.
+	// Inherited by containerd, the kubelet and the shims.
 	syscall.Umask(layout.Umask)
 	log := newLog(cfg)
 	grpcToKlog()
@@ -61,7 +61,7 @@ func Run(ctx context.Context, cfg *config.Server) error {
 		return err
 	}
 	for _, folder := range foreign {
-		log.Warn("another Kubernetes has left something in a folder that this node uses: `polymesh reset` will leave it", "folder", folder)
+		log.Warn("a folder that this node uses contains files of another Kubernetes: `polymesh reset` will not remove it", "folder", folder)
 	}
 	this, err := prepare(cfg, marker, lock, log)
 	if err != nil {
@@ -95,7 +95,7 @@ func Run(ctx context.Context, cfg *config.Server) error {
 		select {
 		case <-manager.Settled():
 			if err := giveBack(); err != nil {
-				log.Warn("memory of the start was not given back", "err", err)
+				log.Warn("startup memory could not be released", "err", err)
 			}
 		case <-ctx.Done():
 		}
@@ -103,13 +103,13 @@ func Run(ctx context.Context, cfg *config.Server) error {
 	return manager.Run(ctx)
 }
 
-// server is what the components of a server are built from.
+// server is the input for building a server's components.
 type server struct {
 	cfg  *config.Server
 	log  *slog.Logger
 	name string
 	ip   netip.Addr
-	// unpacked is the folder of the payload that this program came from, programs the name by which running pods know it.
+	// unpacked is the folder of the payload that this program came from, programs the path by which running pods use it.
 	unpacked string
 	programs payload.Dir
 	manifest *payload.Manifest
@@ -118,10 +118,10 @@ type server struct {
 	lock     *datadir.Lock
 }
 
-// prepare finds out what the components need to know of the machine. It changes nothing on it.
+// prepare collects what the components need to know about the machine. It changes nothing on it.
 func prepare(cfg *config.Server, marker *datadir.Marker, lock *datadir.Lock, log *slog.Logger) (*server, error) {
 	s := &server{cfg: cfg, log: log, name: cfg.NodeName, ip: cfg.NodeIP, marker: marker, lock: lock}
-	// One process holds all of Kubernetes: a second component must not set up logging again.
+	// All of Kubernetes runs in one process: a second component must not set up logging again.
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
 	logging := logsapi.NewLoggingConfiguration()
 	logging.Verbosity = logsapi.VerbosityLevel(cfg.LogLevel)

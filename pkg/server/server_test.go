@@ -12,7 +12,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// What gRPC reports is in the server's log, in klog's format. The log is the process's, so the test has one of its own.
+// gRPC's messages appear in the server's log, in klog's format. The log is global, so the test runs in its own process.
 func TestGRPCLogsToKlog(t *testing.T) {
 	if os.Getenv("LOG_AS") == "child" {
 		klogFlags := flag.NewFlagSet("", flag.ContinueOnError)

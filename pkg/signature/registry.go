@@ -22,32 +22,32 @@ import (
 	"k8s.io/kubernetes/pkg/credentialprovider"
 )
 
-// Bounds of a registry's answers: it is asked about images before anything is known about it.
+// Limits for a registry's responses: it is contacted about images before anything is known about it.
 const (
-	// maxBlob is how much is read of what is stored beside an image: a manifest or a payload, some kilobytes.
+	// maxBlob limits what is read of content next to an image, in bytes: a manifest or a payload has a few kilobytes.
 	maxBlob = 4 << 20
-	// maxAnswer is how much is read of any answer, such as one with a token.
+	// maxAnswer limits what is read of any response, such as one with a token, in bytes.
 	maxAnswer = 2 * maxBlob
-	// answerTime is how long one request may take, its answer included, and operationTime all requests of one operation.
+	// answerTime is the timeout of one request including its response, and operationTime that of all requests of one operation.
 	answerTime    = 30 * time.Second
 	operationTime = 2 * time.Minute
 	maxRedirects  = 5
 )
 
-// Registry is the registry that an image's name says.
+// Registry is the registry in an image's name.
 type Registry struct {
 	hosts  string
 	logins credentialprovider.DockerKeyring
 }
 
-// NewRegistry returns the registries as containerd reaches them. hosts is containerd's folder with a hosts.toml for each
+// NewRegistry returns the registries as containerd accesses them. hosts is containerd's folder with a hosts.toml for each
 // (https://github.com/containerd/containerd/blob/main/docs/hosts.md); it need not exist.
 func NewRegistry(hosts string, logins credentialprovider.DockerKeyring) *Registry {
 	return &Registry{hosts, logins}
 }
 
-// UserLogins are those of `buildah login`, `podman login` and `docker login`. Of Docker's, those that a helper program
-// keeps are not among them.
+// UserLogins returns the logins of `buildah login`, `podman login` and `docker login`. Docker logins that are kept by a credential
+// helper are not included.
 func UserLogins() (credentialprovider.DockerKeyring, error) {
 	files := []string{os.Getenv("REGISTRY_AUTH_FILE"), fmt.Sprintf("/run/containers/%d/auth.json", os.Geteuid())}
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
@@ -77,7 +77,7 @@ func UserLogins() (credentialprovider.DockerKeyring, error) {
 	return logins, nil
 }
 
-// resolver reaches the registry of a name.
+// resolver returns a resolver for the registry of a name.
 func (r *Registry) resolver(ctx context.Context, name string) remotes.Resolver {
 	login := func(string) (string, string, error) {
 		if found, ok := r.logins.Lookup(name); ok {
@@ -90,8 +90,8 @@ func (r *Registry) resolver(ctx context.Context, name string) remotes.Resolver {
 	})
 }
 
-// bound makes a client that is not kept waiting, and reads no more than maxAnswer. Registries redirect to where they have
-// their blobs, which are checked by their digests; a redirect may not leave TLS.
+// bound returns a client with a timeout that reads no more than maxAnswer. Registries redirect to the storage of
+// their blobs, which are checked by digest; a redirect must not downgrade from TLS.
 func bound(client *http.Client) error {
 	client.Timeout = answerTime
 	client.Transport = limited{client.Transport}
@@ -107,7 +107,7 @@ func bound(client *http.Client) error {
 	return nil
 }
 
-// limited is a transport whose answers have an end.
+// limited is a transport that limits the size of responses.
 type limited struct{ next http.RoundTripper }
 
 func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -126,7 +126,7 @@ type limitedBody struct {
 func (b *limitedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if b.left -= n; b.left < 0 {
-		return 0, fmt.Errorf("the answer has more than %d bytes", maxAnswer)
+		return 0, fmt.Errorf("the response has more than %d bytes", maxAnswer)
 	}
 	return n, err
 }
@@ -142,10 +142,10 @@ func (r *Registry) Digest(ctx context.Context, image string) (digest.Digest, err
 	return found.Digest, err
 }
 
-// Copied implements Place: it is where images come from.
+// Copied implements Place: a registry is the source of images.
 func (r *Registry) Copied(context.Context, Image) (bool, error) { return false, nil }
 
-// ImageManifest implements Place: a registry does not tell images from what else it stores.
+// ImageManifest implements Place: a registry does not distinguish images from its other content.
 func (r *Registry) ImageManifest(ctx context.Context, name string) ([]byte, error) {
 	return r.Manifest(ctx, name)
 }
@@ -198,7 +198,7 @@ func (r *Registry) Put(ctx context.Context, name string, manifest Blob, blobs ..
 	for _, b := range append(blobs, manifest) {
 		if err := push(ctx, pusher, b); err != nil {
 			host, _, _ := strings.Cut(name, "/")
-			return fmt.Errorf("push to %s: %w (log in with `buildah login %s` if it asks for that)", name, err, host)
+			return fmt.Errorf("push to %s: %w (log in with `buildah login %s` if the registry requires it)", name, err, host)
 		}
 	}
 	return nil

@@ -1,9 +1,9 @@
-// Package signature signs images and checks their signatures, in the form of Sigstore's cosign: the same key files, the
-// same payload, and the signature stored beside the image under the tag sha256-<digest>.sig
-// (https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md). What one of the two signs, the other verifies.
+// Package signature signs images and checks their signatures, in the format of Sigstore's cosign: the same key files, the
+// same payload, and the signature stored next to the image under the tag sha256-<digest>.sig
+// (https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md). Each can verify the other's signatures.
 //
-// A signature is over the image's digest and its repository's name, so it says nothing about tags: who verifies must go on
-// with the digest. The package owns keys, payload and storage; pkg/command and pkg/workflow/deploy sign, pkg/controlplane/imagepolicy verifies.
+// A signature covers the image's digest and its repository's name, but not tags: after verifying, use
+// the digest. The package owns keys, payload and storage; pkg/command and pkg/workflow/deploy sign, pkg/controlplane/imagepolicy verifies.
 package signature
 
 import (
@@ -36,13 +36,13 @@ const (
 	annotation  = "dev.cosignproject.cosign/signature"
 )
 
-// maxSignatures is how many signatures of an image are looked at: what is stored beside an image is not to be trusted yet.
+// maxSignatures limits how many signatures of an image are checked: content next to an image is not trusted yet.
 const maxSignatures = 50
 
-// Password asks for the password of a private key; twice says that the user must repeat it.
+// Password asks for the password of a private key; twice means that the user must repeat it.
 type Password func(twice bool) ([]byte, error)
 
-// Generate makes a key pair (ECDSA, P-256) as PEM; the private key is encrypted with the password.
+// Generate returns a new key pair (ECDSA, P-256) as PEM; the private key is encrypted with the password.
 func Generate(password Password) (private, public []byte, err error) {
 	return cryptoutils.GeneratePEMEncodedECDSAKeyPair(elliptic.P256(), cryptoutils.PassFunc(password))
 }
@@ -53,13 +53,13 @@ type Signer struct {
 	public Keys
 }
 
-// Public is the key that verifies what the signer signs.
+// Public returns the key that verifies the signer's signatures.
 func (key *Signer) Public() Keys { return key.public }
 
-// envScheme begins a key that is a variable of the environment, as cosign has it.
+// envScheme is the prefix of a key in an environment variable, as in cosign.
 const envScheme = "env://"
 
-// ReadSigner reads a private key from a file, or from the variable NAME of the environment if it is given as env://NAME.
+// ReadSigner reads a private key from a file, or from the environment variable NAME if given as env://NAME.
 func ReadSigner(from string, password Password) (*Signer, error) {
 	text, err := read(from)
 	if err != nil {
@@ -81,21 +81,21 @@ func read(from string) ([]byte, error) {
 	if !ok {
 		text, err := os.ReadFile(from)
 		if err != nil {
-			return nil, fmt.Errorf("read the key: %w (polymesh image keygen makes a pair)", err)
+			return nil, fmt.Errorf("read the key: %w (`polymesh image keygen` creates a pair)", err)
 		}
 		return text, nil
 	}
 	text := os.Getenv(variable)
 	if text == "" {
-		return nil, fmt.Errorf("key %s: the environment has no %s", from, variable)
+		return nil, fmt.Errorf("key %s: %s is not set in the environment", from, variable)
 	}
 	return []byte(text), nil
 }
 
-// Keys are public keys; a signature by any of them is good.
+// Keys are public keys; a signature by any of them is accepted.
 type Keys []signature.Verifier
 
-// ReadKeys reads public keys, each as ReadSigner does.
+// ReadKeys reads public keys, in the same way as ReadSigner.
 func ReadKeys(from ...string) (Keys, error) {
 	var keys Keys
 	for _, from := range from {
@@ -104,7 +104,7 @@ func ReadKeys(from ...string) (Keys, error) {
 			return nil, err
 		}
 		if bytes.Contains(text, []byte("PRIVATE KEY")) {
-			return nil, fmt.Errorf("key %s is a private one: give the public key that belongs to it", from)
+			return nil, fmt.Errorf("key %s is a private key: specify the public key that belongs to it", from)
 		}
 		public, err := cryptoutils.UnmarshalPEMToPublicKey(text)
 		if err != nil {
@@ -119,31 +119,31 @@ func ReadKeys(from ...string) (Keys, error) {
 	return keys, nil
 }
 
-// Blob is content with its name.
+// Blob is content with its descriptor.
 type Blob struct {
 	ocispec.Descriptor
 	Content []byte
 }
 
-// Place keeps images and, beside them, signatures: a node's containerd or a registry. Names are full ones
-// (docker.io/library/x:1). What is not there is an error for which errdefs.IsNotFound holds.
+// Place stores images and their signatures: a node's containerd or a registry. Names are full names
+// (docker.io/library/x:1). For missing content, the error satisfies errdefs.IsNotFound.
 type Place interface {
 	fmt.Stringer
-	// Digest is that of the image which has the name now. From then on the image can be named by it, too.
+	// Digest returns the digest of the image that currently has the name. From then on it is available by digest, too.
 	Digest(ctx context.Context, name string) (digest.Digest, error)
 	// Copied reports whether the image came to this place from a registry, which then has its signatures.
 	Copied(ctx context.Context, image Image) (bool, error)
-	// ImageManifest is the manifest of the image that has the name now, "repository@digest" too.
+	// ImageManifest returns the manifest of the image that currently has the name, which may be "repository@digest".
 	ImageManifest(ctx context.Context, name string) ([]byte, error)
-	// Manifest is what is stored under a name that is no image's.
+	// Manifest returns the manifest under a name that is not an image's.
 	Manifest(ctx context.Context, name string) ([]byte, error)
-	// Blob reads what the manifest of that name refers to.
+	// Blob reads content that the manifest with that name refers to.
 	Blob(ctx context.Context, name string, blob ocispec.Descriptor) ([]byte, error)
 	// Put stores blobs and then the manifest under the name.
 	Put(ctx context.Context, name string, manifest Blob, blobs ...Blob) error
 }
 
-// Image is an image as it is signed: a repository and a digest.
+// Image identifies an image for signing: a repository and a digest.
 type Image struct {
 	repository reference.Named
 	Digest     digest.Digest
@@ -152,29 +152,29 @@ type Image struct {
 // String is "repository@digest".
 func (i Image) String() string { return i.repository.Name() + "@" + i.Digest.String() }
 
-// stored is the name under which the image's signatures are.
+// stored returns the name under which the image's signatures are stored.
 func (i Image) stored() string {
 	return i.repository.Name() + ":" + i.Digest.Algorithm().String() + "-" + i.Digest.Encoded() + ".sig"
 }
 
-// checkBlob refuses a descriptor that could not be of something beside an image. It comes from whoever can write to the
-// registry, and the methods of a digest panic when it is none.
+// checkBlob rejects a descriptor that cannot belong to a signature. It comes from anyone with write access to the
+// registry, and the methods of a digest panic if it is invalid.
 func checkBlob(d ocispec.Descriptor) error {
 	if err := d.Digest.Validate(); err != nil {
 		return fmt.Errorf("%q is not a digest: %w", d.Digest, err)
 	}
 	if d.Size < 0 || d.Size > maxBlob {
-		return fmt.Errorf("%s has %d bytes, which a signature has not", d.Digest, d.Size)
+		return fmt.Errorf("%s has %d bytes, too many for a signature", d.Digest, d.Size)
 	}
-	// containerd's fetcher would ask these, wherever they lead, with a client of its own.
+	// containerd's fetcher would contact these URLs, wherever they point, with its own client.
 	if len(d.URLs) > 0 {
-		return fmt.Errorf("%s is said to be at %q, and not in the registry", d.Digest, d.URLs[0])
+		return fmt.Errorf("%s refers to %q instead of the registry", d.Digest, d.URLs[0])
 	}
 	return nil
 }
 
-// find returns what a reference means in the first place that knows it, and the places that may have its signatures: that
-// one and, if the image was only copied there, those behind it.
+// find resolves a reference in the first place that has it, and returns the places that may have its signatures: that
+// one and, if the image was only copied there, those after it.
 func find(ctx context.Context, ref string, places []Place) (Image, []Place, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
@@ -189,7 +189,7 @@ func find(ctx context.Context, ref string, places []Place) (Image, []Place, erro
 			return Image{}, nil, fmt.Errorf("look for image %s in %s: %w", named, place, err)
 		}
 		if err := sum.Validate(); err != nil {
-			return Image{}, nil, fmt.Errorf("image %s: what %s gives as its digest, %q, is none: %w", named, place, sum, err)
+			return Image{}, nil, fmt.Errorf("image %s: %s returned an invalid digest, %q: %w", named, place, sum, err)
 		}
 		image := Image{reference.TrimNamed(named), sum}
 		if exact, ok := named.(reference.Digested); ok && exact.Digest() != sum {
@@ -204,11 +204,11 @@ func find(ctx context.Context, ref string, places []Place) (Image, []Place, erro
 		}
 		return image, places[i:], nil
 	}
-	return Image{}, nil, fmt.Errorf("image %s: no place to look for it", named)
+	return Image{}, nil, fmt.Errorf("image %s: there is no place to look for it", named)
 }
 
-// Stored is the image that a place has under a name now, with its digest, and the digest of its configuration, which
-// programs that build call the image's id; empty for an image of several platforms.
+// Stored returns the image that currently has a name in a place, and the digest of its configuration, which
+// build programs call the image's id; empty for a multi-platform image.
 func Stored(ctx context.Context, ref string, place Place) (image Image, config digest.Digest, err error) {
 	image, _, err = find(ctx, ref, []Place{place})
 	if err != nil {
@@ -218,12 +218,12 @@ func Stored(ctx context.Context, ref string, place Place) (image Image, config d
 	if err != nil {
 		return image, "", fmt.Errorf("read the manifest of %s in %s: %w", image, place, err)
 	}
-	// The digest decides, not where the text comes from.
+	// The text is trusted because of its digest.
 	if err := image.Digest.Validate(); err != nil {
 		return image, "", fmt.Errorf("%s in %s: %w", image, place, err)
 	}
 	if image.Digest.Algorithm().FromBytes(text) != image.Digest {
-		return image, "", fmt.Errorf("%s has another manifest for %s", place, image)
+		return image, "", fmt.Errorf("%s has a different manifest for %s", place, image)
 	}
 	var manifest ocispec.Manifest
 	if err := json.Unmarshal(text, &manifest); err != nil {
@@ -232,8 +232,8 @@ func Stored(ctx context.Context, ref string, place Place) (image Image, config d
 	return image, manifest.Config.Digest, nil
 }
 
-// Sign signs the image that a reference means in the first place that has it, and stores the signature there. What is
-// signed with the same key already stays as it is: fresh is false. Signatures by other keys are kept.
+// Sign signs the image that a reference resolves to in the first place that has it, and stores the signature there. If it is
+// already signed with the same key, nothing changes and fresh is false. Signatures by other keys are kept.
 func Sign(ctx context.Context, key *Signer, ref string, places ...Place) (image Image, fresh bool, err error) {
 	image, at, err := find(ctx, ref, places)
 	if err != nil {
@@ -269,7 +269,7 @@ func (key *Signer) sign(ctx context.Context, image Image, place Place) (fresh bo
 	layer.Annotations = map[string]string{annotation: base64.StdEncoding.EncodeToString(sum)}
 	manifest.Layers = append(manifest.Layers, layer.Descriptor)
 
-	// cosign's form is an image whose layers are the payloads.
+	// In cosign's format it is an image whose layers are the payloads.
 	var configuration ocispec.Image
 	configuration.RootFS.Type = "layers"
 	for _, layer := range manifest.Layers {
@@ -304,7 +304,7 @@ func signatures(ctx context.Context, place Place, image Image) (m ocispec.Manife
 		return ocispec.Manifest{}, fmt.Errorf("signatures of %s: %w", image, err)
 	}
 	if m.MediaType != "" && m.MediaType != ocispec.MediaTypeImageManifest && m.MediaType != images.MediaTypeDockerSchema2Manifest {
-		return ocispec.Manifest{}, fmt.Errorf("signatures of %s: what is stored there is a %q and not a manifest", image, m.MediaType)
+		return ocispec.Manifest{}, fmt.Errorf("signatures of %s: the stored content is a %q, not a manifest", image, m.MediaType)
 	}
 	if len(m.Layers) > maxSignatures {
 		m.Layers = m.Layers[:maxSignatures]
@@ -312,11 +312,11 @@ func signatures(ctx context.Context, place Place, image Image) (m ocispec.Manife
 	return m, nil
 }
 
-// ErrUnsigned says that no good signature of the image by one of the keys was found.
+// ErrUnsigned means that no valid signature of the image by one of the keys was found.
 var ErrUnsigned = errors.New("not signed by a trusted key")
 
-// Verify returns the image that a reference means now, if it has a signature by one of the keys, and an error that wraps
-// ErrUnsigned if it has none. Only what is returned is verified: the same reference may mean another image later.
+// Verify returns the image that a reference currently resolves to, if it has a signature by one of the keys, and otherwise an error
+// that wraps ErrUnsigned. Only the returned image is verified: the same reference may resolve to another image later.
 func (k Keys) Verify(ctx context.Context, ref string, places ...Place) (Image, error) {
 	image, at, err := find(ctx, ref, places)
 	if err != nil {
@@ -341,7 +341,7 @@ func (k Keys) Verify(ctx context.Context, ref string, places ...Place) (Image, e
 	return image, unsigned{image, problems}
 }
 
-// unsigned is why an image does not pass, in one line.
+// unsigned is the reason why an image is rejected, on one line.
 type unsigned struct {
 	image    Image
 	problems []error
@@ -357,14 +357,14 @@ func (u unsigned) Error() string {
 	return text
 }
 
-// check checks one signature: the key's, of this digest, for this repository.
+// check checks one signature: by one of the keys, for this digest and this repository.
 func (k Keys) check(ctx context.Context, place Place, image Image, layer ocispec.Descriptor) error {
 	sum, err := base64.StdEncoding.DecodeString(layer.Annotations[annotation])
 	if err != nil || len(sum) == 0 || layer.MediaType != payloadType {
-		return errors.New("what is stored as its signature is none")
+		return errors.New("its stored signature is not valid")
 	}
 	if err := checkBlob(layer); err != nil {
-		return fmt.Errorf("what is stored as its signature is none: %w", err)
+		return fmt.Errorf("its stored signature is not valid: %w", err)
 	}
 	content, err := place.Blob(ctx, image.stored(), layer)
 	if err != nil {
@@ -375,19 +375,19 @@ func (k Keys) check(ctx context.Context, place Place, image Image, layer ocispec
 		good = good || key.VerifySignature(bytes.NewReader(sum), bytes.NewReader(content)) == nil
 	}
 	if !good {
-		return errors.New("its signature is by another key, or does not fit what it signs")
+		return errors.New("its signature is by another key, or does not match its payload")
 	}
 	var claim payload.Cosign
 	if err := json.Unmarshal(content, &claim); err != nil {
-		return fmt.Errorf("its signature is not one of an image: %w", err)
+		return fmt.Errorf("its signature is not for an image: %w", err)
 	}
-	// Names of Docker Hub are spelt in two ways.
+	// There are two spellings of Docker Hub's name.
 	want, err := name.NewRepository(image.repository.Name())
 	if err != nil {
 		return err
 	}
 	if claim.Image.DigestStr() != image.Digest.String() || claim.Image.Repository.Name() != want.Name() {
-		return fmt.Errorf("its signature is of %s@%s", claim.Image.Repository.Name(), claim.Image.DigestStr())
+		return fmt.Errorf("its signature is for %s@%s", claim.Image.Repository.Name(), claim.Image.DigestStr())
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func hub(t *testing.T) (*Registry, string) {
 	return NewRegistry(t.TempDir(), &credentialprovider.BasicDockerKeyring{}), strings.TrimPrefix(server.URL, "http://")
 }
 
-// push makes an image that differs by its author.
+// pushImage pushes an image that is unique by its author.
 func pushImage(t *testing.T, r *Registry, ref, author string) digest.Digest {
 	t.Helper()
 	config := blob(ocispec.MediaTypeImageConfig, []byte(`{"author":"`+author+`"}`))
@@ -46,7 +46,7 @@ func pushImage(t *testing.T, r *Registry, ref, author string) digest.Digest {
 	return manifest.Digest
 }
 
-// pair is a new key pair in files.
+// pair returns the files of a new key pair.
 func pair(t *testing.T) (*Signer, Keys) {
 	t.Helper()
 	password := func(bool) ([]byte, error) { return []byte("secret"), nil }
@@ -83,7 +83,7 @@ func sign(t *testing.T, key *Signer, ref string, place Place, fresh bool) Image 
 func refused(t *testing.T, keys Keys, ref string, place Place, why string) {
 	t.Helper()
 	if _, err := keys.Verify(t.Context(), ref, place); !errors.Is(err, ErrUnsigned) || !strings.Contains(err.Error(), why) {
-		t.Errorf("%s: %v, want that it is refused: %s", ref, err, why)
+		t.Errorf("%s: %v, want it refused: %s", ref, err, why)
 	}
 }
 
@@ -144,14 +144,14 @@ func TestSignatureIsOfOneImageOnly(t *testing.T) {
 	}
 	copied := blobs(signed.stored())
 
-	// The tag gets another image.
+	// The tag moves to another image.
 	pushImage(t, r, good, "b")
 	refused(t, keys, good, r, "there is no signature of it")
 	if _, err := keys.Verify(t.Context(), signed.String(), r); err != nil {
 		t.Error("the signed one by its digest:", err)
 	}
 
-	// Someone who can write to the registry moves the signature to it, and to another repository.
+	// Someone with write access to the registry copies the signature to it, and to another repository.
 	other := Image{signed.repository, digest.FromString("")}
 	if other.Digest, err = r.Digest(t.Context(), good); err != nil {
 		t.Fatal(err)
@@ -159,15 +159,15 @@ func TestSignatureIsOfOneImageOnly(t *testing.T) {
 	if err := r.Put(t.Context(), other.stored(), blob(ocispec.MediaTypeImageManifest, manifest), copied...); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, keys, good, r, "its signature is of "+signed.String())
+	refused(t, keys, good, r, "its signature is for "+signed.String())
 	elsewhere := host + "/tools/shell:1"
 	pushImage(t, r, elsewhere, "a")
 	if err := r.Put(t.Context(), strings.Replace(signed.stored(), "/shop/api:", "/tools/shell:", 1), blob(ocispec.MediaTypeImageManifest, manifest), copied...); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, keys, elsewhere, r, "its signature is of "+signed.String())
+	refused(t, keys, elsewhere, r, "its signature is for "+signed.String())
 
-	// What was signed is changed.
+	// The signed payload is changed.
 	payload := blob(payloadType, []byte(strings.Replace(string(copied[0].Content), signed.Digest.String(), other.Digest.String(), 1)))
 	payload.Annotations = m.Layers[0].Annotations
 	m.Layers = []ocispec.Descriptor{payload.Descriptor}
@@ -178,7 +178,7 @@ func TestSignatureIsOfOneImageOnly(t *testing.T) {
 	if err := r.Put(t.Context(), other.stored(), blob(ocispec.MediaTypeImageManifest, text), payload); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, keys, good, r, "does not fit what it signs")
+	refused(t, keys, good, r, "does not match its payload")
 }
 
 // holder is a place that has one image, and no signature.
@@ -213,14 +213,14 @@ func TestPlacesInOrder(t *testing.T) {
 		copied bool
 		good   bool
 	}{{true, true}, {false, false}} {
-		// The near place has the image, but not its signature.
+		// The first place has the image, but not its signature.
 		place := &holder{Registry: far, image: ref, sum: sum, copied: c.copied}
 		image, err := keys.Verify(t.Context(), ref, place, far)
 		if (err == nil) != c.good || image.Digest != sum {
 			t.Errorf("copied %v: %v, %v", c.copied, image, err)
 		}
 	}
-	// It does not have the image: the next one is asked.
+	// It does not have the image: the next place is used.
 	if _, err := keys.Verify(t.Context(), ref, &holder{Registry: far}, far); err != nil {
 		t.Error(err)
 	}
@@ -228,7 +228,7 @@ func TestPlacesInOrder(t *testing.T) {
 		t.Errorf("a bad name: %v", err)
 	}
 	if _, err := keys.Verify(t.Context(), host+"/no/such:1", far); err == nil || errors.Is(err, ErrUnsigned) {
-		t.Errorf("an image that is not there: %v", err)
+		t.Errorf("a nonexistent image: %v", err)
 	}
 }
 
@@ -245,16 +245,16 @@ func TestKeys(t *testing.T) {
 		t.Error(err)
 	}
 	if len(asked) != 2 || !asked[0] || asked[1] {
-		t.Errorf("the password was asked for: %v", asked)
+		t.Errorf("the password was requested: %v", asked)
 	}
 	if _, err := ReadSigner("env://TEST_KEY", func(bool) ([]byte, error) { return []byte("wrong"), nil }); err == nil {
-		t.Error("a wrong password is taken")
+		t.Error("a wrong password is accepted")
 	}
 	if keys, err := ReadKeys("env://TEST_PUB", "env://TEST_PUB"); err != nil || len(keys) != 2 {
 		t.Errorf("%d keys, %v", len(keys), err)
 	}
 	for from, want := range map[string]string{
-		"env://TEST_KEY": "is a private one", "env://NO_SUCH": "the environment has no NO_SUCH", "/no/such": "no such file",
+		"env://TEST_KEY": "is a private key", "env://NO_SUCH": "NO_SUCH is not set in the environment", "/no/such": "no such file",
 	} {
 		if _, err := ReadKeys(from); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", from, err, want)
@@ -262,7 +262,7 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// hostile is a registry whose image has this digest, and this as the manifest of its signatures and as any blob.
+// hostile is a registry whose image has this digest, with this manifest of its signatures and this blob.
 func hostile(t testing.TB, sum, signatures string, blob http.HandlerFunc) (*Registry, string) {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -289,7 +289,7 @@ func hostile(t testing.TB, sum, signatures string, blob http.HandlerFunc) (*Regi
 	return NewRegistry(t.TempDir(), &credentialprovider.BasicDockerKeyring{}), strings.TrimPrefix(server.URL, "http://") + "/shop/api:1"
 }
 
-// A registry answers what it likes.
+// A registry can return anything.
 func TestHostileRegistry(t *testing.T) {
 	signer, keys := pair(t)
 	image := digest.FromString("{}").String()
@@ -318,11 +318,11 @@ func TestHostileRegistry(t *testing.T) {
 		"layer digest of a word":  {image, layer("abc", 5), none, "is not a digest"},
 		"upper case":              {image, layer("sha256:"+strings.Repeat("A", 64), 5), none, "is not a digest"},
 		"negative size":           {image, layer(image, -1), none, "has -1 bytes"},
-		"huge size":               {image, layer(image, 1<<40), none, "bytes, which a signature has not"},
-		"elsewhere":               {image, strings.Replace(layer(image, 5), `"size"`, `"urls":["http://169.254.169.254/"],"size"`, 1), none, "and not in the registry"},
+		"huge size":               {image, layer(image, 1<<40), none, "bytes, too many for a signature"},
+		"elsewhere":               {image, strings.Replace(layer(image, 5), `"size"`, `"urls":["http://169.254.169.254/"],"size"`, 1), none, "instead of the registry"},
 		"endless":                 {image, layer(image, 5), endless, ""},
 		"not JSON":                {image, "{", none, "unexpected end of JSON"},
-		"an index":                {image, `{"mediaType":"application/vnd.oci.image.index.v1+json"}`, none, "and not a manifest"},
+		"an index":                {image, `{"mediaType":"application/vnd.oci.image.index.v1+json"}`, none, ", not a manifest"},
 		"a wrong type":            {image, `{"layers":"x"}`, none, "cannot unmarshal"},
 		"to another scheme": {image, layer(image, 5), func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "ftp://"+r.Host+"/", http.StatusFound)
@@ -333,7 +333,7 @@ func TestHostileRegistry(t *testing.T) {
 			r, ref := hostile(t, c.sum, c.signatures, c.blob)
 			_, err := keys.Verify(t.Context(), ref, r)
 			if err == nil || !strings.Contains(err.Error(), c.why) {
-				t.Errorf("verify says %v, want %q", err, c.why)
+				t.Errorf("Verify returned %v, want %q", err, c.why)
 			}
 			if _, _, err := Sign(t.Context(), signer, ref, r); err == nil {
 				t.Error("it is signed")
@@ -342,7 +342,7 @@ func TestHostileRegistry(t *testing.T) {
 	}
 }
 
-// Whatever a registry says, nothing that no key has signed is verified, and nothing ends the program.
+// Whatever a registry returns, nothing is verified without a signature, and the program does not crash.
 func FuzzRegistry(f *testing.F) {
 	image := digest.FromString("{}").String()
 	f.Add(image, `{"schemaVersion":2,"layers":[{"mediaType":"`+payloadType+`","digest":"sha256","size":-1,"annotations":{"`+annotation+`":"eA=="}}]}`, "x")

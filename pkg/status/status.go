@@ -1,4 +1,4 @@
-// Package status lets `polymesh status` ask a running server how its components are. The server answers on a socket in its
+// Package status implements `polymesh status`: a running server reports the state of its components on a socket in its
 // run directory; nothing is written to disk.
 package status
 
@@ -20,7 +20,7 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 )
 
-// Report is what a server says of itself.
+// Report is a server's status.
 type Report struct {
 	Version    string    `json:"version"`
 	PID        int       `json:"pid"`
@@ -29,7 +29,7 @@ type Report struct {
 	Node       string    `json:"node"`
 	NodeIP     string    `json:"nodeIP"`
 	Kubeconfig string    `json:"kubeconfig"`
-	// Memory is the resident memory of the server process in bytes, Anonymous the part of it that no file backs.
+	// Memory is the resident memory of the server process in bytes, Anonymous the part that is not file-backed.
 	Memory     uint64      `json:"memoryBytes"`
 	Anonymous  uint64      `json:"anonymousBytes"`
 	Ready      bool        `json:"ready"`
@@ -39,19 +39,19 @@ type Report struct {
 // Component is one row of the report.
 type Component struct {
 	component.Status
-	// Memory is the resident memory of the component's own process in bytes; 0 for one that shares the server's.
+	// Memory is the resident memory of the component's own process in bytes; 0 if it runs in the server process.
 	Memory uint64 `json:"memoryBytes,omitempty"`
-	// InServer says that the component runs inside the server process.
+	// InServer is set if the component runs inside the server process.
 	InServer bool `json:"inServer"`
 }
 
-// Serve answers on the socket until ctx ends.
+// Serve serves the status on the socket until ctx ends.
 func Serve(ctx context.Context, socket string, base Report, manager *component.Manager) error {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o711); err != nil {
 		return err
 	}
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the socket of an earlier run: %w", err)
+		return fmt.Errorf("remove the socket of a previous run: %w", err)
 	}
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
@@ -84,10 +84,10 @@ func report(ctx context.Context, base Report, manager *component.Manager) Report
 	return base
 }
 
-// ErrNotRunning means that no server answers for the data dir.
+// ErrNotRunning means that no server is running for the data dir.
 var ErrNotRunning = errors.New("no server is running")
 
-// Ask gets the report of the server that listens on the socket.
+// Ask requests the report of the server that listens on the socket.
 func Ask(ctx context.Context, socket string) (*Report, error) {
 	client := &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -103,20 +103,20 @@ func Ask(ctx context.Context, socket string) (*Report, error) {
 		return nil, ErrNotRunning
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("%s may be read by root only: run it with sudo", socket)
+		return nil, fmt.Errorf("only root can read %s: run it with sudo", socket)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ask the server: %w", err)
+		return nil, fmt.Errorf("request the server's status: %w", err)
 	}
 	defer resp.Body.Close()
 	r := &Report{}
 	if err := json.NewDecoder(resp.Body).Decode(r); err != nil {
-		return nil, fmt.Errorf("read the server's answer: %w", err)
+		return nil, fmt.Errorf("read the server's response: %w", err)
 	}
 	return r, nil
 }
 
-// Memory reads the resident and the anonymous memory of a process, in bytes; both are 0 when there is no such process.
+// Memory returns the resident and the anonymous memory of a process, in bytes; both are 0 if the process does not exist.
 func Memory(pid int) (resident, anonymous uint64) {
 	if pid == 0 {
 		return 0, 0

@@ -25,7 +25,7 @@ func (p *piece) Ready(context.Context) error { return p.sick }
 func (p *piece) Stop(context.Context) error  { return nil }
 func (p *piece) Version() string             { return "v1" }
 
-// program is a piece that is this process itself, or none.
+// program is a component with this process as its own, or with none.
 type program struct {
 	piece
 	pid int
@@ -47,7 +47,7 @@ func TestServeAndAsk(t *testing.T) {
 	m.Add(&piece{name: "coredns", sick: errors.New("no room")})
 	ctx, cancel := context.WithCancel(t.Context())
 	begin := time.Now()
-	// The socket of a server that was killed is in the way.
+	// The socket of a server that was killed still exists.
 	for range 2 {
 		if err := Serve(ctx, socket, Report{Version: "1", Node: "n", Since: begin}, m); err != nil {
 			t.Fatal(err)

@@ -1,5 +1,5 @@
-// Package version holds the version of Polymesh itself. The build stamps it by -ldflags; every command that prints
-// versions reads it here.
+// Package version holds the version of Polymesh itself. The build sets it by -ldflags; every command that prints
+// versions uses it.
 package version
 
 // Version is the release of Polymesh, without a leading v.

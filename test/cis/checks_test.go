@@ -16,12 +16,12 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// Check is one check of the CIS Kubernetes Benchmark. Numbers, titles and whether the benchmark calls it automated are those of
+// Check is one check of the CIS Kubernetes Benchmark. Numbers, titles and the classification as automated are those of
 // K3s's self-assessment for the 1.36 line (docs.k3s.io/security/self-assessment-2.1).
 type Check struct {
 	Number, Title string
 	Automated     bool
-	// K3s is what K3s comes to as it is installed, without its hardening guide.
+	// K3s is the outcome of K3s as installed, without its hardening guide.
 	K3s   Outcome
 	Audit func(*server) Result
 }
@@ -32,7 +32,7 @@ const (
 	renewed    = "the server makes and renews the kubelet's certificates"
 )
 
-// checks are all checks, in the order of the benchmark.
+// checks are all checks, in the benchmark's order.
 func checks() []Check {
 	const auto, manual = true, false
 	cred := func(name string) string { return "server/cred/" + name + ".kubeconfig" }
@@ -193,7 +193,7 @@ func checks() []Check {
 	}
 }
 
-// encrypted reads the file that the API server reads.
+// encrypted reads the API server's encryption configuration.
 func encrypted(s *server) Result {
 	text, err := os.ReadFile(layout.DataDir(s.DataDir()).EncryptionFile())
 	if err != nil {
@@ -207,7 +207,7 @@ func encrypted(s *server) Result {
 	return verdict(slices.Contains([]string{"aescbc", "kms", "secretbox"}, first), "the first provider in encryption-config.json, which has mode 600, is %s", first)
 }
 
-// utilChains: the chains are iptables's. Where kube-proxy works with nftables nothing uses them.
+// utilChains: these are iptables chains. With kube-proxy's nftables mode they are unused.
 func utilChains(s *server) Result {
 	r := kubelet("makeIPTablesUtilChains", is("true"))(s)
 	if r.Outcome != Pass {
@@ -216,7 +216,7 @@ func utilChains(s *server) Result {
 	return r
 }
 
-// clusterAdmins lists who has the role.
+// clusterAdmins lists the subjects with the role.
 func clusterAdmins(s *server) Result {
 	bindings, err := s.client.RbacV1().ClusterRoleBindings().List(context.Background(), metav1.ListOptions{})
 	if err != nil {

@@ -1,11 +1,11 @@
 //go:build e2e
 
-// Package cis runs the checks of the CIS Kubernetes Benchmark, as K3s's self-assessment lists them, on two nodes of its own: a
-// server as it comes, and one with the settings of docs/operate/hardening.md. It needs root.
+// Package cis runs the checks of the CIS Kubernetes Benchmark, as listed in K3s's self-assessment, on two nodes: a
+// server with default settings, and one with the settings of docs/operate/hardening.md. It needs root.
 //
 //	make cis          # both, and the report in docs/understand/cis.md
 //
-// As it comes, no check may be worse than K3s's; with the settings, all automated checks pass.
+// By default, no check may be worse than K3s's; with the settings, all automated checks pass.
 package cis
 
 import (
@@ -40,9 +40,9 @@ func TestBenchmark(t *testing.T) {
 	t.Run("as it comes", func(t *testing.T) {
 		plain = run(t, all, node.ForTest(t, node.Options{}))
 		for i, c := range all {
-			// 5.3.1 is the known one: the pod network has no controller for NetworkPolicies yet.
+			// 5.3.1 is a known exception: the pod network has no controller for NetworkPolicies yet.
 			if c.K3s == Pass && plain[i].Outcome == Fail && c.Number != "5.3.1" {
-				t.Errorf("%s %s: K3s passes as it comes, and this does not: %s", c.Number, c.Title, plain[i].Evidence)
+				t.Errorf("%s %s: K3s passes by default, and this does not: %s", c.Number, c.Title, plain[i].Evidence)
 			}
 		}
 	})
@@ -58,15 +58,15 @@ func TestBenchmark(t *testing.T) {
 				t.Errorf("%s %s: %s with the settings of docs/operate/hardening.md: %s", c.Number, c.Title, hardened[i].Outcome, hardened[i].Evidence)
 			}
 		}
-		// The commands of the page.
+		// The commands on the page.
 		for _, command := range []string{"rotate-keys", "disable", "enable", "reencrypt", "status"} {
-			out, said, code := n.Polymesh(t, "secrets-encrypt", command)
+			out, errOut, code := n.Polymesh(t, "secrets-encrypt", command)
 			if code != 0 || command == "status" && !strings.Contains(out, "encryption: enabled\nSecrets that are not encrypted: 0\n") {
-				t.Errorf("polymesh secrets-encrypt %s: code %d: %s%s", command, code, out, said)
+				t.Errorf("polymesh secrets-encrypt %s: code %d: %s%s", command, code, out, errOut)
 			}
 		}
 	})
-	// Also when a check has failed: the report says so.
+	// The report is also written if a check has failed.
 	if !*report || plain == nil || hardened == nil {
 		return
 	}
@@ -95,7 +95,7 @@ func run(t *testing.T, all []Check, n *node.Node) []Result {
 	return results
 }
 
-// settings is the config file of the hardening page: its first block of YAML that begins with the file's name.
+// settings returns the config file on the hardening page: its first YAML block that begins with the file's name.
 func settings(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(top(t), "docs", "operate", "hardening.md"))
@@ -110,7 +110,7 @@ func settings(t *testing.T) string {
 	return block
 }
 
-// kubeletArgs are the file's settings for the kubelet as flags. Test nodes have such flags, and lists in a file give way to them.
+// kubeletArgs returns the file's kubelet settings as flags. Test nodes have such flags, which override lists in a file.
 func kubeletArgs(t *testing.T) []string {
 	t.Helper()
 	var file struct {
@@ -135,19 +135,19 @@ func top(t *testing.T) string {
 	return dir
 }
 
-// page is the report.
+// page renders the report.
 func page(all []Check, plain, hardened []Result) string {
 	var b strings.Builder
 	b.WriteString(`# The CIS Kubernetes Benchmark
 
 <!-- Written by ` + "`make cis`" + `. -->
 
-Each check of the benchmark, audited on a running server: one as it comes, and one with the settings of
+Each check of the benchmark, audited on running servers: one with default settings, and one with the settings of
 [hardening](../operate/hardening.md). Numbers and what is automated are those of K3s's self-assessment for Kubernetes 1.36;
-the titles are shortened. The column K3s is K3s as it is installed, by its documentation, without its hardening guide. The
+the titles are shortened. The column K3s is K3s by default, according to its documentation, without its hardening guide. The
 evidence is the hardened server's; flags are read from the server's log, the kubelet's settings from its /configz, and files,
-ports and cipher suites are tried. "warn" is for whoever runs the cluster to judge. K3s's assessment says "warn" of every manual
-check; where such a check can be audited, this page says whether it holds.
+ports and cipher suites are tried. "warn" is for the administrator to judge. K3s's assessment has "warn" for every manual
+check; where such a check can be audited, this page has the result.
 
 `)
 	count := func(results []Result, automated bool) (out string) {

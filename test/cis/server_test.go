@@ -27,10 +27,10 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// Outcome is what a check comes to.
+// Outcome is the result of a check.
 type Outcome string
 
-// The outcomes, as K3s's self-assessment has them: Warn is for who runs the cluster to judge.
+// The outcomes, as in K3s's self-assessment: Warn is for the administrator to judge.
 const (
 	Pass          Outcome = "pass"
 	Fail          Outcome = "fail"
@@ -38,7 +38,7 @@ const (
 	Warn          Outcome = "warn"
 )
 
-// Result is an outcome with what it was read from.
+// Result is an outcome with its evidence.
 type Result struct {
 	Outcome
 	Evidence string
@@ -47,7 +47,7 @@ type Result struct {
 func passed(format string, args ...any) Result { return Result{Pass, fmt.Sprintf(format, args...)} }
 func failed(format string, args ...any) Result { return Result{Fail, fmt.Sprintf(format, args...)} }
 
-// verdict is Pass or Fail with the same evidence.
+// verdict returns Pass or Fail with the same evidence.
 func verdict(ok bool, format string, args ...any) Result {
 	if ok {
 		return passed(format, args...)
@@ -55,18 +55,18 @@ func verdict(ok bool, format string, args ...any) Result {
 	return failed(format, args...)
 }
 
-// server is a running server, looked at from outside of it.
+// server is a running server, inspected from outside.
 type server struct {
 	*node.Node
 	client *kubernetes.Clientset
 	name   string
-	// args are the command lines of the components, as the server's log has them.
+	// args are the command lines of the components, from the server's log.
 	args map[string]map[string]string
-	// kubelet is what the kubelet says of itself at /configz.
+	// kubelet is the kubelet's configuration from /configz.
 	kubelet map[string]any
 }
 
-// look reads what the checks need of a server that is ready.
+// look collects what the checks need from a server that is ready.
 func look(t *testing.T, n *node.Node) *server {
 	t.Helper()
 	s := &server{Node: n, client: n.Client(t), args: map[string]map[string]string{}}
@@ -97,7 +97,7 @@ func look(t *testing.T, n *node.Node) *server {
 	}
 	for _, name := range []string{apiserver, controllers, scheduler} {
 		if len(s.args[name]) == 0 {
-			t.Fatalf("the log %s does not say with which flags %s runs", n.Log(), name)
+			t.Fatalf("the log %s does not contain the flags of %s", n.Log(), name)
 		}
 	}
 	answer := n.Kubectl(t, "get", "--raw", "/api/v1/nodes/"+s.name+"/proxy/configz")
@@ -126,12 +126,12 @@ func is(want string) func(string) bool { return func(v string) bool { return v =
 
 func isSet(value string) bool { return value != "" }
 
-// lists checks that a flag with commas has this item, or does not have it.
+// lists checks that a comma-separated flag has this item, or does not have it.
 func lists(item string, want bool) func(string) bool {
 	return func(v string) bool { return slices.Contains(strings.Split(v, ","), item) == want }
 }
 
-// plugin checks an admission plugin. Those that are on unless they are turned off are in upstream's list
+// plugin checks an admission plugin. Plugins that are on by default are in upstream's list
 // (pkg/kubeapiserver/options/plugins.go).
 func plugin(name string, byDefault bool) func(*server) Result {
 	return func(s *server) Result {
@@ -141,7 +141,7 @@ func plugin(name string, byDefault bool) func(*server) Result {
 	}
 }
 
-// both is Pass when all checks are.
+// both returns Pass if all checks pass.
 func both(checks ...func(*server) Result) func(*server) Result {
 	return func(s *server) Result {
 		var evidence []string
@@ -156,7 +156,7 @@ func both(checks ...func(*server) Result) func(*server) Result {
 	}
 }
 
-// kubelet checks a field of the kubelet's effective configuration, which leaves out what is empty.
+// kubelet checks a field of the kubelet's effective configuration, which omits empty fields.
 func kubelet(path string, good func(value string) bool) func(*server) Result {
 	return func(s *server) Result {
 		var value any = s.kubelet
@@ -172,7 +172,7 @@ func kubelet(path string, good func(value string) bool) func(*server) Result {
 	}
 }
 
-// mode checks that files exist and have no more rights than these.
+// mode checks that files exist and have no more permissions than these.
 func mode(most fs.FileMode, patterns ...string) func(*server) Result {
 	return files(patterns, func(info fs.FileInfo) string {
 		if info.Mode().Perm()&^most != 0 {
@@ -192,7 +192,7 @@ func root(patterns ...string) func(*server) Result {
 	}, "root:root")
 }
 
-// files looks at files below the data dir, or the run directory for "run:"; the admin's kubeconfig is "kubeconfig:".
+// files returns files below the data dir, or the run directory for "run:"; the admin's kubeconfig is "kubeconfig:".
 func files(patterns []string, wrong func(fs.FileInfo) string, right string) func(*server) Result {
 	return func(s *server) Result {
 		for _, pattern := range patterns {
@@ -209,7 +209,7 @@ func files(patterns []string, wrong func(fs.FileInfo) string, right string) func
 			for _, path := range found {
 				info, err := os.Stat(path)
 				if errors.Is(err, fs.ErrNotExist) {
-					continue // a pod's address that was given back meanwhile
+					continue // a pod's address that was released meanwhile
 				}
 				if err != nil {
 					return failed("%v", err)
@@ -223,7 +223,7 @@ func files(patterns []string, wrong func(fs.FileInfo) string, right string) func
 	}
 }
 
-// strong checks with real handshakes that a port takes no cipher suite but those of the benchmark.
+// strong checks with real handshakes that a port only accepts the benchmark's cipher suites.
 func strong(port int) func(*server) Result {
 	good := []uint16{
 		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
@@ -259,7 +259,7 @@ func strong(port int) func(*server) Result {
 	}
 }
 
-// closed checks that nothing answers at the node's address.
+// closed checks that nothing listens at the node's address.
 func closed(port int) func(*server) Result {
 	return func(s *server) Result {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -273,7 +273,7 @@ func closed(port int) func(*server) Result {
 	}
 }
 
-// anonymous checks what a client without credentials gets.
+// anonymous checks the response to a client without credentials.
 func anonymous(port int, paths ...string) func(*server) Result {
 	return func(s *server) Result {
 		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
@@ -294,7 +294,7 @@ func anonymous(port int, paths ...string) func(*server) Result {
 	}
 }
 
-// pods checks every pod of the cluster's own namespaces.
+// pods checks every pod in the cluster's own namespaces.
 func pods(wrong func(corev1.PodSpec) bool, right string) func(*server) Result {
 	return func(s *server) Result {
 		list, err := s.client.CoreV1().Pods(metav1.NamespaceAll).List(context.Background(), metav1.ListOptions{})
@@ -310,7 +310,7 @@ func pods(wrong func(corev1.PodSpec) bool, right string) func(*server) Result {
 	}
 }
 
-// containers reports whether any container of a pod is so.
+// containers reports whether the condition holds for any container of a pod.
 func containers(p corev1.PodSpec, is func(corev1.Container) bool) bool {
 	return slices.ContainsFunc(append(slices.Clone(p.InitContainers), p.Containers...), is)
 }

@@ -1,8 +1,8 @@
-// Package controlplanetest starts a control plane without nodes inside the process of a test: the datastore, the API
-// server, the controllers and the scheduler that the server runs, with the same options. It is for tests that need a real
-// API server; nothing but tests imports it.
+// Package controlplanetest starts a control plane without nodes inside a test's process: the datastore, API
+// server, controllers and scheduler of a real server, with the same options. It is for tests that need a real
+// API server; only tests import it.
 //
-// Pods stay Pending, because there is no kubelet: a test that needs them otherwise writes their status as a kubelet does.
+// Pods stay Pending, because there is no kubelet: a test that needs another status writes it like a kubelet.
 package controlplanetest
 
 import (
@@ -37,13 +37,13 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
-// Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. Those of the
-// components that have an identity of their own are beside it (controlplane.WriteKubeconfigs). The data is in the test's
-// temporary directory, the API server listens on a free port of 127.0.0.1. args are further flags of
+// Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. The kubeconfigs of
+// components with their own identity are next to it (controlplane.WriteKubeconfigs). The data is in the test's
+// temporary directory, the API server listens on a free port of 127.0.0.1. args are additional flags of
 // `polymesh server`.
 //
-// A process can have one control plane (see package controlplane), so the tests of a package that share it are subtests, each
-// in a namespace of its own.
+// A process can have only one control plane (see package controlplane), so the tests of a package that share it are subtests, each
+// in its own namespace.
 func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -94,7 +94,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	return cfg.DataDir.Kubeconfig("polymesh")
 }
 
-// Client is a client with a kubeconfig's identity, without a limit of requests.
+// Client returns a client with a kubeconfig's identity, without rate limit.
 func Client(t testing.TB, kubeconfig string) *kubernetes.Clientset {
 	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
@@ -105,7 +105,7 @@ func Client(t testing.TB, kubeconfig string) *kubernetes.Clientset {
 	return kubernetes.NewForConfigOrDie(config)
 }
 
-// Eventually waits until done returns nil, for a minute at most.
+// Eventually waits until done returns nil, for at most a minute.
 func Eventually(t testing.TB, what string, done func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
@@ -119,7 +119,7 @@ func Eventually(t testing.TB, what string, done func() error) {
 	}
 }
 
-// InstallIstioTypes makes the custom resource definitions of Istio's base chart, and waits until they are served.
+// InstallIstioTypes creates the CRDs of Istio's base chart, and waits until they are served.
 func InstallIstioTypes(t testing.TB, config *rest.Config) {
 	t.Helper()
 	text, err := fs.ReadFile(manifests.BuiltinOrDir(""), "charts/base/files/crd-all.gen.yaml")

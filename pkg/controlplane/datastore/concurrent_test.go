@@ -13,8 +13,8 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
-// All watches of a client share one stream, and kine sends each watch's events from a goroutine of its own. None may stand still
-// while others get large events, as when CRDs are made.
+// All watches of a client share one stream, and kine sends each watch's events from its own goroutine. None may stall
+// while others receive large events, for example when CRDs are created.
 func TestWatchesOnOneStream(t *testing.T) {
 	const watches, rounds = 24, 12
 	client := start(t, newDatastore(t, config.SyncNormal))
@@ -63,7 +63,7 @@ func TestWatchesOnOneStream(t *testing.T) {
 	}
 }
 
-// Who reads after a write was acknowledged reads at its revision or later, also where others write at the same time.
+// A read after an acknowledged write returns its revision or a later one, even with concurrent writes.
 func TestRevisionsNeverGoBack(t *testing.T) {
 	client := start(t, newDatastore(t, config.SyncNormal))
 	g, ctx := errgroup.WithContext(t.Context())

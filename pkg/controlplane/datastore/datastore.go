@@ -1,7 +1,7 @@
 // Package datastore runs the cluster's datastore: kine, which serves etcd's API from SQLite, inside this process.
 //
-// It owns <data-dir>/server/db and the socket on which the API server reaches it. What it has acknowledged is on disk,
-// unless the server's administrator asked for Sync NORMAL.
+// It owns <data-dir>/server/db and the socket for the API server. Acknowledged writes are on disk, unless the server's
+// administrator has set Sync to NORMAL.
 package datastore
 
 import (
@@ -19,7 +19,7 @@ import (
 
 	"github.com/k3s-io/kine/pkg/drivers"
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
-	_ "github.com/mattn/go-sqlite3" // the driver, also kine's
+	_ "github.com/mattn/go-sqlite3" // the driver, also used by kine
 	"github.com/sirupsen/logrus"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
@@ -27,13 +27,13 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
-// Options say where a datastore lies and how careful it is.
+// Options are the location and the durability of a datastore.
 type Options struct {
-	// Dir holds the database.
+	// Dir contains the database.
 	Dir string
-	// Socket is the UNIX socket on which it listens.
+	// Socket is the Unix socket to listen on.
 	Socket string
-	// Sync is when a write is on disk.
+	// Sync is the point at which a write is on disk.
 	Sync config.DatastoreSync
 }
 
@@ -45,18 +45,18 @@ type Datastore struct {
 	wait   sync.WaitGroup
 }
 
-// New returns a datastore that is not open yet.
+// New returns a datastore that is not yet open.
 func New(o Options) *Datastore {
 	return &Datastore{opts: o, disk: disk{dir: o.Dir}}
 }
 
-// Endpoint implements Store. Only this server reaches its SQLite, so there is no one to elect a leader among.
+// Endpoint implements Store. Only this server can access its SQLite, so no leader election is needed.
 func (d *Datastore) Endpoint() Endpoint { return Endpoint{Servers: "unix://" + d.opts.Socket} }
 
 // Name implements component.Component.
 func (d *Datastore) Name() string { return "datastore" }
 
-// Version is kine's.
+// Version is kine's version.
 func (d *Datastore) Version() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, dep := range info.Deps {
@@ -71,21 +71,21 @@ func (d *Datastore) Version() string {
 // Init does nothing: the database is opened by Start.
 func (d *Datastore) Init(context.Context) error { return nil }
 
-// compactMinRetain is how many revisions a compaction leaves, however old they are. kine's own 1000 are 40 minutes on a quiet
-// node. It is not 0, because kine takes the newest row for the newest revision, and that row may be a deletion.
+// compactMinRetain is the number of revisions that a compaction keeps, whatever their age. kine's default of 1000 is 40 minutes on an
+// idle node. It is not 0, because kine takes the newest row for the newest revision, and that row may be a deletion.
 const compactMinRetain = 10
 
 func (d *Datastore) file() string { return filepath.Join(d.opts.Dir, "state.db") }
 
-// dsn is the database's name for mattn's driver. WAL with synchronous FULL syncs the log at each commit; NORMAL does so at
-// checkpoints only (https://www.sqlite.org/pragma.html#pragma_synchronous). The other settings are kine's own default.
+// dsn returns the database's name for mattn's driver. WAL with synchronous FULL syncs the log at each commit; NORMAL only syncs at
+// checkpoints (https://www.sqlite.org/pragma.html#pragma_synchronous). The other settings are kine's defaults.
 func (d *Datastore) dsn() string {
 	return d.file() + "?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate&_sync=" + strings.ToUpper(string(d.opts.Sync))
 }
 
-// driver is the configuration of kine's driver. What is not said elsewhere is kine's own default (pkg/app/app.go). There is no
-// CompactInterval: the API server compacts, as it does etcd, every 5 minutes to the revision of 5 minutes before
-// (k8s.io/apiserver/pkg/storage/etcd3/compact.go). A continue token of 5 to 10 minutes expires.
+// driver returns the configuration of kine's driver. Settings that are not set here or elsewhere have kine's defaults (pkg/app/app.go).
+// CompactInterval is not set: the API server compacts, as with etcd, every 5 minutes to the revision of 5 minutes ago
+// (k8s.io/apiserver/pkg/storage/etcd3/compact.go). Continue tokens expire after 5 to 10 minutes.
 func (d *Datastore) driver() *drivers.Config {
 	return &drivers.Config{
 		DataSourceName:   d.dsn(),
@@ -101,7 +101,7 @@ func (d *Datastore) Start(ctx context.Context) error {
 	if err := d.prepare(); err != nil {
 		return err
 	}
-	// kine says each compaction and slow query in its own format; only what goes wrong is worth a line.
+	// kine logs each compaction and slow query in its own format; only warnings and errors are useful.
 	logrus.SetLevel(logrus.WarnLevel)
 	logrus.AddHook(withoutValues{})
 	logrus.AddHook(withoutExit{})
@@ -109,7 +109,7 @@ func (d *Datastore) Start(ctx context.Context) error {
 	d.cancel = cancel
 	opened := make(chan error, 1)
 	go func() {
-		// kine tries for five minutes to open a database that is damaged.
+		// kine retries opening a damaged database for five minutes.
 		err := d.readable(live)
 		if err == nil {
 			err = d.listen(live)
@@ -120,7 +120,7 @@ func (d *Datastore) Start(ctx context.Context) error {
 	select {
 	case err = <-opened:
 	case <-ctx.Done():
-		// A locked database is waited for, up to the busy timeout; the process does not end later because of it.
+		// Opening waits for a locked database, up to the busy timeout; that must not delay the end of the process.
 		return fmt.Errorf("open the database in %s: %w", d.opts.Dir, context.Cause(ctx))
 	}
 	if err != nil {
@@ -132,8 +132,8 @@ func (d *Datastore) Start(ctx context.Context) error {
 	return nil
 }
 
-// listen opens the database and serves it on the socket until ctx ends. It does what kine's endpoint.Listen does, which
-// would link every driver that kine has, with NATS, PostgreSQL and S3.
+// listen opens the database and serves it on the socket until ctx ends. It replaces kine's endpoint.Listen, which
+// links all of kine's drivers, with NATS, PostgreSQL and S3.
 func (d *Datastore) listen(ctx context.Context) (err error) {
 	// The database outlives ctx: it is closed after the last request.
 	open, closeDatabase := context.WithCancel(context.WithoutCancel(ctx))
@@ -142,7 +142,7 @@ func (d *Datastore) listen(ctx context.Context) (err error) {
 			closeDatabase()
 		}
 	}()
-	// This gives the pages that compactions have freed back to the disk, too: kine runs VACUUM at each start.
+	// This also returns pages freed by compactions to the disk: kine runs VACUUM at each start.
 	_, backend, err := sqlite.New(open, &d.wait, d.driver())
 	if err != nil {
 		return err
@@ -185,8 +185,8 @@ func (d *Datastore) readable(ctx context.Context) error {
 	return db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master").Scan(&tables)
 }
 
-// withoutValues keeps what is stored out of the log. kine logs a write that failed with all that was to be written, Secrets
-// too ("error in txn %s: %v" in its pkg/server/kv.go).
+// withoutValues removes stored values from log entries. kine logs a failed write with its data, including Secrets
+// ("error in txn %s: %v" in its pkg/server/kv.go).
 type withoutValues struct{}
 
 // Levels implements logrus.Hook.
@@ -196,15 +196,15 @@ func (withoutValues) Levels() []logrus.Level { return logrus.AllLevels }
 func (withoutValues) Fire(e *logrus.Entry) error {
 	for _, request := range []string{"txn", "put"} {
 		if strings.HasPrefix(e.Message, "error in "+request+" ") {
-			// The error follows the request's last separator, or one that is further on.
+			// The error follows the request's last separator, or a later one.
 			e.Message = "error in " + request + e.Message[strings.LastIndex(e.Message, ": "):]
 		}
 	}
 	return nil
 }
 
-// prepare makes the folders and the database's file, which SQLite would make readable for everyone. The files beside it
-// (-wal, -shm) get its mode (findCreateFileMode in SQLite's os_unix.c).
+// prepare creates the folders and the database file, which SQLite would create world-readable. The files next to it
+// (-wal, -shm) get the same mode (findCreateFileMode in SQLite's os_unix.c).
 func (d *Datastore) prepare() error {
 	if err := atomicfile.MkdirAll(d.opts.Dir, 0o700); err != nil {
 		return err
@@ -213,25 +213,25 @@ func (d *Datastore) prepare() error {
 		return err
 	}
 	if err := os.Remove(d.opts.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the socket of an earlier run: %w", err)
+		return fmt.Errorf("remove the socket of a previous run: %w", err)
 	}
 	f, err := os.OpenFile(d.file(), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return fmt.Errorf("make the database: %w", err)
+		return fmt.Errorf("create the database: %w", err)
 	}
 	if err := f.Close(); err != nil {
 		return err
 	}
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if err := os.Chmod(d.file()+suffix, 0o600); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("keep the database to this user: %w", err)
+			return fmt.Errorf("restrict access to the database: %w", err)
 		}
 	}
-	// The name of a new database must outlive what is acknowledged in it.
+	// Sync the directory: the new file must survive a power failure, like the writes acknowledged in it.
 	return atomicfile.SyncDir(d.opts.Dir)
 }
 
-// Ready is nil when the socket answers and the disk takes writes.
+// Ready returns nil if the socket responds and the disk accepts writes.
 func (d *Datastore) Ready(ctx context.Context) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", d.opts.Socket)
 	if err != nil {

@@ -50,7 +50,7 @@ func start(t *testing.T, d *Datastore) *clientv3.Client {
 	return client
 }
 
-// put writes as the API server does: a transaction on the revision that it knows.
+// put writes like the API server: in a transaction on the revision that it knows.
 func put(t *testing.T, client *clientv3.Client, key, value string, revision int64) int64 {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -69,7 +69,7 @@ func put(t *testing.T, client *clientv3.Client, key, value string, revision int6
 }
 
 // A commit is on disk before it is acknowledged: synchronous is FULL (2), not the driver's NORMAL (1), with which the log is
-// synced at checkpoints only (https://www.sqlite.org/pragma.html#pragma_synchronous).
+// only synced at checkpoints (https://www.sqlite.org/pragma.html#pragma_synchronous).
 func TestSynchronous(t *testing.T) {
 	for sync, want := range map[config.DatastoreSync]int{config.SyncFull: 2, config.SyncNormal: 1} {
 		t.Run(string(sync), func(t *testing.T) {
@@ -92,7 +92,7 @@ func TestSynchronous(t *testing.T) {
 	}
 }
 
-// The database holds every Secret: no one else may read it, also one that an older version has made.
+// The database contains every Secret: it must be readable only by its owner, even if created by an older version.
 func TestDatabaseIsPrivate(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	if err := os.MkdirAll(d.opts.Dir, 0o700); err != nil {
@@ -123,11 +123,11 @@ func TestDatabaseIsPrivate(t *testing.T) {
 		}
 	}
 	if len(files) < 2 {
-		t.Errorf("the database has %d files, want one with its log beside it", len(files))
+		t.Errorf("the database has %d files, want the database and its log", len(files))
 	}
 }
 
-// compact compacts as the API server does.
+// compact compacts like the API server.
 func compact(t *testing.T, client *clientv3.Client, revision int64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -137,7 +137,7 @@ func compact(t *testing.T, client *clientv3.Client, revision int64) {
 	}
 }
 
-// An old revision is forgotten when the API server says so, not when 1000 newer ones are there: a quiet node makes so few that
+// An old revision is dropped when the API server compacts, not after 1000 newer ones: an idle node creates so few that
 // continue tokens would live for 40 minutes.
 func TestCompactionOfAQuietDatastore(t *testing.T) {
 	client := start(t, newDatastore(t, config.SyncFull))
@@ -149,7 +149,7 @@ func TestCompactionOfAQuietDatastore(t *testing.T) {
 			first = revision
 		}
 	}
-	// A page of a list, as a continue token asks for it.
+	// A page of a list, as requested with a continue token.
 	page := func(revision int64) error {
 		_, err := client.Get(t.Context(), "/registry/leases/", clientv3.WithPrefix(), clientv3.WithRev(revision), clientv3.WithLimit(1))
 		return err
@@ -159,10 +159,10 @@ func TestCompactionOfAQuietDatastore(t *testing.T) {
 	}
 	compact(t, client, first+10)
 	if err := page(first); !errors.Is(err, rpctypes.ErrCompacted) {
-		t.Errorf("a compacted revision is answered with %v", err)
+		t.Errorf("reading a compacted revision returned %v", err)
 	}
 	if err := page(first + 10); err != nil {
-		t.Errorf("the revision that was compacted to: %v", err)
+		t.Errorf("reading the compaction's revision: %v", err)
 	}
 	resp, err := client.Get(t.Context(), key)
 	if err != nil || len(resp.Kvs) != 1 || resp.Kvs[0].ModRevision != revision {
@@ -170,7 +170,7 @@ func TestCompactionOfAQuietDatastore(t *testing.T) {
 	}
 }
 
-// The newest row is the datastore's revision. When it is a deletion, no compaction may take it: the revision would go back.
+// The newest row is the datastore's revision. If it is a deletion, no compaction may remove it: the revision would decrease.
 func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	client := start(t, d)
@@ -189,21 +189,21 @@ func TestCompactionKeepsTheNewestDeletion(t *testing.T) {
 	deleted := resp.Header.Revision
 	compact(t, client, deleted)
 	if _, err := client.Get(t.Context(), "/registry/configmaps/", clientv3.WithPrefix(), clientv3.WithRev(first)); !errors.Is(err, rpctypes.ErrCompacted) {
-		t.Errorf("a compacted revision is answered with %v", err)
+		t.Errorf("reading a compacted revision returned %v", err)
 	}
 	db, err := sql.Open("sqlite3", d.dsn())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	// What a restart takes for the current revision (kine's generic driver: MAX(id)).
+	// The current revision after a restart (kine's generic driver: MAX(id)).
 	var newest int64
 	if err := db.QueryRowContext(t.Context(), "SELECT MAX(id) FROM kine").Scan(&newest); err != nil || newest < deleted {
 		t.Errorf("after compaction the newest revision is %d (%v), want at least %d", newest, err, deleted)
 	}
 }
 
-// A compaction that a full disk does not take is an error of the request and not the end of the process, and the next one goes on.
+// A compaction that fails on a full disk returns an error instead of ending the process, and the next one works.
 func TestCompactionOnAFullDisk(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	d.opts.Dir = filepath.Join(smallDisk(t, 32), "db")
@@ -224,19 +224,19 @@ func TestCompactionOnAFullDisk(t *testing.T) {
 			Then(clientv3.OpPut(key, "x")).Else(clientv3.OpGet(key)).Commit()
 	}
 	if _, err := client.Compact(t.Context(), revision); !errors.Is(err, rpctypes.ErrNoSpace) {
-		t.Errorf("a compaction on a full disk is answered with %v", err)
+		t.Errorf("a compaction on a full disk returned %v", err)
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
 	compact(t, client, revision)
 	if _, err := client.Get(t.Context(), key, clientv3.WithRev(first)); !errors.Is(err, rpctypes.ErrCompacted) {
-		t.Errorf("a compacted revision is answered with %v", err)
+		t.Errorf("reading a compacted revision returned %v", err)
 	}
 	put(t, client, key, "y", revision)
 }
 
-// The database of an older release is read and goes on: its values, its revisions, what it has compacted, its leases.
+// The database of an older release can be opened and continued: its values, revisions, compactions, and leases.
 func TestDatabaseOfAnOlderKine(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	if err := d.prepare(); err != nil {
@@ -278,7 +278,7 @@ func TestDatabaseOfAnOlderKine(t *testing.T) {
 		t.Errorf("at revision 20 it was %v, %v", got, err)
 	}
 	if _, err := client.Get(t.Context(), changed, clientv3.WithRev(10)); !errors.Is(err, rpctypes.ErrCompacted) {
-		t.Errorf("a compacted revision is answered with %v", err)
+		t.Errorf("reading a compacted revision returned %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -297,7 +297,7 @@ func TestDatabaseOfAnOlderKine(t *testing.T) {
 	}
 }
 
-// What compactions have freed is given back to the disk at the next start.
+// Space freed by compactions is returned to the disk at the next start.
 func TestTheDatabaseShrinks(t *testing.T) {
 	d := newDatastore(t, config.SyncNormal)
 	client := start(t, d)
@@ -337,7 +337,7 @@ func TestTheDatabaseShrinks(t *testing.T) {
 	}
 }
 
-// Start gives up when it is told to, though a lock on the database is waited for much longer.
+// Start returns when its context ends, although waiting for a locked database would take much longer.
 func TestStartCanBeCancelled(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	if err := d.prepare(); err != nil {
@@ -367,7 +367,7 @@ func TestStartCanBeCancelled(t *testing.T) {
 	}
 }
 
-// A damaged database is said at once.
+// A damaged database is reported at once.
 func TestDamaged(t *testing.T) {
 	for name, damage := range map[string]func(file string) error{
 		"cut off":           func(file string) error { return os.Truncate(file, 8192) },
@@ -398,7 +398,7 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-// A write that fails is an error, and is logged without what was to be written.
+// A failed write returns an error, and is logged without its data.
 func TestWritesOnAFullDisk(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	d.opts.Dir = filepath.Join(smallDisk(t, 32), "db")
@@ -421,17 +421,17 @@ func TestWritesOnAFullDisk(t *testing.T) {
 	if !errors.Is(createErr, rpctypes.ErrNoSpace) {
 		t.Errorf("a write on a full disk: %v", createErr)
 	}
-	// An update that fails is no conflict, which the API server would try again without end.
+	// A failed update is not a conflict, which the API server would retry forever.
 	resp, err := client.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(kept), "=", revision)).
 		Then(clientv3.OpPut(kept, strings.Repeat("x", 1000000))).Else(clientv3.OpGet(kept)).Commit()
 	if !errors.Is(err, rpctypes.ErrNoSpace) {
-		t.Errorf("an update on a full disk is answered with %v, error %v", resp, err)
+		t.Errorf("an update on a full disk returned %v, error %v", resp, err)
 	}
-	// A conflict is one.
+	// A real conflict is still reported as one.
 	resp, err = client.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(kept), "=", revision-1)).
 		Then(clientv3.OpDelete(kept)).Else(clientv3.OpGet(kept)).Commit()
 	if err != nil || resp.Succeeded {
-		t.Errorf("a deletion of another revision is answered with %v, error %v", resp, err)
+		t.Errorf("a deletion of another revision returned %v, error %v", resp, err)
 	}
 	if !strings.Contains(log.String(), "error in txn: database or disk is full") || strings.Contains(log.String(), "hunter2") {
 		t.Errorf("the log is %.300s", log.String())

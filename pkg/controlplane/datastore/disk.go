@@ -13,16 +13,16 @@ import (
 )
 
 const (
-	// probeInterval is how often the disk is written to while it is well.
+	// probeInterval is the time between two test writes on a working disk.
 	probeInterval = time.Minute
-	// nearlyFull is from where on the disk's use is worth a warning, in percent.
+	// nearlyFull is the disk usage for a warning, in percent.
 	nearlyFull = 90
-	// reserve is what a database needs for its next transactions, in bytes. With less, the next one may be the last.
+	// reserve is the space that a database needs for its next transactions, in bytes. With less, the next one may be the last.
 	reserve = 4 << 20
 )
 
-// disk is what the database lies on. SQLite goes on for a while on a full disk, with its own free pages, so a full disk has
-// to be looked for.
+// disk is the disk of the database. SQLite keeps working for a while on a full disk, with its own free pages, so a full disk must
+// be checked for explicitly.
 type disk struct {
 	dir string
 
@@ -32,21 +32,21 @@ type disk struct {
 	probed time.Time
 }
 
-// check says whether the disk takes writes. It looks at the free space each time, and writes a page from time to time: a
-// quota, a read-only mount or a broken disk shows only then.
+// check returns an error if the disk does not accept writes. It checks the free space each time, and writes a page from time to
+// time: only that detects a quota, a read-only mount or a broken disk.
 func (d *disk) check(now time.Time) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.warned = ""
 	var st unix.Statfs_t
 	if err := unix.Statfs(d.dir, &st); err != nil {
-		return fmt.Errorf("look at the disk of %s: %w", d.dir, err)
+		return fmt.Errorf("check the disk of %s: %w", d.dir, err)
 	}
-	// The server is root, and may take what a file system keeps for root.
+	// The server runs as root, and can use the space that a file system reserves for root.
 	if free := st.Bfree * uint64(st.Bsize); free < reserve {
 		return fmt.Errorf("the disk of %s is full (%d kB free): writes fail until there is room; free some", d.dir, free>>10)
 	}
-	// As df counts: what is kept for root is neither used nor free.
+	// As in df: space reserved for root is neither used nor free.
 	used := st.Blocks - st.Bfree
 	if percent := 100 * used / (used + st.Bavail); percent >= nearlyFull {
 		d.warned = fmt.Sprintf("the disk of %s is %d %% full (%d MB free): free some before writes fail", d.dir, percent, st.Bavail*uint64(st.Bsize)>>20)
@@ -63,14 +63,14 @@ func (d *disk) warning() string {
 	return d.warned
 }
 
-// probe writes as the database does.
+// probe writes like the database.
 func (d *disk) probe() (err error) {
 	path := filepath.Join(d.dir, "probe")
 	defer func() {
-		// Removed also when it cannot be written: it may be what takes the last page.
+		// Remove the file even if writing failed: it may occupy the last page.
 		err = errors.Join(err, ignoreMissing(os.Remove(path)))
 		if err != nil {
-			what := "does not take writes"
+			what := "does not accept writes"
 			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 				what = "is full: free some"
 			}

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// smallDisk mounts a file system of this many MiB.
+// smallDisk mounts a file system of this size, in MiB.
 func smallDisk(t *testing.T, size int) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -20,7 +20,7 @@ func smallDisk(t *testing.T, size int) string {
 	}
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%dm", size), "polymesh-test", dir).CombinedOutput(); err != nil {
-		t.Skipf("this machine lets nobody mount: %v: %s", err, out)
+		t.Skipf("mounting is not possible on this machine: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
@@ -38,7 +38,7 @@ func fill(t *testing.T, path string, bytes int) {
 	}
 }
 
-// A disk is well, then nearly full, then full, then well again; each shows at once.
+// A disk is healthy, then nearly full, then full, then healthy again; each change is detected at once.
 func TestDiskFillsUp(t *testing.T) {
 	dir := smallDisk(t, 32)
 	d := &disk{dir: dir}
@@ -48,7 +48,7 @@ func TestDiskFillsUp(t *testing.T) {
 	}
 	ballast := filepath.Join(dir, "ballast")
 	fill(t, ballast, 28<<20-4096*8)
-	// tmpfs counts the page of the folder: somewhat above 4 MiB are free, and somewhat below 13 % of the disk.
+	// tmpfs counts the page of the folder: slightly more than 4 MiB are free, slightly less than 13 % of the disk.
 	if err := d.check(now); err != nil {
 		t.Fatalf("a disk with room: %v", err)
 	}
@@ -64,7 +64,7 @@ func TestDiskFillsUp(t *testing.T) {
 	}
 }
 
-// At 90 % there is a warning and no failure.
+// At 90 % there is a warning, but no failure.
 func TestDiskWarns(t *testing.T) {
 	dir := smallDisk(t, 128)
 	d := &disk{dir: dir}
@@ -77,8 +77,8 @@ func TestDiskWarns(t *testing.T) {
 	}
 }
 
-// A disk that takes no writes shows, whatever room it has; it is tried each time until it does again, and not all the time
-// while it is well.
+// A disk that does not accept writes is detected, however much space it has. It is then tested each time until it recovers; a healthy
+// disk is tested only from time to time.
 func TestDiskThatTakesNoWrites(t *testing.T) {
 	dir := smallDisk(t, 32)
 	d := &disk{dir: dir}

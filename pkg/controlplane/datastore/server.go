@@ -23,14 +23,14 @@ const (
 	mostSent        = 1<<31 - 1
 )
 
-// notifyInterval is how often a watch is told the newest revision; kine's own default, with which the API server's watch caches
-// keep up.
+// notifyInterval is how often a watch receives the newest revision; kine's default, which is sufficient for the API server's watch
+// caches.
 const notifyInterval = 5 * time.Second
 
-// stopTimeout is how long requests may take to end; kine's own.
+// stopTimeout is the time for requests to finish; kine's own.
 const stopTimeout = 2 * time.Second
 
-// server is kine's own, except that a write or a compaction that failed is an error, and that one write comes after the other.
+// server is kine's server, except that failed writes and compactions return errors, and that writes are serialized.
 func (d *Datastore) server(backend kine.Backend) *grpc.Server {
 	server := grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: embed.DefaultGRPCKeepAliveMinTime}),
@@ -40,15 +40,15 @@ func (d *Datastore) server(backend kine.Backend) *grpc.Server {
 		grpc.MaxSendMsgSize(mostSent),
 		grpc.ChainUnaryInterceptor(d.failedWrites, oneWriteAtATime(), failedCompactions),
 	)
-	// To the API server it is the etcd whose client is linked here.
+	// Report the version of the linked etcd client to the API server.
 	kine.New(backend, "unix", notifyInterval, etcd.Version).Register(server)
 	return server
 }
 
-// oneWriteAtATime keeps revisions from going back. kine notes the newest revision after the commit (Append in its
-// pkg/logstructured/sqllog/sql.go), so of two writes the later one could be overwritten by the earlier: a read after an
-// acknowledged write was then answered as of before it. SQLite has one writer anyway. (What kine itself deletes when a lease ends
-// is not among these writes.)
+// oneWriteAtATime keeps revisions from going back. kine records the newest revision after the commit (Append in its
+// pkg/logstructured/sqllog/sql.go), so a later write could be overwritten by an earlier one: a read after an
+// acknowledged write would then return older data. SQLite has one writer anyway. (Deletions by kine itself, when a lease expires,
+// are not covered.)
 func oneWriteAtATime() grpc.UnaryServerInterceptor {
 	turn := make(chan struct{}, 1)
 	return func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
@@ -67,8 +67,8 @@ func oneWriteAtATime() grpc.UnaryServerInterceptor {
 	}
 }
 
-// failedWrites answers with an error where kine takes a failed write for a conflict ("we assume it's a UNIQUE constraint error"
-// in its logstructured.go). The API server tries again after a conflict, at once and without end: on a full disk each update
+// failedWrites returns an error where kine takes a failed write for a conflict ("we assume it's a UNIQUE constraint error"
+// in its logstructured.go). The API server retries after a conflict, at once and forever: on a full disk each update
 // and each deletion would keep it busy, and keep it from stopping.
 func (d *Datastore) failedWrites(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	answer, err := handle(ctx, request)
@@ -76,8 +76,8 @@ func (d *Datastore) failedWrites(ctx context.Context, request any, _ *grpc.Unary
 		return nil, rpctypes.ErrGRPCNoSpace
 	}
 	txn, isTxn := request.(*pb.TxnRequest)
-	said, answered := answer.(*pb.TxnResponse)
-	if err != nil || !isTxn || !answered || !noConflict(txn, said) {
+	response, answered := answer.(*pb.TxnResponse)
+	if err != nil || !isTxn || !answered || !noConflict(txn, response) {
 		return answer, err
 	}
 	if d.disk.check(time.Now()) != nil {
@@ -86,7 +86,7 @@ func (d *Datastore) failedWrites(ctx context.Context, request any, _ *grpc.Unary
 	return nil, status.Error(codes.Internal, "the datastore could not write: see the server's log")
 }
 
-// noConflict reports whether a transaction was refused though the key is at the revision that it asked for.
+// noConflict reports whether a transaction failed although the key is at the expected revision.
 func noConflict(txn *pb.TxnRequest, answer *pb.TxnResponse) bool {
 	if answer.Succeeded || len(txn.Compare) != 1 {
 		return false
@@ -105,11 +105,11 @@ func noConflict(txn *pb.TxnRequest, answer *pb.TxnResponse) bool {
 	return false
 }
 
-// withoutExit keeps a compaction that cannot be written from ending the process: kine logs it as fatal (MustCommit in its
-// pkg/drivers/generic/tx.go), and a full disk would stop the cluster. It is thrown instead, for failedCompactions.
+// withoutExit keeps a failed compaction from ending the process: kine logs it as fatal (MustCommit in its
+// pkg/drivers/generic/tx.go), and a full disk would stop the cluster. It panics instead, for failedCompactions to recover.
 type withoutExit struct{}
 
-// notCommitted is what withoutExit throws: what kine would have said last.
+// notCommitted is the panic value of withoutExit: kine's log message.
 type notCommitted string
 
 // Levels implements logrus.Hook.
@@ -123,7 +123,7 @@ func (withoutExit) Fire(e *logrus.Entry) error {
 	return nil
 }
 
-// failedCompactions answers with what withoutExit throws. Only compactions commit so, and kine compacts only when it is asked to.
+// failedCompactions returns the panic of withoutExit as an error. Only compactions use this commit, and kine compacts only on request.
 func failedCompactions(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
 	defer func() {
 		switch thrown := recover().(type) {

@@ -13,27 +13,27 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 )
 
-// Store is the component "datastore", whatever is behind it: SQLite in this process today.
+// Store is the component "datastore", independent of its backend: SQLite in this process today.
 type Store interface {
 	component.Component
-	// Endpoint is how others reach it. It does not change, and is known before the component starts.
+	// Endpoint is the datastore's address for clients. It does not change, and is known before the component starts.
 	Endpoint() Endpoint
 }
 
 var _ Store = (*Datastore)(nil)
 
-// Endpoint is where a datastore serves etcd's API, and what a client needs to be let in.
+// Endpoint is the address of a datastore that serves etcd's API, and a client's credentials.
 type Endpoint struct {
-	// Servers are the addresses, with commas between them, as the API server's --etcd-servers takes them.
+	// Servers are the addresses, separated by commas, as in the API server's --etcd-servers.
 	Servers string
-	// CA, Cert and Key are files in PEM: the authority of the datastore, and the client's own certificate and key. Empty
-	// where the connection has no TLS, as on a UNIX socket.
+	// CA, Cert and Key are PEM files: the datastore's authority, and the client's certificate and key. Empty
+	// if the connection does not use TLS, as on a Unix socket.
 	CA, Cert, Key string
-	// LeaderElect says that other servers may reach the datastore too, so that what only one server may do needs a leader.
+	// LeaderElect is set if other servers can use the datastore too, so that components that run only once need a leader.
 	LeaderElect bool
 }
 
-// Flags are the API server's for this endpoint.
+// Flags returns the API server's flags for this endpoint.
 func (e Endpoint) Flags() map[string]string {
 	flags := map[string]string{"etcd-servers": e.Servers}
 	for flag, value := range map[string]string{"etcd-cafile": e.CA, "etcd-certfile": e.Cert, "etcd-keyfile": e.Key} {

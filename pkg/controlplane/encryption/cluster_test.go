@@ -25,8 +25,8 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 )
 
-// A running server's Secrets are encrypted, get another key and are decrypted again, as the datastore's files show. It has
-// the other settings of the hardening page too.
+// A running server's Secrets are encrypted, re-encrypted with another key, and decrypted again, as the datastore's files prove. The
+// server also has the other settings of the hardening page.
 func TestOnAServer(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	kubeconfig := controlplanetest.Start(t, log, "--audit-log", "--pod-security", "restricted",
@@ -61,7 +61,7 @@ func TestOnAServer(t *testing.T) {
 			}
 		}
 	}
-	// inDatastore looks for a text in every file of the datastore.
+	// inDatastore searches for a text in every file of the datastore.
 	inDatastore := func(text string) bool {
 		t.Helper()
 		files, err := filepath.Glob(filepath.Join(server, "db", "*"))
@@ -90,13 +90,13 @@ func TestOnAServer(t *testing.T) {
 
 	create("plain", "plaintext-before")
 	if !inDatastore("plaintext-before") {
-		t.Fatal("the test does not find what is not encrypted")
+		t.Fatal("the test does not find an unencrypted Secret")
 	}
 	if s := status(); s.Enabled || len(s.Keys) != 0 || s.Plain == 0 || s.Unfinished {
 		t.Errorf("at first: %+v", s)
 	}
 	if err := cluster.Rotate(ctx, ""); err == nil || !strings.Contains(err.Error(), "enable") {
-		t.Errorf("a new key where there is none: %v", err)
+		t.Errorf("rotation without a key: %v", err)
 	}
 
 	if err := cluster.Enable(ctx, encryption.Secretbox); err != nil {
@@ -112,7 +112,7 @@ func TestOnAServer(t *testing.T) {
 	}
 	wantSecrets(map[string]string{"plain": "plaintext-before", "sealed": "plaintext-after"})
 
-	// Many, while others write and delete.
+	// Many Secrets, with concurrent writes and deletions.
 	for i := range 230 {
 		create(fmt.Sprintf("many-%d", i), "many")
 	}
@@ -143,16 +143,16 @@ func TestOnAServer(t *testing.T) {
 	}
 	wantSecrets(map[string]string{"plain": "plaintext-before", "sealed": "plaintext-after", "many-7": "many", "many-229": "many"})
 
-	// A rotation that is broken off is seen, and brought to its end by the component.
+	// An interrupted rotation is detected, and completed by the component.
 	breaking, cut := context.WithCancel(ctx)
 	broken := cluster
 	broken.Progress = func(int, int) { cut() }
 	if err := broken.Rotate(breaking, encryption.Secretbox); err == nil {
-		t.Fatal("the rotation was not broken off")
+		t.Fatal("the rotation was not interrupted")
 	}
 	third := status()
 	if !third.Unfinished || len(third.Keys) != 2 || third.Keys[0].Provider != encryption.Secretbox || !third.Keys[0].Active || third.Keys[1].Secrets == 0 {
-		t.Errorf("a broken rotation: %+v", third)
+		t.Errorf("an interrupted rotation: %+v", third)
 	}
 	c := encryption.New(cluster, log)
 	if err := c.Start(ctx); err != nil {
@@ -190,7 +190,7 @@ func TestOnAServer(t *testing.T) {
 			t.Fatal(err)
 		}
 		if bytes.Contains(text, []byte("plaintext-")) {
-			t.Error("the audit log has a Secret in it")
+			t.Error("the audit log contains a Secret")
 		}
 		made := false
 		for line := range strings.Lines(string(text)) {
@@ -205,7 +205,7 @@ func TestOnAServer(t *testing.T) {
 			made = made || event.Verb == "create" && event.ObjectRef.Resource == "secrets" && event.Level == "Metadata" && event.User.Username != ""
 		}
 		if !made {
-			t.Error("no line says who made a Secret")
+			t.Error("no line records the creator of a Secret")
 		}
 	})
 	t.Run("pod security", func(t *testing.T) {

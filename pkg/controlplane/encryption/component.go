@@ -11,13 +11,13 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 )
 
-// retry is how long after a failure the Secrets are looked at again.
+// retry is the delay after a failure before the Secrets are checked again.
 const retry = 10 * time.Second
 
 var _ component.Component = (*Component)(nil)
 
-// Component is "secrets-encryption": it brings to an end what a start with --secrets-encryption, or a command that was broken
-// off, has begun.
+// Component is "secrets-encryption": it completes what a start with --secrets-encryption, or an interrupted command, has
+// begun.
 type Component struct {
 	component.Background
 	cluster Cluster
@@ -29,7 +29,7 @@ type Component struct {
 func New(c Cluster, log *slog.Logger) *Component {
 	n := &Component{cluster: c, log: log}
 	n.cluster.Progress = func(done, total int) { n.set(fmt.Errorf("rewriting Secrets, %d of %d", done, total)) }
-	n.set(errors.New("not looked yet"))
+	n.set(errors.New("not checked yet"))
 	return n
 }
 
@@ -38,10 +38,10 @@ func (c *Component) set(err error) { c.state.Store(&err) }
 // Name implements component.Component.
 func (*Component) Name() string { return "secrets-encryption" }
 
-// Init implements component.Component. The API server has made the file.
+// Init implements component.Component. The API server has written the file.
 func (*Component) Init(context.Context) error { return nil }
 
-// Start looks at the Secrets in the background.
+// Start checks the Secrets in the background.
 func (c *Component) Start(ctx context.Context) error {
 	c.Go(ctx, func(ctx context.Context) {
 		for {
@@ -60,7 +60,7 @@ func (c *Component) Start(ctx context.Context) error {
 	return nil
 }
 
-// finish rewrites Secrets where there is something to rewrite.
+// finish rewrites Secrets if necessary.
 func (c *Component) finish(ctx context.Context) error {
 	status, err := c.cluster.Status(ctx)
 	if err != nil || !status.Unfinished {

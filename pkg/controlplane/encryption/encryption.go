@@ -1,12 +1,12 @@
 // Package encryption keeps the cluster's Secrets encrypted in the datastore, with the API server's own encryption at rest.
 //
-// It owns <data-dir>/server/cred/encryption-config.json, which holds the keys and which the API server reads again when it
-// changes, and the order of steps in which a key comes and goes: a new key is first in the file before anything is written
-// with it, and an old one leaves when the datastore itself shows that no Secret is written with it any more. Each step can be
-// broken off, and the next one that runs goes on.
+// It owns <data-dir>/server/cred/encryption-config.json, which contains the keys and which the API server reloads when it
+// changes, and the order of steps in which keys are added and removed: a new key is in the file before anything is encrypted
+// with it, and an old one is removed once the datastore itself contains no Secret that uses it. Each step can be
+// interrupted, and the next run continues.
 //
-// pkg/controlplane calls Ensure before the API server starts, pkg/command adds the component to the server and has the commands
-// of `polymesh secrets-encrypt`.
+// pkg/controlplane calls Ensure before the API server starts, pkg/command adds the component to the server and implements
+// `polymesh secrets-encrypt`.
 package encryption
 
 import (
@@ -33,47 +33,47 @@ import (
 )
 
 const (
-	// secretsPath is where the API server keeps Secrets in the datastore, by namespace and name.
+	// secretsPath is the prefix of Secrets in the datastore, followed by namespace and name.
 	secretsPath = "/registry/secrets/"
-	// probeName is a Secret in kube-system that shows which key the API server writes with.
+	// probeName is a Secret in kube-system that shows which key the API server uses.
 	probeName = "polymesh-encryption-probe"
-	// reloadLimit is how long the API server may take to read the file again: it looks every ReloadInterval.
+	// reloadLimit is the time for the API server to reload the file, which it checks every ReloadInterval.
 	reloadLimit = 2 * time.Minute
-	// ReloadInterval is how often the API server looks at the file. Upstream's is a minute, for which each step would wait.
+	// ReloadInterval is how often the API server checks the file. Upstream's default is a minute, and each step waits for it.
 	ReloadInterval = 5 * time.Second
 	pageSize       = 200
 )
 
-// Cluster is a running server, from the inside: only root on its machine gets here.
+// Cluster is a running server, accessed from inside: only root on its machine can do this.
 type Cluster struct {
-	// File is the API server's configuration with the keys.
+	// File is the API server's encryption configuration.
 	File string
-	// Kubeconfig may read and write Secrets.
+	// Kubeconfig must allow reading and writing Secrets.
 	Kubeconfig string
-	// Datastore is where the Secrets are.
+	// Datastore is the datastore with the Secrets.
 	Datastore datastore.Endpoint
-	// Progress is called while Secrets are rewritten; nil for none.
+	// Progress is called while Secrets are rewritten; may be nil.
 	Progress func(done, total int)
 }
 
-// Status is what the datastore shows.
+// Status is the state of encryption in the datastore.
 type Status struct {
-	// Enabled says that Secrets are written encrypted.
+	// Enabled is set if Secrets are encrypted when written.
 	Enabled bool  `json:"enabled"`
 	Keys    []Key `json:"keys"`
-	// Plain is the number of Secrets that are stored as they are.
+	// Plain is the number of unencrypted Secrets.
 	Plain int `json:"unencryptedSecrets"`
-	// Unfinished says that Secrets are left that are not written as they are to be, or keys that are no longer used.
+	// Unfinished is set if Secrets still have to be rewritten, or keys are no longer used.
 	Unfinished bool `json:"unfinished"`
 }
 
-// Key is one key, without the key itself.
+// Key describes one key, without the key itself.
 type Key struct {
 	Name     string `json:"name"`
 	Provider string `json:"provider"`
-	// Active says that Secrets are written with it.
+	// Active is set if Secrets are written with it.
 	Active bool `json:"active"`
-	// Secrets is the number of those that are written with it.
+	// Secrets is the number of Secrets that use it.
 	Secrets int `json:"secrets"`
 }
 
@@ -84,7 +84,7 @@ type connection struct {
 	store  *clientv3.Client
 }
 
-// connect opens the clients. exclusive keeps every other change of the keys away until the connection is closed.
+// connect creates the clients. exclusive blocks other changes of the keys until the connection is closed.
 func (c Cluster) connect(exclusive bool) (*connection, func(), error) {
 	rest, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 	if err != nil {
@@ -110,12 +110,12 @@ func (c Cluster) connect(exclusive bool) (*connection, func(), error) {
 	store, err := c.Datastore.Client()
 	if err != nil {
 		unlock()
-		return nil, nil, fmt.Errorf("reach the datastore: %w", err)
+		return nil, nil, fmt.Errorf("connect to the datastore: %w", err)
 	}
 	return &connection{c, client, store}, func() { store.Close(); unlock() }, nil
 }
 
-// Status reads from the datastore what is encrypted with what.
+// Status determines from the datastore which Secrets use which key.
 func (c Cluster) Status(ctx context.Context) (*Status, error) {
 	conn, done, err := c.connect(false)
 	if err != nil {
@@ -151,7 +151,7 @@ func (c Cluster) Status(ctx context.Context) (*Status, error) {
 	return s, err
 }
 
-// Enable has Secrets written encrypted from now on, and rewrites those that are there.
+// Enable turns encryption on, and rewrites existing Secrets.
 func (c Cluster) Enable(ctx context.Context, provider string) error {
 	return c.change(ctx, func(k *keys) error {
 		if k.encrypt && k.all[0].provider != provider {
@@ -165,12 +165,12 @@ func (c Cluster) Enable(ctx context.Context, provider string) error {
 	})
 }
 
-// Disable has Secrets written as they are from now on, and rewrites those that are there.
+// Disable turns encryption off, and rewrites existing Secrets.
 func (c Cluster) Disable(ctx context.Context) error {
 	return c.change(ctx, func(k *keys) error { k.encrypt = false; return nil })
 }
 
-// Rotate makes a new key, rewrites all Secrets with it, and drops the old one. An empty provider is that of the old key.
+// Rotate adds a new key, rewrites all Secrets with it, and removes the old one. An empty provider keeps that of the old key.
 func (c Cluster) Rotate(ctx context.Context, provider string) error {
 	return c.change(ctx, func(k *keys) error {
 		if !k.encrypt {
@@ -184,12 +184,12 @@ func (c Cluster) Rotate(ctx context.Context, provider string) error {
 	})
 }
 
-// Finish rewrites the Secrets that are not written as they are to be, and drops the keys that are no longer used.
+// Finish rewrites the Secrets that are not written as configured, and removes unused keys.
 func (c Cluster) Finish(ctx context.Context) error {
 	return c.change(ctx, func(*keys) error { return nil })
 }
 
-// change writes the keys as edit leaves them, rewrites all Secrets, and drops the other keys.
+// change writes the keys modified by edit, rewrites all Secrets, and removes the other keys.
 func (c Cluster) change(ctx context.Context, edit func(*keys) error) error {
 	conn, done, err := c.connect(true)
 	if err != nil {
@@ -220,7 +220,7 @@ func (c Cluster) change(ctx context.Context, edit func(*keys) error) error {
 	return write(c.File, k)
 }
 
-// each calls f for every Secret with the value that the datastore has.
+// each calls f for every Secret with its value in the datastore.
 func (c *connection) each(ctx context.Context, f func(path string, value []byte)) error {
 	end := clientv3.GetPrefixRangeEnd(secretsPath)
 	for from := secretsPath; ; {
@@ -238,7 +238,7 @@ func (c *connection) each(ctx context.Context, f func(path string, value []byte)
 	}
 }
 
-// stored reports whether a value is written as it is to be: with a prefix, or as it is.
+// stored reports whether a value is written as configured: with a prefix, or unencrypted.
 func stored(value []byte, written string) bool {
 	if written == "" {
 		return !bytes.HasPrefix(value, []byte("k8s:enc:"))
@@ -246,7 +246,7 @@ func stored(value []byte, written string) bool {
 	return bytes.HasPrefix(value, []byte(written))
 }
 
-// rewrite has the API server write every Secret again until the datastore shows that all are written with the prefix.
+// rewrite makes the API server write every Secret again until all have the prefix in the datastore.
 func (c *connection) rewrite(ctx context.Context, written string) error {
 	if err := c.awaitReload(ctx, written); err != nil {
 		return err
@@ -266,7 +266,7 @@ func (c *connection) rewrite(ctx context.Context, written string) error {
 		if len(left) == 0 {
 			return nil
 		}
-		// A Secret that others write meanwhile is written with the new key, so each round leaves fewer.
+		// Secrets written by others meanwhile use the new key, so each round leaves fewer.
 		if before >= 0 && len(left) >= before {
 			return fmt.Errorf("the API server does not rewrite %d Secrets, %s among them: run `polymesh secrets-encrypt reencrypt` again", len(left), strings.TrimPrefix(left[0], secretsPath))
 		}
@@ -279,8 +279,8 @@ func (c *connection) rewrite(ctx context.Context, written string) error {
 			if !ok {
 				return fmt.Errorf("%s in the datastore is not the path of a Secret", path)
 			}
-			// A patch that changes nothing: the API server writes an object again that is stored with another key than the
-			// first (stale, in GuaranteedUpdate of k8s.io/apiserver/pkg/storage/etcd3).
+			// An empty patch: the API server rewrites an object that is stored with another key than the first (stale, in
+			// GuaranteedUpdate of k8s.io/apiserver/pkg/storage/etcd3).
 			_, err := c.client.CoreV1().Secrets(namespace).Patch(ctx, name, types.MergePatchType, []byte("{}"), metav1.PatchOptions{FieldManager: "polymesh"})
 			if err != nil && !apierrors.IsNotFound(err) {
 				return fmt.Errorf("rewrite Secret %s/%s: %w", namespace, name, err)
@@ -289,12 +289,12 @@ func (c *connection) rewrite(ctx context.Context, written string) error {
 	}
 }
 
-// awaitReload waits until the API server writes with the prefix. One that does so once, does so always: it is the only one.
+// awaitReload waits until the API server writes with the prefix. It never goes back: there is only one API server.
 func (c *connection) awaitReload(ctx context.Context, written string) error {
 	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
 	probe := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: probeName}}
 	if _, err := secrets.Create(ctx, probe, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("make the Secret %s: %w", probeName, err)
+		return fmt.Errorf("create the Secret %s: %w", probeName, err)
 	}
 	defer func() {
 		_ = secrets.Delete(context.WithoutCancel(ctx), probeName, metav1.DeleteOptions{})
@@ -302,7 +302,7 @@ func (c *connection) awaitReload(ctx context.Context, written string) error {
 	deadline := time.NewTimer(reloadLimit)
 	defer deadline.Stop()
 	for {
-		// Another value each time, or nothing is written.
+		// The value must differ each time, or nothing is written.
 		patch, err := json.Marshal(map[string]any{"stringData": map[string]string{"at": time.Now().Format(time.RFC3339Nano)}})
 		if err != nil {
 			return err
@@ -321,7 +321,7 @@ func (c *connection) awaitReload(ctx context.Context, written string) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-deadline.C:
-			return fmt.Errorf("the API server does not use %s: is another encryption-provider-config given with --kube-apiserver-arg?", c.File)
+			return fmt.Errorf("the API server does not use %s: is another encryption-provider-config set with --kube-apiserver-arg?", c.File)
 		case <-time.After(ReloadInterval / 5):
 		}
 	}

@@ -20,13 +20,13 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
-// The providers that need no other program.
+// The providers that need no external program.
 const (
 	Secretbox = "secretbox"
 	AESCBC    = "aescbc"
 )
 
-// keySize is what both providers take, in bytes.
+// keySize is the key size of both providers, in bytes.
 const keySize = 32
 
 // key is one key of the API server's configuration.
@@ -43,15 +43,15 @@ func newKey(provider string, now time.Time) key {
 	return key{provider, now.UTC().Format("20060102") + "-" + hex.EncodeToString(suffix), base64.StdEncoding.EncodeToString(secret)}
 }
 
-// keys is the configuration: what Secrets are written with, and what can be read.
+// keys is the configuration: how Secrets are written, and which keys can read them.
 type keys struct {
-	// encrypt says that Secrets are written with the first key, and otherwise as they are.
+	// encrypt is set if Secrets are written with the first key; otherwise they are written unencrypted.
 	encrypt bool
-	// all are the keys with which Secrets can be read.
+	// all are the keys that can read Secrets.
 	all []key
 }
 
-// written is how a value begins that is written with these keys; it is empty for one that is written as it is.
+// written returns the prefix of values written with this configuration; empty if unencrypted.
 func (k keys) written() string {
 	if !k.encrypt {
 		return ""
@@ -59,10 +59,10 @@ func (k keys) written() string {
 	return prefix(k.all[0])
 }
 
-// prefix is what the API server puts before a value (k8s.io/apiserver/pkg/server/options/encryptionconfig).
+// prefix is the API server's prefix for a value (k8s.io/apiserver/pkg/server/options/encryptionconfig).
 func prefix(k key) string { return "k8s:enc:" + k.provider + ":v1:" + k.name + ":" }
 
-// configuration is the file as the API server reads it. Keys of one provider that follow each other share an entry.
+// configuration returns the file's contents for the API server. Consecutive keys of one provider share an entry.
 func (k keys) configuration() *apiserver.EncryptionConfiguration {
 	var providers []apiserver.ProviderConfiguration
 	identity := apiserver.ProviderConfiguration{Identity: &apiserver.IdentityConfiguration{}}
@@ -95,7 +95,7 @@ func (k keys) configuration() *apiserver.EncryptionConfiguration {
 	}
 }
 
-// read reads the file. Without one, nothing is encrypted. A file that this package has not written is refused: a key that it
+// read reads the file. If it does not exist, nothing is encrypted. A file that this package has not written is rejected: a key that it
 // does not understand must not be lost.
 func read(file string) (keys, error) {
 	text, err := os.ReadFile(file)
@@ -141,7 +141,7 @@ func read(file string) (keys, error) {
 	return k, nil
 }
 
-// write replaces the file, and returns when it will survive a power cut: what is written with a key that is lost is lost.
+// write replaces the file, and returns when it is durable: data encrypted with a lost key is lost.
 func write(file string, k keys) error {
 	text, err := json.MarshalIndent(k.configuration(), "", "  ")
 	if err != nil {
@@ -153,9 +153,9 @@ func write(file string, k keys) error {
 	return atomicfile.Write(file, append(text, '\n'), 0o600)
 }
 
-// Ensure makes the file that the API server reads. With a provider, Secrets are encrypted from now on, with a new key where
-// there is none; what a server that did not have the setting has written is rewritten by the component. Without one the file
-// stays as it is: an encryption that is on is not turned off by leaving a flag out.
+// Ensure writes the file that the API server reads. With a provider, Secrets are encrypted from now on, with a new key if
+// there is none; the component rewrites Secrets written before. Without a provider, the file is unchanged: removing the
+// flag does not turn encryption off.
 func Ensure(file, provider string) error {
 	k, err := read(file)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
 )
 
-// What is written is what the API server reads, and what is read again.
+// The API server accepts what is written, and it can be read again.
 func TestKeys(t *testing.T) {
 	now := time.Now()
 	a, b, c := newKey(Secretbox, now), newKey(AESCBC, now), newKey(AESCBC, now)
@@ -35,7 +35,7 @@ func TestKeys(t *testing.T) {
 				t.Errorf("read %+v %v, want %+v", got, err, k)
 			}
 			if _, err := encryptionconfig.LoadEncryptionConfig(t.Context(), file, true, ""); err != nil {
-				t.Errorf("the API server refuses it: %v", err)
+				t.Errorf("the API server rejects it: %v", err)
 			}
 		})
 	}

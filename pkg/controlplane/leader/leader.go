@@ -1,8 +1,8 @@
-// Package leader elects the server of a cluster that runs what only one server may: add-ons, the mesh, load balancer
+// Package leader elects the server of a cluster that runs components which must run only once: add-ons, the mesh, load balancer
 // addresses.
 //
-// It owns one Lease in kube-system. A server that is alone has no use for it: pkg/server leaves it out where the datastore
-// belongs to one server. What runs on the leader only is wrapped by component.Elected.
+// It owns one Lease in kube-system. A single server does not need it: pkg/server leaves it out if only one server
+// can use the datastore. Components that run only on the leader are wrapped by component.Elected.
 package leader
 
 import (
@@ -27,12 +27,12 @@ const Lease = "polymesh"
 
 // Options of the election.
 type Options struct {
-	// Identity is this server's: unique in the cluster, also against an earlier process of the same server.
+	// Identity is this server's: unique in the cluster, even among restarts of the same server.
 	Identity string
-	// Kubeconfig may get, create and update the Lease. It is read by Start.
+	// Kubeconfig must allow getting, creating and updating the Lease. It is read by Start.
 	Kubeconfig string
-	// Duration is how long a server that no longer renews the Lease is still the leader to the others. It gives up itself
-	// after two thirds of it. 0 is 15 s, as for Kubernetes' own components.
+	// Duration is how long other servers consider a server the leader after its last renewal of the Lease. The leader itself gives
+	// up after two thirds of it. 0 means 15 s, as in Kubernetes' own components.
 	Duration time.Duration
 	Log      *slog.Logger
 }
@@ -46,8 +46,8 @@ type Leader struct {
 	log                  *slog.Logger
 
 	mu     sync.Mutex
-	seen   bool            // a leader was seen since the start
-	term   context.Context // this server's current term; nil where it does not lead
+	seen   bool            // a leader has been seen since the start
+	term   context.Context // this server's current term; nil if it is not the leader
 	gained chan struct{}   // closed when the next term begins
 }
 
@@ -80,7 +80,7 @@ func (l *Leader) Start(ctx context.Context) error {
 	}
 	client, err := kubernetes.NewForConfig(rest)
 	if err != nil {
-		return fmt.Errorf("make an API client from %s: %w", l.opts.Kubeconfig, err)
+		return fmt.Errorf("create an API client from %s: %w", l.opts.Kubeconfig, err)
 	}
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
@@ -88,7 +88,7 @@ func (l *Leader) Start(ctx context.Context) error {
 			LockConfig: resourcelock.ResourceLockConfig{Identity: l.opts.Identity},
 		},
 		LeaseDuration: l.opts.Duration, RenewDeadline: l.opts.Duration * 2 / 3, RetryPeriod: l.opts.Duration * 2 / 15,
-		// Another server takes over at once when this one stops.
+		// Another server takes over immediately when this one stops.
 		ReleaseOnCancel: true,
 		Name:            Lease,
 		Callbacks: leaderelection.LeaderCallbacks{
@@ -114,7 +114,7 @@ func (l *Leader) Start(ctx context.Context) error {
 	return nil
 }
 
-// begin notes a term: ctx ends with it.
+// begin starts a term, which ends with ctx.
 func (l *Leader) begin(ctx context.Context) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -144,12 +144,12 @@ func (l *Leader) Watch(ctx context.Context, term func(context.Context)) {
 	}
 }
 
-// Ready is nil when the cluster has a leader, whichever it is.
+// Ready returns nil when the cluster has a leader, on any server.
 func (l *Leader) Ready(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.seen {
-		return errors.New("no leader is elected yet")
+		return errors.New("no leader has been elected yet")
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 )
 
-// work is what the leader alone may do: it counts those that do it at the same time.
+// work counts the servers that do the leader's work at the same time.
 type work struct {
 	on     *atomic.Int32
 	most   *atomic.Int32
@@ -39,7 +39,7 @@ func (w *work) Stop(context.Context) error {
 	return nil
 }
 
-// Of two servers one works, and the other one takes over: at once when the first stops, and when the first has lost the Lease.
+// Of two servers one works. The other takes over at once when the first stops, and when the first has lost the Lease.
 func TestOneWorks(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	kubeconfig := controlplanetest.Start(t, log)
@@ -79,7 +79,7 @@ func TestOneWorks(t *testing.T) {
 	one := start("one")
 	holder("one")
 	two := start("two")
-	<-two.m.Settled() // a server that does not lead is up all the same
+	<-two.m.Settled() // a server that is not the leader is up too
 	one.stop()
 	if err := <-one.done; err != nil {
 		t.Fatal(err)
@@ -93,11 +93,11 @@ func TestOneWorks(t *testing.T) {
 	}
 	controlplanetest.Eventually(t, "the one that has lost the Lease stops", func() error {
 		if n := on.Load(); n != 0 {
-			return errors.New("it goes on")
+			return errors.New("still leading")
 		}
 		return nil
 	})
-	holder("two") // no one renews three's
+	holder("two") // three's Lease is not renewed
 	two.stop()
 	if err := <-two.done; err != nil {
 		t.Fatal(err)

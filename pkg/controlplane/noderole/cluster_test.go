@@ -14,7 +14,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 )
 
-// The server's node gets its roles when it registers, and again when they are removed; other nodes get none.
+// The server's node gets its roles when it registers, and again if they are removed; other nodes get none.
 func TestRoles(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	kubeconfig := controlplanetest.Start(t, log)

@@ -1,7 +1,7 @@
-// Package noderole gives a server's node its roles, and looks for objects that a node has left behind.
+// Package noderole sets the role labels of a server's node, and detects objects that a renamed node has left behind.
 //
-// It owns the labels node-role.kubernetes.io/control-plane and /master of the server's node: NodeRestriction keeps these from
-// the kubelet itself. pkg/server adds it to a server.
+// It owns the labels node-role.kubernetes.io/control-plane and /master of the server's node, which NodeRestriction forbids
+// the kubelet to set. pkg/server adds it to a server.
 package noderole
 
 import (
@@ -27,22 +27,22 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 )
 
-// fieldManager is who this package is to the API server.
+// fieldManager is the package's field manager.
 const fieldManager = "polymesh-node"
 
-// recheck is how often labels that could not be written, and nodes that no longer report, are looked at.
+// recheck is how often failed labels, and nodes that no longer report, are checked.
 const recheck = 30 * time.Second
 
-// Roles are the labels of a server's node. master is what K3s sets too, for older workloads.
+// Roles returns the labels of a server's node. master is also set by K3s, for older workloads.
 func Roles() []string {
 	return []string{"node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"}
 }
 
-// Options say which node.
+// Options identify the node.
 type Options struct {
 	// Node is the name of the server's node.
 	Node string
-	// Kubeconfig may list, watch and patch nodes. It is read by Start.
+	// Kubeconfig must allow listing, watching and patching nodes. It is read by Start.
 	Kubeconfig string
 	Log        *slog.Logger
 }
@@ -56,7 +56,7 @@ type Component struct {
 	nodes  corelisters.NodeLister
 
 	state  atomic.Pointer[error]
-	former atomic.Pointer[string] // the name of a node that this machine was before; nil or empty for none
+	former atomic.Pointer[string] // the machine's former node name; nil or empty for none
 }
 
 var _ component.Component = (*Component)(nil)
@@ -82,7 +82,7 @@ func (c *Component) Start(ctx context.Context) error {
 		return fmt.Errorf("read kubeconfig %s: %w", c.opts.Kubeconfig, err)
 	}
 	if c.client, err = kubernetes.NewForConfig(rest); err != nil {
-		return fmt.Errorf("make an API client from %s: %w", c.opts.Kubeconfig, err)
+		return fmt.Errorf("create an API client from %s: %w", c.opts.Kubeconfig, err)
 	}
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	nodes := factory.Core().V1().Nodes()
@@ -113,7 +113,7 @@ func (c *Component) Start(ctx context.Context) error {
 			}
 			err := c.sync(ctx)
 			if err != nil && ctx.Err() == nil {
-				c.log.Debug("the node has not got its roles", "err", err)
+				c.log.Debug("the node does not have its roles yet", "err", err)
 			}
 			c.set(err)
 		}
@@ -123,7 +123,7 @@ func (c *Component) Start(ctx context.Context) error {
 
 func (c *Component) set(err error) { c.state.Store(&err) }
 
-// sync labels the node, if it is there, and looks for the one that it was before.
+// sync labels the node, if it exists, and looks for its former object.
 func (c *Component) sync(ctx context.Context) error {
 	node, err := c.nodes.Get(c.opts.Node)
 	if apierrors.IsNotFound(err) {
@@ -138,12 +138,12 @@ func (c *Component) sync(ctx context.Context) error {
 	}
 	name := formerNode(node, all)
 	if old := c.former.Swap(&name); name != "" && (old == nil || *old != name) {
-		c.log.Warn("this machine was a node of another name before, whose object and pods are still there", "node", name, "remove", "polymesh kubectl delete node "+name)
+		c.log.Warn("this machine was registered under another node name before, and that node's object and pods still exist", "node", name, "remove", "polymesh kubectl delete node "+name)
 	}
 	return c.label(ctx, node)
 }
 
-// label sets the labels that the node has not. One that a user has set to another value stays.
+// label adds missing labels to the node. A label that a user has set to another value stays.
 func (c *Component) label(ctx context.Context, node *corev1.Node) error {
 	missing := map[string]string{}
 	for _, role := range Roles() {
@@ -165,7 +165,7 @@ func (c *Component) label(ctx context.Context, node *corev1.Node) error {
 	return nil
 }
 
-// formerNode finds the node that is the same machine under another name: the same system, no longer reporting
+// formerNode finds the node object of the same machine under another name: same system, no longer reporting
 // (k3s-io/k3s#6335).
 func formerNode(own *corev1.Node, all []*corev1.Node) string {
 	for _, other := range all {
@@ -183,13 +183,13 @@ func formerNode(own *corev1.Node, all []*corev1.Node) string {
 	return ""
 }
 
-// Ready is nil when the node has its roles.
+// Ready returns nil once the node has its roles.
 func (c *Component) Ready(context.Context) error { return *c.state.Load() }
 
 // Note implements component.Noted.
 func (c *Component) Note(context.Context) string {
 	if name := c.former.Load(); name != nil && *name != "" {
-		return fmt.Sprintf("node %s was this machine under its former name: `polymesh kubectl delete node %s` removes it with its pods", *name, *name)
+		return fmt.Sprintf("node %s is this machine under its former name: remove it with its pods by `polymesh kubectl delete node %s`", *name, *name)
 	}
 	return ""
 }

@@ -32,11 +32,11 @@ func TestFormerNode(t *testing.T) {
 	}
 	n := New(Options{Node: "new", Log: slog.New(slog.DiscardHandler)})
 	if note := n.Note(t.Context()); note != "" {
-		t.Errorf("at first it says %q", note)
+		t.Errorf("at first the note is %q", note)
 	}
 	old := "old"
 	n.former.Store(&old)
 	if note := n.Note(t.Context()); !strings.Contains(note, "`polymesh kubectl delete node old` removes it") {
-		t.Errorf("it says %q", note)
+		t.Errorf("the note is %q", note)
 	}
 }

@@ -1,4 +1,4 @@
-// Package imagestoretest has the layer with which the tests of images and of the node tear one and look whether it is mended.
+// Package imagestoretest provides a layer for tests that damage it and check whether it is repaired.
 package imagestoretest
 
 import (
@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layerFiles is what the layer of the tests holds: a program, text, a link of each kind, zeros that are no hole.
+// layerFiles are the files of the layer: a program, text, a link of each kind, zeros that are not a hole.
 func layerFiles() []tar.Header {
 	return []tar.Header{
 		{Name: "usr/", Typeflag: tar.TypeDir, Mode: 0o755},
@@ -27,7 +27,7 @@ func layerFiles() []tar.Header {
 	}
 }
 
-// Layer is an archive of such a layer, uncompressed; always the same.
+// Layer returns an uncompressed archive of such a layer; always the same.
 func Layer(t *testing.T) []byte {
 	t.Helper()
 	random := make([]byte, 1<<20)
@@ -47,7 +47,7 @@ func Layer(t *testing.T) []byte {
 	return out.Bytes()
 }
 
-// Punch makes a hole, as pages are that a power cut has taken.
+// Punch makes a hole, like pages lost in a power failure.
 func Punch(path string, at, length int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -56,7 +56,7 @@ func Punch(path string, at, length int64) error {
 	return errors.Join(unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, length), f.Close())
 }
 
-// Compare fails the test unless the folder has every file of the layer that the archive has, with its content.
+// Compare fails the test unless the folder has every file of the archive, with its contents.
 func Compare(t *testing.T, dir string, archive []byte) {
 	t.Helper()
 	for r := tar.NewReader(bytes.NewReader(archive)); ; {

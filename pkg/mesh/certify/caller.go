@@ -20,17 +20,17 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// authenticator checks who calls istiod and, for a certificate, finds out which workload that is. It is found out here and not when
-// the CA signs: the service has taken the CA's chain by then, and a CA that is replaced while the API server is asked would sign for
-// another chain.
+// authenticator checks istiod's callers and, for a certificate request, resolves the caller's workload. That happens here rather than
+// at signing: by then the service has already read the CA's chain, and a CA replaced during the API request would sign for a
+// different chain.
 type authenticator struct {
 	security.Authenticator
 	find  func(context.Context, security.KubernetesInfo) (workload.Workload, error)
 	calls *calls
 }
 
-// checked puts an authenticator around each. Without find, no workload is asked for. The slice is a new one: istiod's two services
-// share the one that they are given.
+// checked wraps each authenticator. Without find, workloads are not resolved. It returns a new slice, because istiod's two services
+// share the original.
 func checked(all []security.Authenticator, find func(context.Context, security.KubernetesInfo) (workload.Workload, error), calls *calls) []security.Authenticator {
 	out := make([]security.Authenticator, len(all))
 	for i, a := range all {
@@ -39,8 +39,8 @@ func checked(all []security.Authenticator, find func(context.Context, security.K
 	return out
 }
 
-// Authenticate implements security.Authenticator. A workload that cannot be found out costs labels in metrics, no more:
-// the certificate is then Istio's.
+// Authenticate implements security.Authenticator. If the workload cannot be resolved, only metric labels are missing:
+// the certificate is then Istio's own.
 func (a authenticator) Authenticate(ctx security.AuthContext) (*security.Caller, error) {
 	caller, err := a.Authenticator.Authenticate(ctx)
 	if err != nil || caller == nil {
@@ -58,14 +58,14 @@ func (a authenticator) Authenticate(ctx security.AuthContext) (*security.Caller,
 	}
 	found, err := a.find(ctx.GrpcContext, info)
 	if err != nil {
-		scope.Warnf("the certificate of pod %q does not name its workload: %v", info.PodNamespace+"/"+info.PodName, err)
+		scope.Warnf("the certificate of pod %q will not contain its workload: %v", info.PodNamespace+"/"+info.PodName, err)
 		return &with, nil
 	}
 	with.Identities = a.calls.begin(ctx.GrpcContext, caller.Identities, found)
 	return &with, nil
 }
 
-// clientCertificate is the one that a client has shown and Go's TLS has verified.
+// clientCertificate returns the client certificate that Go's TLS has verified.
 func clientCertificate(ctx security.AuthContext) *x509.Certificate {
 	var chains [][]*x509.Certificate
 	switch {
@@ -84,13 +84,13 @@ func clientCertificate(ctx security.AuthContext) *x509.Certificate {
 	return chains[0][0]
 }
 
-// identitiesOf are the names that a client's certificate is for: one SPIFFE ID, as the standard for X.509-SVIDs has it
-// (https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md, section 2), and DNS names. Our own name is not among them, as it is
-// in what Istio reads. A certificate with anything else is believed nothing: an earlier Polymesh added "polymesh-workload:" as a DNS name
-// to each certificate to which it added identities that were not its caller's, and a second SPIFFE ID is such an identity.
+// identitiesOf returns the names in a client's certificate: one SPIFFE ID, as the X.509-SVID standard requires
+// (https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md, section 2), and DNS names. Our own otherName is not included, as
+// Istio does not read it either. A certificate with anything else is not trusted at all: an earlier Polymesh added "polymesh-workload:" as
+// a DNS name to each certificate to which it added foreign identities, and a second SPIFFE ID is such an identity.
 func identitiesOf(cert *x509.Certificate) ([]string, error) {
 	if cert == nil {
-		return nil, errors.New("there is none")
+		return nil, errors.New("no certificate")
 	}
 	names, err := alternativeNames(cert)
 	if err != nil {
@@ -102,19 +102,19 @@ func identitiesOf(cert *x509.Certificate) ([]string, error) {
 		text := string(name.Bytes)
 		switch {
 		case name.Class != asn1.ClassContextSpecific:
-			return nil, errors.New("an alternative name has no kind")
+			return nil, errors.New("an alternative name has no type")
 		case name.Tag == tagURI && workload.IsPrincipal(text):
 			uris++
 		case name.Tag == tagDNS && validDNS(text):
 		case isWorkload(name):
 			continue
 		default:
-			return nil, fmt.Errorf("the alternative name %q is no SPIFFE ID and no DNS name", text)
+			return nil, fmt.Errorf("the alternative name %q is neither a SPIFFE ID nor a DNS name", text)
 		}
 		ids = append(ids, text)
 	}
 	if uris != 1 {
-		return nil, fmt.Errorf("it is for %d SPIFFE IDs", uris)
+		return nil, fmt.Errorf("it has %d SPIFFE IDs", uris)
 	}
 	return ids, nil
 }
@@ -123,16 +123,16 @@ func validDNS(text string) bool {
 	return len(validation.IsDNS1123Subdomain(strings.TrimPrefix(text, "*."))) == 0
 }
 
-// verify reports how a certificate (PEM, of which the first block counts) differs from one for exactly these identities and, if there
-// is one, this workload.
+// verify returns an error if a certificate (PEM, first block) has other names than these identities and this workload, if
+// any.
 func verify(cert []byte, identities []string, w *workload.Workload) error {
 	block, _ := pem.Decode(cert)
 	if block == nil {
-		return errors.New("it is not PEM")
+		return errors.New("the certificate is not PEM")
 	}
 	leaf, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return fmt.Errorf("parse it: %w", err)
+		return fmt.Errorf("parse the certificate: %w", err)
 	}
 	var want []asn1.RawValue
 	uris := 0
@@ -143,16 +143,16 @@ func verify(cert []byte, identities []string, w *workload.Workload) error {
 			name.Tag = tagURI
 			uris++
 		case strings.HasPrefix(id, spiffe.URIPrefix) || !validDNS(id):
-			return fmt.Errorf("%q is no SPIFFE ID and no DNS name", id)
+			return fmt.Errorf("%q is neither a SPIFFE ID nor a DNS name", id)
 		}
 		want = append(want, name)
 	}
 	if uris != 1 {
-		return fmt.Errorf("its caller has %d SPIFFE IDs", uris)
+		return fmt.Errorf("the caller has %d SPIFFE IDs", uris)
 	}
 	if w != nil {
 		if id, err := spiffe.ParseIdentity(identities[0]); err != nil || id.Namespace != w.Namespace {
-			return fmt.Errorf("its workload is of the namespace %q", w.Namespace)
+			return fmt.Errorf("the workload's namespace is %q", w.Namespace)
 		}
 		name, err := otherName(w.String())
 		if err != nil {
@@ -165,13 +165,13 @@ func verify(cert []byte, identities []string, w *workload.Workload) error {
 		return err
 	}
 	if !slices.EqualFunc(got, want, sameName) {
-		return fmt.Errorf("it is for %d names, and the first that is another's is %q", len(got), firstOther(got, want))
+		return fmt.Errorf("it has %d names, the first unexpected one is %q", len(got), firstOther(got, want))
 	}
 	if cn := leaf.Subject.CommonName; cn != "" && cn != identities[0] {
-		return fmt.Errorf("its subject is %q", cn)
+		return fmt.Errorf("the subject is %q", cn)
 	}
 	if leaf.IsCA || leaf.KeyUsage&x509.KeyUsageCertSign != 0 {
-		return errors.New("it may sign others")
+		return errors.New("it is a CA certificate")
 	}
 	return nil
 }

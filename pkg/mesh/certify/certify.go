@@ -1,16 +1,16 @@
-// Package certify lets istiod write into each workload's certificate which workload it is for, and holds every certificate that
-// istiod signs to the identity of who asked for it.
+// Package certify makes istiod add the workload to each workload certificate, and checks that every certificate that
+// istiod signs is for the identity of its requester.
 //
-// Istio's own proxies introduce themselves to each other with a header, and with a preface on TCP connections, and
-// believe what they are told. Here the certificate says it, signed by istiod, which has it from Kubernetes: the pod that
-// a token belongs to, and the pod's labels. So there is nothing that a client could forge, nothing that an app could see,
-// and TCP has it too. What decides about access, the SPIFFE identity, is as in Istio.
+// Istio's own proxies exchange their workloads in a header, and in a preface on TCP connections, and trust what they
+// receive. Here the certificate contains the workload, signed by istiod, which gets it from Kubernetes: from the pod that
+// a token belongs to, and the pod's labels. So clients cannot forge it, apps do not see it, and it works for TCP too.
+// Access control still uses only the SPIFFE identity, as in Istio.
 //
-// The workload's name is for the most part what the pod's author chose. It never travels together with identities: Istio's CA joins
-// those with commas and splits them again, so one that holds a comma would be two. Whatever reaches the CA, a certificate that is for
-// other names than the caller's is thrown away (verify).
+// The workload's name is mostly free text from the pod's author. It is never combined with identities: Istio's CA joins
+// those with commas and splits them again, so a name with a comma would become two. As a last check, a certificate for
+// other names than the caller's is discarded (verify).
 //
-// cmd/pilot-discovery calls Install. Envoy reads the text by %DOWNSTREAM_PEER_OTHERNAME_SAN% (pkg/mesh/dialect).
+// cmd/pilot-discovery calls Install. Envoy reads the value with %DOWNSTREAM_PEER_OTHERNAME_SAN% (pkg/mesh/dialect).
 package certify
 
 import (
@@ -41,16 +41,16 @@ import (
 
 var scope = log.RegisterScope("certify", "workloads in certificates")
 
-// podWait bounds the look at a pod: a proxy waits for its certificate.
+// podWait limits how long a pod lookup may take, because a proxy is waiting for its certificate.
 const podWait = 5 * time.Second
 
-// Install puts the package between istiod's certificate service and its CA. It is called after bootstrap.NewServer and
-// before Start. Where the certificates are not istiod's own (an external CA) only the callers are checked; workloads are then
-// unknown to the other side's metrics, as are those whose certificates a node's proxy asks for (ambient mode).
+// Install inserts the package between istiod's certificate service and its CA. Call it after bootstrap.NewServer and
+// before Start. If istiod does not issue the certificates itself (external CA), only callers are checked; peers' metrics then
+// lack the workload, as they do for certificates that a node proxy requests (ambient mode).
 func Install(server *bootstrap.Server, cluster string) error {
 	server.XDSServer.Authenticators = checked(server.XDSServer.Authenticators, nil, nil)
 	if server.CA == nil || server.RA != nil {
-		scope.Infof("certificates do not name workloads: istiod does not sign them")
+		scope.Infof("certificates will not contain workloads: istiod does not sign them")
 		return nil
 	}
 	service, err := istiod.Field[*caserver.Server](reflect.ValueOf(server).Elem(), "caServer")
@@ -75,15 +75,15 @@ func install(service *caserver.Server, own *ca.IstioCA, pods pods) error {
 	return nil
 }
 
-// calls are the requests for a certificate that are being answered, with the workload that each is for. Istio's service hands on
-// nothing of the caller to the CA but the identities, and the CA is given no context. But the slice that it is given is the one
-// that the authenticator has made for this request, so where that lies in memory says which request it is.
+// calls are the certificate requests in progress, with the workload of each. Istio's service passes only the identities
+// to the CA, and no context. But that slice is the one that the authenticator allocated for this request, so its
+// address identifies the request.
 type calls struct {
 	mu        sync.Mutex
 	workloads map[*string]workload.Workload
 }
 
-// begin returns the identities in memory of their own, by which the workload is found until ctx, the request's context, ends.
+// begin returns a copy of the identities, by whose address the workload is found until ctx, the request's context, ends.
 func (c *calls) begin(ctx context.Context, identities []string, w workload.Workload) []string {
 	own := slices.Clone(identities)
 	if len(own) == 0 {
@@ -100,7 +100,7 @@ func (c *calls) begin(ctx context.Context, identities []string, w workload.Workl
 	return own
 }
 
-// workload is that of the request with just these identities.
+// workload returns the workload of the request with exactly this identities slice.
 func (c *calls) workload(identities []string) (workload.Workload, bool) {
 	if len(identities) == 0 {
 		return workload.Workload{}, false
@@ -111,16 +111,16 @@ func (c *calls) workload(identities []string) (workload.Workload, bool) {
 	return w, ok
 }
 
-// pods finds the workload of a pod.
+// pods looks up the workload of a pod.
 type pods struct {
 	client  kubernetes.Interface
 	known   kclient.Reader[*corev1.Pod]
 	cluster string
 }
 
-// newPods looks at pods in istiod's own cache, and asks the API server, with istiod's own client, for those that are not in it: pods
-// that are newer, and those of namespaces that istiod is configured to leave out. The filter is that of istiod's registry
-// (istio.io/istio/pilot/pkg/serviceregistry/kube/controller/controller.go), so that there is one cache.
+// newPods reads pods from istiod's own cache, and falls back to the API server, with istiod's client, for pods that are
+// newer or in namespaces that istiod is configured to ignore. The filter is that of istiod's registry
+// (istio.io/istio/pilot/pkg/serviceregistry/kube/controller/controller.go), so that both share one cache.
 func newPods(client kube.Client, cluster string) pods {
 	return pods{client.Kube(), kclient.NewFiltered[*corev1.Pod](client, kclient.Filter{
 		ObjectFilter: client.ObjectFilter(), ObjectTransform: kube.StripPodUnusedFields, FieldSelector: "status.phase!=Failed",
@@ -135,16 +135,16 @@ func (p pods) workload(ctx context.Context, info security.KubernetesInfo) (workl
 	defer cancel()
 	pod, err := p.client.CoreV1().Pods(info.PodNamespace).Get(ctx, info.PodName, metav1.GetOptions{})
 	if err != nil {
-		return workload.Workload{}, fmt.Errorf("read the pod: %w", err)
+		return workload.Workload{}, fmt.Errorf("get the pod: %w", err)
 	}
 	if string(pod.UID) != info.PodUID {
-		return workload.Workload{}, fmt.Errorf("the pod is another one by now, %s", pod.UID)
+		return workload.Workload{}, fmt.Errorf("the pod has been replaced by one with UID %s", pod.UID)
 	}
 	return workloadOf(pod, p.cluster), nil
 }
 
-// workloadOf is what injection and istiod's registry call the workload of a pod, as far as it is a name: an owner reference is
-// free text of the pod's author. A pod whose owner has no valid name is a workload by itself.
+// workloadOf returns the workload of a pod as injection and istiod's registry determine it, if it is a valid name: an owner
+// reference is free text. A pod whose owner has no valid name is its own workload.
 func workloadOf(pod *corev1.Pod, cluster string) workload.Workload {
 	owner, _ := kube.GetWorkloadMetaFromPod(pod)
 	w := workload.Workload{
@@ -157,13 +157,13 @@ func workloadOf(pod *corev1.Pod, cluster string) workload.Workload {
 	return w.Named()
 }
 
-// authority is istiod's CA. Its certificates are for the caller only, and say which workload it is.
+// authority is istiod's CA, restricted to certificates for the caller, with the workload added.
 type authority struct {
 	*ca.IstioCA
 	calls *calls
 }
 
-// Sign implements caserver.CertificateAuthority. Its errors are of Istio's type, which the service relies on.
+// Sign implements caserver.CertificateAuthority. Its errors have Istio's type, which the service relies on.
 func (a authority) Sign(csr []byte, opts ca.CertOpts) ([]byte, error) {
 	cert, err := a.IstioCA.Sign(csr, opts)
 	if err != nil {
@@ -178,7 +178,7 @@ func (a authority) Sign(csr []byte, opts ca.CertOpts) ([]byte, error) {
 	}
 	named, err := a.name(cert, w)
 	if err != nil {
-		scope.Warnf("the certificate of %q does not name its workload: %v", opts.SubjectIDs, err)
+		scope.Warnf("the certificate of %q will not contain its workload: %v", opts.SubjectIDs, err)
 		return cert, nil
 	}
 	if err := verify(named, opts.SubjectIDs, &w); err != nil {
@@ -187,14 +187,14 @@ func (a authority) Sign(csr []byte, opts ca.CertOpts) ([]byte, error) {
 	return named, nil
 }
 
-// SignWithCertChain implements caserver.CertificateAuthority. What asks for a chain names a signer of its own, and no workload.
+// SignWithCertChain implements caserver.CertificateAuthority. Requests for a chain name their own signer, and have no workload.
 func (a authority) SignWithCertChain(csr []byte, opts ca.CertOpts) ([]string, error) {
 	chain, err := a.IstioCA.SignWithCertChain(csr, opts)
 	if err != nil {
 		return nil, err
 	}
 	if len(chain) == 0 {
-		return nil, refused(opts.SubjectIDs, errors.New("there is none"))
+		return nil, refused(opts.SubjectIDs, errors.New("no certificate"))
 	}
 	if err := verify([]byte(chain[0]), opts.SubjectIDs, nil); err != nil {
 		return nil, refused(opts.SubjectIDs, err)
@@ -202,13 +202,13 @@ func (a authority) SignWithCertChain(csr []byte, opts ca.CertOpts) ([]string, er
 	return chain, nil
 }
 
-// refused says that a certificate was thrown away.
+// refused is the error for a discarded certificate.
 func refused(identities []string, err error) error {
-	return caerror.NewError(caerror.CertGenError, fmt.Errorf("the certificate for %q was thrown away: %w", identities, err))
+	return caerror.NewError(caerror.CertGenError, fmt.Errorf("the certificate for %q was discarded: %w", identities, err))
 }
 
-// name signs a certificate again, with the workload in it. The CA's key is the one of this moment: a CA that the user has
-// plugged in can be replaced while istiod runs.
+// name signs a certificate again, with the workload added. It uses the CA's current key: a plugged-in CA can be
+// replaced while istiod runs.
 func (a authority) name(cert []byte, w workload.Workload) ([]byte, error) {
 	signer, key, _, _ := a.GetCAKeyCertBundle().GetAll()
 	if signer == nil || key == nil {

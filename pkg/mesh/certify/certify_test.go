@@ -42,7 +42,7 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// TestWithWorkload signs a certificate like istiod's again: all in it stays, and one name comes.
+// TestWithWorkload re-signs a certificate like istiod's: everything in it is kept, and one name is added.
 func TestWithWorkload(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -73,17 +73,17 @@ func TestWithWorkload(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
 	if _, err := is.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
-		t.Errorf("it does not verify: %v", err)
+		t.Errorf("the certificate does not verify: %v", err)
 	}
 	if len(is.URIs) != 1 || is.URIs[0].String() != id.String() || len(is.DNSNames) != 0 || len(is.UnhandledCriticalExtensions) != 0 {
 		t.Errorf("the identities are %v and %v, unhandled %v", is.URIs, is.DNSNames, is.UnhandledCriticalExtensions)
 	}
 	if is.SerialNumber.Cmp(was.SerialNumber) != 0 || !is.NotAfter.Equal(was.NotAfter) || !is.NotBefore.Equal(was.NotBefore) ||
 		is.KeyUsage != was.KeyUsage || !slices.Equal(is.ExtKeyUsage, was.ExtKeyUsage) || !leafKey.PublicKey.Equal(is.PublicKey) || is.Subject.String() != was.Subject.String() {
-		t.Errorf("something else changed: %+v, was %+v", is, was)
+		t.Errorf("unexpected changes: %+v, was %+v", is, was)
 	}
 	if !strings.Contains(string(is.Raw), w.String()) {
-		t.Error("it does not name the workload")
+		t.Error("the certificate does not contain the workload")
 	}
 }
 
@@ -106,7 +106,7 @@ func parse(t *testing.T, text []byte) *x509.Certificate {
 	return c
 }
 
-// newCA is Istio's own.
+// newCA returns Istio's own CA.
 func newCA(t *testing.T) *ca.IstioCA {
 	t.Helper()
 	opts, err := ca.NewSelfSignedDebugIstioCAOptions("", time.Hour, time.Hour, time.Hour, "cluster.local", 2048)
@@ -135,7 +135,7 @@ func request(t *testing.T, commonName string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}))
 }
 
-// overTLS is the context of a request over TLS, with the certificate that the client has shown, if any.
+// overTLS returns the context of a request over TLS, with the client's certificate, if any.
 func overTLS(ctx context.Context, shown *x509.Certificate) context.Context {
 	var state tls.ConnectionState
 	if shown != nil {
@@ -156,7 +156,7 @@ func podCaller(identities ...string) token {
 	return token{security.Caller{Identities: identities, KubernetesInfo: security.KubernetesInfo{PodName: "impostor", PodNamespace: "evil", PodUID: "1"}}}
 }
 
-// service is Istio's, with its CA, with our parts between them.
+// service returns Istio's certificate service and its CA, with this package in between.
 func service(t *testing.T, own *ca.IstioCA, client kube.Client, authenticators ...security.Authenticator) *caserver.Server {
 	t.Helper()
 	s, err := caserver.New(own, time.Hour, authenticators, nil)
@@ -169,7 +169,7 @@ func service(t *testing.T, own *ca.IstioCA, client kube.Client, authenticators .
 	return s
 }
 
-// otherNames are the texts of a certificate's workloads.
+// otherNames returns the workloads in a certificate.
 func otherNames(t *testing.T, cert *x509.Certificate) (texts []string) {
 	t.Helper()
 	names, err := alternativeNames(cert)
@@ -197,7 +197,7 @@ func otherNames(t *testing.T, cert *x509.Certificate) (texts []string) {
 	return texts
 }
 
-// onlyCaller fails unless the certificate is for the caller's identity, and at most one workload of names in its namespace.
+// onlyCaller fails unless the certificate is for the caller's identity, and for at most one valid workload in its namespace.
 func onlyCaller(t *testing.T, what string, cert *x509.Certificate) (w workload.Workload) {
 	t.Helper()
 	names, err := alternativeNames(cert)
@@ -221,7 +221,7 @@ func onlyCaller(t *testing.T, what string, cert *x509.Certificate) (w workload.W
 	return w
 }
 
-// hostile are texts with whatever separates something somewhere.
+// hostile returns texts that contain every separator in use.
 func hostile() (texts []string) {
 	for _, sep := range []string{",", ";", "|", "\n", "\r\n", "%", "/", "=", "\x00", "\u2028", "，", " ", "\"", "\\", "\xff"} {
 		texts = append(texts, sep, "x"+sep, sep+"x", "x"+sep+"spiffe://cluster.local/ns/bank/sa/payments"+sep+"y", strings.Repeat("x"+sep, 7),
@@ -230,7 +230,7 @@ func hostile() (texts []string) {
 	return append(texts, "x;,spiffe://cluster.local/ns/bank/sa/payments,y", "polymesh-workload:a;b;c;d;e;f;g", strings.Repeat("x", 300), "10.0.0.1", "::1")
 }
 
-// Whatever the author of a pod writes, its certificate is for its own identity.
+// Whatever a pod's author writes, the pod's certificate is for its own identity.
 func TestForgedPods(t *testing.T) {
 	owned := func(kind, name string) func(*corev1.Pod) {
 		return func(p *corev1.Pod) {
@@ -259,7 +259,7 @@ func TestForgedPods(t *testing.T) {
 			}
 		},
 	}
-	// The API server does not let labels like these through; they are refused here too.
+	// The API server rejects labels like these; they must be refused here too.
 	for _, key := range []string{
 		"app", "version", "app.kubernetes.io/name", "app.kubernetes.io/version", "service.istio.io/canonical-name", "service.istio.io/canonical-revision",
 		"service.istio.io/workload-name", "topology.istio.io/cluster", "deploymentconfig",
@@ -284,13 +284,13 @@ func TestForgedPods(t *testing.T) {
 				t.Fatalf("%s %q: %v", field, text, err)
 			}
 			if w := onlyCaller(t, fmt.Sprintf("%s %q", field, text), parse(t, []byte(response.CertChain[0]))); w.Name == "" {
-				t.Errorf("%s %q: the workload has no name", field, text)
+				t.Errorf("%s %q: the workload's name is empty", field, text)
 			}
 		}
 	}
 }
 
-// Identities that are none, or more than one, get no certificate and an error that Istio's service can read, with a workload and without.
+// Invalid or multiple identities get no certificate and an error that Istio's service can handle, with and without a workload.
 func TestForgedIdentities(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "impostor", Namespace: "evil", UID: "1"}}
 	own := newCA(t)
@@ -317,8 +317,8 @@ func TestForgedIdentities(t *testing.T) {
 	}
 }
 
-// Certificates of an earlier Polymesh, with identities that are not their caller's, are good for nothing at istiod: neither for new
-// ones nor for configuration and secrets. Those of this one, and of Istio, are what they say.
+// Certificates of an earlier Polymesh with foreign identities are rejected by istiod, for new certificates as well as for
+// configuration and secrets. Those of this version, and of Istio, are accepted.
 func TestClientCertificates(t *testing.T) {
 	own := newCA(t)
 	sign := func(ids ...string) *x509.Certificate {
@@ -336,7 +336,7 @@ func TestClientCertificates(t *testing.T) {
 	}
 	named := parse(t, []byte(response.CertChain[0]))
 	if len(otherNames(t, named)) != 1 {
-		t.Fatal("the certificate does not name its workload")
+		t.Fatal("the certificate does not contain its workload")
 	}
 	s := service(t, own, kube.NewFakeClient(), &authenticate.ClientCertAuthenticator{})
 	for name, shown := range map[string]*x509.Certificate{"Istio's": sign(callersID), "ours": named} {
@@ -358,22 +358,22 @@ func TestClientCertificates(t *testing.T) {
 		"none":                  nil,
 	} {
 		if _, err := s.CreateCertificate(overTLS(t.Context(), shown), &pb.IstioCertificateRequest{Csr: request(t, "")}); status.Code(err) != codes.Unauthenticated {
-			t.Errorf("a certificate with %s is good for another: %v", name, err)
+			t.Errorf("a certificate with %s can be renewed: %v", name, err)
 		}
 		if caller, err := security.Authenticate(overTLS(t.Context(), shown), xds); err == nil {
-			t.Errorf("a certificate with %s is good for configuration of %q", name, caller.Identities)
+			t.Errorf("a certificate with %s authenticates %q for configuration", name, caller.Identities)
 		}
 		if shown == nil {
 			continue
 		}
 		r := &http.Request{TLS: &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{shown}}}}
 		if caller, err := xds[0].Authenticate(security.AuthContext{Request: r}); err == nil {
-			t.Errorf("a certificate with %s is good for HTTP as %q", name, caller.Identities)
+			t.Errorf("a certificate with %s authenticates %q over HTTP", name, caller.Identities)
 		}
 	}
 }
 
-// A workload is found by its request and no other, and forgotten with it.
+// A workload is found only by its own request, and forgotten with it.
 func TestCalls(t *testing.T) {
 	c := &calls{workloads: map[*string]workload.Workload{}}
 	ctx, end := context.WithCancel(t.Context())
@@ -394,12 +394,12 @@ func TestCalls(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("it is not forgotten")
+			t.Fatal("the workload is not forgotten")
 		}
 	}
 }
 
-// A pod that is another one by now, or that is not there, does not name the certificate.
+// A pod that was replaced or deleted is not added to the certificate.
 func TestOtherPods(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "impostor", Namespace: "evil", UID: "2"}}
 	for _, client := range []kube.Client{kube.NewFakeClient(), kube.NewFakeClient(pod)} {
@@ -410,12 +410,12 @@ func TestOtherPods(t *testing.T) {
 		cert := parse(t, []byte(response.CertChain[0]))
 		onlyCaller(t, "another pod", cert)
 		if texts := otherNames(t, cert); len(texts) > 0 {
-			t.Errorf("it names %q", texts)
+			t.Errorf("the certificate contains %q", texts)
 		}
 	}
 }
 
-// TestInstall: Istio's certificate service is where Install looks for it, and has our CA and our authenticators afterwards.
+// TestInstall: Install finds Istio's certificate service, which then uses our CA and our authenticators.
 func TestInstall(t *testing.T) {
 	own := newCA(t)
 	shared := []security.Authenticator{podCaller(callersID)}
@@ -430,7 +430,7 @@ func TestInstall(t *testing.T) {
 	}
 	set("caServer", s)
 	if err := Install(server, "Kubernetes"); err == nil {
-		t.Error("an istiod without a client is taken")
+		t.Error("an istiod without a client is accepted")
 	}
 	set("kubeClient", kube.NewFakeClient())
 	server.XDSServer.Authenticators = shared
@@ -450,10 +450,10 @@ func TestInstall(t *testing.T) {
 		}
 	}
 	if server.XDSServer.Authenticators[0].(authenticator).find != nil {
-		t.Error("the discovery service asks for workloads")
+		t.Error("the discovery service resolves workloads")
 	}
 	if err := Install(&bootstrap.Server{CA: own, XDSServer: &xds.DiscoveryServer{}}, ""); err == nil {
-		t.Error("an istiod without the service is taken")
+		t.Error("an istiod without the service is accepted")
 	}
 }
 

@@ -38,7 +38,7 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// signer is an istiod on a cluster, asked for certificates as a pod asks: with a token of its own, by hand.
+// signer is an istiod on a cluster, and requests certificates from it with a pod's own token.
 type signer struct {
 	t    *testing.T
 	kube kubernetes.Interface
@@ -46,7 +46,7 @@ type signer struct {
 	csr  string
 }
 
-// newSigner starts Istio's own server with the parts of cmd/pilot-discovery that are about certificates.
+// newSigner starts Istio's server with the certificate code of cmd/pilot-discovery.
 func newSigner(t *testing.T, kubeconfig string, client kubernetes.Interface) *signer {
 	t.Helper()
 	free, err := net.Listen("tcp", "127.0.0.1:0")
@@ -97,12 +97,12 @@ func newSigner(t *testing.T, kubeconfig string, client kubernetes.Interface) *si
 	return &signer{t, client, pb.NewIstioCertificateServiceClient(conn), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}))}
 }
 
-// create makes the pod, if the API server lets it through.
+// create creates the pod, if the API server accepts it.
 func (s *signer) create(pod *corev1.Pod) (*corev1.Pod, error) {
 	return s.kube.CoreV1().Pods(pod.Namespace).Create(s.t.Context(), pod, metav1.CreateOptions{})
 }
 
-// certificate is what istiod signs for a caller with the token that the kubelet mounts for sidecars.
+// certificate returns istiod's certificate for a caller with the token that the kubelet mounts for sidecars.
 func (s *signer) certificate(pod *corev1.Pod) (*x509.Certificate, error) {
 	token, err := s.kube.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(s.t.Context(), "default", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 		Audiences: []string{"istio-ca"}, BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID},
@@ -119,10 +119,10 @@ func (s *signer) certificate(pod *corev1.Pod) (*x509.Certificate, error) {
 	return x509.ParseCertificate(block.Bytes)
 }
 
-// workloadIn is the workload in a certificate that is for this identity and no other name, and false if it names none.
+// workloadIn returns the workload in a certificate for exactly this identity, and false if there is none.
 func workloadIn(cert *x509.Certificate, identity string) (w workload.Workload, ok bool, err error) {
 	if len(cert.URIs) != 1 || cert.URIs[0].String() != identity || len(cert.DNSNames)+len(cert.EmailAddresses)+len(cert.IPAddresses) > 0 {
-		return w, false, fmt.Errorf("it is for %v %q %q %v, want %s only", cert.URIs, cert.DNSNames, cert.EmailAddresses, cert.IPAddresses, identity)
+		return w, false, fmt.Errorf("its names are %v %q %q %v, want only %s", cert.URIs, cert.DNSNames, cert.EmailAddresses, cert.IPAddresses, identity)
 	}
 	var names []asn1.RawValue
 	for _, e := range cert.Extensions {
@@ -137,7 +137,7 @@ func workloadIn(cert *x509.Certificate, identity string) (w workload.Workload, o
 		return w, false, nil
 	case 2:
 	default:
-		return w, false, fmt.Errorf("it is for %d names", len(names))
+		return w, false, fmt.Errorf("it has %d names", len(names))
 	}
 	var kind, value asn1.RawValue
 	var text string
@@ -157,8 +157,8 @@ func workloadIn(cert *x509.Certificate, identity string) (w workload.Workload, o
 	return w, true, nil
 }
 
-// Whatever the author of a pod may write at a real API server, the pod's token gets a certificate for the pod's own identity, and
-// many pods that ask at once, as after a reboot, are all named in theirs.
+// Whatever a pod's author can write at a real API server, the pod's token gets a certificate for the pod's own identity. When
+// many pods request certificates at once, as after a reboot, each certificate contains the workload.
 func TestIdentities(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	kubeconfig := controlplanetest.Start(t, log)
@@ -194,7 +194,7 @@ func TestIdentities(t *testing.T) {
 		}
 	}
 
-	// The pods are there before istiod, as after a reboot. The garbage collector cannot know their owner's kind, so they stay.
+	// The pods exist before istiod, as after a reboot. The garbage collector does not know their owner's kind, so they stay.
 	var there []*corev1.Pod
 	s := &signer{t: t, kube: client}
 	for range 80 {
@@ -273,7 +273,7 @@ func TestIdentities(t *testing.T) {
 				}
 			}
 			if field == "owner" && made == 0 {
-				t.Error("the API server let no such pod through, so nothing is shown")
+				t.Error("the API server accepted none of the pods, so this test proves nothing")
 			}
 		})
 	}

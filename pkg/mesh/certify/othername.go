@@ -16,7 +16,7 @@ import (
 
 var (
 	subjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
-	// workloadOID is the kind of our alternative name: a UUID, as ITU-T X.667 has it for whoever owns no number.
+	// workloadOID is the type of our alternative name: derived from a UUID (ITU-T X.667), which needs no registration.
 	workloadOID = mustOID("2.25.191526483160728549313374020117482630511")
 )
 
@@ -28,16 +28,16 @@ func mustOID(text string) x509.OID {
 	return oid
 }
 
-// WithWorkload returns a certificate (PEM) as it is, signed by the same signer once more, with the workload as an otherName
-// (RFC 5280, 4.2.1.6) after its alternative names.
+// WithWorkload returns a certificate (PEM) signed again by the same signer, with the workload appended to its alternative names as
+// an otherName (RFC 5280, 4.2.1.6).
 func WithWorkload(cert []byte, signer *x509.Certificate, key crypto.PrivateKey, w workload.Workload) ([]byte, error) {
 	block, _ := pem.Decode(cert)
 	if block == nil {
-		return nil, errors.New("it is not PEM")
+		return nil, errors.New("the certificate is not PEM")
 	}
 	leaf, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("parse it: %w", err)
+		return nil, fmt.Errorf("parse the certificate: %w", err)
 	}
 	names, err := alternativeNames(leaf)
 	if err != nil {
@@ -49,39 +49,39 @@ func WithWorkload(cert []byte, signer *x509.Certificate, key crypto.PrivateKey, 
 	}
 	value, err := asn1.Marshal(append(names, name))
 	if err != nil {
-		return nil, fmt.Errorf("encode its alternative names: %w", err)
+		return nil, fmt.Errorf("encode the alternative names: %w", err)
 	}
 	public := leaf.PublicKey
-	leaf.ExtraExtensions = []pkix.Extension{{Id: subjectAltName, Critical: true, Value: value}} // critical as Istio's: there is no subject
+	leaf.ExtraExtensions = []pkix.Extension{{Id: subjectAltName, Critical: true, Value: value}} // critical, as in Istio: there is no subject
 	der, err := x509.CreateCertificate(rand.Reader, leaf, signer, public, key)
 	if err != nil {
-		return nil, fmt.Errorf("sign it: %w", err)
+		return nil, fmt.Errorf("sign the certificate: %w", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: der}), nil
 }
 
-// Kinds of GeneralName (RFC 5280, 4.2.1.6).
+// Types of GeneralName (RFC 5280, 4.2.1.6).
 const (
 	tagOther = 0
 	tagDNS   = 2
 	tagURI   = 6
 )
 
-// alternativeNames are the names that a certificate is for. Go's own parser drops the kinds that it does not know.
+// alternativeNames returns all names of a certificate. Go's parser drops the types that it does not know.
 func alternativeNames(leaf *x509.Certificate) (names []asn1.RawValue, err error) {
 	for _, e := range leaf.Extensions {
 		if !e.Id.Equal(subjectAltName) {
 			continue
 		}
 		if rest, err := asn1.Unmarshal(e.Value, &names); err != nil || len(rest) > 0 {
-			return nil, fmt.Errorf("read its alternative names: %v, %d bytes after them", err, len(rest))
+			return nil, fmt.Errorf("parse the alternative names: %v, %d trailing bytes", err, len(rest))
 		}
-		return names, nil // Go refuses a certificate with two
+		return names, nil // Go rejects a certificate with two of these extensions
 	}
-	return nil, errors.New("it has no alternative names")
+	return nil, errors.New("the certificate has no alternative names")
 }
 
-// isWorkload reports whether a name is one that WithWorkload adds.
+// isWorkload reports whether a name was added by WithWorkload.
 func isWorkload(name asn1.RawValue) bool {
 	var kind asn1.RawValue
 	if name.Class != asn1.ClassContextSpecific || name.Tag != tagOther || !name.IsCompound {

@@ -59,7 +59,7 @@ func TestEnvoyAccepts(t *testing.T) {
 	}
 }
 
-// TestEnvoyRejectsIstio shows that the test above can fail: the same configuration without the dialect is rejected.
+// TestEnvoyRejectsIstio is the counter-check: without the dialect, the same configuration is rejected.
 func TestEnvoyRejectsIstio(t *testing.T) {
 	s := scenes()[0]
 	_, ads := newIstiod(t, s)

@@ -8,21 +8,21 @@ import (
 )
 
 const (
-	// istioALPN is what Istio's clients offer in the TLS handshake: "mesh traffic, protocol not said".
+	// istioALPN is what Istio's clients offer in the TLS handshake for mesh traffic of unspecified protocol.
 	istioALPN = "istio"
-	// peerExchangeALPN promises the preface of istio.metadata_exchange, which upstream Envoy cannot read or write.
+	// peerExchangeALPN announces the preface of istio.metadata_exchange, which upstream Envoy can neither read nor write.
 	peerExchangeALPN = "istio-peer-exchange"
-	// alpnKey is where the dialect keeps the ALPN list of a cluster for HTTP requests.
+	// alpnKey is the metadata key of a cluster's ALPN list for HTTP requests.
 	alpnKey = "alpn"
-	// alpnState overrides the ALPN of the upstream connection that a request takes
-	// (Envoy docs/root/configuration/advanced/well_known_filter_state.rst).
+	// alpnState overrides the ALPN of the upstream connection for one request (Envoy
+	// docs/root/configuration/advanced/well_known_filter_state.rst).
 	alpnState = "envoy.network.application_protocols"
 )
 
-// alpnFilter replaces istio.alpn. A server that sniffs (`auto` ports) tells HTTP from TCP by the ALPN that the client
-// offers: istio-http/1.1 or istio-h2 for HTTP, istio for anything else. One cluster carries both, so the ALPN has to be
-// chosen for each request. istio.alpn asks the cluster which protocol it speaks; here the answer stands in the cluster's
-// metadata (httpALPN), and set_filter_state copies it. Clusters outside of the mesh have none, and keep their own ALPN.
+// alpnFilter replaces istio.alpn. A server that sniffs the protocol (`auto` ports) distinguishes HTTP from TCP by the client's
+// ALPN: istio-http/1.1 or istio-h2 for HTTP, istio for anything else. One cluster carries both, so the ALPN must be chosen per
+// request. istio.alpn asks the cluster for its protocol; here set_filter_state copies the answer from the cluster's metadata
+// (httpALPN). Clusters outside the mesh have no such metadata and keep their own ALPN.
 func alpnFilter(*anypb.Any) (*anypb.Any, error) {
 	return pack(&httpstate.Config{
 		OnRequestHeaders: []*setstate.FilterStateValue{{
@@ -38,23 +38,23 @@ func alpnFilter(*anypb.Any) (*anypb.Any, error) {
 	})
 }
 
-// httpALPN is the ALPN list for HTTP requests to a cluster, empty if it is not reached by Istio's mutual TLS. The lists
-// are those of istio.io/istio/pilot/pkg/xds/filters/filters.go (mtlsHTTP11ALPN, mtlsHTTP2ALPN). Where the protocol follows
-// the downstream's, both Istio names stand in one list without h2 and http/1.1: the server then negotiates neither and
-// reads the HTTP version from the first bytes.
+// httpALPN returns the ALPN list for HTTP requests to a cluster, or "" if the cluster does not use Istio's mutual TLS. The lists
+// are those of istio.io/istio/pilot/pkg/xds/filters/filters.go (mtlsHTTP11ALPN, mtlsHTTP2ALPN). Where the upstream protocol
+// follows the downstream's, the list holds both Istio names but not h2 and http/1.1: the server then negotiates neither and
+// detects the HTTP version from the first bytes.
 func httpALPN(cluster []byte) string {
 	if !offersIstioALPN(cluster) {
 		return ""
 	}
-	packed, ok := entry(cluster, clusterProtocolOptions, httpProtocolOptions)
+	packed, ok := mapEntry(cluster, clusterProtocolOptions, httpProtocolOptions)
 	if !ok {
 		return "istio-http/1.1,istio,http/1.1"
 	}
-	options := at(packed, anyValue)
-	if _, ok := last(options, httpOptionsDownstream); ok {
+	options := valueAt(packed, anyValue)
+	if _, ok := lastValue(options, httpOptionsDownstream); ok {
 		return "istio-http/1.1,istio-h2,istio"
 	}
-	if _, ok := last(at(options, httpOptionsExplicit), explicitHTTP2); ok {
+	if _, ok := lastValue(valueAt(options, httpOptionsExplicit), explicitHTTP2); ok {
 		return "istio-h2,istio,h2"
 	}
 	return "istio-http/1.1,istio,http/1.1"
@@ -65,33 +65,33 @@ const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOpti
 // upstreamTLS is the type of a client's TLS context.
 const upstreamTLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 
-// offersIstioALPN says whether a cluster uses Istio's mutual TLS, always or for the endpoints that have it.
+// offersIstioALPN reports whether a cluster uses Istio's mutual TLS, for all endpoints or for those that support it.
 func offersIstioALPN(cluster []byte) bool {
 	offers := func(socket []byte) bool {
-		config := at(socket, socketTypedConfig)
+		config := valueAt(socket, socketTypedConfig)
 		if !isType(config, upstreamTLS) {
 			return false
 		}
-		for protocol := range each(at(config, anyValue, upstreamTLSCommon), commonTLSALPN) {
+		for protocol := range valuesOf(valueAt(config, anyValue, upstreamTLSCommon), commonTLSALPN) {
 			if string(protocol) == istioALPN {
 				return true
 			}
 		}
 		return false
 	}
-	if offers(at(cluster, clusterTransportSocket)) {
+	if offers(valueAt(cluster, clusterTransportSocket)) {
 		return true
 	}
-	for match := range each(cluster, clusterSocketMatches) {
-		if offers(at(match, socketMatchSocket)) {
+	for match := range valuesOf(cluster, clusterSocketMatches) {
+		if offers(valueAt(match, socketMatchSocket)) {
 			return true
 		}
 	}
 	return false
 }
 
-// withoutPeerExchange takes istio-peer-exchange out of what a TLS context offers or accepts: agreed on with a proxy of
-// Istio's, it would make that proxy wait for a preface. Matching on it in filter chains does no harm and stays.
+// withoutPeerExchange removes istio-peer-exchange from the ALPN list of a TLS context. If it were negotiated, one of Istio's
+// proxies would wait for a preface that never comes. Matching on it in filter chains is harmless and stays.
 func withoutPeerExchange(_ *surroundings, e *edits, from, to int) error {
 	for f := range fields(e.in, from, to) {
 		if f.number == commonTLSALPN && string(e.in[f.from:f.to]) == peerExchangeALPN {

@@ -5,15 +5,15 @@ import (
 	"istio.io/istio/pilot/pkg/model"
 )
 
-// cache translates what istiod's generators put into istiod's cache of resources, so that what comes out of it costs nothing
-// more. A generator makes a resource, gives it to the cache and sends the same object, so one translation is for both.
+// cache translates resources as istiod's generators add them to istiod's cache, so that cache hits are already translated.
+// A generator adds a resource to the cache and sends the same object, so one translation serves both.
 type cache struct {
 	model.XdsCache
 	translator *Translator
 	reporter   *reporter
 }
 
-// Add implements model.XdsCache. No one but the caller has the resource yet.
+// Add implements model.XdsCache. Until it returns, only the caller has the resource.
 func (c *cache) Add(entry model.XdsCacheEntry, request *model.PushRequest, res *discovery.Resource) {
 	if res != nil && !translated(res) {
 		translate(c.translator, c.reporter, res)
@@ -21,13 +21,13 @@ func (c *cache) Add(entry model.XdsCacheEntry, request *model.PushRequest, res *
 	c.XdsCache.Add(entry, request, res)
 }
 
-// mark is a list of aliases without any, where istiod has none: the same to everyone but to translated.
-var mark = []string{}
+// translatedMark marks a translated resource: an empty but non-nil alias list, where istiod leaves it nil.
+var translatedMark = []string{}
 
-// translated says whether a resource is as it is sent.
+// translated reports whether a resource was already translated.
 func translated(res *discovery.Resource) bool { return res.Aliases != nil && len(res.Aliases) == 0 }
 
-// translate puts the translation into a resource that no one else has.
+// translate replaces a resource with its translation. Only the caller may hold the resource.
 func translate(t *Translator, r *reporter, res *discovery.Resource) {
 	if res.Resource == nil {
 		return
@@ -36,6 +36,6 @@ func translate(t *Translator, r *reporter, res *discovery.Resource) {
 	r.report(res, result)
 	res.Resource = result.Resource
 	if res.Aliases == nil {
-		res.Aliases = mark
+		res.Aliases = translatedMark
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
-// TestCachedPush: pushes of what istiod has cached, for several proxies at once, are the translation of what it would have
-// made, and are the cached objects themselves.
+// TestCachedPush: pushes served from istiod's cache, for several proxies at once, equal the translation of a fresh generation,
+// and are the cached objects themselves.
 func TestCachedPush(t *testing.T) {
 	s := scenes()[0]
 	plain, _ := newIstiod(t, s)

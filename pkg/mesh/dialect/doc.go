@@ -1,8 +1,8 @@
-// Package dialect lets Istio's control plane drive the upstream Envoy.
+// Package dialect lets Istio's control plane configure upstream Envoy.
 //
-// Istio generates configuration for its own build of Envoy, which has extensions that upstream's has not. This package
-// owns the translation: pure functions from proto to proto (Translator), and the wrapper that puts them around istiod's
-// generators (Wrap). cmd/pilot-discovery calls Wrap; pkg/mesh/install gives istiod the environment that IstiodEnv names.
+// Istio generates configuration for its own build of Envoy, which has extensions that upstream Envoy lacks. This package
+// owns the translation: pure functions from proto to proto (Translator), and the wrapper around istiod's
+// generators (Wrap). cmd/pilot-discovery calls Wrap; pkg/mesh/install sets the environment from IstiodEnv for istiod.
 //
-// What each private extension becomes, and what is lost, is in docs/mesh/dialect.md.
+// docs/mesh/dialect.md lists what each private extension becomes, and what is lost.
 package dialect

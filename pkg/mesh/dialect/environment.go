@@ -1,7 +1,7 @@
 package dialect
 
-// IstiodEnv is environment that istiod should run with when its proxies are upstream Envoys. None of it is needed for
-// correctness: the dialect takes the same things out of the resources. It saves istiod and the dialect the work. The
+// IstiodEnv returns the environment that istiod should run with when its proxies are upstream Envoys. None of it is needed for
+// correctness, because the dialect removes the same things from the resources: it saves work in istiod and the dialect. The
 // installer's overlay of Helm values sets it (values.pilot.env); Istio reads it when the process starts.
 func IstiodEnv() map[string]string {
 	return map[string]string{

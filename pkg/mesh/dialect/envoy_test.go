@@ -25,8 +25,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
-// envoyPath finds the Envoy that ships: POLYMESH_ENVOY, or what `make` puts in .build. Tests that need it are skipped
-// without it, because the golden tests must run on a machine that has built nothing yet.
+// envoyPath returns the shipped Envoy: POLYMESH_ENVOY, or the one that `make` puts in .build. Without it the test is skipped,
+// because the golden tests must run on a machine where nothing is built yet.
 func envoyPath(t *testing.T) string {
 	t.Helper()
 	if path := os.Getenv("POLYMESH_ENVOY"); path != "" {
@@ -45,7 +45,7 @@ func envoyPath(t *testing.T) string {
 	return path
 }
 
-// adsServer is the least that an Envoy needs to say who it is: an ADS stream that hands every request to a function.
+// adsServer is a minimal ADS server that passes every request to a function.
 type adsServer struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 	handle func(*discovery.DiscoveryRequest, discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error
@@ -81,7 +81,7 @@ func serveADS(t *testing.T, s *adsServer) string {
 	return socket
 }
 
-// socketDir is a temporary directory with a short name: t.TempDir's is too long for a socket.
+// socketDir returns a temporary directory with a short path: t.TempDir's is too long for a socket.
 func socketDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dialect")
@@ -92,8 +92,8 @@ func socketDir(t testing.TB) string {
 	return dir
 }
 
-// envoyBootstrap is a bootstrap for a node, with ADS on a Unix socket. The clusters and the internal listener extension are
-// those that Istio's own bootstrap has and that generated resources name
+// envoyBootstrap returns a bootstrap for a node, with ADS on a Unix socket. The clusters and the internal listener extension are
+// those of Istio's own bootstrap that generated resources refer to
 // (istio.io/istio/tools/packaging/common/envoy_bootstrap.json).
 func envoyBootstrap(t *testing.T, node *core.Node, ads, sds string) string {
 	t.Helper()
@@ -138,7 +138,7 @@ static_resources:
 
 func adminSocket(ads string) string { return ads + ".admin" }
 
-// envoyProcess is a running Envoy; admin talks to its admin interface. The agent, where there is one, answers Prometheus.
+// envoyProcess is a running Envoy; admin is its admin interface. The agent, if any, serves Prometheus metrics.
 type envoyProcess struct {
 	admin *http.Client
 	agent http.Handler
@@ -157,7 +157,7 @@ func (b *syncBuffer) Write(p []byte) (int, error) {
 	return b.b.Write(p)
 }
 
-// String leaves out what Envoy says about every use of a deprecated field.
+// String leaves out Envoy's warnings about deprecated fields.
 func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -170,7 +170,7 @@ func (b *syncBuffer) String() string {
 	return out.String()
 }
 
-// startEnvoy runs Envoy until the test ends, in a network namespace of its own: generated listeners have fixed ports.
+// startEnvoy runs Envoy until the test ends, in its own network namespace, because generated listeners have fixed ports.
 func startEnvoy(t *testing.T, node *core.Node, ads, sds string) *envoyProcess {
 	t.Helper()
 	isolated := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
@@ -202,7 +202,7 @@ func runEnvoy(t *testing.T, bootstrap, admin string, attr *syscall.SysProcAttr) 
 	if err := cmd.Start(); err != nil {
 		cancel()
 		if errors.Is(err, os.ErrPermission) {
-			t.Skipf("no right to make a network namespace: %v", err)
+			t.Skipf("not permitted to create a network namespace: %v", err)
 		}
 		t.Fatalf("start Envoy: %v", err)
 	}
@@ -214,7 +214,7 @@ func runEnvoy(t *testing.T, bootstrap, admin string, attr *syscall.SysProcAttr) 
 		cancel()
 		<-p.done
 	})
-	waitFor(t, p, "answer from Envoy's admin interface", func() bool {
+	waitFor(t, p, "response from Envoy's admin interface", func() bool {
 		resp, err := p.admin.Get("http://envoy/server_info")
 		if err != nil {
 			return false
@@ -225,7 +225,7 @@ func runEnvoy(t *testing.T, bootstrap, admin string, attr *syscall.SysProcAttr) 
 	return p
 }
 
-// waitFor polls a condition of a running Envoy; the log of Envoy is what explains a failure.
+// waitFor polls a condition of a running Envoy, and prints Envoy's log on failure.
 func waitFor(t *testing.T, p *envoyProcess, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.After(30 * time.Second)
@@ -235,7 +235,7 @@ func waitFor(t *testing.T, p *envoyProcess, what string, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-p.done:
-			t.Fatalf("Envoy ended while waiting for %s:\n%s", what, p.log)
+			t.Fatalf("Envoy exited while waiting for %s:\n%s", what, p.log)
 		case <-deadline:
 			t.Fatalf("no %s after 30s:\n%s", what, p.log)
 		}

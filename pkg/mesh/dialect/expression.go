@@ -16,11 +16,11 @@ import (
 	"github.com/google/cel-go/parser"
 )
 
-// This file turns what the Telemetry API sets a label to, an expression (CEL), into a format string. Envoy refuses a whole
-// listener for an expression that it cannot compile, so only what it can is handed on; the rest is counted as unknown, as Istio
-// does with an expression that fails.
+// This file converts the expressions (CEL) that the Telemetry API sets labels to into format strings. Envoy rejects a whole
+// listener if it cannot compile one expression, so only expressions that it can compile are passed on. The others get the value
+// unknown, as Istio does when an expression fails.
 
-// attributes are expressions that a format string stands for at less cost.
+// attributes are expressions for which a format string is cheaper.
 var attributes = map[string]string{
 	"request.host":      "%REQ(:AUTHORITY)%",
 	"request.method":    "%REQ(:METHOD)%",
@@ -34,29 +34,29 @@ var attributes = map[string]string{
 var (
 	identifier       = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	headerExpression = regexp.MustCompile(`^(request|response)\.headers\["([A-Za-z0-9_-]+)"\]$`)
-	// commandEnd is where Envoy thinks that %CEL(…)% ends. Operators have spaces around them, so this is inside of a text.
+	// commandEnd is what Envoy takes for the end of %CEL(…)%. Operators have spaces around them, so a match is inside a string.
 	commandEnd = regexp.MustCompile(`\)(:\d+)?%`)
 )
 
-// activations are the names that Envoy's expressions know
+// activations are the names that Envoy's expressions resolve
 // (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
 var activations = []string{
 	"request", "response", "connection", "upstream", "source", "destination", "metadata", "filter_state", "upstream_filter_state", "xds",
 }
 
-// xdsAttributes are names that only Istio knows alone; Envoy has the same in xds.
+// xdsAttributes are names that only Istio resolves at the top level; Envoy has them under xds.
 var xdsAttributes = []string{
 	"node", "cluster_name", "cluster_metadata", "listener_direction", "listener_metadata", "route_name", "route_metadata",
 }
 
-// overload is how a function may be called. Envoy looks for it by name, receiver and number of arguments before it knows their types.
+// overload is a way to call a function. Envoy resolves it by name, receiver and number of arguments, before types are known.
 type overload struct {
 	member bool
 	args   int
 }
 
-// overloads are the functions that Envoy's interpreter has as Envoy sets it up (source/extensions/filters/common/expr/evaluator.cc):
-// no comprehensions, no conversion to text and none of the functions on texts that make new ones.
+// overloads are the functions available in Envoy's CEL interpreter as configured in source/extensions/filters/common/expr/evaluator.cc:
+// no comprehensions, no string conversion, and no functions that build new strings.
 var overloads = map[overload][]string{
 	{args: 1}: {operators.LogicalNot, operators.Negate, "size", "int", "uint", "double", "timestamp", "duration"},
 	{args: 2}: {
@@ -70,7 +70,7 @@ var overloads = map[overload][]string{
 	{member: true, args: 1}: append([]string{"contains", "startsWith", "endsWith", matches}, ofTime...),
 }
 
-// ofTime are functions of times, with or without a time zone.
+// ofTime are functions on timestamps, with an optional time zone argument.
 var ofTime = []string{
 	"getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear",
 	"getHours", "getMinutes", "getSeconds", "getMilliseconds",
@@ -78,17 +78,17 @@ var ofTime = []string{
 
 const (
 	matches = "matches"
-	// re is a part of a function's name, and looks like what it is called on.
+	// re is the prefix of extension function names, and parses like a receiver.
 	re = "re."
 )
 
-// toText is a conversion that a format string does anyway.
+// toText is the string conversion, which a format string does implicitly.
 const toText = "string"
 
-// maxDepth is far below what Envoy's parser bears.
+// maxDepth is well below the limit of Envoy's parser.
 const maxDepth = 32
 
-// formatOfExpression is the format string for an expression, or the text unknown.
+// formatOfExpression returns the format string for an expression, or unknown if Envoy cannot evaluate it.
 func formatOfExpression(s *surroundings, expression string) string {
 	parsed, err := parse(expression)
 	if err != nil {
@@ -113,7 +113,7 @@ func parse(expression string) (*ast.AST, error) {
 }
 
 func formatOf(s *surroundings, e ast.Expr, info *ast.SourceInfo) (string, bool) {
-	convertNot(e)
+	stripStringConversion(e)
 	if text, ok := textOf(e); ok {
 		return literal(text), true
 	}
@@ -151,19 +151,19 @@ func textOf(e ast.Expr) (string, bool) {
 	return string(text), ok
 }
 
-// convertNot leaves out conversions to text where the value of e is to be printed.
-func convertNot(e ast.Expr) {
+// stripStringConversion removes string conversions whose result is only printed.
+func stripStringConversion(e ast.Expr) {
 	for isCall(e, toText) && len(e.AsCall().Args()) == 1 {
 		e.SetKindCase(e.AsCall().Args()[0])
 	}
 	if isCall(e, operators.Conditional) {
 		for _, value := range e.AsCall().Args()[1:] {
-			convertNot(value)
+			stripStringConversion(value)
 		}
 	}
 }
 
-// isText reports whether e is known to be a text, so that a plus joins it to another.
+// isText reports whether e is known to be a string, so that + concatenates it.
 func isText(e ast.Expr) bool {
 	if _, ok := textOf(e); ok {
 		return true
@@ -183,7 +183,7 @@ func isSelect(e ast.Expr, field string) bool {
 	return e.Kind() == ast.SelectKind && !e.AsSelect().IsTestOnly() && e.AsSelect().FieldName() == field
 }
 
-// adapt gives names that only Istio knows those that they have in Envoy, and reports whether Envoy can compile e.
+// adapt renames Istio-only attributes to Envoy's names, and reports whether Envoy can compile e.
 func adapt(e ast.Expr) bool {
 	switch e.Kind() {
 	case ast.LiteralKind:
@@ -195,7 +195,7 @@ func adapt(e ast.Expr) bool {
 		case slices.Contains(activations, name):
 		case slices.Contains(xdsAttributes, name):
 			e.SetKindCase(build.NewSelect(e.ID(), build.NewIdent(0, "xds"), name))
-		default: // what a Wasm plugin has set
+		default: // set by a Wasm plugin
 			e.SetKindCase(build.NewCall(e.ID(), operators.Index, build.NewIdent(0, "filter_state"), build.NewLiteral(0, types.String("wasm."+name))))
 		}
 		return true
@@ -226,10 +226,10 @@ func adaptAll(all []ast.Expr) bool {
 	return !slices.ContainsFunc(all, func(e ast.Expr) bool { return !adapt(e) })
 }
 
-// maxProgram is how many instructions of RE2 Envoy lets an expression's regular expression have.
+// maxProgram is the RE2 program size that Envoy allows for a regular expression in CEL, in instructions.
 const maxProgram = 100
 
-// isRegex reports whether Envoy compiles a regular expression. RE2 is counted in bytes where Go is in characters, so this is an
+// isRegex reports whether Envoy accepts a regular expression. RE2 counts bytes where Go counts characters, so the size is an
 // upper bound.
 func isRegex(pattern string) bool {
 	parsed, err := syntax.Parse(pattern, syntax.Perl)
@@ -262,5 +262,5 @@ func isRegex(pattern string) bool {
 	return size <= maxProgram
 }
 
-// anyRune is about how many instructions RE2 has for a character of any length.
+// anyRune is roughly the number of RE2 instructions for a character of any encoded length.
 const anyRune = 12

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// FuzzExpression: whatever a label is set to, Envoy reads the commands in the format that comes out as they are meant, and each
-// of its expressions can be read.
+// FuzzExpression: for any label expression, Envoy parses the commands of the resulting format as intended, and each CEL
+// expression in it is valid.
 func FuzzExpression(f *testing.F) {
 	for _, seed := range []string{
 		`string(destination.port)`, `request.method + ":" + request.url_path`, `"a)% b"`, `'%' in request.headers ? ")%" : "):3%"`,
@@ -16,7 +16,7 @@ func FuzzExpression(f *testing.F) {
 		f.Add(seed, false)
 		f.Add(seed, true)
 	}
-	// As Envoy takes commands out of a format (source/common/formatter/substitution_formatter.cc).
+	// Commands are extracted as in Envoy's source/common/formatter/substitution_formatter.cc.
 	command := regexp.MustCompile(`^%(%|([A-Z_]+)(?:\((.*?)\))?(?::\d+)?%)`)
 	f.Fuzz(func(t *testing.T, expression string, inbound bool) {
 		format := formatOfExpression(&surroundings{within: within{inbound: inbound}}, expression)
@@ -27,14 +27,14 @@ func FuzzExpression(f *testing.F) {
 			}
 			m := command.FindStringSubmatch(rest)
 			if m == nil {
-				t.Fatalf("%q became %q, in which %q is no command", expression, format, rest)
+				t.Fatalf("%q became %q, in which %q is not a command", expression, format, rest)
 			}
 			rest = rest[len(m[0]):]
 			if m[2] != "CEL" {
 				continue
 			}
 			if _, err := parse(m[3]); err != nil {
-				t.Fatalf("%q became %q, in which %q cannot be read: %v", expression, format, m[3], err)
+				t.Fatalf("%q became %q, in which %q cannot be parsed: %v", expression, format, m[3], err)
 			}
 		}
 	})

@@ -26,17 +26,17 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// TestExpressions: Envoy takes every expression that a label may be set to, and the label has its value. PORT is the
+// TestExpressions: Envoy accepts every expression that a label can be set to, and the label has the expected value. PORT is the
 // listener's.
 func TestExpressions(t *testing.T) {
 	const times = `timestamp("2020-02-03T04:05:06.007Z")`
 	cases := []struct{ expression, want string }{
-		// Those of Istio's documentation.
+		// From Istio's documentation.
 		{`string(destination.port)`, "PORT"},
 		{`request.host`, "example.com"},
 		{`has(request.host) ? request.host : "unknown"`, "example.com"},
 		{`istio_operationId`, "unknown"},
-		// Texts.
+		// String literals.
 		{`"blue"`, "blue"},
 		{`'blue'`, "blue"},
 		{`"100%"`, "100%"},
@@ -77,7 +77,7 @@ func TestExpressions(t *testing.T) {
 		{times + `.getDayOfWeek() + ` + times + `.getDayOfYear() + ` + times + `.getHours()`, "38"},
 		{times + `.getMinutes() + ` + times + `.getSeconds() + ` + times + `.getMilliseconds()`, "18"},
 		{`duration("90s").getSeconds()`, "90"},
-		// The other side, of which nothing is known here.
+		// The peer, which is unknown here.
 		{`filter_state.upstream_peer.workload`, "unknown"},
 		{`filter_state["upstream_peer"].version == "v1"`, "unknown"},
 		// What Envoy cannot compile.
@@ -101,7 +101,7 @@ func TestExpressions(t *testing.T) {
 		{`request.url_path.matches('(')`, "unknown"},
 		{`request.url_path.matches('` + strings.Repeat("(abc|d[ef])?", 40) + `')`, "unknown"},
 		{`request.url_path.matches('` + strings.Repeat(`\\pL`, 20) + `')`, "unknown"},
-		// What only fails when it is asked.
+		// Expressions that fail only at evaluation.
 		{`request.url_path.matches(request.headers["none"])`, "unknown"},
 		{`int(request.host)`, "unknown"},
 		{`timestamp("yesterday").getHours()`, "unknown"},

@@ -6,8 +6,8 @@ import (
 
 const istioHashableString = "istio.hashable_string"
 
-// upstreamFactory replaces Istio's factory for hashable strings, which HBONE listeners use (connect_authority), by the
-// one that upstream Envoy has under its own name.
+// upstreamFactory replaces Istio's factory for hashable strings, used by HBONE listeners (connect_authority), with
+// upstream Envoy's equivalent.
 func upstreamFactory(_ *surroundings, v *setstate.FilterStateValue) (bool, error) {
 	if v.FactoryKey != istioHashableString {
 		return false, nil

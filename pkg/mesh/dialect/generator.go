@@ -18,25 +18,25 @@ import (
 	"istio.io/istio/pkg/monitoring"
 )
 
-// wrappedTypes are the resources that go to an Envoy and can hold extensions. Proxyless gRPC has generators of its own
-// ("grpc/…"), which stay as they are: those clients are no Envoys. Only endpoints come from the same generator, and have
-// metadata more, which they do not read.
+// wrappedTypes are the resources that are sent to Envoy and can hold extensions. Proxyless gRPC has its own generators
+// ("grpc/…"), which are not wrapped: those clients are not Envoys. Only endpoints come from the same generator; those clients
+// get additional metadata that they do not read.
 var wrappedTypes = []string{v3.ListenerType, v3.ClusterType, v3.RouteType, v3.EndpointType, v3.ExtensionConfigurationType}
 
-// Istio ends the process when a metric is made after its exporter has started, and NewServer starts it, so these are
-// variables of the package, as in all of istiod.
+// Istio exits the process when a metric is created after its exporter has started, and NewServer starts it. So these are
+// package variables, as everywhere in istiod.
 var (
 	scope         = log.RegisterScope("dialect", "translation of Istio's Envoy extensions")
 	typeLabel     = monitoring.CreateLabel("type")
 	resourceLabel = monitoring.CreateLabel("resource_type")
 	unknownTypes  = monitoring.NewSum("polymesh_dialect_unknown_types_total",
-		"Extension types in generated configuration that neither Envoy nor the dialect knows.")
+		"Extension types in generated configuration that neither Envoy nor the dialect supports.")
 	refusedResources = monitoring.NewSum("polymesh_dialect_refused_resources_total",
 		"Resources that were left untranslated, for Envoy to reject, because an extension could not be left out safely.")
 )
 
-// Wrap puts the dialect around the generators of a DiscoveryServer and between them and their cache. It is called after
-// bootstrap.NewServer and before Start. It fails if Istio's generators are not what they used to be.
+// Wrap installs the dialect around the generators of a DiscoveryServer, and between them and their cache. Call it after
+// bootstrap.NewServer and before Start. It returns an error if Istio's generators are not of the expected types.
 func Wrap(server *xds.DiscoveryServer, t *Translator) error {
 	r := newReporter()
 	if err := wrapCache(server, t, r); err != nil {
@@ -54,7 +54,7 @@ func Wrap(server *xds.DiscoveryServer, t *Translator) error {
 	return nil
 }
 
-// wrapCache reaches the cache of clusters, routes and endpoints where the generators have it. That of secrets stays as it is.
+// wrapCache wraps the cache of clusters, routes and endpoints inside the generators. The cache of secrets is left alone.
 func wrapCache(server *xds.DiscoveryServer, t *Translator, r *reporter) error {
 	clusters, ok := server.Generators[v3.ClusterType].(*xds.CdsGenerator)
 	if !ok {
@@ -74,12 +74,12 @@ func wrapCache(server *xds.DiscoveryServer, t *Translator, r *reporter) error {
 	}
 	builder.Cache = &cache{builder.Cache, t, r}
 	endpoints.Cache = &cache{endpoints.Cache, t, r}
-	server.Cache.ClearAll() // of what was put there before
+	server.Cache.ClearAll() // entries added before are not translated
 	return nil
 }
 
-// generator translates what another one generates. istiod asks by type assertion whether a generator can do deltas, so
-// there is a second type for those that can.
+// generator translates the output of another generator. istiod checks by type assertion whether a generator supports deltas, so
+// there is a second type for those that do.
 type generator struct {
 	inner      model.XdsResourceGenerator
 	translator *Translator
@@ -105,7 +105,7 @@ func (g *deltaGenerator) GenerateDeltas(proxy *model.Proxy, req *model.PushReque
 	return resources, removed, details, used, err
 }
 
-// translate translates what has not been in the cache: it was made for this push, so no one else has it.
+// translate translates resources that did not come from the cache. They were made for this push, so the caller owns them.
 func (g *generator) translate(resources model.Resources) {
 	for _, res := range resources {
 		if !translated(res) {
@@ -114,38 +114,38 @@ func (g *generator) translate(resources model.Resources) {
 	}
 }
 
-// reporter counts what could not be translated, and logs each case once: pushes repeat it without end. Names of types and resources
-// are what authors of EnvoyFilters and the like chose, in any number, so both what was logged and what is counted apart are bounded:
-// forgotten cases are logged again, and types beyond the bound are counted as one.
+// reporter counts what could not be translated, and logs each case once, because every push repeats it. Type and resource names
+// are chosen by authors of EnvoyFilters and similar, in any number, so both the logged cases and the metric's label values are
+// bounded: evicted cases are logged again, and types beyond the bound are counted as one.
 type reporter struct {
-	said *lru.Cache[string, struct{}]
+	logged *lru.Cache[string, struct{}]
 
 	mu    sync.Mutex
 	types map[string]bool
 }
 
 const (
-	// maxSaid and maxTypes are far more than there are in a mesh in which someone looks at the log.
-	maxSaid, maxTypes = 4096, 256
-	// maxText is where a text is cut in the log, in bytes.
+	// maxLogged and maxTypes are far above the numbers in a mesh whose logs are read.
+	maxLogged, maxTypes = 4096, 256
+	// maxText is the length at which names are truncated in the log, in bytes.
 	maxText = 1024
-	// otherTypes is what types are counted as that are not counted apart.
+	// otherTypes is the label value for types beyond maxTypes.
 	otherTypes = "other"
 )
 
 func newReporter() *reporter {
-	said, err := lru.New[string, struct{}](maxSaid)
+	logged, err := lru.New[string, struct{}](maxLogged)
 	if err != nil {
 		panic(err) // a size below one
 	}
-	return &reporter{said: said, types: map[string]bool{}}
+	return &reporter{logged: logged, types: map[string]bool{}}
 }
 
 func (r *reporter) report(res *discovery.Resource, result Result) {
 	for _, name := range result.Unknown {
 		unknownTypes.With(typeLabel.Value(r.counted(name))).Increment()
 		if result.Refused == nil {
-			r.once(name+" "+res.Name, "%s: removed the optional extension %s, which the proxy does not know", quoted(res.Name), quoted(name))
+			r.once(name+" "+res.Name, "%s: removed the optional extension %s, which the proxy does not support", quoted(res.Name), quoted(name))
 		}
 	}
 	if result.Refused != nil {
@@ -155,7 +155,7 @@ func (r *reporter) report(res *discovery.Resource, result Result) {
 	}
 }
 
-// counted is the name under which a type is counted.
+// counted returns the label value for a type.
 func (r *reporter) counted(name string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -174,13 +174,13 @@ func (r *reporter) once(key, format string, args ...any) {
 	}
 }
 
-// remember reports whether a case was remembered before.
+// remember adds a case and reports whether it was already known.
 func (r *reporter) remember(key string) bool {
-	said, _ := r.said.ContainsOrAdd(key, struct{}{})
-	return said
+	known, _ := r.logged.ContainsOrAdd(key, struct{}{})
+	return known
 }
 
-// quoted is a text that someone chose as it stands in a log: on one line, and of a length that can be read.
+// quoted returns user-supplied text in a form that is safe to log: on one line and of limited length.
 func quoted(text string) string {
 	if len(text) > maxText {
 		text = text[:maxText] + "..."

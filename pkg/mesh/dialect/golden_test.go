@@ -18,8 +18,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// TestGolden compares what the dialect changes in generated resources with testdata/<scene>.diff. The files hold the
-// differences only, so that a reader sees the translation and not Istio.
+// TestGolden compares the dialect's changes to generated resources with testdata/<scene>.diff. The files hold only
+// the differences, so that they show the translation and not Istio's output.
 func TestGolden(t *testing.T) {
 	for _, s := range scenes() {
 		t.Run(s.name, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestGolden(t *testing.T) {
 				d, _ := difflib.GetUnifiedDiffString(difflib.UnifiedDiff{
 					A: difflib.SplitLines(string(want)), B: difflib.SplitLines(got), FromFile: file, ToFile: "now", Context: 3,
 				})
-				t.Errorf("the translation changed; run with -update if it is meant to:\n%s", d)
+				t.Errorf("the translation changed; run with -update if this is intended:\n%s", d)
 			}
 		})
 	}
@@ -58,7 +58,7 @@ func diffOf(t *testing.T, before, after map[string]model.Resources) string {
 	for _, typ := range generatedTypes {
 		was, is := byName(before[typ]), byName(after[typ])
 		if !slices.Equal(slices.Sorted(maps.Keys(was)), slices.Sorted(maps.Keys(is))) {
-			t.Fatalf("%s: other resources than before", typ)
+			t.Fatalf("%s: the set of resources changed", typ)
 		}
 		for _, name := range slices.Sorted(maps.Keys(is)) {
 			kind := typ[strings.LastIndexByte(typ, '.')+1:]
@@ -78,8 +78,8 @@ func diffOf(t *testing.T, before, after map[string]model.Resources) string {
 	return out.String()
 }
 
-// statsLoggers are the different configurations of the metrics' loggers. They are long and many are the same, so the
-// resources in a golden file hold their numbers.
+// statsLoggers are the distinct configurations of the metrics loggers. They are long and often repeated, so golden files refer
+// to them by number.
 type statsLoggers []map[string]any
 
 func (l *statsLoggers) replace(tree any) any {
@@ -104,7 +104,7 @@ func (l *statsLoggers) replace(tree any) any {
 	return tree
 }
 
-// toAgent says whether a logger sends its entries to the agent.
+// toAgent reports whether a logger sends its entries to the agent.
 func toAgent(logger map[string]any) bool {
 	service, _ := logger["httpService"].(map[string]any)
 	uri, _ := service["httpUri"].(map[string]any)
@@ -130,7 +130,7 @@ func asYAML(t *testing.T, a *anypb.Any, loggers *statsLoggers) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// protojson varies its white space on purpose; a round trip settles it.
+	// protojson varies its white space on purpose; a round trip normalizes it.
 	var tree any
 	if err := json.Unmarshal(js, &tree); err != nil {
 		t.Fatal(err)

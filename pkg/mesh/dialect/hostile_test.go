@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// hostileTexts are what an owner reference or an annotation may hold, with what separates something somewhere.
+// hostileTexts are possible values of an owner reference or annotation that contain separators used anywhere.
 func hostileTexts() (texts []string) {
 	for _, separator := range []string{",", ";", "|", "\n", "%", "/", "=", "\x00", "\u2028", "，", " ", "\"", "\\"} {
 		texts = append(texts, separator, "x"+separator+"y", "x"+separator, strings.Repeat("x"+separator, 4), "%REQ(authorization)%"+separator)
@@ -29,7 +29,7 @@ func metadataOf(t *testing.T, namespace string, fields map[string]any) *core.Met
 	return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{namespace: s, "other": {Fields: map[string]*structpb.Value{"a": structpb.NewStringValue("b")}}}}
 }
 
-// Clients get nothing about an endpoint's workload that is not made of names, and all else about the endpoint stays.
+// Clients receive nothing about an endpoint's workload that is not a valid name; everything else about the endpoint stays.
 func TestHostileEndpoints(t *testing.T) {
 	translator := NewTranslator(ShippedEnvoy(), nil)
 	names := []string{"b-v1", "demo", "b", "v1", "Kubernetes"}
@@ -51,7 +51,7 @@ func TestHostileEndpoints(t *testing.T) {
 			if err := result.Resource.UnmarshalTo(after); err != nil {
 				t.Fatal(err)
 			}
-			// The labels of its own, of which no one is known here.
+			// Labels of the dialect's own, none of which are known here.
 			delete(after.Endpoints[0].LbEndpoints[0].Metadata.FilterMetadata, ownMetadata)
 			want := before
 			if text != names[field] {
@@ -68,12 +68,12 @@ func TestHostileEndpoints(t *testing.T) {
 	}
 }
 
-// A service whose host, name or namespace is none is no label.
+// A service with an invalid host, name or namespace does not become a label.
 func TestHostileServices(t *testing.T) {
 	for _, field := range []string{"host", "name", "namespace", ""} {
 		for _, text := range hostileTexts() {
 			if len(text) == 300 {
-				continue // a name, but for its length
+				continue // valid except for its length
 			}
 			service := map[string]any{"host": "b.demo.svc.cluster.local", "name": "b", "namespace": "demo"}
 			want := "b.demo.svc.cluster.local;b;demo"
@@ -91,7 +91,7 @@ func TestHostileServices(t *testing.T) {
 	}
 }
 
-// What is counted and remembered of names that others choose is bounded.
+// Label values and remembered cases that depend on user-supplied names are bounded.
 func TestReporterIsBounded(t *testing.T) {
 	r := newReporter()
 	counted := map[string]bool{}
@@ -100,12 +100,12 @@ func TestReporterIsBounded(t *testing.T) {
 	}
 	counted[r.counted(strings.Repeat("x", maxText+1))] = true
 	if len(counted) != maxTypes+1 || !counted[otherTypes] || r.counted("type.0") != "type.0" {
-		t.Errorf("%d types are counted apart", len(counted))
+		t.Errorf("%d types are counted separately", len(counted))
 	}
-	for i := range maxSaid + 10 {
+	for i := range maxLogged + 10 {
 		r.remember(fmt.Sprint(i))
 	}
-	if n := r.said.Len(); n > maxSaid {
+	if n := r.logged.Len(); n > maxLogged {
 		t.Errorf("%d cases are remembered", n)
 	}
 	if r.remember("new") || !r.remember("new") {

@@ -6,25 +6,25 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 )
 
-// peerFilter takes the place of io.istio.http.peer_metadata. Nothing here reads its headers, and like Istio's it lets none
-// through that someone has made up, neither to an app nor to the next proxy.
+// peerFilter replaces io.istio.http.peer_metadata. Nothing here reads the headers, but like Istio's filter it strips forged
+// ones, before they reach an app or the next proxy.
 const peerFilter = "polymesh.peer_metadata"
 
-// peerHeaders are those with which Istio's proxies introduce themselves
+// peerHeaders are the headers in which Istio's proxies exchange their metadata
 // (source/extensions/filters/http/peer_metadata/filter.h in Istio's Envoy).
 var peerHeaders = []string{"x-envoy-peer-metadata", "x-envoy-peer-metadata-id"}
 
-// translateHTTP gives an HTTP connection manager the metrics' loggers, and a filter against made-up headers before all others.
+// translateHTTP adds the metrics loggers to an HTTP connection manager, and as first filter the one that strips forged headers.
 func translateHTTP(s *surroundings, e *edits, from, to int) error {
 	manager := e.in[from:to]
 	var first []byte
 	filtered := false
 	begin := len(e.scratch)
-	for filter := range each(manager, httpFilters) {
+	for filter := range valuesOf(manager, httpFilters) {
 		if !filtered {
-			first, filtered = at(filter, httpFilterName), true
+			first, filtered = valueAt(filter, httpFilterName), true
 		}
-		made, err := s.loggersFor(at(filter, filterTypedConfig), false)
+		made, err := s.loggersFor(valueAt(filter, filterTypedConfig), false)
 		if err != nil {
 			return err
 		}
@@ -49,8 +49,8 @@ func translateHTTP(s *surroundings, e *edits, from, to int) error {
 	return nil
 }
 
-// peerFilters are the filters that go before all others, encoded, with or without what brings the caller into the request's
-// metadata.
+// peerFilters returns the filters that go before all others, encoded, optionally with the one that copies the caller into the
+// request's metadata.
 func peerFilters(caller bool) []byte {
 	config := &mutate.HeaderMutation{Mutations: &mutate.Mutations{}}
 	for _, name := range peerHeaders {

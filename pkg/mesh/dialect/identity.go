@@ -11,29 +11,29 @@ import (
 	ssl "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/ssl/v3"
 )
 
-// identityFilter closes connections of callers whose certificate is for more than one URI. Envoy's rules about principals look for any
-// of them, so such a caller would be several at once. istiod signs no such certificate, and the standard for SVIDs forbids it
-// (https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md, section 5.2); an earlier Polymesh could be brought to sign one, which
-// stays valid for as long as it says, and what an outside CA of the mesh signs is not ours to know.
+// identityFilter closes connections of callers whose certificate has more than one URI. Envoy's principal rules match any of them,
+// so such a caller would have several identities at once. istiod signs no such certificate, and the SPIFFE standard forbids it
+// (https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md, section 5.2). But an earlier Polymesh could be tricked into signing
+// one, which stays valid until it expires, and an external CA may sign anything.
 const identityFilter = "polymesh.identity"
 
-// meshRoot is the name of the roots by which a listener knows callers of the mesh
-// (istio.io/istio/pilot/pkg/security/model/authentication.go, SDSRootResourceName). A server that asks for certificates of other
-// authorities has rules of its own.
+// meshRoot is the name of the root certificates with which a listener verifies callers from the mesh
+// (istio.io/istio/pilot/pkg/security/model/authentication.go, SDSRootResourceName). Servers that require certificates of other
+// authorities have their own rules.
 var meshRoot = []byte("ROOTCA")
 
-// oneIdentity puts the filter before all others of a chain for traffic to the workload that asks for the mesh's certificates.
+// oneIdentity adds the filter as the first one of each inbound chain that requires certificates of the mesh.
 func oneIdentity(s *surroundings, e *edits, from, to int) error {
 	chain := e.in[from:to]
-	first, ok := first(chain, chainFilters)
-	if !s.inbound || !ok || string(at(first, filterName)) == identityFilter || !bytes.Contains(at(chain, chainTransportSocket), meshRoot) {
+	first, ok := firstValue(chain, chainFilters)
+	if !s.inbound || !ok || string(valueAt(first, filterName)) == identityFilter || !bytes.Contains(valueAt(chain, chainTransportSocket), meshRoot) {
 		return nil
 	}
 	e.change(from, 0, s.parts.oneIdentity)
 	return nil
 }
 
-// oneIdentityFilter is the filter, encoded, as a chain has it. A list of URIs has commas (Envoy source/common/ssl/matching/inputs.h).
+// oneIdentityFilter returns the encoded filter for a chain. Several URIs are joined by commas (Envoy source/common/ssl/matching/inputs.h).
 func oneIdentityFilter() []byte {
 	act := func(name string, action rbacconfig.RBAC_Action) *matcher.Matcher_OnMatch {
 		return &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{Action: &xdscore.TypedExtensionConfig{

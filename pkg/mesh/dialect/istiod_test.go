@@ -25,14 +25,14 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
-// A scene is a mesh and a proxy in it. The resources come from Istio's real generators.
+// scene is a mesh and one proxy in it. The resources come from Istio's real generators.
 type scene struct {
 	name    string
 	configs []string
 	proxy   *model.Proxy
-	// objects are more Kubernetes objects, a file.
+	// objects is a file with additional Kubernetes objects.
 	objects string
-	// random is more configuration.
+	// random is additional generated configuration.
 	random []string
 }
 
@@ -90,7 +90,7 @@ func newIstiod(t testing.TB, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 	for _, name := range s.configs {
 		configs = append(configs, read(name))
 	}
-	// What the charts set (manifests/charts/istio-control/istio-discovery/files/profile-*.yaml) and istiod's own default has not.
+	// Set by the charts (manifests/charts/istio-control/istio-discovery/files/profile-*.yaml), but not istiod's defaults.
 	mc := mesh.DefaultMeshConfig()
 	mc.DefaultProviders = &meshconfig.MeshConfig_DefaultProviders{Metrics: []string{"prometheus"}}
 	mc.AccessLogFile = "/dev/stdout"
@@ -129,7 +129,7 @@ func newIstiod(t testing.TB, s scene, extra ...string) (f *xds.FakeDiscoveryServ
 	return f, socket
 }
 
-// wrap puts the dialect around an istiod's generators.
+// wrap installs the dialect in an istiod.
 func wrap(t testing.TB, f *xds.FakeDiscoveryServer) {
 	t.Helper()
 	translator := dialect.NewTranslator(dialect.ShippedEnvoy(), dialect.EndpointsOf(f.Discovery.Env.EndpointIndex))
@@ -138,13 +138,13 @@ func wrap(t testing.TB, f *xds.FakeDiscoveryServer) {
 	}
 }
 
-// generate asks istiod's generators for everything that an Envoy asks for, in Envoy's order.
+// generate requests everything that an Envoy requests from istiod's generators, in Envoy's order.
 func generate(t testing.TB, f *xds.FakeDiscoveryServer, proxy *model.Proxy) map[string]model.Resources {
 	t.Helper()
 	return generateAt(t, f, proxy, time.Time{})
 }
 
-// generateAt is generate for a push that began at a time, without which istiod caches nothing.
+// generateAt is generate for a push with a start time, without which istiod caches nothing.
 func generateAt(t testing.TB, f *xds.FakeDiscoveryServer, proxy *model.Proxy, start time.Time) map[string]model.Resources {
 	t.Helper()
 	proxy = f.SetupProxy(proxy)
@@ -168,7 +168,7 @@ func generateAt(t testing.TB, f *xds.FakeDiscoveryServer, proxy *model.Proxy, st
 	return out
 }
 
-// extensionConfigs are the names for which the HTTP filters of listeners ask by ECDS.
+// extensionConfigs returns the names that the HTTP filters of listeners request by ECDS.
 func extensionConfigs(t testing.TB, listeners model.Resources) []string {
 	t.Helper()
 	names := sets.New[string]()

@@ -5,13 +5,13 @@ import (
 	"strings"
 )
 
-// knownTypesFile is written by `go test ./pkg/mesh/dialect -run TestKnownTypes -update` from what the shipped Envoy says
-// about itself (node.extensions of its first DiscoveryRequest). The same test compares the two when it runs without -update.
+// knownTypesFile is written by `go test ./pkg/mesh/dialect -run TestKnownTypes -update` from what the shipped Envoy reports
+// (node.extensions of its first DiscoveryRequest). Without -update, the same test compares the two.
 //
 //go:embed known_types.txt
 var knownTypesFile string
 
-// KnownTypes is the set of message names that an Envoy accepts where an extension is configured.
+// KnownTypes is the set of message names that an Envoy accepts as extension configuration.
 type KnownTypes map[string]bool
 
 // ShippedEnvoy returns the types that the shipped Envoy accepts.

@@ -36,32 +36,32 @@ func askEnvoy(t *testing.T) *core.Node {
 	case node := <-first:
 		return node
 	case <-p.done:
-		t.Fatalf("Envoy ended:\n%s", p.log)
+		t.Fatalf("Envoy exited:\n%s", p.log)
 	case <-time.After(30 * time.Second):
 		t.Fatalf("Envoy sent no DiscoveryRequest in 30s:\n%s", p.log)
 	}
 	return nil
 }
 
-// TestKnownTypes compares known_types.txt with what the shipped Envoy says about itself.
+// TestKnownTypes compares known_types.txt with the types that the shipped Envoy reports.
 func TestKnownTypes(t *testing.T) {
 	node := askEnvoy(t)
-	var said []string
+	var reported []string
 	for _, ext := range node.Extensions {
 		if !ext.Disabled {
-			said = append(said, ext.TypeUrls...)
+			reported = append(reported, ext.TypeUrls...)
 		}
 	}
-	slices.Sort(said)
-	said = slices.Compact(said)
-	if len(said) == 0 {
+	slices.Sort(reported)
+	reported = slices.Compact(reported)
+	if len(reported) == 0 {
 		t.Fatal("Envoy lists no extension types")
 	}
 	if *update {
 		v := node.GetUserAgentBuildVersion().GetVersion()
 		header := fmt.Sprintf("# Types that Envoy %d.%d.%d accepts as configuration of an extension, from node.extensions.\n"+
 			"# Written by: go test ./pkg/mesh/dialect -run TestKnownTypes -update\n", v.MajorNumber, v.MinorNumber, v.Patch)
-		if err := os.WriteFile("known_types.txt", []byte(header+strings.Join(said, "\n")+"\n"), 0o644); err != nil {
+		if err := os.WriteFile("known_types.txt", []byte(header+strings.Join(reported, "\n")+"\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -71,7 +71,7 @@ func TestKnownTypes(t *testing.T) {
 		listed = append(listed, name)
 	}
 	slices.Sort(listed)
-	if diff := cmp.Diff(said, listed); diff != "" {
-		t.Errorf("known_types.txt is not what the shipped Envoy says (- Envoy, + file); run with -update:\n%s", diff)
+	if diff := cmp.Diff(reported, listed); diff != "" {
+		t.Errorf("known_types.txt differs from what the shipped Envoy reports (- Envoy, + file); run with -update:\n%s", diff)
 	}
 }

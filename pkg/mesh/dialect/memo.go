@@ -10,8 +10,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// memo keeps translations by what was translated: istiod makes most resources again for each push, and most of them are what
-// they were, or what another proxy has.
+// memo caches translations by input: istiod regenerates most resources for each push, and most are unchanged or identical to
+// those of another proxy.
 type memo struct {
 	seed    maphash.Seed
 	mu      sync.Mutex
@@ -19,27 +19,27 @@ type memo struct {
 	size    int // bytes of all entries
 }
 
-// memoized is a resource with its translation, which is without a Resource where nothing had to change.
+// memoized is a resource and its translation. The result has no Resource if nothing had to change.
 type memoized struct {
 	in     *anypb.Any
 	result Result
 }
 
-// memoSize is room for the listeners and clusters of some thousand services, in bytes.
+// memoSize is enough for the listeners and clusters of several thousand services, in bytes.
 const memoSize = 32 << 20
 
 func newMemo() *memo {
 	m := &memo{seed: maphash.MakeSeed()}
-	// The number of entries is not what bounds it.
+	// Entries are bounded by size, not by number.
 	entries, err := simplelru.NewLRU(1<<31-1, func(_ uint64, e memoized) { m.size -= e.bytes() })
 	if err != nil {
-		panic(err) // a size below one
+		panic(err) // only for a size below one
 	}
 	m.entries = entries
 	return m
 }
 
-// result is what walk returns for res, or has returned for the same.
+// result returns the cached translation of res, or calls walk and caches its result.
 func (m *memo) result(res *anypb.Any, walk func() Result) Result {
 	key := maphash.Bytes(m.seed, res.Value)
 	m.mu.Lock()
@@ -71,8 +71,8 @@ func (m *memo) add(key uint64, e memoized) {
 
 func (e memoized) bytes() int { return len(e.in.Value) + len(e.result.Resource.GetValue()) }
 
-// remembers says whether translations of a resource are worth keeping. Those of endpoints depend on their labels too, and what
-// a workload listens on, no other proxy has.
+// remembers reports whether translations of a resource are worth caching. Those of endpoints also depend on labels, and no two
+// workloads share inbound listeners.
 func (s *shape) remembers(resource []byte) bool {
 	switch s.name {
 	case "envoy.config.endpoint.v3.ClusterLoadAssignment":

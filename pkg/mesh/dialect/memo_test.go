@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// TestMemo: a resource that was translated is not translated again, but another one is, however alike.
+// TestMemo: a resource is translated only once, and resources that differ slightly are not confused.
 func TestMemo(t *testing.T) {
 	tr := NewTranslator(ShippedEnvoy(), nil)
 	for _, m := range []proto.Message{
@@ -39,7 +39,7 @@ func TestMemo(t *testing.T) {
 	}
 }
 
-// TestMemoOfEndpoints: their labels are no part of what istiod generates, and change.
+// TestMemoOfEndpoints: endpoint labels are not part of the generated resource, and can change.
 func TestMemoOfEndpoints(t *testing.T) {
 	version := "v1"
 	tr := NewTranslator(ShippedEnvoy(), func(string, string) map[string]map[string]string {
@@ -65,7 +65,7 @@ func TestMemoOfEndpoints(t *testing.T) {
 	}
 }
 
-// TestMemoSize: the oldest go when there is no room.
+// TestMemoSize: the oldest entries are evicted when there is no room.
 func TestMemoSize(t *testing.T) {
 	m := newMemo()
 	const size = 1 << 20

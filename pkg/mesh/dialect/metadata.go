@@ -12,36 +12,36 @@ import (
 
 const (
 	istioMetadata = "istio"
-	// ownMetadata is the namespace in filter metadata for what the dialect's filters and loggers read. Format strings
+	// ownMetadata is the filter metadata namespace that the dialect's filters and loggers read. Format strings
 	// cannot index a list or cut a string, so Istio's own metadata is flattened into it.
 	ownMetadata = "polymesh"
 
-	// serviceKey is where a cluster's service stands: host;name;namespace.
+	// serviceKey is the key of a cluster's service: host;name;namespace.
 	serviceKey = "service"
-	// labelsKey is where the labels of an endpoint's workload stand, if Istio's text, under workloadKey in its own metadata, does not
-	// say them (workload.Workload's LabelsApart).
+	// labelsKey is the key of the labels of an endpoint's workload, present if they differ from Istio's value under workloadKey in
+	// its own namespace (workload.Workload's LabelsApart).
 	labelsKey   = "labels"
 	workloadKey = "workload"
 )
 
-// clusterMetadata is the format string for a value that translateCluster wrote.
+// clusterMetadata returns the format string for a value written by translateCluster.
 func clusterMetadata(key string) string {
 	return fmt.Sprintf("%%METADATA(CLUSTER:%s:%s)%%", ownMetadata, key)
 }
 
-// endpointMetadata is the format string for a value in an endpoint's metadata.
+// endpointMetadata returns the format string for a value in an endpoint's metadata.
 func endpointMetadata(namespace, key string) string {
 	return fmt.Sprintf("%%METADATA(UPSTREAM_HOST:%s:%s)%%", namespace, key)
 }
 
-// unnamed are the clusters that stand for no service; their names are the service's in Istio's metrics
+// unnamed are the clusters without a service; Istio's metrics use the cluster's name as service name
 // (istio_stats.cc, populatePeerInfo).
 var unnamed = map[string]bool{
 	"BlackHoleCluster": true, "PassthroughCluster": true, "InboundPassthroughCluster": true,
 	"InboundPassthroughClusterIpv4": true, "InboundPassthroughClusterIpv6": true,
 }
 
-// translateCluster adds to a cluster's metadata what alpnFilter and the stats loggers read.
+// translateCluster adds the values that alpnFilter and the stats loggers read to a cluster's metadata.
 func translateCluster(_ *surroundings, e *edits, from, to int) error {
 	cluster := e.in[from:to]
 	own := make([]keyText, 0, 2)
@@ -55,17 +55,17 @@ func translateCluster(_ *surroundings, e *edits, from, to int) error {
 	return nil
 }
 
-// isHost is what names and hosts of services are made of. Others would move the values beside them.
+// isHost matches the characters of service names and hosts. Others, such as the separator, would shift the neighboring values.
 var isHost = regexp.MustCompile(`^[A-Za-z0-9*:._-]*$`)
 
-// serviceOf is the service that a cluster stands for, as serviceKey has it.
+// serviceOf returns the service of a cluster, in the format of serviceKey.
 func serviceOf(cluster []byte) string {
-	if name := at(cluster, clusterName); unnamed[string(name)] {
+	if name := valueAt(cluster, clusterName); unnamed[string(name)] {
 		return ";" + string(name) + ";"
 	}
-	services, _ := entry(filterMetadata(cluster, clusterMetadataField, istioMetadata), structFields, "services")
-	for first := range each(at(services, valueList), listValues) {
-		service := at(first, valueStruct)
+	services, _ := mapEntry(filterMetadata(cluster, clusterMetadataField, istioMetadata), structFields, "services")
+	for first := range valuesOf(valueAt(services, valueList), listValues) {
+		service := valueAt(first, valueStruct)
 		host, name := textIn(service, "host"), textIn(service, "name")
 		if name == "" {
 			name, _, _ = strings.Cut(host, ".")
@@ -79,8 +79,8 @@ func serviceOf(cluster []byte) string {
 	return ""
 }
 
-// assignment is the service of some endpoints, and the labels of the workloads behind it, by address: all in one namespace,
-// but for some that a ServiceEntry selects.
+// assignment is the service of a set of endpoints, and the labels of the workloads behind it, by address. All are in one
+// namespace, except those that a ServiceEntry selects.
 type assignment struct {
 	host, namespace string
 	asked           bool
@@ -88,21 +88,21 @@ type assignment struct {
 }
 
 func noteAssignment(s *surroundings, b []byte) ([]byte, bool, error) {
-	name, _ := last(b, assignmentCluster)
+	name, _ := lastValue(b, assignmentCluster)
 	_, _, host, _ := model.ParseSubsetKey(string(name))
 	s.assignment = &assignment{host: string(host)}
 	return b, false, nil
 }
 
-// nameEndpoint completes what Istio says about an endpoint's workload, where the labels app and version are missing. Mostly
-// they are what the rest of the text lets expect, and the endpoint stays as it is: a mesh has them by the thousand. A text that is not
-// made of names is taken away: istiod copies owner references and annotations, in which a pod's or a WorkloadEntry's author may write
-// anything, and every client's metrics and logs would have it.
+// nameEndpoint adds the labels app and version to an endpoint's metadata where Istio's value lacks them. Usually they match the
+// defaults derived from the rest of the value, and the endpoint is left alone: a mesh has thousands. A value that does not consist
+// of names is removed: istiod copies owner references and annotations, in which the author of a pod or WorkloadEntry can write
+// anything, and it would appear in every client's metrics and logs.
 func nameEndpoint(s *surroundings, e *edits, from, to int) error {
 	endpoint := e.in[from:to]
 	istio := filterMetadata(endpoint, lbEndpointMetadata, istioMetadata)
-	text := at(valueIn(istio, workloadKey), valueString)
-	said, ok := workload.Split(text)
+	text := valueAt(valueIn(istio, workloadKey), valueString)
+	value, ok := workload.Split(text)
 	if !ok && len(text) > 0 {
 		e.replaceMetadata(to, lbEndpointMetadata, istioMetadata, withText(istio, workloadKey, ""))
 	}
@@ -110,12 +110,12 @@ func nameEndpoint(s *surroundings, e *edits, from, to int) error {
 		return nil
 	}
 	of := s.assignment
-	if s.endpoints != nil && (!of.asked || of.namespace != string(said.Namespace())) {
-		of.namespace, of.asked = string(said.Namespace()), true
+	if s.endpoints != nil && (!of.asked || of.namespace != string(value.Namespace())) {
+		of.namespace, of.asked = string(value.Namespace()), true
 		of.labels = s.endpoints(of.host, of.namespace)
 	}
-	labels := of.labels[string(at(endpoint, lbEndpoint, endpointAddress, addressSocket, socketAddress))]
-	if apart := said.LabelsApart(labels["app"], labels["version"]); apart != "" {
+	labels := of.labels[string(valueAt(endpoint, lbEndpoint, endpointAddress, addressSocket, socketAddress))]
+	if apart := value.LabelsApart(labels["app"], labels["version"]); apart != "" {
 		e.addMetadata(from, to, lbEndpointMetadata, keyText{labelsKey, apart})
 	}
 	return nil

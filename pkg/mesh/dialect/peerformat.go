@@ -19,24 +19,24 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// This file is about tags of spans and formats of access logs that say who is at the other side. Istio's peer metadata
-// filters leave that in the filter state, with a field for each value. Here it is one text, at a client in the metadata of
-// the endpoint and at a server in the caller's certificate, so a field becomes a regular expression on that text.
+// This file translates tracing tags and access log formats that identify the peer. Istio's peer metadata filters store it in the
+// filter state, one field per value. Here it is one string, in the endpoint's metadata at a client and in the caller's
+// certificate at a server, so each field becomes a regular expression on that string.
 //
-// An expression (CEL) cannot see the certificate's text. Where a server's formats ask for the caller, two filters bring it
-// into the request's metadata, by way of a header that no one else sees.
+// CEL expressions cannot read that part of the certificate. Where a server's formats refer to the caller, two filters copy it
+// into the request's metadata, through a header that neither side can see.
 
 const (
 	callerFilter = "polymesh.caller"
 	callerHeader = "x-polymesh-caller"
-	// callerKey is where the caller's workload stands in a request's metadata.
+	// callerKey is the key of the caller's workload in a request's metadata.
 	callerKey = "caller"
-	// anyPeer is in each format that asks for the other side: upstream_peer, downstream_peer.
+	// anyPeer occurs in each format that refers to the peer: upstream_peer, downstream_peer.
 	anyPeer = "stream_peer"
 )
 
-// peerFields are the places of the fields of Istio's object (WorkloadMetadataObject in Istio's proxy,
-// extensions/common/metadata_object.h) in the text of a workload. Its type and the pod's name are not in the text.
+// peerFields maps the fields of Istio's object (WorkloadMetadataObject in Istio's proxy, extensions/common/metadata_object.h) to
+// their positions in the workload string. The workload's type and the pod's name are not in it.
 var peerFields = map[string]int{
 	"workload": 0, "namespace": 1, "service": 2, "revision": 3, "cluster": 4, "app": 5, "version": 6,
 }
@@ -50,7 +50,7 @@ var (
 	celCommand = regexp.MustCompile(`%CEL\(.*?\)(:\d+)?%`)
 )
 
-// partOf is the CEL expression for the n-th of the texts between semicolons, or nothing if that is the text without.
+// partOf returns the CEL expression for the n-th semicolon-separated part, or no value if that part equals without.
 func partOf(source string, n int, without string) string {
 	part := "([^;]*)"
 	if without != "" {
@@ -59,14 +59,14 @@ func partOf(source string, n int, without string) string {
 	return fmt.Sprintf(`re.extract(%s, "^(?:[^;]*;){%d}%s", "\\1")`, source, n, part)
 }
 
-// partOfWorkload is the CEL expression for the n-th value of a text that workload.Workload's String wrote. It has no value for a text with
-// more or fewer of them, or with one that is no name: certificates that are still valid may be of an istiod that did not check.
+// partOfWorkload returns the CEL expression for the n-th part of a string written by workload.Workload's String. It has no value
+// if the number of parts is wrong or one is not a name: certificates that are still valid may come from an istiod that did not check.
 func partOfWorkload(source string, n int) string {
 	return fmt.Sprintf(`re.extract(%s, "^(?:[\\w.-]*;){%d}([\\w.-]*)(?:;[\\w.-]*){%d}$", "\\1")`, source, n, len(workload.Labels)-1-n)
 }
 
-// peerField is the CEL expression for a field of the other side, or "" where Istio has none either: a server's proxy
-// knows who calls, a client's whom it calls.
+// peerField returns the CEL expression for a field of the peer, or "" where Istio has none either: a server's proxy only
+// knows its caller, a client's only its destination.
 func peerField(s *surroundings, stream, field string) string {
 	place, ok := peerFields[field]
 	if !ok || s.inbound != (stream == "down") {
@@ -76,14 +76,14 @@ func peerField(s *surroundings, stream, field string) string {
 		return partOfWorkload(fmt.Sprintf("metadata.filter_metadata[%q].%s", ownMetadata, callerKey), place)
 	}
 	const metadata = "xds.upstream_host_metadata.filter_metadata"
-	said := fmt.Sprintf("%s[%q].%s", metadata, istioMetadata, workloadKey)
+	value := fmt.Sprintf("%s[%q].%s", metadata, istioMetadata, workloadKey)
 	if place < peerFields["app"] {
-		return partOf(said, place, "")
+		return partOf(value, place, "")
 	}
-	// As in workload.Workload's WithLabels.
-	expected := partOf(said, peerFields["service"], "")
+	// Same defaults as workload.Workload's WithLabels.
+	expected := partOf(value, peerFields["service"], "")
 	if field == "version" {
-		expected = partOf(said, peerFields["revision"], workload.Latest)
+		expected = partOf(value, peerFields["revision"], workload.Latest)
 	}
 	return fmt.Sprintf("(%q in %s ? %s : %s)", ownMetadata, metadata,
 		partOf(fmt.Sprintf("%s[%q].%s", metadata, ownMetadata, labelsKey), place-peerFields["app"], ""), expected)
@@ -115,7 +115,7 @@ func peerFormat(s *surroundings, format string) string {
 	return celCommand.ReplaceAllStringFunc(format, func(found string) string { return peerExpression(s, found) })
 }
 
-// replace translates a text in place and reports whether it changed.
+// replace translates a string in place and reports whether it changed.
 func replace(s *surroundings, text *string, translate func(*surroundings, string) string) bool {
 	before := *text
 	*text = translate(s, before)
@@ -138,7 +138,7 @@ func translateFormat(s *surroundings, f *core.SubstitutionFormatString) (bool, e
 	return false, nil
 }
 
-// replaceIn translates the texts in a JSON format.
+// replaceIn translates the strings in a JSON format.
 func replaceIn(s *surroundings, value *structpb.Value) bool {
 	changed := false
 	switch kind := value.GetKind().(type) {
@@ -156,7 +156,7 @@ func replaceIn(s *surroundings, value *structpb.Value) bool {
 	return changed
 }
 
-// translateAttribute is for what the logger for OpenTelemetry sends (opentelemetry.proto.common.v1.AnyValue).
+// translateAttribute translates attributes of the OpenTelemetry logger (opentelemetry.proto.common.v1.AnyValue).
 func translateAttribute(s *surroundings, m proto.Message) (bool, error) {
 	value := m.ProtoReflect()
 	field := value.Descriptor().Fields().ByName("string_value")
@@ -171,23 +171,23 @@ func translateAttribute(s *surroundings, m proto.Message) (bool, error) {
 	return true, nil
 }
 
-// translateLogFilter is for the condition on which a request is logged.
+// translateLogFilter translates the condition on which a request is logged.
 func translateLogFilter(s *surroundings, f *celfilter.ExpressionFilter) (bool, error) {
 	return replace(s, &f.Expression, peerExpression), nil
 }
 
-// asksForCaller reports whether a tag, a log or a metric of a server's HTTP connection manager names the caller. It looks at the
-// encoded message: what asks can stand in a format, in a condition or in an expression, and a text that only looks like it costs no
-// more than two filters.
+// asksForCaller reports whether a tag, log or metric of a server's HTTP connection manager refers to the caller. It searches the
+// encoded message, because the reference can be in a format, a condition or an expression. A false positive only costs
+// two filters.
 func asksForCaller(s *surroundings, manager []byte) bool {
 	return s.inbound && callerAsked.Match(manager)
 }
 
-// bringCaller makes the filter that moves the caller into the request's metadata, and adds to the one before it what makes
-// the header.
+// bringCaller returns the filter that moves the caller from a header into the request's metadata, and adds the mutations that
+// set the header to the filter before it.
 func bringCaller(before *mutate.Mutations) *hcm.HttpFilter {
 	before.RequestMutations = append(before.RequestMutations,
-		// Without a certificate the header is not set, so a made-up one has to go first.
+		// Without a certificate the header is not set, so a forged one must be removed first.
 		&mutation.HeaderMutation{Action: &mutation.HeaderMutation_Remove{Remove: callerHeader}},
 		&mutation.HeaderMutation{Action: &mutation.HeaderMutation_Append{Append: &core.HeaderValueOption{
 			Header: &core.HeaderValue{Key: callerHeader, Value: "%DOWNSTREAM_PEER_OTHERNAME_SAN%"},

@@ -18,13 +18,13 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// TestPeerFormats: what a format says about the other side is translated where the proxy can know it, everything else
-// stays as it is, and a server learns of its caller only where a format asks.
+// TestPeerFormats: references to the peer are translated where the proxy can know it, everything else is left alone, and a
+// server only extracts its caller where a format refers to it.
 func TestPeerFormats(t *testing.T) {
 	const (
-		said    = `re.extract(xds.upstream_host_metadata.filter_metadata["istio"].workload, "^(?:[^;]*;)`
+		value   = `re.extract(xds.upstream_host_metadata.filter_metadata["istio"].workload, "^(?:[^;]*;)`
 		apart   = `("polymesh" in xds.upstream_host_metadata.filter_metadata ? re.extract(xds.upstream_host_metadata.filter_metadata["polymesh"].labels, `
-		called  = said + `{0}([^;]*)", "\\1")`
+		called  = value + `{0}([^;]*)", "\\1")`
 		caller  = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[\\w.-]*;){0}([\\w.-]*)(?:;[\\w.-]*){6}$", "\\1")`
 		version = `re.extract(metadata.filter_metadata["polymesh"].caller, "^(?:[\\w.-]*;){6}([\\w.-]*)(?:;[\\w.-]*){0}$", "\\1")`
 	)
@@ -43,8 +43,8 @@ func TestPeerFormats(t *testing.T) {
 		{in, "%CEL(request.headers['filter_state'])%", "", false},
 		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:workload)%", "%CEL(" + called + ")%", false},
 		{out, "%CEL(filter_state.upstream_peer.workload)%", "%CEL(" + called + ")%", false},
-		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:app)%", "%CEL(" + apart + `"^(?:[^;]*;){0}([^;]*)", "\\1") : ` + said + `{2}([^;]*)", "\\1")))%`, false},
-		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:version)%", "%CEL(" + apart + `"^(?:[^;]*;){1}([^;]*)", "\\1") : ` + said + `{3}(?:latest;|([^;]*))", "\\1")))%`, false},
+		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:app)%", "%CEL(" + apart + `"^(?:[^;]*;){0}([^;]*)", "\\1") : ` + value + `{2}([^;]*)", "\\1")))%`, false},
+		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:version)%", "%CEL(" + apart + `"^(?:[^;]*;){1}([^;]*)", "\\1") : ` + value + `{3}(?:latest;|([^;]*))", "\\1")))%`, false},
 		{out, "%FILTER_STATE(downstream_peer_obj:FIELD:workload)%", "", false},
 		{out, "%FILTER_STATE(upstream_peer_obj:FIELD:type)% %FILTER_STATE(upstream_peer_obj:FIELD:labels)%", "", false},
 		{out, "%FILTER_STATE(my_upstream_peer:FIELD:workload)%", "", false},
@@ -127,7 +127,7 @@ func TestPeerFormats(t *testing.T) {
 	}
 }
 
-// TestLogConditionAsks: the condition of a log that names the caller brings it, however long the condition is.
+// TestLogConditionAsks: a log condition that refers to the caller makes it available, however long the condition is.
 func TestLogConditionAsks(t *testing.T) {
 	for n := range 120 {
 		condition := &celfilter.ExpressionFilter{Expression: `filter_state.downstream_peer.workload == "` + strings.Repeat("c", n) + `"`}
@@ -146,7 +146,7 @@ func TestLogConditionAsks(t *testing.T) {
 		m := &hcm.HttpConnectionManager{}
 		firstFilter(t, toAny(t, l), m)
 		if !slices.ContainsFunc(m.HttpFilters, func(f *hcm.HttpFilter) bool { return f.Name == "polymesh.caller" }) {
-			t.Errorf("nothing brings the caller for a condition of %d characters", len(condition.Expression))
+			t.Errorf("the caller is not available to a condition of %d characters", len(condition.Expression))
 		}
 	}
 }

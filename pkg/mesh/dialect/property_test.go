@@ -40,11 +40,11 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
-// workloadOfNames is Istio's text about an endpoint, if all in it may be names.
+// workloadOfNames matches Istio's value for an endpoint's workload if all its parts can be names.
 var workloadOfNames = regexp.MustCompile(`^(([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?;){4}([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$`)
 
-// differences are all that a translation may change. Each takes its part out of one message, before and after the
-// translation; what is left must be the same. They work on decoded messages and know nothing of how the dialect works.
+// differences are all permitted effects of a translation. Each removes its part from one message, before and after the
+// translation; the rest must be equal. They work on decoded messages, independently of the dialect's code.
 var differences = map[string]func(proto.Message){
 	"clusters and endpoints have metadata of the dialect's": func(m proto.Message) {
 		without := func(md **core.Metadata) {
@@ -63,11 +63,11 @@ var differences = map[string]func(proto.Message){
 			without(&m.Metadata)
 		}
 	},
-	"what is said of an endpoint's workload is made of names, or is nothing": func(m proto.Message) {
+	"an endpoint's workload consists of names, or is removed": func(m proto.Message) {
 		if m, ok := m.(*endpoint.LbEndpoint); ok {
-			said, ok := m.GetMetadata().GetFilterMetadata()["istio"].GetFields()["workload"].GetKind().(*structpb.Value_StringValue)
-			if ok && !workloadOfNames.MatchString(said.StringValue) {
-				said.StringValue = ""
+			workload, ok := m.GetMetadata().GetFilterMetadata()["istio"].GetFields()["workload"].GetKind().(*structpb.Value_StringValue)
+			if ok && !workloadOfNames.MatchString(workload.StringValue) {
+				workload.StringValue = ""
 			}
 		}
 	},
@@ -76,7 +76,7 @@ var differences = map[string]func(proto.Message){
 			m.Filters = m.Filters[1:]
 		}
 	},
-	"no TLS context offers the peer exchange": func(m proto.Message) {
+	"TLS contexts do not offer the peer exchange": func(m proto.Message) {
 		if m, ok := m.(*tls.CommonTlsContext); ok {
 			m.AlpnProtocols = slices.DeleteFunc(m.AlpnProtocols, func(p string) bool { return p == "istio-peer-exchange" })
 		}
@@ -91,7 +91,7 @@ var differences = map[string]func(proto.Message){
 			m.HttpFilters = m.HttpFilters[1:]
 		}
 	},
-	"the metrics are loggers": func(m proto.Message) {
+	"metrics are loggers": func(m proto.Message) {
 		metrics := func(l *accesslog.AccessLog) bool {
 			config, connections := &statslog.Config{}, &otellog.OpenTelemetryAccessLogConfig{}
 			return l.Name == "envoy.access_loggers.stats" && l.GetTypedConfig().MessageIs(config) &&
@@ -106,7 +106,7 @@ var differences = map[string]func(proto.Message){
 			m.AccessLog = slices.DeleteFunc(m.AccessLog, metrics)
 		}
 	},
-	"tags and formats read the other side from elsewhere": func(m proto.Message) {
+	"tags and formats read the peer from another place": func(m proto.Message) {
 		about := func(text string) bool {
 			return strings.Contains(text, "stream_peer") || strings.Contains(text, `filter_metadata["polymesh"]`) ||
 				strings.Contains(text, `upstream_host_metadata.filter_metadata["istio"].workload`)
@@ -135,7 +135,7 @@ var differences = map[string]func(proto.Message){
 			}
 		case *celfilter.ExpressionFilter:
 			if about(m.Expression) {
-				m.Expression = "about the other side"
+				m.Expression = "about the peer"
 			}
 		}
 	},
@@ -146,7 +146,7 @@ var differences = map[string]func(proto.Message){
 		}
 		if proxy.AccessLogOptions != nil {
 			proxy.AccessLogOptions.FlushAccessLogOnConnected = false
-			proxy.AccessLogOptions.AccessLogFlushInterval = nil // one that is there stays: TestOwnIntervals
+			proxy.AccessLogOptions.AccessLogFlushInterval = nil // an existing interval stays: TestOwnIntervals
 			if proto.Size(proxy.AccessLogOptions) == 0 {
 				proxy.AccessLogOptions = nil
 			}
@@ -185,7 +185,7 @@ var differences = map[string]func(proto.Message){
 	},
 }
 
-// formatCommand is what a format replaces by a value.
+// formatCommand matches the commands in a format string.
 var formatCommand = regexp.MustCompile(`%(?:FILTER_STATE|CEL)\(.*?\)(?::\d+)?%`)
 
 func levelTexts(fields map[string]*structpb.Value, level func(string) string) {
@@ -199,13 +199,13 @@ func levelTexts(fields map[string]*structpb.Value, level func(string) string) {
 	}
 }
 
-// without are the extensions that upstream Envoy has not; what holds one goes.
-var without = []string{
+// removedExtensions are the extensions that upstream Envoy lacks; the message that holds one is dropped.
+var removedExtensions = []string{
 	"stats.PluginConfig", "io.istio.http.peer_metadata.Config", "envoy.tcp.metadataexchange.config.MetadataExchange",
 	"envoy.extensions.network_filters.peer_metadata.Config", "envoy.extensions.network_filters.peer_metadata.UpstreamConfig",
 }
 
-// typeOf is what an Any or the TypedStruct in it is.
+// typeOf is the type of an Any, or of the TypedStruct in it.
 func typeOf(a *anypb.Any) string {
 	url := a.TypeUrl
 	if m, err := a.UnmarshalNew(); err == nil {
@@ -219,10 +219,10 @@ func typeOf(a *anypb.Any) string {
 	return url[strings.LastIndexByte(url, '/')+1:]
 }
 
-// leveller takes the differences out of a message and of all inside of it.
+// leveller removes the permitted differences from a message and everything in it.
 type leveller struct {
 	known map[string]bool
-	// malformed is set by an extension that cannot be read: Envoy rejects it, whatever was made of it.
+	// malformed is set if an extension cannot be parsed: Envoy rejects it either way.
 	malformed bool
 }
 
@@ -231,7 +231,7 @@ func newLeveller() *leveller {
 	for name := range dialect.ShippedEnvoy() {
 		known[name] = true
 	}
-	// Extensions that Envoy finds by their names.
+	// Extensions that Envoy finds by name.
 	for _, name := range []string{
 		"google.protobuf.Struct", "google.protobuf.StringValue", "google.protobuf.BoolValue", "google.protobuf.UInt32Value",
 		"envoy.config.route.v3.FilterConfig", "envoy.config.core.v3.TypedExtensionConfig",
@@ -253,13 +253,13 @@ func (l *leveller) level(t testing.TB, a *anypb.Any) proto.Message {
 	return m
 }
 
-// message reports whether the message goes with its extension.
+// message reports whether the message is dropped with its extension.
 func (l *leveller) message(m protoreflect.Message) (gone bool) {
 	for _, take := range differences {
 		take(m.Interface())
 	}
 	if m.Descriptor().FullName() == "envoy.config.core.v3.Metadata" {
-		return false // data
+		return false // plain data
 	}
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {
@@ -296,9 +296,9 @@ func (l *leveller) value(holder, m protoreflect.Message) (gone bool) {
 	if !ok {
 		return l.message(m)
 	}
-	a.ProtoReflect().SetUnknown(nil) // has no meaning beside the type and the value
+	a.ProtoReflect().SetUnknown(nil) // meaningless besides type and value
 	name := typeOf(a)
-	if slices.Contains(without, name) {
+	if slices.Contains(removedExtensions, name) {
 		return true
 	}
 	if !l.known[name] {
@@ -316,7 +316,7 @@ func (l *leveller) value(holder, m protoreflect.Message) (gone bool) {
 		l.malformed = l.malformed || !errors.Is(err, protoregistry.NotFound)
 		return false
 	}
-	// A translated TypedStruct is written as what it stands for.
+	// A translated TypedStruct is written as the message that it stands for.
 	var structured *structpb.Struct
 	switch ts := inner.(type) {
 	case *udpa.TypedStruct:
@@ -345,7 +345,7 @@ func (l *leveller) value(holder, m protoreflect.Message) (gone bool) {
 	return gone
 }
 
-// checkTranslation translates a resource and shows that it changed nothing else than the differences.
+// checkTranslation translates a resource and verifies that nothing but the permitted differences changed.
 func checkTranslation(t testing.TB, tr *dialect.Translator, l *leveller, in *anypb.Any) dialect.Result {
 	t.Helper()
 	bytesBefore := bytes.Clone(in.Value)
@@ -365,7 +365,7 @@ func checkTranslation(t testing.TB, tr *dialect.Translator, l *leveller, in *any
 		return got
 	}
 	if !proto.Equal(before, after) {
-		t.Errorf("something else was changed:\nbefore: %s\nafter:  %s", prototext.Format(before), prototext.Format(after))
+		t.Errorf("an unexpected change:\nbefore: %s\nafter:  %s", prototext.Format(before), prototext.Format(after))
 	}
 	if again := tr.Resource(got.Resource); again.Refused != nil || !bytes.Equal(again.Resource.Value, got.Resource.Value) {
 		t.Errorf("translating twice is not translating once: %v", again.Refused)
@@ -373,8 +373,8 @@ func checkTranslation(t testing.TB, tr *dialect.Translator, l *leveller, in *any
 	return got
 }
 
-// TestNothingElseChanges: what istiod makes for the scenes and for meshes of random services and policies, and resources of
-// all kinds with random contents, are the same after the translation but for what is documented.
+// TestNothingElseChanges: resources that istiod generates for the scenes and for meshes of random services and policies, and
+// resources of all kinds with random contents, change only as documented.
 func TestNothingElseChanges(t *testing.T) {
 	l := newLeveller()
 	tr := dialect.NewTranslator(dialect.ShippedEnvoy(), nil)
@@ -393,7 +393,7 @@ func TestNothingElseChanges(t *testing.T) {
 				for _, r := range resources {
 					got := checkTranslation(t, tr, l, r.Resource)
 					if l.malformed {
-						t.Errorf("%s %s cannot be read", typ, r.Name)
+						t.Errorf("%s %s cannot be parsed", typ, r.Name)
 					}
 					if got.Refused != nil {
 						t.Errorf("%s %s: %v", typ, r.Name, got.Refused)
@@ -404,7 +404,7 @@ func TestNothingElseChanges(t *testing.T) {
 				}
 			}
 			if changed == 0 {
-				t.Error("nothing was translated, so this test shows nothing")
+				t.Error("nothing was translated, so this test proves nothing")
 			}
 		})
 	}
@@ -429,13 +429,13 @@ func TestNothingElseChanges(t *testing.T) {
 			}
 			t.Logf("%d translated, %d refused, of %d", changed, refused, many)
 			if changed == 0 {
-				t.Error("nothing was translated, so this test shows nothing")
+				t.Error("nothing was translated, so this test proves nothing")
 			}
 		})
 	}
 }
 
-// randomMesh is configuration of services, destination rules and policies, as chance has it.
+// randomMesh returns a random configuration of services, destination rules and policies.
 func randomMesh(r *rand.Rand) []string {
 	pick := func(of ...string) string { return of[r.IntN(len(of))] }
 	var configs []string
@@ -487,12 +487,12 @@ func (f *filler) fill(like proto.Message) proto.Message {
 
 func (f *filler) message(m protoreflect.Message, depth int) {
 	if md, ok := m.Interface().(*core.Metadata); ok && f.IntN(3) > 0 {
-		// What istiod says about clusters and endpoints.
-		said, err := structpb.NewStruct(map[string]any{
+		// As istiod describes clusters and endpoints.
+		described, err := structpb.NewStruct(map[string]any{
 			"workload": "a;demo;a;v1;Kubernetes", "services": []any{map[string]any{"host": "a.demo.svc", "namespace": "demo"}},
 		})
 		if err == nil {
-			md.FilterMetadata = map[string]*structpb.Struct{"istio": said, "x": {}}
+			md.FilterMetadata = map[string]*structpb.Struct{"istio": described, "x": {}}
 			return
 		}
 	}
@@ -541,7 +541,7 @@ func (f *filler) value(holder protoreflect.MessageDescriptor, m protoreflect.Mes
 		f.message(m, depth)
 		return
 	}
-	// What stands there in a mesh, and sometimes anything.
+	// Usually a realistic value, sometimes any.
 	names := map[protoreflect.FullName][]string{
 		"envoy.config.listener.v3.Filter": {
 			"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", "stats.PluginConfig",
@@ -603,7 +603,7 @@ func (f *filler) scalar(fd protoreflect.FieldDescriptor) protoreflect.Value {
 	}
 }
 
-// FuzzTranslate: no bytes make the translation fail, and what it makes of them can be read and is as above.
+// FuzzTranslate: arbitrary bytes never make the translation panic, and the result can be parsed and satisfies the checks above.
 func FuzzTranslate(f *testing.F) {
 	types := []string{
 		"envoy.config.listener.v3.Listener", "envoy.config.cluster.v3.Cluster", "envoy.config.route.v3.RouteConfiguration",

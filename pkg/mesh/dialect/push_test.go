@@ -24,7 +24,7 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
-// manyServices are services with two endpoints each, and a route of the first one.
+// manyServices returns services with two endpoints each, and a route for the first one.
 func manyServices(n int, protocol string) string {
 	var b strings.Builder
 	for i := range n {
@@ -54,11 +54,11 @@ spec:
 	return b.String()
 }
 
-// pushMesh is a mesh of 1,000 services and an istiod that ten proxies are connected to.
+// pushMesh is a mesh of 1,000 services and an istiod with ten connected proxies.
 type pushMesh struct {
 	*xds.FakeDiscoveryServer
 	proxies []*model.Proxy
-	// names are what a proxy asks for, by type.
+	// names are the resource names that a proxy requests, by type.
 	names map[string][]string
 }
 
@@ -82,7 +82,7 @@ func newPushMesh(b *testing.B, protocol string, dialect bool) *pushMesh {
 	return m
 }
 
-// order is that in which Envoy asks.
+// order is the order of Envoy's requests.
 var order = []string{v3.ClusterType, v3.EndpointType, v3.ListenerType, v3.RouteType}
 
 // connect connects the first n proxies.
@@ -100,7 +100,7 @@ func (m *pushMesh) connect(b *testing.B, n int) *proxies {
 	return connectProxies(b, m.Discovery, requests)
 }
 
-// generate makes and encodes everything that one sidecar gets, as istiod encodes it (pilot/pkg/xds/delta.go, pushDeltaXds).
+// generate generates and encodes everything that one sidecar gets, as istiod does (pilot/pkg/xds/delta.go, pushDeltaXds).
 func (m *pushMesh) generate(b *testing.B, proxy *model.Proxy) {
 	size := 0
 	for _, typ := range order {
@@ -120,7 +120,7 @@ func (m *pushMesh) generate(b *testing.B, proxy *model.Proxy) {
 	}
 }
 
-// asPolymesh gives this process the settings that Polymesh gives istiod.
+// asPolymesh applies the settings that Polymesh sets for istiod to this process.
 func asPolymesh(b *testing.B) {
 	for _, scope := range log.Scopes() {
 		scope.SetOutputLevel(log.NoneLevel)
@@ -130,13 +130,12 @@ func asPolymesh(b *testing.B) {
 	features.MetadataExchange = dialect.IstiodEnv()["PILOT_ENABLE_METADATA_EXCHANGE"] != "false"
 }
 
-// BenchmarkPush measures what a push takes an istiod with 1,000 services, without the dialect and with it: the CPU time from
-// the change to the last answer, with all that istiod does in it (its new view of the mesh, each proxy's part of that,
-// generation, translation, encoding, gRPC and TLS), for each of the proxies that it goes to. The proxies are a process of
-// their own. Both istiods take turns in one run, so that a noisy machine is noisy for both, and the quickest turn of each
-// counts. "http" is with HTTP services, which share listeners, "tcp" with TCP services, each of which has a listener of its
-// own. "route": one service's VirtualService has changed; "all": everything may have, so that istiod forgets what it has
-// cached; both for one sidecar, "ten" is "all" for ten.
+// BenchmarkPush measures the cost of a push for an istiod with 1,000 services, with and without the dialect: the CPU time
+// per proxy from the change to the last response, including the new push context, each proxy's sidecar scope, generation,
+// translation, encoding, gRPC and TLS. The proxies run in a separate process. The two istiods alternate in one run, so
+// that noise on the machine affects both, and the fastest turn of each counts. "http" uses HTTP services, which share
+// listeners; "tcp" uses TCP services with a listener each. "route": the VirtualService of one service has changed; "all":
+// everything may have changed, so istiod drops its cache. Both push to one sidecar; "ten" is "all" for ten.
 func BenchmarkPush(b *testing.B) {
 	asPolymesh(b)
 	for _, protocol := range []string{"http", "tcp"} {
@@ -151,7 +150,7 @@ func BenchmarkPush(b *testing.B) {
 				for i := range istiods {
 					m := newPushMesh(b, protocol, i == 1)
 					connected := m.connect(b, c.proxies)
-					// Routes are not asked for where there are none; a route's change does not ask for endpoints.
+					// Routes are not requested where there are none; a route change does not request endpoints.
 					answers := len(order)
 					if len(m.names[v3.RouteType]) == 0 {
 						answers--
@@ -182,9 +181,9 @@ func BenchmarkPush(b *testing.B) {
 	}
 }
 
-// BenchmarkGenerate measures the part of BenchmarkPush that the dialect is in: what one sidecar gets is generated, translated
-// and encoded. "cached" when nothing has changed since the last push, "changed" when istiod knows nothing of what it made
-// before; "mesh" is "changed" for ten sidecars, which share what istiod caches.
+// BenchmarkGenerate measures the part of BenchmarkPush that involves the dialect: generating, translating and encoding one
+// sidecar's resources. "cached": nothing has changed since the last push. "changed": istiod's cache is empty.
+// "mesh" is "changed" for ten sidecars, which share istiod's cache.
 func BenchmarkGenerate(b *testing.B) {
 	asPolymesh(b)
 	for _, protocol := range []string{"http", "tcp"} {
@@ -221,8 +220,8 @@ func BenchmarkGenerate(b *testing.B) {
 	}
 }
 
-// compare lets an istiod and one with the dialect take turns, and reports the quickest of each. A turn is long enough for its
-// garbage to be collected many times: one collection more or less, of all that both istiods hold, must not count.
+// compare alternates between an istiod with and one without the dialect, and reports the fastest turn of each. A turn spans many
+// garbage collections: one more or less, of the memory that both istiods hold, must not matter.
 func compare(b *testing.B, turns [2]func() time.Duration) {
 	var least [2]time.Duration
 	for n := 0; b.Loop(); n++ {
@@ -236,10 +235,10 @@ func compare(b *testing.B, turns [2]func() time.Duration) {
 	b.ReportMetric(float64(least[0].Nanoseconds()), "istiod-cpu-ns/push")
 	b.ReportMetric(float64(least[1].Nanoseconds()), "dialect-cpu-ns/push")
 	b.ReportMetric(100*(float64(least[1])/float64(least[0])-1), "added-%")
-	b.ReportMetric(0, "ns/op") // a turn of each; says nothing
+	b.ReportMetric(0, "ns/op") // one turn of each: meaningless
 }
 
-// cpuTime is what this process has used of all processors, its garbage collection too.
+// cpuTime is the CPU time of this process, including garbage collection.
 func cpuTime(b *testing.B) time.Duration {
 	var used syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {

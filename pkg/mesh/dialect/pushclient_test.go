@@ -22,9 +22,9 @@ import (
 	"istio.io/istio/pkg/security"
 )
 
-// The proxies of a benchmark are a process of their own, so that what they do is not counted as istiod's.
+// The proxies of a benchmark run in a separate process, so that their CPU time is not attributed to istiod.
 
-// proxiesEnv asks this program to be the proxies.
+// proxiesEnv makes this program run as the proxies.
 const proxiesEnv = "POLYMESH_TEST_PROXIES"
 
 func TestMain(m *testing.M) {
@@ -38,20 +38,20 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// subscriptions are what proxies ask for, and where.
+// subscriptions are the proxies' requests, and the server's address.
 type subscriptions struct {
 	Address string
-	// Proxies have each their first requests, encoded.
+	// Proxies holds the encoded initial requests of each proxy.
 	Proxies [][][]byte
 }
 
-// beProxies asks for the subscriptions that come on stdin, and writes a line for each answer.
+// beProxies sends the subscriptions that it reads from stdin, and writes a line for each response.
 func beProxies() error {
 	var subs subscriptions
 	if err := json.NewDecoder(os.Stdin).Decode(&subs); err != nil {
 		return err
 	}
-	conn, err := grpc.NewClient(subs.Address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})), //nolint:gosec // it is this test's server
+	conn, err := grpc.NewClient(subs.Address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})), //nolint:gosec // this test's own server
 		grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{}), grpc.MaxCallRecvMsgSize(1<<30)))
 	if err != nil {
 		return err
@@ -70,7 +70,7 @@ func beProxy(conn *grpc.ClientConn, requests [][]byte) error {
 	if err != nil {
 		return err
 	}
-	// The next request comes after the answer to the last one, as Envoy's do.
+	// The next request follows the response to the last one, as in Envoy.
 	for n := 0; ; n++ {
 		if n < len(requests) {
 			if err := stream.SendMsg(&requests[n]); err != nil {
@@ -92,7 +92,7 @@ func beProxy(conn *grpc.ClientConn, requests [][]byte) error {
 	}
 }
 
-// acknowledge reads the type and the nonce of a response without decoding its resources.
+// acknowledge builds the ACK for a response, without decoding its resources.
 func acknowledge(response []byte) ([]byte, error) {
 	const typeURL, nonce = 4, 5
 	ack := &discovery.DeltaDiscoveryRequest{}
@@ -100,7 +100,7 @@ func acknowledge(response []byte) ([]byte, error) {
 		number, typ, n := protowire.ConsumeTag(b)
 		size := protowire.ConsumeFieldValue(number, typ, b[max(n, 0):])
 		if n < 0 || size < 0 {
-			return nil, fmt.Errorf("a response cannot be read: %w", protowire.ParseError(min(n, size)))
+			return nil, fmt.Errorf("parse a response: %w", protowire.ParseError(min(n, size)))
 		}
 		value, _ := protowire.ConsumeBytes(b[n:])
 		switch number {
@@ -114,7 +114,7 @@ func acknowledge(response []byte) ([]byte, error) {
 	return proto.Marshal(ack)
 }
 
-// rawCodec leaves messages as they are.
+// rawCodec passes messages through as bytes.
 type rawCodec struct{}
 
 func (rawCodec) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
@@ -124,13 +124,13 @@ func (rawCodec) Unmarshal(data []byte, v any) error {
 }
 func (rawCodec) Name() string { return "proto" }
 
-// proxies are connected to an istiod.
+// proxies are connected to one istiod.
 type proxies struct {
 	answers *bufio.Reader
 }
 
-// connectProxies serves istiod as it serves proxies, over gRPC and TLS, and lets a process subscribe. It returns when all
-// have had their first answers.
+// connectProxies serves istiod over gRPC and TLS, and starts a process that subscribes. It returns when all proxies
+// have their first responses.
 func connectProxies(t testing.TB, server *xds.DiscoveryServer, requests [][]*discovery.DeltaDiscoveryRequest) *proxies {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -139,7 +139,7 @@ func connectProxies(t testing.TB, server *xds.DiscoveryServer, requests [][]*dis
 	}
 	certificate := httptest.NewTLSServer(nil)
 	certificate.Close()
-	server.Authenticators = []security.Authenticator{everybody{}}
+	server.Authenticators = []security.Authenticator{anyCaller{}}
 	srv := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(&certificate.TLS.Certificates[0])))
 	server.Register(srv)
 	go func() { _ = srv.Serve(l) }()
@@ -186,26 +186,26 @@ func connectProxies(t testing.TB, server *xds.DiscoveryServer, requests [][]*dis
 	return p
 }
 
-// wait waits for n answers.
+// wait waits for n responses.
 func (p *proxies) wait(t testing.TB, n int) {
 	t.Helper()
 	for range n {
 		if _, err := p.answers.ReadString('\n'); err != nil && err != io.EOF {
 			t.Fatalf("the proxies' process: %v", err)
 		} else if err == io.EOF {
-			t.Fatal("the proxies' process ended")
+			t.Fatal("the proxies' process exited")
 		}
 	}
 }
 
-// everybody may connect, and is each of the ten proxies.
-type everybody struct{}
+// anyCaller authenticates every caller, as each of the ten proxies.
+type anyCaller struct{}
 
-func (everybody) Authenticate(security.AuthContext) (*security.Caller, error) {
+func (anyCaller) Authenticate(security.AuthContext) (*security.Caller, error) {
 	caller := &security.Caller{}
 	for i := range 10 {
 		caller.Identities = append(caller.Identities, fmt.Sprintf("spiffe://cluster.local/ns/demo/sa/a%d", i))
 	}
 	return caller, nil
 }
-func (everybody) AuthenticatorType() string { return "everybody" }
+func (anyCaller) AuthenticatorType() string { return "anyCaller" }

@@ -27,7 +27,7 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// sdsServer does what pilot-agent does for its Envoy: it hands out the workload's certificate and the root.
+// sdsServer does what pilot-agent does for its Envoy: it serves the workload's certificate and the root.
 type sdsServer struct {
 	secret.UnimplementedSecretDiscoveryServiceServer
 	chain, key, root []byte
@@ -81,7 +81,7 @@ func (a *authority) serveSDS(t *testing.T, namespace, name string) (socket strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	// As istiod's, it says which workload it is for.
+	// Like istiod's, it names its workload.
 	chain, err := certify.WithWorkload(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), a.cert, a.key, workload.Workload{
 		Name: name, Namespace: namespace, CanonicalService: name, CanonicalRevision: "v1", Cluster: "Kubernetes", App: name, Version: "v1",
 	})
@@ -105,7 +105,7 @@ func (a *authority) serveSDS(t *testing.T, namespace, name string) (socket strin
 	return socket
 }
 
-// issue is a certificate for these identities, whatever they are.
+// issue returns a certificate for arbitrary identities.
 func (a *authority) issue(t *testing.T, ids ...string) cryptotls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

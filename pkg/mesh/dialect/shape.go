@@ -15,23 +15,23 @@ const (
 	metadataName protoreflect.FullName = "envoy.config.core.v3.Metadata"
 )
 
-// shape is what a walk has to know of a message type.
+// shape is what the walk needs to know about a message type.
 type shape struct {
 	name protoreflect.FullName
-	// new makes an empty message.
+	// new returns an empty message.
 	new func() protoreflect.Message
-	// rule changes messages of this type that hold the marker; wire works on the wire format.
+	// rule changes messages of this type that contain the marker; wire works on the wire format.
 	rule   messageRule
 	marker []byte
 	wire   wireRule
 	// members are the fields that can hold an Any or a message with a rule, by number.
 	members []*member
-	// optional says whether Envoy's own contract or the purpose of a position allows leaving out an extension that no one
-	// knows. Everything else may enforce security (RBAC, authentication, TLS), so it is refused.
+	// optional reports whether an unsupported extension may be left out, by Envoy's contract or because of the position's purpose.
+	// Everything else may enforce security (RBAC, authentication, TLS), so it is refused.
 	optional func(holder []byte) bool
 }
 
-// member is a field of messages; without a shape it holds an Any.
+// member is a message field. Without a shape it holds an Any.
 type member struct {
 	name  string
 	index int
@@ -47,7 +47,7 @@ func (s *shape) member(n protowire.Number) *member {
 	return nil
 }
 
-// shapes are made once, by name.
+// shapes holds each shape once, by message name.
 type shapes map[protoreflect.FullName]*shape
 
 func (all shapes) add(d protoreflect.MessageDescriptor) *shape {
@@ -64,7 +64,7 @@ func (all shapes) add(d protoreflect.MessageDescriptor) *shape {
 	}
 	for i := range d.Fields().Len() {
 		f := d.Fields().Get(i)
-		// Typed metadata is data for whoever reads it: Envoy ignores types that it does not know.
+		// Typed metadata is plain data for its readers: Envoy ignores types that it does not know.
 		if f.Message() == nil || d.FullName() == metadataName && f.Name() == "typed_filter_metadata" {
 			continue
 		}
@@ -86,7 +86,7 @@ func (all shapes) add(d protoreflect.MessageDescriptor) *shape {
 	return s
 }
 
-// prune leaves the members that lead to an Any or to a rule.
+// prune keeps only the members that lead to an Any or to a rule.
 func (all shapes) prune() {
 	needed := map[*shape]bool{nil: true} // an Any
 	for grown := true; grown; {
@@ -111,7 +111,7 @@ func (all shapes) prune() {
 	}
 }
 
-// empty says that there is nothing in such a message to look at.
+// empty reports whether the walk has nothing to do in such a message.
 func (s *shape) empty() bool {
 	for _, m := range s.members {
 		if m != nil {
@@ -126,12 +126,12 @@ func (s *shape) ruled() bool { return s.rule != nil || s.wire.enter != nil || s.
 func optional(d protoreflect.MessageDescriptor) func([]byte) bool {
 	is := func(m proto.Message) bool { return m.ProtoReflect().Descriptor().FullName() == d.FullName() }
 	switch {
-	case is(&hcm.HttpFilter{}), // Envoy: "clients that do not support this filter may ignore the filter"
+	case is(&hcm.HttpFilter{}), // Envoy's API: "clients that do not support this filter may ignore the filter"
 		is(&route.FilterConfig{}):
 		number := d.Fields().ByName("is_optional").Number()
 		return func(holder []byte) bool { return varint(holder, number) != 0 }
 	case is(&accesslog.AccessLog{}):
-		return func([]byte) bool { return true } // observes, never decides
+		return func([]byte) bool { return true } // only observes
 	}
 	return func([]byte) bool { return false }
 }

@@ -34,55 +34,55 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// This file turns istio.stats into access loggers. For HTTP they are envoy.access_loggers.stats: a counter or histogram for
-// each of Istio's metrics, with few tags from format strings, of which pkg/mesh/exposition makes Istio's labels. For TCP it is
-// one envoy.access_loggers.open_telemetry, whose entries the agent counts: such an entry says how many bytes there were since the
-// connection's beginning, of which only someone who remembers the last one can make a counter. Names and values are those of
-// Envoy's contrib/istio/filters/http/istio_stats.
+// This file converts istio.stats into access loggers. For HTTP it uses envoy.access_loggers.stats: a counter or histogram
+// for each of Istio's metrics, with a few tags from format strings, which pkg/mesh/exposition expands into Istio's
+// labels. For TCP it uses one envoy.access_loggers.open_telemetry, whose entries the agent counts: each entry holds the
+// bytes since the start of the connection, so a counter needs the previous entry. Names and values are those of Envoy's
+// contrib/istio/filters/http/istio_stats.
 
 const (
 	statsLogger = "envoy.access_loggers.stats"
-	// connectionsLogger is found by its type; each listener has it, so its name is short.
+	// connectionsLogger is identified by its type; every listener has it, so its name is short.
 	connectionsLogger = "istio.tcp"
 	unknown           = "unknown"
 
-	// agentCluster is the cluster in Istio's bootstrap behind which the agent is (build/images puts exposition.Socket into it).
+	// agentCluster is the cluster of the agent in Istio's bootstrap (build/images sets its address to exposition.Socket).
 	agentCluster = "prometheus_stats"
-	// agentTimeout is how long Envoy waits for the agent beside it.
+	// agentTimeout is how long Envoy waits for the local agent.
 	agentTimeout = 5 * time.Second
-	// reportingInterval is how often the bytes of an open TCP connection are counted, unless the Telemetry API says otherwise
+	// reportingInterval is how often the bytes of an open TCP connection are counted, unless the Telemetry API sets another interval
 	// (istio.io/api/envoy/extensions/stats, tcp_reporting_duration).
 	reportingInterval = 15 * time.Second
 
-	// ownTags begins the names of all tags that the agent makes labels of (pkg/mesh/exposition).
+	// ownTags is the prefix of all tags that the agent expands into labels (pkg/mesh/exposition).
 	ownTags = "polymesh_"
 
 	// statsPlugin is the type of istio.stats.
 	statsPlugin = "stats.PluginConfig"
 )
 
-// Scopes are shared by all loggers of a proxy, so that one statistic is one statistic.
+// Scopes are shared by all loggers of a proxy, so that each statistic exists once.
 var (
 	statsScope = &envoytype.Scope{SharingName: "istio"}
-	// messagesScope ends the growth where streams have ever different numbers of messages.
+	// messagesScope limits growth: streams with different numbers of messages each create a statistic.
 	messagesScope = &envoytype.Scope{SharingName: "istio_messages", MaxCounters: wrapperspb.UInt32(2000)}
 )
 
-// noteDirection tells the rules below which side of a request the listener is on.
+// noteDirection records which side of a request the listener is on.
 func noteDirection(s *surroundings, listener []byte) ([]byte, bool, error) {
 	s.inbound = varint(listener, listenerTrafficDirection) == uint64(core.TrafficDirection_INBOUND)
 	return listener, false, nil
 }
 
-// parts are what the dialect puts into resources, encoded.
+// parts are the encoded messages that the dialect adds to resources.
 type parts struct {
-	// loggers are those made last: all ports of a workload have the same ones.
+	// loggers are the most recent ones: all ports of a workload share them.
 	loggers *lru.Cache[loggersKey, *loggers]
-	// quiet are filters for loggers that must not have the entries that were added.
-	quiet map[addedEntries][]byte
-	// peerFilters go into an HTTP connection manager, or callerFilters.
+	// exclusions are filters that keep existing loggers from logging the added entries.
+	exclusions map[addedEntries][]byte
+	// peerFilters or callerFilters go into each HTTP connection manager.
 	peerFilters, callerFilters []byte
-	// oneIdentity goes into a filter chain.
+	// oneIdentity goes into each filter chain.
 	oneIdentity []byte
 }
 
@@ -91,35 +91,35 @@ type loggersKey struct {
 	tcp, inbound bool
 }
 
-// loggers are what takes the place of istio.stats.
+// loggers replace istio.stats.
 type loggers struct {
-	// logs are the loggers, encoded.
+	// logs are the encoded loggers.
 	logs [][]byte
-	// interval, a Duration, encoded, is how often those for TCP log an open connection.
+	// interval is how often the TCP loggers log an open connection, an encoded Duration.
 	interval []byte
 }
 
-// loggersSize is more than there are settings of metrics in a mesh that changes.
+// loggersSize is more than the number of different metrics settings in a mesh, even while it changes.
 const loggersSize = 64
 
 func newParts() *parts {
 	cache, err := lru.New[loggersKey, *loggers](loggersSize)
 	if err != nil {
-		panic(err) // a size below one
+		panic(err) // only for a size below one
 	}
-	quiet := map[addedEntries][]byte{}
+	exclusions := map[addedEntries][]byte{}
 	for _, added := range []addedEntries{{connected: true}, {periodic: true}, {true, true}} {
-		quiet[added] = mustPack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+		exclusions[added] = mustPack(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
 			LogTypeFilter: &accesslog.LogTypeFilter{Types: added.types(), Exclude: true},
 		}}).Value
 	}
-	return &parts{cache, quiet, peerFilters(false), peerFilters(true), oneIdentityFilter()}
+	return &parts{cache, exclusions, peerFilters(false), peerFilters(true), oneIdentityFilter()}
 }
 
-// loggersFor returns the loggers for the filter config, an Any, encoded, or nil if that is not istio.stats. No one may change
-// them.
+// loggersFor returns the loggers for a filter's encoded Any, or nil if the filter is not istio.stats. The result is shared and
+// must not be changed.
 func (s *surroundings) loggersFor(config []byte, tcp bool) (*loggers, error) {
-	url := at(config, anyTypeURL)
+	url := valueAt(config, anyTypeURL)
 	if !bytes.HasSuffix(url, []byte(statsPlugin)) && !bytes.HasSuffix(url, []byte("TypedStruct")) {
 		return nil, nil
 	}
@@ -127,14 +127,14 @@ func (s *surroundings) loggersFor(config []byte, tcp bool) (*loggers, error) {
 	if known, ok := s.parts.loggers.Get(key); ok {
 		return known, nil
 	}
-	made, err := s.build(&anypb.Any{TypeUrl: string(url), Value: at(config, anyValue)}, tcp)
+	made, err := s.build(&anypb.Any{TypeUrl: string(url), Value: valueAt(config, anyValue)}, tcp)
 	if made != nil {
 		s.parts.loggers.Add(key, made)
 	}
 	return made, err
 }
 
-// build makes the loggers for a configuration of istio.stats, and nil for that of another extension.
+// build returns the loggers for a configuration of istio.stats, and nil for another extension.
 func (s *surroundings) build(a *anypb.Any, tcp bool) (*loggers, error) {
 	config, err := readStats(a)
 	if err != nil || config == nil {
@@ -167,7 +167,7 @@ func (s *surroundings) build(a *anypb.Any, tcp bool) (*loggers, error) {
 	return made, nil
 }
 
-// readStats reads the configuration of istio.stats, which an EnvoyFilter may also write as a TypedStruct; it is nil for
+// readStats reads the configuration of istio.stats, which an EnvoyFilter may also write as a TypedStruct. It returns nil for
 // another extension.
 func readStats(a *anypb.Any) (*stats.PluginConfig, error) {
 	if effectiveType(a) != statsPlugin {
@@ -186,11 +186,11 @@ func readStats(a *anypb.Any) (*stats.PluginConfig, error) {
 	return config, nil
 }
 
-// noteTCPStats reads the loggers for a chain's tcp_proxy. A chain that ends otherwise (Redis) has no TCP metrics.
+// noteTCPStats sets the loggers for a chain's tcp_proxy. A chain with another terminal filter (Redis) has no TCP metrics.
 func noteTCPStats(s *surroundings, chain []byte) ([]byte, bool, error) {
 	s.tcp = nil
-	for filter := range each(chain, chainFilters) {
-		made, err := s.loggersFor(at(filter, filterTypedConfig), true)
+	for filter := range valuesOf(chain, chainFilters) {
+		made, err := s.loggersFor(valueAt(filter, filterTypedConfig), true)
 		if err != nil {
 			return nil, false, err
 		}
@@ -201,13 +201,13 @@ func noteTCPStats(s *surroundings, chain []byte) ([]byte, bool, error) {
 	return chain, false, nil
 }
 
-// addedEntries are those, beside the one at a connection's end, that a tcp_proxy makes only because the dialect asks for them:
-// when it has its upstream, and every now and then.
+// addedEntries are the log entries that a tcp_proxy writes only because the dialect asks for them, besides the one at the end of
+// the connection: when the upstream is connected, and periodically.
 type addedEntries struct{ connected, periodic bool }
 
 func addedTo(proxy []byte) addedEntries {
-	options := at(proxy, tcpOptions)
-	_, periodic := last(options, tcpOptionsInterval)
+	options := valueAt(proxy, tcpOptions)
+	_, periodic := lastValue(options, tcpOptionsInterval)
 	return addedEntries{connected: varint(options, tcpOptionsOnConnected) == 0, periodic: !periodic}
 }
 
@@ -221,22 +221,22 @@ func (a addedEntries) types() (types []logdata.AccessLogType) {
 	return types
 }
 
-// noteTCPLogs: with the metrics a tcp_proxy logs more than before. Loggers that are there keep quiet then.
+// noteTCPLogs sets the exclusion for the existing loggers, because with metrics a tcp_proxy writes more entries than before.
 func noteTCPLogs(s *surroundings, proxy []byte) ([]byte, bool, error) {
-	s.quiet = nil
+	s.exclusion = nil
 	if s.tcp != nil {
-		s.quiet = s.parts.quiet[addedTo(proxy)]
+		s.exclusion = s.parts.exclusions[addedTo(proxy)]
 	}
 	return proxy, false, nil
 }
 
-// quietFiltered makes a logger quiet that has a filter.
-func quietFiltered(s *surroundings, log []byte) ([]byte, bool, error) {
-	filter, filtered := last(log, accessLogFilter)
-	if len(s.quiet) == 0 || !filtered {
+// excludeFiltered adds the exclusion to a logger that already has a filter.
+func excludeFiltered(s *surroundings, log []byte) ([]byte, bool, error) {
+	filter, filtered := lastValue(log, accessLogFilter)
+	if len(s.exclusion) == 0 || !filtered {
 		return log, false, nil
 	}
-	both := appendBytes(nil, andFilter, appendBytes(appendBytes(nil, andFilters, filter), andFilters, s.quiet))
+	both := appendBytes(nil, andFilter, appendBytes(appendBytes(nil, andFilters, filter), andFilters, s.exclusion))
 	e := edits{in: log}
 	for f := range fields(log, 0, len(log)) {
 		if f.number == accessLogFilter {
@@ -245,20 +245,20 @@ func quietFiltered(s *surroundings, log []byte) ([]byte, bool, error) {
 	}
 	e.change(len(log), 0, appendBytes(nil, accessLogFilter, both))
 	out, _ := e.out()
-	s.quiet = nil // it is, for the walk of what it is now
+	s.exclusion = nil // already applied when the replacement is walked
 	return out, true, nil
 }
 
-// quietUnfiltered makes a logger quiet that has none.
-func quietUnfiltered(s *surroundings, e *edits, from, to int) error {
-	if len(s.quiet) > 0 {
-		e.change(to, 0, appendBytes(nil, accessLogFilter, s.quiet))
+// excludeUnfiltered adds the exclusion to a logger without a filter.
+func excludeUnfiltered(s *surroundings, e *edits, from, to int) error {
+	if len(s.exclusion) > 0 {
+		e.change(to, 0, appendBytes(nil, accessLogFilter, s.exclusion))
 	}
 	return nil
 }
 
-// addTCPLogs gives the metrics to a tcp_proxy. A server's proxy connects to the app after the TLS handshake, not beside it:
-// only then it knows who is calling.
+// addTCPLogs adds the metrics loggers to a tcp_proxy. A server's proxy then connects to the app after the TLS handshake instead
+// of in parallel, because only then the caller is known.
 func addTCPLogs(s *surroundings, e *edits, from, to int) error {
 	if s.tcp == nil {
 		return nil
@@ -279,7 +279,7 @@ func addTCPLogs(s *surroundings, e *edits, from, to int) error {
 	}
 	if s.inbound && varint(proxy, tcpConnectMode) == uint64(tcp.UpstreamConnectMode_IMMEDIATE) {
 		b = appendVarint(b, tcpConnectMode, uint64(tcp.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE))
-		if _, ok := last(proxy, tcpMaxEarlyData); !ok { // the mode asks for it
+		if _, ok := lastValue(proxy, tcpMaxEarlyData); !ok { // required by the mode
 			b = appendBytes(b, tcpMaxEarlyData, nil)
 		}
 	}
@@ -291,19 +291,19 @@ func addTCPLogs(s *surroundings, e *edits, from, to int) error {
 	return nil
 }
 
-// allOf passes what all of the filters pass.
+// allOf passes entries that all filters pass.
 func allOf(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
 	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_AndFilter{AndFilter: &accesslog.AndFilter{Filters: filters}}}
 }
 
-// when passes entries of one kind only: with flushes in between, a stream would be counted more than once.
-func when(kind logdata.AccessLogType) *accesslog.AccessLogFilter {
+// onlyLogType passes entries of one type only: with periodic flushes, a stream would be counted more than once.
+func onlyLogType(kind logdata.AccessLogType) *accesslog.AccessLogFilter {
 	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
 		LogTypeFilter: &accesslog.LogTypeFilter{Types: []logdata.AccessLogType{kind}},
 	}}
 }
 
-// isGRPC passes requests with gRPC's content type.
+// isGRPC passes requests with a gRPC content type.
 func isGRPC() *accesslog.AccessLogFilter {
 	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_HeaderFilter{HeaderFilter: &accesslog.HeaderFilter{
 		Header: &route.HeaderMatcher{Name: "content-type", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{
@@ -315,10 +315,10 @@ func isGRPC() *accesslog.AccessLogFilter {
 func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessLog, error) {
 	tags := append(commonTags(s, config),
 		&statslog.Config_Tag{Name: "request_protocol", ValueFormat: "%REQ(CONTENT-TYPE)%", Rules: protocolOfContentType()},
-		tag("response_code", "%RESPONSE_CODE%"),
-		tag("grpc_response_status", "%GRPC_STATUS_NUMBER%"),
+		newTag("response_code", "%RESPONSE_CODE%"),
+		newTag("grpc_response_status", "%GRPC_STATUS_NUMBER%"),
 	)
-	end := when(logdata.AccessLogType_DownstreamEnd)
+	end := onlyLogType(logdata.AccessLogType_DownstreamEnd)
 	b := statsBuilder{surroundings: s, config: config, folded: exposition.HTTP, tags: tags}
 	b.counter("requests_total", "")
 	b.histogram("request_duration_milliseconds", "%DURATION%", statslog.Config_Histogram_Milliseconds)
@@ -326,17 +326,17 @@ func httpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.Access
 	b.histogram("response_bytes", "%DOWNSTREAM_WIRE_BYTES_SENT%", statslog.Config_Histogram_Bytes)
 	b.log(statsScope, end)
 
-	// Each different pair of numbers makes a statistic of its own, so there may be no more than some.
-	b.tags = append(slices.Clone(tags), tag(exposition.Messages, "%FILTER_STATE(envoy.filters.http.grpc_stats:PLAIN)%"))
+	// Each different pair of numbers creates its own statistic, so their number is limited.
+	b.tags = append(slices.Clone(tags), newTag(exposition.Messages, "%FILTER_STATE(envoy.filters.http.grpc_stats:PLAIN)%"))
 	b.counter("request_messages_total", "")
 	b.counter("response_messages_total", "")
 	b.log(messagesScope, allOf(end, isGRPC()))
 	return b.logs, b.err
 }
 
-// tcpStats makes the logger whose entries exposition.Connections counts.
+// tcpStats returns the logger whose entries exposition.Connections counts.
 func tcpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessLog, error) {
-	b := statsBuilder{surroundings: s, config: config, folded: exposition.TCP, tags: append(commonTags(s, config), tag("request_protocol", "tcp"))}
+	b := statsBuilder{surroundings: s, config: config, folded: exposition.TCP, tags: append(commonTags(s, config), newTag("request_protocol", "tcp"))}
 	attributes := b.attributes(exposition.TCPMetrics)
 	if len(attributes) == 0 {
 		return nil, nil // all are disabled
@@ -357,8 +357,8 @@ func tcpStats(s *surroundings, config *stats.PluginConfig) ([]*accesslog.AccessL
 	return []*accesslog.AccessLog{{Name: connectionsLogger, ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: packed}}}, nil
 }
 
-// attributes are the tags of metrics as exposition.Connections reads them: those of all metrics beside each other or, where
-// the Telemetry API makes them differ, those of each metric in a list of their own.
+// attributes returns the tags of metrics as exposition.Connections reads them: one list if all metrics have the same tags or,
+// where the Telemetry API makes them differ, a list for each metric.
 func (b *statsBuilder) attributes(metrics []string) []*otlp.KeyValue {
 	var each [][]*otlp.KeyValue
 	var lists []*otlp.KeyValue
@@ -389,20 +389,19 @@ func textValue(text string) *otlp.AnyValue {
 	return &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{StringValue: text}}
 }
 
-// commonTags are the tags of both kinds. Who the other side is comes from its certificate at a server, and at a client
-// from what istiod says of the endpoint; whom the proxy itself stands beside, its agent knows. pkg/mesh/exposition makes
-// labels of them.
+// commonTags are the tags of both kinds. A server identifies the peer by its certificate, a client by the endpoint's
+// metadata from istiod; the proxy's own workload is known to its agent. pkg/mesh/exposition expands them into labels.
 func commonTags(s *surroundings, config *stats.PluginConfig) []*statslog.Config_Tag {
 	tags := []*statslog.Config_Tag{
-		tag(exposition.Service, clusterMetadata(serviceKey)),
-		tag("response_flags", "%RESPONSE_FLAGS%"),
+		newTag(exposition.Service, clusterMetadata(serviceKey)),
+		newTag("response_flags", "%RESPONSE_FLAGS%"),
 	}
 	if s.inbound {
 		return append(tags,
-			tag(exposition.Reporter, "destination"),
-			tag(exposition.Peer, "%DOWNSTREAM_PEER_OTHERNAME_SAN%"),
-			tag(exposition.SourcePrincipal, "%DOWNSTREAM_PEER_URI_SAN%"),
-			tag(exposition.DestinationPrincipal, "%DOWNSTREAM_LOCAL_URI_SAN%"),
+			newTag(exposition.Reporter, "destination"),
+			newTag(exposition.Peer, "%DOWNSTREAM_PEER_OTHERNAME_SAN%"),
+			newTag(exposition.SourcePrincipal, "%DOWNSTREAM_PEER_URI_SAN%"),
+			newTag(exposition.DestinationPrincipal, "%DOWNSTREAM_LOCAL_URI_SAN%"),
 		)
 	}
 	reporter := "source"
@@ -410,22 +409,22 @@ func commonTags(s *surroundings, config *stats.PluginConfig) []*statslog.Config_
 		reporter = "waypoint"
 	}
 	return append(tags,
-		tag(exposition.Reporter, reporter),
-		tag(exposition.Peer, endpointMetadata(istioMetadata, workloadKey)),
-		tag(exposition.PeerLabels, endpointMetadata(ownMetadata, labelsKey)),
-		tag(exposition.SourcePrincipal, "%UPSTREAM_LOCAL_URI_SAN%"),
-		tag(exposition.DestinationPrincipal, "%UPSTREAM_PEER_URI_SAN%"),
+		newTag(exposition.Reporter, reporter),
+		newTag(exposition.Peer, endpointMetadata(istioMetadata, workloadKey)),
+		newTag(exposition.PeerLabels, endpointMetadata(ownMetadata, labelsKey)),
+		newTag(exposition.SourcePrincipal, "%UPSTREAM_LOCAL_URI_SAN%"),
+		newTag(exposition.DestinationPrincipal, "%UPSTREAM_PEER_URI_SAN%"),
 	)
 }
 
-func tag(name, format string) *statslog.Config_Tag {
+func newTag(name, format string) *statslog.Config_Tag {
 	return &statslog.Config_Tag{Name: name, ValueFormat: format}
 }
 
-// literal is a format string for a text that must not be read as one.
+// literal escapes text for use in a format string.
 func literal(text string) string { return strings.ReplaceAll(text, "%", "%%") }
 
-// protocolOfContentType is how Istio tells gRPC from other HTTP.
+// protocolOfContentType distinguishes gRPC from other HTTP as Istio does.
 func protocolOfContentType() *matcher.Matcher {
 	return tagRules(&matcher.Matcher_MatcherTree{TreeType: &matcher.Matcher_MatcherTree_PrefixMatchMap{
 		PrefixMatchMap: &matcher.Matcher_MatcherTree_MatchMap{Map: map[string]*matcher.Matcher_OnMatch{
@@ -452,7 +451,7 @@ func becomes(value string) *matcher.Matcher_OnMatch {
 	}}}
 }
 
-// mustPack is for messages made from constants.
+// mustPack is only for messages built from constants.
 func mustPack(m proto.Message) *anypb.Any {
 	a, err := pack(m)
 	if err != nil {
@@ -461,8 +460,8 @@ func mustPack(m proto.Message) *anypb.Any {
 	return a
 }
 
-// statsBuilder applies what the Telemetry API asks for to each metric: drop it, remove tags, set tags. It gathers metrics
-// for one logger after the other.
+// statsBuilder applies the overrides of the Telemetry API to each metric: drop it, remove tags, set tags. It collects metrics
+// for one logger at a time.
 type statsBuilder struct {
 	surroundings *surroundings
 	config       *stats.PluginConfig
@@ -474,7 +473,7 @@ type statsBuilder struct {
 	err          error
 }
 
-// log makes a logger of the metrics that were gathered, unless all are disabled, for log entries that pass the filter.
+// log builds a logger from the collected metrics, for entries that pass the filter, unless all metrics are disabled.
 func (b *statsBuilder) log(scope *envoytype.Scope, filter *accesslog.AccessLogFilter) {
 	config := &statslog.Config{StatsScope: scope, Counters: b.counters, Histograms: b.histograms}
 	b.counters, b.histograms = nil, nil
@@ -489,7 +488,7 @@ func (b *statsBuilder) log(scope *envoytype.Scope, filter *accesslog.AccessLogFi
 	}
 }
 
-// counter adds a format's value, or one.
+// counter adds a counter that grows by the format's value, or by one if the format is empty.
 func (b *statsBuilder) counter(name, format string) {
 	stat := b.stat(name)
 	if stat == nil {
@@ -526,19 +525,19 @@ func (b *statsBuilder) stat(name string) *statslog.Config_Stat {
 		}
 		for _, label := range slices.Sorted(maps.Keys(override.Dimensions)) {
 			if strings.HasPrefix(label, ownTags) {
-				continue // it would say who the other side is, in the place of istiod
+				continue // it would override the peer that istiod has set
 			}
 			without = slices.DeleteFunc(without, func(l string) bool { return l == label })
 			tags = slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool { return t.Name == label })
-			tags = append(tags, tag(label, formatOfExpression(b.surroundings, override.Dimensions[label])))
+			tags = append(tags, newTag(label, formatOfExpression(b.surroundings, override.Dimensions[label])))
 			set[label] = true
 		}
 	}
 	return &statslog.Config_Stat{Name: "istio_" + name, Tags: fold(b.folded, withoutLabels(tags, without), set)}
 }
 
-// fold puts tags into one (exposition.Folded), but those with rules, and those that someone else has set to what may hold
-// anything.
+// fold joins tags into one (exposition.Folded), except those with rules and those set by the user, which may hold
+// any text.
 func fold(name string, tags []*statslog.Config_Tag, set map[string]bool) []*statslog.Config_Tag {
 	names := exposition.Folded[name]
 	formats := make([]string, len(names))
@@ -550,11 +549,11 @@ func fold(name string, tags []*statslog.Config_Tag, set map[string]bool) []*stat
 		formats[i] = t.ValueFormat
 		return true
 	})
-	return append([]*statslog.Config_Tag{tag(name, strings.Join(formats, exposition.FoldedBy))}, rest...)
+	return append([]*statslog.Config_Tag{newTag(name, strings.Join(formats, exposition.FoldedBy))}, rest...)
 }
 
-// withoutLabels takes labels away: the tags that are nothing else, and the tags of which no label is left. Of the others
-// the agent leaves the label out.
+// withoutLabels removes labels: tags that hold nothing else, and tags of which no label is left. The agent drops the label
+// from the other tags.
 func withoutLabels(tags []*statslog.Config_Tag, labels []string) []*statslog.Config_Tag {
 	gone := func(label string) bool { return slices.Contains(labels, label) }
 	side := func(prefix string) bool {
@@ -571,7 +570,7 @@ func withoutLabels(tags []*statslog.Config_Tag, labels []string) []*statslog.Con
 	tags = slices.DeleteFunc(tags, func(t *statslog.Config_Tag) bool {
 		switch t.Name {
 		case exposition.Reporter, exposition.Messages:
-			return false // needed to make the others of
+			return false // needed to derive other labels
 		case exposition.Peer, exposition.PeerLabels:
 			return inbound && side("source_") || !inbound && side("destination_")
 		case exposition.Service:

@@ -35,8 +35,8 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// TestTraffic sends real requests through two Envoys, from a to b's ports, with what istiod and the dialect make of the
-// listeners, routes, clusters and endpoints. Only addresses are replaced: there is no iptables redirection here.
+// TestTraffic sends real requests through two Envoys, from a to b's ports, with listeners, routes, clusters and endpoints from
+// istiod and the dialect. Only addresses are replaced: there is no iptables redirection here.
 func TestTraffic(t *testing.T) {
 	envoyPath(t)
 	for _, mode := range []struct {
@@ -71,8 +71,8 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
-// TestSeveralIdentities: a caller of the mesh whose certificate is for more than one identity is refused by the server's proxy, also if one of them
-// is its own, and whether it has to show one or may.
+// TestSeveralIdentities: the server's proxy refuses a caller from the mesh whose certificate has more than one identity, even if one
+// of them is its own, whether client certificates are required or optional.
 func TestSeveralIdentities(t *testing.T) {
 	envoyPath(t)
 	const own, other = "spiffe://cluster.local/ns/demo/sa/a", "spiffe://cluster.local/ns/bank/sa/payments"
@@ -92,14 +92,14 @@ func TestSeveralIdentities(t *testing.T) {
 						protocol, offer = "istio-http/1.1", http1
 					}
 					c, err := tls.Dial("tcp", p.inbound, &tls.Config{
-						InsecureSkipVerify: true, //nolint:gosec // who the server is, is not the question
+						InsecureSkipVerify: true, //nolint:gosec // the server's identity does not matter here
 						NextProtos:         []string{protocol}, Certificates: []tls.Certificate{p.ca.issue(t, ids...)},
 					})
 					if err == nil {
 						err = answeredOver(c, offer)
 					}
 					if (err == nil) != (len(ids) == 1) {
-						t.Errorf("a caller that is %q: %v\nserver: %s", ids, err, p.server.log)
+						t.Errorf("a caller with identities %q: %v\nserver: %s", ids, err, p.server.log)
 					}
 				}
 			})
@@ -107,7 +107,7 @@ func TestSeveralIdentities(t *testing.T) {
 	}
 }
 
-// answeredOver sends a request on a connection, and wants the app's answer.
+// answeredOver sends a request on a connection, and checks the app's response.
 func answeredOver(c net.Conn, protocol protocol) error {
 	if protocol == rawTCP {
 		return echoed(c)
@@ -128,10 +128,11 @@ func answeredOver(c net.Conn, protocol protocol) error {
 	return nil
 }
 
-// TestServerFirst: where the server speaks first, as MySQL's and mail servers do. On a port whose protocol is named, the
-// greeting comes at once. Where a proxy sniffs, for HTTP at the client or for TLS at a permissive server, it waits for the
-// client's first bytes, for as long as protocolDetectionTimeout says: by default for ever. That is Istio's, whose
-// documentation says to name the port (https://istio.io/latest/docs/ops/deployment/application-requirements/#server-first-protocols).
+// TestServerFirst: protocols where the server speaks first, such as MySQL and SMTP. On a port with an explicit protocol,
+// the greeting arrives at once. A proxy that sniffs, for HTTP at the client or for TLS at a permissive server, waits for
+// the client's first bytes until protocolDetectionTimeout, by default without limit. This is Istio's behavior, whose
+// documentation recommends declaring the protocol
+// (https://istio.io/latest/docs/ops/deployment/application-requirements/#server-first-protocols).
 func TestServerFirst(t *testing.T) {
 	envoyPath(t)
 	for _, mode := range []struct {
@@ -157,7 +158,7 @@ func TestServerFirst(t *testing.T) {
 	}
 }
 
-// TestOpenConnection: the bytes of a connection are counted while it is open, and once.
+// TestOpenConnection: the bytes of a connection are counted while it is open, and only once.
 func TestOpenConnection(t *testing.T) {
 	envoyPath(t)
 	const service, target = 82, 8082
@@ -177,7 +178,7 @@ func TestOpenConnection(t *testing.T) {
 	p.wantMetric(t, p.server, "istio_tcp_connections_opened_total", `source_workload="a"`, "} 1\n")
 	for _, e := range []*envoyProcess{p.client, p.server} {
 		if text := e.metrics(t); strings.Contains(text, "istio_tcp_connections_closed_total{") {
-			t.Errorf("a connection that is open is counted as closed:\n%s", text)
+			t.Errorf("an open connection is counted as closed:\n%s", text)
 		}
 	}
 	if err := echoed(c); err != nil {
@@ -189,10 +190,10 @@ func TestOpenConnection(t *testing.T) {
 	p.wantMetric(t, p.client, "istio_tcp_connections_opened_total", `destination_workload="b"`, "} 1\n")
 }
 
-// greeting is what a server says first.
+// greeting is the server's first message.
 const greeting = "220 ready\n"
 
-// serveGreeting greets who connects, and echoes echoWord.
+// serveGreeting greets each client, and echoes echoWord.
 func serveGreeting(t *testing.T) *app {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -221,8 +222,8 @@ func serveGreeting(t *testing.T) *app {
 	return &app{port: uint32(l.Addr().(*net.TCPAddr).Port)}
 }
 
-// greeted connects by way of a proxy, and wants the greeting and the echo. If the proxy waits, the client speaks first, as
-// soon as the proxy is seen to hold a connection that has no filter chain yet.
+// greeted connects through a proxy, and checks the greeting and the echo. If the proxy waits, the client speaks first, as
+// soon as the proxy reports a connection without a filter chain.
 func greeted(t *testing.T, e *envoyProcess, address string, waits bool) error {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
@@ -233,7 +234,7 @@ func greeted(t *testing.T, e *envoyProcess, address string, waits bool) error {
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	want := []string{greeting, echoWord}
 	if waits {
-		waitFor(t, e, "connection whose protocol is not known", func() bool { return sum(e.stats(t, `downstream_pre_cx_active$`)) == 1 })
+		waitFor(t, e, "connection with undetected protocol", func() bool { return sum(e.stats(t, `downstream_pre_cx_active$`)) == 1 })
 	}
 	for i, text := range want {
 		if i == 0 == waits {
@@ -246,13 +247,13 @@ func greeted(t *testing.T, e *envoyProcess, address string, waits bool) error {
 			return err
 		}
 		if string(got) != text {
-			return fmt.Errorf("%q came, not %q", got, text)
+			return fmt.Errorf("got %q, want %q", got, text)
 		}
 	}
 	return nil
 }
 
-// protocol is what an app speaks.
+// protocol is the protocol of the app.
 type protocol string
 
 const (
@@ -263,7 +264,7 @@ const (
 	rawTCP   protocol = "TCP"
 )
 
-// send calls the app through both proxies, and shows that both have read the protocol and know each other.
+// send calls the app through both proxies, and verifies that both detect the protocol and identify each other.
 func (p *path) send(t *testing.T, protocol protocol) {
 	t.Helper()
 	var answer string
@@ -293,11 +294,11 @@ func (p *path) send(t *testing.T, protocol protocol) {
 		want = "HTTP/1.1 "
 	}
 	if !strings.HasPrefix(answer, want) {
-		t.Errorf("the app was called with %q, want %s", answer, want)
+		t.Errorf("the app received %q, want %s", answer, want)
 	}
-	// The server's proxy read the request as HTTP, and knows the client.
+	// The server's proxy parsed the request as HTTP, and identifies the client.
 	if !strings.Contains(answer, "URI=spiffe://cluster.local/ns/demo/sa/a") {
-		t.Errorf("no identity of the client at the app: %q", answer)
+		t.Errorf("the app does not see the client's identity: %q", answer)
 	}
 	as := `request_protocol="http"`
 	if protocol == grpcCall {
@@ -349,7 +350,7 @@ func newPath(t *testing.T, behind *app, configs []string, host string, service, 
 	listenOn(inbound, inboundPort)
 	toApp := &cluster.Cluster{}
 	find(t, in[v3.ClusterType], fmt.Sprintf("inbound|%d||", target), toApp)
-	// Istio's sends to the original destination, which is the listener itself here.
+	// Istio's cluster sends to the original destination, which is the listener itself here.
 	toApp.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}
 	toApp.LbPolicy, toApp.UpstreamBindConfig, toApp.LbConfig = cluster.Cluster_ROUND_ROBIN, nil, nil
 	toApp.LoadAssignment = &endpoint.ClusterLoadAssignment{ClusterName: toApp.Name, Endpoints: []*endpoint.LocalityLbEndpoints{{
@@ -403,20 +404,20 @@ func loopback(port uint32) *core.Address {
 	}}}
 }
 
-// listenOn gives a listener a real port in the place of redirected connections.
+// listenOn binds a listener to a real port, instead of redirected connections.
 func listenOn(l *listener.Listener, port uint32) {
 	l.Address, l.AdditionalAddresses, l.BindToPort, l.UseOriginalDst = loopback(port), nil, nil, nil
 	var filters []*listener.ListenerFilter
 	for _, f := range l.ListenerFilters {
 		if f.Name != "envoy.filters.listener.original_dst" {
-			f.FilterDisabled = nil // is by port
+			f.FilterDisabled = nil // matches by port
 			filters = append(filters, f)
 		}
 	}
 	l.ListenerFilters = filters
 }
 
-// inlineRoutes puts route configurations where the listener asks for them by name.
+// inlineRoutes replaces RDS references in a listener by the route configurations.
 func inlineRoutes(t *testing.T, l *listener.Listener, routes model.Resources) {
 	t.Helper()
 	chains := l.FilterChains
@@ -453,11 +454,11 @@ func freePort(t *testing.T) uint32 {
 // app is a server for every protocol on one port.
 type app struct {
 	port uint32
-	// roots hold the certificate that the app has for TLS.
+	// roots hold the app's TLS certificate.
 	roots *x509.CertPool
 }
 
-// serveApp answers HTTP with what it knows of the request, and echoes echoWord, also inside of TLS.
+// serveApp answers HTTP requests with a description of them, and echoes echoWord, also over TLS.
 func serveApp(t *testing.T) *app {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -469,7 +470,7 @@ func serveApp(t *testing.T) *app {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // an answer before that would end the messages of gRPC
+		_, _ = io.Copy(io.Discard, r.Body) // an earlier response would cut off gRPC messages
 		fmt.Fprintf(w, "%s %s", r.Proto, r.Header.Get("X-Forwarded-Client-Cert"))
 	})}
 	t.Cleanup(func() { _ = srv.Close() })
@@ -558,8 +559,8 @@ func (c *prefixedConn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// staticEnvoy runs Envoy with listeners and clusters in its bootstrap, the workload's certificate by SDS, and the agent's part in the
-// metrics beside it.
+// staticEnvoy runs Envoy with static listeners and clusters, the workload's certificate from SDS, and the agent's metrics code
+// next to it.
 func staticEnvoy(t *testing.T, p *model.Proxy, ca *authority, ls []*listener.Listener, cs []*cluster.Cluster) *envoyProcess {
 	t.Helper()
 	who := p.Metadata.WorkloadName
@@ -612,7 +613,7 @@ func staticEnvoy(t *testing.T, p *model.Proxy, ca *authority, ls []*listener.Lis
 	return e
 }
 
-// call sends the app one request, and returns what it answers to one of HTTP.
+// call sends one request to the app, and stores the response if it is HTTP.
 func (p *path) call(address string, protocol protocol, answer *string) error {
 	dialer := &net.Dialer{Timeout: 10 * time.Second}
 	switch protocol {
@@ -646,7 +647,7 @@ func get(address string, protocol protocol) (string, error) {
 	defer tr.CloseIdleConnections()
 	var body io.Reader
 	if protocol == grpcCall {
-		body = bytes.NewReader(make([]byte, 2*5)) // two messages of gRPC, with nothing in them
+		body = bytes.NewReader(make([]byte, 2*5)) // two empty gRPC messages
 	}
 	req, err := http.NewRequest(http.MethodGet, "http://b.demo.svc.cluster.local/", body)
 	if err != nil {
@@ -670,7 +671,7 @@ func get(address string, protocol protocol) (string, error) {
 	return string(answer), nil
 }
 
-// echoed sends echoWord and wants it back.
+// echoed sends echoWord and checks the echo.
 func echoed(c net.Conn) error {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
@@ -687,13 +688,13 @@ func echoed(c net.Conn) error {
 	return nil
 }
 
-// metrics are Istio's, as the agent beside Envoy writes them.
+// metrics returns Istio's metrics, as written by the agent next to Envoy.
 func (e *envoyProcess) metrics(t *testing.T) string {
 	t.Helper()
 	w := httptest.NewRecorder()
 	e.agent.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/stats/prometheus?filter=istio_", nil))
 	if w.Code != http.StatusOK {
-		t.Fatalf("the agent says %d: %s", w.Code, w.Body)
+		t.Fatalf("the agent returned %d: %s", w.Code, w.Body)
 	}
 	return w.Body.String()
 }

@@ -11,7 +11,7 @@ import (
 	"istio.io/istio/pilot/pkg/model"
 )
 
-// Translator turns resources for Istio's Envoy into resources for the upstream one. It may be shared.
+// Translator converts resources for Istio's Envoy into resources for upstream Envoy. It is safe for concurrent use.
 type Translator struct {
 	resources  map[protoreflect.FullName]*shape
 	extensions map[string]*extension
@@ -19,21 +19,21 @@ type Translator struct {
 	memo       *memo
 }
 
-// extension is a type that Envoy knows, or that the dialect has a rule for.
+// extension is a type that Envoy supports, or that the dialect has a rule for.
 type extension struct {
 	label string
 	rule  extensionRule
-	// shape is nil if nothing inside needs a look, or this program does not know the type.
+	// shape is nil if there is nothing to visit inside, or this program does not have the type.
 	shape *shape
-	// typedStruct: it stands for the type that it names.
+	// typedStruct is set for a wrapper that stands for the type named in it.
 	typedStruct bool
 }
 
 // Endpoints returns the labels of the workloads behind a service, by address.
 type Endpoints func(host, namespace string) map[string]map[string]string
 
-// NewTranslator returns a Translator for an Envoy that accepts the given types. Without endpoints (nil), a client's metrics
-// do not know app and version of the other side.
+// NewTranslator returns a Translator for an Envoy that accepts the given types. With nil endpoints, a client's metrics
+// lack the peer's app and version.
 func NewTranslator(known KnownTypes, endpoints Endpoints) *Translator {
 	t := &Translator{resources: map[protoreflect.FullName]*shape{}, extensions: map[string]*extension{}, memo: newMemo()}
 	around := surroundings{endpoints: endpoints, parts: newParts()}
@@ -70,7 +70,7 @@ func NewTranslator(known KnownTypes, endpoints Endpoints) *Translator {
 	return t
 }
 
-// EndpointsOf asks istiod's own index.
+// EndpointsOf returns Endpoints that read istiod's index.
 func EndpointsOf(index *model.EndpointIndex) Endpoints {
 	return func(host, namespace string) map[string]map[string]string {
 		shards, ok := index.ShardsForService(host, namespace)
@@ -93,18 +93,18 @@ func EndpointsOf(index *model.EndpointIndex) Endpoints {
 
 // Result is the translation of one resource.
 type Result struct {
-	// Resource is the input itself where nothing had to change.
+	// Resource is the input itself if nothing had to change.
 	Resource *anypb.Any
-	// Unknown are the extension types, with repetition, that neither Envoy nor the dialect knows.
+	// Unknown are the extension types that neither Envoy nor the dialect supports, with duplicates.
 	Unknown []string
-	// Refused says why the resource was left as Istio made it. Envoy then rejects it and keeps the last good one, as
-	// Istio's own proxy does with an extension it does not know; a filter that enforces security is never dropped, and
-	// `istioctl proxy-status` and pilot_total_xds_rejects show it.
+	// Refused is the reason why the resource was left as Istio generated it. Envoy then rejects it and keeps the last good one, as
+	// Istio's own proxy does with an unsupported extension. A filter that enforces security is never dropped.
+	// `istioctl proxy-status` and pilot_total_xds_rejects show the rejection.
 	Refused error
 }
 
-// Resource translates one LDS, CDS, RDS, EDS or ECDS resource. It never changes its input, and no one may change what it
-// returns. The translation is the same for all proxies.
+// Resource translates one LDS, CDS, RDS, EDS or ECDS resource. It never changes its input. The result may be shared and must not
+// be changed. The translation is the same for all proxies.
 func (t *Translator) Resource(res *anypb.Any) Result {
 	s := t.resources[res.MessageName()]
 	if s == nil {

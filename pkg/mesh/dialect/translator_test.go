@@ -31,7 +31,7 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/dialect"
 )
 
-// planted is a type that no Envoy knows.
+// planted is a type that no Envoy supports.
 const planted = "polymesh.test.NotInAnyEnvoy"
 
 func plantedAny() *anypb.Any { return &anypb.Any{TypeUrl: "type.googleapis.com/" + planted} }
@@ -45,7 +45,7 @@ func toAny(t testing.TB, m proto.Message) *anypb.Any {
 	return a
 }
 
-// httpListener is a listener with an HTTP connection manager, given its filters before the router.
+// httpListener returns a listener with an HTTP connection manager and the given filters before the router.
 func httpListener(t *testing.T, logs []*accesslog.AccessLog, filters ...*hcm.HttpFilter) *anypb.Any {
 	t.Helper()
 	filters = append(filters, &hcm.HttpFilter{Name: "router", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: toAny(t, &router.Router{})}})
@@ -57,7 +57,7 @@ func httpListener(t *testing.T, logs []*accesslog.AccessLog, filters ...*hcm.Htt
 	}}}}})
 }
 
-// firstFilter translates a listener, and reads the first filter that it then has.
+// firstFilter translates a listener, and decodes the first HTTP filter of the result.
 func firstFilter(t *testing.T, in *anypb.Any, filter proto.Message) {
 	t.Helper()
 	got := dialect.NewTranslator(dialect.ShippedEnvoy(), nil).Resource(in)
@@ -77,8 +77,8 @@ func typedStruct(t *testing.T, url string) *anypb.Any {
 	return toAny(t, &udpa.TypedStruct{TypeUrl: url, Value: &structpb.Struct{}})
 }
 
-// TestPlantedUnknownType plants a type that Envoy does not know in extension positions of all kinds. Each one is seen,
-// and none is dropped where that could weaken security.
+// TestPlantedUnknownType plants an unsupported type in extension positions of all kinds. Each is found, and none is
+// dropped where that could weaken security.
 func TestPlantedUnknownType(t *testing.T) {
 	filter := func(a *anypb.Any, optional bool) *hcm.HttpFilter {
 		return &hcm.HttpFilter{Name: "planted", IsOptional: optional, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: a}}
@@ -121,7 +121,7 @@ func TestPlantedUnknownType(t *testing.T) {
 	}
 }
 
-// TestIdentity: what has no private extension stays the same object, and what was translated once stays so.
+// TestIdentity: a resource without private extensions is returned as the same object, and translation is idempotent.
 func TestIdentity(t *testing.T) {
 	tr := dialect.NewTranslator(dialect.ShippedEnvoy(), nil)
 	plain := toAny(t, &listener.Listener{Name: "l", FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
@@ -141,7 +141,7 @@ func TestIdentity(t *testing.T) {
 					t.Errorf("%s %s: %v %v", s.name, r.Name, once.Unknown, once.Refused)
 				}
 				if !proto.Equal(copied, r.Resource) {
-					t.Errorf("%s %s: the generated resource was written to", s.name, r.Name)
+					t.Errorf("%s %s: the generated resource was modified", s.name, r.Name)
 				}
 				twice := tr.Resource(once.Resource)
 				if !proto.Equal(once.Resource, twice.Resource) {
@@ -152,8 +152,8 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-// TestEveryAnyIsSeen: in what istiod generated and the dialect translated, no type is left that Envoy does not know. The
-// search is by bytes, so it does not depend on the walk.
+// TestEveryAnyIsSeen: after translation, no generated resource contains a type that Envoy does not support. The search is by
+// bytes, so it does not depend on the walk.
 func TestEveryAnyIsSeen(t *testing.T) {
 	private := []string{
 		"stats.PluginConfig", "istio.envoy.config", "io.istio.http.peer_metadata", "tcp.metadataexchange",
@@ -178,12 +178,12 @@ func TestEveryAnyIsSeen(t *testing.T) {
 			}
 		}
 		if !slices.ContainsFunc(private, func(p string) bool { return strings.Contains(seen, p) }) {
-			t.Errorf("%s: Istio generated no private extension, so this test shows nothing", s.name)
+			t.Errorf("%s: Istio generated no private extension, so this test proves nothing", s.name)
 		}
 	}
 }
 
-// fixed is a generator with a fixed answer; fixedDelta can do deltas too.
+// fixed is a generator with fixed output; fixedDelta also supports deltas.
 type fixed struct {
 	resources model.Resources
 	err       error
@@ -221,7 +221,7 @@ func TestWrap(t *testing.T) {
 		t.Errorf("nil became %v, %v, %v", res, details, err)
 	}
 	if _, ok := gens[v3.ListenerType].(model.XdsDeltaResourceGenerator); ok {
-		t.Error("a generator without deltas has them now")
+		t.Error("a generator without deltas supports them now")
 	}
 	d, ok := gens[v3.ExtensionConfigurationType].(model.XdsDeltaResourceGenerator)
 	if !ok {
@@ -257,11 +257,11 @@ func TestWrap(t *testing.T) {
 
 	gens[v3.EndpointType] = &fixed{}
 	if err := dialect.Wrap(f.Discovery, dialect.NewTranslator(dialect.ShippedEnvoy(), nil)); err == nil {
-		t.Error("a generator whose cache cannot be reached was taken")
+		t.Error("a generator with an inaccessible cache was accepted")
 	}
 }
 
-// TestTypedMetadataStays: Envoy ignores unknown types there, and so does the dialect.
+// TestTypedMetadataStays: Envoy ignores unsupported types in typed metadata, and so does the dialect.
 func TestTypedMetadataStays(t *testing.T) {
 	in := toAny(t, &cluster.Cluster{Name: "c", Metadata: &core.Metadata{TypedFilterMetadata: map[string]*anypb.Any{
 		"planted": plantedAny(), "known": toAny(t, wrapperspb.String("x")),
@@ -272,7 +272,7 @@ func TestTypedMetadataStays(t *testing.T) {
 	}
 }
 
-// TestOwnIntervals: a tcp_proxy that logs in between already keeps its interval, and its loggers go on doing so.
+// TestOwnIntervals: a tcp_proxy with its own flush interval keeps it, and its loggers keep logging at it.
 func TestOwnIntervals(t *testing.T) {
 	const own = 3 * time.Second
 	in := toAny(t, &listener.Listener{FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{

@@ -17,7 +17,7 @@ const (
 	xdsTypedStruct  protoreflect.FullName = "xds.type.v3.TypedStruct"
 )
 
-// effectiveType is the type by which Envoy finds an extension: a TypedStruct stands for the type that it names
+// effectiveType returns the type by which Envoy finds an extension: a TypedStruct stands for the type named in it
 // (Envoy source/common/config/utility.cc, Utility::getFactoryType).
 func effectiveType(a *anypb.Any) protoreflect.FullName {
 	name := a.MessageName()
@@ -42,11 +42,11 @@ func typedStruct(a *anypb.Any) (url string, value *structpb.Struct, err error) {
 	case *xds.TypedStruct:
 		return ts.TypeUrl, ts.Value, nil
 	}
-	return "", nil, fmt.Errorf("%s is no TypedStruct", a.MessageName())
+	return "", nil, fmt.Errorf("%s is not a TypedStruct", a.MessageName())
 }
 
-// unstructured is the message that a TypedStruct stands for. It returns nil for a text that is no such message: Envoy reads
-// the same and is the one to accept or reject it.
+// unstructured converts a TypedStruct into the message that it stands for. It returns nil if the contents do not fit the type:
+// Envoy reads the same and decides whether to reject it.
 func unstructured(a *anypb.Any, empty func() protoreflect.Message) (*anypb.Any, error) {
 	_, value, err := typedStruct(a)
 	if err != nil {

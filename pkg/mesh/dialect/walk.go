@@ -13,30 +13,30 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// verdict is what becomes of an extension.
+// verdict is the result for an extension.
 type verdict int
 
 const (
 	keep verdict = iota
-	// remove takes the message that holds the extension (an HttpFilter, an AccessLog …) out of its list or map.
+	// remove drops the message that holds the extension (an HttpFilter, an AccessLog …) from its list or map.
 	remove
 	// refuse gives up on the resource: see Translator.Resource.
 	refuse
 )
 
-// walker translates one resource. It visits every google.protobuf.Any in it, also those inside others, so that no extension
-// position has to be known by name. It reads the wire format and skips what cannot hold an Any.
+// walker translates one resource. It visits every google.protobuf.Any, including nested ones, so that extension
+// positions need not be known by name. It reads the wire format and skips fields that cannot hold an Any.
 type walker struct {
 	*Translator
 	edits
 	around surroundings
-	// unknown lists the types that neither Envoy nor a rule knows.
+	// unknown lists the types that neither Envoy nor a rule supports.
 	unknown []string
-	// path is where the walker is, for error texts.
+	// path is the walker's position, for error messages.
 	path []string
 }
 
-// message walks the message in[from:to] and returns what its own extension means for it.
+// message walks the message in[from:to] and returns the verdict of its own extension.
 func (w *walker) message(s *shape, from, to int) (verdict, error) {
 	within := w.around.within
 	v, err := w.ruled(s, from, to)
@@ -44,7 +44,7 @@ func (w *walker) message(s *shape, from, to int) (verdict, error) {
 	return v, err
 }
 
-// ruled runs the rules for messages of this type, before and after what is inside of it.
+// ruled runs the rules for the message's type, before and after its contents are walked.
 func (w *walker) ruled(s *shape, from, to int) (verdict, error) {
 	instead, changed, err := w.enter(s, w.in[from:to])
 	if err != nil {
@@ -60,7 +60,7 @@ func (w *walker) ruled(s *shape, from, to int) (verdict, error) {
 	return w.members(s, from, to)
 }
 
-// enter returns what is walked in the message's place, if it is something else.
+// enter returns the message to walk, and whether it replaces the original.
 func (w *walker) enter(s *shape, b []byte) ([]byte, bool, error) {
 	if s.wire.enter != nil {
 		return s.wire.enter(&w.around, b)
@@ -79,7 +79,7 @@ func (w *walker) enter(s *shape, b []byte) ([]byte, bool, error) {
 	return packed.GetValue(), true, err
 }
 
-// inside walks something that takes the place of a part of the resource.
+// inside walks a message that replaces a part of the resource.
 func (w *walker) inside(b []byte, walk func() (verdict, error)) (out []byte, changed bool, v verdict, err error) {
 	outer := w.edits
 	w.edits = edits{in: b}
@@ -109,7 +109,7 @@ func (w *walker) members(s *shape, from, to int) (v verdict, err error) {
 		}
 		if !m.many {
 			if met[m.index/64]&(1<<(m.index%64)) != 0 {
-				// One message in two parts, which no encoder writes: nothing may hide in that.
+				// The field occurs twice, which no encoder writes. Merge it, so that nothing can be hidden.
 				w.discard(before)
 				return w.merged(s, from, to)
 			}
@@ -134,11 +134,11 @@ func (w *walker) members(s *shape, from, to int) (v verdict, err error) {
 			w.discard(opened)
 			w.change(start, at-start, nil)
 		case m.shape == nil:
-			// The extension of this message: the message goes with it.
+			// The extension of this message: drop the message with it.
 			w.discard(opened)
 			v = remove
 		default:
-			// One and only: nothing says that the message is valid or safe without it.
+			// A singular field: the message may be invalid or unsafe without it.
 			return refuse, w.errorf("%s cannot be left out of %s", m.name, s.name)
 		}
 	}
@@ -150,7 +150,7 @@ func (w *walker) members(s *shape, from, to int) (v verdict, err error) {
 	return v, nil
 }
 
-// merged walks a message after writing it again, with each field once.
+// merged walks a re-encoded message, in which each field occurs once.
 func (w *walker) merged(s *shape, from, to int) (verdict, error) {
 	m := s.new().Interface()
 	if err := proto.Unmarshal(w.in[from:to], m); err != nil {
@@ -167,10 +167,10 @@ func (w *walker) merged(s *shape, from, to int) (verdict, error) {
 	return v, err
 }
 
-// span is the value of a field, and where its length stands.
+// span is the value of a field, and the offset of its length prefix.
 type span struct{ length, from, to int }
 
-// value is where the value of a field of messages or bytes stands, which is there once at most.
+// value returns the span of a message or bytes field that occurs at most once.
 func (w *walker) value(field protowire.Number, from, to int) (value span, ok bool) {
 	for at := from; at < to; {
 		num, typ, n := protowire.ConsumeTag(w.in[at:to])
@@ -190,16 +190,16 @@ func (w *walker) value(field protowire.Number, from, to int) (value span, ok boo
 	return value, ok
 }
 
-// singleValue says whether the entry of a map has its value once, or none.
+// singleValue reports whether a map entry has at most one value.
 func singleValue(entry []byte) bool {
 	n := 0
-	for range each(entry, mapValue) {
+	for range valuesOf(entry, mapValue) {
 		n++
 	}
 	return n <= 1
 }
 
-// member walks the value of a field of holder, which has the shape s.
+// member walks the value of a field of holder, whose shape is s.
 func (w *walker) member(s *shape, m *member, holder []byte, value span) (verdict, error) {
 	if m.isMap {
 		in, ok := w.value(mapValue, value.from, value.to)
@@ -221,12 +221,12 @@ func (w *walker) held(s *shape, m *member, holder []byte, from, to int) (verdict
 	return w.any(s, holder, from, to)
 }
 
-// any decides about one extension: translated by its rule, walked if Envoy knows it, or unknown.
+// any decides about one extension: translate it by its rule, walk it if Envoy supports it, or report it as unknown.
 func (w *walker) any(s *shape, holder []byte, from, to int) (verdict, error) {
 	packed := w.in[from:to]
-	url, value := at(packed, anyTypeURL), at(packed, anyValue)
+	url, value := valueAt(packed, anyTypeURL), valueAt(packed, anyValue)
 	if len(url) == 0 && len(value) == 0 {
-		return keep, nil // there, and nothing in it: no configuration, for Wasm
+		return keep, nil // present but empty: Wasm without configuration
 	}
 	name := url[bytes.LastIndexByte(url, '/')+1:]
 	e := w.extensions[string(name)]
@@ -236,7 +236,7 @@ func (w *walker) any(s *shape, holder []byte, from, to int) (verdict, error) {
 		effective := effectiveType(structured)
 		name = []byte(effective)
 		if e = w.extensions[string(effective)]; e != nil && e.typedStruct {
-			e = nil // it names none, or another one
+			e = nil // names no type, or another TypedStruct
 		}
 	}
 	if e == nil {
@@ -244,7 +244,7 @@ func (w *walker) any(s *shape, holder []byte, from, to int) (verdict, error) {
 		if s.optional(holder) {
 			return remove, nil
 		}
-		return refuse, w.errorf("[%s]: the shipped Envoy does not know this type", name)
+		return refuse, w.errorf("[%s]: the shipped Envoy does not support this type", name)
 	}
 	if e.shape == nil && e.rule == nil {
 		return keep, nil
@@ -255,8 +255,8 @@ func (w *walker) any(s *shape, holder []byte, from, to int) (verdict, error) {
 	return v, err
 }
 
-// known translates or walks an extension that is neither unknown nor without anything to look at. It stands in
-// in[from:to], and in structured if it is written as a TypedStruct.
+// known translates or walks an extension that has a rule or contents to visit. It is in[from:to], and also in structured
+// if it is written as a TypedStruct.
 func (w *walker) known(e *extension, url string, value []byte, structured *anypb.Any, from, to int) (verdict, error) {
 	if e.rule != nil {
 		replacement, err := e.rule(&anypb.Any{TypeUrl: url, Value: value})
@@ -270,7 +270,7 @@ func (w *walker) known(e *extension, url string, value []byte, structured *anypb
 		return keep, nil
 	}
 	if structured == nil && len(w.in[from:to]) == sizeOfAny(url, value) {
-		// As encoders write it: it is edited where it stands.
+		// In the encoders' canonical form: edit it in place.
 		in, _ := w.value(anyValue, from, to)
 		opened := w.open()
 		v, err := w.message(e.shape, in.from, in.to)
@@ -294,7 +294,7 @@ func (w *walker) known(e *extension, url string, value []byte, structured *anypb
 	return v, err
 }
 
-// sizeOfAny is the length of an Any with one type and one value, which are not empty, and nothing else.
+// sizeOfAny returns the length of an Any that holds exactly one non-empty type URL and value.
 func sizeOfAny(url string, value []byte) int {
 	if len(url) == 0 || len(value) == 0 {
 		return -1
@@ -308,12 +308,12 @@ func appendAny(url string, value []byte) []byte {
 	return appendBytes(appendText(b, anyTypeURL, url), anyValue, value)
 }
 
-// errorf says where in the resource something is wrong.
+// errorf adds the position in the resource to an error.
 func (w *walker) errorf(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", strings.Join(w.path, "."), fmt.Errorf(format, args...))
 }
 
-// namedOnly are types that Envoy finds by the extension's name, not by type, so that node.extensions does not list them.
+// namedOnly are types that Envoy finds by the extension's name instead of its type, so node.extensions does not list them.
 var namedOnly = map[protoreflect.FullName]bool{
 	"google.protobuf.Struct": true,
 	"envoy.extensions.matching.actions.transform_stat.v3.TransformStat": true, // rules of envoy.access_loggers.stats
@@ -321,9 +321,9 @@ var namedOnly = map[protoreflect.FullName]bool{
 	"google.protobuf.StringValue":                                       true, // matcher action that names a filter chain
 	"google.protobuf.BoolValue":                                         true,
 	"google.protobuf.UInt32Value":                                       true,
-	// Not an extension itself: wraps the configuration of one in typed_per_filter_config.
+	// A wrapper for extension configuration in typed_per_filter_config, not an extension itself.
 	(&route.FilterConfig{}).ProtoReflect().Descriptor().FullName(): true,
-	// The resource of ECDS, and what holds an extension elsewhere.
+	// The resource of ECDS, and a wrapper for extensions elsewhere.
 	(&core.TypedExtensionConfig{}).ProtoReflect().Descriptor().FullName(): true,
 }
 

@@ -8,10 +8,10 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// This file reads and edits messages as they stand in a resource, in protobuf's wire format. A mesh has clusters and
-// endpoints by the thousand, and to decode one costs more than istiod needs to make it. What is not edited keeps its bytes.
+// This file reads and edits messages in protobuf's wire format. A mesh has thousands of clusters and endpoints, and decoding
+// one costs more than istiod needs to generate it. Fields that are not edited keep their bytes.
 
-// Numbers of the fields that are read without decoding; TestFieldNumbers compares them with the descriptors.
+// Numbers of the fields that are read without decoding. TestFieldNumbers compares them with the descriptors.
 const (
 	anyTypeURL, anyValue = 1, 2
 	mapKey, mapValue     = 1, 2
@@ -51,14 +51,14 @@ const (
 	andFilter, andFilters           = 6, 1
 )
 
-// field is one field of a message: where it stands, and its value if it is a string, bytes or a message.
+// field is the position of a string, bytes or message field: its start, and the range of its value.
 type field struct {
 	number          protowire.Number
 	start, from, to int
 }
 
-// fields yields the strings, bytes and messages in b[from:to]. It ends at the first field that is malformed, which the walk
-// refuses.
+// fields yields the string, bytes and message fields in b[from:to]. It stops at the first malformed field; the walk
+// rejects those.
 func fields(b []byte, from, to int) iter.Seq[field] {
 	return func(yield func(field) bool) {
 		for at := from; at < to; {
@@ -82,8 +82,8 @@ func fields(b []byte, from, to int) iter.Seq[field] {
 	}
 }
 
-// each yields the values of a field of strings, bytes or messages.
-func each(b []byte, number protowire.Number) iter.Seq[[]byte] {
+// valuesOf yields the values of a string, bytes or message field.
+func valuesOf(b []byte, number protowire.Number) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		for f := range fields(b, 0, len(b)) {
 			if f.number == number && !yield(b[f.from:f.to]) {
@@ -93,16 +93,16 @@ func each(b []byte, number protowire.Number) iter.Seq[[]byte] {
 	}
 }
 
-// first is the first value of a field that may stand more than once.
-func first(b []byte, number protowire.Number) (value []byte, ok bool) {
-	for value := range each(b, number) {
+// firstValue returns the first value of a repeated field.
+func firstValue(b []byte, number protowire.Number) (value []byte, ok bool) {
+	for value := range valuesOf(b, number) {
 		return value, true
 	}
 	return nil, false
 }
 
-// last is a field's value: of more than one on the wire, the last one counts.
-func last(b []byte, number protowire.Number) (value []byte, ok bool) {
+// lastValue returns the value of a singular field: if it occurs more than once on the wire, the last one wins.
+func lastValue(b []byte, number protowire.Number) (value []byte, ok bool) {
 	for f := range fields(b, 0, len(b)) {
 		if f.number == number {
 			value, ok = b[f.from:f.to], true
@@ -111,15 +111,15 @@ func last(b []byte, number protowire.Number) (value []byte, ok bool) {
 	return value, ok
 }
 
-// at follows fields inside of each other, each of which stands once.
-func at(b []byte, path ...protowire.Number) []byte {
+// valueAt follows a path of singular message fields.
+func valueAt(b []byte, path ...protowire.Number) []byte {
 	for _, number := range path {
-		b, _ = last(b, number)
+		b, _ = lastValue(b, number)
 	}
 	return b
 }
 
-// varint is the value of a number's or an enum's field.
+// varint returns the value of a number or enum field.
 func varint(b []byte, field protowire.Number) (value uint64) {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
@@ -138,49 +138,49 @@ func varint(b []byte, field protowire.Number) (value uint64) {
 	return value
 }
 
-// entry is the value of a key in a map with keys of text.
-func entry(b []byte, field protowire.Number, key string) (value []byte, ok bool) {
-	for e := range each(b, field) {
-		if k, _ := last(e, mapKey); string(k) == key {
-			value, _ = last(e, mapValue)
+// mapEntry returns the value of a key in a map with string keys.
+func mapEntry(b []byte, field protowire.Number, key string) (value []byte, ok bool) {
+	for e := range valuesOf(b, field) {
+		if k, _ := lastValue(e, mapKey); string(k) == key {
+			value, _ = lastValue(e, mapValue)
 			ok = true
 		}
 	}
 	return value, ok
 }
 
-// filterMetadata is what the metadata, a field of a message, says in a namespace: a Struct. The field may be there more than
-// once; a reader merges them.
+// filterMetadata returns the Struct for a namespace in a metadata field. The field may occur more than once; readers merge
+// them.
 func filterMetadata(b []byte, field protowire.Number, namespace string) (value []byte) {
-	for metadata := range each(b, field) {
-		if v, ok := entry(metadata, metadataFilter, namespace); ok {
+	for metadata := range valuesOf(b, field) {
+		if v, ok := mapEntry(metadata, metadataFilter, namespace); ok {
 			value = v
 		}
 	}
 	return value
 }
 
-// valueIn is a Value in a Struct.
+// valueIn returns a Value in a Struct.
 func valueIn(b []byte, key string) []byte {
-	v, _ := entry(b, structFields, key)
+	v, _ := mapEntry(b, structFields, key)
 	return v
 }
 
-// textIn is a text in a Struct.
-func textIn(b []byte, key string) string { return string(at(valueIn(b, key), valueString)) }
+// textIn returns a string in a Struct.
+func textIn(b []byte, key string) string { return string(valueAt(valueIn(b, key), valueString)) }
 
-// keyText is a key and a value of a Struct.
+// keyText is a key and string value of a Struct.
 type keyText struct{ key, value string }
 
-// addMetadata puts texts into the dialect's namespace of the metadata of the message in[from:to]. What follows a message on
-// the wire is merged into it, so the metadata gets one entry more, unless the texts are there.
+// addMetadata adds strings to the dialect's namespace in the metadata of the message in[from:to]. Repeated occurrences of a
+// message are merged on reading, so this appends one more, unless the strings are already there.
 func (e *edits) addMetadata(from, to int, number protowire.Number, texts ...keyText) {
 	if len(texts) == 0 {
 		return
 	}
 	size := 0 // of the Struct
 	for _, t := range texts {
-		size += 1 + protowire.SizeBytes(t.entry())
+		size += 1 + protowire.SizeBytes(t.entrySize())
 	}
 	const tags = 2 // of a map entry's key and value
 	entry := tags + protowire.SizeBytes(len(ownMetadata)) + protowire.SizeBytes(size)
@@ -195,7 +195,7 @@ func (e *edits) addMetadata(from, to int, number protowire.Number, texts ...keyT
 	own := len(b)
 	for _, t := range texts {
 		b = protowire.AppendTag(b, structFields, protowire.BytesType)
-		b = protowire.AppendVarint(b, uint64(t.entry()))
+		b = protowire.AppendVarint(b, uint64(t.entrySize()))
 		b = appendText(b, mapKey, t.key)
 		b = protowire.AppendTag(b, mapValue, protowire.BytesType)
 		b = protowire.AppendVarint(b, uint64(t.valueSize()))
@@ -207,23 +207,23 @@ func (e *edits) addMetadata(from, to int, number protowire.Number, texts ...keyT
 	}
 }
 
-// replaceMetadata puts a Struct in the place of what the metadata says in a namespace, in a message that ends at `to`: of two with one
-// key, a map's reader takes the last.
+// replaceMetadata replaces the Struct of a metadata namespace, in a message that ends at `to`. Readers of a map take the last of
+// two entries with the same key.
 func (e *edits) replaceMetadata(to int, number protowire.Number, namespace string, value []byte) {
 	entry := appendBytes(appendText(nil, mapKey, namespace), mapValue, value)
 	e.change(to, 0, appendBytes(nil, number, appendBytes(nil, metadataFilter, entry)))
 }
 
-// withText is a Struct with another text for a key.
+// withText returns a Struct with a key set to another string.
 func withText(b []byte, key, value string) []byte {
 	entry := appendBytes(appendText(nil, mapKey, key), mapValue, appendText(nil, valueString, value))
 	return appendBytes(slices.Clip(b), structFields, entry)
 }
 
-// valueSize is the size of the text as a Value, entry that of its entry in a Struct.
+// valueSize is the encoded size of the value, entrySize that of its entry in a Struct.
 func (t keyText) valueSize() int { return 1 + protowire.SizeBytes(len(t.value)) }
 
-func (t keyText) entry() int {
+func (t keyText) entrySize() int {
 	const tags = 2 // of the key and the value
 	return tags + protowire.SizeBytes(len(t.key)) + protowire.SizeBytes(t.valueSize())
 }
@@ -240,8 +240,8 @@ func appendVarint(b []byte, field protowire.Number, value uint64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), value)
 }
 
-// isType says whether an Any holds a type.
+// isType reports whether an encoded Any holds a type.
 func isType(a []byte, name string) bool {
-	url := at(a, anyTypeURL)
+	url := valueAt(a, anyTypeURL)
 	return string(url[bytes.LastIndexByte(url, '/')+1:]) == name
 }

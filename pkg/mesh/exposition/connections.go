@@ -18,13 +18,13 @@ import (
 )
 
 const (
-	// ConnectionsPath is where Envoy sends its entries about TCP connections, by OTLP over HTTP, to the agent's Socket.
+	// ConnectionsPath is where Envoy sends its log entries for TCP connections, by OTLP over HTTP, on the agent's Socket.
 	ConnectionsPath = "/v1/logs"
 
-	// Entry is the format string of such an entry's body. Its attributes are the tags of all metrics in TCPMetrics, or the lists of
-	// tags of the metrics that are meant, by name.
+	// Entry is the format string of an entry's body. Its attributes are the tags of all metrics in TCPMetrics, or a list of
+	// tags for each enabled metric, by name.
 	Entry = "%ACCESS_LOG_TYPE%|%CONNECTION_ID%|%BYTES_SENT%|%BYTES_RECEIVED%"
-	// entryFields are its commands.
+	// entryFields is the number of fields in Entry.
 	entryFields = 4
 
 	opened   = "istio_tcp_connections_opened_total"
@@ -32,44 +32,44 @@ const (
 	sent     = "istio_tcp_sent_bytes_total"
 	received = "istio_tcp_received_bytes_total"
 
-	// The kinds of entries (envoy/data/accesslog/v3/accesslog.proto, AccessLogType).
+	// The types of entries (envoy/data/accesslog/v3/accesslog.proto, AccessLogType).
 	upstreamConnected = "TcpUpstreamConnected"
 	periodic          = "TcpPeriodic"
 	connectionEnd     = "TcpConnectionEnd"
 
-	// noValue is what an entry has where a format has no value.
+	// noValue is Envoy's output for a format without a value.
 	noValue = "-"
 
-	// maxOpen and maxEnded bound what is remembered of connections whose end got lost, and of those whose entries come in another
-	// order than they were written: Envoy's threads send them in requests of their own.
+	// maxOpen and maxEnded limit the memory for connections whose end was lost, and for those whose entries arrive out of
+	// order: each of Envoy's threads sends its own requests.
 	maxOpen, maxEnded = 1 << 16, 1 << 12
-	// maxSeries bounds what is counted apart of each metric, as tags of one's own can have values without end. What more there is, is
-	// counted as one series, as OpenTelemetry's SDKs do it (https://opentelemetry.io/docs/specs/otel/metrics/sdk/#cardinality-limits).
+	// maxSeries limits the series of each metric, as custom tags can have any number of values. The excess is
+	// counted in one overflow series, as in OpenTelemetry's SDKs (https://opentelemetry.io/docs/specs/otel/metrics/sdk/#cardinality-limits).
 	maxSeries = 2000
 	overflow  = "otel_metric_overflow"
-	// maxEntries bounds a request, in bytes. Envoy sends what it has after 16 KiB.
+	// maxEntries limits a request, in bytes. Envoy sends its buffer after 16 KiB.
 	maxEntries = 16 << 20
 )
 
 // TCPMetrics are the metrics that Connections counts.
 var TCPMetrics = []string{opened, closed, sent, received}
 
-// Connections counts TCP connections from the entries that Envoy sends of them: when one has its upstream, every now and then, and
-// at its end. An entry says how many bytes there were since the connection's beginning.
+// Connections counts TCP connections from Envoy's log entries: one when the upstream is connected, one per interval, and one at
+// the end. Each entry holds the bytes since the start of the connection.
 type Connections struct {
 	mu          sync.Mutex
 	open, ended *simplelru.LRU[uint64, *connection]
-	// counters are by metric and by tags, as they stand in a sample.
+	// counters are keyed by metric and by tags as written in a sample.
 	counters map[string]map[string]uint64
 }
 
-// connection is what was counted of one.
+// connection is what was already counted for one connection.
 type connection struct {
 	opened, closed bool
 	sent, received uint64
 }
 
-// NewConnections has counted nothing.
+// NewConnections returns empty counters.
 func NewConnections() *Connections {
 	c := &Connections{counters: map[string]map[string]uint64{}}
 	for _, name := range TCPMetrics {
@@ -80,22 +80,22 @@ func NewConnections() *Connections {
 		c.ended, err = simplelru.NewLRU[uint64, *connection](maxEnded, nil)
 	}
 	if err != nil {
-		panic(err) // a size below one
+		panic(err) // only for a size below one
 	}
 	return c
 }
 
-// ServeHTTP takes a request with entries.
+// ServeHTTP handles a request with log entries.
 func (c *Connections) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEntries))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	// LogsData is the request's own shape (opentelemetry/proto/logs/v1/logs.proto).
+	// The request has the same wire format as LogsData (opentelemetry/proto/logs/v1/logs.proto).
 	data := &logs.LogsData{}
 	if err := proto.Unmarshal(body, data); err != nil {
-		http.Error(w, "not entries of a log: "+err.Error(), http.StatusBadRequest)
+		http.Error(w, "not OTLP log entries: "+err.Error(), http.StatusBadRequest)
 		return
 	}
 	for _, resource := range data.ResourceLogs {
@@ -112,19 +112,19 @@ func (c *Connections) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (c *Connections) count(record *logs.LogRecord) error {
-	said := strings.Split(record.GetBody().GetStringValue(), FoldedBy)
-	if len(said) != entryFields {
-		return fmt.Errorf("%q is no entry about a connection", said)
+	fields := strings.Split(record.GetBody().GetStringValue(), FoldedBy)
+	if len(fields) != entryFields {
+		return fmt.Errorf("%q is not a connection entry", fields)
 	}
-	kind := said[0]
+	kind := fields[0]
 	var numbers [entryFields - 1]uint64
-	for i, text := range said[1:] {
+	for i, text := range fields[1:] {
 		if i > 0 && text == noValue {
-			continue // there are no bytes yet
+			continue // no bytes yet
 		}
 		n, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
-			return fmt.Errorf("%q is no entry about a connection: %w", said, err)
+			return fmt.Errorf("%q is not a connection entry: %w", fields, err)
 		}
 		numbers[i] = n
 	}
@@ -146,7 +146,7 @@ func (c *Connections) count(record *logs.LogRecord) error {
 	}
 	n := c.connection(id)
 	if kind == periodic && !n.opened {
-		return nil // it has no upstream yet: what is known of it is not all
+		return nil // no upstream yet, so some tags are still missing
 	}
 	if !n.opened {
 		n.opened = true
@@ -172,7 +172,7 @@ func (c *Connections) count(record *logs.LogRecord) error {
 	return nil
 }
 
-// connection is what is known of one.
+// connection returns the state of a connection.
 func (c *Connections) connection(id uint64) *connection {
 	if n, ok := c.open.Get(id); ok {
 		return n
@@ -185,7 +185,7 @@ func (c *Connections) connection(id uint64) *connection {
 	return n
 }
 
-// tagsByMetric are the tags of each metric that an entry is for, as they stand in a sample.
+// tagsByMetric returns the tags of each metric that an entry counts for, as written in a sample.
 func tagsByMetric(attributes []*common.KeyValue) map[string]string {
 	tags := map[string]string{}
 	var all []label
@@ -215,10 +215,10 @@ func labelsOf(attributes []*common.KeyValue) []label {
 	return out
 }
 
-// escapes are those of values in Prometheus' text.
+// escapes are the escape sequences of Prometheus' text format.
 var escapes = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
 
-// labelOf is a tag with its values, of which those that are missing are empty, as in Envoy's statistics.
+// labelOf converts a tag. Missing values are empty, as in Envoy's statistics.
 func labelOf(a *common.KeyValue) label {
 	values := []string{a.GetValue().GetStringValue()}
 	names := []string{a.Key}
@@ -234,10 +234,11 @@ func labelOf(a *common.KeyValue) label {
 	return label{labelName(a.Key), escapes.Replace(strings.Join(values, FoldedBy))}
 }
 
-// notInName are characters that no label's name has; Envoy writes them so, too (source/common/stats/custom_stat_namespaces_impl.cc).
+// notInName matches characters that are invalid in a label name. Envoy replaces them too
+// (source/common/stats/custom_stat_namespaces_impl.cc).
 var notInName = regexp.MustCompile(`[^A-Za-z0-9_]`)
 
-// labelName is the label of a tag, whose name the Telemetry API lets be any text.
+// labelName returns the label name for a tag, whose name can be any text in the Telemetry API.
 func labelName(tag string) string {
 	name := notInName.ReplaceAllLiteralString(tag, "_")
 	if name == "" || name[0] >= '0' && name[0] <= '9' {
@@ -246,7 +247,7 @@ func labelName(tag string) string {
 	return name
 }
 
-// text is what was counted as Envoy would write it, for names that keep says yes to.
+// text returns the counters in Envoy's format, for the metrics that keep selects.
 func (c *Connections) text(keep func(metric string) bool) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

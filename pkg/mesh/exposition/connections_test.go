@@ -15,7 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// record is an entry as Envoy sends it.
+// record returns an entry as Envoy sends it.
 func record(kind string, id, sent, received int, tags ...*common.KeyValue) *logs.LogRecord {
 	return &logs.LogRecord{Body: otlpText(fmt.Sprintf("%s|%d|%d|%d", kind, id, sent, received)), Attributes: tags}
 }
@@ -64,7 +64,7 @@ func TestConnections(t *testing.T) {
 		{"the end comes twice", []*logs.LogRecord{record(connectionEnd, 1, 17, 21, tag), record(connectionEnd, 1, 17, 21, tag)}, "1 1 17 21, 0 0 0 0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			// In one request, and in one for each.
+			// In a single request, and in one request per entry.
 			for _, size := range []int{len(c.records), 1} {
 				connections := NewConnections()
 				for from := 0; from < len(c.records); from += size {
@@ -86,7 +86,7 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// What the agent counted reads as what Envoy counted: the same tags become the same labels.
+// The agent's counters and Envoy's have the same format: equal tags become equal labels.
 func TestConnectionsText(t *testing.T) {
 	list := func(metric string, tags ...*common.KeyValue) *common.KeyValue {
 		return &common.KeyValue{Key: metric, Value: &common.AnyValue{
@@ -99,7 +99,7 @@ func TestConnectionsText(t *testing.T) {
 	for _, r := range []*logs.LogRecord{
 		record(connectionEnd, 1, 1, 2, server),
 		record(connectionEnd, 2, 0, 0, plain),
-		// The Telemetry API: one metric has a tag more, the others are disabled.
+		// The Telemetry API: one metric has an additional tag, the others are disabled.
 		record(connectionEnd, 3, 4, 5, list(sent, server, otlpTag("zone", "-"), otlpTag("port", "5432"))),
 	} {
 		if code := post(t, connections, r); code != http.StatusOK {
@@ -122,14 +122,14 @@ func TestConnectionsText(t *testing.T) {
 		`source_workload="unknown"`, `response_flags="UF,\"\\",connection_security_policy="none"} 1` + "\n",
 	} {
 		if !strings.Contains(out.String(), want) {
-			t.Errorf("there is no %s in\n%s", want, out.String())
+			t.Errorf("missing %s in\n%s", want, out.String())
 		}
 	}
 	if n := strings.Count(out.String(), `port="5432"`); n != 1 {
-		t.Errorf("a metric that is disabled was counted:\n%s", out.String())
+		t.Errorf("a disabled metric was counted:\n%s", out.String())
 	}
 	if text := connections.text(func(metric string) bool { return metric == sent }); strings.Count(text, "# TYPE") != 1 {
-		t.Errorf("one metric was asked for:\n%s", text)
+		t.Errorf("a single metric was requested:\n%s", text)
 	}
 }
 
@@ -142,11 +142,11 @@ func TestConnectionsRefuse(t *testing.T) {
 	w := httptest.NewRecorder()
 	NewConnections().ServeHTTP(w, httptest.NewRequest(http.MethodPost, ConnectionsPath, strings.NewReader("no protobuf")))
 	if w.Code != http.StatusBadRequest {
-		t.Errorf("no protobuf: status %d", w.Code)
+		t.Errorf("not protobuf: status %d", w.Code)
 	}
 }
 
-// What is remembered of connections has a bound, also where ends get lost.
+// The memory for connections is bounded, even if ends are lost.
 func TestConnectionsForgotten(t *testing.T) {
 	c := NewConnections()
 	for id := range maxOpen + 10 {
@@ -164,7 +164,7 @@ func TestConnectionsForgotten(t *testing.T) {
 	}
 }
 
-// A tag's name, which may be any text, is one label's.
+// A tag's name, which can be any text, becomes one valid label.
 func TestConnectionsLabelNames(t *testing.T) {
 	for name, want := range map[string]string{
 		"request_host": "request_host", `x="y"} 1` + "\n" + `istio_requests_total{a`: "x__y___1_istio_requests_total_a", "0": "_0", "": "_", "é": "_", "a.b-c": "a_b_c",
@@ -186,7 +186,7 @@ func TestConnectionsLabelNames(t *testing.T) {
 	}
 }
 
-// What is counted has a bound too, and nothing of it is lost.
+// The number of series is bounded, and the totals stay correct.
 func TestConnectionsOverflow(t *testing.T) {
 	c := NewConnections()
 	const more = 10
@@ -208,7 +208,7 @@ func TestConnectionsOverflow(t *testing.T) {
 		fmt.Sprintf("%s{%s=\"true\"} %d\n", closed, overflow, more), fmt.Sprintf("%s{%s=\"true\"} %d\n", received, overflow, 2*more), closed + `{t="0"} 1` + "\n",
 	} {
 		if !strings.Contains(out.String(), want) {
-			t.Errorf("there is no %s", want)
+			t.Errorf("missing %s", want)
 		}
 	}
 }

@@ -12,19 +12,19 @@ import (
 )
 
 const (
-	// added is what Envoy puts before each name (source/server/admin/prometheus_stats.cc).
+	// added is the prefix that Envoy adds to each name (source/server/admin/prometheus_stats.cc).
 	added = "envoy_"
 	ours  = added + "istio_"
-	// unknown is what Istio says where it does not know.
+	// unknown is Istio's label value for unknown.
 	unknown = "unknown"
-	// serviceParts are those of Service.
+	// serviceParts is the number of values in Service.
 	serviceParts = 3
-	// maxLine bounds a line. Envoy's longest have a few kilobytes.
+	// maxLine limits a line, in bytes. Envoy's longest lines have a few kilobytes.
 	maxLine = 1 << 20
 )
 
-// Rewrite copies Envoy's Prometheus text with Istio's metrics in the place of the statistics behind them. The
-// workload self is the one beside Envoy.
+// Rewrite copies Envoy's Prometheus text, replacing the dialect's statistics by Istio's metrics. self is the
+// workload of this Envoy.
 func Rewrite(to io.Writer, from io.Reader, self workload.Workload) error {
 	w := bufio.NewWriter(to)
 	lines := bufio.NewScanner(from)
@@ -54,7 +54,7 @@ func Rewrite(to io.Writer, from io.Reader, self workload.Workload) error {
 	return w.Flush()
 }
 
-// family is one metric: Envoy writes all samples of one behind another.
+// family is one metric: Envoy writes all its samples in a row.
 type family struct {
 	name, kind string
 	self       workload.Workload
@@ -62,7 +62,7 @@ type family struct {
 	series     map[string]*value
 }
 
-// value is a sample's number: Envoy's own text as long as nothing is added to it.
+// value is a sample's value: Envoy's own text until another sample is added to it.
 type value struct {
 	text  string
 	sum   float64
@@ -74,7 +74,7 @@ func newFamily(line string, self workload.Workload) *family {
 	return &family{name: name, kind: kind, self: self, series: map[string]*value{}}
 }
 
-// add takes one sample in. Samples that differ only in what is no label of theirs become one.
+// add adds a sample. Samples that differ only in tags that do not become labels are merged.
 func (f *family) add(line string) error {
 	name, tags, number, err := parseSample(strings.TrimPrefix(line, added))
 	if err != nil {
@@ -82,7 +82,7 @@ func (f *family) add(line string) error {
 	}
 	sample, err := strconv.ParseFloat(number, 64)
 	if err != nil {
-		return fmt.Errorf("the value of %q is no number", line)
+		return fmt.Errorf("the value of %q is not a number", line)
 	}
 	scaled := false
 	if i := slices.IndexFunc(tags, func(l label) bool { return l.name == Messages }); i >= 0 {
@@ -101,7 +101,7 @@ func (f *family) add(line string) error {
 	return nil
 }
 
-// messages is how many messages a stream had in the direction that the metric counts.
+// messages returns a stream's number of messages in the metric's direction.
 func messages(metric, text string) float64 {
 	requests, responses, _ := strings.Cut(text, ",")
 	if strings.HasPrefix(metric, "istio_response_") {
@@ -134,13 +134,13 @@ func (f *family) write(w *bufio.Writer) {
 	}
 }
 
-// label is one label of a sample; its value stays as it is written, with its escapes.
+// label is one label of a sample; its value stays escaped.
 type label struct{ name, value string }
 
-// parseSample takes a line of the text format apart (https://prometheus.io/docs/instrumenting/exposition_formats/).
+// parseSample parses a line of the text format (https://prometheus.io/docs/instrumenting/exposition_formats/).
 func parseSample(line string) (name string, labels []label, number string, err error) {
 	broken := func() (string, []label, string, error) {
-		return "", nil, "", fmt.Errorf("%q is no sample of a metric", line)
+		return "", nil, "", fmt.Errorf("%q is not a metric sample", line)
 	}
 	i := strings.IndexAny(line, "{ ")
 	if i <= 0 {
@@ -170,7 +170,7 @@ func parseSample(line string) (name string, labels []label, number string, err e
 	return name, labels, fields[0], nil
 }
 
-// closingQuote is where a quoted text ends.
+// closingQuote returns the index of the closing quote.
 func closingQuote(text string) int {
 	for i := 0; i < len(text); i++ {
 		switch text[i] {
@@ -183,9 +183,9 @@ func closingQuote(text string) int {
 	return -1
 }
 
-// separate takes tags that hold several apart. Of two with one name, the later one is meant. Where there are not as many values as
-// there have to be, one of another side's holds what is between them, so that it is not known whose is whose: all of theirs, which
-// are the last ones, are left out.
+// separate splits tags that hold several others. Of two tags with one name, the later one wins. If the number of values is
+// wrong, a value from a peer contains the separator. It is then unclear which value belongs to which tag, so all values from
+// peers, which come last, are dropped.
 func separate(tags []label) (out []label, whole bool) {
 	out, whole = make([]label, 0, len(tags)+len(Folded[HTTP])), true
 	for _, t := range tags {
@@ -198,7 +198,7 @@ func separate(tags []label) (out []label, whole bool) {
 		if len(values) != len(names) {
 			whole = false
 			names = names[:slices.Index(names, PeerLabels)]
-			values = append(values, make([]string, len(names))...) // where there are too few
+			values = append(values, make([]string, len(names))...) // if there are too few
 		}
 		for i, name := range names {
 			out = append(out, label{name, values[i]})
@@ -207,7 +207,7 @@ func separate(tags []label) (out []label, whole bool) {
 	return out, whole
 }
 
-// unfold turns a statistic's tags into the labels that Istio's metric has, beside the workload self.
+// unfold converts a statistic's tags into the labels of Istio's metric. self is the workload of this Envoy.
 func unfold(tags []label, self workload.Workload) []label {
 	tags, whole := separate(tags)
 	has := map[string]string{}
@@ -218,7 +218,7 @@ func unfold(tags []label, self workload.Workload) []label {
 		return tags
 	}
 	out := map[string]string{}
-	// What is no workload's text is a side that no one vouches for.
+	// Without a valid workload, the peer is not authenticated.
 	peer, known := workload.Parse(has[Peer])
 	source, destination := self, peer
 	inbound := has[Reporter] == "destination"
@@ -241,7 +241,7 @@ func unfold(tags []label, self workload.Workload) []label {
 	}
 	out[ConnectionSecurityPolicy] = unknown
 	if inbound && whole {
-		// A server sees the client's certificate, or none. A client does not say.
+		// A server knows whether the client had a certificate. Istio leaves this unknown at a client.
 		out[ConnectionSecurityPolicy] = "none"
 		if has[SourcePrincipal] != "" {
 			out[ConnectionSecurityPolicy] = "mutual_tls"
@@ -280,7 +280,7 @@ func unfold(tags []label, self workload.Workload) []label {
 	return labels
 }
 
-// unfoldWorkload sets the labels of one side.
+// unfoldWorkload sets the labels of the source or destination workload.
 func unfoldWorkload(out map[string]string, side string, w workload.Workload) {
 	if w.CanonicalRevision == "" {
 		w.CanonicalRevision = workload.Latest

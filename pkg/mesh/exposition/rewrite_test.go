@@ -15,14 +15,14 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// self is the workload that the samples in testdata are from.
+// self is the workload that the samples in testdata come from.
 var self = workload.Workload{
 	Name: "b", Namespace: "demo", CanonicalService: "b", CanonicalRevision: "v1", Cluster: "Kubernetes", App: "b", Version: "v1",
 }
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// TestRewrite compares testdata/envoy.txt, as Envoy writes it with the dialect's tags, with testdata/istio.txt.
+// TestRewrite compares the output for testdata/envoy.txt, written by Envoy with the dialect's tags, with testdata/istio.txt.
 func TestRewrite(t *testing.T) {
 	in, err := os.ReadFile(filepath.Join("testdata", "envoy.txt"))
 	if err != nil {
@@ -48,7 +48,7 @@ func TestRewrite(t *testing.T) {
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(bytes.NewReader(out.Bytes()))
 	if err != nil {
-		t.Fatalf("Prometheus cannot read it: %v", err)
+		t.Fatalf("Prometheus cannot parse it: %v", err)
 	}
 	for name := range families {
 		if strings.HasPrefix(name, "envoy_istio_") || strings.HasPrefix(name, "polymesh_") {
@@ -57,7 +57,7 @@ func TestRewrite(t *testing.T) {
 	}
 }
 
-// TestFolded: tags in one tag are the same as by themselves.
+// TestFolded: folded tags give the same result as separate tags.
 func TestFolded(t *testing.T) {
 	in, err := os.ReadFile(filepath.Join("testdata", "envoy.txt"))
 	if err != nil {
@@ -86,7 +86,7 @@ func TestFolded(t *testing.T) {
 			}
 		}
 		rest[0].value = strings.Join(values, FoldedBy)
-		// The dialect names what is taken away; samples in the file lack more.
+		// The dialect lists the removed labels; samples in the file lack more.
 		missing := []string{}
 		for _, name := range []string{"response_flags", "request_protocol", "response_code", "grpc_response_status"} {
 			if !strings.Contains(line, name) {
@@ -115,14 +115,14 @@ func TestFolded(t *testing.T) {
 	}
 }
 
-// hostileTexts hold what the tags are separated by, and what ends a label, a line or a list.
+// hostileTexts contain the separators of tags, and characters that end a label, a line or a list.
 var hostileTexts = []string{
 	"|", ";", ",", "%", "/", "=", " ", "\\n", `\"`, "\\\\", "\x00", "é", "x|y", "x;y", "q;evil;|;;;", "a|spiffe://cluster.local/ns/bank/sa/payments",
 	"a;bank;payments;v1;Kubernetes;payments;v1|spiffe://cluster.local/ns/demo/sa/b|spiffe://cluster.local/ns/bank/sa/payments",
 	"spiffe://cluster.local/ns/evil/sa/a,spiffe://cluster.local/ns/bank/sa/payments",
 }
 
-// What another side chose is a label of its own, or unknown: it moves no other, and names no one else.
+// A value chosen by a peer only appears in its own label, or becomes unknown: it never changes another label or names another workload.
 func TestForgedPeers(t *testing.T) {
 	const certificate, principal, own = "a;evil;a;v1;Kubernetes;a;v1", "spiffe://cluster.local/ns/evil/sa/a", "spiffe://cluster.local/ns/demo/sa/b"
 	for _, reporter := range []string{"destination", "source"} {
@@ -177,12 +177,12 @@ func TestBroken(t *testing.T) {
 		`envoy_istio_requests_total{a="b"} x`, `envoy_istio_requests_total{a="b"`,
 	} {
 		if err := Rewrite(&bytes.Buffer{}, strings.NewReader("# TYPE envoy_istio_requests_total counter\n"+line+"\n"), self); err == nil {
-			t.Errorf("%s was taken", line)
+			t.Errorf("%s was accepted", line)
 		}
 	}
 }
 
-// FuzzRewrite: whatever comes, what is not ours stays, and labels that were taken apart are put together again.
+// FuzzRewrite: for any input, foreign statistics are unchanged, and parsed labels can be rendered again.
 func FuzzRewrite(f *testing.F) {
 	f.Add(`a="b"`)
 	f.Add(`polymesh_peer="a;b;c;d;e;f;g",reporter="source",x="\\\""`)

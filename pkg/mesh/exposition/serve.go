@@ -17,24 +17,24 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/workload"
 )
 
-// Socket is where the agent serves the text and where Envoy's bootstrap sends those who ask for it (build/images puts it
-// into Istio's template). It is relative to the working directory of both, as all of Istio's paths in a proxy are.
+// Socket is where the agent serves the metrics, and where Envoy's bootstrap forwards scrapes to (build/images adds it
+// to Istio's template). It is relative to the working directory of both, like all of Istio's paths in a proxy.
 const Socket = "./etc/istio/proxy/prometheus.sock"
 
-// path is where Envoy's admin interface has the text.
+// path is the path of the metrics in Envoy's admin interface.
 const path = "/stats/prometheus"
 
-// Serve answers on a UNIX socket with the rewritten text of the Envoy whose admin interface is at admin (host:port), beside the
-// workload self, until ctx ends.
+// Serve serves the rewritten metrics of the Envoy with the admin interface at admin (host:port) on a Unix socket, until ctx
+// ends. self is the workload of this Envoy.
 func Serve(ctx context.Context, socket, admin string, self workload.Workload) error {
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the socket of an earlier run: %w", err)
+		return fmt.Errorf("remove the socket of a previous run: %w", err)
 	}
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
-		return fmt.Errorf("listen for requests of Prometheus: %w", err)
+		return fmt.Errorf("listen for Prometheus scrapes: %w", err)
 	}
-	// No compression on the way: Envoy's listener compresses for who wants it.
+	// No compression on this hop: Envoy's listener compresses for clients that accept it.
 	client := &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute}}
 	server := &http.Server{Handler: Handler(client, admin, self), ReadHeaderTimeout: 10 * time.Second}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
@@ -44,8 +44,8 @@ func Serve(ctx context.Context, socket, admin string, self workload.Workload) er
 	return nil
 }
 
-// Handler answers with the rewritten text of the Envoy whose admin interface is at admin, asked by way of the client, and counts the
-// connections that Envoy tells it of.
+// Handler serves the rewritten metrics of the Envoy with the admin interface at admin, fetched with client, and counts the
+// connections that Envoy logs.
 func Handler(client *http.Client, admin string, self workload.Workload) http.Handler {
 	connections := NewConnections()
 	mux := http.NewServeMux()
@@ -57,7 +57,7 @@ func Handler(client *http.Client, admin string, self workload.Workload) http.Han
 }
 
 func forward(w http.ResponseWriter, r *http.Request, client *http.Client, admin string, connections *Connections, self workload.Workload) {
-	wanted, err := regexp.Compile(r.URL.Query().Get("filter")) // Envoy's own syntax, too
+	wanted, err := regexp.Compile(r.URL.Query().Get("filter")) // the same syntax as Envoy's
 	if err != nil {
 		http.Error(w, "filter: "+err.Error(), http.StatusBadRequest)
 		return
@@ -70,18 +70,18 @@ func forward(w http.ResponseWriter, r *http.Request, client *http.Client, admin 
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		http.Error(w, "Envoy's admin interface does not answer: "+err.Error(), http.StatusServiceUnavailable)
+		http.Error(w, "Envoy's admin interface does not respond: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		http.Error(w, "Envoy's admin interface says "+response.Status, http.StatusBadGateway)
+		http.Error(w, "Envoy's admin interface returned "+response.Status, http.StatusBadGateway)
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	text := io.MultiReader(response.Body, strings.NewReader(connections.text(wanted.MatchString)))
 	if err := Rewrite(w, text, self); err != nil {
-		// Part of it is sent by now; a broken answer is not taken for a whole one.
+		// A part is already sent. Abort, so that a truncated response is not taken for a complete one.
 		panic(http.ErrAbortHandler)
 	}
 }

@@ -1,42 +1,42 @@
 // Package exposition turns the Prometheus text of a proxy's Envoy into Istio's standard metrics.
 //
-// Envoy puts envoy_ before every name, and each tag of a statistic costs time for each request. So the dialect gives the
-// statistics few tags that hold much (the constants here), and the agent beside Envoy unfolds them when someone asks, and
-// adds the workload that both are beside: Rewrite is the whole translation. TCP connections Envoy does not count but tells of,
+// Envoy adds the prefix envoy_ to every name, and each tag of a statistic costs time per request. So the dialect uses
+// few tags that hold several values (the constants here), and the agent next to Envoy unfolds them at scrape time and
+// adds its own workload: Rewrite does the whole translation. Envoy logs TCP connections instead of counting them,
 // and the agent counts them (Connections). Serve does both, in Envoy's place. pkg/mesh/dialect uses the constants, cmd/pilot-agent
 // calls Serve. Envoy's own statistics pass through unchanged.
 package exposition
 
-// Tags of statistics that become several labels, or none. Others are labels as they are.
+// Tags of statistics that become several labels, or none. All others become labels unchanged.
 const (
-	// Peer is the workload of the other side (workload.Workload's String), of a client without app and version, which are in PeerLabels
+	// Peer is the workload of the peer (workload.Workload's String). At a client it lacks app and version, which are in PeerLabels
 	// (LabelsApart).
 	Peer       = "polymesh_peer"
 	PeerLabels = "polymesh_peer_labels"
 	// Service is host;name;namespace of the destination's service.
 	Service = "polymesh_service"
-	// Without lists labels, with commas, that the Telemetry API takes away and that are made of the tags above.
+	// Without lists the labels, separated by commas, that the Telemetry API removes and that are derived from the tags above.
 	Without = "polymesh_without"
 	// Messages is "requests,responses", the numbers of gRPC messages of a stream, as Envoy's grpc_stats filter writes its
-	// state. Of a counter with this tag, the value is the number of streams that had just these.
+	// state. The value of a counter with this tag is the number of streams with exactly these numbers.
 	Messages = "polymesh_messages"
 )
 
-// HTTP and TCP are tags that hold several others, in the order of Folded: one tag costs Envoy less than many, and its
-// configuration is smaller.
+// HTTP and TCP are tags that hold several others, in the order of Folded: one tag is cheaper for Envoy than many, and needs
+// less configuration.
 const (
 	HTTP = "polymesh_http"
 	TCP  = "polymesh_tcp"
 )
 
-// Folded are the tags in HTTP and TCP, by name. What comes from other sides' certificates is last.
+// Folded are the tags in HTTP and TCP, by name. Values from peers' certificates come last.
 var Folded = map[string][]string{
 	HTTP: {Reporter, Service, responseFlags, "response_code", grpcStatus, PeerLabels, Peer, DestinationPrincipal, SourcePrincipal},
 	TCP:  {Reporter, Service, responseFlags, "request_protocol", PeerLabels, Peer, DestinationPrincipal, SourcePrincipal},
 }
 
-// FoldedBy is between the tags in one. No name can hold it. What comes from other sides may be no name (a certificate that is not of
-// the mesh), so a tag with another number of values is believed nothing of them.
+// FoldedBy separates the folded tags. Names cannot contain it. Values from peers may not be names (a certificate from outside
+// the mesh), so if the number of values is wrong, none of the peers' values are trusted.
 const FoldedBy = "|"
 
 // Names of labels that rules here or in the dialect depend on.
@@ -52,7 +52,7 @@ const (
 	grpcStatus               = "grpc_response_status"
 )
 
-// order is that of Istio's documentation (https://istio.io/latest/docs/reference/config/metrics/). Other labels follow.
+// order is the order in Istio's documentation (https://istio.io/latest/docs/reference/config/metrics/). Other labels follow.
 var order = []string{
 	Reporter,
 	"source_workload", "source_workload_namespace", "source_canonical_service", "source_canonical_revision",
@@ -63,7 +63,7 @@ var order = []string{
 	"request_protocol", "response_code", grpcStatus, responseFlags, ConnectionSecurityPolicy,
 }
 
-// help is what promtool wants to see of each metric.
+// help is the HELP text that promtool requires for each metric.
 var help = map[string]string{
 	"istio_requests_total":                "Requests.",
 	"istio_request_duration_milliseconds": "Duration of requests.",

@@ -13,8 +13,8 @@ import (
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
-// withCluster has every command below c that goes to the cluster ask first whether there is one. Upstream does not: most of them
-// wait, without a word and without end, for the informer from which they learn the default revision (istioctl/pkg/cli,
+// withCluster makes every command below c that needs the cluster first check that it is reachable. Upstream does not: most
+// commands wait silently and without a timeout for the informer that determines the default revision (istioctl/pkg/cli,
 // RevisionOrDefault).
 func withCluster(c *cobra.Command) {
 	for _, sub := range c.Commands() {
@@ -37,7 +37,7 @@ func withCluster(c *cobra.Command) {
 			return run(c, args)
 		}
 		if remote := c.Flags().Lookup("remote"); remote != nil && name(c) == "version" {
-			// As with kubectl, this program's own version comes in any case.
+			// As in kubectl, this program's own version is printed in any case.
 			if remote.Value.Set("false") == nil {
 				_ = run(c, args)
 			}
@@ -46,7 +46,7 @@ func withCluster(c *cobra.Command) {
 	}
 }
 
-// name is a command's path without those parts that upstream's commands have at times, and at times not.
+// name returns a command's path without the prefixes that upstream's commands have only sometimes.
 func name(c *cobra.Command) string {
 	words := strings.Fields(c.CommandPath())[1:]
 	if len(words) > 1 && (words[0] == "experimental" || words[0] == "legacy") {
@@ -55,15 +55,15 @@ func name(c *cobra.Command) string {
 	return strings.Join(words, " ")
 }
 
-// needsCluster reports whether a command goes to the API server, by what upstream's commands do (istioctl/pkg, operator/cmd/mesh).
-// A test lists all of them, for the day when there are others.
+// needsCluster reports whether a command uses the API server, based on upstream's code (istioctl/pkg, operator/cmd/mesh).
+// A test lists all commands, so that new ones are noticed.
 func needsCluster(name string, flags *pflag.FlagSet) bool {
 	given := func(flag string) bool {
 		f := flags.Lookup(flag)
 		return f != nil && f.Value.String() != "" && f.Value.String() != "false"
 	}
 	switch name {
-	case "admin", "dashboard", "describe", "injector", "profile", "tag", "waypoint": // they print their help
+	case "admin", "dashboard", "describe", "injector", "profile", "tag", "waypoint": // only print help
 		return false
 	case "authz", "bug-report version", "collateral", "config list", "manifest translate", "profile dump", "profile list", "validate", "waypoint generate", "workload group create":
 		return false
@@ -89,13 +89,13 @@ func needsCluster(name string, flags *pflag.FlagSet) bool {
 	return true
 }
 
-// direct reports whether istiod is asked without the API server's help: by its address, and with no token for it
+// direct reports whether istiod is contacted without the API server: by address, and without a token for it
 // (istioctl/pkg/xds).
 func direct(given func(string) bool) bool {
 	return given("xds-address") && (given("cert-dir") || given("plaintext"))
 }
 
-// askCluster asks the cluster that upstream's commands would take (istio.io/istio/pkg/kube, BuildClientCmd).
+// askCluster contacts the cluster that upstream's commands would use (istio.io/istio/pkg/kube, BuildClientCmd).
 func askCluster(ctx context.Context, flags *pflag.FlagSet) error {
 	text := func(flag string) string {
 		if f := flags.Lookup(flag); f != nil {
@@ -104,7 +104,7 @@ func askCluster(ctx context.Context, flags *pflag.FlagSet) error {
 		return ""
 	}
 	rules := kube.ConfigLoadingRules(text(cli.FlagKubeConfig))
-	rules.WarnIfAllMissing = false // it is said below
+	rules.WarnIfAllMissing = false // the error below covers it
 	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{
 		ClusterDefaults: clientcmd.ClusterDefaults, CurrentContext: text(cli.FlagContext),
 	})

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Every command is one that needs a cluster, or not, as it is called without flags. A new one of upstream's shows up here.
+// Lists whether each command needs a cluster when called without flags. A new upstream command fails this test.
 func TestWhichCommandsNeedACluster(t *testing.T) {
 	var list strings.Builder
 	var walk func(c *cobra.Command)
@@ -52,14 +52,14 @@ func kubeconfigOf(t *testing.T, servers ...string) string {
 	return file
 }
 
-// Without a cluster the commands that need one say so, instead of waiting for it.
+// Without a cluster, the commands that need one fail instead of waiting.
 func TestWithoutCluster(t *testing.T) {
 	const deaf = "http://127.0.0.1:1"
 	alive := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"major":"1"}`)) }))
 	defer alive.Close()
 	missing, dead := filepath.Join(t.TempDir(), "missing.yaml"), kubeconfigOf(t, deaf)
 	both := kubeconfigOf(t, alive.URL, deaf)
-	none := "no cluster: " + missing + " does not exist (start one with `polymesh server`, or name one with --kubeconfig or KUBECONFIG)"
+	none := "no cluster: " + missing + " does not exist (start one with `polymesh server`, or set one with --kubeconfig or KUBECONFIG)"
 	down := "the cluster at " + deaf + " does not answer: "
 	for _, tc := range []struct{ env, args, want string }{
 		{missing, "proxy-status", none},
@@ -88,7 +88,7 @@ func TestWithoutCluster(t *testing.T) {
 			t.Errorf("istioctl %s: error is %v, want %q\n%s", tc.args, err, tc.want, out)
 		}
 	}
-	// This program's version is no question to a cluster.
+	// Printing this program's version does not need a cluster.
 	t.Setenv("KUBECONFIG", dead)
 	for _, args := range []string{"version", "version -o json", "x version"} {
 		if out, err := run(t, strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), down) || !strings.Contains(out, "client version: ") && !strings.Contains(out, "clientVersion") {
@@ -97,7 +97,7 @@ func TestWithoutCluster(t *testing.T) {
 	}
 }
 
-// What needs no cluster goes on without one.
+// Commands that do not need a cluster work without one.
 func TestOffline(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("KUBECONFIG", filepath.Join(dir, "missing.yaml"))
@@ -120,7 +120,7 @@ func TestOffline(t *testing.T) {
 			t.Errorf("istioctl %s: %v\n%s", args, err, out)
 		}
 	}
-	// It misses an istiod, not an API server; upstream prints this program's version then.
+	// This fails for lack of an istiod, not of an API server; upstream then still prints this program's version.
 	if _, err := run(t, "x", "version", "--xds-address", "127.0.0.1:1", "--plaintext", "--timeout", "1s"); err != nil {
 		t.Errorf("istioctl x version of an address: %v", err)
 	}

@@ -24,15 +24,15 @@ import (
 // Available reports whether a node can get an image: nil, or the reason why it cannot.
 type Available func(ctx context.Context, image string) error
 
-// skipImageCheck is the flag that installs all the same.
+// skipImageCheck is the flag that skips the check.
 const skipImageCheck = "skip-image-check"
 
-// imageCheckTimeout is how long the registries of all images may take to answer.
+// imageCheckTimeout is the time limit for queries to the registries of all images.
 const imageCheckTimeout = 20 * time.Second
 
-// checkImages refuses an installation whose images no node can get, before it changes the cluster. Upstream's installer does
-// not look, and for DaemonSets and sidecars does not wait either: it would say "installed successfully". files and sets are
-// those of the installer.
+// checkImages refuses an installation whose images are not available to nodes, before it changes the cluster. Upstream's
+// installer does not check, and does not wait for DaemonSets and sidecars: it would report "installed successfully". files and
+// sets are the installer's flags.
 func checkImages(ctx context.Context, available Available, files, sets []string) error {
 	manifests, merged, err := render.GenerateManifest(files, sets, true, nil, clog.NewConsoleLogger(io.Discard, io.Discard, nil))
 	if err != nil {
@@ -40,7 +40,7 @@ func checkImages(ctx context.Context, available Available, files, sets []string)
 	}
 	var images []string
 	add := func(image string) {
-		// The gateways' own: injection puts the proxy's in its place.
+		// Gateways use the proxy image, which injection fills in.
 		if image != "" && image != "auto" && !slices.Contains(images, image) {
 			images = append(images, image)
 		}
@@ -78,11 +78,11 @@ func checkImages(ctx context.Context, available Available, files, sets []string)
 		return nil
 	}
 	slices.Sort(missing)
-	return fmt.Errorf("nothing was changed: this installation has images that cannot be had:\n%s\nImport them (polymesh ctr images import FILE), or use a hub that has them (--set hub=…). "+
-		"To install all the same, for nodes that can pull them: --%s", strings.Join(missing, "\n"), skipImageCheck)
+	return fmt.Errorf("nothing was changed: these images of the installation are not available:\n%s\nImport them (polymesh ctr images import FILE), or use a hub that has them (--set hub=…). "+
+		"To install anyway, for nodes that can pull them: --%s", strings.Join(missing, "\n"), skipImageCheck)
 }
 
-// proxyImage is the image of sidecars, as the injector makes its name of the values.
+// proxyImage returns the image of sidecars, built from the values as the injector does it.
 func proxyImage(merged values.Map) string {
 	text := func(path string) string {
 		v, ok := merged.GetPath("spec.values.global." + path)
@@ -100,15 +100,15 @@ func proxyImage(merged values.Map) string {
 	}}, nil, nil)
 }
 
-// withImageCheck has a command check the images first. It goes below the one that changes the files: see underlay.
+// withImageCheck makes a command check the images first. It must be applied before underlay, which changes the files.
 func withImageCheck(c *cobra.Command, available Available) {
-	skip := c.Flags().Bool(skipImageCheck, false, "Install although this file, this machine's node and the registries do not have all images")
+	skip := c.Flags().Bool(skipImageCheck, false, "Install even if images are missing from this file, this machine's node and the registries")
 	run := c.RunE
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if !*skip {
 			files, ok := c.Flags().Lookup("filename").Value.(pflag.SliceValue)
 			if !ok {
-				return errors.New("--filename is no list of files in this version of Istio")
+				return errors.New("--filename is not a list of files in this version of Istio")
 			}
 			if err := checkImages(c.Context(), available, files.GetSlice(), sets(c.Flags())); err != nil {
 				return err

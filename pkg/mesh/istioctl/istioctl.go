@@ -1,9 +1,10 @@
 // Package istioctl is Istio's own istioctl, linked into Polymesh.
 //
-// It is upstream's command tree (istio.io/istio/istioctl/cmd) with three differences: `istioctl profile list` and `profile
-// dump`, which upstream removed and many guides use, the values that Polymesh's images need below the user's own in
-// `install`, `upgrade` and `manifest generate`, and an error where upstream waits for a cluster that does not answer. Hub and tag default to the shipped images by Istio's own mechanism, the
-// version that the build stamps. pkg/command calls Run for `polymesh istioctl` and for a link named istioctl.
+// It is upstream's command tree (istio.io/istio/istioctl/cmd) with three differences: it adds `istioctl profile list` and
+// `profile dump`, which upstream removed and many guides use; in `install`, `upgrade` and `manifest generate` it applies
+// the values that Polymesh's images need, below the user's own; and it fails where upstream waits for an unreachable
+// cluster. Hub and tag default to the shipped images by Istio's own mechanism, the version stamped at build time.
+// pkg/command calls Run for `polymesh istioctl` and for a link named istioctl.
 package istioctl
 
 import (
@@ -20,8 +21,8 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/install"
 )
 
-// Run does what upstream's main does (istioctl/cmd/istioctl) and returns the exit code. The kubeconfig is upstream's
-// business: --kubeconfig, then KUBECONFIG. available is asked for every image of an installation.
+// Run does what upstream's main does (istioctl/cmd/istioctl) and returns the exit code. Upstream's code selects the
+// kubeconfig: --kubeconfig, then KUBECONFIG. available is called for every image of an installation.
 func Run(args []string, available Available) int {
 	if err := cmd.ConfigAndEnvProcessing(); err != nil {
 		fmt.Fprintf(os.Stderr, "Could not initialize: %v\n", err)
@@ -38,7 +39,7 @@ func Run(args []string, available Available) int {
 // NewCommand returns the istioctl command for the given arguments.
 func NewCommand(args []string, available Available) *cobra.Command {
 	root := cmd.GetRootCmd(args)
-	// Upstream takes over the flags of Go's own flag package. In this program they are the kubelet's: they mean nothing
+	// Upstream adds the flags of Go's flag package. In this program they are the kubelet's and have no meaning
 	// here.
 	flag.CommandLine.VisitAll(func(f *flag.Flag) {
 		if known := root.PersistentFlags().Lookup(f.Name); known != nil {
@@ -49,7 +50,7 @@ func NewCommand(args []string, available Available) *cobra.Command {
 	for _, path := range [][]string{{"install"}, {"upgrade"}, {"manifest", "generate"}} {
 		c, rest, err := root.Find(path)
 		if err != nil || len(rest) > 0 {
-			// Upstream moved a command: the tests of this package find that before a user does.
+			// Upstream moved a command. The tests of this package catch this before a release.
 			continue
 		}
 		if path[0] != "manifest" {
@@ -62,13 +63,13 @@ func NewCommand(args []string, available Available) *cobra.Command {
 	return root
 }
 
-// underlay puts our values in front of the files that the user gave, so that every file and --set of the user wins.
+// underlay puts our values before the files that the user gave, so that every file and --set of the user overrides them.
 func underlay(c *cobra.Command, images install.Images) {
 	run := c.RunE
 	c.RunE = func(c *cobra.Command, args []string) error {
 		files, ok := c.Flags().Lookup("filename").Value.(pflag.SliceValue)
 		if !ok {
-			return fmt.Errorf("istioctl %s: --filename is no list of files in this version of Istio", c.Name())
+			return fmt.Errorf("istioctl %s: --filename is not a list of files in this version of Istio", c.Name())
 		}
 		names, done, err := install.Input(images, files.GetSlice(), sets(c.Flags()), c.InOrStdin())
 		if err != nil {
@@ -82,7 +83,7 @@ func underlay(c *cobra.Command, images install.Images) {
 	}
 }
 
-// sets returns the --set flags and those that upstream makes of other flags (operator/cmd/mesh, applyFlagAliases).
+// sets returns the --set flags, including those that upstream derives from other flags (operator/cmd/mesh, applyFlagAliases).
 func sets(flags *pflag.FlagSet) []string {
 	var out []string
 	if f := flags.Lookup("set"); f != nil {

@@ -18,13 +18,13 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// TestMain gives the tests the stamps that the build gives the program.
+// TestMain sets the version stamps that the build sets in the program.
 func TestMain(m *testing.M) {
 	version.DockerInfo.Hub, version.DockerInfo.Tag = "registry.example/istio", "1.31.0-test"
 	os.Exit(m.Run())
 }
 
-// ours has the images that the file has.
+// ours reports the images of this build as available.
 func ours(_ context.Context, image string) error {
 	if slices.Contains([]string{"registry.example/istio/pilot:1.31.0-test", "registry.example/istio/proxyv2:1.31.0-test"}, image) {
 		return nil
@@ -91,7 +91,7 @@ func TestProfile(t *testing.T) {
 	}
 }
 
-// What `profile dump` prints is a file for `install -f`.
+// The output of `profile dump` is valid input for `install -f`.
 func TestDumpIsInput(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "demo.yaml")
 	out, err := run(t, "profile", "dump", "demo")
@@ -145,7 +145,7 @@ func TestManifestGenerate(t *testing.T) {
 	}
 }
 
-// The commands that the guide uses are all there, and those with our values still have the flag they go through.
+// All commands used in the guide exist, and those with our values still have the flag that is used for them.
 func TestCommands(t *testing.T) {
 	root := NewCommand(nil, ours)
 	for _, path := range []string{
@@ -155,9 +155,9 @@ func TestCommands(t *testing.T) {
 	} {
 		c, rest, err := root.Find(strings.Fields(path))
 		if err != nil || len(rest) > 0 {
-			t.Errorf("istioctl %s is not there: %v", path, err)
+			t.Errorf("istioctl %s does not exist: %v", path, err)
 		} else if slices.Contains([]string{"install", "upgrade", "manifest generate"}, path) && lookup(c, "filename") != "stringSlice" {
-			t.Errorf("istioctl %s has no list --filename", path)
+			t.Errorf("istioctl %s has no list flag --filename", path)
 		}
 	}
 }
@@ -172,7 +172,7 @@ func lookup(c *cobra.Command, flag string) string {
 	return ""
 }
 
-// An installation is refused with all the images that it lacks.
+// An installation is refused with a list of all missing images.
 func TestMissingImages(t *testing.T) {
 	for name, c := range map[string]struct{ sets, missing []string }{
 		"ours":            {nil, nil},
@@ -194,7 +194,7 @@ func TestMissingImages(t *testing.T) {
 				return
 			}
 			if err == nil {
-				t.Fatal("it is not refused")
+				t.Fatal("the installation is not refused")
 			}
 			for _, image := range c.missing {
 				if !strings.Contains(err.Error(), image+": this file does not have it\n") {

@@ -18,7 +18,7 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/install"
 )
 
-// newProfileCommand brings back `istioctl profile`, as Istio had it up to 1.23: names, flags and output.
+// newProfileCommand restores `istioctl profile` as Istio had it up to 1.23: names, flags and output.
 func newProfileCommand(images install.Images) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "profile",
@@ -126,7 +126,7 @@ func manifestsFlag(c *cobra.Command, dir *string) {
 		"(e.g. ~/Downloads/istio-1.31.0/manifests).")
 }
 
-// profiles lists the profiles in dir, or those compiled into Istio's module.
+// profiles lists the profiles in dir, or those embedded in Istio's module.
 func profiles(dir string) ([]string, error) {
 	entries, err := fs.ReadDir(manifests.BuiltinOrDir(dir), "profiles")
 	if err != nil {
@@ -142,8 +142,8 @@ func profiles(dir string) ([]string, error) {
 	return names, nil
 }
 
-// dump returns the settings of an installation: the profile and what lies over it, and below it the values that the
-// charts themselves have under the profile's name (in the charts: files/profile-<name>.yaml, zzz_profile.yaml).
+// dump returns the settings of an installation: the values of the charts for the profile (in the charts:
+// files/profile-<name>.yaml, zzz_profile.yaml), overlaid by the profile and its overrides.
 func dump(dir string, files, sets []string) (values.Map, error) {
 	merged, err := render.MergeInputs(files, sets, nil)
 	if err != nil {
@@ -156,7 +156,7 @@ func dump(dir string, files, sets []string) (values.Map, error) {
 	if name == "" {
 		return merged, nil
 	}
-	// Every chart holds the same copy.
+	// All charts hold the same copy.
 	content, err := fs.ReadFile(manifests.BuiltinOrDir(dir), path.Join("charts/istio-control/istio-discovery/files", "profile-"+name+".yaml"))
 	if err != nil {
 		return nil, fmt.Errorf("read the charts' profile %s: %w", name, err)

@@ -1,5 +1,5 @@
-// Package istiod reaches into Istio's control plane where Istio has no way in: at fields that it does not export (Field), and at
-// its answer to `istioctl proxy-status`, which can stop a proxy's pushes for good (KeepStatusApart).
+// Package istiod accesses parts of Istio's control plane that Istio does not expose: unexported fields (Field), and
+// the response to `istioctl proxy-status`, which can block a proxy's pushes permanently (KeepStatusApart).
 //
 // cmd/pilot-discovery and pkg/mesh/certify call it, between bootstrap.NewServer and Start.
 package istiod
@@ -9,8 +9,8 @@ import (
 	"reflect"
 )
 
-// Field is a struct's field of this name and type, which has a value. The name, the type and the value are checked, so that an Istio that has
-// changed ends istiod at its start, and the build's tests.
+// Field returns the struct field with this name and type. Name, type and presence of a value are checked, so that an incompatible Istio
+// fails at startup, and in the build's tests.
 func Field[T any](of reflect.Value, name string) (*T, error) {
 	field, err := fieldOf[T](of, name)
 	if err == nil && reflect.ValueOf(field).Elem().IsZero() {
@@ -19,7 +19,7 @@ func Field[T any](of reflect.Value, name string) (*T, error) {
 	return field, err
 }
 
-// fieldOf is Field, of which the value may be missing.
+// fieldOf is Field for a field whose value may be missing.
 func fieldOf[T any](of reflect.Value, name string) (*T, error) {
 	field := of.FieldByName(name)
 	if !field.IsValid() || field.Type() != reflect.TypeFor[T]() {

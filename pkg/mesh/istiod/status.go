@@ -9,19 +9,19 @@ import (
 	istioxds "istio.io/istio/pkg/xds"
 )
 
-// statusKey is where istiod has the generator for `istioctl proxy-status` and its like
+// statusKey is the key of istiod's generator for `istioctl proxy-status` and similar requests
 // (istio.io/istio/pilot/pkg/bootstrap/discovery.go, InitGenerators).
 const statusKey = "event"
 
-// KeepStatusApart answers `istioctl proxy-status` from copies of what is asked for.
+// KeepStatusApart makes istiod answer `istioctl proxy-status` from copies of the proxies.
 //
-// Istio's own answer (istio.io/istio/pilot/pkg/xds/statusgen.go, debugSyncz) holds the lock of a proxy for reading while it takes the
-// same lock for reading once more. A push that wants to write in between waits for the first and keeps the second waiting
-// (sync.RWMutex), so that neither ever ends, and this proxy gets no configuration until istiod is restarted.
+// Istio's own handler (istio.io/istio/pilot/pkg/xds/statusgen.go, debugSyncz) acquires a proxy's read lock twice, nested. If a
+// push requests the write lock in between, it waits for the first read lock and blocks the second (sync.RWMutex). This is a
+// deadlock: the proxy gets no configuration until istiod is restarted.
 func KeepStatusApart(server *xds.DiscoveryServer) error {
 	own, ok := server.Generators[statusKey].(*xds.StatusGen)
 	if !ok {
-		return fmt.Errorf("the generator for the status of proxies is a %T, and not Istio's", server.Generators[statusKey])
+		return fmt.Errorf("the generator for proxy status is a %T, not Istio's", server.Generators[statusKey])
 	}
 	if _, err := copyOf(server); err != nil {
 		return err
@@ -52,7 +52,7 @@ func (g *statusGenerator) GenerateDeltas(proxy *model.Proxy, req *model.PushRequ
 	return status.GenerateDeltas(proxy, req, w)
 }
 
-// apart is Istio's generator, for the status of all proxies on copies of them.
+// apart returns Istio's generator, working on copies of all proxies.
 func (g *statusGenerator) apart(w *model.WatchedResource) (*xds.StatusGen, error) {
 	if w.TypeUrl != xds.TypeDebugSyncronization {
 		return g.StatusGen, nil
@@ -64,8 +64,8 @@ func (g *statusGenerator) apart(w *model.WatchedResource) (*xds.StatusGen, error
 	return &xds.StatusGen{Server: server}, nil
 }
 
-// copyOf is a server with the proxies of another, as far as their status needs it. Each proxy's lock is taken once, and
-// the copies have locks of their own.
+// copyOf returns a server with copies of another's proxies, as far as their status needs it. Each proxy's lock is acquired once, and
+// the copies have their own locks.
 func copyOf(server *xds.DiscoveryServer) (*xds.DiscoveryServer, error) {
 	out := &xds.DiscoveryServer{Env: server.Env}
 	clients, err := fieldOf[map[string]*xds.Connection](reflect.ValueOf(out).Elem(), "adsClients")
@@ -89,7 +89,7 @@ func copyOf(server *xds.DiscoveryServer) (*xds.DiscoveryServer, error) {
 		if err != nil {
 			return nil, err
 		}
-		// These are set before a connection counts as initialized, and stay.
+		// These are set before a connection counts as initialized, and never change.
 		*of = &model.Proxy{
 			ID: proxy.ID, Type: proxy.Type, ConfigNamespace: proxy.ConfigNamespace, Metadata: proxy.Metadata, WatchedResources: watched,
 		}

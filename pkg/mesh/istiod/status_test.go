@@ -14,7 +14,7 @@ import (
 	istioxds "istio.io/istio/pkg/xds"
 )
 
-// syncz asks a generator for the status of all proxies.
+// syncz requests the status of all proxies from a generator.
 func syncz(t *testing.T, g model.XdsResourceGenerator) model.Resources {
 	t.Helper()
 	asker := &model.Proxy{Metadata: &model.NodeMetadata{}, VerifiedIdentity: &spiffe.Identity{Namespace: "istio-system"}}
@@ -25,7 +25,7 @@ func syncz(t *testing.T, g model.XdsResourceGenerator) model.Resources {
 	return resources
 }
 
-// connected is istiod's server with a sidecar that has its clusters.
+// connected returns istiod's server with a sidecar that has received its clusters.
 func connected(t *testing.T) (*xds.DiscoveryServer, *model.Proxy) {
 	t.Helper()
 	server := &xds.DiscoveryServer{Env: model.NewEnvironment()}
@@ -51,7 +51,7 @@ func connected(t *testing.T) (*xds.DiscoveryServer, *model.Proxy) {
 	return server, proxy
 }
 
-// What is said of the proxies is what Istio says.
+// The status of the proxies is the same as Istio's.
 func TestStatus(t *testing.T) {
 	s, _ := connected(t)
 	own := s.Generators[statusKey]
@@ -64,11 +64,11 @@ func TestStatus(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	if err := KeepStatusApart(s); err == nil {
-		t.Error("a generator that is not Istio's is taken")
+		t.Error("a generator that is not Istio's is accepted")
 	}
 }
 
-// Pushes write to a proxy while its status is asked for. With Istio's own answer, this test does not end: it stands within the first
+// Pushes write to a proxy while its status is requested. With Istio's own handler, this test deadlocks within the first
 // thousands of rounds, with a writer between two readers.
 func TestStatusBesidePushes(t *testing.T) {
 	s, proxy := connected(t)
@@ -101,6 +101,6 @@ func TestStatusBesidePushes(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(2 * time.Minute):
-		t.Fatal("the status and a push wait for each other")
+		t.Fatal("the status request and a push are deadlocked")
 	}
 }

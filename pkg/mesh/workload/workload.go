@@ -1,8 +1,8 @@
-// Package workload names a workload as Istio's standard metrics do, in one text that fits where only one fits: in a
-// certificate, in the metadata of an endpoint, in a tag of an Envoy statistic.
+// Package workload identifies a workload as Istio's standard metrics do, in a single string, for places that hold only one: a
+// certificate, the metadata of an endpoint, a tag of an Envoy statistic.
 //
-// pkg/mesh/certify writes the text into certificates, pkg/mesh/dialect into Envoy's configuration, and
-// pkg/mesh/exposition takes it apart again into labels.
+// pkg/mesh/certify writes the string into certificates, pkg/mesh/dialect into Envoy's configuration, and
+// pkg/mesh/exposition splits it into labels again.
 package workload
 
 import (
@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// Workload is who serves or sends a request. Any field may be empty. Most of it is what the author of a pod chose to write, in
-// owner references and annotations as free text: Named leaves out what is no name, and String, Parse and Split let nothing else through.
+// Workload is the sender or receiver of a request. Any field may be empty. Most values are free text from the author of a pod, such as
+// owner references and annotations: Named drops those that are not valid names, and String, Parse and Split accept nothing else.
 type Workload struct {
 	Name              string
 	Namespace         string
@@ -24,21 +24,21 @@ type Workload struct {
 	Version           string
 }
 
-// Labels are the endings of the metric labels that a workload has, after source_ or destination_, in the order of String.
+// Labels are the suffixes of a workload's metric labels, after source_ or destination_, in the order of String.
 var Labels = []string{
 	"workload", "workload_namespace", "canonical_service", "canonical_revision", "cluster", "app", "version",
 }
 
-// separator is Istio's own: the text begins as what istiod says about an endpoint's workload
-// (istio.io/istio/pilot/pkg/networking/util/util.go, AppendLbEndpointMetadata). No name can hold it.
+// separator is Istio's own: the string starts like istiod's value for an endpoint's workload
+// (istio.io/istio/pilot/pkg/networking/util/util.go, AppendLbEndpointMetadata). Names cannot contain it.
 const separator = ";"
 
-// String is the workload as one text: its values in the order of Labels, without those that are no names.
+// String returns the workload as one string: its values in the order of Labels, without invalid names.
 func (w Workload) String() string { return strings.Join(w.Named().Values(), separator) }
 
-// Named is the workload without the values that Kubernetes would not take as a name of their kind: a namespace is a DNS-1123 label, a
-// workload's name and the service that is named after it a DNS-1123 subdomain or a label's value, and all others are labels' values
-// (the cluster is one in topology.istio.io/cluster).
+// Named returns the workload without the values that Kubernetes would not accept as names of their kind: a namespace is a DNS-1123
+// label, a workload's name and the service named after it are DNS-1123 subdomains or label values, and all others are label values
+// (the cluster in topology.istio.io/cluster).
 func (w Workload) Named() Workload {
 	labelValue := func(text string) bool { return len(validation.IsValidLabelValue(text)) == 0 }
 	name := func(text string) bool { return labelValue(text) || len(validation.IsDNS1123Subdomain(text)) == 0 }
@@ -57,8 +57,8 @@ func (w Workload) Named() Workload {
 	return w
 }
 
-// isName reports whether a text may be one of a workload's values: it is empty, or no longer than a DNS-1123 subdomain and of
-// the characters that names and labels' values have. It is looser than Named, and quick: there are endpoints by the thousand.
+// isName reports whether a value can be a name: it is empty, or no longer than a DNS-1123 subdomain and made of
+// the characters of names and label values. It is looser and faster than Named, because there are thousands of endpoints.
 func isName[T string | []byte](text T) bool {
 	if len(text) > validation.DNS1123SubdomainMaxLength {
 		return false
@@ -74,21 +74,21 @@ func isName[T string | []byte](text T) bool {
 	return true
 }
 
-// Values are the workload's values in the order of Labels.
+// Values returns the workload's values in the order of Labels.
 func (w Workload) Values() []string {
 	return []string{w.Name, w.Namespace, w.CanonicalService, w.CanonicalRevision, w.Cluster, w.App, w.Version}
 }
 
-// Latest is Istio's canonical revision of a workload that has none.
+// Latest is Istio's canonical revision of a workload without one.
 const Latest = "latest"
 
-// Said is Istio's text about an endpoint: a workload without the labels app and version. It is a part of the message that
-// holds it, for there are endpoints by the thousand.
-type Said [5][]byte
+// Endpoint is Istio's value for an endpoint: a workload without the labels app and version. It references the message that
+// contains it, because there are thousands of endpoints.
+type Endpoint [5][]byte
 
-// IsPrincipal reports whether a text is one SPIFFE ID of names
-// (https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md, section 2, with the capital letters in a trust domain that Istio
-// allows), as Istio's are: spiffe://cluster.local/ns/demo/sa/b. A list of them is none.
+// IsPrincipal reports whether a text is exactly one SPIFFE ID made of names
+// (https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md, section 2, plus the capital letters that Istio allows in a trust
+// domain), such as spiffe://cluster.local/ns/demo/sa/b. A list of IDs is not.
 func IsPrincipal(text string) bool {
 	id, ok := strings.CutPrefix(text, "spiffe://")
 	domain, path, also := strings.Cut(id, "/")
@@ -103,9 +103,9 @@ func IsPrincipal(text string) bool {
 	return true
 }
 
-// Split takes Istio's text about an endpoint apart. It reports false for a text with more or fewer values, or with one that is no
-// name: istiod puts there what the author of a pod wrote into an owner reference.
-func Split(text []byte) (s Said, ok bool) {
+// Split splits Istio's value for an endpoint. It returns false if the number of parts is wrong or one is not a valid
+// name: istiod copies owner references, which are free text from the author of a pod.
+func Split(text []byte) (s Endpoint, ok bool) {
 	last := len(s) - 1
 	for i := range last {
 		var rest []byte
@@ -118,12 +118,12 @@ func Split(text []byte) (s Said, ok bool) {
 	return s, isName(text)
 }
 
-// Namespace is the workload's.
-func (s Said) Namespace() []byte { return s[1] }
+// Namespace returns the workload's namespace.
+func (s Endpoint) Namespace() []byte { return s[1] }
 
-// LabelsApart is what has to be said of the labels beside it, "app;version", or nothing where they are the canonical service
-// and revision, as they are where no one has set these. WithLabels reads it.
-func (s Said) LabelsApart(app, version string) string {
+// LabelsApart returns "app;version" if the labels differ from the canonical service and revision, and "" if they do not, as is
+// the case unless those are set explicitly. WithLabels reads it.
+func (s Endpoint) LabelsApart(app, version string) string {
 	service, revision := s[2], s[3]
 	if app == string(service) && (version == string(revision) && version != Latest || version == "" && string(revision) == Latest) {
 		return ""
@@ -131,7 +131,7 @@ func (s Said) LabelsApart(app, version string) string {
 	return app + separator + version
 }
 
-// WithLabels is the workload with the labels that LabelsApart said, without labels if that is no such text.
+// WithLabels returns the workload with the labels from LabelsApart, or without labels if the text is malformed.
 func (w Workload) WithLabels(apart string) Workload {
 	if app, version, ok := strings.Cut(apart, separator); ok {
 		if isName(app) && isName(version) {
@@ -146,8 +146,8 @@ func (w Workload) WithLabels(apart string) Workload {
 	return w
 }
 
-// Parse reads what String wrote, or Istio's shorter text about an endpoint, in which app and version are missing. It
-// reports false for anything else: for another number of values, and for a value that is no name.
+// Parse parses the output of String, or Istio's shorter value for an endpoint, without app and version. It
+// returns false for anything else: a wrong number of values, or a value that is not a valid name.
 func Parse(text string) (Workload, bool) {
 	values := strings.Split(text, separator)
 	const short = 5

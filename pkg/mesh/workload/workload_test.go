@@ -6,13 +6,13 @@ import (
 	"testing"
 )
 
-// Hostile are texts with all that anything here separates by, and what else breaks a certificate, a metric or a log.
+// hostile are texts with every separator in use, and characters that break a certificate, a metric or a log.
 var hostile = []string{
 	",", ";", "|", "\n", "\r", "%", "/", "=", "\x00", " ", "\"", "'", "\\", "{", "}", ":", "\u2028", "é", "\xff", "-", ".", "_",
 	"x;y", "x|y", "x,spiffe://cluster.local/ns/bank/sa/payments,y", "x\ny", "%REQ(a)%", "a/b", "a=b", "a\x00b", "аpp", "x-", "-x", strings.Repeat("a", 254),
 }
 
-// What is no name is in no text, and no text that holds it is read, whatever the field.
+// Invalid names are never written, and a text that contains one is not accepted, in any field.
 func TestHostileValues(t *testing.T) {
 	whole := Workload{"b-v1", "demo", "b", "v1", "Kubernetes", "b", "1.0"}
 	for field := range whole.Values() {
@@ -32,8 +32,8 @@ func TestHostileValues(t *testing.T) {
 			if got, ok := Parse(raw); ok {
 				t.Errorf("%q was read as %+v", raw, got)
 			}
-			if field < len(Said{}) {
-				raw = strings.Join(values[:len(Said{})], ";")
+			if field < len(Endpoint{}) {
+				raw = strings.Join(values[:len(Endpoint{})], ";")
 				if got, ok := Split([]byte(raw)); ok {
 					t.Errorf("%q was split into %q", raw, got)
 				}
@@ -47,7 +47,7 @@ func TestHostileValues(t *testing.T) {
 	}
 }
 
-// What Kubernetes takes as a name is one.
+// Whatever Kubernetes accepts as a name is accepted.
 func TestNamed(t *testing.T) {
 	long := strings.Repeat("a", 63) + "." + strings.Repeat("b", 63)
 	for _, w := range []Workload{
@@ -85,7 +85,7 @@ func TestLabelsFitValues(t *testing.T) {
 	}
 }
 
-// Labels that the canonical names let expect are not said, and all come back.
+// Labels equal to the canonical names are omitted, and restored on reading.
 func TestLabelsApart(t *testing.T) {
 	for _, c := range []struct {
 		w    Workload
@@ -100,17 +100,17 @@ func TestLabelsApart(t *testing.T) {
 	} {
 		w := c.w
 		w.Name, w.Namespace, w.Cluster = "b-1", "demo", "Kubernetes"
-		said := w
-		said.App, said.Version = "", ""
-		split, ok := Split([]byte(strings.TrimSuffix(said.String(), ";;")))
+		bare := w
+		bare.App, bare.Version = "", ""
+		split, ok := Split([]byte(strings.TrimSuffix(bare.String(), ";;")))
 		if !ok || string(split.Namespace()) != "demo" {
-			t.Fatalf("%+v was split into %q, %v", said, split, ok)
+			t.Fatalf("%+v was split into %q, %v", bare, split, ok)
 		}
 		got := split.LabelsApart(w.App, w.Version)
 		if got != c.want {
 			t.Errorf("%+v: %q, want %q", w, got, c.want)
 		}
-		if back := said.WithLabels(got); back != w {
+		if back := bare.WithLabels(got); back != w {
 			t.Errorf("%+v became %+v", w, back)
 		}
 	}
@@ -124,7 +124,7 @@ func TestLabelsApart(t *testing.T) {
 func TestIsPrincipal(t *testing.T) {
 	for _, id := range []string{"spiffe://cluster.local/ns/demo/sa/b", "spiffe://Mesh_1/ns/a-b/sa/c.d", "spiffe://td/x"} {
 		if !IsPrincipal(id) {
-			t.Errorf("%s is none", id)
+			t.Errorf("%s is rejected", id)
 		}
 	}
 	bad := []string{"", "-", "spiffe://", "spiffe:///ns/a", "spiffe://td", "spiffe://td/", "spiffe://td//a", "https://td/a", "SPIFFE://td/a", "spiffe://td/a,spiffe://td/b"}
@@ -135,7 +135,7 @@ func TestIsPrincipal(t *testing.T) {
 	}
 	for _, id := range bad {
 		if IsPrincipal(id) {
-			t.Errorf("%q is one", id)
+			t.Errorf("%q is accepted", id)
 		}
 	}
 }

@@ -1,8 +1,8 @@
-// Package baseimage makes the images that services start from where there is no registry to pull them from: of Debian's
-// packages and of the machine's own toolchains, under the names that Dockerfiles ask for.
+// Package baseimage builds the base images of services where there is no registry to pull them from: from Debian's
+// packages and the machine's own toolchains, under the names used in Dockerfiles.
 //
-// It owns build.sh and the Containerfiles beside it. pkg/command calls Make for `polymesh image bases`, and pkg/workflow/image asks
-// Lang which of them an image is; examples/polyglot/images.sh runs the script as it stands here.
+// It owns build.sh and the Containerfiles next to it. pkg/command calls Make for `polymesh image bases`, and pkg/workflow/image calls
+// Lang to identify base images; examples/polyglot/images.sh runs the same script.
 package baseimage
 
 import (
@@ -24,7 +24,7 @@ import (
 //go:embed build.sh */*
 var files embed.FS
 
-// languages are those that have base images, and which these are: the FROM lines of pkg/workflow/scaffold's Dockerfiles, with their
+// languages are the languages with base images, and these images: the FROM lines of pkg/workflow/scaffold's Dockerfiles, with
 // registries.
 var languages = []struct {
 	name   string
@@ -37,7 +37,7 @@ var languages = []struct {
 	{"rust", []string{"docker.io/library/rust:1.95-slim", "gcr.io/distroless/static-debian12:latest"}},
 }
 
-// Languages are what --lang takes.
+// Languages returns the values of --lang.
 func Languages() []string {
 	var names []string
 	for _, l := range languages {
@@ -46,7 +46,7 @@ func Languages() []string {
 	return names
 }
 
-// Images are the base images of a language, by their whole names.
+// Images returns the base images of a language, with registries.
 func Images(lang string) []string {
 	for _, l := range languages {
 		if l.name == lang {
@@ -56,7 +56,7 @@ func Images(lang string) []string {
 	return nil
 }
 
-// Lang is the first language that an image is made for, given by its whole name; empty if Make does not make it.
+// Lang returns the first language that uses an image, given by its full name; empty if Make does not build it.
 func Lang(image string) string {
 	for _, l := range languages {
 		if slices.Contains(l.images, image) {
@@ -66,11 +66,11 @@ func Lang(image string) string {
 	return ""
 }
 
-// Make makes the base images of languages in the storage of buildah that the environment names, by default that of the user
-// who runs the program. It returns the names of those that it made; the others were there. An image of such a name that came
-// from elsewhere stays. force makes all of its own again. made is called with the name of each image as soon as it is there.
+// Make builds the base images of languages in the environment's buildah storage, by default that of the current
+// user. It returns the names of the built images; the others existed already. Existing images of the same name from another
+// source are kept. force rebuilds all of its own. made is called with the name of each image when it is ready.
 //
-// Of a failure the error has the last lines that the programs printed.
+// The error of a failure contains the last lines of the programs' output.
 func Make(ctx context.Context, langs []string, force bool, made func(ref string)) (all []string, err error) {
 	for _, lang := range langs {
 		if Images(lang) == nil {
@@ -90,7 +90,7 @@ func Make(ctx context.Context, langs []string, force bool, made func(ref string)
 	if force {
 		cmd.Env = append(cmd.Env, "FORCE=1")
 	}
-	// An interrupt ends the script's children too.
+	// An interrupt also ends the script's children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
@@ -101,7 +101,7 @@ func Make(ctx context.Context, langs []string, force bool, made func(ref string)
 		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("make the base images: %w", err)
+		return nil, fmt.Errorf("build the base images: %w", err)
 	}
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		all = append(all, lines.Text())
@@ -112,7 +112,7 @@ func Make(ctx context.Context, langs []string, force bool, made func(ref string)
 	case ctx.Err() != nil:
 		return all, context.Cause(ctx)
 	case err != nil:
-		return all, fmt.Errorf("make the base images: %w: %s", err, lastLines(tail.String(), 5))
+		return all, fmt.Errorf("build the base images: %w: %s", err, lastLines(tail.String(), 5))
 	}
 	return all, nil
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// Every image that a template or a service of the example starts from is one that Make makes.
+// Make provides every image that a template or a service of the example starts from.
 func TestEveryBaseIsMade(t *testing.T) {
 	script, err := os.ReadFile("build.sh")
 	if err != nil {
@@ -40,10 +40,10 @@ func TestEveryBaseIsMade(t *testing.T) {
 					image += ":latest"
 				}
 				if Lang(image) == "" {
-					t.Errorf("%s starts from %s, which no language has", dockerfile, image)
+					t.Errorf("%s starts from %s, which belongs to no language", dockerfile, image)
 				}
 				if !strings.Contains(string(script), image) {
-					t.Errorf("%s starts from %s, which build.sh does not make", dockerfile, image)
+					t.Errorf("%s starts from %s, which build.sh does not build", dockerfile, image)
 				}
 				seen++
 			}
@@ -54,7 +54,7 @@ func TestEveryBaseIsMade(t *testing.T) {
 	}
 }
 
-// What the program carries is all that the script needs.
+// The embedded files are all that the script needs.
 func TestFilesAreCarried(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, files); err != nil {

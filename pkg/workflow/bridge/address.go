@@ -10,19 +10,19 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// ownRange is a range of addresses that an instance outside has no reason to be at.
+// ownRange is a range of addresses that instances outside the cluster should not have.
 type ownRange struct {
 	netip.Prefix
 	what string
 }
 
-// linkLocal holds the metadata services of clouds (169.254.169.254), which give out credentials.
+// linkLocal contains the metadata services of clouds (169.254.169.254), which hand out credentials.
 var linkLocal = []ownRange{
 	{netip.MustParsePrefix("169.254.0.0/16"), "a link-local address"},
 	{netip.MustParsePrefix("fe80::/10"), "a link-local address"},
 }
 
-// ownRanges are the addresses of the cluster itself: of its nodes, pods and Services, the API server's among them.
+// ownRanges returns the addresses of the cluster itself: of nodes, pods and Services, including the API server's.
 func (c *cluster) ownRanges(ctx context.Context) ([]ownRange, error) {
 	var ranges []ownRange
 	add := func(what string, texts ...string) {
@@ -41,7 +41,7 @@ func (c *cluster) ownRanges(ctx context.Context) ([]ownRange, error) {
 	}
 	nodes, err := c.core.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("list the nodes, whose addresses no instance may have: %w", err)
+		return nil, fmt.Errorf("list the nodes, to exclude their addresses: %w", err)
 	}
 	for _, node := range nodes.Items {
 		add("a pod's address", node.Spec.PodCIDRs...)
@@ -59,12 +59,12 @@ func (c *cluster) ownRanges(ctx context.Context) ([]ownRange, error) {
 		return ranges, nil
 	}
 	if !apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("list the ServiceCIDRs, whose addresses no instance may have: %w", err)
+		return nil, fmt.Errorf("list the ServiceCIDRs, to exclude their addresses: %w", err)
 	}
-	// Before Kubernetes 1.33 only the addresses that are given out can be seen.
+	// Before Kubernetes 1.33 only the allocated addresses are visible.
 	services, err := c.core.CoreV1().Services("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("list the Services, whose addresses no instance may have: %w", err)
+		return nil, fmt.Errorf("list the Services, to exclude their addresses: %w", err)
 	}
 	for _, s := range services.Items {
 		for _, address := range s.Spec.ClusterIPs {
@@ -76,14 +76,14 @@ func (c *cluster) ownRanges(ctx context.Context) ([]ownRange, error) {
 	return ranges, nil
 }
 
-// refuse says why the mesh must not send requests to an address that a registry names, or nothing. Of the ranges that hold an
-// address the smallest counts, and of two alike the one that the user allows.
+// refuse returns why the mesh must not send requests to an address from a registry, or "". The smallest range that contains the
+// address decides; if two are equal, the one that the user allows.
 func (o Options) refuse(address netip.Addr, own []ownRange) string {
 	switch {
 	case address.IsLoopback() || address.IsUnspecified():
-		return fmt.Sprintf("%s means another machine to everyone: set eureka.instance.ip-address, spring.cloud.consul.discovery.ip-address, or their like", address)
+		return fmt.Sprintf("%s refers to a different machine for every caller: set eureka.instance.ip-address, spring.cloud.consul.discovery.ip-address, or the equivalent", address)
 	case address.IsMulticast() || address == netip.AddrFrom4([4]byte{255, 255, 255, 255}) || address.Zone() != "":
-		return fmt.Sprintf("%s is not the address of one machine", address)
+		return fmt.Sprintf("%s is not the address of a single machine", address)
 	}
 	allowed, denied, what := -1, -1, ""
 	for _, prefix := range o.Allow {
@@ -100,9 +100,9 @@ func (o Options) refuse(address netip.Addr, own []ownRange) string {
 	}
 	switch {
 	case denied > allowed:
-		return fmt.Sprintf("%s is %s: only --allow-cidr with a range as small as %s lets it in", address, what, netip.PrefixFrom(address, denied).Masked())
+		return fmt.Sprintf("%s is %s: to allow it, use --allow-cidr with a range no larger than %s", address, what, netip.PrefixFrom(address, denied).Masked())
 	case allowed < 0 && len(o.Allow) > 0:
-		return fmt.Sprintf("%s is in none of the ranges of --allow-cidr", address)
+		return fmt.Sprintf("%s is not in any range of --allow-cidr", address)
 	}
 	return ""
 }

@@ -1,11 +1,11 @@
-// Package bridge keeps a mesh and the service registry of an older system in step, both ways: what is registered outside
-// appears in the mesh as ServiceEntry and WorkloadEntry, and Services of the mesh that carry a label appear in the registry,
-// so that neither side's programs change. It can also take a name over: callers outside then see the mesh only, and a
-// VirtualService decides who answers, which is how a service is moved step by step.
+// Package bridge synchronizes a mesh with the service registry of an older system, in both directions: services registered outside
+// appear in the mesh as ServiceEntry and WorkloadEntry, and labeled Services of the mesh appear in the registry,
+// without changes to programs on either side. It can also take a name over: callers outside then only see the mesh, and a
+// VirtualService decides where requests go, so that a service can be moved step by step.
 //
 // It owns the objects with its labels in its namespace, its report in a ConfigMap there, and the instances in the registry
-// that bear its mark. It takes nothing away on the word of a registry that does not answer, or that has lost its memory.
-// pkg/command runs it; the packages below it speak to the registries.
+// that carry its mark. It removes nothing because a registry does not respond or has lost its data.
+// pkg/command runs it; the subpackages are clients of the registries.
 package bridge
 
 import (
@@ -26,31 +26,31 @@ import (
 
 // Options of a bridge.
 type Options struct {
-	// Name tells the bridges of a cluster apart: it is in the labels of their objects, and in the label that a Service of
-	// the mesh carries to be in the registry.
+	// Name distinguishes the bridges of a cluster: it is in the labels of their objects, and in the label that adds a Service of
+	// the mesh to the registry.
 	Name string
-	// Namespace is where the objects are. It is made if it is missing.
+	// Namespace is the namespace of the objects. It is created if it does not exist.
 	Namespace string
-	// Domain is what the mesh puts behind a service's name.
+	// Domain is the suffix of service names in the mesh.
 	Domain string
-	// Port is where the mesh's programs reach a service, whatever the ports of its instances are.
+	// Port is the port of services in the mesh, whatever the ports of their instances are.
 	Port int
-	// Interval is the time from one look at the registry to the next.
+	// Interval is the time between two reads of the registry.
 	Interval time.Duration
-	// StaleAfter is how long an instance may stay unheard of while others are heard; 0: forever.
+	// StaleAfter is how long an instance may miss heartbeats while others send them; 0 means forever.
 	StaleAfter time.Duration
-	// MaxLoss is how many percent of the instances in the mesh may vanish from the registry at once. If more do, none of
-	// them is taken away for the time of Guard.
+	// MaxLoss is the percentage of the instances in the mesh that may vanish from the registry at once. If more do, none of
+	// them is removed until Guard has passed.
 	MaxLoss int
 	Guard   time.Duration
-	// Allow are the ranges of addresses that instances may have; empty: all but link-local ones and the cluster's own. Of the
-	// ranges that hold an address the smallest counts, so those need a range as small as theirs.
+	// Allow are the ranges of permitted instance addresses; empty allows all but link-local ones and the cluster's own. The
+	// smallest range that contains an address decides, so those need a range no larger than theirs.
 	Allow []netip.Prefix
-	// Gateway is the Service through which callers outside reach the mesh.
+	// Gateway is the Service through which callers outside the cluster reach the mesh.
 	Gateway types.NamespacedName
-	// AdvertiseAddress, HOST or HOST:PORT, goes before the address that the gateway's Service has.
+	// AdvertiseAddress, HOST or HOST:PORT, overrides the address of the gateway's Service.
 	AdvertiseAddress string
-	// AdvertiseDomain makes the names by which callers outside call the mesh's services. Without it they use the address.
+	// AdvertiseDomain is the suffix of the host names for callers outside the cluster. Without it they use the address.
 	AdvertiseDomain string
 
 	Registry Registry
@@ -58,15 +58,15 @@ type Options struct {
 	Log      *slog.Logger
 }
 
-// check refuses what could not work, before anything is touched.
+// check rejects invalid options before anything is changed.
 func (o Options) check() error {
 	var bad []error
 	refuse := func(format string, args ...any) { bad = append(bad, fmt.Errorf(format, args...)) }
 	if len(validation.IsDNS1123Label(o.Name)) > 0 {
-		refuse("the bridge's name %q may have small letters, digits and - only", o.Name)
+		refuse("the bridge's name %q may only contain lowercase letters, digits and -", o.Name)
 	}
 	if len(validation.IsDNS1123Label(o.Namespace)) > 0 {
-		refuse("%q cannot be the name of a namespace", o.Namespace)
+		refuse("%q is not a valid namespace name", o.Namespace)
 	}
 	for _, domain := range []string{o.Domain, o.AdvertiseDomain} {
 		if domain != "" && len(validation.IsDNS1123Subdomain(domain)) > 0 {
@@ -74,10 +74,10 @@ func (o Options) check() error {
 		}
 	}
 	if o.Domain == "" {
-		refuse("the mesh's names need a domain")
+		refuse("a domain is required")
 	}
 	if strings.HasSuffix("."+o.Domain, ".cluster.local") {
-		refuse("the domain %s is Kubernetes' own, where Services have their names: take another one", o.Domain)
+		refuse("the domain %s is Kubernetes' own domain for Services: use another one", o.Domain)
 	}
 	if o.Port < 1 || o.Port > 65535 {
 		refuse("%d is not a port", o.Port)
@@ -86,10 +86,10 @@ func (o Options) check() error {
 		refuse("an interval of %s is too short", o.Interval)
 	}
 	if o.StaleAfter < 0 || o.Guard < 0 {
-		refuse("a time cannot be negative")
+		refuse("a duration cannot be negative")
 	}
 	if o.MaxLoss < 0 || o.MaxLoss > 100 {
-		refuse("%d is not a percentage: how many of the instances may vanish at once is between 0 and 100", o.MaxLoss)
+		refuse("%d is not a percentage: the maximum loss is between 0 and 100", o.MaxLoss)
 	}
 	if _, _, err := splitAddress(o.AdvertiseAddress); err != nil {
 		bad = append(bad, err)
@@ -101,26 +101,26 @@ func (o Options) check() error {
 type Bridge struct {
 	Options
 	cluster *cluster
-	// owner is how the registry remembers who has put an instance there. It names this cluster too.
+	// owner marks this bridge's instances in the registry. It also identifies the cluster.
 	owner string
-	// advertised is what the registry was told by this process, and when.
-	advertised map[string]told
-	// last is the report that was written last.
+	// advertised is what this process has registered, and when.
+	advertised map[string]registered
+	// last is the last report written.
 	last  Report
 	saved time.Time
 }
 
-type told struct {
+type registered struct {
 	advert Advert
 	at     time.Time
 }
 
-// New checks the options, and reaches the cluster.
+// New checks the options and connects to the cluster.
 func New(ctx context.Context, o Options) (*Bridge, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	b := &Bridge{Options: o, advertised: make(map[string]told)}
+	b := &Bridge{Options: o, advertised: make(map[string]registered)}
 	var err error
 	if b.cluster, err = connect(ctx, o); err != nil {
 		return nil, err
@@ -132,9 +132,9 @@ func New(ctx context.Context, o Options) (*Bridge, error) {
 	return b, nil
 }
 
-// Run keeps both sides in step until ctx ends. What is there stays then: a bridge that is started again goes on with it.
+// Run keeps both sides in sync until ctx ends. Everything it created stays: a restarted bridge continues with it.
 func (b *Bridge) Run(ctx context.Context) error {
-	b.Log.Info("bridge runs", "registry", b.Registry.String(), "namespace", b.Namespace, "domain", b.Domain)
+	b.Log.Info("bridge is running", "registry", b.Registry.String(), "namespace", b.Namespace, "domain", b.Domain)
 	tick := time.NewTicker(b.Interval)
 	defer tick.Stop()
 	for {
@@ -142,9 +142,9 @@ func (b *Bridge) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		b.say(report)
+		b.logChanges(report)
 		if err := b.save(ctx, report); err != nil && ctx.Err() == nil {
-			b.Log.Error("the report cannot be written", "err", err)
+			b.Log.Error("cannot write the report", "err", err)
 		}
 		b.last = report
 		select {
@@ -155,10 +155,10 @@ func (b *Bridge) Run(ctx context.Context) error {
 	}
 }
 
-// pass looks at both sides once, and brings them in step.
+// pass reads both sides once, and syncs them.
 func (b *Bridge) pass(ctx context.Context, now time.Time) Report {
 	report := b.last.next(b.Options, now)
-	// A registry that hangs must not keep the bridge from its next pass.
+	// Limit the time of a pass, so that a hanging registry does not block the next one.
 	ctx, cancel := context.WithTimeout(ctx, max(b.Interval, 30*time.Second))
 	defer cancel()
 	services, err := b.Registry.Services(ctx)
@@ -167,9 +167,9 @@ func (b *Bridge) pass(ctx context.Context, now time.Time) Report {
 		return report
 	}
 	report.Answered = now
-	v, err := b.cluster.look(ctx, b.Options)
+	v, err := b.cluster.read(ctx, b.Options)
 	if err != nil {
-		report.Error = fmt.Sprintf("the cluster cannot be read: %v", err)
+		report.Error = fmt.Sprintf("cannot read the cluster: %v", err)
 		return report
 	}
 	p := b.plan(services, v, b.owner, now, b.last)
@@ -180,8 +180,8 @@ func (b *Bridge) pass(ctx context.Context, now time.Time) Report {
 	return report
 }
 
-// carryOut does what the plan says, in an order in which no caller on either side is left without anybody to call: first what
-// is new, then who is hidden, and at the end who goes.
+// carryOut applies the plan, in an order in which callers on both sides always have an instance to call: first additions, then
+// hiding, then removals.
 func (b *Bridge) carryOut(ctx context.Context, p plan, now time.Time) error {
 	var failures []error
 	for _, o := range p.apply {
@@ -204,15 +204,15 @@ func (b *Bridge) carryOut(ctx context.Context, p plan, now time.Time) error {
 	return errors.Join(failures...)
 }
 
-// advertise keeps the registry's side.
+// advertise updates the registry's side.
 func (b *Bridge) advertise(ctx context.Context, registry Advertiser, p plan, now time.Time) error {
 	var failures []error
-	there := make(map[string]bool) // names that the mesh answers to
+	there := make(map[string]bool) // names that the mesh serves
 	wanted := make(map[string]bool)
 	for _, a := range p.register {
 		wanted[a.ID] = true
 		if p.altered[a.ID] {
-			delete(b.advertised, a.ID) // to renew it would keep what others have made of it
+			delete(b.advertised, a.ID) // renewing it would keep the modified entry
 		}
 		if err := b.keep(ctx, registry, a, p.seen[a.ID], now); err != nil {
 			failures = append(failures, fmt.Errorf("advertise %s: %w", a.Service, err))
@@ -223,7 +223,7 @@ func (b *Bridge) advertise(ctx context.Context, registry Advertiser, p plan, now
 	if holder, ok := registry.(Holder); ok {
 		for _, h := range p.hold {
 			if !there[h.advert] {
-				continue // callers would find no one
+				continue // callers would have no instance
 			}
 			if err := holder.Hold(ctx, h.service, h.id); err != nil {
 				failures = append(failures, err)
@@ -256,8 +256,7 @@ func (b *Bridge) advertise(ctx context.Context, registry Advertiser, p plan, now
 	return errors.Join(failures...)
 }
 
-// keep registers an advert that is new or another one than before, and renews it when it is time, or when the registry does
-// not show it.
+// keep registers a new or changed advert, and renews it when it is due or when the registry does not show it.
 func (b *Bridge) keep(ctx context.Context, registry Advertiser, a Advert, seen bool, now time.Time) error {
 	before, ok := b.advertised[a.ID]
 	if ok && before.advert == a {
@@ -269,7 +268,7 @@ func (b *Bridge) keep(ctx context.Context, registry Advertiser, a Advert, seen b
 			return err
 		}
 		if known {
-			b.advertised[a.ID] = told{a, now}
+			b.advertised[a.ID] = registered{a, now}
 			return nil
 		}
 	}
@@ -277,17 +276,17 @@ func (b *Bridge) keep(ctx context.Context, registry Advertiser, a Advert, seen b
 		return err
 	}
 	b.Log.Info("advertised", "service", a.Service, "as", a.Host, "port", a.Port)
-	b.advertised[a.ID] = told{a, now}
+	b.advertised[a.ID] = registered{a, now}
 	return nil
 }
 
-// say logs what is new in a report.
-func (b *Bridge) say(r Report) {
+// logChanges logs what is new in a report.
+func (b *Bridge) logChanges(r Report) {
 	if r.Error != "" && r.Error != b.last.Error {
 		b.Log.Error(r.Error)
 	}
 	if r.Error == "" && b.last.Error != "" {
-		b.Log.Info("the registry and the cluster answer again")
+		b.Log.Info("the registry and the cluster respond again")
 	}
 	for _, p := range r.Problems {
 		if !slices.Contains(b.last.Problems, p) {
@@ -296,13 +295,13 @@ func (b *Bridge) say(r Report) {
 	}
 	switch {
 	case r.Holding != nil && b.last.Holding == nil:
-		b.Log.Warn("too much has vanished from the registry at once: it stays in the mesh for now", "instances", len(r.Holding.Instances), "until", r.Holding.Until.Format(time.RFC3339))
+		b.Log.Warn("too many instances vanished from the registry at once: keeping them in the mesh for now", "instances", len(r.Holding.Instances), "until", r.Holding.Until.Format(time.RFC3339))
 	case r.Holding == nil && b.last.Holding != nil && r.Error == "":
-		b.Log.Info("nothing is held any more")
+		b.Log.Info("no instances are being kept any more")
 	}
 }
 
-// splitAddress reads HOST or HOST:PORT; port is 0 where there is none.
+// splitAddress parses HOST or HOST:PORT; port is 0 if missing.
 func splitAddress(address string) (host string, port int, err error) {
 	if !strings.Contains(address, ":") || net.ParseIP(address) != nil {
 		return address, 0, nil

@@ -26,7 +26,7 @@ import (
 	"polymesh.dev/polymesh/pkg/ssa"
 )
 
-// What the bridge writes on its own objects, and reads on Services of the mesh.
+// Labels and annotations that the bridge writes on its own objects, and reads on Services of the mesh.
 const (
 	prefix         = "bridge.polymesh.dev/"
 	managedByLabel = "app.kubernetes.io/managed-by"
@@ -36,9 +36,9 @@ const (
 
 	nameAnnotation     = prefix + "name"     // of a ServiceEntry: the service in the registry
 	instanceAnnotation = prefix + "instance" // of a WorkloadEntry: the instance in the registry
-	heldAnnotation     = prefix + "held"     // of a WorkloadEntry: callers outside do not see it, by the bridge's doing
+	heldAnnotation     = prefix + "held"     // of a WorkloadEntry: the bridge has hidden it from callers outside
 
-	// On a Service of the mesh; its label is prefix and the bridge's name.
+	// On a Service of the mesh; its label is prefix plus the bridge's name.
 	takesOverAnnotation = prefix + "takes-over"
 	hostAnnotation      = prefix + "host"
 	portAnnotation      = prefix + "port"
@@ -49,14 +49,14 @@ var (
 	workloadEntries = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
 
-// fieldManager is who a bridge is to the API server.
+// fieldManager is the bridge's field manager for server-side apply.
 func (o Options) fieldManager() string { return managedBy + "-" + o.Name }
 
-// cluster is the mesh's side.
+// cluster is the client for the mesh's side.
 type cluster struct {
 	core         kubernetes.Interface
 	dynamic      dynamic.Interface
-	id           string // tells this cluster from others
+	id           string // identifies this cluster
 	fieldManager string
 }
 
@@ -76,7 +76,7 @@ func connect(ctx context.Context, o Options) (*cluster, error) {
 	c.id = string(system.UID)
 	if _, err := c.dynamic.Resource(serviceEntries).List(ctx, metav1.ListOptions{Limit: 1}); err != nil {
 		if apierrors.IsNotFound(err) || meta.IsNoMatchError(err) {
-			return nil, fmt.Errorf("the cluster at %s has no Istio: it does not know ServiceEntry", o.REST.Host)
+			return nil, fmt.Errorf("the cluster at %s has no Istio: it has no ServiceEntry resource", o.REST.Host)
 		}
 		return nil, fmt.Errorf("read ServiceEntries: %w", err)
 	}
@@ -86,31 +86,31 @@ func connect(ctx context.Context, o Options) (*cluster, error) {
 		_, err = c.core.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{FieldManager: c.fieldManager})
 	}
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return nil, fmt.Errorf("make sure of namespace %s: %w", o.Namespace, err)
+		return nil, fmt.Errorf("create namespace %s: %w", o.Namespace, err)
 	}
 	return c, nil
 }
 
-// view is what a pass sees of the mesh.
+// view is the state of the mesh in one pass.
 type view struct {
 	name, manager string
-	entries       []*unstructured.Unstructured // ServiceEntries of everyone
+	entries       []*unstructured.Unstructured // all ServiceEntries
 	workloads     []*unstructured.Unstructured // WorkloadEntries in the bridge's namespace
 	own           []ownRange                   // addresses of the cluster itself
 	offers        []offer
 }
 
-// offer is a Service of the mesh that wants to be in the registry.
+// offer is a Service of the mesh that is to be in the registry.
 type offer struct {
 	service   types.NamespacedName
 	name      string // in the registry
 	takesOver bool
 	advert    Advert
-	problem   string // why there is no advert
+	problem   string // the reason if there is no advert
 }
 
-// look reads the mesh's side. It asks again each time: that is little work, and nothing is decided on an old view.
-func (c *cluster) look(ctx context.Context, o Options) (view, error) {
+// read reads the mesh's side in each pass: that is cheap, and decisions never use an outdated view.
+func (c *cluster) read(ctx context.Context, o Options) (view, error) {
 	v := view{name: o.Name, manager: c.fieldManager}
 	entries, err := c.dynamic.Resource(serviceEntries).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -145,7 +145,7 @@ func (c *cluster) look(ctx context.Context, o Options) (view, error) {
 	if apierrors.IsNotFound(err) {
 		gateway = nil
 	}
-	// Older Services first: who was there first keeps a name.
+	// Older Services first: the first one keeps a name.
 	slices.SortFunc(services.Items, func(a, b corev1.Service) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 	})
@@ -157,8 +157,8 @@ func (c *cluster) look(ctx context.Context, o Options) (view, error) {
 	return v, nil
 }
 
-// offer reads what a Service says of itself. Callers outside reach it at its own address if it has one, and through the
-// gateway otherwise.
+// offer reads a Service's labels and annotations. Callers outside reach it at its own address if it has one, and otherwise
+// through the gateway.
 func (o Options) offer(svc, gateway *corev1.Service, cluster string) offer {
 	f := offer{
 		service:   types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name},
@@ -192,10 +192,10 @@ func (o Options) offer(svc, gateway *corev1.Service, cluster string) offer {
 	}
 	switch {
 	case address == "" && way == nil:
-		f.problem = fmt.Sprintf("there is no gateway %s: name its Service with --gateway, or its address with --advertise-address", o.Gateway)
+		f.problem = fmt.Sprintf("gateway %s does not exist: set its Service with --gateway, or its address with --advertise-address", o.Gateway)
 		return f
 	case address == "":
-		f.problem = fmt.Sprintf("Service %s/%s has no address outside yet", way.Namespace, way.Name)
+		f.problem = fmt.Sprintf("Service %s/%s has no external address yet", way.Namespace, way.Name)
 		return f
 	case port == 0:
 		f.problem = "it has no port"
@@ -227,7 +227,7 @@ func loadBalancerAddress(svc *corev1.Service) string {
 	return ""
 }
 
-// gatewayPort is a gateway's port for plain HTTP, as Istio's charts name it.
+// gatewayPort returns a gateway's port for plain HTTP, as named in Istio's charts.
 func gatewayPort(gateway *corev1.Service) int32 {
 	for _, p := range gateway.Spec.Ports {
 		if p.Name == "http2" || p.Name == "http" || p.Port == 80 {
@@ -237,12 +237,12 @@ func gatewayPort(gateway *corev1.Service) int32 {
 	return 0
 }
 
-// ours reports whether a bridge of this name has written the object. Someone's copy of one may have the label too.
+// ours reports whether the object was written by a bridge of this name. A user's copy may have the same label.
 func (v view) ours(o *unstructured.Unstructured) bool {
 	return o.GetLabels()[registryLabel] == v.name && ssa.AppliedBy(o, v.manager)
 }
 
-// taken says who else has the name in the mesh. A name that the bridge has written stays the bridge's.
+// taken describes the other owner of a name in the mesh, if any. A name that the bridge has written stays the bridge's.
 func (v view) taken(o Options, n *name) string {
 	if n.entry != nil {
 		return ""
@@ -253,11 +253,11 @@ func (v view) taken(o Options, n *name) string {
 			continue
 		}
 		if e.GetNamespace() == o.Namespace && e.GetName() == host {
-			return fmt.Sprintf("the name of a ServiceEntry in %s that is not the bridge's", e.GetNamespace())
+			return fmt.Sprintf("the name of a foreign ServiceEntry in %s", e.GetNamespace())
 		}
 		exported, found, _ := unstructured.NestedStringSlice(e.Object, "spec", "exportTo")
 		if found && slices.Equal(exported, []string{"."}) && e.GetNamespace() != o.Namespace {
-			continue // no one else sees it
+			continue // not visible in other namespaces
 		}
 		hosts, _, _ := unstructured.NestedStringSlice(e.Object, "spec", "hosts")
 		if slices.Contains(hosts, host) {
@@ -267,7 +267,7 @@ func (v view) taken(o Options, n *name) string {
 	return ""
 }
 
-// same reports whether an object is as it should be. Only what the bridge writes is compared.
+// same reports whether an object is up to date. Only fields that the bridge writes are compared.
 func same(want, have *unstructured.Unstructured) bool {
 	if have == nil || !equality.Semantic.DeepEqual(want.Object["spec"], have.Object["spec"]) {
 		return false
@@ -297,7 +297,7 @@ func (c *cluster) apply(ctx context.Context, o *unstructured.Unstructured) error
 	return nil
 }
 
-// remove deletes an object, if it is still the one that was seen.
+// remove deletes an object, if it has not been replaced since it was read.
 func (c *cluster) remove(ctx context.Context, o *unstructured.Unstructured) error {
 	uid := o.GetUID()
 	err := c.resource(o).Delete(ctx, o.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
@@ -311,5 +311,5 @@ func id(o *unstructured.Unstructured) string {
 	return o.GetKind() + " " + o.GetNamespace() + "/" + o.GetName()
 }
 
-// joinPort is for addresses of both families.
+// joinPort supports both address families.
 func joinPort(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }

@@ -19,13 +19,13 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 )
 
-// listed is a registry that has these services, and takes nothing.
+// listed is a read-only registry with these services.
 type listed []Service
 
 func (listed) String() string                                { return "http://registry.test/" }
 func (l listed) Services(context.Context) ([]Service, error) { return l, nil }
 
-// What a hostile registry has, on a real API server: nothing of the cluster's own gets into the mesh, what is written is valid to
+// A hostile registry, on a real API server: no address of the cluster gets into the mesh, everything written is accepted by
 // the server, and the report can be written.
 func TestHostileRegistry(t *testing.T) {
 	kubeconfig := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))

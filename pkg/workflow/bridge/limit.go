@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Bounds of what is taken from a registry into the mesh. A registry is not trusted to be of a size that the API server and
-// istiod can bear: whoever may register may register a million instances.
+// Limits for data from a registry. A registry is not trusted to be of a size that the API server and istiod can handle:
+// anyone who may register can register a million instances.
 const (
 	maxServices  = 2000
 	maxInstances = 10000
@@ -16,7 +16,7 @@ const (
 	maxShort     = 256  // bytes of text in messages
 )
 
-// short is text from outside, bounded for a message.
+// short truncates external text for a message.
 func short(text string) string { return shorten(text, maxShort) }
 
 func shorten(text string, most int) string {
@@ -26,12 +26,12 @@ func shorten(text string, most int) string {
 	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
-// budget is what is left of the bounds in one pass. Services that are in the mesh already go first, so that others cannot
+// budget is the remaining capacity in one pass. Services that are already in the mesh go first, so that others cannot
 // crowd them out.
 type budget struct {
 	of               int
 	in               map[*name]bool
-	left             int // instances that may still come
+	left             int // remaining instances
 	dropped, without int // services, instances
 }
 
@@ -42,14 +42,14 @@ func newBudget(names []*name) *budget {
 	for _, n := range byAge[:min(len(byAge), maxServices)] {
 		b.in[n] = true
 	}
-	// Instances that are in the mesh keep their places: what is left is for new ones.
+	// Instances that are in the mesh keep their places; new ones get what is left.
 	for n := range b.in {
 		b.left -= min(len(n.existing), maxOfService)
 	}
 	return b
 }
 
-// age is higher for names that are in the mesh, or come from it.
+// age is higher for names that are already in the mesh, or come from it.
 func (n *name) age() int {
 	switch {
 	case n.offer != nil:
@@ -68,7 +68,7 @@ func (b *budget) service(n *name) bool {
 	return b.in[n]
 }
 
-// instances are those that there is room for, and those that are left out with the others.
+// instances adds the instances that do not fit to the ones left out.
 func (b *budget) instances(n *name, members []Instance, out []LeftOut) ([]Instance, []LeftOut) {
 	known := make(map[string]bool)
 	for _, w := range n.existing {
@@ -89,7 +89,7 @@ func (b *budget) instances(n *name, members []Instance, out []LeftOut) ([]Instan
 		switch {
 		case i >= maxOfService || !known[m.ID] && b.left <= 0:
 			b.without++
-			out = append(out, LeftOut{m.ID, "there are too many instances"})
+			out = append(out, LeftOut{m.ID, "too many instances"})
 		default:
 			in[m.ID] = true
 			if !known[m.ID] {
@@ -100,18 +100,18 @@ func (b *budget) instances(n *name, members []Instance, out []LeftOut) ([]Instan
 	return slices.DeleteFunc(members, func(m Instance) bool { return !in[m.ID] }), out
 }
 
-// say reports what there was no room for.
-func (b *budget) say(p *plan) {
+// report reports what did not fit.
+func (b *budget) report(p *plan) {
 	if b.dropped > 0 {
-		p.problem("", "the registry has %d services, and the mesh takes %d: %d are left out", b.of, maxServices, b.dropped)
+		p.problem("", "the registry has %d services, the limit is %d: %d are left out", b.of, maxServices, b.dropped)
 	}
 	if b.without > 0 {
-		p.problem("", "the mesh takes %d instances of a registry, and %d of one service: %d are left out", maxInstances, maxOfService, b.without)
+		p.problem("", "the limit is %d instances per registry and %d per service: %d are left out", maxInstances, maxOfService, b.without)
 	}
 }
 
-// difference says what of an advert the registry shows otherwise. Registries do not tell upper from lower case in the names of
-// services, and not all of them know an address beside the host.
+// difference describes how the registry's copy of an advert differs. Service names in registries are case-insensitive, and not all
+// registries keep an address besides the host.
 func (a Advert) difference(want Advert) string {
 	if strings.EqualFold(a.Service, want.Service) {
 		a.Service = want.Service

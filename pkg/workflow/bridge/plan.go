@@ -15,13 +15,13 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// plan is what one pass is to do, and what it reports.
+// plan is the list of actions of one pass, and its report.
 type plan struct {
 	apply, remove []*unstructured.Unstructured
 
 	register      []Advert
 	seen          map[string]bool // ids of the mesh's own instances that the registry shows
-	altered       map[string]bool // those of them that the registry shows otherwise than they were registered
+	altered       map[string]bool // those that were modified in the registry
 	hold, release []reference
 	withdraw      []reference
 
@@ -31,30 +31,30 @@ type plan struct {
 	holding    *Holding
 }
 
-// reference names an instance in the registry.
+// reference identifies an instance in the registry.
 type reference struct {
 	service, id string
 	advert      string // the advert that takes it over
-	again       bool   // it was asked for before: registries answer from caches
+	again       bool   // already requested before: registries serve cached data
 }
 
-// name is one name, as both sides have it.
+// name is one service name, with the state of both sides.
 type name struct {
 	label    string
-	service  Service // in the registry; the zero value where only the mesh has it
+	service  Service // in the registry; the zero value if only the mesh has it
 	offer    *offer  // of the mesh
 	entry    *unstructured.Unstructured
 	existing map[string]*unstructured.Unstructured // WorkloadEntries by their names
-	held     map[string]bool                       // ids that were hidden from callers outside, as the last pass had it
+	held     map[string]bool                       // ids that were hidden from callers outside, as of the last pass
 }
 
-// plan compares both sides. It decides everything and does nothing.
+// plan compares both sides. It makes all decisions but has no side effects.
 func (o Options) plan(services []Service, v view, owner string, now time.Time, last Report) (p plan) {
 	p = plan{seen: make(map[string]bool), altered: make(map[string]bool)}
 	names := o.names(services, v, last, &p)
 	stale := o.staleBefore(services)
 	left := newBudget(names)
-	defer func() { left.say(&p) }()
+	defer func() { left.report(&p) }()
 
 	desired := make(map[string]bool) // WorkloadEntries
 	var lost []*unstructured.Unstructured
@@ -73,7 +73,7 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 			continue
 		}
 		if taken := v.taken(o, n); taken != "" {
-			p.problem(report.Name, "%s is %s already, so %s is not written to the mesh: give the bridge another --domain, or remove one of them", report.Host, taken, report.Name)
+			p.problem(report.Name, "%s is %s already, so %s is not written to the mesh: use another --domain, or remove one of them", report.Host, taken, report.Name)
 			p.services = append(p.services, report)
 			continue
 		}
@@ -83,11 +83,11 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 		members = slices.DeleteFunc(members, func(i Instance) bool {
 			other := i.TLS != (protocol == "TLS")
 			if other {
-				leftOut = append(leftOut, LeftOut{i.ID, "it takes TLS only, and others of the service do not"})
+				leftOut = append(leftOut, LeftOut{i.ID, "it only accepts TLS, unlike other instances of the service"})
 			}
 			return other
 		})
-		// A service that has vanished keeps its entry as it is, until its instances have gone.
+		// A service that has vanished keeps its entry until its instances are gone.
 		if want := o.entry(n, protocol); (len(outside) > 0 || n.offer != nil) && !same(want, n.entry) {
 			p.apply = append(p.apply, want)
 		}
@@ -96,7 +96,7 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 			held := n.isHeld(o, m.ID)
 			switch {
 			case m.Owner != "":
-				held = false // another bridge's: hiding each other would leave no one
+				held = false // another bridge's: hiding each other's would leave no instance
 			case takes && m.State == Up:
 				p.hold = append(p.hold, reference{n.service.Name, m.ID, n.offer.advert.Service, held})
 				held = true
@@ -123,7 +123,7 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 			if desired[w.GetName()] {
 				continue
 			}
-			// What the registry itself calls down goes at once; only silence may be a mistake.
+			// Instances that the registry itself marks as down go at once; only missing ones may be a mistake.
 			if instance := n.find(w); instance != nil && !stale.is(*instance) {
 				p.remove = append(p.remove, w)
 				continue
@@ -137,9 +137,9 @@ func (o Options) plan(services []Service, v view, owner string, now time.Time, l
 	return p
 }
 
-// guard decides about instances that have vanished, or have not been heard of. A few go. Too many at once stay for a while,
-// and so does anything that is missing in the first answer after none: a registry that has lost its memory learns again whom
-// there is, within a few heartbeats. Once that has begun it lasts until all are back, or the time is over.
+// guard decides about instances that have vanished or missed their heartbeats. A few are removed. Too many at once are kept for a while,
+// and so is anything missing in the first response after an outage: a registry that has lost its data recovers it within
+// a few heartbeats. Once started, this lasts until all are back, or the time is over.
 func (o Options) guard(p *plan, lost []*unstructured.Unstructured, total int, now time.Time, last Report) {
 	doubtful := len(lost)*100 > o.MaxLoss*total || last.silent() || last.Holding != nil
 	since := now
@@ -157,7 +157,7 @@ func (o Options) guard(p *plan, lost []*unstructured.Unstructured, total int, no
 	}
 }
 
-// names joins what both sides call alike. Where two names become one host name, the one that is in the mesh stays.
+// names joins the names of both sides. If two names map to the same host name, the one that is already in the mesh stays.
 func (o Options) names(services []Service, v view, last Report, p *plan) []*name {
 	byLabel := make(map[string]*name)
 	get := func(l string) *name {
@@ -192,7 +192,7 @@ func (o Options) names(services []Service, v view, last Report, p *plan) []*name
 			n.service = s
 			continue
 		}
-		// The registry tells them apart, a host name would not.
+		// The registry distinguishes them, a host name would not.
 		loser := s.Name
 		if n.entry != nil && n.entry.GetAnnotations()[nameAnnotation] == s.Name {
 			loser, n.service = other, s
@@ -208,7 +208,7 @@ func (o Options) names(services []Service, v view, last Report, p *plan) []*name
 		}
 		n := get(l)
 		if n.offer != nil {
-			p.problem(f.name, "Services %s and %s both want to be %s in the registry: the first one is", n.offer.service, f.service, f.name)
+			p.problem(f.name, "Services %s and %s both claim the name %s in the registry: the first one gets it", n.offer.service, f.service, f.name)
 			continue
 		}
 		n.offer = f
@@ -223,7 +223,7 @@ func (o Options) names(services []Service, v view, last Report, p *plan) []*name
 	return slices.SortedFunc(maps.Values(byLabel), func(a, b *name) int { return strings.Compare(a.label, b.label) })
 }
 
-// planOffer decides whether the mesh's Service of this name is put into the registry.
+// planOffer decides whether the mesh's Service of this name is added to the registry.
 func (o Options) planOffer(n *name, owner string, p *plan) {
 	registered, altered := false, ""
 	for _, i := range n.service.Instances {
@@ -248,9 +248,9 @@ func (o Options) planOffer(n *name, owner string, p *plan) {
 	outside := len(n.outside(owner))
 	switch {
 	case !advertises:
-		p.problem(f.name, "Service %s is not advertised: nothing can be put into this registry", f.service)
+		p.problem(f.name, "Service %s is not advertised: this registry is read-only", f.service)
 	case f.problem != "":
-		// What is registered stays, as a gateway that has no address for a moment will have one again.
+		// An existing registration stays: a gateway that briefly has no address will have one again.
 		p.problem(f.name, "Service %s is not advertised again: %s", f.service, f.problem)
 	case f.takesOver && !holds:
 		p.problem(f.name, "Service %s is not advertised: instances in this registry cannot be taken over", f.service)
@@ -259,7 +259,7 @@ func (o Options) planOffer(n *name, owner string, p *plan) {
 			f.service, f.name, outside, f.service.Namespace, f.service.Name, takesOverAnnotation)
 	default:
 		if other := p.sameAddress(f.advert); other != "" {
-			p.problem(f.name, "Service %s is not advertised: callers could not tell it from %s, which has the same address and port. Set --advertise-domain, or the annotation %s or %s of the Service",
+			p.problem(f.name, "Service %s is not advertised: callers could not distinguish it from %s, which has the same address and port. Set --advertise-domain, or the annotation %s or %s of the Service",
 				f.service, other, hostAnnotation, portAnnotation)
 			return
 		}
@@ -267,7 +267,7 @@ func (o Options) planOffer(n *name, owner string, p *plan) {
 		p.register = append(p.register, f.advert)
 		if altered != "" {
 			p.altered[f.advert.ID] = true
-			p.problem(f.name, "the registry had another entry for Service %s than the bridge has written (%s): it is written again. If that goes on, someone else changes it", f.service, altered)
+			p.problem(f.name, "the registry's entry for Service %s was modified (%s) and has been restored. If this continues, another program is changing it", f.service, altered)
 		}
 		if outside > 0 && !f.takesOver {
 			p.problem(f.name, "%s is served by Service %s and by %d instances outside: callers outside reach either", f.name, f.service, outside)
@@ -275,7 +275,7 @@ func (o Options) planOffer(n *name, owner string, p *plan) {
 	}
 }
 
-// sameAddress is the name of an advert that callers would call in just the same way.
+// sameAddress returns the name of another advert with the same address and port.
 func (p *plan) sameAddress(a Advert) string {
 	for _, other := range p.register {
 		if other.Host == a.Host && other.Port == a.Port {
@@ -285,13 +285,13 @@ func (p *plan) sameAddress(a Advert) string {
 	return ""
 }
 
-// takesOver reports whether the mesh takes the name's instances from callers outside.
+// takesOver reports whether the mesh hides the name's other instances from callers outside.
 func (p *plan) takesOver(n *name, owner string) bool {
 	if n.offer == nil || !n.offer.takesOver || !slices.ContainsFunc(p.register, func(a Advert) bool { return a.ID == n.offer.advert.ID }) {
 		return false
 	}
 	if slices.ContainsFunc(n.service.Instances, func(i Instance) bool { return i.Owner != "" && i.Owner != owner }) {
-		p.problem(n.offer.name, "another bridge has put %s into the registry too: its instances are left as they are", n.offer.name)
+		p.problem(n.offer.name, "another bridge has also registered %s: its instances are left alone", n.offer.name)
 	}
 	return true
 }
@@ -305,18 +305,18 @@ func (p *plan) orderWithdrawals() {
 	p.withdraw = slices.DeleteFunc(p.withdraw, func(r reference) bool { return waiting[r.service] })
 }
 
-// outside are the instances that are not ours.
+// outside returns the instances that are not ours.
 func (n *name) outside(owner string) []Instance {
 	return slices.DeleteFunc(slices.Clone(n.service.Instances), func(i Instance) bool { return n.isOwn(i, owner) })
 }
 
-// isOwn reports whether an instance is this bridge's: by its mark, or by the id of what is advertised, from which someone may
-// have taken the mark.
+// isOwn reports whether an instance is this bridge's: by its mark, or by the id of an advert, in case the mark was
+// removed.
 func (n *name) isOwn(i Instance, owner string) bool {
 	return i.Owner == owner || n.offer != nil && n.offer.advert.ID != "" && n.offer.advert.ID == i.ID
 }
 
-// find is the instance that a WorkloadEntry was written for, if the registry still has it.
+// find returns the instance that a WorkloadEntry was written for, if it is still in the registry.
 func (n *name) find(w *unstructured.Unstructured) *Instance {
 	for i := range n.service.Instances {
 		if n.service.Instances[i].ID == w.GetAnnotations()[instanceAnnotation] {
@@ -326,7 +326,7 @@ func (n *name) find(w *unstructured.Unstructured) *Instance {
 	return nil
 }
 
-// members divides a service's instances into those that can be called from the mesh, and the others, with the reason.
+// members splits a service's instances into those that can be called from the mesh, and the others, with the reason.
 func (o Options) members(n *name, outside []Instance, stale staleness, own []ownRange) (in []Instance, out []LeftOut) {
 	ids := make(map[string]bool)
 	for _, i := range outside {
@@ -336,7 +336,7 @@ func (o Options) members(n *name, outside []Instance, stale staleness, own []own
 		reason := ""
 		switch {
 		case i.ID == "" || len(i.ID) > maxID:
-			reason = fmt.Sprintf("its id is empty, or has more than %d bytes", maxID)
+			reason = fmt.Sprintf("its id is empty or longer than %d bytes", maxID)
 		case ids[i.ID]:
 			reason = "another instance of the service has the same id"
 		case i.State == OutOfService && !held:
@@ -344,7 +344,7 @@ func (o Options) members(n *name, outside []Instance, stale staleness, own []own
 		case i.State == Down:
 			reason = "it is down, or still starting"
 		case stale.is(i):
-			reason = "the registry has not heard of it for longer than " + o.StaleAfter.String()
+			reason = "the registry has received no heartbeat for longer than " + o.StaleAfter.String()
 		case i.Port < 1 || i.Port > 65535:
 			reason = "it has no port"
 		case err != nil:
@@ -363,8 +363,8 @@ func (o Options) members(n *name, outside []Instance, stale staleness, own []own
 	return in, out
 }
 
-// staleness is the time before which an instance must have been heard of. It is counted by the registry's clock, from the
-// newest sign of life: registries that have stopped for a moment, or answer from a cache, make nothing old.
+// staleness is the oldest acceptable time of an instance's last heartbeat. It is measured by the registry's clock, from the
+// newest heartbeat: a registry that pauses, or serves cached data, makes nothing stale.
 type staleness time.Time
 
 func (o Options) staleBefore(services []Service) staleness {
@@ -384,7 +384,7 @@ func (o Options) staleBefore(services []Service) staleness {
 
 func (s staleness) is(i Instance) bool { return !i.Renewed.IsZero() && i.Renewed.Before(time.Time(s)) }
 
-// protocol is how the mesh speaks to a service. A service that has no one at the moment keeps what it had.
+// protocol returns the protocol of a service in the mesh. A service that currently has no instances keeps its protocol.
 func (o Options) protocol(n *name, members []Instance) string {
 	if len(members) == 0 {
 		if n.entry != nil {
@@ -405,7 +405,7 @@ func (o Options) protocol(n *name, members []Instance) string {
 
 func (o Options) host(label string) string { return label + "." + o.Domain }
 
-// checkHost refuses a name that is too long with the domain behind it: it is a host's, and an object's.
+// checkHost rejects a name that is too long including the domain: it becomes a host name and an object name.
 func (o Options) checkHost(label string) error {
 	if bad := validation.IsDNS1123Subdomain(o.host(label)); len(bad) > 0 {
 		return fmt.Errorf("%q is not a host name: %s", o.host(label), bad[0])
@@ -413,13 +413,13 @@ func (o Options) checkHost(label string) error {
 	return nil
 }
 
-// workloadName is the name of an instance's WorkloadEntry. Ids may have any form.
+// workloadName returns the name of an instance's WorkloadEntry. Ids can be any text.
 func (o Options) workloadName(n *name, id string) string {
 	sum := sha256.Sum256([]byte(o.Name + "\x00" + n.service.Name + "\x00" + id))
 	return n.label + "-" + hex.EncodeToString(sum[:5])
 }
 
-// entry is the service in the mesh.
+// entry returns the ServiceEntry of a service.
 func (o Options) entry(n *name, protocol string) *unstructured.Unstructured {
 	return &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
@@ -435,11 +435,11 @@ func (o Options) entry(n *name, protocol string) *unstructured.Unstructured {
 	}}
 }
 
-// workload is one instance in the mesh.
+// workload returns the WorkloadEntry of an instance.
 func (o Options) workload(n *name, i Instance, protocol string, held bool) *unstructured.Unstructured {
 	labels := map[string]any{
 		registryLabel: o.Name, serviceLabel: n.label,
-		// What metrics and Kiali call it.
+		// The name in metrics and Kiali.
 		"app": n.label, "service.istio.io/canonical-name": n.label,
 	}
 	if i.Version != "" && len(validation.IsValidLabelValue(i.Version)) == 0 {
@@ -470,8 +470,8 @@ func (p *plan) problem(service, format string, args ...any) {
 	p.problems = append(p.problems, Problem{short(service), fmt.Sprintf(format, args...)})
 }
 
-// isHeld reports whether it was this bridge that hid the instance from callers outside. Its WorkloadEntry says so before that
-// is done, and the report after that, which outlives the WorkloadEntry.
+// isHeld reports whether this bridge has hidden the instance from callers outside. This is recorded in its WorkloadEntry before
+// it is hidden, and afterwards in the report, which outlives the WorkloadEntry.
 func (n *name) isHeld(o Options, id string) bool {
 	w := n.existing[o.workloadName(n, id)]
 	return n.held[id] || w != nil && w.GetAnnotations()[heldAnnotation] == "true"

@@ -23,7 +23,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files again")
 
-// world has both sides in memory, and does what plans say. Only the requests are left out.
+// world has both sides in memory and applies plans. Only the requests are left out.
 type world struct {
 	Options
 	t        *testing.T
@@ -62,7 +62,7 @@ func newWorld(t *testing.T, services ...Service) *world {
 	}
 }
 
-// pass is a pass of the bridge, and what both sides make of it.
+// pass runs a pass of the bridge, and applies it to both sides.
 func (w *world) pass() plan {
 	w.now = w.now.Add(w.Interval)
 	p := w.plan(w.services, w.view, ownOwner, w.now, w.last)
@@ -98,7 +98,7 @@ func (w *world) pass() plan {
 	return p
 }
 
-// noAnswer is a pass in which the registry does not answer.
+// noAnswer runs a pass in which the registry does not respond.
 func (w *world) noAnswer() {
 	w.now = w.now.Add(w.Interval)
 	w.last = w.last.next(w.Options, w.now)
@@ -131,7 +131,7 @@ func (w *world) instance(id string) *Instance {
 	return nil
 }
 
-// forget takes an instance out of the registry.
+// forget removes an instance from the registry.
 func (w *world) forget(id string) {
 	for i := range w.services {
 		w.services[i].Instances = slices.DeleteFunc(w.services[i].Instances, func(x Instance) bool { return x.ID == id })
@@ -139,7 +139,7 @@ func (w *world) forget(id string) {
 	w.services = slices.DeleteFunc(w.services, func(s Service) bool { return len(s.Instances) == 0 })
 }
 
-// inMesh lists the instances that have a WorkloadEntry, hidden ones with a star.
+// inMesh lists the instances that have a WorkloadEntry, and marks hidden ones with a star.
 func (w *world) inMesh() string {
 	var ids []string
 	for _, e := range w.view.workloads {
@@ -169,7 +169,7 @@ func (w *world) want(what, got, want string) {
 	}
 }
 
-// wantProblem wants one problem with this text, or none.
+// wantProblem expects one problem with this text, or none.
 func (w *world) wantProblem(p plan, text string) {
 	w.t.Helper()
 	if text == "" && len(p.problems) == 0 {
@@ -189,7 +189,7 @@ func (w *world) offer(name string, takesOver bool) {
 	})
 }
 
-// TestObjects compares what is written for a registry with golden files.
+// TestObjects compares the objects written for a registry with golden files.
 func TestObjects(t *testing.T) {
 	for name, services := range map[string][]Service{
 		"http": {{Name: "ORDER_SERVICE", Instances: []Instance{
@@ -202,8 +202,8 @@ func TestObjects(t *testing.T) {
 			{ID: "no port", Address: "192.0.2.5", State: Up},
 			{ID: "secure", Address: "192.0.2.6", Port: 8443, TLS: true, State: Up},
 		}}},
-		"tls":    {{Name: "billing", Instances: []Instance{{ID: "secure", Address: "2001:db8::1", Port: 8443, TLS: true, State: Up}}}},
-		"nobody": {{Name: "asleep", Instances: []Instance{{ID: "down", Address: "192.0.2.3", Port: 8081, State: Down}}}},
+		"tls":  {{Name: "billing", Instances: []Instance{{ID: "secure", Address: "2001:db8::1", Port: 8443, TLS: true, State: Up}}}},
+		"none": {{Name: "asleep", Instances: []Instance{{ID: "down", Address: "192.0.2.3", Port: 8081, State: Down}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, services...)
@@ -234,7 +234,7 @@ func TestObjects(t *testing.T) {
 			if got.String() != string(want) {
 				t.Errorf("%s (go test -update writes it again) is not:\n%s", golden, got.String())
 			}
-			// A second pass finds everything as it should be.
+			// A second pass finds everything up to date.
 			w.pass()
 			if p := w.pass(); len(p.apply)+len(p.remove) > 0 {
 				t.Errorf("the second pass changes %v, %v", p.apply, p.remove)
@@ -257,11 +257,11 @@ func TestInstancesComeAndGo(t *testing.T) {
 	w.want("and its entry", w.hosts(), "b.eureka.internal")
 	w.instance("b1").State, w.instance("b2").State = Down, OutOfService
 	w.pass()
-	w.want("said to be down", w.inMesh(), "")
+	w.want("reported as down", w.inMesh(), "")
 	w.want("the service is still registered", w.hosts(), "b.eureka.internal")
 }
 
-// Too much silence at once is not believed, and for how long.
+// Too many missed heartbeats at once are ignored for a limited time.
 func TestGuard(t *testing.T) {
 	all := func() []Service {
 		return []Service{{"A", []Instance{up("a1"), up("a2")}}, {"B", []Instance{up("b1"), up("b2")}}}
@@ -272,15 +272,15 @@ func TestGuard(t *testing.T) {
 	p := w.pass()
 	w.want("an empty registry", w.inMesh(), "a1 a2 b1 b2")
 	if p.holding == nil || len(p.holding.Instances) != 4 || p.holding.Until.Sub(p.holding.Since) != w.Guard {
-		t.Errorf("the report says %+v", p.holding)
+		t.Errorf("the report has %+v", p.holding)
 	}
-	// Those that are back do not make the others go.
+	// The return of some does not remove the others.
 	w.services = all()[1:]
 	w.pass()
 	w.want("half of them back", w.inMesh(), "a1 a2 b1 b2")
 	w.services = all()
 	if p := w.pass(); p.holding != nil {
-		t.Errorf("all are back, and it is still held: %+v", p.holding)
+		t.Errorf("all are back, but still held: %+v", p.holding)
 	}
 	w.services = nil
 	for end := w.now.Add(w.Guard); w.now.Before(end); {
@@ -290,7 +290,7 @@ func TestGuard(t *testing.T) {
 	w.pass()
 	w.want("after that", w.inMesh(), "")
 
-	// With everything allowed, everything goes at once.
+	// With a maximum loss of 100 %, everything is removed at once.
 	w = newWorld(t, all()...)
 	w.MaxLoss = 100
 	w.pass()
@@ -299,7 +299,7 @@ func TestGuard(t *testing.T) {
 	w.want("no guard", w.inMesh(), "")
 }
 
-// A registry that was away may have lost its memory: even one that is missing is not believed to be gone.
+// A registry may have lost its data during an outage: not even a single missing instance is removed.
 func TestRegistryComesBack(t *testing.T) {
 	w := newWorld(t, Service{"A", []Instance{up("a1"), up("a2"), up("a3"), up("a4")}})
 	w.pass()
@@ -319,11 +319,11 @@ func TestRegistryComesBack(t *testing.T) {
 	w.want("one has gone later", w.inMesh(), "a1 a2 a3")
 }
 
-// In self-preservation Eureka keeps instances that it does not hear of.
+// In self-preservation mode, Eureka keeps instances without heartbeats.
 func TestStale(t *testing.T) {
 	at := func(id string, minutes int) Instance {
 		i := up(id)
-		i.Renewed = time.Date(2020, 1, 1, 0, minutes, 0, 0, time.UTC) // a clock that is wrong by years
+		i.Renewed = time.Date(2020, 1, 1, 0, minutes, 0, 0, time.UTC) // a clock that is off by years
 		return i
 	}
 	w := newWorld(t, Service{"A", []Instance{at("a1", 10), at("a2", 10), at("a3", 5)}})
@@ -335,7 +335,7 @@ func TestStale(t *testing.T) {
 	if left := p.services[0].LeftOut; len(left) != 1 || left[0].Instance != "a3" || !strings.Contains(left[0].Reason, "5m0s") {
 		t.Errorf("left out: %+v", left)
 	}
-	// Only one is heard of: rather a broken network than that all others are dead.
+	// Only one sends heartbeats: the network is more likely broken than all others dead.
 	w.instance("a2").Renewed, w.instance("a3").Renewed = w.instance("a1").Renewed, w.instance("a1").Renewed
 	w.pass()
 	w.want("all are heard of again", w.inMesh(), "a1 a2 a3")
@@ -343,7 +343,7 @@ func TestStale(t *testing.T) {
 	p = w.pass()
 	w.want("most are stale", w.inMesh(), "a1 a2 a3")
 	if p.holding == nil {
-		t.Error("nothing is held")
+		t.Error("no instances are held")
 	}
 }
 
@@ -357,7 +357,7 @@ func TestClashes(t *testing.T) {
 			"kind": "ServiceEntry", "metadata": map[string]any{"namespace": namespace, "name": name}, "spec": spec,
 		}}
 	}
-	t.Run("a host of somebody else's", func(t *testing.T) {
+	t.Run("a host of someone else's", func(t *testing.T) {
 		w := newWorld(t, Service{"A", []Instance{up("a1")}}, Service{"B", []Instance{up("b1")}})
 		theirs := entry("shop", "theirs", nil, "x.example.com", "a.eureka.internal")
 		w.view.entries = append(w.view.entries, theirs)
@@ -366,12 +366,12 @@ func TestClashes(t *testing.T) {
 		w.view.entries = without(w.view.entries, theirs)
 		w.wantProblem(w.pass(), "")
 		w.want("once it is gone", w.inMesh(), "a1 b1")
-		// Who comes later has the clash, not what works.
+		// The service that comes later gets the problem; the existing one keeps working.
 		w.view.entries = append(w.view.entries, theirs)
 		w.wantProblem(w.pass(), "")
 		w.want("when it comes back", w.inMesh(), "a1 b1")
 	})
-	t.Run("an object of somebody else's", func(t *testing.T) {
+	t.Run("an object of someone else's", func(t *testing.T) {
 		w := newWorld(t, Service{"A", []Instance{up("a1")}})
 		w.view.entries = append(w.view.entries, entry("bridges", "a.eureka.internal", nil, "other.example.com"))
 		w.wantProblem(w.pass(), "not the bridge's")
@@ -409,7 +409,7 @@ func TestClashes(t *testing.T) {
 		w.offer("a", false)
 		w.view.offers[1].service.Namespace = "elsewhere"
 		p := w.pass()
-		w.wantProblem(p, "Services shop/a and elsewhere/a both want to be a")
+		w.wantProblem(p, "Services shop/a and elsewhere/a both claim the name a")
 		if len(p.register) != 1 {
 			t.Errorf("registered: %+v", p.register)
 		}
@@ -419,13 +419,13 @@ func TestClashes(t *testing.T) {
 		w.offer("a", false)
 		w.offer("b", false)
 		w.view.offers[0].advert.Host, w.view.offers[1].advert.Host = "192.0.2.100", "192.0.2.100"
-		w.wantProblem(w.pass(), "callers could not tell it from a")
+		w.wantProblem(w.pass(), "callers could not distinguish it from a")
 	})
 	t.Run("a registry that takes nothing", func(t *testing.T) {
 		w := newWorld(t)
 		w.Registry = readOnly{}
 		w.offer("a", false)
-		w.wantProblem(w.pass(), "nothing can be put into this registry")
+		w.wantProblem(w.pass(), "this registry is read-only")
 	})
 }
 
@@ -445,13 +445,13 @@ func TestAdvertised(t *testing.T) {
 	w.want("what the mesh has put there does not come back into it", w.inMesh(), "")
 	w.want("its name works inside too", w.hosts(), "a.eureka.internal")
 
-	// A gateway without an address, for a moment.
+	// A gateway that briefly has no address.
 	w.view.offers[0].problem = "no address"
 	w.pass()
 	if w.instance("mesh:a") == nil {
 		t.Error("withdrawn although the Service is there")
 	}
-	// Others come with the same name.
+	// Others with the same name appear.
 	w.view.offers[0].problem = ""
 	w.service("a").Instances = append(w.service("a").Instances, up("a1"))
 	w.wantProblem(w.pass(), "callers outside reach either")
@@ -461,13 +461,13 @@ func TestAdvertised(t *testing.T) {
 	w.view.offers = nil
 	w.pass()
 	if w.instance("mesh:a") != nil {
-		t.Error("the Service has gone, and is still registered")
+		t.Error("the Service is gone, but still registered")
 	}
 	w.pass()
 	w.want("at the end", w.hosts(), "")
 }
 
-// A whole move, with what goes wrong on the way.
+// A complete migration, with failures on the way.
 func TestTakeOver(t *testing.T) {
 	w := newWorld(t, Service{"A", []Instance{up("a1"), up("a2")}}, Service{"B", []Instance{up("b1"), up("b2")}})
 	w.pass()
@@ -480,7 +480,7 @@ func TestTakeOver(t *testing.T) {
 	w.pass()
 	w.want("and again", w.inMesh(), "a1* a2* b1 b2")
 
-	// The registry forgets everything; its clients register again.
+	// The registry loses all data; its clients register again.
 	w.noAnswer()
 	w.services = nil
 	w.pass()
@@ -490,12 +490,12 @@ func TestTakeOver(t *testing.T) {
 	w.want("all are back, and one more", w.inMesh(), "a1* a2* a3* b1 b2")
 	w.want("for callers outside", state("a1")+" "+state("a3")+" "+state("mesh:a"), "OUT_OF_SERVICE OUT_OF_SERVICE UP")
 
-	// Not by the bridge: that one stays as it is, from the start to the end.
+	// Not hidden by the bridge: stays hidden from start to end.
 	w.service("A").Instances = append(w.service("A").Instances, Instance{ID: "resting", Address: "192.0.2.9", Port: 1, State: OutOfService})
 	w.pass()
 	w.want("one that others have hidden", w.inMesh(), "a1* a2* a3* b1 b2")
 
-	// A hidden instance is not heard of, and then it is.
+	// A hidden instance misses its heartbeats, and recovers.
 	w.instance("b1").Renewed = w.now
 	w.instance("a2").Renewed = w.now.Add(-time.Hour)
 	w.pass()
@@ -505,7 +505,7 @@ func TestTakeOver(t *testing.T) {
 	w.pass()
 	w.want("and comes back hidden", w.inMesh(), "a1* a2* a3* b1 b2")
 
-	// The move is taken back. The mesh stays in the registry until the old instances are seen again.
+	// The migration is undone. The mesh stays in the registry until the old instances are visible again.
 	w.view.offers = nil
 	p = w.pass()
 	if len(p.release) != 3 || len(p.withdraw) != 0 {
@@ -518,10 +518,10 @@ func TestTakeOver(t *testing.T) {
 		t.Error("the mesh is still registered")
 	}
 
-	// Two bridges that hid each other's instances would leave no one.
+	// If two bridges hid each other's instances, none would be left.
 	w.service("B").Instances = append(w.service("B").Instances, Instance{ID: "mesh2:b", Address: "192.0.2.200", Port: 80, State: Up, Owner: "another/bridge"})
 	w.offer("b", true)
-	w.wantProblem(w.pass(), "another bridge has put b into the registry too")
+	w.wantProblem(w.pass(), "another bridge has also registered b")
 	w.want("for callers outside", state("b1")+" "+state("mesh2:b"), "OUT_OF_SERVICE UP")
 }
 
@@ -547,7 +547,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	}
 }
 
-// Addresses of the cluster itself, and those that are no one's outside, are not the mesh's to call under a service's name.
+// Addresses of the cluster itself, and those that do not belong to a single machine, are not added to the mesh.
 func TestAddresses(t *testing.T) {
 	own := []ownRange{{netip.MustParsePrefix("10.42.0.0/24"), "a pod's address"}, {netip.MustParsePrefix("10.43.0.0/16"), "the address of a Service"}, {netip.MustParsePrefix("192.0.2.7/32"), "the address of node a"}}
 	for _, c := range []struct{ address, allow, why string }{
@@ -560,13 +560,13 @@ func TestAddresses(t *testing.T) {
 		{"224.0.0.1", "", "not the address of one machine"},
 		{"255.255.255.255", "", "not the address of one machine"},
 		{"ff02::1", "", "not the address of one machine"},
-		{"127.0.0.1", "", "means another machine to everyone"},
-		{"::ffff:127.0.0.1", "127.0.0.1/32", "means another machine to everyone"},
-		{"0.0.0.0", "", "means another machine to everyone"},
+		{"127.0.0.1", "", "refers to a different machine for every caller"},
+		{"::ffff:127.0.0.1", "127.0.0.1/32", "refers to a different machine for every caller"},
+		{"0.0.0.0", "", "refers to a different machine for every caller"},
 		{"10.43.0.1", "", "the address of a Service"},
 		{"10.42.0.17", "", "a pod's address"},
 		{"192.0.2.7", "", "the address of node a"},
-		{"192.0.2.7", "192.0.2.0/24", "only --allow-cidr with a range as small as 192.0.2.7/32"},
+		{"192.0.2.7", "192.0.2.0/24", "to allow it, use --allow-cidr with a range no larger than 192.0.2.7/32"},
 		{"192.0.2.7", "192.0.2.0/24,192.0.2.7/32", ""},
 		{"10.43.0.1", "10.0.0.0/8", "the address of a Service"},
 		{"10.1.2.3", "10.0.0.0/8", ""},
@@ -593,7 +593,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// Whoever may write to the registry can change the mesh's own entry. It is put right.
+// Anyone with write access to the registry can change the mesh's own entry. The bridge restores it.
 func TestHijacked(t *testing.T) {
 	for what, change := range map[string]func(*Instance){
 		"address \"203.0.113.66\"": func(i *Instance) { i.Shown.Address, i.Address = "203.0.113.66", "203.0.113.66" },
@@ -618,7 +618,7 @@ func TestHijacked(t *testing.T) {
 	}
 }
 
-// recorder counts what a registry is asked to do.
+// recorder counts the requests to a registry.
 type recorder struct {
 	Advertiser
 	registered, renewed int
@@ -636,7 +636,7 @@ func (r *recorder) Renew(context.Context, Advert) (bool, error) {
 
 func TestAlteredIsRegisteredAgain(t *testing.T) {
 	r := &recorder{}
-	b := &Bridge{Options: Options{Log: slog.New(slog.DiscardHandler)}, advertised: map[string]told{}}
+	b := &Bridge{Options: Options{Log: slog.New(slog.DiscardHandler)}, advertised: map[string]registered{}}
 	a := Advert{ID: "mesh:a", Service: "a"}
 	for i, altered := range []bool{false, false, true, true, false} {
 		p := plan{register: []Advert{a}, seen: map[string]bool{a.ID: i > 0}, altered: map[string]bool{a.ID: altered}}
@@ -661,7 +661,7 @@ func TestLimits(t *testing.T) {
 	}
 	w.services = append(w.services, flood, Service{"b", []Instance{up("twice"), up("twice"), up(strings.Repeat("x", maxID+1)), up("")}})
 	p := w.pass()
-	w.wantProblem(p, fmt.Sprintf("the mesh takes %d instances of a registry, and %d of one service: 7 are left out", maxInstances, maxOfService))
+	w.wantProblem(p, fmt.Sprintf("the limit is %d instances per registry and %d per service: 7 are left out", maxInstances, maxOfService))
 	if n := len(w.view.workloads); n != maxOfService+2 {
 		t.Errorf("%d instances are in the mesh", n)
 	}
@@ -715,7 +715,7 @@ func TestReportFits(t *testing.T) {
 		t.Errorf("%d services, %d problems, omitted %+v", len(read.Services), len(read.Problems), read.Omitted)
 	}
 	if last := read.Services[len(read.Services)-1]; len(last.Held) != 1 {
-		t.Errorf("the service whose instances are held is not in it, but %s", last.Name)
+		t.Errorf("the service with held instances is missing, got %s", last.Name)
 	}
 	if members, others, _ := read.Services[0].Counts(); members != 20 || others != 20 {
 		t.Errorf("%d and %d instances are counted", members, others)
@@ -729,7 +729,7 @@ func TestReportFits(t *testing.T) {
 	}
 }
 
-// Whatever a registry says, what is written to the mesh has valid names, and leads to no address that is refused.
+// Whatever a registry returns, objects written to the mesh have valid names, and no refused addresses.
 func FuzzPlan(f *testing.F) {
 	f.Add("ORDER_SERVICE", "a:order-service:8081", "192.0.2.1", "v2", 8081)
 	f.Add("../x", "\x00", "::ffff:169.254.169.254", "a b", -1)

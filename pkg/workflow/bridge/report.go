@@ -18,48 +18,48 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// Report is what a bridge says of itself. It lies in a ConfigMap, for `polymesh bridge status`, and for the bridge itself
-// when it starts again.
+// Report is a bridge's status. It is stored in a ConfigMap, for `polymesh bridge status`, and for the bridge itself
+// after a restart.
 type Report struct {
 	Name      string `json:"name"`
 	Namespace string `json:"namespace"`
 	Registry  string `json:"registry"`
 	Domain    string `json:"domain"`
-	// Written is when the bridge has last said anything, and Answered when the registry has.
+	// Written is when the bridge last wrote a report, and Answered when the registry last responded.
 	Written  time.Time `json:"written"`
 	Answered time.Time `json:"answered"`
-	// Interval is how often the bridge looks, in seconds.
+	// Interval is the time between passes, in seconds.
 	Interval   float64         `json:"intervalSeconds"`
 	Error      string          `json:"error,omitempty"`
 	Services   []ServiceReport `json:"services"`
 	Advertised []AdvertReport  `json:"advertised"`
 	Problems   []Problem       `json:"problems"`
 	Holding    *Holding        `json:"holding,omitempty"`
-	// Omitted is how much did not fit into the ConfigMap.
+	// Omitted counts what did not fit into the ConfigMap.
 	Omitted *Omitted `json:"omitted,omitempty"`
 }
 
-// Omitted counts what a written report is without.
+// Omitted counts what is missing in a stored report.
 type Omitted struct {
 	Services  int `json:"services,omitempty"`
 	Instances int `json:"instances,omitempty"` // in the mesh, left out, held or missing
 	Problems  int `json:"problems,omitempty"`
 }
 
-// ServiceReport is a service of the registry in the mesh.
+// ServiceReport is the status of a registry's service in the mesh.
 type ServiceReport struct {
 	Name      string    `json:"name"`
 	Host      string    `json:"host"`
 	Instances []string  `json:"instances"`
 	LeftOut   []LeftOut `json:"leftOut,omitempty"`
-	// Held are the instances that callers outside do not see, because the mesh has taken them over.
+	// Held are the instances hidden from callers outside, because the mesh has taken them over.
 	Held []string `json:"held,omitempty"`
-	// Members and Others are how many Instances and LeftOut there are, where the lists are shortened.
+	// Members and Others are the numbers of Instances and LeftOut, set if the lists are shortened.
 	Members int `json:"members,omitempty"`
 	Others  int `json:"others,omitempty"`
 }
 
-// Counts are how many instances are in the mesh, left out, and held.
+// Counts returns how many instances are in the mesh, left out, and held.
 func (s ServiceReport) Counts() (members, others, held int) {
 	return max(s.Members, len(s.Instances)), max(s.Others, len(s.LeftOut)), len(s.Held)
 }
@@ -70,7 +70,7 @@ type LeftOut struct {
 	Reason   string `json:"reason"`
 }
 
-// AdvertReport is a Service of the mesh in the registry. Address is empty where it is not there.
+// AdvertReport is the status of a Service of the mesh in the registry. Address is empty if it is not registered.
 type AdvertReport struct {
 	Name      string `json:"name"`
 	Service   string `json:"service"`
@@ -78,50 +78,50 @@ type AdvertReport struct {
 	TakesOver bool   `json:"takesOver,omitempty"`
 }
 
-// Problem is something that a user has to decide.
+// Problem is something that needs the user's attention.
 type Problem struct {
 	Service string `json:"service"`
 	Message string `json:"message"`
 }
 
-// Holding says that instances are missing in the registry, and stay in the mesh until a time.
+// Holding is set while instances are missing in the registry but kept in the mesh until a time.
 type Holding struct {
 	Since     time.Time `json:"since"`
 	Until     time.Time `json:"until"`
 	Instances []string  `json:"instances"`
 }
 
-// next begins the report of the next pass: what is not found out again is as it was.
+// next starts the report of the next pass, with the values that the pass does not determine again.
 func (r Report) next(o Options, now time.Time) Report {
 	r.Name, r.Namespace, r.Registry, r.Domain = o.Name, o.Namespace, o.Registry.String(), o.Domain
 	r.Interval, r.Written, r.Error = o.Interval.Seconds(), now, ""
 	return r
 }
 
-// silent reports whether the registry did not answer when it was asked last.
+// silent reports whether the registry did not respond in the last pass.
 func (r Report) silent() bool { return r.Answered.Before(r.Written) }
 
-// Old reports whether the bridge has stopped writing, which it does every rewrite at least.
+// Old reports whether the bridge has stopped writing, which it does at least every rewrite.
 func (r Report) Old(now time.Time) bool {
 	return now.Sub(r.Written) > 3*max(rewrite, time.Duration(r.Interval*float64(time.Second)))
 }
 
-// Well reports whether there is nothing for a user to look at.
-func (r Report) Well(now time.Time) bool {
+// Healthy reports whether nothing needs the user's attention.
+func (r Report) Healthy(now time.Time) bool {
 	return r.Error == "" && len(r.Problems) == 0 && r.Holding == nil && !r.Old(now)
 }
 
-// rewrite is how often a report is written that says nothing new.
+// rewrite is the interval at which an unchanged report is written again.
 const rewrite = time.Minute
 
 const reportKey = "report.json"
 
 func reportName(bridge string) string { return managedBy + "-" + bridge }
 
-// ErrNoReport says that no bridge has ever written one.
-var ErrNoReport = errors.New("no bridge of that name has run here")
+// ErrNoReport means that no bridge has written a report.
+var ErrNoReport = errors.New("no bridge with that name has run in this cluster")
 
-// ReadReports reads the reports of a namespace, or of all where it is empty.
+// ReadReports reads the reports in a namespace, or in all if it is empty.
 func ReadReports(ctx context.Context, client kubernetes.Interface, namespace string) ([]Report, error) {
 	list, err := client.CoreV1().ConfigMaps(namespace).List(ctx, metav1.ListOptions{LabelSelector: managedByLabel + "=" + managedBy})
 	if err != nil {
@@ -152,16 +152,16 @@ func readReport(ctx context.Context, client kubernetes.Interface, namespace, bri
 func parseReport(m *corev1.ConfigMap) (Report, error) {
 	var r Report
 	if err := json.Unmarshal([]byte(m.Data[reportKey]), &r); err != nil {
-		return r, fmt.Errorf("the report in ConfigMap %s/%s cannot be read: %w; delete it, a bridge writes it again", m.Namespace, m.Name, err)
+		return r, fmt.Errorf("the report in ConfigMap %s/%s is not valid: %w; delete it, and the bridge writes it again", m.Namespace, m.Name, err)
 	}
 	return r, nil
 }
 
-// maxReport is how much of a ConfigMap a report takes, which may have 1 MiB (MaxSecretSize in k8s.io/api/core/v1). The lists of a
-// registry have no such bound.
+// maxReport limits a report, in bytes; a ConfigMap may have 1 MiB (MaxSecretSize in k8s.io/api/core/v1). The lists of a
+// registry have no such limit.
 const maxReport = 768 << 10
 
-// text is the report as it is written: whole if it fits, and otherwise with lists that are short enough.
+// text returns the encoded report: complete if it fits, and otherwise with shortened lists.
 func (r Report) text() ([]byte, error) {
 	for n := maxInstances; ; n /= 2 {
 		text, err := json.Marshal(r.shortened(n))
@@ -171,7 +171,7 @@ func (r Report) text() ([]byte, error) {
 	}
 }
 
-// shortened is a report with lists of at most n entries, and texts that are not much longer.
+// shortened returns a report with lists of at most n entries, and with truncated texts.
 func (r Report) shortened(n int) Report {
 	var omitted Omitted
 	cut := func(length int, count *int) int {
@@ -179,7 +179,7 @@ func (r Report) shortened(n int) Report {
 		return min(length, n)
 	}
 	r.Error = shorten(r.Error, 16<<10)
-	// What others must not see counts most, then what is in the mesh.
+	// Held instances matter most, then those in the mesh.
 	services := slices.Clone(r.Services)
 	slices.SortStableFunc(services, func(a, b ServiceReport) int {
 		return cmp.Or(cmp.Compare(min(1, len(b.Held)), min(1, len(a.Held))), cmp.Compare(min(1, len(b.Instances)), min(1, len(a.Instances))))
@@ -216,7 +216,7 @@ func (r Report) shortened(n int) Report {
 	return r
 }
 
-// save writes a report that says something new, or is due.
+// save writes the report if it has changed or is due.
 func (b *Bridge) save(ctx context.Context, r Report) error {
 	before, now := b.last, r
 	before.Written, before.Answered, now.Written, now.Answered = time.Time{}, time.Time{}, time.Time{}, time.Time{}

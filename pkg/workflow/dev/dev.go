@@ -17,25 +17,25 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// quiet is for how long nothing may change before a change counts: an editor writes a file in several steps, and a branch
-// that is switched changes many.
-const quiet = 150 * time.Millisecond
+// settleTime is how long there must be no further change before changes are reported: an editor writes a file in several steps, and
+// switching a branch changes many files.
+const settleTime = 150 * time.Millisecond
 
-// ephemeral are folders in which tools write all the time, also while no file is edited; those of Tilt and Docker
+// ephemeral are folders that tools write to all the time, even if no file is edited; like those of Tilt and Docker
 // Compose.
 var ephemeral = []string{".git", ".hg", ".svn", ".idea", ".vscode"}
 
-// List visits the files and folders that count, a folder before what is in it. A path need not exist: it counts when it comes.
+// List visits the files and folders to watch, a folder before its contents. A path need not exist yet.
 type List func(visit func(path string)) error
 
-// Watcher watches what a list visits.
+// Watcher watches the files of a list.
 type Watcher struct {
 	notify *fsnotify.Watcher
 	list   List
 	known  map[string]state
 }
 
-// state is what a change of a file changes.
+// state is used to detect changes of a file.
 type state struct {
 	mode fs.FileMode
 	link string
@@ -43,7 +43,7 @@ type state struct {
 	time time.Time
 }
 
-// Watch begins to watch. What changes before Changed is called is not lost.
+// Watch starts watching. Changes before the first call of Changed are not lost.
 func Watch(list List) (*Watcher, error) {
 	notify, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -57,11 +57,11 @@ func Watch(list List) (*Watcher, error) {
 	return w, nil
 }
 
-// Close ends the watch.
+// Close stops watching.
 func (w *Watcher) Close() error { return w.notify.Close() }
 
-// scan lists the files again and watches the folders that they are in. A file is watched through its folder, because editors
-// put a new file in place of the old one.
+// scan lists the files again and watches their folders. A file is watched through its folder, because editors
+// replace files.
 func (w *Watcher) scan() (map[string]state, error) {
 	found := map[string]state{}
 	skipped := map[string]bool{}
@@ -72,19 +72,19 @@ func (w *Watcher) scan() (map[string]state, error) {
 			skipped[path] = true
 			return
 		}
-		if passing(path) {
+		if temporary(path) {
 			return
 		}
 		folder := filepath.Dir(path)
 		if err == nil && info.IsDir() {
 			folder = path
 		}
-		// A folder that is watched before it is listed hides nothing.
+		// Watching a folder before listing it misses nothing.
 		if err := w.notify.Add(folder); err != nil && !errors.Is(err, fs.ErrNotExist) && failed == nil {
 			failed = fmt.Errorf("watch %s: %w (if too many files are watched, raise fs.inotify.max_user_watches)", folder, err)
 		}
 		if err != nil {
-			return // not there, or gone again
+			return // does not exist, or not any more
 		}
 		s := state{mode: info.Mode()}
 		switch {
@@ -98,14 +98,14 @@ func (w *Watcher) scan() (map[string]state, error) {
 	return found, errors.Join(failed, err)
 }
 
-// passing reports whether a file is one that editors write beside another.
-func passing(path string) bool {
+// temporary reports whether a file is one that editors create next to another.
+func temporary(path string) bool {
 	name := filepath.Base(path)
 	return strings.HasSuffix(name, "~") || strings.HasPrefix(name, ".#") || strings.HasSuffix(name, ".swp") || strings.HasSuffix(name, ".swx") || name == "4913"
 }
 
-// Changed waits for a change and for the quiet after it, and returns the files. If they cannot be listed, because a change
-// broke the project, what was touched counts, and the list is asked again at the next change.
+// Changed waits for changes until none has happened for settleTime, and returns the files. If listing fails, because a change
+// broke the project, it returns the files with events, and lists again at the next change.
 func (w *Watcher) Changed(ctx context.Context) ([]string, error) {
 	touched := map[string]bool{}
 	timer := time.NewTimer(0)
@@ -117,7 +117,7 @@ func (w *Watcher) Changed(ctx context.Context) ([]string, error) {
 			return nil, context.Cause(ctx)
 		case err := <-w.notify.Errors:
 			if errors.Is(err, fsnotify.ErrEventOverflow) {
-				timer.Reset(quiet) // so many that some were lost; the list shows them
+				timer.Reset(settleTime) // event queue overflow: listing again finds lost changes
 				continue
 			}
 			return nil, fmt.Errorf("watch files: %w", err)
@@ -125,14 +125,14 @@ func (w *Watcher) Changed(ctx context.Context) ([]string, error) {
 			if !open {
 				return nil, errors.New("watch files: closed")
 			}
-			if passing(event.Name) || slices.Contains(ephemeral, filepath.Base(event.Name)) {
+			if temporary(event.Name) || slices.Contains(ephemeral, filepath.Base(event.Name)) {
 				continue
 			}
-			// A write may leave size and time as they were; a change of mode shows in the list.
+			// A write may keep size and time, so events count too; a change of mode is found by listing.
 			if event.Op != fsnotify.Chmod {
 				touched[event.Name] = true
 			}
-			timer.Reset(quiet)
+			timer.Reset(settleTime)
 		case <-timer.C:
 			if files := w.changed(touched); len(files) > 0 {
 				return files, nil
@@ -142,7 +142,7 @@ func (w *Watcher) Changed(ctx context.Context) ([]string, error) {
 	}
 }
 
-// changed lists again and compares. touched are the files that something happened to.
+// changed lists again and compares. touched are the files with events.
 func (w *Watcher) changed(touched map[string]bool) []string {
 	now, err := w.scan()
 	files := map[string]bool{}

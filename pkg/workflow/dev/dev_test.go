@@ -18,7 +18,7 @@ func write(t *testing.T, path string) {
 	}
 }
 
-// project is a folder that counts, less what is named "ignored", and a file.
+// watched is a folder to watch, without files named "ignored", and a file.
 type watched struct {
 	t      *testing.T
 	dir    string
@@ -81,7 +81,7 @@ func (p *watched) want(names ...string) {
 func TestChanged(t *testing.T) {
 	p := watch(t, "src/deep", "src/ignored/x", "src/.git", "src/target")
 
-	// What does not count comes first, so that it would be seen if it did.
+	// Ignored files change first, so that the test would notice them.
 	write(t, p.path("neighbour"))
 	write(t, p.path("src/ignored/x/y"))
 	write(t, p.path("src/.git/index"))
@@ -91,7 +91,7 @@ func TestChanged(t *testing.T) {
 	write(t, p.path("polymesh.yaml"))
 	p.want("src/deep/main.go", "src/target/app.jar", "polymesh.yaml")
 
-	// A folder that is new is watched too.
+	// New folders are watched too.
 	if err := os.Mkdir(p.path("src/fresh"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestChanged(t *testing.T) {
 	write(t, p.path("src/fresh/a"))
 	p.want("src/fresh/a")
 
-	// A mode, a link and a removal are changes.
+	// Changes of a mode, of a link, and removals count.
 	if err := os.Chmod(p.path("src/main.go"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func TestChanged(t *testing.T) {
 	}
 	p.want("src/fresh", "src/fresh/a")
 
-	// An editor that puts a new file in place of the old one.
+	// An editor that replaces a file with a new one.
 	write(t, p.path("new"))
 	if err := os.Rename(p.path("new"), p.path("src/main.go")); err != nil {
 		t.Fatal(err)
@@ -127,7 +127,7 @@ func TestChanged(t *testing.T) {
 	}
 }
 
-// TestChangedWhileBroken has a list that fails, as of a project whose description has an error, and then works again.
+// TestChangedWhileBroken uses a list that first fails, as for a project with an invalid description, and then recovers.
 func TestChangedWhileBroken(t *testing.T) {
 	p := watch(t, "src")
 	p.broken = true

@@ -15,25 +15,25 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-// document is one document of a manifest and where it stands. It only knows lines: what the objects are is read by
-// Kubernetes' decoder, which knows none.
+// document is one document of a manifest and its position. It only provides line numbers: the objects themselves are read by
+// Kubernetes' decoder, which has none.
 type document struct {
 	file string
-	// line is how many lines come before the document's first.
+	// line is the number of lines before the document's first line.
 	line int
 	text []byte
-	// node is its tree; nil where there is none.
+	// node is the document's tree; nil if it has none.
 	node *yaml.Node
 }
 
-// chunk is the text of a document, and how many lines come before it.
+// chunk is the text of a document, and the number of lines before it.
 type chunk struct {
 	text []byte
 	line int
 }
 
-// frame cuts a manifest into documents where Kubernetes' decoder does (utilyaml.YAMLOrJSONDecoder): JSON values one after the
-// other as far as the text is JSON, and YAML's from there on, cut at lines that begin with "---".
+// frame splits a manifest into documents as Kubernetes' decoder does (utilyaml.YAMLOrJSONDecoder): JSON values one after
+// another as far as the text is JSON, and from there YAML documents, separated by lines that begin with "---".
 func frame(text []byte) []chunk {
 	var chunks []chunk
 	rest, line := text, 0
@@ -46,7 +46,7 @@ func frame(text []byte) []chunk {
 				rest = text[from:]
 				break
 			}
-			// The white space before a value is not the value's.
+			// Leading white space does not belong to the value.
 			begin := decoder.InputOffset() - int64(len(value))
 			chunks = append(chunks, chunk{value, bytes.Count(text[:begin], []byte("\n"))})
 		}
@@ -54,7 +54,7 @@ func frame(text []byte) []chunk {
 			return chunks
 		}
 		line = bytes.Count(text[:len(text)-len(rest)], []byte("\n"))
-		// The decoder drops what is left of the line behind the last value.
+		// The decoder drops the rest of the line after the last value.
 		if i := bytes.IndexByte(rest, '\n'); len(chunks) > 0 && i >= 0 && len(bytes.TrimSpace(rest[:i])) == 0 {
 			rest, line = rest[i+1:], line+1
 		}
@@ -64,7 +64,7 @@ func frame(text []byte) []chunk {
 	scanner := bufio.NewReader(bytes.NewReader(rest))
 	for {
 		text, err := scanner.ReadBytes('\n')
-		// A separator before any text is part of what it begins.
+		// A separator before any text belongs to the document that it begins.
 		if bytes.HasPrefix(text, []byte("---")) && len(now) > 0 {
 			chunks = append(chunks, chunk{now, from})
 			now, from = nil, line+1
@@ -90,7 +90,7 @@ func newDocument(file string, c chunk) document {
 	return d
 }
 
-// at is "file:line" of a node, or of the document.
+// at returns "file:line" of a node, or of the document.
 func (d document) at(node *yaml.Node) string {
 	if node == nil {
 		return fmt.Sprintf("%s:%d", d.file, d.line+1)
@@ -100,30 +100,30 @@ func (d document) at(node *yaml.Node) string {
 
 var lineInError = regexp.MustCompile(`line (\d+)`)
 
-// fromParser is an error of the reader's parser, which counts lines from 0, and not of its scanner, which counts from 1
+// fromParser matches errors of the YAML library's parser, which counts lines from 0; its scanner counts from 1
 // (go.yaml.in/yaml/v2, parser.fail).
 var fromParser = regexp.MustCompile(`did not find expected (key|node content|<|',' or|'-' indicator|the )`)
 
-// explain puts the line of the file into an error of the decoder, which counts from the document's first.
+// explain converts the line in a decoder error, which is relative to the document, to a line of the file.
 func (d document) explain(err error, file []byte) error {
-	said := err.Error()
+	message := err.Error()
 	var asJSON utilyaml.JSONSyntaxError
 	if errors.As(err, &asJSON) {
-		// The decoder has tried it as JSON first, as it begins with a brace. JSON is YAML, whose reader says more.
+		// The document begins with a brace, so the decoder tried JSON first. JSON is valid YAML, and the YAML parser's error is more helpful.
 		if _, yamlErr := sigsyaml.YAMLToJSON(d.text); yamlErr != nil {
-			said = yamlErr.Error()
+			message = yamlErr.Error()
 		} else {
 			line := 1 + bytes.Count(file[:min(int(asJSON.Offset), len(file))], []byte("\n"))
 			return fmt.Errorf("%s:%d: not valid JSON: %w", d.file, line, asJSON.Err)
 		}
 	}
-	said = strings.TrimPrefix(said, "error converting YAML to JSON: ")
+	message = strings.TrimPrefix(message, "error converting YAML to JSON: ")
 	at := fmt.Sprintf("%s:%d", d.file, d.line+1)
-	parser := fromParser.MatchString(said)
-	said = lineInError.ReplaceAllStringFunc(said, func(said string) string {
-		n, convErr := strconv.Atoi(said[len("line "):])
+	parser := fromParser.MatchString(message)
+	message = lineInError.ReplaceAllStringFunc(message, func(message string) string {
+		n, convErr := strconv.Atoi(message[len("line "):])
 		if convErr != nil {
-			return said
+			return message
 		}
 		if parser {
 			n++
@@ -131,15 +131,15 @@ func (d document) explain(err error, file []byte) error {
 		at = fmt.Sprintf("%s:%d", d.file, d.line+n)
 		return fmt.Sprintf("line %d", d.line+n)
 	})
-	return fmt.Errorf("%s: not valid YAML: %s", at, strings.TrimPrefix(said, "yaml: "))
+	return fmt.Errorf("%s: not valid YAML: %s", at, strings.TrimPrefix(message, "yaml: "))
 }
 
-// duplicates refuses a key that stands twice in one map. One that overrides what a merge (<<) brings stands once.
+// duplicates rejects a key that occurs twice in one map. An override of a merged key (<<) is not a duplicate.
 func (d document) duplicates() error {
 	if d.node != nil {
 		return d.duplicatesIn(d.node)
 	}
-	// Without a tree there is Kubernetes' strict reader, which takes an override of what a merge brings for one, too.
+	// Without a tree, use Kubernetes' strict reader, which also reports overrides of merged keys.
 	if _, err := sigsyaml.YAMLToJSONStrict(d.text); err != nil && !bytes.Contains(d.text, []byte("<<")) {
 		return d.explain(err, d.text)
 	}
@@ -161,7 +161,7 @@ func (d document) duplicatesIn(node *yaml.Node) error {
 			seen[name] = node.Content[i]
 		}
 	}
-	for _, content := range node.Content { // an alias has none: its anchor is visited where it stands
+	for _, content := range node.Content { // an alias has none: its anchor is visited at its definition
 		if err := d.duplicatesIn(content); err != nil {
 			return err
 		}
@@ -169,7 +169,7 @@ func (d document) duplicatesIn(node *yaml.Node) error {
 	return nil
 }
 
-// keyText is a key as the API server gets it: 0x10 and 16 are one key.
+// keyText returns a key as the API server receives it: 0x10 and 16 are the same key.
 func keyText(key *yaml.Node) string {
 	if key.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 || key.Tag == "!!str" && !yaml11Bool[key.Value] {
 		return key.Value
@@ -185,14 +185,14 @@ func keyText(key *yaml.Node) string {
 	return key.Value
 }
 
-// yaml11Bool are the words that YAML 1.1, which Kubernetes reads, takes for truth values besides true and false.
+// yaml11Bool are the words besides true and false that YAML 1.1, which Kubernetes uses, parses as booleans.
 var yaml11Bool = map[string]bool{"yes": true, "Yes": true, "YES": true, "no": true, "No": true, "NO": true, "on": true, "On": true, "ON": true, "off": true, "Off": true, "OFF": true, "y": true, "Y": true, "n": true, "N": true}
 
 func isMerge(key *yaml.Node) bool {
 	return key.Tag == "!!merge"
 }
 
-// resolved is the node that an alias stands for.
+// resolved returns the node that an alias refers to.
 func resolved(node *yaml.Node) *yaml.Node {
 	for depth := 0; node != nil && node.Kind == yaml.AliasNode && depth < 100; depth++ {
 		node = node.Alias
@@ -200,10 +200,10 @@ func resolved(node *yaml.Node) *yaml.Node {
 	return node
 }
 
-// deepest is how far merges of merges are followed; the decoder has refused what has no end.
+// deepest limits how far nested merges are followed; the decoder has already rejected cycles.
 const deepest = 100
 
-// entry finds a field of a map, also one that a merge brings, or an item of a list by its number. key is where it begins.
+// entry finds a field of a map, including merged ones, or an item of a list by its index. key is its position.
 func entry(node *yaml.Node, name string) (key, value *yaml.Node) {
 	return entryBelow(node, name, 0)
 }
@@ -246,7 +246,7 @@ func entryBelow(node *yaml.Node, name string, depth int) (key, value *yaml.Node)
 	return nil, nil
 }
 
-// child is the value of entry.
+// child returns the value of entry.
 func child(node *yaml.Node, name string) *yaml.Node {
 	_, value := entry(node, name)
 	return value

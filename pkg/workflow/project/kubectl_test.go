@@ -14,7 +14,7 @@ import (
 	"k8s.io/cli-runtime/pkg/resource"
 )
 
-// kubectl reads a manifest with kubectl's own reader, as far as it needs no cluster.
+// kubectl reads a manifest with kubectl's own reader, as far as that works without a cluster.
 func kubectl(t *testing.T, text string) ([]string, error) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "a.yaml")
@@ -51,7 +51,7 @@ func ours(t *testing.T, text string) ([]string, []Object, error) {
 	return objects, found, err
 }
 
-// manifests are features of YAML, and of kubectl's reader, one by one. All are taken by both, or by none.
+// manifests are features of YAML and of kubectl's reader, one by one. Both readers must accept or reject each.
 var manifests = map[string]string{
 	"merge key with an override": `apiVersion: apps/v1
 kind: Deployment
@@ -136,24 +136,24 @@ func laughs(depth int) string {
 	return text
 }
 
-// TestDecodeAsKubectl compares with kubectl's reader: the objects are the same, or both refuse.
+// TestDecodeAsKubectl compares with kubectl's reader: both return the same objects, or an error.
 func TestDecodeAsKubectl(t *testing.T) {
 	for name, text := range manifests {
 		t.Run(name, func(t *testing.T) { compare(t, text, false) })
 	}
 }
 
-// stricter are the refusals that kubectl leaves to a later step, of the API server or its own.
+// stricter are errors that kubectl or the API server reports only at a later step.
 var stricter = []string{"has no metadata.name", "not a Kubernetes object"}
 
-// compare fails where the two readers differ. With twice, a key stands twice in the text, which only we refuse.
+// compare fails if the two readers differ. twice is set if a key is duplicated, which only our reader rejects.
 func compare(t *testing.T, text string, twice bool) {
 	t.Helper()
 	want, wantErr := kubectl(t, text)
 	got, objects, err := ours(t, text)
 	switch {
 	case twice && (err == nil || wantErr == nil && !strings.Contains(err.Error(), "is already at line")):
-		t.Errorf("a key that stands twice: %v", err)
+		t.Errorf("a duplicate key: %v", err)
 	case twice, err != nil && wantErr != nil:
 	case err != nil && slices.ContainsFunc(stricter, func(s string) bool { return strings.Contains(err.Error(), s) }):
 	case err != nil || wantErr != nil:
@@ -162,15 +162,15 @@ func compare(t *testing.T, text string, twice bool) {
 		t.Errorf("kubectl has\n%s\nwe have\n%s", strings.Join(want, "\n"), strings.Join(got, "\n"))
 	}
 	if err != nil && !strings.HasPrefix(err.Error(), "a.yaml:") {
-		t.Errorf("the error does not say where: %v", err)
+		t.Errorf("the error has no position: %v", err)
 	}
-	// A line is where the name is written.
+	// The line is the one of the name.
 	lines := strings.Split(text, "\n")
 	for _, o := range objects {
 		at := o.At("metadata", "name")
 		var line int
 		if _, scanErr := fmt.Sscanf(at, "a.yaml:%d", &line); scanErr != nil || line < 1 || line > len(lines) || !strings.Contains(strings.ReplaceAll(lines[line-1], "\x00", ""), "name") {
-			t.Errorf("the name of %s is said to be at %s", o.ID(), at)
+			t.Errorf("wrong position of the name of %s: %s", o.ID(), at)
 			for _, c := range frame([]byte(text)) {
 				t.Logf("line %d: %v", c.line, yaml.Unmarshal(c.text, &yaml.Node{}))
 			}
@@ -181,13 +181,13 @@ func compare(t *testing.T, text string, twice bool) {
 	}
 }
 
-// generator writes manifests at random, of all that YAML has.
+// generator writes random manifests that use all features of YAML.
 type generator struct {
 	*rand.Rand
 	anchors []string // of this document
 	maps    []string // those that are maps
 	count   int
-	twice   bool // a key stands twice
+	twice   bool // a key is duplicated
 }
 
 var scalars = []string{"yes", "no", "on", "Off", "y", "N", "true", "FALSE", "~", "null", "", "0777", "0o17", "0x1F", "0b101", "1e3", "-1.5e-3", "1_000", "+12",
@@ -244,7 +244,7 @@ func (g *generator) object(indent string) string {
 	return text
 }
 
-// value follows "key:", and is at the indentation.
+// value returns the text that follows "key:", at the given indentation.
 func (g *generator) value(indent string, depth int) string {
 	kind := g.IntN(10)
 	if depth > 3 {
@@ -279,7 +279,7 @@ func (g *generator) value(indent string, depth int) string {
 		merged := false
 		for range 1 + g.IntN(4) {
 			if len(merges) > 0 && !merged && g.IntN(3) == 0 {
-				merged = true // a second merge key in one map is one that stands twice
+				merged = true // a second merge key in one map would be a duplicate
 				from := " *" + g.pick(merges)
 				if g.IntN(3) == 0 {
 					from = " [*" + g.pick(merges) + ", *" + g.pick(merges) + "]"
@@ -327,7 +327,7 @@ func (g *generator) value(indent string, depth int) string {
 	return anchor + " " + scalar + comment
 }
 
-// TestDecodeGenerated compares the readers over manifests made at random. A seed that fails is in the message.
+// TestDecodeGenerated compares the readers on random manifests. The message of a failure contains the seed.
 func TestDecodeGenerated(t *testing.T) {
 	refused, taken := 0, 0
 	for seed := range uint64(1500) {
@@ -365,7 +365,7 @@ func TestDecodeSaysWhere(t *testing.T) {
 			t.Errorf("error is %v, want %s", err, want)
 		}
 	}
-	// What a merge brings is where it is written.
+	// The position of a merged value is where it is written.
 	objects, err := Decode("a.yaml", []byte(manifests["merge key with an override"]))
 	if err != nil {
 		t.Fatal(err)

@@ -27,22 +27,22 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 )
 
-// Object is one object of a manifest, and where it stands.
+// Object is one object of a manifest, and its position.
 type Object struct {
 	*unstructured.Unstructured
-	// File is relative to the project's folder; empty for what no manifest holds.
+	// File is relative to the project's folder; empty for objects that are not from a manifest.
 	File string
-	// node is nil where the text has no tree; line is what comes before its first line in the file.
+	// node is nil if the text has no tree; line is the number of lines before its first line in the file.
 	node *yaml.Node
 	line int
 }
 
-// NewObject is an object that Polymesh adds by itself.
+// NewObject returns an object that Polymesh adds itself.
 func NewObject(content map[string]any) Object {
 	return Object{Unstructured: &unstructured.Unstructured{Object: content}}
 }
 
-// ID names the object as kubectl does: "deployment.apps/x", with "-n namespace" behind it.
+// ID identifies the object as kubectl does: "deployment.apps/x", followed by "-n namespace".
 func (o Object) ID() string {
 	return ID(o.GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName())
 }
@@ -60,8 +60,8 @@ func ID(gk schema.GroupKind, namespace, name string) string {
 	return id
 }
 
-// At is "file:line" of a field, such as "spec", "template", "spec", "containers", "0", "image". Where the manifest does
-// not have it, it is that of the last part which it has. It is empty for an object without a file.
+// At returns "file:line" of a field, such as "spec", "template", "spec", "containers", "0", "image". If the manifest does
+// not have it, the position is that of its nearest existing parent. It is empty for an object without a file.
 func (o Object) At(path ...string) string {
 	switch {
 	case o.File == "":
@@ -129,8 +129,8 @@ func (p *Project) Objects() (objects []Object, namespace string, err error) {
 	return nil, "", fmt.Errorf("%s: the manifests have the namespaces %s: say in %s which one is the project's (namespace:)", p.Dir, strings.Join(namespaces, ", "), File)
 }
 
-// WalkManifests visits the files that Objects reads, in their order, and the folders that they are in, each before what is in
-// it. Paths are absolute.
+// WalkManifests visits the files that Objects reads, in order, and their folders, each before its contents. Paths are
+// absolute.
 func (p *Project) WalkManifests(visit func(path string, folder bool)) error {
 	for _, path := range p.Manifests {
 		if err := walkManifests(p.Path(path), nil, visit); err != nil {
@@ -140,15 +140,15 @@ func (p *Project) WalkManifests(visit func(path string, folder bool)) error {
 	return nil
 }
 
-// walkManifests visits the YAML and JSON files at or below a path, in the order of their names, as kubectl apply -R -f; links
-// to folders are followed, too, which kubectl silently skips. above are the folders that led here.
+// walkManifests visits the YAML and JSON files at or below a path, in order of their names, like kubectl apply -R -f. Unlike
+// kubectl, it also follows links to folders. above are the folders on the way here.
 func walkManifests(path string, above []string, visit func(path string, folder bool)) error {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && above == nil:
 		return fmt.Errorf("%s does not exist: correct manifests in %s", path, File)
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s is a link to what does not exist: correct or remove it", path)
+		return fmt.Errorf("%s is a broken link: correct or remove it", path)
 	case err != nil:
 		return fmt.Errorf("read the manifests: %w", err)
 	case info.Mode().IsRegular():
@@ -162,7 +162,7 @@ func walkManifests(path string, above []string, visit func(path string, folder b
 		return fmt.Errorf("read the manifests: %w", err)
 	}
 	if slices.Contains(above, real) {
-		return fmt.Errorf("%s is a link to a folder that it is in: remove it", path)
+		return fmt.Errorf("%s is a link to a folder that contains it: remove it", path)
 	}
 	visit(path, true)
 	above = append(slices.Clone(above), real)
@@ -173,7 +173,7 @@ func walkManifests(path string, above []string, visit func(path string, folder b
 	for _, entry := range entries {
 		at := filepath.Join(path, entry.Name())
 		if !isManifest(at) {
-			// Whatever else lies beside the manifests is not theirs, also a link that leads nowhere.
+			// Other files next to the manifests are ignored, including broken links.
 			if info, err := os.Stat(at); err != nil || !info.IsDir() {
 				continue
 			}
@@ -189,25 +189,25 @@ func isManifest(file string) bool {
 	return slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(file))
 }
 
-// Decode reads the objects of a manifest as kubectl does: with its decoder, so that an object is the one which kubectl
-// would send, for every feature of YAML. One thing is stricter: a key that stands twice in one map is refused, where kubectl
-// silently takes the last one. file is the name under which the objects stand.
+// Decode reads the objects of a manifest as kubectl does: with its decoder, so that every object is exactly the one that kubectl
+// would send, for all features of YAML. It is stricter in one point: a duplicate key in a map is an error, where kubectl
+// silently uses the last one. file is the name used in positions.
 func Decode(file string, text []byte) ([]Object, error) {
-	// A file of Windows may be in UTF-16; as cli-runtime's FileVisitor.
+	// Files from Windows may be in UTF-16; like cli-runtime's FileVisitor.
 	text, _, err := transform.Bytes(unicode.BOMOverride(unicode.UTF8.NewDecoder()), text)
 	if err != nil {
 		return nil, fmt.Errorf("%s:1: %w", file, err)
 	}
 	var objects []Object
 	chunks := frame(text)
-	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096) // as cli-runtime's StreamVisitor
+	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096) // like cli-runtime's StreamVisitor
 	for i := 0; ; i++ {
 		var ext runtime.RawExtension
 		err := decoder.Decode(&ext)
 		if errors.Is(err, io.EOF) {
 			return objects, nil
 		}
-		// Both readers count the same documents; if they did not, lines would be left out rather than wrong.
+		// Both readers find the same documents. If they ever differ, positions are left out rather than wrong.
 		var at document
 		if i < len(chunks) {
 			at = newDocument(file, chunks[i])
@@ -232,7 +232,7 @@ func Decode(file string, text []byte) ([]Object, error) {
 	}
 }
 
-// objects are those of one document: itself, or the items of a list, as kubectl flattens them.
+// objects returns the objects of one document: the object itself, or the items of a list, flattened as in kubectl.
 func (d document) objects(raw []byte) ([]Object, error) {
 	decoded, _, err := unstructured.UnstructuredJSONScheme.Decode(raw, nil, nil)
 	if err != nil {
@@ -281,7 +281,7 @@ func (d document) flatten(decoded runtime.Object, node *yaml.Node) ([]Object, er
 	return []Object{o}, nil
 }
 
-// checkMetadata refuses metadata that does not fit its types, as cli-runtime's decoder does.
+// checkMetadata rejects metadata of the wrong types, like cli-runtime's decoder.
 func (o Object) checkMetadata() error {
 	text, err := o.MarshalJSON()
 	if err != nil {
@@ -299,7 +299,7 @@ func (o Object) checkMetadata() error {
 		return nil
 	}
 	path := strings.Split(wrong.Field, ".")
-	// A map's field is named, and not which of its keys.
+	// For a map, the error names the field but not the key.
 	if fields, found, err := unstructured.NestedMap(o.Object, path...); found && err == nil {
 		for _, key := range slices.Sorted(maps.Keys(fields)) {
 			if _, ok := fields[key].(string); !ok && wrong.Type.Kind() == reflect.String {
@@ -315,8 +315,8 @@ func (o Object) checkMetadata() error {
 	return fmt.Errorf("%s: %s: expected %s, got %s%s", o.At(path...), strings.Join(path, "."), wrong.Type, wrong.Value, advice)
 }
 
-// Unique refuses two objects of one name: the second would silently replace the first. It is asked again when every object
-// has its namespace.
+// Unique rejects two objects with the same ID, because the second would silently replace the first. It is called again when
+// every object has its namespace.
 func Unique(objects []Object) error {
 	seen := map[string]Object{}
 	for _, o := range objects {

@@ -56,7 +56,7 @@ func TestOriginSame(t *testing.T) {
 	}
 }
 
-// TestOrigin looks at real repositories: a clone, a worktree of it, and a folder without git.
+// TestOrigin uses real repositories: a clone, a worktree of it, and a folder without git.
 func TestOrigin(t *testing.T) {
 	run := func(dir string, args ...string) {
 		t.Helper()

@@ -1,8 +1,8 @@
-// Package project reads what `polymesh deploy` brings to a cluster: a folder with a polymesh.yaml, or just the guide's tree
+// Package project reads the input of `polymesh deploy`: a folder with a polymesh.yaml, or just the guide's tree
 // (services/, k8s/, istio/).
 //
-// It owns the format of polymesh.yaml (schema.json, which editors can use too) and knows for each object of a manifest in
-// which file and line it stands. It does not talk to a cluster and does not build. pkg/command loads a project and hands it
+// It owns the format of polymesh.yaml (schema.json, which editors can use too) and knows the file and line of each object
+// in a manifest. It does not access a cluster and does not build. pkg/command loads a project and passes it
 // to pkg/workflow/image and pkg/workflow/deploy.
 package project
 
@@ -25,7 +25,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// File is the name of a project's description.
+// File is the name of the project file.
 const File = "polymesh.yaml"
 
 // Schema is the JSON schema of polymesh.yaml (draft 2020-12).
@@ -37,21 +37,21 @@ var Schema []byte
 type Project struct {
 	Dir  string `json:"-"`
 	Name string `json:"name"`
-	// ID tells the project from others of its name, wherever it is deployed from; see Origin.
+	// ID distinguishes the project from others with the same name, wherever it is deployed from; see Origin.
 	ID string `json:"id,omitempty"`
-	// Namespace is where objects go that name none.
+	// Namespace is the namespace of objects that do not set one.
 	Namespace string `json:"namespace"`
-	// Registry is where built images are pushed; empty means that they are loaded into the node of this machine.
+	// Registry is where built images are pushed; empty loads them into the node on this machine.
 	Registry string `json:"registry,omitempty"`
-	// Manifests are files and folders, in the order in which they are read.
+	// Manifests are files and folders, in reading order.
 	Manifests []string      `json:"manifests"`
 	Services  []Service     `json:"services"`
 	Secrets   []Secret      `json:"secrets,omitempty"`
 	Timeout   time.Duration `json:"-"`
 }
 
-// Service is an image that is built of a folder. A container whose image has this name, whatever its tag, gets what was
-// built.
+// Service is an image that is built from a folder. Containers whose image has this name, with any tag, use the
+// built image.
 type Service struct {
 	Name       string            `json:"name"`
 	Context    string            `json:"context"`
@@ -59,28 +59,28 @@ type Service struct {
 	Image      string            `json:"image"`      // without a tag
 	Args       map[string]string `json:"args,omitempty"`
 	Target     string            `json:"target,omitempty"`
-	// Mounts are shown to the build and not kept in the image: HOST:PATH, read-only.
+	// Mounts are available to the build but not kept in the image: HOST:PATH, read-only.
 	Mounts []string `json:"mounts,omitempty"`
-	// Network is what a build reaches: one of image.Networks. Settings are the package managers, of image.Clients, whose
-	// settings on this machine it sees. Least of all by default.
+	// Network is what a build can reach: one of image.Networks. Settings are the package managers, of image.Clients, whose
+	// settings on this machine the build can read. Both default to the least access.
 	Network  string   `json:"network,omitempty"`
 	Settings []string `json:"settings,omitempty"`
 }
 
-// Secret is a Secret of the project's namespace whose values are never part of a manifest.
+// Secret is a Secret in the project's namespace whose values are never part of a manifest.
 type Secret struct {
 	Name string                 `json:"name"`
 	Type string                 `json:"type,omitempty"` // Kubernetes' types; Opaque by default
 	Data map[string]SecretValue `json:"data"`
 }
 
-// SecretValue says where a value comes from; just one is set.
+// SecretValue is the source of a value; exactly one field is set.
 type SecretValue struct {
-	Env  string `json:"env,omitempty"`  // a variable of the environment
-	File string `json:"file,omitempty"` // a file, as it is
+	Env  string `json:"env,omitempty"`  // an environment variable
+	File string `json:"file,omitempty"` // a file's unmodified contents
 }
 
-// description is polymesh.yaml as it is written.
+// description is polymesh.yaml as written.
 type description struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
@@ -88,7 +88,7 @@ type description struct {
 	Timeout string `json:"timeout,omitempty"`
 }
 
-// Find is the folder of the project that dir is part of: the nearest one with a polymesh.yaml, dir itself or above it.
+// Find returns the folder of the project that contains dir: the nearest one with a polymesh.yaml, at or above dir.
 func Find(dir string) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -103,12 +103,12 @@ func Find(dir string) (string, error) {
 			return "", err
 		}
 		if at == filepath.Dir(at) {
-			return "", fmt.Errorf("neither %s nor a folder above it has a %s: make a project first (polymesh new project NAME), or name its folder", dir, File)
+			return "", fmt.Errorf("neither %s nor a folder above it has a %s: create a project (polymesh new project NAME), or specify its folder", dir, File)
 		}
 	}
 }
 
-// Load reads the project in dir. Errors name the file, the field and what is right.
+// Load reads the project in dir. Errors contain the file, the field and the expected value.
 func Load(dir string) (*Project, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -117,11 +117,11 @@ func Load(dir string) (*Project, error) {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%s does not exist: give the folder with %s, or with services/ and k8s/", dir, File)
+		return nil, fmt.Errorf("%s does not exist: specify the folder with %s, or with services/ and k8s/", dir, File)
 	case err != nil:
 		return nil, err
 	case !info.IsDir():
-		return nil, fmt.Errorf("%s is a file: give the folder with %s, or with services/ and k8s/", dir, File)
+		return nil, fmt.Errorf("%s is a file: specify the folder with %s, or with services/ and k8s/", dir, File)
 	}
 	p := &Project{Dir: dir, Timeout: 5 * time.Minute}
 	text, err := os.ReadFile(filepath.Join(dir, File))
@@ -202,17 +202,17 @@ func leaves(e *jsonschema.ValidationError, visit func(*jsonschema.ValidationErro
 	}
 }
 
-// longestName is how long the names of projects and namespaces may be: as a label's value.
+// longestName is the maximum length of project and namespace names, in characters: that of a label value.
 const longestName = 63
 
 var notInName = regexp.MustCompile(`[^a-z0-9-]+`)
 
-// complete fills in what was not said: the guide's folders.
+// complete fills in defaults: the guide's folders.
 func (p *Project) complete() error {
 	if p.Name == "" {
 		p.Name = strings.Trim(notInName.ReplaceAllString(strings.ToLower(filepath.Base(p.Dir)), "-"), "-")
 		if p.Name == "" || len(p.Name) > longestName {
-			return fmt.Errorf("the folder's name makes no name for the project: give it one in %s (name:)", File)
+			return fmt.Errorf("the folder's name is not usable as the project's name: set one in %s (name:)", File)
 		}
 	}
 	if p.Services == nil {
@@ -234,7 +234,7 @@ func (p *Project) complete() error {
 		}
 		for _, other := range p.Services[:i] {
 			if other.Name == s.Name {
-				return fmt.Errorf("two services are called %s", s.Name)
+				return fmt.Errorf("two services are named %s", s.Name)
 			}
 		}
 	}
@@ -251,7 +251,7 @@ func (p *Project) complete() error {
 	return nil
 }
 
-// findServices takes each folder of services/ that has a Dockerfile.
+// findServices adds each folder in services/ that has a Dockerfile.
 func (p *Project) findServices() error {
 	entries, err := os.ReadDir(filepath.Join(p.Dir, "services"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -268,7 +268,7 @@ func (p *Project) findServices() error {
 	return nil
 }
 
-// Service returns the service of that name.
+// Service returns the service with that name.
 func (p *Project) Service(name string) (Service, bool) {
 	i := slices.IndexFunc(p.Services, func(s Service) bool { return s.Name == name })
 	if i < 0 {
@@ -277,7 +277,7 @@ func (p *Project) Service(name string) (Service, bool) {
 	return p.Services[i], true
 }
 
-// Path makes a path of polymesh.yaml absolute.
+// Path makes a path from polymesh.yaml absolute.
 func (p *Project) Path(path string) string {
 	if filepath.IsAbs(path) {
 		return path

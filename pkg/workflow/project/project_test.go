@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// write makes files below a new folder and returns it.
+// write creates files in a new folder and returns it.
 func write(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "Shop 2")
@@ -81,7 +81,7 @@ func TestLoadRefuses(t *testing.T) {
 		"other version":     {"apiVersion: v9\nkind: Project\n", "apiVersion: value must be"},
 		"two sources":       {header + "secrets: [{name: a, data: {b: {env: A, file: b}}}]\n", "secrets.0.data.b: maxProperties"},
 		"missing context":   {header + "services: [{name: web}]\n", "services/web/Dockerfile does not exist"},
-		"twice":             {header + "services: [{name: api}, {name: api}]\n", "two services are called api"},
+		"twice":             {header + "services: [{name: api}, {name: api}]\n", "two services are named api"},
 		"missing manifests": {header + "manifests: []\n", "nothing to deploy"},
 		"not YAML":          {"a: [", "yaml"},
 		"bad id":            {header + "id: \"a b\"\n", "id: 'a b' does not match pattern"},
@@ -97,7 +97,7 @@ func TestLoadRefuses(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Load(filepath.Join(t.TempDir(), "no-such")); err == nil || !strings.Contains(err.Error(), "does not exist: give the folder") {
+	if _, err := Load(filepath.Join(t.TempDir(), "no-such")); err == nil || !strings.Contains(err.Error(), "does not exist: specify the folder") {
 		t.Errorf("error is %v", err)
 	}
 }
@@ -154,7 +154,7 @@ func TestObjects(t *testing.T) {
 	}
 }
 
-// TestManifestLinks has links to files and folders among the manifests, broken ones and loops.
+// TestManifestLinks tests links to files and folders among the manifests, including broken ones and loops.
 func TestManifestLinks(t *testing.T) {
 	dir := write(t, map[string]string{"shared/a.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}", "shared/b.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: b}}",
 		"k8s/c.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}", "more/d.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: d}}",
@@ -184,14 +184,14 @@ func TestManifestLinks(t *testing.T) {
 		t.Errorf("objects are %q, %v", got, err)
 	}
 	link("/no/such", "k8s/z.yaml")
-	if _, err := ids(); err == nil || !strings.Contains(err.Error(), "z.yaml is a link to what does not exist") {
+	if _, err := ids(); err == nil || !strings.Contains(err.Error(), "z.yaml is a broken link") {
 		t.Errorf("error is %v", err)
 	}
 	if err := os.Remove(filepath.Join(dir, "k8s/z.yaml")); err != nil {
 		t.Fatal(err)
 	}
 	link("..", "k8s/round")
-	if _, err := ids(); err == nil || !strings.Contains(err.Error(), "is a link to a folder that it is in") {
+	if _, err := ids(); err == nil || !strings.Contains(err.Error(), "is a link to a folder that contains it") {
 		t.Errorf("error is %v", err)
 	}
 }
@@ -202,7 +202,7 @@ func TestLoadNames(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(dir, "k8s"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "give it one in polymesh.yaml (name:)") {
+		if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "set one in polymesh.yaml (name:)") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -15,8 +15,8 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// describe adds a new service to polymesh.yaml where that lists services; without a list deploy finds the folder. What it
-// lists as manifests has to have the service's.
+// describe adds a new service to polymesh.yaml if that lists services; without a list, deploy finds the folder. If it lists
+// manifests, the service's must be among them.
 func (p *Plan) describe(name string) error {
 	text, err := os.ReadFile(filepath.Join(p.Dir, project.File))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -42,7 +42,7 @@ func (p *Plan) describe(name string) error {
 	return nil
 }
 
-// listed reports whether a list of files and folders has a file. No list has all.
+// listed reports whether a list of files and folders covers a file. A missing list covers all.
 func listed(list yaml.Node, file string) bool {
 	return list.Kind != yaml.SequenceNode || slices.ContainsFunc(list.Content, func(item *yaml.Node) bool {
 		rest, err := filepath.Rel(item.Value, filepath.FromSlash(file))
@@ -50,8 +50,8 @@ func listed(list yaml.Node, file string) bool {
 	})
 }
 
-// addTo returns polymesh.yaml with one more service in its list, or nil if there is none or it has the service. All other
-// lines stay as they were written.
+// addTo returns polymesh.yaml with one more service in its list, or nil if there is no list or it has the service. All other
+// lines are unchanged.
 func addTo(services yaml.Node, text []byte, name string) ([]byte, error) {
 	if services.Kind != yaml.SequenceNode {
 		return nil, nil
@@ -63,7 +63,7 @@ func addTo(services yaml.Node, text []byte, name string) ([]byte, error) {
 		}
 	}
 	if services.Style&yaml.FlowStyle != 0 {
-		return nil, fmt.Errorf("%s:%d: services is written in brackets: write each on lines of its own (- name: …), or leave the list out", project.File, services.Line)
+		return nil, fmt.Errorf("%s:%d: services is written in brackets: write one item per line (- name: …), or remove the list", project.File, services.Line)
 	}
 	last := lastLine(&services)
 	lines := bytes.SplitAfter(text, []byte("\n"))
@@ -74,7 +74,7 @@ func addTo(services yaml.Node, text []byte, name string) ([]byte, error) {
 	return bytes.Join(slices.Insert(lines, last, []byte(added)), nil), nil
 }
 
-// lastLine is that of the last value below a node.
+// lastLine returns the line of the last value below a node.
 func lastLine(node *yaml.Node) int {
 	line := node.Line
 	if node.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {

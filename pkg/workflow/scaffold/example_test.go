@@ -15,7 +15,7 @@ import (
 
 const example = "../../../examples/polyglot"
 
-// inExample is what the example calls its service in a language.
+// inExample returns the name of the example's service in a language.
 var inExample = map[string]string{
 	"go": "go-service", "java": "java-service", "node": "node-service", "python": "fastapi-service", "rust": "rust-service",
 }
@@ -29,12 +29,12 @@ func read(t *testing.T, path ...string) string {
 	return string(text)
 }
 
-// What a new service and the example both ask for, they ask for in one version: it is looked after once.
+// Dependencies that a new service and the example share have the same version, so that they are maintained once.
 func TestVersionsAreTheExamples(t *testing.T) {
 	for lang, c := range map[string]struct {
 		file, template string
 		asked          string // name and version
-		least          int    // how many both ask for
+		least          int    // minimum number of shared ones
 	}{
 		"go":     {"go.mod", "go.mod.template", `(?m)^(?:require )?\t?(\S+) (v\S+)$`, 1},
 		"java":   {"pom.xml", "pom.xml", `(?s)<parent>.*?<artifactId>(.*?)</artifactId>\s*<version>(.*?)</version>`, 1},
@@ -61,12 +61,12 @@ func TestVersionsAreTheExamples(t *testing.T) {
 			}
 		}
 		if both < c.least {
-			t.Errorf("%s: both ask for only %d, the example for %v", lang, both, theirs)
+			t.Errorf("%s: only %d shared dependencies, the example has %v", lang, both, theirs)
 		}
 	}
 }
 
-// New services are made of the images that the example is made of: examples/polyglot/images.sh has stand-ins for these.
+// New services use the same base images as the example, so that examples/polyglot/images.sh can provide them.
 func TestImagesAreTheExamples(t *testing.T) {
 	from := regexp.MustCompile(`(?m)^FROM (\S+)`)
 	argument := regexp.MustCompile(`(?m)^ARG ([A-Z_]+)=(\S+)$`)
@@ -76,7 +76,7 @@ func TestImagesAreTheExamples(t *testing.T) {
 		for _, m := range argument.FindAllStringSubmatch(dockerfile, -1) {
 			ours[m[2]] = true
 			if !strings.Contains(dockerfile, "FROM ${"+m[1]+"}") {
-				t.Errorf("%s: nothing is made of %s", lang, m[1])
+				t.Errorf("%s: %s is not used", lang, m[1])
 			}
 		}
 		theirs := map[string]bool{}
@@ -89,7 +89,7 @@ func TestImagesAreTheExamples(t *testing.T) {
 	}
 }
 
-// A new service's manifests are those of the example's rust-service, but for names, numbers and what only the new one has.
+// A new service's manifests equal those of the example's rust-service, except for names, numbers and additions.
 func TestManifestsAreTheExamples(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "polyglot")
 	do(t, func() (*Plan, error) { return NewProject(dir, ProjectOptions{Languages: []string{"rust"}}) })
@@ -118,7 +118,7 @@ func TestManifestsAreTheExamples(t *testing.T) {
 	}
 }
 
-// comparable is an object's spec without what may differ.
+// comparable returns an object's spec without the parts that may differ.
 func comparable(o project.Object) any {
 	spec, _ := o.Object["spec"].(map[string]any)
 	if o.GetKind() != "Deployment" {

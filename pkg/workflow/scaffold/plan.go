@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// Plan is what a new project or service consists of, compared with what is there. Nothing is changed before Write.
+// Plan is the list of files of a new project or service, compared with existing ones. Nothing is changed before Write.
 type Plan struct {
 	Project  string    `json:"project"`
 	Dir      string    `json:"dir"` // absolute
@@ -23,30 +23,30 @@ type Plan struct {
 
 // File is one file of a plan.
 type File struct {
-	Path   string `json:"path"` // below the project's folder, with slashes
+	Path   string `json:"path"` // relative to the project's folder, with slashes
 	Action Action `json:"action"`
 
 	text []byte
-	// changes is set for a file that is there and gets a line more.
+	// changes is set for an existing file that gets an additional line.
 	changes bool
 }
 
-// Action is what happens to a file.
+// Action is what a plan does with a file.
 type Action string
 
 // The actions.
 const (
 	Create    Action = "create"
-	Change    Action = "change"    // a line is added
-	Overwrite Action = "overwrite" // it has another text, which is lost
-	Unchanged Action = "unchanged" // it has this text already
-	Keep      Action = "keep"      // it is there, and may be what it likes
+	Change    Action = "change"    // add a line
+	Overwrite Action = "overwrite" // replace different contents, which are lost
+	Unchanged Action = "unchanged" // already has these contents
+	Keep      Action = "keep"      // exists, with any contents
 )
 
-// everybodys are files that a folder may have before it becomes a project.
-var everybodys = []string{".gitignore", "README.md"}
+// keptFiles are files that a folder may already have when it becomes a project.
+var keptFiles = []string{".gitignore", "README.md"}
 
-// compare sets what happens to each file.
+// compare determines the action for each file.
 func (p *Plan) compare() error {
 	slices.SortFunc(p.Files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
 	for i := range p.Files {
@@ -55,13 +55,13 @@ func (p *Plan) compare() error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			f.Action = Create
-		case err != nil: // a folder, or a file where a folder should be
+		case err != nil: // a folder, or a file in place of a folder
 			return fmt.Errorf("%s is in the way: %w", p.path(*f), err)
 		case bytes.Equal(text, f.text):
 			f.Action = Unchanged
 		case f.changes:
 			f.Action = Change
-		case slices.Contains(everybodys, f.Path):
+		case slices.Contains(keptFiles, f.Path):
 			f.Action = Keep
 		default:
 			f.Action = Overwrite
@@ -72,7 +72,7 @@ func (p *Plan) compare() error {
 
 func (p *Plan) path(f File) string { return filepath.Join(p.Dir, filepath.FromSlash(f.Path)) }
 
-// Refuse is the error of a plan that would overwrite files; nil if it would not.
+// Refuse returns an error if the plan would overwrite files, and nil otherwise.
 func (p *Plan) Refuse() error {
 	var lost []string
 	for _, f := range p.Files {
@@ -83,15 +83,15 @@ func (p *Plan) Refuse() error {
 	if len(lost) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s has these files already, with another text:\n  %s\nChoose another name, or overwrite them with --force", p.Dir, strings.Join(lost, "\n  "))
+	return fmt.Errorf("%s already has these files, with different contents:\n  %s\nChoose another name, or overwrite them with --force", p.Dir, strings.Join(lost, "\n  "))
 }
 
-// Write does what the plan says: all of it, or nothing if there is an error. The files are made elsewhere first and moved
-// to their places in as few steps as possible. If the program is killed between two of these, the same command again makes
+// Write applies the plan: completely, or not at all if there is an error. Files are created in a temporary folder and then moved
+// into place in as few steps as possible. If the program is killed between two of these, running the same command again creates
 // the rest.
 func (p *Plan) Write(ctx context.Context) (err error) {
 	base := p.Dir
-	for { // the nearest folder that is there
+	for { // the nearest existing folder
 		if _, err := os.Stat(base); err == nil {
 			break
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -104,7 +104,7 @@ func (p *Plan) Write(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(stage)) }()
-	// The folder of the project, with the rights that a folder has.
+	// The project's folder, with normal permissions.
 	tree := filepath.Join(stage, "new")
 	if err := os.Mkdir(tree, 0o755); err != nil {
 		return err
@@ -134,8 +134,8 @@ func (p *Plan) Write(ctx context.Context) (err error) {
 	return nil
 }
 
-// openModes gives a new tree the modes that the umask may have taken away: what is copied into an image keeps its mode, and
-// there another user reads it.
+// openModes restores permissions that the umask has removed: files copied into an image keep their mode, and are read by
+// another user there.
 func openModes(tree string) error {
 	return filepath.WalkDir(tree, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
@@ -148,16 +148,16 @@ func openModes(tree string) error {
 	})
 }
 
-// move brings a tree to its place, and can take it back.
+// move moves a tree into place, and can be undone.
 type move struct {
-	old  string // keeps files that were replaced
+	old  string // folder for replaced files
 	done []moved
 }
 
-// moved is one step: something new at target, and what was there before, if anything.
+// moved is one step: the new target, and the backup of what it replaced, if anything.
 type moved struct{ target, before string }
 
-// into moves what is in from to target, in whole folders where there is none.
+// into moves the contents of from to target, as whole folders where these do not exist.
 func (m *move) into(ctx context.Context, from, target string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -174,7 +174,7 @@ func (m *move) into(ctx context.Context, from, target string) error {
 		return err
 	}
 	entries, err := os.ReadDir(from)
-	if err == nil { // a folder into a folder
+	if err == nil { // merge a folder into a folder
 		for _, entry := range entries {
 			if err := m.into(ctx, filepath.Join(from, entry.Name()), filepath.Join(target, entry.Name())); err != nil {
 				return err
@@ -182,7 +182,7 @@ func (m *move) into(ctx context.Context, from, target string) error {
 		}
 		return nil
 	}
-	// A link to the old file keeps it, and the new one takes its name at once.
+	// Keep the old file through a hard link, and replace its name atomically.
 	if err := os.Chmod(from, there.Mode().Perm()); err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func (m *move) into(ctx context.Context, from, target string) error {
 	return nil
 }
 
-// undo takes the steps back, the last one first.
+// undo reverts the steps, last one first.
 func (m *move) undo() error {
 	var problems []error
 	for _, step := range slices.Backward(m.done) {

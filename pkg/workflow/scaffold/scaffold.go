@@ -1,9 +1,9 @@
-// Package scaffold makes new projects and services: the guide's tree, and in it services in five languages that build,
-// have tests of their own, manifests and a route, so that `polymesh deploy` takes them as they are.
+// Package scaffold creates new projects and services: the guide's tree, with services in five languages that build, have their
+// own tests, manifests and a route, and can be deployed by `polymesh deploy` without changes.
 //
-// It owns the templates. Each is what it makes, down to the last file: templates/services has five services that are
-// called service-name and can be built, tested and linted where they stand. New files differ from them only in the words
-// of render. pkg/command asks for a Plan, which has changed nothing yet, and has it written.
+// It owns the templates. They are complete: templates/services has five services named service-name that can be built,
+// tested and linted in place. Generated files differ only in the words that render replaces. pkg/command requests a Plan,
+// which changes nothing, and then writes it.
 package scaffold
 
 import (
@@ -26,15 +26,15 @@ import (
 //go:embed all:templates
 var templates embed.FS
 
-// Language is what a service can be written in. What a pod of it takes is part of it: a JVM needs more than a Rust program.
+// Language is a programming language for services, with the resources of a pod: a JVM needs more than a Rust program.
 type Language struct {
 	Name  string
-	About string // a few words, for help and shell completion
+	About string // short, for help and shell completion
 
 	memoryRequest, cpuRequest, memoryLimit, cpuLimit string
 }
 
-// Languages are all of them, by name.
+// Languages returns all languages, by name.
 func Languages() []Language {
 	return []Language{
 		{"go", "Go's own net/http, a static program", "32Mi", "50m", "128Mi", "500m"},
@@ -45,7 +45,7 @@ func Languages() []Language {
 	}
 }
 
-// LanguageNames are what --lang takes.
+// LanguageNames returns the values of --lang.
 func LanguageNames() []string {
 	var names []string
 	for _, l := range Languages() {
@@ -56,7 +56,7 @@ func LanguageNames() []string {
 
 func language(name string) (Language, error) {
 	if name == "" {
-		return Language{}, fmt.Errorf("say with --lang what the service is written in: %s", strings.Join(LanguageNames(), ", "))
+		return Language{}, fmt.Errorf("set the service's language with --lang: %s", strings.Join(LanguageNames(), ", "))
 	}
 	all := Languages()
 	if i := slices.IndexFunc(all, func(l Language) bool { return l.Name == name }); i >= 0 {
@@ -65,27 +65,27 @@ func language(name string) (Language, error) {
 	return Language{}, fmt.Errorf("--lang %q is not one of %s", name, strings.Join(LanguageNames(), ", "))
 }
 
-// Port is where every new service listens.
+// Port is the port of every new service.
 const Port = 8080
 
-// Service is a service that is new.
+// Service is a new service.
 type Service struct {
 	Name     string `json:"name"`
 	Language string `json:"language"`
 	Path     string `json:"path"` // of its route
 }
 
-// ProjectOptions are what a new project may have beside its name.
+// ProjectOptions are the options of a new project.
 type ProjectOptions struct {
-	// Name is the folder's by default.
+	// Name defaults to the folder's name.
 	Name string
-	// Host is what the gateway lets in: NAME.example.com by default.
+	// Host is the host that the gateway accepts, by default NAME.example.com.
 	Host string
-	// Languages each get a service called LANGUAGE-service.
+	// Languages each get a service named LANGUAGE-service.
 	Languages []string
 }
 
-// NewProject plans a project in dir, which need not be there.
+// NewProject plans a project in dir, which need not exist.
 func NewProject(dir string, o ProjectOptions) (*Plan, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -93,7 +93,7 @@ func NewProject(dir string, o ProjectOptions) (*Plan, error) {
 	}
 	name, advice := o.Name, "choose another one"
 	if name == "" {
-		name, advice = filepath.Base(dir), "choose another folder, or give the name with --name"
+		name, advice = filepath.Base(dir), "choose another folder, or set the name with --name"
 	}
 	if err := checkName("project", name, advice); err != nil {
 		return nil, err
@@ -126,14 +126,14 @@ func NewProject(dir string, o ProjectOptions) (*Plan, error) {
 	return p, p.compare()
 }
 
-// ServiceOptions are what a new service may have beside its name and language.
+// ServiceOptions are the options of a new service besides its name and language.
 type ServiceOptions struct {
-	// Gateway is who lets its requests in, as a VirtualService names it, and Host the host that they are for. Both are the
-	// project's by default.
+	// Gateway is the service's Gateway, as written in a VirtualService, and Host its host. Both default to the
+	// project's.
 	Gateway, Host string
 }
 
-// NewService plans a service of a project that is there.
+// NewService plans a service in an existing project.
 func NewService(in *project.Project, name, lang string, o ServiceOptions) (*Plan, error) {
 	l, err := language(lang)
 	if err != nil {
@@ -151,7 +151,7 @@ func NewService(in *project.Project, name, lang string, o ServiceOptions) (*Plan
 	if err != nil {
 		return nil, err
 	}
-	gateway, host, err := entrance(in, objects, namespace, o)
+	gateway, host, err := findGateway(in, objects, namespace, o)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +160,7 @@ func NewService(in *project.Project, name, lang string, o ServiceOptions) (*Plan
 		return nil, err
 	}
 	if s, ok := in.Service(name); ok && filepath.Clean(s.Context) != filepath.Join("services", name) {
-		return nil, fmt.Errorf("service %s is there already, in %s: choose another name", name, s.Context)
+		return nil, fmt.Errorf("service %s already exists in %s: choose another name", name, s.Context)
 	}
 	if err := p.fits(in, objects, namespace); err != nil {
 		return nil, err
@@ -171,23 +171,23 @@ func NewService(in *project.Project, name, lang string, o ServiceOptions) (*Plan
 	return p, p.compare()
 }
 
-// checkName refuses what Kubernetes would refuse later: the name of a Service is part of a DNS name (RFC 1035).
+// checkName rejects names that Kubernetes would reject later: the name of a Service is part of a DNS name (RFC 1035).
 func checkName(what, name, advice string) error {
 	if problems := validation.IsDNS1035Label(name); len(problems) > 0 {
-		return fmt.Errorf("%q cannot be the name of a %s: small letters, digits and -, a letter first, at most %d characters; %s", name, what, validation.DNS1035LabelMaxLength, advice)
+		return fmt.Errorf("%q is not a valid %s name: use lowercase letters, digits and -, a letter first, at most %d characters; %s", name, what, validation.DNS1035LabelMaxLength, advice)
 	}
 	return nil
 }
 
 func checkHost(host string) error {
 	if len(validation.IsDNS1123Subdomain(strings.TrimPrefix(host, "*."))) > 0 || net.ParseIP(host) != nil {
-		return fmt.Errorf("--host %q is not the name of a host, such as shop.example.com", host)
+		return fmt.Errorf("--host %q is not a host name, such as shop.example.com", host)
 	}
 	return nil
 }
 
-// entrance is the Gateway that lets requests to the project in, and for which host.
-func entrance(in *project.Project, objects []project.Object, namespace string, o ServiceOptions) (gateway, host string, err error) {
+// findGateway returns the Gateway through which requests reach the project, and the host.
+func findGateway(in *project.Project, objects []project.Object, namespace string, o ServiceOptions) (gateway, host string, err error) {
 	if o.Gateway != "" && o.Host != "" {
 		return o.Gateway, o.Host, nil
 	}
@@ -208,24 +208,24 @@ func entrance(in *project.Project, objects []project.Object, namespace string, o
 	}
 	switch {
 	case len(names) > 1 && o.Gateway == "":
-		return "", "", fmt.Errorf("the project has the Gateways %s: say which one with --gateway", strings.Join(names, ", "))
+		return "", "", fmt.Errorf("the project has the Gateways %s: select one with --gateway", strings.Join(names, ", "))
 	case gateway == "":
-		return "", "", errors.New("the project has no such Gateway: say with --gateway (NAME, or NAMESPACE/NAME) and --host who lets requests in, and for which host")
+		return "", "", errors.New("the project has no such Gateway: set the Gateway (NAME, or NAMESPACE/NAME) with --gateway and the host with --host")
 	case o.Host != "":
 		return gateway, o.Host, nil
 	}
 	hosts := hosts(found)
 	if len(hosts) == 0 {
-		return "", "", fmt.Errorf("%s: Gateway %s serves no host over HTTP: say with --host which one the service is for", found.At("spec", "servers"), gateway)
+		return "", "", fmt.Errorf("%s: Gateway %s serves no host over HTTP: set the service's host with --host", found.At("spec", "servers"), gateway)
 	}
-	// A name is better than a pattern.
+	// Prefer a name to a wildcard.
 	if i := slices.IndexFunc(hosts, func(h string) bool { return !strings.Contains(h, "*") }); i > 0 {
 		return gateway, hosts[i], nil
 	}
 	return gateway, hosts[0], nil
 }
 
-// hosts are those that a Gateway serves over HTTP or HTTPS.
+// hosts returns the hosts that a Gateway serves over HTTP or HTTPS.
 func hosts(gateway project.Object) []string {
 	var found []string
 	spec, _ := gateway.Object["spec"].(map[string]any)
@@ -239,7 +239,7 @@ func hosts(gateway project.Object) []string {
 			continue
 		}
 		for _, name := range names {
-			// NAMESPACE/HOST says which namespaces may bind to it.
+			// In NAMESPACE/HOST, the namespace restricts which VirtualServices may bind to it.
 			text := fmt.Sprint(name)
 			found = append(found, text[strings.LastIndexByte(text, '/')+1:])
 		}
@@ -260,10 +260,10 @@ func (p *Plan) addService(name string, l Language, words []string) error {
 	return p.add("templates/manifests", "", words)
 }
 
-// notAModule is at the end of a file's name that means something to the go command, which would take it for its own.
+// notAModule is the suffix of template files that would make the go command treat the folder as a module.
 const notAModule = ".template"
 
-// add plans the files of a folder of the templates, with words in the place of other words.
+// add plans the files of a template folder, with placeholders replaced by words.
 func (p *Plan) add(from, to string, words []string) error {
 	own := strings.NewReplacer(words...)
 	return fs.WalkDir(templates, from, func(name string, entry fs.DirEntry, err error) error {
@@ -280,7 +280,7 @@ func (p *Plan) add(from, to string, words []string) error {
 	})
 }
 
-// fits refuses what the project would not deploy, and objects that it has already in another file.
+// fits rejects files that the project would not deploy, and objects that already exist in another file.
 func (p *Plan) fits(in *project.Project, objects []project.Object, namespace string) error {
 	for _, f := range p.Files {
 		if strings.HasPrefix(f.Path, "services/") {

@@ -35,7 +35,7 @@ func shop(t *testing.T) string {
 	return dir
 }
 
-// do makes a plan and writes it.
+// do plans and writes.
 func do(t *testing.T, plan func() (*Plan, error)) *Plan {
 	t.Helper()
 	p, err := plan()
@@ -57,7 +57,7 @@ func load(t *testing.T, dir string) *project.Project {
 	return p
 }
 
-// tree are the files below a folder, and their texts.
+// tree returns the files below a folder, with their contents.
 func tree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	found := map[string]string{}
@@ -109,7 +109,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// Nothing of the templates' own names is left, and all that is new is called as it should be.
+// No placeholder of the templates is left, and everything new has the right name.
 func TestWords(t *testing.T) {
 	dir := shop(t)
 	for name, text := range tree(t, dir) {
@@ -132,7 +132,7 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// gatewayPods stand in for Istio's own ingress gateway, which a deploy's analyzers see in the cluster, with all defaults.
+// gatewayPods stand in for Istio's own ingress gateway, which a deploy's analyzers find in the cluster.
 const gatewayPods = `
 apiVersion: v1
 kind: Pod
@@ -145,7 +145,7 @@ metadata: {name: istio-ingressgateway, namespace: istio-system}
 spec: {selector: {istio: ingressgateway}, ports: [{name: http2, port: 80, targetPort: 8080, protocol: TCP}]}
 `
 
-// The API server takes every object as it is written, and Istio's analyzers, which look at each deploy, find nothing.
+// The API server accepts every object as written, and Istio's analyzers, which check each deploy, find nothing.
 func TestManifests(t *testing.T) {
 	p := load(t, shop(t))
 	objects, namespace, err := p.Objects()
@@ -204,7 +204,7 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// pod is one that a Deployment makes, with its sidecar.
+// pod returns a pod of a Deployment, with its sidecar.
 func pod(t *testing.T, d *appsv1.Deployment, namespace string) string {
 	t.Helper()
 	made := corev1.Pod{ObjectMeta: d.Spec.Template.ObjectMeta, Spec: d.Spec.Template.Spec}
@@ -243,7 +243,7 @@ func TestNewService(t *testing.T) {
 		t.Errorf("the deployment is\n%s", got)
 	}
 
-	// Again, after it was broken off: what is missing is made.
+	// Again, after an interruption: missing files are created.
 	if err := os.RemoveAll(filepath.Join(dir, "istio", "orders")); err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func TestNewService(t *testing.T) {
 	}
 }
 
-// The guide's own project has a Gateway of the platform, in another namespace, and an object called like each service.
+// The guide's own project has a Gateway of the platform, in another namespace, and an object named like each service.
 func TestNewServiceInTheExample(t *testing.T) {
 	p := load(t, "../../../examples/polyglot")
 	plan, err := NewService(p, "stock", "rust", ServiceOptions{})
@@ -297,20 +297,20 @@ func TestRefuses(t *testing.T) {
 		plan func(dir string) (*Plan, error)
 		want string
 	}{
-		"project's name":  {project(ProjectOptions{Name: "Shop"}), `"Shop" cannot be the name of a project`},
+		"project's name":  {project(ProjectOptions{Name: "Shop"}), `"Shop" is not a valid project name`},
 		"host":            {project(ProjectOptions{Host: "http://shop"}), `--host "http://shop" is not the name of a host`},
 		"language":        {project(ProjectOptions{Languages: []string{"cobol"}}), `--lang "cobol" is not one of go, java, node, python, rust`},
 		"language twice":  {project(ProjectOptions{Languages: []string{"go", "go"}}), "--lang names go twice"},
-		"no language":     {service("api", "", ServiceOptions{}, "istio/g.yaml", gateway), "say with --lang what the service is written in: go, java, node, python, rust"},
-		"digit first":     {service("1api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"1api" cannot be the name of a service`},
-		"path":            {service("../api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"../api" cannot be the name of a service`},
+		"no language":     {service("api", "", ServiceOptions{}, "istio/g.yaml", gateway), "set the service's language with --lang: go, java, node, python, rust"},
+		"digit first":     {service("1api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"1api" is not a valid service name`},
+		"path":            {service("../api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"../api" is not a valid service name`},
 		"too long":        {service(strings.Repeat("a", 64), "go", ServiceOptions{}, "istio/g.yaml", gateway), "at most 63 characters"},
 		"no gateway":      {service("api", "go", ServiceOptions{}), "the project has no such Gateway: say with --gateway"},
 		"two gateways":    {service("api", "go", ServiceOptions{}, "istio/g.yaml", gateway, "istio/h.yaml", other), "the project has the Gateways g, h: say which one with --gateway"},
 		"other gateway":   {service("api", "go", ServiceOptions{Gateway: "x"}, "istio/g.yaml", gateway), "the project has no such Gateway"},
 		"gateway for TCP": {service("api", "go", ServiceOptions{Gateway: "h"}, "istio/h.yaml", other), "istio/h.yaml:4: Gateway h serves no host over HTTP"},
 		"object":          {service("taken", "go", ServiceOptions{}, "istio/g.yaml", gateway), "configmap/taken is already at k8s/a.yaml:1"},
-		"other context":   {service("api", "go", ServiceOptions{}, "istio/g.yaml", gateway, "api/Dockerfile", "FROM x", "polymesh.yaml", header+"services:\n- {name: api, context: api}\n"), "service api is there already, in api"},
+		"other context":   {service("api", "go", ServiceOptions{}, "istio/g.yaml", gateway, "api/Dockerfile", "FROM x", "polymesh.yaml", header+"services:\n- {name: api, context: api}\n"), "service api already exists in api"},
 		"brackets":        {service("api", "go", ServiceOptions{}, "istio/g.yaml", gateway, "polymesh.yaml", header+"services: []\n"), "polymesh.yaml:3: services is written in brackets"},
 		"manifests":       {service("api", "go", ServiceOptions{}, "istio/g.yaml", gateway, "polymesh.yaml", header+"manifests: [istio]\n"), "polymesh.yaml:3: k8s/api/configmap.yaml would not be deployed: add the folder k8s to manifests"},
 		"in the way":      {service("api", "go", ServiceOptions{}, "istio/g.yaml", gateway, "services/api", "a file"), "services/api/.dockerignore is in the way"},
@@ -323,7 +323,7 @@ func TestRefuses(t *testing.T) {
 			}
 			for _, file := range names(tree(t, dir)) {
 				if strings.Contains(file, "shop") || strings.HasPrefix(file, "k8s/api") {
-					t.Errorf("it has made %s", file)
+					t.Errorf("it has created %s", file)
 				}
 			}
 		})
@@ -344,7 +344,7 @@ func TestGatewayOfSomebodyElse(t *testing.T) {
 	}
 }
 
-// A folder that is there may become a project; its own files stay.
+// An existing folder can become a project; its own files stay.
 func TestProjectInAFolder(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "README.md"), "mine\n")
@@ -357,7 +357,7 @@ func TestProjectInAFolder(t *testing.T) {
 	}
 }
 
-// What is copied into an image keeps its mode, and there another user has to read it.
+// Files copied into an image keep their mode, and are read by another user there.
 func TestModesUnderAnyUmask(t *testing.T) {
 	before := syscall.Umask(0o077)
 	dir := shop(t)
@@ -413,7 +413,7 @@ func TestOverwrite(t *testing.T) {
 	}
 }
 
-// An error half-way, and an interruption, leave nothing of a plan behind.
+// After an error or an interruption, no part of a plan is left behind.
 func TestAllOrNothing(t *testing.T) {
 	dir := shop(t)
 	write(t, filepath.Join(dir, "services", "go-service", "main.go"), "package main // mine\n")
@@ -435,7 +435,7 @@ func TestAllOrNothing(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end()
 	broken(ended, func(err error) bool { return errors.Is(err, context.Canceled) }, func(*Plan) {})
-	// The last file cannot be written over a folder.
+	// A file cannot replace a folder.
 	write(t, filepath.Join(dir, "services", "go-service", "zzz", "x"), "")
 	before = tree(t, dir)
 	broken(t.Context(), func(err error) bool { return err != nil }, func(p *Plan) {

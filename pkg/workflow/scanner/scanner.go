@@ -1,9 +1,9 @@
-// Package scanner says what an image is made of, and which known vulnerabilities that has.
+// Package scanner lists the contents of an image, and their known vulnerabilities.
 //
-// Both are the work of upstream programs, unmodified: Syft and Grype. They are one file, polymesh-scanner, that ships beside
-// polymesh and not in it, because it is large and not every machine scans (build/upstream/scanner). The package owns how
-// they are called: never over the network for a database or a newer version of themselves, and never silently with a
-// database that is missing or old. pkg/command and pkg/workflow/deploy call it.
+// Upstream programs do the work, unmodified: Syft and Grype. They are combined in one file, polymesh-scanner, shipped
+// next to polymesh and not inside it, because it is large and not every machine needs it (build/upstream/scanner). The
+// package owns how they are called: never with network access for a database or updates, and never silently with a
+// missing or outdated database. pkg/command and pkg/workflow/deploy call it.
 package scanner
 
 import (
@@ -23,19 +23,19 @@ import (
 	"time"
 )
 
-// Program is the file's name.
+// Program is the file name.
 const Program = "polymesh-scanner"
 
-// MaxDatabaseAge is how old a database may be unless the user says otherwise: Grype's own limit.
+// MaxDatabaseAge is the default maximum age of a database: Grype's own limit.
 const MaxDatabaseAge = 5 * 24 * time.Hour
 
-// Severities are what a scan can fail on, in Grype's words, from the lowest.
+// Severities returns the severities that a scan can fail on, in Grype's terms, from the lowest.
 func Severities() []string { return []string{"negligible", "low", "medium", "high", "critical"} }
 
-// ReportFormats are those of a scan. The first is the default.
+// ReportFormats returns the formats of a scan. The first is the default.
 func ReportFormats() []string { return []string{"table", "json", "sarif", "cyclonedx-json"} }
 
-// SBOMFormats are those of a bill of materials. The first is the default.
+// SBOMFormats returns the formats of a bill of materials. The first is the default.
 func SBOMFormats() []string { return []string{"cyclonedx-json", "spdx-json", "syft-json", "table"} }
 
 // Scanner is the program and its database.
@@ -45,8 +45,8 @@ type Scanner struct {
 	database string
 }
 
-// Find finds the program: beside the file that self names, or else in PATH. self is polymesh as it was called, os.Args[0].
-// database is the folder of the vulnerability database, or empty for the user's cache.
+// Find finds the program: next to the file that self names, or else in PATH. self is os.Args[0]. database is the folder
+// of the vulnerability database, or empty for the user's cache.
 func Find(self, database string) (*Scanner, error) {
 	path, err := find(self)
 	if err != nil {
@@ -55,7 +55,7 @@ func Find(self, database string) (*Scanner, error) {
 	if database == "" {
 		cache, err := os.UserCacheDir()
 		if err != nil {
-			return nil, fmt.Errorf("find a folder for the vulnerability database: %w. Name one with --db", err)
+			return nil, fmt.Errorf("find a folder for the vulnerability database: %w. Set one with --db", err)
 		}
 		database = filepath.Join(cache, "polymesh", "vulnerabilities")
 	}
@@ -82,24 +82,24 @@ func find(self string) (string, error) {
 	}
 	path, err := exec.LookPath(Program)
 	if err != nil {
-		return "", fmt.Errorf("%s is not in %s: it is a file of its own that ships beside polymesh; put it there (to build it: make scanner)", Program, dir)
+		return "", fmt.Errorf("%s is not in %s: it is a separate file that ships with polymesh; put it there (to build it: make scanner)", Program, dir)
 	}
 	return filepath.Abs(path)
 }
 
-// Image is an image where the programs can read it.
+// Image is an image in a place that the programs can read.
 type Image struct {
-	// Name is what reports call it.
+	// Name is the image's name in reports.
 	Name string
-	// Location is Syft's: a scheme such as "oci-archive" with a path or reference behind it.
+	// Location is Syft's: a scheme such as "oci-archive" followed by a path or reference.
 	Location string
 }
 
-// ErrFound says that a scan has found what it was told to fail on. The report names it.
+// ErrFound means that a scan has found what it should fail on. The report lists it.
 var ErrFound = errors.New("vulnerabilities found")
 
-// Scan writes a report on an image in one of ReportFormats. With failOn, one of Severities, it returns ErrFound if
-// something of that severity or worse is in it. onlyFixed leaves out what no newer version mends.
+// Scan writes a report on an image in one of ReportFormats. With failOn, one of Severities, it returns ErrFound for findings
+// of that severity or higher. onlyFixed leaves out vulnerabilities without a fixed version.
 func (s *Scanner) Scan(ctx context.Context, image Image, format, failOn string, onlyFixed bool, report io.Writer) error {
 	args := []string{"grype", image.Location, "--name", image.Name, "--output", format, "--quiet"}
 	if failOn != "" {
@@ -110,7 +110,7 @@ func (s *Scanner) Scan(ctx context.Context, image Image, format, failOn string, 
 	}
 	err := s.run(ctx, report, args...)
 	var exit *exec.ExitError
-	// Grype's exit code for this alone.
+	// Grype's exit code for this case alone.
 	if errors.As(err, &exit) && exit.ExitCode() == 2 {
 		return ErrFound
 	}
@@ -124,34 +124,34 @@ func (s *Scanner) Scan(ctx context.Context, image Image, format, failOn string, 
 func (s *Scanner) SBOM(ctx context.Context, image Image, format string, w io.Writer) error {
 	err := s.run(ctx, w, "syft", "scan", image.Location, "--source-name", image.Name, "--output", format, "--quiet")
 	if err != nil {
-		return fmt.Errorf("list what %s is made of: %w", image.Name, err)
+		return fmt.Errorf("list the contents of %s: %w", image.Name, err)
 	}
 	return nil
 }
 
-// Database is what is known of the vulnerability database.
+// Database is the status of the vulnerability database.
 type Database struct {
 	Path   string    `json:"path"`
 	Schema string    `json:"schema"`
 	Built  time.Time `json:"built"`
-	// From is where it was imported from.
+	// From is the file that it was imported from.
 	From string `json:"from,omitempty"`
 }
 
 // Age is the time since it was built.
 func (d Database) Age(now time.Time) time.Duration { return now.Sub(d.Built) }
 
-// ErrNoDatabase says that none was imported yet.
+// ErrNoDatabase means that none has been imported yet.
 var ErrNoDatabase = errors.New("there is no vulnerability database")
 
-// Status reads what is known of the database. Its error wraps ErrNoDatabase when there is none.
+// Status reads the status of the database. Its error wraps ErrNoDatabase if there is none.
 func (s *Scanner) Status(ctx context.Context) (Database, error) {
 	if entries, err := os.ReadDir(s.database); errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
-		return Database{}, fmt.Errorf("%w in %s: `polymesh image db import FILE` brings one; FILE comes from %s", ErrNoDatabase, s.database, source)
+		return Database{}, fmt.Errorf("%w in %s: import one with `polymesh image db import FILE`; FILE comes from %s", ErrNoDatabase, s.database, source)
 	}
 	var out bytes.Buffer
 	if err := s.run(ctx, &out, "grype", "db", "status", "--output", "json", "--quiet"); err != nil {
-		return Database{}, fmt.Errorf("the vulnerability database in %s cannot be used: %w. `polymesh image db import FILE` brings a new one", s.database, err)
+		return Database{}, fmt.Errorf("the vulnerability database in %s cannot be used: %w. Import a new one with `polymesh image db import FILE`", s.database, err)
 	}
 	var status struct {
 		SchemaVersion, From, Path string
@@ -166,16 +166,16 @@ func (s *Scanner) Status(ctx context.Context) (Database, error) {
 // source is where databases are published; its latest.json names the newest one, with its checksum.
 const source = "https://grype.anchore.io/databases/v6/latest.json"
 
-// CheckAge refuses a database that is older than max; 0 lets any through.
+// CheckAge returns an error if a database is older than max; 0 disables the check.
 func CheckAge(d Database, max time.Duration, now time.Time) error {
 	if age := d.Age(now); max > 0 && age > max {
-		return fmt.Errorf("the vulnerability database is of %s, %s old, and what became known since is not in it: import a newer one (`polymesh image db import FILE`), or let it be older with --max-db-age",
+		return fmt.Errorf("the vulnerability database is of %s, %s old, and lacks newer vulnerabilities: import a newer one (`polymesh image db import FILE`), or allow an older one with --max-db-age",
 			d.Built.Format(time.DateOnly), Days(age))
 	}
 	return nil
 }
 
-// Days words an age.
+// Days formats an age.
 func Days(age time.Duration) string {
 	switch days := int(age / (24 * time.Hour)); days {
 	case 0:
@@ -187,8 +187,8 @@ func Days(age time.Duration) string {
 	}
 }
 
-// Import makes a published database file the one that scans use. checksum, if it is not empty, is "sha256:" and 64 hex
-// digits: the one that was published with the file.
+// Import makes scans use a published database file. checksum, if not empty, is "sha256:" and 64 hex digits, as published
+// with the file.
 func (s *Scanner) Import(ctx context.Context, file, checksum string) error {
 	if err := check(file, checksum); err != nil {
 		return err
@@ -221,15 +221,15 @@ func check(file, checksum string) error {
 	return nil
 }
 
-// run runs the program; what it says on standard error becomes part of the error.
+// run runs the program; its standard error becomes part of the error.
 func (s *Scanner) run(ctx context.Context, out io.Writer, args ...string) error {
-	var said bytes.Buffer
+	var errOut bytes.Buffer
 	cmd := exec.CommandContext(ctx, s.path, args...)
-	cmd.Stdout, cmd.Stderr = out, &said
+	cmd.Stdout, cmd.Stderr = out, &errOut
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
-	// The age is judged here, once, so that the message can say what to do; and what a scan reads does not depend on
-	// whether the machine is online.
+	// The age is checked in CheckAge, so that the message can give advice, and a scan's result does not depend on
+	// network access.
 	cmd.Env = append(os.Environ(),
 		"GRYPE_DB_CACHE_DIR="+s.database, "GRYPE_DB_AUTO_UPDATE=false", "GRYPE_DB_VALIDATE_AGE=false",
 		"GRYPE_CHECK_FOR_APP_UPDATE=false", "SYFT_CHECK_FOR_APP_UPDATE=false")
@@ -237,7 +237,7 @@ func (s *Scanner) run(ctx context.Context, out io.Writer, args ...string) error 
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if text := strings.TrimSpace(said.String()); err != nil && text != "" {
+	if text := strings.TrimSpace(errOut.String()); err != nil && text != "" {
 		return fmt.Errorf("%w: %s", err, text)
 	}
 	return err

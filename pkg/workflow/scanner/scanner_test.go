@@ -32,7 +32,7 @@ func TestFind(t *testing.T) {
 	}
 	t.Setenv("PATH", filepath.Dir(link))
 	if _, err := Find("polymesh", ""); err == nil || !strings.Contains(err.Error(), filepath.Dir(polymesh)+" or in PATH") || !strings.Contains(err.Error(), "make scanner") {
-		t.Errorf("it is nowhere: %v", err)
+		t.Errorf("no program: %v", err)
 	}
 	inPath := executable(t, filepath.Join(dir, "bin", Program))
 	want := func(self, path string) {
@@ -45,7 +45,7 @@ func TestFind(t *testing.T) {
 	want("polymesh", inPath)
 	want("no-such-program", inPath)
 	beside := executable(t, filepath.Join(dir, "opt", Program))
-	want("polymesh", beside) // by a link in PATH
+	want("polymesh", beside) // through a link in PATH
 	want(polymesh, beside)
 }
 

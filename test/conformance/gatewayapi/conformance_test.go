@@ -1,12 +1,12 @@
 //go:build e2e
 
-// Package gatewayapi runs the upstream conformance suite of Gateway API (sigs.k8s.io/gateway-api/conformance) on a node
-// of its own, like those of the end-to-end tests, and keeps the suite's report in docs/mesh. It needs root.
+// Package gatewayapi runs the upstream conformance suite of Gateway API (sigs.k8s.io/gateway-api/conformance) on its own
+// node like those of the end-to-end tests, and keeps the suite's report in docs/mesh. It needs root.
 //
 //	make conformance-gateway                             # all of it, and the report
 //	go test … ./test/conformance/gatewayapi -args -only HTTPRouteSimpleSameNamespace   # one test of the suite, no report
 //
-// What is claimed is what Istio claims: its profiles and its features. No test of these is left out.
+// It claims what Istio claims: the same profiles and features. None of these tests is left out.
 package gatewayapi
 
 import (
@@ -50,7 +50,7 @@ var profiles = []suite.ConformanceProfileName{
 
 var only = flag.String("only", "", "run one test of the suite, by its short name, and write no report")
 
-// versionEnv tells a process that it is the one inside the node's network namespace, and the version that it tests.
+// versionEnv marks the process inside the node's network namespace, and contains the version under test.
 const versionEnv = "POLYMESH_CONFORMANCE_VERSION"
 
 func TestMain(m *testing.M) {
@@ -64,8 +64,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestConformance makes the node and runs this program once more inside of its network namespace: that is where the
-// addresses of the Gateways are, and the suite connects in many ways of its own.
+// TestConformance creates the node and runs this program again inside its network namespace: only there are the
+// addresses of the Gateways reachable, and the suite connects in many ways.
 func TestConformance(t *testing.T) {
 	if version := os.Getenv(versionEnv); version != "" {
 		runSuite(t, version)
@@ -82,7 +82,7 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Each Gateway gets an address of its own, as the suite expects. The profile demo asks for little CPU for each proxy:
+	// Each Gateway gets its own address, as the suite expects. The demo profile requests little CPU per proxy:
 	// the suite has thirty of them at a time.
 	n := node.ForTest(t, node.Options{Args: []string{"--mesh-profile", "demo", "--loadbalancer-pool", "198.19.0.0/24"}})
 	if err := n.Start(t.Context()); err != nil {
@@ -147,7 +147,7 @@ func runSuite(t *testing.T, version string) {
 			RunTest:              *only,
 			ConformanceProfiles:  profiles,
 			TimeoutConfig:        config.DefaultTimeoutConfig(),
-			// What GatewayStaticAddresses asks for. Istio takes a name for the address of a Service that is there.
+			// Required by GatewayStaticAddresses. Istio resolves a name to the address of an existing Service.
 			UsableNetworkAddresses:   []v1.GatewaySpecAddress{{Type: &hostname, Value: "infra-backend-v1.gateway-conformance-infra.svc.cluster.local"}},
 			UnusableNetworkAddresses: []v1.GatewaySpecAddress{{Type: &hostname, Value: "foo"}},
 			Implementation: confv1.Implementation{
@@ -185,7 +185,7 @@ func runSuite(t *testing.T, version string) {
 	}
 }
 
-// claimed are the features that Istio claims in its own run of the suite: what it publishes in the GatewayClass, without
+// claimed returns the features that Istio claims in its own run of the suite: those published in the GatewayClass, except
 // one that it does not have yet (istio/istio#44702).
 func claimed() []features.FeatureName {
 	return features.SetsToNamesSet(gateway.SupportedFeatures.Clone().Delete(features.MeshClusterIPMatchingFeature)).UnsortedList()

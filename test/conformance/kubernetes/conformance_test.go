@@ -1,16 +1,16 @@
 //go:build e2e
 
-// Package kubernetes runs Kubernetes' own conformance suite, the specs of test/e2e that carry its label, on a node of its own,
+// Package kubernetes runs Kubernetes' own conformance suite, the specs of test/e2e with its label, on its own node
 // like those of the end-to-end tests, and keeps the report in docs/understand. It needs root.
 //
 //	make conformance-kubernetes                     # all of it, and the report
 //	make conformance-kubernetes FOCUS='\[sig-cli\]' # the specs whose names match, no report
-//	make conformance-kubernetes PROCS=8 LIMIT=30m   # eight at a time, for half an hour; the report says what did not run
+//	make conformance-kubernetes PROCS=8 LIMIT=30m   # eight at a time, for half an hour; the report lists what did not run
 //	make conformance-kubernetes RESUME=1            # what did not run or failed, added to the report
 //	make conformance-kubernetes RESUME=1 LIMIT=0s   # nothing; the report again, after an edit of specs.yaml
 //
-// Ginkgo runs the specs beside each other, and those that upstream marks as serial one by one at the end. specs.yaml says
-// what is run and what is not, and why. images.sh makes the images.
+// Ginkgo runs the specs in parallel, and those that upstream marks as serial one by one at the end. specs.yaml lists
+// what is run and what is not, with reasons. images.sh builds the images.
 package kubernetes
 
 import (
@@ -84,7 +84,7 @@ func TestConformance(t *testing.T) {
 	var record Record
 	if *again {
 		if *focus != "" {
-			t.Fatal("-resume and -focus exclude each other")
+			t.Fatal("-resume and -focus are mutually exclusive")
 		}
 		if record, err = load(out); err != nil {
 			t.Fatalf("-resume: %v", err)
@@ -128,8 +128,8 @@ func TestConformance(t *testing.T) {
 
 // runSuite starts a node and runs the specs on it.
 func runSuite(t *testing.T, top, out string, specs Specs, all []string, suite string) (Run, []Result) {
-	if said, err := exec.Command(filepath.Join(top, "test", "conformance", "kubernetes", "images.sh")).CombinedOutput(); err != nil {
-		t.Fatalf("build the suite's images: %v: %s", err, said)
+	if output, err := exec.Command(filepath.Join(top, "test", "conformance", "kubernetes", "images.sh")).CombinedOutput(); err != nil {
+		t.Fatalf("build the suite's images: %v: %s", err, output)
 	}
 	n := node.ForTest(t, node.Options{})
 	if err := n.Start(t.Context()); err != nil {
@@ -152,7 +152,7 @@ func runSuite(t *testing.T, top, out string, specs Specs, all []string, suite st
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Through a link of that name the program is kubectl.
+	// Through a link with that name the program is kubectl.
 	kubectl := filepath.Join(n.Dir, "kubectl")
 	file, err := node.Program()
 	if err == nil {
@@ -183,12 +183,12 @@ func runSuite(t *testing.T, top, out string, specs Specs, all []string, suite st
 	started := time.Now()
 	ginkgo := n.Command(ctx, filepath.Join(filepath.Dir(suite), "ginkgo"), args...)
 	ginkgo.Stdout, ginkgo.Stderr = os.Stdout, os.Stderr
-	// That a spec has failed is read from the report.
+	// Failed specs are read from the report.
 	ended := ginkgo.Run()
 	took := time.Since(started)
 	text, err := os.ReadFile(report)
 	if err != nil {
-		t.Fatalf("ginkgo: %v: it has left no report: %v", ended, err)
+		t.Fatalf("ginkgo: %v: there is no report: %v", ended, err)
 	}
 	var suites []Suite
 	if err := json.Unmarshal(text, &suites); err != nil || len(suites) != 1 {
@@ -202,7 +202,7 @@ func runSuite(t *testing.T, top, out string, specs Specs, all []string, suite st
 		Procs: *procs, CPUs: runtime.NumCPU(), Took: took.Round(time.Minute)}, results
 }
 
-// hash is the SHA-256 of a file.
+// hash returns the SHA-256 of a file.
 func hash(file string) (string, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -216,13 +216,13 @@ func hash(file string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// recordFile keeps the last whole run.
+// recordFile contains the last complete run.
 const recordFile = "last.json"
 
 func load(dir string) (r Record, err error) {
 	text, err := os.ReadFile(filepath.Join(dir, recordFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return r, errors.New("there was no run yet")
+		return r, errors.New("there is no earlier run")
 	}
 	if err != nil {
 		return r, err
@@ -241,7 +241,7 @@ func (r Record) save(dir string) error {
 	return os.WriteFile(filepath.Join(dir, recordFile), text, 0o644)
 }
 
-// tagPause gives the suite's name to the image that every node has: pause of the same Kubernetes.
+// tagPause tags the node's pause image, of the same Kubernetes version, with the suite's name.
 func tagPause(t *testing.T, n *node.Node, suite string) {
 	list, err := exec.Command(suite, "--list-images").Output()
 	if err != nil {
@@ -255,7 +255,7 @@ func tagPause(t *testing.T, n *node.Node, suite string) {
 			continue
 		}
 		if !slices.Contains(strings.Fields(images), ours+tag) {
-			t.Fatalf("the suite wants %s, and the node has no %s%s", wanted, ours, tag)
+			t.Fatalf("the suite needs %s, but the node has no %s%s", wanted, ours, tag)
 		}
 		n.Ctr(t, "images", "tag", ours+tag, wanted)
 	}
@@ -303,34 +303,34 @@ failing: [{reason: a bug, specs: ["[sig-a] is known to fail"]}]`), all)
 		}
 	}
 
-	// What did not run or failed is run later, and nothing else.
+	// Only specs that did not run or failed are run later.
 	record := Record{Results: got, Run: Run{Took: time.Hour}}
 	left := regexp.MustCompile(record.left())
 	for i, r := range got {
 		if left.MatchString(r.Name) != (i == 0 || i >= 5) {
-			t.Errorf("%s: %s, and to be run later: %v", r.Name, r.Outcome, left.MatchString(r.Name))
+			t.Errorf("%s: %s, run later: %v", r.Name, r.Outcome, left.MatchString(r.Name))
 		}
 	}
 	record.add(Run{Took: time.Minute}, []Result{{Name: all[0], Outcome: Passed}, {Name: "[sig-b] came too late", Outcome: NotRun},
 		{Name: "[sig-c] fails", Outcome: Passed}, {Name: "[sig-a] passes", Outcome: NotRun}})
 	if c := count(record.Results); c[NotRun] != 1 || c[Passed] != 3 || c[Failed] != 1 || record.Run.Took != 61*time.Minute {
-		t.Errorf("after what was left: %s in %s", c, record.Run.Took)
+		t.Errorf("after the remaining specs: %s in %s", c, record.Run.Took)
 	}
-	if text := page(record.Run, record.Results); !strings.Contains(text, "again\n\nWith what they said the first time.\n\n| spec | why |\n| --- | --- |\n| [sig-c] fails | too slow |") {
-		t.Errorf("the page does not say what passed when it was run again:\n%s", text)
+	if text := page(record.Run, record.Results); !strings.Contains(text, "again\n\nWith their first failure.\n\n| spec | why |\n| --- | --- |\n| [sig-c] fails | too slow |") {
+		t.Errorf("the page does not list the specs that passed when run again:\n%s", text)
 	}
 
-	// A line of specs.yaml that does not hold any more is a problem.
+	// A line of specs.yaml that is no longer true is a problem.
 	got, err = read(Suite{SpecReports: []Spec{spec(all[2], "passed", ""), spec(all[3], "passed", "")}}, all[2:4])
 	judge(got, specs)
 	if err != nil || got[0].problem() == "" || got[1].problem() == "" {
 		t.Errorf("specs that are listed and pass: %v, %v", got, err)
 	}
-	// A suite that did not begin has no results.
+	// A suite that failed to start has no results.
 	if _, err := read(Suite{SpecReports: []Spec{{LeafNodeType: "SynchronizedBeforeSuite", State: "failed"}}}, all); err == nil {
-		t.Error("a suite whose preparation failed was read")
+		t.Error("a suite whose preparation failed was accepted")
 	}
 	if _, err := readSpecs([]byte(`{focus: x, failing: [{reason: r, specs: ["[sig-a] never was"]}]}`), all); err == nil {
-		t.Error("a spec that upstream does not have was read")
+		t.Error("a spec that upstream does not have was accepted")
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Suite and Spec are what is read of Ginkgo's JSON report (github.com/onsi/ginkgo/v2/types, Report and SpecReport).
+// Suite and Spec are the parts of Ginkgo's JSON report in use (github.com/onsi/ginkgo/v2/types, Report and SpecReport).
 type Suite struct {
 	SpecReports []Spec
 }
@@ -24,29 +24,29 @@ type Spec struct {
 	Failure                 struct{ Message string }
 }
 
-// Outcome is what became of a spec.
+// Outcome is the result of a spec.
 type Outcome string
 
 const (
 	Passed   Outcome = "passed"
 	Failed   Outcome = "failed"
-	Skipped  Outcome = "skipped"  // by itself, after it was started
+	Skipped  Outcome = "skipped"  // by the spec itself, after its start
 	Excluded Outcome = "excluded" // by specs.yaml
-	NotRun   Outcome = "not run"  // for want of time
+	NotRun   Outcome = "not run"  // out of time
 )
 
-// Result is one spec of upstream's list.
+// Result is the result of one spec on upstream's list.
 type Result struct {
 	Name    string
 	Outcome Outcome
 	Message string // why it failed or skipped itself
-	Before  string // why it failed in an earlier run, which this one took up again
+	Before  string // why it failed in an earlier run, which this one resumed
 
-	reason   string // why specs.yaml expects it not to pass; empty where it does not
+	reason   string // why specs.yaml expects it not to pass; empty otherwise
 	expected Outcome
 }
 
-// read finds the specs of upstream's list in the report. Every spec that ran must be on the list.
+// read extracts the specs on upstream's list from the report. Every spec that ran must be on the list.
 func read(suite Suite, all []string) ([]Result, error) {
 	ran := map[string]Spec{}
 	for _, s := range suite.SpecReports {
@@ -59,7 +59,7 @@ func read(suite Suite, all []string) ([]Result, error) {
 		name := strings.Join(append(slices.Clone(s.ContainerHierarchyTexts), s.LeafNodeText), " ")
 		if !slices.Contains(all, name) {
 			if s.State != "skipped" || s.Failure.Message != "" {
-				return nil, fmt.Errorf("%q ran, and is not on upstream's list of conformance specs", name)
+				return nil, fmt.Errorf("%q ran, but is not on upstream's list of conformance specs", name)
 			}
 			continue
 		}
@@ -69,7 +69,7 @@ func read(suite Suite, all []string) ([]Result, error) {
 	for _, name := range all {
 		s, ok := ran[name]
 		if !ok {
-			return nil, fmt.Errorf("upstream's program has no spec %q, and its list of conformance specs has", name)
+			return nil, fmt.Errorf("spec %q is on upstream's list of conformance specs, but not in its program", name)
 		}
 		r := Result{Name: name, Message: s.Failure.Message}
 		switch {
@@ -78,7 +78,7 @@ func read(suite Suite, all []string) ([]Result, error) {
 		case s.State == "skipped" && s.Failure.Message != "":
 			r.Outcome = Skipped
 		case s.State == "skipped" || s.State == "pending" || s.State == "interrupted",
-			s.State == "timedout" && s.Failure.Message == "A suite timeout occurred": // Ginkgo's words for the run's own time
+			s.State == "timedout" && s.Failure.Message == "A suite timeout occurred": // Ginkgo's message for the time limit of the run
 			r.Outcome, r.Message = NotRun, ""
 		default:
 			r.Outcome = Failed
@@ -107,19 +107,19 @@ func judge(results []Result, specs Specs) {
 	}
 }
 
-// Record is a run that can be resumed, as it is kept on disk.
+// Record is a run on disk that can be resumed.
 type Record struct {
 	Program string // SHA-256 of the program under test
 	Run     Run
 	Results []Result
 }
 
-// open is whether a later run takes the spec up again: it did not run, or failed for a reason that specs.yaml does not have.
+// open reports whether a later run repeats the spec: it did not run, or failed for a reason that is not in specs.yaml.
 func (r Result) open() bool {
 	return r.Outcome == NotRun || r.Outcome == Failed && r.expected != Failed
 }
 
-// add takes over what a later run found of the specs that were open.
+// add merges the results of a later run for the open specs.
 func (r *Record) add(run Run, results []Result) {
 	later := map[string]Result{}
 	for _, result := range results {
@@ -137,18 +137,18 @@ func (r *Record) add(run Run, results []Result) {
 	r.Run = run
 }
 
-// left is Ginkgo's regular expression for the specs that are open; empty if none is.
+// left returns Ginkgo's regular expression for the open specs; empty if there are none.
 func (r *Record) left() string {
 	var left []string
 	for _, result := range r.Results {
 		if result.open() {
-			left = append(left, regexp.QuoteMeta(result.Name)+"$") // Ginkgo puts the suite's name before
+			left = append(left, regexp.QuoteMeta(result.Name)+"$") // Ginkgo prepends the suite's name
 		}
 	}
 	return strings.Join(left, "|")
 }
 
-// problem says what is wrong with a result, and nothing when it is what specs.yaml expects.
+// problem describes an unexpected result; empty if it is what specs.yaml expects.
 func (r Result) problem() string {
 	switch {
 	case r.Outcome == r.expected:
@@ -156,9 +156,9 @@ func (r Result) problem() string {
 	case r.Outcome == NotRun:
 		return "did not run within the time"
 	case r.Outcome == Passed:
-		return fmt.Sprintf("passed, and specs.yaml has it as %s: take it out there", r.expected)
+		return fmt.Sprintf("passed, but specs.yaml lists it as %s: remove it there", r.expected)
 	}
-	return fmt.Sprintf("%s, and specs.yaml does not say so: %s", r.Outcome, r.Message)
+	return fmt.Sprintf("%s, but specs.yaml does not expect it: %s", r.Outcome, r.Message)
 }
 
 // Counts are numbers of specs.
@@ -184,14 +184,14 @@ func (c Counts) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// Run is under which circumstances the specs ran.
+// Run is the circumstances of a run.
 type Run struct {
 	Polymesh, Kubernetes, Date string
 	Procs, CPUs                int
 	Took                       time.Duration
 }
 
-// page is the report.
+// page renders the report.
 func page(run Run, results []Result) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Kubernetes conformance
@@ -259,8 +259,8 @@ It is the suite's result on one node, and no certificate: for one all specs have
 		return first(r.Message)
 	}
 	is := func(o Outcome) func(Result) bool { return func(r Result) bool { return r.Outcome == o } }
-	table("Failed", "Where the reason is not known, the first line of what the spec says.", is(Failed), why)
-	table("Passed when they were run again", "With what they said the first time.",
+	table("Failed", "Where the reason is not known, the first line of the spec's message.", is(Failed), why)
+	table("Passed when they were run again", "With their first failure.",
 		func(r Result) bool { return r.Outcome == Passed && r.Before != "" }, func(r Result) string { return first(r.Before) })
 	table("Skipped", "By the specs themselves, on a cluster like this.", is(Skipped), why)
 	table("Excluded", "Not started, because they cannot pass here.", is(Excluded), why)

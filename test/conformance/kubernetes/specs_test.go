@@ -12,7 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Specs is what stands in specs.yaml.
+// Specs is the contents of specs.yaml.
 type Specs struct {
 	Focus    string  `json:"focus"`
 	Excluded []Group `json:"excluded"`
@@ -20,7 +20,7 @@ type Specs struct {
 	Failing  []Group `json:"failing"`
 }
 
-// Group is specs by their whole names, with what they have in common.
+// Group is a list of specs, by their full names, with their common reason.
 type Group struct {
 	Reason string   `json:"reason"`
 	Specs  []string `json:"specs"`
@@ -48,7 +48,7 @@ func readSpecs(text []byte, all []string) (Specs, error) {
 				return s, fmt.Errorf("specs.yaml: upstream has no conformance spec %q", name)
 			}
 			if seen[name] {
-				return s, fmt.Errorf("specs.yaml: %q is there twice", name)
+				return s, fmt.Errorf("specs.yaml: %q is listed twice", name)
 			}
 			seen[name] = true
 		}
@@ -56,7 +56,7 @@ func readSpecs(text []byte, all []string) (Specs, error) {
 	return s, nil
 }
 
-// reason is that of the group which has the spec; empty if none has.
+// reason returns the reason of the group that contains the spec; empty if none does.
 func reason(groups []Group, spec string) string {
 	for _, g := range groups {
 		if slices.Contains(g.Specs, spec) {
@@ -66,7 +66,7 @@ func reason(groups []Group, spec string) string {
 	return ""
 }
 
-// skip is Ginkgo's regular expression for the specs that are not started; empty if all are.
+// skip returns Ginkgo's regular expression for the specs that are not started; empty if all are.
 func (s Specs) skip() string {
 	var names []string
 	for _, g := range s.Excluded {
@@ -77,7 +77,7 @@ func (s Specs) skip() string {
 	return strings.Join(names, "|")
 }
 
-// names reads the names out of upstream's conformance.yaml.
+// names parses the names in upstream's conformance.yaml.
 func names(text []byte) ([]string, error) {
 	var list []struct {
 		Codename string `json:"codename"`

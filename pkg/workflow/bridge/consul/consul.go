@@ -1,12 +1,12 @@
-// Package consul speaks to HashiCorp's Consul by its HTTP interface (https://developer.hashicorp.com/consul/api-docs): it
+// Package consul is a client for the HTTP API of HashiCorp's Consul (https://developer.hashicorp.com/consul/api-docs): it
 // lists services with their health, and registers, renews and withdraws instances for pkg/workflow/bridge.
 //
-// It is a client of our own because nine requests are all there is to it. HashiCorp's brings Serf, a logger and some ten
-// modules more into the program, asks one address only, and takes its address, token and TLS files from the environment
-// where it is not told, which would make a bridge speak to another Consul than its command line says.
+// It is our own client because only nine requests are needed. HashiCorp's client adds Serf, a logger and about ten
+// more modules to the program, supports only one address, and falls back to address, token and TLS files from the
+// environment, so that a bridge could use a different Consul than the one on its command line.
 //
-// What Consul calls an agent keeps the services that were registered with it, and the catalog has those of all agents. So
-// services are read from the catalog, by any agent, and an instance of the mesh belongs to the agent that was asked.
+// A Consul agent keeps the services that were registered with it, and the catalog has those of all agents. So
+// services are read from the catalog, through any agent, and an instance of the mesh belongs to the agent that registered it.
 package consul
 
 import (
@@ -29,16 +29,16 @@ import (
 
 const (
 	renewEvery = 15 * time.Second
-	// leastTTL is how long Consul shows an instance of the mesh to callers without being told that the bridge lives. What it
-	// names is the mesh's gateway, which does not go when the bridge is restarted.
+	// leastTTL is how long Consul keeps showing an instance of the mesh to callers without a heartbeat from the bridge. The
+	// instance is the mesh's gateway, which keeps running when the bridge is restarted.
 	leastTTL = time.Minute
-	// forgetAfter is when Consul takes such an instance out by itself.
+	// forgetAfter is when Consul removes such an instance by itself.
 	forgetAfter = 10 * time.Minute
-	// ownerKey is the metadata that tells the bridge's instances from the old system's.
+	// ownerKey is the metadata key that distinguishes the bridge's instances from the old system's.
 	ownerKey = "polymesh-bridge"
-	// ownService is what Consul's servers register of themselves. It is in every catalog, and no one's to call.
+	// ownService is the service that Consul's servers register for themselves. It is in every catalog, and not for callers.
 	ownService = "consul"
-	// atOnce is how many services are asked for at the same time.
+	// atOnce is the number of services queried in parallel.
 	atOnce = 8
 )
 
@@ -47,21 +47,21 @@ var (
 	_ bridge.Holder     = (*Client)(nil)
 )
 
-// Client is one datacenter of Consul, by one or more of its agents.
+// Client is a client for one Consul datacenter, through one or more of its agents.
 type Client struct {
 	agents servers.Servers
 	token  string
 	ttl    time.Duration
 }
 
-// New returns a client. Agents are addresses such as http://host:8500. The first one that answers is asked. The token may be
-// empty. Interval is the time from one look of the bridge to the next, which is when it can renew.
+// New returns a client. Agents are addresses such as http://host:8500; the first one that responds is used. The token may be
+// empty. Interval is the time between two passes of the bridge, and thus between two heartbeats.
 func New(client *http.Client, agents []string, token string, interval time.Duration) (*Client, error) {
 	if len(agents) == 0 {
-		return nil, errors.New("no Consul agent is named")
+		return nil, errors.New("no Consul agent is specified")
 	}
 	own := *client
-	// The token is for the address that was named, not for the one that answers "it is over there".
+	// The token is only for the specified address, not for the target of a redirect.
 	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	authorize := func(request *http.Request, _ *url.URL) {
 		if token != "" {
@@ -71,9 +71,9 @@ func New(client *http.Client, agents []string, token string, interval time.Durat
 	c := &Client{agents: servers.Servers{Client: &own, Authorize: authorize}, token: token, ttl: max(leastTTL, 4*interval)}
 	for _, a := range agents {
 		u, err := url.Parse(strings.TrimSpace(a))
-		// What is wrong may be that it holds a secret, so it is not repeated.
+		// The invalid part may contain a secret, so it is not repeated.
 		if err != nil || u.User != nil || u.RawQuery != "" {
-			return nil, errors.New("an address of Consul cannot be read: it should look like http://host:8500, without a user and without a token")
+			return nil, errors.New("an address of Consul is not valid: it should look like http://host:8500, without a user and without a token")
 		}
 		if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 			return nil, fmt.Errorf("%s is not an address of Consul: it should look like http://host:8500", u)
@@ -86,7 +86,7 @@ func New(client *http.Client, agents []string, token string, interval time.Durat
 // String lists the agents.
 func (c *Client) String() string { return c.agents.String() }
 
-// Services lists what is registered in the datacenter, but for Consul itself and the proxies and gateways of its own mesh.
+// Services lists the services in the datacenter, except Consul itself and the proxies and gateways of its own mesh.
 func (c *Client) Services(ctx context.Context) ([]bridge.Service, error) {
 	r, err := c.ask(ctx, http.MethodGet, []string{"catalog", "services"}, nil, nil)
 	if err != nil {
@@ -96,9 +96,9 @@ func (c *Client) Services(ctx context.Context) ([]bridge.Service, error) {
 	if err := r.read("list the services", &names); err != nil {
 		return nil, err
 	}
-	// To those who may see nothing Consul answers that there is nothing.
+	// A token without permissions gets an empty list instead of an error.
 	if _, ok := names[ownService]; !ok {
-		return nil, c.blind("services", "service")
+		return nil, c.hiddenByACLs("services", "service")
 	}
 	services := make([]bridge.Service, len(names))
 	group, ctx := errgroup.WithContext(ctx)
@@ -107,7 +107,7 @@ func (c *Client) Services(ctx context.Context) ([]bridge.Service, error) {
 		group.Go(func() error {
 			entries, err := c.entries(ctx, name)
 			if err == nil && name == ownService && len(entries) == 0 {
-				err = c.blind("nodes", "node")
+				err = c.hiddenByACLs("nodes", "node")
 			}
 			services[i] = bridge.Service{Name: name, Instances: translate(entries)}
 			return err
@@ -119,17 +119,17 @@ func (c *Client) Services(ctx context.Context) ([]bridge.Service, error) {
 	return slices.DeleteFunc(services, func(s bridge.Service) bool { return s.Name == ownService || len(s.Instances) == 0 }), nil
 }
 
-// blind is the error for an answer without what every Consul has.
-func (c *Client) blind(what, rule string) error {
+// hiddenByACLs is the error for a response that lacks what every Consul has.
+func (c *Client) hiddenByACLs(what, rule string) error {
 	rule += `_prefix "" {policy = "read"}`
-	why := "so its ACLs hide them: the bridge needs a token with the rule " + rule + ", by --token-file"
+	why := "so ACLs hide them: the bridge needs a token with the rule " + rule + ", by --token-file"
 	if c.token != "" {
-		why = "so its ACLs hide them: the token needs the rule " + rule
+		why = "so ACLs hide them: the token needs the rule " + rule
 	}
-	return fmt.Errorf("no %s are shown by Consul, not even its own, %s. (One that has just started is also like that, for a moment)", what, why)
+	return fmt.Errorf("Consul returns no %s, not even its own, %s. (This also happens briefly after Consul has started)", what, why)
 }
 
-// entries asks for a service's instances, with their health. One that is not there has none.
+// entries returns a service's instances, with their health. An unknown service has none.
 func (c *Client) entries(ctx context.Context, service string) ([]entry, error) {
 	r, err := c.ask(ctx, http.MethodGet, []string{"health", "service", service}, nil, nil)
 	if err != nil {
@@ -140,15 +140,15 @@ func (c *Client) entries(ctx context.Context, service string) ([]entry, error) {
 		return nil, err
 	}
 	if r.filtered() {
-		return nil, fmt.Errorf("the token may read service %s, but not all of its nodes, so its instances are not known (it needs the rule %s)", service, `node_prefix "" {policy = "read"}`)
+		return nil, fmt.Errorf("the token can read service %s, but not all of its nodes, so its instances are unknown (it needs the rule %s)", service, `node_prefix "" {policy = "read"}`)
 	}
 	return entries, nil
 }
 
-// RenewEvery leaves time for some attempts.
+// RenewEvery leaves time for several attempts.
 func (c *Client) RenewEvery() time.Duration { return renewEvery }
 
-// Register registers an instance with the first agent that answers. Registering it again sets it right.
+// Register registers an instance with the first agent that responds, or updates it.
 func (c *Client) Register(ctx context.Context, a bridge.Advert) error {
 	body, err := json.Marshal(registration(a, c.ttl))
 	if err != nil {
@@ -161,8 +161,8 @@ func (c *Client) Register(ctx context.Context, a bridge.Advert) error {
 	return r.check("register " + a.ID)
 }
 
-// Renew passes the instance's check. The agent does not know it if it has lost its memory, or if another agent was asked
-// before: what is there goes by itself.
+// Renew passes the instance's check. The agent does not have the instance if it has lost its data, or if another agent was used
+// before, whose entry expires by itself.
 func (c *Client) Renew(ctx context.Context, a bridge.Advert) (bool, error) {
 	r, err := c.ask(ctx, http.MethodPut, []string{"agent", "check", "pass", checkID(a)}, nil, nil)
 	if err != nil || r.Status == http.StatusNotFound {
@@ -174,7 +174,7 @@ func (c *Client) Renew(ctx context.Context, a bridge.Advert) (bool, error) {
 	return true, nil
 }
 
-// Withdraw takes an instance from every agent, and from the catalog where an agent has died with it.
+// Withdraw removes an instance from every agent, and from the catalog if its agent is dead.
 func (c *Client) Withdraw(ctx context.Context, service, id string) error {
 	var failures []error
 	for _, agent := range c.agents.Addresses {
@@ -186,7 +186,7 @@ func (c *Client) Withdraw(ctx context.Context, service, id string) error {
 			failures = append(failures, err)
 		}
 	}
-	// An agent that is away keeps nothing: the catalog is what callers see.
+	// An unreachable agent does not matter: callers see the catalog.
 	if len(failures) == len(c.agents.Addresses) {
 		return errors.Join(failures...)
 	}
@@ -215,12 +215,12 @@ func (c *Client) Hold(ctx context.Context, service, id string) error {
 	return c.maintain(ctx, service, id, url.Values{"enable": {"true"}, "reason": {"the mesh answers in its place (polymesh bridge)"}})
 }
 
-// Release ends the maintenance mode.
+// Release ends maintenance mode.
 func (c *Client) Release(ctx context.Context, service, id string) error {
 	return c.maintain(ctx, service, id, url.Values{"enable": {"false"}})
 }
 
-// maintain asks the agent that has the instance: the others cannot do it.
+// maintain sends the request to the instance's agent: only that one can do it.
 func (c *Client) maintain(ctx context.Context, service, id string, how url.Values) error {
 	entries, err := c.find(ctx, service, id)
 	if err != nil {
@@ -242,7 +242,7 @@ func (c *Client) maintain(ctx context.Context, service, id string, how url.Value
 	return nil
 }
 
-// agentOf finds the agent with which an instance is registered.
+// agentOf finds the agent that an instance is registered with.
 func (c *Client) agentOf(ctx context.Context, e entry) (*url.URL, error) {
 	var failures []error
 	for _, agent := range c.agents.Addresses {
@@ -265,17 +265,17 @@ func (c *Client) agentOf(ctx context.Context, e entry) (*url.URL, error) {
 		e.Service.ID, e.Node.Name, e.Service.ID))...)
 }
 
-// find is where an instance is in the catalog, by the id that pkg/workflow/bridge knows. The bridge's own may be with more than one
+// find returns an instance's catalog entries, by the id used in pkg/workflow/bridge. The bridge's own may be registered with more than one
 // agent.
 func (c *Client) find(ctx context.Context, service, id string) ([]entry, error) {
 	entries, err := c.entries(ctx, service)
 	return slices.DeleteFunc(entries, func(e entry) bool { return e.id() != id }), err
 }
 
-// reply is what an agent has said.
+// reply is an agent's response.
 type reply struct{ servers.Reply }
 
-// ask asks the agents in their order, until one answers. An agent answers 500 when the servers have no leader.
+// ask sends a request to the agents in order, until one responds. An agent responds with 500 if the servers have no leader.
 func (c *Client) ask(ctx context.Context, method string, path []string, query url.Values, body []byte) (reply, error) {
 	r, err := c.agents.Ask(ctx, request(method, path, query, body))
 	return reply{r}, err
@@ -290,28 +290,28 @@ func request(method string, path []string, query url.Values, body []byte) server
 	return servers.Request{Method: method, Path: append([]string{"v1"}, path...), Query: query.Encode(), Body: body}
 }
 
-// filtered says that the token may not see all of it.
+// filtered reports whether ACLs have removed parts of the response.
 func (r reply) filtered() bool { return r.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true" }
 
-// check wants the answer to be that it is done.
+// check returns an error unless the request succeeded.
 func (r reply) check(what string) error {
 	if r.Status == http.StatusOK {
 		return nil
 	}
-	err := fmt.Errorf("the answer of Consul is %d to: %s%s", r.Status, what, r.Text())
+	err := fmt.Errorf("Consul returned %d for: %s%s", r.Status, what, r.Text())
 	if r.Status == http.StatusForbidden {
 		err = fmt.Errorf("%w (is the token right, and does it allow this?)", err)
 	}
 	return err
 }
 
-// read reads an answer. One that is not Consul's is an error, not an empty registry.
+// read decodes a response. One that is not Consul's is an error, not an empty registry.
 func (r reply) read(what string, into any) error {
 	if err := r.check(what); err != nil {
 		return err
 	}
 	if err := json.Unmarshal(r.Body, into); err != nil {
-		return fmt.Errorf("the answer of Consul to %q cannot be read: %w", what, err)
+		return fmt.Errorf("parse Consul's response to %q: %w", what, err)
 	}
 	return nil
 }

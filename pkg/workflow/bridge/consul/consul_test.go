@@ -15,8 +15,8 @@ func TestAddresses(t *testing.T) {
 	for address, want := range map[string]string{
 		"consul.example.com:8500":           "not an address of Consul",
 		"ftp://consul.example.com":          "not an address of Consul",
-		"http://:secret@/":                  "cannot be read",
-		"http://user:secret@host:x/":        "cannot be read",
+		"http://:secret@/":                  "is not valid",
+		"http://user:secret@host:x/":        "is not valid",
 		"http://user:secret@host:8500":      "without a user",
 		"http://host:8500/?token=secret":    "without a token",
 		"http://host:8500/v1?token=%secret": "without a token",
@@ -34,12 +34,12 @@ func TestAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := c.String(); got != "https://a:8501,http://b:8500/proxied/" {
-		t.Errorf("it calls itself %s", got)
+		t.Errorf("String() is %s", got)
 	}
 }
 
-// Of several agents the first that answers is asked, and no one else is told the token. The door in front of an agent is what
-// is tested here; what Consul itself says is tested on Consul (TestCatalog and its neighbours, TestConsul).
+// Of several agents the first that responds is used, and the token is sent to no other server. This test uses a proxy in front of
+// an agent; Consul's own responses are tested on Consul (TestCatalog and others, TestConsul).
 func TestAgents(t *testing.T) {
 	var asked []string
 	door := func(name string, status int, answer, location string) *httptest.Server {
@@ -74,11 +74,11 @@ func TestAgents(t *testing.T) {
 	}
 
 	_, err = client(gone.URL, broken.URL).Services(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "answers 500: No cluster leader") || strings.Contains(err.Error(), "secret") {
-		t.Errorf("when nobody answers, the error is %v", err)
+	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "returned 500: No cluster leader") || strings.Contains(err.Error(), "secret") {
+		t.Errorf("without a response, the error is %v", err)
 	}
-	// What is not Consul's answer must not look like an empty registry.
-	for answer, want := range map[string]string{"": "cannot be read", "<html>": "cannot be read", "[]": "cannot be read", "null": "not even its own", "{}": "not even its own"} {
+	// A response that is not Consul's must not look like an empty registry.
+	for answer, want := range map[string]string{"": "parse Consul", "<html>": "parse Consul", "[]": "parse Consul", "null": "not even its own", "{}": "not even its own"} {
 		services, err := client(door("strange", http.StatusOK, answer, "").URL).Services(t.Context())
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is %v, %v; want an error with %q", answer, services, err, want)

@@ -11,7 +11,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/bridge"
 )
 
-// entry is an instance with its node and its health, the part of it that is of interest.
+// entry is an instance with its node and its health, reduced to the fields in use.
 type entry struct {
 	Node struct {
 		Name    string `json:"Node"`
@@ -20,12 +20,12 @@ type entry struct {
 	Service struct {
 		ID      string
 		Name    string `json:"Service"`
-		Kind    string // empty, but for what belongs to Consul's own mesh
+		Kind    string // empty, except for parts of Consul's own mesh
 		Address string
 		Port    int
 		Tags    []string
 		Meta    map[string]string
-		// TaggedAddresses are what callers of other datacenters, or of one family of addresses, are given in place of Address.
+		// TaggedAddresses replace Address for callers in other datacenters, or of one address family.
 		TaggedAddresses map[string]taggedAddress
 	}
 	Checks []struct {
@@ -39,14 +39,14 @@ type taggedAddress struct {
 	Port    int
 }
 
-// Consul makes these checks itself, where someone has put a node or a service into maintenance mode.
+// Consul creates these checks itself for a node or service in maintenance mode.
 const (
 	nodeMaintenance    = "_node_maintenance"
 	serviceMaintenance = "_service_maintenance:"
 )
 
-// translate leaves out what belongs to Consul's own mesh. The bridge's own instances are known by their own ids, wherever they
-// are; one that has come from a dead agent to another is one still.
+// translate skips the parts of Consul's own mesh. The bridge's own instances are identified by their own ids, on any
+// agent; one that has moved from a dead agent to another is counted once.
 func translate(entries []entry) []bridge.Instance {
 	rank := []bridge.State{bridge.Up, bridge.OutOfService, bridge.Down}
 	var instances []bridge.Instance
@@ -64,12 +64,12 @@ func translate(entries []entry) []bridge.Instance {
 func (e entry) translate() bridge.Instance {
 	return bridge.Instance{
 		ID: e.id(), Address: cmp.Or(e.Service.Address, e.Node.Address), Port: e.Service.Port,
-		TLS: strings.EqualFold(e.says("secure"), "true"), State: e.state(), Version: e.says("version"), Owner: e.Service.Meta[ownerKey],
+		TLS: strings.EqualFold(e.metaValue("secure"), "true"), State: e.state(), Version: e.metaValue("version"), Owner: e.Service.Meta[ownerKey],
 		Shown: bridge.Advert{Service: e.Service.Name, ID: e.id(), Host: e.Service.Address, Port: e.Service.Port, Owner: e.Service.Meta[ownerKey], Besides: e.besides()},
 	}
 }
 
-// besides is what an entry says that registration does not.
+// besides describes the fields of an entry that a registration does not set.
 func (e entry) besides() string {
 	var also []string
 	for _, tag := range e.Service.Tags {
@@ -81,7 +81,7 @@ func (e entry) besides() string {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Service.TaggedAddresses)) {
-		// Consul adds those that are the same.
+		// Consul adds those that are equal to Address.
 		if other := e.Service.TaggedAddresses[name]; other != (taggedAddress{e.Service.Address, e.Service.Port}) {
 			also = append(also, fmt.Sprintf("tagged address %s %s:%d", name, other.Address, other.Port))
 		}
@@ -89,8 +89,8 @@ func (e entry) besides() string {
 	return strings.Join(also, ", ")
 }
 
-// id is unique in the service. Consul's own is unique with its agent only: Spring makes it of name and port, the same ones on
-// every machine. Those of bridges begin with their prefix, also where someone has taken the mark away.
+// id returns an id that is unique in the service. Consul's own is only unique per agent: Spring derives it from name and port, the
+// same on every machine. A bridge's instances are recognized by the id prefix, even if the mark was removed.
 func (e entry) id() string {
 	if e.Service.Meta[ownerKey] != "" || strings.HasPrefix(e.Service.ID, bridge.IDPrefix) && strings.HasSuffix(e.Service.ID, ":"+e.Service.Name) {
 		return strings.TrimSuffix(e.Service.ID, ":"+e.Service.Name)
@@ -98,8 +98,8 @@ func (e entry) id() string {
 	return e.Node.Name + "/" + e.Service.ID
 }
 
-// says is what a service says of itself in its metadata, or in a tag key=value, as before Consul had metadata.
-func (e entry) says(key string) string {
+// metaValue returns a value from the service's metadata, or from a tag key=value, as used before Consul had metadata.
+func (e entry) metaValue(key string) string {
 	if value, ok := e.Service.Meta[key]; ok {
 		return value
 	}
@@ -111,7 +111,7 @@ func (e entry) says(key string) string {
 	return ""
 }
 
-// state is as Consul's DNS has it: who has a warning is still called, and so is who has no check.
+// state follows Consul's DNS: instances with a warning or without checks are still called.
 func (e entry) state() bridge.State {
 	state := bridge.Up
 	for _, c := range e.Checks {
@@ -125,21 +125,21 @@ func (e entry) state() bridge.State {
 	return state
 }
 
-// registration is an instance of the mesh as the agent takes it.
+// registration encodes an instance of the mesh for the agent's API.
 func registration(a bridge.Advert, ttl time.Duration) map[string]any {
 	return map[string]any{
 		"ID": serviceID(a.Service, a.ID), "Name": a.Service, "Address": a.Host, "Port": a.Port,
 		"Meta": map[string]string{ownerKey: a.Owner},
 		"Check": map[string]any{
 			"CheckID": checkID(a), "Name": "polymesh bridge",
-			"Notes": "The bridge to the mesh says that it runs. The instance itself is the mesh's gateway.",
+			"Notes": "Passed by the bridge to the mesh while it runs. The instance itself is the mesh's gateway.",
 			"TTL":   ttl.String(), "Status": "passing", "DeregisterCriticalServiceAfter": forgetAfter.String(),
 		},
 	}
 }
 
-// serviceID has the service's name in it: with an agent an id is one service, and a name that is given up must not take the new
-// one with it.
+// serviceID contains the service's name: an id is unique per agent, and withdrawing an old name must not remove the new
+// one.
 func serviceID(service, id string) string { return id + ":" + service }
 
 func checkID(a bridge.Advert) string { return fmt.Sprintf("service:%s", serviceID(a.Service, a.ID)) }

@@ -22,7 +22,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/bridge"
 )
 
-// program finds the Consul of the tests: POLYMESH_CONSUL, or what `make .build/test/consul` makes.
+// program returns the Consul for tests: POLYMESH_CONSUL, or the result of `make .build/test/consul`.
 func program(t *testing.T) string {
 	t.Helper()
 	if path := os.Getenv("POLYMESH_CONSUL"); path != "" {
@@ -38,7 +38,7 @@ func program(t *testing.T) string {
 	return path
 }
 
-// startAgent runs a Consul agent on the loopback interface, with these settings beside its addresses, and returns its address.
+// startAgent runs a Consul agent on the loopback interface, with additional settings, and returns its address.
 func startAgent(t *testing.T, settings map[string]any) string {
 	t.Helper()
 	path := program(t)
@@ -53,7 +53,7 @@ func startAgent(t *testing.T, settings map[string]any) string {
 		ports[name] = l.Addr().(*net.TCPAddr).Port
 	}
 	settings["ports"] = ports
-	settings["performance"] = map[string]any{"raft_multiplier": 1, "rpc_hold_timeout": "1s"} // a leader within two seconds, or none
+	settings["performance"] = map[string]any{"raft_multiplier": 1, "rpc_hold_timeout": "1s"} // a leader within two seconds, or an error
 	text, err := json.Marshal(settings)
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func startAgent(t *testing.T, settings map[string]any) string {
 	}
 	cmd := exec.Command(path, "-config-file="+file)
 	cmd.Stdout, cmd.Stderr = log, log
-	// It ends with the test, also with one that is killed.
+	// The agent ends with the test, even if the test is killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	for _, l := range free {
 		l.Close()
@@ -80,8 +80,8 @@ func startAgent(t *testing.T, settings map[string]any) string {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		log.Close()
-		if said, err := os.ReadFile(log.Name()); t.Failed() {
-			t.Logf("Consul says (%v):\n%s", err, said[max(0, len(said)-3000):])
+		if output, err := os.ReadFile(log.Name()); t.Failed() {
+			t.Logf("Consul's log (%v):\n%s", err, output[max(0, len(output)-3000):])
 		}
 	})
 	return "http://127.0.0.1:" + strconv.Itoa(ports["http"])
@@ -96,7 +96,7 @@ func newClient(t *testing.T, token string, agents ...string) *Client {
 	return c
 }
 
-// eventually waits until an operation ends as it should; it says why not yet.
+// eventually retries until try returns nil; its last error is the failure.
 func eventually(t *testing.T, try func() error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -116,8 +116,8 @@ func eventually(t *testing.T, try func() error) {
 	}
 }
 
-// tell says something to the agent, as the old system's programs do.
-func (c *Client) tell(t *testing.T, method, path, body string) []byte {
+// send sends a request to the agent, like the old system's programs.
+func (c *Client) send(t *testing.T, method, path, body string) []byte {
 	t.Helper()
 	r, err := c.ask(t.Context(), method, strings.Split(path, "/"), nil, []byte(body))
 	if err == nil {
@@ -129,7 +129,7 @@ func (c *Client) tell(t *testing.T, method, path, body string) []byte {
 	return r.Body
 }
 
-// want compares what Consul shows with this YAML.
+// want compares Consul's services with this YAML.
 func (c *Client) want(t *testing.T, want string) {
 	t.Helper()
 	services, err := c.Services(t.Context())
@@ -145,7 +145,7 @@ func (c *Client) want(t *testing.T, want string) {
 	for _, s := range services {
 		for _, i := range s.Instances {
 			if !i.Renewed.IsZero() {
-				t.Errorf("%s was renewed at %s, which Consul does not say", i.ID, i.Renewed)
+				t.Errorf("%s was renewed at %s, which Consul does not report", i.ID, i.Renewed)
 			}
 			lines = append(lines, line{s.Name, i.ID, net.JoinHostPort(i.Address, strconv.Itoa(i.Port)), i.Version, i.Owner, i.State, i.TLS})
 		}
@@ -159,7 +159,7 @@ func (c *Client) want(t *testing.T, want string) {
 		t.Fatal(err)
 	}
 	if text, err := yaml.Marshal(wanted); err != nil || string(got) != string(text) {
-		t.Errorf("Consul shows\n%s\nwant (%v)\n%s", got, err, text)
+		t.Errorf("Consul has\n%s\nwant (%v)\n%s", got, err, text)
 	}
 }
 
@@ -174,7 +174,7 @@ func devAgent(t *testing.T) *Client {
 	return c
 }
 
-// TestCatalog reads what the old system's programs have registered in each of the ways that there are.
+// TestCatalog reads services that the old system's programs have registered in all possible ways.
 func TestCatalog(t *testing.T) {
 	c := devAgent(t)
 	c.want(t, "")
@@ -186,10 +186,10 @@ func TestCatalog(t *testing.T) {
 		`{"ID": "unchecked", "Name": "Stock_Keeper", "Port": 80}`,
 		`{"Kind": "connect-proxy", "ID": "proxy", "Name": "orders-sidecar-proxy", "Port": 20000, "Proxy": {"DestinationServiceName": "orders"}}`,
 	} {
-		c.tell(t, http.MethodPut, "agent/service/register", service)
+		c.send(t, http.MethodPut, "agent/service/register", service)
 	}
-	// Another machine's agent has given its instance the same id.
-	c.tell(t, http.MethodPut, "catalog/register", `{"Node": "other-machine", "Address": "192.0.2.9", "Service": {"ID": "orders-1", "Service": "orders", "Port": 8081}}`)
+	// An agent on another machine has used the same id.
+	c.send(t, http.MethodPut, "catalog/register", `{"Node": "other-machine", "Address": "192.0.2.9", "Service": {"ID": "orders-1", "Service": "orders", "Port": 8081}}`)
 	const shown = `
 - {service: Stock_Keeper, instance: old-machine/unchecked, address: "127.0.0.1:80", state: UP}
 - {service: orders, instance: old-machine/orders-1, address: "192.0.2.1:8081", version: v2, state: UP}
@@ -214,12 +214,12 @@ func TestCatalog(t *testing.T) {
 	}
 	c.want(t, shown)
 	if err := c.Hold(t.Context(), "orders", "old-machine/gone"); err != nil {
-		t.Errorf("an instance that is gone cannot be held: %v", err)
+		t.Errorf("holding an instance that is gone: %v", err)
 	}
 	if err := c.Hold(t.Context(), "orders", "other-machine/orders-1"); err == nil || !strings.Contains(err.Error(), "the agent of node other-machine, which alone can") {
-		t.Errorf("another agent's instance is held: %v", err)
+		t.Errorf("holding another agent's instance: %v", err)
 	}
-	// A whole machine can be put into maintenance mode too, and out of it by those who have done it.
+	// A whole machine can also be in maintenance mode, and leaves it only on its owner's request.
 	r, err := c.ask(t.Context(), http.MethodPut, []string{"agent", "maintenance"}, map[string][]string{"enable": {"true"}}, nil)
 	if err := errors.Join(err, r.check("maintenance")); err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestCatalog(t *testing.T) {
 	c.want(t, strings.Replace(out, "192.0.2.9:8081\", state: OUT_OF_SERVICE", "192.0.2.9:8081\", state: UP", 1))
 }
 
-// TestAdvertise puts an instance of the mesh into Consul, in the ways in which a bridge does in its life.
+// TestAdvertise registers an instance of the mesh in Consul, and goes through a bridge's lifecycle.
 func TestAdvertise(t *testing.T) {
 	c := devAgent(t)
 	a := bridge.Advert{Service: "inventory", ID: "polymesh-1:shop:inventory", Host: "inventory.mesh.example.com", Address: "192.0.2.100", Port: 80, Owner: "cluster/bridges/consul"}
@@ -257,12 +257,12 @@ func TestAdvertise(t *testing.T) {
 		renew(true)
 		c.want(t, `[{service: inventory, instance: "polymesh-1:shop:inventory", address: "inventory.mesh.example.com:80", owner: cluster/bridges/consul, state: UP}]`)
 	}
-	// Whoever may write to Consul can change the entry. It shows that, and is what it was when it is registered again.
+	// Anyone with write access to Consul can change the entry. The change is visible, and registering again restores it.
 	shown := func() bridge.Advert {
 		t.Helper()
 		services, err := c.Services(t.Context())
 		if err != nil || len(services) != 1 || len(services[0].Instances) != 1 || services[0].Instances[0].ID != a.ID {
-			t.Fatalf("Consul shows %+v, %v", services, err)
+			t.Fatalf("Consul has %+v, %v", services, err)
 		}
 		return services[0].Instances[0].Shown
 	}
@@ -271,7 +271,7 @@ func TestAdvertise(t *testing.T) {
 		a.Host, was.Host = host, host
 		register()
 		if got := shown(); got != was {
-			t.Errorf("Consul shows %+v of what is registered, want %+v", got, was)
+			t.Errorf("Consul has %+v for the registered instance, want %+v", got, was)
 		}
 		for _, hijacked := range []string{
 			`"Address": "203.0.113.66", "Port": 666, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}`,
@@ -280,24 +280,24 @@ func TestAdvertise(t *testing.T) {
 			`"Address": "` + host + `", "Port": 80, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}, "Tags": ["secure=true"]`,
 			`"Address": "` + host + `", "Port": 80, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}, "TaggedAddresses": {"wan": {"Address": "203.0.113.66", "Port": 666}}`,
 		} {
-			c.tell(t, http.MethodPut, "agent/service/register", `{"ID": "`+serviceID(a.Service, a.ID)+`", "Name": "inventory", `+hijacked+`}`)
+			c.send(t, http.MethodPut, "agent/service/register", `{"ID": "`+serviceID(a.Service, a.ID)+`", "Name": "inventory", `+hijacked+`}`)
 			if got := shown(); got == was {
-				t.Errorf("after %s it is as registered", hijacked)
+				t.Errorf("after %s the entry is unchanged", hijacked)
 			}
 			register()
 			if got := shown(); got != was {
-				t.Errorf("registered again after %s it is %+v", hijacked, got)
+				t.Errorf("registered again after %s the entry is %+v", hijacked, got)
 			}
 		}
 	}
 	a.Host = "inventory.mesh.example.com"
 	register()
-	// Consul takes it back when no one renews it, and the bridge makes it good.
+	// Consul removes it without heartbeats, and the bridge restores it.
 	var checks map[string]struct{ Status string }
 	read := func() {
 		t.Helper()
 		clear(checks)
-		if err := json.Unmarshal(c.tell(t, http.MethodGet, "agent/checks", ""), &checks); err != nil {
+		if err := json.Unmarshal(c.send(t, http.MethodGet, "agent/checks", ""), &checks); err != nil {
 			t.Fatal(err)
 		}
 		if len(checks) != 1 {
@@ -305,17 +305,17 @@ func TestAdvertise(t *testing.T) {
 		}
 	}
 	read()
-	c.tell(t, http.MethodPut, "agent/check/fail/"+checkID(a), "")
+	c.send(t, http.MethodPut, "agent/check/fail/"+checkID(a), "")
 	c.want(t, `[{service: inventory, instance: "polymesh-1:shop:inventory", address: "inventory.mesh.example.com:80", owner: cluster/bridges/consul, state: DOWN}]`)
 	renew(true)
 	read()
 	if got := checks[checkID(a)].Status; got != "passing" {
 		t.Errorf("after a renewal the check is %s", got)
 	}
-	// An agent that has died has left it in the catalog too: it is one instance.
-	c.tell(t, http.MethodPut, "catalog/register", `{"Node": "dead-machine", "Address": "192.0.2.9", "Service": {"ID": "`+serviceID(a.Service, a.ID)+`", "Service": "inventory", "Address": "192.0.2.9", "Port": 81, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}}, "Check": {"Name": "serfHealth", "Status": "critical"}}`)
+	// A dead agent has left it in the catalog too: it is still one instance.
+	c.send(t, http.MethodPut, "catalog/register", `{"Node": "dead-machine", "Address": "192.0.2.9", "Service": {"ID": "`+serviceID(a.Service, a.ID)+`", "Service": "inventory", "Address": "192.0.2.9", "Port": 81, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}}, "Check": {"Name": "serfHealth", "Status": "critical"}}`)
 	c.want(t, `[{service: inventory, instance: "polymesh-1:shop:inventory", address: "inventory.mesh.example.com:80", owner: cluster/bridges/consul, state: UP}]`)
-	// The Service gets another name in the registry: the new one is there before the old one goes.
+	// The Service gets another name in the registry: the new one appears before the old one is removed.
 	a.Service = "stock"
 	renew(false)
 	register()
@@ -328,7 +328,7 @@ func TestAdvertise(t *testing.T) {
 	renew(false)
 }
 
-// TestNoLeader: an agent whose servers have no leader knows nothing.
+// TestNoLeader: an agent whose servers have no leader returns an error.
 func TestNoLeader(t *testing.T) {
 	c := newClient(t, "", startAgent(t, map[string]any{"server": true, "bootstrap_expect": 3, "data_dir": t.TempDir(),
 		"bind_addr": "127.0.0.1", "advertise_addr": "127.0.0.1", "disable_update_check": true}))
@@ -344,7 +344,7 @@ func TestNoLeader(t *testing.T) {
 	})
 }
 
-// TestACL: Consul tells those who may see nothing that there is nothing. The bridge must not believe it.
+// TestACL: without permissions, Consul returns empty lists. The bridge must not take these for an empty registry.
 func TestACL(t *testing.T) {
 	const manager = "4f35b5f1-8f4c-4c64-9d2c-8c3f0f2b1a11"
 	address := startAgent(t, map[string]any{"node_name": "old-machine", "server": true, "bootstrap": true, "data_dir": t.TempDir(),
@@ -355,7 +355,7 @@ func TestACL(t *testing.T) {
 		_, err := m.Services(t.Context())
 		return err
 	})
-	m.tell(t, http.MethodPut, "agent/service/register", `{"ID": "orders-1", "Name": "orders", "Address": "192.0.2.1", "Port": 8081}`)
+	m.send(t, http.MethodPut, "agent/service/register", `{"ID": "orders-1", "Name": "orders", "Address": "192.0.2.1", "Port": 8081}`)
 	policies := 0
 	token := func(rules string) string {
 		t.Helper()
@@ -365,11 +365,11 @@ func TestACL(t *testing.T) {
 			t.Fatal(err)
 		}
 		var policy struct{ ID string }
-		if err := json.Unmarshal(m.tell(t, http.MethodPut, "acl/policy", string(text)), &policy); err != nil {
+		if err := json.Unmarshal(m.send(t, http.MethodPut, "acl/policy", string(text)), &policy); err != nil {
 			t.Fatal(err)
 		}
 		var made struct{ SecretID string }
-		if err := json.Unmarshal(m.tell(t, http.MethodPut, "acl/token", `{"Policies": [{"ID": "`+policy.ID+`"}]}`), &made); err != nil {
+		if err := json.Unmarshal(m.send(t, http.MethodPut, "acl/token", `{"Policies": [{"ID": "`+policy.ID+`"}]}`), &made); err != nil {
 			t.Fatal(err)
 		}
 		return made.SecretID
@@ -390,16 +390,16 @@ func TestACL(t *testing.T) {
 			t.Errorf("the error shows the token: %v", err)
 		}
 		if err := c.Register(t.Context(), a); err == nil {
-			t.Error("it may register a service")
+			t.Error("it can register a service")
 		}
 	}
 	reader := newClient(t, token(`service_prefix "" {policy = "read"} node_prefix "" {policy = "read"}`), address)
 	const orders = `[{service: orders, instance: old-machine/orders-1, address: "192.0.2.1:8081", state: UP}]`
 	reader.want(t, orders)
 	if err := reader.Register(t.Context(), a); err == nil || !strings.Contains(err.Error(), "service:write") {
-		t.Errorf("a token that may not write has registered: %v", err)
+		t.Errorf("a read-only token has registered a service: %v", err)
 	}
-	// What docs/deploy/spring-cloud.md asks for.
+	// The rules in docs/deploy/spring-cloud.md.
 	writer := newClient(t, token(`service_prefix "" {policy = "write"} node_prefix "" {policy = "read"} agent_prefix "" {policy = "read"}`), address)
 	if err := writer.Register(t.Context(), a); err != nil {
 		t.Error(err)
@@ -421,7 +421,7 @@ func TestACL(t *testing.T) {
 		t.Error(err)
 	}
 	writer.want(t, orders)
-	// A token that is for some services does its work; others' services are not its own.
+	// A token for some services works for these, and not for others.
 	some := newClient(t, token(`service "orders" {policy = "read"} service "consul" {policy = "read"} node_prefix "" {policy = "read"}`), address)
 	some.want(t, orders)
 }

@@ -1,5 +1,5 @@
-// Package dns reads services from plain DNS, for pkg/workflow/bridge: from SRV records, which say ports, and from address records
-// beside a port that the user names. Istio reads address records by itself (a ServiceEntry with resolution: DNS), but no SRV
+// Package dns reads services from plain DNS, for pkg/workflow/bridge: from SRV records, which include ports, and from address records
+// plus a port given by the user. Istio reads address records itself (a ServiceEntry with resolution: DNS), but not SRV
 // records.
 package dns
 
@@ -22,14 +22,14 @@ type Zone struct {
 	records  []record
 }
 
-// record is a service, and the name where DNS has it.
+// record is a service, and its name in DNS.
 type record struct {
 	service, name string
-	port          int // 0: the name has SRV records
+	port          int // 0 for SRV records
 }
 
-// New reads services as SERVICE=NAME, where NAME has SRV records (_http._tcp.orders.example.com), or as SERVICE=NAME:PORT,
-// where it has addresses. Server is the name server to ask, HOST or HOST:PORT; the machine's own where it is empty.
+// New parses services written as SERVICE=NAME, where NAME has SRV records (_http._tcp.orders.example.com), or as SERVICE=NAME:PORT,
+// where it has addresses. Server is the name server to use, HOST or HOST:PORT; empty for the machine's own.
 func New(services []string, server string) (*Zone, error) {
 	z := &Zone{resolver: &net.Resolver{PreferGo: true}, server: server}
 	for _, s := range services {
@@ -46,12 +46,12 @@ func New(services []string, server string) (*Zone, error) {
 			return nil, fmt.Errorf("%q should be SERVICE=NAME for SRV records, or SERVICE=NAME:PORT for addresses", s)
 		}
 		if slices.ContainsFunc(z.records, func(other record) bool { return other.service == r.service }) {
-			return nil, fmt.Errorf("%s is named twice", r.service)
+			return nil, fmt.Errorf("%s is listed twice", r.service)
 		}
 		z.records = append(z.records, r)
 	}
 	if len(z.records) == 0 {
-		return nil, errors.New("no name in DNS is given")
+		return nil, errors.New("no DNS name is specified")
 	}
 	if server != "" {
 		if _, _, err := net.SplitHostPort(server); err != nil {
@@ -64,7 +64,7 @@ func New(services []string, server string) (*Zone, error) {
 	return z, nil
 }
 
-// String says what is asked.
+// String returns the names and the server.
 func (z *Zone) String() string {
 	var names []string
 	for _, r := range z.records {
@@ -77,12 +77,12 @@ func (z *Zone) String() string {
 	return "DNS" + of + ": " + strings.Join(names, ", ")
 }
 
-// Services looks every name up. A name that does not exist is a service without instances; a name server that does not
-// answer, or says that it has failed, is an error.
+// Services looks up every name. A name that does not exist is a service without instances; a name server that does not
+// respond, or reports a failure, is an error.
 func (z *Zone) Services(ctx context.Context) ([]bridge.Service, error) {
 	var services []bridge.Service
 	for _, r := range z.records {
-		instances, err := z.look(ctx, r)
+		instances, err := z.lookup(ctx, r)
 		if err != nil {
 			return nil, err
 		}
@@ -91,16 +91,16 @@ func (z *Zone) Services(ctx context.Context) ([]bridge.Service, error) {
 	return services, nil
 }
 
-func (z *Zone) look(ctx context.Context, r record) ([]bridge.Instance, error) {
+func (z *Zone) lookup(ctx context.Context, r record) ([]bridge.Instance, error) {
 	if r.port != 0 {
 		return z.addresses(ctx, r.name, r.port)
 	}
-	// The name is the whole name of the records: service and protocol are in it.
+	// The name is complete: it includes service and protocol.
 	_, targets, err := z.resolver.LookupSRV(ctx, "", "", r.name+".")
 	if missing(err) {
 		return nil, nil
 	}
-	// Records that are not well-formed come beside an error; the others are no whole answer.
+	// Malformed records are reported as an error next to the valid ones; the response is incomplete.
 	if err != nil {
 		return nil, fmt.Errorf("look up the SRV records of %s: %w", r.name, err)
 	}
@@ -135,7 +135,7 @@ func (z *Zone) addresses(ctx context.Context, name string, port int) ([]bridge.I
 	return instances, nil
 }
 
-// missing reports whether DNS has answered that there is nothing.
+// missing reports whether DNS has confirmed that there are no records.
 func missing(err error) bool {
 	var e *net.DNSError
 	return errors.As(err, &e) && e.IsNotFound

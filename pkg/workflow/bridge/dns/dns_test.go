@@ -7,14 +7,14 @@ import (
 
 func TestNew(t *testing.T) {
 	for services, want := range map[string]string{
-		"":                    "no name in DNS is given",
+		"":                    "no DNS name is specified",
 		"orders":              "should be SERVICE=NAME",
 		"=orders.example.com": "should be SERVICE=NAME",
 		"orders=":             "should be SERVICE=NAME",
 		"orders=x:http":       `"http" is not a port`,
 		"orders=x:0":          `"0" is not a port`,
 		"orders=x:70000":      `"70000" is not a port`,
-		"a=x:1 a=y:1":         "a is named twice",
+		"a=x:1 a=y:1":         "a is listed twice",
 	} {
 		if _, err := New(strings.Fields(services), ""); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: the error is %v, want %q", services, err, want)
@@ -25,6 +25,6 @@ func TestNew(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, want := z.String(), "DNS of 192.0.2.1: _http._tcp.a.example.com, b.example.com"; got != want {
-		t.Errorf("it calls itself %q, want %q", got, want)
+		t.Errorf("String() is %q, want %q", got, want)
 	}
 }

@@ -1,9 +1,9 @@
-// Package eureka speaks to Netflix Eureka by its REST interface, the one that Spring Cloud's clients use
+// Package eureka is a client for the REST API of Netflix Eureka, the one that Spring Cloud's clients use
 // (https://github.com/Netflix/eureka/wiki/Eureka-REST-operations): it lists services, and registers, renews and withdraws
 // instances for pkg/workflow/bridge.
 //
-// It is a client of our own because six requests are all there is to it; the Go libraries for Eureka have not been kept for
-// years, and bring retries and caches that would hide from the bridge whether the registry has answered.
+// It is our own client because only six requests are needed; the Go libraries for Eureka have not been maintained for
+// years, and their retries and caches would hide from the bridge whether the registry has responded.
 package eureka
 
 import (
@@ -26,13 +26,13 @@ import (
 )
 
 const (
-	// renewEvery is what Eureka's own clients do, and what its self-preservation counts on.
+	// renewEvery is the interval of Eureka's own clients, which its self-preservation relies on.
 	renewEvery = 30 * time.Second
-	// lease is how long an instance of the mesh stays without being renewed. It is longer than the usual 90 seconds: what it
-	// names is the mesh's gateway, which does not go when the bridge is restarted.
+	// lease is how long an instance of the mesh stays without heartbeats. It is longer than the usual 90 seconds: the
+	// instance is the mesh's gateway, which keeps running when the bridge is restarted.
 	lease = 5 * time.Minute
-	// ownerKey is the metadata that tells the bridge's instances from the old system's. Eureka writes keys as XML elements,
-	// so there are few characters to choose from.
+	// ownerKey is the metadata key that distinguishes the bridge's instances from the old system's. Eureka writes keys as XML elements,
+	// which allow few characters.
 	ownerKey = "polymesh-bridge"
 )
 
@@ -41,16 +41,16 @@ var (
 	_ bridge.Holder     = (*Client)(nil)
 )
 
-// Client is one Eureka, of one or more servers that know the same.
+// Client is a client for one Eureka, with one or more servers that share their data.
 type Client struct {
 	servers servers.Servers
 }
 
-// New returns a client. Servers are addresses such as Spring's eureka.client.service-url.defaultZone has:
-// http://host:8761/eureka/. The first one that answers is asked. A user in an address goes before user and password.
+// New returns a client. Servers are addresses such as those in Spring's eureka.client.service-url.defaultZone:
+// http://host:8761/eureka/. The first one that responds is used. Credentials in an address override user and password.
 func New(client *http.Client, addresses []string, user, password string) (*Client, error) {
 	if len(addresses) == 0 {
-		return nil, errors.New("no Eureka server is named")
+		return nil, errors.New("no Eureka server is specified")
 	}
 	c := &Client{servers.Servers{Client: client, Authorize: func(request *http.Request, server *url.URL) {
 		user, password := user, password
@@ -66,7 +66,7 @@ func New(client *http.Client, addresses []string, user, password string) (*Clien
 		u, err := url.Parse(strings.TrimSpace(s))
 		if err != nil {
 			// The parser's own message repeats the address, which may hold a password.
-			return nil, errors.New("an address of Eureka cannot be read as a URL: it should look like http://host:8761/eureka/")
+			return nil, errors.New("an address of Eureka is not a valid URL: it should look like http://host:8761/eureka/")
 		}
 		if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" {
 			return nil, fmt.Errorf("%s is not an address of Eureka: it should look like http://host:8761/eureka/", u.Redacted())
@@ -79,7 +79,7 @@ func New(client *http.Client, addresses []string, user, password string) (*Clien
 // String lists the servers.
 func (c *Client) String() string { return c.servers.String() }
 
-// Services lists what is registered.
+// Services lists the registered services.
 func (c *Client) Services(ctx context.Context) ([]bridge.Service, error) {
 	r, err := c.servers.Ask(ctx, servers.Request{Method: http.MethodGet, Path: []string{"apps"}})
 	if err == nil && r.Status != http.StatusOK {
@@ -94,7 +94,7 @@ func (c *Client) Services(ctx context.Context) ([]bridge.Service, error) {
 // RenewEvery is Eureka's default heartbeat.
 func (c *Client) RenewEvery() time.Duration { return renewEvery }
 
-// Register registers an instance. Registering it again sets it right.
+// Register registers an instance, or updates it.
 func (c *Client) Register(ctx context.Context, a bridge.Advert) error {
 	body, err := json.Marshal(map[string]any{"instance": registration(a)})
 	if err != nil {
@@ -107,7 +107,7 @@ func (c *Client) Register(ctx context.Context, a bridge.Advert) error {
 	return err
 }
 
-// Renew is the heartbeat. Eureka has forgotten an instance when it was started again.
+// Renew sends a heartbeat. A restarted Eureka does not have the instance any more.
 func (c *Client) Renew(ctx context.Context, a bridge.Advert) (bool, error) {
 	r, err := c.servers.Ask(ctx, servers.Request{Method: http.MethodPut, Path: []string{"apps", appName(a.Service), a.ID}})
 	switch {
@@ -126,17 +126,17 @@ func (c *Client) Withdraw(ctx context.Context, service, id string) error {
 	return c.change(ctx, http.MethodDelete, []string{"apps", appName(service), id}, "", "withdraw "+id)
 }
 
-// Hold overrides an instance's status, so that callers do not see it. Its own heartbeats do not change that.
+// Hold overrides an instance's status, so that callers do not see it. The instance's own heartbeats do not change that.
 func (c *Client) Hold(ctx context.Context, service, id string) error {
 	return c.change(ctx, http.MethodPut, []string{"apps", appName(service), id, "status"}, "value="+string(bridge.OutOfService), "hold "+id)
 }
 
-// Release takes the override away. The status that is named counts until the instance says its own.
+// Release removes the override. The given status applies until the instance reports its own.
 func (c *Client) Release(ctx context.Context, service, id string) error {
 	return c.change(ctx, http.MethodDelete, []string{"apps", appName(service), id, "status"}, "value="+string(bridge.Up), "release "+id)
 }
 
-// change is for what is done already where the instance is gone.
+// change treats a missing instance as success.
 func (c *Client) change(ctx context.Context, method string, path []string, query, what string) error {
 	r, err := c.servers.Ask(ctx, servers.Request{Method: method, Path: path, Query: query})
 	if err == nil && r.Status != http.StatusOK && r.Status != http.StatusNoContent && r.Status != http.StatusNotFound {
@@ -146,20 +146,20 @@ func (c *Client) change(ctx context.Context, method string, path []string, query
 }
 
 func unexpected(what string, status int) error {
-	err := fmt.Errorf("the answer of Eureka is %d to: %s", status, what)
+	err := fmt.Errorf("Eureka returned %d for: %s", status, what)
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
-		err = fmt.Errorf("%w (is the password right? A server that has just started may also refuse, until it has asked the others)", err)
+		err = fmt.Errorf("%w (is the password right? A server may also refuse requests right after its start, until it has synced with the others)", err)
 	case http.StatusNotFound:
 		err = fmt.Errorf("%w (is the path right? Spring's is /eureka/, Netflix's own /eureka/v2/)", err)
 	}
 	return err
 }
 
-// appName is how Eureka keeps names.
+// appName returns a name in Eureka's canonical form.
 func appName(service string) string { return strings.ToUpper(service) }
 
-// The part of Eureka's answer that is of interest. Numbers may be in quotes, by the server's age.
+// The parts of Eureka's response in use. Older servers write numbers in quotes.
 type (
 	answer struct {
 		Applications *struct {
@@ -178,7 +178,7 @@ type (
 		Secure   port           `json:"securePort"`
 		Lease    leaseInfo      `json:"leaseInfo"`
 		Metadata map[string]any `json:"metadata"`
-		// What callers look an instance up by, and where they are sent beside its address.
+		// Fields by which callers look up an instance, and URLs that they use besides its address.
 		VIP        string `json:"vipAddress"`
 		SecureVIP  string `json:"secureVipAddress"`
 		HomePage   string `json:"homePageUrl"`
@@ -196,14 +196,14 @@ type (
 	}
 )
 
-// parse reads Eureka's answer to "apps". An answer that is not Eureka's is an error, not an empty registry.
+// parse parses Eureka's response to "apps". A response that is not Eureka's is an error, not an empty registry.
 func parse(body []byte) ([]bridge.Service, error) {
 	var a answer
 	if err := json.Unmarshal(body, &a); err != nil {
-		return nil, fmt.Errorf("the answer of Eureka cannot be read: %w", err)
+		return nil, fmt.Errorf("parse Eureka's response: %w", err)
 	}
 	if a.Applications == nil {
-		return nil, errors.New("what answers is not Eureka: the answer has no applications (is the path right?)")
+		return nil, errors.New("the server is not Eureka: the response has no applications (is the path right?)")
 	}
 	var services []bridge.Service
 	for _, app := range a.Applications.Application {
@@ -221,7 +221,7 @@ func parse(body []byte) ([]bridge.Service, error) {
 func (i instance) translate() bridge.Instance {
 	out := bridge.Instance{ID: i.ID, Address: i.Address, State: bridge.Down, Renewed: i.Lease.renewed()}
 	if out.ID == "" {
-		out.ID = i.HostName // as Eureka's own InstanceInfo.getId
+		out.ID = i.HostName // like Eureka's own InstanceInfo.getId
 	}
 	if out.Address == "" {
 		out.Address = i.HostName
@@ -244,7 +244,7 @@ func (i instance) translate() bridge.Instance {
 	return out
 }
 
-// besides is what an instance says that registration does not. Eureka adds the type of empty metadata.
+// besides describes the fields of an instance that a registration does not set. Eureka adds the type of empty metadata.
 func (i instance) besides() string {
 	var also []string
 	if !i.Port.enabled() {
@@ -284,8 +284,8 @@ func number(n json.Number) int {
 	return int(v)
 }
 
-// renewed is when the instance was last heard of. What Eureka calls the last renewal is, after the first one, when the lease
-// would end (com.netflix.eureka.lease.Lease.renew adds the duration, and says so).
+// renewed returns the time of the last heartbeat. After the first one, Eureka's "last renewal" is actually the end of the
+// lease (com.netflix.eureka.lease.Lease.renew adds the duration, as its comment admits).
 func (l leaseInfo) renewed() time.Time {
 	last, registered := number(l.LastRenewal), number(l.Registration)
 	if last == 0 {
@@ -298,8 +298,8 @@ func (l leaseInfo) renewed() time.Time {
 	return t
 }
 
-// registration is an instance as com.netflix.appinfo.InstanceInfo is written in JSON. The URLs are what Spring's clients send
-// too; no one asks them, as health is the mesh's own concern.
+// registration encodes an instance like com.netflix.appinfo.InstanceInfo. The URLs are those that Spring's clients
+// send; they are not called, as the mesh has its own health checks.
 func registration(a bridge.Advert) map[string]any {
 	url := pageURL(a.Host, a.Port)
 	return map[string]any{

@@ -17,8 +17,8 @@ import (
 
 var update = flag.Bool("update", false, "write the golden file again")
 
-// testdata/apps.json is what Spring Cloud Netflix 4.3.0's Eureka has answered, with one instance out of service and one that
-// takes TLS only.
+// testdata/apps.json is a response of Spring Cloud Netflix 4.3.0's Eureka, with one instance out of service and one that
+// only accepts TLS.
 func TestParse(t *testing.T) {
 	answer, err := os.ReadFile("testdata/apps.json")
 	if err != nil {
@@ -47,14 +47,14 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// What is not Eureka's answer must not look like an empty registry.
+// A response that is not Eureka's must not look like an empty registry.
 func TestParseRefuses(t *testing.T) {
 	for answer, want := range map[string]string{
-		``:                        "cannot be read",
-		`<html>`:                  "cannot be read",
+		``:                        "parse Eureka",
+		`<html>`:                  "parse Eureka",
 		`{"error":"Not Found"}`:   "is not Eureka",
 		`{"applications":null}`:   "is not Eureka",
-		`{"applications":{"appli`: "cannot be read",
+		`{"applications":{"appli`: "parse Eureka",
 	} {
 		if services, err := parse([]byte(answer)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is %v, %v; want an error with %q", answer, services, err, want)
@@ -69,7 +69,7 @@ func TestAddresses(t *testing.T) {
 	for address, want := range map[string]string{
 		"eureka.example.com:8761":          "not an address of Eureka",
 		"ftp://eureka.example.com":         "not an address of Eureka",
-		"http://user:secret@host:x/":       "cannot be read as a URL",
+		"http://user:secret@host:x/":       "is not a valid URL",
 		"http://user:secret@/eureka":       "not an address of Eureka",
 		"http://user:secret@host/eureka?x": "not an address of Eureka",
 	} {
@@ -86,12 +86,12 @@ func TestAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := c.String(); got != "https://a:8761/eureka/,http://b:8761/eureka" {
-		t.Errorf("it calls itself %s", got)
+		t.Errorf("String() is %s", got)
 	}
 }
 
-// Of several servers the first that answers is asked, and each is told the password that is meant for it. The door in front of
-// a registry is what is tested here; what Eureka itself says is tested on Eureka (TestSpringCloud).
+// Of several servers the first that responds is used, and each receives only its own password. This test uses a proxy in front of
+// a registry; Eureka's own responses are tested on Eureka (TestSpringCloud).
 func TestServers(t *testing.T) {
 	var asked []string
 	door := func(name string, status int) *httptest.Server {
@@ -125,14 +125,14 @@ func TestServers(t *testing.T) {
 	}
 	_, err = c.Services(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "503") {
-		t.Errorf("when nobody answers, the error is %v", err)
+		t.Errorf("without a response, the error is %v", err)
 	}
 	if err != nil && (strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "hidden")) {
 		t.Errorf("the error shows a password: %v", err)
 	}
 }
 
-// What Eureka gives back of an instance that a bridge has registered, in its own form; TestSpringCloud does so on Eureka.
+// Eureka's representation of an instance that a bridge has registered; TestSpringCloud checks it on Eureka.
 func TestShown(t *testing.T) {
 	a := bridge.Advert{Service: "Inventory", ID: "polymesh-1:shop:inventory", Host: "inventory.example.com", Address: "192.0.2.100", Port: 80, Owner: "cluster/bridges/eureka"}
 	read := func(change func(map[string]any)) bridge.Advert {
@@ -152,7 +152,7 @@ func TestShown(t *testing.T) {
 	want := a
 	want.Service = "inventory"
 	if got := read(func(map[string]any) {}); got != want {
-		t.Errorf("it shows %+v", got)
+		t.Errorf("got %+v", got)
 	}
 	for what, change := range map[string]func(map[string]any){
 		"address":  func(r map[string]any) { r["ipAddr"] = "203.0.113.66" },
@@ -167,12 +167,12 @@ func TestShown(t *testing.T) {
 		"health":   func(r map[string]any) { r["healthCheckUrl"] = "http://203.0.113.66/" },
 	} {
 		if got := read(change); got == want {
-			t.Errorf("%s is not seen", what)
+			t.Errorf("%s is not detected", what)
 		}
 	}
 }
 
-// A registry cannot send the bridge, and its password, elsewhere.
+// A registry cannot redirect the bridge, and its password, to another server.
 func TestRedirect(t *testing.T) {
 	asked := false
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))

@@ -39,7 +39,7 @@ type Options struct {
 // New connects to the registry that the options name, and returns its kind as well: eureka, consul or dns.
 func New(o Options) (registry bridge.Registry, kind string, err error) {
 	if slices.ContainsFunc(o.Eureka, hasPassword) {
-		return nil, "", errors.New("everyone on this machine can read a command line: give the password as --user and --password-file, or the whole address as POLYMESH_BRIDGE_EUREKA")
+		return nil, "", errors.New("command-line arguments are visible to all local users: use --user and --password-file for the password, or POLYMESH_BRIDGE_EUREKA for the complete address")
 	}
 	if text := os.Getenv("POLYMESH_BRIDGE_EUREKA"); text != "" && len(o.Eureka) == 0 && len(o.Consul) == 0 && len(o.DNS) == 0 {
 		o.Eureka = strings.Split(text, ",")
@@ -52,9 +52,9 @@ func New(o Options) (registry bridge.Registry, kind string, err error) {
 	case named > 1:
 		return nil, "", errors.New("a bridge has one registry: run one for each of --eureka, --consul and --dns")
 	case o.TokenFile != "" && len(o.Consul) == 0:
-		return nil, "", errors.New("--token-file is for --consul: Eureka takes --user and --password-file")
+		return nil, "", errors.New("--token-file is for --consul: Eureka uses --user and --password-file")
 	case (o.User != "" || o.PasswordFile != "") && len(o.Eureka) == 0:
-		return nil, "", errors.New("--user and --password-file are for --eureka: Consul takes --token-file")
+		return nil, "", errors.New("--user and --password-file are for --eureka: Consul uses --token-file")
 	case len(o.Consul) > 0:
 		token, err := o.token()
 		if err != nil {
@@ -81,7 +81,7 @@ func New(o Options) (registry bridge.Registry, kind string, err error) {
 		registry, err = dns.New(o.DNS, o.DNSServer)
 		return registry, "dns", err
 	}
-	return nil, "", errors.New("no registry is named: --eureka http://HOST:8761/eureka/, --consul http://HOST:8500, or --dns SERVICE=NAME")
+	return nil, "", errors.New("no registry is specified: use --eureka http://HOST:8761/eureka/, --consul http://HOST:8500, or --dns SERVICE=NAME")
 }
 
 // hasPassword reports whether an address has one, also one that is otherwise not well-formed.
@@ -126,11 +126,11 @@ func (o *Options) client() (*http.Client, error) {
 		}
 		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
 		if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s has no certificate in PEM", o.CAFile)
+			return nil, fmt.Errorf("%s contains no PEM certificate", o.CAFile)
 		}
 	}
 	if (o.ClientCert == "") != (o.ClientKey == "") {
-		return nil, errors.New("--client-cert and --client-key go together")
+		return nil, errors.New("--client-cert and --client-key must be used together")
 	}
 	if o.ClientCert != "" {
 		pair, err := tls.LoadX509KeyPair(o.ClientCert, o.ClientKey)

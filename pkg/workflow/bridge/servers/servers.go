@@ -1,6 +1,6 @@
-// Package servers asks the servers of one registry by HTTP, in their order until one answers: they all know the same.
+// Package servers sends HTTP requests to the servers of one registry, in order until one responds: all have the same data.
 //
-// pkg/workflow/bridge/consul and pkg/workflow/bridge/eureka say what is asked and read what is answered.
+// pkg/workflow/bridge/consul and pkg/workflow/bridge/eureka build the requests and parse the responses.
 package servers
 
 import (
@@ -14,20 +14,21 @@ import (
 	"strings"
 )
 
-// maxAnswer is more than a registry of ten thousand instances sends, in bytes.
+// maxAnswer is more than the response of a registry with ten thousand instances, in bytes.
 const maxAnswer = 64 << 20
 
 const maxRedirects = 3
 
-// Servers are those of one registry.
+// Servers are the servers of one registry.
 type Servers struct {
 	Client    *http.Client
 	Addresses []*url.URL
-	// Authorize puts the credentials for a server into a request.
+	// Authorize adds the credentials for a server to a request.
 	Authorize func(request *http.Request, server *url.URL)
 }
 
-// Request is what is asked. The path is below a server's own, part by part: a part may hold anything. The body is JSON, or nil.
+// Request is a request to any server. The path is relative to the server's own and given in parts, each of which may
+// contain any text. The body is JSON, or nil.
 type Request struct {
 	Method string
 	Path   []string
@@ -35,14 +36,14 @@ type Request struct {
 	Body   []byte
 }
 
-// Reply is what a server has said.
+// Reply is a server's response.
 type Reply struct {
 	Status int
 	Header http.Header
 	Body   []byte
 }
 
-// Text is the reason that a server gives, in one line, to be put behind an error.
+// Text returns the server's reason, on one line, to be appended to an error.
 func (r Reply) Text() string {
 	text := strings.Join(strings.Fields(string(r.Body)), " ")
 	if text == "" {
@@ -62,7 +63,7 @@ func (s Servers) String() string {
 	return strings.Join(list, ",")
 }
 
-// Ask asks the servers in their order, until one answers.
+// Ask sends a request to the servers in order, until one responds.
 func (s Servers) Ask(ctx context.Context, r Request) (Reply, error) {
 	var failures []error
 	for _, server := range s.Addresses {
@@ -78,19 +79,19 @@ func (s Servers) Ask(ctx context.Context, r Request) (Reply, error) {
 	return Reply{}, errors.Join(failures...)
 }
 
-// sameServer follows redirects within a server. What is asked, and the credentials, are for the address that was named, and not
-// for another one that an answer names.
+// sameServer follows redirects only within a server. The request and the credentials are for the configured address, not
+// for one that a response names.
 func sameServer(next *http.Request, before []*http.Request) error {
 	if from := before[0].URL; next.URL.Scheme != from.Scheme || next.URL.Host != from.Host {
-		return fmt.Errorf("it redirects to another server, %s://%s, which is not asked: if that is right, name it in place of this one", next.URL.Scheme, next.URL.Host)
+		return fmt.Errorf("it redirects to another server, %s://%s, which is not followed: if it is the right one, use its address instead", next.URL.Scheme, next.URL.Host)
 	}
 	if len(before) > maxRedirects {
-		return fmt.Errorf("it redirects more than %d times", maxRedirects)
+		return fmt.Errorf("more than %d redirects", maxRedirects)
 	}
 	return nil
 }
 
-// AskOne asks one server. An answer of 500 and more is none, but an error: a registry says so when it does not know.
+// AskOne sends a request to one server. A status of 500 or more is returned as an error: the registry could not answer.
 func (s Servers) AskOne(ctx context.Context, server *url.URL, r Request) (Reply, error) {
 	path := make([]string, len(r.Path))
 	for i, part := range r.Path {
@@ -118,13 +119,13 @@ func (s Servers) AskOne(ctx context.Context, server *url.URL, r Request) (Reply,
 	defer response.Body.Close()
 	reply := Reply{Status: response.StatusCode, Header: response.Header}
 	if reply.Body, err = io.ReadAll(io.LimitReader(response.Body, maxAnswer+1)); err != nil {
-		return Reply{}, fmt.Errorf("read the answer of %s: %w", server.Redacted(), err)
+		return Reply{}, fmt.Errorf("read the response of %s: %w", server.Redacted(), err)
 	}
 	if len(reply.Body) > maxAnswer {
-		return Reply{}, fmt.Errorf("the answer of %s has more than %d bytes", server.Redacted(), maxAnswer)
+		return Reply{}, fmt.Errorf("the response of %s has more than %d bytes", server.Redacted(), maxAnswer)
 	}
 	if reply.Status >= http.StatusInternalServerError {
-		return Reply{}, fmt.Errorf("%s answers %d%s", server.Redacted(), reply.Status, reply.Text())
+		return Reply{}, fmt.Errorf("%s returned %d%s", server.Redacted(), reply.Status, reply.Text())
 	}
 	return reply, nil
 }

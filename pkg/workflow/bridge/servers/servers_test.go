@@ -35,8 +35,8 @@ func TestAsk(t *testing.T) {
 		{"the first is down", t.Context(), []*url.URL{away, answering(200, "b")}, "b", "", 200},
 		{"the first does not know", t.Context(), []*url.URL{answering(500, "no\n leader"), answering(200, "b")}, "b", "", 200},
 		{"there is no such thing", t.Context(), []*url.URL{answering(404, ""), answering(200, "b")}, "", "", 404},
-		{"nobody knows", t.Context(), []*url.URL{away, answering(500, "no\n leader")}, "", "answers 500: no leader", 0},
-		{"nobody asks any more", ended, []*url.URL{answering(200, "a")}, "", "context canceled", 0},
+		{"none knows", t.Context(), []*url.URL{away, answering(500, "no\n leader")}, "", "returned 500: no leader", 0},
+		{"the caller has gone", ended, []*url.URL{answering(200, "a")}, "", "context canceled", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := Servers{http.DefaultClient, c.addresses, func(*http.Request, *url.URL) {}}
@@ -54,7 +54,7 @@ func TestAsk(t *testing.T) {
 	}
 }
 
-// What is sent is what was asked, to the path below the server's own, and no secret of an address is in it or shown.
+// The request is sent unchanged, to the path below the server's own, and secrets in an address are neither sent nor shown.
 func TestRequest(t *testing.T) {
 	var got *http.Request
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r }))
@@ -70,13 +70,13 @@ func TestRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.Method != http.MethodPut || got.URL.EscapedPath() != "/eureka/apps/a%2Fb%20c%3F" || got.URL.RawQuery != "value=UP" {
-		t.Errorf("%s %s?%s was asked", got.Method, got.URL.EscapedPath(), got.URL.RawQuery)
+		t.Errorf("the request was %s %s?%s", got.Method, got.URL.EscapedPath(), got.URL.RawQuery)
 	}
 	if got.Header.Get("X-Token") != "token" || got.Header.Get("Authorization") != "" || got.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("the headers are %v", got.Header)
 	}
 	if strings.Contains(s.String(), "secret") || !strings.Contains(s.String(), "/eureka/") {
-		t.Errorf("it is shown as %s", s)
+		t.Errorf("String() is %s", s)
 	}
 }
 
