@@ -295,6 +295,7 @@ test-unit: .build/images/bin/envoy .build/test/consul .build/bin/containerd .bui
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" ./pkg/... ./cmd/... ./build/... ./bench/... | $(not_pgv_tests))
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
+	cd build/inventory && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-inventory.json -- ./...
 
 .PHONY: test-e2e
 test-e2e: test-programs ## the end-to-end tests, in network namespaces (root)

@@ -51,7 +51,7 @@ func debianPackages(ctx context.Context, lock, directory string) ([]component, e
 			purl:   debianURL(fields[0], about[0], about[1]),
 			sha256: hex.EncodeToString(sum[:]),
 			users:  strings.Split(fields[3], ","),
-			texts:  []text{{"copyright", copyright}},
+			texts:  []text{{name: "copyright", content: copyright}},
 			note:   "source: Debian source package " + about[2] + " " + about[3],
 		})
 	}
@@ -80,7 +80,7 @@ func linkedLibraries(ctx context.Context) ([]component, error) {
 		}
 		parts = append(parts, component{
 			kind: "deb", name: library.name, version: about[0], purl: debianURL(library.name, about[0], about[1]), users: library.users,
-			texts: []text{{"copyright", string(content)}},
+			texts: []text{{name: "copyright", content: string(content)}},
 			note:  "statically linked; source: Debian source package " + about[2] + " " + about[3],
 		})
 	}
@@ -88,7 +88,7 @@ func linkedLibraries(ctx context.Context) ([]component, error) {
 }
 
 func debianURL(name, version, architecture string) string {
-	return "pkg:deb/debian/" + url.PathEscape(name) + "@" + url.QueryEscape(version) + "?arch=" + architecture + "&distro=debian-12"
+	return "pkg:deb/debian/" + url.QueryEscape(name) + "@" + url.QueryEscape(version) + "?arch=" + architecture + "&distro=debian-12"
 }
 
 // copyrightOf reads the package's copyright file; a link leads to that of another package of the same source, which
