@@ -63,6 +63,7 @@ test-unit: .build/images/bin/envoy .build/test/consul .build/bin/containerd .bui
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) + 1)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
+	cd build/inventory && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-inventory.json -- -vet=off ./...
 
 # -test.short leaves out what only repeats what other tests show; LONG=1 runs that too.
 .PHONY: test-e2e

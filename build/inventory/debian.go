@@ -56,7 +56,7 @@ func debianPackages(ctx context.Context, lock, directory string) ([]component, e
 			purl:   debianURL(fields[0], about[0], about[1], release),
 			sha256: hex.EncodeToString(sum[:]),
 			users:  strings.Split(fields[3], ","),
-			texts:  []text{{"copyright", copyright}},
+			texts:  []text{{name: "copyright", content: copyright}},
 			note:   "source: Debian source package " + about[2] + " " + about[3],
 		})
 	}
@@ -97,7 +97,7 @@ func debianSources(ctx context.Context, lock, directory string) ([]component, er
 			sha256:   hex.EncodeToString(sum[:]),
 			users:    strings.Split(users, ","),
 			licenses: []string{license},
-			texts:    []text{{"copyright", copyright}},
+			texts:    []text{{name: "copyright", content: copyright}},
 			note:     "built from the Debian source package " + name + " " + string(version[1]) + "; the hash is that of its .dsc",
 		})
 	}
@@ -144,7 +144,7 @@ func linkedLibraries(ctx context.Context) ([]component, error) {
 		}
 		parts = append(parts, component{
 			kind: "deb", name: library.name, version: about[0], purl: debianURL(library.name, about[0], about[1], "bookworm"), users: library.users,
-			texts: []text{{"copyright", string(content)}},
+			texts: []text{{name: "copyright", content: string(content)}},
 			note:  "statically linked; source: Debian source package " + about[2] + " " + about[3],
 		})
 	}
@@ -157,7 +157,7 @@ func debianURL(name, version, architecture, release string) string {
 	if distro == "" {
 		distro = release
 	}
-	return "pkg:deb/debian/" + url.PathEscape(name) + "@" + url.QueryEscape(version) + "?arch=" + architecture + "&distro=" + distro
+	return "pkg:deb/debian/" + url.QueryEscape(name) + "@" + url.QueryEscape(version) + "?arch=" + architecture + "&distro=" + distro
 }
 
 // copyrightOf reads the package's copyright file; a link leads to that of another package of the same source, which

@@ -5,6 +5,7 @@ import (
 	"debug/buildinfo"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,7 +46,7 @@ func goModules(programs []string, sums map[string]string, fromC string, fromDebi
 		key := path + "@" + version
 		c, ok := found[key]
 		if !ok {
-			c = &component{kind: "golang", name: path, version: version, purl: "pkg:golang/" + path + "@" + version, h1: sums[key]}
+			c = &component{kind: "golang", name: path, version: version, purl: "pkg:golang/" + path + "@" + url.QueryEscape(version), h1: sums[key]}
 			if path != "std" && c.h1 == "" {
 				return fmt.Errorf("%s in %s has no hash in any go.sum", key, user)
 			}
@@ -133,7 +134,7 @@ func licenseFiles(directory string) ([]text, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read a licence: %w", err)
 		}
-		texts = append(texts, text{entry.Name(), string(content)})
+		texts = append(texts, text{name: entry.Name(), content: string(content)})
 	}
 	return texts, nil
 }

@@ -1,23 +1,53 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"sort"
 	"strings"
 
-	"github.com/google/licenseclassifier/v2/assets"
+	classifier "github.com/google/licenseclassifier/v2"
 )
 
-// allowed are the licences under which a Go module, or a Debian source package, may be linked into our programs, as the
-// classifier names them: BSD-0-Clause is 0BSD too, and XZ is the dedication of XZ Embedded to the public domain.
+// allowed are the licences under which a Go module, or a Debian source package, may be linked into our programs, by their SPDX
+// names.
 var allowed = []string{
-	"0BSD", "Apache-2.0", "BSD-0-Clause", "BSD-2-Clause", "BSD-2-Clause-FreeBSD", "BSD-3-Clause", "BSL-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "curl", "ISC", "MIT", "MIT-0",
-	"MPL-2.0", "MPL-2.0-no-copyleft-exception", "OpenSSL", "PostgreSQL", "Unicode-DFS-2015", "Unicode-DFS-2016", "Unicode-TOU", "Unlicense", "XZ", "Zlib",
+	"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-2-Clause-FreeBSD", "BSD-3-Clause", "BSL-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "curl", "ISC", "MIT", "MIT-0",
+	"MPL-2.0", "MPL-2.0-no-copyleft-exception", "OpenSSL", "PostgreSQL", "Unicode-DFS-2015", "Unicode-DFS-2016", "Unicode-TOU", "Unlicense", publicDomain, "Zlib",
 }
+
+// publicDomain is for authors who have given up their rights, which SPDX has no name for.
+const publicDomain = "public domain"
+
+// spdx has the names of the classifier that differ from SPDX's. XZ is what XZ Embedded says of itself.
+var spdx = map[string]string{"BSD-0-Clause": "0BSD", "XZ": publicDomain}
+
+// ownWords is how many words a licence file may hold beside the licences that are recognised in it: titles, names of files, the end of
+// a known text. With more, a person must read it: words can take back what the licence gives.
+const ownWords = 100
+
+// read are the SHA-256 sums of texts that a person has read, because the classifier cannot tell all that they say. When one changes,
+// it has to be read again.
+var read = map[string][]string{
+	"83e36e42b3dacc3d447eca3049848b3e2ff66b6e1768a6a3cf3f27a57079bda4": {"BSD-3-Clause", "MPL-2.0"},                                    // github.com/cyphar/filepath-securejoin COPYING.md
+	"8438c9c89b849131ead81d5435cb97fcf052df5b0b286dda8a2d4c29e6cb3fd0": {publicDomain},                                                 // modernc.org/sqlite LICENSE-SQLITE
+	"4194f8e7119be72babd499db4f6f1f7547e36e8a7bffcb2b9c8df241b8f1576a": {"Apache-2.0", "BSD-3-Clause", "MIT", "MPL-2.0", publicDomain}, // modernc.org/sqlite LICENSE-3RD-PARTY.md
+	"f597097efe3d97021f89170746bd3a0fb9a8b6fb26b82043ed68a4e0283bee6c": {"BSD-3-Clause", "MIT"},                                        // modernc.org/libc LICENSE-3RD-PARTY.md
+}
+
+// refused are licences that not even a program beside ours may have. SSPL is found by refusedField alone: its text is so like that
+// of the GPL that the classifier finds it in both.
+var refused = []string{"AGPL-1.0", "AGPL-3.0", "Business-Source-License-1.1", "Elastic-2.0", "Commons-Clause"}
+
+// refusedField finds such licences in the fields of a machine-readable copyright file, which has no text where it refers to another file
+// (https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/).
+var refusedField = regexp.MustCompile(`(?im)^License:.*\b(AGPL|SSPL|BUSL|Elastic|Commons-Clause)`)
 
 // chosen are modules that leave the choice between licences, with the one under which they ship here.
 var chosen = map[string]string{"github.com/spdx/tools-golang": "Apache-2.0"}
@@ -25,36 +55,26 @@ var chosen = map[string]string{"github.com/spdx/tools-golang": "Apache-2.0"}
 // debianNote stands in the index: Debian's programs run beside ours as programs of their own (GPL, LGPL and others).
 const debianNote = "see DEBIAN.txt"
 
-// classify finds the SPDX names of the licences from their texts.
-func classify(parts []component) error {
-	texts, err := assets.DefaultClassifier()
-	if err != nil {
-		return fmt.Errorf("load the known licences: %w", err)
-	}
-	known := map[string][]string{}
+// completesLicense matches the files that need not state a licence themselves.
+var completesLicense = regexp.MustCompile(`(?i)^(notice|patents|copyright)([.-].*)?$`)
+
+// classify finds the SPDX names of the licences in the texts, and from them those of the Go modules.
+func classify(known *classifier.Classifier, parts []component) {
+	found := map[string]text{}
 	for i := range parts {
 		p := &parts[i]
-		if p.kind != "golang" {
-			continue
-		}
-		for _, t := range p.texts {
-			names, ok := known[t.content]
+		for j := range p.texts {
+			t := &p.texts[j]
+			same, ok := found[t.content]
 			if !ok {
-				matches := texts.Match([]byte(t.content)).Matches
-				// Some state only the notice that refers to the licence.
-				for _, kind := range []string{"License", "Header"} {
-					for _, match := range matches {
-						if match.MatchType == kind && !slices.Contains(names, match.Name) {
-							names = append(names, match.Name)
-						}
-					}
-					if len(names) > 0 {
-						break
-					}
-				}
-				known[t.content] = names
+				same.licenses, same.words = identify(known, t.content)
+				found[t.content] = same
 			}
-			for _, name := range names {
+			t.licenses, t.words = same.licenses, same.words
+			if p.kind != "golang" {
+				continue
+			}
+			for _, name := range t.licenses {
 				if !slices.Contains(p.licenses, name) {
 					p.licenses = append(p.licenses, name)
 				}
@@ -65,30 +85,75 @@ func classify(parts []component) error {
 		}
 		sort.Strings(p.licenses)
 	}
-	return nil
+}
+
+// identify finds the licences that a text states: whole ones, and for some files another one by the notice that refers to it. It counts
+// the words that belong to none.
+func identify(known *classifier.Classifier, content string) (licenses []string, words int) {
+	if licenses, ok := read[fmt.Sprintf("%x", sha256.Sum256([]byte(content)))]; ok {
+		return licenses, 0
+	}
+	covered := map[int]bool{}
+	for _, match := range known.Match([]byte(content)).Matches {
+		for line := match.StartLine; line <= match.EndLine; line++ {
+			covered[line] = true
+		}
+		name := cmp.Or(spdx[match.Name], match.Name)
+		if (match.MatchType == "License" || match.MatchType == "Header") && !slices.Contains(licenses, name) {
+			licenses = append(licenses, name)
+		}
+	}
+	number := 0
+	for line := range strings.Lines(content) {
+		if number++; !covered[number] && !strings.HasPrefix(strings.ToLower(strings.TrimSpace(line)), "copyright") {
+			words += len(strings.Fields(line))
+		}
+	}
+	return licenses, words
 }
 
 // judge fails with the whole list of parts that lack a text or have a licence that is not allowed.
-func judge(parts []component, debs string) error {
-	if err := classify(parts); err != nil {
-		return err
-	}
+func judge(known *classifier.Classifier, parts []component) error {
+	classify(known, parts)
 	var complaints []string
 	for _, p := range parts {
-		switch {
-		case p.kind != "golang" && len(p.texts) == 0 && len(p.licenses) == 0:
-			complaints = append(complaints, fmt.Sprintf("%s %s: no licence", p.name, p.version))
-		case p.kind != "golang" && len(p.licenses) == 0:
-			// A program of its own, with Debian's copyright file.
-		case p.kind == "golang" && len(p.texts) == 0:
-			complaints = append(complaints, fmt.Sprintf("%s %s: no licence file (in %s)", p.name, p.version, strings.Join(p.users, ", ")))
-		case len(p.licenses) == 0:
-			complaints = append(complaints, fmt.Sprintf("%s %s: the licence is not recognised (in %s)", p.name, p.version, strings.Join(p.users, ", ")))
-		default:
-			for _, name := range p.licenses {
-				if !slices.Contains(allowed, name) {
-					complaints = append(complaints, fmt.Sprintf("%s %s: %s is not allowed (in %s)", p.name, p.version, name, strings.Join(p.users, ", ")))
+		complain := func(format string, args ...any) {
+			complaints = append(complaints, fmt.Sprintf("%s %s: %s (in %s)", p.name, p.version, fmt.Sprintf(format, args...), strings.Join(p.users, ", ")))
+		}
+		if len(p.texts) == 0 && len(p.licenses) == 0 {
+			complain("no licence file")
+		}
+		for _, t := range p.texts {
+			if p.kind == "golang" {
+				switch {
+				case completesLicense.MatchString(t.name):
+				case len(t.licenses) == 0:
+					complain("the licence in %s is not recognised", t.name)
+				case t.words > ownWords:
+					complain("%s has %d words beside %s: read them, and add the text to those that were read in build/inventory/licenses.go",
+						t.name, t.words, strings.Join(t.licenses, " and "))
 				}
+				continue
+			}
+			// Debian's programs run beside ours, each under its own licence, but not under these.
+			if field := refusedField.FindString(t.content); field != "" {
+				complain("%s is not allowed", field)
+			}
+			for _, name := range t.licenses {
+				if slices.Contains(refused, name) {
+					complain("%s is not allowed", name)
+				}
+			}
+		}
+		if p.kind == "deb" && len(p.licenses) == 0 {
+			continue // a program of its own, with Debian's copyright file
+		}
+		if len(p.texts) > 0 && len(p.licenses) == 0 {
+			complain("no file states a licence")
+		}
+		for _, name := range p.licenses {
+			if !slices.Contains(allowed, name) {
+				complain("%s is not allowed", name)
 			}
 		}
 	}
@@ -100,7 +165,7 @@ func judge(parts []component, debs string) error {
 
 // writeLicenses writes an index and the texts. Equal texts are written once, before them the parts that they belong to:
 // some five hundred Go modules share a few dozen texts.
-func writeLicenses(directory string, parts []component, ctx context.Context, debs string) error {
+func writeLicenses(ctx context.Context, directory string, parts []component, debs string) error {
 	var index, modules, debian strings.Builder
 	index.WriteString("What ships in this file, and under which licence. The texts are in the files beside this one.\n\n")
 	owners := map[string][]string{}

@@ -12,6 +12,8 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+
+	"github.com/google/licenseclassifier/v2/assets"
 )
 
 func main() {
@@ -39,8 +41,10 @@ type component struct {
 
 // text is a licence or notice as it came with the component.
 type text struct {
-	name    string
-	content string
+	name     string
+	content  string
+	licenses []string // those that it states, from classify
+	words    int      // what it says beside them, from classify
 }
 
 func run(ctx context.Context, args []string) error {
@@ -104,19 +108,21 @@ func run(ctx context.Context, args []string) error {
 		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.name, b.name), cmp.Compare(a.version, b.version))
 	})
 
+	known, err := assets.DefaultClassifier()
+	if err != nil {
+		return fmt.Errorf("load the known licences: %w", err)
+	}
 	if *directory != "" {
-		if err := judge(parts, *debs); err != nil {
+		if err := judge(known, parts); err != nil {
 			return err
 		}
-		if err := writeLicenses(*directory, parts, ctx, *debs); err != nil {
+		if err := writeLicenses(ctx, *directory, parts, *debs); err != nil {
 			return err
 		}
 		fmt.Printf("%d parts, each with a licence text and an allowed licence\n", len(parts))
 	}
 	if *sbom != "" {
-		if err := classify(parts); err != nil {
-			return err
-		}
+		classify(known, parts)
 		if err := writeSBOM(*sbom, *subject, *version, *date, parts); err != nil {
 			return err
 		}

@@ -39,7 +39,11 @@ func writeSBOM(file, subject, version, date string, parts []component) error {
 		if len(p.licenses) > 0 {
 			var licenses cdx.Licenses
 			for _, name := range p.licenses {
-				licenses = append(licenses, cdx.LicenseChoice{License: &cdx.License{ID: name}})
+				license := &cdx.License{ID: name}
+				if name == publicDomain {
+					license = &cdx.License{Name: name}
+				}
+				licenses = append(licenses, cdx.LicenseChoice{License: license})
 			}
 			c.Licenses = &licenses
 		}

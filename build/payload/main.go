@@ -194,7 +194,11 @@ func references(archive []byte) ([]string, error) {
 		}
 		var names []string
 		for _, manifest := range index.Manifests {
-			names = append(names, manifest.Annotations["io.containerd.image.name"])
+			name := manifest.Annotations["io.containerd.image.name"]
+			if name == "" {
+				return nil, fmt.Errorf("index.json gives %s no name", manifest.Digest)
+			}
+			names = append(names, name)
 		}
 		return names, nil
 	}

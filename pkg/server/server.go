@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -78,11 +77,6 @@ func Run(ctx context.Context, cfg *config.Server) error {
 	if err := status.Serve(ctx, cfg.DataDir.StatusSocket(), base, manager); err != nil {
 		return err
 	}
-	if os.Getenv("GOGC") == "" {
-		// A quarter of Go's default. The control plane's heap is mostly caches: on an idle cluster this takes a fifth off
-		// its memory and no measurable time, and memory is what small machines lack.
-		debug.SetGCPercent(25)
-	}
 	go func() {
 		select {
 		case <-up.Ready():
@@ -90,16 +84,7 @@ func Run(ctx context.Context, cfg *config.Server) error {
 		case <-ctx.Done():
 		}
 	}()
-	go func() {
-		// The start needs a third more memory than the work that follows; give it back at once.
-		select {
-		case <-manager.Settled():
-			if err := giveBack(); err != nil {
-				log.Warn("startup memory could not be released", "err", err)
-			}
-		case <-ctx.Done():
-		}
-	}()
+	go keepMemory(ctx, manager.Settled(), func() (uint64, error) { return availableMemory("") }, log)
 	return manager.Run(ctx)
 }
 
