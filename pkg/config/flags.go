@@ -147,13 +147,9 @@ func (f *Flags) Server(environ []string) (*Server, error) {
 func (f *Flags) readEnvironment(environ []string) error {
 	for _, kv := range environ {
 		key, value, _ := strings.Cut(kv, "=")
-		name, ours := strings.CutPrefix(key, envPrefix)
-		if !ours || value == "" {
-			continue
-		}
-		flag := f.Lookup(strings.ReplaceAll(strings.ToLower(name), "_", "-"))
+		flag := f.variable(key)
 		// Other programs of ours have variables of their own: a name that is no flag is not an error.
-		if flag == nil || flag.Changed {
+		if flag == nil || flag.Changed || value == "" {
 			continue
 		}
 		if err := f.Set(flag.Name, value); err != nil {
