@@ -23,7 +23,7 @@ import (
 // When run as the launcher of a test, this binary runs main. Its payload's program is a script that prints how it was called.
 const launcherVar = "POLYMESH_TEST_LAUNCHER"
 
-const script = "#!/bin/sh\necho \"args: $*\"\nenv | grep ^POLYMESH_PAYLOAD_DIR=\n"
+const script = "#!/bin/sh\necho \"args: $*\"\nenv | grep ^POLYMESH_PAYLOAD_DIR=\n[ \"$1\" != install ] || echo \"$POLYMESH_PAYLOAD_FILE\"\n"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(launcherVar) != "" {
@@ -109,6 +109,15 @@ func TestCommandUnpacksTheProgramOnceToTheCache(t *testing.T) {
 	}
 	if out, failure := launch(t, link, []string{"HOME=" + home}, "version"); failure != "" || !strings.HasPrefix(out, "args: version\n") {
 		t.Errorf("%s%s", out, failure)
+	}
+}
+
+// `polymesh install` copies the file that was called, whatever the environment says.
+func TestCommandKnowsItsFile(t *testing.T) {
+	file := shipped(t)
+	out, failure := launch(t, file, []string{"HOME=" + t.TempDir(), payload.EnvFile + "=/another/file"}, "install")
+	if failure != "" || !strings.HasSuffix(out, "\n"+file+"\n") {
+		t.Errorf("%q %s", out, failure)
 	}
 }
 

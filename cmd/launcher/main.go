@@ -51,8 +51,10 @@ func run(args, environ []string) error {
 		return err
 	}
 	// If a variable is set twice, Go programs use the first, and a process started by a Polymesh has it already.
-	env := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool { return strings.HasPrefix(kv, payload.EnvDir+"=") })
-	env = append(env, payload.EnvDir+"="+string(dir))
+	env := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
+		return strings.HasPrefix(kv, payload.EnvDir+"=") || strings.HasPrefix(kv, payload.EnvFile+"=")
+	})
+	env = append(env, payload.EnvDir+"="+string(dir), payload.EnvFile+"="+self)
 	// The program detects by argv[0] whether it was called as kubectl or istioctl.
 	if err := unix.Exec(dir.Path(payload.Program), args, env); err != nil {
 		return fmt.Errorf("run %s: %w", dir.Path(payload.Program), err)

@@ -21,6 +21,8 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
+	"polymesh.dev/polymesh/pkg/reset"
+	"polymesh.dev/polymesh/pkg/service"
 	"polymesh.dev/polymesh/pkg/status"
 	polymesh "polymesh.dev/polymesh/pkg/version"
 	"polymesh.dev/polymesh/pkg/workflow/rollout"
@@ -47,7 +49,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"bridge", "completion", "ctr", "deploy", "dev", "image", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "status", "undeploy", "version"}; !slices.Equal(names, want) {
+	if want := []string{"bridge", "completion", "ctr", "deploy", "dev", "image", "install", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "status", "undeploy", "uninstall", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
@@ -68,6 +70,10 @@ func TestBadCommandLines(t *testing.T) {
 		"status --no-such":                "unknown flag: --no-such (see `polymesh status --help`)",
 		"status extra":                    `unknown command "extra" for "polymesh status"`,
 		"reset extra":                     `unknown command "extra" for "polymesh reset"`,
+		"install extra":                   `unknown command "extra" for "polymesh install"`,
+		"install --output xml":            `--output "xml" is not one of json, yaml`,
+		"install --mesh-profil demo":      "unknown flag: --mesh-profil (see `polymesh install --help`)",
+		"uninstall extra":                 `unknown command "extra" for "polymesh uninstall"`,
 		"image scan":                      "requires at least 1 arg(s), only received 0",
 		"image scan x --from y":           `--from "y" is not one of archive, node, engine, registry`,
 		"image verify x":                  `required flag(s) "key" not set`,
@@ -145,6 +151,57 @@ func TestServerRefusesArguments(t *testing.T) {
 	_, _, err := call("server", "extra")
 	if err == nil || !strings.Contains(err.Error(), `"extra"`) {
 		t.Errorf("error is %v", err)
+	}
+}
+
+// What is wrong is refused before the machine is looked at; what is given completes as it does for a server.
+func TestInstallFlags(t *testing.T) {
+	for line, want := range map[string]string{"install --mesh-profile ": "demo\n", "install --output ": "yaml\n"} {
+		if out, _, err := call(append([]string{"__complete"}, strings.Split(line, " ")...)...); err != nil || !strings.Contains(out, want) {
+			t.Errorf("completion of %q: %v: %s", line, err, out)
+		}
+	}
+	if os.Geteuid() != 0 {
+		for _, name := range []string{"install", "uninstall"} {
+			if _, _, err := call(name); err == nil || !strings.Contains(err.Error(), "needs root") {
+				t.Errorf("%s: error is %v", name, err)
+			}
+		}
+		return
+	}
+	for args, want := range map[string]string{
+		"install --no-service --now":           "--no-service goes neither with --now nor with flags",
+		"install --no-service --node-name a":   "--no-service goes neither with --now nor with flags",
+		"install --dry-run --mesh-profile nil": "the program was not started by its launcher",
+	} {
+		t.Setenv(payload.EnvFile, "")
+		if _, _, err := call(strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error is %v, want %s", args, err, want)
+		}
+	}
+}
+
+func TestRemovalIsListed(t *testing.T) {
+	removal := &service.Removal{Changes: []service.Change{
+		{Target: "polymesh.service", Action: service.Stop}, {Target: service.Unit, Action: service.Delete},
+		{Target: service.Program, Action: service.Leave, Reason: "it has been changed\x1b[2J"},
+	}}
+	var out bytes.Buffer
+	listRemoval(&out, removal, &reset.Plan{}, false, "/var/lib/polymesh")
+	want := `These will be removed:
+  the service polymesh.service (stopped, and not started with the machine any more)
+  /etc/systemd/system/polymesh.service
+These stay:
+  /usr/local/bin/polymesh: it has been changed\x1b[2J
+  pods and data, in /var/lib/polymesh: ` + "`polymesh reset`" + `, while there is a polymesh file, or --reset removes them
+`
+	if out.String() != want {
+		t.Errorf("got:\n%s", out.String())
+	}
+	out.Reset()
+	listRemoval(&out, removal, &reset.Plan{Remove: []string{"the data dir /var/lib/polymesh: server"}}, true, "/var/lib/polymesh")
+	if got := out.String(); !strings.HasPrefix(got, "This stops all pods. All volumes and the datastore are lost. These will be removed:\n  the data dir") || strings.Contains(got, "pods and data") {
+		t.Errorf("got:\n%s", got)
 	}
 }
 

@@ -40,15 +40,9 @@ of another cluster, and what other servers use is not removed.`,
 				_, err := fmt.Fprintf(out, "%s does not exist: nothing was removed\n", plan.DataDir)
 				return err
 			}
-			listPlan(out, plan)
-			if !yes {
-				ok, err := ask(cmd.InOrStdin(), out, "Go on? [y/N] ")
-				if err != nil {
-					return fmt.Errorf("nothing was changed: %w", err)
-				}
-				if !ok {
-					return errors.New("nothing was changed")
-				}
+			listPlan(out, plan, dataIsLost)
+			if err := confirm(cmd, yes); err != nil {
+				return err
 			}
 			return plan.Run(cmd.Context(), out)
 		},
@@ -59,9 +53,11 @@ of another cluster, and what other servers use is not removed.`,
 	return cmd
 }
 
-// listPlan prints what will be removed and what will stay.
-func listPlan(out io.Writer, plan *reset.Plan) {
-	fmt.Fprintln(out, "This stops all pods. All volumes and the datastore are lost. These will be removed:")
+const dataIsLost = "This stops all pods. All volumes and the datastore are lost. "
+
+// listPlan prints first, then what will be removed and what will stay.
+func listPlan(out io.Writer, plan *reset.Plan, first string) {
+	fmt.Fprintln(out, first+"These will be removed:")
 	for _, line := range plan.Remove {
 		fmt.Fprintln(out, "  "+line)
 	}
@@ -71,6 +67,21 @@ func listPlan(out io.Writer, plan *reset.Plan) {
 			fmt.Fprintln(out, "  "+line)
 		}
 	}
+}
+
+// confirm asks whether to go on. The error says that nothing was changed.
+func confirm(cmd *cobra.Command, yes bool) error {
+	if yes {
+		return nil
+	}
+	ok, err := ask(cmd.InOrStdin(), cmd.OutOrStdout(), "Go on? [y/N] ")
+	if err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
+	if !ok {
+		return errors.New("nothing was changed")
+	}
+	return nil
 }
 
 // ask reads an answer; anything but yes means no.

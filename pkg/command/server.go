@@ -31,6 +31,12 @@ Every flag can also be set in the config file under the same name, and in the en
 			return server.Run(ctx, cfg)
 		},
 	}
+	serverFlags(cmd, flags)
+	return cmd
+}
+
+// serverFlags adds the flags of a server, with what completes them.
+func serverFlags(cmd *cobra.Command, flags *config.Flags) {
 	cmd.Flags().SortFlags = false
 	cmd.Flags().AddFlagSet(flags.FlagSet)
 	for flag, values := range map[string][]string{
@@ -38,5 +44,4 @@ Every flag can also be set in the config file under the same name, and in the en
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
-	return cmd
 }

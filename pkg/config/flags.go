@@ -188,13 +188,9 @@ func (f *Flags) fill(environ []string) error {
 func (f *Flags) readEnvironment(environ []string) error {
 	for _, kv := range environ {
 		key, value, _ := strings.Cut(kv, "=")
-		name, ours := strings.CutPrefix(key, envPrefix)
-		if !ours || value == "" {
-			continue
-		}
-		flag := f.Lookup(strings.ReplaceAll(strings.ToLower(name), "_", "-"))
+		flag := f.variable(key)
 		// Our other programs have their own variables, so a name that is not a flag is not an error.
-		if flag == nil || flag.Changed {
+		if flag == nil || flag.Changed || value == "" {
 			continue
 		}
 		if err := f.Set(flag.Name, value); err != nil {

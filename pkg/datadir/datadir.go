@@ -45,10 +45,7 @@ type Marker struct {
 }
 
 // Entries returns the names that a server creates in its data dir, except the marker.
-func Entries() []string { return []string{"data", "server", "agent", "storage", madeByMakeUp} }
-
-// madeByMakeUp is the file by which `make down` recognizes a data dir that `make up` created.
-const madeByMakeUp = "made-by-make-up"
+func Entries() []string { return []string{"data", "server", "agent", "storage"} }
 
 // maxMarker is the maximum size of a marker that is read, in bytes.
 const maxMarker = 64 << 10
@@ -235,7 +232,7 @@ func isFresh(dataDir layout.DataDir) (bool, error) {
 	for _, name := range Entries() {
 		_, err := os.Lstat(dataDir.Path(name))
 		switch {
-		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || name == madeByMakeUp:
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
 			continue
 		case err != nil:
 			return false, fmt.Errorf("check %s: %w", dataDir, err)

@@ -86,7 +86,6 @@ func TestWhatUsersPrepare(t *testing.T) {
 	dir := t.TempDir()
 	write(t, "", dir, "agent", "images", "app.tar")
 	write(t, "", dir, "agent", "etc", "containerd", "certs.d", "docker.io", "hosts.toml")
-	write(t, "", dir, "made-by-make-up")
 	write(t, "", dir, "lost+found", "x")
 	if err := Check(layout.DataDir(dir)); err != nil {
 		t.Error(err)

@@ -19,6 +19,8 @@ const (
 	DefaultConfigFile = "/etc/polymesh/config.yaml"
 	// DefaultKubeconfig is the default path of the administrator's kubeconfig.
 	DefaultKubeconfig = "/etc/polymesh/polymesh.yaml"
+	// Unit is the systemd unit of a server that was installed (pkg/service).
+	Unit = "polymesh.service"
 )
 
 // Umask is the node's, whatever the umask of the shell that starts it. containerd creates the root folder of every container

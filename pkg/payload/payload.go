@@ -221,6 +221,26 @@ type Dir string
 // EnvDir is the environment variable with the folder of the unpacked payload, set by the launcher.
 const EnvDir = "POLYMESH_PAYLOAD_DIR"
 
+// EnvFile tells the program from which file the launcher was run: the one that was shipped.
+const EnvFile = "POLYMESH_PAYLOAD_FILE"
+
+// Shipped returns the file from which this program was unpacked, if it is still the same.
+func Shipped() (path string, err error) {
+	path, dir := os.Getenv(EnvFile), os.Getenv(EnvDir)
+	if path == "" || dir == "" {
+		return "", errors.New("the program was not started by its launcher: run `polymesh`, the file that was shipped")
+	}
+	p, err := Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	if p.ID != filepath.Base(dir) {
+		return "", fmt.Errorf("%s has just been replaced by another version: run this again", path)
+	}
+	return path, nil
+}
+
 // In returns the folder for the payload with this id below a data dir.
 func In(dataDir, id string) Dir { return Dir(filepath.Join(dataDir, "data", id)) }
 

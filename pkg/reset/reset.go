@@ -304,9 +304,9 @@ func unitOf(ctx context.Context, dataDir layout.DataDir) string {
 	if dataDir != layout.DefaultDataDir {
 		return ""
 	}
-	state, _ := exec.CommandContext(ctx, "systemctl", "is-active", "polymesh").Output()
+	state, _ := exec.CommandContext(ctx, "systemctl", "is-active", layout.Unit).Output()
 	if slices.Contains([]string{"activating", "reloading", "refreshing", "deactivating"}, strings.TrimSpace(string(state))) {
-		return "polymesh.service"
+		return layout.Unit
 	}
 	return ""
 }

@@ -1,0 +1,137 @@
+// Package service installs Polymesh on a machine as a service of systemd, and removes it again.
+//
+// It owns the file in /usr/local/bin, the links kubectl and istioctl beside it, the systemd unit with its environment file,
+// and a record of what it has written there. What is not in the record, or has been changed since, is someone else's and
+// stays as it is. A server's data is not its business: pkg/reset removes that. Plan says what an install would do, Install
+// does it; PlanRemoval, Stop and Remove do the same for an uninstall, with whatever is to happen to the data in between.
+// `polymesh install` and `polymesh uninstall` call them.
+package service
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
+)
+
+// Where things are installed. The unit and its environment file lie where K3s's install.sh has them.
+const (
+	Program         = "/usr/local/bin/polymesh"
+	Unit            = "/etc/systemd/system/" + layout.Unit
+	EnvironmentFile = Unit + ".env"
+
+	recordDir  = "/usr/local/lib/polymesh"
+	recordFile = recordDir + "/installed.json"
+	// dropIns is where users change a unit without editing it.
+	dropIns = Unit + ".d"
+)
+
+// links are the names under which the file is another program.
+var links = []string{"/usr/local/bin/kubectl", "/usr/local/bin/istioctl"}
+
+// ErrNoSystemd is returned where a service is asked for and systemd does not run.
+var ErrNoSystemd = errors.New("systemd does not run on this machine, so there is no service to install: `polymesh install --no-service` installs the file alone, and the machine's own service manager can run `polymesh server`")
+
+// Settings are what the service runs `polymesh server` with.
+type Settings struct {
+	// Args follow `polymesh server`. They can be read by every user of the machine.
+	Args []string
+	// Environment are variables, NAME=value. They lie in a file that only root can read.
+	Environment []string
+}
+
+// check refuses what `polymesh server` would refuse.
+func (s *Settings) check() (*config.Server, error) { return config.Parse(s.Args, s.Environment) }
+
+// Machine is where Polymesh is, or will be, installed. The zero value is this machine.
+type Machine struct {
+	// Root stands in front of every path that is read or written; empty: /. For tests.
+	Root string
+	// Systemctl is how systemctl is run; empty: "systemctl".
+	Systemctl []string
+	// Path is where the machine's programs are searched, as in $PATH.
+	Path string
+}
+
+func (m *Machine) path(name string) string {
+	if m.Root == "" {
+		return name
+	}
+	return filepath.Join(m.Root, name)
+}
+
+// HasSystemd reports whether systemd runs the machine's services (sd_booted(3)).
+func (m *Machine) HasSystemd() bool {
+	_, err := os.Stat(m.path("/run/systemd/system"))
+	return err == nil
+}
+
+// Installed returns what the service runs `polymesh server` with, and false where no service was installed.
+func (m *Machine) Installed() (*config.Server, bool, error) {
+	r, err := m.readRecord()
+	if err != nil || !r.owns(Unit) {
+		return nil, false, err
+	}
+	settings, err := m.settings(r)
+	if err != nil {
+		return nil, false, err
+	}
+	cfg, err := settings.check()
+	return cfg, err == nil, err
+}
+
+// settings are those of the last install.
+func (m *Machine) settings(r *record) (*Settings, error) {
+	environment, err := readEnvironment(m.path(EnvironmentFile))
+	if err != nil {
+		return nil, err
+	}
+	return &Settings{Args: r.Args, Environment: environment}, nil
+}
+
+// Action is what happens to one thing.
+type Action string
+
+const (
+	Create    Action = "create"
+	Replace   Action = "replace"
+	Unchanged Action = "unchanged"
+	Leave     Action = "leave" // it is there, and not ours to change
+	Delete    Action = "delete"
+	Enable    Action = "enable"
+	Start     Action = "start"
+	Restart   Action = "restart"
+	Stop      Action = "stop"
+)
+
+// Change is one line of a plan.
+type Change struct {
+	// Target is a path, or the name of the unit.
+	Target string `json:"target"`
+	Action Action `json:"action"`
+	// Reason says why, where that is not plain.
+	Reason string `json:"reason,omitempty"`
+}
+
+// done words an action that has been done.
+func (a Action) done() string {
+	switch a {
+	case Create:
+		return "installed"
+	case Replace:
+		return "replaced"
+	case Delete:
+		return "removed"
+	case Enable:
+		return "enabled"
+	case Start:
+		return "started"
+	case Restart:
+		return "restarted"
+	case Stop:
+		return "stopped"
+	}
+	return string(a)
+}
