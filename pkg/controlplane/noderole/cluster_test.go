@@ -3,10 +3,13 @@
 package noderole
 
 import (
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"maps"
 	"testing"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -50,16 +53,15 @@ func TestRoles(t *testing.T) {
 		})
 	}
 	labelled()
-	node, err := client.Get(t.Context(), "one", metav1.GetOptions{})
+	without, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]any{Roles()[0]: nil}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	delete(node.Labels, Roles()[0])
-	if _, err := client.Update(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+	if _, err := client.Patch(t.Context(), "one", types.MergePatchType, without, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	labelled()
-	if node, err = client.Get(t.Context(), "two", metav1.GetOptions{}); err != nil || len(node.Labels) > 0 {
+	if node, err := client.Get(t.Context(), "two", metav1.GetOptions{}); err != nil || len(node.Labels) > 0 {
 		t.Errorf("another node has %v (%v)", node.Labels, err)
 	}
 }

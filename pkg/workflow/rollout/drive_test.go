@@ -651,7 +651,7 @@ func TestDrive(outer *testing.T) {
 				t.Errorf("it is %s", state.Phase)
 			}
 			s.agent = healthy
-			if _, err := Canary(t.Context(), s.options(), "", "", plan); err != nil {
+			if _, err := Canary(t.Context(), s.options(), "", "", quick()); err != nil {
 				t.Fatal(err)
 			}
 			s.ended(Promoted, newImage)
