@@ -316,7 +316,7 @@ func TestNew(t *testing.T) {
 		t.Errorf("%v:\n%s", err, out)
 	}
 	t.Chdir(t.TempDir())
-	if _, _, err := call("new", "service", "orders", "--lang", "go"); err == nil || !strings.Contains(err.Error(), "make a project first (polymesh new project NAME)") {
+	if _, _, err := call("new", "service", "orders", "--lang", "go"); err == nil || !strings.Contains(err.Error(), "create a project (polymesh new project NAME)") {
 		t.Errorf("error is %v", err)
 	}
 

@@ -164,7 +164,7 @@ func TestBadFile(t *testing.T) {
 		"https-listen-port: many":          `line 1: --https-listen-port "many" is not a whole number`,
 		"https-listen-port: 70000":         "--https-listen-port 70000 is not a port: 1 to 65535",
 		"debug: perhaps":                   `--debug "perhaps" is not true or false`,
-		"tls-san: 'a\"b'":                  "is not a list of values with commas",
+		"tls-san: 'a\"b'":                  "is not a comma-separated list of values",
 	} {
 		_, err := Parse([]string{"-c", file(t, content)}, nil)
 		wantError(t, content, err, want)
@@ -192,7 +192,7 @@ func TestBadFlags(t *testing.T) {
 		"--https-listen-port=0":                   "--https-listen-port 0 is not a port: 1 to 65535",
 		"--https-listen-port=10250":               "--https-listen-port 10250 is the port of the kubelet",
 		"--https-listen-port=30001":               "lies in --service-node-port-range",
-		"--data-dir=":                             "--data-dir: it is empty: give a folder, or leave it out for /var/lib/polymesh",
+		"--data-dir=":                             "--data-dir: it is empty: specify a folder, or omit the flag for /var/lib/polymesh",
 		"--data-dir=/":                            "--data-dir / is refused",
 		"--data-dir=/a:b":                         `--data-dir "/a:b" is refused`,
 		"--data-dir=/a?b":                         `--data-dir "/a?b" is refused`,
@@ -201,7 +201,7 @@ func TestBadFlags(t *testing.T) {
 		"--write-kubeconfig-group=nosuchgroup":    `--write-kubeconfig-group "nosuchgroup" is not a group of this machine`,
 		"--write-kubeconfig-mode=0444":            `--write-kubeconfig-mode "0444"`,
 		"--write-kubeconfig-mode=1777":            `--write-kubeconfig-mode "1777"`,
-		"--node-name=Big_Name":                    `--node-name "Big_Name" is not a DNS name: lower-case`,
+		"--node-name=Big_Name":                    `--node-name "Big_Name" is not a DNS name: lowercase`,
 		"--node-name=" + strings.Repeat("a", 254): "is not a DNS name",
 		"--node-ip=host":                          `--node-ip "host" is not the IP address of a host`,
 		"--node-ip=0.0.0.0":                       `--node-ip "0.0.0.0" is not the IP address of a host`,
@@ -231,8 +231,8 @@ func TestBadFlags(t *testing.T) {
 		"--cluster-dns=10.44.0.10":                "--cluster-dns 10.44.0.10 is not in --service-cidr 10.43.0.0/16",
 		"--cluster-domain=Cluster":                `--cluster-domain "Cluster" is not a DNS name`,
 		"--service-node-port-range=30000":         "is not a port range such as 30000-32767",
-		"--service-node-port-range=2-1":           "is not a range of ports",
-		"--service-node-port-range=1-70000":       "is not a range of ports",
+		"--service-node-port-range=2-1":           "is not a port range",
+		"--service-node-port-range=1-70000":       "is not a port range",
 		"--disable=nginx":                         `--disable "nginx" is not one of coredns, metrics-server, local-storage, network-policy, servicelb, istio`,
 		"--secrets-encryption-provider=kms":       `--secrets-encryption-provider "kms" is not one of secretbox, aescbc`,
 		"--pod-security=strict":                   `--pod-security "strict" is not one of privileged, baseline, restricted`,
@@ -324,7 +324,7 @@ func TestDataDir(t *testing.T) {
 		t.Errorf("a link is %q, %v", got, err)
 	}
 	_, err := layout.ParseDataDir("")
-	wantError(t, "an empty name", err, "it is empty: give a folder, or leave it out for /var/lib/polymesh")
+	wantError(t, "an empty name", err, "it is empty: specify a folder, or omit the flag for /var/lib/polymesh")
 }
 
 func FuzzFile(f *testing.F) {

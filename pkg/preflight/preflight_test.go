@@ -50,7 +50,7 @@ func TestWritable(t *testing.T) {
 	}
 	wantError(t, "a folder", Writable(dir, 0), "")
 	wantError(t, "one that can be made", Writable(filepath.Join(dir, "a", "b", "c"), 1), "")
-	wantError(t, "a file", Writable(file, 0), file+" is not a folder, so "+file+" cannot be used: remove it or choose another place")
+	wantError(t, "a file", Writable(file, 0), file+" is not a folder, so "+file+" cannot be used: remove it or choose another location")
 	wantError(t, "below a file", Writable(filepath.Join(file, "a", "b"), 0), file+" is not a folder, so "+filepath.Join(file, "a", "b")+" cannot be used")
 	wantError(t, "more than there is", Writable(dir, 1<<62), "MB are needed: free some, or choose another with --data-dir")
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
@@ -185,7 +185,7 @@ func TestPublicKeys(t *testing.T) {
 		want string
 	}{
 		"image.pub": {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), ""},
-		"image.key": {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), "holds a PRIVATE KEY, not a public key"},
+		"image.key": {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), "contains a PRIVATE KEY, not a public key"},
 		"text":      {[]byte("key"), "is not a PEM file"},
 		"none":      {nil, "no such file"},
 	} {

@@ -238,7 +238,7 @@ func TestKubeconfigs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, false, "not a regular file"},
-		"a text": {func(t *testing.T, path string, _ certificate.Store) { write(t, "dear diary", path) }, false, "no kubeconfig"},
+		"a text": {func(t *testing.T, path string, _ certificate.Store) { write(t, "dear diary", path) }, false, "not a kubeconfig"},
 		"another cluster's": {func(t *testing.T, path string, _ certificate.Store) {
 			if err := certificate.Store(filepath.Join(other, "server", "tls")).WritePortableKubeconfig(path, certificate.Admin, "https://127.0.0.1:6443", 0o600); err != nil {
 				t.Fatal(err)
@@ -371,7 +371,7 @@ func TestStopServerEndsNoOther(t *testing.T) {
 	dir, _ := claimed(t)
 	p := &Plan{DataDir: layout.DataDir(dir), marker: &datadir.Marker{}}
 	holder := locks(t, os.Args[0], dir) // its program is elsewhere
-	if err := p.stopServer(t.Context()); err == nil || !strings.Contains(err.Error(), "is no server of "+dir) {
+	if err := p.stopServer(t.Context()); err == nil || !strings.Contains(err.Error(), "is not a server of "+dir) {
 		t.Errorf("error is %v", err)
 	}
 	if holder.ProcessState != nil {

@@ -69,7 +69,7 @@ func TestRemoveLeavesMountedVolumes(t *testing.T) {
 		t.Skip("cannot mount here: ", err)
 	}
 	err := remove(filepath.Join(dir, "kubelet"))
-	if err == nil || !strings.Contains(err.Error(), "still holds mounted file systems") || !exists(filepath.Join(theirs, "precious")) {
+	if err == nil || !strings.Contains(err.Error(), "still contains mounted file systems") || !exists(filepath.Join(theirs, "precious")) {
 		t.Errorf("error is %v", err)
 	}
 	// Through a link to it, too.

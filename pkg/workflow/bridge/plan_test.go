@@ -374,7 +374,7 @@ func TestClashes(t *testing.T) {
 	t.Run("an object of someone else's", func(t *testing.T) {
 		w := newWorld(t, Service{"A", []Instance{up("a1")}})
 		w.view.entries = append(w.view.entries, entry("bridges", "a.eureka.internal", nil, "other.example.com"))
-		w.wantProblem(w.pass(), "not the bridge's")
+		w.wantProblem(w.pass(), "foreign ServiceEntry")
 		w.want("instances", w.inMesh(), "")
 	})
 	t.Run("a private host", func(t *testing.T) {
@@ -528,10 +528,10 @@ func TestTakeOver(t *testing.T) {
 func TestOptionsAreChecked(t *testing.T) {
 	good := newWorld(t).Options
 	for want, change := range map[string]func(*Options){
-		"small letters":          func(o *Options) { o.Name = "Eureka" },
-		"name of a namespace":    func(o *Options) { o.Namespace = "a/b" },
+		"lowercase letters":      func(o *Options) { o.Name = "Eureka" },
+		"valid namespace name":   func(o *Options) { o.Namespace = "a/b" },
 		"is not a domain":        func(o *Options) { o.Domain = "-" },
-		"need a domain":          func(o *Options) { o.Domain = "" },
+		"a domain is required":   func(o *Options) { o.Domain = "" },
 		"Kubernetes' own":        func(o *Options) { o.Domain = "shop.svc.cluster.local" },
 		"0 is not a port":        func(o *Options) { o.Port = 0 },
 		"too short":              func(o *Options) { o.Interval = 0 },
@@ -556,10 +556,10 @@ func TestAddresses(t *testing.T) {
 		{"169.254.169.254", "", "a link-local address"},
 		{"::ffff:169.254.169.254", "", "a link-local address"},
 		{"fe80::1", "", "a link-local address"},
-		{"fe80::1%eth0", "", "not the address of one machine"},
-		{"224.0.0.1", "", "not the address of one machine"},
-		{"255.255.255.255", "", "not the address of one machine"},
-		{"ff02::1", "", "not the address of one machine"},
+		{"fe80::1%eth0", "", "not the address of a single machine"},
+		{"224.0.0.1", "", "not the address of a single machine"},
+		{"255.255.255.255", "", "not the address of a single machine"},
+		{"ff02::1", "", "not the address of a single machine"},
 		{"127.0.0.1", "", "refers to a different machine for every caller"},
 		{"::ffff:127.0.0.1", "127.0.0.1/32", "refers to a different machine for every caller"},
 		{"0.0.0.0", "", "refers to a different machine for every caller"},
@@ -570,7 +570,7 @@ func TestAddresses(t *testing.T) {
 		{"192.0.2.7", "192.0.2.0/24,192.0.2.7/32", ""},
 		{"10.43.0.1", "10.0.0.0/8", "the address of a Service"},
 		{"10.1.2.3", "10.0.0.0/8", ""},
-		{"198.51.100.1", "10.0.0.0/8,2001:db8::/32", "in none of the ranges"},
+		{"198.51.100.1", "10.0.0.0/8,2001:db8::/32", "not in any range"},
 		{"not an address", "", "is not an IP address"},
 		{"0x7f.1", "", "is not an IP address"},
 		{"010.0.0.1", "", "is not an IP address"},

@@ -298,15 +298,15 @@ func TestRefuses(t *testing.T) {
 		want string
 	}{
 		"project's name":  {project(ProjectOptions{Name: "Shop"}), `"Shop" is not a valid project name`},
-		"host":            {project(ProjectOptions{Host: "http://shop"}), `--host "http://shop" is not the name of a host`},
+		"host":            {project(ProjectOptions{Host: "http://shop"}), `--host "http://shop" is not a host name`},
 		"language":        {project(ProjectOptions{Languages: []string{"cobol"}}), `--lang "cobol" is not one of go, java, node, python, rust`},
 		"language twice":  {project(ProjectOptions{Languages: []string{"go", "go"}}), "--lang names go twice"},
 		"no language":     {service("api", "", ServiceOptions{}, "istio/g.yaml", gateway), "set the service's language with --lang: go, java, node, python, rust"},
 		"digit first":     {service("1api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"1api" is not a valid service name`},
 		"path":            {service("../api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"../api" is not a valid service name`},
 		"too long":        {service(strings.Repeat("a", 64), "go", ServiceOptions{}, "istio/g.yaml", gateway), "at most 63 characters"},
-		"no gateway":      {service("api", "go", ServiceOptions{}), "the project has no such Gateway: say with --gateway"},
-		"two gateways":    {service("api", "go", ServiceOptions{}, "istio/g.yaml", gateway, "istio/h.yaml", other), "the project has the Gateways g, h: say which one with --gateway"},
+		"no gateway":      {service("api", "go", ServiceOptions{}), "the project has no such Gateway: set the Gateway"},
+		"two gateways":    {service("api", "go", ServiceOptions{}, "istio/g.yaml", gateway, "istio/h.yaml", other), "the project has the Gateways g, h: select one with --gateway"},
 		"other gateway":   {service("api", "go", ServiceOptions{Gateway: "x"}, "istio/g.yaml", gateway), "the project has no such Gateway"},
 		"gateway for TCP": {service("api", "go", ServiceOptions{Gateway: "h"}, "istio/h.yaml", other), "istio/h.yaml:4: Gateway h serves no host over HTTP"},
 		"object":          {service("taken", "go", ServiceOptions{}, "istio/g.yaml", gateway), "configmap/taken is already at k8s/a.yaml:1"},
