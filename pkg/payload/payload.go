@@ -48,7 +48,7 @@ func (m *Manifest) Image(name string) (ref string, err error) {
 		ref = candidate
 	}
 	if ref == "" {
-		return "", fmt.Errorf("there is no shipped image %q: the polymesh file is damaged, copy it again", name)
+		return "", fmt.Errorf("no image %q among the shipped images: the polymesh file is damaged, copy it again", name)
 	}
 	return ref, nil
 }
