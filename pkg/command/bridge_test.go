@@ -25,7 +25,7 @@ func TestBridgeCommandLines(t *testing.T) {
 		"bridge run --eureka http://a --token-file x":         "Eureka uses --user",
 		"bridge run --dns orders":                             "should be SERVICE=NAME",
 		"bridge run --eureka http://a --gateway x":            `--gateway "x" is not NAMESPACE/NAME`,
-		"bridge run --eureka http://a --client-cert x":        "go together",
+		"bridge run --eureka http://a --client-cert x":        "must be used together",
 		"bridge run --eureka http://a --password-file /no/is": "read the password",
 		"bridge run --eureka http://a --ca-file /no/is":       "read the authorities",
 		"bridge status -o xml":                                `--output "xml" is not one of json, yaml`,
