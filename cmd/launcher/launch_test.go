@@ -261,7 +261,7 @@ func TestHomeWithNoExec(t *testing.T) {
 
 func TestFileWithoutPayload(t *testing.T) {
 	_, failure := launch(t, os.Args[0], []string{"HOME=" + t.TempDir()}, "version")
-	if !strings.Contains(failure, "has no payload (was it built with `make`, and copied completely?)") {
+	if !strings.Contains(failure, "carries no payload (was it built with `make`, and copied completely?)") {
 		t.Errorf("got %q", failure)
 	}
 }

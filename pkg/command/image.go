@@ -350,7 +350,7 @@ by default. The password is read from the terminal, or from ` + passwordVar + `.
 			}
 			for _, file := range []string{prefix + ".key", prefix + ".pub"} {
 				if _, err := os.Lstat(file); err == nil {
-					return fmt.Errorf("%s already exists, and a deleted key cannot be recovered: remove it first, or use another PREFIX", file)
+					return fmt.Errorf("%s is there already, and a deleted key cannot be recovered: remove it first, or use another PREFIX", file)
 				}
 			}
 			private, public, err := signature.Generate(keyPassword)

@@ -22,7 +22,7 @@ func (b *Background) Go(start context.Context, work func(context.Context)) {
 	}()
 }
 
-// Stop ends the work and waits for it, as long as ctx lasts.
+// Stop ends the work and waits for it, until ctx ends.
 func (b *Background) Stop(ctx context.Context) error {
 	if b.cancel == nil {
 		return nil

@@ -54,5 +54,5 @@ func (p *Panic) Error() string {
 // Failed yields the error if run ends by itself.
 func (t *Task) Failed() <-chan error { return t.failed }
 
-// Stop ends run and waits for it, as long as ctx lasts.
+// Stop ends run and waits for it, until ctx ends.
 func (t *Task) Stop(ctx context.Context) error { return t.background.Stop(ctx) }

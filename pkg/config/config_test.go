@@ -339,7 +339,7 @@ func FuzzFile(f *testing.F) {
 	})
 }
 
-// An agent has the settings of a node, from the same places as a server's, and says how it joins.
+// An agent has the settings of a node, from the same places as a server's, and defines how it joins.
 func TestAgent(t *testing.T) {
 	token := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(token, []byte("K10abc::id.secret\n"), 0o600); err != nil {

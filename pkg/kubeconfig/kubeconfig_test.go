@@ -33,7 +33,7 @@ func TestAsk(t *testing.T) {
 		want    string
 	}{
 		"an API server":                {reply(200, `{"major":"1","minor":"36"}`), rest.Config{}, ""},
-		"one that tells no one":        {reply(403, ""), rest.Config{}, ""},
+		"one that hides its version":   {reply(403, ""), rest.Config{}, ""},
 		"one that does not know us":    {reply(401, ""), rest.Config{BearerToken: "old"}, "does not know the user of the kubeconfig"},
 		"a login that takes its time":  {reply(401, ""), rest.Config{ExecProvider: login}, ""},
 		"something else":               {reply(200, "<html>"), rest.Config{}, "does not answer: the server there is not an API server (is `polymesh server` running?"},

@@ -48,7 +48,7 @@ func (m *Manifest) Image(name string) (ref string, err error) {
 		ref = candidate
 	}
 	if ref == "" {
-		return "", fmt.Errorf("there is no shipped image %q: the polymesh file is damaged, copy it again", name)
+		return "", fmt.Errorf("no image %q among the shipped images: the polymesh file is damaged, copy it again", name)
 	}
 	return ref, nil
 }
@@ -70,7 +70,7 @@ const Program = "bin/polymesh"
 func Open(path string) (*Payload, error) {
 	z, err := zip.OpenReader(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s has no payload (was it built with `make`, and copied completely?): %w", path, err)
+		return nil, fmt.Errorf("%s carries no payload (was it built with `make`, and copied completely?): %w", path, err)
 	}
 	z.RegisterDecompressor(zstd.ZipMethodWinZip, zstd.ZipDecompressor(zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(1)))
 	text, err := fs.ReadFile(z, manifestName)

@@ -236,7 +236,7 @@ func TestFileWithoutPayload(t *testing.T) {
 	cut := func(raw []byte) []byte { return raw[:len(raw)-100] }
 	for _, path := range []string{build(t, content(), cut), os.Args[0]} {
 		_, err := Open(path)
-		if err == nil || !strings.Contains(err.Error(), "has no payload (was it built with `make`, and copied completely?)") {
+		if err == nil || !strings.Contains(err.Error(), "carries no payload (was it built with `make`, and copied completely?)") {
 			t.Errorf("%s: error is %v", path, err)
 		}
 	}

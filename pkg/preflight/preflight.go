@@ -227,7 +227,7 @@ func cgroups() error {
 	}
 	for _, controller := range []string{"cpu", "cpuset", "memory", "pids"} {
 		if !slices.Contains(have, controller) {
-			return fmt.Errorf("the cgroup controller %q is not available: enable it in the kernel (for memory: cgroup_enable=memory on its command line) and mount it below /sys/fs/cgroup", controller)
+			return fmt.Errorf("the cgroup controller %q is not there: enable it in the kernel (for memory: cgroup_enable=memory on its command line) and mount it below /sys/fs/cgroup", controller)
 		}
 	}
 	return nil

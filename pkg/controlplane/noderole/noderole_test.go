@@ -36,7 +36,7 @@ func TestFormerNode(t *testing.T) {
 	}
 	old := "old"
 	n.former.Store(&old)
-	if note := n.Note(t.Context()); !strings.Contains(note, "by `polymesh kubectl delete node old`") {
+	if note := n.Note(t.Context()); !strings.Contains(note, "remove it with its pods by `polymesh kubectl delete node old`") {
 		t.Errorf("the note is %q", note)
 	}
 }

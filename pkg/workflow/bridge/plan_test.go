@@ -374,7 +374,7 @@ func TestClashes(t *testing.T) {
 	t.Run("an object of someone else's", func(t *testing.T) {
 		w := newWorld(t, Service{"A", []Instance{up("a1")}})
 		w.view.entries = append(w.view.entries, entry("bridges", "a.eureka.internal", nil, "other.example.com"))
-		w.wantProblem(w.pass(), "the name of a foreign ServiceEntry")
+		w.wantProblem(w.pass(), "foreign ServiceEntry")
 		w.want("instances", w.inMesh(), "")
 	})
 	t.Run("a private host", func(t *testing.T) {

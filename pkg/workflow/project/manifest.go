@@ -126,7 +126,7 @@ func (p *Project) Objects() (objects []Object, namespace string, err error) {
 	case 1:
 		return objects, namespaces[0], nil
 	}
-	return nil, "", fmt.Errorf("%s: the manifests have the namespaces %s: say in %s which one is the project's (namespace:)", p.Dir, strings.Join(namespaces, ", "), File)
+	return nil, "", fmt.Errorf("%s: the manifests have the namespaces %s: set the project's in %s (namespace:)", p.Dir, strings.Join(namespaces, ", "), File)
 }
 
 // WalkManifests visits the files that Objects reads, in order, and their folders, each before its contents. Paths are

@@ -215,7 +215,7 @@ func TestObjectsRefuse(t *testing.T) {
 		"configmap/c is already at k8s/a.yaml:1":        "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n",
 		"a.yaml:2: not valid YAML":                      "a: b\n  c: [\n",
 		`a.yaml:5: the key "name" is already at line 4`: "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n  name: b\n",
-		"say in polymesh.yaml which one is the pro":     "{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: b}}\n",
+		"set the project's in polymesh.yaml":            "{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: b}}\n",
 	} {
 		p, err := Load(write(t, map[string]string{"k8s/a.yaml": text}))
 		if err != nil {

@@ -305,7 +305,7 @@ func TestRefuses(t *testing.T) {
 		"digit first":     {service("1api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"1api" is not a valid service name`},
 		"path":            {service("../api", "go", ServiceOptions{}, "istio/g.yaml", gateway), `"../api" is not a valid service name`},
 		"too long":        {service(strings.Repeat("a", 64), "go", ServiceOptions{}, "istio/g.yaml", gateway), "at most 63 characters"},
-		"no gateway":      {service("api", "go", ServiceOptions{}), "the project has no such Gateway: set the Gateway (NAME, or NAMESPACE/NAME) with --gateway"},
+		"no gateway":      {service("api", "go", ServiceOptions{}), "the project has no such Gateway: set the Gateway"},
 		"two gateways":    {service("api", "go", ServiceOptions{}, "istio/g.yaml", gateway, "istio/h.yaml", other), "the project has the Gateways g, h: select one with --gateway"},
 		"other gateway":   {service("api", "go", ServiceOptions{Gateway: "x"}, "istio/g.yaml", gateway), "the project has no such Gateway"},
 		"gateway for TCP": {service("api", "go", ServiceOptions{Gateway: "h"}, "istio/h.yaml", other), "istio/h.yaml:4: Gateway h serves no host over HTTP"},
