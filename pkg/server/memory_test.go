@@ -127,6 +127,13 @@ func keepGCPercent(t *testing.T, gogc string) {
 	t.Cleanup(func() { debug.SetGCPercent(int(before)) })
 }
 
+// started is what a server whose start is over has.
+func started() <-chan struct{} {
+	settled := make(chan struct{})
+	close(settled)
+	return settled
+}
+
 // The loop against the real collector: only the clock and the machine's memory are the test's.
 func TestKeepMemory(t *testing.T) {
 	keepGCPercent(t, "")
@@ -134,7 +141,7 @@ func TestKeepMemory(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer synctest.Wait()
 		defer cancel()
-		go keepMemory(ctx, nil, func() (uint64, error) { return 1 << 40, nil }, slog.New(slog.DiscardHandler))
+		go keepMemory(ctx, started(), func() (uint64, error) { return 1 << 40, nil }, slog.New(slog.DiscardHandler))
 		synctest.Wait()
 		if got := gcPercent(); got != quietPercent {
 			t.Fatalf("at first GOGC is %d, want %d", got, quietPercent)
@@ -164,7 +171,7 @@ func TestKeepMemoryUnknown(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer synctest.Wait()
 		defer cancel()
-		go keepMemory(ctx, nil, func() (uint64, error) { return 0, errors.New("no /proc") }, slog.New(slog.DiscardHandler))
+		go keepMemory(ctx, started(), func() (uint64, error) { return 0, errors.New("no /proc") }, slog.New(slog.DiscardHandler))
 		for range 10 {
 			allocate()
 			time.Sleep(samplePeriod)
