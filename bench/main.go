@@ -39,20 +39,28 @@ func (o options) settings() string {
 type part struct {
 	name    string
 	measure func(context.Context) error
+	images  []string // scripts that build the images it uses
 }
+
+const (
+	testImages  = "test/e2e/images/build.sh"
+	appImages   = "examples/polyglot/images.sh"
+	benchImages = "bench/images.sh"
+)
 
 // parts are in the order of measurement.
 func (b *bench) parts() []part {
 	return []part{
-		{"size of the file", b.size},
-		{"a server without Istio", b.bare},
-		{"a server with Istio's demo profile and the app", b.mesh},
-		{"1 CPU and 512 MB without Istio", b.smallBare},
-		{"2 CPUs and 2 GB with Istio", b.smallMesh},
-		{"mesh: requests", b.requests},
-		{"mesh: sidecars at rest", b.sidecars},
-		{"mesh: istiod's pushes", b.pushes},
-		{"workflow: deploy, dev and five languages", b.workflow},
+		{"size of the file", b.size, nil},
+		{"a server without Istio", b.bare, nil},
+		{"a server with Istio's demo profile and the app", b.mesh, []string{testImages, appImages}},
+		{"API under load", b.api, nil},
+		{"1 CPU and 512 MB without Istio", b.smallBare, []string{testImages}},
+		{"2 CPUs and 2 GB with Istio", b.smallMesh, []string{appImages}},
+		{"mesh: requests", b.requests, []string{benchImages}},
+		{"mesh: sidecars at rest", b.sidecars, []string{testImages, benchImages}},
+		{"mesh: istiod's pushes", b.pushes, nil},
+		{"workflow: deploy, dev and five languages", b.workflow, []string{testImages, appImages, benchImages}},
 	}
 }
 
@@ -97,13 +105,6 @@ func run(ctx context.Context, o options) error {
 		o.out = filepath.Join(top, "bench", "README.md")
 	}
 	b := &bench{options: o, top: top}
-	// Build first, so that it is not measured.
-	for _, script := range []string{"test/e2e/images/build.sh", "examples/polyglot/images.sh", "bench/images.sh"} {
-		b.say("%s", script)
-		if out, err := exec.CommandContext(ctx, filepath.Join(top, script)).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w: %s", script, err, out)
-		}
-	}
 	machine, err := describeMachine(ctx)
 	if err != nil {
 		return err
@@ -117,6 +118,18 @@ func run(ctx context.Context, o options) error {
 	if len(chosen) == 0 {
 		return fmt.Errorf("no part has %q in its name", o.only)
 	}
+	// Building is not measured, so it is done before.
+	var scripts []string
+	for _, p := range chosen {
+		scripts = append(scripts, p.images...)
+	}
+	slices.Sort(scripts)
+	for _, script := range slices.Compact(scripts) {
+		b.say("%s", script)
+		if out, err := exec.CommandContext(ctx, filepath.Join(top, script)).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", script, err, out)
+		}
+	}
 	found := records{}
 	for _, p := range chosen {
 		found[p.name] = &record{Machine: machine, Settings: o.settings(), Results: newResults()}
@@ -129,7 +142,7 @@ func run(ctx context.Context, o options) error {
 			if err != nil {
 				return err
 			}
-			b.results = r.Results
+			b.results, b.run = r.Results, i
 			if err := p.measure(ctx); err != nil {
 				return fmt.Errorf("run %d, %s: %w", i+1, p.name, err)
 			}
@@ -150,6 +163,8 @@ func run(ctx context.Context, o options) error {
 type bench struct {
 	options
 	top string
+	// run counts the runs, from 0.
+	run int
 	// results are those of the part that is currently measured.
 	results *results
 }

@@ -84,11 +84,13 @@ var (
 	}
 )
 
-// ratios compare figures of the same run.
-var ratios = []struct {
+// ratio compares two figures of the same run.
+type ratio struct {
 	what      string
 	over, and figureID
-}{
+}
+
+var ratios = []ratio{
 	{"first start to second start, every component, with Istio", meshAll, meshAllAgain},
 	{"server's RSS with Istio and the app to without", "mesh server RSS", "bare server RSS"},
 	{"one pod with a sidecar to one without", sidecarOne, plainOne},
@@ -118,7 +120,8 @@ func report(parts []part, known records) string {
 	err := t.Execute(&out, map[string]any{
 		"Machine": latest, "Parts": partTable(parts, known),
 		"Start": startRows, "Again": startAgainRows, "Bare": bareRows, "IdleRows": idleRows, "Pods": podRows, "Singles": singles,
-		"SmallBare": smallBareRows, "SmallMesh": smallMeshRows, "Ratios": ratioTable(r),
+		"SmallBare": smallBareRows, "SmallMesh": smallMeshRows, "Ratios": ratioTable(r, ratios),
+		"API": apiMatrix(), "APIMemory": apiMemoryMatrix(), "APIRatios": ratioTable(r, apiRatios()), "APIClients": apiClients, "APIRounds": apiRounds, "APIObjects": apiClients * apiCreates,
 		"BareID": bareIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
 		"Latency": latencyMatrix(), "Most": mostRows(), "Cost": costMatrix(), "StatsLogger": statsLoggerRows,
 		"Sidecars": sidecarMatrix(), "Pushes": pushRows(), "Connections": connections, "Endpoints": endpointsEach,
@@ -211,7 +214,7 @@ func table(r *results, rows []row) string {
 	return strings.TrimSuffix(out.String(), "\n")
 }
 
-func ratioTable(r *results) string {
+func ratioTable(r *results, ratios []ratio) string {
 	var out strings.Builder
 	out.WriteString("| | ratio of the medians |\n| --- | ---: |\n")
 	for _, c := range ratios {

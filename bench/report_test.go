@@ -25,6 +25,12 @@ func TestReport(t *testing.T) {
 		{Name: serverProcess, RSS: 251.3, Anonymous: 140.2, CPU: 2.5},
 		{Name: shimProcess, RSS: 12, Anonymous: 4, CPU: 0}, {Name: shimProcess, RSS: 14, Anonymous: 6, CPU: 0.04},
 	})
+	for i, c := range collectors {
+		for _, v := range []float64{7, 7.5, 6.8} {
+			first.add(c.figure("create p50"), v+float64(i))
+			first.add(c.figure("anonymous after"), 20*v)
+		}
+	}
 	first.verdict(smallBare, "yes")
 	first.verdict(smallBare, "yes")
 	first.verdict(smallMesh, "yes")

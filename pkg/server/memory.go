@@ -44,11 +44,9 @@ const (
 func keepMemory(ctx context.Context, settled <-chan struct{}, available func() (uint64, error), log *slog.Logger) {
 	var ticks <-chan time.Time
 	pacer := gcPacer{percent: quietPercent}
-	if os.Getenv("GOGC") == "" {
+	own := os.Getenv("GOGC") == ""
+	if own {
 		debug.SetGCPercent(pacer.percent)
-		ticker := time.NewTicker(samplePeriod)
-		defer ticker.Stop()
-		ticks = ticker.C
 	}
 	release := func() {
 		if err := giveBack(); err != nil {
@@ -71,6 +69,12 @@ func keepMemory(ctx context.Context, settled <-chan struct{}, available func() (
 			// The start needs a third more memory than the work that follows.
 			settled = nil
 			release()
+			if own {
+				// Not before: what lives on from the start would lie scattered over a larger heap, which cannot be given back.
+				ticker := time.NewTicker(samplePeriod)
+				defer ticker.Stop()
+				ticks = ticker.C
+			}
 		case <-ticks:
 			before := pacer.percent
 			spent := pacer.next(read(), left)

@@ -279,7 +279,7 @@ func TestRefusedBeforeAnythingIsWritten(t *testing.T) {
 		"unknown flag":       {File: file, Settings: &Settings{Args: []string{"--no-such"}}},
 		"control characters": {File: file, Settings: &Settings{Args: []string{"--resolv-conf=/a\nb"}}},
 		"--cluster-cidr":     {File: file, Settings: &Settings{Environment: []string{"POLYMESH_CLUSTER_CIDR=x"}}},
-		"has no payload": {File: foreign},
+		"carries no payload": {File: foreign},
 	} {
 		if _, err := m.Install(t.Context(), o, progress.New(io.Discard)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("want %s, got %v", want, err)

@@ -178,7 +178,7 @@ func halfAProgram(t *testing.T, n *node.Node, nft string) {
 	}
 	before := look(t, n, nft)
 	_, stderr := outputs(t, n.Command(t.Context(), path, "server", "--data-dir", n.DataDir(), "--write-kubeconfig", n.Kubeconfig()), 1)
-	wantLine(t, stderr, "has no payload")
+	wantLine(t, stderr, "carries no payload")
 	if made := before.differences(look(t, n, nft)); made != "" {
 		t.Errorf("half a program has left\n%s", made)
 	}
