@@ -187,7 +187,7 @@ func TestRemovalIsListed(t *testing.T) {
 		{Target: service.Program, Action: service.Leave, Reason: "it has been changed\x1b[2J"},
 	}}
 	var out bytes.Buffer
-	listRemoval(&out, removal, &reset.Plan{}, false, "/var/lib/polymesh")
+	listRemoval(&out, removal, &reset.Plan{}, "/var/lib/polymesh")
 	want := `These will be removed:
   the service polymesh.service (stopped, and not started with the machine any more)
   /etc/systemd/system/polymesh.service
@@ -199,7 +199,7 @@ These stay:
 		t.Errorf("got:\n%s", out.String())
 	}
 	out.Reset()
-	listRemoval(&out, removal, &reset.Plan{Remove: []string{"the data dir /var/lib/polymesh: server"}}, true, "/var/lib/polymesh")
+	listRemoval(&out, removal, &reset.Plan{Remove: []string{"the data dir /var/lib/polymesh: server"}}, "")
 	if got := out.String(); !strings.HasPrefix(got, "This stops all pods. All volumes and the datastore are lost. These will be removed:\n  the data dir") || strings.Contains(got, "pods and data") {
 		t.Errorf("got:\n%s", got)
 	}

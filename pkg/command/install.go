@@ -174,7 +174,11 @@ Data and pods stay, unless --reset removes them as ` + "`polymesh reset`" + ` do
 				_, err := fmt.Fprintln(out, "Nothing is installed; nothing was removed.")
 				return err
 			}
-			listRemoval(out, removal, wipe, withReset, string(data.DataDir))
+			stays := string(data.DataDir)
+			if _, err := os.Stat(stays); withReset || err != nil {
+				stays = ""
+			}
+			listRemoval(out, removal, wipe, stays)
 			if dryRun {
 				return nil
 			}
@@ -197,8 +201,8 @@ Data and pods stay, unless --reset removes them as ` + "`polymesh reset`" + ` do
 	return cmd
 }
 
-// listRemoval says what will go and what will stay.
-func listRemoval(out io.Writer, removal *service.Removal, wipe *reset.Plan, withReset bool, dataDir string) {
+// listRemoval says what will go and what will stay. dataDir is that of pods and data that stay; empty where there are none.
+func listRemoval(out io.Writer, removal *service.Removal, wipe *reset.Plan, dataDir string) {
 	plan := &reset.Plan{Remove: wipe.Remove, Leave: wipe.Leave}
 	for _, c := range removal.Changes {
 		switch line := progress.Line(c.Target); {
@@ -210,7 +214,7 @@ func listRemoval(out io.Writer, removal *service.Removal, wipe *reset.Plan, with
 			plan.Remove = append(plan.Remove, line)
 		}
 	}
-	if !withReset {
+	if dataDir != "" {
 		plan.Leave = append(plan.Leave, fmt.Sprintf("pods and data, in %s: `polymesh reset`, while there is a polymesh file, or --reset removes them", dataDir))
 	}
 	first := ""
