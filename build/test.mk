@@ -81,8 +81,9 @@ slowest: .build/gotestsum ## the fifteen slowest tests of the last run
 	@cat .build/times/*.json | .build/gotestsum tool slowest --num 15 --threshold 1s
 
 .PHONY: test-all
-test-all: test-unit ## test with the long ones, and what takes hours: both conformance suites, a thousand power cuts (root)
+test-all: test-unit ## test with the long ones, a real systemd, and what takes hours: both conformance suites, a thousand power cuts (root)
 	@$(MAKE) --no-print-directory test-e2e LONG=1
+	POLYMESH_TEST_SYSTEMD=1 go test -tags "$(TAGS) integration" -count=1 -v -run '^TestSystemd$$' ./pkg/service
 	@$(MAKE) --no-print-directory conformance
 	POLYMESH_POWER_CUTS=1000 go test -tags "$(TAGS) e2e" -timeout 24h -count=1 -v -run '^TestPowerCut$$' ./test/e2e
 
