@@ -197,7 +197,7 @@ func (k sidecarKind) check(ctx context.Context, n *node.Node, services int) erro
 	}
 	clusters, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(out, stat)))
 	if err != nil {
-		return fmt.Errorf("Envoy's number of clusters is %q", out)
+		return fmt.Errorf("the number of clusters of Envoy is %q", out)
 	}
 	if knows := clusters > services; services > 0 && knows != (k.name == "all") {
 		return fmt.Errorf("%s: Envoy has %d clusters, but there are %d services", k.what, clusters, services)

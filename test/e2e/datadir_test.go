@@ -22,35 +22,10 @@ import (
 
 // earlierArgs are those of the server whose data dir is in testdata/datadir-v1.tar.xz: the version whose kubelets had a
 // certificate of the server's CA, and which labelled nodes itself. The archive has polymesh.json, server/db, server/tls
-// and server/cred after these manifests were applied, without what a start unpacks and imports again.
+// and server/cred after testdata/datadir-v1.yaml was applied, without what a start unpacks and imports again.
 func earlierArgs() []string {
 	return []string{"--node-name", "earlier", "--disable", "istio", "--disable", "servicelb", "--secrets-encryption"}
 }
-
-const earlierManifests = `
-apiVersion: v1
-kind: Namespace
-metadata: {name: earlier}
----
-apiVersion: v1
-kind: Secret
-metadata: {name: password, namespace: earlier}
-stringData: {password: correct horse}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web, namespace: earlier}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: web
-        image: registry.polymesh.dev/pause:3.10.2
-        env: [{name: PASSWORD, valueFrom: {secretKeyRef: {name: password, key: password}}}]
-`
 
 // A data dir that an earlier version has left goes on: its objects, its encrypted Secrets, its authorities and identities, and
 // what has changed since is put in place.

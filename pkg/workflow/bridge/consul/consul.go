@@ -126,7 +126,7 @@ func (c *Client) hiddenByACLs(what, rule string) error {
 	if c.token != "" {
 		why = "so ACLs hide them: the token needs the rule " + rule
 	}
-	return fmt.Errorf("Consul returns no %s, not even its own, %s. (This also happens briefly after Consul has started)", what, why)
+	return fmt.Errorf("no %s are returned by Consul, not even its own, %s. (This also happens briefly after Consul has started)", what, why)
 }
 
 // entries returns a service's instances, with their health. An unknown service has none.
@@ -298,7 +298,7 @@ func (r reply) check(what string) error {
 	if r.Status == http.StatusOK {
 		return nil
 	}
-	err := fmt.Errorf("Consul returned %d for: %s%s", r.Status, what, r.Text())
+	err := fmt.Errorf("the answer of Consul is %d for: %s%s", r.Status, what, r.Text())
 	if r.Status == http.StatusForbidden {
 		err = fmt.Errorf("%w (is the token right, and does it allow this?)", err)
 	}

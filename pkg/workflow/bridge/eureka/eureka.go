@@ -146,7 +146,7 @@ func (c *Client) change(ctx context.Context, method string, path []string, query
 }
 
 func unexpected(what string, status int) error {
-	err := fmt.Errorf("Eureka returned %d for: %s", status, what)
+	err := fmt.Errorf("the answer of Eureka is %d for: %s", status, what)
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		err = fmt.Errorf("%w (is the password right? A server may also refuse requests right after its start, until it has synced with the others)", err)
