@@ -161,7 +161,7 @@ func TestContainerdNeedsThePauseImage(t *testing.T) {
 	o := nodeOptions(settings(t, "-d", t.TempDir()))
 	o.Session = NewSession(o.Settings.DataDir)
 	o.Manifest = &payload.Manifest{Images: []string{"registry.polymesh.dev/pause-extra:1"}}
-	if err := NewContainerd(o).prepare(t.Context()); err == nil || !strings.Contains(err.Error(), `no shipped image "pause"`) {
+	if err := NewContainerd(o).prepare(t.Context()); err == nil || !strings.Contains(err.Error(), `no image "pause"`) {
 		t.Errorf("error is %v", err)
 	}
 }

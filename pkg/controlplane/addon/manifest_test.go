@@ -158,7 +158,7 @@ func TestRenderRefusesMissingImage(t *testing.T) {
 	opts := testOptions(config.LocalStorage)
 	opts.Image = (&payload.Manifest{Images: []string{"registry.polymesh.dev/local-path-provisioner:0.0.30"}}).Image
 	_, err := render(opts, nil)
-	if err == nil || !strings.Contains(err.Error(), `no shipped image "busybox"`) {
+	if err == nil || !strings.Contains(err.Error(), `no image "busybox"`) {
 		t.Errorf("error %v", err)
 	}
 }
