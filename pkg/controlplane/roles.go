@@ -104,12 +104,9 @@ func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 			return result.Operation, result.Protected, nil
 		}))
 	}
-	for _, binding := range clusterRoleBindings() {
-		errs = append(errs, reconcile(ctx, "ClusterRoleBinding", binding.Name, func() (reconciliation.ReconcileOperation, bool, error) {
-			o := reconciliation.ReconcileRoleBindingOptions{
-				RoleBinding: reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding},
-				Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()}, Confirm: true,
-			}
+	bind := func(kind, name string, binding reconciliation.RoleBinding, client reconciliation.RoleBindingModifier) {
+		errs = append(errs, reconcile(ctx, kind, name, func() (reconciliation.ReconcileOperation, bool, error) {
+			o := reconciliation.ReconcileRoleBindingOptions{RoleBinding: binding, Client: client, Confirm: true}
 			result, err := o.Run()
 			if err != nil {
 				return "", false, err
@@ -117,18 +114,13 @@ func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 			return result.Operation, result.Protected, nil
 		}))
 	}
+	for _, binding := range clusterRoleBindings() {
+		bind("ClusterRoleBinding", binding.Name, reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding},
+			reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()})
+	}
 	for _, binding := range roleBindings() {
-		errs = append(errs, reconcile(ctx, "RoleBinding", binding.Name, func() (reconciliation.ReconcileOperation, bool, error) {
-			o := reconciliation.ReconcileRoleBindingOptions{
-				RoleBinding: reconciliation.RoleBindingAdapter{RoleBinding: &binding},
-				Client:      reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()}, Confirm: true,
-			}
-			result, err := o.Run()
-			if err != nil {
-				return "", false, err
-			}
-			return result.Operation, result.Protected, nil
-		}))
+		bind("RoleBinding", binding.Name, reconciliation.RoleBindingAdapter{RoleBinding: &binding},
+			reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()})
 	}
 	return errors.Join(errs...)
 }

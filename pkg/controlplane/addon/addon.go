@@ -50,7 +50,7 @@ type Options struct {
 
 	// StorageDir is where volumes of the class local-path lie.
 	StorageDir string
-	// KubeletCA is the file with the authority of the kubelets' serving certificates. It is read by Start.
+	// KubeletCA is the file with the authority of the kubelets' serving certificates. Before the server's first start there is none.
 	KubeletCA string
 
 	Log *slog.Logger
@@ -71,9 +71,10 @@ var (
 
 // Addon is the component of one add-on.
 type Addon struct {
-	opts    Options
-	objects []*unstructured.Unstructured // set by Init, and by sync under mu
-	servers []string                     // those for which objects are rendered
+	opts      Options
+	objects   []*unstructured.Unstructured // set by Init, and by sync under mu
+	servers   []string                     // those for which objects are rendered
+	authority string                       // the one that they hold
 
 	dynamic   dynamic.Interface
 	clientset kubernetes.Interface
@@ -122,15 +123,25 @@ func (a *Addon) Init(context.Context) error {
 	return a.render()
 }
 
+// changed reports whether the objects were rendered from other inputs than there are now.
+func (a *Addon) changed() (bool, error) {
+	authority, err := a.opts.kubeletAuthority()
+	return !slices.Equal(a.nameservers(), a.servers) || authority != a.authority, err
+}
+
 func (a *Addon) render() error {
 	servers := a.nameservers()
+	authority, err := a.opts.kubeletAuthority()
+	if err != nil {
+		return err
+	}
 	objects, err := render(a.opts, servers)
 	if err != nil {
 		return fmt.Errorf("render the manifests of %s: %w", a.opts.Name, err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.objects, a.servers = objects, servers
+	a.objects, a.servers, a.authority = objects, servers, authority
 	return nil
 }
 
@@ -161,9 +172,6 @@ func (a *Addon) Start(ctx context.Context) error {
 		return fmt.Errorf("make an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 
-	if err := a.render(); err != nil { // with the authority, which Init may not have found yet
-		return err
-	}
 	a.loop.Start(ctx)
 	if a.opts.Nameservers != nil && a.opts.Name == config.CoreDNS && !a.opts.Disabled {
 		ctx, a.cancel = component.Running(ctx)

@@ -43,7 +43,11 @@ func (i id) String() string {
 // sync makes the cluster hold the add-on's objects and no others of it. Fields that the manifests name are set back;
 // fields that they do not name belong to whoever sets them. What is as this run applied it is only read.
 func (a *Addon) sync(ctx context.Context) error {
-	if !slices.Equal(a.nameservers(), a.servers) {
+	changed, err := a.changed()
+	if err != nil {
+		return err
+	}
+	if changed {
 		if err := a.render(); err != nil {
 			return err
 		}

@@ -63,6 +63,15 @@ func mainImage(name config.Addon) string {
 	return string(name)
 }
 
+// kubeletAuthority reads the authority in KubeletCA; it is empty where there is no such file yet.
+func (o Options) kubeletAuthority() (string, error) {
+	text, err := os.ReadFile(o.KubeletCA)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return string(text), err
+}
+
 // render returns the add-on's objects in the order in which they are to be applied; none if it is disabled. servers are the
 // name servers that pods get from the host.
 func render(opts Options, servers []string) ([]*unstructured.Unstructured, error) {
@@ -71,16 +80,9 @@ func render(opts Options, servers []string) ([]*unstructured.Unstructured, error
 	}
 	file := string(opts.Name) + ".yaml"
 	tmpl, err := template.New(file).Funcs(template.FuncMap{
-		"image": opts.Image,
-		// Before the first start there is none.
-		"kubeletCA": func() (string, error) {
-			text, err := os.ReadFile(opts.KubeletCA)
-			if errors.Is(err, fs.ErrNotExist) {
-				err = nil
-			}
-			return string(text), err
-		},
-		"join": func(list []string) string { return strings.Join(list, " ") },
+		"image":     opts.Image,
+		"kubeletCA": opts.kubeletAuthority,
+		"join":      func(list []string) string { return strings.Join(list, " ") },
 		// cel writes a text as a string literal of CEL, whose escapes are those of Go.
 		"cel": strconv.Quote,
 		"json": func(v any) (string, error) {

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/condition"
 )
 
 // fieldManager is the package's field manager.
@@ -171,13 +173,9 @@ func formerNode(own *corev1.Node, all []*corev1.Node) string {
 	for _, other := range all {
 		a, b := own.Status.NodeInfo, other.Status.NodeInfo
 		same := a.MachineID != "" && a.MachineID == b.MachineID || a.SystemUUID != "" && a.SystemUUID == b.SystemUUID
-		if other.Name == own.Name || !same {
-			continue
-		}
-		for _, c := range other.Status.Conditions {
-			if c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown {
-				return other.Name
-			}
+		silent := meta.IsStatusConditionPresentAndEqual(condition.Of(other.Status.Conditions), string(corev1.NodeReady), metav1.ConditionUnknown)
+		if other.Name != own.Name && same && silent {
+			return other.Name
 		}
 	}
 	return ""

@@ -115,9 +115,6 @@ func (c *Cluster) add(o Options) (*Node, error) {
 		return nil, err
 	}
 	number := c.last + 1
-	if o.SameAs != nil {
-		number = o.SameAs.number
-	}
 	if number > maxNodes {
 		return nil, fmt.Errorf("a cluster has %d addresses, and all were given to nodes", maxNodes)
 	}

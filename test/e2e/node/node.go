@@ -66,8 +66,6 @@ type Options struct {
 	Limits Limits
 	// Disk is what the data dir lies on, by default the machine's own.
 	Disk *Disk
-	// SameAs is a node whose address this one has: it is that machine after a power cut.
-	SameAs *Node
 }
 
 // Node is one machine.
