@@ -41,8 +41,8 @@ func run(args, environ []string) error {
 
 	var dir payload.Dir
 	// Called through a link named kubectl or istioctl, `server` is an argument for that program.
-	if tool := filepath.Base(args[0]); len(args) > 1 && args[1] == "server" && tool != "kubectl" && tool != "istioctl" {
-		dir, err = forServer(p, args[2:], environ)
+	if tool := filepath.Base(args[0]); len(args) > 1 && (args[1] == "server" || args[1] == "agent") && tool != "kubectl" && tool != "istioctl" {
+		dir, err = forNode(p, args[1], args[2:], environ)
 	}
 	if dir == "" && err == nil {
 		dir, err = forCommand(p)
@@ -62,26 +62,39 @@ func run(args, environ []string) error {
 	return nil
 }
 
-// forServer checks everything that `polymesh server` needs and unpacks the whole payload to the data dir. The result
-// is empty if the user only asked for help.
-func forServer(p *payload.Payload, args, environ []string) (payload.Dir, error) {
-	cfg, err := config.Parse(args, environ)
+// forNode checks everything that `polymesh server` or `polymesh agent` needs and unpacks the whole payload to the data dir. The
+// result is empty if the user only asked for help.
+func forNode(p *payload.Payload, role string, args, environ []string) (payload.Dir, error) {
+	var node *config.Node
+	var check func(need uint64) []preflight.Result
+	var err error
+	if role == "agent" {
+		var cfg *config.Agent
+		if cfg, err = config.ParseAgent(args, environ); err == nil {
+			node, check = &cfg.Node, func(need uint64) []preflight.Result { return preflight.Agent(cfg, need) }
+		}
+	} else {
+		var cfg *config.Server
+		if cfg, err = config.Parse(args, environ); err == nil {
+			node, check = &cfg.Node, func(need uint64) []preflight.Result { return preflight.Server(cfg, need) }
+		}
+	}
 	if errors.Is(err, pflag.ErrHelp) {
 		return "", nil
 	}
 	if err != nil {
 		return "", err
 	}
-	dir := payload.In(string(cfg.DataDir), p.ID)
+	dir := payload.In(string(node.DataDir), p.ID)
 	names, size := p.Missing(dir, false)
 	// containerd unpacks the images again, and the datastore needs space to start.
 	const spare = 64 << 20
-	if err := preflight.Failed(preflight.Server(cfg, 2*size+spare)); err != nil {
+	if err := preflight.Failed(check(2*size + spare)); err != nil {
 		return "", err
 	}
 	unix.Umask(layout.Umask)
 	// Before anything else is written, so that files of an interrupted start are recognized as ours.
-	if _, err := datadir.Claim(cfg.DataDir); err != nil {
+	if _, err := datadir.Claim(node.DataDir); err != nil {
 		return "", err
 	}
 	return dir, p.Unpack(dir, names)

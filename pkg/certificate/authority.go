@@ -152,7 +152,11 @@ func ensureAuthority(store Store, name string, now time.Time) (*tls.Certificate,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
 	}
-	if err := sign(store.Cert(name), template, template, key.Public(), key); err != nil {
+	text, err := signed(template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.Write(store.Cert(name), text, 0o644); err != nil {
 		return nil, err
 	}
 	pair, err := tls.LoadX509KeyPair(store.Cert(name), store.Key(name))

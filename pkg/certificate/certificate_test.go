@@ -169,7 +169,7 @@ func TestRenewedWhenTheIdentityChanges(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := issue(s, leaf{APIServerKubelet, ClientCA, old, x509.ExtKeyUsageClientAuth, nil}, &client, birth); err != nil {
+		if err := issue(s, leaf{APIServerKubelet, ClientCA, old, x509.ExtKeyUsageClientAuth, nil, false}, &client, birth); err != nil {
 			t.Fatal(err)
 		}
 		before := authorities(t, o)

@@ -77,22 +77,25 @@ type leaf struct {
 	subject         pkix.Name
 	usage           x509.ExtKeyUsage
 	hosts           []string
+	// chain adds the authority to the certificate's file, so that the server sends it: a machine that joins compares it with
+	// its token.
+	chain bool
 }
 
 // leaves returns all certificates, with the identities that Kubernetes' RBAC bootstrap policy expects
 // (plugin/pkg/auth/authorizer/rbac/bootstrappolicy), and those of our own roles.
 func leaves(o Options) []leaf {
 	client := func(name, user string, groups ...string) leaf {
-		return leaf{name, ClientCA, pkix.Name{CommonName: user, Organization: groups}, x509.ExtKeyUsageClientAuth, nil}
+		return leaf{name, ClientCA, pkix.Name{CommonName: user, Organization: groups}, x509.ExtKeyUsageClientAuth, nil, false}
 	}
 	api := []string{
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + o.ClusterDomain,
 		"localhost", "127.0.0.1", "::1", o.ServiceIP.String(), o.NodeName, o.NodeIP.String(),
 	}
 	return []leaf{
-		{APIServer, ServerCA, pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, append(api, o.SANs...)},
+		{APIServer, ServerCA, pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, append(api, o.SANs...), true},
 		{KubeletServing, KubeletCA, pkix.Name{CommonName: "system:node:" + o.NodeName, Organization: []string{"system:nodes"}},
-			x509.ExtKeyUsageServerAuth, []string{o.NodeName, o.NodeIP.String(), "localhost", "127.0.0.1"}},
+			x509.ExtKeyUsageServerAuth, []string{o.NodeName, o.NodeIP.String(), "localhost", "127.0.0.1"}, false},
 		client(Admin, "system:admin", "system:masters"),
 		client(Polymesh, "system:polymesh", "system:masters"),
 		client(ControllerManager, "system:kube-controller-manager"),
@@ -103,7 +106,7 @@ func leaves(o Options) []leaf {
 		client(LoadBalancer, LoadBalancerUser),
 		client(NodeResync, NodeResyncUser),
 		client(APIServerKubelet, APIServerKubeletUser),
-		{FrontProxy, RequestHeaderCA, pkix.Name{CommonName: "system:auth-proxy"}, x509.ExtKeyUsageClientAuth, nil},
+		{FrontProxy, RequestHeaderCA, pkix.Name{CommonName: "system:auth-proxy"}, x509.ExtKeyUsageClientAuth, nil, false},
 	}
 }
 
@@ -137,6 +140,9 @@ func fits(store Store, l leaf, ca *tls.Certificate, now time.Time) bool {
 	if err != nil {
 		return false
 	}
+	if (len(pair.Certificate) > 1) != l.chain || l.chain && !bytes.Equal(pair.Certificate[1], ca.Leaf.Raw) {
+		return false
+	}
 	c := pair.Leaf
 	// The signature alone is not enough: chains are built by the issuer's name.
 	if !bytes.Equal(c.RawIssuer, ca.Leaf.RawSubject) || c.CheckSignatureFrom(ca.Leaf) != nil || now.Before(c.NotBefore) || now.Add(renewBefore).After(c.NotAfter) {
@@ -154,35 +160,66 @@ func issue(store Store, l leaf, ca *tls.Certificate, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	names, ips := split(l.hosts)
-	notAfter := now.Add(leafLife)
-	if ca.Leaf.NotAfter.Before(notAfter) {
-		notAfter = ca.Leaf.NotAfter
+	text, err := signed(template(l.subject, l.usage, l.hosts, ca.Leaf, now), ca.Leaf, key.Public(), ca.PrivateKey)
+	if err != nil {
+		return err
 	}
-	template := &x509.Certificate{
-		Subject:     l.subject,
-		NotBefore:   now.Add(-backdate),
-		NotAfter:    notAfter,
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{l.usage},
-		DNSNames:    names,
-		IPAddresses: ips,
+	if l.chain {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Leaf.Raw})...)
 	}
 	if err := writeKey(store.Key(l.name), key); err != nil {
 		return err
 	}
-	return sign(store.Cert(l.name), template, ca.Leaf, key.Public(), ca.PrivateKey)
+	return atomicfile.Write(store.Cert(l.name), text, 0o644)
 }
 
-func sign(path string, template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.PrivateKey) (err error) {
+// Request is what a node asks to be certified.
+type Request struct {
+	Public  crypto.PublicKey
+	Subject pkix.Name
+	Usage   x509.ExtKeyUsage
+	// Hosts are names and addresses.
+	Hosts []string
+}
+
+// Sign signs a certificate with one of the store's authorities, for a year, and returns it as PEM. The caller has checked
+// that the requester may have it.
+func (s Store) Sign(authority string, r Request, now time.Time) ([]byte, error) {
+	ca, err := tls.LoadX509KeyPair(s.Cert(authority), s.Key(authority))
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority %s: %w", authority, err)
+	}
+	return signed(template(r.Subject, r.Usage, r.Hosts, ca.Leaf, now), ca.Leaf, r.Public, ca.PrivateKey)
+}
+
+// template returns a leaf certificate that is not valid longer than its authority.
+func template(subject pkix.Name, usage x509.ExtKeyUsage, hosts []string, ca *x509.Certificate, now time.Time) *x509.Certificate {
+	names, ips := split(hosts)
+	notAfter := now.Add(leafLife)
+	if ca.NotAfter.Before(notAfter) {
+		notAfter = ca.NotAfter
+	}
+	return &x509.Certificate{
+		Subject:     subject,
+		NotBefore:   now.Add(-backdate),
+		NotAfter:    notAfter,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{usage},
+		DNSNames:    names,
+		IPAddresses: ips,
+	}
+}
+
+// signed returns the certificate as PEM.
+func signed(template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.PrivateKey) (text []byte, err error) {
 	if template.SerialNumber, err = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120)); err != nil {
-		return err
+		return nil, err
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return atomicfile.Write(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
 
 // split separates hosts into DNS names and addresses, without duplicates, in a fixed order.

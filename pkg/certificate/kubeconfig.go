@@ -16,8 +16,12 @@ const clusterName = "default"
 // WriteKubeconfig writes a kubeconfig for the client certificate with this name. It refers to the certificate's files, so
 // that a renewed one is used without a restart (client-go reloads them).
 func (s Store) WriteKubeconfig(path, name, server string) error {
-	return write(path, 0o600, server, &api.Cluster{CertificateAuthority: s.Cert(ServerCA)},
-		&api.AuthInfo{ClientCertificate: s.Cert(name), ClientKey: s.Key(name)})
+	return WriteKubeconfig(path, server, s.Cert(ServerCA), s.Cert(name), s.Key(name))
+}
+
+// WriteKubeconfig writes a kubeconfig that refers to files, readable only by its owner.
+func WriteKubeconfig(path, server, ca, cert, key string) error {
+	return write(path, 0o600, server, &api.Cluster{CertificateAuthority: ca}, &api.AuthInfo{ClientCertificate: cert, ClientKey: key})
 }
 
 // WritePortableKubeconfig writes a kubeconfig that contains the certificates, so that it can be copied.

@@ -7,11 +7,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -26,35 +29,37 @@ func newInstall() *cobra.Command {
 	var dryRun bool
 	var output string
 	var timeout time.Duration
-	flags := config.ServerFlags()
+	serverSet, agentSet := config.RoleFlags()
 	cmd := &cobra.Command{
-		Use:   "install [flags of polymesh server]",
-		Short: "Install this file, and a server as a service of systemd",
+		Use:   "install [server|agent] [flags of polymesh server or polymesh agent]",
+		Short: "Install this file, and a server or an agent as a service of systemd",
 		Long: `Install this file as ` + service.Program + `, with the links kubectl and istioctl where the machine has none, and
-a server as the systemd service polymesh, which starts with the machine.
+a server or an agent as the systemd service polymesh, which starts with the machine. With --server, or POLYMESH_URL, it is an agent.
 
-Flags of ` + "`polymesh server`" + ` become the service's. The variables POLYMESH_… that are settings go into a file that only root can
+Flags of ` + "`polymesh server` or `polymesh agent`" + ` become the service's; a token becomes a variable. The variables POLYMESH_… that are settings go into a file that only root can
 read. Without any of both, a service that is installed keeps what it has. The config file stays as it is.
 
 It can be run again, with a newer file too: it changes only what differs. What others have put at one of these places is left
 alone. ` + "`polymesh uninstall`" + ` undoes it.`,
 		Example: `  sudo ./polymesh install --now
   sudo ./polymesh install --now --mesh-profile demo --tls-san api.example.com
+  sudo POLYMESH_TOKEN=... ./polymesh install --now --server https://HOST:6443
   sudo ./polymesh install --dry-run`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
+		ValidArgs: []string{string(service.Server), string(service.Agent)},
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
 			if os.Geteuid() != 0 {
 				return errors.New("install needs root: run it with sudo")
 			}
-			settings, err := serverSettings(flags)
+			settings, err := serviceSettings(args, serverSet, agentSet)
 			if err != nil {
 				return err
 			}
 			if opts.FileOnly && (opts.Now || settings != nil && len(settings.Args) > 0) {
-				return errors.New("--no-service goes neither with --now nor with flags of `polymesh server`: they are for the service")
+				return errors.New("--no-service goes neither with --now nor with flags of `polymesh server` or `polymesh agent`: they are for the service")
 			}
 			opts.Settings = settings
 			if opts.File, err = payload.Shipped(); err != nil {
@@ -87,21 +92,50 @@ alone. ` + "`polymesh uninstall`" + ` undoes it.`,
 	// -o is that of `polymesh server`.
 	cmd.Flags().StringVar(&output, "output", "", "output format: json or yaml (default: a list)")
 	complete(cmd, "output", []string{"json", "yaml"})
-	serverFlags(cmd, flags)
+	serverFlags(cmd, serverSet)
+	cmd.Flags().AddFlagSet(agentSet.FlagSet)
 	return cmd
 }
 
-// serverSettings are those that were given; nil where none was.
-func serverSettings(flags *config.Flags) (*service.Settings, error) {
-	args, err := flags.CommandLine()
+// serviceSettings are those that were given; nil where none was.
+func serviceSettings(args []string, server, agent *config.Flags) (*service.Settings, error) {
+	role, flags := service.Server, server
+	switch {
+	case len(args) > 0:
+		role = service.Role(args[0])
+	case agent.Lookup("server").Changed || os.Getenv("POLYMESH_URL") != "" || os.Getenv("POLYMESH_SERVER") != "":
+		role = service.Agent
+	}
+	other := agent
+	if role == service.Agent {
+		flags, other = agent, server
+	}
+	var wrong error
+	other.VisitAll(func(f *pflag.Flag) {
+		if f.Changed && flags.Lookup(f.Name) == nil && wrong == nil {
+			wrong = fmt.Errorf("--%s is a flag of `polymesh %s`, and this installs `polymesh %s`", f.Name, other.Name(), role)
+		}
+	})
+	if wrong != nil {
+		return nil, wrong
+	}
+	arguments, err := flags.CommandLine()
 	if err != nil {
 		return nil, err
 	}
 	environment, err := flags.Environment(os.Environ())
-	if err != nil || len(args) == 0 && len(environment) == 0 {
+	if err != nil || len(args) == 0 && len(arguments) == 0 && len(environment) == 0 {
 		return nil, err
 	}
-	return &service.Settings{Args: args, Environment: environment}, nil
+	// Every user can read the unit.
+	for i, arg := range arguments {
+		if secret, ok := strings.CutPrefix(arg, "--token="); ok {
+			arguments = slices.Delete(arguments, i, i+1)
+			environment = append(environment, "POLYMESH_TOKEN="+secret)
+			break
+		}
+	}
+	return &service.Settings{Role: role, Args: arguments, Environment: environment}, nil
 }
 
 func thisMachine() *service.Machine { return &service.Machine{Path: os.Getenv("PATH")} }

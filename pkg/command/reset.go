@@ -19,10 +19,10 @@ func newReset() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "reset",
-		Short: "Stop and remove everything that a server created on this machine",
-		Long: `Stop and remove everything that a server created on this machine: processes, mounts, network interfaces, packet
+		Short: "Stop and remove everything that a server or agent created on this machine",
+		Long: `Stop and remove everything that a server or agent created on this machine: processes, mounts, network interfaces, packet
 filter rules, cgroups and data. Volumes and the datastore are lost. It lists what will be removed and what will stay before it asks, and can
-be run again after an interruption.
+be run again after an interruption. An agent leaves its cluster first.
 
 A data dir is recognized by the file polymesh.json, which a server writes at its first start. A folder without it, a kubeconfig
 of another cluster, and what other servers use is not removed.`,
@@ -48,6 +48,7 @@ of another cluster, and what other servers use is not removed.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&opts.Force, "force", false, "remove an agent also when no server answers; its node stays in the cluster")
 	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", layout.DefaultKubeconfig, "a kubeconfig that is also removed if it is only for this cluster; the one that the server wrote last is always checked")
 	dataDirFlag(cmd, &opts.DataDir)
 	return cmd

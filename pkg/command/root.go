@@ -68,6 +68,7 @@ func newRoot() *cobra.Command {
 		Long: `Polymesh brings up Kubernetes with Istio inside, on one machine, from one file.
 
   polymesh server          run a server: control plane, node and add-ons
+  polymesh agent           run an agent: one more node
   polymesh status          show its state
   polymesh new project     create a project, and services in it
   polymesh deploy DIR      build a project and deploy it to the cluster
@@ -80,7 +81,7 @@ func newRoot() *cobra.Command {
 	if kubernetes := pflag.Lookup("version"); kubernetes != nil {
 		kubernetes.Hidden = true
 	}
-	root.AddCommand(newServer(), newInstall(), newUninstall(), newStatus(), newReset(), newDeploy(), newUndeploy(), newDev(), newNew(), newBridge(), newImage(), newRollout(), newSchema(), newCtr(), newSecretsEncrypt(), newVersion())
+	root.AddCommand(newServer(), newAgent(), newToken(), newInstall(), newUninstall(), newStatus(), newReset(), newDeploy(), newUndeploy(), newDev(), newNew(), newBridge(), newImage(), newRollout(), newSchema(), newCtr(), newSecretsEncrypt(), newVersion())
 	for name, run := range tools {
 		root.AddCommand(&cobra.Command{
 			Use:                name,

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/token"
 )
 
 // Kubernetes' rules for names, labels and taints (k8s.io/apimachinery/pkg/util/validation), simple enough to repeat
@@ -82,17 +83,18 @@ func (r *raw) checkAgent() (*Agent, error) {
 	case r.token != "" && r.tokenFile != "":
 		return nil, fmt.Errorf("--token and --token-file exclude each other: leave one out")
 	case r.token == "" && r.tokenFile == "":
-		return nil, fmt.Errorf("a token is missing: give --token-file, or the variable POLYMESH_TOKEN")
+		return nil, fmt.Errorf("a token is missing: give --token-file, or set the variable POLYMESH_TOKEN; on a server, `cat %s` prints it", layout.DefaultDataDir.NodeToken())
 	}
-	a.Token = strings.TrimSpace(r.token)
+	where, text := "--token", r.token
 	if r.tokenFile != "" {
-		text, err := os.ReadFile(r.tokenFile)
+		content, err := os.ReadFile(r.tokenFile)
 		if err != nil {
 			return nil, fmt.Errorf("--token-file: %w", err)
 		}
-		if a.Token = strings.TrimSpace(string(text)); a.Token == "" {
-			return nil, fmt.Errorf("--token-file: %s is empty", r.tokenFile)
-		}
+		where, text = "--token-file "+r.tokenFile, string(content)
+	}
+	if a.Token, err = token.Parse(text); err != nil {
+		return nil, fmt.Errorf("%s: %w", where, err)
 	}
 	return a, nil
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // files are the settings that name files or folders. A relative name in them is meant from the folder in which the user is.
-var files = []string{"config", "data-dir", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key"}
+var files = []string{"config", "data-dir", "token-file", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key"}
 
 // CommandLine returns the flags that were given, in a form that means the same from every folder: one word for each value,
 // and absolute file names. It has to be called before Server, which also fills in what was not given as a flag.
@@ -73,6 +73,10 @@ func (f *Flags) variable(key string) *pflag.Flag {
 	name, ours := strings.CutPrefix(key, envPrefix)
 	if !ours {
 		return nil
+	}
+	// K3s's name for --server is K3S_URL.
+	if name == "URL" {
+		name = "server"
 	}
 	return f.Lookup(strings.ReplaceAll(strings.ToLower(name), "_", "-"))
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/token"
 )
 
 // envPrefix is the prefix of a flag's environment variable: POLYMESH_DATA_DIR for --data-dir.
@@ -138,8 +139,8 @@ type Agent struct {
 
 	// Server is the URL of the API server with which the node joins: https://HOST:PORT.
 	Server string
-	// Token is a secret. Whether it is one, the server knows.
-	Token string
+	// Token is the secret with which it joins.
+	Token token.Token
 }
 
 // AddressRange is an inclusive range of addresses of one family.

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/token"
 )
 
 // example holds, for each flag, a value other than its default, and its effect on the result.
@@ -341,8 +342,12 @@ func FuzzFile(f *testing.F) {
 
 // An agent has the settings of a node, from the same places as a server's, and defines how it joins.
 func TestAgent(t *testing.T) {
-	token := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(token, []byte("K10abc::id.secret\n"), 0o600); err != nil {
+	valid, err := token.New(strings.Repeat("0a", 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokenFile, text := filepath.Join(t.TempDir(), "token"), valid.String()
+	if err := os.WriteFile(tokenFile, []byte(text+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	parse := func(environ []string, config string, args ...string) (*Agent, error) {
@@ -352,30 +357,31 @@ func TestAgent(t *testing.T) {
 		}
 		return f.Agent(environ)
 	}
-	a, err := parse([]string{"POLYMESH_NODE_NAME=worker"}, "node-label: [zone=a, rack=1]", "-s", "https://192.0.2.1", "--token-file", token, "--kubelet-arg", "max-pods=50")
+	a, err := parse([]string{"POLYMESH_NODE_NAME=worker"}, "node-label: [zone=a, rack=1]", "-s", "https://192.0.2.1", "--token-file", tokenFile, "--kubelet-arg", "max-pods=50")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.Server != "https://192.0.2.1:6443" || a.Token != "K10abc::id.secret" || a.NodeName != "worker" || !slices.Equal(a.NodeLabels, []string{"zone=a", "rack=1"}) || !slices.Equal(a.KubeletArgs, []string{"max-pods=50"}) {
+	if a.Server != "https://192.0.2.1:6443" || a.Token != valid || a.NodeName != "worker" || !slices.Equal(a.NodeLabels, []string{"zone=a", "rack=1"}) || !slices.Equal(a.KubeletArgs, []string{"max-pods=50"}) {
 		t.Errorf("%+v", a)
 	}
-	if a, err := parse([]string{"POLYMESH_TOKEN=x", "POLYMESH_SERVER=https://[2001:db8::1]:443/"}, ""); err != nil || a.Server != "https://[2001:db8::1]:443" || a.Token != "x" {
+	if a, err := parse([]string{"POLYMESH_TOKEN=" + text, "POLYMESH_URL=https://[2001:db8::1]:443/"}, ""); err != nil || a.Server != "https://[2001:db8::1]:443" || a.Token != valid {
 		t.Errorf("%+v, %v", a, err)
 	}
 	for what, c := range map[string]struct {
 		args []string
 		want string
 	}{
-		"no server":         {[]string{"--token", "x"}, "--server is missing"},
+		"no server":         {[]string{"--token", text}, "--server is missing"},
 		"no token":          {[]string{"--server", "https://a:6443"}, "a token is missing"},
-		"two tokens":        {[]string{"--server", "https://a", "--token", "x", "--token-file", token}, "exclude each other"},
-		"plain HTTP":        {[]string{"--server", "http://a:6443", "--token", "x"}, "is not the URL of a server"},
-		"a path":            {[]string{"--server", "https://a/b", "--token", "x"}, "is not the URL of a server"},
-		"credentials":       {[]string{"--server", "https://u:p@a", "--token", "x"}, "is not the URL of a server"},
-		"a port too high":   {[]string{"--server", "https://a:65536", "--token", "x"}, "is not a port"},
-		"a missing file":    {[]string{"--server", "https://a", "--token-file", token + "x"}, "no such file"},
+		"two tokens":        {[]string{"--server", "https://a", "--token", text, "--token-file", tokenFile}, "exclude each other"},
+		"plain HTTP":        {[]string{"--server", "http://a:6443", "--token", text}, "is not the URL of a server"},
+		"a path":            {[]string{"--server", "https://a/b", "--token", text}, "is not the URL of a server"},
+		"credentials":       {[]string{"--server", "https://u:p@a", "--token", text}, "is not the URL of a server"},
+		"a port too high":   {[]string{"--server", "https://a:65536", "--token", text}, "is not a port"},
+		"a missing file":    {[]string{"--server", "https://a", "--token-file", tokenFile + "x"}, "no such file"},
 		"a server's flag":   {[]string{"--cluster-cidr", "10.0.0.0/16"}, "unknown flag: --cluster-cidr"},
-		"a bad node's name": {[]string{"--server", "https://a", "--token", "x", "--node-name", "A_B"}, "--node-name"},
+		"a bad node's name": {[]string{"--server", "https://a", "--token", text, "--node-name", "A_B"}, "--node-name"},
+		"no whole token":    {[]string{"--server", "https://a", "--token", valid.Bearer()}, "--token: the token lacks the hash"},
 		"an argument":       {[]string{"https://a"}, "`polymesh agent` takes flags only"},
 	} {
 		_, err := parse(nil, "", c.args...)

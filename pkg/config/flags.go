@@ -63,15 +63,15 @@ type raw struct {
 // file, which overrides the default.
 type Flags struct {
 	*pflag.FlagSet
-	raw raw
+	raw *raw
 }
 
 // ServerFlags returns the flags of `polymesh server`, not yet parsed.
 func ServerFlags() *Flags {
-	f := &Flags{FlagSet: pflag.NewFlagSet("server", pflag.ContinueOnError)}
+	f := &Flags{FlagSet: pflag.NewFlagSet("server", pflag.ContinueOnError), raw: &raw{}}
 	f.SortFlags = false
 	f.Usage = func() {}
-	r := &f.raw
+	r := f.raw
 	f.StringVarP(&r.config, "config", "c", layout.DefaultConfigFile, "config file (YAML, keys as these flags)")
 	f.StringVarP(&r.dataDir, "data-dir", "d", string(layout.DefaultDataDir), "folder for all data")
 	f.StringVarP(&r.kubeconfig, "write-kubeconfig", "o", layout.DefaultKubeconfig, "write the administrator's kubeconfig to this file")
@@ -132,30 +132,49 @@ func nodeFlags() []string {
 
 // AgentFlags returns the flags of an agent, not yet parsed: those of every node, and K3s's for how it joins.
 func AgentFlags() *Flags {
-	f := ServerFlags()
-	agent := pflag.NewFlagSet("agent", pflag.ContinueOnError)
-	agent.SortFlags, agent.Usage = false, f.Usage
-	agent.StringVarP(&f.raw.server, "server", "s", "", "URL of a server of the cluster: https://HOST:6443")
-	agent.StringVarP(&f.raw.token, "token", "t", "", "token with which this node joins; other users of this machine can read it in the list of processes")
-	agent.StringVar(&f.raw.tokenFile, "token-file", "", "file with the token")
+	_, agent := RoleFlags()
+	return agent
+}
+
+// RoleFlags returns the flags of a server and of an agent for a command that takes either: what both have is one flag.
+func RoleFlags() (server, agent *Flags) {
+	server = ServerFlags()
+	agent = &Flags{FlagSet: pflag.NewFlagSet("agent", pflag.ContinueOnError), raw: server.raw}
+	agent.SortFlags, agent.Usage = false, server.Usage
+	agent.StringVarP(&agent.raw.server, "server", "s", "", "URL of a server of the cluster: https://HOST:6443")
+	agent.StringVarP(&agent.raw.token, "token", "t", "", "token with which this node joins; other users of this machine can read it in the list of processes")
+	agent.StringVar(&agent.raw.tokenFile, "token-file", "", "file with the token")
 	for _, name := range nodeFlags() {
-		agent.AddFlag(f.Lookup(name))
+		agent.AddFlag(server.Lookup(name))
 	}
-	f.FlagSet = agent
-	return f
+	return server, agent
+}
+
+// ParseAgent is Parse for `polymesh agent`.
+func ParseAgent(args []string, environ []string) (*Agent, error) {
+	f := AgentFlags()
+	if err := f.parse(args); err != nil {
+		return nil, err
+	}
+	return f.Agent(environ)
 }
 
 // Parse reads args (everything after `polymesh server`), the environment and the config file. It returns pflag.ErrHelp if
 // help was requested.
 func Parse(args []string, environ []string) (*Server, error) {
 	f := ServerFlags()
-	if err := f.FlagSet.Parse(args); err != nil {
-		if errors.Is(err, pflag.ErrHelp) {
-			return nil, err
-		}
-		return nil, fmt.Errorf("%w (see `polymesh server --help`)", plain(err))
+	if err := f.parse(args); err != nil {
+		return nil, err
 	}
 	return f.Server(environ)
+}
+
+func (f *Flags) parse(args []string) error {
+	err := f.FlagSet.Parse(args)
+	if err == nil || errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	return fmt.Errorf("%w (see `polymesh %s --help`)", plain(err), f.Name())
 }
 
 // Server completes the parsed flags from the environment and the config file, and validates them.

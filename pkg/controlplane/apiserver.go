@@ -73,6 +73,7 @@ func (a *APIServer) args() []string {
 		"client-ca-file":                     certs.Cert(certificate.ClientCA),
 		"enable-admission-plugins":           "NodeRestriction",
 		"enable-aggregator-routing":          "true",
+		"enable-bootstrap-token-auth":        "true",
 		"kubelet-certificate-authority":      certs.Cert(certificate.KubeletCA),
 		"kubelet-client-certificate":         certs.Cert(certificate.APIServerKubelet),
 		"kubelet-client-key":                 certs.Key(certificate.APIServerKubelet),
@@ -207,9 +208,33 @@ func (a *APIServer) Start(ctx context.Context) error {
 	kubeflags.Log(a.Name(), a.args())
 	a.Go(ctx, func(ctx context.Context) error {
 		go a.retryRoles(ctx)
-		return app.Run(ctx, completed)
+		return a.run(ctx, completed)
 	})
 	return nil
+}
+
+// run is upstream's Run (cmd/kube-apiserver/app/server.go), with our own paths.
+func (a *APIServer) run(ctx context.Context, opts options.CompletedOptions) error {
+	config, err := app.NewConfig(opts)
+	if err != nil {
+		return err
+	}
+	completed, err := config.Complete()
+	if err != nil {
+		return err
+	}
+	chain, err := app.CreateServerChain(completed)
+	if err != nil {
+		return err
+	}
+	for path, handler := range a.opts.Handlers {
+		chain.GenericAPIServer.Handler.NonGoRestfulMux.Handle(path, handler)
+	}
+	prepared, err := chain.PrepareRun()
+	if err != nil {
+		return err
+	}
+	return prepared.Run(ctx)
 }
 
 // Ready waits until /readyz returns exactly "ok": RBAC's bootstrap policy is written by a post-start hook, and earlier clients

@@ -40,11 +40,11 @@ func (c *ControllerManager) Version() string { return version.Get().GitVersion }
 
 func (c *ControllerManager) args() []string {
 	cfg, certs := c.opts.Config, c.opts.Certificates
-	return kubeflags.Merge(map[string]string{
-		"allocate-node-cidrs":              "true",
-		"cluster-cidr":                     cfg.ClusterCIDR.String(),
-		"cluster-signing-cert-file":        certs.Cert(certificate.ClientCA),
-		"cluster-signing-key-file":         certs.Key(certificate.ClientCA),
+	args := map[string]string{
+		"allocate-node-cidrs": "true",
+		"cluster-cidr":        cfg.ClusterCIDR.String(),
+		// Expired tokens are removed; the cleaner is off by default.
+		"controllers":                      "*,tokencleaner",
 		"kubeconfig":                       cfg.DataDir.Kubeconfig(c.Name()),
 		"leader-elect":                     strconv.FormatBool(c.opts.Datastore.LeaderElect),
 		"profiling":                        "false",
@@ -53,7 +53,16 @@ func (c *ControllerManager) args() []string {
 		"service-account-private-key-file": certs.ServiceAccountKey(),
 		"service-cluster-ip-range":         cfg.ServiceCIDR.String(),
 		"use-service-account-credentials":  "true",
-	}, cfg.ControllerManagerArgs)
+	}
+	// An authority for each signer, because kubelets have one of their own: with the others', a node could serve as the API server.
+	for signer, authority := range map[string]string{
+		"kubelet-serving": certificate.KubeletCA, "kubelet-client": certificate.ClientCA,
+		"kube-apiserver-client": certificate.ClientCA, "legacy-unknown": certificate.ClientCA,
+	} {
+		args["cluster-signing-"+signer+"-cert-file"] = certs.Cert(authority)
+		args["cluster-signing-"+signer+"-key-file"] = certs.Key(authority)
+	}
+	return kubeflags.Merge(args, cfg.ControllerManagerArgs)
 }
 
 // Init parses the command line.

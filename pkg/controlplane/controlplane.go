@@ -8,6 +8,7 @@ package controlplane
 
 import (
 	"net"
+	"net/http"
 	"net/netip"
 	"strconv"
 
@@ -24,6 +25,8 @@ type Options struct {
 	Certificates certificate.Store
 	// Datastore is the API server's datastore endpoint.
 	Datastore datastore.Endpoint
+	// Handlers are further paths of the API server, which authenticates and authorizes their callers (RBAC's nonResourceURLs).
+	Handlers map[string]http.Handler
 }
 
 // URL returns the API server's address for components on this machine.

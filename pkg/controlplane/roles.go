@@ -11,6 +11,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
@@ -18,6 +19,13 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/join"
+)
+
+// Roles of machines that join, and of nodes.
+const (
+	agentJoinRole = "system:polymesh:agent-join"
+	memberRole    = "system:polymesh:member"
 )
 
 // rolesTimeout limits each request for a role: upstream's library takes no context.
@@ -45,6 +53,13 @@ func clusterRoles() []rbacv1.ClusterRole {
 			// Used by client-go's recorder (recordEvent in k8s.io/client-go, tools/record/event.go).
 			{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 		}},
+		{ObjectMeta: defaults(agentJoinRole), Rules: []rbacv1.PolicyRule{
+			{NonResourceURLs: []string{join.AgentPath}, Verbs: []string{"post"}},
+		}},
+		{ObjectMeta: defaults(memberRole), Rules: []rbacv1.PolicyRule{
+			{NonResourceURLs: []string{join.ClusterPath}, Verbs: []string{"get"}},
+			{NonResourceURLs: []string{join.LeavePath}, Verbs: []string{"post"}},
+		}},
 		// Only for kube-system: see roleBindings. A create cannot be restricted by name.
 		{ObjectMeta: defaults(certificate.NodeResyncUser), Rules: []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"services"}, Verbs: []string{"list", "create", "delete"}},
@@ -67,17 +82,25 @@ func roleBindings() []rbacv1.RoleBinding {
 // upstream's role, which upstream binds to no one, because the user name is the installer's choice
 // (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#other-component-roles).
 func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
-	bind := func(name, role, user string) rbacv1.ClusterRoleBinding {
-		return rbacv1.ClusterRoleBinding{
-			ObjectMeta: defaults(name),
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
-			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}},
+	to := func(kind string) func(name, role, subject string) rbacv1.ClusterRoleBinding {
+		return func(name, role, subject string) rbacv1.ClusterRoleBinding {
+			return rbacv1.ClusterRoleBinding{
+				ObjectMeta: defaults(name),
+				RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+				Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: kind, Name: subject}},
+			}
 		}
 	}
+	bind, bindGroup := to(rbacv1.UserKind), to(rbacv1.GroupKind)
 	return []rbacv1.ClusterRoleBinding{
 		bind("system:polymesh:kube-apiserver-kubelet-client", "system:kubelet-api-admin", certificate.APIServerKubeletUser),
 		bind(certificate.ImagePolicyUser, certificate.ImagePolicyUser, certificate.ImagePolicyUser),
 		bind(certificate.LoadBalancerUser, certificate.LoadBalancerUser, certificate.LoadBalancerUser),
+		bindGroup(agentJoinRole, agentJoinRole, join.AgentGroup),
+		// A node has one identity, which its proxy uses too. kube-controller-manager approves that it renews its client certificate.
+		bindGroup(memberRole, memberRole, user.NodesGroup),
+		bindGroup("system:polymesh:node-proxier", "system:node-proxier", user.NodesGroup),
+		bindGroup("system:polymesh:node-client-renewal", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", user.NodesGroup),
 	}
 }
 

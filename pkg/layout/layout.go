@@ -110,6 +110,18 @@ func (d DataDir) PodNetwork() string { return filepath.Base(d.Run()) + "-pods" }
 // TLS returns the folder of the control plane's certificates.
 func (d DataDir) TLS() string { return d.Server("tls") }
 
+// NodePKI returns the folder of a node's own certificates, which the kubelet renews.
+func (d DataDir) NodePKI() string { return d.Agent("pki") }
+
+// NodeKubeconfig returns the kubeconfig of the node's own identity, on an agent.
+func (d DataDir) NodeKubeconfig() string { return d.Agent("cred", "node.kubeconfig") }
+
+// Membership returns the file with the settings of the cluster that an agent has joined.
+func (d DataDir) Membership() string { return d.Agent("cluster.json") }
+
+// NodeToken returns the file with the token with which machines join.
+func (d DataDir) NodeToken() string { return d.Server("node-token") }
+
 // Kubeconfig returns the kubeconfig of a component.
 func (d DataDir) Kubeconfig(component string) string {
 	return d.Server("cred", component+".kubeconfig")

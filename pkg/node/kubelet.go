@@ -53,7 +53,7 @@ func (k *Kubelet) args() []string {
 		"kubeconfig":        k.opts.Identity.Kubelet,
 		"node-ip":           k.opts.IP.String(),
 		"root-dir":          k.opts.Settings.DataDir.Kubelet(),
-		"cert-dir":          k.opts.Settings.DataDir.Agent("pki"),
+		"cert-dir":          k.opts.Settings.DataDir.NodePKI(),
 	}
 	if labels := k.opts.Settings.NodeLabels; len(labels) > 0 {
 		flags["node-labels"] = strings.Join(labels, ",")
@@ -97,8 +97,12 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.MaxParallelImagePulls = ptr[int32](4)
 	c.StaticPodPath = cfg.DataDir.Agent("pod-manifests")
 	c.TLSCipherSuites, c.TLSMinVersion = certificate.CipherSuites(), certificate.MinVersion
-	c.TLSCertFile = identity.ServingCert
-	c.TLSPrivateKeyFile = identity.ServingKey
+	if identity.ServingCert != "" {
+		c.TLSCertFile, c.TLSPrivateKeyFile = identity.ServingCert, identity.ServingKey
+	} else {
+		// The kubelet renews its certificates, from those of joining on.
+		c.RotateCertificates, c.ServerTLSBootstrap = true, true
+	}
 	c.VolumePluginDir = cfg.DataDir.Agent("volume-plugins")
 	// The time for pods to terminate before the machine shuts down.
 	c.ShutdownGracePeriod = metav1.Duration{Duration: 60 * time.Second}

@@ -49,6 +49,7 @@ type Identity struct {
 	Kubelet, Proxy string
 	// Resync is a kubeconfig that may create, list and delete Services in kube-system: see serviceRules.
 	Resync string
-	// ClientCA is the authority with which the kubelet verifies the API server; ServingCert and ServingKey are its serving certificate.
+	// ClientCA is the authority with which the kubelet verifies its clients; ServingCert and ServingKey are its serving certificate.
+	// Without one the kubelet renews its certificates itself, in layout.DataDir.NodePKI.
 	ClientCA, ServingCert, ServingKey string
 }

@@ -47,7 +47,8 @@ func Failed(results []Result) error {
 // Server checks that a server with this configuration can run here, in the order in which a user would fix problems. need is the
 // disk space in bytes that it needs at least in the data dir.
 func Server(cfg *config.Server, need uint64) []Result {
-	results := append(Node(&cfg.Node, need),
+	results := append([]Result{{"role", notAgent(cfg.DataDir)}}, Node(&cfg.Node, need)...)
+	results = append(results,
 		Result{"kubeconfig", Writable(filepath.Dir(cfg.Kubeconfig), 0)},
 		Result{"API server's port", apiServerPort(cfg)},
 		Result{"public keys", publicKeys(cfg.ImagePolicyKeys)},
@@ -56,6 +57,27 @@ func Server(cfg *config.Server, need uint64) []Result {
 		results = append(results, Result{"image policy's port", free("the image policy", loopback(), layout.ImagePolicyPort, "")})
 	}
 	return results
+}
+
+// Agent is Server for an agent.
+func Agent(cfg *config.Agent, need uint64) []Result {
+	return append([]Result{{"role", notServer(cfg.DataDir)}}, Node(&cfg.Node, need)...)
+}
+
+// notServer rejects the data dir of a server: the agent would run beside, or instead of, the cluster that is in it.
+func notServer(dataDir layout.DataDir) error {
+	if _, err := os.Stat(dataDir.TLS()); err == nil {
+		return fmt.Errorf("%s is the data dir of a server: start `polymesh server`, choose another --data-dir, or remove that cluster with `polymesh reset`", dataDir)
+	}
+	return nil
+}
+
+// notAgent rejects the data dir of an agent.
+func notAgent(dataDir layout.DataDir) error {
+	if _, err := os.Stat(dataDir.Membership()); err == nil {
+		return fmt.Errorf("%s is the data dir of an agent: start `polymesh agent`, choose another --data-dir, or let this node leave its cluster with `polymesh reset`", dataDir)
+	}
+	return nil
 }
 
 // Node checks what every node needs.
@@ -77,7 +99,7 @@ func Node(cfg *config.Node, need uint64) []Result {
 
 func root() error {
 	if os.Geteuid() != 0 {
-		return errors.New("a server needs root, because it creates containers and network rules: run it with sudo")
+		return errors.New("a node needs root, because it creates containers and network rules: run it with sudo")
 	}
 	return nil
 }
@@ -136,7 +158,7 @@ func notRunning(dataDir layout.DataDir) error {
 		return fmt.Errorf("check the lock of %s: %w", dataDir, err)
 	}
 	if lock.Held {
-		return fmt.Errorf("a server is already running on %s: see `polymesh status`, or choose another --data-dir", dataDir)
+		return fmt.Errorf("a node is already running on %s: see `polymesh status`, or choose another --data-dir", dataDir)
 	}
 	return nil
 }

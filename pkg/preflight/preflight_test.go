@@ -137,7 +137,7 @@ func TestRunningServerIsSeen(t *testing.T) {
 		t.Skip("cannot create a run directory here: ", err)
 	}
 	defer os.RemoveAll(dataDir.Run())
-	wantError(t, "a running server", notRunning(dataDir), "a server is already running on "+string(dataDir)+": see `polymesh status`, or choose another --data-dir")
+	wantError(t, "a running server", notRunning(dataDir), "a node is already running on "+string(dataDir)+": see `polymesh status`, or choose another --data-dir")
 	lock.Release()
 	wantError(t, "one that has ended", notRunning(dataDir), "")
 }

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/datadir"
+	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"
@@ -33,6 +34,8 @@ import (
 type Options struct {
 	DataDir    layout.DataDir
 	Kubeconfig string
+	// Force removes an agent although it cannot leave its cluster.
+	Force bool
 }
 
 const (
@@ -48,6 +51,7 @@ type Plan struct {
 	Remove, Leave []string
 
 	kubeconfigs []string // those to be removed
+	force       bool
 	marker      *datadir.Marker
 	// network is set if interfaces and rules of this network namespace are this data dir's.
 	network bool
@@ -60,7 +64,7 @@ func Look(ctx context.Context, o Options) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{DataDir: dataDir}
+	p := &Plan{DataDir: dataDir, force: o.Force}
 	if _, err := os.Stat(string(dataDir)); errors.Is(err, fs.ErrNotExist) {
 		return p, nil
 	}
@@ -108,6 +112,9 @@ func (p *Plan) planServer(ctx context.Context) error {
 	p.unit = unitOf(ctx, p.DataDir)
 	if p.unit != "" {
 		p.Remove = append(p.Remove, "the systemd unit "+p.unit+" (stopped, not removed)")
+	}
+	if node, server, ok := join.Member(p.DataDir); ok {
+		p.Remove = append(p.Remove, fmt.Sprintf("the node %s from the cluster of %s", node, server))
 	}
 	lock, err := datadir.Look(p.DataDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -252,10 +259,11 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 	if len(p.Remove) == 0 {
 		return nil
 	}
-	steps := []struct {
+	type step struct {
 		name string
 		do   func(context.Context) error
-	}{
+	}
+	steps := []step{
 		{"server stopped", p.stopServer},
 		{"containers stopped", p.stopContainers},
 		{"file systems unmounted", p.unmount},
@@ -264,11 +272,18 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 		{"cgroups removed", p.removeCgroups},
 		{"data removed", p.removeData},
 	}
+	if _, _, ok := join.Member(p.DataDir); ok {
+		steps = slices.Insert(steps, 1, step{"left the cluster", p.leave})
+	}
 	var failures []error
 	for _, step := range steps {
 		if err := step.do(ctx); err != nil {
 			failures = append(failures, err)
 			fmt.Fprintf(out, "✗ %s: %v\n", step.name, err)
+			var left *stillMemberError
+			if errors.As(err, &left) {
+				return errors.New("the node is stopped, and nothing was removed")
+			}
 			continue
 		}
 		fmt.Fprintf(out, "✓ %s\n", step.name)
@@ -281,6 +296,26 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 	}
 	if len(failures) > 0 {
 		return errors.New("not everything could be removed: see above, then run `polymesh reset` again")
+	}
+	return nil
+}
+
+// stillMemberError means that an agent could not leave its cluster.
+type stillMemberError struct{ error }
+
+// leaveTimeout is how long a server may take to remove a node.
+const leaveTimeout = 15 * time.Second
+
+// leave removes an agent's node from its cluster: after this, its certificate is gone.
+func (p *Plan) leave(ctx context.Context) error {
+	node, server, ok := join.Member(p.DataDir)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	if err := join.Leave(ctx, p.DataDir, server); err != nil && !p.force {
+		return &stillMemberError{fmt.Errorf("%s: %w: run `polymesh reset` again when the server answers, or add --force, and remove the node on a server with `polymesh kubectl delete node %s`", server, err, node)}
 	}
 	return nil
 }

@@ -15,7 +15,9 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/leader"
 	"polymesh.dev/polymesh/pkg/controlplane/loadbalancer"
 	"polymesh.dev/polymesh/pkg/controlplane/noderole"
+	"polymesh.dev/polymesh/pkg/controlplane/servingcert"
 	"polymesh.dev/polymesh/pkg/imagestore"
+	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
@@ -29,7 +31,14 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	certs := certificate.Store(dir.TLS())
 	kubeconfig := dir.Kubeconfig("polymesh")
 	var store datastore.Store = datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
-	plane := controlplane.Options{Config: s.cfg, NodeIP: s.ip, Certificates: certs, Datastore: store.Endpoint()}
+	joining := join.NewServer(join.Options{
+		Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Log: s.Log,
+		Cluster: join.Cluster{
+			ClusterCIDR: s.cfg.ClusterCIDR, ServiceCIDR: s.cfg.ServiceCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain,
+			APIServiceIP: s.cfg.APIServiceIP(),
+		},
+	})
+	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers()}
 	machine := s.node()
 
 	certificates := m.Add(s.renewal)
@@ -39,37 +48,41 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
 	// If the user sets another API server configuration, with a KMS for example, Secrets use keys that we do not know.
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
-		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint()}, s.log), api)
+		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint()}, s.Log), api)
 	}
 	controllers := m.Add(controlplane.NewControllerManager(plane), api)
 	m.Add(controlplane.NewScheduler(plane), api)
 	m.Add(node.NewKubelet(machine), api, images, controllers)
 	m.Add(node.NewProxy(machine), api)
 	up = m.Add(node.NewNetwork(machine), api, controllers)
-	m.Add(noderole.New(noderole.Options{Node: s.name, Kubeconfig: kubeconfig, Log: s.log}), api)
+	m.Add(joining, api)
+	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Log: s.Log}), api)
 	m.Add(imagepolicy.New(imagepolicy.Options{
 		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs, Port: layout.ImagePolicyPort,
 		Open:        func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
-		RegistryDir: dir.RegistryDir(), Log: s.log,
+		RegistryDir: dir.RegistryDir(), Log: s.Log,
 	}), api, images)
 
 	// The rest is cluster-wide and runs on one server.
 	var leadership component.Leadership
 	if store.Endpoint().LeaderElect {
-		l := leader.New(leader.Options{Identity: s.name + "_" + rand.Text(), Kubeconfig: kubeconfig, Log: s.log})
+		l := leader.New(leader.Options{Identity: s.Name + "_" + rand.Text(), Kubeconfig: kubeconfig, Log: s.Log})
 		leadership, api = l, m.Add(l, api)
 	}
 	elected := func(build func() component.Component) {
-		m.Add(component.Elected(leadership, build, s.log), api)
+		m.Add(component.Elected(leadership, build, s.Log), api)
 	}
+	elected(func() component.Component {
+		return servingcert.New(servingcert.Options{Kubeconfig: kubeconfig, ServiceCIDR: s.cfg.ServiceCIDR, Log: s.Log})
+	})
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage, config.NetworkPolicy} {
 		elected(func() component.Component { return s.addon(name, kubeconfig, machine.Nameservers) })
 	}
 	if s.cfg.Enabled(config.ServiceLB) {
 		elected(func() component.Component {
 			return loadbalancer.New(loadbalancer.Options{
-				Kubeconfig: dir.Kubeconfig("servicelb"), NodeName: s.name, Addresses: s.addresses(), LinkAlias: s.marker.Alias(),
-				Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.log,
+				Kubeconfig: dir.Kubeconfig("servicelb"), NodeName: s.Name, Addresses: s.addresses(), LinkAlias: s.Marker.Alias(),
+				Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.Log,
 			})
 		})
 	}
@@ -77,7 +90,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		elected(func() component.Component {
 			return install.New(install.Options{
 				Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain,
-				GatewayAPI: s.programs.Path("manifests/gateway-api.yaml"), Log: s.log,
+				GatewayAPI: s.Programs.Path("manifests/gateway-api.yaml"), Log: s.Log,
 			})
 		})
 	}
@@ -88,31 +101,31 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 func (s *server) node() node.Options {
 	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
 	return node.Options{
-		Settings: s.cfg.Node, Name: s.name, IP: s.ip,
+		Settings: s.cfg.Node, Name: s.Name, IP: s.IP,
 		ClusterCIDR: s.cfg.ClusterCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, APIServiceIP: s.cfg.APIServiceIP(),
 		Identity: node.Identity{
 			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"), Resync: dir.Kubeconfig("node-resync"),
 			ClientCA: certs.Cert(certificate.ClientCA), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),
 		},
-		Programs: s.programs, Manifest: s.manifest, Session: node.NewSession(dir), Marker: s.marker, Lock: s.lock,
-		Nameservers: node.NewNameservers(s.cfg.Node, s.log), Log: s.log,
+		Programs: s.Programs, Manifest: s.Manifest, Session: node.NewSession(dir), Marker: s.Marker, Lock: s.Lock,
+		Nameservers: node.NewNameservers(s.cfg.Node, s.Log), Log: s.Log,
 	}
 }
 
 // addon returns an add-on; a disabled one is added too, so that an earlier installation is removed.
 func (s *server) addon(name config.Addon, kubeconfig string, names *node.Nameservers) component.Component {
 	return addon.New(addon.Options{
-		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Image: s.manifest.Image,
+		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Image: s.Manifest.Image,
 		ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, Nameservers: names.Servers,
-		NodeName: s.name, NodeAddress: s.ip, StorageDir: s.cfg.DataDir.Storage(),
-		KubeletCA: certificate.Store(s.cfg.DataDir.TLS()).Cert(certificate.KubeletCA), Log: s.log,
+		NodeName: s.Name, NodeAddress: s.IP, StorageDir: s.cfg.DataDir.Storage(),
+		KubeletCA: certificate.Store(s.cfg.DataDir.TLS()).Cert(certificate.KubeletCA), Log: s.Log,
 	})
 }
 
 // addresses returns the addresses of LoadBalancer services, external one first.
 func (s *server) addresses() []netip.Addr {
-	if s.cfg.ExternalIP.IsValid() && s.cfg.ExternalIP != s.ip {
-		return []netip.Addr{s.cfg.ExternalIP, s.ip}
+	if s.cfg.ExternalIP.IsValid() && s.cfg.ExternalIP != s.IP {
+		return []netip.Addr{s.cfg.ExternalIP, s.IP}
 	}
-	return []netip.Addr{s.ip}
+	return []netip.Addr{s.IP}
 }

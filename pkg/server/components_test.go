@@ -10,11 +10,11 @@ import (
 	"strings"
 	"testing"
 
-	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/payload"
+	"polymesh.dev/polymesh/pkg/process"
 )
 
 // The components and their order are also documented in docs/understand/architecture.md.
@@ -22,13 +22,13 @@ func TestComponentsOfAServer(t *testing.T) {
 	table := componentTable(t)
 	for args, want := range map[string][]string{
 		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
-			"pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
+			"pod-network", "join", "node-role", "image-policy", "serving-certificates", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
 		// A disabled add-on stays in the list to be removed; components with nothing to remove are left out.
 		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy"},
+			"kubelet", "kube-proxy", "pod-network", "join", "node-role", "image-policy", "serving-certificates", "coredns", "metrics-server", "local-storage", "network-policy"},
 		// An encryption configuration that is not ours is ignored: its keys are unknown here.
 		"--kube-apiserver-arg=encryption-provider-config=/kms.yaml": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
+			"kubelet", "kube-proxy", "pod-network", "join", "node-role", "image-policy", "serving-certificates", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
 	} {
 		empty := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {
@@ -39,8 +39,9 @@ func TestComponentsOfAServer(t *testing.T) {
 			t.Fatal(err)
 		}
 		log := slog.New(slog.DiscardHandler)
-		s := &server{cfg: cfg, log: log, name: "n1", ip: netip.MustParseAddr("192.0.2.1"), programs: payload.Dir(t.TempDir()), manifest: &payload.Manifest{}, marker: &datadir.Marker{}}
-		s.renewal = certificate.NewRenewal(certificate.Options{}, nil, log)
+		s := newServer(cfg, &process.Process{
+			Name: "n1", IP: netip.MustParseAddr("192.0.2.1"), Programs: payload.Dir(t.TempDir()), Manifest: &payload.Manifest{}, Marker: &datadir.Marker{}, Log: log,
+		})
 		m := component.NewManager(log)
 		s.addComponents(m)
 		var got []string

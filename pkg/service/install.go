@@ -14,7 +14,6 @@ import (
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/progress"
@@ -25,7 +24,7 @@ import (
 type Options struct {
 	// File is the shipped file.
 	File string
-	// Settings are what the service runs `polymesh server` with; nil for those of the last install.
+	// Settings are what the service runs with; nil for those of the last install.
 	Settings *Settings
 	// FileOnly installs the file and its links, and no service.
 	FileOnly bool
@@ -39,7 +38,8 @@ type Plan struct {
 
 	record *record
 	files  []*file
-	cfg    *config.Server // nil without a service
+	node   *Node // nil without a service
+	role   Role
 	args   []string
 	before state
 	id     string // of the shipped file's payload
@@ -84,10 +84,10 @@ func (m *Machine) Plan(ctx context.Context, o Options) (*Plan, error) {
 				return nil, err
 			}
 		}
-		if p.cfg, err = settings.check(); err != nil {
+		if p.node, err = settings.check(); err != nil {
 			return nil, err
 		}
-		p.args = settings.Args
+		p.role, p.args = settings.Role, settings.Args
 	}
 	if err := m.planProgram(p, o.File); err != nil {
 		return nil, err
@@ -210,7 +210,7 @@ func (m *Machine) planUnit(p *Plan, settings *Settings, kept bool) error {
 	if err != nil {
 		return err
 	}
-	unit, err := unitFile(settings.Args)
+	unit, err := unitFile(settings.Role, settings.Args)
 	if err != nil {
 		return err
 	}
@@ -337,7 +337,7 @@ func (m *Machine) write(ctx context.Context, p *Plan, steps *progress.Steps) err
 			p.record.Files[f.path] = []fingerprint{f.want}
 		}
 		if f.path == Unit && p.record.owns(Unit) {
-			p.record.Args = p.args
+			p.record.Role, p.record.Args = p.role, p.args
 		}
 		if f.action != Unchanged && f.link == "" && p.before.runs() {
 			p.record.Stale = p.before.invocation
@@ -420,7 +420,7 @@ func (m *Machine) copyProgram(r *record, f *file) error {
 
 // waitsFor is what the server says of its start.
 func (p *Plan) waitsFor(ctx context.Context) string {
-	report, err := status.Ask(ctx, p.cfg.DataDir.StatusSocket())
+	report, err := status.Ask(ctx, p.node.DataDir.StatusSocket())
 	if err != nil {
 		return "waiting for the server to answer"
 	}

@@ -27,7 +27,8 @@ type record struct {
 	Files map[string][]fingerprint `json:"files"`
 	// Partial are files that were on their way to one of these paths.
 	Partial []string `json:"partial,omitempty"`
-	// Args are those of the service's `polymesh server`.
+	// Role is the service's, and Args are its arguments.
+	Role Role     `json:"role,omitempty"`
 	Args []string `json:"args,omitempty"`
 	// Stale is systemd's invocation ID of a server that was running when its file, unit or environment was changed: it still
 	// runs the old ones.

@@ -32,18 +32,47 @@ const (
 var links = []string{"/usr/local/bin/kubectl", "/usr/local/bin/istioctl"}
 
 // ErrNoSystemd is returned where a service is asked for and systemd does not run.
-var ErrNoSystemd = errors.New("systemd does not run on this machine, so there is no service to install: `polymesh install --no-service` installs the file alone, and the machine's own service manager can run `polymesh server`")
+var ErrNoSystemd = errors.New("systemd does not run on this machine, so there is no service to install: `polymesh install --no-service` installs the file alone, and the machine's own service manager can run `polymesh server` or `polymesh agent`")
 
-// Settings are what the service runs `polymesh server` with.
+// Role is what the service runs: `polymesh server` or `polymesh agent`.
+type Role string
+
+const (
+	Server Role = "server"
+	Agent  Role = "agent"
+)
+
+// Settings are what the service runs with.
 type Settings struct {
-	// Args follow `polymesh server`. They can be read by every user of the machine.
+	Role Role
+	// Args follow `polymesh server`, or `polymesh agent`. They can be read by every user of the machine.
 	Args []string
 	// Environment are variables, NAME=value. They lie in a file that only root can read.
 	Environment []string
 }
 
-// check refuses what `polymesh server` would refuse.
-func (s *Settings) check() (*config.Server, error) { return config.Parse(s.Args, s.Environment) }
+// Node is what the service's settings say of its node.
+type Node struct {
+	*config.Node
+	// Kubeconfig is where a server writes the administrator's; empty for an agent.
+	Kubeconfig string
+}
+
+// check refuses what `polymesh server`, or agent, would refuse.
+func (s *Settings) check() (*Node, error) {
+	if s.Role == Agent {
+		cfg, err := config.ParseAgent(s.Args, s.Environment)
+		if err != nil {
+			return nil, err
+		}
+		return &Node{&cfg.Node, ""}, nil
+	}
+	cfg, err := config.Parse(s.Args, s.Environment)
+	if err != nil {
+		return nil, err
+	}
+	return &Node{&cfg.Node, cfg.Kubeconfig}, nil
+}
 
 // Machine is where Polymesh is, or will be, installed. The zero value is this machine.
 type Machine struct {
@@ -68,8 +97,8 @@ func (m *Machine) HasSystemd() bool {
 	return err == nil
 }
 
-// Installed returns what the service runs `polymesh server` with, and false where no service was installed.
-func (m *Machine) Installed() (*config.Server, bool, error) {
+// Installed returns what the service runs with, and false where no service was installed.
+func (m *Machine) Installed() (*Node, bool, error) {
 	r, err := m.readRecord()
 	if err != nil || !r.owns(Unit) {
 		return nil, false, err
@@ -88,7 +117,11 @@ func (m *Machine) settings(r *record) (*Settings, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Settings{Args: r.Args, Environment: environment}, nil
+	role := r.Role
+	if role == "" {
+		role = Server // of a version that had no agents
+	}
+	return &Settings{Role: role, Args: r.Args, Environment: environment}, nil
 }
 
 // Action is what happens to one thing.

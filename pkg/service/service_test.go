@@ -152,7 +152,7 @@ func TestUnit(t *testing.T) {
 		"plain":   nil,
 		"hostile": {"--mesh-profile=demo", "--kubelet-arg=feature-gates=A=true,B=false", `--node-label=a=$HOME %h "b" \c`, "--tls-san=ünïcode", "--node-name=a b", "--config=/etc/x;y"},
 	} {
-		got, err := unitFile(args)
+		got, err := unitFile(Server, args)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -165,7 +165,7 @@ func TestUnit(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"a\nExecStartPre=/bin/evil", "a\x00", "\x1b[2J", "\xff", "a\u0085b"} {
-		if _, err := unitFile([]string{"--node-name=" + bad}); err == nil || !strings.Contains(err.Error(), "control characters") {
+		if _, err := unitFile(Server, []string{"--node-name=" + bad}); err == nil || !strings.Contains(err.Error(), "control characters") {
 			t.Errorf("%q: %v", bad, err)
 		}
 		if _, err := environmentFile([]string{"POLYMESH_NODE_NAME=" + bad}); err == nil {
@@ -182,7 +182,7 @@ func TestSystemdTakesTheUnit(t *testing.T) {
 	}
 	m := machine(t)
 	args := []string{"--node-label=a=$HOME %h \"b\" \\c", "--mesh-profile=demo"}
-	text, err := unitFile(args)
+	text, err := unitFile(Server, args)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestInstallAndUninstall(t *testing.T) {
 	m := offline(t)
 	before := tree(t, m)
 	file := shipped(t, "1")
-	o := Options{File: file, Settings: &Settings{Args: []string{"--mesh-profile=demo"}, Environment: []string{"POLYMESH_NODE_NAME=secret"}}}
+	o := Options{File: file, Settings: &Settings{Role: Server, Args: []string{"--mesh-profile=demo"}, Environment: []string{"POLYMESH_NODE_NAME=secret"}}}
 	dry, err := m.Plan(t.Context(), o)
 	if err != nil || !same(before, tree(t, m)) {
 		t.Fatalf("a plan: %v, %v", err, tree(t, m))
@@ -248,11 +248,11 @@ func TestInstallAndUninstall(t *testing.T) {
 			t.Errorf("a second time: %v", p.Changes)
 		}
 	}
-	if cfg, ok, err := m.Installed(); err != nil || !ok || cfg.MeshProfile != "demo" || cfg.NodeName != "secret" {
+	if cfg, ok, err := m.Installed(); err != nil || !ok || cfg.NodeName != "secret" {
 		t.Errorf("%+v, %v, %v", cfg, ok, err)
 	}
 	// Other settings take the place of the old ones, and a newer file keeps them.
-	p = install(t, m, Options{File: shipped(t, "2"), Settings: &Settings{Args: []string{"--mesh-profile=minimal"}}})
+	p = install(t, m, Options{File: shipped(t, "2"), Settings: &Settings{Role: Server, Args: []string{"--mesh-profile=minimal"}}})
 	if actionOn(p.Changes, Program) != Replace || actionOn(p.Changes, Unit) != Replace || actionOn(p.Changes, EnvironmentFile) != Delete {
 		t.Errorf("%v", p.Changes)
 	}
@@ -275,10 +275,10 @@ func TestRefusedBeforeAnythingIsWritten(t *testing.T) {
 	file := shipped(t, "1")
 	foreign := write(t, "no shipped file", 0o755, t.TempDir(), "polymesh")
 	for want, o := range map[string]Options{
-		"--mesh-profile":     {File: file, Settings: &Settings{Args: []string{"--mesh-profile=no-such"}}},
-		"unknown flag":       {File: file, Settings: &Settings{Args: []string{"--no-such"}}},
-		"control characters": {File: file, Settings: &Settings{Args: []string{"--resolv-conf=/a\nb"}}},
-		"--cluster-cidr":     {File: file, Settings: &Settings{Environment: []string{"POLYMESH_CLUSTER_CIDR=x"}}},
+		"--mesh-profile":     {File: file, Settings: &Settings{Role: Server, Args: []string{"--mesh-profile=no-such"}}},
+		"unknown flag":       {File: file, Settings: &Settings{Role: Server, Args: []string{"--no-such"}}},
+		"control characters": {File: file, Settings: &Settings{Role: Server, Args: []string{"--resolv-conf=/a\nb"}}},
+		"--cluster-cidr":     {File: file, Settings: &Settings{Role: Server, Environment: []string{"POLYMESH_CLUSTER_CIDR=x"}}},
 		"carries no payload": {File: foreign},
 	} {
 		if _, err := m.Install(t.Context(), o, progress.New(io.Discard)); err == nil || !strings.Contains(err.Error(), want) {
@@ -330,7 +330,7 @@ func TestPlacesOfOthers(t *testing.T) {
 			m := offline(t)
 			plant(t, m)
 			before := tree(t, m)
-			_, err := m.Install(t.Context(), Options{File: file, Settings: &Settings{}}, progress.New(io.Discard))
+			_, err := m.Install(t.Context(), Options{File: file, Settings: &Settings{Role: Server}}, progress.New(io.Discard))
 			if err == nil {
 				t.Error("no error")
 			}
@@ -356,7 +356,7 @@ func TestPlacesOfOthers(t *testing.T) {
 func TestChangedSince(t *testing.T) {
 	m := offline(t)
 	file := shipped(t, "1")
-	install(t, m, Options{File: file, Settings: &Settings{Args: []string{"--mesh-profile=demo"}}})
+	install(t, m, Options{File: file, Settings: &Settings{Role: Server, Args: []string{"--mesh-profile=demo"}}})
 	write(t, "[Service]\nExecStart=/usr/local/bin/polymesh server --debug\n", 0o644, m.path(Unit))
 	write(t, "[Service]\n", 0o644, m.path(dropIns), "mine.conf")
 	if err := errors.Join(os.Remove(m.path("/usr/local/bin/kubectl")), os.Symlink("/opt/kubectl", m.path("/usr/local/bin/kubectl"))); err != nil {
@@ -367,7 +367,7 @@ func TestChangedSince(t *testing.T) {
 	if actionOn(p.Changes, Program) != Replace || actionOn(p.Changes, Unit) != Leave {
 		t.Errorf("%v", p.Changes)
 	}
-	_, err := m.Plan(t.Context(), Options{File: file, Settings: &Settings{}})
+	_, err := m.Plan(t.Context(), Options{File: file, Settings: &Settings{Role: Server}})
 	if err == nil || !strings.Contains(err.Error(), "has been changed since it was installed") || !strings.Contains(err.Error(), "systemctl edit polymesh") {
 		t.Errorf("error is %v", err)
 	}
@@ -428,8 +428,8 @@ func TestProgramCopiedByHand(t *testing.T) {
 // An install that ends after any of its writes is finished by the next one, and undone by an uninstall.
 func TestInterruptedInstall(t *testing.T) {
 	one, two := shipped(t, "1"), shipped(t, "2")
-	first := Options{File: one, Settings: &Settings{Args: []string{"--mesh-profile=demo"}, Environment: []string{"POLYMESH_NODE_NAME=a"}}}
-	second := Options{File: two, Settings: &Settings{Args: []string{"--mesh-profile=minimal"}, Environment: []string{"POLYMESH_NODE_NAME=b"}}}
+	first := Options{File: one, Settings: &Settings{Role: Server, Args: []string{"--mesh-profile=demo"}, Environment: []string{"POLYMESH_NODE_NAME=a"}}}
+	second := Options{File: two, Settings: &Settings{Role: Server, Args: []string{"--mesh-profile=minimal"}, Environment: []string{"POLYMESH_NODE_NAME=b"}}}
 	for end := range 8 {
 		for _, finish := range []bool{true, false} {
 			m := offline(t)
@@ -507,7 +507,7 @@ func TestInstalledByAnEarlierMakeUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, strings.Join([]string{Program, Unit, "/usr/local/bin/kubectl", "/usr/bin/mine"}, "\n")+"\n", 0o644, m.path(makeUpList))
-	p := install(t, m, Options{File: shipped(t, "2"), Settings: &Settings{}})
+	p := install(t, m, Options{File: shipped(t, "2"), Settings: &Settings{Role: Server}})
 	if actionOn(p.Changes, Program) != Replace || actionOn(p.Changes, Unit) != Replace {
 		t.Errorf("%v", p.Changes)
 	}

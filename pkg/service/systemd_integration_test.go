@@ -147,7 +147,7 @@ func TestSystemd(t *testing.T) {
 		return write(t, server+string(text), 0o755, t.TempDir(), "polymesh")
 	}
 	named := func(name string) *Settings {
-		return &Settings{Args: []string{"--node-label=a=b"}, Environment: []string{"POLYMESH_NODE_NAME=" + name}}
+		return &Settings{Role: Server, Args: []string{"--node-label=a=b"}, Environment: []string{"POLYMESH_NODE_NAME=" + name}}
 	}
 	now := func() state {
 		t.Helper()

@@ -26,7 +26,7 @@ After=network-online.target
 Type=notify
 EnvironmentFile=-/etc/default/polymesh
 EnvironmentFile=-%s
-ExecStart=%s server%s
+ExecStart=%s %s%s
 KillMode=process
 Delegate=yes
 LimitNOFILE=1048576
@@ -41,8 +41,8 @@ RestartSec=5s
 WantedBy=multi-user.target
 `
 
-// unitFile renders the unit of a server with these arguments.
-func unitFile(args []string) ([]byte, error) {
+// unitFile renders the unit of a server, or an agent, with these arguments.
+func unitFile(role Role, args []string) ([]byte, error) {
 	var words strings.Builder
 	for _, arg := range args {
 		quoted, err := quoteArgument(arg)
@@ -51,7 +51,7 @@ func unitFile(args []string) ([]byte, error) {
 		}
 		words.WriteString(" \\\n    " + quoted)
 	}
-	return fmt.Appendf(nil, unitTemplate, EnvironmentFile, Program, words.String()), nil
+	return fmt.Appendf(nil, unitTemplate, EnvironmentFile, Program, role, words.String()), nil
 }
 
 var plainWord = regexp.MustCompile(`^[-A-Za-z0-9_=+,./:@]+$`)

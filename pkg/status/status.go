@@ -45,8 +45,13 @@ type Component struct {
 	InServer bool `json:"inServer"`
 }
 
+// Source is where the states come from: a component.Manager.
+type Source interface {
+	Status(ctx context.Context) []component.Status
+}
+
 // Serve serves the status on the socket until ctx ends.
-func Serve(ctx context.Context, socket string, base Report, manager *component.Manager) error {
+func Serve(ctx context.Context, socket string, base Report, source Source) error {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o711); err != nil {
 		return err
 	}
@@ -63,7 +68,7 @@ func Serve(ctx context.Context, socket string, base Report, manager *component.M
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(report(r.Context(), base, manager))
+		_ = json.NewEncoder(w).Encode(report(r.Context(), base, source))
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	context.AfterFunc(ctx, func() { server.Close() })
@@ -71,11 +76,11 @@ func Serve(ctx context.Context, socket string, base Report, manager *component.M
 	return nil
 }
 
-func report(ctx context.Context, base Report, manager *component.Manager) Report {
+func report(ctx context.Context, base Report, source Source) Report {
 	base.PID = os.Getpid()
 	base.Memory, base.Anonymous = Memory(base.PID)
 	base.Ready = true
-	for _, s := range manager.Status(ctx) {
+	for _, s := range source.Status(ctx) {
 		row := Component{Status: s, InServer: !s.Separate}
 		row.Memory, _ = Memory(s.PID)
 		base.Ready = base.Ready && s.State == component.Ready

@@ -73,7 +73,7 @@ func TestBadInput(t *testing.T) {
 		{name: "kubeconfig on a read-only disk", args: []string{"--write-kubeconfig", filepath.Join(n.Dir, "small", "k.yaml")},
 			mounts: `mount -t tmpfs -o ro small "$DIR/small"`, want: "small is not writable (read-only file system)"},
 
-		{name: "no root", as: nobody, want: "a server needs root"},
+		{name: "no root", as: nobody, want: "a node needs root"},
 		{name: "no overlay file system", mounts: `mount --bind "` + fake("filesystems", "nodev\tproc\nnodev\ttmpfs\n\text4\n") + `" /proc/filesystems`,
 			want: "the kernel has no overlayfs"},
 		{name: "no bridge netfilter", mounts: `mount -t tmpfs none /proc/sys/net/bridge`, want: "the kernel has no bridge netfilter"},
@@ -189,7 +189,7 @@ func secondServerIsRefused(t *testing.T, n *node.Node) {
 	t.Helper()
 	pid := n.PID()
 	_, stderr := outputs(t, n.PolymeshCommand(t.Context(), "server", "--data-dir", n.DataDir(), "--write-kubeconfig", filepath.Join(n.Dir, "second.yaml"), "--https-listen-port", "7443"), 1)
-	wantLine(t, stderr, "a server is already running on "+n.DataDir())
+	wantLine(t, stderr, "a node is already running on "+n.DataDir())
 	if _, err := os.Stat(filepath.Join(n.Dir, "second.yaml")); err == nil {
 		t.Error("the second server has written its kubeconfig")
 	}

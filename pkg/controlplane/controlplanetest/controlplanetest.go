@@ -35,6 +35,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/join"
 )
 
 // Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. The kubeconfigs of
@@ -69,9 +70,17 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 		t.Fatal(err)
 	}
 	db := datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
-	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.DataDir.Server("tls")), Datastore: db.Endpoint()}
+	certs := certificate.Store(cfg.DataDir.TLS())
+	joining := join.NewServer(join.Options{
+		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Log: log,
+		Cluster: join.Cluster{
+			ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, ClusterDNS: cfg.ClusterDNS, ClusterDomain: cfg.ClusterDomain, APIServiceIP: cfg.APIServiceIP(),
+		},
+	})
+	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: joining.Handlers()}
 	m := component.NewManager(log)
 	api := m.Add(controlplane.NewAPIServer(plane), m.Add(db))
+	m.Add(joining, api)
 	m.Add(controlplane.NewControllerManager(plane), api)
 	m.Add(controlplane.NewScheduler(plane), api)
 	ctx, cancel := context.WithCancel(context.Background())

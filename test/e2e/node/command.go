@@ -86,6 +86,9 @@ func (n *Node) Status(t testing.TB) (string, int) {
 
 // KubectlErr runs `polymesh kubectl` and returns its standard output.
 func (n *Node) KubectlErr(args ...string) (string, error) {
+	if n.opts.Joins != nil {
+		return n.opts.Joins.KubectlErr(args...)
+	}
 	return n.run(context.Background(), n.program, append([]string{"kubectl"}, args...)...)
 }
 
@@ -150,6 +153,9 @@ func (n *Node) Import(t testing.TB, archive string) {
 
 // ClientConfig is the administrator's access for client-go, through the node's network.
 func (n *Node) ClientConfig() (*rest.Config, error) {
+	if n.opts.Joins != nil {
+		return n.opts.Joins.ClientConfig()
+	}
 	config, err := clientcmd.BuildConfigFromFlags("", n.Kubeconfig())
 	if err != nil {
 		return nil, err

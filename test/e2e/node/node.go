@@ -27,6 +27,7 @@
 //	a.Dial(ctx, "tcp", b.Address()+":6443")
 //	c.Partition(a, b); c.Heal(a, b)                                             // silently: no reset, no ICMP
 //	c.Delay(b, 20*time.Millisecond)                                             // each way
+//	w := c.AddForTest(t, node.Options{Joins: a})                                // an agent
 //	c.PowerOff(b); c.PowerOn(ctx, b)                                            // no reset gets out; files stay
 //
 // Up and Down run `make up`'s and `make down`'s scripts on the node instead of Start and Reset.
@@ -48,7 +49,9 @@ import (
 
 // Options say what kind of machine a node is and how its server is started.
 type Options struct {
-	// Args are further flags of `polymesh server`; data dir and kubeconfig are set already.
+	// Joins makes the node an agent of this server's cluster. kubectl on it then uses the server's kubeconfig through the server.
+	Joins *Node
+	// Args are further flags of `polymesh server`, or `polymesh agent`; data dir, kubeconfig, server and token are set already.
 	Args []string
 	// Env are further environment variables of the server, KEY=value.
 	Env []string

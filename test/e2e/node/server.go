@@ -56,6 +56,12 @@ func (n *Node) Start(ctx context.Context) error {
 		return err
 	}
 	args := append(enter, n.program, "server", "--data-dir", n.DataDir(), "--write-kubeconfig", n.Kubeconfig())
+	if server := n.opts.Joins; server != nil {
+		args = append(enter, n.program, "agent", "--data-dir", n.DataDir(), "--server", "https://"+server.Address()+":6443")
+		if !slices.ContainsFunc(slices.Concat(n.opts.Args, n.opts.Env), func(s string) bool { return strings.Contains(strings.ToLower(s), "token") }) {
+			args = append(args, "--token-file", layout.DataDir(server.DataDir()).NodeToken())
+		}
+	}
 	args = append(args, n.opts.Args...)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(environment(), n.opts.Env...)

@@ -1,4 +1,4 @@
-package server
+package process
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 
 // linkPrograms points data/current to the unpacked payload. Running shims and containers use their programs
 // through it, so an upgrade does not remove them.
-func (s *server) linkPrograms(context.Context) error {
-	current, id := string(s.programs), filepath.Base(s.unpacked)
+func (p *Process) linkPrograms(context.Context) error {
+	current, id := string(p.Programs), filepath.Base(p.unpacked)
 	target, err := os.Readlink(current)
 	if err == nil && target == id {
 		return nil

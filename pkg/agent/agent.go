@@ -1,0 +1,64 @@
+// Package agent is a Polymesh agent, a node without a control plane: it joins its cluster and runs the components of pkg/node.
+//
+// `polymesh agent` calls Run. What the node may do in the cluster, it does with the one certificate that it gets when it joins
+// (pkg/join).
+package agent
+
+import (
+	"context"
+	"fmt"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/process"
+)
+
+// Run runs an agent until ctx ends.
+func Run(ctx context.Context, cfg *config.Agent) error {
+	return process.Run(ctx, process.Options{
+		Node: &cfg.Node,
+		Build: func(ctx context.Context, p *process.Process, m *component.Manager) (component.Handle, error) {
+			member, err := joined(ctx, cfg, p)
+			if err != nil {
+				return component.Handle{}, fmt.Errorf("join the cluster: %w", err)
+			}
+			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), cfg.Server, member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
+				return component.Handle{}, err
+			}
+			return addComponents(m, machine(cfg, p, member)), nil
+		},
+	})
+}
+
+func joined(ctx context.Context, cfg *config.Agent, p *process.Process) (*join.Membership, error) {
+	p.Waiting("join", "joining the cluster of "+cfg.Server)
+	return join.Join(ctx, join.Machine{
+		DataDir: cfg.DataDir, Server: cfg.Server, Token: cfg.Token, NodeName: p.Name, NodeIP: p.IP, ExternalIP: cfg.ExternalIP, Log: p.Log,
+		Waiting: func(why string) { p.Waiting("join", "waiting for "+cfg.Server+": "+why) },
+	})
+}
+
+// machine returns the options shared by this machine's components.
+func machine(cfg *config.Agent, p *process.Process, member *join.Membership) node.Options {
+	kubeconfig := cfg.DataDir.NodeKubeconfig()
+	return node.Options{
+		Settings: cfg.Node, Name: p.Name, IP: p.IP,
+		ClusterCIDR: member.Cluster.ClusterCIDR, ClusterDNS: member.Cluster.ClusterDNS, ClusterDomain: member.Cluster.ClusterDomain, APIServiceIP: member.Cluster.APIServiceIP,
+		Identity: node.Identity{Kubelet: kubeconfig, Proxy: kubeconfig, Resync: kubeconfig, ClientCA: member.Files.ClientCA},
+		Programs: p.Programs, Manifest: p.Manifest, Session: node.NewSession(cfg.DataDir), Marker: p.Marker, Lock: p.Lock,
+		Nameservers: node.NewNameservers(cfg.Node, p.Log), Log: p.Log,
+	}
+}
+
+// addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
+// service manager.
+func addComponents(m *component.Manager, machine node.Options) (up component.Handle) {
+	containerd := m.Add(node.NewContainerd(machine))
+	images := m.Add(node.NewImages(machine), containerd)
+	m.Add(node.NewKubelet(machine), images)
+	m.Add(node.NewProxy(machine))
+	return m.Add(node.NewNetwork(machine))
+}

@@ -1,0 +1,185 @@
+package command
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/duration"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
+	"polymesh.dev/polymesh/pkg/progress"
+	"polymesh.dev/polymesh/pkg/token"
+)
+
+func newToken() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "token",
+		Short: "Make, list and revoke the tokens with which machines join the cluster",
+	}
+	cmd.AddCommand(newTokenCreate(), newTokenList(), newTokenRevoke())
+	return cmd
+}
+
+func newTokenCreate() *cobra.Command {
+	var o join.TokenOptions
+	flags := apiFlags()
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Make a token and print it",
+		Long: `Make a token and print it. On the machine that joins:
+
+  polymesh agent --server https://HOST:6443 --token-file FILE`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.TTL < 0 {
+				return fmt.Errorf("--ttl %s: a token cannot expire before it exists: give a positive time, or 0 for no end", o.TTL)
+			}
+			client, config, err := apiClient(flags)
+			if err != nil {
+				return err
+			}
+			hash, err := authorityHash(config)
+			if err != nil {
+				return err
+			}
+			t, err := join.CreateToken(cmd.Context(), client, hash, o)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), t)
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&o.TTL, "ttl", 24*time.Hour, "how long it can be used; 0 for no end")
+	cmd.Flags().StringVar(&o.Description, "description", "", "what it is for")
+	flags.AddFlags(cmd.Flags())
+	return cmd
+}
+
+func newTokenList() *cobra.Command {
+	var output string
+	flags := apiFlags()
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the tokens, without their secrets",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			client, _, err := apiClient(flags)
+			if err != nil {
+				return err
+			}
+			tokens, err := join.ListTokens(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			if done, err := printAs(cmd.OutOrStdout(), output, tokens); done {
+				return err
+			}
+			return printTokens(cmd.OutOrStdout(), tokens, time.Now())
+		},
+	}
+	outputFlag(cmd, &output)
+	flags.AddFlags(cmd.Flags())
+	return cmd
+}
+
+func newTokenRevoke() *cobra.Command {
+	flags := apiFlags()
+	cmd := &cobra.Command{
+		Use:     "revoke ID...",
+		Aliases: []string{"delete"},
+		Short:   "Revoke tokens: no machine can join with them. Nodes that have joined stay",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			client, _, err := apiClient(flags)
+			if err != nil {
+				return err
+			}
+			for _, id := range ids {
+				t, err := join.RevokeToken(cmd.Context(), client, id)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "token %s revoked\n", t.ID)
+			}
+			return nil
+		},
+	}
+	flags.AddFlags(cmd.Flags())
+	return cmd
+}
+
+// apiFlags are kubectl's for the API server, of those that make sense for the whole cluster.
+func apiFlags() *genericclioptions.ConfigFlags {
+	all := genericclioptions.NewConfigFlags(true)
+	return &genericclioptions.ConfigFlags{KubeConfig: all.KubeConfig, Context: all.Context}
+}
+
+// apiClient reaches the API server that the flags mean, this machine's if they say nothing.
+func apiClient(flags *genericclioptions.ConfigFlags) (kubernetes.Interface, *rest.Config, error) {
+	if err := useClusterKubeconfig(); err != nil {
+		return nil, nil, err
+	}
+	config, err := flags.ToRESTConfig()
+	if err != nil {
+		return nil, nil, kubeconfig.None(err)
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := client.Discovery().ServerVersion(); err != nil {
+		return nil, nil, kubeconfig.Unreachable(config.Host, err)
+	}
+	return client, config, nil
+}
+
+// authorityHash returns the hash of the authority in a kubeconfig, for tokens.
+func authorityHash(config *rest.Config) (string, error) {
+	if err := rest.LoadTLSFiles(config); err != nil {
+		return "", err
+	}
+	block, _ := pem.Decode(config.CAData)
+	if block == nil {
+		return "", errors.New("the kubeconfig does not contain the cluster's authority, whose hash is part of a token: use the one that the server writes")
+	}
+	ca, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return "", fmt.Errorf("read the cluster's authority in the kubeconfig: %w", err)
+	}
+	return token.Hash(ca), nil
+}
+
+func printTokens(w io.Writer, tokens []join.TokenInfo, now time.Time) error {
+	if len(tokens) == 0 {
+		fmt.Fprintln(w, "there are no tokens: `polymesh token create` makes one")
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "ID\tROLE\tAGE\tEXPIRES\tDESCRIPTION")
+	for _, token := range tokens {
+		expires := "never"
+		if token.Expires != nil {
+			expires = "in " + duration.HumanDuration(token.Expires.Sub(now))
+		}
+		if token.Expired(now) {
+			expires = "expired"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", token.ID, token.Role, duration.HumanDuration(now.Sub(token.Created)), expires, progress.Line(token.Description))
+	}
+	return t.Flush()
+}

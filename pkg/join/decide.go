@@ -1,0 +1,166 @@
+package join
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	utilversion "k8s.io/apimachinery/pkg/util/version"
+
+	"polymesh.dev/polymesh/pkg/config"
+)
+
+// maxSkew is how far a machine's clock may be off: certificates begin an hour before they are made, but logs, leases and
+// traces of a cluster are compared by time.
+const maxSkew = 2 * time.Minute
+
+// olderMinors is how many minor versions a kubelet may be older than the API server
+// (https://kubernetes.io/releases/version-skew-policy/#kubelet).
+const olderMinors = 3
+
+// View is what a server knows when a machine wants to join.
+type View struct {
+	Now time.Time
+	// Version is the API server's.
+	Version  string
+	Cluster  Cluster
+	ClientCA *x509.Certificate
+	// Nodes are those of the cluster; LastHeard is when the one of the machine's name has renewed its lease.
+	Nodes     []corev1.Node
+	LastHeard time.Time
+}
+
+// Keys are the keys of a Request whose possession is proven.
+type Keys struct{ Client, Serving *ecdsa.PublicKey }
+
+// Decide returns the keys to certify, or why the machine cannot join.
+func Decide(r Request, v View) (Keys, *Refusal) {
+	if refused := skew(r.Version, v.Version); refused != nil {
+		return Keys{}, refused
+	}
+	if skew := r.Now.Sub(v.Now); skew.Abs() > maxSkew {
+		return Keys{}, refuse(http.StatusConflict, "this machine's clock shows %s, the server's %s: set the clocks, for example with chrony or systemd-timesyncd",
+			r.Now.UTC().Format(time.DateTime), v.Now.UTC().Format(time.DateTime))
+	}
+	if !config.ValidNodeName(r.NodeName) {
+		return Keys{}, refuse(http.StatusBadRequest, "%.100q cannot be the name of a node: set one with --node-name", r.NodeName)
+	}
+	keys, refused := proven(r)
+	if refused != nil {
+		return Keys{}, refused
+	}
+	if refused := addresses(r, v); refused != nil {
+		return Keys{}, refused
+	}
+	for _, n := range v.Nodes {
+		if n.Name == r.NodeName && !own(r, v.ClientCA, keys) {
+			return Keys{}, taken(&n, v)
+		}
+	}
+	return keys, nil
+}
+
+func refuse(status int, format string, args ...any) *Refusal {
+	return &Refusal{status, fmt.Sprintf(format, args...)}
+}
+
+func skew(machine, cluster string) *Refusal {
+	c, err := utilversion.ParseSemantic(cluster)
+	if err != nil {
+		return refuse(http.StatusInternalServerError, "the server's own version %q cannot be read: %v", cluster, err)
+	}
+	m, err := utilversion.ParseSemantic(machine)
+	if err != nil {
+		return refuse(http.StatusBadRequest, "this machine's version %.50q cannot be read", machine)
+	}
+	switch {
+	case m.Major() != c.Major() || m.Minor() > c.Minor():
+		return refuse(http.StatusConflict, "this machine has Kubernetes %s, the cluster %s, and a node must not be newer than the servers: upgrade the servers first, or use the cluster's version here", machine, cluster)
+	case m.Minor()+olderMinors < c.Minor():
+		return refuse(http.StatusConflict, "this machine has Kubernetes %s, the cluster %s, and a node may be %d minor versions older at most: use the cluster's version here", machine, cluster, olderMinors)
+	}
+	return nil
+}
+
+// proven checks the signing requests' signatures.
+func proven(r Request) (Keys, *Refusal) {
+	var keys Keys
+	for _, k := range []struct {
+		der []byte
+		to  **ecdsa.PublicKey
+	}{{r.ClientCSR, &keys.Client}, {r.ServingCSR, &keys.Serving}} {
+		csr, err := x509.ParseCertificateRequest(k.der)
+		if err == nil {
+			err = csr.CheckSignature()
+		}
+		if err != nil {
+			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine is damaged: %v", err)
+		}
+		key, ok := csr.PublicKey.(*ecdsa.PublicKey)
+		if !ok {
+			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine has a key of another kind than ECDSA")
+		}
+		*k.to = key
+	}
+	return keys, nil
+}
+
+// addresses rejects those that a node's serving certificate must not have, because they are another node's or the cluster's.
+func addresses(r Request, v View) *Refusal {
+	for _, a := range []netip.Addr{r.NodeIP, r.ExternalIP} {
+		if !a.IsValid() {
+			continue
+		}
+		if a != a.Unmap() || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || v.Cluster.ServiceCIDR.Contains(a) || v.Cluster.ClusterCIDR.Contains(a) {
+			return refuse(http.StatusBadRequest, "%s cannot be the address of a node: set the machine's own with --node-ip", a)
+		}
+		for _, n := range v.Nodes {
+			if n.Name == r.NodeName {
+				continue
+			}
+			for _, have := range n.Status.Addresses {
+				if b, err := netip.ParseAddr(have.Address); err == nil && b.Unmap() == a {
+					return refuse(http.StatusConflict, "node %s has the address %s already: set another with --node-ip, or remove that node with `polymesh kubectl delete node %s`, if it no longer exists", n.Name, a, n.Name)
+				}
+			}
+		}
+	}
+	if !r.NodeIP.IsValid() {
+		return refuse(http.StatusBadRequest, "the request names no address of the node")
+	}
+	return nil
+}
+
+// own reports whether a machine proves by a certificate of before that it is the node. The certificate may have expired: a
+// machine that was off for a long time has the same key.
+func own(r Request, ca *x509.Certificate, keys Keys) bool {
+	cert, err := x509.ParseCertificate(r.Certificate)
+	if err != nil {
+		return false
+	}
+	return keys.Client.Equal(cert.PublicKey) && cert.Subject.CommonName == User(r.NodeName) &&
+		bytes.Equal(cert.RawIssuer, ca.RawSubject) && cert.CheckSignatureFrom(ca) == nil
+}
+
+// User is the name of a node's identity.
+func User(node string) string { return "system:node:" + node }
+
+// taken names the node that has the name.
+func taken(n *corev1.Node, v View) *Refusal {
+	where := ""
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			where = " at " + a.Address
+		}
+	}
+	heard := "has not reported yet"
+	if !v.LastHeard.IsZero() {
+		heard = "was last heard of " + v.Now.Sub(v.LastHeard).Round(time.Second).String() + " ago"
+	}
+	return refuse(http.StatusConflict, "the cluster has a node %s already, which %s%s: give this machine another name with --node-name, or, if that node no longer exists, remove it with `polymesh kubectl delete node %s` on a server", n.Name, heard, where, n.Name)
+}

@@ -1,0 +1,78 @@
+// Package join lets machines join a cluster as nodes: the paths of the API server with which they do, the decision, and the
+// machine's side of it.
+//
+// A machine has a token (pkg/token) and the address of a server. In the first handshake it compares the server's authority with the
+// token's hash; then it sends the names and keys that it wants certified, and gets its certificates and the cluster's settings, or one
+// sentence that says why not. From then on the node's own certificate is its only identity. pkg/server adds the component
+// "join" and its paths to the API server; pkg/agent calls Join. The package owns <data-dir>/server/node-token on servers and, on
+// agents, the certificates in <data-dir>/agent/pki and <data-dir>/agent/cluster.json.
+package join
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Paths of the API server. Who may call them is decided by RBAC: see pkg/controlplane.
+const (
+	// AgentPath takes a Request and answers with a Grant, or with a Refusal.
+	AgentPath = "/polymesh/v1/join/agent"
+	// ClusterPath answers a node with the Cluster.
+	ClusterPath = "/polymesh/v1/cluster"
+	// LeavePath removes the object of the node that calls it.
+	LeavePath = "/polymesh/v1/leave"
+)
+
+// Request is what a machine sends.
+type Request struct {
+	NodeName string     `json:"nodeName"`
+	NodeIP   netip.Addr `json:"nodeIP"`
+	// ExternalIP is invalid for none.
+	ExternalIP netip.Addr `json:"externalIP"`
+	// Version is that of the machine's Kubernetes: v1.36.3.
+	Version string `json:"version"`
+	// Now is the machine's time.
+	Now time.Time `json:"now"`
+	// ClientCSR and ServingCSR are signing requests in DER form, which prove that the machine has the keys. Only their keys are used.
+	ClientCSR  []byte `json:"clientCSR"`
+	ServingCSR []byte `json:"servingCSR"`
+	// Certificate is the node's own of before, in DER form, expired or not, for the key of ClientCSR. Empty if there is none.
+	Certificate []byte `json:"certificate,omitempty"`
+}
+
+// Cluster is what a node has to know of its cluster.
+type Cluster struct {
+	ClusterCIDR   netip.Prefix `json:"clusterCIDR"`
+	ServiceCIDR   netip.Prefix `json:"serviceCIDR"`
+	ClusterDNS    netip.Addr   `json:"clusterDNS"`
+	ClusterDomain string       `json:"clusterDomain"`
+	APIServiceIP  netip.Addr   `json:"apiServiceIP"`
+}
+
+// check rejects what no server of ours sends.
+func (c Cluster) check() error {
+	if !c.ClusterCIDR.IsValid() || !c.ServiceCIDR.IsValid() || !c.ClusterDNS.IsValid() || !c.APIServiceIP.IsValid() || c.ClusterDomain == "" {
+		return fmt.Errorf("the cluster's settings are incomplete: %+v", c)
+	}
+	return nil
+}
+
+// Grant is the answer to a machine that joins. Certificates and authorities are PEM.
+type Grant struct {
+	Cluster Cluster `json:"cluster"`
+	// ServerCA verifies API servers, ClientCA the clients of the kubelet.
+	ServerCA           []byte `json:"serverCA"`
+	ClientCA           []byte `json:"clientCA"`
+	ClientCertificate  []byte `json:"clientCertificate"`
+	ServingCertificate []byte `json:"servingCertificate"`
+}
+
+// Refusal says in a sentence why a machine cannot join, and what to do.
+type Refusal struct {
+	// Status is the HTTP status.
+	Status  int    `json:"-"`
+	Message string `json:"message"`
+}
+
+func (r *Refusal) Error() string { return r.Message }

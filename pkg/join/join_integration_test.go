@@ -1,0 +1,322 @@
+//go:build integration
+
+package join_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/token"
+)
+
+// Machines join a real API server. What a token and a node's certificate can do, and what they cannot, is decided by it.
+func TestJoin(t *testing.T) {
+	kubeconfig := controlplanetest.Start(t, slog.New(slog.DiscardHandler))
+	dir := layout.DataDir(filepath.Dir(filepath.Dir(filepath.Dir(kubeconfig))))
+	admin := controlplanetest.Client(t, kubeconfig)
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var nodeToken token.Token
+	controlplanetest.Eventually(t, "the node token", func() error {
+		text, err := os.ReadFile(dir.NodeToken())
+		if err == nil {
+			nodeToken, err = token.Parse(string(text))
+		}
+		return err
+	})
+	if info, err := os.Stat(dir.NodeToken()); err != nil || info.Mode() != 0o600 {
+		t.Errorf("the node token's file is %v, %v", info, err)
+	}
+	next := byte(10)
+	machine := func(name string, tok token.Token) join.Machine {
+		next++
+		return join.Machine{
+			DataDir: layout.DataDir(t.TempDir()), Server: config.Host, Token: tok, NodeName: name, NodeIP: netip.AddrFrom4([4]byte{192, 0, 2, next}),
+			Waiting: func(string) {}, Log: slog.New(slog.DiscardHandler),
+		}
+	}
+	wantRefused := func(t *testing.T, what string, err error, want string) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), nodeToken.Secret) {
+			t.Errorf("%s: %v, want %q", what, err, want)
+		}
+	}
+	// clients of a node, by its files.
+	client := func(t *testing.T, m *join.Membership) *kubernetes.Clientset {
+		t.Helper()
+		c := &rest.Config{Host: config.Host, TLSClientConfig: rest.TLSClientConfig{CAFile: m.Files.ServerCA, CertFile: m.Files.Client, KeyFile: m.Files.Client}}
+		return kubernetes.NewForConfigOrDie(c)
+	}
+	register := func(t *testing.T, name string, m *join.Membership) error {
+		t.Helper()
+		_, err := client(t, m).CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		return err
+	}
+
+	one := machine("worker-1", nodeToken)
+	member, err := join.Join(t.Context(), one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if member.Cluster.ClusterDomain != "cluster.local" || member.Cluster.APIServiceIP.String() != "10.43.0.1" {
+		t.Errorf("the cluster's settings are %+v", member.Cluster)
+	}
+	if err := register(t, "worker-1", member); err != nil {
+		t.Fatal(err)
+	}
+
+	t.Run("files", func(t *testing.T) {
+		for _, path := range []string{member.Files.Client, member.Files.Serving, one.DataDir.Membership()} {
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v, %v", path, info, err)
+			}
+		}
+		if left, _ := filepath.Glob(one.DataDir.NodePKI() + "/join-*"); len(left) > 0 {
+			t.Errorf("%q is left", left)
+		}
+		pair, err := tls.LoadX509KeyPair(member.Files.Serving, member.Files.Serving)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ca, want := range map[string]bool{certificate.KubeletCA: true, certificate.ServerCA: false, certificate.ClientCA: false} {
+			text, err := os.ReadFile(certificate.Store(dir.TLS()).Cert(ca))
+			if err != nil {
+				t.Fatal(err)
+			}
+			block, _ := pem.Decode(text)
+			authority, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := pair.Leaf.CheckSignatureFrom(authority) == nil; got != want {
+				t.Errorf("signed by %s: %t, want %t", ca, got, want)
+			}
+		}
+		if err := pair.Leaf.VerifyHostname(one.NodeIP.String()); err != nil {
+			t.Error(err)
+		}
+	})
+
+	t.Run("again", func(t *testing.T) {
+		before, err := os.ReadFile(member.Files.Client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := join.Join(t.Context(), one); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := os.ReadFile(member.Files.Client); err != nil || string(after) != string(before) {
+			t.Errorf("a member has got another certificate: %v", err)
+		}
+		// Without the authority there is no membership.
+		if err := os.Remove(member.Files.ServerCA); err != nil {
+			t.Fatal(err)
+		}
+		_, err = join.Join(t.Context(), one)
+		wantRefused(t, "a machine that has lost its certificate", err, "the cluster has a node worker-1 already")
+		if err := os.RemoveAll(string(one.DataDir)); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	t.Run("names", func(t *testing.T) {
+		_, err := join.Join(t.Context(), machine("worker-1", nodeToken))
+		wantRefused(t, "the name of a node", err, "the cluster has a node worker-1 already")
+		// Nodes that have not registered yet.
+		two := machine("worker-2", nodeToken)
+		if _, err := join.Join(t.Context(), two); err != nil {
+			t.Fatal(err)
+		}
+		_, err = join.Join(t.Context(), machine("worker-2", nodeToken))
+		wantRefused(t, "a name that is being taken", err, "another machine is joining under the name worker-2")
+	})
+
+	t.Run("a node's rights", func(t *testing.T) {
+		m, err := join.Join(t.Context(), machine("worker-3", nodeToken))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := register(t, "other", m); !apierrors.IsForbidden(err) {
+			t.Errorf("a node registers another: %v", err)
+		}
+		if err := register(t, "worker-3", m); err != nil {
+			t.Error(err)
+		}
+		api := client(t, m).CoreV1()
+		if _, err := api.Secrets("kube-system").List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+			t.Errorf("a node lists Secrets: %v", err)
+		}
+		if _, err := api.Secrets("kube-system").Get(t.Context(), "bootstrap-token-"+nodeToken.ID, metav1.GetOptions{}); !apierrors.IsForbidden(err) {
+			t.Errorf("a node reads a token: %v", err)
+		}
+		patch := []byte(`{"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}}`)
+		if _, err := api.Nodes().Patch(t.Context(), "worker-3", "application/merge-patch+json", patch, metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
+			t.Errorf("a node makes itself a server: %v", err)
+		}
+		if _, err := api.Services("").List(t.Context(), metav1.ListOptions{}); err != nil {
+			t.Errorf("kube-proxy cannot list services: %v", err)
+		}
+		if err := api.RESTClient().Post().AbsPath(join.AgentPath).Do(t.Context()).Error(); !apierrors.IsForbidden(err) {
+			t.Errorf("a node joins another machine: %v", err)
+		}
+	})
+
+	t.Run("a token's rights", func(t *testing.T) {
+		c := &rest.Config{Host: config.Host, BearerToken: nodeToken.Bearer(), TLSClientConfig: rest.TLSClientConfig{CAFile: certificate.Store(dir.TLS()).Cert(certificate.ServerCA)}}
+		api := kubernetes.NewForConfigOrDie(c)
+		_, nodes := api.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+		_, secrets := api.CoreV1().Secrets("kube-system").List(t.Context(), metav1.ListOptions{})
+		_, requests := api.CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{})
+		for what, err := range map[string]error{
+			"nodes": nodes, "Secrets": secrets, "signing requests": requests,
+			"the cluster's settings": api.RESTClient().Get().AbsPath(join.ClusterPath).Do(t.Context()).Error(),
+			"leaving":                api.RESTClient().Post().AbsPath(join.LeavePath).Do(t.Context()).Error(),
+			"the server's metrics":   api.RESTClient().Get().AbsPath("/metrics").Do(t.Context()).Error(),
+		} {
+			if !apierrors.IsForbidden(err) {
+				t.Errorf("a token allows %s: %v", what, err)
+			}
+		}
+	})
+
+	t.Run("tokens", func(t *testing.T) {
+		made, err := join.CreateToken(t.Context(), admin, nodeToken.CAHash, join.TokenOptions{TTL: time.Hour, Description: "of the test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := join.Join(t.Context(), machine("worker-4", made)); err != nil {
+			t.Error(err)
+		}
+		list, err := join.ListTokens(t.Context(), admin)
+		if err != nil || len(list) != 2 || list[1].ID != made.ID || list[1].Description != "of the test" || list[1].Expires == nil || list[0].ID != nodeToken.ID || list[0].Expires != nil {
+			t.Errorf("%+v, %v", list, err)
+		}
+		if text := fmt.Sprintf("%+v", list); strings.Contains(text, made.Secret) || strings.Contains(text, nodeToken.Secret) {
+			t.Error("the list has secrets")
+		}
+		if _, err := join.RevokeToken(t.Context(), admin, made.String()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := join.RevokeToken(t.Context(), admin, made.ID); !errors.Is(err, join.ErrUnknownToken) {
+			t.Errorf("revoked twice: %v", err)
+		}
+		controlplanetest.Eventually(t, "a revoked token", func() error {
+			_, err := join.Join(t.Context(), machine(fmt.Sprintf("late-%d", time.Now().UnixNano()), made))
+			if err == nil {
+				return errors.New("a machine has joined with it")
+			}
+			wantRefused(t, "a revoked token", err, "the cluster does not accept token "+made.ID)
+			return nil
+		})
+		short, err := join.CreateToken(t.Context(), admin, nodeToken.CAHash, join.TokenOptions{TTL: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		controlplanetest.Eventually(t, "an expired token is removed", func() error {
+			list, err := join.ListTokens(t.Context(), admin)
+			if err == nil && len(list) != 1 {
+				err = fmt.Errorf("%+v", list)
+			}
+			return err
+		})
+		_, err = join.Join(t.Context(), machine("later", short))
+		wantRefused(t, "an expired token", err, "the cluster does not accept token "+short.ID)
+		// Bootstrap tokens of others are not ours to list or revoke.
+		if _, err := admin.CoreV1().Secrets("kube-system").Create(t.Context(), &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-aaaaaa"}, Type: "bootstrap.kubernetes.io/token",
+			StringData: map[string]string{"token-id": "aaaaaa", "token-secret": "aaaaaaaaaaaaaaaa", "usage-bootstrap-authentication": "true"},
+		}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := join.RevokeToken(t.Context(), admin, "aaaaaa"); !errors.Is(err, join.ErrUnknownToken) {
+			t.Errorf("another's token: %v", err)
+		}
+		foreign := token.Token{CAHash: nodeToken.CAHash, ID: "aaaaaa", Secret: "aaaaaaaaaaaaaaaa"}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := join.Join(ctx, machine("with-anothers", foreign)); err == nil {
+			t.Error("a machine has joined with another's bootstrap token")
+		}
+	})
+
+	t.Run("another cluster", func(t *testing.T) {
+		other := nodeToken
+		other.CAHash = strings.Repeat("00", 32)
+		_, err := join.Join(t.Context(), machine("stray", other))
+		wantRefused(t, "another cluster's token", err, "is not a server of the token's cluster")
+	})
+
+	t.Run("leave", func(t *testing.T) {
+		m := machine("worker-5", nodeToken)
+		member, err := join.Join(t.Context(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := register(t, "worker-5", member); err != nil {
+			t.Fatal(err)
+		}
+		if name, server, ok := join.Member(m.DataDir); !ok || name != "worker-5" || server != config.Host {
+			t.Errorf("the machine is %s of %s, %t", name, server, ok)
+		}
+		if err := join.Leave(t.Context(), m.DataDir, config.Host); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := admin.CoreV1().Nodes().Get(t.Context(), "worker-5", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			t.Errorf("the node is still there: %v", err)
+		}
+		if _, err := admin.CoreV1().Nodes().Get(t.Context(), "worker-1", metav1.GetOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+
+	t.Run("hostile requests", func(t *testing.T) {
+		post := func(body string) (int, string) {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, config.Host+join.AgentPath, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer "+nodeToken.Bearer())
+			hc := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+			resp, err := hc.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			var text strings.Builder
+			if _, err := fmt.Fprint(&text, resp.Status); err != nil {
+				t.Fatal(err)
+			}
+			return resp.StatusCode, text.String()
+		}
+		for _, body := range []string{"", "x", "[]", `{"nodeName": 1}`, `{"nodeName": "` + strings.Repeat("a", 100<<10) + `"}`, `{"nodeIP": "999.1.1.1"}`} {
+			if code, status := post(body); code < 400 || code >= 500 {
+				t.Errorf("%.40q is answered with %s", body, status)
+			}
+		}
+	})
+}

@@ -1,0 +1,362 @@
+package join
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/component-base/version"
+
+	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/token"
+)
+
+const (
+	// maxBody is the limit of a request, in bytes; two signing requests and a certificate have about 2,000.
+	maxBody = 64 << 10
+	// keyAnnotation of a node's Lease is the key of the machine that joins under its name.
+	keyAnnotation = "join.polymesh.dev/key"
+	// reserved is how long a name is kept for a machine that has got a certificate and has not registered its node.
+	reserved = 5 * time.Minute
+	// tokenInterval is how often the file with the node token is compared with the cluster.
+	tokenInterval = 30 * time.Second
+)
+
+// Options are a server's.
+type Options struct {
+	// Kubeconfig may read and write nodes, their leases, and the tokens.
+	Kubeconfig   string
+	Certificates certificate.Store
+	Cluster      Cluster
+	// TokenFile is where the node token is written.
+	TokenFile string
+	Log       *slog.Logger
+}
+
+// Server is the component "join".
+type Server struct {
+	component.Background
+	opts    Options
+	log     *slog.Logger
+	client  atomic.Pointer[kubernetes.Clientset]
+	problem atomic.Pointer[string]
+	note    atomic.Pointer[string]
+}
+
+// NewServer returns the component, not yet started.
+func NewServer(o Options) *Server { return &Server{opts: o, log: o.Log.With("component", "join")} }
+
+// Name implements component.Component.
+func (s *Server) Name() string { return "join" }
+
+// Init does nothing.
+func (s *Server) Init(context.Context) error { return nil }
+
+// Handlers are the paths for the API server, which has checked who calls, and whether they may, before it passes a request on.
+func (s *Server) Handlers() map[string]http.Handler {
+	return map[string]http.Handler{
+		AgentPath: answer(http.MethodPost, s.agent), ClusterPath: answer(http.MethodGet, s.cluster), LeavePath: answer(http.MethodPost, s.leave),
+	}
+}
+
+// Start begins to answer, and keeps the file with the node token.
+func (s *Server) Start(ctx context.Context) error {
+	rest, err := clientcmd.BuildConfigFromFlags("", s.opts.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	rest.Timeout = 10 * time.Second
+	client, err := kubernetes.NewForConfig(rest)
+	if err != nil {
+		return err
+	}
+	s.client.Store(client)
+	s.Go(ctx, func(ctx context.Context) {
+		tick := time.NewTicker(tokenInterval)
+		defer tick.Stop()
+		for {
+			s.round(ctx, client)
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return nil
+}
+
+func (s *Server) round(ctx context.Context, client kubernetes.Interface) {
+	note, err := s.keepToken(ctx, client)
+	if ctx.Err() != nil {
+		return
+	}
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+	}
+	s.problem.Store(&problem)
+	s.note.Store(&note)
+}
+
+// keepToken writes the node token to its file. A token that was revoked is not made again: whoever wants another removes the file.
+func (s *Server) keepToken(ctx context.Context, client kubernetes.Interface) (note string, err error) {
+	have, err := os.ReadFile(s.opts.TokenFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read the node token: %w", err)
+	}
+	missing := err != nil
+	ca, err := authority(s.opts.Certificates, certificate.ServerCA)
+	if err != nil {
+		return "", err
+	}
+	t, ok, err := nodeToken(ctx, client, token.Hash(ca), missing)
+	switch {
+	case err != nil:
+		return "", err
+	case !ok:
+		return fmt.Sprintf("the token in %s was revoked: `polymesh token create` makes another, or remove the file for a new one in it", s.opts.TokenFile), nil
+	}
+	text := []byte(t.String() + "\n")
+	if bytes.Equal(have, text) {
+		return "", nil
+	}
+	if err := atomicfile.Write(s.opts.TokenFile, text, 0o600); err != nil {
+		return "", fmt.Errorf("write the node token: %w", err)
+	}
+	return "", nil
+}
+
+// Ready returns nil when the node token is written.
+func (s *Server) Ready(context.Context) error {
+	switch problem := s.problem.Load(); {
+	case problem == nil:
+		return errors.New("making the token for nodes")
+	case *problem != "":
+		return errors.New(*problem)
+	}
+	return nil
+}
+
+// Note implements component.Noted.
+func (s *Server) Note(context.Context) string {
+	if note := s.note.Load(); note != nil {
+		return *note
+	}
+	return ""
+}
+
+func authority(certs certificate.Store, name string) (*x509.Certificate, error) {
+	text, err := os.ReadFile(certs.Cert(name))
+	if err != nil {
+		return nil, fmt.Errorf("read authority %s: %w", name, err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, fmt.Errorf("read authority %s: no certificate in %s", name, certs.Cert(name))
+	}
+	return x509.ParseCertificate(block.Bytes)
+}
+
+// answer makes a handler that writes JSON, a Refusal with its status.
+func answer(method string, do func(*http.Request) (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		status, body := http.StatusOK, any(nil)
+		var err error
+		if r.Method != method {
+			err = refuse(http.StatusMethodNotAllowed, "use %s", method)
+		} else {
+			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+			body, err = do(r)
+		}
+		var refusal *Refusal
+		if err != nil && !errors.As(err, &refusal) {
+			refusal = refuse(http.StatusInternalServerError, "the server failed: %v", err)
+		}
+		if refusal != nil {
+			status, body = refusal.Status, refusal
+		}
+		text, err := json.Marshal(body)
+		if err != nil {
+			status, text = http.StatusInternalServerError, nil
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_, _ = w.Write(text)
+	})
+}
+
+func (s *Server) api() (kubernetes.Interface, error) {
+	if client := s.client.Load(); client != nil {
+		return client, nil
+	}
+	return nil, refuse(http.StatusServiceUnavailable, "the server is starting: try again")
+}
+
+// agent decides, reserves the name, and signs.
+func (s *Server) agent(r *http.Request) (any, error) {
+	var req Request
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		return nil, refuse(http.StatusBadRequest, "the request cannot be read: %v", err)
+	}
+	client, err := s.api()
+	if err != nil {
+		return nil, err
+	}
+	view, err := s.view(r.Context(), client, req.NodeName)
+	if err != nil {
+		return nil, err
+	}
+	log := s.log.With("node", req.NodeName, "address", req.NodeIP)
+	keys, refused := Decide(req, view)
+	if refused == nil {
+		refused, err = reserve(r.Context(), client, req.NodeName, keys, view)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if refused != nil {
+		log.Warn("a machine was refused", "why", refused.Message)
+		return nil, refused
+	}
+	grant, err := s.grant(req, keys, view.Now)
+	if err == nil {
+		log.Info("a machine joins", "token", caller(r))
+	}
+	return grant, err
+}
+
+// caller is the name of who calls; a bootstrap token's contains its id.
+func caller(r *http.Request) string {
+	if user, ok := request.UserFrom(r.Context()); ok {
+		return user.GetName()
+	}
+	return ""
+}
+
+func (s *Server) view(ctx context.Context, client kubernetes.Interface, name string) (View, error) {
+	ca, err := authority(s.opts.Certificates, certificate.ClientCA)
+	if err != nil {
+		return View{}, err
+	}
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return View{}, fmt.Errorf("list the nodes: %w", err)
+	}
+	v := View{Now: time.Now(), Version: version.Get().GitVersion, Cluster: s.opts.Cluster, ClientCA: ca, Nodes: nodes.Items}
+	for _, n := range nodes.Items {
+		if n.Name != name {
+			continue
+		}
+		lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, name, metav1.GetOptions{})
+		if err == nil && lease.Spec.RenewTime != nil {
+			v.LastHeard = lease.Spec.RenewTime.Time
+		}
+	}
+	return v, nil
+}
+
+// reserve keeps the name for the machine's key in the Lease that its kubelet will renew: of two machines that join at the same time
+// under one name, on two servers, one gets it.
+func reserve(ctx context.Context, client kubernetes.Interface, name string, keys Keys, v View) (*Refusal, error) {
+	for _, n := range v.Nodes {
+		if n.Name == name {
+			return nil, nil // its own
+		}
+	}
+	der, err := x509.MarshalPKIXPublicKey(keys.Client)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(der)
+	key := hex.EncodeToString(sum[:])
+	now := metav1.NewMicroTime(v.Now)
+	leases := client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
+	want := &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{keyAnnotation: key}},
+		Spec:       coordinationv1.LeaseSpec{RenewTime: &now},
+	}
+	other := refuse(http.StatusConflict, "another machine is joining under the name %s: give this one another name with --node-name, or try again in %s", name, reserved)
+	_, err = leases.Create(ctx, want, metav1.CreateOptions{})
+	if err == nil || !apierrors.IsAlreadyExists(err) {
+		return nil, err
+	}
+	have, err := leases.Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	if have.Annotations[keyAnnotation] != key && len(have.OwnerReferences) == 0 && have.Spec.RenewTime != nil && v.Now.Sub(have.Spec.RenewTime.Time) < reserved {
+		return other, nil
+	}
+	want.ResourceVersion = have.ResourceVersion
+	if _, err = leases.Update(ctx, want, metav1.UpdateOptions{}); apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return other, nil
+	}
+	return nil, err
+}
+
+func (s *Server) grant(r Request, keys Keys, now time.Time) (g *Grant, err error) {
+	g = &Grant{Cluster: s.opts.Cluster}
+	for name, to := range map[string]*[]byte{certificate.ServerCA: &g.ServerCA, certificate.ClientCA: &g.ClientCA} {
+		if *to, err = os.ReadFile(s.opts.Certificates.Cert(name)); err != nil {
+			return nil, err
+		}
+	}
+	subject := pkix.Name{CommonName: User(r.NodeName), Organization: []string{"system:nodes"}}
+	g.ClientCertificate, err = s.opts.Certificates.Sign(certificate.ClientCA, certificate.Request{
+		Public: keys.Client, Subject: subject, Usage: x509.ExtKeyUsageClientAuth,
+	}, now)
+	if err != nil {
+		return nil, err
+	}
+	hosts := []string{r.NodeName, r.NodeIP.String()}
+	if r.ExternalIP.IsValid() {
+		hosts = append(hosts, r.ExternalIP.String())
+	}
+	g.ServingCertificate, err = s.opts.Certificates.Sign(certificate.KubeletCA, certificate.Request{
+		Public: keys.Serving, Subject: subject, Usage: x509.ExtKeyUsageServerAuth, Hosts: hosts,
+	}, now)
+	return g, err
+}
+
+func (s *Server) cluster(*http.Request) (any, error) { return s.opts.Cluster, nil }
+
+// leave removes the caller's own node.
+func (s *Server) leave(r *http.Request) (any, error) {
+	name, ok := strings.CutPrefix(caller(r), User(""))
+	if !ok {
+		return nil, refuse(http.StatusForbidden, "only a node can leave the cluster")
+	}
+	client, err := s.api()
+	if err != nil {
+		return nil, err
+	}
+	if err := client.CoreV1().Nodes().Delete(r.Context(), name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("remove node %s: %w", name, err)
+	}
+	s.log.Info("a node left", "node", name)
+	return struct{}{}, nil
+}
