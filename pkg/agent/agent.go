@@ -8,6 +8,8 @@ import (
 	"context"
 	"fmt"
 
+	kubernetes "k8s.io/component-base/version"
+
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
@@ -36,7 +38,7 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 func joined(ctx context.Context, cfg *config.Agent, p *process.Process) (*join.Membership, error) {
 	p.Waiting("join", "joining the cluster of "+cfg.Server)
 	return join.Join(ctx, join.Machine{
-		DataDir: cfg.DataDir, Server: cfg.Server, Token: cfg.Token, NodeName: p.Name, NodeIP: p.IP, ExternalIP: cfg.ExternalIP, Log: p.Log,
+		DataDir: cfg.DataDir, Server: cfg.Server, Token: cfg.Token, NodeName: p.Name, NodeIP: p.IP, ExternalIP: cfg.ExternalIP, Version: kubernetes.Get().GitVersion, Log: p.Log,
 		Waiting: func(why string) { p.Waiting("join", "waiting for "+cfg.Server+": "+why) },
 	})
 }

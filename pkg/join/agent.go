@@ -26,7 +26,6 @@ import (
 
 	clientcertificate "k8s.io/client-go/util/certificate"
 	"k8s.io/client-go/util/keyutil"
-	"k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -50,6 +49,8 @@ type Machine struct {
 	Token              token.Token
 	NodeName           string
 	NodeIP, ExternalIP netip.Addr
+	// Version is that of the machine's Kubernetes: v1.36.3.
+	Version string
 	// Waiting is called when no server answers, with why.
 	Waiting func(why string)
 	Log     *slog.Logger
@@ -146,7 +147,7 @@ func (m Machine) ask(ctx context.Context, had previous) (*Grant, error) {
 		return nil, err
 	}
 	r := Request{
-		NodeName: m.NodeName, NodeIP: m.NodeIP, ExternalIP: m.ExternalIP, Version: version.Get().GitVersion, Certificate: had.certificate,
+		NodeName: m.NodeName, NodeIP: m.NodeIP, ExternalIP: m.ExternalIP, Version: m.Version, Certificate: had.certificate,
 	}
 	if r.ClientCSR, err = signingRequest(client); err != nil {
 		return nil, err

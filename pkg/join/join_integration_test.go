@@ -56,8 +56,8 @@ func TestJoin(t *testing.T) {
 	machine := func(name string, tok token.Token) join.Machine {
 		next++
 		return join.Machine{
-			DataDir: layout.DataDir(t.TempDir()), Server: config.Host, Token: tok, NodeName: name, NodeIP: netip.AddrFrom4([4]byte{192, 0, 2, next}),
-			Waiting: func(string) {}, Log: slog.New(slog.DiscardHandler),
+			DataDir: layout.DataDir(t.TempDir()), Server: config.Host, Token: tok, NodeName: name, NodeIP: netip.AddrFrom4([4]byte{192, 0, 2, next}), Version: controlplanetest.KubernetesVersion,
+			Waiting: func(why string) { t.Log(name, "waits:", why) }, Log: slog.New(slog.DiscardHandler),
 		}
 	}
 	wantRefused := func(t *testing.T, what string, err error, want string) {

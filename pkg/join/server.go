@@ -26,7 +26,6 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/certificate"
@@ -51,6 +50,8 @@ type Options struct {
 	Kubeconfig   string
 	Certificates certificate.Store
 	Cluster      Cluster
+	// Version is the API server's: v1.36.3.
+	Version string
 	// TokenFile is where the node token is written.
 	TokenFile string
 	Log       *slog.Logger
@@ -266,7 +267,7 @@ func (s *Server) view(ctx context.Context, client kubernetes.Interface, name str
 	if err != nil {
 		return View{}, fmt.Errorf("list the nodes: %w", err)
 	}
-	v := View{Now: time.Now(), Version: version.Get().GitVersion, Cluster: s.opts.Cluster, ClientCA: ca, Nodes: nodes.Items}
+	v := View{Now: time.Now(), Version: s.opts.Version, Cluster: s.opts.Cluster, ClientCA: ca, Nodes: nodes.Items}
 	for _, n := range nodes.Items {
 		if n.Name != name {
 			continue

@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"net/netip"
 
+	kubernetes "k8s.io/component-base/version"
+
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
@@ -32,7 +34,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	kubeconfig := dir.Kubeconfig("polymesh")
 	var store datastore.Store = datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
 	joining := join.NewServer(join.Options{
-		Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Log: s.Log,
+		Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
 		Cluster: join.Cluster{
 			ClusterCIDR: s.cfg.ClusterCIDR, ServiceCIDR: s.cfg.ServiceCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain,
 			APIServiceIP: s.cfg.APIServiceIP(),

@@ -38,6 +38,9 @@ import (
 	"polymesh.dev/polymesh/pkg/join"
 )
 
+// KubernetesVersion is the version that the control plane says it has to machines that join: a test is not stamped with one.
+const KubernetesVersion = "v1.36.3"
+
 // Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. The kubeconfigs of
 // components with their own identity are next to it (controlplane.WriteKubeconfigs). The data is in the test's
 // temporary directory, the API server listens on a free port of 127.0.0.1. args are additional flags of
@@ -72,7 +75,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	db := datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
 	certs := certificate.Store(cfg.DataDir.TLS())
 	joining := join.NewServer(join.Options{
-		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Log: log,
+		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
 		Cluster: join.Cluster{
 			ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, ClusterDNS: cfg.ClusterDNS, ClusterDomain: cfg.ClusterDomain, APIServiceIP: cfg.APIServiceIP(),
 		},
