@@ -11,6 +11,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
@@ -19,6 +20,9 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 )
+
+// podNetwork is the role of pkg/node/network, which acts with the node's own identity.
+const podNetwork = "system:polymesh:pod-network"
 
 // rolesTimeout limits each request for a role: upstream's library takes no context.
 const rolesTimeout = 10 * time.Second
@@ -45,39 +49,32 @@ func clusterRoles() []rbacv1.ClusterRole {
 			// Used by client-go's recorder (recordEvent in k8s.io/client-go, tools/record/event.go).
 			{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 		}},
-		// Only for kube-system: see roleBindings. A create cannot be restricted by name.
-		{ObjectMeta: defaults(certificate.NodeResyncUser), Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{""}, Resources: []string{"services"}, Verbs: []string{"list", "create", "delete"}},
+		// A node reads the other nodes' addresses and pod ranges. Its own status it may patch anyway (Node authorizer).
+		{ObjectMeta: defaults(podNetwork), Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"list", "watch"}},
 		}},
 	}
 }
 
-// roleBindings bind roles in a single namespace.
-func roleBindings() []rbacv1.RoleBinding {
-	resync := rbacv1.RoleBinding{
-		ObjectMeta: defaults(certificate.NodeResyncUser),
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: certificate.NodeResyncUser},
-		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: certificate.NodeResyncUser}},
-	}
-	resync.Namespace = metav1.NamespaceSystem
-	return []rbacv1.RoleBinding{resync}
-}
-
-// clusterRoleBindings bind the roles to the users of the certificates. The API server's kubelet client uses
+// clusterRoleBindings bind the roles to the users of the certificates, and one to all nodes. The API server's kubelet client uses
 // upstream's role, which upstream binds to no one, because the user name is the installer's choice
 // (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#other-component-roles).
 func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
-	bind := func(name, role, user string) rbacv1.ClusterRoleBinding {
+	to := func(kind, name, role, subject string) rbacv1.ClusterRoleBinding {
 		return rbacv1.ClusterRoleBinding{
 			ObjectMeta: defaults(name),
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
-			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}},
+			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: kind, Name: subject}},
 		}
+	}
+	bind := func(name, role, subject string) rbacv1.ClusterRoleBinding {
+		return to(rbacv1.UserKind, name, role, subject)
 	}
 	return []rbacv1.ClusterRoleBinding{
 		bind("system:polymesh:kube-apiserver-kubelet-client", "system:kubelet-api-admin", certificate.APIServerKubeletUser),
 		bind(certificate.ImagePolicyUser, certificate.ImagePolicyUser, certificate.ImagePolicyUser),
 		bind(certificate.LoadBalancerUser, certificate.LoadBalancerUser, certificate.LoadBalancerUser),
+		to(rbacv1.GroupKind, podNetwork, podNetwork, user.NodesGroup),
 	}
 }
 
@@ -117,10 +114,6 @@ func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 	for _, binding := range clusterRoleBindings() {
 		bind("ClusterRoleBinding", binding.Name, reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding},
 			reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()})
-	}
-	for _, binding := range roleBindings() {
-		bind("RoleBinding", binding.Name, reconciliation.RoleBindingAdapter{RoleBinding: &binding},
-			reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()})
 	}
 	return errors.Join(errs...)
 }

@@ -20,6 +20,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/network"
 )
 
 // addComponents is the list of a server's components and their dependencies. It returns the component whose readiness is reported to
@@ -45,7 +46,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	m.Add(controlplane.NewScheduler(plane), api)
 	m.Add(node.NewKubelet(machine), api, images, controllers)
 	m.Add(node.NewProxy(machine), api)
-	up = m.Add(node.NewNetwork(machine), api, controllers)
+	up = m.Add(network.New(s.network()), api, controllers)
 	m.Add(noderole.New(noderole.Options{Node: s.name, Kubeconfig: kubeconfig, Log: s.log}), api)
 	m.Add(imagepolicy.New(imagepolicy.Options{
 		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs, Port: layout.ImagePolicyPort,
@@ -90,12 +91,23 @@ func (s *server) node() node.Options {
 	return node.Options{
 		Settings: s.cfg.Node, Name: s.name, IP: s.ip,
 		ClusterCIDR: s.cfg.ClusterCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, APIServiceIP: s.cfg.APIServiceIP(),
+		OwnNetwork: s.cfg.FlannelBackend != config.NoBackend,
 		Identity: node.Identity{
-			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"), Resync: dir.Kubeconfig("node-resync"),
+			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"),
 			ClientCA: certs.Cert(certificate.ClientCA), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),
 		},
 		Programs: s.programs, Manifest: s.manifest, Session: node.NewSession(dir), Marker: s.marker, Lock: s.lock,
 		Nameservers: node.NewNameservers(s.cfg.Node, s.log), Log: s.log,
+	}
+}
+
+// network returns the options of this machine's pod network.
+func (s *server) network() network.Options {
+	dir := s.cfg.DataDir
+	return network.Options{
+		Settings: s.cfg.Node, Name: s.name, IP: s.ip, ClusterCIDR: s.cfg.ClusterCIDR,
+		Backend: s.cfg.FlannelBackend, Port: s.cfg.FlannelPort, External: s.cfg.FlannelExternalIP,
+		Kubeconfig: dir.Kubeconfig("kubelet"), Plugins: s.programs.CNIDir(), Marker: s.marker, Lock: s.lock, Log: s.log,
 	}
 }
 

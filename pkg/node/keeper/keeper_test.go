@@ -1,8 +1,9 @@
-package node
+package keeper
 
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,6 +12,22 @@ import (
 	"testing/synctest"
 	"time"
 )
+
+// file is a setting that is on if the file contains "1".
+type file string
+
+func (f file) Missing(context.Context) (string, error) {
+	have, err := os.ReadFile(string(f))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if string(have) == "1" {
+		return "", nil
+	}
+	return "the setting", nil
+}
+
+func (f file) Restore(context.Context) error { return os.WriteFile(string(f), []byte("1"), 0o600) }
 
 // Parts removed by other programs are restored within 30 seconds, whenever that happens, and logged and reported in status.
 func TestKeeperPutsBack(t *testing.T) {
@@ -23,35 +40,36 @@ func TestKeeperPutsBack(t *testing.T) {
 		}
 		write("0\n")
 		var log strings.Builder
-		k := &keeper{parts: []part{kernelSettings{setting: "1"}}, log: slog.New(slog.NewTextHandler(&log, nil))}
+		k := New(slog.New(slog.NewTextHandler(&log, nil)))
+		k.Add(file(setting))
 		ctx, cancel := context.WithCancel(t.Context())
-		go k.run(ctx)
+		go k.Run(ctx)
 		synctest.Wait()
-		if err := k.check(ctx); err != nil {
+		if err := k.Check(ctx); err != nil {
 			t.Errorf("after the start: %v", err)
 		}
-		if k.last() != "" || log.Len() > 0 {
-			t.Errorf("a part that never existed counts as removed: %q, %q", k.last(), log.String())
+		if k.Last() != "" || log.Len() > 0 {
+			t.Errorf("a part that never existed counts as removed: %q, %q", k.Last(), log.String())
 		}
 		for range 3 {
 			time.Sleep(7 * time.Second)
 			write("0\n")
-			time.Sleep(2 * keepFresh)
+			time.Sleep(2 * fresh)
 			if have, _ := os.ReadFile(setting); string(have) == "0\n" {
-				if err := k.check(ctx); err == nil || !strings.Contains(err.Error(), "packet forwarding (ip_forward=1): missing, will be restored within seconds") {
+				if err := k.Check(ctx); err == nil || !strings.Contains(err.Error(), "the setting: missing, will be restored within seconds") {
 					t.Errorf("while it is gone: %v", err)
 				}
 			}
-			time.Sleep(keepInterval)
+			time.Sleep(Interval)
 			if have, _ := os.ReadFile(setting); string(have) != "1" {
 				t.Errorf("not restored: %q", have)
 			}
-			if err := k.check(ctx); err != nil {
+			if err := k.Check(ctx); err != nil {
 				t.Error(err)
 			}
 		}
-		if !strings.Contains(k.last(), "put back what another program had removed: packet forwarding") || !strings.Contains(log.String(), "level=WARN msg=\"another program has removed") {
-			t.Errorf("the note is %q, the log %q", k.last(), log.String())
+		if !strings.Contains(k.Last(), "put back what another program had removed: the setting") || !strings.Contains(log.String(), "level=WARN msg=\"another program has removed") {
+			t.Errorf("the note is %q, the log %q", k.Last(), log.String())
 		}
 		cancel()
 	})
@@ -62,9 +80,8 @@ func TestKeeperGoesOn(t *testing.T) {
 	dir := t.TempDir()
 	setting := filepath.Join(dir, "setting")
 	var log strings.Builder
-	k := &keeper{log: slog.New(slog.NewTextHandler(&log, nil)), parts: []part{
-		kernelSettings{filepath.Join(dir, "no", "such"): "1"}, kernelSettings{dir: "1"}, kernelSettings{setting: "1"},
-	}}
+	k := New(slog.New(slog.NewTextHandler(&log, nil)))
+	k.Add(file(filepath.Join(dir, "no", "such")), file(dir), file(setting))
 	k.pass(t.Context(), false)
 	if have, err := os.ReadFile(setting); err != nil || string(have) != "1" {
 		t.Errorf("%q, %v", have, err)
@@ -72,7 +89,7 @@ func TestKeeperGoesOn(t *testing.T) {
 	if strings.Count(log.String(), "level=ERROR") != 2 {
 		t.Errorf("the log is %q", log.String())
 	}
-	if err := k.check(t.Context()); err == nil || errors.Is(err, context.Canceled) {
+	if err := k.Check(t.Context()); err == nil || errors.Is(err, context.Canceled) {
 		t.Errorf("error is %v", err)
 	}
 }
