@@ -200,8 +200,9 @@ func TestComponent(t *testing.T) {
 	run(t, "ip", "address", "delete", "192.0.2.1/24", "dev", "eth0")
 	run(t, "ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
 	controlplanetest.Eventually(t, "another address", func() error {
-		if out := run(t, "ip", "-d", "link", "show", "flannel.1"); !strings.Contains(out, "local 192.0.2.9") {
-			return errors.New(out)
+		// The device is made again.
+		if out, err := exec.Command("ip", "-d", "link", "show", "flannel.1").CombinedOutput(); err != nil || !strings.Contains(string(out), "local 192.0.2.9") {
+			return fmt.Errorf("the device: %v: %s", err, out)
 		}
 		node, err := admin.CoreV1().Nodes().Get(t.Context(), "none", metav1.GetOptions{})
 		if err == nil && node.Annotations[publicIP] != "192.0.2.9" {

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,11 +128,13 @@ type step struct {
 const rounds = 4
 
 func (o *overlay) apply(b base) error {
+	var last string
 	for range rounds {
 		steps, err := o.plan(b)
 		if err != nil || len(steps) == 0 {
 			return err
 		}
+		last = steps[0].what
 		var failures []error
 		for _, s := range steps {
 			// What is gone meanwhile needs no removal, and the next round finds what has been created meanwhile.
@@ -143,7 +146,7 @@ func (o *overlay) apply(b base) error {
 			return errors.Join(failures...)
 		}
 	}
-	return errors.New("another program keeps changing the network between nodes")
+	return fmt.Errorf("another program keeps changing the network between nodes: %s", cmp.Or(last, "what was left over"))
 }
 
 // plan returns the steps from the kernel's state to the desired one. Steps that need an earlier one are returned when that is done.

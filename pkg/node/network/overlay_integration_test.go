@@ -343,7 +343,9 @@ func TestWaysComeBack(t *testing.T) {
 					a.run(harm)
 				}
 				a.missing(harm, want)
-				a.do(func() error { return a.overlay.Restore(t.Context()) })
+				if err := <-a.in(func() error { return a.overlay.Restore(t.Context()) }); err != nil {
+					t.Fatalf("%s: %v", harm, err)
+				}
 				a.missing("after "+harm, "")
 				a.wantWays("after "+harm, b)
 			}
@@ -381,7 +383,7 @@ func TestPeersChange(t *testing.T) {
 			b.wantWays("two peers", c)
 
 			// Node b gets another address: its device, and what the others know.
-			b.run("ip address add 198.18.0.77/24 dev eth0; ip address delete 198.18.0.2/24 dev eth0; ip address add 198.18.0.77/24 dev eth0 noprefixroute")
+			b.run("ip address delete 198.18.0.2/24 dev eth0; ip address add 198.18.0.77/24 dev eth0")
 			b.know(a, c)
 			a.know(b, c)
 			c.know(a, b)
