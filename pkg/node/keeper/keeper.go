@@ -129,7 +129,7 @@ func (k *Keeper) keep(ctx context.Context, p Part, first bool) error {
 		k.log.Warn("another program has removed a part of the node's network, restoring it", "gone", gone)
 	}
 	if err := p.Restore(ctx); err != nil {
-		return fmt.Errorf("%s: %w", gone, err)
+		return err
 	}
 	if !first {
 		k.log.Info("the part of the node's network is restored", "part", gone)
@@ -161,13 +161,16 @@ func (k *Keeper) Check(ctx context.Context) error {
 	k.answer = nil
 	for i, p := range k.parts {
 		gone, err := p.Missing(ctx)
-		if failure := k.failed[i]; err == nil && failure != nil {
-			err = failure
-		}
-		if err != nil {
+		failure := k.failed[i]
+		switch {
+		case err != nil:
 			k.answer = errors.Join(k.answer, err)
-		} else if gone != "" {
+		case gone != "" && failure != nil:
+			k.answer = errors.Join(k.answer, fmt.Errorf("%s: missing: %w", gone, failure))
+		case gone != "":
 			k.answer = errors.Join(k.answer, fmt.Errorf("%s: missing, will be restored within seconds", gone))
+		case failure != nil:
+			k.answer = errors.Join(k.answer, failure)
 		}
 	}
 	k.asked = time.Now()

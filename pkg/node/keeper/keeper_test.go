@@ -93,3 +93,49 @@ func TestKeeperGoesOn(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 }
+
+// target is a part whose desired value changes.
+type target struct {
+	want, have string
+	broken     error
+}
+
+func (p *target) Settle(context.Context) error { return p.broken }
+
+func (p *target) Missing(context.Context) (string, error) {
+	if p.have == p.want {
+		return "", nil
+	}
+	return "the value", nil
+}
+
+func (p *target) Restore(context.Context) error {
+	p.have = p.want
+	return p.broken
+}
+
+// A change of our own is not another program's removal; a failure is logged once, and explains what is missing.
+func TestKeeperSettlesChanges(t *testing.T) {
+	var log strings.Builder
+	k := New(slog.New(slog.NewTextHandler(&log, nil)))
+	setting := filepath.Join(t.TempDir(), "setting")
+	p := &target{want: "a", have: "a"}
+	k.Add(p, file(setting))
+	k.pass(t.Context(), true)
+	p.broken = errors.New("no address")
+	p.want = "b"
+	for range 3 {
+		k.pass(t.Context(), false)
+	}
+	if n := strings.Count(log.String(), "no address"); n != 1 || strings.Contains(log.String(), "another program") {
+		t.Errorf("logged %d times:\n%s", n, log.String())
+	}
+	if err := k.Check(t.Context()); err == nil || err.Error() != "the value: missing: no address" {
+		t.Errorf("while it fails: %v", err)
+	}
+	p.broken, p.have = nil, "b"
+	k.pass(t.Context(), false)
+	if err := k.Check(t.Context()); err != nil || k.Last() != "" {
+		t.Errorf("afterwards: %v, %q", err, k.Last())
+	}
+}

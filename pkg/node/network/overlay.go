@@ -124,8 +124,8 @@ type step struct {
 	do   func() error
 }
 
-// rounds is enough for a device that has to be deleted, created and set up before there can be routes.
-const rounds = 4
+// rounds is enough for a device that has to be deleted, created and set up before there can be routes, and for finding nothing after that.
+const rounds = 6
 
 func (o *overlay) apply(b base) error {
 	var last string
