@@ -254,11 +254,10 @@ func (r *raw) checkCluster(c *Cluster) (err error) {
 
 // otherBackends are K3s's and flannel's backends that Polymesh does not have, with what to do.
 var otherBackends = map[string]string{
-	"wireguard-native": "use vxlan over a network that encrypts, or keep traffic encrypted between pods with Istio's STRICT mTLS",
-	"wireguard":        "use vxlan over a network that encrypts, or keep traffic encrypted between pods with Istio's STRICT mTLS",
-	"ipsec":            "use vxlan over a network that encrypts, or keep traffic encrypted between pods with Istio's STRICT mTLS",
-	"udp":              "use vxlan",
-	"ipip":             "use vxlan, or host-gw if all nodes are in one subnet",
+	"wireguard": "use wireguard-native",
+	"ipsec":     "use wireguard-native",
+	"udp":       "use vxlan",
+	"ipip":      "use vxlan, or host-gw if all nodes are in one subnet",
 }
 
 // checkFlannel checks how packets reach other nodes.
@@ -270,14 +269,20 @@ func (r *raw) checkFlannel(c *Cluster) error {
 	if !slices.Contains(FlannelBackends(), c.FlannelBackend) {
 		return fmt.Errorf("--flannel-backend %q is not one of %s", r.flannelBackend, join(FlannelBackends()))
 	}
-	if r.flannelPort < 1 || r.flannelPort > 65535 {
+	if c.FlannelPort == 0 {
+		c.FlannelPort = layout.VXLANPort
+		if c.FlannelBackend == WireGuard {
+			c.FlannelPort = layout.WireGuardPort
+		}
+	}
+	if c.FlannelPort < 1 || c.FlannelPort > 65535 {
 		return fmt.Errorf("--flannel-port %d is not a port: 1 to 65535", r.flannelPort)
 	}
-	if from, to, ok := portRange(r.nodePortRange); ok && from <= r.flannelPort && r.flannelPort <= to {
-		return fmt.Errorf("--flannel-port %d lies in --service-node-port-range %s", r.flannelPort, r.nodePortRange)
+	if from, to, ok := portRange(r.nodePortRange); ok && from <= c.FlannelPort && c.FlannelPort <= to {
+		return fmt.Errorf("--flannel-port %d lies in --service-node-port-range %s", c.FlannelPort, r.nodePortRange)
 	}
 	if r.flannelExternal && c.FlannelBackend == HostGW {
-		return fmt.Errorf("--flannel-external-ip works with --flannel-backend vxlan only: host-gw routes between the nodes' own addresses")
+		return fmt.Errorf("--flannel-external-ip does not work with --flannel-backend host-gw, which routes between the nodes' own addresses")
 	}
 	return nil
 }

@@ -63,6 +63,8 @@ type FlannelBackend string
 const (
 	// VXLAN wraps packets in UDP, and works between subnets.
 	VXLAN FlannelBackend = "vxlan"
+	// WireGuard encrypts them, and works between subnets.
+	WireGuard FlannelBackend = "wireguard-native"
 	// HostGW routes them, which needs all nodes in one subnet.
 	HostGW FlannelBackend = "host-gw"
 	// NoBackend leaves the whole pod network to a program that the user installs.
@@ -70,7 +72,7 @@ const (
 )
 
 // FlannelBackends returns the values of --flannel-backend, the default first.
-func FlannelBackends() []FlannelBackend { return []FlannelBackend{VXLAN, HostGW, NoBackend} }
+func FlannelBackends() []FlannelBackend { return []FlannelBackend{VXLAN, HostGW, WireGuard, NoBackend} }
 
 // Node is the configuration of any node, server or agent.
 type Node struct {

@@ -101,7 +101,7 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's names")
 	f.StringVar(&r.nodePortRange, "service-node-port-range", "30000-32767", "ports for NodePort services")
 	f.StringVar(&r.flannelBackend, "flannel-backend", string(VXLAN), "how packets reach the pods of other nodes: "+join(FlannelBackends())+" (you install a pod network)")
-	f.IntVar(&r.flannelPort, "flannel-port", layout.VXLANPort, "UDP port for packets between nodes' pods, with vxlan")
+	f.IntVar(&r.flannelPort, "flannel-port", 0, fmt.Sprintf("UDP port for packets between nodes' pods (default: %d with vxlan, %d with wireguard-native)", layout.VXLANPort, layout.WireGuardPort))
 	f.BoolVar(&r.flannelExternal, "flannel-external-ip", false, "reach the pods of other nodes by the nodes' external addresses")
 	f.StringVar(&r.flannelIface, "flannel-iface", "", "network interface for packets between nodes' pods (default: that of node-ip)")
 	f.StringVar(&r.resolvConf, "resolv-conf", "", "file with the name servers for pods (default: the host's, without those on loopback)")

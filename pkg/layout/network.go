@@ -22,6 +22,8 @@ const (
 	ImagePolicyPort   = 10263
 	// VXLANPort is the default of flannel, which is the kernel's own.
 	VXLANPort = 8472
+	// WireGuardPort is the default of flannel.
+	WireGuardPort = 51820
 )
 
 // Ports lists all ports except the API server's, which is configurable.
@@ -32,6 +34,7 @@ func Ports() []Port {
 		{Number: ProxyHealthPort, Component: "kube-proxy", What: "kube-proxy's health check"},
 		{Number: ImagePolicyPort, Component: "image-policy", What: "the image policy, with --image-policy-key", Loopback: true, Unused: true},
 		{Number: VXLANPort, UDP: true, Component: "pod-network", What: "the pod network between nodes"},
+		{Number: WireGuardPort, UDP: true, Component: "pod-network", What: "the pod network between nodes, with --flannel-backend wireguard-native", Unused: true},
 		{Number: 10255, Component: "kubelet", What: "the kubelet's read-only port", Unused: true},
 		{Number: 10249, Component: "kube-proxy", What: "kube-proxy's metrics", Loopback: true, Unused: true},
 		{Number: 10257, Component: "kube-controller-manager", What: "the controller manager", Unused: true},
@@ -42,9 +45,14 @@ func Ports() []Port {
 // Bridge is the network interface that connects all pods of a node.
 const Bridge = "cni0"
 
-// FlannelLink is the network interface that carries packets between the pods of different nodes; the name is flannel's. It outlives the
-// server, like the pods.
-const FlannelLink = "flannel.1"
+// Network interfaces that carry packets between the pods of different nodes; the names are flannel's. They outlive the server, like the pods.
+const (
+	FlannelLink   = "flannel.1"
+	WireGuardLink = "flannel-wg"
+)
+
+// OverlayLinks are all of these.
+func OverlayLinks() []string { return []string{FlannelLink, WireGuardLink} }
 
 // RouteProtocol marks the routes of the pod network (rtm_protocol in rtnetlink(7)): a number that neither the kernel's rt_protos nor a
 // routing program that we know uses.

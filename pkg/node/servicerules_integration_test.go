@@ -112,7 +112,10 @@ func TestServiceRulesComeBack(t *testing.T) {
 	}
 	// The services have no endpoints: their addresses are rejected.
 	eventually("the last service is there", "10.43.7.20 . tcp . 80", "")
-	controlplanetest.Eventually(t, "kube-proxy is ready", func() error { return p.Ready(t.Context()) })
+	// Status asks: then the rules have been seen.
+	if err := p.keeper.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	want := lines(rules())
 
 	for _, harm := range []string{"flush ruleset", "delete table ip kube-proxy", "flush table ip kube-proxy"} {

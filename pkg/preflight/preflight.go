@@ -186,12 +186,20 @@ func PodNetwork(backend config.FlannelBackend, port int, iface string) error {
 			return fmt.Errorf("--flannel-iface %s: this machine has no such network interface (`ip link` lists them)", iface)
 		}
 	}
-	if backend != config.VXLAN {
+	// Both modules have a version or parameters, so their folders exist even if they are built in.
+	switch backend {
+	case config.VXLAN:
+		_ = exec.Command("modprobe", "--quiet", "vxlan").Run()
+	case config.WireGuard:
+		_ = exec.Command("modprobe", "--quiet", "wireguard").Run()
+		_, kernel := os.Stat("/sys/module/wireguard")
+		if _, err := os.Stat("/dev/net/tun"); err != nil && kernel != nil {
+			return errors.New("the kernel has neither WireGuard nor TUN devices, one of which encrypts packets to other nodes' pods: load a module (modprobe wireguard, or tun; CONFIG_WIREGUARD, CONFIG_TUN)")
+		}
+	default:
 		return nil
 	}
-	_ = exec.Command("modprobe", "--quiet", "vxlan").Run()
-	// The module has parameters, so this exists even if it is built in.
-	if _, err := os.Stat("/sys/module/vxlan"); err != nil {
+	if _, err := os.Stat("/sys/module/vxlan"); err != nil && backend == config.VXLAN {
 		return errors.New("the kernel has no VXLAN, which carries packets to other nodes' pods: load the module (modprobe vxlan, CONFIG_VXLAN), or set --flannel-backend host-gw if all nodes are in one subnet")
 	}
 	sockets, err := os.ReadFile("/proc/net/udp")

@@ -473,11 +473,11 @@ func below(folders ...string) mountinfo.FilterFunc {
 
 // named reports whether an interface has one of a server's names.
 func named(name string) bool {
-	return name == layout.Bridge || name == layout.FlannelLink || name == layout.PoolLink
+	return name == layout.Bridge || name == layout.PoolLink || slices.Contains(layout.OverlayLinks(), name)
 }
 
 // owns reports whether an interface is this data dir's: it carries the dir's alias. A bridge without an alias is from a server
-// that was killed before it could mark it, or from an earlier version. A VXLAN device without one is another program's: ours has it at
+// that was killed before it could mark it, or from an earlier version. A device of the pod network without one is another program's: ours has it at
 // once.
 func (p *Plan) owns(link *netlink.LinkAttrs) bool {
 	if !named(link.Name) {
@@ -487,7 +487,7 @@ func (p *Plan) owns(link *netlink.LinkAttrs) bool {
 		return link.Alias == p.marker.Alias()
 	}
 	lock, err := datadir.Look(p.DataDir)
-	return err == nil && p.network && link.Name != layout.FlannelLink && (p.marker.Adopted || lock.Bridge && link.Name == layout.Bridge)
+	return err == nil && p.network && !slices.Contains(layout.OverlayLinks(), link.Name) && (p.marker.Adopted || lock.Bridge && link.Name == layout.Bridge)
 }
 
 func linkList(ctx context.Context) (links []netlink.Link, err error) {

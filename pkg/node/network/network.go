@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -146,6 +147,13 @@ func (n *Network) addParts() error {
 		backend: n.opts.Backend, port: n.opts.Port, cluster: n.opts.ClusterCIDR, alias: n.opts.Marker.Alias(),
 		mac: hardwareAddr(n.opts.Marker.ID, n.opts.Name), base: n.opts.findBase,
 	}
+	if n.opts.Backend == config.WireGuard {
+		key, err := wireGuardKey(dir.Agent("wireguard.key"))
+		if err != nil {
+			return fmt.Errorf("the key of the pod network: %w", err)
+		}
+		n.overlay.wg = &wireGuard{key: key, endpoints: map[wgtypes.Key]netip.AddrPort{}, log: n.log}
+	}
 	masq, err := newMasquerade(network, n.opts.ClusterCIDR, n.podCIDR)
 	if err != nil {
 		return err
@@ -251,6 +259,18 @@ func (n *Network) conflist() ([]byte, error) {
 	return Conflist(n.opts.Settings.DataDir.PodNetwork(), pods, n.opts.Settings.DataDir.Run("cni"), n.overlay.mtu(b), preflight.NFTables())
 }
 
+// view returns what this node is to others.
+func (n *Network) view(b base, pods netip.Prefix) view {
+	v := view{node: n.opts.Name, cluster: n.opts.ClusterCIDR, backend: n.opts.Backend, pods: pods, address: n.opts.public(b), port: uint16(n.opts.Port)}
+	switch n.opts.Backend {
+	case config.VXLAN:
+		v.mac = n.overlay.mac
+	case config.WireGuard:
+		v.key = n.overlay.wg.key.PublicKey()
+	}
+	return v
+}
+
 // ways is the part that gives the overlay the nodes.
 type ways struct{ n *Network }
 
@@ -266,7 +286,7 @@ func (w *ways) Settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v := view{node: n.opts.Name, cluster: n.opts.ClusterCIDR, backend: n.opts.Backend, pods: pods, address: n.opts.public(b), mac: n.overlay.mac}
+	v := n.view(b, pods)
 	var nodes []*corev1.Node
 	for _, o := range n.nodes.List() {
 		nodes = append(nodes, o.(*corev1.Node))
@@ -301,7 +321,7 @@ func (a *announcement) Settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	want, err := announce(n.opts.Backend, n.opts.public(b), n.overlay.mac)
+	want, err := n.view(b, netip.Prefix{}).announce()
 	if err != nil {
 		return err
 	}
@@ -450,6 +470,9 @@ func (n *Network) Note(context.Context) string {
 	}
 	if err := n.nodeReady(); err != nil && !n.own() {
 		notes = append(notes, fmt.Sprintf("%v: with --flannel-backend %s install a pod network", err, config.NoBackend))
+	}
+	if n.overlay != nil && n.overlay.inProcess() {
+		notes = append(notes, "the kernel has no WireGuard (CONFIG_WIREGUARD), so the server encrypts packets between nodes itself: this is slower, takes memory, and they wait while the server restarts")
 	}
 	notes = append(notes, n.keeper.Last())
 	return strings.Join(slices.DeleteFunc(notes, func(text string) bool { return text == "" }), "; ")

@@ -19,7 +19,7 @@ import (
 )
 
 // overlay is what lets packets of this node's pods reach those of other nodes: with VXLAN a device, and for each peer a neighbor, an entry in
-// the device's forwarding table and a route; with host-gw a route for each peer. It is desired state: plan compares it with the kernel, and
+// the device's forwarding table and a route; with WireGuard a device with peers, and routes; with host-gw a route for each peer. It is desired state: plan compares it with the kernel, and
 // steps make up the difference. What it creates carries a mark, the alias of the device and the protocol of routes, and it changes nothing else.
 type overlay struct {
 	backend config.FlannelBackend
@@ -30,6 +30,8 @@ type overlay struct {
 	alias string
 	mac   net.HardwareAddr
 	base  func() (base, error)
+	// wg is nil with other backends.
+	wg *wireGuard
 
 	mu    sync.Mutex
 	pods  netip.Prefix // this node's; invalid until it is known
@@ -56,8 +58,11 @@ func (o *overlay) set(pods netip.Prefix, peers []peer) (changed bool) {
 
 // mtu returns the largest packet of a pod, in bytes, that passes between nodes without being fragmented.
 func (o *overlay) mtu(b base) int {
-	if o.backend == config.VXLAN {
+	switch o.backend {
+	case config.VXLAN:
 		return b.mtu - vxlanOverhead
+	case config.WireGuard:
+		return b.mtu - wireGuardOverhead
 	}
 	return b.mtu
 }
@@ -151,33 +156,43 @@ func (o *overlay) apply(b base) error {
 
 // plan returns the steps from the kernel's state to the desired one. Steps that need an earlier one are returned when that is done.
 func (o *overlay) plan(b base) ([]step, error) {
-	link, err := netlink.LinkByName(layout.FlannelLink)
-	if err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil, fmt.Errorf("check %s: %w", layout.FlannelLink, err)
-	}
-	if err != nil {
-		link = nil
-	}
-	if o.backend != config.VXLAN {
-		var steps []step
-		if link != nil && link.Attrs().Alias == o.alias {
-			steps = append(steps, step{"", func() error { return netlink.LinkDel(link) }}) // of the backend before
+	var steps []step
+	var link netlink.Link
+	name := map[config.FlannelBackend]string{config.VXLAN: layout.FlannelLink, config.WireGuard: layout.WireGuardLink}[o.backend]
+	for _, device := range layout.OverlayLinks() {
+		found, err := netlink.LinkByName(device)
+		switch {
+		case errors.As(err, new(netlink.LinkNotFoundError)):
+		case err != nil:
+			return nil, fmt.Errorf("check %s: %w", device, err)
+		case device == name:
+			link = found
+		case found.Attrs().Alias == o.alias: // of the backend before
+			steps = append(steps, step{"", func() error { return netlink.LinkDel(found) }})
 		}
-		routes, err := o.planRoutes(b.index)
-		return append(steps, routes...), err
 	}
-	steps, err := o.planDevice(b, link)
-	if err != nil || len(steps) > 0 {
-		return steps, err
+	index := b.index
+	if name != "" {
+		plan := o.planDevice
+		if o.backend == config.WireGuard {
+			plan = o.planWireGuard
+		}
+		device, err := plan(b, link)
+		if err != nil || len(device) > 0 {
+			return append(steps, device...), err
+		}
+		index = link.Attrs().Index
 	}
-	index := link.Attrs().Index
-	entries, err := o.planEntries(index)
-	if err != nil {
-		return nil, err
+	if o.backend == config.VXLAN {
+		entries, err := o.planEntries(index)
+		if err != nil {
+			return nil, err
+		}
+		// Without its neighbor and its forwarding entry the first packets over a route would be lost.
+		steps = append(steps, entries...)
 	}
 	routes, err := o.planRoutes(index)
-	// Without its neighbor and its forwarding entry the first packets over a route would be lost.
-	return append(entries, routes...), err
+	return append(steps, routes...), err
 }
 
 // planRoutes plans the routes to the peers' pods, over the interface with this index.
@@ -229,10 +244,13 @@ func (o *overlay) planRoutes(index int) (steps []step, err error) {
 // route returns the route to a peer's pods.
 func (o *overlay) route(p peer, index int) netlink.Route {
 	r := netlink.Route{Dst: ipNet(p.pods), LinkIndex: index, Protocol: layout.RouteProtocol, Table: unix.RT_TABLE_MAIN}
-	if o.backend == config.VXLAN {
+	switch o.backend {
+	case config.VXLAN:
 		r.Gw = p.gateway().AsSlice()
 		r.SetFlag(netlink.FLAG_ONLINK)
-	} else {
+	case config.WireGuard:
+		r.Scope = netlink.SCOPE_LINK
+	default:
 		r.Gw = p.address.AsSlice()
 	}
 	return r

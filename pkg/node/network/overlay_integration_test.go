@@ -21,6 +21,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -151,6 +152,26 @@ func (l *lan) join(backend config.FlannelBackend) *node {
 		backend: backend, port: layout.VXLANPort, cluster: netip.MustParsePrefix("10.42.0.0/16"), alias: "polymesh " + n.name,
 		mac: hardwareAddr("id", n.name), base: n.opts.findBase,
 	}
+	if backend == config.WireGuard {
+		file := filepath.Join(t.TempDir(), "wireguard.key")
+		key, err := wireGuardKey(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("the key's file: %v, %v", info, err)
+		}
+		if again, err := wireGuardKey(file); err != nil || again != key {
+			t.Errorf("the key is another one after a restart: %v", err)
+		}
+		n.overlay.port = layout.WireGuardPort
+		n.overlay.wg = &wireGuard{key: key, endpoints: map[wgtypes.Key]netip.AddrPort{}, log: slog.New(slog.DiscardHandler)}
+		t.Cleanup(func() {
+			if n.overlay.wg.user != nil {
+				n.overlay.wg.user.Close()
+			}
+		})
+	}
 	n.attach()
 	return n
 }
@@ -161,8 +182,11 @@ func (n *node) peer() (p peer) {
 	n.do(func() error {
 		b, err := n.opts.findBase()
 		p = peer{node: n.name, pods: n.pods, address: b.address}
-		if n.opts.Backend == config.VXLAN {
+		switch n.opts.Backend {
+		case config.VXLAN:
 			p.mac = string(n.overlay.mac)
+		case config.WireGuard:
+			p.key, p.port = n.overlay.wg.key.PublicKey(), layout.WireGuardPort
 		}
 		return err
 	})
@@ -244,7 +268,7 @@ func (n *node) wantWays(what string, others ...*node) {
 	n.t.Helper()
 	for _, o := range others {
 		if err := errors.Join(n.connects(o), o.connects(n)); err != nil {
-			n.t.Errorf("%s: %v\n%s", what, err, n.run("ip -d link show flannel.1; ip route; ip neighbor show; bridge fdb show"))
+			n.t.Errorf("%s: %v\n%s", what, err, n.run("ip -d link; ip route; ip neighbor show; bridge fdb show"))
 		}
 	}
 }
@@ -316,6 +340,14 @@ func TestWaysComeBack(t *testing.T) {
 			"ip link delete flannel.1; ip link add flannel.1 type vxlan id 1 dev eth0 dstport 4789; ip link set flannel.1 alias ALIAS": "the settings of flannel.1",
 			"bridge fdb delete MAC dev flannel.1": "the forwarding entry of node node-2",
 		},
+		// In this process where the kernel has none: a device that is set down loses the test's network namespace.
+		config.WireGuard: {
+			"ip link delete flannel-wg":                  "the interface flannel-wg, which carries pods' packets to other nodes",
+			"ip link set flannel-wg mtu 1300":            "the MTU of flannel-wg",
+			"ip address flush dev flannel-wg":            "the address of flannel-wg",
+			"ip route flush dev flannel-wg":              "the route to the pods of node node-2",
+			"ip link set eth0 down; ip link set eth0 up": "",
+		},
 		config.HostGW: {
 			"ip route flush proto 111":                   "the route to the pods of node node-2",
 			"ip link set eth0 down; ip link set eth0 up": "the route to the pods of node node-2",
@@ -358,7 +390,7 @@ func TestWaysComeBack(t *testing.T) {
 }
 
 func TestPeersChange(t *testing.T) {
-	for _, backend := range []config.FlannelBackend{config.VXLAN, config.HostGW} {
+	for _, backend := range []config.FlannelBackend{config.VXLAN, config.HostGW, config.WireGuard} {
 		t.Run(string(backend), func(t *testing.T) {
 			l := newLAN(t)
 			a, b := l.join(backend), l.join(backend)
@@ -388,16 +420,29 @@ func TestPeersChange(t *testing.T) {
 			a.know(b, c)
 			c.know(a, b)
 			a.wantWays("another address", b, c)
-			// And another hardware address, as a machine that was set up again.
+			// And another hardware address or key, as a machine that was set up again.
 			b.overlay.mac = hardwareAddr("another", b.name)
+			if b.overlay.wg != nil {
+				key, err := wgtypes.GeneratePrivateKey()
+				if err != nil {
+					t.Fatal(err)
+				}
+				b.overlay.wg.key = key
+			}
 			b.do(func() error { return b.overlay.Restore(t.Context()) })
 			a.know(b, c)
-			a.wantWays("another hardware address", b)
+			a.wantWays("another hardware address or key", b)
 
 			// Node c leaves.
 			a.know(b)
 			if text := a.run("ip route show; ip neighbor show nud permanent; bridge fdb show"); strings.Contains(text, "10.42.3.0") || strings.Contains(text, "198.18.0.3") {
 				t.Errorf("what is left of a node:\n%s", text)
+			}
+			if backend == config.WireGuard {
+				have, err := a.overlay.wg.get()
+				if err != nil || len(have.Peers) != 1 || have.Peers[0].PublicKey != b.overlay.wg.key.PublicKey() {
+					t.Errorf("the peers are %v, %v", have, err)
+				}
 			}
 			a.wantWays("after a node left", b)
 		})

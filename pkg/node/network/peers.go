@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	corev1 "k8s.io/api/core/v1"
 
 	"polymesh.dev/polymesh/pkg/config"
@@ -34,17 +36,35 @@ type vxlanData struct {
 	VtepMAC string
 }
 
+// wireGuardData is that of a node with WireGuard (wireguardLeaseAttrs in flannel's pkg/backend/wireguard/wireguard_network.go).
+type wireGuardData struct {
+	PublicKey string
+	Port      uint16
+}
+
+// typeOf returns the name of a backend in the annotation.
+func typeOf(backend config.FlannelBackend) string {
+	if backend == config.WireGuard {
+		return "wireguard" // flannel's; wireguard-native is K3s's
+	}
+	return string(backend)
+}
+
 // announce returns the annotations by which the other nodes reach the pods of this one.
-func announce(backend config.FlannelBackend, address netip.Addr, mac net.HardwareAddr) (map[string]string, error) {
-	data := []byte("null") // flannel's for a backend without data
-	if backend == config.VXLAN {
-		var err error
-		if data, err = json.Marshal(vxlanData{vni, mac.String()}); err != nil {
-			return nil, err
-		}
+func (v view) announce() (map[string]string, error) {
+	var data any // nil is flannel's for a backend without data
+	switch v.backend {
+	case config.VXLAN:
+		data = vxlanData{vni, v.mac.String()}
+	case config.WireGuard:
+		data = wireGuardData{v.key.String(), v.port}
+	}
+	text, err := json.Marshal(data)
+	if err != nil {
+		return nil, err
 	}
 	return map[string]string{
-		backendType: string(backend), backendData: string(data), publicIP: address.String(), kubeSubnetManager: "true",
+		backendType: typeOf(v.backend), backendData: string(text), publicIP: v.address.String(), kubeSubnetManager: "true",
 	}, nil
 }
 
@@ -54,6 +74,8 @@ type peer struct {
 	pods    netip.Prefix
 	address netip.Addr
 	mac     string // six bytes; empty without VXLAN
+	key     wgtypes.Key
+	port    uint16 // of WireGuard
 }
 
 // gateway returns the address of the peer's device, flannel's choice: the first of its range.
@@ -67,6 +89,8 @@ type view struct {
 	pods    netip.Prefix // this node's
 	address netip.Addr
 	mac     net.HardwareAddr
+	key     wgtypes.Key // public
+	port    uint16
 }
 
 // peers returns the other nodes with a usable announcement, by name, and a sentence for each one whose announcement is not usable. A node
@@ -99,7 +123,7 @@ func (v view) peers(nodes []*corev1.Node) (peers []peer, notes []string) {
 // peer reads one node's announcement.
 func (v view) peer(n *corev1.Node) (peer, error) {
 	p := peer{node: n.Name}
-	if other := n.Annotations[backendType]; other != string(v.backend) {
+	if other := n.Annotations[backendType]; other != typeOf(v.backend) {
 		return p, fmt.Errorf("its --flannel-backend is %.40q and this node's %s: all nodes need the same", other, v.backend)
 	}
 	var err error
@@ -110,11 +134,23 @@ func (v view) peer(n *corev1.Node) (peer, error) {
 	if a := p.address; err != nil || !a.Is4() || !a.IsGlobalUnicast() || v.cluster.Contains(a) {
 		return p, fmt.Errorf("%.40q, its annotation %s, is not the IPv4 address of a node", n.Annotations[publicIP], publicIP)
 	}
-	if v.backend != config.VXLAN {
+	text := n.Annotations[backendData]
+	switch v.backend {
+	case config.VXLAN:
+	case config.WireGuard:
+		var data wireGuardData
+		if err := json.Unmarshal([]byte(text), &data); err != nil {
+			return p, fmt.Errorf("%.40q, its annotation %s, cannot be read", text, backendData)
+		}
+		p.port = data.Port
+		if p.key, err = wgtypes.ParseKey(data.PublicKey); err != nil || p.key == (wgtypes.Key{}) || p.port == 0 {
+			return p, fmt.Errorf("%.80q, its annotation %s, is not a WireGuard key with a port", text, backendData)
+		}
+		return p, nil
+	default:
 		return p, nil
 	}
 	var data vxlanData
-	text := n.Annotations[backendData]
 	if err := json.Unmarshal([]byte(text), &data); err != nil {
 		return p, fmt.Errorf("%.40q, its annotation %s, cannot be read", text, backendData)
 	}
@@ -138,8 +174,13 @@ func (v view) conflict(p peer, others []peer) error {
 	if p.mac != "" && p.mac == string(v.mac) {
 		return fmt.Errorf("it claims the hardware address %s of this node's %s: were the machines cloned after the first start?", v.mac, v.backend)
 	}
+	if p.key != (wgtypes.Key{}) && p.key == v.key {
+		return errors.New("it claims this node's WireGuard key: were the machines cloned after the first start?")
+	}
 	for _, o := range others {
 		switch {
+		case p.key != (wgtypes.Key{}) && p.key == o.key:
+			return fmt.Errorf("it claims the WireGuard key of node %s: were the machines cloned after the first start?", o.node)
 		case p.pods.Overlaps(o.pods):
 			return fmt.Errorf("its pod address range %s overlaps %s of node %s", p.pods, o.pods, o.node)
 		case p.mac != "" && p.mac == o.mac:

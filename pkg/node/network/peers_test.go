@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -27,14 +28,14 @@ func other(name, pods, address, mac string, joined int) *corev1.Node {
 func thisView(backend config.FlannelBackend) view {
 	return view{
 		node: "a", cluster: netip.MustParsePrefix("10.42.0.0/16"), backend: backend,
-		pods: netip.MustParsePrefix("10.42.0.0/24"), address: netip.MustParseAddr("192.0.2.1"), mac: hardwareAddr("id", "a"),
+		pods: netip.MustParsePrefix("10.42.0.0/24"), address: netip.MustParseAddr("192.0.2.1"), mac: hardwareAddr("id", "a"), key: wgtypes.Key{1},
 	}
 }
 
 // The annotations are flannel's, to the letter: its tools and K3s's read them.
 func TestAnnouncement(t *testing.T) {
 	v := thisView(config.VXLAN)
-	got, err := announce(config.VXLAN, v.address, v.mac)
+	got, err := v.announce()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,9 +49,16 @@ func TestAnnouncement(t *testing.T) {
 			t.Errorf("%s is %q, want %q", key, got[key], want)
 		}
 	}
-	if got, err := announce(config.HostGW, v.address, nil); err != nil || got[backendData] != "null" || got[backendType] != "host-gw" {
+	if got, err := thisView(config.HostGW).announce(); err != nil || got[backendData] != "null" || got[backendType] != "host-gw" {
 		t.Errorf("host-gw: %v, %v", got, err)
 	}
+	v = thisView(config.WireGuard)
+	v.port = 51820
+	got, err = v.announce()
+	if want := `{"PublicKey":"` + v.key.String() + `","Port":51820}`; err != nil || got[backendData] != want || got[backendType] != "wireguard" {
+		t.Errorf("WireGuard: %v, %v", got, err)
+	}
+	v = thisView(config.VXLAN)
 	if again := hardwareAddr("id", "a"); again.String() != v.mac.String() || again[0]&3 != 2 || hardwareAddr("id", "b").String() == again.String() {
 		t.Errorf("hardware address %s", again)
 	}
@@ -113,6 +121,25 @@ func TestHostileAnnouncements(t *testing.T) {
 		change(n)
 		if peers, notes := thisView(config.VXLAN).peers([]*corev1.Node{n}); len(peers) != 0 || len(notes) != 1 || len(notes[0]) > 300 {
 			t.Errorf("%s: %v, %q", what, peers, notes)
+		}
+	}
+	// With WireGuard the key counts.
+	first := other("b", "10.42.1.0/24", "192.0.2.2", "", 1)
+	first.Annotations[backendType], first.Annotations[backendData] = "wireguard", fmt.Sprintf(`{"PublicKey":%q,"Port":51820}`, wgtypes.Key{2})
+	for data, want := range map[string]string{
+		fmt.Sprintf(`{"PublicKey":%q,"Port":51821}`, wgtypes.Key{3}): "",
+		fmt.Sprintf(`{"PublicKey":%q,"Port":51820}`, wgtypes.Key{2}): "it claims the WireGuard key of node b",
+		fmt.Sprintf(`{"PublicKey":%q,"Port":51820}`, wgtypes.Key{1}): "it claims this node's WireGuard key",
+		fmt.Sprintf(`{"PublicKey":%q,"Port":51820}`, wgtypes.Key{}):  "is not a WireGuard key with a port",
+		fmt.Sprintf(`{"PublicKey":%q}`, wgtypes.Key{3}):              "is not a WireGuard key with a port",
+		`{"PublicKey":"x","Port":51820}`:                             "is not a WireGuard key with a port",
+		`{"PublicKey":"x","Port":70000}`:                             "cannot be read",
+	} {
+		n := other("c", "10.42.3.0/24", "192.0.2.3", "", 2)
+		n.Annotations[backendType], n.Annotations[backendData] = "wireguard", data
+		peers, notes := thisView(config.WireGuard).peers([]*corev1.Node{n, first})
+		if want == "" && (len(peers) != 2 || peers[1].port != 51821) || want != "" && (len(peers) != 1 || len(notes) != 1 || !strings.Contains(notes[0], want)) {
+			t.Errorf("%s: %v, %q, want %q", data, peers, notes, want)
 		}
 	}
 	// With host-gw only the route counts.

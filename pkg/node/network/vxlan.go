@@ -38,35 +38,51 @@ func (o *overlay) planDevice(b base, link netlink.Link) ([]step, error) {
 	vxlan, ok := link.(*netlink.Vxlan)
 	// A device without an alias is from a server that was killed before it could mark it.
 	if attrs.Alias != o.alias && (attrs.Alias != "" || attrs.HardwareAddr.String() != o.mac.String()) || !ok {
-		return nil, fmt.Errorf("network interface %s is another program's: stop that, K3s for example with k3s-killall.sh, and remove it (`ip link delete %s`)", name, name)
+		return nil, foreign(name)
 	}
 	if vxlan.VxlanId != vni || vxlan.Port != o.port || vxlan.VtepDevIndex != b.index || !vxlan.SrcAddr.Equal(b.address.AsSlice()) || vxlan.Learning {
 		return []step{{"the settings of " + name, func() error { return netlink.LinkDel(link) }}}, nil
 	}
 	var steps []step
-	add := func(what string, do func() error) {
-		steps = append(steps, step{what, func() error {
-			if err := do(); err != nil {
-				return fmt.Errorf("set %s: %w", what, err)
-			}
-			return nil
-		}})
-	}
-	if attrs.Alias == "" {
-		add("the mark of "+name, func() error { return netlink.LinkSetAlias(link, o.alias) })
-	}
 	if attrs.HardwareAddr.String() != o.mac.String() {
-		add("the hardware address of "+name, func() error { return netlink.LinkSetHardwareAddr(link, o.mac) })
-	}
-	if attrs.MTU != o.mtu(b) {
-		add("the MTU of "+name, func() error { return netlink.LinkSetMTU(link, o.mtu(b)) })
+		steps = append(steps, setting("the hardware address of "+name, func() error { return netlink.LinkSetHardwareAddr(link, o.mac) }))
 	}
 	// A double checksum error of the kernel, and of the virtual network cards of some hypervisors, drops packets that were translated before they
 	// were encapsulated (flannel-io/flannel#1279, k3s-io/k3s#2013).
 	if on, err := txChecksum(name); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, fmt.Errorf("check the checksum offload of %s: %w", name, err)
 	} else if on {
-		add("the checksum setting of "+name, func() error { return setTxChecksum(name, false) })
+		steps = append(steps, setting("the checksum setting of "+name, func() error { return setTxChecksum(name, false) }))
+	}
+	rest, err := o.planLink(b, link)
+	return append(steps, rest...), err
+}
+
+// foreign is the error for an interface that is in the way.
+func foreign(name string) error {
+	return fmt.Errorf("network interface %s is another program's: stop that, K3s for example with k3s-killall.sh, and remove it (`ip link delete %s`)", name, name)
+}
+
+// setting is the step that sets something of an interface.
+func setting(what string, do func() error) step {
+	return step{what, func() error {
+		if err := do(); err != nil {
+			return fmt.Errorf("set %s: %w", what, err)
+		}
+		return nil
+	}}
+}
+
+// planLink plans what a device of any kind needs: mark, MTU, address, and being up.
+func (o *overlay) planLink(b base, link netlink.Link) (steps []step, err error) {
+	attrs := link.Attrs()
+	name := attrs.Name
+	add := func(what string, do func() error) { steps = append(steps, setting(what, do)) }
+	if attrs.Alias == "" {
+		add("the mark of "+name, func() error { return netlink.LinkSetAlias(link, o.alias) })
+	}
+	if attrs.MTU != o.mtu(b) {
+		add("the MTU of "+name, func() error { return netlink.LinkSetMTU(link, o.mtu(b)) })
 	}
 	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
