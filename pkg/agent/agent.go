@@ -15,6 +15,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/network"
 	"polymesh.dev/polymesh/pkg/process"
 )
 
@@ -30,7 +31,7 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), cfg.Server, member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
 				return component.Handle{}, err
 			}
-			return addComponents(m, machine(cfg, p, member)), nil
+			return addComponents(m, machine(cfg, p, member), podNetwork(cfg, p, member)), nil
 		},
 	})
 }
@@ -49,18 +50,29 @@ func machine(cfg *config.Agent, p *process.Process, member *join.Membership) nod
 	return node.Options{
 		Settings: cfg.Node, Name: p.Name, IP: p.IP,
 		ClusterCIDR: member.Cluster.ClusterCIDR, ClusterDNS: member.Cluster.ClusterDNS, ClusterDomain: member.Cluster.ClusterDomain, APIServiceIP: member.Cluster.APIServiceIP,
-		Identity: node.Identity{Kubelet: kubeconfig, Proxy: kubeconfig, Resync: kubeconfig, ClientCA: member.Files.ClientCA},
-		Programs: p.Programs, Manifest: p.Manifest, Session: node.NewSession(cfg.DataDir), Marker: p.Marker, Lock: p.Lock,
+		OwnNetwork: member.Cluster.FlannelBackend != config.NoBackend,
+		Identity:   node.Identity{Kubelet: kubeconfig, Proxy: kubeconfig, ClientCA: member.Files.ClientCA},
+		Programs:   p.Programs, Manifest: p.Manifest, Session: node.NewSession(cfg.DataDir), Marker: p.Marker, Lock: p.Lock,
 		Nameservers: node.NewNameservers(cfg.Node, p.Log), Log: p.Log,
+	}
+}
+
+// podNetwork returns the options of this machine's pod network.
+func podNetwork(cfg *config.Agent, p *process.Process, member *join.Membership) network.Options {
+	c := member.Cluster
+	return network.Options{
+		Settings: cfg.Node, Name: p.Name, IP: p.IP, ClusterCIDR: c.ClusterCIDR,
+		Backend: c.FlannelBackend, Port: c.FlannelPort, External: c.FlannelExternalIP,
+		Kubeconfig: cfg.DataDir.NodeKubeconfig(), Plugins: p.Programs.CNIDir(), Marker: p.Marker, Lock: p.Lock, Log: p.Log,
 	}
 }
 
 // addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
 // service manager.
-func addComponents(m *component.Manager, machine node.Options) (up component.Handle) {
+func addComponents(m *component.Manager, machine node.Options, pods network.Options) (up component.Handle) {
 	containerd := m.Add(node.NewContainerd(machine))
 	images := m.Add(node.NewImages(machine), containerd)
 	m.Add(node.NewKubelet(machine), images)
 	m.Add(node.NewProxy(machine))
-	return m.Add(node.NewNetwork(machine))
+	return m.Add(network.New(pods))
 }

@@ -126,7 +126,7 @@ func TestFirstCertificates(t *testing.T) {
 	for name, want := range map[string]string{
 		Admin: "O=system:masters CN=system:admin", Kubelet: "O=system:nodes CN=system:node:node-1", KubeProxy: "O= CN=system:kube-proxy",
 		ControllerManager: "O= CN=system:kube-controller-manager", Scheduler: "O= CN=system:kube-scheduler", FrontProxy: "O= CN=system:auth-proxy",
-		ImagePolicy: "O= CN=system:polymesh:image-policy", LoadBalancer: "O= CN=system:polymesh:servicelb", APIServerKubelet: "O= CN=kube-apiserver-kubelet-client", NodeResync: "O= CN=system:polymesh:node-resync",
+		ImagePolicy: "O= CN=system:polymesh:image-policy", LoadBalancer: "O= CN=system:polymesh:servicelb", APIServerKubelet: "O= CN=kube-apiserver-kubelet-client",
 	} {
 		c := load(t, s, name)
 		if got := fmt.Sprintf("O=%s CN=%s", strings.Join(c.Subject.Organization, ","), c.Subject.CommonName); got != want {

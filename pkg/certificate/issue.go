@@ -44,7 +44,6 @@ const (
 	KubeProxy         = "client-kube-proxy"
 	ImagePolicy       = "client-image-policy"
 	LoadBalancer      = "client-servicelb"
-	NodeResync        = "client-node-resync"
 	APIServerKubelet  = "client-kube-apiserver-kubelet"
 	FrontProxy        = "client-front-proxy"
 )
@@ -54,7 +53,6 @@ const (
 const (
 	ImagePolicyUser      = "system:polymesh:image-policy"
 	LoadBalancerUser     = "system:polymesh:servicelb"
-	NodeResyncUser       = "system:polymesh:node-resync"
 	APIServerKubeletUser = "kube-apiserver-kubelet-client" // kubeadm's name
 )
 
@@ -104,7 +102,6 @@ func leaves(o Options) []leaf {
 		client(KubeProxy, "system:kube-proxy"),
 		client(ImagePolicy, ImagePolicyUser),
 		client(LoadBalancer, LoadBalancerUser),
-		client(NodeResync, NodeResyncUser),
 		client(APIServerKubelet, APIServerKubeletUser),
 		{FrontProxy, RequestHeaderCA, pkix.Name{CommonName: "system:auth-proxy"}, x509.ExtKeyUsageClientAuth, nil, false},
 	}

@@ -15,6 +15,7 @@ import (
 	"k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/progress"
 	polymesh "polymesh.dev/polymesh/pkg/version"
@@ -35,6 +36,9 @@ func Run(args []string) int {
 		if tool, ok := tools[args[1]]; ok {
 			return tool(args[2:])
 		}
+	}
+	if len(args) > 1 && args[1] == node.ProxyCommand {
+		return node.RunProxy(args[2:])
 	}
 	cmd := newRoot()
 	cmd.SetArgs(args[1:])

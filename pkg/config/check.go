@@ -164,6 +164,10 @@ func (r *raw) checkNode(n *Node) (err error) {
 	if strings.ContainsFunc(string(n.DataDir), func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`:,?%#"'\\`, r) }) {
 		return fmt.Errorf("--data-dir %q is refused: mounts and the datastore cannot take white space or any of : , ? %% # \" ' \\ in it", n.DataDir)
 	}
+	// 15 bytes, no white space, no slash (dev_valid_name in the kernel's net/core/dev.c).
+	if n.FlannelIface = r.flannelIface; len(n.FlannelIface) > 15 || strings.ContainsFunc(n.FlannelIface, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '/' || r == ':' }) {
+		return fmt.Errorf("--flannel-iface %q is not the name of a network interface", r.flannelIface)
+	}
 	if r.nodeName != "" && !ValidNodeName(r.nodeName) {
 		return fmt.Errorf("--node-name %q is not a DNS name: lowercase letters, digits, '-' and '.'", r.nodeName)
 	}
@@ -213,7 +217,7 @@ func (r *raw) checkListener(s *Server) (err error) {
 		return fmt.Errorf("--https-listen-port %d lies in --service-node-port-range %s", r.httpsPort, r.nodePortRange)
 	}
 	for _, p := range layout.Ports() {
-		if p.Number == r.httpsPort && !p.Unused {
+		if p.Number == r.httpsPort && !p.Unused && !p.UDP {
 			return fmt.Errorf("--https-listen-port %d is the port of %s: choose another", r.httpsPort, p.What)
 		}
 	}
@@ -246,6 +250,41 @@ func (r *raw) checkCluster(c *Cluster) (err error) {
 	}
 	if !dns1123.MatchString(r.clusterDomain) {
 		return fmt.Errorf("--cluster-domain %q is not a DNS name", r.clusterDomain)
+	}
+	return r.checkFlannel(c)
+}
+
+// otherBackends are K3s's and flannel's backends that Polymesh does not have, with what to do.
+var otherBackends = map[string]string{
+	"wireguard": "use wireguard-native",
+	"ipsec":     "use wireguard-native",
+	"udp":       "use vxlan",
+	"ipip":      "use vxlan, or host-gw if all nodes are in one subnet",
+}
+
+// checkFlannel checks how packets reach other nodes.
+func (r *raw) checkFlannel(c *Cluster) error {
+	c.FlannelBackend, c.FlannelPort, c.FlannelExternalIP = FlannelBackend(r.flannelBackend), r.flannelPort, r.flannelExternal
+	if hint, ok := otherBackends[r.flannelBackend]; ok {
+		return fmt.Errorf("--flannel-backend %s is not supported: %s", r.flannelBackend, hint)
+	}
+	if !slices.Contains(FlannelBackends(), c.FlannelBackend) {
+		return fmt.Errorf("--flannel-backend %q is not one of %s", r.flannelBackend, join(FlannelBackends()))
+	}
+	if c.FlannelPort == 0 {
+		c.FlannelPort = layout.VXLANPort
+		if c.FlannelBackend == WireGuard {
+			c.FlannelPort = layout.WireGuardPort
+		}
+	}
+	if c.FlannelPort < 1 || c.FlannelPort > 65535 {
+		return fmt.Errorf("--flannel-port %d is not a port: 1 to 65535", r.flannelPort)
+	}
+	if from, to, ok := portRange(r.nodePortRange); ok && from <= c.FlannelPort && c.FlannelPort <= to {
+		return fmt.Errorf("--flannel-port %d lies in --service-node-port-range %s", c.FlannelPort, r.nodePortRange)
+	}
+	if r.flannelExternal && c.FlannelBackend == HostGW {
+		return fmt.Errorf("--flannel-external-ip does not work with --flannel-backend host-gw, which routes between the nodes' own addresses")
 	}
 	return nil
 }

@@ -58,6 +58,23 @@ const (
 // DatastoreSyncs returns the values of --datastore-sync.
 func DatastoreSyncs() []string { return []string{string(SyncFull), string(SyncNormal)} }
 
+// FlannelBackend is how packets reach the pods of other nodes; names are K3s's and flannel's.
+type FlannelBackend string
+
+const (
+	// VXLAN wraps packets in UDP, and works between subnets.
+	VXLAN FlannelBackend = "vxlan"
+	// WireGuard encrypts them, and works between subnets.
+	WireGuard FlannelBackend = "wireguard-native"
+	// HostGW routes them, which needs all nodes in one subnet.
+	HostGW FlannelBackend = "host-gw"
+	// NoBackend leaves the whole pod network to a program that the user installs.
+	NoBackend FlannelBackend = "none"
+)
+
+// FlannelBackends returns the values of --flannel-backend, the default first.
+func FlannelBackends() []FlannelBackend { return []FlannelBackend{VXLAN, HostGW, WireGuard, NoBackend} }
+
 // Node is the configuration of any node, server or agent.
 type Node struct {
 	DataDir layout.DataDir
@@ -68,6 +85,8 @@ type Node struct {
 	ExternalIP netip.Addr // invalid: none
 	NodeLabels []string   // key=value
 	NodeTaints []string   // key=value:effect
+	// FlannelIface is the network interface for packets between nodes' pods; empty for that of the node's address.
+	FlannelIface string
 	// ResolvConf is the file with the name servers for pods; empty for the host's own.
 	ResolvConf string
 	// ProtectKernelDefaults makes the kubelet exit instead of changing kernel settings.
@@ -92,6 +111,11 @@ type Cluster struct {
 	ClusterDNS    netip.Addr
 	ClusterDomain string
 	NodePortRange string // "30000-32767"
+	// FlannelBackend is how packets reach the pods of other nodes, FlannelPort the UDP port for it, and FlannelExternalIP whether nodes that have an
+	// external address are reached by that.
+	FlannelBackend    FlannelBackend
+	FlannelPort       int
+	FlannelExternalIP bool
 
 	Disabled         map[Addon]bool
 	LoadBalancerPool []AddressRange

@@ -33,6 +33,10 @@ type raw struct {
 	clusterDNS       string
 	clusterDomain    string
 	nodePortRange    string
+	flannelBackend   string
+	flannelPort      int
+	flannelExternal  bool
+	flannelIface     string
 	resolvConf       string
 	disable          []string
 	pool             []string
@@ -96,6 +100,10 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.clusterDNS, "cluster-dns", "", "address of the cluster's DNS service (default: the tenth of service-cidr)")
 	f.StringVar(&r.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's names")
 	f.StringVar(&r.nodePortRange, "service-node-port-range", "30000-32767", "ports for NodePort services")
+	f.StringVar(&r.flannelBackend, "flannel-backend", string(VXLAN), "how packets reach the pods of other nodes: "+join(FlannelBackends())+" (you install a pod network)")
+	f.IntVar(&r.flannelPort, "flannel-port", 0, fmt.Sprintf("UDP port for packets between nodes' pods (default: %d with vxlan, %d with wireguard-native)", layout.VXLANPort, layout.WireGuardPort))
+	f.BoolVar(&r.flannelExternal, "flannel-external-ip", false, "reach the pods of other nodes by the nodes' external addresses")
+	f.StringVar(&r.flannelIface, "flannel-iface", "", "network interface for packets between nodes' pods (default: that of node-ip)")
 	f.StringVar(&r.resolvConf, "resolv-conf", "", "file with the name servers for pods (default: the host's, without those on loopback)")
 
 	f.StringSliceVar(&r.disable, "disable", nil, "do not install these: "+join(Addons())+"; may be repeated")
@@ -125,7 +133,7 @@ func ServerFlags() *Flags {
 // nodeFlags are those of every node, server or agent.
 func nodeFlags() []string {
 	return []string{
-		"config", "data-dir", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "resolv-conf",
+		"config", "data-dir", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "flannel-iface", "resolv-conf",
 		"protect-kernel-defaults", "kubelet-arg", "kube-proxy-arg", "v", "debug",
 	}
 }

@@ -49,7 +49,6 @@ func WriteKubeconfigs(cfg *config.Server, certs certificate.Store) error {
 		"kube-proxy":              certificate.KubeProxy,
 		"image-policy":            certificate.ImagePolicy,
 		"servicelb":               certificate.LoadBalancer,
-		"node-resync":             certificate.NodeResync,
 	} {
 		if err := certs.WriteKubeconfig(cfg.DataDir.Kubeconfig(name), cert, URL(cfg)); err != nil {
 			return err

@@ -28,6 +28,9 @@ const (
 	memberRole    = "system:polymesh:member"
 )
 
+// podNetwork is the role of pkg/node/network, which acts with the node's own identity.
+const podNetwork = "system:polymesh:pod-network"
+
 // rolesTimeout limits each request for a role: upstream's library takes no context.
 const rolesTimeout = 10 * time.Second
 
@@ -60,25 +63,14 @@ func clusterRoles() []rbacv1.ClusterRole {
 			{NonResourceURLs: []string{join.ClusterPath}, Verbs: []string{"get"}},
 			{NonResourceURLs: []string{join.LeavePath}, Verbs: []string{"post"}},
 		}},
-		// Only for kube-system: see roleBindings. A create cannot be restricted by name.
-		{ObjectMeta: defaults(certificate.NodeResyncUser), Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{""}, Resources: []string{"services"}, Verbs: []string{"list", "create", "delete"}},
+		// A node reads the other nodes' addresses and pod ranges. Its own status it may patch anyway (Node authorizer).
+		{ObjectMeta: defaults(podNetwork), Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"list", "watch"}},
 		}},
 	}
 }
 
-// roleBindings bind roles in a single namespace.
-func roleBindings() []rbacv1.RoleBinding {
-	resync := rbacv1.RoleBinding{
-		ObjectMeta: defaults(certificate.NodeResyncUser),
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: certificate.NodeResyncUser},
-		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: certificate.NodeResyncUser}},
-	}
-	resync.Namespace = metav1.NamespaceSystem
-	return []rbacv1.RoleBinding{resync}
-}
-
-// clusterRoleBindings bind the roles to the users of the certificates. The API server's kubelet client uses
+// clusterRoleBindings bind the roles to the users of the certificates, and one to all nodes. The API server's kubelet client uses
 // upstream's role, which upstream binds to no one, because the user name is the installer's choice
 // (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#other-component-roles).
 func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
@@ -101,6 +93,7 @@ func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
 		bindGroup(memberRole, memberRole, user.NodesGroup),
 		bindGroup("system:polymesh:node-proxier", "system:node-proxier", user.NodesGroup),
 		bindGroup("system:polymesh:node-client-renewal", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", user.NodesGroup),
+		bindGroup(podNetwork, podNetwork, user.NodesGroup),
 	}
 }
 
@@ -140,10 +133,6 @@ func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 	for _, binding := range clusterRoleBindings() {
 		bind("ClusterRoleBinding", binding.Name, reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding},
 			reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()})
-	}
-	for _, binding := range roleBindings() {
-		bind("RoleBinding", binding.Name, reconciliation.RoleBindingAdapter{RoleBinding: &binding},
-			reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()})
 	}
 	return errors.Join(errs...)
 }

@@ -85,10 +85,16 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	if !may(t, identity(t, kubeconfig, certificate.ImagePolicy), readSecrets) || !may(t, identity(t, kubeconfig, certificate.LoadBalancer), watchServices) {
 		t.Error("the image policy or the load balancer has no permissions")
 	}
-	resync := identity(t, kubeconfig, certificate.NodeResync)
-	for namespace, want := range map[string]bool{"kube-system": true, "default": false, "": false} {
-		if got := may(t, resync, authorizationv1.ResourceAttributes{Verb: "create", Resource: "services", Namespace: namespace}); got != want {
-			t.Errorf("the identity that triggers kube-proxy's first sync can create services in namespace %q: %v", namespace, got)
+	node := identity(t, kubeconfig, certificate.Kubelet)
+	for what, want := range map[authorizationv1.ResourceAttributes]bool{
+		{Verb: "list", Resource: "nodes"}:                                true,
+		{Verb: "watch", Resource: "nodes"}:                               true,
+		{Verb: "delete", Resource: "nodes"}:                              false,
+		{Verb: "list", Resource: "secrets"}:                              false,
+		{Verb: "create", Resource: "services", Namespace: "kube-system"}: false,
+	} {
+		if got := may(t, node, what); got != want {
+			t.Errorf("a node: %+v: %v", what, got)
 		}
 	}
 

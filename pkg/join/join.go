@@ -11,7 +11,10 @@ package join
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
+
+	"polymesh.dev/polymesh/pkg/config"
 )
 
 // Paths of the API server. Who may call them is decided by RBAC: see pkg/controlplane.
@@ -48,10 +51,25 @@ type Cluster struct {
 	ClusterDNS    netip.Addr   `json:"clusterDNS"`
 	ClusterDomain string       `json:"clusterDomain"`
 	APIServiceIP  netip.Addr   `json:"apiServiceIP"`
+	// FlannelBackend, FlannelPort and FlannelExternalIP are those of config.Cluster.
+	FlannelBackend    config.FlannelBackend `json:"flannelBackend"`
+	FlannelPort       int                   `json:"flannelPort"`
+	FlannelExternalIP bool                  `json:"flannelExternalIP,omitempty"`
+}
+
+// ClusterOf returns what a node has to know of a server's settings.
+func ClusterOf(c *config.Cluster) Cluster {
+	return Cluster{
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, APIServiceIP: c.APIServiceIP(),
+		FlannelBackend: c.FlannelBackend, FlannelPort: c.FlannelPort, FlannelExternalIP: c.FlannelExternalIP,
+	}
 }
 
 // check rejects what no server of ours sends.
 func (c Cluster) check() error {
+	if !slices.Contains(config.FlannelBackends(), c.FlannelBackend) {
+		return fmt.Errorf("the cluster's nodes are connected by %q, which this version does not know: use the servers' version here", c.FlannelBackend)
+	}
 	if !c.ClusterCIDR.IsValid() || !c.ServiceCIDR.IsValid() || !c.ClusterDNS.IsValid() || !c.APIServiceIP.IsValid() || c.ClusterDomain == "" {
 		return fmt.Errorf("the cluster's settings are incomplete: %+v", c)
 	}

@@ -2,8 +2,9 @@ package layout
 
 // Port is a port on which a part of a node listens, or would listen if configured to.
 type Port struct {
-	// Number is the port, TCP.
+	// Number is the port, TCP unless UDP is set.
 	Number int
+	UDP    bool
 	// Component is the part's name in logs and `polymesh status`; What describes it within a sentence.
 	Component, What string
 	// Loopback is set if the part only listens on 127.0.0.1.
@@ -19,6 +20,10 @@ const (
 	KubeletHealthPort = 10248
 	ProxyHealthPort   = 10256
 	ImagePolicyPort   = 10263
+	// VXLANPort is the default of flannel, which is the kernel's own.
+	VXLANPort = 8472
+	// WireGuardPort is the default of flannel.
+	WireGuardPort = 51820
 )
 
 // Ports lists all ports except the API server's, which is configurable.
@@ -28,6 +33,8 @@ func Ports() []Port {
 		{Number: KubeletHealthPort, Component: "kubelet", What: "the kubelet's health check", Loopback: true},
 		{Number: ProxyHealthPort, Component: "kube-proxy", What: "kube-proxy's health check"},
 		{Number: ImagePolicyPort, Component: "image-policy", What: "the image policy, with --image-policy-key", Loopback: true, Unused: true},
+		{Number: VXLANPort, UDP: true, Component: "pod-network", What: "the pod network between nodes"},
+		{Number: WireGuardPort, UDP: true, Component: "pod-network", What: "the pod network between nodes, with --flannel-backend wireguard-native", Unused: true},
 		{Number: 10255, Component: "kubelet", What: "the kubelet's read-only port", Unused: true},
 		{Number: 10249, Component: "kube-proxy", What: "kube-proxy's metrics", Loopback: true, Unused: true},
 		{Number: 10257, Component: "kube-controller-manager", What: "the controller manager", Unused: true},
@@ -38,13 +45,26 @@ func Ports() []Port {
 // Bridge is the network interface that connects all pods of a node.
 const Bridge = "cni0"
 
+// Network interfaces that carry packets between the pods of different nodes; the names are flannel's. They outlive the server, like the pods.
+const (
+	FlannelLink   = "flannel.1"
+	WireGuardLink = "flannel-wg"
+)
+
+// OverlayLinks are all of these.
+func OverlayLinks() []string { return []string{FlannelLink, WireGuardLink} }
+
+// RouteProtocol marks the routes of the pod network (rtm_protocol in rtnetlink(7)): a number that neither the kernel's rt_protos nor a
+// routing program that we know uses.
+const RouteProtocol = 111
+
 // PoolLink is the network interface that holds the addresses in use of a LoadBalancer pool. It outlives the server, like the
 // pods.
 const PoolLink = "polymesh-lb"
 
 // InterfacePrefixes are the name prefixes of interfaces that a node creates: those of CNI's plugins, and our own. The
 // node's address is never taken from one of these.
-func InterfacePrefixes() []string { return []string{"cni", "polymesh"} }
+func InterfacePrefixes() []string { return []string{"cni", "flannel", "polymesh"} }
 
 // Packet filter tables, family ip.
 const (

@@ -135,14 +135,19 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 		"image_pull_with_sync_fs": true,
 		"use_local_image_pull":    true,
 	}
+	binDirs, confDir := []string{c.opts.Programs.CNIDir()}, c.opts.Settings.DataDir.CNIConfDir()
+	if !c.opts.OwnNetwork {
+		// Where the installers of pod networks put their files (https://github.com/containernetworking/cni, cnitool and libcni's defaults).
+		binDirs, confDir = append(binDirs, "/opt/cni/bin"), "/etc/cni/net.d"
+	}
 	runtime := table{
 		"restrict_oom_score_adj":       !mayLowerOOMScore,
 		"enable_unprivileged_ports":    true,
 		"enable_unprivileged_icmp":     true,
 		"netns_mounts_under_state_dir": true,
 		"cni": table{
-			"bin_dirs":              []string{c.opts.Programs.CNIDir()},
-			"conf_dir":              c.opts.Settings.DataDir.CNIConfDir(),
+			"bin_dirs":              binDirs,
+			"conf_dir":              confDir,
 			"use_internal_loopback": true,
 		},
 		"containerd": table{

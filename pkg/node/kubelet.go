@@ -27,6 +27,7 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/node/network"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
 
@@ -162,7 +163,7 @@ func (k *Kubelet) prepare() error {
 			k.opts.Log.Info("cannot raise a kernel limit for inotify, so fewer pods can run here: a sidecar uses three instances", "limit", path, "wanted", want, "err", err)
 		}
 	}
-	if err := k.opts.markBridge(k.opts.Marker.Adopted); err != nil {
+	if err := network.MarkBridge(k.opts.Lock, k.opts.Marker, k.opts.Marker.Adopted); err != nil {
 		return err
 	}
 	return k.opts.Nameservers.update()

@@ -1,5 +1,5 @@
-// Package node runs the parts that make a machine a node: containerd with the shipped images, the kubelet, kube-proxy and the
-// configuration of the pod network.
+// Package node runs the parts that make a machine a node: containerd with the shipped images, the kubelet and kube-proxy. The pod network
+// is in pkg/node/network.
 //
 // It owns <data-dir>/agent, containerd's part of the run directory and the node's cgroup. It knows nothing about a control plane
 // beyond Options: pkg/server builds the components from plain values, as a worker can.
@@ -26,6 +26,8 @@ type Options struct {
 	ClusterDNS    netip.Addr
 	ClusterDomain string
 	APIServiceIP  netip.Addr
+	// OwnNetwork is set if pkg/node/network provides the pod network. Otherwise the user installs one, in the usual places of CNI.
+	OwnNetwork bool
 
 	Identity Identity
 	// Programs is the folder of the shipped programs, a path that does not change in upgrades: running shims use it.
@@ -47,8 +49,6 @@ type Options struct {
 type Identity struct {
 	// Kubelet is the kubeconfig of the node itself (system:node:NAME), Proxy that of kube-proxy.
 	Kubelet, Proxy string
-	// Resync is a kubeconfig that may create, list and delete Services in kube-system: see serviceRules.
-	Resync string
 	// ClientCA is the authority with which the kubelet verifies its clients; ServingCert and ServingKey are its serving certificate.
 	// Without one the kubelet renews its certificates itself, in layout.DataDir.NodePKI.
 	ClientCA, ServingCert, ServingKey string

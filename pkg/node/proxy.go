@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
@@ -14,26 +15,40 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"k8s.io/component-base/cli"
 	"k8s.io/component-base/version"
 	"k8s.io/kubernetes/cmd/kube-proxy/app"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/node/keeper"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
+
+// ProxyCommand is the name under which this program is kube-proxy.
+const ProxyCommand = "kube-proxy"
+
+// RunProxy is kube-proxy's own main (cmd/kube-proxy/proxy.go upstream). It returns the exit code.
+func RunProxy(args []string) int {
+	command := app.NewProxyCommand()
+	command.SetArgs(args)
+	return cli.Run(command)
+}
 
 // Proxy is the component "kube-proxy", in this process.
 type Proxy struct {
 	component.Task
 	opts    Options
 	options *app.Options
-	keeper  keeper
+	keeper  *keeper.Keeper
+	log     *slog.Logger
 }
 
 // NewProxy returns kube-proxy, not yet started.
 func NewProxy(o Options) *Proxy {
-	return &Proxy{Task: component.NewTask(), opts: o, keeper: keeper{log: o.Log.With("component", "kube-proxy")}}
+	log := o.Log.With("component", "kube-proxy")
+	return &Proxy{Task: component.NewTask(), opts: o, keeper: keeper.New(log), log: log}
 }
 
 // Name implements component.Component.
@@ -111,27 +126,19 @@ func parseProxy(args []string) (*app.Options, error) {
 // Start runs kube-proxy. Its Run ignores the context (cmd/kube-proxy/app/server.go: the sync loop and the node
 // informer never end), so stopping it means no longer waiting for it; its rules stay in place either way.
 func (p *Proxy) Start(ctx context.Context) error {
-	var rules *serviceRules
 	// In the other modes kube-proxy has its own monitor (pkg/util/iptables, Monitor).
 	if slices.Contains(p.args(), "--proxy-mode=nftables") {
-		var err error
-		if rules, err = newServiceRules(p.opts.Identity.Resync); err != nil {
+		rules, err := newServiceRules(p.args(), p.log)
+		if err != nil {
 			return err
 		}
-		p.keeper.parts = []part{rules}
+		p.keeper.Add(rules)
 	}
 	kubeflags.Log(p.Name(), p.args())
 	p.Go(ctx, func(ctx context.Context) error {
 		ended := make(chan error, 1)
 		go func() { ended <- p.options.Run(ctx) }()
-		go func() {
-			if rules != nil {
-				if err := rules.removeServices(ctx); err != nil && ctx.Err() == nil {
-					p.keeper.log.Warn("objects of a previous server may not have been removed", "err", err)
-				}
-			}
-			p.keeper.run(ctx)
-		}()
+		go p.keeper.Run(ctx)
 		select {
 		case err := <-ended:
 			return err
@@ -151,7 +158,7 @@ func (p *Proxy) Ready(ctx context.Context) error {
 	if err := healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", layout.ProxyHealthPort)); err != nil {
 		return err
 	}
-	if err := p.keeper.check(ctx); err != nil {
+	if err := p.keeper.Check(ctx); err != nil {
 		return err
 	}
 	address := net.JoinHostPort(p.opts.APIServiceIP.String(), "443")
@@ -170,4 +177,4 @@ func (p *Proxy) Ready(ctx context.Context) error {
 const dialTimeout = 2 * time.Second
 
 // Note reports that rules were restored.
-func (p *Proxy) Note(context.Context) string { return p.keeper.last() }
+func (p *Proxy) Note(context.Context) string { return p.keeper.Last() }

@@ -3,7 +3,6 @@ package node
 import (
 	"flag"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -62,9 +61,10 @@ func nodeOptions(cfg *config.Server) Options {
 		Settings: cfg.Node, Name: "node-1", IP: netip.MustParseAddr("192.0.2.10"),
 		ClusterCIDR: cfg.ClusterCIDR, ClusterDNS: cfg.ClusterDNS, ClusterDomain: cfg.ClusterDomain, APIServiceIP: cfg.APIServiceIP(),
 		Identity: Identity{
-			Kubelet: cfg.DataDir.Kubeconfig("kubelet"), Proxy: cfg.DataDir.Kubeconfig("kube-proxy"), Resync: cfg.DataDir.Kubeconfig("node-resync"),
+			Kubelet: cfg.DataDir.Kubeconfig("kubelet"), Proxy: cfg.DataDir.Kubeconfig("kube-proxy"),
 			ClientCA: cfg.DataDir.Server("tls", "client-ca.crt"), ServingCert: cfg.DataDir.Server("tls", "serving-kubelet.crt"), ServingKey: cfg.DataDir.Server("tls", "serving-kubelet.key"),
 		},
+		OwnNetwork:  cfg.FlannelBackend != config.NoBackend,
 		Programs:    payload.Dir(cfg.DataDir.Programs()),
 		Manifest:    &payload.Manifest{Images: []string{"registry.polymesh.dev/pause:3.10.1", "registry.polymesh.dev/istio/pilot:1"}},
 		Nameservers: NewNameservers(cfg.Node, slog.New(slog.DiscardHandler)),
@@ -106,16 +106,6 @@ func TestSandboxFilesAreOpened(t *testing.T) {
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, %v", name, info.Mode(), err)
 		}
-	}
-}
-
-func TestConflist(t *testing.T) {
-	for name, nftables := range map[string]bool{"conflist-nftables.json": true, "conflist-iptables.json": false} {
-		text, err := Conflist(layout.DefaultDataDir.PodNetwork(), "10.42.0.0/24", "/run/polymesh/cni", nftables)
-		if err != nil {
-			t.Fatal(err)
-		}
-		golden(t, name, text)
 	}
 }
 
@@ -171,48 +161,6 @@ func TestArchiveNames(t *testing.T) {
 		if got := imagestore.IsArchive(name); got != want {
 			t.Errorf("%s: %v", name, got)
 		}
-	}
-}
-
-func TestNetworkSaysWhatItWaitsFor(t *testing.T) {
-	n := NewNetwork(nodeOptions(settings(t)))
-	n.addresses = func() ([]net.Addr, error) {
-		return []net.Addr{&net.IPNet{IP: net.IPv4(127, 0, 0, 1), Mask: net.CIDRMask(8, 32)}, &net.IPNet{IP: net.IPv4(192, 0, 2, 10), Mask: net.CIDRMask(24, 32)}}, nil
-	}
-	condition := func(s corev1.ConditionStatus, message string) *corev1.Node {
-		node := &corev1.Node{}
-		node.Name = "node-1"
-		if s != "" {
-			node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeMemoryPressure, Status: "True"}, {Type: corev1.NodeReady, Status: s, Message: message}}
-		}
-		return node
-	}
-	for _, c := range []struct {
-		node *corev1.Node
-		want string
-	}{
-		{nil, "the node has not registered yet"},
-		{condition("", ""), "node node-1 has not reported yet"},
-		{condition(corev1.ConditionFalse, "no network"), "node node-1 is not Ready: no network"},
-		{condition(corev1.ConditionTrue, ""), ""},
-	} {
-		n.node.Store(c.node)
-		err := n.Ready(t.Context())
-		if (err == nil) != (c.want == "") || err != nil && err.Error() != c.want {
-			t.Errorf("error is %v, want %q", err, c.want)
-		}
-	}
-
-	// The cluster's address for the node disappears while the server runs: the node's own condition stays True.
-	n.addresses = func() ([]net.Addr, error) {
-		return []net.Addr{&net.IPNet{IP: net.IPv4(192, 0, 2, 11), Mask: net.CIDRMask(24, 32)}}, nil
-	}
-	if err := n.Ready(t.Context()); err == nil || err.Error() != "the node's address 192.0.2.10 is on no interface any more: restart the server, so that it uses the machine's new one" {
-		t.Errorf("without the address: %v", err)
-	}
-	n.opts.Settings = settings(t, "--node-ip", "192.0.2.10").Node
-	if err := n.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "restart the server with another --node-ip") {
-		t.Errorf("without the configured address: %v", err)
 	}
 }
 

@@ -51,6 +51,7 @@ func Server(cfg *config.Server, need uint64) []Result {
 	results = append(results,
 		Result{"kubeconfig", Writable(filepath.Dir(cfg.Kubeconfig), 0)},
 		Result{"API server's port", apiServerPort(cfg)},
+		Result{"pod network", PodNetwork(cfg.FlannelBackend, cfg.FlannelPort, cfg.FlannelIface)},
 		Result{"public keys", publicKeys(cfg.ImagePolicyKeys)},
 	)
 	if len(cfg.ImagePolicyKeys) > 0 {
@@ -199,6 +200,52 @@ func kernel() error {
 	return packetFilter()
 }
 
+// PodNetwork checks what packets to other nodes' pods need: the backend's kernel feature, its UDP port, and the interface, which is empty for the
+// node's. It loads the module that may provide VXLAN. An agent learns the backend and the port when it joins.
+func PodNetwork(backend config.FlannelBackend, port int, iface string) error {
+	if iface != "" {
+		if _, err := net.InterfaceByName(iface); err != nil {
+			return fmt.Errorf("--flannel-iface %s: this machine has no such network interface (`ip link` lists them)", iface)
+		}
+	}
+	// Both modules have a version or parameters, so their folders exist even if they are built in.
+	switch backend {
+	case config.VXLAN:
+		_ = exec.Command("modprobe", "--quiet", "vxlan").Run()
+	case config.WireGuard:
+		_ = exec.Command("modprobe", "--quiet", "wireguard").Run()
+		_, kernel := os.Stat("/sys/module/wireguard")
+		if _, err := os.Stat("/dev/net/tun"); err != nil && kernel != nil {
+			return errors.New("the kernel has neither WireGuard nor TUN devices, one of which encrypts packets to other nodes' pods: load a module (modprobe wireguard, or tun; CONFIG_WIREGUARD, CONFIG_TUN)")
+		}
+	default:
+		return nil
+	}
+	if _, err := os.Stat("/sys/module/vxlan"); err != nil && backend == config.VXLAN {
+		return errors.New("the kernel has no VXLAN, which carries packets to other nodes' pods: load the module (modprobe vxlan, CONFIG_VXLAN), or set --flannel-backend host-gw if all nodes are in one subnet")
+	}
+	sockets, err := os.ReadFile("/proc/net/udp")
+	if err != nil {
+		return fmt.Errorf("list UDP ports: %w", err)
+	}
+	if boundUDP(string(sockets), port) {
+		return fmt.Errorf("UDP port %d, which carries packets to other nodes' pods, is in use: stop the program that uses it (`ss -lunp sport = :%d` shows it), or set another --flannel-port on all servers", port, port)
+	}
+	return nil
+}
+
+// boundUDP reports whether a program uses a UDP port, by /proc/net/udp (proc_net_udp(5)). The kernel's own sockets, such as that of a VXLAN
+// device, have no inode.
+func boundUDP(sockets string, port int) bool {
+	for line := range strings.Lines(sockets) {
+		f := strings.Fields(line)
+		if len(f) > 9 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) && f[9] != "0" {
+			return true
+		}
+	}
+	return false
+}
+
 // packetFilter checks the kernel interface that kube-proxy uses to write its rules. nft and iptables, in its nf_tables flavor, are shipped;
 // both use the same interface.
 func packetFilter() error {
@@ -324,7 +371,7 @@ func apiServerPort(cfg *config.Server) error {
 // nodePorts checks that the ports of a node's parts are free.
 func nodePorts() error {
 	for _, p := range layout.Ports() {
-		if p.Unused {
+		if p.Unused || p.UDP {
 			continue
 		}
 		addr := netip.IPv4Unspecified()

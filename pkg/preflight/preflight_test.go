@@ -201,6 +201,28 @@ func TestPublicKeys(t *testing.T) {
 	}
 }
 
+func TestPodNetwork(t *testing.T) {
+	socket, err := net.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	port := socket.LocalAddr().(*net.UDPAddr).Port
+	if _, err := os.Stat("/sys/module/vxlan"); err == nil {
+		wantError(t, "a port in use", PodNetwork(config.VXLAN, port, ""), "UDP port "+strconv.Itoa(port)+", which carries packets to other nodes' pods, is in use: stop the program")
+	}
+	wantError(t, "host-gw", PodNetwork(config.HostGW, port, "lo"), "")
+	wantError(t, "an interface that is not there", PodNetwork(config.HostGW, port, "nosuch0"), "--flannel-iface nosuch0: this machine has no such network interface")
+	// A VXLAN device's socket, then a program's.
+	const sockets = `   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
+ 1082: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 0 2 0000000000000000 0
+ 1090: 0100007F:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000   101        0 21118 2 0000000000000000 0
+`
+	if boundUDP(sockets, 8472) || !boundUDP(sockets, 53) || boundUDP(sockets, 21118) {
+		t.Error("the list of sockets is misread")
+	}
+}
+
 func TestRootIsNeeded(t *testing.T) {
 	want := ""
 	if os.Geteuid() != 0 {

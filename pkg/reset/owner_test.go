@@ -1,11 +1,13 @@
 package reset
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -597,5 +599,65 @@ func TestPlanNamesWhatGoes(t *testing.T) {
 	}
 	if err := p.Run(t.Context(), io.Discard); err != nil || exists(run) || exists(dir) {
 		t.Errorf("%v: %v %v", err, exists(run), exists(dir))
+	}
+}
+
+// The pod network's device goes if it carries the mark, and its routes by their protocol; other programs' stay.
+func TestWaysToOtherNodesGo(t *testing.T) {
+	for what, alias := range map[string]string{"its own": "OWN", "K3s's": "", "another data dir's": "polymesh 0123456789abcdef0123456789abcdef"} {
+		t.Run(what, func(t *testing.T) {
+			private(t)
+			dir, marker := claimed(t)
+			marker.Adopted = true
+			server := like(t, dir)
+			_ = server.Process.Kill()
+			_ = server.Wait()
+			bridge(t, layout.FlannelLink, strings.Replace(alias, "OWN", marker.Alias(), 1))
+			bridge(t, "eth0", "")
+			link, err := netlink.LinkByName("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			address, err := netlink.ParseAddr("198.18.0.1/24")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := netlink.AddrAdd(link, address); err != nil {
+				t.Fatal(err)
+			}
+			if err := netlink.LinkSetUp(link); err != nil {
+				t.Fatal(err)
+			}
+			for cidr, protocol := range map[string]netlink.RouteProtocol{"10.42.1.0/24": layout.RouteProtocol, "10.42.2.0/24": unix.RTPROT_STATIC} {
+				_, dst, err := net.ParseCIDR(cidr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: net.IPv4(198, 18, 0, 2), LinkIndex: link.Attrs().Index, Protocol: protocol}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p := &Plan{DataDir: layout.DataDir(dir), marker: marker}
+			if err := p.planNetwork(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			ours := alias == "OWN"
+			if slices.Contains(p.Remove, "the network interface flannel.1") != ours || !slices.Contains(p.Remove, "the route to 10.42.1.0/24, pods of another node") {
+				t.Errorf("to remove: %q, to leave: %q", p.Remove, p.Leave)
+			}
+			for _, step := range []func(context.Context) error{p.removeInterfaces, p.removeRoutes} {
+				if err := step(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			routes, err := netlink.RouteList(link, netlink.FAMILY_V4)
+			if err != nil || slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Protocol == layout.RouteProtocol }) ||
+				!slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst.String() == "10.42.2.0/24" }) {
+				t.Errorf("the routes are %v, %v", routes, err)
+			}
+			if has(layout.FlannelLink) == ours {
+				t.Errorf("flannel.1 is there: %v", !ours)
+			}
+		})
 	}
 }

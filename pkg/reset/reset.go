@@ -181,6 +181,13 @@ func (p *Plan) planNetwork(ctx context.Context) error {
 			p.Leave = append(p.Leave, line+", because the server has not run in this network namespace")
 		}
 	}
+	routes, err := p.routes()
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		p.Remove = append(p.Remove, fmt.Sprintf("the route to %s, pods of another node", r.Dst))
+	}
 	if p.network && !preflight.NFTables() {
 		p.Remove = append(p.Remove, "the iptables chains KUBE-… and CNI-…")
 	}
@@ -268,6 +275,7 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 		{"containers stopped", p.stopContainers},
 		{"file systems unmounted", p.unmount},
 		{"network interfaces removed", p.removeInterfaces},
+		{"routes removed", p.removeRoutes},
 		{"packet filter rules removed", p.removeRules},
 		{"cgroups removed", p.removeCgroups},
 		{"data removed", p.removeData},
@@ -499,10 +507,13 @@ func below(folders ...string) mountinfo.FilterFunc {
 }
 
 // named reports whether an interface has one of a server's names.
-func named(name string) bool { return name == layout.Bridge || name == layout.PoolLink }
+func named(name string) bool {
+	return name == layout.Bridge || name == layout.PoolLink || slices.Contains(layout.OverlayLinks(), name)
+}
 
-// owns reports whether an interface is this data dir's: it carries the dir's alias. An interface without an alias is from a server
-// that was killed before it could mark it, or from an earlier version.
+// owns reports whether an interface is this data dir's: it carries the dir's alias. A bridge without an alias is from a server
+// that was killed before it could mark it, or from an earlier version. A device of the pod network without one is another program's: ours has it at
+// once.
 func (p *Plan) owns(link *netlink.LinkAttrs) bool {
 	if !named(link.Name) {
 		return false
@@ -511,7 +522,7 @@ func (p *Plan) owns(link *netlink.LinkAttrs) bool {
 		return link.Alias == p.marker.Alias()
 	}
 	lock, err := datadir.Look(p.DataDir)
-	return err == nil && p.network && (p.marker.Adopted || lock.Bridge && link.Name == layout.Bridge)
+	return err == nil && p.network && !slices.Contains(layout.OverlayLinks(), link.Name) && (p.marker.Adopted || lock.Bridge && link.Name == layout.Bridge)
 }
 
 func linkList(ctx context.Context) (links []netlink.Link, err error) {
@@ -560,6 +571,32 @@ func (p *Plan) removeInterfaces(ctx context.Context) error {
 	for _, l := range links {
 		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 			failures = append(failures, fmt.Errorf("remove interface %s: %w", l.Attrs().Name, err))
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// routes returns the routes of the pod network, which carry its protocol number; none while another server may have made them.
+func (p *Plan) routes() ([]netlink.Route, error) {
+	if !p.network {
+		return nil, nil
+	}
+	all, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: layout.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	return slices.DeleteFunc(all, func(r netlink.Route) bool { return r.Dst == nil }), nil
+}
+
+func (p *Plan) removeRoutes(context.Context) error {
+	routes, err := p.routes()
+	if err != nil {
+		return err
+	}
+	var failures []error
+	for _, r := range routes {
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			failures = append(failures, fmt.Errorf("remove the route to %s: %w", r.Dst, err))
 		}
 	}
 	return errors.Join(failures...)

@@ -24,6 +24,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/network"
 )
 
 // addComponents is the list of a server's components and their dependencies. It returns the component whose readiness is reported to
@@ -35,10 +36,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	var store datastore.Store = datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
 	joining := join.NewServer(join.Options{
 		Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
-		Cluster: join.Cluster{
-			ClusterCIDR: s.cfg.ClusterCIDR, ServiceCIDR: s.cfg.ServiceCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain,
-			APIServiceIP: s.cfg.APIServiceIP(),
-		},
+		Cluster: join.ClusterOf(&s.cfg.Cluster),
 	})
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers()}
 	machine := s.node()
@@ -56,7 +54,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	m.Add(controlplane.NewScheduler(plane), api)
 	m.Add(node.NewKubelet(machine), api, images, controllers)
 	m.Add(node.NewProxy(machine), api)
-	up = m.Add(node.NewNetwork(machine), api, controllers)
+	up = m.Add(network.New(s.network()), api, controllers)
 	m.Add(joining, api)
 	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Log: s.Log}), api)
 	m.Add(imagepolicy.New(imagepolicy.Options{
@@ -105,12 +103,23 @@ func (s *server) node() node.Options {
 	return node.Options{
 		Settings: s.cfg.Node, Name: s.Name, IP: s.IP,
 		ClusterCIDR: s.cfg.ClusterCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, APIServiceIP: s.cfg.APIServiceIP(),
+		OwnNetwork: s.cfg.FlannelBackend != config.NoBackend,
 		Identity: node.Identity{
-			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"), Resync: dir.Kubeconfig("node-resync"),
+			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"),
 			ClientCA: certs.Cert(certificate.ClientCA), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),
 		},
 		Programs: s.Programs, Manifest: s.Manifest, Session: node.NewSession(dir), Marker: s.Marker, Lock: s.Lock,
 		Nameservers: node.NewNameservers(s.cfg.Node, s.Log), Log: s.Log,
+	}
+}
+
+// network returns the options of this machine's pod network.
+func (s *server) network() network.Options {
+	dir := s.cfg.DataDir
+	return network.Options{
+		Settings: s.cfg.Node, Name: s.Name, IP: s.IP, ClusterCIDR: s.cfg.ClusterCIDR,
+		Backend: s.cfg.FlannelBackend, Port: s.cfg.FlannelPort, External: s.cfg.FlannelExternalIP,
+		Kubeconfig: dir.Kubeconfig("kubelet"), Plugins: s.Programs.CNIDir(), Marker: s.Marker, Lock: s.Lock, Log: s.Log,
 	}
 }
 

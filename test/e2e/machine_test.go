@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
@@ -127,10 +125,6 @@ func (m *usersMachine) testFlush(t *testing.T) {
 	log, err := os.ReadFile(m.Log())
 	if err != nil || !strings.Contains(string(log), "another program has removed a part of the node's network") {
 		t.Errorf("the log does not say it (%v)", err)
-	}
-	services, err := m.Client(t).CoreV1().Services(metav1.NamespaceSystem).List(t.Context(), metav1.ListOptions{LabelSelector: "node.polymesh.dev/resync"})
-	if err != nil || len(services.Items) > 0 {
-		t.Errorf("it leaves %v, %v", services, err)
 	}
 }
 

@@ -76,9 +76,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	certs := certificate.Store(cfg.DataDir.TLS())
 	joining := join.NewServer(join.Options{
 		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
-		Cluster: join.Cluster{
-			ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, ClusterDNS: cfg.ClusterDNS, ClusterDomain: cfg.ClusterDomain, APIServiceIP: cfg.APIServiceIP(),
-		},
+		Cluster: join.ClusterOf(&cfg.Cluster),
 	})
 	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: joining.Handlers()}
 	m := component.NewManager(log)

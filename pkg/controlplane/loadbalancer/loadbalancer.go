@@ -61,7 +61,11 @@ func ReservedPorts(apiPort int) map[Port]string {
 	tcp := func(n int) Port { return Port{corev1.ProtocolTCP, int32(n)} }
 	ports := map[Port]string{tcp(22): "SSH"}
 	for _, p := range layout.Ports() {
-		ports[tcp(p.Number)] = p.Component
+		port := tcp(p.Number)
+		if p.UDP {
+			port.Protocol = corev1.ProtocolUDP
+		}
+		ports[port] = p.Component
 	}
 	ports[tcp(apiPort)] = "kube-apiserver"
 	return ports

@@ -1,4 +1,4 @@
-package node
+package network
 
 import (
 	"context"
@@ -20,7 +20,8 @@ type hostPorts struct {
 	next atomic.Int64
 }
 
-func (h *hostPorts) missing(ctx context.Context) (string, error) {
+// Missing implements keeper.Part.
+func (h *hostPorts) Missing(ctx context.Context) (string, error) {
 	pods, err := h.published()
 	if err != nil || len(pods) == 0 {
 		return "", err
@@ -45,8 +46,8 @@ func (h *hostPorts) missing(ctx context.Context) (string, error) {
 // endingWait is the maximum time between the first and the last plugin when a pod's network is removed.
 const endingWait = time.Second
 
-// restore writes the rules of pods that lack them.
-func (h *hostPorts) restore(ctx context.Context) error {
+// Restore implements keeper.Part: it writes the rules of pods that lack them.
+func (h *hostPorts) Restore(ctx context.Context) error {
 	pods, err := h.published()
 	if err != nil {
 		return err

@@ -1,6 +1,6 @@
 //go:build integration
 
-package node
+package network
 
 import (
 	"fmt"
@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/node/keeper"
 )
 
 // newNetworkNamespace moves the test into its own network namespace, with the shipped programs in PATH: nft and the CNI
@@ -27,7 +28,7 @@ func newNetworkNamespace(t *testing.T) (plugins string) {
 	if os.Geteuid() != 0 {
 		t.Skip("a network namespace needs root")
 	}
-	build, err := filepath.Abs("../../.build")
+	build, err := filepath.Abs("../../../.build")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,17 +56,17 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-func wantMissing(t *testing.T, what string, p part, want string) {
+func wantMissing(t *testing.T, what string, p keeper.Part, want string) {
 	t.Helper()
-	gone, err := p.missing(t.Context())
+	gone, err := p.Missing(t.Context())
 	if err != nil || gone != want {
 		t.Errorf("%s: %q is missing (%v), want %q", what, gone, err, want)
 	}
 }
 
-func restore(t *testing.T, p part) {
+func restore(t *testing.T, p keeper.Part) {
 	t.Helper()
-	if err := p.restore(t.Context()); err != nil {
+	if err := p.Restore(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -116,7 +117,7 @@ func TestMasqueradeComesBack(t *testing.T) {
 func TestAttachmentsComeBack(t *testing.T) {
 	plugins := newNetworkNamespace(t)
 	network, notes, state := "polymesh-test-pods", t.TempDir(), t.TempDir()
-	text, err := Conflist(network, "10.42.0.0/24", state, true)
+	text, err := Conflist(network, "10.42.0.0/24", state, 1450, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +137,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	ports := &hostPorts{attachments: pods}
-	br := &bridge{pods, func() string { return "10.42.0.0/24" }, "polymesh test"}
+	br := &bridge{attachments: pods, pods: func() string { return "10.42.0.0/24" }, alias: "polymesh test", mtu: func() int { return 1450 }}
 	wantMissing(t, "at first", ports, "")
 	wantMissing(t, "at first", br, "")
 
@@ -170,6 +171,7 @@ func TestAttachmentsComeBack(t *testing.T) {
 	}{
 		{[]string{"link", "delete", layout.Bridge}, "the interface " + layout.Bridge + ", which connects the pods"},
 		{[]string{"link", "set", layout.Bridge, "down"}, layout.Bridge + " is down: what connects the pods"},
+		{[]string{"link", "set", layout.Bridge, "mtu", "1400"}, "the MTU 1450 of " + layout.Bridge},
 		{[]string{"address", "flush", "dev", layout.Bridge}, "the address 10.42.0.1/24 of " + layout.Bridge + ", the pods' gateway"},
 	} {
 		run(t, "ip", c.what...)

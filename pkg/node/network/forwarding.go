@@ -1,4 +1,4 @@
-package node
+package network
 
 import (
 	"context"
@@ -22,7 +22,8 @@ func forwarding() kernelSettings {
 	}
 }
 
-func (s kernelSettings) missing(context.Context) (string, error) {
+// Missing implements keeper.Part.
+func (s kernelSettings) Missing(context.Context) (string, error) {
 	var off []string
 	for path, value := range s {
 		have, err := os.ReadFile(path)
@@ -39,7 +40,8 @@ func (s kernelSettings) missing(context.Context) (string, error) {
 	return "packet forwarding (" + strings.Join(off, ", ") + ")", nil
 }
 
-func (s kernelSettings) restore(context.Context) error {
+// Restore implements keeper.Part.
+func (s kernelSettings) Restore(context.Context) error {
 	for path, value := range s {
 		if have, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(have)) == value {
 			continue

@@ -1,4 +1,4 @@
-package node
+package network
 
 import (
 	"context"
@@ -24,6 +24,10 @@ type bridge struct {
 	pods func() string
 	// alias marks the interface as this data dir's, for `polymesh reset`.
 	alias string
+	// mtu is that of new pods, in bytes; 0 until it is known. Packets of the node to them must not be larger.
+	mtu func() int
+	// settled is the MTU that was set last.
+	settled int
 }
 
 // gateway returns the bridge's own address: the host-local plugin uses the first of a range.
@@ -70,7 +74,25 @@ func (b *bridge) hardwareAddr() net.HardwareAddr {
 	return nil
 }
 
-func (b *bridge) missing(context.Context) (string, error) {
+// Settle implements keeper.Changing: the MTU follows that of the interface between nodes.
+func (b *bridge) Settle(context.Context) error {
+	mtu := b.mtu()
+	if mtu == 0 || mtu == b.settled {
+		return nil
+	}
+	link, err := netlink.LinkByName(layout.Bridge)
+	if err == nil && link.Attrs().MTU != mtu {
+		err = netlink.LinkSetMTU(link, mtu)
+	}
+	if err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) {
+		return fmt.Errorf("set the MTU of %s: %w", layout.Bridge, err)
+	}
+	b.settled = mtu
+	return nil
+}
+
+// Missing implements keeper.Part.
+func (b *bridge) Missing(context.Context) (string, error) {
 	if b.pods() == "" {
 		return "", nil
 	}
@@ -87,6 +109,9 @@ func (b *bridge) missing(context.Context) (string, error) {
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		return layout.Bridge + " is down: what connects the pods", nil
+	}
+	if mtu := b.mtu(); mtu != 0 && link.Attrs().MTU != mtu {
+		return fmt.Sprintf("the MTU %d of %s", mtu, layout.Bridge), nil
 	}
 	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
@@ -111,7 +136,8 @@ func (b *bridge) missing(context.Context) (string, error) {
 	return "", nil
 }
 
-func (b *bridge) restore(context.Context) error {
+// Restore implements keeper.Part.
+func (b *bridge) Restore(context.Context) error {
 	link, err := netlink.LinkByName(layout.Bridge)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		// -1: the kernel's default queue length, as set by the plugin.
@@ -126,6 +152,11 @@ func (b *bridge) restore(context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("check %s: %w", layout.Bridge, err)
+	}
+	if mtu := b.mtu(); mtu != 0 && link.Attrs().MTU != mtu {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return fmt.Errorf("set the MTU of %s: %w", layout.Bridge, err)
+		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", layout.Bridge, err)

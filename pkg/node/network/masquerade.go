@@ -1,4 +1,4 @@
-package node
+package network
 
 import (
 	"context"
@@ -22,6 +22,8 @@ type masquerade struct {
 	pods func() string
 	// nft is nil if iptables is used.
 	nft knftables.Interface
+	// settled is the range of the rule that was written last.
+	settled string
 }
 
 func newMasquerade(network string, cluster netip.Prefix, pods func() string) (*masquerade, error) {
@@ -41,7 +43,24 @@ func (m *masquerade) comment(pods string) string {
 	return fmt.Sprintf("%s: %s leaves %s", m.network, pods, m.cluster)
 }
 
-func (m *masquerade) missing(ctx context.Context) (string, error) {
+// Settle implements keeper.Changing.
+func (m *masquerade) Settle(ctx context.Context) error {
+	pods := m.pods()
+	if pods == m.settled {
+		return nil
+	}
+	gone, err := m.Missing(ctx)
+	if err == nil && gone != "" {
+		err = m.Restore(ctx)
+	}
+	if err == nil {
+		m.settled = pods
+	}
+	return err
+}
+
+// Missing implements keeper.Part.
+func (m *masquerade) Missing(ctx context.Context) (string, error) {
 	pods := m.pods()
 	if pods == "" {
 		return "", nil
@@ -65,7 +84,8 @@ func (m *masquerade) missing(ctx context.Context) (string, error) {
 	return gone, nil
 }
 
-func (m *masquerade) restore(ctx context.Context) error {
+// Restore implements keeper.Part.
+func (m *masquerade) Restore(ctx context.Context) error {
 	pods := m.pods()
 	if pods == "" {
 		return nil
