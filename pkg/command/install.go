@@ -91,7 +91,7 @@ alone. ` + "`polymesh uninstall`" + ` undoes it.`,
 	return cmd
 }
 
-// serverSettings are those that were given; nil where none was.
+// serverSettings returns the settings that were given; nil for none.
 func serverSettings(flags *config.Flags) (*service.Settings, error) {
 	args, err := flags.CommandLine()
 	if err != nil {
@@ -201,7 +201,7 @@ Data and pods stay, unless --reset removes them as ` + "`polymesh reset`" + ` do
 	return cmd
 }
 
-// listRemoval says what will go and what will stay. dataDir is that of pods and data that stay; empty where there are none.
+// listRemoval prints what will be removed and what will stay. dataDir is that of pods and data that stay; empty if there are none.
 func listRemoval(out io.Writer, removal *service.Removal, wipe *reset.Plan, dataDir string) {
 	plan := &reset.Plan{Remove: wipe.Remove, Leave: wipe.Leave}
 	for _, c := range removal.Changes {

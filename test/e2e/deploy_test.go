@@ -360,7 +360,7 @@ func (p *shopProject) interrupted(t *testing.T) {
 		}
 	}()
 	err := cmd.Wait()
-	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), "interrupted; the same command goes on where this one stopped") {
+	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), "interrupted; the same command continues where this one stopped") {
 		t.Errorf("%v: %s", err, said)
 	}
 	if r, _ := p.deploy(); r.Images[0].Built {

@@ -341,7 +341,7 @@ func TestReset(t *testing.T) {
 		cmd.Stdin = strings.NewReader(input)
 		stdout, stderr := outputs(t, cmd, 1)
 		wantLine(t, stderr, "nothing was changed")
-		list, _, asked := strings.Cut(stdout, "Go on? [y/N]")
+		list, _, asked := strings.Cut(stdout, "Continue? [y/N]")
 		for _, want := range []string{
 			"the running server, process ", "the network interface cni0", "the packet filter table ip kube-proxy", "the kubeconfig " + n.Kubeconfig(),
 			"the data dir " + n.DataDir() + ": agent, data, server, storage", "the folder " + n.Layout().Run(),
