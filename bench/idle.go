@@ -14,7 +14,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/status"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
@@ -116,7 +115,7 @@ func processesOf(ctx context.Context, n *node.Node) ([]process, error) {
 	if err != nil {
 		return nil, err
 	}
-	cgroup := layout.DataDir(n.DataDir()).CgroupRoot() + "/"
+	cgroup := n.Layout().CgroupRoot() + "/"
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {

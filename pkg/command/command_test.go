@@ -400,7 +400,7 @@ func TestRolloutStatus(t *testing.T) {
 		"Running at 50 %, driven by none\n\n" +
 		"STEP   CANARY                                STABLE\n" +
 		"10 %   31 requests, 0.5 % errors, p99 24ms   no requests\n\n" +
-		"No command drives it: `polymesh rollout canary api -n shop` goes on with it, `polymesh rollout promote api -n shop` and `polymesh rollout abort api -n shop` end it\n" +
+		"No command drives it: `polymesh rollout canary api -n shop` continues it, `polymesh rollout promote api -n shop` and `polymesh rollout abort api -n shop` end it\n" +
 		"NAME   PHASE     WEIGHT   IMAGE            AGE   DRIVEN BY\n" +
 		"api    Running   50 %     shop/api:1.1.0   5m    none\n"
 	if out.String() != want {

@@ -199,7 +199,7 @@ func changes(r *deploy.Result) bool {
 // interrupted replaces the error after Ctrl-C.
 func interrupted(err error) error {
 	if errors.Is(err, context.Canceled) {
-		return errors.New("interrupted; the same command goes on where this one stopped")
+		return errors.New("interrupted; the same command continues where this one stopped")
 	}
 	return err
 }

@@ -35,8 +35,8 @@ func newImage() *cobra.Command {
 	return cmd
 }
 
-// imageFlags adds flags for the location of an image. The returned function opens it; close it.
-func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Reader, done func(), err error)) {
+// imageFlags adds flags for the location of an image. The returned function opens a reader for it; close it.
+func imageFlags(cmd *cobra.Command) (from *string, open func() (image.Reader, error)) {
 	var engine string
 	var dataDir layout.DataDir
 	from = cmd.Flags().String("from", "", "where the image is: "+strings.Join(image.Origins(), ", ")+" (default: the first that has it)")
@@ -45,20 +45,11 @@ func imageFlags(cmd *cobra.Command) (from *string, open func() (reader image.Rea
 	complete(cmd, "from", image.Origins())
 	complete(cmd, "engine", image.EngineNames())
 	cmd.ValidArgsFunction = completeImages(&dataDir)
-	return from, func() (image.Reader, func(), error) {
+	return from, func() (image.Reader, error) {
 		if err := image.CheckOrigin(*from); err != nil {
-			return image.Reader{}, nil, err
+			return image.Reader{}, err
 		}
-		reader := image.Reader{Engine: func(ctx context.Context) (image.Engine, error) { return image.Find(ctx, engine) }}
-		store, err := imagestore.Open(dataDir.ContainerdSocket())
-		switch {
-		case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission):
-			return reader, func() {}, nil
-		case err != nil:
-			return reader, nil, err
-		}
-		reader.Node = store
-		return reader, func() { store.Close() }, nil
+		return image.OpenReader(dataDir, engine)
 	}
 }
 
@@ -130,11 +121,11 @@ The exit code is 0 if the scan succeeded, 2 if --fail-on found something, and 1 
 		if len(args) > 1 && output != scanner.ReportFormats()[0] {
 			return fmt.Errorf("--output %s is one document: scan one image at a time", output)
 		}
-		reader, done, err := open()
+		reader, err := open()
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer reader.Close()
 		s, err := scanner.Find(os.Args[0], *database)
 		if err != nil {
 			return err
@@ -218,11 +209,11 @@ func newImageSBOM() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		reader, done, err := open()
+		reader, err := open()
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer reader.Close()
 		s, err := scanner.Find(os.Args[0], "")
 		if err != nil {
 			return err
@@ -370,41 +361,15 @@ by default. The password is read from the terminal, or from ` + passwordVar + `.
 	return cmd
 }
 
-// Places of signatures, next to their images.
-var signaturePlaces = []string{image.FromNode, image.FromRegistry}
-
-// placeFlags adds flags for the location of an image to sign or verify. The returned function opens the
-// places to search; call done afterwards.
-func placeFlags(cmd *cobra.Command) func() (places []signature.Place, done func(), err error) {
+// placeFlags adds flags for the location of an image to sign or verify. The returned function opens the places to search; close
+// them.
+func placeFlags(cmd *cobra.Command) func() (*image.SignedPlaces, error) {
 	var dataDir layout.DataDir
-	from := cmd.Flags().String("from", "", "where the image is: "+strings.Join(signaturePlaces, ", ")+" (default: the node if it has the image, or else the registry)")
+	from := cmd.Flags().String("from", "", "where the image is: "+strings.Join(image.SignedOrigins(), ", ")+" (default: the node if it has the image, or else the registry)")
 	dataDirFlag(cmd, &dataDir)
-	complete(cmd, "from", signaturePlaces)
+	complete(cmd, "from", image.SignedOrigins())
 	cmd.ValidArgsFunction = completeImages(&dataDir)
-	return func() (places []signature.Place, done func(), err error) {
-		if *from != "" && !slices.Contains(signaturePlaces, *from) {
-			return nil, nil, fmt.Errorf("--from %q is not one of %s", *from, strings.Join(signaturePlaces, ", "))
-		}
-		done = func() {}
-		if *from != image.FromRegistry {
-			store, err := imagestore.Open(dataDir.ContainerdSocket())
-			switch {
-			case err == nil:
-				places, done = append(places, store.Signatures()), func() { store.Close() }
-			case *from != "" || !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission):
-				return nil, nil, fmt.Errorf("the node's images cannot be used: no Polymesh server runs on this machine, or this user has no access to its containerd: %w", err)
-			}
-		}
-		if *from != image.FromNode {
-			logins, err := signature.UserLogins()
-			if err != nil {
-				done()
-				return nil, nil, err
-			}
-			places = append(places, signature.NewRegistry(dataDir.RegistryDir(), logins))
-		}
-		return places, done, nil
-	}
+	return func() (*image.SignedPlaces, error) { return image.OpenSignedPlaces(dataDir, *from) }
 }
 
 func newImageSign() *cobra.Command {
@@ -428,14 +393,14 @@ was loaded into it. It signs the image that currently has the name, not later on
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
 		steps := progress.New(cmd.ErrOrStderr())
-		places, done, err := open()
+		places, err := open()
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer places.Close()
 		for _, ref := range args {
 			err := steps.Do("sign "+ref, func(*progress.Step) (string, error) {
-				signed, fresh, err := signature.Sign(ctx, signer, ref, places...)
+				signed, fresh, err := signature.Sign(ctx, signer, ref, places.All...)
 				if !fresh {
 					return "was signed", err
 				}
@@ -469,13 +434,13 @@ verified, not later images with the same name. The exit code is 1 if one is not 
 		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
-		places, done, err := open()
+		places, err := open()
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer places.Close()
 		for _, ref := range args {
-			verified, err := keys.Verify(ctx, ref, places...)
+			verified, err := keys.Verify(ctx, ref, places.All...)
 			if err != nil {
 				return err
 			}

@@ -97,7 +97,7 @@ alone. ` + "`polymesh uninstall`" + ` undoes it.`,
 	return cmd
 }
 
-// serviceSettings are those that were given; nil where none was.
+// serviceSettings returns the settings that were given; nil for none.
 func serviceSettings(args []string, server, agent *config.Flags) (*service.Settings, error) {
 	role, flags := service.Server, server
 	switch {
@@ -235,7 +235,7 @@ Data and pods stay, unless --reset removes them as ` + "`polymesh reset`" + ` do
 	return cmd
 }
 
-// listRemoval says what will go and what will stay. dataDir is that of pods and data that stay; empty where there are none.
+// listRemoval prints what will be removed and what will stay. dataDir is that of pods and data that stay; empty if there are none.
 func listRemoval(out io.Writer, removal *service.Removal, wipe *reset.Plan, dataDir string) {
 	plan := &reset.Plan{Remove: wipe.Remove, Leave: wipe.Leave}
 	for _, c := range removal.Changes {

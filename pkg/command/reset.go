@@ -70,12 +70,12 @@ func listPlan(out io.Writer, plan *reset.Plan, first string) {
 	}
 }
 
-// confirm asks whether to go on. The error says that nothing was changed.
+// confirm asks whether to continue. The error says that nothing was changed.
 func confirm(cmd *cobra.Command, yes bool) error {
 	if yes {
 		return nil
 	}
-	ok, err := ask(cmd.InOrStdin(), cmd.OutOrStdout(), "Go on? [y/N] ")
+	ok, err := ask(cmd.InOrStdin(), cmd.OutOrStdout(), "Continue? [y/N] ")
 	if err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)
 	}

@@ -37,7 +37,7 @@ func newRollout() *cobra.Command {
 	}
 	cmd.AddCommand(newRolloutCanary(),
 		newRolloutEnd("promote", "Skip the remaining steps: the Deployment gets the new image now",
-			"Promote ends the steps of a running rollout, from any machine: the canary takes all requests, the Deployment gets the new\nimage, and takes them back.", rollout.Promote),
+			"Promote ends the steps of a running rollout, from any machine: all requests go to the canary, the Deployment gets the new\nimage, and then they go back to it.", rollout.Promote),
 		newRolloutEnd("abort", "Roll back: the Deployment keeps its image",
 			"Abort ends a running rollout, from any machine: all requests go to the Deployment with its old image, and the canary is\nremoved.", rollout.Abort),
 		newRolloutStatus())

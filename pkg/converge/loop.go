@@ -43,7 +43,7 @@ type Loop struct {
 	again chan struct{}
 }
 
-// NewLoop returns a loop, not yet started. sync brings the cluster to the desired state. It is called for ever, so it has to be
+// NewLoop returns a loop, not yet started. sync brings the cluster to the desired state. It is called forever, so it has to be
 // cheap where there is nothing to do; its context ends when a round takes too long.
 func NewLoop(log *slog.Logger, interval time.Duration, sync func(context.Context) error) *Loop {
 	return &Loop{log: log, interval: interval, sync: sync, state: errors.New("not applied yet"), again: make(chan struct{}, 1)}

@@ -1,8 +1,8 @@
 // Package diagnose finds why a workload is not ready, by the rows of the guide's troubleshooting table (docs/guide.md): what
 // happened, to what, what to do, and which field of the manifest to change.
 //
-// It only reads from the cluster. pkg/workflow/cluster asks it while it waits, and pkg/workflow/deploy adds file and line; the
-// server's add-ons and mesh take their one-line reasons from it (Summary, Serving).
+// It only reads from the cluster. pkg/workflow/cluster calls it while it waits, and pkg/workflow/deploy adds file and line; the
+// server's add-ons and mesh get their one-line reasons from it (Summary, Serving).
 package diagnose
 
 import (
@@ -31,18 +31,18 @@ type Reason string
 
 // The rows.
 const (
-	Unschedulable    Reason = "Pending"          // no node has room, or none fits
+	Unschedulable    Reason = "Pending"          // no node has the resources, or none matches
 	ImagePull        Reason = "ImagePull"        // the image cannot be pulled
 	Configuration    Reason = "Configuration"    // a Secret, ConfigMap or volume that the pod names is missing
-	Crash            Reason = "Crash"            // the container ends again and again
+	Crash            Reason = "Crash"            // the container terminates repeatedly
 	OutOfMemory      Reason = "OutOfMemory"      // it was killed at its memory limit
 	ProbeFailing     Reason = "ProbeFailing"     // it runs, but its probe fails
-	InjectionMissing Reason = "InjectionMissing" // the namespace asks for sidecars and the pod has none, or none is asked for
-	Refused          Reason = "Refused"          // no pod can be made: quota, admission, an invalid template
+	InjectionMissing Reason = "InjectionMissing" // the namespace or the pod requests a sidecar, and the pod has none
+	Refused          Reason = "Refused"          // no pod can be created: quota, admission, an invalid template
 	MTLSMismatch     Reason = "MTLSMismatch"     // plain text meets STRICT
 	GatewayMismatch  Reason = "GatewayMismatch"  // a route or Gateway that nothing serves
 	Istio            Reason = "Istio"            // anything else that Istio's own checks report
-	NotReady         Reason = "NotReady"         // nothing of the above was found
+	NotReady         Reason = "NotReady"         // none of the above
 )
 
 // Place is a field of an object. An empty Object means the workload.
@@ -58,18 +58,18 @@ type Finding struct {
 	Object    string `json:"object"`
 	Pod       string `json:"pod,omitempty"`
 	Container string `json:"container,omitempty"`
-	// Message is what happened, in the cluster's words; Advice is what to do.
+	// Message is what happened, as the cluster reports it; Advice is what to do.
 	Message string `json:"message"`
 	Advice  string `json:"advice"`
-	// At is the file and line to change, if a manifest is known. Places are the fields, the best first: the caller knows which
-	// of them its manifests have.
+	// At is the file and line to change, if a manifest is known. Places are the fields, the best first: only the caller knows
+	// which of them its manifests have.
 	At     string  `json:"at,omitempty"`
 	Places []Place `json:"-"`
 	// Final means that waiting will not help.
 	Final bool `json:"final"`
 }
 
-// String is the finding in three lines.
+// String returns the finding in three lines.
 func (f Finding) String() string {
 	who := f.Object
 	if f.Pod != "" {
@@ -85,23 +85,23 @@ func (f Finding) String() string {
 	return text
 }
 
-// crashes is after how many ends of a container waiting is not worth it any more.
+// crashes is the number of restarts after which waiting does not help.
 const crashes = 3
 
-// Workload examines the newest pods of a Deployment, StatefulSet, DaemonSet, ReplicaSet or Job. It finds nothing where the
-// pods are ready, or simply need more time. With an error the findings are those of what could be read: a user who may not
-// read namespaces, for example, still learns why an image cannot be pulled.
+// Workload examines the newest pods of a Deployment, StatefulSet, DaemonSet, ReplicaSet or Job. It finds nothing if the pods
+// are ready or just need more time. With an error it returns the findings about what it could read: a user who may not read
+// namespaces, for example, still learns why an image cannot be pulled.
 func Workload(ctx context.Context, client kubernetes.Interface, id string, workload *unstructured.Unstructured) ([]Finding, error) {
-	w := &look{client: client, id: id, workload: workload}
+	w := &examination{client: client, id: id, workload: workload}
 	_, err := w.examine(ctx)
 	return w.findings, err
 }
 
-// examine adds what is found, and returns the pods of the newest template, the newest first.
-func (w *look) examine(ctx context.Context) ([]corev1.Pod, error) {
+// examine adds findings, and returns the pods of the newest template, the newest first.
+func (w *examination) examine(ctx context.Context) ([]corev1.Pod, error) {
 	fields, found, err := unstructured.NestedMap(w.workload.Object, "spec", "selector")
 	if err != nil || !found {
-		return nil, fmt.Errorf("%s has no selector: it is no workload", w.id)
+		return nil, fmt.Errorf("%s has no selector: it is not a workload", w.id)
 	}
 	selector := &metav1.LabelSelector{}
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(fields, selector); err != nil {
@@ -116,7 +116,7 @@ func (w *look) examine(ctx context.Context) ([]corev1.Pod, error) {
 		return nil, fmt.Errorf("list the pods of %s: %w", w.id, err)
 	}
 	pods := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
-	// The pods of an older template may be there and ready while none of the newest can be made.
+	// The pods of an older template may still be ready when none of the newest can be created.
 	if c := meta.FindStatusCondition(condition.OfObject(w.workload), string(appsv1.DeploymentReplicaFailure)); c != nil && c.Status == metav1.ConditionTrue {
 		w.refused(c.Message)
 		return pods, nil
@@ -128,7 +128,7 @@ func (w *look) examine(ctx context.Context) ([]corev1.Pod, error) {
 		return nil, w.noPods(ctx)
 	}
 	slices.SortStableFunc(pods, func(a, b corev1.Pod) int { return b.CreationTimestamp.Compare(a.CreationTimestamp.Time) })
-	// Pods of an older template are about to go, and their state does not matter any more.
+	// Pods of an older template will be removed, so their state no longer matters.
 	generation := templateHash(pods[0])
 	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return templateHash(p) != generation })
 	var unread []error
@@ -144,18 +144,18 @@ func templateHash(pod corev1.Pod) string {
 	return pod.Labels["pod-template-hash"] + pod.Labels["controller-revision-hash"]
 }
 
-// look is one look at a workload.
-type look struct {
+// examination is one examination of a workload.
+type examination struct {
 	client   kubernetes.Interface
 	id       string
 	workload *unstructured.Unstructured
-	// brief leaves out what needs more than pods and nodes: events, logs, namespaces.
+	// brief omits what needs more than pods and nodes: events, logs, namespaces.
 	brief    bool
 	findings []Finding
 }
 
-// add adds a finding once: ten pods that fail alike are one.
-func (w *look) add(f Finding) {
+// add adds a finding once: ten pods that fail in the same way are one finding.
+func (w *examination) add(f Finding) {
 	f.Object = w.id
 	f.Message = Line(f.Message)
 	same := func(other Finding) bool { return other.Reason == f.Reason && other.Container == f.Container }
@@ -164,14 +164,15 @@ func (w *look) add(f Finding) {
 	}
 }
 
-// field is a field of the workload.
+// field returns a field of the workload.
 func field(path ...string) []Place { return []Place{{Path: path}} }
 
-// template is a field of the pod's template in the workload.
+// template returns a field of the pod template in the workload.
 func template(path ...string) []Place { return field(append([]string{"spec", "template"}, path...)...) }
 
-// item is a field of the list's item of that name in the pod's template. What injection adds to a pod is not in it.
-func (w *look) item(list, name string, path ...string) []Place {
+// item returns a field of the item with that name in a list of the pod template. The template does not have what injection adds
+// to a pod.
+func (w *examination) item(list, name string, path ...string) []Place {
 	items, _, err := unstructured.NestedSlice(w.workload.Object, "spec", "template", "spec", list)
 	if err != nil {
 		return nil
@@ -184,8 +185,8 @@ func (w *look) item(list, name string, path ...string) []Place {
 	return nil
 }
 
-// container is a field of a container, or the template where the container is not one of it.
-func (w *look) container(name string, path ...string) []Place {
+// container returns a field of a container, or the template if the container is not in it.
+func (w *examination) container(name string, path ...string) []Place {
 	for _, list := range []string{"containers", "initContainers"} {
 		if found := w.item(list, name, path...); found != nil {
 			return found
@@ -194,8 +195,8 @@ func (w *look) container(name string, path ...string) []Place {
 	return template("spec")
 }
 
-// noPods adds why no pod was made: the controllers write that into events, of the workload or of its ReplicaSet.
-func (w *look) noPods(ctx context.Context) error {
+// noPods adds why no pod was created: the controllers report that in events of the workload or its ReplicaSet.
+func (w *examination) noPods(ctx context.Context) error {
 	events, err := w.client.CoreV1().Events(w.workload.GetNamespace()).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.Set{"type": corev1.EventTypeWarning, "reason": "FailedCreate"}.String(),
 	})
@@ -203,7 +204,7 @@ func (w *look) noPods(ctx context.Context) error {
 		return fmt.Errorf("list the events of %s: %w", w.id, err)
 	}
 	for _, e := range events.Items {
-		// A ReplicaSet is called like its Deployment, with a hash behind it.
+		// A ReplicaSet has the name of its Deployment with a hash appended.
 		hash, of := strings.CutPrefix(e.InvolvedObject.Name, w.workload.GetName()+"-")
 		if e.InvolvedObject.Name == w.workload.GetName() || of && !strings.Contains(hash, "-") {
 			w.refused(e.Message)
@@ -212,38 +213,38 @@ func (w *look) noPods(ctx context.Context) error {
 	return nil
 }
 
-// refused adds that the API server takes no pod.
-func (w *look) refused(message string) {
-	f := Finding{Reason: Refused, Message: message, Advice: "the API server refuses the pod: change what the message names", Places: template("spec")}
+// refused adds that the API server rejects the pod.
+func (w *examination) refused(message string) {
+	f := Finding{Reason: Refused, Message: message, Advice: "the API server rejects the pod: change what the message names", Places: template("spec")}
 	switch {
 	case strings.Contains(message, "exceeded quota"):
 		f.Advice = "the namespace's ResourceQuota is used up: raise it, or lower the replicas or requests"
 		f.Places = append(w.quota(message), field("spec", "replicas")...)
 	case strings.Contains(message, "failed quota"):
-		f.Advice = "a ResourceQuota counts requests or limits, so each container has to state its own"
+		f.Advice = "a ResourceQuota counts requests or limits, so each container must specify its own"
 		f.Places = template("spec", "containers", "0", "resources")
 	case strings.Contains(message, "image-policy.polymesh.dev"):
 		f.Advice = "sign the image (polymesh deploy --sign-key FILE, polymesh image sign), or name one that is signed"
 	case strings.Contains(message, "violates PodSecurity"):
 		f.Advice = "the namespace enforces a Pod Security Standard: change what the message names, or the namespace's label pod-security.kubernetes.io/enforce"
 		if strings.Contains(message, `"istio-init"`) {
-			// It is in no manifest, and the levels baseline and restricted both refuse it (docs/operate/hardening.md).
-			f.Advice = "a sidecar's init container needs NET_ADMIN, so a namespace with sidecars has to allow it: `kubectl label namespace " + w.workload.GetNamespace() +
+			// It is in no manifest, and the levels baseline and restricted both forbid it (docs/operate/hardening.md).
+			f.Advice = "a sidecar's init container needs NET_ADMIN, so a namespace with sidecars must allow it: `kubectl label namespace " + w.workload.GetNamespace() +
 				" pod-security.kubernetes.io/enforce=privileged pod-security.kubernetes.io/warn=restricted`"
 		}
 		f.Final = true
 	case strings.Contains(message, "serviceaccount") && strings.Contains(message, "not found"):
-		f.Advice, f.Places = "make the ServiceAccount, or correct its name", template("spec", "serviceAccountName")
+		f.Advice, f.Places = "create the ServiceAccount, or correct its name", template("spec", "serviceAccountName")
 	case strings.Contains(message, "sidecar-injector") || strings.Contains(message, "istiod"):
-		f.Reason, f.Advice = InjectionMissing, "istiod, which puts the sidecar in, does not answer: see `polymesh status` and `kubectl get pods -n istio-system`"
+		f.Reason, f.Advice = InjectionMissing, "istiod, which injects the sidecar, does not respond: see `polymesh status` and `kubectl get pods -n istio-system`"
 	}
 	w.add(f)
 }
 
 var exceeded = regexp.MustCompile(`exceeded quota: ([^,]+), requested: ([^=]+)=`)
 
-// quota is the limit that a message such as "exceeded quota: NAME, requested: pods=1, …" is about.
-func (w *look) quota(message string) []Place {
+// quota returns the limit that a message such as "exceeded quota: NAME, requested: pods=1, …" is about.
+func (w *examination) quota(message string) []Place {
 	found := exceeded.FindStringSubmatch(message)
 	if found == nil {
 		return nil

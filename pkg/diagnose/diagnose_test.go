@@ -180,7 +180,7 @@ func TestRows(t *testing.T) {
 		"older than the label": {running, []runtime.Object{namespace(map[string]string{"istio-injection": "enabled"})},
 			[]string{"InjectionMissing: ", "kubectl rollout restart deployment/api -n shop"}},
 		"an unlabelled namespace": {running, []runtime.Object{namespace(nil)}, nil},
-		"a pod that says no": {func(p *corev1.Pod) { running(p); p.Labels["sidecar.istio.io/inject"] = "false" },
+		"a pod that opts out": {func(p *corev1.Pod) { running(p); p.Labels["sidecar.istio.io/inject"] = "false" },
 			[]runtime.Object{namespace(map[string]string{"istio-injection": "enabled"})}, nil},
 		"no such revision": {running, []runtime.Object{namespace(map[string]string{"istio.io/rev": "canary"})},
 			[]string{`namespace/shop metadata.labels.istio.io/rev: InjectionMissing: `, `revision "canary", and no control plane has it`}},
@@ -209,7 +209,7 @@ func TestForbidden(t *testing.T) {
 		})
 		found, err := Workload(t.Context(), client, "deployment.apps/api", deployment(t, broken))
 		if !apierrors.IsForbidden(err) {
-			t.Errorf("%s: it says %v", resource, err)
+			t.Errorf("%s: it returns %v", resource, err)
 		}
 		if !slices.ContainsFunc(found, func(f Finding) bool { return f.Reason == Crash }) {
 			t.Errorf("%s: it finds %v", resource, found)

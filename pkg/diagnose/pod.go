@@ -24,7 +24,7 @@ import (
 const sidecar = "istio-proxy"
 
 // pod adds what is wrong with one pod.
-func (w *look) pod(ctx context.Context, pod *corev1.Pod) error {
+func (w *examination) pod(ctx context.Context, pod *corev1.Pod) error {
 	if unschedulable(pod) != "" {
 		if !slices.ContainsFunc(w.findings, func(f Finding) bool { return f.Reason == Unschedulable }) {
 			w.pending(ctx, pod)
@@ -57,11 +57,11 @@ func unschedulable(pod *corev1.Pod) string {
 	return ""
 }
 
-// pending distinguishes the reasons that the scheduler gives (pkg/scheduler/framework/plugins upstream).
-func (w *look) pending(ctx context.Context, pod *corev1.Pod) {
+// pending adds why a pod cannot be scheduled, by the scheduler's messages (pkg/scheduler/framework/plugins upstream).
+func (w *examination) pending(ctx context.Context, pod *corev1.Pod) {
 	message := unschedulable(pod)
 	f := Finding{Reason: Unschedulable, Pod: pod.Name}
-	// Behind the first sentence stands why evicting others would not help either.
+	// After the first sentence comes why preemption would not help either.
 	f.Message, _, _ = strings.Cut(message, ". ")
 	f.Message = strings.TrimSuffix(f.Message, ".")
 	switch {
@@ -72,22 +72,22 @@ func (w *look) pending(ctx context.Context, pod *corev1.Pod) {
 		f.Places = w.container(largestRequest(pod, corev1.ResourceName(resource)), "resources", "requests", resource)
 	case strings.Contains(message, "taint"):
 		f.Message += w.taints(ctx, pod)
-		f.Advice = "the pod does not tolerate a taint (`kubectl describe nodes` shows them): add a toleration, or take the taint off with `kubectl taint`"
+		f.Advice = "the pod does not tolerate a taint (`kubectl describe nodes` shows them): add a toleration, or remove the taint with `kubectl taint`"
 		f.Places = template("spec", "tolerations")
 	case strings.Contains(message, "node affinity") || strings.Contains(message, "node selector"):
-		f.Advice = "no node has the labels that the pod asks for: correct nodeSelector or affinity, or label a node"
+		f.Advice = "no node has the labels that the pod requires: correct nodeSelector or affinity, or label a node"
 		f.Places = template("spec", "nodeSelector")
 		if pod.Spec.NodeSelector == nil {
 			f.Places = template("spec", "affinity")
 		}
 	case strings.Contains(message, "persistentvolumeclaim"), strings.Contains(message, "PersistentVolumeClaim"), strings.Contains(message, "volume"):
-		f.Advice = "its volume is not there: look at `kubectl get pvc`, and at the claim's name and storage class"
+		f.Advice = "its volume does not exist: check `kubectl get pvc`, and the claim's name and storage class"
 		f.Places = template("spec", "volumes")
 	case strings.Contains(message, "ports"):
-		f.Advice = "the host port is taken on every node: leave hostPort out and use a Service"
+		f.Advice = "the host port is in use on every node: remove hostPort and use a Service"
 		f.Places = template("spec", "containers", "0", "ports")
 	default:
-		f.Advice = "look at `kubectl describe pod " + pod.Name + " -n " + pod.Namespace + "`"
+		f.Advice = "see `kubectl describe pod " + pod.Name + " -n " + pod.Namespace + "`"
 		f.Places = template("spec")
 	}
 	w.add(f)
@@ -96,9 +96,9 @@ func (w *look) pending(ctx context.Context, pod *corev1.Pod) {
 // maxTaints is how many taints a message names.
 const maxTaints = 5
 
-// taints names those that keep a pod away, because the scheduler's message only counts them. A user who may not read nodes
-// gets the message alone.
-func (w *look) taints(ctx context.Context, pod *corev1.Pod) string {
+// taints returns the taints that keep a pod away, because the scheduler's message only counts them. It is empty for a user who
+// may not read nodes.
+func (w *examination) taints(ctx context.Context, pod *corev1.Pod) string {
 	nodes, err := w.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return ""
@@ -123,7 +123,7 @@ func (w *look) taints(ctx context.Context, pod *corev1.Pod) string {
 	return " (" + strings.Join(out, ", ") + ")"
 }
 
-// largestRequest is the container that requests most of a resource.
+// largestRequest returns the container that requests most of a resource.
 func largestRequest(pod *corev1.Pod, resource corev1.ResourceName) string {
 	most := slices.MaxFunc(pod.Spec.Containers, func(a, b corev1.Container) int {
 		x, y := a.Resources.Requests[resource], b.Resources.Requests[resource]
@@ -132,8 +132,8 @@ func largestRequest(pod *corev1.Pod, resource corev1.ResourceName) string {
 	return most.Name
 }
 
-// status adds what is wrong with a container that waits or has ended.
-func (w *look) status(ctx context.Context, pod *corev1.Pod, s corev1.ContainerStatus) {
+// status adds what is wrong with a container that waits or has terminated.
+func (w *examination) status(ctx context.Context, pod *corev1.Pod, s corev1.ContainerStatus) {
 	if waiting := s.State.Waiting; waiting != nil {
 		f := Finding{Pod: pod.Name, Container: s.Name, Message: waiting.Reason + ": " + waiting.Message}
 		switch waiting.Reason {
@@ -146,7 +146,7 @@ func (w *look) status(ctx context.Context, pod *corev1.Pod, s corev1.ContainerSt
 		case "CreateContainerConfigError":
 			f.Reason, f.Places = Configuration, w.reference(pod, s.Name, waiting.Message)
 			f.Message = waiting.Message
-			f.Advice = "make the Secret or ConfigMap that the message names, or correct its name or key in env or envFrom"
+			f.Advice = "create the Secret or ConfigMap that the message names, or correct its name or key in env or envFrom"
 			w.add(f)
 			return
 		case "CreateContainerError", "RunContainerError", "StartError":
@@ -154,7 +154,7 @@ func (w *look) status(ctx context.Context, pod *corev1.Pod, s corev1.ContainerSt
 			return
 		}
 	}
-	// In CrashLoopBackOff the state waits, and the last state is what happened.
+	// In CrashLoopBackOff the state is waiting, and the last state is what happened.
 	ended := s.State.Terminated
 	if ended == nil && s.RestartCount > 0 && !s.Ready {
 		ended = s.LastTerminationState.Terminated
@@ -180,7 +180,7 @@ func (w *look) status(ctx context.Context, pod *corev1.Pod, s corev1.ContainerSt
 		if text := w.lastOutput(ctx, pod, s); text != "" {
 			f.Message += ", its last output: " + text
 		}
-		f.Advice = "all of its log: `kubectl logs " + logsOf(pod, s) + "`"
+		f.Advice = "its whole log: `kubectl logs " + logsOf(pod, s) + "`"
 		// The kubelet kills with SIGTERM, then SIGKILL, what fails its liveness probe.
 		if ended.ExitCode == 137 || ended.ExitCode == 143 {
 			f.Advice += "; exit codes 137 and 143 also come from a liveness probe that fails"
@@ -189,10 +189,10 @@ func (w *look) status(ctx context.Context, pod *corev1.Pod, s corev1.ContainerSt
 	w.add(f)
 }
 
-const outOfMemory = "raise the memory limit, or make the program take less"
+const outOfMemory = "raise the memory limit, or make the program use less"
 
 // notStarted adds that a container's program could not be started.
-func (w *look) notStarted(pod *corev1.Pod, s corev1.ContainerStatus, message string) {
+func (w *examination) notStarted(pod *corev1.Pod, s corev1.ContainerStatus, message string) {
 	f := Finding{Reason: Crash, Pod: pod.Name, Container: s.Name, Message: "cannot be started: " + lastPart(message), Final: true}
 	switch {
 	case strings.Contains(message, "OOM-killed"), strings.Contains(message, "memory limit too low"):
@@ -201,18 +201,18 @@ func (w *look) notStarted(pod *corev1.Pod, s corev1.ContainerStatus, message str
 			f.Message = fmt.Sprintf("cannot even start at its memory limit of %s", limit)
 		}
 	case strings.Contains(message, "no such file or directory"), strings.Contains(message, "executable file not found"):
-		f.Advice, f.Places = "the image has no such program: correct command and args, or the image", w.container(s.Name, "command")
+		f.Advice, f.Places = "the image does not have this program: correct command and args, or the image", w.container(s.Name, "command")
 	case strings.Contains(message, "permission denied"):
-		f.Advice, f.Places = "the file may not be run: make it executable in the image (chmod +x), or correct command", w.container(s.Name, "command")
+		f.Advice, f.Places = "the file is not executable: make it executable in the image (chmod +x), or correct command", w.container(s.Name, "command")
 	case strings.Contains(message, "exec format error"):
-		f.Advice, f.Places = "the program is for another kind of machine: build the image for this one's architecture", w.container(s.Name, "image")
+		f.Advice, f.Places = "the program is for another architecture: build the image for that of the node", w.container(s.Name, "image")
 	default:
 		f.Advice, f.Places = "change what the message names; `kubectl describe pod "+pod.Name+" -n "+pod.Namespace+"` shows all of it", w.container(s.Name)
 	}
 	w.add(f)
 }
 
-// lastPart is what a chain of errors ends with, which is what happened; what comes before is who called whom.
+// lastPart returns the end of a chain of errors, which is the cause; before it are the callers.
 func lastPart(message string) string {
 	message = strings.TrimSpace(message)
 	if _, cause, ok := strings.Cut(message, "exec: "); ok {
@@ -245,13 +245,13 @@ func logsOf(pod *corev1.Pod, s corev1.ContainerStatus) string {
 const (
 	lastLines = 2
 	lastBytes = 1000
-	// logTime is how long a kubelet may take to read them: its node may be away.
+	// logTime is the timeout for reading them from the kubelet: its node may be gone.
 	logTime = 10 * time.Second
 )
 
-// lastOutput is the last lines of a container that has ended. Without them the finding is still right, so errors, such as
-// that of a user who may not read logs, do not count.
-func (w *look) lastOutput(ctx context.Context, pod *corev1.Pod, s corev1.ContainerStatus) string {
+// lastOutput returns the last lines of a container that has terminated. The finding is right without them, so it ignores errors,
+// such as that of a user who may not read logs.
+func (w *examination) lastOutput(ctx context.Context, pod *corev1.Pod, s corev1.ContainerStatus) string {
 	if s.State.Terminated != nil && s.State.Terminated.Message != "" {
 		return s.State.Terminated.Message
 	}
@@ -269,16 +269,13 @@ func (w *look) lastOutput(ctx context.Context, pod *corev1.Pod, s corev1.Contain
 	return strings.TrimSpace(string(text))
 }
 
-// reference is where a container names the Secret or ConfigMap that a kubelet's message is about.
-func (w *look) reference(pod *corev1.Pod, container, message string) []Place {
-	i := slices.IndexFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == container })
-	if i < 0 {
-		return w.container(container, "env")
-	}
+// reference returns the field in which a container names the Secret or ConfigMap that a kubelet's message is about.
+func (w *examination) reference(pod *corev1.Pod, container, message string) []Place {
 	about := func(name, key string) bool {
 		return strings.Contains(message, `"`+name+`"`) || key != "" && strings.Contains(message, " "+key+" ") && strings.HasSuffix(message, "/"+name)
 	}
-	for n, env := range pod.Spec.Containers[i].Env {
+	spec := specOf(pod, container)
+	for n, env := range spec.Env {
 		from := env.ValueFrom
 		switch {
 		case from == nil:
@@ -288,7 +285,7 @@ func (w *look) reference(pod *corev1.Pod, container, message string) []Place {
 			return w.container(container, "env", strconv.Itoa(n), "valueFrom", "secretKeyRef")
 		}
 	}
-	for n, from := range pod.Spec.Containers[i].EnvFrom {
+	for n, from := range spec.EnvFrom {
 		if from.ConfigMapRef != nil && about(from.ConfigMapRef.Name, "") || from.SecretRef != nil && about(from.SecretRef.Name, "") {
 			return w.container(container, "envFrom", strconv.Itoa(n))
 		}
@@ -296,19 +293,13 @@ func (w *look) reference(pod *corev1.Pod, container, message string) []Place {
 	return w.container(container, "env")
 }
 
-// imageHead is what stands before the reason why an image is not there.
+// imageHead matches what comes before the reason why an image could not be pulled.
 var imageHead = regexp.MustCompile(`image (name )?"[^"]+": |ErrImagePull: `)
 
-// imageMessage is why an image is not there. The back-off repeats the reason behind its own, and containerd the image's
-// name in each part.
+// imageMessage returns why an image could not be pulled. The back-off message repeats the reason after its own text, and
+// containerd repeats the image's name in each part.
 func imageMessage(pod *corev1.Pod, container string, waiting *corev1.ContainerStateWaiting) string {
-	image := ""
-	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
-		if c.Name == container {
-			image = c.Image
-		}
-	}
-	message := waiting.Message
+	image, message := specOf(pod, container).Image, waiting.Message
 	if heads := imageHead.FindAllStringIndex(message, -1); heads != nil {
 		message = message[heads[len(heads)-1][1]:]
 	}
@@ -318,34 +309,33 @@ func imageMessage(pod *corev1.Pod, container string, waiting *corev1.ContainerSt
 	return fmt.Sprintf("%s: %s", image, message)
 }
 
-// pullAdvice distinguishes why an image cannot be pulled. A registry that does not answer may answer later.
+// pullAdvice returns what to do about an image that cannot be pulled. It is not final if the registry does not respond: it may
+// later.
 func pullAdvice(pod *corev1.Pod, s corev1.ContainerStatus, waiting *corev1.ContainerStateWaiting) (advice string, final bool) {
 	message := strings.ToLower(waiting.Message)
 	switch {
 	case waiting.Reason == "InvalidImageName":
 		return "the image's name is not valid: correct it", true
 	case waiting.Reason == "ErrImageNeverPull":
-		return "imagePullPolicy is Never and the node does not have it: import it with `polymesh ctr images import FILE`", true
+		return fmt.Sprintf("imagePullPolicy is Never and node %s does not have the image: import it there with `polymesh ctr images import FILE`", pod.Spec.NodeName), true
 	case strings.Contains(message, "unauthorized"), strings.Contains(message, "authorization failed"), strings.Contains(message, "denied"), strings.Contains(message, "no basic auth"), strings.Contains(message, "403"), strings.Contains(message, "401"):
-		return "the registry wants a login: make a Secret (kubectl create secret docker-registry) and name it in imagePullSecrets, or correct the image's name", true
+		return "the registry requires a login: create a Secret (kubectl create secret docker-registry) and name it in imagePullSecrets, or correct the image's name", true
 	case strings.Contains(message, "not found"), strings.Contains(message, "manifest unknown"):
 		return "the registry has no such image or tag: correct it, or push it", true
 	case strings.Contains(message, "no such host"), strings.Contains(message, "dial tcp"), strings.Contains(message, "i/o timeout"), strings.Contains(message, "connection refused"):
-		for _, c := range pod.Spec.Containers {
-			if c.Name == s.Name && c.ImagePullPolicy == corev1.PullAlways {
-				return "the registry does not answer, and imagePullPolicy Always (the default for latest) asks it each time: give the image a version and leave the policy out", false
-			}
+		if specOf(pod, s.Name).ImagePullPolicy == corev1.PullAlways {
+			return "the registry does not respond, and imagePullPolicy Always (the default for latest) contacts it each time: give the image a version and omit the policy", false
 		}
-		return "the registry does not answer: correct its name, import the image with `polymesh ctr images import FILE`, or build it with `polymesh deploy` (services in polymesh.yaml)", false
+		return "the registry does not respond: correct its name, import the image with `polymesh ctr images import FILE`, or build it with `polymesh deploy` (services in polymesh.yaml)", false
 	}
-	return "look at the image's name and tag, and at imagePullSecrets", false
+	return "check the image's name and tag, and imagePullSecrets", false
 }
 
-// failures is how often a probe has to fail until it is reported: while a program starts, its first ones do.
+// failures is how often a probe must fail until it is reported: while a program starts, the first probes fail.
 const failures = 3
 
 // events adds what only events report: failing probes and volumes that cannot be mounted.
-func (w *look) events(ctx context.Context, pod *corev1.Pod) error {
+func (w *examination) events(ctx context.Context, pod *corev1.Pod) error {
 	events, err := w.client.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.Set{"involvedObject.uid": string(pod.UID), "type": corev1.EventTypeWarning}.String(),
 	})
@@ -356,7 +346,7 @@ func (w *look) events(ctx context.Context, pod *corev1.Pod) error {
 		container := containerOf(e.InvolvedObject.FieldPath)
 		switch e.Reason {
 		case "Unhealthy":
-			// The events of a container that has become ready since are still there.
+			// The events of a container that has become ready since still exist.
 			if e.Count < failures || isReady(pod, container) {
 				continue
 			}
@@ -364,7 +354,7 @@ func (w *look) events(ctx context.Context, pod *corev1.Pod) error {
 			probe := strings.ToLower(kind) + "Probe"
 			f := Finding{Reason: ProbeFailing, Pod: pod.Name, Container: container, Message: e.Message,
 				Places: w.container(container, probe),
-				Advice: fmt.Sprintf("correct the probe's path and port, give the start more time (startupProbe), or see why the app answers so: `kubectl logs %s -n %s -c %s`", pod.Name, pod.Namespace, container)}
+				Advice: fmt.Sprintf("correct the probe's path and port, give the start more time (startupProbe), or see the app's log: `kubectl logs %s -n %s -c %s`", pod.Name, pod.Namespace, container)}
 			if container == sidecar {
 				f.Advice = "the sidecar has no configuration from istiod yet: see `istioctl proxy-status` and the log of istiod"
 			}
@@ -377,15 +367,15 @@ func (w *look) events(ctx context.Context, pod *corev1.Pod) error {
 				}
 			}
 			w.add(Finding{Reason: Configuration, Pod: pod.Name, Message: e.Message, Places: places,
-				Advice: "make what the volume names (Secret, ConfigMap, claim), or correct its name"})
+				Advice: "create what the volume names (Secret, ConfigMap, claim), or correct its name"})
 		case "FailedCreatePodSandBox":
-			w.add(Finding{Reason: Refused, Pod: pod.Name, Message: e.Message, Places: template("spec"), Advice: "the node cannot set the pod up: see `polymesh status`"})
+			w.add(Finding{Reason: Refused, Pod: pod.Name, Message: e.Message, Places: template("spec"), Advice: fmt.Sprintf("node %s cannot set up the pod: see `polymesh status` there", pod.Spec.NodeName)})
 		}
 	}
 	return nil
 }
 
-// quoted is the volume in `MountVolume.SetUp failed for volume "x" : …`.
+// quoted matches the volume in `MountVolume.SetUp failed for volume "x" : …`.
 var quoted = regexp.MustCompile(`for volume "([^"]+)"`)
 
 func isReady(pod *corev1.Pod, container string) bool {
@@ -394,8 +384,8 @@ func isReady(pod *corev1.Pod, container string) bool {
 	})
 }
 
-// injection adds a missing sidecar: with STRICT in force the pod reaches no other pod, and none reaches it.
-func (w *look) injection(ctx context.Context, pod *corev1.Pod) error {
+// injection adds a missing sidecar: with STRICT mTLS the pod cannot reach other pods, nor be reached.
+func (w *examination) injection(ctx context.Context, pod *corev1.Pod) error {
 	if hasSidecar(pod) || pod.Spec.HostNetwork || !inUse(pod) {
 		return nil
 	}
@@ -406,28 +396,28 @@ func (w *look) injection(ctx context.Context, pod *corev1.Pod) error {
 	if err != nil {
 		return fmt.Errorf("read namespace %s: %w", pod.Namespace, err)
 	}
-	asked := ns.Labels["istio-injection"] == "enabled" || ns.Labels["istio.io/rev"] != ""
+	requested := ns.Labels["istio-injection"] == "enabled" || ns.Labels["istio.io/rev"] != ""
 	// The pod's own label wins over the namespace's (pkg/kube/inject in Istio).
 	switch {
 	case pod.Labels["sidecar.istio.io/inject"] == "false" || pod.Annotations["sidecar.istio.io/inject"] == "false":
 		return nil
 	case pod.Labels["sidecar.istio.io/inject"] == "true":
-		asked = true
+		requested = true
 	}
-	if !asked {
+	if !requested {
 		return nil
 	}
 	restart := fmt.Sprintf("`kubectl rollout restart %s -n %s`", strings.ToLower(w.workload.GetKind())+"/"+w.workload.GetName(), pod.Namespace)
-	f := Finding{Reason: InjectionMissing, Pod: pod.Name, Message: "the pod has no sidecar, although its namespace asks for one",
-		Advice: "it is older than the namespace's label, or istiod did not answer when it was made: " + restart}
+	f := Finding{Reason: InjectionMissing, Pod: pod.Name, Message: "the pod has no sidecar, although its namespace requests one",
+		Advice: "it is older than the namespace's label, or istiod did not respond when it was created: " + restart}
 	if rev := ns.Labels["istio.io/rev"]; rev != "" && ns.Labels["istio-injection"] == "" {
 		known, err := w.revision(ctx, rev)
 		if err != nil {
 			return err
 		}
 		if !known {
-			f.Message = fmt.Sprintf("the pod has no sidecar: namespace %s asks for revision %q, and no control plane has it", pod.Namespace, rev)
-			f.Advice = "correct the label istio.io/rev (`istioctl tag list` shows what there is), then " + restart
+			f.Message = fmt.Sprintf("the pod has no sidecar: namespace %s requests revision %q, and no control plane has it", pod.Namespace, rev)
+			f.Advice = "correct the label istio.io/rev (`istioctl tag list` lists the existing ones), then " + restart
 			f.Places = []Place{{Object: "namespace/" + pod.Namespace, Path: []string{"metadata", "labels", "istio.io/rev"}}}
 		}
 	}
@@ -436,7 +426,7 @@ func (w *look) injection(ctx context.Context, pod *corev1.Pod) error {
 }
 
 // revision reports whether a control plane, or a tag, of that name injects.
-func (w *look) revision(ctx context.Context, name string) (bool, error) {
+func (w *examination) revision(ctx context.Context, name string) (bool, error) {
 	for _, label := range []string{"istio.io/rev", "istio.io/tag"} {
 		hooks, err := w.client.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{LabelSelector: label + "=" + name})
 		if err != nil {
@@ -457,19 +447,26 @@ func inUse(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodRunning || pod.Status.Phase == corev1.PodPending
 }
 
-// containerOf takes the container's name out of an event's field path: "spec.containers{api}".
+// containerOf returns the container's name in an event's field path: "spec.containers{api}".
 func containerOf(fieldPath string) string {
 	_, name, _ := strings.Cut(fieldPath, "{")
 	return strings.TrimSuffix(name, "}")
 }
 
-func memoryLimit(pod *corev1.Pod, container string) string {
+// specOf returns a container of a pod by its name, an empty one if there is none.
+func specOf(pod *corev1.Pod, container string) corev1.Container {
 	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
 		if c.Name == container {
-			if limit, ok := c.Resources.Limits[corev1.ResourceMemory]; ok {
-				return limit.String()
-			}
+			return c
 		}
+	}
+	return corev1.Container{}
+}
+
+// memoryLimit returns the memory limit of a container, empty for none.
+func memoryLimit(pod *corev1.Pod, container string) string {
+	if limit, ok := specOf(pod, container).Resources.Limits[corev1.ResourceMemory]; ok {
+		return limit.String()
 	}
 	return ""
 }

@@ -23,7 +23,7 @@ import (
 // JobKind is the one workload that Rollout knows and `kubectl rollout status` does not.
 var JobKind = schema.GroupKind{Group: "batch", Kind: "Job"}
 
-// IsWorkload reports whether Rollout can tell when an object of a kind is ready.
+// IsWorkload reports whether Rollout knows when an object of a kind is ready.
 func IsWorkload(gk schema.GroupKind) bool {
 	if gk == JobKind {
 		return true
@@ -32,9 +32,9 @@ func IsWorkload(gk schema.GroupKind) bool {
 	return err == nil
 }
 
-// Rollout reports how far the newest version of a Deployment, StatefulSet, DaemonSet or Job is: the rule is that of `kubectl
-// rollout status`, and for Jobs their conditions. Its error means that it has failed for good. An object of another kind is
-// done when it exists.
+// Rollout reports the progress of the newest version of a Deployment, StatefulSet, DaemonSet or Job, by the rule of `kubectl
+// rollout status`, and for Jobs by their conditions. An error means that it has failed permanently. An object of another kind
+// is done when it exists.
 func Rollout(live *unstructured.Unstructured) (status string, done bool, err error) {
 	gk := live.GroupVersionKind().GroupKind()
 	if gk == JobKind {
@@ -62,7 +62,7 @@ func Rollout(live *unstructured.Unstructured) (status string, done bool, err err
 	return rolloutText(status), done, err
 }
 
-// rolloutText is kubectl's message about a rollout without its beginning: "0 of 1 updated replicas are available".
+// rolloutText returns kubectl's message about a rollout without its beginning: "0 of 1 updated replicas are available".
 func rolloutText(text string) string {
 	if _, rest, ok := strings.Cut(text, "rollout to finish: "); ok {
 		text = rest
@@ -83,8 +83,8 @@ func PodReady(pod *corev1.Pod) bool {
 	return pod.DeletionTimestamp == nil && meta.IsStatusConditionTrue(condition.Of(pod.Status.Conditions), string(corev1.PodReady))
 }
 
-// Serving returns nil when a Deployment is available and one of its ready pods runs on a node that reports: what a lost node
-// last wrote stays in the status for most of a minute. Otherwise its error is the reason, in one line.
+// Serving returns nil if a Deployment is available and one of its ready pods runs on a node that is Ready: the status that a lost
+// node last wrote stays for most of a minute. Otherwise the error is the reason, in one line.
 func Serving(ctx context.Context, client kubernetes.Interface, d *appsv1.Deployment) error {
 	if !Available(d) {
 		summary, err := Summary(ctx, client, d)
@@ -121,8 +121,8 @@ func Serving(ctx context.Context, client kubernetes.Interface, d *appsv1.Deploym
 	return errors.New("no pod on a node that is Ready" + lost)
 }
 
-// Summary returns in one line why a workload that is not ready is not, for a status that is asked for again and again: it
-// reads pods, and nodes where taints keep one away, but neither events nor logs. Workload has the whole diagnosis.
+// Summary returns in one line why a workload is not ready, for a status that is queried often: it reads pods, and nodes if taints
+// keep a pod away, but neither events nor logs. Workload returns the whole diagnosis.
 func Summary(ctx context.Context, client kubernetes.Interface, workload metav1.Object) (string, error) {
 	u, ok := workload.(*unstructured.Unstructured)
 	if !ok {
@@ -132,7 +132,7 @@ func Summary(ctx context.Context, client kubernetes.Interface, workload metav1.O
 		}
 		u = &unstructured.Unstructured{Object: content}
 	}
-	w := &look{client: client, id: u.GetNamespace() + "/" + u.GetName(), workload: u, brief: true}
+	w := &examination{client: client, id: u.GetNamespace() + "/" + u.GetName(), workload: u, brief: true}
 	pods, err := w.examine(ctx)
 	switch {
 	case err != nil:
@@ -145,11 +145,11 @@ func Summary(ctx context.Context, client kubernetes.Interface, workload metav1.O
 	return waitingFor(&pods[0]), nil
 }
 
-// line is a finding in one line. Its parts were cleaned when it was added.
+// line returns a finding in one line. Its parts were escaped when it was added.
 func (f Finding) line() string {
 	switch {
 	case f.Pod == "":
-		return "no pod can be made: " + f.Message
+		return "no pod can be created: " + f.Message
 	case f.Reason == Unschedulable:
 		return fmt.Sprintf("pod %s cannot be scheduled: %s", f.Pod, f.Message)
 	case f.Container == "":
@@ -158,7 +158,7 @@ func (f Finding) line() string {
 	return fmt.Sprintf("pod %s, container %s: %s: %s", f.Pod, f.Container, f.Reason, f.Message)
 }
 
-// waitingFor is what a pod without a finding is doing.
+// waitingFor returns what a pod without a finding is doing.
 func waitingFor(pod *corev1.Pod) string {
 	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		w := s.State.Waiting

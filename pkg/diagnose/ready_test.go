@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 )
 
-// TestSummary asks through an API server's client, as the statuses of the server's parts do.
+// TestSummary uses a client of an API server, as the statuses of the server's parts do.
 func TestSummary(t *testing.T) {
 	now := time.Now()
 	pod := func(name string, age time.Duration, status corev1.PodStatus) corev1.Pod {
@@ -52,7 +52,7 @@ func TestSummary(t *testing.T) {
 	}{
 		{name: "nothing", want: "no pod yet"},
 		{
-			name: "quota", want: "no pod can be made: pods is forbidden: exceeded quota",
+			name: "quota", want: "no pod can be created: pods is forbidden: exceeded quota",
 			conditions: []appsv1.DeploymentCondition{{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: "pods is forbidden:\n exceeded quota"}},
 		},
 		{
@@ -106,7 +106,7 @@ func TestSummary(t *testing.T) {
 			}
 			for _, action := range client.Actions() {
 				if resource := action.GetResource().Resource; action.GetVerb() != "list" || resource != "pods" && resource != "nodes" {
-					t.Errorf("a summary is asked for all the time, and this one reads more than pods and nodes: %s %s", action.GetVerb(), resource)
+					t.Errorf("a summary is queried often, and this one reads more than pods and nodes: %s %s", action.GetVerb(), resource)
 				}
 			}
 		})
@@ -153,7 +153,7 @@ func TestServing(t *testing.T) {
 	}
 }
 
-// What kubectl says of a rollout is cut to the part that counts, and a Job has a rollout too.
+// kubectl's message about a rollout is cut to the part that matters, and a Job has a rollout too.
 func TestRollout(t *testing.T) {
 	for text, want := range map[string]string{
 		"Waiting for deployment \"api\" rollout to finish: 0 of 1 updated replicas are available...\n": "0 of 1 updated replicas are available",

@@ -140,7 +140,7 @@ func sameJSON(a, b any) bool {
 
 // TakeOver gives what an object has from an earlier version of the server, under the manager that all its parts shared, to the
 // part of today. It returns the object as it is then, or nil where there is nothing to take. Without it the old manager would
-// own every field for ever, and one that is dropped would stay. What a user has deployed stays the user's: it is part of a
+// own every field forever, and one that is dropped would stay. What a user has deployed stays the user's: it is part of a
 // project, or it was deployed after the part took the object over. It fails if the object has changed meanwhile.
 //
 // client-go's csaupgrade does the same for fields of updates (client-side apply), but not for applied ones.

@@ -19,13 +19,16 @@ import (
 	"k8s.io/client-go/dynamic"
 )
 
-// Field managers. Each part of the server has one of its own.
+// Field managers. Each part of the server has its own.
 const (
 	Addon       = "polymesh-addon"
 	Mesh        = "polymesh-mesh"
 	ImagePolicy = "polymesh-image-policy"
-	// Deploy is `polymesh deploy`. In earlier versions the parts of the server were it too; see TakeOver.
-	Deploy = "polymesh"
+	NodeRole    = "polymesh-node"
+	ServiceLB   = "polymesh-servicelb"
+	// Deploy is `polymesh deploy`. In earlier versions the parts of the server used it too; see TakeOver.
+	Deploy  = "polymesh"
+	Rollout = "polymesh-rollout"
 )
 
 // Options say how to apply.

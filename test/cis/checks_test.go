@@ -12,8 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Check is one check of the CIS Kubernetes Benchmark. Numbers, titles and the classification as automated are those of
@@ -195,7 +193,7 @@ func checks() []Check {
 
 // encrypted reads the API server's encryption configuration.
 func encrypted(s *server) Result {
-	text, err := os.ReadFile(layout.DataDir(s.DataDir()).EncryptionFile())
+	text, err := os.ReadFile(s.Layout().EncryptionFile())
 	if err != nil {
 		return failed("%v", err)
 	}

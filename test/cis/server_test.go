@@ -23,7 +23,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
@@ -196,9 +195,9 @@ func root(patterns ...string) func(*server) Result {
 func files(patterns []string, wrong func(fs.FileInfo) string, right string) func(*server) Result {
 	return func(s *server) Result {
 		for _, pattern := range patterns {
-			full := filepath.Join(s.DataDir(), pattern)
+			full := s.Layout().Path(pattern)
 			if rest, ok := strings.CutPrefix(pattern, "run:"); ok {
-				full = filepath.Join(layout.DataDir(s.DataDir()).Run(), rest)
+				full = filepath.Join(s.Layout().Run(), rest)
 			} else if pattern == "kubeconfig:" {
 				full = s.Kubeconfig()
 			}

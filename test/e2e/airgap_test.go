@@ -51,7 +51,7 @@ func TestAirGap(t *testing.T) {
 		return len(pods.Items) >= 6, "there are too few pods"
 	})
 
-	log := filepath.Join(n.DataDir(), "agent", "containerd", "containerd.log")
+	log := n.Layout().Agent("containerd", "containerd.log")
 	pulls := func() (found []string) {
 		text, err := os.ReadFile(log)
 		if err != nil {

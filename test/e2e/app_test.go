@@ -43,7 +43,7 @@ func ask(client *http.Client, n *node.Node, method, host, path string, body []by
 	return response.StatusCode, string(text), err
 }
 
-// predict asks for a prediction of data.
+// predict requests a prediction of data.
 func predict(client *http.Client, n *node.Node, data []float64) (status int, prediction, confidence float64, err error) {
 	body, err := json.Marshal(map[string]any{"data": data})
 	if err != nil {

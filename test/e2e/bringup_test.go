@@ -72,8 +72,8 @@ func TestAppPodsHaveSidecars(t *testing.T) {
 func TestUpShowsTheAnswers(t *testing.T) {
 	app(t)
 	for _, want := range []string{`{"prediction":2.0,"confidence":0.95}`, `"go_service_response":{"status":"healthy"`, "2/2", "Next:", "make down"} {
-		if !strings.Contains(shared.said, want) {
-			t.Errorf("make up does not show %q:\n%s", want, shared.said)
+		if !strings.Contains(shared.output, want) {
+			t.Errorf("make up does not show %q:\n%s", want, shared.output)
 		}
 	}
 }

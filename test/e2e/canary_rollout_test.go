@@ -31,7 +31,7 @@ type canaryScenario struct {
 	before string
 }
 
-// operator is a place from which someone drives a rollout: it has a kubeconfig of its own.
+// operator is a place from which someone drives a rollout: it has its own kubeconfig.
 type operator struct {
 	s    *canaryScenario
 	t    *testing.T
@@ -131,7 +131,7 @@ func (s *canaryScenario) routes(t *testing.T) string {
 		`jsonpath={range .items[*]}{.kind}/{.metadata.name} {.spec.http} {.spec.subsets} {.spec.selector}{"\n"}{end}`)
 }
 
-// wantAsBefore looks at what a rollout has left.
+// wantAsBefore checks what a rollout has left.
 func (s *canaryScenario) wantAsBefore(t *testing.T, image string) {
 	t.Helper()
 	if now := s.routes(t); now != s.before {
@@ -145,7 +145,7 @@ func (s *canaryScenario) wantAsBefore(t *testing.T, image string) {
 	}
 }
 
-// outside calls through the gateway until end, which says what did not come back with 200.
+// outside calls through the gateway until end, which returns what did not come back with 200.
 func (s *canaryScenario) outside(t *testing.T) (end func() (sent int, failed []string)) {
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -294,7 +294,7 @@ func TestCanaryRollout(t *testing.T) {
 	})
 }
 
-// refusesDeploy looks at a deploy of the Deployment during a rollout.
+// refusesDeploy checks a deploy of the Deployment during a rollout.
 func (s *canaryScenario) refusesDeploy(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()

@@ -113,7 +113,7 @@ func TestConsul(t *testing.T) {
 	t.Run("the name goes", func(t *testing.T) { s.in(t).withdrawn() })
 }
 
-// consulSystem is an old system with Consul in the world outside. What the example's bridge to Eureka needs is the same here.
+// consulSystem is an old system with Consul in the outside world. What the example's bridge to Eureka needs is the same here.
 type consulSystem struct {
 	*springCloud
 	consul, echo string // programs
@@ -178,7 +178,7 @@ func (s *consulSystem) startBridge() {
 	s.run("bridge", s.command("polymesh bridge run --consul "+consulURL+" --interval 1s"))
 }
 
-// ask asks from the world outside.
+// ask calls from the outside world.
 func (s *consulSystem) ask(method, url, token, body string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(context.WithoutCancel(s.t.Context()), method, url, strings.NewReader(body))
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -132,7 +131,7 @@ func killFirstStart(t *testing.T, n *node.Node, random *rand.Rand) {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
-		if _, err := os.Lstat(filepath.Join(n.DataDir(), mark.file)); err == nil {
+		if _, err := os.Lstat(n.Layout().Path(mark.file)); err == nil {
 			break
 		}
 		select {
@@ -174,7 +173,7 @@ func waitAPI(t *testing.T, n *node.Node) {
 	})
 }
 
-// writerClient has no limit of its own on the number of requests.
+// writerClient has no limit on the number of requests.
 func writerClient(t *testing.T, n *node.Node) corev1client.ConfigMapInterface {
 	t.Helper()
 	config, err := n.ClientConfig()
@@ -249,7 +248,7 @@ func (j *journal) reach(ctx context.Context, n *node.Node, writes int) error {
 	}
 }
 
-// write creates, updates and deletes objects of its own until answers fail to come. A writer never asks twice about an
+// write creates, updates and deletes its own objects until answers fail to come. A writer never asks twice about an
 // object that is in doubt.
 func (j *journal) write(ctx context.Context, client corev1client.ConfigMapInterface, writer string, random *rand.Rand) {
 	live, made := j.of(writer)

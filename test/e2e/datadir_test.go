@@ -16,7 +16,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"polymesh.dev/polymesh/pkg/certificate"
-	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
@@ -27,7 +26,7 @@ func earlierArgs() []string {
 	return []string{"--node-name", "earlier", "--disable", "istio", "--disable", "servicelb", "--secrets-encryption"}
 }
 
-// A data dir that an earlier version has left goes on: its objects, its encrypted Secrets, its authorities and identities, and
+// A data dir that an earlier version has left still works: its objects, its encrypted Secrets, its authorities and identities, and
 // what has changed since is put in place.
 func TestDataDirOfAnEarlierVersion(t *testing.T) {
 	ownNodes(t, 1)
@@ -42,12 +41,12 @@ func TestDataDirOfAnEarlierVersion(t *testing.T) {
 	if out, err := exec.Command("tar", "-C", n.DataDir(), "-xJf", archive).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	authority := fileOf(t, layout.DataDir(n.DataDir()).TLS(), certificate.ServerCA+".crt")
+	authority := fileOf(t, n.Layout().TLS(), certificate.ServerCA+".crt")
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	n.WaitReady(t, 4*time.Minute)
-	if now := fileOf(t, layout.DataDir(n.DataDir()).TLS(), certificate.ServerCA+".crt"); now != authority {
+	if now := fileOf(t, n.Layout().TLS(), certificate.ServerCA+".crt"); now != authority {
 		t.Error("the cluster's authority is another one")
 	}
 	client := n.Client(t)
@@ -72,8 +71,8 @@ func TestDataDirOfAnEarlierVersion(t *testing.T) {
 		t.Errorf("the node is %+v (%v)", earlier.ObjectMeta, err)
 	}
 
-	// The kubelet has a certificate of its own authority now, and the API server and metrics-server know that.
-	block, _ := pem.Decode([]byte(fileOf(t, layout.DataDir(n.DataDir()).TLS(), certificate.KubeletServing+".crt")))
+	// The kubelet now has a certificate of its own CA, and the API server and metrics-server know that.
+	block, _ := pem.Decode([]byte(fileOf(t, n.Layout().TLS(), certificate.KubeletServing+".crt")))
 	if block == nil {
 		t.Fatal("the kubelet has no certificate")
 	}

@@ -25,7 +25,7 @@ type mistake struct {
 	at      string
 }
 
-// podMistakes keep a pod from becoming ready. Each is made to a Deployment of its own, whose file is like k8s/api.yaml.
+// podMistakes keep a pod from becoming ready. Each is in a separate Deployment, whose file is like k8s/api.yaml.
 var podMistakes = []mistake{
 	{name: "cpu", from: "          env:", to: "          resources: {requests: {cpu: \"1000\"}}\n          env:",
 		reason: diagnose.Unschedulable, message: "Insufficient cpu", at: ":16"},

@@ -106,7 +106,7 @@ func (p *shopProject) run(args ...string) (stdout, stderr string, code int) {
 	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
 }
 
-// start starts a command of Polymesh on the project, and says when a text has come.
+// start starts a command of Polymesh on the project, and reports when a text has come.
 func (p *shopProject) start(ctx context.Context, command, text string) (*exec.Cmd, *firstOf) {
 	p.t.Helper()
 	cmd := p.PolymeshCommand(ctx, command, p.dir)
@@ -354,13 +354,13 @@ func (p *shopProject) interrupted(t *testing.T) {
 	go func() {
 		select {
 		case <-said.seen:
-			// An error says that it has ended already, which its exit code shows below.
+			// An error means that it has ended already, which its exit code shows below.
 			_ = cmd.Process.Signal(syscall.SIGINT)
 		case <-ctx.Done():
 		}
 	}()
 	err := cmd.Wait()
-	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), "interrupted; the same command goes on where this one stopped") {
+	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), "interrupted; the same command continues where this one stopped") {
 		t.Errorf("%v: %s", err, said)
 	}
 	if r, _ := p.deploy(); r.Images[0].Built {
@@ -369,7 +369,7 @@ func (p *shopProject) interrupted(t *testing.T) {
 	p.serves("v2")
 }
 
-// firstOf is output that says when a text has come. It has one writer, a command. The buffer is no embedded one, whose
+// firstOf is output that reports when a text has come. It has one writer, a command. The buffer is no embedded one, whose
 // ReadFrom would pass Write by.
 type firstOf struct {
 	output bytes.Buffer

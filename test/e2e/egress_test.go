@@ -26,7 +26,7 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// What is outside of the cluster, at node.OutsideHost. scenarios/outside/coredns.yaml tells the cluster's name server.
+// What is outside of the cluster, at node.OutsideHost. scenarios/outside/coredns.yaml configures the cluster's name server.
 const (
 	outsideWeb      = "www.outside.test"
 	outsideDatabase = "db.outside.test"
@@ -45,12 +45,12 @@ func TestEgress(t *testing.T) {
 	t.Run("egress-postgres", func(t *testing.T) { testEgressPostgres(t, ca) })
 }
 
-// tellOutsideNames tells the cluster's name server where the names outside are. It takes a minute to learn them: what it
+// tellOutsideNames configures the names outside in the cluster's name server. It takes a minute to learn them: what it
 // returns waits for one.
 func tellOutsideNames(t *testing.T, n *node.Node) (learned func(host string)) {
 	t.Helper()
 	names := filepath.Join("scenarios", "outside", "coredns.yaml")
-	// The kubelet brings a changed ConfigMap into a pod when it looks at that pod again: once a minute, or at a change like this.
+	// The kubelet brings a changed ConfigMap into a pod when it checks that pod again: once a minute, or at a change like this.
 	look := func(annotation string) {
 		n.Kubectl(t, "annotate", "pods", "-n", "kube-system", "-l", "k8s-app=kube-dns", "--overwrite", annotation)
 	}
@@ -149,7 +149,7 @@ func testEgressPostgres(t *testing.T, ca *authority) {
 	}
 	s.wantEgressLog(cluster, begin, queries, node.OutsideHost+":5432")
 
-	// It is the database itself that shows a certificate, and the client looks at it: who signed it, and for which name.
+	// It is the database itself that shows a certificate, and the client checks it: who signed it, and for which name.
 	for _, c := range []struct{ url, want string }{
 		{url(outsideDatabase, verify+"other.crt"), "certificate signed by unknown authority"},
 		{url(node.OutsideHost, verify+"ca.crt"), "cannot validate certificate for " + node.OutsideHost},
@@ -218,14 +218,14 @@ func (s *scenario) wantEgressLog(cluster string, since time.Time, count int, tex
 	}
 }
 
-// outsideReply is what the web server outside tells about a request.
+// outsideReply is what the web server outside returns about a request.
 type outsideReply struct {
 	Host       string `json:"host"`
 	ServerName string `json:"serverName"` // of the TLS handshake
 	Caller     string `json:"caller"`
 }
 
-// outsideServer is a web server in the world outside.
+// outsideServer is a web server in the outside world.
 type outsideServer struct {
 	connections atomic.Int64 // that were made
 }
@@ -249,7 +249,7 @@ func serveOutside(t *testing.T, n *node.Node, ca *authority) *outsideServer {
 			t.Errorf("the server outside: %v", err)
 		}
 	})
-	// A server of its own for each port: one that has begun with plain HTTP does not get to know HTTP/2.
+	// A separate server for each port: one that has begun with plain HTTP does not get to know HTTP/2.
 	serve := func(port string, how func(*http.Server, net.Listener) error) {
 		listener, err := n.ListenOutside("tcp", net.JoinHostPort(node.OutsideHost, port))
 		if err != nil {

@@ -159,7 +159,7 @@ func (w *way) deploy(dir string) {
 	}
 }
 
-// query asks the database from the app, with settings that go before those of the pod.
+// query queries the database from the app, with settings that go before those of the pod.
 func (w *way) query(settings, sql string) (string, error) {
 	return w.KubectlErr("exec", "-n", externalNamespace, "deployment/client", "-c", "client", "--", "/echo", "postgres", settings, sql)
 }
@@ -206,7 +206,7 @@ func (w *way) wantErrorFor(settings, sql, want string) {
 	})
 }
 
-// certificate looks at the name in the certificate: verify-full needs the one that the app dials.
+// certificate checks the name in the certificate: verify-full needs the one that the app dials.
 func (w *way) certificate() {
 	if w.host == externalHost {
 		w.wantError("host="+node.OutsideHost, "cannot validate certificate for "+node.OutsideHost)
@@ -264,7 +264,7 @@ func (w *way) silent() {
 }
 
 // frozen: the database's machine takes connections, and the database says nothing. For the proxies the connection is open
-// until the database goes on, so their logs do not have it yet.
+// until the database continues, so their logs do not have it yet.
 func (w *way) frozen() {
 	w.db.signal(w.t, syscall.SIGSTOP)
 	func() {

@@ -73,7 +73,7 @@ func TestImpostor(t *testing.T) {
 		_, _ = fmt.Sscan(after, &status)
 		return status, err.Error()
 	}
-	// The policy is in force when the neighbour is refused; only then the others' answers say something.
+	// The policy is in force when the neighbour is rejected; only then the others' answers say something.
 	for _, want := range []struct {
 		namespace, from string
 		status          int
@@ -116,7 +116,7 @@ func TestImpostor(t *testing.T) {
 	})
 }
 
-// sign asks istiod for a certificate with a token of a pod's own, as the kubelet mounts it for sidecars.
+// sign asks istiod for a certificate with the token of a pod, as the kubelet mounts it for sidecars.
 func (s *scenario) sign(t *testing.T, pod string) (*x509.Certificate, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

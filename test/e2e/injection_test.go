@@ -13,7 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// sidecar says what kind of container the sidecar of a pod is.
+// sidecar reports what kind of container the sidecar of a pod is.
 func sidecar(p *corev1.Pod) string {
 	is := func(c corev1.Container) bool { return c.Name == "istio-proxy" }
 	if slices.ContainsFunc(p.Spec.Containers, is) {
@@ -103,7 +103,7 @@ func TestValidation(t *testing.T) {
 	if found := list(); found != "" {
 		t.Errorf("there is %q, although it was refused", found)
 	}
-	// As a change it is refused too, and what was there stays.
+	// As a change it is rejected too, and what was there stays.
 	s.apply("good.yaml")
 	before := list()
 	refuse()

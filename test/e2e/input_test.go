@@ -18,7 +18,7 @@ type badInput struct {
 	name string
 	args []string
 	env  []string
-	// mounts is a shell script that changes the machine as this server alone sees it, in a mount namespace of its own.
+	// mounts is a shell script that changes the machine as this server alone sees it, in a separate mount namespace.
 	// $DIR is the node's folder, $DATA the data dir.
 	mounts string
 	// as runs it as another user.
@@ -27,7 +27,7 @@ type badInput struct {
 	want string
 }
 
-// A server that cannot start says why in one line, and makes nothing.
+// A server that cannot start reports why in one line, and creates nothing.
 func TestBadInput(t *testing.T) {
 	ownNodes(t, 1)
 	n := node.ForTest(t, node.Options{})
@@ -154,7 +154,7 @@ func startFails(t *testing.T, n *node.Node, nft string, bad badInput) {
 	}
 }
 
-// halfAProgram is a copy that was cut off.
+// halfAProgram is a copy that is incomplete.
 func halfAProgram(t *testing.T, n *node.Node, nft string) {
 	program, err := node.Program()
 	if err != nil {

@@ -191,7 +191,7 @@ func testPortForward(t *testing.T, n *node.Node) {
 				_ = cmd.Wait() // killed
 				t.Fatalf("kubectl port-forward says %q (%v) %s", line, err, complaint.String())
 			}
-			go func() { _, _ = io.Copy(io.Discard, said) }() // it tells of each connection
+			go func() { _, _ = io.Copy(io.Discard, said) }() // it prints each connection
 			for range 3 {
 				request, err := http.NewRequest(http.MethodGet, "http://"+address[1]+forward.path, nil)
 				if err != nil {

@@ -144,7 +144,7 @@ func testDashboard(t *testing.T, n *node.Node) {
 	}
 }
 
-// The proxies go on without istiod, and follow the one that comes after it.
+// The proxies continue without istiod, and follow the one that comes after it.
 func TestControlPlaneGoes(t *testing.T) {
 	n := app(t)
 	// With istiod goes what it has counted so far.
@@ -211,7 +211,7 @@ spec:
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Delete(t, manifest) })
-	// The API server asks istiod whether it is valid, and may still ask the one that is gone.
+	// The API server calls istiod to validate it, and may still call the one that is gone.
 	n.Eventually(t, time.Minute, func() (bool, string) {
 		_, err := n.KubectlErr("apply", "-f", file)
 		return err == nil, fmt.Sprint(err)
@@ -336,7 +336,7 @@ func TestRevisions(t *testing.T) {
 	s := newScenario(t, "revisions")
 	s.WaitRollout(t, "revisions-tag", "deployment/server")
 
-	// A control plane tells of its own proxies only.
+	// A control plane reports its own proxies only.
 	served := func(namespace, revision, by string) {
 		t.Helper()
 		n.Eventually(t, 3*time.Minute, func() (bool, string) {

@@ -112,7 +112,7 @@ func (s *scenario) wantServed(by map[string]string) {
 	s.Eventually(s.t, 4*time.Minute, func() (bool, string) {
 		said := map[string]string{}
 		for _, revision := range by {
-			// A control plane tells of its own proxies only.
+			// A control plane reports its own proxies only.
 			out, errOut, code := s.Polymesh(s.t, "istioctl", "proxy-status", "-n", s.name, "--revision", revision, "-v", "1")
 			if code != 0 {
 				return false, errOut
@@ -149,7 +149,7 @@ type release struct{ istio, envoy string }
 
 var envoyVersion = regexp.MustCompile(`/(\d+\.\d+\.\d+)/`)
 
-// release asks the Envoy of a Deployment.
+// release queries the Envoy of a Deployment.
 func (s *scenario) release(deployment string) release {
 	s.t.Helper()
 	out := s.Kubectl(s.t, "exec", "-n", s.name, "deployment/"+deployment, "-c", "istio-proxy", "--", "pilot-agent", "request", "GET", "server_info")

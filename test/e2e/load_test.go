@@ -136,7 +136,7 @@ func (l *load) lose(number int64, why string) {
 	l.numbers = append(l.numbers, number)
 }
 
-// end waits for the requests under way and says what became of all.
+// end waits for the requests under way and reports what became of all.
 func (l *load) end() {
 	l.t.Helper()
 	if l.ended {

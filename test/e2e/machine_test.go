@@ -33,7 +33,7 @@ spec:
 type usersMachine struct {
 	*node.Node
 	nft     string
-	outside string // URL in the world outside
+	outside string // URL in the outside world
 	names   string // the file with the name servers
 }
 

@@ -1,17 +1,16 @@
 //go:build e2e
 
-// Package e2e holds the end-to-end tests: on the file that ships, dist/polymesh, on nodes in network namespaces. They
-// need root.
+// Package e2e contains the end-to-end tests of the shipped file, dist/polymesh, on nodes in network namespaces. They need root.
 //
-// Most tests use one node with the guide's app, which the first of them brings up as `make up` does; it goes down as
-// `make down` does when all tests have run. What breaks a node has one of its own. A test leaves the shared node as it
-// found it. What a test needs is said by its first statement: app or newScenario, or ownNodes. What only repeats what other
-// tests show calls long, and is left out with -short, which CI runs with.
+// Most tests use one node with the guide's app, which the first of them brings up with the script of `make up`; that of `make down`
+// takes it down when all tests have run. A test that breaks a node has its own. A test leaves the shared node as it found it. Its
+// first statement declares what it needs: app or newScenario, or ownNodes. A test that only repeats what others show calls long, and
+// is omitted with -short, which CI uses.
 //
 //	make test-e2e                                                    # all of them, as CI does
 //	go test -tags "netgo osusergo sqlite_omit_load_extension disable_pgv e2e" -count=1 -v -run TestCallGo ./test/e2e
 //
-// Package node, below, says how to look at a node that a test has made.
+// The documentation of package node describes how to inspect a node that a test has created.
 package e2e
 
 import (
@@ -48,7 +47,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// runTests runs the tests that the command line names, or those that the scheduler hands out, one after the other.
+// runTests runs the tests that the command line selects, or those that the scheduler hands out, in sequence.
 func runTests(m *testing.M) (code int) {
 	if !lanes.InLane() {
 		return m.Run()
@@ -71,14 +70,14 @@ func runTests(m *testing.M) (code int) {
 	}
 }
 
-// ownNodes says that a test makes so many nodes of its own, or none, and runs beside any other. It is the test's first
-// statement.
+// ownNodes declares that a test creates this number of nodes, or none, and can run in parallel with others. It must be the test's
+// first statement.
 func ownNodes(t *testing.T, count int) {
 	t.Helper()
 	declare(t, lanes.Test{Nodes: count})
 }
 
-// declare writes down what a test needs, in place of running it, where that is asked for.
+// declare writes down what a test needs instead of running it, if that is requested.
 func declare(t *testing.T, need lanes.Test) {
 	t.Helper()
 	file := os.Getenv(lanes.PlanEnv)
@@ -102,10 +101,10 @@ func long(t *testing.T, why string) {
 
 // sharedNode is the node with the guide's app.
 type sharedNode struct {
-	once sync.Once
-	node *node.Node
-	said string // what `make up` printed
-	err  error
+	once   sync.Once
+	node   *node.Node
+	output string // of `make up`
+	err    error
 	// reported is set once a test has shown err.
 	reported bool
 }
@@ -133,8 +132,8 @@ func app(t *testing.T) *node.Node {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 		defer cancel()
-		shared.said, shared.err = shared.node.Up(ctx)
-		t.Log(shared.said)
+		shared.output, shared.err = shared.node.Up(ctx)
+		t.Log(shared.output)
 	})
 	if shared.err != nil && !shared.reported {
 		shared.reported = true
@@ -150,14 +149,14 @@ func app(t *testing.T) *node.Node {
 	return shared.node
 }
 
-// finish takes the shared node down, after a last look at it.
-func (s *sharedNode) finish(look bool) error {
+// finish takes down the shared node, after a last check.
+func (s *sharedNode) finish(check bool) error {
 	if s.node == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	if s.err != nil || !look || os.Getenv("POLYMESH_E2E_KEEP") != "" {
+	if s.err != nil || !check || os.Getenv("POLYMESH_E2E_KEEP") != "" {
 		return s.node.Close(ctx)
 	}
 	err := noRejects(ctx, s.node)
@@ -174,8 +173,8 @@ func (s *sharedNode) finish(look bool) error {
 	return errors.Join(err, downErr, s.node.Close(ctx))
 }
 
-// removeNamespaces takes namespaces with all that is in them away, also where a test has failed meanwhile. What runs in them
-// gets a second to end, and not the time for which its pods would go on to serve.
+// removeNamespaces removes namespaces with all that is in them, also after a failed test. Their pods get a second to terminate,
+// instead of their grace period.
 func removeNamespaces(t *testing.T, n *node.Node, names ...string) {
 	t.Helper()
 	n.ExplainNow(t)
@@ -202,7 +201,7 @@ var (
 	buildJaeger = sync.OnceValues(func() (string, error) { return buildImage("jaeger") })
 )
 
-// buildImage returns the archive of an image, which it builds where it is missing or old.
+// buildImage returns the archive of an image, which it builds if it is missing or old.
 func buildImage(name string) (string, error) {
 	top, err := node.Top()
 	if err != nil {
@@ -215,10 +214,10 @@ func buildImage(name string) (string, error) {
 	return filepath.Join(top, ".build", "e2e", name+".tar"), nil
 }
 
-// importEcho brings the echo image to a node, building it where it is missing.
+// importEcho imports the echo image on a node. It builds it if it is missing.
 func importEcho(t *testing.T, n *node.Node) { importImage(t, n, echoImage, buildEcho) }
 
-// importJaeger brings Jaeger's image to a node. The first build of it compiles for some minutes.
+// importJaeger imports Jaeger's image on a node. The first build takes some minutes.
 func importJaeger(t *testing.T, n *node.Node) { importImage(t, n, jaegerImage, buildJaeger) }
 
 func importImage(t *testing.T, n *node.Node, image string, build func() (string, error)) {

@@ -14,7 +14,7 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// echoReply is what the echo image tells about a request.
+// echoReply is what the echo image reports about a request.
 type echoReply struct {
 	Method  string
 	Path    string
@@ -231,7 +231,7 @@ func answered(t *testing.T, n *node.Node, args ...string) (r echoReply) {
 	return r
 }
 
-// wantIdentities looks at the header in which the server's sidecar says who it is (By) and who called (URI).
+// wantIdentities checks the header in which the server's sidecar names itself (By) and the caller (URI).
 func wantIdentities(t *testing.T, r echoReply, by, uri string) {
 	t.Helper()
 	have := r.clientCert()

@@ -300,7 +300,7 @@ func (s *scenario) podIP(app string) string {
 	return pods[0].Status.PodIP
 }
 
-// scrape asks a pod for its metrics as Prometheus does.
+// scrape queries a pod for its metrics as Prometheus does.
 func (s *scenario) scrape(address string, port int) (map[string]*dto.MetricFamily, string, error) {
 	response, err := s.HTTPInside(false).Get(fmt.Sprintf("http://%s:%d/stats/prometheus", address, port))
 	if err != nil {

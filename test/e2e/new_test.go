@@ -180,7 +180,7 @@ func fillCaches(t *testing.T, n *node.Node, languages ...string) {
 	}
 }
 
-// wantAnswers looks at the answer of a service: its own, and in it those of all that come after it.
+// wantAnswers checks the answer of a service: its own, and in it those of all that come after it.
 func wantAnswers(t *testing.T, text string, services []marketService) {
 	t.Helper()
 	type answer struct {

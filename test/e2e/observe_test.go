@@ -136,7 +136,7 @@ func (s *scenario) wantOneTrace(front echoReply, spans []span) {
 			}
 			tags[name] = ""
 		}
-		// What tells about the sender and not about the request: Zipkin's local endpoint, OpenTelemetry's library.
+		// What describes the sender and not the request: Zipkin's local endpoint, OpenTelemetry's library.
 		for _, name := range []string{"net.host.ip", "zone", "otel.scope.name", "otel.scope.version"} {
 			tags[name] = ""
 		}
@@ -202,7 +202,7 @@ func testSampling(t *testing.T, s *scenario) {
 
 	t.Run("none", func(t *testing.T) {
 		s := s.in(t)
-		// Envoy writes its decision into x-request-id, which goes on with the trace.
+		// Envoy writes its decision into x-request-id, which is passed on with the trace.
 		s.apply("otlp-grpc.yaml")
 		sampled, _ := s.traced("earlier", false)
 		s.apply("sample-0.yaml")
@@ -258,7 +258,7 @@ func testTags(t *testing.T, s *scenario) {
 		{"istio.destination_workload": "back", "istio.destination_canonical_service": "back", "istio.destination_app_version": "v3"},
 		{"istio.source_workload": "front-v2", "istio.source_namespace": "tracing", "istio.source_canonical_revision": "blue", "istio.source_app_version": "v2"},
 	}
-	// The servers' proxies go on with their old filters on a connection that is there.
+	// The servers' proxies keep their old filters on a connection that is there.
 	s.Eventually(t, 3*time.Minute, func() (bool, string) {
 		answer, spans := s.traced("tags", false, "-H", "x-tenant: blue", "-H", "x-polymesh-caller: mallory;tracing;mallory;v1;Kubernetes;mallory;v1")
 		for i, span := range spans {
@@ -505,7 +505,7 @@ func (s *scenario) loggedJSON(deployment, path string) map[string]any {
 	return found
 }
 
-// span is a span as Jaeger tells it.
+// span is a span as Jaeger reports it.
 type span struct {
 	Trace, ID, Parent string
 	Service, Name     string

@@ -10,8 +10,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // An image that no registry has cannot come back: the kubelet's garbage collection, which goes by what CRI says, must leave
@@ -19,7 +17,7 @@ import (
 func TestImagesThatNoRegistryHasStay(t *testing.T) {
 	n := app(t)
 	importEcho(t, n)
-	conn, err := grpc.NewClient("unix://"+layout.DataDir(n.DataDir()).ContainerdSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+n.Layout().ContainerdSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}

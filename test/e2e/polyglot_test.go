@@ -35,7 +35,7 @@ var chainOrder = []struct{ service, language, port string }{
 	{"node-service", "JavaScript", "8080"}, {"rust-service", "Rust", "8080"},
 }
 
-// polyglot is the app in five languages in a namespace of its own.
+// polyglot is the app in five languages in a separate namespace.
 type polyglot struct {
 	*scenario
 	dir string // of the project
@@ -189,14 +189,14 @@ func (p *polyglot) chain() (trace, said string, err error) {
 	return answer.Chain[0].TraceID, text, nil
 }
 
-// wantStrict asks each pod without a certificate, which the mesh refuses.
+// wantStrict queries each pod without a certificate, which the mesh refuses.
 func (p *polyglot) wantStrict() {
 	for _, link := range chainOrder {
 		refusesPlainText(p.t, p.Node, p.name, link.service, link.port)
 	}
 }
 
-// refusesPlainText asks an app's pod without a certificate, which a mesh that is STRICT refuses.
+// refusesPlainText queries an app's pod without a certificate, which a mesh that is STRICT refuses.
 func refusesPlainText(t *testing.T, n *node.Node, namespace, app, port string) {
 	t.Helper()
 	pod := listPods(t, n, namespace, "app="+app)[0]
@@ -210,7 +210,7 @@ func refusesPlainText(t *testing.T, n *node.Node, namespace, app, port string) {
 	}
 }
 
-// wantRoutes asks for what each of the new services does.
+// wantRoutes checks the routes of the new services.
 func (p *polyglot) wantRoutes() {
 	for _, c := range []struct {
 		path   string
@@ -247,7 +247,7 @@ func (p *polyglot) wantRoutes() {
 	}
 }
 
-// wantProbes asks each service what Kubernetes and Prometheus ask.
+// wantProbes calls the paths of each service that Kubernetes and Prometheus use.
 func (p *polyglot) wantProbes() {
 	for _, link := range chainOrder {
 		url := "http://" + link.service + ":" + link.port
@@ -264,7 +264,7 @@ func (p *polyglot) wantProbes() {
 	}
 }
 
-// wantOneTrace looks at the spans of one request: those of the proxies, and one of each service.
+// wantOneTrace checks the spans of one request: those of the proxies, and one of each service.
 func (p *polyglot) wantOneTrace() {
 	p.addProviders()
 	p.apply("tracing.yaml")
@@ -297,7 +297,7 @@ func (p *polyglot) wantOneTrace() {
 	p.t.Logf("%d spans", len(spans))
 }
 
-// wholeTrace says what is missing in the trace of a request to the chain; empty if nothing is.
+// wholeTrace reports what is missing in the trace of a request to the chain; empty if nothing is.
 func (p *polyglot) wholeTrace(spans []span) string {
 	byID := map[string]span{}
 	for _, s := range spans {
@@ -427,7 +427,7 @@ func (p *polyglot) wantOrders() {
 	if status, text, err := p.ask(http.MethodGet, "/api/v1/orders/999999", ""); err != nil || status != http.StatusNotFound {
 		t.Errorf("an order that is not there: %d %s %v", status, text, err)
 	}
-	// The second line is refused by the database, and the first one and the order go with it.
+	// The second line is rejected by the database, and the first one and the order go with it.
 	if status, text, err := p.ask(http.MethodPost, "/api/v1/orders", `{"customer": "Eve", "lines": [{"product": "book", "quantity": 1, "price": 1}, {"product": "gold", "quantity": 1, "price": 99999999999}]}`); err != nil || status < 400 {
 		t.Errorf("an order that the database refuses: %d %s %v", status, text, err)
 	}

@@ -15,10 +15,10 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// nobodyID is the user and the group without rights.
+// nobodyID is the user and the group without permissions.
 const nobodyID = 65534
 
-// database is Debian's PostgreSQL in the world outside, at node.OutsideHost, which takes nothing but TLS.
+// database is Debian's PostgreSQL in the outside world, at node.OutsideHost, which takes nothing but TLS.
 type database struct {
 	node     *node.Node
 	ca       *authority

@@ -27,7 +27,7 @@ import (
 // cutsInARound is how many cuts one machine gets: in its first start, under a load of writes, in a deploy, in an upgrade.
 const cutsInARound = 10
 
-// After a power cut at any moment the server comes up again with all that it has acknowledged. POLYMESH_POWER_CUTS is how
+// After a power failure at any moment the server comes up again with all that it has acknowledged. POLYMESH_POWER_CUTS is how
 // many cuts there are, by default one round of ten.
 func TestPowerCut(t *testing.T) {
 	ownNodes(t, 1)
@@ -301,7 +301,7 @@ func (p *powerCuts) upgrade() {
 	if err := p.n.Stop(p.Context()); err != nil {
 		p.Fatal(err)
 	}
-	if err := os.RemoveAll(filepath.Join(p.n.DataDir(), "data")); err != nil {
+	if err := os.RemoveAll(p.n.Layout().Path("data")); err != nil {
 		p.Fatal(err)
 	}
 	if err := p.n.Start(p.Context()); err != nil {
@@ -316,7 +316,7 @@ func (p *powerCuts) upgrade() {
 
 // boot starts a server on the disk after a cut, and looks whether all is there.
 func (p *powerCuts) boot(t *testing.T, o outage) {
-	// Before a server can mend anything: what was said to be there is there.
+	// Before a server can repair anything: what was said to be there is there.
 	// It has the address of the machine that was cut: the first of a cluster always has the same one.
 	n := node.ForTest(t, node.Options{Args: powerCutArgs, Disk: o.disk})
 	o.images.want(t, layerFiles(t, n))
@@ -400,11 +400,11 @@ type programSizes map[string][]int64
 // largeFile is from where on a file in a layer is looked at, in bytes: programs, not what a container writes.
 const largeFile = 1 << 20
 
-// layerFiles looks at the layers of a node's images on its disk.
+// layerFiles checks the layers of a node's images on its disk.
 func layerFiles(t testing.TB, n *node.Node) programSizes {
 	t.Helper()
 	found := programSizes{}
-	layers, err := filepath.Glob(filepath.Join(n.DataDir(), "agent", "containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*", "fs"))
+	layers, err := filepath.Glob(n.Layout().Agent("containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*", "fs"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,7 +431,7 @@ func layerFiles(t testing.TB, n *node.Node) programSizes {
 	return found
 }
 
-// want says what is missing or short.
+// want reports what is missing or short.
 func (f programSizes) want(t *testing.T, have programSizes) {
 	t.Helper()
 	for _, name := range slices.Sorted(maps.Keys(f)) {

@@ -15,8 +15,6 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/registry"
-
-	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // TestRegistries does what docs/operate/registries.md says: a registry without TLS, with a login, and a mirror. Each pod says
@@ -65,7 +63,7 @@ func TestRegistries(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out))
 	}
-	// An image of its own: once the kubelet has pulled an image with a login, pods without one may not use it, by any name.
+	// A separate image: once the kubelet has pulled an image with a login, pods without one may not use it, by any name.
 	container := buildah("from", "--pull-never", buildah("pull", "--quiet", "oci-archive:"+archive))
 	buildah("config", "--label", "test="+t.Name(), container)
 	id := buildah("commit", "--quiet", "--rm", container)
@@ -79,7 +77,7 @@ func TestRegistries(t *testing.T) {
 		host:     fmt.Sprintf("server = \"http://%s\"\n", host),
 		mirrored: fmt.Sprintf("server = \"https://%s\"\n\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", mirrored, host),
 	} {
-		folder := filepath.Join(layout.DataDir(n.DataDir()).RegistryDir(), name)
+		folder := filepath.Join(n.Layout().RegistryDir(), name)
 		if err := os.MkdirAll(folder, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +145,7 @@ func TestProgramsLogAsUpstream(t *testing.T) {
 	}
 }
 
-// A profile whose images are not in the file is refused with the list, before anything is changed.
+// A profile whose images are not in the file is rejected with the list, before anything is changed.
 func TestIstioctlRefusesMissingImages(t *testing.T) {
 	n := app(t)
 	for set, want := range map[string]string{"profile=ambient": "/ztunnel:", "values.global.variant=distroless": "-distroless: this file does not have it"} {

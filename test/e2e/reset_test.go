@@ -19,7 +19,6 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 
-	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
@@ -54,7 +53,7 @@ func look(t *testing.T, n *node.Node, nft string) machine {
 	return m
 }
 
-// differences says what is in one and not in the other.
+// differences reports what is in one and not in the other.
 func (m machine) differences(now machine) string {
 	var out strings.Builder
 	for _, kind := range slices.Sorted(maps.Keys(m)) {
@@ -79,7 +78,7 @@ func (m machine) differences(now machine) string {
 
 // marks are what names of this node's things hold: its own name, and the name of its run directory.
 func marks(n *node.Node) []string {
-	return []string{n.Name, filepath.Base(layout.DataDir(n.DataDir()).Run())}
+	return []string{n.Name, filepath.Base(n.Layout().Run())}
 }
 
 // anyMark also knows the folders of a data dir that is no test's.
@@ -95,7 +94,7 @@ func isAlone(t *testing.T, n *node.Node) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return !slices.ContainsFunc(all, func(dir string) bool { return dir != layout.DataDir(n.DataDir()).Run() })
+	return !slices.ContainsFunc(all, func(dir string) bool { return dir != n.Layout().Run() })
 }
 
 func isOwn(n *node.Node, text string) bool {
@@ -267,7 +266,7 @@ func resetLeavesNothing(t *testing.T, n *node.Node, nft string, before machine) 
 	full := before.differences(look(t, n, nft))
 	for _, want := range []string{
 		"processes: + ", "containerd-shim-runc-v2", "mounts: + ", "interfaces: + cni0", "kube-proxy", "cgroups: + ", "files: + " + n.DataDir(),
-		"files: + " + layout.DataDir(n.DataDir()).Run(), "files: + " + n.Kubeconfig(),
+		"files: + " + n.Layout().Run(), "files: + " + n.Kubeconfig(),
 	} {
 		if !strings.Contains(full, want) {
 			t.Errorf("before reset, the comparison finds no %q", want)
@@ -342,10 +341,10 @@ func TestReset(t *testing.T) {
 		cmd.Stdin = strings.NewReader(input)
 		stdout, stderr := outputs(t, cmd, 1)
 		wantLine(t, stderr, "nothing was changed")
-		list, _, asked := strings.Cut(stdout, "Go on? [y/N]")
+		list, _, asked := strings.Cut(stdout, "Continue? [y/N]")
 		for _, want := range []string{
 			"the running server, process ", "the network interface cni0", "the packet filter table ip kube-proxy", "the kubeconfig " + n.Kubeconfig(),
-			"the data dir " + n.DataDir() + ": agent, data, server, storage", "the folder " + layout.DataDir(n.DataDir()).Run(),
+			"the data dir " + n.DataDir() + ": agent, data, server, storage", "the folder " + n.Layout().Run(),
 		} {
 			if !asked || !strings.Contains(list, want) {
 				t.Errorf("before it asks, reset does not name %q:\n%s", want, stdout)
@@ -440,7 +439,7 @@ func outputs(t *testing.T, cmd *exec.Cmd, code int) (stdout, stderr string) {
 	return out.String(), errOut.String()
 }
 
-// wantLine wants exactly one line, which says who speaks and what is wrong.
+// wantLine wants exactly one line, which names the program and what is wrong.
 func wantLine(t *testing.T, stderr, want string) {
 	t.Helper()
 	if strings.Count(stderr, "\n") != 1 || !strings.HasSuffix(stderr, "\n") || !strings.HasPrefix(stderr, "polymesh: ") || !strings.Contains(stderr, want) {

@@ -81,7 +81,7 @@ func deploySurvivors(t *testing.T, n *node.Node) {
 	})
 }
 
-// prober asks the pod "server" again and again, each time on a new connection: by the pod's address from the node, and by
+// prober queries the pod "server" again and again, each time on a new connection: by the pod's address from the node, and by
 // the service's port from outside.
 type prober struct {
 	cancel context.CancelFunc
@@ -180,7 +180,7 @@ func (p *prober) noneFailed(t *testing.T) {
 	}
 }
 
-// containers tells what runs: one line for each container, which changes when it is started again.
+// containers returns what runs: one line for each container, which changes when it is started again.
 func containers(t *testing.T, n *node.Node) (lines []string) {
 	t.Helper()
 	pods, err := n.Client(t).CoreV1().Pods(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
@@ -248,7 +248,7 @@ func pids(t *testing.T) (found []int) {
 	return found
 }
 
-// Pods go on while the server is down and after it is back; what died meanwhile is started again.
+// Pods keep running while the server is down and after it is back; what died meanwhile is started again.
 func TestRestart(t *testing.T) {
 	ownNodes(t, 1)
 	config := filepath.Join(t.TempDir(), "config.yaml")
@@ -341,7 +341,7 @@ var (
 	jwt = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.`)
 )
 
-// secretsAreKept looks at what the server wrote: keys are for root alone, and no log holds one, nor a token.
+// secretsAreKept checks what the server wrote: keys are for root alone, and no log holds one, nor a token.
 func secretsAreKept(t *testing.T, n *node.Node) {
 	t.Helper()
 	keys := 0
@@ -382,7 +382,7 @@ func secretsAreKept(t *testing.T, n *node.Node) {
 	if keys < 10 {
 		t.Errorf("only %d private keys were found in %s: this test looks at the wrong place", keys, n.DataDir())
 	}
-	info, err := os.Stat(filepath.Join(n.DataDir(), "server", "db"))
+	info, err := os.Stat(n.Layout().Server("db"))
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the datastore's folder: %v %v, want mode 700", info, err)
 	}
@@ -391,7 +391,7 @@ func secretsAreKept(t *testing.T, n *node.Node) {
 	if token := n.Kubectl(t, "create", "token", "default", "-n", "e2e-restart"); !jwt.MatchString(token) {
 		t.Error("the pattern does not match a service-account token")
 	}
-	logs := []string{n.Log(), filepath.Join(n.DataDir(), "agent", "containerd", "containerd.log")}
+	logs := []string{n.Log(), n.Layout().Agent("containerd", "containerd.log")}
 	for _, path := range logs {
 		text, err := os.ReadFile(path)
 		if err != nil {

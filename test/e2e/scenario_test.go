@@ -11,7 +11,7 @@ import (
 )
 
 // scenario is a folder of test/e2e/scenarios: manifests that a reader can apply by hand, and a README that says what
-// they show. The test that names the folder asserts it. Everything of a scenario lies in namespaces of its own, the first
+// they show. The test that names the folder asserts it. Everything of a scenario is in separate namespaces, the first
 // one called like the folder, and goes when the test ends.
 type scenario struct {
 	*node.Node

@@ -59,7 +59,7 @@ func (s *scenario) wantStatus(status int, text, from string, args ...string) {
 	})
 }
 
-// What Envoy's RBAC filter answers.
+// What Envoy's RBAC filter responds.
 const accessDenied = "RBAC: access denied"
 
 func TestPeerAuthentication(t *testing.T) {

@@ -63,7 +63,7 @@ func TestSpringCloud(t *testing.T) {
 	t.Run("the mesh gives the name back", func(t *testing.T) { s.in(t).giveBack() })
 }
 
-// springCloud is the example: the old system in the world outside, and what is in the mesh.
+// springCloud is the example: the old system in the outside world, and what is in the mesh.
 type springCloud struct {
 	*node.Node
 	t      *testing.T
@@ -107,7 +107,7 @@ func (s *springCloud) build() {
 	}
 }
 
-// wantInReadme wants the README to have a command, so that it tells what was tested.
+// wantInReadme wants the README to have a command, so that it documents what was tested.
 func (s *springCloud) wantInReadme(command string) {
 	s.t.Helper()
 	if !strings.Contains(s.readme, command) {
@@ -215,7 +215,7 @@ func (s *springCloud) cleanUp() {
 	s.remove([]string{"bridge", "eureka-server", "inventory-service", "order-service", "gateway"}, shopNamespace)
 }
 
-// remove ends what still runs, shows the last of these logs if the test has failed, and takes away these namespaces and the
+// remove ends what still runs, shows the last of these logs if the test has failed, and removes these namespaces and the
 // bridge's.
 func (s *springCloud) remove(logs []string, namespaces ...string) {
 	for name := range maps.Clone(s.programs) {
@@ -252,7 +252,7 @@ type stock struct {
 	ServedBy string `json:"servedBy"`
 }
 
-// outside asks the old system's gateway.
+// outside queries the old system's gateway.
 func (s *springCloud) outside(path string, into any) error {
 	// The old gateway's own machine, and a connection for each question.
 	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
@@ -289,7 +289,7 @@ func (s *springCloud) byRest() (stock, error) {
 	return got, err
 }
 
-// fromMesh asks from the client's pod, by the name that the bridge has given to a service.
+// fromMesh calls from the client's pod, by the name that the bridge has given to a service.
 func (s *springCloud) fromMesh(host, path string) (string, error) {
 	return s.KubectlErr("exec", "-n", shopNamespace, "deployment/client", "-c", "client", "--", "/echo", "get", "http://"+host+path)
 }

@@ -65,8 +65,8 @@ spec:
 	}
 
 	volume := n.Kubectl(t, "get", "pvc", "data", "-n", storageNamespace, "-o", "jsonpath={.spec.volumeName}")
-	dirs, err := filepath.Glob(filepath.Join(n.DataDir(), "storage", "*", "*", "f"))
-	if flat, _ := filepath.Glob(filepath.Join(n.DataDir(), "storage", "*", "f")); err == nil {
+	dirs, err := filepath.Glob(n.Layout().Path("storage", "*", "*", "f"))
+	if flat, _ := filepath.Glob(n.Layout().Path("storage", "*", "f")); err == nil {
 		dirs = append(dirs, flat...)
 	}
 	if len(dirs) != 1 {
@@ -83,7 +83,7 @@ spec:
 	})
 }
 
-// A claim gets no folder that is not its own: the StorageClass that would allow it is refused, and where one is there from
+// A claim gets no folder that is not its own: the StorageClass that would allow it is rejected, and where one is there from
 // before, the provisioner can neither make nor remove anything outside of the storage folder.
 func TestVolumesStayBelow(t *testing.T) {
 	n := app(t)

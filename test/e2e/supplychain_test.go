@@ -59,7 +59,7 @@ func TestSupplyChain(t *testing.T) {
 	database := s.database()
 	n.WaitReady(t, 3*time.Minute)
 
-	// Unsigned, nothing of it runs, and deploy says why.
+	// Unsigned, nothing of it runs, and deploy reports why.
 	result, said, code := p.tryDeploy("--timeout", "15s")
 	refused := slices.ContainsFunc(result.Findings, func(f diagnose.Finding) bool {
 		return f.Reason == diagnose.Refused && strings.Contains(f.Message, "is not signed by a key of this server")
@@ -152,7 +152,7 @@ func TestSupplyChain(t *testing.T) {
 	}
 }
 
-// throughRegistry deploys the project by way of a registry, in a namespace of its own.
+// throughRegistry deploys the project by way of a registry, in a separate namespace.
 func (s *supplyChain) throughRegistry() {
 	s.t.Helper()
 	listener, err := s.Listen("tcp", "127.0.0.1:0")

@@ -16,7 +16,7 @@ import (
 )
 
 // The guide's K3s server has this taint, which on a lone server leaves no room for Istio. And an Istio that the user
-// has taken away stays away.
+// has removed stays removed.
 func TestTaintWithoutRoomForIstio(t *testing.T) {
 	ownNodes(t, 1)
 	n := node.ForTest(t, node.Options{Args: []string{"--node-taint", "CriticalAddonsOnly=true:NoExecute"}})

@@ -23,7 +23,7 @@ import (
 )
 
 // The gateway serves the certificate of a Secret, and a new one in the Secret replaces it while requests come: each of
-// them on a connection of its own, which checks the certificate.
+// them on a separate connection, which checks the certificate.
 func TestTrafficGateway(t *testing.T) {
 	const (
 		host   = "shop.gateway.test"
@@ -121,7 +121,7 @@ func TestTrafficGateway(t *testing.T) {
 	if len(lost) > 0 || sent == 0 {
 		t.Errorf("%d of %d requests lost while the certificate was replaced, the first ones: %v", len(lost), sent, lost[:min(5, len(lost))])
 	}
-	// No thread of the gateway goes on with an older one.
+	// No thread of the gateway continues with an older one.
 	last := certificates[len(certificates)-1]
 	for range 20 {
 		if have, err := served(); err != nil || !bytes.Equal(have, last.leaf) {
@@ -130,7 +130,7 @@ func TestTrafficGateway(t *testing.T) {
 	}
 }
 
-// gatewayCertificate is a certificate with its key, and an authority of its own behind it in the chain.
+// gatewayCertificate is a certificate with its key, and its own CA after it in the chain.
 type gatewayCertificate struct {
 	chain, leaf        []byte
 	chainFile, keyFile string

@@ -11,7 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// The guide's circuit breaker lets 1,000 requests pass at once. What comes above that is refused by the client's own
+// The guide's circuit breaker lets 1,000 requests pass at once. What comes above that is rejected by the client's own
 // sidecar, and its statistics, its access log and Istio's metric agree with the client about how many these were.
 func TestTrafficCircuitBreaker(t *testing.T) {
 	s := newScenario(t, "circuit-breaker")
@@ -173,7 +173,7 @@ func TestTrafficLoadBalancing(t *testing.T) {
 	}
 }
 
-// A pod that answers 500 gets no requests for a while, and gets its share again when it is well.
+// A pod that answers 500 gets no requests for a while, and gets its share again when it is healthy.
 func TestTrafficOutlier(t *testing.T) {
 	s := newScenario(t, "outlier")
 	s.apply("outlier.yaml")

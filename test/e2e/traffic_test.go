@@ -172,7 +172,7 @@ func (c *tally) add(more tally) {
 }
 
 // The guide's three objects for my-service work together, as they are: the canary's weights and subsets, and the circuit
-// breaker in a DestinationRule of its own.
+// breaker in a separate DestinationRule.
 func TestTrafficGuide(t *testing.T) {
 	s := newScenario(t, "guide")
 	s.applyHere("canary-release.yaml", "circuit-breaker.yaml")

@@ -134,9 +134,9 @@ func TestWalk(t *testing.T) {
 // TestNextOfMakeUp runs what `make up` prints under "Next".
 func TestNextOfMakeUp(t *testing.T) {
 	n := app(t)
-	_, next, ok := strings.Cut(shared.said, "\nNext:\n")
+	_, next, ok := strings.Cut(shared.output, "\nNext:\n")
 	if !ok {
-		t.Fatalf("make up does not say what is next:\n%s", shared.said)
+		t.Fatalf("make up does not say what is next:\n%s", shared.output)
 	}
 	t.Cleanup(func() {
 		n.Kubectl(t, "set", "image", "deployment/fastapi-service", "fastapi=my-registry/fastapi-service:1.0.0", "-n", appNamespace)

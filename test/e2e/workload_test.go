@@ -18,7 +18,7 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// fetch asks a pod or a service by its address, from the node, on a new connection.
+// fetch queries a pod or a service by its address, from the node, on a new connection.
 func fetch(n *node.Node, method, address, path, body string) (int, string, error) {
 	request, err := http.NewRequest(method, "http://"+address+path, strings.NewReader(body))
 	if err != nil {
@@ -204,7 +204,7 @@ spec:
 	if text := mustFetch(t, n, http.MethodGet, address, file, ""); text != "hello" {
 		t.Errorf("the file from the ConfigMap says %q, want hello", text)
 	}
-	// The kubelet looks at a pod's volumes about once a minute.
+	// The kubelet checks a pod's volumes about once a minute.
 	n.Apply(t, settings("good day"))
 	n.Eventually(t, 4*time.Minute, func() (bool, string) {
 		_, text, err := fetch(n, http.MethodGet, address, file, "")

@@ -2,7 +2,8 @@
 // provisioner, which run as ordinary pods, and the admission policies that go with them or stand alone.
 //
 // It owns their manifests, applies them to the API server at each start, as K3s does with its packaged components, and again
-// within a minute when they are deleted or changed; it removes what an earlier version applied and this one does not, and all of it when the add-on is disabled. pkg/server adds one component for each add-on, disabled ones included.
+// within a minute when they are deleted or changed. It removes what an earlier version applied and this one does not, and all of
+// it when the add-on is disabled. pkg/server adds one component for each add-on, including disabled ones.
 package addon
 
 import (
@@ -29,35 +30,35 @@ import (
 	"polymesh.dev/polymesh/pkg/converge"
 )
 
-// Options are which add-on, for which cluster.
+// Options select the add-on, and describe the cluster.
 type Options struct {
 	// Name is config.CoreDNS, config.MetricsServer, config.LocalStorage or config.NetworkPolicy.
 	Name config.Addon
 	// Disabled makes the component remove the add-on instead.
 	Disabled bool
-	// Kubeconfig is a file with the rights of a cluster administrator. It is read by Start.
+	// Kubeconfig is a file with the permissions of a cluster administrator. It is read by Start.
 	Kubeconfig string
 	// Image returns the reference of the shipped image with a short name, "coredns"; see payload.Manifest.
 	Image func(name string) (string, error)
 
 	ClusterDNS    netip.Addr
 	ClusterDomain string
-	// Nameservers are those that pods with dnsPolicy Default get at the moment, none on the loopback; nil for none ever.
-	// CoreDNS does not start when it has none to forward to, and exits when it would forward to itself.
+	// Nameservers returns those that pods with dnsPolicy Default currently get, none on the loopback; nil for none at all.
+	// CoreDNS does not start without one to forward to, and exits if it would forward to itself.
 	Nameservers func() []string
 	NodeName    string
 	NodeAddress netip.Addr
 
-	// StorageDir is where volumes of the class local-path lie.
+	// StorageDir is the folder of the volumes of the class local-path.
 	StorageDir string
-	// KubeletCA is the file with the authority of the kubelets' serving certificates. Before the server's first start there is none.
+	// KubeletCA is the file with the CA of the kubelets' serving certificates. It does not exist before the server's first start.
 	KubeletCA string
 
 	Log *slog.Logger
 }
 
 const (
-	// A query of the API server for each 50 ms poll of three add-ons would be most of its work during a start.
+	// Requests to the API server for each 50 ms poll of three add-ons would be most of its work during a start.
 	readyInterval = 250 * time.Millisecond
 	// nameserverInterval is how often the name servers are compared; that costs nothing.
 	nameserverInterval = time.Second
@@ -71,22 +72,21 @@ var (
 
 // Addon is the component of one add-on.
 type Addon struct {
-	opts      Options
-	objects   []*unstructured.Unstructured // set by Init, and by sync under mu
-	servers   []string                     // those for which objects are rendered
-	authority string                       // the one that they hold
+	opts    Options
+	objects []*unstructured.Unstructured // set by Init, and by sync under mu
+	inputs  inputs                       // what they were rendered from
 
 	dynamic   dynamic.Interface
 	clientset kubernetes.Interface
 
-	cancel  context.CancelFunc // of followNameservers; nil where it does not run
-	loop    *converge.Loop
-	holding converge.Applied
-	settled bool // the loop's: what is applied from now on was deleted or changed
+	following component.Background // followNameservers, for CoreDNS
+	loop      *converge.Loop
+	holding   converge.Applied
+	settled   bool // used by the loop: what is applied from now on was deleted or changed
 
-	mu     sync.Mutex
-	asked  time.Time
-	answer error
+	mu      sync.Mutex
+	checked time.Time // when the API server was queried last
+	state   error     // what it returned
 }
 
 // New returns the component of the add-on that opts names.
@@ -96,10 +96,10 @@ func New(opts Options) *Addon {
 	return a
 }
 
-// Name is the name that --disable takes.
+// Name returns the name that --disable accepts.
 func (a *Addon) Name() string { return string(a.opts.Name) }
 
-// Version is the tag of the add-on's image.
+// Version returns the tag of the add-on's image.
 func (a *Addon) Version() string {
 	if a.opts.Disabled {
 		return ""
@@ -120,28 +120,27 @@ func (a *Addon) Version() string {
 
 // Init renders the manifests, so that a missing value stops the node before anything runs.
 func (a *Addon) Init(context.Context) error {
-	return a.render()
-}
-
-// changed reports whether the objects were rendered from other inputs than there are now.
-func (a *Addon) changed() (bool, error) {
-	authority, err := a.opts.kubeletAuthority()
-	return !slices.Equal(a.nameservers(), a.servers) || authority != a.authority, err
-}
-
-func (a *Addon) render() error {
-	servers := a.nameservers()
-	authority, err := a.opts.kubeletAuthority()
+	in, err := a.current()
 	if err != nil {
 		return err
 	}
-	objects, err := render(a.opts, servers)
+	return a.render(in)
+}
+
+// current returns what the manifests depend on that can change while the server runs.
+func (a *Addon) current() (inputs, error) {
+	authority, err := a.opts.kubeletAuthority()
+	return inputs{Servers: a.nameservers(), KubeletAuthority: authority}, err
+}
+
+func (a *Addon) render(in inputs) error {
+	objects, err := render(a.opts, in)
 	if err != nil {
 		return fmt.Errorf("render the manifests of %s: %w", a.opts.Name, err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.objects, a.servers, a.authority = objects, servers, authority
+	a.objects, a.inputs = objects, in
 	return nil
 }
 
@@ -155,9 +154,9 @@ func (a *Addon) nameservers() []string {
 // Start applies the manifests in the background, and again when an object was deleted or changed.
 func (a *Addon) Start(ctx context.Context) error {
 	if a.opts.Name == config.LocalStorage && !a.opts.Disabled {
-		// The volumes in it are open to every user; the way to them is not.
+		// The volumes in it are open to every user, but the folder is not.
 		if err := errors.Join(os.MkdirAll(a.opts.StorageDir, 0o700), os.Chmod(a.opts.StorageDir, 0o700)); err != nil {
-			return fmt.Errorf("make the folder of volumes: %w", err)
+			return fmt.Errorf("create the folder of volumes: %w", err)
 		}
 	}
 	rest, err := clientcmd.BuildConfigFromFlags("", a.opts.Kubeconfig)
@@ -166,21 +165,20 @@ func (a *Addon) Start(ctx context.Context) error {
 	}
 	rest.QPS, rest.Burst = 50, 100
 	if a.dynamic, err = dynamic.NewForConfig(rest); err != nil {
-		return fmt.Errorf("make an API client from %s: %w", a.opts.Kubeconfig, err)
+		return fmt.Errorf("create an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 	if a.clientset, err = kubernetes.NewForConfig(rest); err != nil {
-		return fmt.Errorf("make an API client from %s: %w", a.opts.Kubeconfig, err)
+		return fmt.Errorf("create an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 
 	a.loop.Start(ctx)
 	if a.opts.Nameservers != nil && a.opts.Name == config.CoreDNS && !a.opts.Disabled {
-		ctx, a.cancel = component.Running(ctx)
-		go a.followNameservers(ctx)
+		a.following.Go(ctx, a.followNameservers)
 	}
 	return nil
 }
 
-// followNameservers has the manifests applied again when the host has other name servers.
+// followNameservers applies the manifests again when the name servers of the host change.
 func (a *Addon) followNameservers(ctx context.Context) {
 	last := a.nameservers()
 	ticker := time.NewTicker(nameserverInterval)
@@ -198,33 +196,33 @@ func (a *Addon) followNameservers(ctx context.Context) {
 	}
 }
 
-// Ready returns nil when the add-on serves, or is removed if it is disabled; otherwise what it waits for, in one line.
-// It asks the API server at most four times a second.
+// Ready returns nil if the add-on serves, or is removed if it is disabled; otherwise what it waits for, in one line. It
+// queries the API server at most four times a second.
 func (a *Addon) Ready(ctx context.Context) error {
 	if err := a.loop.Ready(); err != nil || a.opts.Disabled {
 		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if time.Since(a.asked) >= readyInterval {
-		a.answer = a.available(ctx)
-		if apierrors.IsNotFound(a.answer) {
+	if time.Since(a.checked) >= readyInterval {
+		a.state = a.available(ctx)
+		if apierrors.IsNotFound(a.state) {
 			a.loop.Kick()
 		}
-		a.asked = time.Now()
+		a.checked = time.Now()
 	}
-	return a.answer
+	return a.state
 }
 
-// Note returns how many NetworkPolicies do nothing, in the add-on that warns of them.
+// Note returns how many NetworkPolicies are not enforced, for the add-on that warns of them.
 func (a *Addon) Note(ctx context.Context) string {
 	if a.opts.Name != config.NetworkPolicy || a.opts.Disabled {
 		return ""
 	}
-	// One object and the count of the others: the API server reads no more.
+	// One object and the count of the others, so that the API server reads no more.
 	list, err := a.clientset.NetworkingV1().NetworkPolicies(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
-		return "" // kube-apiserver's own line reports what is wrong
+		return "" // the line of kube-apiserver reports what is wrong
 	}
 	count := int64(len(list.Items))
 	if list.RemainingItemCount != nil {
@@ -239,10 +237,7 @@ func (a *Addon) Note(ctx context.Context) string {
 	return fmt.Sprintf("%d NetworkPolicies are stored and not enforced", count)
 }
 
-// Stop ends the attempts to apply. The add-on's pods stay: they live as long as the cluster's data.
+// Stop ends the attempts to apply. The add-on's pods stay, as the cluster's data does.
 func (a *Addon) Stop(ctx context.Context) error {
-	if a.cancel != nil {
-		a.cancel()
-	}
-	return a.loop.Stop(ctx)
+	return errors.Join(a.following.Stop(ctx), a.loop.Stop(ctx))
 }

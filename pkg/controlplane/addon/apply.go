@@ -18,7 +18,7 @@ import (
 const (
 	// nameLabel marks every object of an add-on with the add-on's name.
 	nameLabel = "addon.polymesh.dev/name"
-	// ignoreAnnotation, set to "true" by a user, takes an object out of our hands: it is neither changed nor removed.
+	// ignoreAnnotation is set to "true" by a user to keep an object from being changed or removed.
 	ignoreAnnotation = "addon.polymesh.dev/ignore"
 	fieldManager     = ssa.Addon
 )
@@ -40,18 +40,18 @@ func (i id) String() string {
 	return i.kind.Kind + " " + i.namespace + "/" + i.name
 }
 
-// sync makes the cluster hold the add-on's objects and no others of it. Fields that the manifests name are set back;
-// fields that they do not name belong to whoever sets them. What is as this run applied it is only read.
+// sync applies the add-on's objects to the cluster, and removes others that have its label. Fields in the manifests are set
+// back; other fields belong to the user or program that sets them. Objects that are as this run applied them are only read.
 func (a *Addon) sync(ctx context.Context) error {
-	changed, err := a.changed()
+	in, err := a.current()
 	if err != nil {
 		return err
 	}
-	if changed {
-		if err := a.render(); err != nil {
+	if !in.equal(a.inputs) {
+		if err := a.render(in); err != nil {
 			return err
 		}
-		// What was applied is not the desired state any more.
+		// What was applied is no longer the desired state.
 		a.holding, a.settled = converge.Applied{}, false
 	}
 	existing := make(map[id]*unstructured.Unstructured)
@@ -105,7 +105,7 @@ func (a *Addon) sync(ctx context.Context) error {
 	return nil
 }
 
-// takeOver takes over what an earlier version has applied under another name. It returns the object as it is then.
+// takeOver takes over an object that an earlier version applied under another field manager. It returns the object as it is then.
 func (a *Addon) takeOver(ctx context.Context, obj *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	if ignored(obj) {
 		return obj, nil
@@ -118,8 +118,8 @@ func (a *Addon) takeOver(ctx context.Context, obj *unstructured.Unstructured) (*
 	return live, nil
 }
 
-// plan compares what there should be with what there is under the add-on's label. Removal goes against the order in
-// which things are applied, so that nothing runs without its rights.
+// plan compares the desired objects with those that have the add-on's label. Objects are removed in the reverse order of
+// applying, so that nothing runs without its permissions.
 func plan(want []*unstructured.Unstructured, existing map[id]*unstructured.Unstructured) (apply, remove []*unstructured.Unstructured) {
 	wanted := make(map[id]bool)
 	for _, obj := range want {
@@ -144,7 +144,7 @@ func ignored(obj *unstructured.Unstructured) bool {
 
 func (k kind) gvr() schema.GroupVersionResource { return k.GroupVersion().WithResource(k.resource) }
 
-// resource is where an object of a known kind is reached.
+// resource returns the client for an object of a known kind.
 func (a *Addon) resource(i id) dynamic.ResourceInterface {
 	for _, k := range kinds() {
 		if k.GroupVersionKind != i.kind {
@@ -155,5 +155,5 @@ func (a *Addon) resource(i id) dynamic.ResourceInterface {
 		}
 		return a.dynamic.Resource(k.gvr())
 	}
-	panic("unknown kind " + i.kind.String()) // render and sync let known kinds in only
+	panic("unknown kind " + i.kind.String()) // render and sync accept known kinds only
 }

@@ -56,7 +56,7 @@ func TestPlan(t *testing.T) {
 			remove:   []string{"ServiceAccount kube-system/coredns"},
 		},
 		{
-			name:     "disabled: the pods go before their rights",
+			name:     "disabled: the pods are removed before their permissions",
 			existing: []*unstructured.Unstructured{account, deployment},
 			remove:   []string{"Deployment kube-system/coredns", "ServiceAccount kube-system/coredns"},
 		},

@@ -48,7 +48,7 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 		t.Fatal(err)
 	}
 	const earlier = "polymesh"
-	objects, err := render(opts, nil)
+	objects, err := render(opts, inputs{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 // scripts returns what the provisioner's helper pods run.
 func scripts(t *testing.T) (setup, teardown string) {
 	t.Helper()
-	objects, err := render(testOptions(config.LocalStorage), nil)
+	objects, err := render(testOptions(config.LocalStorage), inputs{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -25,15 +26,15 @@ import (
 //go:embed manifests/*.yaml
 var manifests embed.FS
 
-// kind is a kind of object that manifests may hold.
+// kind is a kind of object that manifests may contain.
 type kind struct {
 	schema.GroupVersionKind
 	resource   string
 	namespaced bool
 }
 
-// kinds are all kinds of which an add-on has, or had in an earlier version, objects. They are built into the API server,
-// so no discovery is needed. Pruning looks for an add-on's objects in each of them: never remove a row.
+// kinds returns all kinds of which an add-on has objects, or had in an earlier version. They are built into the API server, so
+// no discovery is needed. Pruning searches each of them for an add-on's objects: never remove a row.
 func kinds() []kind {
 	row := func(group, version, name, resource string, namespaced bool) kind {
 		return kind{schema.GroupVersionKind{Group: group, Version: version, Kind: name}, resource, namespaced}
@@ -55,7 +56,7 @@ func kinds() []kind {
 	}
 }
 
-// mainImage is the short name of the image whose version is the add-on's.
+// mainImage returns the short name of the image whose version is the add-on's.
 func mainImage(name config.Addon) string {
 	if name == config.LocalStorage {
 		return "local-path-provisioner"
@@ -63,7 +64,7 @@ func mainImage(name config.Addon) string {
 	return string(name)
 }
 
-// kubeletAuthority reads the authority in KubeletCA; it is empty where there is no such file yet.
+// kubeletAuthority reads the CA in KubeletCA; it is empty if the file does not exist yet.
 func (o Options) kubeletAuthority() (string, error) {
 	text, err := os.ReadFile(o.KubeletCA)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -72,18 +73,28 @@ func (o Options) kubeletAuthority() (string, error) {
 	return string(text), err
 }
 
-// render returns the add-on's objects in the order in which they are to be applied; none if it is disabled. servers are the
-// name servers that pods get from the host.
-func render(opts Options, servers []string) ([]*unstructured.Unstructured, error) {
+// inputs are what manifests depend on that can change while the server runs.
+type inputs struct {
+	// Servers are the name servers that pods get from the host.
+	Servers []string
+	// KubeletAuthority is the CA of the kubelets' serving certificates, as PEM.
+	KubeletAuthority string
+}
+
+func (i inputs) equal(other inputs) bool {
+	return slices.Equal(i.Servers, other.Servers) && i.KubeletAuthority == other.KubeletAuthority
+}
+
+// render returns the add-on's objects in the order in which they are applied; none if it is disabled.
+func render(opts Options, in inputs) ([]*unstructured.Unstructured, error) {
 	if opts.Disabled {
 		return nil, nil
 	}
 	file := string(opts.Name) + ".yaml"
 	tmpl, err := template.New(file).Funcs(template.FuncMap{
-		"image":     opts.Image,
-		"kubeletCA": opts.kubeletAuthority,
-		"join":      func(list []string) string { return strings.Join(list, " ") },
-		// cel writes a text as a string literal of CEL, whose escapes are those of Go.
+		"image": opts.Image,
+		"join":  func(list []string) string { return strings.Join(list, " ") },
+		// cel returns a text as a string literal of CEL, whose escapes are those of Go.
 		"cel": strconv.Quote,
 		"json": func(v any) (string, error) {
 			text, err := json.Marshal(v)
@@ -96,8 +107,8 @@ func render(opts Options, servers []string) ([]*unstructured.Unstructured, error
 	var text bytes.Buffer
 	data := struct {
 		Options
-		Servers []string
-	}{opts, servers}
+		inputs
+	}{opts, in}
 	if err := tmpl.Execute(&text, data); err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ func TestRender(t *testing.T) {
 			if strings.HasSuffix(golden, "-offline") {
 				servers = nil
 			}
-			objects, err := render(opts, servers)
+			objects, err := render(opts, inputs{Servers: servers})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,7 +92,7 @@ func TestRenderedObjectsAreValid(t *testing.T) {
 	}
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, types, types, json.SerializerOptions{Strict: true})
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage, config.NetworkPolicy} {
-		objects, err := render(testOptions(name), nil)
+		objects, err := render(testOptions(name), inputs{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -120,7 +120,7 @@ func TestRenderedObjectsAreValid(t *testing.T) {
 
 // What the provisioner reads out of its ConfigMap is checked by no one else.
 func TestLocalStorageConfig(t *testing.T) {
-	objects, err := render(testOptions(config.LocalStorage), nil)
+	objects, err := render(testOptions(config.LocalStorage), inputs{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestLocalStorageConfig(t *testing.T) {
 func TestRenderRefusesMissingImage(t *testing.T) {
 	opts := testOptions(config.LocalStorage)
 	opts.Image = (&payload.Manifest{Images: []string{"registry.polymesh.dev/local-path-provisioner:0.0.30"}}).Image
-	_, err := render(opts, nil)
+	_, err := render(opts, inputs{})
 	if err == nil || !strings.Contains(err.Error(), `no image "busybox"`) {
 		t.Errorf("error %v", err)
 	}

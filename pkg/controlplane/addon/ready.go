@@ -17,7 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/diagnose"
 )
 
-// available asks the cluster whether everything that the add-on runs is available.
+// available returns nil if everything that the add-on runs is available.
 func (a *Addon) available(ctx context.Context) error {
 	for _, obj := range a.objects {
 		var err error
@@ -32,24 +32,24 @@ func (a *Addon) available(ctx context.Context) error {
 		}
 	}
 	if a.opts.Name == config.CoreDNS {
-		return a.answers(ctx)
+		return a.resolves(ctx)
 	}
 	return nil
 }
 
-// answers asks the cluster's name server by its service address for a name that every cluster has. A Deployment stays
-// available for most of a minute when its node is gone, and for ever when only the way to it is.
-func (a *Addon) answers(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+// resolves queries the cluster's name server, at its service address, for a name that every cluster has. A Deployment stays
+// available for most of a minute after its node has failed, and forever if only the network to it has.
+func (a *Addon) resolves(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	server := net.JoinHostPort(a.opts.ClusterDNS.String(), "53")
-	// No packet is sent yet. A machine without a default route has no way to a service address; its pods do.
+	// No packet is sent yet. A machine without a default route has no route to a service address; its pods do.
 	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", server)
 	if errors.Is(err, syscall.ENETUNREACH) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("the cluster's name server cannot be asked: %w", err)
+		return fmt.Errorf("the cluster's name server cannot be queried: %w", err)
 	}
 	conn.Close()
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -57,13 +57,13 @@ func (a *Addon) answers(ctx context.Context) error {
 	}}
 	name := "kubernetes.default.svc." + a.opts.ClusterDomain + "."
 	if _, err := resolver.LookupNetIP(ctx, "ip4", name); err != nil {
-		return fmt.Errorf("the cluster's name server does not answer at its service address: %w", err)
+		return fmt.Errorf("the cluster's name server does not respond at its service address: %w", err)
 	}
 	return nil
 }
 
-// answerTimeout is for a question that never leaves the machine.
-const answerTimeout = 2 * time.Second
+// queryTimeout is for a query that never leaves the machine.
+const queryTimeout = 2 * time.Second
 
 func (a *Addon) deploymentAvailable(ctx context.Context, namespace, name string) error {
 	d, err := a.clientset.AppsV1().Deployments(namespace).Get(ctx, name, metav1.GetOptions{})

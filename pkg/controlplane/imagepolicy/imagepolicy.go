@@ -1,13 +1,12 @@
-// Package imagepolicy lets only signed images run in the namespaces that ask for it.
+// Package imagepolicy lets only signed images run in the namespaces that request it.
 //
-// It is a component of the server: an admission webhook on the loopback, with two parts. The first, when a pod is made or an
-// image of it changed, finds out which image each name means now, checks that image's signature, and writes its digest into
-// the pod. The second sees the pod as all other webhooks have left it, and refuses an image without a digest or without a
-// signature. So what has been checked is what the kubelet runs, wherever a tag points later. Images that Polymesh ships,
-// such as Istio's sidecar, need no signature.
+// It is a component of the server: an admission webhook on the loopback, with two parts. The first, when a pod is created or one
+// of its images changes, resolves each image's name, checks the signature of that image, and writes its digest into the pod.
+// The second sees the pod after all other webhooks, and rejects an image without a digest or without a signature. So the kubelet
+// runs what was checked, wherever a tag points later. Images that Polymesh ships, such as Istio's sidecar, need no signature.
 //
-// The package owns the two webhook configurations, also their removal when the server has no keys any more. When the server
-// cannot answer, pods in these namespaces are refused. pkg/server adds it to the server.
+// The package owns the two webhook configurations, and removes them when the server no longer has keys. While the server does
+// not respond, pods in these namespaces are rejected. pkg/server adds it to the server.
 package imagepolicy
 
 import (
@@ -42,7 +41,7 @@ import (
 	"polymesh.dev/polymesh/pkg/ssa"
 )
 
-// The label by which a namespace asks for the policy.
+// The label by which a namespace requests the policy.
 const (
 	Label   = "polymesh.dev/image-policy"
 	Enforce = "enforce"
@@ -54,33 +53,33 @@ const (
 	fieldManager = ssa.ImagePolicy
 	pinPath      = "/pin"
 	checkPath    = "/check"
-	// timeout is how long the API server waits. Registries are asked within it.
+	// timeout is how long the API server waits. It includes the requests to registries.
 	timeout = 15 * time.Second
 	// interval is how often the two configurations are checked: without them nothing is enforced.
 	interval = 10 * time.Second
 )
 
-// Node is where the images of the node are.
+// Node is the image store of the node.
 type Node interface {
 	signature.Place
-	// Shipped reports whether an image came with Polymesh. name is a full one; what is not there did not.
+	// Shipped reports whether an image came with Polymesh, by its full name; a missing one did not.
 	Shipped(ctx context.Context, name string) (bool, error)
 	Close() error
 }
 
 // Options of the component.
 type Options struct {
-	// Keys are the files of the public keys; without any, the component only removes what an earlier server has left.
+	// Keys are the files of the public keys; without any, the component only removes what an earlier server left.
 	Keys []string
 	// Kubeconfig may write webhook configurations and read Secrets. It is read by Start.
 	Kubeconfig   string
 	Certificates certificate.Store
-	// Port of the loopback on which the API server is answered: the same one on all servers of a cluster, whose API servers
-	// all read the same configurations. 0 is a free one.
+	// Port is the webhook's on the loopback: the same one on all servers of a cluster, because their API servers read the same
+	// configurations. 0 is a free one.
 	Port int
 	// Open connects to the node's images.
 	Open func() (Node, error)
-	// RegistryDir is containerd's folder with the settings of registries.
+	// RegistryDir is containerd's folder with registry settings.
 	RegistryDir string
 	Log         *slog.Logger
 }
@@ -96,10 +95,10 @@ type Policy struct {
 	node    Node
 	server  *http.Server
 	loop    *converge.Loop
-	broken  atomic.Pointer[error] // why the webhook no longer answers
+	broken  atomic.Pointer[error] // why the webhook no longer responds
 
 	holding converge.Applied
-	settled bool // the loop's: what is applied from now on was deleted or changed
+	settled bool // used by the loop: what is applied from now on was deleted or changed
 }
 
 // New returns the component, not yet started.
@@ -118,17 +117,17 @@ func (p *Policy) Init(context.Context) (err error) {
 	return nil
 }
 
-// Start answers the API server and applies the configurations in the background.
+// Start serves the API server's requests and applies the configurations in the background.
 func (p *Policy) Start(ctx context.Context) error {
 	rest, err := clientcmd.BuildConfigFromFlags("", p.opts.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("read kubeconfig %s: %w", p.opts.Kubeconfig, err)
 	}
 	if p.client, err = kubernetes.NewForConfig(rest); err != nil {
-		return fmt.Errorf("make an API client from %s: %w", p.opts.Kubeconfig, err)
+		return fmt.Errorf("create an API client from %s: %w", p.opts.Kubeconfig, err)
 	}
 	if p.dynamic, err = dynamic.NewForConfig(rest); err != nil {
-		return fmt.Errorf("make an API client from %s: %w", p.opts.Kubeconfig, err)
+		return fmt.Errorf("create an API client from %s: %w", p.opts.Kubeconfig, err)
 	}
 	configure := p.remove
 	if len(p.keys) > 0 {
@@ -146,20 +145,20 @@ func (p *Policy) Start(ctx context.Context) error {
 	return nil
 }
 
-// serve listens on the loopback, with the API server's own certificate: it is for 127.0.0.1, too.
+// serve listens on the loopback, with the API server's own certificate, which is also for 127.0.0.1.
 func (p *Policy) serve() (address string, err error) {
 	cert, key := p.opts.Certificates.Cert(certificate.APIServer), p.opts.Certificates.Key(certificate.APIServer)
 	listener, err := tls.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p.opts.Port)), &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		// Who else is let in makes the server ask registries with any namespace's pull secrets.
+		// Another client could make the server query registries with any namespace's pull secrets.
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			own, err := sameProcess(hello.Conn)
 			if err == nil && !own {
-				err = errors.New("only this server's own API server is answered")
+				err = errors.New("only this server's own API server may connect")
 			}
 			return nil, err
 		},
-		// Read again for each connection, because it is renewed while the server runs.
+		// It is read for each connection, because it is renewed while the server runs.
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			pair, err := tls.LoadX509KeyPair(cert, key)
 			return &pair, err
@@ -209,7 +208,7 @@ func (p *Policy) Stop(ctx context.Context) error {
 	return err
 }
 
-// apply registers the webhooks. It is called again and again, and writes only what is not as it has left it.
+// apply registers the webhooks. It is called repeatedly, and writes only what has changed since.
 func (p *Policy) apply(ctx context.Context, url string) error {
 	authority, err := os.ReadFile(p.opts.Certificates.Cert(certificate.ServerCA))
 	if err != nil {
@@ -223,7 +222,7 @@ func (p *Policy) apply(ctx context.Context, url string) error {
 		applyv1.RuleWithOperations().WithAPIGroups("").WithAPIVersions("v1").WithResources("pods").WithOperations(admissionv1.Create, admissionv1.Update),
 		applyv1.RuleWithOperations().WithAPIGroups("").WithAPIVersions("v1").WithResources("pods/ephemeralcontainers").WithOperations(admissionv1.Update),
 	}
-	// The check first: with it alone, nothing passes that should not.
+	// The check is first: on its own it lets nothing unsigned pass.
 	check := applyv1.ValidatingWebhookConfiguration(name).WithWebhooks(applyv1.ValidatingWebhook().
 		WithName(webhookName).WithClientConfig(client(checkPath)).WithNamespaceSelector(namespaces).WithRules(rules...).
 		WithFailurePolicy(admissionv1.Fail).WithSideEffects(admissionv1.SideEffectClassNone).WithAdmissionReviewVersions("v1").
@@ -231,7 +230,7 @@ func (p *Policy) apply(ctx context.Context, url string) error {
 	if err := p.keep(ctx, validatingWebhooks, check); err != nil {
 		return err
 	}
-	// Asked again when a webhook behind it has added containers, as Istio's can.
+	// It is called again if a later webhook added containers, as Istio's can.
 	pin := applyv1.MutatingWebhookConfiguration(name).WithWebhooks(applyv1.MutatingWebhook().
 		WithName(webhookName).WithClientConfig(client(pinPath)).WithNamespaceSelector(namespaces).WithRules(rules...).
 		WithFailurePolicy(admissionv1.Fail).WithSideEffects(admissionv1.SideEffectClassNone).WithAdmissionReviewVersions("v1").
@@ -280,7 +279,7 @@ func (p *Policy) keep(ctx context.Context, resource schema.GroupVersionResource,
 	return p.holding.Note(resource.Resource, applied, fieldManager)
 }
 
-// remove takes away what a server with keys has left, or no pod could be made where the label is.
+// remove removes what a server with keys left; otherwise no pod could be created in a namespace with the label.
 func (p *Policy) remove(ctx context.Context) error {
 	for _, resource := range []schema.GroupVersionResource{mutatingWebhooks, validatingWebhooks} {
 		if err := p.dynamic.Resource(resource).Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {

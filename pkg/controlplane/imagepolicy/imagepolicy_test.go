@@ -188,7 +188,7 @@ func TestUnsignedImageIsRefused(t *testing.T) {
 	if _, refused := s.ask(s.policy.check, nil, pod("", signed, "", "")); !strings.Contains(refused, "has no digest") {
 		t.Errorf("%q", refused)
 	}
-	for image, want := range map[string]string{"Not A Name": "invalid reference", s.repo + "api:none": "could not be found out"} {
+	for image, want := range map[string]string{"Not A Name": "invalid reference", s.repo + "api:none": "could not determine"} {
 		if _, refused := s.ask(s.policy.pin, nil, pod("", image, "", "")); !strings.Contains(refused, want) {
 			t.Errorf("%s: %q", image, refused)
 		}
@@ -205,14 +205,14 @@ func TestOnlyNewImagesAreJudged(t *testing.T) {
 		t.Errorf("a label: %v %s", patch, refused)
 	}
 	if _, refused := s.ask(s.policy.pin, pod("", signed, "", ""), pod("", unsigned, "", "")); refused == "" {
-		t.Error("another image is taken")
+		t.Error("another image is accepted")
 	}
 	// The pod's own image too: its tag may mean another one now.
 	for _, image := range []string{s.repo + "api:none", unsigned} {
 		debugged := was.DeepCopy()
 		debugged.Spec.EphemeralContainers = pod("", "", image, "").Spec.EphemeralContainers
 		if _, refused := s.ask(s.policy.pin, was, debugged); refused == "" {
-			t.Errorf("a container for debugging is taken: %s", image)
+			t.Errorf("a container for debugging is accepted: %s", image)
 		}
 	}
 }

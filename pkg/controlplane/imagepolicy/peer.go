@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// sameProcess reports whether the other end of a connection on the loopback is a socket of this very process, as the API
-// server's is. Every local user and every pod in the host's network can reach the port; none of them can have such a
-// socket. So the API server needs no certificate for it, which would have to go to the webhooks of users too.
+// sameProcess reports whether the other end of a connection on the loopback is a socket of this process, as the API server's
+// is. Every local user and every pod in the host's network can reach the port, but none of them can have such a socket. So the
+// API server needs no client certificate, which it would also present to the webhooks of users.
 func sameProcess(conn net.Conn) (bool, error) {
 	here, ok := conn.LocalAddr().(*net.TCPAddr)
 	there, also := conn.RemoteAddr().(*net.TCPAddr)
@@ -35,14 +35,14 @@ func sameProcess(conn net.Conn) (bool, error) {
 	return false, nil
 }
 
-// socketInode finds the socket with these two ends (proc_net(5), /proc/net/tcp); it is empty where there is none.
+// socketInode returns the inode of the socket with these two ends (proc_net(5), /proc/net/tcp); empty if there is none.
 func socketInode(local, remote *net.TCPAddr) (string, error) {
 	f, err := os.Open("/proc/self/net/tcp")
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	// The kernel writes an address as the number that it is in memory.
+	// The kernel writes an address as a number in its byte order in memory.
 	written := func(a *net.TCPAddr) string {
 		return fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(a.IP.To4()), a.Port)
 	}

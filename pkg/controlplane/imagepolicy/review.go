@@ -20,7 +20,7 @@ import (
 	"polymesh.dev/polymesh/pkg/signature"
 )
 
-// maxReview is how much of a request is read: etcd takes objects of up to 1.5 MiB, and a review may hold two.
+// maxReview limits what is read of a request, in bytes: etcd accepts objects of up to 1.5 MiB, and a review may contain two.
 const maxReview = 8 << 20
 
 // operation is one of a JSON patch (RFC 6902).
@@ -30,10 +30,10 @@ type operation struct {
 	Value string `json:"value"`
 }
 
-// decide returns what becomes of the images of a pod that are new in it: a patch, or why not.
+// decide returns a patch for the new images of a pod, or an error that says why the pod is rejected.
 type decide func(ctx context.Context, images []imageField, logins credentialprovider.DockerKeyring) ([]operation, error)
 
-// handler answers admission reviews (admission.k8s.io/v1).
+// handler serves admission reviews (admission.k8s.io/v1).
 func (p *Policy) handler(decide decide) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var review admission.AdmissionReview
@@ -49,7 +49,7 @@ func (p *Policy) handler(decide decide) http.Handler {
 			response.Patch, err = json.Marshal(patch)
 		}
 		if err != nil {
-			p.opts.Log.Info("pod refused", "component", p.Name(), "namespace", review.Request.Namespace, "pod", review.Request.Name, "err", err)
+			p.opts.Log.Info("pod rejected", "component", p.Name(), "namespace", review.Request.Namespace, "pod", review.Request.Name, "err", err)
 			response = &admission.AdmissionResponse{UID: review.Request.UID, Result: &metav1.Status{
 				Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: err.Error(),
 			}}
@@ -57,7 +57,7 @@ func (p *Policy) handler(decide decide) http.Handler {
 		review.Request, review.Response = nil, response
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(review); err != nil {
-			p.opts.Log.Debug("answer not sent", "component", p.Name(), "err", err)
+			p.opts.Log.Debug("response not sent", "component", p.Name(), "err", err)
 		}
 	})
 }
@@ -74,7 +74,7 @@ func (p *Policy) review(ctx context.Context, request *admission.AdmissionRequest
 			return nil, fmt.Errorf("read the pod as it was: %w", err)
 		}
 	}
-	// What was let in stays: a label of a running pod can change also when a key has been withdrawn.
+	// An image that was accepted stays: the labels of a running pod can change also after a key was withdrawn.
 	had := map[string]string{}
 	for _, field := range images(&old) {
 		had[field.path] = field.image
@@ -103,7 +103,7 @@ type imageField struct {
 	pull  corev1.PullPolicy
 }
 
-// images are all that a pod names.
+// images returns all images that a pod names.
 func images(pod *corev1.Pod) (fields []imageField) {
 	add := func(owner, image string, pull corev1.PullPolicy, path string, args ...any) {
 		fields = append(fields, imageField{owner, fmt.Sprintf(path, args...), image, pull})
@@ -125,7 +125,7 @@ func images(pod *corev1.Pod) (fields []imageField) {
 	return fields
 }
 
-// pin checks each image that is named by a tag, and writes the digest of what it has checked into the pod.
+// pin checks each image that is named by a tag, and writes its digest into the pod.
 func (p *Policy) pin(ctx context.Context, fields []imageField, logins credentialprovider.DockerKeyring) (patch []operation, err error) {
 	for _, field := range fields {
 		named, err := reference.ParseDockerRef(field.image)
@@ -133,13 +133,13 @@ func (p *Policy) pin(ctx context.Context, fields []imageField, logins credential
 			return nil, fmt.Errorf("%s: image %q: %w", field.owner, field.image, err)
 		}
 		if _, exact := named.(reference.Digested); exact {
-			continue // check decides about it
+			continue // check verifies it
 		}
 		sum, err := p.verify(ctx, field, logins)
 		if err != nil {
 			return nil, err
 		}
-		// The tag stays for people to read; the digest is what counts.
+		// The tag stays for people to read; the kubelet uses the digest.
 		exact, err := pinned(field.image, sum)
 		if err != nil {
 			return nil, fmt.Errorf("%s: image %q: %w", field.owner, field.image, err)
@@ -149,7 +149,7 @@ func (p *Policy) pin(ctx context.Context, fields []imageField, logins credential
 	return patch, nil
 }
 
-// pinned is an image's name as it is written, with the tag that it means and its digest.
+// pinned returns an image's name as it is written, with its tag, "latest" if it has none, and the digest.
 func pinned(image, sum string) (string, error) {
 	parsed, err := reference.Parse(image)
 	if err != nil {
@@ -166,7 +166,7 @@ func pinned(image, sum string) (string, error) {
 	return exact.String(), nil
 }
 
-// check refuses what is not named by its digest, or not signed.
+// check rejects images that are not named by digest, or not signed.
 func (p *Policy) check(ctx context.Context, fields []imageField, logins credentialprovider.DockerKeyring) ([]operation, error) {
 	for _, field := range fields {
 		named, err := reference.ParseDockerRef(field.image)
@@ -174,7 +174,7 @@ func (p *Policy) check(ctx context.Context, fields []imageField, logins credenti
 			return nil, fmt.Errorf("%s: image %q: %w", field.owner, field.image, err)
 		}
 		if _, exact := named.(reference.Digested); !exact {
-			return nil, fmt.Errorf("%s: image %s has no digest, because another webhook has set it last: have that write name@sha256:…", field.owner, field.image)
+			return nil, fmt.Errorf("%s: image %s has no digest, because another webhook has set it last: that webhook must write name@sha256:…", field.owner, field.image)
 		}
 		if _, err := p.verify(ctx, field, logins); err != nil {
 			return nil, err
@@ -200,7 +200,7 @@ func (p *Policy) verify(ctx context.Context, field imageField, logins credential
 	registry := signature.NewRegistry(p.opts.RegistryDir, logins)
 	places := []signature.Place{p.node, registry}
 	if _, exact := named.(reference.Digested); !exact && field.pull == corev1.PullAlways {
-		// The kubelet would ask the registry what the tag means now, whatever the node has.
+		// The kubelet would resolve the tag at the registry, whatever the node has.
 		places = places[1:]
 	}
 	image, err := p.keys.Verify(ctx, field.image, places...)
@@ -208,18 +208,18 @@ func (p *Policy) verify(ctx context.Context, field imageField, logins credential
 		return "", fmt.Errorf("%s: image %s is not signed by a key of this server (%w): sign it (polymesh image sign --key FILE %s), or name one that is", field.owner, field.image, err, field.image)
 	}
 	if err != nil {
-		return "", fmt.Errorf("%s: whether the image is signed could not be found out: %w", field.owner, err)
+		return "", fmt.Errorf("%s: could not determine whether the image is signed: %w", field.owner, err)
 	}
 	return image.Digest.String(), nil
 }
 
-// logins are those of the pod's own pull secrets, read as the kubelet reads them.
+// logins returns those of the pod's own pull secrets, read as the kubelet reads them.
 func (p *Policy) logins(ctx context.Context, namespace string, refs []corev1.LocalObjectReference) (credentialprovider.DockerKeyring, error) {
 	var found []corev1.Secret
 	for _, ref := range refs {
 		secret, err := p.client.CoreV1().Secrets(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			continue // the kubelet goes on without it, too
+			continue // as the kubelet does
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read the pull secret %s: %w", ref.Name, err)

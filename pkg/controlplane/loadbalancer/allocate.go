@@ -22,7 +22,7 @@ type Port struct {
 
 func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Protocol) }
 
-// Reasons for a service to stay pending, as its events name them.
+// Reasons of events about pending services.
 const (
 	reasonPortTaken        = "PortTaken"
 	reasonPortInUse        = "PortInUse"
@@ -32,7 +32,7 @@ const (
 	reasonNoAddress        = "NoAddress"
 )
 
-// service is what matters of a Service of type LoadBalancer.
+// service is the relevant part of a Service of type LoadBalancer.
 type service struct {
 	uid      types.UID
 	name     string // namespace/name
@@ -42,30 +42,30 @@ type service struct {
 	// requested is spec.loadBalancerIP.
 	requested string
 
-	// heldPorts and heldAddresses are what it was given before, by its status.
+	// heldPorts and heldAddresses are what it was given before, according to its status.
 	heldPorts     map[Port]bool
 	heldAddresses []netip.Addr
 }
 
-// network is what there is to give away, and what is not.
+// network is which addresses and ports are available, and which are not.
 type network struct {
-	// node holds the addresses of the node that services get, in the order in which they are published.
+	// node are the addresses of the node that services get, in the order in which they are published.
 	node []netip.Addr
-	// reserved ports belong to the node always, and name their owner. No service gets or keeps one.
+	// reserved ports always belong to the node; the value is their owner. No service gets or keeps one.
 	reserved map[Port]string
-	// listening ports are those on which a process of the node listens right now. A service that holds one keeps it: its
-	// traffic never reaches the process.
+	// listening are the ports on which a process of the node currently listens. A service that holds one keeps it: its traffic
+	// never reaches the process.
 	listening map[Port]bool
 	// nodePorts are the ports that a Service of any type has on the node, with its namespace/name.
 	nodePorts map[Port]string
 
-	// pool, if there is one, replaces the node's addresses: each service gets one of its own.
+	// pool, if there is one, replaces the node's addresses: each service gets its own.
 	pool []config.AddressRange
-	// used are addresses of the machine that are not ours to give, with the interface that has them.
+	// used are other addresses of the machine, with the interface that has them.
 	used map[netip.Addr]string
 }
 
-// decision is what a service gets: addresses, or the reason why it gets none.
+// decision is the result for a service: addresses, or the reason why it gets none.
 type decision struct {
 	addresses       []netip.Addr
 	reason, message string
@@ -73,7 +73,7 @@ type decision struct {
 
 // allocate decides for all services at once. No two of them ever get the same address, protocol and port: that is the key
 // of kube-proxy's map (pkg/proxy/nftables, service-ips), in which the later one would silently replace the earlier.
-// Services that hold what they ask for keep it; then first come, first served.
+// Services that hold what they request keep it; the others are served in order of creation.
 func allocate(services []service, net network) map[types.UID]decision {
 	if len(net.pool) > 0 {
 		return allocatePool(services, net)
@@ -82,8 +82,8 @@ func allocate(services []service, net network) map[types.UID]decision {
 }
 
 func allocateNode(services []service, net network) map[types.UID]decision {
-	// A service that keeps all it asks for goes before one that asks for something in addition, and that one before a
-	// new one.
+	// A service that holds all it requests goes before one that requests something in addition, and that one before a new
+	// one.
 	rank := func(s service) int {
 		switch held := s.countHeld(); {
 		case held == len(s.ports):
@@ -136,7 +136,7 @@ func allocateNode(services []service, net network) map[types.UID]decision {
 		}
 		if conflicts != nil {
 			decisions[s.uid] = decision{reason: reason, message: strings.Join(conflicts, "; ") +
-				"; choose another port or free this one, or start the server with --loadbalancer-pool, which gives each service an address of its own"}
+				"; choose another port or free this one, or start the server with --loadbalancer-pool, which gives each service its own address"}
 			continue
 		}
 		for _, p := range s.ports {
@@ -167,7 +167,7 @@ func allocatePool(services []service, net network) map[types.UID]decision {
 			}
 		}
 	}
-	// next is where the search for a free address of a family goes on: what was skipped once is not free later.
+	// next is where the search for a free address of a family continues: an address that was skipped does not become free.
 	next := make(map[corev1.IPFamily]position)
 	for _, s := range order {
 		if _, done := decisions[s.uid]; done {
@@ -194,7 +194,7 @@ func allocatePool(services []service, net network) map[types.UID]decision {
 	return decisions
 }
 
-// request answers a service that asks for one address by name.
+// request decides for a service that requests a specific address.
 func (s service) request(net network, taken map[netip.Addr]string, give func(service, netip.Addr)) decision {
 	a, err := netip.ParseAddr(s.requested)
 	switch {
@@ -216,7 +216,7 @@ func (s service) noAddress(what string) decision {
 	return decision{reason: reasonNoAddress, message: fmt.Sprintf("%s of the service's IP family (%s)", what, familyText(s.families))}
 }
 
-// position is where a search in a pool stands.
+// position is the state of a search in a pool.
 type position struct {
 	rng  int
 	addr netip.Addr // not valid: the range's first
@@ -263,7 +263,7 @@ func (s service) reachable(addresses []netip.Addr) []netip.Addr {
 	return out
 }
 
-// firstCome orders by age; the UID settles a tie the same way each time.
+// firstCome orders by age, then by UID, so that the order is always the same.
 func firstCome(a, b service) int {
 	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.uid, b.uid))
 }

@@ -17,7 +17,7 @@ import (
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// lb makes a service that was created age seconds after the others' epoch.
+// lb returns a service that was created age seconds after the others' epoch.
 func lb(name string, created int, change ...func(*service)) service {
 	s := service{
 		uid: types.UID("uid-" + name), name: "demo/" + name, created: epoch.Add(time.Duration(created) * time.Second),
@@ -129,7 +129,7 @@ func TestAllocate(t *testing.T) {
 			},
 		},
 		{
-			name: "a reserved port is taken away even from its holder", net: node,
+			name: "a reserved port is removed even from its holder", net: node,
 			services: []service{lb("a", 1, ports(tcp(6443)), held(tcp(6443)))},
 			want:     map[string]string{"a": "PortInUse: kube-apiserver"},
 		},
@@ -172,7 +172,7 @@ func TestAllocate(t *testing.T) {
 			want:     map[string]string{"holder": "192.0.2.100", "old": "192.0.2.101"},
 		},
 		{
-			name: "pool: an address that is no longer in it is given up", net: poolOf("192.0.2.100-192.0.2.109"),
+			name: "pool: an address that is no longer in it is released", net: poolOf("192.0.2.100-192.0.2.109"),
 			services: []service{lb("a", 1, ports(tcp(80)), holds("192.0.2.10"))},
 			want:     map[string]string{"a": "192.0.2.100"},
 		},
@@ -233,9 +233,9 @@ func TestAllocate(t *testing.T) {
 	}
 }
 
-// Whatever the services ask for and were given before, no two share an address, protocol and port, no one gets a
+// Whatever the services request and were given before, no two share an address, protocol and port, no one gets a
 // reserved port, every service gets either addresses or a reason, the order of the list does not matter, and once
-// decided nothing changes when it is asked again.
+// decided nothing changes when it is called again.
 func TestAllocateProperties(t *testing.T) {
 	for seed := range uint64(3000) {
 		r := rand.New(rand.NewPCG(seed, 1))

@@ -13,12 +13,12 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// setAddresses makes the interface hold exactly these addresses, each with its full length, and removes the interface
-// when there are none. The kernel then answers ARP for them on every interface (arp_ignore 0, its default), and takes
-// packets to them, which kube-proxy passes on. It is a bridge without ports, because the pod network needs bridges
-// anyway while dummy interfaces are a kernel module of their own.
+// setAddresses gives the interface exactly these addresses, each with its full length, and removes the interface if there are
+// none. The kernel then responds to ARP for them on every interface (arp_ignore 0, its default), and accepts packets to them,
+// which kube-proxy forwards. It is a bridge without ports, because the pod network needs bridges anyway, and dummy interfaces
+// need another kernel module.
 //
-// The interface bears alias, by which `polymesh reset` knows whose it is. One without an alias is of an earlier version.
+// The interface has the alias, by which `polymesh reset` recognizes it. One without an alias is of an earlier version.
 func setAddresses(alias string, want []netip.Addr) error {
 	link, err := netlink.LinkByName(layout.PoolLink)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -28,7 +28,7 @@ func setAddresses(alias string, want []netip.Addr) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = layout.PoolLink
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-			return fmt.Errorf("make network interface %s: %w", layout.PoolLink, err)
+			return fmt.Errorf("create network interface %s: %w", layout.PoolLink, err)
 		}
 		link, err = netlink.LinkByName(layout.PoolLink)
 	}
@@ -47,7 +47,7 @@ func setAddresses(alias string, want []netip.Addr) error {
 		}
 		return nil
 	}
-	// A new one has none yet: the kernel takes an alias only for what is there.
+	// A new one has none yet: the kernel accepts an alias only for an existing interface.
 	if link.Attrs().Alias == "" {
 		if err := netlink.LinkSetAlias(link, alias); err != nil {
 			return fmt.Errorf("mark network interface %s: %w", layout.PoolLink, err)
@@ -64,7 +64,7 @@ func setAddresses(alias string, want []netip.Addr) error {
 		if slices.Contains(have, a) {
 			continue
 		}
-		// No duplicate address detection: without a cable it would never end.
+		// No duplicate address detection: it would never end without a carrier.
 		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: hostNet(a), Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("add address %s to network interface %s: %w", a, layout.PoolLink, err)
 		}

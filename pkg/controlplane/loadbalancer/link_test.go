@@ -15,7 +15,7 @@ import (
 
 func TestSetAddresses(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root makes network interfaces")
+		t.Skip("only root can create network interfaces")
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

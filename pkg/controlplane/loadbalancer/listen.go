@@ -29,7 +29,7 @@ const (
 	stateUnconnected = "07"
 )
 
-// listening returns the ports on which a process can be reached at one of the node's addresses.
+// listening returns the ports on which a process is reachable at one of the node's addresses.
 func listening(dir string, node []netip.Addr) (map[Port]bool, error) {
 	ports := make(map[Port]bool)
 	for _, table := range []struct {

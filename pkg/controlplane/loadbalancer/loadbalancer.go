@@ -1,9 +1,9 @@
 // Package loadbalancer gives Services of type LoadBalancer an address: the node's, first come first served for each port
 // and protocol, or one of a pool for each service.
 //
-// It owns status.loadBalancer of these services, the events with the reason why one of them waits, and, with a pool, the network
-// interface that holds the addresses. kube-proxy does the rest; there are no pods, unlike with K3s' ServiceLB, whose rules
-// it follows otherwise. pkg/command adds it as a component of the server.
+// It owns status.loadBalancer of these services, the events with the reason why one of them is pending, and, with a pool, the
+// network interface that has the addresses. kube-proxy does the rest. Unlike K3s's ServiceLB, whose rules it follows otherwise,
+// it needs no pods. pkg/server adds it to the server.
 package loadbalancer
 
 import (
@@ -37,6 +37,7 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 // Options of the load balancer.
@@ -44,8 +45,8 @@ type Options struct {
 	// Kubeconfig may read services, patch their status and write events. It is read by Start.
 	Kubeconfig string
 	NodeName   string
-	// Addresses of the node, in the order in which a service's status shows them: the external one, if there is one,
-	// before the internal one. Behind a NAT packets arrive with the internal one, so both are needed.
+	// Addresses of the node, in the order in which a service's status shows them: the external one, if there is one, before
+	// the internal one. Behind NAT, packets arrive with the internal one, so both are needed.
 	Addresses []netip.Addr
 	// Reserved ports are never given to a service, unless there is a pool: see ReservedPorts.
 	Reserved map[Port]string
@@ -55,8 +56,8 @@ type Options struct {
 	Log       *slog.Logger
 }
 
-// ReservedPorts are the ports that a node uses itself, with what uses them: SSH, the API server, and the default ports
-// of the node's other parts. They are reserved even where nothing listens right now.
+// ReservedPorts returns the ports that a node uses itself, and for what: SSH, the API server, and the default ports of the
+// node's other components. They are reserved even if nothing listens on them at the moment.
 func ReservedPorts(apiPort int) map[Port]string {
 	tcp := func(n int) Port { return Port{corev1.ProtocolTCP, int32(n)} }
 	ports := map[Port]string{tcp(22): "SSH"}
@@ -72,8 +73,8 @@ func ReservedPorts(apiPort int) map[Port]string {
 }
 
 const (
-	// recheck is how often ports that processes have freed, and addresses that other programs have removed, are checked.
-	// Nothing reports these.
+	// recheck is how often ports that processes have freed, and addresses that other programs have removed, are checked: there
+	// are no events for these.
 	recheck    = 30 * time.Second
 	retryFirst = 50 * time.Millisecond
 	retryMax   = 10 * time.Second
@@ -85,7 +86,7 @@ var _ component.Component = (*LoadBalancer)(nil)
 
 // LoadBalancer is the component.
 type LoadBalancer struct {
-	component.Background // services keep their addresses when it ends: their pods live on
+	component.Background // when it ends, services keep their addresses, as their pods keep running
 
 	opts      Options
 	clientset kubernetes.Interface
@@ -93,7 +94,7 @@ type LoadBalancer struct {
 	recorder  record.EventRecorder
 	queue     workqueue.TypedRateLimitingInterface[string]
 
-	// Used by the one worker only.
+	// Used only by the worker.
 	written  map[types.UID]*corev1.Service // what was written and may not be in the cache yet
 	reported map[types.UID]string          // the last reason given to a pending service
 
@@ -111,10 +112,10 @@ func New(opts Options) *LoadBalancer {
 	}
 }
 
-// Name is the name that --disable takes.
+// Name returns the name that --disable accepts.
 func (*LoadBalancer) Name() string { return string(config.ServiceLB) }
 
-// Init has nothing to do.
+// Init does nothing.
 func (*LoadBalancer) Init(context.Context) error { return nil }
 
 // Start watches the services in the background.
@@ -124,7 +125,7 @@ func (l *LoadBalancer) Start(ctx context.Context) error {
 		return fmt.Errorf("read kubeconfig %s: %w", l.opts.Kubeconfig, err)
 	}
 	if l.clientset, err = kubernetes.NewForConfig(rest); err != nil {
-		return fmt.Errorf("make an API client from %s: %w", l.opts.Kubeconfig, err)
+		return fmt.Errorf("create an API client from %s: %w", l.opts.Kubeconfig, err)
 	}
 	factory := informers.NewSharedInformerFactoryWithOptions(l.clientset, 0, informers.WithTransform(dropManagedFields))
 	l.services = factory.Core().V1().Services().Lister()
@@ -177,7 +178,7 @@ func (l *LoadBalancer) work(ctx context.Context) {
 			l.queue.AddAfter(key, recheck)
 		}
 		l.queue.Done(key)
-		// A conflict only means that a service has changed meanwhile.
+		// A conflict only means that a service has changed in the meantime.
 		if !apierrors.IsConflict(err) {
 			l.mu.Lock()
 			l.state = err
@@ -186,14 +187,14 @@ func (l *LoadBalancer) work(ctx context.Context) {
 	}
 }
 
-// Ready returns nil when every service has what it is to have, pending ones included.
+// Ready returns nil if the status of every service is up to date, including pending ones.
 func (l *LoadBalancer) Ready(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.state
 }
 
-// sync gives every service what allocate decides.
+// sync writes what allocate decides to every service.
 func (l *LoadBalancer) sync(ctx context.Context) error {
 	current, err := l.current()
 	if err != nil {
@@ -209,7 +210,7 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 	}
 	decisions := allocate(requests, net)
 
-	// First away, then give: at no time do two services' statuses claim the same.
+	// Remove before adding, so that the statuses of two services never have the same address and port.
 	pool := len(net.pool) > 0
 	for i, svc := range current {
 		have, want := svc.Status.LoadBalancer.Ingress, ingress(decisions[svc.UID], requests[i].ports, pool)
@@ -236,7 +237,7 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 				return err
 			}
 		}
-		l.tell(svc, d)
+		l.record(svc, d)
 	}
 	return nil
 }
@@ -259,7 +260,7 @@ func (l *LoadBalancer) network(requests []service) (network, error) {
 	return net, err
 }
 
-// current lists the services that are ours, as they were last seen or written, whichever is newer.
+// current returns the services that are ours, as they were last seen or written, whichever is newer.
 func (l *LoadBalancer) current() ([]*corev1.Service, error) {
 	all, err := l.services.List(labels.Everything())
 	if err != nil {
@@ -293,7 +294,7 @@ func (l *LoadBalancer) current() ([]*corev1.Service, error) {
 	return ours, nil
 }
 
-// write sets a service's status, if the service is still as it was seen.
+// write sets a service's status, unless the service has changed since it was read.
 func (l *LoadBalancer) write(ctx context.Context, svc *corev1.Service, in []corev1.LoadBalancerIngress) (*corev1.Service, error) {
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": svc.UID, "resourceVersion": svc.ResourceVersion},
@@ -302,7 +303,7 @@ func (l *LoadBalancer) write(ctx context.Context, svc *corev1.Service, in []core
 	if err != nil {
 		return svc, err
 	}
-	got, err := l.clientset.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "polymesh-servicelb"}, "status")
+	got, err := l.clientset.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: ssa.ServiceLB}, "status")
 	if apierrors.IsNotFound(err) {
 		return svc, nil // deleted; the watch will report it
 	}
@@ -313,8 +314,8 @@ func (l *LoadBalancer) write(ctx context.Context, svc *corev1.Service, in []core
 	return got, nil
 }
 
-// tell makes an event of a decision, once for each change.
-func (l *LoadBalancer) tell(svc *corev1.Service, d decision) {
+// record emits an event about a decision, once for each change.
+func (l *LoadBalancer) record(svc *corev1.Service, d decision) {
 	before, pending := l.reported[svc.UID]
 	switch {
 	case d.message == "" && pending:

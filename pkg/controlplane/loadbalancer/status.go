@@ -9,17 +9,16 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 )
 
-// Class is the spec.loadBalancerClass of services that want this load balancer and no other; services without a class
-// get it too.
+// Class is the spec.loadBalancerClass that selects this load balancer; it also serves services without a class.
 const Class = "polymesh.dev/servicelb"
 
-// wantsAddress reports whether a service is to be given an address. The API server itself clears the status of one that stops
-// being a LoadBalancer (pkg/registry/core/service/strategy.go, dropTypeDependentFields).
+// wantsAddress reports whether a service should get an address. The API server itself clears the status of one that is no longer
+// of type LoadBalancer (pkg/registry/core/service/strategy.go, dropTypeDependentFields).
 func wantsAddress(svc *corev1.Service) bool {
 	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && (svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == Class)
 }
 
-// requestOf reads what a service requests, and from its status what it was given.
+// requestOf returns what a service requests and, from its status, what it was given.
 func requestOf(svc *corev1.Service) service {
 	s := service{
 		uid: svc.UID, name: svc.Namespace + "/" + svc.Name, created: svc.CreationTimestamp.Time,
@@ -40,8 +39,8 @@ func requestOf(svc *corev1.Service) service {
 	return s
 }
 
-// ingress is the status with what a service was given. On the node's addresses it names the ports too: they are the
-// memory of who came first, over a restart and over a change of the node's address.
+// ingress returns the status of a service with what it was given. With the node's addresses it includes the ports: they record
+// which service has them, also after a restart or a change of the node's address.
 func ingress(d decision, ports []Port, pool bool) []corev1.LoadBalancerIngress {
 	var out []corev1.LoadBalancerIngress
 	mode := corev1.LoadBalancerIPModeVIP
@@ -61,8 +60,8 @@ func sameAddresses(a, b []corev1.LoadBalancerIngress) bool {
 	return slices.EqualFunc(a, b, func(x, y corev1.LoadBalancerIngress) bool { return x.IP == y.IP })
 }
 
-// nodePorts collects the node ports of all services. The nftables proxy looks at load balancer addresses first, so a
-// service on such a port would cut off the node port.
+// nodePorts returns the node ports of all services. The nftables proxy checks load balancer addresses first, so a service on such
+// a port would make the node port unreachable.
 func nodePorts(lister corelisters.ServiceLister) (map[Port]string, error) {
 	all, err := lister.List(labels.Everything())
 	if err != nil {

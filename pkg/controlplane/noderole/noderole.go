@@ -27,10 +27,11 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/condition"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 // fieldManager is the package's field manager.
-const fieldManager = "polymesh-node"
+const fieldManager = ssa.NodeRole
 
 // recheck is how often failed labels, and nodes that no longer report, are checked.
 const recheck = 30 * time.Second

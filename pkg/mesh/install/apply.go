@@ -39,11 +39,11 @@ import (
 )
 
 const (
-	// parallel is how many requests are under way at once.
+	// parallel is how many requests run at once.
 	parallel = 8
-	// rootCertWait bounds how long gateways are held back on a first installation: the kubelet tries again anyway.
+	// rootCertWait limits how long gateways are delayed on a first installation: the kubelet retries anyway.
 	rootCertWait = 15 * time.Second
-	// rolloutWait is what Istio's installer allows a control plane (istioctl install --readiness-timeout).
+	// rolloutWait is the timeout of Istio's installer for a control plane (istioctl install --readiness-timeout).
 	rolloutWait = 5 * time.Minute
 	// rootCert is the ConfigMap in which istiod publishes its CA; every proxy mounts it.
 	rootCert = "istio-ca-root-cert"
@@ -54,8 +54,8 @@ const (
 )
 
 // installer applies rendered manifests as Istio's does (operator/pkg/install), with the same labels, field manager,
-// webhooks and pruning. It differs in what takes time: it applies in parallel, watches instead of polling every two
-// seconds, holds gateways back only for what they need, ends with its context, and draws no progress bar.
+// webhooks and pruning. It is faster: it applies in parallel, watches instead of polling every two seconds, and delays gateways only
+// for what they need. It also ends with its context, and draws no progress bar.
 type installer struct {
 	client kube.CLIClient
 	values values.Map
@@ -63,24 +63,24 @@ type installer struct {
 
 	mu      sync.Mutex
 	objects map[string]string // fingerprints of what was applied
-	shared  []string          // what was applied and has none
+	shared  []string          // keys of applied objects without one
 }
 
-// install brings the cluster to the manifests. first is true where no control plane served before.
+// install applies the manifests to the cluster. first is true if there was no control plane before.
 func (i *installer) install(ctx context.Context, sets []manifest.ManifestSet, first bool) error {
 	i.objects = map[string]string{}
 	if err := util.CreateNamespace(i.client.Kube(), istioNamespace, i.values.GetPathString("spec.values.global.network"), false); err != nil {
 		return err
 	}
-	// Where there was no Istio there is no webhook to conflict with, and the check, an analysis, takes its time.
+	// Without an earlier Istio there is no webhook to conflict with, and the check, an analysis, is slow.
 	if !first {
 		if err := webhook.CheckWebhooks(sets, i.values, i.client, console{i.log}); err != nil {
 			return fmt.Errorf("check the webhooks: %w", err)
 		}
 	}
 
-	// What pods need comes before the pods, the control plane before the gateways. CRDs come late: istiod takes them up when
-	// they appear, and an API server that takes in new types has little time for anything else.
+	// What pods need comes before the pods, the control plane before the gateways. CRDs come late: istiod uses them when they appear,
+	// and an API server is busy while it adds new types.
 	var needs, planes, gateways, types, instances []object
 	for _, set := range sets {
 		for _, m := range set.Manifests {
@@ -122,7 +122,7 @@ func (i *installer) install(ctx context.Context, sets []manifest.ManifestSet, fi
 	return i.prune(ctx, sets)
 }
 
-// object is a manifest and the part of Istio it belongs to.
+// object is a manifest and the component of Istio that it belongs to.
 type object struct {
 	*unstructured.Unstructured
 	component component.Name
@@ -132,7 +132,7 @@ func isGateway(c component.Name) bool {
 	return c == component.IngressComponentName || c == component.EgressComponentName
 }
 
-// apply applies objects side by side.
+// apply applies objects in parallel.
 func (i *installer) apply(ctx context.Context, objects []object) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
@@ -151,8 +151,8 @@ func (i *installer) apply(ctx context.Context, objects []object) error {
 	return g.Wait()
 }
 
-// recorded reports whether an object's fingerprint shows what a user has changed. CRDs are shared by all revisions, and
-// istiod itself writes to webhooks (caBundle, failurePolicy).
+// recorded reports whether an object's fingerprint shows a user's changes. It does not for CRDs, which all revisions share, and
+// webhooks, to which istiod itself writes (caBundle, failurePolicy).
 func recorded(o object) bool {
 	switch o.GetKind() {
 	case "CustomResourceDefinition", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration":
@@ -188,7 +188,7 @@ func (i *installer) applyOne(ctx context.Context, obj *unstructured.Unstructured
 	return nil
 }
 
-// ownerLabels are those of Istio's installer (operator/pkg/install, getOwnerLabels); uninstall and upgrade select by them.
+// ownerLabels returns the labels of Istio's installer (operator/pkg/install, getOwnerLabels), by which uninstall and upgrade select.
 func (i *installer) ownerLabels(c component.Name) map[string]string {
 	l := map[string]string{
 		manifest.OperatorManagedLabel: "Reconcile",
@@ -207,11 +207,11 @@ func (i *installer) ownerLabels(c component.Name) map[string]string {
 	return l
 }
 
-// applyWebhooks makes the webhooks of the default revision tag.
+// applyWebhooks applies the webhooks of the default revision tag.
 func (i *installer) applyWebhooks(ctx context.Context) error {
 	hooks, err := webhook.WebhooksToDeploy(i.values, i.client, i.ownerLabels(""), false)
 	if err != nil {
-		return fmt.Errorf("make the webhooks of the default revision: %w", err)
+		return fmt.Errorf("render the webhooks of the default revision: %w", err)
 	}
 	for _, h := range hooks {
 		if err := i.applyOne(ctx, h.Unstructured, false); err != nil {
@@ -221,9 +221,9 @@ func (i *installer) applyWebhooks(ctx context.Context) error {
 	return nil
 }
 
-// awaitControlPlane holds gateways back. On a first installation they need the root certificate, without which their
-// pods only fail to mount; when istiod gets no room, waiting longer does not help. On an upgrade the new control plane
-// comes first, because a proxy must not be newer than it.
+// awaitControlPlane waits for what gateways need. On a first installation that is the root certificate, without which their pods
+// fail to mount; if istiod cannot be scheduled, waiting longer does not help. On an upgrade it is the new control plane, because a
+// proxy must not be newer.
 func (i *installer) awaitControlPlane(ctx context.Context, first bool) error {
 	if first {
 		ctx, cancel := context.WithTimeout(ctx, rootCertWait)
@@ -279,8 +279,8 @@ func rolledOut(d *appsv1.Deployment) (bool, error) {
 	return done && err == nil, nil
 }
 
-// prune removes what an earlier installation had and this one has not, as Istio's installer does: by the owner labels
-// of each part.
+// prune removes what an earlier installation had and this one does not have, as Istio's installer does: by the owner labels of each
+// component.
 func (i *installer) prune(ctx context.Context, sets []manifest.ManifestSet) error {
 	keep := map[string]bool{}
 	for _, set := range sets {
@@ -324,8 +324,8 @@ func (i *installer) prune(ctx context.Context, sets []manifest.ManifestSet) erro
 	return g.Wait()
 }
 
-// applyIngressClass makes the IngressClass that Istio's ingress controller answers to (pilot/pkg/config/kube/ingress),
-// as the default where none is. One of that name stays as it is.
+// applyIngressClass creates the IngressClass of Istio's ingress controller (pilot/pkg/config/kube/ingress), as the default class if
+// there is none. An existing one of that name is not changed.
 func applyIngressClass(ctx context.Context, client kubernetes.Interface) error {
 	classes := client.NetworkingV1().IngressClasses()
 	have, err := classes.List(ctx, metav1.ListOptions{})
@@ -341,7 +341,7 @@ func applyIngressClass(ctx context.Context, client kubernetes.Interface) error {
 	}
 	_, err = classes.Create(ctx, class, metav1.CreateOptions{FieldManager: ownManager})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("make the ingress class %s: %w", ingressClass, err)
+		return fmt.Errorf("create the ingress class %s: %w", ingressClass, err)
 	}
 	return nil
 }
@@ -355,7 +355,7 @@ func hasDefault(classes []networkingv1.IngressClass) bool {
 	return false
 }
 
-// console gives Istio's installer our log. Nothing ends the process.
+// console is our log for Istio's installer. No method ends the process.
 type console struct{ log *slog.Logger }
 
 func (c console) write(level slog.Level, s string) {

@@ -38,17 +38,14 @@ func start(t *testing.T, opts Options) *server {
 	return &server{t, m}
 }
 
-// settle waits until the component has done what it wanted to do.
+// settle waits until the installation is done.
 func (s *server) settle() {
 	s.t.Helper()
-	select {
-	case <-s.decided:
-	case <-time.After(time.Minute):
-		s.t.Fatalf("not settled: %v", s.Ready(s.t.Context()))
-	}
-	if s.waiting != nil {
-		s.t.Fatal(s.waiting)
-	}
+	controlplanetest.Eventually(s.t, "installed", func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.waiting
+	})
 }
 
 // versions are what an apply changes of the recorded objects when it is not one that changes nothing: fingerprints, and

@@ -5,13 +5,13 @@ import (
 	"strings"
 )
 
-// Identity is what an installation consists of. When it differs from the recorded one, there is something to upgrade.
+// Identity identifies what an installation consists of. If it differs from the recorded one, there is something to upgrade.
 type Identity struct {
 	// Version is the tag of the images, which names Istio's version and charts.
 	Version string `json:"version"`
 	// Profile is Istio's installation profile.
 	Profile string `json:"profile"`
-	// Values is the hash of all settings the charts are rendered with.
+	// Values is the hash of all settings that the charts are rendered with.
 	Values string `json:"values"`
 }
 
@@ -21,11 +21,11 @@ type Owner string
 const (
 	// Ours was installed by the server.
 	Ours Owner = "polymesh"
-	// Users was there when the server came; the server never touches it.
+	// Users was there before the server's first start; the server never changes it.
 	Users Owner = "user"
 )
 
-// Phase is how far an installation has come.
+// Phase is the progress of an installation.
 type Phase string
 
 const (
@@ -35,7 +35,7 @@ const (
 	Installed Phase = "installed"
 )
 
-// Record is what the server remembers of its installation, in the cluster itself.
+// Record is the server's record of its installation, in the cluster.
 type Record struct {
 	Owner Owner
 	Phase Phase
@@ -44,9 +44,9 @@ type Record struct {
 	Objects map[string]string
 	// Shared are the keys of applied objects that have no fingerprint: webhooks, to which istiod writes too, and CRDs.
 	Shared []string
-	// IngressClass is set once the class was made; it is not made a second time.
+	// IngressClass is set when the class was created; it is not created a second time.
 	IngressClass bool
-	// GatewayAPI names the bundle of Gateway API's CRDs that the server applied, whoever's Istio is there.
+	// GatewayAPI is the bundle of Gateway API's CRDs that the server applied, also with a user's Istio.
 	GatewayAPI string
 }
 
@@ -54,13 +54,13 @@ type Record struct {
 type Observed struct {
 	// Record is nil before the first decision.
 	Record *Record
-	// Present names what there is of any Istio: control planes, injection webhooks, CRDs.
+	// Present are the parts of any Istio in the cluster: control planes, injection webhooks, CRDs.
 	Present []string
-	// Foreign names control planes that are not in the record.
+	// Foreign are control planes that are not in the record.
 	Foreign []string
-	// Gone is true when the record has a control plane and the cluster has not.
+	// Gone is true if the record has a control plane and the cluster does not.
 	Gone bool
-	// Changed names recorded objects that someone changed, replaced or deleted.
+	// Changed are recorded objects that a user changed, replaced or deleted.
 	Changed []string
 }
 
@@ -75,7 +75,7 @@ const (
 	Leave   Action = "leave"   // the user's
 )
 
-// Decision is an action and why.
+// Decision is an action and its reason.
 type Decision struct {
 	Action Action
 	Reason string
@@ -83,7 +83,7 @@ type Decision struct {
 
 const byHand = "`polymesh istioctl install` installs or upgrades by hand"
 
-// Decide is the whole rule of when the server touches Istio: it installs where none is, finishes what it began, and
+// Decide is the complete rule of when the server changes Istio: it installs it if there is none, finishes its own installation, and
 // upgrades only what it installed itself and no one has changed.
 func Decide(o Observed, want Identity) Decision {
 	r := o.Record
@@ -111,7 +111,7 @@ func Decide(o Observed, want Identity) Decision {
 	}
 }
 
-// list names a few things and counts the rest.
+// list returns the first few names and the number of the others.
 func list(s []string) string {
 	const few = 3
 	if len(s) <= few {

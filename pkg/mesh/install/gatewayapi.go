@@ -34,8 +34,8 @@ type Bundle struct{ Version, Channel string }
 
 func (b Bundle) String() string { return strings.TrimSpace(b.Version + " " + b.Channel) }
 
-// gatewayAPI is the bundle that the build ships: of the version that Istio is built with, in the channel that has the
-// fields of every feature that Istio claims (docs/mesh/gateway-api.md).
+// gatewayAPI is the bundle that the build ships: of the version that Istio is built with, in the channel that has the fields of
+// every feature that Istio supports (docs/mesh/gateway-api.md).
 var gatewayAPI = Bundle{consts.BundleVersion, "experimental"}
 
 // bundleOf reads a CRD's annotations.
@@ -47,12 +47,12 @@ func bundleOf(annotations map[string]string) Bundle {
 type GatewayCRD struct {
 	Name string
 	Bundle
-	// Ours is true when the server applied it, and what it applied is no one else's since.
+	// Ours is true if the server applied it, and no one else owns a part of it.
 	Ours bool
 }
 
-// DecideGatewayAPI is the whole rule of when the server touches the CRDs of Gateway API: all of them or none. It applies
-// them where none are, and replaces older ones that are all its own. recorded is what it applied before.
+// DecideGatewayAPI is the complete rule of when the server changes the CRDs of Gateway API: all of them or none. It applies them if
+// there are none, and replaces older ones if all are its own. recorded is what it applied before.
 func DecideGatewayAPI(recorded string, live []GatewayCRD, want Bundle) Decision {
 	if recorded == want.String() {
 		return Decision{Keep, "they are as applied"}
@@ -84,7 +84,7 @@ func DecideGatewayAPI(recorded string, live []GatewayCRD, want Bundle) Decision 
 	}
 }
 
-// newerThan is false where one of them is no version: the field managers decide whose CRD that is.
+// newerThan returns false if one of them is not a version: then only the field managers decide.
 func newerThan(have, want string) bool {
 	h, errHave := version.ParseSemantic(have)
 	w, errWant := version.ParseSemantic(want)
@@ -93,7 +93,7 @@ func newerThan(have, want string) bool {
 
 var crdResource = schema.GroupVersionResource{Group: apiextensionsv1.GroupName, Version: "v1", Resource: "customresourcedefinitions"}
 
-// applyGatewayAPI applies the CRDs of Gateway API where the rule says so, and records that.
+// applyGatewayAPI applies the CRDs of Gateway API if the rule requires it, and records that.
 func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, record *Record) error {
 	if m.crds == "" {
 		return nil
@@ -123,7 +123,7 @@ func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, recor
 	g.SetLimit(parallel)
 	for _, obj := range objects {
 		g.Go(func() error {
-			// Without force: a field that became someone else's a moment ago is a conflict.
+			// Without force: a field that a user has just taken over is a conflict.
 			_, err := ssa.Apply(applying, client.Dynamic().Resource(crdResource), obj, ssa.Options{Manager: ownManager})
 			if err != nil {
 				return fmt.Errorf("apply CustomResourceDefinition %s: %w", obj.GetName(), err)
@@ -145,7 +145,7 @@ func (m *mesh) applyGatewayAPI(ctx context.Context, client kube.CLIClient, recor
 	return nil
 }
 
-// listGatewayCRDs lists what there is of Gateway API, whoever made it.
+// listGatewayCRDs returns all CRDs of Gateway API in the cluster.
 func listGatewayCRDs(ctx context.Context, client kube.CLIClient) ([]metav1.PartialObjectMetadata, error) {
 	crds, err := client.Metadata().Resource(crdResource).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -157,8 +157,8 @@ func listGatewayCRDs(ctx context.Context, client kube.CLIClient) ([]metav1.Parti
 	}), nil
 }
 
-// takeOverGatewayCRDs takes over the CRDs that an earlier version has applied under the name that `polymesh deploy` has: those
-// of the bundle that is in the record, as no one else's are.
+// takeOverGatewayCRDs takes over the CRDs that an earlier version applied with the field manager of `polymesh deploy`: those of the
+// recorded bundle.
 func takeOverGatewayCRDs(ctx context.Context, client kube.CLIClient, recorded string) error {
 	if recorded == "" {
 		return nil
@@ -178,7 +178,7 @@ func takeOverGatewayCRDs(ctx context.Context, client kube.CLIClient, recorded st
 	return nil
 }
 
-// gatewayCRDs lists what there is of Gateway API, and whose it is.
+// gatewayCRDs returns all CRDs of Gateway API in the cluster, and whether they are ours.
 func gatewayCRDs(ctx context.Context, client kube.CLIClient) ([]GatewayCRD, error) {
 	crds, err := listGatewayCRDs(ctx, client)
 	if err != nil {
@@ -195,8 +195,8 @@ func gatewayCRDs(ctx context.Context, client kube.CLIClient) ([]GatewayCRD, erro
 	return found, nil
 }
 
-// onlyOurs reports whether the server applied a CRD, and no one else owns a part of its specification or of the annotations
-// that name its version. Labels and annotations of one's own do not count, nor does the status.
+// onlyOurs reports whether the server applied a CRD, and no one else owns a part of its spec or of the annotations with its version.
+// Other labels and annotations do not count, nor does the status.
 func onlyOurs(managed []metav1.ManagedFieldsEntry) (bool, error) {
 	specification := []fieldpath.Path{fieldpath.MakePathOrDie("spec"),
 		fieldpath.MakePathOrDie("metadata", "annotations", consts.BundleVersionAnnotation), fieldpath.MakePathOrDie("metadata", "annotations", consts.ChannelAnnotation)}
@@ -213,7 +213,7 @@ func onlyOurs(managed []metav1.ManagedFieldsEntry) (bool, error) {
 	return applied, nil
 }
 
-// readGatewayAPI reads the shipped file. It holds CRDs of one bundle and nothing else.
+// readGatewayAPI reads the shipped file, which contains only CRDs of one bundle.
 func readGatewayAPI(file string) ([]*unstructured.Unstructured, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -237,14 +237,13 @@ func readGatewayAPI(file string) ([]*unstructured.Unstructured, error) {
 			continue // comments
 		}
 		if have := bundleOf(obj.GetAnnotations()); obj.GetKind() != "CustomResourceDefinition" || have != gatewayAPI {
-			return nil, fmt.Errorf("%s holds %s %s of %q, which is no CRD of Gateway API %s", file, obj.GetKind(), obj.GetName(), have, gatewayAPI)
+			return nil, fmt.Errorf("%s contains %s %s of %q, which is not a CRD of Gateway API %s", file, obj.GetKind(), obj.GetName(), have, gatewayAPI)
 		}
 		objects = append(objects, obj)
 	}
 }
 
-// awaitEstablished waits until the API server serves the new types, so that a Gateway can be made once the server is
-// ready.
+// awaitEstablished waits until the API server serves the new types, so that a Gateway can be created once the server is ready.
 func awaitEstablished(ctx context.Context, client kube.CLIClient, objects []*unstructured.Unstructured) error {
 	missing := ""
 	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {

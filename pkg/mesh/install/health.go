@@ -16,22 +16,22 @@ import (
 	"polymesh.dev/polymesh/pkg/diagnose"
 )
 
-// health watches the Deployments that the server installed and reports why they are not available.
+// health watches the Deployments that the server installed, and reports why they are not available.
 type health struct {
 	client      kubernetes.Interface
 	deployments []string // in istioNamespace
 	synced      func() bool
 	lister      appslisters.DeploymentNamespaceLister
 
-	mu     sync.Mutex
-	reason map[string]string // by deployment
-	asked  time.Time
+	mu      sync.Mutex
+	reason  map[string]string // by deployment
+	checked time.Time         // when it was read last
 }
 
-// reasonAge is how long the reason of an unavailable Deployment is good for: finding it lists pods.
+// reasonAge is how long the reason of an unavailable Deployment is cached: finding it lists pods.
 const reasonAge = time.Second
 
-// newHealth returns nil where the record has no Deployment: the profile empty installs none.
+// newHealth returns nil if the record has no Deployment: the profile empty installs none.
 func newHealth(ctx context.Context, client kubernetes.Interface, record *Record) *health {
 	h := &health{client: client, reason: map[string]string{}}
 	for key := range record.Objects {
@@ -42,7 +42,7 @@ func newHealth(ctx context.Context, client kubernetes.Interface, record *Record)
 	if len(h.deployments) == 0 {
 		return nil
 	}
-	// The control plane sorts last and is asked first: gateways wait for it.
+	// The control plane sorts last and is checked first: gateways wait for it.
 	slices.Sort(h.deployments)
 	slices.Reverse(h.deployments)
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(istioNamespace))
@@ -53,7 +53,7 @@ func newHealth(ctx context.Context, client kubernetes.Interface, record *Record)
 	return h
 }
 
-// check returns nil when every Deployment that is still there is available. One that the user removed is not missed.
+// check returns nil if every existing Deployment is available. It ignores those that the user removed.
 func (h *health) check(ctx context.Context) error {
 	if !h.synced() {
 		return errors.New("reading the state of the control plane")
@@ -78,14 +78,14 @@ func replicas(d *appsv1.Deployment) int32 {
 	return *d.Spec.Replicas
 }
 
-// why returns what the pods of a Deployment wait for.
+// why returns the reason why a Deployment is not available.
 func (h *health) why(ctx context.Context, d *appsv1.Deployment) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if time.Since(h.asked) < reasonAge {
+	if time.Since(h.checked) < reasonAge {
 		return h.reason[d.Name]
 	}
-	h.asked = time.Now()
+	h.checked = time.Now()
 	clear(h.reason)
 	if summary, err := diagnose.Summary(ctx, h.client, d); err == nil {
 		h.reason[d.Name] = ": " + summary

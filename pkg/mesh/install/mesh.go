@@ -19,23 +19,23 @@ import (
 	"polymesh.dev/polymesh/pkg/converge"
 )
 
-// Options are what the component needs to know.
+// Options of the component.
 type Options struct {
-	// Kubeconfig is an administrator's; it is read when the component starts.
+	// Kubeconfig is an administrator's. It is read by Start.
 	Kubeconfig string
 	// Profile is Istio's installation profile.
 	Profile string
 	// ClusterDomain is the DNS domain of services; empty is Istio's default, cluster.local.
 	ClusterDomain string
-	// Images are those to install; the zero value is what the build ships.
+	// Images are the images to install; the zero value is those that the build ships.
 	Images Images
-	// GatewayAPI is the file with the CRDs of Gateway API; empty is none.
+	// GatewayAPI is the file with the CRDs of Gateway API; empty for none.
 	GatewayAPI string
 	Log        *slog.Logger
 }
 
-// New returns the component that installs Istio on the cluster. It starts after the API server and needs nothing else;
-// its pods wait for a node by themselves.
+// New returns the component that installs Istio on the cluster. It needs only the API server; its pods are pending until there is a
+// node.
 func New(opts Options) component.Component {
 	if opts.Images == (Images{}) {
 		opts.Images = BuiltIn()
@@ -55,13 +55,12 @@ type mesh struct {
 	crds     string
 	settings settings
 
-	cancel  context.CancelFunc
-	decided chan struct{} // closed once the installation is decided and done
-	restore *converge.Loop
+	installation component.Background
 
 	mu      sync.Mutex
-	waiting error   // what the installation waits for, nil once it is decided and done
-	health  *health // nil where the server makes no claim
+	restore *converge.Loop // nil until the installation is done
+	waiting error          // what the installation waits for, nil when it is done
+	health  *health        // nil if Istio is not the server's
 	version string
 }
 
@@ -73,47 +72,39 @@ var (
 // Name is the name of the add-on.
 func (m *mesh) Name() string { return "istio" }
 
-// Version is the version that the server installed, empty where Istio is the user's own or none is there.
+// Version returns the version that the server installed, empty if Istio is the user's own or there is none.
 func (m *mesh) Version() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.version
 }
 
-// Init does nothing: there is nothing that could be prepared without a cluster.
+// Init does nothing: everything needs the cluster.
 func (m *mesh) Init(context.Context) error { return nil }
 
-// Start installs in the background and tries again until it is done.
+// Start installs in the background, and retries until it is done.
 func (m *mesh) Start(ctx context.Context) error {
-	ctx, m.cancel = component.Running(ctx)
-	m.decided = make(chan struct{})
 	m.wait(errors.New("looking for Istio in the cluster"))
-	go func() {
-		defer close(m.decided)
-		m.run(ctx)
-	}()
+	m.installation.Go(ctx, m.run)
 	return nil
 }
 
-// Stop ends what is under way; the record lets the next start go on from there.
+// Stop interrupts the installation; because of the record, the next start continues it.
 func (m *mesh) Stop(ctx context.Context) error {
-	if m.cancel == nil {
+	if err := m.installation.Stop(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	restore := m.restore
+	m.mu.Unlock()
+	if restore == nil {
 		return nil
 	}
-	m.cancel()
-	select {
-	case <-m.decided:
-	case <-ctx.Done():
-		return fmt.Errorf("still installing: %w", ctx.Err())
-	}
-	if m.restore != nil {
-		return m.restore.Stop(ctx)
-	}
-	return nil
+	return restore.Stop(ctx)
 }
 
-// Ready returns what the installation, or a control plane that the server installed, waits for. An Istio that is the user's
-// own is no concern of the server.
+// Ready returns what the installation, or a control plane that the server installed, waits for. It does not check a user's own
+// Istio.
 func (m *mesh) Ready(ctx context.Context) error {
 	m.mu.Lock()
 	waiting, health, restore := m.waiting, m.health, m.restore
@@ -138,7 +129,7 @@ func (m *mesh) wait(err error) {
 	m.waiting = err
 }
 
-// run tries until it succeeds, with backoff.
+// run retries until it succeeds, with backoff.
 func (m *mesh) run(ctx context.Context) {
 	backoff := wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 7, Cap: 30 * time.Second}
 	for {
@@ -147,7 +138,7 @@ func (m *mesh) run(ctx context.Context) {
 			return
 		}
 		pause := backoff.Step()
-		m.log.Warn("installing Istio failed, trying again", "err", err, "in", pause.Round(time.Millisecond).String())
+		m.log.Warn("installing Istio failed, retrying", "err", err, "in", pause.Round(time.Millisecond).String())
 		m.wait(fmt.Errorf("installing: %w", err))
 		select {
 		case <-ctx.Done():
@@ -157,7 +148,7 @@ func (m *mesh) run(ctx context.Context) {
 	}
 }
 
-// reconcile decides and does it, once.
+// reconcile decides what to do, and does it, once.
 func (m *mesh) reconcile(ctx context.Context) error {
 	if !m.settings.images.Stamped() {
 		return errors.New("this program was built without the hub and tag of its Istio images; build it with make")
@@ -191,7 +182,7 @@ func (m *mesh) reconcile(ctx context.Context) error {
 	case Leave:
 		log.Info("leaving Istio alone")
 		if record == nil {
-			// From now on it is the user's, also when it is uninstalled one day.
+			// From now on it is the user's, even after it is uninstalled.
 			record = &Record{Owner: Users, Phase: Installed}
 			if err := writeRecord(ctx, client.Kube(), record); err != nil {
 				return err
@@ -215,24 +206,24 @@ func (m *mesh) reconcile(ctx context.Context) error {
 	return nil
 }
 
-// connect makes the client of Istio's installer.
+// connect returns the client for Istio's installer.
 func (m *mesh) connect() (kube.CLIClient, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", m.kube)
 	if err != nil {
 		return nil, fmt.Errorf("read the kubeconfig: %w", err)
 	}
-	// One installation is a burst of a hundred requests to a server that is this process.
+	// An installation is a burst of a hundred requests to a server in this process.
 	config.QPS, config.Burst = 200, 200
 	config.UserAgent = "polymesh-mesh"
 	client, err := kube.NewCLIClient(kube.NewClientConfigForRestConfig(config))
 	if err != nil {
-		return nil, fmt.Errorf("make a client for %s: %w", config.Host, err)
+		return nil, fmt.Errorf("create a client for %s: %w", config.Host, err)
 	}
 	return client, nil
 }
 
-// install applies the desired state and returns the new record. The record is written before the first object, so that the
-// next start finishes what this one does not.
+// install applies the desired state and returns the new record. The record is written before the first object, so that the next
+// start can finish an interrupted installation.
 func (m *mesh) install(ctx context.Context, client kube.CLIClient, record *Record, want Identity) (*Record, error) {
 	next := &Record{Owner: Ours, Phase: Installing, Identity: want}
 	if record != nil {

@@ -38,7 +38,7 @@ func observe(ctx context.Context, client kube.CLIClient, want Identity) (Observe
 			continue
 		}
 		_, known := record.Objects[key]
-		// An interrupted installation has not noted its control plane yet.
+		// An interrupted installation has not recorded its control plane yet.
 		if !known && (record.Phase == Installed || key != ownPlane) {
 			o.Foreign = append(o.Foreign, display(key))
 		}
@@ -51,7 +51,7 @@ func observe(ctx context.Context, client kube.CLIClient, want Identity) (Observe
 	if _, had := record.Objects[ownPlane]; had && !live[ownPlane] {
 		o.Gone = true
 	}
-	// Only an upgrade asks what changed.
+	// Only an upgrade depends on what changed.
 	if record.Phase == Installed && record.Identity != want && !o.Gone {
 		o.Changed, err = changed(ctx, client, record)
 		if err != nil {
@@ -68,8 +68,8 @@ const istioNamespace = "istio-system"
 
 var ownPlane = objectKey(deploymentKind, istioNamespace, "istiod")
 
-// traces finds an Istio without a control plane in this cluster: injection webhooks of a remote one, and CRDs, which
-// Helm installs first and an uninstall leaves behind.
+// traces returns parts of an Istio without a control plane in this cluster: injection webhooks of a remote one, and CRDs, which Helm
+// installs first and an uninstall leaves behind.
 func traces(ctx context.Context, client kube.CLIClient) ([]string, error) {
 	var found []string
 	hooks, err := client.Kube().AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{LabelSelector: "app=sidecar-injector"})
@@ -93,7 +93,7 @@ func traces(ctx context.Context, client kube.CLIClient) ([]string, error) {
 	return found, nil
 }
 
-// changed names the recorded objects that are not as they were applied.
+// changed returns the recorded objects that are not as they were applied.
 func changed(ctx context.Context, client kube.CLIClient, record *Record) ([]string, error) {
 	var (
 		mu  sync.Mutex

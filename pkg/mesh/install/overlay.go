@@ -16,25 +16,25 @@ import (
 // Images names where Istio's images come from and at which tag.
 type Images struct{ Hub, Tag string }
 
-// BuiltIn are the images that this build ships. The build stamps them into Istio's own version package, where
-// Istio's installer takes its defaults from (istio.io/istio/pkg/version, buildHub and buildVersion).
+// BuiltIn returns the images that this build ships. The build sets them in Istio's own version package, which has the defaults of
+// Istio's installer (istio.io/istio/pkg/version, buildHub and buildVersion).
 func BuiltIn() Images {
 	return Images{Hub: version.DockerInfo.Hub, Tag: version.DockerInfo.Tag}
 }
 
-// Stamped reports whether the build named its images. A plain `go build` does not.
+// Stamped reports whether the build set its images. A plain `go build` does not.
 func (i Images) Stamped() bool {
 	return i.Hub != "" && i.Hub != "unknown" && i.Tag != "" && i.Tag != "unknown"
 }
 
-// Serve reports whether an installation with this hub and tag runs these images: from their own hub, or mirrored under
-// their own tag. Anything else are Istio's images, which bring Istio's own Envoy.
+// Serve reports whether an installation with this hub and tag runs these images: from their own hub, or mirrored with their own
+// tag. All others are Istio's images, with Istio's own Envoy.
 func (i Images) Serve(hub, tag string) bool {
 	return i.Stamped() && (hub == i.Hub || tag == i.Tag)
 }
 
-// Overlay returns the values that go between a profile and the user's own files and --set flags, as an IstioOperator,
-// or nil when the result would not run images: Istio's own get Istio's own values. files and sets are the user's, in
+// Overlay returns the values that are merged between a profile and the user's own files and --set flags, as an IstioOperator, or nil
+// if the result would not run images: Istio's own images get Istio's own values. files and sets are the user's, in
 // istioctl's syntax.
 func Overlay(images Images, files, sets []string) ([]byte, error) {
 	merged, err := render.MergeInputs(files, sets, nil)
@@ -53,8 +53,8 @@ func Overlay(images Images, files, sets []string) ([]byte, error) {
 	}
 	pilot := map[string]any{"env": env}
 	_, hpa := merged.GetPath("spec.components.pilot.k8s.hpaSpec")
-	// Without a profile of values, the charts ask for 500m and 2 GiB for istiod, more than a small node has, and scale
-	// it out at 80 % of the request. Profiles of values (demo, stable, ...) know what they want.
+	// Without a profile of values, the charts request 500m and 2 GiB for istiod, more than a small node has, and scale it out at 80 %
+	// of the request. Profiles of values (demo, stable, ...) set their own.
 	if merged.GetPathString("spec.values.profile") == "" && merged.GetPathString("spec.values.global.profile") == "" {
 		pilot["resources"] = map[string]any{"requests": map[string]any{"cpu": "100m", "memory": "256Mi"}}
 		if !hpa {
@@ -66,7 +66,7 @@ func Overlay(images Images, files, sets []string) ([]byte, error) {
 		"kind":       "IstioOperator",
 		"spec": map[string]any{
 			"values": map[string]any{
-				// The images are in the node's store already; there may be no registry to ask.
+				// The images are already in the node's store; there may be no registry.
 				"global":         map[string]any{"imagePullPolicy": "IfNotPresent"},
 				"pilot":          pilot,
 				"gatewayClasses": map[string]any{"istio": gatewayDefaults()},
@@ -76,24 +76,23 @@ func Overlay(images Images, files, sets []string) ([]byte, error) {
 	return []byte(overlay.YAML()), nil
 }
 
-// gatewayDefaults change what istiod makes for a Gateway of the class istio. Each of these Services would ask for the proxy's
-// status port, too. On one address that port goes to the first of them, which is the ingress gateway, and servicelb gives
-// a Service all of its ports or none. The kubelet asks the pod itself for its status.
+// gatewayDefaults changes what istiod creates for a Gateway of the class istio. Each of these Services would also request the proxy's
+// status port. On one address only the first Service, the ingress gateway, can have that port, and servicelb gives a Service all of
+// its ports or none. The kubelet probes the pod directly.
 func gatewayDefaults() map[string]any {
 	return map[string]any{"service": map[string]any{"spec": map[string]any{
 		"ports": []any{map[string]any{"port": 15021, "$patch": "delete"}},
 	}}}
 }
 
-// File is a file in memory, for Istio's installer, which takes settings by file name only. Nothing is left behind,
-// however the process ends.
+// File is a file in memory, for Istio's installer, which only accepts settings by file name. It is gone when the process ends.
 type File struct{ f *os.File }
 
 // NewFile returns a file with the given content.
 func NewFile(name string, content []byte) (*File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("make a file in memory for %s: %w", name, err)
+		return nil, fmt.Errorf("create a file in memory for %s: %w", name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	if _, err := f.Write(content); err != nil {
@@ -103,14 +102,14 @@ func NewFile(name string, content []byte) (*File, error) {
 	return &File{f}, nil
 }
 
-// Path names the file; every open reads it from the start.
+// Path returns the file's name; every open reads it from the start.
 func (f *File) Path() string { return fmt.Sprintf("/proc/self/fd/%d", f.f.Fd()) }
 
-// Close gives the file back.
+// Close releases the file.
 func (f *File) Close() error { return f.f.Close() }
 
-// Input puts the overlay below the user's files. The returned names are for Istio's installer, until done is called.
-// A "-" among files is read from stdin, once.
+// Input adds the overlay before the user's files. The returned names are for Istio's installer, and valid until done is called. A
+// "-" among files is read from stdin, once.
 func Input(images Images, files, sets []string, stdin io.Reader) (names []string, done func(), err error) {
 	var open []*File
 	done = func() {

@@ -12,13 +12,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// The record lies outside istio-system, where `istioctl uninstall --purge` and a deleted namespace do not reach it.
+// The record is not in istio-system, so that `istioctl uninstall --purge` and a deleted namespace do not remove it.
 const (
 	recordNamespace = metav1.NamespaceSystem
 	recordName      = "polymesh-mesh"
 )
 
-// readRecord returns nil when there is no record.
+// readRecord returns nil if there is no record.
 func readRecord(ctx context.Context, client kubernetes.Interface) (*Record, error) {
 	cm, err := client.CoreV1().ConfigMaps(recordNamespace).Get(ctx, recordName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -65,7 +65,7 @@ func (r *Record) data() (map[string]string, error) {
 		"ingressClass": fmt.Sprint(r.IngressClass),
 		"gatewayAPI":   r.GatewayAPI,
 		"objects":      string(objects),
-		// Keys have no spaces: the API server lets none into a group, kind, namespace or name.
+		// Keys have no spaces: the API server does not allow them in a group, kind, namespace or name.
 		"shared": strings.Join(r.Shared, "\n"),
 	}, nil
 }

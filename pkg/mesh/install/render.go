@@ -13,7 +13,7 @@ import (
 	"istio.io/istio/pkg/kube"
 )
 
-// settings are what one installation is rendered from.
+// settings are the inputs of an installation.
 type settings struct {
 	images  Images
 	profile string
@@ -29,7 +29,7 @@ func (s settings) sets() []string {
 	return sets
 }
 
-// identity is cheap: it merges values and renders no chart.
+// identity returns the installation's identity. It is cheap: it merges values, and renders no chart.
 func (s settings) identity() (Identity, error) {
 	files, done, err := Input(s.images, nil, s.sets(), strings.NewReader(""))
 	if err != nil {
@@ -44,8 +44,8 @@ func (s settings) identity() (Identity, error) {
 	return Identity{Version: s.images.Tag, Profile: s.profile, Values: hex.EncodeToString(sum[:8])}, nil
 }
 
-// manifests renders the charts with Istio's own renderer. The client knows the cluster's version; without one the
-// charts assume the oldest.
+// manifests renders the charts with Istio's own renderer. The cluster's version comes from the client; without one the charts
+// assume the oldest.
 func (s settings) manifests(client kube.Client, log clog.Logger) ([]manifest.ManifestSet, values.Map, error) {
 	files, done, err := Input(s.images, nil, s.sets(), strings.NewReader(""))
 	if err != nil {

@@ -14,17 +14,17 @@ import (
 	"polymesh.dev/polymesh/pkg/converge"
 )
 
-// restorer puts back what a control plane of ours needs and was deleted: webhooks, without which policies and
-// injection silently do not happen, CRDs, rights and settings. It changes nothing that is there. Deployments, Services and
-// what scales them are not put back: to remove a gateway is a decision, and so is `istioctl uninstall`, which also removes
-// istiod. Because that one deletes one object after the other, an object has to be missing in two rounds.
+// restorer restores deleted objects that our control plane needs: webhooks, without which policies and injection silently have no
+// effect, CRDs, RBAC and settings. It does not change existing objects. Deployments, Services and their autoscalers are not restored:
+// a user may remove a gateway, or everything with `istioctl uninstall`. Because that deletes one object after the other, an object
+// must be missing in two rounds.
 type restorer struct {
 	*mesh
 	client  kube.CLIClient
 	missing []string // in the last round
 }
 
-// restorable are the kinds that are put back.
+// restorable reports whether objects of a kind are restored.
 func restorable(kind string) bool {
 	switch kind {
 	case "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding",
@@ -34,7 +34,7 @@ func restorable(kind string) bool {
 	return false
 }
 
-// sync runs one round. Its error is what is missing.
+// sync runs one round. The error is what is missing.
 func (r *restorer) sync(ctx context.Context) error {
 	record, missing, err := r.look(ctx)
 	if err != nil {
@@ -59,8 +59,8 @@ func (r *restorer) sync(ctx context.Context) error {
 	return converge.Later(list(names) + " was deleted and will be put back")
 }
 
-// look returns the record, as it is now, and the keys of the objects in it that are not there; none where the user has
-// uninstalled our control plane, or has another beside it and tags of revisions are the user's.
+// look returns the current record, and the keys of its missing objects; none if the user has uninstalled our control plane, or has
+// installed another one, because then the user manages the tags of revisions.
 func (r *restorer) look(ctx context.Context) (*Record, []string, error) {
 	record, err := readRecord(ctx, r.client.Kube())
 	if err != nil || record == nil || record.Owner != Ours || record.Phase != Installed {
@@ -104,7 +104,7 @@ func (r *restorer) look(ctx context.Context) (*Record, []string, error) {
 	return record, missing, nil
 }
 
-// put applies the missing objects, and notes that they are others now.
+// put applies the missing objects, and records their new fingerprints.
 func (r *restorer) put(ctx context.Context, record *Record, missing []string) error {
 	sets, values, err := r.settings.manifests(r.client, console{r.log})
 	if err != nil {
@@ -122,7 +122,7 @@ func (r *restorer) put(ctx context.Context, record *Record, missing []string) er
 	if err := i.apply(ctx, objects); err != nil {
 		return err
 	}
-	// Those of the default revision are made of the injector's, and are in no manifest.
+	// The webhooks of the default revision are derived from the injector's, and are in no manifest.
 	if slices.ContainsFunc(missing, func(key string) bool { return strings.Contains(key, "WebhookConfiguration/") }) {
 		if err := i.applyWebhooks(ctx); err != nil {
 			return err

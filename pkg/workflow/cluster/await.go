@@ -23,14 +23,14 @@ import (
 const (
 	// retryEvery is the pause before a watch is opened again. A user who may not watch polls with it.
 	retryEvery = 500 * time.Millisecond
-	// diagnoseEvery is how often a workload that is not ready is diagnosed: what its pods do does not show in itself.
+	// diagnoseEvery is how often a workload that is not ready is diagnosed: its own status does not show its pods' state.
 	diagnoseEvery = 3 * time.Second
-	// permanentFailureGrace is how long a failure that waiting does not mend may last before the wait ends: a Secret or an image
-	// may still come from elsewhere.
+	// permanentFailureGrace is how long a failure that waiting does not fix may last before the wait ends: a Secret or an image
+	// may still be created by another user.
 	permanentFailureGrace = 20 * time.Second
-	// lastDiagnosis bounds the diagnosis when the wait is over.
+	// lastDiagnosis is the timeout of the diagnosis after the wait.
 	lastDiagnosis = 10 * time.Second
-	// removalTimeout bounds the wait for an object that is being deleted; pods get 30 s to end, as Kubernetes gives them.
+	// removalTimeout limits the wait for an object that is being deleted; by Kubernetes' default, pods have 30 s to terminate.
 	removalTimeout = 3 * time.Minute
 )
 
@@ -40,9 +40,9 @@ var ErrNotReady = errors.New("not every workload is ready")
 // Locate returns the file and line of the first of the fields that a manifest has.
 type Locate func([]diagnose.Place) string
 
-// Await waits until a workload is ready, as a step of its own. When it does not become ready, the error is ErrNotReady and the
-// findings are the reasons, each with its place in the manifests; locate may be nil. A workload without a namespace is looked
-// for in the cluster's default one, as kubectl does.
+// Await waits until a workload is ready, as a separate step. If it does not become ready, the error is ErrNotReady and the
+// findings are the reasons, each with its place in the manifests; locate may be nil. A workload without a namespace is in the
+// cluster's default one, as for kubectl.
 func (c *Cluster) Await(ctx context.Context, steps *progress.Steps, workload project.Object, locate Locate) ([]diagnose.Finding, error) {
 	m, err := c.Mapping(workload)
 	if err != nil {
@@ -73,7 +73,7 @@ func (c *Cluster) Await(ctx context.Context, steps *progress.Steps, workload pro
 			status, done, err := diagnose.Rollout(s.live)
 			switch {
 			case done:
-				// It is ready, also where the diagnosis cannot tell whether a sidecar is missing.
+				// It is ready, even if the diagnosis cannot determine whether a sidecar is missing.
 				findings, _ := w.diagnose(ctx)
 				w.step.Done("%s", status)
 				return findings, nil
@@ -104,10 +104,10 @@ type wait struct {
 	finalSince map[diagnose.Reason]time.Time
 }
 
-// examine diagnoses the workload and reports whether waiting on is pointless.
+// examine diagnoses the workload and reports whether waiting longer is pointless.
 func (w *wait) examine(ctx context.Context) bool {
 	w.diagnosed = time.Now()
-	// What cannot be read does not decide whether the workload gets ready.
+	// An error in reading does not mean that the workload does not become ready.
 	if found, err := w.diagnose(ctx); err == nil || len(found) > 0 {
 		w.findings = found
 	}
@@ -160,10 +160,10 @@ func (w *wait) orStatus(findings []diagnose.Finding, status string) []diagnose.F
 		return findings
 	}
 	return []diagnose.Finding{{Reason: diagnose.NotReady, Object: w.workload.ID(), Message: diagnose.Line(status), At: w.workload.At(),
-		Advice: fmt.Sprintf("look at `kubectl describe %s` and at its pods", w.workload.ID())}}
+		Advice: fmt.Sprintf("see `kubectl describe %s`, and its pods", w.workload.ID())}}
 }
 
-// diagnose finds why the workload is not ready, and where in the manifests. With an error the findings are of what could be
+// diagnose returns why the workload is not ready, and where in the manifests. With an error the findings are about what could be
 // read.
 func (w *wait) diagnose(ctx context.Context) ([]diagnose.Finding, error) {
 	findings, err := diagnose.Workload(ctx, w.cluster.Client, w.workload.ID(), w.latest)
@@ -175,8 +175,8 @@ func (w *wait) diagnose(ctx context.Context) ([]diagnose.Finding, error) {
 	return findings, err
 }
 
-// diagnoseLast diagnoses once more, also when the time is over: on a busy machine the reason may be there only now. What was
-// found before holds where nothing is found.
+// diagnoseLast diagnoses once more, even after the timeout: on a busy machine the reason may be visible only now. If it finds
+// nothing, it returns what was found before.
 func (w *wait) diagnoseLast(ctx context.Context) []diagnose.Finding {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastDiagnosis)
 	defer cancel()
@@ -186,7 +186,7 @@ func (w *wait) diagnoseLast(ctx context.Context) []diagnose.Finding {
 	return w.findings
 }
 
-// AwaitGone waits until an object is gone, with all that goes before it.
+// AwaitGone waits until an object no longer exists.
 func (c *Cluster) AwaitGone(ctx context.Context, m *meta.RESTMapping, namespace, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, removalTimeout)
 	defer cancel()
@@ -203,14 +203,14 @@ func (c *Cluster) AwaitGone(ctx context.Context, m *meta.RESTMapping, namespace,
 	}
 }
 
-// state is an object as it is now; without an object and an error there is none.
+// state is the current state of an object; without live and err, it does not exist.
 type state struct {
 	live *unstructured.Unstructured
 	err  error
 }
 
-// follow sends an object as it is, and again whenever it changes, until ctx ends. Where the API server does not answer, or the
-// user may not watch, it reads the object again after a pause.
+// follow sends an object's state, and again whenever it changes, until ctx ends. If the API server does not respond, or the user
+// may not watch, it reads the object again after a pause.
 func follow(ctx context.Context, r dynamic.ResourceInterface, name string) <-chan state {
 	states := make(chan state)
 	send := func(s state) {

@@ -1,7 +1,7 @@
-// Package cluster is the API server that a command of the workflow works with: its clients, the kinds that it knows, waiting for
-// workloads to be ready, and deleting.
+// Package cluster is the API server that a workflow command uses: its clients, the kinds that it serves, waiting for workloads to
+// be ready, and deleting.
 //
-// It owns no objects and applies none: pkg/workflow/deploy and pkg/workflow/rollout do, with the clients that Connect makes.
+// It owns no objects and applies none: pkg/workflow/deploy and pkg/workflow/rollout do, with the clients that Connect returns.
 package cluster
 
 import (
@@ -30,10 +30,10 @@ type Cluster struct {
 	REST    *rest.Config
 	Client  kubernetes.Interface
 	Dynamic dynamic.Interface
-	// Silent is Dynamic without the API server's warnings, for what is tried before it is done.
+	// Silent is Dynamic without the API server's warnings, for dry runs.
 	Silent dynamic.Interface
 	Mapper meta.RESTMapper
-	// Istio is true where the API server knows Istio's types.
+	// Istio is true if the API server serves Istio's types.
 	Istio bool
 
 	factory cmdutil.Factory
@@ -41,8 +41,8 @@ type Cluster struct {
 
 var virtualServices = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 
-// Connect reaches the API server that kubectl's flags mean. warn is called with each of its warnings, which webhooks of others
-// write too; nil drops them.
+// Connect connects to the API server that kubectl's flags select. warn is called with each of its warnings, whose text may come
+// from a user's webhooks; nil drops them.
 func Connect(flags *genericclioptions.ConfigFlags, warn func(text string)) (*Cluster, error) {
 	c := &Cluster{factory: cmdutil.NewFactory(flags)}
 	var err error
@@ -74,7 +74,7 @@ func Connect(flags *genericclioptions.ConfigFlags, warn func(text string)) (*Clu
 	return c, nil
 }
 
-// Warnings is called with each warning of an API server: a deprecated field, or an admission policy's remark.
+// Warnings is called with each warning of an API server: a deprecated field, or a message of an admission policy.
 type Warnings func(text string)
 
 // HandleWarningHeader implements rest.WarningHandler. Code 299 is the one that the API server uses (RFC 7234, 5.5.7).
@@ -89,11 +89,11 @@ func (c *Cluster) Mapping(o project.Object) (*meta.RESTMapping, error) {
 	gvk := o.GroupVersionKind()
 	m, err := c.Mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
 	if meta.IsNoMatchError(err) {
-		meta.MaybeResetRESTMapper(c.Mapper) // a type that was made a moment ago
+		meta.MaybeResetRESTMapper(c.Mapper) // for a type that was created just now
 		m, err = c.Mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
 	}
 	if meta.IsNoMatchError(err) {
-		return nil, fmt.Errorf("%s: the cluster does not know the kind %s of %s: correct apiVersion and kind, or install what brings it", o.At("kind"), gvk.Kind, gvk.GroupVersion())
+		return nil, fmt.Errorf("%s: the cluster does not know the kind %s of %s: correct apiVersion and kind, or install what provides it", o.At("kind"), gvk.Kind, gvk.GroupVersion())
 	}
 	return m, err
 }
@@ -101,7 +101,7 @@ func (c *Cluster) Mapping(o project.Object) (*meta.RESTMapping, error) {
 // Namespaced reports whether objects of a kind are in namespaces.
 func Namespaced(m *meta.RESTMapping) bool { return m.Scope.Name() != meta.RESTScopeNameRoot }
 
-// Resource is where the objects of a kind are reached.
+// Resource returns a client for the objects of a kind.
 func Resource(client dynamic.Interface, m *meta.RESTMapping, namespace string) dynamic.ResourceInterface {
 	if !Namespaced(m) {
 		return client.Resource(m.Resource)
@@ -109,17 +109,17 @@ func Resource(client dynamic.Interface, m *meta.RESTMapping, namespace string) d
 	return client.Resource(m.Resource).Namespace(namespace)
 }
 
-// Resource is where the objects of a kind are reached, with warnings.
+// Resource returns a client for the objects of a kind, with warnings.
 func (c *Cluster) Resource(m *meta.RESTMapping, namespace string) dynamic.ResourceInterface {
 	return Resource(c.Dynamic, m, namespace)
 }
 
-// RESTClient is the client for a kind that kubectl's packages take.
+// RESTClient returns a client for a kind, for kubectl's packages.
 func (c *Cluster) RESTClient(m *meta.RESTMapping) (resource.RESTClient, error) {
 	return c.factory.UnstructuredClientForMapping(m)
 }
 
-// Info is an object in the form that kubectl's packages take.
+// Info returns an object in the form that kubectl's packages use.
 func (c *Cluster) Info(m *meta.RESTMapping, u *unstructured.Unstructured) (*resource.Info, error) {
 	client, err := c.RESTClient(m)
 	if err != nil {
@@ -128,7 +128,7 @@ func (c *Cluster) Info(m *meta.RESTMapping, u *unstructured.Unstructured) (*reso
 	return &resource.Info{Client: client, Mapping: m, Namespace: u.GetNamespace(), Name: u.GetName(), Object: u}, nil
 }
 
-// Remove deletes an object and waits until it is gone. It must still be the one of that UID.
+// Remove deletes an object, if it still has that UID, and waits until it is gone.
 func (c *Cluster) Remove(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured, uid types.UID) error {
 	policy := metav1.DeletePropagationForeground
 	err := c.Resource(m, u.GetNamespace()).Delete(ctx, u.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &policy})

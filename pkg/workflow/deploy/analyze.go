@@ -29,21 +29,21 @@ import (
 // istioNamespace is where Istio's control plane is.
 const istioNamespace = "istio-system"
 
-// analyze has Istio's own analyzers (`istioctl analyze`) look at the manifests together with the cluster, before anything is
-// applied: a route to a host that no one serves, a Gateway whose selector matches no pod, policies that contradict each
-// other. What they find is shown and does not stop a deploy; the API server and istiod's webhook refuse what is invalid.
+// analyze runs Istio's own analyzers (`istioctl analyze`) on the manifests together with the cluster, before anything is applied:
+// they find a route to a host that does not exist, a Gateway whose selector matches no pod, policies that contradict each other.
+// The findings are shown and do not stop a deploy; the API server and istiod's webhook reject what is invalid.
 func (d *deployment) analyze(ctx context.Context) error {
 	if !d.cluster.Istio {
 		return nil
 	}
 	return d.Steps.Do("check the manifests", func(*progress.Step) (string, error) {
-		if err := d.askIstio(ctx); err != nil {
+		if err := d.runAnalyzers(ctx); err != nil {
 			if ctx.Err() != nil {
 				return "", context.Cause(ctx)
 			}
-			// What Istio's reader cannot take, the API server may; and if not, its message is better.
+			// The API server may accept what Istio's reader does not; if not, its message is better.
 			d.result.Findings = append(d.result.Findings, diagnose.Finding{Reason: diagnose.Istio, Object: "project " + d.Project.Name,
-				Message: "Istio's checks did not look at all of it: " + readable(err.Error()), Advice: "nothing, if it is deployed all the same"})
+				Message: "Istio's checks are not complete: " + readable(err.Error()), Advice: "nothing, if the deploy succeeds"})
 		}
 		plain, err := d.plainText(ctx)
 		if err != nil {
@@ -52,17 +52,17 @@ func (d *deployment) analyze(ctx context.Context) error {
 		d.result.Findings = append(d.result.Findings, plain...)
 		for _, c := range d.imagePullAlways() {
 			d.result.Findings = append(d.result.Findings, diagnose.Finding{Reason: diagnose.ImagePull, Object: c.object.ID(),
-				Message: "imagePullPolicy Always asks a registry for an image that was loaded into this node", Advice: "leave the policy out", At: c.object.At(append(slices.Clone(c.path), "imagePullPolicy")...)})
+				Message: "imagePullPolicy Always contacts a registry for an image that was loaded into this node", Advice: "omit the policy", At: c.object.At(append(slices.Clone(c.path), "imagePullPolicy")...)})
 		}
 		if n := len(d.result.Findings); n > 0 {
-			return fmt.Sprintf("%d to look at, see below", n), nil
+			return fmt.Sprintf("%d findings, see below", n), nil
 		}
 		return "", nil
 	})
 }
 
-// askIstio runs the analyzers.
-func (d *deployment) askIstio(ctx context.Context) error {
+// runAnalyzers runs the analyzers on the manifests and the cluster.
+func (d *deployment) runAnalyzers(ctx context.Context) error {
 	client, err := kube.NewCLIClient(kube.NewClientConfigForRestConfig(d.cluster.REST))
 	if err != nil {
 		return err
@@ -73,15 +73,15 @@ func (d *deployment) askIstio(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.runAnalyzer(ctx, analyzer, sources)
+	return d.analyzeSources(ctx, analyzer, sources)
 }
 
-// runAnalyzer adds what the analyzers find of the manifests.
-func (d *deployment) runAnalyzer(ctx context.Context, analyzer *local.IstiodAnalyzer, sources []local.ReaderSource) error {
-	// AddReaderKubeSource would leave Services and pods out, which are in the manifests and not yet in the cluster.
-	// It takes what it can read; the error is about the rest.
+// analyzeSources adds what the analyzers find in the manifests.
+func (d *deployment) analyzeSources(ctx context.Context, analyzer *local.IstiodAnalyzer, sources []local.ReaderSource) error {
+	// AddReaderKubeSource would omit Services and pods, which are in the manifests and not yet in the cluster. This one adds what
+	// it can read; the error is about the rest.
 	unread := analyzer.AddTestReaderKubeSource(sources)
-	// The analyzers end with a channel.
+	// The analyzers end when this channel is closed.
 	found, err := analyzer.Analyze(ctx.Done())
 	if err != nil {
 		return errors.Join(unread, err)
@@ -94,7 +94,7 @@ func (d *deployment) runAnalyzer(ctx context.Context, analyzer *local.IstiodAnal
 	return unread
 }
 
-// sources are the manifests' files, and the pods that they will have.
+// sources returns the files of the manifests, and the pods that they will have.
 func (d *deployment) sources() ([]local.ReaderSource, error) {
 	var sources []local.ReaderSource
 	for _, name := range d.files() {
@@ -111,11 +111,11 @@ func (d *deployment) sources() ([]local.ReaderSource, error) {
 	return append(sources, local.ReaderSource{Name: futurePods, Reader: bytes.NewReader(pods)}), nil
 }
 
-// futurePods is the name of what is no file of the project's.
+// futurePods is the name of the source that is not a file of the project.
 const futurePods = "pods of the manifests"
 
-// futurePods are the pods that the manifests' workloads will have, as YAML: without them the subsets of a DestinationRule that
-// comes with its Deployment select no pod. Only what analyzers select pods by is in them.
+// futurePods returns the pods that the manifests' workloads will have, as YAML: without them the subsets of a DestinationRule that
+// comes with its Deployment select no pod. They contain only what analyzers use to select pods.
 func (d *deployment) futurePods() ([]byte, error) {
 	var all bytes.Buffer
 	for _, o := range d.objects {
@@ -124,7 +124,7 @@ func (d *deployment) futurePods() ([]byte, error) {
 		}
 		labels, found, err := unstructured.NestedStringMap(o.Object, "spec", "template", "metadata", "labels")
 		if err != nil || !found {
-			continue // the API server reports what is wrong with it
+			continue // the API server will reject it
 		}
 		text, err := yaml.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "spec": map[string]any{}, "metadata": map[string]any{
 			"name": o.GetName(), "namespace": cmp.Or(o.GetNamespace(), d.Project.Namespace), "labels": labels}})
@@ -137,7 +137,7 @@ func (d *deployment) futurePods() ([]byte, error) {
 	return all.Bytes(), nil
 }
 
-// files are the files of the manifests.
+// files returns the files of the manifests.
 func (d *deployment) files() []string {
 	var names []string
 	for _, o := range d.objects {
@@ -148,12 +148,12 @@ func (d *deployment) files() []string {
 	return names
 }
 
-// fromAnalyzer takes an analyzer's warnings and errors about the project's own manifests.
+// fromAnalyzer returns the finding for an analyzer's warning or error about the project's own manifests.
 func (d *deployment) fromAnalyzer(m diag.Message, all diag.Messages) (diagnose.Finding, bool) {
 	if m.Resource == nil || m.Type.Level() == diag.Info || m.Resource.Origin.Reference() == nil {
 		return diagnose.Finding{}, false
 	}
-	// A manifest's position is file:line, one in the cluster has no file.
+	// A manifest's position is file:line; an object in the cluster has no file.
 	file, _, _ := strings.Cut(m.Resource.Origin.Reference().String(), ":")
 	i := slices.IndexFunc(d.objects, func(o project.Object) bool {
 		return o.File == file && o.GetName() == m.Resource.Metadata.FullName.Name.String() && o.GetKind() == m.Resource.Metadata.Schema.Kind()
@@ -162,7 +162,7 @@ func (d *deployment) fromAnalyzer(m diag.Message, all diag.Messages) (diagnose.F
 		return diagnose.Finding{}, false
 	}
 	o := d.objects[i]
-	// A Gateway that is not there has no hosts either.
+	// A Gateway that does not exist has no hosts either.
 	if m.Type.Code() == msg.VirtualServiceHostNotFoundInGateway.Code() && slices.ContainsFunc(all, func(other diag.Message) bool {
 		return other.Type.Code() == msg.ReferencedResourceNotFound.Code() && other.Parameters[0] == "gateway" && other.Resource != nil &&
 			other.Resource.Metadata.FullName == m.Resource.Metadata.FullName
@@ -177,7 +177,7 @@ func (d *deployment) fromAnalyzer(m diag.Message, all diag.Messages) (diagnose.F
 	return f, true
 }
 
-// explain returns which row of the table a message is, what to do, and which field to change.
+// explain returns the reason for a message, what to do, and which field to change.
 func explain(o project.Object, m diag.Message) (reason diagnose.Reason, advice string, path []string) {
 	parameter := func(i int) string {
 		if i < len(m.Parameters) {
@@ -190,34 +190,35 @@ func explain(o project.Object, m diag.Message) (reason diagnose.Reason, advice s
 		what, name := parameter(0), parameter(1)
 		switch what {
 		case "gateway":
-			return diagnose.GatewayMismatch, "make the Gateway, or correct its name (one of another namespace is NAMESPACE/NAME)", find(o.Object, "gateways", name)
+			return diagnose.GatewayMismatch, "create the Gateway, or correct its name (one of another namespace is NAMESPACE/NAME)", find(o.Object, "gateways", name)
 		case "selector":
 			return diagnose.GatewayMismatch, "no pod has these labels, so nothing serves this Gateway: Istio's own has istio: ingressgateway (`kubectl get pods -A -l istio --show-labels`)", []string{"spec", "selector"}
 		case "host", "mirror host":
-			return diagnose.GatewayMismatch, "make a Service or ServiceEntry of this name, or correct the host (one of another namespace is NAME.NAMESPACE)", find(o.Object, "host", name)
+			return diagnose.GatewayMismatch, "create a Service or ServiceEntry of this name, or correct the host (one of another namespace is NAME.NAMESPACE)", find(o.Object, "host", name)
 		case "host+subset in destinationrule", "mirror+subset in destinationrule":
 			host, subset, _ := strings.Cut(name, "+")
 			return diagnose.GatewayMismatch, fmt.Sprintf("add the subset %s to a DestinationRule of %s, or correct its name", subset, host), find(o.Object, "subset", subset)
 		case "credentialName":
-			return diagnose.GatewayMismatch, "make the Secret in the namespace of the gateway's pods (`kubectl create secret tls`), or correct its name", find(o.Object, "credentialName", name)
+			return diagnose.GatewayMismatch, "create the Secret in the namespace of the gateway's pods (`kubectl create secret tls`), or correct its name", find(o.Object, "credentialName", name)
 		}
 	case msg.VirtualServiceHostNotFoundInGateway.Code():
 		return diagnose.GatewayMismatch, "let servers.hosts of the Gateway and hosts of the VirtualService name the same host", []string{"spec", "hosts"}
 	case msg.GatewayPortNotDefinedOnService.Code():
 		return diagnose.GatewayMismatch, "use a port of the gateway's Service (`kubectl get service -A -l istio`), or add this one to it", find(o.Object, "number", parameter(0))
 	case msg.InvalidGatewayCredential.Code():
-		return diagnose.GatewayMismatch, "make the Secret again with a certificate and its key (`kubectl create secret tls`)", find(o.Object, "credentialName", "")
+		return diagnose.GatewayMismatch, "create the Secret again with a certificate and its key (`kubectl create secret tls`)", find(o.Object, "credentialName", "")
 	case msg.ConflictingGateways.Code():
-		return diagnose.GatewayMismatch, "two Gateways serve one host on one port: make one of them, or part the hosts", find(o.Object, "hosts", "")
+		return diagnose.GatewayMismatch, "two Gateways serve the same host on the same port: merge them, or separate the hosts", find(o.Object, "hosts", "")
 	case msg.UnknownDestinationRuleHost.Code():
 		return diagnose.GatewayMismatch, "no Service or ServiceEntry has this name: correct the host", []string{"spec", "host"}
 	case msg.DestinationRuleSubsetNotSelectPods.Code():
 		return diagnose.GatewayMismatch, "no pod has the labels of this subset: requests to it get 503. Correct its labels, or those of the pods", append(parent(find(o.Object, "name", parameter(0))), "labels")
 	}
-	return diagnose.Istio, "https://istio.io/latest/docs/reference/config/analysis/" + strings.ToLower(m.Type.Code()) + "/ says what to do", nil
+	return diagnose.Istio, "https://istio.io/latest/docs/reference/config/analysis/" + strings.ToLower(m.Type.Code()) + "/ describes what to do", nil
 }
 
-// find is the path of the first field of this name, at any depth, that is value or a list with it; any where value is empty.
+// find returns the path of the first field of this name, at any depth, that is value or a list with it, or any value if it is
+// empty.
 func find(at any, name, value string) []string {
 	switch at := at.(type) {
 	case map[string]any:

@@ -45,7 +45,7 @@ spec:
 		t.Fatal(err)
 	}
 	analyzer := local.NewIstiodAnalyzer(analyzers.AllCombined(), resource.Namespace("shop"), istioNamespace, nil)
-	if err := d.runAnalyzer(t.Context(), analyzer, sources); err != nil {
+	if err := d.analyzeSources(t.Context(), analyzer, sources); err != nil {
 		t.Fatal(err)
 	}
 	var said []string

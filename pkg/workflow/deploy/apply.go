@@ -21,10 +21,10 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// fieldManager is the owner of what is deployed.
+// fieldManager is the owner of the fields that are deployed.
 const fieldManager = ssa.Deploy
 
-// webhookWait is how long an admission webhook may not answer: that of a control plane that starts.
+// webhookWait is how long an admission webhook may be unavailable, such as that of a control plane that starts.
 const webhookWait = time.Minute
 
 // applyObjects applies everything in order.
@@ -35,7 +35,7 @@ func (d *deployment) applyObjects(ctx context.Context) error {
 	}
 	return d.Steps.Do(title, func(*progress.Step) (string, error) {
 		counts := map[Action]int{}
-		// Types and namespaces are there before anything of them is asked for.
+		// Types and namespaces come before the objects that need them.
 		first := 0
 		for first < len(d.objects) && rank(d.objects[first]) == 0 {
 			if err := d.applyOne(ctx, d.objects[first], counts); err != nil {
@@ -48,7 +48,7 @@ func (d *deployment) applyObjects(ctx context.Context) error {
 				return "", err
 			}
 		}
-		// Their namespaces and types are there now.
+		// The namespaces and types of all objects exist now.
 		if err := d.check(ctx); err != nil {
 			return "", err
 		}
@@ -72,7 +72,7 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 	defer d.applying(o.At())()
 	m, err := d.cluster.Mapping(o)
 	if err != nil {
-		// A dry run does not make the type that a manifest beside it defines.
+		// A dry run does not create the type that another manifest defines.
 		if d.dry && definition(d.objects, o) != nil {
 			d.note(o, Created, counts)
 			return nil
@@ -129,8 +129,8 @@ func (d *deployment) applyOne(ctx context.Context, o project.Object, counts map[
 	return nil
 }
 
-// apply is a server-side apply. The manifests are the truth: a field that was set since the last deploy (kubectl edit, kubectl
-// set image) is taken back, as with every deploy command of this kind.
+// apply applies an object with server-side apply. The manifests are the source of truth: a field that was set since the last
+// deploy (kubectl edit, kubectl set image) is set back, as with every deploy command of this kind.
 func (d *deployment) apply(ctx context.Context, m *meta.RESTMapping, u *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	return ssa.Apply(ctx, d.cluster.Resource(m, u.GetNamespace()), u, ssa.Options{Manager: fieldManager, Force: true, DryRun: d.dry, WebhookWait: webhookWait})
 }
@@ -144,7 +144,7 @@ func (d *deployment) note(o project.Object, action Action, counts map[Action]int
 	d.result.Objects = append(d.result.Objects, change)
 }
 
-// changed compares what the object was with what it is or would be, less what the API server counts.
+// changed reports whether an object differs from what it was, except for what the API server counts.
 func changed(before, after *unstructured.Unstructured) bool {
 	return text(before) != text(after)
 }
@@ -173,7 +173,7 @@ func (d *deployment) awaitTypes(ctx context.Context, objects []project.Object) e
 	return nil
 }
 
-// isNew reports whether a namespace is still to be made: the API server cannot dry-run into it.
+// isNew reports whether a namespace does not exist yet: the API server cannot dry-run into it.
 func (d *deployment) isNew(ctx context.Context, namespace string) bool {
 	if namespace == "" {
 		return false
@@ -198,7 +198,7 @@ func (d *deployment) showDiff(o project.Object, before, after *unstructured.Unst
 	return err
 }
 
-// text is an object as a person compares it.
+// text returns an object as YAML, without the fields that the API server maintains.
 func text(u *unstructured.Unstructured) string {
 	if u == nil {
 		return ""
@@ -215,13 +215,13 @@ func text(u *unstructured.Unstructured) string {
 	return string(out)
 }
 
-// masked hides the values of a Secret, as kubectl diff does: only whether they are the other's is seen.
+// masked hides the values of a Secret, as kubectl diff does: it shows only whether they differ from the other's.
 func masked(u, other *unstructured.Unstructured) *unstructured.Unstructured {
 	if u == nil || u.GroupVersionKind().GroupKind() != secretKind {
 		return u
 	}
 	u = u.DeepCopy()
-	// It holds the values once more, of a Secret that came by `kubectl apply`.
+	// It contains the values too, if the Secret was applied with `kubectl apply`.
 	unstructured.RemoveNestedField(u.Object, "metadata", "annotations", corev1.LastAppliedConfigAnnotation)
 	for _, field := range []string{"data", "stringData"} {
 		data, found, _ := unstructured.NestedMap(u.Object, field)

@@ -1,9 +1,9 @@
-// Package deploy brings a project to a cluster: it has the services' images built, applies the manifests on the server's
-// side in an order that works, removes what is no longer in them, and waits until the pods are ready or reports why they are not.
+// Package deploy deploys a project to a cluster: it builds the services' images, applies the manifests with server-side apply in
+// an order that works, removes what is no longer in them, and waits until the pods are ready or reports why they are not.
 //
-// The cluster may be any Kubernetes with Istio. What a project has in it is kept as an ApplySet (KEP 3659), kubectl's
-// own form, so kubectl sees the same set. The steps are in the order of Run; each can be run again, and Run as a whole
-// too, wherever it was broken off. pkg/command calls Run and Remove.
+// The cluster may be any Kubernetes with Istio. The objects of a project are recorded as an ApplySet (KEP 3659), as kubectl does,
+// so kubectl sees the same set. The steps are in the order of Run; each can be run again, and so can Run as a whole, wherever it
+// was interrupted. pkg/command calls Run and Remove.
 package deploy
 
 import (
@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -31,32 +32,32 @@ import (
 // Options are those of the command line.
 type Options struct {
 	Project *project.Project
-	// Cluster is which cluster, by kubectl's flags.
+	// Cluster selects the cluster, by kubectl's flags.
 	Cluster *genericclioptions.ConfigFlags
-	// Engine builds images: one of image.EngineNames, or empty for the first that is there.
+	// Engine builds images: one of image.EngineNames, or empty for the first that works.
 	Engine string
-	// ContainerdSocket is the one of this machine's node, for images that no registry gets.
+	// ContainerdSocket is that of this machine's node, for images that are not pushed to a registry.
 	ContainerdSocket string
-	// Rebuild builds images although they are there.
+	// Rebuild builds images even if they exist.
 	Rebuild bool
-	// AllowLatest lets images through that have no version.
+	// AllowLatest allows images without a version.
 	AllowLatest bool
 	// Signer signs the images that are built; nil leaves them unsigned.
 	Signer *signature.Signer
-	// SBOM is a folder for the bills of materials of the images that are built; empty for none. Scanner makes them.
+	// SBOM is a folder for the bills of materials of the images that are built; empty for none. Scanner creates them.
 	SBOM    string
 	Scanner *scanner.Scanner
-	// RegistryDir is containerd's folder with the settings of registries.
+	// RegistryDir is containerd's folder with registry settings.
 	RegistryDir string
-	// DryRun asks the API server what it would do, and builds nothing. Diff is a dry run that shows the changes on Out.
+	// DryRun builds nothing and applies as a dry run of the API server. Diff is a dry run that prints the changes to Out.
 	DryRun, Diff bool
 	// Adopt takes over a project of this name, or objects, that are deployed from elsewhere.
 	Adopt bool
-	// Volumes lets what holds data be deleted, too.
+	// Volumes also deletes objects that hold data.
 	Volumes bool
 	// Wait waits until the pods are ready.
 	Wait bool
-	// Allowed is asked before anything is built or changed, with the objects of the manifests; its error ends the deploy.
+	// Allowed is called before anything is built or changed, with the objects of the manifests; its error ends the deploy.
 	Allowed func(context.Context, *cluster.Cluster, []project.Object) error
 
 	Steps *progress.Steps
@@ -76,7 +77,7 @@ type Result struct {
 	Hosts    []string           `json:"hosts,omitempty"`
 }
 
-// Image is what became of a service's image.
+// Image is the result for a service's image.
 type Image struct {
 	Service string `json:"service"`
 	Ref     string `json:"ref"`
@@ -98,7 +99,7 @@ const (
 	Created   Action = "created"
 	Changed   Action = "changed"
 	Unchanged Action = "unchanged"
-	// Replaced is a Job that had ended: what it runs cannot be changed, so it was deleted and made again.
+	// Replaced is a finished Job that was deleted and created again, because its template cannot be changed.
 	Replaced Action = "replaced"
 	Pruned   Action = "pruned"
 )
@@ -110,8 +111,8 @@ type Change struct {
 	At     string `json:"at,omitempty"`
 }
 
-// Run deploys. The result is valid as far as it goes also with an error. cluster.ErrNotReady means that everything was applied
-// and not every workload became ready; Result.Findings are the reasons.
+// Run deploys. With an error, the result contains what was done until then. cluster.ErrNotReady means that everything was
+// applied, but not every workload became ready; Result.Findings are the reasons.
 func Run(ctx context.Context, o Options) (*Result, error) {
 	d := newDeployment(o)
 	defer d.close()
@@ -143,7 +144,7 @@ type deployment struct {
 	dry     bool
 	cluster *cluster.Cluster
 	origin  project.Origin
-	taken   bool // over, from another origin
+	adopted bool // taken over from another origin
 	objects []project.Object
 	images  []job // what is built
 	mover   mover
@@ -158,7 +159,7 @@ func newDeployment(o Options) *deployment {
 		checks: checks{done: map[string]bool{}, replace: map[string]types.UID{}}}
 }
 
-// read reads the manifests and refuses what can be refused without a cluster.
+// read reads the manifests and checks what can be checked without a cluster.
 func (d *deployment) read(context.Context) error {
 	objects, namespace, err := d.Project.Objects()
 	if err != nil {
@@ -184,20 +185,20 @@ func (d *deployment) read(context.Context) error {
 	return nil
 }
 
-// inNamespace is a copy of the project with the namespace that it is deployed to: kubectl's flag goes before the project's own.
+// inNamespace returns a copy of the project with the namespace that it is deployed to: kubectl's flag has precedence.
 func (o Options) inNamespace(own string) *project.Project {
 	p := *o.Project
 	p.Namespace = cmp.Or(*o.Cluster.Namespace, own)
 	return &p
 }
 
-// connect reaches the cluster, whose warnings are shown.
+// connect connects to the cluster, whose warnings are shown.
 func (d *deployment) connect(context.Context) (err error) {
 	d.cluster, err = cluster.Connect(d.Cluster, d.warn)
 	return err
 }
 
-// allowed asks whether this may be deployed now. A dry run changes nothing, so it may.
+// allowed checks whether the objects may be deployed now. A dry run always may: it changes nothing.
 func (d *deployment) allowed(ctx context.Context) error {
 	if d.Allowed == nil || d.dry {
 		return nil
@@ -205,7 +206,7 @@ func (d *deployment) allowed(ctx context.Context) error {
 	return d.Allowed(ctx, d.cluster, d.objects)
 }
 
-// serviceOf is the service whose image a manifest means.
+// serviceOf returns the service that an image in a manifest refers to.
 func (d *deployment) serviceOf(ref string) (project.Service, bool) {
 	name, _ := image.Cut(ref)
 	for _, s := range d.Project.Services {
@@ -226,7 +227,7 @@ type container struct {
 
 func (c container) at() string { return c.object.At(append(slices.Clone(c.path), "image")...) }
 
-// containers are all of the manifests, wherever a pod template stands in them: also in CronJobs and custom kinds.
+// containers returns all containers in the manifests, wherever a pod template is: also in CronJobs and custom kinds.
 func containers(objects []project.Object) []container {
 	var found []container
 	for _, o := range objects {
@@ -243,7 +244,8 @@ func containers(objects []project.Object) []container {
 func walkPods(value any, path []string, visit func([]string, map[string]any)) {
 	switch value := value.(type) {
 	case map[string]any:
-		for key, field := range value {
+		for _, key := range slices.Sorted(maps.Keys(value)) {
+			field := value[key]
 			list, ok := field.([]any)
 			if !ok || key != "containers" && key != "initContainers" {
 				walkPods(field, append(slices.Clone(path), key), visit)

@@ -246,8 +246,8 @@ func TestExplain(t *testing.T) {
 		advice  string
 		at      string
 	}{
-		"gateway":  {msg.NewReferencedResourceNotFound(nil, "gateway", "no-such-gateway"), diagnose.GatewayMismatch, "make the Gateway", "k8s/all.yaml:8"},
-		"host":     {msg.NewReferencedResourceNotFound(nil, "host", "none"), diagnose.GatewayMismatch, "make a Service", "k8s/all.yaml:13"},
+		"gateway":  {msg.NewReferencedResourceNotFound(nil, "gateway", "no-such-gateway"), diagnose.GatewayMismatch, "create the Gateway", "k8s/all.yaml:8"},
+		"host":     {msg.NewReferencedResourceNotFound(nil, "host", "none"), diagnose.GatewayMismatch, "create a Service", "k8s/all.yaml:13"},
 		"subset":   {msg.NewReferencedResourceNotFound(nil, "host+subset in destinationrule", "none+v9"), diagnose.GatewayMismatch, "add the subset v9 to a DestinationRule of none", "k8s/all.yaml:14"},
 		"hosts":    {msg.NewVirtualServiceHostNotFoundInGateway(nil, []string{"x"}, "shop", "shop"), diagnose.GatewayMismatch, "the same host", "k8s/all.yaml:5"},
 		"anything": {msg.NewVirtualServiceUnreachableRule(nil, "x", "y"), diagnose.Istio, "https://istio.io/latest/docs/reference/config/analysis/ist0130/", "k8s/all.yaml:1"},

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,17 +24,17 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/scanner"
 )
 
-// parallelBuilds is how many images are built at once: each build is a compiler that takes all cores.
+// parallelBuilds is how many images are built at once: each build can use all cores.
 const parallelBuilds = 2
 
-// job is an image that is built of a service.
+// job is the image of a service that is built.
 type job struct {
 	service project.Service
 	source  image.Source
 	ref     image.Ref
 }
 
-// source is what a service's image is built of.
+// source returns what a service's image is built from.
 func source(p *project.Project, s project.Service) image.Source {
 	source := image.Source{Context: p.Path(s.Context), Dockerfile: s.Dockerfile, Target: s.Target, Args: s.Args, Network: s.Network, Settings: s.Settings}
 	for _, mount := range s.Mounts {
@@ -44,8 +43,8 @@ func source(p *project.Project, s project.Service) image.Source {
 	return source
 }
 
-// nameImages puts the names of the images into the manifests. They are hashes of what the images are built of, so that nothing need be
-// built yet.
+// nameImages sets the names of the images in the manifests. They contain hashes of what the images are built from, so nothing
+// needs to be built yet.
 func (d *deployment) nameImages(ctx context.Context) (err error) {
 	var step *progress.Step
 	defer func() {
@@ -96,8 +95,8 @@ func (d *deployment) nameImages(ctx context.Context) (err error) {
 	return nil
 }
 
-// readBases finds out what the images are that a build starts from. Without a program that builds they are unknown, and a build that
-// starts from nothing needs none.
+// readBases reads which base images a build starts from. Without a program that builds they are unknown; a build from scratch
+// needs none.
 func (d *deployment) readBases(ctx context.Context, source *image.Source, note func(string)) error {
 	names, err := source.Bases()
 	if err != nil || len(names) == 0 {
@@ -114,7 +113,7 @@ func (d *deployment) readBases(ctx context.Context, source *image.Source, note f
 	return source.ReadBases(ctx, e, from, note)
 }
 
-// openMover makes d.mover, which close closes.
+// openMover sets d.mover, which close closes.
 func (d *deployment) openMover(ctx context.Context) error {
 	if d.mover.engine != nil {
 		return nil
@@ -123,9 +122,9 @@ func (d *deployment) openMover(ctx context.Context) error {
 	if d.mover.registry || d.dry {
 		return nil
 	}
-	store, err := imagestore.Open(d.ContainerdSocket)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("images cannot be loaded: no Polymesh server runs on this machine, or this user may not use its containerd (%w). Use --registry for another cluster, sudo for this one", err)
+	store, err := image.OpenNode(d.ContainerdSocket)
+	if errors.Is(err, image.ErrNoNode) {
+		return fmt.Errorf("images cannot be loaded: %w. Use --registry for another cluster, sudo for this one", err)
 	}
 	if err != nil {
 		return err
@@ -141,7 +140,7 @@ func (d *deployment) close() error {
 	return d.mover.store.Close()
 }
 
-// buildImages builds and moves the images that changed.
+// buildImages builds the images that changed, and brings them to where nodes pull them from.
 func (d *deployment) buildImages(ctx context.Context) error {
 	jobs, m := d.images, d.mover
 	if len(jobs) == 0 || d.dry {
@@ -160,7 +159,7 @@ func (d *deployment) buildImages(ctx context.Context) error {
 		return err
 	}
 	d.result.Images = make([]Image, len(jobs))
-	// Each build takes as long as it takes; the first that fails ends the others.
+	// Builds have no time limit; the first that fails ends the others.
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelBuilds)
 	for i, j := range jobs {
@@ -171,7 +170,7 @@ func (d *deployment) buildImages(ctx context.Context) error {
 					return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 				}
 				if !m.registry {
-					// So that the kubelet keeps it, and what a rollback goes back to.
+					// So that the kubelet keeps it, and the one for a rollback.
 					if err := m.store.Deployed(ctx, j.ref.Full, project.ID(), j.service.Name); err != nil {
 						return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 					}
@@ -216,13 +215,13 @@ func (d *deployment) provide(ctx context.Context, m mover, j job, step *progress
 		return out, err
 	}
 	if d.Signer != nil && !out.Built {
-		// What was there under this name may be anybody's: only what has this key's signature counts as it is.
+		// An existing image of this name may be from another user: only one with this key's signature is used.
 		signed, err := d.Signer.Public().Verify(ctx, j.ref.Full, place)
 		switch {
 		case err == nil:
 			out.Digest = signed.Digest.String()
 		case errors.Is(err, signature.ErrUnsigned):
-			note("building, as what is there is not signed with this key")
+			note("building, because the existing image is not signed with this key")
 			if out, err = m.bring(ctx, j.source, j.ref, true, note); err != nil {
 				return out, err
 			}
@@ -234,7 +233,7 @@ func (d *deployment) provide(ctx context.Context, m mover, j job, step *progress
 	if d.SBOM != "" {
 		out.SBOM = filepath.Join(d.SBOM, sbomName(out.Service, j.ref.Short))
 		if _, err := os.Stat(out.SBOM); err != nil || out.Built {
-			note("listing what it is made of")
+			note("listing its contents")
 			if err := d.writeSBOM(ctx, m, j.ref, out.SBOM); err != nil {
 				return out, err
 			}
@@ -248,7 +247,7 @@ func (d *deployment) provide(ctx context.Context, m mover, j job, step *progress
 	if err != nil {
 		return out, err
 	}
-	// Between the build and now, the name may have got another image.
+	// Since the build, the name may have been given to another image.
 	if out.id == "" || config != out.id && stored.Digest != out.id {
 		return out, fmt.Errorf("%s in %s is not the image that was built (%s): it is not signed", stored, place, out.id)
 	}
@@ -257,19 +256,15 @@ func (d *deployment) provide(ctx context.Context, m mover, j job, step *progress
 	return out, err
 }
 
-// place is where images and their signatures are.
+// place returns where images and their signatures are.
 func (d *deployment) place(m mover) (signature.Place, error) {
 	if !m.registry {
 		return m.store.Signatures(), nil
 	}
-	logins, err := signature.UserLogins()
-	if err != nil {
-		return nil, err
-	}
-	return signature.NewRegistry(d.RegistryDir, logins), nil
+	return image.SignedRegistry(d.RegistryDir)
 }
 
-// sbomName has the tag in it, and so the hash of what the image was built of: one that is there is of this image.
+// sbomName returns a name with the tag, which has the hash of what the image was built from: an existing file is for this image.
 func sbomName(service, ref string) string {
 	_, tag := image.Cut(ref)
 	return service + "-" + tag + ".cdx.json"
@@ -359,16 +354,16 @@ func build(ctx context.Context, e image.Engine, ref image.Ref, source image.Sour
 	}
 	text, err := os.ReadFile(source.IDFile)
 	if err != nil {
-		return "", fmt.Errorf("read the id of what %s has built: %w", e.Name(), err)
+		return "", fmt.Errorf("read the id of the image that %s built: %w", e.Name(), err)
 	}
 	id := digest.Digest(strings.TrimSpace(string(text)))
 	if err := id.Validate(); err != nil {
-		return "", fmt.Errorf("read the id of what %s has built: %q: %w", e.Name(), id, err)
+		return "", fmt.Errorf("read the id of the image that %s built: %q: %w", e.Name(), id, err)
 	}
 	return id, nil
 }
 
-// imagePullAlways are containers that would ask a registry for an image that only this node has.
+// imagePullAlways returns containers that would contact a registry for an image that only this node has.
 func (d *deployment) imagePullAlways() []container {
 	return slices.DeleteFunc(containers(d.objects), func(c container) bool {
 		_, ours := d.serviceOf(c.image)

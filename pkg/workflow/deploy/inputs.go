@@ -7,8 +7,8 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// Inputs visits the files and folders on this machine that a deploy of the project reads, a folder before what is in it, and
-// where others would be looked for. Paths are absolute and may not exist. It goes by the same walks as deploy itself.
+// Inputs visits the files and folders on this machine that a deploy of the project reads, each folder before its content, and the
+// places where it searches for others. Paths are absolute and may not exist. It uses the same walks as deploy itself.
 func Inputs(p *project.Project, visit func(path string)) error {
 	for _, path := range []string{project.File, "services", "k8s", "istio"} {
 		visit(p.Path(path))
@@ -25,7 +25,7 @@ func Inputs(p *project.Project, visit func(path string)) error {
 	}
 	for _, s := range p.Services {
 		source := source(p, s)
-		visit(source.Context) // as a link, it may come to lead elsewhere
+		visit(source.Context) // a link may change its target
 		err := source.Walk(func(f image.File) error {
 			visit(f.Path)
 			return nil

@@ -28,8 +28,8 @@ var (
 	statefulSetKind = schema.GroupKind{Group: "apps", Kind: "StatefulSet"}
 )
 
-// order is the order in which kinds are applied. A kind that is not listed comes with the workloads. A route comes last, so
-// that it never names a subset or a service that proxies do not know yet.
+// order is the order in which kinds are applied. A kind that is not listed comes with the workloads. Routes come last, so that
+// they never name a subset or a service that proxies do not know yet.
 var order = [][]string{
 	{"Namespace", "CustomResourceDefinition"},
 	{"ResourceQuota", "LimitRange", "PriorityClass", "StorageClass", "ServiceAccount", "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"},
@@ -52,7 +52,7 @@ func rank(o project.Object) int {
 	return at("Deployment")
 }
 
-// complete adds to the manifests what they leave open: the namespace, its label, the Secrets, and where each object goes.
+// complete adds to the manifests what they omit: the namespace, its label, the Secrets, and the namespace of each object.
 func (d *deployment) complete(ctx context.Context) error {
 	slices.SortStableFunc(d.objects, func(a, b project.Object) int { return rank(a) - rank(b) })
 	if err := d.addNamespace(ctx); err != nil {
@@ -79,8 +79,8 @@ func (d *deployment) complete(ctx context.Context) error {
 	return nil
 }
 
-// addNamespace makes sure of the project's namespace and of its label for injection. A namespace that names a revision, or
-// opts out, is left as it is.
+// addNamespace adds the project's namespace and its label for injection. A namespace that names a revision, or opts out, is left
+// as it is.
 func (d *deployment) addNamespace(ctx context.Context) error {
 	name := d.Project.Namespace
 	if at := slices.IndexFunc(d.objects, func(o project.Object) bool {
@@ -115,8 +115,8 @@ func injects(labels map[string]string) bool {
 	return labels["istio-injection"] != "" || labels["istio.io/rev"] != "" || labels["istio.io/dataplane-mode"] != ""
 }
 
-// secrets makes the Secrets of polymesh.yaml. A value that is not available here is no error where the cluster has it
-// already: the next one to deploy need not know every password.
+// secrets returns the Secrets of polymesh.yaml. A value that is not available here is not an error if the cluster already has it:
+// not every user who deploys needs to know every password.
 func (d *deployment) secrets(ctx context.Context) ([]project.Object, error) {
 	set, err := newSet(d.cluster, d.Project)
 	if err != nil {
@@ -146,16 +146,16 @@ func (d *deployment) secrets(ctx context.Context) ([]project.Object, error) {
 			live, err := d.cluster.Client.CoreV1().Secrets(d.Project.Namespace).Get(ctx, s.Name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) {
 				slices.Sort(missing)
-				return nil, fmt.Errorf("secret %s has no value for %s: set the variable or make the file, or make the Secret yourself (kubectl create secret generic %s -n %s --from-file=…)",
+				return nil, fmt.Errorf("secret %s has no value for %s: set the variable or create the file, or create the Secret yourself (kubectl create secret generic %s -n %s --from-file=…)",
 					s.Name, strings.Join(missing, ", "), s.Name, d.Project.Namespace)
 			}
 			if err != nil {
 				return nil, fmt.Errorf("read secret %s: %w", s.Name, err)
 			}
 			if len(missing) == len(s.Data) && live.Labels[apply.ApplysetPartOfLabel] != set.ID() {
-				continue // made by hand: it is not ours to keep, or to remove
+				continue // a user created it: it is not ours to keep or remove
 			}
-			// What is not applied again would be taken away.
+			// A value that is not applied again would be removed.
 			for key := range s.Data {
 				if value, ok := live.Data[key]; ok && data[key] == nil {
 					data[key] = base64.StdEncoding.EncodeToString(value)
@@ -179,8 +179,8 @@ func secretValue(p *project.Project, from project.SecretValue) (value []byte, ok
 	return value, err == nil, err
 }
 
-// dropReplicas takes the number of replicas out of workloads that an autoscaler of the project scales: applied each
-// time, it would undo the autoscaler's work at each deploy.
+// dropReplicas removes the number of replicas from workloads that an autoscaler of the project scales: each deploy would undo the
+// autoscaler's change.
 func dropReplicas(objects []project.Object) {
 	for _, hpa := range objects {
 		if hpa.GroupVersionKind().GroupKind() != autoscalerKind {
@@ -211,7 +211,7 @@ func (d *deployment) setNamespace(o project.Object) error {
 }
 
 // namespaced reports whether objects of a kind are in namespaces. The type of a kind that the project defines itself may not
-// be there yet; then its definition decides.
+// exist yet; then its definition decides.
 func (d *deployment) namespaced(o project.Object) (bool, error) {
 	m, err := d.cluster.Mapping(o)
 	if err == nil {
@@ -224,7 +224,7 @@ func (d *deployment) namespaced(o project.Object) (bool, error) {
 	return false, err
 }
 
-// definition is the manifest that defines the type of an object, nil where none does.
+// definition returns the manifest that defines the type of an object, nil if there is none.
 func definition(objects []project.Object, o project.Object) *unstructured.Unstructured {
 	for _, crd := range objects {
 		group, _, _ := unstructured.NestedString(crd.Object, "spec", "group")

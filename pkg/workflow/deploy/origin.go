@@ -14,10 +14,10 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// originAnnotation of the set's Secret is where the project is deployed from (project.Origin, as JSON).
+// originAnnotation of the set's Secret records where the project is deployed from (project.Origin, as JSON).
 const originAnnotation = "polymesh.dev/origin"
 
-// originOf is what is recorded; ok is false where nothing is, or nothing that can be read.
+// originOf returns the recorded origin; ok is false if there is none, or it is not valid.
 func originOf(parent *corev1.Secret) (origin project.Origin, ok bool) {
 	text, ok := parent.Annotations[originAnnotation]
 	if !ok || json.Unmarshal([]byte(text), &origin) != nil {
@@ -26,8 +26,8 @@ func originOf(parent *corev1.Secret) (origin project.Origin, ok bool) {
 	return origin, origin != project.Origin{}
 }
 
-// identify ends a deploy of another project that has the same name, before anything is touched: it would change and remove
-// what that one has applied.
+// identify returns an error if another project of the same name is deployed, before anything is changed: this one would change
+// and remove what that one has applied.
 func (d *deployment) identify(ctx context.Context) (err error) {
 	if d.origin, err = d.Project.Origin(ctx); err != nil {
 		return err
@@ -42,27 +42,27 @@ func (d *deployment) identify(ctx context.Context) (err error) {
 	return d.compare(ctx, parent)
 }
 
-// compare sets d.taken where the project was another's and the user wants to take it over.
+// compare sets d.adopted if the project was deployed from elsewhere and the user takes it over.
 func (d *deployment) compare(ctx context.Context, parent *corev1.Secret) error {
 	recorded, ok := originOf(parent)
 	if ok && recorded.Same(d.origin) {
 		return nil
 	}
 	if !ok {
-		// A deploy that was broken off before it recorded its origin has no members yet.
+		// A deploy that was interrupted before it recorded its origin has no members yet.
 		empty, err := d.isEmpty(ctx)
 		if err != nil || empty {
 			return err
 		}
 	}
 	if d.Adopt {
-		d.taken = true
+		d.adopted = true
 		return nil
 	}
 	return fmt.Errorf(`project %[1]s in namespace %[2]s was deployed from elsewhere
   there: %[3]s
   here:  %[4]s
-If that is another project, give this one a name of its own (name: in %[5]s). If it is this one, which has moved, take it over once with --adopt`,
+If that is another project, give this one a different name (name: in %[5]s). If it is this one, which has moved, take it over once with --adopt`,
 		d.Project.Name, d.Project.Namespace, recorded, d.origin, project.File)
 }
 
@@ -72,7 +72,7 @@ func (d *deployment) isEmpty(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	// Reads what the set holds.
+	// It reads the members of the set.
 	if err := s.BeforeApply(nil, cmdutil.DryRunServer, metav1.FieldValidationStrict); err != nil {
 		return false, err
 	}
@@ -80,11 +80,11 @@ func (d *deployment) isEmpty(ctx context.Context) (bool, error) {
 	return len(members) == 0, err
 }
 
-// claimTries bounds how often the set's Secret is read again because another deploy wrote it in between.
+// claimTries limits how often the set's Secret is read again because another deploy wrote it in between.
 const claimTries = 5
 
-// claim records the origin. Of two projects that come at the same time only one gets the name: the Secret must not have
-// changed since it was read.
+// claim records the origin. Of two concurrent projects only one gets the name: the Secret must not have changed since it was
+// read.
 func (d *deployment) claim(ctx context.Context, s *set) error {
 	text, err := json.Marshal(d.origin)
 	if err != nil {
@@ -122,5 +122,5 @@ func (d *deployment) claim(ctx context.Context, s *set) error {
 			return fmt.Errorf("record the project in %s: %w", d.Project.Namespace, err)
 		}
 	}
-	return fmt.Errorf("record the project in %s: the Secret %s changes all the time: is another deploy at work?", d.Project.Namespace, parentName(d.Project))
+	return fmt.Errorf("record the project in %s: the Secret %s keeps changing: is another deploy running?", d.Project.Namespace, parentName(d.Project))
 }

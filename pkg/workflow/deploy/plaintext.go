@@ -24,8 +24,8 @@ var (
 	peerAuthenticationsType = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 )
 
-// plainText finds DestinationRules of the project that turn mTLS off towards a service that takes nothing else. Istio's
-// analyzers do not look for that. A rule for many hosts (*.example.com) is left alone: it may be meant for others.
+// plainText finds DestinationRules of the project that disable mTLS to a service that requires it. Istio's analyzers do not check
+// that. A rule for many hosts (*.example.com) is ignored: it may be for others.
 func (d *deployment) plainText(ctx context.Context) ([]diagnose.Finding, error) {
 	rules := slices.DeleteFunc(slices.Clone(d.objects), func(o project.Object) bool {
 		return o.GroupVersionKind().GroupKind() != destinationRuleKind || len(noMTLS(o.Object)) == 0
@@ -51,13 +51,13 @@ func (d *deployment) plainText(ctx context.Context) ([]diagnose.Finding, error) 
 		}
 		path := noMTLS(rule.Object)
 		found = append(found, diagnose.Finding{Reason: diagnose.MTLSMismatch, Object: rule.ID(), At: rule.At(path...),
-			Message: fmt.Sprintf("clients of %s send with TLS mode %v, and its pods take only mTLS (STRICT, by %s): requests fail with 503", host, valueAt(rule.Object, path), policy),
-			Advice:  "use mode ISTIO_MUTUAL or leave tls out, which does the same; or make the PeerAuthentication PERMISSIVE"})
+			Message: fmt.Sprintf("clients of %s send with TLS mode %v, but its pods accept only mTLS (STRICT, by %s): requests fail with 503", host, valueAt(rule.Object, path), policy),
+			Advice:  "use mode ISTIO_MUTUAL, or omit tls, which does the same; or set the PeerAuthentication to PERMISSIVE"})
 	}
 	return found, nil
 }
 
-// noMTLS is the path of the first TLS mode in a DestinationRule that is not Istio's own.
+// noMTLS returns the path of the first TLS mode in a DestinationRule that is not Istio's mTLS.
 func noMTLS(rule map[string]any) []string {
 	policies := [][]string{{"spec", "trafficPolicy"}}
 	ports, _, _ := unstructured.NestedSlice(rule, "spec", "trafficPolicy", "portLevelSettings")
@@ -77,7 +77,7 @@ func noMTLS(rule map[string]any) []string {
 	return nil
 }
 
-// valueAt follows a path also through lists.
+// valueAt returns the value at a path, which may lead through lists.
 func valueAt(value any, path []string) any {
 	for _, part := range path {
 		switch at := value.(type) {
@@ -96,7 +96,7 @@ func valueAt(value any, path []string) any {
 	return value
 }
 
-// serviceOfHost is the service that a host of Istio's means to objects in a namespace: "api", "api.shop", "api.shop.svc.cluster.local".
+// serviceOfHost returns the service that a host in Istio's configuration of a namespace refers to: "api", "api.shop", "api.shop.svc.cluster.local".
 func serviceOfHost(host, namespace string) (name, in string) {
 	parts := strings.Split(host, ".")
 	switch {
@@ -108,7 +108,7 @@ func serviceOfHost(host, namespace string) (name, in string) {
 	return "", ""
 }
 
-// policies are the PeerAuthentications as they will be: the cluster's, and the project's in their place.
+// policies returns the PeerAuthentications as they will be: those of the cluster, with those of the project in their place.
 func (d *deployment) policies(ctx context.Context) ([]*unstructured.Unstructured, error) {
 	live, err := d.cluster.Dynamic.Resource(peerAuthenticationsType).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -131,8 +131,8 @@ func (d *deployment) policies(ctx context.Context) ([]*unstructured.Unstructured
 	return out, nil
 }
 
-// strict names the policy that makes the pods of a namespace with these labels take nothing but mTLS; it is empty where none does.
-// The one nearest to the pod decides: that with a selector, then the namespace's, then the mesh's.
+// strict returns the policy that requires mTLS for the pods of a namespace with these labels; empty if there is none. The most
+// specific policy decides: that with a selector, then the namespace's, then the mesh's.
 func strict(policies []*unstructured.Unstructured, namespace string, pod map[string]string) string {
 	for _, level := range []func(ns string, selector map[string]string) bool{
 		func(ns string, selector map[string]string) bool {
@@ -156,8 +156,8 @@ func strict(policies []*unstructured.Unstructured, namespace string, pod map[str
 	return ""
 }
 
-// selector is that of a service, in the manifests or in the cluster. It is empty where the service is not there, or its
-// namespace gets no sidecars: a PeerAuthentication does nothing to a pod without one.
+// selector returns that of a service, from the manifests or the cluster. It is empty if the service does not exist, or its
+// namespace gets no sidecars: a PeerAuthentication has no effect on a pod without one.
 func (d *deployment) selector(ctx context.Context, name, namespace string) (map[string]string, error) {
 	if name == "" {
 		return nil, nil

@@ -10,34 +10,31 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/kubectl/pkg/cmd/apply"
 
-	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/diagnose"
 	"polymesh.dev/polymesh/pkg/ssa"
 	"polymesh.dev/polymesh/pkg/workflow/cluster"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// parallelChecks is how many requests are under way at once.
+// parallelChecks is how many requests run at once.
 const parallelChecks = 8
 
-// checks is what is known of the objects before anything is applied.
+// checks is what is known about the objects before anything is applied.
 type checks struct {
 	mu sync.Mutex
 	// done are the objects that were checked, by ID.
 	done map[string]bool
-	// replace are Jobs that have ended and whose template changed: they are deleted and made again.
+	// replace are finished Jobs whose template changed: they are deleted and created again.
 	replace map[string]types.UID
 }
 
-// check asks the API server about every object before any is applied, so that a deploy is not broken off half-way: it is a
-// dry run, and a refusal that is certain ends the deploy. Objects whose namespace or type is still to be made wait for a
-// second call.
+// check applies every object as a dry run before any is applied, so that a deploy does not stop half-way: a definite rejection
+// ends the deploy. Objects whose namespace or type does not exist yet are left to a second call.
 func (d *deployment) check(ctx context.Context) error {
 	set, err := newSet(d.cluster, d.Project)
 	if err != nil {
@@ -45,19 +42,19 @@ func (d *deployment) check(ctx context.Context) error {
 	}
 	missing := map[string]bool{}
 	for _, o := range d.objects {
-		if _, asked := missing[o.GetNamespace()]; !asked {
+		if _, known := missing[o.GetNamespace()]; !known {
 			missing[o.GetNamespace()] = d.isNew(ctx, o.GetNamespace())
 		}
 	}
 	objects := slices.DeleteFunc(slices.Clone(d.objects), func(o project.Object) bool {
 		return d.checks.done[o.ID()] || missing[o.GetNamespace()]
 	})
-	refused := make([]error, len(objects))
+	rejected := make([]error, len(objects))
 	var g errgroup.Group
 	g.SetLimit(parallelChecks)
 	for i, o := range objects {
 		g.Go(func() error {
-			refused[i] = d.checkOne(ctx, set.ID(), o)
+			rejected[i] = d.checkOne(ctx, set.ID(), o)
 			return nil
 		})
 	}
@@ -67,7 +64,7 @@ func (d *deployment) check(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return errors.Join(refused...)
+	return errors.Join(rejected...)
 }
 
 func (d *deployment) checkOne(ctx context.Context, setID string, o project.Object) error {
@@ -87,36 +84,36 @@ func (d *deployment) checkOne(ctx context.Context, setID string, o project.Objec
 			return err
 		}
 	}
-	// What it warns of is shown when it is applied.
-	_, refused := ssa.Apply(ctx, cluster.Resource(d.cluster.Silent, m, o.GetNamespace()), o.Unstructured, ssa.Options{Manager: fieldManager, Force: true, DryRun: true})
+	// Its warnings are shown when it is applied.
+	_, rejection := ssa.Apply(ctx, cluster.Resource(d.cluster.Silent, m, o.GetNamespace()), o.Unstructured, ssa.Options{Manager: fieldManager, Force: true, DryRun: true})
 	d.checks.mu.Lock()
 	defer d.checks.mu.Unlock()
 	d.checks.done[o.ID()] = true
 	switch {
-	case refused == nil || !apierrors.IsInvalid(refused) && !apierrors.IsBadRequest(refused) && !strings.Contains(refused.Error(), typedError):
-		// Other refusals may be of what an object before it in the same deploy creates.
+	case rejection == nil || !apierrors.IsInvalid(rejection) && !apierrors.IsBadRequest(rejection) && !strings.Contains(rejection.Error(), typedError):
+		// Other errors may be about what an earlier object of the same deploy creates.
 		return nil
-	case err == nil && o.GroupVersionKind().GroupKind() == diagnose.JobKind && immutable(refused):
-		if !ended(live) {
-			return fmt.Errorf("%s: %s is running, and what a Job runs cannot be changed: wait until it has ended, or delete it (kubectl delete %s), and deploy again", o.At(), o.ID(), o.ID())
+	case err == nil && o.GroupVersionKind().GroupKind() == diagnose.JobKind && immutable(rejection):
+		if !finished(live) {
+			return fmt.Errorf("%s: %s is running, and what a Job runs cannot be changed: wait until it has finished, or delete it (kubectl delete %s), and deploy again", o.At(), o.ID(), o.ID())
 		}
 		d.checks.replace[o.ID()] = live.GetUID()
 		return nil
 	}
-	return d.explainApply(o, refused)
+	return d.explainApply(o, rejection)
 }
 
 func immutable(err error) bool {
 	return apierrors.IsInvalid(err) && strings.Contains(err.Error(), "field is immutable")
 }
 
-// ended reports whether a Job is complete or failed.
-func ended(job *unstructured.Unstructured) bool {
-	conditions := condition.OfObject(job)
-	return meta.IsStatusConditionTrue(conditions, "Complete") || meta.IsStatusConditionTrue(conditions, "Failed")
+// finished reports whether a Job is complete or failed.
+func finished(job *unstructured.Unstructured) bool {
+	_, complete, failed := diagnose.Rollout(job)
+	return complete || failed != nil
 }
 
-// ours refuses an object that is another set's member: both would change it at each deploy, and either would delete it.
+// ours returns an error if an object is a member of another set: both would change it at each deploy, and either would delete it.
 func (d *deployment) ours(ctx context.Context, setID string, o project.Object, live *unstructured.Unstructured) error {
 	owner := live.GetLabels()[apply.ApplysetPartOfLabel]
 	if owner == "" || owner == setID || d.Adopt {
@@ -125,7 +122,7 @@ func (d *deployment) ours(ctx context.Context, setID string, o project.Object, l
 	return fmt.Errorf("%s: %s belongs to %s: remove it here or there, give it another name, or take it over (--adopt)", o.At(), o.ID(), d.ownerOf(ctx, owner))
 }
 
-// ownerOf names the set of an id, as far as this user may see it.
+// ownerOf describes the set with an id, as far as this user may read it.
 func (d *deployment) ownerOf(ctx context.Context, setID string) string {
 	parents, err := d.cluster.Client.CoreV1().Secrets(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: apply.ApplySetParentIDLabel + "=" + setID})
 	if err != nil || len(parents.Items) != 1 {

@@ -13,7 +13,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// explainApply reports what the API server refuses, each at its place in the manifest.
+// explainApply returns the API server's error with the place of each problem in the manifest.
 func (d *deployment) explainApply(o project.Object, err error) error {
 	var lines []string
 	for _, p := range problems(o, err) {
@@ -29,7 +29,7 @@ func (d *deployment) explainApply(o project.Object, err error) error {
 	return &refusal{strings.Join(lines, "\n"), err}
 }
 
-// refusal is the API server's answer, for people.
+// refusal is the API server's error as text for users.
 type refusal struct {
 	text string
 	err  error
@@ -39,7 +39,7 @@ func (r *refusal) Error() string { return r.text }
 
 func (r *refusal) Unwrap() error { return r.err }
 
-// problem is one thing that is wrong with an object.
+// problem is one problem with an object.
 type problem struct{ at, text string }
 
 // typedError is how server-side apply reports that an object does not fit its schema
@@ -82,7 +82,7 @@ func problems(o project.Object, err error) []problem {
 	return []problem{{o.At(), readable(err.Error())}}
 }
 
-// cutField splits ".spec.a[name=\"x: y\"].b: expected string, got 1" behind the field.
+// cutField splits ".spec.a[name=\"x: y\"].b: expected string, got 1" after the field.
 func cutField(line string) (field, text string) {
 	quoted := false
 	for i := 0; i < len(line); i++ {
@@ -101,10 +101,10 @@ func cutField(line string) (field, text string) {
 // goValue is a value as server-side apply prints it.
 var goValue = regexp.MustCompile(`&value\.value[A-Za-z]+\{Value:(.*)\}`)
 
-// longestProblem is how much of a message is shown: the API server prints whole objects.
+// longestProblem limits how many bytes of a message are shown: the API server prints whole objects.
 const longestProblem = 300
 
-// readable is a message of the API server without Go's own names, and without the dump of a value in its middle.
+// readable returns a message of the API server without Go's names, and without the dump of a value in its middle.
 func readable(text string) string {
 	text = strings.Join(strings.Fields(text), " ")
 	if m := goValue.FindStringSubmatch(text); m != nil {
@@ -125,8 +125,8 @@ func readable(text string) string {
 	return strings.ToValidUTF8(text[:longestProblem], "") + " …"
 }
 
-// pathIn splits a field as the API server names it, "spec.containers[0].image", or server-side apply,
-// ".spec.containers[name=\"api\"].image", into the parts that lead there in the object. It ends where the object does.
+// pathIn splits a field as the API server names it, "spec.containers[0].image", or as server-side apply does,
+// ".spec.containers[name=\"api\"].image", into the parts of its path in the object. It ends where the object does.
 func pathIn(at any, field string) []string {
 	var path []string
 	for field != "" {
@@ -163,7 +163,7 @@ func pathIn(at any, field string) []string {
 	return path
 }
 
-// cutName takes a field's name: the longest key of the map, as names have dots in them that nothing marks, or what comes
+// cutName splits off a field's name: the longest key of the map, because names can contain dots that are not escaped, or the text
 // before the next dot.
 func cutName(at any, field string) (name, rest string) {
 	if fields, ok := at.(map[string]any); ok {
@@ -201,7 +201,7 @@ func cutBracket(field string) (inside, rest string) {
 // keyPart is one name="value" of an item's key.
 var keyPart = regexp.MustCompile(`([^,="]+)=("(?:[^"\\]|\\.)*"|[^,]*)`)
 
-// itemOf is the number of the item that stands in brackets: itself a number, `name="api"`, or `="value"`. In a map it is a key.
+// itemOf returns the index of the item in brackets, which is an index, `name="api"`, or `="value"`. For a map it is the key.
 func itemOf(at any, inside string) string {
 	list, ok := at.([]any)
 	if !ok {
@@ -223,7 +223,7 @@ func itemOf(at any, inside string) string {
 		if !ok || len(parts) == 0 {
 			continue
 		}
-		// A key that the manifest leaves out, such as protocol, has its default.
+		// A key that the manifest omits, such as protocol, has its default.
 		if !slices.ContainsFunc(parts, func(p []string) bool { has, ok := fields[p[1]]; return ok && asText(has) != unquote(p[2]) }) {
 			return strconv.Itoa(i)
 		}

@@ -25,9 +25,9 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// set is what the project has in the cluster, as kubectl keeps it: a Secret "polymesh-<project>" in the project's
-// namespace lists the kinds and namespaces, and each member has a label with the set's id. Namespaces and CRDs are never
-// members: pruning one would take with it what others put there.
+// set is the project's ApplySet, as kubectl stores it: a Secret "polymesh-<project>" in the project's namespace lists the kinds
+// and namespaces, and each member has a label with the set's id. Namespaces and CRDs are never members: pruning one would
+// delete what others created in it.
 type set struct {
 	*apply.ApplySet
 	parent  *apply.ApplySetParentRef
@@ -64,8 +64,8 @@ func (d *deployment) strategy() cmdutil.DryRunStrategy {
 	return cmdutil.DryRunNone
 }
 
-// openSet widens the set in the cluster to what will be applied, so that nothing is lost if this is broken off, and labels
-// the objects.
+// openSet adds what will be applied to the set in the cluster, so that no object is lost if this is interrupted, and labels the
+// objects.
 func (d *deployment) openSet(ctx context.Context, objects []project.Object) error {
 	if d.dry && d.isNew(ctx, d.Project.Namespace) {
 		return nil // there is no set, and nothing to prune
@@ -104,17 +104,17 @@ func (d *deployment) openSet(ctx context.Context, objects []project.Object) erro
 	return nil
 }
 
-// Left is a member of the set that was not deleted although the manifests do not have it, and why.
+// Left is a member of the set that was not deleted although it is not in the manifests, and why.
 type Left struct {
 	ID  string `json:"object"`
 	Why string `json:"why"`
 }
 
-// Why something is left.
+// Reasons why something is left.
 const (
-	holdsData  = "it holds data"
-	notApplied = "it has the project's label, but deploy did not make it"
-	justTaken  = "the project was taken over just now"
+	holdsData   = "it holds data"
+	notApplied  = "it has the project's label, but deploy did not create it"
+	justAdopted = "the project was taken over just now"
 )
 
 // prune removes what the project had and the manifests no longer have.
@@ -124,12 +124,12 @@ func (d *deployment) prune(ctx context.Context) error {
 	}
 	gone, left, err := d.set.members(ctx, d.cluster, d.Volumes)
 	if err != nil {
-		return fmt.Errorf("look for what is no longer in the manifests: %w", err)
+		return fmt.Errorf("find what is no longer in the manifests: %w", err)
 	}
-	if d.taken {
-		// Whose they were may be wrong, and here is where it would show. The next deploy removes them.
+	if d.adopted {
+		// They may belong to another project, and the user has not seen them yet. The next deploy removes them.
 		for _, o := range gone {
-			left = append(left, leftObject{o, justTaken})
+			left = append(left, leftObject{o, justAdopted})
 		}
 		gone = nil
 	}
@@ -161,7 +161,7 @@ func (d *deployment) prune(ctx context.Context) error {
 	})
 }
 
-// leftObject is an object with why it is left.
+// leftObject is an object with the reason why it is left.
 type leftObject struct {
 	apply.PruneObject
 	why string
@@ -188,8 +188,8 @@ func leftText(left []Left) string {
 	return text
 }
 
-// members are what the set has in the cluster and what was not visited: what may be deleted, and what must stay. Objects that
-// a controller made, with labels that it copied, are neither: they go with their owner.
+// members returns the members of the set in the cluster that were not visited: what may be deleted, and what must stay. Objects
+// that a controller created, with labels that it copied, are neither: they are deleted with their owner.
 func (s *set) members(ctx context.Context, c *cluster.Cluster, volumes bool) (gone []apply.PruneObject, left []leftObject, err error) {
 	found, err := s.FindAllObjectsToPrune(ctx, c.Dynamic, s.visited)
 	if err != nil {
@@ -214,7 +214,7 @@ func (s *set) members(ctx context.Context, c *cluster.Cluster, volumes bool) (go
 	return gone, left, nil
 }
 
-// hasData reports whether data goes with an object: a volume or a claim to one, or a StatefulSet that takes its claims along.
+// hasData reports whether data is deleted with an object: a volume or a claim, or a StatefulSet that deletes its claims.
 func hasData(o apply.PruneObject) bool {
 	switch o.Mapping.GroupVersionKind.GroupKind() {
 	case claimKind, volumeKind:
@@ -230,7 +230,7 @@ func hasData(o apply.PruneObject) bool {
 	return false
 }
 
-// keep makes sure that close does not delete these, and that the set goes on to list their kinds and namespaces.
+// keep makes sure that close does not delete these objects, and that the set still lists their kinds and namespaces.
 func (s *set) keep(c *cluster.Cluster, left []leftObject, strategy cmdutil.DryRunStrategy) error {
 	if len(left) == 0 {
 		return nil
@@ -258,7 +258,7 @@ func idOf(o apply.PruneObject) string {
 	return project.ID(o.Mapping.GroupVersionKind.GroupKind(), o.Namespace, o.Name)
 }
 
-// idsOf names objects, in order.
+// idsOf returns the sorted names of objects.
 func idsOf(objects []apply.PruneObject) []string {
 	names := make([]string, len(objects))
 	for i, o := range objects {
@@ -268,7 +268,7 @@ func idsOf(objects []apply.PruneObject) []string {
 	return names
 }
 
-// close removes every member that was not visited, and narrows the set to the others.
+// close deletes every member that was not visited, and reduces the set to the others.
 func (s *set) close(ctx context.Context, c *cluster.Cluster, strategy cmdutil.DryRunStrategy) error {
 	err := s.Prune(ctx, &apply.ApplyOptions{
 		ToPrinter:           func(string) (printers.ResourcePrinter, error) { return printers.NewDiscardingPrinter(), nil },
@@ -294,9 +294,9 @@ type Removal struct {
 	Left []Left `json:"left,omitempty"`
 }
 
-// Remove deletes what Run has applied to the cluster, whatever is in the manifests now. The namespace goes only if the
-// caller asks for it, because others may have put things there, and what holds data only with Options.Volumes. As long as
-// something is left, the set stays, so that a second call can remove it.
+// Remove deletes what Run has applied to the cluster, whatever is in the manifests now. It deletes the namespace only if namespace
+// is true, because others may have created objects in it, and objects that hold data only with Options.Volumes. While something
+// is left, the set stays, so that a second call can remove it.
 func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 	_, namespaceOf, err := o.Project.Objects()
 	if err != nil {
@@ -325,7 +325,7 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 			return out, err
 		}
 	}
-	// Reads what the set holds.
+	// It reads the members of the set.
 	if err := s.BeforeApply(nil, cmdutil.DryRunServer, metav1.FieldValidationStrict); err != nil {
 		return out, err
 	}
@@ -336,7 +336,7 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 	out.Objects, out.Left = idsOf(members), leftOf(left)
 	return out, o.Steps.Do(fmt.Sprintf("remove %s from %s", o.Project.Name, o.Project.Namespace), func(*progress.Step) (string, error) {
 		if o.DryRun {
-			return fmt.Sprintf("%d objects would go", len(members)), nil
+			return fmt.Sprintf("%d objects would be removed", len(members)), nil
 		}
 		if err := s.keep(c, left, cmdutil.DryRunNone); err != nil {
 			return "", err
@@ -368,7 +368,7 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 	})
 }
 
-// onlyOurs refuses to delete a namespace with what is not the set's: other projects, and volumes without leave.
+// onlyOurs returns an error if a namespace contains other projects, or volumes that may not be deleted.
 func onlyOurs(ctx context.Context, c *cluster.Cluster, s *set, volumes bool) error {
 	parents, err := c.Client.CoreV1().Secrets(s.parent.Namespace).List(ctx, metav1.ListOptions{LabelSelector: apply.ApplySetParentIDLabel})
 	if err != nil {
@@ -376,7 +376,7 @@ func onlyOurs(ctx context.Context, c *cluster.Cluster, s *set, volumes bool) err
 	}
 	for _, p := range parents.Items {
 		if p.Name != s.parent.Name {
-			return fmt.Errorf("namespace %s also holds %s: undeploy it first, or leave --delete-namespace out", s.parent.Namespace, strings.TrimPrefix(p.Name, parentPrefix))
+			return fmt.Errorf("namespace %s also holds %s: undeploy it first, or omit --delete-namespace", s.parent.Namespace, strings.TrimPrefix(p.Name, parentPrefix))
 		}
 	}
 	if volumes {
@@ -391,7 +391,7 @@ func onlyOurs(ctx context.Context, c *cluster.Cluster, s *set, volumes bool) err
 		for _, claim := range claims.Items {
 			names = append(names, claim.Name)
 		}
-		return fmt.Errorf("namespace %s holds data, in the persistent volume claims %s: use --prune-volumes to delete them too, or leave --delete-namespace out", s.parent.Namespace, strings.Join(names, ", "))
+		return fmt.Errorf("namespace %s holds data, in the persistent volume claims %s: use --prune-volumes to delete them too, or omit --delete-namespace", s.parent.Namespace, strings.Join(names, ", "))
 	}
 	return nil
 }

@@ -10,7 +10,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// awaitReady waits for all workloads side by side. The findings are why one did not become ready.
+// awaitReady waits for all workloads in parallel. The findings are the reasons why they did not become ready.
 func (d *deployment) awaitReady(ctx context.Context) error {
 	if d.dry || !d.Wait {
 		return nil
@@ -48,7 +48,7 @@ func (d *deployment) awaitReady(ctx context.Context) error {
 	return failed
 }
 
-// at is the file and line of the first place that a manifest has, or of the workload.
+// at returns the file and line of the first place that a manifest has, or of the workload.
 func (d *deployment) at(workload project.Object, places []diagnose.Place) string {
 	for _, place := range places {
 		if place.Object == "" && workload.File != "" {

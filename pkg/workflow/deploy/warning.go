@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// warnings are what the API server has warned of in a deploy: a deprecated field, or an admission policy's remark.
+// warnings are the API server's warnings in a deploy: a deprecated field, or a message of an admission policy.
 type warnings struct {
 	mu    sync.Mutex
 	at    string // the place of the object that is being applied
@@ -23,7 +23,7 @@ func (w *warnings) applying(at string) func() {
 	return func() { set("") }
 }
 
-// line is the line to show for a warning, empty for one that has been shown.
+// line returns the line to show for a warning, empty if it has been shown.
 func (w *warnings) line(text string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -23,10 +23,10 @@ const (
 	FromRegistry = "registry" // the one in its name
 )
 
-// Origins are where Read looks, in this order.
+// Origins returns where Read searches, in this order.
 func Origins() []string { return []string{FromArchive, FromNode, FromEngine, FromRegistry} }
 
-// CheckOrigin refuses what is neither empty nor one of Origins.
+// CheckOrigin returns an error if from is neither empty nor one of Origins.
 func CheckOrigin(from string) error {
 	if from != "" && !slices.Contains(Origins(), from) {
 		return fmt.Errorf("--from %q is not one of %s", from, strings.Join(Origins(), ", "))
@@ -34,21 +34,21 @@ func CheckOrigin(from string) error {
 	return nil
 }
 
-// Store is a node's containerd, as far as images are read from it.
+// Store is a node's containerd, for reading images.
 type Store interface {
 	Has(ctx context.Context, ref string) (bool, error)
 	// Export writes an OCI archive.
 	Export(ctx context.Context, ref, file string) error
 }
 
-// Archive is an image where a program that knows images can read it.
+// Archive is an image in a place where other programs can read it.
 type Archive struct {
-	// Ref is what the user called it.
+	// Ref is the name that the user gave.
 	Ref string
 	// From is one of Origins.
 	From string
 	// Location is a form and a path or name: "oci-archive:/tmp/x/image.tar", "registry:docker.io/library/x:1". The forms are
-	// those of Skopeo, which other programs have, too.
+	// Skopeo's, which other programs use too.
 	Location string
 	dir      string
 }
@@ -61,11 +61,11 @@ func (a *Archive) Close() error {
 	return os.RemoveAll(a.dir)
 }
 
-// Reader knows the places from which images are read.
+// Reader reads images from their origins.
 type Reader struct {
 	// Node is nil on a machine without one.
 	Node Store
-	// Engine finds the program that builds; it is called when it is needed.
+	// Engine finds the program that builds; it is called when needed.
 	Engine func(context.Context) (Engine, error)
 }
 
@@ -96,7 +96,7 @@ func (r Reader) Read(ctx context.Context, ref, from string) (*Archive, error) {
 	switch a.From {
 	case FromNode:
 		if r.Node == nil {
-			return nil, errors.New("no Polymesh server runs on this machine, or this user may not use its containerd: use sudo, or another --from")
+			return nil, fmt.Errorf("%w: use sudo, or another --from", ErrNoNode)
 		}
 		err = a.write(func(file string) (string, error) { return "oci-archive", r.Node.Export(ctx, named.String(), file) })
 	case FromEngine:
@@ -120,14 +120,14 @@ func (r Reader) Read(ctx context.Context, ref, from string) (*Archive, error) {
 	return a, nil
 }
 
-// find returns where an image is. What nothing here has is left to its registry.
+// find returns where an image is: in its registry, if it is nowhere on this machine.
 func (r Reader) find(ctx context.Context, ref string) (string, error) {
 	if r.Node != nil {
 		if has, err := r.Node.Has(ctx, ref); err != nil || has {
 			return FromNode, err
 		}
 	}
-	// A machine without a builder is not in error: it may run images of others.
+	// A machine without a builder is not an error: it may only run images.
 	if e, err := r.Engine(ctx); err == nil {
 		if has, err := e.Has(ctx, ref); err != nil || has {
 			return FromEngine, err
@@ -146,7 +146,7 @@ func (a *Archive) write(save func(file string) (form string, err error)) (err er
 	return err
 }
 
-// fileLocation is the location of a file or folder; its error wraps fs.ErrNotExist if there is none.
+// fileLocation returns the location of a file or folder; its error wraps fs.ErrNotExist if there is none.
 func fileLocation(path string) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -156,7 +156,7 @@ func fileLocation(path string) (string, error) {
 		return "", err
 	}
 	if info.IsDir() {
-		// A folder that has the image's name by chance, such as the project's own.
+		// The folder may only have the same name as the image, such as the project's own.
 		if _, err := os.Stat(filepath.Join(path, "oci-layout")); err != nil {
 			return "", err
 		}
@@ -169,7 +169,7 @@ func fileLocation(path string) (string, error) {
 	return form + ":" + path, nil
 }
 
-// archiveForm distinguishes an OCI archive from one of `docker save`. One that is both, as newer Dockers write it, is read as OCI.
+// archiveForm returns whether an archive is OCI's or one of `docker save`. One that is both, as newer Dockers write it, is OCI's.
 func archiveForm(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -27,9 +27,9 @@ type stage struct {
 	uses       []string // of COPY --from and RUN --mount=from=
 }
 
-// Bases are the images that a build starts from, as the Dockerfile names them: those of the stages that the target needs.
-// It reads what a build reads before its first step: FROM, the ARGs before it, COPY --from and RUN --mount. A name that
-// depends on more than that is left out, and for the builder to find.
+// Bases returns the images that a build starts from, as the Dockerfile names them: those of the stages that the target needs. It
+// reads what a build reads before its first step: FROM, the ARGs before it, COPY --from and RUN --mount. A name that depends on
+// more than that is omitted, and left to the builder.
 func (s Source) Bases() ([]string, error) {
 	text, err := os.ReadFile(filepath.Join(s.Context, s.Dockerfile))
 	if err != nil {
@@ -81,7 +81,7 @@ func (s Source) Bases() ([]string, error) {
 	return bases(stages, s.Target), nil
 }
 
-// bases follows a stage to the images that it needs, in the order in which they are met.
+// bases returns the images that a stage needs, in the order in which it names them.
 func bases(stages []stage, target string) []string {
 	find := func(name string, before int) int {
 		if n, err := strconv.Atoi(name); err == nil && n >= 0 && n < before {
@@ -118,7 +118,7 @@ func bases(stages []stage, target string) []string {
 	return found
 }
 
-// instructions are a Dockerfile's lines, those that are continued as one, without comments.
+// instructions returns a Dockerfile's lines without comments, continued lines as one.
 func instructions(text string) []string {
 	var out []string
 	var open strings.Builder
@@ -149,8 +149,8 @@ func instructions(text string) []string {
 
 var variable = regexp.MustCompile(`\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:[-+])([^}]*))?\})`)
 
-// expand puts the values of arguments into a text, in the forms that FROM knows: $X, ${X}, ${X:-else} and ${X:+then}. What
-// has no value stays.
+// expand replaces arguments in a text with their values, in the forms that FROM supports: $X, ${X}, ${X:-else} and ${X:+then}. An
+// argument without a value stays.
 func expand(text string, values map[string]string) string {
 	return variable.ReplaceAllStringFunc(text, func(found string) string {
 		part := variable.FindStringSubmatch(found)
@@ -172,9 +172,9 @@ func expand(text string, values map[string]string) string {
 // ErrNoBase means that an image from which a build starts cannot be pulled.
 var ErrNoBase = errors.New("a base image is missing")
 
-// Provide brings the images that a build starts from into the engine's storage: from the node's containerd (nil where there
-// is none) and the storages of this machine's other engines, or else from their registry. The error is one line with
-// which command brings the image.
+// Provide brings the images that a build starts from into the engine's storage: from the node's containerd (nil if there is none)
+// and the storages of this machine's other engines, or else from their registry. The error is one line, with the command that
+// provides the image.
 func Provide(ctx context.Context, in Engine, source Source, from Store, note func(string)) error {
 	e, ok := in.(engine)
 	if !ok || e.program == "docker" { // which pulls by itself, and from Docker Hub
@@ -212,7 +212,7 @@ func Provide(ctx context.Context, in Engine, source Source, from Store, note fun
 	return nil
 }
 
-// noBase is the error for an image that cannot be pulled.
+// noBase returns the error for an image that cannot be pulled.
 func noBase(e engine, name, full string, err error) error {
 	why := err.Error()
 	var failed *BuildError
@@ -221,13 +221,13 @@ func noBase(e engine, name, full string, err error) error {
 	}
 	advice := fmt.Sprintf("bring it as a file: `%s pull oci-archive:FILE`", e.program)
 	if lang := baseimage.Lang(full); lang != "" {
-		advice = fmt.Sprintf("make it of Debian packages: `polymesh image bases --lang %s`", lang)
+		advice = fmt.Sprintf("build it from Debian packages: `polymesh image bases --lang %s`", lang)
 	}
 	return fmt.Errorf("%w: %s cannot be pulled; %s (%s)", ErrNoBase, name, advice, why)
 }
 
-// takeOver copies an image, by its whole name, from another storage on this machine. That one cannot be read, or does not
-// have it, is no error: it may be a registry that has it.
+// takeOver copies an image, by its full name, from another storage on this machine. It is not an error if that one cannot be read,
+// or does not have the image: a registry may have it.
 func (e engine) takeOver(ctx context.Context, full string, from Store, note func(string)) (bool, error) {
 	dir, err := os.MkdirTemp("", "polymesh-base-")
 	if err != nil {
@@ -264,21 +264,21 @@ func (e engine) takeOver(ctx context.Context, full string, from Store, note func
 			continue
 		}
 		note("taking " + full + " from " + place.name)
-		// The id, and not the name in the archive, which need not have one.
+		// Use the id: the archive may not contain a name.
 		id, err := e.output(ctx, "pull", "--quiet", place.form+":"+archive)
 		if err == nil {
 			_, err = e.output(ctx, "tag", id, full)
 		}
 		if err != nil {
-			return false, fmt.Errorf("take base image %s from %s: %w", full, place.name, err)
+			return false, fmt.Errorf("copy base image %s from %s: %w", full, place.name, err)
 		}
 		return true, nil
 	}
 	return false, nil
 }
 
-// exportAs writes an image to an archive from the storage of another user, as that user; the program runs as root. dir is a
-// folder with nothing in it.
+// exportAs writes an image to an archive from the storage of another user, as that user; this program runs as root. dir is an
+// empty folder.
 func exportAs(ctx context.Context, name, dir, full, archive string) bool {
 	if name == "" || name == "root" || os.Geteuid() != 0 {
 		return false

@@ -117,7 +117,7 @@ func TestSettings(t *testing.T) {
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("got %v, %v", info.Mode(), err)
 	}
-	if got := unasked([]string{"cargo", "go"}); !slices.Equal(got, []string{"maven", "npm", "pip"}) {
+	if got := unused([]string{"cargo", "go"}); !slices.Equal(got, []string{"maven", "npm", "pip"}) {
 		t.Errorf("unasked are %q", got)
 	}
 	if _, _, err := settings([]string{"apt"}); err == nil {

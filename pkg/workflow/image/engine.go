@@ -15,7 +15,7 @@ import (
 	"github.com/distribution/reference"
 )
 
-// EngineNames are the programs that Find knows, in the order in which it looks for them.
+// EngineNames returns the programs that Find supports, in the order in which it searches for them.
 func EngineNames() []string { return []string{"buildah", "podman", "docker"} }
 
 // Find returns the engine of that name, or the first that works here if name is empty.
@@ -42,7 +42,7 @@ func Find(ctx context.Context, name string) (Engine, error) {
 	return nil, fmt.Errorf("nothing here builds images: %s. On Debian and Ubuntu: apt-get install buildah slirp4netns", strings.Join(problems, "; "))
 }
 
-// engine drives one of the programs. Their command lines are the same, but for what the methods do.
+// engine runs one of the programs. Their command lines are the same, except for what the methods handle.
 type engine struct{ program string }
 
 // Name implements Engine.
@@ -52,7 +52,7 @@ func (e engine) check(ctx context.Context) error {
 	if _, err := exec.LookPath(e.program); err != nil {
 		return fmt.Errorf("%s is not installed", e.program)
 	}
-	// The client alone does nothing; the others need no server.
+	// The client needs a server; the other programs do not.
 	if e.program == "docker" {
 		if out, err := exec.CommandContext(ctx, "docker", "version", "--format", "{{.Server.Version}}").CombinedOutput(); err != nil {
 			return fmt.Errorf("docker has no engine (%s)", lastLine(out))
@@ -122,7 +122,7 @@ func (e engine) Build(ctx context.Context, ref string, source Source, log io.Wri
 		if len(source.Mounts)+len(source.Settings) > 0 {
 			return errors.New("docker cannot mount files into a build: use buildah or podman (--engine), or RUN --mount in the Dockerfile")
 		}
-		// Its builds run in containers, away from this machine's processes and loopback.
+		// Its builds run in containers, separate from this machine's processes and loopback.
 		if source.Network == NetworkHost || source.Network == NetworkNone {
 			args = append(args, "--network", source.Network)
 		}
@@ -133,19 +133,19 @@ func (e engine) Build(ctx context.Context, ref string, source Source, log io.Wri
 		return err
 	}
 	defer cleanupSettings()
-	// Image layers are kept, so a changed line builds what comes after it. chroot needs no rights that a container may lack;
-	// what it does not keep apart, runConfined does, so the machine's network is that of the namespace. With the capability
-	// for it, a chroot can be left.
+	// Layers are kept, so that a changed line only builds what comes after it. chroot needs no permissions that a container may lack;
+	// runConfined isolates what it does not, so the host's network is that of the namespace. A process with CAP_SYS_CHROOT could leave
+	// a chroot.
 	args = append(args, "--layers", "--pull=false", "--isolation", "chroot", "--network", "host", "--cap-drop", "CAP_SYS_CHROOT", "--format", "oci")
 	for _, mount := range slices.Concat(authorities(), settings, source.Mounts) {
 		args = append(args, "--volume", mount+":ro")
 	}
 	err = e.runConfined(ctx, log, "build "+ref, source.Network, env, append(args, source.Context)...)
-	if names := unasked(source.Settings); err != nil && len(names) > 0 {
+	if names := unused(source.Settings); err != nil && len(names) > 0 {
 		var failed *BuildError
 		if errors.As(err, &failed) {
 			failed.Advice = "If a download failed: this machine has settings of " + strings.Join(names, ", ") +
-				", which a build gets only when asked: --build-settings " + strings.Join(names, ",")
+				", which a build gets only when requested: --build-settings " + strings.Join(names, ",")
 		}
 	}
 	return err
@@ -166,7 +166,7 @@ func (e engine) Save(ctx context.Context, ref, file string, log io.Writer) error
 func (e engine) Push(ctx context.Context, ref string, log io.Writer) error {
 	if err := e.run(ctx, log, "push "+ref, "push", ref); err != nil {
 		if named, parseErr := reference.ParseNormalizedNamed(ref); parseErr == nil {
-			return fmt.Errorf("%w (log in with `%s login %s` if it asks for that)", err, e.program, reference.Domain(named))
+			return fmt.Errorf("%w (log in with `%s login %s` if it requires a login)", err, e.program, reference.Domain(named))
 		}
 		return err
 	}
@@ -183,7 +183,7 @@ func (e engine) run(ctx context.Context, log io.Writer, doing string, args ...st
 	return e.runIn(ctx, env, log, doing, args...)
 }
 
-// runIn is run with an environment.
+// runIn is like run, with an environment.
 func (e engine) runIn(ctx context.Context, env []string, log io.Writer, doing string, args ...string) error {
 	var tail bytes.Buffer
 	cmd := exec.CommandContext(ctx, e.program, args...)
@@ -200,16 +200,16 @@ func (e engine) runIn(ctx context.Context, env []string, log io.Writer, doing st
 	return nil
 }
 
-// BuildError is the output of an engine's program that failed.
+// BuildError is the error of an engine's program, with its output.
 type BuildError struct {
 	Doing  string
 	Err    error
 	Output string
-	// Advice is what may help; it may be empty.
+	// Advice is what the user can do; it may be empty.
 	Advice string
 }
 
-// shown is how many lines of a build's output are worth showing.
+// shown is how many lines of a build's output an error contains.
 const shown = 20
 
 func (e *BuildError) Error() string {

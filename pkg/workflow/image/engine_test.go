@@ -258,7 +258,7 @@ func TestProvide(t *testing.T) {
 			write(t, dir, "Dockerfile", "FROM golang:1.26-bookworm\nCOPY Dockerfile /\n")
 			s := Source{Context: dir, Dockerfile: "Dockerfile"}
 			err = Provide(t.Context(), e, s, nil, func(string) {})
-			if !errors.Is(err, ErrNoBase) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "golang:1.26-bookworm cannot be pulled; make it of Debian packages: `polymesh image bases --lang go`") {
+			if !errors.Is(err, ErrNoBase) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "golang:1.26-bookworm cannot be pulled; build it from Debian packages: `polymesh image bases --lang go`") {
 				t.Errorf("got %v", err)
 			}
 			write(t, dir, "Dockerfile", "FROM nosuch:1\n")

@@ -1,9 +1,10 @@
-// Package image builds the images of a project's services, without a Docker engine, and brings them to where a node gets
-// them: into its containerd, or to a registry.
+// Package image builds the images of a project's services, without a Docker engine, and brings them to where nodes get them:
+// into a containerd, or to a registry.
 //
-// Building is a program's work: buildah, podman or docker, whichever this machine has. The package owns the image's name: its
-// tag holds a hash of all that the image is made of, so that what has not changed is not built, loaded or rolled out
-// again (as ko and Skaffold do). pkg/workflow/deploy calls it.
+// A program of this machine builds: buildah, podman or docker. The package owns the image's name: its tag has a hash of all that the
+// image is built from, so that what has not changed is not built, loaded or rolled out again (as with ko and Skaffold). It also
+// opens the places from which images are read, and where they are signed. pkg/workflow/deploy and the commands of `polymesh image`
+// call it.
 package image
 
 import (
@@ -20,12 +21,12 @@ import (
 type Ref struct {
 	// Short is the name in a manifest: "my-registry/api:1.0.0-0123456789ab".
 	Short string
-	// Full is what containerd and the builders call it: "docker.io/my-registry/api:1.0.0-0123456789ab".
+	// Full is the name that containerd and the builders use: "docker.io/my-registry/api:1.0.0-0123456789ab".
 	Full string
 }
 
-// Name gives a built image its name: that of the manifest, below the registry if there is one, with the hash in the tag.
-// "latest" is no version, so only the hash stays of it.
+// Name returns the name of a built image: that of the manifest, below the registry if there is one, with the hash in the tag.
+// "latest" is not a version, so the hash replaces it.
 func Name(manifest, registry, fingerprint string) (Ref, error) {
 	name, tag := Cut(manifest)
 	if registry != "" {
@@ -44,8 +45,8 @@ func Name(manifest, registry, fingerprint string) (Ref, error) {
 	return Ref{Short: short, Full: full.String()}, nil
 }
 
-// Cut splits a reference, as it is written, into name and tag, which may be empty. A digest is left out. What is no
-// reference is a name as a whole.
+// Cut splits a reference, as it is written, into name and tag, which may be empty. A digest is omitted. A text that is not a
+// reference is returned as the name.
 func Cut(ref string) (name, tag string) {
 	parsed, err := reference.Parse(ref)
 	if err != nil {
@@ -60,8 +61,8 @@ func Cut(ref string) (name, tag string) {
 	return name, tag
 }
 
-// Floats reports whether a reference means another image tomorrow: it has no digest, and no tag or the tag latest. What is no
-// reference at all does not run, and the kubelet reports why.
+// Floats reports whether a reference may refer to another image tomorrow: it has no digest, and no tag or the tag latest. The
+// kubelet reports a text that is not a reference.
 func Floats(ref string) bool {
 	parsed, err := reference.Parse(ref)
 	if err != nil {
@@ -80,11 +81,11 @@ type Engine interface {
 	Name() string
 	// Has reports whether an image is in the engine's own storage.
 	Has(ctx context.Context, ref string) (bool, error)
-	// ID is that of an image in the engine's own storage; empty if it is not there.
+	// ID returns the id of an image in the engine's own storage; empty if there is none.
 	ID(ctx context.Context, ref string) (string, error)
-	// Build makes an image; log gets the program's output.
+	// Build builds an image; log gets the program's output.
 	Build(ctx context.Context, ref string, source Source, log io.Writer) error
-	// Save writes an image to a file that containerd takes.
+	// Save writes an image to a file that containerd can import.
 	Save(ctx context.Context, ref, file string, log io.Writer) error
 	// Push sends an image to the registry in its name.
 	Push(ctx context.Context, ref string, log io.Writer) error

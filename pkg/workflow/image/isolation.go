@@ -22,19 +22,19 @@ import (
 
 // The networks that a build can have.
 const (
-	// NetworkPrivate reaches what this machine reaches, but not its loopback addresses: a network namespace of its own with
+	// NetworkPrivate reaches what this machine reaches, except its loopback addresses: a separate network namespace with
 	// slirp4netns.
 	NetworkPrivate = "private"
 	NetworkHost    = "host" // the machine's own
 	NetworkNone    = "none"
 )
 
-// Networks are what Source.Network takes.
+// Networks returns the values of Source.Network.
 func Networks() []string { return []string{NetworkPrivate, NetworkHost, NetworkNone} }
 
-// confine is the first process of a build's namespaces. It reports which number it has outside of them, waits until the network
-// is there, and becomes the engine, which then sees no process but its own, and of the devices only those that every
-// container has: a block device would be the whole disk. $1 is an empty folder, $2 a resolv.conf or empty.
+// confine is the first process in a build's namespaces. It prints its process id outside of them, waits until the network is
+// ready, and becomes the engine, which then sees only its own processes, and only the devices that every container has: a block
+// device would give access to the whole disk. $1 is an empty folder, $2 a resolv.conf or empty.
 const confine = `set -eu
 umask 022 # of the files that RUN makes: in the image another user reads them
 read -r pid rest </proc/self/stat
@@ -67,8 +67,8 @@ else
 fi
 exec "$@"`
 
-// runConfined runs a build in namespaces of its own: its processes see and reach no other ones, no device of this machine, and
-// no other network than the one asked for. It ends with all of its processes.
+// runConfined runs a build in separate namespaces: its processes see no other ones, no device of this machine, and only the
+// requested network. It ends with all of its processes.
 func (e engine) runConfined(ctx context.Context, log io.Writer, doing, network string, env []string, args ...string) error {
 	if network == "" {
 		network = NetworkPrivate
@@ -100,7 +100,7 @@ func (e engine) runConfined(ctx context.Context, log io.Writer, doing, network s
 	}
 	argv = append(argv, "--", "sh", "-c", confine, "sh", scratch, resolv, e.program)
 	if os.Geteuid() != 0 {
-		argv = append([]string{e.program, "unshare"}, argv...) // the user namespace that the engine would go into
+		argv = append([]string{e.program, "unshare"}, argv...) // the user namespace that the engine would create
 	}
 	argv = append(argv, args...)
 
@@ -120,7 +120,7 @@ func (e engine) runConfined(ctx context.Context, log io.Writer, doing, network s
 	if err != nil {
 		return err
 	}
-	// A pipe of our own: cmd's would be closed by Wait, which begins while the first process may still write.
+	// Not cmd's pipe, which Wait would close while the first process may still write.
 	out, in, err := os.Pipe()
 	if err != nil {
 		return err
@@ -164,7 +164,7 @@ func (e engine) runConfined(ctx context.Context, log io.Writer, doing, network s
 	return nil
 }
 
-// connect gives the network namespace of a process a way out, by slirp4netns. stop ends it; it also ends with this program.
+// connect connects the network namespace of a process with slirp4netns. stop ends it; it also ends with this program.
 func connect(ctx context.Context, pid int) (stop func(), err error) {
 	ready, readyIn, err := os.Pipe()
 	if err != nil {
@@ -180,9 +180,9 @@ func connect(ctx context.Context, pid int) (stop func(), err error) {
 	argv := []string{"slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp",
 		"--ready-fd=3", "--exit-fd=4", strconv.Itoa(pid), "tap0"}
 	if os.Geteuid() == 0 {
-		// Its sandbox takes all mounts away that it does not need. It means its own, but of root's those that are shared go
-		// from the machine too, as it makes only / private (create_sandbox in slirp4netns' sandbox.c). In a mount namespace
-		// that is private as a whole, they do not.
+		// Its sandbox unmounts everything that it does not need. For root, shared mounts would also be unmounted on the machine,
+		// because it makes only / private (create_sandbox in slirp4netns' sandbox.c). In a mount namespace that is private as a
+		// whole, they are not.
 		argv = append([]string{"unshare", "--mount", "--propagation", "private", "--"}, argv...)
 	}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
@@ -206,15 +206,15 @@ func connect(ctx context.Context, pid int) (stop func(), err error) {
 	return stop, nil
 }
 
-// privateNetworkWorks refuses what would fail later and without saying why.
+// privateNetworkWorks returns an error for what would fail later without a reason.
 func privateNetworkWorks(env []string) error {
 	if _, err := exec.LookPath("slirp4netns"); err != nil {
-		return errors.New("slirp4netns is not installed, which gives a build a network of its own: apt-get install slirp4netns, or build in this machine's network with --build-network host")
+		return errors.New("slirp4netns is not installed, which gives a build a separate network: apt-get install slirp4netns, or build in this machine's network with --build-network host")
 	}
 	return loopbackProxy(env)
 }
 
-// loopbackProxy refuses a proxy that only the machine's own network reaches.
+// loopbackProxy returns an error if the proxy can be reached only in the machine's own network.
 func loopbackProxy(env []string) error {
 	for _, variable := range env {
 		key, value, _ := strings.Cut(variable, "=")
@@ -229,19 +229,19 @@ func loopbackProxy(env []string) error {
 			continue
 		}
 		if ip := net.ParseIP(u.Hostname()); u.Hostname() == "localhost" || ip != nil && ip.IsLoopback() {
-			return fmt.Errorf("the proxy in %s is at %s, which a build in a network of its own does not reach: build in this machine's network with --build-network host, or name the proxy by another address", key, u.Host)
+			return fmt.Errorf("the proxy in %s is at %s, which a build in a separate network does not reach: build in this machine's network with --build-network host, or name the proxy by another address", key, u.Host)
 		}
 	}
 	return nil
 }
 
-// slirpDNS forwards to the machine's name server, also to one on a loopback address (slirp4netns(1)).
+// slirpDNS forwards to the machine's name server, even on a loopback address (slirp4netns(1)).
 const slirpDNS = "10.0.2.3"
 
-// resolvConf is a machine's resolv.conf for a build with slirp4netns: its search domains and options, and that name server.
+// resolvConf returns the machine's resolv.conf for a build with slirp4netns: its search domains and options, with that name server.
 func resolvConf(file string) []byte {
 	lines := []string{"nameserver " + slirpDNS}
-	text, _ := os.ReadFile(file) // a machine may do without
+	text, _ := os.ReadFile(file) // a machine may have none
 	for line := range strings.Lines(string(text)) {
 		if fields := strings.Fields(line); len(fields) > 1 && slices.Contains([]string{"search", "domain", "options"}, fields[0]) {
 			lines = append(lines, strings.TrimSpace(line))
@@ -252,11 +252,11 @@ func resolvConf(file string) []byte {
 
 var argName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// engineReads matches variables that mean something to an engine's own program, or to those that start it.
+// engineReads matches variables that an engine's own program reads, or those that start it.
 var engineReads = regexp.MustCompile(`^(PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|IFS|ENV|PS[0-9]|PWD|OLDPWD|LANG|GODEBUG|GOTRACEBACK|GOGC|GOMEMLIMIT|GOMAXPROCS|GOCOVERDIR|GCONV_PATH|` +
 	`(LD|LC|XDG|DBUS|SSL_CERT|CONTAINERS?|_CONTAINERS|BUILDAH|PODMAN|STORAGE|REGISTRY|REGISTRIES|DOCKER|BUILDKIT|BUILDX|NETAVARK|LISTEN|NOTIFY)_.*)$`)
 
-// buildArgs hands build arguments to an engine by its environment: command-line arguments are visible to all local users.
+// buildArgs passes build arguments to an engine in its environment: command-line arguments are visible to all local users.
 func buildArgs(values map[string]string) (flags, env []string, err error) {
 	names := make([]string, 0, len(values))
 	for name := range values {

@@ -12,13 +12,12 @@ import (
 )
 
 // registriesVar names the file with the settings of registries for buildah and podman (containers-registries.conf(5)). The
-// drop-in folders beside the usual files are read all the same.
+// drop-in folders next to the usual files are still read.
 const registriesVar = "CONTAINERS_REGISTRIES_CONF"
 
-// shortNames lets a name without a registry mean docker.io, as in Docker and containerd: Debian's buildah and podman come
-// without any registry for such names and refuse them. It returns what to write into the file of registriesVar: the
-// settings of this user, with that line. It returns "" where a file already defines what such names mean, also if it defines that
-// there are none.
+// shortNames makes a name without a registry refer to docker.io, as in Docker and containerd: Debian's buildah and podman have no
+// registry for such names and reject them. It returns the content for the file of registriesVar: the settings of this user, with
+// that line. It returns "" if a file already defines registries for such names, even an empty list.
 func shortNames(home, etc string) (string, error) {
 	main := os.Getenv(registriesVar)
 	if main == "" {

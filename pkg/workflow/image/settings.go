@@ -12,13 +12,13 @@ import (
 type client struct {
 	name  string
 	files []settingsFile
-	// What stands in the environment, as a file that the client reads too.
+	// What the environment sets, as a file that the client reads too.
 	prefix, there, head, form string
 }
 
 type settingsFile struct{ here, there string }
 
-// clients are the package managers whose settings a build can be given. They may hold passwords.
+// clients returns the package managers whose settings a build can get. They may contain passwords.
 func clients(home string) []client {
 	return []client{
 		{name: "cargo", files: []settingsFile{{filepath.Join(home, ".cargo", "config.toml"), "/usr/local/cargo/config.toml"}}}, // CARGO_HOME of the rust images
@@ -31,7 +31,7 @@ func clients(home string) []client {
 	}
 }
 
-// Clients are what Source.Settings takes.
+// Clients returns the values of Source.Settings.
 func Clients() []string {
 	var names []string
 	for _, c := range clients("") {
@@ -40,8 +40,8 @@ func Clients() []string {
 	return names
 }
 
-// authorities are mounts of the list of certificate authorities that this machine trusts: no secret, and without it a build
-// reaches no registry behind a proxy or mirror with a certificate of its own.
+// authorities returns mounts of the CAs that this machine trusts: they are not secret, and a build needs them to reach a registry
+// behind a proxy or mirror with a private CA.
 func authorities() []string {
 	const there = "/etc/ssl/certs/ca-certificates.crt"
 	for _, here := range []string{there /* Debian, Alpine */, "/etc/pki/tls/certs/ca-bundle.crt" /* Red Hat */} {
@@ -52,9 +52,8 @@ func authorities() []string {
 	return nil
 }
 
-// settings are mounts that show a build how package managers of this machine reach their registries: which mirrors they ask,
-// and who they are there. They exist for the time of the build only, so nothing of them stays in an image. cleanup removes
-// what had to be written for them.
+// settings returns mounts with the settings of this machine's package managers: their mirrors and logins. They exist only during the
+// build, so nothing of them stays in an image. cleanup removes the files that were written for them.
 func settings(wanted []string) (mounts []string, cleanup func(), err error) {
 	home, err := os.UserHomeDir()
 	if err != nil {
@@ -93,7 +92,7 @@ func settings(wanted []string) (mounts []string, cleanup func(), err error) {
 	return mounts, cleanup, nil
 }
 
-// environment is a settings file of what this machine's environment sets for a client; empty if it sets nothing.
+// environment returns a settings file with what this machine's environment sets for a client; empty if it sets nothing.
 func (c client) environment() string {
 	var text strings.Builder
 	for _, variable := range os.Environ() {
@@ -114,8 +113,8 @@ func (c client) environment() string {
 	return c.head + text.String()
 }
 
-// unasked are the clients with settings on this machine that a build was not given.
-func unasked(given []string) []string {
+// unused returns the clients with settings on this machine that a build did not get.
+func unused(given []string) []string {
 	home, err := os.UserHomeDir()
 	if err != nil {
 		return nil

@@ -20,7 +20,7 @@ import (
 	"github.com/moby/patternmatcher/ignorefile"
 )
 
-// Source is what an image is built of.
+// Source is what an image is built from.
 type Source struct {
 	Context    string // a folder
 	Dockerfile string // relative to Context
@@ -29,20 +29,20 @@ type Source struct {
 	Mounts     []string // HOST:PATH
 	// Network is one of Networks; NetworkPrivate if it is empty.
 	Network string
-	// Settings are those of Clients whose settings of this machine the build sees.
+	// Settings are the Clients whose settings on this machine the build gets.
 	Settings []string
-	// BaseIDs are the ids that the images which the Dockerfile starts from have in the storage of the program that builds, by
-	// their names as Bases gives them. One that is not there has none.
+	// BaseIDs are the ids of the base images in the storage of the program that builds, by their names as Bases returns them. A
+	// missing one has none.
 	BaseIDs map[string]string
-	// IDFile is a file that gets the id of the image which is built; empty for none. It is not part of the fingerprint.
+	// IDFile is a file for the id of the built image; empty for none. It is not part of the fingerprint.
 	IDFile string
 }
 
-// hashed is how many hex digits of the hash a tag holds: 128 bits.
+// hashed is how many hex digits of the hash are in a tag: 128 bits.
 const hashed = 32
 
-// Fingerprint is a hash of all that a build reads: the Dockerfile, what the context holds less its .dockerignore, with modes and
-// empty folders, the arguments, what is mounted, and the images it starts from. What the build downloads is not part of it.
+// Fingerprint returns a hash of all that a build reads: the Dockerfile, the context without what .dockerignore excludes, with modes
+// and empty folders, the arguments, the mounts, and the base images. What the build downloads is not part of it.
 func (s Source) Fingerprint() (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q\n", s.Dockerfile, s.Target, s.Network)
@@ -53,7 +53,7 @@ func (s Source) Fingerprint() (string, error) {
 		fmt.Fprintln(h)
 	}
 	err := s.Walk(func(f File) error {
-		// Every text is quoted, so no name can be taken for what comes after it. A mode is in it whole, with setuid and sticky.
+		// Every text is quoted, so that no name can be mistaken for what comes after it. The mode includes setuid and sticky.
 		fmt.Fprintf(h, "%q %o %q ", f.Name, uint32(f.Mode), f.Link)
 		return f.content(h)
 	})
@@ -66,7 +66,7 @@ func (s Source) Fingerprint() (string, error) {
 	return hex.EncodeToString(h.Sum(nil))[:hashed], nil
 }
 
-// hashSettings adds what package managers' settings the build sees.
+// hashSettings adds which package managers' settings the build gets.
 func (s Source) hashSettings(h hash.Hash) error {
 	mounts, cleanup, err := settings(s.Settings)
 	if err != nil {
@@ -88,21 +88,21 @@ func (s Source) hashSettings(h hash.Hash) error {
 type File struct {
 	// Name identifies the file: the path in the context, or "Dockerfile" or "mount N" and the path below it.
 	Name string
-	// Path is where it is on this machine.
+	// Path is its place on this machine.
 	Path string
-	// Mode is that of fs.FileInfo. Link is where a link leads; a build gets the link itself, and never what is outside of
-	// its context.
+	// Mode is that of fs.FileInfo. Link is the target of a link; a build gets the link itself, and never anything outside of its
+	// context.
 	Mode fs.FileMode
 	Link string
 }
 
-// content hashes what a regular file holds, and how much that is.
+// content hashes the content and the size of a regular file.
 func (f File) content(h hash.Hash) error {
 	if !f.Mode.IsRegular() {
 		fmt.Fprintln(h)
 		return nil
 	}
-	// What has become a pipe meanwhile must not block.
+	// It must not block if the file has become a pipe.
 	file, err := os.OpenFile(f.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
@@ -124,8 +124,7 @@ func (f File) content(h hash.Hash) error {
 	return nil
 }
 
-// Walk visits all that a build reads on this machine, in an order that is always the same. It is what both the fingerprint and
-// `polymesh dev` go by.
+// Walk visits all that a build reads on this machine, always in the same order. The fingerprint and `polymesh dev` use it.
 func (s Source) Walk(visit func(File) error) error {
 	folder, err := filepath.EvalSymlinks(s.Context)
 	if err != nil {
@@ -163,7 +162,7 @@ func (s Source) Walk(visit func(File) error) error {
 	return nil
 }
 
-// dockerfile is the Dockerfile, wherever it is: a link, or outside of the context.
+// dockerfile returns the Dockerfile, which may be a link, or outside of the context.
 func (s Source) dockerfile(folder string) (File, error) {
 	path, err := filepath.EvalSymlinks(filepath.Join(folder, s.Dockerfile))
 	if err != nil {
@@ -176,7 +175,7 @@ func (s Source) dockerfile(folder string) (File, error) {
 	if !info.Mode().IsRegular() {
 		return File{}, fmt.Errorf("the Dockerfile %s is not a file (%s)", path, info.Mode().Type())
 	}
-	// Its own mode means nothing to a build.
+	// Its mode does not matter for a build.
 	return File{Name: "Dockerfile", Path: path}, nil
 }
 
@@ -194,7 +193,7 @@ func visitOne(name, path string, visit func(File) error) error {
 	return visit(f)
 }
 
-// walk visits a file, or a folder and what is in it and not ignored.
+// walk visits a file, or a folder with its content that is not ignored.
 func walk(root, prefix string, ignore *patternmatcher.PatternMatcher, visit func(File) error) error {
 	return filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		name, relErr := filepath.Rel(root, path)
@@ -210,7 +209,7 @@ func walk(root, prefix string, ignore *patternmatcher.PatternMatcher, visit func
 		}
 		switch {
 		case skip && (entry == nil || entry.IsDir()) && !ignore.Exclusions():
-			return fs.SkipDir // also one that cannot be read
+			return fs.SkipDir // even if it cannot be read
 		case errors.Is(err, fs.ErrPermission):
 			return fmt.Errorf("%w: let this user read it, or name it in .dockerignore if the build does not need it", err)
 		case err != nil:
@@ -228,8 +227,8 @@ func walk(root, prefix string, ignore *patternmatcher.PatternMatcher, visit func
 	})
 }
 
-// ignored matches what the build does not see, and returns which file holds the patterns, if one does. As in buildah and Docker,
-// DOCKERFILE.dockerignore wins over .containerignore and .dockerignore
+// ignored returns the patterns of what the build does not see, and the file that has them, if any. As in buildah and Docker,
+// DOCKERFILE.dockerignore has precedence over .containerignore and .dockerignore
 // (https://github.com/containers/buildah, pkg/parse, ContainerIgnoreFile).
 func (s Source) ignored(folder string) (*patternmatcher.PatternMatcher, string, error) {
 	for _, name := range []string{s.Dockerfile + ".dockerignore", s.Dockerfile + ".containerignore", ".containerignore", ".dockerignore"} {
@@ -259,8 +258,8 @@ func (s Source) ignored(folder string) (*patternmatcher.PatternMatcher, string, 
 	return matcher, "", err
 }
 
-// ReadBases sets BaseIDs to what the engine has of the images that the build starts from. Those that it does not have are
-// brought first, as for a build, unless note is nil; where that is not possible, the build reports it.
+// ReadBases sets BaseIDs to the ids of the base images that the engine has. Unless note is nil, missing ones are provided first, as
+// for a build; if that is not possible, the build reports it.
 func (s *Source) ReadBases(ctx context.Context, e Engine, from Store, note func(string)) error {
 	names, err := s.Bases()
 	if err != nil {

@@ -23,17 +23,17 @@ import (
 )
 
 const (
-	// pollEvery is how often the cluster is asked whether something has happened.
+	// pollEvery is how often the cluster is polled.
 	pollEvery = time.Second
-	// readEvery bounds how often metrics are read in a step.
+	// readEvery is the longest interval between two reads of the metrics in a step.
 	readEvery = 10 * time.Second
 	// unavailableGrace is how long pods of the canary may be unavailable during a step.
 	unavailableGrace = 20 * time.Second
-	// drained bounds the wait for the last requests of a canary that gets none any more.
+	// drained limits the wait for the last requests of a canary that gets no new ones.
 	drained = time.Minute
 )
 
-// driver does what is next. Each phase can be begun again wherever it was broken off.
+// driver drives a rollout. Each phase can be started again wherever it was interrupted.
 type driver struct {
 	Options
 	state    *State
@@ -46,7 +46,7 @@ type rejected string
 
 func (r rejected) Error() string { return string(r) }
 
-// errRequested means that the rollout is to be promoted or aborted, which ends what is being done.
+// errRequested means that a promotion or an abort was requested, which ends the current phase.
 var errRequested = errors.New("a promotion or an abort was requested")
 
 // run drives the rollout to its end, or until ctx ends.
@@ -87,7 +87,7 @@ func (d *driver) run(ctx context.Context) error {
 	return nil
 }
 
-// phase does the phase that the rollout is in; nil for one that this version does not know.
+// phase returns the function for the rollout's phase; nil for one that this version does not know.
 func (d *driver) phase() func(context.Context) error {
 	switch d.state.Phase {
 	case Starting:
@@ -102,8 +102,8 @@ func (d *driver) phase() func(context.Context) error {
 	return nil
 }
 
-// takeOver reads the state, and makes sure that it is about what the user who began the rollout has asked for. If the
-// Deployment does not confirm it, all that is left is to abort: requests go back, and the Deployment keeps the image that it has.
+// takeOver reads the state, and checks that it is what the user who started the rollout requested. If the Deployment does not
+// confirm that, the rollout can only be aborted: requests go back to the Deployment, which keeps its image.
 func (d *driver) takeOver(ctx context.Context) error {
 	stable, err := d.stable(ctx)
 	if err != nil {
@@ -139,7 +139,7 @@ func (d *driver) takeOver(ctx context.Context) error {
 	return err
 }
 
-// save changes the state in the cluster, and takes over what others have changed in it.
+// save changes the state in the cluster, and reads what others have changed in it.
 func (d *driver) save(ctx context.Context, edit func(*State)) error {
 	state, err := change(ctx, d.Cluster.Client, d.Namespace, d.Name, func(s *State) error {
 		if !s.Spec.equal(d.spec) {
@@ -155,7 +155,7 @@ func (d *driver) save(ctx context.Context, edit func(*State)) error {
 	return nil
 }
 
-// untilRequested is ctx until a promotion or an abort is requested. A rollback goes on.
+// untilRequested returns a context that ends when a promotion or an abort is requested, except during a rollback.
 func (d *driver) untilRequested(ctx context.Context) (context.Context, func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	if d.state.Phase == RollingBack {
@@ -177,7 +177,7 @@ func (d *driver) untilRequested(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// carryOut moves the rollout on to what was requested.
+// carryOut changes the phase to what was requested.
 func (d *driver) carryOut(ctx context.Context) error {
 	return d.save(ctx, func(s *State) {
 		switch s.Request {
@@ -190,9 +190,9 @@ func (d *driver) carryOut(ctx context.Context) error {
 	})
 }
 
-// prepare makes sure of what the other phases build on: both sides have names, requests go by weights, and the canary has
-// the pods for its share. Until the proxies know the weights there must be no pod of the canary, because a route without
-// them leads to every pod of the Service.
+// prepare does what all phases require: subsets for both versions, routes with weights, and enough pods of the canary for its
+// share. Until the proxies have the weights there must be no pod of the canary, because a route without them leads to every pod
+// of the Service.
 func (d *driver) prepare(ctx context.Context, weight int) (*appsv1.Deployment, *routing, error) {
 	stable, err := d.stable(ctx)
 	if err != nil {
@@ -228,7 +228,7 @@ func (d *driver) prepare(ctx context.Context, weight int) (*appsv1.Deployment, *
 	return stable, r, d.canaryReady(ctx, stable, replicasFor(all, weight))
 }
 
-// canaryReady makes the canary have at least this many pods, and waits for them where they are not there.
+// canaryReady scales the canary to at least this many pods, and waits until they are ready.
 func (d *driver) canaryReady(ctx context.Context, stable *appsv1.Deployment, replicas int32) error {
 	deployments := d.Cluster.Client.AppsV1().Deployments(d.Namespace)
 	live, err := d.readCanary(ctx, stable)
@@ -242,7 +242,7 @@ func (d *driver) canaryReady(ctx context.Context, stable *appsv1.Deployment, rep
 		live, err = deployments.Patch(ctx, live.Name, types.MergePatchType, fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas), metav1.PatchOptions{FieldManager: fieldManager})
 	}
 	if err != nil {
-		return fmt.Errorf("make %s: %w", deploymentID(d.Namespace, d.state.canary()), err)
+		return fmt.Errorf("create or scale %s: %w", deploymentID(d.Namespace, d.state.canary()), err)
 	}
 	return d.await(ctx, live.Name)
 }
@@ -273,7 +273,7 @@ func notReady(name string, findings []diagnose.Finding) string {
 	return why
 }
 
-// start makes the canary, which gets no requests yet.
+// start creates the canary, which gets no requests yet.
 func (d *driver) start(ctx context.Context) error {
 	if _, _, err := d.prepare(ctx, d.state.Plan.Steps[0]); err != nil {
 		return err
@@ -305,7 +305,7 @@ func (d *driver) step(ctx context.Context) error {
 	})
 }
 
-// measure watches one step. Its error is rejected when the canary was not within bounds.
+// measure measures one step. Its error is rejected if the canary was not within limits.
 func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone, error) {
 	plan := d.state.Plan
 	step := d.Steps.Start("%d %%", weight)
@@ -331,16 +331,16 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 				return StepDone{}, err
 			case errors.Is(err, errForbidden) || apierrors.IsForbidden(err):
 				return StepDone{}, fmt.Errorf("at %d %%, which stays so: %w: %s", weight, err, d.state.Ways())
-			case err != nil: // an API server that restarts, proxies that do not answer
+			case err != nil: // an API server that restarts, proxies that do not respond
 				if unreadSince.IsZero() {
 					unreadSince = time.Now()
 				}
 				if time.Since(unreadSince) > plan.Timeout.Duration {
-					return StepDone{}, fmt.Errorf("at %d %%, which stays so: %w, for %s; this says nothing about the canary: %s", weight, err, plan.Timeout.Duration, d.state.Ways())
+					return StepDone{}, fmt.Errorf("at %d %%, which stays so: %w, for %s; the canary's state is unknown: %s", weight, err, plan.Timeout.Duration, d.state.Ways())
 				}
 				step.Note("%v", err)
 				continue
-			case began.IsZero(): // what the counters are compared with
+			case began.IsZero(): // the first read, which later ones are compared with
 				began, unreadSince = time.Now(), time.Time{}
 				continue
 			}
@@ -378,7 +378,7 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 	return done, nil
 }
 
-// canaryAvailable refuses a canary whose pods are not available any more.
+// canaryAvailable rejects a canary whose pods are no longer available.
 func (d *driver) canaryAvailable(ctx context.Context, since *time.Time) error {
 	live, err := d.Cluster.Dynamic.Resource(appsv1.SchemeGroupVersion.WithResource("deployments")).Namespace(d.Namespace).Get(ctx, d.state.canary(), metav1.GetOptions{})
 	switch {
@@ -398,13 +398,13 @@ func (d *driver) canaryAvailable(ctx context.Context, since *time.Time) error {
 	case time.Since(*since) < unavailableGrace:
 		return nil
 	}
-	// Its pods are not available, also where this user may not read why.
+	// Its pods are not available, even if this user may not read why.
 	d.findings, _ = diagnose.Workload(ctx, d.Cluster.Client, deploymentID(d.Namespace, live.GetName()), live)
 	return rejected(notReady(live.GetName(), d.findings))
 }
 
-// promote sends everything to the canary, gives the Deployment the new image, and sends everything back to it. When the
-// Deployment's pods do not become ready, the canary goes on serving.
+// promote sends all requests to the canary, gives the Deployment the new image, and sends all requests back to it. If the
+// Deployment's pods do not become ready, the canary continues to serve.
 func (d *driver) promote(ctx context.Context) error {
 	image, err := d.image(ctx)
 	if err != nil {
@@ -433,7 +433,7 @@ func (d *driver) promote(ctx context.Context) error {
 	return d.finish(ctx, Promoted)
 }
 
-// rollBack sends everything to the Deployment, with its own image.
+// rollBack sends all requests to the Deployment, with its previous image.
 func (d *driver) rollBack(ctx context.Context) error {
 	image, err := d.image(ctx)
 	if err != nil {
@@ -453,11 +453,11 @@ func (d *driver) rollBack(ctx context.Context) error {
 	return d.finish(ctx, RolledBack)
 }
 
-// stays reports that requests stay where they are because the Deployment's own pods are not ready.
+// stays returns the error that requests stay where they are because the Deployment's own pods are not ready.
 func (d *driver) stays(err error) error {
 	var why rejected
 	if errors.As(err, &why) {
-		return fmt.Errorf("%s; the canary goes on with %d %% of the requests: %s", why, d.state.Weight, d.state.Ways())
+		return fmt.Errorf("%s; the canary keeps %d %% of the requests: %s", why, d.state.Weight, d.state.Ways())
 	}
 	return err
 }
@@ -471,7 +471,7 @@ func (d *driver) stable(ctx context.Context) (*appsv1.Deployment, error) {
 	return stable, nil
 }
 
-// image is the one that the Deployment's container has now.
+// image returns the current image of the Deployment's container.
 func (d *driver) image(ctx context.Context) (string, error) {
 	stable, err := d.stable(ctx)
 	if err != nil {
@@ -494,8 +494,7 @@ func (d *driver) setImage(ctx context.Context, image string) error {
 	return nil
 }
 
-// finish sends everything to the Deployment, and then removes what the rollout has made, in the order in which nothing of it
-// is used any more.
+// finish sends all requests to the Deployment, and then removes what the rollout created, each object when it is no longer used.
 func (d *driver) finish(ctx context.Context, end Phase) error {
 	final, err := d.image(ctx)
 	if err != nil {
@@ -503,7 +502,7 @@ func (d *driver) finish(ctx context.Context, end Phase) error {
 	}
 	switch {
 	case end == Promoted && final != d.state.Image:
-		return fmt.Errorf("%s has the image %s and not %s: someone has changed it; the canary goes on with %d %% of the requests: %s", d.state.ID(), final, d.state.Image, d.state.Weight, d.state.Ways())
+		return fmt.Errorf("%s has the image %s and not %s: someone has changed it; the canary keeps %d %% of the requests: %s", d.state.ID(), final, d.state.Image, d.state.Weight, d.state.Ways())
 	case end != Promoted && final == d.state.Image && final != d.state.Previous:
 		return fmt.Errorf("%s has the image %s again: someone has set it; run `polymesh rollout abort %s -n %s` once more", d.state.ID(), final, d.Name, d.Namespace)
 	}
@@ -516,7 +515,7 @@ func (d *driver) finish(ctx context.Context, end Phase) error {
 		if err != nil {
 			return "", err
 		}
-		// Without a canary no one needs weights any more; this is then the rest of what was broken off.
+		// Without a canary the weights are no longer needed: an interrupted finish continues here.
 		if canary, err := d.readCanary(ctx, stable); err != nil {
 			return "", err
 		} else if canary != nil {
@@ -557,8 +556,8 @@ func (d *driver) finish(ctx context.Context, end Phase) error {
 	return annotate(ctx, d.Cluster.Client, d.state, nil)
 }
 
-// drain waits until the canary gets no more requests. Where the proxies cannot be read it waits for all of its time: that is
-// no reason to leave requests with the canary.
+// drain waits until the canary gets no more requests. If the proxies cannot be read it waits until its timeout, which is not a
+// reason to keep the canary.
 func (d *driver) drain(ctx context.Context, r *routing) error {
 	m := newMeter(d.Cluster.Client, d.state, r.services())
 	seen, read := 0.0, false
@@ -571,12 +570,12 @@ func (d *driver) drain(ctx context.Context, r *routing) error {
 		return again && seen == before, nil
 	})
 	if wait.Interrupted(err) && ctx.Err() == nil {
-		return nil // its pods end as pods do, after the requests that they have
+		return nil // its pods complete their requests when they terminate
 	}
 	return err
 }
 
-// readCanary reads the canary, nil if there is none. One that is not the rollout's is an error.
+// readCanary returns the canary, nil if there is none, and an error if the rollout did not create it.
 func (d *driver) readCanary(ctx context.Context, stable *appsv1.Deployment) (*appsv1.Deployment, error) {
 	id := deploymentID(d.Namespace, d.state.canary())
 	canary, err := d.Cluster.Client.AppsV1().Deployments(d.Namespace).Get(ctx, d.state.canary(), metav1.GetOptions{})
@@ -586,12 +585,12 @@ func (d *driver) readCanary(ctx context.Context, stable *appsv1.Deployment) (*ap
 	case err != nil:
 		return nil, fmt.Errorf("read %s: %w", id, err)
 	case !d.owns(canary, stable):
-		return nil, fmt.Errorf("%s is in the way: the canary has that name, and the rollout has not made this one", id)
+		return nil, fmt.Errorf("%s exists: the canary needs this name, and the rollout did not create this one", id)
 	}
 	return canary, nil
 }
 
-// owns reports whether a rollout of the Deployment has made an object.
+// owns reports whether a rollout of the Deployment created an object.
 func (d *driver) owns(o metav1.Object, stable *appsv1.Deployment) bool {
 	return o.GetLabels()[rolloutLabel] == d.Name && slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool { return r.UID == stable.UID })
 }
@@ -627,12 +626,12 @@ func (d *driver) removeCanary(ctx context.Context, stable *appsv1.Deployment) er
 	return nil
 }
 
-// settle waits until the proxies know of a change.
+// settle waits until the proxies have a change.
 func (d *driver) settle(ctx context.Context) error {
 	return pause(ctx, cmp.Or(d.Settle, defaultSettle))
 }
 
-// pause waits for this long.
+// pause waits for a duration.
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():

@@ -480,7 +480,7 @@ func TestDrive(outer *testing.T) {
 				"promote": func() (*Result, error) { return Promote(t.Context(), s.options()) },
 			} {
 				if _, err := drive(); err == nil && !back {
-					t.Errorf("%s goes on with it", what)
+					t.Errorf("%s continues", what)
 				}
 				if got := s.deployment().Spec.Template.Spec.Containers[0].Image; got != oldImage {
 					t.Fatalf("%s has set the image %s", what, got)
@@ -532,7 +532,7 @@ func TestDrive(outer *testing.T) {
 				"abort":  func() error { _, err := Abort(t.Context(), s.options()); return err },
 				"get":    func() error { _, err := Get(t.Context(), s.options().Cluster, s.namespace, "api"); return err },
 			} {
-				if err := do(); err == nil || !strings.Contains(err.Error(), "holds no rollout") {
+				if err := do(); err == nil || !strings.Contains(err.Error(), "is not a valid record of a rollout") {
 					t.Errorf("%s: %s says %v", name, what, err)
 				}
 			}
@@ -584,7 +584,7 @@ func TestDrive(outer *testing.T) {
 			clear(s)
 			_ = json.Unmarshal(text, &s)
 		})
-		if _, err := Abort(t.Context(), s.options()); err == nil || !strings.Contains(err.Error(), "is in the way") {
+		if _, err := Abort(t.Context(), s.options()); err == nil || !strings.Contains(err.Error(), "exists: the canary needs this name") {
 			t.Errorf("it says %v", err)
 		}
 		if _, err := s.client.AppsV1().Deployments(s.namespace).Get(t.Context(), "api-canary", metav1.GetOptions{}); err != nil {
@@ -644,7 +644,7 @@ func TestDrive(outer *testing.T) {
 			plan := quick()
 			plan.Timeout.Duration = 10 * time.Second
 			_, err := Canary(t.Context(), s.options(), newImage, "", plan)
-			if err == nil || !strings.Contains(err.Error(), "this says nothing about the canary") || !errors.Is(err, errUnread) {
+			if err == nil || !strings.Contains(err.Error(), "the canary's state is unknown") || !errors.Is(err, errUnread) {
 				t.Errorf("it says %v", err)
 			}
 			if state := s.state(); state.Phase != Running {

@@ -20,19 +20,19 @@ import (
 )
 
 const (
-	// leaseTime is how long the lease of a driver that is gone holds; a driver renews it every renewTime and stops when it could
+	// leaseTime is how long the lease of a driver that is gone is valid; a driver renews it every renewTime, and stops if it could
 	// not for stopTime.
 	leaseTime = 10 * time.Second
 	stopTime  = 6 * time.Second
 	renewTime = 2 * time.Second
 )
 
-// errDisplaced means that this process may not drive any more.
-var errDisplaced = errors.New("the API server did not answer for a while, so another machine may go on with the rollout; this one has stopped")
+// errDisplaced means that this process may no longer drive.
+var errDisplaced = errors.New("the API server did not respond for a while, so another machine may continue the rollout; this one has stopped")
 
-// join takes part in the rollout until it ends: it drives when no other process does, and shows what happens meanwhile.
+// join follows the rollout until it ends: it drives it if no other process does, and shows what happens otherwise.
 func join(ctx context.Context, o Options) (*Result, error) {
-	if err := makeLease(ctx, o); err != nil {
+	if err := createLease(ctx, o); err != nil {
 		return nil, err
 	}
 	d := &driver{Options: o}
@@ -55,7 +55,7 @@ func join(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The lease is given back after the driver has stopped, not when it is asked to stop.
+	// The lease is released after the driver has stopped, not when it is requested to stop.
 	held, release := context.WithCancel(klog.NewContext(context.WithoutCancel(ctx), logr.Discard()))
 	released := make(chan struct{})
 	go func() {
@@ -68,7 +68,7 @@ func join(ctx context.Context, o Options) (*Result, error) {
 		select {
 		case <-leading:
 			if d.state != nil && d.state.Phase.Ended() {
-				// One that stays behind is found by the next rollout, or goes with the Deployment.
+				// One that is left is used by the next rollout, or removed with the Deployment.
 				_ = o.Cluster.Client.CoordinationV1().Leases(o.Namespace).Delete(context.WithoutCancel(ctx), recordName(o.Name), metav1.DeleteOptions{})
 			}
 		default:
@@ -84,7 +84,7 @@ func join(ctx context.Context, o Options) (*Result, error) {
 	}
 }
 
-// follow shows what the driver on another machine does, until this one leads or the rollout has ended.
+// follow shows what the driver on another machine does, until this one drives or the rollout has ended.
 func (d *driver) follow(ctx context.Context, leading <-chan struct{}) (*State, error) {
 	var step *progress.Step
 	var last *State
@@ -94,7 +94,7 @@ func (d *driver) follow(ctx context.Context, leading <-chan struct{}) (*State, e
 		select {
 		case <-leading:
 			if step != nil {
-				step.Done("it has stopped, going on here")
+				step.Done("it has stopped, continuing here")
 			}
 			return nil, nil
 		case <-ctx.Done():
@@ -128,8 +128,8 @@ func (d *driver) follow(ctx context.Context, leading <-chan struct{}) (*State, e
 	}
 }
 
-// makeLease makes the Lease, so that a user who may not gets an error: the elector would only retry.
-func makeLease(ctx context.Context, o Options) error {
+// createLease creates the Lease, so that a user without permission gets an error: the elector would only retry.
+func createLease(ctx context.Context, o Options) error {
 	state, err := o.Cluster.Client.CoreV1().ConfigMaps(o.Namespace).Get(ctx, recordName(o.Name), metav1.GetOptions{})
 	if err != nil {
 		return err
@@ -137,12 +137,12 @@ func makeLease(ctx context.Context, o Options) error {
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: state.Name, Namespace: state.Namespace, Labels: state.Labels, OwnerReferences: state.OwnerReferences}}
 	_, err = o.Cluster.Client.CoordinationV1().Leases(o.Namespace).Create(ctx, lease, metav1.CreateOptions{FieldManager: fieldManager})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("make the lease of the rollout: %w", err)
+		return fmt.Errorf("create the lease of the rollout: %w", err)
 	}
 	return nil
 }
 
-// identity names this process to others: the machine, the process on it, and something that no other has.
+// identity returns a unique name of this process: the machine, the process, and a random suffix.
 func identity() string {
 	host, err := os.Hostname()
 	if err != nil {

@@ -14,14 +14,14 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// Measure is what was seen of one version in a step.
+// Measure is the measurement of one version in a step.
 type Measure struct {
 	Requests int `json:"requests"`
 	// ErrorRate is in percent.
 	ErrorRate float64 `json:"errorRate"`
 	// P99 is the 99th percentile of the durations, as the server's proxy measures them.
 	P99 metav1.Duration `json:"p99"`
-	// Timed is how many requests it is taken from. Envoy adds durations up every few seconds, so it comes later.
+	// Timed is the number of requests in P99. It lags behind Requests: Envoy merges its histograms every few seconds.
 	Timed int `json:"timed"`
 }
 
@@ -36,7 +36,7 @@ func (m Measure) String() string {
 	return fmt.Sprintf("%d requests, %s errors, p99 %s", m.Requests, percent(m.ErrorRate), p99)
 }
 
-// percent has two digits.
+// percent formats a rate with two digits.
 func percent(rate float64) string {
 	if rate >= 10 {
 		return fmt.Sprintf("%.0f %%", rate)
@@ -44,13 +44,13 @@ func percent(rate float64) string {
 	return fmt.Sprintf("%.2g %%", rate)
 }
 
-// view is what one side has counted.
+// view is the counts of one side.
 type view struct {
 	requests, errors float64
 	buckets          map[float64]float64 // requests by the upper bound of their duration in ms, cumulative
 }
 
-// rate is the share of errors, from 0 to 1.
+// rate returns the share of errors, from 0 to 1.
 func (v *view) rate() float64 {
 	if v.requests == 0 {
 		return 0
@@ -72,8 +72,8 @@ func (v *view) add(metric string, m *dto.Metric, delta func(part string, value f
 	}
 }
 
-// failed reports whether an answer is the server's failure, as Istio's dashboards count: 5xx, and for gRPC the statuses
-// that mean the same (UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS).
+// failed reports whether a response is a failure of the server, by the rule of Istio's dashboards: 5xx, and for gRPC the
+// equivalent statuses (UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS).
 func failed(labels map[string]string) bool {
 	if strings.HasPrefix(labels["response_code"], "5") {
 		return true
@@ -81,9 +81,9 @@ func failed(labels map[string]string) bool {
 	return labels["request_protocol"] == "grpc" && slices.Contains([]string{"2", "4", "12", "13", "14", "15"}, labels["grpc_response_status"])
 }
 
-// reachedNobody reports whether a proxy found no server for a request: none that is healthy (UH), none that takes
-// connections (UF), no such subset (NC).
-func reachedNobody(labels map[string]string) bool {
+// reachedNoServer reports whether a proxy found no server for a request: none that is healthy (UH), none that accepts connections
+// (UF), no such subset (NC).
+func reachedNoServer(labels map[string]string) bool {
 	for flag := range strings.SplitSeq(labels["response_flags"], ",") {
 		if flag == "UH" || flag == "UF" || flag == "NC" {
 			return true
@@ -92,7 +92,7 @@ func reachedNobody(labels map[string]string) bool {
 	return false
 }
 
-// quantile is Prometheus' histogram_quantile: within a bucket it takes the values as spread evenly.
+// quantile is Prometheus' histogram_quantile: it assumes that values are distributed evenly within a bucket.
 func quantile(q float64, buckets map[float64]float64) float64 {
 	bounds := slices.Sorted(maps.Keys(buckets))
 	if len(bounds) == 0 || buckets[bounds[len(bounds)-1]] == 0 {
@@ -125,13 +125,13 @@ func quantile(q float64, buckets map[float64]float64) float64 {
 // workload is a source of requests.
 type workload struct{ namespace, name string }
 
-// claim is what one caller's proxies have counted.
+// claim is the counts of one caller's proxies.
 type claim struct {
 	to   map[string]*view // by Deployment
 	lost float64          // requests that reached no pod at all
 }
 
-// requests are all that a caller reports as sent.
+// requests returns the number of requests that a caller reports as sent.
 func (c *claim) requests() float64 {
 	sum := c.lost
 	for _, v := range c.to {
@@ -140,8 +140,8 @@ func (c *claim) requests() float64 {
 	return sum
 }
 
-// meter measures the two versions from when it was made: it adds up by how much the counters of all proxies that take part
-// grow, those of the pods of both versions and of their callers. A proxy that restarts counts from zero.
+// meter measures the two versions from its creation: it adds up the increases of the counters of all proxies involved, those of the
+// pods of both versions and of their callers. A proxy that restarts counts from zero.
 type meter struct {
 	client    kubernetes.Interface
 	namespace string
@@ -151,12 +151,12 @@ type meter struct {
 
 	known map[string]bool    // proxies that have been read before
 	last  map[string]float64 // counters as they were read last, by pod and series
-	// received is what the pods' own proxies report, by Deployment; callers is how many of these requests came from whom. sent is
-	// what the callers' proxies report: only they know of requests that did not arrive.
+	// received is what the pods' own proxies report, by Deployment; callers is the number of these requests by caller. sent is what
+	// the callers' proxies report: only they know of requests that did not arrive.
 	received map[string]*view
 	callers  map[workload]float64
 	sent     map[workload]*claim
-	// unread is which proxies the last read is without, and why. It is empty when all were read.
+	// unread describes which proxies are missing in the last read, and why. It is empty if all were read.
 	unread string
 }
 
@@ -169,8 +169,8 @@ func newMeter(client kubernetes.Interface, s *State, services []string) *meter {
 	return m
 }
 
-// workloadOf is the name of a pod's workload, as Istio finds it: that of its controller, without the hash that a
-// ReplicaSet has behind its Deployment's name.
+// workloadOf returns the name of a pod's workload, by Istio's rule: that of its controller, without the hash that a ReplicaSet
+// appends to its Deployment's name.
 func workloadOf(pod *corev1.Pod) string {
 	owner := metav1.GetControllerOf(pod)
 	if owner == nil {
@@ -182,13 +182,13 @@ func workloadOf(pod *corev1.Pod) string {
 	return owner.Name
 }
 
-// maxCounter is above what a counter can hold: a float64 counts exactly up to 2^53.
+// maxCounter is the highest value of a counter: a float64 counts exactly up to 2^53.
 const maxCounter = 1 << 53
 
-// add takes in what one proxy of a workload has counted.
+// add adds the counts of one proxy of a workload.
 func (m *meter) add(of workload, proxy string, families map[string]*dto.MetricFamily) {
-	// A proxy that is read for the first time has counted before. A caller that has just been found has called before it was
-	// found, so the little that it reports of this step is left out.
+	// The counters of a proxy that is read for the first time include earlier requests. So those of a caller from before it was
+	// found are left out, also the few of this step.
 	known := m.known[proxy]
 	m.known[proxy] = true
 	for _, metric := range []string{requestsMetric, durationMetric} {
@@ -219,8 +219,8 @@ func (m *meter) sample(of workload, metric string, labels map[string]string, sam
 	ours := namespace == m.namespace && (to == m.stable || to == m.canary)
 	switch labels["reporter"] {
 	case "destination":
-		// Each side's own pods are the servers. What did not come through a Service of the mesh, such as a Prometheus that reads
-		// the app's metrics, is not meant.
+		// Each version's own pods are the servers. Requests that did not come through a Service of the mesh, such as those of a
+		// Prometheus that scrapes the app, do not count.
 		if !ours || of != (workload{m.namespace, to}) || strings.HasSuffix(labels["destination_service_name"], "PassthroughCluster") {
 			return
 		}
@@ -237,16 +237,15 @@ func (m *meter) sample(of workload, metric string, labels map[string]string, sam
 		switch {
 		case ours:
 			m.sent[of].to[to].add(metric, sample, delta)
-		case metric == requestsMetric && m.forUs(labels) && reachedNobody(labels):
+		case metric == requestsMetric && m.forUs(labels) && reachedNoServer(labels):
 			m.sent[of].lost += delta("", sample.GetCounter().GetValue())
 		}
 	}
 }
 
-// believed is how much of what a caller reports counts, from 0 to 1. A caller's proxy is the caller's: it may report anything, but
-// it counts only as far as the servers have heard from that caller: for twice as many requests, as those that were lost on
-// the way are known to the caller only, and two more for those that are under way. Where the servers have heard nothing of
-// anyone, the callers are all that there is.
+// believed returns how much a caller's report counts, from 0 to 1. A caller controls its proxy, which may report anything. So it
+// counts only for up to twice as many requests as the servers got from that caller, because only the caller knows of lost
+// requests, and two more for those in progress. If the servers got no requests at all, the callers' reports are all there is.
 func (m *meter) believed(caller workload) float64 {
 	heard := 0.0
 	for _, n := range m.callers {
@@ -259,8 +258,8 @@ func (m *meter) believed(caller workload) float64 {
 	return min(1, (2*m.callers[caller]+2)/reported)
 }
 
-// claimed is what the callers report about a Deployment. Requests that reached no pod are the canary's, since the stable version
-// was well before.
+// claimed returns what the callers report about a Deployment. Requests that reached no pod count as the canary's, because the stable
+// version was healthy before.
 func (m *meter) claimed(deployment string) view {
 	var sum view
 	for caller, c := range m.sent {
@@ -280,8 +279,8 @@ func (m *meter) forUs(labels map[string]string) bool {
 	return labels["destination_service_namespace"] == m.namespace && slices.Contains(m.services, labels["destination_service_name"])
 }
 
-// measure is what was seen of a Deployment. Where the two sides do not agree on the errors, the worse counts: an answer
-// can be lost on the way.
+// measure returns the measurement of a Deployment. If the two sides report different errors, the higher count is used: a response
+// can be lost.
 func (m *meter) measure(deployment string) Measure {
 	received, sent := m.received[deployment], m.claimed(deployment)
 	p99 := time.Duration(quantile(0.99, received.buckets) * float64(time.Millisecond)).Round(100 * time.Microsecond)
@@ -293,7 +292,7 @@ func (m *meter) measure(deployment string) Measure {
 	}
 }
 
-// certain reports whether so many requests of the canary have failed, or taken too long, that what comes cannot mend it.
+// certain reports whether so many requests of the canary have failed, or taken too long, that later ones cannot change the result.
 func (m *meter) certain(p Plan) bool {
 	received, sent := m.received[m.canary], m.claimed(m.canary)
 	within := 0.0
@@ -313,7 +312,7 @@ func labelsOf(m *dto.Metric) map[string]string {
 	return labels
 }
 
-// key names a series.
+// key returns the key of a series.
 func key(labels map[string]string) string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(labels)) {
@@ -326,12 +325,12 @@ func key(labels map[string]string) string {
 // twenty is 5 %, and may be the only one in a thousand.
 const certain = 10
 
-// enough reports whether a step has seen the requests that it needs.
+// enough reports whether a step has enough requests.
 func (p *Plan) enough(canary Measure) bool {
 	return canary.Requests >= p.MinRequests && (canary.Timed >= p.MinRequests || canary.ErrorRate > p.MaxErrorRate)
 }
 
-// judge returns what of a measurement is out of bounds, empty for nothing.
+// judge returns which limit a measurement exceeds, empty for none.
 func (p *Plan) judge(canary, stable Measure) string {
 	switch {
 	case canary.ErrorRate > p.MaxErrorRate:
@@ -344,7 +343,7 @@ func (p *Plan) judge(canary, stable Measure) string {
 	return ""
 }
 
-// compared is what the stable version had meanwhile.
+// compared returns the value of the stable version.
 func compared(stable Measure, value string) string {
 	if stable.Requests == 0 {
 		return ""

@@ -231,7 +231,7 @@ func TestPlan(t *testing.T) {
 		t.Errorf("the steps are %v", p.Steps)
 	}
 	for want, change := range map[string]func(*Plan){
-		"names no step":             func(p *Plan) { p.Steps = nil },
+		"has no step":               func(p *Plan) { p.Steps = nil },
 		"each step is a percentage": func(p *Plan) { p.Steps = []int{10, 10} },
 		"at most 100":               func(p *Plan) { p.Steps = []int{10, 110} },
 		"above the one before":      func(p *Plan) { p.Steps = []int{0, 10} },

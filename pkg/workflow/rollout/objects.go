@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// stablePrefix and canaryPrefix are how the subsets of a rollout begin. What follows is the subset that a route named,
-	// if it named one.
+	// stablePrefix and canaryPrefix are the prefixes of a rollout's subsets. After them comes the subset that a route named, if it
+	// named one.
 	stablePrefix = "polymesh-stable"
 	canaryPrefix = "polymesh-canary"
 	// canarySuffix follows the version of the canary's pods; a label's value has at most maxLabel characters.
@@ -22,12 +22,12 @@ const (
 	maxLabel     = 63
 )
 
-// versionLabels are those that may distinguish the pods of two versions, the first that there is. Istio knows the
+// versionLabels are the labels that may distinguish the pods of two versions; the first one that exists does. Istio uses the
 // first one (https://istio.io/latest/docs/ops/deployment/application-requirements/), Kubernetes recommends the second.
 var versionLabels = []string{"version", "app.kubernetes.io/version"}
 
-// versionOf is the label that distinguishes the canary's pods from the others, and its value. All other labels stay the same: the
-// policies that select the Deployment's pods have to hold for the canary too.
+// versionOf returns the label that distinguishes the canary's pods from the others, and its value. All other labels stay the same:
+// policies that select the Deployment's pods must also apply to the canary.
 func versionOf(d *appsv1.Deployment) (label, value string, err error) {
 	for _, label := range versionLabels {
 		if value := d.Spec.Template.Labels[label]; value != "" {
@@ -43,7 +43,7 @@ func canaryMark(version string) string {
 	return strings.TrimRight(version, "-_.") + canarySuffix
 }
 
-// containerOf is the index of the container that gets the image.
+// containerOf returns the index of the container that gets the image.
 func containerOf(d *appsv1.Deployment, name string) (int, error) {
 	containers := d.Spec.Template.Spec.Containers
 	var names []string
@@ -59,13 +59,13 @@ func containerOf(d *appsv1.Deployment, name string) (int, error) {
 	return 0, fmt.Errorf("%s has no container %s: it has %s", deploymentID(d.Namespace, d.Name), name, strings.Join(names, ", "))
 }
 
-// replicasFor is how many pods a share of the requests needs, in percent, if all need this many.
+// replicasFor returns how many pods a share of the requests needs, in percent, if all requests need this many.
 func replicasFor(all int32, weight int) int32 {
 	return max(1, (all*int32(weight)+99)/100)
 }
 
-// canaryDeployment is the Deployment beside the stable one: a copy with the new image, another version and this many pods.
-// It goes with the stable one, and belongs to no project.
+// canaryDeployment returns the canary: a copy of the stable Deployment with the new image, another version and this many pods. It is
+// removed with the stable one, and belongs to no project.
 func canaryDeployment(stable *appsv1.Deployment, s *State, replicas int32) *appsv1.Deployment {
 	mark := map[string]string{rolloutLabel: s.Name}
 	canary := &appsv1.Deployment{
@@ -103,10 +103,10 @@ type host struct {
 	service string
 	// subsets are those that routes to it name, "" for a route without one.
 	subsets map[string]subset
-	// exportTo and policy are what the DestinationRule of the rollout takes over from the one that holds without it.
+	// exportTo and policy are copied to the rollout's DestinationRule from the one that applies without it.
 	exportTo []any
 	policy   map[string]any
-	// own means that the mesh has no route to it and gets one. tcp are those of its ports that do not speak HTTP.
+	// own means that the mesh has no route to it, so the rollout creates one. tcp are its ports that are not HTTP.
 	own bool
 	tcp []int32
 }
@@ -114,7 +114,7 @@ type host struct {
 // ownName is the name of the rollout's DestinationRule and VirtualService for a Service.
 func ownName(service string) string { return service + "-canary" }
 
-// side is the name of a subset in the rollout's DestinationRule.
+// side returns the name of a subset in the rollout's DestinationRule.
 func side(prefix, of string) string {
 	if of == "" {
 		return prefix
@@ -122,7 +122,7 @@ func side(prefix, of string) string {
 	return prefix + "-" + of
 }
 
-// unside is the subset that a route named.
+// unside returns the subset that a route named.
 func unside(prefix, name string) (of string, ok bool) {
 	rest, ok := strings.CutPrefix(name, prefix)
 	if !ok || rest != "" && rest[0] != '-' {
@@ -131,7 +131,7 @@ func unside(prefix, name string) (of string, ok bool) {
 	return strings.TrimPrefix(rest, "-"), true
 }
 
-// ownObject is an object of Istio that the rollout makes.
+// ownObject returns an object of Istio that the rollout owns.
 func ownObject(kind, name string, s *State, owner metav1.OwnerReference, spec map[string]any) *unstructured.Unstructured {
 	u := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "networking.istio.io/v1", "kind": kind, "spec": spec}}
 	u.SetName(name)
@@ -141,8 +141,8 @@ func ownObject(kind, name string, s *State, owner metav1.OwnerReference, spec ma
 	return u
 }
 
-// destinationRule makes a subset of each version. Istio merges it with the rule for the same Service that the namespace has:
-// its subsets come beside the others, and the traffic policy stays that rule's.
+// destinationRule returns a rule with a subset for each version. Istio merges it with the rule for the same Service that the
+// namespace has: it adds the subsets, and the traffic policy stays that rule's.
 func (h *host) destinationRule(s *State, owner metav1.OwnerReference) *unstructured.Unstructured {
 	var subsets []any
 	for _, name := range slices.Sorted(maps.Keys(h.subsets)) {
@@ -169,7 +169,7 @@ func (h *host) destinationRule(s *State, owner metav1.OwnerReference) *unstructu
 	return ownObject("DestinationRule", ownName(h.service), s, owner, spec)
 }
 
-// virtualService is the mesh's route to a Service that has none.
+// virtualService returns a route of the mesh to a Service that has none.
 func (h *host) virtualService(s *State, owner metav1.OwnerReference) *unstructured.Unstructured {
 	route := func() []any {
 		return []any{map[string]any{"destination": map[string]any{"host": h.service}}}
@@ -188,10 +188,10 @@ func (h *host) virtualService(s *State, owner metav1.OwnerReference) *unstructur
 // routeKinds are the fields of a VirtualService that hold routes with destinations.
 var routeKinds = []string{"http", "tls", "tcp"}
 
-// leads returns which Service of the rollout a destination of a VirtualService in a namespace means, or nil.
+// leads returns the Service of the rollout that a destination of a VirtualService in a namespace refers to, or nil.
 type leads func(namespace, host string) *host
 
-// setWeight gives the canary its share, in percent, of whatever a VirtualService sends to a Service of the rollout.
+// setWeight sets the canary's share, in percent, of all requests that a VirtualService sends to a Service of the rollout.
 func setWeight(vs *unstructured.Unstructured, to leads, weight int64) error {
 	return editRoutes(vs, func(entries []any) ([]any, bool) {
 		together, was := unsplit(entries, vs.GetNamespace(), to)
@@ -200,7 +200,7 @@ func setWeight(vs *unstructured.Unstructured, to leads, weight int64) error {
 	})
 }
 
-// removeWeights makes the routes what they were.
+// removeWeights restores the routes.
 func removeWeights(vs *unstructured.Unstructured, to leads) error {
 	return editRoutes(vs, func(entries []any) ([]any, bool) { return unsplit(entries, vs.GetNamespace(), to) })
 }
@@ -243,7 +243,7 @@ func destinations(vs *unstructured.Unstructured, visit func(host, subset string)
 	})
 }
 
-// destination is where an entry of a route leads, and its weight.
+// destination returns where an entry of a route leads, and its weight.
 func destination(entry any) (host, subset string, weight int64) {
 	e, _ := entry.(map[string]any)
 	to, _ := e["destination"].(map[string]any)
@@ -258,7 +258,7 @@ func destination(entry any) (host, subset string, weight int64) {
 	return host, subset, weight
 }
 
-// withDestination is an entry with another subset and weight; a weight below 0 is none.
+// withDestination returns an entry with another subset and weight; a weight below 0 is none.
 func withDestination(entry any, subset string, weight int64) map[string]any {
 	e := maps.Clone(entry.(map[string]any))
 	to, _ := e["destination"].(map[string]any)
@@ -275,11 +275,11 @@ func withDestination(entry any, subset string, weight int64) map[string]any {
 	return e
 }
 
-// parts are in what an entry had before it was split: all weights of a split route are a hundred times what they were, so
-// that they can be put together exactly. A lone entry without a weight counts as 1.
+// parts is the factor of the weights in a split route, so that they can be joined exactly. A single entry without a weight counts
+// as 1.
 const parts = 100
 
-// split replaces each entry that leads to a Service of the rollout by two.
+// split replaces each entry that leads to a Service of the rollout with two.
 func split(entries []any, namespace string, to leads, canary int64) ([]any, bool) {
 	var out []any
 	did := false
@@ -292,7 +292,7 @@ func split(entries []any, namespace string, to leads, canary int64) ([]any, bool
 		if h != nil {
 			_, known := h.subsets[sub]
 			if !known {
-				h = nil // another version, which stays as it is
+				h = nil // another version, which is not changed
 			}
 		}
 		if h == nil {
@@ -310,7 +310,7 @@ func split(entries []any, namespace string, to leads, canary int64) ([]any, bool
 	return out, true
 }
 
-// unsplit is the other way round. It also takes a pair of which someone has removed or reweighed a half.
+// unsplit is the inverse of split. It also joins a pair of which a user has removed or changed a half.
 func unsplit(entries []any, namespace string, to leads) ([]any, bool) {
 	type joined struct {
 		entry  any
@@ -326,7 +326,7 @@ func unsplit(entries []any, namespace string, to leads) ([]any, bool) {
 				did, sub = true, of
 			} else if of, ok := unside(canaryPrefix, sub); ok {
 				did, sub = true, of
-				// The canary's half follows the stable one.
+				// The canary's half comes after the stable one.
 				if last := len(out) - 1; last >= 0 && out[last].subset == of && sameButSubset(out[last].entry, e) {
 					out[last].weight += weight
 					continue
@@ -338,7 +338,7 @@ func unsplit(entries []any, namespace string, to leads) ([]any, bool) {
 	if !did {
 		return entries, false
 	}
-	// Each is a multiple again, unless someone else has written weights.
+	// Each is a multiple of parts, unless a user has changed weights.
 	factor := int64(parts)
 	if slices.ContainsFunc(out, func(j joined) bool { return j.weight%parts != 0 }) {
 		factor = 1

@@ -1,24 +1,23 @@
-// Package rollout brings a new image of a Deployment to its users step by step: a second Deployment beside it, the canary,
-// gets a growing share of the requests while its error rate and its 99th percentile stay within bounds; otherwise everything
-// goes back. pkg/command calls Canary, Promote, Abort, Get and List, and Refuse before a deploy.
+// Package rollout rolls out a new image of a Deployment step by step: a second Deployment, the canary, gets a growing share of the
+// requests while its error rate and its 99th percentile stay within limits; otherwise it is rolled back. pkg/command calls Canary,
+// Promote, Abort, Get and List, and Refuse before a deploy.
 //
-// It owns the Deployment NAME-canary, a DestinationRule SERVICE-canary and, where the mesh has no route of its own to the
-// Service, a VirtualService SERVICE-canary. In VirtualServices of others it splits the routes that lead to the Service and
-// puts them together again at the end. What has happened so far is the ConfigMap polymesh-rollout-NAME; who holds the Lease
-// of that name does the next thing. There is nothing else, so any machine can go on or end it.
+// It owns the Deployment NAME-canary, a DestinationRule SERVICE-canary and, if the mesh has no route to the Service, a
+// VirtualService SERVICE-canary. In the user's VirtualServices it splits the routes that lead to the Service, and joins them again
+// at the end. Its state is the ConfigMap polymesh-rollout-NAME; the holder of the Lease of that name drives it. There is no other
+// state, so any machine can continue or end it.
 //
 // # Why no existing engine
 //
-// Two were weighed, Flagger 1.44 and Argo Rollouts 1.9, as Go modules. Both are controllers: what they do begins with a
-// custom resource and happens in a process that someone has to run, watch and upgrade in the cluster, and both measure by
-// asking a Prometheus, which Polymesh does not bring and a small cluster does not have. Argo's Istio package sets weights
-// and nothing more, on a VirtualService and two Services or subsets that the user has prepared for it, for a resource
-// Rollout that takes the Deployment's place; its module pins Kubernetes 1.34 where this one is 1.36. Flagger takes the
-// Deployment over: it copies it to NAME-primary, scales the original to zero, and owns the Service and the VirtualService of
-// that name from then on, so the manifests of a project no longer describe what runs. Either would also add the clients of a
-// dozen vendors' metric services to a binary that asks none of them. What is left without controller, custom resource and
-// Prometheus is a state machine of a few steps on plain objects. From Flagger come the ideas: the two measurements, a least
-// number of requests, a step that waits for traffic.
+// Two were considered, Flagger 1.44 and Argo Rollouts 1.9, as Go modules. Both are controllers: they start from a custom resource
+// and run in a process that must be operated and upgraded in the cluster, and both query a Prometheus for measurements, which
+// Polymesh does not ship and a small cluster does not have. Argo's Istio package only sets weights, on a VirtualService and two
+// Services or subsets that the user has prepared, for a resource Rollout that replaces the Deployment; its module pins Kubernetes
+// 1.34, and this one is 1.36. Flagger takes over the Deployment: it copies it to NAME-primary, scales the original to zero, and
+// then owns the Service and the VirtualService of that name, so a project's manifests no longer describe what runs. Either would
+// also add the clients of a dozen vendors' metric services to the binary. Without controller, custom resource and Prometheus, what
+// remains is a state machine of a few steps on plain objects. The ideas come from Flagger: the two measurements, a minimum number
+// of requests, a step that waits for traffic.
 package rollout
 
 import (
@@ -40,31 +39,29 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
-// Options are which rollout, in which cluster.
+// Options select the rollout and the cluster.
 type Options struct {
 	Cluster   *cluster.Cluster
 	Namespace string
 	// Name is the Deployment's.
 	Name  string
 	Steps *progress.Steps
-	// Settle is how long a proxy may take to learn of a change before the next one builds on it; 0 is three seconds. Istio
-	// pushes a tenth of a second after a change, later where changes follow each other, and does not report when the last proxy has
-	// it.
+	// Settle is how long proxies may take to get a change before the next change depends on it; 0 is three seconds. Istio pushes a
+	// tenth of a second after a change, later if there are more changes, and does not report when the last proxy has it.
 	Settle time.Duration
 }
 
 const defaultSettle = 3 * time.Second
 
-// Result is how a rollout stands when a command ends.
+// Result is the state of a rollout when a command ends.
 type Result struct {
 	*State
 	// Findings are why pods are not ready.
 	Findings []diagnose.Finding `json:"findings,omitempty"`
 }
 
-// Canary starts the rollout of an image, or goes on with the one that is under way: where another machine does, this one
-// shows what happens and steps in when the other stops. It returns when the rollout has ended. An empty image means the
-// one under way.
+// Canary starts the rollout of an image, or continues the one that is under way: if another machine drives it, this one shows what
+// happens and takes over when the other stops. It returns when the rollout has ended. An empty image means the one under way.
 func Canary(ctx context.Context, o Options, image, container string, plan Plan) (*Result, error) {
 	state, err := load(ctx, o.Cluster.Client, o.Namespace, o.Name)
 	switch {
@@ -90,22 +87,22 @@ func Canary(ctx context.Context, o Options, image, container string, plan Plan) 
 	return join(ctx, o)
 }
 
-// Promote makes the rollout that is under way skip the steps that are left.
-func Promote(ctx context.Context, o Options) (*Result, error) { return ask(ctx, o, RequestPromote) }
+// Promote makes a rollout skip its remaining steps.
+func Promote(ctx context.Context, o Options) (*Result, error) { return request(ctx, o, RequestPromote) }
 
-// Abort takes back the rollout that is under way.
-func Abort(ctx context.Context, o Options) (*Result, error) { return ask(ctx, o, RequestAbort) }
+// Abort rolls back a rollout.
+func Abort(ctx context.Context, o Options) (*Result, error) { return request(ctx, o, RequestAbort) }
 
-// ask records a request where the driver of the rollout sees it, and drives the rollout if nothing else does.
-func ask(ctx context.Context, o Options, request Request) (*Result, error) {
+// request records a request in the state, which the driver of the rollout polls, and drives the rollout if no other process does.
+func request(ctx context.Context, o Options, r Request) (*Result, error) {
 	state, err := change(ctx, o.Cluster.Client, o.Namespace, o.Name, func(s *State) error {
 		switch {
 		case s.Phase.Ended():
 			return fmt.Errorf("the rollout of %s has ended: %s", s.ID(), s.Outcome())
-		case request == RequestPromote && s.Phase == RollingBack:
+		case r == RequestPromote && s.Phase == RollingBack:
 			return fmt.Errorf("the rollout of %s is being rolled back: %s", s.ID(), s.Reason)
 		}
-		s.Request = request
+		s.Request = r
 		return nil
 	})
 	if apierrors.IsNotFound(err) {
@@ -117,7 +114,7 @@ func ask(ctx context.Context, o Options, request Request) (*Result, error) {
 	return join(ctx, o)
 }
 
-// Get is how the rollout of a Deployment stands, or stood at its end.
+// Get returns the state of a Deployment's rollout, or its last state if it has ended.
 func Get(ctx context.Context, c *cluster.Cluster, namespace, name string) (*State, error) {
 	state, err := load(ctx, c.Client, namespace, name)
 	if apierrors.IsNotFound(err) {
@@ -129,7 +126,7 @@ func Get(ctx context.Context, c *cluster.Cluster, namespace, name string) (*Stat
 	return state, state.addDriver(ctx, c.Client)
 }
 
-// Names are the Deployments in a namespace that have a rollout, under way or ended.
+// Names returns the Deployments in a namespace that have a rollout, under way or ended.
 func Names(ctx context.Context, client kubernetes.Interface, namespace string) ([]string, error) {
 	found, err := client.CoreV1().ConfigMaps(namespace).List(ctx, metav1.ListOptions{LabelSelector: rolloutLabel})
 	if err != nil {
@@ -144,7 +141,7 @@ func Names(ctx context.Context, client kubernetes.Interface, namespace string) (
 	return names, nil
 }
 
-// List is how all rollouts in a namespace stand.
+// List returns the states of all rollouts in a namespace.
 func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]*State, error) {
 	names, err := Names(ctx, c.Client, namespace)
 	if err != nil {
@@ -161,7 +158,7 @@ func List(ctx context.Context, c *cluster.Cluster, namespace string) ([]*State, 
 	return states, nil
 }
 
-// Refuse refuses a deploy of objects that a rollout holds: it would set back weights and image under its hands. The
+// Refuse returns an error if a rollout needs one of the objects to stay as it is: a deploy would reset its weights and image. The
 // rollout's own objects belong to no project and are not pruned.
 func Refuse(ctx context.Context, c *cluster.Cluster, objects []project.Object) error {
 	states := map[string][]*State{}
@@ -169,7 +166,7 @@ func Refuse(ctx context.Context, c *cluster.Cluster, objects []project.Object) e
 		namespace := o.GetNamespace()
 		if _, known := states[namespace]; !known && namespace != "" {
 			found, err := List(ctx, c, namespace)
-			if err != nil && !apierrors.IsForbidden(err) { // who may not read them deploys as before
+			if err != nil && !apierrors.IsForbidden(err) { // a user who may not read them deploys without this check
 				return err
 			}
 			states[namespace] = found
@@ -194,7 +191,7 @@ func deploymentID(namespace, name string) string {
 	return "deployment.apps/" + name + " -n " + namespace
 }
 
-// begin checks everything that can be checked, and then records the rollout. Nothing else is changed yet.
+// begin checks everything that can be checked, and then records the rollout. It changes nothing else.
 func begin(ctx context.Context, o Options, image, container string, plan Plan) error {
 	if !o.Cluster.Istio {
 		return errors.New("the cluster has no Istio, whose weights and metrics a rollout needs: see docs/mesh/install.md")
@@ -224,7 +221,7 @@ func begin(ctx context.Context, o Options, image, container string, plan Plan) e
 	case err != nil:
 		return fmt.Errorf("read %s: %w", deploymentID(o.Namespace, s.canary()), err)
 	case other.Labels[rolloutLabel] != o.Name:
-		return fmt.Errorf("%s is in the way: the canary has that name", deploymentID(o.Namespace, s.canary()))
+		return fmt.Errorf("%s exists: the canary needs this name", deploymentID(o.Namespace, s.canary()))
 	}
 	d := &driver{Options: o, state: s}
 	if _, err := d.checkedRouting(ctx, deployment); err != nil {
@@ -236,7 +233,7 @@ func begin(ctx context.Context, o Options, image, container string, plan Plan) e
 	return annotate(ctx, o.Cluster.Client, s, &s.Spec)
 }
 
-// annotate writes on the Deployment what its rollout is to do, or removes that.
+// annotate records the rollout's spec on the Deployment, or removes it.
 func annotate(ctx context.Context, client kubernetes.Interface, s *State, spec *Spec) error {
 	var value any
 	if spec != nil {
@@ -257,7 +254,7 @@ func annotate(ctx context.Context, client kubernetes.Interface, s *State, spec *
 	return nil
 }
 
-// create records a rollout, over one that has ended.
+// create records a rollout. It replaces the record of one that has ended.
 func create(ctx context.Context, client kubernetes.Interface, s *State, owner metav1.OwnerReference) error {
 	maps := client.CoreV1().ConfigMaps(s.Namespace)
 	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{

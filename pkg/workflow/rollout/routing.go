@@ -28,20 +28,20 @@ var (
 	}
 )
 
-// rootNamespace is where Istio looks for DestinationRules that hold for all namespaces.
+// rootNamespace is the namespace of DestinationRules that apply to all namespaces.
 const rootNamespace = "istio-system"
 
-// routing is how requests come to the Deployment.
+// routing is how requests are routed to the Deployment.
 type routing struct {
 	hosts []*host
-	// others are the VirtualServices that lead to one of the hosts, without the rollout's own.
+	// others are the user's VirtualServices that lead to one of the hosts.
 	others []unstructured.Unstructured
-	// refused are reasons not to begin. A rollout that is under way goes on, and back, all the same.
-	refused []string
+	// problems are reasons not to start. A rollout that is under way continues, and rolls back, in spite of them.
+	problems []string
 }
 
-func (r *routing) refuse(format string, args ...any) {
-	r.refused = append(r.refused, fmt.Sprintf(format, args...))
+func (r *routing) problem(format string, args ...any) {
+	r.problems = append(r.problems, fmt.Sprintf(format, args...))
 }
 
 func (r *routing) services() []string {
@@ -52,7 +52,7 @@ func (r *routing) services() []string {
 	return names
 }
 
-// leads returns which host a destination means. A short name is one of its VirtualService's namespace.
+// leads returns a function that finds the host of a destination. A short name is in the namespace of its VirtualService.
 func (r *routing) leads(own string) leads {
 	return func(namespace, name string) *host {
 		for _, h := range r.hosts {
@@ -64,25 +64,25 @@ func (r *routing) leads(own string) leads {
 	}
 }
 
-// checkedRouting reads how requests come to the Deployment, and refuses what weights could not be set for.
+// checkedRouting reads how requests are routed to the Deployment, and returns an error if weights cannot be set for all of them.
 func (d *driver) checkedRouting(ctx context.Context, stable *appsv1.Deployment) (*routing, error) {
 	r, err := d.routing(ctx, stable)
 	if err != nil {
 		return nil, err
 	}
-	if len(r.refused) > 0 {
-		return nil, errors.New(r.refused[0])
+	if len(r.problems) > 0 {
+		return nil, errors.New(r.problems[0])
 	}
 	if len(r.hosts) == 0 {
 		return nil, fmt.Errorf("no Service in %s selects the pods of %s, so there are no requests to share", d.Namespace, deploymentID(d.Namespace, d.Name))
 	}
-	if err := d.refuseGatewayAPI(ctx, r); err != nil {
+	if err := d.checkGatewayAPI(ctx, r); err != nil {
 		return nil, err
 	}
-	return r, d.refuseStrangers(ctx, r)
+	return r, d.checkOtherPods(ctx, r)
 }
 
-// routing reads how requests come to the Deployment.
+// routing reads how requests are routed to the Deployment.
 func (d *driver) routing(ctx context.Context, stable *appsv1.Deployment) (*routing, error) {
 	r := &routing{}
 	if err := d.findServices(ctx, r, stable); err != nil {
@@ -104,14 +104,14 @@ func (d *driver) routing(ctx context.Context, stable *appsv1.Deployment) (*routi
 	return r, d.findRoutes(ctx, r)
 }
 
-// isWildcard reports whether a DestinationRule is for all hosts whose names end in the same way.
+// isWildcard reports whether a DestinationRule is for all hosts with a suffix.
 func isWildcard(rule unstructured.Unstructured) bool {
 	host, _, _ := unstructured.NestedString(rule.Object, "spec", "host")
 	return strings.HasPrefix(host, "*")
 }
 
-// clusterDomain is what Istio puts behind the names of Services: istiod is started with --domain, as its chart does from
-// global.proxy.clusterDomain.
+// clusterDomain returns the domain that Istio appends to the names of Services: istiod is started with --domain, which its chart sets
+// from global.proxy.clusterDomain.
 func (d *driver) clusterDomain(ctx context.Context) (string, error) {
 	found, err := d.Cluster.Client.AppsV1().Deployments(rootNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app=istiod"})
 	if err != nil {
@@ -132,7 +132,7 @@ func (d *driver) clusterDomain(ctx context.Context) (string, error) {
 	return "", fmt.Errorf("a DestinationRule is for a wildcard, and there is no deployment istiod -n %s whose argument --domain is the cluster's domain", rootNamespace)
 }
 
-// list lists objects of all namespaces, or of the rollout's own where the user may not see the others.
+// list returns objects of all namespaces, or of the rollout's own if the user may not read the others.
 func (d *driver) list(ctx context.Context, kind schema.GroupVersionResource) ([]unstructured.Unstructured, error) {
 	found, err := d.Cluster.Dynamic.Resource(kind).List(ctx, metav1.ListOptions{})
 	if apierrors.IsForbidden(err) {
@@ -144,7 +144,7 @@ func (d *driver) list(ctx context.Context, kind schema.GroupVersionResource) ([]
 	return found.Items, nil
 }
 
-// findServices finds the Services whose pods are the Deployment's.
+// findServices finds the Services that select the Deployment's pods.
 func (d *driver) findServices(ctx context.Context, r *routing, stable *appsv1.Deployment) error {
 	services, err := d.Cluster.Client.CoreV1().Services(d.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -155,7 +155,7 @@ func (d *driver) findServices(ctx context.Context, r *routing, stable *appsv1.De
 			continue
 		}
 		if _, ok := s.Spec.Selector[d.state.VersionLabel]; ok {
-			r.refuse("service/%s -n %s selects pods by their label %s, so the canary could not be one of them: take it out of spec.selector", s.Name, s.Namespace, d.state.VersionLabel)
+			r.problem("service/%s -n %s selects pods by their label %s, so it would not select the canary's pods: remove it from spec.selector", s.Name, s.Namespace, d.state.VersionLabel)
 			continue
 		}
 		h := &host{service: s.Name, subsets: map[string]subset{}}
@@ -169,8 +169,8 @@ func (d *driver) findServices(ctx context.Context, r *routing, stable *appsv1.De
 	return nil
 }
 
-// speaksHTTP reports whether Istio takes a port for HTTP, by its name or appProtocol; one without either is found out
-// with the first bytes, and weights hold for the HTTP in it.
+// speaksHTTP reports whether Istio treats a port as HTTP, by its name or appProtocol. Without either, Istio detects the protocol from
+// the first bytes, and weights apply to HTTP.
 func speaksHTTP(port corev1.ServicePort) bool {
 	protocol, _, _ := strings.Cut(port.Name, "-")
 	if port.AppProtocol != nil {
@@ -194,7 +194,7 @@ func (d *driver) readRules(r *routing, h *host, rules []unstructured.Unstructure
 			continue
 		}
 		if rule.GetNamespace() == d.Namespace && rule.GetName() == ownName(h.service) {
-			r.refuse("%s is in the way: a rollout makes one of that name", id)
+			r.problem("%s exists: a rollout needs this name", id)
 		}
 		exact := name == h.service && rule.GetNamespace() == d.Namespace || strings.HasPrefix(name+".", full)
 		suffix, wild := strings.CutPrefix(name, "*")
@@ -202,10 +202,10 @@ func (d *driver) readRules(r *routing, h *host, rules []unstructured.Unstructure
 			continue
 		}
 		if _, selects, _ := unstructured.NestedMap(rule.Object, "spec", "workloadSelector"); selects && exact {
-			r.refuse("%s holds for some callers of service/%s only (workloadSelector), who would not know the canary: remove it for the time of the rollout", id, h.service)
+			r.problem("%s applies only to some callers of service/%s (workloadSelector), which would not have the canary's subset: remove it during the rollout", id, h.service)
 		}
 		if exact && rule.GetNamespace() != d.Namespace && rule.GetNamespace() != rootNamespace {
-			r.refuse("%s replaces, for the callers in %s, what the namespace %s has for service/%s, so they would not know the canary: move it to %s",
+			r.problem("%s replaces, for the callers in %s, the rule of namespace %s for service/%s, so they would not have the canary's subset: move it to %s",
 				id, rule.GetNamespace(), d.Namespace, h.service, d.Namespace)
 			continue
 		}
@@ -215,7 +215,7 @@ func (d *driver) readRules(r *routing, h *host, rules []unstructured.Unstructure
 			d.readSubsets(h, rule, stable)
 			continue
 		}
-		// Nearest wins: the namespace before the root namespace, there the longest name.
+		// The most specific one applies: the namespace before the root namespace, then the longest name.
 		rank := len(suffix)
 		if exact {
 			rank = 1 << 10
@@ -234,7 +234,7 @@ func (d *driver) readRules(r *routing, h *host, rules []unstructured.Unstructure
 	}
 }
 
-// readSubsets reads those that the Deployment's pods belong to.
+// readSubsets reads the subsets that the Deployment's pods belong to.
 func (d *driver) readSubsets(h *host, rule *unstructured.Unstructured, stable *appsv1.Deployment) {
 	subsets, _, _ := unstructured.NestedSlice(rule.Object, "spec", "subsets")
 	for _, item := range subsets {
@@ -299,24 +299,25 @@ func (d *driver) findRoutes(ctx context.Context, r *routing) error {
 			if slices.ContainsFunc(found, func(vs unstructured.Unstructured) bool {
 				return vs.GetNamespace() == d.Namespace && vs.GetName() == ownName(h.service) && vs.GetLabels()[rolloutLabel] != d.Name
 			}) {
-				r.refuse("virtualservice/%s -n %s is in the way: a rollout makes one of that name", ownName(h.service), d.Namespace)
+				r.problem("virtualservice/%s -n %s exists: a rollout needs this name", ownName(h.service), d.Namespace)
 			}
 			if used[h] == nil {
 				used[h] = map[string]bool{}
 			}
 			used[h][""] = true
 		}
-		// Subsets that no route names need no two sides.
+		// Subsets that no route names need no split.
 		maps.DeleteFunc(h.subsets, func(name string, _ subset) bool { return !used[h][name] })
 		if len(h.subsets) == 0 {
-			r.refuse("the routes to service/%s name subsets with labels that the pods of %s do not have", h.service, d.Name)
+			r.problem("the routes to service/%s name subsets with labels that the pods of %s do not have", h.service, d.Name)
 		}
 	}
 	return nil
 }
 
-// refuseGatewayAPI refuses routes whose weights are not set: they would send to all pods of the Service alike.
-func (d *driver) refuseGatewayAPI(ctx context.Context, r *routing) error {
+// checkGatewayAPI returns an error if a route of Gateway API leads to a Service: its weights would not be set, so it would send
+// requests to all pods of the Service.
+func (d *driver) checkGatewayAPI(ctx context.Context, r *routing) error {
 	for _, kind := range gatewayRoutes {
 		routes, err := d.list(ctx, kind)
 		if apierrors.IsNotFound(err) {
@@ -346,9 +347,9 @@ func (d *driver) refuseGatewayAPI(ctx context.Context, r *routing) error {
 	return nil
 }
 
-// refuseStrangers refuses a Service with pods of other workloads, where a route means all of them: those of the rollout's
-// two sides would be all that is left of it.
-func (d *driver) refuseStrangers(ctx context.Context, r *routing) error {
+// checkOtherPods returns an error if a Service has pods of other workloads and a route leads to all of them: only the pods of the
+// rollout's two versions would remain in it.
+func (d *driver) checkOtherPods(ctx context.Context, r *routing) error {
 	for _, h := range r.hosts {
 		if _, all := h.subsets[""]; !all {
 			continue
@@ -371,7 +372,7 @@ func (d *driver) refuseStrangers(ctx context.Context, r *routing) error {
 	return nil
 }
 
-// applyRules makes the DestinationRules. Nothing refers to them yet.
+// applyRules applies the DestinationRules, which no route uses yet.
 func (d *driver) applyRules(ctx context.Context, r *routing, owner metav1.OwnerReference) error {
 	for _, h := range r.hosts {
 		if len(h.subsets) == 0 {
@@ -384,7 +385,7 @@ func (d *driver) applyRules(ctx context.Context, r *routing, owner metav1.OwnerR
 	return nil
 }
 
-// apply makes one of the rollout's own objects what it has to be.
+// apply applies one of the rollout's own objects.
 func (d *driver) apply(ctx context.Context, kind schema.GroupVersionResource, u *unstructured.Unstructured) error {
 	_, err := ssa.Apply(ctx, d.Cluster.Dynamic.Resource(kind).Namespace(u.GetNamespace()), u, ssa.Options{Manager: fieldManager, Force: true})
 	if err != nil {
@@ -393,7 +394,7 @@ func (d *driver) apply(ctx context.Context, kind schema.GroupVersionResource, u 
 	return nil
 }
 
-// weigh gives the canary its share everywhere. Those of others are recorded first: they have to be found again.
+// weigh sets the canary's share in all routes. The user's VirtualServices are recorded first, so that they can be restored.
 func (d *driver) weigh(ctx context.Context, r *routing, owner metav1.OwnerReference, weight int) error {
 	var names []string
 	for _, vs := range r.others {
@@ -424,7 +425,7 @@ func (d *driver) weigh(ctx context.Context, r *routing, owner metav1.OwnerRefere
 	return d.save(ctx, func(s *State) { s.Weight = weight })
 }
 
-// unweigh makes the routes what they were, and removes the rollout's own.
+// unweigh restores the user's routes, and removes the rollout's own.
 func (d *driver) unweigh(ctx context.Context, stable *appsv1.Deployment, r *routing) error {
 	for i := range r.others {
 		if err := d.edit(ctx, &r.others[i], func(vs *unstructured.Unstructured) error { return removeWeights(vs, r.leads(d.Namespace)) }); err != nil {
@@ -434,7 +435,7 @@ func (d *driver) unweigh(ctx context.Context, stable *appsv1.Deployment, r *rout
 	return d.removeOwn(ctx, stable, virtualServices)
 }
 
-// edit changes a VirtualService of someone else, who may change it too.
+// edit changes a VirtualService of the user, who may change it at the same time.
 func (d *driver) edit(ctx context.Context, vs *unstructured.Unstructured, change func(*unstructured.Unstructured) error) error {
 	resource := d.Cluster.Dynamic.Resource(virtualServices).Namespace(vs.GetNamespace())
 	err := onConflict(ctx, func() error {
@@ -457,7 +458,7 @@ func (d *driver) edit(ctx context.Context, vs *unstructured.Unstructured, change
 	return nil
 }
 
-// removeOwn removes the objects of a kind that the rollout has made.
+// removeOwn removes the objects of a kind that the rollout created.
 func (d *driver) removeOwn(ctx context.Context, stable *appsv1.Deployment, kind schema.GroupVersionResource) error {
 	resource := d.Cluster.Dynamic.Resource(kind).Namespace(d.Namespace)
 	found, err := resource.List(ctx, metav1.ListOptions{LabelSelector: labels.Set{rolloutLabel: d.Name}.String()})

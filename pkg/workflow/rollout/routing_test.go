@@ -122,12 +122,12 @@ func TestRefused(t *testing.T) {
 		service, pods string
 		objects       []string
 	}{
-		"no Service in shop selects the pods of deployment.apps/api -n shop": {service: strings.Replace(serviceText, "app: api", "app: other", 1)},
-		"service/api -n shop selects pods by their label version":            {service: strings.Replace(serviceText, "app: api", "app: api, version: v1", 1)},
-		"replaces, for the callers in web":                                   {objects: []string{destinationRule("api", "web", "{host: api.shop.svc.cluster.local}")}},
-		"holds for some callers of service/api only":                         {objects: []string{destinationRule("api", "shop", "{host: api, workloadSelector: {matchLabels: {a: b}}}")}},
-		"destinationrule/api-canary -n shop is in the way":                   {objects: []string{destinationRule("api-canary", "shop", "{host: api}")}},
-		"virtualservice/api-canary -n shop is in the way":                    {objects: []string{virtualService("api-canary", "shop", "{hosts: [x]}")}},
+		"no Service in shop selects the pods of deployment.apps/api -n shop":   {service: strings.Replace(serviceText, "app: api", "app: other", 1)},
+		"service/api -n shop selects pods by their label version":              {service: strings.Replace(serviceText, "app: api", "app: api, version: v1", 1)},
+		"replaces, for the callers in web":                                     {objects: []string{destinationRule("api", "web", "{host: api.shop.svc.cluster.local}")}},
+		"applies only to some callers of service/api":                          {objects: []string{destinationRule("api", "shop", "{host: api, workloadSelector: {matchLabels: {a: b}}}")}},
+		"destinationrule/api-canary -n shop exists: a rollout needs this name": {objects: []string{destinationRule("api-canary", "shop", "{host: api}")}},
+		"virtualservice/api-canary -n shop exists: a rollout needs this name":  {objects: []string{virtualService("api-canary", "shop", "{hosts: [x]}")}},
 		"httproute/shop -n web leads to service/api": {objects: []string{
 			"apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: shop, namespace: web}\nspec: {rules: [{backendRefs: [{name: api, namespace: shop}]}]}"}},
 		"service/api has pods of another version, v2, such as pod api-v2-1": {pods: stranger},

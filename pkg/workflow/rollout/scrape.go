@@ -26,7 +26,7 @@ import (
 	"polymesh.dev/polymesh/pkg/diagnose"
 )
 
-// Istio's metrics (https://istio.io/latest/docs/reference/config/metrics/) and where each proxy's agent shows them.
+// Istio's metrics (https://istio.io/latest/docs/reference/config/metrics/) and where each proxy's agent serves them.
 const (
 	requestsMetric = "istio_requests_total"
 	durationMetric = "istio_request_duration_milliseconds"
@@ -34,7 +34,7 @@ const (
 	metricsPath    = "stats/prometheus"
 )
 
-// Bounds of what is read of a proxy: the pods of callers are their owners', who may let them answer anything or nothing.
+// Limits for reading a proxy: the pods of callers belong to other users, and may respond with anything or not at all.
 const (
 	readTimeout = 10 * time.Second
 	readAtOnce  = 16
@@ -46,12 +46,12 @@ const (
 )
 
 // errForbidden means that the user may not read the proxies, which waiting does not change.
-var errForbidden = errors.New("you may not read the proxies' metrics: it takes the verb get on pods/proxy")
+var errForbidden = errors.New("you may not read the proxies' metrics: this needs the verb get on pods/proxy")
 
 // errUnread means that the canary's proxies could not be read, so nothing is known about its requests.
 var errUnread = errors.New("the metrics of the canary cannot be read")
 
-// reading is what came of one proxy.
+// reading is the result of reading one proxy.
 type reading struct {
 	pod      *corev1.Pod
 	of       workload
@@ -59,8 +59,8 @@ type reading struct {
 	err      error
 }
 
-// read reads all proxies. The first time is what the next ones are compared with. The error wraps errUnread when fewer than
-// half of the canary's ready pods could be read; other proxies that could not be read are in unread.
+// read reads all proxies. Later reads are compared with the first one. The error wraps errUnread if fewer than half of the canary's
+// ready pods could be read; other proxies that could not be read are in unread.
 func (m *meter) read(ctx context.Context) error {
 	own, failed, err := m.readServers(ctx)
 	if err != nil {
@@ -77,7 +77,8 @@ func (m *meter) read(ctx context.Context) error {
 	return nil
 }
 
-// readServers reads the proxies of both versions. It returns the pods of their namespace, and which could not be read.
+// readServers reads the proxies of both versions. It returns the pods of their namespace, and the errors of those that could not be
+// read.
 func (m *meter) readServers(ctx context.Context) (own []corev1.Pod, failed []string, err error) {
 	list, err := m.client.CoreV1().Pods(m.namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -114,7 +115,7 @@ func (m *meter) readServers(ctx context.Context) (own []corev1.Pod, failed []str
 	return list.Items, failed, nil
 }
 
-// readCallers reads the proxies of those who have called either version, and returns which could not be read.
+// readCallers reads the proxies of the callers of both versions, and returns the errors of those that could not be read.
 func (m *meter) readCallers(ctx context.Context, own []corev1.Pod) (failed []string) {
 	var callers []reading
 	for _, caller := range slices.SortedFunc(maps.Keys(m.callers), func(a, b workload) int {
@@ -146,7 +147,7 @@ func (m *meter) readCallers(ctx context.Context, own []corev1.Pod) (failed []str
 	return failed
 }
 
-// running are a workload's pods that run, each to be read.
+// running returns a workload's running pods, to be read.
 func running(pods []corev1.Pod, of workload) (out []reading) {
 	for i := range pods {
 		if pod := &pods[i]; pod.Namespace == of.namespace && workloadOf(pod) == of.name && pod.Status.Phase == corev1.PodRunning {
@@ -156,7 +157,7 @@ func running(pods []corev1.Pod, of workload) (out []reading) {
 	return out
 }
 
-// readAll reads proxies side by side, and takes in what they report.
+// readAll reads proxies in parallel, and adds what they report.
 func (m *meter) readAll(ctx context.Context, proxies []reading) []reading {
 	var group errgroup.Group
 	group.SetLimit(readAtOnce)
@@ -176,10 +177,9 @@ func (m *meter) readAll(ctx context.Context, proxies []reading) []reading {
 	return proxies
 }
 
-// pod reads one proxy, through the API server. The client's own ProxyGet would read an answer of any length, and wait for as
-// long as it takes.
+// pod reads one proxy, through the API server. The client's own ProxyGet has no limit for the length of the response or the time.
 func (m *meter) pod(ctx context.Context, pod *corev1.Pod) (map[string]*dto.MetricFamily, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, fmt.Errorf("no complete answer within %s", readTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, fmt.Errorf("no complete response within %s", readTimeout))
 	defer cancel()
 	families, err := func() (map[string]*dto.MetricFamily, error) {
 		client, ok := m.client.CoreV1().RESTClient().(*rest.RESTClient)
@@ -191,21 +191,21 @@ func (m *meter) pod(ctx context.Context, pod *corev1.Pod) (map[string]*dto.Metri
 		if err != nil {
 			return nil, err
 		}
-		answer, err := client.Client.Do(request)
+		response, err := client.Client.Do(request)
 		if err != nil {
 			return nil, err
 		}
-		defer answer.Body.Close()
-		switch answer.StatusCode {
+		defer response.Body.Close()
+		switch response.StatusCode {
 		case http.StatusOK:
-			return parseMetrics(answer.Body, m.namespace)
+			return parseMetrics(response.Body, m.namespace)
 		case http.StatusUnauthorized, http.StatusForbidden:
-			// The pod may answer so too.
+			// The status may also be the pod's.
 			if allowed, err := m.mayRead(ctx, pod.Namespace); err == nil && !allowed {
 				return nil, errForbidden
 			}
 		}
-		return nil, fmt.Errorf("its agent cannot be reached: the answer is %s", http.StatusText(answer.StatusCode))
+		return nil, fmt.Errorf("its agent cannot be reached: the response is %s", http.StatusText(response.StatusCode))
 	}()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -216,7 +216,7 @@ func (m *meter) pod(ctx context.Context, pod *corev1.Pod) (map[string]*dto.Metri
 	return families, nil
 }
 
-// mayRead asks the API server whether the user may read pods' proxies in a namespace.
+// mayRead reports whether the user may read pods' proxies in a namespace.
 func (m *meter) mayRead(ctx context.Context, namespace string) (bool, error) {
 	review, err := m.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
 		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
@@ -228,8 +228,7 @@ func (m *meter) mayRead(ctx context.Context, namespace string) (bool, error) {
 	return review.Status.Allowed, nil
 }
 
-// parseMetrics reads the two metrics out of what an agent shows, as far as they are about a namespace; there the app's own
-// metrics are too.
+// parseMetrics reads the two metrics of a namespace from an agent's response, which also contains the app's own metrics.
 func parseMetrics(text io.Reader, namespace string) (map[string]*dto.MetricFamily, error) {
 	limited := &io.LimitedReader{R: text, N: maxText}
 	lines := bufio.NewReaderSize(limited, maxLine)

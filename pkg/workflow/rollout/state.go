@@ -20,36 +20,37 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 
+	"polymesh.dev/polymesh/pkg/ssa"
 	"polymesh.dev/polymesh/pkg/workflow/project"
 )
 
 const (
-	// rolloutLabel is on everything that a rollout makes; its value is the Deployment's name.
+	// rolloutLabel is on every object that a rollout creates; its value is the Deployment's name.
 	rolloutLabel = "polymesh.dev/rollout"
-	fieldManager = "polymesh-rollout"
+	fieldManager = ssa.Rollout
 	stateKey     = "state"
-	// specAnnotation is on the Deployment while its rollout is under way, and holds the Spec as JSON.
+	// specAnnotation is on the Deployment while its rollout is under way, with the Spec as JSON.
 	specAnnotation = "polymesh.dev/rollout"
 )
 
-// Phase is what a rollout is at.
+// Phase is the phase of a rollout.
 type Phase string
 
 // The phases.
 const (
-	Starting    Phase = "Starting"    // the canary is made
+	Starting    Phase = "Starting"    // the canary is created
 	Running     Phase = "Running"     // it gets its share of the requests
 	Promoting   Phase = "Promoting"   // the Deployment gets the new image
-	RollingBack Phase = "RollingBack" // the canary goes
+	RollingBack Phase = "RollingBack" // the canary is removed
 	Promoted    Phase = "Promoted"    // ended: the Deployment has the new image
-	RolledBack  Phase = "RolledBack"  // ended: the canary was not within bounds, or not ready
+	RolledBack  Phase = "RolledBack"  // ended: the canary was not within limits, or not ready
 	Aborted     Phase = "Aborted"     // ended: an abort was requested
 )
 
-// Ended reports whether nothing is left to do.
+// Ended reports whether the rollout has ended.
 func (p Phase) Ended() bool { return p == Promoted || p == RolledBack || p == Aborted }
 
-// Request is what was requested of a rollout that is under way.
+// Request is a request to a rollout that is under way.
 type Request string
 
 // The requests.
@@ -58,25 +59,25 @@ const (
 	RequestAbort   Request = "abort"
 )
 
-// Plan is how a rollout is to go.
+// Plan is the plan of a rollout.
 type Plan struct {
-	// Steps are the canary's shares of the requests in percent, rising. A last 100 may be left out: it always comes.
+	// Steps are the canary's shares of the requests in percent, ascending. A last 100 may be omitted: it is always added.
 	Steps []int `json:"steps"`
 	// Interval is how long each step lasts.
 	Interval metav1.Duration `json:"interval"`
 	// MaxErrorRate is in percent of the requests, MaxP99 the 99th percentile of their durations.
 	MaxErrorRate float64         `json:"maxErrorRate"`
 	MaxP99       metav1.Duration `json:"maxP99"`
-	// MinRequests is how many requests a step has to see before it is judged.
+	// MinRequests is how many requests a step needs for a result.
 	MinRequests int `json:"minRequests"`
-	// Timeout is how long pods may take to become ready, and a step to see MinRequests.
+	// Timeout is how long pods may take to become ready, and a step to get MinRequests.
 	Timeout metav1.Duration `json:"timeout"`
 }
 
-// check refuses what cannot be done.
+// check returns an error if the plan is not valid, and adds the last step.
 func (p *Plan) check() error {
 	if len(p.Steps) == 0 {
-		return fmt.Errorf("--steps names no step: give for example 10,50,100")
+		return fmt.Errorf("--steps has no step: specify for example 10,50,100")
 	}
 	last := 0
 	for _, step := range p.Steps {
@@ -90,7 +91,7 @@ func (p *Plan) check() error {
 	}
 	switch {
 	case p.Interval.Duration < time.Second:
-		return fmt.Errorf("--interval %s is too short to measure in: at least 1s", p.Interval.Duration)
+		return fmt.Errorf("--interval %s is too short for a measurement: at least 1s", p.Interval.Duration)
 	case math.IsNaN(p.MaxErrorRate) || p.MaxErrorRate < 0 || p.MaxErrorRate > 100:
 		return fmt.Errorf("--max-error-rate %v is not a percentage", p.MaxErrorRate)
 	case p.MaxP99.Duration <= 0:
@@ -103,9 +104,9 @@ func (p *Plan) check() error {
 	return nil
 }
 
-// Spec is what the user who began a rollout has asked for. It stands in the State, in a ConfigMap, and on the Deployment: a
-// rollout acts with the rights of whoever continues it, so only a user who may change the Deployment anyway may decide which
-// image it gets. Who may write ConfigMaps can promote or abort a rollout, and no more.
+// Spec is what the user who started a rollout requested. It is in the State, in a ConfigMap, and on the Deployment: a rollout acts
+// with the permissions of the user who continues it, so only a user who may change the Deployment anyway may decide which image it
+// gets. A user who may only write ConfigMaps can promote or abort a rollout, but no more.
 type Spec struct {
 	// Container gets Image; it had Previous.
 	Container string `json:"container"`
@@ -120,7 +121,7 @@ type Spec struct {
 
 func (s Spec) equal(other Spec) bool { return equality.Semantic.DeepEqual(s, other) }
 
-// State is a rollout as the cluster remembers it.
+// State is the recorded state of a rollout.
 type State struct {
 	Name      string `json:"name"`
 	Namespace string `json:"namespace"`
@@ -141,11 +142,11 @@ type State struct {
 	// Final is the image that the Deployment had at the end.
 	Final string `json:"final,omitempty"`
 
-	// Driver is who does it, empty if no one does at the moment. It is read from the Lease and not recorded.
+	// Driver is the process that drives it, empty if none currently does. It is read from the Lease and not recorded.
 	Driver string `json:"driver,omitempty"`
 }
 
-// StepDone is what a step has measured.
+// StepDone is the measurement of a step.
 type StepDone struct {
 	Weight int     `json:"weight"`
 	Canary Measure `json:"canary"`
@@ -160,13 +161,13 @@ func (s *State) canaryMark() string { return canaryMark(s.Version) }
 func canaryName(name string) string { return name + "-canary" }
 func recordName(name string) string { return "polymesh-rollout-" + name }
 
-// Ways is what can be done about a rollout that is under way.
+// Ways returns what the user can do about a rollout that is under way.
 func (s *State) Ways() string {
 	of := fmt.Sprintf("%s -n %s", s.Name, s.Namespace)
-	return fmt.Sprintf("`polymesh rollout canary %s` goes on with it, `polymesh rollout promote %s` and `polymesh rollout abort %s` end it", of, of, of)
+	return fmt.Sprintf("`polymesh rollout canary %s` continues it, `polymesh rollout promote %s` and `polymesh rollout abort %s` end it", of, of, of)
 }
 
-// Outcome is how a rollout ended.
+// Outcome returns how a rollout ended.
 func (s *State) Outcome() string {
 	switch s.Phase {
 	case Promoted:
@@ -205,18 +206,18 @@ func parseState(m *corev1.ConfigMap) (*State, error) {
 		err = s.check(m.Namespace, m.Name)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("configmap/%s -n %s holds no rollout: %w (delete it if none is under way)", m.Name, m.Namespace, err)
+		return nil, fmt.Errorf("configmap/%s -n %s is not a valid record of a rollout: %w (delete it if none is under way)", m.Name, m.Namespace, err)
 	}
 	return s, nil
 }
 
-// Bounds of a recorded state.
+// Limits of a recorded state.
 const (
 	maxReason = 4 << 10
 	maxRoutes = 1000
 )
 
-// check refuses a state that no rollout has written: others may write ConfigMaps.
+// check returns an error for a state that no rollout can have written: other users may write ConfigMaps.
 func (s *State) check(namespace, record string) error {
 	switch {
 	case s.Namespace != namespace || recordName(s.Name) != record:
@@ -226,7 +227,7 @@ func (s *State) check(namespace, record string) error {
 	case !slices.Contains(versionLabels, s.VersionLabel) || s.Version == "" || len(validation.IsValidLabelValue(s.Version)) > 0:
 		return fmt.Errorf("%s=%q is not a version label", s.VersionLabel, s.Version)
 	case s.Previous == "":
-		return fmt.Errorf("it names no image to go back to")
+		return fmt.Errorf("it has no image to roll back to")
 	case !slices.Contains([]Phase{Starting, Running, Promoting, RollingBack, Promoted, RolledBack, Aborted}, s.Phase):
 		return fmt.Errorf("this version of Polymesh does not know the phase %q", s.Phase)
 	case s.Request != "" && s.Request != RequestPromote && s.Request != RequestAbort:
@@ -258,7 +259,7 @@ func (s *State) check(namespace, record string) error {
 	return nil
 }
 
-// checkImage refuses what a kubelet could not pull.
+// checkImage returns an error if a kubelet could not pull the image.
 func checkImage(image string) error {
 	if _, err := reference.ParseNormalizedNamed(image); err != nil {
 		return fmt.Errorf("image %q: %w", image, err)
@@ -275,7 +276,7 @@ func (s *State) confirmed(d *appsv1.Deployment) bool {
 func (s *State) write(m *corev1.ConfigMap) error {
 	recorded := *s
 	recorded.Driver = ""
-	// JSON makes more bytes of half a character, and what is too long is not read again.
+	// JSON encodes half a character as more bytes, and a reason that is too long would not be read again.
 	recorded.Reason = strings.ToValidUTF8(recorded.Reason[:min(len(recorded.Reason), maxReason)], "")
 	recorded.Routes = recorded.Routes[:min(len(recorded.Routes), maxRoutes)]
 	text, err := json.MarshalIndent(&recorded, "", "  ")
@@ -285,7 +286,7 @@ func (s *State) write(m *corev1.ConfigMap) error {
 	return err
 }
 
-// change reads the state, changes it and writes it, again if someone else has written meanwhile.
+// change reads the state, changes it and writes it, again if another process wrote it in the meantime.
 func change(ctx context.Context, client kubernetes.Interface, namespace, name string, edit func(*State) error) (*State, error) {
 	var state *State
 	err := onConflict(ctx, func() error {
@@ -308,8 +309,8 @@ func change(ctx context.Context, client kubernetes.Interface, namespace, name st
 	return state, err
 }
 
-// onConflict does a change again when someone else has written meanwhile. retry.RetryOnConflict alone takes the error of a
-// context that has ended for the end of its own retries, and returns nil though nothing was written.
+// onConflict repeats a change if another process wrote in the meantime. retry.RetryOnConflict alone mistakes the error of a context
+// that has ended for the end of its own retries, and returns nil although nothing was written.
 func onConflict(ctx context.Context, change func() error) error {
 	var last error
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
@@ -325,7 +326,7 @@ func onConflict(ctx context.Context, change func() error) error {
 	return err
 }
 
-// addDriver reads who drives the rollout.
+// addDriver reads which process drives the rollout.
 func (s *State) addDriver(ctx context.Context, client kubernetes.Interface) error {
 	lease, err := client.CoordinationV1().Leases(s.Namespace).Get(ctx, recordName(s.Name), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {

@@ -1,12 +1,12 @@
-// Package lanes runs the end-to-end tests in lanes beside each other: either waits more than it works. It owns the order in
-// which the tests run and what is known of their durations; it knows nothing of what they test.
+// Package lanes runs the end-to-end tests in parallel lanes, because each test waits more than it works. It owns the order in which
+// the tests run and their recorded durations; it does not know what they test.
 //
-// The list of tests comes from the test program, and what each one needs from the test itself: its first statement says
-// whether it shares the node with the guide's app or makes nodes of its own. Each lane is one process of the test program,
-// which asks for its next test when it has finished one (Next), so that no lane is idle while tests are left. The longest ones
-// come first. At the end, the tests that have run are compared with the list.
+// The list of tests comes from the test program, and what each one needs from the test itself: its first statement declares whether
+// it shares the node with the guide's app or creates its own nodes. Each lane is one process of the test program, which requests its
+// next test when it has finished one (Next), so that no lane is idle while tests are left for it. The longest ones come first. At
+// the end, the tests that have run are compared with the list.
 //
-// command test/e2e/run is its caller on the one side, TestMain of package e2e on the other.
+// The command test/e2e/run calls Run, and TestMain of package e2e calls Next.
 package lanes
 
 import (
@@ -21,17 +21,16 @@ import (
 // Test is one test of the program, with what it needs.
 type Test struct {
 	Name string `json:"name"`
-	// Nodes is how many nodes of its own the test makes. A test that has none uses the node with the guide's app, which is
-	// its lane's.
+	// Nodes is how many separate nodes the test creates.
 	Nodes int `json:"nodes,omitempty"`
-	// Shared says that the test uses that node.
+	// Shared means that the test uses its lane's node with the guide's app.
 	Shared bool `json:"shared,omitempty"`
 }
 
-// Costs of which nothing is known yet.
+// Durations that are not recorded.
 const (
 	defaultDuration = time.Minute
-	// bringUp is what a further shared node costs: two cores need this long for the app and its images.
+	// bringUp is how long two cores need for another shared node, with the app and its images.
 	bringUp = 100 * time.Second
 )
 
@@ -45,7 +44,7 @@ const (
 	NodeBroken SharedNode = "broken" // it did not come up
 )
 
-// queue hands the tests out.
+// queue hands out the tests.
 type queue struct {
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -53,16 +52,18 @@ type queue struct {
 	// left are the tests that no lane has taken yet, the longest first.
 	left  []Test
 	known map[string]time.Duration
-	// running is what each lane has taken last, up the lanes with a shared node.
+	// running is the test that each lane runs; up are the lanes with a shared node.
 	running map[int]Test
 	up      map[int]bool
-	// sharers is how many lanes begin with the tests that share a node.
+	// gone are the lanes that have ended.
+	gone map[int]bool
+	// sharers is how many lanes start with the tests that share a node.
 	sharers int
 	closed  bool
 }
 
 func newQueue(tests []Test, known map[string]time.Duration, lanes int) *queue {
-	q := &queue{lanes: lanes, left: slices.Clone(tests), known: known, running: map[int]Test{}, up: map[int]bool{}}
+	q := &queue{lanes: lanes, left: slices.Clone(tests), known: known, running: map[int]Test{}, up: map[int]bool{}, gone: map[int]bool{}}
 	q.changed = sync.NewCond(&q.mu)
 	var shared, all time.Duration
 	for _, t := range tests {
@@ -74,7 +75,7 @@ func newQueue(tests []Test, known map[string]time.Duration, lanes int) *queue {
 	if all > 0 {
 		q.sharers = max(1, min(lanes-1, int(math.Round(float64(lanes)*float64(shared)/float64(all)))))
 	}
-	// Of two that are as long, the order of the sources stays.
+	// Tests of the same duration stay in the order of the sources.
 	slices.SortStableFunc(q.left, func(a, b Test) int { return cmp.Compare(q.duration(b), q.duration(a)) })
 	return q
 }
@@ -86,70 +87,89 @@ func (q *queue) duration(t Test) time.Duration {
 	return defaultDuration
 }
 
-// weight is how many lanes' share of the machine a test takes.
+// weight returns how many lanes' share of the machine a test uses.
 func (q *queue) weight(t Test) int { return min(max(t.Nodes, 1), q.lanes) }
 
-// next returns the lane's next test, and marks the one before as finished. It waits where a test is left for which there is no
-// room yet, and returns false when nothing is left for this lane.
+// next returns the lane's next test, and marks the one before as finished. It waits while tests are left that may become the
+// lane's, and returns false when none is.
 func (q *queue) next(lane int, state SharedNode) (Test, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	delete(q.running, lane)
-	q.up[lane] = state == NodeUp
-	q.changed.Broadcast()
-	for !q.closed {
-		i, wait := q.choose(lane, state)
-		if i >= 0 {
-			t := q.left[i]
-			q.left = slices.Delete(q.left, i, i+1)
-			q.running[lane] = t
-			q.up[lane] = t.Shared || q.up[lane]
-			return t, true
-		}
-		if !wait {
-			return Test{}, false
+	q.finished(lane, state)
+	for !q.closed && !q.gone[lane] {
+		t, ok, wait := q.take(lane, state)
+		if ok || !wait {
+			return t, ok
 		}
 		q.changed.Wait()
 	}
 	return Test{}, false
 }
 
-// choose finds the place of a test for the lane, -1 if there is none now; wait says that there may be one later. Some lanes
-// begin with the tests that share a node, the others with those that do not, and a further shared node is made only when enough
-// is left for it.
-func (q *queue) choose(lane int, state SharedNode) (place int, wait bool) {
-	used := 0
+// finished records that a lane's test has ended, and what has become of its shared node. The lock is held.
+func (q *queue) finished(lane int, state SharedNode) {
+	delete(q.running, lane)
+	q.up[lane] = state == NodeUp
+	q.changed.Broadcast()
+}
+
+// take hands a test to a lane if there is one for it now; wait reports that there may be one later. The lock is held.
+func (q *queue) take(lane int, state SharedNode) (t Test, ok, wait bool) {
+	i, wait := q.choose(lane, state)
+	if i < 0 {
+		return Test{}, false, wait
+	}
+	t = q.left[i]
+	q.left = slices.Delete(q.left, i, i+1)
+	q.running[lane] = t
+	q.up[lane] = t.Shared || q.up[lane]
+	return t, true, false
+}
+
+// choose returns the index of the lane's next test in left, -1 if there is none now; wait reports that there may be one later,
+// because no room is left, or because another lane with a shared node may not get to it. Some lanes begin with the tests that
+// share a node, the others with those that do not. Another shared node is brought up only when enough is left for it.
+func (q *queue) choose(lane int, state SharedNode) (index int, wait bool) {
+	used, nodes := 0, 0
 	for _, t := range q.running {
 		used += q.weight(t)
 	}
-	own, shared := -1, -1
+	for other, up := range q.up {
+		if up && other != lane {
+			nodes++
+		}
+	}
 	var sharedLeft time.Duration
-	for i, t := range q.left {
+	for _, t := range q.left {
 		if t.Shared {
 			sharedLeft += q.duration(t)
 		}
+	}
+	leaveShared := state == NoNode && nodes > 0 && sharedLeft <= time.Duration(nodes)*bringUp
+	own, shared := -1, -1
+	for i, t := range q.left {
 		switch {
-		case used+q.weight(t) > q.lanes:
-			wait = wait || !t.Shared
+		case t.Shared && state == NodeBroken:
+		case t.Shared && leaveShared, used+q.weight(t) > q.lanes:
+			wait = true
 		case t.Shared && shared < 0:
 			shared = i
 		case !t.Shared && own < 0:
 			own = i
 		}
 	}
-	nodes := 0
-	for other, up := range q.up {
-		if up && other != lane {
-			nodes++
-		}
-	}
-	if state == NodeBroken || state == NoNode && sharedLeft <= time.Duration(nodes)*bringUp {
-		shared = -1
-	}
 	if shared < 0 || own >= 0 && lane >= q.sharers {
 		return own, wait
 	}
 	return shared, wait
+}
+
+// leave records that a lane has ended and takes no more tests, whatever it was doing: no other lane waits for it.
+func (q *queue) leave(lane int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.gone[lane] = true
+	q.finished(lane, NoNode)
 }
 
 // rest returns the tests that no lane has taken.
@@ -167,7 +187,7 @@ func (q *queue) close() {
 	q.changed.Broadcast()
 }
 
-// String is a line of the list of tests.
+// String returns a line of the list of tests.
 func (t Test) String() string {
 	switch {
 	case t.Shared:
@@ -175,8 +195,8 @@ func (t Test) String() string {
 	case t.Nodes == 0:
 		return t.Name + "  no node"
 	case t.Nodes == 1:
-		return t.Name + "  a node of its own"
+		return t.Name + "  its own node"
 	default:
-		return fmt.Sprintf("%s  %d nodes of its own", t.Name, t.Nodes)
+		return fmt.Sprintf("%s  %d own nodes", t.Name, t.Nodes)
 	}
 }

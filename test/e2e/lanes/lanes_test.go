@@ -5,15 +5,17 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
-// TestMain makes this program one that can be run in lanes, as package e2e is: its tests are those called TestLane…
+// TestMain lets this program run in lanes, as package e2e does: its tests are those called TestLane…
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if !InLane() {
@@ -77,7 +79,7 @@ func options(t *testing.T, run string) (Options, *strings.Builder) {
 	}, &out
 }
 
-// A lane whose process dies goes on with another one, and says which test died of what.
+// A lane whose process dies continues with another one, and reports which test died of what.
 func TestRun(t *testing.T) {
 	o, out := options(t, "^TestLane")
 	err := Run(t.Context(), o)
@@ -89,11 +91,11 @@ func TestRun(t *testing.T) {
 		"3 end-to-end tests passed, 2 failed, 1 were skipped, 0 did not run",
 	} {
 		if !strings.Contains(out.String(), want) {
-			t.Errorf("it does not say %q", want)
+			t.Errorf("it does not print %q", want)
 		}
 	}
 	if t.Failed() {
-		t.Logf("it says\n%s", out)
+		t.Logf("it prints\n%s", out)
 	}
 	known := readDurations(o.Durations)
 	if len(known) != 3 {
@@ -121,12 +123,12 @@ func TestRun(t *testing.T) {
 func TestPlanRefusesSilence(t *testing.T) {
 	t.Setenv("LANES_SILENT", "1")
 	o, _ := options(t, "^TestLane(Good|Silent)$")
-	if tests, err := o.Plan(t.Context()); err == nil || !strings.Contains(err.Error(), "TestLaneSilent does not say what it needs") {
+	if tests, err := o.Plan(t.Context()); err == nil || !strings.Contains(err.Error(), "TestLaneSilent does not declare what it needs") {
 		t.Errorf("got %v, %v", tests, err)
 	}
 }
 
-// When the run is ended, so are the lanes, and what did not run is said.
+// When the run is ended, so are the lanes, and the tests that did not run are reported.
 func TestRunEnds(t *testing.T) {
 	o, out := options(t, "^TestLaneGood")
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -145,38 +147,53 @@ func TestRunEnds(t *testing.T) {
 	}
 }
 
-// take plays a whole run: whoever is free first takes the next test. It returns what each lane has run, and until when.
-func take(q *queue, broken int) (runs [][]string, ends []time.Duration) {
+// play plays a whole run: the lane that is free first takes the next test. It returns which tests each lane has run, and until
+// when. A lane that waits requests again when another one has finished a test.
+func play(t *testing.T, q *queue, broken int) (runs [][]string, ends []time.Duration) {
+	t.Helper()
 	runs, ends = make([][]string, q.lanes), make([]time.Duration, q.lanes)
 	states := make([]SharedNode, q.lanes)
-	open := make([]bool, q.lanes)
-	for i := range open {
-		open[i] = true
-	}
-	for {
+	ended, waiting := make([]bool, q.lanes), make([]bool, q.lanes)
+	first := func(but []bool) int {
 		lane := -1
 		for i := range ends {
-			if open[i] && (lane < 0 || ends[i] < ends[lane]) {
+			if !ended[i] && !but[i] && (lane < 0 || ends[i] < ends[lane]) {
 				lane = i
 			}
 		}
+		return lane
+	}
+	for {
+		lane := first(ended)
 		if lane < 0 {
 			return runs, ends
 		}
-		t, ok := q.next(lane, states[lane])
-		if !ok {
-			open[lane] = false
+		q.finished(lane, states[lane])
+		next, ok, wait := q.take(lane, states[lane])
+		if wait {
+			waiting[lane] = true
+			busy := first(waiting)
+			if busy < 0 {
+				t.Fatalf("all lanes wait: %v are left", q.left)
+			}
+			ends[lane] = ends[busy] + 1
 			continue
 		}
-		if t.Shared && states[lane] == NoNode {
+		clear(waiting)
+		if !ok {
+			ended[lane] = true
+			q.leave(lane)
+			continue
+		}
+		if next.Shared && states[lane] == NoNode {
 			states[lane] = NodeUp
 			ends[lane] += bringUp
 			if lane == broken {
 				states[lane] = NodeBroken
 			}
 		}
-		runs[lane] = append(runs[lane], t.Name)
-		ends[lane] += q.duration(t)
+		runs[lane] = append(runs[lane], next.Name)
+		ends[lane] += q.duration(next)
 	}
 }
 
@@ -192,7 +209,7 @@ func TestOrder(t *testing.T) {
 	all := slices.Concat(many("Shared", 40, Test{Shared: true}), many("Own", 12, Test{Nodes: 1}))
 	known := map[string]time.Duration{"Shared7": 6 * time.Minute, "Own3": 4 * time.Minute}
 	for lanes := 1; lanes <= 4; lanes++ {
-		runs, ends := take(newQueue(all, known, lanes), -1)
+		runs, ends := play(t, newQueue(all, known, lanes), -1)
 		seen := map[string]bool{}
 		for _, name := range slices.Concat(runs...) {
 			if seen[name] {
@@ -214,22 +231,87 @@ func TestOrder(t *testing.T) {
 
 // A lane whose shared node is broken leaves the tests that need one to the others.
 func TestBrokenNode(t *testing.T) {
-	runs, _ := take(newQueue(many("Shared", 10, Test{Shared: true}), nil, 2), 0)
+	runs, _ := play(t, newQueue(many("Shared", 10, Test{Shared: true}), nil, 2), 0)
 	if len(runs[0]) != 1 || len(runs[1]) != 9 {
 		t.Errorf("the lanes ran %v", runs)
 	}
 	q := newQueue(many("Shared", 3, Test{Shared: true}), nil, 1)
-	if runs, _ := take(q, 0); len(runs[0]) != 1 || len(q.rest()) != 2 {
+	if runs, _ := play(t, q, 0); len(runs[0]) != 1 || len(q.rest()) != 2 {
 		t.Errorf("the only lane ran %v, and %v are left", runs, q.rest())
 	}
 }
 
-// A second shared node is not made for the last minute.
+// A second shared node is not brought up for the last minute.
 func TestOneSharedNodeIsEnough(t *testing.T) {
-	runs, _ := take(newQueue(slices.Concat(many("Shared", 2, Test{Shared: true}), many("Own", 1, Test{Nodes: 1})), nil, 2), -1)
+	runs, _ := play(t, newQueue(slices.Concat(many("Shared", 2, Test{Shared: true}), many("Own", 1, Test{Nodes: 1})), nil, 2), -1)
 	if len(runs[0]) != 2 {
 		t.Errorf("the lanes ran %v", runs)
 	}
+}
+
+// Every test runs, whatever is known of the durations and whichever lane has no node: no lane ends while a test is left that
+// only it can run.
+func TestEveryTestRuns(t *testing.T) {
+	durations := []time.Duration{0, time.Second, time.Minute, 5 * time.Minute}
+	for seed := range uint64(2000) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		var tests []Test
+		known := map[string]time.Duration{}
+		for i := range 1 + random.IntN(8) {
+			test := Test{Name: fmt.Sprintf("Test%d", i), Nodes: random.IntN(4)}
+			test.Shared = test.Nodes == 0 && random.IntN(4) > 0
+			tests, known[test.Name] = append(tests, test), durations[random.IntN(len(durations))]
+		}
+		lanes := 1 + random.IntN(3)
+		broken := random.IntN(lanes+1) - 1
+		if lanes == 1 {
+			broken = -1 // nothing could run the tests that share a node
+		}
+		q := newQueue(tests, known, lanes)
+		runs, _ := play(t, q, broken)
+		if names := slices.Concat(runs...); len(names) != len(tests) || len(q.rest()) > 0 {
+			t.Fatalf("seed %d: %d lanes, the node of lane %d is broken: %v of %v ran, with durations %v", seed, lanes, broken, runs, tests, known)
+		}
+	}
+}
+
+// Tests that share a node also run if their recorded duration is 0, and if a lane requests the last one while a test with many nodes
+// leaves no room.
+func TestSharedTestIsNotForgotten(t *testing.T) {
+	ready := Test{Name: "Ready", Shared: true}
+	q := newQueue([]Test{{Name: "Own", Nodes: 1}, ready}, map[string]time.Duration{"Own": time.Minute, "Ready": 0}, 2)
+	if runs, _ := play(t, q, -1); len(slices.Concat(runs...)) != 2 {
+		t.Errorf("the lanes ran %v", runs)
+	}
+	q = newQueue([]Test{ready}, nil, 2)
+	q.running[0] = Test{Name: "Many", Nodes: 2}
+	if i, wait := q.choose(1, NodeUp); i >= 0 || !wait {
+		t.Errorf("beside the test with two nodes, the lane gets test %d, wait %v", i, wait)
+	}
+}
+
+// A lane that has ended does not keep others waiting, and gets no test.
+func TestEndedLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		two := Test{Name: "Two", Nodes: 2}
+		q := newQueue([]Test{two}, nil, 3)
+		q.running[0] = Test{Name: "Other", Nodes: 2}
+		var got [3]string
+		for lane := 1; lane < 3; lane++ {
+			go func() {
+				next, _ := q.next(lane, NoNode)
+				got[lane] = next.Name
+			}()
+		}
+		synctest.Wait()
+		q.leave(1)
+		synctest.Wait()
+		q.leave(0)
+		synctest.Wait()
+		if got[1] != "" || got[2] != "Two" {
+			t.Errorf("lane 1 has got %q, and lane 2 %q", got[1], got[2])
+		}
+	})
 }
 
 // A test with many nodes waits until it is alone, and the others wait for it.

@@ -35,14 +35,14 @@ type Options struct {
 	Timeout time.Duration
 	// Events is the file to which the events of all tests are written, as `go test -json` has them.
 	Events string
-	// Durations is the file of what the tests took when they passed last, which is read and written. Where it knows nothing of a
-	// test, Hints may.
+	// Durations is the file with the last durations of the tests that passed, which is read and written. Hints has those of other
+	// tests.
 	Durations, Hints string
-	// Out gets the output of each test when it has ended, and at the end what failed.
+	// Out gets the output of each test when it ends, and a summary of the failed ones at the end.
 	Out io.Writer
 }
 
-// Plan asks the test program for its tests and for what each one needs. It fails where a test does not say so.
+// Plan returns the tests of the test program, with what each one needs. It fails if a test does not declare that.
 func (o Options) Plan(ctx context.Context) ([]Test, error) {
 	pattern := o.Run
 	if pattern == "" {
@@ -60,9 +60,9 @@ func (o Options) Plan(ctx context.Context) ([]Test, error) {
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "needs")
 	cmd := o.command(ctx, "-test.run="+pattern, "-test.timeout=2m")
-	// A test that goes on without having said what it needs finds no program to run.
+	// A test that continues without declaring its needs finds no program to run.
 	cmd.Env = append(os.Environ(), PlanEnv+"="+file, "POLYMESH_BIN="+filepath.Join(dir, "none"))
-	said, failed := cmd.CombinedOutput()
+	output, failed := cmd.CombinedOutput()
 	needs := map[string]Test{}
 	text, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -79,12 +79,12 @@ func (o Options) Plan(ctx context.Context) ([]Test, error) {
 	for _, name := range names {
 		t, ok := needs[name]
 		if !ok {
-			return nil, fmt.Errorf("%s does not say what it needs: its first statement is to call app, newScenario or ownNodes\n%s", name, said)
+			return nil, fmt.Errorf("%s does not declare what it needs: its first statement must call app, newScenario or ownNodes\n%s", name, output)
 		}
 		tests = append(tests, t)
 	}
 	if failed != nil {
-		return nil, fmt.Errorf("ask the tests what they need: %w\n%s", failed, said)
+		return nil, fmt.Errorf("read what the tests need: %w\n%s", failed, output)
 	}
 	return tests, nil
 }
@@ -103,7 +103,7 @@ func stderr(err error) string {
 	return ""
 }
 
-// outcome is how a test has ended, and what it and its parts have printed.
+// outcome is the result of a test, and the output of it and its subtests.
 type outcome struct {
 	lane    int
 	action  string // pass, fail or skip
@@ -131,21 +131,20 @@ type run struct {
 	mu     sync.Mutex // for all below, and for Out
 	events *bufio.Writer
 	ended  map[string]outcome
-	// first are the tests that brought their lane's shared node up: that time is not their own.
+	// first are the tests that brought up their lane's shared node: that is not part of their duration.
 	first   map[string]bool
 	brought map[int]bool
-	lanes   []string // what is wrong with a lane itself
+	lanes   []string // errors of the lanes themselves
 }
 
-// Run runs all tests and reports on them. It returns an error when one has failed or did not run. When ctx ends, so do the
-// tests.
+// Run runs all tests and prints a report. It returns an error if one has failed or did not run. When ctx ends, so do the tests.
 func Run(ctx context.Context, o Options) error {
 	tests, err := o.Plan(ctx)
 	if err != nil {
 		return err
 	}
 	if len(tests) == 0 {
-		return fmt.Errorf("no test is called %s", o.Run)
+		return fmt.Errorf("no test matches %s", o.Run)
 	}
 	known := readDurations(o.Hints)
 	maps.Copy(known, readDurations(o.Durations))
@@ -202,11 +201,12 @@ func (r *run) taken(lane int, t Test) {
 	}
 }
 
-// lane runs processes of the test program until nothing is left: one, unless it dies.
+// lane runs the test program until no test is left for the lane: one process, unless it dies.
 func (r *run) lane(ctx context.Context, lane int) {
+	defer r.queue.leave(lane)
 	temporary := os.TempDir()
 	if lane > 0 {
-		// A folder of its own: when the tests begin they remove what dead ones left in theirs.
+		// A separate folder: at their start, tests remove what dead ones left in it.
 		var err error
 		if temporary, err = os.MkdirTemp("", "e2e-"); err == nil {
 			err = os.Chmod(temporary, 0o755) // a test runs the program there as nobody
@@ -226,7 +226,7 @@ func (r *run) lane(ctx context.Context, lane int) {
 	}
 }
 
-// removeEmpty removes a lane's folder once it is empty: when the tests were ended, their watchdogs remove what they have left.
+// removeEmpty removes a lane's folder when it is empty: after an interruption, watchdogs remove what the tests left in it.
 func removeEmpty(dir string) {
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if err := os.Remove(dir); err == nil || errors.Is(err, os.ErrNotExist) {
@@ -235,7 +235,7 @@ func removeEmpty(dir string) {
 	}
 }
 
-// count is how many tests of a lane have ended.
+// count returns how many tests of a lane have ended.
 func (r *run) count(lane int) (n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -253,13 +253,13 @@ func (r *run) complain(lane int, what string) {
 	r.lanes = append(r.lanes, fmt.Sprintf("lane %d: %s", lane+1, what))
 }
 
-// process runs the test program once. It returns whether that has found nothing more to do.
+// process runs the test program once, and reports whether it ended because no test was left for it.
 func (r *run) process(ctx context.Context, lane int, temporary string) (finished bool) {
 	args := append([]string{"tool", "test2json", "-t", "-p", r.Package, r.Program, "-test.v=test2json", "-test.timeout=" + r.Timeout.String()}, r.Args...)
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = r.Dir
 	cmd.Env = append(os.Environ(), "TMPDIR="+temporary, socketEnv+"="+r.socket, laneEnv+"="+strconv.Itoa(lane))
-	// All of the lane is ended together. A test that is ended takes its nodes away.
+	// All processes of the lane get the signal. A test that is interrupted removes its nodes.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
@@ -273,8 +273,8 @@ func (r *run) process(ctx context.Context, lane int, temporary string) (finished
 		r.complain(lane, err.Error())
 		return true
 	}
-	open := map[string]*strings.Builder{} // the tests that are under way
-	var own strings.Builder               // what belongs to no test
+	open := map[string]*strings.Builder{} // the running tests
+	var own strings.Builder               // output of no test
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 64<<20)
 	for lines.Scan() {
@@ -284,27 +284,27 @@ func (r *run) process(ctx context.Context, lane int, temporary string) (finished
 	if ctx.Err() != nil {
 		return true
 	}
-	// Without its "PASS" for each test, it is what TestMain has said, and the panic of one that has died.
-	said := strings.TrimSpace(strings.ReplaceAll("\n"+own.String(), "\nPASS", "") + errOut.String())
+	// Without the "PASS" of each test, it is the output of TestMain, and the panic of a test that has died.
+	output := strings.TrimSpace(strings.ReplaceAll("\n"+own.String(), "\nPASS", "") + errOut.String())
 	r.mu.Lock()
-	for name, output := range open {
-		r.finish(lane, name, outcome{action: "fail", output: output.String() + said})
+	for name, test := range open {
+		r.finish(lane, name, outcome{action: "fail", output: test.String() + output})
 	}
 	failed := slices.ContainsFunc(slices.Collect(maps.Values(r.ended)), func(e outcome) bool { return e.lane == lane && e.action == "fail" })
 	r.mu.Unlock()
-	if err != nil && (len(open) == 0 && !failed || strings.Contains(said, "FAIL: ")) {
-		r.complain(lane, fmt.Sprintf("%v\n%s", err, said))
-	} else if said != "" {
-		r.print(said + "\n")
+	if err != nil && (len(open) == 0 && !failed || strings.Contains(output, "FAIL: ")) {
+		r.complain(lane, fmt.Sprintf("%v\n%s", err, output))
+	} else if output != "" {
+		r.print(output + "\n")
 	}
 	return len(open) == 0
 }
 
-// read takes one event in.
+// read handles one event.
 func (r *run) read(lane int, line []byte, open map[string]*strings.Builder, own *strings.Builder) {
 	var e event
 	if err := json.Unmarshal(line, &e); err != nil {
-		own.Write(line) // nothing but test2json writes here
+		own.Write(line) // not from test2json
 		own.WriteByte('\n')
 		return
 	}
@@ -334,7 +334,7 @@ func (r *run) read(lane int, line []byte, open map[string]*strings.Builder, own 
 	}
 }
 
-// finish notes a test's end and prints its output as a whole. The lock is held.
+// finish records a test's end and prints its whole output. The lock is held.
 func (r *run) finish(lane int, name string, e outcome) {
 	e.lane = lane
 	r.ended[name] = e
@@ -347,7 +347,7 @@ func (r *run) print(text string) {
 	fmt.Fprint(r.Out, text)
 }
 
-// report compares the tests that ran with the list, and shows what failed once more.
+// report compares the tests that ran with the list, and prints the output of failed ones again.
 func (r *run) report(ctx context.Context, tests []Test) error {
 	counts := map[string]int{}
 	busy := make([]time.Duration, r.Lanes)
@@ -388,7 +388,7 @@ func (r *run) report(ctx context.Context, tests []Test) error {
 	return errors.Join(errs...)
 }
 
-// readDurations reads seconds by names of tests. Without them the order is only worse.
+// readDurations reads the durations of tests, in seconds by name. Without them only the order is worse.
 func readDurations(file string) map[string]time.Duration {
 	known := map[string]time.Duration{}
 	text, err := os.ReadFile(file)
@@ -415,7 +415,7 @@ func writeDurations(file string, known map[string]time.Duration) error {
 		err = os.WriteFile(file, append(text, '\n'), 0o644)
 	}
 	if err != nil {
-		return fmt.Errorf("keep what the tests took: %w", err)
+		return fmt.Errorf("write the durations: %w", err)
 	}
 	return nil
 }

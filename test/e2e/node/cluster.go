@@ -16,25 +16,25 @@ import (
 	"time"
 )
 
-// Cluster is a set of machines on one network, with the world outside on it too. A node that New makes is a cluster of one.
-// What the nodes are to each other is for their servers' flags to say.
+// Cluster is a set of machines on one network, together with the outside world. A node that New creates is a cluster of one. The
+// flags of their servers determine the roles of the nodes.
 type Cluster struct {
-	// Name is the beginning of its nodes' names. Those of its network namespaces have -switch and -out behind it.
+	// Name is the prefix of its nodes' names. Its network namespaces have the suffixes -switch and -out.
 	Name string
-	// Dir has the cluster's record only; each node has a folder of its own.
+	// Dir contains only the cluster's record; each node has its own folder.
 	Dir string
 
-	wires   namespace // holds the bridge, and no address
+	wires   namespace // with the bridge, and no address
 	outside namespace
 
 	mu    sync.Mutex
 	nodes []*Node
-	last  int // number of the node that was added last; none is given twice
-	// cuts are the pairs of nodes between which everything is dropped, the smaller number first.
+	last  int // number of the node that was added last; no number is used twice
+	// cuts are the pairs of partitioned nodes, the smaller number first.
 	cuts map[[2]int]bool
 }
 
-// NewCluster makes a network without nodes.
+// NewCluster creates a network without nodes.
 func NewCluster() (*Cluster, error) {
 	c := &Cluster{cuts: map[[2]int]bool{}}
 	for c.Name == "" {
@@ -44,7 +44,7 @@ func NewCluster() (*Cluster, error) {
 		}
 		name := prefix + hex.EncodeToString(id)
 		c.wires, c.outside, c.Dir = namespace(name+"-switch"), namespace(name+"-out"), filepath.Join(os.TempDir(), name)
-		// Namespaces are the machine's, also those of a program with another folder for temporary files.
+		// Namespaces belong to the machine, also those of a program with another folder for temporary files.
 		if c.wires.exists() || c.outside.exists() {
 			continue
 		}
@@ -56,11 +56,11 @@ func NewCluster() (*Cluster, error) {
 		}
 		c.Name = name
 	}
-	// From here on a later run finds and removes what this one leaves.
+	// From now on, a later run finds and removes what this one leaves.
 	if err := c.record().write(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(c.Dir))
 	}
-	// The name is this cluster's once this has worked: others that draw the same one fail here, and leave what they find.
+	// After this, the name is reserved for this cluster: others that draw the same one fail here, and change nothing.
 	if err := ip("netns add " + string(c.wires)); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(c.Dir))
 	}
@@ -70,7 +70,7 @@ func NewCluster() (*Cluster, error) {
 	return c, nil
 }
 
-// ClusterForTest makes a network that goes away with the test, with its nodes.
+// ClusterForTest creates a network that is removed with the test, with its nodes.
 func ClusterForTest(t testing.TB) *Cluster {
 	t.Helper()
 	c, err := NewCluster()
@@ -87,8 +87,8 @@ func ClusterForTest(t testing.TB) *Cluster {
 	return c
 }
 
-// Add adds a machine, with the next free address and, where Options name none, the host name node-1, node-2 and so on.
-// Nothing runs on it yet.
+// Add adds a machine with the next free address. If Options do not name it, its host name is node-1, node-2 and so on. Nothing runs
+// on it yet.
 func (c *Cluster) Add(o Options) (*Node, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -98,7 +98,7 @@ func (c *Cluster) Add(o Options) (*Node, error) {
 	return c.add(o)
 }
 
-// AddForTest is Add, which must succeed. The node explains itself when the test fails.
+// AddForTest is Add, which must succeed. The node is explained when the test fails.
 func (c *Cluster) AddForTest(t testing.TB, o Options) *Node {
 	t.Helper()
 	n, err := c.Add(o)
@@ -116,10 +116,10 @@ func (c *Cluster) add(o Options) (*Node, error) {
 	}
 	number := c.last + 1
 	if number > maxNodes {
-		return nil, fmt.Errorf("a cluster has %d addresses, and all were given to nodes", maxNodes)
+		return nil, fmt.Errorf("a cluster has %d addresses, and all are in use", maxNodes)
 	}
-	// The disk is the machine's, and as full as others have left it: images that a test has imported must not be collected,
-	// nor pods be evicted, for what is no matter of the node's.
+	// The disk is the machine's, and may be nearly full: images that a test has imported must not be collected, nor pods evicted, for
+	// that reason.
 	o.Args = append([]string{"--kubelet-arg=image-gc-high-threshold=100", "--kubelet-arg=eviction-hard=memory.available<100Mi,nodefs.available<1%,imagefs.available<1%"}, o.Args...)
 	name := fmt.Sprintf("%s-%d", c.Name, number)
 	n := &Node{
@@ -148,7 +148,7 @@ func (c *Cluster) add(o Options) (*Node, error) {
 	return n, nil
 }
 
-// Close removes the cluster with its nodes. Servers that run are not asked first.
+// Close removes the cluster with its nodes. Running servers are not stopped gracefully.
 func (c *Cluster) Close(ctx context.Context) error {
 	c.mu.Lock()
 	nodes := slices.Clone(c.nodes)
@@ -163,8 +163,8 @@ func (c *Cluster) Close(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// Partition cuts a node off from each of the others: what they send to each other is dropped on the way, without a reset or
-// an ICMP message. The world outside and the cluster's other nodes still reach all of them.
+// Partition drops all traffic between a node and each of the others, without a reset or an ICMP message. The outside world and the
+// cluster's other nodes still reach all of them.
 func (c *Cluster) Partition(a *Node, others ...*Node) error { return c.cut(true, a, others) }
 
 // Heal undoes Partition for these nodes.
@@ -184,7 +184,7 @@ func (c *Cluster) cut(on bool, a *Node, others []*Node) error {
 			delete(c.cuts, pair)
 		}
 	}
-	// The table is replaced as a whole. A drop in the bridge is silent: only an IP stack answers.
+	// The table is replaced as a whole. A drop in the bridge is silent: only an IP stack would respond.
 	var rules strings.Builder
 	rules.WriteString("table bridge partition\ndelete table bridge partition\ntable bridge partition {\n chain forward {\n  type filter hook forward priority 0; policy accept\n")
 	for pair := range c.cuts {

@@ -17,11 +17,11 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// commandLimit is for a single command; one that waits for something has a limit of its own.
+// commandLimit is the timeout of a single command; one that waits for something has its own.
 const commandLimit = 5 * time.Minute
 
-// Command is a command on the node: in its network, with the environment that points to its server. Standard
-// output and error are the caller's.
+// Command returns a command on the node: in its network, with the environment for its server. The caller sets standard output and
+// error.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	line := slices.Concat(n.namespaces(), []string{name}, args)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
@@ -31,19 +31,19 @@ func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.C
 	return cmd
 }
 
-// OutsideCommand is a command in the world outside. nsenter becomes the program, so the process is the program itself.
+// OutsideCommand returns a command in the outside world. nsenter executes the program, so the process is the program itself.
 func (n *Node) OutsideCommand(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + n.outside.path(), "--", name}, args...)...)
 	cmd.Env = environment()
 	return cmd
 }
 
-// PolymeshCommand is `polymesh` with these arguments, on the node.
+// PolymeshCommand returns `polymesh` with these arguments, on the node.
 func (n *Node) PolymeshCommand(ctx context.Context, args ...string) *exec.Cmd {
 	return n.Command(ctx, n.program, args...)
 }
 
-// run returns what a command prints on its standard output, and on both in an error.
+// run returns a command's standard output; an error contains both outputs.
 func (n *Node) run(ctx context.Context, name string, args ...string) (string, error) {
 	return n.runWith(ctx, "", name, args...)
 }
@@ -55,13 +55,13 @@ func (n *Node) runWith(ctx context.Context, input, name string, args ...string) 
 	var out, errOut bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &errOut
 	if err := cmd.Run(); err != nil {
-		said := strings.TrimSpace(errOut.String() + out.String())
-		return out.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err, said)
+		output := strings.TrimSpace(errOut.String() + out.String())
+		return out.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err, output)
 	}
 	return out.String(), nil
 }
 
-// Polymesh runs `polymesh` on the node. It returns both outputs and the exit code, whatever that is.
+// Polymesh runs `polymesh` on the node. It returns both outputs and the exit code.
 func (n *Node) Polymesh(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(lasting(t), commandLimit)
@@ -112,7 +112,7 @@ func (n *Node) Istioctl(t testing.TB, args ...string) string {
 	return out
 }
 
-// Apply gives manifests to kubectl apply.
+// Apply applies manifests with kubectl.
 func (n *Node) Apply(t testing.TB, yaml string) {
 	t.Helper()
 	if _, err := n.runWith(lasting(t), yaml, n.program, "kubectl", "apply", "-f", "-"); err != nil {
@@ -120,8 +120,8 @@ func (n *Node) Apply(t testing.TB, yaml string) {
 	}
 }
 
-// Delete gives manifests to kubectl delete and waits until all is gone: what a test does at its end. A test that has
-// failed is explained first, while everything is still there.
+// Delete deletes manifests with kubectl and waits until everything is gone, at the end of a test. A test that has failed is explained
+// first, while everything still exists.
 func (n *Node) Delete(t testing.TB, yaml string) {
 	t.Helper()
 	n.ExplainNow(t)
@@ -145,13 +145,13 @@ func (n *Node) Ctr(t testing.TB, args ...string) string {
 	return out
 }
 
-// Import brings an image archive into the node's containerd.
+// Import imports an image archive into the node's containerd.
 func (n *Node) Import(t testing.TB, archive string) {
 	t.Helper()
 	n.Ctr(t, "images", "import", archive)
 }
 
-// ClientConfig is the administrator's access for client-go, through the node's network.
+// ClientConfig returns the administrator's configuration for client-go, through the node's network.
 func (n *Node) ClientConfig() (*rest.Config, error) {
 	if n.opts.Joins != nil {
 		return n.opts.Joins.ClientConfig()
@@ -165,7 +165,7 @@ func (n *Node) ClientConfig() (*rest.Config, error) {
 	return config, nil
 }
 
-// NewClient returns client-go's access to the cluster. The kubeconfig must be there.
+// NewClient returns client-go's client for the cluster. The kubeconfig must exist.
 func (n *Node) NewClient() (*kubernetes.Clientset, error) {
 	config, err := n.ClientConfig()
 	if err != nil {

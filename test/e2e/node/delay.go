@@ -12,17 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Delay makes all that a node sends, and all that it gets, take longer by this time: a round trip takes twice as long.
-// 0 ends it. What is on the way when it begins or ends may get lost, as on any network.
+// Delay delays everything that a node sends and receives by this time, so a round trip takes twice that longer. 0 ends it. Packets in
+// transit when it begins or ends may be lost, as on any network.
 //
-// The kernel's own means is tc's netem, which not every kernel has. Frames go through this program instead: a TAP device takes
-// the place of the node's port in the bridge, and between the two each frame waits.
+// Not every kernel has tc's netem, so frames go through this program instead: a TAP device replaces the node's port in the bridge,
+// and each frame waits between the two.
 func (c *Cluster) Delay(n *Node, d time.Duration) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case n.cluster != c:
-		return fmt.Errorf("%s is no node of the cluster %s", n.Name, c.Name)
+		return fmt.Errorf("%s is not a node of the cluster %s", n.Name, c.Name)
 	case d < 0:
 		return fmt.Errorf("a delay of %s", d)
 	case n.off != nil:
@@ -42,7 +42,7 @@ func (n *Node) setDelay(d time.Duration) error {
 	}
 	wires, end := string(n.cluster.wires), port(n.number)
 	if err := ip(
-		// The node cuts what it sends into packets itself: a virtio header cannot describe a large encapsulated segment.
+		// The node segments what it sends itself: a virtio header cannot describe a large encapsulated segment.
 		"-n "+string(n.inside)+" link set eth0 gso_max_segs 1",
 		"-n "+wires+" link set "+end+" nomaster",
 	); err != nil {
@@ -62,7 +62,7 @@ func (n *Node) setDelay(d time.Duration) error {
 	}
 	if err != nil {
 		r.close()
-		return errors.Join(fmt.Errorf("delay what node %s sends and gets: %w", n.Name, err), ip("-n "+wires+" link set "+end+" master br0"))
+		return errors.Join(fmt.Errorf("delay the traffic of node %s: %w", n.Name, err), ip("-n "+wires+" link set "+end+" master br0"))
 	}
 	r.start()
 	n.delay = r
@@ -82,16 +82,16 @@ func (n *Node) stopDelay() error {
 	)
 }
 
-// relay passes frames on between the node's end of the wire and the bridge. Each has a virtio header in front, which says
-// where a checksum has still to be written.
+// relay forwards frames between the node's end of the wire and the bridge. Each starts with a virtio header, which contains where a
+// checksum must still be written.
 type relay struct {
 	end, tap *os.File
 	wait     atomic.Int64 // nanoseconds
 	running  sync.WaitGroup
 }
 
-// maxFrame is a virtio header with the longest frame; maxQueue is how many wait in one direction. Others are lost, as in
-// every queue of a network.
+// maxFrame is the size of a virtio header with the longest frame; maxQueue is how many frames wait in one direction. Others are lost,
+// as in any queue of a network.
 const (
 	maxFrame = 10 + 18 + 1<<16
 	maxQueue = 10_000
@@ -110,7 +110,7 @@ func (r *relay) start() {
 			for {
 				n, err := way[0].Read(buffer)
 				switch {
-				case errors.Is(err, unix.ENETDOWN): // returned once; reads go on when the interface is up again
+				case errors.Is(err, unix.ENETDOWN): // returned once; reads continue when the interface is up again
 					continue
 				case err != nil:
 					return
@@ -124,7 +124,7 @@ func (r *relay) start() {
 		r.running.Go(func() {
 			for f := range queue {
 				time.Sleep(time.Until(f.at))
-				_, _ = way[1].Write(f.data) // one that cannot be written is lost
+				_, _ = way[1].Write(f.data) // a frame that cannot be written is lost
 			}
 		})
 	}
@@ -169,7 +169,7 @@ func openPacket(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// openTap makes a TAP device in the thread's network namespace. It is there until the file is closed.
+// openTap creates a TAP device in the thread's network namespace. It exists until the file is closed.
 func openTap(name string) (*os.File, error) {
 	const device = "/dev/net/tun"
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -185,6 +185,6 @@ func openTap(name string) (*os.File, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	// Only now: a poller does not take it before it is a device.
+	// Only now: a poller accepts it only when it is a device.
 	return os.NewFile(uintptr(fd), device), nil
 }

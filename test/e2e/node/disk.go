@@ -16,17 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Disks makes the disks of nodes, as files of a file system that can copy one in an instant. The copy is what a power cut
-// leaves of a disk: what its file system has written to it up to this moment, and nothing of what is in memory still.
+// Disks creates the disks of nodes, as files of a file system that can copy one instantly. The copy is what a power failure leaves of
+// a disk: what its file system has written to it until then, and nothing that is only in memory.
 type Disks struct{ dir string }
 
-// poolSize is the room for all disks, and diskSize that of one, in bytes. Both take what is used of them.
+// poolSize is the size of all disks, and diskSize that of one, in bytes. Only what is used of them takes space.
 const (
 	poolSize = 40 << 30
 	diskSize = 12 << 30
 )
 
-// DisksForTest makes a place for disks that goes away with the test. Nodes on these disks must be closed before: make them
+// DisksForTest creates a place for disks that is removed with the test. Nodes on these disks must be closed before: create them
 // later.
 func DisksForTest(t testing.TB) *Disks {
 	t.Helper()
@@ -39,7 +39,7 @@ func DisksForTest(t testing.TB) *Disks {
 	if err := os.Mkdir(d.dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	// A later run removes what this one leaves, as with a node.
+	// A later run removes what this one leaves, as for a node.
 	r := record{Dir: d.dir, Owner: ownerOf(os.Getpid())}
 	if err := r.write(); err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func (d *Disks) pool() string { return filepath.Join(d.dir, "pool") }
 // Disk is a block device's content, in a file.
 type Disk struct{ path string }
 
-// New makes a disk with a file system, with that one's defaults: "ext4" or "xfs".
+// New creates a disk with a file system with its defaults: "ext4" or "xfs".
 func (d *Disks) New(t testing.TB, filesystem string) *Disk {
 	t.Helper()
 	disk := &Disk{filepath.Join(d.pool(), rand.Text()+"."+filesystem)}
@@ -84,7 +84,7 @@ func (d *Disks) New(t testing.TB, filesystem string) *Disk {
 	return disk
 }
 
-// Cut copies the disk as it is in this moment.
+// Cut copies the disk as it is now.
 func (d *Disk) Cut(t testing.TB) *Disk {
 	t.Helper()
 	from, err := os.Open(d.path)
@@ -103,7 +103,7 @@ func (d *Disk) Cut(t testing.TB) *Disk {
 	return copied
 }
 
-// Remove gives the disk's room back.
+// Remove releases the disk's space.
 func (d *Disk) Remove(t testing.TB) {
 	t.Helper()
 	if err := os.Remove(d.path); err != nil {
@@ -111,11 +111,11 @@ func (d *Disk) Remove(t testing.TB) {
 	}
 }
 
-// mount mounts the disk. The loop device goes when it is unmounted.
+// mount mounts the disk. The loop device is removed when it is unmounted.
 func (d *Disk) mount(dir string) error {
 	options := "loop"
 	if filepath.Ext(d.path) == ".xfs" {
-		options += ",nouuid" // a copy has the original's
+		options += ",nouuid" // a copy has that of the original
 	}
 	return errors.Join(os.Mkdir(dir, 0o711), tool("mount", "-o", options, d.path, dir))
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -18,13 +17,12 @@ import (
 	"polymesh.dev/polymesh/pkg/condition"
 )
 
-// ExplainFailure prints what a user would look at when the test fails. ForTest does it; a test that shares a node calls
-// it itself.
+// ExplainFailure prints what a user would inspect when the test fails. ForTest calls it; a test that shares a node calls it itself.
 func (n *Node) ExplainFailure(t testing.TB) {
 	t.Cleanup(func() { n.ExplainNow(t) })
 }
 
-// ExplainNow explains a test that has failed, once: for whoever is about to take away what the test has made.
+// ExplainNow explains a test that has failed, once. Call it before removing what the test has created.
 func (n *Node) ExplainNow(t testing.TB) {
 	if !t.Failed() || n.explained == t.Name() {
 		return
@@ -36,9 +34,9 @@ func (n *Node) ExplainNow(t testing.TB) {
 	}
 }
 
-// Explain prints what a user would look at.
+// Explain prints what a user would inspect.
 func (n *Node) Explain(w io.Writer) {
-	// A node that is broken answers slowly or never.
+	// A broken node responds slowly or never.
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	show := func(command string, args ...string) {
@@ -67,7 +65,7 @@ func (n *Node) Explain(w io.Writer) {
 	if text := crash(n.Log()); text != "" {
 		fmt.Fprintf(w, "\n--- the server has crashed: %s\n%s", n.Log(), text)
 	}
-	for _, file := range []string{n.Log(), filepath.Join(n.DataDir(), "agent", "containerd", "containerd.log")} {
+	for _, file := range []string{n.Log(), n.Layout().Agent("containerd", "containerd.log")} {
 		if text := tail(file, 60); text != "" {
 			fmt.Fprintf(w, "\n--- the end of %s\n%s", file, text)
 		}
@@ -115,7 +113,7 @@ func (n *Node) explainPods(ctx context.Context, w io.Writer, show func(string, .
 	}
 }
 
-// NotReady returns why a pod is not ready, empty when it is.
+// NotReady returns why a pod is not ready, empty if it is.
 func NotReady(p *corev1.Pod) string {
 	name := p.Namespace + "/" + p.Name
 	if p.DeletionTimestamp != nil {
@@ -130,7 +128,7 @@ func NotReady(p *corev1.Pod) string {
 	return ""
 }
 
-// crashed is how Go's runtime begins to tell of the program's end; hundreds of goroutines follow.
+// crashed is the beginning of a crash of Go's runtime; hundreds of goroutines follow.
 var crashed = regexp.MustCompile(`(?m)^(panic: |fatal error: |SIG[A-Z]+: |unexpected fault address )`)
 
 // crash returns the beginning of the last crash in a log.

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// record is what a later process needs to know to remove a node, the network of a cluster, or disks. It lies in their folder.
+// record is what a later process needs to remove a node, the network of a cluster, or disks. It is in their folder.
 type record struct {
 	Dir string `json:"dir"`
 	// Namespaces are those of the network. A node with a DataDir has the first one.
@@ -31,7 +31,7 @@ type record struct {
 	Owner      owner       `json:"owner"`
 }
 
-// owner is a process; its start time tells it from a later one with the same id.
+// owner is a process; its start time distinguishes it from a later one with the same id.
 type owner struct {
 	PID   int    `json:"pid"`
 	Start string `json:"start"`
@@ -70,7 +70,7 @@ func (r record) write() error {
 	if err != nil {
 		return err
 	}
-	// Another run that looks at the same moment finds all of it or nothing.
+	// Another run that reads it at the same time finds all of it or nothing.
 	path := filepath.Join(r.Dir, recordName)
 	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
 		return err
@@ -78,7 +78,7 @@ func (r record) write() error {
 	return os.Rename(path+".new", path)
 }
 
-// remove takes a node, a network or disks away, whatever state they are in. It can be called again.
+// remove removes a node, a network or disks, whatever state they are in. It can be called again.
 func (r record) remove(ctx context.Context) error {
 	var failures []error
 	if r.DataDir != "" {
@@ -101,14 +101,14 @@ func (r record) reset(ctx context.Context) error {
 	}
 	inside := r.Namespaces[0]
 	if !inside.exists() {
-		// The power is off. A server's other traces may still be there where that was interrupted.
+		// The power is off. If that was interrupted, other parts of a server may still exist.
 		if err := ip("netns add " + string(inside)); err != nil {
 			return err
 		}
 	}
 	cmd := exec.CommandContext(ctx, "nsenter", "--net="+inside.path(), "--",
 		r.Program, "reset", "--yes", "--data-dir", r.DataDir, "--kubeconfig", r.Kubeconfig)
-	// Nothing goes to the user's own cache, also where the data dir lacks the program.
+	// Nothing is written to the user's own cache, even if the data dir lacks the program.
 	cmd.Env = append(environment(), "POLYMESH_DATA_DIR="+r.DataDir, "XDG_CACHE_HOME="+filepath.Join(r.Dir, "cache"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("polymesh reset of %s: %w: %s", r.DataDir, err, out)
@@ -116,7 +116,7 @@ func (r record) reset(ctx context.Context) error {
 	return nil
 }
 
-// killAll kills the processes of a list until there are none any more.
+// killAll kills the processes of a list until there are none.
 func killAll(list func() ([]int, error)) error {
 	const limit = 20 * time.Second
 	for deadline := time.Now().Add(limit); ; time.Sleep(poll) {
@@ -128,7 +128,7 @@ func killAll(list func() ([]int, error)) error {
 			return fmt.Errorf("processes %v do not end", pids)
 		}
 		for _, pid := range pids {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // one that has gone meanwhile needs no signal
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended in the meantime
 		}
 	}
 }
@@ -164,7 +164,7 @@ func removeFolder(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// records lists what tests with the same folder for temporary files have made and not removed, nodes before their networks.
+// records returns what tests with the same folder for temporary files have created and not removed, nodes before their networks.
 func records() ([]record, error) {
 	files, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*", recordName))
 	if err != nil {
@@ -174,7 +174,7 @@ func records() ([]record, error) {
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed by its owner meanwhile
+			continue // its owner has just removed it
 		}
 		var r record
 		if err == nil {
@@ -192,7 +192,7 @@ func records() ([]record, error) {
 	return append(nodes, others...), nil
 }
 
-// reap removes what has an owner that is gone.
+// reap removes what belongs to an owner that is gone.
 func reap(ctx context.Context) error {
 	found, err := records()
 	if err != nil {
@@ -207,7 +207,7 @@ func reap(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// reap removes it unless another run or watchdog, which sees it too, does so already: then it waits for that.
+// reap removes it. If another run or watchdog already does so, it waits for that.
 func (r record) reap(ctx context.Context) error {
 	dir, err := os.Open(r.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -226,17 +226,17 @@ func (r record) reap(ctx context.Context) error {
 	return r.remove(ctx)
 }
 
-// watchdogEnv tells a process that it is the watchdog, and of whom.
+// watchdogEnv makes a process the watchdog of another one.
 const watchdogEnv = "POLYMESH_E2E_WATCHDOG"
 
 // Guard removes what earlier runs left, and starts a watchdog that removes what this process leaves when it is killed.
-// The watchdog is this program once more: in it, Guard does not return.
+// The watchdog is another process of this program, in which Guard does not return.
 func Guard() error {
 	if parent := os.Getenv(watchdogEnv); parent != "" {
 		watch(parent)
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("nodes need root, because they make containers and network namespaces: run it with sudo")
+		return errors.New("nodes need root, because they create containers and network namespaces: run it with sudo")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -250,10 +250,10 @@ func Guard() error {
 	if err != nil {
 		return err
 	}
-	// A plain descriptor, which no garbage collection closes: the kernel does when this process ends, however that comes.
+	// A plain descriptor, which garbage collection does not close: the kernel closes it when this process ends, for whatever reason.
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
-		return fmt.Errorf("make the watchdog's pipe: %w", err)
+		return fmt.Errorf("create the watchdog's pipe: %w", err)
 	}
 	watched := os.NewFile(uintptr(ends[0]), "pipe")
 	defer watched.Close()
@@ -264,7 +264,7 @@ func Guard() error {
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), watchdogEnv+"="+string(own))
 	cmd.ExtraFiles = []*os.File{watched}
-	// A session of its own: what kills the tests by their group or terminal leaves it alone.
+	// A separate session: what kills the tests by their group or terminal does not kill it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the watchdog: %w", err)
@@ -277,14 +277,14 @@ func watch(parent string) {
 	_, _ = io.Copy(io.Discard, os.NewFile(3, "pipe"))
 	var o owner
 	err := json.Unmarshal([]byte(parent), &o)
-	// Its files are closed a moment before it is gone.
+	// Its files are closed shortly before it is gone.
 	for err == nil && o.alive() {
 		time.Sleep(poll)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	if err := errors.Join(err, reap(ctx)); err != nil {
-		os.Exit(1) // no one listens; the next run tries again and says why
+		os.Exit(1) // no one reads this; the next run retries and reports why
 	}
 	os.Exit(0)
 }

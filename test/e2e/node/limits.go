@@ -9,13 +9,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// Limits make a machine small: one cgroup holds all that runs on the node, the server, containerd, the shims and every
-// pod. It is the node's own cgroup, in which the kubelet makes those of the pods, so `polymesh reset` removes it. What the
-// kubelet reads from /proc is still the real machine: it does not evict pods when the cgroup's memory runs short.
+// Limits limit a machine's resources: one cgroup contains all that runs on the node, the server, containerd, the shims and every pod.
+// It is the node's own cgroup, in which the kubelet creates those of the pods, so `polymesh reset` removes it. What the kubelet reads
+// from /proc is still the real machine: it does not evict pods when the cgroup's memory runs out.
 type Limits struct {
 	CPUs   float64 // 0: no limit
 	Memory int64   // bytes, page cache included; 0: no limit
@@ -24,7 +22,7 @@ type Limits struct {
 // Usage is what the limited cgroup of a node has used.
 type Usage struct {
 	Anonymous, Cache int64 // bytes, now
-	Peak             int64 // bytes, the most at one time; the kernel fills what is free with cache
+	Peak             int64 // bytes, the maximum; the kernel uses free memory as cache
 	OOMKills         int   // processes that the kernel ended
 }
 
@@ -38,15 +36,15 @@ func unifiedCgroups() bool {
 	return err == nil
 }
 
-// limited is the node's cgroup in the hierarchy of a controller.
+// limited returns the node's cgroup in the hierarchy of a controller.
 func (n *Node) limited(controller string) string {
 	if unifiedCgroups() {
 		controller = ""
 	}
-	return filepath.Join(cgroupMount, controller, layout.DataDir(n.DataDir()).CgroupRoot())
+	return filepath.Join(cgroupMount, controller, n.Layout().CgroupRoot())
 }
 
-// limit makes the cgroup, with one inside it for the server, and returns the files that take the server's process id.
+// limit creates the cgroup, with one inside it for the server, and returns the files for the server's process id.
 func (n *Node) limit() (procs []string, err error) {
 	if n.opts.Limits == (Limits{}) {
 		return nil, nil
@@ -62,7 +60,7 @@ func (n *Node) limit() (procs []string, err error) {
 	values := [][3]string{{"memory", "memory.limit_in_bytes", memory}, {"cpu", "cpu.cfs_quota_us", quota}}
 	if unifiedCgroups() {
 		if err := os.WriteFile(filepath.Join(cgroupMount, "cgroup.subtree_control"), []byte("+cpu +memory"), 0o644); err != nil {
-			return nil, fmt.Errorf("pass the cgroup controllers on: %w", err)
+			return nil, fmt.Errorf("enable the cgroup controllers: %w", err)
 		}
 		most := func(value string) string { return strings.Replace(value, "-1", "max", 1) }
 		values = [][3]string{{"memory", "memory.max", most(memory)}, {"cpu", "cpu.max", most(quota) + " " + strconv.Itoa(cfsPeriod)}}
@@ -70,7 +68,7 @@ func (n *Node) limit() (procs []string, err error) {
 	for _, v := range values {
 		inner := filepath.Join(n.limited(v[0]), "server")
 		if err := os.MkdirAll(inner, 0o755); err != nil {
-			return nil, fmt.Errorf("make the node's cgroup: %w", err)
+			return nil, fmt.Errorf("create the node's cgroup: %w", err)
 		}
 		if err := os.WriteFile(filepath.Join(n.limited(v[0]), v[1]), []byte(v[2]), 0o644); err != nil {
 			return nil, fmt.Errorf("limit the node: %w", err)
@@ -82,7 +80,7 @@ func (n *Node) limit() (procs []string, err error) {
 	return procs, nil
 }
 
-// Usage reads what a node with Limits uses.
+// Usage returns what a node with Limits uses.
 func (n *Node) Usage() (u Usage, err error) {
 	dir := n.limited("memory")
 	// Names in version 1 of cgroups and in version 2. A counter that the kernel lacks stays 0.
@@ -107,7 +105,7 @@ func (n *Node) Usage() (u Usage, err error) {
 				files = append(files, path)
 			}
 			if errors.Is(err, fs.ErrNotExist) {
-				return nil // a pod that has gone meanwhile
+				return nil // the pod has just ended
 			}
 			return err
 		})

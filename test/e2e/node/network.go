@@ -28,17 +28,17 @@ func (s namespace) exists() bool {
 	return err == nil
 }
 
-// command is a command in the namespace. nsenter becomes the program, so the process is the program itself.
+// command returns a command in the namespace. nsenter executes the program, so the process is the program itself.
 func (s namespace) command(name string, args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"--net=" + s.path(), "--", name}, args...)...)
 }
 
-// OutsideHost is a further address in the world outside, the same one for every cluster, so that a manifest can name it.
+// OutsideHost is another address in the outside world, the same one for every cluster, so that a manifest can name it.
 // (198.18.0.0/15 is for tests, RFC 2544.)
 const OutsideHost = "198.19.0.1"
 
-// Each cluster has this network for itself: the world outside is .1, and nodes follow. The bridge of one cluster is connected
-// to nothing else, so the addresses are the same in all.
+// Each cluster has its own network: the outside world is .1, and nodes follow. A cluster's bridge is not connected to anything else,
+// so all clusters have the same addresses.
 const (
 	network     = "198.18.0"
 	outsidePart = 1 // the last part of an address
@@ -49,18 +49,18 @@ const (
 // port is a node's port of the bridge.
 func port(number int) string { return fmt.Sprintf("n%d", number) }
 
-// delayed is added to the name of a port for the one that takes its place while the node's traffic is delayed.
+// delayed is the suffix of the port that replaces a node's port while its traffic is delayed.
 const delayed = "d"
 
-// connect makes the bridge in the cluster's namespace, and the world outside on it. The world answers that nothing else can
-// be reached, so that no one waits.
+// connect creates the bridge in the cluster's namespace, with the outside world on it. The outside world responds that nothing else is
+// reachable, so that no one waits.
 func (c *Cluster) connect() error {
 	wires, outside := string(c.wires), string(c.outside)
 	if err := ip("-n "+wires+" link add br0 type bridge", "-n "+wires+" link set br0 up", "netns add "+outside); err != nil {
 		return err
 	}
 	err := c.wires.do(func() error {
-		// A plain switch: the packet filter for IP does not see what passes.
+		// A plain switch: the packet filter for IP does not see its traffic.
 		for _, name := range []string{"iptables", "ip6tables", "arptables"} {
 			err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte("0"), 0o644)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -79,12 +79,12 @@ func (c *Cluster) connect() error {
 		return err
 	}
 	return c.outside.do(func() error {
-		// A machine that forwards says "unreachable"; one that does not, says nothing.
+		// A machine that forwards responds with "unreachable"; one that does not, does not respond.
 		return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644)
 	})
 }
 
-// plug makes the node's namespace and connects it to the others.
+// plug creates the node's namespace and connects it to the others.
 func (n *Node) plug() error {
 	if err := ip("netns add " + string(n.inside)); err != nil {
 		return err
@@ -98,8 +98,8 @@ func (n *Node) plug() error {
 	return ip("-n " + string(n.inside) + " route add default via " + n.OutsideAddress())
 }
 
-// wire connects a namespace, as its eth0, to a port of the bridge. A machine that comes back has the link address it had, as
-// its neighbours know it.
+// wire connects a namespace, as its eth0, to a port of the bridge. A machine that comes back has the same link address, which its
+// neighbors know.
 func (c *Cluster) wire(s namespace, port string, part int) error {
 	inside, wires := string(s), string(c.wires)
 	return ip(
@@ -121,10 +121,10 @@ func ip(lines ...string) error {
 	return nil
 }
 
-// Address is the node's address: the API server's, and that of LoadBalancer services.
+// Address returns the node's address: the API server's, and that of LoadBalancer services.
 func (n *Node) Address() string { return fmt.Sprintf("%s.%d", network, outsidePart+n.number) }
 
-// OutsideAddress is the address of the world outside.
+// OutsideAddress returns the address of the outside world.
 func (n *Node) OutsideAddress() string { return fmt.Sprintf("%s.%d", network, outsidePart) }
 
 // do calls f on a thread inside the namespace.
@@ -147,14 +147,14 @@ func (s namespace) do(f func() error) error {
 	}
 	err = f()
 	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
-		// The thread stays locked: it must not serve anything else.
+		// The thread stays locked: nothing else may run on it.
 		return errors.Join(err, fmt.Errorf("leave network namespace %s: %w", s, back))
 	}
 	runtime.UnlockOSThread()
 	return err
 }
 
-// dial connects from inside the namespace to an IP address and port. Names would be looked up on other threads.
+// dial connects from inside the namespace to an IP address and port. Names would be resolved on other threads.
 func (s namespace) dial(ctx context.Context, network, address string) (connection net.Conn, err error) {
 	if _, err := netip.ParseAddrPort(address); err != nil {
 		return nil, fmt.Errorf("dial in namespace %s: %w", s, err)
@@ -171,7 +171,7 @@ func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, err
 	return n.inside.dial(ctx, network, address)
 }
 
-// DialOutside connects from the world outside.
+// DialOutside connects from the outside world.
 func (n *Node) DialOutside(ctx context.Context, network, address string) (net.Conn, error) {
 	return n.outside.dial(ctx, network, address)
 }
@@ -181,7 +181,7 @@ func (n *Node) Listen(network, address string) (net.Listener, error) {
 	return n.inside.listen(network, address)
 }
 
-// ListenOutside listens in the world outside.
+// ListenOutside listens in the outside world.
 func (n *Node) ListenOutside(network, address string) (net.Listener, error) {
 	return n.outside.listen(network, address)
 }
@@ -194,8 +194,8 @@ func (s namespace) listen(network, address string) (listener net.Listener, err e
 	return listener, err
 }
 
-// HTTP returns a client in the world outside. It retries nothing; with keep it keeps its connections, otherwise each
-// request has a new one.
+// HTTP returns a client in the outside world. It does not retry. With keep it keeps its connections, otherwise each request has a new
+// one.
 func (n *Node) HTTP(keep bool) *http.Client { return httpClient(n.outside, keep) }
 
 // HTTPInside returns a client on the node itself, for the addresses of pods.

@@ -1,9 +1,8 @@
-// Package node gives the end-to-end tests and the measurements nodes of their own: `polymesh server`, the file that
-// ships, in a network namespace. Nodes, one or several, are on a bridge in a namespace of its own, and so is the world outside,
-// in a third kind of namespace.
+// Package node provides nodes for the end-to-end tests and the measurements: `polymesh server`, the shipped file, in a network
+// namespace. One or more nodes are on a bridge in a separate namespace, together with the outside world in another one.
 //
-// It owns the namespaces, the folder of a node below the system's folder for temporary files, and their removal, also
-// after a test that was killed. It knows nothing of what is tested.
+// It owns the namespaces, the folder of a node below the system's folder for temporary files, and their removal, also after a test
+// that was killed. It does not know what is tested.
 //
 // A program calls Guard first, in TestMain or main. Then:
 //
@@ -13,10 +12,10 @@
 //	n.Import(t, archive)                                                        // an image archive
 //	n.Apply(t, yaml)
 //	n.Kubectl(t, "get", "pods", "-A")                                           // fails the test when kubectl fails
-//	out, err := n.KubectlErr("get", "pods")                                     // a failure to look at
+//	out, err := n.KubectlErr("get", "pods")                                     // an expected failure
 //	pods, err := n.Client(t).CoreV1().Pods("x").List(...)                       // client-go
 //	n.HTTP(false).Get("http://" + n.Address() + "/")                            // from outside, each request on a new connection
-//	n.Eventually(t, time.Minute, func() (bool, string) { ... })                 // what is still missing, until it is there
+//	n.Eventually(t, time.Minute, func() (bool, string) { ... })                 // what is still missing, until nothing is
 //	n.Stop(ctx); n.Kill(); n.Start(ctx); n.Reset(ctx)
 //
 // Several nodes that see each other are a cluster:
@@ -32,8 +31,8 @@
 //
 // Up and Down run `make up`'s and `make down`'s scripts on the node instead of Start and Reset.
 //
-// POLYMESH_BIN names the program, by default dist/polymesh of the repository. POLYMESH_E2E_KEEP=1 leaves the nodes for a
-// look at them; the next run removes them.
+// POLYMESH_BIN names the program, by default dist/polymesh of the repository. POLYMESH_E2E_KEEP=1 keeps the nodes for inspection;
+// the next run removes them.
 package node
 
 import (
@@ -45,9 +44,11 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// Options say what kind of machine a node is and how its server is started.
+// Options describe the machine of a node, and how its server is started.
 type Options struct {
 	// Joins makes the node an agent of this server's cluster. kubectl on it then uses the server's kubeconfig through the server.
 	Joins *Node
@@ -55,19 +56,19 @@ type Options struct {
 	Args []string
 	// Env are further environment variables of the server, KEY=value.
 	Env []string
-	// NoDefaultRoute makes a machine that knows its own network only.
+	// NoDefaultRoute creates a machine that only has a route to its own network.
 	NoDefaultRoute bool
-	// NoNameserver makes a machine whose /etc/resolv.conf names no one. Its server has a mount namespace of its own for
-	// that, so that after a restart it does not see the mounts of the first one.
+	// NoNameserver creates a machine without a name server in /etc/resolv.conf. Its server has a separate mount namespace for that, so
+	// after a restart it does not see the mounts of the first one.
 	NoNameserver bool
-	// Umask is that of the shell which starts the server, "077"; empty for the tests' own.
+	// Umask is that of the shell that starts the server, "077"; empty for that of the tests.
 	Umask string
-	// Hostname is the machine's name, which its server sees as the host's and takes for its Kubernetes node. By default a node of
-	// a Cluster has one of its own, and a single one that of the machine which the tests run on.
+	// Hostname is the machine's host name, which its server uses for its Kubernetes node. By default a node of a Cluster has its own,
+	// and a single one has that of the machine on which the tests run.
 	Hostname string
-	// Limits make a small machine.
+	// Limits limit the machine's resources.
 	Limits Limits
-	// Disk is what the data dir lies on, by default the machine's own.
+	// Disk contains the data dir, by default the machine's own.
 	Disk *Disk
 }
 
@@ -81,24 +82,24 @@ type Node struct {
 	opts    Options
 	program string
 	cluster *Cluster
-	single  bool // the cluster is there for this node only
+	single  bool // the cluster exists for this node only
 	number  int  // in the cluster, from 1
 	inside  namespace
 	outside namespace
 	server  *process
-	delay   *relay // where its traffic is delayed
+	delay   *relay // if its traffic is delayed
 	off     *outage
 
 	explained string // the test whose failure was explained last
 }
 
-// prefix starts the names of all that this package makes.
+// prefix is the prefix of all names that this package creates.
 const prefix = "pm-e2e-"
 
-// keepEnv leaves nodes where they are.
+// keepEnv keeps the nodes.
 const keepEnv = "POLYMESH_E2E_KEEP"
 
-// New makes a machine alone on its network. Nothing runs on it yet.
+// New creates a machine alone on its network. Nothing runs on it yet.
 func New(o Options) (*Node, error) {
 	c, err := NewCluster()
 	if err != nil {
@@ -112,7 +113,7 @@ func New(o Options) (*Node, error) {
 	return n, nil
 }
 
-// ForTest makes a machine that goes away with the test, and that explains itself when the test fails.
+// ForTest creates a machine that is removed with the test, and explained when the test fails.
 func ForTest(t testing.TB, o Options) *Node {
 	t.Helper()
 	n, err := New(o)
@@ -130,7 +131,7 @@ func ForTest(t testing.TB, o Options) *Node {
 	return n
 }
 
-// Close removes the node with all that belongs to it. A server that runs is not asked first.
+// Close removes the node with all that belongs to it. A running server is not stopped gracefully.
 func (n *Node) Close(ctx context.Context) error {
 	if n.single {
 		return n.cluster.Close(ctx)
@@ -148,16 +149,16 @@ func (n *Node) remove(ctx context.Context) error {
 		}
 		fmt.Fprintf(os.Stderr, "%s: node %s is kept: nsenter %s; export KUBECONFIG=%s POLYMESH_DATA_DIR=%s\n",
 			keepEnv, n.Name, enter, n.Kubeconfig(), n.DataDir())
-		return n.stopDelay() // which ends with this program
+		return n.stopDelay() // it would end with this program
 	}
 	n.cluster.nodes = slices.DeleteFunc(n.cluster.nodes, func(other *Node) bool { return other == n })
 	return errors.Join(n.stopDelay(), n.record().remove(ctx))
 }
 
-// hostname is the file that stands for the namespace with the machine's name.
+// hostname returns the file that represents the UTS namespace with the machine's name.
 func (n *Node) hostname() string { return filepath.Join(n.Dir, "uts") }
 
-// nameHost makes the namespace with the machine's name. The folder's removal unmounts it.
+// nameHost creates the UTS namespace with the machine's name. The folder's removal unmounts it.
 func (n *Node) nameHost() error {
 	if n.opts.Hostname == "" {
 		return nil
@@ -168,7 +169,7 @@ func (n *Node) nameHost() error {
 	return tool("unshare", "--uts="+n.hostname(), "hostname", n.opts.Hostname)
 }
 
-// namespaces are nsenter and its flags for the node's namespaces. (`ip netns exec` would mount another /sys, without the
+// namespaces returns nsenter and its flags for the node's namespaces. (`ip netns exec` would mount another /sys, without the
 // cgroups.)
 func (n *Node) namespaces() []string {
 	args := []string{"nsenter", "--net=" + n.inside.path()}
@@ -178,7 +179,7 @@ func (n *Node) namespaces() []string {
 	return append(args, "--")
 }
 
-// DataDir is the server's --data-dir. New does not make it.
+// DataDir returns the server's --data-dir. New does not create it.
 func (n *Node) DataDir() string {
 	if n.opts.Disk != nil {
 		return filepath.Join(n.diskDir(), "data")
@@ -186,19 +187,22 @@ func (n *Node) DataDir() string {
 	return filepath.Join(n.Dir, "data")
 }
 
-// diskDir is where a disk of the node's own is mounted.
+// Layout returns the paths of the data dir, and what else depends on it.
+func (n *Node) Layout() layout.DataDir { return layout.DataDir(n.DataDir()) }
+
+// diskDir returns where the node's own disk is mounted.
 func (n *Node) diskDir() string { return filepath.Join(n.Dir, "disk") }
 
-// Kubeconfig is the file that the server writes.
+// Kubeconfig returns the kubeconfig that the server writes.
 func (n *Node) Kubeconfig() string { return filepath.Join(n.Dir, "polymesh.yaml") }
 
-// Log is the file with the server's output, over all its starts.
+// Log returns the file with the server's output, of all its starts.
 func (n *Node) Log() string { return filepath.Join(n.Dir, "server.log") }
 
-// stateDir is where build/up keeps its pid file.
+// stateDir returns the folder for build/up's pid file.
 func (n *Node) stateDir() string { return filepath.Join(n.Dir, "state") }
 
-// Top is the repository's top folder.
+// Top returns the repository's top folder.
 func Top() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -216,7 +220,7 @@ func Top() (string, error) {
 	}
 }
 
-// Program is the file under test.
+// Program returns the file under test.
 func Program() (string, error) {
 	program := os.Getenv("POLYMESH_BIN")
 	if program == "" {

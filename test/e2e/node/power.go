@@ -15,28 +15,26 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
-
-	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// outage is what a node without power is to be when it comes back.
+// outage is the state to restore when a node without power comes back.
 type outage struct {
 	served bool
 	delay  time.Duration
 }
 
-// PowerOff takes a node's power away. First its wire is cut, so that the other ends of its connections get no FIN, RST or
-// ICMP message, and wait. Then all that runs on it is killed, pods and commands of tests too, and all is removed that a machine
-// loses with its power: mounts, cgroups, the network namespace with interfaces and packet filter rules, the run directory.
-// Files stay as they are, with all that was written to them. (Disk.Cut is for writes that a power cut loses.)
+// PowerOff turns a node's power off. First its wire is cut, so that the other ends of its connections get no FIN, RST or ICMP message,
+// and wait. Then all its processes are killed, including pods and commands of tests, and everything is removed that a machine loses
+// without power: mounts, cgroups, the network namespace with interfaces and packet filter rules, the run directory. Files stay as they
+// are, with all that was written to them. (Disk.Cut is for writes that a power failure loses.)
 func (c *Cluster) PowerOff(n *Node) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case n.cluster != c:
-		return fmt.Errorf("%s is no node of the cluster %s", n.Name, c.Name)
+		return fmt.Errorf("%s is not a node of the cluster %s", n.Name, c.Name)
 	case n.off != nil:
-		return fmt.Errorf("the node %s has no power already", n.Name)
+		return fmt.Errorf("the node %s is already without power", n.Name)
 	}
 	if err := ip("-n " + string(c.wires) + " link set " + port(n.number) + " down"); err != nil {
 		return err
@@ -55,18 +53,17 @@ func (c *Cluster) PowerOff(n *Node) error {
 	if err := n.forget(); err != nil {
 		return err
 	}
-	// A connection of the tests' own, from Dial or Listen, keeps a namespace alive that no one can enter, without an interface.
+	// A connection of the tests themselves, from Dial or Listen, keeps the namespace alive, without an interface, and no one can enter it.
 	return ip("-n "+string(c.wires)+" link delete "+port(n.number), "netns delete "+string(n.inside))
 }
 
-// PowerOn gives the power back: the node is on the network again, and its server starts if it ran when the power went.
-// WaitReady waits for it.
+// PowerOn turns the power on again: the node is on the network, and its server starts if it ran before. WaitReady waits for it.
 func (c *Cluster) PowerOn(ctx context.Context, n *Node) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case n.cluster != c:
-		return fmt.Errorf("%s is no node of the cluster %s", n.Name, c.Name)
+		return fmt.Errorf("%s is not a node of the cluster %s", n.Name, c.Name)
 	case n.off == nil:
 		return fmt.Errorf("the node %s has power", n.Name)
 	}
@@ -81,7 +78,7 @@ func (c *Cluster) PowerOn(ctx context.Context, n *Node) error {
 	return n.Start(ctx)
 }
 
-// killAll ends all processes of the node: those in its network namespace, the server first, and those in its pods.
+// killAll kills all processes of the node: those in its network namespace, the server first, and those in its pods.
 func (n *Node) killAll() error {
 	if n.server.running() {
 		_ = syscall.Kill(n.server.pid, syscall.SIGKILL)
@@ -91,7 +88,7 @@ func (n *Node) killAll() error {
 		return append(pids, n.podPIDs()...), err
 	})
 	if err != nil {
-		return fmt.Errorf("end what runs on node %s: %w", n.Name, err)
+		return fmt.Errorf("end the processes of node %s: %w", n.Name, err)
 	}
 	if n.server != nil {
 		<-n.server.done
@@ -99,16 +96,16 @@ func (n *Node) killAll() error {
 	return nil
 }
 
-// cgroups lists the node's cgroups in all hierarchies, a parent before its children.
+// cgroups returns the node's cgroups in all hierarchies, a parent before its children.
 func (n *Node) cgroups() (dirs []string) {
-	root := layout.DataDir(n.DataDir()).CgroupRoot()
+	root := n.Layout().CgroupRoot()
 	tops, _ := filepath.Glob(cgroupMount + "/*" + root)
 	for _, top := range append(tops, cgroupMount+root) {
 		_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, path)
 			}
-			return nil // one that has gone meanwhile
+			return nil // it was just removed
 		})
 	}
 	return dirs
@@ -126,9 +123,9 @@ func (n *Node) podPIDs() (pids []int) {
 	return pids
 }
 
-// forget removes what is in the machine's memory only.
+// forget removes what is only in the machine's memory.
 func (n *Node) forget() error {
-	runDir := layout.DataDir(n.DataDir()).Run()
+	runDir := n.Layout().Run()
 	for _, dir := range []string{n.DataDir(), runDir} {
 		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 		if err != nil {
@@ -144,7 +141,7 @@ func (n *Node) forget() error {
 		}
 	}
 	for _, dir := range slices.Backward(n.cgroups()) {
-		// The kernel takes a moment to notice that the last process has gone.
+		// The kernel needs a moment to notice that the last process is gone.
 		err := unix.Rmdir(dir)
 		for deadline := time.Now().Add(10 * time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); err = unix.Rmdir(dir) {
 			time.Sleep(poll)
@@ -153,7 +150,7 @@ func (n *Node) forget() error {
 			return fmt.Errorf("remove the cgroup %s: %w", dir, err)
 		}
 	}
-	// What is still mounted may be someone's volume.
+	// What is still mounted may be a user's volume.
 	if mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(runDir)); err != nil || len(mounts) > 0 {
 		return errors.Join(err, fmt.Errorf("%s still holds mounted file systems", runDir))
 	}

@@ -15,11 +15,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
-// process is a server that runs, ours or build/up's.
+// process is a running server, ours or build/up's.
 type process struct {
 	pid  int
 	done chan struct{} // closed when it has ended
@@ -66,7 +65,7 @@ func (n *Node) Start(ctx context.Context) error {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(environment(), n.opts.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
-	// A process group of its own: an interrupt at the terminal is for the tests, which then end the server.
+	// A separate process group: an interrupt at the terminal is for the tests, which then end the server.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the server: %w", err)
@@ -80,7 +79,7 @@ func (n *Node) Start(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// enter is the command line in front of what runs on the node. nsenter becomes the program, so it keeps its pid.
+// enter returns the command line before what runs on the node. nsenter executes the program, so it keeps its pid.
 func (n *Node) enter() ([]string, error) {
 	args := n.namespaces()
 	if n.opts.NoNameserver {
@@ -101,7 +100,7 @@ func (n *Node) enter() ([]string, error) {
 	return args, nil
 }
 
-// PID is the server's process id, 0 where none runs.
+// PID returns the server's process id, 0 if none runs.
 func (n *Node) PID() int {
 	if !n.server.running() {
 		return 0
@@ -109,10 +108,10 @@ func (n *Node) PID() int {
 	return n.server.pid
 }
 
-// Stop asks the server to end and waits for that. Pods go on.
+// Stop ends the server gracefully and waits for that. Pods keep running.
 func (n *Node) Stop(ctx context.Context) error { return n.end(ctx, syscall.SIGTERM) }
 
-// Kill ends the server at once and waits for that.
+// Kill kills the server and waits for that.
 func (n *Node) Kill() error { return n.end(context.Background(), syscall.SIGKILL) }
 
 func (n *Node) end(ctx context.Context, signal syscall.Signal) error {
@@ -140,14 +139,14 @@ func (n *Node) Exited() <-chan struct{} {
 	return n.server.done
 }
 
-// Report is what the running server says of its components.
+// Report returns the running server's report about its components.
 func (n *Node) Report(ctx context.Context) (*status.Report, error) {
-	return status.Ask(ctx, layout.DataDir(n.DataDir()).StatusSocket())
+	return status.Ask(ctx, n.Layout().StatusSocket())
 }
 
-// Ready waits until every component is ready. It fails at once when the server ends.
+// Ready waits until every component is ready. It fails immediately if the server ends.
 func (n *Node) Ready(ctx context.Context) error {
-	missing := errors.New("the server does not answer yet")
+	missing := errors.New("the server does not respond yet")
 	for {
 		report, err := n.Report(ctx)
 		switch {
@@ -193,8 +192,8 @@ func (n *Node) Reset(ctx context.Context) (string, error) {
 	return n.run(ctx, n.program, "reset", "--yes", "--data-dir", n.DataDir(), "--kubeconfig", n.Kubeconfig())
 }
 
-// Up runs `make up`'s script on the node, and returns what it prints. The server that it starts is the node's server
-// then. The script sets the mesh profile itself.
+// Up runs the script of `make up` on the node, and returns what it prints. The server that it starts becomes the node's server. The
+// script sets the mesh profile itself.
 func (n *Node) Up(ctx context.Context) (string, error) {
 	out, err := n.script(ctx, "up")
 	if err != nil {
@@ -214,7 +213,7 @@ func (n *Node) Up(ctx context.Context) (string, error) {
 	return out, err
 }
 
-// Down runs `make down`'s script on the node, and returns what it prints.
+// Down runs the script of `make down` on the node, and returns what it prints.
 func (n *Node) Down(ctx context.Context) (string, error) { return n.script(ctx, "down") }
 
 func (n *Node) script(ctx context.Context, name string) (string, error) {
@@ -268,7 +267,7 @@ func adopt(pid int) (*process, error) {
 	return p, nil
 }
 
-// environment is this process's, without the settings of a Polymesh on this machine.
+// environment returns this process's, without the settings of a Polymesh on this machine.
 func environment() []string {
 	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		return strings.HasPrefix(kv, "POLYMESH_") || strings.HasPrefix(kv, "KUBECONFIG=")

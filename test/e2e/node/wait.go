@@ -14,13 +14,13 @@ import (
 
 const poll = 100 * time.Millisecond
 
-// lasting is a test's context without its end. t.Context() is done before the test's cleanups run, and they put things back
-// and wait for them by the same means.
+// lasting returns a test's context without its end. t.Context() is done before the test's cleanups run, which use the same functions
+// to restore things and wait for them.
 func lasting(t testing.TB) context.Context { return context.WithoutCancel(t.Context()) }
 
-// Eventually asks until the answer is yes. The test fails with what was missing last when the time is over, which says
-// nothing about speed: the limit is for something that never comes. Between two questions it waits for longer than one of
-// them takes, up to a second: a question may be a whole program, and other nodes run beside this one.
+// Eventually checks a condition until it is true. After the limit the test fails with what was missing last. The limit is not about
+// speed, but for something that never happens. Between two checks it waits longer than a check takes, up to a second: a check may run
+// a program, and other nodes run at the same time.
 func (n *Node) Eventually(t testing.TB, limit time.Duration, condition func() (ok bool, what string)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(lasting(t), limit)
@@ -58,12 +58,12 @@ func (n *Node) WaitRollout(t testing.TB, namespace, workload string) {
 	n.Kubectl(t, "rollout", "status", "-n", namespace, workload, "--timeout=180s")
 }
 
-// Retransmissions says how often the kernel has sent something on a TCP connection again, because the other end had not
-// confirmed it. Where that grows, and a read waits, the network is cut and the connection open: no test has to wait for a time.
+// Retransmissions returns how often the kernel has retransmitted on a TCP connection, because the other end did not acknowledge. If it
+// grows while a read waits, the network is cut and the connection is open, so no test needs to sleep.
 func Retransmissions(connection net.Conn) (int, error) {
 	c, ok := connection.(syscall.Conn)
 	if !ok {
-		return 0, fmt.Errorf("%T is no connection of the kernel's", connection)
+		return 0, fmt.Errorf("%T is not a connection of the kernel", connection)
 	}
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -72,7 +72,7 @@ func Retransmissions(connection net.Conn) (int, error) {
 	var info *unix.TCPInfo
 	controlErr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO) })
 	if err := errors.Join(controlErr, err); err != nil {
-		return 0, fmt.Errorf("ask the kernel about a connection: %w", err)
+		return 0, fmt.Errorf("read the kernel's state of a connection: %w", err)
 	}
 	return int(info.Total_retrans), nil
 }

@@ -1,5 +1,5 @@
-// Command run runs the end-to-end tests, as `make test-e2e` does: the test program that make has built, in lanes beside each
-// other. What it needs is root, and time.
+// Command run runs the end-to-end tests for `make test-e2e`: the test program that make has built, in parallel lanes. It needs root,
+// and time.
 package main
 
 import (
@@ -41,7 +41,7 @@ func run() error {
 	}
 	o.Program = program
 	if o.Lanes < 1 {
-		return fmt.Errorf("-lanes %d: one is the least", o.Lanes)
+		return fmt.Errorf("-lanes %d: at least 1", o.Lanes)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
@@ -55,8 +55,8 @@ func run() error {
 	return err
 }
 
-// lanesHere is a lane for each core, and none for which the memory lacks: a node with the mesh and the guide's app takes some four
-// GiB. With three, two cores are busy for 97 of 100 seconds, and no more tests end in the same time.
+// lanesHere returns one lane for each core, limited by memory: a node with the mesh and the guide's app uses about four GiB. With
+// three lanes, two cores are 97 % busy, and no more tests finish in the same time.
 func lanesHere() int {
 	const perLane = 5 << 30
 	most := runtime.NumCPU()
