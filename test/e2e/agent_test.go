@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
@@ -75,7 +74,8 @@ func TestAgents(t *testing.T) {
 			for _, to := range pods {
 				// The server of a pod answers with the address of the client, which must be the pod's own.
 				out, err := server.Exec("default", from.Name, "echo", "wget", "-qO-", "-T", "5", "http://"+to.Status.PodIP+":8080/")
-				if err != nil || strings.TrimSpace(out) != from.Status.PodIP {
+				caller := strings.Trim(strings.TrimSpace(out), "[]")
+				if err != nil || strings.TrimPrefix(caller, "::ffff:") != from.Status.PodIP {
 					t.Errorf("%s on %s sees the caller %q (%v), want %s on %s", to.Name, to.Spec.NodeName, out, err, from.Status.PodIP, from.Spec.NodeName)
 				}
 			}
@@ -93,7 +93,7 @@ func TestAgents(t *testing.T) {
 	})
 
 	t.Run("refused", func(t *testing.T) {
-		token, err := os.ReadFile(layout.DataDir(server.DataDir()).NodeToken())
+		token, err := os.ReadFile(server.Layout().NodeToken())
 		if err != nil {
 			t.Fatal(err)
 		}

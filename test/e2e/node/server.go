@@ -58,7 +58,7 @@ func (n *Node) Start(ctx context.Context) error {
 	if server := n.opts.Joins; server != nil {
 		args = append(enter, n.program, "agent", "--data-dir", n.DataDir(), "--server", "https://"+server.Address()+":6443")
 		if !slices.ContainsFunc(slices.Concat(n.opts.Args, n.opts.Env), func(s string) bool { return strings.Contains(strings.ToLower(s), "token") }) {
-			args = append(args, "--token-file", layout.DataDir(server.DataDir()).NodeToken())
+			args = append(args, "--token-file", server.Layout().NodeToken())
 		}
 	}
 	args = append(args, n.opts.Args...)
