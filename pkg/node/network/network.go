@@ -295,8 +295,8 @@ func (w *ways) Settle(ctx context.Context) error {
 	if text := strings.Join(notes, "; "); replaced(&n.unusable, text) {
 		n.log.Warn("a node's announcement cannot be used", "what", text)
 	}
-	if n.overlay.set(pods, peers) {
-		n.log.Info("the other nodes have changed", "peers", describe(peers))
+	if now, before := n.overlay.set(pods, peers); len(now)+len(before) > 0 {
+		n.log.Info("the ways to other nodes' pods have changed", "now", describe(now), "before", describe(before), "nodes", len(peers))
 	}
 	return n.overlay.Settle(ctx)
 }

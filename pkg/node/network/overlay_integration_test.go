@@ -501,7 +501,7 @@ func TestForeignWaysStay(t *testing.T) {
 	}
 }
 
-// A running node repairs its ways as soon as the kernel reports a change, also after its subscriptions were lost, refused, or never came to be.
+// A running node repairs its ways as soon as the kernel reports a change, also after its subscriptions were lost or refused.
 func TestSubscriptionIsLost(t *testing.T) {
 	l := newLAN(t)
 	a, b := l.join(config.VXLAN), l.join(config.VXLAN)
