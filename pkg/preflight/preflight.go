@@ -245,12 +245,15 @@ func packetFilter() error {
 
 // NFTables reports whether kube-proxy's nftables mode works on the running kernel: from 5.13 on
 // (https://kubernetes.io/docs/reference/networking/virtual-ips/#proxy-mode-nftables).
-func NFTables() bool {
+func NFTables() bool { return KernelAtLeast(5, 13) }
+
+// KernelAtLeast reports whether the running kernel has this version or a later one.
+func KernelAtLeast(major, minor int) bool {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return false
 	}
-	return atLeast(unix.ByteSliceToString(u.Release[:]), 5, 13)
+	return atLeast(unix.ByteSliceToString(u.Release[:]), major, minor)
 }
 
 func atLeast(release string, major, minor int) bool {

@@ -30,6 +30,8 @@ type overlay struct {
 	alias string
 	mac   net.HardwareAddr
 	base  func() (base, error)
+	// oldKernel is set if the kernel's checksum offload is wrong, see planDevice.
+	oldKernel bool
 	// wg is nil with other backends.
 	wg *wireGuard
 

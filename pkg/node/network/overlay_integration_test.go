@@ -389,6 +389,29 @@ func TestWaysComeBack(t *testing.T) {
 	}
 }
 
+// On an old kernel the checksum offload is off, and stays off; on others it stays as it is.
+func TestChecksumOffload(t *testing.T) {
+	l := newLAN(t)
+	a := l.join(config.VXLAN)
+	offload := func(want bool) {
+		t.Helper()
+		a.do(func() error {
+			on, err := txChecksum(layout.FlannelLink)
+			if on != want {
+				t.Errorf("the offload is on: %v, want %v", on, want)
+			}
+			return err
+		})
+	}
+	a.know()
+	offload(true)
+	a.overlay.oldKernel = true
+	a.missing("on an old kernel", "the checksum setting of flannel.1")
+	a.do(func() error { return a.overlay.Restore(t.Context()) })
+	a.missing("after it", "")
+	offload(false)
+}
+
 func TestPeersChange(t *testing.T) {
 	for _, backend := range []config.FlannelBackend{config.VXLAN, config.HostGW, config.WireGuard} {
 		t.Run(string(backend), func(t *testing.T) {
