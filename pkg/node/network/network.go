@@ -146,7 +146,7 @@ func (n *Network) addParts() error {
 	n.overlay = &overlay{
 		backend: n.opts.Backend, port: n.opts.Port, cluster: n.opts.ClusterCIDR, alias: n.opts.Marker.Alias(),
 		mac: hardwareAddr(n.opts.Marker.ID, n.opts.Name), base: n.opts.findBase,
-		oldKernel: !preflight.KernelAtLeast(5, 7),
+		noOffload: !preflight.KernelAtLeast(5, 7) || n.opts.External && n.opts.Settings.ExternalIP.IsValid(),
 	}
 	if n.opts.Backend == config.WireGuard {
 		key, err := wireGuardKey(dir.Agent("wireguard.key"))

@@ -30,8 +30,8 @@ type overlay struct {
 	alias string
 	mac   net.HardwareAddr
 	base  func() (base, error)
-	// oldKernel is set if the kernel's checksum offload is wrong, see planDevice.
-	oldKernel bool
+	// noOffload turns the checksum offload of VXLAN off, see planDevice.
+	noOffload bool
 	// wg is nil with other backends.
 	wg *wireGuard
 
