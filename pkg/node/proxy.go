@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"k8s.io/component-base/cli"
 	"k8s.io/component-base/version"
 	"k8s.io/kubernetes/cmd/kube-proxy/app"
 
@@ -29,11 +28,17 @@ import (
 // ProxyCommand is the name under which this program is kube-proxy.
 const ProxyCommand = "kube-proxy"
 
-// RunProxy is kube-proxy's own main (cmd/kube-proxy/proxy.go upstream). It returns the exit code.
+// RunProxy runs kube-proxy as a process of its own, until it is killed, and returns its exit code. It has no server for metrics, see Init.
 func RunProxy(args []string) int {
-	command := app.NewProxyCommand()
-	command.SetArgs(args)
-	return cli.Run(command)
+	options, err := parseProxy(append(args, "--metrics-port=0"))
+	if err == nil {
+		err = options.Run(context.Background())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kube-proxy:", err)
+		return 1
+	}
+	return 0
 }
 
 // Proxy is the component "kube-proxy", in this process.

@@ -44,8 +44,8 @@ func newServiceRules(args []string, log *slog.Logger) (*serviceRules, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The first one has the ports.
-	args = append([]string{ProxyCommand}, append(args, "--healthz-bind-address=", "--metrics-port=0")...)
+	// The first one has the port.
+	args = append([]string{ProxyCommand}, append(args, "--healthz-bind-address=")...)
 	return &serviceRules{nft: nft, program: program, args: args, log: log}, nil
 }
 

@@ -112,7 +112,7 @@ func TestServiceRulesComeBack(t *testing.T) {
 	}
 	// The services have no endpoints: their addresses are rejected.
 	eventually("the last service is there", "10.43.7.20 . tcp . 80", "")
-	// Status asks: then the rules have been seen.
+	// A check that finds the rules is what makes their absence a loss.
 	if err := p.keeper.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}

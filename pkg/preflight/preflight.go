@@ -228,22 +228,31 @@ func PodNetwork(backend config.FlannelBackend, port int, iface string) error {
 	if err != nil {
 		return fmt.Errorf("list UDP ports: %w", err)
 	}
-	if boundUDP(string(sockets), port) {
+	// The socket of a VXLAN or WireGuard device, our own for example, belongs to no process; VXLAN devices share it.
+	if inode := boundUDP(string(sockets), port); inode != "" && heldByProcess(inode) {
 		return fmt.Errorf("UDP port %d, which carries packets to other nodes' pods, is in use: stop the program that uses it (`ss -lunp sport = :%d` shows it), or set another --flannel-port on all servers", port, port)
 	}
 	return nil
 }
 
-// boundUDP reports whether a program uses a UDP port, by /proc/net/udp (proc_net_udp(5)). The kernel's own sockets, such as that of a VXLAN
-// device, have no inode.
-func boundUDP(sockets string, port int) bool {
+// boundUDP returns the inode of the socket that uses a UDP port, by /proc/net/udp (proc_net_udp(5)); empty if there is none.
+func boundUDP(sockets string, port int) string {
 	for line := range strings.Lines(sockets) {
 		f := strings.Fields(line)
-		if len(f) > 9 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) && f[9] != "0" {
-			return true
+		if len(f) > 9 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) {
+			return f[9]
 		}
 	}
-	return false
+	return ""
+}
+
+// heldByProcess reports whether a process has a socket open (proc_pid_fd(5)).
+func heldByProcess(inode string) bool {
+	files, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	return slices.ContainsFunc(files, func(file string) bool {
+		target, err := os.Readlink(file)
+		return err == nil && target == "socket:["+inode+"]"
+	})
 }
 
 // packetFilter checks the kernel interface that kube-proxy uses to write its rules. nft and iptables, in its nf_tables flavor, are shipped;
@@ -258,12 +267,15 @@ func packetFilter() error {
 
 // NFTables reports whether kube-proxy's nftables mode works on the running kernel: from 5.13 on
 // (https://kubernetes.io/docs/reference/networking/virtual-ips/#proxy-mode-nftables).
-func NFTables() bool {
+func NFTables() bool { return KernelAtLeast(5, 13) }
+
+// KernelAtLeast reports whether the running kernel has this version or a later one.
+func KernelAtLeast(major, minor int) bool {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return false
 	}
-	return atLeast(unix.ByteSliceToString(u.Release[:]), 5, 13)
+	return atLeast(unix.ByteSliceToString(u.Release[:]), major, minor)
 }
 
 func atLeast(release string, major, minor int) bool {

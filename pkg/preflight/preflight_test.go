@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -213,13 +215,37 @@ func TestPodNetwork(t *testing.T) {
 	}
 	wantError(t, "host-gw", PodNetwork(config.HostGW, port, "lo"), "")
 	wantError(t, "an interface that is not there", PodNetwork(config.HostGW, port, "nosuch0"), "--flannel-iface nosuch0: this machine has no such network interface")
-	// A VXLAN device's socket, then a program's.
 	const sockets = `   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
- 1082: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 0 2 0000000000000000 0
+ 1082: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 8795866 2 0000000000000000 0
  1090: 0100007F:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000   101        0 21118 2 0000000000000000 0
 `
-	if boundUDP(sockets, 8472) || !boundUDP(sockets, 53) || boundUDP(sockets, 21118) {
-		t.Error("the list of sockets is misread")
+	for port, want := range map[int]string{8472: "8795866", 53: "21118", 21118: ""} {
+		if got := boundUDP(sockets, port); got != want {
+			t.Errorf("port %d: socket %q, want %q", port, got, want)
+		}
+	}
+}
+
+// A server that starts again meets its own VXLAN device, whose socket is no program's.
+func TestPodNetworkOfARunningDevice(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a network namespace needs root")
+	}
+	runtime.LockOSThread() // not unlocked: the thread ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skip("cannot create a network namespace here: ", err)
+	}
+	for _, args := range []string{"link add flannel.1 type vxlan id 1 dev lo dstport 8472", "link set lo up", "link set flannel.1 up"} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Skip("cannot create a VXLAN device here: ", string(out))
+		}
+	}
+	sockets, err := os.ReadFile("/proc/thread-self/net/udp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if inode := boundUDP(string(sockets), 8472); inode == "" || heldByProcess(inode) {
+		t.Errorf("the device's socket %q counts as a program's, in\n%s", inode, sockets)
 	}
 }
 

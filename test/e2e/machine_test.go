@@ -68,6 +68,7 @@ func TestMachineChanges(t *testing.T) {
 	t.Run("flushed while the server is down", m.testFlushWhileDown)
 	t.Run("forwarding turned off", m.testForwarding)
 	t.Run("bridge deleted", m.testBridge)
+	t.Run("device between nodes deleted", m.testOverlay)
 	t.Run("another name server", m.testNameserver)
 	t.Run("what listens", m.testListeners)
 	t.Run("address gone", m.testAddress)
@@ -144,6 +145,12 @@ func (m *usersMachine) testForwarding(t *testing.T) {
 	m.do(t, "sh", "-c", "echo 0 >/proc/sys/net/ipv4/ip_forward")
 	m.works(t)
 	m.says(t, 0, "put back what another program had removed: packet forwarding")
+}
+
+func (m *usersMachine) testOverlay(t *testing.T) {
+	m.do(t, "ip", "link", "delete", "flannel.1")
+	m.says(t, 0, "put back what another program had removed: the interface flannel.1")
+	m.do(t, "ip", "link", "show", "flannel.1")
 }
 
 func (m *usersMachine) testBridge(t *testing.T) {

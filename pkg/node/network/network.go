@@ -146,6 +146,7 @@ func (n *Network) addParts() error {
 	n.overlay = &overlay{
 		backend: n.opts.Backend, port: n.opts.Port, cluster: n.opts.ClusterCIDR, alias: n.opts.Marker.Alias(),
 		mac: hardwareAddr(n.opts.Marker.ID, n.opts.Name), base: n.opts.findBase,
+		noOffload: !preflight.KernelAtLeast(5, 7) || n.opts.External && n.opts.Settings.ExternalIP.IsValid(),
 	}
 	if n.opts.Backend == config.WireGuard {
 		key, err := wireGuardKey(dir.Agent("wireguard.key"))
@@ -295,8 +296,8 @@ func (w *ways) Settle(ctx context.Context) error {
 	if text := strings.Join(notes, "; "); replaced(&n.unusable, text) {
 		n.log.Warn("a node's announcement cannot be used", "what", text)
 	}
-	if n.overlay.set(pods, peers) {
-		n.log.Info("the other nodes have changed", "peers", describe(peers))
+	if now, before := n.overlay.set(pods, peers); len(now)+len(before) > 0 {
+		n.log.Info("the ways to other nodes' pods have changed", "now", describe(now), "before", describe(before), "nodes", len(peers))
 	}
 	return n.overlay.Settle(ctx)
 }

@@ -30,6 +30,8 @@ type overlay struct {
 	alias string
 	mac   net.HardwareAddr
 	base  func() (base, error)
+	// noOffload turns the checksum offload of VXLAN off, see planDevice.
+	noOffload bool
 	// wg is nil with other backends.
 	wg *wireGuard
 
@@ -47,13 +49,17 @@ type settled struct {
 	peers []peer
 }
 
-// set sets the desired state, which Settle applies, and reports whether the peers are others than before.
-func (o *overlay) set(pods netip.Prefix, peers []peer) (changed bool) {
+// set sets the desired state, which Settle applies. It returns the peers that are new or changed, and those that are not as before.
+func (o *overlay) set(pods netip.Prefix, peers []peer) (now, before []peer) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	changed = !slices.Equal(o.peers, peers)
+	now, before = without(peers, o.peers), without(o.peers, peers)
 	o.pods, o.peers = pods, peers
-	return changed
+	return now, before
+}
+
+func without(peers, others []peer) []peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p peer) bool { return slices.Contains(others, p) })
 }
 
 // mtu returns the largest packet of a pod, in bytes, that passes between nodes without being fragmented.

@@ -389,6 +389,29 @@ func TestWaysComeBack(t *testing.T) {
 	}
 }
 
+// Where the checksum offload must be off it stays off; elsewhere it stays as it is.
+func TestChecksumOffload(t *testing.T) {
+	l := newLAN(t)
+	a := l.join(config.VXLAN)
+	offload := func(want bool) {
+		t.Helper()
+		a.do(func() error {
+			on, err := txChecksum(layout.FlannelLink)
+			if on != want {
+				t.Errorf("the offload is on: %v, want %v", on, want)
+			}
+			return err
+		})
+	}
+	a.know()
+	offload(true)
+	a.overlay.noOffload = true
+	a.missing("with another kernel", "the checksum setting of flannel.1")
+	a.do(func() error { return a.overlay.Restore(t.Context()) })
+	a.missing("after it", "")
+	offload(false)
+}
+
 func TestPeersChange(t *testing.T) {
 	for _, backend := range []config.FlannelBackend{config.VXLAN, config.HostGW, config.WireGuard} {
 		t.Run(string(backend), func(t *testing.T) {
@@ -501,7 +524,7 @@ func TestForeignWaysStay(t *testing.T) {
 	}
 }
 
-// A running node repairs its ways as soon as the kernel reports a change, also after its subscriptions were lost, refused, or never came to be.
+// A running node repairs its ways as soon as the kernel reports a change, also after its subscriptions were lost or refused.
 func TestSubscriptionIsLost(t *testing.T) {
 	l := newLAN(t)
 	a, b := l.join(config.VXLAN), l.join(config.VXLAN)

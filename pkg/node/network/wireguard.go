@@ -24,7 +24,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// wireGuardOverhead is what WireGuard adds to a packet, in bytes, over IPv6 too, as flannel reckons: IP, UDP and WireGuard headers.
+// wireGuardOverhead is what WireGuard adds to a packet, in bytes, also over IPv6, as in flannel: IP, UDP and WireGuard headers.
 const wireGuardOverhead = 40 + 8 + 32
 
 // wireGuardKey returns the node's private key. It is created when missing: other nodes learn the public one by the node's announcement.
