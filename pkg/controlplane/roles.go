@@ -11,6 +11,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
@@ -45,12 +46,21 @@ func clusterRoles() []rbacv1.ClusterRole {
 			// Used by client-go's recorder (recordEvent in k8s.io/client-go, tools/record/event.go).
 			{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 		}},
+		// Every node enforces NetworkPolicies for its pods, whose peers can be any pods. Upstream's authorizer of nodes allows none of
+		// this, and RBAC adds to it.
+		{ObjectMeta: defaults(networkPolicyRole), Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list", "watch"}},
+			{APIGroups: []string{""}, Resources: []string{"namespaces", "pods"}, Verbs: []string{"list", "watch"}},
+		}},
 		// Only for kube-system: see roleBindings. A create cannot be restricted by name.
 		{ObjectMeta: defaults(certificate.NodeResyncUser), Rules: []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"services"}, Verbs: []string{"list", "create", "delete"}},
 		}},
 	}
 }
+
+// networkPolicyRole is the role of all nodes for pkg/node/netpol.
+const networkPolicyRole = "system:polymesh:network-policy"
 
 // roleBindings bind roles in a single namespace.
 func roleBindings() []rbacv1.RoleBinding {
@@ -63,18 +73,21 @@ func roleBindings() []rbacv1.RoleBinding {
 	return []rbacv1.RoleBinding{resync}
 }
 
-// clusterRoleBindings bind the roles to the users of the certificates. The API server's kubelet client uses
+// clusterRoleBindings bind the roles to the users of the certificates, and one to all nodes. The API server's kubelet client uses
 // upstream's role, which upstream binds to no one, because the user name is the installer's choice
 // (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#other-component-roles).
 func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
-	bind := func(name, role, user string) rbacv1.ClusterRoleBinding {
+	bind := func(name, role, subject string) rbacv1.ClusterRoleBinding {
 		return rbacv1.ClusterRoleBinding{
 			ObjectMeta: defaults(name),
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
-			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}},
+			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: subject}},
 		}
 	}
+	nodes := bind(networkPolicyRole, networkPolicyRole, user.NodesGroup)
+	nodes.Subjects[0].Kind = rbacv1.GroupKind
 	return []rbacv1.ClusterRoleBinding{
+		nodes,
 		bind("system:polymesh:kube-apiserver-kubelet-client", "system:kubelet-api-admin", certificate.APIServerKubeletUser),
 		bind(certificate.ImagePolicyUser, certificate.ImagePolicyUser, certificate.ImagePolicyUser),
 		bind(certificate.LoadBalancerUser, certificate.LoadBalancerUser, certificate.LoadBalancerUser),

@@ -85,6 +85,21 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	if !may(t, identity(t, kubeconfig, certificate.ImagePolicy), readSecrets) || !may(t, identity(t, kubeconfig, certificate.LoadBalancer), watchServices) {
 		t.Error("the image policy or the load balancer has no permissions")
 	}
+	// What NetworkPolicies need, in addition to upstream's authorizer of nodes, and no more.
+	node := identity(t, kubeconfig, certificate.Kubelet)
+	for what, want := range map[authorizationv1.ResourceAttributes]bool{
+		{Verb: "list", Resource: "pods"}:                                          true,
+		{Verb: "watch", Resource: "namespaces"}:                                   true,
+		{Verb: "watch", Group: "networking.k8s.io", Resource: "networkpolicies"}:  true,
+		{Verb: "list", Resource: "secrets"}:                                       false,
+		{Verb: "list", Resource: "configmaps"}:                                    false,
+		{Verb: "create", Group: "networking.k8s.io", Resource: "networkpolicies"}: false,
+		{Verb: "update", Resource: "namespaces"}:                                  false,
+	} {
+		if got := may(t, node, what); got != want {
+			t.Errorf("a node's identity: %+v: %v", what, got)
+		}
+	}
 	resync := identity(t, kubeconfig, certificate.NodeResync)
 	for namespace, want := range map[string]bool{"kube-system": true, "default": false, "": false} {
 		if got := may(t, resync, authorizationv1.ResourceAttributes{Verb: "create", Resource: "services", Namespace: namespace}); got != want {

@@ -20,6 +20,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/netpol"
 )
 
 // addComponents is the list of a server's components and their dependencies. It returns the component whose readiness is reported to
@@ -43,7 +44,11 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	controllers := m.Add(controlplane.NewControllerManager(plane), api)
 	m.Add(controlplane.NewScheduler(plane), api)
-	m.Add(node.NewKubelet(machine), api, images, controllers)
+	// Before the kubelet: no pod starts before its policies are in force.
+	policies := m.Add(netpol.New(netpol.Options{
+		Node: s.name, Kubeconfig: machine.Identity.Kubelet, Network: dir.PodNetwork(), Disabled: s.cfg.DisableNetworkPolicy, Log: s.log,
+	}), api)
+	m.Add(node.NewKubelet(machine), api, images, controllers, policies)
 	m.Add(node.NewProxy(machine), api)
 	up = m.Add(node.NewNetwork(machine), api, controllers)
 	m.Add(noderole.New(noderole.Options{Node: s.name, Kubeconfig: kubeconfig, Log: s.log}), api)
@@ -62,7 +67,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	elected := func(build func() component.Component) {
 		m.Add(component.Elected(leadership, build, s.log), api)
 	}
-	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage, config.NetworkPolicy} {
+	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
 		elected(func() component.Component { return s.addon(name, kubeconfig, machine.Nameservers) })
 	}
 	if s.cfg.Enabled(config.ServiceLB) {
