@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -279,6 +280,56 @@ func TestHostileTextsInTheKernel(t *testing.T) {
 	text := list(t)
 	if strings.Contains(text, "evil") || strings.Count(text, "table ") != 1 {
 		t.Errorf("the rules are:\n%s", text)
+	}
+}
+
+// How long a connection between two pods takes to open when its pod has many policies, the last of which allows it, and a packet of
+// an open one. It fails on nothing but errors.
+func TestConnectionCost(t *testing.T) {
+	if !private(t) {
+		return
+	}
+	m := newMachine(t)
+	newLab(t, m, []int32{80})
+	k := realKernel(t)
+	for _, n := range []int{0, 10, 100, 1000} {
+		c := Cluster{Pods: pods("2", "3", "4", "5")}
+		for i := range n {
+			p := policy(networkingv1.NetworkPolicySpec{PodSelector: selects("3"), Ingress: from("none")})[0]
+			p.Name = fmt.Sprintf("p%04d", i)
+			if i == n-1 {
+				p.Spec.Ingress = from("2")
+			}
+			c.Policies = append(c.Policies, p)
+		}
+		k.must(t, c)
+		var opens, trips []time.Duration
+		m.pods["2"].do(func() {
+			for range 500 {
+				begin := time.Now()
+				conn, err := net.DialTimeout("tcp4", "10.42.0.3:80", 10*time.Second)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				opens = append(opens, time.Since(begin))
+				begin = time.Now()
+				if _, err = conn.Write([]byte("x")); err == nil {
+					_, err = conn.Read(make([]byte, 1))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				trips = append(trips, time.Since(begin))
+				conn.Close()
+			}
+		})
+		slices.Sort(opens)
+		slices.Sort(trips)
+		if len(opens) > 0 {
+			t.Logf("%d policies: a connection opens in %s (p99 %s), a round trip takes %s (p99 %s)", n,
+				opens[len(opens)/2], opens[len(opens)*99/100], trips[len(trips)/2], trips[len(trips)*99/100])
+		}
 	}
 }
 
