@@ -73,7 +73,7 @@ spec:
   containers:
   - name: caller
     image: "`+busyboxImage(t, n)+`"
-    command: [sh, -c, "read a x </proc/uptime; r=blocked; wget -T 4 -q -O /dev/null http://`+address+`:8080/healthz && r=reached; read b x </proc/uptime; echo $r from $a to $b"]
+    command: [sh, -c, "read a x </proc/uptime; r=blocked; wget -T 4 -q -O /dev/null http://`+address+`:8080/healthz 2>/dev/null && r=reached; read b x </proc/uptime; echo $r from $a to $b"]
 `)
 	n.Eventually(t, time.Minute, func() (bool, string) {
 		phase := n.Kubectl(t, "get", "pod", "-n", policyNamespace, name, "-o", "jsonpath={.status.phase}")
