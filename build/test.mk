@@ -19,6 +19,11 @@
 	@mkdir -p $(@D)
 	$(STEP) "Consul $(CONSUL_VERSION), for the tests" bash -c '$(call upstream,consul,.,,)'
 
+# Upstream's evaluator of NetworkPolicies, with which the tests of pkg/node/netpol compare ours.
+.build/test/kube-network-policies: build/upstream/kube-network-policies/main.go $(call modules,kube-network-policies)
+	@mkdir -p $(@D)
+	$(STEP) "kube-network-policies' evaluator, for the tests" bash -c '$(call upstream,kube-network-policies,.,,)'
+
 # Kubernetes' end-to-end tests, which its conformance suite is a part of, the program that runs them beside each other, and
 # those of their images. Ten minutes of one core.
 CONFORMANCE := $(addprefix .build/test/kubernetes/,e2e.test ginkgo agnhost nonewprivs etcd sample-apiserver)
@@ -59,7 +64,7 @@ SLOW_TESTS := $(addprefix ./pkg/,workflow/rollout mesh/install workflow/deploy w
 UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e2e/lanes
 
 .PHONY: test-unit
-test-unit: .build/images/bin/envoy .build/test/consul .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
+test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) + 1)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
@@ -92,12 +97,17 @@ test-examples: .build/app-packages ## the tests of the example's five services, 
 	examples/polyglot/images.sh all
 
 .PHONY: conformance
-conformance: conformance-kubernetes conformance-gateway ## both conformance suites, one after the other
+conformance: conformance-kubernetes conformance-network-policy conformance-gateway ## the conformance suites, one after the other
 
 .PHONY: conformance-kubernetes
 conformance-kubernetes: all $(CONFORMANCE) .build/app-packages ## Kubernetes' own suite; its report goes to docs/understand (root; FOCUS=<regexp> for a part, without the report)
-	go test -tags "$(TAGS) e2e" -timeout 6h -count=1 -v ./test/conformance/kubernetes -args \
+	go test -tags "$(TAGS) e2e" -timeout 6h -count=1 -v -run '^(TestConformance|TestPage)$$' ./test/conformance/kubernetes -args \
 		-focus '$(FOCUS)' $(if $(PROCS),-procs $(PROCS)) $(if $(LIMIT),-limit $(LIMIT)) $(if $(RESUME),-resume)
+
+.PHONY: conformance-network-policy
+conformance-network-policy: all $(CONFORMANCE) .build/app-packages ## Kubernetes' own tests of NetworkPolicies, which are no part of its conformance suite (root; FOCUS=<regexp> for a part)
+	go test -tags "$(TAGS) e2e" -timeout 6h -count=1 -v -run '^TestNetworkPolicy$$' ./test/conformance/kubernetes -args \
+		-focus '$(FOCUS)' $(if $(PROCS),-procs $(PROCS)) $(if $(LIMIT),-limit $(LIMIT))
 
 .PHONY: conformance-gateway
 conformance-gateway: all .build/app-packages ## Gateway API's own suite; its report goes to docs/mesh (root)

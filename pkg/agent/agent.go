@@ -15,6 +15,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
 	"polymesh.dev/polymesh/pkg/process"
 )
@@ -31,7 +32,7 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), cfg.Server, member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
 				return component.Handle{}, err
 			}
-			return addComponents(m, machine(cfg, p, member), podNetwork(cfg, p, member)), nil
+			return addComponents(m, machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member)), nil
 		},
 	})
 }
@@ -67,12 +68,19 @@ func podNetwork(cfg *config.Agent, p *process.Process, member *join.Membership) 
 	}
 }
 
+// policies returns the options of what enforces NetworkPolicies here.
+func policies(cfg *config.Agent, p *process.Process, member *join.Membership) netpol.Options {
+	return netpol.Options{
+		Node: p.Name, Kubeconfig: cfg.DataDir.NodeKubeconfig(), Network: cfg.DataDir.PodNetwork(), Disabled: member.Cluster.DisableNetworkPolicy, Log: p.Log,
+	}
+}
+
 // addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
 // service manager.
-func addComponents(m *component.Manager, machine node.Options, pods network.Options) (up component.Handle) {
+func addComponents(m *component.Manager, machine node.Options, pods network.Options, policies netpol.Options) (up component.Handle) {
 	containerd := m.Add(node.NewContainerd(machine))
 	images := m.Add(node.NewImages(machine), containerd)
-	m.Add(node.NewKubelet(machine), images)
+	m.Add(node.NewKubelet(machine), images, m.Add(netpol.New(policies)))
 	m.Add(node.NewProxy(machine))
 	return m.Add(network.New(pods))
 }

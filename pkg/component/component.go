@@ -57,6 +57,11 @@ type Noted interface {
 	Note(ctx context.Context) string
 }
 
+// Summarized is a component with a line for `polymesh status` while it is ready and has no Note: numbers, which need no action.
+type Summarized interface {
+	Summary() string
+}
+
 // Versioned is a component that knows the version of its program.
 type Versioned interface {
 	Version() string

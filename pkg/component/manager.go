@@ -61,6 +61,7 @@ type entry struct {
 	status   Status
 	inStart  bool
 	warnedOf bool
+	hasNote  bool // the message is a note, not a summary
 }
 
 // NewManager returns a manager without components.
@@ -269,6 +270,10 @@ func (e *entry) check(ctx context.Context, once bool) error {
 		if n, ok := e.Component.(Noted); ok {
 			message = n.Note(limited)
 		}
+		e.noted(message != "")
+		if s, ok := e.Component.(Summarized); ok && message == "" {
+			message = s.Summary()
+		}
 		state := Ready
 		if s, ok := e.Component.(standing); ok && s.standby() {
 			state = Standby
@@ -286,12 +291,18 @@ func (e *entry) check(ctx context.Context, once bool) error {
 func (e *entry) warning() (text string, changed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	warns := e.status.State == Ready && e.status.Message != ""
+	warns := e.status.State == Ready && e.hasNote
 	changed = warns && !e.warnedOf
 	if e.status.State == Ready {
 		e.warnedOf = warns
 	}
 	return e.status.Message, changed
+}
+
+func (e *entry) noted(is bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.hasNote = is
 }
 
 func (e *entry) starting(is bool) {

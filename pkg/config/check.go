@@ -289,8 +289,17 @@ func (r *raw) checkFlannel(c *Cluster) error {
 	return nil
 }
 
+// networkPolicy is the value of --disable that turns NetworkPolicies off, in earlier versions the warning that they are not enforced.
+const networkPolicy = "network-policy"
+
 func (r *raw) checkAddons(s *Server) error {
+	s.DisableNetworkPolicy = r.disablePolicy
 	for _, name := range r.disable {
+		if name == networkPolicy {
+			s.DisableNetworkPolicy = true
+			s.Notes = append(s.Notes, "--disable network-policy is --disable-network-policy: NetworkPolicies are not enforced")
+			continue
+		}
 		if note, ok := absent[name]; ok {
 			s.Notes = append(s.Notes, fmt.Sprintf("--disable %s does nothing: %s", name, note))
 			continue

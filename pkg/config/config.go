@@ -24,15 +24,13 @@ const (
 	CoreDNS       Addon = "coredns"
 	MetricsServer Addon = "metrics-server"
 	LocalStorage  Addon = "local-storage"
-	// NetworkPolicy warns that NetworkPolicies are not enforced. Disable it when installing a controller for them.
-	NetworkPolicy Addon = "network-policy"
 	ServiceLB     Addon = "servicelb"
 	Istio         Addon = "istio"
 )
 
 // Addons returns the values of --disable.
 func Addons() []Addon {
-	return []Addon{CoreDNS, MetricsServer, LocalStorage, NetworkPolicy, ServiceLB, Istio}
+	return []Addon{CoreDNS, MetricsServer, LocalStorage, ServiceLB, Istio}
 }
 
 // MeshProfiles returns the values of --mesh-profile: the profiles of the guide.
@@ -117,9 +115,11 @@ type Cluster struct {
 	FlannelPort       int
 	FlannelExternalIP bool
 
-	Disabled         map[Addon]bool
-	LoadBalancerPool []AddressRange
-	MeshProfile      string
+	Disabled map[Addon]bool
+	// DisableNetworkPolicy leaves NetworkPolicies to a controller that the user installs.
+	DisableNetworkPolicy bool
+	LoadBalancerPool     []AddressRange
+	MeshProfile          string
 
 	// SecretsEncryption is the provider, one of EncryptionProviders, with which Secrets are encrypted in the datastore. If empty,
 	// existing encryption stays on.

@@ -39,6 +39,7 @@ type raw struct {
 	flannelIface     string
 	resolvConf       string
 	disable          []string
+	disablePolicy    bool
 	pool             []string
 	meshProfile      string
 	imagePolicyKeys  []string
@@ -107,6 +108,7 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.resolvConf, "resolv-conf", "", "file with the name servers for pods (default: the host's, without those on loopback)")
 
 	f.StringSliceVar(&r.disable, "disable", nil, "do not install these: "+join(Addons())+"; may be repeated")
+	f.BoolVar(&r.disablePolicy, "disable-network-policy", false, "do not enforce NetworkPolicies, for a controller that you install yourself")
 	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the node's address for all)")
 	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
 

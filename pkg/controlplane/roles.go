@@ -67,8 +67,17 @@ func clusterRoles() []rbacv1.ClusterRole {
 		{ObjectMeta: defaults(podNetwork), Rules: []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"list", "watch"}},
 		}},
+		// Every node enforces NetworkPolicies for its pods, whose peers can be any pods. Upstream's authorizer of nodes allows none of
+		// this, and RBAC adds to it.
+		{ObjectMeta: defaults(networkPolicyRole), Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list", "watch"}},
+			{APIGroups: []string{""}, Resources: []string{"namespaces", "pods"}, Verbs: []string{"list", "watch"}},
+		}},
 	}
 }
+
+// networkPolicyRole is the role of all nodes for pkg/node/netpol.
+const networkPolicyRole = "system:polymesh:network-policy"
 
 // clusterRoleBindings bind the roles to the users of the certificates, and one to all nodes. The API server's kubelet client uses
 // upstream's role, which upstream binds to no one, because the user name is the installer's choice
@@ -94,6 +103,7 @@ func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
 		bindGroup("system:polymesh:node-proxier", "system:node-proxier", user.NodesGroup),
 		bindGroup("system:polymesh:node-client-renewal", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", user.NodesGroup),
 		bindGroup(podNetwork, podNetwork, user.NodesGroup),
+		bindGroup(networkPolicyRole, networkPolicyRole, user.NodesGroup),
 	}
 }
 

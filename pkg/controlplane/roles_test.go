@@ -87,11 +87,17 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	}
 	node := identity(t, kubeconfig, certificate.Kubelet)
 	for what, want := range map[authorizationv1.ResourceAttributes]bool{
-		{Verb: "list", Resource: "nodes"}:                                true,
-		{Verb: "watch", Resource: "nodes"}:                               true,
-		{Verb: "delete", Resource: "nodes"}:                              false,
-		{Verb: "list", Resource: "secrets"}:                              false,
-		{Verb: "create", Resource: "services", Namespace: "kube-system"}: false,
+		{Verb: "list", Resource: "nodes"}:                                         true,
+		{Verb: "watch", Resource: "nodes"}:                                        true,
+		{Verb: "delete", Resource: "nodes"}:                                       false,
+		{Verb: "create", Resource: "services", Namespace: "kube-system"}:          false,
+		{Verb: "list", Resource: "pods"}:                                          true,
+		{Verb: "watch", Resource: "namespaces"}:                                   true,
+		{Verb: "watch", Group: "networking.k8s.io", Resource: "networkpolicies"}:  true,
+		{Verb: "list", Resource: "secrets"}:                                       false,
+		{Verb: "list", Resource: "configmaps"}:                                    false,
+		{Verb: "create", Group: "networking.k8s.io", Resource: "networkpolicies"}: false,
+		{Verb: "update", Resource: "namespaces"}:                                  false,
 	} {
 		if got := may(t, node, what); got != want {
 			t.Errorf("a node: %+v: %v", what, got)

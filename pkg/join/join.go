@@ -55,6 +55,8 @@ type Cluster struct {
 	FlannelBackend    config.FlannelBackend `json:"flannelBackend"`
 	FlannelPort       int                   `json:"flannelPort"`
 	FlannelExternalIP bool                  `json:"flannelExternalIP,omitempty"`
+	// DisableNetworkPolicy leaves NetworkPolicies to another program.
+	DisableNetworkPolicy bool `json:"disableNetworkPolicy,omitempty"`
 }
 
 // ClusterOf returns what a node has to know of a server's settings.
@@ -62,6 +64,7 @@ func ClusterOf(c *config.Cluster) Cluster {
 	return Cluster{
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, APIServiceIP: c.APIServiceIP(),
 		FlannelBackend: c.FlannelBackend, FlannelPort: c.FlannelPort, FlannelExternalIP: c.FlannelExternalIP,
+		DisableNetworkPolicy: c.DisableNetworkPolicy,
 	}
 }
 

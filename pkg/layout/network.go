@@ -66,17 +66,19 @@ const PoolLink = "polymesh-lb"
 // node's address is never taken from one of these.
 func InterfacePrefixes() []string { return []string{"cni", "flannel", "polymesh"} }
 
-// Packet filter tables, family ip.
+// Packet filter tables, family ip, PolicyTable family inet.
 const (
 	// Table is our own, for the pod network.
 	Table = "polymesh"
+	// PolicyTable is our own, for NetworkPolicies.
+	PolicyTable = "polymesh-policy"
 	// ProxyTable is kube-proxy's in nftables mode (k8s.io/kubernetes/pkg/proxy/nftables).
 	ProxyTable = "kube-proxy"
 )
 
 // Tables lists the tables that parts of the node create, including CNI's plugins.
 func Tables() []string {
-	return []string{ProxyTable, "cni_plugins_masquerade", "cni_hostport", Table}
+	return []string{ProxyTable, "cni_plugins_masquerade", "cni_hostport", Table, PolicyTable}
 }
 
 // MasqueradeChain is the chain of the pod network's rule with iptables, before Linux 5.13.

@@ -24,6 +24,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
 )
 
@@ -52,7 +53,11 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	controllers := m.Add(controlplane.NewControllerManager(plane), api)
 	m.Add(controlplane.NewScheduler(plane), api)
-	m.Add(node.NewKubelet(machine), api, images, controllers)
+	// Before the kubelet: no pod starts before its policies are in force.
+	policies := m.Add(netpol.New(netpol.Options{
+		Node: s.Name, Kubeconfig: machine.Identity.Kubelet, Network: dir.PodNetwork(), Disabled: s.cfg.DisableNetworkPolicy, Log: s.Log,
+	}), api)
+	m.Add(node.NewKubelet(machine), api, images, controllers, policies)
 	m.Add(node.NewProxy(machine), api)
 	up = m.Add(network.New(s.network()), api, controllers)
 	m.Add(joining, api)
@@ -75,7 +80,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	elected(func() component.Component {
 		return servingcert.New(servingcert.Options{Kubeconfig: kubeconfig, ServiceCIDR: s.cfg.ServiceCIDR, Log: s.Log})
 	})
-	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage, config.NetworkPolicy} {
+	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
 		elected(func() component.Component { return s.addon(name, kubeconfig, machine.Nameservers) })
 	}
 	if s.cfg.Enabled(config.ServiceLB) {

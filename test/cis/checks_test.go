@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/pkg/component"
 )
 
 // Check is one check of the CIS Kubernetes Benchmark. Numbers, titles and the classification as automated are those of
@@ -174,10 +176,19 @@ func checks() []Check {
 		{"5.2.11", "HostPath volumes", manual, Warn, judge("--pod-security baseline refuses them")},
 		{"5.2.12", "Containers with HostPorts", manual, Warn, judge("--pod-security baseline refuses them")},
 		{"5.2.13", "Containers with unmasked procMount", manual, Warn, judge("--pod-security baseline refuses them")},
-		{"5.3.1", "The CNI supports NetworkPolicies", manual, Pass, func(*server) Result {
-			return failed("not yet: creating one gets a warning, and `polymesh status` counts them")
+		{"5.3.1", "The CNI supports NetworkPolicies", manual, Pass, func(s *server) Result {
+			report, err := s.Report(context.Background())
+			if err != nil {
+				return failed("%v", err)
+			}
+			for _, c := range report.Components {
+				if c.Name == "network-policy" {
+					return verdict(c.State == component.Ready && c.Message == "", "every node enforces them: network-policy is %s", strings.TrimSpace(string(c.State)+" "+c.Message))
+				}
+			}
+			return failed("no component enforces them")
 		}},
-		{"5.3.2", "All namespaces have NetworkPolicies", manual, Warn, judge("they have no effect yet (5.3.1); use AuthorizationPolicies in the mesh")},
+		{"5.3.2", "All namespaces have NetworkPolicies", manual, Warn, judge("a fresh server has none: create one for each namespace that is yours")},
 		{"5.4.1", "Secrets as files, not as environment variables", manual, Warn, judge("the apps' choice")},
 		{"5.4.2", "External Secret storage", manual, Warn, judge("the administrator's choice")},
 		{"5.5.1", "Image provenance", manual, Warn, judge("--image-policy-key has unsigned images refused")},

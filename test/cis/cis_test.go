@@ -40,8 +40,7 @@ func TestBenchmark(t *testing.T) {
 	t.Run("as it comes", func(t *testing.T) {
 		plain = run(t, all, node.ForTest(t, node.Options{}))
 		for i, c := range all {
-			// 5.3.1 is a known exception: the pod network has no controller for NetworkPolicies yet.
-			if c.K3s == Pass && plain[i].Outcome == Fail && c.Number != "5.3.1" {
+			if c.K3s == Pass && plain[i].Outcome == Fail {
 				t.Errorf("%s %s: K3s passes by default, and this does not: %s", c.Number, c.Title, plain[i].Evidence)
 			}
 		}

@@ -54,7 +54,7 @@ func TestBadInput(t *testing.T) {
 		{name: "argument", args: []string{"start"}, want: `unexpected argument "start"`},
 		{name: "bad value", args: []string{"--https-listen-port", "70000"}, want: "--https-listen-port 70000 is not a port"},
 		{name: "bad taint", args: []string{"--node-taint", "a=b:Never"}, want: "effect one of NoSchedule, PreferNoSchedule, NoExecute"},
-		{name: "disable what is not there", args: []string{"--disable", "foo"}, want: `--disable "foo" is not one of coredns, metrics-server, local-storage, network-policy, servicelb, istio`},
+		{name: "disable what is not there", args: []string{"--disable", "foo"}, want: `--disable "foo" is not one of coredns, metrics-server, local-storage, servicelb, istio`},
 		{name: "profile", args: []string{"--mesh-profile", "huge"}, want: `--mesh-profile "huge" is not one of default, demo, minimal, empty`},
 		{name: "environment", env: []string{"POLYMESH_DEBUG=perhaps"}, want: `POLYMESH_DEBUG: --debug "perhaps" is not true or false`},
 		{name: "address of another machine", args: []string{"--node-ip", "192.0.2.1"}, want: "--node-ip 192.0.2.1 is not an address of this machine"},

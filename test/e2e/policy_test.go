@@ -4,48 +4,84 @@ package e2e
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// A NetworkPolicy does nothing yet. Whoever makes one is told so by kubectl and by a deploy, and the administrator by the status.
-func TestNetworkPolicyIsNotEnforced(t *testing.T) {
+const policyNamespace = "e2e-policy"
+
+// NetworkPolicies are in force from a pod's first packet on, and the status shows them. That all kinds of rules work is shown by the
+// tests beside the code, and by upstream's own (make conformance-network-policy).
+func TestNetworkPolicy(t *testing.T) {
 	n := app(t)
-	const namespace = "e2e-policy"
-	const policy = `
+	importEcho(t, n)
+	const namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + policyNamespace + "}\n"
+	t.Cleanup(func() { n.Delete(t, namespace) })
+	n.Apply(t, namespace+`
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: echo, namespace: `+policyNamespace+`, labels: {app: echo}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: echo, image: "`+echoImage+`", readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}}
+`)
+	readyPod(t, n, policyNamespace, "echo")
+	address := n.Kubectl(t, "get", "pod", "-n", policyNamespace, "echo", "-o", "jsonpath={.status.podIP}")
+	n.Apply(t, `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
-metadata: {name: deny-all}
-spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
-`
-	const warning, note = "this NetworkPolicy is stored and not enforced", "1 NetworkPolicy is stored and not enforced"
-	dir := filepath.Join(t.TempDir(), "policies")
-	if err := os.MkdirAll(filepath.Join(dir, "k8s"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for file, text := range map[string]string{
-		"polymesh.yaml":      "apiVersion: polymesh.dev/v1\nkind: Project\nname: policies\nnamespace: " + namespace + "\n",
-		"k8s/namespace.yaml": "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + namespace + "}\n",
-		"k8s/policy.yaml":    policy,
-	} {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() { n.Polymesh(t, "undeploy", "--delete-namespace", dir) })
-	out, said, code := n.Polymesh(t, "deploy", dir)
-	if code != 0 || !strings.Contains(out+said, "k8s/policy.yaml:2: warning: ") || !strings.Contains(out+said, warning) {
-		t.Errorf("polymesh deploy says nothing of it: code %d, %s%s", code, out, said)
-	}
-	_, said, code = n.Polymesh(t, "kubectl", "label", "networkpolicy", "deny-all", "-n", namespace, "a=b")
-	if code != 0 || !strings.Contains(said, "Warning: ") || !strings.Contains(said, warning) {
-		t.Errorf("kubectl says nothing of it: code %d, %s", code, said)
-	}
+metadata: {name: echo, namespace: `+policyNamespace+`}
+spec:
+  podSelector: {matchLabels: {app: echo}}
+  ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}], ports: [{port: 8080}]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: locked, namespace: `+policyNamespace+`}
+spec: {podSelector: {matchLabels: {locked: "yes"}}, policyTypes: [Egress]}
+`)
 	n.Eventually(t, time.Minute, func() (bool, string) {
 		out, code := n.Status(t)
-		return code == 0 && strings.Contains(out, note), fmt.Sprintf("polymesh status: code %d, want %q in\n%s", code, note, out)
+		const want = "2 NetworkPolicies are enforced, for 1 pod of this node"
+		return code == 0 && strings.Contains(out, want), fmt.Sprintf("polymesh status: code %d, want %q in\n%s", code, want, out)
 	})
+	for _, c := range []struct{ name, labels, want string }{
+		{"friend", "{role: friend}", "reached"},
+		{"stranger", "{role: stranger}", "blocked"},
+		{"locked", "{role: friend, locked: 'yes'}", "blocked"},
+	} {
+		t.Run(c.name, func(t *testing.T) { firstPacket(t, n, c.name, c.labels, address, c.want) })
+	}
+	// The probes of the kubelet come from the node, and are always allowed.
+	readyPod(t, n, policyNamespace, "echo")
+}
+
+// firstPacket starts a pod that calls the address before it does anything else.
+func firstPacket(t *testing.T, n *node.Node, name, labels, address, want string) {
+	n.Apply(t, `
+apiVersion: v1
+kind: Pod
+metadata: {name: `+name+`, namespace: `+policyNamespace+`, labels: `+labels+`}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: caller
+    image: "`+busyboxImage(t, n)+`"
+    command: [sh, -c, "read a x </proc/uptime; r=blocked; wget -T 4 -q -O /dev/null http://`+address+`:8080/healthz 2>/dev/null && r=reached; read b x </proc/uptime; echo $r from $a to $b"]
+`)
+	n.Eventually(t, time.Minute, func() (bool, string) {
+		phase := n.Kubectl(t, "get", "pod", "-n", policyNamespace, name, "-o", "jsonpath={.status.phase}")
+		return phase == "Succeeded", fmt.Sprintf("pod %s is %s", name, phase)
+	})
+	got := strings.TrimSpace(n.Kubectl(t, "logs", "-n", policyNamespace, name))
+	t.Log(got) // in seconds
+	if !strings.HasPrefix(got, want+" ") {
+		t.Errorf("the first call of pod %s is %q, want %s", name, got, want)
+	}
 }

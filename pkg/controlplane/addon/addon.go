@@ -1,5 +1,5 @@
 // Package addon keeps the parts of a cluster that are objects in it: CoreDNS, metrics-server and the local-path
-// provisioner, which run as ordinary pods, and the admission policies that go with them or stand alone.
+// provisioner, which run as ordinary pods, and the admission policies that go with them.
 //
 // It owns their manifests, applies them to the API server at each start, as K3s does with its packaged components, and again
 // within a minute when they are deleted or changed. It removes what an earlier version applied and this one does not, and all of
@@ -19,7 +19,6 @@ import (
 
 	"github.com/distribution/reference"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -32,7 +31,7 @@ import (
 
 // Options select the add-on, and describe the cluster.
 type Options struct {
-	// Name is config.CoreDNS, config.MetricsServer, config.LocalStorage or config.NetworkPolicy.
+	// Name is config.CoreDNS, config.MetricsServer or config.LocalStorage.
 	Name config.Addon
 	// Disabled makes the component remove the add-on instead.
 	Disabled bool
@@ -67,7 +66,6 @@ const (
 var (
 	_ component.Component = (*Addon)(nil)
 	_ component.Versioned = (*Addon)(nil)
-	_ component.Noted     = (*Addon)(nil)
 )
 
 // Addon is the component of one add-on.
@@ -212,29 +210,6 @@ func (a *Addon) Ready(ctx context.Context) error {
 		a.checked = time.Now()
 	}
 	return a.state
-}
-
-// Note returns how many NetworkPolicies are not enforced, for the add-on that warns of them.
-func (a *Addon) Note(ctx context.Context) string {
-	if a.opts.Name != config.NetworkPolicy || a.opts.Disabled {
-		return ""
-	}
-	// One object and the count of the others, so that the API server reads no more.
-	list, err := a.clientset.NetworkingV1().NetworkPolicies(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1})
-	if err != nil {
-		return "" // the line of kube-apiserver reports what is wrong
-	}
-	count := int64(len(list.Items))
-	if list.RemainingItemCount != nil {
-		count += *list.RemainingItemCount
-	}
-	switch count {
-	case 0:
-		return ""
-	case 1:
-		return "1 NetworkPolicy is stored and not enforced"
-	}
-	return fmt.Sprintf("%d NetworkPolicies are stored and not enforced", count)
 }
 
 // Stop ends the attempts to apply. The add-on's pods stay, as the cluster's data does.

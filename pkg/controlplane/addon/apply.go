@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 
+	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/converge"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
@@ -56,7 +58,7 @@ func (a *Addon) sync(ctx context.Context) error {
 	}
 	existing := make(map[id]*unstructured.Unstructured)
 	for _, k := range kinds() {
-		list, err := a.dynamic.Resource(k.gvr()).List(ctx, metav1.ListOptions{LabelSelector: nameLabel + "=" + a.Name()})
+		list, err := a.dynamic.Resource(k.gvr()).List(ctx, metav1.ListOptions{LabelSelector: fmt.Sprintf("%s in (%s)", nameLabel, strings.Join(a.names(), ","))})
 		if err != nil {
 			return fmt.Errorf("list %s: %w", k.resource, err)
 		}
@@ -103,6 +105,15 @@ func (a *Addon) sync(ctx context.Context) error {
 	}
 	a.settled = true
 	return nil
+}
+
+// names are the values of the label on objects that are this add-on's to remove: CoreDNS, which every version has, also removes those
+// of add-ons that there were once. network-policy warned that NetworkPolicies were not enforced.
+func (a *Addon) names() []string {
+	if a.opts.Name == config.CoreDNS {
+		return []string{a.Name(), "network-policy"}
+	}
+	return []string{a.Name()}
 }
 
 // takeOver takes over an object that an earlier version applied under another field manager. It returns the object as it is then.

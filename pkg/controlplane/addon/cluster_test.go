@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	applyadmission "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
 	applycore "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -65,6 +66,15 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 			t.Fatal(err)
 		}
 	}
+	// And an add-on that there is no more.
+	warns := client.AdmissionregistrationV1().ValidatingAdmissionPolicies()
+	if _, err := warns.Apply(ctx, applyadmission.ValidatingAdmissionPolicy("network-policy.polymesh.dev").WithLabels(map[string]string{nameLabel: "network-policy"}).
+		WithSpec(applyadmission.ValidatingAdmissionPolicySpec().WithValidations(applyadmission.Validation().WithExpression("false")).
+			WithMatchConstraints(applyadmission.MatchResources().WithResourceRules(applyadmission.NamedRuleWithOperations().
+				WithAPIGroups("networking.k8s.io").WithAPIVersions("*").WithOperations("CREATE").WithResources("networkpolicies")))),
+		metav1.ApplyOptions{FieldManager: fieldManager}); err != nil {
+		t.Fatal(err)
+	}
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	label := map[string]string{nameLabel: string(config.CoreDNS)}
 	mine := map[string]string{nameLabel: string(config.CoreDNS), "applyset.kubernetes.io/part-of": "applyset-x-v1"}
@@ -106,6 +116,9 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 	}
 	if _, err := maps.Get(ctx, "coredns-gone", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("an object of an earlier version is still there: %v", err)
+	}
+	if _, err := warns.Get(ctx, "network-policy.polymesh.dev", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("an object of an add-on that there is no more is still there: %v", err)
 	}
 	users := func() {
 		t.Helper()

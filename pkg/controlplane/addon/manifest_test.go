@@ -45,7 +45,6 @@ func TestRender(t *testing.T) {
 		"coredns-offline": testOptions(config.CoreDNS),
 		"metrics-server":  testOptions(config.MetricsServer),
 		"local-storage":   testOptions(config.LocalStorage),
-		"network-policy":  testOptions(config.NetworkPolicy),
 	} {
 		t.Run(golden, func(t *testing.T) {
 			servers := []string{"192.0.2.53", "2001:db8::53"}
@@ -91,7 +90,7 @@ func TestRenderedObjectsAreValid(t *testing.T) {
 		}
 	}
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, types, types, json.SerializerOptions{Strict: true})
-	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage, config.NetworkPolicy} {
+	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
 		objects, err := render(testOptions(name), inputs{})
 		if err != nil {
 			t.Fatal(err)

@@ -13,7 +13,6 @@ import (
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -77,54 +76,6 @@ func testPolicies(t *testing.T, kubeconfig string, log *slog.Logger) {
 			}
 		}
 	}
-
-	t.Run("NetworkPolicy", func(t *testing.T) {
-		a := start(testOptions(config.NetworkPolicy))
-		eventually("the add-on is ready", func() bool { return a.Ready(ctx) == nil })
-		if note := a.Note(ctx); note != "" {
-			t.Errorf("without a policy: %q", note)
-		}
-		policies := client.NetworkingV1().NetworkPolicies(metav1.NamespaceDefault)
-		deny := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "deny-all"}, Spec: networkingv1.NetworkPolicySpec{
-			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}}}
-		eventually("a NetworkPolicy gets a warning", func() bool {
-			if _, err := policies.Create(ctx, deny, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
-				t.Fatal(err)
-			}
-			return strings.Contains(said.take(), "this NetworkPolicy is stored and not enforced")
-		})
-		for i, want := range []string{"1 NetworkPolicy is stored and not enforced", "2 NetworkPolicies are stored and not enforced"} {
-			deny.Name = []string{"deny-all", "deny-more"}[i]
-			made, err := policies.Create(ctx, deny, metav1.CreateOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			said.take()
-			made.Labels = map[string]string{"a": "b"}
-			if _, err := policies.Update(ctx, made, metav1.UpdateOptions{}); err != nil || !strings.Contains(said.take(), "not enforced") {
-				t.Errorf("an update has no warning: %v", err)
-			}
-			if got := a.Note(ctx); got != want {
-				t.Errorf("note %q, want %q", got, want)
-			}
-		}
-		opts := testOptions(config.NetworkPolicy)
-		opts.Disabled = true
-		off := start(opts)
-		eventually("the disabled add-on has removed its policy", func() bool {
-			if off.Ready(ctx) != nil {
-				return false
-			}
-			said.take()
-			if _, err := policies.Create(ctx, &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "quiet"}}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
-				t.Fatal(err)
-			}
-			return said.take() == ""
-		})
-		if note := off.Note(ctx); note != "" {
-			t.Errorf("disabled: %q", note)
-		}
-	})
 
 	t.Run("local-storage", func(t *testing.T) {
 		opts := testOptions(config.LocalStorage)
