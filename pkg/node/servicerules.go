@@ -45,7 +45,7 @@ func newServiceRules(args []string, log *slog.Logger) (*serviceRules, error) {
 		return nil, err
 	}
 	// The first one has the port.
-	args = append([]string{ProxyCommand}, append(args, "--healthz-bind-address=")...)
+	args = append([]string{ProxyCommand}, append(args, "--healthz-port=0")...)
 	return &serviceRules{nft: nft, program: program, args: args, log: log}, nil
 }
 
