@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,26 +22,6 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
-// warnings keeps what the API server warns of.
-type warnings struct {
-	sync.Mutex
-	texts []string
-}
-
-func (w *warnings) HandleWarningHeader(code int, agent, text string) {
-	w.Lock()
-	defer w.Unlock()
-	w.texts = append(w.texts, text)
-}
-
-func (w *warnings) take() string {
-	w.Lock()
-	defer w.Unlock()
-	texts := strings.Join(w.texts, "\n")
-	w.texts = nil
-	return texts
-}
-
 // The admission policies of the add-ons, on a real API server.
 func testPolicies(t *testing.T, kubeconfig string, log *slog.Logger) {
 	rest, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
@@ -50,8 +29,6 @@ func testPolicies(t *testing.T, kubeconfig string, log *slog.Logger) {
 		t.Fatal(err)
 	}
 	rest.QPS, rest.Burst = 100, 200
-	said := &warnings{}
-	rest.WarningHandler = said
 	client := kubernetes.NewForConfigOrDie(rest)
 	ctx := t.Context()
 

@@ -111,6 +111,11 @@ func TestComponent(t *testing.T) {
 	attach(second, "10.42.0.3")
 	eventually(t, "the attached pod is known", func() bool { return strings.Contains(elements(knownSet), "10.42.0.3") })
 	t.Logf("an attached pod is known after %s, the time to list the rules included", time.Since(begin).Round(time.Millisecond))
+	// The reset of another data dir removes the folder when it is empty.
+	must(t, os.RemoveAll(records))
+	eventually(t, "the folder of the records is there", func() bool { _, err := os.Stat(records); return err == nil })
+	eventually(t, "a pod that is not attached is not known", func() bool { return elements(knownSet) == "10.42.0.2" })
+	eventually(t, "the attached pod is known again", func() bool { attach(second, "10.42.0.3"); return strings.Contains(elements(knownSet), "10.42.0.3") })
 	// Of a pod that does not exist, the address stays unknown.
 	attach(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "second-old", UID: "x"}}, "10.42.0.9")
 	// A pod that has ended keeps its address in the API, where another has it.

@@ -220,13 +220,12 @@ func (m *machine) host(a netip.Addr) *host {
 // lab sends packets and notes which arrive.
 type lab struct {
 	*machine
-	t        *testing.T
-	next     uint32
-	mu       sync.Mutex
-	arrived  map[uint32]bool
-	senders  map[netip.Addr]*net.UDPConn
-	raw      map[netip.Addr]int
-	listened map[netip.AddrPort]bool
+	t       *testing.T
+	next    uint32
+	mu      sync.Mutex
+	arrived map[uint32]bool
+	senders map[netip.Addr]*net.UDPConn
+	raw     map[netip.Addr]int
 }
 
 // newLab listens on all addresses for UDP, TCP and SCTP at the ports.

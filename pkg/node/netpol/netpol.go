@@ -118,16 +118,12 @@ func (c *Component) Start(ctx context.Context) error {
 	if c.sources, err = newSources(client, c.kick); err != nil {
 		return err
 	}
-	// As libcni creates it.
-	if err := os.MkdirAll(c.records, 0o700); err != nil {
-		return err
-	}
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch the pods' networks: %w", err)
 	}
-	if err := watcher.Add(c.records); err != nil {
-		return errors.Join(fmt.Errorf("watch %s, the pods' networks: %w", c.records, err), watcher.Close())
+	if err := c.watchRecords(watcher); err != nil {
+		return errors.Join(err, watcher.Close())
 	}
 	c.Go(ctx, func(ctx context.Context) {
 		var running sync.WaitGroup
@@ -145,17 +141,36 @@ func (c *Component) Start(ctx context.Context) error {
 	return nil
 }
 
+// watchRecords watches the folder of the records, and creates it as libcni does.
+func (c *Component) watchRecords(watcher *fsnotify.Watcher) error {
+	err := os.MkdirAll(c.records, 0o700)
+	if err == nil {
+		err = watcher.Add(c.records)
+	}
+	if err != nil {
+		return fmt.Errorf("watch %s, the pods' networks: %w", c.records, err)
+	}
+	return nil
+}
+
 // follow reports changes of the records.
 func (c *Component) follow(ctx context.Context, watcher *fsnotify.Watcher) {
 	defer watcher.Close()
 	for {
+		var err error
 		select {
 		case <-ctx.Done():
 			return
-		case err := <-watcher.Errors:
+		case err = <-watcher.Errors:
 			// Events were lost, for example because there were too many.
-			c.log.Warn("watch the pods' networks", "err", err)
-		case <-watcher.Events:
+		case event := <-watcher.Events:
+			// A reset of another data dir removes the folder when it is empty.
+			if event.Name == c.records && event.Has(fsnotify.Remove|fsnotify.Rename) {
+				err = c.watchRecords(watcher)
+			}
+		}
+		if err != nil {
+			c.log.Warn("new pods may get no packets until the API has their addresses", "err", err)
 		}
 		c.kick()
 	}
