@@ -46,6 +46,7 @@ func (r *raw) checkServer() (*Server, error) {
 		func() error { return r.checkCluster(&s.Cluster) },
 		func() error { return r.checkAddons(s) },
 		func() error { return r.checkHardening(s) },
+		func() error { return r.snapshots.check(&s.Snapshots) },
 		r.checkArgs,
 	} {
 		if err := step(); err != nil {
@@ -86,18 +87,17 @@ func (r *raw) checkAgent() (*Agent, error) {
 	}
 	a.Token = strings.TrimSpace(r.token)
 	if r.tokenFile != "" {
-		text, err := os.ReadFile(r.tokenFile)
-		if err != nil {
-			return nil, fmt.Errorf("--token-file: %w", err)
-		}
-		if a.Token = strings.TrimSpace(string(text)); a.Token == "" {
-			return nil, fmt.Errorf("--token-file: %s is empty", r.tokenFile)
+		if a.Token, err = secretFile("token-file", r.tokenFile); err != nil {
+			return nil, err
 		}
 	}
 	return a, nil
 }
 
 func (r *raw) checkFiles(s *Server) (err error) {
+	if s.ConfigFile, err = filepath.Abs(r.config); err != nil {
+		return fmt.Errorf("--config %q: %w", r.config, err)
+	}
 	if s.Kubeconfig, err = filepath.Abs(r.kubeconfig); err != nil || r.kubeconfig == "" {
 		return fmt.Errorf("--write-kubeconfig %q is not a file name", r.kubeconfig)
 	}

@@ -10,7 +10,8 @@ import (
 )
 
 // files are the settings that name files or folders. A relative name in them is meant from the folder in which the user is.
-var files = []string{"config", "data-dir", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key"}
+var files = []string{"config", "data-dir", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key",
+	"snapshot-dir", "snapshot-passphrase-file", "s3-endpoint-ca", "s3-access-key-file", "s3-secret-key-file"}
 
 // CommandLine returns the flags that were given, in a form that means the same from every folder: one word for each value,
 // and absolute file names. It has to be called before Server, which also fills in what was not given as a flag.
@@ -48,6 +49,10 @@ func (f *Flags) Environment(environ []string) ([]string, error) {
 	var variables []string
 	for _, kv := range environ {
 		key, value, _ := strings.Cut(kv, "=")
+		if key == passphraseVariable && value != "" {
+			variables = append(variables, kv)
+			continue
+		}
 		flag := f.variable(key)
 		if flag == nil || flag.Changed || value == "" {
 			continue
