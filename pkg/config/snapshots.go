@@ -150,7 +150,7 @@ func (r *rawSnapshots) check(s *Snapshots) (err error) {
 		}
 	}
 	// The file comes first: it is set by a flag, and a flag overrides the environment.
-	s.Passphrase = r.passphrase
+	s.Passphrase = strings.TrimSpace(r.passphrase)
 	if r.passphraseFile != "" {
 		if s.Passphrase, err = secretFile("snapshot-passphrase-file", r.passphraseFile); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/rand"
 	"net/netip"
 
@@ -9,12 +10,12 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/addon"
-	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/controlplane/imagepolicy"
 	"polymesh.dev/polymesh/pkg/controlplane/leader"
 	"polymesh.dev/polymesh/pkg/controlplane/loadbalancer"
 	"polymesh.dev/polymesh/pkg/controlplane/noderole"
+	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -28,7 +29,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	dir := s.cfg.DataDir
 	certs := certificate.Store(dir.TLS())
 	kubeconfig := dir.Kubeconfig("polymesh")
-	var store datastore.Store = datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
+	store := s.datastore
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.ip, Certificates: certs, Datastore: store.Endpoint()}
 	machine := s.node()
 
@@ -37,9 +38,13 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	containerd := m.Add(node.NewContainerd(machine))
 	images := m.Add(node.NewImages(machine), containerd)
 	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
+	var before func(context.Context) error
+	if !s.cfg.Snapshots.Disabled {
+		before = s.snapshots.Before(snapshot.BeforeSecretsEncrypt)
+	}
 	// If the user sets another API server configuration, with a KMS for example, Secrets use keys that we do not know.
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
-		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint()}, s.log), api)
+		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint(), Before: before}, s.log), api)
 	}
 	controllers := m.Add(controlplane.NewControllerManager(plane), api)
 	m.Add(controlplane.NewScheduler(plane), api)
@@ -52,6 +57,8 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		Open:        func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
 		RegistryDir: dir.RegistryDir(), Log: s.log,
 	}), api, images)
+
+	m.Add(snapshot.NewComponent(s.snapshots, snapshotSchedule(s.cfg.Snapshots), kubeconfig, s.log), api)
 
 	// The rest is cluster-wide and runs on one server.
 	var leadership component.Leadership
@@ -82,6 +89,14 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		})
 	}
 	return up
+}
+
+// snapshotSchedule returns the schedule of snapshots. Without one, the component only completes a restore.
+func snapshotSchedule(s config.Snapshots) snapshot.Schedule {
+	if s.Disabled {
+		return snapshot.Schedule{}
+	}
+	return snapshot.Schedule{Cron: s.Schedule, Retention: s.Retention}
 }
 
 // node returns the options shared by this machine's node components.

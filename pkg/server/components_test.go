@@ -13,6 +13,8 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/payload"
 )
@@ -22,13 +24,13 @@ func TestComponentsOfAServer(t *testing.T) {
 	table := componentTable(t)
 	for args, want := range map[string][]string{
 		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
-			"pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
+			"pod-network", "node-role", "image-policy", "snapshots", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
 		// A disabled add-on stays in the list to be removed; components with nothing to remove are left out.
 		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy"},
+			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "snapshots", "coredns", "metrics-server", "local-storage", "network-policy"},
 		// An encryption configuration that is not ours is ignored: its keys are unknown here.
 		"--kube-apiserver-arg=encryption-provider-config=/kms.yaml": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
-			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
+			"kubelet", "kube-proxy", "pod-network", "node-role", "image-policy", "snapshots", "coredns", "metrics-server", "local-storage", "network-policy", "servicelb", "istio"},
 	} {
 		empty := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {
@@ -41,6 +43,10 @@ func TestComponentsOfAServer(t *testing.T) {
 		log := slog.New(slog.DiscardHandler)
 		s := &server{cfg: cfg, log: log, name: "n1", ip: netip.MustParseAddr("192.0.2.1"), programs: payload.Dir(t.TempDir()), manifest: &payload.Manifest{}, marker: &datadir.Marker{}}
 		s.renewal = certificate.NewRenewal(certificate.Options{}, nil, log)
+		s.datastore = datastore.New(datastore.Options{})
+		if s.snapshots, err = snapshot.Configured(cfg, s.name, s.datastore); err != nil {
+			t.Fatal(err)
+		}
 		m := component.NewManager(log)
 		s.addComponents(m)
 		var got []string

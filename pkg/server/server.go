@@ -26,6 +26,8 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
@@ -67,7 +69,12 @@ func Run(ctx context.Context, cfg *config.Server) error {
 		return err
 	}
 	manager := component.NewManager(log)
-	manager.OnceChecked(this.linkPrograms)
+	manager.OnceChecked(func(ctx context.Context) error {
+		if err := this.snapshots.BeforeStart(ctx, !cfg.Snapshots.Disabled, log); err != nil {
+			return err
+		}
+		return this.linkPrograms(ctx)
+	})
 	up := this.addComponents(manager)
 
 	base := status.Report{
@@ -101,6 +108,9 @@ type server struct {
 	renewal  *certificate.Renewal
 	marker   *datadir.Marker
 	lock     *datadir.Lock
+
+	datastore datastore.Store
+	snapshots *snapshot.Snapshots
 }
 
 // prepare collects what the components need to know about the machine. It changes nothing on it.
@@ -138,6 +148,10 @@ func prepare(cfg *config.Server, marker *datadir.Marker, lock *datadir.Lock, log
 	s.programs = payload.Dir(cfg.DataDir.Programs())
 	// kube-proxy and the CNI plugins call nft by name.
 	if err := os.Setenv("PATH", s.programs.BinDir()+":"+os.Getenv("PATH")); err != nil {
+		return nil, err
+	}
+	s.datastore = datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: cfg.DataDir.DatastoreSocket(), Sync: cfg.DatastoreSync})
+	if s.snapshots, err = snapshot.Configured(cfg, s.name, s.datastore); err != nil {
 		return nil, err
 	}
 	s.renewal = certificate.NewRenewal(certificate.Options{

@@ -17,6 +17,9 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
+// attempts limits how often a request is sent. A scheduled snapshot is tried again later, and a user waits for the answer.
+const attempts = 3
+
 // Bucket is a folder in S3 with snapshots.
 type Bucket struct {
 	settings config.S3
@@ -47,7 +50,7 @@ func NewBucket(s config.S3) (*Bucket, error) {
 	if s.AccessKey == "" {
 		identity = credentials.NewChainCredentials([]credentials.Provider{&credentials.EnvAWS{}, &credentials.IAM{}})
 	}
-	client, err := minio.New(s.Endpoint, &minio.Options{Creds: identity, Secure: !s.Insecure, Transport: transport, Region: s.Region})
+	client, err := minio.New(s.Endpoint, &minio.Options{Creds: identity, Secure: !s.Insecure, Transport: transport, Region: s.Region, MaxRetries: attempts})
 	if err != nil {
 		return nil, fmt.Errorf("--s3-endpoint %s: %w", s.Endpoint, err)
 	}

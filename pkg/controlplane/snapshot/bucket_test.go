@@ -190,7 +190,7 @@ func TestS3(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			bad := settings
 			change(&bad)
-			bad.Timeout = 10 * time.Second
+			bad.Timeout = 3 * time.Second
 			c := machine{New(m.o), m.dir}
 			c.o.Bucket = bucketOf(t, bad)
 			info, err := c.Save(t.Context(), "on-demand")

@@ -30,6 +30,8 @@ type Restored struct {
 	Metadata
 	// Path is the file that was restored.
 	Path string `json:"path"`
+	// ThisNode is the name of this machine's node. If it is not Node, Node is removed when the server starts.
+	ThisNode string `json:"thisNode"`
 	// Saved is the snapshot of the state before; nil if there was none, or SaveError is set.
 	Saved     *Info  `json:"saved,omitempty"`
 	SaveError string `json:"saveError,omitempty"`
@@ -89,7 +91,7 @@ func (s *Snapshots) Restore(ctx context.Context, from string) (*Restored, error)
 	if _, err := Recover(s.o.DataDir); err != nil {
 		return nil, err
 	}
-	r := &Restored{Metadata: *m, Path: path}
+	r := &Restored{Metadata: *m, Path: path, ThisNode: s.o.Node}
 	if err := s.stage(ctx, r); err != nil {
 		return nil, errors.Join(fmt.Errorf("restore %s: %w. Nothing was changed", path, err), os.RemoveAll(staging(s.o.DataDir)))
 	}

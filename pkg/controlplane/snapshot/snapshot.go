@@ -25,6 +25,7 @@ import (
 	kubernetes "k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/version"
 )
@@ -100,6 +101,10 @@ type Info struct {
 // Save saves a snapshot, checks it, and returns it when it is on disk, and in the bucket if there is one. If only the bucket fails, the
 // result is the local snapshot with the error.
 func (s *Snapshots) Save(ctx context.Context, name string) (*Info, error) {
+	// The folder is not created in a data dir without a cluster, which would no longer be taken for an empty one.
+	if _, err := os.Stat(s.o.DataDir.Server("db")); err != nil {
+		return nil, fmt.Errorf("there is no cluster in %s to save: %w", s.o.DataDir, err)
+	}
 	unlock, err := s.lock()
 	if err != nil {
 		return nil, err
@@ -117,8 +122,14 @@ func (s *Snapshots) Save(ctx context.Context, name string) (*Info, error) {
 	return info, nil
 }
 
-// lock creates the folder, and excludes other processes that change it.
+// lock creates the folder, and excludes other processes that change it. A data dir that it is in is claimed first, so that it does not
+// look like a folder of something else.
 func (s *Snapshots) lock() (unlock func(), err error) {
+	if inside, err := filepath.Rel(string(s.o.DataDir), s.o.Dir); err == nil && filepath.IsLocal(inside) {
+		if _, err := datadir.Claim(s.o.DataDir); err != nil {
+			return nil, err
+		}
+	}
 	if err := atomicfile.MkdirAll(s.o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the folder for snapshots: %w", err)
 	}
@@ -365,6 +376,9 @@ func (s *Snapshots) Prune(ctx context.Context, keep int, names ...string) (remov
 	if keep < 1 {
 		return nil, fmt.Errorf("at least one snapshot has to be kept, not %d", keep)
 	}
+	if _, err := os.Stat(s.o.Dir); errors.Is(err, fs.ErrNotExist) && s.o.Bucket == nil {
+		return nil, nil
+	}
 	unlock, err := s.lock()
 	if err != nil {
 		return nil, err
@@ -398,6 +412,9 @@ func (s *Snapshots) Prune(ctx context.Context, keep int, names ...string) (remov
 func (s *Snapshots) Delete(ctx context.Context, file string) (removed []Info, err error) {
 	if _, ok := parse(file); !ok {
 		return nil, fmt.Errorf("%.300q is not the name of a snapshot: `polymesh snapshot ls` shows them", file)
+	}
+	if _, err := os.Stat(s.o.Dir); errors.Is(err, fs.ErrNotExist) && s.o.Bucket == nil {
+		return nil, fmt.Errorf("there is no snapshot %s: %w", file, err)
 	}
 	unlock, err := s.lock()
 	if err != nil {

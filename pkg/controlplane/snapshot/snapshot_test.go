@@ -658,3 +658,32 @@ func TestScheduledSnapshotThatFails(t *testing.T) {
 		t.Errorf("%v, %v", all, err)
 	}
 }
+
+// Commands on a machine without a cluster do not make its data dir look like another program's.
+func TestWithoutACluster(t *testing.T) {
+	m := newMachine(t, "n1")
+	m.o.Dir = DefaultDir(m.dir)
+	if _, err := m.Save(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "there is no cluster in "+string(m.dir)) {
+		t.Errorf("save: %v", err)
+	}
+	if all, err := m.List(t.Context()); err != nil || all == nil || len(all) != 0 {
+		t.Errorf("list: %v, %v", all, err)
+	}
+	if removed, err := m.Prune(t.Context(), 1); err != nil || len(removed) != 0 {
+		t.Errorf("prune: %v, %v", removed, err)
+	}
+	if _, err := m.Delete(t.Context(), "a_b_20261129T140631.123Z.tar.zst"); err == nil {
+		t.Error("deleted what is not there")
+	}
+	if paths := tree(t, string(m.dir)); len(paths) != 0 {
+		t.Errorf("created %q", paths)
+	}
+	unlock, err := m.lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if err := datadir.Check(m.dir); err != nil {
+		t.Error(err)
+	}
+}
