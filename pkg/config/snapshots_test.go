@@ -41,10 +41,17 @@ func TestSnapshotFlags(t *testing.T) {
 	}
 }
 
-// A passphrase in the environment is kept by what starts the server later.
-func TestEnvironmentKeepsThePassphrase(t *testing.T) {
-	got, err := ServerFlags().Environment([]string{"POLYMESH_SNAPSHOT_PASSPHRASE=a", "POLYMESH_V=2", "HOME=/"})
-	if want := []string{"POLYMESH_SNAPSHOT_PASSPHRASE=a", "POLYMESH_V=2"}; err != nil || !slices.Equal(got, want) {
+// What starts the server later has its secrets in the environment, and none on its command line.
+func TestSecretsOfAService(t *testing.T) {
+	f := ServerFlags()
+	if err := f.Parse([]string{"--s3", "--s3-secret-key", "hunter2"}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := f.Environment([]string{"POLYMESH_SNAPSHOT_PASSPHRASE=a", "POLYMESH_V=2", "POLYMESH_S3_SECRET_KEY=old", "HOME=/"})
+	if want := []string{"POLYMESH_S3_SECRET_KEY=hunter2", "POLYMESH_SNAPSHOT_PASSPHRASE=a", "POLYMESH_V=2"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("%q, %v", got, err)
+	}
+	if args, err := f.CommandLine(); err != nil || !slices.Equal(args, []string{"--s3=true"}) {
+		t.Errorf("%q, %v", args, err)
 	}
 }
