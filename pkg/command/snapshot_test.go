@@ -90,8 +90,9 @@ func TestSnapshotCommands(t *testing.T) {
 	if out, _, err := call("__complete", "snapshot", "restore", "--config", file, ""); err != nil || !strings.Contains(out, info.File+"\n") {
 		t.Errorf("completion: %v: %s", err, out)
 	}
-	// Of each name one stays: each restore has saved a snapshot.
-	if out := run("snapshot", "prune", "--keep", "1"); strings.Count(out, "removed ") != 1 || !strings.Contains(out, snapshot.BeforeRestore) {
+	run("snapshot", "save")
+	// Of each name one stays.
+	if out := run("snapshot", "prune", "--keep", "1"); strings.Count(out, "removed ") != 1 || !strings.Contains(out, snapshot.OnDemand) {
 		t.Errorf("prune prints %q", out)
 	}
 	if out := run("snapshot", "delete", info.File); out != "removed "+info.Path+"\n" {
