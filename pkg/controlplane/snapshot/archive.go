@@ -203,8 +203,8 @@ func (s source) write(ctx context.Context, t *tar.Writer, created time.Time) err
 }
 
 // readMetadata reads the description of an archive only. It is not checked against the files.
-func readMetadata(r io.Reader, passphrase string) (*Metadata, error) {
-	in, err := decompressor(r, passphrase)
+func readMetadata(r io.Reader) (*Metadata, error) {
+	in, err := decompressor(r, "")
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,8 @@
 package snapshot
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"regexp"
 	"slices"
@@ -58,6 +60,17 @@ func (p parts) String() string {
 		suffix = encryptedSuffix
 	}
 	return p.name + "_" + p.node + "_" + p.created.UTC().Format(timeFormat) + ".tar.zst" + suffix
+}
+
+// nodePart returns a node's name in a file's name: the name, or its beginning and a hash. A file's name has up to 255 bytes, and a
+// node's up to 253.
+func nodePart(node string) string {
+	const most = 100
+	if len(node) <= most {
+		return node
+	}
+	sum := sha256.Sum256([]byte(node))
+	return node[:most] + "-" + hex.EncodeToString(sum[:8])
 }
 
 // parse reports whether a file has the name of a snapshot. Other files are left alone.

@@ -115,10 +115,12 @@ func (p plan) complete(dir layout.DataDir, rename func(from, to string) error) e
 		}
 	}
 	for _, name := range p.In {
-		if staged := filepath.Join(staging(dir), "server", name); exists(staged) {
-			if err := rename(staged, dir.Server(name)); err != nil {
-				return err
-			}
+		staged := filepath.Join(staging(dir), "server", name)
+		if !exists(staged) && exists(dir.Server(name)) {
+			continue
+		}
+		if err := rename(staged, dir.Server(name)); err != nil {
+			return err
 		}
 	}
 	if err := os.Remove(dir.Server(planName)); err != nil {

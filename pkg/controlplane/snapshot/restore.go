@@ -19,6 +19,7 @@ import (
 	kubernetes "k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -164,6 +165,9 @@ func freeSpace(dir string) (int64, error) {
 func (s *Snapshots) fits(m *Metadata) error {
 	if platform := runtime.GOOS + "/" + runtime.GOARCH; m.Platform != platform {
 		return fmt.Errorf("it is from a server on %.100q, and this machine is %s", m.Platform, platform)
+	}
+	if !config.ValidNodeName(m.Node) {
+		return fmt.Errorf("it was not written by Polymesh: %.100q is not the name of a node", m.Node)
 	}
 	if m.Datastore != sqlite {
 		return fmt.Errorf("it has a datastore of kind %.100q, and this version restores %s", m.Datastore, sqlite)

@@ -82,7 +82,8 @@ type Info struct {
 	// File is the file's name, which identifies the snapshot in commands.
 	File string `json:"file"`
 	// Name is what it is for: on-demand, scheduled, before-upgrade, or a user's.
-	Name     string   `json:"name"`
+	Name string `json:"name"`
+	// Node is the node that saved it; a long name is shortened.
 	Node     string   `json:"node"`
 	Location Location `json:"location"`
 	// Path is its path, or its URL in S3.
@@ -91,7 +92,7 @@ type Info struct {
 	// Size is in bytes.
 	Size      int64 `json:"size"`
 	Encrypted bool  `json:"encrypted"`
-	// Version and Revision are empty if the snapshot cannot be read without its passphrase, or is in S3.
+	// Version and Revision are empty if the snapshot is encrypted or in S3.
 	Version  string `json:"version,omitempty"`
 	Revision int64  `json:"revision,omitempty"`
 	// Problem is why it cannot be read.
@@ -168,7 +169,7 @@ func (s *Snapshots) save(ctx context.Context, name string) (*Info, error) {
 	if s.o.Images != nil {
 		limited, cancel := context.WithTimeout(ctx, imagesTimeout)
 		if images, err := s.o.Images(limited); err == nil {
-			m.Images = images
+			m.Images = listed(images)
 		}
 		cancel()
 	}
@@ -244,12 +245,22 @@ func empty(dir string) error {
 	return nil
 }
 
+// listed returns the names that a description has room for. Whoever creates pods chooses them, and must not be able to prevent snapshots.
+func listed(images []string) []string {
+	// The longest reference: 255 bytes of a name, 128 of a tag, and a digest (github.com/distribution/reference).
+	images = slices.DeleteFunc(images, func(name string) bool { return len(name) > 512 })
+	return images[:min(len(images), maxImages)]
+}
+
+// maxImages is the number of images in a description: with the longest names, half of maxMetadata.
+const maxImages = 4000
+
 // imagesTimeout limits how long a snapshot waits for the API server, which it does not need.
 const imagesTimeout = 10 * time.Second
 
 // write writes and checks the archive before it gets its name.
 func (s *Snapshots) write(ctx context.Context, m *Metadata, files []source) (*Info, error) {
-	file := parts{m.Name, m.Node, m.Created, s.o.Passphrase != ""}
+	file := parts{m.Name, nodePart(m.Node), m.Created, s.o.Passphrase != ""}
 	if _, ok := parse(file.String()); !ok {
 		return nil, fmt.Errorf("%.300q is not the name of a snapshot", file.String())
 	}
@@ -282,7 +293,7 @@ func (s *Snapshots) write(ctx context.Context, m *Metadata, files []source) (*In
 		return nil, err
 	}
 	return &Info{
-		File: file.String(), Name: m.Name, Node: m.Node, Location: Local, Path: target, Created: m.Created, Size: info.Size(),
+		File: file.String(), Name: m.Name, Node: file.node, Location: Local, Path: target, Created: m.Created, Size: info.Size(),
 		Encrypted: file.encrypted, Version: m.Version, Revision: m.Revision,
 	}, nil
 }
@@ -322,7 +333,8 @@ func (s *Snapshots) List(ctx context.Context) ([]Info, error) {
 			return nil, fmt.Errorf("list the snapshots: %w", err)
 		}
 		info := Info{File: e.Name(), Name: p.name, Node: p.node, Location: Local, Path: filepath.Join(s.o.Dir, e.Name()), Created: p.created, Size: file.Size(), Encrypted: p.encrypted}
-		if !p.encrypted || s.o.Passphrase != "" {
+		// To decrypt one costs time and memory, by design.
+		if !p.encrypted {
 			if m, err := s.describe(info.Path); err != nil {
 				info.Problem = err.Error()
 			} else {
@@ -350,7 +362,7 @@ func (s *Snapshots) describe(path string) (*Metadata, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return readMetadata(f, s.o.Passphrase)
+	return readMetadata(f)
 }
 
 // open opens a snapshot, and nothing that only has its name.
@@ -392,7 +404,7 @@ func (s *Snapshots) Prune(ctx context.Context, keep int, names ...string) (remov
 	seen := map[group]int{}
 	failures := []error{listErr}
 	for _, info := range all {
-		if info.Node != s.o.Node || len(names) > 0 && !slices.Contains(names, info.Name) {
+		if info.Node != nodePart(s.o.Node) || len(names) > 0 && !slices.Contains(names, info.Name) {
 			continue
 		}
 		g := group{info.Location, info.Name}

@@ -340,6 +340,7 @@ func TestRestoreRefuses(t *testing.T) {
 		"other platform":    {m, altered("b", func(m *Metadata) { m.Platform = "linux/s390x" }), "linux/s390x"},
 		"other datastore":   {m, altered("c", func(m *Metadata) { m.Datastore = "etcd" }), `kind "etcd"`},
 		"from the future":   {m, altered("d", func(m *Metadata) { m.Created = time.Now().Add(48 * time.Hour) }), "set the clock"},
+		"no node":           {m, altered("n", func(m *Metadata) { m.Node = "../secrets" }), `"../secrets" is not the name of a node`},
 		"no datastore":      {m, altered("e", func(m *Metadata) { m.Files = m.Files[:1] }), "the datastore is not in it"},
 		"no authorities":    {m, altered("f", func(m *Metadata) { m.Files = m.Files[1:] }), "the certificate authorities are not in it"},
 		"no version":        {m, altered("g", func(m *Metadata) { m.Version = "" }), "names no version of Polymesh"},
@@ -685,5 +686,23 @@ func TestWithoutACluster(t *testing.T) {
 	unlock()
 	if err := datadir.Check(m.dir); err != nil {
 		t.Error(err)
+	}
+}
+
+// What others choose does not prevent a snapshot: names of nodes and images.
+func TestLongNames(t *testing.T) {
+	m := newCluster(t, strings.Repeat("a.", 126)+"b")
+	var images []string
+	for i := range 10_000 {
+		images = append(images, fmt.Sprintf("registry.example.com/%s:%d", strings.Repeat("x", 450), i))
+	}
+	m.o.Images = func(context.Context) ([]string, error) { return append(images, strings.Repeat("x", 5<<20)), nil }
+	first, second := m.save(t, "on-demand"), m.save(t, "on-demand")
+	if removed, err := m.Prune(t.Context(), 1); err != nil || len(removed) != 1 || removed[0].File != first.File {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	r, err := m.Restore(t.Context(), second.File)
+	if err != nil || r.Node != m.o.Node || len(r.Images) != maxImages {
+		t.Errorf("%v, %v", r, err)
 	}
 }
