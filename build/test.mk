@@ -24,6 +24,10 @@
 	@mkdir -p $(@D)
 	$(STEP) "kube-network-policies' evaluator, for the tests" bash -c '$(call upstream,kube-network-policies,.,,)'
 
+.build/test/versitygw: $(call modules,versitygw)
+	@mkdir -p $(@D)
+	$(STEP) "an S3 server, for the tests" bash -c '$(call upstream,versitygw,github.com/versity/versitygw/cmd/versitygw,,)'
+
 # Kubernetes' end-to-end tests, which its conformance suite is a part of, the program that runs them beside each other, and
 # those of their images. Ten minutes of one core.
 CONFORMANCE := $(addprefix .build/test/kubernetes/,e2e.test ginkgo agnhost nonewprivs etcd sample-apiserver)
@@ -64,7 +68,7 @@ SLOW_TESTS := $(addprefix ./pkg/,workflow/rollout mesh/install workflow/deploy w
 UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e2e/lanes
 
 .PHONY: test-unit
-test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
+test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/test/versitygw .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) + 1)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)

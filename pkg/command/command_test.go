@@ -49,7 +49,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"bridge", "completion", "ctr", "deploy", "dev", "image", "install", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "status", "undeploy", "uninstall", "version"}; !slices.Equal(names, want) {
+	if want := []string{"bridge", "completion", "ctr", "deploy", "dev", "image", "install", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "snapshot", "status", "undeploy", "uninstall", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
@@ -200,7 +200,7 @@ These stay:
 	}
 	out.Reset()
 	listRemoval(&out, removal, &reset.Plan{Remove: []string{"the data dir /var/lib/polymesh: server"}}, "")
-	if got := out.String(); !strings.HasPrefix(got, "This stops all pods. All volumes and the datastore are lost. These will be removed:\n  the data dir") || strings.Contains(got, "pods and data") {
+	if got := out.String(); !strings.HasPrefix(got, "This stops all pods. All volumes, the datastore, and snapshots in the data dir are lost. These will be removed:\n  the data dir") || strings.Contains(got, "pods and data") {
 		t.Errorf("got:\n%s", got)
 	}
 }

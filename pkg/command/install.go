@@ -7,8 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -126,14 +124,6 @@ func serviceSettings(args []string, server, agent *config.Flags) (*service.Setti
 	environment, err := flags.Environment(os.Environ())
 	if err != nil || len(args) == 0 && len(arguments) == 0 && len(environment) == 0 {
 		return nil, err
-	}
-	// Every user can read the unit.
-	for i, arg := range arguments {
-		if secret, ok := strings.CutPrefix(arg, "--token="); ok {
-			arguments = slices.Delete(arguments, i, i+1)
-			environment = append(environment, "POLYMESH_TOKEN="+secret)
-			break
-		}
 	}
 	return &service.Settings{Role: role, Args: arguments, Environment: environment}, nil
 }

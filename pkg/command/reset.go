@@ -21,7 +21,7 @@ func newReset() *cobra.Command {
 		Use:   "reset",
 		Short: "Stop and remove everything that a server or agent created on this machine",
 		Long: `Stop and remove everything that a server or agent created on this machine: processes, mounts, network interfaces, packet
-filter rules, cgroups and data. Volumes and the datastore are lost. It lists what will be removed and what will stay before it asks, and can
+filter rules, cgroups and data. Volumes, the datastore, and snapshots in the data dir are lost. It lists what will be removed and what will stay before it asks, and can
 be run again after an interruption. An agent leaves its cluster first.
 
 A data dir is recognized by the file polymesh.json, which a server writes at its first start. A folder without it, a kubeconfig
@@ -54,7 +54,7 @@ of another cluster, and what other servers use is not removed.`,
 	return cmd
 }
 
-const dataIsLost = "This stops all pods. All volumes and the datastore are lost. "
+const dataIsLost = "This stops all pods. All volumes, the datastore, and snapshots in the data dir are lost. "
 
 // listPlan prints first, then what will be removed and what will stay.
 func listPlan(out io.Writer, plan *reset.Plan, first string) {

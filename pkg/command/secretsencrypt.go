@@ -24,7 +24,8 @@ func newSecretsEncrypt() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "secrets-encrypt",
 		Short: "Encrypt Secrets in the datastore, and change the key",
-		Long: `Encrypt Secrets in the datastore, and change the key. The server keeps running, and needs no restart.
+		Long: `Encrypt Secrets in the datastore, and change the key. The server keeps running, and needs no restart. A snapshot
+(polymesh snapshot) is saved before each change.
 
 Starting a server with --secrets-encryption has the same effect as "enable". Data written before stays in old revisions until
 they are compacted, and in free parts of the datastore's file.`,
@@ -46,6 +47,7 @@ they are compacted, and in free parts of the datastore's file.`,
 		}, nil
 	}
 	change := func(use, short, title string, provider *string, run func(encryption.Cluster, *cobra.Command) error) *cobra.Command {
+		skip := false
 		sub := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 			if provider != nil && *provider != "" && !slices.Contains(config.EncryptionProviders(), *provider) {
 				return fmt.Errorf("--provider %q is not one of %s", *provider, strings.Join(config.EncryptionProviders(), ", "))
@@ -54,12 +56,18 @@ they are compacted, and in free parts of the datastore's file.`,
 			if err != nil {
 				return err
 			}
+			if !skip {
+				if c.Before, err = snapshotBefore(cmd, dataDir); err != nil {
+					return err
+				}
+			}
 			return progress.New(cmd.OutOrStdout()).Do(title, func(step *progress.Step) (string, error) {
 				c.Progress = func(done, total int) { step.Note("%d of %d Secrets", done, total) }
 				return "", run(c, cmd)
 			})
 		}}
 		dataDirFlag(sub, &dataDir)
+		sub.Flags().BoolVar(&skip, "skip-snapshot", false, "do not save a snapshot first")
 		return sub
 	}
 	providerFlag := func(sub *cobra.Command, provider *string, value, text string) *cobra.Command {

@@ -38,6 +38,7 @@ Every flag can also be set in the config file under the same name, and in the en
 // serverFlags adds the flags of a server, with what completes them.
 func serverFlags(cmd *cobra.Command, flags *config.Flags) {
 	cmd.Flags().SortFlags = false
+	cmd.Flags().SetNormalizeFunc(config.ServerNames)
 	cmd.Flags().AddFlagSet(flags.FlagSet)
 	for flag, values := range map[string][]string{
 		"datastore-sync": config.DatastoreSyncs(), "mesh-profile": config.MeshProfiles(), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),

@@ -47,6 +47,7 @@ func (r *raw) checkServer() (*Server, error) {
 		func() error { return r.checkCluster(&s.Cluster) },
 		func() error { return r.checkAddons(s) },
 		func() error { return r.checkHardening(s) },
+		func() error { return r.snapshots.check(&s.Snapshots) },
 		r.checkArgs,
 	} {
 		if err := step(); err != nil {
@@ -87,11 +88,10 @@ func (r *raw) checkAgent() (*Agent, error) {
 	}
 	where, text := "--token", r.token
 	if r.tokenFile != "" {
-		content, err := os.ReadFile(r.tokenFile)
-		if err != nil {
-			return nil, fmt.Errorf("--token-file: %w", err)
+		if text, err = secretFile("token-file", r.tokenFile); err != nil {
+			return nil, err
 		}
-		where, text = "--token-file "+r.tokenFile, string(content)
+		where = "--token-file " + r.tokenFile
 	}
 	if a.Token, err = token.Parse(text); err != nil {
 		return nil, fmt.Errorf("%s: %w", where, err)
@@ -100,6 +100,9 @@ func (r *raw) checkAgent() (*Agent, error) {
 }
 
 func (r *raw) checkFiles(s *Server) (err error) {
+	if s.ConfigFile, err = filepath.Abs(r.config); err != nil {
+		return fmt.Errorf("--config %q: %w", r.config, err)
+	}
 	if s.Kubeconfig, err = filepath.Abs(r.kubeconfig); err != nil || r.kubeconfig == "" {
 		return fmt.Errorf("--write-kubeconfig %q is not a file name", r.kubeconfig)
 	}

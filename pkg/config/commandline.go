@@ -10,15 +10,19 @@ import (
 )
 
 // files are the settings that name files or folders. A relative name in them is meant from the folder in which the user is.
-var files = []string{"config", "data-dir", "token-file", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key"}
+var files = []string{"config", "data-dir", "token-file", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key",
+	"snapshot-dir", "snapshot-passphrase-file", "s3-endpoint-ca", "s3-access-key-file", "s3-secret-key-file"}
 
-// CommandLine returns the flags that were given, in a form that means the same from every folder: one word for each value,
+// secretFlags are settings that other users must not read: an environment can be private, a command line cannot.
+var secretFlags = []string{"token", "s3-access-key", "s3-secret-key"}
+
+// CommandLine returns the flags that were given, except secrets, in a form that means the same from every folder: one word for each value,
 // and absolute file names. It has to be called before Server, which also fills in what was not given as a flag.
 func (f *Flags) CommandLine() ([]string, error) {
 	var args []string
 	var failure error
 	f.VisitAll(func(flag *pflag.Flag) {
-		if !flag.Changed || failure != nil {
+		if !flag.Changed || failure != nil || slices.Contains(secretFlags, flag.Name) {
 			return
 		}
 		values := []string{flag.Value.String()}
@@ -43,11 +47,15 @@ func (f *Flags) CommandLine() ([]string, error) {
 }
 
 // Environment returns those of the variables (NAME=value) that are settings of a server, with absolute file names. One that
-// a flag overrides is left out. Like CommandLine it has to be called before Server.
+// a flag overrides is left out, and secrets given by flags are added. Like CommandLine it has to be called before Server.
 func (f *Flags) Environment(environ []string) ([]string, error) {
 	var variables []string
 	for _, kv := range environ {
 		key, value, _ := strings.Cut(kv, "=")
+		if key == passphraseVariable && value != "" {
+			variables = append(variables, kv)
+			continue
+		}
 		flag := f.variable(key)
 		if flag == nil || flag.Changed || value == "" {
 			continue
@@ -63,6 +71,11 @@ func (f *Flags) Environment(environ []string) ([]string, error) {
 			}
 		}
 		variables = append(variables, key+"="+strings.Join(values, ","))
+	}
+	for _, name := range secretFlags {
+		if flag := f.Lookup(name); flag != nil && flag.Changed {
+			variables = append(variables, envPrefix+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))+"="+flag.Value.String())
+		}
 	}
 	slices.Sort(variables)
 	return variables, nil

@@ -9,6 +9,7 @@ package config
 import (
 	"net/netip"
 	"os"
+	"time"
 
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/token"
@@ -148,6 +149,12 @@ type Server struct {
 	// ImagePolicyKeys are public key files; where the policy is enforced, images signed by one of them may run.
 	ImagePolicyKeys []string
 
+	Snapshots Snapshots
+	// ClusterFlags are the cluster-wide settings that were given, as name=value.
+	ClusterFlags []string
+	// ConfigFile is the config file. It may be missing if it is the default one.
+	ConfigFile string
+
 	// AuditLog enables the API server's audit log, with the policy in the file, or ours if it is empty.
 	AuditLog        bool
 	AuditPolicyFile string
@@ -155,6 +162,35 @@ type Server struct {
 	APIServerArgs         []string
 	ControllerManagerArgs []string
 	SchedulerArgs         []string
+}
+
+// Snapshots are the settings of a server's snapshots.
+type Snapshots struct {
+	// Dir is the folder; empty for the one in the data dir.
+	Dir string
+	// Disabled is set if the server saves none by itself.
+	Disabled bool
+	// Schedule is a cron expression in local time, Retention the number of automatic snapshots that are kept for each reason.
+	Schedule  string
+	Retention int
+	// Passphrase is a secret; empty if snapshots are not encrypted.
+	Passphrase string
+	// S3 is nil if snapshots are only kept in Dir.
+	S3 *S3
+}
+
+// S3 is where in S3 snapshots are kept, with K3s's settings.
+type S3 struct {
+	// Endpoint is a host name, or host:port.
+	Endpoint, Bucket, Region, Folder string
+	// AccessKey and SecretKey are secrets; both are empty to use the environment's (AWS_ACCESS_KEY_ID), or the machine's role.
+	AccessKey, SecretKey string
+	// CAFile is a PEM file with the endpoint's authority; empty for the system's.
+	CAFile string
+	// SkipVerify accepts every certificate, Insecure uses HTTP.
+	SkipVerify, Insecure bool
+	// Timeout limits each transfer.
+	Timeout time.Duration
 }
 
 // Agent is the whole configuration of a node without a control plane, checked.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -61,8 +62,47 @@ var example = map[string]struct {
 	"kube-scheduler-arg":          {"v=3", func(s *Server) bool { return slices.Equal(s.SchedulerArgs, []string{"v=3"}) }},
 	"kubelet-arg":                 {"feature-gates=A=true,B=false", func(s *Server) bool { return slices.Equal(s.KubeletArgs, []string{"feature-gates=A=true,B=false"}) }},
 	"kube-proxy-arg":              {"v=4", func(s *Server) bool { return slices.Equal(s.ProxyArgs, []string{"v=4"}) }},
+	"disable-snapshots":           {"true", func(s *Server) bool { return s.Snapshots.Disabled }},
+	"snapshot-schedule":           {"30 3 * * 1", func(s *Server) bool { return s.Snapshots.Schedule == "30 3 * * 1" }},
+	"snapshot-retention":          {"9", func(s *Server) bool { return s.Snapshots.Retention == 9 }},
+	"snapshot-dir":                {"/srv/snapshots", func(s *Server) bool { return s.Snapshots.Dir == "/srv/snapshots" }},
+	"snapshot-passphrase-file":    {"testdata/secret", func(s *Server) bool { return s.Snapshots.Passphrase == "hunter2" }},
+	"s3":                          {"true", s3(func(b *S3) bool { return b.Endpoint == "s3.amazonaws.com" })},
+	"s3-bucket":                   {"b-2", s3(func(b *S3) bool { return b.Bucket == "b-2" })},
+	"s3-endpoint":                 {"s3.example.com:8443", s3(func(b *S3) bool { return b.Endpoint == "s3.example.com:8443" })},
+	"s3-endpoint-ca":              {"/srv/ca.pem", s3(func(b *S3) bool { return b.CAFile == "/srv/ca.pem" })},
+	"s3-skip-ssl-verify":          {"true", s3(func(b *S3) bool { return b.SkipVerify })},
+	"s3-insecure":                 {"true", s3(func(b *S3) bool { return b.Insecure })},
+	"s3-access-key":               {"id", s3(func(b *S3) bool { return b.AccessKey == "id" })},
+	"s3-access-key-file":          {"testdata/secret", s3(func(b *S3) bool { return b.AccessKey == "hunter2" })},
+	"s3-secret-key":               {"secret", s3(func(b *S3) bool { return b.SecretKey == "secret" })},
+	"s3-secret-key-file":          {"testdata/secret", s3(func(b *S3) bool { return b.SecretKey == "hunter2" })},
+	"s3-region":                   {"eu-west-1", s3(func(b *S3) bool { return b.Region == "eu-west-1" })},
+	"s3-folder":                   {"/clusters/a/", s3(func(b *S3) bool { return b.Folder == "clusters/a" })},
+	"s3-timeout":                  {"90s", s3(func(b *S3) bool { return b.Timeout == 90*time.Second })},
 	"v":                           {"5", func(s *Server) bool { return s.LogLevel == 5 }},
 	"debug":                       {"true", func(s *Server) bool { return s.Debug }},
+}
+
+func s3(shows func(*S3) bool) func(*Server) bool {
+	return func(s *Server) bool { return s.Snapshots.S3 != nil && shows(s.Snapshots.S3) }
+}
+
+// needed are flags without which the example of a flag has no effect, or is refused.
+func needed(flag string) []string {
+	switch {
+	case flag == "s3-bucket":
+		return []string{"--s3"}
+	case strings.HasPrefix(flag, "s3-access-key"):
+		return []string{"--s3", "--s3-bucket=b-1", "--s3-secret-key=x"}
+	case strings.HasPrefix(flag, "s3-secret-key"):
+		return []string{"--s3", "--s3-bucket=b-1", "--s3-access-key=x"}
+	case flag == "s3":
+		return []string{"--s3-bucket=b-1"}
+	case strings.HasPrefix(flag, "s3-"):
+		return []string{"--s3", "--s3-bucket=b-1"}
+	}
+	return nil
 }
 
 func env(flag, value string) string {
@@ -96,12 +136,14 @@ func TestEveryFlagHasEnvironmentAndFileForm(t *testing.T) {
 	}
 	for name, e := range example {
 		for form, parse := range map[string]func() (*Server, error){
-			"flag":         func() (*Server, error) { return Parse([]string{"-c", empty, "--" + name + "=" + e.value}, nil) },
-			"environment":  func() (*Server, error) { return Parse([]string{"-c", empty}, []string{env(name, e.value)}) },
-			"file":         func() (*Server, error) { return Parse([]string{"-c", file(t, name+": "+e.value)}, nil) },
-			"file, quoted": func() (*Server, error) { return Parse([]string{"-c", file(t, name+": '"+e.value+"'")}, nil) },
+			"flag":        func() (*Server, error) { return Parse(append(needed(name), "-c", empty, "--"+name+"="+e.value), nil) },
+			"environment": func() (*Server, error) { return Parse(append(needed(name), "-c", empty), []string{env(name, e.value)}) },
+			"file":        func() (*Server, error) { return Parse(append(needed(name), "-c", file(t, name+": "+e.value)), nil) },
+			"file, quoted": func() (*Server, error) {
+				return Parse(append(needed(name), "-c", file(t, name+": '"+e.value+"'")), nil)
+			},
 			"file by POLYMESH_CONFIG": func() (*Server, error) {
-				return Parse(nil, []string{env("config", file(t, name+": "+e.value))})
+				return Parse(needed(name), []string{env("config", file(t, name+": "+e.value))})
 			},
 		} {
 			s, err := parse()
@@ -251,18 +293,31 @@ func TestBadFlags(t *testing.T) {
 		"--pod-security=strict":                                `--pod-security "strict" is not one of privileged, baseline, restricted`,
 		"--secrets-encryption --kube-apiserver-arg=encryption-provider-config=/a":       "--secrets-encryption and --kube-apiserver-arg=encryption-provider-config are mutually exclusive",
 		"--pod-security=baseline --kube-apiserver-arg=admission-control-config-file=/a": "--pod-security and --kube-apiserver-arg=admission-control-config-file are mutually exclusive",
-		"--loadbalancer-pool=x":                                `--loadbalancer-pool "x": neither an IPv4 CIDR nor a range first-last`,
-		"--loadbalancer-pool=192.0.2.9-192.0.2.1":              "not a range of IPv4 addresses first-last",
-		"--loadbalancer-pool=10.42.7.0/24":                     "overlaps the cluster's own addresses 10.42.0.0/16",
-		"--loadbalancer-pool=10.0.0.0-11.0.0.0":                "overlaps the cluster's own addresses",
-		"--loadbalancer-pool=0.0.0.0/0":                        "overlaps the cluster's own addresses",
-		"--datastore-sync=off":                                 `--datastore-sync "off" is not one of full, normal`,
-		"--mesh-profile=ambient":                               `--mesh-profile "ambient" is not one of default, demo, minimal, empty`,
-		"--kubelet-arg==x":                                     `--kubelet-arg "=x" is not name=value`,
-		"--kube-proxy-arg=-v=1":                                `--kube-proxy-arg "-v=1" is not name=value`,
-		"--v=11":                                               "--v 11 is not a verbosity from 0 to 10",
-		"--debug=perhaps":                                      `--debug "perhaps" is not true or false`,
-		"--loadbalancer-pool=192.0.2.0/28 --disable=servicelb": "--loadbalancer-pool needs servicelb",
+		"--loadbalancer-pool=x":                                         `--loadbalancer-pool "x": neither an IPv4 CIDR nor a range first-last`,
+		"--loadbalancer-pool=192.0.2.9-192.0.2.1":                       "not a range of IPv4 addresses first-last",
+		"--loadbalancer-pool=10.42.7.0/24":                              "overlaps the cluster's own addresses 10.42.0.0/16",
+		"--loadbalancer-pool=10.0.0.0-11.0.0.0":                         "overlaps the cluster's own addresses",
+		"--loadbalancer-pool=0.0.0.0/0":                                 "overlaps the cluster's own addresses",
+		"--snapshot-schedule=daily":                                     `--snapshot-schedule "daily" is not a cron expression such as "0 */12 * * *"`,
+		"--snapshot-retention=0":                                        "at least one snapshot is kept",
+		"--snapshot-dir=/":                                              "--snapshot-dir / is refused",
+		"--snapshot-passphrase-file=/nonexistent":                       "--snapshot-passphrase-file: open /nonexistent: no such file",
+		"--snapshot-passphrase-file=/dev/null":                          "/dev/null is empty",
+		"--s3":                                                          "--s3-bucket is missing",
+		"--s3 --s3-bucket=a/b":                                          `--s3-bucket "a/b" is not the name of a bucket`,
+		"--s3 --s3-bucket=abc --s3-endpoint=https://a":                  `--s3-endpoint "https://a" is not a host name or host:port, without https://`,
+		"--s3 --s3-bucket=abc --s3-folder=a/../b":                       `--s3-folder "a/../b" is not a path`,
+		"--s3 --s3-bucket=abc --s3-access-key=a":                        "--s3-access-key and --s3-secret-key belong together",
+		"--s3 --s3-bucket=abc --s3-secret-key=a --s3-secret-key-file=b": "exclude each other",
+		"--s3 --s3-bucket=abc --s3-timeout=soon":                        `--s3-timeout "soon" is not a time such as 5m`,
+		"--s3 --s3-bucket=abc --s3-timeout=0s":                          "--s3-timeout 0s is not a time",
+		"--datastore-sync=off":                                          `--datastore-sync "off" is not one of full, normal`,
+		"--mesh-profile=ambient":                                        `--mesh-profile "ambient" is not one of default, demo, minimal, empty`,
+		"--kubelet-arg==x":                                              `--kubelet-arg "=x" is not name=value`,
+		"--kube-proxy-arg=-v=1":                                         `--kube-proxy-arg "-v=1" is not name=value`,
+		"--v=11":                                                        "--v 11 is not a verbosity from 0 to 10",
+		"--debug=perhaps":                                               `--debug "perhaps" is not true or false`,
+		"--loadbalancer-pool=192.0.2.0/28 --disable=servicelb":          "--loadbalancer-pool needs servicelb",
 	} {
 		_, err := Parse(append([]string{"-c", empty}, strings.Fields(args)...), nil)
 		wantError(t, args, err, want)
@@ -279,11 +334,13 @@ func TestK3sCommandLine(t *testing.T) {
 	s, err := Parse(strings.Fields(`-c `+file(t, "")+` -d /srv/k -o /srv/k.yaml -i 192.0.2.4 -v 1 --disable traefik,servicelb
 		--disable helm-controller --tls-san a.example.com,192.0.2.9 --tls-san *.example.com --node-label a=b,c=d
 		--node-taint k=v:NoSchedule --node-taint solo:NoExecute --kubelet-arg eviction-hard=memory.available<5%,nodefs.available<1%
-		--kubelet-arg --max-pods=20 --write-kubeconfig-mode 644`), nil)
+		--kubelet-arg --max-pods=20 --write-kubeconfig-mode 644 --etcd-snapshot-retention 7 --etcd-snapshot-dir=/srv/snap --etcd-s3
+		--etcd-s3-bucket=backups --etcd-s3-folder a`), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if s.DataDir != "/srv/k" || s.LogLevel != 1 || s.KubeconfigMode != 0o644 || len(s.Notes) != 2 || s.Enabled(ServiceLB) ||
+		s.Snapshots.Retention != 7 || s.Snapshots.Dir != "/srv/snap" || s.Snapshots.S3 == nil || s.Snapshots.S3.Bucket != "backups" || s.Snapshots.S3.Folder != "a" ||
 		!slices.Equal(s.TLSSANs, []string{"a.example.com", "192.0.2.9", "*.example.com"}) ||
 		!slices.Equal(s.NodeLabels, []string{"a=b", "c=d"}) || !slices.Equal(s.NodeTaints, []string{"k=v:NoSchedule", "solo:NoExecute"}) ||
 		!slices.Equal(s.KubeletArgs, []string{"eviction-hard=memory.available<5%,nodefs.available<1%", "--max-pods=20"}) {

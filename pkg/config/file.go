@@ -33,10 +33,11 @@ func (f *Flags) readFile() error {
 		if flag == nil || s.key == "config" {
 			return fmt.Errorf("config file %s, line %d: unknown key %q; valid keys: %s", path, s.line, s.key, strings.Join(f.keys(), ", "))
 		}
-		if seen[s.key] {
-			return fmt.Errorf("config file %s, line %d: %s is set twice", path, s.line, s.key)
+		// A setting can have two names.
+		if seen[flag.Name] {
+			return fmt.Errorf("config file %s, line %d: %s is set twice", path, s.line, flag.Name)
 		}
-		seen[s.key] = true
+		seen[flag.Name] = true
 		if s.err != nil {
 			return fmt.Errorf("config file %s, line %d: %s %w", path, s.line, s.key, s.err)
 		}

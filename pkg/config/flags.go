@@ -56,6 +56,7 @@ type raw struct {
 	proxyArgs        []string
 	logLevel         int
 	debug            bool
+	snapshots        rawSnapshots
 
 	// An agent's own.
 	server    string
@@ -69,6 +70,8 @@ type raw struct {
 type Flags struct {
 	*pflag.FlagSet
 	raw *raw
+	// of are all flags of a server, if these are some of them.
+	of *Flags
 }
 
 // ServerFlags returns the flags of `polymesh server`, not yet parsed.
@@ -76,6 +79,7 @@ func ServerFlags() *Flags {
 	f := &Flags{FlagSet: pflag.NewFlagSet("server", pflag.ContinueOnError), raw: &raw{}}
 	f.SortFlags = false
 	f.Usage = func() {}
+	f.SetNormalizeFunc(ServerNames)
 	r := f.raw
 	f.StringVarP(&r.config, "config", "c", layout.DefaultConfigFile, "config file (YAML, keys as these flags)")
 	f.StringVarP(&r.dataDir, "data-dir", "d", string(layout.DefaultDataDir), "folder for all data")
@@ -84,6 +88,8 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.kubeconfigGroup, "write-kubeconfig-group", "", "group that may read that file, by name or number; its members are the cluster's administrators")
 
 	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power cut loses the last ones")
+
+	f.snapshotFlags()
 
 	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
 	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")
@@ -189,10 +195,18 @@ func (f *Flags) parse(args []string) error {
 
 // Server completes the parsed flags from the environment and the config file, and validates them.
 func (f *Flags) Server(environ []string) (*Server, error) {
+	if f.of != nil {
+		return f.of.Server(environ)
+	}
 	if err := f.fill(environ); err != nil {
 		return nil, err
 	}
-	return f.raw.checkServer()
+	s, err := f.raw.checkServer()
+	if err != nil {
+		return nil, err
+	}
+	s.ClusterFlags = f.given(clusterFlags())
+	return s, nil
 }
 
 // Agent is Server for an agent.
@@ -217,6 +231,9 @@ func (f *Flags) fill(environ []string) error {
 func (f *Flags) readEnvironment(environ []string) error {
 	for _, kv := range environ {
 		key, value, _ := strings.Cut(kv, "=")
+		if key == passphraseVariable {
+			f.raw.snapshots.passphrase = value
+		}
 		flag := f.variable(key)
 		// Our other programs have their own variables, so a name that is not a flag is not an error.
 		if flag == nil || flag.Changed || value == "" {
@@ -248,7 +265,7 @@ func plain(err error) error {
 		return err
 	}
 	want := map[string]string{
-		"int": "a whole number", "bool": "true or false", "stringSlice": "a comma-separated list of values",
+		"int": "a whole number", "bool": "true or false", "duration": "a time such as 5m", "stringSlice": "a comma-separated list of values",
 	}[bad.GetFlag().Value.Type()]
 	if want == "" {
 		return err

@@ -56,6 +56,8 @@ type Process struct {
 	Marker   *datadir.Marker
 	Lock     *datadir.Lock
 	Log      *slog.Logger
+	// Before is called when all components have checked their settings, before the first one starts; nil for nothing.
+	Before func(context.Context) error
 
 	waiting atomic.Pointer[component.Status]
 }
@@ -96,7 +98,14 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	manager := component.NewManager(log)
-	manager.OnceChecked(p.linkPrograms)
+	manager.OnceChecked(func(ctx context.Context) error {
+		if p.Before != nil {
+			if err := p.Before(ctx); err != nil {
+				return err
+			}
+		}
+		return p.linkPrograms()
+	})
 	base := status.Report{
 		Version: version.Version, Since: time.Now(), DataDir: string(cfg.DataDir),
 		Node: p.Name, NodeIP: p.IP.String(), Kubeconfig: o.Kubeconfig,

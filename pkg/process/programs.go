@@ -1,7 +1,6 @@
 package process
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -13,7 +12,7 @@ import (
 
 // linkPrograms points data/current to the unpacked payload. Running shims and containers use their programs
 // through it, so an upgrade does not remove them.
-func (p *Process) linkPrograms(context.Context) error {
+func (p *Process) linkPrograms() error {
 	current, id := string(p.Programs), filepath.Base(p.unpacked)
 	target, err := os.Readlink(current)
 	if err == nil && target == id {

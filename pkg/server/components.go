@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/rand"
 	"net/netip"
 
@@ -11,13 +12,13 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/addon"
-	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/controlplane/imagepolicy"
 	"polymesh.dev/polymesh/pkg/controlplane/leader"
 	"polymesh.dev/polymesh/pkg/controlplane/loadbalancer"
 	"polymesh.dev/polymesh/pkg/controlplane/noderole"
 	"polymesh.dev/polymesh/pkg/controlplane/servingcert"
+	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/kubeflags"
@@ -34,7 +35,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	dir := s.cfg.DataDir
 	certs := certificate.Store(dir.TLS())
 	kubeconfig := dir.Kubeconfig("polymesh")
-	var store datastore.Store = datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
+	store := s.datastore
 	joining := join.NewServer(join.Options{
 		Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
 		Cluster: join.ClusterOf(&s.cfg.Cluster),
@@ -47,9 +48,13 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	containerd := m.Add(node.NewContainerd(machine))
 	images := m.Add(node.NewImages(machine), containerd)
 	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
+	var before func(context.Context) error
+	if !s.cfg.Snapshots.Disabled {
+		before = s.snapshots.Before(snapshot.BeforeSecretsEncrypt)
+	}
 	// If the user sets another API server configuration, with a KMS for example, Secrets use keys that we do not know.
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
-		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint()}, s.Log), api)
+		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint(), Before: before}, s.Log), api)
 	}
 	controllers := m.Add(controlplane.NewControllerManager(plane), api)
 	m.Add(controlplane.NewScheduler(plane), api)
@@ -67,6 +72,8 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		Open:        func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
 		RegistryDir: dir.RegistryDir(), Log: s.Log,
 	}), api, images)
+
+	m.Add(snapshot.NewComponent(s.snapshots, snapshotSchedule(s.cfg.Snapshots), kubeconfig, s.Log), api)
 
 	// The rest is cluster-wide and runs on one server.
 	var leadership component.Leadership
@@ -100,6 +107,14 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		})
 	}
 	return up
+}
+
+// snapshotSchedule returns the schedule of snapshots. Without one, the component only completes a restore.
+func snapshotSchedule(s config.Snapshots) snapshot.Schedule {
+	if s.Disabled {
+		return snapshot.Schedule{}
+	}
+	return snapshot.Schedule{Cron: s.Schedule, Retention: s.Retention}
 }
 
 // node returns the options shared by this machine's node components.

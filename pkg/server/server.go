@@ -13,6 +13,8 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/process"
 )
 
@@ -21,7 +23,12 @@ func Run(ctx context.Context, cfg *config.Server) error {
 	return process.Run(ctx, process.Options{
 		Node: &cfg.Node, Kubeconfig: cfg.Kubeconfig,
 		Build: func(_ context.Context, p *process.Process, m *component.Manager) (component.Handle, error) {
-			return newServer(cfg, p).addComponents(m), nil
+			s, err := newServer(cfg, p)
+			if err != nil {
+				return component.Handle{}, err
+			}
+			p.Before = func(ctx context.Context) error { return s.snapshots.BeforeStart(ctx, !cfg.Snapshots.Disabled, p.Log) }
+			return s.addComponents(m), nil
 		},
 	})
 }
@@ -29,17 +36,24 @@ func Run(ctx context.Context, cfg *config.Server) error {
 // server is the input for building a server's components.
 type server struct {
 	*process.Process
-	cfg     *config.Server
-	renewal *certificate.Renewal
+	cfg       *config.Server
+	renewal   *certificate.Renewal
+	datastore datastore.Store
+	snapshots *snapshot.Snapshots
 }
 
-func newServer(cfg *config.Server, p *process.Process) *server {
+func newServer(cfg *config.Server, p *process.Process) (*server, error) {
 	s := &server{Process: p, cfg: cfg}
+	s.datastore = datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: cfg.DataDir.DatastoreSocket(), Sync: cfg.DatastoreSync})
+	var err error
+	if s.snapshots, err = snapshot.Configured(cfg, s.Name, s.datastore); err != nil {
+		return nil, err
+	}
 	s.renewal = certificate.NewRenewal(certificate.Options{
 		Dir: cfg.DataDir.TLS(), NodeName: s.Name, NodeIP: s.IP, SANs: s.sans(),
 		ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,
 	}, s.writeKubeconfigs, s.Log)
-	return s
+	return s, nil
 }
 
 func (s *server) sans() []string {

@@ -28,6 +28,18 @@ type Component struct {
 // New returns the component, not yet started.
 func New(c Cluster, log *slog.Logger) *Component {
 	n := &Component{cluster: c, log: log}
+	if before := c.Before; before != nil {
+		// Retries continue the same change.
+		done := false
+		n.cluster.Before = func(ctx context.Context) error {
+			if done {
+				return nil
+			}
+			err := before(ctx)
+			done = err == nil
+			return err
+		}
+	}
 	n.cluster.Progress = func(done, total int) { n.set(fmt.Errorf("rewriting Secrets, %d of %d", done, total)) }
 	n.set(errors.New("not checked yet"))
 	return n

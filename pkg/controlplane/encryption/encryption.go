@@ -52,6 +52,8 @@ type Cluster struct {
 	Kubeconfig string
 	// Datastore is the datastore with the Secrets.
 	Datastore datastore.Endpoint
+	// Before is called before keys are changed or Secrets are rewritten, to save a snapshot; may be nil. After an error nothing is changed.
+	Before func(ctx context.Context) error
 	// Progress is called while Secrets are rewritten; may be nil.
 	Progress func(done, total int)
 }
@@ -202,6 +204,11 @@ func (c Cluster) change(ctx context.Context, edit func(*keys) error) error {
 	}
 	if err := edit(&k); err != nil {
 		return err
+	}
+	if c.Before != nil {
+		if err := c.Before(ctx); err != nil {
+			return err
+		}
 	}
 	if err := write(c.File, k); err != nil {
 		return err
