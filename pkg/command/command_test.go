@@ -49,7 +49,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"bridge", "completion", "ctr", "deploy", "dev", "image", "install", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "snapshot", "status", "undeploy", "uninstall", "version"}; !slices.Equal(names, want) {
+	if want := []string{"agent", "bridge", "completion", "ctr", "deploy", "dev", "image", "install", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "snapshot", "status", "token", "undeploy", "uninstall", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
@@ -70,7 +70,7 @@ func TestBadCommandLines(t *testing.T) {
 		"status --no-such":                "unknown flag: --no-such (see `polymesh status --help`)",
 		"status extra":                    `unknown command "extra" for "polymesh status"`,
 		"reset extra":                     `unknown command "extra" for "polymesh reset"`,
-		"install extra":                   `unknown command "extra" for "polymesh install"`,
+		"install extra":                   `"extra" is neither server nor agent (see `+"`polymesh install --help`)",
 		"install --output xml":            `--output "xml" is not one of json, yaml`,
 		"install --mesh-profil demo":      "unknown flag: --mesh-profil (see `polymesh install --help`)",
 		"uninstall extra":                 `unknown command "extra" for "polymesh uninstall"`,

@@ -43,7 +43,14 @@ alone. ` + "`polymesh uninstall`" + ` undoes it.`,
   sudo ./polymesh install --now --mesh-profile demo --tls-san api.example.com
   sudo POLYMESH_TOKEN=... ./polymesh install --now --server https://HOST:6443
   sudo ./polymesh install --dry-run`,
-		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
+		Args: func(_ *cobra.Command, args []string) error {
+			for _, arg := range args {
+				if role := service.Role(arg); len(args) > 1 || role != service.Server && role != service.Agent {
+					return fmt.Errorf("%q is neither server nor agent (see `polymesh install --help`)", arg)
+				}
+			}
+			return nil
+		},
 		ValidArgs: []string{string(service.Server), string(service.Agent)},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(output); err != nil {
