@@ -70,7 +70,7 @@ func TestBadCommandLines(t *testing.T) {
 		"status --no-such":                "unknown flag: --no-such (see `polymesh status --help`)",
 		"status extra":                    `unknown command "extra" for "polymesh status"`,
 		"reset extra":                     `unknown command "extra" for "polymesh reset"`,
-		"install extra":                   `"extra" is neither server nor agent (see `+"`polymesh install --help`)",
+		"install extra":                   `"extra" is neither server nor agent (see ` + "`polymesh install --help`)",
 		"install --output xml":            `--output "xml" is not one of json, yaml`,
 		"install --mesh-profil demo":      "unknown flag: --mesh-profil (see `polymesh install --help`)",
 		"uninstall extra":                 `unknown command "extra" for "polymesh uninstall"`,
