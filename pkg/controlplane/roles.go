@@ -8,9 +8,11 @@ import (
 	"strings"
 	"time"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
@@ -49,8 +51,16 @@ func clusterRoles() []rbacv1.ClusterRole {
 		{ObjectMeta: defaults(certificate.NodeResyncUser), Rules: []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"services"}, Verbs: []string{"list", "create", "delete"}},
 		}},
+		// Only for default: see roleBindings. The list of API servers, for each node's balancer (pkg/node/apilb).
+		{ObjectMeta: defaults(apiBalancerRole), Rules: []rbacv1.PolicyRule{{
+			APIGroups: []string{discoveryv1.GroupName}, Resources: []string{"endpointslices"}, ResourceNames: []string{"kubernetes"},
+			Verbs: []string{"get", "list", "watch"},
+		}}},
 	}
 }
+
+// apiBalancerRole is bound to the group of all nodes.
+const apiBalancerRole = "system:polymesh:api-balancer"
 
 // roleBindings bind roles in a single namespace.
 func roleBindings() []rbacv1.RoleBinding {
@@ -60,7 +70,13 @@ func roleBindings() []rbacv1.RoleBinding {
 		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: certificate.NodeResyncUser}},
 	}
 	resync.Namespace = metav1.NamespaceSystem
-	return []rbacv1.RoleBinding{resync}
+	balancer := rbacv1.RoleBinding{
+		ObjectMeta: defaults(apiBalancerRole),
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: apiBalancerRole},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: user.NodesGroup}},
+	}
+	balancer.Namespace = metav1.NamespaceDefault
+	return []rbacv1.RoleBinding{resync, balancer}
 }
 
 // clusterRoleBindings bind the roles to the users of the certificates. The API server's kubelet client uses
