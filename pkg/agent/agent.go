@@ -7,6 +7,8 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"strings"
 
 	kubernetes "k8s.io/component-base/version"
 
@@ -14,7 +16,9 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
 	"polymesh.dev/polymesh/pkg/process"
@@ -29,10 +33,10 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			if err != nil {
 				return component.Handle{}, fmt.Errorf("join the cluster: %w", err)
 			}
-			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), cfg.Server, member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
+			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), "https://"+balancerAddress().String(), member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
 				return component.Handle{}, err
 			}
-			return addComponents(m, machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member)), nil
+			return addComponents(m, parts{balancer(cfg, p, member), machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member)}), nil
 		},
 	})
 }
@@ -75,12 +79,34 @@ func policies(cfg *config.Agent, p *process.Process, member *join.Membership) ne
 	}
 }
 
+// balancerAddress is where the node's parts reach an API server.
+func balancerAddress() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), layout.APIBalancerPort)
+}
+
+// balancer returns the options of what finds an API server that works.
+func balancer(cfg *config.Agent, p *process.Process, member *join.Membership) apilb.Options {
+	return apilb.Options{
+		Listen: balancerAddress(), Server: strings.TrimPrefix(cfg.Server, "https://"),
+		CA: member.Files.ServerCA, Cert: member.Files.Client, Key: member.Files.Client, State: cfg.DataDir.APIServers(), Log: p.Log,
+	}
+}
+
+// parts are the options of an agent's components.
+type parts struct {
+	balancer apilb.Options
+	machine  node.Options
+	pods     network.Options
+	policies netpol.Options
+}
+
 // addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
 // service manager.
-func addComponents(m *component.Manager, machine node.Options, pods network.Options, policies netpol.Options) (up component.Handle) {
-	containerd := m.Add(node.NewContainerd(machine))
-	images := m.Add(node.NewImages(machine), containerd)
-	m.Add(node.NewKubelet(machine), images, m.Add(netpol.New(policies)))
-	m.Add(node.NewProxy(machine))
-	return m.Add(network.New(pods))
+func addComponents(m *component.Manager, p parts) (up component.Handle) {
+	m.Add(apilb.New(p.balancer)) // what uses it tries again until it works
+	containerd := m.Add(node.NewContainerd(p.machine))
+	images := m.Add(node.NewImages(p.machine), containerd)
+	m.Add(node.NewKubelet(p.machine), images, m.Add(netpol.New(p.policies)))
+	m.Add(node.NewProxy(p.machine))
+	return m.Add(network.New(p.pods))
 }

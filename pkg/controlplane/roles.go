@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -73,11 +74,30 @@ func clusterRoles() []rbacv1.ClusterRole {
 			{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list", "watch"}},
 			{APIGroups: []string{""}, Resources: []string{"namespaces", "pods"}, Verbs: []string{"list", "watch"}},
 		}},
+		// Only for default: see roleBindings. The list of API servers, for each node's balancer (pkg/node/apilb).
+		{ObjectMeta: defaults(apiBalancerRole), Rules: []rbacv1.PolicyRule{{
+			APIGroups: []string{discoveryv1.GroupName}, Resources: []string{"endpointslices"}, ResourceNames: []string{"kubernetes"},
+			Verbs: []string{"get", "list", "watch"},
+		}}},
 	}
 }
 
 // networkPolicyRole is the role of all nodes for pkg/node/netpol.
 const networkPolicyRole = "system:polymesh:network-policy"
+
+// apiBalancerRole is bound to the group of all nodes.
+const apiBalancerRole = "system:polymesh:api-balancer"
+
+// roleBindings bind roles in a single namespace.
+func roleBindings() []rbacv1.RoleBinding {
+	balancer := rbacv1.RoleBinding{
+		ObjectMeta: defaults(apiBalancerRole),
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: apiBalancerRole},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: user.NodesGroup}},
+	}
+	balancer.Namespace = metav1.NamespaceDefault
+	return []rbacv1.RoleBinding{balancer}
+}
 
 // clusterRoleBindings bind the roles to the users of the certificates, and one to all nodes. The API server's kubelet client uses
 // upstream's role, which upstream binds to no one, because the user name is the installer's choice
@@ -143,6 +163,10 @@ func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 	for _, binding := range clusterRoleBindings() {
 		bind("ClusterRoleBinding", binding.Name, reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding},
 			reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()})
+	}
+	for _, binding := range roleBindings() {
+		bind("RoleBinding", binding.Name, reconciliation.RoleBindingAdapter{RoleBinding: &binding},
+			reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()})
 	}
 	return errors.Join(errs...)
 }

@@ -130,8 +130,14 @@ func (d DataDir) Kubeconfig(component string) string {
 // DatastoreSocket returns the socket on which the datastore serves etcd's API.
 func (d DataDir) DatastoreSocket() string { return d.Run("kine.sock") }
 
+// Etcd returns the folder of the server's member of etcd.
+func (d DataDir) Etcd() string { return d.Server("db", "etcd") }
+
 // EncryptionFile returns the file with the encryption keys of Secrets.
 func (d DataDir) EncryptionFile() string { return d.Server("cred", "encryption-config.json") }
+
+// APIServers returns the file with the list of API servers that the node's balancer knows.
+func (d DataDir) APIServers() string { return d.Agent("servers.json") }
 
 // StatusSocket returns the socket on which a running node serves `polymesh status`.
 func (d DataDir) StatusSocket() string { return d.Run("status.sock") }

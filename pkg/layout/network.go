@@ -9,13 +9,14 @@ type Port struct {
 	Component, What string
 	// Loopback is set if the part only listens on 127.0.0.1.
 	Loopback bool
-	// Unused is set if the part does not listen there with our settings. Users may enable it.
+	// Unused is set if the part does not listen there with the default settings. Users may enable it.
 	Unused bool
 }
 
 // Ports of a node's parts. Those that upstream defines are in cmd/kubeadm/app/constants and pkg/cluster/ports of Kubernetes.
 const (
 	APIServerPort     = 6443
+	APIBalancerPort   = 6444
 	KubeletPort       = 10250
 	KubeletHealthPort = 10248
 	ProxyHealthPort   = 10256
@@ -23,22 +24,31 @@ const (
 	// VXLANPort is the default of flannel, which is the kernel's own.
 	VXLANPort = 8472
 	// WireGuardPort is the default of flannel.
-	WireGuardPort = 51820
+	WireGuardPort   = 51820
+	ControllersPort = 10257
+	SchedulerPort   = 10259
+	EtcdClientPort  = 2379
+	EtcdPeerPort    = 2380
+	EtcdHTTPPort    = 2382 // K3s's
 )
 
 // Ports lists all ports except the API server's, which is configurable.
 func Ports() []Port {
 	return []Port{
+		{Number: APIBalancerPort, Component: "api-balancer", What: "the balancer over the API servers", Loopback: true, Unused: true},
 		{Number: KubeletPort, Component: "kubelet", What: "the kubelet"},
 		{Number: KubeletHealthPort, Component: "kubelet", What: "the kubelet's health check", Loopback: true},
 		{Number: ProxyHealthPort, Component: "kube-proxy", What: "kube-proxy's health check"},
 		{Number: ImagePolicyPort, Component: "image-policy", What: "the image policy, with --image-policy-key", Loopback: true, Unused: true},
 		{Number: VXLANPort, UDP: true, Component: "pod-network", What: "the pod network between nodes"},
 		{Number: WireGuardPort, UDP: true, Component: "pod-network", What: "the pod network between nodes, with --flannel-backend wireguard-native", Unused: true},
+		{Number: EtcdClientPort, Component: "datastore", What: "etcd, for this server, with --cluster-init", Loopback: true, Unused: true},
+		{Number: EtcdPeerPort, Component: "datastore", What: "etcd, for the other servers, with --cluster-init", Unused: true},
+		{Number: EtcdHTTPPort, Component: "datastore", What: "etcd's health check, with --cluster-init", Loopback: true, Unused: true},
 		{Number: 10255, Component: "kubelet", What: "the kubelet's read-only port", Unused: true},
 		{Number: 10249, Component: "kube-proxy", What: "kube-proxy's metrics", Loopback: true, Unused: true},
-		{Number: 10257, Component: "kube-controller-manager", What: "the controller manager", Unused: true},
-		{Number: 10259, Component: "kube-scheduler", What: "the scheduler", Unused: true},
+		{Number: ControllersPort, Component: "kube-controller-manager", What: "the controller manager", Unused: true},
+		{Number: SchedulerPort, Component: "kube-scheduler", What: "the scheduler", Unused: true},
 	}
 }
 
