@@ -14,18 +14,27 @@ var update = flag.Bool("update", false, "write the table of settings into docs/s
 
 // The table in the docs is generated from the flags.
 func TestDocsListEverySetting(t *testing.T) {
-	const path, begin, end = "../../docs/start/config.md", "-->\n", "<!-- end of settings -->"
+	for marker, table := range map[string]string{"settings": settingsTable(ServerFlags(), nil), "settings of an agent": settingsTable(AgentFlags(), ServerFlags())} {
+		checkTable(t, marker, table)
+	}
+}
+
+// checkTable compares the table between two comments of the page, and writes it with -update.
+func checkTable(t *testing.T, marker, table string) {
+	t.Helper()
+	const path, begin = "../../docs/start/config.md", "-->\n"
+	end := "<!-- end of " + marker + " -->"
 	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, ok := strings.Cut(string(text), "<!-- settings:")
+	before, rest, ok := strings.Cut(string(text), "<!-- "+marker+":")
 	head, rest, ok2 := strings.Cut(rest, begin)
 	_, after, ok3 := strings.Cut(rest, end)
 	if !ok || !ok2 || !ok3 {
 		t.Fatalf("%s has no markers for the table", path)
 	}
-	want := before + "<!-- settings:" + head + begin + settingsTable() + end + after
+	want := before + "<!-- " + marker + ":" + head + begin + table + end + after
 	if want == string(text) {
 		return
 	}
@@ -37,10 +46,14 @@ func TestDocsListEverySetting(t *testing.T) {
 	}
 }
 
-func settingsTable() string {
+// settingsTable lists the flags that are not among others.
+func settingsTable(flags, others *Flags) string {
 	var b strings.Builder
 	b.WriteString("| flag | environment | default | what it is |\n| --- | --- | --- | --- |\n")
-	ServerFlags().VisitAll(func(f *pflag.Flag) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		if others != nil && others.Lookup(f.Name) != nil {
+			return
+		}
 		name := "`--" + f.Name + "`"
 		if f.Shorthand != "" && f.Shorthand != f.Name {
 			name += ", `-" + f.Shorthand + "`"
