@@ -466,6 +466,36 @@ func TestWarningShowsAndIsLoggedOnce(t *testing.T) {
 	})
 }
 
+// counting is a component with numbers for the status.
+type counting struct{ *piece }
+
+func (c counting) Summary() string { return "3 of 3" }
+
+// A summary shows in the status, unless there is a warning, and is not logged as one.
+func TestSummaryShows(t *testing.T) {
+	for warns, want := range map[string]string{"": "3 of 3", "the disk is 91 % full": "the disk is 91 % full"} {
+		synctest.Test(t, func(t *testing.T) {
+			var log strings.Builder
+			m := NewManager(slog.New(slog.NewTextHandler(&log, nil)))
+			m.Add(counting{&piece{journal: &journal{}, name: "db", warns: warns}})
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error)
+			go func() { ended <- m.Run(ctx) }()
+			time.Sleep(time.Minute)
+			if got := m.Status(ctx)[0].Message; got != want {
+				t.Errorf("the message is %q, want %q", got, want)
+			}
+			if strings.Contains(log.String(), "level=WARN") != (warns != "") {
+				t.Errorf("with the warning %q the log is %s", warns, log.String())
+			}
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // Since Go 1.26 a signal's context has its own cause; it still is a normal end.
 func TestSignalIsNoError(t *testing.T) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGUSR1)

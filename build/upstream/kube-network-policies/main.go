@@ -1,5 +1,5 @@
-// Command kube-network-policies answers which packets NetworkPolicies allow, as the evaluator of sigs.k8s.io/kube-network-policies
-// decides. It reads JSON cases on standard input and writes one JSON answer for each. The tests of pkg/node/netpol run it; it does
+// Command kube-network-policies prints which packets NetworkPolicies allow, as the evaluator of sigs.k8s.io/kube-network-policies
+// decides. It reads JSON cases on standard input and writes one JSON list of verdicts for each. The tests of pkg/node/netpol run it; it does
 // not ship.
 package main
 

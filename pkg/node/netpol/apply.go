@@ -12,11 +12,11 @@ import (
 type kernel struct {
 	nft knftables.Interface
 	// have is the table in the kernel, as this process has written it; nil if it is not known.
-	have  *Table
-	looks int
+	have   *Table
+	checks int
 }
 
-// apply makes the kernel's table equal to want. It writes only what differs from the last one, or everything if that is not known.
+// apply changes the kernel's table to want. It writes only what differs from the last one, or everything if that is not known.
 func (k *kernel) apply(ctx context.Context, want *Table) error {
 	tx := k.nft.NewTransaction()
 	switch {
@@ -42,15 +42,15 @@ func (k *kernel) apply(ctx context.Context, want *Table) error {
 	return nil
 }
 
-// missing reports whether another program has removed the rules. It looks at one base chain after the other: usually all rules are
+// missing reports whether another program has removed the rules. It checks one base chain at a time: usually all rules are
 // removed at once, and with a thousand policies nft takes 50 ms for each.
 func (k *kernel) missing(ctx context.Context) (bool, error) {
 	if k.have == nil || k.have.Empty() {
 		return false, nil
 	}
-	k.looks++
+	k.checks++
 	base := []string{egressChain, ingressChain, nodeChain}
-	name := base[k.looks%len(base)]
+	name := base[k.checks%len(base)]
 	rules, err := k.nft.ListRules(ctx, name)
 	if err != nil && !knftables.IsNotFound(err) {
 		return false, fmt.Errorf("list the packet filter rules: %w", err)
@@ -62,7 +62,7 @@ func (k *kernel) missing(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// change adds to a transaction what makes one table of the other. The order is that of their references: sets and chains first, then
+// change adds to a transaction the operations that turn one table into the other. The order is that of their references: sets and chains first, then
 // rules and elements that name them; what is not wanted any more goes the other way.
 func change(tx *knftables.Transaction, from, to *Table) {
 	for _, name := range sorted(to.Sets) {

@@ -14,7 +14,7 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// From any state to any other, what is written makes the same rules as writing all of them.
+// From any state to any other, the changes result in the same rules as writing all of them.
 func TestChangesAddUp(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	k, fake := fakeKernel()

@@ -105,7 +105,7 @@ func TestComponent(t *testing.T) {
 		t.Errorf("known are %s", got)
 	}
 
-	// A new pod is known when it is attached, before its status says so.
+	// A new pod is known when it is attached, before its status has the address.
 	second := pod("second", "")
 	begin := time.Now()
 	attach(second, "10.42.0.3")
@@ -137,7 +137,7 @@ func TestComponent(t *testing.T) {
 		t.Errorf("the note is %q", c.Note(ctx))
 	}
 
-	// They outlive the process. Another one, with policies that have changed meanwhile, goes on from there.
+	// They outlive the process. Another one, with policies that have changed meanwhile, continues from there.
 	stop(c)
 	if list(t) != before {
 		t.Errorf("after the process the rules are:\n%s", list(t))

@@ -457,7 +457,7 @@ func comment(namespace, name string) string {
 	return text[:min(len(text), maxComment)]
 }
 
-// maxComment is the longest comment that nft takes, in bytes (NFTNL_UDATA_COMMENT_MAXLEN).
+// maxComment is the longest comment that nft accepts, in bytes (NFTNL_UDATA_COMMENT_MAXLEN).
 const maxComment = 128
 
 // sorted returns the keys of a map in order.

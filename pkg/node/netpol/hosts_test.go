@@ -180,7 +180,7 @@ func newMachine(t *testing.T) *machine {
 		route(t, "10.42.0.0/24", "198.18.0.1")
 	})
 	route(t, "10.42.1.0/24", "198.18.0.2")
-	// As kube-proxy does it, for one Service with the pod 3 behind it, as ClusterIP and as NodePort. It also makes the kernel track
+	// As kube-proxy does it, for one Service with the pod 3 behind it, as ClusterIP and as NodePort. It also has the kernel track
 	// connections, as on every node.
 	nft := exec.Command("nft", "-f", "-")
 	nft.Stdin = strings.NewReader(`table ip proxy {
@@ -317,7 +317,7 @@ func (l *lab) send(p packet) *probe {
 	case corev1.ProtocolUDP:
 		text := binary.BigEndian.AppendUint32(nil, s.id)
 		_, err := l.senders[p.From].WriteToUDPAddrPort(text, netip.AddrPortFrom(p.To, p.Port))
-		// An earlier packet may have been answered that its port is closed.
+		// An earlier packet may have reached a closed port.
 		if err != nil && !errors.Is(err, unix.ECONNREFUSED) {
 			l.t.Fatal(err)
 		}

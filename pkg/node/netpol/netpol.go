@@ -40,7 +40,7 @@ type Options struct {
 	Kubeconfig string
 	// Network is the name of the pod network, by which its records are found (layout.DataDir.PodNetwork).
 	Network string
-	// Disabled makes the component remove its rules instead.
+	// Disabled is set to remove the rules instead.
 	Disabled bool
 	Log      *slog.Logger
 }
@@ -68,7 +68,7 @@ type Component struct {
 	opts    Options
 	log     *slog.Logger
 	records string
-	// interval is how often to look whether another program has removed the rules.
+	// interval is how often to check whether another program has removed the rules.
 	interval time.Duration
 	// supported is false on kernels on which kube-proxy uses iptables.
 	supported bool
@@ -248,7 +248,7 @@ func (c *Component) runDisabled(ctx context.Context) {
 	}
 }
 
-// pass makes the kernel's rules those of the cluster's policies.
+// pass brings the kernel's rules to the state of the cluster's policies.
 func (c *Component) pass(ctx context.Context) error {
 	if err := c.sources.policies.waiting(); err != nil {
 		return err

@@ -57,12 +57,12 @@ func packets(addrs []netip.Addr, protocols []corev1.Protocol, ports ...int32) (o
 
 var fromHere = netip.MustParsePrefix("10.42.0.0/24")
 
-// passes is what the kernel should do: as the table says, and the node's own packets always pass.
+// passes is what the kernel should do: as in the table, and the node's own packets always pass.
 func (m *machine) passes(table *Table) func(packet) bool {
 	return func(p packet) bool { return p.From == m.node.addr || table.allows(p) }
 }
 
-// The kernel does with real packets what the table says, for random policies: between pods of one node over the bridge, to and from
+// The kernel treats real packets as the table does, for random policies: between pods of one node over the bridge, to and from
 // pods of another node, from outside, to the node and from it. TestLikeKubeNetworkPolicies shows that the table is right.
 func TestPackets(t *testing.T) {
 	if !private(t) {
@@ -145,7 +145,7 @@ func TestUnknownPod(t *testing.T) {
 	fifth := netip.MustParseAddr("10.42.0.5")
 	c := Cluster{Pods: pods("2", "3", "4"), Policies: policy(networkingv1.NetworkPolicySpec{PodSelector: selects("none")})}
 	k.must(t, c)
-	// The node's own packets are not filtered. Of a connection that it opens, the answers pass.
+	// The node's own packets are not filtered. Of a connection that it opens, the replies pass.
 	l.check("with a policy of others", all, func(p packet) bool { return p.From == m.node.addr || p.From != fifth && p.To != fifth })
 	c.Pods = pods("2", "3", "4", "5")
 	k.must(t, c)
@@ -155,7 +155,7 @@ func TestUnknownPod(t *testing.T) {
 	l.check("with its policy", all, func(p packet) bool { return p.From == m.node.addr || p.From != fifth && p.To != fifth })
 }
 
-// Connections that exist go on when a policy comes, and new ones do not begin.
+// Existing connections continue when a policy comes, and new ones do not begin.
 func TestEstablished(t *testing.T) {
 	if !private(t) {
 		return
@@ -359,6 +359,6 @@ func TestScale(t *testing.T) {
 		if missing || err != nil {
 			t.Errorf("missing: %v, %v", missing, err)
 		}
-		t.Logf("%d policies and pods, the look whether the rules are there: %s", n, time.Since(begin).Round(100*time.Microsecond))
+		t.Logf("%d policies and pods, the check whether the rules are there: %s", n, time.Since(begin).Round(100*time.Microsecond))
 	}
 }

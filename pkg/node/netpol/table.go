@@ -27,10 +27,10 @@ const (
 	selfSet = "self"
 )
 
-// Table is the content of the packet filter table: data that Compile makes, and that two states are compared by.
+// Table is the content of the packet filter table: the result of Compile, by which two states are compared.
 //
 // A packet between two pods passes two base chains, of the sender's node for egress and of the receiver's for ingress, both if they
-// are on one node. "accept" ends only the base chain in which it is said, so each direction decides for itself.
+// are on one node. "accept" ends only the base chain that it is in, so each direction decides for itself.
 type Table struct {
 	Sets   map[string]*Set
 	Maps   map[string]*Map
@@ -124,7 +124,7 @@ const (
 // (net.bridge.bridge-nf-call-iptables), and both of its interfaces are the bridge then. The node's own packets, such as probes of
 // the kubelet, do not: they leave by the output hook.
 func (t *Table) addBaseChains() {
-	// Replies belong to a connection that was allowed. A connection that exists when a policy comes goes on, as in K3s.
+	// Replies belong to a connection that was allowed. A connection that exists when a policy is created continues, as in K3s.
 	established := Rule{Text: "ct state established,related", Verdict: "accept"}
 	// Pods have IPv4 addresses only. Link-local IPv6 between two pods of a bridge would go around each policy.
 	ipv6 := func(condition string) Rule { return Rule{Text: "meta nfproto ipv6 " + condition, Verdict: "drop"} }
