@@ -29,8 +29,8 @@ func newSnapshot() *cobra.Command {
 		Short:   "Save the cluster in a file, and restore it",
 		Long: `Save the cluster in a file, and restore it on this machine or an empty one.
 
-A snapshot has the datastore, the certificate authorities, the keys of Secrets, tokens, and the config file: whoever can read it is the
-cluster's administrator, unless it is encrypted. ` + volumesAreNotInIt + `
+A snapshot has the datastore, the certificate authorities, the keys of Secrets, tokens, and the config file: users who can read it are
+administrators of the cluster, unless it is encrypted. ` + volumesAreNotInIt + `
 
 A server saves one every 12 hours (--snapshot-schedule). These commands read the server's config file and environment, so that they
 use the same folder, bucket and passphrase. K3s's names of the flags (--dir, --etcd-s3-bucket) work as well.`,

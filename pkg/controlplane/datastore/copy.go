@@ -68,9 +68,9 @@ func Revision(ctx context.Context, dir string) (int64, error) {
 	return newest(ctx, db)
 }
 
-// Prepare makes a copy in the folder dir ready to be the database of a restored cluster, and returns its next revision less
-// one, which is above floor. Clients may have seen any revision up to floor. None of these means anything now, so they are
-// compacted: a watch or a list that continues from one of them is told so, and starts from the present state, as
+// Prepare turns a copy in the folder dir into the database of a restored cluster, and returns its new current revision, which is
+// above floor. Clients may have seen any revision up to floor. These revisions have no meaning now, so they are
+// compacted: a watch or a list that continues from one of them fails, and the client lists the current state, as
 // after etcdutl's `snapshot restore --bump-revision --mark-compacted`.
 func Prepare(ctx context.Context, dir string, floor int64) (revision int64, err error) {
 	file := filepath.Join(dir, CopyName)

@@ -17,7 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
-// A copy that is made while others write contains every write that was acknowledged before, and no half of one.
+// A copy that is created during writes contains every write that was acknowledged before, and no half of one.
 func TestSaveWhileWritesGoOn(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	client := start(t, d)
@@ -127,8 +127,8 @@ func TestSaveOfAStoppedServer(t *testing.T) {
 	}
 }
 
-// A restored database goes on above every revision that a client can have seen, and tells clients with one of these to start
-// from the present state.
+// A restored database continues above every revision that a client can have seen, and rejects these, so that clients list the
+// current state.
 func TestPrepare(t *testing.T) {
 	d := newDatastore(t, config.SyncFull)
 	client := start(t, d)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -99,6 +100,16 @@ func TestOnAServer(t *testing.T) {
 		t.Errorf("rotation without a key: %v", err)
 	}
 
+	// What comes before a change prevents it.
+	prevented := cluster
+	prevented.Before = func(context.Context) error { return errors.New("no room for a snapshot") }
+	if err := prevented.Enable(ctx, encryption.Secretbox); err == nil || !strings.Contains(err.Error(), "no room for a snapshot") {
+		t.Errorf("a change that is prevented: %v", err)
+	}
+	if s := status(); s.Enabled || len(s.Keys) != 0 || s.Unfinished {
+		t.Errorf("a change that was prevented: %+v", s)
+	}
+
 	if err := cluster.Enable(ctx, encryption.Secretbox); err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +165,16 @@ func TestOnAServer(t *testing.T) {
 	if !third.Unfinished || len(third.Keys) != 2 || third.Keys[0].Provider != encryption.Secretbox || !third.Keys[0].Active || third.Keys[1].Secrets == 0 {
 		t.Errorf("an interrupted rotation: %+v", third)
 	}
-	c := encryption.New(cluster, log)
+	// However often the component tries, it saves one snapshot.
+	saved := 0
+	finishing := cluster
+	finishing.Before = func(context.Context) error {
+		if saved++; saved == 1 {
+			return errors.New("not yet")
+		}
+		return nil
+	}
+	c := encryption.New(finishing, log)
 	if err := c.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -165,6 +185,9 @@ func TestOnAServer(t *testing.T) {
 	}
 	if err := c.Stop(ctx); err != nil {
 		t.Error(err)
+	}
+	if saved != 2 {
+		t.Errorf("%d snapshots were tried, want one that failed and one that did not", saved)
 	}
 	if s := status(); s.Unfinished || len(s.Keys) != 1 || s.Keys[0].Name != third.Keys[0].Name || s.Keys[0].Secrets < 230 {
 		t.Errorf("after the component: %+v", s)

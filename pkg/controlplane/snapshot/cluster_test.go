@@ -78,8 +78,8 @@ func server(t *testing.T, args ...string) (kubeconfig string, stop func()) {
 	return "", nil
 }
 
-// A cluster is saved while clients write to it, goes on, and is restored on another data dir with another node name. Clients that have
-// lived through all of it see the restored state, although they know later revisions.
+// A cluster is saved while clients write to it, runs on, and is restored on another data dir with another node name. Clients that ran
+// all the time see the restored state, although they know later revisions.
 func TestRestoredCluster(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -144,7 +144,7 @@ func TestRestoredCluster(t *testing.T) {
 		return text
 	}
 
-	// Writes that are acknowledged before the snapshot is asked for are in it.
+	// Writes that are acknowledged before the snapshot is requested are in it.
 	var acknowledged []string
 	var mu sync.Mutex
 	writing, endWrites := context.WithCancel(ctx)
@@ -223,14 +223,14 @@ func TestRestoredCluster(t *testing.T) {
 			t.Errorf("%s was acknowledged before the snapshot, and is not in it", name)
 		}
 	}
-	// The informer's client goes on with the certificate that it has: the authorities are the same.
+	// The informer's client keeps its certificate: the authorities are the same.
 	controlplanetest.Eventually(t, "the informer after the restore", func() error {
 		if got := seen(); got != "kept=before changed=before deleted=before " {
 			return fmt.Errorf("it sees %q at revision %s, known before was %s", got, informer.LastSyncResourceVersion(), known)
 		}
 		return nil
 	})
-	// A watch that continues where it was in the lost life is told to start again.
+	// A watch that continues from a lost revision is rejected.
 	w, err := client2.CoreV1().ConfigMaps("default").Watch(ctx, metav1.ListOptions{ResourceVersion: later.ResourceVersion})
 	if err == nil {
 		event := <-w.ResultChan()

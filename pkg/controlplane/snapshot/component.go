@@ -34,7 +34,7 @@ const (
 	formerRetry = 10 * time.Second
 )
 
-// Schedule says when a component saves snapshots.
+// Schedule is when a component saves snapshots, and how many it keeps.
 type Schedule struct {
 	// Cron is a cron expression of five fields, in local time. Empty for no snapshots.
 	Cron string
@@ -52,7 +52,7 @@ type Component struct {
 
 	cron   cron.Schedule
 	last   atomic.Pointer[error]  // of the last scheduled snapshot; nil if it was saved
-	former atomic.Pointer[string] // what is to be said about the node of a restored snapshot
+	former atomic.Pointer[string] // a warning about the node of a restored snapshot; nil for none
 }
 
 var _ component.Component = (*Component)(nil)
@@ -82,7 +82,7 @@ func (c *Component) Init(context.Context) (err error) {
 func (c *Component) Start(ctx context.Context) error {
 	c.Go(ctx, func(ctx context.Context) {
 		c.finish(ctx)
-		if c.cron == nil {
+		if c.cron == nil || c.snapshots.o.Datastore == nil {
 			<-ctx.Done()
 			return
 		}
@@ -246,7 +246,7 @@ func (s *Snapshots) BeforeStart(ctx context.Context, save bool, log *slog.Logger
 	}
 	if used, err := hasDatastore(s.o.DataDir); err != nil {
 		return err
-	} else if used && save {
+	} else if used && save && s.o.Datastore != nil {
 		info, err := s.Save(ctx, BeforeUpgrade)
 		if info == nil {
 			return fmt.Errorf("another version of Polymesh has used %s, and its state cannot be saved before this one changes it: %w. To start without a snapshot: --disable-snapshots", s.o.DataDir, err)

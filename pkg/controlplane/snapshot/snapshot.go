@@ -155,7 +155,7 @@ func (s *Snapshots) lock() (unlock func(), err error) {
 
 func (s *Snapshots) save(ctx context.Context, name string) (*Info, error) {
 	if s.o.Datastore == nil {
-		return nil, errors.New("this server's datastore has no snapshots: use its own backup tools")
+		return nil, errors.New("this server's datastore has no snapshots: use the backup tools of that database")
 	}
 	// A killed process leaves these.
 	if err := removeUnfinished(s.o.Dir); err != nil {
@@ -245,7 +245,7 @@ func empty(dir string) error {
 	return nil
 }
 
-// listed returns the names that a description has room for. Whoever creates pods chooses them, and must not be able to prevent snapshots.
+// listed returns the names that a description has room for. Users who create pods choose them, and must not be able to prevent snapshots.
 func listed(images []string) []string {
 	// The longest reference: 255 bytes of a name, 128 of a tag, and a digest (github.com/distribution/reference).
 	images = slices.DeleteFunc(images, func(name string) bool { return len(name) > 512 })

@@ -413,7 +413,7 @@ func TestInterruptedRestore(t *testing.T) {
 		if err := copied.stage(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
-		// Before its first step nothing is replaced, even if it never goes on.
+		// Before its first step nothing is replaced.
 		if text, err := os.ReadFile(copied.dir.Server("token")); err != nil || string(text) != "a new token" {
 			t.Fatalf("the token is %q, %v", text, err)
 		}
@@ -524,7 +524,7 @@ func TestSaveRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := m.Save(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "is in use") {
-		t.Errorf("beside another: %v", err)
+		t.Errorf("while another one is saved: %v", err)
 	}
 	unlock()
 	if err := os.Chmod(m.o.Dir, 0o777); err != nil {
@@ -619,6 +619,11 @@ func TestBeforeStartOfAnotherVersion(t *testing.T) {
 		}
 	}
 	if err := m.BeforeStart(t.Context(), false, log); err != nil {
+		t.Error(err)
+	}
+	// A datastore without snapshots does not prevent the start, nor a change of keys.
+	version.Version, m.o.Datastore = "1.4.0", nil
+	if err := errors.Join(m.BeforeStart(t.Context(), true, log), m.Before(BeforeSecretsEncrypt)(t.Context())); err != nil {
 		t.Error(err)
 	}
 }
