@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -10,11 +11,18 @@ import (
 )
 
 // files are the settings that name files or folders. A relative name in them is meant from the folder in which the user is.
-var files = []string{"config", "data-dir", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key"}
+var files = []string{
+	"config", "data-dir", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key",
+	"datastore-endpoint-file", "datastore-cafile", "datastore-certfile", "datastore-keyfile",
+}
 
 // CommandLine returns the flags that were given, in a form that means the same from every folder: one word for each value,
-// and absolute file names. It has to be called before Server, which also fills in what was not given as a flag.
+// and absolute file names. It has to be called before Server, which also fills in what was not given as a flag. A password in it is an
+// error: the result is for files that everyone can read.
 func (f *Flags) CommandLine() ([]string, error) {
+	if f.visiblePassword() {
+		return nil, errors.New("--datastore-endpoint contains a password, and everyone can read the service's unit: set POLYMESH_DATASTORE_ENDPOINT instead, which goes into a file of root's, or use --datastore-endpoint-file")
+	}
 	var args []string
 	var failure error
 	f.VisitAll(func(flag *pflag.Flag) {

@@ -19,44 +19,50 @@ import (
 var example = map[string]struct {
 	value string
 	shows func(*Server) bool
+	with  []string // flags without which this one is refused
 }{
-	"data-dir":                    {"/srv/polymesh", func(s *Server) bool { return s.DataDir == "/srv/polymesh" }},
-	"write-kubeconfig":            {"/srv/admin.yaml", func(s *Server) bool { return s.Kubeconfig == "/srv/admin.yaml" }},
-	"write-kubeconfig-mode":       {"0644", func(s *Server) bool { return s.KubeconfigMode == 0o644 }},
-	"write-kubeconfig-group":      {"0", func(s *Server) bool { return s.KubeconfigGroup == 0 && s.KubeconfigMode == 0o640 }},
-	"datastore-sync":              {"normal", func(s *Server) bool { return s.DatastoreSync == SyncNormal }},
-	"node-name":                   {"1.10", func(s *Server) bool { return s.NodeName == "1.10" }},
-	"node-ip":                     {"192.0.2.7", func(s *Server) bool { return s.NodeIP == netip.MustParseAddr("192.0.2.7") }},
-	"node-external-ip":            {"198.51.100.7", func(s *Server) bool { return s.ExternalIP == netip.MustParseAddr("198.51.100.7") }},
-	"node-label":                  {"disk=ssd", func(s *Server) bool { return slices.Equal(s.NodeLabels, []string{"disk=ssd"}) }},
-	"node-taint":                  {"CriticalAddonsOnly=true:NoExecute", func(s *Server) bool { return slices.Equal(s.NodeTaints, []string{"CriticalAddonsOnly=true:NoExecute"}) }},
-	"bind-address":                {"127.0.0.1", func(s *Server) bool { return s.BindAddress == netip.MustParseAddr("127.0.0.1") }},
-	"advertise-address":           {"192.0.2.8", func(s *Server) bool { return s.AdvertiseAddress == netip.MustParseAddr("192.0.2.8") }},
-	"https-listen-port":           {"7443", func(s *Server) bool { return s.HTTPSPort == 7443 }},
-	"tls-san":                     {"api.example.com", func(s *Server) bool { return slices.Equal(s.TLSSANs, []string{"api.example.com"}) }},
-	"cluster-cidr":                {"10.60.0.0/16", func(s *Server) bool { return s.ClusterCIDR == netip.MustParsePrefix("10.60.0.0/16") }},
-	"service-cidr":                {"10.61.0.0/16", func(s *Server) bool { return s.ClusterDNS == netip.MustParseAddr("10.61.0.10") }},
-	"cluster-dns":                 {"10.43.0.53", func(s *Server) bool { return s.ClusterDNS == netip.MustParseAddr("10.43.0.53") }},
-	"cluster-domain":              {"cluster.example", func(s *Server) bool { return s.ClusterDomain == "cluster.example" }},
-	"service-node-port-range":     {"20000-20100", func(s *Server) bool { return s.NodePortRange == "20000-20100" }},
-	"resolv-conf":                 {"/srv/resolv.conf", func(s *Server) bool { return s.ResolvConf == "/srv/resolv.conf" }},
-	"secrets-encryption":          {"true", func(s *Server) bool { return s.SecretsEncryption }},
-	"secrets-encryption-provider": {"aescbc", func(s *Server) bool { return s.EncryptionProvider == "aescbc" }},
-	"audit-log":                   {"true", func(s *Server) bool { return s.AuditLog }},
-	"audit-policy-file":           {"/srv/audit.yaml", func(s *Server) bool { return s.AuditLog && s.AuditPolicyFile == "/srv/audit.yaml" }},
-	"pod-security":                {"baseline", func(s *Server) bool { return s.PodSecurity == "baseline" }},
-	"protect-kernel-defaults":     {"true", func(s *Server) bool { return s.ProtectKernelDefaults }},
-	"disable":                     {"servicelb", func(s *Server) bool { return !s.Enabled(ServiceLB) && s.Enabled(CoreDNS) }},
-	"loadbalancer-pool":           {"192.0.2.64/28", func(s *Server) bool { return s.LoadBalancerPool[0].From == netip.MustParseAddr("192.0.2.65") }},
-	"image-policy-key":            {"/srv/image.pub", func(s *Server) bool { return slices.Equal(s.ImagePolicyKeys, []string{"/srv/image.pub"}) }},
-	"mesh-profile":                {"demo", func(s *Server) bool { return s.MeshProfile == "demo" }},
-	"kube-apiserver-arg":          {"audit-log-path=/a,b", func(s *Server) bool { return slices.Equal(s.APIServerArgs, []string{"audit-log-path=/a,b"}) }},
-	"kube-controller-manager-arg": {"v=2", func(s *Server) bool { return slices.Equal(s.ControllerManagerArgs, []string{"v=2"}) }},
-	"kube-scheduler-arg":          {"v=3", func(s *Server) bool { return slices.Equal(s.SchedulerArgs, []string{"v=3"}) }},
-	"kubelet-arg":                 {"feature-gates=A=true,B=false", func(s *Server) bool { return slices.Equal(s.KubeletArgs, []string{"feature-gates=A=true,B=false"}) }},
-	"kube-proxy-arg":              {"v=4", func(s *Server) bool { return slices.Equal(s.ProxyArgs, []string{"v=4"}) }},
-	"v":                           {"5", func(s *Server) bool { return s.LogLevel == 5 }},
-	"debug":                       {"true", func(s *Server) bool { return s.Debug }},
+	"data-dir":                    {value: "/srv/polymesh", shows: func(s *Server) bool { return s.DataDir == "/srv/polymesh" }},
+	"write-kubeconfig":            {value: "/srv/admin.yaml", shows: func(s *Server) bool { return s.Kubeconfig == "/srv/admin.yaml" }},
+	"write-kubeconfig-mode":       {value: "0644", shows: func(s *Server) bool { return s.KubeconfigMode == 0o644 }},
+	"write-kubeconfig-group":      {value: "0", shows: func(s *Server) bool { return s.KubeconfigGroup == 0 && s.KubeconfigMode == 0o640 }},
+	"datastore-sync":              {value: "normal", shows: func(s *Server) bool { return s.DatastoreSync == SyncNormal }},
+	"cluster-init":                {value: "true", shows: func(s *Server) bool { return s.ClusterInit }},
+	"datastore-endpoint":          {value: "etcd://a:2379,etcd://b", shows: func(s *Server) bool { return s.Datastore.Endpoint == "http://a:2379,http://b:2379" }},
+	"datastore-cafile":            {value: "/srv/ca.crt", shows: func(s *Server) bool { return s.Datastore.CAFile == "/srv/ca.crt" }, with: []string{"--datastore-endpoint=etcd://a"}},
+	"datastore-certfile":          {value: "/srv/a.crt", shows: func(s *Server) bool { return s.Datastore.CertFile == "/srv/a.crt" }, with: []string{"--datastore-endpoint=etcd://a", "--datastore-keyfile=k"}},
+	"datastore-keyfile":           {value: "/srv/a.key", shows: func(s *Server) bool { return s.Datastore.KeyFile == "/srv/a.key" }, with: []string{"--datastore-endpoint=etcd://a", "--datastore-certfile=c"}},
+	"node-name":                   {value: "1.10", shows: func(s *Server) bool { return s.NodeName == "1.10" }},
+	"node-ip":                     {value: "192.0.2.7", shows: func(s *Server) bool { return s.NodeIP == netip.MustParseAddr("192.0.2.7") }},
+	"node-external-ip":            {value: "198.51.100.7", shows: func(s *Server) bool { return s.ExternalIP == netip.MustParseAddr("198.51.100.7") }},
+	"node-label":                  {value: "disk=ssd", shows: func(s *Server) bool { return slices.Equal(s.NodeLabels, []string{"disk=ssd"}) }},
+	"node-taint":                  {value: "CriticalAddonsOnly=true:NoExecute", shows: func(s *Server) bool { return slices.Equal(s.NodeTaints, []string{"CriticalAddonsOnly=true:NoExecute"}) }},
+	"bind-address":                {value: "127.0.0.1", shows: func(s *Server) bool { return s.BindAddress == netip.MustParseAddr("127.0.0.1") }},
+	"advertise-address":           {value: "192.0.2.8", shows: func(s *Server) bool { return s.AdvertiseAddress == netip.MustParseAddr("192.0.2.8") }},
+	"https-listen-port":           {value: "7443", shows: func(s *Server) bool { return s.HTTPSPort == 7443 }},
+	"tls-san":                     {value: "api.example.com", shows: func(s *Server) bool { return slices.Equal(s.TLSSANs, []string{"api.example.com"}) }},
+	"cluster-cidr":                {value: "10.60.0.0/16", shows: func(s *Server) bool { return s.ClusterCIDR == netip.MustParsePrefix("10.60.0.0/16") }},
+	"service-cidr":                {value: "10.61.0.0/16", shows: func(s *Server) bool { return s.ClusterDNS == netip.MustParseAddr("10.61.0.10") }},
+	"cluster-dns":                 {value: "10.43.0.53", shows: func(s *Server) bool { return s.ClusterDNS == netip.MustParseAddr("10.43.0.53") }},
+	"cluster-domain":              {value: "cluster.example", shows: func(s *Server) bool { return s.ClusterDomain == "cluster.example" }},
+	"service-node-port-range":     {value: "20000-20100", shows: func(s *Server) bool { return s.NodePortRange == "20000-20100" }},
+	"resolv-conf":                 {value: "/srv/resolv.conf", shows: func(s *Server) bool { return s.ResolvConf == "/srv/resolv.conf" }},
+	"secrets-encryption":          {value: "true", shows: func(s *Server) bool { return s.SecretsEncryption }},
+	"secrets-encryption-provider": {value: "aescbc", shows: func(s *Server) bool { return s.EncryptionProvider == "aescbc" }},
+	"audit-log":                   {value: "true", shows: func(s *Server) bool { return s.AuditLog }},
+	"audit-policy-file":           {value: "/srv/audit.yaml", shows: func(s *Server) bool { return s.AuditLog && s.AuditPolicyFile == "/srv/audit.yaml" }},
+	"pod-security":                {value: "baseline", shows: func(s *Server) bool { return s.PodSecurity == "baseline" }},
+	"protect-kernel-defaults":     {value: "true", shows: func(s *Server) bool { return s.ProtectKernelDefaults }},
+	"disable":                     {value: "servicelb", shows: func(s *Server) bool { return !s.Enabled(ServiceLB) && s.Enabled(CoreDNS) }},
+	"loadbalancer-pool":           {value: "192.0.2.64/28", shows: func(s *Server) bool { return s.LoadBalancerPool[0].From == netip.MustParseAddr("192.0.2.65") }},
+	"image-policy-key":            {value: "/srv/image.pub", shows: func(s *Server) bool { return slices.Equal(s.ImagePolicyKeys, []string{"/srv/image.pub"}) }},
+	"mesh-profile":                {value: "demo", shows: func(s *Server) bool { return s.MeshProfile == "demo" }},
+	"kube-apiserver-arg":          {value: "audit-log-path=/a,b", shows: func(s *Server) bool { return slices.Equal(s.APIServerArgs, []string{"audit-log-path=/a,b"}) }},
+	"kube-controller-manager-arg": {value: "v=2", shows: func(s *Server) bool { return slices.Equal(s.ControllerManagerArgs, []string{"v=2"}) }},
+	"kube-scheduler-arg":          {value: "v=3", shows: func(s *Server) bool { return slices.Equal(s.SchedulerArgs, []string{"v=3"}) }},
+	"kubelet-arg":                 {value: "feature-gates=A=true,B=false", shows: func(s *Server) bool { return slices.Equal(s.KubeletArgs, []string{"feature-gates=A=true,B=false"}) }},
+	"kube-proxy-arg":              {value: "v=4", shows: func(s *Server) bool { return slices.Equal(s.ProxyArgs, []string{"v=4"}) }},
+	"v":                           {value: "5", shows: func(s *Server) bool { return s.LogLevel == 5 }},
+	"debug":                       {value: "true", shows: func(s *Server) bool { return s.Debug }},
 }
 
 func env(flag, value string) string {
@@ -75,6 +81,13 @@ func file(t *testing.T, content string) string {
 func TestEveryFlagHasEnvironmentAndFileForm(t *testing.T) {
 	empty := file(t, "")
 	flags := ServerFlags()
+	endpoint := file(t, "mysql://u:p@tcp(h)/d\n")
+	example := maps.Clone(example)
+	example["datastore-endpoint-file"] = struct {
+		value string
+		shows func(*Server) bool
+		with  []string
+	}{value: endpoint, shows: func(s *Server) bool { return s.Datastore.Kind == MySQL && s.Datastore.Endpoint == "u:p@tcp(h)/d" }}
 	if got, want := slices.Sorted(maps.Keys(example)), flags.keys(); !slices.Equal(got, want) {
 		t.Fatalf("examples are for %q, flags are %q", got, want)
 	}
@@ -89,13 +102,16 @@ func TestEveryFlagHasEnvironmentAndFileForm(t *testing.T) {
 		}
 	}
 	for name, e := range example {
+		with := func(args ...string) []string { return append(args, e.with...) }
 		for form, parse := range map[string]func() (*Server, error){
-			"flag":         func() (*Server, error) { return Parse([]string{"-c", empty, "--" + name + "=" + e.value}, nil) },
-			"environment":  func() (*Server, error) { return Parse([]string{"-c", empty}, []string{env(name, e.value)}) },
-			"file":         func() (*Server, error) { return Parse([]string{"-c", file(t, name+": "+e.value)}, nil) },
-			"file, quoted": func() (*Server, error) { return Parse([]string{"-c", file(t, name+": '"+e.value+"'")}, nil) },
+			"flag": func() (*Server, error) { return Parse(with("-c", empty, "--"+name+"="+e.value), nil) },
+			"environment": func() (*Server, error) {
+				return Parse(with("-c", empty), []string{env(name, e.value)})
+			},
+			"file":         func() (*Server, error) { return Parse(with("-c", file(t, name+": "+e.value)), nil) },
+			"file, quoted": func() (*Server, error) { return Parse(with("-c", file(t, name+": '"+e.value+"'")), nil) },
 			"file by POLYMESH_CONFIG": func() (*Server, error) {
-				return Parse(nil, []string{env("config", file(t, name+": "+e.value))})
+				return Parse(with(), []string{env("config", file(t, name+": "+e.value))})
 			},
 		} {
 			s, err := parse()

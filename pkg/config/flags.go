@@ -52,6 +52,13 @@ type raw struct {
 	logLevel         int
 	debug            bool
 
+	clusterInit           bool
+	datastoreEndpoint     string
+	datastoreEndpointFile string
+	datastoreCA           string
+	datastoreCert         string
+	datastoreKey          string
+
 	// An agent's own.
 	server    string
 	token     string
@@ -79,6 +86,12 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.kubeconfigGroup, "write-kubeconfig-group", "", "group that may read that file, by name or number; its members are the cluster's administrators")
 
 	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power cut loses the last ones")
+	f.BoolVar(&r.clusterInit, "cluster-init", false, "keep the cluster's state in etcd, on this server, instead of SQLite, so that other servers can join")
+	f.StringVar(&r.datastoreEndpoint, "datastore-endpoint", "", "datastore outside of this server, which several servers can share: etcd://…, https://…, postgres://… or mysql://… (default: the server's own SQLite)")
+	f.StringVar(&r.datastoreEndpointFile, "datastore-endpoint-file", "", "file with the datastore's endpoint, for one with a password")
+	f.StringVar(&r.datastoreCA, "datastore-cafile", "", "file of the authority that has signed the datastore's certificate")
+	f.StringVar(&r.datastoreCert, "datastore-certfile", "", "file of this server's certificate for the datastore")
+	f.StringVar(&r.datastoreKey, "datastore-keyfile", "", "file of the key of that certificate")
 
 	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
 	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")
@@ -160,10 +173,15 @@ func Parse(args []string, environ []string) (*Server, error) {
 
 // Server completes the parsed flags from the environment and the config file, and validates them.
 func (f *Flags) Server(environ []string) (*Server, error) {
+	visible := f.visiblePassword()
 	if err := f.fill(environ); err != nil {
 		return nil, err
 	}
-	return f.raw.checkServer()
+	s, err := f.raw.checkServer()
+	if err == nil && visible {
+		s.Notes = append(s.Notes, "other users of this machine can read the password of --datastore-endpoint in the list of processes: use POLYMESH_DATASTORE_ENDPOINT, the config file or --datastore-endpoint-file")
+	}
+	return s, err
 }
 
 // Agent is Server for an agent.

@@ -38,6 +38,11 @@ import (
 func Run(ctx context.Context, cfg *config.Server) error {
 	// Inherited by containerd, the kubelet and the shims.
 	syscall.Umask(layout.Umask)
+	for _, name := range config.SecretVariables() {
+		if err := os.Unsetenv(name); err != nil {
+			return err
+		}
+	}
 	log := newLog(cfg)
 	grpcToKlog()
 	marker, err := datadir.Claim(cfg.DataDir)
