@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -17,6 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/kubeflags"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // ControllerManager is the component "kube-controller-manager".
@@ -40,20 +41,24 @@ func (c *ControllerManager) Version() string { return version.Get().GitVersion }
 
 func (c *ControllerManager) args() []string {
 	cfg, certs := c.opts.Config, c.opts.Certificates
-	return kubeflags.Merge(map[string]string{
+	args := map[string]string{
 		"allocate-node-cidrs":              "true",
 		"cluster-cidr":                     cfg.ClusterCIDR.String(),
 		"cluster-signing-cert-file":        certs.Cert(certificate.ClientCA),
 		"cluster-signing-key-file":         certs.Key(certificate.ClientCA),
 		"kubeconfig":                       cfg.DataDir.Kubeconfig(c.Name()),
-		"leader-elect":                     strconv.FormatBool(c.opts.Datastore.LeaderElect),
 		"profiling":                        "false",
 		"root-ca-file":                     certs.Cert(certificate.ServerCA),
-		"secure-port":                      "0",
 		"service-account-private-key-file": certs.ServiceAccountKey(),
 		"service-cluster-ip-range":         cfg.ServiceCIDR.String(),
 		"use-service-account-credentials":  "true",
-	}, cfg.ControllerManagerArgs)
+	}
+	maps.Copy(args, separateFlags(c.opts, layout.ControllersPort))
+	if c.opts.Datastore.LeaderElect {
+		// Another server takes over at once when this one stops. Alpha, because not all controllers stop in time; the process ends anyway.
+		args["feature-gates"] = "ControllerManagerReleaseLeaderElectionLockOnExit=true"
+	}
+	return kubeflags.Merge(args, cfg.ControllerManagerArgs)
 }
 
 // Init parses the command line.
@@ -67,6 +72,9 @@ func (c *ControllerManager) Init(context.Context) (err error) {
 	}
 	return kubeflags.Check("kube-controller-manager-arg", fs, c.args())
 }
+
+// healthPort implements programmed.
+func (c *ControllerManager) healthPort() int { return c.options.SecureServing.BindPort }
 
 // Start runs the controllers.
 func (c *ControllerManager) Start(ctx context.Context) error {

@@ -3,6 +3,7 @@ package server
 import (
 	"crypto/rand"
 	"net/netip"
+	"os"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
@@ -10,6 +11,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/addon"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/controlplane/imagepolicy"
 	"polymesh.dev/polymesh/pkg/controlplane/leader"
@@ -28,7 +30,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	dir := s.cfg.DataDir
 	certs := certificate.Store(dir.TLS())
 	kubeconfig := dir.Kubeconfig("polymesh")
-	var store datastore.Store = datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
+	store := s.newDatastore()
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.ip, Certificates: certs, Datastore: store.Endpoint()}
 	machine := s.node()
 
@@ -41,9 +43,14 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
 		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint()}, s.log), api)
 	}
-	controllers := m.Add(controlplane.NewControllerManager(plane), api)
-	m.Add(controlplane.NewScheduler(plane), api)
-	m.Add(node.NewKubelet(machine), api, images, controllers)
+	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.log), api)
+	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.log), api)
+	kubelet := []component.Handle{api, images}
+	if !plane.Datastore.LeaderElect {
+		// In one process, the kubelet must come second: see ControllerManager.Ready.
+		kubelet = append(kubelet, controllers)
+	}
+	m.Add(node.NewKubelet(machine), kubelet...)
 	m.Add(node.NewProxy(machine), api)
 	up = m.Add(node.NewNetwork(machine), api, controllers)
 	m.Add(noderole.New(noderole.Options{Node: s.name, Kubeconfig: kubeconfig, Log: s.log}), api)
@@ -82,6 +89,32 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		})
 	}
 	return up
+}
+
+// newDatastore returns the datastore: the configured one outside, or this server's own.
+func (s *server) newDatastore() datastore.Store {
+	dir := s.cfg.DataDir
+	if own, err := os.ReadDir(dir.Server("db")); err == nil && len(own) > 0 && s.cfg.Datastore.Kind != config.SQLite {
+		s.log.Warn("this server has a datastore of its own, which is not used with --datastore-endpoint", "folder", dir.Server("db"))
+	}
+	switch s.cfg.Datastore.Kind {
+	case config.Etcd:
+		return datastore.NewExternal(s.cfg.Datastore)
+	case config.PostgreSQL, config.MySQL:
+		return datastore.NewSQL(datastore.SQLOptions{Database: s.cfg.Datastore, Socket: dir.DatastoreSocket(), Log: s.log})
+	}
+	// A member of etcd stays one, whatever the flags are: the cluster's state is there.
+	if exists, err := etcd.Exists(dir.Etcd()); s.cfg.ClusterInit || exists || err != nil {
+		return etcd.New(etcd.Options{
+			Dir: dir.Etcd(), SQLite: dir.Server("db", "state.db"), Node: s.name, Certificates: certificate.Store(dir.TLS()), Log: s.log,
+			Client: onLoopback(layout.EtcdClientPort), HTTP: onLoopback(layout.EtcdHTTPPort), Peer: netip.AddrPortFrom(s.ip, layout.EtcdPeerPort),
+		})
+	}
+	return datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
+}
+
+func onLoopback(port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
 }
 
 // node returns the options shared by this machine's node components.
