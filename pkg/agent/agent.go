@@ -21,6 +21,7 @@ import (
 	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
+	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/process"
 )
 
@@ -32,6 +33,9 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			member, err := joined(ctx, cfg, p)
 			if err != nil {
 				return component.Handle{}, fmt.Errorf("join the cluster: %w", err)
+			}
+			if err := preflight.PodNetwork(member.Cluster.FlannelBackend, member.Cluster.FlannelPort, cfg.FlannelIface); err != nil {
+				return component.Handle{}, err
 			}
 			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), "https://"+balancerAddress().String(), member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
 				return component.Handle{}, err

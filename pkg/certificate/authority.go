@@ -26,9 +26,13 @@ const (
 	RequestHeaderCA = "request-header-ca"
 	// KubeletCA signs the kubelets' serving certificates. With ServerCA, a node could get a certificate for the API server's address.
 	KubeletCA = "kubelet-ca"
+	// EtcdCA signs the certificates of etcd's members and of their clients, the servers.
+	EtcdCA = "etcd-ca"
 )
 
-func authorityNames() []string { return []string{ServerCA, ClientCA, RequestHeaderCA, KubeletCA} }
+func authorityNames() []string {
+	return []string{ServerCA, ClientCA, RequestHeaderCA, KubeletCA, EtcdCA}
+}
 
 // Authorities is what all servers of a cluster share for signing: the certificate authorities, and the key for
 // service-account tokens.

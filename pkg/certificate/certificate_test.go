@@ -228,8 +228,8 @@ func TestRenewedWhenTheMachineChanges(t *testing.T) {
 		change func(*Options)
 		want   []string
 	}{
-		"address":     {func(o *Options) { o.NodeIP = netip.MustParseAddr("192.0.2.11") }, []string{APIServer, KubeletServing}},
-		"name":        {func(o *Options) { o.NodeName = "node-2" }, []string{APIServer, KubeletServing, Kubelet}},
+		"address":     {func(o *Options) { o.NodeIP = netip.MustParseAddr("192.0.2.11") }, []string{APIServer, KubeletServing, EtcdServing}},
+		"name":        {func(o *Options) { o.NodeName = "node-2" }, []string{APIServer, KubeletServing, Kubelet, EtcdServing}},
 		"SANs":        {func(o *Options) { o.SANs = nil }, []string{APIServer}},
 		"services":    {func(o *Options) { o.ServiceIP = netip.MustParseAddr("10.44.0.1") }, []string{APIServer}},
 		"domain":      {func(o *Options) { o.ClusterDomain = "example.local" }, []string{APIServer}},

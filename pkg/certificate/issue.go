@@ -46,6 +46,8 @@ const (
 	LoadBalancer      = "client-servicelb"
 	APIServerKubelet  = "client-kube-apiserver-kubelet"
 	FrontProxy        = "client-front-proxy"
+	EtcdServing       = "serving-etcd"
+	EtcdClient        = "client-etcd"
 )
 
 // Users of client certificates whose permissions are our own roles (pkg/controlplane). They are in no group: they can only do
@@ -104,6 +106,8 @@ func leaves(o Options) []leaf {
 		client(LoadBalancer, LoadBalancerUser),
 		client(APIServerKubelet, APIServerKubeletUser),
 		{FrontProxy, RequestHeaderCA, pkix.Name{CommonName: "system:auth-proxy"}, x509.ExtKeyUsageClientAuth, nil, false},
+		{EtcdServing, EtcdCA, pkix.Name{CommonName: "etcd"}, x509.ExtKeyUsageServerAuth, []string{o.NodeName, o.NodeIP.String(), "localhost", "127.0.0.1"}, false},
+		{EtcdClient, EtcdCA, pkix.Name{CommonName: "etcd-client"}, x509.ExtKeyUsageClientAuth, nil, false},
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	istio "istio.io/istio/pkg/version"
 	"k8s.io/component-base/version"
 
+	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/payload"
@@ -35,6 +36,9 @@ func Run(args []string) int {
 	if len(args) > 1 {
 		if tool, ok := tools[args[1]]; ok {
 			return tool(args[2:])
+		}
+		if controlplane.IsProgram(args[1]) {
+			return controlplane.RunProgram(args[1], args[2:])
 		}
 	}
 	if len(args) > 1 && args[1] == node.ProxyCommand {

@@ -41,10 +41,11 @@ they are compacted, and in free parts of the datastore's file.`,
 		} else if err != nil {
 			return encryption.Cluster{}, err
 		}
-		return encryption.Cluster{
-			File: dataDir.EncryptionFile(), Kubeconfig: dataDir.Kubeconfig("polymesh"),
-			Datastore: datastore.Endpoint{Servers: "unix://" + dataDir.DatastoreSocket()},
-		}, nil
+		endpoint, err := datastore.ReadEndpoint(dataDir.DatastoreEndpoint())
+		if err != nil {
+			return encryption.Cluster{}, err
+		}
+		return encryption.Cluster{File: dataDir.EncryptionFile(), Kubeconfig: dataDir.Kubeconfig("polymesh"), Datastore: endpoint}, nil
 	}
 	change := func(use, short, title string, provider *string, run func(encryption.Cluster, *cobra.Command) error) *cobra.Command {
 		skip := false

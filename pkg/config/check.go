@@ -43,6 +43,7 @@ func (r *raw) checkServer() (*Server, error) {
 	for _, step := range []func() error{
 		func() error { return r.checkNode(&s.Node) },
 		func() error { return r.checkFiles(s) },
+		func() error { return r.checkDatastore(s) },
 		func() error { return r.checkListener(s) },
 		func() error { return r.checkCluster(&s.Cluster) },
 		func() error { return r.checkAddons(s) },

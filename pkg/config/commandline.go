@@ -11,10 +11,11 @@ import (
 
 // files are the settings that name files or folders. A relative name in them is meant from the folder in which the user is.
 var files = []string{"config", "data-dir", "token-file", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key",
-	"snapshot-dir", "snapshot-passphrase-file", "s3-endpoint-ca", "s3-access-key-file", "s3-secret-key-file"}
+	"snapshot-dir", "snapshot-passphrase-file", "s3-endpoint-ca", "s3-access-key-file", "s3-secret-key-file",
+	"datastore-endpoint-file", "datastore-cafile", "datastore-certfile", "datastore-keyfile"}
 
-// secretFlags are settings that other users must not read: an environment can be private, a command line cannot.
-var secretFlags = []string{"token", "s3-access-key", "s3-secret-key"}
+// secretFlags are settings that other users must not read, or that may contain a password: an environment can be private, a command line cannot.
+var secretFlags = []string{"token", "s3-access-key", "s3-secret-key", "datastore-endpoint"}
 
 // CommandLine returns the flags that were given, except secrets, in a form that means the same from every folder: one word for each value,
 // and absolute file names. It has to be called before Server, which also fills in what was not given as a flag.

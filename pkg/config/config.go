@@ -140,6 +140,9 @@ type Server struct {
 	// KubeconfigGroup is the id of the group that may read Kubeconfig; -1 for none.
 	KubeconfigGroup int
 	DatastoreSync   DatastoreSync
+	Datastore       Datastore
+	// ClusterInit makes etcd the datastore, which other servers can join.
+	ClusterInit bool
 
 	BindAddress      netip.Addr
 	AdvertiseAddress netip.Addr // invalid: the node's address

@@ -82,6 +82,11 @@ var example = map[string]struct {
 	"s3-timeout":                  {"90s", s3(func(b *S3) bool { return b.Timeout == 90*time.Second })},
 	"v":                           {"5", func(s *Server) bool { return s.LogLevel == 5 }},
 	"debug":                       {"true", func(s *Server) bool { return s.Debug }},
+	"cluster-init":                {"true", func(s *Server) bool { return s.ClusterInit }},
+	"datastore-endpoint":          {"etcd://a:2379,etcd://b", func(s *Server) bool { return s.Datastore.Endpoint == "http://a:2379,http://b:2379" }},
+	"datastore-cafile":            {"/srv/ca.crt", func(s *Server) bool { return s.Datastore.CAFile == "/srv/ca.crt" }},
+	"datastore-certfile":          {"/srv/a.crt", func(s *Server) bool { return s.Datastore.CertFile == "/srv/a.crt" }},
+	"datastore-keyfile":           {"/srv/a.key", func(s *Server) bool { return s.Datastore.KeyFile == "/srv/a.key" }},
 }
 
 func s3(shows func(*S3) bool) func(*Server) bool {
@@ -91,6 +96,12 @@ func s3(shows func(*S3) bool) func(*Server) bool {
 // needed are flags without which the example of a flag has no effect, or is refused.
 func needed(flag string) []string {
 	switch {
+	case flag == "datastore-cafile":
+		return []string{"--datastore-endpoint=etcd://a"}
+	case flag == "datastore-certfile":
+		return []string{"--datastore-endpoint=etcd://a", "--datastore-keyfile=k"}
+	case flag == "datastore-keyfile":
+		return []string{"--datastore-endpoint=etcd://a", "--datastore-certfile=c"}
 	case flag == "s3-bucket":
 		return []string{"--s3"}
 	case strings.HasPrefix(flag, "s3-access-key"):
@@ -121,6 +132,12 @@ func file(t *testing.T, content string) string {
 func TestEveryFlagHasEnvironmentAndFileForm(t *testing.T) {
 	empty := file(t, "")
 	flags := ServerFlags()
+	endpoint := file(t, "mysql://u:p@tcp(h)/d\n")
+	example := maps.Clone(example)
+	example["datastore-endpoint-file"] = struct {
+		value string
+		shows func(*Server) bool
+	}{value: endpoint, shows: func(s *Server) bool { return s.Datastore.Kind == MySQL && s.Datastore.Endpoint == "u:p@tcp(h)/d" }}
 	if got, want := slices.Sorted(maps.Keys(example)), flags.keys(); !slices.Equal(got, want) {
 		t.Fatalf("examples are for %q, flags are %q", got, want)
 	}

@@ -58,6 +58,13 @@ type raw struct {
 	debug            bool
 	snapshots        rawSnapshots
 
+	clusterInit           bool
+	datastoreEndpoint     string
+	datastoreEndpointFile string
+	datastoreCA           string
+	datastoreCert         string
+	datastoreKey          string
+
 	// An agent's own.
 	server    string
 	token     string
@@ -88,6 +95,12 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.kubeconfigGroup, "write-kubeconfig-group", "", "group that may read that file, by name or number; its members are the cluster's administrators")
 
 	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power cut loses the last ones")
+	f.BoolVar(&r.clusterInit, "cluster-init", false, "keep the cluster's state in etcd, on this server, instead of SQLite, so that other servers can join")
+	f.StringVar(&r.datastoreEndpoint, "datastore-endpoint", "", "datastore outside of this server, which several servers can share: etcd://…, https://…, postgres://… or mysql://… (default: the server's own SQLite)")
+	f.StringVar(&r.datastoreEndpointFile, "datastore-endpoint-file", "", "file with the datastore's endpoint, for one with a password")
+	f.StringVar(&r.datastoreCA, "datastore-cafile", "", "file of the authority that has signed the datastore's certificate")
+	f.StringVar(&r.datastoreCert, "datastore-certfile", "", "file of this server's certificate for the datastore")
+	f.StringVar(&r.datastoreKey, "datastore-keyfile", "", "file of the key of that certificate")
 
 	f.snapshotFlags()
 
@@ -198,12 +211,16 @@ func (f *Flags) Server(environ []string) (*Server, error) {
 	if f.of != nil {
 		return f.of.Server(environ)
 	}
+	visible := f.visiblePassword()
 	if err := f.fill(environ); err != nil {
 		return nil, err
 	}
 	s, err := f.raw.checkServer()
 	if err != nil {
 		return nil, err
+	}
+	if visible {
+		s.Notes = append(s.Notes, "other users of this machine can read the password of --datastore-endpoint in the list of processes: use POLYMESH_DATASTORE_ENDPOINT, the config file or --datastore-endpoint-file")
 	}
 	s.ClusterFlags = f.given(clusterFlags())
 	return s, nil

@@ -184,6 +184,9 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if err := writeHardening(a.opts.Config); err != nil {
 		return err
 	}
+	if err := a.opts.Datastore.Write(a.opts.Config.DataDir.DatastoreEndpoint()); err != nil {
+		return err
+	}
 	s, err := a.parse()
 	if err != nil {
 		return err

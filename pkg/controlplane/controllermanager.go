@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -17,6 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/kubeflags"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // ControllerManager is the component "kube-controller-manager".
@@ -46,10 +47,8 @@ func (c *ControllerManager) args() []string {
 		// Expired tokens are removed; the cleaner is off by default.
 		"controllers":                      "*,tokencleaner",
 		"kubeconfig":                       cfg.DataDir.Kubeconfig(c.Name()),
-		"leader-elect":                     strconv.FormatBool(c.opts.Datastore.LeaderElect),
 		"profiling":                        "false",
 		"root-ca-file":                     certs.Cert(certificate.ServerCA),
-		"secure-port":                      "0",
 		"service-account-private-key-file": certs.ServiceAccountKey(),
 		"service-cluster-ip-range":         cfg.ServiceCIDR.String(),
 		"use-service-account-credentials":  "true",
@@ -61,6 +60,11 @@ func (c *ControllerManager) args() []string {
 	} {
 		args["cluster-signing-"+signer+"-cert-file"] = certs.Cert(authority)
 		args["cluster-signing-"+signer+"-key-file"] = certs.Key(authority)
+	}
+	maps.Copy(args, separateFlags(c.opts, layout.ControllersPort))
+	if c.opts.Datastore.LeaderElect {
+		// Another server takes over at once when this one stops. Alpha, because not all controllers stop in time; the process ends anyway.
+		args["feature-gates"] = "ControllerManagerReleaseLeaderElectionLockOnExit=true"
 	}
 	return kubeflags.Merge(args, cfg.ControllerManagerArgs)
 }
@@ -76,6 +80,9 @@ func (c *ControllerManager) Init(context.Context) (err error) {
 	}
 	return kubeflags.Check("kube-controller-manager-arg", fs, c.args())
 }
+
+// healthPort implements programmed.
+func (c *ControllerManager) healthPort() int { return c.options.SecureServing.BindPort }
 
 // Start runs the controllers.
 func (c *ControllerManager) Start(ctx context.Context) error {

@@ -3,7 +3,8 @@
 //
 // Their cobra commands cannot be used: each installs a signal handler, and the second one panics. So the options are built,
 // the command line is parsed into them, and Run gets our context. The server command builds the three components; if one
-// ends by itself the process exits, because none can be started twice in one process.
+// ends by itself the process exits, because none can be started twice in one process. Where several servers share a datastore, the
+// controller manager and the scheduler are child processes instead (Program).
 package controlplane
 
 import (

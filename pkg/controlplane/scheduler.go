@@ -2,7 +2,7 @@ package controlplane
 
 import (
 	"context"
-	"strconv"
+	"maps"
 
 	"github.com/spf13/pflag"
 	"k8s.io/component-base/version"
@@ -11,6 +11,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/kubeflags"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Scheduler is the component "kube-scheduler".
@@ -31,12 +32,9 @@ func (s *Scheduler) Version() string { return version.Get().GitVersion }
 
 func (s *Scheduler) args() []string {
 	kubeconfig := s.opts.Config.DataDir.Kubeconfig(s.Name())
-	return kubeflags.Merge(map[string]string{
-		"kubeconfig":   kubeconfig,
-		"leader-elect": strconv.FormatBool(s.opts.Datastore.LeaderElect),
-		"profiling":    "false",
-		"secure-port":  "0",
-	}, s.opts.Config.SchedulerArgs)
+	args := map[string]string{"kubeconfig": kubeconfig, "profiling": "false"}
+	maps.Copy(args, separateFlags(s.opts, layout.SchedulerPort))
+	return kubeflags.Merge(args, s.opts.Config.SchedulerArgs)
 }
 
 // Init parses the command line.
@@ -48,6 +46,9 @@ func (s *Scheduler) Init(context.Context) error {
 	}
 	return kubeflags.Check("kube-scheduler-arg", fs, s.args())
 }
+
+// healthPort implements programmed.
+func (s *Scheduler) healthPort() int { return s.options.SecureServing.BindPort }
 
 // Start runs the scheduler.
 func (s *Scheduler) Start(ctx context.Context) error {

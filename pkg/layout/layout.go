@@ -130,6 +130,9 @@ func (d DataDir) Kubeconfig(component string) string {
 // DatastoreSocket returns the socket on which the datastore serves etcd's API.
 func (d DataDir) DatastoreSocket() string { return d.Run("kine.sock") }
 
+// DatastoreEndpoint returns the file with the endpoint of the running server's datastore.
+func (d DataDir) DatastoreEndpoint() string { return d.Server("cred", "datastore.json") }
+
 // Etcd returns the folder of the server's member of etcd.
 func (d DataDir) Etcd() string { return d.Server("db", "etcd") }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -54,6 +55,14 @@ func Server(cfg *config.Server, need uint64) []Result {
 		Result{"pod network", PodNetwork(cfg.FlannelBackend, cfg.FlannelPort, cfg.FlannelIface)},
 		Result{"public keys", publicKeys(cfg.ImagePolicyKeys)},
 	)
+	if cfg.Datastore.Kind != config.SQLite {
+		results = append(results, Result{"datastore's certificates", readable(map[string]string{
+			"datastore-cafile": cfg.Datastore.CAFile, "datastore-certfile": cfg.Datastore.CertFile, "datastore-keyfile": cfg.Datastore.KeyFile,
+		})})
+	}
+	if _, err := os.Stat(cfg.DataDir.Etcd()); err == nil || cfg.ClusterInit {
+		results = append(results, Result{"etcd's ports", etcdPorts()})
+	}
 	if len(cfg.ImagePolicyKeys) > 0 {
 		results = append(results, Result{"image policy's port", free("the image policy", loopback(), layout.ImagePolicyPort, "")})
 	}
@@ -127,6 +136,19 @@ func resolvConf(file string) error {
 	}
 	if _, err := os.ReadFile(file); err != nil {
 		return fmt.Errorf("--resolv-conf: %w", err)
+	}
+	return nil
+}
+
+// readable checks that files, by the flag that names them, can be read.
+func readable(files map[string]string) error {
+	for _, flag := range slices.Sorted(maps.Keys(files)) {
+		if files[flag] == "" {
+			continue
+		}
+		if _, err := os.ReadFile(files[flag]); err != nil {
+			return fmt.Errorf("--%s: %w", flag, err)
+		}
 	}
 	return nil
 }
@@ -384,6 +406,23 @@ func apiServerPort(cfg *config.Server) error {
 func nodePorts() error {
 	for _, p := range layout.Ports() {
 		if p.Unused || p.UDP {
+			continue
+		}
+		addr := netip.IPv4Unspecified()
+		if p.Loopback {
+			addr = loopback()
+		}
+		if err := free(p.What, addr, p.Number, ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// etcdPorts checks that the ports of a member of etcd are free.
+func etcdPorts() error {
+	for _, p := range layout.Ports() {
+		if !slices.Contains([]int{layout.EtcdClientPort, layout.EtcdPeerPort, layout.EtcdHTTPPort}, p.Number) {
 			continue
 		}
 		addr := netip.IPv4Unspecified()

@@ -66,6 +66,12 @@ type Process struct {
 func Run(ctx context.Context, o Options) error {
 	// Inherited by containerd, the kubelet and the shims.
 	syscall.Umask(layout.Umask)
+	// Everything that this process starts inherits its environment.
+	for _, name := range config.SecretVariables() {
+		if err := os.Unsetenv(name); err != nil {
+			return err
+		}
+	}
 	cfg := o.Node
 	log := newLog(cfg)
 	grpcToKlog()

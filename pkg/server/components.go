@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"net/netip"
+	"os"
 
 	kubernetes "k8s.io/component-base/version"
 
@@ -12,6 +13,8 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/addon"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/controlplane/imagepolicy"
 	"polymesh.dev/polymesh/pkg/controlplane/leader"
@@ -56,13 +59,18 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
 		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint(), Before: before}, s.Log), api)
 	}
-	controllers := m.Add(controlplane.NewControllerManager(plane), api)
-	m.Add(controlplane.NewScheduler(plane), api)
+	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.Log), api)
+	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.Log), api)
+	kubelet := []component.Handle{api, images}
+	if !plane.Datastore.LeaderElect {
+		// In one process, the kubelet must come second: see ControllerManager.Ready.
+		kubelet = append(kubelet, controllers)
+	}
 	// Before the kubelet: no pod starts before its policies are in force.
-	policies := m.Add(netpol.New(netpol.Options{
+	kubelet = append(kubelet, m.Add(netpol.New(netpol.Options{
 		Node: s.Name, Kubeconfig: machine.Identity.Kubelet, Network: dir.PodNetwork(), Disabled: s.cfg.DisableNetworkPolicy, Log: s.Log,
-	}), api)
-	m.Add(node.NewKubelet(machine), api, images, controllers, policies)
+	}), api))
+	m.Add(node.NewKubelet(machine), kubelet...)
 	m.Add(node.NewProxy(machine), api)
 	up = m.Add(network.New(s.network()), api, controllers)
 	m.Add(joining, api)
@@ -115,6 +123,32 @@ func snapshotSchedule(s config.Snapshots) snapshot.Schedule {
 		return snapshot.Schedule{}
 	}
 	return snapshot.Schedule{Cron: s.Schedule, Retention: s.Retention}
+}
+
+// newDatastore returns the datastore: the configured one outside, or this server's own.
+func (s *server) newDatastore() datastore.Store {
+	dir := s.cfg.DataDir
+	if own, err := os.ReadDir(dir.Server("db")); err == nil && len(own) > 0 && s.cfg.Datastore.Kind != config.SQLite {
+		s.Log.Warn("this server has a datastore of its own, which is not used with --datastore-endpoint", "folder", dir.Server("db"))
+	}
+	switch s.cfg.Datastore.Kind {
+	case config.Etcd:
+		return datastore.NewExternal(s.cfg.Datastore)
+	case config.PostgreSQL, config.MySQL:
+		return datastore.NewSQL(datastore.SQLOptions{Database: s.cfg.Datastore, Socket: dir.DatastoreSocket(), Log: s.Log})
+	}
+	// A member of etcd stays one, whatever the flags are: the cluster's state is there.
+	if exists, err := etcd.Exists(dir.Etcd()); s.cfg.ClusterInit || exists || err != nil {
+		return etcd.New(etcd.Options{
+			Dir: dir.Etcd(), SQLite: dir.Server("db", "state.db"), Node: s.Name, Certificates: certificate.Store(dir.TLS()), Log: s.Log,
+			Client: onLoopback(layout.EtcdClientPort), HTTP: onLoopback(layout.EtcdHTTPPort), Peer: netip.AddrPortFrom(s.IP, layout.EtcdPeerPort),
+		})
+	}
+	return datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
+}
+
+func onLoopback(port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
 }
 
 // node returns the options shared by this machine's node components.

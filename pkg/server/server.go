@@ -44,7 +44,7 @@ type server struct {
 
 func newServer(cfg *config.Server, p *process.Process) (*server, error) {
 	s := &server{Process: p, cfg: cfg}
-	s.datastore = datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: cfg.DataDir.DatastoreSocket(), Sync: cfg.DatastoreSync})
+	s.datastore = s.newDatastore()
 	var err error
 	if s.snapshots, err = snapshot.Configured(cfg, s.Name, s.datastore); err != nil {
 		return nil, err

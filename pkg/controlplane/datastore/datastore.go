@@ -1,7 +1,8 @@
-// Package datastore runs the cluster's datastore: kine, which serves etcd's API from SQLite, inside this process.
+// Package datastore is the cluster's datastore, which serves etcd's API to the API server: kine in this process, from SQLite or from an
+// SQL database outside (sql.go), or an etcd outside (external.go). A Store is the component, an Endpoint what its clients need.
 //
 // It owns <data-dir>/server/db and the socket for the API server. Acknowledged writes are on disk, unless the server's
-// administrator has set Sync to NORMAL.
+// administrator has set Sync to NORMAL, or has set up an external datastore to do otherwise.
 package datastore
 
 import (
@@ -9,21 +10,18 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/drivers"
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
+	kine "github.com/k3s-io/kine/pkg/server"
 	_ "github.com/mattn/go-sqlite3" // the driver, also used by kine
-	"github.com/sirupsen/logrus"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
-	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 )
 
@@ -39,15 +37,16 @@ type Options struct {
 
 // Datastore is the component "datastore".
 type Datastore struct {
-	opts   Options
-	disk   disk
-	cancel context.CancelFunc
-	wait   sync.WaitGroup
+	opts Options
+	disk disk
+	kine kineServer
 }
 
 // New returns a datastore that is not yet open.
 func New(o Options) *Datastore {
-	return &Datastore{opts: o, disk: disk{dir: o.Dir}}
+	d := &Datastore{opts: o, disk: disk{dir: o.Dir}}
+	d.kine = kineServer{socket: o.Socket, open: d.open, writable: func() error { return d.disk.check(time.Now()) }}
+	return d
 }
 
 // Endpoint implements Store. Only this server can access its SQLite, so no leader election is needed.
@@ -57,16 +56,7 @@ func (d *Datastore) Endpoint() Endpoint { return Endpoint{Servers: "unix://" + d
 func (d *Datastore) Name() string { return "datastore" }
 
 // Version is kine's version.
-func (d *Datastore) Version() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, dep := range info.Deps {
-			if dep.Path == "github.com/k3s-io/kine" {
-				return "kine " + dep.Version
-			}
-		}
-	}
-	return "kine"
-}
+func (d *Datastore) Version() string { return kineVersion() }
 
 // Init does nothing: the database is opened by Start.
 func (d *Datastore) Init(context.Context) error { return nil }
@@ -83,12 +73,15 @@ func (d *Datastore) dsn() string {
 	return d.file() + "?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate&_sync=" + strings.ToUpper(string(d.opts.Sync))
 }
 
-// driver returns the configuration of kine's driver. Settings that are not set here or elsewhere have kine's defaults (pkg/app/app.go).
+// driver returns the configuration of kine's driver.
+func (d *Datastore) driver() *drivers.Config { return kineConfig(d.dsn()) }
+
+// kineConfig returns the configuration of one of kine's drivers. Settings that are not set here or elsewhere have kine's defaults (pkg/app/app.go).
 // CompactInterval is not set: the API server compacts, as with etcd, every 5 minutes to the revision of 5 minutes ago
 // (k8s.io/apiserver/pkg/storage/etcd3/compact.go). Continue tokens expire after 5 to 10 minutes.
-func (d *Datastore) driver() *drivers.Config {
+func kineConfig(dsn string) *drivers.Config {
 	return &drivers.Config{
-		DataSourceName:   d.dsn(),
+		DataSourceName:   dsn,
 		CompactTimeout:   5 * time.Second,
 		CompactMinRetain: compactMinRetain,
 		CompactBatchSize: 1000,
@@ -101,18 +94,13 @@ func (d *Datastore) Start(ctx context.Context) error {
 	if err := d.prepare(); err != nil {
 		return err
 	}
-	// kine logs each compaction and slow query in its own format; only warnings and errors are useful.
-	logrus.SetLevel(logrus.WarnLevel)
-	logrus.AddHook(withoutValues{})
-	logrus.AddHook(withoutExit{})
-	live, cancel := component.Running(ctx)
-	d.cancel = cancel
+	live := d.kine.live(ctx)
 	opened := make(chan error, 1)
 	go func() {
 		// kine retries opening a damaged database for five minutes.
 		err := d.readable(live)
 		if err == nil {
-			err = d.listen(live)
+			err = d.kine.listen(live)
 		}
 		opened <- err
 	}()
@@ -132,46 +120,10 @@ func (d *Datastore) Start(ctx context.Context) error {
 	return nil
 }
 
-// listen opens the database and serves it on the socket until ctx ends. It replaces kine's endpoint.Listen, which
-// links all of kine's drivers, with NATS, PostgreSQL and S3.
-func (d *Datastore) listen(ctx context.Context) (err error) {
-	// The database outlives ctx: it is closed after the last request.
-	open, closeDatabase := context.WithCancel(context.WithoutCancel(ctx))
-	defer func() {
-		if err != nil {
-			closeDatabase()
-		}
-	}()
-	// This also returns pages freed by compactions to the disk: kine runs VACUUM at each start.
-	_, backend, err := sqlite.New(open, &d.wait, d.driver())
-	if err != nil {
-		return err
-	}
-	if err := backend.Start(open); err != nil {
-		return err
-	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", d.opts.Socket)
-	if err != nil {
-		return err
-	}
-	if err := os.Chmod(d.opts.Socket, 0o600); err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	serving := d.server(backend)
-	d.wait.Go(func() {
-		if err := serving.Serve(listener); err != nil {
-			logrus.Errorf("serve %s: %v", d.opts.Socket, err)
-		}
-	})
-	d.wait.Go(func() {
-		<-ctx.Done()
-		// Watches do not end by themselves.
-		timer := time.AfterFunc(stopTimeout, serving.Stop)
-		defer timer.Stop()
-		serving.GracefulStop()
-		closeDatabase()
-	})
-	return nil
+// open opens the database. It also returns pages freed by compactions to the disk: kine runs VACUUM at each start.
+func (d *Datastore) open(ctx context.Context, wait *sync.WaitGroup) (kine.Backend, error) {
+	_, backend, err := sqlite.New(ctx, wait, d.driver())
+	return backend, err
 }
 
 // readable reads the database's schema.
@@ -185,35 +137,11 @@ func (d *Datastore) readable(ctx context.Context) error {
 	return db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master").Scan(&tables)
 }
 
-// withoutValues removes stored values from log entries. kine logs a failed write with its data, including Secrets
-// ("error in txn %s: %v" in its pkg/server/kv.go).
-type withoutValues struct{}
-
-// Levels implements logrus.Hook.
-func (withoutValues) Levels() []logrus.Level { return logrus.AllLevels }
-
-// Fire implements logrus.Hook.
-func (withoutValues) Fire(e *logrus.Entry) error {
-	for _, request := range []string{"txn", "put"} {
-		if strings.HasPrefix(e.Message, "error in "+request+" ") {
-			// The error follows the request's last separator, or a later one.
-			e.Message = "error in " + request + e.Message[strings.LastIndex(e.Message, ": "):]
-		}
-	}
-	return nil
-}
-
 // prepare creates the folders and the database file, which SQLite would create world-readable. The files next to it
 // (-wal, -shm) get the same mode (findCreateFileMode in SQLite's os_unix.c).
 func (d *Datastore) prepare() error {
 	if err := atomicfile.MkdirAll(d.opts.Dir, 0o700); err != nil {
 		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(d.opts.Socket), 0o711); err != nil {
-		return err
-	}
-	if err := os.Remove(d.opts.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the socket of a previous run: %w", err)
 	}
 	f, err := os.OpenFile(d.file(), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -233,11 +161,7 @@ func (d *Datastore) prepare() error {
 
 // Ready returns nil if the socket responds and the disk accepts writes.
 func (d *Datastore) Ready(ctx context.Context) error {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", d.opts.Socket)
-	if err != nil {
-		return err
-	}
-	if err := conn.Close(); err != nil {
+	if err := d.kine.answers(ctx); err != nil {
 		return err
 	}
 	return d.disk.check(time.Now())
@@ -247,17 +171,4 @@ func (d *Datastore) Ready(ctx context.Context) error {
 func (d *Datastore) Note(context.Context) string { return d.disk.warning() }
 
 // Stop closes the database.
-func (d *Datastore) Stop(ctx context.Context) error {
-	if d.cancel == nil {
-		return nil
-	}
-	d.cancel()
-	done := make(chan struct{})
-	go func() { d.wait.Wait(); close(done) }()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("still closing: %w", ctx.Err())
-	}
-}
+func (d *Datastore) Stop(ctx context.Context) error { return d.kine.stop(ctx) }

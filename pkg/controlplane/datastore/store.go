@@ -1,7 +1,9 @@
 package datastore
 
 import (
+	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -10,10 +12,11 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.uber.org/zap"
 
+	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
 )
 
-// Store is the component "datastore", independent of its backend: SQLite in this process today.
+// Store is the component "datastore", independent of its backend.
 type Store interface {
 	component.Component
 	// Endpoint is the datastore's address for clients. It does not change, and is known before the component starts.
@@ -25,12 +28,38 @@ var _ Store = (*Datastore)(nil)
 // Endpoint is the address of a datastore that serves etcd's API, and a client's credentials.
 type Endpoint struct {
 	// Servers are the addresses, separated by commas, as in the API server's --etcd-servers.
-	Servers string
+	Servers string `json:"servers"`
 	// CA, Cert and Key are PEM files: the datastore's authority, and the client's certificate and key. Empty
 	// if the connection does not use TLS, as on a Unix socket.
-	CA, Cert, Key string
+	CA   string `json:"ca,omitempty"`
+	Cert string `json:"cert,omitempty"`
+	Key  string `json:"key,omitempty"`
 	// LeaderElect is set if other servers can use the datastore too, so that components that run only once need a leader.
-	LeaderElect bool
+	LeaderElect bool `json:"leaderElect,omitempty"`
+}
+
+// Write writes the endpoint to a file, for commands that work beside the running server. It contains no secret, only the names of files.
+func (e Endpoint) Write(file string) error {
+	text, err := json.Marshal(e)
+	if err == nil {
+		err = atomicfile.Write(file, text, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write the datastore's endpoint: %w", err)
+	}
+	return nil
+}
+
+// ReadEndpoint reads a file of Write's.
+func ReadEndpoint(file string) (e Endpoint, err error) {
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(text, &e)
+	}
+	if err != nil {
+		return Endpoint{}, fmt.Errorf("read the datastore's endpoint: %w", err)
+	}
+	return e, nil
 }
 
 // Flags returns the API server's flags for this endpoint.

@@ -64,12 +64,16 @@ type apiServer struct {
 	mode   atomic.Int32
 	hung   chan struct{} // closed at the end of the test
 
-	mu     sync.Mutex
-	server *http.Server
-	conns  []net.Conn
+	mu       sync.Mutex
+	listener net.Listener
+	server   *http.Server
+	conns    []net.Conn
 }
 
-func newServer(t *testing.T, store certificate.Store, name, listen string) *apiServer {
+// listen is where servers listen: not on the address from which clients connect, whose ports are in use for that.
+const listen = "127.0.0.2:0"
+
+func newServer(t *testing.T, store certificate.Store, name, on string) *apiServer {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(store.Cert(certificate.APIServer), store.Key(certificate.APIServer))
 	if err != nil {
@@ -83,7 +87,7 @@ func newServer(t *testing.T, store certificate.Store, name, listen string) *apiS
 	pool.AppendCertsFromPEM(clients)
 	s := &apiServer{t: t, name: name, hung: make(chan struct{})}
 	s.config = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool}
-	s.addr = netip.MustParseAddrPort(listen)
+	s.addr = netip.MustParseAddrPort(on)
 	s.start()
 	t.Cleanup(func() { close(s.hung); s.kill() })
 	return s
@@ -100,6 +104,7 @@ func (s *apiServer) start() {
 	}
 	s.addr = netip.MustParseAddrPort(l.Addr().String())
 	s.mu.Lock()
+	s.listener = l
 	s.server = &http.Server{Handler: s, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	server := s.server
 	s.mu.Unlock()
@@ -109,13 +114,15 @@ func (s *apiServer) start() {
 // kill ends the server like kill -9: its connections are reset, and new ones refused.
 func (s *apiServer) kill() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.conns {
+	conns, server, listening := s.conns, s.server, s.listener
+	s.conns = nil
+	s.mu.Unlock()
+	_ = listening.Close() // the server may not know it yet
+	for _, c := range conns {
 		_ = c.(*net.TCPConn).SetLinger(0)
 		_ = c.Close()
 	}
-	s.conns = nil
-	_ = s.server.Close()
+	_ = server.Close() // it waits for Accept
 }
 
 type listener struct {
@@ -335,7 +342,7 @@ func three(t *testing.T) (map[string]*apiServer, *Balancer) {
 	store := cluster(t)
 	servers := map[string]*apiServer{}
 	for _, name := range []string{"a", "b", "c"} {
-		servers[name] = newServer(t, store, name, "127.0.0.1:0")
+		servers[name] = newServer(t, store, name, listen)
 	}
 	b := balancer(t, store, func(b *Balancer) { b.opts.Server = servers["a"].addr.String() })
 	listed(t, b, servers["a"], servers["b"], servers["c"])
@@ -418,7 +425,7 @@ func TestPowerOff(t *testing.T) {
 		}
 		defer c.Close()
 	}
-	works := newServer(t, store, "works", "127.0.0.1:0")
+	works := newServer(t, store, "works", listen)
 	b := balancer(t, store, func(b *Balancer) { b.opts.Own, b.opts.Server = off, works.addr.String() })
 	// It is tried first, and does not keep the client from the other.
 	goesTo(t, b, works)
@@ -430,7 +437,7 @@ func TestPowerOff(t *testing.T) {
 
 // A connection ends 15 s after its server has stopped acknowledging what was sent.
 func TestUserTimeout(t *testing.T) {
-	s := newServer(t, cluster(t), "a", "127.0.0.1:0")
+	s := newServer(t, cluster(t), "a", listen)
 	c, err := (&Balancer{}).dialer().DialContext(t.Context(), "tcp", s.addr.String())
 	if err != nil {
 		t.Fatal(err)
@@ -458,7 +465,7 @@ func TestUserTimeout(t *testing.T) {
 // there is. Once another one is ready they move.
 func TestTheBestThereIs(t *testing.T) {
 	store := cluster(t)
-	a, c := newServer(t, store, "a", "127.0.0.1:0"), newServer(t, store, "c", "127.0.0.1:0")
+	a, c := newServer(t, store, "a", listen), newServer(t, store, "c", listen)
 	b := balancer(t, store, func(b *Balancer) { b.opts.Server = a.addr.String() })
 	healthy(t, b, a)
 	s := open(t, b)
@@ -509,7 +516,7 @@ func TestAllAway(t *testing.T) {
 // A server's own API server is used while it works, and again when it has come back: connections move to it then.
 func TestOwnServer(t *testing.T) {
 	store := cluster(t)
-	own, other := newServer(t, store, "own", "127.0.0.1:0"), newServer(t, store, "other", "127.0.0.1:0")
+	own, other := newServer(t, store, "own", listen), newServer(t, store, "other", listen)
 	b := balancer(t, store, func(b *Balancer) { b.opts.Own, b.opts.Server = own.addr, other.addr.String() })
 	listed(t, b, other, own)
 	healthy(t, b, own, other)
@@ -548,7 +555,7 @@ func TestListChanges(t *testing.T) {
 // The list outlives the process: a node finds its cluster although the configured server is away.
 func TestListIsKept(t *testing.T) {
 	store := cluster(t)
-	a, c := newServer(t, store, "a", "127.0.0.1:0"), newServer(t, store, "c", "127.0.0.1:0")
+	a, c := newServer(t, store, "a", listen), newServer(t, store, "c", listen)
 	state := filepath.Join(t.TempDir(), "servers.json")
 	first := balancer(t, store, func(b *Balancer) { b.opts.Server, b.opts.State = a.addr.String(), state })
 	listed(t, first, a, c)
@@ -608,7 +615,7 @@ func TestHostileState(t *testing.T) {
 		}
 	}
 	store := cluster(t)
-	a := newServer(t, store, "a", "127.0.0.1:0")
+	a := newServer(t, store, "a", listen)
 	b := balancer(t, store, func(b *Balancer) {
 		b.opts.Server = a.addr.String()
 		if err := os.MkdirAll(filepath.Dir(b.opts.State), 0o700); err != nil {
@@ -640,7 +647,7 @@ func TestAddresses(t *testing.T) {
 // A server of another cluster, and one that does not accept the node, is not used, even if it answers /readyz.
 func TestForeignServers(t *testing.T) {
 	mine, foreign := cluster(t), cluster(t)
-	a, x := newServer(t, mine, "a", "127.0.0.1:0"), newServer(t, foreign, "x", "127.0.0.1:0")
+	a, x := newServer(t, mine, "a", listen), newServer(t, foreign, "x", listen)
 	b := balancer(t, mine, func(b *Balancer) { b.opts.Server, b.opts.Own = a.addr.String(), x.addr })
 	healthy(t, b, a)
 	goesTo(t, b, a)
@@ -662,7 +669,7 @@ func TestForeignServers(t *testing.T) {
 // A node that has no certificate yet can connect, in order to get one; then it is used.
 func TestFirstCertificate(t *testing.T) {
 	store := cluster(t)
-	a := newServer(t, store, "a", "127.0.0.1:0")
+	a := newServer(t, store, "a", listen)
 	dir := t.TempDir()
 	b := balancer(t, store, func(b *Balancer) {
 		b.opts.Server = a.addr.String()

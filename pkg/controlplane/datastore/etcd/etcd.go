@@ -1,0 +1,465 @@
+// Package etcd is the datastore of a cluster with several servers: each server runs one member of an etcd cluster inside its process.
+//
+// It owns <data-dir>/server/db/etcd and three ports: the API server of this machine, and nothing else, connects to 127.0.0.1;
+// the other members connect to the node's address. Both need a certificate of etcd's own authority, which only servers have.
+// pkg/server uses it in place of SQLite; membership (members.go) is for whoever adds and removes servers.
+package etcd
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/version"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+)
+
+// Options of a member.
+type Options struct {
+	// Dir contains the member's data.
+	Dir string
+	// Node is the node's name. The member's name is made of it.
+	Node string
+	// Client is the address for this machine's API server, HTTP for etcd's own health check and metrics, and Peer for other members.
+	Client, HTTP, Peer netip.AddrPort
+	// Certificates contains etcd's authority and certificates.
+	Certificates certificate.Store
+	// Join is the list of members that the cluster gave when it added this one (AddLearner). Empty for the first member of a cluster.
+	// It has no effect on a member that has data.
+	Join []Peer
+	// SQLite is a database of kine's. If it is there, and the member has no data, the cluster's state moves from it to etcd.
+	SQLite string
+	// Quota is the size of the database, in bytes, above which writes fail. 0 is DefaultQuota.
+	Quota int64
+	Log   *slog.Logger
+}
+
+// Peer is a member's name, and its address for other members, https://HOST:PORT.
+type Peer struct {
+	Name string `json:"name"`
+	URL  string `json:"url"`
+}
+
+// DefaultQuota is etcd's own.
+const DefaultQuota = 2 << 30
+
+const (
+	// The timing for one member is etcd's default. With several, on machines that do other work too, a busy disk must not look like the
+	// death of the leader (https://etcd.io/docs/v3.6/tuning/#time-parameters).
+	tick, election             = 100, 1000 // milliseconds
+	sharedTick, sharedElection = 300, 3000 // milliseconds
+	// defragAbove is how much a defragmentation at the start must free, in megabytes.
+	defragAbove = 100
+	// requestTimeout is the time for a request to the member in this process.
+	requestTimeout = 5 * time.Second
+	// maintainTimeout is the time for a compaction and a defragmentation of a full database.
+	maintainTimeout = 5 * time.Minute
+	// fullPercent is the use of the quota, in percent, for a warning.
+	fullPercent = 80
+)
+
+// Etcd is the component "datastore".
+type Etcd struct {
+	component.Background
+	opts   Options
+	log    *slog.Logger
+	failed chan error
+
+	server   atomic.Pointer[embed.Etcd]
+	removed  atomic.Bool // the cluster has removed this member
+	stopping atomic.Bool
+
+	mu      sync.Mutex
+	client  *clientv3.Client
+	problem string // what keeps a full database from being repaired
+	note    string
+}
+
+var (
+	_ datastore.Store   = (*Etcd)(nil)
+	_ component.Failing = (*Etcd)(nil)
+	_ component.Noted   = (*Etcd)(nil)
+)
+
+// New returns a member that has not started.
+func New(o Options) *Etcd {
+	if o.Quota == 0 {
+		o.Quota = DefaultQuota
+	}
+	e := &Etcd{opts: o, failed: make(chan error, 1)}
+	e.log = o.Log.With("component", e.Name())
+	return e
+}
+
+// Exists reports whether dir contains a member's data: then the server's datastore is etcd.
+func Exists(dir string) (bool, error) {
+	_, err := os.Stat(filepath.Join(dir, "member"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Endpoint implements datastore.Store. Other servers may join at any time.
+func (e *Etcd) Endpoint() datastore.Endpoint {
+	certs := e.opts.Certificates
+	return datastore.Endpoint{
+		Servers: "https://" + e.opts.Client.String(), LeaderElect: true,
+		CA: certs.Cert(certificate.EtcdCA), Cert: certs.Cert(certificate.EtcdClient), Key: certs.Key(certificate.EtcdClient),
+	}
+}
+
+// Name implements component.Component.
+func (*Etcd) Name() string { return "datastore" }
+
+// Version is etcd's version.
+func (*Etcd) Version() string { return "etcd " + version.Version }
+
+// Init checks the addresses.
+func (e *Etcd) Init(context.Context) error {
+	for _, a := range []netip.AddrPort{e.opts.Client, e.opts.HTTP} {
+		if !a.Addr().IsLoopback() {
+			return fmt.Errorf("etcd's address for clients, %s, is not on loopback", a)
+		}
+	}
+	if !e.opts.Peer.IsValid() || e.opts.Peer.Addr().IsUnspecified() {
+		return fmt.Errorf("etcd's address for other members, %s, is not one that they can connect to", e.opts.Peer)
+	}
+	return nil
+}
+
+// identity is what a member must know about itself before it starts. It is in a file beside its data.
+type identity struct {
+	// Name is unique for ever: a node that is removed and joins again is another member.
+	Name string `json:"name"`
+	// Shared is set once the cluster has had other members.
+	Shared bool `json:"shared,omitempty"`
+	// Removed is set when the cluster has removed this member: its data is useless then.
+	Removed bool `json:"removed,omitempty"`
+}
+
+func (e *Etcd) identityFile() string { return filepath.Join(e.opts.Dir, "identity.json") }
+
+// MemberName returns the member's name. It is made up at the first call, and kept.
+func (e *Etcd) MemberName() (string, error) {
+	id, err := e.identity()
+	return id.Name, err
+}
+
+func (e *Etcd) identity() (id identity, err error) {
+	text, err := os.ReadFile(e.identityFile())
+	if err == nil {
+		if err = json.Unmarshal(text, &id); err == nil && (Member{Name: id.Name}).Node() != e.opts.Node {
+			return id, fmt.Errorf("%s is of member %q, and this node is %q: start it with the node name that it had", e.opts.Dir, id.Name, e.opts.Node)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		random := make([]byte, 4)
+		_, _ = rand.Read(random)
+		id.Name = e.opts.Node + "-" + hex.EncodeToString(random)
+		err = e.keep(id)
+	}
+	if err != nil {
+		return id, fmt.Errorf("read the identity of this member of etcd: %w", err)
+	}
+	return id, nil
+}
+
+func (e *Etcd) keep(id identity) error {
+	text, err := json.Marshal(id)
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.MkdirAll(e.opts.Dir, 0o700); err != nil {
+		return err
+	}
+	return atomicfile.Write(e.identityFile(), text, 0o600)
+}
+
+// peer is this member, for the others.
+func (e *Etcd) peer(name string) Peer { return Peer{name, "https://" + e.opts.Peer.String()} }
+
+// config returns etcd's configuration, with the data in dir. join are the members of the cluster; none for a new one.
+func (e *Etcd) config(id identity, dir string, join []Peer) (*embed.Config, error) {
+	certs := e.opts.Certificates
+	self := e.peer(id.Name)
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir = id.Name, dir
+	cfg.ClusterState, cfg.InitialCluster = embed.ClusterStateFlagNew, self.Name+"="+self.URL
+	if len(join) > 0 {
+		var members []string
+		for _, m := range join {
+			members = append(members, m.Name+"="+m.URL)
+		}
+		cfg.ClusterState, cfg.InitialCluster = embed.ClusterStateFlagExisting, strings.Join(members, ",")
+	}
+	cfg.TickMs, cfg.ElectionMs = tick, election
+	if id.Shared || len(join) > 0 {
+		cfg.TickMs, cfg.ElectionMs = sharedTick, sharedElection
+	}
+	for _, l := range []struct {
+		urls *[]url.URL
+		addr netip.AddrPort
+	}{
+		{&cfg.ListenClientUrls, e.opts.Client}, {&cfg.AdvertiseClientUrls, e.opts.Client}, {&cfg.ListenClientHttpUrls, e.opts.HTTP},
+		{&cfg.ListenPeerUrls, e.opts.Peer}, {&cfg.AdvertisePeerUrls, e.opts.Peer},
+	} {
+		*l.urls = []url.URL{{Scheme: "https", Host: l.addr.String()}}
+	}
+	// A member is a server for the others, and their client with the certificate that has no address in it: the
+	// addresses of a client's certificate are compared with where it connects from.
+	info := transport.TLSInfo{
+		TrustedCAFile: certs.Cert(certificate.EtcdCA), ClientCertAuth: true,
+		CertFile: certs.Cert(certificate.EtcdServing), KeyFile: certs.Key(certificate.EtcdServing),
+		ClientCertFile: certs.Cert(certificate.EtcdClient), ClientKeyFile: certs.Key(certificate.EtcdClient),
+	}
+	cfg.ClientTLSInfo, cfg.PeerTLSInfo = info, info
+	cfg.CipherSuites = certificate.CipherSuites()
+	cfg.QuotaBackendBytes = e.opts.Quota
+	cfg.AuthToken = "" // clients have certificates
+	// NewConfig leaves it at 0, and then each request is logged as slow.
+	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
+	cfg.BootstrapDefragThresholdMegabytes = defragAbove
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(e.zap())
+	return cfg, cfg.Validate()
+}
+
+// Start starts the member. It does not wait for the others: Ready does.
+func (e *Etcd) Start(ctx context.Context) (err error) {
+	id, err := e.identity()
+	if err != nil {
+		return err
+	}
+	if id.Removed {
+		return fmt.Errorf("the cluster has removed this server: join it again with --server and an empty %s", e.opts.Dir)
+	}
+	if err := e.migrate(ctx); err != nil {
+		return err
+	}
+	cfg, err := e.config(id, e.opts.Dir, e.opts.Join)
+	if err != nil {
+		return fmt.Errorf("configure etcd: %w", err)
+	}
+	server, err := e.startEtcd(cfg)
+	if err != nil {
+		return fmt.Errorf("start etcd on the data in %s: %w", e.opts.Dir, err)
+	}
+	client, err := e.Endpoint().Client()
+	if err != nil {
+		e.close(server)
+		return err
+	}
+	e.server.Store(server)
+	e.mu.Lock()
+	e.client = client
+	e.mu.Unlock()
+	e.Go(ctx, func(ctx context.Context) { e.run(ctx, server, client) })
+	return nil
+}
+
+// startEtcd returns etcd's fatal errors and panics of its start as errors: they are mostly about the files.
+func (e *Etcd) startEtcd(cfg *embed.Config) (server *embed.Etcd, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p)
+		}
+	}()
+	return embed.StartEtcd(cfg)
+}
+
+// close stops a member. etcd logs the end of its listeners as an error.
+func (e *Etcd) close(server *embed.Etcd) {
+	e.stopping.Store(true)
+	server.Close()
+	e.stopping.Store(false)
+}
+
+// run watches the member until ctx ends, and stops it then.
+func (e *Etcd) run(ctx context.Context, server *embed.Etcd, client *clientv3.Client) {
+	defer func() {
+		_ = client.Close()
+		e.close(server)
+	}()
+	first := server.Server.ReadyNotify()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-first:
+			first = nil
+			e.repair(ctx, client)
+			e.updateURL(ctx, server, client)
+		case <-server.Server.StopNotify():
+			e.failed <- e.ended()
+			return
+		case err := <-server.Err():
+			if err == nil {
+				err = errors.New("etcd has ended by itself")
+			}
+			e.failed <- err
+			return
+		}
+	}
+}
+
+// ended says why a member has stopped by itself.
+func (e *Etcd) ended() error {
+	if !e.removed.Load() {
+		return errors.New("etcd has stopped by itself: its last log lines have the reason")
+	}
+	id, err := e.identity()
+	if err == nil {
+		id.Removed = true
+		err = e.keep(id)
+	}
+	return errors.Join(errors.New("the cluster has removed this server: join it again with --server, or `polymesh reset` it"), err)
+}
+
+// Failed implements component.Failing.
+func (e *Etcd) Failed() <-chan error { return e.failed }
+
+// repair makes a database that has reached its quota accept writes again, if it can: the alarm stays until someone disarms it, and
+// Kubernetes cannot compact while it is on.
+func (e *Etcd) repair(ctx context.Context, client *clientv3.Client) {
+	ctx, cancel := context.WithTimeout(ctx, maintainTimeout)
+	defer cancel()
+	err := e.disarm(ctx, client)
+	if err != nil {
+		e.log.Error("make the full datastore accept writes", "err", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.problem = ""
+	if err != nil {
+		e.problem = err.Error()
+	}
+}
+
+// updateURL tells the other members that this one has another address than at its last start.
+func (e *Etcd) updateURL(ctx context.Context, server *embed.Etcd, client *clientv3.Client) {
+	id := server.Server.MemberID()
+	member, url := server.Server.Cluster().Member(id), e.peer("").URL
+	if member == nil || slices.Equal(member.PeerURLs, []string{url}) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if _, err := client.MemberUpdate(ctx, uint64(id), []string{url}); err != nil {
+		e.log.Error("change the address of this member of etcd", "from", member.PeerURLs, "to", url, "err", err)
+		return
+	}
+	e.log.Info("the address of this member of etcd has changed", "from", member.PeerURLs, "to", url)
+}
+
+func (e *Etcd) disarm(ctx context.Context, client *clientv3.Client) error {
+	server := e.server.Load().Server
+	if server.IsLearner() {
+		return nil
+	}
+	alarms, err := client.AlarmList(ctx)
+	if err != nil {
+		return fmt.Errorf("list etcd's alarms: %w", err)
+	}
+	self := uint64(server.MemberID())
+	for _, a := range alarms.Alarms {
+		if a.Alarm != etcdserverpb.AlarmType_NOSPACE || a.MemberID != self {
+			continue
+		}
+		e.log.Warn("the datastore has reached its quota: compacting and defragmenting it", "bytes", server.Backend().Size(), "quota", e.opts.Quota)
+		status, err := client.Status(ctx, e.Endpoint().Servers)
+		if err != nil {
+			return fmt.Errorf("read etcd's revision: %w", err)
+		}
+		// The API server has not started: no one reads an old revision.
+		if _, err := client.Compact(ctx, status.Header.Revision, clientv3.WithCompactPhysical()); err != nil && !strings.Contains(err.Error(), "has been compacted") {
+			return fmt.Errorf("compact etcd: %w", err)
+		}
+		if _, err := client.Defragment(ctx, e.Endpoint().Servers); err != nil {
+			return fmt.Errorf("defragment etcd: %w", err)
+		}
+		if size := server.Backend().Size(); size*100 > e.opts.Quota*fullPercent {
+			return fmt.Errorf("the datastore is full: %d MB of %d MB are in use after a defragmentation, and writes fail", size>>20, e.opts.Quota>>20)
+		}
+		if _, err := client.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: self, Alarm: etcdserverpb.AlarmType_NOSPACE}); err != nil {
+			return fmt.Errorf("end etcd's alarm: %w", err)
+		}
+		e.log.Info("the datastore accepts writes again", "bytes", server.Backend().Size())
+	}
+	return nil
+}
+
+// Ready returns nil if this member answers a read that needs a majority.
+func (e *Etcd) Ready(ctx context.Context) error {
+	server := e.server.Load()
+	if server == nil {
+		return errors.New("starting")
+	}
+	e.mu.Lock()
+	client, problem := e.client, e.problem
+	e.mu.Unlock()
+	if problem != "" {
+		return errors.New(problem)
+	}
+	if server.Server.IsLearner() {
+		return errors.New("this member receives the cluster's data, and votes when it has it")
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if _, err := client.Get(ctx, "/registry/health"); err != nil {
+		return e.noMajority(ctx, err)
+	}
+	members := server.Server.Cluster().Members()
+	if id, err := e.identity(); err == nil && !id.Shared && len(members) > 1 {
+		id.Shared = true
+		if err := e.keep(id); err != nil {
+			return fmt.Errorf("keep the identity of this member of etcd: %w", err)
+		}
+	}
+	note := ""
+	if size := server.Server.Backend().SizeInUse(); size*100 > e.opts.Quota*fullPercent {
+		note = fmt.Sprintf("the datastore has %d MB, %d %% of its quota of %d MB: writes fail above it", size>>20, size*100/e.opts.Quota, e.opts.Quota>>20)
+	}
+	e.mu.Lock()
+	e.note = note
+	e.mu.Unlock()
+	return nil
+}
+
+// noMajority explains a failed read, with the members that are away.
+func (e *Etcd) noMajority(ctx context.Context, err error) error {
+	server := e.server.Load().Server
+	if server.Leader() != 0 {
+		return fmt.Errorf("etcd: %w", err)
+	}
+	members := server.Cluster().Members()
+	return fmt.Errorf("etcd has no leader: a majority of its %d members must run and be reachable on port %d: %w", len(members), e.opts.Peer.Port(), err)
+}
+
+// Note implements component.Noted.
+func (e *Etcd) Note(context.Context) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.note
+}

@@ -1,0 +1,446 @@
+//go:build integration
+
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+)
+
+// server is a server of a cluster, on an address of its own.
+type server struct {
+	name string
+	ip   netip.Addr
+	opts Options
+	*Etcd
+}
+
+// servers returns servers of one cluster, none of which runs.
+func servers(t *testing.T, names ...string) []*server {
+	t.Helper()
+	var all []*server
+	var exported map[string][]byte
+	for i, name := range names {
+		ip := netip.AddrFrom4([4]byte{127, 0, 1, byte(i + 1)})
+		certs := certificate.Store(t.TempDir())
+		// The first server's authorities are the cluster's.
+		if exported != nil {
+			if err := certificate.Import(certs, exported); err != nil {
+				t.Fatal(err)
+			}
+		}
+		authorities, err := certificate.EnsureAuthorities(certs, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := authorities.Issue(certificate.Options{Dir: string(certs), NodeName: name, NodeIP: ip, ServiceIP: netip.MustParseAddr("10.43.0.1"), ClusterDomain: "cluster.local", Now: time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+		if exported == nil {
+			if exported, err = authorities.Export(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all = append(all, &server{name: name, ip: ip, opts: Options{
+			Dir: t.TempDir(), Node: name, Certificates: certs, Client: free(t, ip),
+			HTTP: free(t, ip), Peer: free(t, ip), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		}})
+	}
+	return all
+}
+
+func free(t *testing.T, ip netip.Addr) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// start starts the server's member, after a stop on the same data.
+func (s *server) start(t *testing.T) {
+	t.Helper()
+	e := New(s.opts)
+	s.Etcd = e
+	if err := e.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, e) })
+}
+
+func stop(t *testing.T, e *Etcd) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := e.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+func eventually(t *testing.T, what string, done func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := done()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+func (s *server) ready(t *testing.T) {
+	t.Helper()
+	eventually(t, s.name+" is ready", func() error { return s.Ready(t.Context()) })
+}
+
+// join adds a server to the cluster of another one, as a join does.
+func (s *server) join(t *testing.T, through *server) uint64 {
+	t.Helper()
+	e := New(s.opts)
+	name, err := e.MemberName()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var id uint64
+	eventually(t, s.name+" is added", func() error {
+		var err error
+		id, s.opts.Join, err = through.AddLearner(t.Context(), s.name, e.peer(name))
+		return err
+	})
+	s.start(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := through.Promote(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	s.ready(t)
+	return id
+}
+
+func (s *server) client(t *testing.T) *clientv3.Client {
+	t.Helper()
+	c, err := s.Endpoint().Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (s *server) put(t *testing.T, key string) {
+	t.Helper()
+	c := s.client(t)
+	eventually(t, "a write through "+s.name, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := c.Put(ctx, key, key)
+		return err
+	})
+}
+
+func (s *server) has(t *testing.T, keys ...string) {
+	t.Helper()
+	c := s.client(t)
+	for _, key := range keys {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		got, err := c.Get(ctx, key)
+		cancel()
+		if err != nil || len(got.Kvs) != 1 {
+			t.Errorf("%s has %v of %s (%v)", s.name, got, key, err)
+		}
+	}
+}
+
+func (s *server) members(t *testing.T) map[string]Member {
+	t.Helper()
+	list, err := s.Members(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	byNode := map[string]Member{}
+	for _, m := range list {
+		byNode[m.Node()] = m
+	}
+	return byNode
+}
+
+// One member works, keeps its data over a restart, and accepts nobody without a certificate of its authority.
+func TestOneMember(t *testing.T) {
+	s := servers(t, "node-1")[0]
+	if exists, err := Exists(s.opts.Dir); exists || err != nil {
+		t.Fatal(exists, err)
+	}
+	s.start(t)
+	s.ready(t)
+	s.put(t, "a")
+	if exists, err := Exists(s.opts.Dir); !exists || err != nil {
+		t.Error(exists, err)
+	}
+	m := s.members(t)["node-1"]
+	if !strings.HasPrefix(m.Name, "node-1-") || !m.Leader || m.Learner || m.Problem != "" || m.Version == "" {
+		t.Errorf("%+v", m)
+	}
+	if err := s.Remove(t.Context(), m.ID); err == nil || !strings.Contains(err.Error(), "the only member") {
+		t.Errorf("removing the only member: %v", err)
+	}
+	other := servers(t, "node-1")[0]
+	endpoint := s.Endpoint()
+	endpoint.Cert, endpoint.Key = other.opts.Certificates.Cert(certificate.EtcdClient), other.opts.Certificates.Key(certificate.EtcdClient)
+	for what, config := range map[string]func(){"a certificate of another authority": func() {}, "none": func() { endpoint.Cert, endpoint.Key = "", "" }} {
+		config()
+		c, err := endpoint.Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		if _, err := c.Get(ctx, "a"); err == nil {
+			t.Errorf("with %s: the key is read", what)
+		}
+		cancel()
+		c.Close()
+	}
+	stop(t, s.Etcd)
+	s.opts.Peer = free(t, netip.AddrFrom4([4]byte{127, 0, 1, 9}))
+	s.start(t)
+	s.ready(t)
+	s.has(t, "a")
+	eventually(t, "the member has its new address", func() error {
+		if m := s.members(t)["node-1"]; m.URL != "https://"+s.opts.Peer.String() {
+			return fmt.Errorf("it is %s", m.URL)
+		}
+		return nil
+	})
+	s.opts.Node = "node-2"
+	if err := New(s.opts).Start(t.Context()); err == nil || !strings.Contains(err.Error(), `this node is "node-2"`) {
+		t.Errorf("with another name: %v", err)
+	}
+}
+
+// Three members: joined one after the other, one lost, quorum lost and back, one removed.
+func TestThreeMembers(t *testing.T) {
+	all := servers(t, "a", "b", "c")
+	a, b, c := all[0], all[1], all[2]
+	a.start(t)
+	a.ready(t)
+	a.put(t, "first")
+	b.join(t, a)
+	c.join(t, b)
+	c.has(t, "first")
+	for _, s := range all {
+		for node, m := range s.members(t) {
+			if m.Learner || m.Problem != "" {
+				t.Errorf("%s: %s is %+v", s.name, node, m)
+			}
+		}
+	}
+	var taken *NameTakenError
+	if _, _, err := a.AddLearner(t.Context(), "b", Peer{"b-x", "https://127.0.9.9:1"}); !errors.As(err, &taken) {
+		t.Errorf("a second b: %v", err)
+	}
+
+	// One of three is away: the others work, and neither of them may be removed.
+	stop(t, c.Etcd)
+	b.put(t, "second")
+	eventually(t, "a knows that c does not answer", func() error {
+		if m := a.members(t)["c"]; m.Problem == "" {
+			return fmt.Errorf("%+v", m)
+		}
+		return nil
+	})
+	if err := a.Remove(t.Context(), a.members(t)["b"].ID); err == nil || !strings.Contains(err.Error(), "no majority") || !strings.Contains(err.Error(), "c (") {
+		t.Errorf("removing one of two that answer: %v", err)
+	}
+	c.start(t)
+	c.ready(t)
+	c.has(t, "first", "second")
+
+	// Two of three are away: it says so, and comes back with them.
+	stop(t, b.Etcd)
+	stop(t, c.Etcd)
+	eventually(t, "a has no majority", func() error {
+		if err := a.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "etcd has no leader: a majority of its 3 members must run") {
+			return fmt.Errorf("it is %v", err)
+		}
+		return nil
+	})
+	if len(a.members(t)) != 3 {
+		t.Error("without a majority the members are not listed")
+	}
+	b.start(t)
+	a.ready(t)
+	c.start(t)
+	c.ready(t)
+	c.has(t, "first", "second")
+
+	// A removed member ends, and says why. It does not start again on its data.
+	removed := a.members(t)["b"]
+	eventually(t, "b is removed", func() error { return a.Remove(t.Context(), removed.ID) })
+	select {
+	case err := <-b.Failed():
+		if !strings.Contains(err.Error(), "the cluster has removed this server") {
+			t.Errorf("the removed member ends with %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the removed member goes on")
+	}
+	stop(t, b.Etcd)
+	if err := New(b.opts).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "the cluster has removed this server") {
+		t.Errorf("the removed member starts: %v", err)
+	}
+	a.put(t, "third")
+	c.has(t, "first", "second", "third")
+	if len(a.members(t)) != 2 {
+		t.Errorf("%+v", a.members(t))
+	}
+
+	// The leader itself is removed: the other one takes over.
+	leader, other := a, c
+	if a.members(t)["c"].Leader {
+		leader, other = c, a
+	}
+	eventually(t, "the leader is removed", func() error { return leader.Remove(t.Context(), leader.members(t)[leader.name].ID) })
+	other.ready(t)
+	other.has(t, "first", "second", "third")
+	other.put(t, "fourth")
+}
+
+// A database at its quota accepts writes again after a restart, if it can be made smaller.
+func TestQuota(t *testing.T) {
+	s := servers(t, "a")[0]
+	s.opts.Quota = 8 << 20
+	s.start(t)
+	s.ready(t)
+	c := s.client(t)
+	value := strings.Repeat("x", 256<<10)
+	eventually(t, "the quota is reached", func() error {
+		if _, err := c.Put(t.Context(), "large", value); err == nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	stop(t, s.Etcd)
+	s.start(t)
+	s.ready(t)
+	eventually(t, "writes work again", func() error {
+		_, err := s.client(t).Put(t.Context(), "large", "x")
+		return err
+	})
+}
+
+// What is in SQLite is in etcd afterwards, with its revisions below and its leases kept, and an interrupted migration begins again.
+func TestMigration(t *testing.T) {
+	s := servers(t, "a")[0]
+	dir := t.TempDir()
+	s.opts.SQLite = filepath.Join(dir, "state.db")
+	old := datastore.New(datastore.Options{Dir: dir, Socket: filepath.Join(dir, "kine.sock"), Sync: config.SyncFull})
+	if err := old.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := old.Endpoint().Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	create := func(key, value string, options ...clientv3.OpOption) int64 {
+		t.Helper()
+		r, err := c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, value, options...)).Commit()
+		if err != nil || !r.Succeeded {
+			t.Fatal(r, err)
+		}
+		return r.Header.Revision
+	}
+	large := strings.Repeat("x", 300<<10)
+	var last int64
+	for i := range 250 {
+		last = create(fmt.Sprintf("/registry/a/%03d", i), fmt.Sprint(i))
+	}
+	for i := range 5 {
+		last = create(fmt.Sprintf("/registry/large/%d", i), large)
+	}
+	lease, err := c.Grant(t.Context(), 3600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	create("/registry/events/a", "event", clientv3.WithLease(lease.ID))
+	gone := create("/registry/gone", "")
+	r, err := c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision("/registry/gone"), "=", gone)).Then(clientv3.OpDelete("/registry/gone")).
+		Else(clientv3.OpGet("/registry/gone")).Commit()
+	if err != nil || !r.Succeeded {
+		t.Fatal(r, err)
+	}
+	last = create("/registry/last", "")
+	c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := old.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// What an interrupted one has left.
+	if err := os.MkdirAll(filepath.Join(s.opts.Dir+".new", "copy"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+
+	s.start(t)
+	s.ready(t)
+	etcd := s.client(t)
+	list, err := etcd.Get(t.Context(), "/", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]string{}
+	for _, kv := range list.Kvs {
+		have[string(kv.Key)] = string(kv.Value)
+		if leased := kv.Lease != 0; leased != (string(kv.Key) == "/registry/events/a") {
+			t.Errorf("%s has lease %d", kv.Key, kv.Lease)
+		}
+	}
+	// With kine's own /registry/health.
+	if len(have) != 258 || have["/registry/a/249"] != "249" || have["/registry/large/4"] != large {
+		t.Errorf("%d keys", len(have))
+	}
+	if list.Header.Revision <= last {
+		t.Errorf("the revision is %d, and was %d", list.Header.Revision, last)
+	}
+	watch := etcd.Watch(t.Context(), "/registry/", clientv3.WithPrefix(), clientv3.WithRev(last))
+	if w := <-watch; !errors.Is(w.Err(), rpctypes.ErrCompacted) {
+		t.Errorf("a watch from before: %v", w.Err())
+	}
+	for path, want := range map[string]bool{s.opts.SQLite: false, s.opts.SQLite + Migrated: true, s.opts.SQLite + "-wal": false, s.opts.Dir + ".new": false} {
+		if _, err := os.Stat(path); (err == nil) != want {
+			t.Errorf("%s is there: %v", path, err == nil)
+		}
+	}
+	s.put(t, "/registry/after")
+	stop(t, s.Etcd)
+	s.start(t)
+	s.ready(t)
+	s.has(t, "/registry/after", "/registry/last")
+}

@@ -1,0 +1,78 @@
+package etcd
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// zap returns a logger whose warnings and errors go to the server's log. What etcd considers fatal panics, so that a failed start can
+// return it.
+func (e *Etcd) zap() *zap.Logger {
+	return zap.New(&core{log: e.log, etcd: e}, zap.WithFatalHook(zapcore.WriteThenPanic))
+}
+
+// core is a zapcore.Core on slog.
+type core struct {
+	log    *slog.Logger
+	etcd   *Etcd
+	fields []zapcore.Field
+}
+
+// lowest is the level from which etcd logs for the user: an idle member writes several entries a minute for information.
+const lowest = zapcore.WarnLevel
+
+// removedMessage is how etcd says that this member was removed (etcdserver/server.go, and rafthttp/util.go for one that was away meanwhile).
+const removedMessage = "the member has been permanently removed from the cluster"
+
+// expected are entries about what is no problem: a learner tries to publish its name in a tight loop until it is promoted (publishV3 in
+// etcdserver/server.go), and Promote tries again until it may.
+var expected = []string{"failed to publish local member to cluster", "rejecting promote learner"}
+
+// Enabled implements zapcore.Core.
+func (*core) Enabled(l zapcore.Level) bool { return l >= lowest }
+
+// With implements zapcore.Core.
+func (c *core) With(fields []zapcore.Field) zapcore.Core {
+	return &core{c.log, c.etcd, append(append([]zapcore.Field{}, c.fields...), fields...)}
+}
+
+// Check implements zapcore.Core.
+func (c *core) Check(e zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return checked.AddCore(e, c)
+	}
+	return checked
+}
+
+// Write implements zapcore.Core.
+func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	encoder := zapcore.NewMapObjectEncoder()
+	for _, f := range append(append([]zapcore.Field{}, c.fields...), fields...) {
+		f.AddTo(encoder)
+	}
+	cause, _ := encoder.Fields["error"].(string)
+	if strings.Contains(e.Message, removedMessage) || strings.Contains(cause, removedMessage) {
+		c.etcd.removed.Store(true)
+	}
+	if slices.ContainsFunc(expected, func(prefix string) bool { return strings.HasPrefix(e.Message, prefix) }) || c.etcd.stopping.Load() {
+		return nil
+	}
+	var args []any
+	for name, value := range encoder.Fields {
+		args = append(args, name, value)
+	}
+	level := slog.LevelWarn
+	if e.Level > zapcore.WarnLevel {
+		level = slog.LevelError
+	}
+	c.log.Log(context.Background(), level, "etcd: "+e.Message, args...)
+	return nil
+}
+
+// Sync implements zapcore.Core.
+func (*core) Sync() error { return nil }

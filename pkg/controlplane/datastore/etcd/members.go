@@ -1,0 +1,285 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"polymesh.dev/polymesh/pkg/certificate"
+)
+
+// Member is a member of the cluster.
+type Member struct {
+	ID uint64 `json:"id"`
+	// Name is empty until the member has started.
+	Name string `json:"name,omitempty"`
+	// URL is its address for other members.
+	URL string `json:"url"`
+	// Learner is set while it receives the cluster's data, and has no vote.
+	Learner bool `json:"learner,omitempty"`
+	// Leader is set for the one that leads, as far as this member knows.
+	Leader bool `json:"leader,omitempty"`
+	// Version is the version of etcd that it runs, if it answers; otherwise Problem is why it does not.
+	Version string `json:"version,omitempty"`
+	Problem string `json:"problem,omitempty"`
+}
+
+// Node returns the name of the node on which the member runs; empty until it has started.
+func (m Member) Node() string {
+	if i := strings.LastIndexByte(m.Name, '-'); i >= 0 {
+		return m.Name[:i]
+	}
+	return m.Name
+}
+
+// peerTimeout is the time for another member's answer.
+const peerTimeout = 2 * time.Second
+
+// Members lists the members as this one knows them, without a majority too, and whether each answers.
+func (e *Etcd) Members(ctx context.Context) ([]Member, error) {
+	server := e.server.Load()
+	if server == nil {
+		return nil, errors.New("etcd has not started")
+	}
+	config, err := e.peerTLS()
+	if err != nil {
+		return nil, err
+	}
+	var members []Member
+	for _, m := range server.Server.Cluster().Members() {
+		member := Member{ID: uint64(m.ID), Name: m.Name, Learner: m.IsLearner, Leader: uint64(m.ID) == uint64(server.Server.Leader())}
+		if len(m.PeerURLs) > 0 {
+			member.URL = m.PeerURLs[0]
+		}
+		members = append(members, member)
+	}
+	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.URL, b.URL) })
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+	var wait sync.WaitGroup
+	for i := range members {
+		wait.Go(func() {
+			v, err := peerVersion(ctx, client, members[i].URL)
+			if err != nil {
+				members[i].Problem = err.Error()
+				return
+			}
+			members[i].Version = v
+		})
+	}
+	wait.Wait()
+	return members, nil
+}
+
+func (e *Etcd) peerTLS() (*tls.Config, error) {
+	certs := e.opts.Certificates
+	info := transport.TLSInfo{
+		TrustedCAFile: certs.Cert(certificate.EtcdCA), CertFile: certs.Cert(certificate.EtcdClient), KeyFile: certs.Key(certificate.EtcdClient),
+	}
+	config, err := info.ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("read etcd's certificates: %w", err)
+	}
+	return config, nil
+}
+
+// peerVersion asks a member for its version, on the port for other members.
+func peerVersion(ctx context.Context, client *http.Client, url string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/version", nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return "", fmt.Errorf("no answer within %s", peerTimeout)
+		}
+		return "", err
+	}
+	defer response.Body.Close()
+	var v struct {
+		Server string `json:"etcdserver"`
+	}
+	if err := json.NewDecoder(io.LimitReader(response.Body, 4096)).Decode(&v); err != nil || response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("unexpected answer, status %d", response.StatusCode)
+	}
+	return v.Server, nil
+}
+
+// NameTakenError is the error of a node whose name a member has already.
+type NameTakenError struct{ Node string }
+
+func (err *NameTakenError) Error() string {
+	return fmt.Sprintf("node %s is a member of etcd already: remove it first, or choose another node name", err.Node)
+}
+
+// AddLearner adds the member of a node that joins, as one that does not vote yet, and returns what it needs to start (Options.Join). A
+// join that was interrupted before the member had started may be repeated.
+func (e *Etcd) AddLearner(ctx context.Context, node string, joins Peer) (id uint64, cluster []Peer, err error) {
+	client, err := e.running()
+	if err != nil {
+		return 0, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	list, err := client.MemberList(ctx)
+	if err != nil {
+		return 0, nil, explain("list etcd's members", err)
+	}
+	for _, m := range list.Members {
+		same := len(m.PeerURLs) > 0 && m.PeerURLs[0] == joins.URL
+		switch {
+		case (Member{Name: m.Name}).Node() == node && m.Name != "":
+			return 0, nil, &NameTakenError{node}
+		case same && m.Name == "" && m.IsLearner:
+			id = m.ID
+		case same:
+			return 0, nil, fmt.Errorf("%s is the address of member %s of etcd already: remove that one first", joins.URL, m.Name)
+		}
+	}
+	members := list.Members
+	if id == 0 {
+		added, err := client.MemberAddAsLearner(ctx, []string{joins.URL})
+		if err != nil {
+			return 0, nil, explain("add a member to etcd", err)
+		}
+		id, members = added.Member.ID, added.Members
+	}
+	for _, m := range members {
+		if len(m.PeerURLs) == 0 {
+			continue
+		}
+		name := m.Name
+		if m.ID == id {
+			name = joins.Name
+		}
+		cluster = append(cluster, Peer{name, m.PeerURLs[0]})
+	}
+	return id, cluster, nil
+}
+
+// promoteInterval is the pause between two attempts to promote a learner.
+const promoteInterval = 500 * time.Millisecond
+
+// Promote gives a learner a vote as soon as it has the data, which takes a moment. It returns when ctx ends otherwise. A learner cannot
+// promote itself: it does not know when it is up to date, and does not even report that it is ready before.
+func (e *Etcd) Promote(ctx context.Context, id uint64) error {
+	client, err := e.running()
+	if err != nil {
+		return err
+	}
+	for {
+		attempt, cancel := context.WithTimeout(ctx, requestTimeout)
+		_, err := client.MemberPromote(attempt, id)
+		cancel()
+		switch {
+		case err == nil, errors.Is(err, rpctypes.ErrMemberNotLearner):
+			return nil
+		case errors.Is(err, rpctypes.ErrMemberNotFound):
+			return errors.New("the member was removed from etcd before it had the data")
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the new member of etcd has not caught up: %w", errors.Join(context.Cause(ctx), err))
+		case <-time.After(promoteInterval):
+		}
+	}
+}
+
+// Remove removes a member. It refuses where the others would not be a majority afterwards. If the member leads, another one takes over first.
+func (e *Etcd) Remove(ctx context.Context, id uint64) error {
+	client, err := e.running()
+	if err != nil {
+		return err
+	}
+	members, err := e.Members(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(members, func(m Member) bool { return m.ID == id })
+	if i < 0 {
+		return nil // it is gone
+	}
+	if err := mayRemove(members, id); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*requestTimeout)
+	defer cancel()
+	if members[i].Leader {
+		next := slices.IndexFunc(members, func(m Member) bool { return m.ID != id && !m.Learner && m.Problem == "" })
+		// Only the leader itself can hand over. Elsewhere an election follows.
+		if next >= 0 && uint64(e.server.Load().Server.MemberID()) == id {
+			if _, err := client.MoveLeader(ctx, members[next].ID); err != nil {
+				return explain("hand the leadership of etcd over", err)
+			}
+		}
+	}
+	if _, err := client.MemberRemove(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrMemberNotFound) {
+		return explain("remove a member from etcd", err)
+	}
+	return nil
+}
+
+// mayRemove returns nil if the members that answer are a majority without the one with this id.
+func mayRemove(members []Member, id uint64) error {
+	var voters, answer int
+	var away []string
+	for _, m := range members {
+		switch {
+		case m.ID == id && m.Learner:
+			return nil
+		case m.ID == id || m.Learner:
+			continue
+		}
+		voters++
+		if m.Problem == "" {
+			answer++
+		} else {
+			away = append(away, m.Node()+" ("+m.Problem+")")
+		}
+	}
+	switch {
+	case voters == 0:
+		return errors.New("it is the only member of etcd: `polymesh reset` removes the whole cluster")
+	case answer < voters/2+1:
+		return fmt.Errorf("without it %d of the %d other members of etcd would answer, which is no majority, and the cluster would stop: start these first: %s",
+			answer, voters, strings.Join(away, ", "))
+	}
+	return nil
+}
+
+// running returns a client of this member.
+func (e *Etcd) running() (*clientv3.Client, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.client == nil {
+		return nil, errors.New("etcd has not started")
+	}
+	return e.client, nil
+}
+
+// explain adds to etcd's error what it means for the user.
+func explain(what string, err error) error {
+	switch {
+	case errors.Is(err, rpctypes.ErrUnhealthy), errors.Is(err, rpctypes.ErrMemberNotEnoughStarted):
+		return fmt.Errorf("%s: a member does not answer, and a change now could leave the cluster without a majority: start it, or remove it, first: %w", what, err)
+	case errors.Is(err, rpctypes.ErrTooManyLearners):
+		return fmt.Errorf("%s: another server is joining: try again when it has joined: %w", what, err)
+	case errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail):
+		return fmt.Errorf("%s: etcd has no majority that answers: start the other servers: %w", what, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}

@@ -1,0 +1,191 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+const withoutAddons = "disable: [istio, servicelb, metrics-server, local-storage]\n"
+
+// settings writes the config file of a node, which its next start reads.
+func settings(t *testing.T, file, more string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(withoutAddons+more), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// datastoreIs checks the line of `polymesh status`.
+func datastoreIs(t *testing.T, n *node.Node, version string) {
+	t.Helper()
+	report, err := n.Report(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range report.Components {
+		if c.Name == "datastore" && !strings.HasPrefix(c.Version, version) {
+			t.Errorf("the datastore is %q, want %s", c.Version, version)
+		}
+	}
+}
+
+// A server on SQLite becomes the first of several by one flag: its state is in etcd then, clients that know an old revision list again, and the
+// controller manager can end without the server.
+func TestClusterInit(t *testing.T) {
+	ownNodes(t, 1)
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	settings(t, file, "")
+	n := node.ForTest(t, node.Options{Args: []string{"--config", file}})
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t, 4*time.Minute)
+	datastoreIs(t, n, "kine")
+	maps := n.Client(t).CoreV1().ConfigMaps("default")
+	made, err := maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "before"}, Data: map[string]string{"a": "b"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods := systemPodUIDs(t, n)
+	if err := n.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	settings(t, file, "cluster-init: true\n")
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t, 4*time.Minute)
+	datastoreIs(t, n, "etcd")
+	maps = n.Client(t).CoreV1().ConfigMaps("default")
+	if now, err := maps.Get(t.Context(), "before", metav1.GetOptions{}); err != nil || now.UID != made.UID || now.Data["a"] != "b" {
+		t.Errorf("the ConfigMap is %v (%v)", now, err)
+	}
+	watch, err := maps.Watch(t.Context(), metav1.ListOptions{ResourceVersion: made.ResourceVersion})
+	if err == nil {
+		event := <-watch.ResultChan()
+		err = apierrors.FromObject(event.Object)
+		watch.Stop()
+	}
+	if !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
+		t.Errorf("a watch from before: %v", err)
+	}
+	if now := systemPodUIDs(t, n); now != pods {
+		t.Errorf("the pods were %s, and are %s", pods, now)
+	}
+	if _, err := os.Stat(filepath.Join(n.DataDir(), "server", "db", "state.db.migrated")); err != nil {
+		t.Error(err)
+	}
+
+	server := n.PID()
+	report, err := n.Report(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range report.Components {
+		if c.Name != "kube-controller-manager" && c.Name != "kube-scheduler" {
+			continue
+		}
+		if c.PID == 0 || c.PID == server {
+			t.Errorf("%s is in process %d", c.Name, c.PID)
+			continue
+		}
+		if err := syscall.Kill(c.PID, syscall.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	}
+	n.WaitReady(t, time.Minute)
+	if n.PID() != server {
+		t.Error("the server has ended with its controllers")
+	}
+	if stdout, stderr, code := n.Polymesh(t, "secrets-encrypt", "status", "--data-dir", n.DataDir()); code != 0 {
+		t.Errorf("secrets-encrypt status with etcd: exit code %d: %s%s", code, stdout, stderr)
+	}
+
+	// The flag is needed once.
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	settings(t, file, "")
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t, 4*time.Minute)
+	datastoreIs(t, n, "etcd")
+}
+
+// podUIDs are the uids of the pods in kube-system, in the order of their names.
+func systemPodUIDs(t *testing.T, n *node.Node) string {
+	t.Helper()
+	return n.Kubectl(t, "get", "pods", "-n", "kube-system", "-o", "jsonpath={.items[*].metadata.uid}")
+}
+
+// The cluster's state is in PostgreSQL, which is stopped and started under the running server. The password is in a file.
+func TestPostgresDatastore(t *testing.T) {
+	ownNodes(t, 1)
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	n := node.ForTest(t, node.Options{Args: []string{"--config", file}})
+	ca := newAuthority(t)
+	db := startPostgres(t, n, ca, node.OutsideHost)
+	caFile, endpoint := filepath.Join(t.TempDir(), "ca.crt"), filepath.Join(t.TempDir(), "endpoint")
+	for path, text := range map[string]string{caFile: ca.pem(), endpoint: fmt.Sprintf("postgres://app:%s@%s:5432/cluster\n", db.password, node.OutsideHost)} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settings(t, file, "datastore-endpoint-file: "+endpoint+"\ndatastore-cafile: "+caFile+"\n")
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t, 4*time.Minute)
+	datastoreIs(t, n, "kine")
+	server := n.PID()
+	n.Kubectl(t, "create", "configmap", "before", "--from-literal=a=b")
+
+	db.stop(t)
+	n.Eventually(t, time.Minute, func() (bool, string) {
+		report, err := n.Report(t.Context())
+		if err != nil {
+			return false, err.Error()
+		}
+		for _, c := range report.Components {
+			if c.Name == "datastore" && strings.Contains(c.Message, "PostgreSQL at "+node.OutsideHost) {
+				return true, ""
+			}
+		}
+		return false, "polymesh status does not show that the database is away"
+	})
+	db.start(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	if err := n.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.Kubectl(t, "get", "configmap", "before", "-o", "jsonpath={.data.a}"); got != "b" {
+		t.Errorf("the ConfigMap has %q", got)
+	}
+	if n.PID() != server {
+		t.Error("the server did not survive the database's stop")
+	}
+	log, err := os.ReadFile(n.Log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(log), db.password) {
+		t.Error("the password is in the server's log")
+	}
+}
