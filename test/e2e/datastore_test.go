@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -60,7 +61,7 @@ func TestClusterInit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pods := systemPodUIDs(t, n)
+	pods := podUIDs(t, n)
 	if err := n.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -84,8 +85,8 @@ func TestClusterInit(t *testing.T) {
 	if !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
 		t.Errorf("a watch from before: %v", err)
 	}
-	if now := systemPodUIDs(t, n); now != pods {
-		t.Errorf("the pods were %s, and are %s", pods, now)
+	if now := podUIDs(t, n); !slices.Equal(now, pods) {
+		t.Errorf("the pods were %q, and are %q", pods, now)
 	}
 	if _, err := os.Stat(filepath.Join(n.DataDir(), "server", "db", "state.db.migrated")); err != nil {
 		t.Error(err)
@@ -126,12 +127,6 @@ func TestClusterInit(t *testing.T) {
 	}
 	n.WaitReady(t, 4*time.Minute)
 	datastoreIs(t, n, "etcd")
-}
-
-// podUIDs are the uids of the pods in kube-system, in the order of their names.
-func systemPodUIDs(t *testing.T, n *node.Node) string {
-	t.Helper()
-	return n.Kubectl(t, "get", "pods", "-n", "kube-system", "-o", "jsonpath={.items[*].metadata.uid}")
 }
 
 // The cluster's state is in PostgreSQL, which is stopped and started under the running server. The password is in a file.
