@@ -380,10 +380,10 @@ func TestMigration(t *testing.T) {
 	large := strings.Repeat("x", 300<<10)
 	var last int64
 	for i := range 250 {
-		last = create(fmt.Sprintf("/registry/a/%03d", i), fmt.Sprint(i))
+		create(fmt.Sprintf("/registry/a/%03d", i), fmt.Sprint(i))
 	}
 	for i := range 5 {
-		last = create(fmt.Sprintf("/registry/large/%d", i), large)
+		create(fmt.Sprintf("/registry/large/%d", i), large)
 	}
 	lease, err := c.Grant(t.Context(), 3600)
 	if err != nil {
