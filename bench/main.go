@@ -54,6 +54,7 @@ func (b *bench) parts() []part {
 		{"size of the file", b.size, nil},
 		{"a server without Istio", b.bare, nil},
 		{"a server with Istio's demo profile and the app", b.mesh, []string{testImages, appImages}},
+		{"an agent", b.agent, nil},
 		{"API under load", b.api, nil},
 		{"1 CPU and 512 MB without Istio", b.smallBare, []string{testImages}},
 		{"2 CPUs and 2 GB with Istio", b.smallMesh, []string{appImages}},

@@ -48,6 +48,16 @@ var (
 		{bareNodeAgain, "second start: node Ready", "s", "", ""},
 		{bareAllAgain, "second start: every component ready", "s", "", ""},
 	}
+	agentRows = []row{
+		{agentReady, "node Ready", "s", "3 s", proof + "7.1 s"},
+		{agentAll, "every component ready", "s", "", ""},
+		{agentReadyAgain, "second start: node Ready", "s", "", ""},
+		{agentAllAgain, "second start: every component ready", "s", "", ""},
+		{"agent server RSS", "agent at rest: RSS", "MB", "100 MB", proof + "100 MB"},
+		{"agent server anonymous", "agent at rest: anonymous", "MB", "", proof + "25 MB"},
+		{"agent server CPU", "agent at rest: CPU", "% of a core", "", ""},
+		{"agent all anonymous", "all processes of the node: anonymous", "MB", "", ""},
+	}
 	idleRows = []row{
 		{"bare server RSS", "server without Istio: RSS", "MB", "250 MB", "K3s's users: 500 to 535 MB; " + proof + "294 MB"},
 		{"bare server anonymous", "server without Istio: anonymous", "MB", "", proof + "169 MB"},
@@ -119,10 +129,10 @@ func report(parts []part, known records) string {
 	}).Parse(reportTemplate))
 	err := t.Execute(&out, map[string]any{
 		"Machine": latest, "Parts": partTable(parts, known),
-		"Start": startRows, "Again": startAgainRows, "Bare": bareRows, "IdleRows": idleRows, "Pods": podRows, "Singles": singles,
+		"Start": startRows, "Again": startAgainRows, "Bare": bareRows, "Agent": agentRows, "IdleRows": idleRows, "Pods": podRows, "Singles": singles,
 		"SmallBare": smallBareRows, "SmallMesh": smallMeshRows, "Ratios": ratioTable(r, ratios),
 		"API": apiMatrix(), "APIMemory": apiMemoryMatrix(), "APIRatios": ratioTable(r, apiRatios()), "APIClients": apiClients, "APIRounds": apiRounds, "APIObjects": apiClients * apiCreates,
-		"BareID": bareIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
+		"BareID": bareIdle, "AgentID": agentIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
 		"Latency": latencyMatrix(), "Most": mostRows(), "Cost": costMatrix(), "StatsLogger": statsLoggerRows,
 		"Sidecars": sidecarMatrix(), "Pushes": pushRows(), "Connections": connections, "Endpoints": endpointsEach,
 		"Deploy": deployRows, "Languages": languageMatrix(), "LanguageRate": languageRate,

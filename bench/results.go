@@ -20,6 +20,7 @@ type (
 const (
 	bareIdle  setting = "bare"
 	meshIdle  setting = "mesh"
+	agentIdle setting = "agent"
 	smallBare setting = "small bare"
 	smallMesh setting = "small mesh"
 )
@@ -29,6 +30,9 @@ const (
 
 	bareAPI, bareNode, bareAll                figureID = "bare: API", "bare: node", "bare: all"
 	bareAPIAgain, bareNodeAgain, bareAllAgain figureID = "bare again: API", "bare again: node", "bare again: all"
+
+	agentReady, agentAll           figureID = "agent: node", "agent: all"
+	agentReadyAgain, agentAllAgain figureID = "agent again: node", "agent again: all"
 
 	meshAPI, meshNode, meshIstiod, meshIngress, meshAll figureID = "mesh: API", "mesh: node", "mesh: istiod", "mesh: ingress", "mesh: all"
 	meshAPIAgain, meshNodeAgain, meshAllAgain           figureID = "mesh again: API", "mesh again: node", "mesh again: all"
