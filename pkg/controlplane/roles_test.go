@@ -85,6 +85,22 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	if !may(t, identity(t, kubeconfig, certificate.ImagePolicy), readSecrets) || !may(t, identity(t, kubeconfig, certificate.LoadBalancer), watchServices) {
 		t.Error("the image policy or the load balancer has no permissions")
 	}
+	balancer := identity(t, kubeconfig, certificate.LoadBalancer)
+	for what, want := range map[authorizationv1.ResourceAttributes]bool{
+		{Verb: "list", Resource: "nodes"}:                                       true,
+		{Verb: "watch", Resource: "nodes"}:                                      true,
+		{Verb: "patch", Resource: "nodes"}:                                      false,
+		{Verb: "list", Group: "discovery.k8s.io", Resource: "endpointslices"}:   true,
+		{Verb: "watch", Group: "discovery.k8s.io", Resource: "endpointslices"}:  true,
+		{Verb: "create", Group: "discovery.k8s.io", Resource: "endpointslices"}: false,
+		{Verb: "patch", Resource: "services", Subresource: "status"}:            true,
+		{Verb: "patch", Resource: "services"}:                                   false,
+		{Verb: "list", Resource: "pods"}:                                        false,
+	} {
+		if got := may(t, balancer, what); got != want {
+			t.Errorf("the load balancer: %+v: %v", what, got)
+		}
+	}
 	node := identity(t, kubeconfig, certificate.Kubelet)
 	for what, want := range map[authorizationv1.ResourceAttributes]bool{
 		{Verb: "list", Resource: "nodes"}:                                         true,

@@ -102,6 +102,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		elected(func() component.Component {
 			return loadbalancer.New(loadbalancer.Options{
 				Kubeconfig: dir.Kubeconfig("servicelb"), NodeName: s.Name, Addresses: s.addresses(), LinkAlias: s.Marker.Alias(),
+				Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR},
 				Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.Log,
 			})
 		})

@@ -30,6 +30,7 @@ const (
 	reasonAddressNotInPool = "AddressNotInPool"
 	reasonAddressTaken     = "AddressTaken"
 	reasonNoAddress        = "NoAddress"
+	reasonNoEndpoint       = "NoEndpoint"
 )
 
 // service is the relevant part of a Service of type LoadBalancer.
@@ -41,6 +42,9 @@ type service struct {
 	families []corev1.IPFamily // the primary one first
 	// requested is spec.loadBalancerIP.
 	requested string
+	// local is whether spec.externalTrafficPolicy is Local: only nodes with a ready endpoint, which endpoints are, pass traffic on.
+	local     bool
+	endpoints map[string]bool
 
 	// heldPorts and heldAddresses are what it was given before, according to its status.
 	heldPorts     map[Port]bool
@@ -49,11 +53,11 @@ type service struct {
 
 // network is which addresses and ports are available, and which are not.
 type network struct {
-	// node are the addresses of the node that services get, in the order in which they are published.
-	node []netip.Addr
-	// reserved ports always belong to the node; the value is their owner. No service gets or keeps one.
+	// nodes are the nodes whose addresses services get, in the order in which they are published.
+	nodes []node
+	// reserved ports always belong to the nodes; the value is their owner. No service gets or keeps one.
 	reserved map[Port]string
-	// listening are the ports on which a process of the node currently listens. A service that holds one keeps it: its traffic
+	// listening are the ports on which a process of the server's node currently listens. A service that holds one keeps it: its traffic
 	// never reaches the process.
 	listening map[Port]bool
 	// nodePorts are the ports that a Service of any type has on the node, with its namespace/name.
@@ -105,9 +109,10 @@ func allocateNode(services []service, net network) map[types.UID]decision {
 	taken := make(map[claim]string)
 	decisions := make(map[types.UID]decision, len(services))
 	for _, s := range order {
-		addresses := s.reachable(net.node)
+		// A port belongs to one service on all nodes, also if that publishes the addresses of some only: pods move.
+		addresses := s.reachable(allAddresses(net.nodes))
 		if len(addresses) == 0 {
-			decisions[s.uid] = s.noAddress("the node has no address")
+			decisions[s.uid] = s.noAddress("no node has an address")
 			continue
 		}
 		var conflicts []string
@@ -144,9 +149,35 @@ func allocateNode(services []service, net network) map[types.UID]decision {
 				taken[claim{a, p}] = s.name
 			}
 		}
-		decisions[s.uid] = decision{addresses: addresses}
+		decisions[s.uid] = s.published(net.nodes, addresses)
 	}
 	return decisions
+}
+
+// published returns those of the addresses that the service's status gets: with externalTrafficPolicy Local, those of the nodes that have
+// a ready endpoint. While none has, a service keeps what it holds, as it would at a cloud's load balancer.
+func (s service) published(nodes []node, addresses []netip.Addr) decision {
+	if !s.local {
+		return decision{addresses: addresses}
+	}
+	var local []node
+	for _, n := range nodes {
+		if s.endpoints[n.name] {
+			local = append(local, n)
+		}
+	}
+	out := s.reachable(allAddresses(local))
+	if len(out) == 0 {
+		for _, a := range addresses {
+			if slices.Contains(s.heldAddresses, a) {
+				out = append(out, a)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return decision{reason: reasonNoEndpoint, message: "externalTrafficPolicy is Local, and no node that is Ready has a ready endpoint of the service"}
+	}
+	return decision{addresses: out}
 }
 
 func allocatePool(services []service, net network) map[types.UID]decision {

@@ -54,6 +54,19 @@ func addrs(text ...string) []netip.Addr {
 	return out
 }
 
+// one returns one node with these addresses.
+func one(text ...string) []node { return []node{{"node-1", addrs(text...)}} }
+
+// local sets externalTrafficPolicy to Local, with ready endpoints on these nodes.
+func local(nodes ...string) func(*service) {
+	return func(s *service) {
+		s.local, s.endpoints = true, make(map[string]bool)
+		for _, n := range nodes {
+			s.endpoints[n] = true
+		}
+	}
+}
+
 func pool(ranges ...string) []config.AddressRange {
 	var out []config.AddressRange
 	for _, r := range ranges {
@@ -65,14 +78,15 @@ func pool(ranges ...string) []config.AddressRange {
 
 func TestAllocate(t *testing.T) {
 	const dual = "192.0.2.10 2001:db8::10"
-	node := network{node: addrs("192.0.2.10"), reserved: ReservedPorts(6443)}
+	two := []node{{"node-1", addrs("203.0.113.1", "192.0.2.10")}, {"node-2", addrs("192.0.2.11")}}
+	node := network{nodes: one("192.0.2.10"), reserved: ReservedPorts(6443)}
 	with := func(change func(*network)) network {
 		n := node
 		change(&n)
 		return n
 	}
 	poolOf := func(ranges ...string) network {
-		return network{node: node.node, reserved: node.reserved, pool: pool(ranges...)}
+		return network{nodes: node.nodes, reserved: node.reserved, pool: pool(ranges...)}
 	}
 
 	for _, tt := range []struct {
@@ -144,7 +158,7 @@ func TestAllocate(t *testing.T) {
 			want:     map[string]string{"a": "PortTaken: port 30080/TCP is the node port of service demo/web", "web": "192.0.2.10"},
 		},
 		{
-			name: "families: each gets the addresses that it speaks", net: with(func(n *network) { n.node = addrs(strings.Fields(dual)...) }),
+			name: "families: each gets the addresses that it speaks", net: with(func(n *network) { n.nodes = one(strings.Fields(dual)...) }),
 			services: []service{
 				lb("four", 1, ports(tcp(80))),
 				lb("six", 2, ports(tcp(80)), families(corev1.IPv6Protocol)),
@@ -156,7 +170,26 @@ func TestAllocate(t *testing.T) {
 		{
 			name: "no address of the family", net: node,
 			services: []service{lb("six", 1, ports(tcp(80)), families(corev1.IPv6Protocol))},
-			want:     map[string]string{"six": "NoAddress: the node has no address of the service's IP family (IPv6)"},
+			want:     map[string]string{"six": "NoAddress: no node has an address of the service's IP family (IPv6)"},
+		},
+		{
+			name: "several nodes: all their addresses, in order", net: with(func(n *network) { n.nodes = two }),
+			services: []service{lb("a", 1, ports(tcp(80))), lb("b", 2, ports(tcp(80)))},
+			want:     map[string]string{"a": "203.0.113.1 192.0.2.10 192.0.2.11", "b": "PortTaken: demo/a"},
+		},
+		{
+			name: "Local: the nodes with an endpoint, and no one else gets the port on the others", net: with(func(n *network) { n.nodes = two }),
+			services: []service{lb("a", 1, ports(tcp(80)), local("node-2", "gone")), lb("b", 2, ports(tcp(80)), local("node-1"))},
+			want:     map[string]string{"a": "192.0.2.11", "b": "PortTaken: demo/a"},
+		},
+		{
+			name: "Local without an endpoint: pending, or what it holds, if that is still a node's", net: with(func(n *network) { n.nodes = two }),
+			services: []service{
+				lb("new", 1, ports(tcp(80)), local()),
+				lb("holder", 2, ports(tcp(81)), held(tcp(81)), holds("192.0.2.11"), holds("192.0.2.12"), local("gone")),
+				lb("lost", 3, ports(tcp(82)), held(tcp(82)), holds("192.0.2.12"), local()),
+			},
+			want: map[string]string{"new": "NoEndpoint: externalTrafficPolicy is Local", "holder": "192.0.2.11", "lost": "NoEndpoint: no node"},
 		},
 		{
 			name: "pool: one address each, same ports, the node's too", net: poolOf("192.0.2.100-192.0.2.101"),
@@ -239,7 +272,7 @@ func TestAllocate(t *testing.T) {
 func TestAllocateProperties(t *testing.T) {
 	for seed := range uint64(3000) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		net := network{node: addrs("192.0.2.10", "2001:db8::10"), reserved: map[Port]string{tcp(3): "kubelet"}}
+		net := network{nodes: []node{{"node-1", addrs("192.0.2.10", "2001:db8::10")}, {"node-2", addrs("192.0.2.11")}}, reserved: map[Port]string{tcp(3): "kubelet"}}
 		net.listening = map[Port]bool{tcp(r.Int32N(8)): true}
 		net.nodePorts = map[Port]string{tcp(r.Int32N(8)): fmt.Sprint("demo/", r.IntN(8))}
 		if r.IntN(2) == 0 {
@@ -270,6 +303,9 @@ func TestAllocateProperties(t *testing.T) {
 			}
 			if r.IntN(5) == 0 {
 				s.requested = randomAddr()
+			}
+			if r.IntN(3) == 0 {
+				s.local, s.endpoints = true, map[string]bool{[]string{"node-1", "node-2", "gone"}[r.IntN(3)]: true}
 			}
 			services = append(services, s)
 		}

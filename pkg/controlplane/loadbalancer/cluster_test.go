@@ -8,13 +8,16 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 )
@@ -48,19 +51,19 @@ func TestOwnIdentity(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wantAddress := func(want string) {
+	wantAddresses := func(name string, want ...string) {
 		t.Helper()
-		controlplanetest.Eventually(t, "the address of the service", func() error {
-			svc, err := services.Get(ctx, "web", metav1.GetOptions{})
+		controlplanetest.Eventually(t, "the addresses of service "+name, func() error {
+			svc, err := services.Get(ctx, name, metav1.GetOptions{})
 			if err != nil {
 				return err
 			}
-			got := ""
-			if in := svc.Status.LoadBalancer.Ingress; len(in) > 0 {
-				got = in[0].IP
+			var got []string
+			for _, in := range svc.Status.LoadBalancer.Ingress {
+				got = append(got, in.IP)
 			}
-			if got != want {
-				return fmt.Errorf("it is %q, want %q", got, want)
+			if !slices.Equal(got, want) {
+				return fmt.Errorf("they are %q, want %q", got, want)
 			}
 			return nil
 		})
@@ -85,12 +88,12 @@ func TestOwnIdentity(t *testing.T) {
 	if _, err := services.Create(ctx, web, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	wantAddress(address.String())
+	wantAddresses("web", address.String())
 	setPort(6443)
-	wantAddress("")
+	wantAddresses("web")
 	wantEvent(reasonPortInUse, "kube-apiserver", 1)
 	setPort(free)
-	wantAddress(address.String())
+	wantAddresses("web", address.String())
 	wantEvent("AddressAssigned", address.String(), 1)
 	// The same once more is counted in the first event, which is a patch.
 	setPort(6443)
@@ -98,6 +101,8 @@ func TestOwnIdentity(t *testing.T) {
 	if err := l.Ready(ctx); err != nil {
 		t.Error(err)
 	}
+
+	testNodes(t, admin, wantAddresses)
 
 	self := controlplanetest.Client(t, own)
 	for what, f := range map[string]func() error{
@@ -119,6 +124,13 @@ func TestOwnIdentity(t *testing.T) {
 		},
 		"delete services": func() error { return self.CoreV1().Services("default").Delete(ctx, "web", metav1.DeleteOptions{}) },
 		"delete events":   func() error { return self.CoreV1().Events("default").Delete(ctx, "x", metav1.DeleteOptions{}) },
+		"patch nodes": func() error {
+			_, err := self.CoreV1().Nodes().Patch(ctx, "one", types.MergePatchType, []byte(`{"metadata":{"labels":{"a":"b"}}}`), metav1.PatchOptions{})
+			return err
+		},
+		"delete endpoints": func() error {
+			return self.DiscoveryV1().EndpointSlices("default").Delete(ctx, "x", metav1.DeleteOptions{})
+		},
 		"list cluster roles": func() error {
 			_, err := self.RbacV1().ClusterRoles().List(ctx, metav1.ListOptions{})
 			return err
@@ -128,4 +140,69 @@ func TestOwnIdentity(t *testing.T) {
 			t.Errorf("%s: %v, want it forbidden", what, err)
 		}
 	}
+}
+
+// Services get the addresses of the nodes that come, and no longer those of nodes that go; with externalTrafficPolicy Local, those of the
+// nodes with a ready endpoint.
+func testNodes(t *testing.T, admin kubernetes.Interface, wantAddresses func(name string, want ...string)) {
+	ctx, nodes := t.Context(), admin.CoreV1().Nodes()
+	const own, free = "192.0.2.1", 18081
+	patch := `[{"op":"replace","path":"/spec/ports/0/port","value":%d}]`
+	if _, err := admin.CoreV1().Services("default").Patch(ctx, "web", types.JSONPatchType, fmt.Appendf(nil, patch, free), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	wantAddresses("web", own)
+	for i, name := range []string{"two", "one"} {
+		status := corev1.NodeStatus{
+			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: fmt.Sprint("192.0.2.1", i)}, {Type: corev1.NodeExternalIP, Address: fmt.Sprint("203.0.113.1", i)}},
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()}},
+		}
+		node, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		node.Status = status
+		if _, err := nodes.UpdateStatus(ctx, node, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantAddresses("web", own, "203.0.113.11", "192.0.2.11", "203.0.113.10", "192.0.2.10")
+
+	mine, name, port := Class, "local", int32(18082)
+	if _, err := admin.CoreV1().Services("default").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{
+		Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &mine, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, Ports: []corev1.ServicePort{{Port: port}},
+	}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}}, AddressType: discoveryv1.AddressTypeIPv4}
+	for i, node := range []string{"one", "two"} {
+		ready := node == "two"
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{NodeName: &node, Addresses: []string{fmt.Sprint("10.42.0.1", i)}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
+	}
+	endpoints := admin.DiscoveryV1().EndpointSlices("default")
+	slice, err := endpoints.Create(ctx, slice, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantAddresses(name, "203.0.113.10", "192.0.2.10")
+	slice.Endpoints[0].Conditions.Ready = slice.Endpoints[1].Conditions.Ready
+	if slice, err = endpoints.Update(ctx, slice, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	wantAddresses(name, "203.0.113.11", "192.0.2.11", "203.0.113.10", "192.0.2.10")
+	slice.Endpoints = slice.Endpoints[:1]
+	if _, err := endpoints.Update(ctx, slice, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	wantAddresses(name, "203.0.113.11", "192.0.2.11")
+
+	if _, err := nodes.Patch(ctx, "two", types.MergePatchType, []byte(`{"metadata":{"labels":{"node.kubernetes.io/exclude-from-external-load-balancers":""}}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	wantAddresses("web", own, "203.0.113.11", "192.0.2.11")
+	if err := nodes.Delete(ctx, "one", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	wantAddresses("web", own)
+	wantAddresses(name)
 }

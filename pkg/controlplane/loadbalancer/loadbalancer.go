@@ -1,5 +1,5 @@
-// Package loadbalancer gives Services of type LoadBalancer an address: the node's, first come first served for each port
-// and protocol, or one of a pool for each service.
+// Package loadbalancer gives Services of type LoadBalancer addresses: those of the nodes that are Ready, first come first served for
+// each port and protocol, or one of a pool for each service.
 //
 // It owns status.loadBalancer of these services, the events with the reason why one of them is pending, and, with a pool, the
 // network interface that has the addresses. kube-proxy does the rest. Unlike K3s's ServiceLB, whose rules it follows otherwise,
@@ -18,6 +18,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,6 +30,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
@@ -42,12 +44,15 @@ import (
 
 // Options of the load balancer.
 type Options struct {
-	// Kubeconfig may read services, patch their status and write events. It is read by Start.
+	// Kubeconfig may read services, their endpoints and nodes, patch services' status and write events. It is read by Start.
 	Kubeconfig string
-	NodeName   string
-	// Addresses of the node, in the order in which a service's status shows them: the external one, if there is one, before
-	// the internal one. Behind NAT, packets arrive with the internal one, so both are needed.
+	// NodeName is the server's node.
+	NodeName string
+	// Addresses of the server's node, in the order in which a service's status shows them: the external one, if there is one, before
+	// the internal one.
 	Addresses []netip.Addr
+	// Internal are the networks of the pods and of the services, in which no node has its address.
+	Internal []netip.Prefix
 	// Reserved ports are never given to a service, unless there is a pool: see ReservedPorts.
 	Reserved map[Port]string
 	Pool     []config.AddressRange
@@ -91,10 +96,13 @@ type LoadBalancer struct {
 	opts      Options
 	clientset kubernetes.Interface
 	services  corelisters.ServiceLister
+	nodes     corelisters.NodeLister
+	slices    discoverylisters.EndpointSliceLister
 	recorder  record.EventRecorder
 	queue     workqueue.TypedRateLimitingInterface[string]
 
 	// Used only by the worker.
+	view     nodeView
 	written  map[types.UID]*corev1.Service // what was written and may not be in the cache yet
 	reported map[types.UID]string          // the last reason given to a pending service
 
@@ -106,6 +114,7 @@ type LoadBalancer struct {
 func New(opts Options) *LoadBalancer {
 	return &LoadBalancer{
 		opts:     opts,
+		view:     nodeView{own: node{opts.NodeName, opts.Addresses}, internal: opts.Internal, lastReady: make(map[types.UID]time.Time)},
 		written:  make(map[types.UID]*corev1.Service),
 		reported: make(map[types.UID]string),
 		state:    errors.New("services are being read"),
@@ -118,7 +127,7 @@ func (*LoadBalancer) Name() string { return string(config.ServiceLB) }
 // Init does nothing.
 func (*LoadBalancer) Init(context.Context) error { return nil }
 
-// Start watches the services in the background.
+// Start watches services, endpoints and nodes in the background.
 func (l *LoadBalancer) Start(ctx context.Context) error {
 	rest, err := clientcmd.BuildConfigFromFlags("", l.opts.Kubeconfig)
 	if err != nil {
@@ -127,16 +136,24 @@ func (l *LoadBalancer) Start(ctx context.Context) error {
 	if l.clientset, err = kubernetes.NewForConfig(rest); err != nil {
 		return fmt.Errorf("create an API client from %s: %w", l.opts.Kubeconfig, err)
 	}
-	factory := informers.NewSharedInformerFactoryWithOptions(l.clientset, 0, informers.WithTransform(dropManagedFields))
-	l.services = factory.Core().V1().Services().Lister()
+	factory := informers.NewSharedInformerFactoryWithOptions(l.clientset, 0, informers.WithTransform(trimmed))
+	l.services, l.nodes, l.slices = factory.Core().V1().Services().Lister(), factory.Core().V1().Nodes().Lister(), factory.Discovery().V1().EndpointSlices().Lister()
 	l.queue = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryFirst, retryMax))
-	informer := factory.Core().V1().Services().Informer()
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { l.queue.Add(queueKey) },
-		UpdateFunc: func(any, any) { l.queue.Add(queueKey) },
-		DeleteFunc: func(any) { l.queue.Add(queueKey) },
-	}); err != nil {
-		return fmt.Errorf("watch services: %w", err)
+	var synced []cache.InformerSynced
+	for _, watch := range []struct {
+		informer cache.SharedIndexInformer
+		changed  func(any)
+	}{
+		{factory.Core().V1().Services().Informer(), func(any) { l.queue.Add(queueKey) }},
+		{factory.Core().V1().Nodes().Informer(), func(any) { l.queue.Add(queueKey) }},
+		{factory.Discovery().V1().EndpointSlices().Informer(), l.endpointsChanged},
+	} {
+		if _, err := watch.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: watch.changed, UpdateFunc: func(_, obj any) { watch.changed(obj) }, DeleteFunc: watch.changed,
+		}); err != nil {
+			return fmt.Errorf("watch services, nodes and endpoints: %w", err)
+		}
+		synced = append(synced, watch.informer.HasSynced)
 	}
 
 	l.Go(ctx, func(ctx context.Context) {
@@ -147,7 +164,7 @@ func (l *LoadBalancer) Start(ctx context.Context) error {
 		defer factory.Shutdown()
 		defer events.Shutdown()
 		defer context.AfterFunc(ctx, l.queue.ShutDown)()
-		if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+		if cache.WaitForCacheSync(ctx.Done(), synced...) {
 			l.queue.Add(queueKey)
 			l.work(ctx)
 		}
@@ -155,12 +172,19 @@ func (l *LoadBalancer) Start(ctx context.Context) error {
 	return nil
 }
 
-// dropManagedFields keeps the cache small.
-func dropManagedFields(obj any) (any, error) {
-	if svc, ok := obj.(*corev1.Service); ok {
-		svc.ManagedFields = nil
+// endpointsChanged is called for each change of endpoints. Only those of services with externalTrafficPolicy Local matter.
+func (l *LoadBalancer) endpointsChanged(obj any) {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
 	}
-	return obj, nil
+	slice, ok := obj.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return
+	}
+	svc, err := l.services.Services(slice.Namespace).Get(slice.Labels[discoveryv1.LabelServiceName])
+	if err == nil && wantsAddress(svc) && isLocal(svc) {
+		l.queue.Add(queueKey)
+	}
 }
 
 func (l *LoadBalancer) work(ctx context.Context) {
@@ -203,6 +227,11 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 	requests := make([]service, len(current))
 	for i, svc := range current {
 		requests[i] = requestOf(svc)
+		if requests[i].local {
+			if requests[i].endpoints, err = endpointNodes(l.slices, svc); err != nil {
+				return fmt.Errorf("list the endpoints of service %s/%s: %w", svc.Namespace, svc.Name, err)
+			}
+		}
 	}
 	net, err := l.network(requests)
 	if err != nil {
@@ -210,12 +239,13 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 	}
 	decisions := allocate(requests, net)
 
-	// Remove before adding, so that the statuses of two services never have the same address and port.
+	// Remove before adding, so that the statuses of two services never have the same address and port. What stays is never removed:
+	// kube-proxy would interrupt its traffic.
 	pool := len(net.pool) > 0
 	for i, svc := range current {
 		have, want := svc.Status.LoadBalancer.Ingress, ingress(decisions[svc.UID], requests[i].ports, pool)
-		if len(have) > 0 && !sameAddresses(have, want) {
-			if current[i], err = l.write(ctx, svc, nil); err != nil {
+		if keep := inBoth(have, want); len(keep) < len(have) {
+			if current[i], err = l.write(ctx, svc, keep); err != nil {
 				return err
 			}
 		}
@@ -242,13 +272,21 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 	return nil
 }
 
-// network reads the machine's addresses and sockets. Sockets are read only when a service requests what it does not hold.
+// network reads which nodes there are, and the machine's addresses and sockets. Sockets are read only when a service requests what it does not hold.
 func (l *LoadBalancer) network(requests []service) (network, error) {
-	net := network{node: l.opts.Addresses, reserved: l.opts.Reserved, pool: l.opts.Pool}
+	net := network{reserved: l.opts.Reserved, pool: l.opts.Pool}
 	var err error
 	if len(net.pool) > 0 {
 		net.used, err = otherAddresses()
 		return net, err
+	}
+	all, err := l.nodes.List(labels.Everything())
+	if err != nil {
+		return net, fmt.Errorf("list nodes: %w", err)
+	}
+	var next time.Duration
+	if net.nodes, next = l.view.publish(all, time.Now()); next > 0 {
+		l.queue.AddAfter(queueKey, next)
 	}
 	if !slices.ContainsFunc(requests, func(s service) bool { return s.countHeld() < len(s.ports) }) {
 		return net, nil
@@ -256,7 +294,7 @@ func (l *LoadBalancer) network(requests []service) (network, error) {
 	if net.nodePorts, err = nodePorts(l.services); err != nil {
 		return net, fmt.Errorf("list node ports: %w", err)
 	}
-	net.listening, err = listening(procNet, net.node)
+	net.listening, err = listening(procNet, l.opts.Addresses)
 	return net, err
 }
 

@@ -18,11 +18,16 @@ func wantsAddress(svc *corev1.Service) bool {
 	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && (svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == Class)
 }
 
+func isLocal(svc *corev1.Service) bool {
+	return svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+}
+
 // requestOf returns what a service requests and, from its status, what it was given.
 func requestOf(svc *corev1.Service) service {
 	s := service{
 		uid: svc.UID, name: svc.Namespace + "/" + svc.Name, created: svc.CreationTimestamp.Time,
 		families: svc.Spec.IPFamilies, requested: svc.Spec.LoadBalancerIP,
+		local:     isLocal(svc),
 		heldPorts: make(map[Port]bool),
 	}
 	for _, p := range svc.Spec.Ports {
@@ -39,8 +44,8 @@ func requestOf(svc *corev1.Service) service {
 	return s
 }
 
-// ingress returns the status of a service with what it was given. With the node's addresses it includes the ports: they record
-// which service has them, also after a restart or a change of the node's address.
+// ingress returns the status of a service with what it was given. With the nodes' addresses it includes the ports: they record
+// which service has them, also after a restart or a change of a node's address.
 func ingress(d decision, ports []Port, pool bool) []corev1.LoadBalancerIngress {
 	var out []corev1.LoadBalancerIngress
 	mode := corev1.LoadBalancerIPModeVIP
@@ -56,8 +61,15 @@ func ingress(d decision, ports []Port, pool bool) []corev1.LoadBalancerIngress {
 	return out
 }
 
-func sameAddresses(a, b []corev1.LoadBalancerIngress) bool {
-	return slices.EqualFunc(a, b, func(x, y corev1.LoadBalancerIngress) bool { return x.IP == y.IP })
+// inBoth returns the entries of have with an address that want has too.
+func inBoth(have, want []corev1.LoadBalancerIngress) []corev1.LoadBalancerIngress {
+	var out []corev1.LoadBalancerIngress
+	for _, in := range have {
+		if slices.ContainsFunc(want, func(w corev1.LoadBalancerIngress) bool { return w.IP == in.IP }) {
+			out = append(out, in)
+		}
+	}
+	return out
 }
 
 // nodePorts returns the node ports of all services. The nftables proxy checks load balancer addresses first, so a service on such

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -168,18 +169,24 @@ func (c *Component) label(ctx context.Context, node *corev1.Node) error {
 	return nil
 }
 
-// formerNode finds the node object of the same machine under another name: same system, no longer reporting
-// (k3s-io/k3s#6335).
+// formerNode finds the node object of the same machine under another name (k3s-io/k3s#6335): same system, same address, no longer
+// reporting. The system alone proves nothing, because cloned machines have the same machine id, and one of them may be off.
 func formerNode(own *corev1.Node, all []*corev1.Node) string {
 	for _, other := range all {
 		a, b := own.Status.NodeInfo, other.Status.NodeInfo
 		same := a.MachineID != "" && a.MachineID == b.MachineID || a.SystemUUID != "" && a.SystemUUID == b.SystemUUID
 		silent := meta.IsStatusConditionPresentAndEqual(condition.Of(other.Status.Conditions), string(corev1.NodeReady), metav1.ConditionUnknown)
-		if other.Name != own.Name && same && silent {
+		if other.Name != own.Name && same && silent && shareAddress(own, other) {
 			return other.Name
 		}
 	}
 	return ""
+}
+
+func shareAddress(a, b *corev1.Node) bool {
+	return slices.ContainsFunc(a.Status.Addresses, func(address corev1.NodeAddress) bool {
+		return address.Type == corev1.NodeInternalIP && slices.Contains(b.Status.Addresses, address)
+	})
 }
 
 // Ready returns nil once the node has its roles.
