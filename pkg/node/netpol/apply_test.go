@@ -6,8 +6,11 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -31,8 +34,8 @@ func TestChangesAddUp(t *testing.T) {
 		if err := whole.apply(t.Context(), compile(t, c)); err != nil {
 			t.Fatal(err)
 		}
-		if got, want := fake.Dump(), other.Dump(); got != want {
-			t.Fatalf("state %d: the rules are\n%s\nwant\n%s", i, got, want)
+		if diff := cmp.Diff(lines(other), lines(fake)); diff != "" {
+			t.Fatalf("state %d: the rules differ (- want, + is):\n%s", i, diff)
 		}
 		// An equal state writes nothing.
 		tx := k.nft.NewTransaction()
@@ -41,6 +44,20 @@ func TestChangesAddUp(t *testing.T) {
 			t.Fatalf("state %d: without a change %d operations are written:\n%s", i, tx.NumOperations(), tx)
 		}
 	}
+}
+
+// lines returns the content of a kernel. Elements have no order.
+func lines(fake *knftables.Fake) []string {
+	var rules, elements []string
+	for line := range strings.Lines(fake.Dump()) {
+		if strings.HasPrefix(line, "add element ") {
+			elements = append(elements, line)
+		} else {
+			rules = append(rules, line)
+		}
+	}
+	slices.Sort(elements)
+	return append(rules, elements...)
 }
 
 // counted is a kernel that counts what is written to it.

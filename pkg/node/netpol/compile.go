@@ -268,14 +268,14 @@ func (w *compiler) peerSet(namespace string, peer networkingv1.NetworkPolicyPeer
 		if err != nil {
 			return "", fmt.Errorf("namespaceSelector of a peer: %w", err)
 		}
-		scope, key = "selector", selector.String()
+		scope, key = "selector", canonical(selector)
 		for name, set := range w.cluster.Namespaces {
 			if selector.Matches(set) {
 				namespaces = append(namespaces, name)
 			}
 		}
 	}
-	name := "peers-" + hash(scope, key, pods.String())
+	name := "peers-" + hash(scope, key, canonical(pods))
 	if _, ok := w.table.Sets[name]; ok {
 		return name, nil
 	}
@@ -291,6 +291,18 @@ func (w *compiler) peerSet(namespace string, peer networkingv1.NetworkPolicyPeer
 		}
 	}
 	return name, nil
+}
+
+// canonical is a hash of a selector's requirements in their order as texts. The selector's own text has requirements of one key in any
+// order.
+func canonical(s labels.Selector) string {
+	requirements, _ := s.Requirements()
+	texts := make([]string, len(requirements))
+	for i, r := range requirements {
+		texts[i] = r.String()
+	}
+	slices.Sort(texts)
+	return hash(texts...)
 }
 
 // ports returns one condition for each way to match a rule's ports. Without ports all traffic matches.

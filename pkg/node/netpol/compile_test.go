@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -251,6 +252,29 @@ policies: []
 				}
 			}
 		})
+	}
+}
+
+// Equal states have equal tables, or each pass would write sets again.
+func TestEqualTables(t *testing.T) {
+	read := func() *Table {
+		return compile(t, readCluster(t, []byte(`
+namespaces: {a: {name: a}}
+pods: [{namespace: a, name: web, labels: {app: web}, address: 10.42.0.2}]
+policies:
+- metadata: {namespace: a, name: p}
+  spec:
+    podSelector: {}
+    ingress:
+    - from:
+      - podSelector: {matchLabels: {app: web, x: y, z: "1"}, matchExpressions: [{key: app, operator: NotIn, values: [c, b]}, {key: app, operator: Exists}, {key: x, operator: Exists}]}
+`)))
+	}
+	first := read()
+	for range 100 {
+		if again := read(); !reflect.DeepEqual(first, again) {
+			t.Fatalf("the sets are %v and %v", sorted(first.Sets), sorted(again.Sets))
+		}
 	}
 }
 
