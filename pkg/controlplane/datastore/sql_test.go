@@ -158,7 +158,7 @@ func newMariaDB(t *testing.T) *database {
 	root := os.Getenv(mariadbVar)
 	program, share := filepath.Join(root, "/usr/sbin/mariadbd"), filepath.Join(root, "/usr/share/mysql")
 	if _, err := os.Stat(program); err != nil {
-		t.Fatalf("MariaDB is missing: apt-get install mariadb-server-core, or unpack it and its libraries into a folder, and name that in %s: %v", mariadbVar, err)
+		t.Fatalf("MariaDB is missing (%v): apt-get install mariadb-server-core, or name a folder with it in %s", err, mariadbVar)
 	}
 	mariadbd := func(d *database, args ...string) *exec.Cmd {
 		cmd := exec.Command(program, append([]string{"--no-defaults", "--datadir=" + filepath.Join(d.dir, "data"), "--lc-messages-dir=" + share, "--character-sets-dir=" + filepath.Join(share, "charsets")}, args...)...)
