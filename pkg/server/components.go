@@ -37,7 +37,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	var store datastore.Store = datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
 	joining := join.NewServer(join.Options{
 		Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
-		Cluster: join.ClusterOf(&s.cfg.Cluster),
+		Cluster: join.ClusterOf(s.cfg),
 	})
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers()}
 	machine := s.node()
@@ -109,7 +109,7 @@ func (s *server) node() node.Options {
 	return node.Options{
 		Settings: s.cfg.Node, Name: s.Name, IP: s.IP,
 		ClusterCIDR: s.cfg.ClusterCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, APIServiceIP: s.cfg.APIServiceIP(),
-		OwnNetwork: s.cfg.FlannelBackend != config.NoBackend,
+		OwnNetwork: s.cfg.FlannelBackend != config.NoBackend, StorageDir: join.ClusterOf(s.cfg).StorageDir,
 		Identity: node.Identity{
 			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"),
 			ClientCA: certs.Cert(certificate.ClientCA), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),

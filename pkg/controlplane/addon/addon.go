@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -151,12 +150,6 @@ func (a *Addon) nameservers() []string {
 
 // Start applies the manifests in the background, and again when an object was deleted or changed.
 func (a *Addon) Start(ctx context.Context) error {
-	if a.opts.Name == config.LocalStorage && !a.opts.Disabled {
-		// The volumes in it are open to every user, but the folder is not.
-		if err := errors.Join(os.MkdirAll(a.opts.StorageDir, 0o700), os.Chmod(a.opts.StorageDir, 0o700)); err != nil {
-			return fmt.Errorf("create the folder of volumes: %w", err)
-		}
-	}
 	rest, err := clientcmd.BuildConfigFromFlags("", a.opts.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("read kubeconfig %s: %w", a.opts.Kubeconfig, err)
