@@ -59,9 +59,9 @@ func machine(cfg *config.Agent, p *process.Process, member *join.Membership) nod
 	return node.Options{
 		Settings: cfg.Node, Name: p.Name, IP: p.IP,
 		ClusterCIDR: member.Cluster.ClusterCIDR, ClusterDNS: member.Cluster.ClusterDNS, ClusterDomain: member.Cluster.ClusterDomain, APIServiceIP: member.Cluster.APIServiceIP,
-		OwnNetwork: member.Cluster.FlannelBackend != config.NoBackend,
-		Identity:   node.Identity{Kubelet: kubeconfig, Proxy: kubeconfig, ClientCA: member.Files.ClientCA},
-		Programs:   p.Programs, Manifest: p.Manifest, Session: node.NewSession(cfg.DataDir), Marker: p.Marker, Lock: p.Lock,
+		OwnNetwork: member.Cluster.FlannelBackend != config.NoBackend, StorageDir: member.Cluster.StorageDir,
+		Identity: node.Identity{Kubelet: kubeconfig, Proxy: kubeconfig, ClientCA: member.Files.ClientCA},
+		Programs: p.Programs, Manifest: p.Manifest, Session: node.NewSession(cfg.DataDir), Marker: p.Marker, Lock: p.Lock,
 		Nameservers: node.NewNameservers(cfg.Node, p.Log), Log: p.Log,
 	}
 }

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/config"
 )
 
 // now is when the tests' machines join.
@@ -142,6 +143,20 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%s: refused with %v, want %q", what, refused, c.want)
 		case refused != nil && strings.Contains(refused.Message, "\n"):
 			t.Errorf("%s: the refusal has several lines: %q", what, refused.Message)
+		}
+	}
+}
+
+// A folder of volumes that a server would never send is not created here.
+func TestClusterCheck(t *testing.T) {
+	c := Cluster{
+		ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), ClusterDNS: netip.MustParseAddr("10.43.0.10"),
+		ClusterDomain: "cluster.local", APIServiceIP: netip.MustParseAddr("10.43.0.1"), FlannelBackend: config.FlannelBackends()[0],
+	}
+	for dir, ok := range map[string]bool{"": true, "/var/lib/polymesh/storage": true, "storage": false, "/": false, "/var/lib/../../etc": false, "/var/lib/": false} {
+		c.StorageDir = dir
+		if err := c.check(); (err == nil) != ok {
+			t.Errorf("%q: %v", dir, err)
 		}
 	}
 }

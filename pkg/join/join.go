@@ -11,6 +11,7 @@ package join
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -57,15 +58,21 @@ type Cluster struct {
 	FlannelExternalIP bool                  `json:"flannelExternalIP,omitempty"`
 	// DisableNetworkPolicy leaves NetworkPolicies to another program.
 	DisableNetworkPolicy bool `json:"disableNetworkPolicy,omitempty"`
+	// StorageDir is the folder of local-path volumes on every node; empty if the cluster has none.
+	StorageDir string `json:"storageDir,omitempty"`
 }
 
 // ClusterOf returns what a node has to know of a server's settings.
-func ClusterOf(c *config.Cluster) Cluster {
-	return Cluster{
+func ClusterOf(c *config.Server) Cluster {
+	cluster := Cluster{
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, APIServiceIP: c.APIServiceIP(),
 		FlannelBackend: c.FlannelBackend, FlannelPort: c.FlannelPort, FlannelExternalIP: c.FlannelExternalIP,
 		DisableNetworkPolicy: c.DisableNetworkPolicy,
 	}
+	if c.Enabled(config.LocalStorage) {
+		cluster.StorageDir = c.DataDir.Storage()
+	}
+	return cluster
 }
 
 // check rejects what no server of ours sends.
@@ -75,6 +82,9 @@ func (c Cluster) check() error {
 	}
 	if !c.ClusterCIDR.IsValid() || !c.ServiceCIDR.IsValid() || !c.ClusterDNS.IsValid() || !c.APIServiceIP.IsValid() || c.ClusterDomain == "" {
 		return fmt.Errorf("the cluster's settings are incomplete: %+v", c)
+	}
+	if c.StorageDir != "" && (!filepath.IsAbs(c.StorageDir) || filepath.Clean(c.StorageDir) != c.StorageDir || c.StorageDir == "/") {
+		return fmt.Errorf("the cluster's folder of volumes, %q, is not an absolute path", c.StorageDir)
 	}
 	return nil
 }

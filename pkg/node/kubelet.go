@@ -150,6 +150,13 @@ func (k *Kubelet) prepare() error {
 			return err
 		}
 	}
+	open, err := k.opts.makeStorage()
+	if err != nil {
+		return err
+	}
+	if open {
+		k.opts.Log.Warn("every user of this machine can enter the folder of volumes, which was there before", "folder", k.opts.StorageDir, "close", "chmod 700 "+k.opts.StorageDir)
+	}
 	if err := setTornCheckpointsAside(cfg.DataDir.Kubelet(), k.opts.Log.With("component", k.Name())); err != nil {
 		return err
 	}

@@ -28,6 +28,8 @@ type Options struct {
 	APIServiceIP  netip.Addr
 	// OwnNetwork is set if pkg/node/network provides the pod network. Otherwise the user installs one, in the usual places of CNI.
 	OwnNetwork bool
+	// StorageDir is the folder of local-path volumes, on all nodes; empty if there are none.
+	StorageDir string
 
 	Identity Identity
 	// Programs is the folder of the shipped programs, a path that does not change in upgrades: running shims use it.

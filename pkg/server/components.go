@@ -41,7 +41,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	store := s.datastore
 	joining := join.NewServer(join.Options{
 		Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
-		Cluster: join.ClusterOf(&s.cfg.Cluster),
+		Cluster: join.ClusterOf(s.cfg),
 	})
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers()}
 	machine := s.node()
@@ -158,7 +158,7 @@ func (s *server) node() node.Options {
 	return node.Options{
 		Settings: s.cfg.Node, Name: s.Name, IP: s.IP,
 		ClusterCIDR: s.cfg.ClusterCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, APIServiceIP: s.cfg.APIServiceIP(),
-		OwnNetwork: s.cfg.FlannelBackend != config.NoBackend,
+		OwnNetwork: s.cfg.FlannelBackend != config.NoBackend, StorageDir: join.ClusterOf(s.cfg).StorageDir,
 		Identity: node.Identity{
 			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"),
 			ClientCA: certs.Cert(certificate.ClientCA), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),
@@ -183,7 +183,7 @@ func (s *server) addon(name config.Addon, kubeconfig string, names *node.Nameser
 	return addon.New(addon.Options{
 		Name: name, Disabled: !s.cfg.Enabled(name), Kubeconfig: kubeconfig, Image: s.Manifest.Image,
 		ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, Nameservers: names.Servers,
-		NodeName: s.Name, NodeAddress: s.IP, StorageDir: s.cfg.DataDir.Storage(),
+		NodeName: s.Name, NodeAddress: s.IP, Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR}, StorageDir: s.cfg.DataDir.Storage(),
 		KubeletCA: certificate.Store(s.cfg.DataDir.TLS()).Cert(certificate.KubeletCA), Log: s.Log,
 	})
 }

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -22,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/component"
@@ -45,10 +46,13 @@ type Options struct {
 	// Nameservers returns those that pods with dnsPolicy Default currently get, none on the loopback; nil for none at all.
 	// CoreDNS does not start without one to forward to, and exits if it would forward to itself.
 	Nameservers func() []string
+	// NodeName and NodeAddress are those of the server's node.
 	NodeName    string
 	NodeAddress netip.Addr
+	// Internal are the networks of the pods and of the services, in which no node has its address.
+	Internal []netip.Prefix
 
-	// StorageDir is the folder of the volumes of the class local-path.
+	// StorageDir is the folder of the volumes of the class local-path, on every node. pkg/node creates it.
 	StorageDir string
 	// KubeletCA is the file with the CA of the kubelets' serving certificates. It does not exist before the server's first start.
 	KubeletCA string
@@ -78,9 +82,13 @@ type Addon struct {
 	clientset kubernetes.Interface
 
 	following component.Background // followNameservers, for CoreDNS
-	loop      *converge.Loop
-	holding   converge.Applied
-	settled   bool // used by the loop: what is applied from now on was deleted or changed
+	watching  component.Background // followNodes, for CoreDNS
+
+	nodes       corelisters.NodeLister // nil if it does not depend on the nodes
+	nodesSynced cache.InformerSynced
+	loop        *converge.Loop
+	holding     converge.Applied
+	settled     bool // used by the loop: what is applied from now on was deleted or changed
 
 	mu      sync.Mutex
 	checked time.Time // when the API server was queried last
@@ -128,7 +136,14 @@ func (a *Addon) Init(context.Context) error {
 // current returns what the manifests depend on that can change while the server runs.
 func (a *Addon) current() (inputs, error) {
 	authority, err := a.opts.kubeletAuthority()
-	return inputs{Servers: a.nameservers(), KubeletAuthority: authority}, err
+	if err != nil {
+		return inputs{}, err
+	}
+	nodes, err := a.allNodes()
+	return inputs{
+		Servers: a.nameservers(), KubeletAuthority: authority,
+		Hosts: hosts(host{a.opts.NodeAddress, a.opts.NodeName}, a.opts.Internal, nodes), Spread: several(nodes, time.Now()),
+	}, err
 }
 
 func (a *Addon) render(in inputs) error {
@@ -151,12 +166,6 @@ func (a *Addon) nameservers() []string {
 
 // Start applies the manifests in the background, and again when an object was deleted or changed.
 func (a *Addon) Start(ctx context.Context) error {
-	if a.opts.Name == config.LocalStorage && !a.opts.Disabled {
-		// The volumes in it are open to every user, but the folder is not.
-		if err := errors.Join(os.MkdirAll(a.opts.StorageDir, 0o700), os.Chmod(a.opts.StorageDir, 0o700)); err != nil {
-			return fmt.Errorf("create the folder of volumes: %w", err)
-		}
-	}
 	rest, err := clientcmd.BuildConfigFromFlags("", a.opts.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("read kubeconfig %s: %w", a.opts.Kubeconfig, err)
@@ -169,6 +178,11 @@ func (a *Addon) Start(ctx context.Context) error {
 		return fmt.Errorf("create an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 
+	if a.opts.Name == config.CoreDNS && !a.opts.Disabled {
+		if err := a.followNodes(ctx); err != nil {
+			return err
+		}
+	}
 	a.loop.Start(ctx)
 	if a.opts.Nameservers != nil && a.opts.Name == config.CoreDNS && !a.opts.Disabled {
 		a.following.Go(ctx, a.followNameservers)
@@ -214,5 +228,5 @@ func (a *Addon) Ready(ctx context.Context) error {
 
 // Stop ends the attempts to apply. The add-on's pods stay, as the cluster's data does.
 func (a *Addon) Stop(ctx context.Context) error {
-	return errors.Join(a.following.Stop(ctx), a.loop.Stop(ctx))
+	return errors.Join(a.following.Stop(ctx), a.watching.Stop(ctx), a.loop.Stop(ctx))
 }

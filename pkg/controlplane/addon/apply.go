@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/cache"
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/converge"
@@ -45,17 +46,6 @@ func (i id) String() string {
 // sync applies the add-on's objects to the cluster, and removes others that have its label. Fields in the manifests are set
 // back; other fields belong to the user or program that sets them. Objects that are as this run applied them are only read.
 func (a *Addon) sync(ctx context.Context) error {
-	in, err := a.current()
-	if err != nil {
-		return err
-	}
-	if !in.equal(a.inputs) {
-		if err := a.render(in); err != nil {
-			return err
-		}
-		// What was applied is no longer the desired state.
-		a.holding, a.settled = converge.Applied{}, false
-	}
 	existing := make(map[id]*unstructured.Unstructured)
 	for _, k := range kinds() {
 		list, err := a.dynamic.Resource(k.gvr()).List(ctx, metav1.ListOptions{LabelSelector: fmt.Sprintf("%s in (%s)", nameLabel, strings.Join(a.names(), ","))})
@@ -71,6 +61,25 @@ func (a *Addon) sync(ctx context.Context) error {
 			existing[idOf(obj)] = obj
 		}
 	}
+	if a.nodesSynced != nil && !cache.WaitForCacheSync(ctx.Done(), a.nodesSynced) {
+		return fmt.Errorf("list nodes: %w", ctx.Err())
+	}
+	in, err := a.current()
+	if err != nil {
+		return err
+	}
+	if a.opts.Name == config.CoreDNS {
+		if in.Scaled, err = scaled(existing[id{kindOf("Deployment"), metav1.NamespaceSystem, a.Name()}]); err != nil {
+			return err
+		}
+	}
+	if !in.equal(a.inputs) {
+		if err := a.render(in); err != nil {
+			return err
+		}
+		// What was applied is no longer the desired state.
+		a.holding, a.settled = converge.Applied{}, false
+	}
 	apply, remove := plan(a.objects, existing)
 	for _, obj := range apply {
 		id := idOf(obj)
@@ -81,6 +90,11 @@ func (a *Addon) sync(ctx context.Context) error {
 				}
 				continue
 			}
+		}
+		if _, has, _ := unstructured.NestedInt64(obj.Object, "spec", "replicas"); has && existing[id] != nil {
+			// Whoever has scaled it since it was read is not overruled: the API server then responds with a conflict, and the next round reads it.
+			obj = obj.DeepCopy()
+			obj.SetResourceVersion(existing[id].GetResourceVersion())
 		}
 		live, err := ssa.Apply(ctx, a.resource(id), obj, ssa.Options{Manager: fieldManager, Force: true})
 		if err != nil {
@@ -151,6 +165,16 @@ func plan(want []*unstructured.Unstructured, existing map[id]*unstructured.Unstr
 
 func ignored(obj *unstructured.Unstructured) bool {
 	return obj.GetAnnotations()[ignoreAnnotation] == "true"
+}
+
+// kindOf returns a known kind by its name.
+func kindOf(name string) schema.GroupVersionKind {
+	for _, k := range kinds() {
+		if k.Kind == name {
+			return k.GroupVersionKind
+		}
+	}
+	panic("unknown kind " + name)
 }
 
 func (k kind) gvr() schema.GroupVersionResource { return k.GroupVersion().WithResource(k.resource) }

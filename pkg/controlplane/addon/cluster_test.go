@@ -4,6 +4,7 @@ package addon
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"testing"
@@ -28,6 +29,7 @@ func TestOnACluster(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	kubeconfig := controlplanetest.Start(t, log)
 	t.Run("what is deleted or changed", func(t *testing.T) { testLife(t, kubeconfig, log) })
+	t.Run("nodes", func(t *testing.T) { testNodes(t, kubeconfig, log) })
 	t.Run("policies", func(t *testing.T) { testPolicies(t, kubeconfig, log) })
 }
 
@@ -179,4 +181,80 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 	if err := b.Stop(ctx); err != nil {
 		t.Error(err)
 	}
+}
+
+// With the second node come its line in the hosts file, a second replica and a disruption budget. A user's number of replicas stays.
+func testNodes(t *testing.T, kubeconfig string, log *slog.Logger) {
+	opts := testOptions(config.CoreDNS)
+	opts.Kubeconfig, opts.Log = kubeconfig, log
+	client, ctx := controlplanetest.Client(t, kubeconfig), t.Context()
+	a := New(opts)
+	if err := a.Init(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := a.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	want := func(what string, replicas int32, hosts string, budget bool) {
+		t.Helper()
+		controlplanetest.Eventually(t, what, func() error {
+			d, err := client.AppsV1().Deployments(metav1.NamespaceSystem).Get(ctx, "coredns", metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, "coredns", metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			_, err = client.PolicyV1().PodDisruptionBudgets(metav1.NamespaceSystem).Get(ctx, "coredns", metav1.GetOptions{})
+			if err != nil && !apierrors.IsNotFound(err) {
+				return err
+			}
+			if *d.Spec.Replicas != replicas || m.Data["NodeHosts"] != hosts || (err == nil) != budget {
+				return fmt.Errorf("%d replicas, hosts %q, budget: %v", *d.Spec.Replicas, m.Data["NodeHosts"], err)
+			}
+			return a.loop.Ready()
+		})
+	}
+	const own, both = "192.0.2.10 node-1\n", "192.0.2.10 node-1\n192.0.2.11 node-2\n"
+	want("one node", 1, own, false)
+	nodes := client.CoreV1().Nodes()
+	for _, name := range []string{"node-1", "node-2"} {
+		node, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = nodes.Delete(context.Background(), name, metav1.DeleteOptions{}) })
+		node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.11"}}
+		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
+		if _, err := nodes.UpdateStatus(ctx, node, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("two nodes", 2, both, true)
+
+	deployments := client.AppsV1().Deployments(metav1.NamespaceSystem)
+	scale, err := deployments.GetScale(ctx, "coredns", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	scale.Spec.Replicas, scale.ResourceVersion = 3, "" // whatever the controllers write meanwhile
+	if _, err := deployments.UpdateScale(ctx, "coredns", scale, metav1.UpdateOptions{FieldManager: "kubectl"}); err != nil {
+		t.Fatal(err)
+	}
+	a.loop.Kick()
+	if err := nodes.Delete(ctx, "node-2", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want("scaled by a user, and one node again", 3, own, false)
+	if err := deployments.Delete(ctx, "coredns", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.loop.Kick()
+	want("made again", 1, own, false)
 }

@@ -51,6 +51,7 @@ func kinds() []kind {
 		row(rbac, "v1", "ClusterRole", "clusterroles", false),
 		row(rbac, "v1", "ClusterRoleBinding", "clusterrolebindings", false),
 		row("apps", "v1", "Deployment", "deployments", true),
+		row("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", true),
 		row("storage.k8s.io", "v1", "StorageClass", "storageclasses", false),
 		row("apiregistration.k8s.io", "v1", "APIService", "apiservices", false),
 	}
@@ -79,10 +80,17 @@ type inputs struct {
 	Servers []string
 	// KubeletAuthority is the CA of the kubelets' serving certificates, as PEM.
 	KubeletAuthority string
+	// Hosts are the nodes' names and addresses, the server's own first.
+	Hosts []host
+	// Spread is whether pods can run on at least two nodes.
+	Spread bool
+	// Scaled is whether the number of replicas is a user's.
+	Scaled bool
 }
 
 func (i inputs) equal(other inputs) bool {
-	return slices.Equal(i.Servers, other.Servers) && i.KubeletAuthority == other.KubeletAuthority
+	return slices.Equal(i.Servers, other.Servers) && i.KubeletAuthority == other.KubeletAuthority &&
+		slices.Equal(i.Hosts, other.Hosts) && i.Spread == other.Spread && i.Scaled == other.Scaled
 }
 
 // render returns the add-on's objects in the order in which they are applied; none if it is disabled.

@@ -43,6 +43,7 @@ func TestRender(t *testing.T) {
 	for golden, opts := range map[string]Options{
 		"coredns":         testOptions(config.CoreDNS),
 		"coredns-offline": testOptions(config.CoreDNS),
+		"coredns-nodes":   testOptions(config.CoreDNS),
 		"metrics-server":  testOptions(config.MetricsServer),
 		"local-storage":   testOptions(config.LocalStorage),
 	} {
@@ -51,7 +52,11 @@ func TestRender(t *testing.T) {
 			if strings.HasSuffix(golden, "-offline") {
 				servers = nil
 			}
-			objects, err := render(opts, inputs{Servers: servers})
+			in := inputs{Servers: servers, Hosts: []host{{opts.NodeAddress, opts.NodeName}}}
+			if strings.HasSuffix(golden, "-nodes") {
+				in.Hosts, in.Spread = append(in.Hosts, host{netip.MustParseAddr("192.0.2.11"), "node-2"}), true
+			}
+			objects, err := render(opts, in)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -91,7 +96,7 @@ func TestRenderedObjectsAreValid(t *testing.T) {
 	}
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, types, types, json.SerializerOptions{Strict: true})
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
-		objects, err := render(testOptions(name), inputs{})
+		objects, err := render(testOptions(name), inputs{Spread: true})
 		if err != nil {
 			t.Fatal(err)
 		}

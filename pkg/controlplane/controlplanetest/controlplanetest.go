@@ -76,7 +76,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	certs := certificate.Store(cfg.DataDir.TLS())
 	joining := join.NewServer(join.Options{
 		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
-		Cluster: join.ClusterOf(&cfg.Cluster),
+		Cluster: join.ClusterOf(cfg),
 	})
 	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: joining.Handlers()}
 	m := component.NewManager(log)
