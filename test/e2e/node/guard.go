@@ -106,8 +106,9 @@ func (r record) reset(ctx context.Context) error {
 			return err
 		}
 	}
+	// With --force: the servers of its cluster may be gone already.
 	cmd := exec.CommandContext(ctx, "nsenter", "--net="+inside.path(), "--",
-		r.Program, "reset", "--yes", "--data-dir", r.DataDir, "--kubeconfig", r.Kubeconfig)
+		r.Program, "reset", "--yes", "--force", "--data-dir", r.DataDir, "--kubeconfig", r.Kubeconfig)
 	// Nothing is written to the user's own cache, even if the data dir lacks the program.
 	cmd.Env = append(environment(), "POLYMESH_DATA_DIR="+r.DataDir, "XDG_CACHE_HOME="+filepath.Join(r.Dir, "cache"))
 	if out, err := cmd.CombinedOutput(); err != nil {
