@@ -161,7 +161,7 @@ func testNodes(t *testing.T, admin kubernetes.Interface, wantAddresses func(name
 		if err != nil {
 			t.Fatal(err)
 		}
-		node.Status = status
+		node.Status, node.ResourceVersion = status, "" // whatever the controllers write meanwhile
 		if _, err := nodes.UpdateStatus(ctx, node, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
