@@ -71,7 +71,8 @@ func Server(cfg *config.Server, need uint64) []Result {
 
 // Agent is Server for an agent.
 func Agent(cfg *config.Agent, need uint64) []Result {
-	return append([]Result{{"role", notServer(cfg.DataDir)}}, Node(&cfg.Node, need)...)
+	results := append([]Result{{"role", notServer(cfg.DataDir)}}, Node(&cfg.Node, need)...)
+	return append(results, Result{"balancer's port", free("the balancer over the API servers", loopback(), layout.APIBalancerPort, "")})
 }
 
 // notServer rejects the data dir of a server: the agent would run beside, or instead of, the cluster that is in it.
