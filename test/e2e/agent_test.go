@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,11 +18,11 @@ import (
 )
 
 // A server and two agents, from empty data dirs: machines join with a token, run pods that reach each other and the services, answer
-// kubectl, come back after a restart without the server, and leave.
+// kubectl, enforce policies, have volumes and addresses of LoadBalancers, come back after a restart without the server, and leave.
 func TestAgents(t *testing.T) {
 	ownNodes(t, 3)
 	c := node.ClusterForTest(t)
-	server := c.AddForTest(t, node.Options{Args: []string{"--disable", "istio,local-storage"}})
+	server := c.AddForTest(t, node.Options{Args: []string{"--disable", "istio"}})
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -90,6 +91,70 @@ func TestAgents(t *testing.T) {
 			out, err := server.KubectlErr("top", "nodes", "--no-headers")
 			return err == nil && strings.Count(out, "\n") == 3 && !strings.Contains(out, "unknown"), fmt.Sprintf("kubectl top nodes: %s %v", out, err)
 		})
+	})
+
+	t.Run("services", func(t *testing.T) {
+		// Every node has the address of a LoadBalancer service, and answers from outside for pods of all nodes.
+		want := []string{server.Address(), one.Address(), two.Address()}
+		server.Eventually(t, time.Minute, func() (bool, string) {
+			got := strings.Fields(server.Kubectl(t, "get", "service", "echo", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}"))
+			return slices.Equal(got, want), fmt.Sprintf("the service has the addresses %q, want %q", got, want)
+		})
+		for _, address := range want {
+			out, err := server.OutsideCommand(t.Context(), "curl", "-sS", "--max-time", "10", "http://"+address+":8000/").CombinedOutput()
+			if err != nil {
+				t.Errorf("from outside, %s answers %s (%v)", address, out, err)
+			}
+		}
+		// Two replicas of CoreDNS, on different nodes.
+		server.Eventually(t, 2*time.Minute, func() (bool, string) {
+			list, err := client.CoreV1().Pods("kube-system").List(t.Context(), metav1.ListOptions{LabelSelector: "k8s-app=kube-dns"})
+			if err != nil {
+				return false, err.Error()
+			}
+			nodes := map[string]bool{}
+			for _, p := range list.Items {
+				if node.NotReady(&p) == "" {
+					nodes[p.Spec.NodeName] = true
+				}
+			}
+			return len(nodes) == 2, fmt.Sprintf("CoreDNS is ready on %v", nodes)
+		})
+	})
+
+	t.Run("policies", func(t *testing.T) {
+		server.Apply(t, agentPolicy)
+		by := map[string]corev1.Pod{}
+		list, err := client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=echo"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list.Items {
+			by[p.Spec.NodeName] = p
+		}
+		// Only the pod of node-2 may call the one of node-3.
+		server.Kubectl(t, "label", "pod", by["node-2"].Name, "role=friend")
+		server.Kubectl(t, "label", "pod", by["node-3"].Name, "role=guarded")
+		reaches := func(from string) bool {
+			_, err := server.Exec("default", by[from].Name, "echo", "wget", "-qO-", "-T", "2", "http://"+by["node-3"].Status.PodIP+":8080/")
+			return err == nil
+		}
+		server.Eventually(t, time.Minute, func() (bool, string) {
+			friend, stranger := reaches("node-2"), reaches("node-1")
+			return friend && !stranger, fmt.Sprintf("the pod of node-3 is reached by the one allowed, %t, and by another, %t", friend, stranger)
+		})
+		server.Delete(t, agentPolicy)
+	})
+
+	t.Run("volumes", func(t *testing.T) {
+		server.Apply(t, fmt.Sprintf(agentVolume, busyboxImage(t, server)))
+		server.Eventually(t, 2*time.Minute, func() (bool, string) {
+			phase := server.Kubectl(t, "get", "pod", "writer", "-o", "jsonpath={.status.phase}")
+			return phase == "Succeeded", "the pod with a volume on node-2 is " + phase
+		})
+		if info, err := os.Stat(server.Layout().Storage()); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("the folder of volumes is %v, %v", info, err)
+		}
 	})
 
 	t.Run("refused", func(t *testing.T) {
@@ -189,6 +254,38 @@ apiVersion: v1
 kind: Service
 metadata: {name: echo, namespace: default}
 spec:
+  type: LoadBalancer
   selector: {app: echo}
-  ports: [{port: 80, targetPort: 8080}]
+  ports: [{port: 8000, targetPort: 8080}]
+`
+
+// agentPolicy lets only friends call what is guarded.
+const agentPolicy = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: guarded, namespace: default}
+spec:
+  podSelector: {matchLabels: {role: guarded}}
+  ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}]
+`
+
+// agentVolume is a pod that writes to a volume on an agent.
+const agentVolume = `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data, namespace: default}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: writer, namespace: default}
+spec:
+  nodeSelector: {kubernetes.io/hostname: node-2}
+  restartPolicy: Never
+  containers:
+  - name: writer
+    image: "%s"
+    command: [sh, -c, "echo written >/data/file && cat /data/file"]
+    volumeMounts: [{name: data, mountPath: /data}]
+  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
 `

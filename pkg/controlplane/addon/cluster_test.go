@@ -155,9 +155,8 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 		[]byte(`{"metadata":{"annotations":{"mine":"yes"}},"spec":{"template":{"spec":{"containers":[{"name":"coredns","image":"evil"}]}}}}`), metav1.PatchOptions{FieldManager: "kubectl-edit"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.sync(ctx); err != nil {
-		t.Fatal(err)
-	}
+	// The controllers write the Deployment meanwhile: then the loop tries again.
+	controlplanetest.Eventually(t, "a round", func() error { return a.sync(ctx) })
 	if _, err := client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{}); err != nil {
 		t.Error(err)
 	}
