@@ -20,7 +20,7 @@ func newAgent() *cobra.Command {
 
   polymesh agent --server https://HOST:6443 --token-file FILE
 
-On the server, /var/lib/polymesh/server/node-token has a token that does not expire, and ` + "`polymesh token create`" + ` makes one that does.
+On the server, /var/lib/polymesh/server/node-token has a token that does not expire, and ` + "`polymesh token create`" + ` creates one that does.
 
 Every flag can also be set in the config file under the same name, and in the environment as POLYMESH_ plus the name in uppercase
 (POLYMESH_TOKEN; POLYMESH_URL is --server, too). A flag overrides the environment, which overrides the file.`,

@@ -137,7 +137,7 @@ func TestDataDirs(t *testing.T) {
 		}
 		for _, args := range [][]string{{"status"}, {"status", "-d", text}} {
 			_, stderr, err := call(args...)
-			if err != exitError(3) || !strings.Contains(stderr, "no server is running on "+want+":") {
+			if err != exitError(3) || !strings.Contains(stderr, "no node is running on "+want+":") {
 				t.Errorf("%q with %s: %v: %s", args, text, err, stderr)
 			}
 		}
@@ -253,7 +253,7 @@ func TestStatusExitCodes(t *testing.T) {
 			return 0
 		case !errors.As(err, &exit):
 			t.Fatal(err)
-		case exit == 3 && !strings.Contains(stderr, "no server is running on "+dataDir+": start one with `polymesh server`"):
+		case exit == 3 && !strings.Contains(stderr, "no node is running on "+dataDir+": start it with `polymesh server` or `polymesh agent`"):
 			t.Errorf("stderr is %q", stderr)
 		}
 		return int(exit)

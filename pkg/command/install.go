@@ -34,8 +34,8 @@ func newInstall() *cobra.Command {
 		Long: `Install this file as ` + service.Program + `, with the links kubectl and istioctl where the machine has none, and
 a server or an agent as the systemd service polymesh, which starts with the machine. With --server, or POLYMESH_URL, it is an agent.
 
-Flags of ` + "`polymesh server` or `polymesh agent`" + ` become the service's; a token becomes a variable. The variables POLYMESH_… that are settings go into a file that only root can
-read. Without any of both, a service that is installed keeps what it has. The config file stays as it is.
+Flags of ` + "`polymesh server` or `polymesh agent`" + ` become the service's. The variables POLYMESH_… that are settings, and secrets, go into a file
+that only root can read. Without flags and variables, an installed service keeps its settings. The config file stays as it is.
 
 It can be run again, with a newer file too: it changes only what differs. What others have put at one of these places is left
 alone. ` + "`polymesh uninstall`" + ` undoes it.`,
@@ -66,6 +66,13 @@ alone. ` + "`polymesh uninstall`" + ` undoes it.`,
 			if opts.FileOnly && (opts.Now || settings != nil && len(settings.Args) > 0) {
 				return errors.New("--no-service goes neither with --now nor with flags of `polymesh server` or `polymesh agent`: they are for the service")
 			}
+			if settings != nil && settings.Role == service.Server && len(args) == 0 {
+				if role, err := thisMachine().Role(); err != nil {
+					return err
+				} else if role == service.Agent {
+					return errors.New("this machine's service is an agent: give --server or POLYMESH_URL again, or name the role: `polymesh install server`")
+				}
+			}
 			opts.Settings = settings
 			if opts.File, err = payload.Shipped(); err != nil {
 				return err
@@ -90,10 +97,10 @@ alone. ` + "`polymesh uninstall`" + ` undoes it.`,
 			return printInstall(cmd.OutOrStdout(), plan, dryRun)
 		},
 	}
-	cmd.Flags().BoolVar(&opts.Now, "now", false, "start the service, or restart it where it runs what was installed before, and wait until the server is up")
+	cmd.Flags().BoolVar(&opts.Now, "now", false, "start the service, or restart it where it runs what was installed before, and wait until the node is Ready")
 	cmd.Flags().BoolVar(&opts.FileOnly, "no-service", false, "install the file and its links alone, for machines without systemd")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be done, and do nothing")
-	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait for the server, with --now")
+	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait for the node, with --now")
 	// -o is that of `polymesh server`.
 	cmd.Flags().StringVar(&output, "output", "", "output format: json or yaml (default: a list)")
 	complete(cmd, "output", []string{"json", "yaml"})
@@ -111,6 +118,9 @@ func serviceSettings(args []string, server, agent *config.Flags) (*service.Setti
 	case agent.Lookup("server").Changed || os.Getenv("POLYMESH_URL") != "" || os.Getenv("POLYMESH_SERVER") != "":
 		role = service.Agent
 	}
+	if role == service.Server && len(args) == 0 && os.Getenv("POLYMESH_TOKEN") != "" {
+		return nil, errors.New("POLYMESH_TOKEN is set, but no server of the cluster: set POLYMESH_URL too")
+	}
 	other := agent
 	if role == service.Agent {
 		flags, other = agent, server
@@ -119,6 +129,9 @@ func serviceSettings(args []string, server, agent *config.Flags) (*service.Setti
 	other.VisitAll(func(f *pflag.Flag) {
 		if f.Changed && flags.Lookup(f.Name) == nil && wrong == nil {
 			wrong = fmt.Errorf("--%s is a flag of `polymesh %s`, and this installs `polymesh %s`", f.Name, other.Name(), role)
+			if role == service.Server {
+				wrong = fmt.Errorf("%w: add --server, or name the role: `polymesh install agent`", wrong)
+			}
 		}
 	})
 	if wrong != nil {

@@ -32,7 +32,8 @@ func TestServiceSettings(t *testing.T) {
 			arguments: []string{"--server=https://a:6443"}, environment: []string{"POLYMESH_TOKEN=" + secret},
 		},
 		"a server's flag":  {flags: []string{"--server=https://a:6443", "--mesh-profile=demo"}, want: "--mesh-profile is a flag of `polymesh server`, and this installs `polymesh agent`"},
-		"an agent's flag":  {args: []string{"server"}, flags: []string{"--token-file=/t"}, want: "--token-file is a flag of `polymesh agent`, and this installs `polymesh server`"},
+		"an agent's flag":  {args: []string{"server"}, flags: []string{"--token-file=/t"}, want: "--token-file is a flag of `polymesh agent`, and this installs `polymesh server`: add --server, or name the role: `polymesh install agent`"},
+		"a token only":     {env: map[string]string{"POLYMESH_TOKEN": secret}, want: "POLYMESH_TOKEN is set, but no server of the cluster: set POLYMESH_URL too"},
 		"nothing was said": {},
 	} {
 		t.Run(what, func(t *testing.T) {

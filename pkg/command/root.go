@@ -73,7 +73,7 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "polymesh",
 		Short: "Kubernetes and Istio in one program",
-		Long: `Polymesh brings up Kubernetes with Istio inside, on one machine, from one file.
+		Long: `Polymesh brings up Kubernetes with Istio inside, on one machine or several, from one file.
 
   polymesh server          run a server: control plane, node and add-ons
   polymesh agent           run an agent: one more node

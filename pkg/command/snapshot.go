@@ -14,6 +14,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/progress"
@@ -32,7 +33,7 @@ func newSnapshot() *cobra.Command {
 A snapshot has the datastore, the certificate authorities, the keys of Secrets, tokens, and the config file: users who can read it are
 administrators of the cluster, unless it is encrypted. ` + volumesAreNotInIt + `
 
-A server saves one every 12 hours (--snapshot-schedule). These commands read the server's config file and environment, so that they
+A server with SQLite, the default datastore, saves one every 12 hours (--snapshot-schedule). These commands read the server's config file and environment, so that they
 use the same folder, bucket and passphrase. K3s's names of the flags (--dir, --etcd-s3-bucket) work as well.`,
 	}
 	cmd.AddCommand(snapshotSave(), snapshotList(), snapshotRestore(), snapshotPrune(), snapshotDelete())
@@ -74,8 +75,25 @@ func snapshotsOf(ctx context.Context, flags *config.Flags) (*config.Server, *sna
 		}
 		node = strings.ToLower(host)
 	}
-	s, err := snapshot.Configured(cfg, node, datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db")}))
+	store, err := sqliteOf(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := snapshot.Configured(cfg, node, store)
 	return cfg, s, err
+}
+
+// sqliteOf returns the server's datastore if it is SQLite, the only one that has snapshots in this version; nil otherwise. The flags of a
+// service are not known here, but the last start has written what it used.
+func sqliteOf(cfg *config.Server) (datastore.Store, error) {
+	member, err := etcd.Exists(cfg.DataDir.Etcd())
+	if err != nil || member || cfg.ClusterInit || cfg.Datastore.Kind != config.SQLite {
+		return nil, err
+	}
+	if used, err := datastore.ReadEndpoint(cfg.DataDir.DatastoreEndpoint()); err == nil && used.LeaderElect {
+		return nil, nil
+	}
+	return datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db")}), nil
 }
 
 // snapshotBefore returns a function that saves a snapshot before Secrets are rewritten.
@@ -102,7 +120,7 @@ func snapshotSave() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "save",
 		Short: "Save a snapshot, and check it",
-		Long: `Save a snapshot, and check it. The server can run meanwhile, and need not.
+		Long: `Save a snapshot, and check it. The server may be running or stopped.
 
 ` + volumesAreNotInIt,
 		Args: cobra.NoArgs,
@@ -210,6 +228,11 @@ On a machine with another node name, the node that saved the snapshot is removed
 	return snapshotCommand(cmd, func(cmd *cobra.Command, args []string, s *snapshot.Snapshots, cfg *config.Server) error {
 		if err := checkOutput(output); err != nil {
 			return err
+		}
+		if store, err := sqliteOf(cfg); err != nil {
+			return err
+		} else if store == nil {
+			return errors.New("this server's datastore is not SQLite, the only one to which a snapshot can be restored in this version: see the settings --cluster-init and --datastore-endpoint")
 		}
 		out := cmd.OutOrStdout()
 		if _, err := os.Stat(cfg.DataDir.Server("db")); err == nil {

@@ -21,17 +21,17 @@ func newStatus() *cobra.Command {
 	var dataDir layout.DataDir
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show each component of the running server: state, since when, version, memory",
-		Long: `Show each component of the running server: state, since when, version, memory.
+		Short: "Show each component of the running server or agent: state, since when, version, memory",
+		Long: `Show each component of the running server or agent: state, since when, version, memory.
 
-The exit code is 0 if all components are ready, 1 if one is not, 3 if no server is running.`,
+The exit code is 0 if all components are ready, 1 if one is not, 3 if no node is running.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
 			defer cancel()
 			report, err := status.Ask(ctx, dataDir.StatusSocket())
 			if errors.Is(err, status.ErrNotRunning) {
-				fmt.Fprintf(cmd.ErrOrStderr(), "polymesh: no server is running on %s: start one with `polymesh server`\n", dataDir)
+				fmt.Fprintf(cmd.ErrOrStderr(), "polymesh: no node is running on %s: start it with `polymesh server` or `polymesh agent`\n", dataDir)
 				return exitError(3)
 			}
 			if err != nil {
@@ -57,7 +57,7 @@ The exit code is 0 if all components are ready, 1 if one is not, 3 if no server 
 
 func dataDirFlag(cmd *cobra.Command, dataDir *layout.DataDir) {
 	*dataDir = dataDirFromEnv()
-	cmd.Flags().VarP((*folder)(dataDir), "data-dir", "d", "the server's data folder")
+	cmd.Flags().VarP((*folder)(dataDir), "data-dir", "d", "the node's data folder")
 }
 
 // folder is the value of a flag for a data dir.

@@ -24,7 +24,7 @@ import (
 func newToken() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Make, list and revoke the tokens with which machines join the cluster",
+		Short: "Create, list and revoke the tokens with which machines join the cluster",
 	}
 	cmd.AddCommand(newTokenCreate(), newTokenList(), newTokenRevoke())
 	return cmd
@@ -35,10 +35,11 @@ func newTokenCreate() *cobra.Command {
 	flags := apiFlags()
 	cmd := &cobra.Command{
 		Use:   "create",
-		Short: "Make a token and print it",
-		Long: `Make a token and print it. On the machine that joins:
+		Short: "Create a token and print it",
+		Long: `Create a token and print it. On the machine that joins:
 
-  polymesh agent --server https://HOST:6443 --token-file FILE`,
+  sudo POLYMESH_URL=https://HOST:6443 POLYMESH_TOKEN=TOKEN ./polymesh install --now
+  sudo polymesh agent --server https://HOST:6443 --token-file FILE`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.TTL < 0 {
@@ -60,7 +61,7 @@ func newTokenCreate() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().DurationVar(&o.TTL, "ttl", 24*time.Hour, "how long it can be used; 0 for no end")
+	cmd.Flags().DurationVar(&o.TTL, "ttl", 24*time.Hour, "how long it can be used; 0: it does not expire")
 	cmd.Flags().StringVar(&o.Description, "description", "", "what it is for")
 	flags.AddFlags(cmd.Flags())
 	return cmd
@@ -166,7 +167,7 @@ func authorityHash(config *rest.Config) (string, error) {
 
 func printTokens(w io.Writer, tokens []join.TokenInfo, now time.Time) error {
 	if len(tokens) == 0 {
-		fmt.Fprintln(w, "there are no tokens: `polymesh token create` makes one")
+		fmt.Fprintln(w, "there are no tokens: `polymesh token create` creates one")
 		return nil
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)

@@ -26,7 +26,7 @@ func TestKubectlWithoutCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	none := "no cluster: " + missing + " does not exist (start one with `polymesh server`, or set one with --kubeconfig or KUBECONFIG)"
+	none := "no cluster: " + missing + " does not exist (on a server: start it with `polymesh server`; elsewhere copy a server's kubeconfig, and set it with --kubeconfig or KUBECONFIG)"
 	for _, tc := range []struct {
 		kubeconfig, args string
 		code             int
@@ -34,8 +34,8 @@ func TestKubectlWithoutCluster(t *testing.T) {
 	}{
 		{missing, "get pods", 1, "", none},
 		{missing, "version", 1, "Client Version: v", none},
-		{empty, "get pods", 1, "", "no cluster: " + empty + " contains no cluster (start one"},
-		{missing + ":" + empty, "api-resources", 1, "", "no cluster: " + missing + " does not exist, " + empty + " contains no cluster (start one"},
+		{empty, "get pods", 1, "", "no cluster: " + empty + " contains no cluster (on a server"},
+		{missing + ":" + empty, "api-resources", 1, "", "no cluster: " + missing + " does not exist, " + empty + " contains no cluster (on a server"},
 		{missing, "version --client", 0, "Client Version: v", ""},
 		{missing, "config view", 0, "kind: Config", ""},
 		{missing, "completion bash", 0, "kubectl", ""},

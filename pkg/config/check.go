@@ -83,7 +83,7 @@ func (r *raw) checkAgent() (*Agent, error) {
 	a.Server = "https://" + net.JoinHostPort(server.Hostname(), port)
 	switch {
 	case r.token != "" && r.tokenFile != "":
-		return nil, fmt.Errorf("--token and --token-file exclude each other: leave one out")
+		return nil, fmt.Errorf("--token (or POLYMESH_TOKEN) and --token-file are mutually exclusive: remove one of them")
 	case r.token == "" && r.tokenFile == "":
 		return nil, fmt.Errorf("a token is missing: give --token-file, or set the variable POLYMESH_TOKEN; on a server, `cat %s` prints it", layout.DefaultDataDir.NodeToken())
 	}

@@ -252,6 +252,7 @@ func TestBadFlags(t *testing.T) {
 	empty := file(t, "")
 	for args, want := range map[string]string{
 		"--no-such-flag":                                       "unknown flag: --no-such-flag (see `polymesh server --help`)",
+		"--server=https://a:6443":                              "--server is a flag of `polymesh agent`: a cluster has one server in this version",
 		"extra":                                                `unexpected argument "extra"`,
 		"--https-listen-port=x":                                `--https-listen-port "x" is not a whole number`,
 		"--https-listen-port=0":                                "--https-listen-port 0 is not a port: 1 to 65535",
@@ -325,7 +326,7 @@ func TestBadFlags(t *testing.T) {
 		"--s3 --s3-bucket=abc --s3-endpoint=https://a":                  `--s3-endpoint "https://a" is not a host name or host:port, without https://`,
 		"--s3 --s3-bucket=abc --s3-folder=a/../b":                       `--s3-folder "a/../b" is not a path`,
 		"--s3 --s3-bucket=abc --s3-access-key=a":                        "--s3-access-key and --s3-secret-key belong together",
-		"--s3 --s3-bucket=abc --s3-secret-key=a --s3-secret-key-file=b": "exclude each other",
+		"--s3 --s3-bucket=abc --s3-secret-key=a --s3-secret-key-file=b": "are mutually exclusive",
 		"--s3 --s3-bucket=abc --s3-timeout=soon":                        `--s3-timeout "soon" is not a time such as 5m`,
 		"--s3 --s3-bucket=abc --s3-timeout=0s":                          "--s3-timeout 0s is not a time",
 		"--datastore-sync=off":                                          `--datastore-sync "off" is not one of full, normal`,
@@ -459,7 +460,7 @@ func TestAgent(t *testing.T) {
 	}{
 		"no server":         {[]string{"--token", text}, "--server is missing"},
 		"no token":          {[]string{"--server", "https://a:6443"}, "a token is missing"},
-		"two tokens":        {[]string{"--server", "https://a", "--token", text, "--token-file", tokenFile}, "exclude each other"},
+		"two tokens":        {[]string{"--server", "https://a", "--token", text, "--token-file", tokenFile}, "are mutually exclusive"},
 		"plain HTTP":        {[]string{"--server", "http://a:6443", "--token", text}, "is not the URL of a server"},
 		"a path":            {[]string{"--server", "https://a/b", "--token", text}, "is not the URL of a server"},
 		"credentials":       {[]string{"--server", "https://u:p@a", "--token", text}, "is not the URL of a server"},

@@ -94,9 +94,9 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.kubeconfigMode, "write-kubeconfig-mode", "0600", "mode of that file, octal; with 0644 every local user is the cluster's administrator")
 	f.StringVar(&r.kubeconfigGroup, "write-kubeconfig-group", "", "group that may read that file, by name or number; its members are the cluster's administrators")
 
-	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power cut loses the last ones")
-	f.BoolVar(&r.clusterInit, "cluster-init", false, "keep the cluster's state in etcd, on this server, instead of SQLite, so that other servers can join")
-	f.StringVar(&r.datastoreEndpoint, "datastore-endpoint", "", "datastore outside of this server, which several servers can share: etcd://…, https://…, postgres://… or mysql://… (default: the server's own SQLite)")
+	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power failure loses the last ones")
+	f.BoolVar(&r.clusterInit, "cluster-init", false, "keep the cluster's state in etcd, on this server, instead of SQLite")
+	f.StringVar(&r.datastoreEndpoint, "datastore-endpoint", "", "datastore outside of this server: etcd://…, https://…, postgres://… or mysql://… (default: the server's own SQLite)")
 	f.StringVar(&r.datastoreEndpointFile, "datastore-endpoint-file", "", "file with the datastore's endpoint, for one with a password")
 	f.StringVar(&r.datastoreCA, "datastore-cafile", "", "file of the authority that has signed the datastore's certificate")
 	f.StringVar(&r.datastoreCert, "datastore-certfile", "", "file of this server's certificate for the datastore")
@@ -106,7 +106,7 @@ func ServerFlags() *Flags {
 
 	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
 	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")
-	f.StringVar(&r.externalIP, "node-external-ip", "", "address under which the node is known outside")
+	f.StringVar(&r.externalIP, "node-external-ip", "", "address under which the node is known outside; of an agent, for its certificate and --flannel-external-ip")
 	f.StringSliceVar(&r.nodeLabels, "node-label", nil, "label for this node, key=value; may be repeated")
 	f.StringSliceVar(&r.nodeTaints, "node-taint", nil, "taint for this node, key=value:effect; may be repeated")
 
@@ -135,10 +135,10 @@ func ServerFlags() *Flags {
 
 	f.BoolVar(&r.encrypt, "secrets-encryption", false, "encrypt Secrets in the datastore")
 	f.StringVar(&r.encryptProvider, "secrets-encryption-provider", EncryptionProviders()[0], "how Secrets are encrypted: "+strings.Join(EncryptionProviders(), ", "))
-	f.BoolVar(&r.auditLog, "audit-log", false, "log who asks the API server for what, in server/logs of the data dir")
+	f.BoolVar(&r.auditLog, "audit-log", false, "log the requests to the API server, in server/logs of the data dir")
 	f.StringVar(&r.auditPolicy, "audit-policy-file", "", "file of an audit policy for the audit log, which it turns on (default: metadata of all requests that are not routine)")
 	f.StringVar(&r.podSecurity, "pod-security", PodSecurityLevels()[0], "Pod Security Standard for namespaces that have no label for it: "+strings.Join(PodSecurityLevels(), ", "))
-	f.BoolVar(&r.protectKernel, "protect-kernel-defaults", false, "refuse to start when kernel settings differ from the kubelet's, instead of changing them")
+	f.BoolVar(&r.protectKernel, "protect-kernel-defaults", false, "do not start when kernel settings differ from the kubelet's, instead of changing them")
 
 	f.StringArrayVar(&r.apiserverArgs, "kube-apiserver-arg", nil, "further flag for kube-apiserver, name=value; may be repeated")
 	f.StringArrayVar(&r.controllerArgs, "kube-controller-manager-arg", nil, "further flag for kube-controller-manager; may be repeated")
@@ -202,6 +202,10 @@ func (f *Flags) parse(args []string) error {
 	err := f.FlagSet.Parse(args)
 	if err == nil || errors.Is(err, pflag.ErrHelp) {
 		return err
+	}
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) && f.Name() == "server" && AgentFlags().Lookup(unknown.GetSpecifiedName()) != nil {
+		return fmt.Errorf("--%s is a flag of `polymesh agent`: a cluster has one server in this version, and more machines join as agents", unknown.GetSpecifiedName())
 	}
 	return fmt.Errorf("%w (see `polymesh %s --help`)", plain(err), f.Name())
 }

@@ -5,6 +5,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -187,6 +189,12 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if err := a.opts.Datastore.Write(a.opts.Config.DataDir.DatastoreEndpoint()); err != nil {
 		return err
 	}
+	if a.opts.Datastore.LeaderElect {
+		// Other servers can use this datastore.
+		if err := a.claim(ctx); err != nil {
+			return err
+		}
+	}
 	s, err := a.parse()
 	if err != nil {
 		return err
@@ -214,6 +222,16 @@ func (a *APIServer) Start(ctx context.Context) error {
 		return a.run(ctx, completed)
 	})
 	return nil
+}
+
+// claim rejects a datastore of another cluster. The server authority stands for all of a cluster's.
+func (a *APIServer) claim(ctx context.Context) error {
+	text, err := os.ReadFile(a.opts.Certificates.Cert(certificate.ServerCA))
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(text)
+	return a.opts.Datastore.Claim(ctx, hex.EncodeToString(sum[:]))
 }
 
 // run is upstream's Run (cmd/kube-apiserver/app/server.go), with our own paths.

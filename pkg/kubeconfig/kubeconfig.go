@@ -40,7 +40,7 @@ func (m *missing) Error() string { return m.reason }
 
 // None is the error for a command line without a cluster.
 func None(err error) error {
-	return fmt.Errorf("no cluster: %w (start one with `polymesh server`, or set one with --kubeconfig or KUBECONFIG)", err)
+	return fmt.Errorf("no cluster: %w (on a server: start it with `polymesh server`; elsewhere copy a server's kubeconfig, and set it with --kubeconfig or KUBECONFIG)", err)
 }
 
 // Unreachable is the error for a cluster that has not responded, or not like an API server.

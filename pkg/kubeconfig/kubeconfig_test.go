@@ -101,7 +101,7 @@ func TestNamed(t *testing.T) {
 	const cluster = "clusters: [{name: c, cluster: {server: 'http://localhost:8080'}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {}}]\n"
 	missing, empty, whole := filepath.Join(dir, "missing.yaml"), write("empty.yaml", ""), write("whole.yaml", cluster+"current-context: c\n")
 	other := write("other.yaml", strings.ReplaceAll(cluster, "localhost:8080", "localhost:6443"))
-	const todo = " (start one with `polymesh server`, or set one with --kubeconfig or KUBECONFIG)"
+	const todo = " (on a server: start it with `polymesh server`; elsewhere copy a server's kubeconfig, and set it with --kubeconfig or KUBECONFIG)"
 	for _, tc := range []struct{ env, explicit, context, want string }{
 		{"", "", "", "no cluster: /etc/polymesh/polymesh.yaml does not exist, " + home + " does not exist" + todo},
 		{missing, "", "", "no cluster: " + missing + " does not exist" + todo},

@@ -422,11 +422,14 @@ func (m *Machine) copyProgram(r *record, f *file) error {
 func (p *Plan) waitsFor(ctx context.Context) string {
 	report, err := status.Ask(ctx, p.node.DataDir.StatusSocket())
 	if err != nil {
-		return "waiting for the server to answer"
+		return "waiting for the service to start"
 	}
 	var names []string
 	for _, c := range report.Components {
 		if c.State != component.Ready && c.State != component.Standby {
+			if c.Name == "join" && c.Message != "" {
+				return c.Message // an agent that has not joined yet has no other component
+			}
 			names = append(names, c.Name)
 		}
 	}

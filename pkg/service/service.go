@@ -111,6 +111,19 @@ func (m *Machine) Installed() (*Node, bool, error) {
 	return cfg, err == nil, err
 }
 
+// Role returns what the installed service runs; empty where no service was installed.
+func (m *Machine) Role() (Role, error) {
+	r, err := m.readRecord()
+	if err != nil || !r.owns(Unit) {
+		return "", err
+	}
+	settings, err := m.settings(r)
+	if err != nil {
+		return "", err
+	}
+	return settings.Role, nil
+}
+
 // settings are those of the last install.
 func (m *Machine) settings(r *record) (*Settings, error) {
 	environment, err := readEnvironment(m.path(EnvironmentFile))

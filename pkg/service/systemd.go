@@ -114,7 +114,7 @@ func (m *Machine) start(ctx context.Context, step *progress.Step, action Action,
 		case now.active == "active":
 			return nil
 		case now.failed():
-			return fmt.Errorf("the server does not start%s. systemd goes on trying: see journalctl -u polymesh", m.lastWords(ctx))
+			return fmt.Errorf("the service does not start%s. systemd continues to try: see journalctl -u polymesh", m.lastWords(ctx))
 		default:
 			if missing = waitsFor(ctx); missing != "" {
 				step.Note("%s", missing)
@@ -123,9 +123,9 @@ func (m *Machine) start(ctx context.Context, step *progress.Step, action Action,
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return fmt.Errorf("the server is not up yet (%s). It goes on starting: see `polymesh status` and journalctl -u polymesh, or give it more time with --timeout", missing)
+				return fmt.Errorf("the service is not up yet (%s). It continues to start: see `polymesh status` and journalctl -u polymesh, or give it more time with --timeout", missing)
 			}
-			return errors.New("interrupted. The server goes on starting: see `polymesh status`")
+			return errors.New("interrupted. The service continues to start: see `polymesh status`")
 		case <-tick.C:
 		}
 	}

@@ -200,7 +200,7 @@ func TestSystemd(t *testing.T) {
 
 	// A server that does not start is an error, and the next install mends it.
 	_, err := m.Install(t.Context(), Options{File: two, Settings: named("bad"), Now: true}, progress.New(io.Discard))
-	if err == nil || !strings.Contains(err.Error(), "the server does not start") {
+	if err == nil || !strings.Contains(err.Error(), "the service does not start") {
 		t.Errorf("error is %v", err)
 	}
 	install(t, m, Options{File: two, Settings: named("good"), Now: true})

@@ -83,7 +83,7 @@ func report(ctx context.Context, base Report, source Source) Report {
 	for _, s := range source.Status(ctx) {
 		row := Component{Status: s, InServer: !s.Separate}
 		row.Memory, _ = Memory(s.PID)
-		base.Ready = base.Ready && s.State == component.Ready
+		base.Ready = base.Ready && (s.State == component.Ready || s.State == component.Standby)
 		base.Components = append(base.Components, row)
 	}
 	return base

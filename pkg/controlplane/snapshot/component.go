@@ -152,6 +152,9 @@ func (c *Component) Note(context.Context) string {
 	if text := c.former.Load(); text != nil {
 		return *text
 	}
+	if c.snapshots.o.Datastore == nil && c.schedule.Cron != "" {
+		return "none are saved: this version has snapshots of SQLite only"
+	}
 	return ""
 }
 

@@ -59,7 +59,7 @@ func TestWithoutCluster(t *testing.T) {
 	defer alive.Close()
 	missing, dead := filepath.Join(t.TempDir(), "missing.yaml"), kubeconfigOf(t, deaf)
 	both := kubeconfigOf(t, alive.URL, deaf)
-	none := "no cluster: " + missing + " does not exist (start one with `polymesh server`, or set one with --kubeconfig or KUBECONFIG)"
+	none := "no cluster: " + missing + " does not exist (on a server: start it with `polymesh server`; elsewhere copy a server's kubeconfig, and set it with --kubeconfig or KUBECONFIG)"
 	down := "the cluster at " + deaf + " does not answer: "
 	for _, tc := range []struct{ env, args, want string }{
 		{missing, "proxy-status", none},
