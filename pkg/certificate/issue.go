@@ -161,7 +161,8 @@ func issue(store Store, l leaf, ca *tls.Certificate, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	text, err := signed(template(l.subject, l.usage, l.hosts, ca.Leaf, now), ca.Leaf, key.Public(), ca.PrivateKey)
+	names, ips := split(l.hosts)
+	text, err := signed(template(l.subject, l.usage, names, ips, ca.Leaf, now), ca.Leaf, key.Public(), ca.PrivateKey)
 	if err != nil {
 		return err
 	}
@@ -179,8 +180,9 @@ type Request struct {
 	Public  crypto.PublicKey
 	Subject pkix.Name
 	Usage   x509.ExtKeyUsage
-	// Hosts are names and addresses.
-	Hosts []string
+	// Names and Addresses are those that it serves on. They are apart, so that a name never becomes an address.
+	Names     []string
+	Addresses []net.IP
 }
 
 // Sign signs a certificate with one of the store's authorities, for a year, and returns it as PEM. The caller has checked
@@ -190,12 +192,11 @@ func (s Store) Sign(authority string, r Request, now time.Time) ([]byte, error) 
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority %s: %w", authority, err)
 	}
-	return signed(template(r.Subject, r.Usage, r.Hosts, ca.Leaf, now), ca.Leaf, r.Public, ca.PrivateKey)
+	return signed(template(r.Subject, r.Usage, r.Names, r.Addresses, ca.Leaf, now), ca.Leaf, r.Public, ca.PrivateKey)
 }
 
 // template returns a leaf certificate that is not valid longer than its authority.
-func template(subject pkix.Name, usage x509.ExtKeyUsage, hosts []string, ca *x509.Certificate, now time.Time) *x509.Certificate {
-	names, ips := split(hosts)
+func template(subject pkix.Name, usage x509.ExtKeyUsage, names []string, ips []net.IP, ca *x509.Certificate, now time.Time) *x509.Certificate {
 	notAfter := now.Add(leafLife)
 	if ca.NotAfter.Before(notAfter) {
 		notAfter = ca.NotAfter

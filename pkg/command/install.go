@@ -41,7 +41,7 @@ It can be run again, with a newer file too: it changes only what differs. What o
 alone. ` + "`polymesh uninstall`" + ` undoes it.`,
 		Example: `  sudo ./polymesh install --now
   sudo ./polymesh install --now --mesh-profile demo --tls-san api.example.com
-  sudo POLYMESH_TOKEN=... ./polymesh install --now --server https://HOST:6443
+  sudo ./polymesh install --now --server https://HOST:6443 --token-file token
   sudo ./polymesh install --dry-run`,
 		Args: func(_ *cobra.Command, args []string) error {
 			for _, arg := range args {

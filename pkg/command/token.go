@@ -38,7 +38,7 @@ func newTokenCreate() *cobra.Command {
 		Short: "Create a token and print it",
 		Long: `Create a token and print it. On the machine that joins:
 
-  sudo POLYMESH_URL=https://HOST:6443 POLYMESH_TOKEN=TOKEN ./polymesh install --now
+  sudo ./polymesh install --now --server https://HOST:6443 --token-file FILE
   sudo polymesh agent --server https://HOST:6443 --token-file FILE`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -85,7 +85,7 @@ func (f *Flags) Environment(environ []string) ([]string, error) {
 // variable is the flag that an environment variable sets; nil where it is none of ours.
 func (f *Flags) variable(key string) *pflag.Flag {
 	name, ours := strings.CutPrefix(key, envPrefix)
-	if !ours {
+	if !ours || name != strings.ToUpper(name) {
 		return nil
 	}
 	// K3s's name for --server is K3S_URL.

@@ -181,9 +181,9 @@ func (r *rawSnapshots) checkS3() (_ *S3, err error) {
 	case b.Timeout <= 0:
 		return nil, fmt.Errorf("--s3-timeout %s is not a time such as 5m", b.Timeout)
 	case r.accessKey != "" && r.accessKeyFile != "":
-		return nil, fmt.Errorf("--s3-access-key and --s3-access-key-file exclude each other: leave one out")
+		return nil, fmt.Errorf("--s3-access-key and --s3-access-key-file are mutually exclusive: remove one of them")
 	case r.secretKey != "" && r.secretKeyFile != "":
-		return nil, fmt.Errorf("--s3-secret-key and --s3-secret-key-file exclude each other: leave one out")
+		return nil, fmt.Errorf("--s3-secret-key and --s3-secret-key-file are mutually exclusive: remove one of them")
 	}
 	if r.accessKeyFile != "" {
 		if b.AccessKey, err = secretFile("s3-access-key-file", r.accessKeyFile); err != nil {

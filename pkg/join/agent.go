@@ -22,6 +22,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	clientcertificate "k8s.io/client-go/util/certificate"
@@ -36,6 +38,8 @@ const (
 	// requestTimeout is how long one try may take; retryInterval is the time between two.
 	requestTimeout = 15 * time.Second
 	retryInterval  = 2 * time.Second
+	// settling is how long a refusal may be one of a server that is starting.
+	settling = 8 * time.Second
 	// maxAnswer is the limit of a server's answer, in bytes.
 	maxAnswer = 1 << 20
 )
@@ -156,7 +160,7 @@ func (m Machine) ask(ctx context.Context, had previous) (*Grant, error) {
 		return nil, err
 	}
 	g := &Grant{}
-	hc := &http.Client{Timeout: requestTimeout, Transport: &http.Transport{TLSClientConfig: pinned(m.Token.CAHash, m.Server, time.Now), DisableKeepAlives: true}}
+	hc := &http.Client{Timeout: requestTimeout, CheckRedirect: noRedirect, Transport: &http.Transport{TLSClientConfig: pinned(m.Token.CAHash, m.Server, time.Now), DisableKeepAlives: true}}
 	err = m.retry(ctx, func() error {
 		r.Now = time.Now()
 		return call(ctx, hc, http.MethodPost, m.Server+AgentPath, m.Token.Bearer(), r, g)
@@ -171,11 +175,17 @@ func (m Machine) ask(ctx context.Context, had previous) (*Grant, error) {
 	if err := g.Cluster.check(); err != nil {
 		return nil, err
 	}
+	if block, _ := pem.Decode(g.ServerCA); block == nil {
+		return nil, errors.New("the server's answer contains no authority")
+	} else if ca, err := x509.ParseCertificate(block.Bytes); err != nil || token.Hash(ca) != m.Token.CAHash {
+		return nil, errors.New("the authority in the server's answer is not the token's")
+	}
 	return g, nil
 }
 
 // retry calls a server until it answers.
 func (m Machine) retry(ctx context.Context, try func() error) error {
+	begin := time.Now()
 	for last := ""; ; {
 		err := try()
 		var refusal *Refusal
@@ -183,6 +193,8 @@ func (m Machine) retry(ctx context.Context, try func() error) error {
 		switch {
 		case err == nil:
 			return nil
+		// A server that has just started knows neither tokens nor roles for a moment.
+		case errors.As(err, &refusal) && slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound}, refusal.Status) && time.Since(begin) < settling:
 		case errors.As(err, &refusal) && refusal.Status < 500 && refusal.Status != http.StatusTooManyRequests, errors.As(err, &other):
 			return err
 		case ctx.Err() != nil:
@@ -237,6 +249,9 @@ func call(ctx context.Context, client *http.Client, method, url, bearer string, 
 	}
 	return json.Unmarshal(got, answer)
 }
+
+// noRedirect: a token is for one server.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // reason removes the URL from net/http's errors: the log line has it.
 func reason(err error) error {
@@ -396,13 +411,16 @@ func read(dir layout.DataDir) (*membership, error) {
 	if err := json.Unmarshal(text, &m); err != nil {
 		return nil, fmt.Errorf("read %s: %w", dir.Membership(), err)
 	}
-	return &m, m.Cluster.check()
+	return &m, nil
 }
 
 // settings asks the server for the cluster's settings, and uses those of the last time while it does not answer: pods of this node
 // run without a server, too.
 func (m Machine) settings(ctx context.Context, f Files) (Cluster, error) {
 	saved, unread := read(m.DataDir)
+	if unread == nil {
+		unread = saved.Cluster.check()
+	}
 	hc, err := client(f)
 	if err != nil {
 		return Cluster{}, err
@@ -436,7 +454,7 @@ func client(f Files) (*http.Client, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
 	const dial = 3 * time.Second
-	return &http.Client{Timeout: requestTimeout, Transport: &http.Transport{
+	return &http.Client{Timeout: requestTimeout, CheckRedirect: noRedirect, Transport: &http.Transport{
 		DialContext: (&net.Dialer{Timeout: dial}).DialContext, TLSHandshakeTimeout: dial, DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: []tls.Certificate{pair}},
 	}}, nil
@@ -444,6 +462,9 @@ func client(f Files) (*http.Client, error) {
 
 // Member returns the name of the node that a machine is, and the server by which it joined. ok is false if it has not joined a cluster.
 func Member(dir layout.DataDir) (node, server string, ok bool) {
+	if _, err := os.Stat(files(dir).ServerCA); err != nil {
+		return "", "", false
+	}
 	m, err := read(dir)
 	if err != nil {
 		return "", "", false
@@ -457,5 +478,7 @@ func Leave(ctx context.Context, dir layout.DataDir, server string) error {
 	if err != nil {
 		return err
 	}
-	return call(ctx, hc, http.MethodPost, server+LeavePath, "", struct{}{}, &struct{}{})
+	// The kubelet reports the same (machineId in cAdvisor).
+	id, _ := os.ReadFile("/etc/machine-id")
+	return call(ctx, hc, http.MethodPost, server+LeavePath, "", Leaving{MachineID: strings.TrimSpace(string(id))}, &struct{}{})
 }

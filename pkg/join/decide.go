@@ -3,13 +3,16 @@ package join
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 
 	"polymesh.dev/polymesh/pkg/config"
@@ -47,7 +50,8 @@ func Decide(r Request, v View) (Keys, *Refusal) {
 		return Keys{}, refuse(http.StatusConflict, "this machine's clock shows %s, the server's %s: set the clocks, for example with chrony or systemd-timesyncd",
 			r.Now.UTC().Format(time.DateTime), v.Now.UTC().Format(time.DateTime))
 	}
-	if !config.ValidNodeName(r.NodeName) {
+	// A node's name is also in its certificate, and in a label.
+	if !config.ValidNodeName(r.NodeName) || len(r.NodeName) > validation.LabelValueMaxLength || net.ParseIP(r.NodeName) != nil {
 		return Keys{}, refuse(http.StatusBadRequest, "%.100q cannot be the name of a node: set one with --node-name", r.NodeName)
 	}
 	keys, refused := proven(r)
@@ -95,15 +99,20 @@ func proven(r Request) (Keys, *Refusal) {
 		to  **ecdsa.PublicKey
 	}{{r.ClientCSR, &keys.Client}, {r.ServingCSR, &keys.Serving}} {
 		csr, err := x509.ParseCertificateRequest(k.der)
-		if err == nil {
-			err = csr.CheckSignature()
-		}
 		if err != nil {
 			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine is damaged: %v", err)
 		}
+		// Before the signature: that of a huge RSA key would take a second.
 		key, ok := csr.PublicKey.(*ecdsa.PublicKey)
-		if !ok {
-			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine has a key of another kind than ECDSA")
+		if !ok || key.Curve != elliptic.P256() {
+			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine has a key of another kind than ECDSA with P-256")
+		}
+		if err := csr.CheckSignature(); err != nil {
+			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine is damaged: %v", err)
+		}
+		// Nodes can read the requests with which others' kubelets renew their certificates. Those have a subject.
+		if len(csr.Subject.Names) > 0 {
+			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine is not one for joining")
 		}
 		*k.to = key
 	}
@@ -116,7 +125,7 @@ func addresses(r Request, v View) *Refusal {
 		if !a.IsValid() {
 			continue
 		}
-		if a != a.Unmap() || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || v.Cluster.ServiceCIDR.Contains(a) || v.Cluster.ClusterCIDR.Contains(a) {
+		if a != a.Unmap() || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || v.Cluster.ServiceCIDR.Contains(a) || v.Cluster.ClusterCIDR.Contains(a) {
 			return refuse(http.StatusBadRequest, "%s cannot be the address of a node: set the machine's own with --node-ip", a)
 		}
 		for _, n := range v.Nodes {

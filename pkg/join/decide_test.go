@@ -63,6 +63,16 @@ func csr(t *testing.T, key any) []byte {
 	return der
 }
 
+// renewal is a signing request as a kubelet makes it, which every node can read.
+func renewal(t *testing.T, key any) []byte {
+	t.Helper()
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "system:node:worker", Organization: []string{"system:nodes"}}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
 // certified returns a client certificate of the cluster for a node and a key, in DER form.
 func certified(t *testing.T, certs certificate.Store, user string, key *ecdsa.PrivateKey, at time.Time) []byte {
 	t.Helper()
@@ -82,6 +92,10 @@ func TestDecide(t *testing.T) {
 	_ = other
 	key, strange := newKey(t), newKey(t)
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	largeKey, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +120,12 @@ func TestDecide(t *testing.T) {
 		"a clock that is behind":              {func(r *Request) { r.Now = now.Add(-3 * time.Minute) }, "set the clocks"},
 		"a clock that is nearly right":        {func(r *Request) { r.Now = now.Add(-time.Minute) }, ""},
 		"a name that is none":                 {func(r *Request) { r.NodeName = "a/../b" }, "cannot be the name of a node"},
+		"a name that is an address":           {func(r *Request) { r.NodeName = "192.0.2.2" }, "cannot be the name of a node"},
+		"loopback as a name":                  {func(r *Request) { r.NodeName = "127.0.0.1" }, "cannot be the name of a node"},
+		"a name that no label can have":       {func(r *Request) { r.NodeName = strings.Repeat("a", 64) }, "cannot be the name of a node"},
+		"a kubelet's signing request":         {func(r *Request) { r.ClientCSR = renewal(t, key) }, "is not one for joining"},
+		"an address with a zone":              {func(r *Request) { r.NodeIP = netip.MustParseAddr("2001:db8::5%x") }, "cannot be the address of a node"},
+		"another curve":                       {func(r *Request) { r.ServingCSR = csr(t, largeKey) }, "another kind than ECDSA with P-256"},
 		"no name":                             {func(r *Request) { r.NodeName = "" }, "cannot be the name of a node"},
 		"the name of a node":                  {func(r *Request) { r.NodeName = "worker" }, "the cluster has a node worker already, which was last heard of 3s ago at 192.0.2.2: give this machine another name with --node-name"},
 		"the name of the server":              {func(r *Request) { r.NodeName = "server" }, "the cluster has a node server already"},

@@ -89,6 +89,13 @@ func (c Cluster) check() error {
 	return nil
 }
 
+// Leaving is what a machine sends when it leaves.
+type Leaving struct {
+	// MachineID is that of /etc/machine-id, by which a machine that was replaced under its name does not remove the new one; empty if
+	// there is none.
+	MachineID string `json:"machineID,omitempty"`
+}
+
 // Grant is the answer to a machine that joins. Certificates and authorities are PEM.
 type Grant struct {
 	Cluster Cluster `json:"cluster"`

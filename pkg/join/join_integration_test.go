@@ -157,7 +157,31 @@ func TestJoin(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = join.Join(t.Context(), machine("worker-2", nodeToken))
-		wantRefused(t, "a name that is being taken", err, "another machine is joining under the name worker-2")
+		wantRefused(t, "a name that has been certified", err, "joined under the name worker-2 on")
+		// The record goes with the node, and the name is free again. A node's own certificate cannot remove it.
+		m, err := join.Join(t.Context(), two)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := register(t, "worker-2", m); err != nil {
+			t.Fatal(err)
+		}
+		if err := client(t, m).CoreV1().ConfigMaps("kube-system").Delete(t.Context(), "joined.worker-2", metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {
+			t.Errorf("a node removes the record of its name: %v", err)
+		}
+		controlplanetest.Eventually(t, "the record has its node", func() error {
+			cm, err := admin.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "joined.worker-2", metav1.GetOptions{})
+			if err == nil && len(cm.OwnerReferences) != 1 {
+				err = errors.New("it has no owner")
+			}
+			return err
+		})
+		if err := admin.CoreV1().Nodes().Delete(t.Context(), "worker-2", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := join.Join(t.Context(), machine("worker-2", nodeToken)); err != nil {
+			t.Errorf("the name of a node that was removed: %v", err)
+		}
 	})
 
 	t.Run("a node's rights", func(t *testing.T) {
@@ -286,6 +310,19 @@ func TestJoin(t *testing.T) {
 		}
 		if name, server, ok := join.Member(m.DataDir); !ok || name != "worker-5" || server != config.Host {
 			t.Errorf("the machine is %s of %s, %t", name, server, ok)
+		}
+		// Another machine has joined under the name since.
+		status := func(id string) {
+			t.Helper()
+			patch := fmt.Appendf(nil, `{"status": {"nodeInfo": {"machineID": %q}}}`, id)
+			if _, err := admin.CoreV1().Nodes().Patch(t.Context(), "worker-5", "application/strategic-merge-patch+json", patch, metav1.PatchOptions{}, "status"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if id, err := os.ReadFile("/etc/machine-id"); err == nil && len(id) > 1 {
+			status("another")
+			wantRefused(t, "a machine that was replaced", join.Leave(t.Context(), m.DataDir, config.Host), "another machine is node worker-5 now")
+			status(strings.TrimSpace(string(id)))
 		}
 		if err := join.Leave(t.Context(), m.DataDir, config.Host); err != nil {
 			t.Fatal(err)

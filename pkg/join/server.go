@@ -3,29 +3,28 @@ package join
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/certificate"
@@ -36,10 +35,10 @@ import (
 const (
 	// maxBody is the limit of a request, in bytes; two signing requests and a certificate have about 2,000.
 	maxBody = 64 << 10
-	// keyAnnotation of a node's Lease is the key of the machine that joins under its name.
-	keyAnnotation = "join.polymesh.dev/key"
-	// reserved is how long a name is kept for a machine that has got a certificate and has not registered its node.
-	reserved = 5 * time.Minute
+	// maxJoins is how many machines are answered at the same time.
+	maxJoins = 8
+	// recordInterval is how often machines that have joined are looked for among the nodes.
+	recordInterval = 2 * time.Second
 	// tokenInterval is how often the file with the node token is compared with the cluster.
 	tokenInterval = 30 * time.Second
 )
@@ -60,15 +59,22 @@ type Options struct {
 // Server is the component "join".
 type Server struct {
 	component.Background
-	opts    Options
-	log     *slog.Logger
-	client  atomic.Pointer[kubernetes.Clientset]
+	opts   Options
+	log    *slog.Logger
+	client atomic.Pointer[kubernetes.Clientset]
+	joins  chan struct{} // has a value for each machine that is answered
+	// unowned is set if there may be records without a node.
+	unowned atomic.Bool
 	problem atomic.Pointer[string]
 	note    atomic.Pointer[string]
 }
 
 // NewServer returns the component, not yet started.
-func NewServer(o Options) *Server { return &Server{opts: o, log: o.Log.With("component", "join")} }
+func NewServer(o Options) *Server {
+	s := &Server{opts: o, log: o.Log.With("component", "join"), joins: make(chan struct{}, maxJoins)}
+	s.unowned.Store(true)
+	return s
+}
 
 // Name implements component.Component.
 func (s *Server) Name() string { return "join" }
@@ -89,21 +95,26 @@ func (s *Server) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rest.Timeout = 10 * time.Second
+	// maxJoins limits the requests, and machines must not wait for each other in the client's own queue.
+	rest.Timeout, rest.QPS = 10*time.Second, -1
 	client, err := kubernetes.NewForConfig(rest)
 	if err != nil {
 		return err
 	}
 	s.client.Store(client)
 	s.Go(ctx, func(ctx context.Context) {
-		tick := time.NewTicker(tokenInterval)
-		defer tick.Stop()
+		tokens, records := time.NewTicker(tokenInterval), time.NewTicker(recordInterval)
+		defer tokens.Stop()
+		defer records.Stop()
+		s.round(ctx, client)
 		for {
-			s.round(ctx, client)
 			select {
 			case <-ctx.Done():
 				return
-			case <-tick.C:
+			case <-tokens.C:
+				s.round(ctx, client)
+			case <-records.C:
+				s.ownRecords(ctx, client)
 			}
 		}
 	})
@@ -121,6 +132,20 @@ func (s *Server) round(ctx context.Context, client kubernetes.Interface) {
 	}
 	s.problem.Store(&problem)
 	s.note.Store(&note)
+}
+
+// ownRecords looks for nodes of machines that have joined, until each has one.
+func (s *Server) ownRecords(ctx context.Context, client kubernetes.Interface) {
+	if !s.unowned.Swap(false) {
+		return
+	}
+	left, err := ownRecords(ctx, client)
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("the records of machines that have joined are not up to date", "err", err)
+	}
+	if left || err != nil {
+		s.unowned.Store(true)
+	}
 }
 
 // keepToken writes the node token to its file. A token that was revoked is not made again: whoever wants another removes the file.
@@ -195,7 +220,8 @@ func answer(method string, do func(*http.Request) (any, error)) http.Handler {
 		}
 		var refusal *Refusal
 		if err != nil && !errors.As(err, &refusal) {
-			refusal = refuse(http.StatusInternalServerError, "the server failed: %v", err)
+			klog.ErrorS(err, "A machine's request failed", "path", r.URL.Path)
+			refusal = refuse(http.StatusInternalServerError, "the server failed: its log says why")
 		}
 		if refusal != nil {
 			status, body = refusal.Status, refusal
@@ -217,8 +243,14 @@ func (s *Server) api() (kubernetes.Interface, error) {
 	return nil, refuse(http.StatusServiceUnavailable, "the server is starting: try again")
 }
 
-// agent decides, reserves the name, and signs.
+// agent decides, records the name, and signs.
 func (s *Server) agent(r *http.Request) (any, error) {
+	select {
+	case s.joins <- struct{}{}:
+		defer func() { <-s.joins }()
+	default:
+		return nil, refuse(http.StatusTooManyRequests, "many machines join at this moment: try again")
+	}
 	var req Request
 	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 		return nil, refuse(http.StatusBadRequest, "the request cannot be read: %v", err)
@@ -231,21 +263,28 @@ func (s *Server) agent(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := s.log.With("node", req.NodeName, "address", req.NodeIP)
 	keys, refused := Decide(req, view)
 	if refused == nil {
-		refused, err = reserve(r.Context(), client, req.NodeName, keys, view)
+		refused, err = record(r.Context(), client, req, keys.Client, caller(r), view)
+	}
+	if refused == nil && err == nil {
+		// A node may have registered between the list and the record.
+		if view, err = s.view(r.Context(), client, req.NodeName); err == nil {
+			_, refused = Decide(req, view)
+		}
 	}
 	if err != nil {
 		return nil, err
 	}
+	log := s.log.With("node", fmt.Sprintf("%.63q", req.NodeName), "address", req.NodeIP, "token", caller(r))
 	if refused != nil {
 		log.Warn("a machine was refused", "why", refused.Message)
 		return nil, refused
 	}
+	s.unowned.Store(true)
 	grant, err := s.grant(req, keys, view.Now)
 	if err == nil {
-		log.Info("a machine joins", "token", caller(r))
+		log.Info("a machine joins")
 	}
 	return grant, err
 }
@@ -280,45 +319,6 @@ func (s *Server) view(ctx context.Context, client kubernetes.Interface, name str
 	return v, nil
 }
 
-// reserve keeps the name for the machine's key in the Lease that its kubelet will renew: of two machines that join at the same time
-// under one name, on two servers, one gets it.
-func reserve(ctx context.Context, client kubernetes.Interface, name string, keys Keys, v View) (*Refusal, error) {
-	for _, n := range v.Nodes {
-		if n.Name == name {
-			return nil, nil // its own
-		}
-	}
-	der, err := x509.MarshalPKIXPublicKey(keys.Client)
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(der)
-	key := hex.EncodeToString(sum[:])
-	now := metav1.NewMicroTime(v.Now)
-	leases := client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
-	want := &coordinationv1.Lease{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{keyAnnotation: key}},
-		Spec:       coordinationv1.LeaseSpec{RenewTime: &now},
-	}
-	other := refuse(http.StatusConflict, "another machine is joining under the name %s: give this one another name with --node-name, or try again in %s", name, reserved)
-	_, err = leases.Create(ctx, want, metav1.CreateOptions{})
-	if err == nil || !apierrors.IsAlreadyExists(err) {
-		return nil, err
-	}
-	have, err := leases.Get(ctx, name, metav1.GetOptions{})
-	if err != nil {
-		return nil, err
-	}
-	if have.Annotations[keyAnnotation] != key && len(have.OwnerReferences) == 0 && have.Spec.RenewTime != nil && v.Now.Sub(have.Spec.RenewTime.Time) < reserved {
-		return other, nil
-	}
-	want.ResourceVersion = have.ResourceVersion
-	if _, err = leases.Update(ctx, want, metav1.UpdateOptions{}); apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		return other, nil
-	}
-	return nil, err
-}
-
 func (s *Server) grant(r Request, keys Keys, now time.Time) (g *Grant, err error) {
 	g = &Grant{Cluster: s.opts.Cluster}
 	for name, to := range map[string]*[]byte{certificate.ServerCA: &g.ServerCA, certificate.ClientCA: &g.ClientCA} {
@@ -333,12 +333,12 @@ func (s *Server) grant(r Request, keys Keys, now time.Time) (g *Grant, err error
 	if err != nil {
 		return nil, err
 	}
-	hosts := []string{r.NodeName, r.NodeIP.String()}
+	addresses := []net.IP{r.NodeIP.AsSlice()}
 	if r.ExternalIP.IsValid() {
-		hosts = append(hosts, r.ExternalIP.String())
+		addresses = append(addresses, r.ExternalIP.AsSlice())
 	}
 	g.ServingCertificate, err = s.opts.Certificates.Sign(certificate.KubeletCA, certificate.Request{
-		Public: keys.Serving, Subject: subject, Usage: x509.ExtKeyUsageServerAuth, Hosts: hosts,
+		Public: keys.Serving, Subject: subject, Usage: x509.ExtKeyUsageServerAuth, Names: []string{r.NodeName}, Addresses: addresses,
 	}, now)
 	return g, err
 }
@@ -355,8 +355,25 @@ func (s *Server) leave(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := client.CoreV1().Nodes().Delete(r.Context(), name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	var leaving Leaving
+	if err := json.NewDecoder(r.Body).Decode(&leaving); err != nil {
+		return nil, refuse(http.StatusBadRequest, "the request cannot be read: %v", err)
+	}
+	node, err := client.CoreV1().Nodes().Get(r.Context(), name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return struct{}{}, forget(r.Context(), client, name)
+	case err != nil:
+		return nil, fmt.Errorf("look for node %s: %w", name, err)
+	}
+	if id := node.Status.NodeInfo.MachineID; id != "" && leaving.MachineID != "" && id != leaving.MachineID {
+		return nil, refuse(http.StatusConflict, "another machine is node %s now: it stays", name)
+	}
+	if err := client.CoreV1().Nodes().Delete(r.Context(), name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &node.UID}}); err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("remove node %s: %w", name, err)
+	}
+	if err := forget(r.Context(), client, name); err != nil {
+		return nil, err
 	}
 	s.log.Info("a node left", "node", name)
 	return struct{}{}, nil

@@ -28,6 +28,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"
+	"polymesh.dev/polymesh/pkg/progress"
 )
 
 // Options of a reset.
@@ -114,7 +115,7 @@ func (p *Plan) planServer(ctx context.Context) error {
 		p.Remove = append(p.Remove, "the systemd unit "+p.unit+" (stopped, not removed)")
 	}
 	if node, server, ok := join.Member(p.DataDir); ok {
-		p.Remove = append(p.Remove, fmt.Sprintf("the node %s from the cluster of %s", node, server))
+		p.Remove = append(p.Remove, progress.Line(fmt.Sprintf("the node %s from the cluster of %s", node, server)))
 	}
 	lock, err := datadir.Look(p.DataDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -281,16 +282,18 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 		{"data removed", p.removeData},
 	}
 	if _, _, ok := join.Member(p.DataDir); ok {
-		steps = slices.Insert(steps, 1, step{"left the cluster", p.leave})
+		steps = slices.Insert(steps, 1, step{leftStep, p.leave})
 	}
 	var failures []error
 	for _, step := range steps {
 		if err := step.do(ctx); err != nil {
-			failures = append(failures, err)
-			fmt.Fprintf(out, "✗ %s: %v\n", step.name, err)
+			fmt.Fprintf(out, "✗ %s: %s\n", step.name, progress.Line(err.Error()))
 			var left *stillMemberError
 			if errors.As(err, &left) {
 				return errors.New("the node is stopped, and nothing was removed")
+			}
+			if step.name != leftStep { // with --force
+				failures = append(failures, err)
 			}
 			continue
 		}
@@ -311,6 +314,9 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 // stillMemberError means that an agent could not leave its cluster.
 type stillMemberError struct{ error }
 
+// leftStep is the step that --force does not need.
+const leftStep = "left the cluster"
+
 // leaveTimeout is how long a server may take to remove a node.
 const leaveTimeout = 15 * time.Second
 
@@ -322,7 +328,11 @@ func (p *Plan) leave(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
-	if err := join.Leave(ctx, p.DataDir, server); err != nil && !p.force {
+	err := join.Leave(ctx, p.DataDir, server)
+	if err != nil && p.force {
+		return fmt.Errorf("%w: remove the node on a server with `polymesh kubectl delete node %s`", err, node)
+	}
+	if err != nil {
 		return &stillMemberError{fmt.Errorf("%s: %w: run `polymesh reset` again when the server answers, or add --force, and remove the node on a server with `polymesh kubectl delete node %s`", server, err, node)}
 	}
 	return nil
