@@ -8,11 +8,13 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 )
 
@@ -101,19 +103,26 @@ func ownRecords(ctx context.Context, client kubernetes.Interface) (left bool, er
 	if err != nil {
 		return true, fmt.Errorf("list the records of machines that have joined: %w", err)
 	}
-	for _, m := range records.Items {
-		if len(m.OwnerReferences) > 0 || len(m.Name) <= len(recordPrefix) {
-			continue
-		}
-		node, err := client.CoreV1().Nodes().Get(ctx, m.Name[len(recordPrefix):], metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
+	unowned := slices.DeleteFunc(records.Items, func(m corev1.ConfigMap) bool { return len(m.OwnerReferences) > 0 })
+	if len(unowned) == 0 {
+		return false, nil
+	}
+	// From the API server's cache: someone may leave hundreds of records without a node.
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
+	if err != nil {
+		return true, fmt.Errorf("list the nodes: %w", err)
+	}
+	uids := map[string]types.UID{}
+	for _, n := range nodes.Items {
+		uids[recordPrefix+n.Name] = n.UID
+	}
+	for _, m := range unowned {
+		uid, ok := uids[m.Name]
+		if !ok {
 			left = true
 			continue
 		}
-		if err != nil {
-			return true, err
-		}
-		m.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}}
+		m.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: m.Name[len(recordPrefix):], UID: uid}}
 		if _, err := maps.Update(ctx, &m, metav1.UpdateOptions{}); err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 			return true, err
 		}
