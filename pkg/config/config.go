@@ -202,7 +202,7 @@ type Agent struct {
 
 	// Server is the URL of the API server with which the node joins: https://HOST:PORT.
 	Server string
-	// Token is the secret with which it joins.
+	// Token is the secret with which it joins; none if it has joined before.
 	Token token.Token
 }
 

@@ -459,7 +459,6 @@ func TestAgent(t *testing.T) {
 		want string
 	}{
 		"no server":         {[]string{"--token", text}, "--server is missing"},
-		"no token":          {[]string{"--server", "https://a:6443"}, "a token is missing"},
 		"two tokens":        {[]string{"--server", "https://a", "--token", text, "--token-file", tokenFile}, "are mutually exclusive"},
 		"plain HTTP":        {[]string{"--server", "http://a:6443", "--token", text}, "is not the URL of a server"},
 		"a path":            {[]string{"--server", "https://a/b", "--token", text}, "is not the URL of a server"},

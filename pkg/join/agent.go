@@ -49,7 +49,7 @@ type Machine struct {
 	DataDir layout.DataDir
 	// Server is https://HOST:PORT.
 	Server string
-	// Token is not used while the machine has a certificate.
+	// Token is not used while the machine has a certificate, and may be none then.
 	Token              token.Token
 	NodeName           string
 	NodeIP, ExternalIP netip.Addr
@@ -82,7 +82,7 @@ func Join(ctx context.Context, m Machine) (*Membership, error) {
 	if err != nil {
 		return nil, err
 	}
-	if had.ca != nil && token.Hash(had.ca) != m.Token.CAHash {
+	if had.ca != nil && m.Token.ID != "" && token.Hash(had.ca) != m.Token.CAHash {
 		return nil, fmt.Errorf("the token is for another cluster than the one to which %s belongs: `polymesh reset` removes what this machine has of that one", m.DataDir)
 	}
 	if had.valid {
@@ -90,6 +90,9 @@ func Join(ctx context.Context, m Machine) (*Membership, error) {
 			return nil, err
 		}
 		return member, nil
+	}
+	if m.Token.ID == "" {
+		return nil, errors.New("this node's certificate has expired or is missing: give a token that the cluster accepts (`polymesh token create` on a server makes one)")
 	}
 	grant, err := m.ask(ctx, had)
 	if err != nil {

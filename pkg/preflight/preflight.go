@@ -71,8 +71,19 @@ func Server(cfg *config.Server, need uint64) []Result {
 
 // Agent is Server for an agent.
 func Agent(cfg *config.Agent, need uint64) []Result {
-	results := append([]Result{{"role", notServer(cfg.DataDir)}}, Node(&cfg.Node, need)...)
+	results := append([]Result{{"role", notServer(cfg.DataDir)}, {"token", Token(cfg)}}, Node(&cfg.Node, need)...)
 	return append(results, Result{"balancer's port", free("the balancer over the API servers", loopback(), layout.APIBalancerPort, "")})
+}
+
+// Token checks that a machine that has not joined a cluster has a token.
+func Token(cfg *config.Agent) error {
+	if cfg.Token.ID != "" {
+		return nil
+	}
+	if _, err := os.Stat(cfg.DataDir.Membership()); err != nil {
+		return fmt.Errorf("a token is missing: give --token-file, or set the variable POLYMESH_TOKEN; on a server, `cat %s` prints it", layout.DefaultDataDir.NodeToken())
+	}
+	return nil
 }
 
 // notServer rejects the data dir of a server: the agent would run beside, or instead of, the cluster that is in it.

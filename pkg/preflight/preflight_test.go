@@ -266,3 +266,18 @@ func TestResolvConf(t *testing.T) {
 	wantError(t, "one that is there", resolvConf(file), "")
 	wantError(t, "none", resolvConf(""), "")
 }
+
+// Only a machine that has joined can do without a token.
+func TestToken(t *testing.T) {
+	cfg := &config.Agent{Node: config.Node{DataDir: layout.DataDir(t.TempDir())}}
+	wantError(t, "a new machine", Token(cfg), "a token is missing: give --token-file")
+	if err := os.MkdirAll(filepath.Dir(cfg.DataDir.Membership()), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(cfg.DataDir.Membership(), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Token(cfg); err != nil {
+		t.Errorf("a member: %v", err)
+	}
+}

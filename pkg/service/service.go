@@ -14,6 +14,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/preflight"
 )
 
 // Where things are installed. The unit and its environment file lie where K3s's install.sh has them.
@@ -63,6 +64,9 @@ func (s *Settings) check() (*Node, error) {
 	if s.Role == Agent {
 		cfg, err := config.ParseAgent(s.Args, s.Environment)
 		if err != nil {
+			return nil, err
+		}
+		if err := preflight.Token(cfg); err != nil {
 			return nil, err
 		}
 		return &Node{&cfg.Node, ""}, nil
