@@ -107,18 +107,38 @@ func hosts(own host, internal []netip.Prefix, nodes []*corev1.Node) []host {
 func several(nodes []*corev1.Node, now time.Time) bool {
 	n := 0
 	for _, node := range nodes {
-		if node.Spec.Unschedulable || node.DeletionTimestamp != nil {
-			continue
-		}
-		for _, c := range node.Status.Conditions {
-			if c.Type == corev1.NodeReady && (c.Status == corev1.ConditionTrue || now.Sub(c.LastTransitionTime.Time) < lostAfter) {
-				n++
-				break
-			}
+		if usable(node, now) {
+			n++
 		}
 	}
 	return n >= 2
 }
+
+// usable reports whether a replica can be on a node: it is Ready, and has no taint that CoreDNS does not tolerate, not even that of a node
+// which has just become Ready; or it was, and is lost only for a while.
+func usable(node *corev1.Node, now time.Time) bool {
+	if node.Spec.Unschedulable || node.DeletionTimestamp != nil {
+		return false
+	}
+	for _, c := range node.Status.Conditions {
+		switch {
+		case c.Type != corev1.NodeReady:
+		case c.Status != corev1.ConditionTrue:
+			// A node that has just registered has not been Ready yet.
+			before := c.LastTransitionTime.Sub(node.CreationTimestamp.Time) > startsIn
+			return before && now.Sub(c.LastTransitionTime.Time) < lostAfter
+		default:
+			return !slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
+				tolerated := t.Key == "CriticalAddonsOnly" || t.Key == "node-role.kubernetes.io/control-plane" && t.Effect == corev1.TaintEffectNoSchedule
+				return t.Effect != corev1.TaintEffectPreferNoSchedule && !tolerated
+			})
+		}
+	}
+	return false
+}
+
+// startsIn is how long a node may take from its registration until it is Ready.
+const startsIn = time.Minute
 
 // scaled reports whether someone else has set the number of a live Deployment's replicas, with `kubectl scale` for example: it stays
 // theirs. A default belongs to no one.

@@ -56,10 +56,18 @@ func TestSeveral(t *testing.T) {
 	ready := node(corev1.ConditionTrue, time.Hour)
 	cordoned, gone := node(corev1.ConditionTrue, time.Hour), node(corev1.ConditionTrue, time.Hour)
 	cordoned.Spec.Unschedulable, gone.DeletionTimestamp = true, &metav1.Time{Time: epoch}
+	// One that has just registered, and one that has just become Ready.
+	young, untainting, server := node(corev1.ConditionFalse, 10*time.Second), node(corev1.ConditionTrue, 0), node(corev1.ConditionTrue, time.Hour)
+	young.CreationTimestamp = metav1.Time{Time: epoch.Add(-12 * time.Second)}
+	untainting.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}}
+	server.Spec.Taints = []corev1.Taint{{Key: "CriticalAddonsOnly", Value: "true", Effect: corev1.TaintEffectNoExecute}}
 	for _, tt := range []struct {
 		nodes []*corev1.Node
 		want  bool
 	}{
+		{[]*corev1.Node{ready, young}, false},
+		{[]*corev1.Node{ready, untainting}, false},
+		{[]*corev1.Node{ready, server}, true},
 		{nil, false},
 		{[]*corev1.Node{ready}, false},
 		{[]*corev1.Node{ready, ready}, true},
