@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"time"
 
+	certutil "k8s.io/client-go/util/cert"
+
 	"polymesh.dev/polymesh/pkg/atomicfile"
 )
 
@@ -59,6 +61,15 @@ func EnsureAuthorities(store Store, now time.Time) (*Authorities, error) {
 		a.byName[name] = authority
 	}
 	return a, nil
+}
+
+// ParseAuthority reads a certificate in PEM form, the first if there are several.
+func ParseAuthority(text []byte) (*x509.Certificate, error) {
+	certs, err := certutil.ParseCertsPEM(text)
+	if err != nil {
+		return nil, err
+	}
+	return certs[0], nil
 }
 
 // exportedFiles returns the files that other servers of the cluster need, by their names in the store.

@@ -1,9 +1,6 @@
 package command
 
 import (
-	"crypto/x509"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -15,6 +12,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/progress"
@@ -154,13 +152,9 @@ func authorityHash(config *rest.Config) (string, error) {
 	if err := rest.LoadTLSFiles(config); err != nil {
 		return "", err
 	}
-	block, _ := pem.Decode(config.CAData)
-	if block == nil {
-		return "", errors.New("the kubeconfig does not contain the cluster's authority, whose hash is part of a token: use the one that the server writes")
-	}
-	ca, err := x509.ParseCertificate(block.Bytes)
+	ca, err := certificate.ParseAuthority(config.CAData)
 	if err != nil {
-		return "", fmt.Errorf("read the cluster's authority in the kubeconfig: %w", err)
+		return "", fmt.Errorf("the kubeconfig does not contain the cluster's authority, whose hash is part of a token: %w: use the one that the server writes", err)
 	}
 	return token.Hash(ca), nil
 }

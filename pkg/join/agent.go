@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +29,7 @@ import (
 	"k8s.io/client-go/util/keyutil"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/token"
 )
@@ -94,12 +94,20 @@ func Join(ctx context.Context, m Machine) (*Membership, error) {
 	if m.Token.ID == "" {
 		return nil, errors.New("this node's certificate has expired or is missing: give a token that the cluster accepts (`polymesh token create` on a server makes one)")
 	}
-	grant, err := m.ask(ctx, had)
+	client, err := m.key("client", had.key)
+	if err != nil {
+		return nil, err
+	}
+	serving, err := m.key("serving", nil)
+	if err != nil {
+		return nil, err
+	}
+	grant, err := m.ask(ctx, had, client, serving)
 	if err != nil {
 		return nil, err
 	}
 	member.Cluster = grant.Cluster
-	return member, m.keep(member.Files, grant)
+	return member, m.keep(member.Files, grant, client, serving)
 }
 
 // previous is what the machine has of an earlier time.
@@ -120,12 +128,8 @@ func (m Machine) membership(f Files, now time.Time) (previous, error) {
 	if err != nil {
 		return p, err
 	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return p, fmt.Errorf("%s contains no certificate: restore it, or `polymesh reset` to join again", f.ServerCA)
-	}
-	if p.ca, err = x509.ParseCertificate(block.Bytes); err != nil {
-		return p, fmt.Errorf("%s: %w", f.ServerCA, err)
+	if p.ca, err = certificate.ParseAuthority(text); err != nil {
+		return p, fmt.Errorf("%s is damaged: %w: restore it, or `polymesh reset` to join again", f.ServerCA, err)
 	}
 	pair, err := tls.LoadX509KeyPair(f.Client, f.Client)
 	if err != nil {
@@ -144,15 +148,8 @@ func (m Machine) membership(f Files, now time.Time) (previous, error) {
 }
 
 // ask sends the request until a server answers.
-func (m Machine) ask(ctx context.Context, had previous) (*Grant, error) {
-	client, err := m.key("client", had.key)
-	if err != nil {
-		return nil, err
-	}
-	serving, err := m.key("serving", nil)
-	if err != nil {
-		return nil, err
-	}
+func (m Machine) ask(ctx context.Context, had previous, client, serving *ecdsa.PrivateKey) (*Grant, error) {
+	var err error
 	r := Request{
 		NodeName: m.NodeName, NodeIP: m.NodeIP, ExternalIP: m.ExternalIP, Version: m.Version, Certificate: had.certificate,
 	}
@@ -178,9 +175,7 @@ func (m Machine) ask(ctx context.Context, had previous) (*Grant, error) {
 	if err := g.Cluster.check(); err != nil {
 		return nil, err
 	}
-	if block, _ := pem.Decode(g.ServerCA); block == nil {
-		return nil, errors.New("the server's answer contains no authority")
-	} else if ca, err := x509.ParseCertificate(block.Bytes); err != nil || token.Hash(ca) != m.Token.CAHash {
+	if ca, err := certificate.ParseAuthority(g.ServerCA); err != nil || token.Hash(ca) != m.Token.CAHash {
 		return nil, errors.New("the authority in the server's answer is not the token's")
 	}
 	return g, nil
@@ -312,7 +307,7 @@ func pinned(hash, server string, now func() time.Time) *tls.Config {
 
 // key returns a key for joining, the same again after an interruption: the cluster keeps the name for it.
 func (m Machine) key(name string, have *ecdsa.PrivateKey) (*ecdsa.PrivateKey, error) {
-	path := filepath.Join(m.DataDir.NodePKI(), "join-"+name+".key")
+	path := m.keyFile(name)
 	if have != nil {
 		return have, os.RemoveAll(path)
 	}
@@ -334,34 +329,32 @@ func (m Machine) key(name string, have *ecdsa.PrivateKey) (*ecdsa.PrivateKey, er
 	return key, atomicfile.Write(path, text, 0o600)
 }
 
+func (m Machine) keyFile(name string) string {
+	return filepath.Join(m.DataDir.NodePKI(), "join-"+name+".key")
+}
+
 func signingRequest(key *ecdsa.PrivateKey) ([]byte, error) {
 	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{}}, key)
 }
 
 // keep writes what the cluster granted. The certificates go where the kubelet keeps those that it renews; the authority, without
 // which there is no membership, is written last.
-func (m Machine) keep(f Files, g *Grant) error {
-	for name, part := range map[string]struct{ store, key string }{
-		"client": {"kubelet-client", "join-client.key"}, "serving": {"kubelet-server", "join-serving.key"},
-	} {
-		cert := g.ClientCertificate
-		if name == "serving" {
-			cert = g.ServingCertificate
-		}
-		path := filepath.Join(m.DataDir.NodePKI(), part.key)
-		key, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) && name == "client" {
-			key, err = currentKey(f.Client)
-		}
-		if err != nil {
-			return fmt.Errorf("keep the node's %s certificate: %w", name, err)
-		}
-		store, err := clientcertificate.NewFileStore(part.store, m.DataDir.NodePKI(), m.DataDir.NodePKI(), "", "")
+func (m Machine) keep(f Files, g *Grant, client, serving *ecdsa.PrivateKey) error {
+	for _, pair := range []struct {
+		store string
+		cert  []byte
+		key   *ecdsa.PrivateKey
+	}{{"kubelet-client", g.ClientCertificate, client}, {"kubelet-server", g.ServingCertificate, serving}} {
+		key, err := keyutil.MarshalPrivateKeyToPEM(pair.key)
 		if err != nil {
 			return err
 		}
-		if _, err := store.Update(cert, key); err != nil {
-			return fmt.Errorf("keep the node's %s certificate: %w", name, err)
+		store, err := clientcertificate.NewFileStore(pair.store, m.DataDir.NodePKI(), m.DataDir.NodePKI(), "", "")
+		if err != nil {
+			return err
+		}
+		if _, err := store.Update(pair.cert, key); err != nil {
+			return fmt.Errorf("keep the node's certificate in %s: %w", pair.store, err)
 		}
 	}
 	if err := m.write(g.Cluster); err != nil {
@@ -373,21 +366,12 @@ func (m Machine) keep(f Files, g *Grant) error {
 	if err := atomicfile.Write(f.ServerCA, g.ServerCA, 0o644); err != nil {
 		return err
 	}
-	for _, name := range []string{"join-client.key", "join-serving.key"} {
-		if err := os.RemoveAll(filepath.Join(m.DataDir.NodePKI(), name)); err != nil {
+	for _, name := range []string{"client", "serving"} {
+		if err := os.RemoveAll(m.keyFile(name)); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// currentKey returns the key of a file with certificate and key, as PEM.
-func currentKey(path string) ([]byte, error) {
-	pair, err := tls.LoadX509KeyPair(path, path)
-	if err != nil {
-		return nil, err
-	}
-	return keyutil.MarshalPrivateKeyToPEM(pair.PrivateKey)
 }
 
 // membership is the file with what an agent knows of its cluster.

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -200,11 +199,11 @@ func authority(certs certificate.Store, name string) (*x509.Certificate, error) 
 	if err != nil {
 		return nil, fmt.Errorf("read authority %s: %w", name, err)
 	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, fmt.Errorf("read authority %s: no certificate in %s", name, certs.Cert(name))
+	ca, err := certificate.ParseAuthority(text)
+	if err != nil {
+		return nil, fmt.Errorf("read authority %s in %s: %w", name, certs.Cert(name), err)
 	}
-	return x509.ParseCertificate(block.Bytes)
+	return ca, nil
 }
 
 // answer makes a handler that writes JSON, a Refusal with its status.
