@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
+	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
 
@@ -85,14 +86,8 @@ func hosts(own host, internal []netip.Prefix, nodes []*corev1.Node) []host {
 		if n.Name == own.Name || n.Name == "localhost" || len(validation.IsDNS1123Label(n.Name)) > 0 || n.DeletionTimestamp != nil {
 			continue
 		}
-		for _, address := range n.Status.Addresses {
-			a, err := netip.ParseAddr(address.Address)
-			if address.Type != corev1.NodeInternalIP || err != nil || a.Zone() != "" {
-				continue
-			}
-			a = a.Unmap()
-			inside := slices.ContainsFunc(internal, func(p netip.Prefix) bool { return p.Contains(a) })
-			if a.IsGlobalUnicast() && !inside && !taken[a] {
+		for _, a := range nodeaddress.Of(n, corev1.NodeInternalIP, internal) {
+			if !taken[a] {
 				taken[a] = true
 				out = append(out, host{a, n.Name})
 			}

@@ -15,6 +15,7 @@ import (
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 
 	"polymesh.dev/polymesh/pkg/condition"
+	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
 )
 
 // readyGrace is how long a node that is no longer Ready keeps its place: a restart of its kubelet must not change every service.
@@ -123,14 +124,8 @@ func (v *nodeView) publish(all []*corev1.Node, now time.Time) (nodes []node, nex
 func (v *nodeView) addresses(n *corev1.Node) []netip.Addr {
 	var out []netip.Addr
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {
-		for _, address := range n.Status.Addresses {
-			a, err := netip.ParseAddr(address.Address)
-			if address.Type != kind || err != nil || a.Zone() != "" {
-				continue
-			}
-			a = a.Unmap()
-			inside := slices.ContainsFunc(v.internal, func(p netip.Prefix) bool { return p.Contains(a) })
-			if a.IsGlobalUnicast() && !inside && !slices.Contains(out, a) {
+		for _, a := range nodeaddress.Of(n, kind, v.internal) {
+			if !slices.Contains(out, a) {
 				out = append(out, a)
 			}
 		}

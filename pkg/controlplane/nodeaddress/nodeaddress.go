@@ -1,0 +1,28 @@
+// Package nodeaddress reads the addresses in the status of nodes, which each node chooses for itself. The load balancer publishes
+// them, and CoreDNS resolves nodes' names to them.
+package nodeaddress
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Of returns a node's addresses of a kind, without duplicates. It leaves out what cannot be a node's address, such as loopback, and
+// what is internal: the networks of pods and services.
+func Of(n *corev1.Node, kind corev1.NodeAddressType, internal []netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, address := range n.Status.Addresses {
+		a, err := netip.ParseAddr(address.Address)
+		if address.Type != kind || err != nil || a.Zone() != "" {
+			continue
+		}
+		a = a.Unmap()
+		inside := slices.ContainsFunc(internal, func(p netip.Prefix) bool { return p.Contains(a) })
+		if a.IsGlobalUnicast() && !inside && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
