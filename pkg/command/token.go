@@ -3,6 +3,7 @@ package command
 import (
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/token"
 )
@@ -30,6 +32,8 @@ func newToken() *cobra.Command {
 
 func newTokenCreate() *cobra.Command {
 	var o join.TokenOptions
+	var role string
+	dataDir := string(layout.DefaultDataDir)
 	flags := apiFlags()
 	cmd := &cobra.Command{
 		Use:   "create",
@@ -37,11 +41,22 @@ func newTokenCreate() *cobra.Command {
 		Long: `Create a token and print it. On the machine that joins:
 
   sudo ./polymesh install --now --server https://HOST:6443 --token-file FILE
-  sudo polymesh agent --server https://HOST:6443 --token-file FILE`,
+  sudo polymesh agent --server https://HOST:6443 --token-file FILE
+
+With --role server, on a server, it is one with which machines become servers: its holder can become the cluster's administrator.
+
+  sudo polymesh server --server https://HOST:6443 --token-file FILE`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.TTL < 0 {
 				return fmt.Errorf("--ttl %s: a token cannot expire before it exists: give a positive time, or 0 for no end", o.TTL)
+			}
+			if o.Role = token.Role(role); !slices.Contains(token.Roles(), o.Role) {
+				return fmt.Errorf("--role %q is neither agent nor server", role)
+			}
+			dir, err := layout.ParseDataDir(dataDir)
+			if err != nil {
+				return fmt.Errorf("--data-dir: %w", err)
 			}
 			client, config, err := apiClient(flags)
 			if err != nil {
@@ -51,7 +66,7 @@ func newTokenCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t, err := join.CreateToken(cmd.Context(), client, hash, o)
+			t, err := join.CreateToken(cmd.Context(), client, hash, o, join.ShareToken(dir.BootstrapKey(), dir.DatastoreEndpoint()))
 			if err != nil {
 				return err
 			}
@@ -59,6 +74,9 @@ func newTokenCreate() *cobra.Command {
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&role, "role", string(token.Agent), "what machines become with it: agent or server")
+	complete(cmd, "role", []string{string(token.Agent), string(token.Server)})
+	cmd.Flags().StringVarP(&dataDir, "data-dir", "d", dataDir, "data dir of the server on which a server's token is created")
 	cmd.Flags().DurationVar(&o.TTL, "ttl", 24*time.Hour, "how long it can be used; 0: it does not expire")
 	cmd.Flags().StringVar(&o.Description, "description", "", "what it is for")
 	flags.AddFlags(cmd.Flags())

@@ -44,6 +44,7 @@ func (r *raw) checkServer() (*Server, error) {
 		func() error { return r.checkNode(&s.Node) },
 		func() error { return r.checkFiles(s) },
 		func() error { return r.checkDatastore(s) },
+		func() error { return r.checkServerJoining(s) },
 		func() error { return r.checkListener(s) },
 		func() error { return r.checkCluster(&s.Cluster) },
 		func() error { return r.checkAddons(s) },
@@ -69,35 +70,64 @@ func (r *raw) checkAgent() (*Agent, error) {
 	if r.server == "" {
 		return nil, fmt.Errorf("--server is missing: give the URL of a server, https://HOST:%d", layout.APIServerPort)
 	}
-	server, err := url.Parse(r.server)
-	if err != nil || server.Scheme != "https" || server.Hostname() == "" || server.User != nil || strings.Trim(server.Path, "/") != "" || server.RawQuery != "" || server.Fragment != "" {
-		return nil, fmt.Errorf("--server %q is not the URL of a server, such as https://HOST:%d", r.server, layout.APIServerPort)
+	return a, r.checkJoining(&a.Joining)
+}
+
+// checkJoining checks how the machine joins a cluster.
+func (r *raw) checkJoining(j *Joining) error {
+	if r.server != "" {
+		server, err := url.Parse(r.server)
+		if err != nil || server.Scheme != "https" || server.Hostname() == "" || server.User != nil || strings.Trim(server.Path, "/") != "" || server.RawQuery != "" || server.Fragment != "" {
+			return fmt.Errorf("--server %q is not the URL of a server, such as https://HOST:%d", r.server, layout.APIServerPort)
+		}
+		port := server.Port()
+		if port == "" {
+			port = strconv.Itoa(layout.APIServerPort)
+		}
+		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+			return fmt.Errorf("--server %q: %q is not a port", r.server, port)
+		}
+		j.Server = "https://" + net.JoinHostPort(server.Hostname(), port)
 	}
-	port := server.Port()
-	if port == "" {
-		port = strconv.Itoa(layout.APIServerPort)
-	}
-	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
-		return nil, fmt.Errorf("--server %q: %q is not a port", r.server, port)
-	}
-	a.Server = "https://" + net.JoinHostPort(server.Hostname(), port)
 	switch {
 	case r.token != "" && r.tokenFile != "":
-		return nil, fmt.Errorf("--token (or POLYMESH_TOKEN) and --token-file are mutually exclusive: remove one of them")
+		return fmt.Errorf("--token (or POLYMESH_TOKEN) and --token-file are mutually exclusive: remove one of them")
 	case r.token == "" && r.tokenFile == "":
-		return a, nil // a machine that has joined needs none: see preflight
+		return nil // a machine that has joined needs none: see preflight
 	}
 	where, text := "--token", r.token
 	if r.tokenFile != "" {
+		var err error
 		if text, err = secretFile("token-file", r.tokenFile); err != nil {
-			return nil, err
+			return err
 		}
 		where = "--token-file " + r.tokenFile
 	}
-	if a.Token, err = token.Parse(text); err != nil {
-		return nil, fmt.Errorf("%s: %w", where, err)
+	var err error
+	if j.Token, err = token.Parse(text); err != nil {
+		return fmt.Errorf("%s: %w", where, err)
 	}
-	return a, nil
+	return nil
+}
+
+// checkServerJoining checks how a server joins the servers of a cluster.
+func (r *raw) checkServerJoining(s *Server) error {
+	if err := r.checkJoining(&s.Joining); err != nil {
+		return err
+	}
+	switch {
+	case s.Server != "" && s.ClusterInit:
+		return fmt.Errorf("--server joins a cluster, and --cluster-init begins one: remove one of them")
+	case s.Server != "" && s.DatastoreSync != SyncFull:
+		return fmt.Errorf("--datastore-sync is for SQLite, which one server alone can use: remove it, or --server")
+	case s.Token.ID == "":
+		return nil
+	case s.Server == "" && s.Datastore.Kind == SQLite:
+		return fmt.Errorf("a token is for a server that joins others: give --server, too. The first server of a cluster makes its tokens itself: see %s", s.DataDir.ServerToken())
+	case s.Token.Role() != token.Server:
+		return fmt.Errorf("the token is one for agents, and a server has to have a server's: on a server of the cluster, `cat %s` or `polymesh token create --role server` print one", layout.DefaultDataDir.ServerToken())
+	}
+	return nil
 }
 
 func (r *raw) checkFiles(s *Server) (err error) {

@@ -134,6 +134,7 @@ type Cluster struct {
 type Server struct {
 	Node
 	Cluster
+	Joining
 
 	Kubeconfig     string
 	KubeconfigMode os.FileMode
@@ -153,8 +154,9 @@ type Server struct {
 	ImagePolicyKeys []string
 
 	Snapshots Snapshots
-	// ClusterFlags are the cluster-wide settings that were given, as name=value.
+	// ClusterFlags are the cluster-wide settings that were given, as name=value; flags are all that were given, which Adopt needs.
 	ClusterFlags []string
+	flags        *Flags
 	// ConfigFile is the config file. It may be missing if it is the default one.
 	ConfigFile string
 
@@ -196,14 +198,18 @@ type S3 struct {
 	Timeout time.Duration
 }
 
-// Agent is the whole configuration of a node without a control plane, checked.
-type Agent struct {
-	Node
-
-	// Server is the URL of the API server with which the node joins: https://HOST:PORT.
+// Joining is how a machine joins a cluster.
+type Joining struct {
+	// Server is the URL of the API server with which the machine joins: https://HOST:PORT. Empty for the first server of a cluster.
 	Server string
 	// Token is the secret with which it joins; none if it has joined before.
 	Token token.Token
+}
+
+// Agent is the whole configuration of a node without a control plane, checked.
+type Agent struct {
+	Node
+	Joining
 }
 
 // AddressRange is an inclusive range of addresses of one family.

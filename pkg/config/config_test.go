@@ -429,7 +429,7 @@ func FuzzFile(f *testing.F) {
 
 // An agent has the settings of a node, from the same places as a server's, and defines how it joins.
 func TestAgent(t *testing.T) {
-	valid, err := token.New(strings.Repeat("0a", 32))
+	valid, err := token.New(strings.Repeat("0a", 32), token.Agent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -476,4 +476,59 @@ func TestAgent(t *testing.T) {
 	if _, err := parse(nil, "cluster-cidr: 10.0.0.0/16"); err == nil || !strings.Contains(err.Error(), `unknown key "cluster-cidr"`) {
 		t.Errorf("a server's key: %v", err)
 	}
+}
+
+// A server joins others with a server's token, and takes the cluster's settings.
+func TestServerJoins(t *testing.T) {
+	agents, err := token.New(strings.Repeat("0a", 32), token.Agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	valid, err := token.New(strings.Repeat("0a", 32), token.Server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parse := func(args ...string) (*Server, error) { return Parse(append([]string{"-c", file(t, "")}, args...), nil) }
+	s, err := parse("--server", "https://192.0.2.1", "--token", valid.String())
+	if err != nil || s.Server != "https://192.0.2.1:6443" || s.Token != valid {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	for want, args := range map[string][]string{
+		"--server joins a cluster, and --cluster-init begins one": {"--server", "https://192.0.2.1", "--cluster-init"},
+		"give --server, too":          {"--token", valid.String()},
+		"the token is one for agents": {"--server", "https://192.0.2.1", "--token", agents.String()},
+		"--datastore-sync is for SQLite, which one server alone can use": {"--server", "https://192.0.2.1", "--datastore-sync", "normal"},
+		"is not the URL of a server":                                     {"--server", "192.0.2.1"},
+	} {
+		_, err := parse(args...)
+		wantError(t, strings.Join(args[:1], " "), err, want)
+	}
+	first, err := parse("--cluster-init", "--disable", "istio,servicelb", "--cluster-cidr", "10.50.0.0/16", "--pod-security", "baseline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, err := parse("--server", "https://192.0.2.1", "--disable", "servicelb", "--disable", "istio", "--node-label", "a=b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopted, err := same.Adopt(first.Settings())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if adopted.ClusterCIDR != first.ClusterCIDR || adopted.PodSecurity != "baseline" || adopted.Enabled(Istio) || !adopted.Enabled(CoreDNS) || !slices.Equal(adopted.NodeLabels, []string{"a=b"}) || adopted.Server != same.Server {
+		t.Errorf("%+v", adopted)
+	}
+	if !slices.Contains(adopted.ClusterFlags, "cluster-cidr=10.50.0.0/16") {
+		t.Errorf("the cluster's flags are %q", adopted.ClusterFlags)
+	}
+	other, err := parse("--server", "https://192.0.2.1", "--cluster-cidr", "10.60.0.0/16", "--disable", "coredns", "--pod-security", "baseline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = other.Adopt(first.Settings())
+	wantError(t, "other settings", err, "here --cluster-cidr=10.60.0.0/16, in the cluster --cluster-cidr=10.50.0.0/16; here --disable=coredns, in the cluster --disable=istio --disable=servicelb")
+	_, err = same.Adopt([]string{"new-setting=1"})
+	wantError(t, "a setting of a newer version", err, "which this version does not know")
+	_, err = same.Adopt([]string{"cluster-cidr=10.50.0.0/99"})
+	wantError(t, "a damaged setting", err, "--cluster-cidr")
 }

@@ -65,7 +65,6 @@ type raw struct {
 	datastoreCert         string
 	datastoreKey          string
 
-	// An agent's own.
 	server    string
 	token     string
 	tokenFile string
@@ -103,6 +102,10 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.datastoreKey, "datastore-keyfile", "", "file of the key of that certificate")
 
 	f.snapshotFlags()
+
+	f.StringVarP(&r.server, "server", "s", "", "URL of a server of the cluster that this machine joins: https://HOST:6443")
+	f.StringVarP(&r.token, "token", "t", "", "token with which this machine joins; other users of this machine can read it in the list of processes")
+	f.StringVar(&r.tokenFile, "token-file", "", "file with the token")
 
 	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
 	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")
@@ -154,7 +157,7 @@ func ServerFlags() *Flags {
 // nodeFlags are those of every node, server or agent.
 func nodeFlags() []string {
 	return []string{
-		"config", "data-dir", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "flannel-iface", "resolv-conf",
+		"config", "data-dir", "server", "token", "token-file", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "flannel-iface", "resolv-conf",
 		"protect-kernel-defaults", "kubelet-arg", "kube-proxy-arg", "v", "debug",
 	}
 }
@@ -170,9 +173,6 @@ func RoleFlags() (server, agent *Flags) {
 	server = ServerFlags()
 	agent = &Flags{FlagSet: pflag.NewFlagSet("agent", pflag.ContinueOnError), raw: server.raw}
 	agent.SortFlags, agent.Usage = false, server.Usage
-	agent.StringVarP(&agent.raw.server, "server", "s", "", "URL of a server of the cluster: https://HOST:6443")
-	agent.StringVarP(&agent.raw.token, "token", "t", "", "token with which this node joins; other users of this machine can read it in the list of processes")
-	agent.StringVar(&agent.raw.tokenFile, "token-file", "", "file with the token")
 	for _, name := range nodeFlags() {
 		agent.AddFlag(server.Lookup(name))
 	}
@@ -203,10 +203,6 @@ func (f *Flags) parse(args []string) error {
 	if err == nil || errors.Is(err, pflag.ErrHelp) {
 		return err
 	}
-	var unknown *pflag.NotExistError
-	if errors.As(err, &unknown) && f.Name() == "server" && AgentFlags().Lookup(unknown.GetSpecifiedName()) != nil {
-		return fmt.Errorf("--%s is a flag of `polymesh agent`: a cluster has one server in this version, and more machines join as agents", unknown.GetSpecifiedName())
-	}
 	return fmt.Errorf("%w (see `polymesh %s --help`)", plain(err), f.Name())
 }
 
@@ -226,7 +222,7 @@ func (f *Flags) Server(environ []string) (*Server, error) {
 	if visible {
 		s.Notes = append(s.Notes, "other users of this machine can read the password of --datastore-endpoint in the list of processes: use POLYMESH_DATASTORE_ENDPOINT, the config file or --datastore-endpoint-file")
 	}
-	s.ClusterFlags = f.given(clusterFlags())
+	s.ClusterFlags, s.flags = f.given(clusterFlags()), f
 	return s, nil
 }
 

@@ -116,7 +116,7 @@ func clusterFlags() []string {
 func (f *Flags) given(names []string) (given []string) {
 	for _, name := range names {
 		flag := f.Lookup(name)
-		if !flag.Changed || flag.Value.String() == flag.DefValue {
+		if flag.Value.String() == flag.DefValue {
 			continue
 		}
 		values := []string{flag.Value.String()}

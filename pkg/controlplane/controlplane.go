@@ -40,8 +40,9 @@ func URL(cfg *config.Server) string {
 }
 
 // WriteKubeconfigs writes the data dir's kubeconfigs, readable only by root: one for each component with its own
-// identity. The other parts of the server use "polymesh".
-func WriteKubeconfigs(cfg *config.Server, certs certificate.Store) error {
+// identity. The other parts of the server use "polymesh". node is the API server's address for the node's parts, which can use other
+// servers' too.
+func WriteKubeconfigs(cfg *config.Server, certs certificate.Store, node string) error {
 	for name, cert := range map[string]string{
 		"polymesh":                certificate.Polymesh,
 		"kube-controller-manager": certificate.ControllerManager,
@@ -51,7 +52,11 @@ func WriteKubeconfigs(cfg *config.Server, certs certificate.Store) error {
 		"image-policy":            certificate.ImagePolicy,
 		"servicelb":               certificate.LoadBalancer,
 	} {
-		if err := certs.WriteKubeconfig(cfg.DataDir.Kubeconfig(name), cert, URL(cfg)); err != nil {
+		url := URL(cfg)
+		if cert == certificate.Kubelet || cert == certificate.KubeProxy {
+			url = node
+		}
+		if err := certs.WriteKubeconfig(cfg.DataDir.Kubeconfig(name), cert, url); err != nil {
 			return err
 		}
 	}

@@ -26,7 +26,9 @@ import (
 // Roles of machines that join, and of nodes.
 const (
 	agentJoinRole = "system:polymesh:agent-join"
-	memberRole    = "system:polymesh:member"
+	// Its holders are administrators of the cluster: they get its authorities.
+	serverJoinRole = "system:polymesh:server-join"
+	memberRole     = "system:polymesh:member"
 )
 
 // podNetwork is the role of pkg/node/network, which acts with the node's own identity.
@@ -60,6 +62,9 @@ func clusterRoles() []rbacv1.ClusterRole {
 		}},
 		{ObjectMeta: defaults(agentJoinRole), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{join.AgentPath}, Verbs: []string{"post"}},
+		}},
+		{ObjectMeta: defaults(serverJoinRole), Rules: []rbacv1.PolicyRule{
+			{NonResourceURLs: []string{join.ServerPath}, Verbs: []string{"post"}},
 		}},
 		{ObjectMeta: defaults(memberRole), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{join.ClusterPath}, Verbs: []string{"get"}},
@@ -119,6 +124,7 @@ func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
 		bind(certificate.ImagePolicyUser, certificate.ImagePolicyUser, certificate.ImagePolicyUser),
 		bind(certificate.LoadBalancerUser, certificate.LoadBalancerUser, certificate.LoadBalancerUser),
 		bindGroup(agentJoinRole, agentJoinRole, join.AgentGroup),
+		bindGroup(serverJoinRole, serverJoinRole, join.ServerGroup),
 		// A node has one identity, which its proxy uses too. kube-controller-manager approves that it renews its client certificate.
 		bindGroup(memberRole, memberRole, user.NodesGroup),
 		bindGroup("system:polymesh:node-proxier", "system:node-proxier", user.NodesGroup),

@@ -160,16 +160,7 @@ func (m Machine) ask(ctx context.Context, had previous, client, serving *ecdsa.P
 		return nil, err
 	}
 	g := &Grant{}
-	hc := &http.Client{Timeout: requestTimeout, CheckRedirect: noRedirect, Transport: &http.Transport{TLSClientConfig: pinned(m.Token.CAHash, m.Server, time.Now), DisableKeepAlives: true}}
-	err = m.retry(ctx, func() error {
-		r.Now = time.Now()
-		return call(ctx, hc, http.MethodPost, m.Server+AgentPath, m.Token.Bearer(), r, g)
-	})
-	var refusal *Refusal
-	if errors.As(err, &refusal) && refusal.Status == http.StatusUnauthorized {
-		return nil, fmt.Errorf("the cluster does not accept token %s, which has expired or was revoked: `polymesh token create` on a server makes another", m.Token.ID)
-	}
-	if err != nil {
+	if err := m.withToken(ctx, AgentPath, r, g); err != nil {
 		return nil, err
 	}
 	if err := g.Cluster.check(); err != nil {
@@ -179,6 +170,20 @@ func (m Machine) ask(ctx context.Context, had previous, client, serving *ecdsa.P
 		return nil, errors.New("the authority in the server's answer is not the token's")
 	}
 	return g, nil
+}
+
+// withToken sends a request with the token until a server answers.
+func (m Machine) withToken(ctx context.Context, path string, r Request, answer any) error {
+	hc := &http.Client{Timeout: requestTimeout, CheckRedirect: noRedirect, Transport: &http.Transport{TLSClientConfig: pinned(m.Token.CAHash, m.Server, time.Now), DisableKeepAlives: true}}
+	err := m.retry(ctx, func() error {
+		r.Now = time.Now()
+		return call(ctx, hc, http.MethodPost, m.Server+path, m.Token.Bearer(), r, answer)
+	})
+	var refusal *Refusal
+	if errors.As(err, &refusal) && refusal.Status == http.StatusUnauthorized {
+		return fmt.Errorf("the cluster does not accept token %s, which has expired or was revoked: `polymesh token create` on a server makes another", m.Token.ID)
+	}
+	return err
 }
 
 // retry calls a server until it answers.
@@ -389,7 +394,7 @@ func (m Machine) write(c Cluster) error {
 	return atomicfile.Write(m.DataDir.Membership(), append(text, '\n'), 0o600)
 }
 
-func read(dir layout.DataDir) (*membership, error) {
+func readMembership(dir layout.DataDir) (*membership, error) {
 	text, err := os.ReadFile(dir.Membership())
 	if err != nil {
 		return nil, err
@@ -404,7 +409,7 @@ func read(dir layout.DataDir) (*membership, error) {
 // settings asks the server for the cluster's settings, and uses those of the last time while it does not answer: pods of this node
 // run without a server, too.
 func (m Machine) settings(ctx context.Context, f Files) (Cluster, error) {
-	saved, unread := read(m.DataDir)
+	saved, unread := readMembership(m.DataDir)
 	if unread == nil {
 		unread = saved.Cluster.check()
 	}
@@ -429,12 +434,14 @@ func (m Machine) settings(ctx context.Context, f Files) (Cluster, error) {
 }
 
 // client is one that authenticates as the node.
-func client(f Files) (*http.Client, error) {
-	ca, err := os.ReadFile(f.ServerCA)
+func client(f Files) (*http.Client, error) { return clientWith(f.ServerCA, f.Client, f.Client) }
+
+func clientWith(caFile, certFile, keyFile string) (*http.Client, error) {
+	ca, err := os.ReadFile(caFile)
 	if err != nil {
 		return nil, err
 	}
-	pair, err := tls.LoadX509KeyPair(f.Client, f.Client)
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		return nil, err
 	}
@@ -452,7 +459,7 @@ func Member(dir layout.DataDir) (node, server string, ok bool) {
 	if _, err := os.Stat(files(dir).ServerCA); err != nil {
 		return "", "", false
 	}
-	m, err := read(dir)
+	m, err := readMembership(dir)
 	if err != nil {
 		return "", "", false
 	}

@@ -46,13 +46,8 @@ func Decide(r Request, v View) (Keys, *Refusal) {
 	if refused := skew(r.Version, v.Version); refused != nil {
 		return Keys{}, refused
 	}
-	if skew := r.Now.Sub(v.Now); skew.Abs() > maxSkew {
-		return Keys{}, refuse(http.StatusConflict, "this machine's clock shows %s, the server's %s: set the clocks, for example with chrony or systemd-timesyncd",
-			r.Now.UTC().Format(time.DateTime), v.Now.UTC().Format(time.DateTime))
-	}
-	// A node's name is also in its certificate, and in a label.
-	if !config.ValidNodeName(r.NodeName) || len(r.NodeName) > validation.LabelValueMaxLength || net.ParseIP(r.NodeName) != nil {
-		return Keys{}, refuse(http.StatusBadRequest, "%.100q cannot be the name of a node: set one with --node-name", r.NodeName)
+	if refused := clockAndName(r, v); refused != nil {
+		return Keys{}, refused
 	}
 	keys, refused := proven(r)
 	if refused != nil {
@@ -69,18 +64,66 @@ func Decide(r Request, v View) (Keys, *Refusal) {
 	return keys, nil
 }
 
+// DecideServer returns why a machine cannot become a server; nil if it can.
+func DecideServer(r Request, v View) *Refusal {
+	if refused := serverSkew(r.Version, v.Version); refused != nil {
+		return refused
+	}
+	if refused := clockAndName(r, v); refused != nil {
+		return refused
+	}
+	if refused := addresses(r, v); refused != nil {
+		return refused
+	}
+	for _, n := range v.Nodes {
+		if n.Name == r.NodeName {
+			return taken(&n, v)
+		}
+	}
+	return nil
+}
+
+func clockAndName(r Request, v View) *Refusal {
+	if skew := r.Now.Sub(v.Now); skew.Abs() > maxSkew {
+		return refuse(http.StatusConflict, "this machine's clock shows %s, the server's %s: set the clocks, for example with chrony or systemd-timesyncd",
+			r.Now.UTC().Format(time.DateTime), v.Now.UTC().Format(time.DateTime))
+	}
+	// A node's name is also in its certificate, and in a label.
+	if !config.ValidNodeName(r.NodeName) || len(r.NodeName) > validation.LabelValueMaxLength || net.ParseIP(r.NodeName) != nil {
+		return refuse(http.StatusBadRequest, "%.100q cannot be the name of a node: set one with --node-name", r.NodeName)
+	}
+	return nil
+}
+
 func refuse(status int, format string, args ...any) *Refusal {
 	return &Refusal{status, fmt.Sprintf(format, args...)}
 }
 
-func skew(machine, cluster string) *Refusal {
+func versions(machine, cluster string) (m, c *utilversion.Version, refused *Refusal) {
 	c, err := utilversion.ParseSemantic(cluster)
 	if err != nil {
-		return refuse(http.StatusInternalServerError, "the server's own version %q cannot be read: %v", cluster, err)
+		return nil, nil, refuse(http.StatusInternalServerError, "the server's own version %q cannot be read: %v", cluster, err)
 	}
-	m, err := utilversion.ParseSemantic(machine)
-	if err != nil {
-		return refuse(http.StatusBadRequest, "this machine's version %.50q cannot be read", machine)
+	if m, err = utilversion.ParseSemantic(machine); err != nil {
+		return nil, nil, refuse(http.StatusBadRequest, "this machine's version %.50q cannot be read", machine)
+	}
+	return m, c, nil
+}
+
+// serverSkew: API servers may be one minor version apart while they are upgraded. A new one has no reason to be another than the rest
+// (https://kubernetes.io/releases/version-skew-policy/#kube-apiserver).
+func serverSkew(machine, cluster string) *Refusal {
+	m, c, refused := versions(machine, cluster)
+	if refused == nil && (m.Major() != c.Major() || m.Minor() != c.Minor()) {
+		return refuse(http.StatusConflict, "this machine has Kubernetes %s, the cluster %s, and servers must have the same minor version: use the cluster's version here, and upgrade all servers afterwards", machine, cluster)
+	}
+	return refused
+}
+
+func skew(machine, cluster string) *Refusal {
+	m, c, refused := versions(machine, cluster)
+	if refused != nil {
+		return refused
 	}
 	switch {
 	case m.Major() != c.Major() || m.Minor() > c.Minor():

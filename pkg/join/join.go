@@ -4,8 +4,10 @@
 // A machine has a token (pkg/token) and the address of a server. In the first handshake it compares the server's authority with the
 // token's hash; then it sends the names and keys that it wants certified, and gets its certificates and the cluster's settings, or one
 // sentence that says why not. From then on the node's own certificate is its only identity. pkg/server adds the component
-// "join" and its paths to the API server; pkg/agent calls Join. The package owns <data-dir>/server/node-token on servers and, on
-// agents, the certificates in <data-dir>/agent/pki and <data-dir>/agent/cluster.json.
+// "join" and its paths to the API server; pkg/agent calls Join. A machine that becomes a server gets, in place of certificates, what
+// the servers share (pkg/bootstrap), which only a server's token opens; pkg/server calls JoinServers. The package owns, on servers,
+// <data-dir>/server/node-token, token, cred/bootstrap.key and cluster.json and, on agents, the certificates in <data-dir>/agent/pki and
+// <data-dir>/agent/cluster.json.
 package join
 
 import (
@@ -24,6 +26,12 @@ const (
 	AgentPath = "/polymesh/v1/join/agent"
 	// ClusterPath answers a node with the Cluster.
 	ClusterPath = "/polymesh/v1/cluster"
+	// ServerPath takes a Request of a machine that becomes a server, and answers with a ServerGrant, or with a Refusal.
+	ServerPath = "/polymesh/v1/join/server"
+	// MemberPath takes a MemberRequest of a server, and answers with the Members of etcd.
+	MemberPath = "/polymesh/v1/join/member"
+	// SettingsPath answers a server with the settings on which all servers agree.
+	SettingsPath = "/polymesh/v1/settings"
 	// LeavePath removes the object of the node that calls it.
 	LeavePath = "/polymesh/v1/leave"
 )
@@ -39,6 +47,7 @@ type Request struct {
 	// Now is the machine's time.
 	Now time.Time `json:"now"`
 	// ClientCSR and ServingCSR are signing requests in DER form, which prove that the machine has the keys. Only their keys are used.
+	// A machine that becomes a server sends none: it gets the authorities.
 	ClientCSR  []byte `json:"clientCSR"`
 	ServingCSR []byte `json:"servingCSR"`
 	// Certificate is the node's own of before, in DER form, expired or not, for the key of ClientCSR. Empty if there is none.
@@ -104,6 +113,34 @@ type Grant struct {
 	ClientCA           []byte `json:"clientCA"`
 	ClientCertificate  []byte `json:"clientCertificate"`
 	ServingCertificate []byte `json:"servingCertificate"`
+}
+
+// ServerGrant is the answer to a machine that becomes a server: what the servers share, and its key, both sealed (pkg/bootstrap).
+type ServerGrant struct {
+	Bundle []byte `json:"bundle"`
+	Key    []byte `json:"key"`
+}
+
+// Peer is a member of etcd: its name, and its address for other members, https://HOST:PORT.
+type Peer struct {
+	Name string `json:"name"`
+	URL  string `json:"url"`
+}
+
+// MemberRequest is of a server whose member of etcd is about to start for the first time.
+type MemberRequest struct {
+	NodeName string `json:"nodeName"`
+	Member   Peer   `json:"member"`
+}
+
+// Members are what a new member of etcd must know of the others.
+type Members struct {
+	Members []Peer `json:"members"`
+}
+
+// Settings are config.Server.Settings of the cluster.
+type Settings struct {
+	Settings []string `json:"settings"`
 }
 
 // Refusal says in a sentence why a machine cannot join, and what to do.

@@ -233,7 +233,7 @@ func TestJoin(t *testing.T) {
 	})
 
 	t.Run("tokens", func(t *testing.T) {
-		made, err := join.CreateToken(t.Context(), admin, nodeToken.CAHash, join.TokenOptions{TTL: time.Hour, Description: "of the test"})
+		made, err := join.CreateToken(t.Context(), admin, nodeToken.CAHash, join.TokenOptions{TTL: time.Hour, Description: "of the test"}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -261,7 +261,7 @@ func TestJoin(t *testing.T) {
 			wantRefused(t, "a revoked token", err, "the cluster does not accept token "+made.ID)
 			return nil
 		})
-		short, err := join.CreateToken(t.Context(), admin, nodeToken.CAHash, join.TokenOptions{TTL: time.Second})
+		short, err := join.CreateToken(t.Context(), admin, nodeToken.CAHash, join.TokenOptions{TTL: time.Second}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -52,7 +53,9 @@ type Options struct {
 	Version string
 	// TokenFile is where the node token is written.
 	TokenFile string
-	Log       *slog.Logger
+	// Shared is nil if the datastore is for one server only.
+	Shared *Shared
+	Log    *slog.Logger
 }
 
 // Server is the component "join".
@@ -66,6 +69,8 @@ type Server struct {
 	unowned atomic.Bool
 	problem atomic.Pointer[string]
 	note    atomic.Pointer[string]
+	// sharing is one round of share at a time.
+	sharing sync.Mutex
 }
 
 // NewServer returns the component, not yet started.
@@ -85,6 +90,7 @@ func (s *Server) Init(context.Context) error { return nil }
 func (s *Server) Handlers() map[string]http.Handler {
 	return map[string]http.Handler{
 		AgentPath: answer(http.MethodPost, s.agent), ClusterPath: answer(http.MethodGet, s.cluster), LeavePath: answer(http.MethodPost, s.leave),
+		ServerPath: answer(http.MethodPost, s.server), MemberPath: answer(http.MethodPost, s.member), SettingsPath: answer(http.MethodGet, s.settings),
 	}
 }
 
@@ -122,6 +128,12 @@ func (s *Server) Start(ctx context.Context) error {
 
 func (s *Server) round(ctx context.Context, client kubernetes.Interface) {
 	note, err := s.keepToken(ctx, client)
+	if err == nil && s.opts.Shared != nil {
+		var more string
+		if more, err = s.share(ctx, client); note == "" {
+			note = more
+		}
+	}
 	if ctx.Err() != nil {
 		return
 	}
@@ -242,22 +254,38 @@ func (s *Server) api() (kubernetes.Interface, error) {
 	return nil, refuse(http.StatusServiceUnavailable, "the server is starting: try again")
 }
 
-// agent decides, records the name, and signs.
-func (s *Server) agent(r *http.Request) (any, error) {
+// joining reads the request of a machine that joins, if not too many others do. The caller calls done.
+func (s *Server) joining(r *http.Request) (req Request, client kubernetes.Interface, done func(), err error) {
 	select {
 	case s.joins <- struct{}{}:
-		defer func() { <-s.joins }()
+		done = func() { <-s.joins }
 	default:
-		return nil, refuse(http.StatusTooManyRequests, "many machines join at this moment: try again")
+		return req, nil, nil, refuse(http.StatusTooManyRequests, "many machines join at this moment: try again")
 	}
-	var req Request
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		return nil, refuse(http.StatusBadRequest, "the request cannot be read: %v", err)
+	if err = read(r, &req); err == nil {
+		client, err = s.api()
 	}
-	client, err := s.api()
+	if err != nil {
+		done()
+	}
+	return req, client, done, err
+}
+
+// read reads the body of a request.
+func read(r *http.Request, body any) error {
+	if err := json.NewDecoder(r.Body).Decode(body); err != nil {
+		return refuse(http.StatusBadRequest, "the request cannot be read: %v", err)
+	}
+	return nil
+}
+
+// agent decides, records the name, and signs.
+func (s *Server) agent(r *http.Request) (any, error) {
+	req, client, done, err := s.joining(r)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	view, err := s.view(r.Context(), client, req.NodeName)
 	if err != nil {
 		return nil, err
@@ -355,8 +383,8 @@ func (s *Server) leave(r *http.Request) (any, error) {
 		return nil, err
 	}
 	var leaving Leaving
-	if err := json.NewDecoder(r.Body).Decode(&leaving); err != nil {
-		return nil, refuse(http.StatusBadRequest, "the request cannot be read: %v", err)
+	if err := read(r, &leaving); err != nil {
+		return nil, err
 	}
 	node, err := client.CoreV1().Nodes().Get(r.Context(), name, metav1.GetOptions{})
 	switch {

@@ -20,14 +20,22 @@ import (
 // AgentGroup is the group of requests with an agent's token. Its only right is to join (pkg/controlplane).
 const AgentGroup = "system:bootstrappers:polymesh:agent"
 
-// nodeTokenLabel marks the token of <data-dir>/server/node-token.
-const nodeTokenLabel = "join.polymesh.dev/node-token"
+// ServerGroup is the group of requests with a server's token, in addition: it may join as a server.
+const ServerGroup = "system:bootstrappers:polymesh:server"
+
+// nodeTokenLabel marks the token of <data-dir>/server/node-token, serverTokenLabel that of <data-dir>/server/token.
+const (
+	nodeTokenLabel   = "join.polymesh.dev/node-token"
+	serverTokenLabel = "join.polymesh.dev/server-token"
+)
 
 // maxDescription is the length of a description, in bytes.
 const maxDescription = 200
 
 // TokenOptions describe a new token.
 type TokenOptions struct {
+	// Role is what machines become with it; empty for agents.
+	Role token.Role
 	// TTL is how long it can be used; 0 means for ever.
 	TTL         time.Duration
 	Description string
@@ -35,9 +43,9 @@ type TokenOptions struct {
 
 // TokenInfo is a token without its secret.
 type TokenInfo struct {
-	ID          string `json:"id"`
-	Role        string `json:"role"`
-	Description string `json:"description,omitempty"`
+	ID          string     `json:"id"`
+	Role        token.Role `json:"role"`
+	Description string     `json:"description,omitempty"`
 	// Expires is nil if the token does not expire.
 	Expires *time.Time `json:"expires,omitempty"`
 	Created time.Time  `json:"created"`
@@ -47,27 +55,31 @@ type TokenInfo struct {
 // (plugin/pkg/auth/authenticator/token/bootstrap). The token cleaner then removes it.
 func (i TokenInfo) Expired(now time.Time) bool { return i.Expires != nil && !now.Before(*i.Expires) }
 
-// CreateToken makes a token for agents. caHash is Token.CAHash.
-func CreateToken(ctx context.Context, client kubernetes.Interface, caHash string, o TokenOptions) (token.Token, error) {
-	return newToken(ctx, client, caHash, o, nil)
+// CreateToken makes a token. caHash is Token.CAHash. share lets the holder of a server's token open what the servers share
+// (bootstrap.Store.Allow).
+func CreateToken(ctx context.Context, client kubernetes.Interface, caHash string, o TokenOptions, share func(context.Context, token.Token) error) (token.Token, error) {
+	return newToken(ctx, client, caHash, o, share, nil)
 }
 
-func newToken(ctx context.Context, client kubernetes.Interface, caHash string, o TokenOptions, labels map[string]string) (token.Token, error) {
+func newToken(ctx context.Context, client kubernetes.Interface, caHash string, o TokenOptions, share func(context.Context, token.Token) error, labels map[string]string) (token.Token, error) {
 	if o.TTL < 0 {
 		return token.Token{}, fmt.Errorf("create a token: a token cannot expire before it exists: give a positive time, or 0 for no end")
 	}
 	if len(o.Description) > maxDescription {
 		return token.Token{}, fmt.Errorf("create a token: the description has %d bytes, and %d are the limit", len(o.Description), maxDescription)
 	}
-	t, err := token.New(caHash)
+	t, err := token.New(caHash, o.Role)
 	if err != nil {
 		return token.Token{}, fmt.Errorf("create a token: %w", err)
 	}
 	data := map[string]string{
 		bootstrapapi.BootstrapTokenIDKey:               t.ID,
-		bootstrapapi.BootstrapTokenSecretKey:           t.Secret,
+		bootstrapapi.BootstrapTokenSecretKey:           t.BootstrapSecret(),
 		bootstrapapi.BootstrapTokenUsageAuthentication: "true",
 		bootstrapapi.BootstrapTokenExtraGroupsKey:      AgentGroup,
+	}
+	if o.Role == token.Server {
+		data[bootstrapapi.BootstrapTokenExtraGroupsKey] = AgentGroup + "," + ServerGroup
 	}
 	if o.Description != "" {
 		data[bootstrapapi.BootstrapTokenDescriptionKey] = o.Description
@@ -75,11 +87,17 @@ func newToken(ctx context.Context, client kubernetes.Interface, caHash string, o
 	if o.TTL > 0 {
 		data[bootstrapapi.BootstrapTokenExpirationKey] = time.Now().Add(o.TTL).UTC().Format(time.RFC3339)
 	}
-	_, err = client.CoreV1().Secrets(metav1.NamespaceSystem).Create(ctx, &corev1.Secret{
+	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
+	created, err := secrets.Create(ctx, &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: bootstrapapi.BootstrapTokenSecretPrefix + t.ID, Labels: labels},
 		Type:       bootstrapapi.SecretTypeBootstrapToken,
 		StringData: data,
 	}, metav1.CreateOptions{})
+	if err == nil && o.Role == token.Server {
+		if err = share(ctx, t); err != nil {
+			err = errors.Join(err, secrets.Delete(ctx, created.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &created.UID}}))
+		}
+	}
 	if err != nil {
 		return token.Token{}, fmt.Errorf("create a token: %w", err)
 	}
@@ -118,14 +136,20 @@ func tokenSecrets(ctx context.Context, client kubernetes.Interface, selector str
 
 // ours reports whether machines can join with a token: whoever makes a Secret chooses its content.
 func ours(s *corev1.Secret) bool {
-	groups := strings.Split(string(s.Data[bootstrapapi.BootstrapTokenExtraGroupsKey]), ",")
-	return s.Name == bootstrapapi.BootstrapTokenSecretPrefix+string(s.Data[bootstrapapi.BootstrapTokenIDKey]) && slices.Contains(groups, AgentGroup)
+	return s.Name == bootstrapapi.BootstrapTokenSecretPrefix+string(s.Data[bootstrapapi.BootstrapTokenIDKey]) && slices.Contains(groups(s), AgentGroup)
+}
+
+func groups(s *corev1.Secret) []string {
+	return strings.Split(string(s.Data[bootstrapapi.BootstrapTokenExtraGroupsKey]), ",")
 }
 
 func info(s *corev1.Secret) TokenInfo {
 	i := TokenInfo{
-		ID: string(s.Data[bootstrapapi.BootstrapTokenIDKey]), Role: "agent",
+		ID: string(s.Data[bootstrapapi.BootstrapTokenIDKey]), Role: token.Agent,
 		Description: string(s.Data[bootstrapapi.BootstrapTokenDescriptionKey]), Created: s.CreationTimestamp.Time,
+	}
+	if slices.Contains(groups(s), ServerGroup) {
+		i.Role = token.Server
 	}
 	if text := string(s.Data[bootstrapapi.BootstrapTokenExpirationKey]); text != "" {
 		// One that cannot be read has expired for the API server (GetExpiration in k8s.io/cluster-bootstrap).
@@ -179,6 +203,6 @@ func nodeToken(ctx context.Context, client kubernetes.Interface, caHash string, 
 	if !makeOne {
 		return token.Token{}, false, nil
 	}
-	t, err = newToken(ctx, client, caHash, TokenOptions{Description: "server/node-token"}, map[string]string{nodeTokenLabel: "true"})
+	t, err = newToken(ctx, client, caHash, TokenOptions{Description: "server/node-token"}, nil, map[string]string{nodeTokenLabel: "true"})
 	return t, err == nil, err
 }

@@ -122,6 +122,15 @@ func (d DataDir) Membership() string { return d.Agent("cluster.json") }
 // NodeToken returns the file with the token with which machines join.
 func (d DataDir) NodeToken() string { return d.Server("node-token") }
 
+// ServerToken is the file with the token with which machines join as servers, and agents too.
+func (d DataDir) ServerToken() string { return d.Server("token") }
+
+// BootstrapKey is the file with the key of what the servers share in the datastore.
+func (d DataDir) BootstrapKey() string { return d.Server("cred", "bootstrap.key") }
+
+// ServerMembership is the file by which a server is one that has joined others.
+func (d DataDir) ServerMembership() string { return d.Server("cluster.json") }
+
 // Kubeconfig returns the kubeconfig of a component.
 func (d DataDir) Kubeconfig(component string) string {
 	return d.Server("cred", component+".kubeconfig")

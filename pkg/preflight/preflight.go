@@ -60,8 +60,11 @@ func Server(cfg *config.Server, need uint64) []Result {
 			"datastore-cafile": cfg.Datastore.CAFile, "datastore-certfile": cfg.Datastore.CertFile, "datastore-keyfile": cfg.Datastore.KeyFile,
 		})})
 	}
-	if _, err := os.Stat(cfg.DataDir.Etcd()); err == nil || cfg.ClusterInit {
+	if _, err := os.Stat(cfg.DataDir.Etcd()); err == nil || cfg.ClusterInit || cfg.Server != "" && cfg.Datastore.Kind == config.SQLite {
 		results = append(results, Result{"etcd's ports", etcdPorts()})
+	}
+	if cfg.Server != "" {
+		results = append(results, Result{"token", serverToken(cfg)})
 	}
 	if len(cfg.ImagePolicyKeys) > 0 {
 		results = append(results, Result{"image policy's port", free("the image policy", loopback(), layout.ImagePolicyPort, "")})
@@ -84,6 +87,19 @@ func Token(cfg *config.Agent) error {
 		return fmt.Errorf("a token is missing: give --token-file, or set the variable POLYMESH_TOKEN; on a server, `cat %s` prints it", layout.DefaultDataDir.NodeToken())
 	}
 	return nil
+}
+
+// serverToken checks that a server that has not joined the others has a token.
+func serverToken(cfg *config.Server) error {
+	if cfg.Token.ID != "" {
+		return nil
+	}
+	for _, file := range []string{cfg.DataDir.ServerMembership(), cfg.DataDir.TLS()} {
+		if _, err := os.Stat(file); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("a token is missing: give --token-file, or set the variable POLYMESH_TOKEN; on a server of the cluster, `cat %s` prints it", layout.DefaultDataDir.ServerToken())
 }
 
 // notServer rejects the data dir of a server: the agent would run beside, or instead of, the cluster that is in it.

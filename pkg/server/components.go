@@ -28,8 +28,10 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
+	"polymesh.dev/polymesh/pkg/process"
 )
 
 // addComponents is the list of a server's components and their dependencies. It returns the component whose readiness is reported to
@@ -41,27 +43,34 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	store := s.datastore
 	joining := join.NewServer(join.Options{
 		Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
-		Cluster: join.ClusterOf(s.cfg),
+		Cluster: join.ClusterOf(s.cfg), Shared: s.shared(),
 	})
 	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers()}
 	machine := s.node()
 
 	certificates := m.Add(s.renewal)
-	db := m.Add(store)
+	var before []component.Handle
+	if _, ok := store.(*etcd.Etcd); ok {
+		before = append(before, certificates)
+	}
+	db := m.Add(store, before...)
 	containerd := m.Add(node.NewContainerd(machine))
 	images := m.Add(node.NewImages(machine), containerd)
 	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
-	var before func(context.Context) error
+	var snapshotBefore func(context.Context) error
 	if !s.cfg.Snapshots.Disabled {
-		before = s.snapshots.Before(snapshot.BeforeSecretsEncrypt)
+		snapshotBefore = s.snapshots.Before(snapshot.BeforeSecretsEncrypt)
 	}
 	// If the user sets another API server configuration, with a KMS for example, Secrets use keys that we do not know.
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
-		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint(), Before: before}, s.Log), api)
+		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint(), Before: snapshotBefore}, s.Log), api)
 	}
 	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.Log), api)
 	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.Log), api)
 	kubelet := []component.Handle{api, images}
+	if plane.Datastore.LeaderElect {
+		m.Add(apilb.New(s.balancer()))
+	}
 	if !plane.Datastore.LeaderElect {
 		// In one process, the kubelet must come second: see ControllerManager.Ready.
 		kubelet = append(kubelet, controllers)
@@ -127,29 +136,46 @@ func snapshotSchedule(s config.Snapshots) snapshot.Schedule {
 }
 
 // newDatastore returns the datastore: the configured one outside, or this server's own.
-func (s *server) newDatastore() datastore.Store {
-	dir := s.cfg.DataDir
-	if own, err := os.ReadDir(dir.Server("db")); err == nil && len(own) > 0 && s.cfg.Datastore.Kind != config.SQLite {
-		s.Log.Warn("this server has a datastore of its own, which is not used with --datastore-endpoint", "folder", dir.Server("db"))
+func newDatastore(cfg *config.Server, p *process.Process, member *join.ServerMembership) datastore.Store {
+	dir := cfg.DataDir
+	if own, err := os.ReadDir(dir.Server("db")); err == nil && len(own) > 0 && cfg.Datastore.Kind != config.SQLite {
+		p.Log.Warn("this server has a datastore of its own, which is not used with --datastore-endpoint", "folder", dir.Server("db"))
 	}
-	switch s.cfg.Datastore.Kind {
+	switch cfg.Datastore.Kind {
 	case config.Etcd:
-		return datastore.NewExternal(s.cfg.Datastore)
+		return datastore.NewExternal(cfg.Datastore)
 	case config.PostgreSQL, config.MySQL:
-		return datastore.NewSQL(datastore.SQLOptions{Database: s.cfg.Datastore, Socket: dir.DatastoreSocket(), Log: s.Log})
+		return datastore.NewSQL(datastore.SQLOptions{Database: cfg.Datastore, Socket: dir.DatastoreSocket(), Log: p.Log})
 	}
 	// A member of etcd stays one, whatever the flags are: the cluster's state is there.
-	if exists, err := etcd.Exists(dir.Etcd()); s.cfg.ClusterInit || exists || err != nil {
+	if exists, err := etcd.Exists(dir.Etcd()); cfg.ClusterInit || member != nil || exists || err != nil {
 		return etcd.New(etcd.Options{
-			Dir: dir.Etcd(), SQLite: dir.Server("db", "state.db"), Node: s.Name, Certificates: certificate.Store(dir.TLS()), Log: s.Log,
-			Client: onLoopback(layout.EtcdClientPort), HTTP: onLoopback(layout.EtcdHTTPPort), Peer: netip.AddrPortFrom(s.IP, layout.EtcdPeerPort),
+			Dir: dir.Etcd(), SQLite: dir.Server("db", "state.db"), Node: p.Name, Certificates: certificate.Store(dir.TLS()), Log: p.Log,
+			Client: onLoopback(layout.EtcdClientPort), HTTP: onLoopback(layout.EtcdHTTPPort), Peer: netip.AddrPortFrom(p.IP, layout.EtcdPeerPort),
+			Join: addMember(cfg, p, member),
 		})
 	}
-	return datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: s.cfg.DatastoreSync})
+	return datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: cfg.DatastoreSync})
 }
 
 func onLoopback(port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
+}
+
+// balancerAddress is where the node's parts reach an API server, where there are several.
+func balancerAddress() netip.AddrPort { return onLoopback(layout.APIBalancerPort) }
+
+// balancer returns the options of what finds an API server that works: this server's own, and others' while it does not.
+func (s *server) balancer() apilb.Options {
+	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
+	own := s.IP
+	if s.cfg.AdvertiseAddress.IsValid() {
+		own = s.cfg.AdvertiseAddress
+	}
+	return apilb.Options{
+		Listen: balancerAddress(), Own: netip.AddrPortFrom(own, uint16(s.cfg.HTTPSPort)),
+		CA: certs.Cert(certificate.ServerCA), Cert: certs.Cert(certificate.Kubelet), Key: certs.Key(certificate.Kubelet), State: dir.APIServers(), Log: s.Log,
+	}
 }
 
 // node returns the options shared by this machine's node components.

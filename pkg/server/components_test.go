@@ -41,7 +41,7 @@ func TestComponentsOfAServer(t *testing.T) {
 		log := slog.New(slog.DiscardHandler)
 		s, err := newServer(cfg, &process.Process{
 			Name: "n1", IP: netip.MustParseAddr("192.0.2.1"), Programs: payload.Dir(t.TempDir()), Manifest: &payload.Manifest{}, Marker: &datadir.Marker{}, Log: log,
-		})
+		}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 
@@ -15,6 +16,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
+	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/process"
 )
 
@@ -22,8 +24,12 @@ import (
 func Run(ctx context.Context, cfg *config.Server) error {
 	return process.Run(ctx, process.Options{
 		Node: &cfg.Node, Kubeconfig: cfg.Kubeconfig,
-		Build: func(_ context.Context, p *process.Process, m *component.Manager) (component.Handle, error) {
-			s, err := newServer(cfg, p)
+		Build: func(ctx context.Context, p *process.Process, m *component.Manager) (component.Handle, error) {
+			cfg, member, err := joined(ctx, cfg, p)
+			if err != nil {
+				return component.Handle{}, fmt.Errorf("join the cluster: %w", err)
+			}
+			s, err := newServer(cfg, p, member)
 			if err != nil {
 				return component.Handle{}, err
 			}
@@ -37,14 +43,14 @@ func Run(ctx context.Context, cfg *config.Server) error {
 type server struct {
 	*process.Process
 	cfg       *config.Server
+	member    *join.ServerMembership // nil if it has joined no other servers
 	renewal   *certificate.Renewal
 	datastore datastore.Store
 	snapshots *snapshot.Snapshots
 }
 
-func newServer(cfg *config.Server, p *process.Process) (*server, error) {
-	s := &server{Process: p, cfg: cfg}
-	s.datastore = s.newDatastore()
+func newServer(cfg *config.Server, p *process.Process, member *join.ServerMembership) (*server, error) {
+	s := &server{Process: p, cfg: cfg, member: member, datastore: newDatastore(cfg, p, member)}
 	var err error
 	if s.snapshots, err = snapshot.Configured(cfg, s.Name, s.datastore); err != nil {
 		return nil, err
@@ -67,7 +73,11 @@ func (s *server) sans() []string {
 }
 
 func (s *server) writeKubeconfigs(store certificate.Store) error {
-	if err := controlplane.WriteKubeconfigs(s.cfg, store); err != nil {
+	node := controlplane.URL(s.cfg)
+	if s.datastore.Endpoint().LeaderElect {
+		node = "https://" + balancerAddress().String()
+	}
+	if err := controlplane.WriteKubeconfigs(s.cfg, store, node); err != nil {
 		return err
 	}
 	if err := store.WritePortableKubeconfig(s.cfg.Kubeconfig, certificate.Admin, controlplane.URL(s.cfg), s.cfg.KubeconfigMode); err != nil || s.cfg.KubeconfigGroup < 0 {

@@ -2,10 +2,13 @@
 //
 // A token is a Kubernetes bootstrap token (https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/) with the
 // hash of the cluster's authority in front, in K3s's form: by it a machine knows in the first TLS handshake whether it talks to
-// its cluster. The package uses only the standard library, so that the launcher can reject a bad token. pkg/join makes and uses tokens.
+// its cluster. A server's token has a longer secret, from which the bootstrap token's is derived: the cluster's datastore contains the
+// derived one only, so that it does not open what the servers share (pkg/bootstrap). The package uses only the standard library, so that
+// the launcher can reject a bad token. pkg/join makes and uses tokens.
 package token
 
 import (
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -23,13 +26,31 @@ const prefix = "K10"
 type Token struct {
 	// CAHash is the SHA-256 of the cluster's server authority in DER form, 64 hex digits.
 	CAHash string
-	// ID is public, 6 characters; Secret has 16.
+	// ID is public, 6 characters. Secret has 16 characters, and 32 in a token for servers.
 	ID, Secret string
 }
 
+// Role is what a machine becomes with a token.
+type Role string
+
+const (
+	Agent Role = "agent"
+	// Server tokens are for agents too.
+	Server Role = "server"
+)
+
+// Roles returns all roles, the default first.
+func Roles() []Role { return []Role{Agent, Server} }
+
+// Lengths of a secret.
+const (
+	bootstrapSecret = 16 // of Kubernetes' bootstrap tokens
+	serverSecret    = 32
+)
+
 var (
-	pattern   = regexp.MustCompile(`^K10([0-9a-f]{64})::([a-z0-9]{6})\.([a-z0-9]{16})$`)
-	bootstrap = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
+	pattern   = regexp.MustCompile(`^K10([0-9a-f]{64})::([a-z0-9]{6})\.([a-z0-9]{16}|[a-z0-9]{32})$`)
+	bootstrap = regexp.MustCompile(`^[a-z0-9]{6}\.([a-z0-9]{16}|[a-z0-9]{32})$`)
 	id        = regexp.MustCompile(`^[a-z0-9]{6}$`)
 )
 
@@ -51,11 +72,46 @@ func Parse(text string) (Token, error) {
 	return Token{}, fmt.Errorf("this is not a token, which begins with %s: %s", prefix, where)
 }
 
+// Role is for what the token is.
+func (t Token) Role() Role {
+	if len(t.Secret) == serverSecret {
+		return Server
+	}
+	return Agent
+}
+
 // String is the form in which a token is passed on. It contains the secret.
-func (t Token) String() string { return prefix + t.CAHash + "::" + t.Bearer() }
+func (t Token) String() string { return prefix + t.CAHash + "::" + t.ID + "." + t.Secret }
 
 // Bearer is what Kubernetes calls the bootstrap token, the bearer token of requests.
-func (t Token) Bearer() string { return t.ID + "." + t.Secret }
+func (t Token) Bearer() string { return t.ID + "." + t.BootstrapSecret() }
+
+// BootstrapSecret is the secret of the bootstrap token, which the cluster stores.
+func (t Token) BootstrapSecret() string {
+	if t.Role() == Agent {
+		return t.Secret
+	}
+	// A number of 256 bits modulo 36^16, which has 83: no value is more likely than another.
+	n := new(big.Int).SetBytes(t.derive("bootstrap token"))
+	text, base, digit := make([]byte, bootstrapSecret), big.NewInt(int64(len(alphabet))), new(big.Int)
+	for i := range text {
+		n.DivMod(n, base, digit)
+		text[i] = alphabet[digit.Int64()]
+	}
+	return string(text)
+}
+
+// SealingKey is a key of 32 bytes that only the token's holder has. The token must be a server's.
+func (t Token) SealingKey() []byte { return t.derive("sealing key") }
+
+func (t Token) derive(purpose string) []byte {
+	// The secret is random, with more than 160 bits, and needs no salt (RFC 5869, section 3.1).
+	key, err := hkdf.Key(sha256.New, []byte(t.Secret), nil, "polymesh "+purpose+" "+t.ID, sha256.Size)
+	if err != nil {
+		panic(err) // only for a length that is too large
+	}
+	return key
+}
 
 // Hash returns the hash of an authority for CAHash.
 func Hash(ca *x509.Certificate) string {
@@ -67,18 +123,24 @@ func Hash(ca *x509.Certificate) string {
 func ValidID(text string) bool { return id.MatchString(text) }
 
 // New returns a new token of the cluster whose authority has the hash. The cluster does not know it yet.
-func New(caHash string) (t Token, err error) {
+func New(caHash string, role Role) (t Token, err error) {
 	t.CAHash = caHash
 	if t.ID, err = random(6); err != nil {
 		return Token{}, err
 	}
-	t.Secret, err = random(16)
+	length := bootstrapSecret
+	if role == Server {
+		length = serverSecret
+	}
+	t.Secret, err = random(length)
 	return t, err
 }
 
+// alphabet is that of bootstrap tokens.
+const alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
+
 // random returns n characters of a bootstrap token's alphabet.
 func random(n int) (string, error) {
-	const alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
 	text := make([]byte, n)
 	for i := range text {
 		k, err := rand.Int(rand.Reader, big.NewInt(int64(len(alphabet))))

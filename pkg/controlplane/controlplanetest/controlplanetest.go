@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
@@ -68,7 +70,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	}
 	ip := netip.MustParseAddr("192.0.2.1")
 	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.DataDir.Server("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain},
-		func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s) }, log)
+		func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s, controlplane.URL(cfg)) }, log)
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +78,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	certs := certificate.Store(cfg.DataDir.TLS())
 	joining := join.NewServer(join.Options{
 		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
-		Cluster: join.ClusterOf(cfg),
+		Cluster: join.ClusterOf(cfg), Shared: shared(cfg, certs, db),
 	})
 	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: joining.Handlers()}
 	m := component.NewManager(log)
@@ -102,6 +104,25 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 		t.Fatal("no control plane after a minute")
 	}
 	return cfg.DataDir.Kubeconfig("polymesh")
+}
+
+// shared is what pkg/server shares with other servers.
+func shared(cfg *config.Server, certs certificate.Store, db datastore.Store) *join.Shared {
+	return &join.Shared{
+		Endpoint: db.Endpoint(), KeyFile: cfg.DataDir.BootstrapKey(), TokenFile: cfg.DataDir.ServerToken(), Settles: true,
+		Bundle: func() (b bootstrap.Bundle, err error) {
+			b.Settings, b.Datastore = cfg.Settings(), bootstrap.External
+			authorities, err := certificate.EnsureAuthorities(certs, time.Now())
+			if err != nil {
+				return b, err
+			}
+			if b.Authorities, err = authorities.Export(); err != nil {
+				return b, err
+			}
+			b.Encryption, err = os.ReadFile(cfg.DataDir.EncryptionFile())
+			return b, err
+		},
+	}
 }
 
 // Client returns a client with a kubeconfig's identity, without rate limit.

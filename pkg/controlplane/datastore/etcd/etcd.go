@@ -46,9 +46,9 @@ type Options struct {
 	Client, HTTP, Peer netip.AddrPort
 	// Certificates contains etcd's authority and certificates.
 	Certificates certificate.Store
-	// Join is the list of members that the cluster gave when it added this one (AddLearner). Empty for the first member of a cluster.
-	// It has no effect on a member that has data.
-	Join []Peer
+	// Join has the cluster add this member (AddLearner), and returns all members; nil for the first member of a cluster. It is called
+	// before the member's first start only.
+	Join func(ctx context.Context, self Peer) ([]Peer, error)
 	// SQLite is a database of kine's. If it is there, and the member has no data, the cluster's state moves from it to etcd.
 	SQLite string
 	// Quota is the size of the database, in bytes, above which writes fail. 0 is DefaultQuota.
@@ -258,7 +258,17 @@ func (e *Etcd) Start(ctx context.Context) (err error) {
 	if err := e.migrate(ctx); err != nil {
 		return err
 	}
-	cfg, err := e.config(id, e.opts.Dir, e.opts.Join)
+	var members []Peer
+	if e.opts.Join != nil {
+		exists, err := Exists(e.opts.Dir)
+		if err == nil && !exists {
+			members, err = e.opts.Join(ctx, e.peer(id.Name))
+		}
+		if err != nil {
+			return fmt.Errorf("join the cluster's etcd: %w", err)
+		}
+	}
+	cfg, err := e.config(id, e.opts.Dir, members)
 	if err != nil {
 		return fmt.Errorf("configure etcd: %w", err)
 	}
@@ -303,10 +313,14 @@ func (e *Etcd) run(ctx context.Context, server *embed.Etcd, client *clientv3.Cli
 		e.close(server)
 	}()
 	first := server.Server.ReadyNotify()
+	promote := time.NewTicker(promoteInterval)
+	defer promote.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-promote.C:
+			e.promoteLearners(ctx, server, client)
 		case <-first:
 			first = nil
 			e.repair(ctx, client)

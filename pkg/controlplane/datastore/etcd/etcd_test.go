@@ -125,23 +125,15 @@ func (s *server) ready(t *testing.T) {
 // join adds a server to the cluster of another one, as a join does.
 func (s *server) join(t *testing.T, through *server) uint64 {
 	t.Helper()
-	e := New(s.opts)
-	name, err := e.MemberName()
-	if err != nil {
-		t.Fatal(err)
-	}
 	var id uint64
-	eventually(t, s.name+" is added", func() error {
-		var err error
-		id, s.opts.Join, err = through.AddLearner(t.Context(), s.name, e.peer(name))
-		return err
-	})
-	s.start(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	if err := through.Promote(ctx, id); err != nil {
-		t.Fatal(err)
+	s.opts.Join = func(ctx context.Context, self Peer) (members []Peer, err error) {
+		eventually(t, s.name+" is added", func() error {
+			id, members, err = through.AddLearner(ctx, s.name, self)
+			return err
+		})
+		return members, nil
 	}
+	s.start(t)
 	s.ready(t)
 	return id
 }

@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 )
@@ -171,30 +172,29 @@ func (e *Etcd) AddLearner(ctx context.Context, node string, joins Peer) (id uint
 	return id, cluster, nil
 }
 
-// promoteInterval is the pause between two attempts to promote a learner.
+// promoteInterval is how often the leader tries to promote learners.
 const promoteInterval = 500 * time.Millisecond
 
-// Promote gives a learner a vote as soon as it has the data, which takes a moment. It returns when ctx ends otherwise. A learner cannot
-// promote itself: it does not know when it is up to date, and does not even report that it is ready before.
-func (e *Etcd) Promote(ctx context.Context, id uint64) error {
-	client, err := e.running()
-	if err != nil {
-		return err
+// promoteLearners gives learners a vote as soon as they have the data, if this member leads. A learner cannot promote itself: it does not
+// know when it is up to date, and does not even report that it is ready before.
+func (e *Etcd) promoteLearners(ctx context.Context, server *embed.Etcd, client *clientv3.Client) {
+	if server.Server.Leader() != server.Server.MemberID() {
+		return
 	}
-	for {
+	for _, m := range server.Server.Cluster().Members() {
+		if !m.IsLearner {
+			continue
+		}
 		attempt, cancel := context.WithTimeout(ctx, requestTimeout)
-		_, err := client.MemberPromote(attempt, id)
+		_, err := client.MemberPromote(attempt, uint64(m.ID))
 		cancel()
 		switch {
-		case err == nil, errors.Is(err, rpctypes.ErrMemberNotLearner):
-			return nil
-		case errors.Is(err, rpctypes.ErrMemberNotFound):
-			return errors.New("the member was removed from etcd before it had the data")
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the new member of etcd has not caught up: %w", errors.Join(context.Cause(ctx), err))
-		case <-time.After(promoteInterval):
+		case err == nil:
+			e.log.Info("a member of etcd has a vote", "member", m.Name)
+		// It is not up to date yet, or has just been promoted or removed.
+		case errors.Is(err, rpctypes.ErrMemberLearnerNotReady), errors.Is(err, rpctypes.ErrMemberNotLearner), errors.Is(err, rpctypes.ErrMemberNotFound):
+		default:
+			e.log.Debug("promote a member of etcd", "member", m.Name, "err", err)
 		}
 	}
 }

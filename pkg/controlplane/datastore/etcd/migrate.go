@@ -51,7 +51,7 @@ func (e *Etcd) migrate(ctx context.Context) error {
 		// A migration ended here, before the last step.
 		return e.retire()
 	}
-	if len(e.opts.Join) > 0 {
+	if e.opts.Join != nil {
 		return fmt.Errorf("this server has a cluster of its own in %s, and cannot join another one: `polymesh reset` removes it", e.opts.SQLite)
 	}
 	begin := time.Now()

@@ -1,0 +1,270 @@
+package join
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/client-go/kubernetes"
+	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
+
+	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/bootstrap"
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/token"
+)
+
+// Shared is for a server whose datastore other servers can share.
+type Shared struct {
+	Endpoint datastore.Endpoint
+	// KeyFile is the key of what the servers share, TokenFile the token with which machines become servers.
+	KeyFile, TokenFile string
+	// Bundle returns what this server would share. Its token is not used.
+	Bundle func() (bootstrap.Bundle, error)
+	// Settles is set on the server whose settings are the cluster's: not on one that has joined.
+	Settles bool
+	// AddMember adds the member of etcd of a node, and returns all members; nil where the servers run no etcd.
+	AddMember func(ctx context.Context, node string, m Peer) ([]Peer, error)
+}
+
+// store connects to the datastore. The caller calls done.
+func (o *Shared) store() (store bootstrap.Store, done func(), err error) {
+	client, err := o.Endpoint.Client()
+	if err != nil {
+		return store, nil, err
+	}
+	return bootstrap.Store{Client: client}, func() { client.Close() }, nil
+}
+
+// share keeps in the datastore what a further server needs, and the server token in its file.
+func (s *Server) share(ctx context.Context, client kubernetes.Interface) (note string, err error) {
+	s.sharing.Lock()
+	defer s.sharing.Unlock()
+	o := s.opts.Shared
+	key, err := bootstrap.EnsureKey(o.KeyFile)
+	if err != nil {
+		return "", err
+	}
+	store, done, err := o.store()
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	bundle, err := o.Bundle()
+	if err != nil {
+		return "", err
+	}
+	before, err := store.Read(ctx, key)
+	if err != nil && !errors.Is(err, bootstrap.ErrNone) {
+		return "", err
+	}
+	if err == nil && !o.Settles {
+		bundle.Settings = before.Settings
+	}
+	t, note, err := s.serverToken(ctx, client, store, key, before.Token)
+	if err != nil {
+		return "", err
+	}
+	if bundle.Token = before.Token; t.ID != "" {
+		bundle.Token = t.String()
+	}
+	if err := store.Save(ctx, key, bundle); err != nil {
+		return "", err
+	}
+	if t.ID != "" {
+		if err := store.Allow(ctx, key, t); err != nil {
+			return "", err
+		}
+	}
+	return note, store.Keep(ctx, func(ctx context.Context) (map[string]bool, error) { return tokenIDs(ctx, client) })
+}
+
+// serverToken returns the token in server/token. Where there is no file, it is the one that the servers share, or a new one. The zero
+// token is one that was revoked, which is not made again: whoever wants another removes the file on all servers.
+func (s *Server) serverToken(ctx context.Context, client kubernetes.Interface, store bootstrap.Store, key bootstrap.Key, shared string) (t token.Token, note string, err error) {
+	file := s.opts.Shared.TokenFile
+	text, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return t, "", fmt.Errorf("read the server token: %w", err)
+	}
+	ids, err := tokenIDs(ctx, client)
+	if err != nil {
+		return t, "", err
+	}
+	if text != nil {
+		if t, err = token.Parse(string(text)); err != nil || t.Role() != token.Server {
+			return token.Token{}, fmt.Sprintf("%s does not contain a token for servers: remove it for a new one", file), nil
+		}
+		if !ids[t.ID] {
+			return token.Token{}, fmt.Sprintf("the token in %s was revoked: `polymesh token create --role server` makes another, or remove the file for a new one in it", file), nil
+		}
+		return t, "", nil
+	}
+	if t, err = token.Parse(shared); err != nil || !ids[t.ID] {
+		ca, err := authority(s.opts.Certificates, certificate.ServerCA)
+		if err != nil {
+			return token.Token{}, "", err
+		}
+		allow := func(ctx context.Context, t token.Token) error { return store.Allow(ctx, key, t) }
+		t, err = newToken(ctx, client, token.Hash(ca), TokenOptions{Role: token.Server, Description: "server/token"}, allow, map[string]string{serverTokenLabel: "true"})
+		if err != nil {
+			return token.Token{}, "", err
+		}
+	}
+	if err := atomicfile.Write(file, []byte(t.String()+"\n"), 0o600); err != nil {
+		return token.Token{}, "", fmt.Errorf("write the server token: %w", err)
+	}
+	return t, "", nil
+}
+
+// tokenIDs returns the ids of the tokens for servers.
+func tokenIDs(ctx context.Context, client kubernetes.Interface) (map[string]bool, error) {
+	infos, err := ListTokens(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	ids := map[string]bool{}
+	for _, i := range infos {
+		if i.Role == token.Server {
+			ids[i.ID] = true
+		}
+	}
+	return ids, nil
+}
+
+// server answers a machine that becomes a server.
+func (s *Server) server(r *http.Request) (any, error) {
+	req, client, done, err := s.joining(r)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if s.opts.Shared == nil {
+		return nil, refuse(http.StatusConflict, "this cluster keeps its state in SQLite, which one server alone can use: start its server once with --cluster-init, which moves the state to etcd, and join then")
+	}
+	view, err := s.view(r.Context(), client, req.NodeName)
+	if err != nil {
+		return nil, err
+	}
+	log := s.log.With("node", fmt.Sprintf("%.63q", req.NodeName), "address", req.NodeIP, "token", caller(r))
+	if refused := DecideServer(req, view); refused != nil {
+		log.Warn("a server was refused", "why", refused.Message)
+		return nil, refused
+	}
+	// It gets what this server has now.
+	if _, err := s.share(r.Context(), client); err != nil {
+		return nil, err
+	}
+	store, closed, err := s.opts.Shared.store()
+	if err != nil {
+		return nil, err
+	}
+	defer closed()
+	var g ServerGrant
+	id, ok := strings.CutPrefix(caller(r), bootstrapapi.BootstrapUserPrefix)
+	if !ok {
+		return nil, refuse(http.StatusForbidden, "a machine becomes a server with a server's token")
+	}
+	g.Bundle, g.Key, err = store.Sealed(r.Context(), id)
+	if errors.Is(err, bootstrap.ErrNone) {
+		return nil, refuse(http.StatusForbidden, "token %s opens nothing: `polymesh token create --role server` on a server makes one that does", id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	log.Info("a server joins")
+	return g, nil
+}
+
+// member adds a server's member of etcd. RBAC grants it to no one, so that only servers, whose group needs no grant, can.
+func (s *Server) member(r *http.Request) (any, error) {
+	if err := onlyServers(r); err != nil {
+		return nil, err
+	}
+	if s.opts.Shared == nil || s.opts.Shared.AddMember == nil {
+		return nil, refuse(http.StatusConflict, "the servers of this cluster run no etcd")
+	}
+	var req MemberRequest
+	if err := read(r, &req); err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(req.Member.URL)
+	if err == nil {
+		_, err = netip.ParseAddrPort(u.Host)
+	}
+	if err != nil || u.Scheme != "https" || u.Path != "" || strings.ContainsAny(req.Member.Name, "=, ") || !strings.HasPrefix(req.Member.Name, req.NodeName+"-") {
+		return nil, refuse(http.StatusBadRequest, "%.100q at %.100q cannot be a member of etcd", req.Member.Name, req.Member.URL)
+	}
+	members, err := s.opts.Shared.AddMember(r.Context(), req.NodeName, req.Member)
+	if err != nil {
+		// The other side tries again, and shows why.
+		return nil, refuse(http.StatusServiceUnavailable, "%v", err)
+	}
+	s.log.Info("a server's member of etcd is added", "member", req.Member.Name, "address", req.Member.URL)
+	return Members{members}, nil
+}
+
+// settings answers a server that starts again.
+func (s *Server) settings(r *http.Request) (any, error) {
+	if err := onlyServers(r); err != nil {
+		return nil, err
+	}
+	if s.opts.Shared == nil {
+		return nil, refuse(http.StatusConflict, "this cluster has one server only")
+	}
+	key, err := bootstrap.EnsureKey(s.opts.Shared.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	store, done, err := s.opts.Shared.store()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	bundle, err := store.Read(r.Context(), key)
+	if errors.Is(err, bootstrap.ErrNone) {
+		return nil, refuse(http.StatusServiceUnavailable, "the server is starting: try again")
+	}
+	return Settings{bundle.Settings}, err
+}
+
+func onlyServers(r *http.Request) error {
+	if u, ok := request.UserFrom(r.Context()); ok {
+		for _, g := range u.GetGroups() {
+			if g == user.SystemPrivilegedGroup {
+				return nil
+			}
+		}
+	}
+	return refuse(http.StatusForbidden, "only a server may ask this")
+}
+
+// ShareToken returns what lets a new token open what the servers share, for commands on a server.
+func ShareToken(keyFile, endpointFile string) func(context.Context, token.Token) error {
+	return func(ctx context.Context, t token.Token) error {
+		key, err := os.ReadFile(keyFile)
+		if err != nil {
+			return fmt.Errorf("a server's token is made on a server whose datastore others can share: %w", err)
+		}
+		endpoint, err := datastore.ReadEndpoint(endpointFile)
+		if err != nil {
+			return err
+		}
+		store, done, err := (&Shared{Endpoint: endpoint}).store()
+		if err != nil {
+			return err
+		}
+		defer done()
+		return store.Allow(ctx, bytes.Clone(key), t)
+	}
+}
