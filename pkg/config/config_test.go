@@ -82,6 +82,8 @@ var example = map[string]struct {
 	"s3-timeout":                  {"90s", s3(func(b *S3) bool { return b.Timeout == 90*time.Second })},
 	"v":                           {"5", func(s *Server) bool { return s.LogLevel == 5 }},
 	"debug":                       {"true", func(s *Server) bool { return s.Debug }},
+	"server":                      {"https://192.0.2.1", func(s *Server) bool { return s.Server == "https://192.0.2.1:6443" }},
+	"token":                       {"K10" + strings.Repeat("0a", 32) + "::abcdef.0123456789abcdef0123456789abcdef", func(s *Server) bool { return s.Token.ID == "abcdef" }},
 	"cluster-init":                {"true", func(s *Server) bool { return s.ClusterInit }},
 	"datastore-endpoint":          {"etcd://a:2379,etcd://b", func(s *Server) bool { return s.Datastore.Endpoint == "http://a:2379,http://b:2379" }},
 	"datastore-cafile":            {"/srv/ca.crt", func(s *Server) bool { return s.Datastore.CAFile == "/srv/ca.crt" }},
@@ -96,6 +98,8 @@ func s3(shows func(*S3) bool) func(*Server) bool {
 // needed are flags without which the example of a flag has no effect, or is refused.
 func needed(flag string) []string {
 	switch {
+	case flag == "token", flag == "token-file":
+		return []string{"--server=https://a"}
 	case flag == "datastore-cafile":
 		return []string{"--datastore-endpoint=etcd://a"}
 	case flag == "datastore-certfile":
@@ -138,6 +142,11 @@ func TestEveryFlagHasEnvironmentAndFileForm(t *testing.T) {
 		value string
 		shows func(*Server) bool
 	}{value: endpoint, shows: func(s *Server) bool { return s.Datastore.Kind == MySQL && s.Datastore.Endpoint == "u:p@tcp(h)/d" }}
+	tokenFile := file(t, example["token"].value+"\n")
+	example["token-file"] = struct {
+		value string
+		shows func(*Server) bool
+	}{value: tokenFile, shows: example["token"].shows}
 	if got, want := slices.Sorted(maps.Keys(example)), flags.keys(); !slices.Equal(got, want) {
 		t.Fatalf("examples are for %q, flags are %q", got, want)
 	}
@@ -252,7 +261,6 @@ func TestBadFlags(t *testing.T) {
 	empty := file(t, "")
 	for args, want := range map[string]string{
 		"--no-such-flag":                                       "unknown flag: --no-such-flag (see `polymesh server --help`)",
-		"--server=https://a:6443":                              "--server is a flag of `polymesh agent`: a cluster has one server in this version",
 		"extra":                                                `unexpected argument "extra"`,
 		"--https-listen-port=x":                                `--https-listen-port "x" is not a whole number`,
 		"--https-listen-port=0":                                "--https-listen-port 0 is not a port: 1 to 65535",

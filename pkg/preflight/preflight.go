@@ -48,7 +48,7 @@ func Failed(results []Result) error {
 // Server checks that a server with this configuration can run here, in the order in which a user would fix problems. need is the
 // disk space in bytes that it needs at least in the data dir.
 func Server(cfg *config.Server, need uint64) []Result {
-	results := append([]Result{{"role", notAgent(cfg.DataDir)}}, Node(&cfg.Node, need)...)
+	results := append([]Result{{"role", notAgent(cfg.DataDir)}, {"token", ServerToken(cfg)}}, Node(&cfg.Node, need)...)
 	results = append(results,
 		Result{"kubeconfig", Writable(filepath.Dir(cfg.Kubeconfig), 0)},
 		Result{"API server's port", apiServerPort(cfg)},
@@ -62,9 +62,6 @@ func Server(cfg *config.Server, need uint64) []Result {
 	}
 	if _, err := os.Stat(cfg.DataDir.Etcd()); err == nil || cfg.ClusterInit || cfg.Server != "" && cfg.Datastore.Kind == config.SQLite {
 		results = append(results, Result{"etcd's ports", etcdPorts()})
-	}
-	if cfg.Server != "" {
-		results = append(results, Result{"token", serverToken(cfg)})
 	}
 	if len(cfg.ImagePolicyKeys) > 0 {
 		results = append(results, Result{"image policy's port", free("the image policy", loopback(), layout.ImagePolicyPort, "")})
@@ -89,9 +86,9 @@ func Token(cfg *config.Agent) error {
 	return nil
 }
 
-// serverToken checks that a server that has not joined the others has a token.
-func serverToken(cfg *config.Server) error {
-	if cfg.Token.ID != "" {
+// ServerToken checks that a server that has not joined the others has a token.
+func ServerToken(cfg *config.Server) error {
+	if cfg.Token.ID != "" || cfg.Server == "" {
 		return nil
 	}
 	for _, file := range []string{cfg.DataDir.ServerMembership(), cfg.DataDir.TLS()} {

@@ -75,6 +75,9 @@ func (s *Settings) check() (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := preflight.ServerToken(cfg); err != nil {
+		return nil, err
+	}
 	return &Node{&cfg.Node, cfg.Kubeconfig}, nil
 }
 
