@@ -86,8 +86,8 @@ func (n *Node) Status(t testing.TB) (string, int) {
 
 // KubectlErr runs `polymesh kubectl` and returns its standard output.
 func (n *Node) KubectlErr(args ...string) (string, error) {
-	if n.opts.Joins != nil {
-		return n.opts.Joins.KubectlErr(args...)
+	if server := n.agentOf(); server != nil {
+		return server.KubectlErr(args...)
 	}
 	return n.run(context.Background(), n.program, append([]string{"kubectl"}, args...)...)
 }
@@ -153,8 +153,8 @@ func (n *Node) Import(t testing.TB, archive string) {
 
 // ClientConfig returns the administrator's configuration for client-go, through the node's network.
 func (n *Node) ClientConfig() (*rest.Config, error) {
-	if n.opts.Joins != nil {
-		return n.opts.Joins.ClientConfig()
+	if server := n.agentOf(); server != nil {
+		return server.ClientConfig()
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", n.Kubeconfig())
 	if err != nil {

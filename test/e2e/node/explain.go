@@ -51,7 +51,7 @@ func (n *Node) Explain(w io.Writer) {
 	if _, err := os.Stat(n.DataDir()); err == nil {
 		show("status")
 		// The server explains its pods.
-		if n.opts.Joins == nil && n.apiAnswers(ctx) {
+		if n.agentOf() == nil && n.apiAnswers(ctx) {
 			show("kubectl", "get", "nodes", "-o", "wide")
 			show("kubectl", "get", "pods", "-A", "-o", "wide")
 			out, err := n.PolymeshCommand(ctx, "kubectl", "get", "events", "-A", "--sort-by=.lastTimestamp").CombinedOutput()

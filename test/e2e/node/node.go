@@ -27,6 +27,7 @@
 //	c.Partition(a, b); c.Heal(a, b)                                             // silently: no reset, no ICMP
 //	c.Delay(b, 20*time.Millisecond)                                             // each way
 //	w := c.AddForTest(t, node.Options{Joins: a})                                // an agent
+//	s := c.AddForTest(t, node.Options{Joins: a, Serves: true})                  // a further server
 //	c.PowerOff(b); c.PowerOn(ctx, b)                                            // no reset gets out; files stay
 //
 // Up and Down run `make up`'s and `make down`'s scripts on the node instead of Start and Reset.
@@ -52,6 +53,8 @@ import (
 type Options struct {
 	// Joins makes the node an agent of this server's cluster. kubectl on it then uses the server's kubeconfig through the server.
 	Joins *Node
+	// Serves makes the node a further server of that cluster, in place of an agent. kubectl on it uses its own API server.
+	Serves bool
 	// Args are further flags of `polymesh server`, or `polymesh agent`; data dir, kubeconfig, server and token are set already.
 	Args []string
 	// Env are further environment variables of the server, KEY=value.
@@ -91,6 +94,14 @@ type Node struct {
 	off     *outage
 
 	explained string // the test whose failure was explained last
+}
+
+// agentOf returns the server whose agent the node is; nil for a server.
+func (n *Node) agentOf() *Node {
+	if n.opts.Serves {
+		return nil
+	}
+	return n.opts.Joins
 }
 
 // prefix is the prefix of all names that this package creates.

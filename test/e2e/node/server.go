@@ -56,9 +56,15 @@ func (n *Node) Start(ctx context.Context) error {
 	}
 	args := append(enter, n.program, "server", "--data-dir", n.DataDir(), "--write-kubeconfig", n.Kubeconfig())
 	if server := n.opts.Joins; server != nil {
-		args = append(enter, n.program, "agent", "--data-dir", n.DataDir(), "--server", "https://"+server.Address()+":6443")
+		token := server.Layout().NodeToken()
+		if n.opts.Serves {
+			token = server.Layout().ServerToken()
+		} else {
+			args = append(enter, n.program, "agent", "--data-dir", n.DataDir())
+		}
+		args = append(args, "--server", "https://"+server.Address()+":6443")
 		if !slices.ContainsFunc(slices.Concat(n.opts.Args, n.opts.Env), func(s string) bool { return strings.Contains(strings.ToLower(s), "token") }) {
-			args = append(args, "--token-file", server.Layout().NodeToken())
+			args = append(args, "--token-file", token)
 		}
 	}
 	args = append(args, n.opts.Args...)

@@ -1,0 +1,383 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"polymesh.dev/polymesh/test/e2e/node"
+)
+
+// Three servers and two agents, from empty data dirs. Any server can be lost, also the one that leads: what was acknowledged stays, and
+// requests to pods on other nodes are answered. Without a majority the cluster stops, says so, and comes back.
+func TestServers(t *testing.T) {
+	ownNodes(t, 5)
+	c := node.ClusterForTest(t)
+	first := c.AddForTest(t, node.Options{Args: []string{"--cluster-init", "--disable", "istio,metrics-server,local-storage", "--pod-security", "baseline"}})
+	if err := first.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first.WaitReady(t, 3*time.Minute)
+	servers := []*node.Node{first}
+	for range 2 {
+		servers = append(servers, c.AddForTest(t, node.Options{Joins: first, Serves: true}))
+	}
+	var agents []*node.Node
+	for range 2 {
+		agents = append(agents, c.AddForTest(t, node.Options{Joins: first}))
+	}
+
+	t.Run("join", func(t *testing.T) {
+		// At the same time: one after the other becomes a member of etcd.
+		for _, n := range append(servers[1:], agents...) {
+			if err := n.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, n := range append(servers[1:], agents...) {
+			n.WaitReady(t, 4*time.Minute)
+		}
+		lines := strings.Split(strings.TrimSpace(servers[2].Kubectl(t, "get", "nodes", "--no-headers")), "\n")
+		if len(lines) != 5 {
+			t.Fatalf("kubectl get nodes lists %q", lines)
+		}
+		for i, line := range lines {
+			roles := "control-plane,master"
+			if i >= 3 {
+				roles = "<none>"
+			}
+			if f := strings.Fields(line); f[0] != fmt.Sprintf("node-%d", i+1) || f[1] != "Ready" || f[2] != roles {
+				t.Errorf("kubectl get nodes shows %q, want node-%d Ready %s", line, i+1, roles)
+			}
+		}
+		// The token of servers is the same on all, and what a server is configured with is the cluster's.
+		var tokens []string
+		for _, n := range servers {
+			text, err := os.ReadFile(n.Layout().ServerToken())
+			if err != nil {
+				t.Fatal(err)
+			}
+			tokens = append(tokens, string(text))
+			if info, err := os.Stat(n.Layout().ServerToken()); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%v, %v", info, err)
+			}
+			report, err := n.Report(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, part := range report.Components {
+				if part.Name == "istio" {
+					t.Errorf("%s installs Istio, which the cluster has disabled", n.Name)
+				}
+			}
+		}
+		if tokens[0] != tokens[1] || tokens[0] != tokens[2] {
+			t.Error("the servers have different tokens")
+		}
+		out, _, code := servers[1].Polymesh(t, "token", "create", "--role", "server", "--ttl", "1h", "--data-dir", servers[1].DataDir())
+		if code != 0 || len(strings.TrimSpace(out)) != len(strings.TrimSpace(tokens[0])) {
+			t.Errorf("polymesh token create --role server: %d %q", code, out)
+		}
+	})
+	if t.Failed() {
+		return
+	}
+
+	t.Run("refused", func(t *testing.T) {
+		spare := c.AddForTest(t, node.Options{})
+		text, err := os.ReadFile(first.Layout().ServerToken())
+		if err != nil {
+			t.Fatal(err)
+		}
+		forAgents, err := os.ReadFile(first.Layout().NodeToken())
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine := strings.TrimSpace(string(text))
+		for want, args := range map[string][]string{
+			"the token is one for agents":  {"--token", string(forAgents)},
+			"does not accept token aaaaaa": {"--token", mine[:69] + "aaaaaa" + mine[75:]},
+			"here --cluster-cidr=10.99.0.0/16, in the cluster --cluster-cidr=10.42.0.0/16": {"--token", mine, "--cluster-cidr", "10.99.0.0/16"},
+			"has a node node-4 already":              {"--token", mine, "--node-name", "node-4"},
+			"is in etcd on its servers":              {"--token", mine, "--datastore-endpoint", "postgres://u:p@127.0.0.1/d"},
+			"--cluster-init begins one":              {"--token", mine, "--cluster-init"},
+			"a token is missing: give --token-file":  {},
+			"is not a server of the token's cluster": {"--token", "K10" + strings.Repeat("0", 64) + mine[67:]},
+		} {
+			dir := filepath.Join(t.TempDir(), "data")
+			line := append([]string{"server", "--data-dir", dir, "--write-kubeconfig", filepath.Join(dir, "k"), "--server", "https://" + first.Address() + ":6443"}, args...)
+			_, errOut, code := spare.Polymesh(t, line...)
+			if code == 0 || !strings.Contains(errOut, want) {
+				t.Errorf("polymesh %q ends with %d: %s, want %q", args, code, errOut, want)
+			}
+			if strings.Contains(errOut, mine[76:]) {
+				t.Errorf("the secret is in the output: %s", errOut)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "server", "tls", "server-ca.key")); err == nil {
+				t.Errorf("polymesh %q leaves the cluster's keys on a machine that has not joined", args)
+			}
+		}
+	})
+
+	book := &writeBook{acknowledged: map[string]bool{}}
+	first.Kubectl(t, "create", "namespace", writesNamespace)
+	first.Apply(t, fmt.Sprintf(serversPods, busyboxImage(t, first)))
+	first.Kubectl(t, "rollout", "status", "deployment/echo", "--timeout=2m")
+	first.Eventually(t, time.Minute, func() (bool, string) {
+		got := first.Kubectl(t, "get", "service", "echo", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+		return strings.Contains(got, agents[0].Address()) && strings.Contains(got, agents[1].Address()), "the service has the addresses " + got
+	})
+
+	// lose runs what takes servers away and brings them back, with writes and requests meanwhile.
+	lose := func(name string, do func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			for i, n := range servers {
+				client := n.Client(t)
+				running.Go(func() { book.write(ctx, client, fmt.Sprintf("%s-%d", strings.ReplaceAll(name, " ", "-"), i)) })
+			}
+			stream := requestStream(ctx, &running, agents)
+			do(t)
+			for _, n := range servers {
+				n.WaitReady(t, 3*time.Minute)
+			}
+			cancel()
+			running.Wait()
+			if answered, lost := stream(); len(lost) > 0 || answered < 100 {
+				t.Errorf("%d requests to pods on other nodes were answered, %d were lost: %.500q", answered, len(lost), lost)
+			}
+			for _, n := range servers {
+				book.check(t, n)
+			}
+			t.Log(book.summary())
+		})
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	writes := func(t *testing.T, n *node.Node, count int) {
+		t.Helper()
+		n.Eventually(t, time.Minute, func() (bool, string) {
+			have := book.count()
+			return have >= count, fmt.Sprintf("%d writes are acknowledged, want %d", have, count)
+		})
+	}
+
+	lose("the first server is killed", func(t *testing.T) {
+		writes(t, first, 50)
+		if err := first.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		writes(t, servers[1], book.count()+50)
+		if err := first.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	lose("a server without power", func(t *testing.T) {
+		if err := c.PowerOff(servers[1]); err != nil {
+			t.Fatal(err)
+		}
+		writes(t, first, book.count()+50)
+		notReady(t, first, "node-2")
+		if err := c.PowerOn(t.Context(), servers[1]); err != nil {
+			t.Fatal(err)
+		}
+	})
+	lose("a partition", func(t *testing.T) {
+		others := []*node.Node{first, servers[1], agents[0], agents[1]}
+		if err := c.Partition(servers[2], others...); err != nil {
+			t.Fatal(err)
+		}
+		writes(t, first, book.count()+50)
+		if err := c.Heal(servers[2], others...); err != nil {
+			t.Fatal(err)
+		}
+	})
+	lose("no majority", func(t *testing.T) {
+		for _, n := range servers[1:] {
+			if err := n.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first.Eventually(t, time.Minute, func() (bool, string) {
+			out, code := first.Status(t)
+			return code != 0 && strings.Contains(out, "a majority of its 3 members must run"), fmt.Sprintf("polymesh status ends with %d:\n%s", code, out)
+		})
+		for _, n := range servers[1:] {
+			if err := n.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	lose("all servers without power", func(t *testing.T) {
+		for _, n := range servers {
+			if err := c.PowerOff(n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, n := range servers {
+			if err := c.PowerOn(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// notReady waits until the cluster has noticed that a node is away.
+func notReady(t *testing.T, n *node.Node, name string) {
+	t.Helper()
+	n.Eventually(t, 2*time.Minute, func() (bool, string) {
+		out, err := n.KubectlErr("get", "node", name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		return err == nil && out == "Unknown", fmt.Sprintf("%s is Ready %s (%v)", name, out, err)
+	})
+}
+
+const writesNamespace = "e2e-writes"
+
+// writeBook is what the API servers have acknowledged.
+type writeBook struct {
+	mu           sync.Mutex
+	acknowledged map[string]bool
+	unanswered   int
+}
+
+// write creates objects through one server until ctx ends. A write without an answer may have been done or not.
+func (l *writeBook) write(ctx context.Context, client kubernetes.Interface, writer string) {
+	maps := client.CoreV1().ConfigMaps(writesNamespace)
+	for i := 0; ctx.Err() == nil; i++ {
+		name := fmt.Sprintf("%s-%d", writer, i)
+		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+		_, err := maps.Create(attempt, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		cancel()
+		l.mu.Lock()
+		if err == nil {
+			l.acknowledged[name] = true
+		} else {
+			l.unanswered++
+		}
+		l.mu.Unlock()
+		// The pace of a writer: these are not tests of load.
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (l *writeBook) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.acknowledged)
+}
+
+func (l *writeBook) summary() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return fmt.Sprintf("%d writes acknowledged, %d without an answer", len(l.acknowledged), l.unanswered)
+}
+
+// check reads every acknowledged write back from a server.
+func (l *writeBook) check(t *testing.T, n *node.Node) {
+	t.Helper()
+	list, err := n.Client(t).CoreV1().ConfigMaps(writesNamespace).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]bool{}
+	for _, m := range list.Items {
+		have[m.Name] = true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lost := 0
+	for name := range l.acknowledged {
+		if !have[name] {
+			lost++
+		}
+	}
+	if lost > 0 {
+		t.Errorf("%d of %d acknowledged writes are lost on %s", lost, len(l.acknowledged), n.Name)
+	}
+}
+
+// requestStream sends requests from outside to a service by the addresses of the nodes until ctx ends, half on new connections. It returns what
+// gives the result.
+func requestStream(ctx context.Context, running *sync.WaitGroup, nodes []*node.Node) (result func() (answered int, lost []string)) {
+	var mu sync.Mutex
+	var answered int
+	var lost []string
+	for _, n := range nodes {
+		for _, keep := range []bool{true, false} {
+			client := n.HTTP(keep)
+			client.Timeout = 10 * time.Second
+			running.Go(func() {
+				for ctx.Err() == nil {
+					resp, err := client.Get("http://" + n.Address() + ":8000/")
+					if err == nil {
+						resp.Body.Close()
+						if resp.StatusCode != 200 {
+							err = apierrors.NewInternalError(fmt.Errorf("%s", resp.Status))
+						}
+					}
+					mu.Lock()
+					if err == nil {
+						answered++
+					} else {
+						lost = append(lost, err.Error())
+					}
+					mu.Unlock()
+					select {
+					case <-ctx.Done():
+					case <-time.After(20 * time.Millisecond):
+					}
+				}
+			})
+		}
+	}
+	return func() (int, []string) {
+		mu.Lock()
+		defer mu.Unlock()
+		return answered, lost
+	}
+}
+
+const serversPods = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: echo}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: echo}}
+  template:
+    metadata: {labels: {app: echo}}
+    spec:
+      affinity:
+        nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: node-role.kubernetes.io/control-plane, operator: DoesNotExist}]}]}}
+        podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: echo}}}]}
+      containers:
+      - name: echo
+        image: %s
+        command: [sh, -c, "mkdir -p /tmp/w && echo ok >/tmp/w/index.html && exec httpd -f -p 8080 -h /tmp/w"]
+        readinessProbe: {httpGet: {path: /, port: 8080}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: echo}
+spec:
+  type: LoadBalancer
+  selector: {app: echo}
+  ports: [{port: 8000, targetPort: 8080}]
+`
