@@ -3,9 +3,11 @@
 package join_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,8 +28,10 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/token"
@@ -240,7 +245,11 @@ func TestJoin(t *testing.T) {
 		if _, err := join.Join(t.Context(), machine("worker-4", made)); err != nil {
 			t.Error(err)
 		}
-		list, err := join.ListTokens(t.Context(), admin)
+		forAgents := func() ([]join.TokenInfo, error) {
+			list, err := join.ListTokens(t.Context(), admin)
+			return slices.DeleteFunc(list, func(i join.TokenInfo) bool { return i.Role == token.Server }), err
+		}
+		list, err := forAgents()
 		if err != nil || len(list) != 2 || list[1].ID != made.ID || list[1].Description != "of the test" || list[1].Expires == nil || list[0].ID != nodeToken.ID || list[0].Expires != nil {
 			t.Errorf("%+v, %v", list, err)
 		}
@@ -266,7 +275,7 @@ func TestJoin(t *testing.T) {
 			t.Fatal(err)
 		}
 		controlplanetest.Eventually(t, "an expired token is removed", func() error {
-			list, err := join.ListTokens(t.Context(), admin)
+			list, err := forAgents()
 			if err == nil && len(list) != 1 {
 				err = fmt.Errorf("%+v", list)
 			}
@@ -289,6 +298,128 @@ func TestJoin(t *testing.T) {
 		defer cancel()
 		if _, err := join.Join(ctx, machine("with-anothers", foreign)); err == nil {
 			t.Error("a machine has joined with another's bootstrap token")
+		}
+	})
+
+	t.Run("servers", func(t *testing.T) {
+		authorityOf := rest.TLSClientConfig{CAFile: certificate.Store(dir.TLS()).Cert(certificate.ServerCA)}
+		var serverToken token.Token
+		controlplanetest.Eventually(t, "the server token", func() error {
+			text, err := os.ReadFile(dir.ServerToken())
+			if err == nil {
+				serverToken, err = token.Parse(string(text))
+			}
+			return err
+		})
+		if info, err := os.Stat(dir.ServerToken()); err != nil || info.Mode() != 0o600 || serverToken.Role() != token.Server {
+			t.Errorf("the server token's file is %v, %v", info, err)
+		}
+		b, _, err := join.JoinServers(t.Context(), machine("server-2", serverToken))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := certificate.Import(certificate.Store(t.TempDir()), b.Authorities); err != nil {
+			t.Error(err)
+		}
+		if b.Token != serverToken.String() || !slices.Contains(b.Settings, "cluster-cidr=10.42.0.0/16") || len(b.Encryption) == 0 {
+			t.Errorf("the settings are %q", b.Settings)
+		}
+		if _, err := join.Join(t.Context(), machine("worker-7", serverToken)); err != nil {
+			t.Errorf("an agent with a server's token: %v", err)
+		}
+		// An agent's token, also in the form of a server's, and what the cluster stores of a server's.
+		stored := serverToken
+		stored.Secret = serverToken.BootstrapSecret()
+		for what, tok := range map[string]token.Token{"an agent's token": nodeToken, "what the cluster stores": stored} {
+			api := kubernetes.NewForConfigOrDie(&rest.Config{Host: config.Host, BearerToken: tok.Bearer(), TLSClientConfig: authorityOf})
+			request := join.Request{NodeName: "server-3", NodeIP: netip.MustParseAddr("192.0.2.99"), Version: controlplanetest.KubernetesVersion, Now: time.Now()}
+			body, err := json.Marshal(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer, err := api.RESTClient().Post().AbsPath(join.ServerPath).Body(body).DoRaw(t.Context())
+			if what == "an agent's token" {
+				if !apierrors.IsForbidden(err) {
+					t.Errorf("%s is answered %q, %v", what, answer, err)
+				}
+				continue
+			}
+			// It authenticates, and opens nothing.
+			var g join.ServerGrant
+			if err == nil {
+				err = json.Unmarshal(answer, &g)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := bootstrap.OpenWith(tok, g.Bundle, g.Key); err == nil {
+				t.Errorf("%s opens what the servers share", what)
+			}
+		}
+		// Neither a node nor a token is a server.
+		for what, api := range map[string]*kubernetes.Clientset{
+			"a node":           client(t, member),
+			"a server's token": kubernetes.NewForConfigOrDie(&rest.Config{Host: config.Host, BearerToken: serverToken.Bearer(), TLSClientConfig: authorityOf}),
+		} {
+			for path, err := range map[string]error{
+				join.SettingsPath: api.RESTClient().Get().AbsPath(join.SettingsPath).Do(t.Context()).Error(),
+				join.MemberPath:   api.RESTClient().Post().AbsPath(join.MemberPath).Do(t.Context()).Error(),
+			} {
+				if !apierrors.IsForbidden(err) {
+					t.Errorf("%s may call %s: %v", what, path, err)
+				}
+			}
+		}
+		if err := client(t, member).RESTClient().Post().AbsPath(join.ServerPath).Do(t.Context()).Error(); !apierrors.IsForbidden(err) {
+			t.Errorf("a node may become a server: %v", err)
+		}
+		for what, change := range map[string]func(*join.Machine){
+			"the cluster has a node worker-1 already": func(m *join.Machine) { m.NodeName = "worker-1" },
+			"must have the same minor version":        func(m *join.Machine) { m.Version = "v1.35.0" },
+			"cannot be the address of a node":         func(m *join.Machine) { m.NodeIP = netip.MustParseAddr("10.43.0.7") },
+		} {
+			m := machine("server-4", serverToken)
+			change(&m)
+			_, _, err := join.JoinServers(t.Context(), m)
+			wantRefused(t, what, err, what)
+		}
+		// A token that is revoked opens nothing more, and what lets it open is gone.
+		endpoint, err := datastore.ReadEndpoint(dir.DatastoreEndpoint())
+		if err != nil {
+			t.Fatal(err)
+		}
+		db, err := endpoint.Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		store := bootstrap.Store{Client: db}
+		made, err := join.CreateToken(t.Context(), admin, nodeToken.CAHash, join.TokenOptions{Role: token.Server}, join.ShareToken(dir.BootstrapKey(), dir.DatastoreEndpoint()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, _, err := store.Open(t.Context(), made); err != nil || again.Token != b.Token {
+			t.Errorf("with the token, the datastore's bundle is opened: %v", err)
+		}
+		if _, err := join.RevokeToken(t.Context(), admin, made.ID); err != nil {
+			t.Fatal(err)
+		}
+		controlplanetest.Eventually(t, "a revoked token", func() error {
+			// A machine that joins makes the server look.
+			if _, _, err := join.JoinServers(t.Context(), machine(fmt.Sprintf("later-%d", time.Now().UnixNano()), serverToken)); err != nil {
+				return err
+			}
+			if _, _, err := store.Sealed(t.Context(), made.ID); !errors.Is(err, bootstrap.ErrNone) {
+				return fmt.Errorf("it still opens the datastore's bundle: %v", err)
+			}
+			return nil
+		})
+		if _, err := store.Read(t.Context(), make(bootstrap.Key, 32)); err == nil {
+			t.Error("another key opens the bundle")
+		}
+		raw, err := db.Get(t.Context(), "/polymesh/bootstrap/bundle")
+		if err != nil || len(raw.Kvs) != 1 || bytes.Contains(raw.Kvs[0].Value, []byte("PRIVATE KEY")) {
+			t.Errorf("the datastore's text is %q, %v", raw.Kvs, err)
 		}
 	})
 
