@@ -324,8 +324,9 @@ func TestJoin(t *testing.T) {
 		if b.Token != serverToken.String() || !slices.Contains(b.Settings, "cluster-cidr=10.42.0.0/16") || len(b.Encryption) == 0 {
 			t.Errorf("the settings are %q", b.Settings)
 		}
-		if _, err := join.Join(t.Context(), machine("worker-7", serverToken)); err != nil {
-			t.Errorf("an agent with a server's token: %v", err)
+		agent, err := join.Join(t.Context(), machine("worker-7", serverToken))
+		if err != nil {
+			t.Fatalf("an agent with a server's token: %v", err)
 		}
 		// An agent's token, also in the form of a server's, and what the cluster stores of a server's.
 		stored := serverToken
@@ -358,7 +359,7 @@ func TestJoin(t *testing.T) {
 		}
 		// Neither a node nor a token is a server.
 		for what, api := range map[string]*kubernetes.Clientset{
-			"a node":           client(t, member),
+			"a node":           client(t, agent),
 			"a server's token": kubernetes.NewForConfigOrDie(&rest.Config{Host: config.Host, BearerToken: serverToken.Bearer(), TLSClientConfig: authorityOf}),
 		} {
 			for path, err := range map[string]error{
@@ -370,7 +371,7 @@ func TestJoin(t *testing.T) {
 				}
 			}
 		}
-		if err := client(t, member).RESTClient().Post().AbsPath(join.ServerPath).Do(t.Context()).Error(); !apierrors.IsForbidden(err) {
+		if err := client(t, agent).RESTClient().Post().AbsPath(join.ServerPath).Do(t.Context()).Error(); !apierrors.IsForbidden(err) {
 			t.Errorf("a node may become a server: %v", err)
 		}
 		for what, change := range map[string]func(*join.Machine){

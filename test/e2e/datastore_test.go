@@ -131,9 +131,10 @@ func TestClusterInit(t *testing.T) {
 
 // The cluster's state is in PostgreSQL, which is stopped and started under the running server. The password is in a file.
 func TestPostgresDatastore(t *testing.T) {
-	ownNodes(t, 1)
-	file := filepath.Join(t.TempDir(), "config.yaml")
-	n := node.ForTest(t, node.Options{Args: []string{"--config", file}})
+	ownNodes(t, 2)
+	c := node.ClusterForTest(t)
+	file, file2 := filepath.Join(t.TempDir(), "config.yaml"), filepath.Join(t.TempDir(), "config.yaml")
+	n := c.AddForTest(t, node.Options{Args: []string{"--config", file}})
 	ca := newAuthority(t)
 	db := startPostgres(t, n, ca, node.OutsideHost)
 	caFile, endpoint := filepath.Join(t.TempDir(), "ca.crt"), filepath.Join(t.TempDir(), "endpoint")
@@ -148,8 +149,36 @@ func TestPostgresDatastore(t *testing.T) {
 	}
 	n.WaitReady(t, 4*time.Minute)
 	datastoreIs(t, n, "kine")
-	server := n.PID()
+	var server int
 	n.Kubectl(t, "create", "configmap", "before", "--from-literal=a=b")
+
+	// A second server finds the cluster in the database, while the first one is down.
+	if err := n.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second := c.AddForTest(t, node.Options{Args: []string{"--config", file2}})
+	if err := os.WriteFile(file2, []byte("datastore-endpoint-file: "+endpoint+"\ndatastore-cafile: "+caFile+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, errOut, code := second.Polymesh(t, "server", "--config", file2, "--data-dir", second.DataDir(), "--write-kubeconfig", second.Kubeconfig()); code == 0 || !strings.Contains(errOut, "the datastore holds a cluster: to join its servers, give --token-file") {
+		t.Errorf("a second server without a token ends with %d: %s", code, errOut)
+	}
+	if err := os.WriteFile(file2, []byte("datastore-endpoint-file: "+endpoint+"\ndatastore-cafile: "+caFile+"\ntoken-file: "+n.Layout().ServerToken()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second.WaitReady(t, 4*time.Minute)
+	if got := second.Kubectl(t, "get", "configmap", "before", "-o", "jsonpath={.data.a}"); got != "b" {
+		t.Errorf("on the second server, the ConfigMap has %q", got)
+	}
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t, 4*time.Minute)
+	n.Kubectl(t, "wait", "--for=condition=Ready", "node/node-1", "node/node-2", "--timeout=60s")
+	server = n.PID()
 
 	db.stop(t)
 	n.Eventually(t, time.Minute, func() (bool, string) {
@@ -168,6 +197,9 @@ func TestPostgresDatastore(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	if err := n.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if got := n.Kubectl(t, "get", "configmap", "before", "-o", "jsonpath={.data.a}"); got != "b" {
