@@ -167,14 +167,15 @@ func (p *pool) result(s *server, err error) {
 		}
 		s.problem = err
 	}
-	if !s.checked || was != s.healthy() {
+	first := !s.checked
+	s.checked = true
+	if first || was != s.healthy() {
 		if s.healthy() {
 			p.b.log.Info("API server is healthy", "server", s.addr.String())
 		} else {
 			p.b.log.Warn("API server is not healthy", "server", s.addr.String(), "err", err)
 		}
 	}
-	s.checked = true
 	p.move()
 }
 
