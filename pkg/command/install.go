@@ -32,7 +32,8 @@ func newInstall() *cobra.Command {
 		Use:   "install [server|agent] [flags of polymesh server or polymesh agent]",
 		Short: "Install this file, and a server or an agent as a service of systemd",
 		Long: `Install this file as ` + service.Program + `, with the links kubectl and istioctl where the machine has none, and
-a server or an agent as the systemd service polymesh, which starts with the machine. With --server, or POLYMESH_URL, it is an agent.
+a server or an agent as the systemd service polymesh, which starts with the machine. With --server, or POLYMESH_URL, it is an agent,
+unless the role is named.
 
 Flags of ` + "`polymesh server` or `polymesh agent`" + ` become the service's. The variables POLYMESH_… that are settings, and secrets, go into a file
 that only root can read. Without flags and variables, an installed service keeps its settings. The config file stays as it is.
@@ -42,6 +43,7 @@ alone. ` + "`polymesh uninstall`" + ` undoes it.`,
 		Example: `  sudo ./polymesh install --now
   sudo ./polymesh install --now --mesh-profile demo --tls-san api.example.com
   sudo ./polymesh install --now --server https://HOST:6443 --token-file token
+  sudo ./polymesh install server --now --server https://HOST:6443 --token-file token
   sudo ./polymesh install --dry-run`,
 		Args: func(_ *cobra.Command, args []string) error {
 			for _, arg := range args {
@@ -121,19 +123,15 @@ func serviceSettings(args []string, server, agent *config.Flags) (*service.Setti
 	if role == service.Server && len(args) == 0 && os.Getenv("POLYMESH_TOKEN") != "" {
 		return nil, errors.New("POLYMESH_TOKEN is set, but no server of the cluster: set POLYMESH_URL too")
 	}
-	other := agent
-	if role == service.Agent {
-		flags, other = agent, server
-	}
 	var wrong error
-	other.VisitAll(func(f *pflag.Flag) {
-		if f.Changed && flags.Lookup(f.Name) == nil && wrong == nil {
-			wrong = fmt.Errorf("--%s is a flag of `polymesh %s`, and this installs `polymesh %s`", f.Name, other.Name(), role)
-			if role == service.Server {
-				wrong = fmt.Errorf("%w: add --server, or name the role: `polymesh install agent`", wrong)
+	if role == service.Agent {
+		flags = agent
+		server.VisitAll(func(f *pflag.Flag) {
+			if f.Changed && agent.Lookup(f.Name) == nil && wrong == nil {
+				wrong = fmt.Errorf("--%s is a flag of `polymesh server`, and this installs `polymesh agent`: for a server that joins others, name the role: `polymesh install server`", f.Name)
 			}
-		}
-	})
+		})
+	}
 	if wrong != nil {
 		return nil, wrong
 	}

@@ -31,8 +31,11 @@ func TestServiceSettings(t *testing.T) {
 			flags: []string{"--server=https://a:6443", "--token=" + secret}, role: service.Agent,
 			arguments: []string{"--server=https://a:6443"}, environment: []string{"POLYMESH_TOKEN=" + secret},
 		},
-		"a server's flag":  {flags: []string{"--server=https://a:6443", "--mesh-profile=demo"}, want: "--mesh-profile is a flag of `polymesh server`, and this installs `polymesh agent`"},
-		"an agent's flag":  {args: []string{"server"}, flags: []string{"--token-file=/t"}, want: "--token-file is a flag of `polymesh agent`, and this installs `polymesh server`: add --server, or name the role: `polymesh install agent`"},
+		"a server's flag": {flags: []string{"--server=https://a:6443", "--mesh-profile=demo"}, want: "--mesh-profile is a flag of `polymesh server`, and this installs `polymesh agent`: for a server that joins others, name the role: `polymesh install server`"},
+		"a further server": {
+			args: []string{"server"}, flags: []string{"--server=https://a:6443", "--token-file=/t"}, role: service.Server,
+			arguments: []string{"--server=https://a:6443", "--token-file=/t"},
+		},
 		"a token only":     {env: map[string]string{"POLYMESH_TOKEN": secret}, want: "POLYMESH_TOKEN is set, but no server of the cluster: set POLYMESH_URL too"},
 		"nothing was said": {},
 	} {

@@ -70,11 +70,11 @@ func TestMeshOnServers(t *testing.T) {
 	}
 
 	total := 0
-	lose := func(name string, urls []string, do func(t *testing.T)) {
+	lose := func(name string, urls []string, do func(t *testing.T, answers *stream)) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			answers := sendRequests(ctx, first, 5*time.Millisecond, urls...)
-			do(t)
+			do(t, answers)
 			cancel()
 			answers.none(t, 100)
 			total += answers.answered
@@ -85,7 +85,7 @@ func TestMeshOnServers(t *testing.T) {
 	}
 	both := []string{near, far}
 	ready := func(t *testing.T, n *node.Node) { n.WaitReady(t, 4*time.Minute) }
-	lose("a server is killed", both, func(t *testing.T) {
+	lose("a server is killed", both, func(t *testing.T, _ *stream) {
 		if err := first.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +95,7 @@ func TestMeshOnServers(t *testing.T) {
 		}
 		ready(t, first)
 	})
-	lose("a server without power", both, func(t *testing.T) {
+	lose("a server without power", both, func(t *testing.T, _ *stream) {
 		if err := c.PowerOff(servers[1]); err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +105,7 @@ func TestMeshOnServers(t *testing.T) {
 		}
 		ready(t, servers[1])
 	})
-	lose("a partition", both, func(t *testing.T) {
+	lose("a partition", both, func(t *testing.T, _ *stream) {
 		others := []*node.Node{first, servers[1], agents[0], agents[1]}
 		if err := c.Partition(servers[2], others...); err != nil {
 			t.Fatal(err)
@@ -116,18 +116,17 @@ func TestMeshOnServers(t *testing.T) {
 		}
 		ready(t, servers[2])
 	})
-	lose("the other agent's process", both, func(t *testing.T) {
+	lose("the other agent's process", both, func(t *testing.T, answers *stream) {
 		if err := other.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		// Its pods go on, also while the cluster takes the node for dead: nothing else answers for them.
-		time.Sleep(20 * time.Second)
+		answers.more(t, first, 1000) // its pods go on
 		if err := other.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		ready(t, other)
 	})
-	lose("the other agent without power", []string{near}, func(t *testing.T) {
+	lose("the other agent without power", []string{near}, func(t *testing.T, _ *stream) {
 		name := "node-5"
 		if other == agents[0] {
 			name = "node-4"

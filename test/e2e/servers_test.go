@@ -360,6 +360,21 @@ func (s *stream) note(url string, err error) {
 	}
 }
 
+// more waits until so many more are answered.
+func (s *stream) more(t *testing.T, n *node.Node, count int) {
+	t.Helper()
+	answered := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.answered
+	}
+	want := answered() + count
+	n.Eventually(t, time.Minute, func() (bool, string) {
+		have := answered()
+		return have >= want, fmt.Sprintf("%d requests are answered, want %d", have, want)
+	})
+}
+
 // none waits for the end, and checks that none was lost of at least this many.
 func (s *stream) none(t *testing.T, least int) {
 	t.Helper()
