@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +25,12 @@ func TestMeshOnServers(t *testing.T) {
 	if err := first.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	waitAPI(t, first)
+	for _, file := range []string{first.Layout().ServerToken(), first.Layout().NodeToken()} {
+		first.Eventually(t, 3*time.Minute, func() (bool, string) {
+			_, err := os.Stat(file)
+			return err == nil, fmt.Sprint(err)
+		})
+	}
 	servers := []*node.Node{first}
 	for range 2 {
 		servers = append(servers, c.AddForTest(t, node.Options{Joins: first, Serves: true, Args: taint}))

@@ -206,6 +206,19 @@ func TestServers(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	lose("a slow disk", func(t *testing.T) {
+		before := count(t, servers[1], "slow fdatasync")
+		if err := servers[1].SlowDisk(1); err != nil {
+			t.Fatal(err)
+		}
+		writes(t, first, book.count()+50)
+		servers[1].Eventually(t, time.Minute, func() (bool, string) {
+			return count(t, servers[1], "slow fdatasync") > before, "etcd does not notice that its disk is slow"
+		})
+		if err := servers[1].SlowDisk(0); err != nil {
+			t.Fatal(err)
+		}
+	})
 	lose("no majority", func(t *testing.T) {
 		for _, n := range servers[1:] {
 			if err := n.Kill(); err != nil {
@@ -243,6 +256,16 @@ func notReady(t *testing.T, n *node.Node, name string) {
 		out, err := n.KubectlErr("get", "node", name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 		return err == nil && out == "Unknown", fmt.Sprintf("%s is Ready %s (%v)", name, out, err)
 	})
+}
+
+// count returns how often the node's log contains a text.
+func count(t *testing.T, n *node.Node, text string) int {
+	t.Helper()
+	log, err := os.ReadFile(n.Log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(log), text)
 }
 
 const writesNamespace = "e2e-writes"

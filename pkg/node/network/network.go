@@ -100,8 +100,13 @@ func New(o Options) *Network {
 // Name implements component.Component.
 func (n *Network) Name() string { return "pod-network" }
 
-// Init does nothing: Start changes the machine's settings.
-func (n *Network) Init(context.Context) error { return nil }
+// Init notes when the node begins: the kubelet may start, and report, before this component does, and then for minutes not again. Start
+// changes the machine's settings.
+func (n *Network) Init(context.Context) error {
+	// Without fractions of a second, like times in the API.
+	n.since = time.Now().Truncate(time.Second)
+	return nil
+}
 
 // own reports whether this component provides the pod network, not another program.
 func (n *Network) own() bool { return n.opts.Backend != config.NoBackend }
@@ -111,8 +116,6 @@ func (n *Network) Start(ctx context.Context) error {
 	if err := forwarding().Restore(ctx); err != nil {
 		return err
 	}
-	// Without fractions of a second, like times in the API.
-	n.since = time.Now().Truncate(time.Second)
 	rest, err := clientcmd.BuildConfigFromFlags("", n.opts.Kubeconfig)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -131,6 +132,29 @@ func sparse(path string, size int64) error {
 func tool(name string, args ...string) error {
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// SlowDisk limits how many writes per second the server's process, without its pods, makes to the disk of its data dir; 0 ends the limit.
+func (n *Node) SlowDisk(perSecond int) error {
+	if unifiedCgroups() {
+		return errors.New("slow a node's disk: this is for the blkio controller of cgroup v1")
+	}
+	var stat unix.Stat_t
+	if err := unix.Stat(n.DataDir(), &stat); err != nil {
+		return err
+	}
+	dir := filepath.Join(n.limited("blkio"), "server-disk")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	limit := fmt.Sprintf("%d:%d %d", unix.Major(stat.Dev), unix.Minor(stat.Dev), perSecond)
+	if err := os.WriteFile(filepath.Join(dir, "blkio.throttle.write_iops_device"), []byte(limit), 0o644); err != nil {
+		return fmt.Errorf("slow the disk of %s: %w", n.Name, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(n.PID())), 0o644); err != nil {
+		return fmt.Errorf("slow the disk of %s: %w", n.Name, err)
 	}
 	return nil
 }
