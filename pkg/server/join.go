@@ -37,6 +37,9 @@ func joined(ctx context.Context, cfg *config.Server, p *process.Process) (*confi
 		return nil, nil, err
 	case own && cfg.Token.ID != "":
 		return cfg, nil, sameCluster(cfg)
+	case own && cfg.Server != "":
+		p.Log.Info("this server has the data of its cluster already: --server is not used", "server", cfg.Server)
+		return cfg, nil, nil
 	case own, cfg.Server == "" && cfg.Datastore.Kind == config.SQLite:
 		return cfg, nil, nil
 	case cfg.Server != "":

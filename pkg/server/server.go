@@ -17,6 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/process"
 )
 
@@ -28,6 +29,12 @@ func Run(ctx context.Context, cfg *config.Server) error {
 			cfg, member, err := joined(ctx, cfg, p)
 			if err != nil {
 				return component.Handle{}, fmt.Errorf("join the cluster: %w", err)
+			}
+			if member != nil {
+				// The backend is the cluster's, which the launcher did not know.
+				if err := preflight.PodNetwork(cfg.FlannelBackend, cfg.FlannelPort, cfg.FlannelIface); err != nil {
+					return component.Handle{}, err
+				}
 			}
 			s, err := newServer(cfg, p, member)
 			if err != nil {
