@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Check is one check of the CIS Kubernetes Benchmark. Numbers, titles and the classification as automated are those of
@@ -28,7 +29,9 @@ type Check struct {
 
 const (
 	oneProcess = "the component runs inside the server process: there is no such file"
-	noEtcd     = "the datastore is SQLite behind a UNIX socket that only root can open: there is no etcd"
+	// withSQLite is why the checks of etcd do not apply to a server without --cluster-init.
+	withSQLite = "the datastore is SQLite, behind a UNIX socket that only root can open; see the column with etcd"
+	inServer   = "etcd runs inside the server process, as root, and its data belongs to root"
 	renewed    = "the server makes and renews the kubelet's certificates"
 )
 
@@ -47,8 +50,8 @@ func checks() []Check {
 		{"1.1.8", "etcd pod specification file ownership", auto, NotApplicable, none(oneProcess)},
 		{"1.1.9", "Container Network Interface file permissions are 600 or less", manual, Pass, mode(0o600, "run:cni/*/[0-9]*")},
 		{"1.1.10", "Container Network Interface file ownership is root:root", manual, Pass, root("run:cni/*/*", "agent/etc/cni/net.d/*")},
-		{"1.1.11", "Data directory of the datastore has 700 or less", auto, Pass, both(mode(0o700, "server/db"), mode(0o600, "server/db/state.db"))},
-		{"1.1.12", "Data directory of etcd belongs to etcd:etcd", auto, NotApplicable, none(noEtcd)},
+		{"1.1.11", "Data directory of the datastore has 700 or less", auto, Pass, both(mode(0o700, "server/db"), onEtcd(both(mode(0o700, "server/db/etcd"), mode(0o600, "server/db/etcd/member/*/*")), mode(0o600, "server/db/state.db")))},
+		{"1.1.12", "Data directory of etcd belongs to etcd:etcd", auto, NotApplicable, onEtcd(none(inServer), none(withSQLite))},
 		{"1.1.13", "Administrative credential file permissions are 600", auto, Pass, mode(0o600, "kubeconfig:", cred("polymesh"))},
 		{"1.1.14", "Administrative credential file ownership is root:root", auto, Pass, root("kubeconfig:", cred("polymesh"))},
 		{"1.1.15", "Scheduler's kubeconfig has 600 or less", auto, Pass, mode(0o600, cred(scheduler))},
@@ -81,10 +84,10 @@ func checks() []Check {
 		{"1.2.20", "--request-timeout is appropriate", manual, Pass, arg(apiserver, "request-timeout", "1m0s", is("1m0s"))},
 		{"1.2.21", "--service-account-lookup is true", auto, Pass, arg(apiserver, "service-account-lookup", "true", is("true"))},
 		{"1.2.22", "--service-account-key-file", auto, Pass, arg(apiserver, "service-account-key-file", "", isSet)},
-		{"1.2.23", "--etcd-certfile and --etcd-keyfile", auto, Pass, none(noEtcd)},
+		{"1.2.23", "--etcd-certfile and --etcd-keyfile", auto, Pass, etcd(both(arg(apiserver, "etcd-certfile", "", isSet), arg(apiserver, "etcd-keyfile", "", isSet)))},
 		{"1.2.24", "--tls-cert-file and --tls-private-key-file", auto, Pass, both(arg(apiserver, "tls-cert-file", "", isSet), arg(apiserver, "tls-private-key-file", "", isSet))},
 		{"1.2.25", "--client-ca-file", auto, Pass, arg(apiserver, "client-ca-file", "", isSet)},
-		{"1.2.26", "--etcd-cafile", auto, Pass, none(noEtcd)},
+		{"1.2.26", "--etcd-cafile", auto, Pass, etcd(arg(apiserver, "etcd-cafile", "", isSet))},
 		{"1.2.27", "--encryption-provider-config", manual, Fail, both(arg(apiserver, "encryption-provider-config", "", isSet), encrypted)},
 		{"1.2.28", "Encryption providers are appropriately configured", manual, Fail, encrypted},
 		{"1.2.29", "The API server uses strong cryptographic ciphers only", manual, Pass, strong(6443)},
@@ -96,17 +99,17 @@ func checks() []Check {
 		{"1.3.4", "--service-account-private-key-file", auto, Pass, arg(controllers, "service-account-private-key-file", "", isSet)},
 		{"1.3.5", "--root-ca-file", auto, Pass, arg(controllers, "root-ca-file", "", isSet)},
 		{"1.3.6", "RotateKubeletServerCertificate is true", auto, NotApplicable, none(renewed)},
-		{"1.3.7", "--bind-address is 127.0.0.1", auto, Pass, both(arg(controllers, "secure-port", "10257", is("0")), closed(10257))},
+		{"1.3.7", "--bind-address is 127.0.0.1", auto, Pass, both(onLoopback(controllers, "10257"), closed(10257))},
 		{"1.4.1", "--profiling is false", auto, Pass, arg(scheduler, "profiling", "true", is("false"))},
-		{"1.4.2", "--bind-address is 127.0.0.1", auto, Pass, both(arg(scheduler, "secure-port", "10259", is("0")), closed(10259))},
+		{"1.4.2", "--bind-address is 127.0.0.1", auto, Pass, both(onLoopback(scheduler, "10259"), closed(10259))},
 
-		{"2.1", "etcd: --cert-file and --key-file", auto, NotApplicable, none(noEtcd)},
-		{"2.2", "etcd: --client-cert-auth", auto, NotApplicable, none(noEtcd)},
-		{"2.3", "etcd: --auto-tls", auto, NotApplicable, none(noEtcd)},
-		{"2.4", "etcd: --peer-cert-file and --peer-key-file", auto, NotApplicable, none(noEtcd)},
-		{"2.5", "etcd: --peer-client-cert-auth", auto, NotApplicable, none(noEtcd)},
-		{"2.6", "etcd: --peer-auto-tls", auto, NotApplicable, none(noEtcd)},
-		{"2.7", "etcd: a certificate authority of its own", auto, NotApplicable, none(noEtcd)},
+		{"2.1", "etcd: --cert-file and --key-file", auto, NotApplicable, etcd(etcdCertificate(layout.EtcdClientPort))},
+		{"2.2", "etcd: --client-cert-auth", auto, NotApplicable, etcd(etcdRejects(layout.EtcdClientPort))},
+		{"2.3", "etcd: --auto-tls", auto, NotApplicable, etcd(etcdCertificate(layout.EtcdClientPort))},
+		{"2.4", "etcd: --peer-cert-file and --peer-key-file", auto, NotApplicable, etcd(etcdCertificate(layout.EtcdPeerPort))},
+		{"2.5", "etcd: --peer-client-cert-auth", auto, NotApplicable, etcd(etcdRejects(layout.EtcdPeerPort))},
+		{"2.6", "etcd: --peer-auto-tls", auto, NotApplicable, etcd(etcdCertificate(layout.EtcdPeerPort))},
+		{"2.7", "etcd: a certificate authority of its own", auto, NotApplicable, etcd(etcdAuthority)},
 
 		{"3.1.1", "Client certificates are not used for users", manual, Warn, judge("the administrator's kubeconfig has one; OIDC works with --kube-apiserver-arg")},
 		{"3.1.2", "Service account tokens are not used for users", manual, Warn, judge("nothing in the server hands any out")},
