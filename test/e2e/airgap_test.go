@@ -21,7 +21,7 @@ import (
 // Without a way out, a name server and images, everything that ships comes up, and containerd pulls nothing.
 func TestAirGap(t *testing.T) {
 	ownNodes(t, 1)
-	n := node.ForTest(t, node.Options{NoDefaultRoute: true, NoNameserver: true, Args: []string{"--mesh-profile", "demo"}})
+	n := node.ForTest(t, node.Options{FirstStart: true, NoDefaultRoute: true, NoNameserver: true, Args: []string{"--mesh-profile", "demo"}})
 	if _, err := os.Stat(n.DataDir()); err == nil {
 		t.Fatal("the data dir is there before the first start, perhaps with images")
 	}

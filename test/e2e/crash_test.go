@@ -48,7 +48,7 @@ func TestCrash(t *testing.T) {
 	t.Logf("POLYMESH_E2E_SEED=%d makes the same random choices again", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 
-	n := node.ForTest(t, node.Options{Args: []string{"--disable", "istio,metrics-server,local-storage"}})
+	n := node.ForTest(t, node.Options{FirstStart: true, Args: []string{"--disable", "istio,metrics-server,local-storage"}})
 	nft := shippedNFT(t)
 	before := look(t, n, nft)
 	killFirstStart(t, n, random)

@@ -70,8 +70,8 @@ func runTests(m *testing.M) (code int) {
 	}
 }
 
-// ownNodes declares that a test creates this number of nodes, or none, and can run in parallel with others. It must be the test's
-// first statement.
+// ownNodes declares that a test runs this number of its own nodes at a time, or none, and can run in parallel with others. It must be
+// the test's first statement.
 func ownNodes(t *testing.T, count int) {
 	t.Helper()
 	declare(t, lanes.Test{Nodes: count})

@@ -322,7 +322,7 @@ spec:
 func TestReset(t *testing.T) {
 	ownNodes(t, 1)
 	temporary := t.TempDir()
-	n := node.ForTest(t, node.Options{Args: []string{"--disable", "istio,metrics-server"}, Env: []string{"TMPDIR=" + temporary}})
+	n := node.ForTest(t, node.Options{FirstStart: true, Args: []string{"--disable", "istio,metrics-server"}, Env: []string{"TMPDIR=" + temporary}})
 	nft := shippedNFT(t)
 	plantForeign(t, n, nft)
 	before := look(t, n, nft)
