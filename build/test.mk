@@ -62,15 +62,16 @@ test: ## all tests: first the unit tests, then the end-to-end tests on dist/poly
 	@build/stage programs $(MAKE) --no-print-directory test-programs
 	@build/stage end-to-end $(MAKE) --no-print-directory test-e2e
 
-# The packages whose tests take longest begin, so that none of them is left alone at the end. Tests wait more than a linker
-# does: one more than there are cores. `make lint` has vetted them.
-SLOW_TESTS := $(addprefix ./pkg/,workflow/rollout mesh/install workflow/deploy workflow/image mesh/certify controlplane/encryption)
+# The packages whose tests take longest run first, so that none of them runs alone at the end. Most of these wait, for leases, timeouts
+# and rules, so twice as many run as there are cores: with fewer, the cores idle. `make lint` has vetted them.
+SLOW_TESTS := $(addprefix ./pkg/,controlplane workflow/rollout node workflow/image mesh/install controlplane/encryption controlplane/snapshot \
+	controlplane/datastore controlplane/datastore/etcd mesh/certify node/network node/apilb workflow/bridge workflow/deploy node/netpol join)
 UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e2e/lanes
 
 .PHONY: test-unit
 test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/test/versitygw .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) + 1)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) * 2)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
 	cd build/inventory && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-inventory.json -- -vet=off ./...
 

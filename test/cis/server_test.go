@@ -214,7 +214,7 @@ func files(patterns []string, wrong func(fs.FileInfo) string, right string) func
 			}
 			found, err := filepath.Glob(full)
 			if err != nil || len(found) == 0 {
-				return failed("%s is not there (%v)", pattern, err)
+				return failed("%s does not exist (%v)", pattern, err)
 			}
 			for _, path := range found {
 				info, err := os.Stat(path)
@@ -252,18 +252,18 @@ func strong(port int) func(*server) Result {
 			return tls.Client(conn, c).HandshakeContext(ctx)
 		}
 		if err := shake(&tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, CipherSuites: good}); err != nil {
-			return failed("port %d takes none of the strong suites: %v", port, err)
+			return failed("port %d accepts none of the strong suites: %v", port, err)
 		}
 		for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
 			if slices.Contains(good, suite.ID) || !slices.Contains(suite.SupportedVersions, uint16(tls.VersionTLS12)) {
 				continue
 			}
 			if shake(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{suite.ID}}) == nil {
-				return failed("port %d takes %s", port, suite.Name)
+				return failed("port %d accepts %s", port, suite.Name)
 			}
 		}
 		if shake(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}) == nil {
-			return failed("port %d takes TLS 1.1", port)
+			return failed("port %d accepts TLS 1.1", port)
 		}
 		return passed("handshakes with port %d: TLS 1.2 and later, ECDHE with AES-GCM or ChaCha20 only", port)
 	}
@@ -277,7 +277,7 @@ func closed(port int) func(*server) Result {
 		conn, err := s.Dial(ctx, "tcp", net.JoinHostPort(s.Address(), fmt.Sprint(port)))
 		if err == nil {
 			conn.Close()
-			return failed("port %d answers at %s", port, s.Address())
+			return failed("port %d accepts connections at %s", port, s.Address())
 		}
 		return verdict(errors.Is(err, syscall.ECONNREFUSED), "port %d at the node's address: %v", port, errors.Unwrap(errors.Unwrap(err)))
 	}
@@ -297,10 +297,10 @@ func anonymous(port int, paths ...string) func(*server) Result {
 			}
 			resp.Body.Close()
 			if resp.StatusCode != http.StatusUnauthorized {
-				return failed("%s is answered with %s", path, resp.Status)
+				return failed("%s returns %s", path, resp.Status)
 			}
 		}
-		return passed("port %d answers %s with 401 Unauthorized", port, strings.Join(paths, ", "))
+		return passed("port %d returns 401 Unauthorized for %s", port, strings.Join(paths, ", "))
 	}
 }
 
@@ -316,7 +316,7 @@ func pods(wrong func(corev1.PodSpec) bool, right string) func(*server) Result {
 				return failed("pod %s/%s", p.Namespace, p.Name)
 			}
 		}
-		return passed("no pod of a fresh server %s", right)
+		return passed("no pod of a new server %s", right)
 	}
 }
 

@@ -35,7 +35,7 @@ func TestAirGap(t *testing.T) {
 	n.WaitReady(t, 4*time.Minute)
 	names, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(n.PID()), "root", "etc", "resolv.conf"))
 	if err != nil || strings.Contains(string(names), "nameserver") {
-		t.Fatalf("the server's resolv.conf says %q (%v), want no name server", names, err)
+		t.Fatalf("the server's resolv.conf contains %q (%v), want no name server", names, err)
 	}
 	client := n.Client(t)
 	n.Eventually(t, 2*time.Minute, func() (bool, string) {

@@ -286,7 +286,7 @@ func TestSharedTestIsNotForgotten(t *testing.T) {
 	q = newQueue([]Test{ready}, nil, 2)
 	q.running[0] = Test{Name: "Many", Nodes: 2}
 	if i, wait := q.choose(1, NodeUp); i >= 0 || !wait {
-		t.Errorf("beside the test with two nodes, the lane gets test %d, wait %v", i, wait)
+		t.Errorf("with the test with two nodes, the lane gets test %d, wait %v", i, wait)
 	}
 }
 
@@ -324,7 +324,7 @@ func TestManyNodes(t *testing.T) {
 	}
 	delete(q.running, 1)
 	if i, wait := q.choose(1, NoNode); i >= 0 || !wait {
-		t.Errorf("beside another test, lane 2 gets test %d, wait %v", i, wait)
+		t.Errorf("with another test, lane 2 gets test %d, wait %v", i, wait)
 	}
 	delete(q.running, 0)
 	if next, _ := q.next(0, NoNode); next != five {
@@ -332,6 +332,6 @@ func TestManyNodes(t *testing.T) {
 	}
 	q.left = []Test{{Name: "Last", Nodes: 1}}
 	if i, wait := q.choose(1, NoNode); i >= 0 || !wait {
-		t.Errorf("beside the test with five nodes, lane 2 gets test %d, wait %v", i, wait)
+		t.Errorf("with the test with five nodes, lane 2 gets test %d, wait %v", i, wait)
 	}
 }
