@@ -102,6 +102,7 @@ test-harness: all .build/gotestsum
 .PHONY: test-programs
 test-programs: all dist/polymesh-scanner .build/test/consul .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
 	test/e2e/prepare.sh
+	$(STEP) "data dir from which nodes start" bash -c 'cd test/e2e && $(CURDIR)/.build/test/e2e.test -prepare'
 
 .PHONY: slowest
 slowest: .build/gotestsum ## the fifteen slowest tests of the last run

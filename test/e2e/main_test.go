@@ -30,6 +30,8 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
+var prepare = flag.Bool("prepare", false, "run no tests, only prepare the data dir from which nodes start")
+
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if os.Getenv(lanes.PlanEnv) != "" {
@@ -38,6 +40,13 @@ func TestMain(m *testing.M) {
 	if err := node.Guard(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		os.Exit(1)
+	}
+	if *prepare {
+		if err := node.Prepare(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: prepare the data dir of nodes:", err)
+			os.Exit(1)
+		}
+		return
 	}
 	code := runTests(m)
 	if err := shared.finish(code == 0); err != nil {

@@ -90,6 +90,18 @@ func linkTree(from, to string) error {
 	})
 }
 
+// Prepare prepares the data dir from which nodes start, unless there is one of the program under test. Without it, the first node does.
+func Prepare(ctx context.Context) error {
+	program, err := Program()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, prepareLimit)
+	defer cancel()
+	_, err = preparedDir(ctx, program)
+	return err
+}
+
 // preparedDir returns the data dir from which nodes with this program start. It is created by a server if there is none of this
 // program. Test programs that run at the same time create it once.
 func preparedDir(ctx context.Context, program string) (_ layout.DataDir, err error) {
