@@ -83,7 +83,7 @@ func linkTree(from, to string) error {
 			return err
 		case d.IsDir() && (d.Name() == "blobs" || d.Name() == "snapshots"):
 			return fs.SkipDir
-		case !d.Type().IsRegular() || filepath.Ext(path) != ".db" && filepath.Ext(path) != ".json" && filepath.Ext(path) != ".log":
+		case !d.Type().IsRegular() || filepath.Ext(path) != ".db" && filepath.Ext(path) != ".json":
 			return nil
 		}
 		return errors.Join(tool("cp", "--archive", path, path+".copy"), os.Rename(path+".copy", path))
@@ -157,6 +157,10 @@ func preparedDir(ctx context.Context, program string) (_ layout.DataDir, err err
 		if err := tool("mv", n.Layout().Path(part), filepath.Join(dir, part)); err != nil {
 			return "", err
 		}
+	}
+	// A node's log begins with its own start.
+	if err := os.Remove(filepath.Join(dir, "agent", "containerd", "containerd.log")); err != nil {
+		return "", err
 	}
 	return layout.DataDir(dir), os.WriteFile(of, id, 0o600)
 }
