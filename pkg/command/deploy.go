@@ -240,7 +240,9 @@ the namespace itself.`,
 		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
-		removed, err := deploy.Remove(ctx, deploy.Options{Project: p, Cluster: flags, DryRun: *dryRun, Adopt: adopt, Volumes: *volumes, Steps: progress.New(cmd.ErrOrStderr())}, *namespace)
+		removed, err := deploy.Remove(ctx, deploy.RemoveOptions{
+			Project: p, Cluster: flags, DryRun: *dryRun, Adopt: adopt, Volumes: *volumes, Namespace: *namespace, Steps: progress.New(cmd.ErrOrStderr()),
+		})
 		if done, printErr := printAs(cmd.OutOrStdout(), output, removed); done {
 			return errors.Join(err, printErr)
 		}

@@ -23,7 +23,6 @@ import (
 	encryptioncontroller "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/keyutil"
 	"k8s.io/component-base/version"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
@@ -32,6 +31,7 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 )
 
@@ -206,13 +206,9 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if err := utilerrors.NewAggregate(completed.Validate()); err != nil {
 		return err
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", a.opts.Config.DataDir.Kubeconfig("polymesh"))
-	if err != nil {
-		return err
-	}
 	// A few requests at startup that depend on each other.
-	config.QPS, config.Timeout = -1, rolesTimeout
-	if a.client, err = kubernetes.NewForConfig(config); err != nil {
+	unlimited := func(c *rest.Config) { c.QPS, c.Timeout = -1, rolesTimeout }
+	if a.client, err = kubeconfig.Client(a.opts.Config.DataDir.Kubeconfig("polymesh"), unlimited); err != nil {
 		return err
 	}
 	encryptioncontroller.EncryptionConfigFileChangePollDuration = encryption.ReloadInterval

@@ -43,7 +43,12 @@ func TestPrograms(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := config.Parse([]string{"-c", empty, "--data-dir", dir}, nil)
+	// A process that was killed holds its lease for so long: by default fifteen seconds.
+	args := []string{"-c", empty, "--data-dir", dir}
+	for _, lease := range []string{"leader-elect-lease-duration=6s", "leader-elect-renew-deadline=4s"} {
+		args = append(args, "--kube-controller-manager-arg", lease, "--kube-scheduler-arg", lease)
+	}
+	cfg, err := config.Parse(args, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,8 +103,8 @@ func TestPrograms(t *testing.T) {
 				if err == nil && (lease.Spec.LeaseTransitions == nil || *lease.Spec.LeaseTransitions == 0) {
 					err = errors.New("not yet")
 				}
-				// client-go gives a lease up with the version that it read last: not while a renewal is on its way. The first follows
-				// the acquisition at once, the next one two seconds later.
+				// client-go gives up a lease with the version that it has read last, which fails during a renewal. The first renewal
+				// follows the acquisition immediately, and the next one two seconds later.
 				if err == nil && !lease.Spec.RenewTime.After(lease.Spec.AcquireTime.Time) {
 					err = errors.New("not renewed yet")
 				}

@@ -1,9 +1,9 @@
 //go:build e2e
 
-// Package cis runs the checks of the CIS Kubernetes Benchmark, as listed in K3s's self-assessment, on two nodes: a
-// server with default settings, and one with the settings of docs/operate/hardening.md. It needs root.
+// Package cis runs the checks of the CIS Kubernetes Benchmark, as listed in K3s's self-assessment, on three nodes: a
+// server with default settings, one with the settings of docs/operate/hardening.md, and one that also has etcd. It needs root.
 //
-//	make cis          # both, and the report in docs/understand/cis.md
+//	make cis          # all three, and the report in docs/understand/cis.md
 //
 // By default, no check may be worse than K3s's; with the settings, all automated checks pass.
 package cis
@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 
 func TestBenchmark(t *testing.T) {
 	all := checks()
-	var plain, hardened []Result
+	var plain, hardened, etcd []Result
 	t.Run("as it comes", func(t *testing.T) {
 		plain = run(t, all, node.ForTest(t, node.Options{}))
 		for i, c := range all {
@@ -52,11 +52,7 @@ func TestBenchmark(t *testing.T) {
 		}
 		n := node.ForTest(t, node.Options{Args: append([]string{"--config", file}, kubeletArgs(t)...)})
 		hardened = run(t, all, n)
-		for i, c := range all {
-			if c.Automated && hardened[i].Outcome != Pass && hardened[i].Outcome != NotApplicable {
-				t.Errorf("%s %s: %s with the settings of docs/operate/hardening.md: %s", c.Number, c.Title, hardened[i].Outcome, hardened[i].Evidence)
-			}
-		}
+		wantAutomated(t, all, hardened)
 		// The commands on the page.
 		for _, command := range []string{"rotate-keys", "disable", "enable", "reencrypt", "status"} {
 			out, errOut, code := n.Polymesh(t, "secrets-encrypt", command)
@@ -65,12 +61,30 @@ func TestBenchmark(t *testing.T) {
 			}
 		}
 	})
+	t.Run("hardened, with etcd", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "config.yaml")
+		if err := os.WriteFile(file, []byte(settings(t)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		etcd = run(t, all, node.ForTest(t, node.Options{Args: append([]string{"--config", file, "--cluster-init"}, kubeletArgs(t)...)}))
+		wantAutomated(t, all, etcd)
+	})
 	// The report is also written if a check has failed.
-	if !*report || plain == nil || hardened == nil {
+	if !*report || plain == nil || hardened == nil || etcd == nil {
 		return
 	}
-	if err := os.WriteFile(filepath.Join(top(t), "docs", "understand", "cis.md"), []byte(page(all, plain, hardened)), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(top(t), "docs", "understand", "cis.md"), []byte(page(all, plain, hardened, etcd)), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// wantAutomated fails the test if an automated check fails on a hardened server.
+func wantAutomated(t *testing.T, all []Check, results []Result) {
+	t.Helper()
+	for i, c := range all {
+		if c.Automated && results[i].Outcome != Pass && results[i].Outcome != NotApplicable {
+			t.Errorf("%s %s: %s with the settings of docs/operate/hardening.md: %s", c.Number, c.Title, results[i].Outcome, results[i].Evidence)
+		}
 	}
 }
 
@@ -135,18 +149,19 @@ func top(t *testing.T) string {
 }
 
 // page renders the report.
-func page(all []Check, plain, hardened []Result) string {
+func page(all []Check, plain, hardened, etcd []Result) string {
 	var b strings.Builder
 	b.WriteString(`# The CIS Kubernetes Benchmark
 
 <!-- Written by ` + "`make cis`" + `. -->
 
-Each check of the benchmark, audited on running servers: one with default settings, and one with the settings of
-[hardening](../operate/hardening.md). Numbers and what is automated are those of K3s's self-assessment for Kubernetes 1.36;
-the titles are shortened. The column K3s is K3s by default, according to its documentation, without its hardening guide. The
-evidence is the hardened server's; flags are read from the server's log, the kubelet's settings from its /configz, and files,
-ports and cipher suites are tried. "warn" is for the administrator to judge. K3s's assessment has "warn" for every manual
-check; where such a check can be audited, this page has the result.
+Each check of the benchmark, audited on running servers: one with default settings, one with the settings of
+[hardening](../operate/hardening.md), and one with these settings and ` + "`--cluster-init`" + `, whose datastore is etcd instead of SQLite.
+Numbers and what is automated are those of K3s's self-assessment for Kubernetes 1.36; the titles are shortened. The column K3s
+is K3s by default, according to its documentation, without its hardening guide. The evidence is the hardened server's, and that
+of the server with etcd for the checks that only apply to etcd. Flags are read from the server's log, and the kubelet's settings
+from its /configz. Files, ports and cipher suites are tested. "warn" is for the administrator to judge. K3s's assessment has
+"warn" for every manual check; if such a check can be audited, this page has the result.
 
 `)
 	count := func(results []Result, automated bool) (out string) {
@@ -162,16 +177,23 @@ check; where such a check can be audited, this page has the result.
 		return out
 	}
 	b.WriteString("| | pass | fail | warn | not applicable |\n| --- | --- | --- | --- | --- |\n")
-	fmt.Fprintf(&b, "| automated, as it comes |%s\n| automated, hardened |%s\n| manual, as it comes |%s\n| manual, hardened |%s\n",
-		count(plain, true), count(hardened, true), count(plain, false), count(hardened, false))
-	b.WriteString("\n| check | | automated | K3s | as it comes | hardened | evidence |\n| --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, automated := range []bool{true, false} {
+		kind := map[bool]string{true: "automated", false: "manual"}[automated]
+		fmt.Fprintf(&b, "| %s, default |%s\n| %s, hardened |%s\n| %s, hardened, with etcd |%s\n",
+			kind, count(plain, automated), kind, count(hardened, automated), kind, count(etcd, automated))
+	}
+	b.WriteString("\n| check | | automated | K3s | default | hardened | with etcd | evidence |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for i, c := range all {
 		automated := ""
 		if c.Automated {
 			automated = "yes"
 		}
-		evidence := strings.ReplaceAll(hardened[i].Evidence, "|", `\|`)
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", c.Number, c.Title, automated, c.K3s, plain[i].Outcome, hardened[i].Outcome, evidence)
+		shown := hardened[i]
+		if shown.Outcome == NotApplicable {
+			shown = etcd[i]
+		}
+		evidence := strings.ReplaceAll(shown.Evidence, "|", `\|`)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", c.Number, c.Title, automated, c.K3s, plain[i].Outcome, hardened[i].Outcome, etcd[i].Outcome, evidence)
 	}
 	return b.String()
 }

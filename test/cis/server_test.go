@@ -3,8 +3,10 @@
 package cis
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +25,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
@@ -63,6 +67,8 @@ type server struct {
 	args map[string]map[string]string
 	// kubelet is the kubelet's configuration from /configz.
 	kubelet map[string]any
+	// etcd means that the datastore is a member of etcd.
+	etcd bool
 }
 
 // look collects what the checks need from a server that is ready.
@@ -97,6 +103,11 @@ func look(t *testing.T, n *node.Node) *server {
 	for _, name := range []string{apiserver, controllers, scheduler} {
 		if len(s.args[name]) == 0 {
 			t.Fatalf("the log %s does not contain the flags of %s", n.Log(), name)
+		}
+	}
+	for _, c := range report.Components {
+		if c.Name == "datastore" {
+			s.etcd = strings.HasPrefix(c.Version, "etcd ")
 		}
 	}
 	answer := n.Kubectl(t, "get", "--raw", "/api/v1/nodes/"+s.name+"/proxy/configz")
@@ -203,7 +214,7 @@ func files(patterns []string, wrong func(fs.FileInfo) string, right string) func
 			}
 			found, err := filepath.Glob(full)
 			if err != nil || len(found) == 0 {
-				return failed("%s is not there (%v)", pattern, err)
+				return failed("%s does not exist (%v)", pattern, err)
 			}
 			for _, path := range found {
 				info, err := os.Stat(path)
@@ -241,18 +252,18 @@ func strong(port int) func(*server) Result {
 			return tls.Client(conn, c).HandshakeContext(ctx)
 		}
 		if err := shake(&tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, CipherSuites: good}); err != nil {
-			return failed("port %d takes none of the strong suites: %v", port, err)
+			return failed("port %d accepts none of the strong suites: %v", port, err)
 		}
 		for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
 			if slices.Contains(good, suite.ID) || !slices.Contains(suite.SupportedVersions, uint16(tls.VersionTLS12)) {
 				continue
 			}
 			if shake(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{suite.ID}}) == nil {
-				return failed("port %d takes %s", port, suite.Name)
+				return failed("port %d accepts %s", port, suite.Name)
 			}
 		}
 		if shake(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}) == nil {
-			return failed("port %d takes TLS 1.1", port)
+			return failed("port %d accepts TLS 1.1", port)
 		}
 		return passed("handshakes with port %d: TLS 1.2 and later, ECDHE with AES-GCM or ChaCha20 only", port)
 	}
@@ -266,7 +277,7 @@ func closed(port int) func(*server) Result {
 		conn, err := s.Dial(ctx, "tcp", net.JoinHostPort(s.Address(), fmt.Sprint(port)))
 		if err == nil {
 			conn.Close()
-			return failed("port %d answers at %s", port, s.Address())
+			return failed("port %d accepts connections at %s", port, s.Address())
 		}
 		return verdict(errors.Is(err, syscall.ECONNREFUSED), "port %d at the node's address: %v", port, errors.Unwrap(errors.Unwrap(err)))
 	}
@@ -286,10 +297,10 @@ func anonymous(port int, paths ...string) func(*server) Result {
 			}
 			resp.Body.Close()
 			if resp.StatusCode != http.StatusUnauthorized {
-				return failed("%s is answered with %s", path, resp.Status)
+				return failed("%s returns %s", path, resp.Status)
 			}
 		}
-		return passed("port %d answers %s with 401 Unauthorized", port, strings.Join(paths, ", "))
+		return passed("port %d returns 401 Unauthorized for %s", port, strings.Join(paths, ", "))
 	}
 }
 
@@ -305,7 +316,7 @@ func pods(wrong func(corev1.PodSpec) bool, right string) func(*server) Result {
 				return failed("pod %s/%s", p.Namespace, p.Name)
 			}
 		}
-		return passed("no pod of a fresh server %s", right)
+		return passed("no pod of a new server %s", right)
 	}
 }
 
@@ -320,4 +331,96 @@ func none(reason string) func(*server) Result {
 
 func judge(reason string) func(*server) Result {
 	return func(*server) Result { return Result{Warn, reason} }
+}
+
+// onEtcd audits a server whose datastore is a member of etcd by one check, and others by another.
+func onEtcd(with, without func(*server) Result) func(*server) Result {
+	return func(s *server) Result {
+		if s.etcd {
+			return with(s)
+		}
+		return without(s)
+	}
+}
+
+// etcd is a check that only applies to a server with etcd.
+func etcd(check func(*server) Result) func(*server) Result { return onEtcd(check, none(withSQLite)) }
+
+// onLoopback checks that a component listens on no port, or on loopback.
+func onLoopback(component, port string) func(*server) Result {
+	return onEtcd(arg(component, "bind-address", "0.0.0.0", is("127.0.0.1")), arg(component, "secure-port", port, is("0")))
+}
+
+// etcdAddress is the address of etcd: that for clients is on loopback.
+func (s *server) etcdAddress(port int) string {
+	host := "127.0.0.1"
+	if port == layout.EtcdPeerPort {
+		host = s.Address()
+	}
+	return net.JoinHostPort(host, fmt.Sprint(port))
+}
+
+// etcdGet sends a request to etcd without a certificate.
+func (s *server) etcdGet(port int, c *tls.Config) error {
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: s.Dial, DisableKeepAlives: true, TLSClientConfig: c}}
+	resp, err := client.Get("https://" + s.etcdAddress(port) + "/version")
+	if err == nil {
+		resp.Body.Close()
+	}
+	return err
+}
+
+// etcdRejects checks that etcd rejects clients without a certificate.
+func etcdRejects(port int) func(*server) Result {
+	return func(s *server) Result {
+		err := s.etcdGet(port, &tls.Config{InsecureSkipVerify: true})
+		var alert tls.AlertError
+		return verdict(errors.As(err, &alert), "port %d, a request without a certificate: %v", port, errors.Unwrap(err))
+	}
+}
+
+// etcdCertificate checks that etcd's certificate is from its own authority, and not one that etcd has made itself.
+func etcdCertificate(port int) func(*server) Result {
+	return func(s *server) Result {
+		text, err := os.ReadFile(certificate.Store(s.Layout().TLS()).Cert(certificate.EtcdCA))
+		if err != nil {
+			return failed("%v", err)
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(text) {
+			return failed("the certificate of %s cannot be read", certificate.EtcdCA)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		conn, err := s.Dial(ctx, "tcp", s.etcdAddress(port))
+		if err != nil {
+			return failed("%v", err)
+		}
+		defer conn.Close()
+		host, _, _ := net.SplitHostPort(s.etcdAddress(port))
+		if err := tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: host}).HandshakeContext(ctx); err != nil {
+			return failed("port %d: %v", port, err)
+		}
+		return passed("port %d serves TLS with a certificate of %s", port, certificate.EtcdCA)
+	}
+}
+
+// etcdAuthority checks that etcd's authority is none of the cluster's other ones.
+func etcdAuthority(s *server) Result {
+	store := certificate.Store(s.Layout().TLS())
+	own, err := os.ReadFile(store.Cert(certificate.EtcdCA))
+	if err != nil {
+		return failed("%v", err)
+	}
+	for _, name := range []string{certificate.ServerCA, certificate.ClientCA, certificate.RequestHeaderCA, certificate.KubeletCA} {
+		other, err := os.ReadFile(store.Cert(name))
+		if err != nil {
+			return failed("%v", err)
+		}
+		if bytes.Equal(own, other) {
+			return failed("%s and %s are the same", certificate.EtcdCA, name)
+		}
+	}
+	trusted := filepath.Base(s.args[apiserver]["client-ca-file"])
+	return verdict(trusted != certificate.EtcdCA+".crt", "etcd trusts %s.crt only, and the API server trusts %s", certificate.EtcdCA, trusted)
 }

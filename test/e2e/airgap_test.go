@@ -21,7 +21,7 @@ import (
 // Without a way out, a name server and images, everything that ships comes up, and containerd pulls nothing.
 func TestAirGap(t *testing.T) {
 	ownNodes(t, 1)
-	n := node.ForTest(t, node.Options{NoDefaultRoute: true, NoNameserver: true, Args: []string{"--mesh-profile", "demo"}})
+	n := node.ForTest(t, node.Options{FirstStart: true, NoDefaultRoute: true, NoNameserver: true, Args: []string{"--mesh-profile", "demo"}})
 	if _, err := os.Stat(n.DataDir()); err == nil {
 		t.Fatal("the data dir is there before the first start, perhaps with images")
 	}
@@ -35,7 +35,7 @@ func TestAirGap(t *testing.T) {
 	n.WaitReady(t, 4*time.Minute)
 	names, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(n.PID()), "root", "etc", "resolv.conf"))
 	if err != nil || strings.Contains(string(names), "nameserver") {
-		t.Fatalf("the server's resolv.conf says %q (%v), want no name server", names, err)
+		t.Fatalf("the server's resolv.conf contains %q (%v), want no name server", names, err)
 	}
 	client := n.Client(t)
 	n.Eventually(t, 2*time.Minute, func() (bool, string) {

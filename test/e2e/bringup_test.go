@@ -20,7 +20,7 @@ func TestNodeIsReady(t *testing.T) {
 	// NAME STATUS ROLES AGE VERSION, as the guide shows it
 	f := strings.Fields(line)
 	if len(f) != 5 || f[1] != "Ready" || f[2] != "control-plane,master" || !strings.HasPrefix(f[4], "v1.36.") {
-		t.Errorf("kubectl get nodes says %q", line)
+		t.Errorf("kubectl get nodes prints %q", line)
 	}
 }
 
@@ -86,7 +86,7 @@ func TestUpAgainChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.Contains(out, "nothing was changed") {
-		t.Errorf("make up does not say that nothing was changed:\n%s", out)
+		t.Errorf("make up does not report that nothing was changed:\n%s", out)
 	}
 	if n.PID() != pid {
 		t.Errorf("the server was process %d and is %d now", pid, n.PID())
@@ -96,7 +96,7 @@ func TestUpAgainChangesNothing(t *testing.T) {
 	}
 }
 
-// podUIDs tells the pods of the system and of the app from others of the same name.
+// podUIDs returns the pods of the system and of the app, with their UIDs.
 func podUIDs(t *testing.T, n *node.Node) []string {
 	t.Helper()
 	pods, err := n.Client(t).CoreV1().Pods(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})

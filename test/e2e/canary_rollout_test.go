@@ -59,7 +59,7 @@ type driving struct {
 	out  strings.Builder
 }
 
-// start starts a rollout command, which says text at some time.
+// start starts a rollout command, which prints text at some time.
 func (m *operator) start(text string, args ...string) *driving {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.t.Context()), 4*time.Minute)
@@ -84,7 +84,7 @@ func (m *operator) canaryOf(image string) *driving {
 	return d
 }
 
-// seen waits until the command has said its text.
+// seen waits until the command has printed its text.
 func (d *driving) seen() {
 	d.t.Helper()
 	select {
@@ -92,7 +92,7 @@ func (d *driving) seen() {
 	case <-time.After(2 * time.Minute):
 		_ = d.cmd.Process.Kill()
 		_ = d.cmd.Wait()
-		d.t.Fatalf("it does not say %q:\n%s", d.said.text, d.said)
+		d.t.Fatalf("it does not print %q:\n%s", d.said.text, d.said)
 	}
 }
 
@@ -114,7 +114,7 @@ func (d *driving) end() (int, rollout.Result) {
 	return d.cmd.ProcessState.ExitCode(), r
 }
 
-// spoil tells the canary's pods to answer otherwise.
+// spoil changes the responses of the canary's pods.
 func (s *canaryScenario) spoil(t *testing.T, how string) {
 	t.Helper()
 	for _, pod := range listPods(t, s.Node, s.name, "polymesh.dev/rollout=api") {
@@ -210,7 +210,7 @@ func TestCanaryRollout(t *testing.T) {
 			t.Errorf("exit code %d, %+v", code, r.State)
 		}
 		s.wantAsBefore(t, echoImage)
-		// What has ended is still told.
+		// A rollout that has ended is still shown.
 		if out, _, code := s.Polymesh(t, "rollout", "status", "api", "-n", s.name); code != 2 || !strings.Contains(out, "RolledBack: at 10 %: p99") {
 			t.Errorf("status: exit code %d: %s", code, out)
 		}

@@ -162,7 +162,7 @@ func (s *consulSystem) startOrders() {
 	s.run("orders", cmd)
 }
 
-// register says of the old system's service what Spring's client says.
+// register registers the old system's service as Spring's client does.
 func (s *consulSystem) register() {
 	s.t.Helper()
 	const orders = `{"ID": "orders-1", "Name": "orders", "Address": "` + node.OutsideHost + `", "Port": 8481, "Meta": {"secure": "false", "version": "v1"},
@@ -425,7 +425,7 @@ func (s *consulSystem) secured() {
 	}
 }
 
-// springClient: a program of Spring Cloud, as it is, is called from the mesh, and calls the mesh where Consul says so.
+// springClient: an unmodified program of Spring Cloud is called from the mesh, and calls the mesh at the address from Consul.
 func (s *consulSystem) springClient(dir string) {
 	long(s.t, "TestSpringCloud has Spring's clients, and the other parts of this test say to Consul what this one does")
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 10*time.Minute)

@@ -48,7 +48,7 @@ func TestCrash(t *testing.T) {
 	t.Logf("POLYMESH_E2E_SEED=%d makes the same random choices again", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 
-	n := node.ForTest(t, node.Options{Args: []string{"--disable", "istio,metrics-server,local-storage"}})
+	n := node.ForTest(t, node.Options{FirstStart: true, Args: []string{"--disable", "istio,metrics-server,local-storage"}})
 	nft := shippedNFT(t)
 	before := look(t, n, nft)
 	killFirstStart(t, n, random)
@@ -160,7 +160,7 @@ func apiReady(n *node.Node) error {
 	}
 	body, err := client.RESTClient().Get().AbsPath("/readyz").DoRaw(context.Background())
 	if err == nil && string(body) != "ok" {
-		err = fmt.Errorf("/readyz says %q", body)
+		err = fmt.Errorf("/readyz returns %q", body)
 	}
 	return err
 }
@@ -188,7 +188,7 @@ func writerClient(t *testing.T, n *node.Node) corev1client.ConfigMapInterface {
 	return client.CoreV1().ConfigMaps(crashNamespace)
 }
 
-// object is what the API server said of one ConfigMap. One that is not there has no data.
+// object is the API server's response about one ConfigMap. A missing one has no data.
 type object struct {
 	uid     types.UID
 	version uint64
@@ -222,7 +222,7 @@ func (j *journal) begin() {
 }
 
 func (j *journal) summary(round int) string {
-	return fmt.Sprintf("kill %d: %d created, %d updated, %d deleted, %d without an answer; newest resourceVersion %d",
+	return fmt.Sprintf("kill %d: %d created, %d updated, %d deleted, %d without a response; newest resourceVersion %d",
 		round+2, j.created, j.updated, j.deleted, len(j.doubts), j.newest)
 }
 
@@ -234,7 +234,7 @@ func (j *journal) reach(ctx context.Context, n *node.Node, writes int) error {
 		j.mu.Unlock()
 		switch {
 		case len(wrong) > 0:
-			return fmt.Errorf("the API server refused what should fit: %s", strings.Join(wrong, "; "))
+			return fmt.Errorf("the API server rejected valid requests: %s", strings.Join(wrong, "; "))
 		case have >= writes:
 			return nil
 		}
@@ -242,14 +242,14 @@ func (j *journal) reach(ctx context.Context, n *node.Node, writes int) error {
 		case <-ctx.Done():
 			return fmt.Errorf("%d of %d writes are acknowledged: %w", have, writes, ctx.Err())
 		case <-n.Exited():
-			return fmt.Errorf("the server has ended by itself after %d writes", have)
+			return fmt.Errorf("the server has ended after %d writes", have)
 		case <-time.After(time.Millisecond):
 		}
 	}
 }
 
-// write creates, updates and deletes its own objects until answers fail to come. A writer never asks twice about an
-// object that is in doubt.
+// write creates, updates and deletes its own objects until requests fail. A writer never sends another request for an
+// object whose state is unknown.
 func (j *journal) write(ctx context.Context, client corev1client.ConfigMapInterface, writer string, random *rand.Rand) {
 	live, made := j.of(writer)
 	for failures := 0; ctx.Err() == nil && failures < 2; {
@@ -296,7 +296,7 @@ func (j *journal) write(ctx context.Context, client corev1client.ConfigMapInterf
 	}
 }
 
-// of lists a writer's objects that are there, and counts all that it ever made.
+// of lists a writer's existing objects, and counts all that it has created.
 func (j *journal) of(writer string) (live []string, made int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -318,7 +318,7 @@ func (j *journal) last(name string) object {
 	return j.objects[name]
 }
 
-// note writes an answer down, or that there was none.
+// note records a response, or that there was none.
 func (j *journal) note(name string, last, now object, count *int, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -352,7 +352,7 @@ func text(random *rand.Rand) string {
 	return string(b)
 }
 
-// check reads everything back. What was in doubt is settled by it.
+// check reads all objects, and determines those whose state was unknown.
 func (j *journal) check(t *testing.T, client corev1client.ConfigMapInterface) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -385,7 +385,7 @@ func (j *journal) check(t *testing.T, client corev1client.ConfigMapInterface) {
 			done++
 			j.newest = max(j.newest, got.version)
 		default:
-			t.Errorf("%s was acknowledged as %s (without an answer: %t, as %s), and is %s", name, last.brief(), doubt, wanted.brief(), got.brief())
+			t.Errorf("%s was acknowledged as %s (without a response: %t, as %s), and is %s", name, last.brief(), doubt, wanted.brief(), got.brief())
 		}
 		j.objects[name] = got
 	}
@@ -393,7 +393,7 @@ func (j *journal) check(t *testing.T, client corev1client.ConfigMapInterface) {
 	if t.Failed() {
 		t.FailNow()
 	}
-	t.Logf("%d objects are as acknowledged, and %d of those deleted are gone; of the operations without an answer %d were done", len(have), len(names)-len(have), done)
+	t.Logf("%d objects are as acknowledged, and %d of those deleted are gone; %d of the operations without a response were done", len(have), len(names)-len(have), done)
 }
 
 func (o object) brief() string {

@@ -68,7 +68,7 @@ var routeMistakes = []mistake{
 		reason: diagnose.MTLSMismatch, message: "send with TLS mode DISABLE", at: "istio/routes.yaml:30"},
 }
 
-// TestDeployExplains makes each mistake of the troubleshooting table and reads what deploy says.
+// TestDeployExplains makes each mistake of the troubleshooting table and checks the output of deploy.
 func TestDeployExplains(t *testing.T) {
 	p := newShopProject(t)
 	t.Cleanup(func() { removeNamespaces(t, p.Node, deployNamespace) })
@@ -103,7 +103,7 @@ func TestDeployExplains(t *testing.T) {
 		if err := os.WriteFile(quota, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		defer p.deploy() // takes the quota away
+		defer p.deploy() // removes the quota
 		p.edit("k8s/api.yaml", "spec:\n", "spec:\n  replicas: 3\n")
 		defer p.edit("k8s/api.yaml", "  replicas: 3\n", "")
 		defer os.Remove(quota)
@@ -141,7 +141,7 @@ func TestDeployExplains(t *testing.T) {
 	})
 }
 
-// podMistakes makes them all at once: deploy waits for all workloads side by side and says of each why it is not ready.
+// podMistakes makes them all at once: deploy waits for all workloads in parallel and shows for each why it is not ready.
 func (p *shopProject) podMistakes(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(p.dir, "k8s", "api.yaml"))
 	if err != nil {
@@ -242,7 +242,7 @@ func TestDev(t *testing.T) {
 	}
 	for _, want := range []string{"services/api/version changed", "waiting for a change"} {
 		if !strings.Contains(said.String(), want) {
-			t.Errorf("it does not say %q:\n%s", want, said.String())
+			t.Errorf("it does not print %q:\n%s", want, said.String())
 		}
 	}
 	p.Kubectl(t, "get", "deployment", "api", "-n", deployNamespace)

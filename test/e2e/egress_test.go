@@ -113,7 +113,7 @@ func testEgressHTTPS(t *testing.T, ca *authority, web *outsideServer) {
 		}
 		// The pods' addresses are hidden behind the node's, so the address does not tell who called.
 		if want := (outsideReply{Host: outsideWeb, ServerName: outsideWeb, Caller: s.Address()}); err != nil || got != want {
-			t.Errorf("the server outside says %+v (%v), want %+v", got, err, want)
+			t.Errorf("the server outside reports %+v (%v), want %+v", got, err, want)
 		}
 	}
 	if got := web.connections.Load() - arrived; got != calls {
@@ -212,7 +212,7 @@ func (s *scenario) wantEgressLog(cluster string, since time.Time, count int, tex
 	for _, line := range lines {
 		for _, text := range texts {
 			if !strings.Contains(line, text) {
-				s.t.Errorf("the egress gateway's log says %q, want %q in it", line, text)
+				s.t.Errorf("the egress gateway's log contains %q, want %q in it", line, text)
 			}
 		}
 	}

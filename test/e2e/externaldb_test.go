@@ -45,7 +45,7 @@ type way struct {
 }
 
 // TestExternalDatabase deploys each folder of the example, as it is but for the database's address, and lets the app ask
-// the database while that is well, and while it is not.
+// the database while it is healthy, and while it is not.
 func TestExternalDatabase(t *testing.T) {
 	n := app(t)
 	importEcho(t, n)
@@ -86,10 +86,10 @@ func TestExternalDatabase(t *testing.T) {
 		})
 	}
 
-	// What the database itself says about everyone who has come in.
+	// The database's own list of all connections.
 	entered := regexp.MustCompile(`(?m)^.*connection authorized:.*$`).FindAllString(db.said(t), -1)
 	if len(entered) == 0 {
-		t.Error("the database has let nobody in")
+		t.Error("the database has accepted no connection")
 	}
 	for _, line := range entered {
 		if !strings.Contains(line, "SSL enabled (protocol=TLSv1.3") {
@@ -98,7 +98,7 @@ func TestExternalDatabase(t *testing.T) {
 	}
 }
 
-// copyExample copies the example, and does what its README says: the authority's file, and the database's address.
+// copyExample copies the example, and follows its README: it writes the authority's file, and the database's address.
 func copyExample(t *testing.T, dir string, ca *authority) {
 	t.Helper()
 	top, err := node.Top()
@@ -152,7 +152,7 @@ func (w *way) deploy(dir string) {
 		t.Fatalf("polymesh deploy -o json: %v: %s", err, out.String())
 	}
 	for _, f := range result.Findings {
-		// Istio's analyzer does not look at a pod's annotations, where DNS capture is.
+		// Istio's analyzer does not read a pod's annotations, where DNS capture is configured.
 		if !strings.Contains(f.Advice, "/ist0134/") {
 			t.Errorf("polymesh deploy finds %+v", f)
 		}
@@ -164,7 +164,7 @@ func (w *way) query(settings, sql string) (string, error) {
 	return w.KubectlErr("exec", "-n", externalNamespace, "deployment/client", "-c", "client", "--", "/echo", "postgres", settings, sql)
 }
 
-// session is what the database says about the session that asks.
+// session is what the database returns about the current session.
 const session = "SELECT current_user, ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
 
 // wantAnswer waits until the app has its answer, over the way that the folder is about.
@@ -191,7 +191,7 @@ func (w *way) logged(begin time.Time, text string) (bool, string) {
 	return found, fmt.Sprintf("no connection to %s %s with %q is in the log: %s", w.cluster, w.gateway, text, lines)
 }
 
-// wantError waits until the app is told this, and ends with exit code 1.
+// wantError waits until the app gets this error, and ends with exit code 1.
 func (w *way) wantError(settings, want string) {
 	w.t.Helper()
 	w.wantErrorFor(settings, session, want)
@@ -222,7 +222,7 @@ func (w *way) certificate() {
 	})
 }
 
-// slowQuery is ended by the database, if it was told to.
+// slowQuery is ended by the database, if it is configured.
 func (w *way) slowQuery() {
 	w.wantErrorFor("options='-c statement_timeout=1s'", "SELECT pg_sleep(60)", "ERROR: canceling statement due to statement timeout (SQLSTATE 57014)")
 }
@@ -263,7 +263,7 @@ func (w *way) silent() {
 	w.wantAnswer()
 }
 
-// frozen: the database's machine takes connections, and the database says nothing. For the proxies the connection is open
+// frozen: the database's machine accepts connections, but the database does not respond. For the proxies the connection is open
 // until the database continues, so their logs do not have it yet.
 func (w *way) frozen() {
 	w.db.signal(w.t, syscall.SIGSTOP)
@@ -274,7 +274,7 @@ func (w *way) frozen() {
 	w.wantAnswer()
 }
 
-// wantFailure waits until the app is told this, and the last proxy has logged the connection with that text.
+// wantFailure waits until the app gets this error, and the last proxy has logged the connection with that text.
 func (w *way) wantFailure(want *regexp.Regexp, text string) {
 	w.t.Helper()
 	begin := time.Now()

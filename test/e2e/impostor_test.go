@@ -48,7 +48,7 @@ func wantOnly(t *testing.T, cert *x509.Certificate, identity string) {
 	}
 }
 
-// Who may create pods in one namespace is no one of another namespace, whatever is written into the pod.
+// A user who may create pods in one namespace gets no identity of another namespace, whatever the pod contains.
 func TestImpostor(t *testing.T) {
 	s := newScenario(t, "impostor")
 	const (

@@ -55,15 +55,15 @@ func TestInjection(t *testing.T) {
 		return s.Kubectl(t, "exec", "-n", "injection", "deployment/app", "-c", "istio-proxy", "--", "sh", "-c", "curl -sS "+command)
 	}
 	if got := curl("localhost:15000/ready"); got != "LIVE\n" {
-		t.Errorf("curl of the sidecar's admin port says %q, want LIVE", got)
+		t.Errorf("curl of the sidecar's admin port prints %q, want LIVE", got)
 	}
 	// The search path completes the name.
 	if got := curl(`-w ' %{http_code}' --cacert /var/run/secrets/kubernetes.io/serviceaccount/ca.crt ` +
 		`-H "Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)" https://kubernetes.default/version`); !strings.HasSuffix(got, " 200") {
-		t.Errorf("curl of the API server, with its authority, says %q, want status 200", got)
+		t.Errorf("curl of the API server, with its authority, prints %q, want status 200", got)
 	}
 	if got := curl("-kI --http1.1 https://kubernetes.default.svc.cluster.local/version"); !strings.HasPrefix(got, "HTTP/1.1 ") {
-		t.Errorf("curl -I of the API server says %q, want the answer's headers", got)
+		t.Errorf("curl -I of the API server prints %q, want the response's headers", got)
 	}
 
 	s.apply("job.yaml")
@@ -89,11 +89,11 @@ func TestValidation(t *testing.T) {
 		t.Helper()
 		out, err := s.KubectlErr("apply", "-f", filepath.Join(s.dir, "bad.yaml"))
 		if err == nil {
-			t.Fatalf("kubectl apply of bad.yaml says %q, want it refused", out)
+			t.Fatalf("kubectl apply of bad.yaml prints %q, want it rejected", out)
 		}
 		for _, want := range []string{`validation.istio.io" denied the request`, "HTTP route cannot contain both route and redirect"} {
 			if !strings.Contains(err.Error(), want) {
-				t.Errorf("kubectl apply of bad.yaml says %q, want %q in it", err, want)
+				t.Errorf("kubectl apply of bad.yaml prints %q, want %q in it", err, want)
 			}
 		}
 	}

@@ -23,7 +23,7 @@ type badInput struct {
 	mounts string
 	// as runs it as another user.
 	as []string
-	// want is part of the line that it says.
+	// want is part of the line that it prints.
 	want string
 }
 

@@ -189,7 +189,7 @@ func testPortForward(t *testing.T, n *node.Node) {
 			if address == nil {
 				cancel()
 				_ = cmd.Wait() // killed
-				t.Fatalf("kubectl port-forward says %q (%v) %s", line, err, complaint.String())
+				t.Fatalf("kubectl port-forward prints %q (%v) %s", line, err, complaint.String())
 			}
 			go func() { _, _ = io.Copy(io.Discard, said) }() // it prints each connection
 			for range 3 {
@@ -294,11 +294,11 @@ spec: {minAvailable: 1, selector: {matchLabels: {app: guarded}}}
 	if code == 0 || !strings.Contains(errOut, pod.Name) || !strings.Contains(errOut, "disruption budget") {
 		t.Errorf("kubectl drain ends with %d, and does not say that %s is held by a budget:\n%s%s", code, pod.Name, out, errOut)
 	}
-	// kubectl does not show the name that it is told.
+	// kubectl does not show the name that it was given.
 	err := n.Client(t).PolicyV1().Evictions("e2e-drain").Evict(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: pod.Name, Namespace: pod.Namespace}})
 	var refused apierrors.APIStatus
 	if !errors.As(err, &refused) || !strings.Contains(fmt.Sprint(refused.Status().Details), "The disruption budget guard needs 1 healthy pods") {
-		t.Errorf("the eviction of %s says %+v, want it refused by the disruption budget guard", pod.Name, err)
+		t.Errorf("the eviction of %s returns %+v, want it rejected by the disruption budget guard", pod.Name, err)
 	}
 	if now := getPod(t, n, "e2e-drain", pod.Name); now.UID != pod.UID || node.NotReady(now) != "" {
 		t.Errorf("the pod that the budget guards is not the same or not ready: %s", node.NotReady(now))

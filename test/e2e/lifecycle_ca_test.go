@@ -28,7 +28,7 @@ import (
 )
 
 // The mesh moves from istiod's own authority to the user's, and from one of its intermediate authorities to the next,
-// under STRICT mutual TLS and without a failed request. The node is the test's own: what all proxies trust changes.
+// under STRICT mutual TLS and without a failed request. The test has its own node, because the roots of all proxies change.
 func TestUserCA(t *testing.T) {
 	ownNodes(t, 1)
 	n := node.ForTest(t, node.Options{Args: []string{"--mesh-profile", "minimal"}})
@@ -180,7 +180,7 @@ func (s *scenario) plugIn(signer *meshAuthority, roots []byte) {
 	s.Apply(s.t, s.Kubectl(s.t, "create", "secret", "generic", "cacerts", "-n", "istio-system", "--from-file="+dir, "--dry-run=client", "-o", "yaml"))
 }
 
-// lookAgain makes the kubelet look at pods now, and bring them what has changed in their volumes. By itself it does once a
+// lookAgain makes the kubelet sync pods now, which updates their volumes. By default it does so once a
 // minute.
 func lookAgain(t *testing.T, n *node.Node, namespace, selector string) {
 	t.Helper()

@@ -99,7 +99,7 @@ func testAnalyze(t *testing.T, n *node.Node) {
 		`Error [IST0101] (VirtualService ` + appNamespace + `/e2e-mistake) Referenced host not found: "nobody"`,
 	} {
 		if code == 0 || !strings.Contains(said, want) {
-			t.Errorf("istioctl analyze, exit code %d, does not say %q: %s", code, want, said)
+			t.Errorf("istioctl analyze, exit code %d, does not print %q: %s", code, want, said)
 		}
 	}
 }
@@ -122,7 +122,7 @@ func testDashboard(t *testing.T, n *node.Node) {
 	line, err := said.ReadString('\n')
 	port, ok := strings.CutPrefix(strings.TrimSpace(line), "http://localhost:")
 	if err != nil || !ok {
-		t.Fatalf("istioctl dashboard envoy says %q (%v)", line, err)
+		t.Fatalf("istioctl dashboard envoy prints %q (%v)", line, err)
 	}
 	url := "http://127.0.0.1:" + port // the client resolves no names
 	go func() { _, _ = io.Copy(io.Discard, said) }()

@@ -16,7 +16,7 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// An older release of the mesh, its Istio and its Envoy, is replaced by the one that ships as Istio says: a second
+// An older release of the mesh, with its Istio and its Envoy, is replaced by the one that ships in the way that Istio documents: a second
 // revision, a tag that moves, pods that start again, and the first revision uninstalled. No request fails.
 func TestUpgrade(t *testing.T) {
 	ownNodes(t, 1)
@@ -166,7 +166,7 @@ func (s *scenario) release(deployment string) release {
 	}
 	found := envoyVersion.FindStringSubmatch(info.Version)
 	if found == nil || info.Node.Metadata.Version == "" {
-		s.t.Fatalf("the Envoy of %s says %s", deployment, out)
+		s.t.Fatalf("the Envoy of %s returns %s", deployment, out)
 	}
 	return release{info.Node.Metadata.Version, found[1]}
 }

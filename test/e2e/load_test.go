@@ -24,7 +24,7 @@ import (
 const (
 	// loadWorkers is how many requests are under way at once. The example's circuit breaker lets 100 pass.
 	loadWorkers = 24
-	// loadRate leaves the machine enough to start pods beside the load.
+	// loadRate leaves the machine enough time to start pods during the load.
 	loadRate = 150
 )
 
@@ -72,7 +72,7 @@ func (l *load) wait(count int64) {
 	})
 }
 
-// route is one of the app's routes, with a request to it and what its answer says.
+// route is one of the app's routes, with a request to it and a part of the response.
 func route(number int64) (method, path, body, want string) {
 	query := fmt.Sprintf("?number=%d", number)
 	switch number % 10 {

@@ -29,7 +29,7 @@ spec:
     ports: [{containerPort: 8080, hostPort: 8088}]
 `
 
-// usersMachine is a node that other programs and people change while the server runs.
+// usersMachine is a node that other programs and users change while the server runs.
 type usersMachine struct {
 	*node.Node
 	nft     string
@@ -37,7 +37,7 @@ type usersMachine struct {
 	names   string // the file with the name servers
 }
 
-// One node for all of it, started by a shell with the umask of a hardened host.
+// One node for all subtests, started by a shell with the umask of a hardened host.
 func TestMachineChanges(t *testing.T) {
 	ownNodes(t, 1)
 	names := filepath.Join(t.TempDir(), "resolv.conf")
@@ -48,7 +48,7 @@ func TestMachineChanges(t *testing.T) {
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	// CoreDNS is no root's: under the shell's umask it would not find its own program.
+	// CoreDNS does not run as root: with the shell's umask it would not find its own program.
 	n.WaitReady(t, 4*time.Minute)
 	importEcho(t, n)
 	n.Apply(t, machinePod)
@@ -106,7 +106,7 @@ func (m *usersMachine) do(t *testing.T, name string, args ...string) {
 	}
 }
 
-// says waits until `polymesh status` says something and ends with this code.
+// says waits until `polymesh status` prints this and ends with this code.
 func (m *usersMachine) says(t *testing.T, code int, text string) {
 	t.Helper()
 	m.Eventually(t, time.Minute, func() (bool, string) {
@@ -125,7 +125,7 @@ func (m *usersMachine) testFlush(t *testing.T) {
 	m.says(t, 0, "put back what another program had removed: the rules of service addresses")
 	log, err := os.ReadFile(m.Log())
 	if err != nil || !strings.Contains(string(log), "another program has removed a part of the node's network") {
-		t.Errorf("the log does not say it (%v)", err)
+		t.Errorf("the log does not contain it (%v)", err)
 	}
 }
 
@@ -174,7 +174,7 @@ func (m *usersMachine) testNameserver(t *testing.T) {
 	m.WaitRollout(t, "kube-system", "deployment/coredns")
 	m.WaitReady(t, time.Minute)
 	if out, _ := m.Status(t); strings.Contains(out, "no name server") {
-		t.Errorf("polymesh status still says that there is none:\n%s", out)
+		t.Errorf("polymesh status still reports that there is none:\n%s", out)
 	}
 }
 
@@ -192,7 +192,7 @@ func (m *usersMachine) testListeners(t *testing.T) {
 			}
 		}
 	}
-	// kube-proxy's metrics, and with them those of all components, for whoever asks.
+	// kube-proxy's metrics, and with them those of all components, without authentication.
 	if c, err := m.Dial(t.Context(), "tcp", "127.0.0.1:10249"); err == nil {
 		c.Close()
 		t.Error("a server listens on 127.0.0.1:10249")

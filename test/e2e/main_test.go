@@ -30,6 +30,8 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
+var prepare = flag.Bool("prepare", false, "run no tests, only prepare the data dir from which nodes start")
+
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if os.Getenv(lanes.PlanEnv) != "" {
@@ -38,6 +40,13 @@ func TestMain(m *testing.M) {
 	if err := node.Guard(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		os.Exit(1)
+	}
+	if *prepare {
+		if err := node.Prepare(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: prepare the data dir of nodes:", err)
+			os.Exit(1)
+		}
+		return
 	}
 	code := runTests(m)
 	if err := shared.finish(code == 0); err != nil {
@@ -70,8 +79,8 @@ func runTests(m *testing.M) (code int) {
 	}
 }
 
-// ownNodes declares that a test creates this number of nodes, or none, and can run in parallel with others. It must be the test's
-// first statement.
+// ownNodes declares that a test runs this number of its own nodes at a time, or none, and can run in parallel with others. It must be
+// the test's first statement.
 func ownNodes(t *testing.T, count int) {
 	t.Helper()
 	declare(t, lanes.Test{Nodes: count})

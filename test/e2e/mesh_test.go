@@ -31,7 +31,7 @@ type echoReply struct {
 func parseReply(text string) (echoReply, error) {
 	var r echoReply
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
-		return r, fmt.Errorf("the answer is no reply of echo: %w: %q", err, text)
+		return r, fmt.Errorf("the response is not from echo: %w: %q", err, text)
 	}
 	return r, nil
 }
@@ -176,7 +176,7 @@ func TestStrict(t *testing.T) {
 		wantIdentities(t, r, serverID, gatewayID)
 	})
 	t.Run("plain text is refused", func(t *testing.T) {
-		// The caller's own network is well: it reaches a server outside the mesh.
+		// The caller's own network works: it reaches a server outside the mesh.
 		if out, err := fromPod(n, "e2e-plain", "get", "http://server.e2e-plain:8080/"); err != nil {
 			t.Fatalf("a call without any sidecar: %v: %s", err, out)
 		}

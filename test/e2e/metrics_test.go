@@ -166,7 +166,7 @@ func TestMetrics(t *testing.T) {
 			for _, p := range problems {
 				// Istio's own name, and agent metrics are Istio's own altogether.
 				if p.Metric != "istio_request_duration_milliseconds" && !strings.HasPrefix(p.Metric, "istio_agent_") && p.Metric != "istio_build" {
-					t.Errorf("promtool says of port %d: %s: %s", port, p.Metric, p.Text)
+					t.Errorf("promtool reports for port %d: %s: %s", port, p.Metric, p.Text)
 				}
 			}
 		}

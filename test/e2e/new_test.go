@@ -59,7 +59,7 @@ func TestNewProject(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The caches are beside the storage, and go with it.
+	// The caches are next to the storage, and are removed with it.
 	temp := filepath.Join(top, ".build", "polyglot", "tmp")
 	if err := os.MkdirAll(temp, 0o755); err != nil {
 		t.Fatal(err)

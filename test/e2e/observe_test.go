@@ -81,7 +81,7 @@ func (s *scenario) traced(path string, b3 bool, flags ...string) (echoReply, []s
 	return answer, spans
 }
 
-// wantOneTrace compares the spans of a request with what Istio's documentation says about them, and with what the apps saw.
+// wantOneTrace compares the spans of a request with Istio's documentation, and with what the apps received.
 func (s *scenario) wantOneTrace(front echoReply, spans []span) {
 	t := s.t
 	t.Helper()
@@ -145,9 +145,9 @@ func (s *scenario) wantOneTrace(front echoReply, spans []span) {
 				t.Errorf("span %d has a tag %s=%q that Istio's have not", i, name, got.Tags[name])
 			}
 		}
-		// The app is told which span called it.
+		// The app receives the span that called it.
 		if id, parent := seen.traceContext(b3); want.kind == "server" && (id != got.Trace || parent != got.ID) {
-			t.Errorf("%s was told trace %s and span %s, Jaeger has %s and %s", want.host, id, parent, got.Trace, got.ID)
+			t.Errorf("%s received trace %s and span %s, Jaeger has %s and %s", want.host, id, parent, got.Trace, got.ID)
 		}
 	}
 	if b3 && (front.header("x-b3-sampled") != "1" || back.header("x-b3-parentspanid") == "") {
@@ -158,7 +158,7 @@ func (s *scenario) wantOneTrace(front echoReply, spans []span) {
 // testSampling counts what Telemetry's randomSamplingPercentage lets through, and lets the caller decide instead.
 func testSampling(t *testing.T, s *scenario) {
 	const calls = 200
-	// counted sends many calls. It returns of how many the servers were told that they are traced, and checks that just
+	// counted sends many calls. It returns how many of them were marked as traced at the servers, and checks that just
 	// these reach Jaeger.
 	counted := func(s *scenario, percentage string) int {
 		var seen struct{ Traced int }
@@ -185,7 +185,7 @@ func testSampling(t *testing.T, s *scenario) {
 		})
 		return seen.Traced
 	}
-	// told waits until a call with these headers is told to the server as traced, or not.
+	// told waits until a call with these headers arrives at the server as traced, or not.
 	told := func(s *scenario, traced bool, flags ...string) {
 		want := map[bool]string{true: "-01", false: "-00"}[traced]
 		s.Eventually(s.t, time.Minute, func() (bool, string) {
@@ -220,7 +220,7 @@ func testSampling(t *testing.T, s *scenario) {
 			return err == nil && len(found) == 4, fmt.Sprintf("Jaeger has %+v %v", found, err)
 		})
 		if len(spans) != 4 || spans[0].Trace != id || spans[0].Parent != "00f067aa0ba902b7" {
-			t.Errorf("the trace that has begun does not go on: %+v", spans)
+			t.Errorf("the trace that has begun is not continued: %+v", spans)
 		}
 		if n := counted(s, "0"); n != 0 {
 			t.Errorf("%d of %d requests are traced", n, calls)
@@ -268,7 +268,7 @@ func testTags(t *testing.T, s *scenario) {
 				}
 			}
 			for name := range span.Tags {
-				// A client's proxy is not told who called it, and a server's not which server it is.
+				// A client's proxy does not know its caller, and a server's not its own server.
 				if _, ok := want[i][name]; !ok && (strings.HasPrefix(name, "istio.source_") || strings.HasPrefix(name, "istio.destination_")) {
 					return false, fmt.Sprintf("span %d has a tag %s=%q", i, name, span.Tags[name])
 				}
@@ -296,7 +296,7 @@ func TestAccessLogs(t *testing.T) {
 	for _, path := range []string{"/plain", "/routed", "/nowhere"} {
 		host := map[bool]string{true: "server", false: "empty"}[path == "/plain"]
 		s.Eventually(t, time.Minute, func() (bool, string) {
-			// The answer is an error where nothing is behind the name; the log says which one.
+			// The response is an error if the name has no endpoint; the log contains which one.
 			out, err := s.call("client", "get", "http://"+host+":8080"+path)
 			lines := s.logged("client", path)
 			return len(lines) > 0 && (host == "empty" || err == nil), fmt.Sprintf("%s %v, logged: %q", out, err, lines)
@@ -583,7 +583,7 @@ func ordered(spans []span) []span {
 // header returns a header that the app has seen.
 func (r echoReply) header(name string) string { return http.Header(r.Headers).Get(name) }
 
-// traceContext is the trace and the span of which the app was told, by B3's headers or by W3C's.
+// traceContext is the trace and the span that the app received, in B3's headers or in W3C's.
 func (r echoReply) traceContext(b3 bool) (trace, span string) {
 	if b3 {
 		return r.header("x-b3-traceid"), r.header("x-b3-spanid")

@@ -12,8 +12,8 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// An image that no registry has cannot come back: the kubelet's garbage collection, which goes by what CRI says, must leave
-// it. And a shipped image that is missing is not fetched from whoever has the domain in its name.
+// An image that no registry has could not be pulled again: the kubelet's garbage collection, which uses CRI's data, must keep
+// it. And a missing shipped image is not pulled from the owner of the domain in its name.
 func TestImagesThatNoRegistryHasStay(t *testing.T) {
 	n := app(t)
 	importEcho(t, n)

@@ -26,7 +26,7 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// polyglotHost is what the gateway calls the app beside the guide's own, which has api.example.com.
+// polyglotHost is the app's host at the gateway; the guide's app has api.example.com.
 const polyglotHost = "five.example.com"
 
 // chainOrder is who calls whom, and on which port each listens.
@@ -143,7 +143,7 @@ func deployFive(t *testing.T, n *node.Node, dir string, env []string) deploy.Res
 }
 
 // exampleImages builds all images of examples/polyglot, or those that they are made of (bases). It returns the environment
-// that tells buildah where they are.
+// in which buildah finds them.
 func exampleImages(t *testing.T, which string) []string {
 	t.Helper()
 	top, err := node.Top()
@@ -163,7 +163,7 @@ func (p *polyglot) ask(method, path, body string) (int, string, error) {
 	return ask(p.HTTP(false), p.Node, method, polyglotHost, path, []byte(body))
 }
 
-// chain sends a request through all five, and returns the trace that all of them were told; it may be empty.
+// chain sends a request through all five, and returns the trace that all of them received; it may be empty.
 func (p *polyglot) chain() (trace, said string, err error) {
 	status, text, err := p.ask(http.MethodGet, "/api/v1/chain", "")
 	if err != nil || status != http.StatusOK {

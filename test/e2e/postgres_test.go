@@ -66,7 +66,7 @@ func startPostgres(t *testing.T, n *node.Node, ca *authority, names ...string) *
 			d.stop(t)
 		}
 		if t.Failed() {
-			t.Logf("PostgreSQL says:\n%s", d.said(t))
+			t.Logf("PostgreSQL logs:\n%s", d.said(t))
 		}
 		if err := d.log.Close(); err != nil {
 			t.Error(err)
@@ -93,7 +93,7 @@ func (d *database) start(t *testing.T) {
 	}
 }
 
-// stop ends the server. SIGINT is its "fast shutdown": whoever is connected is cut off.
+// stop ends the server. SIGINT is its "fast shutdown": clients are disconnected.
 func (d *database) stop(t *testing.T) {
 	t.Helper()
 	d.signal(t, syscall.SIGINT)

@@ -54,14 +54,14 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// powerCuts is one machine and what its disk was at each cut.
+// powerCuts is one machine, with its disk as it was at each cut.
 type powerCuts struct {
 	*testing.T
 	random  *rand.Rand
 	n       *node.Node
 	disk    *node.Disk
 	outages []outage
-	// images and kept are what was there, and acknowledged, at the last look; shipped are the images of every node.
+	// images and kept are what existed, and was acknowledged, at the last check; shipped are the images of every node.
 	images, shipped programSizes
 	kept            outage
 }
@@ -70,7 +70,7 @@ type powerCuts struct {
 type outage struct {
 	what string
 	disk *node.Disk
-	// images are the sizes of files in layers that containerd said are there.
+	// images are the sizes of files in layers that containerd has recorded.
 	images programSizes
 	ledger map[string]entry
 	// touched are objects with a write under way while the disk was copied.
@@ -120,7 +120,7 @@ func (p *powerCuts) firstStart() {
 	}
 	p.pause(8 * time.Second)
 	p.cut(outage{what: "early in the first start"})
-	// The moment at which programs in images were short: all is noted as there.
+	// The moment at which programs in images were truncated: everything is recorded as complete.
 	p.n.Eventually(p, 3*time.Minute, func() (bool, string) {
 		report, err := p.n.Report(p.Context())
 		if err != nil {
@@ -147,7 +147,7 @@ type entry struct {
 	there   bool
 }
 
-// ledger is what writers have been told.
+// ledger is what was acknowledged to writers.
 type ledger struct {
 	mu      sync.Mutex
 	entries map[string]entry
@@ -314,9 +314,9 @@ func (p *powerCuts) upgrade() {
 	p.n.WaitReady(p, 3*time.Minute)
 }
 
-// boot starts a server on the disk after a cut, and looks whether all is there.
+// boot starts a server on the disk after a cut, and checks that everything exists.
 func (p *powerCuts) boot(t *testing.T, o outage) {
-	// Before a server can repair anything: what was said to be there is there.
+	// Before a server can repair anything: everything recorded exists.
 	// It has the address of the machine that was cut: the first of a cluster always has the same one.
 	n := node.ForTest(t, node.Options{Args: powerCutArgs, Disk: o.disk})
 	o.images.want(t, layerFiles(t, n))
@@ -326,7 +326,7 @@ func (p *powerCuts) boot(t *testing.T, o outage) {
 	begin := time.Now()
 	n.WaitReady(t, 4*time.Minute)
 	t.Logf("every component was ready after %s", time.Since(begin).Round(100*time.Millisecond))
-	// Components are ready with the images that they need; all of them have to be whole.
+	// Components are ready with the images that they need; all of them must be intact.
 	shipped := maps.Clone(p.shipped)
 	maps.Copy(shipped, o.images)
 	shipped.want(t, layerFiles(t, n))
@@ -338,7 +338,7 @@ func (p *powerCuts) boot(t *testing.T, o outage) {
 	}
 }
 
-// check compares what is there with the ledger.
+// check compares the objects with the ledger.
 func (o outage) check(t *testing.T, client corev1client.ConfigMapInterface) {
 	t.Helper()
 	list, err := client.List(t.Context(), metav1.ListOptions{LabelSelector: "app=journal"})
@@ -372,7 +372,7 @@ func (o outage) check(t *testing.T, client corev1client.ConfigMapInterface) {
 	if lost > 0 {
 		t.Fatalf("%d of %d acknowledged objects are not as they were", lost, len(o.ledger))
 	}
-	// A number that was given out is not given out again.
+	// A number is not used again.
 	const after = "after-the-cut"
 	if err := client.Delete(t.Context(), after, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		t.Fatal(err)
@@ -382,7 +382,7 @@ func (o outage) check(t *testing.T, client corev1client.ConfigMapInterface) {
 		t.Fatal(err)
 	}
 	if got, err := objectOf(m); err != nil || got.version <= o.revision {
-		t.Errorf("a new object has resourceVersion %d (%v); %d was given out before the cut", got.version, err, o.revision)
+		t.Errorf("a new object has resourceVersion %d (%v); %d was used before the cut", got.version, err, o.revision)
 	}
 	t.Logf("%d acknowledged objects are as they were", len(o.ledger))
 }
@@ -397,7 +397,7 @@ func (e entry) brief() string {
 // programSizes are the sizes that large files of this name have, over all layers of images.
 type programSizes map[string][]int64
 
-// largeFile is from where on a file in a layer is looked at, in bytes: programs, not what a container writes.
+// largeFile is the minimum size of a file in a layer that is checked, in bytes: programs, not what a container writes.
 const largeFile = 1 << 20
 
 // layerFiles checks the layers of a node's images on its disk.
@@ -423,7 +423,7 @@ func layerFiles(t testing.TB, n *node.Node) programSizes {
 			}
 			return err
 		})
-		// A layer that is being made, or a container that ends, may go meanwhile.
+		// A layer that is being created, or a container that ends, may disappear meanwhile.
 		if err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
 		}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds what the end-to-end tests use beside the shipped file: their images, the older Istio that an upgrade starts from,
-# Java programs, the program that writes a vulnerability database. It happens before any node runs, because a compiler
-# beside a kubelet under test makes both late.
+# Builds what the end-to-end tests use in addition to the shipped file: their images, the older Istio that an upgrade starts from,
+# Java programs, the program that writes a vulnerability database. This is done before any node runs, because a compiler that
+# runs at the same time would make the kubelet slow.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 )
 
-// TestRegistries does what docs/operate/registries.md says: a registry without TLS, with a login, and a mirror. Each pod says
+// TestRegistries follows docs/operate/registries.md: a registry without TLS, with a login, and a mirror. Each pod sets
 // imagePullPolicy: Always, so nothing but the registry can have its image.
 func TestRegistries(t *testing.T) {
 	n := app(t)

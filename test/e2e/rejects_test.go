@@ -111,7 +111,7 @@ func noRejectsByPlane(n *node.Node, name, address string) error {
 	return nil
 }
 
-// The last look at the shared node would tell.
+// The last check of the shared node would show it.
 func TestRejectsAreSeen(t *testing.T) {
 	ownNodes(t, 0)
 	for stats, want := range map[string]string{

@@ -26,7 +26,7 @@ import (
 // machine is everything that a server could leave behind, by kind, as lines.
 type machine map[string][]string
 
-// look takes a machine down. What belongs to other nodes is left out, because tests may run beside each other.
+// look takes a machine down. Other nodes are omitted, because tests may run in parallel.
 func look(t *testing.T, n *node.Node, nft string) machine {
 	t.Helper()
 	m := machine{
@@ -81,10 +81,10 @@ func marks(n *node.Node) []string {
 	return []string{n.Name, filepath.Base(n.Layout().Run())}
 }
 
-// anyMark also knows the folders of a data dir that is no test's.
+// anyMark also matches the folders of a data dir that is not a test's.
 var anyMark = regexp.MustCompile(`pm-e2e-[0-9a-f]{6}|polymesh-[0-9a-f]{8}|/agent/(kubelet|pods-log|containerd)/`)
 
-// sharedFolders are at fixed places, the same for all nodes of a machine; whoever is the last removes them.
+// sharedFolders have fixed paths, the same for all nodes of a machine; the last one removes them.
 var sharedFolders = regexp.MustCompile(`^(/var/lib/kubelet(/device-plugins.*)?|/var/lib/cni(/results)?|/var/log/containers)$`)
 
 // isAlone reports whether no other server has run on this machine since its last start.
@@ -280,7 +280,7 @@ func resetLeavesNothing(t *testing.T, n *node.Node, nft string, before machine) 
 			t.Fatalf("%s: %v", what, err)
 		}
 		if left := before.differences(look(t, n, nft)); left != "" {
-			t.Errorf("after %s, which said\n%s\nthe machine differs from what it was:\n%s", what, out, left)
+			t.Errorf("after %s, which printed\n%s\nthe machine differs from what it was:\n%s", what, out, left)
 		}
 	}
 }
@@ -322,7 +322,7 @@ spec:
 func TestReset(t *testing.T) {
 	ownNodes(t, 1)
 	temporary := t.TempDir()
-	n := node.ForTest(t, node.Options{Args: []string{"--disable", "istio,metrics-server"}, Env: []string{"TMPDIR=" + temporary}})
+	n := node.ForTest(t, node.Options{FirstStart: true, Args: []string{"--disable", "istio,metrics-server"}, Env: []string{"TMPDIR=" + temporary}})
 	nft := shippedNFT(t)
 	plantForeign(t, n, nft)
 	before := look(t, n, nft)
@@ -335,7 +335,7 @@ func TestReset(t *testing.T) {
 	n.Kubectl(t, "wait", "--for=condition=Ready", "pod/volumes", "-n", "e2e-reset", "--timeout=120s")
 	n.Eventually(t, time.Minute, func() (bool, string) { return echoes(n, 8088) })
 
-	// No one is there to answer, or someone says no.
+	// No one can confirm, or someone declines.
 	for _, input := range []string{"", "\n", "n\n"} {
 		cmd := n.PolymeshCommand(t.Context(), "reset", "--kubeconfig", n.Kubeconfig())
 		cmd.Stdin = strings.NewReader(input)
@@ -355,7 +355,7 @@ func TestReset(t *testing.T) {
 	none := filepath.Join(n.Dir, "typing-error")
 	stdout, _ := outputs(t, n.PolymeshCommand(t.Context(), "reset", "--yes", "--data-dir", none, "--kubeconfig", n.Kubeconfig()), 0)
 	if stdout != none+" does not exist: nothing was removed\n" {
-		t.Errorf("reset of a data dir that does not exist says %q", stdout)
+		t.Errorf("reset of a data dir that does not exist prints %q", stdout)
 	}
 	if ok, what := echoes(n, 8088); !ok {
 		t.Errorf("after a reset that was declined: %s", what)

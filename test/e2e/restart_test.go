@@ -248,7 +248,7 @@ func pids(t *testing.T) (found []int) {
 	return found
 }
 
-// Pods keep running while the server is down and after it is back; what died meanwhile is started again.
+// Pods keep running while the server is down and after it is back; containers that have ended meanwhile are started again.
 func TestRestart(t *testing.T) {
 	ownNodes(t, 1)
 	config := filepath.Join(t.TempDir(), "config.yaml")
@@ -320,7 +320,7 @@ func wantLog(t *testing.T, n *node.Node, text string) {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(log), text) {
-		t.Errorf("the server's log does not say %q", text)
+		t.Errorf("the server's log does not contain %q", text)
 	}
 }
 
@@ -341,7 +341,7 @@ var (
 	jwt = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.`)
 )
 
-// secretsAreKept checks what the server wrote: keys are for root alone, and no log holds one, nor a token.
+// secretsAreKept checks what the server wrote: only root can read keys, and no log contains one, nor a token.
 func secretsAreKept(t *testing.T, n *node.Node) {
 	t.Helper()
 	keys := 0
@@ -371,7 +371,7 @@ func secretsAreKept(t *testing.T, n *node.Node) {
 		if strings.HasSuffix(path, ".key") || privateKey.Match(text) {
 			keys++
 			if info.Mode().Perm() != 0o600 {
-				t.Errorf("%s holds a private key and has the mode %o", path, info.Mode().Perm())
+				t.Errorf("%s contains a private key and has the mode %o", path, info.Mode().Perm())
 			}
 		}
 		return nil
@@ -380,14 +380,14 @@ func secretsAreKept(t *testing.T, n *node.Node) {
 		t.Fatal(err)
 	}
 	if keys < 10 {
-		t.Errorf("only %d private keys were found in %s: this test looks at the wrong place", keys, n.DataDir())
+		t.Errorf("only %d private keys were found in %s: this test searches the wrong folder", keys, n.DataDir())
 	}
 	info, err := os.Stat(n.Layout().Server("db"))
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the datastore's folder: %v %v, want mode 700", info, err)
 	}
 
-	// A token, to see that the pattern knows one.
+	// A token, to check that the pattern matches one.
 	if token := n.Kubectl(t, "create", "token", "default", "-n", "e2e-restart"); !jwt.MatchString(token) {
 		t.Error("the pattern does not match a service-account token")
 	}
@@ -400,7 +400,7 @@ func secretsAreKept(t *testing.T, n *node.Node) {
 		for _, secret := range []*regexp.Regexp{privateKey, jwt} {
 			if at := secret.FindIndex(text); at != nil {
 				line := 1 + strings.Count(string(text[:at[0]]), "\n")
-				t.Errorf("%s holds a secret in line %d", path, line) // which is not repeated here
+				t.Errorf("%s contains a secret in line %d", path, line) // which is not repeated here
 			}
 		}
 	}

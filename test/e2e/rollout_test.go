@@ -104,7 +104,7 @@ func example(t *testing.T) string {
 }
 
 // meshWithoutRetries is for the retries that are Istio's default: from FastAPI to the Go service, and from each sidecar to
-// its app. No API has a switch for the latter ones; here they wait for status codes of which there is no list.
+// its app. No API can disable the latter ones; here they only retry status codes that do not occur.
 const meshWithoutRetries = `
 apiVersion: networking.istio.io/v1
 kind: VirtualService

@@ -10,9 +10,9 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// scenario is a folder of test/e2e/scenarios: manifests that a reader can apply by hand, and a README that says what
-// they show. The test that names the folder asserts it. Everything of a scenario is in separate namespaces, the first
-// one called like the folder, and goes when the test ends.
+// scenario is a folder of test/e2e/scenarios: manifests that a reader can apply by hand, and a README that explains what
+// they show. The test that uses the folder asserts it. Everything of a scenario is in separate namespaces, the first
+// one named like the folder, and is removed when the test ends.
 type scenario struct {
 	*node.Node
 	t    *testing.T
@@ -29,7 +29,7 @@ func newScenario(t *testing.T, name string) *scenario {
 	return newScenarioOn(t, app(t), name)
 }
 
-// newScenarioOn is newScenario on a node of the test's own.
+// newScenarioOn is newScenario on the test's own node.
 func newScenarioOn(t *testing.T, n *node.Node, name string) *scenario {
 	t.Helper()
 	s := &scenario{Node: n, t: t, name: name, dir: filepath.Join("scenarios", name)}
@@ -42,7 +42,7 @@ func newScenarioOn(t *testing.T, n *node.Node, name string) *scenario {
 	return s
 }
 
-// apply applies files of the scenario and takes them back at the test's end.
+// apply applies files of the scenario and deletes them at the test's end.
 func (s *scenario) apply(files ...string) {
 	s.t.Helper()
 	for _, file := range files {
@@ -53,7 +53,7 @@ func (s *scenario) apply(files ...string) {
 	}
 }
 
-// applyHere applies files that name no namespace, in the scenario's own.
+// applyHere applies files without a namespace in the scenario's own.
 func (s *scenario) applyHere(files ...string) {
 	s.t.Helper()
 	for _, file := range files {
@@ -62,7 +62,7 @@ func (s *scenario) applyHere(files ...string) {
 	}
 }
 
-// delete takes a file's objects away and waits until they are gone.
+// delete deletes a file's objects and waits until they are gone.
 func (s *scenario) delete(file string, flags ...string) {
 	s.t.Helper()
 	s.ExplainNow(s.t)
@@ -77,7 +77,7 @@ func (s *scenario) call(from string, args ...string) (string, error) {
 	return s.KubectlErr(append([]string{"exec", "-n", s.name, "deployment/" + from, "-c", "echo", "--", "/echo"}, args...)...)
 }
 
-// in is the scenario in a part of the test: what it applies goes when that part ends.
+// in is the scenario in a subtest: what it applies is deleted when the subtest ends.
 func (s *scenario) in(t *testing.T) *scenario {
 	part := *s
 	part.t = t

@@ -47,7 +47,7 @@ spec:
 // A machine with a cluster is lost. One file and one command bring the cluster to an empty machine with another name: the workload runs
 // there, and encrypted Secrets can be read.
 func TestSnapshot(t *testing.T) {
-	ownNodes(t, 2)
+	ownNodes(t, 1) // the second one starts after the first one has lost its power
 	args := []string{"--disable", "istio,metrics-server", "--secrets-encryption"}
 	c := node.ClusterForTest(t)
 	lost := c.AddForTest(t, node.Options{Args: args})

@@ -28,7 +28,7 @@ import (
 // The example examples/spring-cloud.
 const (
 	shopNamespace = "shop"
-	// bridgeNamespace is where a bridge puts what it makes, unless told otherwise.
+	// bridgeNamespace is the default namespace of a bridge.
 	bridgeNamespace = "polymesh-bridge"
 	// The old machine's programs say this as who has answered, and the pod that.
 	oldPlace, newPlace = "the old machine", "the mesh"
@@ -181,7 +181,7 @@ func (s *springCloud) run(name string, cmd *exec.Cmd) {
 
 func (s *springCloud) log(name string) string { return filepath.Join(s.Dir, name+".log") }
 
-// stop ends a program if it runs, and waits until it has. What it returns is how it ended: Java says 143 on SIGTERM.
+// stop ends a program if it runs, and waits for that. It returns how it ended: Java exits with 143 on SIGTERM.
 func (s *springCloud) stop(name string, signal os.Signal) error {
 	s.t.Helper()
 	cmd := s.programs[name]
@@ -342,7 +342,7 @@ func (s *springCloud) status(namespace string) (bridge.Report, int) {
 	return reports[0], code
 }
 
-// wantStatus waits for the bridge's exit code, and for what it says of a problem.
+// wantStatus waits for the bridge's exit code, and for its report of a problem.
 func (s *springCloud) wantStatus(code int, problem string) bridge.Report {
 	s.t.Helper()
 	var last bridge.Report
@@ -431,7 +431,7 @@ func (s *springCloud) calledFromMesh() {
 	})
 }
 
-// registered is what Eureka says of a service: the status of each instance.
+// registered is what Eureka returns for a service: the status of each instance.
 func (s *springCloud) registered(service string) map[string]string {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 20*time.Second)
@@ -461,7 +461,7 @@ func (s *springCloud) registered(service string) map[string]string {
 	return found
 }
 
-// wantRegistered waits until Eureka says just this of the inventory.
+// wantRegistered waits until Eureka returns exactly this for the inventory.
 func (s *springCloud) wantRegistered(want map[string]string) {
 	s.t.Helper()
 	s.Eventually(s.t, 2*time.Minute, func() (bool, string) {
@@ -532,7 +532,7 @@ func (s *springCloud) plainDNS() {
 	ask("stock.dns.internal")
 	ask("direct.dns.internal")
 
-	// A name server that is away takes nothing from the mesh; one that says a name is gone does.
+	// If a name server does not respond, nothing is removed from the mesh; if it reports that a name does not exist, it is.
 	report := func() bridge.Report {
 		out, _, _ := s.Polymesh(s.t, "bridge", "status", "-n", shopNamespace, "-o", "json")
 		var reports []bridge.Report
@@ -658,7 +658,7 @@ func (s *springCloud) switchedOff() {
 	s.wantStatus(0, "")
 }
 
-// killed: an instance that says nothing any more goes, and with the last one its service.
+// killed: an instance that no longer responds is removed, and with the last one its service.
 func (s *springCloud) killed() {
 	_ = s.stop("gateway", syscall.SIGKILL)
 	s.wantWorkloads("order-service")

@@ -138,7 +138,7 @@ func TestSupplyChain(t *testing.T) {
 
 	s.throughRegistry()
 
-	// Without keys there is no policy, and nothing of it is left.
+	// Without keys there is no policy, and none of its objects is left.
 	settings("")
 	if err := n.Stop(t.Context()); err != nil {
 		t.Fatal(err)
@@ -163,7 +163,7 @@ func (s *supplyChain) throughRegistry() {
 	go func() { _ = server.Serve(listener) }()
 	s.t.Cleanup(func() { server.Close() })
 	host := listener.Addr().String()
-	// It speaks plain HTTP, which buildah has to be told.
+	// It uses plain HTTP, which buildah needs a flag for.
 	conf := s.key("registries.conf")
 	if err := os.WriteFile(conf, fmt.Appendf(nil, "[[registry]]\nlocation = %q\ninsecure = true\n", host), 0o600); err != nil {
 		s.t.Fatal(err)
@@ -222,7 +222,7 @@ func (s *supplyChain) buildGreeter() {
 	}
 }
 
-// published is a database file with the checksum that is published beside it.
+// published is a database file with the checksum that is published with it.
 type published struct{ file, checksum string }
 
 // database makes one of the scenario's advisories.

@@ -15,7 +15,7 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// The guide's K3s server has this taint, which on a lone server leaves no room for Istio. And an Istio that the user
+// The guide's K3s server has this taint, with which Istio cannot be scheduled on a single server. And an Istio that the user
 // has removed stays removed.
 func TestTaintWithoutRoomForIstio(t *testing.T) {
 	ownNodes(t, 1)
@@ -23,7 +23,7 @@ func TestTaintWithoutRoomForIstio(t *testing.T) {
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	// All the rest comes up; only Istio waits, and says for what.
+	// Everything else becomes ready; only Istio waits, and reports for what.
 	n.Eventually(t, 3*time.Minute, func() (bool, string) {
 		report, err := n.Report(t.Context())
 		if err != nil {
@@ -51,7 +51,7 @@ func TestTaintWithoutRoomForIstio(t *testing.T) {
 		}
 	}
 	if !strings.Contains(said, "CriticalAddonsOnly") && !strings.Contains(said, "untolerated taint") {
-		t.Errorf("polymesh status does not say why Istio has no room:\n%s", out)
+		t.Errorf("polymesh status does not show why Istio cannot be scheduled:\n%s", out)
 	}
 	jsonOut, _, code := n.Polymesh(t, "status", "-o", "json")
 	var report struct{ Ready *bool }
@@ -62,7 +62,7 @@ func TestTaintWithoutRoomForIstio(t *testing.T) {
 		t.Errorf("the node has the taints %q", taints)
 	}
 
-	// What the user does to Istio stays: the server's one goes, and another revision comes, with room on this node.
+	// The user's changes of Istio stay: the server's own is removed, and another revision is installed that tolerates the taint.
 	n.Istioctl(t, "uninstall", "--purge", "-y")
 	n.Istioctl(t, "install", "-y", "--set", "profile=minimal", "--set", "revision=canary",
 		"--set", "values.pilot.tolerations[0].key=CriticalAddonsOnly", "--set", "values.pilot.tolerations[0].operator=Exists")

@@ -153,7 +153,7 @@ func newGatewayCertificate(t *testing.T, host string) gatewayCertificate {
 	return c
 }
 
-// One VirtualService decides by path and by header, and says how long a route may take and how often it is tried.
+// One VirtualService routes by path and by header, with timeouts and retries.
 func TestTrafficRoutes(t *testing.T) {
 	s := newScenario(t, "routes")
 	s.apply("routes.yaml")
@@ -173,7 +173,7 @@ func TestTrafficRoutes(t *testing.T) {
 		if err != nil {
 			return response.StatusCode, echoReply{}, err
 		}
-		// What the gateway itself answers is no reply of echo.
+		// The gateway's own response is not from echo.
 		r, _ := parseReply(string(text))
 		return response.StatusCode, r, nil
 	}

@@ -101,7 +101,7 @@ func (s *scenario) podNames() []string {
 	return names
 }
 
-// set says how one pod of the scenario answers from now on: a query for the echo image's /set.
+// set changes the responses of one pod of the scenario: a query for the echo image's /set.
 func (s *scenario) set(pod, query string) {
 	s.t.Helper()
 	if _, err := s.Exec(s.name, pod, "echo", "/echo", "get", "http://127.0.0.1:8080/set?"+query); err != nil {

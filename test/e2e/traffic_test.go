@@ -27,7 +27,7 @@ func (s *scenario) tally(args ...string) (tally, error) {
 	out, err := s.call("client", append([]string{"get"}, args...)...)
 	var seen tally
 	if json.Unmarshal([]byte(out), &seen) != nil {
-		return seen, fmt.Errorf("%q is no tally: %w", out, err)
+		return seen, fmt.Errorf("%q is not a tally: %w", out, err)
 	}
 	return seen, nil
 }
@@ -60,7 +60,7 @@ func (s *scenario) stat(subset, name string) int {
 	_, text, _ := strings.Cut(strings.TrimSpace(out), ": ")
 	value, err := strconv.Atoi(text)
 	if err != nil {
-		s.t.Fatalf("the client's Envoy says %q about %s", out, filter)
+		s.t.Fatalf("the client's Envoy returns %q for %s", out, filter)
 	}
 	return value
 }

@@ -119,7 +119,7 @@ func TestWalk(t *testing.T) {
 	}
 	for _, a := range adapted {
 		if !used[a.command] {
-			t.Errorf("no page says %q any more: take it out of the table", a.command)
+			t.Errorf("no page contains %q any more: remove it from the table", a.command)
 		}
 	}
 	// What the README promises at its end.
@@ -136,7 +136,7 @@ func TestNextOfMakeUp(t *testing.T) {
 	n := app(t)
 	_, next, ok := strings.Cut(shared.output, "\nNext:\n")
 	if !ok {
-		t.Fatalf("make up does not say what is next:\n%s", shared.output)
+		t.Fatalf("make up does not print what is next:\n%s", shared.output)
 	}
 	t.Cleanup(func() {
 		n.Kubectl(t, "set", "image", "deployment/fastapi-service", "fastapi=my-registry/fastapi-service:1.0.0", "-n", appNamespace)

@@ -202,7 +202,7 @@ spec:
 	}
 	const file = "/file?path=/etc/settings/greeting"
 	if text := mustFetch(t, n, http.MethodGet, address, file, ""); text != "hello" {
-		t.Errorf("the file from the ConfigMap says %q, want hello", text)
+		t.Errorf("the file from the ConfigMap contains %q, want hello", text)
 	}
 	// The kubelet checks a pod's volumes about once a minute.
 	n.Apply(t, settings("good day"))
@@ -235,7 +235,7 @@ spec:
 	})
 	events := n.Kubectl(t, "get", "events", "-n", workloadNamespace, "--field-selector", "involvedObject.name=live", "-o", "jsonpath={.items[*].message}")
 	if !strings.Contains(events, "failed liveness probe, will be restarted") {
-		t.Errorf("no event tells of the failed probe: %s", events)
+		t.Errorf("no event reports the failed probe: %s", events)
 	}
 }
 

@@ -23,11 +23,11 @@ import (
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/converge"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 // Options select the add-on, and describe the cluster.
@@ -166,9 +166,9 @@ func (a *Addon) nameservers() []string {
 
 // Start applies the manifests in the background, and again when an object was deleted or changed.
 func (a *Addon) Start(ctx context.Context) error {
-	rest, err := clientcmd.BuildConfigFromFlags("", a.opts.Kubeconfig)
+	rest, err := kubeconfig.Config(a.opts.Kubeconfig)
 	if err != nil {
-		return fmt.Errorf("read kubeconfig %s: %w", a.opts.Kubeconfig, err)
+		return err
 	}
 	rest.QPS, rest.Burst = 50, 100
 	if a.dynamic, err = dynamic.NewForConfig(rest); err != nil {

@@ -29,7 +29,6 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
@@ -38,6 +37,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 // KubernetesVersion is the version that the control plane says it has to machines that join: a test is not stamped with one.
@@ -50,7 +50,7 @@ const KubernetesVersion = "v1.36.3"
 //
 // A process can have only one control plane (see package controlplane), so the tests of a package that share it are subtests, each
 // in its own namespace.
-func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
+func Start(t testing.TB, log *slog.Logger, args ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	free, err := net.Listen("tcp", "127.0.0.1:0")
@@ -126,14 +126,13 @@ func shared(cfg *config.Server, certs certificate.Store, db datastore.Store) *jo
 }
 
 // Client returns a client with a kubeconfig's identity, without rate limit.
-func Client(t testing.TB, kubeconfig string) *kubernetes.Clientset {
+func Client(t testing.TB, file string) *kubernetes.Clientset {
 	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	client, err := kubeconfig.Client(file, func(c *rest.Config) { c.QPS = -1 })
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.QPS = -1
-	return kubernetes.NewForConfigOrDie(config)
+	return client
 }
 
 // Eventually waits until done returns nil, for at most a minute.

@@ -14,12 +14,11 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 // Lease is the name of the Lease, in kube-system.
@@ -74,13 +73,9 @@ func (*Leader) Init(context.Context) error { return nil }
 
 // Start takes part in the election in the background.
 func (l *Leader) Start(ctx context.Context) error {
-	rest, err := clientcmd.BuildConfigFromFlags("", l.opts.Kubeconfig)
+	client, err := kubeconfig.Client(l.opts.Kubeconfig, nil)
 	if err != nil {
-		return fmt.Errorf("read kubeconfig %s: %w", l.opts.Kubeconfig, err)
-	}
-	client, err := kubernetes.NewForConfig(rest)
-	if err != nil {
-		return fmt.Errorf("create an API client from %s: %w", l.opts.Kubeconfig, err)
+		return err
 	}
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{

@@ -24,10 +24,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/condition"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
 
@@ -81,12 +81,9 @@ func (*Component) Init(context.Context) error { return nil }
 
 // Start watches the nodes in the background.
 func (c *Component) Start(ctx context.Context) error {
-	rest, err := clientcmd.BuildConfigFromFlags("", c.opts.Kubeconfig)
-	if err != nil {
-		return fmt.Errorf("read kubeconfig %s: %w", c.opts.Kubeconfig, err)
-	}
-	if c.client, err = kubernetes.NewForConfig(rest); err != nil {
-		return fmt.Errorf("create an API client from %s: %w", c.opts.Kubeconfig, err)
+	var err error
+	if c.client, err = kubeconfig.Client(c.opts.Kubeconfig, nil); err != nil {
+		return err
 	}
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	nodes := factory.Core().V1().Nodes()

@@ -28,10 +28,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	certificateslisters "k8s.io/client-go/listers/certificates/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/kubernetes/pkg/apis/certificates"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 // recheck is how often requests are looked at that could not be decided, because the node has no addresses yet.
@@ -69,11 +69,8 @@ func (*Component) Init(context.Context) error { return nil }
 
 // Start watches the requests.
 func (c *Component) Start(ctx context.Context) error {
-	rest, err := clientcmd.BuildConfigFromFlags("", c.opts.Kubeconfig)
-	if err != nil {
-		return err
-	}
-	if c.client, err = kubernetes.NewForConfig(rest); err != nil {
+	var err error
+	if c.client, err = kubeconfig.Client(c.opts.Kubeconfig, nil); err != nil {
 		return err
 	}
 	factory := informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {

@@ -29,7 +29,7 @@ import (
 	"polymesh.dev/polymesh/pkg/workflow/scanner"
 )
 
-// Options are those of the command line.
+// Options are the options of Run.
 type Options struct {
 	Project *project.Project
 	// Cluster selects the cluster, by kubectl's flags.
@@ -166,7 +166,7 @@ func (d *deployment) read(context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.objects, d.Project = objects, d.inNamespace(namespace)
+	d.objects, d.Project = objects, inNamespace(d.Project, d.Cluster, namespace)
 	d.result.Project, d.result.Namespace, d.result.DryRun = d.Project.Name, d.Project.Namespace, d.dry
 	if d.AllowLatest {
 		return nil
@@ -187,10 +187,10 @@ func (d *deployment) read(context.Context) error {
 }
 
 // inNamespace returns a copy of the project with the namespace that it is deployed to: kubectl's flag has precedence.
-func (o Options) inNamespace(own string) *project.Project {
-	p := *o.Project
-	p.Namespace = cmp.Or(*o.Cluster.Namespace, own)
-	return &p
+func inNamespace(p *project.Project, flags *genericclioptions.ConfigFlags, own string) *project.Project {
+	copied := *p
+	copied.Namespace = cmp.Or(*flags.Namespace, own)
+	return &copied
 }
 
 // connect connects to the cluster, whose warnings are shown.

@@ -75,6 +75,13 @@ func (p *tree) options(change ...func(*Options)) Options {
 	return o
 }
 
+// removal returns the options of Remove, with or without the namespace, and volumes.
+func (p *tree) removal(namespace, volumes bool) RemoveOptions {
+	p.t.Helper()
+	o := p.options()
+	return RemoveOptions{Project: o.Project, Cluster: o.Cluster, Steps: o.Steps, Namespace: namespace, Volumes: volumes}
+}
+
 // deploy must work. It returns what happened to each object.
 func (p *tree) deploy(change ...func(*Options)) (map[string]Action, []Left) {
 	p.t.Helper()
@@ -137,7 +144,7 @@ func TestProject(t *testing.T) {
 		for _, change := range [][]func(*Options){nil, {dry}, {volumes}} {
 			bert.refused("project case-app in namespace case-app was deployed from elsewhere\n  there: "+anna.dir, change...)
 		}
-		if _, err := Remove(t.Context(), bert.options(), true); err == nil || !strings.Contains(err.Error(), "was deployed from elsewhere") {
+		if _, err := Remove(t.Context(), bert.removal(true, false)); err == nil || !strings.Contains(err.Error(), "was deployed from elsewhere") {
 			t.Errorf("undeploy: %v", err)
 		}
 		if bert.hasConfigMap("case-app", "blog-settings") || !anna.hasConfigMap("case-app", "shop-settings") || !anna.hasClaim("case-app", "shop-data") {
@@ -156,7 +163,7 @@ func TestProject(t *testing.T) {
 		if !anna.hasConfigMap("case-app", "shop-settings") || !bert.hasConfigMap("case-app", "blog-settings") {
 			t.Error("one has removed the other's")
 		}
-		if _, err := Remove(t.Context(), anna.options(), true); err == nil || !strings.Contains(err.Error(), "also holds blog") {
+		if _, err := Remove(t.Context(), anna.removal(true, false)); err == nil || !strings.Contains(err.Error(), "also holds blog") {
 			t.Errorf("undeploy with the namespace: %v", err)
 		}
 	})
@@ -278,7 +285,7 @@ spec:
 		}
 		p.write("polymesh.yaml", "apiVersion: polymesh.dev/v1\nkind: Project\nsecrets:\n- name: db\n  data: {url: {env: NO_SUCH_VARIABLE}}\n")
 		p.deploy()
-		if _, err := Remove(t.Context(), p.options(), false); err != nil {
+		if _, err := Remove(t.Context(), p.removal(false, false)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := secrets.Get(t.Context(), "db", metav1.GetOptions{}); err != nil {
@@ -335,19 +342,19 @@ func holdsDataTest(t *testing.T, p *tree) {
 		t.Errorf("with the claim again: %v, %v", actions, left)
 	}
 
-	removed, err := Remove(t.Context(), p.options(), false)
+	removed, err := Remove(t.Context(), p.removal(false, false))
 	if err != nil || len(removed.Left) != 2 || !p.hasClaim("volumes", "shop-data") || p.hasConfigMap("volumes", "blog-settings") {
 		t.Errorf("undeploy: %+v, %v", removed, err)
 	}
-	if _, err := Remove(t.Context(), p.options(), true); err == nil || !strings.Contains(err.Error(), "persistent volume claims shop-data: use --prune-volumes") {
+	if _, err := Remove(t.Context(), p.removal(true, false)); err == nil || !strings.Contains(err.Error(), "persistent volume claims shop-data: use --prune-volumes") {
 		t.Errorf("undeploy with the namespace: %v", err)
 	}
 	// The claim's own controller keeps it while it is protected; nothing uses it here.
-	removed, err = Remove(t.Context(), p.options(volumes), false)
+	removed, err = Remove(t.Context(), p.removal(false, true))
 	if err != nil || len(removed.Left) != 0 || p.hasClaim("volumes", "shop-data") {
 		t.Errorf("undeploy with volumes: %+v, %v", removed, err)
 	}
-	if _, err := Remove(t.Context(), p.options(), false); err == nil || !strings.Contains(err.Error(), "project volumes is not deployed in namespace volumes") {
+	if _, err := Remove(t.Context(), p.removal(false, false)); err == nil || !strings.Contains(err.Error(), "project volumes is not deployed in namespace volumes") {
 		t.Errorf("undeploy once more: %v", err)
 	}
 }

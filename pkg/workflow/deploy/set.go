@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/cli-runtime/pkg/printers"
 	"k8s.io/cli-runtime/pkg/resource"
@@ -294,17 +295,32 @@ type Removal struct {
 	Left []Left `json:"left,omitempty"`
 }
 
-// Remove deletes what Run has applied to the cluster, whatever is in the manifests now. It deletes the namespace only if namespace
-// is true, because others may have created objects in it, and objects that hold data only with Options.Volumes. While something
-// is left, the set stays, so that a second call can remove it.
-func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
-	_, namespaceOf, err := o.Project.Objects()
+// RemoveOptions are the options of Remove.
+type RemoveOptions struct {
+	Project *project.Project
+	// Cluster selects the cluster, by kubectl's flags.
+	Cluster *genericclioptions.ConfigFlags
+	// DryRun only lists what would be removed.
+	DryRun bool
+	// Adopt removes a project of this name that was deployed from elsewhere.
+	Adopt bool
+	// Volumes also deletes objects that hold data.
+	Volumes bool
+	// Namespace also deletes the namespace, in which others may have created objects.
+	Namespace bool
+	Steps     *progress.Steps
+}
+
+// Remove deletes what Run has applied to the cluster, whatever is in the manifests now. While something is left, the set stays, so
+// that a second call can remove it.
+func Remove(ctx context.Context, o RemoveOptions) (*Removal, error) {
+	_, namespace, err := o.Project.Objects()
 	if err != nil {
 		return nil, err
 	}
-	o.Project = o.inNamespace(namespaceOf)
+	o.Project = inNamespace(o.Project, o.Cluster, namespace)
 	out := &Removal{Project: o.Project.Name, Namespace: o.Project.Namespace, Objects: []string{}}
-	d := newDeployment(o)
+	d := newDeployment(Options{Project: o.Project, Cluster: o.Cluster, Adopt: o.Adopt, Steps: o.Steps})
 	if err := d.connect(ctx); err != nil {
 		return out, err
 	}
@@ -320,7 +336,7 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 	if err != nil {
 		return out, err
 	}
-	if namespace {
+	if o.Namespace {
 		if err := onlyOurs(ctx, c, s, o.Volumes); err != nil {
 			return out, err
 		}
@@ -349,19 +365,19 @@ func Remove(ctx context.Context, o Options, namespace bool) (*Removal, error) {
 				return "", err
 			}
 		}
-		for _, o := range members {
-			if err := c.AwaitGone(ctx, o.Mapping, o.Namespace, o.Name); err != nil {
+		for _, m := range members {
+			if err := c.AwaitGone(ctx, m.Mapping, m.Namespace, m.Name); err != nil {
 				return "", err
 			}
 		}
-		if namespace {
+		if o.Namespace {
 			if err := c.RemoveNamespace(ctx, o.Project.Namespace); err != nil {
 				return "", err
 			}
 			out.Objects = append(out.Objects, "namespace/"+o.Project.Namespace)
 		}
 		summary := fmt.Sprintf("%d objects", len(out.Objects))
-		if len(left) > 0 && !namespace {
+		if len(left) > 0 && !o.Namespace {
 			summary += "; left: " + leftText(out.Left)
 		}
 		return summary, nil

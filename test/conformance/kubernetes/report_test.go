@@ -198,12 +198,12 @@ func page(run Run, results []Result) string {
 
 <!-- Written by `+"`make conformance-kubernetes`"+`. -->
 
-Upstream's conformance suite, the specs of Kubernetes' own end-to-end tests that carry the label Conformance, on one node as it
-comes, with Istio: Polymesh %s, Kubernetes %s. The tests are built from the pinned module, and their images from that
+Upstream's conformance suite, the specs of Kubernetes' own end-to-end tests with the label Conformance, on one node with default
+settings, including Istio: Polymesh %s, Kubernetes %s. The tests are built from the pinned module, and their images from that
 module and from Debian packages, because nothing is pulled ([how](build.md#the-conformance-suites)); kubectl is
 `+"`polymesh kubectl`"+`. The run of %s took %s, %d specs at a time on %d processors, the serial ones alone.
 
-It is the suite's result on one node, and no certificate: for one all specs have to pass, and one of them asks for two nodes.
+It is the suite's result on one node, not a certification: for that all specs must pass, and some of them require two nodes.
 
 **%d specs: %s.**
 
@@ -259,7 +259,7 @@ It is the suite's result on one node, and no certificate: for one all specs have
 		return first(r.Message)
 	}
 	is := func(o Outcome) func(Result) bool { return func(r Result) bool { return r.Outcome == o } }
-	table("Failed", "Where the reason is not known, the first line of the spec's message.", is(Failed), why)
+	table("Failed", "If the reason is not known, the first line of the spec's message.", is(Failed), why)
 	table("Passed when they were run again", "With their first failure.",
 		func(r Result) bool { return r.Outcome == Passed && r.Before != "" }, func(r Result) string { return first(r.Before) })
 	table("Skipped", "By the specs themselves, on a cluster like this.", is(Skipped), why)

@@ -21,7 +21,7 @@ import (
 // Test is one test of the program, with what it needs.
 type Test struct {
 	Name string `json:"name"`
-	// Nodes is how many separate nodes the test creates.
+	// Nodes is how many of its own nodes the test runs at a time.
 	Nodes int `json:"nodes,omitempty"`
 	// Shared means that the test uses its lane's node with the guide's app.
 	Shared bool `json:"shared,omitempty"`
@@ -87,8 +87,9 @@ func (q *queue) duration(t Test) time.Duration {
 	return defaultDuration
 }
 
-// weight returns how many lanes' share of the machine a test uses.
-func (q *queue) weight(t Test) int { return min(max(t.Nodes, 1), q.lanes) }
+// weight returns how many lanes' share of the machine a test uses. A lane is for a node with the mesh and the app; nodes of a cluster
+// use half of that.
+func (q *queue) weight(t Test) int { return min(max((t.Nodes+1)/2, 1), q.lanes) }
 
 // next returns the lane's next test, and marks the one before as finished. It waits while tests are left that may become the
 // lane's, and returns false when none is.

@@ -284,18 +284,18 @@ func TestSharedTestIsNotForgotten(t *testing.T) {
 		t.Errorf("the lanes ran %v", runs)
 	}
 	q = newQueue([]Test{ready}, nil, 2)
-	q.running[0] = Test{Name: "Many", Nodes: 2}
+	q.running[0] = Test{Name: "Many", Nodes: 3}
 	if i, wait := q.choose(1, NodeUp); i >= 0 || !wait {
-		t.Errorf("beside the test with two nodes, the lane gets test %d, wait %v", i, wait)
+		t.Errorf("with the test with three nodes, the lane gets test %d, wait %v", i, wait)
 	}
 }
 
 // A lane that has ended does not keep others waiting, and gets no test.
 func TestEndedLane(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		two := Test{Name: "Two", Nodes: 2}
-		q := newQueue([]Test{two}, nil, 3)
-		q.running[0] = Test{Name: "Other", Nodes: 2}
+		large := Test{Name: "Large", Nodes: 3}
+		q := newQueue([]Test{large}, nil, 3)
+		q.running[0] = Test{Name: "Other", Nodes: 3}
 		var got [3]string
 		for lane := 1; lane < 3; lane++ {
 			go func() {
@@ -308,7 +308,7 @@ func TestEndedLane(t *testing.T) {
 		synctest.Wait()
 		q.leave(0)
 		synctest.Wait()
-		if got[1] != "" || got[2] != "Two" {
+		if got[1] != "" || got[2] != "Large" {
 			t.Errorf("lane 1 has got %q, and lane 2 %q", got[1], got[2])
 		}
 	})
@@ -324,7 +324,7 @@ func TestManyNodes(t *testing.T) {
 	}
 	delete(q.running, 1)
 	if i, wait := q.choose(1, NoNode); i >= 0 || !wait {
-		t.Errorf("beside another test, lane 2 gets test %d, wait %v", i, wait)
+		t.Errorf("with another test, lane 2 gets test %d, wait %v", i, wait)
 	}
 	delete(q.running, 0)
 	if next, _ := q.next(0, NoNode); next != five {
@@ -332,6 +332,10 @@ func TestManyNodes(t *testing.T) {
 	}
 	q.left = []Test{{Name: "Last", Nodes: 1}}
 	if i, wait := q.choose(1, NoNode); i >= 0 || !wait {
-		t.Errorf("beside the test with five nodes, lane 2 gets test %d, wait %v", i, wait)
+		t.Errorf("with the test with five nodes, lane 2 gets test %d, wait %v", i, wait)
+	}
+	q.running[0] = Test{Name: "Two", Nodes: 2}
+	if next, _ := q.next(1, NoNode); next.Name != "Last" {
+		t.Errorf("with a test with two nodes, lane 2 gets %v", next)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// The page says of every test that does less with -short what is left out, and of no other one.
+// The page lists exactly the tests that do less with -short, with what is omitted.
 func TestTiersAreDocumented(t *testing.T) {
 	text, err := os.ReadFile(filepath.FromSlash("../../../docs/understand/build.md"))
 	if err != nil {
@@ -27,7 +27,7 @@ func TestTiersAreDocumented(t *testing.T) {
 	for _, row := range regexp.MustCompile(`(?m)^\| (Test\w+) \|`).FindAllStringSubmatch(table, -1) {
 		documented = append(documented, row[1])
 	}
-	// It has a number of rounds in the environment, and no part that is left out.
+	// It has a number of rounds in the environment, and omits no part.
 	documented = slices.DeleteFunc(documented, func(name string) bool { return name == "TestPowerCut" })
 	slices.Sort(documented)
 	if shorter := shorterTests(t); !slices.Equal(documented, shorter) {

@@ -98,13 +98,15 @@ func (c *Cluster) Add(o Options) (*Node, error) {
 	return c.add(o)
 }
 
-// AddForTest is Add, which must succeed. The node is explained when the test fails.
+// AddForTest is Add, which must succeed. The node is explained when the test fails, and its server finds a
+// prepared data dir (Options.FirstStart).
 func (c *Cluster) AddForTest(t testing.TB, o Options) *Node {
 	t.Helper()
 	n, err := c.Add(o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.prepares = true
 	n.ExplainFailure(t)
 	return n
 }

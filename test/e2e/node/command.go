@@ -14,7 +14,8 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 // commandLimit is the timeout of a single command; one that waits for something has its own.
@@ -156,7 +157,7 @@ func (n *Node) ClientConfig() (*rest.Config, error) {
 	if server := n.agentOf(); server != nil {
 		return server.ClientConfig()
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", n.Kubeconfig())
+	config, err := kubeconfig.Config(n.Kubeconfig())
 	if err != nil {
 		return nil, err
 	}

@@ -73,6 +73,9 @@ type Options struct {
 	Limits Limits
 	// Disk contains the data dir, by default the machine's own.
 	Disk *Disk
+	// FirstStart lets the server of a test's node start from nothing. By default, if there is no data dir, it finds one with the unpacked
+	// programs and the shipped images, which saves most of the work of a first start.
+	FirstStart bool
 }
 
 // Node is one machine.
@@ -86,12 +89,14 @@ type Node struct {
 	program string
 	cluster *Cluster
 	single  bool // the cluster exists for this node only
-	number  int  // in the cluster, from 1
-	inside  namespace
-	outside namespace
-	server  *process
-	delay   *relay // if its traffic is delayed
-	off     *outage
+	// prepares means that a test has created the node.
+	prepares bool
+	number   int // in the cluster, from 1
+	inside   namespace
+	outside  namespace
+	server   *process
+	delay    *relay // if its traffic is delayed
+	off      *outage
 
 	explained string // the test whose failure was explained last
 }
@@ -124,7 +129,8 @@ func New(o Options) (*Node, error) {
 	return n, nil
 }
 
-// ForTest creates a machine that is removed with the test, and explained when the test fails.
+// ForTest creates a machine that is removed with the test, and explained when the test fails. Its server finds a
+// prepared data dir (Options.FirstStart).
 func ForTest(t testing.TB, o Options) *Node {
 	t.Helper()
 	n, err := New(o)
@@ -138,6 +144,7 @@ func ForTest(t testing.TB, o Options) *Node {
 			t.Error(err)
 		}
 	})
+	n.prepares = true
 	n.ExplainFailure(t)
 	return n
 }
@@ -190,7 +197,7 @@ func (n *Node) namespaces() []string {
 	return append(args, "--")
 }
 
-// DataDir returns the server's --data-dir. New does not create it.
+// DataDir returns the server's --data-dir. New and Add do not create it.
 func (n *Node) DataDir() string {
 	if n.opts.Disk != nil {
 		return filepath.Join(n.diskDir(), "data")

@@ -133,7 +133,7 @@ func TestNetwork(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); err != nil || !strings.HasPrefix(string(body), n.Address()+":") {
 		t.Errorf("the caller is %s (%v), want %s", body, err, n.Address())
 	}
-	// The world has nothing else, and says so.
+	// The outside world has nothing else, and rejects connections.
 	if _, err := n.Dial(t.Context(), "tcp", "192.0.2.1:80"); err == nil || !strings.Contains(err.Error(), "no route to host") {
 		t.Errorf("got %v, want no route to host", err)
 	}
@@ -152,7 +152,7 @@ func echoOn(t *testing.T, n *Node, address string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "listens\n" {
-		t.Fatalf("the server says %q, %v", line, err)
+		t.Fatalf("the server sends %q, %v", line, err)
 	}
 	return cmd
 }
@@ -207,7 +207,7 @@ func (c *connection) hears(t *testing.T, want string) {
 	}
 }
 
-// hearsNothing says something until the kernel has sent it again and again, and finds the connection open all the same.
+// hearsNothing sends data until the kernel has retransmitted it several times, and checks that the connection is still open.
 func (c *connection) hearsNothing(t *testing.T) {
 	t.Helper()
 	sent := func() int {
@@ -320,17 +320,17 @@ func TestPartition(t *testing.T) {
 	}
 	connection.hears(t, "is anyone there?")
 	if len(beside.in) > 0 {
-		t.Errorf("after the other cut was mended, %q came through", <-beside.in)
+		t.Errorf("after the other partition was healed, %q came through", <-beside.in)
 	}
 	if err := c.Heal(b, third); err != nil {
 		t.Fatal(err)
 	}
 	beside.hears(t, "is anyone there?")
 	if err := c.Partition(a, a); err == nil {
-		t.Error("a node was cut off from itself")
+		t.Error("a node was disconnected from itself")
 	}
 	if err := ClusterForTest(t).Partition(a, b); err == nil {
-		t.Error("nodes of another cluster were cut off")
+		t.Error("nodes of another cluster were disconnected")
 	}
 }
 
@@ -383,7 +383,7 @@ func TestDelay(t *testing.T) {
 	if _, err := io.ReadFull(bulk, got); err != nil || !bytes.Equal(got, sent) {
 		t.Errorf("4 MiB came back broken (%v)", err)
 	}
-	// A delayed node can be cut off as well.
+	// A delayed node can be partitioned as well.
 	if err := c.Partition(a, b); err != nil {
 		t.Fatal(err)
 	}
@@ -407,7 +407,7 @@ func TestDelay(t *testing.T) {
 func TestPower(t *testing.T) {
 	c := ClusterForTest(t)
 	a, b := c.AddForTest(t, Options{}), c.AddForTest(t, Options{})
-	// A process that is killed on a machine that goes on: the kernel ends its connections.
+	// If a process is killed on a running machine, the kernel ends its connections.
 	server := echoOn(t, b, ":7")
 	connection := connect(t, a.Dial, b.Address()+":7")
 	if err := server.Process.Kill(); err != nil {
@@ -436,7 +436,7 @@ func TestPower(t *testing.T) {
 		t.Error("a server started without power")
 	}
 	if err := c.PowerOff(b); err == nil {
-		t.Error("power was taken away twice")
+		t.Error("power was removed twice")
 	}
 	if err := c.PowerOn(t.Context(), b); err != nil {
 		t.Fatal(err)

@@ -37,13 +37,16 @@ func (p *process) running() bool {
 	}
 }
 
-// Start starts the server and returns at once: WaitReady waits for it.
+// Start starts the server and returns immediately: WaitReady waits for it.
 func (n *Node) Start(ctx context.Context) error {
 	if n.server.running() {
 		return fmt.Errorf("the server of node %s runs already", n.Name)
 	}
 	if n.off != nil {
 		return fmt.Errorf("the node %s has no power", n.Name)
+	}
+	if err := n.prepare(ctx); err != nil {
+		return err
 	}
 	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
