@@ -64,16 +64,7 @@ func TestMeshOnServers(t *testing.T) {
 	if gateway == agents[1] {
 		near, far = far, near
 	}
-	for _, url := range []string{near, far} {
-		first.Eventually(t, 2*time.Minute, func() (bool, string) {
-			resp, err := first.HTTP(false).Get(url)
-			if err != nil {
-				return false, err.Error()
-			}
-			resp.Body.Close()
-			return resp.StatusCode == 200, url + " answers " + resp.Status
-		})
-	}
+	answer(t, first, near, far)
 
 	total := 0
 	lose := func(name string, urls []string, do func(t *testing.T, answers *stream)) {

@@ -142,6 +142,9 @@ func TestServers(t *testing.T) {
 		return strings.Contains(got, agents[0].Address()) && strings.Contains(got, agents[1].Address()), "the service has the addresses " + got
 	})
 
+	urls := []string{"http://" + agents[0].Address() + ":8000/", "http://" + agents[1].Address() + ":8000/"}
+	answer(t, first, urls...)
+
 	// lose runs what takes servers away and brings them back, with writes and requests meanwhile.
 	lose := func(name string, do func(t *testing.T)) {
 		t.Run(name, func(t *testing.T) {
@@ -151,7 +154,7 @@ func TestServers(t *testing.T) {
 				client := n.Client(t)
 				running.Go(func() { book.write(ctx, client, fmt.Sprintf("%s-%d", strings.ReplaceAll(name, " ", "-"), i)) })
 			}
-			answers := sendRequests(ctx, first, 20*time.Millisecond, "http://"+agents[0].Address()+":8000/", "http://"+agents[1].Address()+":8000/")
+			answers := sendRequests(ctx, first, 20*time.Millisecond, urls...)
 			do(t)
 			for _, n := range servers {
 				n.WaitReady(t, 3*time.Minute)
@@ -336,6 +339,21 @@ func (l *writeBook) check(t *testing.T, n *node.Node) {
 	}
 }
 
+// answer waits until each URL answers a client outside.
+func answer(t *testing.T, n *node.Node, urls ...string) {
+	t.Helper()
+	for _, url := range urls {
+		n.Eventually(t, 2*time.Minute, func() (bool, string) {
+			resp, err := n.HTTP(false).Get(url)
+			if err != nil {
+				return false, err.Error()
+			}
+			resp.Body.Close()
+			return resp.StatusCode == http.StatusOK, url + " answers " + resp.Status
+		})
+	}
+}
+
 // stream is requests that were sent from outside, until its context ended.
 type stream struct {
 	running  sync.WaitGroup
@@ -404,6 +422,7 @@ func (s *stream) none(t *testing.T, least int) {
 	s.running.Wait()
 	if len(s.lost) > 0 || s.answered < least {
 		t.Errorf("%d requests were answered, want %d, and %d were lost: %.1000q", s.answered, least, len(s.lost), s.lost)
+		return
 	}
 	t.Logf("%d requests were answered, none lost", s.answered)
 }
