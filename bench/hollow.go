@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/client-go/util/retry"
 
 	"polymesh.dev/polymesh/test/e2e/node"
 )
@@ -115,7 +116,7 @@ func nodeKubeconfig(ctx context.Context, server *node.Node, client kubernetes.In
 		return err
 	}
 	requests := client.CertificatesV1().CertificateSigningRequests()
-	made, err := requests.Create(ctx, &certificatesv1.CertificateSigningRequest{
+	_, err = requests.Create(ctx, &certificatesv1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: certificatesv1.CertificateSigningRequestSpec{
 			Request:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: request}),
@@ -126,12 +127,21 @@ func nodeKubeconfig(ctx context.Context, server *node.Node, client kubernetes.In
 	if err != nil {
 		return err
 	}
-	made.Status.Conditions = append(made.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "Bench",
+	approved := certificatesv1.CertificateSigningRequestCondition{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "Bench"}
+	// The controllers write to it, too.
+	err = retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		latest, err := requests.Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		latest.Status.Conditions = append(latest.Status.Conditions, approved)
+		_, err = requests.UpdateApproval(ctx, name, latest, metav1.UpdateOptions{})
+		return err
 	})
-	if _, err := requests.UpdateApproval(ctx, name, made, metav1.UpdateOptions{}); err != nil {
+	if err != nil {
 		return err
 	}
+	var made *certificatesv1.CertificateSigningRequest
 	err = eventually(ctx, server, startLimit, func() (err error) {
 		if made, err = requests.Get(ctx, name, metav1.GetOptions{}); err == nil && len(made.Status.Certificate) == 0 {
 			err = errors.New("the request is not signed")
