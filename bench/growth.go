@@ -297,7 +297,13 @@ func (b *bench) growFakes(ctx context.Context, g *growing) (err error) {
 			if err := createPods(ctx, g.Node, made, size); err != nil {
 				return err
 			}
-			return eventually(ctx, g.Node, startLimit, func() error { return podsRun(ctx, g.client, size) })
+			return eventually(ctx, g.Node, startLimit, func() error {
+				err := podsRun(ctx, g.client)
+				if err != nil {
+					_ = wait(ctx, 10*poll) // each time the server looks at all pods
+				}
+				return err
+			})
 		})
 		if err != nil {
 			return err
@@ -349,8 +355,8 @@ func createPods(ctx context.Context, n *node.Node, from, to int) error {
 	return g.Wait()
 }
 
-// podsRun returns an error unless so many pods run. It does not read them all: a list that asks for one says how many remain.
-func podsRun(ctx context.Context, client kubernetes.Interface, count int) error {
+// podsRun returns an error unless all pods run. It does not read them all.
+func podsRun(ctx context.Context, client kubernetes.Interface) error {
 	list, err := client.CoreV1().Pods(growthNamespace).List(ctx, metav1.ListOptions{FieldSelector: "status.phase!=Running", Limit: 1})
 	if err == nil && len(list.Items) > 0 {
 		err = fmt.Errorf("pod %s does not run yet", list.Items[0].Name)
