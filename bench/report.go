@@ -134,7 +134,7 @@ func report(parts []part, known records) string {
 		"SmallBare": smallBareRows, "SmallMesh": smallMeshRows, "Ratios": ratioTable(r, ratios),
 		"API": apiMatrix(), "APIMemory": apiMemoryMatrix(), "APIRatios": ratioTable(r, apiRatios()), "APIClients": apiClients, "APIRounds": apiRounds, "APIObjects": apiClients * apiCreates,
 		"Failover": failoverRows(), "StreamRate": streamRate, "LostAfter": lostAfter.Seconds(),
-		"Network": networkMatrix(), "NetworkRatios": ratioTable(r, networkRatios()), "KeptRate": keptRate, "NewRate": newRate,
+		"Network": networkMatrix(), "NetworkRatios": ratioTable(r, networkRatios()), "KeptRate": keptRate, "NewRate": newRate, "NetworkRounds": networkRounds,
 		"Growth": growthMatrix(), "GrowthCost": growthCostMatrix(), "GrowthRatios": ratioTable(r, growthRatios()), "HollowKubelet": stores[0].figure(hollowStage(hollowSizes[0]), "kubelet"),
 		"HollowEach": podsEach, "FakeEach": fakePodsEach, "Creators": creators, "ProbePage": probePage,
 		"BareID": bareIdle, "AgentID": agentIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
