@@ -285,7 +285,7 @@ func (b *bench) growFakes(ctx context.Context, g *growing) (err error) {
 	for _, size := range fakeSizes {
 		at := fakeStage(size)
 		for i := made / fakePodsEach; i < size/fakePodsEach; i++ {
-			if _, err := g.client.CoreV1().Nodes().Create(ctx, fakeNode(i), metav1.CreateOptions{}); err != nil {
+			if _, err := g.client.CoreV1().Nodes().Create(ctx, pretendedNode(fakeNodeName(i), "kwok"), metav1.CreateOptions{}); err != nil {
 				return err
 			}
 		}
@@ -316,12 +316,12 @@ func (b *bench) growFakes(ctx context.Context, g *growing) (err error) {
 	return nil
 }
 
-func fakeNode(number int) *corev1.Node {
-	name := fakeNodeName(number)
+// pretendedNode is a node of a program. No other pods run on it.
+func pretendedNode(name, program string) *corev1.Node {
 	size := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("32"), corev1.ResourceMemory: resource.MustParse("256Gi"), corev1.ResourcePods: resource.MustParse("110")}
 	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{pretends: "kwok", corev1.LabelHostname: name}},
-		Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: pretends, Value: "kwok", Effect: corev1.TaintEffectNoSchedule}}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{pretends: program, corev1.LabelHostname: name}},
+		Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: pretends, Value: program, Effect: corev1.TaintEffectNoSchedule}}},
 		Status:     corev1.NodeStatus{Capacity: size, Allocatable: size},
 	}
 }

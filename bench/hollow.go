@@ -53,6 +53,11 @@ func (b *bench) startKubelets(ctx context.Context, machine, server *node.Node, c
 		if err := nodeKubeconfig(ctx, server, client, name, kubeconfig); err != nil {
 			return k, fmt.Errorf("the certificate of %s: %w", name, err)
 		}
+		// The node is there before its kubelet, which otherwise registers it at its second attempt, after ten seconds, and then is often not
+		// ready for minutes: it could not write its CSINode.
+		if _, err := client.CoreV1().Nodes().Create(ctx, pretendedNode(name, "kubemark"), metav1.CreateOptions{}); err != nil {
+			return k, err
+		}
 		log, err := os.Create(filepath.Join(dir, "log"))
 		if err != nil {
 			return k, err
@@ -60,7 +65,6 @@ func (b *bench) startKubelets(ctx context.Context, machine, server *node.Node, c
 		defer log.Close()
 		cmd := machine.Command(ctx, filepath.Join(b.top, ".build", "bench", "kubemark"), "--morph=kubelet", "--name="+name, "--kubeconfig="+kubeconfig,
 			"--use-host-image-service=false", fmt.Sprintf("--kubelet-port=%d", 20000+i), fmt.Sprintf("--kubelet-read-only-port=%d", 30000+i),
-			"--node-labels="+pretends+"=kubemark", "--register-with-taints="+pretends+"=kubemark:NoSchedule",
 			"--kube-api-qps=50", "--kube-api-burst=100") // a kubelet's own
 		cmd.Env = append(cmd.Env, "TMPDIR="+dir)
 		cmd.Stdout, cmd.Stderr = log, log
