@@ -96,9 +96,11 @@ func (b *bench) hollow(nodes int) func(context.Context) error {
 	}
 }
 
-// fakes measures servers with pods of kwok.
-func (b *bench) fakes(ctx context.Context) error {
-	return b.growth(ctx, func(_ *node.Cluster, g *growing) error { return b.growFakes(ctx, g) })
+// fakes measures servers with this many pods of kwok.
+func (b *bench) fakes(pods int) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return b.growth(ctx, func(_ *node.Cluster, g *growing) error { return b.growFakes(ctx, g, pods) })
+	}
 }
 
 // growth calls f with a server of each datastore: two beside each other would share the cores.
@@ -256,11 +258,13 @@ func pretendedPod(program string) corev1.PodSpec {
 	}
 }
 
-// growFakes measures the server with more and more pods whose kubelets are all in one process of kwok. They are created with their
-// node, by several clients: the scheduler and the controllers would limit the rate, to 50 and 20 pods per second.
-func (b *bench) growFakes(ctx context.Context, g *growing) (err error) {
-	if err := b.restUnderProbe(ctx, g, emptyStage); err != nil {
-		return err
+// growFakes measures the server with pods whose kubelets are all in one process of kwok. They are created with their node, by several
+// clients: the scheduler and the controllers would limit the rate, to 50 and 20 pods per second.
+func (b *bench) growFakes(ctx context.Context, g *growing, pods int) (err error) {
+	if pods == fakeSizes[0] {
+		if err := b.restUnderProbe(ctx, g, emptyStage); err != nil {
+			return err
+		}
 	}
 	log, err := os.Create(filepath.Join(g.Dir, "kwok.log"))
 	if err != nil {
@@ -281,39 +285,32 @@ func (b *bench) growFakes(ctx context.Context, g *growing) (err error) {
 			err = errors.Join(err, ended, errors.New(string(text)))
 		}
 	}()
-	made := 0
-	for _, size := range fakeSizes {
-		at := fakeStage(size)
-		for i := made / fakePodsEach; i < size/fakePodsEach; i++ {
-			if _, err := g.client.CoreV1().Nodes().Create(ctx, pretendedNode(fakeNodeName(i), "kwok"), metav1.CreateOptions{}); err != nil {
-				return err
-			}
-		}
-		err := eventually(ctx, g.Node, startLimit, func() error { return nodesReady(ctx, g.client, "kwok", size/fakePodsEach) })
-		if err != nil {
-			return err
-		}
-		err = b.grow(ctx, g, at, func(ctx context.Context) error {
-			if err := createPods(ctx, g.Node, made, size); err != nil {
-				return err
-			}
-			return eventually(ctx, g.Node, startLimit, func() error {
-				err := podsRun(ctx, g.client)
-				if err != nil {
-					_ = wait(ctx, 10*poll) // each time the server looks at all pods
-				}
-				return err
-			})
-		})
-		if err != nil {
-			return err
-		}
-		made = size
-		if err := b.restUnderProbe(ctx, g, at); err != nil {
+	for i := range pods / fakePodsEach {
+		if _, err := g.client.CoreV1().Nodes().Create(ctx, pretendedNode(fakeNodeName(i), "kwok"), metav1.CreateOptions{}); err != nil {
 			return err
 		}
 	}
-	return nil
+	err = eventually(ctx, g.Node, startLimit, func() error { return nodesReady(ctx, g.client, "kwok", pods/fakePodsEach) })
+	if err != nil {
+		return err
+	}
+	at := fakeStage(pods)
+	err = b.grow(ctx, g, at, func(ctx context.Context) error {
+		if err := createPods(ctx, g.Node, pods); err != nil {
+			return err
+		}
+		return eventually(ctx, g.Node, startLimit, func() error {
+			err := podsRun(ctx, g.client)
+			if err != nil {
+				_ = wait(ctx, 10*poll) // each time the server looks at all pods
+			}
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	return b.restUnderProbe(ctx, g, at)
 }
 
 // pretendedNode is a node of a program. No other pods run on it.
@@ -328,8 +325,8 @@ func pretendedNode(name, program string) *corev1.Node {
 
 func fakeNodeName(number int) string { return fmt.Sprintf("kwok-%d", number+1) }
 
-// createPods creates the pods with these numbers, each on its node.
-func createPods(ctx context.Context, n *node.Node, from, to int) error {
+// createPods creates pods, each on its node.
+func createPods(ctx context.Context, n *node.Node, count int) error {
 	config, err := n.ClientConfig()
 	if err != nil {
 		return err
@@ -341,7 +338,7 @@ func createPods(ctx context.Context, n *node.Node, from, to int) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(creators)
-	for i := from; i < to; i++ {
+	for i := range count {
 		g.Go(func() error {
 			pod := &corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("fake-%d", i+1), Labels: map[string]string{"app": "fake"}},

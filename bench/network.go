@@ -378,7 +378,7 @@ func networkMatrix() matrix {
 // networkRatios compare pods with plain machines, and policies with none.
 func networkRatios() (all []ratio) {
 	compare := func(a, b wire) {
-		for _, what := range []string{"throughput", "kept p99", "new p99"} {
+		for _, what := range []string{"throughput", "kept p50", "kept p99", "new p50", "new p99"} {
 			all = append(all, ratio{what + ": " + a.what + " to " + b.what, a.figure(what), b.figure(what)})
 		}
 	}
