@@ -161,19 +161,25 @@ func workload(p *corev1.Pod) string {
 	return p.Name
 }
 
-// cpuSeconds returns the CPU time of a process, from its stat file (proc(5), fields 14 and 15). The kernel uses
-// hundredths of a second there, on every architecture that Go supports.
-func cpuSeconds(pid int) float64 {
+// cpuSeconds returns the CPU time of a process.
+func cpuSeconds(pid int) float64 { return statSeconds(pid, 14) }
+
+// endedSeconds returns the CPU time of the children of a process that have ended.
+func endedSeconds(pid int) float64 { return statSeconds(pid, 16) }
+
+// statSeconds returns the sum of a field of a process's stat file and the one after it (proc(5)): time of the process and of the kernel
+// for it. The kernel uses hundredths of a second there, on every architecture that Go supports.
+func statSeconds(pid, field int) float64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
 	// The second field, in parentheses, may contain any characters.
 	f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	if len(f) < 13 {
+	if len(f) < field-1 {
 		return 0
 	}
-	user, _ := strconv.ParseFloat(f[11], 64)
-	system, _ := strconv.ParseFloat(f[12], 64)
+	user, _ := strconv.ParseFloat(f[field-3], 64)
+	system, _ := strconv.ParseFloat(f[field-2], 64)
 	return (user + system) / 100
 }

@@ -221,8 +221,13 @@ func attack(ctx context.Context, n *node.Node, client, target string, duration t
 	if err != nil {
 		return nil, err
 	}
+	return readAttack([]byte(out))
+}
+
+// readAttack reads vegeta's report.
+func readAttack(text []byte) (*attackReport, error) {
 	report := &attackReport{}
-	if err := json.Unmarshal([]byte(out), report); err != nil {
+	if err := json.Unmarshal(text, report); err != nil {
 		return nil, fmt.Errorf("read vegeta's report: %w", err)
 	}
 	if report.Success < 1 {

@@ -28,6 +28,7 @@ type options struct {
 	settle, idle, load time.Duration
 	out                string
 	only               string
+	large              bool
 }
 
 // settings are the options that affect the figures.
@@ -39,29 +40,40 @@ func (o options) settings() string {
 type part struct {
 	name    string
 	measure func(context.Context) error
-	images  []string // scripts that build the images it uses
+	images  []string // scripts that build the images and programs it uses
+	large   bool     // only with -large
+	needs   string   // a flag that `polymesh server` must have
 }
 
 const (
 	testImages  = "test/e2e/images/build.sh"
 	appImages   = "examples/polyglot/images.sh"
 	benchImages = "bench/images.sh"
+	programs    = "bench/programs.sh"
 )
 
 // parts are in the order of measurement.
 func (b *bench) parts() []part {
 	return []part{
-		{"size of the file", b.size, nil},
-		{"a server without Istio", b.bare, nil},
-		{"a server with Istio's demo profile and the app", b.mesh, []string{testImages, appImages}},
-		{"an agent", b.agent, nil},
-		{"API under load", b.api, nil},
-		{"1 CPU and 512 MB without Istio", b.smallBare, []string{testImages}},
-		{"2 CPUs and 2 GB with Istio", b.smallMesh, []string{appImages}},
-		{"mesh: requests", b.requests, []string{benchImages}},
-		{"mesh: sidecars at rest", b.sidecars, []string{testImages, benchImages}},
-		{"mesh: istiod's pushes", b.pushes, nil},
-		{"workflow: deploy, dev and five languages", b.workflow, []string{testImages, appImages, benchImages}},
+		{name: "size of the file", measure: b.size},
+		{name: "a server without Istio", measure: b.bare},
+		{name: "a server with Istio's demo profile and the app", measure: b.mesh, images: []string{testImages, appImages}},
+		{name: "an agent", measure: b.agent},
+		{name: "API under load", measure: b.api},
+		{name: "network: pods of two nodes", measure: b.network, images: []string{programs}},
+		{name: "failover: the only server", measure: b.failoverServer},
+		{name: "failover: an agent", measure: b.failoverAgent},
+		{name: "failover: three servers", measure: b.failoverServers, needs: "--server"},
+		{name: "growth: 10 hollow nodes", measure: b.hollow(hollowSizes[0]), images: []string{programs}},
+		{name: "growth: 1,000 pods of kwok", measure: b.fakes(fakeSizes[0]), images: []string{programs}},
+		{name: "growth: 5,000 pods of kwok", measure: b.fakes(fakeSizes[1]), images: []string{programs}},
+		{name: "growth: 100 hollow nodes", measure: b.hollow(hollowSizes[1]), images: []string{programs}, large: true},
+		{name: "1 CPU and 512 MB without Istio", measure: b.smallBare, images: []string{testImages}},
+		{name: "2 CPUs and 2 GB with Istio", measure: b.smallMesh, images: []string{appImages}},
+		{name: "mesh: requests", measure: b.requests, images: []string{benchImages}},
+		{name: "mesh: sidecars at rest", measure: b.sidecars, images: []string{testImages, benchImages}},
+		{name: "mesh: istiod's pushes", measure: b.pushes},
+		{name: "workflow: deploy, dev and five languages", measure: b.workflow, images: []string{testImages, appImages, benchImages}},
 	}
 }
 
@@ -77,11 +89,12 @@ func main() {
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long idle processes are measured")
 	flag.DurationVar(&o.load, "load", 20*time.Second, "how long requests are sent at each rate")
 	flag.StringVar(&o.only, "only", "", "measure only the parts whose name contains this text; the report keeps earlier results of the others")
+	flag.BoolVar(&o.large, "large", false, "measure the parts that need half an hour too: 100 hollow nodes")
 	flag.StringVar(&o.out, "o", "", "file for the report (default: bench/README.md of the repository); results.json beside it keeps the figures")
 	flag.DurationVar(&limit, "limit", 3*time.Hour, "give up after this time")
 	flag.Parse()
 	if flag.NArg() > 0 || o.runs < 1 {
-		fail(errors.New("usage: bench [-runs N] [-only PART] [-settle D] [-idle D] [-load D] [-o FILE]"))
+		fail(errors.New("usage: bench [-runs N] [-only PART] [-large] [-settle D] [-idle D] [-load D] [-o FILE]"))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -115,9 +128,22 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	chosen := slices.DeleteFunc(b.parts(), func(p part) bool { return !strings.Contains(p.name, o.only) })
+	chosen := slices.DeleteFunc(b.parts(), func(p part) bool { return !strings.Contains(p.name, o.only) || p.large && !o.large })
 	if len(chosen) == 0 {
 		return fmt.Errorf("no part has %q in its name", o.only)
+	}
+	for _, p := range chosen {
+		if p.needs == "" {
+			continue
+		}
+		has, err := serverHas(ctx, p.needs)
+		if err != nil {
+			return err
+		}
+		if !has {
+			b.say("%s: polymesh server of this version has no %s", p.name, p.needs)
+			chosen = slices.DeleteFunc(slices.Clone(chosen), func(other part) bool { return other.name == p.name })
+		}
 	}
 	// Building is not measured, so it is done before.
 	var scripts []string

@@ -125,6 +125,7 @@ func report(parts []part, known records) string {
 		"matrix":    func(m matrix) string { return matrixTable(r, m) },
 		"processes": func(id setting) string { return processTable(r.Processes[id]) },
 		"verdict":   func(id setting) string { return verdict(r.Verdicts[id]) },
+		"value":     func(id figureID) string { return cell(r.Values[id]) },
 		"size":      func() string { return cell(r.Values[fileSize]) },
 	}).Parse(reportTemplate))
 	err := t.Execute(&out, map[string]any{
@@ -132,6 +133,10 @@ func report(parts []part, known records) string {
 		"Start": startRows, "Again": startAgainRows, "Bare": bareRows, "Agent": agentRows, "IdleRows": idleRows, "Pods": podRows, "Singles": singles,
 		"SmallBare": smallBareRows, "SmallMesh": smallMeshRows, "Ratios": ratioTable(r, ratios),
 		"API": apiMatrix(), "APIMemory": apiMemoryMatrix(), "APIRatios": ratioTable(r, apiRatios()), "APIClients": apiClients, "APIRounds": apiRounds, "APIObjects": apiClients * apiCreates,
+		"Failover": failoverRows(), "StreamRate": streamRate, "LostAfter": lostAfter.Seconds(),
+		"Network": networkMatrix(), "NetworkRatios": ratioTable(r, networkRatios()), "KeptRate": keptRate, "NewRate": newRate, "NetworkRounds": networkRounds,
+		"Growth": growthMatrix(), "GrowthCost": growthCostMatrix(), "GrowthRatios": ratioTable(r, growthRatios()), "HollowKubelet": stores[0].figure(hollowStage(hollowSizes[0]), "kubelet"),
+		"HollowEach": podsEach, "FakeEach": fakePodsEach, "Creators": creators, "ProbePage": probePage,
 		"BareID": bareIdle, "AgentID": agentIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
 		"Latency": latencyMatrix(), "Most": mostRows(), "Cost": costMatrix(), "StatsLogger": statsLoggerRows,
 		"Sidecars": sidecarMatrix(), "Pushes": pushRows(), "Connections": connections, "Endpoints": endpointsEach,
