@@ -10,6 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/tracker"
 )
 
 const (
@@ -62,7 +63,8 @@ func (e *Etcd) evict(ctx context.Context, server *embed.Etcd, client *clientv3.C
 	}
 }
 
-// learnerMatch returns how far each learner is. Only the leader knows; elsewhere it is empty. etcd exports raft's state as a variable of
+// learnerMatch returns how far each learner is, without those that respond while they receive a snapshot: a large one takes time. Only the leader
+// knows; elsewhere it is empty. etcd exports raft's state as a variable of
 // the process (init in etcdserver/raft.go), of the member that started last.
 func learnerMatch(server *embed.Etcd) map[uint64]uint64 {
 	match := map[uint64]uint64{}
@@ -83,7 +85,11 @@ func learnerMatch(server *embed.Etcd) map[uint64]uint64 {
 		return nil
 	}
 	for id := range match {
-		match[id] = status.Progress[id].Match
+		p := status.Progress[id]
+		match[id] = p.Match
+		if p.State == tracker.StateSnapshot && p.RecentActive {
+			delete(match, id)
+		}
 	}
 	return match
 }

@@ -139,7 +139,7 @@ func peerVersion(ctx context.Context, client *http.Client, url string) (version 
 type NameTakenError struct{ Node string }
 
 func (err *NameTakenError) Error() string {
-	return fmt.Sprintf("node %s is a member of etcd already: remove it first, or choose another node name", err.Node)
+	return fmt.Sprintf("node %s is a member of etcd already: on a server, remove it with `polymesh node remove %s`, or with `polymesh etcd remove %s` if there is no such node; or choose another node name", err.Node, err.Node, err.Node)
 }
 
 // AddLearner adds the member of a node that joins, as one that does not vote yet, and returns what it needs to start (Options.Join). A
@@ -163,7 +163,7 @@ func (e *Etcd) AddLearner(ctx context.Context, node string, joins Peer) (id uint
 		case same && m.Name == "" && m.IsLearner:
 			id = m.ID
 		case same:
-			return 0, nil, fmt.Errorf("%s is the address of member %s of etcd already: remove that one first", joins.URL, m.Name)
+			return 0, nil, fmt.Errorf("%s is the address of member %s of etcd already: on a server, remove it with `polymesh etcd remove %x`", joins.URL, m.Name, m.ID)
 		}
 	}
 	members := list.Members
@@ -270,4 +270,28 @@ func explain(what string, err error) error {
 		return fmt.Errorf("%s: etcd has no majority that answers: start the other servers: %w", what, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+// ID returns this member's id. ok is false before it has started.
+func (e *Etcd) ID() (id uint64, ok bool) {
+	server := e.server.Load()
+	if server == nil {
+		return 0, false
+	}
+	return uint64(server.Server.MemberID()), true
+}
+
+// Leads reports whether this member leads etcd, as far as it knows.
+func (e *Etcd) Leads() bool {
+	id, ok := e.ID()
+	return ok && uint64(e.server.Load().Server.Leader()) == id
+}
+
+// Usage returns the size of this member's database, in bytes, and its newest revision; zero before it has started.
+func (e *Etcd) Usage() (size, revision int64) {
+	server := e.server.Load()
+	if server == nil {
+		return 0, 0
+	}
+	return server.Server.Backend().Size(), server.Server.KV().Rev()
 }

@@ -62,16 +62,30 @@ func SetAside(dir string, now time.Time) (aside string, err error) {
 
 // wasRemoved reports whether dir has the data of a member that the cluster has removed.
 func wasRemoved(dir string) (bool, error) {
+	m, err := ReadMembership(dir)
+	return m.Removed, err
+}
+
+// Membership is what is known on disk of a member that need not run.
+type Membership struct {
+	// Shared is set once the cluster has had other members.
+	Shared bool
+	// Removed is set when the cluster has removed this one.
+	Removed bool
+}
+
+// ReadMembership reads the membership of the member with its data in dir. It is empty if there is none.
+func ReadMembership(dir string) (Membership, error) {
 	text, err := os.ReadFile(filepath.Join(dir, identityName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return Membership{}, nil
 	}
 	var id identity
 	if err == nil {
 		err = json.Unmarshal(text, &id)
 	}
 	if err != nil {
-		return false, fmt.Errorf("read the identity of this member of etcd: %w", err)
+		return Membership{}, fmt.Errorf("read the identity of this member of etcd: %w", err)
 	}
-	return id.Removed, nil
+	return Membership{Shared: id.Shared, Removed: id.Removed}, nil
 }
