@@ -190,7 +190,7 @@ func members(c *status.Cluster, f facts, now time.Time) {
 		c.Warnings = append(c.Warnings, fmt.Sprintf("%d of %d servers %s away: %s. The cluster works, and stops when %s", len(q.Away), q.Voters, isAre(len(q.Away)), away(q), beyond(more)))
 	}
 	if q.Voters > 0 && q.Voters%2 == 0 {
-		c.Warnings = append(c.Warnings, fmt.Sprintf("etcd has %d members that vote, an even number: it stands the loss of %d, no more than with %d. Add a server, or remove one", q.Voters, q.Voters-q.Majority(), q.Voters-1))
+		c.Warnings = append(c.Warnings, fmt.Sprintf("etcd has %d members that vote, an even number: it survives the loss of %d, no more than with %d. Add a server, or remove one", q.Voters, q.Voters-q.Majority(), q.Voters-1))
 	}
 	for _, m := range f.members.value {
 		if m.Learner {

@@ -53,7 +53,7 @@ func TestProblems(t *testing.T) {
 		"two have just gone": {facts{members: result[[]etcd.Member]{value: three("b", "c")}}, "2 of 3 servers are away: b", ""},
 		"no leader": {facts{members: result[[]etcd.Member]{value: three()}, leaderlessSince: since},
 			"etcd has no leader since 2030-01-01 11:55:00 (5m ago), although 3 of 3 members answer", ""},
-		"two members": {facts{members: result[[]etcd.Member]{value: three()[:2]}}, "", "etcd has 2 members that vote, an even number: it stands the loss of 0, no more than with 1"},
+		"two members": {facts{members: result[[]etcd.Member]{value: three()[:2]}}, "", "etcd has 2 members that vote, an even number: it survives the loss of 0, no more than with 1"},
 		"a learner": {facts{members: result[[]etcd.Member]{value: append(three(), etcd.Member{ID: 4, URL: "https://d", Learner: true, Problem: "x"})}}, "",
 			"server https://d is joining"},
 		"members unknown": {facts{members: result[[]etcd.Member]{err: errors.New("etcd has not started")}}, "", ""},
