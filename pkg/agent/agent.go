@@ -40,7 +40,9 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), "https://"+balancerAddress().String(), member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
 				return component.Handle{}, err
 			}
-			return addComponents(m, parts{balancer(cfg, p, member), machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member)}), nil
+			lb := apilb.New(balancer(cfg, p, member))
+			p.Status.DescribeServers(lb.Servers)
+			return addComponents(m, parts{lb, machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member)}), nil
 		},
 	})
 }
@@ -98,7 +100,7 @@ func balancer(cfg *config.Agent, p *process.Process, member *join.Membership) ap
 
 // parts are the options of an agent's components.
 type parts struct {
-	balancer apilb.Options
+	balancer *apilb.Balancer
 	machine  node.Options
 	pods     network.Options
 	policies netpol.Options
@@ -107,7 +109,7 @@ type parts struct {
 // addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
 // service manager.
 func addComponents(m *component.Manager, p parts) (up component.Handle) {
-	m.Add(apilb.New(p.balancer)) // what uses it tries again until it works
+	m.Add(p.balancer) // what uses it tries again until it works
 	containerd := m.Add(node.NewContainerd(p.machine))
 	images := m.Add(node.NewImages(p.machine), containerd)
 	m.Add(node.NewKubelet(p.machine), images, m.Add(netpol.New(p.policies)))

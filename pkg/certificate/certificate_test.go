@@ -566,3 +566,27 @@ func TestExportedAuthorities(t *testing.T) {
 		}
 	}
 }
+
+func TestExpiries(t *testing.T) {
+	o := options(t)
+	if got, err := Expiries(Store(o.Dir)); len(got) > 0 || err != nil {
+		t.Errorf("of an empty store: %v, %v", got, err)
+	}
+	ensure(t, o)
+	got, err := Expiries(Store(o.Dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	authorities := 0
+	for i, e := range got {
+		if e.Authority {
+			authorities++
+		}
+		if want := load(t, Store(o.Dir), e.Name).NotAfter; !e.Expires.Equal(want) || i > 0 && e.Expires.Before(got[i-1].Expires) {
+			t.Errorf("%s: %s, want %s", e.Name, e.Expires, want)
+		}
+	}
+	if len(got) != len(all(o))+len(authorityNames()) || authorities != len(authorityNames()) || got[0].Authority {
+		t.Errorf("got %+v", got)
+	}
+}

@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/controlplane/member"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/reset"
@@ -49,7 +50,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"agent", "bridge", "completion", "ctr", "deploy", "dev", "image", "install", "istioctl", "kubectl", "new", "reset", "rollout", "schema", "secrets-encrypt", "server", "snapshot", "status", "token", "undeploy", "uninstall", "version"}; !slices.Equal(names, want) {
+	if want := []string{"agent", "bridge", "completion", "ctr", "deploy", "dev", "etcd", "image", "install", "istioctl", "kubectl", "new", "node", "reset", "rollout", "schema", "secrets-encrypt", "server", "snapshot", "status", "token", "undeploy", "uninstall", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
@@ -266,7 +267,7 @@ func TestStatusExitCodes(t *testing.T) {
 		m := component.NewManager(slog.New(slog.DiscardHandler))
 		coredns := m.Add(&piece{sick})
 		ctx, cancel := context.WithCancel(t.Context())
-		if err := status.Serve(ctx, layout.DataDir(dataDir).StatusSocket(), status.Report{}, m); err != nil {
+		if _, err := status.Serve(ctx, layout.DataDir(dataDir).StatusSocket(), status.Report{}, m); err != nil {
 			t.Fatal(err)
 		}
 		done := make(chan error, 1)
@@ -412,4 +413,104 @@ func TestRolloutStatus(t *testing.T) {
 	if err := errors.Join(printRollout(&out, s, now), printRollouts(&out, []*rollout.State{s}, now)); err != nil || strings.ContainsAny(out.String(), "\x1b\a") || strings.Contains(out.String(), "\nall is well") {
 		t.Errorf("%v: %q", err, out.String())
 	}
+}
+
+// The cluster's part of the status, as a user reads it; hostile text stays in its line.
+func TestClusterReport(t *testing.T) {
+	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
+	c := &status.Cluster{
+		Problem: "2 of 3 servers are away", Warnings: []string{"a warning"}, Unknown: []string{"nodes: no answer within 2s"},
+		Nodes: []status.Node{
+			{Name: "a", Role: status.RoleServer, Ready: true, Since: now.Add(-time.Hour), Version: "v1.36.3", Address: "192.0.2.1"},
+			{Name: "w", Role: status.RoleAgent, Unschedulable: true, Version: "v1.35.0", Skew: "1 minor older", Reason: "line\nforged"},
+		},
+		Datastore: status.Datastore{Kind: status.EmbeddedEtcd, Size: 5 << 20, Revision: 42, Members: []status.Member{
+			{ID: "a1", Node: "a", URL: "https://192.0.2.1:2380", Leader: true, Version: "3.6.13"},
+			{ID: "b1", URL: "https://192.0.2.2:2380", Learner: true, Problem: "no answer"},
+		}},
+		Leaders: []status.Leader{{Lease: "polymesh", Holder: "a_x"}, {Lease: "kube-scheduler", Holder: "b_y", Expired: true, Renewed: now.Add(-time.Minute)}},
+		Certificates: []status.Certificate{
+			{Name: "serving-kubelet", Node: "a", Expires: now.Add(240 * time.Hour)}, {Name: "server-ca", Authority: true, Expires: now.Add(2400 * time.Hour)},
+		},
+		Snapshot: &status.Snapshot{File: "scheduled-a", Created: now.Add(-3 * time.Hour), Size: 1 << 20, Failure: "the disk is full"},
+	}
+	var out bytes.Buffer
+	if err := printCluster(&out, c, now); err != nil {
+		t.Fatal(err)
+	}
+	want := `
+The cluster does not work: 2 of 3 servers are away
+
+NODE   ROLE     STATUS                        SINCE   VERSION                   ADDRESS     MESSAGE
+a      server   Ready                         60m     v1.36.3                   192.0.2.1   
+w      agent    NotReady,SchedulingDisabled   -       v1.35.0 (1 minor older)   -           line\nforged
+
+MEMBER   NODE   ROLE      ADDRESS                  VERSION   MESSAGE
+a1       a      leader    https://192.0.2.1:2380   3.6.13    
+b1       -      learner   https://192.0.2.2:2380   -         no answer
+
+datastore       etcd, 5 MiB, revision 42
+leaders         polymesh a_x, kube-scheduler b_y (not renewed for 60s)
+certificates    next to expire: serving-kubelet of a in 10d, server-ca, an authority, in 100d
+last snapshot   scheduled-a, 3h ago, 1 MiB; the last scheduled one failed: the disk is full
+! a warning
+? nodes: no answer within 2s
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+	out.Reset()
+	if err := printServers(&out, []status.APIServer{{Address: "192.0.2.1:6443", Current: true, Connections: 5}, {Address: "192.0.2.2:6443"}, {Address: "192.0.2.3:6443", Problem: "refused"}}); err != nil {
+		t.Fatal(err)
+	}
+	want = `
+API SERVER       STATE       CONNECTIONS   MESSAGE
+192.0.2.1:6443   connected   5             
+192.0.2.2:6443   healthy     0             
+192.0.2.3:6443   away        0             refused
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+	got := describeDatastore(status.Datastore{Kind: status.SQLite, Size: 3 << 20, Rows: 9, Revision: 8, Compacted: 7, LastCompaction: now.Add(-4 * time.Minute)}, now)
+	if text := strings.Join(got, ", "); text != "SQLite, 3 MiB, 9 rows, revision 8, compacted to revision 7, 4m ago" {
+		t.Errorf("SQLite is %q", text)
+	}
+}
+
+// Where there is no etcd, the commands for its members say why not, and where to run them.
+func TestEtcdCommands(t *testing.T) {
+	dataDir := t.TempDir()
+	defer os.RemoveAll(layout.DataDir(dataDir).Run())
+	run := func(args ...string) error {
+		_, stderr, err := call(append([]string{"etcd"}, append(args, "--data-dir", dataDir)...)...)
+		var exit exitError
+		if errors.As(err, &exit) {
+			return fmt.Errorf("%d: %s", exit, stderr)
+		}
+		return err
+	}
+	check := func(want string) {
+		t.Helper()
+		for _, args := range [][]string{{"members"}, {"member-list"}, {"remove", "a"}} {
+			if err := run(args...); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, want %q", args, err, want)
+			}
+		}
+	}
+	check("3: polymesh: no server is running on " + dataDir + ": run it on a server")
+	serve := func(role string, also func(*status.Server)) {
+		ctx, cancel := context.WithCancel(t.Context())
+		m := component.NewManager(slog.New(slog.DiscardHandler))
+		s, err := status.Serve(ctx, layout.DataDir(dataDir).StatusSocket(), status.Report{Role: role}, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		also(s)
+		t.Cleanup(cancel)
+	}
+	serve(status.RoleAgent, func(*status.Server) {})
+	check("this node is an agent, and has no member of etcd: run it on a server")
+	serve(status.RoleServer, func(s *status.Server) { member.Serve(s, nil, status.SQLite) })
+	check("the datastore of this server is SQLite, and not etcd on the servers: there are no members")
 }

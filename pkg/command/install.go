@@ -227,6 +227,10 @@ Data and pods stay, unless --reset removes them as ` + "`polymesh reset`" + ` do
 			if err := confirm(cmd, yes); err != nil {
 				return err
 			}
+			// A server can only leave while it runs.
+			if err := wipe.LeaveCluster(ctx, out); err != nil {
+				return err
+			}
 			steps := progress.New(cmd.ErrOrStderr())
 			if err := machine.Stop(ctx, removal, steps); err != nil {
 				return err

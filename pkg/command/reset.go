@@ -22,7 +22,7 @@ func newReset() *cobra.Command {
 		Short: "Stop and remove everything that a server or agent created on this machine",
 		Long: `Stop and remove everything that a server or agent created on this machine: processes, mounts, network interfaces, packet
 filter rules, cgroups and data. Volumes, the datastore, and snapshots in the data dir are lost. It lists what will be removed and what will stay before it asks, and can
-be run again after an interruption. An agent leaves its cluster first.
+be run again after an interruption. An agent, and a server that is one of several, leaves its cluster first.
 
 A data dir is recognized by the file polymesh.json, which a server writes at its first start. A folder without it, a kubeconfig
 of another cluster, and what other servers use is not removed.`,
@@ -48,7 +48,7 @@ of another cluster, and what other servers use is not removed.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	cmd.Flags().BoolVar(&opts.Force, "force", false, "remove an agent also when no server answers; its node stays in the cluster")
+	cmd.Flags().BoolVar(&opts.Force, "force", false, "remove an agent, or a server of several, also if it cannot leave its cluster; its node stays there")
 	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", layout.DefaultKubeconfig, "a kubeconfig that is also removed if it is only for this cluster; the one that the server wrote last is always checked")
 	dataDirFlag(cmd, &opts.DataDir)
 	return cmd

@@ -18,18 +18,29 @@ import (
 
 func newStatus() *cobra.Command {
 	var output string
+	var cluster bool
 	var dataDir layout.DataDir
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show each component of the running server or agent: state, since when, version, memory",
+		Short: "Show each component of the running server or agent, and the cluster: state, since when, version, memory",
 		Long: `Show each component of the running server or agent: state, since when, version, memory.
 
-The exit code is 0 if all components are ready, 1 if one is not, 3 if no node is running.`,
+On a server of a cluster with several nodes it also shows the cluster, as this server sees it: nodes, members of etcd, leaders,
+certificates, the last snapshot. On an agent it shows the API servers, and to which one it is connected.
+
+The exit code is 0 if all components of this node are ready, 1 if one is not, 3 if no node is running.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
 			defer cancel()
-			report, err := status.Ask(ctx, dataDir.StatusSocket())
+			scope := status.Automatic
+			if cluster {
+				scope = status.WithCluster
+			}
+			report, err := status.AskFor(ctx, dataDir.StatusSocket(), scope)
 			if errors.Is(err, status.ErrNotRunning) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "polymesh: no node is running on %s: start it with `polymesh server` or `polymesh agent`\n", dataDir)
 				return exitError(3)
@@ -50,6 +61,7 @@ The exit code is 0 if all components are ready, 1 if one is not, 3 if no node is
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&cluster, "cluster", false, "show the cluster also if it has one node")
 	outputFlag(cmd, &output)
 	dataDirFlag(cmd, &dataDir)
 	return cmd
@@ -88,5 +100,16 @@ func printReport(w io.Writer, r *status.Report, now time.Time) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, c.State, duration.HumanDuration(now.Sub(c.Since)), version, memory, progress.Line(c.Message))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if len(r.Servers) > 0 {
+		if err := printServers(w, r.Servers); err != nil {
+			return err
+		}
+	}
+	if r.Cluster != nil {
+		return printCluster(w, r.Cluster, now)
+	}
+	return nil
 }

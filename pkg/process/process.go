@@ -56,6 +56,8 @@ type Process struct {
 	Marker   *datadir.Marker
 	Lock     *datadir.Lock
 	Log      *slog.Logger
+	// Status serves `polymesh status`. Build adds what it shows besides the components.
+	Status *status.Server
 	// Before is called when all components have checked their settings, before the first one starts; nil for nothing.
 	Before func(context.Context) error
 
@@ -112,11 +114,15 @@ func Run(ctx context.Context, o Options) error {
 		}
 		return p.linkPrograms()
 	})
+	role := status.RoleServer
+	if o.Kubeconfig == "" {
+		role = status.RoleAgent
+	}
 	base := status.Report{
-		Version: version.Version, Since: time.Now(), DataDir: string(cfg.DataDir),
+		Role: role, Version: version.Version, Since: time.Now(), DataDir: string(cfg.DataDir),
 		Node: p.Name, NodeIP: p.IP.String(), Kubeconfig: o.Kubeconfig,
 	}
-	if err := status.Serve(ctx, cfg.DataDir.StatusSocket(), base, source{p, manager}); err != nil {
+	if p.Status, err = status.Serve(ctx, cfg.DataDir.StatusSocket(), base, source{p, manager}); err != nil {
 		return err
 	}
 	up, err := o.Build(ctx, p, manager)

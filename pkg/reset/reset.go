@@ -23,6 +23,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/pkg/controlplane/member"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -35,7 +36,7 @@ import (
 type Options struct {
 	DataDir    layout.DataDir
 	Kubeconfig string
-	// Force removes an agent although it cannot leave its cluster.
+	// Force removes a node although it cannot leave its cluster.
 	Force bool
 }
 
@@ -53,6 +54,7 @@ type Plan struct {
 
 	kubeconfigs []string // those to be removed
 	force       bool
+	departure   *member.Departure // of a server of several; nil for another
 	marker      *datadir.Marker
 	// network is set if interfaces and rules of this network namespace are this data dir's.
 	network bool
@@ -113,6 +115,9 @@ func (p *Plan) planServer(ctx context.Context) error {
 	p.unit = unitOf(ctx, p.DataDir)
 	if p.unit != "" {
 		p.Remove = append(p.Remove, "the systemd unit "+p.unit+" (stopped, not removed)")
+	}
+	if p.departure = member.Departing(ctx, p.DataDir); p.departure != nil {
+		p.Remove = append(p.Remove, progress.Line(p.departure.String()))
 	}
 	if node, server, ok := join.Member(p.DataDir); ok {
 		p.Remove = append(p.Remove, progress.Line(fmt.Sprintf("the node %s from the cluster of %s", node, server)))
@@ -267,6 +272,9 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 	if len(p.Remove) == 0 {
 		return nil
 	}
+	if err := p.LeaveCluster(ctx, out); err != nil {
+		return err
+	}
 	type step struct {
 		name string
 		do   func(context.Context) error
@@ -336,6 +344,29 @@ func (p *Plan) leave(ctx context.Context) error {
 		return &stillMemberError{fmt.Errorf("%s: %w: run `polymesh reset` again when the server answers, or add --force, and remove the node on a server with `polymesh kubectl delete node %s`", server, err, node)}
 	}
 	return nil
+}
+
+// LeaveCluster removes a server that is one of several from its cluster, which it can only do while it runs. Run does so too: a caller that
+// stops the server itself calls this before. After an error nothing was removed.
+func (p *Plan) LeaveCluster(ctx context.Context, out io.Writer) error {
+	if p.departure == nil {
+		return nil
+	}
+	err := p.departure.Leave(ctx)
+	if err == nil {
+		p.departure = nil
+		fmt.Fprintf(out, "✓ %s\n", leftStep)
+		return nil
+	}
+	fmt.Fprintf(out, "✗ %s: %s\n", leftStep, progress.Line(err.Error()))
+	if p.force {
+		if p.departure.Node != "" {
+			fmt.Fprintf(out, "  remove the node on another server: polymesh node remove %s\n", progress.Line(p.departure.Node))
+		}
+		p.departure = nil
+		return nil
+	}
+	return errors.New("nothing was removed: `polymesh reset --force` removes the data nevertheless, and the node stays in the cluster until `polymesh node remove` on another server")
 }
 
 // unitOf returns the systemd unit that runs, or is about to start, the server of a data dir; empty if there is none.

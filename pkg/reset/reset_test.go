@@ -227,3 +227,41 @@ func TestToolsOfThePayloadComeFirst(t *testing.T) {
 		t.Errorf("found %s", got)
 	}
 }
+
+// A server that is one of several, and cannot leave its cluster because it does not run, keeps its data unless the reset is forced.
+func TestAServerOfSeveralLeavesFirst(t *testing.T) {
+	needRoot(t)
+	dir := layout.DataDir(t.TempDir())
+	if _, err := datadir.Claim(dir); err != nil {
+		t.Fatal(err)
+	}
+	identity := filepath.Join(mkdir(t, dir.Etcd()), "identity.json")
+	for text, several := range map[string]bool{
+		`{"name":"a-01234567","shared":true}`: true, `{"name":"a-01234567"}`: false,
+		`{"name":"a-01234567","shared":true,"removed":true}`: false, `damaged`: false,
+	} {
+		if err := os.WriteFile(identity, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, force := range []bool{false, true} {
+			p, err := Look(t.Context(), Options{DataDir: dir, Kubeconfig: filepath.Join(t.TempDir(), "none"), Force: force})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if listed := slices.Contains(p.Remove, "this server from its cluster, which has others"); listed != several {
+				t.Errorf("%s: %q will be removed", text, p.Remove)
+			}
+			var out strings.Builder
+			err = p.LeaveCluster(t.Context(), &out)
+			if refused := err != nil; refused != (several && !force) || several && !strings.Contains(out.String(), "it does not run: start it first") {
+				t.Errorf("%s, force %v: %v, %s", text, force, err, out.String())
+			}
+			if err := p.LeaveCluster(t.Context(), &out); force && err != nil {
+				t.Errorf("%s: a second time: %v", text, err)
+			}
+		}
+	}
+	if !exists(identity) {
+		t.Error("data was removed")
+	}
+}

@@ -19,6 +19,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/imagepolicy"
 	"polymesh.dev/polymesh/pkg/controlplane/leader"
 	"polymesh.dev/polymesh/pkg/controlplane/loadbalancer"
+	"polymesh.dev/polymesh/pkg/controlplane/member"
 	"polymesh.dev/polymesh/pkg/controlplane/noderole"
 	"polymesh.dev/polymesh/pkg/controlplane/servingcert"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
@@ -84,13 +85,17 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	up = m.Add(network.New(s.network()), api, controllers)
 	m.Add(joining, api)
 	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Log: s.Log}), api)
+	if own, ok := store.(*etcd.Etcd); ok {
+		m.Add(member.New(member.Options{Node: s.Name, Etcd: own, Kubeconfig: kubeconfig, Log: s.Log}), api)
+	}
 	m.Add(imagepolicy.New(imagepolicy.Options{
 		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs, Port: layout.ImagePolicyPort,
 		Open:        func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
 		RegistryDir: dir.RegistryDir(), Log: s.Log,
 	}), api, images)
 
-	m.Add(snapshot.NewComponent(s.snapshots, snapshotSchedule(s.cfg.Snapshots), kubeconfig, s.Log), api)
+	s.schedule = snapshot.NewComponent(s.snapshots, snapshotSchedule(s.cfg.Snapshots), kubeconfig, s.Log)
+	m.Add(s.schedule, api)
 
 	// The rest is cluster-wide and runs on one server.
 	var leadership component.Leadership

@@ -25,6 +25,9 @@ import (
 // cluster's settings. The membership is nil for a server that has joined no others.
 func joined(ctx context.Context, cfg *config.Server, p *process.Process) (*config.Server, *join.ServerMembership, error) {
 	member, err := join.ReadServerMembership(cfg.DataDir)
+	if err == nil && cfg.Server != "" && cfg.Datastore.Kind == config.SQLite {
+		member, err = afterRemoval(cfg, p, member)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -46,6 +49,21 @@ func joined(ctx context.Context, cfg *config.Server, p *process.Process) (*confi
 		return byServer(ctx, cfg, p)
 	}
 	return byDatastore(ctx, cfg, p)
+}
+
+// afterRemoval lets a server that the cluster has removed join again, as a new member: the old one's data is put aside. The first server
+// has a membership from then on.
+func afterRemoval(cfg *config.Server, p *process.Process, member *join.ServerMembership) (*join.ServerMembership, error) {
+	aside, err := etcd.SetAside(cfg.DataDir.Etcd(), time.Now())
+	if err != nil || aside == "" {
+		return member, err
+	}
+	p.Log.Info("this server was removed from the cluster: it joins again, with no data", "former", aside)
+	if member != nil {
+		return member, nil
+	}
+	member = &join.ServerMembership{NodeName: p.Name, Server: cfg.Server, Datastore: bootstrap.Etcd, Settings: cfg.Settings()}
+	return member, member.Write(cfg.DataDir)
 }
 
 // ownCluster reports whether the data dir has the authorities of a cluster, and is no rest of an interrupted join.

@@ -10,15 +10,21 @@ import (
 	"net/netip"
 	"os"
 
+	kubernetes "k8s.io/component-base/version"
+
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
+	"polymesh.dev/polymesh/pkg/controlplane/member"
+	"polymesh.dev/polymesh/pkg/controlplane/overview"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/process"
+	"polymesh.dev/polymesh/pkg/status"
 )
 
 // Run runs a server until ctx ends.
@@ -41,7 +47,9 @@ func Run(ctx context.Context, cfg *config.Server) error {
 				return component.Handle{}, err
 			}
 			p.Before = func(ctx context.Context) error { return s.snapshots.BeforeStart(ctx, !cfg.Snapshots.Disabled, p.Log) }
-			return s.addComponents(m), nil
+			up := s.addComponents(m)
+			s.describe(p.Status)
+			return up, nil
 		},
 	})
 }
@@ -54,6 +62,7 @@ type server struct {
 	renewal   *certificate.Renewal
 	datastore datastore.Store
 	snapshots *snapshot.Snapshots
+	schedule  *snapshot.Component
 }
 
 func newServer(cfg *config.Server, p *process.Process, member *join.ServerMembership) (*server, error) {
@@ -67,6 +76,17 @@ func newServer(cfg *config.Server, p *process.Process, member *join.ServerMember
 		ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,
 	}, s.writeKubeconfigs, s.Log)
 	return s, nil
+}
+
+// describe adds the cluster to what `polymesh status` shows, and lets commands on this machine manage the members of etcd.
+func (s *server) describe(socket *status.Server) {
+	o := overview.Options{
+		Node: s.Name, Version: kubernetes.Get().GitVersion, Kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh"), Certificates: certificate.Store(s.cfg.DataDir.TLS()),
+		Kind: s.cfg.Datastore.Kind, Datastore: s.datastore, Snapshots: s.snapshots, SnapshotFailure: s.schedule.Failure,
+	}
+	socket.DescribeCluster(overview.New(o).Cluster)
+	own, _ := s.datastore.(*etcd.Etcd)
+	member.Serve(socket, own, overview.Kind(o))
 }
 
 func (s *server) sans() []string {

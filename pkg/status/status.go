@@ -1,12 +1,14 @@
-// Package status implements `polymesh status`: a running server reports the state of its components on a socket in its
-// run directory; nothing is written to disk.
+// Package status implements `polymesh status`: a running node reports the state of its components, and a server that of its cluster,
+// on a socket in its run directory; nothing is written to disk. Other commands that need the running node use the socket too.
 package status
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,6 +37,29 @@ type Report struct {
 	Anonymous  uint64      `json:"anonymousBytes"`
 	Ready      bool        `json:"ready"`
 	Components []Component `json:"components"`
+	// Role is "server" or "agent".
+	Role string `json:"role"`
+	// Servers are the API servers that an agent knows.
+	Servers []APIServer `json:"servers,omitempty"`
+	// Cluster is set on a server if it was requested: see Scope.
+	Cluster *Cluster `json:"cluster,omitempty"`
+}
+
+// The roles of a node.
+const (
+	RoleServer = "server"
+	RoleAgent  = "agent"
+)
+
+// APIServer is an API server that an agent knows.
+type APIServer struct {
+	Address string `json:"address"`
+	// Connections is the number of connections from this node to it.
+	Connections int `json:"connections"`
+	// Current is set for the one to which new connections go.
+	Current bool `json:"current,omitempty"`
+	// Problem is why it is not used; empty if it works.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Component is one row of the report.
@@ -50,33 +76,55 @@ type Source interface {
 	Status(ctx context.Context) []component.Status
 }
 
+// Server serves the status on a socket. Its methods may be called while it runs.
+type Server struct {
+	mux     *http.ServeMux
+	cluster atomic.Pointer[func(context.Context) *Cluster]
+	servers atomic.Pointer[func() []APIServer]
+}
+
 // Serve serves the status on the socket until ctx ends.
-func Serve(ctx context.Context, socket string, base Report, source Source) error {
+func Serve(ctx context.Context, socket string, base Report, source Source) (*Server, error) {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o711); err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the socket of a previous run: %w", err)
+		return nil, fmt.Errorf("remove the socket of a previous run: %w", err)
 	}
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
-		return fmt.Errorf("listen for status requests: %w", err)
+		return nil, fmt.Errorf("listen for status requests: %w", err)
 	}
 	if err := os.Chmod(socket, 0o600); err != nil {
-		return err
+		return nil, err
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+	s := &Server{mux: http.NewServeMux()}
+	s.mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(report(r.Context(), base, source))
+		_ = json.NewEncoder(w).Encode(s.report(r.Context(), base, source, Scope(r.FormValue(scopeParameter))))
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{Handler: s.mux, ReadHeaderTimeout: 5 * time.Second}
 	context.AfterFunc(ctx, func() { server.Close() })
 	go func() { _ = server.Serve(listener) }()
-	return nil
+	return s, nil
 }
 
-func report(ctx context.Context, base Report, source Source) Report {
+// Handle adds a path to the socket, which only root can use, for other commands that need the running node.
+func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
+
+// DescribeCluster sets where a server's report gets the state of the cluster from. f bounds its own time.
+func (s *Server) DescribeCluster(f func(context.Context) *Cluster) { s.cluster.Store(&f) }
+
+// DescribeServers sets where an agent's report gets the API servers from.
+func (s *Server) DescribeServers(f func() []APIServer) { s.servers.Store(&f) }
+
+func (s *Server) report(ctx context.Context, base Report, source Source, scope Scope) Report {
+	var cluster <-chan *Cluster
+	if f := s.cluster.Load(); f != nil && scope != NodeOnly {
+		found := make(chan *Cluster, 1)
+		cluster = found
+		go func() { found <- (*f)(ctx) }()
+	}
 	base.PID = os.Getpid()
 	base.Memory, base.Anonymous = Memory(base.PID)
 	base.Ready = true
@@ -86,39 +134,114 @@ func report(ctx context.Context, base Report, source Source) Report {
 		base.Ready = base.Ready && (s.State == component.Ready || s.State == component.Standby)
 		base.Components = append(base.Components, row)
 	}
+	if f := s.servers.Load(); f != nil {
+		base.Servers = (*f)()
+	}
+	if cluster != nil {
+		if c := <-cluster; c.Several() || scope == WithCluster {
+			base.Cluster = c
+		}
+	}
 	return base
 }
 
 // ErrNotRunning means that no server is running for the data dir.
 var ErrNotRunning = errors.New("no server is running")
 
-// Ask requests the report of the server that listens on the socket.
+// Scope is what a report contains.
+type Scope string
+
+// The scopes.
+const (
+	// NodeOnly is this node.
+	NodeOnly Scope = ""
+	// Automatic is this node and, if the cluster has several nodes, the cluster.
+	Automatic Scope = "auto"
+	// WithCluster is this node and the cluster.
+	WithCluster Scope = "cluster"
+)
+
+const (
+	statusPath     = "/status"
+	scopeParameter = "scope"
+	// maxResponse is the limit of a response, in bytes.
+	maxResponse = 16 << 20
+)
+
+// Ask requests the report of the node that listens on the socket.
 func Ask(ctx context.Context, socket string) (*Report, error) {
+	return AskFor(ctx, socket, NodeOnly)
+}
+
+// AskFor requests a report with a scope.
+func AskFor(ctx context.Context, socket string, scope Scope) (*Report, error) {
+	r := &Report{}
+	if err := Call(ctx, socket, http.MethodGet, statusPath+"?"+scopeParameter+"="+string(scope), nil, r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// RefusedError is a response of the node that is an error.
+type RefusedError struct {
+	Status  int    `json:"-"`
+	Message string `json:"message"`
+}
+
+func (err *RefusedError) Error() string { return err.Message }
+
+// Call sends a request with a JSON body, nil for none, to the node that listens on the socket, and reads a JSON response. Errors are
+// ErrNotRunning, and RefusedError for another status than 200.
+func Call(ctx context.Context, socket, method, path string, body, response any) error {
 	client := &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
+		DisableKeepAlives: true,
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://polymesh/status", nil)
+	var text bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&text).Encode(body); err != nil {
+			return err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://polymesh"+path, &text)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	resp, err := client.Do(req)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, ErrNotRunning
+		return ErrNotRunning
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("only root can read %s: run it with sudo", socket)
+		return fmt.Errorf("only root can read %s: run it with sudo", socket)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("request the server's status: %w", err)
+		return fmt.Errorf("send a request to the running node: %w", err)
 	}
 	defer resp.Body.Close()
-	r := &Report{}
-	if err := json.NewDecoder(resp.Body).Decode(r); err != nil {
-		return nil, fmt.Errorf("read the server's response: %w", err)
+	got, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
+	if err != nil {
+		return fmt.Errorf("read the node's response: %w", err)
 	}
-	return r, nil
+	if resp.StatusCode != http.StatusOK {
+		refused := &RefusedError{Status: resp.StatusCode}
+		if json.Unmarshal(got, refused) != nil || refused.Message == "" {
+			refused.Message = "the node responded with " + resp.Status
+		}
+		return refused
+	}
+	if err := json.Unmarshal(got, response); err != nil {
+		return fmt.Errorf("read the node's response: %w", err)
+	}
+	return nil
+}
+
+// Refuse responds with an error, for a handler of Handle.
+func Refuse(w http.ResponseWriter, status int, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(RefusedError{Message: err.Error()})
 }
 
 // Memory returns the resident and the anonymous memory of a process, in bytes; both are 0 if the process does not exist.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -49,7 +50,7 @@ func TestServeAndAsk(t *testing.T) {
 	begin := time.Now()
 	// The socket of a server that was killed still exists.
 	for range 2 {
-		if err := Serve(ctx, socket, Report{Version: "1", Node: "n", Since: begin}, m); err != nil {
+		if _, err := Serve(ctx, socket, Report{Version: "1", Node: "n", Since: begin}, m); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -110,5 +111,40 @@ func TestMemory(t *testing.T) {
 		if resident, anonymous := Memory(pid); resident != 0 || anonymous != 0 {
 			t.Errorf("process %d: %d, %d", pid, resident, anonymous)
 		}
+	}
+}
+
+// The cluster is in a report if there are several nodes, or if it was requested.
+func TestScope(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "run", "status.sock")
+	s, err := Serve(t.Context(), socket, Report{Role: RoleServer}, component.NewManager(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := AskFor(t.Context(), socket, WithCluster); err != nil || r.Cluster != nil || r.Role != RoleServer {
+		t.Errorf("before it is known: %+v, %v", r, err)
+	}
+	for nodes, want := range map[int]map[Scope]bool{
+		1: {NodeOnly: false, Automatic: false, WithCluster: true},
+		2: {NodeOnly: false, Automatic: true, WithCluster: true},
+	} {
+		s.DescribeCluster(func(context.Context) *Cluster { return &Cluster{Nodes: make([]Node, nodes)} })
+		for scope, want := range want {
+			if r, err := AskFor(t.Context(), socket, scope); err != nil || (r.Cluster != nil) != want {
+				t.Errorf("%d nodes, scope %q: %+v, %v", nodes, scope, r, err)
+			}
+		}
+	}
+	s.DescribeServers(func() []APIServer { return []APIServer{{Address: "192.0.2.1:6443"}} })
+	if r, err := Ask(t.Context(), socket); err != nil || len(r.Servers) != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	s.Handle("GET /refused", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { Refuse(w, http.StatusConflict, errors.New("no")) }))
+	var refused *RefusedError
+	if err := Call(t.Context(), socket, http.MethodGet, "/refused", nil, nil); !errors.As(err, &refused) || refused.Status != http.StatusConflict || refused.Message != "no" {
+		t.Errorf("got %v", err)
+	}
+	if err := Call(t.Context(), socket, http.MethodGet, "/missing", nil, nil); !errors.As(err, &refused) || refused.Status != http.StatusNotFound {
+		t.Errorf("got %v", err)
 	}
 }

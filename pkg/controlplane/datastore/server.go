@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	kine "github.com/k3s-io/kine/pkg/server"
@@ -47,6 +48,8 @@ type kineServer struct {
 	open func(ctx context.Context, wait *sync.WaitGroup) (kine.Backend, error)
 	// writable returns nil if the database should accept writes.
 	writable func() error
+
+	compacted atomic.Pointer[time.Time]
 
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
@@ -154,7 +157,7 @@ func (k *kineServer) server(backend kine.Backend) *grpc.Server {
 		grpc.MaxConcurrentStreams(embed.DefaultMaxConcurrentStreams),
 		grpc.MaxRecvMsgSize(int(embed.DefaultMaxRequestBytes)+requestOverhead),
 		grpc.MaxSendMsgSize(mostSent),
-		grpc.ChainUnaryInterceptor(k.failedWrites, oneWriteAtATime(), failedCompactions),
+		grpc.ChainUnaryInterceptor(k.failedWrites, oneWriteAtATime(), k.failedCompactions),
 	)
 	// Report the version of the linked etcd client to the API server.
 	kine.New(backend, "unix", notifyInterval, etcd.Version).Register(server)
@@ -257,8 +260,16 @@ func (withoutExit) Fire(e *logrus.Entry) error {
 	return nil
 }
 
+// lastCompaction returns when the last compaction ended without an error; zero if there was none.
+func (k *kineServer) lastCompaction() time.Time {
+	if at := k.compacted.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
+}
+
 // failedCompactions returns the panic of withoutExit as an error. Only compactions use this commit, and kine compacts only on request.
-func failedCompactions(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
+func (k *kineServer) failedCompactions(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
 	defer func() {
 		switch thrown := recover().(type) {
 		case nil:
@@ -268,5 +279,10 @@ func failedCompactions(ctx context.Context, request any, _ *grpc.UnaryServerInfo
 			panic(thrown)
 		}
 	}()
-	return handle(ctx, request)
+	answer, err = handle(ctx, request)
+	if _, ok := request.(*pb.CompactionRequest); ok && err == nil {
+		now := time.Now()
+		k.compacted.Store(&now)
+	}
+	return answer, err
 }

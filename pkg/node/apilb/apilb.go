@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/status"
 )
 
 // Options of a balancer.
@@ -211,6 +212,19 @@ func (b *Balancer) Note(context.Context) string {
 	return strings.Join(notes, "; ")
 }
 
+// Servers returns the API servers that the balancer knows, for `polymesh status`.
+func (b *Balancer) Servers() []status.APIServer {
+	var all []status.APIServer
+	for _, s := range b.view.Load().servers {
+		server := status.APIServer{Address: s.addr.String(), Connections: s.conns, Current: s.current, Problem: s.problem}
+		if !s.checked {
+			server.Problem = unchecked
+		}
+		all = append(all, server)
+	}
+	return all
+}
+
 // Stop stops listening, and closes all connections.
 func (b *Balancer) Stop(ctx context.Context) error { return b.background.Stop(ctx) }
 
@@ -224,7 +238,12 @@ type serverView struct {
 	addr    netip.AddrPort
 	checked bool
 	problem string // empty if it is healthy
+	conns   int
+	current bool // the newest connection went there
 }
+
+// unchecked is the problem of a server whose first check has not ended.
+const unchecked = "no answer yet"
 
 func (v *view) healthy() int {
 	n := 0
@@ -242,7 +261,7 @@ func (v *view) problems() string {
 	for _, s := range v.servers {
 		switch {
 		case !s.checked:
-			all = append(all, s.addr.String()+": no answer yet")
+			all = append(all, s.addr.String()+": "+unchecked)
 		case s.problem != "":
 			all = append(all, s.addr.String()+": "+s.problem)
 		}

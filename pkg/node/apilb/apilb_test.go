@@ -482,6 +482,45 @@ func TestTheBestThereIs(t *testing.T) {
 	goesTo(t, b, c)
 }
 
+// What `polymesh status` shows: which server the node is connected to, and which others there are.
+func TestServers(t *testing.T) {
+	store := cluster(t)
+	a, b := newServer(t, store, "a", listen), newServer(t, store, "b", listen)
+	lb := balancer(t, store, func(lb *Balancer) { lb.opts.Server = a.addr.String() })
+	listed(t, lb, a, b)
+	healthy(t, lb, a, b)
+	open(t, lb)
+	connected := ""
+	eventually(t, "it is connected to one of two", func() error {
+		connected = ""
+		for _, s := range lb.Servers() {
+			if s.Problem != "" || s.Current != (s.Connections > 0) {
+				return fmt.Errorf("%+v", s)
+			}
+			if s.Current {
+				connected += s.Address
+			}
+		}
+		if connected != a.addr.String() && connected != b.addr.String() {
+			return fmt.Errorf("connected to %q", connected)
+		}
+		return nil
+	})
+	gone, left := a, b
+	if connected == b.addr.String() {
+		gone, left = b, a
+	}
+	gone.kill()
+	eventually(t, "the other one is known to be away", func() error {
+		for _, s := range lb.Servers() {
+			if (s.Problem == "") != (s.Address == left.addr.String()) {
+				return fmt.Errorf("%+v", s)
+			}
+		}
+		return nil
+	})
+}
+
 // All servers are away: clients are disconnected, the component says of each why, and everything works when they come back.
 func TestAllAway(t *testing.T) {
 	servers, b := three(t)

@@ -283,7 +283,7 @@ func (p *pool) unregister(addr netip.AddrPort, c *conn) {
 func (p *pool) view() *view {
 	v := &view{unresolved: p.unresolved}
 	for _, s := range p.all() {
-		sv := serverView{addr: s.addr, checked: s.checked}
+		sv := serverView{addr: s.addr, checked: s.checked, conns: len(s.conns), current: s.addr == p.current}
 		if s.problem != nil {
 			sv.problem = s.problem.Error()
 		}

@@ -76,6 +76,8 @@ const (
 	requestTimeout = 5 * time.Second
 	// maintainTimeout is the time for a compaction and a defragmentation of a full database.
 	maintainTimeout = 5 * time.Minute
+	// leaderInterval is how often a member checks whether it knows a leader.
+	leaderInterval = time.Second
 	// fullPercent is the use of the quota, in percent, for a warning.
 	fullPercent = 80
 )
@@ -87,9 +89,13 @@ type Etcd struct {
 	log    *slog.Logger
 	failed chan error
 
-	server   atomic.Pointer[embed.Etcd]
-	removed  atomic.Bool // the cluster has removed this member
-	stopping atomic.Bool
+	// stall is how long a learner may make no progress; stallTimeout, except in tests.
+	stall time.Duration
+
+	server     atomic.Pointer[embed.Etcd]
+	removed    atomic.Bool // the cluster has removed this member
+	stopping   atomic.Bool
+	leaderless atomic.Pointer[time.Time] // since when it knows no leader; nil while it knows one
 
 	mu      sync.Mutex
 	client  *clientv3.Client
@@ -108,7 +114,7 @@ func New(o Options) *Etcd {
 	if o.Quota == 0 {
 		o.Quota = DefaultQuota
 	}
-	e := &Etcd{opts: o, failed: make(chan error, 1)}
+	e := &Etcd{opts: o, failed: make(chan error, 1), stall: stallTimeout}
 	e.log = o.Log.With("component", e.Name())
 	return e
 }
@@ -160,7 +166,9 @@ type identity struct {
 	Removed bool `json:"removed,omitempty"`
 }
 
-func (e *Etcd) identityFile() string { return filepath.Join(e.opts.Dir, "identity.json") }
+const identityName = "identity.json"
+
+func (e *Etcd) identityFile() string { return filepath.Join(e.opts.Dir, identityName) }
 
 // MemberName returns the member's name. It is made up at the first call, and kept.
 func (e *Etcd) MemberName() (string, error) {
@@ -253,7 +261,7 @@ func (e *Etcd) Start(ctx context.Context) (err error) {
 		return err
 	}
 	if id.Removed {
-		return fmt.Errorf("the cluster has removed this server: join it again with --server and an empty %s", e.opts.Dir)
+		return errRemoved
 	}
 	if err := e.migrate(ctx); err != nil {
 		return err
@@ -315,8 +323,17 @@ func (e *Etcd) run(ctx context.Context, server *embed.Etcd, client *clientv3.Cli
 	first := server.Server.ReadyNotify()
 	promote := time.NewTicker(promoteInterval)
 	defer promote.Stop()
+	// etcd reports a new leader, but not the loss of one.
+	leader, learners := time.NewTicker(leaderInterval), time.NewTicker(min(learnerInterval, e.stall))
+	defer leader.Stop()
+	defer learners.Stop()
+	var progress learnerProgress
 	for {
+		e.noteLeader(server)
 		select {
+		case <-leader.C:
+		case now := <-learners.C:
+			e.evict(ctx, server, client, &progress, now)
 		case <-ctx.Done():
 			return
 		case <-promote.C:
@@ -348,7 +365,26 @@ func (e *Etcd) ended() error {
 		id.Removed = true
 		err = e.keep(id)
 	}
-	return errors.Join(errors.New("the cluster has removed this server: join it again with --server, or `polymesh reset` it"), err)
+	return errors.Join(errRemoved, err)
+}
+
+// noteLeader keeps since when this member knows no leader.
+func (e *Etcd) noteLeader(server *embed.Etcd) {
+	if server.Server.Leader() != 0 {
+		e.leaderless.Store(nil)
+		return
+	}
+	now := time.Now()
+	e.leaderless.CompareAndSwap(nil, &now)
+}
+
+// LeaderlessSince returns since when this member knows no leader of etcd, at most since its start: then the datastore can be neither
+// read nor written. It is zero while there is a leader.
+func (e *Etcd) LeaderlessSince() time.Time {
+	if since := e.leaderless.Load(); since != nil {
+		return *since
+	}
+	return time.Time{}
 }
 
 // Failed implements component.Failing.

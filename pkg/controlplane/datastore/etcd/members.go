@@ -35,6 +35,16 @@ type Member struct {
 	// Version is the version of etcd that it runs, if it answers; otherwise Problem is why it does not.
 	Version string `json:"version,omitempty"`
 	Problem string `json:"problem,omitempty"`
+	// Expires is when the certificate that it answered with expires.
+	Expires time.Time `json:"certificateExpires,omitzero"`
+}
+
+// String returns what identifies the member for a user: its node's name, or its address until it has started.
+func (m Member) String() string {
+	if m.Name == "" {
+		return m.URL
+	}
+	return m.Node()
 }
 
 // Node returns the name of the node on which the member runs; empty until it has started.
@@ -71,12 +81,15 @@ func (e *Etcd) Members(ctx context.Context) ([]Member, error) {
 	var wait sync.WaitGroup
 	for i := range members {
 		wait.Go(func() {
-			v, err := peerVersion(ctx, client, members[i].URL)
-			if err != nil {
-				members[i].Problem = err.Error()
+			m := &members[i]
+			if m.URL == "" {
+				m.Problem = "it has no address"
 				return
 			}
-			members[i].Version = v
+			var err error
+			if m.Version, m.Expires, err = peerVersion(ctx, client, m.URL); err != nil {
+				m.Problem = err.Error()
+			}
 		})
 	}
 	wait.Wait()
@@ -95,36 +108,39 @@ func (e *Etcd) peerTLS() (*tls.Config, error) {
 	return config, nil
 }
 
-// peerVersion asks a member for its version, on the port for other members.
-func peerVersion(ctx context.Context, client *http.Client, url string) (string, error) {
+// peerVersion requests a member's version, on the port for other members.
+func peerVersion(ctx context.Context, client *http.Client, url string) (version string, expires time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/version", nil)
 	if err != nil {
-		return "", err
+		return "", expires, err
 	}
 	response, err := client.Do(request)
 	if err != nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return "", fmt.Errorf("no answer within %s", peerTimeout)
+			return "", expires, fmt.Errorf("no answer within %s", peerTimeout)
 		}
-		return "", err
+		return "", expires, err
 	}
 	defer response.Body.Close()
 	var v struct {
 		Server string `json:"etcdserver"`
 	}
 	if err := json.NewDecoder(io.LimitReader(response.Body, 4096)).Decode(&v); err != nil || response.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("unexpected answer, status %d", response.StatusCode)
+		return "", expires, fmt.Errorf("unexpected answer, status %d", response.StatusCode)
 	}
-	return v.Server, nil
+	if response.TLS != nil && len(response.TLS.PeerCertificates) > 0 {
+		expires = response.TLS.PeerCertificates[0].NotAfter
+	}
+	return v.Server, expires, nil
 }
 
 // NameTakenError is the error of a node whose name a member has already.
 type NameTakenError struct{ Node string }
 
 func (err *NameTakenError) Error() string {
-	return fmt.Sprintf("node %s is a member of etcd already: remove it first, or choose another node name", err.Node)
+	return fmt.Sprintf("node %s is a member of etcd already: on a server, remove it with `polymesh node remove %s`, or with `polymesh etcd remove %s` if there is no such node; or choose another node name", err.Node, err.Node, err.Node)
 }
 
 // AddLearner adds the member of a node that joins, as one that does not vote yet, and returns what it needs to start (Options.Join). A
@@ -148,7 +164,7 @@ func (e *Etcd) AddLearner(ctx context.Context, node string, joins Peer) (id uint
 		case same && m.Name == "" && m.IsLearner:
 			id = m.ID
 		case same:
-			return 0, nil, fmt.Errorf("%s is the address of member %s of etcd already: remove that one first", joins.URL, m.Name)
+			return 0, nil, fmt.Errorf("%s is the address of member %s of etcd already: on a server, remove it with `polymesh etcd remove %x`", joins.URL, m.Name, m.ID)
 		}
 	}
 	members := list.Members
@@ -199,7 +215,8 @@ func (e *Etcd) promoteLearners(ctx context.Context, server *embed.Etcd, client *
 	}
 }
 
-// Remove removes a member. It refuses where the others would not be a majority afterwards. If the member leads, another one takes over first.
+// Remove removes a member, and returns nil if it is already gone. It refuses where the others would not be a majority afterwards
+// (MayRemove). If the member leads, another one takes over first.
 func (e *Etcd) Remove(ctx context.Context, id uint64) error {
 	client, err := e.running()
 	if err != nil {
@@ -211,52 +228,23 @@ func (e *Etcd) Remove(ctx context.Context, id uint64) error {
 	}
 	i := slices.IndexFunc(members, func(m Member) bool { return m.ID == id })
 	if i < 0 {
-		return nil // it is gone
+		return nil
 	}
-	if err := mayRemove(members, id); err != nil {
+	if err := MayRemove(members, id); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*requestTimeout)
 	defer cancel()
 	if members[i].Leader {
 		next := slices.IndexFunc(members, func(m Member) bool { return m.ID != id && !m.Learner && m.Problem == "" })
-		// Only the leader itself can hand over. Elsewhere an election follows.
-		if next >= 0 && uint64(e.server.Load().Server.MemberID()) == id {
-			if _, err := client.MoveLeader(ctx, members[next].ID); err != nil {
-				return explain("hand the leadership of etcd over", err)
-			}
+		// Any member can hand over in its name: raft forwards the request to the leader (stepFollower in raft.go). Only etcd's API
+		// accepts it on the leader alone.
+		if err := e.server.Load().Server.MoveLeader(ctx, id, members[next].ID); err != nil {
+			return explain("hand the leadership of etcd over", err)
 		}
 	}
 	if _, err := client.MemberRemove(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrMemberNotFound) {
 		return explain("remove a member from etcd", err)
-	}
-	return nil
-}
-
-// mayRemove returns nil if the members that answer are a majority without the one with this id.
-func mayRemove(members []Member, id uint64) error {
-	var voters, answer int
-	var away []string
-	for _, m := range members {
-		switch {
-		case m.ID == id && m.Learner:
-			return nil
-		case m.ID == id || m.Learner:
-			continue
-		}
-		voters++
-		if m.Problem == "" {
-			answer++
-		} else {
-			away = append(away, m.Node()+" ("+m.Problem+")")
-		}
-	}
-	switch {
-	case voters == 0:
-		return errors.New("it is the only member of etcd: `polymesh reset` removes the whole cluster")
-	case answer < voters/2+1:
-		return fmt.Errorf("without it %d of the %d other members of etcd would answer, which is no majority, and the cluster would stop: start these first: %s",
-			answer, voters, strings.Join(away, ", "))
 	}
 	return nil
 }
@@ -282,4 +270,28 @@ func explain(what string, err error) error {
 		return fmt.Errorf("%s: etcd has no majority that answers: start the other servers: %w", what, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+// ID returns this member's id. ok is false before it has started.
+func (e *Etcd) ID() (id uint64, ok bool) {
+	server := e.server.Load()
+	if server == nil {
+		return 0, false
+	}
+	return uint64(server.Server.MemberID()), true
+}
+
+// Leads reports whether this member leads etcd, as far as it knows.
+func (e *Etcd) Leads() bool {
+	id, ok := e.ID()
+	return ok && uint64(e.server.Load().Server.Leader()) == id
+}
+
+// Usage returns the size of this member's database, in bytes, and its newest revision; zero before it has started.
+func (e *Etcd) Usage() (size, revision int64) {
+	server := e.server.Load()
+	if server == nil {
+		return 0, 0
+	}
+	return server.Server.Backend().Size(), server.Server.KV().Rev()
 }

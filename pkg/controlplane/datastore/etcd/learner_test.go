@@ -1,0 +1,62 @@
+//go:build integration
+
+package etcd
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// The leader removes a learner that never starts, so that another server can join.
+func TestLearnerWithoutProgress(t *testing.T) {
+	all := servers(t, "a", "b", "c")
+	a, b, c := all[0], all[1], all[2]
+	a.stall = 2 * time.Second
+	a.start(t)
+	a.ready(t)
+	lost := New(b.opts)
+	name, err := lost.MemberName()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := a.AddLearner(t.Context(), "b", lost.peer(name)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the learner is removed", func() error {
+		if members := a.members(t); len(members) != 1 {
+			return errors.New("it is still a member")
+		}
+		return nil
+	})
+	c.join(t, a)
+}
+
+// A member that lost the others knows since when there is no leader.
+func TestLeaderlessSince(t *testing.T) {
+	all := servers(t, "a", "b")
+	a, b := all[0], all[1]
+	a.start(t)
+	a.ready(t)
+	b.join(t, a)
+	if since := a.LeaderlessSince(); !since.IsZero() {
+		t.Errorf("with a leader: %s", since)
+	}
+	before := time.Now()
+	stop(t, b.Etcd)
+	eventually(t, "there is no leader", func() error {
+		if since := a.LeaderlessSince(); since.IsZero() {
+			return errors.New("there is one")
+		} else if since.Before(before) {
+			t.Fatalf("since %s", since)
+		}
+		return nil
+	})
+	b.start(t)
+	eventually(t, "there is a leader again", func() error {
+		if since := a.LeaderlessSince(); !since.IsZero() {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+}

@@ -1,0 +1,151 @@
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
+	"polymesh.dev/polymesh/pkg/controlplane/noderole"
+	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/status"
+)
+
+// departTimeout is the time to find out whether a server is one of several.
+const departTimeout = 10 * time.Second
+
+// Departure is how a server of several leaves its cluster before its data is removed.
+type Departure struct {
+	// Node is the name of its node; empty if it is not known.
+	Node string
+
+	dir layout.DataDir
+	// unable is why it cannot leave: it does not run, for example.
+	unable error
+	local  Local
+	// self is its member of etcd; 0 if the datastore is another one.
+	self uint64
+}
+
+// String is what a user reads before it happens.
+func (d *Departure) String() string {
+	switch {
+	case d.Node == "":
+		return "this server from its cluster, which has others"
+	case d.self != 0 || d.unable != nil:
+		return fmt.Sprintf("the node %s from its cluster, which has other servers, and its member of etcd", d.Node)
+	}
+	return fmt.Sprintf("the node %s from its cluster, which has other servers", d.Node)
+}
+
+// Departing returns how the server of a data dir leaves its cluster, nil if it is the only one, or no server.
+func Departing(ctx context.Context, dir layout.DataDir) *Departure {
+	ctx, cancel := context.WithTimeout(ctx, departTimeout)
+	defer cancel()
+	d := &Departure{dir: dir, local: Local{Socket: dir.StatusSocket()}}
+	// A damaged one must not keep its owner from removing it.
+	membership, _ := etcd.ReadMembership(dir.Etcd())
+	if membership.Removed {
+		return nil
+	}
+	report, err := status.Ask(ctx, d.local.Socket)
+	if err != nil || report.Role != status.RoleServer {
+		if membership.Shared {
+			d.unable = errors.New("it does not run: start it first")
+			return d
+		}
+		return nil
+	}
+	d.Node = report.Node
+	members, self, err := d.local.Members(ctx)
+	var elsewhere *NotHereError
+	switch {
+	case errors.As(err, &elsewhere):
+		return d.external(ctx)
+	case err != nil && membership.Shared:
+		d.unable = err
+		return d
+	case err != nil, etcd.QuorumOf(members).Voters <= 1:
+		return nil
+	}
+	d.self = self
+	return d
+}
+
+// external returns d if the cluster has other servers on an external datastore.
+func (d *Departure) external(ctx context.Context) *Departure {
+	endpoint, err := datastore.ReadEndpoint(d.dir.DatastoreEndpoint())
+	if err != nil || !endpoint.LeaderElect {
+		return nil
+	}
+	client, err := d.client()
+	if err != nil {
+		return nil
+	}
+	servers, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: noderole.Roles()[0]})
+	if err != nil || len(servers.Items) <= 1 {
+		return nil
+	}
+	return d
+}
+
+func (d *Departure) client() (kubernetes.Interface, error) {
+	rest, err := clientcmd.BuildConfigFromFlags("", d.dir.Kubeconfig("polymesh"))
+	if err != nil {
+		return nil, err
+	}
+	rest.Timeout = departTimeout
+	return kubernetes.NewForConfig(rest)
+}
+
+// Leave removes the server's node from its cluster, and its member of etcd. It changes nothing if the others would not be a majority.
+func (d *Departure) Leave(ctx context.Context) error {
+	if d.unable != nil {
+		return fmt.Errorf("this server is one of several, and cannot leave its cluster: %w", d.unable)
+	}
+	if d.self != 0 {
+		members, _, err := d.local.Members(ctx)
+		if err != nil {
+			return err
+		}
+		if err := etcd.MayRemove(members, d.self); err != nil {
+			return err
+		}
+	}
+	client, err := d.client()
+	if err != nil {
+		return err
+	}
+	if err := client.CoreV1().Nodes().Delete(ctx, d.Node, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("remove node %s: %w", d.Node, err)
+	}
+	if d.self == 0 {
+		return nil
+	}
+	// The server that leads etcd removes the member too, and this one ends then: both may fail because of the other.
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	err = d.local.Remove(ctx, d.self)
+	for {
+		if membership, readErr := etcd.ReadMembership(d.dir.Etcd()); readErr == nil && membership.Removed {
+			return nil
+		}
+		members, _, listErr := d.local.Members(ctx)
+		if listErr == nil && !slices.ContainsFunc(members, func(m etcd.Member) bool { return m.ID == d.self }) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("node %s is removed, and its member of etcd is still one after %s", d.Node, removeTimeout), err)
+		case <-time.After(removePoll):
+		}
+	}
+}
