@@ -40,7 +40,10 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), "https://"+balancerAddress().String(), member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
 				return component.Handle{}, err
 			}
-			return addComponents(m, parts{balancer(cfg, p, member), machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member)}), nil
+			return addComponents(m, parts{
+				balancer(cfg, p, member), machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member),
+				join.NewReachability("https://"+balancerAddress().String(), member.Files),
+			}), nil
 		},
 	})
 }
@@ -102,6 +105,8 @@ type parts struct {
 	machine  node.Options
 	pods     network.Options
 	policies netpol.Options
+
+	reachability *join.Reachability
 }
 
 // addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
@@ -109,8 +114,11 @@ type parts struct {
 func addComponents(m *component.Manager, p parts) (up component.Handle) {
 	m.Add(apilb.New(p.balancer)) // what uses it tries again until it works
 	containerd := m.Add(node.NewContainerd(p.machine))
-	images := m.Add(node.NewImages(p.machine), containerd)
-	m.Add(node.NewKubelet(p.machine), images, m.Add(netpol.New(p.policies)))
+	images := node.NewImages(p.machine)
+	m.Add(images, containerd)
+	// It waits itself for the images that every pod needs.
+	kubelet := m.Add(node.NewKubelet(p.machine, images), containerd, m.Add(netpol.New(p.policies)))
+	m.Add(p.reachability, kubelet)
 	m.Add(node.NewProxy(p.machine))
 	return m.Add(network.New(p.pods))
 }

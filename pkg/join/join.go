@@ -26,6 +26,8 @@ const (
 	ClusterPath = "/polymesh/v1/cluster"
 	// LeavePath removes the object of the node that calls it.
 	LeavePath = "/polymesh/v1/leave"
+	// ReachPath answers a node with a Reach.
+	ReachPath = "/polymesh/v1/reach"
 )
 
 // Request is what a machine sends.

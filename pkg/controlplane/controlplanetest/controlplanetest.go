@@ -78,7 +78,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
 		Cluster: join.ClusterOf(cfg),
 	})
-	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: joining.Handlers()}
+	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
 	m := component.NewManager(log)
 	api := m.Add(controlplane.NewAPIServer(plane), m.Add(db))
 	m.Add(joining, api)
