@@ -42,7 +42,10 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			}
 			lb := apilb.New(balancer(cfg, p, member))
 			p.Status.DescribeServers(lb.Servers)
-			return addComponents(m, parts{lb, machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member)}), nil
+			return addComponents(m, parts{
+				lb, machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member),
+				join.NewReachability("https://"+balancerAddress().String(), member.Files),
+			}), nil
 		},
 	})
 }
@@ -104,6 +107,8 @@ type parts struct {
 	machine  node.Options
 	pods     network.Options
 	policies netpol.Options
+
+	reachability *join.Reachability
 }
 
 // addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
@@ -111,8 +116,11 @@ type parts struct {
 func addComponents(m *component.Manager, p parts) (up component.Handle) {
 	m.Add(p.balancer) // what uses it tries again until it works
 	containerd := m.Add(node.NewContainerd(p.machine))
-	images := m.Add(node.NewImages(p.machine), containerd)
-	m.Add(node.NewKubelet(p.machine), images, m.Add(netpol.New(p.policies)))
+	images := node.NewImages(p.machine)
+	m.Add(images, containerd)
+	// It waits itself for the images that every pod needs.
+	kubelet := m.Add(node.NewKubelet(p.machine, images), containerd, m.Add(netpol.New(p.policies)))
+	m.Add(p.reachability, kubelet)
 	m.Add(node.NewProxy(p.machine))
 	return m.Add(network.New(p.pods))
 }

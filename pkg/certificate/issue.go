@@ -185,14 +185,27 @@ type Request struct {
 	Addresses []net.IP
 }
 
-// Sign signs a certificate with one of the store's authorities, for a year, and returns it as PEM. The caller has checked
+// The kubelet's certificates, from those of joining on: those that the controller manager signs for it have the same times.
+const (
+	// NodeLife is short, because what a node that was removed has had ends no earlier by itself.
+	NodeLife = 30 * 24 * time.Hour
+	// NodeBackdate is upstream's (Backdate in pkg/controller/certificates/signer), so that a certificate says when it was made.
+	NodeBackdate = 5 * time.Minute
+)
+
+// Sign signs a node's certificate with one of the store's authorities, for NodeLife, and returns it as PEM. The caller has checked
 // that the requester may have it.
 func (s Store) Sign(authority string, r Request, now time.Time) ([]byte, error) {
 	ca, err := tls.LoadX509KeyPair(s.Cert(authority), s.Key(authority))
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority %s: %w", authority, err)
 	}
-	return signed(template(r.Subject, r.Usage, r.Names, r.Addresses, ca.Leaf, now), ca.Leaf, r.Public, ca.PrivateKey)
+	t := template(r.Subject, r.Usage, r.Names, r.Addresses, ca.Leaf, now)
+	t.NotBefore = now.Add(-NodeBackdate)
+	if end := now.Add(NodeLife); end.Before(t.NotAfter) {
+		t.NotAfter = end
+	}
+	return signed(t, ca.Leaf, r.Public, ca.PrivateKey)
 }
 
 // template returns a leaf certificate that is not valid longer than its authority.

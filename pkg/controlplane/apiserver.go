@@ -236,6 +236,11 @@ func (a *APIServer) run(ctx context.Context, opts options.CompletedOptions) erro
 	if err != nil {
 		return err
 	}
+	if wrap := a.opts.Authenticator; wrap != nil {
+		// Requests come in by the aggregator, which has a copy of the others' configuration.
+		authentication := &config.Aggregator.GenericConfig.Authentication
+		authentication.Authenticator = wrap(authentication.Authenticator)
+	}
 	completed, err := config.Complete()
 	if err != nil {
 		return err

@@ -44,6 +44,8 @@ func (c *ControllerManager) args() []string {
 	args := map[string]string{
 		"allocate-node-cidrs": "true",
 		"cluster-cidr":        cfg.ClusterCIDR.String(),
+		// For all signers: there is no duration for kubelets alone.
+		"cluster-signing-duration": certificate.NodeLife.String(),
 		// Expired tokens are removed; the cleaner is off by default.
 		"controllers":                      "*,tokencleaner",
 		"kubeconfig":                       cfg.DataDir.Kubeconfig(c.Name()),

@@ -13,6 +13,8 @@ import (
 	"net/netip"
 	"strconv"
 
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
@@ -28,6 +30,8 @@ type Options struct {
 	Datastore datastore.Endpoint
 	// Handlers are further paths of the API server, which authenticates and authorizes their callers (RBAC's nonResourceURLs).
 	Handlers map[string]http.Handler
+	// Authenticator is put around the API server's own; nil for none.
+	Authenticator func(authenticator.Request) authenticator.Request
 }
 
 // URL returns the API server's address for components on this machine.

@@ -68,7 +68,7 @@ func clusterRoles() []rbacv1.ClusterRole {
 		}},
 		{ObjectMeta: defaults(memberRole), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{join.ClusterPath}, Verbs: []string{"get"}},
-			{NonResourceURLs: []string{join.LeavePath}, Verbs: []string{"post"}},
+			{NonResourceURLs: []string{join.LeavePath, join.ReachPath}, Verbs: []string{"post"}},
 		}},
 		// A node reads the other nodes' addresses and pod ranges. Its own status it may patch anyway (Node authorizer).
 		{ObjectMeta: defaults(podNetwork), Rules: []rbacv1.PolicyRule{

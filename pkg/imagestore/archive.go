@@ -1,12 +1,10 @@
 package imagestore
 
 import (
-	"archive/tar"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -15,12 +13,8 @@ import (
 	"strconv"
 	"strings"
 
-	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/klauspost/compress/zstd"
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // ImportArchive imports an archive of the user, unless again is not set and all its images exist from an earlier start. The key
@@ -60,67 +54,6 @@ func (s *Store) ImportArchive(ctx context.Context, path string, again bool) (key
 		}
 	}
 	return key, nil
-}
-
-// HasPayload reports whether every shipped image of exactly this payload is in containerd, unpacked, and has the digest in
-// the archives, which the launcher has checked against payload.json.
-func (s *Store) HasPayload(ctx context.Context, id string, names, archives []string) (bool, error) {
-	ctx = namespaces.WithNamespace(ctx, Namespace)
-	list, err := s.client.ListImages(ctx, fmt.Sprintf("labels.%q==%s", payloadLabel, id))
-	if err != nil {
-		return false, fmt.Errorf("list images: %w", err)
-	}
-	digests := map[string]digest.Digest{}
-	for _, path := range archives {
-		if err := readIndex(path, digests); err != nil {
-			return false, err
-		}
-	}
-	for _, ref := range names {
-		at := slices.IndexFunc(list, func(image containerd.Image) bool { return image.Name() == ref })
-		if at < 0 || list[at].Target().Digest != digests[ref] {
-			return false, nil
-		}
-		if unpacked, err := list[at].IsUnpacked(ctx, Snapshotter); err != nil || !unpacked {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-// ImportPayload imports a shipped archive of the payload with this id.
-func (s *Store) ImportPayload(ctx context.Context, id, path string) error {
-	return s.Import(ctx, path, map[string]string{pinnedLabel: pinnedValue, payloadLabel: id})
-}
-
-// readIndex adds the digests of the images in an OCI archive, by their names.
-func readIndex(path string, digests map[string]digest.Digest) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	// The reader seeks over members that are not read.
-	for archive := tar.NewReader(f); ; {
-		header, err := archive.Next()
-		if err == io.EOF {
-			return fmt.Errorf("%s has no %s", path, ocispec.ImageIndexFile)
-		}
-		if err != nil {
-			return fmt.Errorf("read %s: %w", path, err)
-		}
-		if header.Name != ocispec.ImageIndexFile {
-			continue
-		}
-		var index ocispec.Index
-		if err := json.NewDecoder(archive).Decode(&index); err != nil {
-			return fmt.Errorf("read %s in %s: %w", ocispec.ImageIndexFile, path, err)
-		}
-		for _, m := range index.Manifests {
-			digests[m.Annotations[images.AnnotationImageName]] = m.Digest
-		}
-		return nil
-	}
 }
 
 var archiveSuffixes = []string{".tar", ".tar.gz", ".tgz", ".tar.zst"}

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -123,9 +124,17 @@ func (s *Store) load(ctx context.Context, path string, labels map[string]string)
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	defer r.Close()
-	imported, err := s.client.Import(ctx, r, containerd.WithImageLabels(labels))
+	imported, err := s.loadFrom(ctx, r, labels)
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w", path, err)
+	}
+	return imported, nil
+}
+
+func (s *Store) loadFrom(ctx context.Context, r io.Reader, labels map[string]string) ([]images.Image, error) {
+	imported, err := s.client.Import(ctx, r, containerd.WithImageLabels(labels))
+	if err != nil {
+		return nil, err
 	}
 	var g errgroup.Group
 	g.SetLimit(4)

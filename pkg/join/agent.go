@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -55,9 +56,18 @@ type Machine struct {
 	NodeIP, ExternalIP netip.Addr
 	// Version is that of the machine's Kubernetes: v1.36.3.
 	Version string
+	// Now is the machine's clock, time.Now if nil.
+	Now func() time.Time
 	// Waiting is called when no server answers, with why.
 	Waiting func(why string)
 	Log     *slog.Logger
+}
+
+func (m Machine) now() time.Time {
+	if m.Now != nil {
+		return m.Now()
+	}
+	return time.Now()
 }
 
 // Membership is what a node has from joining: its files, and the cluster's settings.
@@ -78,7 +88,7 @@ func files(dir layout.DataDir) Files {
 // a refusal is final.
 func Join(ctx context.Context, m Machine) (*Membership, error) {
 	member := &Membership{Files: files(m.DataDir)}
-	had, err := m.membership(member.Files, time.Now())
+	had, err := m.membership(member.Files, m.now())
 	if err != nil {
 		return nil, err
 	}
@@ -86,10 +96,15 @@ func Join(ctx context.Context, m Machine) (*Membership, error) {
 		return nil, fmt.Errorf("the token is for another cluster than the one to which %s belongs: `polymesh reset` removes what this machine has of that one", m.DataDir)
 	}
 	if had.valid {
-		if member.Cluster, err = m.settings(ctx, member.Files); err != nil {
+		member.Cluster, err = m.settings(ctx, member.Files)
+		if err == nil {
+			return member, nil
+		}
+		if !errors.Is(err, errNotAccepted) || m.Token.ID == "" {
 			return nil, err
 		}
-		return member, nil
+		m.Log.Warn("the cluster does not accept this node's certificate, because its node was removed: joining as a new machine, with the token", "node", m.NodeName)
+		had.certificate, had.key = nil, nil
 	}
 	if m.Token.ID == "" {
 		return nil, errors.New("this node's certificate has expired or is missing: give a token that the cluster accepts (`polymesh token create` on a server makes one)")
@@ -131,6 +146,11 @@ func (m Machine) membership(f Files, now time.Time) (previous, error) {
 	if p.ca, err = certificate.ParseAuthority(text); err != nil {
 		return p, fmt.Errorf("%s is damaged: %w: restore it, or `polymesh reset` to join again", f.ServerCA, err)
 	}
+	for _, file := range []string{f.Client, f.Serving} {
+		if err := recoverPair(file); err != nil {
+			return p, fmt.Errorf("recover the certificate %s: %w", file, err)
+		}
+	}
 	pair, err := tls.LoadX509KeyPair(f.Client, f.Client)
 	if err != nil {
 		return p, nil // interrupted before it was there, or damaged: a new one is asked for
@@ -145,6 +165,49 @@ func (m Machine) membership(f Files, now time.Time) (previous, error) {
 	p.certificate, p.key = pair.Certificate[0], key
 	p.valid = now.Before(pair.Leaf.NotAfter)
 	return p, nil
+}
+
+// recoverPair completes a renewal that a crash has interrupted. The store removes its link to the certificate in use before it makes the
+// new one, and syncs neither.
+func recoverPair(current string) error {
+	prefix := strings.TrimSuffix(filepath.Base(current), "-current.pem")
+	store, err := clientcertificate.NewFileStore(prefix, filepath.Dir(current), filepath.Dir(current), "", "") // finds a link that is only to be renamed
+	if err != nil {
+		return err
+	}
+	if _, err := tls.LoadX509KeyPair(current, current); err == nil {
+		return nil
+	}
+	// Their names have the time.
+	made, err := filepath.Glob(filepath.Join(filepath.Dir(current), prefix+"-[0-9]*.pem"))
+	if err != nil {
+		return err
+	}
+	for _, file := range slices.Backward(made) {
+		if _, err := tls.LoadX509KeyPair(file, file); err != nil {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		cert, key := splitPair(text)
+		_, err = store.Update(cert, key)
+		return err
+	}
+	return nil
+}
+
+// splitPair separates the certificates of a file from their key.
+func splitPair(text []byte) (certs, key []byte) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			certs = append(certs, pem.EncodeToMemory(block)...)
+		} else {
+			key = append(key, pem.EncodeToMemory(block)...)
+		}
+	}
+	return certs, key
 }
 
 // ask sends the request until a server answers.
@@ -174,16 +237,21 @@ func (m Machine) ask(ctx context.Context, had previous, client, serving *ecdsa.P
 
 // withToken sends a request with the token until a server answers.
 func (m Machine) withToken(ctx context.Context, path string, r Request, answer any) error {
-	hc := &http.Client{Timeout: requestTimeout, CheckRedirect: noRedirect, Transport: &http.Transport{TLSClientConfig: pinned(m.Token.CAHash, m.Server, time.Now), DisableKeepAlives: true}}
+	hc := &http.Client{Timeout: requestTimeout, CheckRedirect: noRedirect, Transport: &http.Transport{TLSClientConfig: pinned(m.Token.CAHash, m.Server, m.now), DisableKeepAlives: true}}
 	err := m.retry(ctx, func() error {
-		r.Now = time.Now()
+		r.Now = m.now()
 		return call(ctx, hc, http.MethodPost, m.Server+path, m.Token.Bearer(), r, answer)
 	})
-	var refusal *Refusal
-	if errors.As(err, &refusal) && refusal.Status == http.StatusUnauthorized {
+	if unauthorized(err) {
 		return fmt.Errorf("the cluster does not accept token %s, which has expired or was revoked: `polymesh token create` on a server makes another", m.Token.ID)
 	}
 	return err
+}
+
+// unauthorized reports whether the API server does not accept who asks.
+func unauthorized(err error) bool {
+	var refusal *Refusal
+	return errors.As(err, &refusal) && refusal.Status == http.StatusUnauthorized
 }
 
 // retry calls a server until it answers.
@@ -406,6 +474,9 @@ func readMembership(dir layout.DataDir) (*membership, error) {
 	return &m, nil
 }
 
+// errNotAccepted means that the cluster does not accept the node's certificate, which is valid by itself.
+var errNotAccepted = errors.New("the cluster does not accept this node's certificate, because its node was removed: give a token to join again as a new machine (`polymesh token create` on a server makes one), or remove what this machine has of the cluster with `polymesh reset`")
+
 // settings asks the server for the cluster's settings, and uses those of the last time while it does not answer: pods of this node
 // run without a server, too.
 func (m Machine) settings(ctx context.Context, f Files) (Cluster, error) {
@@ -420,11 +491,20 @@ func (m Machine) settings(ctx context.Context, f Files) (Cluster, error) {
 	var now Cluster
 	ask := func() error { return call(ctx, hc, http.MethodGet, m.Server+ClusterPath, "", nil, &now) }
 	if unread == nil {
-		if err := ask(); err != nil {
+		err := ask()
+		if unauthorized(err) {
+			// Not a server that has just started.
+			if err = m.retry(ctx, ask); unauthorized(err) {
+				return Cluster{}, errNotAccepted
+			}
+		}
+		if err != nil {
 			m.Log.Warn("no server answers: the cluster's settings are those of the last time", "server", m.Server, "err", err)
 			return saved.Cluster, nil
 		}
-	} else if err := m.retry(ctx, ask); err != nil {
+	} else if err := m.retry(ctx, ask); unauthorized(err) {
+		return Cluster{}, errNotAccepted
+	} else if err != nil {
 		return Cluster{}, err
 	}
 	if err := now.check(); err != nil {

@@ -36,6 +36,8 @@ type View struct {
 	// Nodes are those of the cluster; LastHeard is when the one of the machine's name has renewed its lease.
 	Nodes     []corev1.Node
 	LastHeard time.Time
+	// Record is that of the machine's name, nil if there is none.
+	Record *corev1.ConfigMap
 }
 
 // Keys are the keys of a Request whose possession is proven.
@@ -57,7 +59,7 @@ func Decide(r Request, v View) (Keys, *Refusal) {
 		return Keys{}, refused
 	}
 	for _, n := range v.Nodes {
-		if n.Name == r.NodeName && !own(r, v.ClientCA, keys) {
+		if n.Name == r.NodeName && !own(r, v, keys) {
 			return Keys{}, taken(&n, v)
 		}
 	}
@@ -189,10 +191,11 @@ func addresses(r Request, v View) *Refusal {
 }
 
 // own reports whether a machine proves by a certificate of before that it is the node. The certificate may have expired: a
-// machine that was off for a long time has the same key.
-func own(r Request, ca *x509.Certificate, keys Keys) bool {
+// machine that was off for a long time has the same key. That of a node which was removed proves nothing.
+func own(r Request, v View, keys Keys) bool {
+	ca := v.ClientCA
 	cert, err := x509.ParseCertificate(r.Certificate)
-	if err != nil {
+	if err != nil || v.Record != nil && readRecord(v.Record).void(cert) {
 		return false
 	}
 	return keys.Client.Equal(cert.PublicKey) && cert.Subject.CommonName == User(r.NodeName) &&

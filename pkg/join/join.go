@@ -34,6 +34,8 @@ const (
 	SettingsPath = "/polymesh/v1/settings"
 	// LeavePath removes the object of the node that calls it.
 	LeavePath = "/polymesh/v1/leave"
+	// ReachPath answers a node with a Reach.
+	ReachPath = "/polymesh/v1/reach"
 )
 
 // Request is what a machine sends.

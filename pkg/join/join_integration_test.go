@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -176,8 +177,8 @@ func TestJoin(t *testing.T) {
 		}
 		controlplanetest.Eventually(t, "the record has its node", func() error {
 			cm, err := admin.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "joined.worker-2", metav1.GetOptions{})
-			if err == nil && len(cm.OwnerReferences) != 1 {
-				err = errors.New("it has no owner")
+			if err == nil && cm.Data["node"] == "" {
+				err = errors.New("it has no node")
 			}
 			return err
 		})
@@ -186,6 +187,77 @@ func TestJoin(t *testing.T) {
 		}
 		if _, err := join.Join(t.Context(), machine("worker-2", nodeToken)); err != nil {
 			t.Errorf("the name of a node that was removed: %v", err)
+		}
+	})
+
+	t.Run("a node that was removed", func(t *testing.T) {
+		old := machine("worker-6", nodeToken)
+		former, err := join.Join(t.Context(), old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := register(t, "worker-6", former); err != nil {
+			t.Fatal(err)
+		}
+		api := client(t, former)
+		if _, err := api.CoreV1().Nodes().Get(t.Context(), "worker-6", metav1.GetOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		// Once the cluster knows that the machine's node is this one.
+		controlplanetest.Eventually(t, "the record has its node", func() error {
+			cm, err := admin.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "joined.worker-6", metav1.GetOptions{})
+			if err == nil && cm.Data["node"] == "" {
+				err = errors.New("it has no node")
+			}
+			return err
+		})
+		if err := admin.CoreV1().Nodes().Delete(t.Context(), "worker-6", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		// Its certificate is good for nothing: it neither registers, nor renews, nor reads.
+		wantNone := func() error {
+			if _, err := api.CoreV1().Services("").List(t.Context(), metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
+				return fmt.Errorf("its certificate is accepted: %w", err)
+			}
+			return nil
+		}
+		controlplanetest.Eventually(t, "the certificate is void", wantNone)
+		if err := register(t, "worker-6", former); !apierrors.IsUnauthorized(err) {
+			t.Errorf("it registers again: %v", err)
+		}
+		if _, err := api.CertificatesV1().CertificateSigningRequests().Create(t.Context(), &certificatesv1.CertificateSigningRequest{
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "csr-"},
+			Spec:       certificatesv1.CertificateSigningRequestSpec{SignerName: certificatesv1.KubeAPIServerClientKubeletSignerName, Request: []byte("x"), Usages: []certificatesv1.KeyUsage{"client auth"}},
+		}, metav1.CreateOptions{}); !apierrors.IsUnauthorized(err) {
+			t.Errorf("it renews its certificate: %v", err)
+		}
+		// Without a token it stays out, and says why.
+		stays := old
+		stays.Token = token.Token{}
+		_, err = join.Join(t.Context(), stays)
+		wantRefused(t, "a removed node without a token", err, "because its node was removed: give a token")
+		// Another machine gets the name; the former's certificate is not one for it, and does not prove that it is the node.
+		heir := machine("worker-6", nodeToken)
+		member, err := join.Join(t.Context(), heir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := register(t, "worker-6", member); err != nil {
+			t.Fatal(err)
+		}
+		if err := wantNone(); err != nil {
+			t.Error(err)
+		}
+		_, err = join.Join(t.Context(), old)
+		wantRefused(t, "a removed node, with a token, under the name of another", err, "the cluster has a node worker-6 already")
+		// A machine that leaves cannot come back either. Under its name it is a new one.
+		if err := join.Leave(t.Context(), heir.DataDir, config.Host); err != nil {
+			t.Fatal(err)
+		}
+		api = client(t, member)
+		controlplanetest.Eventually(t, "the certificate is void", wantNone)
+		if _, err := join.Join(t.Context(), heir); err != nil {
+			t.Errorf("it joins again with a token: %v", err)
 		}
 	})
 
@@ -421,6 +493,64 @@ func TestJoin(t *testing.T) {
 		raw, err := db.Get(t.Context(), "/polymesh/bootstrap/bundle")
 		if err != nil || len(raw.Kvs) != 1 || bytes.Contains(raw.Kvs[0].Value, []byte("PRIVATE KEY")) {
 			t.Errorf("the datastore's text is %q, %v", raw.Kvs, err)
+		}
+	})
+
+	t.Run("clocks and versions", func(t *testing.T) {
+		for what, c := range map[string]struct {
+			change func(*join.Machine)
+			want   string
+		}{
+			"five minutes ahead":      {func(m *join.Machine) { m.Now = func() time.Time { return time.Now().Add(5 * time.Minute) } }, "this machine's clock shows"},
+			"two years behind":        {func(m *join.Machine) { m.Now = func() time.Time { return time.Now().AddDate(-2, 0, 0) } }, "this machine's clock shows"},
+			"a minor version too new": {func(m *join.Machine) { m.Version = "v1.37.0+polymesh1" }, "a node must not be newer than the servers: upgrade the servers first"},
+			"far too old":             {func(m *join.Machine) { m.Version = "v1.30.2" }, "3 minor versions older at most"},
+		} {
+			m := machine("refused", nodeToken)
+			c.change(&m)
+			_, err := join.Join(t.Context(), m)
+			wantRefused(t, what, err, c.want)
+			if err != nil && strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: the refusal has several lines: %q", what, err)
+			}
+		}
+		// The version before is welcome.
+		m := machine("version-before", nodeToken)
+		m.Version = "v1.35.4+polymesh1"
+		if _, err := join.Join(t.Context(), m); err != nil {
+			t.Error(err)
+		}
+	})
+
+	t.Run("reach", func(t *testing.T) {
+		member, err := join.Join(t.Context(), machine("behind-a-firewall", nodeToken))
+		if err != nil {
+			t.Fatal(err)
+		}
+		api := client(t, member)
+		if err := register(t, "behind-a-firewall", member); err != nil {
+			t.Fatal(err)
+		}
+		ask := func() (r join.Reach, err error) {
+			text, err := api.CoreV1().RESTClient().Post().AbsPath(join.ReachPath).DoRaw(t.Context())
+			if err == nil {
+				err = json.Unmarshal(text, &r)
+			}
+			return r, err
+		}
+		if _, err := ask(); !apierrors.IsServiceUnavailable(err) {
+			t.Errorf("a node without an address: %v", err)
+		}
+		// Nothing listens there.
+		patch := []byte(`{"status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.9"}]}}`)
+		if _, err := admin.CoreV1().Nodes().Patch(t.Context(), "behind-a-firewall", "application/strategic-merge-patch+json", patch, metav1.PatchOptions{}, "status"); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := ask(); err != nil || !strings.Contains(r.Problem, "127.0.0.9:10250") {
+			t.Errorf("%+v, %v", r, err)
+		}
+		if err := admin.CoreV1().RESTClient().Post().AbsPath(join.ReachPath).Do(t.Context()).Error(); !apierrors.IsForbidden(err) {
+			t.Errorf("an administrator asks as a node: %v", err)
 		}
 	})
 

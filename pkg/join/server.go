@@ -29,6 +29,7 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/token"
 )
 
@@ -37,7 +38,7 @@ const (
 	maxBody = 64 << 10
 	// maxJoins is how many machines are answered at the same time.
 	maxJoins = 8
-	// recordInterval is how often machines that have joined are looked for among the nodes.
+	// recordInterval is how often the records are compared with the nodes, beside each change.
 	recordInterval = 2 * time.Second
 	// tokenInterval is how often the file with the node token is compared with the cluster.
 	tokenInterval = 30 * time.Second
@@ -45,6 +46,8 @@ const (
 
 // Options are a server's.
 type Options struct {
+	// Name is this machine's, for messages.
+	Name string
 	// Kubeconfig may read and write nodes, their leases, and the tokens.
 	Kubeconfig   string
 	Certificates certificate.Store
@@ -61,23 +64,22 @@ type Options struct {
 // Server is the component "join".
 type Server struct {
 	component.Background
-	opts   Options
-	log    *slog.Logger
-	client atomic.Pointer[kubernetes.Clientset]
-	joins  chan struct{} // has a value for each machine that is answered
-	// unowned is set if there may be records without a node.
-	unowned atomic.Bool
+	opts    Options
+	log     *slog.Logger
+	client  atomic.Pointer[kubernetes.Clientset]
+	joins   chan struct{} // has a value for each machine that is answered
+	records *records
 	problem atomic.Pointer[string]
 	note    atomic.Pointer[string]
 	// sharing is one round of share at a time.
 	sharing sync.Mutex
+	// unreachable is about kubelets that this server cannot reach.
+	unreachable atomic.Pointer[string]
 }
 
 // NewServer returns the component, not yet started.
 func NewServer(o Options) *Server {
-	s := &Server{opts: o, log: o.Log.With("component", "join"), joins: make(chan struct{}, maxJoins)}
-	s.unowned.Store(true)
-	return s
+	return &Server{opts: o, log: o.Log.With("component", "join"), joins: make(chan struct{}, maxJoins), records: newRecords()}
 }
 
 // Name implements component.Component.
@@ -91,6 +93,7 @@ func (s *Server) Handlers() map[string]http.Handler {
 	return map[string]http.Handler{
 		AgentPath: answer(http.MethodPost, s.agent), ClusterPath: answer(http.MethodGet, s.cluster), LeavePath: answer(http.MethodPost, s.leave),
 		ServerPath: answer(http.MethodPost, s.server), MemberPath: answer(http.MethodPost, s.member), SettingsPath: answer(http.MethodGet, s.settings),
+		ReachPath: answer(http.MethodPost, s.reach),
 	}
 }
 
@@ -107,10 +110,19 @@ func (s *Server) Start(ctx context.Context) error {
 		return err
 	}
 	s.client.Store(client)
+	watching := *rest
+	watching.Timeout = 0
+	watcher, err := kubernetes.NewForConfig(&watching)
+	if err != nil {
+		return err
+	}
 	s.Go(ctx, func(ctx context.Context) {
-		tokens, records := time.NewTicker(tokenInterval), time.NewTicker(recordInterval)
+		var following sync.WaitGroup
+		defer following.Wait()
+		following.Go(func() { s.reaching(ctx) })
+		following.Go(func() { s.records.follow(ctx, watcher, s.log.Info) })
+		tokens := time.NewTicker(tokenInterval)
 		defer tokens.Stop()
-		defer records.Stop()
 		s.round(ctx, client)
 		for {
 			select {
@@ -118,8 +130,6 @@ func (s *Server) Start(ctx context.Context) error {
 				return
 			case <-tokens.C:
 				s.round(ctx, client)
-			case <-records.C:
-				s.ownRecords(ctx, client)
 			}
 		}
 	})
@@ -143,20 +153,6 @@ func (s *Server) round(ctx context.Context, client kubernetes.Interface) {
 	}
 	s.problem.Store(&problem)
 	s.note.Store(&note)
-}
-
-// ownRecords looks for nodes of machines that have joined, until each has one.
-func (s *Server) ownRecords(ctx context.Context, client kubernetes.Interface) {
-	if !s.unowned.Swap(false) {
-		return
-	}
-	left, err := ownRecords(ctx, client)
-	if err != nil && ctx.Err() == nil {
-		s.log.Warn("the records of machines that have joined are not up to date", "err", err)
-	}
-	if left || err != nil {
-		s.unowned.Store(true)
-	}
 }
 
 // keepToken writes the node token to its file. A token that was revoked is not made again: whoever wants another removes the file.
@@ -200,10 +196,13 @@ func (s *Server) Ready(context.Context) error {
 
 // Note implements component.Noted.
 func (s *Server) Note(context.Context) string {
-	if note := s.note.Load(); note != nil {
-		return *note
+	var notes []string
+	for _, n := range []*string{s.note.Load(), s.unreachable.Load()} {
+		if n != nil && *n != "" {
+			notes = append(notes, *n)
+		}
 	}
-	return ""
+	return strings.Join(notes, "; ")
 }
 
 func authority(certs certificate.Store, name string) (*x509.Certificate, error) {
@@ -295,8 +294,14 @@ func (s *Server) agent(r *http.Request) (any, error) {
 		refused, err = record(r.Context(), client, req, keys.Client, caller(r), view)
 	}
 	if refused == nil && err == nil {
-		// A node may have registered between the list and the record.
-		if view, err = s.view(r.Context(), client, req.NodeName); err == nil {
+		// It may have registered between the list and the record.
+		var n *corev1.Node
+		n, err = client.CoreV1().Nodes().Get(r.Context(), req.NodeName, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			err = nil
+		case err == nil:
+			view.Nodes = []corev1.Node{*n}
 			_, refused = Decide(req, view)
 		}
 	}
@@ -308,7 +313,6 @@ func (s *Server) agent(r *http.Request) (any, error) {
 		log.Warn("a machine was refused", "why", refused.Message)
 		return nil, refused
 	}
-	s.unowned.Store(true)
 	grant, err := s.grant(req, keys, view.Now)
 	if err == nil {
 		log.Info("a machine joins")
@@ -334,6 +338,14 @@ func (s *Server) view(ctx context.Context, client kubernetes.Interface, name str
 		return View{}, fmt.Errorf("list the nodes: %w", err)
 	}
 	v := View{Now: time.Now(), Version: s.opts.Version, Cluster: s.opts.Cluster, ClientCA: ca, Nodes: nodes.Items}
+	if config.ValidNodeName(name) {
+		rec, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, recordPrefix+name, metav1.GetOptions{})
+		if err == nil {
+			v.Record = rec
+		} else if !apierrors.IsNotFound(err) {
+			return View{}, fmt.Errorf("look for the record of %s: %w", name, err)
+		}
+	}
 	for _, n := range nodes.Items {
 		if n.Name != name {
 			continue
@@ -389,7 +401,7 @@ func (s *Server) leave(r *http.Request) (any, error) {
 	node, err := client.CoreV1().Nodes().Get(r.Context(), name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return struct{}{}, forget(r.Context(), client, name)
+		return struct{}{}, retireName(r.Context(), client, name, time.Now())
 	case err != nil:
 		return nil, fmt.Errorf("look for node %s: %w", name, err)
 	}
@@ -399,7 +411,7 @@ func (s *Server) leave(r *http.Request) (any, error) {
 	if err := client.CoreV1().Nodes().Delete(r.Context(), name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &node.UID}}); err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("remove node %s: %w", name, err)
 	}
-	if err := forget(r.Context(), client, name); err != nil {
+	if err := retireName(r.Context(), client, name, time.Now()); err != nil {
 		return nil, err
 	}
 	s.log.Info("a node left", "node", name)

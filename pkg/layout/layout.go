@@ -98,6 +98,9 @@ func (d DataDir) PodLogs() string {
 // ContainerdSocket returns the socket of the node's containerd.
 func (d DataDir) ContainerdSocket() string { return d.Run("containerd", "containerd.sock") }
 
+// ImageSocket returns the socket on which the node serves containerd's images to the kubelet.
+func (d DataDir) ImageSocket() string { return d.Run("images.sock") }
+
 // RegistryDir returns containerd's registry configuration: a folder with a hosts.toml for each registry.
 func (d DataDir) RegistryDir() string { return d.Agent("etc", "containerd", "certs.d") }
 

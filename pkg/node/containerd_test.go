@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/imagestore/imagestoretest"
@@ -201,6 +205,33 @@ func TestImagesAfterAPowerCut(t *testing.T) {
 				t.Error("images are checked after a kill")
 			}
 		})
+	}
+}
+
+// The kubelet's image service is containerd's, and has an image as soon as it is imported.
+func TestImageGate(t *testing.T) {
+	m := newMachine(t)
+	m.start()
+	connection, err := grpc.NewClient("unix://"+m.opts.Settings.DataDir.ImageSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	ok(t, err)
+	defer connection.Close()
+	client := runtimeapi.NewImageServiceClient(connection)
+	status, err := client.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: testImage}})
+	if err != nil || !slices.Contains(status.GetImage().GetRepoTags(), testImage) || !status.GetImage().GetPinned() {
+		t.Errorf("%v, %v", status, err)
+	}
+	list, err := client.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
+	if err != nil || len(list.GetImages()) != 1 {
+		t.Errorf("%v, %v", list, err)
+	}
+	if r, err := client.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "docker.io/library/none:1"}}); err != nil || r.GetImage() != nil {
+		t.Errorf("%v, %v", r, err)
+	}
+	if _, err := client.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{}); err != nil {
+		t.Error(err)
+	}
+	if info, err := os.Stat(m.opts.Settings.DataDir.ImageSocket()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
 	}
 }
 

@@ -7,8 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/imagestore"
@@ -17,18 +20,47 @@ import (
 // pinInterval is how often new images are pinned that were imported in other ways. The kubelet removes none younger than two minutes.
 const pinInterval = 20 * time.Second
 
-// Images is the component "images": it imports the shipped images, and those in <data-dir>/agent/images, into containerd
-// before the kubelet needs them, and pins images that no registry has while they may be needed (see imagestore for the
-// rules). It never pulls.
+// Images is the component "images": it imports the shipped images, and those in <data-dir>/agent/images, into containerd,
+// and pins images that no registry has while they may be needed (see imagestore for the rules). It never pulls.
+//
+// The kubelet waits for what no pod can start without (First). The other shipped images are imported behind it; what asks for one of
+// them, by Await, waits for it and has it imported next.
 type Images struct {
 	component.Background // an import that is broken off is done again by the next start
 	opts                 Options
 	result               atomic.Pointer[error]
 	failed               chan error
+	first                chan struct{} // closed when the kubelet can start
+	shipped              *importQueue
+	gate                 *imageGate
 }
 
 // NewImages returns the component, not yet started.
-func NewImages(o Options) *Images { return &Images{opts: o, failed: make(chan error, 1)} }
+func NewImages(o Options) *Images {
+	i := &Images{opts: o, failed: make(chan error, 1), first: make(chan struct{}), shipped: newImportQueue(o.Manifest.Images)}
+	i.gate = newImageGate(o.Settings.DataDir.ContainerdSocket(), i.Await)
+	return i
+}
+
+// First returns when the kubelet can start: the image of pods' sandboxes and the user's archives are there, and, after a power failure,
+// all images are checked.
+func (i *Images) First(ctx context.Context) error {
+	select {
+	case <-i.first:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Await returns when an image, by the name in a pod, is imported, at once if it is none of the shipped ones. An error means that it will
+// not be: the import has failed, or ctx ended.
+func (i *Images) Await(ctx context.Context, ref string) error {
+	if !strings.HasPrefix(ref, shippedRegistry+"/") {
+		return nil
+	}
+	return i.shipped.await(ctx, ref)
+}
 
 // Name implements component.Component.
 func (i *Images) Name() string { return "images" }
@@ -43,10 +75,14 @@ func (i *Images) Start(ctx context.Context) error {
 	if err := os.MkdirAll(i.dir(), 0o755); err != nil {
 		return err
 	}
+	if err := i.gate.start(i.opts.Settings.DataDir.ImageSocket()); err != nil {
+		return fmt.Errorf("serve images to the kubelet: %w", err)
+	}
 	i.Go(ctx, func(ctx context.Context) {
 		w, err := i.importAll(ctx)
 		i.result.Store(&err)
 		if err != nil {
+			i.shipped.fail(err)
 			if ctx.Err() == nil {
 				i.failed <- err
 			}
@@ -85,7 +121,17 @@ func (i *Images) Ready(context.Context) error {
 	if err := i.result.Load(); err != nil {
 		return *err
 	}
+	if left := i.shipped.left(); left > 0 {
+		return fmt.Errorf("importing: %d of %d shipped images are missing; pods of those wait", left, len(i.opts.Manifest.Images))
+	}
 	return errors.New("importing")
+}
+
+// Stop implements component.Component.
+func (i *Images) Stop(ctx context.Context) error {
+	err := i.Background.Stop(ctx)
+	i.gate.stop()
+	return err
 }
 
 // importAll returns the payloads and archives that there are.
@@ -95,12 +141,30 @@ func (i *Images) importAll(ctx context.Context) (imagestore.Wanted, error) {
 		return imagestore.Wanted{}, err
 	}
 	defer store.Close()
+	archives, err := i.opts.Programs.ImageArchives()
+	if err != nil {
+		return imagestore.Wanted{}, err
+	}
+	shipped, err := imagestore.OpenPayload(i.payloadID(), archives)
+	if err != nil {
+		return imagestore.Wanted{}, err
+	}
+	defer shipped.Close()
 
-	w, err := i.restore(ctx, store)
+	w := i.wanted()
+	if i.opts.Session.Doubt() {
+		w, err = i.restore(ctx, store, shipped)
+	} else if err = i.importFirst(ctx, store, shipped); err == nil {
+		err = i.importTheirs(ctx, store, w, false)
+	}
 	if err != nil {
 		return imagestore.Wanted{}, err
 	}
 	if err := i.opts.Session.Checked(); err != nil {
+		return imagestore.Wanted{}, err
+	}
+	close(i.first)
+	if err := i.importRest(ctx, store, shipped); err != nil {
 		return imagestore.Wanted{}, err
 	}
 	if err := store.Pin(ctx, w); err != nil && ctx.Err() == nil {
@@ -109,19 +173,79 @@ func (i *Images) importAll(ctx context.Context) (imagestore.Wanted, error) {
 	return w, nil
 }
 
+func (i *Images) wanted() imagestore.Wanted {
+	return imagestore.Wanted{Payloads: i.payloads(), Archives: map[string]bool{}}
+}
+
+// importFirst finds out which shipped images are missing, and imports the one that every pod needs.
+func (i *Images) importFirst(ctx context.Context, store *imagestore.Store, shipped *imagestore.Payload) error {
+	missing, err := store.Missing(ctx, shipped, i.opts.Manifest.Images)
+	if err != nil {
+		return err
+	}
+	i.shipped.keep(missing)
+	pause, err := i.opts.Manifest.Image("pause")
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(missing, pause) {
+		return nil
+	}
+	return i.importShipped(ctx, store, shipped, pause)
+}
+
+// importShipped returns when the kubelet can use the image: containerd's image service learns of it by an event.
+func (i *Images) importShipped(ctx context.Context, store *imagestore.Store, shipped *imagestore.Payload, ref string) error {
+	if err := store.ImportShipped(ctx, shipped, ref); err != nil {
+		return err
+	}
+	if err := i.gate.known(ctx, ref); err != nil {
+		return err
+	}
+	i.shipped.imported(ref)
+	return nil
+}
+
+// parallelImports is how many images are imported at the same time: what limits is two cores, or the disk.
+const parallelImports = 2
+
+// importRest imports the shipped images that are missing, those that something waits for first.
+func (i *Images) importRest(ctx context.Context, store *imagestore.Store, shipped *imagestore.Payload) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for range parallelImports {
+		g.Go(func() error {
+			for ref := i.shipped.next(); ref != "" && ctx.Err() == nil; ref = i.shipped.next() {
+				if err := i.importShipped(ctx, store, shipped, ref); err != nil {
+					return err
+				}
+			}
+			return ctx.Err()
+		})
+	}
+	return g.Wait()
+}
+
 // restore imports missing images, after checking the existing ones. Damage from a power failure is found in steps, because an
 // image's layers are known only once its manifest is restored: it repeats until nothing more is restored.
-func (i *Images) restore(ctx context.Context, store *imagestore.Store) (imagestore.Wanted, error) {
+func (i *Images) restore(ctx context.Context, store *imagestore.Store, shipped *imagestore.Payload) (imagestore.Wanted, error) {
 	var before []string
 	for {
 		lost, err := i.repair(ctx, store)
 		if err != nil {
 			return imagestore.Wanted{}, err
 		}
-		w := imagestore.Wanted{Payloads: i.payloads(), Archives: map[string]bool{}}
+		w := i.wanted()
 		again := len(lost) > 0 && !slices.Equal(lost, before)
-		if err := i.importShipped(ctx, store, again && slices.ContainsFunc(lost, func(name string) bool { return slices.Contains(i.opts.Manifest.Images, name) })); err != nil {
-			return imagestore.Wanted{}, err
+		missing := i.opts.Manifest.Images
+		if !again || !slices.ContainsFunc(lost, func(name string) bool { return slices.Contains(missing, name) }) {
+			if missing, err = store.Missing(ctx, shipped, missing); err != nil {
+				return imagestore.Wanted{}, err
+			}
+		}
+		for _, ref := range missing {
+			if err := i.importShipped(ctx, store, shipped, ref); err != nil {
+				return imagestore.Wanted{}, err
+			}
 		}
 		if err := i.importTheirs(ctx, store, w, again); err != nil {
 			return imagestore.Wanted{}, err
@@ -130,27 +254,11 @@ func (i *Images) restore(ctx context.Context, store *imagestore.Store) (imagesto
 			i.opts.Log.Error("images have lost content that is in no local archive: import or deploy them again", "component", i.Name(), "images", lost)
 		}
 		if !again {
+			i.shipped.keep(nil)
 			return w, nil
 		}
 		before = lost
 	}
-}
-
-func (i *Images) importShipped(ctx context.Context, store *imagestore.Store, again bool) error {
-	archives, err := i.opts.Programs.ImageArchives()
-	if err != nil {
-		return err
-	}
-	present, err := store.HasPayload(ctx, i.payloadID(), i.opts.Manifest.Images, archives)
-	if err != nil || present && !again {
-		return err
-	}
-	for _, path := range archives {
-		if err := store.ImportPayload(ctx, i.payloadID(), path); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // importTheirs imports the user's archives, with again also those whose images exist, and adds them to w.
@@ -175,12 +283,9 @@ func (i *Images) importTheirs(ctx context.Context, store *imagestore.Store, w im
 	return nil
 }
 
-// repair checks all images after a power failure, and returns those that have lost content which an import may
+// repair checks all images, and returns those that have lost content which an import may
 // restore.
 func (i *Images) repair(ctx context.Context, store *imagestore.Store) (lost []string, err error) {
-	if !i.opts.Session.Doubt() {
-		return nil, nil
-	}
 	log := i.opts.Log.With("component", i.Name())
 	begin := time.Now()
 	log.Info("the machine was not shut down properly: checking all images")

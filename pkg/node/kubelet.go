@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes"
@@ -35,12 +36,15 @@ import (
 type Kubelet struct {
 	component.Task
 	opts   Options
+	images *Images
 	server *options.KubeletServer
 	client kubernetes.Interface
 }
 
-// NewKubelet returns the kubelet, not yet started.
-func NewKubelet(o Options) *Kubelet { return &Kubelet{Task: component.NewTask(), opts: o} }
+// NewKubelet returns the kubelet, not yet started. Its Start waits for the images without which no pod starts.
+func NewKubelet(o Options, images *Images) *Kubelet {
+	return &Kubelet{Task: component.NewTask(), opts: o, images: images}
+}
 
 // Name implements component.Component.
 func (k *Kubelet) Name() string { return "kubelet" }
@@ -81,6 +85,7 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.ClusterDNS = []string{k.opts.ClusterDNS.String()}
 	c.ClusterDomain = k.opts.ClusterDomain
 	c.ContainerRuntimeEndpoint = "unix://" + cfg.DataDir.ContainerdSocket()
+	c.ImageServiceEndpoint = "unix://" + cfg.DataDir.ImageSocket()
 	// As in K3s: a full disk is the user's responsibility, up to a last reserve.
 	c.EvictionHard = map[string]string{"imagefs.available": "5%", "nodefs.available": "5%", "memory.available": "100Mi"}
 	c.EvictionMinimumReclaim = map[string]string{"imagefs.available": "10%", "nodefs.available": "10%"}
@@ -219,6 +224,9 @@ func (k *Kubelet) Start(ctx context.Context) error {
 	if k.client, err = kubernetes.NewForConfig(rest); err != nil {
 		return err
 	}
+	if err := k.images.First(ctx); err != nil {
+		return fmt.Errorf("wait for the images that every pod needs: %w", err)
+	}
 	deps, err := app.UnsecuredDependencies(ctx, k.server, utilfeature.DefaultFeatureGate)
 	if err != nil {
 		return fmt.Errorf("build dependencies: %w", err)
@@ -244,6 +252,9 @@ func (k *Kubelet) Ready(ctx context.Context) error {
 		return err
 	}
 	node, err := k.client.CoreV1().Nodes().Get(ctx, k.opts.Name, metav1.GetOptions{})
+	if apierrors.IsUnauthorized(err) && k.opts.Identity.ServingCert == "" {
+		return errors.New("the cluster does not accept this node's certificate, because its node was removed: remove what this machine has of the cluster with `polymesh reset`, or restart it with a token to join again")
+	}
 	if err != nil {
 		return nil // pod-network and kube-apiserver report the problem
 	}

@@ -86,7 +86,7 @@ func TestNameserversOfTheUsersFile(t *testing.T) {
 		if got := o.Nameservers.Servers(); !slices.Equal(got, []string{"192.0.2.53"}) {
 			t.Errorf("%q: %q", args, got)
 		}
-		k := NewKubelet(o)
+		k := NewKubelet(o, nil)
 		if err := k.parse(); err != nil {
 			t.Fatal(err)
 		}

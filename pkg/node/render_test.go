@@ -111,13 +111,13 @@ func TestSandboxFilesAreOpened(t *testing.T) {
 
 func TestKubeletArguments(t *testing.T) {
 	cfg := settings(t, "--node-label", "disk=ssd,zone=a", "--node-taint", "k=v:NoSchedule", "--kubelet-arg", "max-pods=20", "--kubelet-arg", "root-dir=/srv/kubelet")
-	golden(t, "kubelet.args", []byte(strings.Join(NewKubelet(nodeOptions(cfg)).args(), "\n")+"\n"))
+	golden(t, "kubelet.args", []byte(strings.Join(NewKubelet(nodeOptions(cfg), nil).args(), "\n")+"\n"))
 }
 
 func TestKubeletUsesItsOwnCertificates(t *testing.T) {
 	cfg := settings(t)
 	var c kubeletconfig.KubeletConfiguration
-	NewKubelet(nodeOptions(cfg)).configure(&c)
+	NewKubelet(nodeOptions(cfg), nil).configure(&c)
 	if c.Authentication.Anonymous.Enabled || !c.Authentication.Webhook.Enabled || c.Authorization.Mode != "Webhook" || c.ReadOnlyPort != 0 {
 		t.Errorf("the kubelet accepts anonymous requests: %+v %+v, read-only port %d", c.Authentication, c.Authorization, c.ReadOnlyPort)
 	}
@@ -140,7 +140,7 @@ func TestBadArgumentsAreRefused(t *testing.T) {
 		"max-pods=-1":    "--kubelet-arg: ",
 	} {
 		cfg := settings(t, "-d", t.TempDir(), "--kubelet-arg", arg)
-		k := NewKubelet(nodeOptions(cfg))
+		k := NewKubelet(nodeOptions(cfg), nil)
 		if err := k.parse(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error is %v, want %q", arg, err, want)
 		}

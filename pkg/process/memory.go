@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"os"
@@ -42,7 +43,7 @@ const (
 // ended. Meanwhile it sets how much garbage Go lets lie, unless GOGC is set: that is the user's choice. It returns when ctx
 // ends.
 func keepMemory(ctx context.Context, settled <-chan struct{}, available func() (uint64, error), log *slog.Logger) {
-	var ticks <-chan time.Time
+	var ticks, again <-chan time.Time
 	pacer := gcPacer{percent: quietPercent}
 	own := os.Getenv("GOGC") == ""
 	if own {
@@ -69,12 +70,16 @@ func keepMemory(ctx context.Context, settled <-chan struct{}, available func() (
 			// The start needs a third more memory than the work that follows.
 			settled = nil
 			release()
+			// The first pods start when everything is ready.
+			again = time.After(quietAfter)
 			if own {
 				// Not before: what lives on from the start would lie scattered over a larger heap, which cannot be given back.
 				ticker := time.NewTicker(samplePeriod)
 				defer ticker.Stop()
 				ticks = ticker.C
 			}
+		case <-again:
+			release()
 		case <-ticks:
 			before := pacer.percent
 			spent := pacer.next(read(), left)
@@ -155,33 +160,57 @@ func (p *gcPacer) next(s heapSample, available func() uint64) (spent bool) {
 	return false
 }
 
-// giveBack returns memory that is not needed now: the heap's free spans, and the pages of the program file that ran once.
-// The latter stay in the page cache, where the kernel can drop them, and are mapped again when they run again.
+// giveBack returns memory that is not needed now: the heap's free spans, and the pages of the program file that were used once, code and
+// tables. The latter stay in the page cache, where the kernel can drop them, and are mapped again when they are used again.
 func giveBack() error {
 	debug.FreeOSMemory()
-	maps, err := os.Open("/proc/self/maps")
+	file, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return err
 	}
-	defer maps.Close()
+	defer file.Close()
 	program, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	for lines := bufio.NewScanner(maps); lines.Scan(); {
-		// address perms offset dev inode pathname (proc_pid_maps(5)). Only code is safe: parts of the read-only data were
-		// modified by the C startup code before they became read-only, and must stay.
-		f := strings.Fields(lines.Text())
-		if len(f) < 6 || f[5] != program || !strings.Contains(f[1], "x") {
-			continue
-		}
-		var from, to uintptr
-		if _, err := fmt.Sscanf(f[0], "%x-%x", &from, &to); err != nil {
-			return fmt.Errorf("read /proc/self/maps: %w", err)
-		}
-		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
+	clean, err := cleanMappings(file, program)
+	if err != nil {
+		return fmt.Errorf("read /proc/self/smaps: %w", err)
+	}
+	for _, m := range clean {
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.from, m.to-m.from, unix.MADV_DONTNEED); errno != 0 {
 			return fmt.Errorf("unmap the program: %w", errno)
 		}
 	}
 	return nil
+}
+
+// mapping is a range of addresses.
+type mapping struct{ from, to uintptr }
+
+// cleanMappings returns the mappings of a file that are as the file is: they cannot be written, and no page of them has been. The C startup
+// code writes to parts of the read-only data before it protects them; those must stay.
+func cleanMappings(smaps io.Reader, file string) ([]mapping, error) {
+	var found []mapping
+	var current *mapping
+	lines := bufio.NewScanner(smaps)
+	for lines.Scan() {
+		f := strings.Fields(lines.Text())
+		switch {
+		case len(f) == 0:
+		case !strings.HasSuffix(f[0], ":"):
+			// address perms offset dev inode pathname, and then lines "name: value" (proc_pid_smaps(5)).
+			current = nil
+			if len(f) < 6 || f[5] != file || strings.Contains(f[1], "w") {
+				continue
+			}
+			current = &mapping{}
+			if _, err := fmt.Sscanf(f[0], "%x-%x", &current.from, &current.to); err != nil {
+				return nil, err
+			}
+		case f[0] == "Anonymous:" && current != nil && len(f) > 1 && f[1] == "0":
+			found = append(found, *current)
+		}
+	}
+	return found, lines.Err()
 }

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -279,5 +280,32 @@ func BenchmarkAvailableMemory(b *testing.B) {
 		if _, err := availableMemory(""); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// What the startup code has written to is not dropped, nor what may still be written.
+func TestCleanMappings(t *testing.T) {
+	const smaps = `00400000-05a68000 r-xp 00000000 fe:00 123                                /data/bin/polymesh
+Size:              88840 kB
+Rss:               17148 kB
+Anonymous:             0 kB
+VmFlags: rd ex mr mw me
+05a68000-0c346000 r--p 05668000 fe:00 123                                /data/bin/polymesh
+Size:             107400 kB
+Anonymous:             0 kB
+0c346000-0c34c000 r--p 0bf46000 fe:00 123                                /data/bin/polymesh
+Size:                 24 kB
+Anonymous:             8 kB
+0c34c000-0c53e000 rw-p 0bf4c000 fe:00 123                                /data/bin/polymesh
+Size:               1992 kB
+Anonymous:             0 kB
+7f0000000000-7f0000100000 r--p 00000000 fe:00 456                        /data/bin/other
+Anonymous:             0 kB
+7f0000200000-7f0000300000 rw-p 00000000 00:00 0
+Anonymous:             0 kB
+`
+	got, err := cleanMappings(strings.NewReader(smaps), "/data/bin/polymesh")
+	if want := []mapping{{0x400000, 0x5a68000}, {0x5a68000, 0xc346000}}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %x, want %x (%v)", got, want, err)
 	}
 }

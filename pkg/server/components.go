@@ -43,10 +43,10 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	kubeconfig := dir.Kubeconfig("polymesh")
 	store := s.datastore
 	joining := join.NewServer(join.Options{
-		Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
+		Name: s.Name, Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
 		Cluster: join.ClusterOf(s.cfg), Shared: s.shared(),
 	})
-	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers()}
+	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
 	machine := s.node()
 
 	certificates := m.Add(s.renewal)
@@ -56,7 +56,8 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	db := m.Add(store, before...)
 	containerd := m.Add(node.NewContainerd(machine))
-	images := m.Add(node.NewImages(machine), containerd)
+	shipped := node.NewImages(machine)
+	images := m.Add(shipped, containerd)
 	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
 	var snapshotBefore func(context.Context) error
 	if !s.cfg.Snapshots.Disabled {
@@ -68,7 +69,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.Log), api)
 	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.Log), api)
-	kubelet := []component.Handle{api, images}
+	kubelet := []component.Handle{api, containerd} // it waits itself for the images that every pod needs
 	if plane.Datastore.LeaderElect {
 		m.Add(apilb.New(s.balancer()))
 	}
@@ -80,7 +81,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	kubelet = append(kubelet, m.Add(netpol.New(netpol.Options{
 		Node: s.Name, Kubeconfig: machine.Identity.Kubelet, Network: dir.PodNetwork(), Disabled: s.cfg.DisableNetworkPolicy, Log: s.Log,
 	}), api))
-	m.Add(node.NewKubelet(machine), kubelet...)
+	m.Add(node.NewKubelet(machine, shipped), kubelet...)
 	m.Add(node.NewProxy(machine), api)
 	up = m.Add(network.New(s.network()), api, controllers)
 	m.Add(joining, api)

@@ -50,6 +50,12 @@ func TestAgents(t *testing.T) {
 		if got := strings.TrimSpace(server.Kubectl(t, "get", "node", "-l", "site=one", "-o", "name")); got != "node/node-2" {
 			t.Errorf("the label of an agent is on %q", got)
 		}
+		// CoreDNS' second replica has come before its image: it has waited, and not failed.
+		for _, reason := range []string{"Failed", "ErrImageNeverPull", "BackOff"} {
+			if out := server.Kubectl(t, "get", "events", "-A", "--field-selector", "reason="+reason, "-o", "custom-columns=POD:.involvedObject.name,WHAT:.message", "--no-headers"); strings.Contains(out, "mage") {
+				t.Errorf("pods have failed because of images: %s", out)
+			}
+		}
 	})
 	if t.Failed() {
 		return
@@ -216,6 +222,25 @@ func TestAgents(t *testing.T) {
 			t.Fatal(err)
 		}
 		one.WaitReady(t, 3*time.Minute)
+	})
+
+	t.Run("removed", func(t *testing.T) {
+		server.Kubectl(t, "delete", "node", "node-2")
+		one.Eventually(t, time.Minute, func() (bool, string) {
+			out, _ := one.Status(t)
+			return strings.Contains(out, "its node was removed"), "polymesh status on the machine of a node that was removed: " + out
+		})
+		// With the token it is a new machine.
+		if err := one.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := one.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		one.WaitReady(t, 3*time.Minute)
+		if out := server.Kubectl(t, "get", "node", "node-2", "--no-headers"); !strings.Contains(out, " Ready ") {
+			t.Errorf("after it joined again the node is %q", out)
+		}
 	})
 
 	t.Run("reset", func(t *testing.T) {
