@@ -21,6 +21,7 @@ import (
 	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
+	"polymesh.dev/polymesh/pkg/node/registry"
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/process"
 )
@@ -40,7 +41,7 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), "https://"+balancerAddress().String(), member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
 				return component.Handle{}, err
 			}
-			return addComponents(m, parts{balancer(cfg, p, member), machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member)}), nil
+			return addComponents(m, parts{balancer(cfg, p, member), machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member), images(cfg, p, member)}), nil
 		},
 	})
 }
@@ -83,6 +84,21 @@ func policies(cfg *config.Agent, p *process.Process, member *join.Membership) ne
 	}
 }
 
+// images returns the options of what brings images to this machine, and serves its own to other nodes.
+func images(cfg *config.Agent, p *process.Process, member *join.Membership) registry.Options {
+	dir, files := cfg.DataDir, member.Files
+	return registry.Options{
+		Node: p.Name, IP: p.IP, LocalPort: layout.RegistryPort, PeerPort: layout.RegistryPeerPort, External: member.Cluster.FlannelExternalIP,
+		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(),
+		Registries: cfg.PrivateRegistry, DisableDefaultEndpoint: cfg.DisableDefaultEndpoint, Embedded: member.Cluster.EmbeddedRegistry,
+		Kubeconfig: dir.NodeKubeconfig(), Log: p.Log,
+		Identity: registry.Identity{
+			ClientCert: files.Client, ClientKey: files.Client, ServingCert: files.Serving, ServingKey: files.Serving, ClientCA: files.ClientCA,
+			ServingCA: func() ([]byte, error) { return []byte(member.Cluster.KubeletCA), nil },
+		},
+	}
+}
+
 // balancerAddress is where the node's parts reach an API server.
 func balancerAddress() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), layout.APIBalancerPort)
@@ -102,6 +118,7 @@ type parts struct {
 	machine  node.Options
 	pods     network.Options
 	policies netpol.Options
+	images   registry.Options
 }
 
 // addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
@@ -110,7 +127,8 @@ func addComponents(m *component.Manager, p parts) (up component.Handle) {
 	m.Add(apilb.New(p.balancer)) // what uses it tries again until it works
 	containerd := m.Add(node.NewContainerd(p.machine))
 	images := m.Add(node.NewImages(p.machine), containerd)
-	m.Add(node.NewKubelet(p.machine), images, m.Add(netpol.New(p.policies)))
+	pulls := m.Add(registry.New(p.images), containerd)
+	m.Add(node.NewKubelet(p.machine), images, pulls, m.Add(netpol.New(p.policies)))
 	m.Add(node.NewProxy(p.machine))
 	return m.Add(network.New(p.pods))
 }

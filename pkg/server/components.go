@@ -30,6 +30,7 @@ import (
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
+	"polymesh.dev/polymesh/pkg/node/registry"
 )
 
 // addComponents is the list of a server's components and their dependencies. It returns the component whose readiness is reported to
@@ -61,7 +62,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.Log), api)
 	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.Log), api)
-	kubelet := []component.Handle{api, images}
+	kubelet := []component.Handle{api, images, m.Add(registry.New(s.registry()), containerd)}
 	if !plane.Datastore.LeaderElect {
 		// In one process, the kubelet must come second: see ControllerManager.Ready.
 		kubelet = append(kubelet, controllers)
@@ -77,8 +78,8 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Log: s.Log}), api)
 	m.Add(imagepolicy.New(imagepolicy.Options{
 		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs, Port: layout.ImagePolicyPort,
-		Open:        func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
-		RegistryDir: dir.RegistryDir(), Log: s.Log,
+		Open:         func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
+		RegistryDirs: dir.RegistryDirs(), Log: s.Log,
 	}), api, images)
 
 	m.Add(snapshot.NewComponent(s.snapshots, snapshotSchedule(s.cfg.Snapshots), kubeconfig, s.Log), api)
@@ -175,6 +176,22 @@ func (s *server) network() network.Options {
 		Settings: s.cfg.Node, Name: s.Name, IP: s.IP, ClusterCIDR: s.cfg.ClusterCIDR,
 		Backend: s.cfg.FlannelBackend, Port: s.cfg.FlannelPort, External: s.cfg.FlannelExternalIP,
 		Kubeconfig: dir.Kubeconfig("kubelet"), Plugins: s.Programs.CNIDir(), Marker: s.Marker, Lock: s.Lock, Log: s.Log,
+	}
+}
+
+// registry returns the options of what brings images to this machine, and serves its own to other nodes.
+func (s *server) registry() registry.Options {
+	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
+	return registry.Options{
+		Node: s.Name, IP: s.IP, LocalPort: layout.RegistryPort, PeerPort: layout.RegistryPeerPort, External: s.cfg.FlannelExternalIP,
+		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(),
+		Registries: s.cfg.PrivateRegistry, DisableDefaultEndpoint: s.cfg.DisableDefaultEndpoint, Embedded: s.cfg.EmbeddedRegistry,
+		Kubeconfig: dir.Kubeconfig("kubelet"), Log: s.Log,
+		Identity: registry.Identity{
+			ClientCert: certs.Cert(certificate.Kubelet), ClientKey: certs.Key(certificate.Kubelet),
+			ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing), ClientCA: certs.Cert(certificate.ClientCA),
+			ServingCA: func() ([]byte, error) { return os.ReadFile(certs.Cert(certificate.KubeletCA)) },
+		},
 	}
 }
 
