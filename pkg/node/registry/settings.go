@@ -144,12 +144,14 @@ func firstLine(err error) string {
 	return line
 }
 
+// isHost matches what may be a registry's name, which is that of a folder too.
+var isHost = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?$`)
+
 func checkRegistry(name string) error {
 	if name == every {
 		return nil
 	}
-	u, err := url.Parse("https://" + name)
-	if err != nil || u.Host != name || name == "" || len(name) > maxName || strings.HasPrefix(name, ".") {
+	if len(name) > maxName || !isHost.MatchString(name) {
 		return fmt.Errorf("%q is not the name of a registry: write HOST or HOST:PORT, or %q", name, every)
 	}
 	return nil
@@ -182,7 +184,7 @@ func parseEndpoint(text string) (endpoint, error) {
 		return endpoint{}, fmt.Errorf("endpoint %s has a user: write it below configs", u.Redacted())
 	}
 	if u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
-		return endpoint{}, fmt.Errorf("endpoint %q is not https://HOST, with a port or path if it has one", text)
+		return endpoint{}, fmt.Errorf("endpoint %s is not https://HOST, with a port or path if it has one", (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
 	}
 	if u.Path = path.Clean("/" + u.Path); u.Path == "/" {
 		u.Path = "/v2"
