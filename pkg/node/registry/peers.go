@@ -39,6 +39,7 @@ const (
 	// holdersTime is how long a node counts as one that has a repository's images; maxHolders is how many repositories and, of each, nodes
 	// are remembered.
 	holdersTime                 = 30 * time.Minute
+	nobodyTime                  = time.Minute
 	maxRepositories, maxHolders = 512, 4
 	// controlPlane is the label of servers, which NodeRestriction keeps nodes from setting (pkg/controlplane/noderole).
 	controlPlane = "node-role.kubernetes.io/control-plane"
@@ -49,7 +50,6 @@ type peer struct {
 	name    string
 	address string // host:port
 	server  bool
-	ready   bool
 	client  *http.Client
 }
 
@@ -61,14 +61,16 @@ type peers struct {
 
 	mu      sync.Mutex
 	clients map[string]*peer // by name and address
-	// holders are the nodes that have had images of a repository: containerd asks for blobs after it has asked for their manifest.
+	// holders are the nodes that have had images of a repository: containerd asks for content after it has asked what a name means.
+	// nobody has the repositories of which no node had an image just now, so that a registry's image costs one search.
 	holders *lru.LRU[string, []string]
+	nobody  *lru.LRU[string, struct{}]
 }
 
 func newPeers(o Options, log *slog.Logger) *peers {
 	return &peers{
 		opts: o, log: log, nodes: cache.NewStore(cache.MetaNamespaceKeyFunc), clients: map[string]*peer{},
-		holders: lru.NewLRU[string, []string](maxRepositories, nil, holdersTime),
+		holders: lru.NewLRU[string, []string](maxRepositories, nil, holdersTime), nobody: lru.NewLRU[string, struct{}](maxRepositories, nil, nobodyTime),
 	}
 }
 
@@ -145,32 +147,31 @@ func (p *peers) known(name string) bool {
 	return err == nil && ok
 }
 
-// list returns the other nodes that may be asked for an image: first those that report, servers before others, in a random order.
+// list returns the other nodes that may be asked for an image and report, servers before others, in a random order. A node that does not
+// report would cost its timeout with each pull.
 func (p *peers) list(from scope) []*peer {
 	var found []*peer
 	names := map[string]bool{}
-	for _, o := range p.nodes.List() {
-		node := o.(*corev1.Node)
-		_, server := node.Labels[controlPlane]
-		address := p.address(node)
-		if node.Name == p.opts.Node || address == "" || from == nowhere || from == servers && !server {
-			continue
-		}
-		found = append(found, p.peer(node.Name, address, server, isReady(node)))
-	}
-	for _, o := range p.nodes.List() {
+	nodes := p.nodes.List()
+	for _, o := range nodes {
 		names[o.(*corev1.Node).Name] = true
 	}
 	p.forget(names)
+	for _, o := range nodes {
+		node := o.(*corev1.Node)
+		_, server := node.Labels[controlPlane]
+		address := p.address(node)
+		if node.Name == p.opts.Node || address == "" || from == nowhere || from == servers && !server || !isReady(node) {
+			continue
+		}
+		found = append(found, p.peer(node.Name, address, server))
+	}
 	rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
 	rank := func(o *peer) int {
-		switch {
-		case o.ready && o.server:
+		if o.server {
 			return 0
-		case o.ready:
-			return 1
 		}
-		return 2
+		return 1
 	}
 	slices.SortStableFunc(found, func(a, b *peer) int { return rank(a) - rank(b) })
 	return found
@@ -199,7 +200,7 @@ func (p *peers) address(node *corev1.Node) string {
 }
 
 // peer returns a node with its client, which keeps connections.
-func (p *peers) peer(name, address string, server, ready bool) *peer {
+func (p *peers) peer(name, address string, server bool) *peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.clients[name]
@@ -209,7 +210,7 @@ func (p *peers) peer(name, address string, server, ready bool) *peer {
 		}
 		old = &peer{name: name, address: address, client: p.client(name)}
 	}
-	out := &peer{name: name, address: address, server: server, ready: ready, client: old.client}
+	out := &peer{name: name, address: address, server: server, client: old.client}
 	p.clients[name] = out
 	return out
 }
@@ -335,6 +336,29 @@ func (p *peers) find(ctx context.Context, from scope, q request) (*peer, ocispec
 	}
 }
 
+// search is find, for a name; for content, which comes after that, it asks the nodes that had the name.
+func (p *peers) search(ctx context.Context, from scope, q request, content bool) (*peer, ocispec.Descriptor, error) {
+	repository := q.repository()
+	if content && q.digest != "" {
+		for _, o := range p.holding(repository) {
+			if d, err := p.has(ctx, o, q); err == nil {
+				return o, d, nil
+			}
+		}
+		if p.nobody.Contains(repository) {
+			return nil, ocispec.Descriptor{}, errNobody
+		}
+	}
+	o, d, err := p.find(ctx, from, q)
+	switch {
+	case err == nil:
+		p.nobody.Remove(repository)
+	case ctx.Err() == nil:
+		p.nobody.Add(repository, struct{}{})
+	}
+	return o, d, err
+}
+
 // holds notes that a node has images of a repository.
 func (p *peers) holds(repository, name string) {
 	p.mu.Lock()
@@ -367,8 +391,7 @@ func (r *Registry) fromPeers(w http.ResponseWriter, h *http.Request, q request) 
 	if q.kind == blobs {
 		return r.blobFromPeers(w, h, q)
 	}
-	from := q.scope(r.opened(q.host))
-	o, d, err := r.peers.find(h.Context(), from, q)
+	o, d, err := r.peers.search(h.Context(), q.scope(r.opened(q.host)), q, h.Method == http.MethodGet)
 	if err != nil {
 		return false
 	}
