@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -27,11 +28,16 @@ const ownLabels = "polymesh.dev/"
 
 // Find returns an image of a repository that no registry has: one that came with Polymesh, was deployed, or was imported. With
 // pulled, images from registries count too. ref is a tag or a digest; a digest may also be that of a manifest in an index. An image
-// that is not here, or whose document is not, is errdefs.ErrNotFound.
+// that is not here, or whose document is not, is errdefs.ErrNotFound. A signature is found by its tag (SignatureTag) and digest as in a
+// registry.
 func (s *Store) Find(ctx context.Context, repository, ref string, pulled bool) (ocispec.Descriptor, error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	if want, err := digest.Parse(ref); err == nil {
 		return s.FindContent(ctx, repository, want, pulled)
+	}
+	if SignatureTag.MatchString(ref) {
+		image, err := s.client.ImageService().Get(namespaces.WithNamespace(ctx, signatureNamespace), repository+":"+ref)
+		return image.Target, err
 	}
 	image, err := s.client.ImageService().Get(ctx, repository+":"+ref)
 	if err != nil {
@@ -49,7 +55,7 @@ func (s *Store) Find(ctx context.Context, repository, ref string, pulled bool) (
 }
 
 // FindContent returns content by its digest, if it belongs to an image of the repository that Find would return. So who may read
-// these images reads nothing else of the store.
+// these images reads nothing else of the store but signatures.
 func (s *Store) FindContent(ctx context.Context, repository string, want digest.Digest, pulled bool) (ocispec.Descriptor, error) {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	missing := fmt.Errorf("%s in %s: %w", want, repository, errdefs.ErrNotFound)
@@ -73,8 +79,20 @@ func (s *Store) FindContent(ctx context.Context, repository string, want digest.
 		}
 		return found, nil
 	}
+	ctx = namespaces.WithNamespace(ctx, signatureNamespace)
+	if list, err = s.client.ImageService().List(ctx, "name~="+strconv.Quote("^"+quoteMeta(repository)+":")); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("list signatures of %s: %w", repository, err)
+	}
+	for _, image := range list {
+		if found, err := s.within(ctx, image.Target, want); err == nil && found.Digest != "" {
+			return found, nil
+		}
+	}
 	return ocispec.Descriptor{}, missing
 }
+
+// SignatureTag matches the tags of signatures (pkg/signature).
+var SignatureTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}[.]sig$`)
 
 // quoteMeta is regexp.QuoteMeta for a repository's name, of whose characters only the dot has a meaning.
 func quoteMeta(repository string) string { return strings.ReplaceAll(repository, ".", `[.]`) }
@@ -125,6 +143,9 @@ type Content struct {
 // Read opens content that Find or FindContent has returned.
 func (s *Store) Read(ctx context.Context, d ocispec.Descriptor) (*Content, error) {
 	blob, err := s.client.ContentStore().ReaderAt(namespaces.WithNamespace(ctx, Namespace), d)
+	if errdefs.IsNotFound(err) {
+		blob, err = s.client.ContentStore().ReaderAt(namespaces.WithNamespace(ctx, signatureNamespace), d)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open content %s: %w", d.Digest, err)
 	}

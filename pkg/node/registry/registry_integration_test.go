@@ -33,6 +33,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/kubernetes/pkg/credentialprovider"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
@@ -40,6 +41,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/payload"
+	"polymesh.dev/polymesh/pkg/signature"
 )
 
 // machine is a node with the shipped containerd and the component, without the rest.
@@ -328,6 +330,25 @@ func TestImagesReachOtherNodes(t *testing.T) {
 		// It is not given to others, and its tag is the registry's to say.
 		if _, err := b.store.Find(t.Context(), strings.TrimSuffix(ref, ":1"), "1", false); err == nil {
 			t.Error("the node answers for an image of a registry")
+		}
+	})
+	// The image policy runs on servers, and an image may have been signed on another node.
+	t.Run("a signature", func(t *testing.T) {
+		ref := "shop/signed-there:" + hash
+		b.load(newImage(t), ref, true)
+		password := func(bool) ([]byte, error) { return []byte("sesame"), nil }
+		private, _, err := signature.Generate(password)
+		ok(t, err)
+		file := filepath.Join(t.TempDir(), "key")
+		ok(t, os.WriteFile(file, private, 0o600))
+		signer, err := signature.ReadSigner(file, password)
+		ok(t, err)
+		signed, _, err := signature.Sign(t.Context(), signer, "docker.io/"+ref, b.store.Signatures())
+		ok(t, err)
+		here := signature.NewRegistry(a.dir.RegistryDirs(), &credentialprovider.BasicDockerKeyring{})
+		found, err := signer.Public().Verify(t.Context(), ref, here)
+		if err != nil || found.Digest != signed.Digest {
+			t.Errorf("the signature of another node's image: %v, %v, want %s", found, err, signed.Digest)
 		}
 	})
 	t.Run("await", func(t *testing.T) {

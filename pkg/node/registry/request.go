@@ -9,6 +9,8 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+
+	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
 // Shipped is the registry in the names of the images that came with Polymesh. It need not exist.
@@ -129,7 +131,7 @@ func (q request) scope(opened bool) scope {
 		return everyNode // containerd verifies it
 	case q.tag == "latest":
 		return nowhere
-	case opened, built.MatchString(q.tag):
+	case opened, built.MatchString(q.tag), imagestore.SignatureTag.MatchString(q.tag): // a signature is verified by its key
 		return everyNode
 	}
 	return servers
