@@ -347,16 +347,21 @@ func (m *mirrors) client(ctx context.Context, s *settings, a attempt) (*http.Cli
 	return client, nil
 }
 
-// guard keeps go-containerregistry from trying the other scheme than the endpoint's, which it does for private addresses: nothing is sent
-// without TLS that the user wants with it.
+// guard sends what is for the endpoint's host with the endpoint's scheme: go-containerregistry tries https first, and for private addresses
+// http too. Nothing is sent without TLS that the user wants with it.
 type guard struct {
 	endpoint endpoint
 	next     http.RoundTripper
 }
 
 func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != "https" && g.endpoint.url.Scheme == "https" || r.URL.Host == g.endpoint.url.Host && r.URL.Scheme != g.endpoint.url.Scheme {
-		return nil, fmt.Errorf("%s is not asked by %s", r.URL.Host, r.URL.Scheme)
+	scheme := g.endpoint.url.Scheme
+	if r.URL.Scheme != "https" && scheme == "https" {
+		return nil, fmt.Errorf("%s is not asked without TLS", r.URL.Host)
+	}
+	if r.URL.Host == g.endpoint.url.Host && r.URL.Scheme != scheme {
+		r = r.Clone(r.Context())
+		r.URL.Scheme = scheme
 	}
 	return g.next.RoundTrip(r)
 }

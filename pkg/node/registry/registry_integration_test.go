@@ -104,7 +104,7 @@ func newMachine(t *testing.T, pki, name, ip string) *machine {
 	cfg, err := config.Parse([]string{"-c", empty, "-d", dataDir}, nil)
 	ok(t, err)
 	programs := payload.Dir(filepath.Join(dataDir, "data", "1"))
-	ok(t, os.MkdirAll(programs.Path(), 0o755))
+	ok(t, os.MkdirAll(string(programs), 0o755))
 	ok(t, os.Symlink(filepath.Join(built, "bin"), programs.BinDir()))
 	ctd := node.NewContainerd(node.Options{
 		Settings: cfg.Node, Name: name, IP: m.ip, Programs: programs, Manifest: &payload.Manifest{Images: []string{Shipped + "/pause:1"}},

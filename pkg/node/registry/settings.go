@@ -30,24 +30,32 @@ func hubHosts() []string { return []string{"registry-1.docker.io", "index.docker
 
 // file is registries.yaml, in K3s's form (https://docs.k3s.io/installation/private-registry).
 type file struct {
-	Mirrors map[string]struct {
-		Endpoints []string          `json:"endpoint"`
-		Rewrites  map[string]string `json:"rewrite"`
-	} `json:"mirrors"`
-	Configs map[string]struct {
-		Auth *struct {
-			Username      string `json:"username"`
-			Password      string `json:"password"`
-			Auth          string `json:"auth"`
-			IdentityToken string `json:"identity_token"`
-		} `json:"auth"`
-		TLS *struct {
-			CAFile             string `json:"ca_file"`
-			CertFile           string `json:"cert_file"`
-			KeyFile            string `json:"key_file"`
-			InsecureSkipVerify bool   `json:"insecure_skip_verify"`
-		} `json:"tls"`
-	} `json:"configs"`
+	Mirrors map[string]mirrorEntry `json:"mirrors"`
+	Configs map[string]configEntry `json:"configs"`
+}
+
+type mirrorEntry struct {
+	Endpoints []string          `json:"endpoint"`
+	Rewrites  map[string]string `json:"rewrite"`
+}
+
+type configEntry struct {
+	Auth *authEntry `json:"auth"`
+	TLS  *tlsEntry  `json:"tls"`
+}
+
+type authEntry struct {
+	Username      string `json:"username"`
+	Password      string `json:"password"`
+	Auth          string `json:"auth"`
+	IdentityToken string `json:"identity_token"`
+}
+
+type tlsEntry struct {
+	CAFile             string `json:"ca_file"`
+	CertFile           string `json:"cert_file"`
+	KeyFile            string `json:"key_file"`
+	InsecureSkipVerify bool   `json:"insecure_skip_verify"`
 }
 
 // settings are those of registries.yaml, checked.
