@@ -39,7 +39,7 @@ const (
 	// holdersTime is how long a node counts as one that has a repository's images; maxHolders is how many repositories and, of each, nodes
 	// are remembered.
 	holdersTime                 = 30 * time.Minute
-	nobodyTime                  = time.Minute
+	missedTime                  = time.Minute
 	maxRepositories, maxHolders = 512, 4
 	// controlPlane is the label of servers, which NodeRestriction keeps nodes from setting (pkg/controlplane/noderole).
 	controlPlane = "node-role.kubernetes.io/control-plane"
@@ -62,15 +62,15 @@ type peers struct {
 	mu      sync.Mutex
 	clients map[string]*peer // by name and address
 	// holders are the nodes that have had images of a repository: containerd asks for content after it has asked what a name means.
-	// nobody has the repositories of which no node had an image just now, so that a registry's image costs one search.
+	// missed has the repositories of which no node had an image just now, so that a registry's image costs one search.
 	holders *lru.LRU[string, []string]
-	nobody  *lru.LRU[string, struct{}]
+	missed  *lru.LRU[string, struct{}]
 }
 
 func newPeers(o Options, log *slog.Logger) *peers {
 	return &peers{
 		opts: o, log: log, nodes: cache.NewStore(cache.MetaNamespaceKeyFunc), clients: map[string]*peer{},
-		holders: lru.NewLRU[string, []string](maxRepositories, nil, holdersTime), nobody: lru.NewLRU[string, struct{}](maxRepositories, nil, nobodyTime),
+		holders: lru.NewLRU[string, []string](maxRepositories, nil, holdersTime), missed: lru.NewLRU[string, struct{}](maxRepositories, nil, missedTime),
 	}
 }
 
@@ -289,8 +289,8 @@ func (p *peers) has(ctx context.Context, o *peer, q request) (d ocispec.Descript
 	return d, nil
 }
 
-// errNobody means that no node that may be asked has an image.
-var errNobody = errors.New("no other node has it")
+// errNoNode means that no node that may be asked has an image.
+var errNoNode = errors.New("no other node has it")
 
 // find asks nodes for a manifest, some at a time; the first that has it wins.
 func (p *peers) find(ctx context.Context, from scope, q request) (*peer, ocispec.Descriptor, error) {
@@ -332,7 +332,7 @@ func (p *peers) find(ctx context.Context, from scope, q request) (*peer, ocispec
 		p.holds(q.repository(), a.from.name)
 		return a.from, a.what, nil
 	default:
-		return nil, ocispec.Descriptor{}, errNobody
+		return nil, ocispec.Descriptor{}, errNoNode
 	}
 }
 
@@ -345,16 +345,16 @@ func (p *peers) search(ctx context.Context, from scope, q request, content bool)
 				return o, d, nil
 			}
 		}
-		if p.nobody.Contains(repository) {
-			return nil, ocispec.Descriptor{}, errNobody
+		if p.missed.Contains(repository) {
+			return nil, ocispec.Descriptor{}, errNoNode
 		}
 	}
 	o, d, err := p.find(ctx, from, q)
 	switch {
 	case err == nil:
-		p.nobody.Remove(repository)
+		p.missed.Remove(repository)
 	case ctx.Err() == nil:
-		p.nobody.Add(repository, struct{}{})
+		p.missed.Add(repository, struct{}{})
 	}
 	return o, d, err
 }
