@@ -95,6 +95,7 @@ type Registry struct {
 	servers []*http.Server
 	// store is the connection to containerd, which it makes again by itself.
 	store   *imagestore.Store
+	closing sync.Once
 	peers   *peers
 	mirrors *mirrors
 	came    arrivals
@@ -222,10 +223,12 @@ func (r *Registry) Stop(ctx context.Context) error {
 	if r.local != nil {
 		_ = r.local.Close()
 	}
-	if r.store != nil {
-		err = errors.Join(err, r.store.Close())
-		r.store = nil
-	}
+	// Requests that have not ended yet still have it.
+	r.closing.Do(func() {
+		if r.store != nil {
+			err = errors.Join(err, r.store.Close())
+		}
+	})
 	return err
 }
 
