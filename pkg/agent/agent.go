@@ -21,6 +21,7 @@ import (
 	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
+	"polymesh.dev/polymesh/pkg/node/registry"
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/process"
 )
@@ -43,7 +44,7 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			lb := apilb.New(balancer(cfg, p, member))
 			p.Status.DescribeServers(lb.Servers)
 			return addComponents(m, parts{
-				lb, machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member),
+				lb, machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member), images(cfg, p, member),
 				join.NewReachability("https://"+balancerAddress().String(), member.Files),
 			}), nil
 		},
@@ -88,6 +89,21 @@ func policies(cfg *config.Agent, p *process.Process, member *join.Membership) ne
 	}
 }
 
+// images returns the options of what brings images to this machine, and serves its own to other nodes.
+func images(cfg *config.Agent, p *process.Process, member *join.Membership) registry.Options {
+	dir, files := cfg.DataDir, member.Files
+	return registry.Options{
+		Node: p.Name, IP: p.IP, LocalPort: layout.RegistryPort, PeerPort: layout.RegistryPeerPort, External: member.Cluster.FlannelExternalIP,
+		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(),
+		Registries: cfg.PrivateRegistry, DisableDefaultEndpoint: cfg.DisableDefaultEndpoint, Embedded: member.Cluster.EmbeddedRegistry,
+		Kubeconfig: dir.NodeKubeconfig(), Log: p.Log,
+		Identity: registry.Identity{
+			ClientCert: files.Client, ClientKey: files.Client, ServingCert: files.Serving, ServingKey: files.Serving, ClientCA: files.ClientCA,
+			ServingCA: func() ([]byte, error) { return []byte(member.Cluster.KubeletCA), nil },
+		},
+	}
+}
+
 // balancerAddress is where the node's parts reach an API server.
 func balancerAddress() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), layout.APIBalancerPort)
@@ -103,11 +119,11 @@ func balancer(cfg *config.Agent, p *process.Process, member *join.Membership) ap
 
 // parts are the options of an agent's components.
 type parts struct {
-	balancer *apilb.Balancer
-	machine  node.Options
-	pods     network.Options
-	policies netpol.Options
-
+	balancer     *apilb.Balancer
+	machine      node.Options
+	pods         network.Options
+	policies     netpol.Options
+	images       registry.Options
 	reachability *join.Reachability
 }
 
@@ -118,8 +134,10 @@ func addComponents(m *component.Manager, p parts) (up component.Handle) {
 	containerd := m.Add(node.NewContainerd(p.machine))
 	images := node.NewImages(p.machine)
 	m.Add(images, containerd)
+	p.images.Await = images.Await
+	pulls := m.Add(registry.New(p.images), containerd)
 	// It waits itself for the images that every pod needs.
-	kubelet := m.Add(node.NewKubelet(p.machine, images), containerd, m.Add(netpol.New(p.policies)))
+	kubelet := m.Add(node.NewKubelet(p.machine, images), containerd, pulls, m.Add(netpol.New(p.policies)))
 	m.Add(p.reachability, kubelet)
 	m.Add(node.NewProxy(p.machine))
 	return m.Add(network.New(p.pods))

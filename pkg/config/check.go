@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -183,6 +184,13 @@ func (r *raw) checkNode(n *Node) (err error) {
 		NodeName: r.nodeName, NodeLabels: r.nodeLabels, NodeTaints: r.nodeTaints, ProtectKernelDefaults: r.protectKernel,
 		KubeletArgs: r.kubeletArgs, ProxyArgs: r.proxyArgs, LogLevel: r.logLevel, Debug: r.debug,
 	}
+	if r.privateRegistry == "" {
+		return errors.New("--private-registry is empty: name a file, which need not exist, or leave it out")
+	}
+	if n.PrivateRegistry, err = filepath.Abs(r.privateRegistry); err != nil {
+		return fmt.Errorf("--private-registry %q: %w", r.privateRegistry, err)
+	}
+	n.DisableDefaultEndpoint = r.noDefaultRegistry
 	if r.resolvConf != "" {
 		if n.ResolvConf, err = filepath.Abs(r.resolvConf); err != nil {
 			return fmt.Errorf("--resolv-conf %q: %w", r.resolvConf, err)
@@ -327,7 +335,7 @@ func (r *raw) checkFlannel(c *Cluster) error {
 const networkPolicy = "network-policy"
 
 func (r *raw) checkAddons(s *Server) error {
-	s.DisableNetworkPolicy = r.disablePolicy
+	s.DisableNetworkPolicy, s.EmbeddedRegistry = r.disablePolicy, r.embeddedRegistry
 	for _, name := range r.disable {
 		if name == networkPolicy {
 			s.DisableNetworkPolicy = true

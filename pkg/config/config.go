@@ -88,6 +88,10 @@ type Node struct {
 	FlannelIface string
 	// ResolvConf is the file with the name servers for pods; empty for the host's own.
 	ResolvConf string
+	// PrivateRegistry is the file registries.yaml, which need not exist. DisableDefaultEndpoint keeps a registry that has mirrors there from
+	// being asked itself.
+	PrivateRegistry        string
+	DisableDefaultEndpoint bool
 	// ProtectKernelDefaults makes the kubelet exit instead of changing kernel settings.
 	ProtectKernelDefaults bool
 
@@ -117,6 +121,8 @@ type Cluster struct {
 	FlannelExternalIP bool
 
 	Disabled map[Addon]bool
+	// EmbeddedRegistry lets nodes give each other also the images of registries, of those that PrivateRegistry names as a mirror.
+	EmbeddedRegistry bool
 	// DisableNetworkPolicy leaves NetworkPolicies to a controller that the user installs.
 	DisableNetworkPolicy bool
 	LoadBalancerPool     []AddressRange

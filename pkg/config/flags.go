@@ -13,50 +13,53 @@ import (
 
 // raw holds the settings as written, before validation.
 type raw struct {
-	config           string
-	dataDir          string
-	kubeconfig       string
-	kubeconfigMode   string
-	kubeconfigGroup  string
-	datastoreSync    string
-	nodeName         string
-	nodeIP           string
-	externalIP       string
-	nodeLabels       []string
-	nodeTaints       []string
-	bindAddress      string
-	advertiseAddress string
-	httpsPort        int
-	tlsSANs          []string
-	clusterCIDR      string
-	serviceCIDR      string
-	clusterDNS       string
-	clusterDomain    string
-	nodePortRange    string
-	flannelBackend   string
-	flannelPort      int
-	flannelExternal  bool
-	flannelIface     string
-	resolvConf       string
-	disable          []string
-	disablePolicy    bool
-	pool             []string
-	meshProfile      string
-	imagePolicyKeys  []string
-	encrypt          bool
-	encryptProvider  string
-	auditLog         bool
-	auditPolicy      string
-	podSecurity      string
-	protectKernel    bool
-	apiserverArgs    []string
-	controllerArgs   []string
-	schedulerArgs    []string
-	kubeletArgs      []string
-	proxyArgs        []string
-	logLevel         int
-	debug            bool
-	snapshots        rawSnapshots
+	config            string
+	dataDir           string
+	kubeconfig        string
+	kubeconfigMode    string
+	kubeconfigGroup   string
+	datastoreSync     string
+	nodeName          string
+	nodeIP            string
+	externalIP        string
+	nodeLabels        []string
+	nodeTaints        []string
+	bindAddress       string
+	advertiseAddress  string
+	httpsPort         int
+	tlsSANs           []string
+	clusterCIDR       string
+	serviceCIDR       string
+	clusterDNS        string
+	clusterDomain     string
+	nodePortRange     string
+	flannelBackend    string
+	flannelPort       int
+	flannelExternal   bool
+	flannelIface      string
+	resolvConf        string
+	privateRegistry   string
+	noDefaultRegistry bool
+	embeddedRegistry  bool
+	disable           []string
+	disablePolicy     bool
+	pool              []string
+	meshProfile       string
+	imagePolicyKeys   []string
+	encrypt           bool
+	encryptProvider   string
+	auditLog          bool
+	auditPolicy       string
+	podSecurity       string
+	protectKernel     bool
+	apiserverArgs     []string
+	controllerArgs    []string
+	schedulerArgs     []string
+	kubeletArgs       []string
+	proxyArgs         []string
+	logLevel          int
+	debug             bool
+	snapshots         rawSnapshots
 
 	clusterInit           bool
 	datastoreEndpoint     string
@@ -128,6 +131,9 @@ func ServerFlags() *Flags {
 	f.BoolVar(&r.flannelExternal, "flannel-external-ip", false, "reach the pods of other nodes by the nodes' external addresses")
 	f.StringVar(&r.flannelIface, "flannel-iface", "", "network interface for packets between nodes' pods (default: that of node-ip)")
 	f.StringVar(&r.resolvConf, "resolv-conf", "", "file with the name servers for pods (default: the host's, without those on loopback)")
+	f.StringVar(&r.privateRegistry, "private-registry", layout.DefaultRegistries, "file with mirrors, logins and certificates of registries (registries.yaml)")
+	f.BoolVar(&r.noDefaultRegistry, "disable-default-registry-endpoint", false, "do not ask a registry itself that has mirrors in that file")
+	f.BoolVar(&r.embeddedRegistry, "embedded-registry", false, "nodes give each other also the images of registries that have mirrors in that file")
 
 	f.StringSliceVar(&r.disable, "disable", nil, "do not install these: "+join(Addons())+"; may be repeated")
 	f.BoolVar(&r.disablePolicy, "disable-network-policy", false, "do not enforce NetworkPolicies, for a controller that you install yourself")
@@ -158,7 +164,7 @@ func ServerFlags() *Flags {
 func nodeFlags() []string {
 	return []string{
 		"config", "data-dir", "server", "token", "token-file", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "flannel-iface", "resolv-conf",
-		"protect-kernel-defaults", "kubelet-arg", "kube-proxy-arg", "v", "debug",
+		"private-registry", "disable-default-registry-endpoint", "protect-kernel-defaults", "kubelet-arg", "kube-proxy-arg", "v", "debug",
 	}
 }
 

@@ -18,6 +18,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// ShippedRegistry is the registry in the names of the images that came with Polymesh. It need not exist.
+const ShippedRegistry = "registry.polymesh.dev"
+
 // Payload is a payload's shipped images, in plain OCI archives on disk. Each can be imported alone, so that those that are needed first
 // come first.
 type Payload struct {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/labels"
@@ -22,7 +21,8 @@ import (
 //
 //	payload    it came with Polymesh: while the payload is this version's or the one before (their programs stay as long)
 //	archive    it came from <data-dir>/agent/images: while the archive lies there as it was
-//	deployed   `polymesh deploy` loaded it: while it is one of the last KeptDeploys of its service
+//	deployed   `polymesh deploy` loaded it: while it is one of the last KeptDeploys of its service; or it came from another node
+//	           (KeepLabels): while it is one of the last of its repository
 //	imported   it was added without a registry in another way (`ctr images import`): until the user removes it
 //
 // Images that are no longer needed are released: the kubelet may then remove them when it needs space. Pulled images are
@@ -131,7 +131,7 @@ func keptDeploys(all []heldImage) map[string]bool {
 func (s *Store) Deployed(ctx context.Context, ref, project, service string) error {
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	err := s.label(ctx, ref, map[string]string{
-		deployedLabel: time.Now().UTC().Format("2006-01-02T15:04:05.000000000Z"), projectLabel: project, serviceLabel: service,
+		deployedLabel: deployedNow(), projectLabel: project, serviceLabel: service,
 		// Until now it may have been labeled as imported by the user.
 		pinnedLabel: pinnedValue, importedLabel: "", releasedLabel: "",
 	})

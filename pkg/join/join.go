@@ -69,6 +69,10 @@ type Cluster struct {
 	FlannelExternalIP bool                  `json:"flannelExternalIP,omitempty"`
 	// DisableNetworkPolicy leaves NetworkPolicies to another program.
 	DisableNetworkPolicy bool `json:"disableNetworkPolicy,omitempty"`
+	// EmbeddedRegistry lets nodes give each other images of registries too.
+	EmbeddedRegistry bool `json:"embeddedRegistry,omitempty"`
+	// KubeletCA is the authority of the kubelets' serving certificates, PEM, by which nodes know each other. Servers add it to their answers.
+	KubeletCA string `json:"kubeletCA,omitempty"`
 	// StorageDir is the folder of local-path volumes on every node; empty if the cluster has none.
 	StorageDir string `json:"storageDir,omitempty"`
 }
@@ -78,7 +82,7 @@ func ClusterOf(c *config.Server) Cluster {
 	cluster := Cluster{
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, APIServiceIP: c.APIServiceIP(),
 		FlannelBackend: c.FlannelBackend, FlannelPort: c.FlannelPort, FlannelExternalIP: c.FlannelExternalIP,
-		DisableNetworkPolicy: c.DisableNetworkPolicy,
+		DisableNetworkPolicy: c.DisableNetworkPolicy, EmbeddedRegistry: c.EmbeddedRegistry,
 	}
 	if c.Enabled(config.LocalStorage) {
 		cluster.StorageDir = c.DataDir.Storage()

@@ -92,6 +92,9 @@ func TestJoin(t *testing.T) {
 	if member.Cluster.ClusterDomain != "cluster.local" || member.Cluster.APIServiceIP.String() != "10.43.0.1" {
 		t.Errorf("the cluster's settings are %+v", member.Cluster)
 	}
+	if _, err := certificate.ParseAuthority([]byte(member.Cluster.KubeletCA)); err != nil {
+		t.Errorf("the authority by which nodes know each other: %v", err)
+	}
 	// The server's folder of volumes, next to its folder of credentials.
 	if want := filepath.Join(filepath.Dir(kubeconfig), "..", "..", "storage"); member.Cluster.StorageDir != want {
 		t.Errorf("the folder of volumes is %q, want %q", member.Cluster.StorageDir, want)

@@ -92,7 +92,7 @@ func (s *Server) Init(context.Context) error { return nil }
 func (s *Server) Handlers() map[string]http.Handler {
 	return map[string]http.Handler{
 		AgentPath: answer(http.MethodPost, s.agent), ClusterPath: answer(http.MethodGet, s.cluster), LeavePath: answer(http.MethodPost, s.leave),
-		ServerPath: answer(http.MethodPost, s.server), MemberPath: answer(http.MethodPost, s.member), SettingsPath: answer(http.MethodGet, s.settings),
+		ServerPath: answer(http.MethodPost, s.server), MemberPath: answer(http.MethodPost, s.member), SettingsPath: answer(http.MethodGet, s.sharedSettings),
 		ReachPath: answer(http.MethodPost, s.reach),
 	}
 }
@@ -359,7 +359,10 @@ func (s *Server) view(ctx context.Context, client kubernetes.Interface, name str
 }
 
 func (s *Server) grant(r Request, keys Keys, now time.Time) (g *Grant, err error) {
-	g = &Grant{Cluster: s.opts.Cluster}
+	g = &Grant{}
+	if g.Cluster, err = s.settings(); err != nil {
+		return nil, err
+	}
 	for name, to := range map[string]*[]byte{certificate.ServerCA: &g.ServerCA, certificate.ClientCA: &g.ClientCA} {
 		if *to, err = os.ReadFile(s.opts.Certificates.Cert(name)); err != nil {
 			return nil, err
@@ -382,7 +385,18 @@ func (s *Server) grant(r Request, keys Keys, now time.Time) (g *Grant, err error
 	return g, err
 }
 
-func (s *Server) cluster(*http.Request) (any, error) { return s.opts.Cluster, nil }
+func (s *Server) cluster(*http.Request) (any, error) { return s.settings() }
+
+// settings are the cluster's, with the authority by which nodes know each other.
+func (s *Server) settings() (Cluster, error) {
+	text, err := os.ReadFile(s.opts.Certificates.Cert(certificate.KubeletCA))
+	if err != nil {
+		return Cluster{}, fmt.Errorf("read authority %s: %w", certificate.KubeletCA, err)
+	}
+	c := s.opts.Cluster
+	c.KubeletCA = string(text)
+	return c, nil
+}
 
 // leave removes the caller's own node.
 func (s *Server) leave(r *http.Request) (any, error) {

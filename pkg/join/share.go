@@ -214,8 +214,8 @@ func (s *Server) member(r *http.Request) (any, error) {
 	return Members{members}, nil
 }
 
-// settings answers a server that starts again.
-func (s *Server) settings(r *http.Request) (any, error) {
+// sharedSettings answers a server that starts again.
+func (s *Server) sharedSettings(r *http.Request) (any, error) {
 	if err := onlyServers(r); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,8 @@ const (
 	DefaultDataDir DataDir = "/var/lib/polymesh"
 	// DefaultConfigFile is read if it exists.
 	DefaultConfigFile = "/etc/polymesh/config.yaml"
+	// DefaultRegistries is the file with the settings of registries, in K3s's form, read if it exists.
+	DefaultRegistries = "/etc/polymesh/registries.yaml"
 	// DefaultKubeconfig is the default path of the administrator's kubeconfig.
 	DefaultKubeconfig = "/etc/polymesh/polymesh.yaml"
 	// Unit is the systemd unit of a server that was installed (pkg/service).
@@ -103,6 +105,13 @@ func (d DataDir) ImageSocket() string { return d.Run("images.sock") }
 
 // RegistryDir returns containerd's registry configuration: a folder with a hosts.toml for each registry.
 func (d DataDir) RegistryDir() string { return d.Agent("etc", "containerd", "certs.d") }
+
+// NodeRegistryDir returns the folder of the same form that Polymesh writes. containerd reads it after RegistryDir, where registries of
+// the same name are the user's.
+func (d DataDir) NodeRegistryDir() string { return d.Agent("etc", "containerd", "registry.d") }
+
+// RegistryDirs returns both, as containerd takes them.
+func (d DataDir) RegistryDirs() string { return d.RegistryDir() + ":" + d.NodeRegistryDir() }
 
 // CNIConfDir returns the folder of the pod network's CNI configuration.
 func (d DataDir) CNIConfDir() string { return d.Agent("etc", "cni", "net.d") }

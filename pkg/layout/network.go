@@ -21,6 +21,8 @@ const (
 	KubeletHealthPort = 10248
 	ProxyHealthPort   = 10256
 	ImagePolicyPort   = 10263
+	RegistryPort      = 10264
+	RegistryPeerPort  = 10265
 	// VXLANPort is the default of flannel, which is the kernel's own.
 	VXLANPort = 8472
 	// WireGuardPort is the default of flannel.
@@ -40,6 +42,8 @@ func Ports() []Port {
 		{Number: KubeletHealthPort, Component: "kubelet", What: "the kubelet's health check", Loopback: true},
 		{Number: ProxyHealthPort, Component: "kube-proxy", What: "kube-proxy's health check"},
 		{Number: ImagePolicyPort, Component: "image-policy", What: "the image policy, with --image-policy-key", Loopback: true, Unused: true},
+		{Number: RegistryPort, Component: "registry", What: "the images for this node's containerd", Loopback: true},
+		{Number: RegistryPeerPort, Component: "registry", What: "the images for other nodes"},
 		{Number: VXLANPort, UDP: true, Component: "pod-network", What: "the pod network between nodes"},
 		{Number: WireGuardPort, UDP: true, Component: "pod-network", What: "the pod network between nodes, with --flannel-backend wireguard-native", Unused: true},
 		{Number: EtcdClientPort, Component: "datastore", What: "etcd, for this server, with --cluster-init", Loopback: true, Unused: true},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -89,9 +88,6 @@ func (c *Containerd) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseRegistry(c.opts.Settings.DataDir.RegistryDir()); err != nil {
-		return err
-	}
 	if err := c.openSandboxFiles(); err != nil {
 		return err
 	}
@@ -130,7 +126,7 @@ func (c *Containerd) configuration(pause string, mayLowerOOMScore, systemd bool)
 	images := table{
 		"snapshotter":   imagestore.Snapshotter,
 		"pinned_images": table{"sandbox": pause},
-		"registry":      table{"config_path": c.opts.Settings.DataDir.RegistryDir()},
+		"registry":      table{"config_path": c.opts.Settings.DataDir.RegistryDirs()},
 		// Sync a layer to disk before containerd records it. The transfer service cannot do that.
 		"image_pull_with_sync_fs": true,
 		"use_local_image_pull":    true,
@@ -228,32 +224,6 @@ func (c *Containerd) Ready(ctx context.Context) error {
 // Stop ends containerd. Containers keep running: each has its own shim.
 func (c *Containerd) Stop(ctx context.Context) error {
 	return errors.Join(c.child.Stop(ctx), c.opts.Session.End())
-}
-
-// shippedRegistry is the registry in the names of the shipped images. It need not exist.
-const shippedRegistry = "registry.polymesh.dev"
-
-// refusal is containerd's configuration for that registry: a host without the pull capability
-// (https://github.com/containerd/containerd/blob/main/docs/hosts.md, capabilities). So a missing image is an error
-// instead of a download from the domain's current owner, or from a mirror of all registries.
-const refusal = `# Written by polymesh at each start. The images of this name come with Polymesh and are never pulled.
-# To pull them from a mirror, replace the whole file.
-server = "https://` + shippedRegistry + `"
-capabilities = ["push"]
-`
-
-// refuseRegistry forbids pulling shipped images, unless the user has configured a mirror for them.
-func refuseRegistry(registryDir string) error {
-	path := filepath.Join(registryDir, shippedRegistry, "hosts.toml")
-	if _, err := os.Lstat(path); err == nil {
-		return nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("check the settings of %s: %w", shippedRegistry, err)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
-		return err
-	}
-	return atomicfile.Write(path, []byte(refusal), 0o644)
 }
 
 // hasCapability reports whether this process has a capability: sandboxed machines often lack some.

@@ -56,7 +56,7 @@ func (i *Images) First(ctx context.Context) error {
 // Await returns when an image, by the name in a pod, is imported, at once if it is none of the shipped ones. An error means that it will
 // not be: the import has failed, or ctx ended.
 func (i *Images) Await(ctx context.Context, ref string) error {
-	if !strings.HasPrefix(ref, shippedRegistry+"/") {
+	if !strings.HasPrefix(ref, imagestore.ShippedRegistry+"/") {
 		return nil
 	}
 	return i.shipped.await(ctx, ref)

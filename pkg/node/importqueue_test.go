@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"testing"
+
+	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
 // What waits for an image gets it next, and only then goes on.
 func TestAwaitedImagesComeFirst(t *testing.T) {
-	const pause, dns, istio = shippedRegistry + "/pause:1", shippedRegistry + "/coredns:1", shippedRegistry + "/istio/proxyv2:1"
+	const pause, dns, istio = imagestore.ShippedRegistry + "/pause:1", imagestore.ShippedRegistry + "/coredns:1", imagestore.ShippedRegistry + "/istio/proxyv2:1"
 	i := &Images{shipped: newImportQueue([]string{pause, dns, istio})}
 	i.shipped.keep([]string{dns, istio})
 	if err := i.Await(t.Context(), pause); err != nil {
@@ -39,7 +41,7 @@ func TestAwaitedImagesComeFirst(t *testing.T) {
 		t.Errorf("%d are missing", n)
 	}
 	// A name by digest may be any image's.
-	ask(shippedRegistry + "/coredns@sha256:0000000000000000000000000000000000000000000000000000000000000000")
+	ask(imagestore.ShippedRegistry + "/coredns@sha256:0000000000000000000000000000000000000000000000000000000000000000")
 	if ref := i.shipped.next(); ref != dns {
 		t.Fatalf("next is %s", ref)
 	}
@@ -53,7 +55,7 @@ func TestAwaitedImagesComeFirst(t *testing.T) {
 }
 
 func TestAwaitOfAFailedImport(t *testing.T) {
-	const dns = shippedRegistry + "/coredns:1"
+	const dns = imagestore.ShippedRegistry + "/coredns:1"
 	i := &Images{shipped: newImportQueue([]string{dns})}
 	full := errors.New("no space left on device")
 	got := make(chan error)
@@ -65,8 +67,8 @@ func TestAwaitOfAFailedImport(t *testing.T) {
 }
 
 func TestOthersImagesAreNotAwaited(t *testing.T) {
-	i := &Images{shipped: newImportQueue([]string{shippedRegistry + "/coredns:1"})}
-	for _, ref := range []string{"docker.io/library/nginx:1", "sha256:0123", "", "registry.polymesh.dev.example.com/coredns:1", shippedRegistry + "/unknown:1"} {
+	i := &Images{shipped: newImportQueue([]string{imagestore.ShippedRegistry + "/coredns:1"})}
+	for _, ref := range []string{"docker.io/library/nginx:1", "sha256:0123", "", "registry.polymesh.dev.example.com/coredns:1", imagestore.ShippedRegistry + "/unknown:1"} {
 		if err := i.Await(t.Context(), ref); err != nil {
 			t.Errorf("%q: %v", ref, err)
 		}

@@ -32,6 +32,7 @@ import (
 	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
+	"polymesh.dev/polymesh/pkg/node/registry"
 	"polymesh.dev/polymesh/pkg/process"
 )
 
@@ -69,7 +70,9 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.Log), api)
 	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.Log), api)
-	kubelet := []component.Handle{api, containerd} // it waits itself for the images that every pod needs
+	pulls := s.registry()
+	pulls.Await = shipped.Await
+	kubelet := []component.Handle{api, containerd, m.Add(registry.New(pulls), containerd)} // it waits itself for the images that every pod needs
 	if plane.Datastore.LeaderElect {
 		m.Add(apilb.New(s.balancer()))
 	}
@@ -91,8 +94,8 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	m.Add(imagepolicy.New(imagepolicy.Options{
 		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs, Port: layout.ImagePolicyPort,
-		Open:        func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
-		RegistryDir: dir.RegistryDir(), Log: s.Log,
+		Open:         func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
+		RegistryDirs: dir.RegistryDirs(), Log: s.Log,
 	}), api, images)
 
 	s.schedule = snapshot.NewComponent(s.snapshots, snapshotSchedule(s.cfg.Snapshots), kubeconfig, s.Log)
@@ -207,6 +210,22 @@ func (s *server) network() network.Options {
 		Settings: s.cfg.Node, Name: s.Name, IP: s.IP, ClusterCIDR: s.cfg.ClusterCIDR,
 		Backend: s.cfg.FlannelBackend, Port: s.cfg.FlannelPort, External: s.cfg.FlannelExternalIP,
 		Kubeconfig: dir.Kubeconfig("kubelet"), Plugins: s.Programs.CNIDir(), Marker: s.Marker, Lock: s.Lock, Log: s.Log,
+	}
+}
+
+// registry returns the options of what brings images to this machine, and serves its own to other nodes.
+func (s *server) registry() registry.Options {
+	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
+	return registry.Options{
+		Node: s.Name, IP: s.IP, LocalPort: layout.RegistryPort, PeerPort: layout.RegistryPeerPort, External: s.cfg.FlannelExternalIP,
+		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(),
+		Registries: s.cfg.PrivateRegistry, DisableDefaultEndpoint: s.cfg.DisableDefaultEndpoint, Embedded: s.cfg.EmbeddedRegistry,
+		Kubeconfig: dir.Kubeconfig("kubelet"), Log: s.Log,
+		Identity: registry.Identity{
+			ClientCert: certs.Cert(certificate.Kubelet), ClientKey: certs.Key(certificate.Kubelet),
+			ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing), ClientCA: certs.Cert(certificate.ClientCA),
+			ServingCA: func() ([]byte, error) { return os.ReadFile(certs.Cert(certificate.KubeletCA)) },
+		},
 	}
 }
 

@@ -40,8 +40,8 @@ type Registry struct {
 	logins credentialprovider.DockerKeyring
 }
 
-// NewRegistry returns the registries as containerd accesses them. hosts is containerd's folder with a hosts.toml for each
-// (https://github.com/containerd/containerd/blob/main/docs/hosts.md); it need not exist.
+// NewRegistry returns the registries as containerd accesses them. hosts are containerd's folders with a hosts.toml for each
+// (https://github.com/containerd/containerd/blob/main/docs/hosts.md), separated by colons; they need not exist.
 func NewRegistry(hosts string, logins credentialprovider.DockerKeyring) *Registry {
 	return &Registry{hosts, logins}
 }
@@ -86,8 +86,21 @@ func (r *Registry) resolver(ctx context.Context, name string) remotes.Resolver {
 		return "", "", nil
 	}
 	return docker.NewResolver(docker.ResolverOptions{
-		Hosts: config.ConfigureHosts(ctx, config.HostOptions{HostDir: config.HostDirFromRoot(r.hosts), Credentials: login, UpdateClient: bound}),
+		Hosts: config.ConfigureHosts(ctx, config.HostOptions{HostDir: hostDir(r.hosts), Credentials: login, UpdateClient: bound}),
 	})
+}
+
+// hostDir returns a function that finds a registry's folder, in the first of the folders that has one, as containerd does
+// (hostDirFromRoots in internal/cri/server/images/image_pull.go).
+func hostDir(roots string) func(string) (string, error) {
+	return func(host string) (dir string, err error) {
+		for _, root := range filepath.SplitList(roots) {
+			if dir, err = config.HostDirFromRoot(root)(host); dir != "" || err != nil && !errdefs.IsNotFound(err) {
+				break
+			}
+		}
+		return dir, err
+	}
 }
 
 // bound returns a client with a timeout that reads no more than maxAnswer. Registries redirect to the storage of

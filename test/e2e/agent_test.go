@@ -152,6 +152,25 @@ func TestAgents(t *testing.T) {
 		server.Delete(t, agentPolicy)
 	})
 
+	// What was imported on the server only starts on an agent, and stays there.
+	t.Run("images", func(t *testing.T) {
+		importEcho(t, server)
+		server.Apply(t, fmt.Sprintf(agentImage, echoImage))
+		server.Eventually(t, 2*time.Minute, func() (bool, string) {
+			pod, err := client.CoreV1().Pods("default").Get(t.Context(), "imported", metav1.GetOptions{})
+			if err != nil {
+				return false, err.Error()
+			}
+			why := node.NotReady(pod)
+			return why == "" && pod.Spec.NodeName == "node-2", why
+		})
+		one.Eventually(t, time.Minute, func() (bool, string) {
+			out := one.Ctr(t, "images", "ls", "name=="+echoImage)
+			return strings.Contains(out, "io.cri-containerd.pinned=pinned"), "the image on node-2: " + out
+		})
+		server.Delete(t, fmt.Sprintf(agentImage, echoImage))
+	})
+
 	t.Run("volumes", func(t *testing.T) {
 		server.Apply(t, fmt.Sprintf(agentVolume, busyboxImage(t, server)))
 		server.Eventually(t, 2*time.Minute, func() (bool, string) {
@@ -256,6 +275,18 @@ func TestAgents(t *testing.T) {
 		two.WaitReady(t, 3*time.Minute)
 	})
 }
+
+// agentImage is a pod on an agent.
+const agentImage = `
+apiVersion: v1
+kind: Pod
+metadata: {name: imported, namespace: default}
+spec:
+  nodeName: node-2
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: echo, image: "%s", imagePullPolicy: IfNotPresent}
+`
 
 // agentPods is a pod on each node, which answers with the address of its client.
 const agentPods = `

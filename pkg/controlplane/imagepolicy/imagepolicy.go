@@ -79,9 +79,9 @@ type Options struct {
 	Port int
 	// Open connects to the node's images.
 	Open func() (Node, error)
-	// RegistryDir is containerd's folder with registry settings.
-	RegistryDir string
-	Log         *slog.Logger
+	// RegistryDirs are containerd's folders with registry settings, separated by colons as containerd takes them.
+	RegistryDirs string
+	Log          *slog.Logger
 }
 
 var _ component.Component = (*Policy)(nil)

@@ -77,7 +77,7 @@ func newSetup(t *testing.T) *setup {
 	if _, _, err := signature.Sign(t.Context(), signer, s.repo+"api:signed", r); err != nil {
 		t.Fatal(err)
 	}
-	s.policy = New(Options{Keys: []string{file}, RegistryDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	s.policy = New(Options{Keys: []string{file}, RegistryDirs: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	if err := s.policy.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -197,7 +197,7 @@ func (p *Policy) verify(ctx context.Context, field imageField, logins credential
 		sum, err := p.node.Digest(ctx, named.String())
 		return sum.String(), err
 	}
-	registry := signature.NewRegistry(p.opts.RegistryDir, logins)
+	registry := signature.NewRegistry(p.opts.RegistryDirs, logins)
 	places := []signature.Place{p.node, registry}
 	if _, exact := named.(reference.Digested); !exact && field.pull == corev1.PullAlways {
 		// The kubelet would resolve the tag at the registry, whatever the node has.

@@ -125,7 +125,6 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		d.nameImages,
 		d.analyze,
 		d.check,
-		d.warnOfNodes,
 		d.buildImages,
 		d.applyObjects,
 		d.prune,

@@ -5,7 +5,6 @@ package deploy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -292,7 +291,6 @@ spec:
 			t.Errorf("it is gone with the project: %v", err)
 		}
 	})
-	t.Run("several nodes", func(t *testing.T) { nodesTest(t, newTree(t, kubeconfig, "nodes")) })
 	t.Run("two at once", func(t *testing.T) {
 		// The namespace is there, so that nothing but the claim decides.
 		a, b := newTree(t, kubeconfig, "a", "race"), newTree(t, kubeconfig, "b", "race")
@@ -445,48 +443,5 @@ func awaitTest(t *testing.T, p *tree) {
 	defer cancel()
 	if _, err := p.client.Await(ctx, &progress.Steps{}, o, nil); !errors.Is(err, cluster.ErrNotReady) {
 		t.Errorf("error %v", err)
-	}
-}
-
-// Images that are loaded into one node are of no use on the others: a deploy warns before it builds and applies.
-func nodesTest(t *testing.T, p *tree) {
-	pod := func(name, image, more string) string {
-		return "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: " + name + "}\nspec: {selector: {matchLabels: {app: x}}, template: {metadata: {labels: {app: x}}, " +
-			"spec: {" + more + "containers: [{name: x, image: \"" + image + "\"}]}}}\n---\n"
-	}
-	p.write("polymesh.yaml", "apiVersion: polymesh.dev/v1\nkind: Project\nservices:\n- name: api\n  context: api\n")
-	p.write("api/Dockerfile", "FROM scratch\n")
-	p.write("k8s/a.yaml", pod("api", "api:1.0.0", "")+pod("db", "postgres:17.1", "")+pod("here", "api:1.0.0", "nodeSelector: {kubernetes.io/hostname: a}, ")+pod("bound", "api:1.0.0", "nodeName: a, "))
-	shown := func(change ...func(*Options)) string {
-		t.Helper()
-		var out strings.Builder
-		d := newDeployment(p.options(append(change, dry, func(o *Options) { o.Steps = progress.New(&out) })...))
-		defer d.close()
-		for _, step := range []func(context.Context) error{d.read, d.connect, d.nameImages, d.warnOfNodes} {
-			if err := step(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return out.String()
-	}
-	nodes := p.client.Client.CoreV1().Nodes()
-	for i, spec := range []corev1.NodeSpec{{}, {Unschedulable: true}, {}} {
-		if warning := shown(); warning != "" {
-			t.Errorf("with %d nodes: %s", i, warning)
-		}
-		name := fmt.Sprint("node-", i)
-		if _, err := nodes.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = nodes.Delete(context.Background(), name, metav1.DeleteOptions{}) })
-	}
-	warning := shown()
-	for _, want := range []string{"warning: ", "this machine's node only", "2 nodes", "pods of deployment.apps/api cannot start", "--registry", "nodeSelector kubernetes.io/hostname"} {
-		if !strings.Contains(warning, want) {
-			t.Errorf("%q is not in %q", want, warning)
-		}
-	}
-	if warning := shown(func(o *Options) { o.Project.Registry = "registry.example.com/team" }); warning != "" {
-		t.Errorf("with a registry: %s", warning)
 	}
 }

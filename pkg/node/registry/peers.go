@@ -1,0 +1,497 @@
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	lru "github.com/hashicorp/golang-lru/v2/expirable"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+const (
+	// maxAsked is how many nodes are asked at a time, askTimeout how long one may take to answer, and searchTimeout how long all may.
+	maxAsked      = 4
+	askTimeout    = 3 * time.Second
+	searchTimeout = 15 * time.Second
+	// maxManifest is the limit of a manifest, in bytes: containerd's.
+	maxManifest = 4 << 20
+	// holdersTime is how long a node counts as one that has a repository's images; maxHolders is how many repositories and, of each, nodes
+	// are remembered.
+	holdersTime                 = 30 * time.Minute
+	missedTime                  = time.Minute
+	maxRepositories, maxHolders = 512, 4
+	// controlPlane is the label of servers, which NodeRestriction keeps nodes from setting (pkg/controlplane/noderole).
+	controlPlane = "node-role.kubernetes.io/control-plane"
+)
+
+// peer is another node.
+type peer struct {
+	name    string
+	address string // host:port
+	server  bool
+	client  *http.Client
+}
+
+// peers are the other nodes of the cluster.
+type peers struct {
+	opts  Options
+	log   *slog.Logger
+	nodes cache.Store
+
+	mu      sync.Mutex
+	clients map[string]*peer // by name and address
+	// holders are the nodes that have had images of a repository: containerd asks for content after it has asked what a name means.
+	// missed has the repositories of which no node had an image just now, so that a registry's image costs one search.
+	holders *lru.LRU[string, []string]
+	missed  *lru.LRU[string, struct{}]
+}
+
+func newPeers(o Options, log *slog.Logger) *peers {
+	return &peers{
+		opts: o, log: log, nodes: cache.NewStore(cache.MetaNamespaceKeyFunc), clients: map[string]*peer{},
+		holders: lru.NewLRU[string, []string](maxRepositories, nil, holdersTime), missed: lru.NewLRU[string, struct{}](maxRepositories, nil, missedTime),
+	}
+}
+
+// watch keeps the list of nodes, until ctx ends.
+func (p *peers) watch(ctx context.Context) {
+	for {
+		client, err := p.connect()
+		if err == nil {
+			p.run(ctx, client)
+			return
+		}
+		p.log.Warn("other nodes are not known", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryInterval):
+		}
+	}
+}
+
+func (p *peers) connect() (kubernetes.Interface, error) {
+	rest, err := clientcmd.BuildConfigFromFlags("", p.opts.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	rest.ContentType = runtime.ContentTypeProtobuf
+	return kubernetes.NewForConfig(rest)
+}
+
+func (p *peers) run(ctx context.Context, client kubernetes.Interface) {
+	note := func(update func(any) error) func(any) {
+		return func(o any) {
+			if last, ok := o.(cache.DeletedFinalStateUnknown); ok {
+				o = last.Obj
+			}
+			if err := update(o); err != nil {
+				p.log.Error("note a node", "err", err)
+			}
+		}
+	}
+	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll, fields.Everything()),
+		ObjectType:    &corev1.Node{},
+		Transform:     trim,
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc: note(p.nodes.Add), UpdateFunc: func(_, o any) { note(p.nodes.Update)(o) }, DeleteFunc: note(p.nodes.Delete),
+		},
+	})
+	informer.RunWithContext(ctx)
+}
+
+// trim leaves of a node what is needed here: nodes are large, and there may be many.
+func trim(o any) (any, error) {
+	node, ok := o.(*corev1.Node)
+	if !ok {
+		return o, nil
+	}
+	out := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion}}
+	if _, ok := node.Labels[controlPlane]; ok {
+		out.Labels = map[string]string{controlPlane: ""}
+	}
+	out.Status.Addresses = node.Status.Addresses
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			out.Status.Conditions = []corev1.NodeCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return out, nil
+}
+
+// known reports whether a node of the name is in the cluster.
+func (p *peers) known(name string) bool {
+	_, ok, err := p.nodes.GetByKey(name)
+	return err == nil && ok
+}
+
+// list returns the other nodes that may be asked for an image and report, servers before others, in a random order. A node that does not
+// report would cost its timeout with each pull.
+func (p *peers) list(from scope) []*peer {
+	var found []*peer
+	names := map[string]bool{}
+	nodes := p.nodes.List()
+	for _, o := range nodes {
+		names[o.(*corev1.Node).Name] = true
+	}
+	p.forget(names)
+	for _, o := range nodes {
+		node := o.(*corev1.Node)
+		_, server := node.Labels[controlPlane]
+		address := p.address(node)
+		if node.Name == p.opts.Node || address == "" || from == nowhere || from == servers && !server || !isReady(node) {
+			continue
+		}
+		found = append(found, p.peer(node.Name, address, server))
+	}
+	rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
+	rank := func(o *peer) int {
+		if o.server {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(found, func(a, b *peer) int { return rank(a) - rank(b) })
+	return found
+}
+
+func isReady(node *corev1.Node) bool {
+	return slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// address returns where a node serves others: at its own address, or, with External, at its external one; empty if it has none.
+func (p *peers) address(node *corev1.Node) string {
+	of := func(kind corev1.NodeAddressType) string {
+		for _, a := range node.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); a.Type == kind && err == nil {
+				return net.JoinHostPort(ip.String(), strconv.Itoa(int(p.opts.PeerPort)))
+			}
+		}
+		return ""
+	}
+	if external := of(corev1.NodeExternalIP); p.opts.External && external != "" {
+		return external
+	}
+	return of(corev1.NodeInternalIP)
+}
+
+// peer returns a node with its client, which keeps connections.
+func (p *peers) peer(name, address string, server bool) *peer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.clients[name]
+	if old == nil || old.address != address {
+		if old != nil {
+			old.client.CloseIdleConnections()
+		}
+		old = &peer{name: name, address: address, client: p.client(name)}
+	}
+	out := &peer{name: name, address: address, server: server, client: old.client}
+	p.clients[name] = out
+	return out
+}
+
+// forget drops the clients of nodes that are gone.
+func (p *peers) forget(names map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, o := range p.clients {
+		if !names[name] {
+			o.client.CloseIdleConnections()
+			delete(p.clients, name)
+		}
+	}
+}
+
+// client returns one that talks to the node of this name only.
+func (p *peers) client(name string) *http.Client {
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				config, err := p.opts.Identity.asking(name)
+				if err != nil {
+					return nil, err
+				}
+				conn, err := (&net.Dialer{Timeout: askTimeout}).DialContext(ctx, network, address)
+				if err != nil {
+					return nil, err
+				}
+				return handshake(ctx, conn, config)
+			},
+			ResponseHeaderTimeout: waitForTurn + askTimeout, IdleConnTimeout: time.Minute, MaxIdleConnsPerHost: 4, MaxResponseHeaderBytes: 16 << 10,
+			DisableCompression: true,
+		},
+	}
+}
+
+// ask sends a request to a node. The caller closes the body.
+func (p *peers) ask(ctx context.Context, o *peer, method string, q request) (*http.Response, error) {
+	h, err := http.NewRequestWithContext(ctx, method, "https://"+o.address+q.target(), nil)
+	if err != nil {
+		return nil, err
+	}
+	if q.span != "" {
+		h.Header.Set("Range", q.span)
+	}
+	answer, err := o.client.Do(h)
+	if err != nil {
+		return nil, err
+	}
+	if answer.StatusCode != http.StatusOK && answer.StatusCode != http.StatusPartialContent {
+		_, _ = io.CopyN(io.Discard, answer.Body, 4<<10) // so that the connection can be used again
+		answer.Body.Close()
+		return nil, fmt.Errorf("node %s: %s", o.name, http.StatusText(answer.StatusCode))
+	}
+	return answer, nil
+}
+
+// has asks a node whether it has a manifest, and returns what it says about it.
+func (p *peers) has(ctx context.Context, o *peer, q request) (d ocispec.Descriptor, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	answer, err := p.ask(ctx, o, http.MethodHead, q)
+	if err != nil {
+		return d, err
+	}
+	answer.Body.Close()
+	d = ocispec.Descriptor{MediaType: answer.Header.Get("Content-Type"), Digest: digest.Digest(answer.Header.Get("Docker-Content-Digest")), Size: answer.ContentLength}
+	if err := d.Digest.Validate(); err != nil || q.digest != "" && d.Digest != q.digest {
+		return d, fmt.Errorf("node %s answers with the digest %.100q for %s", o.name, d.Digest, q.name())
+	}
+	if !images.IsManifestType(d.MediaType) && !images.IsIndexType(d.MediaType) || d.Size <= 0 || d.Size > maxManifest {
+		return d, fmt.Errorf("node %s answers with %d bytes of %.100q for %s", o.name, d.Size, d.MediaType, q.name())
+	}
+	return d, nil
+}
+
+// errNoNode means that no node that may be asked has an image.
+var errNoNode = errors.New("no other node has it")
+
+// find asks nodes for a manifest, some at a time; the first that has it wins.
+func (p *peers) find(ctx context.Context, from scope, q request) (*peer, ocispec.Descriptor, error) {
+	ctx, cancel := context.WithTimeout(ctx, searchTimeout)
+	defer cancel()
+	type answer struct {
+		from *peer
+		what ocispec.Descriptor
+	}
+	candidates := p.list(from)
+	found := make(chan answer, len(candidates))
+	next := make(chan *peer)
+	var asking sync.WaitGroup
+	for range min(maxAsked, len(candidates)) {
+		asking.Go(func() {
+			for o := range next {
+				d, err := p.has(ctx, o, q)
+				if err != nil {
+					p.log.Debug("a node does not have an image", "image", q.name(), "node", o.name, "err", err)
+					continue
+				}
+				found <- answer{o, d}
+				cancel()
+			}
+		})
+	}
+	for _, o := range candidates {
+		select {
+		case next <- o:
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	close(next)
+	asking.Wait()
+	select {
+	case a := <-found:
+		p.holds(q.repository(), a.from.name)
+		return a.from, a.what, nil
+	default:
+		return nil, ocispec.Descriptor{}, errNoNode
+	}
+}
+
+// search is find, for a name; for content, which comes after that, it asks the nodes that had the name.
+func (p *peers) search(ctx context.Context, from scope, q request, content bool) (*peer, ocispec.Descriptor, error) {
+	repository := q.repository()
+	if content && q.digest != "" {
+		for _, o := range p.holding(repository) {
+			if d, err := p.has(ctx, o, q); err == nil {
+				return o, d, nil
+			}
+		}
+		if p.missed.Contains(repository) {
+			return nil, ocispec.Descriptor{}, errNoNode
+		}
+	}
+	o, d, err := p.find(ctx, from, q)
+	switch {
+	case err == nil:
+		p.missed.Remove(repository)
+	case ctx.Err() == nil:
+		p.missed.Add(repository, struct{}{})
+	}
+	return o, d, err
+}
+
+// holds notes that a node has images of a repository.
+func (p *peers) holds(repository, name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, _ := p.holders.Get(repository)
+	list := append([]string{name}, slices.DeleteFunc(slices.Clone(old), func(n string) bool { return n == name })...)
+	p.holders.Add(repository, list[:min(len(list), maxHolders)])
+}
+
+// holding returns the nodes that have had images of a repository, the last one first.
+func (p *peers) holding(repository string) []*peer {
+	p.mu.Lock()
+	names, _ := p.holders.Get(repository)
+	p.mu.Unlock()
+	if len(names) == 0 {
+		return nil
+	}
+	var found []*peer
+	list := p.list(everyNode)
+	for _, name := range names {
+		if i := slices.IndexFunc(list, func(o *peer) bool { return o.name == name }); i >= 0 {
+			found = append(found, list[i])
+		}
+	}
+	return found
+}
+
+// fromPeers answers with another node's content. It reports whether it has answered.
+func (r *Registry) fromPeers(w http.ResponseWriter, h *http.Request, q request) bool {
+	if q.kind == blobs {
+		return r.blobFromPeers(w, h, q)
+	}
+	o, d, err := r.peers.search(h.Context(), q.scope(r.opened(q.host)), q, h.Method == http.MethodGet)
+	if err != nil {
+		return false
+	}
+	if h.Method == http.MethodHead {
+		r.came.expect(q.name(), d.Digest)
+		describe(w, q, d)
+		w.Header().Set("Content-Length", strconv.FormatInt(d.Size, 10))
+		w.WriteHeader(http.StatusOK)
+		r.log.Info("an image comes from another node", "image", q.name(), "digest", d.Digest, "node", o.name)
+		return true
+	}
+	text, err := r.peers.manifest(h.Context(), o, q, d)
+	if err != nil {
+		r.log.Warn("an image does not come from another node", "image", q.name(), "node", o.name, "err", err)
+		return false
+	}
+	describe(w, q, d)
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	_, _ = w.Write(text)
+	return true
+}
+
+// manifest reads a manifest from a node and verifies it.
+func (p *peers) manifest(ctx context.Context, o *peer, q request, d ocispec.Descriptor) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, searchTimeout)
+	defer cancel()
+	q.tag, q.digest, q.span = "", d.Digest, ""
+	answer, err := p.ask(ctx, o, http.MethodGet, q)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(answer.Body, maxManifest+1))
+	if err != nil {
+		return nil, err
+	}
+	if got := d.Digest.Algorithm().FromBytes(text); got != d.Digest || len(text) > maxManifest {
+		return nil, fmt.Errorf("node %s sends %s for %s", o.name, got, d.Digest)
+	}
+	return text, nil
+}
+
+// blobFromPeers passes a blob on from a node that has images of the repository. containerd verifies it when it is complete.
+func (r *Registry) blobFromPeers(w http.ResponseWriter, h *http.Request, q request) bool {
+	for _, o := range r.peers.holding(q.repository()) {
+		answer, err := r.peers.ask(h.Context(), o, h.Method, q)
+		if err != nil {
+			if h.Context().Err() != nil {
+				return false
+			}
+			r.log.Debug("a node does not have a blob", "blob", q.name(), "node", o.name, "err", err)
+			continue
+		}
+		defer answer.Body.Close()
+		passOn(w, q, answer, h.Method)
+		return true
+	}
+	return false
+}
+
+// passOn answers with another's answer.
+func passOn(w http.ResponseWriter, q request, answer *http.Response, method string) {
+	describe(w, q, ocispec.Descriptor{Digest: q.digest})
+	w.Header().Set("Accept-Ranges", "bytes")
+	if answer.ContentLength >= 0 {
+		w.Header().Set("Content-Length", strconv.FormatInt(answer.ContentLength, 10))
+	}
+	if text := answer.Header.Get("Content-Range"); answer.StatusCode == http.StatusPartialContent {
+		w.Header().Set("Content-Range", text)
+	}
+	w.WriteHeader(answer.StatusCode)
+	if method == http.MethodHead {
+		return
+	}
+	if _, err := io.Copy(w, answer.Body); err != nil {
+		// Only a broken connection says that the answer is not complete; containerd goes on from where it was.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func handshake(ctx context.Context, conn net.Conn, config *tls.Config) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	secure := tls.Client(conn, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return stalling{secure}, nil
+}
+
+// stallTime is how long another node may send nothing in the middle of an answer.
+const stallTime = time.Minute
+
+// stalling is a connection that ends when nothing comes.
+type stalling struct{ net.Conn }
+
+func (s stalling) Read(p []byte) (int, error) {
+	if err := s.SetReadDeadline(time.Now().Add(stallTime)); err != nil {
+		return 0, err
+	}
+	return s.Conn.Read(p)
+}
