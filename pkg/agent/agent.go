@@ -18,6 +18,7 @@ import (
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/announce"
 	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
@@ -40,7 +41,7 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			if err := certificate.WriteKubeconfig(cfg.DataDir.NodeKubeconfig(), "https://"+balancerAddress().String(), member.Files.ServerCA, member.Files.Client, member.Files.Client); err != nil {
 				return component.Handle{}, err
 			}
-			return addComponents(m, parts{balancer(cfg, p, member), machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member)}), nil
+			return addComponents(m, parts{balancer(cfg, p, member), machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member), announcements(cfg, p, member)}), nil
 		},
 	})
 }
@@ -83,6 +84,13 @@ func policies(cfg *config.Agent, p *process.Process, member *join.Membership) ne
 	}
 }
 
+// announcements returns the options of what announces addresses of LoadBalancer services here.
+func announcements(cfg *config.Agent, p *process.Process, member *join.Membership) announce.Options {
+	return announce.Options{
+		Node: p.Name, Kubeconfig: cfg.DataDir.NodeKubeconfig(), Pool: member.Cluster.LoadBalancerPool, LinkAlias: p.Marker.Alias(), Log: p.Log,
+	}
+}
+
 // balancerAddress is where the node's parts reach an API server.
 func balancerAddress() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), layout.APIBalancerPort)
@@ -102,6 +110,7 @@ type parts struct {
 	machine  node.Options
 	pods     network.Options
 	policies netpol.Options
+	pool     announce.Options
 }
 
 // addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
@@ -112,5 +121,6 @@ func addComponents(m *component.Manager, p parts) (up component.Handle) {
 	images := m.Add(node.NewImages(p.machine), containerd)
 	m.Add(node.NewKubelet(p.machine), images, m.Add(netpol.New(p.policies)))
 	m.Add(node.NewProxy(p.machine))
+	m.Add(announce.New(p.pool))
 	return m.Add(network.New(p.pods))
 }
