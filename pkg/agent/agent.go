@@ -18,6 +18,7 @@ import (
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/announce"
 	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
@@ -44,7 +45,7 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			lb := apilb.New(balancer(cfg, p, member))
 			p.Status.DescribeServers(lb.Servers)
 			return addComponents(m, parts{
-				lb, machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member), images(cfg, p, member),
+				lb, machine(cfg, p, member), podNetwork(cfg, p, member), policies(cfg, p, member), images(cfg, p, member), announcements(cfg, p, member),
 				join.NewReachability("https://"+balancerAddress().String(), member.Files),
 			}), nil
 		},
@@ -104,6 +105,13 @@ func images(cfg *config.Agent, p *process.Process, member *join.Membership) regi
 	}
 }
 
+// announcements returns the options of what announces addresses of LoadBalancer services here.
+func announcements(cfg *config.Agent, p *process.Process, member *join.Membership) announce.Options {
+	return announce.Options{
+		Node: p.Name, Kubeconfig: cfg.DataDir.NodeKubeconfig(), Pool: member.Cluster.LoadBalancerPool, LinkAlias: p.Marker.Alias(), Log: p.Log,
+	}
+}
+
 // balancerAddress is where the node's parts reach an API server.
 func balancerAddress() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), layout.APIBalancerPort)
@@ -124,6 +132,7 @@ type parts struct {
 	pods         network.Options
 	policies     netpol.Options
 	images       registry.Options
+	pool         announce.Options
 	reachability *join.Reachability
 }
 
@@ -140,5 +149,6 @@ func addComponents(m *component.Manager, p parts) (up component.Handle) {
 	kubelet := m.Add(node.NewKubelet(p.machine, images), containerd, pulls, m.Add(netpol.New(p.policies)))
 	m.Add(p.reachability, kubelet)
 	m.Add(node.NewProxy(p.machine))
+	m.Add(announce.New(p.pool))
 	return m.Add(network.New(p.pods))
 }

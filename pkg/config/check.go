@@ -153,15 +153,6 @@ func (r *raw) checkFiles(s *Server) (err error) {
 		return fmt.Errorf("--datastore-sync %q is not one of %s", r.datastoreSync, join(DatastoreSyncs()))
 	}
 	s.DatastoreSync = DatastoreSync(r.datastoreSync)
-	for _, file := range r.imagePolicyKeys {
-		if file == "" {
-			return fmt.Errorf("--image-policy-key is empty: specify the file of a public key, or omit the flag")
-		}
-		if file, err = filepath.Abs(file); err != nil {
-			return fmt.Errorf("--image-policy-key: %w", err)
-		}
-		s.ImagePolicyKeys = append(s.ImagePolicyKeys, file)
-	}
 	return nil
 }
 
@@ -269,6 +260,15 @@ func (r *raw) checkListener(s *Server) (err error) {
 // checkCluster checks the cluster's address ranges and names.
 func (r *raw) checkCluster(c *Cluster) (err error) {
 	*c = Cluster{ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, MeshProfile: r.meshProfile, Disabled: map[Addon]bool{}}
+	for _, file := range r.imagePolicyKeys {
+		if file == "" {
+			return fmt.Errorf("--image-policy-key is empty: specify the file of a public key, or omit the flag")
+		}
+		if file, err = filepath.Abs(file); err != nil {
+			return fmt.Errorf("--image-policy-key: %w", err)
+		}
+		c.ImagePolicyKeys = append(c.ImagePolicyKeys, file)
+	}
 	if c.ClusterCIDR, err = ipv4Prefix("cluster-cidr", r.clusterCIDR, 24); err != nil {
 		return err
 	}

@@ -134,6 +134,9 @@ type Cluster struct {
 	EncryptionProvider string
 	// PodSecurity is the Pod Security Standard for namespaces without a label: one of PodSecurityLevels.
 	PodSecurity string
+	// ImagePolicyKeys are public key files; where the policy is enforced, images signed by one of them may run. The files may have other names on
+	// each server, so the keys in them are compared (pkg/controlplane/imagepolicy).
+	ImagePolicyKeys []string
 }
 
 // Server is the complete, checked configuration of `polymesh server`.
@@ -155,9 +158,6 @@ type Server struct {
 	AdvertiseAddress netip.Addr // invalid: the node's address
 	HTTPSPort        int
 	TLSSANs          []string
-
-	// ImagePolicyKeys are public key files; where the policy is enforced, images signed by one of them may run.
-	ImagePolicyKeys []string
 
 	Snapshots Snapshots
 	// ClusterFlags are the cluster-wide settings that were given, as name=value; flags are all that were given, which Adopt needs.
@@ -219,7 +219,10 @@ type Agent struct {
 }
 
 // AddressRange is an inclusive range of addresses of one family.
-type AddressRange struct{ From, To netip.Addr }
+type AddressRange struct {
+	From netip.Addr `json:"from"`
+	To   netip.Addr `json:"to"`
+}
 
 // Contains reports whether a is in the range.
 func (r AddressRange) Contains(a netip.Addr) bool {

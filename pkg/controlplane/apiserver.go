@@ -180,7 +180,8 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if a.opts.Config.SecretsEncryption {
 		provider = a.opts.Config.EncryptionProvider
 	}
-	if err := encryption.Ensure(a.opts.Config.DataDir.EncryptionFile(), provider); err != nil {
+	others := func() ([]string, error) { return encryption.OtherServers(ctx, a.opts.Datastore, a.opts.NodeIP) }
+	if err := encryption.Ensure(a.opts.Config.DataDir.EncryptionFile(), provider, others); err != nil {
 		return fmt.Errorf("encryption of Secrets: %w", err)
 	}
 	if err := writeHardening(a.opts.Config); err != nil {

@@ -75,6 +75,8 @@ type Cluster struct {
 	KubeletCA string `json:"kubeletCA,omitempty"`
 	// StorageDir is the folder of local-path volumes on every node; empty if the cluster has none.
 	StorageDir string `json:"storageDir,omitempty"`
+	// LoadBalancerPool are the addresses of LoadBalancer services, of which a node may announce some.
+	LoadBalancerPool []config.AddressRange `json:"loadBalancerPool,omitempty"`
 }
 
 // ClusterOf returns what a node has to know of a server's settings.
@@ -82,7 +84,7 @@ func ClusterOf(c *config.Server) Cluster {
 	cluster := Cluster{
 		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, APIServiceIP: c.APIServiceIP(),
 		FlannelBackend: c.FlannelBackend, FlannelPort: c.FlannelPort, FlannelExternalIP: c.FlannelExternalIP,
-		DisableNetworkPolicy: c.DisableNetworkPolicy, EmbeddedRegistry: c.EmbeddedRegistry,
+		DisableNetworkPolicy: c.DisableNetworkPolicy, EmbeddedRegistry: c.EmbeddedRegistry, LoadBalancerPool: c.LoadBalancerPool,
 	}
 	if c.Enabled(config.LocalStorage) {
 		cluster.StorageDir = c.DataDir.Storage()
@@ -97,6 +99,11 @@ func (c Cluster) check() error {
 	}
 	if !c.ClusterCIDR.IsValid() || !c.ServiceCIDR.IsValid() || !c.ClusterDNS.IsValid() || !c.APIServiceIP.IsValid() || c.ClusterDomain == "" {
 		return fmt.Errorf("the cluster's settings are incomplete: %+v", c)
+	}
+	for _, r := range c.LoadBalancerPool {
+		if !r.From.Is4() || !r.To.Is4() || r.To.Less(r.From) {
+			return fmt.Errorf("the cluster's pool of LoadBalancer addresses has the range %s-%s, which is none of IPv4 addresses", r.From, r.To)
+		}
 	}
 	if c.StorageDir != "" && (!filepath.IsAbs(c.StorageDir) || filepath.Clean(c.StorageDir) != c.StorageDir || c.StorageDir == "/") {
 		return fmt.Errorf("the cluster's folder of volumes, %q, is not an absolute path", c.StorageDir)

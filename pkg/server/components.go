@@ -29,6 +29,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/node/announce"
 	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/node/netpol"
 	"polymesh.dev/polymesh/pkg/node/network"
@@ -86,6 +87,9 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}), api))
 	m.Add(node.NewKubelet(machine, shipped), kubelet...)
 	m.Add(node.NewProxy(machine), api)
+	m.Add(announce.New(announce.Options{
+		Node: s.Name, Kubeconfig: machine.Identity.Kubelet, Pool: s.cfg.LoadBalancerPool, LinkAlias: s.Marker.Alias(), Log: s.Log,
+	}), api)
 	up = m.Add(network.New(s.network()), api, controllers)
 	m.Add(joining, api)
 	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Log: s.Log}), api)
@@ -95,7 +99,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	m.Add(imagepolicy.New(imagepolicy.Options{
 		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs, Port: layout.ImagePolicyPort,
 		Open:         func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
-		RegistryDirs: dir.RegistryDirs(), Log: s.Log,
+		RegistryDirs: dir.RegistryDirs(), Server: s.Name, Several: store.Endpoint().LeaderElect, Log: s.Log,
 	}), api, images)
 
 	s.schedule = snapshot.NewComponent(s.snapshots, snapshotSchedule(s.cfg.Snapshots), kubeconfig, s.Log)
@@ -119,7 +123,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	if s.cfg.Enabled(config.ServiceLB) {
 		elected(func() component.Component {
 			return loadbalancer.New(loadbalancer.Options{
-				Kubeconfig: dir.Kubeconfig("servicelb"), NodeName: s.Name, Addresses: s.addresses(), LinkAlias: s.Marker.Alias(),
+				Kubeconfig: dir.Kubeconfig("servicelb"), NodeName: s.Name, Addresses: s.addresses(),
 				Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR},
 				Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.Log,
 			})

@@ -22,13 +22,13 @@ func TestComponentsOfAServer(t *testing.T) {
 	table := componentTable(t)
 	for args, want := range map[string][]string{
 		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "registry", "network-policy", "kubelet", "kube-proxy",
-			"pod-network", "join", "node-role", "image-policy", "snapshots", "serving-certificates", "coredns", "metrics-server", "local-storage", "servicelb", "istio"},
+			"pool-addresses", "pod-network", "join", "node-role", "image-policy", "snapshots", "serving-certificates", "coredns", "metrics-server", "local-storage", "servicelb", "istio"},
 		// A disabled add-on stays in the list to be removed; components with nothing to remove are left out.
 		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
-			"registry", "network-policy", "kubelet", "kube-proxy", "pod-network", "join", "node-role", "image-policy", "snapshots", "serving-certificates", "coredns", "metrics-server", "local-storage"},
+			"registry", "network-policy", "kubelet", "kube-proxy", "pool-addresses", "pod-network", "join", "node-role", "image-policy", "snapshots", "serving-certificates", "coredns", "metrics-server", "local-storage"},
 		// An encryption configuration that is not ours is ignored: its keys are unknown here.
 		"--kube-apiserver-arg=encryption-provider-config=/kms.yaml": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
-			"registry", "network-policy", "kubelet", "kube-proxy", "pod-network", "join", "node-role", "image-policy", "snapshots", "serving-certificates", "coredns", "metrics-server", "local-storage", "servicelb", "istio"},
+			"registry", "network-policy", "kubelet", "kube-proxy", "pool-addresses", "pod-network", "join", "node-role", "image-policy", "snapshots", "serving-certificates", "coredns", "metrics-server", "local-storage", "servicelb", "istio"},
 	} {
 		empty := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {

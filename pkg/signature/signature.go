@@ -11,11 +11,15 @@ import (
 	"context"
 	"crypto"
 	"crypto/elliptic"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -94,6 +98,26 @@ func read(from string) ([]byte, error) {
 
 // Keys are public keys; a signature by any of them is accepted.
 type Keys []signature.Verifier
+
+// Fingerprint is a hash of the set of keys.
+func (k Keys) Fingerprint() (string, error) {
+	var sums []string
+	for _, one := range k {
+		public, err := one.PublicKey()
+		if err != nil {
+			return "", fmt.Errorf("read a public key: %w", err)
+		}
+		der, err := x509.MarshalPKIXPublicKey(public)
+		if err != nil {
+			return "", fmt.Errorf("encode a public key: %w", err)
+		}
+		sum := sha256.Sum256(der)
+		sums = append(sums, string(sum[:]))
+	}
+	slices.Sort(sums)
+	sum := sha256.Sum256([]byte(strings.Join(slices.Compact(sums), "")))
+	return hex.EncodeToString(sum[:8]), nil
+}
 
 // ReadKeys reads public keys, in the same way as ReadSigner.
 func ReadKeys(from ...string) (Keys, error) {

@@ -22,7 +22,11 @@ import (
 func TestAgents(t *testing.T) {
 	ownNodes(t, 3)
 	c := node.ClusterForTest(t)
-	server := c.AddForTest(t, node.Options{Args: []string{"--disable", "istio"}})
+	settings := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(settings, []byte("disable: istio\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := c.AddForTest(t, node.Options{Args: []string{"--config", settings}})
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -262,6 +266,79 @@ func TestAgents(t *testing.T) {
 		}
 	})
 
+	t.Run("pool", func(t *testing.T) {
+		long(t, "TestAllocate and TestAssigned decide the same")
+		if err := os.WriteFile(settings, []byte("disable: istio\nloadbalancer-pool: "+poolAddress+"-"+poolAddress+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		// Agents get the cluster's settings when they start.
+		for _, n := range []*node.Node{server, one, two} {
+			if err := n.Stop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			n.WaitReady(t, 3*time.Minute)
+		}
+		agents := map[string]*node.Node{"node-2": one, "node-3": two}
+		announces := func(limit time.Duration, want ...string) (by string) {
+			t.Helper()
+			server.Eventually(t, limit, func() (bool, string) {
+				got := strings.Fields(server.Kubectl(t, "get", "service", "echo", "-o", `jsonpath={.status.loadBalancer.ingress[*].ip} {.metadata.annotations.polymesh\.dev/announced-by}`))
+				if len(got) != 2 || got[0] != poolAddress || !slices.Contains(want, got[1]) {
+					return false, fmt.Sprintf("the service has its address and node %q, want %s on one of %q", got, poolAddress, want)
+				}
+				by = got[1]
+				// A machine outside reaches that node.
+				out, err := server.OutsideCommand(t.Context(), "curl", "-sS", "--max-time", "2", "http://"+poolAddress+":8000/").CombinedOutput()
+				if err != nil {
+					return false, fmt.Sprintf("from outside, %s on %s answers %s (%v)", poolAddress, by, out, err)
+				}
+				neighbor, _ := server.OutsideCommand(t.Context(), "ip", "neighbor", "show", poolAddress).Output()
+				link, _ := agents[by].Command(t.Context(), "cat", "/sys/class/net/eth0/address").Output()
+				mac := strings.TrimSpace(string(link))
+				return mac != "" && strings.Contains(string(neighbor), mac), fmt.Sprintf("outside, the neighbor is %s, want %s of %s", neighbor, mac, by)
+			})
+			return by
+		}
+		has := func(n *node.Node) bool {
+			out, _ := n.Command(t.Context(), "ip", "-o", "address", "show").Output()
+			return strings.Contains(string(out), poolAddress+"/32")
+		}
+		other := map[string]string{"node-2": "node-3", "node-3": "node-2"}
+
+		server.Kubectl(t, "label", "node", "node-1", "node.kubernetes.io/exclude-from-external-load-balancers=")
+		first := announces(time.Minute, "node-2", "node-3")
+		if err := c.PowerOff(agents[first]); err != nil {
+			t.Fatal(err)
+		}
+		announces(2*time.Minute, other[first])
+		if err := c.PowerOn(t.Context(), agents[first]); err != nil {
+			t.Fatal(err)
+		}
+		agents[first].WaitReady(t, 3*time.Minute)
+		announces(time.Minute, other[first]) // it stays
+
+		// A node that does not know that it is lost keeps the address, and gives it up when it learns of it.
+		cut := agents[other[first]]
+		if err := c.Partition(cut, server, agents[first]); err != nil {
+			t.Fatal(err)
+		}
+		announces(2*time.Minute, first)
+		if !has(cut) {
+			t.Error("a node that is cut off has removed the address by itself: the test shows nothing")
+		}
+		if err := c.Heal(cut, server, agents[first]); err != nil {
+			t.Fatal(err)
+		}
+		server.Eventually(t, time.Minute, func() (bool, string) { return !has(cut), "the former node still has the address" })
+		announces(time.Minute, first)
+		server.Kubectl(t, "cordon", first)
+		announces(time.Minute, other[first])
+		server.Kubectl(t, "uncordon", first)
+	})
+
 	t.Run("reset", func(t *testing.T) {
 		if out, err := two.Reset(t.Context()); err != nil {
 			t.Fatalf("%v: %s", err, out)
@@ -287,6 +364,9 @@ spec:
   containers:
   - {name: echo, image: "%s", imagePullPolicy: IfNotPresent}
 `
+
+// poolAddress is in the network of the nodes and of the outside.
+const poolAddress = "198.18.0.240"
 
 // agentPods is a pod on each node, which answers with the address of its client.
 const agentPods = `

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
@@ -28,6 +29,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/converge"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
+	"polymesh.dev/polymesh/pkg/placement"
 )
 
 // Options select the add-on, and describe the cluster.
@@ -77,12 +79,13 @@ type Addon struct {
 	opts    Options
 	objects []*unstructured.Unstructured // set by Init, and by sync under mu
 	inputs  inputs                       // what they were rendered from
+	pod     *corev1.PodSpec              // of the replicas, set by Init if it is replicated
 
 	dynamic   dynamic.Interface
 	clientset kubernetes.Interface
 
 	following component.Background // followNameservers, for CoreDNS
-	watching  component.Background // followNodes, for CoreDNS
+	watching  component.Background // followNodes, if it is replicated
 
 	nodes       corelisters.NodeLister // nil if it does not depend on the nodes
 	nodesSynced cache.InformerSynced
@@ -130,7 +133,19 @@ func (a *Addon) Init(context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.render(in)
+	if err := a.render(in); err != nil || !a.replicated() {
+		return err
+	}
+	rendered := make(map[id]*unstructured.Unstructured)
+	for _, obj := range a.objects {
+		rendered[idOf(obj)] = obj
+	}
+	d, err := a.deployment(rendered)
+	if err != nil {
+		return err
+	}
+	a.pod = &d.Spec.Template.Spec
+	return nil
 }
 
 // current returns what the manifests depend on that can change while the server runs.
@@ -140,10 +155,11 @@ func (a *Addon) current() (inputs, error) {
 		return inputs{}, err
 	}
 	nodes, err := a.allNodes()
-	return inputs{
-		Servers: a.nameservers(), KubeletAuthority: authority,
-		Hosts: hosts(host{a.opts.NodeAddress, a.opts.NodeName}, a.opts.Internal, nodes), Spread: several(nodes, time.Now()),
-	}, err
+	in := inputs{Servers: a.nameservers(), KubeletAuthority: authority, Spread: a.pod != nil && placement.Several(nodes, a.pod, time.Now())}
+	if a.opts.Name == config.CoreDNS {
+		in.Hosts = hosts(host{a.opts.NodeAddress, a.opts.NodeName}, a.opts.Internal, nodes)
+	}
+	return in, err
 }
 
 func (a *Addon) render(in inputs) error {
@@ -178,7 +194,7 @@ func (a *Addon) Start(ctx context.Context) error {
 		return fmt.Errorf("create an API client from %s: %w", a.opts.Kubeconfig, err)
 	}
 
-	if a.opts.Name == config.CoreDNS && !a.opts.Disabled {
+	if a.replicated() {
 		if err := a.followNodes(ctx); err != nil {
 			return err
 		}

@@ -68,8 +68,8 @@ func (a *Addon) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.opts.Name == config.CoreDNS {
-		if in.Scaled, err = scaled(existing[id{kindOf("Deployment"), metav1.NamespaceSystem, a.Name()}]); err != nil {
+	if a.replicated() {
+		if err := a.replicas(ctx, &in, existing); err != nil {
 			return err
 		}
 	}

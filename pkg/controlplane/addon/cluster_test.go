@@ -224,19 +224,52 @@ func testNodes(t *testing.T, kubeconfig string, log *slog.Logger) {
 	want("one node", 1, own, false)
 	nodes := client.CoreV1().Nodes()
 	for _, name := range []string{"node-1", "node-2"} {
-		node, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = nodes.Delete(context.Background(), name, metav1.DeleteOptions{}) })
-		node.ResourceVersion = "" // whatever the controllers write meanwhile
-		node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.11"}}
-		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
-		if _, err := nodes.UpdateStatus(ctx, node, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		controlplanetest.ReadyNode(t, client, name, "192.0.2.11")
 	}
 	want("two nodes", 2, both, true)
+
+	// While a replica runs on a node that is being drained, there are two.
+	pods := client.CoreV1().Pods(metav1.NamespaceSystem)
+	pod, err := pods.Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "replica", Labels: map[string]string{"k8s-app": "kube-dns"}},
+		Spec:       corev1.PodSpec{NodeName: "node-2", Containers: []corev1.Container{{Name: "c", Image: "none"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod.ResourceVersion, pod.Status.Phase = "", corev1.PodRunning // whatever the controllers write meanwhile
+	if _, err := pods.UpdateStatus(ctx, pod, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	cordon := func(on bool) {
+		t.Helper()
+		if _, err := nodes.Patch(ctx, "node-2", types.MergePatchType, fmt.Appendf(nil, `{"spec":{"unschedulable":%t}}`, on), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		controlplanetest.Eventually(t, "the node is known to be cordoned", func() error {
+			if n, err := a.nodes.Get("node-2"); err != nil || n.Spec.Unschedulable != on {
+				return fmt.Errorf("%v", err)
+			}
+			return nil
+		})
+	}
+	cordon(true)
+	if err := a.loop.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		controlplanetest.Eventually(t, "a round", func() error { return a.sync(ctx) })
+	}
+	want("cordoned", 2, both, true)
+	zero := int64(0)
+	if err := pods.Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}); err != nil {
+		t.Fatal(err)
+	}
+	controlplanetest.Eventually(t, "a round", func() error { return a.sync(ctx) })
+	want("drained", 1, both, false)
+	cordon(false)
+	a.loop.Start(ctx)
+	want("back", 2, both, true)
 
 	deployments := client.AppsV1().Deployments(metav1.NamespaceSystem)
 	scale, err := deployments.GetScale(ctx, "coredns", metav1.GetOptions{})

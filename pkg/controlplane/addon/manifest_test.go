@@ -41,11 +41,12 @@ func testOptions(name config.Addon) Options {
 
 func TestRender(t *testing.T) {
 	for golden, opts := range map[string]Options{
-		"coredns":         testOptions(config.CoreDNS),
-		"coredns-offline": testOptions(config.CoreDNS),
-		"coredns-nodes":   testOptions(config.CoreDNS),
-		"metrics-server":  testOptions(config.MetricsServer),
-		"local-storage":   testOptions(config.LocalStorage),
+		"coredns":              testOptions(config.CoreDNS),
+		"coredns-offline":      testOptions(config.CoreDNS),
+		"coredns-nodes":        testOptions(config.CoreDNS),
+		"metrics-server":       testOptions(config.MetricsServer),
+		"metrics-server-nodes": testOptions(config.MetricsServer),
+		"local-storage":        testOptions(config.LocalStorage),
 	} {
 		t.Run(golden, func(t *testing.T) {
 			servers := []string{"192.0.2.53", "2001:db8::53"}

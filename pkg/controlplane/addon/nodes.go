@@ -8,21 +8,20 @@ import (
 	"slices"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
-	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
+	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
-	"polymesh.dev/polymesh/pkg/ssa"
+	"polymesh.dev/polymesh/pkg/placement"
 )
-
-// lostAfter is how long a node that no longer reports still counts: pods stay bound to it as long
-// (https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/#taint-based-evictions).
-const lostAfter = 5 * time.Minute
 
 // host is a line of CoreDNS's hosts file.
 type host struct {
@@ -32,7 +31,7 @@ type host struct {
 
 // followNodes applies the manifests again when what they contain of the nodes changes.
 func (a *Addon) followNodes(ctx context.Context) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(a.clientset, 0, informers.WithTransform(trimmed))
+	factory := informers.NewSharedInformerFactoryWithOptions(a.clientset, 0, informers.WithTransform(placement.Trimmed))
 	nodes := factory.Core().V1().Nodes()
 	a.nodes, a.nodesSynced = nodes.Lister(), nodes.Informer().HasSynced
 	changed := func(any) {
@@ -55,14 +54,6 @@ func (a *Addon) followNodes(ctx context.Context) error {
 		factory.Shutdown()
 	})
 	return nil
-}
-
-// trimmed keeps the cache small: of a node only what is used stays.
-func trimmed(obj any) (any, error) {
-	if n, ok := obj.(*corev1.Node); ok {
-		n.ManagedFields, n.Annotations, n.Status.Images = nil, nil, nil
-	}
-	return obj, nil
 }
 
 // allNodes returns the nodes that are known: none before the API server has been queried.
@@ -97,57 +88,41 @@ func hosts(own host, internal []netip.Prefix, nodes []*corev1.Node) []host {
 	return out
 }
 
-// several reports whether pods can run on at least two nodes. A node that is no longer Ready counts for a while, so that its restart
-// changes nothing.
-func several(nodes []*corev1.Node, now time.Time) bool {
-	n := 0
-	for _, node := range nodes {
-		if usable(node, now) {
-			n++
-		}
-	}
-	return n >= 2
+// replicated reports whether the add-on has a second replica from the second node on.
+func (a *Addon) replicated() bool {
+	return !a.opts.Disabled && (a.opts.Name == config.CoreDNS || a.opts.Name == config.MetricsServer)
 }
 
-// usable reports whether a replica can be on a node: it is Ready, and has no taint that CoreDNS does not tolerate, not even that of a node
-// which has just become Ready; or it was, and is lost only for a while.
-func usable(node *corev1.Node, now time.Time) bool {
-	if node.Spec.Unschedulable || node.DeletionTimestamp != nil {
-		return false
+// deployment returns the Deployment of the add-on as it is in the cluster, or is to be; nil if there is none.
+func (a *Addon) deployment(objects map[id]*unstructured.Unstructured) (*appsv1.Deployment, error) {
+	obj := objects[a.deploymentID()]
+	if obj == nil {
+		return nil, nil
 	}
-	for _, c := range node.Status.Conditions {
-		switch {
-		case c.Type != corev1.NodeReady:
-		case c.Status != corev1.ConditionTrue:
-			// A node that has just registered has not been Ready yet.
-			before := c.LastTransitionTime.Sub(node.CreationTimestamp.Time) > startsIn
-			return before && now.Sub(c.LastTransitionTime.Time) < lostAfter
-		default:
-			return !slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
-				tolerated := t.Key == "CriticalAddonsOnly" || t.Key == "node-role.kubernetes.io/control-plane" && t.Effect == corev1.TaintEffectNoSchedule
-				return t.Effect != corev1.TaintEffectPreferNoSchedule && !tolerated
-			})
-		}
+	d := &appsv1.Deployment{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(obj.Object, d); err != nil {
+		return nil, fmt.Errorf("read Deployment %s: %w", obj.GetName(), err)
 	}
-	return false
+	return d, nil
 }
 
-// startsIn is how long a node may take from its registration until it is Ready.
-const startsIn = time.Minute
+func (a *Addon) deploymentID() id {
+	return id{kindOf("Deployment"), metav1.NamespaceSystem, a.Name()}
+}
 
-// scaled reports whether someone else has set the number of a live Deployment's replicas, with `kubectl scale` for example: it stays
-// theirs. A default belongs to no one.
-func scaled(live *unstructured.Unstructured) (bool, error) {
-	if live == nil {
-		return false, nil
+// replicas decides how many replicas the add-on has, from what it has now.
+func (a *Addon) replicas(ctx context.Context, in *inputs, existing map[id]*unstructured.Unstructured) (err error) {
+	if in.Scaled, err = placement.Others(existing[a.deploymentID()], fieldManager, "spec", "replicas"); err != nil || in.Spread {
+		return err
 	}
-	for _, m := range live.GetManagedFields() {
-		if m.Manager == fieldManager && m.Subresource == "" {
-			continue
-		}
-		if owns, err := ssa.Owns(m, fieldpath.MakePathOrDie("spec", "replicas")); err != nil || owns {
-			return owns, err
-		}
+	d, err := a.deployment(existing)
+	if err != nil || d == nil {
+		return err
 	}
-	return false, nil
+	nodes, err := a.allNodes()
+	if err != nil {
+		return err
+	}
+	in.Spread, err = placement.Spread(ctx, a.clientset, d, nodes, time.Now())
+	return err
 }

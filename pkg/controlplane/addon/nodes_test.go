@@ -1,7 +1,6 @@
 package addon
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -44,42 +43,5 @@ func TestHosts(t *testing.T) {
 	want := []host{own, {netip.MustParseAddr("192.0.2.2"), "a"}, {netip.MustParseAddr("192.0.2.3"), "b"}, {netip.MustParseAddr("2001:db8::3"), "b"}}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
-func TestSeveral(t *testing.T) {
-	node := func(status corev1.ConditionStatus, since time.Duration) *corev1.Node {
-		n := testNode(fmt.Sprint(status, since), 1)
-		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: status, LastTransitionTime: metav1.Time{Time: epoch.Add(-since)}}}
-		return n
-	}
-	ready := node(corev1.ConditionTrue, time.Hour)
-	cordoned, gone := node(corev1.ConditionTrue, time.Hour), node(corev1.ConditionTrue, time.Hour)
-	cordoned.Spec.Unschedulable, gone.DeletionTimestamp = true, &metav1.Time{Time: epoch}
-	// One that has just registered, and one that has just become Ready.
-	young, untainting, server := node(corev1.ConditionFalse, 10*time.Second), node(corev1.ConditionTrue, 0), node(corev1.ConditionTrue, time.Hour)
-	young.CreationTimestamp = metav1.Time{Time: epoch.Add(-12 * time.Second)}
-	untainting.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}}
-	server.Spec.Taints = []corev1.Taint{{Key: "CriticalAddonsOnly", Value: "true", Effect: corev1.TaintEffectNoExecute}}
-	for _, tt := range []struct {
-		nodes []*corev1.Node
-		want  bool
-	}{
-		{[]*corev1.Node{ready, young}, false},
-		{[]*corev1.Node{ready, untainting}, false},
-		{[]*corev1.Node{ready, server}, true},
-		{nil, false},
-		{[]*corev1.Node{ready}, false},
-		{[]*corev1.Node{ready, ready}, true},
-		{[]*corev1.Node{ready, node(corev1.ConditionUnknown, lostAfter-time.Second)}, true},
-		{[]*corev1.Node{ready, node(corev1.ConditionUnknown, lostAfter)}, false},
-		{[]*corev1.Node{ready, node(corev1.ConditionFalse, time.Hour)}, false},
-		{[]*corev1.Node{ready, cordoned}, false},
-		{[]*corev1.Node{ready, gone}, false},
-		{[]*corev1.Node{ready, testNode("new", 0)}, false},
-	} {
-		if got := several(tt.nodes, epoch); got != tt.want {
-			t.Errorf("%v: %t", tt.nodes, got)
-		}
 	}
 }

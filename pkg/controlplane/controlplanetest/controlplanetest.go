@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"istio.io/istio/manifests"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -133,6 +135,41 @@ func Client(t testing.TB, file string) *kubernetes.Clientset {
 		t.Fatal(err)
 	}
 	return client
+}
+
+// ReadyNode creates a node that is Ready, with these internal addresses, and keeps it so like a kubelet, by a Lease. It is deleted with the test.
+func ReadyNode(t testing.TB, client kubernetes.Interface, name string, addresses ...string) {
+	t.Helper()
+	nodes := client.CoreV1().Nodes()
+	node, err := nodes.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
+		corev1.LabelHostname: name, corev1.LabelOSStable: "linux",
+	}}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = nodes.Delete(context.Background(), name, metav1.DeleteOptions{}) })
+	node.ResourceVersion = "" // whatever the controllers write meanwhile
+	for _, a := range addresses {
+		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
+	if _, err := nodes.UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{
+		{APIVersion: "v1", Kind: "Node", Name: name, UID: node.UID},
+	}}}
+	leases := client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
+	go wait.UntilWithContext(t.Context(), func(ctx context.Context) {
+		now := metav1.NowMicro()
+		if lease.Spec.RenewTime = &now; lease.ResourceVersion == "" {
+			if made, err := leases.Create(ctx, lease, metav1.CreateOptions{}); err == nil {
+				lease = made
+			}
+		} else if renewed, err := leases.Update(ctx, lease, metav1.UpdateOptions{}); err == nil {
+			lease = renewed
+		}
+	}, 5*time.Second)
 }
 
 // Eventually waits until done returns nil, for at most a minute.

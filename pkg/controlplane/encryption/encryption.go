@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -202,8 +203,23 @@ func (c Cluster) change(ctx context.Context, edit func(*keys) error) error {
 	if err != nil {
 		return err
 	}
+	before := k
 	if err := edit(&k); err != nil {
 		return err
+	}
+	keep := 0
+	if k.encrypt {
+		keep = 1
+	}
+	// Rewriting alone is safe on any server: all have the same key.
+	if before.encrypt != k.encrypt || len(k.all) != len(before.all) || len(k.all) > keep {
+		names, err := servers(ctx, conn.store, netip.Addr{})
+		if err != nil {
+			return err
+		}
+		if len(names) > 1 {
+			return severalServers(names)
+		}
 	}
 	if c.Before != nil {
 		if err := c.Before(ctx); err != nil {
@@ -215,10 +231,6 @@ func (c Cluster) change(ctx context.Context, edit func(*keys) error) error {
 	}
 	if err := conn.rewrite(ctx, k.written()); err != nil {
 		return err
-	}
-	keep := 0
-	if k.encrypt {
-		keep = 1
 	}
 	if len(k.all) == keep {
 		return nil
@@ -296,7 +308,7 @@ func (c *connection) rewrite(ctx context.Context, written string) error {
 	}
 }
 
-// awaitReload waits until the API server writes with the prefix. It never goes back: there is only one API server.
+// awaitReload waits until this server's API server writes with the prefix. It never goes back.
 func (c *connection) awaitReload(ctx context.Context, written string) error {
 	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
 	probe := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: probeName}}

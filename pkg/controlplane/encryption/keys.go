@@ -156,7 +156,9 @@ func write(file string, k keys) error {
 // Ensure writes the file that the API server reads. With a provider, Secrets are encrypted from now on, with a new key if
 // there is none; the component rewrites Secrets written before. Without a provider, the file is unchanged: removing the
 // flag does not turn encryption off.
-func Ensure(file, provider string) error {
+//
+// others returns the cluster's other servers. While there are any, keys do not change: a server that joins has gotten the file.
+func Ensure(file, provider string, others func() ([]string, error)) error {
 	k, err := read(file)
 	if err != nil {
 		return err
@@ -172,6 +174,16 @@ func Ensure(file, provider string) error {
 	default:
 		if _, err := os.Stat(file); err == nil {
 			return nil
+		}
+		others = nil // a file without a key
+	}
+	if others != nil {
+		names, err := others()
+		if err != nil {
+			return err
+		}
+		if len(names) > 0 {
+			return severalServers(append([]string{"this one"}, names...))
 		}
 	}
 	if err := write(file, k); err != nil {

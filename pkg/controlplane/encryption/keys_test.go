@@ -1,9 +1,11 @@
 package encryption
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,9 +45,10 @@ func TestKeys(t *testing.T) {
 
 func TestEnsure(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "encryption-config.json")
+	alone := func() ([]string, error) { return nil, nil }
 	ensure := func(provider string) keys {
 		t.Helper()
-		if err := Ensure(file, provider); err != nil {
+		if err := Ensure(file, provider, alone); err != nil {
 			t.Fatal(err)
 		}
 		k, err := read(file)
@@ -66,6 +69,21 @@ func TestEnsure(t *testing.T) {
 			t.Errorf("a start with %q changed the keys: %+v", provider, k)
 		}
 	}
+	// With other servers, which would not have the new key.
+	for what, others := range map[string]func() ([]string, error){
+		"one server only": func() ([]string, error) { return []string{"node-2"}, nil },
+		"no datastore":    func() ([]string, error) { return nil, errors.New("no datastore") },
+	} {
+		if err := Ensure(file, AESCBC, others); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("another provider: %v, want %s", err, what)
+		}
+		if err := Ensure(file, Secretbox, others); err != nil {
+			t.Errorf("the same provider: %v", err)
+		}
+		if k, err := read(file); err != nil || !reflect.DeepEqual(k, first) {
+			t.Errorf("the keys are %+v, %v", k, err)
+		}
+	}
 	if k := ensure(AESCBC); !k.encrypt || len(k.all) != 2 || k.all[0].provider != AESCBC || k.all[1] != first.all[0] {
 		t.Errorf("another provider: %+v", k)
 	}
@@ -73,7 +91,7 @@ func TestEnsure(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := Ensure(file, Secretbox); err == nil {
+		if err := Ensure(file, Secretbox, alone); err == nil {
 			t.Errorf("%s is replaced", text)
 		}
 		if got, err := os.ReadFile(file); err != nil || string(got) != text {

@@ -17,6 +17,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	applyv1 "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
 
 	"polymesh.dev/polymesh/pkg/certificate"
@@ -159,6 +160,73 @@ func TestOwnIdentity(t *testing.T) {
 	}
 	if _, err := hooks.MutatingWebhookConfigurations().Get(ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("without keys the mutating webhook stays: %v", err)
+	}
+
+	// Of several servers one has no keys: the policy stays, until none has.
+	opts = p.opts
+	opts.Server, opts.Several = "one", true
+	one := New(opts)
+	opts.Server, opts.Keys = "two", nil
+	two := New(opts)
+	for _, server := range []*Policy{one, two} {
+		if err := server.Init(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start(one)
+	if err := two.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	says := func(p *Policy, text string) {
+		t.Helper()
+		controlplanetest.Eventually(t, text, func() error {
+			p.loop.Kick()
+			if err := p.Ready(ctx); err == nil || !strings.Contains(err.Error(), text) {
+				return fmt.Errorf("it says %v", err)
+			}
+			return nil
+		})
+	}
+	says(two, `server "one" has an image policy and this one has no key`)
+	refuses()
+	annotate := func(value string) {
+		t.Helper()
+		patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%s}}}`, recordName("three"), value)
+		if _, err := hooks.ValidatingWebhookConfigurations().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	annotate(`"{\"server\":\"three\",\"keys\":\"0\"}"`)
+	says(one, `server "three" has other keys`)
+	annotate("null")
+	controlplanetest.Eventually(t, "the same keys again", func() error { one.loop.Kick(); return one.Ready(ctx) })
+	if err := one.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	says(two, `server "one" has an image policy`) // it is only stopped
+	opts.Server = "one"
+	one = New(opts)
+	if err := one.Init(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := one.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	controlplanetest.Eventually(t, "no server has keys", func() error {
+		one.loop.Kick()
+		two.loop.Kick()
+		if _, err := hooks.ValidatingWebhookConfigurations().Get(ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("the validating webhook: %v", err)
+		}
+		if _, err := hooks.MutatingWebhookConfigurations().Get(ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("the mutating webhook: %v", err)
+		}
+		return nil
+	})
+	for _, server := range []*Policy{one, two} {
+		if err := server.Stop(ctx); err != nil {
+			t.Error(err)
+		}
 	}
 
 	other, err := hooks.ValidatingWebhookConfigurations().Create(ctx, &admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "another"}}, metav1.CreateOptions{})

@@ -5,8 +5,8 @@
 // The second sees the pod after all other webhooks, and rejects an image without a digest or without a signature. So the kubelet
 // runs what was checked, wherever a tag points later. Images that Polymesh ships, such as Istio's sidecar, need no signature.
 //
-// The package owns the two webhook configurations, and removes them when the server no longer has keys. While the server does
-// not respond, pods in these namespaces are rejected. pkg/server adds it to the server.
+// The package owns the two webhook configurations, and removes them when no server has keys any longer. While a server's webhook does
+// not respond, because it has no keys for example, its API server rejects pods in these namespaces. pkg/server adds it to the server.
 package imagepolicy
 
 import (
@@ -81,7 +81,11 @@ type Options struct {
 	Open func() (Node, error)
 	// RegistryDirs are containerd's folders with registry settings, separated by colons as containerd takes them.
 	RegistryDirs string
-	Log          *slog.Logger
+	// Server is this server's name, and Several whether the cluster may have others. Each one is asked by its own API server only, and all have
+	// to have the same keys: see servers.go.
+	Server  string
+	Several bool
+	Log     *slog.Logger
 }
 
 var _ component.Component = (*Policy)(nil)
@@ -98,7 +102,8 @@ type Policy struct {
 	broken  atomic.Pointer[error] // why the webhook no longer responds
 
 	holding converge.Applied
-	settled bool // used by the loop: what is applied from now on was deleted or changed
+	settled bool   // used by the loop: what is applied from now on was deleted or changed
+	unused  string // used by the loop: the version of the webhook that no server has keys for
 }
 
 // New returns the component, not yet started.
@@ -239,7 +244,7 @@ func (p *Policy) apply(ctx context.Context, url string) error {
 		return err
 	}
 	p.settled = true
-	return nil
+	return p.agree(ctx)
 }
 
 // The two kinds of webhook configurations.
@@ -279,10 +284,20 @@ func (p *Policy) keep(ctx context.Context, resource schema.GroupVersionResource,
 	return p.holding.Note(resource.Resource, applied, fieldManager)
 }
 
-// remove removes what a server with keys left; otherwise no pod could be created in a namespace with the label.
+// remove removes what a server with keys left; otherwise no pod could be created in a namespace with the label. While another server
+// has keys, it stays.
 func (p *Policy) remove(ctx context.Context) error {
+	if p.opts.Several {
+		if err := p.leave(ctx); err != nil {
+			return err
+		}
+	}
 	for _, resource := range []schema.GroupVersionResource{mutatingWebhooks, validatingWebhooks} {
-		if err := p.dynamic.Resource(resource).Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		options := metav1.DeleteOptions{}
+		if resource == validatingWebhooks && p.unused != "" {
+			options.Preconditions = &metav1.Preconditions{ResourceVersion: &p.unused} // no server has written its record meanwhile
+		}
+		if err := p.dynamic.Resource(resource).Delete(ctx, name, options); err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("remove %s %s: %w", resource.Resource, name, err)
 		}
 	}

@@ -49,6 +49,8 @@ type service struct {
 	// heldPorts and heldAddresses are what it was given before, according to its status.
 	heldPorts     map[Port]bool
 	heldAddresses []netip.Addr
+	// announcer is the node that announces the address of the pool; empty if there is none.
+	announcer string
 }
 
 // network is which addresses and ports are available, and which are not.
@@ -65,14 +67,21 @@ type network struct {
 
 	// pool, if there is one, replaces the node's addresses: each service gets its own.
 	pool []config.AddressRange
-	// used are other addresses of the machine, with the interface that has them.
+	// used are other addresses of this machine, with the interface that has them.
 	used map[netip.Addr]string
+	// claimed are the addresses that nodes report as theirs, with the node's name. They are given to no service, but taken from none: a
+	// node writes its own status.
+	claimed map[netip.Addr]string
+	// announcers are the nodes that can announce an address of the pool.
+	announcers []announcer
 }
 
 // decision is the result for a service: addresses, or the reason why it gets none.
 type decision struct {
 	addresses       []netip.Addr
 	reason, message string
+	// announcer is the node that announces the address of the pool.
+	announcer string
 }
 
 // allocate decides for all services at once. No two of them ever get the same address, protocol and port: that is the key
@@ -186,13 +195,13 @@ func allocatePool(services []service, net network) map[types.UID]decision {
 	taken := make(map[netip.Addr]string)
 	give := func(s service, a netip.Addr) {
 		taken[a] = s.name
-		decisions[s.uid] = decision{addresses: []netip.Addr{a}}
+		decisions[s.uid] = decision{addresses: []netip.Addr{a}, announcer: elect(s, a, net.announcers)}
 	}
-	free := func(a netip.Addr) bool { return taken[a] == "" && net.used[a] == "" }
+	free := func(a netip.Addr) bool { return taken[a] == "" && net.used[a] == "" && net.claimed[a] == "" }
 
 	for _, s := range order {
 		for _, a := range s.heldAddresses {
-			if inPool(net.pool, a) && free(a) && s.speaks(a) && (s.requested == "" || s.requested == a.String()) {
+			if inPool(net.pool, a) && taken[a] == "" && net.used[a] == "" && s.speaks(a) && (s.requested == "" || s.requested == a.String()) {
 				give(s, a)
 				break
 			}
@@ -238,9 +247,11 @@ func (s service) request(net network, taken map[netip.Addr]string, give func(ser
 		return decision{reason: reasonAddressTaken, message: fmt.Sprintf("address %s is taken by service %s; choose another one", a, taken[a])}
 	case net.used[a] != "":
 		return decision{reason: reasonAddressTaken, message: fmt.Sprintf("address %s is the machine's own, on interface %s; choose another one", a, net.used[a])}
+	case net.claimed[a] != "":
+		return decision{reason: reasonAddressTaken, message: fmt.Sprintf("address %s is that of node %s; choose another one", a, net.claimed[a])}
 	}
 	give(s, a)
-	return decision{addresses: []netip.Addr{a}}
+	return decision{addresses: []netip.Addr{a}, announcer: elect(s, a, net.announcers)}
 }
 
 func (s service) noAddress(what string) decision {

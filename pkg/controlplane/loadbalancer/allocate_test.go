@@ -233,6 +233,14 @@ func TestAllocate(t *testing.T) {
 			},
 		},
 		{
+			name:     "pool: what a node says is its address is not given to a service, and taken from none",
+			net:      network{pool: pool("192.0.2.100-192.0.2.102"), claimed: map[netip.Addr]string{netip.MustParseAddr("192.0.2.100"): "a", netip.MustParseAddr("192.0.2.101"): "evil"}},
+			services: []service{lb("a", 1), lb("b", 2, requests("192.0.2.100")), lb("c", 3, holds("192.0.2.101"))},
+			want: map[string]string{
+				"a": "192.0.2.102", "b": "AddressTaken: address 192.0.2.100 is that of node a", "c": "192.0.2.101",
+			},
+		},
+		{
 			name: "pool: ranges of both families", net: poolOf("2001:db8::100-2001:db8::1ff", "192.0.2.100-192.0.2.100", "192.0.2.200-192.0.2.200"),
 			services: []service{
 				lb("a", 1), lb("b", 2), lb("c", 3, families(corev1.IPv4Protocol, corev1.IPv6Protocol)),

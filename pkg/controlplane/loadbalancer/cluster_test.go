@@ -3,6 +3,7 @@
 package loadbalancer
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/node/announce"
 )
 
 // The component does its work with its own identity, which may do nothing else.
@@ -32,7 +34,7 @@ func TestOwnIdentity(t *testing.T) {
 	}
 	admin, ctx := controlplanetest.Client(t, admins), t.Context()
 	address := netip.MustParseAddr("192.0.2.1")
-	l := New(Options{Kubeconfig: own, NodeName: "none", Addresses: []netip.Addr{address}, LinkAlias: t.Name(), Reserved: ReservedPorts(6443), Log: log})
+	l := New(Options{Kubeconfig: own, NodeName: "none", Addresses: []netip.Addr{address}, Reserved: ReservedPorts(6443), Log: log})
 	if err := l.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -140,6 +142,96 @@ func TestOwnIdentity(t *testing.T) {
 			t.Errorf("%s: %v, want it forbidden", what, err)
 		}
 	}
+	if err := l.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("pool", func(t *testing.T) { testPool(t, admin, own, log) })
+}
+
+// One node announces the address of a service, and another one when that is lost or cordoned.
+func testPool(t *testing.T, admin kubernetes.Interface, kubeconfig string, log *slog.Logger) {
+	ctx, services := t.Context(), admin.CoreV1().Services("default")
+	for i, name := range []string{"pool-a", "pool-b"} {
+		controlplanetest.ReadyNode(t, admin, name, fmt.Sprint("198.51.100.", i))
+	}
+	l := New(Options{
+		Kubeconfig: kubeconfig, NodeName: "none", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Log: log,
+		Pool: pool("198.51.100.0-198.51.100.9"),
+	})
+	if err := l.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := l.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := services.Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "pooled"}, Spec: corev1.ServiceSpec{
+		Type: corev1.ServiceTypeLoadBalancer, LoadBalancerIP: "198.51.100.5", Ports: []corev1.ServicePort{{Port: 80}},
+	}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	announcer := func(what string, want ...string) (node string) {
+		t.Helper()
+		controlplanetest.Eventually(t, what, func() error {
+			svc, err := services.Get(ctx, "pooled", metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			node = svc.Annotations[announce.Annotation]
+			if in := svc.Status.LoadBalancer.Ingress; len(in) != 1 || in[0].IP != "198.51.100.5" || !slices.Contains(want, node) {
+				return fmt.Errorf("%q announces %v, want one of %q", node, in, want)
+			}
+			return nil
+		})
+		return node
+	}
+	first := announcer("a node", "pool-a", "pool-b")
+	other := map[string]string{"pool-a": "pool-b", "pool-b": "pool-a"}[first]
+	cordon := func(node string, on bool) {
+		t.Helper()
+		if _, err := admin.CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, fmt.Appendf(nil, `{"spec":{"unschedulable":%t}}`, on), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cordon(first, true)
+	announcer("the node is cordoned", other)
+	cordon(first, false)
+	controlplanetest.Eventually(t, "event NodeAssigned", func() error {
+		list, err := admin.CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=pooled,reason=NodeAssigned"})
+		if err != nil {
+			return err
+		}
+		var nodes []string
+		for _, e := range list.Items {
+			nodes = append(nodes, e.Message)
+		}
+		slices.Sort(nodes)
+		if want := []string{"node pool-a announces [198.51.100.5]", "node pool-b announces [198.51.100.5]"}; !slices.Equal(nodes, want) {
+			return fmt.Errorf("events %q", nodes)
+		}
+		return nil
+	})
+	// A user's text is replaced.
+	if _, err := services.Patch(ctx, "pooled", types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"no node"}}}`, announce.Annotation), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	now := announcer("after a user's change", "pool-a", "pool-b")
+	if err := admin.CoreV1().Nodes().Delete(ctx, now, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	announcer("the node is gone", map[string]string{"pool-a": "pool-b", "pool-b": "pool-a"}[now])
+	// The services of before have addresses of their own now, but none of a node.
+	controlplanetest.Eventually(t, "the other services", func() error {
+		svc, err := services.Get(ctx, "web", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if in := svc.Status.LoadBalancer.Ingress; len(in) != 1 || in[0].IP != "198.51.100.2" {
+			return fmt.Errorf("web has %v", in)
+		}
+		return nil
+	})
 }
 
 // Services get the addresses of the nodes that come, and no longer those of nodes that go; with externalTrafficPolicy Local, those of the
@@ -168,7 +260,7 @@ func testNodes(t *testing.T, admin kubernetes.Interface, wantAddresses func(name
 	}
 	wantAddresses("web", own, "203.0.113.11", "192.0.2.11", "203.0.113.10", "192.0.2.10")
 
-	mine, name, port := Class, "local", int32(18082)
+	mine, name, port := announce.Class, "local", int32(18082)
 	if _, err := admin.CoreV1().Services("default").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &mine, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, Ports: []corev1.ServicePort{{Port: port}},
 	}}, metav1.CreateOptions{}); err != nil {

@@ -1,9 +1,9 @@
 // Package loadbalancer gives Services of type LoadBalancer addresses: those of the nodes that are Ready, first come first served for
 // each port and protocol, or one of a pool for each service.
 //
-// It owns status.loadBalancer of these services, the events with the reason why one of them is pending, and, with a pool, the
-// network interface that has the addresses. kube-proxy does the rest. Unlike K3s's ServiceLB, whose rules it follows otherwise,
-// it needs no pods. pkg/server adds it to the server.
+// It owns status.loadBalancer of these services, the events with the reason why one of them is pending, and, with a pool, the choice of
+// the node that announces each address, which pkg/node/announce does there. kube-proxy does the rest. Unlike K3s's ServiceLB, whose rules it
+// follows otherwise, it needs no pods. pkg/server adds it to the server that leads.
 package loadbalancer
 
 import (
@@ -38,7 +38,9 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/node/announce"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
 
@@ -56,9 +58,7 @@ type Options struct {
 	// Reserved ports are never given to a service, unless there is a pool: see ReservedPorts.
 	Reserved map[Port]string
 	Pool     []config.AddressRange
-	// LinkAlias marks the network interface of the pool's addresses as this data dir's.
-	LinkAlias string
-	Log       *slog.Logger
+	Log      *slog.Logger
 }
 
 // ReservedPorts returns the ports that a node uses itself, and for what: SSH, the API server, and the default ports of the
@@ -182,7 +182,7 @@ func (l *LoadBalancer) endpointsChanged(obj any) {
 		return
 	}
 	svc, err := l.services.Services(slice.Namespace).Get(slice.Labels[discoveryv1.LabelServiceName])
-	if err == nil && wantsAddress(svc) && isLocal(svc) {
+	if err == nil && announce.Serves(svc) && isLocal(svc) {
 		l.queue.Add(queueKey)
 	}
 }
@@ -245,27 +245,21 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 	for i, svc := range current {
 		have, want := svc.Status.LoadBalancer.Ingress, ingress(decisions[svc.UID], requests[i].ports, pool)
 		if keep := inBoth(have, want); len(keep) < len(have) {
-			if current[i], err = l.write(ctx, svc, keep); err != nil {
+			if current[i], err = l.write(ctx, svc, keep, decisions[svc.UID].announcer); err != nil {
 				return err
 			}
 		}
-	}
-	var published []netip.Addr
-	if pool {
-		for _, d := range decisions {
-			published = append(published, d.addresses...)
-		}
-	}
-	if err := setAddresses(l.opts.LinkAlias, published); err != nil {
-		return err
 	}
 	for i, svc := range current {
 		d := decisions[svc.UID]
 		want := ingress(d, requests[i].ports, pool)
-		if !equality.Semantic.DeepEqual(svc.Status.LoadBalancer.Ingress, want) {
-			if svc, err = l.write(ctx, svc, want); err != nil {
+		if !equality.Semantic.DeepEqual(svc.Status.LoadBalancer.Ingress, want) || svc.Annotations[announce.Annotation] != d.announcer {
+			if svc, err = l.write(ctx, svc, want, d.announcer); err != nil {
 				return err
 			}
+		}
+		if d.announcer != "" && d.announcer != requests[i].announcer {
+			l.recorder.Eventf(svc, corev1.EventTypeNormal, "NodeAssigned", "node %s announces %v", d.announcer, d.addresses)
 		}
 		l.record(svc, d)
 	}
@@ -275,18 +269,24 @@ func (l *LoadBalancer) sync(ctx context.Context) error {
 // network reads which nodes there are, and the machine's addresses and sockets. Sockets are read only when a service requests what it does not hold.
 func (l *LoadBalancer) network(requests []service) (network, error) {
 	net := network{reserved: l.opts.Reserved, pool: l.opts.Pool}
-	var err error
-	if len(net.pool) > 0 {
-		net.used, err = otherAddresses()
-		return net, err
-	}
 	all, err := l.nodes.List(labels.Everything())
 	if err != nil {
 		return net, fmt.Errorf("list nodes: %w", err)
 	}
-	var next time.Duration
-	if net.nodes, next = l.view.publish(all, time.Now()); next > 0 {
+	now := time.Now()
+	nodes, next := l.view.publish(all, now)
+	if len(net.pool) > 0 {
+		net.announcers, next = l.view.announcers(all, now)
+		net.claimed = l.claimed(all)
+		net.used, err = announce.OtherAddresses()
+	} else {
+		net.nodes = nodes
+	}
+	if next > 0 {
 		l.queue.AddAfter(queueKey, next)
+	}
+	if err != nil || len(net.pool) > 0 {
+		return net, err
 	}
 	if !slices.ContainsFunc(requests, func(s service) bool { return s.countHeld() < len(s.ports) }) {
 		return net, nil
@@ -296,6 +296,19 @@ func (l *LoadBalancer) network(requests []service) (network, error) {
 	}
 	net.listening, err = listening(procNet, l.opts.Addresses)
 	return net, err
+}
+
+// claimed returns the addresses that nodes report as theirs, one of each kind, with the node's name.
+func (l *LoadBalancer) claimed(nodes []*corev1.Node) map[netip.Addr]string {
+	out := make(map[netip.Addr]string)
+	for _, n := range nodes {
+		for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
+			if of := nodeaddress.Of(n, kind, l.opts.Internal); len(of) > 0 {
+				out[of[0]] = n.Name
+			}
+		}
+	}
+	return out
 }
 
 // current returns the services that are ours, as they were last seen or written, whichever is newer.
@@ -314,7 +327,7 @@ func (l *LoadBalancer) current() ([]*corev1.Service, error) {
 				delete(l.written, svc.UID)
 			}
 		}
-		if wantsAddress(svc) {
+		if announce.Serves(svc) {
 			ours = append(ours, svc)
 			seen[svc.UID] = true
 		}
@@ -332,10 +345,16 @@ func (l *LoadBalancer) current() ([]*corev1.Service, error) {
 	return ours, nil
 }
 
-// write sets a service's status, unless the service has changed since it was read.
-func (l *LoadBalancer) write(ctx context.Context, svc *corev1.Service, in []corev1.LoadBalancerIngress) (*corev1.Service, error) {
+// write sets a service's status and the node that announces its address, unless the service has changed since it was read.
+func (l *LoadBalancer) write(ctx context.Context, svc *corev1.Service, in []corev1.LoadBalancerIngress, announcer string) (*corev1.Service, error) {
+	metadata := map[string]any{"uid": svc.UID, "resourceVersion": svc.ResourceVersion}
+	if announcer != "" {
+		metadata["annotations"] = map[string]any{announce.Annotation: announcer}
+	} else if svc.Annotations[announce.Annotation] != "" {
+		metadata["annotations"] = map[string]any{announce.Annotation: nil}
+	}
 	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": svc.UID, "resourceVersion": svc.ResourceVersion},
+		"metadata": metadata,
 		"status":   map[string]any{"loadBalancer": map[string]any{"ingress": in}},
 	})
 	if err != nil {

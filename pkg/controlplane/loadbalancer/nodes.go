@@ -8,13 +8,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 
-	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
 )
 
@@ -80,7 +78,7 @@ func (v *nodeView) publish(all []*corev1.Node, now time.Time) (nodes []node, nex
 				}
 			}
 		}
-		isReady := meta.IsStatusConditionTrue(condition.Of(n.Status.Conditions), string(corev1.NodeReady))
+		isReady := readiness(n) == corev1.ConditionTrue
 		if isReady {
 			v.lastReady[n.UID] = now
 		}
@@ -157,7 +155,7 @@ func trimmed(obj any) (any, error) {
 	case *corev1.Service:
 		o.ManagedFields = nil
 	case *corev1.Node:
-		return &corev1.Node{ObjectMeta: keptMeta(o.ObjectMeta), Status: corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: o.Status.Conditions}}, nil
+		return &corev1.Node{ObjectMeta: keptMeta(o.ObjectMeta), Spec: corev1.NodeSpec{Unschedulable: o.Spec.Unschedulable}, Status: corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: o.Status.Conditions}}, nil
 	case *discoveryv1.EndpointSlice:
 		kept := &discoveryv1.EndpointSlice{ObjectMeta: keptMeta(o.ObjectMeta)}
 		for _, e := range o.Endpoints {

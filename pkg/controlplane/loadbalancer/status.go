@@ -7,16 +7,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	corelisters "k8s.io/client-go/listers/core/v1"
+
+	"polymesh.dev/polymesh/pkg/node/announce"
 )
-
-// Class is the spec.loadBalancerClass that selects this load balancer; it also serves services without a class.
-const Class = "polymesh.dev/servicelb"
-
-// wantsAddress reports whether a service should get an address. The API server itself clears the status of one that is no longer
-// of type LoadBalancer (pkg/registry/core/service/strategy.go, dropTypeDependentFields).
-func wantsAddress(svc *corev1.Service) bool {
-	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && (svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == Class)
-}
 
 func isLocal(svc *corev1.Service) bool {
 	return svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
@@ -28,7 +21,7 @@ func requestOf(svc *corev1.Service) service {
 		uid: svc.UID, name: svc.Namespace + "/" + svc.Name, created: svc.CreationTimestamp.Time,
 		families: svc.Spec.IPFamilies, requested: svc.Spec.LoadBalancerIP,
 		local:     isLocal(svc),
-		heldPorts: make(map[Port]bool),
+		heldPorts: make(map[Port]bool), announcer: svc.Annotations[announce.Annotation],
 	}
 	for _, p := range svc.Spec.Ports {
 		s.ports = append(s.ports, Port{p.Protocol, p.Port})

@@ -6,25 +6,9 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-)
 
-func TestMine(t *testing.T) {
-	ours, others := Class, "example.com/lb"
-	for _, tt := range []struct {
-		spec corev1.ServiceSpec
-		want bool
-	}{
-		{corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}, true},
-		{corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &ours}, true},
-		{corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &others}, false},
-		{corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort}, false},
-		{corev1.ServiceSpec{}, false},
-	} {
-		if got := wantsAddress(&corev1.Service{Spec: tt.spec}); got != tt.want {
-			t.Errorf("%+v: %t", tt.spec, got)
-		}
-	}
-}
+	"polymesh.dev/polymesh/pkg/node/announce"
+)
 
 // A restart must read back what was given.
 func TestStatusIsTheMemory(t *testing.T) {
@@ -32,8 +16,9 @@ func TestStatusIsTheMemory(t *testing.T) {
 	d := decision{addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("192.0.2.10")}}
 	svc := &corev1.Service{Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80, Protocol: corev1.ProtocolTCP}, {Port: 53, Protocol: corev1.ProtocolUDP}}}}
 	svc.Status.LoadBalancer.Ingress = ingress(d, given, false)
+	svc.Annotations = map[string]string{announce.Annotation: "node-2"}
 	s := requestOf(svc)
-	if !slices.Equal(s.heldAddresses, d.addresses) || s.countHeld() != len(given) {
+	if !slices.Equal(s.heldAddresses, d.addresses) || s.countHeld() != len(given) || s.announcer != "node-2" {
 		t.Errorf("read back %+v", s)
 	}
 	for _, in := range svc.Status.LoadBalancer.Ingress {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"istio.io/istio/operator/pkg/util/progress"
 	"istio.io/istio/pkg/kube"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -210,6 +212,11 @@ func TestLifeOnACluster(t *testing.T) {
 		t.Errorf("other settings: %+v, %+v", d, o.Changed)
 	}
 
+	testReplicas(t, client, again.mesh)
+	if o, d := decide(next); d.Action != Upgrade {
+		t.Errorf("other settings, after the number of nodes has changed: %+v, %+v", d, o.Changed)
+	}
+
 	// A user's change is never reverted.
 	deployments := client.Kube().AppsV1().Deployments(istioNamespace)
 	if _, err := deployments.Patch(ctx, "istiod", types.StrategicMergePatchType,
@@ -306,6 +313,69 @@ func TestLifeOnACluster(t *testing.T) {
 	if r := record(); r == nil || r.Owner != Users {
 		t.Errorf("record of a user's Istio: %+v", r)
 	}
+}
+
+// testReplicas shows that two nodes have two replicas of everything, and that what a user sets stays.
+func testReplicas(t *testing.T, client kube.CLIClient, m *mesh) {
+	deployments, autoscalers := client.Kube().AppsV1().Deployments(istioNamespace), client.Kube().AutoscalingV2().HorizontalPodAutoscalers(istioNamespace)
+	budgets, ctx := client.Kube().PolicyV1().PodDisruptionBudgets(istioNamespace), t.Context()
+	want := func(what string, istiod, gateway int32, budget ...string) {
+		t.Helper()
+		controlplanetest.Eventually(t, what, func() error {
+			d, err := deployments.Get(ctx, "istiod", metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			a, err := autoscalers.Get(ctx, "istio-ingressgateway", metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			list, err := budgets.List(ctx, metav1.ListOptions{})
+			if err != nil {
+				return err
+			}
+			var names []string
+			for _, b := range list.Items {
+				names = append(names, b.Name)
+			}
+			if *d.Spec.Replicas != istiod || *a.Spec.MinReplicas != gateway || !slices.Equal(names, budget) {
+				return fmt.Errorf("%d istiods, at least %d gateways, budgets %v", *d.Spec.Replicas, *a.Spec.MinReplicas, names)
+			}
+			return nil
+		})
+	}
+	const ingress = "istio-ingressgateway"
+	want("no node", 1, 1)
+	for _, name := range []string{"node-1", "node-2"} {
+		controlplanetest.ReadyNode(t, client.Kube(), name)
+	}
+	want("two nodes", 2, 2, ingress, "istiod")
+
+	// A budget of the user's for the same pods is enough.
+	own, err := budgets.Create(ctx, &policyv1.PodDisruptionBudget{
+		ObjectMeta: metav1.ObjectMeta{Name: "mine"},
+		Spec:       policyv1.PodDisruptionBudgetSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"istio": "ingressgateway"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.scaler.loop.Kick()
+	want("a user's budget", 2, 2, "istiod", own.Name)
+	if err := budgets.Delete(ctx, own.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	scale, err := deployments.GetScale(ctx, "istiod", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	scale.Spec.Replicas, scale.ResourceVersion = 3, "" // whatever the controllers write meanwhile
+	if _, err := deployments.UpdateScale(ctx, "istiod", scale, metav1.UpdateOptions{FieldManager: "kubectl"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Kube().CoreV1().Nodes().Delete(ctx, "node-2", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want("one node again", 3, 1)
 }
 
 // upstream does what `istioctl install` does with these settings, without waiting for pods.

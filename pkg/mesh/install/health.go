@@ -33,17 +33,11 @@ const reasonAge = time.Second
 
 // newHealth returns nil if the record has no Deployment: the profile empty installs none.
 func newHealth(ctx context.Context, client kubernetes.Interface, record *Record) *health {
-	h := &health{client: client, reason: map[string]string{}}
-	for key := range record.Objects {
-		if gvk, _, name, err := parseKey(key); err == nil && gvk == deploymentKind {
-			h.deployments = append(h.deployments, name)
-		}
-	}
+	h := &health{client: client, deployments: deploymentsOf(record), reason: map[string]string{}}
 	if len(h.deployments) == 0 {
 		return nil
 	}
 	// The control plane sorts last and is checked first: gateways wait for it.
-	slices.Sort(h.deployments)
 	slices.Reverse(h.deployments)
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(istioNamespace))
 	informer := factory.Apps().V1().Deployments()

@@ -59,6 +59,7 @@ type mesh struct {
 
 	mu      sync.Mutex
 	restore *converge.Loop // nil until the installation is done
+	scaler  *scaler        // nil if there is nothing to scale
 	waiting error          // what the installation waits for, nil when it is done
 	health  *health        // nil if Istio is not the server's
 	version string
@@ -95,25 +96,34 @@ func (m *mesh) Stop(ctx context.Context) error {
 		return err
 	}
 	m.mu.Lock()
-	restore := m.restore
+	restore, scaler := m.restore, m.scaler
 	m.mu.Unlock()
-	if restore == nil {
-		return nil
+	var errs []error
+	if restore != nil {
+		errs = append(errs, restore.Stop(ctx))
 	}
-	return restore.Stop(ctx)
+	if scaler != nil {
+		errs = append(errs, scaler.stop(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 // Ready returns what the installation, or a control plane that the server installed, waits for. It does not check a user's own
 // Istio.
 func (m *mesh) Ready(ctx context.Context) error {
 	m.mu.Lock()
-	waiting, health, restore := m.waiting, m.health, m.restore
+	waiting, health, restore, scaler := m.waiting, m.health, m.restore, m.scaler
 	m.mu.Unlock()
 	if waiting != nil {
 		return waiting
 	}
 	if restore != nil {
 		if err := restore.Ready(); err != nil {
+			return err
+		}
+	}
+	if scaler != nil {
+		if err := scaler.loop.Ready(); err != nil {
 			return err
 		}
 	}
@@ -202,6 +212,9 @@ func (m *mesh) reconcile(ctx context.Context) error {
 		r := &restorer{mesh: m, client: client}
 		m.restore = converge.NewLoop(m.log, converge.Interval, r.sync)
 		m.restore.Start(ctx)
+		if m.scaler = newScaler(client, record, m.log); m.scaler != nil {
+			return m.scaler.start(ctx)
+		}
 	}
 	return nil
 }

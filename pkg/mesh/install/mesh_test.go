@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"istio.io/istio/operator/pkg/render"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 )
 
@@ -64,6 +65,25 @@ func TestSettingsOfProfiles(t *testing.T) {
 				for _, m := range set.Manifests {
 					if recorded(object{m.Unstructured, set.Component}) {
 						names = append(names, display(objectKey(m.GroupVersionKind(), m.GetNamespace(), m.GetName())))
+					}
+				}
+			}
+			for _, set := range sets {
+				for _, m := range set.Manifests {
+					switch kind := m.GroupVersionKind(); kind {
+					case deploymentKind:
+						if _, found, err := unstructured.NestedSlice(m.Object, "spec", "template", "spec", "affinity", "podAntiAffinity", "preferredDuringSchedulingIgnoredDuringExecution"); !found || err != nil {
+							t.Errorf("the replicas of %s need not be on different nodes: %v", m.GetName(), err)
+						}
+						if _, found, _ := unstructured.NestedFieldNoCopy(m.Object, "spec", "replicas"); found {
+							t.Errorf("Istio's installer owns the replicas of %s: they would count as changed by the user", m.GetName())
+						}
+					case autoscalerKind:
+						if _, found, _ := unstructured.NestedFieldNoCopy(m.Object, "spec", "minReplicas"); found {
+							t.Errorf("Istio's installer owns the minimum of %s", m.GetName())
+						}
+					case budgetKind:
+						t.Errorf("a profile has a PodDisruptionBudget, %s", m.GetName())
 					}
 				}
 			}

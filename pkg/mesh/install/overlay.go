@@ -51,7 +51,8 @@ func Overlay(images Images, files, sets []string) ([]byte, error) {
 	for k, v := range dialect.IstiodEnv() {
 		env[k] = v
 	}
-	pilot := map[string]any{"env": env}
+	// With 0, the chart does not set the number of replicas; see scaler.
+	pilot := map[string]any{"env": env, "replicaCount": 0}
 	_, hpa := merged.GetPath("spec.components.pilot.k8s.hpaSpec")
 	// Without a profile of values, the charts request 500m and 2 GiB for istiod, more than a small node has, and scale it out at 80 %
 	// of the request. Profiles of values (demo, stable, ...) set their own.

@@ -56,5 +56,8 @@ func (s settings) manifests(client kube.Client, log clog.Logger) ([]manifest.Man
 	if err != nil {
 		return nil, nil, fmt.Errorf("render Istio's charts, profile %s: %w", s.profile, err)
 	}
+	if err := adapt(sets); err != nil {
+		return nil, nil, fmt.Errorf("adapt Istio's charts: %w", err)
+	}
 	return sets, merged, nil
 }
