@@ -14,11 +14,16 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -354,14 +359,23 @@ func TestImagesReachOtherNodes(t *testing.T) {
 	t.Run("await", func(t *testing.T) {
 		ref := imagestore.ShippedRegistry + "/test/later:1"
 		img := newImage(t)
-		file := filepath.Join(t.TempDir(), "image.tar")
-		tag, err := name.NewTag(ref)
+		// An archive as the payload has them.
+		dir := t.TempDir()
+		_, err := layout.Write(dir, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{
+			Add: img, Descriptor: v1.Descriptor{Annotations: map[string]string{"io.containerd.image.name": ref}},
+		}))
 		ok(t, err)
-		ok(t, tarball.WriteToFile(file, tag, img))
+		file := filepath.Join(t.TempDir(), "image.tar")
+		if out, err := exec.CommandContext(t.Context(), "tar", "-C", dir, "-cf", file, "index.json", "oci-layout", "blobs").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		payload, err := imagestore.OpenPayload("payload", []string{file})
+		ok(t, err)
+		defer payload.Close()
 		waited := make(chan string, 10)
 		b.reg.opts.Await = func(ctx context.Context, name string) error {
 			waited <- name
-			return b.store.ImportPayload(ctx, "payload", file)
+			return b.store.ImportShipped(ctx, payload, name)
 		}
 		ok(t, b.pull(ref))
 		if got := <-waited; got != ref {
