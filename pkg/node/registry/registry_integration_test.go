@@ -22,14 +22,13 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
+	ocilayout "github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -361,7 +360,7 @@ func TestImagesReachOtherNodes(t *testing.T) {
 		img := newImage(t)
 		// An archive as the payload has them.
 		dir := t.TempDir()
-		_, err := layout.Write(dir, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{
+		_, err := ocilayout.Write(dir, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{
 			Add: img, Descriptor: v1.Descriptor{Annotations: map[string]string{"io.containerd.image.name": ref}},
 		}))
 		ok(t, err)
