@@ -83,6 +83,9 @@ var example = map[string]struct {
 	"v":                           {"5", func(s *Server) bool { return s.LogLevel == 5 }},
 	"debug":                       {"true", func(s *Server) bool { return s.Debug }},
 	"cluster-init":                {"true", func(s *Server) bool { return s.ClusterInit }},
+	"cluster-reset":               {"true", func(s *Server) bool { return s.ClusterReset }},
+	"cluster-reset-restore-path":  {"/srv/a.tar.zst", func(s *Server) bool { return s.ClusterResetRestorePath == "/srv/a.tar.zst" }},
+	"etcd-arg":                    {"quota-backend-bytes=4294967296", func(s *Server) bool { return s.EtcdArgs.Quota == 4<<30 }},
 	"datastore-endpoint":          {"etcd://a:2379,etcd://b", func(s *Server) bool { return s.Datastore.Endpoint == "http://a:2379,http://b:2379" }},
 	"datastore-cafile":            {"/srv/ca.crt", func(s *Server) bool { return s.Datastore.CAFile == "/srv/ca.crt" }},
 	"datastore-certfile":          {"/srv/a.crt", func(s *Server) bool { return s.Datastore.CertFile == "/srv/a.crt" }},
@@ -102,6 +105,8 @@ func needed(flag string) []string {
 		return []string{"--datastore-endpoint=etcd://a", "--datastore-keyfile=k"}
 	case flag == "datastore-keyfile":
 		return []string{"--datastore-endpoint=etcd://a", "--datastore-certfile=c"}
+	case flag == "cluster-reset-restore-path":
+		return []string{"--cluster-reset"}
 	case flag == "s3-bucket":
 		return []string{"--s3"}
 	case strings.HasPrefix(flag, "s3-access-key"):

@@ -336,7 +336,7 @@ func TestThreeMembers(t *testing.T) {
 // A database at its quota accepts writes again after a restart, if it can be made smaller.
 func TestQuota(t *testing.T) {
 	s := servers(t, "a")[0]
-	s.opts.Quota = 8 << 20
+	s.opts.Args.Quota = 8 << 20
 	s.start(t)
 	s.ready(t)
 	c := s.client(t)
