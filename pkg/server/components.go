@@ -81,7 +81,11 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		RegistryDir: dir.RegistryDir(), Log: s.Log,
 	}), api, images)
 
-	m.Add(snapshot.NewComponent(s.snapshots, snapshotSchedule(s.cfg.Snapshots), kubeconfig, s.Log), api)
+	schedule := snapshotSchedule(s.cfg.Snapshots)
+	if member, ok := s.datastore.(*etcd.Etcd); ok {
+		schedule.Healthy = member.Ready
+	}
+	m.Add(snapshot.NewComponent(s.snapshots, schedule, kubeconfig, s.Log), api)
 
 	// The rest is cluster-wide and runs on one server.
 	var leadership component.Leadership
@@ -127,7 +131,7 @@ func snapshotSchedule(s config.Snapshots) snapshot.Schedule {
 }
 
 // newDatastore returns the datastore: the configured one outside, or this server's own.
-func (s *server) newDatastore() datastore.Store {
+func (s *server) newDatastore() own {
 	dir := s.cfg.DataDir
 	if own, err := os.ReadDir(dir.Server("db")); err == nil && len(own) > 0 && s.cfg.Datastore.Kind != config.SQLite {
 		s.Log.Warn("this server has a datastore of its own, which is not used with --datastore-endpoint", "folder", dir.Server("db"))
@@ -141,7 +145,7 @@ func (s *server) newDatastore() datastore.Store {
 	// A member of etcd stays one, whatever the flags are: the cluster's state is there.
 	if exists, err := etcd.Exists(dir.Etcd()); s.cfg.ClusterInit || exists || err != nil {
 		return etcd.New(etcd.Options{
-			Dir: dir.Etcd(), SQLite: dir.Server("db", "state.db"), Node: s.Name, Certificates: certificate.Store(dir.TLS()), Log: s.Log,
+			Dir: dir.Etcd(), SQLite: dir.Server("db", datastore.CopyName), Args: s.cfg.EtcdArgs, Node: s.Name, Certificates: certificate.Store(dir.TLS()), Log: s.Log,
 			Client: onLoopback(layout.EtcdClientPort), HTTP: onLoopback(layout.EtcdHTTPPort), Peer: netip.AddrPortFrom(s.IP, layout.EtcdPeerPort),
 		})
 	}

@@ -38,8 +38,14 @@ type server struct {
 	*process.Process
 	cfg       *config.Server
 	renewal   *certificate.Renewal
-	datastore datastore.Store
+	datastore own
 	snapshots *snapshot.Snapshots
+}
+
+// own is a server's datastore, of which it saves snapshots.
+type own interface {
+	datastore.Store
+	snapshot.Source
 }
 
 func newServer(cfg *config.Server, p *process.Process) (*server, error) {

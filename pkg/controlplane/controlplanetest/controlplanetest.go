@@ -35,6 +35,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/join"
 )
 
@@ -44,21 +45,15 @@ const KubernetesVersion = "v1.36.3"
 // Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. The kubeconfigs of
 // components with their own identity are next to it (controlplane.WriteKubeconfigs). The data is in the test's
 // temporary directory, the API server listens on a free port of 127.0.0.1. args are additional flags of
-// `polymesh server`.
+// `polymesh server`; with --cluster-init the datastore is etcd.
 //
 // A process can have only one control plane (see package controlplane), so the tests of a package that share it are subtests, each
 // in its own namespace.
 func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	t.Helper()
 	dir := t.TempDir()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := free.Addr().(*net.TCPAddr).Port
-	free.Close()
 	flags := config.ServerFlags()
-	if err := flags.Parse(append([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(port),
+	if err := flags.Parse(append([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(free(t).Port()),
 		"--write-kubeconfig", filepath.Join(dir, "kubeconfig")}, args...)); err != nil {
 		t.Fatal(err)
 	}
@@ -72,13 +67,22 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	db := datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
 	certs := certificate.Store(cfg.DataDir.TLS())
+	var db datastore.Store = datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
+	if cfg.ClusterInit {
+		db = etcd.New(etcd.Options{
+			Dir: cfg.DataDir.Etcd(), SQLite: cfg.DataDir.Server("db", datastore.CopyName), Node: "none", Certificates: certs, Log: log,
+			Client: free(t), HTTP: free(t), Peer: free(t),
+		})
+	}
+	endpoint := db.Endpoint()
+	// It is the only server, and components that elect a leader end the process when they lose it.
+	endpoint.LeaderElect = false
 	joining := join.NewServer(join.Options{
 		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
 		Cluster: join.ClusterOf(cfg),
 	})
-	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: joining.Handlers()}
+	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers()}
 	m := component.NewManager(log)
 	api := m.Add(controlplane.NewAPIServer(plane), m.Add(db))
 	m.Add(joining, api)
@@ -102,6 +106,17 @@ func Start(t testing.TB, log *slog.Logger, args ...string) (kubeconfig string) {
 		t.Fatal("no control plane after a minute")
 	}
 	return cfg.DataDir.Kubeconfig("polymesh")
+}
+
+// free returns an address on which nothing listens.
+func free(t testing.TB) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return netip.MustParseAddrPort(l.Addr().String())
 }
 
 // Client returns a client with a kubeconfig's identity, without rate limit.
