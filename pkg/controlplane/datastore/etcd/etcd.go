@@ -94,6 +94,8 @@ type Etcd struct {
 
 	server   atomic.Pointer[embed.Etcd]
 	removed  atomic.Bool // the cluster has removed this member
+	foreign  atomic.Bool // the other members belong to another cluster
+	stranger atomic.Bool // a member of another cluster connects to this one
 	stopping atomic.Bool
 
 	mu      sync.Mutex
@@ -492,6 +494,9 @@ func (e *Etcd) noMajority(ctx context.Context, err error) error {
 		return fmt.Errorf("etcd: %w", err)
 	}
 	members := server.Cluster().Members()
+	if e.foreign.Load() {
+		return fmt.Errorf("the other members of etcd belong to another cluster, which was made by a restore or a reset since: `polymesh reset` this server, and join it again with --server: %w", err)
+	}
 	return fmt.Errorf("etcd has no leader: a majority of its %d members must run and be reachable on port %d: %w", len(members), e.opts.Peer.Port(), err)
 }
 

@@ -33,6 +33,12 @@ type core struct {
 // removedMessage is how etcd says that this member was removed (etcdserver/server.go, and rafthttp/util.go for one that was away meanwhile).
 const removedMessage = "the member has been permanently removed from the cluster"
 
+// Members of different clusters report it many times a second: the one that sends (rafthttp/util.go and stream.go), and the one that
+// rejects the request (rafthttp/http.go).
+var foreignMessages = []string{"request sent was ignored due to cluster ID mismatch", "request sent was ignored by remote peer due to cluster ID mismatch"}
+
+const strangerMessage = "request cluster ID mismatch"
+
 // expected are entries about what is no problem: a learner tries to publish its name in a tight loop until it is promoted (publishV3 in
 // etcdserver/server.go), Promote tries again until it may, and data from a snapshot have no term until the first write.
 var expected = []string{"failed to publish local member to cluster", "rejecting promote learner", "failed to update storage version"}
@@ -62,6 +68,10 @@ func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	cause, _ := encoder.Fields["error"].(string)
 	if strings.Contains(e.Message, removedMessage) || strings.Contains(cause, removedMessage) {
 		c.etcd.removed.Store(true)
+	}
+	// Once is enough.
+	if slices.Contains(foreignMessages, e.Message) && c.etcd.foreign.Swap(true) || e.Message == strangerMessage && c.etcd.stranger.Swap(true) {
+		return nil
 	}
 	if slices.ContainsFunc(expected, func(prefix string) bool { return strings.HasPrefix(e.Message, prefix) }) || c.etcd.stopping.Load() {
 		return nil
