@@ -329,7 +329,7 @@ func TestReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.Equal(r.Others, []string{"b", "c"}) || r.Saved == nil || r.Saved.Name != BeforeClusterReset || !strings.Contains(r.Aside, BeforeClusterReset) {
-		t.Errorf("reset: %+v", r)
+		t.Errorf("reset: others %q, aside %s, saved %+v", r.Others, r.Aside, r.Saved)
 	}
 	if _, err := os.Stat(token); err != nil {
 		t.Error(err)
@@ -396,7 +396,7 @@ func TestMoveToSQLite(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r.Saved == nil || r.Saved.Name != BeforeDatastoreMove || r.Saved.Datastore != "etcd" {
-		t.Errorf("moved: %+v", r)
+		t.Errorf("moved: saved %+v", r.Saved)
 	}
 	if exists, err := etcd.Exists(filepath.Join(r.Aside, "db", etcd.Folder)); !exists || err != nil {
 		t.Errorf("etcd's data are not aside: %v", err)
