@@ -184,6 +184,7 @@ func (s *Snapshots) MoveToSQLite(ctx context.Context) (*Restored, error) {
 
 // inPlace saves a snapshot of a member of etcd, and replaces its data by what is made of that snapshot. check is called first.
 func (s *Snapshots) inPlace(ctx context.Context, c change, check func() error) (*Restored, error) {
+	c.inPlace = true
 	if exists, err := etcd.Exists(s.o.DataDir.Etcd()); err != nil {
 		return nil, err
 	} else if !exists {
