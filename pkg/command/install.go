@@ -135,6 +135,9 @@ func serviceSettings(args []string, server, agent *config.Flags) (*service.Setti
 	if wrong != nil {
 		return nil, wrong
 	}
+	if reset := flags.Lookup("cluster-reset"); reset != nil && reset.Changed {
+		return nil, errors.New("--cluster-reset is done once, not at each start of a service: run `polymesh server --cluster-reset` with the service stopped")
+	}
 	arguments, err := flags.CommandLine()
 	if err != nil {
 		return nil, err

@@ -26,6 +26,9 @@ Every flag can also be set in the config file under the same name, and in the en
 			if err != nil {
 				return err
 			}
+			if cfg.ClusterReset {
+				return clusterReset(cmd, cfg)
+			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			return server.Run(ctx, cfg)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net/netip"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
@@ -23,6 +26,8 @@ import (
 
 const volumesAreNotInIt = "The data of PersistentVolumes is not in a snapshot: back it up by other means."
 
+const databaseIsNotInIt = "The database is outside of this server, and not in it: back it up with its own tools, too."
+
 func newSnapshot() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "snapshot",
@@ -33,7 +38,7 @@ func newSnapshot() *cobra.Command {
 A snapshot has the datastore, the certificate authorities, the keys of Secrets, tokens, and the config file: users who can read it are
 administrators of the cluster, unless it is encrypted. ` + volumesAreNotInIt + `
 
-A server with SQLite, the default datastore, saves one every 12 hours (--snapshot-schedule). These commands read the server's config file and environment, so that they
+A server saves one every 12 hours (--snapshot-schedule). These commands read the server's config file and environment, so that they
 use the same folder, bucket and passphrase. K3s's names of the flags (--dir, --etcd-s3-bucket) work as well.`,
 	}
 	cmd.AddCommand(snapshotSave(), snapshotList(), snapshotRestore(), snapshotPrune(), snapshotDelete())
@@ -64,36 +69,52 @@ func snapshotsOf(ctx context.Context, flags *config.Flags) (*config.Server, *sna
 	if err != nil {
 		return nil, nil, err
 	}
+	s, err := snapshotsWith(ctx, cfg)
+	return cfg, s, err
+}
+
+// snapshotsWith returns the snapshots of a server with this configuration.
+func snapshotsWith(ctx context.Context, cfg *config.Server) (*snapshot.Snapshots, error) {
 	node := cfg.NodeName
 	if report, err := status.Ask(ctx, cfg.DataDir.StatusSocket()); err == nil {
 		node = report.Node
 	}
 	if node == "" {
+		node = etcd.NodeOf(cfg.DataDir.Etcd())
+	}
+	if node == "" {
 		host, err := os.Hostname()
 		if err != nil {
-			return nil, nil, fmt.Errorf("read the host's name: %w", err)
+			return nil, fmt.Errorf("read the host's name: %w", err)
 		}
 		node = strings.ToLower(host)
 	}
-	store, err := sqliteOf(cfg)
+	store, err := sourceOf(cfg)
 	if err != nil {
-		return nil, nil, err
-	}
-	s, err := snapshot.Configured(cfg, node, store)
-	return cfg, s, err
-}
-
-// sqliteOf returns the server's datastore if it is SQLite, the only one that has snapshots in this version; nil otherwise. The flags of a
-// service are not known here, but the last start has written what it used.
-func sqliteOf(cfg *config.Server) (datastore.Store, error) {
-	member, err := etcd.Exists(cfg.DataDir.Etcd())
-	if err != nil || member || cfg.ClusterInit || cfg.Datastore.Kind != config.SQLite {
 		return nil, err
 	}
-	if used, err := datastore.ReadEndpoint(cfg.DataDir.DatastoreEndpoint()); err == nil && used.LeaderElect {
-		return nil, nil
+	return snapshot.Configured(cfg, node, store)
+}
+
+// sourceOf returns the datastore of this machine's server, running or not. The flags of a service are not known here, but the last start has
+// written what it used.
+func sourceOf(cfg *config.Server) (snapshot.Source, error) {
+	dir, certs := cfg.DataDir, certificate.Store(cfg.DataDir.TLS())
+	used, err := datastore.ReadEndpoint(dir.DatastoreEndpoint())
+	if cfg.Datastore.Kind != config.SQLite || err == nil && used.LeaderElect && used.CA != certs.Cert(certificate.EtcdCA) {
+		return datastore.Outside{}, nil
 	}
-	return datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db")}), nil
+	member, err := etcd.Exists(dir.Etcd())
+	if err != nil {
+		return nil, err
+	}
+	if member {
+		return etcd.New(etcd.Options{
+			Dir: dir.Etcd(), Certificates: certs, Client: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), layout.EtcdClientPort),
+			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
+		}), nil
+	}
+	return datastore.New(datastore.Options{Dir: dir.Server("db")}), nil
 }
 
 // snapshotBefore returns a function that saves a snapshot before Secrets are rewritten.
@@ -162,6 +183,9 @@ func snapshotSave() *cobra.Command {
 			fmt.Fprintln(out, "It contains the keys of the cluster, and is not encrypted: keep it where only administrators can read it.")
 		}
 		fmt.Fprintln(out, volumesAreNotInIt)
+		if info.Datastore == datastore.KindOutside {
+			fmt.Fprintln(out, databaseIsNotInIt)
+		}
 		return err
 	})
 }
@@ -215,6 +239,9 @@ func snapshotRestore() *cobra.Command {
 		Short: "Restore a snapshot, on the same machine or an empty one",
 		Long: `Restore a snapshot: a file, or one of those that "polymesh snapshot ls" shows. The server has to be stopped.
 
+The datastore is then the one of the snapshot, SQLite or etcd. From a cluster with several servers, this one is the only one afterwards, and the
+others join it again.
+
 The data dir is empty, or has the same cluster. The whole snapshot is checked before anything is changed. What is replaced is put
 aside in the data dir, and can be restored itself. Afterwards start the server as usual: pods that were created after the snapshot go away,
 and deleted ones come back. ` + volumesAreNotInIt + `
@@ -228,11 +255,6 @@ On a machine with another node name, the node that saved the snapshot is removed
 	return snapshotCommand(cmd, func(cmd *cobra.Command, args []string, s *snapshot.Snapshots, cfg *config.Server) error {
 		if err := checkOutput(output); err != nil {
 			return err
-		}
-		if store, err := sqliteOf(cfg); err != nil {
-			return err
-		} else if store == nil {
-			return errors.New("this server's datastore is not SQLite, the only one to which a snapshot can be restored in this version: see the settings --cluster-init and --datastore-endpoint")
 		}
 		out := cmd.OutOrStdout()
 		if _, err := os.Stat(cfg.DataDir.Server("db")); err == nil {
@@ -254,14 +276,14 @@ On a machine with another node name, the node that saved the snapshot is removed
 			r, err = s.Restore(cmd.Context(), args[0])
 			return "", err
 		})
-		if r != nil && r.Next != 0 {
-			printRestored(out, r, cfg)
+		if r != nil {
+			printRestored(out, r, cfg, fmt.Sprintf("Next: start the server, for example with `systemctl start %s`.", layout.Unit))
 		}
 		return err
 	})
 }
 
-func printRestored(out io.Writer, r *snapshot.Restored, cfg *config.Server) {
+func printRestored(out io.Writer, r *snapshot.Restored, cfg *config.Server, next string) {
 	say := func(format string, args ...any) { fmt.Fprintln(out, progress.Line(fmt.Sprintf(format, args...))) }
 	say("Restored the cluster of %s, saved on node %s by version %s.", r.Created.Local().Format(time.DateTime), r.Node, r.Version)
 	if r.Aside != "" {
@@ -289,7 +311,19 @@ func printRestored(out io.Writer, r *snapshot.Restored, cfg *config.Server) {
 		say("It was in the data dir %s, and this is %s: volumes of local-path are still expected there.", r.DataDir, cfg.DataDir)
 	}
 	say("%s", volumesAreNotInIt)
-	say("Next: start the server, for example with `systemctl start %s`.", layout.Unit)
+	if r.Datastore == datastore.KindOutside {
+		say("The database is outside of the server, and was not restored: restore it with its own tools, and set --datastore-endpoint.")
+	}
+	sayOthers(say, r)
+	say("%s", next)
+}
+
+// sayOthers prints what has to be done on the other servers of a cluster with etcd, which has one member now.
+func sayOthers(say func(string, ...any), r *snapshot.Restored) {
+	if len(r.Others) == 0 {
+		return
+	}
+	say("This server is the only member of etcd now. Its other servers (%s) must not start with their old data: on each of them run `polymesh reset`, and when this server runs, `polymesh kubectl delete node NAME` here for each; then start them with --server.", strings.Join(r.Others, ", "))
 }
 
 func snapshotPrune() *cobra.Command {

@@ -153,6 +153,12 @@ type Server struct {
 	Datastore       Datastore
 	// ClusterInit makes etcd the datastore, which other servers can join.
 	ClusterInit bool
+	// EtcdArgs are further settings of etcd on this server.
+	EtcdArgs EtcdArgs
+	// ClusterReset makes this server's member of etcd the only one, and ends. ClusterResetRestorePath is a snapshot that is restored then;
+	// empty for the member's own data.
+	ClusterReset            bool
+	ClusterResetRestorePath string
 
 	BindAddress      netip.Addr
 	AdvertiseAddress netip.Addr // invalid: the node's address

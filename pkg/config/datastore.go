@@ -61,6 +61,13 @@ func (r *raw) checkDatastore(s *Server) (err error) {
 	if s.ClusterInit = r.clusterInit; s.ClusterInit && s.DatastoreSync != SyncFull {
 		return fmt.Errorf("--datastore-sync is for SQLite, and --cluster-init uses etcd: remove one of them")
 	}
+	if s.EtcdArgs, err = parseEtcdArgs(r.etcdArgs); err != nil {
+		return err
+	}
+	s.ClusterReset, s.ClusterResetRestorePath = r.clusterReset, r.clusterResetPath
+	if s.ClusterResetRestorePath != "" && !s.ClusterReset {
+		return fmt.Errorf("--cluster-reset-restore-path needs --cluster-reset; `polymesh snapshot restore` restores a snapshot too")
+	}
 	endpoint := r.datastoreEndpoint
 	if r.datastoreEndpointFile != "" {
 		if endpoint != "" {
@@ -95,6 +102,12 @@ func (r *raw) checkDatastore(s *Server) (err error) {
 	}
 	if endpoint == "" {
 		return nil
+	}
+	if r.clusterReset {
+		return fmt.Errorf("--cluster-reset is for etcd on the servers, not for --datastore-endpoint: remove one of them")
+	}
+	if len(r.etcdArgs) > 0 {
+		return fmt.Errorf("--etcd-arg is for etcd on the servers, not for --datastore-endpoint: remove one of them")
 	}
 	if r.clusterInit {
 		return fmt.Errorf("--cluster-init and --datastore-endpoint are mutually exclusive: servers that share a datastore outside need no etcd of their own")

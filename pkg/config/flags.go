@@ -62,6 +62,9 @@ type raw struct {
 	snapshots         rawSnapshots
 
 	clusterInit           bool
+	clusterReset          bool
+	clusterResetPath      string
+	etcdArgs              []string
 	datastoreEndpoint     string
 	datastoreEndpointFile string
 	datastoreCA           string
@@ -98,6 +101,9 @@ func ServerFlags() *Flags {
 
 	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power failure loses the last ones")
 	f.BoolVar(&r.clusterInit, "cluster-init", false, "keep the cluster's state in etcd, on this server, instead of SQLite")
+	f.BoolVar(&r.clusterReset, "cluster-reset", false, "make this server the only member of etcd, with the data on its disk, and exit: when a majority of the servers is lost for good")
+	f.StringVar(&r.clusterResetPath, "cluster-reset-restore-path", "", "snapshot to restore with --cluster-reset, instead of the data on the disk: a file, or a name of `polymesh snapshot ls`")
+	f.StringArrayVar(&r.etcdArgs, "etcd-arg", nil, "further setting of etcd on this server, name=value: "+strings.Join(EtcdArgNames(), ", ")+"; may be repeated")
 	f.StringVar(&r.datastoreEndpoint, "datastore-endpoint", "", "datastore outside of this server: etcd://…, https://…, postgres://… or mysql://… (default: the server's own SQLite)")
 	f.StringVar(&r.datastoreEndpointFile, "datastore-endpoint-file", "", "file with the datastore's endpoint, for one with a password")
 	f.StringVar(&r.datastoreCA, "datastore-cafile", "", "file of the authority that has signed the datastore's certificate")

@@ -102,7 +102,11 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		RegistryDirs: dir.RegistryDirs(), Server: s.Name, Several: store.Endpoint().LeaderElect, Log: s.Log,
 	}), api, images)
 
-	s.schedule = snapshot.NewComponent(s.snapshots, snapshotSchedule(s.cfg.Snapshots), kubeconfig, s.Log)
+	schedule := snapshotSchedule(s.cfg.Snapshots)
+	if member, ok := s.datastore.(*etcd.Etcd); ok {
+		schedule.Healthy = member.Ready
+	}
+	s.schedule = snapshot.NewComponent(s.snapshots, schedule, kubeconfig, s.Log)
 	m.Add(s.schedule, api)
 
 	// The rest is cluster-wide and runs on one server.
@@ -149,7 +153,7 @@ func snapshotSchedule(s config.Snapshots) snapshot.Schedule {
 }
 
 // newDatastore returns the datastore: the configured one outside, or this server's own.
-func newDatastore(cfg *config.Server, p *process.Process, member *join.ServerMembership) datastore.Store {
+func newDatastore(cfg *config.Server, p *process.Process, member *join.ServerMembership) own {
 	dir := cfg.DataDir
 	if own, err := os.ReadDir(dir.Server("db")); err == nil && len(own) > 0 && cfg.Datastore.Kind != config.SQLite {
 		p.Log.Warn("this server has a datastore of its own, which is not used with --datastore-endpoint", "folder", dir.Server("db"))
@@ -163,7 +167,7 @@ func newDatastore(cfg *config.Server, p *process.Process, member *join.ServerMem
 	// A member of etcd stays one, whatever the flags are: the cluster's state is there.
 	if exists, err := etcd.Exists(dir.Etcd()); cfg.ClusterInit || member != nil || exists || err != nil {
 		return etcd.New(etcd.Options{
-			Dir: dir.Etcd(), SQLite: dir.Server("db", "state.db"), Node: p.Name, Certificates: certificate.Store(dir.TLS()), Log: p.Log,
+			Dir: dir.Etcd(), SQLite: dir.Server("db", datastore.CopyName), Args: cfg.EtcdArgs, Node: p.Name, Certificates: certificate.Store(dir.TLS()), Log: p.Log,
 			Client: onLoopback(layout.EtcdClientPort), HTTP: onLoopback(layout.EtcdHTTPPort), Peer: netip.AddrPortFrom(p.IP, layout.EtcdPeerPort),
 			Join: addMember(cfg, p, member),
 		})

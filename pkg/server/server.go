@@ -60,9 +60,15 @@ type server struct {
 	cfg       *config.Server
 	member    *join.ServerMembership // nil if it has joined no other servers
 	renewal   *certificate.Renewal
-	datastore datastore.Store
+	datastore own
 	snapshots *snapshot.Snapshots
 	schedule  *snapshot.Component
+}
+
+// own is a server's datastore, of which it saves snapshots.
+type own interface {
+	datastore.Store
+	snapshot.Source
 }
 
 func newServer(cfg *config.Server, p *process.Process, member *join.ServerMembership) (*server, error) {

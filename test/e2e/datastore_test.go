@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
@@ -45,12 +47,14 @@ func datastoreIs(t *testing.T, n *node.Node, version string) {
 }
 
 // A server on SQLite becomes the first of several by one flag: its state is in etcd then, clients that know an old revision list again, and the
-// controller manager can end without the server.
+// controller manager can end without the server. A snapshot of it is restored on an empty machine, and moved back to SQLite there.
 func TestClusterInit(t *testing.T) {
-	ownNodes(t, 1)
+	ownNodes(t, 2)
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	settings(t, file, "")
-	n := node.ForTest(t, node.Options{Args: []string{"--config", file}})
+	cluster := node.ClusterForTest(t)
+	n := cluster.AddForTest(t, node.Options{Args: []string{"--config", file}})
+	fresh := cluster.AddForTest(t, node.Options{Args: []string{"--config", file}})
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +131,66 @@ func TestClusterInit(t *testing.T) {
 	}
 	n.WaitReady(t, 4*time.Minute)
 	datastoreIs(t, n, "etcd")
+
+	out, said, code := n.Polymesh(t, "snapshot", "save", "-o", "json")
+	var info snapshot.Info
+	if err := json.Unmarshal([]byte(out), &info); code != 0 || err != nil || info.Datastore != "etcd" {
+		t.Fatalf("snapshot save ends with %d (%v): %s%s", code, err, out, said)
+	}
+	later, err := n.Client(t).CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "later"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshotFile := filepath.Join(t.TempDir(), info.File)
+	text, err := os.ReadFile(info.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(snapshotFile, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := cluster.PowerOff(n); err != nil {
+		t.Fatal(err)
+	}
+	if out, said, code = fresh.Polymesh(t, "snapshot", "restore", "--config", file, snapshotFile); code != 0 || !strings.Contains(out, "start the server") {
+		t.Fatalf("snapshot restore ends with %d:\n%s%s", code, out, said)
+	}
+	// The restored cluster has what was saved, in etcd and then in SQLite, and no revision that a client of the lost one knows.
+	restored := func(version string) {
+		t.Helper()
+		if err := fresh.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		fresh.WaitReady(t, 4*time.Minute)
+		datastoreIs(t, fresh, version)
+		maps := fresh.Client(t).CoreV1().ConfigMaps("default")
+		if now, err := maps.Get(t.Context(), "before", metav1.GetOptions{}); err != nil || now.UID != made.UID {
+			t.Errorf("the ConfigMap is %v (%v)", now, err)
+		}
+		if _, err := maps.Get(t.Context(), "later", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			t.Errorf("what came after the snapshot: %v", err)
+		}
+		watch, err := maps.Watch(t.Context(), metav1.ListOptions{ResourceVersion: later.ResourceVersion})
+		if err == nil {
+			event := <-watch.ResultChan()
+			err = apierrors.FromObject(event.Object)
+			watch.Stop()
+		}
+		if !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
+			t.Errorf("a watch from the lost revision %s: %v", later.ResourceVersion, err)
+		}
+	}
+	restored("etcd")
+	if _, said, code := fresh.Polymesh(t, "datastore", "move", "--config", file, "--to", "sqlite", "--yes"); code != 1 || !strings.Contains(said, "stop it first") {
+		t.Errorf("a move under a running server ends with %d: %s", code, said)
+	}
+	if err := fresh.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out, said, code := fresh.Polymesh(t, "datastore", "move", "--config", file, "--to", "sqlite", "--yes"); code != 0 {
+		t.Fatalf("datastore move ends with %d:\n%s%s", code, out, said)
+	}
+	restored("kine")
 }
 
 // The cluster's state is in PostgreSQL, which is stopped and started under the running server. The password is in a file.

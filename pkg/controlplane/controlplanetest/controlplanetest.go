@@ -38,6 +38,7 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
@@ -48,21 +49,15 @@ const KubernetesVersion = "v1.36.3"
 // Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. The kubeconfigs of
 // components with their own identity are next to it (controlplane.WriteKubeconfigs). The data is in the test's
 // temporary directory, the API server listens on a free port of 127.0.0.1. args are additional flags of
-// `polymesh server`.
+// `polymesh server`; with --cluster-init the datastore is etcd.
 //
 // A process can have only one control plane (see package controlplane), so the tests of a package that share it are subtests, each
 // in its own namespace.
 func Start(t testing.TB, log *slog.Logger, args ...string) string {
 	t.Helper()
 	dir := t.TempDir()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := free.Addr().(*net.TCPAddr).Port
-	free.Close()
 	flags := config.ServerFlags()
-	if err := flags.Parse(append([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(port),
+	if err := flags.Parse(append([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(free(t).Port()),
 		"--write-kubeconfig", filepath.Join(dir, "kubeconfig")}, args...)); err != nil {
 		t.Fatal(err)
 	}
@@ -76,13 +71,22 @@ func Start(t testing.TB, log *slog.Logger, args ...string) string {
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	db := datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
 	certs := certificate.Store(cfg.DataDir.TLS())
+	var db datastore.Store = datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
+	if cfg.ClusterInit {
+		db = etcd.New(etcd.Options{
+			Dir: cfg.DataDir.Etcd(), SQLite: cfg.DataDir.Server("db", datastore.CopyName), Node: "none", Certificates: certs, Log: log,
+			Client: free(t), HTTP: free(t), Peer: free(t),
+		})
+	}
+	endpoint := db.Endpoint()
+	// It is the only server, and components that elect a leader end the process when they lose it.
+	endpoint.LeaderElect = false
 	joining := join.NewServer(join.Options{
 		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
-		Cluster: join.ClusterOf(cfg), Shared: shared(cfg, certs, db),
+		Cluster: join.ClusterOf(cfg), Shared: shared(cfg, certs, endpoint),
 	})
-	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
+	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
 	m := component.NewManager(log)
 	api := m.Add(controlplane.NewAPIServer(plane), m.Add(db))
 	m.Add(joining, api)
@@ -109,9 +113,9 @@ func Start(t testing.TB, log *slog.Logger, args ...string) string {
 }
 
 // shared is what pkg/server shares with other servers.
-func shared(cfg *config.Server, certs certificate.Store, db datastore.Store) *join.Shared {
+func shared(cfg *config.Server, certs certificate.Store, endpoint datastore.Endpoint) *join.Shared {
 	return &join.Shared{
-		Endpoint: db.Endpoint(), KeyFile: cfg.DataDir.BootstrapKey(), TokenFile: cfg.DataDir.ServerToken(), Settles: true,
+		Endpoint: endpoint, KeyFile: cfg.DataDir.BootstrapKey(), TokenFile: cfg.DataDir.ServerToken(), Settles: true,
 		Bundle: func() (b bootstrap.Bundle, err error) {
 			b.Settings, b.Datastore = cfg.Settings(), bootstrap.External
 			authorities, err := certificate.EnsureAuthorities(certs, time.Now())
@@ -125,6 +129,17 @@ func shared(cfg *config.Server, certs certificate.Store, db datastore.Store) *jo
 			return b, err
 		},
 	}
+}
+
+// free returns an address on which nothing listens.
+func free(t testing.TB) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return netip.MustParseAddrPort(l.Addr().String())
 }
 
 // Client returns a client with a kubeconfig's identity, without rate limit.

@@ -16,6 +16,7 @@ import (
 
 // External is the component "datastore" where that is an etcd outside: the API server connects to it directly.
 type External struct {
+	Outside
 	component.Background
 	endpoint Endpoint
 

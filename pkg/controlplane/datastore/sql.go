@@ -35,6 +35,7 @@ type SQLOptions struct {
 
 // SQL is the component "datastore" on PostgreSQL, MySQL or MariaDB. Each server of a cluster has one, on the same database.
 type SQL struct {
+	Outside
 	opts  SQLOptions
 	log   *slog.Logger
 	kine  kineServer

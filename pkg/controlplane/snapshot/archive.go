@@ -26,6 +26,8 @@ const (
 	// datastoreFolder contains the datastore's files in an archive, configFile the server's config file.
 	datastoreFolder = "datastore"
 	configFile      = "config.yaml"
+	// endpointFile is layout.DataDir.DatastoreEndpoint.
+	endpointFile = "server/cred/datastore.json"
 
 	// The most that a reader accepts, in bytes and files. Only the datastore is large.
 	maxMetadata = 4 << 20
@@ -49,6 +51,8 @@ type Metadata struct {
 	// Datastore is the kind of datastore, Revision its newest revision.
 	Datastore string `json:"datastore"`
 	Revision  int64  `json:"revision"`
+	// Members are the nodes of the members of etcd; empty with another datastore.
+	Members []string `json:"members,omitempty"`
 	// DataDir is where the server had its data. Volumes of local-path are known by paths in it.
 	DataDir string `json:"dataDir"`
 	// Settings are the cluster-wide settings that were not the default, as flags.
@@ -91,7 +95,7 @@ type source struct {
 }
 
 // collect returns the files of a data dir that identify its cluster: authorities and other certificates, keys of Secrets, tokens.
-// Kubeconfigs are left out, because a server writes them at each start.
+// Kubeconfigs and the datastore's endpoint are left out, because a server writes them at each start, and they are of this machine.
 func collect(server string) ([]source, error) {
 	var found []source
 	add := func(file string, entry fs.DirEntry) error {
@@ -103,7 +107,7 @@ func collect(server string) ([]source, error) {
 		if !entry.Type().IsRegular() {
 			return nil
 		}
-		if _, ok := limit(name, 0); !ok {
+		if _, ok := limit(name, 0); !ok || name == endpointFile {
 			return nil
 		}
 		// These are small, and may be replaced while they are read: the copy is of one moment.

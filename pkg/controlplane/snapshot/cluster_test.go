@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -25,7 +25,10 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 
+	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
@@ -81,21 +84,30 @@ func server(t *testing.T, args ...string) (kubeconfig string, stop func()) {
 // A cluster is saved while clients write to it, runs on, and is restored on another data dir with another node name. Clients that ran
 // all the time see the restored state, although they know later revisions.
 func TestRestoredCluster(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := fmt.Sprint(free.Addr().(*net.TCPAddr).Port)
-	free.Close()
+	t.Run("SQLite", func(t *testing.T) { testRestoredCluster(t) })
+	t.Run("etcd", func(t *testing.T) { testRestoredCluster(t, "--cluster-init") })
+}
+
+func testRestoredCluster(t *testing.T, args ...string) {
+	port := fmt.Sprint(free(t, netip.MustParseAddr("127.0.0.1")).Port())
 	old, fresh := newMachine(t, "old"), newMachine(t, "new")
 	run := func(dir layout.DataDir) (*kubernetes.Clientset, string, func()) {
 		t.Helper()
-		kubeconfig, stop := server(t, "--data-dir", string(dir), "--https-listen-port", port, "--secrets-encryption")
+		kubeconfig, stop := server(t, append([]string{"--data-dir", string(dir), "--https-listen-port", port, "--secrets-encryption"}, args...)...)
 		return controlplanetest.Client(t, kubeconfig), kubeconfig, stop
 	}
 	ctx := t.Context()
 	client, kubeconfig, stop := run(old.dir)
 	old.o.Images = imagesInUse(kubeconfig)
+	if len(args) > 0 {
+		endpoint, err := datastore.ReadEndpoint(old.dir.DatastoreEndpoint())
+		if err != nil {
+			t.Fatal(err)
+		}
+		old.o.Datastore = etcd.New(etcd.Options{
+			Dir: old.dir.Etcd(), Certificates: certificate.Store(old.dir.TLS()), Client: netip.MustParseAddrPort(strings.TrimPrefix(endpoint.Servers, "https://")), Log: slog.Default(),
+		})
+	}
 	configMap := func(name, value string) *corev1.ConfigMap {
 		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"test": "snapshot"}}, Data: map[string]string{"value": value}}
 	}

@@ -21,7 +21,6 @@ import (
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/version"
 )
 
@@ -38,6 +37,8 @@ const (
 type Schedule struct {
 	// Cron is a cron expression of five fields, in local time. Empty for no snapshots.
 	Cron string
+	// Healthy returns nil if this server's datastore is complete; nil if it always is. There is no scheduled snapshot while it is not.
+	Healthy func(context.Context) error
 	// Retention is how many snapshots of each automatic name are kept.
 	Retention int
 }
@@ -82,7 +83,7 @@ func (c *Component) Init(context.Context) (err error) {
 func (c *Component) Start(ctx context.Context) error {
 	c.Go(ctx, func(ctx context.Context) {
 		c.finish(ctx)
-		if c.cron == nil || c.snapshots.o.Datastore == nil {
+		if c.cron == nil {
 			<-ctx.Done()
 			return
 		}
@@ -127,6 +128,11 @@ func (c *Component) scheduled(ctx context.Context) {
 
 // once saves a scheduled snapshot and removes old ones.
 func (c *Component) once(ctx context.Context) error {
+	if c.schedule.Healthy != nil {
+		if err := c.schedule.Healthy(ctx); err != nil {
+			return fmt.Errorf("the datastore of this server is not healthy: %w", err)
+		}
+	}
 	info, err := c.snapshots.Save(ctx, Scheduled)
 	if info != nil {
 		c.log.Info("saved a snapshot", "path", info.Path, "bytes", info.Size, "revision", info.Revision)
@@ -151,9 +157,6 @@ func (c *Component) Note(context.Context) string {
 	}
 	if text := c.former.Load(); text != nil {
 		return *text
-	}
-	if c.snapshots.o.Datastore == nil && c.schedule.Cron != "" {
-		return "none are saved: this version has snapshots of SQLite only"
 	}
 	return ""
 }
@@ -229,7 +232,8 @@ func (c *Component) removeFormer(ctx context.Context, n note) error {
 // versionName is the file with the version that used a data dir last.
 const versionName = "version"
 
-// BeforeStart completes an interrupted restore, and saves a snapshot if another version has used the data dir before. It is called
+// BeforeStart completes an interrupted restore, and saves a snapshot if another version has used the data dir before, or if the datastore
+// moves to another one now. It is called
 // with the lock of the data dir, before anything in it is read. With save false there is no snapshot.
 func (s *Snapshots) BeforeStart(ctx context.Context, save bool, log *slog.Logger) error {
 	completed, err := Recover(s.o.DataDir)
@@ -239,6 +243,17 @@ func (s *Snapshots) BeforeStart(ctx context.Context, save bool, log *slog.Logger
 	if completed {
 		log.Info("completed the restore of a snapshot, which was interrupted")
 	}
+	// The server starts normally, so a later reset is another one.
+	if err := os.Remove(resetFlag(s.o.DataDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if c, ok := s.o.Datastore.(Clustered); ok && save && c.Moving() {
+		info, err := s.Save(ctx, BeforeDatastoreMove)
+		if info == nil {
+			return fmt.Errorf("the datastore cannot be saved before it moves to etcd: %w. To move it without a snapshot: --disable-snapshots", err)
+		}
+		log.Info("saved a snapshot before the datastore moves to etcd", "path", info.Path)
+	}
 	file := s.o.DataDir.Server(versionName)
 	last, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -247,9 +262,9 @@ func (s *Snapshots) BeforeStart(ctx context.Context, save bool, log *slog.Logger
 	if string(last) == version.Version {
 		return nil
 	}
-	if used, err := hasDatastore(s.o.DataDir); err != nil {
+	if used, err := hasEntries(s.content()); err != nil {
 		return err
-	} else if used && save && s.o.Datastore != nil {
+	} else if used && save {
 		info, err := s.Save(ctx, BeforeUpgrade)
 		if info == nil {
 			return fmt.Errorf("another version of Polymesh has used %s, and its state cannot be saved before this one changes it: %w. To start without a snapshot: --disable-snapshots", s.o.DataDir, err)
@@ -265,8 +280,8 @@ func (s *Snapshots) BeforeStart(ctx context.Context, save bool, log *slog.Logger
 	return atomicfile.Write(file, []byte(version.Version), 0o600)
 }
 
-func hasDatastore(dir layout.DataDir) (bool, error) {
-	entries, err := os.ReadDir(dir.Server("db"))
+func hasEntries(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}

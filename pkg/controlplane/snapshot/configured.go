@@ -11,16 +11,15 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 )
 
-// Configured returns the snapshots of a server with this configuration. store is its datastore; one that is not a Source has no snapshots.
-func Configured(cfg *config.Server, node string, store any) (*Snapshots, error) {
+// Configured returns the snapshots of a server with this configuration, and this datastore.
+func Configured(cfg *config.Server, node string, store Source) (*Snapshots, error) {
 	o := Options{
 		DataDir: cfg.DataDir, Dir: cfg.Snapshots.Dir, Node: node, ConfigFile: cfg.ConfigFile, Settings: cfg.ClusterFlags,
-		Passphrase: cfg.Snapshots.Passphrase, Images: imagesInUse(cfg.DataDir.Kubeconfig("polymesh")),
+		Datastore: store, Outside: cfg.Datastore.Kind != config.SQLite, Passphrase: cfg.Snapshots.Passphrase, Images: imagesInUse(cfg.DataDir.Kubeconfig("polymesh")),
 	}
 	if o.Dir == "" {
 		o.Dir = DefaultDir(cfg.DataDir)
 	}
-	o.Datastore, _ = store.(Source)
 	if cfg.Snapshots.S3 != nil {
 		var err error
 		if o.Bucket, err = NewBucket(*cfg.Snapshots.S3); err != nil {
@@ -64,12 +63,9 @@ func imagesInUse(kubeconfig string) func(context.Context) ([]string, error) {
 	}
 }
 
-// Before returns a function that saves a snapshot before a step that is named by it. It does nothing if the datastore has no snapshots.
+// Before returns a function that saves a snapshot before a step that is named by it.
 func (s *Snapshots) Before(name string) func(context.Context) error {
 	return func(ctx context.Context) error {
-		if s.o.Datastore == nil {
-			return nil
-		}
 		info, err := s.Save(ctx, name)
 		if info != nil {
 			return nil // it is saved here, if not in S3

@@ -15,13 +15,15 @@ const (
 	BeforeRestore        = "before-restore"
 	BeforeUpgrade        = "before-upgrade"
 	BeforeSecretsEncrypt = "before-secrets-encrypt"
+	BeforeDatastoreMove  = "before-datastore-move"
+	BeforeClusterReset   = "before-cluster-reset"
 )
 
 // OnDemand is the default name of a user's snapshot, as in K3s.
 const OnDemand = "on-demand"
 
 func automatic() []string {
-	return []string{Scheduled, BeforeRestore, BeforeUpgrade, BeforeSecretsEncrypt}
+	return []string{Scheduled, BeforeRestore, BeforeUpgrade, BeforeSecretsEncrypt, BeforeDatastoreMove, BeforeClusterReset}
 }
 
 // A file's name has three parts. None of them can contain the separator: a node's name is a DNS name.

@@ -20,8 +20,11 @@ const (
 	noteName    = "restored.json"
 	// restoredConfig is the config file of the snapshot that was restored last, in the server's folder.
 	restoredConfig = "restored-config.yaml"
-	asidePrefix    = "before-restore-"
+	// resetName is the file that shows that the cluster was reset, until the next normal start. The name is K3s's.
+	resetName = "reset-flag"
 )
+
+func resetFlag(dir layout.DataDir) string { return dir.Server("db", resetName) }
 
 func staging(dir layout.DataDir) string { return dir.Server(stagingName) }
 
@@ -38,15 +41,15 @@ type plan struct {
 var replaced = regexp.MustCompile(`^(db|tls|cred|([a-z]+-)?token)$`)
 
 // plan writes the plan of a staged restore.
-func (s *Snapshots) plan(r *Restored, now time.Time) error {
+func (s *Snapshots) plan(r *Restored, c change, now time.Time) error {
 	dir := s.o.DataDir
-	p := plan{Aside: asidePrefix + now.UTC().Format(timeFormat)}
+	p := plan{Aside: c.before + "-" + now.UTC().Format(timeFormat)}
 	present, err := os.ReadDir(dir.Server())
 	if err != nil {
 		return err
 	}
 	for _, e := range present {
-		if replaced.MatchString(e.Name()) {
+		if replaced.MatchString(e.Name()) && (e.Name() == "db" || !c.inPlace) {
 			p.Out = append(p.Out, e.Name())
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,6 +22,7 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/version"
@@ -45,6 +47,20 @@ type Restored struct {
 	// ConfigDiffers is set if this machine has another config file than the snapshot, or the snapshot's is for another data dir. The
 	// snapshot's is RestoredConfig then.
 	ConfigDiffers bool `json:"configDiffers,omitempty"`
+	// Others are the nodes of the other members of etcd, which have to join again, with empty data dirs.
+	Others []string `json:"otherServers,omitempty"`
+}
+
+// change is what a restore does, besides replacing the datastore.
+type change struct {
+	// before is the name of the snapshot that is saved before, and of the folder for what is replaced.
+	before string
+	// inPlace is set if that snapshot is the one that is restored: the rest of the data dir stays.
+	inPlace bool
+	// sqlite is set if the datastore becomes SQLite.
+	sqlite bool
+	// reset is set if the next start must not do it again.
+	reset bool
 }
 
 // marginPerSecond is more revisions than a cluster can have used in a second, margin the least that is added: a clock may have been set.
@@ -67,6 +83,18 @@ func floor(saved int64, created, now time.Time, present int64) int64 {
 // removed, after a snapshot of it was saved. Once it has begun to replace files, an interrupted restore is completed by the
 // next one, or by the start of the server (Recover).
 func (s *Snapshots) Restore(ctx context.Context, from string) (*Restored, error) {
+	return s.restore(ctx, from, change{before: BeforeRestore})
+}
+
+// ResetTo is Restore, with the mark of Reset.
+func (s *Snapshots) ResetTo(ctx context.Context, from string) (*Restored, error) {
+	if err := s.notReset(); err != nil {
+		return nil, err
+	}
+	return s.restore(ctx, from, change{before: BeforeRestore, reset: true})
+}
+
+func (s *Snapshots) restore(ctx context.Context, from string, c change) (*Restored, error) {
 	path, err := s.find(ctx, from)
 	if err != nil {
 		return nil, err
@@ -75,6 +103,20 @@ func (s *Snapshots) Restore(ctx context.Context, from string) (*Restored, error)
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot be restored: %w. Nothing was changed", path, err)
 	}
+	lock, err := s.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Release()
+	r := &Restored{Metadata: *m, Path: path, ThisNode: s.o.Node}
+	if err := s.replace(ctx, r, c); err != nil {
+		return nil, err
+	}
+	return r, s.restoreConfig(r)
+}
+
+// acquire locks the data dir for a change of its cluster.
+func (s *Snapshots) acquire() (*datadir.Lock, error) {
 	if err := datadir.Check(s.o.DataDir); err != nil {
 		return nil, err
 	}
@@ -85,21 +127,86 @@ func (s *Snapshots) Restore(ctx context.Context, from string) (*Restored, error)
 		}
 		return nil, fmt.Errorf("lock %s: %w. Nothing was changed", s.o.DataDir, err)
 	}
+	_, err = datadir.Claim(s.o.DataDir)
+	if err == nil {
+		_, err = Recover(s.o.DataDir)
+	}
+	if err != nil {
+		lock.Release()
+		return nil, err
+	}
+	return lock, nil
+}
+
+// replace replaces the datastore, and more if the change is not in place, by what is in the snapshot r.Path.
+func (s *Snapshots) replace(ctx context.Context, r *Restored, c change) error {
+	if err := s.stage(ctx, r, c); err != nil {
+		return errors.Join(fmt.Errorf("restore %s: %w. Nothing was changed", r.Path, err), os.RemoveAll(staging(s.o.DataDir)))
+	}
+	if _, err := Recover(s.o.DataDir); err != nil {
+		return fmt.Errorf("restore %s: %w. It is not complete: run the same command again", r.Path, err)
+	}
+	return nil
+}
+
+// Reset makes the member of etcd in the data dir, with its data, the only member of a new cluster. It is for a server that is left when a
+// majority of the members is lost for good. No server may run on the data dir. It saves a snapshot first. A second call fails until the server
+// has started normally, so that a service that resets at each start does not go on forever.
+func (s *Snapshots) Reset(ctx context.Context) (*Restored, error) {
+	return s.inPlace(ctx, change{before: BeforeClusterReset, reset: true}, s.notReset)
+}
+
+// notReset returns an error if the cluster was reset, and has not started since.
+func (s *Snapshots) notReset() error {
+	_, err := os.Stat(resetFlag(s.o.DataDir))
+	if err == nil {
+		return fmt.Errorf("the cluster was reset already: start the server without --cluster-reset. To reset it once more, remove %s first", resetFlag(s.o.DataDir))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// MoveToSQLite moves the cluster from etcd to SQLite. This server has to be the only one, and must not run. It saves a snapshot first.
+func (s *Snapshots) MoveToSQLite(ctx context.Context) (*Restored, error) {
+	return s.inPlace(ctx, change{before: BeforeDatastoreMove, sqlite: true}, func() error {
+		nodes, err := etcd.MemberNodes(s.o.DataDir.Etcd())
+		if err != nil {
+			return err
+		}
+		if len(nodes) > 1 {
+			return fmt.Errorf("etcd has %d members (%s), and SQLite works on one server only: remove the other servers first", len(nodes), strings.Join(nodes, ", "))
+		}
+		return nil
+	})
+}
+
+// inPlace saves a snapshot of a member of etcd, and replaces its data by what is made of that snapshot. check is called first.
+func (s *Snapshots) inPlace(ctx context.Context, c change, check func() error) (*Restored, error) {
+	c.inPlace = true
+	if exists, err := etcd.Exists(s.o.DataDir.Etcd()); err != nil {
+		return nil, err
+	} else if !exists {
+		return nil, fmt.Errorf("there is no member of etcd in %s: this is for a server whose datastore is etcd", s.o.DataDir)
+	}
+	lock, err := s.acquire()
+	if err != nil {
+		return nil, err
+	}
 	defer lock.Release()
-	if _, err := datadir.Claim(s.o.DataDir); err != nil {
-		return nil, err
+	if err := check(); err != nil {
+		return nil, fmt.Errorf("%w. Nothing was changed", err)
 	}
-	if _, err := Recover(s.o.DataDir); err != nil {
-		return nil, err
+	saved, err := s.Save(ctx, c.before)
+	if saved == nil {
+		return nil, fmt.Errorf("%w. Nothing was changed", err)
 	}
-	r := &Restored{Metadata: *m, Path: path, ThisNode: s.o.Node}
-	if err := s.stage(ctx, r); err != nil {
-		return nil, errors.Join(fmt.Errorf("restore %s: %w. Nothing was changed", path, err), os.RemoveAll(staging(s.o.DataDir)))
+	r := &Restored{Path: saved.Path, ThisNode: s.o.Node, Saved: saved}
+	if err != nil {
+		r.SaveError = err.Error()
 	}
-	if _, err := Recover(s.o.DataDir); err != nil {
-		return nil, fmt.Errorf("restore %s: %w. It is not complete: run the same command again", path, err)
-	}
-	return r, s.restoreConfig(r)
+	return r, s.replace(ctx, r, c)
 }
 
 // find returns the path of a snapshot. One that is only in the bucket is downloaded into the folder.
@@ -169,8 +276,18 @@ func (s *Snapshots) fits(m *Metadata) error {
 	if !config.ValidNodeName(m.Node) {
 		return fmt.Errorf("it was not written by Polymesh: %.100q is not the name of a node", m.Node)
 	}
-	if m.Datastore != sqlite {
-		return fmt.Errorf("it has a datastore of kind %.100q, and this version restores %s", m.Datastore, sqlite)
+	file, known := datastoreFiles[m.Datastore]
+	switch own := m.Datastore != datastore.KindOutside; {
+	case !known:
+		return fmt.Errorf("it has a datastore of kind %.100q, which this version cannot restore", m.Datastore)
+	case own && s.o.Outside:
+		return errors.New("its datastore was on the server, and --datastore-endpoint sets one outside: remove that setting, or restore that database with its own tools")
+	case !own:
+		if has, err := hasEntries(s.o.DataDir.Server("db")); err != nil {
+			return err
+		} else if has {
+			return fmt.Errorf("its datastore was outside of the server, and %s has one of its own: use another --data-dir, or remove that cluster with `polymesh reset` first", s.o.DataDir)
+		}
 	}
 	for _, program := range []struct{ name, theirs, ours string }{
 		{"Kubernetes", m.Kubernetes, kubernetes.Get().GitVersion}, {"Polymesh", m.Version, version.Version},
@@ -186,7 +303,7 @@ func (s *Snapshots) fits(m *Metadata) error {
 	if time.Until(m.Created) > maxClockError {
 		return fmt.Errorf("it is from %s, and this machine's clock shows %s: set the clock", m.Created.Format(time.RFC3339), time.Now().UTC().Format(time.RFC3339))
 	}
-	if !slices.ContainsFunc(m.Files, func(f File) bool { return f.Path == datastoreFolder+"/"+datastore.CopyName }) {
+	if file != "" && !slices.ContainsFunc(m.Files, func(f File) bool { return f.Path == datastoreFolder+"/"+file }) {
 		return errors.New("the datastore is not in it")
 	}
 	if !slices.ContainsFunc(m.Files, func(f File) bool { return f.Path == "server/tls/"+filepath.Base(datadir.Authority("")) }) {
@@ -195,7 +312,10 @@ func (s *Snapshots) fits(m *Metadata) error {
 	return nil
 }
 
-// sqlite is the kind of datastore that can be restored.
+// datastoreFiles are the kinds of datastore that can be restored, with their file in a snapshot.
+var datastoreFiles = map[string]string{sqlite: datastore.CopyName, etcd.Kind: etcd.CopyName, datastore.KindOutside: ""}
+
+// sqlite is the kind of SQLite.
 const sqlite = "sqlite"
 
 // isNewer compares versions. A build without one ("dev") is as new as any.
@@ -212,7 +332,7 @@ func isNewer(theirs, ours string) (bool, error) {
 }
 
 // stage prepares all that a restore moves into place, and writes the plan of it. Before that plan is on disk, nothing is replaced.
-func (s *Snapshots) stage(ctx context.Context, r *Restored) error {
+func (s *Snapshots) stage(ctx context.Context, r *Restored, c change) error {
 	dir, folder := s.o.DataDir, staging(s.o.DataDir)
 	if err := atomicfile.MkdirAll(dir.Server(), 0o700); err != nil {
 		return err
@@ -244,18 +364,25 @@ func (s *Snapshots) stage(ctx context.Context, r *Restored) error {
 	if err := sameCluster(dir, folder); err != nil {
 		return err
 	}
+	for _, node := range m.Members {
+		if node != m.Node && node != s.o.Node && config.ValidNodeName(node) {
+			r.Others = append(r.Others, node)
+		}
+	}
+	now := time.Now()
+	if c.inPlace {
+		if err := s.stageDatastore(ctx, r, c, now); err != nil {
+			return err
+		}
+		if err := s.onlyDatastore(); err != nil {
+			return err
+		}
+		return s.plan(r, c, now)
+	}
 	if err := s.saveBefore(ctx, r); err != nil {
 		return err
 	}
-	present, err := datastore.Revision(ctx, dir.Server("db"))
-	if err != nil {
-		present = 0 // there is none, or it is damaged: the elapsed time is what counts then
-	}
-	now := time.Now()
-	if r.Next, err = datastore.Prepare(ctx, filepath.Join(folder, datastoreFolder), floor(m.Revision, m.Created, now, present)); err != nil {
-		return err
-	}
-	if err := os.Rename(filepath.Join(folder, datastoreFolder), filepath.Join(folder, "server", "db")); err != nil {
+	if err := s.stageDatastore(ctx, r, c, now); err != nil {
 		return err
 	}
 	note, err := json.Marshal(note{Snapshot: filepath.Base(r.Path), Node: m.Node, Created: m.Created, Restored: now.UTC()})
@@ -265,7 +392,54 @@ func (s *Snapshots) stage(ctx context.Context, r *Restored) error {
 	if err := atomicfile.Write(filepath.Join(folder, "server", noteName), note, 0o600); err != nil {
 		return err
 	}
-	return s.plan(r, now)
+	return s.plan(r, c, now)
+}
+
+// stageDatastore turns the datastore of the staged snapshot into one that a server can use.
+func (s *Snapshots) stageDatastore(ctx context.Context, r *Restored, c change, now time.Time) (err error) {
+	dir, quiet := filepath.Join(staging(s.o.DataDir), datastoreFolder), slog.New(slog.DiscardHandler)
+	least := floor(r.Revision, r.Created, now, s.present(ctx))
+	switch {
+	case r.Datastore == datastore.KindOutside:
+		return nil
+	case r.Datastore == sqlite:
+		r.Next, err = datastore.Prepare(ctx, dir, least)
+	case c.sqlite:
+		r.Next, err = etcd.ToSQLite(ctx, dir, s.o.DataDir.DatastoreSocket(), least, quiet)
+	default:
+		r.Next, err = etcd.Prepare(dir, least, quiet)
+	}
+	if err != nil {
+		return err
+	}
+	if c.reset {
+		if err := atomicfile.Write(filepath.Join(dir, resetName), nil, 0o600); err != nil {
+			return err
+		}
+	}
+	return os.Rename(dir, filepath.Join(staging(s.o.DataDir), "server", "db"))
+}
+
+// present returns the newest revision of the datastore in the data dir; 0 if there is none, or if it is damaged: the elapsed time is what counts then.
+func (s *Snapshots) present(ctx context.Context) int64 {
+	inSQLite, _ := datastore.Revision(ctx, s.o.DataDir.Server("db"))
+	inEtcd, _ := etcd.Revision(s.o.DataDir.Etcd())
+	return max(inSQLite, inEtcd)
+}
+
+// onlyDatastore removes everything but the datastore from what is staged.
+func (s *Snapshots) onlyDatastore() error {
+	folder := staging(s.o.DataDir)
+	entries, err := os.ReadDir(filepath.Join(folder, "server"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != "db" {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(folder, "server", e.Name())))
+		}
+	}
+	return errors.Join(err, os.RemoveAll(filepath.Join(folder, configFile)))
 }
 
 // sameCluster returns an error if the data dir is another cluster's than the staged snapshot.
@@ -289,7 +463,7 @@ func sameCluster(dir layout.DataDir, folder string) error {
 
 // saveBefore saves a snapshot of the present state. A state that cannot be saved may be why it is replaced, so that is no error.
 func (s *Snapshots) saveBefore(ctx context.Context, r *Restored) error {
-	if _, err := os.Stat(s.o.DataDir.Server("db", datastore.CopyName)); err != nil {
+	if has, err := hasEntries(s.content()); err != nil || !has {
 		return nil
 	}
 	info, err := s.Save(ctx, BeforeRestore)

@@ -25,6 +25,7 @@ import (
 	kubernetes "k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/version"
@@ -39,15 +40,24 @@ type Source interface {
 	Save(ctx context.Context, dir string) (revision int64, err error)
 }
 
+// Clustered is a Source that is one of several copies, each on a server.
+type Clustered interface {
+	// Nodes returns the nodes that have one, given the folder into which Save has written.
+	Nodes(dir string) ([]string, error)
+	// Moving reports whether Save saves another datastore, whose content moves to this one at its next start.
+	Moving() bool
+}
+
 // Options are where snapshots are kept, and what is saved in them.
 type Options struct {
 	DataDir layout.DataDir
 	// Dir is the folder of the snapshots.
 	Dir string
 	// Node is the name of the server's node.
-	Node string
-	// Datastore may be nil for commands that save nothing.
+	Node      string
 	Datastore Source
+	// Outside is set if the server is configured to use a datastore outside, so that it would not use a restored one.
+	Outside bool
 	// ConfigFile is saved if it exists. Settings are the cluster-wide settings that are not the default, as flags.
 	ConfigFile string
 	Settings   []string
@@ -86,6 +96,8 @@ type Info struct {
 	// Node is the node that saved it; a long name is shortened.
 	Node     string   `json:"node"`
 	Location Location `json:"location"`
+	// Datastore is the kind of datastore, see Source; empty if the snapshot is encrypted or in S3.
+	Datastore string `json:"datastore,omitempty"`
 	// Path is its path, or its URL in S3.
 	Path    string    `json:"path"`
 	Created time.Time `json:"created"`
@@ -103,7 +115,7 @@ type Info struct {
 // result is the local snapshot with the error.
 func (s *Snapshots) Save(ctx context.Context, name string) (*Info, error) {
 	// The folder is not created in a data dir without a cluster, which would no longer be taken for an empty one.
-	if _, err := os.Stat(s.o.DataDir.Server("db")); err != nil {
+	if _, err := os.Stat(s.content()); err != nil {
 		return nil, fmt.Errorf("there is no cluster in %s to save: %w", s.o.DataDir, err)
 	}
 	unlock, err := s.lock()
@@ -121,6 +133,14 @@ func (s *Snapshots) Save(ctx context.Context, name string) (*Info, error) {
 		}
 	}
 	return info, nil
+}
+
+// content is the folder that a data dir with a cluster has.
+func (s *Snapshots) content() string {
+	if s.o.Datastore.Kind() == datastore.KindOutside {
+		return s.o.DataDir.TLS()
+	}
+	return s.o.DataDir.Server("db")
 }
 
 // lock creates the folder, and excludes other processes that change it. A data dir that it is in is claimed first, so that it does not
@@ -154,9 +174,6 @@ func (s *Snapshots) lock() (unlock func(), err error) {
 }
 
 func (s *Snapshots) save(ctx context.Context, name string) (*Info, error) {
-	if s.o.Datastore == nil {
-		return nil, errors.New("this server's datastore has no snapshots: use the backup tools of that database")
-	}
 	// A killed process leaves these.
 	if err := removeUnfinished(s.o.Dir); err != nil {
 		return nil, err
@@ -217,6 +234,11 @@ func (s *Snapshots) capture(ctx context.Context, m *Metadata, temp string) ([]so
 		}
 		if m.Revision, err = s.o.Datastore.Save(ctx, temp); err != nil {
 			return nil, err
+		}
+		if c, ok := s.o.Datastore.(Clustered); ok && !c.Moving() {
+			if m.Members, err = c.Nodes(temp); err != nil {
+				return nil, err
+			}
 		}
 		after, err := collect(s.o.DataDir.Server())
 		if err != nil {
@@ -294,7 +316,7 @@ func (s *Snapshots) write(ctx context.Context, m *Metadata, files []source) (*In
 	}
 	return &Info{
 		File: file.String(), Name: m.Name, Node: file.node, Location: Local, Path: target, Created: m.Created, Size: info.Size(),
-		Encrypted: file.encrypted, Version: m.Version, Revision: m.Revision,
+		Encrypted: file.encrypted, Datastore: m.Datastore, Version: m.Version, Revision: m.Revision,
 	}, nil
 }
 
@@ -338,7 +360,7 @@ func (s *Snapshots) List(ctx context.Context) ([]Info, error) {
 			if m, err := s.describe(info.Path); err != nil {
 				info.Problem = err.Error()
 			} else {
-				info.Version, info.Revision = m.Version, m.Revision
+				info.Datastore, info.Version, info.Revision = m.Datastore, m.Version, m.Revision
 			}
 		}
 		all = append(all, info)

@@ -338,7 +338,7 @@ func TestRestoreRefuses(t *testing.T) {
 	}{
 		"newer version":     {m, altered("a", func(m *Metadata) { m.Version = "1.10.0" }), "from a newer version, with Polymesh 1.10.0, and this one has 1.2.0"},
 		"other platform":    {m, altered("b", func(m *Metadata) { m.Platform = "linux/s390x" }), "linux/s390x"},
-		"other datastore":   {m, altered("c", func(m *Metadata) { m.Datastore = "etcd" }), `kind "etcd"`},
+		"other datastore":   {m, altered("c", func(m *Metadata) { m.Datastore = "other" }), `kind "other"`},
 		"from the future":   {m, altered("d", func(m *Metadata) { m.Created = time.Now().Add(48 * time.Hour) }), "set the clock"},
 		"no node":           {m, altered("n", func(m *Metadata) { m.Node = "../secrets" }), `"../secrets" is not the name of a node`},
 		"no datastore":      {m, altered("e", func(m *Metadata) { m.Files = m.Files[:1] }), "the datastore is not in it"},
@@ -410,7 +410,7 @@ func TestInterruptedRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := &Restored{Path: info.Path}
-		if err := copied.stage(t.Context(), r); err != nil {
+		if err := copied.stage(t.Context(), r, change{before: BeforeRestore}); err != nil {
 			t.Fatal(err)
 		}
 		// Before its first step nothing is replaced.
@@ -543,10 +543,6 @@ func TestSaveRefuses(t *testing.T) {
 	if entries, err := os.ReadDir(m.o.Dir); err != nil || len(entries) != 0 {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
-	m.o.Datastore = nil
-	if _, err := m.Save(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "backup tools") {
-		t.Errorf("a datastore without snapshots: %v", err)
-	}
 }
 
 // Whatever was restored when, no client has seen a revision above the floor: a cluster writes less than marginPerSecond.
@@ -619,11 +615,6 @@ func TestBeforeStartOfAnotherVersion(t *testing.T) {
 		}
 	}
 	if err := m.BeforeStart(t.Context(), false, log); err != nil {
-		t.Error(err)
-	}
-	// A datastore without snapshots does not prevent the start, nor a change of keys.
-	version.Version, m.o.Datastore = "1.4.0", nil
-	if err := errors.Join(m.BeforeStart(t.Context(), true, log), m.Before(BeforeSecretsEncrypt)(t.Context())); err != nil {
 		t.Error(err)
 	}
 }
@@ -709,5 +700,67 @@ func TestLongNames(t *testing.T) {
 	r, err := m.Restore(t.Context(), second.File)
 	if err != nil || r.Node != m.o.Node || len(r.Images) != maxImages {
 		t.Errorf("%v, %v", r, err)
+	}
+}
+
+// A snapshot of a server with a datastore outside has all the rest, and is restored on a server of that kind only.
+func TestDatastoreOutside(t *testing.T) {
+	own := newCluster(t, "n1")
+	outside := newCluster(t, "n1")
+	if err := os.RemoveAll(outside.dir.Server("db")); err != nil {
+		t.Fatal(err)
+	}
+	outside.o.Datastore, outside.o.Outside = datastore.Outside{}, true
+	outside.write(t, "{}", outside.dir.DatastoreEndpoint())
+	info := outside.save(t, OnDemand)
+	if info.Datastore != datastore.KindOutside || info.Revision != 0 {
+		t.Errorf("the snapshot is %+v", info)
+	}
+	want := files(t, outside.dir.Server())
+	// Where the datastore is, the server writes down at its start.
+	delete(want, "cred/"+filepath.Base(outside.dir.DatastoreEndpoint()))
+	fresh := newMachine(t, "n2")
+	fresh.o.Datastore = datastore.Outside{}
+	r, err := fresh.Restore(t.Context(), info.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "restored", files(t, fresh.dir.Server()), want)
+	// The snapshot's config file is for another data dir.
+	if !r.ConfigDiffers || r.Next != 0 {
+		t.Errorf("restored: config differs %v, next revision %d", r.ConfigDiffers, r.Next)
+	}
+	if _, err := os.Stat(fresh.dir.Server("db")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a datastore was made: %v", err)
+	}
+	if _, err := own.Restore(t.Context(), info.Path); err == nil || !strings.Contains(err.Error(), "has one of its own") {
+		t.Errorf("over a datastore: %v", err)
+	}
+	if _, err := outside.Restore(t.Context(), own.save(t, OnDemand).Path); err == nil || !strings.Contains(err.Error(), "--datastore-endpoint") {
+		t.Errorf("a datastore that would not be used: %v", err)
+	}
+	// Its keys are saved before an upgrade too.
+	if err := outside.BeforeStart(t.Context(), true, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := outside.List(t.Context()); err != nil || len(all) != 2 {
+		t.Errorf("%v, %v", all, err)
+	}
+}
+
+// There is no scheduled snapshot of a datastore that is not complete.
+func TestScheduledOnlyWhileHealthy(t *testing.T) {
+	m := newCluster(t, "n1")
+	healthy := errors.New("etcd has no leader")
+	c := NewComponent(m.Snapshots, Schedule{Cron: "0 */12 * * *", Retention: 2, Healthy: func(context.Context) error { return healthy }}, "", slog.New(slog.DiscardHandler))
+	if err := c.once(t.Context()); err == nil || !strings.Contains(err.Error(), "etcd has no leader") {
+		t.Errorf("error is %v", err)
+	}
+	healthy = nil
+	if err := c.once(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if all, err := m.List(t.Context()); err != nil || len(all) != 1 {
+		t.Errorf("%v, %v", all, err)
 	}
 }

@@ -161,6 +161,7 @@ enabled: true
 env:
   OTHER: "1"
   PILOT_ENABLE_METADATA_EXCHANGE: "true"
+replicaCount: 0
 resources:
   requests:
     cpu: 100m

@@ -33,6 +33,7 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
 
@@ -51,9 +52,9 @@ type Options struct {
 	Join func(ctx context.Context, self Peer) ([]Peer, error)
 	// SQLite is a database of kine's. If it is there, and the member has no data, the cluster's state moves from it to etcd.
 	SQLite string
-	// Quota is the size of the database, in bytes, above which writes fail. 0 is DefaultQuota.
-	Quota int64
-	Log   *slog.Logger
+	// Args are the administrator's settings. Their Quota is DefaultQuota if it is 0.
+	Args config.EtcdArgs
+	Log  *slog.Logger
 }
 
 // Peer is a member's name, and its address for other members, https://HOST:PORT.
@@ -62,8 +63,12 @@ type Peer struct {
 	URL  string `json:"url"`
 }
 
-// DefaultQuota is etcd's own.
-const DefaultQuota = 2 << 30
+const (
+	// DefaultQuota is etcd's own.
+	DefaultQuota = 2 << 30
+	// maxQuota is the most that etcd recommends (https://etcd.io/docs/v3.6/dev-guide/limit/).
+	maxQuota = 8 << 30
+)
 
 const (
 	// The timing for one member is etcd's default. With several, on machines that do other work too, a busy disk must not look like the
@@ -91,11 +96,15 @@ type Etcd struct {
 
 	// stall is how long a learner may make no progress; stallTimeout, except in tests.
 	stall time.Duration
+	// promote is how often the leader tries to promote learners; promoteInterval, except in tests.
+	promote time.Duration
 
 	server     atomic.Pointer[embed.Etcd]
 	removed    atomic.Bool // the cluster has removed this member
 	stopping   atomic.Bool
 	leaderless atomic.Pointer[time.Time] // since when it knows no leader; nil while it knows one
+	foreign    atomic.Bool               // the other members belong to another cluster
+	stranger   atomic.Bool               // a member of another cluster connects to this one
 
 	mu      sync.Mutex
 	client  *clientv3.Client
@@ -111,10 +120,10 @@ var (
 
 // New returns a member that has not started.
 func New(o Options) *Etcd {
-	if o.Quota == 0 {
-		o.Quota = DefaultQuota
+	if o.Args.Quota == 0 {
+		o.Args.Quota = DefaultQuota
 	}
-	e := &Etcd{opts: o, failed: make(chan error, 1), stall: stallTimeout}
+	e := &Etcd{opts: o, failed: make(chan error, 1), stall: stallTimeout, promote: promoteInterval}
 	e.log = o.Log.With("component", e.Name())
 	return e
 }
@@ -166,9 +175,20 @@ type identity struct {
 	Removed bool `json:"removed,omitempty"`
 }
 
+// identityName is the name of its file.
 const identityName = "identity.json"
 
 func (e *Etcd) identityFile() string { return filepath.Join(e.opts.Dir, identityName) }
+
+// NodeOf returns the name of the node whose member has its data in dir; empty if there is none, or if it has not started yet.
+func NodeOf(dir string) string {
+	text, err := os.ReadFile(filepath.Join(dir, identityName))
+	var id identity
+	if err != nil || json.Unmarshal(text, &id) != nil {
+		return ""
+	}
+	return Member{Name: id.Name}.Node()
+}
 
 // MemberName returns the member's name. It is made up at the first call, and kept.
 func (e *Etcd) MemberName() (string, error) {
@@ -227,6 +247,12 @@ func (e *Etcd) config(id identity, dir string, join []Peer) (*embed.Config, erro
 	if id.Shared || len(join) > 0 {
 		cfg.TickMs, cfg.ElectionMs = sharedTick, sharedElection
 	}
+	if e.opts.Args.Heartbeat > 0 {
+		cfg.TickMs, cfg.ElectionMs = e.opts.Args.Heartbeat, e.opts.Args.Election
+	}
+	if e.opts.Args.SnapshotCount > 0 {
+		cfg.SnapshotCount = e.opts.Args.SnapshotCount
+	}
 	for _, l := range []struct {
 		urls *[]url.URL
 		addr netip.AddrPort
@@ -245,7 +271,7 @@ func (e *Etcd) config(id identity, dir string, join []Peer) (*embed.Config, erro
 	}
 	cfg.ClientTLSInfo, cfg.PeerTLSInfo = info, info
 	cfg.CipherSuites = certificate.CipherSuites()
-	cfg.QuotaBackendBytes = e.opts.Quota
+	cfg.QuotaBackendBytes = e.opts.Args.Quota
 	cfg.AuthToken = "" // clients have certificates
 	// NewConfig leaves it at 0, and then each request is logged as slow.
 	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
@@ -310,6 +336,13 @@ func (e *Etcd) startEtcd(cfg *embed.Config) (server *embed.Etcd, err error) {
 // close stops a member. etcd logs the end of its listeners as an error.
 func (e *Etcd) close(server *embed.Etcd) {
 	e.stopping.Store(true)
+	// Until a member is ready, for which it needs a majority, its listeners wait for that or for the end of the server, and Close waits for
+	// them first (serve and Close in etcd's embed): without a majority it would never return.
+	select {
+	case <-server.Server.ReadyNotify():
+	default:
+		server.Server.Stop()
+	}
 	server.Close()
 	e.stopping.Store(false)
 }
@@ -320,8 +353,15 @@ func (e *Etcd) run(ctx context.Context, server *embed.Etcd, client *clientv3.Cli
 		_ = client.Close()
 		e.close(server)
 	}()
+	ctx, end := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	defer func() {
+		end()
+		wait.Wait()
+	}()
+	wait.Go(func() { e.care(ctx, client) })
 	first := server.Server.ReadyNotify()
-	promote := time.NewTicker(promoteInterval)
+	promote := time.NewTicker(e.promote)
 	defer promote.Stop()
 	// etcd reports a new leader, but not the loss of one.
 	leader, learners := time.NewTicker(leaderInterval), time.NewTicker(min(learnerInterval, e.stall))
@@ -437,7 +477,7 @@ func (e *Etcd) disarm(ctx context.Context, client *clientv3.Client) error {
 		if a.Alarm != etcdserverpb.AlarmType_NOSPACE || a.MemberID != self {
 			continue
 		}
-		e.log.Warn("the datastore has reached its quota: compacting and defragmenting it", "bytes", server.Backend().Size(), "quota", e.opts.Quota)
+		e.log.Warn("the datastore has reached its quota: compacting and defragmenting it", "bytes", server.Backend().Size(), "quota", e.opts.Args.Quota)
 		status, err := client.Status(ctx, e.Endpoint().Servers)
 		if err != nil {
 			return fmt.Errorf("read etcd's revision: %w", err)
@@ -449,8 +489,8 @@ func (e *Etcd) disarm(ctx context.Context, client *clientv3.Client) error {
 		if _, err := client.Defragment(ctx, e.Endpoint().Servers); err != nil {
 			return fmt.Errorf("defragment etcd: %w", err)
 		}
-		if size := server.Backend().Size(); size*100 > e.opts.Quota*fullPercent {
-			return fmt.Errorf("the datastore is full: %d MB of %d MB are in use after a defragmentation, and writes fail", size>>20, e.opts.Quota>>20)
+		if size := server.Backend().Size(); size*100 > e.opts.Args.Quota*fullPercent {
+			return fmt.Errorf("the datastore is full: %d MB of %d MB are in use after a defragmentation, and writes fail", size>>20, e.opts.Args.Quota>>20)
 		}
 		if _, err := client.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: self, Alarm: etcdserverpb.AlarmType_NOSPACE}); err != nil {
 			return fmt.Errorf("end etcd's alarm: %w", err)
@@ -488,8 +528,8 @@ func (e *Etcd) Ready(ctx context.Context) error {
 		}
 	}
 	note := ""
-	if size := server.Server.Backend().SizeInUse(); size*100 > e.opts.Quota*fullPercent {
-		note = fmt.Sprintf("the datastore has %d MB, %d %% of its quota of %d MB: writes fail above it", size>>20, size*100/e.opts.Quota, e.opts.Quota>>20)
+	if size := server.Server.Backend().SizeInUse(); size*100 > e.opts.Args.Quota*fullPercent {
+		note = fmt.Sprintf("the datastore has %d MB, %d %% of its quota of %d MB: writes fail above it", size>>20, size*100/e.opts.Args.Quota, e.opts.Args.Quota>>20)
 	}
 	e.mu.Lock()
 	e.note = note
@@ -504,6 +544,9 @@ func (e *Etcd) noMajority(ctx context.Context, err error) error {
 		return fmt.Errorf("etcd: %w", err)
 	}
 	members := server.Cluster().Members()
+	if e.foreign.Load() {
+		return fmt.Errorf("the other members of etcd belong to another cluster, which was made by a restore or a reset since: `polymesh reset` this server, and join it again with --server: %w", err)
+	}
 	return fmt.Errorf("etcd has no leader: a majority of its %d members must run and be reachable on port %d: %w", len(members), e.opts.Peer.Port(), err)
 }
 

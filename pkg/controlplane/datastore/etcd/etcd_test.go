@@ -30,6 +30,8 @@ type server struct {
 	opts Options
 	// stall is how long a learner may make no progress; 0 for the default.
 	stall time.Duration
+	// promote is how often it tries to promote learners; 0 for the default.
+	promote time.Duration
 	*Etcd
 }
 
@@ -83,6 +85,9 @@ func (s *server) start(t *testing.T) {
 	e := New(s.opts)
 	if s.stall > 0 {
 		e.stall = s.stall
+	}
+	if s.promote > 0 {
+		e.promote = s.promote
 	}
 	s.Etcd = e
 	if err := e.Init(t.Context()); err != nil {
@@ -333,7 +338,7 @@ func TestThreeMembers(t *testing.T) {
 // A database at its quota accepts writes again after a restart, if it can be made smaller.
 func TestQuota(t *testing.T) {
 	s := servers(t, "a")[0]
-	s.opts.Quota = 8 << 20
+	s.opts.Args.Quota = 8 << 20
 	s.start(t)
 	s.ready(t)
 	c := s.client(t)

@@ -12,33 +12,43 @@ import (
 
 // zap returns a logger whose warnings and errors go to the server's log. What etcd considers fatal panics, so that a failed start can
 // return it.
-func (e *Etcd) zap() *zap.Logger {
-	return zap.New(&core{log: e.log, etcd: e}, zap.WithFatalHook(zapcore.WriteThenPanic))
+func (e *Etcd) zap() *zap.Logger { return e.zapAbove(zapcore.WarnLevel) }
+
+// zapErrors is the level for work on a copy, whose warnings are about a cluster that is not there.
+const zapErrors = zapcore.ErrorLevel
+
+func (e *Etcd) zapAbove(lowest zapcore.Level) *zap.Logger {
+	return zap.New(&core{log: e.log, etcd: e, lowest: lowest}, zap.WithFatalHook(zapcore.WriteThenPanic))
 }
 
 // core is a zapcore.Core on slog.
 type core struct {
-	log    *slog.Logger
-	etcd   *Etcd
+	log  *slog.Logger
+	etcd *Etcd
+	// lowest is the level from which etcd logs for the user: an idle member writes several entries a minute for information.
+	lowest zapcore.Level
 	fields []zapcore.Field
 }
-
-// lowest is the level from which etcd logs for the user: an idle member writes several entries a minute for information.
-const lowest = zapcore.WarnLevel
 
 // removedMessage is how etcd says that this member was removed (etcdserver/server.go, and rafthttp/util.go for one that was away meanwhile).
 const removedMessage = "the member has been permanently removed from the cluster"
 
+// Members of different clusters report it many times a second: the one that sends (rafthttp/util.go and stream.go), and the one that
+// rejects the request (rafthttp/http.go).
+var foreignMessages = []string{"request sent was ignored due to cluster ID mismatch", "request sent was ignored by remote peer due to cluster ID mismatch"}
+
+const strangerMessage = "request cluster ID mismatch"
+
 // expected are entries about what is no problem: a learner tries to publish its name in a tight loop until it is promoted (publishV3 in
-// etcdserver/server.go), and Promote tries again until it may.
-var expected = []string{"failed to publish local member to cluster", "rejecting promote learner"}
+// etcdserver/server.go), Promote tries again until it may, and data from a snapshot have no term until the first write.
+var expected = []string{"failed to publish local member to cluster", "rejecting promote learner", "failed to update storage version"}
 
 // Enabled implements zapcore.Core.
-func (*core) Enabled(l zapcore.Level) bool { return l >= lowest }
+func (c *core) Enabled(l zapcore.Level) bool { return l >= c.lowest }
 
 // With implements zapcore.Core.
 func (c *core) With(fields []zapcore.Field) zapcore.Core {
-	return &core{c.log, c.etcd, append(append([]zapcore.Field{}, c.fields...), fields...)}
+	return &core{c.log, c.etcd, c.lowest, append(append([]zapcore.Field{}, c.fields...), fields...)}
 }
 
 // Check implements zapcore.Core.
@@ -58,6 +68,10 @@ func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	cause, _ := encoder.Fields["error"].(string)
 	if strings.Contains(e.Message, removedMessage) || strings.Contains(cause, removedMessage) {
 		c.etcd.removed.Store(true)
+	}
+	// Once is enough.
+	if slices.Contains(foreignMessages, e.Message) && c.etcd.foreign.Swap(true) || e.Message == strangerMessage && c.etcd.stranger.Swap(true) {
+		return nil
 	}
 	if slices.ContainsFunc(expected, func(prefix string) bool { return strings.HasPrefix(e.Message, prefix) }) || c.etcd.stopping.Load() {
 		return nil

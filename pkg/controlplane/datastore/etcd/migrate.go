@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,7 +12,6 @@ import (
 
 	_ "github.com/mattn/go-sqlite3" // the driver, also used by kine
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 )
@@ -64,25 +62,12 @@ func (e *Etcd) migrate(ctx context.Context) error {
 	if err := atomicfile.MkdirAll(work, 0o700); err != nil {
 		return err
 	}
-	id, err := e.identity()
+	revision, keys, err := e.copy(ctx, filepath.Join(work, "copy"), filepath.Join(work, "snapshot"))
 	if err != nil {
 		return err
 	}
-	revision, keys, err := e.copy(ctx, id, filepath.Join(work, "copy"), filepath.Join(work, "snapshot"))
-	if err != nil {
-		return err
-	}
-	self := e.peer(id.Name)
 	restored := filepath.Join(work, "restored")
-	err = snapshot.NewV3(e.zap()).Restore(snapshot.RestoreConfig{
-		SnapshotPath: filepath.Join(work, "snapshot"), OutputDataDir: restored, Name: self.Name, PeerURLs: []string{self.URL},
-		InitialCluster: self.Name + "=" + self.URL, InitialClusterToken: self.Name,
-		RevisionBump: uint64(revision + revisionGap), MarkCompacted: true,
-	})
-	if err != nil {
-		return fmt.Errorf("write the data of etcd: %w", err)
-	}
-	if err := atomicfile.SyncFilesystem(restored); err != nil {
+	if err := e.restore(filepath.Join(work, "snapshot"), restored, revision+revisionGap); err != nil {
 		return err
 	}
 	if err := atomicfile.Rename(filepath.Join(restored, "member"), filepath.Join(e.opts.Dir, "member")); err != nil {
@@ -131,39 +116,23 @@ func openSQLite(file string) (*sql.DB, error) {
 }
 
 // copy writes the newest value of each key into a new member in dir, and a snapshot of that into file. It returns the last revision.
-func (e *Etcd) copy(ctx context.Context, id identity, dir, file string) (revision int64, keys int, err error) {
-	cfg, err := e.config(id, dir, nil)
+func (e *Etcd) copy(ctx context.Context, dir, file string) (revision int64, keys int, err error) {
+	o, err := e.offline(ctx, dir, false)
 	if err != nil {
 		return 0, 0, err
 	}
-	// Only the snapshot has to be on disk.
-	cfg.UnsafeNoFsync = true
-	server, err := e.startEtcd(cfg)
-	if err != nil {
-		return 0, 0, fmt.Errorf("start an etcd for the migration: %w", err)
-	}
-	defer e.close(server)
-	select {
-	case <-server.Server.ReadyNotify():
-	case <-ctx.Done():
-		return 0, 0, fmt.Errorf("start an etcd for the migration: %w", context.Cause(ctx))
-	}
-	client, err := e.Endpoint().Client()
-	if err != nil {
-		return 0, 0, err
-	}
-	defer client.Close()
-	if revision, keys, err = copyRows(ctx, e.opts.SQLite, client); err != nil {
+	defer o.close()
+	if revision, keys, err = copyRows(ctx, e.opts.SQLite, o.client); err != nil {
 		return 0, 0, fmt.Errorf("copy %s into etcd: %w", e.opts.SQLite, err)
 	}
-	count, err := client.Get(ctx, "/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	count, err := o.client.Get(ctx, "/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err == nil && count.Count != int64(keys) {
 		err = fmt.Errorf("%d keys were written, and %d are there", keys, count.Count)
 	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("check the copy of %s: %w", e.opts.SQLite, err)
 	}
-	return revision, keys, save(ctx, client, file)
+	return revision, keys, o.save(file)
 }
 
 // current are the rows of kine's table that are the present state (its pkg/drivers/generic): the newest of each key, unless that
@@ -228,19 +197,4 @@ func copyRows(ctx context.Context, file string, client *clientv3.Client) (revisi
 		return 0, 0, err
 	}
 	return revision, keys, nil
-}
-
-// save writes a snapshot, with its checksum, to a file.
-func save(ctx context.Context, client *clientv3.Client, file string) (err error) {
-	stream, err := client.Snapshot(ctx)
-	if err != nil {
-		return fmt.Errorf("read a snapshot of etcd: %w", err)
-	}
-	defer stream.Close()
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(f, stream)
-	return errors.Join(err, f.Sync(), f.Close())
 }
