@@ -296,8 +296,10 @@ func TestAgents(t *testing.T) {
 					return false, fmt.Sprintf("from outside, %s on %s answers %s (%v)", poolAddress, by, out, err)
 				}
 				neighbor, _ := server.OutsideCommand(t.Context(), "ip", "neighbor", "show", poolAddress).Output()
-				link, _ := agents[by].Command(t.Context(), "cat", "/sys/class/net/eth0/address").Output()
-				mac := strings.TrimSpace(string(link))
+				// Not from /sys, which is the test's own.
+				link, _ := agents[by].Command(t.Context(), "ip", "-o", "link", "show", "eth0").Output()
+				_, mac, _ := strings.Cut(string(link), "link/ether ")
+				mac, _, _ = strings.Cut(mac, " ")
 				return mac != "" && strings.Contains(string(neighbor), mac), fmt.Sprintf("outside, the neighbor is %s, want %s of %s", neighbor, mac, by)
 			})
 			return by
