@@ -614,9 +614,7 @@ func grownStages() []stage {
 // growthMatrix has the times of the probe, in milliseconds, at rest and while the pods were created.
 func growthMatrix() matrix {
 	m := matrix{heads: []string{"p99 of the probe, ms"}}
-	for _, kind := range probeKinds {
-		m.heads = append(m.heads, kind)
-	}
+	m.heads = append(m.heads, probeKinds...)
 	for _, kind := range probeKinds {
 		m.heads = append(m.heads, kind+" while pods start")
 	}
