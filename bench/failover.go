@@ -7,10 +7,8 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -173,7 +171,7 @@ func (b *bench) failoverCluster(ctx context.Context, count int, f func(context.C
 		var o node.Options
 		switch {
 		case i > 0:
-			o.Args = []string{"--server", "https://" + servers[0].Address() + ":6443", "--token-file", servers[0].Layout().Server("token")}
+			o = node.Options{Joins: servers[0], Serves: true}
 		case count > 1:
 			o.Args = []string{"--cluster-init"}
 		}
@@ -436,19 +434,6 @@ func (w *writes) run(ctx context.Context, client kubernetes.Interface) {
 		_ = wait(ctx, writePace)
 	}
 	w.longest = max(w.longest, time.Since(last))
-}
-
-// serverHas reports whether `polymesh server` of the program has a flag.
-func serverHas(ctx context.Context, flag string) (bool, error) {
-	program, err := node.Program()
-	if err != nil {
-		return false, err
-	}
-	out, err := exec.CommandContext(ctx, program, "server", "--help").CombinedOutput()
-	if err != nil {
-		return false, fmt.Errorf("polymesh server --help: %w: %s", err, out)
-	}
-	return slices.Contains(strings.Fields(string(out)), flag), nil
 }
 
 // failoverRows are what was lost.

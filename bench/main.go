@@ -42,7 +42,6 @@ type part struct {
 	measure func(context.Context) error
 	images  []string // scripts that build the images and programs it uses
 	large   bool     // only with -large
-	needs   string   // a flag that `polymesh server` must have
 }
 
 const (
@@ -63,7 +62,7 @@ func (b *bench) parts() []part {
 		{name: "network: pods of two nodes", measure: b.network, images: []string{programs}},
 		{name: "failover: the only server", measure: b.failoverServer},
 		{name: "failover: an agent", measure: b.failoverAgent},
-		{name: "failover: three servers", measure: b.failoverServers, needs: "--server"},
+		{name: "failover: three servers", measure: b.failoverServers},
 		{name: "growth: 10 hollow nodes", measure: b.hollow(hollowSizes[0]), images: []string{programs}},
 		{name: "growth: 1,000 pods of kwok", measure: b.fakes(fakeSizes[0]), images: []string{programs}},
 		{name: "growth: 5,000 pods of kwok", measure: b.fakes(fakeSizes[1]), images: []string{programs}},
@@ -131,19 +130,6 @@ func run(ctx context.Context, o options) error {
 	chosen := slices.DeleteFunc(b.parts(), func(p part) bool { return !strings.Contains(p.name, o.only) || p.large && !o.large })
 	if len(chosen) == 0 {
 		return fmt.Errorf("no part has %q in its name", o.only)
-	}
-	for _, p := range chosen {
-		if p.needs == "" {
-			continue
-		}
-		has, err := serverHas(ctx, p.needs)
-		if err != nil {
-			return err
-		}
-		if !has {
-			b.say("%s: polymesh server of this version has no %s", p.name, p.needs)
-			chosen = slices.DeleteFunc(slices.Clone(chosen), func(other part) bool { return other.name == p.name })
-		}
 	}
 	// Building is not measured, so it is done before.
 	var scripts []string

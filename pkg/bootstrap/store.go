@@ -94,6 +94,18 @@ func (s Store) Sealed(ctx context.Context, id string) (bundle, key []byte, err e
 	return bundle, key, nil
 }
 
+// Bundle returns the sealed bundle. It is ErrNone if there is none.
+func (s Store) Bundle(ctx context.Context) ([]byte, error) {
+	sealed, revision, err := s.get(ctx, bundlePath)
+	if err != nil {
+		return nil, fmt.Errorf("read what the servers share: %w", err)
+	}
+	if revision == 0 {
+		return nil, ErrNone
+	}
+	return sealed, nil
+}
+
 // Open returns the bundle and its key, for the holder of a token.
 func (s Store) Open(ctx context.Context, t token.Token) (Bundle, Key, error) {
 	bundle, wrapped, err := s.Sealed(ctx, t.ID)
@@ -105,12 +117,9 @@ func (s Store) Open(ctx context.Context, t token.Token) (Bundle, Key, error) {
 
 // Read returns the bundle for a server that has the key. It is ErrNone if there is none.
 func (s Store) Read(ctx context.Context, key Key) (Bundle, error) {
-	sealed, revision, err := s.get(ctx, bundlePath)
+	sealed, err := s.Bundle(ctx)
 	if err != nil {
-		return Bundle{}, fmt.Errorf("read what the servers share: %w", err)
-	}
-	if revision == 0 {
-		return Bundle{}, ErrNone
+		return Bundle{}, err
 	}
 	return Open(key, sealed)
 }

@@ -162,7 +162,12 @@ func issue(store Store, l leaf, ca *tls.Certificate, now time.Time) error {
 		return err
 	}
 	names, ips := split(l.hosts)
-	text, err := signed(template(l.subject, l.usage, names, ips, ca.Leaf, now), ca.Leaf, key.Public(), ca.PrivateKey)
+	t := template(l.subject, l.usage, names, ips, ca.Leaf, now)
+	if l.name == Kubelet {
+		// As for other nodes: whether it is older than the removal of a node of that name is seen by this time (pkg/join).
+		t.NotBefore = now.Add(-NodeBackdate)
+	}
+	text, err := signed(t, ca.Leaf, key.Public(), ca.PrivateKey)
 	if err != nil {
 		return err
 	}

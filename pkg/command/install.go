@@ -75,6 +75,14 @@ alone. ` + "`polymesh uninstall`" + ` undoes it.`,
 					return errors.New("this machine's service is an agent: give --server or POLYMESH_URL again, or name the role: `polymesh install server`")
 				}
 			}
+			if settings != nil && len(settings.Args) == 0 && len(settings.Environment) == 0 {
+				// The role alone is no setting, if it is the installed one.
+				if role, err := thisMachine().Role(); err != nil {
+					return err
+				} else if role == settings.Role {
+					settings = nil
+				}
+			}
 			opts.Settings = settings
 			if opts.File, err = payload.Shipped(); err != nil {
 				return err

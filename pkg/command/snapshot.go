@@ -323,7 +323,7 @@ func sayOthers(say func(string, ...any), r *snapshot.Restored) {
 	if len(r.Others) == 0 {
 		return
 	}
-	say("This server is the only member of etcd now. Its other servers (%s) must not start with their old data: on each of them run `polymesh reset`, and when this server runs, `polymesh kubectl delete node NAME` here for each; then start them with --server.", strings.Join(r.Others, ", "))
+	say("This server is the only member of etcd now. Its other servers (%s) must not start with their old data: on each of them run `polymesh reset --force`, and when this server runs, `polymesh node remove NAME` here for each; then start them with --server.", strings.Join(r.Others, ", "))
 }
 
 func snapshotPrune() *cobra.Command {

@@ -19,7 +19,12 @@ func (s *Server) Settings() []string {
 
 // Adopt returns the configuration with the cluster's settings, which another server's Settings returned. It is an error if a setting was
 // given here with another value.
-func (s *Server) Adopt(cluster []string) (*Server, error) {
+func (s *Server) Adopt(cluster []string) (*Server, error) { return s.adopt(cluster, false) }
+
+// Replace is Adopt for the server whose settings are to be the cluster's: those that were given here win.
+func (s *Server) Replace(cluster []string) (*Server, error) { return s.adopt(cluster, true) }
+
+func (s *Server) adopt(cluster []string, replace bool) (*Server, error) {
 	values := map[string][]string{}
 	for _, setting := range cluster {
 		name, value, _ := strings.Cut(setting, "=")
@@ -32,7 +37,7 @@ func (s *Server) Adopt(cluster []string) (*Server, error) {
 	for _, name := range clusterFlags() {
 		flag := s.flags.Lookup(name)
 		have, want := settings(flag), settings(flag)
-		if values, ok := values[name]; ok {
+		if values, ok := values[name]; ok && !(replace && flag.Changed) {
 			if err := set(flag, values); err != nil {
 				return nil, fmt.Errorf("the cluster's setting %s: %w", name, plain(err))
 			}

@@ -120,13 +120,13 @@ func (r *raw) checkServerJoining(s *Server) error {
 	case s.Server != "" && s.ClusterInit:
 		return fmt.Errorf("--server joins a cluster, and --cluster-init begins one: remove one of them")
 	case s.Server != "" && s.DatastoreSync != SyncFull:
-		return fmt.Errorf("--datastore-sync is for SQLite, which one server alone can use: remove it, or --server")
+		return fmt.Errorf("--datastore-sync is for SQLite, which only one server can use: remove it, or --server")
 	case s.Token.ID == "":
 		return nil
 	case s.Server == "" && s.Datastore.Kind == SQLite:
 		return fmt.Errorf("a token is for a server that joins others: give --server, too. The first server of a cluster makes its tokens itself: see %s", s.DataDir.ServerToken())
 	case s.Token.Role() != token.Server:
-		return fmt.Errorf("the token is one for agents, and a server has to have a server's: on a server of the cluster, `cat %s` or `polymesh token create --role server` print one", layout.DefaultDataDir.ServerToken())
+		return fmt.Errorf("the token is one for agents, and a server has to have a server's: on a server of the cluster, `cat %s` or `polymesh token create --role server` print one. A single server on SQLite has none: start it once with --cluster-init", layout.DefaultDataDir.ServerToken())
 	}
 	return nil
 }

@@ -11,7 +11,7 @@ import (
 
 // files are the settings that name files or folders. A relative name in them is meant from the folder in which the user is.
 var files = []string{"config", "data-dir", "token-file", "write-kubeconfig", "resolv-conf", "audit-policy-file", "image-policy-key",
-	"snapshot-dir", "snapshot-passphrase-file", "s3-endpoint-ca", "s3-access-key-file", "s3-secret-key-file",
+	"private-registry", "snapshot-dir", "snapshot-passphrase-file", "s3-endpoint-ca", "s3-access-key-file", "s3-secret-key-file",
 	"datastore-endpoint-file", "datastore-cafile", "datastore-certfile", "datastore-keyfile"}
 
 // secretFlags are settings that other users must not read, or that may contain a password: an environment can be private, a command line cannot.

@@ -513,8 +513,8 @@ func TestServerJoins(t *testing.T) {
 		"--server joins a cluster, and --cluster-init begins one": {"--server", "https://192.0.2.1", "--cluster-init"},
 		"give --server, too":          {"--token", valid.String()},
 		"the token is one for agents": {"--server", "https://192.0.2.1", "--token", agents.String()},
-		"--datastore-sync is for SQLite, which one server alone can use": {"--server", "https://192.0.2.1", "--datastore-sync", "normal"},
-		"is not the URL of a server":                                     {"--server", "192.0.2.1"},
+		"--datastore-sync is for SQLite, which only one server can use": {"--server", "https://192.0.2.1", "--datastore-sync", "normal"},
+		"is not the URL of a server":                                    {"--server", "192.0.2.1"},
 	} {
 		_, err := parse(args...)
 		wantError(t, strings.Join(args[:1], " "), err, want)
@@ -543,6 +543,16 @@ func TestServerJoins(t *testing.T) {
 	}
 	_, err = other.Adopt(first.Settings())
 	wantError(t, "other settings", err, "here --cluster-cidr=10.60.0.0/16, in the cluster --cluster-cidr=10.50.0.0/16; here --disable=coredns, in the cluster --disable=istio --disable=servicelb")
+	if other, err = parse("--cluster-init", "--cluster-cidr", "10.60.0.0/16", "--disable", "coredns"); err != nil {
+		t.Fatal(err)
+	}
+	replaced, err := other.Replace(first.Settings())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if replaced.ClusterCIDR.String() != "10.60.0.0/16" || replaced.PodSecurity != "baseline" || replaced.Enabled(CoreDNS) || !replaced.Enabled(Istio) {
+		t.Errorf("%+v", replaced.Cluster)
+	}
 	_, err = same.Adopt([]string{"new-setting=1"})
 	wantError(t, "a setting of a newer version", err, "which this version does not know")
 	_, err = same.Adopt([]string{"cluster-cidr=10.50.0.0/99"})

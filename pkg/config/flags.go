@@ -102,7 +102,7 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power failure loses the last ones")
 	f.BoolVar(&r.clusterInit, "cluster-init", false, "keep the cluster's state in etcd, on this server, instead of SQLite")
 	f.BoolVar(&r.clusterReset, "cluster-reset", false, "make this server the only member of etcd, with the data on its disk, and exit: when a majority of the servers is lost for good")
-	f.StringVar(&r.clusterResetPath, "cluster-reset-restore-path", "", "snapshot to restore with --cluster-reset, instead of the data on the disk: a file, or a name of `polymesh snapshot ls`")
+	f.StringVar(&r.clusterResetPath, "cluster-reset-restore-path", "", "snapshot to restore with --cluster-reset, instead of the data on the disk: a file, or a name that polymesh snapshot ls shows")
 	f.StringArrayVar(&r.etcdArgs, "etcd-arg", nil, "further setting of etcd on this server, name=value: "+strings.Join(EtcdArgNames(), ", ")+"; may be repeated")
 	f.StringVar(&r.datastoreEndpoint, "datastore-endpoint", "", "datastore outside of this server: etcd://…, https://…, postgres://… or mysql://… (default: the server's own SQLite)")
 	f.StringVar(&r.datastoreEndpointFile, "datastore-endpoint-file", "", "file with the datastore's endpoint, for one with a password")
@@ -143,7 +143,7 @@ func ServerFlags() *Flags {
 
 	f.StringSliceVar(&r.disable, "disable", nil, "do not install these: "+join(Addons())+"; may be repeated")
 	f.BoolVar(&r.disablePolicy, "disable-network-policy", false, "do not enforce NetworkPolicies, for a controller that you install yourself")
-	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the node's address for all)")
+	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the nodes' addresses for all)")
 	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
 
 	f.StringSliceVar(&r.imagePolicyKeys, "image-policy-key", nil, "file of a public key: in namespaces labelled polymesh.dev/image-policy=enforce only images signed by it run; may be repeated")

@@ -108,7 +108,7 @@ func clusterFlags() []string {
 	return []string{
 		"cluster-cidr", "service-cidr", "cluster-dns", "cluster-domain", "service-node-port-range", "disable", "loadbalancer-pool",
 		"mesh-profile", "secrets-encryption", "secrets-encryption-provider", "pod-security", "flannel-backend", "flannel-port", "flannel-external-ip",
-		"disable-network-policy",
+		"disable-network-policy", "embedded-registry",
 	}
 }
 

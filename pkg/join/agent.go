@@ -158,7 +158,7 @@ func (m Machine) membership(f Files, now time.Time) (previous, error) {
 	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok || pair.Leaf.Subject.CommonName != User(m.NodeName) {
 		if ok {
-			m.Log.Warn("this machine was another node of the cluster, whose object stays: remove it with `polymesh kubectl delete node`", "node", pair.Leaf.Subject.CommonName)
+			m.Log.Warn("this machine was another node of the cluster, whose object stays: remove it with `polymesh node remove`", "node", pair.Leaf.Subject.CommonName)
 		}
 		return p, nil
 	}
@@ -243,7 +243,7 @@ func (m Machine) withToken(ctx context.Context, path string, r Request, answer a
 		return call(ctx, hc, http.MethodPost, m.Server+path, m.Token.Bearer(), r, answer)
 	})
 	if unauthorized(err) {
-		return fmt.Errorf("the cluster does not accept token %s, which has expired or was revoked: `polymesh token create` on a server makes another", m.Token.ID)
+		return fmt.Errorf("the cluster does not accept token %s, which has expired or was revoked: `polymesh token create%s` on a server makes another", m.Token.ID, map[bool]string{true: " --role server"}[path == ServerPath])
 	}
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 
@@ -81,6 +82,11 @@ func DecideServer(r Request, v View) *Refusal {
 		if n.Name == r.NodeName {
 			return taken(&n, v)
 		}
+	}
+	// An agent that has a certificate for the name would have the server's node, too.
+	if v.Record != nil && !readRecord(v.Record).free() {
+		return refuse(http.StatusConflict, "an agent joined under the name %s, and has not registered its node: give this server another name with --node-name, or, if no such machine exists, remove its record with `polymesh kubectl delete configmap -n %s %s`",
+			r.NodeName, metav1.NamespaceSystem, v.Record.Name)
 	}
 	return nil
 }
@@ -179,7 +185,7 @@ func addresses(r Request, v View) *Refusal {
 			}
 			for _, have := range n.Status.Addresses {
 				if b, err := netip.ParseAddr(have.Address); err == nil && b.Unmap() == a {
-					return refuse(http.StatusConflict, "node %s has the address %s already: set another with --node-ip, or remove that node with `polymesh kubectl delete node %s`, if it no longer exists", n.Name, a, n.Name)
+					return refuse(http.StatusConflict, "node %s has the address %s already: set another with --node-ip, or remove that node with `polymesh node remove %s`, if it no longer exists", n.Name, a, n.Name)
 				}
 			}
 		}
@@ -217,5 +223,5 @@ func taken(n *corev1.Node, v View) *Refusal {
 	if !v.LastHeard.IsZero() {
 		heard = "was last heard of " + v.Now.Sub(v.LastHeard).Round(time.Second).String() + " ago"
 	}
-	return refuse(http.StatusConflict, "the cluster has a node %s already, which %s%s: give this machine another name with --node-name, or, if that node no longer exists, remove it with `polymesh kubectl delete node %s` on a server", n.Name, heard, where, n.Name)
+	return refuse(http.StatusConflict, "the cluster has a node %s already, which %s%s: give this machine another name with --node-name, or, if that node no longer exists, remove it with `polymesh node remove %s` on a server", n.Name, heard, where, n.Name)
 }

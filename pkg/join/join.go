@@ -30,8 +30,8 @@ const (
 	ServerPath = "/polymesh/v1/join/server"
 	// MemberPath takes a MemberRequest of a server, and answers with the Members of etcd.
 	MemberPath = "/polymesh/v1/join/member"
-	// SettingsPath answers a server with the settings on which all servers agree.
-	SettingsPath = "/polymesh/v1/settings"
+	// SharesPath answers a server with the Shares.
+	SharesPath = "/polymesh/v1/shares"
 	// LeavePath removes the object of the node that calls it.
 	LeavePath = "/polymesh/v1/leave"
 	// ReachPath answers a node with a Reach.
@@ -151,9 +151,9 @@ type Members struct {
 	Members []Peer `json:"members"`
 }
 
-// Settings are config.Server.Settings of the cluster.
-type Settings struct {
-	Settings []string `json:"settings"`
+// Shares is the answer to a server that starts again: what the servers share, sealed by the key that it has.
+type Shares struct {
+	Bundle []byte `json:"bundle"`
 }
 
 // Refusal says in a sentence why a machine cannot join, and what to do.

@@ -438,8 +438,8 @@ func TestJoin(t *testing.T) {
 			"a server's token": kubernetes.NewForConfigOrDie(&rest.Config{Host: config.Host, BearerToken: serverToken.Bearer(), TLSClientConfig: authorityOf}),
 		} {
 			for path, err := range map[string]error{
-				join.SettingsPath: api.RESTClient().Get().AbsPath(join.SettingsPath).Do(t.Context()).Error(),
-				join.MemberPath:   api.RESTClient().Post().AbsPath(join.MemberPath).Do(t.Context()).Error(),
+				join.SharesPath: api.RESTClient().Get().AbsPath(join.SharesPath).Do(t.Context()).Error(),
+				join.MemberPath: api.RESTClient().Post().AbsPath(join.MemberPath).Do(t.Context()).Error(),
 			} {
 				if !apierrors.IsForbidden(err) {
 					t.Errorf("%s may call %s: %v", what, path, err)

@@ -24,6 +24,8 @@ type ServerMembership struct {
 	Datastore bootstrap.Datastore `json:"datastore"`
 	// Settings are the cluster's, of the last time.
 	Settings []string `json:"settings"`
+	// Joining is set until the machine has all that the servers share.
+	Joining bool `json:"joining,omitempty"`
 }
 
 // ReadServerMembership returns nil if the server in the data dir has joined no others.
@@ -99,13 +101,25 @@ func AddMember(ctx context.Context, m Machine, certs certificate.Store, member P
 	return got.Members, nil
 }
 
-// ClusterSettings asks a server for the cluster's settings, once.
-func ClusterSettings(ctx context.Context, m Machine, certs certificate.Store) ([]string, error) {
+// SharedNow asks a server for what the servers share now. With wait it tries again until one answers, or ctx ends.
+func SharedNow(ctx context.Context, m Machine, certs certificate.Store, keyFile string, wait bool) (bootstrap.Bundle, error) {
+	key, err := bootstrap.EnsureKey(keyFile)
+	if err != nil {
+		return bootstrap.Bundle{}, err
+	}
 	hc, err := asServer(certs)
 	if err != nil {
-		return nil, err
+		return bootstrap.Bundle{}, err
 	}
-	var got Settings
-	err = call(ctx, hc, http.MethodGet, m.Server+SettingsPath, "", nil, &got)
-	return got.Settings, err
+	var got Shares
+	ask := func() error { return call(ctx, hc, http.MethodGet, m.Server+SharesPath, "", nil, &got) }
+	if wait {
+		err = m.retry(ctx, ask)
+	} else {
+		err = ask()
+	}
+	if err != nil {
+		return bootstrap.Bundle{}, err
+	}
+	return bootstrap.Open(key, got.Bundle)
 }

@@ -92,7 +92,7 @@ func (s *Server) Init(context.Context) error { return nil }
 func (s *Server) Handlers() map[string]http.Handler {
 	return map[string]http.Handler{
 		AgentPath: answer(http.MethodPost, s.agent), ClusterPath: answer(http.MethodGet, s.cluster), LeavePath: answer(http.MethodPost, s.leave),
-		ServerPath: answer(http.MethodPost, s.server), MemberPath: answer(http.MethodPost, s.member), SettingsPath: answer(http.MethodGet, s.sharedSettings),
+		ServerPath: answer(http.MethodPost, s.server), MemberPath: answer(http.MethodPost, s.member), SharesPath: answer(http.MethodGet, s.shares),
 		ReachPath: answer(http.MethodPost, s.reach),
 	}
 }
@@ -255,19 +255,19 @@ func (s *Server) api() (kubernetes.Interface, error) {
 
 // joining reads the request of a machine that joins, if not too many others do. The caller calls done.
 func (s *Server) joining(r *http.Request) (req Request, client kubernetes.Interface, done func(), err error) {
+	// First, so that slow senders do not keep others from joining.
+	if err := read(r, &req); err != nil {
+		return req, nil, nil, err
+	}
+	if client, err = s.api(); err != nil {
+		return req, nil, nil, err
+	}
 	select {
 	case s.joins <- struct{}{}:
-		done = func() { <-s.joins }
+		return req, client, func() { <-s.joins }, nil
 	default:
 		return req, nil, nil, refuse(http.StatusTooManyRequests, "many machines join at this moment: try again")
 	}
-	if err = read(r, &req); err == nil {
-		client, err = s.api()
-	}
-	if err != nil {
-		done()
-	}
-	return req, client, done, err
 }
 
 // read reads the body of a request.

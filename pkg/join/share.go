@@ -150,7 +150,7 @@ func (s *Server) server(r *http.Request) (any, error) {
 	}
 	defer done()
 	if s.opts.Shared == nil {
-		return nil, refuse(http.StatusConflict, "this cluster keeps its state in SQLite, which one server alone can use: start its server once with --cluster-init, which moves the state to etcd, and join then")
+		return nil, refuse(http.StatusConflict, "this cluster keeps its state in SQLite, which only one server can use: start its server once with --cluster-init, which moves the state to etcd, and join then")
 	}
 	view, err := s.view(r.Context(), client, req.NodeName)
 	if err != nil {
@@ -207,6 +207,9 @@ func (s *Server) member(r *http.Request) (any, error) {
 	}
 	members, err := s.opts.Shared.AddMember(r.Context(), req.NodeName, req.Member)
 	if err != nil {
+		if refusal := new(Refusal); errors.As(err, &refusal) {
+			return nil, refusal
+		}
 		// The other side tries again, and shows why.
 		return nil, refuse(http.StatusServiceUnavailable, "%v", err)
 	}
@@ -214,16 +217,20 @@ func (s *Server) member(r *http.Request) (any, error) {
 	return Members{members}, nil
 }
 
-// sharedSettings answers a server that starts again.
-func (s *Server) sharedSettings(r *http.Request) (any, error) {
+// shares answers a server that starts again.
+func (s *Server) shares(r *http.Request) (any, error) {
 	if err := onlyServers(r); err != nil {
 		return nil, err
 	}
 	if s.opts.Shared == nil {
 		return nil, refuse(http.StatusConflict, "this cluster has one server only")
 	}
-	key, err := bootstrap.EnsureKey(s.opts.Shared.KeyFile)
+	client, err := s.api()
 	if err != nil {
+		return nil, err
+	}
+	// It gets what this server has now.
+	if _, err := s.share(r.Context(), client); err != nil {
 		return nil, err
 	}
 	store, done, err := s.opts.Shared.store()
@@ -231,11 +238,8 @@ func (s *Server) sharedSettings(r *http.Request) (any, error) {
 		return nil, err
 	}
 	defer done()
-	bundle, err := store.Read(r.Context(), key)
-	if errors.Is(err, bootstrap.ErrNone) {
-		return nil, refuse(http.StatusServiceUnavailable, "the server is starting: try again")
-	}
-	return Settings{bundle.Settings}, err
+	bundle, err := store.Bundle(r.Context())
+	return Shares{bundle}, err
 }
 
 func onlyServers(r *http.Request) error {
@@ -246,13 +250,16 @@ func onlyServers(r *http.Request) error {
 			}
 		}
 	}
-	return refuse(http.StatusForbidden, "only a server may ask this")
+	return refuse(http.StatusForbidden, "only servers may send this request")
 }
 
 // ShareToken returns what lets a new token open what the servers share, for commands on a server.
 func ShareToken(keyFile, endpointFile string) func(context.Context, token.Token) error {
 	return func(ctx context.Context, t token.Token) error {
 		key, err := os.ReadFile(keyFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			return errors.New("a token for servers is made on a server whose datastore others can share: if this is the cluster's only server, on SQLite, start it once with --cluster-init")
+		}
 		if err != nil {
 			return fmt.Errorf("a server's token is made on a server whose datastore others can share: %w", err)
 		}

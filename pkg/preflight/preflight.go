@@ -60,8 +60,15 @@ func Server(cfg *config.Server, need uint64) []Result {
 			"datastore-cafile": cfg.Datastore.CAFile, "datastore-certfile": cfg.Datastore.CertFile, "datastore-keyfile": cfg.Datastore.KeyFile,
 		})})
 	}
-	if _, err := os.Stat(cfg.DataDir.Etcd()); err == nil || cfg.ClusterInit || cfg.Server != "" && cfg.Datastore.Kind == config.SQLite {
-		results = append(results, Result{"etcd's ports", etcdPorts()})
+	_, err := os.Stat(cfg.DataDir.Etcd())
+	member := cfg.Datastore.Kind == config.SQLite && (err == nil || cfg.ClusterInit || cfg.Server != "")
+	if member {
+		results = append(results, Result{"etcd's ports", portsFree(func(p layout.Port) bool {
+			return slices.Contains([]int{layout.EtcdClientPort, layout.EtcdPeerPort, layout.EtcdHTTPPort}, p.Number)
+		})})
+	}
+	if member || cfg.Datastore.Kind != config.SQLite {
+		results = append(results, Result{"balancer's port", portsFree(func(p layout.Port) bool { return p.Number == layout.APIBalancerPort })})
 	}
 	if len(cfg.ImagePolicyKeys) > 0 {
 		results = append(results, Result{"image policy's port", free("the image policy", loopback(), layout.ImagePolicyPort, "")})
@@ -72,7 +79,7 @@ func Server(cfg *config.Server, need uint64) []Result {
 // Agent is Server for an agent.
 func Agent(cfg *config.Agent, need uint64) []Result {
 	results := append([]Result{{"role", notServer(cfg.DataDir)}, {"token", Token(cfg)}}, Node(&cfg.Node, need)...)
-	return append(results, Result{"balancer's port", free("the balancer over the API servers", loopback(), layout.APIBalancerPort, "")})
+	return append(results, Result{"balancer's port", portsFree(func(p layout.Port) bool { return p.Number == layout.APIBalancerPort })})
 }
 
 // Token checks that a machine that has not joined a cluster has a token.
@@ -126,7 +133,7 @@ func Node(cfg *config.Node, need uint64) []Result {
 		{"cgroups", cgroups()},
 		{"disk", Writable(string(cfg.DataDir), need)},
 		{"mount options", executable(string(cfg.DataDir))},
-		{"ports", nodePorts()},
+		{"ports", portsFree(func(p layout.Port) bool { return !p.Unused && !p.UDP })},
 		{"node IP", nodeIP(cfg.NodeIP)},
 		{"name servers", resolvConf(cfg.ResolvConf)},
 	}
@@ -427,27 +434,10 @@ func apiServerPort(cfg *config.Server) error {
 	return free("the API server", cfg.BindAddress, cfg.HTTPSPort, ", or choose another port with --https-listen-port")
 }
 
-// nodePorts checks that the ports of a node's parts are free.
-func nodePorts() error {
+// portsFree checks that those of the ports of a node's parts for which which returns true are free.
+func portsFree(which func(layout.Port) bool) error {
 	for _, p := range layout.Ports() {
-		if p.Unused || p.UDP {
-			continue
-		}
-		addr := netip.IPv4Unspecified()
-		if p.Loopback {
-			addr = loopback()
-		}
-		if err := free(p.What, addr, p.Number, ""); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// etcdPorts checks that the ports of a member of etcd are free.
-func etcdPorts() error {
-	for _, p := range layout.Ports() {
-		if !slices.Contains([]int{layout.EtcdClientPort, layout.EtcdPeerPort, layout.EtcdHTTPPort}, p.Number) {
+		if !which(p) {
 			continue
 		}
 		addr := netip.IPv4Unspecified()

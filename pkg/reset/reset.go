@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +28,7 @@ import (
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/node/apilb"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/progress"
@@ -325,7 +327,7 @@ type stillMemberError struct{ error }
 // leftStep is the step that --force does not need.
 const leftStep = "left the cluster"
 
-// leaveTimeout is how long a server may take to remove a node.
+// leaveTimeout is how long the servers may take to remove a node.
 const leaveTimeout = 15 * time.Second
 
 // leave removes an agent's node from its cluster: after this, its certificate is gone.
@@ -336,14 +338,26 @@ func (p *Plan) leave(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
-	err := join.Leave(ctx, p.DataDir, server)
+	err := p.leaveBy(ctx, server)
+	for _, other := range apilb.Known(p.DataDir.APIServers()) {
+		if refusal := new(join.Refusal); err == nil || errors.As(err, &refusal) && refusal.Status < http.StatusInternalServerError {
+			break
+		}
+		err = p.leaveBy(ctx, "https://"+other.String())
+	}
 	if err != nil && p.force {
-		return fmt.Errorf("%w: remove the node on a server with `polymesh kubectl delete node %s`", err, node)
+		return fmt.Errorf("%w: remove the node on a server with `polymesh node remove %s`", err, node)
 	}
 	if err != nil {
-		return &stillMemberError{fmt.Errorf("%s: %w: run `polymesh reset` again when the server answers, or add --force, and remove the node on a server with `polymesh kubectl delete node %s`", server, err, node)}
+		return &stillMemberError{fmt.Errorf("%s: %w: run `polymesh reset` again when the server answers, or add --force, and remove the node on a server with `polymesh node remove %s`", server, err, node)}
 	}
 	return nil
+}
+
+func (p *Plan) leaveBy(ctx context.Context, server string) error {
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout/3)
+	defer cancel()
+	return join.Leave(ctx, p.DataDir, server)
 }
 
 // LeaveCluster removes a server that is one of several from its cluster, which it can only do while it runs. Run does so too: a caller that

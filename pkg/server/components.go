@@ -165,7 +165,7 @@ func newDatastore(cfg *config.Server, p *process.Process, member *join.ServerMem
 		return datastore.NewSQL(datastore.SQLOptions{Database: cfg.Datastore, Socket: dir.DatastoreSocket(), Log: p.Log})
 	}
 	// A member of etcd stays one, whatever the flags are: the cluster's state is there.
-	if exists, err := etcd.Exists(dir.Etcd()); cfg.ClusterInit || member != nil || exists || err != nil {
+	if exists, err := etcd.Exists(dir.Etcd()); cfg.ClusterInit || member != nil && !hasSQLite(cfg) || exists || err != nil {
 		return etcd.New(etcd.Options{
 			Dir: dir.Etcd(), SQLite: dir.Server("db", datastore.CopyName), Args: cfg.EtcdArgs, Node: p.Name, Certificates: certificate.Store(dir.TLS()), Log: p.Log,
 			Client: onLoopback(layout.EtcdClientPort), HTTP: onLoopback(layout.EtcdHTTPPort), Peer: netip.AddrPortFrom(p.IP, layout.EtcdPeerPort),

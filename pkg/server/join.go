@@ -1,9 +1,11 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -31,10 +34,13 @@ func joined(ctx context.Context, cfg *config.Server, p *process.Process) (*confi
 	if err != nil {
 		return nil, nil, err
 	}
-	if member != nil {
+	if member != nil && !member.Joining {
 		return again(ctx, cfg, p, member)
 	}
-	own, err := ownCluster(cfg)
+	own := false
+	if member == nil {
+		own, err = ownCluster(cfg)
+	}
 	switch {
 	case err != nil:
 		return nil, nil, err
@@ -169,7 +175,7 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 	case !exists && cfg.Token.ID == "":
 		return cfg, nil, nil // the cluster's first server
 	case !exists:
-		return nil, nil, errors.New("a token is given, but the datastore holds no cluster that it could be for: start the first server without one, and it makes it, in server/token of its data dir")
+		return nil, nil, errors.New("a token is set, but the datastore has no cluster: start the first server without a token; it writes one to server/token in its data dir")
 	case cfg.Token.ID == "":
 		return nil, nil, fmt.Errorf("the datastore holds a cluster: to join its servers, give --token-file with the token that `cat %s` prints on one of them", layout.DefaultDataDir.ServerToken())
 	}
@@ -218,10 +224,15 @@ func keep(cfg *config.Server, p *process.Process, b bootstrap.Bundle, key bootst
 	if err := atomicfile.Write(dir.EncryptionFile(), b.Encryption, 0o600); err != nil {
 		return nil, nil, err
 	}
+	// An interrupted join is begun again, and not taken for a cluster of its own.
+	member := &join.ServerMembership{NodeName: p.Name, Server: cfg.Server, Datastore: b.Datastore, Settings: b.Settings, Joining: true}
+	if err := member.Write(dir); err != nil {
+		return nil, nil, err
+	}
 	if err := certificate.Import(certificate.Store(dir.TLS()), b.Authorities); err != nil {
 		return nil, nil, err
 	}
-	member := &join.ServerMembership{NodeName: p.Name, Server: cfg.Server, Datastore: b.Datastore, Settings: b.Settings}
+	member.Joining = false
 	return adopted, member, member.Write(dir)
 }
 
@@ -236,20 +247,35 @@ func again(ctx context.Context, cfg *config.Server, p *process.Process, member *
 		}
 	}
 	if cfg.ClusterInit {
-		return cfg, member, nil // its settings become the cluster's
+		cfg, err := cfg.Replace(member.Settings) // and they become the cluster's
+		return cfg, member, err
+	}
+	if hasSQLite(cfg) {
+		adopted, err := cfg.Adopt(member.Settings) // the cluster has been moved here
+		return adopted, member, err
 	}
 	changed := false
 	if cfg.Server != "" && cfg.Server != member.Server {
 		member.Server, changed = cfg.Server, true
 	}
 	if member.Server != "" {
-		p.Waiting("join", "asking "+member.Server+" for the cluster's settings")
-		now, err := join.ClusterSettings(ctx, machine(cfg, p, member.Server), certificate.Store(cfg.DataDir.TLS()))
+		// A server without data has been away: the keys of Secrets may have changed.
+		empty, err := etcd.Exists(cfg.DataDir.Etcd())
+		empty = !empty && err == nil && member.Datastore == bootstrap.Etcd
+		p.Waiting("join", "asking "+member.Server+" for what the servers share")
+		now, err := join.SharedNow(ctx, machine(cfg, p, member.Server), certificate.Store(cfg.DataDir.TLS()), cfg.DataDir.BootstrapKey(), empty)
 		switch {
+		case err != nil && empty:
+			return nil, nil, err
 		case err != nil:
 			p.Log.Info("the cluster's settings are those of the last time", "server", member.Server, "err", err)
-		case !slices.Equal(now, member.Settings):
-			member.Settings, changed = now, true
+		default:
+			if err := keepEncryption(cfg, now); err != nil {
+				return nil, nil, err
+			}
+			if !slices.Equal(now.Settings, member.Settings) {
+				member.Settings, changed = now.Settings, true
+			}
 		}
 	}
 	adopted, err := cfg.Adopt(member.Settings)
@@ -260,6 +286,22 @@ func again(ctx context.Context, cfg *config.Server, p *process.Process, member *
 		err = member.Write(cfg.DataDir)
 	}
 	return adopted, member, err
+}
+
+// keepEncryption writes the keys of Secrets, where they are not the cluster's.
+func keepEncryption(cfg *config.Server, b bootstrap.Bundle) error {
+	file := cfg.DataDir.EncryptionFile()
+	have, err := os.ReadFile(file)
+	if err == nil && bytes.Equal(have, b.Encryption) {
+		return nil
+	}
+	return atomicfile.Write(file, b.Encryption, 0o600)
+}
+
+// hasSQLite reports whether the cluster's state is in SQLite on this server: also on one that has joined others, if it has been moved there since.
+func hasSQLite(cfg *config.Server) bool {
+	_, err := os.Stat(cfg.DataDir.Server("db", datastore.CopyName))
+	return cfg.Datastore.Kind == config.SQLite && err == nil
 }
 
 // shared returns what other servers can share; nil for SQLite.
@@ -278,6 +320,11 @@ func (s *server) shared() *join.Shared {
 		kind = bootstrap.Etcd
 		shared.AddMember = func(ctx context.Context, node string, m join.Peer) ([]join.Peer, error) {
 			_, all, err := member.AddLearner(ctx, node, etcd.Peer(m))
+			var name *etcd.NameTakenError
+			var address *etcd.AddressTakenError
+			if errors.As(err, &name) || errors.As(err, &address) {
+				err = &join.Refusal{Status: http.StatusConflict, Message: err.Error()}
+			}
 			var peers []join.Peer
 			for _, p := range all {
 				peers = append(peers, join.Peer(p))
@@ -302,7 +349,7 @@ func (s *server) shared() *join.Shared {
 
 // addMember returns how this server's member of etcd joins the others; nil for the first one.
 func addMember(cfg *config.Server, p *process.Process, member *join.ServerMembership) func(context.Context, etcd.Peer) ([]etcd.Peer, error) {
-	if member == nil {
+	if member == nil || hasSQLite(cfg) {
 		return nil
 	}
 	return func(ctx context.Context, self etcd.Peer) ([]etcd.Peer, error) {

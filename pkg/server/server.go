@@ -32,6 +32,12 @@ func Run(ctx context.Context, cfg *config.Server) error {
 	return process.Run(ctx, process.Options{
 		Node: &cfg.Node, Kubeconfig: cfg.Kubeconfig,
 		Build: func(ctx context.Context, p *process.Process, m *component.Manager) (component.Handle, error) {
+			// Before anything in the data dir is read.
+			if completed, err := snapshot.Recover(cfg.DataDir); err != nil {
+				return component.Handle{}, err
+			} else if completed {
+				p.Log.Info("completed the restore of a snapshot, which was interrupted")
+			}
 			cfg, member, err := joined(ctx, cfg, p)
 			if err != nil {
 				return component.Handle{}, fmt.Errorf("join the cluster: %w", err)

@@ -63,6 +63,6 @@ func servers(ctx context.Context, store *clientv3.Client, own netip.Addr) ([]str
 // severalServers is why the keys of a cluster with several servers are not changed: each has its own file, and what one writes with a key
 // that another does not have yet, that one cannot read.
 func severalServers(names []string) error {
-	return fmt.Errorf("the keys of Secrets can be changed in a cluster with one server only, and this one has %s: remove the other servers (`polymesh kubectl delete node NAME`), change the keys, and let them join again",
+	return fmt.Errorf("the keys of Secrets can be changed in a cluster with one server only, and this one has %s: remove the other servers (`polymesh node remove NAME`), change the keys, and let them join again",
 		strings.Join(names, ", "))
 }

@@ -153,7 +153,14 @@ func (s *Snapshots) replace(ctx context.Context, r *Restored, c change) error {
 // majority of the members is lost for good. No server may run on the data dir. It saves a snapshot first. A second call fails until the server
 // has started normally, so that a service that resets at each start does not go on forever.
 func (s *Snapshots) Reset(ctx context.Context) (*Restored, error) {
-	return s.inPlace(ctx, change{before: BeforeClusterReset, reset: true}, s.notReset)
+	return s.inPlace(ctx, change{before: BeforeClusterReset, reset: true}, func() error {
+		if m, err := etcd.ReadMembership(s.o.DataDir.Etcd()); err != nil {
+			return err
+		} else if m.Removed {
+			return errors.New("the other servers have removed this one from the cluster, which they continue: it must not become a cluster of its own")
+		}
+		return s.notReset()
+	})
 }
 
 // notReset returns an error if the cluster was reset, and has not started since.

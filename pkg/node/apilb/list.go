@@ -36,6 +36,15 @@ type state struct {
 	Servers []string `json:"servers"`
 }
 
+// Known returns the servers that a node's balancer has written to its file; none if it cannot be read.
+func Known(path string) []netip.AddrPort {
+	servers, err := readState(path, netip.AddrPort{})
+	if err != nil {
+		return nil
+	}
+	return servers
+}
+
 // readState returns the servers of the previous run; none if there is no file.
 func readState(path string, self netip.AddrPort) ([]netip.AddrPort, error) {
 	f, err := os.Open(path)

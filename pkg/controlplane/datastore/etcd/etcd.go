@@ -128,13 +128,14 @@ func New(o Options) *Etcd {
 	return e
 }
 
-// Exists reports whether dir contains a member's data: then the server's datastore is etcd.
+// Exists reports whether dir contains a member's data: then the server's datastore is etcd. etcd creates the folder and a database before it
+// asks the other members; only with its log it is a member (isMemberInitialized in embed).
 func Exists(dir string) (bool, error) {
-	_, err := os.Stat(filepath.Join(dir, "member"))
+	files, err := os.ReadDir(filepath.Join(dir, "member", "wal"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil, err
+	return slices.ContainsFunc(files, func(f fs.DirEntry) bool { return filepath.Ext(f.Name()) == ".wal" }), err
 }
 
 // Endpoint implements datastore.Store. Other servers may join at any time.
@@ -361,6 +362,7 @@ func (e *Etcd) run(ctx context.Context, server *embed.Etcd, client *clientv3.Cli
 	}()
 	wait.Go(func() { e.care(ctx, client) })
 	first := server.Server.ReadyNotify()
+	addressed := false // the others know this member's address
 	promote := time.NewTicker(e.promote)
 	defer promote.Stop()
 	// etcd reports a new leader, but not the loss of one.
@@ -378,10 +380,13 @@ func (e *Etcd) run(ctx context.Context, server *embed.Etcd, client *clientv3.Cli
 			return
 		case <-promote.C:
 			e.promoteLearners(ctx, server, client)
+			if first == nil && !addressed {
+				addressed = e.updateURL(ctx, server, client)
+			}
 		case <-first:
 			first = nil
+			addressed = e.updateURL(ctx, server, client)
 			e.repair(ctx, client)
-			e.updateURL(ctx, server, client)
 		case <-server.Server.StopNotify():
 			e.failed <- e.ended()
 			return
@@ -448,19 +453,20 @@ func (e *Etcd) repair(ctx context.Context, client *clientv3.Client) {
 }
 
 // updateURL tells the other members that this one has another address than at its last start.
-func (e *Etcd) updateURL(ctx context.Context, server *embed.Etcd, client *clientv3.Client) {
+func (e *Etcd) updateURL(ctx context.Context, server *embed.Etcd, client *clientv3.Client) (done bool) {
 	id := server.Server.MemberID()
 	member, url := server.Server.Cluster().Member(id), e.peer("").URL
 	if member == nil || slices.Equal(member.PeerURLs, []string{url}) {
-		return
+		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	if _, err := client.MemberUpdate(ctx, uint64(id), []string{url}); err != nil {
 		e.log.Error("change the address of this member of etcd", "from", member.PeerURLs, "to", url, "err", err)
-		return
+		return false
 	}
 	e.log.Info("the address of this member of etcd has changed", "from", member.PeerURLs, "to", url)
+	return true
 }
 
 func (e *Etcd) disarm(ctx context.Context, client *clientv3.Client) error {

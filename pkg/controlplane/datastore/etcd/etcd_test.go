@@ -446,3 +446,26 @@ func TestMigration(t *testing.T) {
 	s.ready(t)
 	s.has(t, "/registry/after", "/registry/last")
 }
+
+// A join that fails because no other member answers is no member yet: the next start joins again, and does not begin a cluster of its own.
+func TestFailedJoin(t *testing.T) {
+	b := servers(t, "b")[0]
+	calls := 0
+	b.opts.Join = func(_ context.Context, self Peer) ([]Peer, error) {
+		calls++
+		return []Peer{{"a-00000000", "https://127.0.1.9:1"}, self}, nil
+	}
+	for range 2 {
+		e := New(b.opts)
+		if err := e.Start(t.Context()); err == nil {
+			stop(t, e)
+			t.Fatal("a member starts without the cluster that it joins")
+		}
+		if exists, err := Exists(b.opts.Dir); exists || err != nil {
+			t.Errorf("there is a member, %v", err)
+		}
+	}
+	if calls != 2 {
+		t.Errorf("it has joined %d times, want 2", calls)
+	}
+}

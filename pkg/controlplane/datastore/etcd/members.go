@@ -143,6 +143,16 @@ func (err *NameTakenError) Error() string {
 	return fmt.Sprintf("node %s is a member of etcd already: on a server, remove it with `polymesh node remove %s`, or with `polymesh etcd remove %s` if there is no such node; or choose another node name", err.Node, err.Node, err.Node)
 }
 
+// AddressTakenError is the error of a node whose address a member has already.
+type AddressTakenError struct {
+	URL, Member string
+	ID          uint64
+}
+
+func (err *AddressTakenError) Error() string {
+	return fmt.Sprintf("%s is the address of member %s of etcd already: on a server, remove it with `polymesh etcd remove %x`", err.URL, err.Member, err.ID)
+}
+
 // AddLearner adds the member of a node that joins, as one that does not vote yet, and returns what it needs to start (Options.Join). A
 // join that was interrupted before the member had started may be repeated.
 func (e *Etcd) AddLearner(ctx context.Context, node string, joins Peer) (id uint64, cluster []Peer, err error) {
@@ -164,7 +174,7 @@ func (e *Etcd) AddLearner(ctx context.Context, node string, joins Peer) (id uint
 		case same && m.Name == "" && m.IsLearner:
 			id = m.ID
 		case same:
-			return 0, nil, fmt.Errorf("%s is the address of member %s of etcd already: on a server, remove it with `polymesh etcd remove %x`", joins.URL, m.Name, m.ID)
+			return 0, nil, &AddressTakenError{joins.URL, m.Name, m.ID}
 		}
 	}
 	members := list.Members

@@ -50,7 +50,7 @@ func (e *Etcd) migrate(ctx context.Context) error {
 		return e.retire()
 	}
 	if e.opts.Join != nil {
-		return fmt.Errorf("this server has a cluster of its own in %s, and cannot join another one: `polymesh reset` removes it", e.opts.SQLite)
+		return fmt.Errorf("this server has a cluster of its own in %s, and cannot join another one with it", e.opts.SQLite)
 	}
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, migrateTimeout)
