@@ -97,7 +97,11 @@ func TestSetAside(t *testing.T) {
 	dir := filepath.Join(db, "etcd")
 	write := func(dir, identity string) {
 		t.Helper()
-		if err := os.MkdirAll(filepath.Join(dir, "member"), 0o700); err != nil {
+		wal := filepath.Join(dir, "member", "wal")
+		if err := os.MkdirAll(wal, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(wal, "0000000000000000-0000000000000000.wal"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(filepath.Join(dir, identityName), []byte(identity), 0o600); err != nil {
