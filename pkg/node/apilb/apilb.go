@@ -153,8 +153,6 @@ func (b *Balancer) run(ctx context.Context, listener net.Listener, known []netip
 	if b.named() {
 		wait.Go(func() { b.resolve(ctx) })
 	}
-	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
-	defer stop()
 	tick := time.NewTicker(b.interval)
 	defer tick.Stop()
 	p.tick(ctx)
@@ -162,6 +160,8 @@ func (b *Balancer) run(ctx context.Context, listener net.Listener, known []netip
 		b.view.Store(p.view())
 		select {
 		case <-ctx.Done():
+			// Here, and not by context.AfterFunc: ctx is done before its functions are called, and what ends by then would stop them.
+			_ = listener.Close()
 			p.close()
 			return
 		case <-tick.C:

@@ -482,6 +482,16 @@ func TestTheBestThereIs(t *testing.T) {
 	goesTo(t, b, c)
 }
 
+// A balancer stops, whenever that is.
+func TestEveryStopEnds(t *testing.T) {
+	store := cluster(t)
+	a := newServer(t, store, "a", listen)
+	for range 100 {
+		// balancer stops it at the end, and fails if that takes a minute.
+		t.Run("", func(t *testing.T) { balancer(t, store, func(b *Balancer) { b.opts.Server = a.addr.String() }) })
+	}
+}
+
 // What `polymesh status` shows: which server the node is connected to, and which others there are.
 func TestServers(t *testing.T) {
 	store := cluster(t)
