@@ -23,13 +23,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/token"
 )
 
@@ -99,7 +99,7 @@ func (s *Server) Handlers() map[string]http.Handler {
 
 // Start begins to answer, and keeps the file with the node token.
 func (s *Server) Start(ctx context.Context) error {
-	rest, err := clientcmd.BuildConfigFromFlags("", s.opts.Kubeconfig)
+	rest, err := kubeconfig.Config(s.opts.Kubeconfig)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/component-base/version"
 	"k8s.io/kubernetes/cmd/kubelet/app"
@@ -26,6 +25,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node/network"
@@ -217,11 +217,8 @@ func (k *Kubelet) Start(ctx context.Context) error {
 	if err := k.prepare(); err != nil {
 		return err
 	}
-	rest, err := clientcmd.BuildConfigFromFlags("", k.opts.Identity.Kubelet)
-	if err != nil {
-		return err
-	}
-	if k.client, err = kubernetes.NewForConfig(rest); err != nil {
+	var err error
+	if k.client, err = kubeconfig.Client(k.opts.Identity.Kubelet, nil); err != nil {
 		return err
 	}
 	if err := k.images.First(ctx); err != nil {

@@ -28,9 +28,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/rest"
 
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 const (
@@ -89,12 +90,7 @@ type connection struct {
 
 // connect creates the clients. exclusive blocks other changes of the keys until the connection is closed.
 func (c Cluster) connect(exclusive bool) (*connection, func(), error) {
-	rest, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read kubeconfig %s: %w", c.Kubeconfig, err)
-	}
-	rest.QPS, rest.Burst = 100, 200
-	client, err := kubernetes.NewForConfig(rest)
+	client, err := kubeconfig.Client(c.Kubeconfig, func(config *rest.Config) { config.QPS, config.Burst = 100, 200 })
 	if err != nil {
 		return nil, nil, err
 	}

@@ -32,11 +32,11 @@ import (
 	metaapply "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/converge"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/signature"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
@@ -124,9 +124,9 @@ func (p *Policy) Init(context.Context) (err error) {
 
 // Start serves the API server's requests and applies the configurations in the background.
 func (p *Policy) Start(ctx context.Context) error {
-	rest, err := clientcmd.BuildConfigFromFlags("", p.opts.Kubeconfig)
+	rest, err := kubeconfig.Config(p.opts.Kubeconfig)
 	if err != nil {
-		return fmt.Errorf("read kubeconfig %s: %w", p.opts.Kubeconfig, err)
+		return err
 	}
 	if p.client, err = kubernetes.NewForConfig(rest); err != nil {
 		return fmt.Errorf("create an API client from %s: %w", p.opts.Kubeconfig, err)

@@ -32,13 +32,13 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node/announce"
 	"polymesh.dev/polymesh/pkg/ssa"
@@ -129,12 +129,9 @@ func (*LoadBalancer) Init(context.Context) error { return nil }
 
 // Start watches services, endpoints and nodes in the background.
 func (l *LoadBalancer) Start(ctx context.Context) error {
-	rest, err := clientcmd.BuildConfigFromFlags("", l.opts.Kubeconfig)
-	if err != nil {
-		return fmt.Errorf("read kubeconfig %s: %w", l.opts.Kubeconfig, err)
-	}
-	if l.clientset, err = kubernetes.NewForConfig(rest); err != nil {
-		return fmt.Errorf("create an API client from %s: %w", l.opts.Kubeconfig, err)
+	var err error
+	if l.clientset, err = kubeconfig.Client(l.opts.Kubeconfig, nil); err != nil {
+		return err
 	}
 	factory := informers.NewSharedInformerFactoryWithOptions(l.clientset, 0, informers.WithTransform(trimmed))
 	l.services, l.nodes, l.slices = factory.Core().V1().Services().Lister(), factory.Core().V1().Nodes().Lister(), factory.Discovery().V1().EndpointSlices().Lister()

@@ -10,11 +10,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/rest"
 
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/controlplane/noderole"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/status"
 )
@@ -98,12 +99,7 @@ func (d *Departure) external(ctx context.Context) *Departure {
 }
 
 func (d *Departure) client() (kubernetes.Interface, error) {
-	rest, err := clientcmd.BuildConfigFromFlags("", d.dir.Kubeconfig("polymesh"))
-	if err != nil {
-		return nil, err
-	}
-	rest.Timeout = departTimeout
-	return kubernetes.NewForConfig(rest)
+	return kubeconfig.Client(d.dir.Kubeconfig("polymesh"), func(c *rest.Config) { c.Timeout = departTimeout })
 }
 
 // Leave removes the server's node from its cluster, and its member of etcd. It changes nothing if the others would not be a majority.

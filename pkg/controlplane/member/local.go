@@ -9,10 +9,9 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
@@ -132,14 +131,10 @@ func find(members []etcd.Member, self uint64, name string) (found etcd.Member, e
 const nodeTimeout = 5 * time.Second
 
 // recorded reports whether the node of a member exists.
-func recorded(ctx context.Context, kubeconfig string, m etcd.Member) (bool, error) {
+func recorded(ctx context.Context, file string, m etcd.Member) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
 	defer cancel()
-	rest, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		return false, err
-	}
-	client, err := kubernetes.NewForConfig(rest)
+	client, err := kubeconfig.Client(file, nil)
 	if err != nil {
 		return false, err
 	}

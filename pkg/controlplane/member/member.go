@@ -27,11 +27,11 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 // recheck is how often a removal that was refused is tried again.
@@ -92,12 +92,9 @@ func (c *Component) set(err error) { c.state.Store(&err) }
 
 // Start watches the nodes in the background.
 func (c *Component) Start(ctx context.Context) error {
-	rest, err := clientcmd.BuildConfigFromFlags("", c.opts.Kubeconfig)
-	if err != nil {
-		return fmt.Errorf("read kubeconfig %s: %w", c.opts.Kubeconfig, err)
-	}
-	if c.client, err = kubernetes.NewForConfig(rest); err != nil {
-		return fmt.Errorf("create an API client from %s: %w", c.opts.Kubeconfig, err)
+	var err error
+	if c.client, err = kubeconfig.Client(c.opts.Kubeconfig, nil); err != nil {
+		return err
 	}
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	c.nodes = factory.Core().V1().Nodes().Lister()

@@ -15,13 +15,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/rest"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
@@ -150,12 +151,11 @@ func (o *Overview) collect(ctx context.Context) (f facts) {
 }
 
 func (o *Overview) client() (kubernetes.Interface, error) {
-	rest, err := clientcmd.BuildConfigFromFlags("", o.opts.Kubeconfig)
+	client, err := kubeconfig.Client(o.opts.Kubeconfig, func(c *rest.Config) { c.Timeout = queryTimeout })
 	if err != nil {
 		return nil, errors.New("this server has not started its API server yet")
 	}
-	rest.Timeout = queryTimeout
-	return kubernetes.NewForConfig(rest)
+	return client, nil
 }
 
 // electedLeases returns the names of the Leases, in kube-system, of what runs on one server.

@@ -16,11 +16,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/version"
 )
 
@@ -197,11 +196,7 @@ func (c *Component) removeFormer(ctx context.Context, n note) error {
 	if n.Node == "" || n.Node == c.snapshots.o.Node {
 		return nil
 	}
-	rest, err := clientcmd.BuildConfigFromFlags("", c.kubeconfig)
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(rest)
+	client, err := kubeconfig.Client(c.kubeconfig, nil)
 	if err != nil {
 		return err
 	}

@@ -5,10 +5,9 @@ import (
 	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 // Configured returns the snapshots of a server with this configuration, and this datastore.
@@ -30,13 +29,9 @@ func Configured(cfg *config.Server, node string, store Source) (*Snapshots, erro
 }
 
 // imagesInUse returns a function that returns the images of all pods.
-func imagesInUse(kubeconfig string) func(context.Context) ([]string, error) {
+func imagesInUse(file string) func(context.Context) ([]string, error) {
 	return func(ctx context.Context) ([]string, error) {
-		rest, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-		if err != nil {
-			return nil, err
-		}
-		client, err := kubernetes.NewForConfig(rest)
+		client, err := kubeconfig.Client(file, nil)
 		if err != nil {
 			return nil, err
 		}

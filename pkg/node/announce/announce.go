@@ -22,12 +22,13 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/converge"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 const (
@@ -106,13 +107,9 @@ func (a *Announcer) Start(ctx context.Context) error {
 		_, err := setAddresses(a.opts.LinkAlias, nil, 0)
 		return err
 	}
-	rest, err := clientcmd.BuildConfigFromFlags("", a.opts.Kubeconfig)
-	if err != nil {
-		return fmt.Errorf("read kubeconfig %s: %w", a.opts.Kubeconfig, err)
-	}
-	rest.ContentType = runtime.ContentTypeProtobuf
-	if a.client, err = kubernetes.NewForConfig(rest); err != nil {
-		return fmt.Errorf("create an API client from %s: %w", a.opts.Kubeconfig, err)
+	var err error
+	if a.client, err = kubeconfig.Client(a.opts.Kubeconfig, func(c *rest.Config) { c.ContentType = runtime.ContentTypeProtobuf }); err != nil {
+		return err
 	}
 	factory := informers.NewSharedInformerFactoryWithOptions(a.client, 0, informers.WithTransform(trimmed))
 	services := factory.Core().V1().Services()

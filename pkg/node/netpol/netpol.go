@@ -21,12 +21,12 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/knftables"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
@@ -106,14 +106,11 @@ func (c *Component) Start(ctx context.Context) error {
 		c.Go(ctx, c.runDisabled)
 		return nil
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", c.opts.Kubeconfig)
+	client, err := kubeconfig.Client(c.opts.Kubeconfig, func(config *rest.Config) {
+		config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
+	})
 	if err != nil {
-		return fmt.Errorf("read kubeconfig %s: %w", c.opts.Kubeconfig, err)
-	}
-	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return fmt.Errorf("make an API client from %s: %w", c.opts.Kubeconfig, err)
+		return err
 	}
 	if c.sources, err = newSources(client, c.kick); err != nil {
 		return err

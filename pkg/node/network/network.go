@@ -29,12 +29,13 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/datadir"
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node/keeper"
 	"polymesh.dev/polymesh/pkg/preflight"
@@ -116,12 +117,8 @@ func (n *Network) Start(ctx context.Context) error {
 	if err := forwarding().Restore(ctx); err != nil {
 		return err
 	}
-	rest, err := clientcmd.BuildConfigFromFlags("", n.opts.Kubeconfig)
-	if err != nil {
-		return err
-	}
-	rest.ContentType = runtime.ContentTypeProtobuf
-	if n.client, err = kubernetes.NewForConfig(rest); err != nil {
+	var err error
+	if n.client, err = kubeconfig.Client(n.opts.Kubeconfig, func(c *rest.Config) { c.ContentType = runtime.ContentTypeProtobuf }); err != nil {
 		return err
 	}
 	if err := n.addParts(); err != nil {

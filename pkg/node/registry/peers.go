@@ -25,8 +25,10 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
+
+	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 const (
@@ -92,12 +94,7 @@ func (p *peers) watch(ctx context.Context) {
 }
 
 func (p *peers) connect() (kubernetes.Interface, error) {
-	rest, err := clientcmd.BuildConfigFromFlags("", p.opts.Kubeconfig)
-	if err != nil {
-		return nil, err
-	}
-	rest.ContentType = runtime.ContentTypeProtobuf
-	return kubernetes.NewForConfig(rest)
+	return kubeconfig.Client(p.opts.Kubeconfig, func(c *rest.Config) { c.ContentType = runtime.ContentTypeProtobuf })
 }
 
 func (p *peers) run(ctx context.Context, client kubernetes.Interface) {
