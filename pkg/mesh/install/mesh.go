@@ -13,10 +13,10 @@ import (
 	"istio.io/istio/operator/pkg/manifest"
 	"istio.io/istio/pkg/kube"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/converge"
-	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 // Options of the component.
@@ -221,9 +221,9 @@ func (m *mesh) reconcile(ctx context.Context) error {
 
 // connect returns the client for Istio's installer.
 func (m *mesh) connect() (kube.CLIClient, error) {
-	config, err := kubeconfig.Config(m.kube)
+	config, err := clientcmd.BuildConfigFromFlags("", m.kube)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the kubeconfig: %w", err)
 	}
 	// An installation is a burst of a hundred requests to a server in this process.
 	config.QPS, config.Burst = 200, 200
