@@ -45,6 +45,22 @@ func condition[T, S ~string](kind T, status S, reason, message string) metav1.Co
 	return metav1.Condition{Type: string(kind), Status: metav1.ConditionStatus(status), Reason: reason, Message: message}
 }
 
+// NodeReady returns a node's condition Ready; nil until the node has reported.
+func NodeReady(n *corev1.Node) *corev1.NodeCondition {
+	for i := range n.Status.Conditions {
+		if c := &n.Status.Conditions[i]; c.Type == corev1.NodeReady {
+			return c
+		}
+	}
+	return nil
+}
+
+// IsNodeReady reports whether a node is Ready.
+func IsNodeReady(n *corev1.Node) bool {
+	c := NodeReady(n)
+	return c != nil && c.Status == corev1.ConditionTrue
+}
+
 // OfObject returns the conditions of an object of any kind. What is not a condition there is left out.
 func OfObject(o *unstructured.Unstructured) []metav1.Condition {
 	list, _, err := unstructured.NestedSlice(o.Object, "status", "conditions")

@@ -106,7 +106,7 @@ func Serving(ctx context.Context, client kubernetes.Interface, d *appsv1.Deploym
 	}
 	reporting := map[string]bool{}
 	for _, node := range nodes.Items {
-		reporting[node.Name] = meta.IsStatusConditionTrue(condition.Of(node.Status.Conditions), string(corev1.NodeReady))
+		reporting[node.Name] = condition.IsNodeReady(&node)
 	}
 	lost := ""
 	for _, pod := range pods.Items {

@@ -25,6 +25,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
@@ -74,12 +75,6 @@ func address(n *corev1.Node) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-func ready(n *corev1.Node) bool {
-	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	})
-}
-
 func kubeletRoots(certs certificate.Store) (*x509.CertPool, error) {
 	text, err := os.ReadFile(certs.Cert(certificate.KubeletCA))
 	if err != nil {
@@ -112,7 +107,7 @@ func (s *Server) reaching(ctx context.Context) {
 		for _, n := range s.records.all() {
 			g.Go(func() error {
 				at, ok := address(n)
-				if !ok || !ready(n) {
+				if !ok || !condition.IsNodeReady(n) {
 					return nil
 				}
 				if err := reach(ctx, roots, at, layout.KubeletPort); err != nil {

@@ -1,5 +1,5 @@
 // Package layout is the single table of names and places that a node uses: files, sockets and cgroups, which depend on its data dir,
-// and the machine's ports, network interfaces and packet filter tables.
+// and the machine's ports, network interfaces and packet filter tables; and the label by which a node is a server.
 //
 // It owns nothing on the machine. Code that creates, finds, or removes one of these takes its name from here. It uses only
 // the standard library, so that the launcher can import it.
@@ -23,6 +23,8 @@ const (
 	DefaultKubeconfig = "/etc/polymesh/polymesh.yaml"
 	// Unit is the systemd unit of a server that was installed (pkg/service).
 	Unit = "polymesh.service"
+	// ServerLabel is the label of a server's node (pkg/controlplane/noderole), which NodeRestriction keeps nodes from setting.
+	ServerLabel = "node-role.kubernetes.io/control-plane"
 )
 
 // Umask is the node's, whatever the umask of the shell that starts it. containerd creates the root folder of every container

@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
 
@@ -63,8 +64,7 @@ func leaving(pods []corev1.Pod, nodes []*corev1.Node, spec *corev1.PodSpec, now 
 			return false
 		}
 		return slices.ContainsFunc(nodes, func(n *corev1.Node) bool {
-			ready := readiness(n)
-			return n.Name == p.Spec.NodeName && ready != nil && ready.Status == corev1.ConditionTrue && !usable(n, spec, now)
+			return n.Name == p.Spec.NodeName && condition.IsNodeReady(n) && !usable(n, spec, now)
 		})
 	})
 }
@@ -73,7 +73,7 @@ func leaving(pods []corev1.Pod, nodes []*corev1.Node, spec *corev1.PodSpec, now 
 // tolerate, not even that of a node which has just become Ready; or it was so, and is lost only for a while, so that its restart changes
 // nothing.
 func usable(node *corev1.Node, pod *corev1.PodSpec, now time.Time) bool {
-	ready := readiness(node)
+	ready := condition.NodeReady(node)
 	if node.Spec.Unschedulable || node.DeletionTimestamp != nil || ready == nil {
 		return false
 	}
@@ -93,15 +93,6 @@ func usable(node *corev1.Node, pod *corev1.PodSpec, now time.Time) bool {
 	// A node that has just registered has not been Ready yet.
 	before := ready.LastTransitionTime.Sub(node.CreationTimestamp.Time) > startsIn
 	return before && now.Sub(ready.LastTransitionTime.Time) < lostAfter && !taints(true)
-}
-
-func readiness(node *corev1.Node) *corev1.NodeCondition {
-	for i := range node.Status.Conditions {
-		if node.Status.Conditions[i].Type == corev1.NodeReady {
-			return &node.Status.Conditions[i]
-		}
-	}
-	return nil
 }
 
 // Others reports whether a manager other than ours has set a field of a live object, with `kubectl scale` for example: it stays theirs. A

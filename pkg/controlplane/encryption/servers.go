@@ -12,13 +12,11 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // nodesPath is the prefix of Nodes in the datastore.
 const nodesPath = "/registry/minions/"
-
-// serverLabel is on the node of every server (pkg/controlplane/noderole).
-const serverLabel = "node-role.kubernetes.io/control-plane"
 
 // OtherServers returns the names of the servers in a datastore whose address is not this one's, also of those that do not run. It asks the
 // datastore itself, before there is an API server.
@@ -50,7 +48,7 @@ func servers(ctx context.Context, store *clientv3.Client, own netip.Addr) ([]str
 		if !ok {
 			return nil, fmt.Errorf("%s in the datastore is a %T", kv.Key, obj)
 		}
-		_, server := node.Labels[serverLabel]
+		_, server := node.Labels[layout.ServerLabel]
 		if !server || slices.ContainsFunc(node.Status.Addresses, func(a corev1.NodeAddress) bool { return own.IsValid() && a.Address == own.String() }) {
 			continue
 		}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"polymesh.dev/polymesh/pkg/condition"
 )
 
 // announcer is a node that can announce addresses of the pool: it has the label node.kubernetes.io/exclude-from-external-load-balancers
@@ -26,9 +28,11 @@ func (v *nodeView) announcers(all []*corev1.Node, now time.Time) (out []announce
 		if _, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]; excluded || n.DeletionTimestamp != nil {
 			continue
 		}
-		switch readiness(n) {
-		case corev1.ConditionTrue:
-		case corev1.ConditionFalse:
+		switch ready := condition.NodeReady(n); {
+		case ready == nil:
+			continue
+		case ready.Status == corev1.ConditionTrue:
+		case ready.Status == corev1.ConditionFalse:
 			last, known := v.lastReady[n.UID]
 			left := readyGrace - now.Sub(last)
 			if !known || left <= 0 {
@@ -43,15 +47,6 @@ func (v *nodeView) announcers(all []*corev1.Node, now time.Time) (out []announce
 		out = append(out, announcer{n.Name, n.Spec.Unschedulable})
 	}
 	return out, next
-}
-
-func readiness(n *corev1.Node) corev1.ConditionStatus {
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			return c.Status
-		}
-	}
-	return ""
 }
 
 // elect returns the node that announces an address of the pool: the one that does, as long as it can, because connections end when an

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/controlplane/nodeaddress"
 )
 
@@ -78,7 +79,7 @@ func (v *nodeView) publish(all []*corev1.Node, now time.Time) (nodes []node, nex
 				}
 			}
 		}
-		isReady := readiness(n) == corev1.ConditionTrue
+		isReady := condition.IsNodeReady(n)
 		if isReady {
 			v.lastReady[n.UID] = now
 		}

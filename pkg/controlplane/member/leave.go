@@ -14,7 +14,6 @@ import (
 
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
-	"polymesh.dev/polymesh/pkg/controlplane/noderole"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/status"
@@ -91,7 +90,7 @@ func (d *Departure) external(ctx context.Context) *Departure {
 	if err != nil {
 		return nil
 	}
-	servers, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: noderole.Roles()[0]})
+	servers, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: layout.ServerLabel})
 	if err != nil || len(servers.Items) <= 1 {
 		return nil
 	}

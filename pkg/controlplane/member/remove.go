@@ -12,8 +12,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
-	"polymesh.dev/polymesh/pkg/controlplane/noderole"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 const (
@@ -111,7 +112,7 @@ func (v view) decide() (*corev1.Node, *etcd.Member, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if isReady(node) && !v.force {
+	if condition.IsNodeReady(node) && !v.force {
 		return nil, nil, fmt.Errorf("node %s is Ready, so its machine runs: move its pods away with `polymesh kubectl drain %s --ignore-daemonsets --delete-emptydir-data`, and run `polymesh reset` there, which removes the node too. --force removes it anyway", v.name, v.name)
 	}
 	return node, member, nil
@@ -120,7 +121,7 @@ func (v view) decide() (*corev1.Node, *etcd.Member, error) {
 // server returns the member of etcd of a node that is a server, nil if it has none, or why the cluster cannot be without it.
 func (v view) server(node *corev1.Node) (*etcd.Member, error) {
 	isServer := func(n corev1.Node) bool {
-		_, ok := n.Labels[noderole.Roles()[0]]
+		_, ok := n.Labels[layout.ServerLabel]
 		return ok
 	}
 	recorded := slices.ContainsFunc(v.records, func(r Record) bool { return r.Node == node.Name && r.UID == node.UID })
@@ -154,10 +155,4 @@ func (v view) server(node *corev1.Node) (*etcd.Member, error) {
 		return nil, fmt.Errorf("node %s stays: %w", v.name, err)
 	}
 	return &member, nil
-}
-
-func isReady(n *corev1.Node) bool {
-	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	})
 }

@@ -10,14 +10,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
-	"polymesh.dev/polymesh/pkg/controlplane/noderole"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 func TestRemovalIsDecided(t *testing.T) {
 	node := func(name string, server, ready bool) corev1.Node {
 		n := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-" + name)}}
 		if server {
-			n.Labels = map[string]string{noderole.Roles()[0]: "true"}
+			n.Labels = map[string]string{layout.ServerLabel: "true"}
 		}
 		state := corev1.ConditionUnknown
 		if ready {

@@ -28,6 +28,7 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
 
@@ -39,7 +40,7 @@ const recheck = 30 * time.Second
 
 // Roles returns the labels of a server's node. master is also set by K3s, for older workloads.
 func Roles() []string {
-	return []string{"node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"}
+	return []string{layout.ServerLabel, "node-role.kubernetes.io/master"}
 }
 
 // Options identify the node.

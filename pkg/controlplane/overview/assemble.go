@@ -14,9 +14,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/version"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
-	"polymesh.dev/polymesh/pkg/controlplane/noderole"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
@@ -88,16 +89,14 @@ func Nodes(all []corev1.Node, own string) []status.Node {
 	for _, n := range all {
 		node := status.Node{Name: n.Name, Role: status.RoleAgent, Version: n.Status.NodeInfo.KubeletVersion, Unschedulable: n.Spec.Unschedulable}
 		// NodeRestriction forbids a node to set it.
-		if _, ok := n.Labels[noderole.Roles()[0]]; ok {
+		if _, ok := n.Labels[layout.ServerLabel]; ok {
 			node.Role = status.RoleServer
 		}
 		node.Reason = "it has not reported yet"
-		for _, condition := range n.Status.Conditions {
-			if condition.Type == corev1.NodeReady {
-				node.Ready, node.Since, node.Reason = condition.Status == corev1.ConditionTrue, condition.LastTransitionTime.Time, ""
-				if !node.Ready {
-					node.Reason = cmp.Or(condition.Message, condition.Reason)
-				}
+		if ready := condition.NodeReady(&n); ready != nil {
+			node.Ready, node.Since, node.Reason = ready.Status == corev1.ConditionTrue, ready.LastTransitionTime.Time, ""
+			if !node.Ready {
+				node.Reason = cmp.Or(ready.Message, ready.Reason)
 			}
 		}
 		for _, a := range n.Status.Addresses {

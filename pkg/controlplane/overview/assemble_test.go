@@ -16,8 +16,8 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
-	"polymesh.dev/polymesh/pkg/controlplane/noderole"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/status"
 )
 
@@ -83,7 +83,7 @@ func TestNodesAndSkew(t *testing.T) {
 		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready, Message: "why", LastTransitionTime: metav1.NewTime(now)}}
 		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeExternalIP, Address: "203.0.113.1"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}
 		if server {
-			n.Labels = map[string]string{noderole.Roles()[0]: "true"}
+			n.Labels = map[string]string{layout.ServerLabel: "true"}
 		}
 		return n
 	}

@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/converge"
 	"polymesh.dev/polymesh/pkg/placement"
 	"polymesh.dev/polymesh/pkg/ssa"
@@ -100,10 +101,7 @@ func (s *scaler) places() string {
 	}
 	var out []string
 	for _, n := range nodes {
-		ready := slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-		})
-		out = append(out, fmt.Sprintf("%q %t %t %v %q", n.Name, ready, n.Spec.Unschedulable, n.Spec.Taints, n.Labels))
+		out = append(out, fmt.Sprintf("%q %t %t %v %q", n.Name, condition.IsNodeReady(n), n.Spec.Unschedulable, n.Spec.Taints, n.Labels))
 	}
 	slices.Sort(out)
 	return strings.Join(out, "\n")

@@ -33,6 +33,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
@@ -403,18 +404,15 @@ func (n *Network) nodeReady() error {
 	if node == nil {
 		return errors.New("the node has not registered yet")
 	}
-	for _, c := range node.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			if c.LastHeartbeatTime.Time.Before(n.since) {
-				return fmt.Errorf("node %s has not reported since the start", node.Name)
-			}
-			if c.Status == corev1.ConditionTrue {
-				return nil
-			}
-			return fmt.Errorf("node %s is not Ready: %s", node.Name, c.Message)
-		}
+	switch c := condition.NodeReady(node); {
+	case c == nil:
+		return fmt.Errorf("node %s has not reported yet", node.Name)
+	case c.LastHeartbeatTime.Time.Before(n.since):
+		return fmt.Errorf("node %s has not reported since the start", node.Name)
+	case c.Status != corev1.ConditionTrue:
+		return fmt.Errorf("node %s is not Ready: %s", node.Name, c.Message)
 	}
-	return fmt.Errorf("node %s has not reported yet", node.Name)
+	return nil
 }
 
 // hasAddress returns an error if the machine has lost the address that the cluster uses. Certificates, endpoints and the

@@ -28,7 +28,9 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
+	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 const (
@@ -43,8 +45,6 @@ const (
 	holdersTime                 = 30 * time.Minute
 	missedTime                  = time.Minute
 	maxRepositories, maxHolders = 512, 4
-	// controlPlane is the label of servers, which NodeRestriction keeps nodes from setting (pkg/controlplane/noderole).
-	controlPlane = "node-role.kubernetes.io/control-plane"
 )
 
 // peer is another node.
@@ -126,14 +126,12 @@ func trim(o any) (any, error) {
 		return o, nil
 	}
 	out := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion}}
-	if _, ok := node.Labels[controlPlane]; ok {
-		out.Labels = map[string]string{controlPlane: ""}
+	if _, ok := node.Labels[layout.ServerLabel]; ok {
+		out.Labels = map[string]string{layout.ServerLabel: ""}
 	}
 	out.Status.Addresses = node.Status.Addresses
-	for _, c := range node.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			out.Status.Conditions = []corev1.NodeCondition{{Type: c.Type, Status: c.Status}}
-		}
+	if c := condition.NodeReady(node); c != nil {
+		out.Status.Conditions = []corev1.NodeCondition{{Type: c.Type, Status: c.Status}}
 	}
 	return out, nil
 }
@@ -156,9 +154,9 @@ func (p *peers) list(from scope) []*peer {
 	p.forget(names)
 	for _, o := range nodes {
 		node := o.(*corev1.Node)
-		_, server := node.Labels[controlPlane]
+		_, server := node.Labels[layout.ServerLabel]
 		address := p.address(node)
-		if node.Name == p.opts.Node || address == "" || from == nowhere || from == servers && !server || !isReady(node) {
+		if node.Name == p.opts.Node || address == "" || from == nowhere || from == servers && !server || !condition.IsNodeReady(node) {
 			continue
 		}
 		found = append(found, p.peer(node.Name, address, server))
@@ -172,12 +170,6 @@ func (p *peers) list(from scope) []*peer {
 	}
 	slices.SortStableFunc(found, func(a, b *peer) int { return rank(a) - rank(b) })
 	return found
-}
-
-func isReady(node *corev1.Node) bool {
-	return slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	})
 }
 
 // address returns where a node serves others: at its own address, or, with External, at its external one; empty if it has none.

@@ -189,7 +189,7 @@ func (m *machine) object() *corev1.Node {
 		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
 	}}
 	if m.name == "a" {
-		n.Labels = map[string]string{controlPlane: "true"}
+		n.Labels = map[string]string{layout.ServerLabel: "true"}
 	}
 	return n
 }
