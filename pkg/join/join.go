@@ -17,6 +17,7 @@ import (
 	"slices"
 	"time"
 
+	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/config"
 )
 
@@ -134,21 +135,15 @@ type ServerGrant struct {
 	Key    []byte `json:"key"`
 }
 
-// Peer is a member of etcd: its name, and its address for other members, https://HOST:PORT.
-type Peer struct {
-	Name string `json:"name"`
-	URL  string `json:"url"`
-}
-
 // MemberRequest is of a server whose member of etcd is about to start for the first time.
 type MemberRequest struct {
-	NodeName string `json:"nodeName"`
-	Member   Peer   `json:"member"`
+	NodeName string         `json:"nodeName"`
+	Member   bootstrap.Peer `json:"member"`
 }
 
 // Members are what a new member of etcd must know of the others.
 type Members struct {
-	Members []Peer `json:"members"`
+	Members []bootstrap.Peer `json:"members"`
 }
 
 // Shares is the answer to a server that starts again: what the servers share, sealed by the key that it has.

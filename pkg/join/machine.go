@@ -86,7 +86,7 @@ func asServer(certs certificate.Store) (*http.Client, error) {
 
 // AddMember asks the cluster to add this server's member of etcd, and returns all members. It tries again until ctx ends: one server at
 // a time can be added.
-func AddMember(ctx context.Context, m Machine, certs certificate.Store, member Peer) ([]Peer, error) {
+func AddMember(ctx context.Context, m Machine, certs certificate.Store, member bootstrap.Peer) ([]bootstrap.Peer, error) {
 	hc, err := asServer(certs)
 	if err != nil {
 		return nil, err

@@ -140,7 +140,7 @@ func (s *Server) round(ctx context.Context, client kubernetes.Interface) {
 	note, err := s.keepToken(ctx, client)
 	if err == nil && s.opts.Shared != nil {
 		var more string
-		if more, err = s.share(ctx, client); note == "" {
+		if more, err = s.share(ctx, client, nil); note == "" {
 			note = more
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/request"
@@ -20,47 +21,61 @@ import (
 	"polymesh.dev/polymesh/pkg/atomicfile"
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/token"
 )
 
 // Shared is for a server whose datastore other servers can share.
 type Shared struct {
-	Endpoint datastore.Endpoint
-	// KeyFile is the key of what the servers share, TokenFile the token with which machines become servers.
-	KeyFile, TokenFile string
-	// Bundle returns what this server would share. Its token is not used.
-	Bundle func() (bootstrap.Bundle, error)
+	// Config is this server's, whose settings and data dir have what it shares.
+	Config    *config.Server
+	Datastore bootstrap.Datastore
+	Endpoint  datastore.Endpoint
 	// Settles is set on the server whose settings are the cluster's: not on one that has joined.
 	Settles bool
 	// AddMember adds the member of etcd of a node, and returns all members; nil where the servers run no etcd.
-	AddMember func(ctx context.Context, node string, m Peer) ([]Peer, error)
+	AddMember func(ctx context.Context, node string, m bootstrap.Peer) ([]bootstrap.Peer, error)
 }
 
-// store connects to the datastore. The caller calls done.
-func (o *Shared) store() (store bootstrap.Store, done func(), err error) {
-	client, err := o.Endpoint.Client()
+// openStore connects to a datastore. The caller calls done.
+func openStore(e datastore.Endpoint) (store bootstrap.Store, done func(), err error) {
+	client, err := e.Client()
 	if err != nil {
 		return store, nil, err
 	}
 	return bootstrap.Store{Client: client}, func() { client.Close() }, nil
 }
 
-// share keeps in the datastore what a further server needs, and the server token in its file.
-func (s *Server) share(ctx context.Context, client kubernetes.Interface) (note string, err error) {
+// bundle returns what this server would share, without a token.
+func (o *Shared) bundle() (b bootstrap.Bundle, err error) {
+	b.Settings, b.Datastore = o.Config.Settings(), o.Datastore
+	authorities, err := certificate.EnsureAuthorities(certificate.Store(o.Config.DataDir.TLS()), time.Now())
+	if err != nil {
+		return b, err
+	}
+	if b.Authorities, err = authorities.Export(); err != nil {
+		return b, err
+	}
+	b.Encryption, err = os.ReadFile(o.Config.DataDir.EncryptionFile())
+	return b, err
+}
+
+// share keeps in the datastore what a further server needs, and the server token in its file. then, which may be nil, reads what is there now.
+func (s *Server) share(ctx context.Context, client kubernetes.Interface, then func(bootstrap.Store) error) (note string, err error) {
 	s.sharing.Lock()
 	defer s.sharing.Unlock()
 	o := s.opts.Shared
-	key, err := bootstrap.EnsureKey(o.KeyFile)
+	key, err := bootstrap.EnsureKey(o.Config.DataDir.BootstrapKey())
 	if err != nil {
 		return "", err
 	}
-	store, done, err := o.store()
+	store, done, err := openStore(o.Endpoint)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	bundle, err := o.Bundle()
+	bundle, err := o.bundle()
 	if err != nil {
 		return "", err
 	}
@@ -86,13 +101,17 @@ func (s *Server) share(ctx context.Context, client kubernetes.Interface) (note s
 			return "", err
 		}
 	}
-	return note, store.Keep(ctx, func(ctx context.Context) (map[string]bool, error) { return tokenIDs(ctx, client) })
+	err = store.Keep(ctx, func(ctx context.Context) (map[string]bool, error) { return tokenIDs(ctx, client) })
+	if err == nil && then != nil {
+		err = then(store)
+	}
+	return note, err
 }
 
 // serverToken returns the token in server/token. Where there is no file, it is the one that the servers share, or a new one. The zero
 // token is one that was revoked, which is not made again: whoever wants another removes the file on all servers.
 func (s *Server) serverToken(ctx context.Context, client kubernetes.Interface, store bootstrap.Store, key bootstrap.Key, shared string) (t token.Token, note string, err error) {
-	file := s.opts.Shared.TokenFile
+	file := s.opts.Shared.Config.DataDir.ServerToken()
 	text, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return t, "", fmt.Errorf("read the server token: %w", err)
@@ -161,21 +180,15 @@ func (s *Server) server(r *http.Request) (any, error) {
 		log.Warn("a server was refused", "why", refused.Message)
 		return nil, refused
 	}
-	// It gets what this server has now.
-	if _, err := s.share(r.Context(), client); err != nil {
-		return nil, err
-	}
-	store, closed, err := s.opts.Shared.store()
-	if err != nil {
-		return nil, err
-	}
-	defer closed()
-	var g ServerGrant
 	id, ok := strings.CutPrefix(caller(r), bootstrapapi.BootstrapUserPrefix)
 	if !ok {
 		return nil, refuse(http.StatusForbidden, "a machine becomes a server with a server's token")
 	}
-	g.Bundle, g.Key, err = store.Sealed(r.Context(), id)
+	var g ServerGrant
+	_, err = s.share(r.Context(), client, func(store bootstrap.Store) (err error) {
+		g.Bundle, g.Key, err = store.Sealed(r.Context(), id)
+		return err
+	})
 	if errors.Is(err, bootstrap.ErrNone) {
 		return nil, refuse(http.StatusForbidden, "token %s opens nothing: `polymesh token create --role server` on a server makes one that does", id)
 	}
@@ -202,7 +215,7 @@ func (s *Server) member(r *http.Request) (any, error) {
 	if err == nil {
 		_, err = netip.ParseAddrPort(u.Host)
 	}
-	if err != nil || u.Scheme != "https" || u.Path != "" || strings.ContainsAny(req.Member.Name, "=, ") || !strings.HasPrefix(req.Member.Name, req.NodeName+"-") {
+	if err != nil || u.Scheme != "https" || u.Path != "" || strings.ContainsAny(req.Member.Name, "=, ") || req.Member.Node() != req.NodeName {
 		return nil, refuse(http.StatusBadRequest, "%.100q at %.100q cannot be a member of etcd", req.Member.Name, req.Member.URL)
 	}
 	members, err := s.opts.Shared.AddMember(r.Context(), req.NodeName, req.Member)
@@ -229,17 +242,12 @@ func (s *Server) shares(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	// It gets what this server has now.
-	if _, err := s.share(r.Context(), client); err != nil {
-		return nil, err
-	}
-	store, done, err := s.opts.Shared.store()
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	bundle, err := store.Bundle(r.Context())
-	return Shares{bundle}, err
+	var shares Shares
+	_, err = s.share(r.Context(), client, func(store bootstrap.Store) (err error) {
+		shares.Bundle, err = store.Bundle(r.Context())
+		return err
+	})
+	return shares, err
 }
 
 func onlyServers(r *http.Request) error {
@@ -267,7 +275,7 @@ func ShareToken(keyFile, endpointFile string) func(context.Context, token.Token)
 		if err != nil {
 			return err
 		}
-		store, done, err := (&Shared{Endpoint: endpoint}).store()
+		store, done, err := openStore(endpoint)
 		if err != nil {
 			return err
 		}

@@ -310,59 +310,33 @@ func (s *server) shared() *join.Shared {
 	if !endpoint.LeaderElect {
 		return nil
 	}
-	dir := s.cfg.DataDir
-	shared := &join.Shared{
-		Endpoint: endpoint, KeyFile: dir.BootstrapKey(), TokenFile: dir.ServerToken(),
-		Settles: s.member == nil || s.cfg.ClusterInit,
-	}
-	kind := bootstrap.External
+	shared := &join.Shared{Config: s.cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: s.member == nil || s.cfg.ClusterInit}
 	if member, ok := s.datastore.(*etcd.Etcd); ok {
-		kind = bootstrap.Etcd
-		shared.AddMember = func(ctx context.Context, node string, m join.Peer) ([]join.Peer, error) {
-			_, all, err := member.AddLearner(ctx, node, etcd.Peer(m))
+		shared.Datastore = bootstrap.Etcd
+		shared.AddMember = func(ctx context.Context, node string, m bootstrap.Peer) ([]bootstrap.Peer, error) {
+			_, all, err := member.AddLearner(ctx, node, m)
 			var name *etcd.NameTakenError
 			var address *etcd.AddressTakenError
 			if errors.As(err, &name) || errors.As(err, &address) {
 				err = &join.Refusal{Status: http.StatusConflict, Message: err.Error()}
 			}
-			var peers []join.Peer
-			for _, p := range all {
-				peers = append(peers, join.Peer(p))
-			}
-			return peers, err
+			return all, err
 		}
-	}
-	shared.Bundle = func() (bootstrap.Bundle, error) {
-		b := bootstrap.Bundle{Settings: s.cfg.Settings(), Datastore: kind}
-		authorities, err := certificate.EnsureAuthorities(certificate.Store(dir.TLS()), time.Now())
-		if err != nil {
-			return b, err
-		}
-		if b.Authorities, err = authorities.Export(); err != nil {
-			return b, err
-		}
-		b.Encryption, err = os.ReadFile(dir.EncryptionFile())
-		return b, err
 	}
 	return shared
 }
 
 // addMember returns how this server's member of etcd joins the others; nil for the first one.
-func addMember(cfg *config.Server, p *process.Process, member *join.ServerMembership) func(context.Context, etcd.Peer) ([]etcd.Peer, error) {
+func addMember(cfg *config.Server, p *process.Process, member *join.ServerMembership) func(context.Context, bootstrap.Peer) ([]bootstrap.Peer, error) {
 	if member == nil || hasSQLite(cfg) {
 		return nil
 	}
-	return func(ctx context.Context, self etcd.Peer) ([]etcd.Peer, error) {
+	return func(ctx context.Context, self bootstrap.Peer) ([]bootstrap.Peer, error) {
 		if member.Server == "" {
 			return nil, errors.New("the servers of the cluster are not known: give --server")
 		}
 		m := machine(cfg, p, member.Server)
 		m.Waiting = func(why string) { p.Log.Info("waiting to become a member of etcd", "why", why) }
-		all, err := join.AddMember(ctx, m, certificate.Store(cfg.DataDir.TLS()), join.Peer(self))
-		var peers []etcd.Peer
-		for _, peer := range all {
-			peers = append(peers, etcd.Peer(peer))
-		}
-		return peers, err
+		return join.AddMember(ctx, m, certificate.Store(cfg.DataDir.TLS()), self)
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -84,7 +83,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) string {
 	endpoint.LeaderElect = false
 	joining := join.NewServer(join.Options{
 		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
-		Cluster: join.ClusterOf(cfg), Shared: shared(cfg, certs, endpoint),
+		Cluster: join.ClusterOf(cfg), Shared: &join.Shared{Config: cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: true},
 	})
 	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
 	m := component.NewManager(log)
@@ -110,25 +109,6 @@ func Start(t testing.TB, log *slog.Logger, args ...string) string {
 		t.Fatal("no control plane after a minute")
 	}
 	return cfg.DataDir.Kubeconfig("polymesh")
-}
-
-// shared is what pkg/server shares with other servers.
-func shared(cfg *config.Server, certs certificate.Store, endpoint datastore.Endpoint) *join.Shared {
-	return &join.Shared{
-		Endpoint: endpoint, KeyFile: cfg.DataDir.BootstrapKey(), TokenFile: cfg.DataDir.ServerToken(), Settles: true,
-		Bundle: func() (b bootstrap.Bundle, err error) {
-			b.Settings, b.Datastore = cfg.Settings(), bootstrap.External
-			authorities, err := certificate.EnsureAuthorities(certs, time.Now())
-			if err != nil {
-				return b, err
-			}
-			if b.Authorities, err = authorities.Export(); err != nil {
-				return b, err
-			}
-			b.Encryption, err = os.ReadFile(cfg.DataDir.EncryptionFile())
-			return b, err
-		},
-	}
 }
 
 // free returns an address on which nothing listens.

@@ -31,6 +31,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
@@ -57,11 +58,8 @@ type Options struct {
 	Log  *slog.Logger
 }
 
-// Peer is a member's name, and its address for other members, https://HOST:PORT.
-type Peer struct {
-	Name string `json:"name"`
-	URL  string `json:"url"`
-}
+// Peer is a member for the others.
+type Peer = bootstrap.Peer
 
 const (
 	// DefaultQuota is etcd's own.
@@ -228,7 +226,7 @@ func (e *Etcd) keep(id identity) error {
 }
 
 // peer is this member, for the others.
-func (e *Etcd) peer(name string) Peer { return Peer{name, "https://" + e.opts.Peer.String()} }
+func (e *Etcd) peer(name string) Peer { return Peer{Name: name, URL: "https://" + e.opts.Peer.String()} }
 
 // config returns etcd's configuration, with the data in dir. join are the members of the cluster; none for a new one.
 func (e *Etcd) config(id identity, dir string, join []Peer) (*embed.Config, error) {

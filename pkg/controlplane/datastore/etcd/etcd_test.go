@@ -265,7 +265,7 @@ func TestThreeMembers(t *testing.T) {
 		}
 	}
 	var taken *NameTakenError
-	if _, _, err := a.AddLearner(t.Context(), "b", Peer{"b-x", "https://127.0.9.9:1"}); !errors.As(err, &taken) {
+	if _, _, err := a.AddLearner(t.Context(), "b", Peer{Name: "b-x", URL: "https://127.0.9.9:1"}); !errors.As(err, &taken) {
 		t.Errorf("a second b: %v", err)
 	}
 
@@ -453,7 +453,7 @@ func TestFailedJoin(t *testing.T) {
 	calls := 0
 	b.opts.Join = func(_ context.Context, self Peer) ([]Peer, error) {
 		calls++
-		return []Peer{{"a-00000000", "https://127.0.1.9:1"}, self}, nil
+		return []Peer{{Name: "a-00000000", URL: "https://127.0.1.9:1"}, self}, nil
 	}
 	for range 2 {
 		e := New(b.opts)

@@ -48,12 +48,7 @@ func (m Member) String() string {
 }
 
 // Node returns the name of the node on which the member runs; empty until it has started.
-func (m Member) Node() string {
-	if i := strings.LastIndexByte(m.Name, '-'); i >= 0 {
-		return m.Name[:i]
-	}
-	return m.Name
-}
+func (m Member) Node() string { return Peer{Name: m.Name}.Node() }
 
 // peerTimeout is the time for another member's answer.
 const peerTimeout = 2 * time.Second
@@ -193,7 +188,7 @@ func (e *Etcd) AddLearner(ctx context.Context, node string, joins Peer) (id uint
 		if m.ID == id {
 			name = joins.Name
 		}
-		cluster = append(cluster, Peer{name, m.PeerURLs[0]})
+		cluster = append(cluster, Peer{Name: name, URL: m.PeerURLs[0]})
 	}
 	return id, cluster, nil
 }
