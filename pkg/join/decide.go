@@ -23,9 +23,9 @@ import (
 // traces of a cluster are compared by time.
 const maxSkew = 2 * time.Minute
 
-// olderMinors is how many minor versions a kubelet may be older than the API server
+// OlderMinors is how many minor versions a kubelet may be older than the API server
 // (https://kubernetes.io/releases/version-skew-policy/#kubelet).
-const olderMinors = 3
+const OlderMinors = 3
 
 // View is what a server knows when a machine wants to join.
 type View struct {
@@ -136,8 +136,8 @@ func skew(machine, cluster string) *Refusal {
 	switch {
 	case m.Major() != c.Major() || m.Minor() > c.Minor():
 		return refuse(http.StatusConflict, "this machine has Kubernetes %s, the cluster %s, and a node must not be newer than the servers: upgrade the servers first, or use the cluster's version here", machine, cluster)
-	case m.Minor()+olderMinors < c.Minor():
-		return refuse(http.StatusConflict, "this machine has Kubernetes %s, the cluster %s, and a node may be %d minor versions older at most: use the cluster's version here", machine, cluster, olderMinors)
+	case m.Minor()+OlderMinors < c.Minor():
+		return refuse(http.StatusConflict, "this machine has Kubernetes %s, the cluster %s, and a node may be %d minor versions older at most: use the cluster's version here", machine, cluster, OlderMinors)
 	}
 	return nil
 }

@@ -16,6 +16,8 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+
+	"polymesh.dev/polymesh/pkg/component"
 )
 
 // Kubernetes has no list of revoked certificates. A node's is void once its node has been removed: the record of its name says when, and
@@ -36,11 +38,10 @@ type records struct {
 	// machines has ConfigMaps; nodes are reduced to what is used here.
 	machines, nodes cache.Store
 	known           chan struct{} // closed when machines is complete
-	changed         chan struct{} // has a value if there may be something to do
 }
 
 func newRecords() *records {
-	return &records{known: make(chan struct{}), changed: make(chan struct{}, 1)}
+	return &records{known: make(chan struct{})}
 }
 
 // follow keeps the records up to date until ctx ends.
@@ -59,15 +60,10 @@ func (r *records) follow(ctx context.Context, client kubernetes.Interface, log f
 	}))
 	machines, nodes := maps.Core().V1().ConfigMaps().Informer(), all.Core().V1().Nodes().Informer()
 	r.machines, r.nodes = machines.GetStore(), nodes.GetStore()
-	notify := func() {
-		select {
-		case r.changed <- struct{}{}:
-		default:
-		}
-	}
+	changed := component.NewWake()
 	for _, i := range []cache.SharedIndexInformer{machines, nodes} {
 		_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { notify() }, UpdateFunc: func(any, any) { notify() }, DeleteFunc: func(any) { notify() },
+			AddFunc: func(any) { changed.Call() }, UpdateFunc: func(any, any) { changed.Call() }, DeleteFunc: func(any) { changed.Call() },
 		})
 	}
 	maps.Start(ctx.Done())
@@ -81,19 +77,13 @@ func (r *records) follow(ctx context.Context, client kubernetes.Interface, log f
 	if !cache.WaitForCacheSync(ctx.Done(), nodes.HasSynced) {
 		return
 	}
-	ticker := time.NewTicker(recordInterval)
-	defer ticker.Stop()
-	for {
+	update := func(ctx context.Context) {
 		if err := r.update(ctx, time.Now(), log); err != nil && ctx.Err() == nil {
 			log("the records of machines that have joined are not up to date", "err", err)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-r.changed:
-		case <-ticker.C: // what has failed, and old records
-		}
 	}
+	update(ctx)
+	component.Rounds(ctx, changed, recordInterval, update) // also without a change: what has failed, and old records
 }
 
 // update notes in the records which nodes have registered, and which were removed.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -129,18 +128,12 @@ func (d *Departure) Leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	err = d.local.Remove(ctx, d.self)
-	for {
-		if membership, readErr := etcd.ReadMembership(d.dir.Etcd()); readErr == nil && membership.Removed {
-			return nil
-		}
-		members, _, listErr := d.local.Members(ctx)
-		if listErr == nil && !slices.ContainsFunc(members, func(m etcd.Member) bool { return m.ID == d.self }) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("node %s is removed, and its member of etcd is still one after %s", d.Node, removeTimeout), err)
-		case <-time.After(removePoll):
-		}
+	knows := func() bool {
+		membership, err := etcd.ReadMembership(d.dir.Etcd())
+		return err == nil && membership.Removed
 	}
+	if d.local.gone(ctx, d.self, knows) != nil {
+		return errors.Join(fmt.Errorf("node %s is removed, and its member of etcd is still one after %s", d.Node, removeTimeout), err)
+	}
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -152,6 +153,22 @@ func recorded(ctx context.Context, file string, m etcd.Member) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// gone waits until etcd does not have a member any more, or also reports so, or ctx ends.
+func (l Local) gone(ctx context.Context, id uint64, also func() bool) error {
+	for !also() {
+		members, _, err := l.Members(ctx)
+		if err == nil && !slices.ContainsFunc(members, func(m etcd.Member) bool { return m.ID == id }) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("still a member after %s", removeTimeout), err)
+		case <-time.After(removePoll):
+		}
+	}
+	return nil
 }
 
 func (l Local) call(ctx context.Context, method, path string, body, response any) error {

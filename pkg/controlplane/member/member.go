@@ -98,13 +98,8 @@ func (c *Component) Start(ctx context.Context) error {
 	}
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	c.nodes = factory.Core().V1().Nodes().Lister()
-	changed := make(chan struct{}, 1)
-	notify := func(any) {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
+	changed := component.NewWake()
+	notify := func(any) { changed.Call() }
 	// Changes of a node that exists do not matter.
 	if _, err := factory.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: notify, DeleteFunc: notify}); err != nil {
 		return fmt.Errorf("watch nodes: %w", err)
@@ -116,21 +111,13 @@ func (c *Component) Start(ctx context.Context) error {
 		defer broadcaster.Shutdown()
 		factory.StartWithContext(ctx)
 		defer factory.Shutdown()
-		ticker := time.NewTicker(recheck)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-changed:
-			case <-ticker.C:
-			}
+		component.Rounds(ctx, changed, recheck, func(ctx context.Context) {
 			err := c.sync(ctx)
 			if err != nil && ctx.Err() == nil {
 				c.log.Debug("the members of etcd are not compared with the nodes yet", "err", err)
 			}
 			c.set(err)
-		}
+		})
 	})
 	return nil
 }

@@ -2,7 +2,6 @@ package member
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -71,28 +70,13 @@ func (r Removal) Run(ctx context.Context, name string) error {
 	if member == nil {
 		return nil
 	}
-	if err := r.gone(ctx, member.ID); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	if err := r.Local.gone(ctx, member.ID, func() bool { return false }); err != nil {
 		return fmt.Errorf("node %s is removed, and its member of etcd is not yet: %w: `polymesh status` on the server that leads etcd shows why", name, err)
 	}
 	r.Done("its member " + memberID(member.ID) + " of etcd removed")
 	return nil
-}
-
-// gone waits until etcd does not have a member any more.
-func (r Removal) gone(ctx context.Context, id uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
-	defer cancel()
-	for {
-		members, _, err := r.Local.Members(ctx)
-		if err == nil && !slices.ContainsFunc(members, func(m etcd.Member) bool { return m.ID == id }) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("still a member after %s", removeTimeout), err)
-		case <-time.After(removePoll):
-		}
-	}
 }
 
 // decide returns the node to remove, with its member of etcd if it has one, or why it stays.

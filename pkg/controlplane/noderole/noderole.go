@@ -89,13 +89,8 @@ func (c *Component) Start(ctx context.Context) error {
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	nodes := factory.Core().V1().Nodes()
 	c.nodes = nodes.Lister()
-	changed := make(chan struct{}, 1)
-	notify := func(any) {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
+	changed := component.NewWake()
+	notify := func(any) { changed.Call() }
 	if _, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: notify, UpdateFunc: func(_, o any) { notify(o) }, DeleteFunc: notify,
 	}); err != nil {
@@ -104,21 +99,13 @@ func (c *Component) Start(ctx context.Context) error {
 	c.Go(ctx, func(ctx context.Context) {
 		factory.StartWithContext(ctx)
 		defer factory.Shutdown()
-		ticker := time.NewTicker(recheck)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-changed:
-			case <-ticker.C:
-			}
+		component.Rounds(ctx, changed, recheck, func(ctx context.Context) {
 			err := c.sync(ctx)
 			if err != nil && ctx.Err() == nil {
 				c.log.Debug("the node does not have its roles yet", "err", err)
 			}
 			c.set(err)
-		}
+		})
 	})
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -17,6 +16,7 @@ import (
 	"polymesh.dev/polymesh/pkg/condition"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
+	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/status"
 )
@@ -24,9 +24,6 @@ import (
 const (
 	// expiresSoon is how long before its expiry a certificate is reported.
 	expiresSoon = 60 * 24 * time.Hour
-	// maxOlder is how many minor versions a node may be older than the servers
-	// (https://kubernetes.io/releases/version-skew-policy/#kubelet).
-	maxOlder = 3
 )
 
 // assemble judges what was found out.
@@ -153,8 +150,8 @@ func unsupported(node, own string) string {
 	switch minors := int(a.Minor()) - int(b.Minor()); {
 	case minors > 0:
 		return "a node must not be newer than a server: upgrade the servers"
-	case minors < -maxOlder:
-		return fmt.Sprintf("a node may be %d minor versions older: upgrade it", maxOlder)
+	case minors < -join.OlderMinors:
+		return fmt.Sprintf("a node may be %d minor versions older: upgrade it", join.OlderMinors)
 	}
 	return ""
 }
@@ -181,12 +178,12 @@ func members(c *status.Cluster, f facts, now time.Time) {
 	case len(f.members.value) == 0:
 	case !q.Has():
 		c.Problem = fmt.Sprintf("%d of %d servers %s away%s: %s. The cluster is read-only at best: nothing is scheduled or changed, and pods continue. Start them. If their machines are lost, `polymesh server --cluster-reset` on this one alone makes a cluster of it",
-			len(q.Away), q.Voters, isAre(len(q.Away)), since, away(q))
+			len(q.Away), q.Voters, isAre(len(q.Away)), since, q.Missing())
 	case since != "":
 		c.Problem = fmt.Sprintf("etcd has no leader%s, although %d of %d members answer: they elect one, or cannot reach each other on port 2380 of each server", since, q.Answering, q.Voters)
 	case len(q.Away) > 0:
 		more := q.Answering - q.Majority()
-		c.Warnings = append(c.Warnings, fmt.Sprintf("%d of %d servers %s away: %s. The cluster works, and stops when %s", len(q.Away), q.Voters, isAre(len(q.Away)), away(q), beyond(more)))
+		c.Warnings = append(c.Warnings, fmt.Sprintf("%d of %d servers %s away: %s. The cluster works, and stops when %s", len(q.Away), q.Voters, isAre(len(q.Away)), q.Missing(), beyond(more)))
 	}
 	if q.Voters > 0 && q.Voters%2 == 0 {
 		c.Warnings = append(c.Warnings, fmt.Sprintf("etcd has %d members that vote, an even number: it survives the loss of %d, no more than with %d. Add a server, or remove one", q.Voters, q.Voters-q.Majority(), q.Voters-1))
@@ -211,14 +208,6 @@ func isAre(n int) string {
 		return "is"
 	}
 	return "are"
-}
-
-func away(q etcd.Quorum) string {
-	var all []string
-	for _, m := range q.Away {
-		all = append(all, fmt.Sprintf("%s (%s)", m, m.Problem))
-	}
-	return strings.Join(all, ", ")
 }
 
 // Member is a member of etcd for a user. self is the id of this server's.

@@ -78,33 +78,20 @@ func (c *Component) Start(ctx context.Context) error {
 	}))
 	requests := factory.Certificates().V1().CertificateSigningRequests()
 	c.list = requests.Lister()
-	changed := make(chan struct{}, 1)
-	if _, err := requests.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}}); err != nil {
+	changed := component.NewWake()
+	if _, err := requests.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { changed.Call() }}); err != nil {
 		return err
 	}
 	c.Go(ctx, func(ctx context.Context) {
 		factory.StartWithContext(ctx)
 		defer factory.Shutdown()
-		tick := time.NewTicker(recheck)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-changed:
-			case <-tick.C:
-			}
+		component.Rounds(ctx, changed, recheck, func(ctx context.Context) {
 			err := c.round(ctx)
 			if err != nil && ctx.Err() == nil {
 				c.log.Warn("requests for serving certificates are not decided yet", "err", err)
 			}
 			c.failed.Store(&err)
-		}
+		})
 	})
 	return nil
 }

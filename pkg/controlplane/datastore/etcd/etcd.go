@@ -168,39 +168,35 @@ func (e *Etcd) Init(context.Context) error {
 type identity struct {
 	// Name is unique for ever: a node that is removed and joins again is another member.
 	Name string `json:"name"`
-	// Shared is set once the cluster has had other members.
-	Shared bool `json:"shared,omitempty"`
-	// Removed is set when the cluster has removed this member: its data is useless then.
-	Removed bool `json:"removed,omitempty"`
+	Membership
 }
 
 // identityName is the name of its file.
 const identityName = "identity.json"
 
-func (e *Etcd) identityFile() string { return filepath.Join(e.opts.Dir, identityName) }
-
 // NodeOf returns the name of the node whose member has its data in dir; empty if there is none, or if it has not started yet.
 func NodeOf(dir string) string {
-	text, err := os.ReadFile(filepath.Join(dir, identityName))
-	var id identity
-	if err != nil || json.Unmarshal(text, &id) != nil {
+	id, err := readIdentity(dir)
+	if err != nil {
 		return ""
 	}
 	return Member{Name: id.Name}.Node()
 }
 
-// MemberName returns the member's name. It is made up at the first call, and kept.
-func (e *Etcd) MemberName() (string, error) {
-	id, err := e.identity()
-	return id.Name, err
+// readIdentity reads the identity of the member with its data in dir. The error is fs.ErrNotExist if there is none.
+func readIdentity(dir string) (id identity, err error) {
+	text, err := os.ReadFile(filepath.Join(dir, identityName))
+	if err == nil {
+		err = json.Unmarshal(text, &id)
+	}
+	return id, err
 }
 
+// identity returns this member's. The name is generated at the first call, and kept.
 func (e *Etcd) identity() (id identity, err error) {
-	text, err := os.ReadFile(e.identityFile())
-	if err == nil {
-		if err = json.Unmarshal(text, &id); err == nil && (Member{Name: id.Name}).Node() != e.opts.Node {
-			return id, fmt.Errorf("%s is of member %q, and this node is %q: start it with the node name that it had", e.opts.Dir, id.Name, e.opts.Node)
-		}
+	id, err = readIdentity(e.opts.Dir)
+	if err == nil && (Member{Name: id.Name}).Node() != e.opts.Node {
+		return id, fmt.Errorf("%s is of member %q, and this node is %q: start it with the node name that it had", e.opts.Dir, id.Name, e.opts.Node)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		random := make([]byte, 4)
@@ -222,11 +218,13 @@ func (e *Etcd) keep(id identity) error {
 	if err := atomicfile.MkdirAll(e.opts.Dir, 0o700); err != nil {
 		return err
 	}
-	return atomicfile.Write(e.identityFile(), text, 0o600)
+	return atomicfile.Write(filepath.Join(e.opts.Dir, identityName), text, 0o600)
 }
 
 // peer is this member, for the others.
-func (e *Etcd) peer(name string) Peer { return Peer{Name: name, URL: "https://" + e.opts.Peer.String()} }
+func (e *Etcd) peer(name string) Peer {
+	return Peer{Name: name, URL: "https://" + e.opts.Peer.String()}
+}
 
 // config returns etcd's configuration, with the data in dir. join are the members of the cluster; none for a new one.
 func (e *Etcd) config(id identity, dir string, join []Peer) (*embed.Config, error) {

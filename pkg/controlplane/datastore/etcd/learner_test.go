@@ -16,11 +16,11 @@ func TestLearnerWithoutProgress(t *testing.T) {
 	a.start(t)
 	a.ready(t)
 	lost := New(b.opts)
-	name, err := lost.MemberName()
+	id, err := lost.identity()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := a.AddLearner(t.Context(), "b", lost.peer(name)); err != nil {
+	if _, _, err := a.AddLearner(t.Context(), "b", lost.peer(id.Name)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the learner is removed", func() error {

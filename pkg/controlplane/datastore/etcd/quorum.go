@@ -37,8 +37,8 @@ func (q Quorum) Majority() int { return q.Voters/2 + 1 }
 // Has reports whether a majority answers.
 func (q Quorum) Has() bool { return q.Answering >= q.Majority() }
 
-// away lists the members that do not answer, and why.
-func (q Quorum) away() string {
+// Missing lists the members that do not answer, and why.
+func (q Quorum) Missing() string {
 	var all []string
 	for _, m := range q.Away {
 		all = append(all, fmt.Sprintf("%s (%s)", m, m.Problem))
@@ -72,10 +72,10 @@ func MayRemove(members []Member, id uint64) error {
 		return &LastMemberError{member.String()}
 	case !now.Has():
 		return &QuorumError{fmt.Sprintf("%s, which is no majority of etcd: no member can be removed until another one is started: %s. If their machines are lost, `polymesh server --cluster-reset` on a server that is left makes a cluster of it alone",
-			answer(now, "members"), now.away())}
+			answer(now, "members"), now.Missing())}
 	case !member.Learner && !after.Has():
 		return &QuorumError{fmt.Sprintf("%s; removing %s would leave %s, which is no majority, and the cluster would stop: start these first: %s",
-			answer(now, "members"), member, leaves(after), after.away())}
+			answer(now, "members"), member, leaves(after), after.Missing())}
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package etcd
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -69,23 +68,19 @@ func wasRemoved(dir string) (bool, error) {
 // Membership is what is known on disk of a member that need not run.
 type Membership struct {
 	// Shared is set once the cluster has had other members.
-	Shared bool
-	// Removed is set when the cluster has removed this one.
-	Removed bool
+	Shared bool `json:"shared,omitempty"`
+	// Removed is set when the cluster has removed this one: its data is useless then.
+	Removed bool `json:"removed,omitempty"`
 }
 
 // ReadMembership reads the membership of the member with its data in dir. It is empty if there is none.
 func ReadMembership(dir string) (Membership, error) {
-	text, err := os.ReadFile(filepath.Join(dir, identityName))
+	id, err := readIdentity(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Membership{}, nil
-	}
-	var id identity
-	if err == nil {
-		err = json.Unmarshal(text, &id)
 	}
 	if err != nil {
 		return Membership{}, fmt.Errorf("read the identity of this member of etcd: %w", err)
 	}
-	return Membership{Shared: id.Shared, Removed: id.Removed}, nil
+	return id.Membership, nil
 }
