@@ -58,6 +58,7 @@ func (b *bench) parts() []part {
 		{name: "a server without Istio", measure: b.bare},
 		{name: "a server with Istio's demo profile and the app", measure: b.mesh, images: []string{testImages, appImages}},
 		{name: "an agent", measure: b.agent},
+		{name: "servers with etcd at rest", measure: b.members},
 		{name: "API under load", measure: b.api},
 		{name: "network: pods of two nodes", measure: b.network, images: []string{programs}},
 		{name: "failover: the only server", measure: b.failoverServer},

@@ -130,7 +130,7 @@ func report(parts []part, known records) string {
 	}).Parse(reportTemplate))
 	err := t.Execute(&out, map[string]any{
 		"Machine": latest, "Parts": partTable(parts, known),
-		"Start": startRows, "Again": startAgainRows, "Bare": bareRows, "Agent": agentRows, "IdleRows": idleRows, "Pods": podRows, "Singles": singles,
+		"Start": startRows, "Again": startAgainRows, "Bare": bareRows, "Agent": agentRows, "Members": memberRows(), "IdleRows": idleRows, "Pods": podRows, "Singles": singles,
 		"SmallBare": smallBareRows, "SmallMesh": smallMeshRows, "Ratios": ratioTable(r, ratios),
 		"API": apiMatrix(), "APIMemory": apiMemoryMatrix(), "APIRatios": ratioTable(r, apiRatios()), "APIClients": apiClients, "APIRounds": apiRounds, "APIObjects": apiClients * apiCreates,
 		"Failover": failoverRows(), "StreamRate": streamRate, "LostAfter": lostAfter.Seconds(),
