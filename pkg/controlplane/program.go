@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -19,6 +18,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/kubeflags"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // programs are upstream's commands for the components that run as a Program, by name.
@@ -108,7 +108,7 @@ func (p *Program) Ready(ctx context.Context) error {
 	if port == 0 {
 		return nil
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+net.JoinHostPort("127.0.0.1", strconv.Itoa(port))+"/healthz", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+layout.Loopback(port).String()+"/healthz", nil)
 	if err != nil {
 		return err
 	}
@@ -137,5 +137,5 @@ func separateFlags(o Options, port int) map[string]string {
 	if !o.Datastore.LeaderElect {
 		return map[string]string{"leader-elect": "false", "secure-port": "0"}
 	}
-	return map[string]string{"leader-elect": "true", "secure-port": strconv.Itoa(port), "bind-address": "127.0.0.1"}
+	return map[string]string{"leader-elect": "true", "secure-port": strconv.Itoa(port), "bind-address": layout.Loopback(port).Addr().String()}
 }

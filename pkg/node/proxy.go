@@ -160,7 +160,7 @@ func (p *Proxy) OutlivedFor() time.Duration { return outlivedFor }
 // Ready checks kube-proxy's health endpoint and tries a service address: the endpoint stays healthy when another program has
 // removed the rules.
 func (p *Proxy) Ready(ctx context.Context) error {
-	if err := healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", layout.ProxyHealthPort)); err != nil {
+	if err := healthz(ctx, "http://"+layout.Loopback(layout.ProxyHealthPort).String()+"/healthz"); err != nil {
 		return err
 	}
 	if err := p.keeper.Check(ctx); err != nil {

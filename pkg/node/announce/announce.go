@@ -2,7 +2,7 @@
 // (pkg/controlplane/loadbalancer) has assigned to this node, and tells the network's other machines so. kube-proxy does the rest.
 //
 // It owns the network interface polymesh-lb. What it may do in the cluster is to watch Services, with the node's own identity: it writes
-// nothing. pkg/server and pkg/agent add the component "pool-addresses".
+// nothing. pkg/worker builds the component "pool-addresses".
 package announce
 
 import (

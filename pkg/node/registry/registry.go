@@ -31,6 +31,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/imagestore"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 const (
@@ -126,8 +127,7 @@ func (r *Registry) Start(ctx context.Context) (err error) {
 	if r.store, err = imagestore.Open(r.opts.Socket); err != nil {
 		return err
 	}
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(r.opts.LocalPort)))
-	if r.local, err = (&net.ListenConfig{}).Listen(ctx, "tcp4", address); err != nil {
+	if r.local, err = (&net.ListenConfig{}).Listen(ctx, "tcp4", layout.Loopback(int(r.opts.LocalPort)).String()); err != nil {
 		return fmt.Errorf("listen for containerd: %w", err)
 	}
 	if err := r.writeHosts(); err != nil {
