@@ -356,7 +356,7 @@ func policiesEnforced(ctx context.Context, n *node.Node, count int) error {
 			if strings.Contains(c.Message, fmt.Sprintf("%d NetworkPolicies are enforced", count)) {
 				return nil
 			}
-			return fmt.Errorf("network-policy is %s: %s", c.State, c.Message)
+			return fmt.Errorf("network-policy is %s: %s %q", c.State, c.Message, c.Notes)
 		}
 	}
 	return errors.New("polymesh status has no network-policy")

@@ -274,8 +274,11 @@ func pressure(node *corev1.Node) error {
 	return nil
 }
 
-// Note reports what pods are missing.
-func (k *Kubelet) Note(context.Context) string { return k.opts.Nameservers.Note() }
+// Notes reports what pods are missing.
+func (k *Kubelet) Notes(context.Context) []string {
+	note := k.opts.Nameservers.Note()
+	return component.Present(&note)
+}
 
 // healthTime is the timeout of a health endpoint: one that hangs is unhealthy.
 const healthTime = 5 * time.Second

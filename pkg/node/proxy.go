@@ -181,5 +181,8 @@ func (p *Proxy) Ready(ctx context.Context) error {
 // dialTimeout is the timeout for a connection that never leaves the machine.
 const dialTimeout = 2 * time.Second
 
-// Note reports that rules were restored.
-func (p *Proxy) Note(context.Context) string { return p.keeper.Last() }
+// Notes reports that rules were restored.
+func (p *Proxy) Notes(context.Context) []string {
+	note := p.keeper.Last()
+	return component.Present(&note)
+}

@@ -119,14 +119,14 @@ func TestServiceRulesComeBack(t *testing.T) {
 	want := lines(rules())
 
 	for _, harm := range []string{"flush ruleset", "delete table ip kube-proxy", "flush table ip kube-proxy"} {
-		before := p.Note(t.Context())
+		before := strings.Join(p.Notes(t.Context()), "\n")
 		nft(strings.Fields(harm)...)
 		controlplanetest.Eventually(t, harm, func() error {
 			if got := lines(rules()); !slices.Equal(got, want) {
 				return fmt.Errorf("the rules are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 			// What comes next must not meet the second kube-proxy.
-			if note := p.Note(t.Context()); note == before || !strings.Contains(note, "put back what another program had removed: the rules of service addresses") {
+			if note := strings.Join(p.Notes(t.Context()), "\n"); note == before || !strings.Contains(note, "put back what another program had removed: the rules of service addresses") {
 				return fmt.Errorf("the note is %q", note)
 			}
 			return p.keeper.Check(t.Context())

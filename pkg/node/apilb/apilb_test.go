@@ -378,8 +378,8 @@ func TestFailover(t *testing.T) {
 				t.Errorf("not ready: %v", err)
 			}
 			eventually(t, "the note names the server that is away", func() error {
-				if note := b.Note(t.Context()); !strings.HasPrefix(note, "2 of 3 API servers are healthy: "+servers[s.server].addr.String()+": ") {
-					return fmt.Errorf("it is %q", note)
+				if notes := b.Notes(t.Context()); len(notes) != 1 || !strings.HasPrefix(notes[0], "an API server is not healthy: "+servers[s.server].addr.String()+": ") {
+					return fmt.Errorf("they are %q", notes)
 				}
 				return nil
 			})
@@ -430,7 +430,7 @@ func TestPowerOff(t *testing.T) {
 	// It is tried first, and does not keep the client from the other.
 	goesTo(t, b, works)
 	healthy(t, b, works)
-	if note := b.Note(t.Context()); !strings.Contains(note, off.String()+": no answer within 1s") {
+	if note := strings.Join(b.Notes(t.Context()), "\n"); !strings.Contains(note, off.String()+": no answer within 1s") {
 		t.Errorf("the note is %q", note)
 	}
 }
@@ -698,7 +698,7 @@ func TestForeignServers(t *testing.T) {
 	b := balancer(t, mine, func(b *Balancer) { b.opts.Server, b.opts.Own = a.addr.String(), x.addr })
 	healthy(t, b, a)
 	goesTo(t, b, a)
-	if note := b.Note(t.Context()); !strings.Contains(note, x.addr.String()+": tls: failed to verify certificate: x509: certificate signed by unknown authority") {
+	if note := strings.Join(b.Notes(t.Context()), "\n"); !strings.Contains(note, x.addr.String()+": tls: failed to verify certificate: x509: certificate signed by unknown authority") {
 		t.Errorf("the note is %q", note)
 	}
 	other := balancer(t, mine, func(b *Balancer) {

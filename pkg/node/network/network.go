@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -82,13 +81,13 @@ type Network struct {
 	// nodes is the cache of all nodes, with what trim leaves; synced reports whether it has all.
 	nodes  cache.Store
 	synced func() bool
-	// obstacle describes another program's rule that drops pods' packets, unusable the nodes whose announcement cannot be used; empty or nil if
-	// there is none.
-	obstacle, unusable atomic.Pointer[string]
-	since              time.Time
-	log                *slog.Logger
-	keeper             *keeper.Keeper
-	overlay            *overlay
+	// obstacles describes other programs' rules that drop pods' packets, unusable the nodes whose announcement cannot be used; nil before
+	// they were looked for.
+	obstacles, unusable atomic.Pointer[[]string]
+	since               time.Time
+	log                 *slog.Logger
+	keeper              *keeper.Keeper
+	overlay             *overlay
 	// addresses returns the machine's addresses.
 	addresses func() ([]net.Addr, error)
 }
@@ -294,7 +293,7 @@ func (w *ways) Settle(ctx context.Context) error {
 		nodes = append(nodes, o.(*corev1.Node))
 	}
 	peers, notes := v.peers(nodes)
-	if text := strings.Join(notes, "; "); replaced(&n.unusable, text) {
+	for _, text := range replaced(&n.unusable, notes) {
 		n.log.Warn("a node's announcement cannot be used", "what", text)
 	}
 	if now, before := n.overlay.set(pods, peers); len(now)+len(before) > 0 {
@@ -438,11 +437,13 @@ func (n *Network) hasAddress() error {
 func (n *Network) watchObstacles(ctx context.Context) {
 	for {
 		if pods := n.podCIDR(); pods != "" {
-			text, err := obstacles(ctx, pods)
+			rules, err := obstacles(ctx, pods)
 			if err != nil && ctx.Err() == nil {
 				n.log.Debug("check other programs' rules", "err", err)
-			} else if replaced(&n.obstacle, text) {
-				n.log.Warn("another program's rules drop pods' packets", "what", text)
+			} else {
+				for _, text := range replaced(&n.obstacles, rules) {
+					n.log.Warn("another program's rules drop pods' packets", "what", text)
+				}
 			}
 		}
 		select {
@@ -453,18 +454,21 @@ func (n *Network) watchObstacles(ctx context.Context) {
 	}
 }
 
-// replaced stores a text and reports whether it is new.
-func replaced(p *atomic.Pointer[string], text string) bool {
-	old := p.Swap(&text)
-	return text != "" && (old == nil || *old != text)
+// replaced stores texts and returns those that are new.
+func replaced(p *atomic.Pointer[[]string], texts []string) []string {
+	old := p.Swap(&texts)
+	if old == nil {
+		return texts
+	}
+	return slices.DeleteFunc(slices.Clone(texts), func(text string) bool { return slices.Contains(*old, text) })
 }
 
-// Note reports what was restored, and what an administrator has to do.
-func (n *Network) Note(context.Context) string {
+// Notes reports what was restored, and what an administrator has to do.
+func (n *Network) Notes(context.Context) []string {
 	var notes []string
-	for _, text := range []*string{n.obstacle.Load(), n.unusable.Load()} {
-		if text != nil {
-			notes = append(notes, *text)
+	for _, texts := range []*[]string{n.obstacles.Load(), n.unusable.Load()} {
+		if texts != nil {
+			notes = append(notes, *texts...)
 		}
 	}
 	if err := n.nodeReady(); err != nil && !n.own() {
@@ -473,8 +477,8 @@ func (n *Network) Note(context.Context) string {
 	if n.overlay != nil && n.overlay.inProcess() {
 		notes = append(notes, "the kernel has no WireGuard (CONFIG_WIREGUARD), so the server encrypts packets between nodes itself: this is slower, takes memory, and they wait while the server restarts")
 	}
-	notes = append(notes, n.keeper.Last())
-	return strings.Join(slices.DeleteFunc(notes, func(text string) bool { return text == "" }), "; ")
+	restored := n.keeper.Last()
+	return append(notes, component.Present(&restored)...)
 }
 
 // Stop ends the watch. Pods keep their addresses, and the ways to other nodes.

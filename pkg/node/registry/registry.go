@@ -21,7 +21,6 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -206,15 +205,9 @@ func (r *Registry) Ready(context.Context) error {
 	return nil
 }
 
-// Note implements component.Noted.
-func (r *Registry) Note(context.Context) string {
-	var notes []string
-	for _, p := range []*string{r.problem.Load(), r.notice.Load()} {
-		if p != nil && *p != "" {
-			notes = append(notes, *p)
-		}
-	}
-	return strings.Join(append(notes, r.mirrors.notes()...), "; ")
+// Notes implements component.Noted.
+func (r *Registry) Notes(context.Context) []string {
+	return append(component.Present(r.problem.Load(), r.notice.Load()), r.mirrors.notes()...)
 }
 
 // Stop implements component.Component.

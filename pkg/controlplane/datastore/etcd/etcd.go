@@ -552,9 +552,10 @@ func (e *Etcd) noMajority(ctx context.Context, err error) error {
 	return fmt.Errorf("etcd has no leader: a majority of its %d members must run and be reachable on port %d: %w", len(members), e.opts.Peer.Port(), err)
 }
 
-// Note implements component.Noted.
-func (e *Etcd) Note(context.Context) string {
+// Notes implements component.Noted.
+func (e *Etcd) Notes(context.Context) []string {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.note
+	note := e.note
+	e.mu.Unlock()
+	return component.Present(&note)
 }
