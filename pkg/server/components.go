@@ -79,11 +79,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	if local != nil {
 		m.Add(member.New(member.Options{Node: s.Name, Etcd: local, Kubeconfig: kubeconfig, Log: s.Log}), api)
 	}
-	m.Add(imagepolicy.New(imagepolicy.Options{
-		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs, Port: layout.ImagePolicyPort,
-		Open:         func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
-		RegistryDirs: dir.RegistryDirs(), Server: s.Name, Several: endpoint.LeaderElect, Log: s.Log,
-	}), api, images)
+	m.Add(imagepolicy.New(s.imagePolicy()), api, images)
 	schedule := snapshotSchedule(s.cfg.Snapshots)
 	if local != nil {
 		schedule.Healthy = local.Ready
@@ -107,21 +103,10 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		elected(func() component.Component { return s.addon(name, kubeconfig, parts.Nameservers) })
 	}
 	if s.cfg.Enabled(config.ServiceLB) {
-		elected(func() component.Component {
-			return loadbalancer.New(loadbalancer.Options{
-				Kubeconfig: dir.Kubeconfig("servicelb"), NodeName: s.Name, Addresses: s.addresses(),
-				Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR},
-				Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.Log,
-			})
-		})
+		elected(func() component.Component { return loadbalancer.New(s.loadBalancer()) })
 	}
 	if s.cfg.Enabled(config.Istio) {
-		elected(func() component.Component {
-			return install.New(install.Options{
-				Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain,
-				GatewayAPI: s.Programs.Path("manifests/gateway-api.yaml"), Log: s.Log,
-			})
-		})
+		elected(func() component.Component { return install.New(s.mesh(kubeconfig)) })
 	}
 	return up
 }
@@ -182,6 +167,33 @@ func (s *server) encryption(kubeconfig string) encryption.Cluster {
 		c.Before = s.snapshots.Before(snapshot.BeforeSecretsEncrypt)
 	}
 	return c
+}
+
+// imagePolicy returns the options of what decides which images may run.
+func (s *server) imagePolicy() imagepolicy.Options {
+	dir := s.cfg.DataDir
+	return imagepolicy.Options{
+		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certificate.Store(dir.TLS()), Port: layout.ImagePolicyPort,
+		Open:         func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
+		RegistryDirs: dir.RegistryDirs(), Server: s.Name, Several: s.datastore.Endpoint().LeaderElect, Log: s.Log,
+	}
+}
+
+// loadBalancer returns the options of what gives LoadBalancer services their addresses.
+func (s *server) loadBalancer() loadbalancer.Options {
+	return loadbalancer.Options{
+		Kubeconfig: s.cfg.DataDir.Kubeconfig("servicelb"), NodeName: s.Name, Addresses: s.addresses(),
+		Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR},
+		Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.Log,
+	}
+}
+
+// mesh returns the options of what installs Istio.
+func (s *server) mesh(kubeconfig string) install.Options {
+	return install.Options{
+		Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain,
+		GatewayAPI: s.Programs.Path("manifests/gateway-api.yaml"), Log: s.Log,
+	}
 }
 
 // addon returns an add-on; a disabled one is added too, so that an earlier installation is removed.
