@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -50,8 +49,6 @@ const (
 	probePace = 100 * time.Millisecond
 	// probePage is how many pods the probe lists, which is how many kubectl asks for at once.
 	probePage = 500
-	// creators is how many clients create pods for kwok at the same time.
-	creators = 8
 )
 
 var (
@@ -327,29 +324,15 @@ func fakeNodeName(number int) string { return fmt.Sprintf("kwok-%d", number+1) }
 
 // createPods creates pods, each on its node.
 func createPods(ctx context.Context, n *node.Node, count int) error {
-	config, err := n.ClientConfig()
-	if err != nil {
+	return createEach(ctx, n, 0, count, func(ctx context.Context, client kubernetes.Interface, i int) error {
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("fake-%d", i+1), Labels: map[string]string{"app": "fake"}},
+			Spec:       pretendedPod("kwok"),
+		}
+		pod.Spec.NodeName = fakeNodeName(i / fakePodsEach)
+		_, err := client.CoreV1().Pods(growthNamespace).Create(ctx, pod, metav1.CreateOptions{})
 		return err
-	}
-	config.QPS = -1 // no limit at the client
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return err
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(creators)
-	for i := range count {
-		g.Go(func() error {
-			pod := &corev1.Pod{
-				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("fake-%d", i+1), Labels: map[string]string{"app": "fake"}},
-				Spec:       pretendedPod("kwok"),
-			}
-			pod.Spec.NodeName = fakeNodeName(i / fakePodsEach)
-			_, err := client.CoreV1().Pods(growthNamespace).Create(ctx, pod, metav1.CreateOptions{})
-			return err
-		})
-	}
-	return g.Wait()
+	})
 }
 
 // podsRun returns an error unless all pods run. It does not read them all.

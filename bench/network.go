@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -304,17 +303,9 @@ func reach(ctx context.Context, from, to spot) error {
 	return nil
 }
 
-// createPolicies makes the policies that apply to the server's pod more, up to this number.
-func createPolicies(ctx context.Context, n *node.Node, from, to int) error {
-	config, err := n.ClientConfig()
-	if err != nil {
-		return err
-	}
-	config.QPS = -1 // no limit at the client
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return err
-	}
+// createPolicies creates policies that apply to the server's pod: with the numbers from first up to, but not including, end. Number 0
+// allows the client, and has the last name: rules are in the order of names.
+func createPolicies(ctx context.Context, n *node.Node, first, end int) error {
 	allow := func(name, who string) *networkingv1.NetworkPolicy {
 		return &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -325,24 +316,14 @@ func createPolicies(ctx context.Context, n *node.Node, from, to int) error {
 			},
 		}
 	}
-	policies := client.NetworkingV1().NetworkPolicies(networkNamespace)
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(creators)
-	if from == 0 {
-		// Rules are in the order of names.
-		g.Go(func() error {
-			_, err := policies.Create(ctx, allow("z-client", "client"), metav1.CreateOptions{})
-			return err
-		})
-		from = 1
-	}
-	for i := from; i < to; i++ {
-		g.Go(func() error {
-			_, err := policies.Create(ctx, allow(fmt.Sprintf("other-%04d", i), fmt.Sprintf("other-%d", i)), metav1.CreateOptions{})
-			return err
-		})
-	}
-	return g.Wait()
+	return createEach(ctx, n, first, end, func(ctx context.Context, client kubernetes.Interface, i int) error {
+		policy := allow("z-client", "client")
+		if i > 0 {
+			policy = allow(fmt.Sprintf("other-%04d", i), fmt.Sprintf("other-%d", i))
+		}
+		_, err := client.NetworkingV1().NetworkPolicies(networkNamespace).Create(ctx, policy, metav1.CreateOptions{})
+		return err
+	})
 }
 
 // policiesEnforced returns an error unless the node says that so many policies are in force.
