@@ -118,11 +118,7 @@ func (b *bench) withStore(ctx context.Context, s store, f func(*node.Cluster, *g
 	if err != nil {
 		return err
 	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
-		defer cancel()
-		err = errors.Join(err, c.Close(closing))
-	}()
+	defer closeCluster(ctx, c, &err)
 	endpoint, ca := filepath.Join(c.Dir, "endpoint"), filepath.Join(c.Dir, "ca.crt")
 	// Only what every cluster has: the add-ons would be measured too.
 	args := append([]string{"--disable", "istio,metrics-server,local-storage,servicelb"}, s.args...)

@@ -70,12 +70,8 @@ func (b *bench) network(ctx context.Context) (err error) {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer func() {
-		cancel()
-		closing, done := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
-		defer done()
-		err = errors.Join(err, c.Close(closing))
-	}()
+	defer closeCluster(ctx, c, &err)
+	defer cancel()
 	server, err := c.Add(node.Options{Args: []string{"--disable", "istio,metrics-server,local-storage,servicelb"}})
 	if err != nil {
 		return err
