@@ -37,7 +37,7 @@ var (
 
 func (c collector) figure(what string) figureID { return figureID("API, " + c.name + ": " + what) }
 
-// api sends requests to API servers that differ in nothing but GOGC, one server after the other: two nodes beside each other would
+// api sends requests to API servers that differ in nothing but GOGC, one server after the other: two nodes at the same time would
 // share the cores.
 func (b *bench) api(ctx context.Context) error {
 	// Another one begins in each run.

@@ -100,7 +100,7 @@ func (b *bench) fakes(pods int) func(context.Context) error {
 	}
 }
 
-// growth calls f with a server of each datastore: two beside each other would share the cores.
+// growth calls f with a server of each datastore: two at the same time would share the cores.
 func (b *bench) growth(ctx context.Context, f func(*node.Cluster, *growing) error) error {
 	// Another one begins in each run.
 	for i := range stores {
@@ -295,7 +295,7 @@ func (b *bench) growFakes(ctx context.Context, g *growing, pods int) (err error)
 		return eventually(ctx, g.Node, startLimit, func() error {
 			err := podsRun(ctx, g.client)
 			if err != nil {
-				_ = wait(ctx, 10*poll) // each time the server looks at all pods
+				_ = wait(ctx, 10*poll) // each time the server reads all pods
 			}
 			return err
 		})

@@ -150,7 +150,7 @@ func (b *bench) network(ctx context.Context) (err error) {
 	return nil
 }
 
-// startPods starts a client and a server beside it on the agent, and a server on the other node.
+// startPods starts a client and a server next to it on the agent, and a server on the other node.
 func (b *bench) startPods(ctx context.Context, client kubernetes.Interface, server, agent *node.Node) (map[string]spot, error) {
 	image, err := shippedImage(ctx, server, "busybox")
 	if err != nil {
@@ -322,7 +322,7 @@ func createPolicies(ctx context.Context, n *node.Node, first, end int) error {
 	})
 }
 
-// policiesEnforced returns an error unless the node says that so many policies are in force.
+// policiesEnforced returns an error unless the node reports that so many policies are in force.
 func policiesEnforced(ctx context.Context, n *node.Node, count int) error {
 	report, err := n.Report(ctx)
 	if err != nil {

@@ -488,7 +488,7 @@ API SERVER       STATE       CONNECTIONS   MESSAGE
 	}
 }
 
-// Where there is no etcd, the commands for its members say why not, and where to run them.
+// Where there is no etcd, the commands for its members explain why not, and where to run them.
 func TestEtcdCommands(t *testing.T) {
 	dataDir := t.TempDir()
 	defer os.RemoveAll(layout.DataDir(dataDir).Run())

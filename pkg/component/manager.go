@@ -248,7 +248,7 @@ func (m *Manager) outlive(run context.Context, e *entry, err error) {
 	if !ok {
 		return
 	}
-	m.log.Error("failed; the server goes on without it for a while and then ends, because only a fresh process can start it again",
+	m.log.Error("failed; the server continues without it for a while and then ends, because only a fresh process can start it again",
 		"component", e.Name(), "err", err, "ends after", o.OutlivedFor().String())
 	select {
 	case <-time.After(o.OutlivedFor()):

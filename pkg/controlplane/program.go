@@ -88,7 +88,7 @@ func (p *Program) Init(ctx context.Context) error {
 		return fmt.Errorf("find the program's own file: %w", err)
 	}
 	p.child = &component.Child{Path: self, Args: append([]string{p.Name()}, p.of.args()...), Env: os.Environ(), Output: os.Stderr, Log: p.log}
-	// The certificate is made by the component at each start, and the address is loopback: the answer only says that it runs.
+	// The certificate is made by the component at each start, and the address is loopback: the answer only reports that it runs.
 	p.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
 	return nil
 }
@@ -99,7 +99,7 @@ func (p *Program) Start(ctx context.Context) error {
 	return p.child.Start(ctx)
 }
 
-// Ready returns nil if the process answers its health check. That says nothing about who leads: on the other servers it waits.
+// Ready returns nil if the process answers its health check. That does not show who leads: on the other servers it waits.
 func (p *Program) Ready(ctx context.Context) error {
 	if p.PID() == 0 {
 		return errors.New("the process has ended and will be started again; the log has the reason")

@@ -26,7 +26,7 @@ const pinInterval = 20 * time.Second
 // The kubelet waits for what no pod can start without (First). The other shipped images are imported behind it; what asks for one of
 // them, by Await, waits for it and has it imported next.
 type Images struct {
-	component.Background // an import that is broken off is done again by the next start
+	component.Background // an import that is interrupted is done again by the next start
 	opts                 Options
 	result               atomic.Pointer[error]
 	failed               chan error

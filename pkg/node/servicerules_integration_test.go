@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Rules that another program has removed come back, all of them, and kube-proxy goes on from there. It has its own identity and no other.
+// Rules that another program has removed come back, all of them, and kube-proxy continues from there. It has its own identity and no other.
 func TestServiceRulesComeBack(t *testing.T) {
 	if os.Getenv(privateVar) == "" {
 		nft, err := filepath.Abs("../../.build/host/bin")

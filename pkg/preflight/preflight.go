@@ -106,7 +106,7 @@ func ServerToken(cfg *config.Server) error {
 	return fmt.Errorf("a token is missing: give --token-file, or set the variable POLYMESH_TOKEN; on a server of the cluster, `cat %s` prints it", layout.DefaultDataDir.ServerToken())
 }
 
-// notServer rejects the data dir of a server: the agent would run beside, or instead of, the cluster that is in it.
+// notServer rejects the data dir of a server: the agent would run next to, or instead of, the cluster that is in it.
 func notServer(dataDir layout.DataDir) error {
 	if _, err := os.Stat(dataDir.TLS()); err == nil {
 		return fmt.Errorf("%s is the data dir of a server: start `polymesh server`, choose another --data-dir, or remove that cluster with `polymesh reset`", dataDir)

@@ -111,7 +111,7 @@ func testEgressHTTPS(t *testing.T, ca *authority, web *outsideServer) {
 		if err == nil {
 			err = json.Unmarshal([]byte(out), &got)
 		}
-		// The pods' addresses are hidden behind the node's, so the address does not tell who called.
+		// The pods' addresses are hidden behind the node's, so the address does not show who called.
 		if want := (outsideReply{Host: outsideWeb, ServerName: outsideWeb, Caller: s.Address()}); err != nil || got != want {
 			t.Errorf("the server outside reports %+v (%v), want %+v", got, err, want)
 		}

@@ -276,7 +276,7 @@ func (p *polyglot) wantOneTrace() {
 			return false, err.Error()
 		}
 		if trace == "" {
-			return false, "the services are told no trace: " + said
+			return false, "the services are in no trace: " + said
 		}
 		traces[trace] = true
 		seen := []int{}

@@ -314,7 +314,7 @@ func (s *springCloud) wantServedBy(place string, callers ...string) {
 	for _, caller := range callers {
 		s.Eventually(s.t, 2*time.Minute, func() (bool, string) {
 			got, err := s.callers()[caller]()
-			return err == nil && got.ServedBy == place, fmt.Sprintf("%s is told %+v, %v; want it served by %s", caller, got, err, place)
+			return err == nil && got.ServedBy == place, fmt.Sprintf("%s gets %+v, %v; want it served by %s", caller, got, err, place)
 		})
 	}
 }
@@ -488,7 +488,7 @@ func (s *springCloud) takeOver() {
 	s.Eventually(s.t, 2*time.Minute, func() (bool, string) {
 		got, err := s.byFeign()
 		if err != nil || got.ServedBy != oldPlace {
-			return false, fmt.Sprintf("Feign is told %+v, %v", got, err)
+			return false, fmt.Sprintf("Feign gets %+v, %v", got, err)
 		}
 		lines := connectionLog(s.t, s.Node, "istio-system", "istio-ingressgateway", "outbound|80||inventory-service.eureka.internal", begin)
 		return len(lines) > 0, "nothing has come in by the gateway"

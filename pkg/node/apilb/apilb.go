@@ -1,7 +1,7 @@
 // Package apilb is a node's balancer over the cluster's API servers: clients on the node connect to one address on loopback, and
 // are forwarded to a server that works.
 //
-// It forwards TCP: TLS is between the client and the API server, so the balancer needs no right of its own but to ask
+// It forwards TCP: TLS is between the client and the API server, so the balancer needs no permission except to read
 // /readyz and to list the servers, with the node's certificate. It owns the listener and the file with the servers. The lists of
 // components of a server and of an agent use it; the kubeconfigs of a node's parts have its address.
 //

@@ -131,7 +131,7 @@ func TestUserTimeout(t *testing.T) {
 	}
 }
 
-// Without another server, the connections to one that says that it is not ready go on, and new ones are made: it is the best
+// Without another server, the connections to one that reports that it is not ready continue, and new ones are made: it is the best
 // there is. Once another one is ready they move.
 func TestTheBestThereIs(t *testing.T) {
 	store := cluster(t)
@@ -199,7 +199,7 @@ func TestServers(t *testing.T) {
 	})
 }
 
-// All servers are away: clients are disconnected, the component says of each why, and everything works when they come back.
+// All servers are away: clients are disconnected, the component reports about each why, and everything works when they come back.
 func TestAllAway(t *testing.T) {
 	servers, b := three(t)
 	s := open(t, b)

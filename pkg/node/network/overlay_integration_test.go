@@ -493,7 +493,7 @@ func TestBackendChanges(t *testing.T) {
 	}
 }
 
-// Other programs' devices and routes are left alone, and the error says what is in the way.
+// Other programs' devices and routes are left alone, and the error describes what is in the way.
 func TestForeignWaysStay(t *testing.T) {
 	l := newLAN(t)
 	a, b := l.join(config.VXLAN), l.join(config.VXLAN)
