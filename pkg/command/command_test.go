@@ -304,7 +304,7 @@ func TestReport(t *testing.T) {
 			{Status: component.Status{Name: "containerd", State: component.Ready, Since: now.Add(-time.Minute), Version: "v2.3.7", PID: 43}, Memory: 64 << 20},
 			{Status: component.Status{Name: "broken", State: component.NotReady, Since: now}},
 			row("coredns", component.Starting, 90*time.Second, "", "pod coredns-1 cannot be scheduled: 0/1 nodes are available"),
-			noted(row("pod-network", component.Ready, time.Second, "", ""), "no way to the pods of node b; c", "put back\nthe route"),
+			noted(row("pod-network", component.Ready, time.Second, "", ""), "no route to the pods of node b; c", "put back\nthe route"),
 			noted(row("network-policy", component.Ready, time.Second, "", "3 NetworkPolicies are enforced"), "a policy has a problem"),
 		}}
 	var out bytes.Buffer
@@ -318,7 +318,7 @@ kube-apiserver   Ready      3h      v1.36.3   in server
 containerd       Ready      60s     v2.3.7    64 MiB      
 broken           NotReady   0s      -         -           
 coredns          Starting   90s     -         in server   pod coredns-1 cannot be scheduled: 0/1 nodes are available
-pod-network      Ready      1s      -         in server   no way to the pods of node b; c
+pod-network      Ready      1s      -         in server   no route to the pods of node b; c
                                                           put back\nthe route
 network-policy   Ready      1s      -         in server   3 NetworkPolicies are enforced
                                                           a policy has a problem

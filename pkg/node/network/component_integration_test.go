@@ -173,7 +173,7 @@ func TestComponent(t *testing.T) {
 	}
 	join("thief", "02:00:00:00:00:07")
 	controlplanetest.Eventually(t, "the thief is reported", func() error {
-		if note := strings.Join(n.Notes(t.Context()), "\n"); !strings.Contains(note, "no way to the pods of node thief: it claims the hardware address 02:00:00:00:00:07 of node other") {
+		if note := strings.Join(n.Notes(t.Context()), "\n"); !strings.Contains(note, "no route to the pods of node thief: it claims the hardware address 02:00:00:00:00:07 of node other") {
 			return fmt.Errorf("the note is %q", note)
 		}
 		return n.keeper.Check(t.Context())

@@ -160,7 +160,7 @@ func (n *Network) addParts() error {
 		return err
 	}
 	pods := newAttachments(network, n.opts.Plugins, "")
-	n.keeper.Add(masq, &ways{n}, &configuration{dir: dir.CNIConfDir(), text: n.conflist}, &announcement{n},
+	n.keeper.Add(masq, &nodeRoutes{n}, &configuration{dir: dir.CNIConfDir(), text: n.conflist}, &announcement{n},
 		&bridge{attachments: pods, pods: n.podCIDR, alias: n.opts.Marker.Alias(), mtu: n.mtu}, &hostPorts{attachments: pods})
 	return nil
 }
@@ -272,13 +272,13 @@ func (n *Network) view(b base, pods netip.Prefix) view {
 	return v
 }
 
-// ways is the part that gives the overlay the nodes.
-type ways struct{ n *Network }
+// nodeRoutes is the part that passes the nodes to the overlay.
+type nodeRoutes struct{ n *Network }
 
 // Settle implements keeper.Changing.
-func (w *ways) Settle(ctx context.Context) error {
-	n := w.n
-	// Before all nodes are known, ways that are in use would look left over.
+func (r *nodeRoutes) Settle(ctx context.Context) error {
+	n := r.n
+	// Before all nodes are known, routes that are in use would look left over.
 	pods, err := netip.ParsePrefix(n.podCIDR())
 	if err != nil || !n.synced() {
 		return nil
@@ -297,18 +297,18 @@ func (w *ways) Settle(ctx context.Context) error {
 		n.log.Warn("a node's announcement cannot be used", "what", text)
 	}
 	if now, before := n.overlay.set(pods, peers); len(now)+len(before) > 0 {
-		n.log.Info("the ways to other nodes' pods have changed", "now", describe(now), "before", describe(before), "nodes", len(peers))
+		n.log.Info("the routes to other nodes' pods have changed", "now", describe(now), "before", describe(before), "nodes", len(peers))
 	}
 	return n.overlay.Settle(ctx)
 }
 
 // Missing implements keeper.Part.
-func (w *ways) Missing(ctx context.Context) (string, error) { return w.n.overlay.Missing(ctx) }
+func (r *nodeRoutes) Missing(ctx context.Context) (string, error) { return r.n.overlay.Missing(ctx) }
 
 // Restore implements keeper.Part.
-func (w *ways) Restore(ctx context.Context) error { return w.n.overlay.Restore(ctx) }
+func (r *nodeRoutes) Restore(ctx context.Context) error { return r.n.overlay.Restore(ctx) }
 
-// announcement is the part that writes the annotations of the node's own object, by which other nodes find the way to its pods.
+// announcement is the part that writes the annotations of the node's own object, by which other nodes reach its pods.
 type announcement struct{ n *Network }
 
 // Settle implements keeper.Changing.
@@ -336,7 +336,7 @@ func (a *announcement) Settle(ctx context.Context) error {
 	// The kubelet's identity may patch the status of its node, and metadata with it, as flannel does.
 	_, err = n.client.CoreV1().Nodes().Patch(ctx, n.opts.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("announce the way to this node's pods: %w", err)
+		return fmt.Errorf("announce this node's pods to other nodes: %w", err)
 	}
 	return nil
 }
@@ -481,7 +481,7 @@ func (n *Network) Notes(context.Context) []string {
 	return append(notes, component.Present(&restored)...)
 }
 
-// Stop ends the watch. Pods keep their addresses, and the ways to other nodes.
+// Stop ends the watch. Pods keep their addresses, and the routes to other nodes stay.
 func (n *Network) Stop(context.Context) error {
 	if n.cancel != nil {
 		n.cancel()
