@@ -240,12 +240,12 @@ func serveOutside(t *testing.T, n *node.Node, ca *authority) *outsideServer {
 		t.Fatal(err)
 	}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		said := outsideReply{Host: r.Host}
-		said.Caller, _, _ = net.SplitHostPort(r.RemoteAddr)
+		received := outsideReply{Host: r.Host}
+		received.Caller, _, _ = net.SplitHostPort(r.RemoteAddr)
 		if r.TLS != nil {
-			said.ServerName = r.TLS.ServerName
+			received.ServerName = r.TLS.ServerName
 		}
-		if err := json.NewEncoder(w).Encode(said); err != nil {
+		if err := json.NewEncoder(w).Encode(received); err != nil {
 			t.Errorf("the server outside: %v", err)
 		}
 	})

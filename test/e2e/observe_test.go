@@ -523,7 +523,7 @@ func (s *scenario) spans(query string) ([]span, error) {
 	if response.StatusCode == http.StatusNotFound {
 		return nil, nil
 	}
-	var said struct {
+	var result struct {
 		Data []struct {
 			Processes map[string]struct{ ServiceName string }
 			Spans     []struct {
@@ -536,11 +536,11 @@ func (s *scenario) spans(query string) ([]span, error) {
 			}
 		}
 	}
-	if err := json.NewDecoder(response.Body).Decode(&said); err != nil || response.StatusCode != http.StatusOK {
+	if err := json.NewDecoder(response.Body).Decode(&result); err != nil || response.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("Jaeger's answer to %s: %s, %w", query, response.Status, err)
 	}
 	var spans []span
-	for _, trace := range said.Data {
+	for _, trace := range result.Data {
 		for _, found := range trace.Spans {
 			one := span{
 				Trace: found.TraceID, ID: found.SpanID, Name: found.OperationName, Service: trace.Processes[found.ProcessID].ServiceName,

@@ -324,20 +324,20 @@ var everyCaller = []string{"Feign", "RestTemplate", "the mesh"}
 // alone: without the bridge, and before it.
 func (s *springCloud) alone() {
 	s.wantServedBy(oldPlace, "Feign", "RestTemplate")
-	if _, said, code := s.Polymesh(s.t, "bridge", "status"); code != 3 {
-		s.t.Errorf("without a bridge, status ends with %d: %s", code, said)
+	if _, printed, code := s.Polymesh(s.t, "bridge", "status"); code != 3 {
+		s.t.Errorf("without a bridge, status ends with %d: %s", code, printed)
 	}
 }
 
 // status is the own report of the bridge of a namespace, which is empty (code 3) where none has begun.
 func (s *springCloud) status(namespace string) (bridge.Report, int) {
-	out, said, code := s.Polymesh(s.t, "bridge", "status", "-n", namespace, "-o", "json")
+	out, printed, code := s.Polymesh(s.t, "bridge", "status", "-n", namespace, "-o", "json")
 	var reports []bridge.Report
 	if code == 3 {
 		return bridge.Report{}, code
 	}
 	if err := json.Unmarshal([]byte(out), &reports); err != nil || len(reports) != 1 {
-		s.t.Fatalf("polymesh bridge status: %v: %s%s", err, out, said)
+		s.t.Fatalf("polymesh bridge status: %v: %s%s", err, out, printed)
 	}
 	return reports[0], code
 }
@@ -349,11 +349,11 @@ func (s *springCloud) wantStatus(code int, problem string) bridge.Report {
 	s.Eventually(s.t, 2*time.Minute, func() (bool, string) {
 		r, got := s.status(bridgeNamespace)
 		last = r
-		said := r.Error
+		problems := r.Error
 		for _, p := range r.Problems {
-			said += p.Message
+			problems += p.Message
 		}
-		return got == code && strings.Contains(said, problem), fmt.Sprintf("status ends with %d: %+v; want %d and %q", got, r, code, problem)
+		return got == code && strings.Contains(problems, problem), fmt.Sprintf("status ends with %d: %+v; want %d and %q", got, r, code, problem)
 	})
 	return last
 }
