@@ -372,18 +372,11 @@ func MarkBridge(lock *datadir.Lock, marker *datadir.Marker, adopt bool) error {
 }
 
 func (n *Network) watchBridge(ctx context.Context) {
-	ticker := time.NewTicker(bridgePoll)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	component.Rounds(ctx, nil, bridgePoll, func(context.Context) {
 		if err := MarkBridge(n.opts.Lock, n.opts.Marker, false); err != nil {
 			n.log.Warn("the pods' bridge is not marked", "err", err)
 		}
-	}
+	})
 }
 
 // Ready returns nil if the node is Ready, has its address, and no part of its network is missing. If another program provides the pod network,
