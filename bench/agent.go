@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -18,7 +17,7 @@ func (b *bench) agent(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.Close(context.WithoutCancel(ctx))) }()
+	defer closeCluster(ctx, c, &err)
 	server, err := c.Add(node.Options{Args: []string{"--disable", "istio"}})
 	if err != nil {
 		return err

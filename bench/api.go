@@ -37,7 +37,7 @@ var (
 
 func (c collector) figure(what string) figureID { return figureID("API, " + c.name + ": " + what) }
 
-// api sends requests to API servers that differ in nothing but GOGC, one server after the other: two nodes beside each other would
+// api sends requests to API servers that differ in nothing but GOGC, one server after the other: two nodes at the same time would
 // share the cores.
 func (b *bench) api(ctx context.Context) error {
 	// Another one begins in each run.
@@ -110,19 +110,13 @@ func gcPercent(ctx context.Context, client kubernetes.Interface) (float64, error
 
 // apiRound sends all kinds of requests, one kind after the other, and takes away what they made.
 func (b *bench) apiRound(ctx context.Context, n *node.Node, c collector, round int) error {
-	config, err := n.ClientConfig()
-	if err != nil {
-		return err
-	}
-	config.QPS = -1 // no limit at the client
 	clients := make([]kubernetes.Interface, apiClients)
 	for i := range clients {
-		// Each has a connection of its own: client-go shares none where the dialer differs.
-		own := *config
-		own.Dial = n.Dial
-		if clients[i], err = kubernetes.NewForConfig(&own); err != nil {
+		client, err := unlimited(n)
+		if err != nil {
 			return err
 		}
+		clients[i] = client
 	}
 	namespace := fmt.Sprintf("bench-api-%d", round)
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}

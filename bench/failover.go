@@ -161,11 +161,7 @@ func (b *bench) failoverCluster(ctx context.Context, count int, f func(context.C
 	if err != nil {
 		return err
 	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
-		defer cancel()
-		err = errors.Join(err, c.Close(closing))
-	}()
+	defer closeCluster(ctx, c, &err)
 	var servers, agents []*node.Node
 	for i := range count {
 		var o node.Options

@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -50,8 +49,6 @@ const (
 	probePace = 100 * time.Millisecond
 	// probePage is how many pods the probe lists, which is how many kubectl asks for at once.
 	probePage = 500
-	// creators is how many clients create pods for kwok at the same time.
-	creators = 8
 )
 
 var (
@@ -103,7 +100,7 @@ func (b *bench) fakes(pods int) func(context.Context) error {
 	}
 }
 
-// growth calls f with a server of each datastore: two beside each other would share the cores.
+// growth calls f with a server of each datastore: two at the same time would share the cores.
 func (b *bench) growth(ctx context.Context, f func(*node.Cluster, *growing) error) error {
 	// Another one begins in each run.
 	for i := range stores {
@@ -121,11 +118,7 @@ func (b *bench) withStore(ctx context.Context, s store, f func(*node.Cluster, *g
 	if err != nil {
 		return err
 	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
-		defer cancel()
-		err = errors.Join(err, c.Close(closing))
-	}()
+	defer closeCluster(ctx, c, &err)
 	endpoint, ca := filepath.Join(c.Dir, "endpoint"), filepath.Join(c.Dir, "ca.crt")
 	// Only what every cluster has: the add-ons would be measured too.
 	args := append([]string{"--disable", "istio,metrics-server,local-storage,servicelb"}, s.args...)
@@ -302,7 +295,7 @@ func (b *bench) growFakes(ctx context.Context, g *growing, pods int) (err error)
 		return eventually(ctx, g.Node, startLimit, func() error {
 			err := podsRun(ctx, g.client)
 			if err != nil {
-				_ = wait(ctx, 10*poll) // each time the server looks at all pods
+				_ = wait(ctx, 10*poll) // each time the server reads all pods
 			}
 			return err
 		})
@@ -327,29 +320,15 @@ func fakeNodeName(number int) string { return fmt.Sprintf("kwok-%d", number+1) }
 
 // createPods creates pods, each on its node.
 func createPods(ctx context.Context, n *node.Node, count int) error {
-	config, err := n.ClientConfig()
-	if err != nil {
+	return createEach(ctx, n, 0, count, func(ctx context.Context, client kubernetes.Interface, i int) error {
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("fake-%d", i+1), Labels: map[string]string{"app": "fake"}},
+			Spec:       pretendedPod("kwok"),
+		}
+		pod.Spec.NodeName = fakeNodeName(i / fakePodsEach)
+		_, err := client.CoreV1().Pods(growthNamespace).Create(ctx, pod, metav1.CreateOptions{})
 		return err
-	}
-	config.QPS = -1 // no limit at the client
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return err
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(creators)
-	for i := range count {
-		g.Go(func() error {
-			pod := &corev1.Pod{
-				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("fake-%d", i+1), Labels: map[string]string{"app": "fake"}},
-				Spec:       pretendedPod("kwok"),
-			}
-			pod.Spec.NodeName = fakeNodeName(i / fakePodsEach)
-			_, err := client.CoreV1().Pods(growthNamespace).Create(ctx, pod, metav1.CreateOptions{})
-			return err
-		})
-	}
-	return g.Wait()
+	})
 }
 
 // podsRun returns an error unless all pods run. It does not read them all.

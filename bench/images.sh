@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the image of the load's two ends, registry.polymesh.dev/test/load:1, into .build/bench/load.tar: the end-to-end
-# tests' echo, with vegeta and a body of 1 KB beside it.
+# tests' echo, with vegeta and a body of 1 KB next to it.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -197,9 +197,19 @@ func (b *bench) on(ctx context.Context, o node.Options, f func(*node.Node) error
 	if err != nil && ctx.Err() == nil {
 		n.Explain(os.Stderr)
 	}
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
 	defer cancel()
 	return errors.Join(err, n.Close(closing))
+}
+
+// closeLimit is the time to stop the servers of a part and remove what they have left.
+const closeLimit = 3 * time.Minute
+
+// closeCluster closes a cluster, also after ctx has ended, and adds its error to err.
+func closeCluster(ctx context.Context, c *node.Cluster, err *error) {
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
+	defer cancel()
+	*err = errors.Join(*err, c.Close(closing))
 }
 
 // startReady starts a node's server and waits until every component is ready.

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -71,12 +70,8 @@ func (b *bench) network(ctx context.Context) (err error) {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer func() {
-		cancel()
-		closing, done := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
-		defer done()
-		err = errors.Join(err, c.Close(closing))
-	}()
+	defer closeCluster(ctx, c, &err)
+	defer cancel()
 	server, err := c.Add(node.Options{Args: []string{"--disable", "istio,metrics-server,local-storage,servicelb"}})
 	if err != nil {
 		return err
@@ -155,7 +150,7 @@ func (b *bench) network(ctx context.Context) (err error) {
 	return nil
 }
 
-// startPods starts a client and a server beside it on the agent, and a server on the other node.
+// startPods starts a client and a server next to it on the agent, and a server on the other node.
 func (b *bench) startPods(ctx context.Context, client kubernetes.Interface, server, agent *node.Node) (map[string]spot, error) {
 	image, err := shippedImage(ctx, server, "busybox")
 	if err != nil {
@@ -304,17 +299,9 @@ func reach(ctx context.Context, from, to spot) error {
 	return nil
 }
 
-// createPolicies makes the policies that apply to the server's pod more, up to this number.
-func createPolicies(ctx context.Context, n *node.Node, from, to int) error {
-	config, err := n.ClientConfig()
-	if err != nil {
-		return err
-	}
-	config.QPS = -1 // no limit at the client
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return err
-	}
+// createPolicies creates policies that apply to the server's pod: with the numbers from first up to, but not including, end. Number 0
+// allows the client, and has the last name: rules are in the order of names.
+func createPolicies(ctx context.Context, n *node.Node, first, end int) error {
 	allow := func(name, who string) *networkingv1.NetworkPolicy {
 		return &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -325,27 +312,17 @@ func createPolicies(ctx context.Context, n *node.Node, from, to int) error {
 			},
 		}
 	}
-	policies := client.NetworkingV1().NetworkPolicies(networkNamespace)
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(creators)
-	if from == 0 {
-		// Rules are in the order of names.
-		g.Go(func() error {
-			_, err := policies.Create(ctx, allow("z-client", "client"), metav1.CreateOptions{})
-			return err
-		})
-		from = 1
-	}
-	for i := from; i < to; i++ {
-		g.Go(func() error {
-			_, err := policies.Create(ctx, allow(fmt.Sprintf("other-%04d", i), fmt.Sprintf("other-%d", i)), metav1.CreateOptions{})
-			return err
-		})
-	}
-	return g.Wait()
+	return createEach(ctx, n, first, end, func(ctx context.Context, client kubernetes.Interface, i int) error {
+		policy := allow("z-client", "client")
+		if i > 0 {
+			policy = allow(fmt.Sprintf("other-%04d", i), fmt.Sprintf("other-%d", i))
+		}
+		_, err := client.NetworkingV1().NetworkPolicies(networkNamespace).Create(ctx, policy, metav1.CreateOptions{})
+		return err
+	})
 }
 
-// policiesEnforced returns an error unless the node says that so many policies are in force.
+// policiesEnforced returns an error unless the node reports that so many policies are in force.
 func policiesEnforced(ctx context.Context, n *node.Node, count int) error {
 	report, err := n.Report(ctx)
 	if err != nil {
@@ -356,7 +333,7 @@ func policiesEnforced(ctx context.Context, n *node.Node, count int) error {
 			if strings.Contains(c.Message, fmt.Sprintf("%d NetworkPolicies are enforced", count)) {
 				return nil
 			}
-			return fmt.Errorf("network-policy is %s: %s", c.State, c.Message)
+			return fmt.Errorf("network-policy is %s: %s %q", c.State, c.Message, c.Notes)
 		}
 	}
 	return errors.New("polymesh status has no network-policy")

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -85,12 +84,7 @@ func (b *bench) sidecars(ctx context.Context) error {
 
 // makeServices creates the services with the numbers from first up to, but not including, end. Their endpoints are not reachable.
 func makeServices(ctx context.Context, n *node.Node, first, end int) error {
-	config, err := n.ClientConfig()
-	if err != nil {
-		return err
-	}
-	config.QPS = -1 // no limit
-	client, err := kubernetes.NewForConfig(config)
+	client, err := n.NewClient()
 	if err != nil {
 		return err
 	}
@@ -98,32 +92,27 @@ func makeServices(ctx context.Context, n *node.Node, first, end int) error {
 	if _, err := client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(8)
-	for i := first; i < end; i++ {
-		g.Go(func() error {
-			name, port, portName, protocol := fmt.Sprintf("service-%d", i), int32(8080), "http", corev1.ProtocolTCP
-			service := &corev1.Service{
-				ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: servicesNamespace},
-				Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: portName, Port: port}}},
-			}
-			if _, err := client.CoreV1().Services(servicesNamespace).Create(ctx, service, metav1.CreateOptions{}); err != nil {
-				return err
-			}
-			slice := &discoveryv1.EndpointSlice{
-				ObjectMeta:  metav1.ObjectMeta{Name: name, Namespace: servicesNamespace, Labels: map[string]string{discoveryv1.LabelServiceName: name}},
-				AddressType: discoveryv1.AddressTypeIPv4,
-				Ports:       []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: &protocol}},
-			}
-			for e := range endpointsEach {
-				address := fmt.Sprintf("198.18.%d.%d", (i*endpointsEach+e)/250, (i*endpointsEach+e)%250+1)
-				slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{address}})
-			}
-			_, err := client.DiscoveryV1().EndpointSlices(servicesNamespace).Create(ctx, slice, metav1.CreateOptions{})
+	return createEach(ctx, n, first, end, func(ctx context.Context, client kubernetes.Interface, i int) error {
+		name, port, portName, protocol := fmt.Sprintf("service-%d", i), int32(8080), "http", corev1.ProtocolTCP
+		service := &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: servicesNamespace},
+			Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: portName, Port: port}}},
+		}
+		if _, err := client.CoreV1().Services(servicesNamespace).Create(ctx, service, metav1.CreateOptions{}); err != nil {
 			return err
-		})
-	}
-	return g.Wait()
+		}
+		slice := &discoveryv1.EndpointSlice{
+			ObjectMeta:  metav1.ObjectMeta{Name: name, Namespace: servicesNamespace, Labels: map[string]string{discoveryv1.LabelServiceName: name}},
+			AddressType: discoveryv1.AddressTypeIPv4,
+			Ports:       []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: &protocol}},
+		}
+		for e := range endpointsEach {
+			address := fmt.Sprintf("198.18.%d.%d", (i*endpointsEach+e)/250, (i*endpointsEach+e)%250+1)
+			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{address}})
+		}
+		_, err := client.DiscoveryV1().EndpointSlices(servicesNamespace).Create(ctx, slice, metav1.CreateOptions{})
+		return err
+	})
 }
 
 // measureSidecars starts a pod of each kind, measures its sidecar, and removes it.

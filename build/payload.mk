@@ -1,4 +1,4 @@
-# dist/polymesh: what is packed beside the images, its licences and its bill of materials. And dist/polymesh-scanner.
+# dist/polymesh: what is packed next to the images, its licences and its bill of materials. And dist/polymesh-scanner.
 
 # What the channel's own kustomization lists, without the admission policy that tells a user which CRDs to install.
 # Its files come out of the pinned module.

@@ -28,7 +28,7 @@
 	@mkdir -p $(@D)
 	$(STEP) "an S3 server, for the tests" bash -c '$(call upstream,versitygw,github.com/versity/versitygw/cmd/versitygw,,)'
 
-# Kubernetes' end-to-end tests, which its conformance suite is a part of, the program that runs them beside each other, and
+# Kubernetes' end-to-end tests, which its conformance suite is a part of, the program that runs them next to each other, and
 # those of their images. Ten minutes of one core.
 CONFORMANCE := $(addprefix .build/test/kubernetes/,e2e.test ginkgo agnhost nonewprivs etcd sample-apiserver)
 .build/test/kubernetes/e2e.test: $(call modules,kubernetes-e2e)

@@ -5,11 +5,12 @@
 .PHONY: up
 up: ## build, start, deploy the guide's app (root)
 	@$(MAKE) --no-print-directory all .build/app-packages
+	$(STEP) "images of the example" examples/polyglot/images.sh
 	@build/up
 
 .PHONY: down
-down: ## undo `make up`
-	@build/down
+down: ## undo `make up`, and remove its data (ARGS=--yes does not ask)
+	@build/down $(ARGS)
 
 .PHONY: debian-lock
 debian-lock: ## pin the Debian packages that the archive has now

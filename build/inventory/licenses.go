@@ -25,10 +25,10 @@ var allowed = []string{
 // publicDomain is for authors who have given up their rights, which SPDX has no name for.
 const publicDomain = "public domain"
 
-// spdx has the names of the classifier that differ from SPDX's. XZ is what XZ Embedded says of itself.
+// spdx has the names of the classifier that differ from SPDX's. XZ is how XZ Embedded calls its own.
 var spdx = map[string]string{"BSD-0-Clause": "0BSD", "XZ": publicDomain}
 
-// ownWords is how many words a licence file may hold beside the licences that are recognised in it: titles, names of files, the end of
+// ownWords is how many words a licence file may hold next to the licences that are recognised in it: titles, names of files, the end of
 // a known text. With more, a person must read it: words can take back what the licence gives.
 const ownWords = 100
 
@@ -50,7 +50,7 @@ func wasRead(content string) bool {
 	return ok
 }
 
-// refused are licences that not even a program beside ours may have. SSPL is found by refusedField alone: its text is so like that
+// refused are licences that not even a program next to ours may have. SSPL is found by refusedField alone: its text is so like that
 // of the GPL that the classifier finds it in both.
 var refused = []string{"AGPL-1.0", "AGPL-3.0", "Business-Source-License-1.1", "Elastic-2.0", "Commons-Clause"}
 
@@ -61,7 +61,7 @@ var refusedField = regexp.MustCompile(`(?im)^License:.*\b(AGPL|SSPL|BUSL|Elastic
 // chosen are modules that leave the choice between licences, with the one under which they ship here.
 var chosen = map[string]string{"github.com/spdx/tools-golang": "Apache-2.0"}
 
-// debianNote stands in the index: Debian's programs run beside ours as programs of their own (GPL, LGPL and others).
+// debianNote stands in the index: Debian's programs run next to ours as programs of their own (GPL, LGPL and others).
 const debianNote = "see DEBIAN.txt"
 
 // completesLicense matches the files that need not state a licence themselves.
@@ -145,7 +145,7 @@ func judge(known *classifier.Classifier, parts []component) error {
 				}
 				continue
 			}
-			// Debian's programs run beside ours, each under its own licence, but not under these.
+			// Debian's programs run next to ours, each under its own licence, but not under these.
 			if field := refusedField.FindString(t.content); field != "" {
 				complain("%s is not allowed", field)
 			}

@@ -179,7 +179,7 @@ func TestEveryComplaintIsListed(t *testing.T) {
 	}
 }
 
-// Debian's programs may be GPL: they run beside ours.
+// Debian's programs may be GPL: they run next to ours.
 func TestLicencesOfDebianPackages(t *testing.T) {
 	for _, c := range []struct {
 		what, copyright, refused string

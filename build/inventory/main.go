@@ -44,7 +44,7 @@ type text struct {
 	name     string
 	content  string
 	licenses []string // those that it states, from classify
-	words    int      // what it says beside them, from classify
+	words    int      // what it says next to them, from classify
 }
 
 func run(ctx context.Context, args []string) error {

@@ -63,7 +63,7 @@ func run(args, environ []string) error {
 }
 
 // forNode checks everything that `polymesh server` or `polymesh agent` needs and unpacks the whole payload to the data dir. The
-// result is empty if the user only asked for help.
+// result is empty if the user only requested help.
 func forNode(p *payload.Payload, role string, args, environ []string) (payload.Dir, error) {
 	var node *config.Node
 	var check func(need uint64) []preflight.Result

@@ -294,12 +294,18 @@ func TestReport(t *testing.T) {
 	row := func(name string, state component.State, ago time.Duration, version, message string) status.Component {
 		return status.Component{Status: component.Status{Name: name, State: state, Since: now.Add(-ago), Version: version, Message: message}, InServer: true}
 	}
+	noted := func(c status.Component, notes ...string) status.Component {
+		c.Notes = notes
+		return c
+	}
 	r := &status.Report{Version: "1.0.0", PID: 42, Since: now.Add(-3 * time.Hour), Node: "n1", NodeIP: "192.0.2.1", Memory: 300 << 20, Anonymous: 150 << 20,
 		Components: []status.Component{
 			row("kube-apiserver", component.Ready, 3*time.Hour, "v1.36.3", ""),
 			{Status: component.Status{Name: "containerd", State: component.Ready, Since: now.Add(-time.Minute), Version: "v2.3.7", PID: 43}, Memory: 64 << 20},
 			{Status: component.Status{Name: "broken", State: component.NotReady, Since: now}},
 			row("coredns", component.Starting, 90*time.Second, "", "pod coredns-1 cannot be scheduled: 0/1 nodes are available"),
+			noted(row("pod-network", component.Ready, time.Second, "", ""), "no route to the pods of node b; c", "put back\nthe route"),
+			noted(row("network-policy", component.Ready, time.Second, "", "3 NetworkPolicies are enforced"), "a policy has a problem"),
 		}}
 	var out bytes.Buffer
 	if err := printReport(&out, r, now); err != nil {
@@ -312,6 +318,10 @@ kube-apiserver   Ready      3h      v1.36.3   in server
 containerd       Ready      60s     v2.3.7    64 MiB      
 broken           NotReady   0s      -         -           
 coredns          Starting   90s     -         in server   pod coredns-1 cannot be scheduled: 0/1 nodes are available
+pod-network      Ready      1s      -         in server   no route to the pods of node b; c
+                                                          put back\nthe route
+network-policy   Ready      1s      -         in server   3 NetworkPolicies are enforced
+                                                          a policy has a problem
 `
 	if out.String() != want {
 		t.Errorf("got:\n%s", out.String())
@@ -478,7 +488,7 @@ API SERVER       STATE       CONNECTIONS   MESSAGE
 	}
 }
 
-// Where there is no etcd, the commands for its members say why not, and where to run them.
+// Where there is no etcd, the commands for its members explain why not, and where to run them.
 func TestEtcdCommands(t *testing.T) {
 	dataDir := t.TempDir()
 	defer os.RemoveAll(layout.DataDir(dataDir).Run())

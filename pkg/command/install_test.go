@@ -9,7 +9,7 @@ import (
 	"polymesh.dev/polymesh/pkg/service"
 )
 
-// What is installed is a server, unless something says that the machine joins another; secrets are never arguments.
+// What is installed is a server, unless a setting makes the machine join another; secrets are never arguments.
 func TestServiceSettings(t *testing.T) {
 	secret := "K10" + strings.Repeat("0a", 32) + "::abcdef.0123456789abcdef"
 	for what, c := range map[string]struct {

@@ -70,7 +70,7 @@ func listPlan(out io.Writer, plan *reset.Plan, first string) {
 	}
 }
 
-// confirm asks whether to continue. The error says that nothing was changed.
+// confirm asks whether to continue. The error reports that nothing was changed.
 func confirm(cmd *cobra.Command, yes bool) error {
 	if yes {
 		return nil

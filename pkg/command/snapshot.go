@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/netip"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -110,7 +109,7 @@ func sourceOf(cfg *config.Server) (snapshot.Source, error) {
 	}
 	if member {
 		return etcd.New(etcd.Options{
-			Dir: dir.Etcd(), Certificates: certs, Client: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), layout.EtcdClientPort),
+			Dir: dir.Etcd(), Certificates: certs, Client: layout.Loopback(layout.EtcdClientPort),
 			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 		}), nil
 	}

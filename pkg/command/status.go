@@ -98,7 +98,14 @@ func printReport(w io.Writer, r *status.Report, now time.Time) error {
 		if version == "" {
 			version = "-"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, c.State, duration.HumanDuration(now.Sub(c.Since)), version, memory, progress.Line(c.Message))
+		message, notes := c.Message, c.Notes
+		if message == "" && len(notes) > 0 {
+			message, notes = notes[0], notes[1:]
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, c.State, duration.HumanDuration(now.Sub(c.Since)), version, memory, progress.Line(message))
+		for _, note := range notes {
+			fmt.Fprintf(t, "\t\t\t\t\t%s\n", progress.Line(note))
+		}
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -51,13 +51,24 @@ type Process interface {
 	PID() int
 }
 
-// Noted is a component that may have a warning for the user although it is ready. Note returns the warning, or an empty text;
-// like Ready it must be cheap.
+// Noted is a component that may have warnings for the user although it is ready. Each is a text of its own, because others choose parts
+// of it: names of nodes, answers of registries. Like Ready, Notes must be cheap.
 type Noted interface {
-	Note(ctx context.Context) string
+	Notes(ctx context.Context) []string
 }
 
-// Summarized is a component with a line for `polymesh status` while it is ready and has no Note: numbers, which need no action.
+// Present returns the texts that exist and are not empty: a component's Notes, of texts that its background sets.
+func Present(texts ...*string) []string {
+	var present []string
+	for _, text := range texts {
+		if text != nil && *text != "" {
+			present = append(present, *text)
+		}
+	}
+	return present
+}
+
+// Summarized is a component with a line for `polymesh status` while it is ready: numbers, which need no action.
 type Summarized interface {
 	Summary() string
 }

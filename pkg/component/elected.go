@@ -148,12 +148,12 @@ func (e *elected) Ready(ctx context.Context) error {
 	return c.Ready(ctx)
 }
 
-// Note implements Noted.
-func (e *elected) Note(ctx context.Context) string {
+// Notes implements Noted.
+func (e *elected) Notes(ctx context.Context) []string {
 	if n, ok := e.component().(Noted); ok && !e.standby() {
-		return n.Note(ctx)
+		return n.Notes(ctx)
 	}
-	return ""
+	return nil
 }
 
 // Version implements Versioned.

@@ -26,12 +26,15 @@ const (
 
 // Status is the manager's information about one component.
 type Status struct {
-	Name    string    `json:"name"`
-	State   State     `json:"state"`
-	Since   time.Time `json:"since"`
-	Message string    `json:"message,omitempty"`
-	Version string    `json:"version,omitempty"`
-	PID     int       `json:"pid,omitempty"`
+	Name  string    `json:"name"`
+	State State     `json:"state"`
+	Since time.Time `json:"since"`
+	// Message is what the component waits for or why it is not ready; if it is ready, its Summary.
+	Message string `json:"message,omitempty"`
+	// Notes are warnings of a ready component: see Noted.
+	Notes   []string `json:"notes,omitempty"`
+	Version string   `json:"version,omitempty"`
+	PID     int      `json:"pid,omitempty"`
 	// Separate is set if the component is a separate process, even while it is not running.
 	Separate bool `json:"-"`
 }
@@ -61,7 +64,6 @@ type entry struct {
 	status   Status
 	inStart  bool
 	warnedOf bool
-	hasNote  bool // the message is a note, not a summary
 }
 
 // NewManager returns a manager without components.
@@ -215,7 +217,7 @@ func (m *Manager) start(run context.Context, e *entry) error {
 		if run.Err() != nil {
 			return nil
 		}
-		if warning, changed := e.warning(); changed {
+		for _, warning := range e.warnings() {
 			log.Warn(warning)
 		}
 		switch {
@@ -246,7 +248,7 @@ func (m *Manager) outlive(run context.Context, e *entry, err error) {
 	if !ok {
 		return
 	}
-	m.log.Error("failed; the server goes on without it for a while and then ends, because only a fresh process can start it again",
+	m.log.Error("failed; the server continues without it for a while and then ends, because only a fresh process can start it again",
 		"component", e.Name(), "err", err, "ends after", o.OutlivedFor().String())
 	select {
 	case <-time.After(o.OutlivedFor()):
@@ -266,19 +268,19 @@ func (e *entry) check(ctx context.Context, once bool) error {
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
-		message := ""
+		var notes []string
 		if n, ok := e.Component.(Noted); ok {
-			message = n.Note(limited)
+			notes = n.Notes(limited)
 		}
-		e.noted(message != "")
-		if s, ok := e.Component.(Summarized); ok && message == "" {
+		message := ""
+		if s, ok := e.Component.(Summarized); ok {
 			message = s.Summary()
 		}
 		state := Ready
 		if s, ok := e.Component.(standing); ok && s.standby() {
 			state = Standby
 		}
-		e.set(state, message)
+		e.set(state, message, notes...)
 	case once:
 		e.set(NotReady, err.Error())
 	default:
@@ -287,22 +289,19 @@ func (e *entry) check(ctx context.Context, once bool) error {
 	return err
 }
 
-// warning returns the note of a ready component, and whether it is new.
-func (e *entry) warning() (text string, changed bool) {
+// warnings returns the notes of a ready component that had none before.
+func (e *entry) warnings() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	warns := e.status.State == Ready && e.hasNote
-	changed = warns && !e.warnedOf
-	if e.status.State == Ready {
-		e.warnedOf = warns
+	if e.status.State != Ready {
+		return nil
 	}
-	return e.status.Message, changed
-}
-
-func (e *entry) noted(is bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.hasNote = is
+	before := e.warnedOf
+	e.warnedOf = len(e.status.Notes) > 0
+	if before {
+		return nil
+	}
+	return e.status.Notes
 }
 
 func (e *entry) starting(is bool) {
@@ -331,7 +330,7 @@ func (m *Manager) stop() {
 }
 
 // set records a state. Failed and Stopped are final: a check in progress must not overwrite them.
-func (e *entry) set(s State, message string) {
+func (e *entry) set(s State, message string, notes ...string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.status.State == Failed || e.status.State == Stopped {
@@ -340,7 +339,7 @@ func (e *entry) set(s State, message string) {
 	if e.status.State != s {
 		e.status.Since = time.Now()
 	}
-	e.status.State, e.status.Message = s, message
+	e.status.State, e.status.Message, e.status.Notes = s, message, notes
 }
 
 func (e *entry) isStarting() bool {

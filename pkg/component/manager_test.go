@@ -57,7 +57,7 @@ type piece struct {
 	hangs     bool // Start only returns when its context ends
 	deaf      bool // Start only returns when end is closed
 	end       chan struct{}
-	warns     string
+	warns     []string
 	outlived  time.Duration
 
 	mu      sync.Mutex
@@ -93,7 +93,7 @@ func (p *piece) Start(ctx context.Context) error {
 	return p.startErr
 }
 
-func (p *piece) Note(context.Context) string { return p.warns }
+func (p *piece) Notes(context.Context) []string { return p.warns }
 
 func (p *piece) OutlivedFor() time.Duration { return p.outlived }
 
@@ -448,12 +448,12 @@ func TestWarningShowsAndIsLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
 		m := NewManager(slog.New(slog.NewTextHandler(&log, nil)))
-		p := &piece{journal: &journal{}, name: "db", warns: "the disk is 91 % full"}
+		p := &piece{journal: &journal{}, name: "db", warns: []string{"the disk is 91 % full", "a; b"}}
 		m.Add(p)
 		ctx, cancel := context.WithCancel(context.Background())
 		done := run(ctx, m)
 		time.Sleep(5 * watchPoll)
-		if s := m.Status(ctx)[0]; s.State != Ready || s.Message != "the disk is 91 % full" {
+		if s := m.Status(ctx)[0]; s.State != Ready || s.Message != "" || !slices.Equal(s.Notes, p.warns) {
 			t.Errorf("status is %+v", s)
 		}
 		cancel()
@@ -471,9 +471,9 @@ type counting struct{ *piece }
 
 func (c counting) Summary() string { return "3 of 3" }
 
-// A summary shows in the status, unless there is a warning, and is not logged as one.
+// A summary shows in the status, also with a warning, and is not logged as one.
 func TestSummaryShows(t *testing.T) {
-	for warns, want := range map[string]string{"": "3 of 3", "the disk is 91 % full": "the disk is 91 % full"} {
+	for _, warns := range [][]string{nil, {"the disk is 91 % full"}} {
 		synctest.Test(t, func(t *testing.T) {
 			var log strings.Builder
 			m := NewManager(slog.New(slog.NewTextHandler(&log, nil)))
@@ -482,11 +482,11 @@ func TestSummaryShows(t *testing.T) {
 			ended := make(chan error)
 			go func() { ended <- m.Run(ctx) }()
 			time.Sleep(time.Minute)
-			if got := m.Status(ctx)[0].Message; got != want {
-				t.Errorf("the message is %q, want %q", got, want)
+			if s := m.Status(ctx)[0]; s.Message != "3 of 3" || !slices.Equal(s.Notes, warns) {
+				t.Errorf("with the warnings %q the status is %+v", warns, s)
 			}
-			if strings.Contains(log.String(), "level=WARN") != (warns != "") {
-				t.Errorf("with the warning %q the log is %s", warns, log.String())
+			if strings.Contains(log.String(), "level=WARN") != (len(warns) > 0) {
+				t.Errorf("with the warnings %q the log is %s", warns, log.String())
 			}
 			cancel()
 			if err := <-ended; err != nil {

@@ -19,7 +19,8 @@ func (w Wake) Call() {
 	}
 }
 
-// Rounds calls round after each signal, and at least once in each interval, until ctx ends. The first round waits for one of them.
+// Rounds calls round after each signal, and at least once in each interval, until ctx ends. The first round waits for one of them. Without a
+// wake, only the interval counts.
 func Rounds(ctx context.Context, wake Wake, interval time.Duration, round func(context.Context)) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()

@@ -2,7 +2,7 @@
 //
 // Kubernetes has one type of condition for each of its older kinds, and metav1.Condition for all newer ones. This package
 // turns the older ones, and those of unstructured objects, into metav1.Condition, so that the functions of
-// k8s.io/apimachinery/pkg/api/meta (FindStatusCondition, IsStatusConditionTrue) work for every object. Whatever looks at a
+// k8s.io/apimachinery/pkg/api/meta (FindStatusCondition, IsStatusConditionTrue) work for every object. Whatever reads a
 // status uses it.
 package condition
 

@@ -301,10 +301,5 @@ func (a *APIServer) putRoles(ctx context.Context) error {
 	return err
 }
 
-// Note implements component.Noted: while roles are missing, the components that use them are refused.
-func (a *APIServer) Note(context.Context) string {
-	if problem := a.noRoles.Load(); problem != nil {
-		return *problem
-	}
-	return ""
-}
+// Notes implements component.Noted: while roles are missing, the components that use them are refused.
+func (a *APIServer) Notes(context.Context) []string { return component.Present(a.noRoles.Load()) }

@@ -8,16 +8,15 @@
 package controlplane
 
 import (
-	"net"
 	"net/http"
 	"net/netip"
-	"strconv"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Options are shared by the three components.
@@ -36,11 +35,11 @@ type Options struct {
 
 // URL returns the API server's address for components on this machine.
 func URL(cfg *config.Server) string {
-	host := "127.0.0.1"
-	if !cfg.BindAddress.IsUnspecified() {
-		host = cfg.BindAddress.String()
+	address := netip.AddrPortFrom(cfg.BindAddress, uint16(cfg.HTTPSPort))
+	if cfg.BindAddress.IsUnspecified() {
+		address = layout.Loopback(cfg.HTTPSPort)
 	}
-	return "https://" + net.JoinHostPort(host, strconv.Itoa(cfg.HTTPSPort))
+	return "https://" + address.String()
 }
 
 // WriteKubeconfigs writes the data dir's kubeconfigs, readable only by root: one for each component with its own

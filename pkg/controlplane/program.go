@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -19,6 +18,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/kubeflags"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // programs are upstream's commands for the components that run as a Program, by name.
@@ -88,7 +88,7 @@ func (p *Program) Init(ctx context.Context) error {
 		return fmt.Errorf("find the program's own file: %w", err)
 	}
 	p.child = &component.Child{Path: self, Args: append([]string{p.Name()}, p.of.args()...), Env: os.Environ(), Output: os.Stderr, Log: p.log}
-	// The certificate is made by the component at each start, and the address is loopback: the answer only says that it runs.
+	// The certificate is made by the component at each start, and the address is loopback: the answer only reports that it runs.
 	p.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
 	return nil
 }
@@ -99,7 +99,7 @@ func (p *Program) Start(ctx context.Context) error {
 	return p.child.Start(ctx)
 }
 
-// Ready returns nil if the process answers its health check. That says nothing about who leads: on the other servers it waits.
+// Ready returns nil if the process answers its health check. That does not show who leads: on the other servers it waits.
 func (p *Program) Ready(ctx context.Context) error {
 	if p.PID() == 0 {
 		return errors.New("the process has ended and will be started again; the log has the reason")
@@ -108,7 +108,7 @@ func (p *Program) Ready(ctx context.Context) error {
 	if port == 0 {
 		return nil
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+net.JoinHostPort("127.0.0.1", strconv.Itoa(port))+"/healthz", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+layout.Loopback(port).String()+"/healthz", nil)
 	if err != nil {
 		return err
 	}
@@ -137,5 +137,5 @@ func separateFlags(o Options, port int) map[string]string {
 	if !o.Datastore.LeaderElect {
 		return map[string]string{"leader-elect": "false", "secure-port": "0"}
 	}
-	return map[string]string{"leader-elect": "true", "secure-port": strconv.Itoa(port), "bind-address": "127.0.0.1"}
+	return map[string]string{"leader-elect": "true", "secure-port": strconv.Itoa(port), "bind-address": layout.Loopback(port).Addr().String()}
 }

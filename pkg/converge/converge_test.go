@@ -60,7 +60,7 @@ func TestLoop(t *testing.T) {
 	}
 }
 
-// A round that hangs is ended, its error is the state, and rounds go on.
+// A round that hangs is ended, its error is the state, and rounds continue.
 func TestRoundTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rounds := 0

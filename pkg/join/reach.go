@@ -242,10 +242,5 @@ func (r *Reachability) ask(ctx context.Context) (note string, err error) {
 // Ready returns nil: a node works without.
 func (r *Reachability) Ready(context.Context) error { return nil }
 
-// Note implements component.Noted.
-func (r *Reachability) Note(context.Context) string {
-	if note := r.note.Load(); note != nil {
-		return *note
-	}
-	return ""
-}
+// Notes implements component.Noted.
+func (r *Reachability) Notes(context.Context) []string { return component.Present(r.note.Load()) }

@@ -194,15 +194,9 @@ func (s *Server) Ready(context.Context) error {
 	return nil
 }
 
-// Note implements component.Noted.
-func (s *Server) Note(context.Context) string {
-	var notes []string
-	for _, n := range []*string{s.note.Load(), s.unreachable.Load()} {
-		if n != nil && *n != "" {
-			notes = append(notes, *n)
-		}
-	}
-	return strings.Join(notes, "; ")
+// Notes implements component.Noted.
+func (s *Server) Notes(context.Context) []string {
+	return component.Present(s.note.Load(), s.unreachable.Load())
 }
 
 func authority(certs certificate.Store, name string) (*x509.Certificate, error) {

@@ -1,5 +1,7 @@
 package layout
 
+import "net/netip"
+
 // Port is a port on which a part of a node listens, or would listen if configured to.
 type Port struct {
 	// Number is the port, TCP unless UDP is set.
@@ -54,6 +56,11 @@ func Ports() []Port {
 		{Number: ControllersPort, Component: "kube-controller-manager", What: "the controller manager", Unused: true},
 		{Number: SchedulerPort, Component: "kube-scheduler", What: "the scheduler", Unused: true},
 	}
+}
+
+// Loopback returns a port of this machine that no other machine reaches.
+func Loopback(port int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port))
 }
 
 // Bridge is the network interface that connects all pods of a node.

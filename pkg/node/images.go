@@ -26,7 +26,7 @@ const pinInterval = 20 * time.Second
 // The kubelet waits for what no pod can start without (First). The other shipped images are imported behind it; what asks for one of
 // them, by Await, waits for it and has it imported next.
 type Images struct {
-	component.Background // an import that is broken off is done again by the next start
+	component.Background // an import that is interrupted is done again by the next start
 	opts                 Options
 	result               atomic.Pointer[error]
 	failed               chan error
@@ -95,14 +95,7 @@ func (i *Images) Start(ctx context.Context) error {
 
 // keepPinned also finds images imported by others while the server runs.
 func (i *Images) keepPinned(ctx context.Context, w imagestore.Wanted) {
-	ticker := time.NewTicker(pinInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	component.Rounds(ctx, nil, pinInterval, func(ctx context.Context) {
 		store, err := imagestore.Open(i.opts.Settings.DataDir.ContainerdSocket())
 		if err == nil {
 			err = errors.Join(store.Pin(ctx, w), store.Close())
@@ -110,7 +103,7 @@ func (i *Images) keepPinned(ctx context.Context, w imagestore.Wanted) {
 		if err != nil && ctx.Err() == nil {
 			i.opts.Log.Warn("cannot pin images that no registry has", "component", i.Name(), "err", err)
 		}
-	}
+	})
 }
 
 // Failed yields the error if the shipped images cannot be imported: without the pause image no pod starts.

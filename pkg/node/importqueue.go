@@ -48,7 +48,7 @@ func (q *importQueue) next() string {
 	return ref
 }
 
-// imported says that an image is there.
+// imported reports that an image is there.
 func (q *importQueue) imported(ref string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -8,7 +8,7 @@ import (
 	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
-// What waits for an image gets it next, and only then goes on.
+// What waits for an image gets it next, and only then continues.
 func TestAwaitedImagesComeFirst(t *testing.T) {
 	const pause, dns, istio = imagestore.ShippedRegistry + "/pause:1", imagestore.ShippedRegistry + "/coredns:1", imagestore.ShippedRegistry + "/istio/proxyv2:1"
 	i := &Images{shipped: newImportQueue([]string{pause, dns, istio})}

@@ -245,7 +245,7 @@ const outlivedFor = time.Minute
 
 // Ready checks the kubelet's health endpoint, and whether the machine's resources are so low that the kubelet accepts no more pods.
 func (k *Kubelet) Ready(ctx context.Context) error {
-	if err := healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", k.server.HealthzPort)); err != nil {
+	if err := healthz(ctx, "http://"+layout.Loopback(int(k.server.HealthzPort)).String()+"/healthz"); err != nil {
 		return err
 	}
 	node, err := k.client.CoreV1().Nodes().Get(ctx, k.opts.Name, metav1.GetOptions{})
@@ -274,8 +274,11 @@ func pressure(node *corev1.Node) error {
 	return nil
 }
 
-// Note reports what pods are missing.
-func (k *Kubelet) Note(context.Context) string { return k.opts.Nameservers.Note() }
+// Notes reports what pods are missing.
+func (k *Kubelet) Notes(context.Context) []string {
+	note := k.opts.Nameservers.Note()
+	return component.Present(&note)
+}
 
 // healthTime is the timeout of a health endpoint: one that hangs is unhealthy.
 const healthTime = 5 * time.Second

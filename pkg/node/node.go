@@ -2,7 +2,7 @@
 // is in pkg/node/network.
 //
 // It owns <data-dir>/agent, containerd's part of the run directory and the node's cgroup. It knows nothing about a control plane
-// beyond Options: pkg/server builds the components from plain values, as a worker can.
+// beyond Options: pkg/worker builds the components from plain values.
 package node
 
 import (

@@ -160,7 +160,7 @@ func (p *Proxy) OutlivedFor() time.Duration { return outlivedFor }
 // Ready checks kube-proxy's health endpoint and tries a service address: the endpoint stays healthy when another program has
 // removed the rules.
 func (p *Proxy) Ready(ctx context.Context) error {
-	if err := healthz(ctx, fmt.Sprintf("http://127.0.0.1:%d/healthz", layout.ProxyHealthPort)); err != nil {
+	if err := healthz(ctx, "http://"+layout.Loopback(layout.ProxyHealthPort).String()+"/healthz"); err != nil {
 		return err
 	}
 	if err := p.keeper.Check(ctx); err != nil {
@@ -181,5 +181,8 @@ func (p *Proxy) Ready(ctx context.Context) error {
 // dialTimeout is the timeout for a connection that never leaves the machine.
 const dialTimeout = 2 * time.Second
 
-// Note reports that rules were restored.
-func (p *Proxy) Note(context.Context) string { return p.keeper.Last() }
+// Notes reports that rules were restored.
+func (p *Proxy) Notes(context.Context) []string {
+	note := p.keeper.Last()
+	return component.Present(&note)
+}

@@ -22,7 +22,7 @@ const servicesHook = "nat-prerouting"
 // serviceRules are kube-proxy's rules in nftables mode. kube-proxy writes changes only, and does a full sync once an hour
 // (FullSyncPeriod); unlike in iptables mode it does not check whether the rules still exist. But a kube-proxy that starts writes all of them.
 // So Restore runs a second one for some seconds, as a process, with the flags and the identity of the first. Both write the same rules,
-// because they compute them from the same objects, and the first goes on from what the second has written. This needs no permission that
+// because they compute them from the same objects, and the first continues from what the second has written. This needs no permission that
 // kube-proxy does not have.
 type serviceRules struct {
 	nft knftables.Interface
@@ -74,7 +74,7 @@ const (
 
 // Restore implements keeper.Part: it returns when the rules are there.
 func (s *serviceRules) Restore(ctx context.Context) (err error) {
-	// If only rules were removed, the first kube-proxy could not go on from what is left of its table.
+	// If only rules were removed, the first kube-proxy could not continue from what is left of its table.
 	tx := s.nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})

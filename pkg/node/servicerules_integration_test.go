@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Rules that another program has removed come back, all of them, and kube-proxy goes on from there. It has its own identity and no other.
+// Rules that another program has removed come back, all of them, and kube-proxy continues from there. It has its own identity and no other.
 func TestServiceRulesComeBack(t *testing.T) {
 	if os.Getenv(privateVar) == "" {
 		nft, err := filepath.Abs("../../.build/host/bin")
@@ -119,14 +119,14 @@ func TestServiceRulesComeBack(t *testing.T) {
 	want := lines(rules())
 
 	for _, harm := range []string{"flush ruleset", "delete table ip kube-proxy", "flush table ip kube-proxy"} {
-		before := p.Note(t.Context())
+		before := strings.Join(p.Notes(t.Context()), "\n")
 		nft(strings.Fields(harm)...)
 		controlplanetest.Eventually(t, harm, func() error {
 			if got := lines(rules()); !slices.Equal(got, want) {
 				return fmt.Errorf("the rules are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 			// What comes next must not meet the second kube-proxy.
-			if note := p.Note(t.Context()); note == before || !strings.Contains(note, "put back what another program had removed: the rules of service addresses") {
+			if note := strings.Join(p.Notes(t.Context()), "\n"); note == before || !strings.Contains(note, "put back what another program had removed: the rules of service addresses") {
 				return fmt.Errorf("the note is %q", note)
 			}
 			return p.keeper.Check(t.Context())

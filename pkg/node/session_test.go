@@ -12,21 +12,21 @@ func TestSession(t *testing.T) {
 		left  func(t *testing.T, s *Session) // what the previous server has done
 		doubt bool
 	}{
-		"clean end":                   {func(t *testing.T, s *Session) { ok(t, s.End()) }, false},
-		"clean end, then a boot":      {func(t *testing.T, s *Session) { ok(t, s.End()); ok(t, os.Remove(s.mark)) }, false},
-		"kill -9":                     {func(*testing.T, *Session) {}, false},
-		"power cut":                   {func(t *testing.T, s *Session) { ok(t, os.Remove(s.mark)) }, true},
-		"power cut, mark of another":  {func(t *testing.T, s *Session) { ok(t, os.WriteFile(s.mark, []byte("x"), 0o600)) }, true},
-		"torn session file":           {func(t *testing.T, s *Session) { ok(t, os.WriteFile(s.file, make([]byte, 60), 0o600)) }, true},
-		"version without sessions":    {func(t *testing.T, s *Session) { ok(t, os.Remove(s.file)) }, true},
-		"power cut, killed unchecked": {func(t *testing.T, s *Session) { ok(t, os.Remove(s.mark)); ok(t, again(s).Begin(true)) }, true},
-		"power cut, ended unchecked": {func(t *testing.T, s *Session) {
+		"clean end":                       {func(t *testing.T, s *Session) { ok(t, s.End()) }, false},
+		"clean end, then a boot":          {func(t *testing.T, s *Session) { ok(t, s.End()); ok(t, os.Remove(s.mark)) }, false},
+		"kill -9":                         {func(*testing.T, *Session) {}, false},
+		"power failure":                   {func(t *testing.T, s *Session) { ok(t, os.Remove(s.mark)) }, true},
+		"power failure, mark of another":  {func(t *testing.T, s *Session) { ok(t, os.WriteFile(s.mark, []byte("x"), 0o600)) }, true},
+		"damaged session file":            {func(t *testing.T, s *Session) { ok(t, os.WriteFile(s.file, make([]byte, 60), 0o600)) }, true},
+		"version without sessions":        {func(t *testing.T, s *Session) { ok(t, os.Remove(s.file)) }, true},
+		"power failure, killed unchecked": {func(t *testing.T, s *Session) { ok(t, os.Remove(s.mark)); ok(t, again(s).Begin(true)) }, true},
+		"power failure, ended unchecked": {func(t *testing.T, s *Session) {
 			ok(t, os.Remove(s.mark))
 			next := again(s)
 			ok(t, next.Begin(true))
 			ok(t, next.End())
 		}, true},
-		"power cut, checked": {func(t *testing.T, s *Session) {
+		"power failure, checked": {func(t *testing.T, s *Session) {
 			ok(t, os.Remove(s.mark))
 			next := again(s)
 			ok(t, next.Begin(true))

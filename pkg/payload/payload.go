@@ -221,7 +221,7 @@ type Dir string
 // EnvDir is the environment variable with the folder of the unpacked payload, set by the launcher.
 const EnvDir = "POLYMESH_PAYLOAD_DIR"
 
-// EnvFile tells the program from which file the launcher was run: the one that was shipped.
+// EnvFile names for the program the file from which the launcher was run: the one that was shipped.
 const EnvFile = "POLYMESH_PAYLOAD_FILE"
 
 // Shipped returns the file from which this program was unpacked, if it is still the same.

@@ -71,7 +71,7 @@ func Server(cfg *config.Server, need uint64) []Result {
 		results = append(results, Result{"balancer's port", portsFree(func(p layout.Port) bool { return p.Number == layout.APIBalancerPort })})
 	}
 	if len(cfg.ImagePolicyKeys) > 0 {
-		results = append(results, Result{"image policy's port", free("the image policy", loopback(), layout.ImagePolicyPort, "")})
+		results = append(results, Result{"image policy's port", free("the image policy", layout.Loopback(layout.ImagePolicyPort), "")})
 	}
 	return results
 }
@@ -106,7 +106,7 @@ func ServerToken(cfg *config.Server) error {
 	return fmt.Errorf("a token is missing: give --token-file, or set the variable POLYMESH_TOKEN; on a server of the cluster, `cat %s` prints it", layout.DefaultDataDir.ServerToken())
 }
 
-// notServer rejects the data dir of a server: the agent would run beside, or instead of, the cluster that is in it.
+// notServer rejects the data dir of a server: the agent would run next to, or instead of, the cluster that is in it.
 func notServer(dataDir layout.DataDir) error {
 	if _, err := os.Stat(dataDir.TLS()); err == nil {
 		return fmt.Errorf("%s is the data dir of a server: start `polymesh server`, choose another --data-dir, or remove that cluster with `polymesh reset`", dataDir)
@@ -431,7 +431,7 @@ func executable(dataDir string) error {
 
 // apiServerPort checks that the API server can listen.
 func apiServerPort(cfg *config.Server) error {
-	return free("the API server", cfg.BindAddress, cfg.HTTPSPort, ", or choose another port with --https-listen-port")
+	return free("the API server", netip.AddrPortFrom(cfg.BindAddress, uint16(cfg.HTTPSPort)), ", or choose another port with --https-listen-port")
 }
 
 // portsFree checks that those of the ports of a node's parts for which which returns true are free.
@@ -440,27 +440,26 @@ func portsFree(which func(layout.Port) bool) error {
 		if !which(p) {
 			continue
 		}
-		addr := netip.IPv4Unspecified()
+		address := netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(p.Number))
 		if p.Loopback {
-			addr = loopback()
+			address = layout.Loopback(p.Number)
 		}
-		if err := free(p.What, addr, p.Number, ""); err != nil {
+		if err := free(p.What, address, ""); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func loopback() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 1}) }
-
 // free checks that one can listen on a port. hint follows on what to do if not.
-func free(what string, addr netip.Addr, port int, hint string) error {
-	l, err := net.Listen("tcp", netip.AddrPortFrom(addr, uint16(port)).String())
+func free(what string, address netip.AddrPort, hint string) error {
+	l, err := net.Listen("tcp", address.String())
 	if errors.Is(err, syscall.EADDRINUSE) {
+		port := address.Port()
 		return fmt.Errorf("port %d, on which %s listens, is in use: stop the program that uses it (`ss -ltnp sport = :%d` shows it)%s", port, what, port, hint)
 	}
 	if err != nil {
-		return fmt.Errorf("listen on %s:%d for %s: %w", addr, port, what, err)
+		return fmt.Errorf("listen on %s for %s: %w", address, what, err)
 	}
 	return l.Close()
 }

@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// cgroupFiles are where a version of cgroups says what a group may use and uses, and how much of that is page cache, which
+// cgroupFiles are where a version of cgroups shows what a group may use and uses, and how much of that is page cache, which
 // the kernel can drop.
 type cgroupFiles struct {
 	mount, limit, usage string
@@ -84,7 +84,7 @@ func (c cgroupFiles) left(dir string) (uint64, error) {
 		return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 	}
 	limit, err := read(c.limit)
-	// Version 1 says "no limit" with the largest multiple of the page size.
+	// Version 1 reports "no limit" with the largest multiple of the page size.
 	if errors.Is(err, fs.ErrNotExist) || err == nil && limit >= math.MaxInt64>>12<<12 {
 		return math.MaxUint64, nil
 	}

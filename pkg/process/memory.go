@@ -94,7 +94,7 @@ func keepMemory(ctx context.Context, settled <-chan struct{}, available func() (
 	}
 }
 
-// heapSample is what the Go runtime says of its heap at one time, in bytes.
+// heapSample is what the Go runtime reports about its heap at one time, in bytes.
 type heapSample struct {
 	at        time.Time
 	allocated uint64 // since the process began
@@ -124,7 +124,7 @@ type gcPacer struct {
 }
 
 // next takes a sample and sets the percentage. It reports whether memory is to be given back: a load has ended, or the machine
-// runs short. The available memory, in bytes, is only asked for under load.
+// runs short. The available memory, in bytes, is only requested under load.
 func (p *gcPacer) next(s heapSample, available func() uint64) (spent bool) {
 	last := p.last
 	p.last = s

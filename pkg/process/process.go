@@ -1,5 +1,5 @@
 // Package process is what the process of every node does, server or agent, around its components: it claims the data dir and holds
-// its lock, finds out the node's name and address, finds the unpacked programs, sets up the logs, serves `polymesh status`, tells
+// its lock, finds out the node's name and address, finds the unpacked programs, sets up the logs, serves `polymesh status`, notifies
 // the service manager when the node is up, and gives memory back.
 //
 // pkg/server and pkg/agent call Run with a function that builds their components.

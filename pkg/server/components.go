@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"crypto/rand"
 	"net/netip"
 	"os"
@@ -29,12 +28,8 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
-	"polymesh.dev/polymesh/pkg/node/announce"
-	"polymesh.dev/polymesh/pkg/node/apilb"
-	"polymesh.dev/polymesh/pkg/node/netpol"
-	"polymesh.dev/polymesh/pkg/node/network"
-	"polymesh.dev/polymesh/pkg/node/registry"
 	"polymesh.dev/polymesh/pkg/process"
+	"polymesh.dev/polymesh/pkg/worker"
 )
 
 // addComponents is the list of a server's components and their dependencies. It returns the component whose readiness is reported to
@@ -43,75 +38,58 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	dir := s.cfg.DataDir
 	certs := certificate.Store(dir.TLS())
 	kubeconfig := dir.Kubeconfig("polymesh")
-	store := s.datastore
+	endpoint := s.datastore.Endpoint()
+	local := s.etcd()
 	joining := join.NewServer(join.Options{
 		Name: s.Name, Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
 		Cluster: join.ClusterOf(s.cfg), Shared: s.shared(),
 	})
-	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
-	machine := s.node()
+	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
+	parts := worker.New(s.worker())
 
 	certificates := m.Add(s.renewal)
 	var before []component.Handle
-	if _, ok := store.(*etcd.Etcd); ok {
+	if local != nil {
 		before = append(before, certificates)
 	}
-	db := m.Add(store, before...)
-	containerd := m.Add(node.NewContainerd(machine))
-	shipped := node.NewImages(machine)
-	images := m.Add(shipped, containerd)
+	db := m.Add(s.datastore, before...)
+	containerd := m.Add(parts.Containerd)
+	images := m.Add(parts.Images, containerd)
 	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
-	var snapshotBefore func(context.Context) error
-	if !s.cfg.Snapshots.Disabled {
-		snapshotBefore = s.snapshots.Before(snapshot.BeforeSecretsEncrypt)
-	}
 	// If the user sets another API server configuration, with a KMS for example, Secrets use keys that we do not know.
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
-		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint(), Before: snapshotBefore}, s.Log), api)
+		m.Add(encryption.New(s.encryption(kubeconfig), s.Log), api)
 	}
 	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.Log), api)
 	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.Log), api)
-	pulls := s.registry()
-	pulls.Await = shipped.Await
-	kubelet := []component.Handle{api, containerd, m.Add(registry.New(pulls), containerd)} // it waits itself for the images that every pod needs
-	if plane.Datastore.LeaderElect {
-		m.Add(apilb.New(s.balancer()))
-	}
-	if !plane.Datastore.LeaderElect {
+	kubelet := []component.Handle{api, containerd, m.Add(parts.Registry, containerd)}
+	if endpoint.LeaderElect {
+		m.Add(parts.Balancer)
+	} else {
 		// In one process, the kubelet must come second: see ControllerManager.Ready.
 		kubelet = append(kubelet, controllers)
 	}
-	// Before the kubelet: no pod starts before its policies are in force.
-	kubelet = append(kubelet, m.Add(netpol.New(netpol.Options{
-		Node: s.Name, Kubeconfig: machine.Identity.Kubelet, Network: dir.PodNetwork(), Disabled: s.cfg.DisableNetworkPolicy, Log: s.Log,
-	}), api))
-	m.Add(node.NewKubelet(machine, shipped), kubelet...)
-	m.Add(node.NewProxy(machine), api)
-	m.Add(announce.New(announce.Options{
-		Node: s.Name, Kubeconfig: machine.Identity.Kubelet, Pool: s.cfg.LoadBalancerPool, LinkAlias: s.Marker.Alias(), Log: s.Log,
-	}), api)
-	up = m.Add(network.New(s.network()), api, controllers)
+	kubelet = append(kubelet, m.Add(parts.NetworkPolicy, api))
+	m.Add(parts.Kubelet, kubelet...)
+	m.Add(parts.Proxy, api)
+	m.Add(parts.PoolAddresses, api)
+	up = m.Add(parts.PodNetwork, api, controllers)
 	m.Add(joining, api)
 	m.Add(noderole.New(noderole.Options{Node: s.Name, Kubeconfig: kubeconfig, Log: s.Log}), api)
-	if own, ok := store.(*etcd.Etcd); ok {
-		m.Add(member.New(member.Options{Node: s.Name, Etcd: own, Kubeconfig: kubeconfig, Log: s.Log}), api)
+	if local != nil {
+		m.Add(member.New(member.Options{Node: s.Name, Etcd: local, Kubeconfig: kubeconfig, Log: s.Log}), api)
 	}
-	m.Add(imagepolicy.New(imagepolicy.Options{
-		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certs, Port: layout.ImagePolicyPort,
-		Open:         func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
-		RegistryDirs: dir.RegistryDirs(), Server: s.Name, Several: store.Endpoint().LeaderElect, Log: s.Log,
-	}), api, images)
-
+	m.Add(imagepolicy.New(s.imagePolicy()), api, images)
 	schedule := snapshotSchedule(s.cfg.Snapshots)
-	if member, ok := s.datastore.(*etcd.Etcd); ok {
-		schedule.Healthy = member.Ready
+	if local != nil {
+		schedule.Healthy = local.Ready
 	}
 	s.schedule = snapshot.NewComponent(s.snapshots, schedule, kubeconfig, s.Log)
 	m.Add(s.schedule, api)
 
 	// The rest is cluster-wide and runs on one server.
 	var leadership component.Leadership
-	if store.Endpoint().LeaderElect {
+	if endpoint.LeaderElect {
 		l := leader.New(leader.Options{Identity: s.Name + "_" + rand.Text(), Kubeconfig: kubeconfig, Log: s.Log})
 		leadership, api = l, m.Add(l, api)
 	}
@@ -122,24 +100,13 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		return servingcert.New(servingcert.Options{Kubeconfig: kubeconfig, ServiceCIDR: s.cfg.ServiceCIDR, Log: s.Log})
 	})
 	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
-		elected(func() component.Component { return s.addon(name, kubeconfig, machine.Nameservers) })
+		elected(func() component.Component { return s.addon(name, kubeconfig, parts.Nameservers) })
 	}
 	if s.cfg.Enabled(config.ServiceLB) {
-		elected(func() component.Component {
-			return loadbalancer.New(loadbalancer.Options{
-				Kubeconfig: dir.Kubeconfig("servicelb"), NodeName: s.Name, Addresses: s.addresses(),
-				Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR},
-				Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.Log,
-			})
-		})
+		elected(func() component.Component { return loadbalancer.New(s.loadBalancer()) })
 	}
 	if s.cfg.Enabled(config.Istio) {
-		elected(func() component.Component {
-			return install.New(install.Options{
-				Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain,
-				GatewayAPI: s.Programs.Path("manifests/gateway-api.yaml"), Log: s.Log,
-			})
-		})
+		elected(func() component.Component { return install.New(s.mesh(kubeconfig)) })
 	}
 	return up
 }
@@ -153,9 +120,9 @@ func snapshotSchedule(s config.Snapshots) snapshot.Schedule {
 }
 
 // newDatastore returns the datastore: the configured one outside, or this server's own.
-func newDatastore(cfg *config.Server, p *process.Process, member *join.ServerMembership) own {
+func newDatastore(cfg *config.Server, p *process.Process, membership *join.ServerMembership) ownDatastore {
 	dir := cfg.DataDir
-	if own, err := os.ReadDir(dir.Server("db")); err == nil && len(own) > 0 && cfg.Datastore.Kind != config.SQLite {
+	if files, err := os.ReadDir(dir.Server("db")); err == nil && len(files) > 0 && cfg.Datastore.Kind != config.SQLite {
 		p.Log.Warn("this server has a datastore of its own, which is not used with --datastore-endpoint", "folder", dir.Server("db"))
 	}
 	switch cfg.Datastore.Kind {
@@ -165,75 +132,67 @@ func newDatastore(cfg *config.Server, p *process.Process, member *join.ServerMem
 		return datastore.NewSQL(datastore.SQLOptions{Database: cfg.Datastore, Socket: dir.DatastoreSocket(), Log: p.Log})
 	}
 	// A member of etcd stays one, whatever the flags are: the cluster's state is there.
-	if exists, err := etcd.Exists(dir.Etcd()); cfg.ClusterInit || member != nil && !hasSQLite(cfg) || exists || err != nil {
+	if exists, err := etcd.Exists(dir.Etcd()); cfg.ClusterInit || membership != nil && !hasSQLite(cfg) || exists || err != nil {
 		return etcd.New(etcd.Options{
 			Dir: dir.Etcd(), SQLite: dir.Server("db", datastore.CopyName), Args: cfg.EtcdArgs, Node: p.Name, Certificates: certificate.Store(dir.TLS()), Log: p.Log,
-			Client: onLoopback(layout.EtcdClientPort), HTTP: onLoopback(layout.EtcdHTTPPort), Peer: netip.AddrPortFrom(p.IP, layout.EtcdPeerPort),
-			Join: addMember(cfg, p, member),
+			Client: layout.Loopback(layout.EtcdClientPort), HTTP: layout.Loopback(layout.EtcdHTTPPort), Peer: netip.AddrPortFrom(p.IP, layout.EtcdPeerPort),
+			Join: addMember(cfg, p, membership),
 		})
 	}
 	return datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: dir.DatastoreSocket(), Sync: cfg.DatastoreSync})
 }
 
-func onLoopback(port uint16) netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
-}
-
-// balancerAddress is where the node's parts reach an API server, where there are several.
-func balancerAddress() netip.AddrPort { return onLoopback(layout.APIBalancerPort) }
-
-// balancer returns the options of what finds an API server that works: this server's own, and others' while it does not.
-func (s *server) balancer() apilb.Options {
+// worker returns the options of the components that every node has.
+func (s *server) worker() worker.Options {
 	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
+	pair := func(name string) worker.Pair { return worker.Pair{Cert: certs.Cert(name), Key: certs.Key(name)} }
 	own := s.IP
 	if s.cfg.AdvertiseAddress.IsValid() {
 		own = s.cfg.AdvertiseAddress
 	}
-	return apilb.Options{
-		Listen: balancerAddress(), Own: netip.AddrPortFrom(own, uint16(s.cfg.HTTPSPort)),
-		CA: certs.Cert(certificate.ServerCA), Cert: certs.Cert(certificate.Kubelet), Key: certs.Key(certificate.Kubelet), State: dir.APIServers(), Log: s.Log,
-	}
-}
-
-// node returns the options shared by this machine's node components.
-func (s *server) node() node.Options {
-	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
-	return node.Options{
-		Settings: s.cfg.Node, Name: s.Name, IP: s.IP,
-		ClusterCIDR: s.cfg.ClusterCIDR, ClusterDNS: s.cfg.ClusterDNS, ClusterDomain: s.cfg.ClusterDomain, APIServiceIP: s.cfg.APIServiceIP(),
-		OwnNetwork: s.cfg.FlannelBackend != config.NoBackend, StorageDir: join.ClusterOf(s.cfg).StorageDir,
-		Identity: node.Identity{
-			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"),
-			ClientCA: certs.Cert(certificate.ClientCA), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),
+	return worker.Options{
+		Process: s.Process, Settings: s.cfg.Node, Cluster: join.ClusterOf(s.cfg), Own: netip.AddrPortFrom(own, uint16(s.cfg.HTTPSPort)),
+		Identity: worker.Identity{
+			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"), ServerCA: certs.Cert(certificate.ServerCA), ClientCA: certs.Cert(certificate.ClientCA),
+			Client: pair(certificate.Kubelet), Serving: pair(certificate.KubeletServing),
+			KubeletCA: func() ([]byte, error) { return os.ReadFile(certs.Cert(certificate.KubeletCA)) },
 		},
-		Programs: s.Programs, Manifest: s.Manifest, Session: node.NewSession(dir), Marker: s.Marker, Lock: s.Lock,
-		Nameservers: node.NewNameservers(s.cfg.Node, s.Log), Log: s.Log,
 	}
 }
 
-// network returns the options of this machine's pod network.
-func (s *server) network() network.Options {
+// encryption returns the cluster whose Secrets are rewritten.
+func (s *server) encryption(kubeconfig string) encryption.Cluster {
+	c := encryption.Cluster{File: s.cfg.DataDir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: s.datastore.Endpoint()}
+	if !s.cfg.Snapshots.Disabled {
+		c.Before = s.snapshots.Before(snapshot.BeforeSecretsEncrypt)
+	}
+	return c
+}
+
+// imagePolicy returns the options of what decides which images may run.
+func (s *server) imagePolicy() imagepolicy.Options {
 	dir := s.cfg.DataDir
-	return network.Options{
-		Settings: s.cfg.Node, Name: s.Name, IP: s.IP, ClusterCIDR: s.cfg.ClusterCIDR,
-		Backend: s.cfg.FlannelBackend, Port: s.cfg.FlannelPort, External: s.cfg.FlannelExternalIP,
-		Kubeconfig: dir.Kubeconfig("kubelet"), Plugins: s.Programs.CNIDir(), Marker: s.Marker, Lock: s.Lock, Log: s.Log,
+	return imagepolicy.Options{
+		Keys: s.cfg.ImagePolicyKeys, Kubeconfig: dir.Kubeconfig("image-policy"), Certificates: certificate.Store(dir.TLS()), Port: layout.ImagePolicyPort,
+		Open:         func() (imagepolicy.Node, error) { return imagestore.OpenSignatures(dir.ContainerdSocket()) },
+		RegistryDirs: dir.RegistryDirs(), Server: s.Name, Several: s.datastore.Endpoint().LeaderElect, Log: s.Log,
 	}
 }
 
-// registry returns the options of what brings images to this machine, and serves its own to other nodes.
-func (s *server) registry() registry.Options {
-	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
-	return registry.Options{
-		Node: s.Name, IP: s.IP, LocalPort: layout.RegistryPort, PeerPort: layout.RegistryPeerPort, External: s.cfg.FlannelExternalIP,
-		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(),
-		Registries: s.cfg.PrivateRegistry, DisableDefaultEndpoint: s.cfg.DisableDefaultEndpoint, Embedded: s.cfg.EmbeddedRegistry,
-		Kubeconfig: dir.Kubeconfig("kubelet"), Log: s.Log,
-		Identity: registry.Identity{
-			ClientCert: certs.Cert(certificate.Kubelet), ClientKey: certs.Key(certificate.Kubelet),
-			ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing), ClientCA: certs.Cert(certificate.ClientCA),
-			ServingCA: func() ([]byte, error) { return os.ReadFile(certs.Cert(certificate.KubeletCA)) },
-		},
+// loadBalancer returns the options of what gives LoadBalancer services their addresses.
+func (s *server) loadBalancer() loadbalancer.Options {
+	return loadbalancer.Options{
+		Kubeconfig: s.cfg.DataDir.Kubeconfig("servicelb"), NodeName: s.Name, Addresses: s.addresses(),
+		Internal: []netip.Prefix{s.cfg.ClusterCIDR, s.cfg.ServiceCIDR},
+		Reserved: loadbalancer.ReservedPorts(s.cfg.HTTPSPort), Pool: s.cfg.LoadBalancerPool, Log: s.Log,
+	}
+}
+
+// mesh returns the options of what installs Istio.
+func (s *server) mesh(kubeconfig string) install.Options {
+	return install.Options{
+		Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain,
+		GatewayAPI: s.Programs.Path("manifests/gateway-api.yaml"), Log: s.Log,
 	}
 }
 

@@ -27,29 +27,29 @@ import (
 // joined makes the machine one of the cluster's servers, if it is to be one and is not yet, and returns its configuration with the
 // cluster's settings. The membership is nil for a server that has joined no others.
 func joined(ctx context.Context, cfg *config.Server, p *process.Process) (*config.Server, *join.ServerMembership, error) {
-	member, err := join.ReadServerMembership(cfg.DataDir)
+	membership, err := join.ReadServerMembership(cfg.DataDir)
 	if err == nil && cfg.Server != "" && cfg.Datastore.Kind == config.SQLite {
-		member, err = afterRemoval(cfg, p, member)
+		membership, err = afterRemoval(cfg, p, membership)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	if member != nil && !member.Joining {
-		return again(ctx, cfg, p, member)
+	if membership != nil && !membership.Joining {
+		return again(ctx, cfg, p, membership)
 	}
-	own := false
-	if member == nil {
-		own, err = ownCluster(cfg)
+	has := false
+	if membership == nil {
+		has, err = ownCluster(cfg)
 	}
 	switch {
 	case err != nil:
 		return nil, nil, err
-	case own && cfg.Token.ID != "":
+	case has && cfg.Token.ID != "":
 		return cfg, nil, sameCluster(cfg)
-	case own && cfg.Server != "":
+	case has && cfg.Server != "":
 		p.Log.Info("this server has the data of its cluster already: --server is not used", "server", cfg.Server)
 		return cfg, nil, nil
-	case own, cfg.Server == "" && cfg.Datastore.Kind == config.SQLite:
+	case has, cfg.Server == "" && cfg.Datastore.Kind == config.SQLite:
 		return cfg, nil, nil
 	case cfg.Server != "":
 		return byServer(ctx, cfg, p)
@@ -59,17 +59,17 @@ func joined(ctx context.Context, cfg *config.Server, p *process.Process) (*confi
 
 // afterRemoval lets a server that the cluster has removed join again, as a new member: the old one's data is put aside. The first server
 // has a membership from then on.
-func afterRemoval(cfg *config.Server, p *process.Process, member *join.ServerMembership) (*join.ServerMembership, error) {
+func afterRemoval(cfg *config.Server, p *process.Process, membership *join.ServerMembership) (*join.ServerMembership, error) {
 	aside, err := etcd.SetAside(cfg.DataDir.Etcd(), time.Now())
 	if err != nil || aside == "" {
-		return member, err
+		return membership, err
 	}
 	p.Log.Info("this server was removed from the cluster: it joins again, with no data", "former", aside)
-	if member != nil {
-		return member, nil
+	if membership != nil {
+		return membership, nil
 	}
-	member = &join.ServerMembership{NodeName: p.Name, Server: cfg.Server, Datastore: bootstrap.Etcd, Settings: cfg.Settings()}
-	return member, member.Write(cfg.DataDir)
+	membership = &join.ServerMembership{NodeName: p.Name, Server: cfg.Server, Datastore: bootstrap.Etcd, Settings: cfg.Settings()}
+	return membership, membership.Write(cfg.DataDir)
 }
 
 // ownCluster reports whether the data dir has the authorities of a cluster, and is no rest of an interrupted join.
@@ -225,21 +225,21 @@ func keep(cfg *config.Server, p *process.Process, b bootstrap.Bundle, key bootst
 		return nil, nil, err
 	}
 	// An interrupted join is begun again, and not taken for a cluster of its own.
-	member := &join.ServerMembership{NodeName: p.Name, Server: cfg.Server, Datastore: b.Datastore, Settings: b.Settings, Joining: true}
-	if err := member.Write(dir); err != nil {
+	membership := &join.ServerMembership{NodeName: p.Name, Server: cfg.Server, Datastore: b.Datastore, Settings: b.Settings, Joining: true}
+	if err := membership.Write(dir); err != nil {
 		return nil, nil, err
 	}
 	if err := certificate.Import(certificate.Store(dir.TLS()), b.Authorities); err != nil {
 		return nil, nil, err
 	}
-	member.Joining = false
-	return adopted, member, member.Write(dir)
+	membership.Joining = false
+	return adopted, membership, membership.Write(dir)
 }
 
 // again is the start of a server that has joined before. It runs with the settings of the last time if no other server answers.
-func again(ctx context.Context, cfg *config.Server, p *process.Process, member *join.ServerMembership) (*config.Server, *join.ServerMembership, error) {
-	if member.NodeName != p.Name {
-		return nil, nil, fmt.Errorf("this server is node %s of its cluster, and this machine's name is %s now: start it with --node-name %s", member.NodeName, p.Name, member.NodeName)
+func again(ctx context.Context, cfg *config.Server, p *process.Process, membership *join.ServerMembership) (*config.Server, *join.ServerMembership, error) {
+	if membership.NodeName != p.Name {
+		return nil, nil, fmt.Errorf("this server is node %s of its cluster, and this machine's name is %s now: start it with --node-name %s", membership.NodeName, p.Name, membership.NodeName)
 	}
 	if cfg.Token.ID != "" {
 		if err := sameCluster(cfg); err != nil {
@@ -247,45 +247,45 @@ func again(ctx context.Context, cfg *config.Server, p *process.Process, member *
 		}
 	}
 	if cfg.ClusterInit {
-		cfg, err := cfg.Replace(member.Settings) // and they become the cluster's
-		return cfg, member, err
+		cfg, err := cfg.Replace(membership.Settings) // and they become the cluster's
+		return cfg, membership, err
 	}
 	if hasSQLite(cfg) {
-		adopted, err := cfg.Adopt(member.Settings) // the cluster has been moved here
-		return adopted, member, err
+		adopted, err := cfg.Adopt(membership.Settings) // the cluster has been moved here
+		return adopted, membership, err
 	}
 	changed := false
-	if cfg.Server != "" && cfg.Server != member.Server {
-		member.Server, changed = cfg.Server, true
+	if cfg.Server != "" && cfg.Server != membership.Server {
+		membership.Server, changed = cfg.Server, true
 	}
-	if member.Server != "" {
+	if membership.Server != "" {
 		// A server without data has been away: the keys of Secrets may have changed.
 		empty, err := etcd.Exists(cfg.DataDir.Etcd())
-		empty = !empty && err == nil && member.Datastore == bootstrap.Etcd
-		p.Waiting("join", "asking "+member.Server+" for what the servers share")
-		now, err := join.SharedNow(ctx, machine(cfg, p, member.Server), certificate.Store(cfg.DataDir.TLS()), cfg.DataDir.BootstrapKey(), empty)
+		empty = !empty && err == nil && membership.Datastore == bootstrap.Etcd
+		p.Waiting("join", "asking "+membership.Server+" for what the servers share")
+		now, err := join.SharedNow(ctx, machine(cfg, p, membership.Server), certificate.Store(cfg.DataDir.TLS()), cfg.DataDir.BootstrapKey(), empty)
 		switch {
 		case err != nil && empty:
 			return nil, nil, err
 		case err != nil:
-			p.Log.Info("the cluster's settings are those of the last time", "server", member.Server, "err", err)
+			p.Log.Info("the cluster's settings are those of the last time", "server", membership.Server, "err", err)
 		default:
 			if err := keepEncryption(cfg, now); err != nil {
 				return nil, nil, err
 			}
-			if !slices.Equal(now.Settings, member.Settings) {
-				member.Settings, changed = now.Settings, true
+			if !slices.Equal(now.Settings, membership.Settings) {
+				membership.Settings, changed = now.Settings, true
 			}
 		}
 	}
-	adopted, err := cfg.Adopt(member.Settings)
+	adopted, err := cfg.Adopt(membership.Settings)
 	if err != nil {
 		return nil, nil, err
 	}
 	if changed {
-		err = member.Write(cfg.DataDir)
+		err = membership.Write(cfg.DataDir)
 	}
-	return adopted, member, err
+	return adopted, membership, err
 }
 
 // keepEncryption writes the keys of Secrets, where they are not the cluster's.
@@ -310,11 +310,11 @@ func (s *server) shared() *join.Shared {
 	if !endpoint.LeaderElect {
 		return nil
 	}
-	shared := &join.Shared{Config: s.cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: s.member == nil || s.cfg.ClusterInit}
-	if member, ok := s.datastore.(*etcd.Etcd); ok {
+	shared := &join.Shared{Config: s.cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: s.membership == nil || s.cfg.ClusterInit}
+	if local := s.etcd(); local != nil {
 		shared.Datastore = bootstrap.Etcd
 		shared.AddMember = func(ctx context.Context, node string, m bootstrap.Peer) ([]bootstrap.Peer, error) {
-			_, all, err := member.AddLearner(ctx, node, m)
+			_, all, err := local.AddLearner(ctx, node, m)
 			var name *etcd.NameTakenError
 			var address *etcd.AddressTakenError
 			if errors.As(err, &name) || errors.As(err, &address) {
@@ -327,15 +327,15 @@ func (s *server) shared() *join.Shared {
 }
 
 // addMember returns how this server's member of etcd joins the others; nil for the first one.
-func addMember(cfg *config.Server, p *process.Process, member *join.ServerMembership) func(context.Context, bootstrap.Peer) ([]bootstrap.Peer, error) {
-	if member == nil || hasSQLite(cfg) {
+func addMember(cfg *config.Server, p *process.Process, membership *join.ServerMembership) func(context.Context, bootstrap.Peer) ([]bootstrap.Peer, error) {
+	if membership == nil || hasSQLite(cfg) {
 		return nil
 	}
 	return func(ctx context.Context, self bootstrap.Peer) ([]bootstrap.Peer, error) {
-		if member.Server == "" {
+		if membership.Server == "" {
 			return nil, errors.New("the servers of the cluster are not known: give --server")
 		}
-		m := machine(cfg, p, member.Server)
+		m := machine(cfg, p, membership.Server)
 		m.Waiting = func(why string) { p.Log.Info("waiting to become a member of etcd", "why", why) }
 		return join.AddMember(ctx, m, certificate.Store(cfg.DataDir.TLS()), self)
 	}

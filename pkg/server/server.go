@@ -25,6 +25,7 @@ import (
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/process"
 	"polymesh.dev/polymesh/pkg/status"
+	"polymesh.dev/polymesh/pkg/worker"
 )
 
 // Run runs a server until ctx ends.
@@ -38,17 +39,17 @@ func Run(ctx context.Context, cfg *config.Server) error {
 			} else if completed {
 				p.Log.Info("completed the restore of a snapshot, which was interrupted")
 			}
-			cfg, member, err := joined(ctx, cfg, p)
+			cfg, membership, err := joined(ctx, cfg, p)
 			if err != nil {
 				return component.Handle{}, fmt.Errorf("join the cluster: %w", err)
 			}
-			if member != nil {
+			if membership != nil {
 				// The backend is the cluster's, which the launcher did not know.
 				if err := preflight.PodNetwork(cfg.FlannelBackend, cfg.FlannelPort, cfg.FlannelIface); err != nil {
 					return component.Handle{}, err
 				}
 			}
-			s, err := newServer(cfg, p, member)
+			s, err := newServer(cfg, p, membership)
 			if err != nil {
 				return component.Handle{}, err
 			}
@@ -63,22 +64,28 @@ func Run(ctx context.Context, cfg *config.Server) error {
 // server is the input for building a server's components.
 type server struct {
 	*process.Process
-	cfg       *config.Server
-	member    *join.ServerMembership // nil if it has joined no other servers
-	renewal   *certificate.Renewal
-	datastore own
-	snapshots *snapshot.Snapshots
-	schedule  *snapshot.Component
+	cfg        *config.Server
+	membership *join.ServerMembership // nil if it has joined no other servers
+	renewal    *certificate.Renewal
+	datastore  ownDatastore
+	snapshots  *snapshot.Snapshots
+	schedule   *snapshot.Component
 }
 
-// own is a server's datastore, of which it saves snapshots.
-type own interface {
+// ownDatastore is a server's datastore, of which it saves snapshots.
+type ownDatastore interface {
 	datastore.Store
 	snapshot.Source
 }
 
-func newServer(cfg *config.Server, p *process.Process, member *join.ServerMembership) (*server, error) {
-	s := &server{Process: p, cfg: cfg, member: member, datastore: newDatastore(cfg, p, member)}
+// etcd returns this server's member of etcd; nil with another datastore.
+func (s *server) etcd() *etcd.Etcd {
+	local, _ := s.datastore.(*etcd.Etcd)
+	return local
+}
+
+func newServer(cfg *config.Server, p *process.Process, membership *join.ServerMembership) (*server, error) {
+	s := &server{Process: p, cfg: cfg, membership: membership, datastore: newDatastore(cfg, p, membership)}
 	var err error
 	if s.snapshots, err = snapshot.Configured(cfg, s.Name, s.datastore); err != nil {
 		return nil, err
@@ -97,8 +104,7 @@ func (s *server) describe(socket *status.Server) {
 		Kind: s.cfg.Datastore.Kind, Datastore: s.datastore, Snapshots: s.snapshots, SnapshotFailure: s.schedule.Failure,
 	}
 	socket.DescribeCluster(overview.New(o).Cluster)
-	own, _ := s.datastore.(*etcd.Etcd)
-	member.Serve(socket, own, overview.Kind(o))
+	member.Serve(socket, s.etcd(), overview.Kind(o))
 }
 
 func (s *server) sans() []string {
@@ -114,7 +120,7 @@ func (s *server) sans() []string {
 func (s *server) writeKubeconfigs(store certificate.Store) error {
 	node := controlplane.URL(s.cfg)
 	if s.datastore.Endpoint().LeaderElect {
-		node = "https://" + balancerAddress().String()
+		node = worker.BalancerURL()
 	}
 	if err := controlplane.WriteKubeconfigs(s.cfg, store, node); err != nil {
 		return err

@@ -20,7 +20,7 @@ import (
 	"polymesh.dev/polymesh/pkg/status"
 )
 
-// Options say what to install.
+// Options define what to install.
 type Options struct {
 	// File is the shipped file.
 	File string
@@ -418,7 +418,7 @@ func (m *Machine) copyProgram(r *record, f *file) error {
 	return nil
 }
 
-// waitsFor is what the server says of its start.
+// waitsFor is what the server reports about its start.
 func (p *Plan) waitsFor(ctx context.Context) string {
 	report, err := status.Ask(ctx, p.node.DataDir.StatusSocket())
 	if err != nil {

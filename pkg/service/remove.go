@@ -114,7 +114,7 @@ func (m *Machine) Remove(ctx context.Context, p *Removal, steps *progress.Steps)
 		if _, err := m.systemctl(ctx, "daemon-reload"); err != nil {
 			return err
 		}
-		// A unit that has failed stays in systemd's list until it is reset, and says so where there is nothing to reset.
+		// A unit that has failed stays in systemd's list until it is reset; systemctl reports if there is nothing to reset.
 		_, _ = m.systemctl(ctx, "reset-failed", layout.Unit)
 	}
 	return m.removeRecord()

@@ -1,8 +1,8 @@
 // Package service installs Polymesh on a machine as a service of systemd, and removes it again.
 //
-// It owns the file in /usr/local/bin, the links kubectl and istioctl beside it, the systemd unit with its environment file,
+// It owns the file in /usr/local/bin, the links kubectl and istioctl next to it, the systemd unit with its environment file,
 // and a record of what it has written there. What is not in the record, or has been changed since, is someone else's and
-// stays as it is. A server's data is not its business: pkg/reset removes that. Plan says what an install would do, Install
+// stays as it is. A server's data is not its business: pkg/reset removes that. Plan shows what an install would do, Install
 // does it; PlanRemoval, Stop and Remove do the same for an uninstall, with whatever is to happen to the data in between.
 // `polymesh install` and `polymesh uninstall` call them.
 package service
@@ -32,7 +32,7 @@ const (
 // links are the names under which the file is another program.
 var links = []string{"/usr/local/bin/kubectl", "/usr/local/bin/istioctl"}
 
-// ErrNoSystemd is returned where a service is asked for and systemd does not run.
+// ErrNoSystemd is returned where a service is requested and systemd does not run.
 var ErrNoSystemd = errors.New("systemd does not run on this machine, so there is no service to install: `polymesh install --no-service` installs the file alone, and the machine's own service manager can run `polymesh server` or `polymesh agent`")
 
 // Role is what the service runs: `polymesh server` or `polymesh agent`.
@@ -164,7 +164,7 @@ type Change struct {
 	// Target is a path, or the name of the unit.
 	Target string `json:"target"`
 	Action Action `json:"action"`
-	// Reason says why, where that is not plain.
+	// Reason explains why, if that is not obvious.
 	Reason string `json:"reason,omitempty"`
 }
 

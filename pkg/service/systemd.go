@@ -17,7 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/progress"
 )
 
-// poll is how often systemd is asked how a start goes on.
+// poll is how often systemd is queried for the progress of a start.
 const poll = 300 * time.Millisecond
 
 // systemctl runs systemctl and returns what it prints.
@@ -36,7 +36,7 @@ func (m *Machine) systemctl(ctx context.Context, args ...string) (string, error)
 	return out.String(), nil
 }
 
-// state is what systemd says of the unit: systemctl(1), "show".
+// state is what systemd reports about the unit: systemctl(1), "show".
 type state struct {
 	active, sub string
 	// invocation names this start of the service (systemd.exec(5), $INVOCATION_ID); empty before the first.
@@ -92,7 +92,7 @@ func (m *Machine) isEnabled(ctx context.Context) bool {
 	return strings.TrimSpace(out) == "enabled"
 }
 
-// start starts or restarts the service, and waits until the server has told systemd that it is up. One that is starting
+// start starts or restarts the service, and waits until the server has notified systemd that it is up. One that is starting
 // already is waited for. waitsFor asks the server what is missing.
 func (m *Machine) start(ctx context.Context, step *progress.Step, action Action, before state, waitsFor func(context.Context) string) error {
 	if action == Start && before.runs() {

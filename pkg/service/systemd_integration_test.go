@@ -46,7 +46,7 @@ mount --bind "$ROOT/stock" /lib/systemd/system
 mount --bind "$ROOT/empty" /lib/systemd/system-generators
 exec /lib/systemd/systemd --system --unit=multi-user.target --log-target=console --show-status=0`
 
-// server is what the service runs: ready at once, or not at all where its settings say so.
+// server is what the service runs: ready at once, or not at all if its settings require that.
 const server = `#!/bin/sh
 case $POLYMESH_NODE_NAME in
 bad) echo "polymesh: a bad name" >&2; exit 1;;

@@ -14,7 +14,7 @@ import (
 )
 
 // The unit of the service. Killing only the server (KillMode=process) leaves the pods alone when it restarts; the cgroups
-// below it are its own to manage (Delegate=yes). A start takes as long as it takes, and is over when the server says so
+// below it are its own to manage (Delegate=yes). A start may take any time, and is over when the server reports it
 // (Type=notify). The limits are those of K3s's install.sh.
 const unitTemplate = `# Written by polymesh install. Changes go into a drop-in: systemctl edit polymesh
 [Unit]

@@ -1,7 +1,7 @@
 // Package ssa applies objects on the server's side (https://kubernetes.io/docs/reference/using-api/server-side-apply), and
 // reads from their managed fields who has applied what.
 //
-// It owns the names of Polymesh's field managers, because the API server tells owners apart by these names only, and the
+// It owns the names of Polymesh's field managers, because the API server distinguishes owners by these names only, and the
 // migration from the name that earlier versions shared. Every part that applies objects uses it: the add-ons, the image
 // policy, the mesh, and the workflow.
 package ssa
@@ -31,7 +31,7 @@ const (
 	Rollout = "polymesh-rollout"
 )
 
-// Options say how to apply.
+// Options define how to apply.
 type Options struct {
 	// Manager becomes the owner of the object's fields.
 	Manager string

@@ -186,7 +186,7 @@ func checks() []Check {
 			}
 			for _, c := range report.Components {
 				if c.Name == "network-policy" {
-					return verdict(c.State == component.Ready && c.Message == "", "every node enforces them: network-policy is %s", strings.TrimSpace(string(c.State)+" "+c.Message))
+					return verdict(c.State == component.Ready && c.Message == "" && len(c.Notes) == 0, "every node enforces them: network-policy is %s", strings.TrimSpace(string(c.State)+" "+c.Message+" "+strings.Join(c.Notes, " ")))
 				}
 			}
 			return failed("no component enforces them")

@@ -85,7 +85,7 @@ func TestUpAgainChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(out, "nothing was changed") {
+	if !strings.Contains(out, " 0 created, 0 changed, ") {
 		t.Errorf("make up does not report that nothing was changed:\n%s", out)
 	}
 	if n.PID() != pid {

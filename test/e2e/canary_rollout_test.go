@@ -53,10 +53,10 @@ func (s *canaryScenario) operator(t *testing.T) *operator {
 
 // driving is a command that is under way.
 type driving struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	said *firstOf
-	out  strings.Builder
+	t       *testing.T
+	cmd     *exec.Cmd
+	printed *firstOf
+	out     strings.Builder
 }
 
 // start starts a rollout command, which prints text at some time.
@@ -64,9 +64,9 @@ func (m *operator) start(text string, args ...string) *driving {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.t.Context()), 4*time.Minute)
 	m.t.Cleanup(cancel)
-	d := &driving{t: m.t, said: &firstOf{text: text, seen: make(chan struct{})}}
+	d := &driving{t: m.t, printed: &firstOf{text: text, seen: make(chan struct{})}}
 	d.cmd = m.s.PolymeshCommand(ctx, append([]string{"rollout"}, append(args, "-n", "rollout", "--kubeconfig", m.file)...)...)
-	d.cmd.Stdout, d.cmd.Stderr = &d.out, d.said
+	d.cmd.Stdout, d.cmd.Stderr = &d.out, d.printed
 	if err := d.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
@@ -88,11 +88,11 @@ func (m *operator) canaryOf(image string) *driving {
 func (d *driving) seen() {
 	d.t.Helper()
 	select {
-	case <-d.said.seen:
+	case <-d.printed.seen:
 	case <-time.After(2 * time.Minute):
 		_ = d.cmd.Process.Kill()
 		_ = d.cmd.Wait()
-		d.t.Fatalf("it does not print %q:\n%s", d.said.text, d.said)
+		d.t.Fatalf("it does not print %q:\n%s", d.printed.text, d.printed)
 	}
 }
 
@@ -110,7 +110,7 @@ func (d *driving) end() (int, rollout.Result) {
 			d.t.Fatalf("%v: %s", err, d.out.String())
 		}
 	}
-	d.t.Logf("exit code %d:\n%s", d.cmd.ProcessState.ExitCode(), d.said)
+	d.t.Logf("exit code %d:\n%s", d.cmd.ProcessState.ExitCode(), d.printed)
 	return d.cmd.ProcessState.ExitCode(), r
 }
 
@@ -219,8 +219,8 @@ func TestCanaryRollout(t *testing.T) {
 		s := &canaryScenario{s.in(t), s.before}
 		d := (&operator{s, t, here.file}).canary()
 		s.refusesDeploy(t)
-		if _, said, code := s.Polymesh(t, "rollout", "canary", "api", "-n", s.name, "--image", "registry.polymesh.dev/test/echo:3"); code != 1 || !strings.Contains(said, "of image "+nextImage) {
-			t.Errorf("a second rollout: exit code %d: %s", code, said)
+		if _, printed, code := s.Polymesh(t, "rollout", "canary", "api", "-n", s.name, "--image", "registry.polymesh.dev/test/echo:3"); code != 1 || !strings.Contains(printed, "of image "+nextImage) {
+			t.Errorf("a second rollout: exit code %d: %s", code, printed)
 		}
 		if out, _, _ := s.Polymesh(t, "__complete", "rollout", "abort", "-n", s.name, ""); !strings.Contains(out, "api\n") {
 			t.Errorf("the shell is offered %q", out)
@@ -283,7 +283,7 @@ func TestCanaryRollout(t *testing.T) {
 		if err := d.cmd.Process.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}
-		if code, _ := d.end(); code != 1 || !strings.Contains(d.said.String(), "interrupted at 10 %, which stays so") {
+		if code, _ := d.end(); code != 1 || !strings.Contains(d.printed.String(), "interrupted at 10 %, which stays so") {
 			t.Errorf("exit code %d", code)
 		}
 		code, r := (&operator{s, t, there.file}).start("promoted", "promote", "api", "-o", "json").end()
@@ -309,8 +309,8 @@ func (s *canaryScenario) refusesDeploy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	_, said, code := s.Polymesh(t, "deploy", dir)
-	if code != 1 || !strings.Contains(said, workloads+":") || !strings.Contains(said, "a rollout of deployment.apps/api -n rollout is under way, at 10 %") {
-		t.Errorf("a deploy: exit code %d: %s", code, said)
+	_, printed, code := s.Polymesh(t, "deploy", dir)
+	if code != 1 || !strings.Contains(printed, workloads+":") || !strings.Contains(printed, "a rollout of deployment.apps/api -n rollout is under way, at 10 %") {
+		t.Errorf("a deploy: exit code %d: %s", code, printed)
 	}
 }

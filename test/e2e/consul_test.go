@@ -199,8 +199,8 @@ func (s *consulSystem) ask(method, url, token, body string) ([]byte, error) {
 	return text, err
 }
 
-// tell is ask, where nothing else than yes is expected.
-func (s *consulSystem) tell(method, url, token, body string) []byte {
+// must is ask, and the response must be a success.
+func (s *consulSystem) must(method, url, token, body string) []byte {
 	s.t.Helper()
 	answer, err := s.ask(method, url, token, body)
 	if err != nil {
@@ -220,7 +220,7 @@ func (s *consulSystem) shown(service string) (addresses []string, checks string)
 		Checks []struct{ ServiceID, Status string }
 	}
 	for _, query := range []string{"?passing", ""} {
-		if err := json.Unmarshal(s.tell(http.MethodGet, consulURL+"/v1/health/service/"+service+query, "", ""), &list); err != nil {
+		if err := json.Unmarshal(s.must(http.MethodGet, consulURL+"/v1/health/service/"+service+query, "", ""), &list); err != nil {
 			s.t.Fatal(err)
 		}
 		if query != "" {
@@ -278,24 +278,24 @@ func (s *consulSystem) calledFromMesh() {
 
 // checkFails: who is critical in Consul is not in the mesh.
 func (s *consulSystem) checkFails() {
-	s.tell(http.MethodGet, ordersURL+"/fail", "", "")
+	s.must(http.MethodGet, ordersURL+"/fail", "", "")
 	s.wantWorkloads()
 	s.wantAnswer("")
-	s.tell(http.MethodGet, ordersURL+"/ok", "", "")
+	s.must(http.MethodGet, ordersURL+"/ok", "", "")
 	s.wantWorkloads(ordersID)
 	s.wantAnswer("the old machine")
 }
 
 // maintenance: someone takes an instance out of service for a while, which the bridge respects.
 func (s *consulSystem) maintenance() {
-	s.tell(http.MethodPut, consulURL+"/v1/agent/service/maintenance/orders-1?enable=true", "", "")
+	s.must(http.MethodPut, consulURL+"/v1/agent/service/maintenance/orders-1?enable=true", "", "")
 	s.wantWorkloads()
 	s.Eventually(s.t, time.Minute, func() (bool, string) {
 		r, _ := s.status(bridgeNamespace)
 		ok := len(r.Services) == 1 && slices.Equal(r.Services[0].LeftOut, []bridge.LeftOut{{Instance: ordersID, Reason: "it is out of service"}})
 		return ok, fmt.Sprintf("the report is %+v", r)
 	})
-	s.tell(http.MethodPut, consulURL+"/v1/agent/service/maintenance/orders-1?enable=false", "", "")
+	s.must(http.MethodPut, consulURL+"/v1/agent/service/maintenance/orders-1?enable=false", "", "")
 	s.wantWorkloads(ordersID)
 }
 
@@ -397,11 +397,11 @@ func (s *consulSystem) secured() {
 	})
 	var policy struct{ ID string }
 	rules := `{"Name": "bridge", "Rules": "service_prefix \"\" {policy = \"write\"} node_prefix \"\" {policy = \"read\"} agent_prefix \"\" {policy = \"read\"}"}`
-	if err := json.Unmarshal(s.tell(http.MethodPut, url+"/v1/acl/policy", manager, rules), &policy); err != nil {
+	if err := json.Unmarshal(s.must(http.MethodPut, url+"/v1/acl/policy", manager, rules), &policy); err != nil {
 		s.t.Fatal(err)
 	}
 	var token struct{ SecretID string }
-	if err := json.Unmarshal(s.tell(http.MethodPut, url+"/v1/acl/token", manager, `{"Policies": [{"ID": "`+policy.ID+`"}]}`), &token); err != nil {
+	if err := json.Unmarshal(s.must(http.MethodPut, url+"/v1/acl/token", manager, `{"Policies": [{"ID": "`+policy.ID+`"}]}`), &token); err != nil {
 		s.t.Fatal(err)
 	}
 	run := "polymesh bridge run --consul https://" + node.OutsideHost + ":8603 -n " + securedNamespace + " --name secured --interval 1s" +

@@ -132,10 +132,10 @@ func TestClusterInit(t *testing.T) {
 	n.WaitReady(t, 4*time.Minute)
 	datastoreIs(t, n, "etcd")
 
-	out, said, code := n.Polymesh(t, "snapshot", "save", "-o", "json")
+	out, printed, code := n.Polymesh(t, "snapshot", "save", "-o", "json")
 	var info snapshot.Info
 	if err := json.Unmarshal([]byte(out), &info); code != 0 || err != nil || info.Datastore != "etcd" {
-		t.Fatalf("snapshot save ends with %d (%v): %s%s", code, err, out, said)
+		t.Fatalf("snapshot save ends with %d (%v): %s%s", code, err, out, printed)
 	}
 	later, err := n.Client(t).CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "later"}}, metav1.CreateOptions{})
 	if err != nil {
@@ -152,8 +152,8 @@ func TestClusterInit(t *testing.T) {
 	if err := cluster.PowerOff(n); err != nil {
 		t.Fatal(err)
 	}
-	if out, said, code = fresh.Polymesh(t, "snapshot", "restore", "--config", file, snapshotFile); code != 0 || !strings.Contains(out, "start the server") {
-		t.Fatalf("snapshot restore ends with %d:\n%s%s", code, out, said)
+	if out, printed, code = fresh.Polymesh(t, "snapshot", "restore", "--config", file, snapshotFile); code != 0 || !strings.Contains(out, "start the server") {
+		t.Fatalf("snapshot restore ends with %d:\n%s%s", code, out, printed)
 	}
 	// The restored cluster has what was saved, in etcd and then in SQLite, and no revision that a client of the lost one knows.
 	restored := func(version string) {
@@ -181,14 +181,14 @@ func TestClusterInit(t *testing.T) {
 		}
 	}
 	restored("etcd")
-	if _, said, code := fresh.Polymesh(t, "datastore", "move", "--config", file, "--to", "sqlite", "--yes"); code != 1 || !strings.Contains(said, "stop it first") {
-		t.Errorf("a move under a running server ends with %d: %s", code, said)
+	if _, printed, code := fresh.Polymesh(t, "datastore", "move", "--config", file, "--to", "sqlite", "--yes"); code != 1 || !strings.Contains(printed, "stop it first") {
+		t.Errorf("a move under a running server ends with %d: %s", code, printed)
 	}
 	if err := fresh.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if out, said, code := fresh.Polymesh(t, "datastore", "move", "--config", file, "--to", "sqlite", "--yes"); code != 0 {
-		t.Fatalf("datastore move ends with %d:\n%s%s", code, out, said)
+	if out, printed, code := fresh.Polymesh(t, "datastore", "move", "--config", file, "--to", "sqlite", "--yes"); code != 0 {
+		t.Fatalf("datastore move ends with %d:\n%s%s", code, out, printed)
 	}
 	restored("kine")
 }

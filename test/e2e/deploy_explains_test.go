@@ -77,10 +77,10 @@ func TestDeployExplains(t *testing.T) {
 	t.Run("routes", func(t *testing.T) {
 		for _, m := range routeMistakes {
 			p.edit("istio/routes.yaml", m.from, m.to)
-			r, said, code := p.tryDeploy("--dry-run")
+			r, printed, code := p.tryDeploy("--dry-run")
 			p.edit("istio/routes.yaml", m.to, m.from)
 			if code != 0 {
-				t.Errorf("%s: exit code %d: %s", m.name, code, said)
+				t.Errorf("%s: exit code %d: %s", m.name, code, printed)
 			}
 			m.check(t, r.Findings)
 		}
@@ -118,9 +118,9 @@ func TestDeployExplains(t *testing.T) {
 		p.edit("k8s/api.yaml", " labels: {app: api}", " labels: {app: api, tier: web}")
 		defer p.edit("k8s/api.yaml", "matchLabels: {app: api, tier: web}", "matchLabels: {app: api}")
 		defer p.edit("k8s/api.yaml", " labels: {app: api, tier: web}", " labels: {app: api}")
-		_, said, code := p.tryDeploy()
-		if code != 1 || !strings.Contains(said, "k8s/api.yaml:6: ") || !strings.Contains(said, "kubectl delete deployment.apps/api -n "+deployNamespace) {
-			t.Errorf("exit code %d: %s", code, said)
+		_, printed, code := p.tryDeploy()
+		if code != 1 || !strings.Contains(printed, "k8s/api.yaml:6: ") || !strings.Contains(printed, "kubectl delete deployment.apps/api -n "+deployNamespace) {
+			t.Errorf("exit code %d: %s", code, printed)
 		}
 	})
 	t.Run("a pod older than the label", func(t *testing.T) {
@@ -160,9 +160,9 @@ func (p *shopProject) podMistakes(t *testing.T) {
 		}
 		p.edit(file, m.from, m.to)
 	}
-	r, said, code := p.tryDeploy("--timeout", "75s")
-	if code != 1 || !strings.Contains(said, "not every workload is ready") {
-		t.Errorf("exit code %d: %s", code, said)
+	r, printed, code := p.tryDeploy("--timeout", "75s")
+	if code != 1 || !strings.Contains(printed, "not every workload is ready") {
+		t.Errorf("exit code %d: %s", code, printed)
 	}
 	found := map[string][]diagnose.Finding{}
 	for _, f := range r.Findings {
@@ -204,7 +204,7 @@ func TestDev(t *testing.T) {
 	t.Cleanup(func() { removeNamespaces(t, p.Node, deployNamespace) })
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	cmd, said := p.start(ctx, "dev", "waiting for a change")
+	cmd, printed := p.start(ctx, "dev", "waiting for a change")
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	image := func() string {
@@ -217,9 +217,9 @@ func TestDev(t *testing.T) {
 	p.Eventually(t, 3*time.Minute, func() (bool, string) { return image() != "", "there is no Deployment" })
 	p.serves("v1")
 	select {
-	case <-said.seen:
+	case <-printed.seen:
 	case err := <-ended:
-		t.Fatalf("polymesh dev has ended: %v: %s", err, said)
+		t.Fatalf("polymesh dev has ended: %v: %s", err, printed)
 	}
 	first := image()
 	p.edit("services/api/version", "one", "two")
@@ -238,11 +238,11 @@ func TestDev(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-ended; err != nil {
-		t.Errorf("polymesh dev after SIGINT: %v: %s", err, said.String())
+		t.Errorf("polymesh dev after SIGINT: %v: %s", err, printed.String())
 	}
 	for _, want := range []string{"services/api/version changed", "waiting for a change"} {
-		if !strings.Contains(said.String(), want) {
-			t.Errorf("it does not print %q:\n%s", want, said.String())
+		if !strings.Contains(printed.String(), want) {
+			t.Errorf("it does not print %q:\n%s", want, printed.String())
 		}
 	}
 	p.Kubectl(t, "get", "deployment", "api", "-n", deployNamespace)

@@ -111,22 +111,22 @@ func (p *shopProject) start(ctx context.Context, command, text string) (*exec.Cm
 	p.t.Helper()
 	cmd := p.PolymeshCommand(ctx, command, p.dir)
 	cmd.Env = append(cmd.Env, p.env...)
-	said := &firstOf{text: text, seen: make(chan struct{})}
-	cmd.Stderr = said
+	printed := &firstOf{text: text, seen: make(chan struct{})}
+	cmd.Stderr = printed
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	return cmd, said
+	return cmd, printed
 }
 
 // deploy must work. It returns the result and what a user saw.
 func (p *shopProject) deploy(args ...string) (deploy.Result, string) {
 	p.t.Helper()
-	result, said, code := p.tryDeploy(args...)
+	result, printed, code := p.tryDeploy(args...)
 	if code != 0 {
-		p.t.Fatalf("polymesh deploy %v: exit code %d:\n%s", args, code, said)
+		p.t.Fatalf("polymesh deploy %v: exit code %d:\n%s", args, code, printed)
 	}
-	return result, said
+	return result, printed
 }
 
 func (p *shopProject) tryDeploy(args ...string) (deploy.Result, string, int) {
@@ -181,9 +181,9 @@ func TestDeploy(t *testing.T) {
 	// Nothing is touched before the input is right.
 	env := p.env
 	p.env = slices.DeleteFunc(slices.Clone(env), func(v string) bool { return strings.HasPrefix(v, "SHOP_DB_URL") })
-	_, said, code := p.tryDeploy()
-	if code != 1 || !strings.Contains(said, "secret db has no value for url from SHOP_DB_URL") {
-		t.Errorf("without the variable: exit code %d: %s", code, said)
+	_, printed, code := p.tryDeploy()
+	if code != 1 || !strings.Contains(printed, "secret db has no value for url from SHOP_DB_URL") {
+		t.Errorf("without the variable: exit code %d: %s", code, printed)
 	}
 	p.env = env
 	if _, err := p.KubectlErr("get", "namespace", deployNamespace); err == nil {
@@ -233,9 +233,9 @@ func TestDeploy(t *testing.T) {
 	})
 	t.Run("diff", func(t *testing.T) {
 		p.edit("k8s/settings.yaml", "version: v1", "version: v2")
-		out, said, code := p.run("deploy", "--diff")
+		out, printed, code := p.run("deploy", "--diff")
 		if code != 1 || !strings.Contains(out, "-  version: v1\n+  version: v2\n") {
-			t.Errorf("exit code %d:\n%s%s", code, out, said)
+			t.Errorf("exit code %d:\n%s%s", code, out, printed)
 		}
 		if got := p.Kubectl(t, "get", "configmap", "settings", "-n", deployNamespace, "-o", "jsonpath={.data.version}"); got != "v1" {
 			t.Errorf("--diff changed the cluster: version is %q", got)
@@ -279,17 +279,17 @@ func TestDeploy(t *testing.T) {
 	t.Run("latest", func(t *testing.T) {
 		p.edit("k8s/api.yaml", "image: shop/api:1.0.0", "image: registry.example.com/other:latest")
 		defer p.edit("k8s/api.yaml", "image: registry.example.com/other:latest", "image: shop/api:1.0.0")
-		_, said, code := p.tryDeploy()
-		if code != 1 || !strings.Contains(said, "k8s/api.yaml:15: image registry.example.com/other:latest") || !strings.Contains(said, "--allow-latest") {
-			t.Errorf("exit code %d: %s", code, said)
+		_, printed, code := p.tryDeploy()
+		if code != 1 || !strings.Contains(printed, "k8s/api.yaml:15: image registry.example.com/other:latest") || !strings.Contains(printed, "--allow-latest") {
+			t.Errorf("exit code %d: %s", code, printed)
 		}
 	})
 	t.Run("refused by the API server", func(t *testing.T) {
 		p.edit("k8s/api.yaml", "port: 80, targetPort", "port: 80000, targetPort")
 		defer p.edit("k8s/api.yaml", "port: 80000, targetPort", "port: 80, targetPort")
-		_, said, code := p.tryDeploy()
-		if code != 1 || !strings.Contains(said, "apply service/api -n "+deployNamespace) || !strings.Contains(said, "80000") {
-			t.Errorf("exit code %d: %s", code, said)
+		_, printed, code := p.tryDeploy()
+		if code != 1 || !strings.Contains(printed, "apply service/api -n "+deployNamespace) || !strings.Contains(printed, "80000") {
+			t.Errorf("exit code %d: %s", code, printed)
 		}
 	})
 	t.Run("a number where a text belongs", func(t *testing.T) {
@@ -297,9 +297,9 @@ func TestDeploy(t *testing.T) {
 		p.edit("k8s/settings.yaml", "version: v2", "version: v3")
 		defer p.edit("k8s/api.yaml", "\n            - name: PORT\n              value: 8080", "")
 		defer p.edit("k8s/settings.yaml", "version: v3", "version: v2")
-		_, said, code := p.tryDeploy()
-		if code != 1 || !strings.Contains(said, "k8s/api.yaml:18: apply deployment.apps/api") || !strings.Contains(said, "got 8080 (write it in quotes") {
-			t.Errorf("exit code %d: %s", code, said)
+		_, printed, code := p.tryDeploy()
+		if code != 1 || !strings.Contains(printed, "k8s/api.yaml:18: apply deployment.apps/api") || !strings.Contains(printed, "got 8080 (write it in quotes") {
+			t.Errorf("exit code %d: %s", code, printed)
 		}
 		if got := p.Kubectl(t, "get", "configmap", "settings", "-n", deployNamespace, "-o", "jsonpath={.data.version}"); got != "v2" {
 			t.Errorf("half of it was applied: version is %q", got)
@@ -312,35 +312,35 @@ func TestDeploy(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := p.uids()
-		_, said, code := other.tryDeploy()
-		if code != 1 || !strings.Contains(said, "project shop in namespace "+deployNamespace+" was deployed from elsewhere") || !strings.Contains(said, "--adopt") {
-			t.Errorf("exit code %d: %s", code, said)
+		_, printed, code := other.tryDeploy()
+		if code != 1 || !strings.Contains(printed, "project shop in namespace "+deployNamespace+" was deployed from elsewhere") || !strings.Contains(printed, "--adopt") {
+			t.Errorf("exit code %d: %s", code, printed)
 		}
-		if _, said, code := other.run("undeploy"); code != 1 || !strings.Contains(said, "--adopt") || p.uids() != before {
-			t.Errorf("undeploy: exit code %d: %s", code, said)
+		if _, printed, code := other.run("undeploy"); code != 1 || !strings.Contains(printed, "--adopt") || p.uids() != before {
+			t.Errorf("undeploy: exit code %d: %s", code, printed)
 		}
 	})
 	t.Run("a pod that cannot run", func(t *testing.T) {
 		p.edit("k8s/api.yaml", "key: version}", "key: no-such-key}")
 		defer p.edit("k8s/api.yaml", "key: no-such-key}", "key: version}")
-		r, said, code := p.tryDeploy("--timeout", "30s")
+		r, printed, code := p.tryDeploy("--timeout", "30s")
 		if code != 1 || len(r.Findings) != 1 || r.Findings[0].Reason != diagnose.Configuration || r.Findings[0].At != "k8s/api.yaml:18" || !strings.Contains(r.Findings[0].Message, "no-such-key") {
-			t.Errorf("exit code %d, findings %+v: %s", code, r.Findings, said)
+			t.Errorf("exit code %d, findings %+v: %s", code, r.Findings, printed)
 		}
 	})
 	p.deploy() // as it was
 	p.serves("v2")
 	t.Run("undeploy", func(t *testing.T) {
 		p.Kubectl(t, "create", "configmap", "theirs", "-n", deployNamespace)
-		if _, said, code := p.run("undeploy"); code != 0 {
-			t.Fatalf("exit code %d: %s", code, said)
+		if _, printed, code := p.run("undeploy"); code != 0 {
+			t.Fatalf("exit code %d: %s", code, printed)
 		}
 		if got := p.Kubectl(t, "get", "deployments,services,secrets,virtualservices,gateways.networking.istio.io", "-n", deployNamespace, "-o", "name"); strings.TrimSpace(got) != "" {
 			t.Errorf("still there: %s", got)
 		}
 		p.Kubectl(t, "get", "configmap", "theirs", "-n", deployNamespace)
-		if _, said, code := p.run("undeploy"); code != 1 || !strings.Contains(said, "project shop is not deployed in namespace "+deployNamespace) {
-			t.Errorf("a second time: exit code %d: %s", code, said)
+		if _, printed, code := p.run("undeploy"); code != 1 || !strings.Contains(printed, "project shop is not deployed in namespace "+deployNamespace) {
+			t.Errorf("a second time: exit code %d: %s", code, printed)
 		}
 	})
 }
@@ -350,18 +350,18 @@ func (p *shopProject) interrupted(t *testing.T) {
 	p.edit("services/api/version", "two", "three")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd, said := p.start(ctx, "deploy", "deployment.apps/api")
+	cmd, printed := p.start(ctx, "deploy", "deployment.apps/api")
 	go func() {
 		select {
-		case <-said.seen:
+		case <-printed.seen:
 			// An error means that it has ended already, which its exit code shows below.
 			_ = cmd.Process.Signal(syscall.SIGINT)
 		case <-ctx.Done():
 		}
 	}()
 	err := cmd.Wait()
-	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), "interrupted; the same command continues where this one stopped") {
-		t.Errorf("%v: %s", err, said)
+	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(printed.String(), "interrupted; the same command continues where this one stopped") {
+		t.Errorf("%v: %s", err, printed)
 	}
 	if r, _ := p.deploy(); r.Images[0].Built {
 		t.Error("the image was built twice")

@@ -111,7 +111,7 @@ func testEgressHTTPS(t *testing.T, ca *authority, web *outsideServer) {
 		if err == nil {
 			err = json.Unmarshal([]byte(out), &got)
 		}
-		// The pods' addresses are hidden behind the node's, so the address does not tell who called.
+		// The pods' addresses are hidden behind the node's, so the address does not show who called.
 		if want := (outsideReply{Host: outsideWeb, ServerName: outsideWeb, Caller: s.Address()}); err != nil || got != want {
 			t.Errorf("the server outside reports %+v (%v), want %+v", got, err, want)
 		}
@@ -240,12 +240,12 @@ func serveOutside(t *testing.T, n *node.Node, ca *authority) *outsideServer {
 		t.Fatal(err)
 	}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		said := outsideReply{Host: r.Host}
-		said.Caller, _, _ = net.SplitHostPort(r.RemoteAddr)
+		received := outsideReply{Host: r.Host}
+		received.Caller, _, _ = net.SplitHostPort(r.RemoteAddr)
 		if r.TLS != nil {
-			said.ServerName = r.TLS.ServerName
+			received.ServerName = r.TLS.ServerName
 		}
-		if err := json.NewEncoder(w).Encode(said); err != nil {
+		if err := json.NewEncoder(w).Encode(received); err != nil {
 			t.Errorf("the server outside: %v", err)
 		}
 	})

@@ -57,8 +57,8 @@ func TestExternalDatabase(t *testing.T) {
 	project := filepath.Join(t.TempDir(), "external-db")
 	t.Cleanup(func() {
 		n.ExplainNow(t)
-		if _, said, code := n.Polymesh(t, "undeploy", "--delete-namespace", filepath.Join(project, "externalname")); code != 0 {
-			t.Errorf("polymesh undeploy: exit code %d: %s", code, said)
+		if _, printed, code := n.Polymesh(t, "undeploy", "--delete-namespace", filepath.Join(project, "externalname")); code != 0 {
+			t.Errorf("polymesh undeploy: exit code %d: %s", code, printed)
 		}
 	})
 	copyExample(t, project, ca)
@@ -87,7 +87,7 @@ func TestExternalDatabase(t *testing.T) {
 	}
 
 	// The database's own list of all connections.
-	entered := regexp.MustCompile(`(?m)^.*connection authorized:.*$`).FindAllString(db.said(t), -1)
+	entered := regexp.MustCompile(`(?m)^.*connection authorized:.*$`).FindAllString(db.serverLog(t), -1)
 	if len(entered) == 0 {
 		t.Error("the database has accepted no connection")
 	}
@@ -139,12 +139,12 @@ func (w *way) deploy(dir string) {
 	defer cancel()
 	cmd := w.PolymeshCommand(ctx, "deploy", "-o", "json", dir)
 	cmd.Env = append(cmd.Env, "POSTGRES_PASSWORD="+w.db.password)
-	var out, said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &said
+	var out, printed bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &printed
 	if err := cmd.Run(); err != nil {
-		t.Fatalf("polymesh deploy %s: %v: %s%s", w.name, err, said.String(), out.String())
+		t.Fatalf("polymesh deploy %s: %v: %s%s", w.name, err, printed.String(), out.String())
 	}
-	if strings.Contains(out.String()+said.String(), w.db.password) {
+	if strings.Contains(out.String()+printed.String(), w.db.password) {
 		t.Error("polymesh deploy shows the password")
 	}
 	var result deploy.Result

@@ -183,15 +183,15 @@ func testPortForward(t *testing.T, n *node.Node) {
 				cancel()
 				_ = cmd.Wait() // killed
 			}()
-			said := bufio.NewReader(out)
-			line, err := said.ReadString('\n')
+			printed := bufio.NewReader(out)
+			line, err := printed.ReadString('\n')
 			address := regexp.MustCompile(`^Forwarding from (127\.0\.0\.1:\d+) -> \d+\n$`).FindStringSubmatch(line)
 			if address == nil {
 				cancel()
 				_ = cmd.Wait() // killed
 				t.Fatalf("kubectl port-forward prints %q (%v) %s", line, err, complaint.String())
 			}
-			go func() { _, _ = io.Copy(io.Discard, said) }() // it prints each connection
+			go func() { _, _ = io.Copy(io.Discard, printed) }() // it prints each connection
 			for range 3 {
 				request, err := http.NewRequest(http.MethodGet, "http://"+address[1]+forward.path, nil)
 				if err != nil {

@@ -88,18 +88,18 @@ func testAnalyze(t *testing.T, n *node.Node) {
 		out, errOut, code := n.Polymesh(t, "istioctl", "analyze", "-n", appNamespace)
 		return out + errOut, code
 	}
-	if said, code := analyze(); code != 0 || !strings.Contains(said, "No validation issues found") {
-		t.Errorf("istioctl analyze of the guide's app, exit code %d: %s", code, said)
+	if printed, code := analyze(); code != 0 || !strings.Contains(printed, "No validation issues found") {
+		t.Errorf("istioctl analyze of the guide's app, exit code %d: %s", code, printed)
 	}
 	t.Cleanup(func() { n.Delete(t, mistakenRoute) })
 	n.Apply(t, mistakenRoute)
-	said, code := analyze()
+	printed, code := analyze()
 	for _, want := range []string{
 		`Error [IST0101] (VirtualService ` + appNamespace + `/e2e-mistake) Referenced gateway not found: "nowhere"`,
 		`Error [IST0101] (VirtualService ` + appNamespace + `/e2e-mistake) Referenced host not found: "nobody"`,
 	} {
-		if code == 0 || !strings.Contains(said, want) {
-			t.Errorf("istioctl analyze, exit code %d, does not print %q: %s", code, want, said)
+		if code == 0 || !strings.Contains(printed, want) {
+			t.Errorf("istioctl analyze, exit code %d, does not print %q: %s", code, want, printed)
 		}
 	}
 }
@@ -118,14 +118,14 @@ func testDashboard(t *testing.T, n *node.Node) {
 		cancel()
 		_ = cmd.Wait() // killed
 	}()
-	said := bufio.NewReader(out)
-	line, err := said.ReadString('\n')
+	printed := bufio.NewReader(out)
+	line, err := printed.ReadString('\n')
 	port, ok := strings.CutPrefix(strings.TrimSpace(line), "http://localhost:")
 	if err != nil || !ok {
 		t.Fatalf("istioctl dashboard envoy prints %q (%v)", line, err)
 	}
 	url := "http://127.0.0.1:" + port // the client resolves no names
-	go func() { _, _ = io.Copy(io.Discard, said) }()
+	go func() { _, _ = io.Copy(io.Discard, printed) }()
 	for path, want := range map[string]string{
 		"/":            "<title>Envoy Admin</title>",
 		"/server_info": `"state": "LIVE"`,
@@ -383,8 +383,8 @@ func TestRevisions(t *testing.T) {
 	}
 	waitServedBy(t, n, first)
 	newRouteArrives(t, n, "after-canary.example.com")
-	if said, code := n.Status(t); code != 0 {
-		t.Errorf("polymesh status, exit code %d: %s", code, said)
+	if printed, code := n.Status(t); code != 0 {
+		t.Errorf("polymesh status, exit code %d: %s", code, printed)
 	}
 }
 

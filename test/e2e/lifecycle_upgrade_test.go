@@ -110,23 +110,23 @@ func buildOldMesh(t *testing.T) (tag, archive, charts string) {
 func (s *scenario) wantServed(by map[string]string) {
 	s.t.Helper()
 	s.Eventually(s.t, 4*time.Minute, func() (bool, string) {
-		said := map[string]string{}
+		printed := map[string]string{}
 		for _, revision := range by {
 			// A control plane reports its own proxies only.
 			out, errOut, code := s.Polymesh(s.t, "istioctl", "proxy-status", "-n", s.name, "--revision", revision, "-v", "1")
 			if code != 0 {
 				return false, errOut
 			}
-			said[revision] = out
+			printed[revision] = out
 		}
 		for deployment, revision := range by {
 			for _, pod := range listPods(s.t, s.Node, s.name, "app="+deployment) {
 				if pod.DeletionTimestamp != nil {
 					return false, pod.Name + " is still there"
 				}
-				line := lineOf(said[revision], pod.Name+"."+s.name+" ")
+				line := lineOf(printed[revision], pod.Name+"."+s.name+" ")
 				if strings.Count(line, "SYNCED") < 3 || strings.Contains(line, "STALE") || strings.Contains(line, "ERROR") || !strings.Contains(line, " istiod-"+revision+"-") {
-					return false, fmt.Sprintf("%s is not in step with %s:\n%s", pod.Name, revision, said[revision])
+					return false, fmt.Sprintf("%s is not in step with %s:\n%s", pod.Name, revision, printed[revision])
 				}
 			}
 		}

@@ -158,7 +158,7 @@ func (l *load) end() {
 	l.t.Logf("what the proxies that still run say of them:\n%s", l.accessLogs(l.numbers[:min(most, len(l.numbers))]))
 }
 
-// accessLogs finds requests in the access logs (the profile demo writes them), which tell Envoy's reason by its response
+// accessLogs finds requests in the access logs (the profile demo writes them), which contain Envoy's reason by its response
 // flags.
 func (l *load) accessLogs(numbers []int64) string {
 	var found strings.Builder

@@ -126,8 +126,8 @@ func TestMetrics(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var said strings.Builder
-		hold.Stdout, hold.Stderr = &said, &said
+		var printed strings.Builder
+		hold.Stdout, hold.Stderr = &printed, &printed
 		if err := hold.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -136,7 +136,7 @@ func TestMetrics(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := hold.Wait(); err != nil {
-			t.Fatalf("%v: %s", err, said.String())
+			t.Fatalf("%v: %s", err, printed.String())
 		}
 		wantMore(1, 1)
 	})

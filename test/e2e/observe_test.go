@@ -185,8 +185,8 @@ func testSampling(t *testing.T, s *scenario) {
 		})
 		return seen.Traced
 	}
-	// told waits until a call with these headers arrives at the server as traced, or not.
-	told := func(s *scenario, traced bool, flags ...string) {
+	// marked waits until a call with these headers arrives at the server as traced, or not.
+	marked := func(s *scenario, traced bool, flags ...string) {
 		want := map[bool]string{true: "-01", false: "-00"}[traced]
 		s.Eventually(s.t, time.Minute, func() (bool, string) {
 			out, err := s.call("client", append(append([]string{"get"}, flags...), "http://front:8080/told")...)
@@ -206,7 +206,7 @@ func testSampling(t *testing.T, s *scenario) {
 		s.apply("otlp-grpc.yaml")
 		sampled, _ := s.traced("earlier", false)
 		s.apply("sample-0.yaml")
-		told(s, false)
+		marked(s, false)
 		const id = "4bf92f3577b34da6a3ce929d0e0e4736"
 		out, err := s.call("client", "get", "-H", "x-request-id: "+sampled.header("x-request-id"), "-H", decided(id, "01"),
 			"http://front:8080/call?url=http://back:8080/decided")
@@ -229,17 +229,17 @@ func testSampling(t *testing.T, s *scenario) {
 	t.Run("all", func(t *testing.T) {
 		s := s.in(t)
 		s.apply("otlp-grpc.yaml")
-		told(s, true)
+		marked(s, true)
 		if n := counted(s, "100"); n != calls {
 			t.Errorf("%d of %d requests are traced", n, calls)
 		}
-		told(s, false, "-H", decided("4bf92f3577b34da6a3ce929d0e0e4737", "00"))
+		marked(s, false, "-H", decided("4bf92f3577b34da6a3ce929d0e0e4737", "00"))
 	})
 	t.Run("half", func(t *testing.T) {
 		s := s.in(t)
 		s.apply("sample-50.yaml")
-		told(s, true)
-		told(s, false)
+		marked(s, true)
+		marked(s, false)
 		// 5.6 standard deviations: once in fifty million runs.
 		if n := counted(s, "50"); n < 60 || n > 140 {
 			t.Errorf("%d of %d requests are traced", n, calls)
@@ -523,7 +523,7 @@ func (s *scenario) spans(query string) ([]span, error) {
 	if response.StatusCode == http.StatusNotFound {
 		return nil, nil
 	}
-	var said struct {
+	var result struct {
 		Data []struct {
 			Processes map[string]struct{ ServiceName string }
 			Spans     []struct {
@@ -536,11 +536,11 @@ func (s *scenario) spans(query string) ([]span, error) {
 			}
 		}
 	}
-	if err := json.NewDecoder(response.Body).Decode(&said); err != nil || response.StatusCode != http.StatusOK {
+	if err := json.NewDecoder(response.Body).Decode(&result); err != nil || response.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("Jaeger's answer to %s: %s, %w", query, response.Status, err)
 	}
 	var spans []span
-	for _, trace := range said.Data {
+	for _, trace := range result.Data {
 		for _, found := range trace.Spans {
 			one := span{
 				Trace: found.TraceID, ID: found.SpanID, Name: found.OperationName, Service: trace.Processes[found.ProcessID].ServiceName,

@@ -14,7 +14,7 @@ import (
 const policyNamespace = "e2e-policy"
 
 // NetworkPolicies are in force from a pod's first packet on, and the status shows them. That all kinds of rules work is shown by the
-// tests beside the code, and by upstream's own (make conformance-network-policy).
+// tests next to the code, and by upstream's own (make conformance-network-policy).
 func TestNetworkPolicy(t *testing.T) {
 	n := app(t)
 	importEcho(t, n)

@@ -61,8 +61,8 @@ func TestPolyglot(t *testing.T) {
 	}
 
 	p.Eventually(t, 2*time.Minute, func() (bool, string) {
-		_, said, err := p.chain()
-		return err == nil, said
+		_, detail, err := p.chain()
+		return err == nil, detail
 	})
 	t.Run("mutual TLS", func(t *testing.T) { p.in(t).wantStrict() })
 	t.Run("routes", func(t *testing.T) { p.in(t).wantRoutes() })
@@ -164,7 +164,7 @@ func (p *polyglot) ask(method, path, body string) (int, string, error) {
 }
 
 // chain sends a request through all five, and returns the trace that all of them received; it may be empty.
-func (p *polyglot) chain() (trace, said string, err error) {
+func (p *polyglot) chain() (trace, detail string, err error) {
 	status, text, err := p.ask(http.MethodGet, "/api/v1/chain", "")
 	if err != nil || status != http.StatusOK {
 		return "", fmt.Sprintf("%d %s %v", status, text, err), fmt.Errorf("status %d: %s (%v)", status, text, err)
@@ -271,12 +271,12 @@ func (p *polyglot) wantOneTrace() {
 	var spans []span
 	traces := map[string]bool{}
 	p.Eventually(p.t, 4*time.Minute, func() (bool, string) {
-		trace, said, err := p.chain()
+		trace, detail, err := p.chain()
 		if err != nil {
 			return false, err.Error()
 		}
 		if trace == "" {
-			return false, "the services are told no trace: " + said
+			return false, "the services are in no trace: " + detail
 		}
 		traces[trace] = true
 		seen := []int{}
@@ -290,9 +290,9 @@ func (p *polyglot) wantOneTrace() {
 				spans = found
 				return true, ""
 			}
-			said = p.wholeTrace(found)
+			detail = p.wholeTrace(found)
 		}
-		return false, fmt.Sprintf("the numbers of spans are %v; %s", seen, said)
+		return false, fmt.Sprintf("the numbers of spans are %v; %s", seen, detail)
 	})
 	p.t.Logf("%d spans", len(spans))
 }

@@ -28,7 +28,7 @@ func startPostgres(t *testing.T, n *node.Node, ca *authority, names ...string) *
 	d := &database{Server: server, ca: ca, password: server.Password}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("PostgreSQL logs:\n%s", d.said(t))
+			t.Logf("PostgreSQL logs:\n%s", d.serverLog(t))
 		}
 		if err := d.Close(); err != nil {
 			t.Error(err)
@@ -70,8 +70,8 @@ func (d *database) signal(t *testing.T, signal os.Signal) {
 	}
 }
 
-// said is the server's log.
-func (d *database) said(t *testing.T) string {
+// serverLog returns the server's log.
+func (d *database) serverLog(t *testing.T) string {
 	t.Helper()
 	text, err := d.Log()
 	if err != nil {

@@ -117,7 +117,7 @@ func TestMeshOnServers(t *testing.T) {
 		if err := other.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		answers.more(t, first, 1000) // its pods go on
+		answers.more(t, first, 1000) // its pods continue
 		if err := other.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}

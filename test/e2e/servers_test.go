@@ -23,7 +23,7 @@ import (
 )
 
 // Three servers and two agents, from empty data dirs. Any server can be lost, also the one that leads: what was acknowledged stays, and
-// requests to pods on other nodes are answered. Without a majority the cluster stops, says so, and comes back.
+// requests to pods on other nodes are answered. Without a majority the cluster stops, reports it, and comes back.
 func TestServers(t *testing.T) {
 	ownNodes(t, 5)
 	c := node.ClusterForTest(t)

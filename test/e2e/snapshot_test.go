@@ -64,17 +64,17 @@ func TestSnapshot(t *testing.T) {
 	if err := os.WriteFile(passphrase, []byte("correct horse\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, said, code := lost.Polymesh(t, "snapshot", "save", "--passphrase-file", passphrase, "-o", "json")
+	out, printed, code := lost.Polymesh(t, "snapshot", "save", "--passphrase-file", passphrase, "-o", "json")
 	var info snapshot.Info
 	if err := json.Unmarshal([]byte(out), &info); code != 0 || err != nil || !info.Encrypted || info.Node != "node-1" {
-		t.Fatalf("snapshot save ends with %d (%v): %s%s", code, err, out, said)
+		t.Fatalf("snapshot save ends with %d (%v): %s%s", code, err, out, printed)
 	}
 	if out, _, code := lost.Polymesh(t, "snapshot", "ls"); code != 0 || !strings.Contains(out, info.File) {
 		t.Errorf("snapshot ls ends with %d:\n%s", code, out)
 	}
 	// While the server runs, nothing is restored.
-	if _, said, code := lost.Polymesh(t, "snapshot", "restore", "--yes", "--passphrase-file", passphrase, info.File); code != 1 || !strings.Contains(said, "stop it first") {
-		t.Errorf("a restore under a running server ends with %d: %s", code, said)
+	if _, printed, code := lost.Polymesh(t, "snapshot", "restore", "--yes", "--passphrase-file", passphrase, info.File); code != 1 || !strings.Contains(printed, "stop it first") {
+		t.Errorf("a restore under a running server ends with %d: %s", code, printed)
 	}
 	file := filepath.Join(t.TempDir(), info.File)
 	text, err := os.ReadFile(info.Path)
@@ -89,15 +89,15 @@ func TestSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, said, code := fresh.Polymesh(t, "snapshot", "restore", file); code != 1 || !strings.Contains(said, "it is encrypted") {
-		t.Errorf("without the passphrase it ends with %d: %s", code, said)
+	if _, printed, code := fresh.Polymesh(t, "snapshot", "restore", file); code != 1 || !strings.Contains(printed, "it is encrypted") {
+		t.Errorf("without the passphrase it ends with %d: %s", code, printed)
 	}
 	if _, err := os.Stat(fresh.DataDir()); !os.IsNotExist(err) {
 		t.Errorf("a refused restore has made a data dir: %v", err)
 	}
-	out, said, code = fresh.Polymesh(t, "snapshot", "restore", "--passphrase-file", passphrase, file)
+	out, printed, code = fresh.Polymesh(t, "snapshot", "restore", "--passphrase-file", passphrase, file)
 	if code != 0 || !strings.Contains(out, "PersistentVolumes") || !strings.Contains(out, "start the server") {
-		t.Fatalf("snapshot restore ends with %d:\n%s%s", code, out, said)
+		t.Fatalf("snapshot restore ends with %d:\n%s%s", code, out, printed)
 	}
 	if err := fresh.Start(t.Context()); err != nil {
 		t.Fatal(err)

@@ -314,7 +314,7 @@ func (s *springCloud) wantServedBy(place string, callers ...string) {
 	for _, caller := range callers {
 		s.Eventually(s.t, 2*time.Minute, func() (bool, string) {
 			got, err := s.callers()[caller]()
-			return err == nil && got.ServedBy == place, fmt.Sprintf("%s is told %+v, %v; want it served by %s", caller, got, err, place)
+			return err == nil && got.ServedBy == place, fmt.Sprintf("%s gets %+v, %v; want it served by %s", caller, got, err, place)
 		})
 	}
 }
@@ -324,20 +324,20 @@ var everyCaller = []string{"Feign", "RestTemplate", "the mesh"}
 // alone: without the bridge, and before it.
 func (s *springCloud) alone() {
 	s.wantServedBy(oldPlace, "Feign", "RestTemplate")
-	if _, said, code := s.Polymesh(s.t, "bridge", "status"); code != 3 {
-		s.t.Errorf("without a bridge, status ends with %d: %s", code, said)
+	if _, printed, code := s.Polymesh(s.t, "bridge", "status"); code != 3 {
+		s.t.Errorf("without a bridge, status ends with %d: %s", code, printed)
 	}
 }
 
 // status is the own report of the bridge of a namespace, which is empty (code 3) where none has begun.
 func (s *springCloud) status(namespace string) (bridge.Report, int) {
-	out, said, code := s.Polymesh(s.t, "bridge", "status", "-n", namespace, "-o", "json")
+	out, printed, code := s.Polymesh(s.t, "bridge", "status", "-n", namespace, "-o", "json")
 	var reports []bridge.Report
 	if code == 3 {
 		return bridge.Report{}, code
 	}
 	if err := json.Unmarshal([]byte(out), &reports); err != nil || len(reports) != 1 {
-		s.t.Fatalf("polymesh bridge status: %v: %s%s", err, out, said)
+		s.t.Fatalf("polymesh bridge status: %v: %s%s", err, out, printed)
 	}
 	return reports[0], code
 }
@@ -349,11 +349,11 @@ func (s *springCloud) wantStatus(code int, problem string) bridge.Report {
 	s.Eventually(s.t, 2*time.Minute, func() (bool, string) {
 		r, got := s.status(bridgeNamespace)
 		last = r
-		said := r.Error
+		problems := r.Error
 		for _, p := range r.Problems {
-			said += p.Message
+			problems += p.Message
 		}
-		return got == code && strings.Contains(said, problem), fmt.Sprintf("status ends with %d: %+v; want %d and %q", got, r, code, problem)
+		return got == code && strings.Contains(problems, problem), fmt.Sprintf("status ends with %d: %+v; want %d and %q", got, r, code, problem)
 	})
 	return last
 }
@@ -488,7 +488,7 @@ func (s *springCloud) takeOver() {
 	s.Eventually(s.t, 2*time.Minute, func() (bool, string) {
 		got, err := s.byFeign()
 		if err != nil || got.ServedBy != oldPlace {
-			return false, fmt.Sprintf("Feign is told %+v, %v", got, err)
+			return false, fmt.Sprintf("Feign gets %+v, %v", got, err)
 		}
 		lines := connectionLog(s.t, s.Node, "istio-system", "istio-ingressgateway", "outbound|80||inventory-service.eureka.internal", begin)
 		return len(lines) > 0, "nothing has come in by the gateway"

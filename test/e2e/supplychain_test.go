@@ -60,12 +60,12 @@ func TestSupplyChain(t *testing.T) {
 	n.WaitReady(t, 3*time.Minute)
 
 	// Unsigned, nothing of it runs, and deploy reports why.
-	result, said, code := p.tryDeploy("--timeout", "15s")
+	result, printed, code := p.tryDeploy("--timeout", "15s")
 	refused := slices.ContainsFunc(result.Findings, func(f diagnose.Finding) bool {
 		return f.Reason == diagnose.Refused && strings.Contains(f.Message, "is not signed by a key of this server")
 	})
 	if code != 1 || !refused {
-		t.Fatalf("an unsigned image: exit code %d, findings %v:\n%s", code, result.Findings, said)
+		t.Fatalf("an unsigned image: exit code %d, findings %v:\n%s", code, result.Findings, printed)
 	}
 	first := result.Images[0].Ref
 	s.want(1, "there is no signature of it in the node", "verify", "--key", s.key("image.pub"), first)
@@ -176,9 +176,9 @@ func (s *supplyChain) throughRegistry() {
 	p.edit("k8s/greeter.yaml", "name: "+supplyNamespace, "name: supply-registry")
 	remote := &supplyChain{&p, s.keys}
 
-	result, said, code := p.tryDeploy("--registry", host+"/team", "--timeout", "15s")
+	result, printed, code := p.tryDeploy("--registry", host+"/team", "--timeout", "15s")
 	if code != 1 || !strings.Contains(fmt.Sprint(result.Findings), "there is no signature of it in the registry") {
-		s.t.Fatalf("an unsigned image in a registry: exit code %d:\n%s", code, said)
+		s.t.Fatalf("an unsigned image in a registry: exit code %d:\n%s", code, printed)
 	}
 	result, _ = p.deploy("--registry", host+"/team", "--sign-key", s.key("image.key"))
 	remote.wantPinned("supply-registry", result.Images[0].Ref, result.Images[0].Digest)

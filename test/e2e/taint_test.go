@@ -44,13 +44,13 @@ func TestTaintWithoutRoomForIstio(t *testing.T) {
 	if code != 1 {
 		t.Errorf("polymesh status ends with %d, want 1", code)
 	}
-	said := ""
+	printed := ""
 	for line := range strings.Lines(out) {
 		if strings.HasPrefix(line, "istio ") {
-			said = line
+			printed = line
 		}
 	}
-	if !strings.Contains(said, "CriticalAddonsOnly") && !strings.Contains(said, "untolerated taint") {
+	if !strings.Contains(printed, "CriticalAddonsOnly") && !strings.Contains(printed, "untolerated taint") {
 		t.Errorf("polymesh status does not show why Istio cannot be scheduled:\n%s", out)
 	}
 	jsonOut, _, code := n.Polymesh(t, "status", "-o", "json")

@@ -185,23 +185,23 @@ func TestTrafficOutlier(t *testing.T) {
 	everyPod := func(seen tally) bool { return seen.Status[200] == count && len(seen.Pods) == 3 }
 	s.eventuallyTally(everyPod, "-n", fmt.Sprint(count), myService)
 
-	ill := s.podNames()[0]
-	s.set(ill, "status=500")
+	failing := s.podNames()[0]
+	s.set(failing, "status=500")
 	s.Eventually(t, time.Minute, func() (bool, string) {
 		seen, err := s.tally("-n", fmt.Sprint(count), myService)
 		ejected := s.stat("", "outlier_detection.ejections_active")
-		return err == nil && seen.Status[200] == count && seen.Pods[ill] == 0 && len(seen.Pods) == 2 && ejected == 1,
-			fmt.Sprintf("%s is ill: %+v %v, %d pods are ejected", ill, seen, err, ejected)
+		return err == nil && seen.Status[200] == count && seen.Pods[failing] == 0 && len(seen.Pods) == 2 && ejected == 1,
+			fmt.Sprintf("%s fails: %+v %v, %d pods are ejected", failing, seen, err, ejected)
 	})
 	if count := s.stat("", "outlier_detection.ejections_enforced_consecutive_5xx"); count == 0 {
 		t.Error("the client's Envoy has counted no ejection for 5xx")
 	}
 
-	s.set(ill, "")
+	s.set(failing, "")
 	s.Eventually(t, 2*time.Minute, func() (bool, string) {
 		seen, err := s.tally("-n", fmt.Sprint(count), myService)
 		ejected := s.stat("", "outlier_detection.ejections_active")
-		return err == nil && everyPod(seen) && ejected == 0, fmt.Sprintf("%s is well: %+v %v, %d pods are ejected", ill, seen, err, ejected)
+		return err == nil && everyPod(seen) && ejected == 0, fmt.Sprintf("%s works: %+v %v, %d pods are ejected", failing, seen, err, ejected)
 	})
 }
 

@@ -22,7 +22,7 @@ type tally struct {
 	Versions, Pods, Errors map[string]int
 }
 
-// tally sends many requests from the scenario's Deployment "client". Answers that tell of a failure are part of the tally.
+// tally sends many requests from the scenario's Deployment "client". Responses that report a failure are counted too.
 func (s *scenario) tally(args ...string) (tally, error) {
 	out, err := s.call("client", append([]string{"get"}, args...)...)
 	var seen tally

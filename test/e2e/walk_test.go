@@ -174,7 +174,7 @@ func TestNextOfMakeUp(t *testing.T) {
 	})
 }
 
-// commandsOf are the lines of a page's fenced blocks that have no language: commands. One that ends in a backslash goes on in the
+// commandsOf are the lines of a page's fenced blocks that have no language: commands. One that ends in a backslash continues in the
 // next, and what follows a # is for people. Blocks of a file (a unit) begin with [.
 func commandsOf(page string) []string {
 	var commands []string

@@ -209,19 +209,12 @@ func (a *Addon) Start(ctx context.Context) error {
 // followNameservers applies the manifests again when the name servers of the host change.
 func (a *Addon) followNameservers(ctx context.Context) {
 	last := a.nameservers()
-	ticker := time.NewTicker(nameserverInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	component.Rounds(ctx, nil, nameserverInterval, func(context.Context) {
 		if now := a.nameservers(); !slices.Equal(now, last) {
 			last = now
 			a.loop.Kick()
 		}
-	}
+	})
 }
 
 // Ready returns nil if the add-on serves, or is removed if it is disabled; otherwise what it waits for, in one line. It

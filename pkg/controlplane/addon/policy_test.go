@@ -90,8 +90,8 @@ func testPolicies(t *testing.T, kubeconfig string, log *slog.Logger) {
 			t.Errorf("another provisioner's class is refused: %v", err)
 		}
 
-		// The provisioner itself, with the rights that it has.
-		eventually("the provisioner has its rights", func() bool {
+		// The provisioner itself, with the permissions that it has.
+		eventually("the provisioner has its permissions", func() bool {
 			_, err := provisioner(rest).CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 			return err == nil
 		})

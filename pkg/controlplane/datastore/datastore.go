@@ -22,6 +22,7 @@ import (
 	_ "github.com/mattn/go-sqlite3" // the driver, also used by kine
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 )
 
@@ -167,8 +168,11 @@ func (d *Datastore) Ready(ctx context.Context) error {
 	return d.disk.check(time.Now())
 }
 
-// Note implements component.Noted: the disk is nearly full.
-func (d *Datastore) Note(context.Context) string { return d.disk.warning() }
+// Notes implements component.Noted: the disk is nearly full.
+func (d *Datastore) Notes(context.Context) []string {
+	note := d.disk.warning()
+	return component.Present(&note)
+}
 
 // Stop closes the database.
 func (d *Datastore) Stop(ctx context.Context) error { return d.kine.stop(ctx) }

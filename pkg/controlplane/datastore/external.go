@@ -124,12 +124,13 @@ func (e *External) checkMembers(ctx context.Context, client *clientv3.Client) {
 	}
 }
 
-// Note implements component.Noted: members that are away.
-func (e *External) Note(context.Context) string {
+// Notes implements component.Noted: members that are away.
+func (e *External) Notes(context.Context) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.away) == 0 {
-		return ""
+	var notes []string
+	for _, problem := range e.away {
+		notes = append(notes, "a member of etcd does not answer: "+problem)
 	}
-	return fmt.Sprintf("%d of %d members of etcd do not answer: %s", len(e.away), len(strings.Split(e.endpoint.Servers, ",")), strings.Join(e.away, "; "))
+	return notes
 }

@@ -38,7 +38,7 @@ type Endpoint struct {
 	LeaderElect bool `json:"leaderElect,omitempty"`
 }
 
-// Write writes the endpoint to a file, for commands that work beside the running server. It contains no secret, only the names of files.
+// Write writes the endpoint to a file, for commands that work next to the running server. It contains no secret, only the names of files.
 func (e Endpoint) Write(file string) error {
 	text, err := json.Marshal(e)
 	if err == nil {

@@ -18,7 +18,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +36,7 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/converge"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/signature"
 	"polymesh.dev/polymesh/pkg/ssa"
 )
@@ -153,7 +153,7 @@ func (p *Policy) Start(ctx context.Context) error {
 // serve listens on the loopback, with the API server's own certificate, which is also for 127.0.0.1.
 func (p *Policy) serve() (address string, err error) {
 	cert, key := p.opts.Certificates.Cert(certificate.APIServer), p.opts.Certificates.Key(certificate.APIServer)
-	listener, err := tls.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p.opts.Port)), &tls.Config{
+	listener, err := tls.Listen("tcp", layout.Loopback(p.opts.Port).String(), &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		// Another client could make the server query registries with any namespace's pull secrets.
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {

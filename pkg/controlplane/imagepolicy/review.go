@@ -30,7 +30,7 @@ type operation struct {
 	Value string `json:"value"`
 }
 
-// decide returns a patch for the new images of a pod, or an error that says why the pod is rejected.
+// decide returns a patch for the new images of a pod, or an error that explains why the pod is rejected.
 type decide func(ctx context.Context, images []imageField, logins credentialprovider.DockerKeyring) ([]operation, error)
 
 // handler serves admission reviews (admission.k8s.io/v1).

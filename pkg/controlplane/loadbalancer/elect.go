@@ -49,7 +49,7 @@ func (v *nodeView) announcers(all []*corev1.Node, now time.Time) (out []announce
 	return out, next
 }
 
-// elect returns the node that announces an address of the pool: the one that does, as long as it can, because connections end when an
+// elect returns the node that announces an address of the pool: the one that does, while it can, because connections end when an
 // address moves. Otherwise it is chosen by a hash of address and node (rendezvous hashing), so that the addresses are spread over the nodes.
 //
 // With externalTrafficPolicy Local, only a node with a ready endpoint passes traffic on. A cordoned node is used if there is no other. If

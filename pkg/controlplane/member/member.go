@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -232,10 +231,10 @@ func reference(r Record) *corev1.ObjectReference {
 // Ready returns nil once this server's member is recorded.
 func (c *Component) Ready(context.Context) error { return *c.state.Load() }
 
-// Note implements component.Noted.
-func (c *Component) Note(context.Context) string {
+// Notes implements component.Noted.
+func (c *Component) Notes(context.Context) []string {
 	if refused := c.refused.Load(); refused != nil {
-		return strings.Join(*refused, "; ")
+		return *refused
 	}
-	return ""
+	return nil
 }

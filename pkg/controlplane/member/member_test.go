@@ -82,7 +82,7 @@ func followNodes(t *testing.T, kubeconfig string) {
 	controlplanetest.Eventually(t, "the removal is refused", func() error {
 		return event(t, client, victim.Name, NotRemoved, "2 of 3 members answer; removing "+victim.Name+" would leave 2 members of which 1 answers")
 	})
-	if note := components[leader.Name].Note(t.Context()); !strings.Contains(note, "node "+victim.Name+" was removed, and its member of etcd stays") {
+	if note := strings.Join(components[leader.Name].Notes(t.Context()), "\n"); !strings.Contains(note, "node "+victim.Name+" was removed, and its member of etcd stays") {
 		t.Errorf("the note is %q", note)
 	}
 	if err := members(t, leader, 3); err != nil {
@@ -92,7 +92,7 @@ func followNodes(t *testing.T, kubeconfig string) {
 	away.Start(t)
 	start(away)
 	controlplanetest.Eventually(t, "nothing is refused any more", func() error {
-		if note := components[leader.Name].Note(t.Context()); note != "" {
+		if note := strings.Join(components[leader.Name].Notes(t.Context()), "\n"); note != "" {
 			return errors.New(note)
 		}
 		return members(t, leader, 3)
@@ -132,7 +132,7 @@ func followNodes(t *testing.T, kubeconfig string) {
 	// The last one stays.
 	remove(t, client, two.Name)
 	controlplanetest.Eventually(t, "the last member is not removed", func() error {
-		if note := components[two.Name].Note(t.Context()); !strings.Contains(note, "is the only member of etcd") {
+		if note := strings.Join(components[two.Name].Notes(t.Context()), "\n"); !strings.Contains(note, "is the only member of etcd") {
 			return fmt.Errorf("the note is %q", note)
 		}
 		return event(t, client, two.Name, NotRemoved, "is the only member of etcd")
@@ -143,7 +143,7 @@ func followNodes(t *testing.T, kubeconfig string) {
 	// The machine registers again.
 	create(t, client, two.Name)
 	controlplanetest.Eventually(t, "its member belongs to the new node", func() error {
-		if note := components[two.Name].Note(t.Context()); note != "" {
+		if note := strings.Join(components[two.Name].Notes(t.Context()), "\n"); note != "" {
 			return errors.New(note)
 		}
 		records, err := Records(t.Context(), client)

@@ -177,10 +177,11 @@ func shareAddress(a, b *corev1.Node) bool {
 // Ready returns nil once the node has its roles.
 func (c *Component) Ready(context.Context) error { return *c.state.Load() }
 
-// Note implements component.Noted.
-func (c *Component) Note(context.Context) string {
-	if name := c.former.Load(); name != nil && *name != "" {
-		return fmt.Sprintf("node %s is this machine under its former name: remove it with its pods by `polymesh kubectl delete node %s`", *name, *name)
+// Notes implements component.Noted.
+func (c *Component) Notes(context.Context) []string {
+	var notes []string
+	for _, name := range component.Present(c.former.Load()) {
+		notes = append(notes, fmt.Sprintf("node %s is this machine under its former name: remove it with its pods by `polymesh kubectl delete node %s`", name, name))
 	}
-	return ""
+	return notes
 }

@@ -39,12 +39,12 @@ func TestFormerNode(t *testing.T) {
 		}
 	}
 	n := New(Options{Node: "new", Log: slog.New(slog.DiscardHandler)})
-	if note := n.Note(t.Context()); note != "" {
+	if note := n.Notes(t.Context()); len(note) > 0 {
 		t.Errorf("at first the note is %q", note)
 	}
 	old := "old"
 	n.former.Store(&old)
-	if note := n.Note(t.Context()); !strings.Contains(note, "remove it with its pods by `polymesh kubectl delete node old`") {
+	if note := n.Notes(t.Context()); len(note) != 1 || !strings.Contains(note[0], "remove it with its pods by `polymesh kubectl delete node old`") {
 		t.Errorf("the note is %q", note)
 	}
 }

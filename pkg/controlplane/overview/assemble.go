@@ -140,7 +140,7 @@ func skew(node, own string) string {
 	return "another build"
 }
 
-// unsupported says what is wrong with a node's version next to a server's, and what to do.
+// unsupported describes what is wrong with a node's version next to a server's, and what to do.
 func unsupported(node, own string) string {
 	a, errA := version.ParseSemantic(node)
 	b, errB := version.ParseSemantic(own)

@@ -33,7 +33,7 @@ const (
 	limit = 3 * time.Second
 )
 
-// Options say where the state comes from.
+// Options define where the state comes from.
 type Options struct {
 	// Node is the name of this server's node.
 	Node string

@@ -37,7 +37,7 @@ import (
 // recheck is how often requests are looked at that could not be decided, because the node has no addresses yet.
 const recheck = 30 * time.Second
 
-// Options say where requests are decided.
+// Options define where requests are decided.
 type Options struct {
 	// Kubeconfig may approve requests for kubernetes.io/kubelet-serving, and list nodes.
 	Kubeconfig string

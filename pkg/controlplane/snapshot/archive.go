@@ -281,7 +281,7 @@ func read(ctx context.Context, r io.Reader, passphrase, folder string, free int6
 	for name := range missing {
 		return nil, fmt.Errorf("it is not complete: %s is missing", name)
 	}
-	// What follows is the padding of a tar file. Reading it also reads the end of an encrypted archive, without which it is cut off.
+	// What follows is the padding of a tar file. Reading it also reads the end of an encrypted archive, without which it is truncated.
 	if _, err := io.CopyN(io.Discard, in, maxFile); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("it is damaged after its last file: %w", errors.Join(err, errors.New("more follows")))
 	}

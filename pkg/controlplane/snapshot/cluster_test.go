@@ -291,7 +291,7 @@ func testRestoredCluster(t *testing.T, args ...string) {
 	if err := c.removeFormer(ctx, n); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client2.CoreV1().Nodes().Get(ctx, "other", metav1.GetOptions{}); err != nil || !strings.Contains(c.Note(ctx), "node other") {
-		t.Errorf("a node that reports: %v, %q", err, c.Note(ctx))
+	if _, err := client2.CoreV1().Nodes().Get(ctx, "other", metav1.GetOptions{}); err != nil || !strings.Contains(strings.Join(c.Notes(ctx), "\n"), "node other") {
+		t.Errorf("a node that reports: %v, %q", err, strings.Join(c.Notes(ctx), "\n"))
 	}
 }

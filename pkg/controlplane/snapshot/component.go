@@ -146,18 +146,16 @@ func (c *Component) once(ctx context.Context) error {
 	return err
 }
 
-// Ready implements component.Component. A server without a recent snapshot still works, see Note.
+// Ready implements component.Component. A server without a recent snapshot still works, see Notes.
 func (c *Component) Ready(context.Context) error { return nil }
 
-// Note implements component.Noted: the last scheduled snapshot failed.
-func (c *Component) Note(context.Context) string {
+// Notes implements component.Noted: the last scheduled snapshot failed.
+func (c *Component) Notes(context.Context) []string {
+	notes := component.Present(c.former.Load())
 	if err := c.last.Load(); err != nil {
-		return fmt.Sprintf("the last scheduled snapshot failed: %v", *err)
+		notes = append(notes, fmt.Sprintf("the last scheduled snapshot failed: %v", *err))
 	}
-	if text := c.former.Load(); text != nil {
-		return *text
-	}
-	return ""
+	return notes
 }
 
 // finish removes the node object of the machine that a restored snapshot is from, if this machine has another name. Its pods are bound

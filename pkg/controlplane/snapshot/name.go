@@ -49,7 +49,7 @@ func CheckName(name string) error {
 	return nil
 }
 
-// parts are what a file's name tells about a snapshot.
+// parts are what a file's name contains about a snapshot.
 type parts struct {
 	name, node string
 	created    time.Time

@@ -151,7 +151,7 @@ func (s *Snapshots) replace(ctx context.Context, r *Restored, c change) error {
 
 // Reset makes the member of etcd in the data dir, with its data, the only member of a new cluster. It is for a server that is left when a
 // majority of the members is lost for good. No server may run on the data dir. It saves a snapshot first. A second call fails until the server
-// has started normally, so that a service that resets at each start does not go on forever.
+// has started normally, so that a service that resets at each start does not continue forever.
 func (s *Snapshots) Reset(ctx context.Context) (*Restored, error) {
 	return s.inPlace(ctx, change{before: BeforeClusterReset, reset: true}, func() error {
 		if m, err := etcd.ReadMembership(s.o.DataDir.Etcd()); err != nil {

@@ -633,10 +633,10 @@ func TestScheduledSnapshotThatFails(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { c.scheduled(ctx); close(done) }()
-	for c.Note(ctx) == "" {
+	for len(c.Notes(ctx)) == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	if note := c.Note(ctx); !strings.HasPrefix(note, "the last scheduled snapshot failed: ") || !strings.Contains(note, "is in use") {
+	if note := c.Notes(ctx)[0]; !strings.HasPrefix(note, "the last scheduled snapshot failed: ") || !strings.Contains(note, "is in use") {
 		t.Errorf("the note is %q", note)
 	}
 	if err := c.Ready(ctx); err != nil {
@@ -648,7 +648,7 @@ func TestScheduledSnapshotThatFails(t *testing.T) {
 	for range 4 {
 		c.scheduled(t.Context())
 	}
-	if note := c.Note(t.Context()); note != "" {
+	if note := c.Notes(t.Context()); len(note) > 0 {
 		t.Errorf("the note is %q", note)
 	}
 	if all, err := m.List(t.Context()); err != nil || len(all) != 2 {

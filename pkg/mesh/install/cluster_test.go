@@ -305,7 +305,7 @@ func TestLifeOnACluster(t *testing.T) {
 	}
 	start(t, small).settle()
 
-	// Without a record, what is there is the user's, for ever.
+	// Without a record, what is there is the user's, forever.
 	if err := client.Kube().CoreV1().ConfigMaps(recordNamespace).Delete(ctx, recordName, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

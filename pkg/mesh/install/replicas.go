@@ -289,7 +289,7 @@ func deploymentsOf(record *Record) []string {
 }
 
 // adapt prepares rendered charts for scaler. The minimum of an autoscaler is left out where it is Kubernetes' default of one, so that scaler
-// can set it. The replicas of a Deployment run on different nodes where that is possible: values could say so, but their schema rejects it
+// can set it. The replicas of a Deployment run on different nodes where that is possible: values could report it, but their schema rejects it
 // for gateways (podAntiAffinityTermLabelSelector).
 func adapt(sets []manifest.ManifestSet) error {
 	for _, set := range sets {

@@ -1,8 +1,8 @@
 // Package announce is a node's part in LoadBalancer services with a pool: it has the addresses that the cluster's load balancer
-// (pkg/controlplane/loadbalancer) has assigned to this node, and tells the network's other machines so. kube-proxy does the rest.
+// (pkg/controlplane/loadbalancer) has assigned to this node, and notifies the network's other machines. kube-proxy does the rest.
 //
 // It owns the network interface polymesh-lb. What it may do in the cluster is to watch Services, with the node's own identity: it writes
-// nothing. pkg/server and pkg/agent add the component "pool-addresses".
+// nothing. pkg/worker builds the component "pool-addresses".
 package announce
 
 import (
@@ -191,7 +191,7 @@ func (a *Announcer) sync(ctx context.Context) error {
 	return errors.Join(conflicts...)
 }
 
-// lifetime returns how long the kernel keeps the addresses without this process: for ever (0) where no other node could have them.
+// lifetime returns how long the kernel keeps the addresses without this process: forever (0) where no other node could have them.
 func (a *Announcer) lifetime(ctx context.Context) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, recheck/2)
 	defer cancel()

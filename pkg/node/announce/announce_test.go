@@ -29,7 +29,7 @@ func TestServes(t *testing.T) {
 	}
 }
 
-// A node has the addresses of the pool that are assigned to it, and no others: whoever may write a Service's annotation or status.
+// A node has the addresses of the pool that are assigned to it, and no others, although users may write a Service's annotation or status.
 func TestAssigned(t *testing.T) {
 	others := "example.com/lb"
 	service := func(by string, change func(*corev1.Service), addresses ...string) *corev1.Service {

@@ -17,7 +17,7 @@ const (
 	arpReply   = 2
 )
 
-// gratuitousARP tells the machines of the networks which an address belongs to that it is here (RFC 5227, section 3): as request and as reply, because
+// gratuitousARP announces to the machines of the networks to which an address belongs that it is here (RFC 5227, section 3): as request and as reply, because
 // each is ignored by some. An address of no network of this machine is announced nowhere: packets to it come by a router.
 func gratuitousARP(address netip.Addr) error {
 	if !address.Is4() {
@@ -64,7 +64,7 @@ func broadcastARP(link *netlink.LinkAttrs, address netip.Addr) error {
 	return nil
 }
 
-// arpPacket says that hardware has address, in a packet of Ethernet and IPv4 (RFC 826).
+// arpPacket reports that hardware has address, in a packet of Ethernet and IPv4 (RFC 826).
 func arpPacket(operation uint16, hardware net.HardwareAddr, address netip.Addr) []byte {
 	target := make([]byte, 6) // of a request: ignored
 	if operation == arpReply {

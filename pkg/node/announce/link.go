@@ -17,7 +17,7 @@ import (
 // setAddresses gives the interface exactly these addresses, each with its full length, and removes the interface if there are
 // none. The kernel then responds to ARP for them on every interface (arp_ignore 0, its default), and accepts packets to them,
 // which kube-proxy forwards. It is a bridge without ports, because the pod network needs bridges anyway, and dummy interfaces
-// need another kernel module. The kernel removes an address after its lifetime, if it is not set again; 0 is for ever. It returns the
+// need another kernel module. The kernel removes an address after its lifetime, if it is not set again; 0 is forever. It returns the
 // addresses that the interface did not have.
 //
 // The interface has the alias, by which `polymesh reset` recognizes it. One without an alias is of an earlier version.

@@ -1,7 +1,7 @@
 // Package apilb is a node's balancer over the cluster's API servers: clients on the node connect to one address on loopback, and
 // are forwarded to a server that works.
 //
-// It forwards TCP: TLS is between the client and the API server, so the balancer needs no right of its own but to ask
+// It forwards TCP: TLS is between the client and the API server, so the balancer needs no permission except to read
 // /readyz and to list the servers, with the node's certificate. It owns the listener and the file with the servers. The lists of
 // components of a server and of an agent use it; the kubeconfigs of a node's parts have its address.
 //
@@ -196,20 +196,23 @@ func (b *Balancer) Ready(context.Context) error {
 	case v.healthy() > 0:
 		return nil
 	}
-	return fmt.Errorf("no API server is healthy: %s", v.problems())
+	return fmt.Errorf("no API server is healthy: %s", strings.Join(v.problems(), "; "))
 }
 
-// Note implements component.Noted: servers that are away, and what keeps the list from being current.
-func (b *Balancer) Note(context.Context) string {
+// Notes implements component.Noted: servers that are away, and what keeps the list from being current.
+func (b *Balancer) Notes(context.Context) []string {
 	v := b.view.Load()
-	var notes []string
-	if problems := v.problems(); problems != "" && v.healthy() > 0 {
-		notes = append(notes, fmt.Sprintf("%d of %d API servers are healthy: %s", v.healthy(), len(v.servers), problems))
+	if v.healthy() == 0 {
+		return nil
 	}
-	if why := b.watching.Load(); why != nil && v.healthy() > 0 {
+	var notes []string
+	for _, problem := range v.problems() {
+		notes = append(notes, "an API server is not healthy: "+problem)
+	}
+	if why := b.watching.Load(); why != nil {
 		notes = append(notes, "the list of API servers may be old: "+*why)
 	}
-	return strings.Join(notes, "; ")
+	return notes
 }
 
 // Servers returns the API servers that the balancer knows, for `polymesh status`.
@@ -256,7 +259,7 @@ func (v *view) healthy() int {
 }
 
 // problems lists the servers that do not work, and why.
-func (v *view) problems() string {
+func (v *view) problems() []string {
 	var all []string
 	for _, s := range v.servers {
 		switch {
@@ -269,5 +272,5 @@ func (v *view) problems() string {
 	if v.unresolved != "" {
 		all = append(all, v.unresolved)
 	}
-	return strings.Join(all, "; ")
+	return all
 }

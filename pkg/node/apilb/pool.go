@@ -15,7 +15,7 @@ const (
 	// checks on the servers, and still finds one that is switched off within 15 seconds.
 	standbyTicks = 3
 	// silences is how many checks in a row a server may leave unanswered. One is not enough on a busy machine; a server that
-	// refuses, or says that it is not ready, is unhealthy at once.
+	// refuses, or reports that it is not ready, is unhealthy at once.
 	silences = 2
 	// settled is how many good checks in a row a preferred server needs before connections are moved to it.
 	settled = 3

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,8 +51,8 @@ func TestComponent(t *testing.T) {
 	}
 	stop := func(c *Component) { t.Helper(); must(t, c.Stop(context.WithoutCancel(ctx))) }
 	c := start(false)
-	if text := list(t); text != "" || c.Summary() != "" || c.Note(ctx) != "" || c.sources.pods.LastSyncResourceVersion() != "" {
-		t.Errorf("without a policy there are rules, pods are read, or it shows: %q %q %s", c.Summary(), c.Note(ctx), text)
+	if text := list(t); text != "" || c.Summary() != "" || len(c.Notes(ctx)) > 0 || c.sources.pods.LastSyncResourceVersion() != "" {
+		t.Errorf("without a policy there are rules, pods are read, or it shows: %q %q %s", c.Summary(), c.Notes(ctx), text)
 	}
 
 	pod := func(name string, address string) *corev1.Pod {
@@ -133,8 +134,8 @@ func TestComponent(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	eventually(t, "the rules are back", func() bool { return list(t) == before })
-	if !strings.Contains(c.Note(ctx), "put back what another program had removed: the rules of NetworkPolicies") {
-		t.Errorf("the note is %q", c.Note(ctx))
+	if notes := c.Notes(ctx); len(notes) != 1 || !strings.Contains(notes[0], "put back what another program had removed: the rules of NetworkPolicies") {
+		t.Errorf("the notes are %q", notes)
 	}
 
 	// They outlive the process. Another one, with policies that have changed meanwhile, continues from there.
@@ -159,7 +160,7 @@ func TestComponent(t *testing.T) {
 	old.records, old.supported = records, false
 	must(t, old.Start(ctx))
 	eventually(t, "it is ready", func() bool { return old.Ready(ctx) == nil })
-	if got := old.Note(ctx); got != "1 NetworkPolicy is stored and not enforced, which needs Linux 5.13" {
+	if got := old.Notes(ctx); !slices.Equal(got, []string{"1 NetworkPolicy is stored and not enforced, which needs Linux 5.13"}) {
 		t.Errorf("on an old kernel the note is %q", got)
 	}
 	stop(old)

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -30,6 +29,9 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/preflight"
 )
+
+// shownProblems is how many policies with problems the notes name.
+const shownProblems = 3
 
 // Options are the settings of the component.
 type Options struct {
@@ -79,7 +81,7 @@ type Component struct {
 
 	mu       sync.Mutex
 	state    error
-	problems string
+	problems []error // of policies, by which they are not enforced in full
 	policies int
 	isolated int
 	restored string
@@ -311,13 +313,7 @@ func (c *Component) check(ctx context.Context) {
 func (c *Component) note(policies, isolated int, problems []error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.policies, c.isolated, c.problems = policies, isolated, ""
-	if len(problems) > 0 {
-		c.problems = problems[0].Error()
-	}
-	if len(problems) > 1 {
-		c.problems = fmt.Sprintf("%s; and %d more", c.problems, len(problems)-1)
-	}
+	c.policies, c.isolated, c.problems = policies, isolated, problems
 }
 
 // Ready returns nil when the rules in the kernel are those of the cluster's policies. The kubelet waits for that: no pod starts
@@ -328,20 +324,21 @@ func (c *Component) Ready(context.Context) error {
 	return c.state
 }
 
-// Note returns what an administrator should know although the component is ready.
-func (c *Component) Note(context.Context) string {
+// Notes returns what an administrator should know although the component is ready.
+func (c *Component) Notes(context.Context) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var notes []string
 	if !c.supported && c.policies > 0 {
 		notes = append(notes, count(c.policies)+" stored and not enforced, which needs Linux 5.13")
 	}
-	for _, text := range []string{c.problems, c.restored} {
-		if text != "" {
-			notes = append(notes, text)
-		}
+	for _, err := range c.problems[:min(len(c.problems), shownProblems)] {
+		notes = append(notes, err.Error())
 	}
-	return strings.Join(notes, "; ")
+	if more := len(c.problems) - shownProblems; more > 0 {
+		notes = append(notes, fmt.Sprintf("NetworkPolicies with problems that are not shown: %d", more))
+	}
+	return append(notes, component.Present(&c.restored)...)
 }
 
 // Summary returns how many policies are enforced.

@@ -173,7 +173,7 @@ func TestComponent(t *testing.T) {
 	}
 	join("thief", "02:00:00:00:00:07")
 	controlplanetest.Eventually(t, "the thief is reported", func() error {
-		if note := n.Note(t.Context()); !strings.Contains(note, "no way to the pods of node thief: it claims the hardware address 02:00:00:00:00:07 of node other") {
+		if note := strings.Join(n.Notes(t.Context()), "\n"); !strings.Contains(note, "no route to the pods of node thief: it claims the hardware address 02:00:00:00:00:07 of node other") {
 			return fmt.Errorf("the note is %q", note)
 		}
 		return n.keeper.Check(t.Context())
@@ -181,7 +181,7 @@ func TestComponent(t *testing.T) {
 	run(t, "ip", "link", "delete", "flannel.1")
 	controlplanetest.Eventually(t, "the device comes back, with the route", routes(fmt.Sprintf("%s via %s dev flannel.1 onlink", theirs, theirs.Addr())))
 	controlplanetest.Eventually(t, "it is noted", func() error {
-		if note := n.Note(t.Context()); !strings.Contains(note, "put back what another program had removed: the interface flannel.1") {
+		if note := strings.Join(n.Notes(t.Context()), "\n"); !strings.Contains(note, "put back what another program had removed: the interface flannel.1") {
 			return fmt.Errorf("the note is %q", note)
 		}
 		return n.keeper.Check(t.Context())

@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -82,13 +81,13 @@ type Network struct {
 	// nodes is the cache of all nodes, with what trim leaves; synced reports whether it has all.
 	nodes  cache.Store
 	synced func() bool
-	// obstacle describes another program's rule that drops pods' packets, unusable the nodes whose announcement cannot be used; empty or nil if
-	// there is none.
-	obstacle, unusable atomic.Pointer[string]
-	since              time.Time
-	log                *slog.Logger
-	keeper             *keeper.Keeper
-	overlay            *overlay
+	// obstacles describes other programs' rules that drop pods' packets, unusable the nodes whose announcement cannot be used; nil before
+	// they were looked for.
+	obstacles, unusable atomic.Pointer[[]string]
+	since               time.Time
+	log                 *slog.Logger
+	keeper              *keeper.Keeper
+	overlay             *overlay
 	// addresses returns the machine's addresses.
 	addresses func() ([]net.Addr, error)
 }
@@ -161,7 +160,7 @@ func (n *Network) addParts() error {
 		return err
 	}
 	pods := newAttachments(network, n.opts.Plugins, "")
-	n.keeper.Add(masq, &ways{n}, &configuration{dir: dir.CNIConfDir(), text: n.conflist}, &announcement{n},
+	n.keeper.Add(masq, &nodeRoutes{n}, &configuration{dir: dir.CNIConfDir(), text: n.conflist}, &announcement{n},
 		&bridge{attachments: pods, pods: n.podCIDR, alias: n.opts.Marker.Alias(), mtu: n.mtu}, &hostPorts{attachments: pods})
 	return nil
 }
@@ -273,13 +272,13 @@ func (n *Network) view(b base, pods netip.Prefix) view {
 	return v
 }
 
-// ways is the part that gives the overlay the nodes.
-type ways struct{ n *Network }
+// nodeRoutes is the part that passes the nodes to the overlay.
+type nodeRoutes struct{ n *Network }
 
 // Settle implements keeper.Changing.
-func (w *ways) Settle(ctx context.Context) error {
-	n := w.n
-	// Before all nodes are known, ways that are in use would look left over.
+func (r *nodeRoutes) Settle(ctx context.Context) error {
+	n := r.n
+	// Before all nodes are known, routes that are in use would look left over.
 	pods, err := netip.ParsePrefix(n.podCIDR())
 	if err != nil || !n.synced() {
 		return nil
@@ -294,22 +293,22 @@ func (w *ways) Settle(ctx context.Context) error {
 		nodes = append(nodes, o.(*corev1.Node))
 	}
 	peers, notes := v.peers(nodes)
-	if text := strings.Join(notes, "; "); replaced(&n.unusable, text) {
+	for _, text := range replaced(&n.unusable, notes) {
 		n.log.Warn("a node's announcement cannot be used", "what", text)
 	}
 	if now, before := n.overlay.set(pods, peers); len(now)+len(before) > 0 {
-		n.log.Info("the ways to other nodes' pods have changed", "now", describe(now), "before", describe(before), "nodes", len(peers))
+		n.log.Info("the routes to other nodes' pods have changed", "now", describe(now), "before", describe(before), "nodes", len(peers))
 	}
 	return n.overlay.Settle(ctx)
 }
 
 // Missing implements keeper.Part.
-func (w *ways) Missing(ctx context.Context) (string, error) { return w.n.overlay.Missing(ctx) }
+func (r *nodeRoutes) Missing(ctx context.Context) (string, error) { return r.n.overlay.Missing(ctx) }
 
 // Restore implements keeper.Part.
-func (w *ways) Restore(ctx context.Context) error { return w.n.overlay.Restore(ctx) }
+func (r *nodeRoutes) Restore(ctx context.Context) error { return r.n.overlay.Restore(ctx) }
 
-// announcement is the part that writes the annotations of the node's own object, by which other nodes find the way to its pods.
+// announcement is the part that writes the annotations of the node's own object, by which other nodes reach its pods.
 type announcement struct{ n *Network }
 
 // Settle implements keeper.Changing.
@@ -337,7 +336,7 @@ func (a *announcement) Settle(ctx context.Context) error {
 	// The kubelet's identity may patch the status of its node, and metadata with it, as flannel does.
 	_, err = n.client.CoreV1().Nodes().Patch(ctx, n.opts.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("announce the way to this node's pods: %w", err)
+		return fmt.Errorf("announce this node's pods to other nodes: %w", err)
 	}
 	return nil
 }
@@ -373,18 +372,11 @@ func MarkBridge(lock *datadir.Lock, marker *datadir.Marker, adopt bool) error {
 }
 
 func (n *Network) watchBridge(ctx context.Context) {
-	ticker := time.NewTicker(bridgePoll)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	component.Rounds(ctx, nil, bridgePoll, func(context.Context) {
 		if err := MarkBridge(n.opts.Lock, n.opts.Marker, false); err != nil {
 			n.log.Warn("the pods' bridge is not marked", "err", err)
 		}
-	}
+	})
 }
 
 // Ready returns nil if the node is Ready, has its address, and no part of its network is missing. If another program provides the pod network,
@@ -438,11 +430,13 @@ func (n *Network) hasAddress() error {
 func (n *Network) watchObstacles(ctx context.Context) {
 	for {
 		if pods := n.podCIDR(); pods != "" {
-			text, err := obstacles(ctx, pods)
+			rules, err := obstacles(ctx, pods)
 			if err != nil && ctx.Err() == nil {
 				n.log.Debug("check other programs' rules", "err", err)
-			} else if replaced(&n.obstacle, text) {
-				n.log.Warn("another program's rules drop pods' packets", "what", text)
+			} else {
+				for _, text := range replaced(&n.obstacles, rules) {
+					n.log.Warn("another program's rules drop pods' packets", "what", text)
+				}
 			}
 		}
 		select {
@@ -453,18 +447,21 @@ func (n *Network) watchObstacles(ctx context.Context) {
 	}
 }
 
-// replaced stores a text and reports whether it is new.
-func replaced(p *atomic.Pointer[string], text string) bool {
-	old := p.Swap(&text)
-	return text != "" && (old == nil || *old != text)
+// replaced stores texts and returns those that are new.
+func replaced(p *atomic.Pointer[[]string], texts []string) []string {
+	old := p.Swap(&texts)
+	if old == nil {
+		return texts
+	}
+	return slices.DeleteFunc(slices.Clone(texts), func(text string) bool { return slices.Contains(*old, text) })
 }
 
-// Note reports what was restored, and what an administrator has to do.
-func (n *Network) Note(context.Context) string {
+// Notes reports what was restored, and what an administrator has to do.
+func (n *Network) Notes(context.Context) []string {
 	var notes []string
-	for _, text := range []*string{n.obstacle.Load(), n.unusable.Load()} {
-		if text != nil {
-			notes = append(notes, *text)
+	for _, texts := range []*[]string{n.obstacles.Load(), n.unusable.Load()} {
+		if texts != nil {
+			notes = append(notes, *texts...)
 		}
 	}
 	if err := n.nodeReady(); err != nil && !n.own() {
@@ -473,11 +470,11 @@ func (n *Network) Note(context.Context) string {
 	if n.overlay != nil && n.overlay.inProcess() {
 		notes = append(notes, "the kernel has no WireGuard (CONFIG_WIREGUARD), so the server encrypts packets between nodes itself: this is slower, takes memory, and they wait while the server restarts")
 	}
-	notes = append(notes, n.keeper.Last())
-	return strings.Join(slices.DeleteFunc(notes, func(text string) bool { return text == "" }), "; ")
+	restored := n.keeper.Last()
+	return append(notes, component.Present(&restored)...)
 }
 
-// Stop ends the watch. Pods keep their addresses, and the ways to other nodes.
+// Stop ends the watch. Pods keep their addresses, and the routes to other nodes stay.
 func (n *Network) Stop(context.Context) error {
 	if n.cancel != nil {
 		n.cancel()

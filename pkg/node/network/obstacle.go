@@ -15,15 +15,14 @@ var (
 	chainLine = regexp.MustCompile(`^chain (\S+) \{$`)
 )
 
-// obstacles describes rules of other programs that drop the pods' packets, and what to do; empty if there are none. The server
-// must not change them. pods is this node's pod address range.
-func obstacles(ctx context.Context, pods string) (string, error) {
+// obstacles describes rules of other programs that drop the pods' packets, and what to do. The server must not change them. pods is this
+// node's pod address range.
+func obstacles(ctx context.Context, pods string) (notes []string, err error) {
 	chains, err := nft(ctx, "list", "chains", "ip")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	k3s, drops := readChains(chains)
-	var notes []string
 	if k3s {
 		notes = append(notes, "K3s has left rules that drop pods' packets (chains KUBE-ROUTER-…): run k3s-killall.sh, or reboot, and restart the server")
 	}
@@ -31,13 +30,13 @@ func obstacles(ctx context.Context, pods string) (string, error) {
 		// ufw's rules are in chains that this one jumps to.
 		rules, err := nft(ctx, "list", "table", "ip", drop.table)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if pods != "" && !letsThrough(rules, pods) {
 			notes = append(notes, fmt.Sprintf("a firewall drops forwarded packets (table ip %s, chain %s; Docker and ufw do so) and has no rule for pods: see \"Firewalls\" in docs/start/requirements.md", drop.table, drop.chain))
 		}
 	}
-	return strings.Join(notes, "; "), nil
+	return notes, nil
 }
 
 // chain is a chain of the packet filter.

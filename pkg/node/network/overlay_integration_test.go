@@ -493,7 +493,7 @@ func TestBackendChanges(t *testing.T) {
 	}
 }
 
-// Other programs' devices and routes are left alone, and the error says what is in the way.
+// Other programs' devices and routes are left alone, and the error describes what is in the way.
 func TestForeignWaysStay(t *testing.T) {
 	l := newLAN(t)
 	a, b := l.join(config.VXLAN), l.join(config.VXLAN)
@@ -524,7 +524,7 @@ func TestForeignWaysStay(t *testing.T) {
 	}
 }
 
-// A running node repairs its ways as soon as the kernel reports a change, also after its subscriptions were lost or refused.
+// A running node repairs its routes as soon as the kernel reports a change, also after its subscriptions were lost or refused.
 func TestSubscriptionIsLost(t *testing.T) {
 	l := newLAN(t)
 	a, b := l.join(config.VXLAN), l.join(config.VXLAN)

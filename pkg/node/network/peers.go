@@ -110,7 +110,7 @@ func (v view) peers(nodes []*corev1.Node) (peers []peer, notes []string) {
 			err = v.conflict(p, peers)
 		}
 		if err != nil {
-			notes = append(notes, fmt.Sprintf("no way to the pods of node %s: %v", n.Name, err))
+			notes = append(notes, fmt.Sprintf("no route to the pods of node %s: %v", n.Name, err))
 			continue
 		}
 		peers = append(peers, p)

@@ -106,7 +106,7 @@ func TestHostileAnnouncements(t *testing.T) {
 	} {
 		nodes := []*corev1.Node{other("evil", c.pods, c.address, c.mac, 2), victim}
 		peers, notes := thisView(config.VXLAN).peers(nodes)
-		if describe(peers) != "b 10.42.1.0/24 via 192.0.2.2" || len(notes) != 1 || !strings.HasPrefix(notes[0], "no way to the pods of node evil: ") || !strings.Contains(notes[0], c.want) || strings.Contains(notes[0], "\n") {
+		if describe(peers) != "b 10.42.1.0/24 via 192.0.2.2" || len(notes) != 1 || !strings.HasPrefix(notes[0], "no route to the pods of node evil: ") || !strings.Contains(notes[0], c.want) || strings.Contains(notes[0], "\n") {
 			t.Errorf("%s: peers %v, notes %q, want %q", what, peers, notes, c.want)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -210,7 +211,7 @@ func TestObstacles(t *testing.T) {
 	wantObstacle := func(what, want string) {
 		t.Helper()
 		got, err := obstacles(t.Context(), "10.42.0.0/24")
-		if err != nil || (got == "") != (want == "") || !strings.Contains(got, want) {
+		if err != nil || want == "" && len(got) > 0 || want != "" && !slices.ContainsFunc(got, func(text string) bool { return strings.Contains(text, want) }) {
 			t.Errorf("%s: %q, %v; want %q", what, got, err, want)
 		}
 	}

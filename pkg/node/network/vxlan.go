@@ -173,7 +173,7 @@ func (o *overlay) planEntries(index int) (steps []step, err error) {
 func setEntry(n netlink.Neigh, p peer) func() error {
 	return func() error {
 		if err := netlink.NeighSet(&n); err != nil {
-			return fmt.Errorf("set the way to node %s (%s): %w", p.node, p.address, err)
+			return fmt.Errorf("set the route to node %s (%s): %w", p.node, p.address, err)
 		}
 		return nil
 	}

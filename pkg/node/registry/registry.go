@@ -21,7 +21,6 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +30,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/imagestore"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 const (
@@ -126,8 +126,7 @@ func (r *Registry) Start(ctx context.Context) (err error) {
 	if r.store, err = imagestore.Open(r.opts.Socket); err != nil {
 		return err
 	}
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(r.opts.LocalPort)))
-	if r.local, err = (&net.ListenConfig{}).Listen(ctx, "tcp4", address); err != nil {
+	if r.local, err = (&net.ListenConfig{}).Listen(ctx, "tcp4", layout.Loopback(int(r.opts.LocalPort)).String()); err != nil {
 		return fmt.Errorf("listen for containerd: %w", err)
 	}
 	if err := r.writeHosts(); err != nil {
@@ -206,15 +205,9 @@ func (r *Registry) Ready(context.Context) error {
 	return nil
 }
 
-// Note implements component.Noted.
-func (r *Registry) Note(context.Context) string {
-	var notes []string
-	for _, p := range []*string{r.problem.Load(), r.notice.Load()} {
-		if p != nil && *p != "" {
-			notes = append(notes, *p)
-		}
-	}
-	return strings.Join(append(notes, r.mirrors.notes()...), "; ")
+// Notes implements component.Noted.
+func (r *Registry) Notes(context.Context) []string {
+	return append(component.Present(r.problem.Load(), r.notice.Load()), r.mirrors.notes()...)
 }
 
 // Stop implements component.Component.

@@ -427,17 +427,17 @@ configs:
 `, broken.URL, server.URL, strings.TrimPrefix(server.URL, "http://"))
 	ok(t, os.WriteFile(m.opts.Registries, []byte(text), 0o600))
 	eventually(t, "the file is read", func() error { return m.pull(ref) })
-	if note := m.reg.Note(t.Context()); !strings.Contains(note, broken.URL) || !strings.Contains(note, "502") {
+	if note := strings.Join(m.reg.Notes(t.Context()), "\n"); !strings.Contains(note, broken.URL) || !strings.Contains(note, "502") {
 		t.Errorf("the note is %q", note)
 	}
 	ok(t, os.WriteFile(m.opts.Registries, []byte("mirrors: [sesame2]\n"), 0o600))
 	eventually(t, "a bad file is reported", func() error {
-		if note := m.reg.Note(t.Context()); !strings.Contains(note, "registries.yaml") {
+		if note := strings.Join(m.reg.Notes(t.Context()), "\n"); !strings.Contains(note, "registries.yaml") {
 			return errors.New(note)
 		}
 		return nil
 	})
-	if strings.Contains(m.log.String()+m.reg.Note(t.Context()), "sesame") {
+	if strings.Contains(m.log.String()+strings.Join(m.reg.Notes(t.Context()), "\n"), "sesame") {
 		t.Errorf("a password is in the log:\n%s", m.log)
 	}
 }

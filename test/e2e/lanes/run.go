@@ -21,7 +21,7 @@ import (
 	"time"
 )
 
-// Options say what to run.
+// Options define what to run.
 type Options struct {
 	// Program is the compiled test program, Dir the folder of its sources, in which it runs, and Package its import path.
 	Program, Dir, Package string
@@ -209,7 +209,7 @@ func (r *run) lane(ctx context.Context, lane int) {
 		// A separate folder: at their start, tests remove what dead ones left in it.
 		var err error
 		if temporary, err = os.MkdirTemp("", "e2e-"); err == nil {
-			err = os.Chmod(temporary, 0o755) // a test runs the program there as nobody
+			err = os.Chmod(temporary, 0o755) // a test runs the program there as the user nobody
 		}
 		if err != nil {
 			r.complain(lane, err.Error())

@@ -217,9 +217,6 @@ func (n *Node) Kubeconfig() string { return filepath.Join(n.Dir, "polymesh.yaml"
 // Log returns the file with the server's output, of all its starts.
 func (n *Node) Log() string { return filepath.Join(n.Dir, "server.log") }
 
-// stateDir returns the folder for build/up's pid file.
-func (n *Node) stateDir() string { return filepath.Join(n.Dir, "state") }
-
 // Top returns the repository's top folder.
 func Top() (string, error) {
 	dir, err := os.Getwd()

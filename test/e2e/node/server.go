@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -201,43 +200,29 @@ func (n *Node) Reset(ctx context.Context) (string, error) {
 	return n.run(ctx, n.program, "reset", "--yes", "--data-dir", n.DataDir(), "--kubeconfig", n.Kubeconfig())
 }
 
-// Up runs the script of `make up` on the node, and returns what it prints. The server that it starts becomes the node's server. The
-// script sets the mesh profile itself.
+// Up runs the script of `make up` on the node, and returns what it prints. The server that it starts becomes the node's server.
 func (n *Node) Up(ctx context.Context) (string, error) {
 	out, err := n.script(ctx, "up")
 	if err != nil {
 		return out, err
 	}
-	text, err := os.ReadFile(filepath.Join(n.stateDir(), "server.pid"))
-	if err != nil {
-		return out, err
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return out, err
-	}
-	if n.PID() != pid {
-		n.server, err = adopt(pid)
+	report, err := n.Report(ctx)
+	if err == nil && n.PID() != report.PID {
+		n.server, err = adopt(report.PID)
 	}
 	return out, err
 }
 
 // Down runs the script of `make down` on the node, and returns what it prints.
-func (n *Node) Down(ctx context.Context) (string, error) { return n.script(ctx, "down") }
+func (n *Node) Down(ctx context.Context) (string, error) { return n.script(ctx, "down", "--yes") }
 
-func (n *Node) script(ctx context.Context, name string) (string, error) {
+func (n *Node) script(ctx context.Context, name string, args ...string) (string, error) {
 	top, err := Top()
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(top, "build", name))
-	if n.opts.Hostname != "" {
-		cmd = exec.CommandContext(ctx, "nsenter", "--uts="+n.hostname(), "--", filepath.Join(top, "build", name))
-	}
-	cmd.Env = append(environment(),
-		"POLYMESH_BIN="+n.program, "POLYMESH_NETNS="+string(n.inside), "POLYMESH_DATA_DIR="+n.DataDir(),
-		"POLYMESH_WRITE_KUBECONFIG="+n.Kubeconfig(), "POLYMESH_STATE_DIR="+n.stateDir(), "POLYMESH_LOG="+n.Log(),
-		"POLYMESH_SERVER_ARGS="+strings.Join(n.opts.Args, " "), "KUBECACHEDIR="+filepath.Join(n.Dir, "kubecache"))
+	cmd := n.Command(ctx, filepath.Join(top, "build", name), args...)
+	cmd.Env = append(cmd.Env, "POLYMESH_BIN="+n.program, "POLYMESH_WRITE_KUBECONFIG="+n.Kubeconfig(), "POLYMESH_LOG="+n.Log())
 	cmd.Env = append(cmd.Env, n.opts.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }

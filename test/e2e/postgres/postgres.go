@@ -86,7 +86,7 @@ func (s *Server) Start() error {
 	return nil
 }
 
-// Stop ends a running server. SIGINT is its "fast shutdown": whoever is connected is cut off.
+// Stop ends a running server. SIGINT is its "fast shutdown": it disconnects its clients.
 func (s *Server) Stop() error {
 	if s.process == nil {
 		return nil

@@ -44,7 +44,7 @@ func run(advisories, out string) error {
 	}); err != nil {
 		return fmt.Errorf("build: %w", err)
 	}
-	// It writes the file's name, which has the time in it, and "latest.json" beside it, with the checksum.
+	// It writes the file's name, which has the time in it, and "latest.json" next to it, with the checksum.
 	return db.Package(folder, "", "tar.gz", nil)
 }
 

@@ -2,7 +2,7 @@
 //
 // It owns <data-dir>/server/db/etcd and three ports: the API server of this machine, and nothing else, connects to 127.0.0.1;
 // the other members connect to the node's address. Both need a certificate of etcd's own authority, which only servers have.
-// pkg/server uses it in place of SQLite; membership (members.go) is for whoever adds and removes servers.
+// pkg/server uses it in place of SQLite; membership (members.go) is for what adds and removes servers.
 package etcd
 
 import (
@@ -164,9 +164,9 @@ func (e *Etcd) Init(context.Context) error {
 	return nil
 }
 
-// identity is what a member must know about itself before it starts. It is in a file beside its data.
+// identity is what a member must know about itself before it starts. It is in a file next to its data.
 type identity struct {
-	// Name is unique for ever: a node that is removed and joins again is another member.
+	// Name is unique forever: a node that is removed and joins again is another member.
 	Name string `json:"name"`
 	Membership
 }
@@ -396,7 +396,7 @@ func (e *Etcd) run(ctx context.Context, server *embed.Etcd, client *clientv3.Cli
 	}
 }
 
-// ended says why a member has stopped by itself.
+// ended explains why a member has stopped by itself.
 func (e *Etcd) ended() error {
 	if !e.removed.Load() {
 		return errors.New("etcd has stopped by itself: its last log lines have the reason")
@@ -448,7 +448,7 @@ func (e *Etcd) repair(ctx context.Context, client *clientv3.Client) {
 	}
 }
 
-// updateURL tells the other members that this one has another address than at its last start.
+// updateURL announces to the other members that this one has another address than at its last start.
 func (e *Etcd) updateURL(ctx context.Context, server *embed.Etcd, client *clientv3.Client) (done bool) {
 	id := server.Server.MemberID()
 	member, url := server.Server.Cluster().Member(id), e.peer("").URL
@@ -552,9 +552,10 @@ func (e *Etcd) noMajority(ctx context.Context, err error) error {
 	return fmt.Errorf("etcd has no leader: a majority of its %d members must run and be reachable on port %d: %w", len(members), e.opts.Peer.Port(), err)
 }
 
-// Note implements component.Noted.
-func (e *Etcd) Note(context.Context) string {
+// Notes implements component.Noted.
+func (e *Etcd) Notes(context.Context) []string {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.note
+	note := e.note
+	e.mu.Unlock()
+	return component.Present(&note)
 }

@@ -195,7 +195,7 @@ func (s *server) members(t *testing.T) map[string]Member {
 	return byNode
 }
 
-// One member works, keeps its data over a restart, and accepts nobody without a certificate of its authority.
+// One member works, keeps its data over a restart, and accepts no one without a certificate of its authority.
 func TestOneMember(t *testing.T) {
 	s := servers(t, "node-1")[0]
 	if exists, err := Exists(s.opts.Dir); exists || err != nil {
@@ -285,7 +285,7 @@ func TestThreeMembers(t *testing.T) {
 	c.ready(t)
 	c.has(t, "first", "second")
 
-	// Two of three are away: it says so, and comes back with them.
+	// Two of three are away: it reports that, and works again when they are back.
 	stop(t, b.Etcd)
 	stop(t, c.Etcd)
 	eventually(t, "a has no majority", func() error {
@@ -303,7 +303,7 @@ func TestThreeMembers(t *testing.T) {
 	c.ready(t)
 	c.has(t, "first", "second")
 
-	// A removed member ends, and says why. It does not start again on its data.
+	// A removed member ends, and explains why. It does not start again on its data.
 	removed := a.members(t)["b"]
 	eventually(t, "b is removed", func() error { return a.Remove(t.Context(), removed.ID) })
 	select {
@@ -312,7 +312,7 @@ func TestThreeMembers(t *testing.T) {
 			t.Errorf("the removed member ends with %v", err)
 		}
 	case <-time.After(time.Minute):
-		t.Error("the removed member goes on")
+		t.Error("the removed member continues")
 	}
 	stop(t, b.Etcd)
 	if err := New(b.opts).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "this server was removed from the cluster") {

@@ -30,7 +30,7 @@ type core struct {
 	fields []zapcore.Field
 }
 
-// removedMessage is how etcd says that this member was removed (etcdserver/server.go, and rafthttp/util.go for one that was away meanwhile).
+// removedMessage is how etcd reports that this member was removed (etcdserver/server.go, and rafthttp/util.go for one that was away meanwhile).
 const removedMessage = "the member has been permanently removed from the cluster"
 
 // Members of different clusters report it many times a second: the one that sends (rafthttp/util.go and stream.go), and the one that

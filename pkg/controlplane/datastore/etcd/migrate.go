@@ -30,7 +30,7 @@ const (
 // migrate moves the cluster's state from a SQLite database of kine's, which no process uses, to a member that has no data yet. It may be
 // interrupted at any moment, and then begins again: the member's data gets its name when it is complete.
 //
-// Revisions go on above those of SQLite, and all earlier ones count as compacted. So a client that knows a revision lists its objects
+// Revisions continue above those of SQLite, and all earlier ones count as compacted. So a client that knows a revision lists its objects
 // again, as after any compaction. K3s's begin again at 1, which stops each client that knows a higher one until it is restarted.
 func (e *Etcd) migrate(ctx context.Context) error {
 	if e.opts.SQLite == "" {

@@ -76,7 +76,7 @@ func (e *Etcd) notMoved() *datastore.Datastore {
 }
 
 // Save implements snapshot.Source: it writes a snapshot of this member into the folder dir, as CopyName with mode 0600, and returns its
-// revision. A member that runs, in whatever process, is asked for it, and has to have a majority: only then does it know every write
+// revision. A member that runs, in whatever process, is queried for it, and must have a majority: only then does it know every write
 // that was acknowledged before. One that does not run is read, without changing it, with all writes that it knows.
 func (e *Etcd) Save(ctx context.Context, dir string) (revision int64, err error) {
 	if old := e.notMoved(); old != nil {

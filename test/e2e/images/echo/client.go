@@ -41,7 +41,7 @@ type summary struct {
 	Versions map[string]int `json:"versions"`
 	Pods     map[string]int `json:"pods"`
 	Errors   map[string]int `json:"errors"`
-	// Traced counts the requests of which the server was told, in W3C's way, that they are traced.
+	// Traced counts the requests that were marked as traced for the server, in W3C's way.
 	Traced int `json:"traced"`
 
 	mu sync.Mutex

@@ -1,4 +1,4 @@
-// Command echo is the workload of the end-to-end tests: a server that says what reached it, and the clients that call it
+// Command echo is the workload of the end-to-end tests: a server that shows what reached it, and the clients that call it
 // from inside a pod. Its image holds nothing else, so that a test depends on no shell and no curl.
 //
 //	echo serve                                          HTTP, gRPC and TCP, see server.go

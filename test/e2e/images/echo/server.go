@@ -25,7 +25,7 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// reply is what the server tells about a request.
+// reply is what the server reports about a request.
 type reply struct {
 	Method  string              `json:"method"`
 	Path    string              `json:"path"`
@@ -49,7 +49,7 @@ type reply struct {
 //	/exit?code=N        ends the process
 //	/file?path=P        reads a file; a POST writes its body there
 //	/set?status=S&delay=D  lets this pod echo with status S, and D late; /set alone puts that back
-//	/call?url=U         calls another echo, passes on the headers of a trace, and tells what that one has answered
+//	/call?url=U         calls another echo, passes on the headers of a trace, and reports what that one has answered
 //
 // A query can say status and delay for its own request too, and with first=N&id=I for the first N requests with this id.
 type server struct {
@@ -211,7 +211,7 @@ type manner struct {
 	delay  time.Duration
 }
 
-// manner tells how to echo a request with this query, and as which attempt with its id it counts.
+// manner defines how to echo a request with this query, and as which attempt with its id it counts.
 func (s *server) manner(query url.Values) (manner, int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
