@@ -23,6 +23,7 @@ import (
 
 // Paths of the API server. Who may call them is decided by RBAC: see pkg/controlplane.
 const (
+	pathPrefix = "/polymesh/v1/"
 	// AgentPath takes a Request and answers with a Grant, or with a Refusal.
 	AgentPath = "/polymesh/v1/join/agent"
 	// ClusterPath answers a node with the Cluster.
@@ -50,9 +51,10 @@ type Request struct {
 	// Now is the machine's time.
 	Now time.Time `json:"now"`
 	// ClientCSR and ServingCSR are signing requests in DER form, which prove that the machine has the keys. Only their keys are used.
-	// A machine that becomes a server sends none: it gets the authorities.
+	// A machine that becomes a server gets the authorities in place of certificates, and sends only the first, by whose key it is known
+	// when it was interrupted.
 	ClientCSR  []byte `json:"clientCSR"`
-	ServingCSR []byte `json:"servingCSR"`
+	ServingCSR []byte `json:"servingCSR,omitempty"`
 	// Certificate is the node's own of before, in DER form, expired or not, for the key of ClientCSR. Empty if there is none.
 	Certificate []byte `json:"certificate,omitempty"`
 }

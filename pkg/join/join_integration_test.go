@@ -175,12 +175,12 @@ func TestJoin(t *testing.T) {
 		if err := register(t, "worker-2", m); err != nil {
 			t.Fatal(err)
 		}
-		if err := client(t, m).CoreV1().ConfigMaps("kube-system").Delete(t.Context(), "joined.worker-2", metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {
+		if err := client(t, m).CoreV1().Secrets("kube-system").Delete(t.Context(), "joined.worker-2", metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {
 			t.Errorf("a node removes the record of its name: %v", err)
 		}
 		controlplanetest.Eventually(t, "the record has its node", func() error {
-			cm, err := admin.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "joined.worker-2", metav1.GetOptions{})
-			if err == nil && cm.Data["node"] == "" {
+			record, err := admin.CoreV1().Secrets("kube-system").Get(t.Context(), "joined.worker-2", metav1.GetOptions{})
+			if err == nil && len(record.Data["node"]) == 0 {
 				err = errors.New("it has no node")
 			}
 			return err
@@ -208,8 +208,8 @@ func TestJoin(t *testing.T) {
 		}
 		// Once the cluster knows that the machine's node is this one.
 		controlplanetest.Eventually(t, "the record has its node", func() error {
-			cm, err := admin.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "joined.worker-6", metav1.GetOptions{})
-			if err == nil && cm.Data["node"] == "" {
+			record, err := admin.CoreV1().Secrets("kube-system").Get(t.Context(), "joined.worker-6", metav1.GetOptions{})
+			if err == nil && len(record.Data["node"]) == 0 {
 				err = errors.New("it has no node")
 			}
 			return err
@@ -498,6 +498,54 @@ func TestJoin(t *testing.T) {
 			t.Errorf("the datastore's text is %q, %v", raw.Kvs, err)
 		}
 	})
+
+	t.Run("writers", func(t *testing.T) { writers(t, admin, config) })
+
+	t.Run("servers' names", func(t *testing.T) {
+		text, err := os.ReadFile(dir.ServerToken())
+		if err != nil {
+			t.Fatal(err)
+		}
+		serverToken, err := token.Parse(string(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The server has recorded itself before there was a token, and its node has not registered.
+		_, err = join.Join(t.Context(), machine("none", nodeToken))
+		wantRefused(t, "an agent with the name of the first server", err, "a server at \"192.0.2.1\" joined under the name none")
+		_, _, err = join.JoinServers(t.Context(), machine("none", serverToken))
+		wantRefused(t, "a server with the name of the first server", err, "a server at \"192.0.2.1\" joined under the name none")
+		second := machine("server-8", serverToken)
+		if _, _, err := join.JoinServers(t.Context(), second); err != nil {
+			t.Fatal(err)
+		}
+		_, err = join.Join(t.Context(), machine("server-8", nodeToken))
+		wantRefused(t, "an agent with the name of a server that has joined", err, "joined under the name server-8")
+		_, _, err = join.JoinServers(t.Context(), machine("server-8", serverToken))
+		wantRefused(t, "a server with the name of another", err, "joined under the name server-8")
+		// Interrupted before it was a server, it joins again.
+		if _, _, err := join.JoinServers(t.Context(), second); err != nil {
+			t.Error(err)
+		}
+		// Another way round.
+		if _, err := join.Join(t.Context(), machine("worker-8", nodeToken)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = join.JoinServers(t.Context(), machine("worker-8", serverToken))
+		wantRefused(t, "a server with the name of an agent", err, "a machine at \"192.0.2.")
+		late := startServer(t, kubeconfig, dir, "worker-8")
+		select {
+		case err := <-late.Failed():
+			var taken *join.NameTakenError
+			if !errors.As(err, &taken) || !strings.Contains(err.Error(), "give this server another name with --node-name") {
+				t.Errorf("a server that found the others in the datastore: %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Errorf("a server with the name of an agent runs: %v", late.Ready(t.Context()))
+		}
+	})
+
+	t.Run("records of the version before", func(t *testing.T) { formerRecords(t, admin, kubeconfig, dir) })
 
 	t.Run("clocks and versions", func(t *testing.T) {
 		for what, c := range map[string]struct {

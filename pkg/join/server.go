@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -46,8 +47,9 @@ const (
 
 // Options are a server's.
 type Options struct {
-	// Name is this machine's, for messages.
-	Name string
+	// Name and Address are this server's node's.
+	Name    string
+	Address netip.Addr
 	// Kubeconfig may read and write nodes, their leases, and the tokens.
 	Kubeconfig   string
 	Certificates certificate.Store
@@ -75,11 +77,12 @@ type Server struct {
 	sharing sync.Mutex
 	// unreachable is about kubelets that this server cannot reach.
 	unreachable atomic.Pointer[string]
+	failed      chan error
 }
 
 // NewServer returns the component, not yet started.
 func NewServer(o Options) *Server {
-	return &Server{opts: o, log: o.Log.With("component", "join"), joins: make(chan struct{}, maxJoins), records: newRecords()}
+	return &Server{opts: o, log: o.Log.With("component", "join"), joins: make(chan struct{}, maxJoins), records: newRecords(o.Name), failed: make(chan error, 1)}
 }
 
 // Name implements component.Component.
@@ -123,6 +126,10 @@ func (s *Server) Start(ctx context.Context) error {
 		following.Go(func() { s.records.follow(ctx, watcher, s.log.Info) })
 		tokens := time.NewTicker(tokenInterval)
 		defer tokens.Stop()
+		// Before there is a token with which the name could be taken.
+		if !s.recordSelf(ctx, client) {
+			return
+		}
 		s.round(ctx, client)
 		for {
 			select {
@@ -134,6 +141,36 @@ func (s *Server) Start(ctx context.Context) error {
 		}
 	})
 	return nil
+}
+
+// Failed implements component.Failing: the name of this server's node is another machine's.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// recordSelf records this server, when the records are known. It returns false if it cannot, or ctx ends.
+func (s *Server) recordSelf(ctx context.Context, client kubernetes.Interface) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-s.records.adopted:
+	}
+	for {
+		err := recordServer(ctx, client, s.opts.Name, s.opts.Address, time.Now())
+		var taken *NameTakenError
+		switch {
+		case err == nil:
+			return true
+		case errors.As(err, &taken):
+			s.failed <- err
+			return false
+		}
+		problem := fmt.Sprintf("record this server: %v", err)
+		s.problem.Store(&problem)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(retryInterval):
+		}
+	}
 }
 
 func (s *Server) round(ctx context.Context, client kubernetes.Interface) {
@@ -197,7 +234,7 @@ func (s *Server) Ready(context.Context) error {
 // Note implements component.Noted.
 func (s *Server) Note(context.Context) string {
 	var notes []string
-	for _, n := range []*string{s.note.Load(), s.unreachable.Load()} {
+	for _, n := range []*string{s.note.Load(), s.records.behind.Load(), s.unreachable.Load()} {
 		if n != nil && *n != "" {
 			notes = append(notes, *n)
 		}
@@ -291,7 +328,7 @@ func (s *Server) agent(r *http.Request) (any, error) {
 	}
 	keys, refused := Decide(req, view)
 	if refused == nil {
-		refused, err = record(r.Context(), client, req, keys.Client, caller(r), view)
+		refused, err = record(r.Context(), client, req, joins{token.Agent, keys.Client, caller(r)}, view)
 	}
 	if refused == nil && err == nil {
 		// It may have registered between the list and the record.
@@ -339,11 +376,8 @@ func (s *Server) view(ctx context.Context, client kubernetes.Interface, name str
 	}
 	v := View{Now: time.Now(), Version: s.opts.Version, Cluster: s.opts.Cluster, ClientCA: ca, Nodes: nodes.Items}
 	if config.ValidNodeName(name) {
-		rec, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, recordPrefix+name, metav1.GetOptions{})
-		if err == nil {
-			v.Record = rec
-		} else if !apierrors.IsNotFound(err) {
-			return View{}, fmt.Errorf("look for the record of %s: %w", name, err)
+		if v.Record, err = recordOf(ctx, client, name); err != nil {
+			return View{}, err
 		}
 	}
 	for _, n := range nodes.Items {

@@ -176,13 +176,20 @@ func (s *Server) server(r *http.Request) (any, error) {
 		return nil, err
 	}
 	log := s.log.With("node", fmt.Sprintf("%.63q", req.NodeName), "address", req.NodeIP, "token", caller(r))
-	if refused := DecideServer(req, view); refused != nil {
-		log.Warn("a server was refused", "why", refused.Message)
-		return nil, refused
-	}
 	id, ok := strings.CutPrefix(caller(r), bootstrapapi.BootstrapUserPrefix)
 	if !ok {
 		return nil, refuse(http.StatusForbidden, "a machine becomes a server with a server's token")
+	}
+	key, refused := DecideServer(req, view)
+	if refused == nil {
+		refused, err = record(r.Context(), client, req, joins{token.Server, key, caller(r)}, view)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if refused != nil {
+		log.Warn("a server was refused", "why", refused.Message)
+		return nil, refused
 	}
 	var g ServerGrant
 	_, err = s.share(r.Context(), client, func(store bootstrap.Store) (err error) {

@@ -233,7 +233,10 @@ func keep(cfg *config.Server, p *process.Process, b bootstrap.Bundle, key bootst
 		return nil, nil, err
 	}
 	member.Joining = false
-	return adopted, member, member.Write(dir)
+	if err := member.Write(dir); err != nil {
+		return nil, nil, err
+	}
+	return adopted, member, join.Joined(dir)
 }
 
 // again is the start of a server that has joined before. It runs with the settings of the last time if no other server answers.
