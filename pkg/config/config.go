@@ -158,6 +158,7 @@ type Server struct {
 	// ClusterReset makes this server's member of etcd the only one, and ends. ClusterResetRestorePath is a snapshot that is restored then;
 	// empty for the member's own data.
 	ClusterReset            bool
+	ClusterResetForce       bool
 	ClusterResetRestorePath string
 
 	BindAddress      netip.Addr

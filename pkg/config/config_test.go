@@ -93,6 +93,7 @@ var example = map[string]struct {
 	"server":                            {"https://192.0.2.1", func(s *Server) bool { return s.Server == "https://192.0.2.1:6443" }},
 	"token":                             {"K10" + strings.Repeat("0a", 32) + "::abcdef.0123456789abcdef0123456789abcdef", func(s *Server) bool { return s.Token.ID == "abcdef" }},
 	"cluster-reset":                     {"true", func(s *Server) bool { return s.ClusterReset }},
+	"cluster-reset-force":               {"true", func(s *Server) bool { return s.ClusterResetForce }},
 	"cluster-reset-restore-path":        {"/srv/a.tar.zst", func(s *Server) bool { return s.ClusterResetRestorePath == "/srv/a.tar.zst" }},
 	"etcd-arg":                          {"quota-backend-bytes=4294967296", func(s *Server) bool { return s.EtcdArgs.Quota == 4<<30 }},
 }
@@ -112,7 +113,7 @@ func needed(flag string) []string {
 		return []string{"--datastore-endpoint=etcd://a", "--datastore-keyfile=k"}
 	case flag == "datastore-keyfile":
 		return []string{"--datastore-endpoint=etcd://a", "--datastore-certfile=c"}
-	case flag == "cluster-reset-restore-path":
+	case flag == "cluster-reset-restore-path", flag == "cluster-reset-force":
 		return []string{"--cluster-reset"}
 	case flag == "s3-bucket":
 		return []string{"--s3"}
