@@ -217,6 +217,9 @@ type Joining struct {
 	Server string
 	// Token is the secret with which it joins; none if it has joined before.
 	Token token.Token
+	// Secret is the servers' secret that the user has chosen for a cluster, on its first server, and on those that find the others in the
+	// datastore; empty otherwise. Token is none then.
+	Secret string
 }
 
 // Agent is the whole configuration of a node without a control plane, checked.

@@ -75,6 +75,7 @@ type raw struct {
 	server    string
 	token     string
 	tokenFile string
+	caHash    string
 }
 
 // Flags is the set of flags of `polymesh server`. Every flag can also be set in the config file under the same name, and
@@ -115,8 +116,9 @@ func ServerFlags() *Flags {
 	f.snapshotFlags()
 
 	f.StringVarP(&r.server, "server", "s", "", "URL of a server of the cluster that this machine joins: https://HOST:6443")
-	f.StringVarP(&r.token, "token", "t", "", "token with which this machine joins; other users of this machine can read it in the list of processes")
+	f.StringVarP(&r.token, "token", "t", "", "token with which this machine joins, or on the first server the secret of servers; other users of this machine can read it in the list of processes")
 	f.StringVar(&r.tokenFile, "token-file", "", "file with the token")
+	f.StringVar(&r.caHash, "token-ca-hash", "", "hash of the cluster's authority, for a token without it")
 
 	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
 	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")
@@ -171,7 +173,7 @@ func ServerFlags() *Flags {
 // nodeFlags are those of every node, server or agent.
 func nodeFlags() []string {
 	return []string{
-		"config", "data-dir", "server", "token", "token-file", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "flannel-iface", "resolv-conf",
+		"config", "data-dir", "server", "token", "token-file", "token-ca-hash", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "flannel-iface", "resolv-conf",
 		"private-registry", "disable-default-registry-endpoint", "protect-kernel-defaults", "kubelet-arg", "kube-proxy-arg", "v", "debug",
 	}
 }

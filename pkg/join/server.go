@@ -75,6 +75,8 @@ type Server struct {
 	note    atomic.Pointer[string]
 	// sharing is one round of share at a time.
 	sharing sync.Mutex
+	// ofSecret is the token of the servers' secret in the settings, which is costly to derive; guarded by sharing.
+	ofSecret token.Token
 	// unreachable is about kubelets that this server cannot reach.
 	unreachable atomic.Pointer[string]
 	failed      chan error

@@ -175,7 +175,9 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 	case !exists && cfg.Token.ID == "":
 		return cfg, nil, nil // the cluster's first server
 	case !exists:
-		return nil, nil, errors.New("a token is set, but the datastore has no cluster: start the first server without a token; it writes one to server/token in its data dir")
+		return nil, nil, errors.New("a whole token is set, but the datastore has no cluster: start the first server without a token, or with a secret alone; it writes the token to server/token in its data dir")
+	case cfg.Secret != "":
+		return byDatastoreSecret(ctx, cfg, p, store)
 	case cfg.Token.ID == "":
 		return nil, nil, fmt.Errorf("the datastore holds a cluster: to join its servers, give --token-file with the token that `cat %s` prints on one of them", layout.DefaultDataDir.ServerToken())
 	}
@@ -185,6 +187,22 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 	}
 	if err == nil {
 		err = join.OfToken(bundle, cfg.Token)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return keep(cfg, p, bundle, key)
+}
+
+// byDatastoreSecret joins with the secret that the user has chosen. That it opens what the servers share proves whose that is.
+func byDatastoreSecret(ctx context.Context, cfg *config.Server, p *process.Process, store bootstrap.Store) (*config.Server, *join.ServerMembership, error) {
+	t, err := token.OfSecret("", cfg.Secret)
+	if err != nil {
+		return nil, nil, err
+	}
+	bundle, key, err := store.Open(ctx, t)
+	if errors.Is(err, bootstrap.ErrNone) {
+		err = fmt.Errorf("the servers of the cluster in the datastore have another secret, or its token %s was revoked: `cat %s` on one of them prints the one that they have", t.ID, layout.DefaultDataDir.ServerToken())
 	}
 	if err != nil {
 		return nil, nil, err
