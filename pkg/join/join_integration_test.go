@@ -31,6 +31,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
+	serverconfig "polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/join"
@@ -543,6 +544,63 @@ func TestJoin(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Errorf("a server with the name of an agent runs: %v", late.Ready(t.Context()))
 		}
+	})
+
+	t.Run("a secret that the user has chosen", func(t *testing.T) {
+		const chosen = "chosen-by-the-user-0123456789"
+		own := layout.DataDir(t.TempDir())
+		for _, folder := range []string{"tls", "cred"} {
+			if err := os.CopyFS(own.Server(folder), os.DirFS(dir.Server(folder))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		endpoint, err := datastore.ReadEndpoint(dir.DatastoreEndpoint())
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags := serverconfig.ServerFlags()
+		if err := flags.Parse([]string{"--data-dir", string(own), "--cluster-init", "--token", chosen}); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := flags.Server(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := startServer(t, kubeconfig, dir, "chooses", &join.Shared{Config: cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: true})
+		controlplanetest.Eventually(t, "the server is ready", func() error { return s.Ready(t.Context()) })
+		want, err := token.OfSecret(nodeToken.CAHash, chosen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(own.ServerToken()); err != nil || string(text) != want.String()+"\n" {
+			t.Errorf("the server's token is %q, %v", text, err)
+		}
+		if _, _, err := join.JoinServers(t.Context(), machine("server-9", want)); err != nil {
+			t.Error(err)
+		}
+		// By the datastore the secret alone is enough.
+		db, err := endpoint.Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		alone, err := token.OfSecret("", chosen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := (bootstrap.Store{Client: db}).Open(t.Context(), alone); err != nil {
+			t.Error(err)
+		}
+		// Another secret later has no effect by itself, and that is said.
+		changed := *cfg
+		changed.Secret = "another-of-the-user-0123456789"
+		later := startServer(t, kubeconfig, dir, "chooses-again", &join.Shared{Config: &changed, Datastore: bootstrap.External, Endpoint: endpoint, Settles: true})
+		controlplanetest.Eventually(t, "the other secret is noted", func() error {
+			if note := later.Note(t.Context()); !strings.Contains(note, "the servers' secret in the settings is not that of this cluster") {
+				return fmt.Errorf("the note is %q: %w", note, later.Ready(t.Context()))
+			}
+			return nil
+		})
 	})
 
 	t.Run("records of the version before", func(t *testing.T) { formerRecords(t, admin, kubeconfig, dir) })

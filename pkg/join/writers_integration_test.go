@@ -35,12 +35,16 @@ import (
 )
 
 // startServer starts the component of a further server.
-func startServer(t *testing.T, kubeconfig string, dir layout.DataDir, name string) *join.Server {
+func startServer(t *testing.T, kubeconfig string, dir layout.DataDir, name string, shared ...*join.Shared) *join.Server {
 	t.Helper()
-	s := join.NewServer(join.Options{
+	o := join.Options{
 		Name: name, Address: netip.MustParseAddr("192.0.2.200"), Kubeconfig: kubeconfig, Certificates: certificate.Store(dir.TLS()), Version: controlplanetest.KubernetesVersion,
 		TokenFile: filepath.Join(t.TempDir(), "node-token"), Log: slog.New(slog.DiscardHandler),
-	})
+	}
+	if len(shared) > 0 {
+		o.Shared = shared[0]
+	}
+	s := join.NewServer(o)
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
