@@ -89,10 +89,10 @@ func replaceDatastore(out io.Writer, output, step string, replace func() (*snaps
 	return nil
 }
 
-// orAnyway adds the flag that goes on to an error because other servers run.
+// orAnyway adds, to an error because other servers run, the flag with which that is no error.
 func orAnyway(err error, flag string) error {
 	if running := new(etcd.RunningError); errors.As(err, &running) {
-		return fmt.Errorf("%w. %s goes on all the same", err, flag)
+		return fmt.Errorf("%w. %s does it anyway", err, flag)
 	}
 	return err
 }

@@ -104,7 +104,7 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power failure loses the last ones")
 	f.BoolVar(&r.clusterInit, "cluster-init", false, "keep the cluster's state in etcd, on this server, instead of SQLite")
 	f.BoolVar(&r.clusterReset, "cluster-reset", false, "make this server the only member of etcd, with the data on its disk, and exit: when a majority of the servers is lost for good")
-	f.BoolVar(&r.clusterResetForce, "cluster-reset-force", false, "with --cluster-reset, go on although other servers continue the cluster")
+	f.BoolVar(&r.clusterResetForce, "cluster-reset-force", false, "with --cluster-reset, do it although a majority of the other servers runs")
 	f.StringVar(&r.clusterResetPath, "cluster-reset-restore-path", "", "snapshot to restore with --cluster-reset, instead of the data on the disk: a file, or a name that polymesh snapshot ls shows")
 	f.StringArrayVar(&r.etcdArgs, "etcd-arg", nil, "further setting of etcd on this server, name=value: "+strings.Join(EtcdArgNames(), ", ")+"; may be repeated")
 	f.StringVar(&r.datastoreEndpoint, "datastore-endpoint", "", "datastore outside of this server: etcd://…, https://…, postgres://… or mysql://… (default: the server's own SQLite)")

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -170,7 +172,7 @@ func list(ctx context.Context, client kubernetes.Interface) ([]corev1.Secret, er
 	if err != nil {
 		return nil, fmt.Errorf("list the records of machines that have joined: %w", err)
 	}
-	return all.Items, nil
+	return slices.DeleteFunc(all.Items, func(s corev1.Secret) bool { return !strings.HasPrefix(s.Name, recordPrefix) }), nil
 }
 
 // recordOf returns the record of a node's name, nil if there is none.

@@ -224,7 +224,7 @@ func notAgent(ctx context.Context, client *clientv3.Client, name string) error {
 		}
 		if node, ok := obj.(*corev1.Node); ok {
 			if _, server := node.Labels[layout.ServerLabel]; server {
-				continue // a machine that is set up anew
+				continue // the machine of a server that is set up again
 			}
 		}
 		return fmt.Errorf("the cluster has a node %s already, which is no server: give this server another name with --node-name, or, if that node no longer exists, remove it with `polymesh node remove %s` on another server", name, name)

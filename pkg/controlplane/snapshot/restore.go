@@ -119,7 +119,7 @@ func (s *Snapshots) restore(ctx context.Context, from string, c change) (*Restor
 	return r, s.restoreConfig(r)
 }
 
-// Anyway returns the same snapshots, of which one is restored, or the cluster reset, although other servers continue the cluster.
+// Anyway returns the same snapshots, of which one is restored, or the cluster reset, although other servers continue the cluster (RunningError in pkg/controlplane/datastore/etcd).
 func (s *Snapshots) Anyway() *Snapshots {
 	o := s.o
 	o.Anyway = true
