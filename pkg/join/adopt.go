@@ -132,7 +132,7 @@ func serversBehind(ctx context.Context, client kubernetes.Interface) ([]string, 
 	var behind []string
 	for _, n := range nodes.Items {
 		recorded := slices.ContainsFunc(records, func(s corev1.Secret) bool {
-			return s.Name == recordPrefix+n.Name && readRecord(&s).role == token.Server
+			return s.Name == recordPrefix+n.Name && readRecord(&s).self
 		})
 		if !recorded {
 			behind = append(behind, n.Name)

@@ -66,30 +66,23 @@ func Decide(r Request, v View) (Keys, *Refusal) {
 	return keys, nil
 }
 
-// DecideServer returns the key of a machine that becomes a server, or why it cannot. Whether its name is free is for its record.
-func DecideServer(r Request, v View) (*ecdsa.PublicKey, *Refusal) {
+// DecideServer returns why a machine cannot become a server; nil if it can. Whether its name is free is for its record.
+func DecideServer(r Request, v View) *Refusal {
 	if refused := serverSkew(r.Version, v.Version); refused != nil {
-		return nil, refused
+		return refused
 	}
 	if refused := clockAndName(r, v); refused != nil {
-		return nil, refused
-	}
-	if len(r.ClientCSR) == 0 {
-		return nil, refuse(http.StatusConflict, "this machine has an older version of Polymesh than the servers, which would not know which nodes were removed: use the servers' version here")
-	}
-	key, refused := provenKey(r.ClientCSR)
-	if refused != nil {
-		return nil, refused
+		return refused
 	}
 	if refused := addresses(r, v); refused != nil {
-		return nil, refused
+		return refused
 	}
 	for _, n := range v.Nodes {
 		if n.Name == r.NodeName {
-			return nil, taken(&n, v)
+			return taken(&n, v)
 		}
 	}
-	return key, nil
+	return nil
 }
 
 func clockAndName(r Request, v View) *Refusal {
@@ -144,31 +137,31 @@ func skew(machine, cluster string) *Refusal {
 }
 
 // proven checks the signing requests' signatures.
-func proven(r Request) (keys Keys, refused *Refusal) {
-	if keys.Client, refused = provenKey(r.ClientCSR); refused == nil {
-		keys.Serving, refused = provenKey(r.ServingCSR)
+func proven(r Request) (Keys, *Refusal) {
+	var keys Keys
+	for _, k := range []struct {
+		der []byte
+		to  **ecdsa.PublicKey
+	}{{r.ClientCSR, &keys.Client}, {r.ServingCSR, &keys.Serving}} {
+		csr, err := x509.ParseCertificateRequest(k.der)
+		if err != nil {
+			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine is damaged: %v", err)
+		}
+		// Before the signature: that of a huge RSA key would take a second.
+		key, ok := csr.PublicKey.(*ecdsa.PublicKey)
+		if !ok || key.Curve != elliptic.P256() {
+			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine has a key of another kind than ECDSA with P-256")
+		}
+		if err := csr.CheckSignature(); err != nil {
+			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine is damaged: %v", err)
+		}
+		// Nodes can read the requests with which others' kubelets renew their certificates. Those have a subject.
+		if len(csr.Subject.Names) > 0 {
+			return Keys{}, refuse(http.StatusBadRequest, "a signing request of this machine is not one for joining")
+		}
+		*k.to = key
 	}
-	return keys, refused
-}
-
-func provenKey(der []byte) (*ecdsa.PublicKey, *Refusal) {
-	csr, err := x509.ParseCertificateRequest(der)
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "a signing request of this machine is damaged: %v", err)
-	}
-	// Before the signature: that of a huge RSA key would take a second.
-	key, ok := csr.PublicKey.(*ecdsa.PublicKey)
-	if !ok || key.Curve != elliptic.P256() {
-		return nil, refuse(http.StatusBadRequest, "a signing request of this machine has a key of another kind than ECDSA with P-256")
-	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, refuse(http.StatusBadRequest, "a signing request of this machine is damaged: %v", err)
-	}
-	// Nodes can read the requests with which others' kubelets renew their certificates. Those have a subject.
-	if len(csr.Subject.Names) > 0 {
-		return nil, refuse(http.StatusBadRequest, "a signing request of this machine is not one for joining")
-	}
-	return key, nil
+	return keys, nil
 }
 
 // addresses rejects those that a node's serving certificate must not have, because they are another node's or the cluster's.

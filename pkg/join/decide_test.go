@@ -180,36 +180,3 @@ func TestClusterCheck(t *testing.T) {
 		}
 	}
 }
-
-// A server of a version before would not know which nodes were removed, and has no key by which it is known. Names are for the record.
-func TestDecideServer(t *testing.T) {
-	view, _ := cluster(t)
-	key := newKey(t)
-	named := &x509.CertificateRequest{Subject: pkix.Name{CommonName: "system:node:worker"}}
-	renewal, err := x509.CreateCertificateRequest(rand.Reader, named, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for what, c := range map[string]struct {
-		csr  []byte
-		want string
-	}{
-		"a key":             {csr(t, key), ""},
-		"a version before":  {nil, "an older version of Polymesh than the servers"},
-		"a damaged request": {[]byte("x"), "is damaged"},
-		"another's renewal": {renewal, "is not one for joining"},
-		"a key of RSA":      {csr(t, rsaKey), "ECDSA with P-256"},
-	} {
-		request := Request{NodeName: "new", NodeIP: netip.MustParseAddr("192.0.2.3"), Version: "v1.36.3+polymesh1", Now: now, ClientCSR: c.csr}
-		switch got, refused := DecideServer(request, view); {
-		case c.want == "" && (refused != nil || !got.Equal(key.Public())):
-			t.Errorf("%s: %v, %v", what, got, refused)
-		case c.want != "" && (refused == nil || !strings.Contains(refused.Message, c.want)):
-			t.Errorf("%s: %v, want %q", what, refused, c.want)
-		}
-	}
-}

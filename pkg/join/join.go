@@ -51,10 +51,9 @@ type Request struct {
 	// Now is the machine's time.
 	Now time.Time `json:"now"`
 	// ClientCSR and ServingCSR are signing requests in DER form, which prove that the machine has the keys. Only their keys are used.
-	// A machine that becomes a server gets the authorities in place of certificates, and sends only the first, by whose key it is known
-	// when it was interrupted.
+	// A machine that becomes a server sends none: it gets the authorities.
 	ClientCSR  []byte `json:"clientCSR"`
-	ServingCSR []byte `json:"servingCSR,omitempty"`
+	ServingCSR []byte `json:"servingCSR"`
 	// Certificate is the node's own of before, in DER form, expired or not, for the key of ClientCSR. Empty if there is none.
 	Certificate []byte `json:"certificate,omitempty"`
 }

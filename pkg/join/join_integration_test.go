@@ -516,18 +516,19 @@ func TestJoin(t *testing.T) {
 		wantRefused(t, "an agent with the name of the first server", err, "a server at \"192.0.2.1\" joined under the name none")
 		_, _, err = join.JoinServers(t.Context(), machine("none", serverToken))
 		wantRefused(t, "a server with the name of the first server", err, "a server at \"192.0.2.1\" joined under the name none")
-		second := machine("server-8", serverToken)
-		if _, _, err := join.JoinServers(t.Context(), second); err != nil {
+		if _, _, err := join.JoinServers(t.Context(), machine("server-8", serverToken)); err != nil {
 			t.Fatal(err)
 		}
 		_, err = join.Join(t.Context(), machine("server-8", nodeToken))
 		wantRefused(t, "an agent with the name of a server that has joined", err, "joined under the name server-8")
-		_, _, err = join.JoinServers(t.Context(), machine("server-8", serverToken))
-		wantRefused(t, "a server with the name of another", err, "joined under the name server-8")
-		// Interrupted before it was a server, it joins again.
-		if _, _, err := join.JoinServers(t.Context(), second); err != nil {
+		// Interrupted before it ran, it joins again, also with an empty data dir.
+		if _, _, err := join.JoinServers(t.Context(), machine("server-8", serverToken)); err != nil {
 			t.Error(err)
 		}
+		running := startServer(t, kubeconfig, dir, "server-8")
+		controlplanetest.Eventually(t, "the server runs", func() error { return running.Ready(t.Context()) })
+		_, _, err = join.JoinServers(t.Context(), machine("server-8", serverToken))
+		wantRefused(t, "a server with the name of another", err, "a server at \"192.0.2.200\" joined under the name server-8")
 		// Another way round.
 		if _, err := join.Join(t.Context(), machine("worker-8", nodeToken)); err != nil {
 			t.Fatal(err)

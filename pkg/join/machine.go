@@ -59,16 +59,8 @@ func JoinServers(ctx context.Context, m Machine) (bootstrap.Bundle, bootstrap.Ke
 	if m.Token.ID == "" {
 		return bootstrap.Bundle{}, nil, fmt.Errorf("a token is missing: give --token-file, or set the variable POLYMESH_TOKEN; on a server of the cluster, `cat %s` prints it", layout.DefaultDataDir.ServerToken())
 	}
-	client, err := m.key("client", nil)
-	if err != nil {
-		return bootstrap.Bundle{}, nil, err
-	}
-	csr, err := signingRequest(client)
-	if err != nil {
-		return bootstrap.Bundle{}, nil, err
-	}
 	var g ServerGrant
-	if err := m.withToken(ctx, ServerPath, Request{NodeName: m.NodeName, NodeIP: m.NodeIP, ExternalIP: m.ExternalIP, Version: m.Version, ClientCSR: csr}, &g); err != nil {
+	if err := m.withToken(ctx, ServerPath, Request{NodeName: m.NodeName, NodeIP: m.NodeIP, ExternalIP: m.ExternalIP, Version: m.Version}, &g); err != nil {
 		return bootstrap.Bundle{}, nil, err
 	}
 	b, key, err := bootstrap.OpenWith(m.Token, g.Bundle, g.Key)
@@ -77,9 +69,6 @@ func JoinServers(ctx context.Context, m Machine) (bootstrap.Bundle, bootstrap.Ke
 	}
 	return b, key, OfToken(b, m.Token)
 }
-
-// Joined removes what a machine keeps until it is a server: the key by which it is known when it was interrupted.
-func Joined(dir layout.DataDir) error { return os.RemoveAll(Machine{DataDir: dir}.keyFile("client")) }
 
 // OfToken checks that a bundle is of the token's cluster.
 func OfToken(b bootstrap.Bundle, t token.Token) error {

@@ -39,13 +39,14 @@ const (
 // Keys of a record.
 const (
 	recordRole    = "role" // a token.Role; none is an agent
-	recordKey     = "key"  // SHA-256 of the public key with which it joined; none for a server that joined no other
+	recordKey     = "key"  // SHA-256 of the public key with which it joined; none for a server
 	recordToken   = "token"
 	recordAddress = "address"
 	recordTime    = "time"    // when it joined, RFC 3339
 	recordNode    = "node"    // UID of the node that has registered
 	recordRemoved = "removed" // when that node, or one of the name before, was removed, RFC 3339: certificates made before are void
 	recordLeft    = "left"    // when the node of a server was removed: see retire
+	recordSelf    = "self"    // set by a server itself, when it runs
 )
 
 // machineRecord is a record, as far as it is read. Damaged times are zero: the name is taken, and nothing void.
@@ -53,10 +54,11 @@ type machineRecord struct {
 	role                  token.Role
 	joined, removed, left time.Time
 	node                  types.UID
+	self                  bool
 }
 
 func readRecord(s *corev1.Secret) machineRecord {
-	r := machineRecord{role: token.Agent, node: types.UID(s.Data[recordNode])}
+	r := machineRecord{role: token.Agent, node: types.UID(s.Data[recordNode]), self: len(s.Data[recordSelf]) > 0}
 	if token.Role(s.Data[recordRole]) == token.Server {
 		r.role = token.Server
 	}
@@ -87,7 +89,8 @@ const removal = time.Second
 
 // joins is who joins, for record.
 type joins struct {
-	role  token.Role
+	role token.Role
+	// key is an agent's; nil for a server, which makes its certificates itself.
 	key   *ecdsa.PublicKey
 	token string
 }
@@ -97,9 +100,12 @@ func stamp(t time.Time) []byte { return []byte(t.UTC().Format(time.RFC3339Nano))
 // record keeps the name for the machine's key, so that no name is certified for two machines, on two servers either. One without a node
 // stays until an administrator removes it: the certificate is valid, whoever has it.
 func record(ctx context.Context, client kubernetes.Interface, r Request, who joins, v View) (*Refusal, error) {
-	hash, err := hashOf(who.key)
-	if err != nil {
-		return nil, err
+	hash := ""
+	if who.key != nil {
+		var err error
+		if hash, err = hashOf(who.key); err != nil {
+			return nil, err
+		}
 	}
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	next := newRecord(r.NodeName, who.role, v.Now)
@@ -138,11 +144,10 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, who joi
 	case was.free(), next.Data[recordNode] != nil:
 	case was.node != "":
 		return refuse(http.StatusServiceUnavailable, "a node with the name %s has just been removed: try again", r.NodeName), nil
-	case string(have.Data[recordKey]) == hash:
-		// The same machine, which was interrupted. It may have become another role.
-		if was.role == who.role {
-			return nil, nil
-		}
+	case was.role == token.Server && who.role == token.Server && !was.self:
+		// A server that was interrupted, or did not get further. It has no certificate by this, and could make any.
+	case was.role == token.Agent && who.role == token.Agent && string(have.Data[recordKey]) == hash:
+		return nil, nil // the same machine, which was interrupted
 	default:
 		return refuse(http.StatusConflict, "%s at %.50q joined under the name %s on %.30q with %.60q, and has not registered its node. If it is this one, `polymesh kubectl delete secret -n %s %s` on a server lets it join again; if not, give this one another name with --node-name: that machine's certificate is valid",
 			map[token.Role]string{token.Agent: "a machine", token.Server: "a server"}[was.role], have.Data[recordAddress], r.NodeName, have.Data[recordTime], have.Data[recordToken], metav1.NamespaceSystem, have.Name), nil
@@ -151,7 +156,7 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, who joi
 		next.Data[recordRemoved] = stamp(gone)
 	}
 	next.ResourceVersion = have.ResourceVersion
-	_, err = secrets.Update(ctx, next, metav1.UpdateOptions{})
+	_, err := secrets.Update(ctx, next, metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return refuse(http.StatusServiceUnavailable, "another machine joins under the name %s at this moment: try again", r.NodeName), nil
 	}
@@ -203,7 +208,7 @@ func recordServer(ctx context.Context, client kubernetes.Interface, node string,
 		return err
 	}
 	next := newRecord(node, token.Server, now)
-	next.Data[recordAddress] = []byte(address.String())
+	next.Data[recordAddress], next.Data[recordSelf] = []byte(address.String()), []byte("true")
 	registered, err := client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
 	switch {
 	case err == nil:
@@ -219,8 +224,9 @@ func recordServer(ctx context.Context, client kubernetes.Interface, node string,
 	// A node cannot give itself the label of servers.
 	_, serves := registered.GetLabels()[layout.ServerLabel]
 	switch {
-	case was.role == token.Server && !was.free():
+	case was.role == token.Server && !was.free() && was.self:
 		return nil
+	case was.role == token.Server:
 	case !was.free() && (was.node == "" || was.node != registered.GetUID() || !serves):
 		return &NameTakenError{fmt.Sprintf("an agent at %.50q joined under the name %s of this server on %.30q: give this server another name with --node-name, or remove that agent with `polymesh node remove %s` on another server",
 			have.Data[recordAddress], node, have.Data[recordTime], node)}

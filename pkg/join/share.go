@@ -215,9 +215,9 @@ func (s *Server) server(r *http.Request) (any, error) {
 	if !ok {
 		return nil, refuse(http.StatusForbidden, "a machine becomes a server with a server's token")
 	}
-	key, refused := DecideServer(req, view)
+	refused := DecideServer(req, view)
 	if refused == nil {
-		refused, err = record(r.Context(), client, req, joins{token.Server, key, caller(r)}, view)
+		refused, err = record(r.Context(), client, req, joins{token.Server, nil, caller(r)}, view)
 	}
 	if err != nil {
 		return nil, err

@@ -273,10 +273,7 @@ func keep(cfg *config.Server, p *process.Process, b bootstrap.Bundle, key bootst
 		return nil, nil, err
 	}
 	member.Joining = false
-	if err := member.Write(dir); err != nil {
-		return nil, nil, err
-	}
-	return adopted, member, join.Joined(dir)
+	return adopted, member, member.Write(dir)
 }
 
 // again is the start of a server that has joined before. It runs with the settings of the last time if no other server answers.
