@@ -220,7 +220,7 @@ func formerRecords(t *testing.T, admin *kubernetes.Clientset, kubeconfig string,
 	former("worker-6", map[string]string{"key": "0", "time": removed})
 
 	upgraded := startServer(t, kubeconfig, dir, "upgraded")
-	adopted("old", map[string]string{"key": "0", "token": "t", "address": "192.0.2.77", "time": joined, "role": ""})
+	adopted("old", map[string]string{"key": "0", "token": "t", "address": "192.0.2.77", "time": joined, "role": "agent"})
 	adopted("old-removed", map[string]string{"removed": removed})
 	controlplanetest.Eventually(t, "the server is ready", func() error { return upgraded.Ready(t.Context()) })
 	if note := upgraded.Note(t.Context()); !strings.Contains(note, "(not-upgraded)") {
