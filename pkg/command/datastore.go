@@ -1,6 +1,7 @@
 package command
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/progress"
@@ -87,6 +89,14 @@ func replaceDatastore(out io.Writer, output, step string, replace func() (*snaps
 	return nil
 }
 
+// orAnyway adds, to an error because other servers run, the flag with which that is no error.
+func orAnyway(err error, flag string) error {
+	if running := new(etcd.RunningError); errors.As(err, &running) {
+		return fmt.Errorf("%w. %s does it anyway", err, flag)
+	}
+	return err
+}
+
 // clusterReset is `polymesh server --cluster-reset`.
 func clusterReset(cmd *cobra.Command, cfg *config.Server) error {
 	if os.Geteuid() != 0 {
@@ -96,14 +106,20 @@ func clusterReset(cmd *cobra.Command, cfg *config.Server) error {
 	if err != nil {
 		return err
 	}
+	if cfg.ClusterResetForce {
+		s = s.Anyway()
+	}
 	if cfg.ClusterResetRestorePath == "" {
-		return replaceDatastore(cmd.OutOrStdout(), "", "reset the cluster to this server", func() (*snapshot.Restored, error) { return s.Reset(cmd.Context()) },
+		return replaceDatastore(cmd.OutOrStdout(), "", "reset the cluster to this server", func() (*snapshot.Restored, error) {
+			r, err := s.Reset(cmd.Context())
+			return r, orAnyway(err, "--cluster-reset-force")
+		},
 			"This server is the only member of etcd now. It continues at revision %d.", "Next: start the server without --cluster-reset.")
 	}
 	var r *snapshot.Restored
 	err = progress.New(cmd.OutOrStdout()).Do("restore a snapshot", func(*progress.Step) (note string, err error) {
 		r, err = s.ResetTo(cmd.Context(), cfg.ClusterResetRestorePath)
-		return "", err
+		return "", orAnyway(err, "--cluster-reset-force")
 	})
 	if r != nil {
 		printRestored(cmd.OutOrStdout(), r, cfg, "Next: start the server without --cluster-reset and --cluster-reset-restore-path.")

@@ -231,7 +231,7 @@ func printSnapshots(w io.Writer, all []snapshot.Info) error {
 func kib(bytes int64) string { return fmt.Sprintf("%d KiB", (bytes+1023)>>10) }
 
 func snapshotRestore() *cobra.Command {
-	var yes bool
+	var yes, force bool
 	var output string
 	cmd := &cobra.Command{
 		Use:   "restore FILE|NAME",
@@ -239,7 +239,7 @@ func snapshotRestore() *cobra.Command {
 		Long: `Restore a snapshot: a file, or one of those that "polymesh snapshot ls" shows. The server has to be stopped.
 
 The datastore is then the one of the snapshot, SQLite or etcd. From a cluster with several servers, this one is the only one afterwards, and the
-others join it again.
+others join it again. While a majority of the others runs, it refuses: they would continue the cluster next to this one.
 
 The data dir is empty, or has the same cluster. The whole snapshot is checked before anything is changed. What is replaced is put
 aside in the data dir, and can be restored itself. Afterwards start the server as usual: pods that were created after the snapshot go away,
@@ -250,10 +250,18 @@ On a machine with another node name, the node that saved the snapshot is removed
 		ValidArgsFunction: completeSnapshots,
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&force, "force", false, "restore although other servers continue the cluster")
 	outputFlag(cmd, &output)
 	return snapshotCommand(cmd, func(cmd *cobra.Command, args []string, s *snapshot.Snapshots, cfg *config.Server) error {
 		if err := checkOutput(output); err != nil {
 			return err
+		}
+		if force {
+			s = s.Anyway()
+		}
+		restore := func() (*snapshot.Restored, error) {
+			r, err := s.Restore(cmd.Context(), args[0])
+			return r, orAnyway(err, "--force")
 		}
 		out := cmd.OutOrStdout()
 		if _, err := os.Stat(cfg.DataDir.Server("db")); err == nil {
@@ -263,7 +271,7 @@ On a machine with another node name, the node that saved the snapshot is removed
 			}
 		}
 		if output != "" {
-			r, err := s.Restore(cmd.Context(), args[0])
+			r, err := restore()
 			if r != nil {
 				_, printErr := printAs(out, output, r)
 				err = errors.Join(err, printErr)
@@ -272,7 +280,7 @@ On a machine with another node name, the node that saved the snapshot is removed
 		}
 		var r *snapshot.Restored
 		err := progress.New(out).Do("restore a snapshot", func(*progress.Step) (note string, err error) {
-			r, err = s.Restore(cmd.Context(), args[0])
+			r, err = restore()
 			return "", err
 		})
 		if r != nil {

@@ -45,6 +45,7 @@ func newTokenCreate() *cobra.Command {
 
 With --role server, on a server, it is one with which machines become servers: its holder can become the cluster's administrator.
 
+  sudo ./polymesh install server --now --server https://HOST:6443 --token-file FILE
   sudo polymesh server --server https://HOST:6443 --token-file FILE`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -71,11 +71,12 @@ func (r *raw) checkAgent() (*Agent, error) {
 	if r.server == "" {
 		return nil, fmt.Errorf("--server is missing: give the URL of a server, https://HOST:%d", layout.APIServerPort)
 	}
-	return a, r.checkJoining(&a.Joining)
+	return a, r.checkJoining(&a.Joining, false)
 }
 
-// checkJoining checks how the machine joins a cluster.
-func (r *raw) checkJoining(j *Joining) error {
+// checkJoining checks how the machine joins a cluster. chooses is set if its token may be a secret that the user has chosen: no other machine is
+// asked by it.
+func (r *raw) checkJoining(j *Joining, chooses bool) error {
 	if r.server != "" {
 		server, err := url.Parse(r.server)
 		if err != nil || server.Scheme != "https" || server.Hostname() == "" || server.User != nil || strings.Trim(server.Path, "/") != "" || server.RawQuery != "" || server.Fragment != "" {
@@ -93,6 +94,8 @@ func (r *raw) checkJoining(j *Joining) error {
 	switch {
 	case r.token != "" && r.tokenFile != "":
 		return fmt.Errorf("--token (or POLYMESH_TOKEN) and --token-file are mutually exclusive: remove one of them")
+	case r.token == "" && r.tokenFile == "" && r.caHash != "":
+		return fmt.Errorf("--token-ca-hash is for a token without a hash: give --token-file, too")
 	case r.token == "" && r.tokenFile == "":
 		return nil // a machine that has joined needs none: see preflight
 	}
@@ -104,16 +107,36 @@ func (r *raw) checkJoining(j *Joining) error {
 		}
 		where = "--token-file " + r.tokenFile
 	}
-	var err error
-	if j.Token, err = token.Parse(text); err != nil {
+	if err := r.readToken(j, text, chooses); err != nil {
 		return fmt.Errorf("%s: %w", where, err)
 	}
 	return nil
 }
 
+func (r *raw) readToken(j *Joining, text string, chooses bool) (err error) {
+	text = strings.TrimSpace(text)
+	switch whole := token.IsWhole(text); {
+	case text == "", whole && r.caHash == "", !whole && r.caHash == "" && !chooses:
+		j.Token, err = token.Parse(text)
+		return err
+	case whole:
+		return errors.New("it has the hash of the cluster's authority: remove --token-ca-hash")
+	case r.caHash == "":
+		// The first server's authority does not exist yet.
+		j.Secret = text
+		return token.CheckSecret(text)
+	}
+	hash, err := token.ParseHash(r.caHash)
+	if err != nil {
+		return fmt.Errorf("--token-ca-hash: %w", err)
+	}
+	j.Token, err = token.OfSecret(hash, text)
+	return err
+}
+
 // checkServerJoining checks how a server joins the servers of a cluster.
 func (r *raw) checkServerJoining(s *Server) error {
-	if err := r.checkJoining(&s.Joining); err != nil {
+	if err := r.checkJoining(&s.Joining, r.server == ""); err != nil {
 		return err
 	}
 	switch {
@@ -121,10 +144,12 @@ func (r *raw) checkServerJoining(s *Server) error {
 		return fmt.Errorf("--server joins a cluster, and --cluster-init begins one: remove one of them")
 	case s.Server != "" && s.DatastoreSync != SyncFull:
 		return fmt.Errorf("--datastore-sync is for SQLite, which only one server can use: remove it, or --server")
+	case s.Secret != "" && s.Datastore.Kind == SQLite && !s.ClusterInit:
+		return fmt.Errorf("a token is for servers of a cluster: give --server to join one, or --cluster-init, for which it is the secret with which others join. SQLite is for one server, which writes a token for agents to %s", s.DataDir.NodeToken())
 	case s.Token.ID == "":
 		return nil
 	case s.Server == "" && s.Datastore.Kind == SQLite:
-		return fmt.Errorf("a token is for a server that joins others: give --server, too. The first server of a cluster makes its tokens itself: see %s", s.DataDir.ServerToken())
+		return fmt.Errorf("a whole token is for a server that joins others: give --server, too. The first server of a cluster makes its own, in %s, or one of a secret without a hash, which you choose", s.DataDir.ServerToken())
 	case s.Token.Role() != token.Server:
 		return fmt.Errorf("the token is one for agents, and a server has to have a server's: on a server of the cluster, `cat %s` or `polymesh token create --role server` print one. A single server on SQLite has none: start it once with --cluster-init", layout.DefaultDataDir.ServerToken())
 	}

@@ -158,6 +158,7 @@ type Server struct {
 	// ClusterReset makes this server's member of etcd the only one, and ends. ClusterResetRestorePath is a snapshot that is restored then;
 	// empty for the member's own data.
 	ClusterReset            bool
+	ClusterResetForce       bool
 	ClusterResetRestorePath string
 
 	BindAddress      netip.Addr
@@ -216,6 +217,9 @@ type Joining struct {
 	Server string
 	// Token is the secret with which it joins; none if it has joined before.
 	Token token.Token
+	// Secret is the servers' secret that the user has chosen for a cluster, on its first server, and on those that find the others in the
+	// datastore; empty otherwise. Token is none then.
+	Secret string
 }
 
 // Agent is the whole configuration of a node without a control plane, checked.

@@ -92,7 +92,9 @@ var example = map[string]struct {
 	"datastore-keyfile":                 {"/srv/a.key", func(s *Server) bool { return s.Datastore.KeyFile == "/srv/a.key" }},
 	"server":                            {"https://192.0.2.1", func(s *Server) bool { return s.Server == "https://192.0.2.1:6443" }},
 	"token":                             {"K10" + strings.Repeat("0a", 32) + "::abcdef.0123456789abcdef0123456789abcdef", func(s *Server) bool { return s.Token.ID == "abcdef" }},
+	"token-ca-hash":                     {strings.Repeat("0b", 32), func(s *Server) bool { return s.Token.CAHash == strings.Repeat("0b", 32) && s.Token.ID == "abcdef" }},
 	"cluster-reset":                     {"true", func(s *Server) bool { return s.ClusterReset }},
+	"cluster-reset-force":               {"true", func(s *Server) bool { return s.ClusterResetForce }},
 	"cluster-reset-restore-path":        {"/srv/a.tar.zst", func(s *Server) bool { return s.ClusterResetRestorePath == "/srv/a.tar.zst" }},
 	"etcd-arg":                          {"quota-backend-bytes=4294967296", func(s *Server) bool { return s.EtcdArgs.Quota == 4<<30 }},
 }
@@ -106,13 +108,15 @@ func needed(flag string) []string {
 	switch {
 	case flag == "token", flag == "token-file":
 		return []string{"--server=https://a"}
+	case flag == "token-ca-hash":
+		return []string{"--server=https://a", "--token=abcdef.0123456789abcdef0123456789abcdef"}
 	case flag == "datastore-cafile":
 		return []string{"--datastore-endpoint=etcd://a"}
 	case flag == "datastore-certfile":
 		return []string{"--datastore-endpoint=etcd://a", "--datastore-keyfile=k"}
 	case flag == "datastore-keyfile":
 		return []string{"--datastore-endpoint=etcd://a", "--datastore-certfile=c"}
-	case flag == "cluster-reset-restore-path":
+	case flag == "cluster-reset-restore-path", flag == "cluster-reset-force":
 		return []string{"--cluster-reset"}
 	case flag == "s3-bucket":
 		return []string{"--s3"}
@@ -467,6 +471,9 @@ func TestAgent(t *testing.T) {
 	if a.Server != "https://192.0.2.1:6443" || a.Token != valid || a.NodeName != "worker" || !slices.Equal(a.NodeLabels, []string{"zone=a", "rack=1"}) || !slices.Equal(a.KubeletArgs, []string{"max-pods=50"}) {
 		t.Errorf("%+v", a)
 	}
+	if a, err := parse(nil, "", "--server", "https://a", "--token", valid.Bearer(), "--token-ca-hash", "sha256:"+valid.CAHash); err != nil || a.Token != valid {
+		t.Errorf("a token with its hash beside it: %+v, %v", a, err)
+	}
 	if a, err := parse([]string{"POLYMESH_TOKEN=" + text, "POLYMESH_URL=https://[2001:db8::1]:443/"}, ""); err != nil || a.Server != "https://[2001:db8::1]:443" || a.Token != valid {
 		t.Errorf("%+v, %v", a, err)
 	}
@@ -483,6 +490,10 @@ func TestAgent(t *testing.T) {
 		"a missing file":    {[]string{"--server", "https://a", "--token-file", tokenFile + "x"}, "no such file"},
 		"a server's flag":   {[]string{"--cluster-cidr", "10.0.0.0/16"}, "unknown flag: --cluster-cidr"},
 		"a bad node's name": {[]string{"--server", "https://a", "--token", text, "--node-name", "A_B"}, "--node-name"},
+		"a secret alone":    {[]string{"--server", "https://a", "--token", "chosen-by-the-user-0123456789"}, "it is a secret alone, without the hash"},
+		"a wrong hash":      {[]string{"--server", "https://a", "--token", valid.Bearer(), "--token-ca-hash", "0a"}, "is not the hash of an authority"},
+		"two hashes":        {[]string{"--server", "https://a", "--token", text, "--token-ca-hash", valid.CAHash}, "remove --token-ca-hash"},
+		"only a hash":       {[]string{"--server", "https://a", "--token-ca-hash", valid.CAHash}, "--token-ca-hash is for a token without a hash"},
 		"no whole token":    {[]string{"--server", "https://a", "--token", valid.Bearer()}, "--token: the token lacks the hash"},
 		"an argument":       {[]string{"https://a"}, "`polymesh agent` takes flags only"},
 	} {
@@ -509,10 +520,22 @@ func TestServerJoins(t *testing.T) {
 	if err != nil || s.Server != "https://192.0.2.1:6443" || s.Token != valid {
 		t.Fatalf("%+v, %v", s, err)
 	}
+	const chosen = "chosen-by-the-user-0123456789"
+	for _, args := range [][]string{{"--cluster-init", "--token", chosen}, {"--datastore-endpoint", "etcd://a", "--token", chosen}} {
+		if s, err := parse(args...); err != nil || s.Secret != chosen || s.Token != (token.Token{}) {
+			t.Errorf("%q: %+v, %v", args, s, err)
+		}
+	}
+	if s, err := parse("--server", "https://a", "--token", chosen, "--token-ca-hash", valid.CAHash); err != nil || s.Secret != "" || s.Token.CAHash != valid.CAHash || s.Token.Role() != token.Server {
+		t.Errorf("%+v, %v", s, err)
+	}
 	for want, args := range map[string][]string{
-		"--server joins a cluster, and --cluster-init begins one": {"--server", "https://192.0.2.1", "--cluster-init"},
-		"give --server, too":          {"--token", valid.String()},
-		"the token is one for agents": {"--server", "https://192.0.2.1", "--token", agents.String()},
+		"is too weak, and opens the cluster's authorities":              {"--cluster-init", "--token", "12345"},
+		"it is a secret alone, without the hash":                        {"--server", "https://a", "--token", chosen},
+		"SQLite is for one server":                                      {"--token", chosen},
+		"--server joins a cluster, and --cluster-init begins one":       {"--server", "https://192.0.2.1", "--cluster-init"},
+		"give --server, too":                                            {"--token", valid.String()},
+		"the token is one for agents":                                   {"--server", "https://192.0.2.1", "--token", agents.String()},
 		"--datastore-sync is for SQLite, which only one server can use": {"--server", "https://192.0.2.1", "--datastore-sync", "normal"},
 		"is not the URL of a server":                                    {"--server", "192.0.2.1"},
 	} {

@@ -65,6 +65,9 @@ func (r *raw) checkDatastore(s *Server) (err error) {
 		return err
 	}
 	s.ClusterReset, s.ClusterResetRestorePath = r.clusterReset, r.clusterResetPath
+	if s.ClusterResetForce = r.clusterResetForce; s.ClusterResetForce && !s.ClusterReset {
+		return fmt.Errorf("--cluster-reset-force needs --cluster-reset")
+	}
 	if s.ClusterResetRestorePath != "" && !s.ClusterReset {
 		return fmt.Errorf("--cluster-reset-restore-path needs --cluster-reset; `polymesh snapshot restore` restores a snapshot too")
 	}

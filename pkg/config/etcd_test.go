@@ -27,6 +27,7 @@ func TestEtcdArgs(t *testing.T) {
 		{"--etcd-arg quota-backend-bytes=4294967296 --datastore-endpoint etcd://a", "--etcd-arg is for etcd on the servers"},
 		{"--cluster-reset --datastore-endpoint etcd://a", "--cluster-reset is for etcd on the servers"},
 		{"--cluster-reset-restore-path x", "needs --cluster-reset"},
+		{"--cluster-reset-force", "needs --cluster-reset"},
 	} {
 		if _, err := Parse(strings.Fields(c.args), nil); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error is %v, want %q", c.args, err, c.want)

@@ -63,6 +63,7 @@ type raw struct {
 
 	clusterInit           bool
 	clusterReset          bool
+	clusterResetForce     bool
 	clusterResetPath      string
 	etcdArgs              []string
 	datastoreEndpoint     string
@@ -74,6 +75,7 @@ type raw struct {
 	server    string
 	token     string
 	tokenFile string
+	caHash    string
 }
 
 // Flags is the set of flags of `polymesh server`. Every flag can also be set in the config file under the same name, and
@@ -102,6 +104,7 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.datastoreSync, "datastore-sync", string(SyncFull), "when a write is on disk: full, before it is acknowledged; normal, some time later, so that a power failure loses the last ones")
 	f.BoolVar(&r.clusterInit, "cluster-init", false, "keep the cluster's state in etcd, on this server, instead of SQLite")
 	f.BoolVar(&r.clusterReset, "cluster-reset", false, "make this server the only member of etcd, with the data on its disk, and exit: when a majority of the servers is lost for good")
+	f.BoolVar(&r.clusterResetForce, "cluster-reset-force", false, "with --cluster-reset, do it although a majority of the other servers runs")
 	f.StringVar(&r.clusterResetPath, "cluster-reset-restore-path", "", "snapshot to restore with --cluster-reset, instead of the data on the disk: a file, or a name that polymesh snapshot ls shows")
 	f.StringArrayVar(&r.etcdArgs, "etcd-arg", nil, "further setting of etcd on this server, name=value: "+strings.Join(EtcdArgNames(), ", ")+"; may be repeated")
 	f.StringVar(&r.datastoreEndpoint, "datastore-endpoint", "", "datastore outside of this server: etcd://…, https://…, postgres://… or mysql://… (default: the server's own SQLite)")
@@ -113,8 +116,9 @@ func ServerFlags() *Flags {
 	f.snapshotFlags()
 
 	f.StringVarP(&r.server, "server", "s", "", "URL of a server of the cluster that this machine joins: https://HOST:6443")
-	f.StringVarP(&r.token, "token", "t", "", "token with which this machine joins; other users of this machine can read it in the list of processes")
+	f.StringVarP(&r.token, "token", "t", "", "token with which this machine joins, or on the first server the secret of servers; other users of this machine can read it in the list of processes")
 	f.StringVar(&r.tokenFile, "token-file", "", "file with the token")
+	f.StringVar(&r.caHash, "token-ca-hash", "", "hash of the cluster's authority, for a token without it")
 
 	f.StringVar(&r.nodeName, "node-name", "", "name of this node (default: the host's name)")
 	f.StringVarP(&r.nodeIP, "node-ip", "i", "", "address of this node (default: of the interface with the default route, or else the first that is up)")
@@ -169,7 +173,7 @@ func ServerFlags() *Flags {
 // nodeFlags are those of every node, server or agent.
 func nodeFlags() []string {
 	return []string{
-		"config", "data-dir", "server", "token", "token-file", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "flannel-iface", "resolv-conf",
+		"config", "data-dir", "server", "token", "token-file", "token-ca-hash", "node-name", "node-ip", "node-external-ip", "node-label", "node-taint", "flannel-iface", "resolv-conf",
 		"private-registry", "disable-default-registry-endpoint", "protect-kernel-defaults", "kubelet-arg", "kube-proxy-arg", "v", "debug",
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apiserver/pkg/server"
 	encryptioncontroller "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -241,6 +242,11 @@ func (a *APIServer) run(ctx context.Context, opts options.CompletedOptions) erro
 		// Requests come in by the aggregator, which has a copy of the others' configuration.
 		authentication := &config.Aggregator.GenericConfig.Authentication
 		authentication.Authenticator = wrap(authentication.Authenticator)
+	}
+	if filter := a.opts.Filter; filter != nil {
+		generic := config.Aggregator.GenericConfig
+		build := generic.BuildHandlerChainFunc
+		generic.BuildHandlerChainFunc = func(handler http.Handler, c *server.Config) http.Handler { return filter(build(handler, c)) }
 	}
 	completed, err := config.Complete()
 	if err != nil {

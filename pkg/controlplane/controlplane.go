@@ -31,6 +31,8 @@ type Options struct {
 	Handlers map[string]http.Handler
 	// Authenticator is put around the API server's own; nil for none.
 	Authenticator func(authenticator.Request) authenticator.Request
+	// Filter is put around all handlers of the API server, before it authenticates; nil for none.
+	Filter func(http.Handler) http.Handler
 }
 
 // URL returns the API server's address for components on this machine.

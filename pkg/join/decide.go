@@ -12,7 +12,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 
@@ -38,7 +37,7 @@ type View struct {
 	Nodes     []corev1.Node
 	LastHeard time.Time
 	// Record is that of the machine's name, nil if there is none.
-	Record *corev1.ConfigMap
+	Record *corev1.Secret
 }
 
 // Keys are the keys of a Request whose possession is proven.
@@ -67,7 +66,7 @@ func Decide(r Request, v View) (Keys, *Refusal) {
 	return keys, nil
 }
 
-// DecideServer returns why a machine cannot become a server; nil if it can.
+// DecideServer returns why a machine cannot become a server; nil if it can. Whether its name is free is for its record.
 func DecideServer(r Request, v View) *Refusal {
 	if refused := serverSkew(r.Version, v.Version); refused != nil {
 		return refused
@@ -82,11 +81,6 @@ func DecideServer(r Request, v View) *Refusal {
 		if n.Name == r.NodeName {
 			return taken(&n, v)
 		}
-	}
-	// An agent that has a certificate for the name would have the server's node, too.
-	if v.Record != nil && !readRecord(v.Record).free() {
-		return refuse(http.StatusConflict, "an agent joined under the name %s, and has not registered its node: give this server another name with --node-name, or, if no such machine exists, remove its record with `polymesh kubectl delete configmap -n %s %s`",
-			r.NodeName, metav1.NamespaceSystem, v.Record.Name)
 	}
 	return nil
 }

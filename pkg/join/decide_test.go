@@ -180,29 +180,3 @@ func TestClusterCheck(t *testing.T) {
 		}
 	}
 }
-
-// A further server gets no name for which an agent has a certificate.
-func TestDecideServer(t *testing.T) {
-	view, _ := cluster(t)
-	request := Request{NodeName: "new", NodeIP: netip.MustParseAddr("192.0.2.3"), Version: "v1.36.3+polymesh1", Now: now}
-	record := func(data map[string]string) *corev1.ConfigMap {
-		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "joined.new"}, Data: data}
-	}
-	for what, c := range map[string]struct {
-		record *corev1.ConfigMap
-		want   string
-	}{
-		"a new name":            {nil, ""},
-		"an agent's":            {record(map[string]string{"key": "0", "time": "2026-11-29T11:00:00Z"}), "an agent joined under the name new"},
-		"a damaged record":      {record(nil), "an agent joined under the name new"},
-		"of an agent that left": {record(map[string]string{"time": "2026-11-29T11:00:00Z", "removed": "2026-11-29T11:30:00Z"}), ""},
-	} {
-		view.Record = c.record
-		switch refused := DecideServer(request, view); {
-		case c.want == "" && refused != nil:
-			t.Errorf("%s is refused: %s", what, refused.Message)
-		case c.want != "" && (refused == nil || !strings.Contains(refused.Message, c.want)):
-			t.Errorf("%s: %v, want %q", what, refused, c.want)
-		}
-	}
-}

@@ -23,6 +23,7 @@ import (
 
 // Paths of the API server. Who may call them is decided by RBAC: see pkg/controlplane.
 const (
+	pathPrefix = "/polymesh/v1/"
 	// AgentPath takes a Request and answers with a Grant, or with a Refusal.
 	AgentPath = "/polymesh/v1/join/agent"
 	// ClusterPath answers a node with the Cluster.

@@ -31,6 +31,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
+	serverconfig "polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/join"
@@ -175,12 +176,12 @@ func TestJoin(t *testing.T) {
 		if err := register(t, "worker-2", m); err != nil {
 			t.Fatal(err)
 		}
-		if err := client(t, m).CoreV1().ConfigMaps("kube-system").Delete(t.Context(), "joined.worker-2", metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {
+		if err := client(t, m).CoreV1().Secrets("kube-system").Delete(t.Context(), "joined.worker-2", metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {
 			t.Errorf("a node removes the record of its name: %v", err)
 		}
 		controlplanetest.Eventually(t, "the record has its node", func() error {
-			cm, err := admin.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "joined.worker-2", metav1.GetOptions{})
-			if err == nil && cm.Data["node"] == "" {
+			record, err := admin.CoreV1().Secrets("kube-system").Get(t.Context(), "joined.worker-2", metav1.GetOptions{})
+			if err == nil && len(record.Data["node"]) == 0 {
 				err = errors.New("it has no node")
 			}
 			return err
@@ -208,8 +209,8 @@ func TestJoin(t *testing.T) {
 		}
 		// Once the cluster knows that the machine's node is this one.
 		controlplanetest.Eventually(t, "the record has its node", func() error {
-			cm, err := admin.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "joined.worker-6", metav1.GetOptions{})
-			if err == nil && cm.Data["node"] == "" {
+			record, err := admin.CoreV1().Secrets("kube-system").Get(t.Context(), "joined.worker-6", metav1.GetOptions{})
+			if err == nil && len(record.Data["node"]) == 0 {
 				err = errors.New("it has no node")
 			}
 			return err
@@ -498,6 +499,112 @@ func TestJoin(t *testing.T) {
 			t.Errorf("the datastore's text is %q, %v", raw.Kvs, err)
 		}
 	})
+
+	t.Run("writers", func(t *testing.T) { writers(t, admin, config) })
+
+	t.Run("servers' names", func(t *testing.T) {
+		text, err := os.ReadFile(dir.ServerToken())
+		if err != nil {
+			t.Fatal(err)
+		}
+		serverToken, err := token.Parse(string(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The server has recorded itself before there was a token, and its node has not registered.
+		_, err = join.Join(t.Context(), machine("none", nodeToken))
+		wantRefused(t, "an agent with the name of the first server", err, "a server at \"192.0.2.1\" joined under the name none")
+		_, _, err = join.JoinServers(t.Context(), machine("none", serverToken))
+		wantRefused(t, "a server with the name of the first server", err, "a server at \"192.0.2.1\" joined under the name none")
+		if _, _, err := join.JoinServers(t.Context(), machine("server-8", serverToken)); err != nil {
+			t.Fatal(err)
+		}
+		_, err = join.Join(t.Context(), machine("server-8", nodeToken))
+		wantRefused(t, "an agent with the name of a server that has joined", err, "joined under the name server-8")
+		// Interrupted before it ran, it joins again, also with an empty data dir.
+		if _, _, err := join.JoinServers(t.Context(), machine("server-8", serverToken)); err != nil {
+			t.Error(err)
+		}
+		running := startServer(t, kubeconfig, dir, "server-8")
+		controlplanetest.Eventually(t, "the server runs", func() error { return running.Ready(t.Context()) })
+		_, _, err = join.JoinServers(t.Context(), machine("server-8", serverToken))
+		wantRefused(t, "a server with the name of another", err, "a server at \"192.0.2.200\" joined under the name server-8")
+		// Another way round.
+		if _, err := join.Join(t.Context(), machine("worker-8", nodeToken)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = join.JoinServers(t.Context(), machine("worker-8", serverToken))
+		wantRefused(t, "a server with the name of an agent", err, "a machine at \"192.0.2.")
+		late := startServer(t, kubeconfig, dir, "worker-8")
+		select {
+		case err := <-late.Failed():
+			var taken *join.NameTakenError
+			if !errors.As(err, &taken) || !strings.Contains(err.Error(), "give this server another name with --node-name") {
+				t.Errorf("a server that found the others in the datastore: %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Errorf("a server with the name of an agent runs: %v", late.Ready(t.Context()))
+		}
+	})
+
+	t.Run("a secret that the user has chosen", func(t *testing.T) {
+		const chosen = "chosen-by-the-user-0123456789"
+		own := layout.DataDir(t.TempDir())
+		for _, folder := range []string{"tls", "cred"} {
+			if err := os.CopyFS(own.Server(folder), os.DirFS(dir.Server(folder))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		endpoint, err := datastore.ReadEndpoint(dir.DatastoreEndpoint())
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags := serverconfig.ServerFlags()
+		if err := flags.Parse([]string{"--data-dir", string(own), "--cluster-init", "--token", chosen}); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := flags.Server(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := startServer(t, kubeconfig, dir, "chooses", &join.Shared{Config: cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: true})
+		controlplanetest.Eventually(t, "the server is ready", func() error { return s.Ready(t.Context()) })
+		want, err := token.OfSecret(nodeToken.CAHash, chosen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(own.ServerToken()); err != nil || string(text) != want.String()+"\n" {
+			t.Errorf("the server's token is %q, %v", text, err)
+		}
+		if _, _, err := join.JoinServers(t.Context(), machine("server-9", want)); err != nil {
+			t.Error(err)
+		}
+		// By the datastore the secret alone is enough.
+		db, err := endpoint.Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		alone, err := token.OfSecret("", chosen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := (bootstrap.Store{Client: db}).Open(t.Context(), alone); err != nil {
+			t.Error(err)
+		}
+		// Another secret later has no effect by itself, and that is said.
+		changed := *cfg
+		changed.Secret = "another-of-the-user-0123456789"
+		later := startServer(t, kubeconfig, dir, "chooses-again", &join.Shared{Config: &changed, Datastore: bootstrap.External, Endpoint: endpoint, Settles: true})
+		controlplanetest.Eventually(t, "the other secret is noted", func() error {
+			if note := later.Note(t.Context()); !strings.Contains(note, "the servers' secret in the settings is not that of this cluster") {
+				return fmt.Errorf("the note is %q: %w", note, later.Ready(t.Context()))
+			}
+			return nil
+		})
+	})
+
+	t.Run("records of the version before", func(t *testing.T) { formerRecords(t, admin, kubeconfig, dir) })
 
 	t.Run("clocks and versions", func(t *testing.T) {
 		for what, c := range map[string]struct {

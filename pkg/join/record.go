@@ -6,7 +6,11 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"fmt"
 	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,11 +20,16 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/token"
 )
 
+// A record is a Secret of a type of our own in kube-system: which machine has got a certificate for a node's name, or is the server of that
+// name, and since when earlier certificates for it are void. It has nothing secret. It decides whom the API server believes, and fewer parties
+// may write Secrets than ConfigMaps: neither nodes nor istiod can (TestJoin, writers). The type of a Secret cannot be changed.
 const (
-	// recordPrefix and the node's name are the name of a ConfigMap in kube-system: which machine has got a certificate for that name, and
-	// since when earlier certificates for it are void. Nodes cannot write it, unlike their Lease.
+	recordType corev1.SecretType = "polymesh.dev/joined-machine"
+	// recordPrefix and the node's name are the name of a record.
 	recordPrefix = "joined."
 	recordLabel  = "join.polymesh.dev/record"
 	// maxUnregistered is how many machines may have joined without a node: more are someone who tries names.
@@ -29,29 +38,46 @@ const (
 
 // Keys of a record.
 const (
-	recordKey     = "key" // SHA-256 of the machine's public key
+	recordRole    = "role" // a token.Role; none is an agent
+	recordKey     = "key"  // SHA-256 of the public key with which it joined; none for a server
 	recordToken   = "token"
 	recordAddress = "address"
 	recordTime    = "time"    // when it joined, RFC 3339
 	recordNode    = "node"    // UID of the node that has registered
 	recordRemoved = "removed" // when that node, or one of the name before, was removed, RFC 3339: certificates made before are void
+	recordLeft    = "left"    // when the node of a server was removed: see retire
+	recordSelf    = "self"    // set by a server itself, when it runs
 )
 
 // machineRecord is a record, as far as it is read. Damaged times are zero: the name is taken, and nothing void.
 type machineRecord struct {
-	joined, removed time.Time
-	node            types.UID
+	role                  token.Role
+	joined, removed, left time.Time
+	node                  types.UID
+	self                  bool
 }
 
-func readRecord(m *corev1.ConfigMap) machineRecord {
-	r := machineRecord{node: types.UID(m.Data[recordNode])}
-	r.joined, _ = time.Parse(time.RFC3339Nano, m.Data[recordTime])
-	r.removed, _ = time.Parse(time.RFC3339Nano, m.Data[recordRemoved])
+func readRecord(s *corev1.Secret) machineRecord {
+	r := machineRecord{role: token.Agent, node: types.UID(s.Data[recordNode]), self: len(s.Data[recordSelf]) > 0}
+	if token.Role(s.Data[recordRole]) == token.Server {
+		r.role = token.Server
+	}
+	for key, to := range map[string]*time.Time{recordTime: &r.joined, recordRemoved: &r.removed, recordLeft: &r.left} {
+		*to, _ = time.Parse(time.RFC3339Nano, string(s.Data[key]))
+	}
 	return r
 }
 
+// gone is when the name became free the last time; zero for never.
+func (r machineRecord) gone() time.Time {
+	if r.left.After(r.removed) {
+		return r.left
+	}
+	return r.removed
+}
+
 // free reports whether the name can be certified for another machine: the one that joined has been removed since.
-func (r machineRecord) free() bool { return !r.removed.IsZero() && !r.joined.After(r.removed) }
+func (r machineRecord) free() bool { return !r.gone().IsZero() && !r.joined.After(r.gone()) }
 
 // void reports whether a certificate was made before the name's node was removed.
 func (r machineRecord) void(c *x509.Certificate) bool {
@@ -61,42 +87,51 @@ func (r machineRecord) void(c *x509.Certificate) bool {
 // removal is how long a name stays taken after a removal: the times in certificates have full seconds.
 const removal = time.Second
 
+// joins is who joins, for record.
+type joins struct {
+	role token.Role
+	// key is an agent's; nil for a server, which makes its certificates itself.
+	key   *ecdsa.PublicKey
+	token string
+}
+
+func stamp(t time.Time) []byte { return []byte(t.UTC().Format(time.RFC3339Nano)) }
+
 // record keeps the name for the machine's key, so that no name is certified for two machines, on two servers either. One without a node
 // stays until an administrator removes it: the certificate is valid, whoever has it.
-func record(ctx context.Context, client kubernetes.Interface, r Request, key *ecdsa.PublicKey, token string, v View) (*Refusal, error) {
-	hash, err := hashOf(key)
-	if err != nil {
-		return nil, err
+func record(ctx context.Context, client kubernetes.Interface, r Request, who joins, v View) (*Refusal, error) {
+	hash := ""
+	if who.key != nil {
+		var err error
+		if hash, err = hashOf(who.key); err != nil {
+			return nil, err
+		}
 	}
-	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
-	next := &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Name: recordPrefix + r.NodeName, Labels: map[string]string{recordLabel: "true"}},
-		Data: map[string]string{
-			recordKey: hash, recordToken: token, recordAddress: r.NodeIP.String(), recordTime: v.Now.UTC().Format(time.RFC3339Nano),
-		},
-	}
+	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
+	next := newRecord(r.NodeName, who.role, v.Now)
+	next.Data[recordKey], next.Data[recordToken], next.Data[recordAddress] = []byte(hash), []byte(who.token), []byte(r.NodeIP.String())
 	for _, n := range v.Nodes {
 		if n.Name == r.NodeName {
-			next.Data[recordNode] = string(n.UID) // its own, by Decide
+			next.Data[recordNode] = []byte(n.UID) // its own, by Decide
 		}
 	}
 	have := v.Record
 	if have == nil {
-		unregistered, err := maps.List(ctx, metav1.ListOptions{LabelSelector: recordLabel})
+		unregistered, err := list(ctx, client)
 		if err != nil {
 			return nil, err
 		}
 		count := 0
-		for _, m := range unregistered.Items {
-			if r := readRecord(&m); r.node == "" && !r.free() {
+		for _, s := range unregistered {
+			if r := readRecord(&s); r.node == "" && !r.free() {
 				count++
 			}
 		}
 		if count >= maxUnregistered {
-			return refuse(http.StatusConflict, "%d machines have joined and not registered their nodes: revoke the token that they had, and remove their records with `polymesh kubectl delete configmap -n %s -l %s` on a server",
+			return refuse(http.StatusConflict, "%d machines have joined and not registered their nodes: revoke the token that they had, and remove their records with `polymesh kubectl delete secret -n %s -l %s` on a server",
 				count, metav1.NamespaceSystem, recordLabel), nil
 		}
-		_, err = maps.Create(ctx, next, metav1.CreateOptions{})
+		_, err = secrets.Create(ctx, next, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) {
 			return refuse(http.StatusServiceUnavailable, "another machine joins under the name %s at this moment: try again", r.NodeName), nil
 		}
@@ -104,50 +139,131 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, key *ec
 	}
 	was := readRecord(have)
 	switch {
-	case was.free() && v.Now.Before(was.removed.Add(removal)):
+	case was.free() && v.Now.Before(was.gone().Add(removal)):
 		return refuse(http.StatusServiceUnavailable, "a node with the name %s has just been removed: try again", r.NodeName), nil
-	case was.free(), next.Data[recordNode] != "":
+	case was.free(), next.Data[recordNode] != nil:
 	case was.node != "":
 		return refuse(http.StatusServiceUnavailable, "a node with the name %s has just been removed: try again", r.NodeName), nil
-	case have.Data[recordKey] == hash:
+	case was.role == token.Server && who.role == token.Server && !was.self:
+		// A server that was interrupted, or did not get further. It has no certificate by this, and could make any.
+	case was.role == token.Agent && who.role == token.Agent && string(have.Data[recordKey]) == hash:
 		return nil, nil // the same machine, which was interrupted
 	default:
-		return refuse(http.StatusConflict, "a machine at %.50q joined under the name %s on %.30q with %.60q, and has not registered its node. If it is this one, `polymesh kubectl delete configmap -n %s %s` on a server lets it join again; if not, give this one another name with --node-name: that machine's certificate is valid",
-			have.Data[recordAddress], r.NodeName, have.Data[recordTime], have.Data[recordToken], metav1.NamespaceSystem, have.Name), nil
+		return refuse(http.StatusConflict, "%s at %.50q joined under the name %s on %.30q with %.60q, and has not registered its node. If it is this one, `polymesh kubectl delete secret -n %s %s` on a server lets it join again; if not, give this one another name with --node-name: that machine's certificate is valid",
+			map[token.Role]string{token.Agent: "a machine", token.Server: "a server"}[was.role], have.Data[recordAddress], r.NodeName, have.Data[recordTime], have.Data[recordToken], metav1.NamespaceSystem, have.Name), nil
 	}
-	if !was.removed.IsZero() {
-		next.Data[recordRemoved] = have.Data[recordRemoved]
+	if gone := was.gone(); !gone.IsZero() {
+		next.Data[recordRemoved] = stamp(gone)
 	}
 	next.ResourceVersion = have.ResourceVersion
-	_, err = maps.Update(ctx, next, metav1.UpdateOptions{})
+	_, err := secrets.Update(ctx, next, metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return refuse(http.StatusServiceUnavailable, "another machine joins under the name %s at this moment: try again", r.NodeName), nil
 	}
 	return nil, err
 }
 
-// retire makes a name free, and all certificates for it that have been made void.
-func retire(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap, now time.Time) error {
-	m = m.DeepCopy()
-	if m.Data == nil {
-		m.Data = map[string]string{}
+func newRecord(node string, role token.Role, now time.Time) *corev1.Secret {
+	return &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: recordPrefix + node, Labels: map[string]string{recordLabel: "true"}},
+		Type:       recordType,
+		Data:       map[string][]byte{recordRole: []byte(role), recordTime: stamp(now)},
 	}
-	m.Data[recordRemoved] = now.UTC().Format(time.RFC3339Nano)
-	_, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, m, metav1.UpdateOptions{})
+}
+
+// list returns all records.
+func list(ctx context.Context, client kubernetes.Interface) ([]corev1.Secret, error) {
+	all, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{FieldSelector: "type=" + string(recordType)})
+	if err != nil {
+		return nil, fmt.Errorf("list the records of machines that have joined: %w", err)
+	}
+	return slices.DeleteFunc(all.Items, func(s corev1.Secret) bool { return !strings.HasPrefix(s.Name, recordPrefix) }), nil
+}
+
+// recordOf returns the record of a node's name, nil if there is none.
+func recordOf(ctx context.Context, client kubernetes.Interface, node string) (*corev1.Secret, error) {
+	s, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, recordPrefix+node, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("look for the record of %s: %w", node, err)
+	case s.Type != recordType:
+		return nil, fmt.Errorf("Secret %s in %s is not a record of a machine, and has its name: remove it", s.Name, s.Namespace)
+	}
+	return s, nil
+}
+
+// NameTakenError means that the name of this server's node is another machine's.
+type NameTakenError struct{ message string }
+
+func (err *NameTakenError) Error() string { return err.message }
+
+// recordServer records this server under its node's name, as machines that join are recorded. The error is a NameTakenError if an agent has a
+// certificate for the name: it would be the server's node, too.
+func recordServer(ctx context.Context, client kubernetes.Interface, node string, address netip.Addr, now time.Time) error {
+	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
+	have, err := recordOf(ctx, client, node)
+	if err != nil {
+		return err
+	}
+	next := newRecord(node, token.Server, now)
+	next.Data[recordAddress], next.Data[recordSelf] = []byte(address.String()), []byte("true")
+	registered, err := client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+	switch {
+	case err == nil:
+		next.Data[recordNode] = []byte(registered.UID)
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("look for node %s: %w", node, err)
+	}
+	if have == nil {
+		_, err = secrets.Create(ctx, next, metav1.CreateOptions{})
+		return err
+	}
+	was := readRecord(have)
+	// A node cannot give itself the label of servers.
+	_, serves := registered.GetLabels()[layout.ServerLabel]
+	switch {
+	case was.role == token.Server && !was.free() && was.self:
+		return nil
+	case was.role == token.Server:
+	case !was.free() && (was.node == "" || was.node != registered.GetUID() || !serves):
+		return &NameTakenError{fmt.Sprintf("an agent at %.50q joined under the name %s of this server on %.30q: give this server another name with --node-name, or remove that agent with `polymesh node remove %s` on another server",
+			have.Data[recordAddress], node, have.Data[recordTime], node)}
+	}
+	// What the name's agents have had stays void.
+	if !was.removed.IsZero() {
+		next.Data[recordRemoved] = stamp(was.removed)
+	}
+	next.ResourceVersion = have.ResourceVersion
+	_, err = secrets.Update(ctx, next, metav1.UpdateOptions{})
+	return err
+}
+
+// retire makes a name free, and all certificates for it that have been made void. Those of a server stay valid until another machine has the
+// name: it has the authority that signs them, and a server that still runs registers its node again when it starts.
+func retire(ctx context.Context, client kubernetes.Interface, s *corev1.Secret, now time.Time) error {
+	s = s.DeepCopy()
+	if s.Data == nil {
+		s.Data = map[string][]byte{}
+	}
+	key := recordRemoved
+	if readRecord(s).role == token.Server {
+		key = recordLeft
+	}
+	s.Data[key] = stamp(now)
+	_, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Update(ctx, s, metav1.UpdateOptions{})
 	return err
 }
 
 // retireName is retire for the node of a name that leaves.
 func retireName(ctx context.Context, client kubernetes.Interface, node string, now time.Time) error {
 	for {
-		m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, recordPrefix+node, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil // a server's own node
+		s, err := recordOf(ctx, client, node)
+		if s == nil {
+			return err
 		}
-		if err == nil {
-			err = retire(ctx, client, m, now)
-		}
-		if !apierrors.IsConflict(err) {
+		if err = retire(ctx, client, s, now); !apierrors.IsConflict(err) {
 			return err
 		}
 	}

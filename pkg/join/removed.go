@@ -2,10 +2,13 @@ package join
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/token"
 )
 
 // Kubernetes has no list of revoked certificates. A node's is void once its node has been removed: the record of its name says when, and
@@ -34,21 +38,44 @@ const (
 
 // records are the cluster's records and nodes, as this server knows them.
 type records struct {
+	// self is the name of this server's node.
+	self   string
 	client kubernetes.Interface
-	// machines has ConfigMaps; nodes are reduced to what is used here.
+	// machines has Secrets; nodes are reduced to what is used here.
 	machines, nodes cache.Store
+	adopted         chan struct{} // closed when the records of a version before are taken over for the first time
 	known           chan struct{} // closed when machines is complete
+	// settled is set when there is nothing more to take over: see adopt.
+	settled bool
+	// behind is about servers of a version before, nil for none.
+	behind atomic.Pointer[string]
 }
 
-func newRecords() *records {
-	return &records{known: make(chan struct{})}
+func newRecords(self string) *records {
+	return &records{self: self, adopted: make(chan struct{}), known: make(chan struct{})}
 }
 
 // follow keeps the records up to date until ctx ends.
 func (r *records) follow(ctx context.Context, client kubernetes.Interface, log func(msg string, args ...any)) {
 	r.client = client
-	maps := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(metav1.NamespaceSystem),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = recordLabel }))
+	for why := ""; ; {
+		err := r.adopt(ctx)
+		if err == nil {
+			break
+		}
+		if text := err.Error(); text != why && ctx.Err() == nil {
+			log("the records of machines that have joined cannot be read yet", "err", text)
+			why = text
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryInterval):
+		}
+	}
+	close(r.adopted)
+	secrets := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(metav1.NamespaceSystem),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "type=" + string(recordType) }))
 	all := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(func(o any) (any, error) {
 		if n, ok := o.(*corev1.Node); ok {
 			return &corev1.Node{
@@ -58,7 +85,7 @@ func (r *records) follow(ctx context.Context, client kubernetes.Interface, log f
 		}
 		return o, nil
 	}))
-	machines, nodes := maps.Core().V1().ConfigMaps().Informer(), all.Core().V1().Nodes().Informer()
+	machines, nodes := secrets.Core().V1().Secrets().Informer(), all.Core().V1().Nodes().Informer()
 	r.machines, r.nodes = machines.GetStore(), nodes.GetStore()
 	changed := component.NewWake()
 	for _, i := range []cache.SharedIndexInformer{machines, nodes} {
@@ -66,9 +93,9 @@ func (r *records) follow(ctx context.Context, client kubernetes.Interface, log f
 			AddFunc: func(any) { changed.Call() }, UpdateFunc: func(any, any) { changed.Call() }, DeleteFunc: func(any) { changed.Call() },
 		})
 	}
-	maps.Start(ctx.Done())
+	secrets.Start(ctx.Done())
 	all.Start(ctx.Done())
-	defer maps.Shutdown()
+	defer secrets.Shutdown()
 	defer all.Shutdown()
 	if !cache.WaitForCacheSync(ctx.Done(), machines.HasSynced) {
 		return
@@ -78,7 +105,7 @@ func (r *records) follow(ctx context.Context, client kubernetes.Interface, log f
 		return
 	}
 	update := func(ctx context.Context) {
-		if err := r.update(ctx, time.Now(), log); err != nil && ctx.Err() == nil {
+		if err := errors.Join(r.adopt(ctx), r.update(ctx, time.Now(), log)); err != nil && ctx.Err() == nil {
 			log("the records of machines that have joined are not up to date", "err", err)
 		}
 	}
@@ -88,38 +115,42 @@ func (r *records) follow(ctx context.Context, client kubernetes.Interface, log f
 
 // update notes in the records which nodes have registered, and which were removed.
 func (r *records) update(ctx context.Context, now time.Time, log func(string, ...any)) error {
-	maps := r.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	secrets := r.client.CoreV1().Secrets(metav1.NamespaceSystem)
 	var failures []error
 	for _, o := range r.machines.List() {
-		m, ok := o.(*corev1.ConfigMap)
-		name := strings.TrimPrefix(m.GetName(), recordPrefix)
-		if !ok || name == m.Name {
+		s, ok := o.(*corev1.Secret)
+		if !ok {
 			continue
 		}
-		rec := readRecord(m)
+		name, ok := strings.CutPrefix(s.Name, recordPrefix)
+		if !ok {
+			continue
+		}
+		rec := readRecord(s)
 		uid := r.uid(name)
 		var err error
 		switch {
-		case rec.free() && now.Sub(rec.removed) > keptRecord:
-			err = maps.Delete(ctx, m.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &m.UID, ResourceVersion: &m.ResourceVersion}})
+		case rec.free() && now.Sub(rec.gone()) > keptRecord:
+			err = secrets.Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID, ResourceVersion: &s.ResourceVersion}})
 		case rec.free():
-		case rec.node == "" && uid != "":
-			next := m.DeepCopy()
-			next.Data[recordNode] = string(uid)
-			_, err = maps.Update(ctx, next, metav1.UpdateOptions{})
+		case uid != "" && uid != rec.node && (rec.node == "" || name == r.self && rec.role == token.Server):
+			next := s.DeepCopy()
+			next.Data[recordNode] = []byte(uid)
+			_, err = secrets.Update(ctx, next, metav1.UpdateOptions{})
+		case name == r.self && rec.role == token.Server: // it runs, and registers its node again
 		case rec.node != "" && uid != rec.node:
 			// The list of nodes may be older than the record.
 			var n *corev1.Node
 			n, err = r.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) || err == nil && n.UID != rec.node {
-				if err = retire(ctx, r.client, m, now); err == nil {
-					log("a node was removed: its certificates are no longer accepted", "node", name)
+				if err = retire(ctx, r.client, s, now); err == nil {
+					log("a node was removed: its name is free, and certificates of an agent are no longer accepted", "node", name)
 				}
 			}
 		}
 		// Another server has done it, or does it with the next event.
 		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
-			failures = append(failures, fmt.Errorf("%s: %w", m.Name, err))
+			failures = append(failures, fmt.Errorf("%s: %w", s.Name, err))
 		}
 	}
 	return errors.Join(failures...)
@@ -150,27 +181,65 @@ func (r *records) uid(name string) (uid types.UID) {
 	return ""
 }
 
+// claimedNode returns the name of the node that a client's certificate is for, whoever has signed it.
+func claimedNode(req *http.Request) (name string, cert *x509.Certificate, ok bool) {
+	if req.TLS == nil || len(req.TLS.PeerCertificates) == 0 {
+		return "", nil, false
+	}
+	cert = req.TLS.PeerCertificates[0]
+	name, ok = strings.CutPrefix(cert.Subject.CommonName, User(""))
+	return name, cert, ok
+}
+
+// Filter is put around the API server's whole chain of handlers: while this server does not know the records yet, it can decide about no
+// node's certificate, and neither the tokens nor the roles may be known. It answers 503 then, as 401 would mean that the node was removed.
+func (s *Server) Filter(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if _, _, node := claimedNode(req); (node || strings.HasPrefix(req.URL.Path, pathPrefix)) && !s.records.wait(req.Context()) {
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Retry-After", "1")
+			status := apierrors.NewServiceUnavailable("the server is starting: try again").Status()
+			status.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_ = json.NewEncoder(w).Encode(status)
+			return
+		}
+		next.ServeHTTP(w, req)
+	})
+}
+
+// wait waits until the records are known, for at most knownTime.
+func (r *records) wait(ctx context.Context) bool {
+	select {
+	case <-r.known:
+		return true
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, knownTime)
+	defer cancel()
+	select {
+	case <-r.known:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // Authenticator refuses certificates of nodes that were removed, which the API server's own authenticator accepts.
 func (s *Server) Authenticator(next authenticator.Request) authenticator.Request {
 	return authenticator.RequestFunc(func(req *http.Request) (*authenticator.Response, bool, error) {
 		resp, ok, err := next.AuthenticateRequest(req)
-		if err != nil || !ok || req.TLS == nil || len(req.TLS.PeerCertificates) == 0 {
+		name, cert, isNode := claimedNode(req)
+		if err != nil || !ok || !isNode || resp.User.GetName() != User(name) {
 			return resp, ok, err
 		}
-		cert := req.TLS.PeerCertificates[0]
-		name, isNode := strings.CutPrefix(resp.User.GetName(), User(""))
-		if !isNode || cert.Subject.CommonName != resp.User.GetName() {
-			return resp, ok, err
-		}
-		ctx, cancel := context.WithTimeout(req.Context(), knownTime)
-		defer cancel()
 		select {
 		case <-s.records.known:
-		case <-ctx.Done():
+		default: // Filter does not let it come to this
 			return nil, false, errors.New("the server does not know yet which nodes were removed")
 		}
 		if o, found, err := s.records.machines.GetByKey(metav1.NamespaceSystem + "/" + recordPrefix + name); err == nil && found {
-			if m, ok := o.(*corev1.ConfigMap); ok && readRecord(m).void(cert) {
+			if m, ok := o.(*corev1.Secret); ok && readRecord(m).void(cert) {
 				return nil, false, nil // not an error, which the API server would log for each request
 			}
 		}

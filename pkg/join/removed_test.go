@@ -1,8 +1,14 @@
 package join
 
 import (
+	"context"
+	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +21,14 @@ import (
 
 	"polymesh.dev/polymesh/pkg/layout"
 )
+
+func secret(data map[string]string) *corev1.Secret {
+	s := &corev1.Secret{Data: map[string][]byte{}}
+	for key, value := range data {
+		s.Data[key] = []byte(value)
+	}
+	return s
+}
 
 func TestRecords(t *testing.T) {
 	_, certs := cluster(t)
@@ -31,15 +45,20 @@ func TestRecords(t *testing.T) {
 		free        bool
 		voidedUntil time.Duration // of certificates, from now
 	}{
-		"joined":           {map[string]string{"time": at(0)}, false, -time.Hour},
-		"registered":       {map[string]string{"time": at(0), "node": "a"}, false, -time.Hour},
-		"removed":          {map[string]string{"time": at(0), "node": "a", "removed": at(time.Hour)}, true, time.Hour},
-		"joined again":     {map[string]string{"time": at(2 * time.Hour), "removed": at(time.Hour)}, false, time.Hour},
-		"registered again": {map[string]string{"time": at(2 * time.Hour), "node": "b", "removed": at(time.Hour)}, false, time.Hour},
-		"damaged":          {map[string]string{"time": "yesterday", "removed": "yesterday"}, false, -time.Hour},
-		"empty":            {nil, false, -time.Hour},
+		"joined":                      {map[string]string{"time": at(0)}, false, -time.Hour},
+		"registered":                  {map[string]string{"time": at(0), "node": "a"}, false, -time.Hour},
+		"removed":                     {map[string]string{"time": at(0), "node": "a", "removed": at(time.Hour)}, true, time.Hour},
+		"joined again":                {map[string]string{"time": at(2 * time.Hour), "removed": at(time.Hour)}, false, time.Hour},
+		"registered again":            {map[string]string{"time": at(2 * time.Hour), "node": "b", "removed": at(time.Hour)}, false, time.Hour},
+		"damaged":                     {map[string]string{"time": "yesterday", "removed": "yesterday"}, false, -time.Hour},
+		"empty":                       {nil, false, -time.Hour},
+		"a server":                    {map[string]string{"role": "server", "time": at(0), "node": "a"}, false, -time.Hour},
+		"a server that was removed":   {map[string]string{"role": "server", "time": at(0), "node": "a", "left": at(time.Hour)}, true, -time.Hour},
+		"a server after an agent":     {map[string]string{"role": "server", "time": at(2 * time.Hour), "removed": at(time.Hour)}, false, time.Hour},
+		"removed, after an agent":     {map[string]string{"role": "server", "time": at(2 * time.Hour), "removed": at(time.Hour), "left": at(3 * time.Hour)}, true, time.Hour},
+		"of a role that no one knows": {map[string]string{"role": "king", "time": at(0), "removed": at(time.Hour)}, true, time.Hour},
 	} {
-		r := readRecord(&corev1.ConfigMap{Data: c.data})
+		r := readRecord(secret(c.data))
 		if r.free() != c.free {
 			t.Errorf("%s: the name is free: %t", what, r.free())
 		}
@@ -62,7 +81,7 @@ func TestRemovedCertificateProvesNothing(t *testing.T) {
 	if _, refused := Decide(r, view); refused != nil {
 		t.Fatal(refused)
 	}
-	view.Record = &corev1.ConfigMap{Data: map[string]string{"time": now.Add(-time.Minute).Format(time.RFC3339Nano), "removed": now.Add(-2 * time.Minute).Format(time.RFC3339Nano)}}
+	view.Record = secret(map[string]string{"time": now.Add(-time.Minute).Format(time.RFC3339Nano), "removed": now.Add(-2 * time.Minute).Format(time.RFC3339Nano)})
 	if _, refused := Decide(r, view); refused == nil {
 		t.Error("it takes the place of the node that has its name now")
 	}
@@ -119,5 +138,42 @@ func TestInterruptedRenewal(t *testing.T) {
 				t.Errorf("the node has its certificate: %t (%v)", got.valid, err)
 			}
 		})
+	}
+}
+
+// While a server starts, it says so: 401 would mean that the node was removed, or that the token was revoked.
+func TestStarting(t *testing.T) {
+	_, certs := cluster(t)
+	cert, err := x509.ParseCertificate(certified(t, certs, "system:node:worker", newKey(t), now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(Options{Log: slog.New(slog.DiscardHandler)})
+	handler := s.Filter(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	answered := func(path string, peer *x509.Certificate) *httptest.ResponseRecorder {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // it does not wait
+		req := httptest.NewRequestWithContext(ctx, http.MethodGet, path, nil)
+		req.TLS = &tls.ConnectionState{}
+		if peer != nil {
+			req.TLS.PeerCertificates = []*x509.Certificate{peer}
+		}
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, req)
+		return w
+	}
+	for _, w := range []*httptest.ResponseRecorder{answered("/api/v1/nodes/worker", cert), answered(ClusterPath, cert), answered(AgentPath, nil), answered(ServerPath, nil)} {
+		refusal := &Refusal{}
+		if err := json.Unmarshal(w.Body.Bytes(), refusal); err != nil || w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || refusal.Message != "the server is starting: try again" {
+			t.Errorf("%d, %v: %s", w.Code, w.Header(), w.Body)
+		}
+	}
+	// Components of the server, and health checks.
+	if w := answered("/readyz", nil); w.Code != http.StatusTeapot {
+		t.Errorf("/readyz: %d", w.Code)
+	}
+	close(s.records.known)
+	if w := answered(ClusterPath, cert); w.Code != http.StatusTeapot {
+		t.Errorf("a server that has started: %d", w.Code)
 	}
 }

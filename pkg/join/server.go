@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -46,8 +47,9 @@ const (
 
 // Options are a server's.
 type Options struct {
-	// Name is this machine's, for messages.
-	Name string
+	// Name and Address are this server's node's.
+	Name    string
+	Address netip.Addr
 	// Kubeconfig may read and write nodes, their leases, and the tokens.
 	Kubeconfig   string
 	Certificates certificate.Store
@@ -73,13 +75,16 @@ type Server struct {
 	note    atomic.Pointer[string]
 	// sharing is one round of share at a time.
 	sharing sync.Mutex
+	// ofSecret is the token of the servers' secret in the settings, which is costly to derive; guarded by sharing.
+	ofSecret token.Token
 	// unreachable is about kubelets that this server cannot reach.
 	unreachable atomic.Pointer[string]
+	failed      chan error
 }
 
 // NewServer returns the component, not yet started.
 func NewServer(o Options) *Server {
-	return &Server{opts: o, log: o.Log.With("component", "join"), joins: make(chan struct{}, maxJoins), records: newRecords()}
+	return &Server{opts: o, log: o.Log.With("component", "join"), joins: make(chan struct{}, maxJoins), records: newRecords(o.Name), failed: make(chan error, 1)}
 }
 
 // Name implements component.Component.
@@ -123,6 +128,10 @@ func (s *Server) Start(ctx context.Context) error {
 		following.Go(func() { s.records.follow(ctx, watcher, s.log.Info) })
 		tokens := time.NewTicker(tokenInterval)
 		defer tokens.Stop()
+		// Before there is a token with which the name could be taken.
+		if !s.recordSelf(ctx, client) {
+			return
+		}
 		s.round(ctx, client)
 		for {
 			select {
@@ -134,6 +143,36 @@ func (s *Server) Start(ctx context.Context) error {
 		}
 	})
 	return nil
+}
+
+// Failed implements component.Failing: the name of this server's node is another machine's.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// recordSelf records this server, when the records are known. It returns false if it cannot, or ctx ends.
+func (s *Server) recordSelf(ctx context.Context, client kubernetes.Interface) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-s.records.adopted:
+	}
+	for {
+		err := recordServer(ctx, client, s.opts.Name, s.opts.Address, time.Now())
+		var taken *NameTakenError
+		switch {
+		case err == nil:
+			return true
+		case errors.As(err, &taken):
+			s.failed <- err
+			return false
+		}
+		problem := fmt.Sprintf("record this server: %v", err)
+		s.problem.Store(&problem)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(retryInterval):
+		}
+	}
 }
 
 func (s *Server) round(ctx context.Context, client kubernetes.Interface) {
@@ -196,7 +235,7 @@ func (s *Server) Ready(context.Context) error {
 
 // Notes implements component.Noted.
 func (s *Server) Notes(context.Context) []string {
-	return component.Present(s.note.Load(), s.unreachable.Load())
+	return component.Present(s.note.Load(), s.records.behind.Load(), s.unreachable.Load())
 }
 
 func authority(certs certificate.Store, name string) (*x509.Certificate, error) {
@@ -285,7 +324,7 @@ func (s *Server) agent(r *http.Request) (any, error) {
 	}
 	keys, refused := Decide(req, view)
 	if refused == nil {
-		refused, err = record(r.Context(), client, req, keys.Client, caller(r), view)
+		refused, err = record(r.Context(), client, req, joins{token.Agent, keys.Client, caller(r)}, view)
 	}
 	if refused == nil && err == nil {
 		// It may have registered between the list and the record.
@@ -333,11 +372,8 @@ func (s *Server) view(ctx context.Context, client kubernetes.Interface, name str
 	}
 	v := View{Now: time.Now(), Version: s.opts.Version, Cluster: s.opts.Cluster, ClientCA: ca, Nodes: nodes.Items}
 	if config.ValidNodeName(name) {
-		rec, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, recordPrefix+name, metav1.GetOptions{})
-		if err == nil {
-			v.Record = rec
-		} else if !apierrors.IsNotFound(err) {
-			return View{}, fmt.Errorf("look for the record of %s: %w", name, err)
+		if v.Record, err = recordOf(ctx, client, name); err != nil {
+			return View{}, err
 		}
 	}
 	for _, n := range nodes.Items {

@@ -108,8 +108,9 @@ func (s *Server) share(ctx context.Context, client kubernetes.Interface, then fu
 	return note, err
 }
 
-// serverToken returns the token in server/token. Where there is no file, it is the one that the servers share, or a new one. The zero
-// token is one that was revoked, which is not made again: whoever wants another removes the file on all servers.
+// serverToken returns the token in server/token. Where there is no file, it is the one that the servers share, or that of the secret which the
+// user has chosen, or a new one. The zero token is one that was revoked, which is not made again: whoever wants another removes the file on all
+// servers.
 func (s *Server) serverToken(ctx context.Context, client kubernetes.Interface, store bootstrap.Store, key bootstrap.Key, shared string) (t token.Token, note string, err error) {
 	file := s.opts.Shared.Config.DataDir.ServerToken()
 	text, err := os.ReadFile(file)
@@ -120,6 +121,10 @@ func (s *Server) serverToken(ctx context.Context, client kubernetes.Interface, s
 	if err != nil {
 		return t, "", err
 	}
+	chosen, err := s.chosen()
+	if err != nil {
+		return t, "", err
+	}
 	if text != nil {
 		if t, err = token.Parse(string(text)); err != nil || t.Role() != token.Server {
 			return token.Token{}, fmt.Sprintf("%s does not contain a token for servers: remove it for a new one", file), nil
@@ -127,16 +132,13 @@ func (s *Server) serverToken(ctx context.Context, client kubernetes.Interface, s
 		if !ids[t.ID] {
 			return token.Token{}, fmt.Sprintf("the token in %s was revoked: `polymesh token create --role server` makes another, or remove the file for a new one in it", file), nil
 		}
-		return t, "", nil
-	}
-	if t, err = token.Parse(shared); err != nil || !ids[t.ID] {
-		ca, err := authority(s.opts.Certificates, certificate.ServerCA)
-		if err != nil {
-			return token.Token{}, "", err
+		if chosen.ID != "" && chosen != t {
+			note = fmt.Sprintf("the servers' secret in the settings is not that of this cluster, whose token is in %s: to change it, set it on all servers, remove that file on each, and restart them; then revoke token %s", file, t.ID)
 		}
-		allow := func(ctx context.Context, t token.Token) error { return store.Allow(ctx, key, t) }
-		t, err = newToken(ctx, client, token.Hash(ca), TokenOptions{Role: token.Server, Description: "server/token"}, allow, map[string]string{serverTokenLabel: "true"})
-		if err != nil {
+		return t, note, nil
+	}
+	if t, err = token.Parse(shared); err != nil || !ids[t.ID] || chosen.ID != "" {
+		if t, err = s.newServerToken(ctx, client, store, key, chosen, ids); err != nil {
 			return token.Token{}, "", err
 		}
 	}
@@ -144,6 +146,39 @@ func (s *Server) serverToken(ctx context.Context, client kubernetes.Interface, s
 		return token.Token{}, "", fmt.Errorf("write the server token: %w", err)
 	}
 	return t, "", nil
+}
+
+// newServerToken lets the cluster accept the token that the user has chosen, or a new one.
+func (s *Server) newServerToken(ctx context.Context, client kubernetes.Interface, store bootstrap.Store, key bootstrap.Key, chosen token.Token, ids map[string]bool) (token.Token, error) {
+	t := chosen
+	if t.ID == "" {
+		ca, err := authority(s.opts.Certificates, certificate.ServerCA)
+		if err != nil {
+			return t, err
+		}
+		if t, err = token.New(token.Hash(ca), token.Server); err != nil {
+			return t, err
+		}
+	}
+	if ids[t.ID] {
+		return t, nil // another server has the same secret
+	}
+	allow := func(ctx context.Context, t token.Token) error { return store.Allow(ctx, key, t) }
+	return t, register(ctx, client, t, TokenOptions{Description: "server/token"}, allow, map[string]string{serverTokenLabel: "true"})
+}
+
+// chosen returns the token of the secret that the user has chosen; the zero token if none is. It is called with sharing locked.
+func (s *Server) chosen() (token.Token, error) {
+	secret := s.opts.Shared.Config.Secret
+	if secret == "" || s.ofSecret.ID != "" {
+		return s.ofSecret, nil
+	}
+	ca, err := authority(s.opts.Certificates, certificate.ServerCA)
+	if err != nil {
+		return token.Token{}, err
+	}
+	s.ofSecret, err = token.OfSecret(token.Hash(ca), secret)
+	return s.ofSecret, err
 }
 
 // tokenIDs returns the ids of the tokens for servers.
@@ -176,13 +211,20 @@ func (s *Server) server(r *http.Request) (any, error) {
 		return nil, err
 	}
 	log := s.log.With("node", fmt.Sprintf("%.63q", req.NodeName), "address", req.NodeIP, "token", caller(r))
-	if refused := DecideServer(req, view); refused != nil {
-		log.Warn("a server was refused", "why", refused.Message)
-		return nil, refused
-	}
 	id, ok := strings.CutPrefix(caller(r), bootstrapapi.BootstrapUserPrefix)
 	if !ok {
 		return nil, refuse(http.StatusForbidden, "a machine becomes a server with a server's token")
+	}
+	refused := DecideServer(req, view)
+	if refused == nil {
+		refused, err = record(r.Context(), client, req, joins{token.Server, nil, caller(r)}, view)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if refused != nil {
+		log.Warn("a server was refused", "why", refused.Message)
+		return nil, refused
 	}
 	var g ServerGrant
 	_, err = s.share(r.Context(), client, func(store bootstrap.Store) (err error) {

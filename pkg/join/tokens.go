@@ -58,10 +58,6 @@ func (i TokenInfo) Expired(now time.Time) bool { return i.Expires != nil && !now
 // CreateToken makes a token. caHash is Token.CAHash. share lets the holder of a server's token open what the servers share
 // (bootstrap.Store.Allow).
 func CreateToken(ctx context.Context, client kubernetes.Interface, caHash string, o TokenOptions, share func(context.Context, token.Token) error) (token.Token, error) {
-	return newToken(ctx, client, caHash, o, share, nil)
-}
-
-func newToken(ctx context.Context, client kubernetes.Interface, caHash string, o TokenOptions, share func(context.Context, token.Token) error, labels map[string]string) (token.Token, error) {
 	if o.TTL < 0 {
 		return token.Token{}, fmt.Errorf("create a token: a token cannot expire before it exists: give a positive time, or 0 for no end")
 	}
@@ -72,13 +68,21 @@ func newToken(ctx context.Context, client kubernetes.Interface, caHash string, o
 	if err != nil {
 		return token.Token{}, fmt.Errorf("create a token: %w", err)
 	}
+	if err := register(ctx, client, t, o, share, nil); err != nil {
+		return token.Token{}, err
+	}
+	return t, nil
+}
+
+// register lets the cluster accept a token.
+func register(ctx context.Context, client kubernetes.Interface, t token.Token, o TokenOptions, share func(context.Context, token.Token) error, labels map[string]string) error {
 	data := map[string]string{
 		bootstrapapi.BootstrapTokenIDKey:               t.ID,
 		bootstrapapi.BootstrapTokenSecretKey:           t.BootstrapSecret(),
 		bootstrapapi.BootstrapTokenUsageAuthentication: "true",
 		bootstrapapi.BootstrapTokenExtraGroupsKey:      AgentGroup,
 	}
-	if o.Role == token.Server {
+	if t.Role() == token.Server {
 		data[bootstrapapi.BootstrapTokenExtraGroupsKey] = AgentGroup + "," + ServerGroup
 	}
 	if o.Description != "" {
@@ -93,15 +97,15 @@ func newToken(ctx context.Context, client kubernetes.Interface, caHash string, o
 		Type:       bootstrapapi.SecretTypeBootstrapToken,
 		StringData: data,
 	}, metav1.CreateOptions{})
-	if err == nil && o.Role == token.Server {
+	if err == nil && t.Role() == token.Server {
 		if err = share(ctx, t); err != nil {
 			err = errors.Join(err, secrets.Delete(ctx, created.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &created.UID}}))
 		}
 	}
 	if err != nil {
-		return token.Token{}, fmt.Errorf("create a token: %w", err)
+		return fmt.Errorf("create a token: %w", err)
 	}
-	return t, nil
+	return nil
 }
 
 // ListTokens returns the tokens with which machines can join, in the order of their creation. Bootstrap tokens of others, kubeadm for
@@ -203,6 +207,8 @@ func nodeToken(ctx context.Context, client kubernetes.Interface, caHash string, 
 	if !makeOne {
 		return token.Token{}, false, nil
 	}
-	t, err = newToken(ctx, client, caHash, TokenOptions{Description: "server/node-token"}, nil, map[string]string{nodeTokenLabel: "true"})
+	if t, err = token.New(caHash, token.Agent); err == nil {
+		err = register(ctx, client, t, TokenOptions{Description: "server/node-token"}, nil, map[string]string{nodeTokenLabel: "true"})
+	}
 	return t, err == nil, err
 }

@@ -41,10 +41,10 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	endpoint := s.datastore.Endpoint()
 	local := s.etcd()
 	joining := join.NewServer(join.Options{
-		Name: s.Name, Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
+		Name: s.Name, Address: s.IP, Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
 		Cluster: join.ClusterOf(s.cfg), Shared: s.shared(),
 	})
-	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
+	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers(), Authenticator: joining.Authenticator, Filter: joining.Filter}
 	parts := worker.New(s.worker())
 
 	certificates := m.Add(s.renewal)

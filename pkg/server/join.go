@@ -10,6 +10,9 @@ import (
 	"slices"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes/scheme"
 	kubernetes "k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
@@ -175,21 +178,58 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 	case !exists && cfg.Token.ID == "":
 		return cfg, nil, nil // the cluster's first server
 	case !exists:
-		return nil, nil, errors.New("a token is set, but the datastore has no cluster: start the first server without a token; it writes one to server/token in its data dir")
-	case cfg.Token.ID == "":
+		return nil, nil, errors.New("a whole token is set, but the datastore has no cluster: start the first server without a token, or with a secret alone; it writes the token to server/token in its data dir")
+	case cfg.Token.ID == "" && cfg.Secret == "":
 		return nil, nil, fmt.Errorf("the datastore holds a cluster: to join its servers, give --token-file with the token that `cat %s` prints on one of them", layout.DefaultDataDir.ServerToken())
 	}
-	bundle, key, err := store.Open(ctx, cfg.Token)
-	if errors.Is(err, bootstrap.ErrNone) {
-		err = fmt.Errorf("the cluster in the datastore does not accept token %s, which has expired, was revoked, or is another cluster's", cfg.Token.ID)
-	}
+	bundle, key, err := opened(ctx, cfg, store)
 	if err == nil {
-		err = join.OfToken(bundle, cfg.Token)
+		err = notAgent(ctx, client, p.Name)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
 	return keep(cfg, p, bundle, key)
+}
+
+// opened returns what the servers share, for the holder of their token, or of the secret that the user has chosen.
+func opened(ctx context.Context, cfg *config.Server, store bootstrap.Store) (bootstrap.Bundle, bootstrap.Key, error) {
+	t := cfg.Token
+	if cfg.Secret != "" {
+		var err error
+		if t, err = token.OfSecret("", cfg.Secret); err != nil {
+			return bootstrap.Bundle{}, nil, err
+		}
+	}
+	bundle, key, err := store.Open(ctx, t)
+	switch {
+	case errors.Is(err, bootstrap.ErrNone):
+		return bundle, nil, fmt.Errorf("the cluster in the datastore does not accept token %s, which has expired, was revoked, or is another cluster's: `cat %s` on one of its servers prints one that it accepts", t.ID, layout.DefaultDataDir.ServerToken())
+	case err != nil || cfg.Secret != "":
+		return bundle, key, err // that the secret opens it proves whose it is
+	}
+	return bundle, key, join.OfToken(bundle, t)
+}
+
+// notAgent rejects the name of an agent, which would be this server's node, too. There is no API server that could tell.
+func notAgent(ctx context.Context, client *clientv3.Client, name string) error {
+	got, err := client.Get(ctx, "/registry/minions/"+name)
+	if err != nil {
+		return fmt.Errorf("look for node %s in the datastore: %w", name, err)
+	}
+	for _, kv := range got.Kvs {
+		obj, _, err := scheme.Codecs.UniversalDeserializer().Decode(kv.Value, nil, nil)
+		if err != nil {
+			return fmt.Errorf("read node %s in the datastore: %w", name, err)
+		}
+		if node, ok := obj.(*corev1.Node); ok {
+			if _, server := node.Labels[layout.ServerLabel]; server {
+				continue // the machine of a server that is set up again
+			}
+		}
+		return fmt.Errorf("the cluster has a node %s already, which is no server: give this server another name with --node-name, or, if that node no longer exists, remove it with `polymesh node remove %s` on another server", name, name)
+	}
+	return nil
 }
 
 const (

@@ -3,8 +3,8 @@
 // A token is a Kubernetes bootstrap token (https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/) with the
 // hash of the cluster's authority in front, in K3s's form: by it a machine knows in the first TLS handshake whether it talks to
 // its cluster. A server's token has a longer secret, from which the bootstrap token's is derived: the cluster's datastore contains the
-// derived one only, so that it does not open what the servers share (pkg/bootstrap). The package uses only the standard library, so that
-// the launcher can reject a bad token. pkg/join makes and uses tokens.
+// derived one only, so that it does not open what the servers share (pkg/bootstrap). A user can also choose the servers' secret: OfSecret makes
+// a token of it. The package imports nothing of Kubernetes, so that the launcher can reject a bad token. pkg/join makes and uses tokens.
 package token
 
 import (
@@ -17,6 +17,9 @@ import (
 	"math/big"
 	"regexp"
 	"strings"
+	"unicode"
+
+	"golang.org/x/crypto/scrypt"
 )
 
 // prefix is the version of the form, as in K3s (pkg/clientaccess/token.go).
@@ -46,11 +49,13 @@ func Roles() []Role { return []Role{Agent, Server} }
 const (
 	bootstrapSecret = 16 // of Kubernetes' bootstrap tokens
 	serverSecret    = 32
+	idLength        = 6
 )
 
 var (
 	pattern   = regexp.MustCompile(`^K10([0-9a-f]{64})::([a-z0-9]{6})\.([a-z0-9]{16}|[a-z0-9]{32})$`)
 	bootstrap = regexp.MustCompile(`^[a-z0-9]{6}\.([a-z0-9]{16}|[a-z0-9]{32})$`)
+	caHash    = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	id        = regexp.MustCompile(`^[a-z0-9]{6}$`)
 )
 
@@ -69,7 +74,74 @@ func Parse(text string) (Token, error) {
 	case strings.HasPrefix(text, prefix) && strings.Contains(text, "::"):
 		return Token{}, fmt.Errorf("the token is not one of Polymesh, or only a part of one: %s", where)
 	}
-	return Token{}, fmt.Errorf("this is not a token, which begins with %s: %s", prefix, where)
+	return Token{}, fmt.Errorf("this is not a token, which begins with %s, or it is a secret alone, without the hash of the cluster's authority, and this machine cannot know whether it talks to its cluster: %s, or give --token-ca-hash, too",
+		prefix, where)
+}
+
+// IsWhole reports whether a text is meant as a whole token, with a hash.
+func IsWhole(text string) bool { return strings.HasPrefix(strings.TrimSpace(text), prefix) }
+
+// A secret that a user chooses opens the authorities to whoever finds it out, and the datastore lets someone who can read it try many. So it
+// must not be short, and each try costs 32 MB and a tenth of a second.
+const (
+	minSecret, maxSecret = 24, 256 // bytes
+	minDifferent         = 8       // characters
+	scryptN, scryptR     = 1 << 15, 8
+)
+
+// CheckSecret returns why a secret that a user has chosen is not accepted, without it.
+func CheckSecret(text string) error {
+	const advice = "`openssl rand -hex 32` makes a good one"
+	different := map[rune]bool{}
+	for _, r := range text {
+		if !unicode.IsPrint(r) || unicode.IsSpace(r) {
+			return fmt.Errorf("the servers' secret has spaces, or characters that cannot be printed: %s", advice)
+		}
+		different[r] = true
+	}
+	switch {
+	case len(text) < minSecret || len(different) < minDifferent:
+		return fmt.Errorf("the servers' secret is too weak, and opens the cluster's authorities: it needs at least %d characters, %d of them different; %s", minSecret, minDifferent, advice)
+	case len(text) > maxSecret:
+		return fmt.Errorf("the servers' secret has %d characters, and %d are the limit", len(text), maxSecret)
+	}
+	return nil
+}
+
+// OfSecret returns the token of a secret that a user has chosen, always the same. The secret may be the part of a server's token after the hash.
+func OfSecret(caHash, text string) (Token, error) {
+	if id, secret, ok := strings.Cut(text, "."); ok && bootstrap.MatchString(text) {
+		return Token{CAHash: caHash, ID: id, Secret: secret}, nil
+	}
+	if err := CheckSecret(text); err != nil {
+		return Token{}, err
+	}
+	// Machines that begin know nothing in common but the secret, so the salt is fixed.
+	key, err := scrypt.Key([]byte(text), []byte("polymesh servers' secret"), scryptN, scryptR, 1, sha256.Size)
+	if err != nil {
+		return Token{}, fmt.Errorf("derive the servers' token: %w", err)
+	}
+	t := Token{CAHash: caHash}
+	for purpose, to := range map[string]struct {
+		text   *string
+		length int
+	}{"id": {&t.ID, idLength}, "secret": {&t.Secret, serverSecret}} {
+		part, err := hkdf.Key(sha256.New, key, nil, "polymesh servers' token "+purpose, 2*sha256.Size)
+		if err != nil {
+			return Token{}, fmt.Errorf("derive the servers' token: %w", err)
+		}
+		*to.text = spell(part, to.length)
+	}
+	return t, nil
+}
+
+// ParseHash reads the hash of an authority as it is in a token, or as openssl and kubeadm write it.
+func ParseHash(text string) (string, error) {
+	hash := strings.ToLower(strings.TrimPrefix(strings.TrimSpace(text), "sha256:"))
+	if !caHash.MatchString(hash) {
+		return "", fmt.Errorf("%.80q is not the hash of an authority, which has 64 hexadecimal digits: it is in a token of the cluster between %s and ::", text, prefix)
+	}
+	return hash, nil
 }
 
 // Role is for what the token is.
@@ -92,8 +164,13 @@ func (t Token) BootstrapSecret() string {
 		return t.Secret
 	}
 	// A number of 256 bits modulo 36^16, which has 83: no value is more likely than another.
-	n := new(big.Int).SetBytes(t.derive("bootstrap token"))
-	text, base, digit := make([]byte, bootstrapSecret), big.NewInt(int64(len(alphabet))), new(big.Int)
+	return spell(t.derive("bootstrap token"), bootstrapSecret)
+}
+
+// spell writes a number, modulo 36^length, in the alphabet. It must be much larger.
+func spell(number []byte, length int) string {
+	n := new(big.Int).SetBytes(number)
+	text, base, digit := make([]byte, length), big.NewInt(int64(len(alphabet))), new(big.Int)
 	for i := range text {
 		n.DivMod(n, base, digit)
 		text[i] = alphabet[digit.Int64()]
@@ -125,7 +202,7 @@ func ValidID(text string) bool { return id.MatchString(text) }
 // New returns a new token of the cluster whose authority has the hash. The cluster does not know it yet.
 func New(caHash string, role Role) (t Token, err error) {
 	t.CAHash = caHash
-	if t.ID, err = random(6); err != nil {
+	if t.ID, err = random(idLength); err != nil {
 		return Token{}, err
 	}
 	length := bootstrapSecret

@@ -49,6 +49,60 @@ func TestServerToken(t *testing.T) {
 	}
 }
 
+// A secret that a user has chosen is always the same token of a cluster, and nothing that the cluster stores derives the secret.
+func TestOfSecret(t *testing.T) {
+	hash := strings.Repeat("0a", 32)
+	const text = "chosen-by-the-user-0123456789"
+	made, err := OfSecret(hash, text)
+	if err != nil || made.CAHash != hash || made.Role() != Server || strings.Contains(made.String(), text) {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	if got, err := Parse(made.String()); err != nil || got != made {
+		t.Errorf("%s is read as %+v, %v", made, got, err)
+	}
+	// Servers of several versions must agree.
+	if want := "K10" + hash + "::uun863.xi0t5slapjwkxbcbyzbvvx683lny6hgm"; made.String() != want {
+		t.Errorf("the token is %s, want %s", made, want)
+	}
+	if again, err := OfSecret("", text); err != nil || again.ID != made.ID || again.Secret != made.Secret {
+		t.Errorf("without a hash it is %+v, %v", again, err)
+	}
+	if other, err := OfSecret(hash, text+"x"); err != nil || other.ID == made.ID || other.Secret == made.Secret {
+		t.Errorf("of another secret it is %+v, %v", other, err)
+	}
+	// The part of a token after its hash.
+	if got, err := OfSecret(hash, made.ID+"."+made.Secret); err != nil || got != made {
+		t.Errorf("of a token without its hash: %+v, %v", got, err)
+	}
+	for secret, want := range map[string]string{
+		"":                                     "too weak",
+		"12345":                                "too weak",
+		strings.Repeat("a", 64):                "too weak",
+		"abcdef.0123456789abcde":               "too weak",
+		"with a space in the middle of it":     "spaces",
+		"with-a-\x00-in-the-middle-of-it-all":  "cannot be printed",
+		strings.Repeat("0123456789abcdef", 17): "256 are the limit",
+	} {
+		if _, err := OfSecret(hash, secret); err == nil || !strings.Contains(err.Error(), want) || secret != "" && strings.Contains(err.Error(), secret) {
+			t.Errorf("%q: %v, want %q", secret, err, want)
+		}
+	}
+}
+
+func TestParseHash(t *testing.T) {
+	hash := strings.Repeat("0a", 32)
+	for _, text := range []string{hash, "sha256:" + hash, strings.ToUpper(hash) + "\n"} {
+		if got, err := ParseHash(text); err != nil || got != hash {
+			t.Errorf("%q is read as %q, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", hash[1:], hash + "0", "K10" + hash + "::"} {
+		if _, err := ParseHash(text); err == nil {
+			t.Errorf("%q is the hash of an authority", text)
+		}
+	}
+}
+
 // What is not a token is refused with advice, and without what may be a secret.
 func TestParseRefuses(t *testing.T) {
 	made, err := New(strings.Repeat("0a", 32), Agent)

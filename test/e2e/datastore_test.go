@@ -207,7 +207,12 @@ func TestPostgresDatastore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	settings(t, file, "datastore-endpoint-file: "+endpoint+"\ndatastore-cafile: "+caFile+"\n")
+	// The servers begin with nothing in common but a secret.
+	secret := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(secret, []byte("chosen-by-the-user-0123456789\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	settings(t, file, "datastore-endpoint-file: "+endpoint+"\ndatastore-cafile: "+caFile+"\ntoken-file: "+secret+"\n")
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +232,7 @@ func TestPostgresDatastore(t *testing.T) {
 	if _, errOut, code := second.Polymesh(t, "server", "--config", file2, "--data-dir", second.DataDir(), "--write-kubeconfig", second.Kubeconfig()); code == 0 || !strings.Contains(errOut, "the datastore holds a cluster: to join its servers, give --token-file") {
 		t.Errorf("a second server without a token ends with %d: %s", code, errOut)
 	}
-	if err := os.WriteFile(file2, []byte("datastore-endpoint-file: "+endpoint+"\ndatastore-cafile: "+caFile+"\ntoken-file: "+n.Layout().ServerToken()+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(file2, []byte("datastore-endpoint-file: "+endpoint+"\ndatastore-cafile: "+caFile+"\ntoken-file: "+secret+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := second.Start(t.Context()); err != nil {

@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"polymesh.dev/polymesh/pkg/token"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
@@ -27,14 +28,28 @@ import (
 func TestServers(t *testing.T) {
 	ownNodes(t, 5)
 	c := node.ClusterForTest(t)
-	first := c.AddForTest(t, node.Options{Args: []string{"--cluster-init", "--disable", "istio,metrics-server,local-storage", "--pod-security", "baseline"}})
+	// The user has chosen the servers' secret, as with K3S_TOKEN.
+	secret := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(secret, []byte("chosen-by-the-user-0123456789\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first := c.AddForTest(t, node.Options{Args: []string{"--cluster-init", "--token-file", secret, "--disable", "istio,metrics-server,local-storage", "--pod-security", "baseline"}})
 	if err := first.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	first.WaitReady(t, 3*time.Minute)
-	servers := []*node.Node{first}
-	for range 2 {
-		servers = append(servers, c.AddForTest(t, node.Options{Joins: first, Serves: true}))
+	whole, err := os.ReadFile(first.Layout().ServerToken())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine, err := token.Parse(string(whole))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One server has the whole token, one the secret and the hash.
+	servers := []*node.Node{
+		first, c.AddForTest(t, node.Options{Joins: first, Serves: true}),
+		c.AddForTest(t, node.Options{Joins: first, Serves: true, Args: []string{"--token-file", secret, "--token-ca-hash", mine.CAHash}}),
 	}
 	var agents []*node.Node
 	for range 2 {
@@ -116,6 +131,7 @@ func TestServers(t *testing.T) {
 			"is in etcd on its servers":              {"--token", mine, "--datastore-endpoint", "postgres://u:p@127.0.0.1/d"},
 			"--cluster-init begins one":              {"--token", mine, "--cluster-init"},
 			"a token is missing: give --token-file":  {},
+			"it is a secret alone, without the hash": {"--token-file", secret},
 			"is not a server of the token's cluster": {"--token", "K10" + strings.Repeat("0", 64) + mine[67:]},
 		} {
 			dir := filepath.Join(t.TempDir(), "data")

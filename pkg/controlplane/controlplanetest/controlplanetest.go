@@ -82,10 +82,10 @@ func Start(t testing.TB, log *slog.Logger, args ...string) string {
 	// It is the only server, and components that elect a leader end the process when they lose it.
 	endpoint.LeaderElect = false
 	joining := join.NewServer(join.Options{
-		Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
+		Name: "none", Address: ip, Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
 		Cluster: join.ClusterOf(cfg), Shared: &join.Shared{Config: cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: true},
 	})
-	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
+	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers(), Authenticator: joining.Authenticator, Filter: joining.Filter}
 	m := component.NewManager(log)
 	api := m.Add(controlplane.NewAPIServer(plane), m.Add(db))
 	m.Add(joining, api)

@@ -1,6 +1,6 @@
 // Package member removes a server's member of etcd when the server's node is removed from the cluster.
 //
-// It owns the records of which node a member belongs to, ConfigMaps in kube-system that only servers write: neither the name of a
+// It owns the records of which node a member belongs to, Secrets in kube-system that only servers write: neither the name of a
 // node nor that of a member, which others choose, decides what is removed. Each server with a member of etcd has the component
 // "etcd-members" (pkg/server): it keeps the record of its own member, and on the server whose member leads etcd it removes members.
 // Etcd's election is enough, and a leader without a majority can change nothing.
@@ -48,7 +48,7 @@ type Options struct {
 	Node string
 	// Etcd is this server's member.
 	Etcd *etcd.Etcd
-	// Kubeconfig must allow reading nodes, writing ConfigMaps in kube-system, and creating events. It is read by Start.
+	// Kubeconfig must allow reading nodes, writing Secrets in kube-system, and creating events. It is read by Start.
 	Kubeconfig string
 	Log        *slog.Logger
 }
@@ -63,6 +63,7 @@ type Component struct {
 	events record.EventRecorder
 
 	own   *Record // as it is stored; nil until it is
+	clean bool    // a version before has left no records
 	state atomic.Pointer[error]
 	// refused has a line for each member that should be removed, and cannot be.
 	refused atomic.Pointer[[]string]
@@ -167,7 +168,7 @@ func (c *Component) removeOrphans(ctx context.Context, registered bool) error {
 	}
 	if registered && len(records) == 1 && records[0].ID == c.own.ID {
 		c.refused.Store(nil) // the only server
-		return nil
+		return c.tidy(ctx, nil, records)
 	}
 	nodes, err := c.nodes.List(labels.Everything())
 	if err != nil {
@@ -180,6 +181,9 @@ func (c *Component) removeOrphans(ctx context.Context, registered bool) error {
 	// After the records: a member that has one is in the list.
 	members, err := c.opts.Etcd.Members(ctx)
 	if err != nil {
+		return err
+	}
+	if err := c.tidy(ctx, members, records); err != nil {
 		return err
 	}
 	orphans, stale := compare(members, records, uids)
@@ -212,6 +216,16 @@ func (c *Component) removeOrphans(ctx context.Context, registered bool) error {
 	}
 	c.refused.Store(&refused)
 	return nil
+}
+
+// tidy removes what a version before has left.
+func (c *Component) tidy(ctx context.Context, members []etcd.Member, records []Record) error {
+	if c.clean {
+		return nil
+	}
+	stay, err := forgetFormer(ctx, c.client, members, records)
+	c.clean = err == nil && stay == 0
+	return err
 }
 
 func (c *Component) remove(ctx context.Context, r Record) error {

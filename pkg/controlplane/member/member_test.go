@@ -50,18 +50,34 @@ func followNodes(t *testing.T, kubeconfig string) {
 		create(t, client, name)
 	}
 	for _, s := range servers {
-		start(s)
-	}
-	// Neither a node without a record, nor one that someone else has written wrongly, is one of a member.
-	for _, m := range []*corev1.ConfigMap{
-		{ObjectMeta: metav1.ObjectMeta{Name: recordPrefix + "x"}, Data: map[string]string{recordNode: "agent", recordUID: "u"}},
-		{ObjectMeta: metav1.ObjectMeta{Name: "other"}, Data: map[string]string{recordNode: "agent", recordUID: "u"}},
-	} {
-		m.Labels = map[string]string{recordLabel: "true"}
+		id, _ := s.ID()
+		m := &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Name: recordPrefix + memberID(id), Labels: map[string]string{recordLabel: "true"}}, Data: map[string]string{recordNode: s.Name, recordUID: "u"},
+		}
 		if _, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), m, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
+	for _, s := range servers {
+		start(s)
+	}
+	// Neither a node without a record, nor one that someone else has written wrongly, is one of a member; nor in a ConfigMap, as a version before
+	// has written them and istiod may, which are removed.
+	for _, s := range []*corev1.Secret{
+		{ObjectMeta: metav1.ObjectMeta{Name: recordPrefix + "x"}, Type: recordType, Data: map[string][]byte{recordNode: []byte("agent"), recordUID: []byte("u")}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "other"}, Type: recordType, Data: map[string][]byte{recordNode: []byte("agent"), recordUID: []byte("u")}},
+	} {
+		if _, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Create(t.Context(), s, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	controlplanetest.Eventually(t, "ConfigMaps of members are removed", func() error {
+		left, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).List(t.Context(), metav1.ListOptions{LabelSelector: recordLabel})
+		if err == nil && len(left.Items) > 0 {
+			err = errors.New(left.Items[0].Name)
+		}
+		return err
+	})
 	remove(t, client, "agent")
 
 	// One server is away: none of the others is removed until it is back.

@@ -306,6 +306,22 @@ func TestReset(t *testing.T) {
 	b.joins(t, a)
 	c.joins(t, a)
 	a.put(t, "first", "1")
+	// While the others run, they are the cluster.
+	before := a.save(t, "before")
+	a.stop(t)
+	for what, try := range map[string]func() (*Restored, error){
+		"reset":    func() (*Restored, error) { return a.Reset(t.Context()) },
+		"reset to": func() (*Restored, error) { return a.ResetTo(t.Context(), before.Path) },
+		"restore":  func() (*Restored, error) { return a.Restore(t.Context(), before.Path) },
+	} {
+		_, err := try()
+		var running *etcd.RunningError
+		if !errors.As(err, &running) || len(running.Answering) != 2 || running.Voters != 3 || !strings.Contains(err.Error(), "2 of 3 members of etcd answer, which is a majority: b (https://127.0.2.2:") {
+			t.Errorf("%s next to a majority: %v", what, err)
+		}
+	}
+	a.start(t)
+	a.ready(t)
 	c.stop(t)
 	last := b.put(t, "last", "2")
 	b.stop(t)

@@ -20,6 +20,7 @@ import (
 	kubernetes "k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
@@ -108,11 +109,37 @@ func (s *Snapshots) restore(ctx context.Context, from string, c change) (*Restor
 		return nil, err
 	}
 	defer lock.Release()
+	if err := s.othersRun(ctx); err != nil {
+		return nil, err
+	}
 	r := &Restored{Metadata: *m, Path: path, ThisNode: s.o.Node}
 	if err := s.replace(ctx, r, c); err != nil {
 		return nil, err
 	}
 	return r, s.restoreConfig(r)
+}
+
+// Anyway returns the same snapshots, of which one is restored, or the cluster reset, although other servers continue the cluster (RunningError in pkg/controlplane/datastore/etcd).
+func (s *Snapshots) Anyway() *Snapshots {
+	o := s.o
+	o.Anyway = true
+	return New(o)
+}
+
+// othersRun returns an error if other servers of the cluster in the data dir continue it.
+func (s *Snapshots) othersRun(ctx context.Context) error {
+	if s.o.Anyway {
+		return nil
+	}
+	err := etcd.OthersRun(ctx, s.o.DataDir.Etcd(), certificate.Store(s.o.DataDir.TLS()))
+	var running *etcd.RunningError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &running):
+		return fmt.Errorf("%w, and would be a second one next to what is made of this server. To bring this server back, start it as it was, or `polymesh reset` it and let it join again. If the others are to end, stop them first. Nothing was changed", err)
+	}
+	return fmt.Errorf("%w. Nothing was changed", err)
 }
 
 // acquire locks the data dir for a change of its cluster.
@@ -204,6 +231,9 @@ func (s *Snapshots) inPlace(ctx context.Context, c change, check func() error) (
 	defer lock.Release()
 	if err := check(); err != nil {
 		return nil, fmt.Errorf("%w. Nothing was changed", err)
+	}
+	if err := s.othersRun(ctx); err != nil {
+		return nil, err
 	}
 	saved, err := s.Save(ctx, c.before)
 	if saved == nil {

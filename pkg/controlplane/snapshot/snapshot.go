@@ -65,6 +65,8 @@ type Options struct {
 	Images func(ctx context.Context) ([]string, error)
 	// Passphrase encrypts new snapshots and opens encrypted ones; empty for none.
 	Passphrase string
+	// Anyway is set to restore although other servers continue the cluster.
+	Anyway bool
 	// Bucket also keeps the snapshots in S3; nil for none.
 	Bucket *Bucket
 }

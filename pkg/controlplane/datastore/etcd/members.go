@@ -59,16 +59,14 @@ func (e *Etcd) Members(ctx context.Context) ([]Member, error) {
 	if server == nil {
 		return nil, errors.New("etcd has not started")
 	}
-	config, err := e.peerTLS()
+	config, err := peerTLS(e.opts.Certificates)
 	if err != nil {
 		return nil, err
 	}
 	var members []Member
 	for _, m := range server.Server.Cluster().Members() {
-		member := Member{ID: uint64(m.ID), Name: m.Name, Learner: m.IsLearner, Leader: uint64(m.ID) == uint64(server.Server.Leader())}
-		if len(m.PeerURLs) > 0 {
-			member.URL = m.PeerURLs[0]
-		}
+		member := memberOf(*m)
+		member.Leader = uint64(m.ID) == uint64(server.Server.Leader())
 		members = append(members, member)
 	}
 	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.URL, b.URL) })
@@ -91,8 +89,7 @@ func (e *Etcd) Members(ctx context.Context) ([]Member, error) {
 	return members, nil
 }
 
-func (e *Etcd) peerTLS() (*tls.Config, error) {
-	certs := e.opts.Certificates
+func peerTLS(certs certificate.Store) (*tls.Config, error) {
 	info := transport.TLSInfo{
 		TrustedCAFile: certs.Cert(certificate.EtcdCA), CertFile: certs.Cert(certificate.EtcdClient), KeyFile: certs.Key(certificate.EtcdClient),
 	}

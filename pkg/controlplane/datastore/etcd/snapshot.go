@@ -247,7 +247,7 @@ func membersIn(file string) (all []Member, err error) {
 			if err := json.Unmarshal(value, &m); err != nil {
 				return fmt.Errorf("read a member: %w", err)
 			}
-			all = append(all, Member{ID: uint64(m.ID), Name: m.Name, Learner: m.IsLearner})
+			all = append(all, memberOf(m))
 			return nil
 		})
 	})
