@@ -95,7 +95,7 @@ func images(cfg *config.Agent, p *process.Process, member *join.Membership) regi
 	dir, files := cfg.DataDir, member.Files
 	return registry.Options{
 		Node: p.Name, IP: p.IP, LocalPort: layout.RegistryPort, PeerPort: layout.RegistryPeerPort, External: member.Cluster.FlannelExternalIP,
-		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(),
+		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(), ContentDir: dir.Agent("containerd"),
 		Registries: cfg.PrivateRegistry, DisableDefaultEndpoint: cfg.DisableDefaultEndpoint, Embedded: member.Cluster.EmbeddedRegistry,
 		Kubeconfig: dir.NodeKubeconfig(), Log: p.Log,
 		Identity: registry.Identity{

@@ -113,6 +113,11 @@ func (s *Store) Import(ctx context.Context, path string, labels map[string]strin
 	return err
 }
 
+// Load imports an archive as Import does, for a user who names its images: they stay until the user removes them.
+func (s *Store) Load(ctx context.Context, path string) error {
+	return s.Import(ctx, path, Copy{Imported: true, Pushed: deployedNow()}.set())
+}
+
 func (s *Store) load(ctx context.Context, path string, labels map[string]string) ([]images.Image, error) {
 	f, err := os.Open(path)
 	if err != nil {

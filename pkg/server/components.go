@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"maps"
 	"net/netip"
 	"os"
 
@@ -48,8 +49,14 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		Name: s.Name, Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
 		Cluster: join.ClusterOf(s.cfg), Shared: s.shared(),
 	})
-	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
 	machine := s.node()
+	shipped := node.NewImages(machine)
+	pulls := s.registry()
+	pulls.Await = shipped.Await
+	registry := registry.New(pulls)
+	handlers := joining.Handlers()
+	maps.Copy(handlers, registry.Handlers())
+	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: handlers, Authenticator: joining.Authenticator}
 
 	certificates := m.Add(s.renewal)
 	var before []component.Handle
@@ -58,7 +65,6 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	db := m.Add(store, before...)
 	containerd := m.Add(node.NewContainerd(machine))
-	shipped := node.NewImages(machine)
 	images := m.Add(shipped, containerd)
 	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
 	var snapshotBefore func(context.Context) error
@@ -71,9 +77,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.Log), api)
 	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.Log), api)
-	pulls := s.registry()
-	pulls.Await = shipped.Await
-	kubelet := []component.Handle{api, containerd, m.Add(registry.New(pulls), containerd)} // it waits itself for the images that every pod needs
+	kubelet := []component.Handle{api, containerd, m.Add(registry, containerd)} // it waits itself for the images that every pod needs
 	if plane.Datastore.LeaderElect {
 		m.Add(apilb.New(s.balancer()))
 	}
@@ -226,7 +230,7 @@ func (s *server) registry() registry.Options {
 	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
 	return registry.Options{
 		Node: s.Name, IP: s.IP, LocalPort: layout.RegistryPort, PeerPort: layout.RegistryPeerPort, External: s.cfg.FlannelExternalIP,
-		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(),
+		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(), ContentDir: dir.Agent("containerd"),
 		Registries: s.cfg.PrivateRegistry, DisableDefaultEndpoint: s.cfg.DisableDefaultEndpoint, Embedded: s.cfg.EmbeddedRegistry,
 		Kubeconfig: dir.Kubeconfig("kubelet"), Log: s.Log,
 		Identity: registry.Identity{
