@@ -121,6 +121,10 @@ func (r *Registry) servePush(w http.ResponseWriter, h *http.Request, prefix stri
 	inner.Body = body
 	// A document is read as a whole; layers have their own limit.
 	if h.Method == http.MethodPut && !strings.Contains(path, "/blobs/uploads/") {
+		if h.ContentLength > maxManifest {
+			refuse(w, http.StatusRequestEntityTooLarge, "SIZE_INVALID", "the manifest is too large")
+			return
+		}
 		inner.Body = http.MaxBytesReader(w, body, maxManifest)
 	}
 	if at := strings.LastIndex(path, deploysPath); at > 0 && h.Method == http.MethodPost {
