@@ -271,7 +271,7 @@ func TestPush(t *testing.T) {
 		ok(t, err)
 		bind("team", "member")
 
-		deployer, member, nobody := admin.as("deployer"), admin.as("member"), admin.as("nobody")
+		deployer, member, stranger := admin.as("deployer"), admin.as("member"), admin.as("stranger")
 		img := newImage(t)
 		eventually(t, "a deployer may push what was built", func() error { return deployer.push(img, "team/api:"+hash, imagestore.BuildsPath) })
 		eventually(t, "a member may push to the team's repositories", func() error { return member.push(img, "team/web:"+hash, imagestore.BuildsPath) })
@@ -280,14 +280,14 @@ func TestPush(t *testing.T) {
 			"a deployer, any tag below images":     deployer.push(img, "library/nginx:1.27", imagestore.ImagesPath),
 			"an administrator, a tag below builds": admin.push(img, "library/nginx:1.27", imagestore.BuildsPath),
 			"a member, another repository":         member.push(img, "shop/api:"+hash, imagestore.BuildsPath),
-			"a user without the role":              nobody.push(img, "team/api:"+hash, imagestore.BuildsPath),
+			"a user without the role":              stranger.push(img, "team/api:"+hash, imagestore.BuildsPath),
 			"the tag latest":                       admin.push(img, "shop/api:latest", imagestore.ImagesPath),
 		} {
 			if err == nil {
 				t.Errorf("%s: it is pushed", what)
 			}
 		}
-		if err := nobody.push(img, "team/api:"+hash, imagestore.BuildsPath); err == nil || !strings.Contains(err.Error(), imagestore.PushRole) {
+		if err := stranger.push(img, "team/api:"+hash, imagestore.BuildsPath); err == nil || !strings.Contains(err.Error(), imagestore.PushRole) {
 			t.Errorf("the error does not say what is missing: %v", err)
 		}
 		for _, name := range a.names() {

@@ -166,7 +166,7 @@ func TestIsCluster(t *testing.T) {
 	}
 }
 
-// An archive of somebody else writes nothing outside of its folder, and is read once.
+// An archive from someone else writes nothing outside of its folder, and is read once.
 func TestHostileArchive(t *testing.T) {
 	write := func(entries ...tar.Header) string {
 		file := filepath.Join(t.TempDir(), "image.tar")
