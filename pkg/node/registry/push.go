@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -114,7 +115,12 @@ func (r *Registry) servePush(w http.ResponseWriter, h *http.Request, prefix stri
 		refuse(w, http.StatusForbidden, "DENIED", host+" has the images that come with Polymesh: use another name")
 		return
 	}
-	body := &pushed{ReadCloser: h.Body, conn: http.NewResponseController(w)}
+	conn := http.NewResponseController(w)
+	defer func() {
+		// The connection is the API server's, and may serve a watch next.
+		_, _ = conn.SetReadDeadline(time.Time{}), conn.SetWriteDeadline(time.Time{})
+	}()
+	body := &pushed{ReadCloser: h.Body, conn: conn}
 	b := &backend{Registry: r, ctx: h.Context(), host: host, user: who.GetName(), any: prefix == imagestore.ImagesPath, body: body}
 	inner := h.Clone(h.Context())
 	inner.URL.Path, inner.URL.RawPath = "/"+path, ""
@@ -138,7 +144,7 @@ func (r *Registry) servePush(w http.ResponseWriter, h *http.Request, prefix stri
 		refuse(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "images are not deleted here")
 		return
 	}
-	w = patient{w, http.NewResponseController(w)}
+	w = patient{w, conn}
 	ociserver.New(b, &ociserver.Options{DebugID: "push", DisableReferrersAPI: true, WriteError: func(w http.ResponseWriter, _ *http.Request, err error) {
 		if h.Context().Err() == nil {
 			var api ociregistry.Error
@@ -164,7 +170,7 @@ func (p *pushed) Read(text []byte) (int, error) {
 	_ = p.conn.SetReadDeadline(time.Now().Add(stallTime))
 	n, err := p.ReadCloser.Read(text)
 	if err != nil {
-		_ = p.conn.SetReadDeadline(time.Time{})
+		_ = p.conn.SetReadDeadline(time.Time{}) // what follows may take longer
 		p.failed = p.failed || err != io.EOF
 	}
 	return n, err
@@ -272,50 +278,57 @@ func (b *backend) own(ctx context.Context, repository string, d digest.Digest) (
 
 // GetTag implements ociregistry.Reader.
 func (b *backend) GetTag(ctx context.Context, path, tag string) (ociregistry.BlobReader, error) {
-	repository, err := b.repository(path)
-	if err != nil {
-		return nil, err
-	}
-	d, err := b.store.Find(ctx, repository, tag, false)
-	return b.read(ctx, d, err, ociregistry.ErrManifestUnknown)
+	return b.read(ctx, request{host: b.host, path: path, kind: manifests, tag: tag})
 }
 
 // GetManifest implements ociregistry.Reader.
 func (b *backend) GetManifest(ctx context.Context, path string, d digest.Digest) (ociregistry.BlobReader, error) {
-	repository, err := b.repository(path)
-	if err != nil {
-		return nil, err
-	}
-	found, err := b.store.FindContent(ctx, repository, d, false)
-	return b.read(ctx, found, err, ociregistry.ErrManifestUnknown)
+	return b.read(ctx, request{host: b.host, path: path, kind: manifests, digest: d})
 }
 
 // GetBlob implements ociregistry.Reader.
 func (b *backend) GetBlob(ctx context.Context, path string, d digest.Digest) (ociregistry.BlobReader, error) {
-	repository, err := b.repository(path)
-	if err != nil {
-		return nil, err
-	}
-	found, err := b.store.FindContent(ctx, repository, d, false)
-	return b.read(ctx, found, err, ociregistry.ErrBlobUnknown)
+	return b.read(ctx, request{host: b.host, path: path, kind: blobs, digest: d})
 }
 
-func (b *backend) read(ctx context.Context, d ocispec.Descriptor, err, unknown error) (ociregistry.BlobReader, error) {
-	switch {
-	case errdefs.IsNotFound(err):
-		return nil, unknown
-	case err != nil:
-		return nil, err
-	}
-	blob, err := b.store.Read(ctx, d)
+// read returns content of this node, or else of another one.
+func (b *backend) read(ctx context.Context, q request) (ociregistry.BlobReader, error) {
+	repository, err := b.repository(q.path)
 	if err != nil {
 		return nil, err
 	}
-	return blobReader{blob, ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: blob.Size()}}, nil
+	d, err := b.store.Find(ctx, repository, q.ref(), false)
+	if err == nil {
+		blob, err := b.store.Read(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		return blobReader{blob, ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: blob.Size()}}, nil
+	}
+	if !errdefs.IsNotFound(err) {
+		return nil, err
+	}
+	if q.kind == blobs {
+		for _, o := range b.peers.holding(repository) {
+			if answer, err := b.peers.ask(ctx, o, http.MethodGet, q); err == nil {
+				return blobReader{answer.Body, ocispec.Descriptor{MediaType: "application/octet-stream", Digest: q.digest, Size: answer.ContentLength}}, nil
+			}
+		}
+		return nil, ociregistry.ErrBlobUnknown
+	}
+	o, d, err := b.peers.find(ctx, q.scope(false), q)
+	if err != nil {
+		return nil, ociregistry.ErrManifestUnknown
+	}
+	text, err := b.peers.manifest(ctx, o, q, d)
+	if err != nil {
+		return nil, err
+	}
+	return blobReader{io.NopCloser(bytes.NewReader(text)), d}, nil
 }
 
 type blobReader struct {
-	*imagestore.Content
+	io.ReadCloser
 	d ocispec.Descriptor
 }
 
