@@ -156,8 +156,7 @@ func (s *Store) HasCopy(ctx context.Context, c Copy) (bool, error) {
 	case err != nil:
 		return false, fmt.Errorf("look for image %s: %w", c.Name, err)
 	case image.Target.Digest != c.Target.Digest:
-		// A signature's manifest has all signatures of its image: a later one replaces it.
-		if c.Signature || c.From != "" && image.Labels[fromLabel] == c.From {
+		if c.From != "" && image.Labels[fromLabel] == c.From {
 			return false, nil
 		}
 		return false, ErrTaken

@@ -130,6 +130,8 @@ func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
 		switch {
 		case ctx.Err() != nil:
 			return false, false, ctx.Err()
+		case image.Signature && errors.Is(err, errTaken):
+			// The other node's own signatures of the image stay.
 		case err != nil:
 			failed = true
 			note.add(image, err.Error())
@@ -147,6 +149,9 @@ func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
 	}
 	return pending, failed, nil
 }
+
+// errTaken means that a node has another image of the name.
+var errTaken = errors.New("another image has the name there, and stays")
 
 // errNoOther means that no other node can keep a copy.
 var errNoOther = errors.New("no other node is Ready")
@@ -234,6 +239,8 @@ func (p *peers) copyTo(ctx context.Context, o *peer, image imagestore.Copy) (don
 		return true, nil
 	case http.StatusAccepted:
 		return false, nil
+	case http.StatusConflict:
+		return false, fmt.Errorf("node %s: %w", o.name, errTaken)
 	case http.StatusMethodNotAllowed, http.StatusNotFound:
 		return false, fmt.Errorf("node %s has an older version, which keeps no copies", o.name)
 	}
