@@ -26,7 +26,7 @@ import (
 
 // An image that no registry has is lost with the only node that has it. So the node that has built it, or to which it was pushed, asks
 // another one to keep a copy: a server, if there is one, always the same for a repository while the nodes stay. The other one gets it as
-// containerd does, verifies it, and keeps it for the same reason and as long. It looks after the image itself when the first node is lost.
+// containerd does, verifies it, and keeps it for the same reason and as long. When the first node is lost, it does the same.
 
 const (
 	// copiesPath takes an imagestore.Copy of another node. The answer is 200 if the node has it, 202 while it gets it.
@@ -44,7 +44,7 @@ const (
 	shownImages = 3
 )
 
-// copies sees to it that two nodes have each image that no registry has.
+// copies makes sure that two nodes have each image that no registry has.
 type copies struct {
 	*Registry
 	wake  chan struct{}
@@ -88,7 +88,7 @@ func (c *copies) run(ctx context.Context) {
 		next := copyInterval
 		switch {
 		case err != nil:
-			c.log.Warn("cannot look after images that only this node has", "err", err)
+			c.log.Warn("cannot check whether other nodes have this node's images", "err", err)
 			next, retry = retry, min(2*retry, maxCopyInterval)
 		case failed:
 			next, retry = retry, min(2*retry, maxCopyInterval)
@@ -162,7 +162,7 @@ func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*pe
 	if err != nil {
 		return "", err
 	}
-	// The first node looks after it while it has it.
+	// The first node does this while it has the image.
 	if i := slices.IndexFunc(others, func(o *peer) bool { return o.name == image.From }); i >= 0 {
 		if _, err := c.peers.has(ctx, others[i], q); err == nil {
 			return "", nil

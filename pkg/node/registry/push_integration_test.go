@@ -460,7 +460,7 @@ func TestPush(t *testing.T) {
 	})
 }
 
-// The node that has an image first is lost: the one with its copy sees to a second one, and an agent chooses nothing for a server.
+// The node that has an image first is lost: the one with its copy has a second one made, and an agent chooses nothing for a server.
 func TestCopies(t *testing.T) {
 	pki := newPKI(t)
 	a, b, c := newMachine(t, pki, "a", "127.0.0.7"), newMachine(t, pki, "b", "127.0.0.8"), newMachine(t, pki, "c", "127.0.0.9")

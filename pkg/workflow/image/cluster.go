@@ -264,7 +264,7 @@ func unknown(err error) bool {
 	}
 	for _, e := range answer.Errors {
 		switch e.Code {
-		case transport.BlobUnknownErrorCode, transport.BlobUploadUnknownErrorCode, transport.ErrorCode("MANIFEST_BLOB_UNKNOWN"):
+		case transport.BlobUnknownErrorCode, transport.BlobUploadUnknownErrorCode, transport.ManifestBlobUnknownErrorCode:
 			return true
 		}
 	}

@@ -47,6 +47,9 @@ type Node struct{ *imagestore.Store }
 
 var _ Destination = Node{}
 
+// Has implements Store.
+func (n Node) Has(ctx context.Context, ref string) (bool, error) { return n.Unpacked(ctx, ref) }
+
 // Load implements Destination.
 func (n Node) Load(ctx context.Context, archive, _ string, note func(string)) error {
 	note("loading")
