@@ -41,7 +41,7 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 	var dataDir layout.DataDir
 	var timeout = cmd.Flags().Duration("timeout", 0, "how long to wait for the pods (default: the project's, or 5m)")
 	o.Cluster = clusterFlags(cmd)
-	cmd.Flags().StringVar(&registry, "registry", "", "push images to this registry instead of loading them into this machine's node")
+	cmd.Flags().StringVar(&registry, "registry", "", "push images to this registry instead of giving them to the cluster's nodes")
 	cmd.Flags().StringVar(&o.Engine, "engine", "", "program that builds images: buildah, podman or docker (default: the first that works)")
 	dataDirFlag(cmd, &dataDir)
 	cmd.Flags().BoolVar(&o.AllowLatest, "allow-latest", false, "allow images without a version")
@@ -90,7 +90,7 @@ func deployFlags(cmd *cobra.Command) func(args []string) (deploy.Options, error)
 		if *timeout > 0 {
 			o.Project.Timeout = *timeout
 		}
-		o.ContainerdSocket, o.RegistryDir = dataDir.ContainerdSocket(), dataDir.RegistryDir()
+		o.ContainerdSocket, o.RegistryDir, o.Authorities = dataDir.ContainerdSocket(), dataDir.RegistryDir(), dataDir.Authorities()
 		o.Steps = progress.New(cmd.ErrOrStderr())
 		o.Out = cmd.OutOrStdout()
 		o.Allowed = rollout.Refuse
@@ -128,8 +128,8 @@ func newDeploy() *cobra.Command {
 		Use:   "deploy [DIR]",
 		Short: "Build a project's images and deploy it to the cluster",
 		Long: `Deploy builds the images of the services in DIR (the current folder by default) that changed, loads them into this
-machine's node or pushes them to a registry, applies the manifests, removes what is no longer in them, and waits until the
-pods are ready. If one does not become ready it prints the reason, and which line to change.
+machine's node, or pushes them to the cluster if this machine is not a node of it, or to a registry, applies the manifests, removes
+what is no longer in them, and waits until the pods are ready. If one does not become ready it prints the reason, and which line to change.
 
 DIR has a polymesh.yaml, or just the folders services/, k8s/ and istio/. It can be any cluster with Istio: see --kubeconfig.`,
 		Example: `  polymesh deploy

@@ -29,9 +29,9 @@ import (
 func newImage() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Scan images, list their contents, sign and verify them, build base images",
+		Short: "Load images, scan them, list their contents, sign and verify them, build base images",
 	}
-	cmd.AddCommand(newImageScan(), newImageSBOM(), newImageDB(), newImageKeygen(), newImageSign(), newImageVerify(), newImageBases())
+	cmd.AddCommand(newImageLoad(), newImageScan(), newImageSBOM(), newImageDB(), newImageKeygen(), newImageSign(), newImageVerify(), newImageBases())
 	return cmd
 }
 

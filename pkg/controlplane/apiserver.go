@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/wait"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/server"
 	encryptioncontroller "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/kubernetes"
@@ -243,10 +244,15 @@ func (a *APIServer) run(ctx context.Context, opts options.CompletedOptions) erro
 		authentication := &config.Aggregator.GenericConfig.Authentication
 		authentication.Authenticator = wrap(authentication.Authenticator)
 	}
+	generic := &config.Aggregator.GenericConfig.Config
 	if filter := a.opts.Filter; filter != nil {
-		generic := config.Aggregator.GenericConfig
 		build := generic.BuildHandlerChainFunc
 		generic.BuildHandlerChainFunc = func(handler http.Handler, c *server.Config) http.Handler { return filter(build(handler, c)) }
+	}
+	// What a user sends to a prefix is as long as the user's line is slow: the handler ends a request from which nothing comes.
+	usual := generic.LongRunningFunc
+	generic.LongRunningFunc = func(r *http.Request, info *apirequest.RequestInfo) bool {
+		return usual(r, info) || !info.IsResourceRequest && a.isPrefix(info.Path)
 	}
 	completed, err := config.Complete()
 	if err != nil {
@@ -257,6 +263,10 @@ func (a *APIServer) run(ctx context.Context, opts options.CompletedOptions) erro
 		return err
 	}
 	for path, handler := range a.opts.Handlers {
+		if strings.HasSuffix(path, "/") {
+			chain.GenericAPIServer.Handler.NonGoRestfulMux.HandlePrefix(path, handler)
+			continue
+		}
 		chain.GenericAPIServer.Handler.NonGoRestfulMux.Handle(path, handler)
 	}
 	prepared, err := chain.PrepareRun()
@@ -264,6 +274,16 @@ func (a *APIServer) run(ctx context.Context, opts options.CompletedOptions) erro
 		return err
 	}
 	return prepared.Run(ctx)
+}
+
+// isPrefix reports whether a path is below one of the handlers' that end in a slash.
+func (a *APIServer) isPrefix(path string) bool {
+	for prefix := range a.opts.Handlers {
+		if strings.HasSuffix(prefix, "/") && strings.HasPrefix(path, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // Ready waits until /readyz returns exactly "ok": RBAC's bootstrap policy is written by a post-start hook, and earlier clients

@@ -27,7 +27,8 @@ type Options struct {
 	Certificates certificate.Store
 	// Datastore is the API server's datastore endpoint.
 	Datastore datastore.Endpoint
-	// Handlers are further paths of the API server, which authenticates and authorizes their callers (RBAC's nonResourceURLs).
+	// Handlers are further paths of the API server, which authenticates and authorizes their callers (RBAC's nonResourceURLs). One that
+	// ends in a slash has all paths below it, whose requests have no time limit.
 	Handlers map[string]http.Handler
 	// Authenticator is put around the API server's own; nil for none.
 	Authenticator func(authenticator.Request) authenticator.Request

@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/join"
 )
 
@@ -69,6 +70,10 @@ func clusterRoles() []rbacv1.ClusterRole {
 		{ObjectMeta: defaults(memberRole), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{join.ClusterPath}, Verbs: []string{"get"}},
 			{NonResourceURLs: []string{join.LeavePath, join.ReachPath}, Verbs: []string{"post"}},
+		}},
+		// Bound to no one: for users that deploy and are not administrators of the cluster.
+		{ObjectMeta: defaults(imagestore.PushRole), Rules: []rbacv1.PolicyRule{
+			{NonResourceURLs: []string{imagestore.BuildsPath + "*"}, Verbs: []string{"get", "head", "post", "patch", "put"}},
 		}},
 		// A node reads the other nodes' addresses and pod ranges. Its own status it may patch anyway (Node authorizer).
 		{ObjectMeta: defaults(podNetwork), Rules: []rbacv1.PolicyRule{

@@ -21,8 +21,8 @@ import (
 //
 //	payload    it came with Polymesh: while the payload is this version's or the one before (their programs stay as long)
 //	archive    it came from <data-dir>/agent/images: while the archive lies there as it was
-//	deployed   `polymesh deploy` loaded it: while it is one of the last KeptDeploys of its service; or it came from another node
-//	           (KeepLabels): while it is one of the last of its repository
+//	deployed   `polymesh deploy` loaded it, here or on the node that this one keeps a copy for: while it is one of the last KeptDeploys
+//	           of its service; or it was pushed, or came from another node (KeepLabels): while it is one of the last of its repository
 //	imported   it was added without a registry in another way (`ctr images import`): until the user removes it
 //
 // Images that are no longer needed are released: the kubelet may then remove them when it needs space. Pulled images are
@@ -44,6 +44,10 @@ const (
 	deployedLabel = "polymesh.dev/deployed"
 	projectLabel  = "polymesh.dev/project"
 	serviceLabel  = "polymesh.dev/service"
+	// pushedLabel is when the image was pushed to this node, or was copied from another one so that two have it (Copy); fromLabel is the
+	// other one's name then.
+	pushedLabel = "polymesh.dev/pushed"
+	fromLabel   = "polymesh.dev/copied-from"
 	// releasedLabel is the digest that was released under this name. Another image with that name is a new one.
 	releasedLabel = "polymesh.dev/released"
 )
@@ -83,6 +87,9 @@ func pins(all []heldImage, w Wanted) map[string]map[string]string {
 		}
 		if !kept[image.name] {
 			next[deployedLabel], next[projectLabel], next[serviceLabel] = "", "", ""
+			if have[importedLabel] == "" {
+				next[pushedLabel], next[fromLabel] = "", ""
+			}
 		}
 		switch {
 		case payload || archive || kept[image.name] || have[importedLabel] != "":
@@ -102,11 +109,12 @@ func pins(all []heldImage, w Wanted) map[string]map[string]string {
 
 // keptDeploys returns the names of the last deployed images of each service.
 func keptDeploys(all []heldImage) map[string]bool {
-	type service struct{ project, name string }
+	// Another node decides only for how long its own images are kept.
+	type service struct{ project, name, from string }
 	deploys := map[service][]heldImage{}
 	for _, image := range all {
 		if image.labels[deployedLabel] != "" {
-			s := service{image.labels[projectLabel], image.labels[serviceLabel]}
+			s := service{image.labels[projectLabel], image.labels[serviceLabel], image.labels[fromLabel]}
 			deploys[s] = append(deploys[s], image)
 		}
 	}
@@ -132,8 +140,8 @@ func (s *Store) Deployed(ctx context.Context, ref, project, service string) erro
 	ctx = namespaces.WithNamespace(ctx, Namespace)
 	err := s.label(ctx, ref, map[string]string{
 		deployedLabel: deployedNow(), projectLabel: project, serviceLabel: service,
-		// Until now it may have been labeled as imported by the user.
-		pinnedLabel: pinnedValue, importedLabel: "", releasedLabel: "",
+		// Until now it may have been labeled as imported by the user, or as another node's copy.
+		pinnedLabel: pinnedValue, importedLabel: "", releasedLabel: "", fromLabel: "",
 	})
 	if err != nil {
 		return err

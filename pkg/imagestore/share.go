@@ -155,8 +155,8 @@ func (s *Store) Read(ctx context.Context, d ocispec.Descriptor) (*Content, error
 // KeepLabels keeps the labels that say why images are kept, until ctx ends or containerd does. A pull of an image that exists
 // replaces them all (createNewImage in containerd's client): an image of the same digest has its own again. came reports whether
 // an image, by full name and digest, has just come from another node: it is kept as if it had been deployed here, each repository
-// as one service.
-func (s *Store) KeepLabels(ctx context.Context, came func(name string, target digest.Digest) bool) error {
+// as one service. changed is called after an image was named, labeled or removed.
+func (s *Store) KeepLabels(ctx context.Context, came func(name string, target digest.Digest) bool, changed func()) error {
 	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, Namespace))
 	defer cancel()
 	changes, failed := s.client.EventService().Subscribe(ctx, `topic~="^/images/",namespace==`+Namespace)
@@ -187,6 +187,7 @@ func (s *Store) KeepLabels(ctx context.Context, came func(name string, target di
 				name = e.Name
 			case *events.ImageDelete:
 				delete(k.known, e.Name)
+				changed()
 				continue
 			}
 			image, err := s.client.ImageService().Get(ctx, name)
@@ -199,6 +200,7 @@ func (s *Store) KeepLabels(ctx context.Context, came func(name string, target di
 			if err != nil {
 				return err
 			}
+			changed()
 		}
 	}
 }
@@ -245,5 +247,8 @@ func notFoundIsNil(err error) error {
 	return err
 }
 
+// deployedFormat is that of deployedLabel: texts in the order of their times.
+const deployedFormat = "2006-01-02T15:04:05.000000000Z"
+
 // deployedNow is the value of deployedLabel for now.
-func deployedNow() string { return time.Now().UTC().Format("2006-01-02T15:04:05.000000000Z") }
+func deployedNow() string { return time.Now().UTC().Format(deployedFormat) }

@@ -68,6 +68,23 @@ func (s *Store) Has(ctx context.Context, ref string) (bool, error) {
 	return err == nil && unpacked, nil
 }
 
+// Unpacked is Has, for an image that may have been pushed or copied to this node and never run here: it is unpacked.
+func (s *Store) Unpacked(ctx context.Context, ref string) (bool, error) {
+	if has, err := s.Has(ctx, ref); err != nil || has {
+		return has, err
+	}
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	image, err := s.client.GetImage(ctx, ref)
+	if err != nil {
+		return false, notFoundIsNil(err)
+	}
+	err = image.Unpack(ctx, Snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true)))
+	if err == nil || errdefs.IsNotFound(err) {
+		return err == nil, nil // content may be missing
+	}
+	return false, fmt.Errorf("unpack image %s: %w", ref, err)
+}
+
 // Names returns the names of all images with a tag, as a user types them: "shop/api:1.0.0".
 func (s *Store) Names(ctx context.Context) ([]string, error) {
 	all, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, Namespace))
@@ -111,6 +128,11 @@ func (s *Store) Export(ctx context.Context, ref, path string) (err error) {
 func (s *Store) Import(ctx context.Context, path string, labels map[string]string) error {
 	_, err := s.load(namespaces.WithNamespace(ctx, Namespace), path, labels)
 	return err
+}
+
+// Load imports an archive as Import does, for a user who names its images: they stay until the user removes them.
+func (s *Store) Load(ctx context.Context, path string) error {
+	return s.Import(ctx, path, Copy{Imported: true, Pushed: deployedNow()}.set())
 }
 
 func (s *Store) load(ctx context.Context, path string, labels map[string]string) ([]images.Image, error) {

@@ -127,6 +127,11 @@ func (d DataDir) TLS() string { return d.Server("tls") }
 // NodePKI returns the folder of a node's own certificates, which the kubelet renews.
 func (d DataDir) NodePKI() string { return d.Agent("pki") }
 
+// Authorities returns the files with the authority of API servers: a server's, and an agent's. One of them exists on a node.
+func (d DataDir) Authorities() []string {
+	return []string{filepath.Join(d.TLS(), "server-ca.crt"), filepath.Join(d.NodePKI(), "server-ca.crt")}
+}
+
 // NodeKubeconfig returns the kubeconfig of the node's own identity, on an agent.
 func (d DataDir) NodeKubeconfig() string { return d.Agent("cred", "node.kubeconfig") }
 

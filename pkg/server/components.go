@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/rand"
+	"maps"
 	"net/netip"
 	"os"
 
@@ -44,8 +45,10 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		Name: s.Name, Address: s.IP, Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
 		Cluster: join.ClusterOf(s.cfg), Shared: s.shared(),
 	})
-	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers(), Authenticator: joining.Authenticator, Filter: joining.Filter}
 	parts := worker.New(s.worker())
+	handlers := joining.Handlers()
+	maps.Copy(handlers, parts.Registry.Handlers())
+	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter}
 
 	certificates := m.Add(s.renewal)
 	var before []component.Handle

@@ -36,14 +36,30 @@ const (
 
 // Registry is the registry in an image's name.
 type Registry struct {
+	name   string
 	hosts  string
 	logins credentialprovider.DockerKeyring
+	// through is how registries are reached; nil for hosts and logins.
+	through docker.RegistryHosts
 }
 
 // NewRegistry returns the registries as containerd accesses them. hosts are containerd's folders with a hosts.toml for each
 // (https://github.com/containerd/containerd/blob/main/docs/hosts.md), separated by colons; they need not exist.
 func NewRegistry(hosts string, logins credentialprovider.DockerKeyring) *Registry {
-	return &Registry{hosts, logins}
+	return &Registry{name: "the registry", hosts: hosts, logins: logins}
+}
+
+// NewPlace returns a place, by the name that messages have, that is used as registries are, and is reached by these hosts.
+func NewPlace(name string, through docker.RegistryHosts) *Registry {
+	return &Registry{name: name, through: func(registry string) ([]docker.RegistryHost, error) {
+		hosts, err := through(registry)
+		for i := range hosts {
+			if err == nil {
+				err = bound(hosts[i].Client)
+			}
+		}
+		return hosts, err
+	}}
 }
 
 // UserLogins returns the logins of `buildah login`, `podman login` and `docker login`. Docker logins that are kept by a credential
@@ -79,6 +95,9 @@ func UserLogins() (credentialprovider.DockerKeyring, error) {
 
 // resolver returns a resolver for the registry of a name.
 func (r *Registry) resolver(ctx context.Context, name string) remotes.Resolver {
+	if r.through != nil {
+		return docker.NewResolver(docker.ResolverOptions{Hosts: r.through})
+	}
 	login := func(string) (string, string, error) {
 		if found, ok := r.logins.Lookup(name); ok {
 			return found[0].Username, found[0].Password, nil
@@ -145,7 +164,7 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 }
 
 // String implements fmt.Stringer.
-func (r *Registry) String() string { return "the registry" }
+func (r *Registry) String() string { return r.name }
 
 // Digest implements Place.
 func (r *Registry) Digest(ctx context.Context, image string) (digest.Digest, error) {

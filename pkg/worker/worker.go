@@ -61,7 +61,7 @@ type Components struct {
 	Balancer   *apilb.Balancer
 	Containerd component.Component
 	Images     component.Component
-	Registry   component.Component
+	Registry   *registry.Registry
 	// NetworkPolicy has to be ready before the kubelet starts: no pod starts before its policies are in force.
 	NetworkPolicy component.Component
 	// Kubelet waits itself for the images that every pod needs.
@@ -133,7 +133,7 @@ func (o Options) registry() registry.Options {
 	dir, p, id := o.Settings.DataDir, o.Process, o.Identity
 	return registry.Options{
 		Node: p.Name, IP: p.IP, LocalPort: layout.RegistryPort, PeerPort: layout.RegistryPeerPort, External: o.Cluster.FlannelExternalIP,
-		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(),
+		Socket: dir.ContainerdSocket(), HostsDir: dir.NodeRegistryDir(), UserHostsDir: dir.RegistryDir(), ContentDir: dir.Agent("containerd"),
 		Registries: o.Settings.PrivateRegistry, DisableDefaultEndpoint: o.Settings.DisableDefaultEndpoint, Embedded: o.Cluster.EmbeddedRegistry,
 		Kubeconfig: id.Kubelet, Log: p.Log,
 		Identity: registry.Identity{

@@ -161,6 +161,12 @@ func TestServers(t *testing.T) {
 	urls := []string{"http://" + agents[0].Address() + ":8000/", "http://" + agents[1].Address() + ":8000/"}
 	answer(t, first, urls...)
 
+	away := newLaptop(t, servers[1])
+	t.Run("deploy from outside", func(t *testing.T) { away.deploy(t, first, servers[2]) })
+	if t.Failed() {
+		return
+	}
+
 	// lose runs what takes servers away and brings them back, with writes and requests meanwhile.
 	lose := func(name string, do func(t *testing.T)) {
 		t.Run(name, func(t *testing.T) {
@@ -211,6 +217,8 @@ func TestServers(t *testing.T) {
 		}
 		writes(t, first, book.count()+50)
 		notReady(t, first, "node-2")
+		// The image was pushed to the server that is away, and node-5 has never had it.
+		away.runs(t, first, "node-5")
 		if err := c.PowerOn(t.Context(), servers[1]); err != nil {
 			t.Fatal(err)
 		}

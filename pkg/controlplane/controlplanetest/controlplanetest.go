@@ -13,7 +13,9 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -54,6 +56,12 @@ const KubernetesVersion = "v1.36.3"
 // in its own namespace.
 func Start(t testing.TB, log *slog.Logger, args ...string) string {
 	t.Helper()
+	return StartWith(t, log, nil, args...)
+}
+
+// StartWith is Start, with further paths of the API server (controlplane.Options.Handlers).
+func StartWith(t testing.TB, log *slog.Logger, more map[string]http.Handler, args ...string) string {
+	t.Helper()
 	dir := t.TempDir()
 	flags := config.ServerFlags()
 	if err := flags.Parse(append([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(free(t).Port()),
@@ -85,7 +93,9 @@ func Start(t testing.TB, log *slog.Logger, args ...string) string {
 		Name: "none", Address: ip, Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
 		Cluster: join.ClusterOf(cfg), Shared: &join.Shared{Config: cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: true},
 	})
-	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: endpoint, Handlers: joining.Handlers(), Authenticator: joining.Authenticator, Filter: joining.Filter}
+	handlers := joining.Handlers()
+	maps.Copy(handlers, more)
+	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter}
 	m := component.NewManager(log)
 	api := m.Add(controlplane.NewAPIServer(plane), m.Add(db))
 	m.Add(joining, api)

@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"polymesh.dev/polymesh/pkg/condition"
+	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/layout"
 )
@@ -38,8 +39,7 @@ const (
 	maxAsked      = 4
 	askTimeout    = 3 * time.Second
 	searchTimeout = 15 * time.Second
-	// maxManifest is the limit of a manifest, in bytes: containerd's.
-	maxManifest = 4 << 20
+	maxManifest   = imagestore.MaxManifest
 	// holdersTime is how long a node counts as one that has a repository's images; maxHolders is how many repositories and, of each, nodes
 	// are remembered.
 	holdersTime                 = 30 * time.Minute
@@ -60,6 +60,8 @@ type peers struct {
 	opts  Options
 	log   *slog.Logger
 	nodes cache.Store
+	// changed is called when a node has come, has gone, or has begun or ceased to report; nil for nothing.
+	changed func()
 
 	mu      sync.Mutex
 	clients map[string]*peer // by name and address
@@ -108,12 +110,28 @@ func (p *peers) run(ctx context.Context, client kubernetes.Interface) {
 			}
 		}
 	}
+	ready := func(o any) bool {
+		node, ok := o.(*corev1.Node)
+		return ok && condition.IsNodeReady(node)
+	}
+	changed := func() {
+		if p.changed != nil {
+			p.changed()
+		}
+	}
 	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll, fields.Everything()),
 		ObjectType:    &corev1.Node{},
 		Transform:     trim,
 		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc: note(p.nodes.Add), UpdateFunc: func(_, o any) { note(p.nodes.Update)(o) }, DeleteFunc: note(p.nodes.Delete),
+			AddFunc: func(o any) { note(p.nodes.Add)(o); changed() },
+			UpdateFunc: func(before, o any) {
+				note(p.nodes.Update)(o)
+				if ready(before) != ready(o) {
+					changed()
+				}
+			},
+			DeleteFunc: func(o any) { note(p.nodes.Delete)(o); changed() },
 		},
 	})
 	informer.RunWithContext(ctx)

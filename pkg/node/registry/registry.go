@@ -3,7 +3,8 @@
 //
 // containerd asks it first, on the loopback, for every image that has to be pulled (hosts.go). It answers from containerd's own store, or from
 // another node's over mutual TLS (peers.go), or from the mirrors of registries.yaml (mirrors.go); what it does not have, containerd asks the
-// registry itself for. To other nodes it serves the images of this one that no registry has (serve.go). pkg/server and pkg/agent build it from
+// registry itself for. To other nodes it serves the images of this one that no registry has (serve.go), and two nodes keep each of those
+// (copies.go). On a server, users push images to it through the API server (push.go). pkg/server and pkg/agent build it from
 // plain values; the only identity that it needs is the node's own. It owns <data-dir>/agent/etc/containerd/registry.d.
 package registry
 
@@ -55,6 +56,8 @@ type Options struct {
 	// Socket is containerd's. HostsDir is this component's folder of containerd's registry settings, UserHostsDir the user's, which
 	// containerd reads first.
 	Socket, HostsDir, UserHostsDir string
+	// ContentDir is containerd's folder, whose disk pushes and copies must not fill.
+	ContentDir string
 	// Registries is the file registries.yaml; it need not exist.
 	Registries string
 	// DisableDefaultEndpoint keeps a registry that has mirrors from being asked itself.
@@ -99,6 +102,9 @@ type Registry struct {
 	peers   *peers
 	mirrors *mirrors
 	came    arrivals
+	uploads *uploads
+	copies  *copies
+	open    atomic.Bool   // users may push
 	turns   chan struct{} // has a value for each request of another node that is answered
 	// problem is why other nodes are not served, notice what the user should know; empty or nil if there is none.
 	problem, notice atomic.Pointer[string]
@@ -109,6 +115,8 @@ func New(o Options) *Registry {
 	r := &Registry{opts: o, log: o.Log.With("component", "registry"), turns: make(chan struct{}, maxPeers)}
 	r.peers = newPeers(o, r.log)
 	r.mirrors = newMirrors(o, r.log)
+	r.uploads, r.copies = newUploads(), newCopies(r)
+	r.peers.changed = r.copies.look
 	return r
 }
 
@@ -142,6 +150,8 @@ func (r *Registry) Start(ctx context.Context) (err error) {
 		tasks.Go(func() { r.peers.watch(ctx) })
 		tasks.Go(func() { r.mirrors.watch(ctx, r.writeHosts) })
 		tasks.Go(func() { r.keepLabels(ctx) })
+		tasks.Go(func() { r.tidy(ctx) })
+		tasks.Go(func() { r.copies.run(ctx) })
 		<-ctx.Done()
 		for _, s := range r.servers {
 			_ = s.Close()
@@ -185,7 +195,7 @@ func (r *Registry) listen(ctx context.Context, server *http.Server) {
 // keepLabels keeps images that came from other nodes, and those that containerd pulled again from here.
 func (r *Registry) keepLabels(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := r.store.KeepLabels(ctx, r.came.take)
+		err := r.store.KeepLabels(ctx, r.came.take, r.copies.look)
 		if ctx.Err() != nil {
 			return
 		}
@@ -207,7 +217,7 @@ func (r *Registry) Ready(context.Context) error {
 
 // Notes implements component.Noted.
 func (r *Registry) Notes(context.Context) []string {
-	return append(component.Present(r.problem.Load(), r.notice.Load()), r.mirrors.notes()...)
+	return append(component.Present(r.problem.Load(), r.notice.Load(), r.copies.alone.Load()), r.mirrors.notes()...)
 }
 
 // Stop implements component.Component.

@@ -134,7 +134,7 @@ func newMachine(t *testing.T, pki, name, ip string) *machine {
 	ok(t, err)
 	certs := certificate.Store(tls)
 	m.opts = Options{
-		Node: name, IP: m.ip, LocalPort: freePort(t), PeerPort: peerPort, Socket: m.dir.ContainerdSocket(), HostsDir: m.dir.NodeRegistryDir(), UserHostsDir: m.dir.RegistryDir(),
+		Node: name, IP: m.ip, LocalPort: freePort(t), PeerPort: peerPort, Socket: m.dir.ContainerdSocket(), HostsDir: m.dir.NodeRegistryDir(), UserHostsDir: m.dir.RegistryDir(), ContentDir: m.dir.Agent("containerd"),
 		Registries: filepath.Join(dataDir, "registries.yaml"), Kubeconfig: filepath.Join(dataDir, "none"), Log: slog.New(slog.NewTextHandler(m.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Identity: Identity{
 			ClientCert: certs.Cert(certificate.Kubelet), ClientKey: certs.Key(certificate.Kubelet), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),

@@ -107,9 +107,6 @@ func (q request) target() string {
 	return "/v2/" + q.path + "/" + string(q.kind) + "/" + q.ref() + "?ns=" + q.host
 }
 
-// built is the end of the tags that `polymesh deploy` gives images: a hash of all that they are built from (pkg/workflow/image).
-var built = regexp.MustCompile(`^(.+-)?[0-9a-f]{32}$`)
-
 // scope is from which nodes an image is taken.
 type scope int
 
@@ -128,7 +125,7 @@ func (q request) scope(opened bool) scope {
 		return everyNode // containerd verifies it
 	case q.tag == "latest":
 		return nowhere
-	case opened, built.MatchString(q.tag), imagestore.SignatureTag.MatchString(q.tag): // a signature is verified by its key
+	case opened, imagestore.BuiltTag.MatchString(q.tag), imagestore.SignatureTag.MatchString(q.tag): // a signature is verified by its key
 		return everyNode
 	}
 	return servers

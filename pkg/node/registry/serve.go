@@ -89,7 +89,7 @@ func (r *Registry) fromStore(w http.ResponseWriter, h *http.Request, q request) 
 	return r.serve(w, h, q, false)
 }
 
-// servePeer answers another node, from this node's images only.
+// servePeer answers another node, from this node's images only, or keeps a copy of one of its images.
 func (r *Registry) servePeer(w http.ResponseWriter, h *http.Request) {
 	name, err := peerName(h.TLS)
 	if err == nil && !r.peers.known(name) {
@@ -98,6 +98,10 @@ func (r *Registry) servePeer(w http.ResponseWriter, h *http.Request) {
 	if err != nil {
 		w.Header().Set("Connection", "close")
 		refuse(w, http.StatusForbidden, "DENIED", err.Error())
+		return
+	}
+	if h.URL.Path == copiesPath {
+		r.serveCopy(w, h, name)
 		return
 	}
 	q, ok := accept(w, h)

@@ -38,6 +38,8 @@ type Options struct {
 	Engine string
 	// ContainerdSocket is that of this machine's node, for images that are not pushed to a registry.
 	ContainerdSocket string
+	// Authorities are the files with the authorities of API servers that this machine's node has (layout.DataDir).
+	Authorities []string
 	// Rebuild builds images even if they exist.
 	Rebuild bool
 	// AllowLatest allows images without a version.

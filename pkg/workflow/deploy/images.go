@@ -106,11 +106,7 @@ func (d *deployment) readBases(ctx context.Context, source *image.Source, note f
 	if err != nil {
 		return nil
 	}
-	var from image.Store
-	if d.mover.store != nil {
-		from = d.mover.store
-	}
-	return source.ReadBases(ctx, e, from, note)
+	return source.ReadBases(ctx, e, d.mover.bases(), note)
 }
 
 // openMover sets d.mover, which close closes.
@@ -122,22 +118,22 @@ func (d *deployment) openMover(ctx context.Context) error {
 	if d.mover.registry || d.dry {
 		return nil
 	}
-	store, err := image.OpenNode(d.ContainerdSocket)
-	if errors.Is(err, image.ErrNoNode) {
-		return fmt.Errorf("images cannot be loaded: %w. Use --registry for another cluster, sudo for this one", err)
-	}
+	to, err := image.OpenDestination(ctx, d.ContainerdSocket, d.Authorities, d.cluster.REST, imagestore.BuildsPath)
 	if err != nil {
 		return err
 	}
-	d.mover.store = store
+	d.mover.to = to
+	if cluster, ok := to.(*image.Cluster); ok {
+		d.Steps.Print("images are pushed to the cluster at %s: this machine is not a node of it, or this user may not use its containerd", cluster)
+	}
 	return nil
 }
 
 func (d *deployment) close() error {
-	if d.mover.store == nil {
+	if d.mover.to == nil {
 		return nil
 	}
-	return d.mover.store.Close()
+	return d.mover.to.Close()
 }
 
 // buildImages builds the images that changed, and brings them to where nodes pull them from.
@@ -171,24 +167,24 @@ func (d *deployment) buildImages(ctx context.Context) error {
 				}
 				if !m.registry {
 					// So that the kubelet keeps it, and the one for a rollback.
-					if err := m.store.Deployed(ctx, j.ref.Full, project.ID(), j.service.Name); err != nil {
+					if err := m.to.Deployed(ctx, j.ref.Full, project.ID(), j.service.Name); err != nil {
 						return "", fmt.Errorf("service %s: %w", j.service.Name, err)
 					}
 				}
 				d.result.Images[i] = out
-				return out.summary(m.registry), nil
+				return out.summary(m.pushes()), nil
 			})
 		})
 	}
 	return g.Wait()
 }
 
-func (i Image) summary(registry bool) string {
+func (i Image) summary(pushed bool) string {
 	done := []string{"loaded"}
 	switch {
 	case !i.Built && !i.Moved:
 		done = []string{"unchanged"}
-	case registry:
+	case pushed:
 		done = []string{"pushed"}
 	}
 	if i.Built {
@@ -259,7 +255,7 @@ func (d *deployment) provide(ctx context.Context, m mover, j job, step *progress
 // place returns where images and their signatures are.
 func (d *deployment) place(m mover) (signature.Place, error) {
 	if !m.registry {
-		return m.store.Signatures(), nil
+		return m.to.SignedPlace(), nil
 	}
 	return image.SignedRegistry(d.RegistryDir)
 }
@@ -273,7 +269,7 @@ func sbomName(service, ref string) string {
 func (d *deployment) writeSBOM(ctx context.Context, m mover, ref image.Ref, file string) error {
 	reader, from := image.Reader{Engine: func(context.Context) (image.Engine, error) { return m.engine() }}, image.FromEngine
 	if !m.registry {
-		reader.Node, from = m.store, image.FromNode
+		reader.Node, from = m.to, image.FromNode
 	}
 	archive, err := reader.Read(ctx, ref.Full, from)
 	if err != nil {
@@ -290,14 +286,29 @@ func (d *deployment) writeSBOM(ctx context.Context, m mover, ref image.Ref, file
 // mover moves a built image to where nodes pull it from.
 type mover struct {
 	registry bool
-	store    *imagestore.Store
-	engine   func() (image.Engine, error)
+	// to is nil with a registry.
+	to     image.Destination
+	engine func() (image.Engine, error)
+}
+
+// pushes reports whether images are sent elsewhere.
+func (m mover) pushes() bool {
+	_, node := m.to.(image.Node)
+	return !node
+}
+
+// bases returns where base images are, beside the program that builds; nil for nowhere.
+func (m mover) bases() image.Store {
+	if m.pushes() {
+		return nil
+	}
+	return m.to
 }
 
 func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, rebuild bool, note func(string)) (Image, error) {
 	var out Image
 	if !m.registry && !rebuild {
-		if has, err := m.store.Has(ctx, ref.Full); err != nil || has {
+		if has, err := m.to.Has(ctx, ref.Full); err != nil || has {
 			return out, err
 		}
 	}
@@ -310,11 +321,7 @@ func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, re
 		return out, err
 	}
 	if !has || rebuild {
-		var from image.Store
-		if m.store != nil {
-			from = m.store
-		}
-		if err := image.Provide(ctx, e, source, from, note); err != nil {
+		if err := image.Provide(ctx, e, source, m.bases(), note); err != nil {
 			return out, err
 		}
 		note("building with " + e.Name())
@@ -328,7 +335,7 @@ func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, re
 		note("pushing")
 		return out, e.Push(ctx, ref.Full, io.Discard)
 	}
-	note("loading")
+	note("saving")
 	dir, err := os.MkdirTemp("", "polymesh-image-")
 	if err != nil {
 		return out, err
@@ -338,7 +345,7 @@ func (m mover) bring(ctx context.Context, source image.Source, ref image.Ref, re
 	if err := e.Save(ctx, ref.Full, archive, io.Discard); err != nil {
 		return out, err
 	}
-	return out, m.store.Import(ctx, archive, nil)
+	return out, m.to.Load(ctx, archive, ref.Full, note)
 }
 
 // build builds an image and returns its id, as the program that built it reports it.

@@ -2,12 +2,16 @@ package image
 
 import (
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
+
+	"k8s.io/client-go/rest"
 
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -25,6 +29,103 @@ func OpenNode(socket string) (*imagestore.Store, error) {
 		return nil, fmt.Errorf("%w (%w)", ErrNoNode, err)
 	}
 	return store, err
+}
+
+// Destination is where images go that are in no registry, and where they can be read and signed.
+type Destination interface {
+	Store
+	// Load brings an image there from an archive that an Engine has written, under a full name. note is called while it takes long.
+	Load(ctx context.Context, archive, ref string, note func(string)) error
+	// Deployed records for which service of which project an image is used, so that it is kept; see imagestore.Store.
+	Deployed(ctx context.Context, ref, project, service string) error
+	SignedPlace() signature.Place
+	io.Closer
+}
+
+// Node is this machine's node as a Destination.
+type Node struct{ *imagestore.Store }
+
+var _ Destination = Node{}
+
+// Has implements Store.
+func (n Node) Has(ctx context.Context, ref string) (bool, error) { return n.Unpacked(ctx, ref) }
+
+// Load implements Destination.
+func (n Node) Load(ctx context.Context, archive, _ string, note func(string)) error {
+	note("loading")
+	return n.Import(ctx, archive, nil)
+}
+
+// SignedPlace implements Destination.
+func (n Node) SignedPlace() signature.Place { return n.Signatures() }
+
+var _ Destination = (*Cluster)(nil)
+
+// OpenDestination returns where images for a cluster go: to this machine's node, if it is one of the cluster and this user may use its
+// containerd, or else through the cluster's API server, below a prefix as for OpenCluster. authorities are the files with the authorities of
+// this machine's cluster that a node has; see layout.DataDir.
+func OpenDestination(ctx context.Context, socket string, authorities []string, config *rest.Config, prefix string) (Destination, error) {
+	store, err := OpenNode(socket)
+	switch {
+	case err == nil && isCluster(config, authorities):
+		return Node{store}, nil
+	case err == nil:
+		if err := store.Close(); err != nil {
+			return nil, err
+		}
+		err = errors.New("this machine is a node of another cluster")
+	case !errors.Is(err, ErrNoNode):
+		return nil, err
+	}
+	cluster, clusterErr := OpenCluster(ctx, config, prefix)
+	if errors.Is(clusterErr, ErrNotTaken) {
+		return nil, fmt.Errorf("images cannot be loaded: %w (%w). Use --registry for another cluster, sudo for this machine's", clusterErr, err)
+	}
+	if clusterErr != nil {
+		return nil, clusterErr
+	}
+	return cluster, nil
+}
+
+// isCluster reports whether a kubeconfig is of the cluster that has one of these authorities: false only if it is certainly of another one.
+func isCluster(config *rest.Config, authorities []string) bool {
+	theirs := config.CAData
+	if len(theirs) == 0 && config.CAFile != "" {
+		theirs, _ = os.ReadFile(config.CAFile)
+	}
+	known := certificates(theirs)
+	if len(known) == 0 {
+		return true
+	}
+	read := false
+	for _, file := range authorities {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		for own := range certificates(text) {
+			read = true
+			if known[own] {
+				return true
+			}
+		}
+	}
+	return !read
+}
+
+// certificates returns the certificates in a PEM text, in DER form.
+func certificates(text []byte) map[string]bool {
+	found := map[string]bool{}
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			return found
+		}
+		if block.Type == "CERTIFICATE" {
+			found[string(block.Bytes)] = true
+		}
+		text = rest
+	}
 }
 
 // OpenReader returns a reader of all origins; without a node, of the others. engine is a name as for Find. Call Close

@@ -1,0 +1,133 @@
+package imagestore
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// A manifest that a builder makes is accepted; one that others would read in another way, or that points elsewhere, is not.
+func TestChildren(t *testing.T) {
+	sum := digest.FromString("x")
+	part := func(media string, size int64) string {
+		return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, media, sum, size)
+	}
+	config, layer, child := part(ocispec.MediaTypeImageConfig, 2), part(ocispec.MediaTypeImageLayerGzip, 3), part(ocispec.MediaTypeImageManifest, 4)
+	manifest, index := ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex
+	for _, c := range []struct {
+		media, text string
+		want        int
+	}{
+		{manifest, `{"schemaVersion":2,"config":` + config + `,"layers":[` + layer + `,` + layer + `]}`, 3},
+		{manifest, `{"mediaType":"` + manifest + `","config":` + config + `,"layers":[]}`, 1},
+		{"application/vnd.docker.distribution.manifest.v2+json", `{"config":` + config + `,"layers":[` + layer + `]}`, 2},
+		{index, `{"manifests":[` + child + `]}`, 1},
+		// What is refused has -1.
+		{manifest, `{"mediaType":"` + index + `","config":` + config + `,"layers":[]}`, -1},
+		{manifest, `{"config":` + config + `,"layers":[],"manifests":[` + child + `]}`, -1},
+		{index, `{"config":` + config + `,"manifests":[` + child + `]}`, -1},
+		{index, `{"layers":[` + layer + `],"manifests":[]}`, -1},
+		{manifest, `{"layers":[` + layer + `]}`, -1},
+		{manifest, `{"config":` + config + `,"layers":[` + child + `]}`, -1},
+		{index, `{"manifests":[` + layer + `]}`, -1},
+		{manifest, `{"config":` + config + `,"layers":[],"fsLayers":[]}`, -1},
+		{"application/vnd.docker.distribution.manifest.v1+json", `{"config":` + config + `,"layers":[]}`, -1},
+		{"text/html", `{"config":` + config + `,"layers":[]}`, -1},
+		{"", `{"config":` + config + `,"layers":[]}`, -1},
+		{manifest, `{"config":` + part(ocispec.MediaTypeImageConfig, -1) + `,"layers":[]}`, -1},
+		{manifest, `{"config":` + part(ocispec.MediaTypeImageConfig, 0) + `,"layers":[]}`, -1},
+		{manifest, `{"config":` + part(ocispec.MediaTypeImageConfig, MaxBlob+1) + `,"layers":[]}`, -1},
+		{index, `{"manifests":[` + part(manifest, MaxManifest+1) + `]}`, -1},
+		{manifest, `{"config":{"digest":"sha256:../../etc/passwd","size":1},"layers":[]}`, -1},
+		{manifest, `{"config":{"digest":"sha512:` + strings.Repeat("0", 128) + `","size":1},"layers":[]}`, -1},
+		{manifest, `{"config":{"digest":"` + sum.String() + `","size":1,"urls":["http://169.254.169.254/"]},"layers":[]}`, -1},
+		{manifest, `{"config":` + config + `,"layers":[` + layer + strings.Repeat(","+layer, maxWalk) + `]}`, -1},
+		{manifest, `{"config":`, -1},
+		{manifest, strings.Repeat(" ", MaxManifest) + `{"config":` + config + `,"layers":[]}`, -1},
+	} {
+		got, err := Children(c.media, []byte(c.text))
+		switch {
+		case c.want < 0 && !errors.Is(err, errdefs.ErrInvalidArgument):
+			t.Errorf("%s %.200s: %d parts, %v", c.media, c.text, len(got), err)
+		case c.want >= 0 && (err != nil || len(got) != c.want):
+			t.Errorf("%s %.200s: %d parts, %v, want %d", c.media, c.text, len(got), err, c.want)
+		}
+	}
+}
+
+// What another node says about an image is checked before it is used.
+func TestCheckCopy(t *testing.T) {
+	good := func() Copy {
+		return Copy{Name: "docker.io/shop/api:1-0123456789abcdef0123456789abcdef", Deployed: deployedNow(), Project: "p", Service: "s",
+			Target: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("x"), Size: 10}}
+	}
+	if err := good().Check(); err != nil || !good().Built() {
+		t.Errorf("a copy of ours: %v", err)
+	}
+	signature := good()
+	signature.Name, signature.Deployed, signature.Signature = "docker.io/shop/api:sha256-"+digest.FromString("x").Encoded()+".sig", "", true
+	if err := signature.Check(); err != nil {
+		t.Errorf("a signature: %v", err)
+	}
+	for what, change := range map[string]func(*Copy){
+		"a short name":            func(c *Copy) { c.Name = "shop/api:1" },
+		"no tag":                  func(c *Copy) { c.Name = "docker.io/shop/api" },
+		"a digest":                func(c *Copy) { c.Name = "docker.io/shop/api:1@" + digest.FromString("x").String() },
+		"not a name":              func(c *Copy) { c.Name = "docker.io/shop/../api:1" },
+		"CRI's name":              func(c *Copy) { c.Name = digest.FromString("x").String() },
+		"a shipped image":         func(c *Copy) { c.Name = ShippedRegistry + "/coredns:1" },
+		"latest":                  func(c *Copy) { c.Name = "docker.io/shop/api:latest" },
+		"a signature as an image": func(c *Copy) { c.Name = signature.Name },
+		"an image as a signature": func(c *Copy) { c.Signature, c.Deployed = true, "" },
+		"no reason":               func(c *Copy) { c.Deployed = "" },
+		"a time without end":      func(c *Copy) { c.Deployed = "9" },
+		"a long project":          func(c *Copy) { c.Project = strings.Repeat("x", maxReason+1) },
+		"a project with NUL":      func(c *Copy) { c.Project = "a\x00b" },
+		"a layer":                 func(c *Copy) { c.Target.MediaType = ocispec.MediaTypeImageLayer },
+		"a large document":        func(c *Copy) { c.Target.Size = MaxManifest + 1 },
+		"no digest":               func(c *Copy) { c.Target.Digest = "sha256:x" },
+	} {
+		c := good()
+		change(&c)
+		if err := c.Check(); err == nil {
+			t.Errorf("%s is accepted: %+v", what, c)
+		}
+	}
+}
+
+// A copy is kept as long as the original, and another node's copies do not displace this node's own images.
+func TestPinsOfCopies(t *testing.T) {
+	deploys := func(prefix, from string, first int) (list []heldImage) {
+		for i := range KeptDeploys + 1 {
+			h := heldOf(fmt.Sprint(prefix, i), false, fmt.Sprintf("%s=2026-01-%02dT00:00:00Z", deployedLabel, first+i), projectLabel+"=p", serviceLabel+"=s", pinnedLabel+"=pinned")
+			if from != "" {
+				h.labels[fromLabel], h.labels[pushedLabel] = from, "2026-01-01T00:00:00Z"
+			}
+			list = append(list, h)
+		}
+		return list
+	}
+	all := slices.Concat(deploys("own:", "", 1), deploys("copy:", "b", 10), deploys("other:", "c", 20))
+	all = append(all, heldOf("loaded:1", false, pushedLabel+"=2026-01-01T00:00:00Z", importedLabel+"=true", pinnedLabel+"=pinned"))
+	got := settle(t, all, Wanted{})
+	for _, prefix := range []string{"own:", "copy:", "other:"} {
+		for i := range KeptDeploys + 1 {
+			name := fmt.Sprint(prefix, i)
+			if pinned := got[name][pinnedLabel] != ""; pinned != (i > 0) {
+				t.Errorf("%s is pinned: %t", name, pinned)
+			}
+			if i == 0 && (got[name][pushedLabel] != "" || got[name][fromLabel] != "") {
+				t.Errorf("%s, which is released, is copied on: %v", name, got[name])
+			}
+		}
+	}
+	if got["loaded:1"][pinnedLabel] == "" {
+		t.Error("an image that was loaded is released")
+	}
+}

@@ -1,0 +1,430 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"polymesh.dev/polymesh/pkg/imagestore"
+	"polymesh.dev/polymesh/pkg/layout"
+)
+
+// An image that no registry has is lost with the only node that has it. So the node that has built it, or to which it was pushed, asks
+// another one to keep a copy: a server, if there is one, always the same for a repository while the nodes stay. The other one gets it as
+// containerd does, verifies it, and keeps it for the same reason and as long. When the first node is lost, it does the same.
+
+const (
+	// copiesPath takes an imagestore.Copy of another node. The answer is 200 if the node has it, 202 while it gets it.
+	copiesPath = "/polymesh/v1/copies"
+	// copyInterval is the time between two looks at images that have a copy; pendingInterval while one is made, and failed ones are tried
+	// again after that, and then after up to maxCopyInterval.
+	copyInterval    = 5 * time.Minute
+	pendingInterval = time.Second
+	maxCopyInterval = time.Minute
+	// maxCandidates is how many nodes are asked for one image in one round.
+	maxCandidates = 3
+	// maxReceiving is how many copies are received at a time, maxCopies how many are kept of one node.
+	maxReceiving, maxCopies = 4, 1024
+	// shownImages is how many images a note names.
+	shownImages = 3
+)
+
+// copies makes sure that two nodes have each image that no registry has.
+type copies struct {
+	*Registry
+	wake  chan struct{}
+	alone atomic.Pointer[string]
+
+	mu        sync.Mutex
+	ctx       context.Context // of the component, while it runs
+	tasks     sync.WaitGroup
+	receiving map[string]*arriving // by the image's name
+}
+
+// arriving is a copy that this node gets.
+type arriving struct {
+	done bool
+	err  error
+}
+
+func newCopies(r *Registry) *copies {
+	return &copies{Registry: r, wake: make(chan struct{}, 1), receiving: map[string]*arriving{}}
+}
+
+// look starts a round soon.
+func (c *copies) look() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run makes copies until ctx ends.
+func (c *copies) run(ctx context.Context) {
+	c.mu.Lock()
+	c.ctx = ctx
+	c.mu.Unlock()
+	retry := pendingInterval
+	for {
+		pending, failed, err := c.round(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		next := copyInterval
+		switch {
+		case err != nil:
+			c.log.Warn("cannot check whether other nodes have this node's images", "err", err)
+			next, retry = retry, min(2*retry, maxCopyInterval)
+		case failed:
+			next, retry = retry, min(2*retry, maxCopyInterval)
+		case pending:
+			next, retry = pendingInterval, pendingInterval
+		default:
+			retry = pendingInterval
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(next):
+		case <-c.wake:
+			// What comes next often comes at once: the images of a project.
+			select {
+			case <-ctx.Done():
+			case <-time.After(pendingInterval):
+			}
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	c.mu.Lock()
+	c.ctx = nil
+	c.mu.Unlock()
+	c.tasks.Wait()
+}
+
+// round asks for the copies that are missing. pending means that some are under way.
+func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
+	list, err := c.store.Copies(ctx)
+	if err != nil {
+		return false, false, err
+	}
+	others := c.peers.list(everyNode)
+	note := alone{}
+	for _, image := range list {
+		where, err := c.second(ctx, image, others)
+		switch {
+		case ctx.Err() != nil:
+			return false, false, ctx.Err()
+		case image.Signature && errors.Is(err, errTaken):
+			// The other node's own signatures of the image stay.
+		case err != nil:
+			failed = true
+			note.add(image, err.Error())
+		case where != "":
+			pending = true
+			note.add(image, "being copied to node "+where)
+		}
+	}
+	text := note.String()
+	if len(others) == 0 && len(c.peers.nodes.List()) < 2 {
+		text, failed = "", false // a cluster of one node
+	}
+	if before := c.alone.Swap(&text); failed && (before == nil || *before != text) {
+		c.log.Warn("images are on one node only", "why", text)
+	}
+	return pending, failed, nil
+}
+
+// errTaken means that a node has another image of the name.
+var errTaken = errors.New("another image has the name there, and stays")
+
+// errNoOther means that no other node can keep a copy.
+var errNoOther = errors.New("no other node is Ready")
+
+// second returns "" if another node has an image, or the node that gets it now.
+func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*peer) (where string, err error) {
+	q, err := partOf(image.Name, image.Target)
+	if err != nil {
+		return "", err
+	}
+	// The first node does this while it has the image.
+	if i := slices.IndexFunc(others, func(o *peer) bool { return o.name == image.From }); i >= 0 {
+		if _, err := c.peers.has(ctx, others[i], q); err == nil {
+			return "", nil
+		}
+	}
+	candidates := slices.Clone(others)
+	err = errNoOther
+	if !image.Built() && !image.Signature {
+		// Other nodes ask only servers what such a tag means.
+		candidates = slices.DeleteFunc(candidates, func(o *peer) bool { return !o.server })
+		err = errors.New("no other server is Ready, and its tag is not one of `polymesh deploy`")
+	}
+	order(candidates, q.repository())
+	for _, o := range candidates[:min(len(candidates), maxCandidates)] {
+		done, askErr := c.peers.copyTo(ctx, o, image)
+		switch {
+		case askErr == nil && done:
+			return "", nil
+		case askErr == nil:
+			return o.name, nil
+		case errors.Is(err, errNoOther) || o == candidates[0]:
+			err = askErr
+		}
+	}
+	return "", err
+}
+
+// order puts the node first that gets copies of a repository: servers before others, and of these always the same one.
+func order(list []*peer, repository string) {
+	rank := func(o *peer) string {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%q %q", repository, o.name))
+		if o.server {
+			return "0" + string(sum[:])
+		}
+		return "1" + string(sum[:])
+	}
+	slices.SortFunc(list, func(a, b *peer) int { return strings.Compare(rank(a), rank(b)) })
+}
+
+// partOf returns the request for content of an image.
+func partOf(name string, d ocispec.Descriptor) (request, error) {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return request{}, err
+	}
+	q := request{host: reference.Domain(named), path: reference.Path(named), kind: blobs, digest: d.Digest}
+	if images.IsManifestType(d.MediaType) || images.IsIndexType(d.MediaType) {
+		q.kind = manifests
+	}
+	return q, nil
+}
+
+// copyTo asks a node to keep a copy. It reports whether the node has it.
+func (p *peers) copyTo(ctx context.Context, o *peer, image imagestore.Copy) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, searchTimeout)
+	defer cancel()
+	text, err := json.Marshal(image)
+	if err != nil {
+		return false, err
+	}
+	h, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+o.address+copiesPath, bytes.NewReader(text))
+	if err != nil {
+		return false, err
+	}
+	h.Header.Set("Content-Type", "application/json")
+	answer, err := o.client.Do(h)
+	if err != nil {
+		return false, fmt.Errorf("node %s does not answer: %w", o.name, withoutURL(err))
+	}
+	defer answer.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(answer.Body, 4<<10))
+	switch answer.StatusCode {
+	case http.StatusOK:
+		return true, nil
+	case http.StatusAccepted:
+		return false, nil
+	case http.StatusConflict:
+		return false, fmt.Errorf("node %s: %w", o.name, errTaken)
+	case http.StatusMethodNotAllowed, http.StatusNotFound:
+		return false, fmt.Errorf("node %s has an older version, which keeps no copies", o.name)
+	}
+	var refusal struct {
+		Errors []struct {
+			Message string `json:"message"`
+		} `json:"errors"`
+	}
+	why := http.StatusText(answer.StatusCode)
+	if json.Unmarshal(body, &refusal) == nil && len(refusal.Errors) > 0 {
+		why = oneLine(refusal.Errors[0].Message)
+	}
+	return false, fmt.Errorf("node %s: %s", o.name, why)
+}
+
+// alone collects images that only this node has, for a note.
+type alone struct {
+	names []string
+	whys  []string
+}
+
+func (a *alone) add(image imagestore.Copy, why string) {
+	if image.Signature {
+		return // the image is named
+	}
+	if len(a.names) < shownImages {
+		why = " (" + why + ")"
+		a.whys = append(a.whys, why)
+	} else {
+		a.whys = append(a.whys, "")
+	}
+	a.names = append(a.names, image.Name)
+}
+
+func (a *alone) String() string {
+	if len(a.names) == 0 {
+		return ""
+	}
+	var shown []string
+	for i, name := range a.names[:min(len(a.names), shownImages)] {
+		shown = append(shown, name+a.whys[i])
+	}
+	if more := len(a.names) - len(shown); more > 0 {
+		shown = append(shown, fmt.Sprintf("%d more", more))
+	}
+	return "on this node only: " + strings.Join(shown, ", ")
+}
+
+// serveCopy answers another node that asks for a copy.
+func (r *Registry) serveCopy(w http.ResponseWriter, h *http.Request, name string) {
+	if h.Method != http.MethodPost {
+		w.Header().Set("Allow", "POST")
+		refuse(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "use POST")
+		return
+	}
+	var c imagestore.Copy
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(askTimeout))
+	text, err := io.ReadAll(http.MaxBytesReader(w, h.Body, 64<<10))
+	if err == nil {
+		err = json.Unmarshal(text, &c)
+	}
+	if err == nil {
+		err = c.Check()
+	}
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "MANIFEST_INVALID", oneLine(err.Error()))
+		return
+	}
+	from := r.peers.named(name)
+	if from == nil {
+		refuse(w, http.StatusServiceUnavailable, "UNAVAILABLE", "the node's address is not known yet")
+		return
+	}
+	// What an agent says that another tag means is believed by no node.
+	if !from.server && !c.Built() && !c.Signature || c.Imported && !from.server {
+		refuse(w, http.StatusForbidden, "DENIED", "from agents, only images that `polymesh deploy` has built are kept")
+		return
+	}
+	done, err := r.copies.receive(c, from)
+	switch {
+	case errors.Is(err, imagestore.ErrTaken):
+		refuse(w, http.StatusConflict, "DENIED", "another image has the name here: it stays")
+	case err != nil:
+		refuse(w, http.StatusBadGateway, "UNAVAILABLE", oneLine(err.Error()))
+	case done:
+		w.WriteHeader(http.StatusOK)
+	default:
+		w.WriteHeader(http.StatusAccepted)
+	}
+}
+
+// receive keeps a copy of another node's image. It reports whether this node has it; otherwise it gets it in the background, and an error
+// is that of the last attempt.
+func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx == nil {
+		return false, errors.New("the node is starting or stopping")
+	}
+	ctx := c.ctx
+	image.From = from.name
+	if a := c.receiving[image.Name]; a != nil {
+		if !a.done {
+			return false, nil
+		}
+		delete(c.receiving, image.Name)
+		if a.err != nil {
+			return false, a.err
+		}
+	}
+	check, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	has, err := c.store.HasCopy(check, image)
+	if err != nil {
+		return false, err
+	}
+	if has {
+		return true, c.store.Renew(check, image)
+	}
+	running := 0
+	for name, a := range c.receiving {
+		switch {
+		case !a.done:
+			running++
+		case len(c.receiving) > maxCopies:
+			delete(c.receiving, name) // of a node that has not asked again
+		}
+	}
+	if running >= maxReceiving {
+		return false, nil
+	}
+	if err := enoughSpace(c.opts.ContentDir); err != nil {
+		return false, err
+	}
+	if n, err := c.store.CopiesFrom(check, from.name); err != nil {
+		return false, err
+	} else if n >= maxCopies {
+		return false, fmt.Errorf("this node keeps %d copies of images of node %s, and no more", n, from.name)
+	}
+	a := &arriving{}
+	c.receiving[image.Name] = a
+	c.tasks.Go(func() {
+		err := c.get(ctx, image, from)
+		if err == nil {
+			c.log.Info("this node keeps a copy of another node's image", "image", image.Name, "digest", image.Target.Digest, "node", from.name)
+		} else if ctx.Err() == nil {
+			c.log.Warn("another node's image was not copied", "image", image.Name, "node", from.name, "err", err)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		a.done, a.err = true, err
+	})
+	return false, nil
+}
+
+// get gets an image's content from a node.
+func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer) error {
+	return c.store.Receive(ctx, image, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+		if err := enoughSpace(c.opts.ContentDir); err != nil {
+			return nil, err
+		}
+		q, err := partOf(image.Name, d)
+		if err != nil {
+			return nil, err
+		}
+		answer, err := c.peers.ask(ctx, from, http.MethodGet, q)
+		if err != nil {
+			return nil, withoutURL(err)
+		}
+		return answer.Body, nil
+	})
+}
+
+// named returns the node of a name; nil if its address is not known.
+func (p *peers) named(name string) *peer {
+	o, ok, err := p.nodes.GetByKey(name)
+	if err != nil || !ok {
+		return nil
+	}
+	node := o.(*corev1.Node)
+	address := p.address(node)
+	if address == "" {
+		return nil
+	}
+	_, server := node.Labels[layout.ServerLabel]
+	return p.peer(name, address, server)
+}
