@@ -18,11 +18,14 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 )
 
 // Options are shared by the three components.
 type Options struct {
 	Config *config.Server
+	// Node is the name of this server's node.
+	Node string
 	// NodeIP is the address that the API server advertises unless the configuration sets one.
 	NodeIP       netip.Addr
 	Certificates certificate.Store
@@ -32,6 +35,29 @@ type Options struct {
 	Handlers map[string]http.Handler
 	// Authenticator is put around the API server's own; nil for none.
 	Authenticator func(authenticator.Request) authenticator.Request
+}
+
+// Self is this server for the others.
+func (o Options) Self() encryption.Self {
+	self := encryption.Self{Name: o.Node, Address: o.NodeIP}
+	if o.Config.AdvertiseAddress.IsValid() {
+		self.Address = o.Config.AdvertiseAddress
+	}
+	return self
+}
+
+// Keys is where the keys of Secrets are.
+func (o Options) Keys() encryption.Place {
+	dir := o.Config.DataDir
+	return encryption.Place{File: dir.EncryptionFile(), Datastore: o.Datastore, BootstrapKey: dir.BootstrapKey()}
+}
+
+// Provider is how Secrets are to be encrypted, empty for no change.
+func (o Options) Provider() string {
+	if o.Config.SecretsEncryption {
+		return o.Config.EncryptionProvider
+	}
+	return ""
 }
 
 // URL returns the API server's address for components on this machine.

@@ -48,7 +48,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 		Name: s.Name, Kubeconfig: kubeconfig, Certificates: certs, TokenFile: dir.NodeToken(), Version: kubernetes.Get().GitVersion, Log: s.Log,
 		Cluster: join.ClusterOf(s.cfg), Shared: s.shared(),
 	})
-	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
+	plane := controlplane.Options{Config: s.cfg, Node: s.Name, NodeIP: s.IP, Certificates: certs, Datastore: store.Endpoint(), Handlers: joining.Handlers(), Authenticator: joining.Authenticator}
 	machine := s.node()
 
 	certificates := m.Add(s.renewal)
@@ -67,7 +67,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	// If the user sets another API server configuration, with a KMS for example, Secrets use keys that we do not know.
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
-		m.Add(encryption.New(encryption.Cluster{File: dir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: store.Endpoint(), Before: snapshotBefore}, s.Log), api)
+		m.Add(encryption.New(encryption.Cluster{Place: plane.Keys(), Kubeconfig: kubeconfig, Before: snapshotBefore}, plane.Self(), plane.Provider(), s.Log), api)
 	}
 	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.Log), api)
 	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.Log), api)

@@ -221,9 +221,6 @@ func keep(cfg *config.Server, p *process.Process, b bootstrap.Bundle, key bootst
 			return nil, nil, err
 		}
 	}
-	if err := atomicfile.Write(dir.EncryptionFile(), b.Encryption, 0o600); err != nil {
-		return nil, nil, err
-	}
 	// An interrupted join is begun again, and not taken for a cluster of its own.
 	member := &join.ServerMembership{NodeName: p.Name, Server: cfg.Server, Datastore: b.Datastore, Settings: b.Settings, Joining: true}
 	if err := member.Write(dir); err != nil {
@@ -259,7 +256,7 @@ func again(ctx context.Context, cfg *config.Server, p *process.Process, member *
 		member.Server, changed = cfg.Server, true
 	}
 	if member.Server != "" {
-		// A server without data has been away: the keys of Secrets may have changed.
+		// A server without data has been away, and needs another one to become a member of etcd again.
 		empty, err := etcd.Exists(cfg.DataDir.Etcd())
 		empty = !empty && err == nil && member.Datastore == bootstrap.Etcd
 		p.Waiting("join", "asking "+member.Server+" for what the servers share")
@@ -270,9 +267,6 @@ func again(ctx context.Context, cfg *config.Server, p *process.Process, member *
 		case err != nil:
 			p.Log.Info("the cluster's settings are those of the last time", "server", member.Server, "err", err)
 		default:
-			if err := keepEncryption(cfg, now); err != nil {
-				return nil, nil, err
-			}
 			if !slices.Equal(now.Settings, member.Settings) {
 				member.Settings, changed = now.Settings, true
 			}
@@ -286,16 +280,6 @@ func again(ctx context.Context, cfg *config.Server, p *process.Process, member *
 		err = member.Write(cfg.DataDir)
 	}
 	return adopted, member, err
-}
-
-// keepEncryption writes the keys of Secrets, where they are not the cluster's.
-func keepEncryption(cfg *config.Server, b bootstrap.Bundle) error {
-	file := cfg.DataDir.EncryptionFile()
-	have, err := os.ReadFile(file)
-	if err == nil && bytes.Equal(have, b.Encryption) {
-		return nil
-	}
-	return atomicfile.Write(file, b.Encryption, 0o600)
 }
 
 // hasSQLite reports whether the cluster's state is in SQLite on this server: also on one that has joined others, if it has been moved there since.
