@@ -595,10 +595,13 @@ func TestServerJoins(t *testing.T) {
 	}
 	_, err = other.Adopt(without.Settings())
 	wantError(t, "a key where the cluster has none", err, ", in the cluster --image-policy-key=")
-	_, err = same.Adopt([]string{"image-policy-key=base64:AAAA"})
-	wantError(t, "a damaged key", err, "--image-policy-key")
 	_, err = same.Adopt([]string{"new-setting=1"})
 	wantError(t, "a setting of a newer version", err, "which this version does not know")
 	_, err = same.Adopt([]string{"cluster-cidr=10.50.0.0/99"})
 	wantError(t, "a damaged setting", err, "--cluster-cidr")
+	if same, err = parse("--server", "https://192.0.2.1"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = same.Adopt([]string{"image-policy-key=base64:AAAA"})
+	wantError(t, "a damaged key", err, "--image-policy-key")
 }
