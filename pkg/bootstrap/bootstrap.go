@@ -24,8 +24,10 @@ import (
 type Bundle struct {
 	// Authorities are PEM files by name: certificate.Authorities.Export.
 	Authorities map[string][]byte `json:"authorities"`
-	// Encryption is the API server's encryption configuration.
+	// Encryption is the API server's encryption configuration, and NextKey the name of the key in it with which Secrets are written once
+	// all servers can read it; empty for none. pkg/controlplane/encryption changes them.
 	Encryption []byte `json:"encryption"`
+	NextKey    string `json:"nextKey,omitempty"`
 	// Token is the content of server/token.
 	Token string `json:"token,omitempty"`
 	// Settings are config.Server.Settings, as name=value.
@@ -58,12 +60,18 @@ const (
 
 // EnsureKey reads a server's key, and makes it if there is none.
 func EnsureKey(file string) (Key, error) {
-	key, err := os.ReadFile(file)
+	key, err := ReadKey(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		key = make([]byte, keySize)
 		_, _ = rand.Read(key)
 		err = WriteKey(file, key)
 	}
+	return key, err
+}
+
+// ReadKey reads a server's key. The error is fs.ErrNotExist if there is none.
+func ReadKey(file string) (Key, error) {
+	key, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("the key of what the servers share: %w", err)
 	}

@@ -15,10 +15,11 @@ import (
 )
 
 const (
-	// bundlePath and tokenPath, with a token's id, are keys of the datastore outside of the API server's prefix: encryption of Secrets
-	// must not lock in the keys that it needs.
+	// bundlePath, tokenPath with a token's id, and serverPath with a server's name, are keys of the datastore outside of the API server's
+	// prefix: encryption of Secrets must not lock in the keys that it needs.
 	bundlePath = "/polymesh/bootstrap/bundle"
 	tokenPath  = "/polymesh/bootstrap/tokens/"
+	serverPath = "/polymesh/bootstrap/servers/"
 	// requestTimeout is the time for a request to the datastore.
 	requestTimeout = 10 * time.Second
 )
@@ -54,27 +55,58 @@ func (s Store) put(ctx context.Context, key string, value []byte, revision int64
 	return done.Succeeded, nil
 }
 
-// Save writes the bundle, where it differs from the one that is there.
+// Save writes the bundle, where it differs from the one that is there. The keys of Secrets stay those that are there.
 func (s Store) Save(ctx context.Context, key Key, b Bundle) error {
-	have, revision, err := s.get(ctx, bundlePath)
-	if err != nil {
-		return fmt.Errorf("read what the servers share: %w", err)
-	}
-	if revision > 0 {
-		before, err := Open(key, have)
-		if err != nil {
-			return fmt.Errorf("the datastore contains what the servers of another cluster share, or this server's key is another: %w", err)
+	return s.edit(ctx, key, func(before *Bundle) (Bundle, error) {
+		if before != nil {
+			b.Encryption, b.NextKey = before.Encryption, before.NextKey
 		}
-		if reflect.DeepEqual(before, b) {
+		return b, nil
+	})
+}
+
+// Change edits the bundle that is there, ErrNone if there is none. An error of change leaves it. change is called again if another server
+// has changed the bundle meanwhile.
+func (s Store) Change(ctx context.Context, key Key, change func(*Bundle) error) error {
+	return s.edit(ctx, key, func(before *Bundle) (Bundle, error) {
+		if before == nil {
+			return Bundle{}, ErrNone
+		}
+		b := *before
+		err := change(&b)
+		return b, err
+	})
+}
+
+// edit replaces the bundle, nil if there is none.
+func (s Store) edit(ctx context.Context, key Key, next func(before *Bundle) (Bundle, error)) error {
+	for written := false; !written; {
+		have, revision, err := s.get(ctx, bundlePath)
+		if err != nil {
+			return fmt.Errorf("read what the servers share: %w", err)
+		}
+		var before *Bundle
+		if revision > 0 {
+			b, err := Open(key, have)
+			if err != nil {
+				return fmt.Errorf("the datastore contains what the servers of another cluster share, or this server's key is another: %w", err)
+			}
+			before = &b
+		}
+		b, err := next(before)
+		if err != nil {
+			return err
+		}
+		if before != nil && reflect.DeepEqual(*before, b) {
 			return nil
 		}
-	}
-	sealed, err := b.Seal(key)
-	if err != nil {
-		return err
-	}
-	if _, err := s.put(ctx, bundlePath, sealed, revision); err != nil {
-		return fmt.Errorf("write what the servers share: %w", err)
+		sealed, err := b.Seal(key)
+		if err != nil {
+			return err
+		}
+		if written, err = s.put(ctx, bundlePath, sealed, revision); err != nil {
+			return fmt.Errorf("write what the servers share: %w", err)
+		}
 	}
 	return nil
 }
@@ -173,11 +205,16 @@ func (s Store) Keep(ctx context.Context, exist func(context.Context) (map[string
 		if have[id] {
 			continue
 		}
-		_, err := s.Client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", kv.ModRevision)).
-			Then(clientv3.OpDelete(key)).Else(clientv3.OpGet(key)).Commit()
-		if err != nil {
+		if err := s.remove(ctx, key, kv.ModRevision); err != nil {
 			return fmt.Errorf("forget token %s: %w", id, err)
 		}
 	}
 	return nil
+}
+
+// remove removes a key that still has the revision.
+func (s Store) remove(ctx context.Context, key string, revision int64) error {
+	_, err := s.Client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).
+		Then(clientv3.OpDelete(key)).Else(clientv3.OpGet(key)).Commit()
+	return err
 }

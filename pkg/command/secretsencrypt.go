@@ -24,8 +24,11 @@ func newSecretsEncrypt() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "secrets-encrypt",
 		Short: "Encrypt Secrets in the datastore, and change the key",
-		Long: `Encrypt Secrets in the datastore, and change the key. The server keeps running, and needs no restart. A snapshot
+		Long: `Encrypt Secrets in the datastore, and change the key. The servers keep running, and need no restart. A snapshot
 (polymesh snapshot) is saved before each change.
+
+With several servers, run it on one of them: the others get the keys from it, and all of them must run. A change that was interrupted
+is continued by "reencrypt", on any server.
 
 Starting a server with --secrets-encryption has the same effect as "enable". Data written before stays in old revisions until
 they are compacted, and in free parts of the datastore's file.`,
@@ -45,7 +48,10 @@ they are compacted, and in free parts of the datastore's file.`,
 		if err != nil {
 			return encryption.Cluster{}, err
 		}
-		return encryption.Cluster{File: dataDir.EncryptionFile(), Kubeconfig: dataDir.Kubeconfig("polymesh"), Datastore: endpoint}, nil
+		return encryption.Cluster{
+			Place:      encryption.Place{File: dataDir.EncryptionFile(), Datastore: endpoint, BootstrapKey: dataDir.BootstrapKey()},
+			Kubeconfig: dataDir.Kubeconfig("polymesh"),
+		}, nil
 	}
 	change := func(use, short, title string, provider *string, run func(encryption.Cluster, *cobra.Command) error) *cobra.Command {
 		skip := false
@@ -64,6 +70,7 @@ they are compacted, and in free parts of the datastore's file.`,
 			}
 			return progress.New(cmd.OutOrStdout()).Do(title, func(step *progress.Step) (string, error) {
 				c.Progress = func(done, total int) { step.Note("%d of %d Secrets", done, total) }
+				c.Waiting = func(why string) { step.Note("%s", why) }
 				return "", run(c, cmd)
 			})
 		}}
@@ -122,19 +129,31 @@ func printEncryption(w io.Writer, s *encryption.Status) error {
 	}
 	fmt.Fprintf(w, "encryption: %s\nSecrets that are not encrypted: %d\n", state, s.Plain)
 	if s.Unfinished {
-		fmt.Fprintln(w, "a change was interrupted: continue it with `polymesh secrets-encrypt reencrypt`")
-	}
-	if len(s.Keys) == 0 {
-		return nil
+		fmt.Fprintln(w, "a change runs, or was interrupted: continue it with `polymesh secrets-encrypt reencrypt`")
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "\nACTIVE\tPROVIDER\tKEY\tSECRETS")
+	if len(s.Keys) > 0 {
+		fmt.Fprintln(t, "\nACTIVE\tPROVIDER\tKEY\tSECRETS")
+	}
 	for _, k := range s.Keys {
 		active := ""
-		if k.Active {
+		switch {
+		case k.Active:
 			active = "*"
+		case k.Next:
+			active = "next"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\n", active, k.Provider, k.Name, k.Secrets)
+	}
+	if len(s.Servers) > 0 {
+		fmt.Fprintln(t, "\nSERVER\tKEYS\tCONFIGURATION")
+	}
+	for _, server := range s.Servers {
+		hash := "-"
+		if server.Hash != "" {
+			hash = progress.Line(fmt.Sprintf("%.19s", server.Hash)) // as short as docker's
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", progress.Line(server.Name), server.State, hash)
 	}
 	return t.Flush()
 }

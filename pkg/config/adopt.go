@@ -12,9 +12,31 @@ import (
 func (s *Server) Settings() []string {
 	var all []string
 	for _, name := range clusterFlags() {
-		all = append(all, settings(s.flags.Lookup(name))...)
+		all = append(all, s.settings(s.flags.Lookup(name))...)
 	}
 	return all
+}
+
+// settings are the values of a flag as they mean the same on every server.
+func (s *Server) settings(flag *pflag.Flag) []string {
+	if flag.Name != imagePolicyKey || len(s.ImagePolicyKeys) == 0 {
+		return settings(flag)
+	}
+	var all []string
+	for _, key := range s.ImagePolicyKeys {
+		all = append(all, flag.Name+"="+inline(key))
+	}
+	return all
+}
+
+// given returns the cluster-wide settings that have another value than the default.
+func (s *Server) given() (given []string) {
+	for _, name := range clusterFlags() {
+		if flag := s.flags.Lookup(name); flag.Value.String() != flag.DefValue {
+			given = append(given, s.settings(flag)...)
+		}
+	}
+	return given
 }
 
 // Adopt returns the configuration with the cluster's settings, which another server's Settings returned. It is an error if a setting was
@@ -36,7 +58,7 @@ func (s *Server) adopt(cluster []string, replace bool) (*Server, error) {
 	var differ []string
 	for _, name := range clusterFlags() {
 		flag := s.flags.Lookup(name)
-		have, want := settings(flag), settings(flag)
+		have, want, shown := s.settings(flag), s.settings(flag), settings(flag)
 		if values, ok := values[name]; ok && !(replace && flag.Changed) {
 			if err := set(flag, values); err != nil {
 				return nil, fmt.Errorf("the cluster's setting %s: %w", name, plain(err))
@@ -44,7 +66,7 @@ func (s *Server) adopt(cluster []string, replace bool) (*Server, error) {
 			want = settings(flag)
 		}
 		if flag.Changed && !slices.Equal(slices.Sorted(slices.Values(have)), slices.Sorted(slices.Values(want))) {
-			differ = append(differ, fmt.Sprintf("here --%s, in the cluster --%s", strings.Join(have, " --"), strings.Join(want, " --")))
+			differ = append(differ, fmt.Sprintf("here %s, in the cluster %s", list(shown), list(want)))
 		}
 	}
 	if len(differ) > 0 {
@@ -54,8 +76,18 @@ func (s *Server) adopt(cluster []string, replace bool) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the cluster's settings do not fit this server: %w", err)
 	}
-	adopted.ClusterFlags, adopted.flags, adopted.Notes = s.flags.given(clusterFlags()), s.flags, s.Notes
+	adopted.flags, adopted.Notes = s.flags, s.Notes
+	adopted.ClusterFlags = adopted.given()
 	return adopted, nil
+}
+
+// list is settings as flags, for a user.
+func list(settings []string) string {
+	var flags []string
+	for _, setting := range settings {
+		flags = append(flags, "--"+described(setting))
+	}
+	return strings.Join(flags, " ")
 }
 
 // set replaces a flag's value. It stays as if it had not been given, where it was not.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -285,14 +286,14 @@ func (r *raw) checkListener(s *Server) (err error) {
 // checkCluster checks the cluster's address ranges and names.
 func (r *raw) checkCluster(c *Cluster) (err error) {
 	*c = Cluster{ClusterDomain: r.clusterDomain, NodePortRange: r.nodePortRange, MeshProfile: r.meshProfile, Disabled: map[Addon]bool{}}
-	for _, file := range r.imagePolicyKeys {
-		if file == "" {
-			return fmt.Errorf("--image-policy-key is empty: specify the file of a public key, or omit the flag")
+	for _, value := range r.imagePolicyKeys {
+		key, err := publicKey(value)
+		if err != nil {
+			return err
 		}
-		if file, err = filepath.Abs(file); err != nil {
-			return fmt.Errorf("--image-policy-key: %w", err)
+		if !slices.ContainsFunc(c.ImagePolicyKeys, func(have []byte) bool { return bytes.Equal(have, key) }) {
+			c.ImagePolicyKeys = append(c.ImagePolicyKeys, key)
 		}
-		c.ImagePolicyKeys = append(c.ImagePolicyKeys, file)
 	}
 	if c.ClusterCIDR, err = ipv4Prefix("cluster-cidr", r.clusterCIDR, 24); err != nil {
 		return err

@@ -96,7 +96,7 @@ func (f *Flags) variable(key string) *pflag.Flag {
 }
 
 func absolute(name, value string) (string, error) {
-	if value == "" || !slices.Contains(files, name) {
+	if value == "" || !slices.Contains(files, name) || name == imagePolicyKey && strings.HasPrefix(value, inlineKey) {
 		return value, nil
 	}
 	path, err := filepath.Abs(value)

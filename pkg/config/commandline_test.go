@@ -1,6 +1,7 @@
 package config
 
 import (
+	"os"
 	"reflect"
 	"slices"
 	"testing"
@@ -10,6 +11,15 @@ import (
 func TestCommandLine(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
+	for _, name := range []string{"x,1.pub", "y.pub"} {
+		text, err := os.ReadFile(publicKeyFile(t))
+		if err == nil {
+			err = os.WriteFile(name, text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	given := []string{"-d", "data", "--mesh-profile", "demo", "--tls-san", "a,b", "--tls-san", "c", "--secrets-encryption", "-v", "2",
 		"--kubelet-arg", "feature-gates=A=true,B=false", "--image-policy-key", `"x,1.pub",y.pub`, "--audit-policy-file=p.yaml"}
 	want := []string{"--data-dir=" + dir + "/data", "--tls-san=a", "--tls-san=b", "--tls-san=c", "--mesh-profile=demo",

@@ -134,9 +134,8 @@ type Cluster struct {
 	EncryptionProvider string
 	// PodSecurity is the Pod Security Standard for namespaces without a label: one of PodSecurityLevels.
 	PodSecurity string
-	// ImagePolicyKeys are public key files; where the policy is enforced, images signed by one of them may run. The files may have other names on
-	// each server, so the keys in them are compared (pkg/controlplane/imagepolicy).
-	ImagePolicyKeys []string
+	// ImagePolicyKeys are public keys in DER form (PKIX); where the policy is enforced, images signed by one of them may run.
+	ImagePolicyKeys [][]byte
 }
 
 // Server is the complete, checked configuration of `polymesh server`.

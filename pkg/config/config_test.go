@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -58,7 +59,7 @@ var example = map[string]struct {
 	"disable-network-policy":            {"true", func(s *Server) bool { return s.DisableNetworkPolicy }},
 	"disable":                           {"servicelb", func(s *Server) bool { return !s.Enabled(ServiceLB) && s.Enabled(CoreDNS) }},
 	"loadbalancer-pool":                 {"192.0.2.64/28", func(s *Server) bool { return s.LoadBalancerPool[0].From == netip.MustParseAddr("192.0.2.65") }},
-	"image-policy-key":                  {"/srv/image.pub", func(s *Server) bool { return slices.Equal(s.ImagePolicyKeys, []string{"/srv/image.pub"}) }},
+	"image-policy-key":                  {"base64:MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEG8vgnEzyeVNwxC4jcsYqEFGpLE1kZWojUFjGHFp67JZGz7urXnLcMGaCQkC6P+BZhdxPD5cY8QmRvHwfU4+xww==", func(s *Server) bool { return len(s.ImagePolicyKeys) == 1 }},
 	"mesh-profile":                      {"demo", func(s *Server) bool { return s.MeshProfile == "demo" }},
 	"kube-apiserver-arg":                {"audit-log-path=/a,b", func(s *Server) bool { return slices.Equal(s.APIServerArgs, []string{"audit-log-path=/a,b"}) }},
 	"kube-controller-manager-arg":       {"v=2", func(s *Server) bool { return slices.Equal(s.ControllerManagerArgs, []string{"v=2"}) }},
@@ -576,8 +577,54 @@ func TestServerJoins(t *testing.T) {
 	if replaced.ClusterCIDR.String() != "10.60.0.0/16" || replaced.PodSecurity != "baseline" || replaced.Enabled(CoreDNS) || !replaced.Enabled(Istio) {
 		t.Errorf("%+v", replaced.Cluster)
 	}
+	// Files have other names on other servers: the keys in them are compared, and come from the cluster.
+	mine, copied, another := publicKeyFile(t), filepath.Join(t.TempDir(), "same.pub"), publicKeyFile(t)
+	text, err := os.ReadFile(mine)
+	if err == nil {
+		err = os.WriteFile(copied, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first, err = parse("--cluster-init", "--image-policy-key", mine); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{}, {"--image-policy-key", copied}, {"--image-policy-key", copied, "--image-policy-key", mine}} {
+		same, err := parse(append([]string{"--server", "https://192.0.2.1"}, args...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		adopted, err := same.Adopt(first.Settings())
+		if err != nil || !reflect.DeepEqual(adopted.ImagePolicyKeys, first.ImagePolicyKeys) || !slices.Equal(adopted.Settings(), first.Settings()) {
+			t.Errorf("with %q: %v, %v", args, adopted, err)
+		}
+	}
+	// A snapshot has the key, and not the name of a file that another machine does not have.
+	if len(first.ClusterFlags) != 1 || !strings.HasPrefix(first.ClusterFlags[0], "image-policy-key=base64:") {
+		t.Errorf("the cluster's flags are %q", first.ClusterFlags)
+	}
+	if again, err := parse("--" + first.ClusterFlags[0]); err != nil || !reflect.DeepEqual(again.ImagePolicyKeys, first.ImagePolicyKeys) {
+		t.Errorf("with %q: %v, %v", first.ClusterFlags, again, err)
+	}
+	if other, err = parse("--server", "https://192.0.2.1", "--image-policy-key", another); err != nil {
+		t.Fatal(err)
+	}
+	_, err = other.Adopt(first.Settings())
+	wantError(t, "another key", err, "here --image-policy-key="+another+" (sha256:")
+	wantError(t, "another key", err, ", in the cluster --image-policy-key=sha256:")
+	without, err := parse("--cluster-init")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = other.Adopt(without.Settings())
+	wantError(t, "a key where the cluster has none", err, ", in the cluster --image-policy-key=")
 	_, err = same.Adopt([]string{"new-setting=1"})
 	wantError(t, "a setting of a newer version", err, "which this version does not know")
 	_, err = same.Adopt([]string{"cluster-cidr=10.50.0.0/99"})
 	wantError(t, "a damaged setting", err, "--cluster-cidr")
+	if same, err = parse("--server", "https://192.0.2.1"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = same.Adopt([]string{"image-policy-key=base64:AAAA"})
+	wantError(t, "a damaged key", err, "--image-policy-key")
 }

@@ -150,7 +150,7 @@ func ServerFlags() *Flags {
 	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the nodes' addresses for all)")
 	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
 
-	f.StringSliceVar(&r.imagePolicyKeys, "image-policy-key", nil, "file of a public key: in namespaces labelled polymesh.dev/image-policy=enforce only images signed by it run; may be repeated")
+	f.StringSliceVar(&r.imagePolicyKeys, "image-policy-key", nil, "file of a public key, or base64: and the key: in namespaces labelled polymesh.dev/image-policy=enforce only images signed by it run; may be repeated")
 
 	f.BoolVar(&r.encrypt, "secrets-encryption", false, "encrypt Secrets in the datastore")
 	f.StringVar(&r.encryptProvider, "secrets-encryption-provider", EncryptionProviders()[0], "how Secrets are encrypted: "+strings.Join(EncryptionProviders(), ", "))
@@ -238,7 +238,8 @@ func (f *Flags) Server(environ []string) (*Server, error) {
 	if visible {
 		s.Notes = append(s.Notes, "other users of this machine can read the password of --datastore-endpoint in the list of processes: use POLYMESH_DATASTORE_ENDPOINT, the config file or --datastore-endpoint-file")
 	}
-	s.ClusterFlags, s.flags = f.given(clusterFlags()), f
+	s.flags = f
+	s.ClusterFlags = s.given()
 	return s, nil
 }
 

@@ -108,26 +108,8 @@ func clusterFlags() []string {
 	return []string{
 		"cluster-cidr", "service-cidr", "cluster-dns", "cluster-domain", "service-node-port-range", "disable", "loadbalancer-pool",
 		"mesh-profile", "secrets-encryption", "secrets-encryption-provider", "pod-security", "flannel-backend", "flannel-port", "flannel-external-ip",
-		"disable-network-policy", "embedded-registry",
+		"disable-network-policy", "embedded-registry", imagePolicyKey,
 	}
-}
-
-// given returns those of the flags that are set to another value than the default, as name=value.
-func (f *Flags) given(names []string) (given []string) {
-	for _, name := range names {
-		flag := f.Lookup(name)
-		if flag.Value.String() == flag.DefValue {
-			continue
-		}
-		values := []string{flag.Value.String()}
-		if list, ok := flag.Value.(pflag.SliceValue); ok {
-			values = list.GetSlice()
-		}
-		for _, value := range values {
-			given = append(given, name+"="+value)
-		}
-	}
-	return given
 }
 
 // bucketName is Amazon's rule for names, except that others also allow uppercase and _

@@ -63,12 +63,8 @@ func (a *APIServer) Version() string { return version.Get().GitVersion }
 func (a *APIServer) args() []string {
 	cfg, certs := a.opts.Config, a.opts.Certificates
 	issuer := "https://kubernetes.default.svc." + cfg.ClusterDomain
-	advertise := a.opts.NodeIP
-	if cfg.AdvertiseAddress.IsValid() {
-		advertise = cfg.AdvertiseAddress
-	}
 	args := map[string]string{
-		"advertise-address":                  advertise.String(),
+		"advertise-address":                  a.opts.Self().Address.String(),
 		"allow-privileged":                   "true",
 		"anonymous-auth":                     "false",
 		"api-audiences":                      issuer + ",polymesh",
@@ -178,14 +174,6 @@ func anyKey() (file string, remove func(), err error) {
 
 // Start runs the API server.
 func (a *APIServer) Start(ctx context.Context) error {
-	provider := ""
-	if a.opts.Config.SecretsEncryption {
-		provider = a.opts.Config.EncryptionProvider
-	}
-	others := func() ([]string, error) { return encryption.OtherServers(ctx, a.opts.Datastore, a.opts.NodeIP) }
-	if err := encryption.Ensure(a.opts.Config.DataDir.EncryptionFile(), provider, others); err != nil {
-		return fmt.Errorf("encryption of Secrets: %w", err)
-	}
 	if err := writeHardening(a.opts.Config); err != nil {
 		return err
 	}
@@ -197,6 +185,9 @@ func (a *APIServer) Start(ctx context.Context) error {
 		if err := a.claim(ctx); err != nil {
 			return err
 		}
+	}
+	if err := a.opts.Keys().Ensure(ctx, a.opts.Self(), a.opts.Provider()); err != nil {
+		return fmt.Errorf("encryption of Secrets: %w", err)
 	}
 	s, err := a.parse()
 	if err != nil {

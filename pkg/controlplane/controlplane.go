@@ -16,12 +16,15 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // Options are shared by the three components.
 type Options struct {
 	Config *config.Server
+	// Node is the name of this server's node.
+	Node string
 	// NodeIP is the address that the API server advertises unless the configuration sets one.
 	NodeIP       netip.Addr
 	Certificates certificate.Store
@@ -34,6 +37,29 @@ type Options struct {
 	Authenticator func(authenticator.Request) authenticator.Request
 	// Filter is put around all handlers of the API server, before it authenticates; nil for none.
 	Filter func(http.Handler) http.Handler
+}
+
+// Self is this server for the others.
+func (o Options) Self() encryption.Self {
+	self := encryption.Self{Name: o.Node, Address: o.NodeIP}
+	if o.Config.AdvertiseAddress.IsValid() {
+		self.Address = o.Config.AdvertiseAddress
+	}
+	return self
+}
+
+// Keys is where the keys of Secrets are.
+func (o Options) Keys() encryption.Place {
+	dir := o.Config.DataDir
+	return encryption.Place{File: dir.EncryptionFile(), Datastore: o.Datastore, BootstrapKey: dir.BootstrapKey()}
+}
+
+// Provider is how Secrets are to be encrypted, empty for no change.
+func (o Options) Provider() string {
+	if o.Config.SecretsEncryption {
+		return o.Config.EncryptionProvider
+	}
+	return ""
 }
 
 // URL returns the API server's address for components on this machine.

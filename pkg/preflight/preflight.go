@@ -4,8 +4,6 @@
 package preflight
 
 import (
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,7 +51,6 @@ func Server(cfg *config.Server, need uint64) []Result {
 		Result{"kubeconfig", Writable(filepath.Dir(cfg.Kubeconfig), 0)},
 		Result{"API server's port", apiServerPort(cfg)},
 		Result{"pod network", PodNetwork(cfg.FlannelBackend, cfg.FlannelPort, cfg.FlannelIface)},
-		Result{"public keys", publicKeys(cfg.ImagePolicyKeys)},
 	)
 	if cfg.Datastore.Kind != config.SQLite {
 		results = append(results, Result{"datastore's certificates", readable(map[string]string{
@@ -180,24 +177,6 @@ func readable(files map[string]string) error {
 		}
 		if _, err := os.ReadFile(files[flag]); err != nil {
 			return fmt.Errorf("--%s: %w", flag, err)
-		}
-	}
-	return nil
-}
-
-// publicKeys checks that files contain public keys; pkg/signature reads them.
-func publicKeys(files []string) error {
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return fmt.Errorf("--image-policy-key: %w", err)
-		}
-		block, _ := pem.Decode(text)
-		if block == nil {
-			return fmt.Errorf("--image-policy-key: %s is not a PEM file: specify the .pub file written by `polymesh image keygen` or cosign", file)
-		}
-		if _, err := x509.ParsePKIXPublicKey(block.Bytes); err != nil {
-			return fmt.Errorf("--image-policy-key: %s contains a %s, not a public key: specify the .pub file that belongs to it", file, block.Type)
 		}
 	}
 	return nil

@@ -1,11 +1,6 @@
 package preflight
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"net"
 	"net/netip"
 	"os"
@@ -165,41 +160,6 @@ func TestHostName(t *testing.T) {
 		wantError(t, "this host's", hostName(""), "")
 	} else {
 		wantError(t, "this host's", hostName(""), "set one with --node-name")
-	}
-}
-
-func TestPublicKeys(t *testing.T) {
-	dir := t.TempDir()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	public, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, c := range map[string]struct {
-		text []byte
-		want string
-	}{
-		"image.pub": {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), ""},
-		"image.key": {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), "contains a PRIVATE KEY, not a public key"},
-		"text":      {[]byte("key"), "is not a PEM file"},
-		"none":      {nil, "no such file"},
-	} {
-		file := filepath.Join(dir, name)
-		if c.text != nil {
-			if err := os.WriteFile(file, c.text, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := publicKeys([]string{file}); c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%s: %v, want %q", name, err, c.want)
-		}
 	}
 }
 

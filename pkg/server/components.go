@@ -48,7 +48,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	parts := worker.New(s.worker())
 	handlers := joining.Handlers()
 	maps.Copy(handlers, parts.Registry.Handlers())
-	plane := controlplane.Options{Config: s.cfg, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter}
+	plane := controlplane.Options{Config: s.cfg, Node: s.Name, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter}
 
 	certificates := m.Add(s.renewal)
 	var before []component.Handle
@@ -61,7 +61,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	api := m.Add(controlplane.NewAPIServer(plane), certificates, db)
 	// If the user sets another API server configuration, with a KMS for example, Secrets use keys that we do not know.
 	if !kubeflags.Sets(s.cfg.APIServerArgs, "encryption-provider-config") {
-		m.Add(encryption.New(s.encryption(kubeconfig), s.Log), api)
+		m.Add(encryption.New(s.encryption(plane), plane.Self(), plane.Provider(), s.Log), api)
 	}
 	controllers := m.Add(controlplane.Separate(plane, controlplane.NewControllerManager(plane), s.Log), api)
 	m.Add(controlplane.Separate(plane, controlplane.NewScheduler(plane), s.Log), api)
@@ -164,8 +164,8 @@ func (s *server) worker() worker.Options {
 }
 
 // encryption returns the cluster whose Secrets are rewritten.
-func (s *server) encryption(kubeconfig string) encryption.Cluster {
-	c := encryption.Cluster{File: s.cfg.DataDir.EncryptionFile(), Kubeconfig: kubeconfig, Datastore: s.datastore.Endpoint()}
+func (s *server) encryption(plane controlplane.Options) encryption.Cluster {
+	c := encryption.Cluster{Place: plane.Keys(), Kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh")}
 	if !s.cfg.Snapshots.Disabled {
 		c.Before = s.snapshots.Before(snapshot.BeforeSecretsEncrypt)
 	}

@@ -261,9 +261,6 @@ func keep(cfg *config.Server, p *process.Process, b bootstrap.Bundle, key bootst
 			return nil, nil, err
 		}
 	}
-	if err := atomicfile.Write(dir.EncryptionFile(), b.Encryption, 0o600); err != nil {
-		return nil, nil, err
-	}
 	// An interrupted join is begun again, and not taken for a cluster of its own.
 	membership := &join.ServerMembership{NodeName: p.Name, Server: cfg.Server, Datastore: b.Datastore, Settings: b.Settings, Joining: true}
 	if err := membership.Write(dir); err != nil {
@@ -299,7 +296,7 @@ func again(ctx context.Context, cfg *config.Server, p *process.Process, membersh
 		membership.Server, changed = cfg.Server, true
 	}
 	if membership.Server != "" {
-		// A server without data has been away: the keys of Secrets may have changed.
+		// A server without data has been away, and needs another one to become a member of etcd again.
 		empty, err := etcd.Exists(cfg.DataDir.Etcd())
 		empty = !empty && err == nil && membership.Datastore == bootstrap.Etcd
 		p.Waiting("join", "asking "+membership.Server+" for what the servers share")
@@ -310,9 +307,6 @@ func again(ctx context.Context, cfg *config.Server, p *process.Process, membersh
 		case err != nil:
 			p.Log.Info("the cluster's settings are those of the last time", "server", membership.Server, "err", err)
 		default:
-			if err := keepEncryption(cfg, now); err != nil {
-				return nil, nil, err
-			}
 			if !slices.Equal(now.Settings, membership.Settings) {
 				membership.Settings, changed = now.Settings, true
 			}
@@ -326,16 +320,6 @@ func again(ctx context.Context, cfg *config.Server, p *process.Process, membersh
 		err = membership.Write(cfg.DataDir)
 	}
 	return adopted, membership, err
-}
-
-// keepEncryption writes the keys of Secrets, where they are not the cluster's.
-func keepEncryption(cfg *config.Server, b bootstrap.Bundle) error {
-	file := cfg.DataDir.EncryptionFile()
-	have, err := os.ReadFile(file)
-	if err == nil && bytes.Equal(have, b.Encryption) {
-		return nil
-	}
-	return atomicfile.Write(file, b.Encryption, 0o600)
 }
 
 // hasSQLite reports whether the cluster's state is in SQLite on this server: also on one that has joined others, if it has been moved there since.

@@ -143,6 +143,23 @@ func ReadKeys(from ...string) (Keys, error) {
 	return keys, nil
 }
 
+// ParseKeys reads public keys in DER form (PKIX).
+func ParseKeys(ders ...[]byte) (Keys, error) {
+	var keys Keys
+	for _, der := range ders {
+		public, err := x509.ParsePKIXPublicKey(der)
+		if err != nil {
+			return nil, fmt.Errorf("public key: %w", err)
+		}
+		key, err := signature.LoadVerifier(public, crypto.SHA256)
+		if err != nil {
+			return nil, fmt.Errorf("public key: %w", err)
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
 // Blob is content with its descriptor.
 type Blob struct {
 	ocispec.Descriptor

@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/token"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
@@ -149,6 +152,11 @@ func TestServers(t *testing.T) {
 		}
 	})
 
+	t.Run("the keys of Secrets", func(t *testing.T) { rotateKeys(t, servers) })
+	if t.Failed() {
+		return
+	}
+
 	book := &writeBook{acknowledged: map[string]bool{}}
 	first.Kubectl(t, "create", "namespace", writesNamespace)
 	first.Apply(t, fmt.Sprintf(serversPods, busyboxImage(t, first)))
@@ -274,6 +282,106 @@ func TestServers(t *testing.T) {
 			}
 		}
 	})
+}
+
+// rotateKeys changes the key of Secrets on three servers, the last of which ends meanwhile and comes back. Each reads every Secret afterwards.
+func rotateKeys(t *testing.T, servers []*node.Node) {
+	first, second, last := servers[0], servers[1], servers[2]
+	encrypt := func(n *node.Node, args ...string) (string, int) {
+		out, errOut, code := n.Polymesh(t, append([]string{"secrets-encrypt", args[0], "--data-dir", n.DataDir()}, args[1:]...)...)
+		return out + errOut, code
+	}
+	report := func(n *node.Node) (s encryption.Status) {
+		t.Helper()
+		out, code := encrypt(n, "status", "--output", "json")
+		if code != 0 {
+			t.Fatalf("secrets-encrypt status on %s ends with %d: %s", n.Name, code, out)
+		}
+		if err := json.Unmarshal([]byte(out), &s); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return s
+	}
+	sealed := map[string]string{}
+	create := func(n *node.Node, name string) {
+		t.Helper()
+		sealed[name] = "of " + n.Name
+		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, StringData: map[string]string{"password": sealed[name]}}
+		if _, err := n.Client(t).CoreV1().Secrets("default").Create(t.Context(), s, metav1.CreateOptions{}); err != nil {
+			t.Fatalf("create Secret %s on %s: %v", name, n.Name, err)
+		}
+	}
+	create(second, "before-encryption")
+	if out, code := encrypt(second, "enable"); code != 0 {
+		t.Fatalf("secrets-encrypt enable ends with %d: %s", code, out)
+	}
+	create(last, "encrypted")
+	before := report(first)
+	if !before.Enabled || before.Plain != 0 || len(before.Keys) != 1 || len(before.Servers) != 3 {
+		t.Fatalf("the Secrets are not encrypted on all servers: %+v", before)
+	}
+
+	var said bytes.Buffer
+	rotation := first.PolymeshCommand(t.Context(), "secrets-encrypt", "rotate-keys", "--data-dir", first.DataDir())
+	rotation.Stdout, rotation.Stderr = &said, &said
+	if err := rotation.Start(); err != nil {
+		t.Fatal(err)
+	}
+	second.Eventually(t, time.Minute, func() (bool, string) {
+		s := report(second)
+		return len(s.Keys) > 1 || s.Keys[0].Name != before.Keys[0].Name, fmt.Sprintf("the rotation does not begin: %+v", s)
+	})
+	if err := last.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	create(second, "during-the-rotation")
+	if err := last.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := rotation.Wait(); err != nil {
+		t.Fatalf("secrets-encrypt rotate-keys: %v: %s", err, said.String())
+	}
+	last.WaitReady(t, 3*time.Minute)
+	var after encryption.Status
+	first.Eventually(t, time.Minute, func() (bool, string) {
+		after = report(first)
+		current := len(after.Servers) == 3
+		for _, s := range after.Servers {
+			current = current && s.State == encryption.Current
+		}
+		return current, fmt.Sprintf("the servers have different keys: %+v", after)
+	})
+	if after.Unfinished || after.Plain != 0 || len(after.Keys) != 1 || after.Keys[0].Name == before.Keys[0].Name {
+		t.Errorf("after the rotation: %+v", after)
+	}
+	reads := func() {
+		t.Helper()
+		for _, n := range servers {
+			for name, want := range sealed {
+				s, err := n.Client(t).CoreV1().Secrets("default").Get(t.Context(), name, metav1.GetOptions{})
+				if err != nil || string(s.Data["password"]) != want {
+					t.Errorf("%s reads Secret %s: %v, %v, want %q", n.Name, name, s.Data, err, want)
+				}
+			}
+		}
+	}
+	reads()
+
+	// Nothing changes while a server is away.
+	if err := last.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := encrypt(first, "rotate-keys"); code == 0 || !strings.Contains(out, "node-3 is away: start it") {
+		t.Errorf("secrets-encrypt rotate-keys without node-3 ends with %d: %s", code, out)
+	}
+	if s := report(first); s.Unfinished || s.Hash != after.Hash {
+		t.Errorf("after a rotation that was refused: %+v", s)
+	}
+	if err := last.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	last.WaitReady(t, 3*time.Minute)
+	reads()
 }
 
 // notReady waits until the cluster has noticed that a node is away.

@@ -7,6 +7,7 @@ package controlplanetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
+	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
@@ -50,7 +52,8 @@ const KubernetesVersion = "v1.36.3"
 // Start starts a control plane that ends with the test, and returns the path of its administrator's kubeconfig. The kubeconfigs of
 // components with their own identity are next to it (controlplane.WriteKubeconfigs). The data is in the test's
 // temporary directory, the API server listens on a free port of 127.0.0.1. args are additional flags of
-// `polymesh server`; with --cluster-init the datastore is etcd.
+// `polymesh server`; with --cluster-init the datastore is etcd, of which this is the only server. With --datastore-endpoint, for an etcd
+// outside, it is one of several servers, and none of them runs controllers: components that elect a leader end the process when they lose it.
 //
 // A process can have only one control plane (see package controlplane), so the tests of a package that share it are subtests, each
 // in its own namespace.
@@ -72,8 +75,8 @@ func StartWith(t testing.TB, log *slog.Logger, more map[string]http.Handler, arg
 	if err != nil {
 		t.Fatal(err)
 	}
-	ip := netip.MustParseAddr("192.0.2.1")
-	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.DataDir.Server("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain},
+	ip, name := netip.MustParseAddr("192.0.2.1"), cmp.Or(cfg.NodeName, "none")
+	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.DataDir.Server("tls"), NodeName: name, NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain},
 		func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s, controlplane.URL(cfg)) }, log)
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
@@ -82,25 +85,32 @@ func StartWith(t testing.TB, log *slog.Logger, more map[string]http.Handler, arg
 	var db datastore.Store = datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
 	if cfg.ClusterInit {
 		db = etcd.New(etcd.Options{
-			Dir: cfg.DataDir.Etcd(), SQLite: cfg.DataDir.Server("db", datastore.CopyName), Node: "none", Certificates: certs, Log: log,
+			Dir: cfg.DataDir.Etcd(), SQLite: cfg.DataDir.Server("db", datastore.CopyName), Node: name, Certificates: certs, Log: log,
 			Client: free(t), HTTP: free(t), Peer: free(t),
 		})
 	}
-	endpoint := db.Endpoint()
-	// It is the only server, and components that elect a leader end the process when they lose it.
-	endpoint.LeaderElect = false
+	several := cfg.Datastore.Kind == config.Etcd
+	if several {
+		db = datastore.NewExternal(cfg.Datastore)
+	}
 	joining := join.NewServer(join.Options{
-		Name: "none", Address: ip, Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
-		Cluster: join.ClusterOf(cfg), Shared: &join.Shared{Config: cfg, Datastore: bootstrap.External, Endpoint: endpoint, Settles: true},
+		Name: name, Address: ip, Kubeconfig: cfg.DataDir.Kubeconfig("polymesh"), Certificates: certs, TokenFile: cfg.DataDir.NodeToken(), Version: KubernetesVersion, Log: log,
+		Cluster: join.ClusterOf(cfg), Shared: &join.Shared{Config: cfg, Datastore: bootstrap.External, Endpoint: db.Endpoint(), Settles: true},
 	})
 	handlers := joining.Handlers()
 	maps.Copy(handlers, more)
-	plane := controlplane.Options{Config: cfg, NodeIP: ip, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter}
+	plane := controlplane.Options{Config: cfg, Node: name, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter}
 	m := component.NewManager(log)
 	api := m.Add(controlplane.NewAPIServer(plane), m.Add(db))
 	m.Add(joining, api)
-	m.Add(controlplane.NewControllerManager(plane), api)
-	m.Add(controlplane.NewScheduler(plane), api)
+	if plane.Datastore.LeaderElect {
+		m.Add(encryption.New(encryption.Cluster{Place: plane.Keys(), Kubeconfig: cfg.DataDir.Kubeconfig("polymesh")}, plane.Self(), plane.Provider(), log), api)
+	}
+	if !several {
+		plane.Datastore.LeaderElect = false
+		m.Add(controlplane.NewControllerManager(plane), api)
+		m.Add(controlplane.NewScheduler(plane), api)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()

@@ -1,45 +1,45 @@
 // Package encryption keeps the cluster's Secrets encrypted in the datastore, with the API server's own encryption at rest.
 //
 // It owns <data-dir>/server/cred/encryption-config.json, which contains the keys and which the API server reloads when it
-// changes, and the order of steps in which keys are added and removed: a new key is in the file before anything is encrypted
-// with it, and an old one is removed once the datastore itself contains no Secret that uses it. Each step can be
+// changes, and the order of steps in which keys are added and removed: every API server can read a new key before one writes with it, and
+// an old one is removed once all write with the new one and the datastore itself contains no Secret that uses it. Each step can be
 // interrupted, and the next run continues.
 //
-// pkg/controlplane calls Ensure before the API server starts, pkg/command adds the component to the server and implements
+// Where several servers can use the datastore, the keys are in what they share (pkg/bootstrap), sealed, and the file of each is a copy, which
+// the component keeps. A server records there which configuration its API server has loaded, by the hash that the API server reports.
+//
+// pkg/controlplane calls Ensure before the API server starts, pkg/server adds the component to the server, and pkg/command implements
 // `polymesh secrets-encrypt`.
 package encryption
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
 const (
 	// secretsPath is the prefix of Secrets in the datastore, followed by namespace and name.
 	secretsPath = "/registry/secrets/"
-	// probeName is a Secret in kube-system that shows which key the API server uses.
-	probeName = "polymesh-encryption-probe"
-	// reloadLimit is the time for the API server to reload the file, which it checks every ReloadInterval.
+	// reloadLimit is the time for the API servers to reload the file, which they check every ReloadInterval.
 	reloadLimit = 2 * time.Minute
 	// ReloadInterval is how often the API server checks the file. Upstream's default is a minute, and each step waits for it.
 	ReloadInterval = 5 * time.Second
@@ -48,16 +48,15 @@ const (
 
 // Cluster is a running server, accessed from inside: only root on its machine can do this.
 type Cluster struct {
-	// File is the API server's encryption configuration.
-	File string
-	// Kubeconfig must allow reading and writing Secrets.
+	Place
+	// Kubeconfig must allow reading and writing Secrets, and reading nodes and the API server's metrics.
 	Kubeconfig string
-	// Datastore is the datastore with the Secrets.
-	Datastore datastore.Endpoint
 	// Before is called before keys are changed or Secrets are rewritten, to save a snapshot; may be nil. After an error nothing is changed.
 	Before func(ctx context.Context) error
 	// Progress is called while Secrets are rewritten; may be nil.
 	Progress func(done, total int)
+	// Waiting is called with why a change waits; may be nil.
+	Waiting func(why string)
 }
 
 // Status is the state of encryption in the datastore.
@@ -67,8 +66,12 @@ type Status struct {
 	Keys    []Key `json:"keys"`
 	// Plain is the number of unencrypted Secrets.
 	Plain int `json:"unencryptedSecrets"`
-	// Unfinished is set if Secrets still have to be rewritten, or keys are no longer used.
+	// Unfinished is set if Secrets still have to be rewritten, or keys are not used yet or no longer.
 	Unfinished bool `json:"unfinished"`
+	// Hash is that of the present configuration, as in Server.
+	Hash string `json:"hash"`
+	// Servers are all servers, where there can be several.
+	Servers []Server `json:"servers,omitempty"`
 }
 
 // Key describes one key, without the key itself.
@@ -77,8 +80,20 @@ type Key struct {
 	Provider string `json:"provider"`
 	// Active is set if Secrets are written with it.
 	Active bool `json:"active"`
+	// Next is set if Secrets are written with it once every server can read it.
+	Next bool `json:"next,omitempty"`
 	// Secrets is the number of Secrets that use it.
 	Secrets int `json:"secrets"`
+}
+
+// provider is how Secrets are written; empty if unencrypted.
+func (s *Status) provider() string {
+	for _, k := range s.Keys {
+		if k.Active {
+			return k.Provider
+		}
+	}
+	return ""
 }
 
 // connection is a Cluster with its clients.
@@ -106,12 +121,40 @@ func (c Cluster) connect(exclusive bool) (*connection, func(), error) {
 		}
 		unlock = func() { lock.Close() }
 	}
-	store, err := c.Datastore.Client()
+	store, err := openStore(c.Datastore)
 	if err != nil {
 		unlock()
-		return nil, nil, fmt.Errorf("connect to the datastore: %w", err)
+		return nil, nil, err
 	}
 	return &connection{c, client, store}, func() { store.Close(); unlock() }, nil
+}
+
+func (c *connection) shares() bootstrap.Store { return bootstrap.Store{Client: c.store} }
+
+// load reads the present keys.
+func (c *connection) load(ctx context.Context) (keys, []byte, error) {
+	if !c.several() {
+		return read(c.File)
+	}
+	k, text, err := c.shared(ctx, c.shares())
+	if errors.Is(err, bootstrap.ErrNone) {
+		err = errNotShared
+	}
+	return k, text, err
+}
+
+var errNotShared = errors.New("the servers do not share the keys of Secrets yet: this server is starting, try again")
+
+// save replaces the keys. A new one is the first at once where no other server has to read it.
+func (c *connection) save(ctx context.Context, before, after keys) error {
+	if c.several() {
+		return c.share(ctx, c.shares(), before, after)
+	}
+	text, err := after.promote().text()
+	if err != nil {
+		return err
+	}
+	return write(c.File, text)
 }
 
 // Status determines from the datastore which Secrets use which key.
@@ -121,13 +164,18 @@ func (c Cluster) Status(ctx context.Context) (*Status, error) {
 		return nil, err
 	}
 	defer done()
-	k, err := read(c.File)
+	k, text, err := conn.load(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s := &Status{Enabled: k.encrypt, Keys: []Key{}}
+	s := &Status{Enabled: k.encrypt, Keys: []Key{}, Hash: hashOf(text)}
 	for i, one := range k.all {
-		s.Keys = append(s.Keys, Key{Name: one.name, Provider: one.provider, Active: k.encrypt && i == 0})
+		s.Keys = append(s.Keys, Key{Name: one.name, Provider: one.provider, Active: k.encrypt && i == 0, Next: one.name == k.next})
+	}
+	if c.several() {
+		if s.Servers, _, err = conn.servers(ctx, s.Hash); err != nil {
+			return nil, err
+		}
 	}
 	other := 0
 	err = conn.each(ctx, func(path string, value []byte) {
@@ -146,93 +194,130 @@ func (c Cluster) Status(ctx context.Context) (*Status, error) {
 	if err == nil && other > 0 {
 		err = fmt.Errorf("%d Secrets are encrypted with keys that are not in %s: restore it from a backup", other, c.File)
 	}
-	s.Unfinished = k.encrypt && (s.Plain > 0 || len(k.all) > 1) || !k.encrypt && len(k.all) > 0
+	s.Unfinished = k.changing() || k.encrypt && s.Plain > 0
 	return s, err
 }
 
 // Enable turns encryption on, and rewrites existing Secrets.
 func (c Cluster) Enable(ctx context.Context, provider string) error {
-	return c.change(ctx, func(k *keys) error {
-		if k.encrypt && k.all[0].provider != provider {
-			return fmt.Errorf("the Secrets are encrypted with %s already: `polymesh secrets-encrypt rotate-keys --provider %s` changes that", k.all[0].provider, provider)
+	return c.change(ctx, func(k keys) (keys, error) {
+		switch k.provider() {
+		case provider:
+			return k, nil
+		case "":
+			return k.add(newKey(provider, time.Now())), nil
 		}
-		if !k.encrypt {
-			k.encrypt = true
-			k.all = append([]key{newKey(provider, time.Now())}, k.all...)
-		}
-		return nil
+		return k, fmt.Errorf("the Secrets are encrypted with %s already: `polymesh secrets-encrypt rotate-keys --provider %s` changes that", k.provider(), provider)
 	})
 }
 
-// Disable turns encryption off, and rewrites existing Secrets.
+// Disable turns encryption off, and rewrites existing Secrets. Every server can read unencrypted ones.
 func (c Cluster) Disable(ctx context.Context) error {
-	return c.change(ctx, func(k *keys) error { k.encrypt = false; return nil })
+	return c.change(ctx, func(k keys) (keys, error) { k.encrypt = false; return k, nil })
 }
 
 // Rotate adds a new key, rewrites all Secrets with it, and removes the old one. An empty provider keeps that of the old key.
 func (c Cluster) Rotate(ctx context.Context, provider string) error {
-	return c.change(ctx, func(k *keys) error {
+	return c.change(ctx, func(k keys) (keys, error) {
 		if !k.encrypt {
-			return errors.New("the Secrets are not encrypted: `polymesh secrets-encrypt enable` comes first")
+			return k, errors.New("the Secrets are not encrypted: `polymesh secrets-encrypt enable` comes first")
 		}
-		if provider == "" {
-			provider = k.all[0].provider
-		}
-		k.all = append([]key{newKey(provider, time.Now())}, k.all...)
-		return nil
+		return k.add(newKey(cmp.Or(provider, k.provider()), time.Now())), nil
 	})
 }
 
-// Finish rewrites the Secrets that are not written as configured, and removes unused keys.
-func (c Cluster) Finish(ctx context.Context) error {
-	return c.change(ctx, func(*keys) error { return nil })
+// Provide encrypts Secrets with a provider, whatever they are written with.
+func (c Cluster) Provide(ctx context.Context, provider string) error {
+	return c.change(ctx, func(k keys) (keys, error) {
+		if k.provider() == provider {
+			return k, nil
+		}
+		return k.add(newKey(provider, time.Now())), nil
+	})
 }
 
-// change writes the keys modified by edit, rewrites all Secrets, and removes the other keys.
-func (c Cluster) change(ctx context.Context, edit func(*keys) error) error {
+// Finish completes a change that has begun, and rewrites the Secrets that are not written as configured.
+func (c Cluster) Finish(ctx context.Context) error {
+	return c.change(ctx, func(k keys) (keys, error) { return k, nil })
+}
+
+// change completes the change before, if it was interrupted, and then makes the one that edit does.
+func (c Cluster) change(ctx context.Context, edit func(keys) (keys, error)) error {
 	conn, done, err := c.connect(true)
 	if err != nil {
 		return err
 	}
 	defer done()
-	k, err := read(c.File)
+	before, text, err := conn.load(ctx)
 	if err != nil {
 		return err
 	}
-	before := k
-	if err := edit(&k); err != nil {
-		return err
-	}
-	keep := 0
-	if k.encrypt {
-		keep = 1
-	}
-	// Rewriting alone is safe on any server: all have the same key.
-	if before.encrypt != k.encrypt || len(k.all) != len(before.all) || len(k.all) > keep {
-		names, err := servers(ctx, conn.store, netip.Addr{})
-		if err != nil {
+	if !before.changing() {
+		if _, err := edit(before); err != nil {
 			return err
 		}
-		if len(names) > 1 {
-			return severalServers(names)
-		}
+	}
+	if err := conn.await(ctx, text, false); err != nil {
+		return err
 	}
 	if c.Before != nil {
 		if err := c.Before(ctx); err != nil {
 			return err
 		}
 	}
-	if err := write(c.File, k); err != nil {
+	if before.changing() {
+		if err := conn.finish(ctx); err != nil {
+			return err
+		}
+		if before, _, err = conn.load(ctx); err != nil {
+			return err
+		}
+	}
+	after, err := edit(before)
+	if err != nil {
 		return err
 	}
-	if err := conn.rewrite(ctx, k.written()); err != nil {
-		return err
+	if !reflect.DeepEqual(after, before) {
+		if err := conn.save(ctx, before, after); err != nil {
+			return err
+		}
 	}
-	if len(k.all) == keep {
-		return nil
+	return conn.finish(ctx)
+}
+
+// finish takes a change from the step in which it is to its end. In each step all API servers have loaded the keys before the next
+// begins, so they are never more than one step apart: next to those that write with a key there are only such that can read it.
+//
+//	[old], next: none      all read and write with old
+//	[old new], next: new   all can read new
+//	[new old], next: none  all write with new; the Secrets are rewritten
+//	[new], next: none
+func (c *connection) finish(ctx context.Context) error {
+	for {
+		k, text, err := c.load(ctx)
+		if err != nil {
+			return err
+		}
+		if err := c.await(ctx, text, true); err != nil {
+			return fmt.Errorf("%w; `polymesh secrets-encrypt reencrypt` continues", err)
+		}
+		if k.next != "" {
+			err = c.save(ctx, k, k.promote())
+		} else if err = c.rewrite(ctx, k.written()); err == nil {
+			if !k.changing() {
+				return nil
+			}
+			last := k
+			last.all = k.all[:k.kept()]
+			if err = c.save(ctx, k, last); err == nil {
+				return nil
+			}
+		}
+		// Another server may complete the same change.
+		if err != nil && !errors.Is(err, errChanged) {
+			return err
+		}
 	}
-	k.all = k.all[:keep]
-	return write(c.File, k)
 }
 
 // each calls f for every Secret with its value in the datastore.
@@ -263,9 +348,6 @@ func stored(value []byte, written string) bool {
 
 // rewrite makes the API server write every Secret again until all have the prefix in the datastore.
 func (c *connection) rewrite(ctx context.Context, written string) error {
-	if err := c.awaitReload(ctx, written); err != nil {
-		return err
-	}
 	for before := -1; ; {
 		var left []string
 		total := 0
@@ -300,44 +382,6 @@ func (c *connection) rewrite(ctx context.Context, written string) error {
 			if err != nil && !apierrors.IsNotFound(err) {
 				return fmt.Errorf("rewrite Secret %s/%s: %w", namespace, name, err)
 			}
-		}
-	}
-}
-
-// awaitReload waits until this server's API server writes with the prefix. It never goes back.
-func (c *connection) awaitReload(ctx context.Context, written string) error {
-	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
-	probe := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: probeName}}
-	if _, err := secrets.Create(ctx, probe, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create the Secret %s: %w", probeName, err)
-	}
-	defer func() {
-		_ = secrets.Delete(context.WithoutCancel(ctx), probeName, metav1.DeleteOptions{})
-	}()
-	deadline := time.NewTimer(reloadLimit)
-	defer deadline.Stop()
-	for {
-		// The value must differ each time, or nothing is written.
-		patch, err := json.Marshal(map[string]any{"stringData": map[string]string{"at": time.Now().Format(time.RFC3339Nano)}})
-		if err != nil {
-			return err
-		}
-		if _, err := secrets.Patch(ctx, probeName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "polymesh"}); err != nil {
-			return fmt.Errorf("write the Secret %s: %w", probeName, err)
-		}
-		got, err := c.store.Get(ctx, secretsPath+metav1.NamespaceSystem+"/"+probeName)
-		if err != nil {
-			return fmt.Errorf("read the Secret %s in the datastore: %w", probeName, err)
-		}
-		if len(got.Kvs) == 1 && stored(got.Kvs[0].Value, written) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-deadline.C:
-			return fmt.Errorf("the API server does not use %s: is another encryption-provider-config set with --kube-apiserver-arg?", c.File)
-		case <-time.After(ReloadInterval / 5):
 		}
 	}
 }

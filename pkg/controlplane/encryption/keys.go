@@ -1,7 +1,9 @@
 package encryption
 
 import (
+	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -49,7 +51,36 @@ type keys struct {
 	encrypt bool
 	// all are the keys that can read Secrets.
 	all []key
+	// next is the name of the key with which Secrets are written once every server can read it; empty for none.
+	next string
 }
+
+// add adds a key that no server has yet.
+func (k keys) add(one key) keys {
+	k.all, k.next = append(slices.Clone(k.all), one), one.name
+	return k
+}
+
+// promote makes the next key the first.
+func (k keys) promote() keys {
+	i := slices.IndexFunc(k.all, func(one key) bool { return one.name == k.next })
+	if i < 0 {
+		return k
+	}
+	one := k.all[i]
+	return keys{encrypt: true, all: append([]key{one}, slices.Delete(slices.Clone(k.all), i, i+1)...)}
+}
+
+// kept is how many of the keys stay when all Secrets are written with the first, or unencrypted.
+func (k keys) kept() int {
+	if k.encrypt {
+		return 1
+	}
+	return 0
+}
+
+// changing reports whether a change has begun that has not ended.
+func (k keys) changing() bool { return k.next != "" || len(k.all) > k.kept() }
 
 // written returns the prefix of values written with this configuration; empty if unencrypted.
 func (k keys) written() string {
@@ -61,6 +92,14 @@ func (k keys) written() string {
 
 // prefix is the API server's prefix for a value (k8s.io/apiserver/pkg/server/options/encryptionconfig).
 func prefix(k key) string { return "k8s:enc:" + k.provider + ":v1:" + k.name + ":" }
+
+// provider is how Secrets are written; empty if unencrypted.
+func (k keys) provider() string {
+	if !k.encrypt {
+		return ""
+	}
+	return k.all[0].provider
+}
 
 // configuration returns the file's contents for the API server. Consecutive keys of one provider share an entry.
 func (k keys) configuration() *apiserver.EncryptionConfiguration {
@@ -95,22 +134,28 @@ func (k keys) configuration() *apiserver.EncryptionConfiguration {
 	}
 }
 
-// read reads the file. If it does not exist, nothing is encrypted. A file that this package has not written is rejected: a key that it
-// does not understand must not be lost.
-func read(file string) (keys, error) {
+// read reads the file. If it does not exist, nothing is encrypted.
+func read(file string) (keys, []byte, error) {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return keys{}, nil
+		return keys{}, nil, nil
 	}
 	if err != nil {
-		return keys{}, err
+		return keys{}, nil, err
 	}
+	k, err := parse(text, file)
+	return k, text, err
+}
+
+// parse reads a configuration, which is in a place. One that this package has not written is rejected: a key that it does not understand
+// must not be lost.
+func parse(text []byte, place string) (keys, error) {
 	var c apiserver.EncryptionConfiguration
 	if err := yaml.UnmarshalStrict(text, &c); err != nil {
-		return keys{}, fmt.Errorf("%s: %w", file, err)
+		return keys{}, fmt.Errorf("%s: %w", place, err)
 	}
 	refuse := func(why string) (keys, error) {
-		return keys{}, fmt.Errorf("%s %s: restore it from a backup", file, why)
+		return keys{}, fmt.Errorf("%s %s: restore it from a backup", place, why)
 	}
 	if len(c.Resources) == 0 {
 		return refuse("names no resources, or is empty")
@@ -141,53 +186,46 @@ func read(file string) (keys, error) {
 	return k, nil
 }
 
-// write replaces the file, and returns when it is durable: data encrypted with a lost key is lost.
-func write(file string, k keys) error {
+// text is the configuration as the file and what the servers share contain it.
+func (k keys) text() ([]byte, error) {
 	text, err := json.MarshalIndent(k.configuration(), "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-		return err
-	}
-	return atomicfile.Write(file, append(text, '\n'), 0o600)
+	return append(text, '\n'), err
 }
 
-// Ensure writes the file that the API server reads. With a provider, Secrets are encrypted from now on, with a new key if
-// there is none; the component rewrites Secrets written before. Without a provider, the file is unchanged: removing the
-// flag does not turn encryption off.
-//
-// others returns the cluster's other servers. While there are any, keys do not change: a server that joins has gotten the file.
-func Ensure(file, provider string, others func() ([]string, error)) error {
-	k, err := read(file)
+// hashOf is the hash by which the API server names a configuration that it has loaded (computeEncryptionConfigHash in
+// k8s.io/apiserver/pkg/server/options/encryptionconfig).
+func hashOf(text []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(text)) }
+
+// write replaces the file, and returns when it is durable: data encrypted with a lost key is lost.
+func write(file string, text []byte) error {
+	if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, text) {
+		return nil
+	}
+	err := os.MkdirAll(filepath.Dir(file), 0o700)
+	if err == nil {
+		err = atomicfile.Write(file, text, 0o600)
+	}
 	if err != nil {
-		return err
-	}
-	switch {
-	case provider != "" && !k.encrypt:
-		k.encrypt = true
-		if len(k.all) == 0 || k.all[0].provider != provider {
-			k.all = append([]key{newKey(provider, time.Now())}, k.all...)
-		}
-	case provider != "" && k.all[0].provider != provider:
-		k.all = append([]key{newKey(provider, time.Now())}, k.all...)
-	default:
-		if _, err := os.Stat(file); err == nil {
-			return nil
-		}
-		others = nil // a file without a key
-	}
-	if others != nil {
-		names, err := others()
-		if err != nil {
-			return err
-		}
-		if len(names) > 0 {
-			return severalServers(append([]string{"this one"}, names...))
-		}
-	}
-	if err := write(file, k); err != nil {
 		return fmt.Errorf("write the keys of Secrets: %w", err)
 	}
 	return nil
+}
+
+// ensureFile writes the file of a server that shares no keys. With a provider, Secrets are encrypted from now on, with a new key if there is
+// none; the component rewrites Secrets written before. Without a provider, the file is unchanged: removing the flag does not turn
+// encryption off.
+func ensureFile(file, provider string) error {
+	k, text, err := read(file)
+	switch {
+	case err != nil:
+		return err
+	case provider != "" && provider != k.provider():
+		k = k.add(newKey(provider, time.Now())).promote()
+	case text != nil:
+		return nil
+	}
+	if text, err = k.text(); err != nil {
+		return err
+	}
+	return write(file, text)
 }

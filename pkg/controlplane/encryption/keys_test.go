@@ -1,15 +1,20 @@
 package encryption
 
 import (
-	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
+
+	"polymesh.dev/polymesh/pkg/bootstrap"
 )
 
 // The API server accepts what is written, and it can be read again.
@@ -24,7 +29,11 @@ func TestKeys(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "cred", "encryption-config.json")
-			if err := write(file, k); err != nil {
+			text, err := k.text()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := write(file, text); err != nil {
 				t.Fatal(err)
 			}
 			for path, mode := range map[string]os.FileMode{file: 0o600, filepath.Dir(file): 0o700} {
@@ -32,26 +41,52 @@ func TestKeys(t *testing.T) {
 					t.Errorf("%s: %v %v, want mode %o", path, info, err, mode)
 				}
 			}
-			got, err := read(file)
+			got, _, err := read(file)
 			if err != nil || !reflect.DeepEqual(got, k) {
 				t.Errorf("read %+v %v, want %+v", got, err, k)
 			}
-			if _, err := encryptionconfig.LoadEncryptionConfig(t.Context(), file, true, ""); err != nil {
-				t.Errorf("the API server rejects it: %v", err)
+			loaded, err := encryptionconfig.LoadEncryptionConfig(t.Context(), file, true, "")
+			if err != nil {
+				t.Fatalf("the API server rejects it: %v", err)
+			}
+			if loaded.EncryptionFileContentHash != hashOf(text) {
+				t.Errorf("the API server reports it as %s, want %s", loaded.EncryptionFileContentHash, hashOf(text))
 			}
 		})
 	}
 }
 
-func TestEnsure(t *testing.T) {
+// In each step of a change there are only two configurations, and what is written by one can be read by the other.
+func TestSteps(t *testing.T) {
+	now := time.Now()
+	a, b := newKey(AESCBC, now), newKey(Secretbox, now)
+	reads := func(k keys, prefixed string) bool {
+		return prefixed == "" || slices.ContainsFunc(k.all, func(one key) bool { return prefix(one) == prefixed })
+	}
+	for name, steps := range map[string][]keys{
+		"enable":  {{}, keys{}.add(a), keys{}.add(a).promote()},
+		"rotate":  {{encrypt: true, all: []key{a}}, keys{encrypt: true, all: []key{a}}.add(b), keys{encrypt: true, all: []key{a}}.add(b).promote(), {encrypt: true, all: []key{b}}},
+		"disable": {{encrypt: true, all: []key{a}}, {all: []key{a}}, {}},
+	} {
+		for i, k := range steps {
+			if between := i > 0 && i < len(steps)-1; k.changing() != between {
+				t.Errorf("%s, step %d: changing is %t", name, i, k.changing())
+			}
+			if i > 0 && (!reads(steps[i-1], k.written()) || !reads(k, steps[i-1].written())) {
+				t.Errorf("%s, step %d: %+v and %+v do not read each other's Secrets", name, i, steps[i-1], k)
+			}
+		}
+	}
+}
+
+func TestEnsureFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "encryption-config.json")
-	alone := func() ([]string, error) { return nil, nil }
 	ensure := func(provider string) keys {
 		t.Helper()
-		if err := Ensure(file, provider, alone); err != nil {
+		if err := ensureFile(file, provider); err != nil {
 			t.Fatal(err)
 		}
-		k, err := read(file)
+		k, _, err := read(file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,33 +104,45 @@ func TestEnsure(t *testing.T) {
 			t.Errorf("a start with %q changed the keys: %+v", provider, k)
 		}
 	}
-	// With other servers, which would not have the new key.
-	for what, others := range map[string]func() ([]string, error){
-		"one server only": func() ([]string, error) { return []string{"node-2"}, nil },
-		"no datastore":    func() ([]string, error) { return nil, errors.New("no datastore") },
-	} {
-		if err := Ensure(file, AESCBC, others); err == nil || !strings.Contains(err.Error(), what) {
-			t.Errorf("another provider: %v, want %s", err, what)
-		}
-		if err := Ensure(file, Secretbox, others); err != nil {
-			t.Errorf("the same provider: %v", err)
-		}
-		if k, err := read(file); err != nil || !reflect.DeepEqual(k, first) {
-			t.Errorf("the keys are %+v, %v", k, err)
-		}
-	}
 	if k := ensure(AESCBC); !k.encrypt || len(k.all) != 2 || k.all[0].provider != AESCBC || k.all[1] != first.all[0] {
 		t.Errorf("another provider: %+v", k)
 	}
-	for _, text := range []string{"{", "kind: EncryptionConfiguration\nresources: [{resources: [secrets], providers: [{kms: {name: x, endpoint: y}}]}]\n"} {
+	for _, text := range []string{"", "{", "kind: EncryptionConfiguration\nresources: [{resources: [secrets], providers: [{kms: {name: x, endpoint: y}}]}]\n"} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := Ensure(file, Secretbox, alone); err == nil {
-			t.Errorf("%s is replaced", text)
+		if err := ensureFile(file, Secretbox); err == nil {
+			t.Errorf("%q is replaced", text)
 		}
 		if got, err := os.ReadFile(file); err != nil || string(got) != text {
-			t.Errorf("%s became %s %v", text, got, err)
+			t.Errorf("%q became %q %v", text, got, err)
+		}
+	}
+}
+
+// A server is named with what is wrong with it, and one that was removed does not count.
+func TestJudge(t *testing.T) {
+	now := time.Now()
+	record := func(name, address, loaded string, started time.Duration, registered bool) bootstrap.Server {
+		return bootstrap.Server{Name: name, Address: netip.MustParseAddr(address), Started: now.Add(-started), Registered: registered, Loaded: loaded}
+	}
+	nodes := []corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "a"}}, {ObjectMeta: metav1.ObjectMeta{Name: "b"}}, {ObjectMeta: metav1.ObjectMeta{Name: "off"}}, {ObjectMeta: metav1.ObjectMeta{Name: "old"}}}
+	got, removed := judge([]bootstrap.Server{
+		record("b", "192.0.2.2", "1", time.Hour, true), record("a", "192.0.2.1", "2", time.Hour, true), record("off", "192.0.2.3", "2", time.Hour, true),
+		record("joins", "192.0.2.4", "", time.Minute, false), record("gone", "192.0.2.5", "2", time.Minute, true), record("never", "192.0.2.6", "", time.Hour, false),
+		record("no-node", "192.0.2.7", "2", time.Hour, true),
+	}, nodes, map[string]bool{"192.0.2.1": true, "192.0.2.2": true, "192.0.2.7": true}, "2", now)
+	want := []Server{{"a", Current, "2"}, {"b", Behind, "1"}, {"joins", Away, ""}, {"no-node", Current, "2"}, {"off", Away, "2"}, {"old", Silent, ""}}
+	if !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if len(removed) != 2 || removed[0].Name != "gone" || removed[1].Name != "never" {
+		t.Errorf("removed: %+v", removed)
+	}
+	text := notCurrentError(got[1:]).Error()
+	for _, want := range []string{"b has not loaded the keys yet", "joins is away: start it, or remove it with `polymesh node remove joins`", "old does not report"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s, want %s", text, want)
 		}
 	}
 }

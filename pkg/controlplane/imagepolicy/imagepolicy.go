@@ -69,8 +69,8 @@ type Node interface {
 
 // Options of the component.
 type Options struct {
-	// Keys are the files of the public keys; without any, the component only removes what an earlier server left.
-	Keys []string
+	// Keys are the public keys, in DER form (PKIX); without any, the component only removes what an earlier server left.
+	Keys [][]byte
 	// Kubeconfig may write webhook configurations and read Secrets. It is read by Start.
 	Kubeconfig   string
 	Certificates certificate.Store
@@ -116,7 +116,7 @@ func (*Policy) Name() string { return "image-policy" }
 
 // Init reads the keys, so that a bad one stops the server before anything runs.
 func (p *Policy) Init(context.Context) (err error) {
-	if p.keys, err = signature.ReadKeys(p.opts.Keys...); err != nil {
+	if p.keys, err = signature.ParseKeys(p.opts.Keys...); err != nil {
 		return fmt.Errorf("--image-policy-key: %w", err)
 	}
 	return nil

@@ -4,13 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -66,10 +65,7 @@ func newSetup(t *testing.T) *setup {
 		t.Fatal(err)
 	}
 	t.Setenv("TEST_KEY", string(private))
-	file := filepath.Join(t.TempDir(), "image.pub")
-	if err := os.WriteFile(file, public, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	block, _ := pem.Decode(public)
 	signer, err := signature.ReadSigner("env://TEST_KEY", password)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +73,7 @@ func newSetup(t *testing.T) *setup {
 	if _, _, err := signature.Sign(t.Context(), signer, s.repo+"api:signed", r); err != nil {
 		t.Fatal(err)
 	}
-	s.policy = New(Options{Keys: []string{file}, RegistryDirs: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	s.policy = New(Options{Keys: [][]byte{block.Bytes}, RegistryDirs: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	if err := s.policy.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -76,11 +76,14 @@ func (p *Policy) agree(ctx context.Context) error {
 	}
 	for _, r := range p.records(config) {
 		if r.Keys != keys {
-			return converge.Later(fmt.Sprintf("server %q has other keys: an image may run or not, depending on the server that is asked; give all servers the same --image-policy-key%s", r.Server, ifGone))
+			return converge.Later(fmt.Sprintf("server %q has other keys: an image may run or not, depending on the server that is asked; %s%s", r.Server, restart, ifGone))
 		}
 	}
 	return nil
 }
+
+// restart is what to do about servers with different keys: the setting of the first one was changed, or one runs an earlier version.
+const restart = "--image-policy-key is a setting of the cluster, which servers read when they start: restart them, the first one before the others"
 
 const ifGone = " (if that server no longer exists, `polymesh kubectl delete validatingwebhookconfiguration " + name + "`: the others put it back)"
 
@@ -101,8 +104,8 @@ func (p *Policy) leave(ctx context.Context) error {
 	}
 	if others := p.records(config); len(others) > 0 {
 		p.unused = ""
-		return converge.Later(fmt.Sprintf("server %q has an image policy and this one has no key: it lets no pod in namespaces with the label %s=%s be created; give all servers the same --image-policy-key%s",
-			others[0].Server, Label, Enforce, ifGone))
+		return converge.Later(fmt.Sprintf("server %q has an image policy and this one has no key: it lets no pod in namespaces with the label %s=%s be created; %s%s",
+			others[0].Server, Label, Enforce, restart, ifGone))
 	}
 	// A server that starts applies the webhooks, and its record right after.
 	if p.unused != config.GetResourceVersion() {

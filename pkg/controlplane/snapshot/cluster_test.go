@@ -29,6 +29,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
+	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
@@ -191,7 +192,18 @@ func testRestoredCluster(t *testing.T, args ...string) {
 	endWrites()
 	writers.Wait()
 
-	// The life after the snapshot.
+	// The life after the snapshot: also with another key, which the snapshot does not have.
+	endpoint, err := datastore.ReadEndpoint(old.dir.DatastoreEndpoint())
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets := encryption.Cluster{
+		Place:      encryption.Place{File: old.dir.EncryptionFile(), Datastore: endpoint, BootstrapKey: old.dir.BootstrapKey()},
+		Kubeconfig: kubeconfig,
+	}
+	if err := secrets.Rotate(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := maps.Update(ctx, configMap("changed", "after"), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,115 @@
+package bootstrap
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Server is the record of a server. It is in the datastore before the server reads the bundle for the first time: whoever changes the
+// bundle and then reads the records sees every server that may have read it before the change.
+type Server struct {
+	// Name is its node's.
+	Name string `json:"name"`
+	// Address is the one that its API server advertises.
+	Address netip.Addr `json:"address"`
+	// Started is when its API server was started, by its own clock.
+	Started time.Time `json:"started"`
+	// Registered is set if its node has been there since.
+	Registered bool `json:"registered,omitempty"`
+	// Loaded is the hash of the encryption configuration that its API server has loaded, sha256:HEX; empty if none is known.
+	Loaded string `json:"loaded,omitempty"`
+
+	revision int64
+}
+
+// Server returns a server's record, the zero one if there is none.
+func (s Store) Server(ctx context.Context, name string) (r Server, err error) {
+	text, revision, err := s.get(ctx, serverPath+name)
+	if err == nil && revision > 0 {
+		err = json.Unmarshal(text, &r)
+	}
+	if err != nil {
+		return Server{}, fmt.Errorf("read the record of server %s: %w", name, err)
+	}
+	r.revision = revision
+	return r, nil
+}
+
+// Record writes the record that change makes of a server's present one.
+func (s Store) Record(ctx context.Context, name string, change func(*Server)) error {
+	for written := false; !written; {
+		r, err := s.Server(ctx, name)
+		if err != nil {
+			return err
+		}
+		before := r
+		r.Name = name
+		if change(&r); r == before {
+			return nil
+		}
+		text, err := json.Marshal(r)
+		if err == nil {
+			written, err = s.put(ctx, serverPath+name, text, r.revision)
+		}
+		if err != nil {
+			return fmt.Errorf("write the record of server %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Servers returns all records.
+func (s Store) Servers(ctx context.Context) (all []Server, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	got, err := s.Client.Get(ctx, serverPath, clientv3.WithPrefix())
+	if err != nil {
+		return nil, fmt.Errorf("read the records of the servers: %w", err)
+	}
+	for _, kv := range got.Kvs {
+		r := Server{revision: kv.ModRevision}
+		if err := json.Unmarshal(kv.Value, &r); err != nil {
+			return nil, fmt.Errorf("read the record of server %s: %w", strings.TrimPrefix(string(kv.Key), serverPath), err)
+		}
+		r.Name = strings.TrimPrefix(string(kv.Key), serverPath)
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+// Forget removes a record, unless it has been written since it was read.
+func (s Store) Forget(ctx context.Context, r Server) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if err := s.remove(ctx, serverPath+r.Name, r.revision); err != nil {
+		return fmt.Errorf("remove the record of server %s: %w", r.Name, err)
+	}
+	return nil
+}
+
+// Alone removes the bundle and the records from a datastore that only one server can use: those are of servers that it had before, and what
+// they shared would be old if it had several again.
+func (s Store) Alone(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	servers, err := s.Client.Get(ctx, serverPath, clientv3.WithPrefix())
+	if err != nil {
+		return fmt.Errorf("read the records of the servers: %w", err)
+	}
+	bundle, err := s.Client.Get(ctx, bundlePath)
+	if err != nil {
+		return fmt.Errorf("read what the servers share: %w", err)
+	}
+	for _, kv := range append(servers.Kvs, bundle.Kvs...) {
+		if err := s.remove(ctx, string(kv.Key), kv.ModRevision); err != nil {
+			return fmt.Errorf("remove what servers shared before: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,158 @@
+package bootstrap_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"polymesh.dev/polymesh/pkg/bootstrap"
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/token"
+)
+
+// openStore starts kine, which knows only some forms of requests.
+func openStore(t *testing.T) bootstrap.Store {
+	t.Helper()
+	dir := t.TempDir()
+	d := datastore.New(datastore.Options{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "s"), Sync: config.SyncFull})
+	if err := d.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := d.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	client, err := d.Endpoint().Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return bootstrap.Store{Client: client}
+}
+
+// What servers write at the same time is not lost, and no server that shares its settings sets the keys of Secrets back.
+func TestStore(t *testing.T) {
+	store, ctx := openStore(t), t.Context()
+	key, err := bootstrap.EnsureKey(filepath.Join(t.TempDir(), "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Change(ctx, key, func(*bootstrap.Bundle) error { return nil }); !errors.Is(err, bootstrap.ErrNone) {
+		t.Errorf("a change of nothing: %v", err)
+	}
+	first := bootstrap.Bundle{Encryption: []byte("1"), Settings: []string{"a=1"}, Datastore: bootstrap.Etcd}
+	if err := store.Save(ctx, key, first); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Change(ctx, key, func(b *bootstrap.Bundle) error { b.Encryption, b.NextKey = []byte("2"), "k"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("refused")
+	if err := store.Change(ctx, key, func(b *bootstrap.Bundle) error { b.NextKey = ""; return refused }); !errors.Is(err, refused) {
+		t.Errorf("a change that is refused: %v", err)
+	}
+	first.Settings = []string{"a=2"}
+	if err := store.Save(ctx, key, first); err != nil {
+		t.Fatal(err)
+	}
+	want := bootstrap.Bundle{Encryption: []byte("2"), NextKey: "k", Settings: []string{"a=2"}, Datastore: bootstrap.Etcd}
+	if got, err := store.Read(ctx, key); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+	var writers sync.WaitGroup
+	for w := range 4 {
+		writers.Go(func() {
+			for i := range 5 {
+				err := store.Change(ctx, key, func(b *bootstrap.Bundle) error {
+					b.Settings = append(slices.Clone(b.Settings), fmt.Sprintf("%d-%d", w, i))
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	writers.Wait()
+	if got, err := store.Read(ctx, key); err != nil || len(got.Settings) != 21 {
+		t.Errorf("%+v, %v, want 21 settings", got, err)
+	}
+	other, err := bootstrap.EnsureKey(filepath.Join(t.TempDir(), "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Save(ctx, other, first); err == nil || !strings.Contains(err.Error(), "another cluster") {
+		t.Errorf("with another cluster's key: %v", err)
+	}
+
+	made, err := token.New(strings.Repeat("0a", 32), token.Server)
+	if err == nil {
+		err = store.Allow(ctx, key, made)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := time.Now().UTC().Truncate(time.Second)
+	for _, name := range []string{"a", "b"} {
+		for _, loaded := range []string{"", "x"} {
+			err := store.Record(ctx, name, func(r *bootstrap.Server) {
+				r.Address, r.Started, r.Loaded = netip.MustParseAddr("192.0.2.1"), started, loaded
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	old, err := store.Server(ctx, "a")
+	if err != nil || old.Name != "a" || old.Loaded != "x" || !old.Started.Equal(started) {
+		t.Errorf("%+v, %v", old, err)
+	}
+	if err := store.Record(ctx, "a", func(r *bootstrap.Server) { r.Loaded = "y" }); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Forget(ctx, old); err != nil {
+		t.Fatal(err)
+	}
+	servers, err := store.Servers(ctx)
+	if err != nil || len(servers) != 2 || servers[0].Loaded != "y" || servers[1].Name != "b" {
+		t.Fatalf("a record that was written meanwhile is removed: %+v, %v", servers, err)
+	}
+	if err := store.Forget(ctx, servers[1]); err != nil {
+		t.Fatal(err)
+	}
+	if servers, err := store.Servers(ctx); err != nil || len(servers) != 1 || servers[0].Name != "a" {
+		t.Errorf("%+v, %v", servers, err)
+	}
+	if none, err := store.Server(ctx, "b"); err != nil || none.Name != "" {
+		t.Errorf("%+v, %v", none, err)
+	}
+
+	// Of a server that is alone only the tokens stay.
+	if err := store.Alone(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if servers, err := store.Servers(ctx); err != nil || len(servers) != 0 {
+		t.Errorf("%+v, %v", servers, err)
+	}
+	if exists, err := store.Exists(ctx); err != nil || exists {
+		t.Errorf("what servers shared is there: %v", err)
+	}
+	if err := store.Save(ctx, key, first); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := store.Open(ctx, made); err != nil || !reflect.DeepEqual(got, first) {
+		t.Errorf("%+v, %v, want %+v", got, err, first)
+	}
+}
