@@ -13,7 +13,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -33,6 +32,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/certificate/certificatetest"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
@@ -55,8 +55,9 @@ const KubernetesVersion = "v1.36.3"
 func Start(t testing.TB, log *slog.Logger, args ...string) string {
 	t.Helper()
 	dir := t.TempDir()
+	free := func() netip.AddrPort { return certificatetest.Free(t, netip.AddrFrom4([4]byte{127, 0, 0, 1})) }
 	flags := config.ServerFlags()
-	if err := flags.Parse(append([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(free(t).Port()),
+	if err := flags.Parse(append([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(free().Port()),
 		"--write-kubeconfig", filepath.Join(dir, "kubeconfig")}, args...)); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +76,7 @@ func Start(t testing.TB, log *slog.Logger, args ...string) string {
 	if cfg.ClusterInit {
 		db = etcd.New(etcd.Options{
 			Dir: cfg.DataDir.Etcd(), SQLite: cfg.DataDir.Server("db", datastore.CopyName), Node: "none", Certificates: certs, Log: log,
-			Client: free(t), HTTP: free(t), Peer: free(t),
+			Client: free(), HTTP: free(), Peer: free(),
 		})
 	}
 	endpoint := db.Endpoint()
@@ -109,17 +110,6 @@ func Start(t testing.TB, log *slog.Logger, args ...string) string {
 		t.Fatal("no control plane after a minute")
 	}
 	return cfg.DataDir.Kubeconfig("polymesh")
-}
-
-// free returns an address on which nothing listens.
-func free(t testing.TB) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
 }
 
 // Client returns a client with a kubeconfig's identity, without rate limit.
