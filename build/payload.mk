@@ -27,9 +27,13 @@ inventory = $(INVENTORY) -version $(VERSION) -date $(BUILD_DATE) -debian-lock bu
 dist/polymesh.cdx.json: dist/polymesh $(INVENTORY)
 	$(STEP) "bill of materials" $(call inventory,-sbom $@ -subject dist/polymesh)
 
+# $(call pack,<the program>,<version>,<level of what is not in the cache yet>)
+pack = go run -tags "$(TAGS)" ./build/payload -version $(2) -launcher .build/launcher -epoch $(SOURCE_DATE_EPOCH) -cache .build/cache -level $(3) -o $@ \
+	bin/polymesh=$(1) $(foreach program,$(filter-out .build/bin/polymesh,$(HOST_PROGRAMS)),$(program:.build/%=%)=$(program)) \
+	bin=.build/host/bin images=.build/payload/images manifests=.build/payload/manifests licenses=.build/licenses
+
 dist/polymesh: $(HOST_PROGRAMS) .build/launcher .build/host/bin/nft .build/payload/images/polymesh.tar .build/payload/manifests/gateway-api.yaml .build/licenses/index.txt $(wildcard build/payload/*.go build/compress/*.go)
-	$(STEP) "dist/polymesh" bash -c 'go run -tags "$(TAGS)" ./build/payload -version $(VERSION) -launcher .build/launcher -epoch $(SOURCE_DATE_EPOCH) -cache .build/cache -level $(ZSTD_LEVEL) -o $@ \
-		$(foreach program,$(HOST_PROGRAMS),$(program:.build/%=%)=$(program)) bin=.build/host/bin images=.build/payload/images manifests=.build/payload/manifests licenses=.build/licenses'
+	$(STEP) "dist/polymesh" bash -c '$(call pack,.build/bin/polymesh,$(VERSION),$(ZSTD_LEVEL))'
 	@cat .build/log/dist-polymesh.log
 
 # --- the scanner, a file of its own --------------------------------------------------------------------------------------

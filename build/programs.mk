@@ -20,23 +20,27 @@
 AGENT_TAGS := agent grpcnotrace retrynotrace
 
 # What the Kubernetes and Istio code in our programs reports. Without it istioctl refuses the API server as too old.
+# $(call kubernetes_version,<package>,<version of Kubernetes>)
 kubernetes_version = \
-	-X $(1).gitVersion=$(KUBERNETES_VERSION)$(KUBERNETES_SUFFIX) \
-	-X $(1).gitMajor=$(word 1,$(subst ., ,$(KUBERNETES_VERSION:v%=%))) \
-	-X $(1).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES_VERSION:v%=%))) \
-	-X $(1).gitCommit=k8s.io/kubernetes@$(KUBERNETES_VERSION) \
+	-X $(1).gitVersion=$(2)$(KUBERNETES_SUFFIX) \
+	-X $(1).gitMajor=$(word 1,$(subst ., ,$(2:v%=%))) \
+	-X $(1).gitMinor=$(word 2,$(subst ., ,$(2:v%=%))) \
+	-X $(1).gitCommit=k8s.io/kubernetes@$(2) \
 	-X $(1).gitTreeState=clean \
 	-X $(1).buildDate=$(BUILD_DATE)
-STAMPS := -X polymesh.dev/polymesh/pkg/version.Version=$(VERSION) \
-	$(call kubernetes_version,k8s.io/component-base/version) \
-	$(call kubernetes_version,k8s.io/client-go/pkg/version) \
+# $(call stamps,<version of Polymesh>,<version of Kubernetes>)
+stamps = -X polymesh.dev/polymesh/pkg/version.Version=$(1) \
+	$(call kubernetes_version,k8s.io/component-base/version,$(2)) \
+	$(call kubernetes_version,k8s.io/client-go/pkg/version,$(2)) \
 	-X istio.io/istio/pkg/version.buildVersion=$(ISTIO_TAG) \
 	-X istio.io/istio/pkg/version.buildTag=$(ISTIO_TAG) \
 	-X istio.io/istio/pkg/version.buildHub=$(ISTIO_HUB) \
 	-X istio.io/istio/pkg/version.buildGitRevision=$(ISTIO_COMMIT) \
 	-X istio.io/istio/pkg/version.buildStatus=Clean
+STAMPS := $(call stamps,$(VERSION),$(KUBERNETES_VERSION))
 
-go_build = go build -tags "$(TAGS) $(3)" -ldflags "-s -w $(STAMPS) $(2)" -o $@ $(1) && touch $@
+# $(call go_build,<package>,<flags of the linker>,<further tags>,<stamps other than STAMPS>)
+go_build = go build -tags "$(TAGS) $(3)" -ldflags "-s -w $(or $(4),$(STAMPS)) $(2)" -o $@ $(1) && touch $@
 
 # The list is a file of its own, with the flags, so that a removed source and another flag are noticed as well.
 # The templates of new services are part of the program, with their tests.

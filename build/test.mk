@@ -28,6 +28,25 @@
 	@mkdir -p $(@D)
 	$(STEP) "an S3 server, for the tests" bash -c '$(call upstream,versitygw,github.com/versity/versitygw/cmd/versitygw,,)'
 
+# The version before, of which a machine joins a server of today: today's sources that report the minor version of Kubernetes before. That
+# shows the protocol, and what is done about versions.
+OLDER := .build/test/older
+OLDER_STAMPS := $(call stamps,0.0.1,$(OLDER_KUBERNETES_VERSION))
+$(OLDER)/bin/polymesh: $(OURS)
+	@mkdir -p $(@D)
+	$(STEP) "polymesh of the version before, for the tests" bash -c '$(call go_build,./cmd/polymesh,-extldflags -static,,$(OLDER_STAMPS))'
+
+# Built with that Kubernetes, so that its kubelet and its kube-proxy are older as well. It compiles for some minutes. The other modules
+# are those of go.mod; test/e2e/older/kubernetes.sum has the checksums of the older ones.
+OLDER_MODULES := sed -E -e '/streaming/!s|(=> k8s.io/[a-z-]+) v0\.[0-9.]+|\1 $(OLDER_KUBERNETES_VERSION:v1.%=v0.%)|' -e 's|(k8s.io/kubernetes) v[0-9.]+|\1 $(OLDER_KUBERNETES_VERSION)|'
+$(OLDER)/bin/agent: $(OURS) $(wildcard test/e2e/older/*)
+	@mkdir -p $(@D) && $(OLDER_MODULES) go.mod >$(OLDER)/kubernetes.mod && cat go.sum test/e2e/older/kubernetes.sum >$(OLDER)/kubernetes.sum
+	$(STEP) "agent with Kubernetes $(OLDER_KUBERNETES_VERSION), for the tests" bash -c '$(call go_build,-modfile=$(OLDER)/kubernetes.mod ./test/e2e/older,-extldflags -static,,$(OLDER_STAMPS))'
+
+# As dist/polymesh, with that program.
+$(OLDER)/polymesh $(OLDER)/agent: $(OLDER)/%: $(OLDER)/bin/% dist/polymesh
+	$(STEP) "$@" bash -c '$(call pack,$<,0.0.1,3)'
+
 # Kubernetes' end-to-end tests, which its conformance suite is a part of, the program that runs them next to each other, and
 # those of their images. Ten minutes of one core.
 CONFORMANCE := $(addprefix .build/test/kubernetes/,e2e.test ginkgo agnhost nonewprivs etcd sample-apiserver)
@@ -36,7 +55,7 @@ CONFORMANCE := $(addprefix .build/test/kubernetes/,e2e.test ginkgo agnhost nonew
 	@[[ $(call pinned,k8s.io/kubernetes,build/upstream/kubernetes-e2e) == $(KUBERNETES_VERSION) ]] || \
 		{ echo "build/upstream/kubernetes-e2e/go.mod pins another Kubernetes than go.mod, which has $(KUBERNETES_VERSION)" >&2; exit 1; }
 	$(STEP) "the end-to-end tests of Kubernetes $(KUBERNETES_VERSION)" bash -c 'cd build/upstream/kubernetes-e2e && CGO_ENABLED=0 go test -c -vet=off \
-		-tags "netgo osusergo" -ldflags "-s -w $(call kubernetes_version,k8s.io/component-base/version)" -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e && touch $(CURDIR)/$@'
+		-tags "netgo osusergo" -ldflags "-s -w $(call kubernetes_version,k8s.io/component-base/version,$(KUBERNETES_VERSION))" -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e && touch $(CURDIR)/$@'
 
 .build/test/kubernetes/ginkgo: $(call modules,kubernetes-e2e)
 	$(STEP) "ginkgo" bash -c '$(call upstream,kubernetes-e2e,github.com/onsi/ginkgo/v2/ginkgo,,)'
@@ -100,7 +119,7 @@ test-harness: all .build/gotestsum
 
 # Nothing is compiled while a node is tested: it would make the kubelet slow.
 .PHONY: test-programs
-test-programs: all dist/polymesh-scanner .build/test/consul .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
+test-programs: all dist/polymesh-scanner .build/test/consul $(OLDER)/polymesh $(if $(LONG),$(OLDER)/agent) .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
 	test/e2e/prepare.sh
 	$(STEP) "data dir from which nodes start" bash -c 'cd test/e2e && $(CURDIR)/.build/test/e2e.test -prepare'
 

@@ -9,6 +9,9 @@ VERSION := 0.1.0
 # Added to the version that the Kubernetes components report, as K3s does with +k3s1.
 KUBERNETES_SUFFIX := +polymesh1
 
+# The Kubernetes of the version before, of which the tests have a node that joins newer servers: of the minor version before that in go.mod.
+OLDER_KUBERNETES_VERSION := v1.35.3
+
 # Istio's release line; the first twelve digits of the pinned commit complete the tag.
 ISTIO_RELEASE := 1.31.0
 

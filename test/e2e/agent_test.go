@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,8 +18,9 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// A server and two agents, from empty data dirs: machines join with a token, run pods that reach each other and the services, answer
-// kubectl, enforce policies, have volumes and addresses of LoadBalancers, come back after a restart without the server, and leave.
+// A server and two agents, one of them of the version before, from empty data dirs: machines join with a token, run pods that reach each
+// other and the services, answer kubectl, enforce policies, have volumes and addresses of LoadBalancers, come back after a restart without
+// the server, leave, and are upgraded.
 func TestAgents(t *testing.T) {
 	ownNodes(t, 3)
 	c := node.ClusterForTest(t)
@@ -34,7 +36,7 @@ func TestAgents(t *testing.T) {
 	client := server.Client(t)
 
 	one := c.AddForTest(t, node.Options{Joins: server, Args: []string{"--node-label", "site=one"}})
-	two := c.AddForTest(t, node.Options{Joins: server})
+	two := c.AddForTest(t, node.Options{Joins: server, Program: olderProgram(t, "polymesh")})
 	t.Run("join", func(t *testing.T) {
 		for _, n := range []*node.Node{one, two} {
 			if err := n.Start(t.Context()); err != nil {
@@ -46,9 +48,13 @@ func TestAgents(t *testing.T) {
 		if len(lines) != 3 {
 			t.Fatalf("kubectl get nodes lists %q", lines)
 		}
-		for i, roles := range []string{"control-plane,master", "<none>", "<none>"} {
-			if f := strings.Fields(lines[i]); f[0] != fmt.Sprintf("node-%d", i+1) || f[1] != "Ready" || f[2] != roles {
-				t.Errorf("kubectl get nodes shows %q, want node-%d Ready %s", lines[i], i+1, roles)
+		for i, n := range []*node.Node{server, one, two} {
+			roles := "<none>"
+			if n == server {
+				roles = "control-plane,master"
+			}
+			if f := strings.Fields(lines[i]); f[0] != fmt.Sprintf("node-%d", i+1) || f[1] != "Ready" || f[2] != roles || f[4] != kubernetesOf(t, n) {
+				t.Errorf("kubectl get nodes shows %q, want node-%d Ready %s %s", lines[i], i+1, roles, kubernetesOf(t, n))
 			}
 		}
 		if got := strings.TrimSpace(server.Kubectl(t, "get", "node", "-l", "site=one", "-o", "name")); got != "node/node-2" {
@@ -101,6 +107,17 @@ func TestAgents(t *testing.T) {
 			out, err := server.KubectlErr("top", "nodes", "--no-headers")
 			return err == nil && strings.Count(out, "\n") == 3 && !strings.Contains(out, "unknown"), fmt.Sprintf("kubectl top nodes: %s %v", out, err)
 		})
+	})
+
+	// The node of the version before shows up as one, and is called and calls through services.
+	t.Run("older", func(t *testing.T) {
+		if out, code := server.Status(t); code != 0 || !strings.Contains(lineOf(out, "node-3 "), kubernetesOf(t, two)+" (1 minor older)") {
+			t.Errorf("polymesh status ends with %d:\n%s", code, out)
+		}
+		if out, code := two.Status(t); code != 0 {
+			t.Errorf("polymesh status on the agent of the version before ends with %d:\n%s", code, out)
+		}
+		wantServiceCalls(t, server, "echo", "node-3")
 	})
 
 	t.Run("services", func(t *testing.T) {
@@ -263,6 +280,25 @@ func TestAgents(t *testing.T) {
 		one.WaitReady(t, 3*time.Minute)
 		if out := server.Kubectl(t, "get", "node", "node-2", "--no-headers"); !strings.Contains(out, " Ready ") {
 			t.Errorf("after it joined again the node is %q", out)
+		}
+	})
+
+	t.Run("upgraded", func(t *testing.T) {
+		before := podsOf(t, server, "echo")
+		answer(t, server, "http://"+two.Address()+":8000/")
+		ctx, cancel := context.WithCancel(t.Context())
+		answers := sendRequests(ctx, server, 10*time.Millisecond, "http://"+two.Address()+":8000/")
+		upgrade(t, two)
+		cancel()
+		answers.none(t, 100)
+		if f := strings.Fields(server.Kubectl(t, "get", "node", "node-3", "--no-headers")); f[1] != "Ready" || f[4] != kubernetesOf(t, server) {
+			t.Errorf("after the upgrade kubectl get node shows %q, want Ready %s", f, kubernetesOf(t, server))
+		}
+		if after := podsOf(t, server, "echo"); after != before {
+			t.Errorf("the upgrade has changed the pods: %s, want %s", after, before)
+		}
+		if out, code := server.Status(t); code != 0 || strings.Contains(out, "minor older") {
+			t.Errorf("after the upgrade polymesh status ends with %d:\n%s", code, out)
 		}
 	})
 

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"polymesh.dev/polymesh/test/e2e/node"
@@ -176,18 +177,24 @@ func requestsIn(t *testing.T, n *node.Node, namespace, app string, labels map[st
 	}
 	total := 0.0
 	for _, p := range pods.Items {
-		resp, err := n.HTTPInside(false).Get("http://" + p.Status.PodIP + ":15020/stats/prometheus")
-		if err != nil {
-			t.Fatal(err)
-		}
-		stats, err := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if err != nil || resp.StatusCode != http.StatusOK {
-			t.Fatalf("metrics of %s: %s, %v", p.Name, resp.Status, err)
-		}
-		total += sum(string(stats), labels)
+		total += requestsOf(t, n, &p, labels)
 	}
 	return total
+}
+
+// requestsOf is requestsIn for one pod.
+func requestsOf(t *testing.T, n *node.Node, p *corev1.Pod, labels map[string]string) float64 {
+	t.Helper()
+	resp, err := n.HTTPInside(false).Get("http://" + p.Status.PodIP + ":15020/stats/prometheus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	stats, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("metrics of %s: %s, %v", p.Name, resp.Status, err)
+	}
+	return sum(string(stats), labels)
 }
 
 var (

@@ -152,7 +152,7 @@ func TestControlPlaneGoes(t *testing.T) {
 		t.Error(err)
 	}
 	withoutRetries(t, n)
-	l := startLoad(t, n)
+	l := startLoad(t, n, guideTraffic)
 	l.wait(300)
 	for _, gone := range []struct {
 		how  string

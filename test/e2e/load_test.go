@@ -21,18 +21,26 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-const (
-	// loadWorkers is how many requests are under way at once. The example's circuit breaker lets 100 pass.
-	loadWorkers = 24
-	// loadRate leaves the machine enough time to start pods during the load.
-	loadRate = 150
-)
+// loadWorkers is how many requests are under way at once. The example's circuit breaker lets 100 pass.
+const loadWorkers = 24
 
-// load is traffic for the guide's app, from outside through the gateway: all three routes, half of it on connections that
-// are kept, half on new ones. Nothing is sent a second time.
+// traffic is requests of which a load sends so many in a second.
+type traffic struct {
+	perSecond rate.Limit
+	// request returns one, and a part of its response.
+	request func(number int64) (method, path, body, want string)
+}
+
+// guideTraffic is requests to the two services that have code in the guide: all three routes. It leaves the machine enough time to start
+// pods.
+var guideTraffic = traffic{150, guideRequest}
+
+// load is traffic for the guide's app, from outside through the gateway, half of it on connections that are kept, half on new ones.
+// Nothing is sent a second time.
 type load struct {
 	t       *testing.T
 	n       *node.Node
+	request func(number int64) (method, path, body, want string)
 	stop    context.CancelFunc
 	workers sync.WaitGroup
 	ended   bool
@@ -44,11 +52,11 @@ type load struct {
 	numbers  []int64 // of the lost ones
 }
 
-// startLoad starts traffic, which end ends, at the latest with the test. A request that is lost fails the test.
-func startLoad(t *testing.T, n *node.Node) *load {
+// startLoad starts traffic to a node's address, which end ends, at the latest with the test. A request that is lost fails the test.
+func startLoad(t *testing.T, n *node.Node, sends traffic) *load {
 	ctx, stop := context.WithCancel(context.Background())
-	l := &load{t: t, n: n, stop: stop, answered: map[string]int{}}
-	pace := rate.NewLimiter(loadRate, loadWorkers)
+	l := &load{t: t, n: n, request: sends.request, stop: stop, answered: map[string]int{}}
+	pace := rate.NewLimiter(sends.perSecond, loadWorkers)
 	for i := range loadWorkers {
 		keep := i%2 == 0
 		client := n.HTTP(keep)
@@ -72,8 +80,7 @@ func (l *load) wait(count int64) {
 	})
 }
 
-// route is one of the app's routes, with a request to it and a part of the response.
-func route(number int64) (method, path, body, want string) {
+func guideRequest(number int64) (method, path, body, want string) {
 	query := fmt.Sprintf("?number=%d", number)
 	switch number % 10 {
 	case 0:
@@ -87,7 +94,7 @@ func route(number int64) (method, path, body, want string) {
 }
 
 func (l *load) one(client *http.Client, keep bool, number int64) {
-	method, path, body, want := route(number)
+	method, path, body, want := l.request(number)
 	connections := 0
 	// The transport sends a GET again, unasked, when a kept connection turns out to be closed. Here that is a loss.
 	ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connections++ }})
@@ -164,7 +171,7 @@ func (l *load) accessLogs(numbers []int64) string {
 	var found strings.Builder
 	for _, from := range [][]string{
 		{"-n", "istio-system", "-l", "istio=ingressgateway"},
-		{"-n", appNamespace, "-l", "app in (fastapi-service, go-service)", "-c", "istio-proxy"},
+		{"-n", appNamespace, "-l", "app", "-c", "istio-proxy"},
 	} {
 		out, err := l.n.KubectlErr(append([]string{"logs", "--prefix", "--tail=-1", "--since=15m"}, from...)...)
 		if err != nil {

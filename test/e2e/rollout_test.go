@@ -5,7 +5,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -34,7 +33,7 @@ func TestRollingUpdate(t *testing.T) {
 	if testing.Short() {
 		enough = 3000
 	}
-	l := startLoad(t, n)
+	l := startLoad(t, n, guideTraffic)
 	l.wait(500)
 	for l.sent.Load() < enough {
 		t.Logf("update to 1.0.1, after %d requests", l.sent.Load())
@@ -103,19 +102,9 @@ func example(t *testing.T) string {
 	return filepath.Join(top, "examples", "polyglot")
 }
 
-// meshWithoutRetries is for the retries that are Istio's default: from FastAPI to the Go service, and from each sidecar to
-// its app. No API can disable the latter ones; here they only retry status codes that do not occur.
-const meshWithoutRetries = `
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: e2e-no-retries, namespace: ` + appNamespace + `}
-spec:
-  hosts: [go-service]
-  http:
-  - route:
-    - destination: {host: go-service}
-    retries: {attempts: 0}
----
+// appWithoutRetries is for the retries from each sidecar to its app, which no other API can disable: here they only retry status codes
+// that do not occur.
+const appWithoutRetries = `
 apiVersion: networking.istio.io/v1alpha3
 kind: EnvoyFilter
 metadata: {name: e2e-no-retries, namespace: ` + appNamespace + `}
@@ -126,39 +115,61 @@ spec:
     patch: {operation: MERGE, value: {route: {retry_policy: {retry_on: retriable-status-codes}}}}
 `
 
-// withoutRetries turns retries off on every route of the app until the test ends, and waits until the proxies know.
+// withoutRetries turns retries off on every route of the app, also those that are Istio's default, until the test ends, and waits until
+// the proxies know.
 func withoutRetries(t *testing.T, n *node.Node) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(example(t), "istio", "virtualservice.yaml"))
-	if err != nil {
-		t.Fatal(err)
+	var routes struct{ Items []unstructured.Unstructured }
+	if err := json.Unmarshal([]byte(n.Kubectl(t, "get", "virtualservices", "-n", appNamespace, "-o", "json")), &routes); err != nil || len(routes.Items) == 0 {
+		t.Fatalf("the app has %d VirtualServices (%v)", len(routes.Items), err)
 	}
-	var service unstructured.Unstructured
-	if err := yaml.Unmarshal(text, &service.Object); err != nil {
-		t.Fatal(err)
+	var before, during strings.Builder
+	for _, service := range routes.Items {
+		// What only the API server writes.
+		for _, field := range []string{"resourceVersion", "uid", "creationTimestamp", "generation", "managedFields"} {
+			unstructured.RemoveNestedField(service.Object, "metadata", field)
+		}
+		for _, out := range []*strings.Builder{&before, &during} {
+			text, err := yaml.Marshal(service.Object)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out.WriteString("---\n" + string(text))
+			http, _, err := unstructured.NestedSlice(service.Object, "spec", "http")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range http {
+				r.(map[string]any)["retries"] = map[string]any{"attempts": int64(0)}
+			}
+			if err := unstructured.SetNestedSlice(service.Object, http, "spec", "http"); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	routes, _, err := unstructured.NestedSlice(service.Object, "spec", "http")
-	if err != nil || len(routes) == 0 {
-		t.Fatalf("the example's VirtualService has %d routes (%v)", len(routes), err)
-	}
-	for _, r := range routes {
-		r.(map[string]any)["retries"] = map[string]any{"attempts": int64(0)}
-	}
-	if err := unstructured.SetNestedSlice(service.Object, routes, "spec", "http"); err != nil {
-		t.Fatal(err)
-	}
-	changed, err := yaml.Marshal(service.Object)
-	if err != nil {
-		t.Fatal(err)
+	own := "---" + appWithoutRetries
+	services := strings.Fields(n.Kubectl(t, "get", "services", "-n", appNamespace, "-o", "jsonpath={.items[*].metadata.name}"))
+	for _, name := range services {
+		own += fmt.Sprintf(`---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: e2e-no-retries-%[1]s, namespace: %[2]s}
+spec:
+  hosts: [%[1]s]
+  http:
+  - route:
+    - destination: {host: %[1]s}
+    retries: {attempts: 0}
+`, name, appNamespace)
 	}
 	t.Cleanup(func() {
-		n.Delete(t, meshWithoutRetries)
-		n.Kubectl(t, "apply", "-f", filepath.Join(example(t), "istio", "virtualservice.yaml"))
+		n.Delete(t, own)
+		n.Apply(t, before.String())
 	})
-	n.Apply(t, string(changed)+"\n---\n"+meshWithoutRetries)
+	n.Apply(t, during.String()+own)
 
 	waitNoRetries(t, n, "istio-system", "istio=ingressgateway", appHost)
-	waitNoRetries(t, n, appNamespace, "app=fastapi-service", "go-service")
+	waitNoRetries(t, n, appNamespace, "", services...)
 	for _, pod := range listPods(t, n, appNamespace, "") {
 		n.Eventually(t, time.Minute, func() (bool, string) {
 			out := n.Istioctl(t, "proxy-config", "listeners", pod.Name+"."+pod.Namespace, "--port", "15006", "-o", "json")
@@ -167,8 +178,8 @@ func withoutRetries(t *testing.T, n *node.Node) {
 	}
 }
 
-// waitNoRetries waits until the proxies of these pods have routes for the host, and none of them retries.
-func waitNoRetries(t *testing.T, n *node.Node, namespace, selector, host string) {
+// waitNoRetries waits until the proxies of these pods have routes for each of the hosts, and none of them retries.
+func waitNoRetries(t *testing.T, n *node.Node, namespace, selector string, hosts ...string) {
 	t.Helper()
 	for _, pod := range listPods(t, n, namespace, selector) {
 		n.Eventually(t, time.Minute, func() (bool, string) {
@@ -182,21 +193,26 @@ func waitNoRetries(t *testing.T, n *node.Node, namespace, selector, host string)
 			if err := json.Unmarshal([]byte(out), &configs); err != nil {
 				return false, err.Error()
 			}
-			routes, retrying := 0, 0
-			for _, c := range configs {
-				for _, h := range c.VirtualHosts {
-					if !slices.Contains(h.Domains, host) {
-						continue
-					}
-					for _, r := range h.Routes {
-						routes++
-						if r.Route.RetryPolicy != nil {
-							retrying++
+			for _, host := range hosts {
+				routes, retrying := 0, 0
+				for _, c := range configs {
+					for _, h := range c.VirtualHosts {
+						if !slices.Contains(h.Domains, host) {
+							continue
+						}
+						for _, r := range h.Routes {
+							routes++
+							if r.Route.RetryPolicy != nil {
+								retrying++
+							}
 						}
 					}
 				}
+				if routes == 0 || retrying > 0 {
+					return false, fmt.Sprintf("%s has %d routes to %s, and %d of them retry", pod.Name, routes, host, retrying)
+				}
 			}
-			return routes > 0 && retrying == 0, fmt.Sprintf("%s has %d routes to %s, and %d of them retry", pod.Name, routes, host, retrying)
+			return true, ""
 		})
 	}
 }

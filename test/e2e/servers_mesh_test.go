@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -13,15 +14,16 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// Three servers, two agents, Istio, mutual TLS STRICT, and requests through the gateway to pods with sidecars on the other agent, without
-// retries. None is lost when a server or the other agent's process is lost, and none of those to the pods of an agent that runs when the
-// other one is lost.
+// Three servers, two agents, Istio, and all five services of the guide's app, deployed as docs/guide.md says: with sidecars and mutual TLS
+// STRICT, on both agents. None of the requests through the gateway, without retries, is lost when a server or the other agent's process is
+// lost, and none of those to a pod of an agent that runs when the other one is lost.
 func TestMeshOnServers(t *testing.T) {
-	long(t, "TestServers loses servers without the mesh, TestAgents has pods on several nodes")
+	long(t, "TestServers loses servers without the mesh, TestAgents has pods on several nodes, TestPolyglot the app on one")
 	ownNodes(t, 5)
+	env := append(exampleImages(t, "all"), "DATABASE_URL=postgresql://user:pass@postgres.external:5432/mydb")
 	c := node.ClusterForTest(t)
 	taint := []string{"--node-taint", "CriticalAddonsOnly=true:NoExecute"}
-	first := c.AddForTest(t, node.Options{Args: append(taint, "--cluster-init", "--disable", "metrics-server,local-storage")})
+	first := c.AddForTest(t, node.Options{Args: append(taint, "--cluster-init", "--mesh-profile", "demo", "--disable", "metrics-server,local-storage")})
 	if err := first.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -44,45 +46,70 @@ func TestMeshOnServers(t *testing.T) {
 	for _, n := range append(servers, agents...) {
 		n.WaitReady(t, 6*time.Minute)
 	}
-	first.Apply(t, meshOnServers(busyboxImage(t, first)))
-	for _, name := range []string{"echo-node-4", "echo-node-5"} {
-		first.Kubectl(t, "rollout", "status", "deployment/"+name, "-n", "e2e-mesh", "--timeout=3m")
-	}
+	deployFive(t, first, example(t), env)
 	// The gateway's pods answer at the address of their own node.
 	first.Kubectl(t, "patch", "service", "istio-ingressgateway", "-n", "istio-system", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
 	var gateway, other *node.Node
+	var gatewayName, otherName string
 	first.Eventually(t, 2*time.Minute, func() (bool, string) {
 		on := first.Kubectl(t, "get", "pods", "-n", "istio-system", "-l", "app=istio-ingressgateway", "-o", "jsonpath={.items[*].spec.nodeName}")
 		addresses := first.Kubectl(t, "get", "service", "istio-ingressgateway", "-n", "istio-system", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
-		gateway, other = agents[0], agents[1]
-		if !strings.Contains(on, "node-4") {
-			gateway, other = other, gateway
+		gateway, other, gatewayName, otherName = agents[0], agents[1], "node-4", "node-5"
+		if !strings.Contains(on, gatewayName) {
+			gateway, other, gatewayName, otherName = other, gateway, otherName, gatewayName
 		}
 		return on != "" && strings.Contains(addresses, gateway.Address()), fmt.Sprintf("the gateway is on %q, and has the addresses %q", on, addresses)
 	})
-	near, far := "http://"+gateway.Address()+"/node-4", "http://"+gateway.Address()+"/node-5"
-	if gateway == agents[1] {
-		near, far = far, near
-	}
-	answer(t, first, near, far)
+	first.Apply(t, meshOnServers(busyboxImage(t, first), gatewayName))
+	first.Kubectl(t, "rollout", "status", "deployment/echo", "-n", "e2e-mesh", "--timeout=3m")
+	near := "http://" + gateway.Address() + "/"
+	answer(t, first, near)
+	withoutRetries(t, first)
 
-	total := 0
-	lose := func(name string, urls []string, do func(t *testing.T, answers *stream)) {
+	chain := func() (bool, string) {
+		status, text, err := ask(first.HTTP(false), gateway, http.MethodGet, appHost, "/api/v1/chain", nil)
+		return err == nil && status == http.StatusOK && strings.Count(text, `"service"`) == len(chainOrder), fmt.Sprintf("the chain answers %d %s (%v)", status, text, err)
+	}
+	first.Eventually(t, 2*time.Minute, chain)
+	t.Run("across nodes", func(t *testing.T) {
+		for _, link := range chainOrder {
+			refusesPlainText(t, first, appNamespace, link.service, link.port)
+		}
+		// From the gateway's pod on one agent to the app's on the other.
+		first.Eventually(t, time.Minute, func() (bool, string) {
+			if ok, what := chain(); !ok {
+				return false, what
+			}
+			pods, arrived := 0, 0.0
+			for _, p := range listPods(t, first, appNamespace, "") {
+				if p.Spec.NodeName != gatewayName {
+					pods++
+					arrived += requestsOf(t, first, &p, map[string]string{
+						"reporter": "destination", "source_workload": "istio-ingressgateway", "connection_security_policy": "mutual_tls", "response_code": "200",
+					})
+				}
+			}
+			return arrived > 0, fmt.Sprintf("%d of the app's pods run on the other agent, and %v requests of the gateway have arrived there", pods, arrived)
+		})
+	})
+
+	const enough = 10_000
+	total := int64(0)
+	lose := func(name string, do func(t *testing.T, l *load)) {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			answers := sendRequests(ctx, first, 5*time.Millisecond, urls...)
-			do(t, answers)
-			cancel()
-			answers.none(t, 100)
-			total += answers.answered
+			l := startLoad(t, gateway, chainTraffic)
+			l.wait(100)
+			do(t, l)
+			l.wait(l.sent.Load() + 100)
+			l.end()
+			total += l.sent.Load()
 		})
 		if t.Failed() {
 			t.FailNow()
 		}
 	}
-	both := []string{near, far}
 	ready := func(t *testing.T, n *node.Node) { n.WaitReady(t, 4*time.Minute) }
-	lose("a server is killed", both, func(t *testing.T, _ *stream) {
+	lose("a server is killed", func(t *testing.T, _ *load) {
 		if err := first.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +119,7 @@ func TestMeshOnServers(t *testing.T) {
 		}
 		ready(t, first)
 	})
-	lose("a server without power", both, func(t *testing.T, _ *stream) {
+	lose("a server without power", func(t *testing.T, _ *load) {
 		if err := c.PowerOff(servers[1]); err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +129,7 @@ func TestMeshOnServers(t *testing.T) {
 		}
 		ready(t, servers[1])
 	})
-	lose("a partition", both, func(t *testing.T, _ *stream) {
+	lose("a partition", func(t *testing.T, _ *load) {
 		others := []*node.Node{first, servers[1], agents[0], agents[1]}
 		if err := c.Partition(servers[2], others...); err != nil {
 			t.Fatal(err)
@@ -113,47 +140,53 @@ func TestMeshOnServers(t *testing.T) {
 		}
 		ready(t, servers[2])
 	})
-	lose("the other agent's process", both, func(t *testing.T, answers *stream) {
+	lose("the other agent's process", func(t *testing.T, l *load) {
 		if err := other.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		answers.more(t, first, 1000) // its pods continue
+		l.wait(max(l.sent.Load()+1000, enough-total)) // its pods continue
 		if err := other.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		ready(t, other)
 	})
-	lose("the other agent without power", []string{near}, func(t *testing.T, _ *stream) {
-		name := "node-5"
-		if other == agents[0] {
-			name = "node-4"
-		}
+	t.Logf("%d requests to the guide's app in all", total)
+
+	// The app's pods that are on that one are lost with it.
+	t.Run("the other agent without power", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		answers := sendRequests(ctx, first, 5*time.Millisecond, near)
 		if err := c.PowerOff(other); err != nil {
 			t.Fatal(err)
 		}
-		notReady(t, first, name)
+		notReady(t, first, otherName)
 		if err := c.PowerOn(t.Context(), other); err != nil {
 			t.Fatal(err)
 		}
 		ready(t, other)
+		cancel()
+		answers.none(t, 1000)
+		for _, link := range chainOrder {
+			first.WaitRollout(t, appNamespace, "deployment/"+link.service)
+		}
+		first.Eventually(t, 2*time.Minute, chain)
 	})
-	if total < 10000 {
-		t.Errorf("%d requests are fewer than 10,000", total)
-	}
-	t.Logf("%d requests in all", total)
 }
 
-// meshOnServers is a pod on each agent, with a sidecar, and the gateway's way to each, without retries.
-func meshOnServers(image string) string {
-	text := `
+// chainTraffic is requests to all five services. It leaves a machine of two cores enough time to start a server.
+var chainTraffic = traffic{60, func(number int64) (method, path, body, want string) {
+	if number%10 == 9 {
+		return http.MethodGet, fmt.Sprintf("/api/v1/chain?number=%d", number), "", chainOrder[len(chainOrder)-1].service
+	}
+	return guideRequest(number)
+}}
+
+// meshOnServers is a pod with a sidecar on a node, and the gateway's way to it, without retries.
+func meshOnServers(image, on string) string {
+	return fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace
 metadata: {name: e2e-mesh, labels: {istio-injection: enabled}}
----
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: default, namespace: istio-system}
-spec: {mtls: {mode: STRICT}}
 ---
 apiVersion: networking.istio.io/v1
 kind: Gateway
@@ -169,40 +202,30 @@ spec:
   hosts: ["*"]
   gateways: [echo]
   http:
-  - match: [{uri: {prefix: /node-4}}]
-    retries: {attempts: 0}
-    rewrite: {uri: /}
-    route: [{destination: {host: echo-node-4, port: {number: 8000}}}]
-  - match: [{uri: {prefix: /node-5}}]
-    retries: {attempts: 0}
-    rewrite: {uri: /}
-    route: [{destination: {host: echo-node-5, port: {number: 8000}}}]
-`
-	for _, name := range []string{"node-4", "node-5"} {
-		text += fmt.Sprintf(`---
+  - retries: {attempts: 0}
+    route: [{destination: {host: echo, port: {number: 8000}}}]
+---
 apiVersion: v1
 kind: Service
-metadata: {name: echo-%[1]s, namespace: e2e-mesh}
+metadata: {name: echo, namespace: e2e-mesh}
 spec:
-  selector: {app: echo-%[1]s}
+  selector: {app: echo}
   ports: [{name: http, port: 8000, targetPort: 8080}]
 ---
 apiVersion: apps/v1
 kind: Deployment
-metadata: {name: echo-%[1]s, namespace: e2e-mesh}
+metadata: {name: echo, namespace: e2e-mesh}
 spec:
-  selector: {matchLabels: {app: echo-%[1]s}}
+  selector: {matchLabels: {app: echo}}
   template:
-    metadata: {labels: {app: echo-%[1]s}}
+    metadata: {labels: {app: echo}}
     spec:
-      nodeSelector: {kubernetes.io/hostname: %[1]s}
+      nodeSelector: {kubernetes.io/hostname: %[2]s}
       terminationGracePeriodSeconds: 1
       containers:
       - name: echo
-        image: %[2]s
+        image: %[1]s
         command: [sh, -c, "mkdir -p /tmp/w && echo ok >/tmp/w/index.html && exec httpd -f -p 8080 -h /tmp/w"]
         readinessProbe: {httpGet: {path: /, port: 8080}}
-`, name, image)
-	}
-	return text
+`, image, on)
 }

@@ -22,11 +22,12 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
+	"polymesh.dev/polymesh/pkg/status"
 	"polymesh.dev/polymesh/pkg/token"
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-// Three servers and two agents, from empty data dirs. Any server can be lost, also the one that leads: what was acknowledged stays, and
+// Three servers and two agents, from empty data dirs. Any server can be lost, also the one that leads etcd: what was acknowledged stays, and
 // requests to pods on other nodes are answered. Without a majority the cluster stops, reports it, and comes back.
 func TestServers(t *testing.T) {
 	ownNodes(t, 5)
@@ -203,19 +204,22 @@ func TestServers(t *testing.T) {
 	}
 	writes := func(t *testing.T, n *node.Node, count int) {
 		t.Helper()
-		n.Eventually(t, time.Minute, func() (bool, string) {
+		n.Eventually(t, 2*time.Minute, func() (bool, string) {
 			have := book.count()
 			return have >= count, fmt.Sprintf("%d writes are acknowledged, want %d", have, count)
 		})
 	}
 
-	lose("the first server is killed", func(t *testing.T) {
+	lose("the leader of etcd is killed", func(t *testing.T) {
 		writes(t, first, 50)
-		if err := first.Kill(); err != nil {
+		leads := etcdLeader(t, first, servers, nil)
+		other := otherThan(leads, servers)
+		if err := leads.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		writes(t, servers[1], book.count()+50)
-		if err := first.Start(t.Context()); err != nil {
+		writes(t, other, book.count()+50)
+		t.Logf("etcd was led by %s, and is led by %s", leads.Name, etcdLeader(t, other, servers, leads).Name)
+		if err := leads.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -241,16 +245,18 @@ func TestServers(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	lose("a slow disk", func(t *testing.T) {
-		before := count(t, servers[1], "slow fdatasync")
-		if err := servers[1].SlowDisk(1); err != nil {
+	lose("a slow disk under the leader of etcd", func(t *testing.T) {
+		leads := etcdLeader(t, first, servers, nil)
+		before := count(t, leads, "slow fdatasync")
+		if err := leads.SlowDisk(1); err != nil {
 			t.Fatal(err)
 		}
-		writes(t, first, book.count()+50)
-		servers[1].Eventually(t, time.Minute, func() (bool, string) {
-			return count(t, servers[1], "slow fdatasync") > before, "etcd does not notice that its disk is slow"
+		writes(t, otherThan(leads, servers), book.count()+20) // each waits for its disk
+		leads.Eventually(t, time.Minute, func() (bool, string) {
+			return count(t, leads, "slow fdatasync") > before, "etcd does not notice that its disk is slow"
 		})
-		if err := servers[1].SlowDisk(0); err != nil {
+		t.Logf("etcd was led by %s, with the slow disk, and is led by %s", leads.Name, etcdLeader(t, otherThan(leads, servers), servers, nil).Name)
+		if err := leads.SlowDisk(0); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -382,6 +388,44 @@ func rotateKeys(t *testing.T, servers []*node.Node) {
 	}
 	last.WaitReady(t, 3*time.Minute)
 	reads()
+}
+
+// etcdMembers returns the members of etcd that `polymesh etcd members` lists on a server that runs.
+func etcdMembers(t *testing.T, n *node.Node) (members []status.Member, err error) {
+	t.Helper()
+	out, errOut, code := n.Polymesh(t, "etcd", "members", "--output", "json")
+	if err := json.Unmarshal([]byte(out), &members); err != nil || code != 0 {
+		return nil, fmt.Errorf("polymesh etcd members ends with %d (%v): %s%s", code, err, out, errOut)
+	}
+	return members, nil
+}
+
+// etcdLeader returns which of the servers, node-1 and so on, leads etcd, as a server that runs knows it. It waits until one leads that is
+// not the former one.
+func etcdLeader(t *testing.T, asked *node.Node, servers []*node.Node, former *node.Node) (leads *node.Node) {
+	t.Helper()
+	asked.Eventually(t, time.Minute, func() (bool, string) {
+		members, err := etcdMembers(t, asked)
+		for _, m := range members {
+			for i, n := range servers {
+				if m.Leader && n != former && m.Node == fmt.Sprintf("node-%d", i+1) {
+					leads = n
+				}
+			}
+		}
+		return leads != nil, fmt.Sprintf("no server leads etcd: %+v, %v", members, err)
+	})
+	return leads
+}
+
+// otherThan returns another one of the nodes.
+func otherThan(n *node.Node, nodes []*node.Node) *node.Node {
+	for _, other := range nodes {
+		if other != n {
+			return other
+		}
+	}
+	return nil
 }
 
 // notReady waits until the cluster has noticed that a node is away.
@@ -531,21 +575,6 @@ func (s *stream) note(url string, err error) {
 	} else {
 		s.lost = append(s.lost, fmt.Sprintf("%s %s: %v", time.Now().Format(time.TimeOnly), url, err))
 	}
-}
-
-// more waits until so many more are answered.
-func (s *stream) more(t *testing.T, n *node.Node, count int) {
-	t.Helper()
-	answered := func() int {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.answered
-	}
-	want := answered() + count
-	n.Eventually(t, time.Minute, func() (bool, string) {
-		have := answered()
-		return have >= want, fmt.Sprintf("%d requests are answered, want %d", have, want)
-	})
 }
 
 // none waits for the end, and checks that none was lost of at least this many.

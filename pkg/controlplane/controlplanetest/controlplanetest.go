@@ -15,7 +15,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -36,6 +35,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/certificate/certificatetest"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
@@ -66,8 +66,9 @@ func Start(t testing.TB, log *slog.Logger, args ...string) string {
 func StartWith(t testing.TB, log *slog.Logger, more map[string]http.Handler, args ...string) string {
 	t.Helper()
 	dir := t.TempDir()
+	free := func() netip.AddrPort { return certificatetest.Free(t, netip.AddrFrom4([4]byte{127, 0, 0, 1})) }
 	flags := config.ServerFlags()
-	if err := flags.Parse(append([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(free(t).Port()),
+	if err := flags.Parse(append([]string{"--data-dir", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(free().Port()),
 		"--write-kubeconfig", filepath.Join(dir, "kubeconfig")}, args...)); err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +87,7 @@ func StartWith(t testing.TB, log *slog.Logger, more map[string]http.Handler, arg
 	if cfg.ClusterInit {
 		db = etcd.New(etcd.Options{
 			Dir: cfg.DataDir.Etcd(), SQLite: cfg.DataDir.Server("db", datastore.CopyName), Node: name, Certificates: certs, Log: log,
-			Client: free(t), HTTP: free(t), Peer: free(t),
+			Client: free(), HTTP: free(), Peer: free(),
 		})
 	}
 	several := cfg.Datastore.Kind == config.Etcd
@@ -129,17 +130,6 @@ func StartWith(t testing.TB, log *slog.Logger, more map[string]http.Handler, arg
 		t.Fatal("no control plane after a minute")
 	}
 	return cfg.DataDir.Kubeconfig("polymesh")
-}
-
-// free returns an address on which nothing listens.
-func free(t testing.TB) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
 }
 
 // Client returns a client with a kubeconfig's identity, without rate limit.

@@ -26,6 +26,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/certificate/certificatetest"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
@@ -90,7 +91,7 @@ func TestRestoredCluster(t *testing.T) {
 }
 
 func testRestoredCluster(t *testing.T, args ...string) {
-	port := fmt.Sprint(free(t, netip.MustParseAddr("127.0.0.1")).Port())
+	port := fmt.Sprint(certificatetest.Free(t, netip.MustParseAddr("127.0.0.1")).Port())
 	old, fresh := newMachine(t, "old"), newMachine(t, "new")
 	run := func(dir layout.DataDir) (*kubernetes.Clientset, string, func()) {
 		t.Helper()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,31 +16,28 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd/etcdtest"
 	"polymesh.dev/polymesh/pkg/datadir"
 )
 
 // etcdMachine is a machine whose datastore is etcd, on an address of its own.
 type etcdMachine struct {
 	machine
-	opts   etcd.Options
-	member *etcd.Etcd // nil while it is stopped
+	member *etcdtest.Server
 }
 
 // newEtcdMachine returns a machine with an empty data dir, or with the certificates of a cluster's first machine.
 func newEtcdMachine(t *testing.T, node string, number byte, first *etcdMachine) *etcdMachine {
 	t.Helper()
 	m := &etcdMachine{machine: newMachine(t, node)}
-	ip := netip.AddrFrom4([4]byte{127, 0, 2, number})
-	m.opts = etcd.Options{
-		Dir: m.dir.Etcd(), SQLite: m.dir.Server("db", datastore.CopyName), Node: node, Certificates: certificate.Store(m.dir.TLS()),
-		Client: free(t, ip), HTTP: free(t, ip), Peer: free(t, ip), Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
-	}
-	m.o.Datastore = etcd.New(m.opts)
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	m.member = etcdtest.New(t, node, netip.AddrFrom4([4]byte{127, 0, 2, number}), m.dir, certificate.Store(m.dir.TLS()), log)
+	m.member.Options.SQLite = m.dir.Server("db", datastore.CopyName)
+	m.o.Datastore = etcd.New(m.member.Options)
 	if first != nil {
 		if _, err := datadir.Claim(m.dir); err != nil {
 			t.Fatal(err)
@@ -69,86 +65,24 @@ func newEtcdCluster(t *testing.T, node string, number byte) *etcdMachine {
 // certificates issues what a server issues when it starts.
 func (m *etcdMachine) certificates(t *testing.T) {
 	t.Helper()
-	if _, err := certificate.Ensure(certificate.Options{Dir: m.dir.TLS(), NodeName: m.opts.Node, NodeIP: m.opts.Peer.Addr(), ServiceIP: netip.MustParseAddr("10.43.0.1"), ClusterDomain: "cluster.local", Now: time.Now()}); err != nil {
+	if _, err := certificate.Ensure(certificate.Options{Dir: m.dir.TLS(), NodeName: m.member.Name, NodeIP: m.member.Options.Peer.Addr(), ServiceIP: netip.MustParseAddr("10.43.0.1"), ClusterDomain: "cluster.local", Now: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func free(t *testing.T, ip netip.Addr) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 0).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
-}
-
+// start starts the member, as a server does.
 func (m *etcdMachine) start(t *testing.T) {
 	t.Helper()
 	m.certificates(t)
-	m.member = etcd.New(m.opts)
-	if err := m.member.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	member := m.member
-	t.Cleanup(func() { end(t, member) })
-}
-
-func (m *etcdMachine) ready(t *testing.T) {
-	t.Helper()
-	eventually(t, m.opts.Node+" is ready", func() error { return m.member.Ready(t.Context()) })
-}
-
-func (m *etcdMachine) stop(t *testing.T) {
-	t.Helper()
-	end(t, m.member)
-	m.member = nil
-}
-
-func end(t *testing.T, e *etcd.Etcd) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if err := e.Stop(ctx); err != nil {
-		t.Error(err)
-	}
-}
-
-func eventually(t *testing.T, what string, done func() error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := done()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
+	m.member.Start(t)
 }
 
 // joins makes the machine a member of another one's cluster.
 func (m *etcdMachine) joins(t *testing.T, first *etcdMachine) {
 	t.Helper()
-	m.opts.Join = func(ctx context.Context, self etcd.Peer) (members []etcd.Peer, err error) {
-		eventually(t, m.opts.Node+" is added", func() error {
-			_, members, err = first.member.AddLearner(ctx, m.opts.Node, self)
-			return err
-		})
-		return members, nil
-	}
-	m.start(t)
-	m.ready(t)
+	m.certificates(t)
+	m.member.Join(t, first.member)
 }
-
-const prefix = "/registry/configmaps/default/"
 
 func (m *etcdMachine) put(t *testing.T, key, value string) int64 {
 	t.Helper()
@@ -158,7 +92,7 @@ func (m *etcdMachine) put(t *testing.T, key, value string) int64 {
 	}
 	defer client.Close()
 	var revision int64
-	eventually(t, "a write on "+m.opts.Node, func() error {
+	controlplanetest.Eventually(t, "a write on "+m.member.Name, func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		put, err := client.Put(ctx, prefix+key, value)
@@ -177,22 +111,13 @@ func (m *etcdMachine) values(t *testing.T) (string, int64) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	all, err := client.Get(t.Context(), prefix, clientv3.WithPrefix())
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := ""
-	for _, kv := range all.Kvs {
-		text += filepath.Base(string(kv.Key)) + "=" + string(kv.Value) + " "
-	}
-	return text, all.Header.Revision
+	return valuesOf(t, client)
 }
 
 // A cluster with etcd is saved while its server runs, and restored on an empty machine and on its own.
 func TestEtcdRestore(t *testing.T) {
 	m := newEtcdCluster(t, "n1", 1)
 	m.start(t)
-	m.ready(t)
 	m.put(t, "a", "1")
 	info := m.save(t, OnDemand)
 	if info.Datastore != "etcd" || info.Revision == 0 {
@@ -209,7 +134,7 @@ func TestEtcdRestore(t *testing.T) {
 		}
 	}
 	lock.Release()
-	m.stop(t)
+	m.member.Halt(t)
 
 	fresh := newEtcdMachine(t, "n2", 2, nil)
 	r, err := fresh.Restore(t.Context(), info.Path)
@@ -220,7 +145,6 @@ func TestEtcdRestore(t *testing.T) {
 		t.Errorf("restored: %+v", r)
 	}
 	fresh.start(t)
-	fresh.ready(t)
 	if values, revision := fresh.values(t); values != "a=1 " || revision < r.Next {
 		t.Errorf("the values are %q at revision %d, want %d", values, revision, r.Next)
 	}
@@ -236,17 +160,15 @@ func TestEtcdRestore(t *testing.T) {
 		t.Errorf("restored: %+v", r)
 	}
 	m.start(t)
-	m.ready(t)
 	if values, revision := m.values(t); values != "a=1 " || revision <= last {
 		t.Errorf("the values are %q at revision %d", values, revision)
 	}
-	m.stop(t)
+	m.member.Halt(t)
 	// What was there before is in the snapshot of it, also the last write.
 	if _, err := m.Restore(t.Context(), r.Saved.Path); err != nil {
 		t.Fatal(err)
 	}
 	m.start(t)
-	m.ready(t)
 	if values, _ := m.values(t); values != "a=1 b=2 " {
 		t.Errorf("the values are %q", values)
 	}
@@ -260,8 +182,8 @@ func TestRestoreOfAnotherKind(t *testing.T) {
 	// The state moves to etcd, after a snapshot of it.
 	e := newEtcdMachine(t, "n1", 1, nil)
 	e.machine = m
-	e.opts.Dir, e.opts.SQLite, e.opts.Certificates = m.dir.Etcd(), m.dir.Server("db", datastore.CopyName), certificate.Store(m.dir.TLS())
-	m.o.Datastore = etcd.New(e.opts)
+	e.member.Options.Dir, e.member.Options.SQLite, e.member.Options.Certificates = m.dir.Etcd(), m.dir.Server("db", datastore.CopyName), certificate.Store(m.dir.TLS())
+	m.o.Datastore = etcd.New(e.member.Options)
 	if err := m.BeforeStart(t.Context(), true, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
@@ -269,12 +191,11 @@ func TestRestoreOfAnotherKind(t *testing.T) {
 		t.Errorf("before the move: %+v, %v", all, err)
 	}
 	e.start(t)
-	e.ready(t)
 	if values, revision := e.values(t); values != "a=1 later=2 " || revision <= last {
 		t.Errorf("the values in etcd are %q at revision %d", values, revision)
 	}
 	inEtcd := m.save(t, "in-etcd")
-	e.stop(t)
+	e.member.Halt(t)
 
 	if _, err := m.Restore(t.Context(), inSQLite.Path); err != nil {
 		t.Fatal(err)
@@ -291,7 +212,6 @@ func TestRestoreOfAnotherKind(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.start(t)
-	e.ready(t)
 	if values, again := e.values(t); values != "a=1 later=2 " || again <= revision {
 		t.Errorf("the values in etcd are %q at revision %d, and were at %d", values, again, revision)
 	}
@@ -301,14 +221,13 @@ func TestRestoreOfAnotherKind(t *testing.T) {
 func TestReset(t *testing.T) {
 	a := newEtcdCluster(t, "a", 1)
 	a.start(t)
-	a.ready(t)
 	b, c := newEtcdMachine(t, "b", 2, a), newEtcdMachine(t, "c", 3, a)
 	b.joins(t, a)
 	c.joins(t, a)
 	a.put(t, "first", "1")
 	// While the others run, they are the cluster.
 	before := a.save(t, "before")
-	a.stop(t)
+	a.member.Halt(t)
 	for what, try := range map[string]func() (*Restored, error){
 		"reset":    func() (*Restored, error) { return a.Reset(t.Context()) },
 		"reset to": func() (*Restored, error) { return a.ResetTo(t.Context(), before.Path) },
@@ -321,14 +240,13 @@ func TestReset(t *testing.T) {
 		}
 	}
 	a.start(t)
-	a.ready(t)
-	c.stop(t)
+	c.member.Halt(t)
 	last := b.put(t, "last", "2")
-	b.stop(t)
+	b.member.Halt(t)
 	if _, err := a.Save(t.Context(), OnDemand); err == nil || !strings.Contains(err.Error(), "no majority") {
 		t.Errorf("a snapshot without a majority: %v", err)
 	}
-	a.stop(t)
+	a.member.Halt(t)
 	if _, err := a.MoveToSQLite(t.Context()); err == nil || !strings.Contains(err.Error(), "etcd has 3 members (a, b, c)") {
 		t.Errorf("the move of one of three: %v", err)
 	}
@@ -355,7 +273,6 @@ func TestReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.start(t)
-	a.ready(t)
 	if values, revision := a.values(t); values != "first=1 last=2 " || revision <= last {
 		t.Errorf("the values are %q at revision %d, and were at %d", values, revision, last)
 	}
@@ -364,25 +281,26 @@ func TestReset(t *testing.T) {
 		t.Errorf("the members are %+v, %v", members, err)
 	}
 	// A lost server comes back with its old data: it does not get into the new cluster.
-	b.opts.Join = nil
-	b.start(t)
+	b.member.Options.Join = nil
+	b.certificates(t)
+	b.member.Begin(t)
 	a.put(t, "after", "3")
-	eventually(t, "a former member with its old data shows why it is not ready", func() error {
+	controlplanetest.Eventually(t, "a former member with its old data shows why it is not ready", func() error {
 		if err := b.member.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "belong to another cluster") {
 			return fmt.Errorf("it is %v", err)
 		}
 		return nil
 	})
 	// With empty ones it joins again.
-	b.stop(t)
-	if err := os.RemoveAll(b.opts.Dir); err != nil {
+	b.member.Halt(t)
+	if err := os.RemoveAll(b.member.Options.Dir); err != nil {
 		t.Fatal(err)
 	}
 	b.joins(t, a)
 	if values, _ := b.values(t); values != "after=3 first=1 last=2 " {
 		t.Errorf("the values on b are %q", values)
 	}
-	a.stop(t)
+	a.member.Halt(t)
 	// After a normal start it can be reset once more.
 	if _, err := a.Reset(t.Context()); err != nil {
 		t.Error(err)
@@ -393,12 +311,11 @@ func TestReset(t *testing.T) {
 func TestMoveToSQLite(t *testing.T) {
 	e := newEtcdCluster(t, "n1", 1)
 	e.start(t)
-	e.ready(t)
 	for i := range 30 {
 		e.put(t, fmt.Sprintf("key-%02d", i), fmt.Sprint(i))
 	}
 	_, last := e.values(t)
-	e.stop(t)
+	e.member.Halt(t)
 	before := files(t, e.dir.Server())
 	r, err := e.MoveToSQLite(t.Context())
 	if err != nil {

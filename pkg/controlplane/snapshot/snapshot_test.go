@@ -108,7 +108,7 @@ func (m machine) put(t *testing.T, key, value string) int64 {
 	t.Helper()
 	client, stop := m.client(t)
 	defer stop()
-	key = "/registry/configmaps/default/" + key
+	key = prefix + key
 	have, err := client.Get(t.Context(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +129,15 @@ func (m machine) values(t *testing.T) (string, int64) {
 	t.Helper()
 	client, stop := m.client(t)
 	defer stop()
-	all, err := client.Get(t.Context(), "/registry/configmaps/default/", clientv3.WithPrefix())
+	return valuesOf(t, client)
+}
+
+// prefix is that of the keys that the tests write.
+const prefix = "/registry/configmaps/default/"
+
+func valuesOf(t *testing.T, client *clientv3.Client) (string, int64) {
+	t.Helper()
+	all, err := client.Get(t.Context(), prefix, clientv3.WithPrefix())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -126,7 +127,7 @@ func (c *Cluster) add(o Options) (*Node, error) {
 	name := fmt.Sprintf("%s-%d", c.Name, number)
 	n := &Node{
 		// The folder's name is short: the path of a socket has 107 characters.
-		Name: name, Dir: filepath.Join(os.TempDir(), name), opts: o, program: program,
+		Name: name, Dir: filepath.Join(os.TempDir(), name), opts: o, program: cmp.Or(o.Program, program), tested: program,
 		cluster: c, number: number, inside: namespace(name), outside: c.outside,
 	}
 	if err := os.Mkdir(n.Dir, 0o711); err != nil {

@@ -41,7 +41,7 @@ const recordName = "node.json"
 
 func (n *Node) record() record {
 	return record{
-		Dir: n.Dir, Namespaces: []namespace{n.inside}, DataDir: n.DataDir(), Kubeconfig: n.Kubeconfig(), Program: n.program,
+		Dir: n.Dir, Namespaces: []namespace{n.inside}, DataDir: n.DataDir(), Kubeconfig: n.Kubeconfig(), Program: n.tested,
 		Owner: ownerOf(os.Getpid()),
 	}
 }

@@ -55,6 +55,8 @@ type Options struct {
 	Joins *Node
 	// Serves makes the node a further server of that cluster, in place of an agent. kubectl on it uses its own API server.
 	Serves bool
+	// Program is the polymesh file that runs on the node, by default the one under test. The data dir of another one is not prepared.
+	Program string
 	// Args are further flags of `polymesh server`, or `polymesh agent`; data dir, kubeconfig, server and token are set already.
 	Args []string
 	// Env are further environment variables of the server, KEY=value.
@@ -87,6 +89,7 @@ type Node struct {
 
 	opts    Options
 	program string
+	tested  string // the program under test, which removes what the node leaves
 	cluster *Cluster
 	single  bool // the cluster exists for this node only
 	// prepares means that a test has created the node.
@@ -234,6 +237,9 @@ func Top() (string, error) {
 		dir = parent
 	}
 }
+
+// Replace lets the next start, and each command from now on, use another polymesh file, as an upgrade of the machine does.
+func (n *Node) Replace(program string) { n.program = program }
 
 // Program returns the file under test.
 func Program() (string, error) {

@@ -31,9 +31,9 @@ var prepared = []string{"data", "agent/containerd", "agent/session.json"}
 // importing them is most of the work of a first start, and the same for every node. The files of programs and images are hard links:
 // they are never changed, only replaced.
 //
-// Nodes that no test has created, and those with their own disk, start from nothing.
+// Nodes that no test has created, and those with another program or with their own disk, start from nothing.
 func (n *Node) prepare(ctx context.Context) error {
-	if _, err := os.Stat(n.DataDir()); err == nil || !n.prepares || n.opts.FirstStart || n.opts.Disk != nil {
+	if _, err := os.Stat(n.DataDir()); err == nil || !n.prepares || n.opts.FirstStart || n.opts.Program != "" || n.opts.Disk != nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, prepareLimit)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/certificate/certificatetest"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 )
@@ -26,7 +26,6 @@ import (
 // server is a server of a cluster, on an address of its own.
 type server struct {
 	name string
-	ip   netip.Addr
 	opts Options
 	// stall is how long a learner may make no progress; 0 for the default.
 	stall time.Duration
@@ -39,44 +38,13 @@ type server struct {
 func servers(t *testing.T, names ...string) []*server {
 	t.Helper()
 	var all []*server
-	var exported map[string][]byte
-	for i, name := range names {
-		ip := netip.AddrFrom4([4]byte{127, 0, 1, byte(i + 1)})
-		certs := certificate.Store(t.TempDir())
-		// The first server's authorities are the cluster's.
-		if exported != nil {
-			if err := certificate.Import(certs, exported); err != nil {
-				t.Fatal(err)
-			}
-		}
-		authorities, err := certificate.EnsureAuthorities(certs, time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := authorities.Issue(certificate.Options{Dir: string(certs), NodeName: name, NodeIP: ip, ServiceIP: netip.MustParseAddr("10.43.0.1"), ClusterDomain: "cluster.local", Now: time.Now()}); err != nil {
-			t.Fatal(err)
-		}
-		if exported == nil {
-			if exported, err = authorities.Export(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		all = append(all, &server{name: name, ip: ip, opts: Options{
-			Dir: t.TempDir(), Node: name, Certificates: certs, Client: free(t, ip),
-			HTTP: free(t, ip), Peer: free(t, ip), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	for _, c := range certificatetest.Servers(t, 1, names...) {
+		all = append(all, &server{name: c.Name, opts: Options{
+			Dir: t.TempDir(), Node: c.Name, Certificates: c.Certificates, Client: certificatetest.Free(t, c.IP),
+			HTTP: certificatetest.Free(t, c.IP), Peer: certificatetest.Free(t, c.IP), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		}})
 	}
 	return all
-}
-
-func free(t *testing.T, ip netip.Addr) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 0).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
 }
 
 // start starts the server's member, after a stop on the same data.
@@ -231,7 +199,7 @@ func TestOneMember(t *testing.T) {
 		c.Close()
 	}
 	stop(t, s.Etcd)
-	s.opts.Peer = free(t, netip.AddrFrom4([4]byte{127, 0, 1, 9}))
+	s.opts.Peer = certificatetest.Free(t, netip.AddrFrom4([4]byte{127, 0, 1, 9}))
 	s.start(t)
 	s.ready(t)
 	s.has(t, "a")

@@ -5,12 +5,12 @@ package etcdtest
 import (
 	"context"
 	"log/slog"
-	"net"
 	"net/netip"
 	"testing"
 	"time"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/certificate/certificatetest"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -22,42 +22,28 @@ type Server struct {
 	Name string
 	// DataDir is its data dir, of which the member has its part.
 	DataDir layout.DataDir
+	// Options are those of the member at its next start.
+	Options etcd.Options
 	*etcd.Etcd
-	opts etcd.Options
+}
+
+// New returns a server whose member does not run, on free ports of an address.
+func New(t *testing.T, name string, ip netip.Addr, dir layout.DataDir, certs certificate.Store, log *slog.Logger) *Server {
+	t.Helper()
+	return &Server{Name: name, DataDir: dir, Options: etcd.Options{
+		Dir: dir.Etcd(), Node: name, Certificates: certs,
+		Client: certificatetest.Free(t, ip), HTTP: certificatetest.Free(t, ip), Peer: certificatetest.Free(t, ip), Log: log,
+	}}
 }
 
 // Cluster starts a member for each name. The first one's cluster is joined by the others.
 func Cluster(t *testing.T, log *slog.Logger, names ...string) []*Server {
 	t.Helper()
 	var all []*Server
-	var authorities *certificate.Authorities
-	for i, name := range names {
-		ip := netip.AddrFrom4([4]byte{127, 0, 2, byte(i + 1)})
-		certs := certificate.Store(t.TempDir())
-		if authorities != nil {
-			exported, err := authorities.Export()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := certificate.Import(certs, exported); err != nil {
-				t.Fatal(err)
-			}
-		}
-		var err error
-		if authorities, err = certificate.EnsureAuthorities(certs, time.Now()); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := authorities.Issue(certificate.Options{
-			Dir: string(certs), NodeName: name, NodeIP: ip, ServiceIP: netip.MustParseAddr("10.43.0.1"), ClusterDomain: "cluster.local", Now: time.Now(),
-		}); err != nil {
-			t.Fatal(err)
-		}
-		dir := layout.DataDir(t.TempDir())
-		s := &Server{Name: name, DataDir: dir, opts: etcd.Options{
-			Dir: dir.Etcd(), Node: name, Certificates: certs, Client: free(t, ip), HTTP: free(t, ip), Peer: free(t, ip), Log: log.With("server", name),
-		}}
-		if i > 0 {
-			s.join(t, all[0])
+	for _, c := range certificatetest.Servers(t, 2, names...) {
+		s := New(t, c.Name, c.IP, layout.DataDir(t.TempDir()), c.Certificates, log.With("server", c.Name))
+		if len(all) > 0 {
+			s.Join(t, all[0])
 		} else {
 			s.Start(t)
 		}
@@ -66,43 +52,40 @@ func Cluster(t *testing.T, log *slog.Logger, names ...string) []*Server {
 	return all
 }
 
-func free(t *testing.T, ip netip.Addr) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 0).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
-}
-
-// Start starts the member, also after Stop, and waits until it is ready.
+// Start starts the member, also after Halt, and waits until it is ready.
 func (s *Server) Start(t *testing.T) {
 	t.Helper()
-	s.begin(t)
-	controlplanetest.Eventually(t, s.Name+" is ready", func() error { return s.Ready(t.Context()) })
+	s.Begin(t)
+	s.WaitReady(t)
 }
 
-func (s *Server) begin(t *testing.T) {
+// Begin starts the member, which is halted at the end of the test.
+func (s *Server) Begin(t *testing.T) {
 	t.Helper()
-	e := etcd.New(s.opts)
+	e := etcd.New(s.Options)
 	s.Etcd = e
 	if err := e.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { stop(t, e) })
+	t.Cleanup(func() { halt(t, e) })
+}
+
+// WaitReady waits until the member is ready.
+func (s *Server) WaitReady(t *testing.T) {
+	t.Helper()
+	controlplanetest.Eventually(t, s.Name+" is ready", func() error { return s.Ready(t.Context()) })
 }
 
 // Certificates returns the server's certificates.
-func (s *Server) Certificates() certificate.Store { return s.opts.Certificates }
+func (s *Server) Certificates() certificate.Store { return s.Options.Certificates }
 
 // Halt stops the member.
 func (s *Server) Halt(t *testing.T) {
 	t.Helper()
-	stop(t, s.Etcd)
+	halt(t, s.Etcd)
 }
 
-func stop(t *testing.T, e *etcd.Etcd) {
+func halt(t *testing.T, e *etcd.Etcd) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -111,15 +94,15 @@ func stop(t *testing.T, e *etcd.Etcd) {
 	}
 }
 
-func (s *Server) join(t *testing.T, through *Server) {
+// Join starts the member as one more of another one's cluster, and waits until it is ready.
+func (s *Server) Join(t *testing.T, through *Server) {
 	t.Helper()
-	s.opts.Join = func(ctx context.Context, self etcd.Peer) (members []etcd.Peer, err error) {
+	s.Options.Join = func(ctx context.Context, self etcd.Peer) (members []etcd.Peer, err error) {
 		controlplanetest.Eventually(t, s.Name+" is added", func() error {
 			_, members, err = through.AddLearner(ctx, s.Name, self)
 			return err
 		})
 		return members, nil
 	}
-	s.begin(t)
-	controlplanetest.Eventually(t, s.Name+" is ready", func() error { return s.Ready(t.Context()) })
+	s.Start(t)
 }
