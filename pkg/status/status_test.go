@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 
@@ -89,7 +90,7 @@ func TestServeAndAsk(t *testing.T) {
 			t.Errorf("%s: %+v", got.Name, got)
 		}
 		got.Memory, got.Version, got.Since = 0, "", time.Time{}
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 	}
