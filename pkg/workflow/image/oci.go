@@ -90,8 +90,8 @@ func openLayout(file string) (list []named, done func(), err error) {
 	return list, done, nil
 }
 
-// member matches what an OCI archive has, and that is read (https://github.com/opencontainers/image-spec/blob/main/image-layout.md).
-var member = regexp.MustCompile(`^(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})$`)
+// layoutMember matches what an OCI archive has, and that is read (https://github.com/opencontainers/image-spec/blob/main/image-layout.md).
+var layoutMember = regexp.MustCompile(`^(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})$`)
 
 // extract unpacks an OCI archive. Other files in it are left out.
 func extract(file, dir string) error {
@@ -109,7 +109,7 @@ func extract(file, dir string) error {
 			return err
 		}
 		name := strings.TrimPrefix(path.Clean(entry.Name), "./")
-		if entry.Typeflag != tar.TypeReg || !member.MatchString(name) {
+		if entry.Typeflag != tar.TypeReg || !layoutMember.MatchString(name) {
 			continue
 		}
 		to := filepath.Join(dir, filepath.FromSlash(name))
