@@ -264,25 +264,6 @@ func TestAgents(t *testing.T) {
 		one.WaitReady(t, 3*time.Minute)
 	})
 
-	t.Run("removed", func(t *testing.T) {
-		server.Kubectl(t, "delete", "node", "node-2")
-		one.Eventually(t, time.Minute, func() (bool, string) {
-			out, _ := one.Status(t)
-			return strings.Contains(out, "its node was removed"), "polymesh status on the machine of a node that was removed: " + out
-		})
-		// With the token it is a new machine.
-		if err := one.Stop(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if err := one.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		one.WaitReady(t, 3*time.Minute)
-		if out := server.Kubectl(t, "get", "node", "node-2", "--no-headers"); !strings.Contains(out, " Ready ") {
-			t.Errorf("after it joined again the node is %q", out)
-		}
-	})
-
 	t.Run("upgraded", func(t *testing.T) {
 		before := podsOf(t, server, "echo")
 		answer(t, server, "http://"+two.Address()+":8000/")
@@ -299,6 +280,25 @@ func TestAgents(t *testing.T) {
 		}
 		if out, code := server.Status(t); code != 0 || strings.Contains(out, "minor older") {
 			t.Errorf("after the upgrade polymesh status ends with %d:\n%s", code, out)
+		}
+	})
+
+	t.Run("removed", func(t *testing.T) {
+		server.Kubectl(t, "delete", "node", "node-2")
+		one.Eventually(t, time.Minute, func() (bool, string) {
+			out, _ := one.Status(t)
+			return strings.Contains(out, "its node was removed"), "polymesh status on the machine of a node that was removed: " + out
+		})
+		// With the token it is a new machine.
+		if err := one.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := one.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		one.WaitReady(t, 3*time.Minute)
+		if out := server.Kubectl(t, "get", "node", "node-2", "--no-headers"); !strings.Contains(out, " Ready ") {
+			t.Errorf("after it joined again the node is %q", out)
 		}
 	})
 
