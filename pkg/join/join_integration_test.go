@@ -597,7 +597,7 @@ func TestJoin(t *testing.T) {
 		changed.Secret = "another-of-the-user-0123456789"
 		later := startServer(t, kubeconfig, dir, "chooses-again", &join.Shared{Config: &changed, Datastore: bootstrap.External, Endpoint: endpoint, Settles: true})
 		controlplanetest.Eventually(t, "the other secret is noted", func() error {
-			if note := later.Note(t.Context()); !strings.Contains(note, "the servers' secret in the settings is not that of this cluster") {
+			if note := strings.Join(later.Notes(t.Context()), "\n"); !strings.Contains(note, "the servers' secret in the settings is not that of this cluster") {
 				return fmt.Errorf("the note is %q: %w", note, later.Ready(t.Context()))
 			}
 			return nil

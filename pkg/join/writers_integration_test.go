@@ -223,7 +223,7 @@ func formerRecords(t *testing.T, admin *kubernetes.Clientset, kubeconfig string,
 	adopted("old", map[string]string{"key": "0", "token": "t", "address": "192.0.2.77", "time": joined, "role": "agent"})
 	adopted("old-removed", map[string]string{"removed": removed})
 	controlplanetest.Eventually(t, "the server is ready", func() error { return upgraded.Ready(t.Context()) })
-	if note := upgraded.Note(t.Context()); !strings.Contains(note, "(not-upgraded)") {
+	if note := strings.Join(upgraded.Notes(t.Context()), "\n"); !strings.Contains(note, "(not-upgraded)") {
 		t.Errorf("the note is %q", note)
 	}
 	// Machines join by the other server, and its nodes leave.
@@ -251,7 +251,7 @@ func formerRecords(t *testing.T, admin *kubernetes.Clientset, kubeconfig string,
 		t.Errorf("ConfigMaps are left: %v, %v", left.Items, err)
 	}
 	controlplanetest.Eventually(t, "nothing is to be said", func() error {
-		if note := upgraded.Note(t.Context()); strings.Contains(note, "not-upgraded") {
+		if note := strings.Join(upgraded.Notes(t.Context()), "\n"); strings.Contains(note, "not-upgraded") {
 			return errors.New(note)
 		}
 		return nil

@@ -223,7 +223,7 @@ func TestPush(t *testing.T) {
 		a.eventuallyKeeps("shop/index:2", digest.Digest(want.String()))
 		// Its tag is none of a build, so an agent is no place for it.
 		eventually(t, "the node says that it has the only copy", func() error {
-			if note := a.reg.Note(t.Context()); !strings.Contains(note, "on this node only: docker.io/shop/index:2 (no other server") {
+			if note := strings.Join(a.reg.Notes(t.Context()), "\n"); !strings.Contains(note, "on this node only: docker.io/shop/index:2 (no other server") {
 				return errors.New(note)
 			}
 			return nil
