@@ -24,32 +24,33 @@ import (
 const adoptedName = "joined-machines"
 
 // adopt takes over the records of a version before. It is complete once each server of the cluster has recorded itself, which servers of that
-// version do not do; then their ConfigMaps are removed. Until then it is called again: machines may join by those servers.
-func (r *records) adopt(ctx context.Context) error {
+// version do not do; then their ConfigMaps are removed. Until then it is called again: machines may join by those servers. It reports whether all
+// records of now are taken over, also with an error: a full datastore must not keep a server whose cluster has none from accepting nodes.
+func (r *records) adopt(ctx context.Context) (taken bool, err error) {
 	if r.settled {
-		return nil
+		return true, nil
 	}
 	secrets, maps := r.client.CoreV1().Secrets(metav1.NamespaceSystem), r.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	switch mark, err := secrets.Get(ctx, adoptedName, metav1.GetOptions{}); {
 	case err == nil && mark.Type == recordType:
 		r.settled = true
 		r.behind.Store(nil)
-		return nil
+		return true, nil
 	case err != nil && !apierrors.IsNotFound(err):
-		return fmt.Errorf("look for the records of a version before: %w", err)
+		return false, fmt.Errorf("look for the records of a version before: %w", err)
 	}
 	// Before the ConfigMaps: what a server of that version has written until it was stopped is in them.
 	behind, err := serversBehind(ctx, r.client)
 	if err != nil {
-		return err
+		return false, err
 	}
 	old, err := maps.List(ctx, metav1.ListOptions{LabelSelector: recordLabel})
 	if err != nil {
-		return fmt.Errorf("read the records of a version before: %w", err)
+		return false, fmt.Errorf("read the records of a version before: %w", err)
 	}
 	for _, m := range old.Items {
 		if err := adoptOne(ctx, r.client, &m); err != nil {
-			return fmt.Errorf("take over the record %s of a version before: %w", m.Name, err)
+			return false, fmt.Errorf("take over the record %s of a version before: %w", m.Name, err)
 		}
 	}
 	if others := slices.DeleteFunc(slices.Clone(behind), func(n string) bool { return n == r.self }); len(others) > 0 {
@@ -58,7 +59,7 @@ func (r *records) adopt(ctx context.Context) error {
 		r.behind.Store(&note)
 	}
 	if len(behind) > 0 {
-		return nil
+		return true, nil
 	}
 	for _, m := range old.Items {
 		if !strings.HasPrefix(m.Name, recordPrefix) {
@@ -66,16 +67,16 @@ func (r *records) adopt(ctx context.Context) error {
 		}
 		err := maps.Delete(ctx, m.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &m.UID, ResourceVersion: &m.ResourceVersion}})
 		if err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("remove the record %s of a version before: %w", m.Name, err)
+			return true, fmt.Errorf("remove the record %s of a version before: %w", m.Name, err)
 		}
 	}
 	_, err = secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: adoptedName}, Type: recordType}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("note that all records are taken over: %w", err)
+		return true, fmt.Errorf("note that all records are taken over: %w", err)
 	}
 	r.settled = true
 	r.behind.Store(nil)
-	return nil
+	return true, nil
 }
 
 // adoptOne writes a record as it is in a ConfigMap, unless there is one that is as new.

@@ -59,8 +59,8 @@ func newRecords(self string) *records {
 func (r *records) follow(ctx context.Context, client kubernetes.Interface, log func(msg string, args ...any)) {
 	r.client = client
 	for why := ""; ; {
-		err := r.adopt(ctx)
-		if err == nil {
+		taken, err := r.adopt(ctx)
+		if taken {
 			break
 		}
 		if text := err.Error(); text != why && ctx.Err() == nil {
@@ -105,7 +105,8 @@ func (r *records) follow(ctx context.Context, client kubernetes.Interface, log f
 		return
 	}
 	update := func(ctx context.Context) {
-		if err := errors.Join(r.adopt(ctx), r.update(ctx, time.Now(), log)); err != nil && ctx.Err() == nil {
+		_, err := r.adopt(ctx)
+		if err := errors.Join(err, r.update(ctx, time.Now(), log)); err != nil && ctx.Err() == nil {
 			log("the records of machines that have joined are not up to date", "err", err)
 		}
 	}
