@@ -18,6 +18,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -313,9 +314,10 @@ func rotateKeys(t *testing.T, servers []*node.Node) {
 		t.Helper()
 		sealed[name] = "of " + n.Name
 		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, StringData: map[string]string{"password": sealed[name]}}
-		if _, err := n.Client(t).CoreV1().Secrets("default").Create(t.Context(), s, metav1.CreateOptions{}); err != nil {
-			t.Fatalf("create Secret %s on %s: %v", name, n.Name, err)
-		}
+		n.Eventually(t, time.Minute, func() (bool, string) { // etcd may elect a leader
+			_, err := n.Client(t).CoreV1().Secrets("default").Create(t.Context(), s, metav1.CreateOptions{})
+			return err == nil || apierrors.IsAlreadyExists(err), fmt.Sprintf("create Secret %s on %s: %v", name, n.Name, err)
+		})
 	}
 	create(second, "before-encryption")
 	if out, code := encrypt(second, "enable"); code != 0 {

@@ -165,6 +165,9 @@ func (p Place) follow(ctx context.Context, store bootstrap.Store, self Self, api
 		}
 		registered = err == nil
 	}
+	if r.Loaded == hash && r.Registered == registered && r.Address == self.Address {
+		return nil
+	}
 	return store.Record(ctx, self.Name, func(r *bootstrap.Server) {
 		if r.Address, r.Loaded, r.Registered = self.Address, hash, registered; r.Started.IsZero() {
 			r.Started = time.Now().UTC()

@@ -127,7 +127,8 @@ func judge(records []bootstrap.Server, nodes []corev1.Node, runs map[string]bool
 	return all, removed
 }
 
-// await waits until all API servers have loaded the configuration. Unless it is patient, a server that is away is an error at once.
+// await waits until all API servers have loaded the configuration. Unless it is patient, a server that is away is an error at once, as is
+// any other failure.
 func (c *connection) await(ctx context.Context, text []byte, patient bool) error {
 	deadline := time.NewTimer(reloadLimit)
 	defer deadline.Stop()
@@ -137,11 +138,10 @@ func (c *connection) await(ctx context.Context, text []byte, patient bool) error
 		switch {
 		case err == nil:
 			return nil
-		case errors.As(err, &behind):
-			if !patient && slices.ContainsFunc(behind, func(s Server) bool { return s.State != Behind }) {
-				return err
-			}
-		case !errors.Is(err, errNotLoaded):
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case patient, errors.Is(err, errNotLoaded): // also while etcd elects a leader
+		case !errors.As(err, &behind), slices.ContainsFunc(behind, func(s Server) bool { return s.State != Behind }):
 			return err
 		}
 		if c.Waiting != nil {
