@@ -71,6 +71,7 @@ func TestServiceRulesComeBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	node.ResourceVersion = "" // whatever the controllers write meanwhile
 	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}
 	if _, err := admin.CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)

@@ -114,14 +114,30 @@ func (d *database) start() {
 	}
 }
 
-// kill ends the server like a power failure of its machine.
+// kill ends the server like a power failure of its machine. The processes of PostgreSQL that serve clients end by themselves when they
+// notice it, and until then none can start on the data.
 func (d *database) kill() {
 	if d.server == nil {
 		return
 	}
+	pid := d.server.Process.Pid
+	_ = d.server.Process.Signal(syscall.SIGSTOP) // no more of them
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	_ = d.server.Process.Kill()
 	_ = d.server.Wait()
 	d.server = nil
+	for _, child := range strings.Fields(string(children)) {
+		for runs(child) {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+// runs reports whether a process has not ended, also if no one has waited for it.
+func runs(pid string) bool {
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	_, state, found := strings.Cut(string(stat), ") ")
+	return err == nil && found && !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
 }
 
 // newPostgres is PostgreSQL with the user app.

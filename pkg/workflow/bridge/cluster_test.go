@@ -58,6 +58,7 @@ func TestHostileRegistry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	node.ResourceVersion = "" // whatever the controllers write meanwhile
 	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "198.51.100.7"}, {Type: corev1.NodeHostName, Address: "a"}}
 	if _, err := b.cluster.core.CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
