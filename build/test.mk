@@ -37,13 +37,12 @@ $(OLDER)/bin/polymesh: $(OURS)
 	$(STEP) "polymesh of the version before, for the tests" bash -c '$(call go_build,./cmd/polymesh,-extldflags -static,,$(OLDER_STAMPS))'
 
 # Built with that Kubernetes, so that its kubelet and its kube-proxy are older as well. It compiles for three minutes of two cores. The other
-# modules are those of go.mod; in test/e2e/older/kubernetes.mod is what the older one needs besides, and kubernetes.sum has the checksums.
-# Two calls of ours have another name there.
+# modules are those of go.mod; in test/e2e/older are what the older one needs besides, the checksums, and calls of ours that it does not have.
 OLDER_MODULES := sed -E -e '/streaming/!s|(=> k8s.io/[a-z-]+) v0\.[0-9.]+|\1 $(OLDER_KUBERNETES_VERSION:v1.%=v0.%)|' -e 's|(k8s.io/kubernetes) v[0-9.]+|\1 $(OLDER_KUBERNETES_VERSION)|'
-OLDER_CALLS := pkg/ssa/fields.go pkg/node/netpol/netpol.go
+OLDER_CALLS := $(addprefix pkg/,ssa/fields.go node/netpol/netpol.go node/announce/announce.go node/imagegate.go)
 $(OLDER)/bin/agent: $(OURS) $(wildcard test/e2e/older/*)
 	@mkdir -p $(@D) && { $(OLDER_MODULES) go.mod && cat test/e2e/older/kubernetes.mod; } >$(OLDER)/kubernetes.mod && cat go.sum test/e2e/older/kubernetes.sum >$(OLDER)/kubernetes.sum
-	@for file in $(OLDER_CALLS); do sed -e 's/FieldsV1\.GetRawBytes()/FieldsV1.Raw/' -e 's/cache\.WaitFor(ctx, "", s\.HasSyncedChecker())/cache.WaitForCacheSync(ctx.Done(), s.HasSynced)/' $$file >$(OLDER)/$${file##*/}; done
+	@for file in $(OLDER_CALLS); do sed -f test/e2e/older/calls.sed $$file >$(OLDER)/$${file##*/}; done
 	@printf '{"Replace": {%s}}' '$(subst $(space),$(comma),$(foreach file,$(OLDER_CALLS),"$(file)":"$(OLDER)/$(notdir $(file))"))' >$(OLDER)/calls.json
 	$(STEP) "agent with Kubernetes $(OLDER_KUBERNETES_VERSION), for the tests" bash -c '$(call go_build,-modfile=$(OLDER)/kubernetes.mod -overlay=$(OLDER)/calls.json ./test/e2e/older,-extldflags -static,,$(OLDER_STAMPS))'
 
