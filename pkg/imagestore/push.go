@@ -79,10 +79,10 @@ func (s *Store) Keep(ctx context.Context, l Lease, d digest.Digest) error {
 }
 
 // Upload opens an upload, by a name of lower-case letters and digits, to write where it has ended. Commit verifies the digest, and the lease
-// keeps the content from then on.
+// keeps the content from then on. It waits for the request before, whose end containerd may notice late.
 func (s *Store) Upload(ctx context.Context, l Lease, name string) (content.Writer, error) {
 	ctx = leases.WithLease(namespaces.WithNamespace(ctx, Namespace), string(l))
-	return s.client.ContentStore().Writer(ctx, content.WithRef(uploadPrefix+name))
+	return content.OpenWriter(ctx, s.client.ContentStore(), content.WithRef(uploadPrefix+name))
 }
 
 // AbortUpload removes what an upload has written.
