@@ -49,7 +49,7 @@ func (r *records) adopt(ctx context.Context) (taken bool, err error) {
 		return false, fmt.Errorf("read the records of a version before: %w", err)
 	}
 	for _, m := range old.Items {
-		if err := adoptOne(ctx, r.client, &m); err != nil {
+		if err := adoptOne(ctx, r.client, &m, time.Now()); err != nil {
 			return false, fmt.Errorf("take over the record %s of a version before: %w", m.Name, err)
 		}
 	}
@@ -80,7 +80,7 @@ func (r *records) adopt(ctx context.Context) (taken bool, err error) {
 }
 
 // adoptOne writes a record as it is in a ConfigMap, unless there is one that is as new.
-func adoptOne(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
+func adoptOne(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap, now time.Time) error {
 	node, ok := strings.CutPrefix(m.Name, recordPrefix)
 	if !ok {
 		return nil
@@ -90,6 +90,10 @@ func adoptOne(ctx context.Context, client kubernetes.Interface, m *corev1.Config
 		delete(next.Data, key)
 		if text, ok := m.Data[key]; ok {
 			next.Data[key] = []byte(text)
+		}
+		// A time to come would make all certificates for the name void until then.
+		if at, err := time.Parse(time.RFC3339Nano, m.Data[key]); err == nil && at.After(now.Add(maxSkew)) {
+			delete(next.Data, key)
 		}
 	}
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)

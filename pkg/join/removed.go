@@ -136,6 +136,9 @@ func (r *records) update(ctx context.Context, now time.Time, log func(string, ..
 		case rec.free():
 		case uid != "" && uid != rec.node && (rec.node == "" || name == r.self && rec.role == token.Server):
 			next := s.DeepCopy()
+			if next.Data == nil {
+				next.Data = map[string][]byte{}
+			}
 			next.Data[recordNode] = []byte(uid)
 			_, err = secrets.Update(ctx, next, metav1.UpdateOptions{})
 		case name == r.self && rec.role == token.Server: // it runs, and registers its node again

@@ -211,6 +211,7 @@ func formerRecords(t *testing.T, admin *kubernetes.Clientset, kubeconfig string,
 	}
 	t.Cleanup(func() { _ = nodes.Delete(context.Background(), server.Name, metav1.DeleteOptions{}) })
 	former("old", map[string]string{"key": "0", "token": "t", "address": "192.0.2.77", "time": joined})
+	former("from-the-future", map[string]string{"key": "0", "time": "2926-01-01T00:00:00Z", "removed": "2926-01-02T00:00:00Z"})
 	former("old-removed", map[string]string{"key": "0", "time": removed, "removed": removed})
 	// It joined as worker-6, and its node was removed: what a ConfigMap claims does not undo that.
 	before, err := secrets.Get(t.Context(), "joined.worker-6", metav1.GetOptions{})
@@ -223,6 +224,9 @@ func formerRecords(t *testing.T, admin *kubernetes.Clientset, kubeconfig string,
 	adopted("old", map[string]string{"key": "0", "token": "t", "address": "192.0.2.77", "time": joined, "role": "agent"})
 	adopted("old-removed", map[string]string{"removed": removed})
 	controlplanetest.Eventually(t, "the server is ready", func() error { return upgraded.Ready(t.Context()) })
+	if s, err := secrets.Get(t.Context(), "joined.from-the-future", metav1.GetOptions{}); err != nil || strings.HasPrefix(string(s.Data["time"]), "2926") || strings.HasPrefix(string(s.Data["removed"]), "2926") {
+		t.Errorf("a time to come is believed: %v, %v", s, err)
+	}
 	if note := strings.Join(upgraded.Notes(t.Context()), "\n"); !strings.Contains(note, "(not-upgraded)") {
 		t.Errorf("the note is %q", note)
 	}

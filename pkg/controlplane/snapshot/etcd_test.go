@@ -291,8 +291,12 @@ func TestReset(t *testing.T) {
 		}
 		return nil
 	})
-	// With empty ones it joins again.
+	// With empty ones it joins again. Its data name three members, and the one that it can ask knows that the cluster has one.
 	b.member.Halt(t)
+	var running *etcd.RunningError
+	if _, err := b.Reset(t.Context()); !errors.As(err, &running) || len(running.Answering) != 1 || running.Voters != 1 || running.Answering[0].Node() != "a" {
+		t.Errorf("a reset of a server that the cluster has left behind: %v", err)
+	}
 	if err := os.RemoveAll(b.member.Options.Dir); err != nil {
 		t.Fatal(err)
 	}
