@@ -120,7 +120,7 @@ func (r *Registry) servePush(w http.ResponseWriter, h *http.Request, prefix stri
 		// The connection is the API server's, and may serve a watch next.
 		_, _ = conn.SetReadDeadline(time.Time{}), conn.SetWriteDeadline(time.Time{})
 	}()
-	if err := conn.SetReadDeadline(time.Now().Add(stallTime)); err != nil {
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		// Without it, a request could last forever.
 		r.log.Error("pushes are refused: the time of their requests cannot be limited", "err", err)
 		refuse(w, http.StatusInternalServerError, "UNAVAILABLE", "the server cannot limit the time of a request")
