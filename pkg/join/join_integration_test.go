@@ -215,8 +215,29 @@ func TestJoin(t *testing.T) {
 			}
 			return err
 		})
+		for name, node := range map[string]string{"on-worker-6": "worker-6", "on-another": "another"} {
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "app", Image: "app:1"}}}}
+			controlplanetest.Eventually(t, "a pod on "+node, func() error {
+				_, err := admin.CoreV1().Pods("default").Create(t.Context(), pod, metav1.CreateOptions{})
+				return err
+			})
+		}
 		if err := admin.CoreV1().Nodes().Delete(t.Context(), "worker-6", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
+		}
+		controlplanetest.Eventually(t, "the record says that it was removed", func() error {
+			record, err := admin.CoreV1().Secrets("kube-system").Get(t.Context(), "joined.worker-6", metav1.GetOptions{})
+			if err == nil && len(record.Data["removed"]) == 0 {
+				err = errors.New("it does not")
+			}
+			return err
+		})
+		// Before its name is free: a machine that has it does not get the former's pods.
+		if _, err := admin.CoreV1().Pods("default").Get(t.Context(), "on-worker-6", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			t.Errorf("a pod of the removed node is there: %v", err)
+		}
+		if _, err := admin.CoreV1().Pods("default").Get(t.Context(), "on-another", metav1.GetOptions{}); err != nil {
+			t.Errorf("a pod of another node is gone: %v", err)
 		}
 		// Its certificate is good for nothing: it neither registers, nor renews, nor reads.
 		wantNone := func() error {

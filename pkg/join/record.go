@@ -189,7 +189,7 @@ func recordOf(ctx context.Context, client kubernetes.Interface, node string) (*c
 	case err != nil:
 		return nil, fmt.Errorf("look for the record of %s: %w", node, err)
 	case s.Type != recordType:
-		return nil, fmt.Errorf("Secret %s in %s is not a record of a machine, and has its name: remove it", s.Name, s.Namespace)
+		return nil, fmt.Errorf("the Secret %s in %s is not a record of a machine, and has its name: remove it", s.Name, s.Namespace)
 	}
 	return s, nil
 }

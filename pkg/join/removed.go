@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/client-go/informers"
@@ -147,6 +148,9 @@ func (r *records) update(ctx context.Context, now time.Time, log func(string, ..
 			var n *corev1.Node
 			n, err = r.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) || err == nil && n.UID != rec.node {
+				if err := deletePods(ctx, r.client, name); err != nil {
+					failures = append(failures, err)
+				}
 				if err = retire(ctx, r.client, s, now); err == nil {
 					log("a node was removed: its name is free, and certificates of an agent are no longer accepted", "node", name)
 				}
@@ -155,6 +159,24 @@ func (r *records) update(ctx context.Context, now time.Time, log func(string, ..
 		// Another server has done it, or does it with the next event.
 		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 			failures = append(failures, fmt.Errorf("%s: %w", s.Name, err))
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// deletePods deletes the pods of a node that was removed. Kubernetes does that 40 seconds later, if there is no node of the name then: one that
+// has joined again in between would keep pods whose addresses are those of its former range, which other nodes cannot reach.
+func deletePods(ctx context.Context, client kubernetes.Interface, node string) error {
+	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String()})
+	if err != nil {
+		return fmt.Errorf("list the pods of node %s, which was removed: %w", node, err)
+	}
+	var failures []error
+	now := int64(0)
+	for _, p := range pods.Items {
+		err := client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &now, Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			failures = append(failures, fmt.Errorf("delete pod %s/%s of node %s, which was removed: %w", p.Namespace, p.Name, node, err))
 		}
 	}
 	return errors.Join(failures...)

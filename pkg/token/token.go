@@ -139,7 +139,7 @@ func OfSecret(caHash, text string) (Token, error) {
 func ParseHash(text string) (string, error) {
 	hash := strings.ToLower(strings.TrimPrefix(strings.TrimSpace(text), "sha256:"))
 	if !caHash.MatchString(hash) {
-		return "", fmt.Errorf("%.80q is not the hash of an authority, which has 64 hexadecimal digits: it is in a token of the cluster between %s and ::", text, prefix)
+		return "", fmt.Errorf("%.80q is not the hash of an authority, which has 64 hexadecimal digits: it is in a token of the cluster, between %s and the two colons", text, prefix)
 	}
 	return hash, nil
 }
