@@ -23,9 +23,9 @@ func newImageLoad() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "load FILE|IMAGE...",
 		Short: "Give images without a registry to the cluster",
-		Long: `Load gives images to the cluster, from files (OCI or Docker archives) or from the storage of the program that builds. On a node of the
-cluster, as root, they are loaded into its containerd; from any other machine they are pushed through the API server of the
-kubeconfig, which is allowed to its administrators. They stay until they are removed.
+		Long: `Load gives images to the cluster, from files (OCI or Docker archives) or from the storage of the program that builds. On a server of
+the cluster, as root, they are loaded into its containerd; from any other machine, an agent too, they are pushed through the API server of
+the kubeconfig, which is allowed to its administrators. They stay until they are removed.
 
 Other nodes get them when a pod starts there, and another server keeps a copy. The tag latest is not accepted: its meaning changes.`,
 		Example: "  polymesh image load api.tar\n  polymesh image load shop/api:1.0.0 --kubeconfig other.yaml",
@@ -49,7 +49,7 @@ Other nodes get them when a pod starts there, and another server keeps a copy. T
 		defer to.Close()
 		steps := progress.New(cmd.ErrOrStderr())
 		if cluster, ok := to.(*image.Cluster); ok {
-			steps.Print("images are pushed to the cluster at %s: this machine is not a node of it, or this user may not use its containerd", cluster)
+			steps.Print("images are pushed to the cluster at %s: this machine is not a server of it, or this user may not use its containerd", cluster)
 		}
 		reader := image.Reader{Engine: func(ctx context.Context) (image.Engine, error) { return image.Find(ctx, *engine) }}
 		for _, arg := range args {
@@ -70,7 +70,8 @@ func loadDestination(ctx context.Context, flags *genericclioptions.ConfigFlags, 
 	if err != nil {
 		return nil, kubeconfig.None(err)
 	}
-	return image.OpenDestination(ctx, dataDir.ContainerdSocket(), dataDir.Authorities(), config, imagestore.ImagesPath)
+	// What an agent says that a tag means is believed by no other node.
+	return image.OpenDestination(ctx, dataDir.ContainerdSocket(), []string{dataDir.ServerAuthority()}, config, imagestore.ImagesPath)
 }
 
 // loadImage loads a file, or an image of the program that builds, and returns what was done.

@@ -32,6 +32,8 @@ import (
 const (
 	// knownTime is how long a node's request waits for the records, while its server starts.
 	knownTime = 5 * time.Second
+	// podsTime is how long a removed node's certificate may stay valid while its pods are deleted.
+	podsTime = 5 * time.Second
 	// keptRecord is how long a removed node's record stays: longer than any certificate for it, also where the controller manager signs
 	// for a year, upstream's default, in place of certificate.NodeLife.
 	keptRecord = 366 * 24 * time.Hour
@@ -165,8 +167,11 @@ func (r *records) update(ctx context.Context, now time.Time, log func(string, ..
 }
 
 // deletePods deletes the pods of a node that was removed. Kubernetes does that 40 seconds later, if there is no node of the name then: one that
-// has joined again in between would keep pods whose addresses are those of its former range, which other nodes cannot reach.
+// has joined again in between would keep pods whose addresses are those of its former range, which other nodes cannot reach. What is left
+// after podsTime is left to Kubernetes: the node's certificate must not stay valid because of a webhook.
 func deletePods(ctx context.Context, client kubernetes.Interface, node string) error {
+	ctx, cancel := context.WithTimeout(ctx, podsTime)
+	defer cancel()
 	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String()})
 	if err != nil {
 		return fmt.Errorf("list the pods of node %s, which was removed: %w", node, err)

@@ -129,8 +129,11 @@ func (d DataDir) NodePKI() string { return d.Agent("pki") }
 
 // Authorities returns the files with the authority of API servers: a server's, and an agent's. One of them exists on a node.
 func (d DataDir) Authorities() []string {
-	return []string{filepath.Join(d.TLS(), "server-ca.crt"), filepath.Join(d.NodePKI(), "server-ca.crt")}
+	return []string{d.ServerAuthority(), filepath.Join(d.NodePKI(), "server-ca.crt")}
 }
+
+// ServerAuthority returns the file with the authority of the API servers, on a server.
+func (d DataDir) ServerAuthority() string { return filepath.Join(d.TLS(), "server-ca.crt") }
 
 // NodeKubeconfig returns the kubeconfig of the node's own identity, on an agent.
 func (d DataDir) NodeKubeconfig() string { return d.Agent("cred", "node.kubeconfig") }

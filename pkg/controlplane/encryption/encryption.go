@@ -192,7 +192,11 @@ func (c Cluster) Status(ctx context.Context) (*Status, error) {
 		s.Plain++
 	})
 	if err == nil && other > 0 {
-		err = fmt.Errorf("%d Secrets are encrypted with keys that are not in %s: restore it from a backup", other, c.File)
+		where := c.File + ": restore it from a backup"
+		if c.several() {
+			where = "what the servers share: restore a snapshot"
+		}
+		err = fmt.Errorf("%d Secrets are encrypted with keys that are not in %s", other, where)
 	}
 	s.Unfinished = k.changing() || k.encrypt && s.Plain > 0
 	return s, err

@@ -172,6 +172,9 @@ func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*pe
 	err = errNoOther
 	if !image.Built() && !image.Signature {
 		// Other nodes ask only servers what such a tag means.
+		if !c.peers.otherServer() {
+			return "", nil
+		}
 		candidates = slices.DeleteFunc(candidates, func(o *peer) bool { return !o.server })
 		err = errors.New("no other server is Ready, and its tag is not one of `polymesh deploy`")
 	}
@@ -258,33 +261,27 @@ func (p *peers) copyTo(ctx context.Context, o *peer, image imagestore.Copy) (don
 
 // alone collects images that only this node has, for a note.
 type alone struct {
-	names []string
-	whys  []string
+	shown []string
+	more  int
 }
 
 func (a *alone) add(image imagestore.Copy, why string) {
-	if image.Signature {
-		return // the image is named
+	switch {
+	case image.Signature: // the image is named
+	case len(a.shown) < shownImages:
+		a.shown = append(a.shown, image.Name+" ("+why+")")
+	default:
+		a.more++
 	}
-	if len(a.names) < shownImages {
-		why = " (" + why + ")"
-		a.whys = append(a.whys, why)
-	} else {
-		a.whys = append(a.whys, "")
-	}
-	a.names = append(a.names, image.Name)
 }
 
 func (a *alone) String() string {
-	if len(a.names) == 0 {
+	if len(a.shown) == 0 {
 		return ""
 	}
-	var shown []string
-	for i, name := range a.names[:min(len(a.names), shownImages)] {
-		shown = append(shown, name+a.whys[i])
-	}
-	if more := len(a.names) - len(shown); more > 0 {
-		shown = append(shown, fmt.Sprintf("%d more", more))
+	shown := a.shown
+	if a.more > 0 {
+		shown = append(slices.Clone(shown), fmt.Sprintf("%d more", a.more))
 	}
 	return "on this node only: " + strings.Join(shown, ", ")
 }
@@ -411,6 +408,18 @@ func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer) err
 			return nil, withoutURL(err)
 		}
 		return answer.Body, nil
+	})
+}
+
+// otherServer reports whether the cluster has another server, Ready or not.
+func (p *peers) otherServer() bool {
+	return slices.ContainsFunc(p.nodes.List(), func(o any) bool {
+		node, ok := o.(*corev1.Node)
+		if !ok || node.Name == p.opts.Node {
+			return false
+		}
+		_, server := node.Labels[layout.ServerLabel]
+		return server
 	})
 }
 
