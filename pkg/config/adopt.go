@@ -60,6 +60,11 @@ func (s *Server) adopt(cluster []string, replace bool) (*Server, error) {
 		flag := s.flags.Lookup(name)
 		have, want, shown := s.settings(flag), s.settings(flag), settings(flag)
 		if values, ok := values[name]; ok && !(replace && flag.Changed) {
+			if name == imagePolicyKey {
+				if values, ok = sharedKeys(values); !ok && flag.Changed {
+					continue // the version before shared the names of files, which this machine does not have: the keys are those given here
+				}
+			}
 			if err := set(flag, values); err != nil {
 				return nil, fmt.Errorf("the cluster's setting %s: %w", name, plain(err))
 			}
@@ -79,6 +84,22 @@ func (s *Server) adopt(cluster []string, replace bool) (*Server, error) {
 	adopted.flags, adopted.Notes = s.flags, s.Notes
 	adopted.ClusterFlags = adopted.given()
 	return adopted, nil
+}
+
+// sharedKeys returns the cluster's keys in the form that means the same on every machine. The version before shared the names of files; it
+// returns false if one of them is not here.
+func sharedKeys(values []string) (keys []string, ok bool) {
+	for _, value := range values {
+		if value != "" {
+			der, err := publicKey(value)
+			if err != nil {
+				return values, strings.HasPrefix(value, inlineKey)
+			}
+			value = inline(der)
+		}
+		keys = append(keys, value)
+	}
+	return keys, true
 }
 
 // list is settings as flags, for a user.

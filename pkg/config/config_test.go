@@ -599,6 +599,16 @@ func TestServerJoins(t *testing.T) {
 			t.Errorf("with %q: %v, %v", args, adopted, err)
 		}
 	}
+	// The version before shared the names of files, which may be the same on all servers, or not.
+	for _, shared := range []string{copied, mine, filepath.Join(t.TempDir(), "only-on-the-first.pub")} {
+		same, err := parse("--server", "https://192.0.2.1", "--image-policy-key", copied)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if adopted, err := same.Adopt([]string{"image-policy-key=" + shared}); err != nil || !reflect.DeepEqual(adopted.ImagePolicyKeys, first.ImagePolicyKeys) {
+			t.Errorf("the cluster has %s: %v, %v", shared, adopted, err)
+		}
+	}
 	// A snapshot has the key, and not the name of a file that another machine does not have.
 	if len(first.ClusterFlags) != 1 || !strings.HasPrefix(first.ClusterFlags[0], "image-policy-key=base64:") {
 		t.Errorf("the cluster's flags are %q", first.ClusterFlags)

@@ -228,7 +228,7 @@ func recordServer(ctx context.Context, client kubernetes.Interface, node string,
 		return nil
 	case was.role == token.Server:
 	case !was.free() && (was.node == "" || was.node != registered.GetUID() || !serves):
-		return &NameTakenError{fmt.Sprintf("an agent at %.50q joined under the name %s of this server on %.30q: give this server another name with --node-name, or remove that agent with `polymesh node remove %s` on another server",
+		return &NameTakenError{fmt.Sprintf("an agent at %.50q joined under the name %s of this server on %.30q: give this server another name with --node-name. `polymesh node remove %s` removes that agent, there or on another server",
 			have.Data[recordAddress], node, have.Data[recordTime], node)}
 	}
 	// What the name's agents have had stays void.

@@ -150,6 +150,11 @@ func (r *records) update(ctx context.Context, now time.Time, log func(string, ..
 			var n *corev1.Node
 			n, err = r.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) || err == nil && n.UID != rec.node {
+				// The list of records may be older than that: the name may be another machine's, with pods of its own.
+				var live *corev1.Secret
+				if live, err = secrets.Get(ctx, s.Name, metav1.GetOptions{}); err != nil || live.ResourceVersion != s.ResourceVersion {
+					break
+				}
 				if err := deletePods(ctx, r.client, name); err != nil {
 					failures = append(failures, err)
 				}
