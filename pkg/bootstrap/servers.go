@@ -93,6 +93,23 @@ func (s Store) Forget(ctx context.Context, r Server) error {
 	return nil
 }
 
+// First returns the name of the server that begins the cluster: this one's, unless another has asked before. The answer stays the same for as
+// long as the datastore has it, since only that server has the cluster's authorities until it has saved the bundle.
+func (s Store) First(ctx context.Context, name string) (string, error) {
+	for {
+		first, revision, err := s.get(ctx, firstPath)
+		if err == nil && revision > 0 {
+			return string(first), nil
+		}
+		if err == nil {
+			_, err = s.put(ctx, firstPath, []byte(name), 0)
+		}
+		if err != nil {
+			return "", fmt.Errorf("find out which server is the cluster's first: %w", err)
+		}
+	}
+}
+
 // Alone removes the bundle and the records from a datastore that only one server can use: those are of servers that it had before, and what
 // they shared would be old if it had several again.
 func (s Store) Alone(ctx context.Context) error {

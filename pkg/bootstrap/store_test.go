@@ -156,3 +156,28 @@ func TestStore(t *testing.T) {
 		t.Errorf("%+v, %v, want %+v", got, err, first)
 	}
 }
+
+// Of servers that start at the same time with an empty datastore, all know the same one as the first.
+func TestFirst(t *testing.T) {
+	store, ctx := openStore(t), t.Context()
+	names := []string{"a", "b", "c", "d"}
+	firsts := make([]string, len(names))
+	var servers sync.WaitGroup
+	for i, name := range names {
+		servers.Go(func() {
+			var err error
+			if firsts[i], err = store.First(ctx, name); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	servers.Wait()
+	if !slices.Contains(names, firsts[0]) || slices.ContainsFunc(firsts, func(first string) bool { return first != firsts[0] }) {
+		t.Fatalf("they know %q", firsts)
+	}
+	for _, name := range append(names, "e") {
+		if first, err := store.First(ctx, name); err != nil || first != firsts[0] {
+			t.Errorf("later %s knows %s, %v, want %s", name, first, err, firsts[0])
+		}
+	}
+}
