@@ -110,18 +110,15 @@ func (p Place) share(ctx context.Context, store bootstrap.Store, before, after k
 // provider is how Secrets are to be encrypted, empty for no change. If keys are shared it only matters to the first server of a cluster;
 // later the component makes the change, on all servers. A datastore that cannot be written is only logged if the server has a record.
 func (p Place) Ensure(ctx context.Context, self Self, provider string) error {
+	if !p.several() {
+		return ensureFile(p.File, provider)
+	}
 	client, err := openStore(p.Datastore)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	store := bootstrap.Store{Client: client}
-	if !p.several() {
-		if err := store.Alone(ctx); err != nil {
-			return err
-		}
-		return ensureFile(p.File, provider)
-	}
 	err = store.Record(ctx, self.Name, func(r *bootstrap.Server) {
 		r.Address, r.Started, r.Registered = self.Address, time.Now().UTC(), false
 	})
@@ -228,9 +225,6 @@ func (p Place) follow(ctx context.Context, store bootstrap.Store, self Self, api
 			return fmt.Errorf("look for this server's node: %w", err)
 		}
 		registered = err == nil
-	}
-	if r.Loaded == hash && r.Registered == registered && r.Address == self.Address {
-		return nil
 	}
 	return store.Record(ctx, self.Name, func(r *bootstrap.Server) {
 		if r.Address, r.Loaded, r.Registered = self.Address, hash, registered; r.Started.IsZero() {
