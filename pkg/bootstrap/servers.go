@@ -93,23 +93,25 @@ func (s Store) Forget(ctx context.Context, r Server) error {
 	return nil
 }
 
-// Alone removes the bundle and the records from a datastore that only one server can use: those are of servers that it had before, and what
-// they shared would be old if it had several again.
-func (s Store) Alone(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	servers, err := s.Client.Get(ctx, serverPath, clientv3.WithPrefix())
-	if err != nil {
-		return fmt.Errorf("read the records of the servers: %w", err)
-	}
-	bundle, err := s.Client.Get(ctx, bundlePath)
-	if err != nil {
-		return fmt.Errorf("read what the servers share: %w", err)
-	}
-	for _, kv := range append(servers.Kvs, bundle.Kvs...) {
-		if err := s.remove(ctx, string(kv.Key), kv.ModRevision); err != nil {
-			return fmt.Errorf("remove what servers shared before: %w", err)
+// First returns the name of the server that begins the cluster: this one's, unless another has asked before. The answer stays the same for as
+// long as the datastore has it, since only that server has the cluster's authorities until it has saved the bundle.
+func (s Store) First(ctx context.Context, name string) (string, error) {
+	for {
+		first, revision, err := s.get(ctx, firstPath)
+		if err == nil && revision > 0 {
+			return string(first), nil
+		}
+		if err == nil {
+			_, err = s.put(ctx, firstPath, []byte(name), 0)
+		}
+		if err != nil {
+			return "", fmt.Errorf("find out which server is the cluster's first: %w", err)
 		}
 	}
-	return nil
+}
+
+// IsShared reports whether a key of the datastore is the bundle, a record, or the name of the first server. A datastore that only one server
+// can use may have those of servers that the cluster had before: they are old if it has several again.
+func IsShared(key string) bool {
+	return key == bundlePath || key == firstPath || strings.HasPrefix(key, serverPath)
 }

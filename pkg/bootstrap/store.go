@@ -15,11 +15,12 @@ import (
 )
 
 const (
-	// bundlePath, tokenPath with a token's id, and serverPath with a server's name, are keys of the datastore outside of the API server's
-	// prefix: encryption of Secrets must not lock in the keys that it needs.
+	// bundlePath, firstPath, tokenPath with a token's id, and serverPath with a server's name, are keys of the datastore outside of the API
+	// server's prefix: encryption of Secrets must not lock in the keys that it needs.
 	bundlePath = "/polymesh/bootstrap/bundle"
 	tokenPath  = "/polymesh/bootstrap/tokens/"
 	serverPath = "/polymesh/bootstrap/servers/"
+	firstPath  = "/polymesh/bootstrap/first"
 	// requestTimeout is the time for a request to the datastore.
 	requestTimeout = 10 * time.Second
 )

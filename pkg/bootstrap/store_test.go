@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
@@ -139,20 +141,42 @@ func TestStore(t *testing.T) {
 		t.Errorf("%+v, %v", none, err)
 	}
 
-	// Of a server that is alone only the tokens stay.
-	if err := store.Alone(ctx); err != nil {
-		t.Fatal(err)
+	// Of servers that are no longer there only the tokens stay.
+	if got, err := store.Client.Get(ctx, "/polymesh/bootstrap/", clientv3.WithPrefix()); err != nil || len(got.Kvs) != 3 {
+		t.Errorf("%+v, %v, want the bundle, a token and a record", got, err)
+	} else {
+		for _, kv := range got.Kvs {
+			if want := !strings.Contains(string(kv.Key), made.ID); bootstrap.IsShared(string(kv.Key)) != want {
+				t.Errorf("%s: want %t", kv.Key, want)
+			}
+		}
 	}
-	if servers, err := store.Servers(ctx); err != nil || len(servers) != 0 {
-		t.Errorf("%+v, %v", servers, err)
+	if got, _, err := store.Open(ctx, made); err != nil || !slices.Equal(got.Encryption, want.Encryption) {
+		t.Errorf("%+v, %v, want the keys %q", got, err, want.Encryption)
 	}
-	if exists, err := store.Exists(ctx); err != nil || exists {
-		t.Errorf("what servers shared is there: %v", err)
+}
+
+// Of servers that start at the same time with an empty datastore, all know the same one as the first.
+func TestFirst(t *testing.T) {
+	store, ctx := openStore(t), t.Context()
+	names := []string{"a", "b", "c", "d"}
+	firsts := make([]string, len(names))
+	var servers sync.WaitGroup
+	for i, name := range names {
+		servers.Go(func() {
+			var err error
+			if firsts[i], err = store.First(ctx, name); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	if err := store.Save(ctx, key, first); err != nil {
-		t.Fatal(err)
+	servers.Wait()
+	if !slices.Contains(names, firsts[0]) || slices.ContainsFunc(firsts, func(first string) bool { return first != firsts[0] }) {
+		t.Fatalf("they know %q", firsts)
 	}
-	if got, _, err := store.Open(ctx, made); err != nil || !reflect.DeepEqual(got, first) {
-		t.Errorf("%+v, %v, want %+v", got, err, first)
+	for _, name := range append(names, "e") {
+		if first, err := store.First(ctx, name); err != nil || first != firsts[0] {
+			t.Errorf("later %s knows %s, %v, want %s", name, first, err, firsts[0])
+		}
 	}
 }

@@ -171,11 +171,18 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 	defer client.Close()
 	store := bootstrap.Store{Client: client}
 	exists, err := store.Exists(ctx)
+	if err == nil && !exists && cfg.Token.ID == "" {
+		exists, err = awaitFirst(ctx, store, p.Name, func(why string) {
+			p.Log.Info("waiting for the first server", "why", why)
+			p.Waiting("join", why)
+		})
+		if err == nil && !exists {
+			return cfg, nil, nil
+		}
+	}
 	switch {
 	case err != nil:
 		return nil, nil, err
-	case !exists && cfg.Token.ID == "":
-		return cfg, nil, nil // the cluster's first server
 	case !exists:
 		return nil, nil, errors.New("a whole token is set, but the datastore has no cluster: start the first server without a token, or with a secret alone; it writes the token to server/token in its data dir")
 	case cfg.Token.ID == "" && cfg.Secret == "":
@@ -189,6 +196,29 @@ func byDatastore(ctx context.Context, cfg *config.Server, p *process.Process) (_
 		return nil, nil, err
 	}
 	return keep(cfg, p, bundle, key)
+}
+
+// awaitFirst decides which of several servers begins the cluster in an empty datastore. It returns false to that one, and true to the others
+// once it shares what they need to join it.
+func awaitFirst(ctx context.Context, store bootstrap.Store, name string, waiting func(why string)) (bool, error) {
+	first, err := store.First(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	for reported := false; ; reported = true {
+		// It may have begun, shared and left before.
+		if exists, err := store.Exists(ctx); err != nil || exists || first == name {
+			return exists, err
+		}
+		if !reported {
+			waiting(fmt.Sprintf("server %s begins the cluster in the datastore, and has not shared its keys yet: if that server is lost, so are they; empty the datastore then, and start again", first))
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-time.After(readyInterval):
+		}
+	}
 }
 
 // opened returns what the servers share, for the holder of their token, or of the secret that the user has chosen.

@@ -11,7 +11,7 @@ import (
 const (
 	// claimKey is outside of the API server's prefix, /registry.
 	claimKey = "/polymesh/cluster"
-	// claimTimeout is the time for both requests.
+	// claimTimeout is the time for all requests.
 	claimTimeout = 30 * time.Second
 )
 
@@ -25,14 +25,14 @@ func (e Endpoint) Claim(ctx context.Context, cluster string) error {
 		return fmt.Errorf("find out whose the datastore is: %w", err)
 	}
 	defer client.Close()
-	created, err := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(claimKey), "=", 0)).Then(clientv3.OpPut(claimKey, cluster)).Commit()
-	if err != nil {
-		return fmt.Errorf("find out whose the datastore is: %w", err)
-	}
-	if created.Succeeded {
-		return nil
-	}
 	got, err := client.Get(ctx, claimKey)
+	if err == nil && len(got.Kvs) == 0 {
+		// Only now: a datastore that is full refuses each request that may write.
+		create := client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(claimKey), "=", 0)).Then(clientv3.OpPut(claimKey, cluster))
+		if _, err = create.Commit(); err == nil {
+			got, err = client.Get(ctx, claimKey)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("find out whose the datastore is: %w", err)
 	}

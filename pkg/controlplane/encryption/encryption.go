@@ -43,7 +43,9 @@ const (
 	reloadLimit = 2 * time.Minute
 	// ReloadInterval is how often the API server checks the file. Upstream's default is a minute, and each step waits for it.
 	ReloadInterval = 5 * time.Second
-	pageSize       = 200
+	// pageSize is the number of Secrets in one request to the datastore, and pageTimeout its time.
+	pageSize    = 200
+	pageTimeout = 30 * time.Second
 )
 
 // Cluster is a running server, accessed from inside: only root on its machine can do this.
@@ -178,7 +180,7 @@ func (c Cluster) Status(ctx context.Context) (*Status, error) {
 		}
 	}
 	other := 0
-	err = conn.each(ctx, func(path string, value []byte) {
+	err = eachSecret(ctx, conn.store, func(path string, value []byte) {
 		for i, one := range k.all {
 			if bytes.HasPrefix(value, []byte(prefix(one))) {
 				s.Keys[i].Secrets++
@@ -324,11 +326,16 @@ func (c *connection) finish(ctx context.Context) error {
 	}
 }
 
-// each calls f for every Secret with its value in the datastore.
-func (c *connection) each(ctx context.Context, f func(path string, value []byte)) error {
+// eachSecret calls f for every Secret with its value in the datastore.
+func eachSecret(ctx context.Context, store *clientv3.Client, f func(path string, value []byte)) error {
 	end := clientv3.GetPrefixRangeEnd(secretsPath)
+	get := func(from string) (*clientv3.GetResponse, error) {
+		ctx, cancel := context.WithTimeout(ctx, pageTimeout)
+		defer cancel()
+		return store.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize))
+	}
 	for from := secretsPath; ; {
-		page, err := c.store.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize))
+		page, err := get(from)
 		if err != nil {
 			return fmt.Errorf("read the Secrets in the datastore: %w", err)
 		}
@@ -355,7 +362,7 @@ func (c *connection) rewrite(ctx context.Context, written string) error {
 	for before := -1; ; {
 		var left []string
 		total := 0
-		err := c.each(ctx, func(path string, value []byte) {
+		err := eachSecret(ctx, c.store, func(path string, value []byte) {
 			total++
 			if !stored(value, written) {
 				left = append(left, path)

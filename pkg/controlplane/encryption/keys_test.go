@@ -131,12 +131,14 @@ func TestJudge(t *testing.T) {
 		record("b", "192.0.2.2", "1", time.Hour, true), record("a", "192.0.2.1", "2", time.Hour, true), record("off", "192.0.2.3", "2", time.Hour, true),
 		record("joins", "192.0.2.4", "", time.Minute, false), record("gone", "192.0.2.5", "2", time.Minute, true), record("never", "192.0.2.6", "", time.Hour, false),
 		record("no-node", "192.0.2.7", "2", time.Hour, true),
-	}, nodes, map[string]bool{"192.0.2.1": true, "192.0.2.2": true, "192.0.2.7": true}, "2", now)
-	want := []Server{{"a", Current, "2"}, {"b", Behind, "1"}, {"joins", Away, ""}, {"no-node", Current, "2"}, {"off", Away, "2"}, {"old", Silent, ""}}
+		// A machine that was removed and set up again with another name. A server that has not registered is waited for.
+		record("former", "192.0.2.8", "1", time.Hour, true), record("present", "192.0.2.8", "2", 2*time.Minute, true), record("joins-there", "192.0.2.8", "", 3*time.Minute, false),
+	}, nodes, map[string]bool{"192.0.2.1": true, "192.0.2.2": true, "192.0.2.7": true, "192.0.2.8": true}, "2", now)
+	want := []Server{{"a", Current, "2"}, {"b", Behind, "1"}, {"joins", Away, ""}, {"joins-there", Behind, ""}, {"no-node", Current, "2"}, {"off", Away, "2"}, {"old", Silent, ""}, {"present", Current, "2"}}
 	if !slices.Equal(got, want) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	if len(removed) != 2 || removed[0].Name != "gone" || removed[1].Name != "never" {
+	if len(removed) != 3 || removed[0].Name != "gone" || removed[1].Name != "never" || removed[2].Name != "former" {
 		t.Errorf("removed: %+v", removed)
 	}
 	text := notCurrentError(got[1:]).Error()

@@ -1,6 +1,7 @@
 package encryption
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
@@ -106,46 +108,105 @@ func (p Place) share(ctx context.Context, store bootstrap.Store, before, after k
 // whatever has changed meanwhile, and its record is written first: who changes the keys waits for every server with a record.
 //
 // provider is how Secrets are to be encrypted, empty for no change. If keys are shared it only matters to the first server of a cluster;
-// later the component makes the change, on all servers.
+// later the component makes the change, on all servers. A datastore that cannot be written is only logged if the server has a record.
 func (p Place) Ensure(ctx context.Context, self Self, provider string) error {
+	if !p.several() {
+		return ensureFile(p.File, provider)
+	}
 	client, err := openStore(p.Datastore)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	store := bootstrap.Store{Client: client}
-	if !p.several() {
-		if err := store.Alone(ctx); err != nil {
-			return err
-		}
-		return ensureFile(p.File, provider)
-	}
 	err = store.Record(ctx, self.Name, func(r *bootstrap.Server) {
 		r.Address, r.Started, r.Registered = self.Address, time.Now().UTC(), false
 	})
 	if err != nil {
-		return err
+		// Who changes the keys waits for this server by its last record, too. In a datastore that is full, only a running API server deletes.
+		r, missing := store.Server(ctx, self.Name)
+		if missing != nil || r.Name != self.Name || r.Address != self.Address {
+			return err
+		}
+		klog.Warningf("the datastore cannot be written; the server starts with the record of its last start: %v", err)
 	}
-	_, text, err := p.shared(ctx, store)
-	switch {
-	case errors.Is(err, bootstrap.ErrNone):
+	if _, err = p.update(ctx, store, false); errors.Is(err, bootstrap.ErrNone) {
 		return ensureFile(p.File, provider)
-	case err != nil:
-		return err
 	}
-	return write(p.File, text)
+	return err
+}
+
+// update copies the shared keys to the file, and returns the configuration. Keys that only the file has are shared first if they are needed:
+// the version before this one changed them in the file, and when it shares an old file the others' new keys are gone from what is shared.
+// running is set if the API server writes Secrets with the file's first key meanwhile.
+func (p Place) update(ctx context.Context, store bootstrap.Store, running bool) ([]byte, error) {
+	for {
+		shared, text, err := p.shared(ctx, store)
+		if err != nil {
+			return nil, err
+		}
+		own, _, err := read(p.File)
+		if err != nil {
+			return nil, fmt.Errorf("%w; or move the file away, and the server gets the keys that the servers share", err)
+		}
+		all, err := p.withNeeded(ctx, store, shared, own, running)
+		if err != nil {
+			return nil, err
+		}
+		if reflect.DeepEqual(all, shared) {
+			return text, write(p.File, text)
+		}
+		if err := p.share(ctx, store, shared, all); err != nil && !errors.Is(err, errChanged) {
+			return nil, fmt.Errorf("share the keys of Secrets that only %s has: %w", p.File, err)
+		}
+	}
+}
+
+// withNeeded adds to the shared keys those of this server's own with which Secrets in the datastore are encrypted. If one is the key with
+// which this server writes, it is the next key of all, unless another one is.
+func (p Place) withNeeded(ctx context.Context, store bootstrap.Store, shared, own keys, running bool) (keys, error) {
+	needed := map[key]bool{}
+	for _, one := range own.all {
+		if !slices.Contains(shared.all, one) {
+			needed[one] = false
+		}
+	}
+	if len(needed) == 0 {
+		return shared, nil
+	}
+	err := eachSecret(ctx, store.Client, func(_ string, value []byte) {
+		for one := range needed {
+			if bytes.HasPrefix(value, []byte(prefix(one))) {
+				needed[one] = true
+			}
+		}
+	})
+	if err != nil {
+		return keys{}, err
+	}
+	all := shared
+	for i, one := range own.all {
+		active := own.encrypt && i == 0
+		switch _, missing := needed[one]; {
+		case !missing, !needed[one] && !(running && active):
+		case slices.ContainsFunc(shared.all, func(other key) bool { return prefix(other) == prefix(one) }):
+			return keys{}, fmt.Errorf("%s has another key %s of Secrets than the servers share, and Secrets use one of them: restore a snapshot, or move the file away if it is of another cluster", p.File, one.name)
+		case active && shared.next == "":
+			all = all.add(one)
+		default:
+			all.all = append(slices.Clone(all.all), one)
+		}
+	}
+	return all, nil
 }
 
 // follow copies the shared keys to the file, and records what the API server has loaded.
 func (p Place) follow(ctx context.Context, store bootstrap.Store, self Self, api kubernetes.Interface) error {
-	_, text, err := p.shared(ctx, store)
+	text, err := p.update(ctx, store, true)
 	if errors.Is(err, bootstrap.ErrNone) {
 		return nil // they are about to be shared from the file
 	}
 	if err != nil {
-		return err
-	}
-	if err := write(p.File, text); err != nil {
 		return err
 	}
 	r, err := store.Server(ctx, self.Name)
@@ -164,9 +225,6 @@ func (p Place) follow(ctx context.Context, store bootstrap.Store, self Self, api
 			return fmt.Errorf("look for this server's node: %w", err)
 		}
 		registered = err == nil
-	}
-	if r.Loaded == hash && r.Registered == registered && r.Address == self.Address {
-		return nil
 	}
 	return store.Record(ctx, self.Name, func(r *bootstrap.Server) {
 		if r.Address, r.Loaded, r.Registered = self.Address, hash, registered; r.Started.IsZero() {

@@ -108,8 +108,10 @@ func judge(records []bootstrap.Server, nodes []corev1.Node, runs map[string]bool
 	}
 	for _, r := range records {
 		s := Server{Name: r.Name, Hash: r.Loaded, State: Behind}
+		// One that was started there later has the address of a machine that was set up again with another name.
+		replaced := slices.ContainsFunc(records, func(other bootstrap.Server) bool { return other.Address == r.Address && other.Started.After(r.Started) })
 		switch runs := runs[r.Address.String()]; {
-		case !runs && !isNode[r.Name] && (r.Registered || now.Sub(r.Started) > joinLimit):
+		case (!runs || replaced) && !isNode[r.Name] && (r.Registered || now.Sub(r.Started) > joinLimit):
 			removed = append(removed, r)
 			continue
 		case !runs:

@@ -366,6 +366,10 @@ func TestMigration(t *testing.T) {
 	if err != nil || !r.Succeeded {
 		t.Fatal(r, err)
 	}
+	// What servers shared that the cluster had before is left behind, and their tokens stay.
+	for _, key := range []string{"bundle", "servers/a", "tokens/0123456789"} {
+		create("/polymesh/bootstrap/"+key, key)
+	}
 	last = create("/registry/last", "")
 	c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -393,7 +397,7 @@ func TestMigration(t *testing.T) {
 		}
 	}
 	// With kine's own /registry/health.
-	if len(have) != 258 || have["/registry/a/249"] != "249" || have["/registry/large/4"] != large {
+	if len(have) != 259 || have["/polymesh/bootstrap/tokens/0123456789"] == "" || have["/registry/a/249"] != "249" || have["/registry/large/4"] != large {
 		t.Errorf("%d keys", len(have))
 	}
 	if list.Header.Revision <= last {

@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/bootstrap"
 )
 
 const (
@@ -140,6 +141,7 @@ func (e *Etcd) copy(ctx context.Context, dir, file string) (revision int64, keys
 const current = `SELECT name, value, lease FROM kine JOIN (SELECT MAX(id) AS id FROM kine GROUP BY name) USING (id)
 	WHERE deleted = 0 AND name LIKE '/%' ORDER BY id`
 
+// copyRows writes them to etcd, except what servers shared when the cluster had several before: this server shares what it has now.
 func copyRows(ctx context.Context, file string, client *clientv3.Client) (revision int64, keys int, err error) {
 	db, err := openSQLite(file)
 	if err != nil {
@@ -172,6 +174,9 @@ func copyRows(ctx context.Context, file string, client *clientv3.Client) (revisi
 		var seconds int64
 		if err := rows.Scan(&name, &value, &seconds); err != nil {
 			return 0, 0, err
+		}
+		if bootstrap.IsShared(name) {
+			continue
 		}
 		if size+len(value) > batchBytes || len(batch) == batchKeys {
 			if err := flush(); err != nil {
