@@ -10,12 +10,14 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 )
 
 // Copy is an image that two nodes keep, with the reason, which is the same on both: so it is released on both after the same deploys.
@@ -193,14 +195,25 @@ func (s *Store) Renew(ctx context.Context, c Copy) error {
 	return s.Pin(ctx, Wanted{})
 }
 
+// maxParts is how many parts of a copy come at a time.
+const maxParts = 4
+
 // Receive gets a copy's content and keeps it. fetch gets a part, which is verified.
-func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)) error {
+func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)) (err error) {
 	ctx = namespaces.WithNamespace(ctx, c.namespace())
-	ctx, done, err := s.client.WithLease(ctx)
+	lease, err := s.client.LeasesService().Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
 		return fmt.Errorf("make a lease: %w", err)
 	}
-	defer func() { _ = done(context.WithoutCancel(ctx)) }()
+	ctx = leases.WithLease(ctx, lease.ID)
+	defer func() {
+		var now []leases.DeleteOpt
+		if err != nil {
+			// What has come of a copy that failed must not stay on a disk that may be full until containerd collects garbage by itself.
+			now = append(now, leases.SynchronousDelete)
+		}
+		_ = s.client.LeasesService().Delete(context.WithoutCancel(ctx), lease, now...)
+	}()
 	store := s.client.ContentStore()
 	// What a document refers to is only fetched after it was checked.
 	children := images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
@@ -219,7 +232,7 @@ func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context,
 		return Children(d.MediaType, text)
 	})
 	get := remotes.FetchHandler(store, remotes.FetcherFunc(fetch))
-	if err := images.Dispatch(ctx, images.Handlers(get, children), nil, c.Target); err != nil {
+	if err := images.Dispatch(ctx, images.Handlers(get, children), semaphore.NewWeighted(maxParts), c.Target); err != nil {
 		return fmt.Errorf("get image %s: %w", c.Name, err)
 	}
 	if err := s.refer(ctx, c.Target); err != nil {

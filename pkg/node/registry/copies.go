@@ -369,7 +369,7 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 	if running >= maxReceiving {
 		return false, nil
 	}
-	if err := enoughSpace(c.opts.ContentDir); err != nil {
+	if err := c.enoughSpace(0); err != nil {
 		return false, err
 	}
 	if n, err := c.store.CopiesFrom(check, from.name); err != nil {
@@ -396,7 +396,7 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 // get gets an image's content from a node.
 func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer) error {
 	return c.store.Receive(ctx, image, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-		if err := enoughSpace(c.opts.ContentDir); err != nil {
+		if err := c.enoughSpace(d.Size); err != nil {
 			return nil, err
 		}
 		q, err := partOf(image.Name, d)
@@ -407,7 +407,7 @@ func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer) err
 		if err != nil {
 			return nil, withoutURL(err)
 		}
-		return answer.Body, nil
+		return &incoming{ReadCloser: answer.Body, space: func() error { return c.enoughSpace(0) }}, nil
 	})
 }
 

@@ -22,7 +22,6 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 
 	"polymesh.dev/polymesh/pkg/imagestore"
@@ -35,10 +34,6 @@ const (
 	idleTime, heldTime = 10 * time.Minute, time.Hour
 	// maxHeld is how many such layers are kept.
 	maxHeld = 4096
-	// stallBytes is how much is written between two looks at the free space.
-	stallBytes = 64 << 20
-	// maxReserve is what uploads leave free on the disk, in bytes, or a twentieth of it if that is less.
-	maxReserve = 2 << 30
 	// maxDeploy is the limit of a Deploy, in bytes.
 	maxDeploy = 4 << 10
 )
@@ -431,20 +426,7 @@ func (w *writer) opened(ctx context.Context) (err error) {
 // space returns an error if the disk is nearly full.
 func (w *writer) space() error {
 	w.looked = w.size
-	return enoughSpace(w.opts.ContentDir)
-}
-
-// enoughSpace returns an error if the disk of a folder is nearly full: images of others must not evict this node's pods.
-func enoughSpace(dir string) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return fmt.Errorf("look for space in %s: %w", dir, err)
-	}
-	free, all := fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
-	if free < min(maxReserve, all/20) {
-		return withStatus(http.StatusInsufficientStorage, "the node has only %d MiB of disk left: free some, or push to another server", free>>20)
-	}
-	return nil
+	return w.enoughSpace(0)
 }
 
 // Write implements io.Writer.
@@ -453,7 +435,7 @@ func (w *writer) Write(text []byte) (int, error) {
 		w.body.failed = true
 		return 0, ociregistry.NewHTTPError(ociregistry.NewError(fmt.Sprintf("a layer has more than %d bytes", int64(imagestore.MaxBlob)), ociregistry.ErrSizeInvalid.Code(), nil), http.StatusRequestEntityTooLarge, nil, nil)
 	}
-	if w.size-w.looked >= stallBytes {
+	if w.size-w.looked >= lookBytes {
 		if err := w.space(); err != nil {
 			w.body.failed = true
 			return 0, err
@@ -562,7 +544,7 @@ func (b *backend) PushManifest(ctx context.Context, path, tag string, text []byt
 	if signature && mediaType != ocispec.MediaTypeImageManifest {
 		return d, ociregistry.NewError("a signature is an OCI manifest", ociregistry.ErrManifestInvalid.Code(), nil)
 	}
-	if err := enoughSpace(b.opts.ContentDir); err != nil {
+	if err := b.enoughSpace(0); err != nil {
 		return d, err
 	}
 	for _, c := range children {

@@ -529,6 +529,16 @@ func TestCopies(t *testing.T) {
 	if _, err := a.store.Find(t.Context(), "docker.io/shop/forged", hash, false); err == nil {
 		t.Error("a forged copy is kept")
 	}
+	// A full disk takes none.
+	c.load(newImage(t), "shop/full:"+hash, false)
+	full := imagestore.NewDeployed("docker.io/shop/full:"+hash, "project", "service")
+	full.Target, err = c.store.Find(t.Context(), "docker.io/shop/full", hash, false)
+	ok(t, err)
+	a.reg.opts.ContentDir = nearlyFull(t)
+	if done, err := c.reg.peers.copyTo(t.Context(), server("a"), full); err == nil || !strings.Contains(err.Error(), "MiB of disk left") {
+		t.Errorf("a copy on a full disk: %t, %v", done, err)
+	}
+	a.reg.opts.ContentDir = a.opts.ContentDir
 	text, err := json.Marshal(copied)
 	ok(t, err)
 	if strings.Contains(string(text), "copied-from") {
