@@ -195,8 +195,8 @@ func (s *Store) Renew(ctx context.Context, c Copy) error {
 	return s.Pin(ctx, Wanted{})
 }
 
-// maxParts is how many parts of a copy come at a time.
-const maxParts = 4
+// MaxParts is how many parts of a copy come at a time.
+const MaxParts = 4
 
 // Receive gets a copy's content and keeps it. fetch gets a part, which is verified.
 func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)) (err error) {
@@ -232,7 +232,7 @@ func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context,
 		return Children(d.MediaType, text)
 	})
 	get := remotes.FetchHandler(store, remotes.FetcherFunc(fetch))
-	if err := images.Dispatch(ctx, images.Handlers(get, children), semaphore.NewWeighted(maxParts), c.Target); err != nil {
+	if err := images.Dispatch(ctx, images.Handlers(get, children), semaphore.NewWeighted(MaxParts), c.Target); err != nil {
 		return fmt.Errorf("get image %s: %w", c.Name, err)
 	}
 	if err := s.refer(ctx, c.Target); err != nil {

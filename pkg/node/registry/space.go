@@ -6,13 +6,15 @@ import (
 	"net/http"
 
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
 const (
 	// lookBytes is how much of one layer is written between two looks at the free space.
 	lookBytes = 4 << 20
-	// maxReserve is what uploads leave free on the disk, in bytes, or a twentieth of it if that is less.
-	maxReserve = 2 << 30
+	// maxMargin is how much more than the kubelet needs stays free, in bytes, or a twentieth of the disk if that is less.
+	maxMargin = 2 << 30
 )
 
 // enoughSpace returns an error if the disk of images is nearly full, or would be with so many bytes more: images of others must not evict
@@ -29,8 +31,9 @@ func (r *Registry) enoughSpace(more int64) error {
 	return nil
 }
 
-// reserve is how many bytes of a disk stay free.
-func reserve(all uint64) uint64 { return min(maxReserve, all/20) }
+// reserve is how many bytes of a disk pushes and copies leave free: more than the kubelet needs, so that what all of them write between two
+// looks evicts no pod.
+func reserve(all uint64) uint64 { return all/100*imagestore.EvictionPercent + min(maxMargin, all/20) }
 
 // incoming is content that another node sends. It ends when the disk is nearly full.
 type incoming struct {
