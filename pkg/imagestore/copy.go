@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,6 +67,9 @@ func (c Copy) Check() error {
 		return fmt.Errorf("the tag latest of %.300q means another image on each node: use a version", c.Name)
 	}
 	d := c.Target
+	if c.Signature && (!images.IsManifestType(d.MediaType) || d.Size > maxSignature) {
+		return fmt.Errorf("%.300q is a signature, and %d bytes of %.100q", c.Name, d.Size, d.MediaType)
+	}
 	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != digest.SHA256 || !isDocument(d.MediaType) || d.Size <= 0 || d.Size > MaxManifest {
 		return fmt.Errorf("%.300q is %d bytes of %.100q with the digest %.100q", c.Name, d.Size, d.MediaType, d.Digest)
 	}
@@ -115,22 +119,77 @@ func (s *Store) Copies(ctx context.Context) ([]Copy, error) {
 	return list, nil
 }
 
-// CopiesFrom returns the number of images that this node has copied from another one.
+// CopiesFrom returns the number of images and signatures that this node has copied from another one.
 func (s *Store) CopiesFrom(ctx context.Context, node string) (int, error) {
-	list, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, Namespace), fmt.Sprintf("labels.%q==%s", fromLabel, strconv.Quote(node)))
-	if err != nil {
-		return 0, fmt.Errorf("list images: %w", err)
+	n := 0
+	for _, namespace := range []string{Namespace, signatureNamespace} {
+		list, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, namespace), copiedFrom(node))
+		if err != nil {
+			return 0, fmt.Errorf("list images: %w", err)
+		}
+		n += len(list)
 	}
-	return len(list), nil
+	return n, nil
+}
+
+// copiedFrom is containerd's filter for what came from a node.
+func copiedFrom(node string) string {
+	return fmt.Sprintf("labels.%q==%s", fromLabel, strconv.Quote(node))
+}
+
+// HasSigned reports whether this node has the image that a signature is for, which is in its name.
+func (s *Store) HasSigned(ctx context.Context, c Copy) (bool, error) {
+	list, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, Namespace), "target.digest=="+strconv.Quote(c.signed()))
+	if err != nil {
+		return false, fmt.Errorf("list images: %w", err)
+	}
+	return slices.ContainsFunc(list, func(image images.Image) bool { return signatureName(image.Name, image.Target.Digest) == c.Name }), nil
+}
+
+// signed is the digest in a signature's name.
+func (c Copy) signed() string {
+	_, tag, _ := strings.Cut(c.Name[strings.LastIndex(c.Name, "/")+1:], ":")
+	return strings.TrimSuffix(strings.Replace(tag, "-", ":", 1), ".sig")
+}
+
+// DropSignatures removes the signatures that were copied from a node, of images that are not kept here any more.
+func (s *Store) DropSignatures(ctx context.Context, node string) error {
+	kept, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, Namespace), fmt.Sprintf("labels.%q==%s", pinnedLabel, pinnedValue))
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	needed := map[string]bool{}
+	for _, image := range kept {
+		needed[signatureName(image.Name, image.Target.Digest)] = true
+	}
+	ctx = namespaces.WithNamespace(ctx, signatureNamespace)
+	list, err := s.client.ImageService().List(ctx, copiedFrom(node))
+	if err != nil {
+		return fmt.Errorf("list signatures: %w", err)
+	}
+	for _, sign := range list {
+		if needed[sign.Name] {
+			continue
+		}
+		if err := s.client.ImageService().Delete(ctx, sign.Name, images.DeleteTarget(&sign.Target)); notFoundIsNil(err) != nil {
+			return fmt.Errorf("remove the signature %s: %w", sign.Name, err)
+		}
+	}
+	return nil
+}
+
+// signatureName returns the name of the signature of an image; empty for a name that is no image's.
+func signatureName(image string, target digest.Digest) string {
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return ""
+	}
+	return named.Name() + ":" + target.Algorithm().String() + "-" + target.Encoded() + ".sig"
 }
 
 // signatureOf returns the signature of an image.
 func (s *Store) signatureOf(ctx context.Context, c Copy) (Copy, bool) {
-	named, err := reference.ParseNormalizedNamed(c.Name)
-	if err != nil {
-		return Copy{}, false
-	}
-	name := named.Name() + ":" + c.Target.Digest.Algorithm().String() + "-" + c.Target.Digest.Encoded() + ".sig"
+	name := signatureName(c.Name, c.Target.Digest)
 	image, err := s.client.ImageService().Get(namespaces.WithNamespace(ctx, signatureNamespace), name)
 	if err != nil {
 		return Copy{}, false
@@ -228,6 +287,9 @@ func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context,
 		text := make([]byte, min(blob.Size(), MaxManifest+1))
 		if _, err := blob.ReadAt(text, 0); err != nil && err != io.EOF {
 			return nil, err
+		}
+		if c.Signature {
+			return SignatureParts(d.MediaType, text)
 		}
 		return Children(d.MediaType, text)
 	})

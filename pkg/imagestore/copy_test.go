@@ -123,23 +123,28 @@ func TestCheckCopy(t *testing.T) {
 	if err := sign.Check(); err != nil {
 		t.Errorf("a signature: %v", err)
 	}
+	if sign.signed() != digest.FromString("x").String() || signatureName("docker.io/shop/api:1", digest.FromString("x")) != sign.Name {
+		t.Errorf("%s is the signature of %s", sign.Name, sign.signed())
+	}
 	for what, change := range map[string]func(*Copy){
-		"a short name":            func(c *Copy) { c.Name = "shop/api:1" },
-		"no tag":                  func(c *Copy) { c.Name = "docker.io/shop/api" },
-		"a digest":                func(c *Copy) { c.Name = "docker.io/shop/api:1@" + digest.FromString("x").String() },
-		"not a name":              func(c *Copy) { c.Name = "docker.io/shop/../api:1" },
-		"CRI's name":              func(c *Copy) { c.Name = digest.FromString("x").String() },
-		"a shipped image":         func(c *Copy) { c.Name = ShippedRegistry + "/coredns:1" },
-		"latest":                  func(c *Copy) { c.Name = "docker.io/shop/api:latest" },
-		"a signature as an image": func(c *Copy) { c.Name = sign.Name },
-		"an image as a signature": func(c *Copy) { c.Signature, c.Deployed = true, "" },
-		"no reason":               func(c *Copy) { c.Deployed = "" },
-		"a time without end":      func(c *Copy) { c.Deployed = "9" },
-		"a long project":          func(c *Copy) { c.Project = strings.Repeat("x", maxReason+1) },
-		"a project with NUL":      func(c *Copy) { c.Project = "a\x00b" },
-		"a layer":                 func(c *Copy) { c.Target.MediaType = ocispec.MediaTypeImageLayer },
-		"a large document":        func(c *Copy) { c.Target.Size = MaxManifest + 1 },
-		"no digest":               func(c *Copy) { c.Target.Digest = "sha256:x" },
+		"a signature that is an index": func(c *Copy) { *c = sign; c.Target.MediaType = ocispec.MediaTypeImageIndex },
+		"a large signature":            func(c *Copy) { *c = sign; c.Target.Size = maxSignature + 1 },
+		"a short name":                 func(c *Copy) { c.Name = "shop/api:1" },
+		"no tag":                       func(c *Copy) { c.Name = "docker.io/shop/api" },
+		"a digest":                     func(c *Copy) { c.Name = "docker.io/shop/api:1@" + digest.FromString("x").String() },
+		"not a name":                   func(c *Copy) { c.Name = "docker.io/shop/../api:1" },
+		"CRI's name":                   func(c *Copy) { c.Name = digest.FromString("x").String() },
+		"a shipped image":              func(c *Copy) { c.Name = ShippedRegistry + "/coredns:1" },
+		"latest":                       func(c *Copy) { c.Name = "docker.io/shop/api:latest" },
+		"a signature as an image":      func(c *Copy) { c.Name = sign.Name },
+		"an image as a signature":      func(c *Copy) { c.Signature, c.Deployed = true, "" },
+		"no reason":                    func(c *Copy) { c.Deployed = "" },
+		"a time without end":           func(c *Copy) { c.Deployed = "9" },
+		"a long project":               func(c *Copy) { c.Project = strings.Repeat("x", maxReason+1) },
+		"a project with NUL":           func(c *Copy) { c.Project = "a\x00b" },
+		"a layer":                      func(c *Copy) { c.Target.MediaType = ocispec.MediaTypeImageLayer },
+		"a large document":             func(c *Copy) { c.Target.Size = MaxManifest + 1 },
+		"no digest":                    func(c *Copy) { c.Target.Digest = "sha256:x" },
 	} {
 		c := good()
 		change(&c)

@@ -38,7 +38,7 @@ const (
 	maxCopyInterval = time.Minute
 	// maxCandidates is how many nodes are asked for one image in one round.
 	maxCandidates = 3
-	// maxReceiving is how many copies are received at a time, maxCopies how many are kept of one node.
+	// maxReceiving is how many copies are received at a time, maxCopies how many images and signatures of one node are kept.
 	maxReceiving, maxCopies = 4, 1024
 	// shownImages is how many images a note names.
 	shownImages = 3
@@ -125,8 +125,23 @@ func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
 	}
 	others := c.peers.list(everyNode)
 	note := alone{}
+	at := "" // the node that has the image before, whose signature may come next
 	for _, image := range list {
-		where, err := c.second(ctx, image, others)
+		candidates := others
+		if image.Signature {
+			// It stays where its image is.
+			candidates = slices.DeleteFunc(slices.Clone(others), func(o *peer) bool { return o.name != at })
+			if len(candidates) == 0 {
+				continue
+			}
+		}
+		where, done, err := c.second(ctx, image, candidates)
+		if !image.Signature {
+			at = ""
+			if done {
+				at = where
+			}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return false, false, ctx.Err()
@@ -135,7 +150,7 @@ func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
 		case err != nil:
 			failed = true
 			note.add(image, err.Error())
-		case where != "":
+		case !done:
 			pending = true
 			note.add(image, "being copied to node "+where)
 		}
@@ -156,16 +171,17 @@ var errTaken = errors.New("another image has the name there, and stays")
 // errNoOther means that no other node can keep a copy.
 var errNoOther = errors.New("no other node is Ready")
 
-// second returns "" if another node has an image, or the node that gets it now.
-func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*peer) (where string, err error) {
+// second returns the node that has an image, too, or, if it is not done, the one that gets it now. An image that needs no other node is done
+// with none.
+func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*peer) (where string, done bool, err error) {
 	q, err := partOf(image.Name, image.Target)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	// The first node does this while it has the image.
 	if i := slices.IndexFunc(others, func(o *peer) bool { return o.name == image.From }); i >= 0 {
 		if _, err := c.peers.has(ctx, others[i], q); err == nil {
-			return "", nil
+			return image.From, true, nil
 		}
 	}
 	candidates := slices.Clone(others)
@@ -173,7 +189,7 @@ func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*pe
 	if !image.Built() && !image.Signature {
 		// Other nodes ask only servers what such a tag means.
 		if !c.peers.otherServer() {
-			return "", nil
+			return "", true, nil
 		}
 		candidates = slices.DeleteFunc(candidates, func(o *peer) bool { return !o.server })
 		err = errors.New("no other server is Ready, and its tag is not one of `polymesh deploy`")
@@ -182,15 +198,13 @@ func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*pe
 	for _, o := range candidates[:min(len(candidates), maxCandidates)] {
 		done, askErr := c.peers.copyTo(ctx, o, image)
 		switch {
-		case askErr == nil && done:
-			return "", nil
 		case askErr == nil:
-			return o.name, nil
+			return o.name, done, nil
 		case errors.Is(err, errNoOther) || o == candidates[0]:
 			err = askErr
 		}
 	}
-	return "", err
+	return "", false, err
 }
 
 // order puts the node first that gets copies of a repository: servers before others, and of these always the same one.
@@ -320,6 +334,8 @@ func (r *Registry) serveCopy(w http.ResponseWriter, h *http.Request, name string
 	switch {
 	case errors.Is(err, imagestore.ErrTaken):
 		refuse(w, http.StatusConflict, "DENIED", "another image has the name here: it stays")
+	case errors.Is(err, errUnsigned):
+		refuse(w, http.StatusConflict, "DENIED", err.Error())
 	case err != nil:
 		refuse(w, http.StatusBadGateway, "UNAVAILABLE", oneLine(err.Error()))
 	case done:
@@ -357,6 +373,14 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 	if has {
 		return true, c.store.Renew(check, image)
 	}
+	if image.Signature {
+		// Nothing else would say for how long it is kept.
+		if signed, err := c.store.HasSigned(check, image); err != nil {
+			return false, err
+		} else if !signed {
+			return false, errUnsigned
+		}
+	}
 	running := 0
 	for name, a := range c.receiving {
 		switch {
@@ -372,10 +396,8 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 	if err := c.enoughSpace(0); err != nil {
 		return false, err
 	}
-	if n, err := c.store.CopiesFrom(check, from.name); err != nil {
+	if err := c.roomFrom(check, from.name); err != nil {
 		return false, err
-	} else if n >= maxCopies {
-		return false, fmt.Errorf("this node keeps %d copies of images of node %s, and no more", n, from.name)
 	}
 	a := &arriving{}
 	c.receiving[image.Name] = a
@@ -391,6 +413,24 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 		a.done, a.err = true, err
 	})
 	return false, nil
+}
+
+// errUnsigned means that this node does not have the image that a signature is for.
+var errUnsigned = errors.New("this node does not have the image that it signs")
+
+// roomFrom returns an error if this node keeps as many copies of a node's images and signatures as it may.
+func (c *copies) roomFrom(ctx context.Context, node string) error {
+	n, err := c.store.CopiesFrom(ctx, node)
+	if err == nil && n >= maxCopies {
+		// Images are released after later deploys, and their signatures with them.
+		if err = c.store.DropSignatures(ctx, node); err == nil {
+			n, err = c.store.CopiesFrom(ctx, node)
+		}
+	}
+	if err == nil && n >= maxCopies {
+		err = fmt.Errorf("this node keeps %d copies of images and signatures of node %s, and no more", n, node)
+	}
+	return err
 }
 
 // get gets an image's content from a node.

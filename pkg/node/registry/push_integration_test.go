@@ -545,6 +545,11 @@ func TestCopies(t *testing.T) {
 	if _, err := a.store.Find(t.Context(), "docker.io/shop/forged", hash, false); err == nil {
 		t.Error("a forged copy is kept")
 	}
+	// A signature of an image that the other node does not have.
+	unsigned := imagestore.Copy{Name: "docker.io/shop/api:sha256-" + digest.FromString("none").Encoded() + ".sig", Target: copied.Target, Signature: true}
+	if done, err := c.reg.peers.copyTo(t.Context(), server("a"), unsigned); !errors.Is(err, errTaken) {
+		t.Errorf("a signature without its image is kept: %t, %v", done, err)
+	}
 	// A full disk takes none.
 	c.load(newImage(t), "shop/full:"+hash, false)
 	full := imagestore.NewDeployed("docker.io/shop/full:"+hash, "project", "service")

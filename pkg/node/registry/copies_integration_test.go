@@ -1,0 +1,103 @@
+//go:build integration
+
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"polymesh.dev/polymesh/pkg/imagestore"
+)
+
+// another is content that another node has.
+type another map[digest.Digest][]byte
+
+func (o another) add(mediaType string, text []byte) ocispec.Descriptor {
+	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(text), Size: int64(len(text))}
+	o[d.Digest] = text
+	return d
+}
+
+// manifest adds one of a layer with a text.
+func (o another) manifest(t *testing.T, text string) ocispec.Descriptor {
+	t.Helper()
+	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: o.add(ocispec.MediaTypeImageConfig, []byte(`{"rootfs":{"type":"layers"}}`))}
+	m.SchemaVersion = 2
+	m.Layers = append(m.Layers, o.add("application/vnd.dev.cosign.simplesigning.v1+json", []byte(text)))
+	out, err := json.Marshal(m)
+	ok(t, err)
+	return o.add(m.MediaType, out)
+}
+
+func (o another) fetch(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+	text, found := o[d.Digest]
+	if !found {
+		return nil, fmt.Errorf("%s is not there", d.Digest)
+	}
+	return io.NopCloser(bytes.NewReader(text)), nil
+}
+
+// signed is the copy of a signature that a node has of an image.
+func (o another) signed(t *testing.T, node, repository string, target digest.Digest) imagestore.Copy {
+	t.Helper()
+	c := imagestore.Copy{Name: repository + ":sha256-" + target.Encoded() + ".sig", Signature: true, From: node, Target: o.manifest(t, "a signature of "+node)}
+	ok(t, c.Check())
+	return c
+}
+
+// What a real containerd keeps of other nodes' images and signatures.
+func TestKeptCopies(t *testing.T) {
+	m := newMachine(t, newPKI(t), "a", "127.0.0.10")
+	ctx := t.Context()
+	target := func(repository string) digest.Digest {
+		t.Helper()
+		d, err := m.store.Find(ctx, "docker.io/"+repository, hash, false)
+		ok(t, err)
+		return d.Digest
+	}
+	from := func(node string) int {
+		t.Helper()
+		n, err := m.store.CopiesFrom(ctx, node)
+		ok(t, err)
+		return n
+	}
+	there := another{}
+
+	t.Run("signatures", func(t *testing.T) {
+		m.load(newImage(t), "shop/api:"+hash, true)
+		kept := there.signed(t, "b", "docker.io/shop/api", target("shop/api"))
+		gone := there.signed(t, "b", "docker.io/shop/gone", digest.FromString("gone"))
+		for c, want := range map[*imagestore.Copy]bool{&kept: true, &gone: false} {
+			if has, err := m.store.HasSigned(ctx, *c); err != nil || has != want {
+				t.Errorf("the image of %s is here: %t, %v", c.Name, has, err)
+			}
+			ok(t, m.store.Receive(ctx, *c, there.fetch))
+		}
+		if n := from("b"); n != 2 {
+			t.Errorf("%d copies count", n)
+		}
+		ok(t, m.store.DropSignatures(ctx, "c"))
+		if n := from("b"); n != 2 {
+			t.Errorf("%d are left after those of another node were removed", n)
+		}
+		ok(t, m.store.DropSignatures(ctx, "b"))
+		if has, err := m.store.HasCopy(ctx, kept); err != nil || !has {
+			t.Errorf("the signature of an image that is kept is removed: %v", err)
+		}
+		if has, err := m.store.HasCopy(ctx, gone); err != nil || has {
+			t.Errorf("the signature of an image that is gone stays: %v", err)
+		}
+		large := there.signed(t, "b", "docker.io/shop/api", digest.FromString("large"))
+		large.Target = there.manifest(t, string(bytes.Repeat([]byte("x"), imagestore.MaxPayloads)))
+		if err := m.store.Receive(ctx, large, there.fetch); err == nil {
+			t.Error("a large signature is kept")
+		}
+	})
+}
