@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	corev1 "k8s.io/api/core/v1"
 
@@ -29,7 +30,8 @@ import (
 // containerd does, verifies it, and keeps it for the same reason and as long. When the first node is lost, it does the same.
 
 const (
-	// copiesPath takes an imagestore.Copy of another node. The answer is 200 if the node has it, 202 while it gets it.
+	// copiesPath takes an imagestore.Copy of another node. The answer is 200 if the node has it, 202 while it gets it or others of the same node,
+	// and 429 if it gets too many of other nodes.
 	copiesPath = "/polymesh/v1/copies"
 	// copyInterval is the time between two looks at images that have a copy; pendingInterval while one is made, and failed ones are tried
 	// again after that, and then after up to maxCopyInterval.
@@ -38,8 +40,12 @@ const (
 	maxCopyInterval = time.Minute
 	// maxCandidates is how many nodes are asked for one image in one round.
 	maxCandidates = 3
-	// maxReceiving is how many copies are received at a time, maxCopies how many images and signatures of one node are kept.
-	maxReceiving, maxCopies = 4, 1024
+	// maxReceiving is how many copies are received at a time, nodeReceiving how many of one node: it delays its own ones only. One may take
+	// copyTime, and after a failure the reason is the answer for failedTime.
+	maxReceiving, nodeReceiving = 8, 2
+	copyTime, failedTime        = 6 * time.Hour, 5 * time.Second
+	// maxCopies is how many images and signatures of one node are kept.
+	maxCopies = 1024
 	// shownImages is how many images a note names.
 	shownImages = 3
 )
@@ -53,17 +59,22 @@ type copies struct {
 	mu        sync.Mutex
 	ctx       context.Context // of the component, while it runs
 	tasks     sync.WaitGroup
-	receiving map[string]*arriving // by the image's name
+	receiving map[offer]*arriving
 }
+
+// offer is an image, by its full name, that a node has: another one with the same name does not stand in its way.
+type offer struct{ node, image string }
 
 // arriving is a copy that this node gets.
 type arriving struct {
-	done bool
-	err  error
+	target digest.Digest
+	done   bool
+	err    error
+	at     time.Time // when it was done
 }
 
 func newCopies(r *Registry) *copies {
-	return &copies{Registry: r, wake: make(chan struct{}, 1), receiving: map[string]*arriving{}}
+	return &copies{Registry: r, wake: make(chan struct{}, 1), receiving: map[offer]*arriving{}}
 }
 
 // look starts a round soon.
@@ -334,6 +345,9 @@ func (r *Registry) serveCopy(w http.ResponseWriter, h *http.Request, name string
 	switch {
 	case errors.Is(err, imagestore.ErrTaken):
 		refuse(w, http.StatusConflict, "DENIED", "another image has the name here: it stays")
+	case errors.Is(err, errBusy):
+		w.Header().Set("Retry-After", "1")
+		refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", err.Error())
 	case errors.Is(err, errUnsigned):
 		refuse(w, http.StatusConflict, "DENIED", err.Error())
 	case err != nil:
@@ -355,14 +369,15 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 	}
 	ctx := c.ctx
 	image.From = from.name
-	if a := c.receiving[image.Name]; a != nil {
-		if !a.done {
+	what := offer{from.name, image.Name}
+	if a := c.receiving[what]; a != nil {
+		switch {
+		case !a.done:
 			return false, nil
-		}
-		delete(c.receiving, image.Name)
-		if a.err != nil {
+		case a.err != nil && a.target == image.Target.Digest && time.Since(a.at) < failedTime:
 			return false, a.err
 		}
+		delete(c.receiving, what)
 	}
 	check, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -381,17 +396,8 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 			return false, errUnsigned
 		}
 	}
-	running := 0
-	for name, a := range c.receiving {
-		switch {
-		case !a.done:
-			running++
-		case len(c.receiving) > maxCopies:
-			delete(c.receiving, name) // of a node that has not asked again
-		}
-	}
-	if running >= maxReceiving {
-		return false, nil
+	if turn, err := c.turn(from.name); err != nil || !turn {
+		return false, err
 	}
 	if err := c.enoughSpace(0); err != nil {
 		return false, err
@@ -399,10 +405,12 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 	if err := c.roomFrom(check, from.name); err != nil {
 		return false, err
 	}
-	a := &arriving{}
-	c.receiving[image.Name] = a
+	a := &arriving{target: image.Target.Digest}
+	c.receiving[what] = a
 	c.tasks.Go(func() {
-		err := c.get(ctx, image, from)
+		limited, cancel := context.WithTimeout(ctx, copyTime)
+		defer cancel()
+		err := c.get(limited, image, from)
 		if err == nil {
 			c.log.Info("this node keeps a copy of another node's image", "image", image.Name, "digest", image.Target.Digest, "node", from.name)
 		} else if ctx.Err() == nil {
@@ -410,9 +418,36 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		a.done, a.err = true, err
+		a.done, a.err, a.at = true, err, time.Now()
 	})
 	return false, nil
+}
+
+// errBusy means that this node gets copies of many others.
+var errBusy = errors.New("this node gets many copies at this moment")
+
+// turn reports whether a node's next copy may be received now. errBusy is not the node's doing. c.mu is held.
+func (c *copies) turn(node string) (bool, error) {
+	running, own := 0, 0
+	for what, a := range c.receiving {
+		switch {
+		case a.done:
+			if len(c.receiving) > maxCopies {
+				delete(c.receiving, what) // of a node that has not asked again
+			}
+			continue
+		case what.node == node:
+			own++
+		}
+		running++
+	}
+	switch {
+	case own >= nodeReceiving:
+		return false, nil
+	case running >= maxReceiving:
+		return false, errBusy
+	}
+	return true, nil
 }
 
 // errUnsigned means that this node does not have the image that a signature is for.
@@ -447,7 +482,7 @@ func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer) err
 		if err != nil {
 			return nil, withoutURL(err)
 		}
-		return &incoming{ReadCloser: answer.Body, space: func() error { return c.enoughSpace(0) }}, nil
+		return &incoming{ReadCloser: answer.Body, space: func() error { return c.enoughSpace(0) }, began: time.Now()}, nil
 	})
 }
 

@@ -665,7 +665,9 @@ func (b *backend) deployed(w http.ResponseWriter, h *http.Request, path, tag str
 			return
 		}
 		if err = c.Check(); err == nil {
-			_, err = b.copies.receive(c, from)
+			if _, err = b.copies.receive(c, from); errors.Is(err, errBusy) {
+				err = nil // it stays where it is
+			}
 		}
 	}
 	if err != nil {

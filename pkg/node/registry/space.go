@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,10 +36,17 @@ func (r *Registry) enoughSpace(more int64) error {
 // looks evicts no pod.
 func reserve(all uint64) uint64 { return all/100*imagestore.EvictionPercent + min(maxMargin, all/20) }
 
-// incoming is content that another node sends. It ends when the disk is nearly full.
+const (
+	// leastRate is how much another node sends at least, in bytes a second after slowTime; with less, it would hold up what comes next.
+	leastRate = 16 << 10
+	slowTime  = 2 * time.Minute
+)
+
+// incoming is content that another node sends. It ends when the disk is nearly full, or when it comes too slowly.
 type incoming struct {
 	io.ReadCloser
 	space        func() error
+	began        time.Time
 	size, looked int64
 }
 
@@ -52,5 +60,13 @@ func (i *incoming) Read(text []byte) (int, error) {
 	}
 	n, err := i.ReadCloser.Read(text)
 	i.size += int64(n)
+	if err == nil && tooSlow(i.size, time.Since(i.began)) {
+		err = fmt.Errorf("only %d bytes have come in %s", i.size, time.Since(i.began).Round(time.Second))
+	}
 	return n, err
+}
+
+// tooSlow reports whether too few bytes have come in a time.
+func tooSlow(size int64, in time.Duration) bool {
+	return in > slowTime && size < int64((in-slowTime).Seconds())*leastRate
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"testing"
+	"time"
 
 	"polymesh.dev/polymesh/pkg/imagestore"
 )
@@ -23,7 +24,7 @@ func TestReserve(t *testing.T) {
 func TestIncomingEndsOnAFullDisk(t *testing.T) {
 	full := errors.New("full")
 	written := 0
-	from := &incoming{ReadCloser: io.NopCloser(bytes.NewReader(make([]byte, 8*lookBytes))), space: func() error {
+	from := &incoming{ReadCloser: io.NopCloser(bytes.NewReader(make([]byte, 8*lookBytes))), began: time.Now(), space: func() error {
 		if written >= 3*lookBytes {
 			return full
 		}
@@ -40,5 +41,20 @@ func TestIncomingEndsOnAFullDisk(t *testing.T) {
 			t.Errorf("%d bytes have come: %v", written, err)
 		}
 		return
+	}
+}
+
+// A byte now and then does not keep a copy under way.
+func TestTooSlow(t *testing.T) {
+	for _, c := range []struct {
+		size int64
+		in   time.Duration
+		want bool
+	}{
+		{0, slowTime, false}, {1, slowTime + time.Minute, true}, {60 * leastRate, slowTime + time.Minute, false}, {60, time.Hour, true}, {1 << 30, time.Hour, false},
+	} {
+		if got := tooSlow(c.size, c.in); got != c.want {
+			t.Errorf("%d bytes in %s: %t", c.size, c.in, got)
+		}
 	}
 }
