@@ -309,12 +309,22 @@ func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context,
 	return s.Pin(ctx, Wanted{})
 }
 
-// name gives an image its name and labels. An image that has the name loses it.
+// name gives an image its name and labels. An image that has the name loses it, unless the new one is another node's: then HasCopy decides
+// again, because the copy may have taken long.
 func (s *Store) name(ctx context.Context, c Copy) error {
+	s.naming.Lock()
+	defer s.naming.Unlock()
 	service := s.client.ImageService()
 	image := images.Image{Name: c.Name, Target: c.Target, Labels: c.set()}
 	_, err := service.Create(ctx, image)
 	if errdefs.IsAlreadyExists(err) {
+		if c.From != "" {
+			if has, err := s.HasCopy(ctx, c); err != nil {
+				return err
+			} else if has {
+				return s.Renew(ctx, c)
+			}
+		}
 		image.Labels = c.labels()
 		paths := []string{"target"}
 		for label := range image.Labels {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"testing"
@@ -98,6 +99,39 @@ func TestKeptCopies(t *testing.T) {
 		large.Target = there.manifest(t, string(bytes.Repeat([]byte("x"), imagestore.MaxPayloads)))
 		if err := m.store.Receive(ctx, large, there.fetch); err == nil {
 			t.Error("a large signature is kept")
+		}
+	})
+
+	// A copy that has begun before does not replace what was pushed meanwhile.
+	t.Run("pushed meanwhile", func(t *testing.T) {
+		name := "docker.io/shop/late:" + hash
+		m.load(newImage(t), "shop/pushed:"+hash, true)
+		pushed, err := m.store.Find(ctx, "docker.io/shop/pushed", hash, false)
+		ok(t, err)
+		late := imagestore.NewDeployed(name, "project", "service")
+		late.From, late.Target = "b", there.manifest(t, "late")
+		if has, err := m.store.HasCopy(ctx, late); err != nil || has {
+			t.Fatalf("before: %t, %v", has, err)
+		}
+		err = m.store.Receive(ctx, late, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+			if d.Digest == late.Target.Digest {
+				if err := m.store.Pushed(t.Context(), name, pushed); err != nil {
+					return nil, err
+				}
+			}
+			return there.fetch(ctx, d)
+		})
+		if !errors.Is(err, imagestore.ErrTaken) || target("shop/late") != pushed.Digest {
+			t.Errorf("the copy ends with %v, and the name means %s", err, target("shop/late"))
+		}
+		// The node that it came from may have another one later.
+		for _, text := range []string{"first", "second"} {
+			c := imagestore.NewDeployed("docker.io/shop/other:"+hash, "project", "service")
+			c.From, c.Target = "b", there.manifest(t, text)
+			ok(t, m.store.Receive(ctx, c, there.fetch))
+			if got := target("shop/other"); got != c.Target.Digest {
+				t.Errorf("after the %s copy, the name means %s", text, got)
+			}
 		}
 	})
 }
