@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"polymesh.dev/polymesh/pkg/imagestore"
+	"polymesh.dev/polymesh/pkg/signature"
 )
 
 // another is content that another node has.
@@ -132,6 +133,28 @@ func TestKeptCopies(t *testing.T) {
 			if got := target("shop/other"); got != c.Target.Digest {
 				t.Errorf("after the %s copy, the name means %s", text, got)
 			}
+		}
+	})
+
+	// What a user signs here is this node's own, also if another node's signature was there.
+	t.Run("signed here", func(t *testing.T) {
+		m.load(newImage(t), "shop/signed:"+hash, true)
+		before := from("b")
+		theirs := there.signed(t, "b", "docker.io/shop/signed", target("shop/signed"))
+		ok(t, m.store.Receive(ctx, theirs, there.fetch))
+		if n := from("b"); n != before+1 {
+			t.Errorf("%d copies, were %d", n, before)
+		}
+		own := there.manifest(t, "a signature of a user")
+		var signed ocispec.Manifest
+		ok(t, json.Unmarshal(there[own.Digest], &signed))
+		blobs := []signature.Blob{{Descriptor: signed.Config, Content: there[signed.Config.Digest]}, {Descriptor: signed.Layers[0], Content: there[signed.Layers[0].Digest]}}
+		ok(t, m.store.Signatures().Put(ctx, theirs.Name, signature.Blob{Descriptor: own, Content: there[own.Digest]}, blobs...))
+		if n := from("b"); n != before {
+			t.Errorf("the user's signature counts as the other node's: %d copies, were %d", n, before)
+		}
+		if has, err := m.store.HasCopy(ctx, theirs); !errors.Is(err, imagestore.ErrTaken) {
+			t.Errorf("the other node may replace it: %t, %v", has, err)
 		}
 	})
 }
