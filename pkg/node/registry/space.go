@@ -18,18 +18,22 @@ const (
 	maxMargin = 2 << 30
 )
 
-// enoughSpace returns an error if the disk of images is nearly full, or would be with so many bytes more: images of others must not evict
-// this node's pods.
+// enoughSpace returns an error if the disk of images is nearly full, or would be with so many bytes more, at least 0: images of others must
+// not evict this node's pods.
 func (r *Registry) enoughSpace(more int64) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(r.opts.ContentDir, &fs); err != nil {
 		return fmt.Errorf("look for space in %s: %w", r.opts.ContentDir, err)
 	}
 	free, all := fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
-	if free < reserve(all)+uint64(max(more, 0)) {
-		return withStatus(http.StatusInsufficientStorage, "the node has only %d MiB of disk left, too little for %d more: free some, or use another server", free>>20, more>>20)
+	if free >= reserve(all)+uint64(more) {
+		return nil
 	}
-	return nil
+	layer := ""
+	if more > 0 {
+		layer = fmt.Sprintf(", too few for a layer of %d", more>>20)
+	}
+	return withStatus(http.StatusInsufficientStorage, "the node has only %d MiB of disk left, of which %d stay free%s: free some, or use another server", free>>20, reserve(all)>>20, layer)
 }
 
 // reserve is how many bytes of a disk pushes and copies leave free: more than the kubelet needs, so that what all of them write between two
