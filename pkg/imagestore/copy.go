@@ -5,17 +5,20 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 )
 
 // Copy is an image that two nodes keep, with the reason, which is the same on both: so it is released on both after the same deploys.
@@ -64,6 +67,9 @@ func (c Copy) Check() error {
 		return fmt.Errorf("the tag latest of %.300q means another image on each node: use a version", c.Name)
 	}
 	d := c.Target
+	if c.Signature && (!images.IsManifestType(d.MediaType) || d.Size > maxSignature) {
+		return fmt.Errorf("%.300q is a signature, and %d bytes of %.100q", c.Name, d.Size, d.MediaType)
+	}
 	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != digest.SHA256 || !isDocument(d.MediaType) || d.Size <= 0 || d.Size > MaxManifest {
 		return fmt.Errorf("%.300q is %d bytes of %.100q with the digest %.100q", c.Name, d.Size, d.MediaType, d.Digest)
 	}
@@ -113,22 +119,77 @@ func (s *Store) Copies(ctx context.Context) ([]Copy, error) {
 	return list, nil
 }
 
-// CopiesFrom returns the number of images that this node has copied from another one.
+// CopiesFrom returns the number of images and signatures that this node has copied from another one.
 func (s *Store) CopiesFrom(ctx context.Context, node string) (int, error) {
-	list, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, Namespace), fmt.Sprintf("labels.%q==%s", fromLabel, strconv.Quote(node)))
-	if err != nil {
-		return 0, fmt.Errorf("list images: %w", err)
+	n := 0
+	for _, namespace := range []string{Namespace, signatureNamespace} {
+		list, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, namespace), copiedFrom(node))
+		if err != nil {
+			return 0, fmt.Errorf("list images: %w", err)
+		}
+		n += len(list)
 	}
-	return len(list), nil
+	return n, nil
+}
+
+// copiedFrom is containerd's filter for what came from a node.
+func copiedFrom(node string) string {
+	return fmt.Sprintf("labels.%q==%s", fromLabel, strconv.Quote(node))
+}
+
+// HasSigned reports whether this node has the image that a signature is for, which is in its name.
+func (s *Store) HasSigned(ctx context.Context, c Copy) (bool, error) {
+	list, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, Namespace), "target.digest=="+strconv.Quote(c.signed()))
+	if err != nil {
+		return false, fmt.Errorf("list images: %w", err)
+	}
+	return slices.ContainsFunc(list, func(image images.Image) bool { return signatureName(image.Name, image.Target.Digest) == c.Name }), nil
+}
+
+// signed is the digest in a signature's name.
+func (c Copy) signed() string {
+	_, tag, _ := strings.Cut(c.Name[strings.LastIndex(c.Name, "/")+1:], ":")
+	return strings.TrimSuffix(strings.Replace(tag, "-", ":", 1), ".sig")
+}
+
+// DropSignatures removes the signatures that were copied from a node, of images that are not kept here any more.
+func (s *Store) DropSignatures(ctx context.Context, node string) error {
+	kept, err := s.client.ImageService().List(namespaces.WithNamespace(ctx, Namespace), fmt.Sprintf("labels.%q==%s", pinnedLabel, pinnedValue))
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	needed := map[string]bool{}
+	for _, image := range kept {
+		needed[signatureName(image.Name, image.Target.Digest)] = true
+	}
+	ctx = namespaces.WithNamespace(ctx, signatureNamespace)
+	list, err := s.client.ImageService().List(ctx, copiedFrom(node))
+	if err != nil {
+		return fmt.Errorf("list signatures: %w", err)
+	}
+	for _, sign := range list {
+		if needed[sign.Name] {
+			continue
+		}
+		if err := s.client.ImageService().Delete(ctx, sign.Name, images.DeleteTarget(&sign.Target)); notFoundIsNil(err) != nil {
+			return fmt.Errorf("remove the signature %s: %w", sign.Name, err)
+		}
+	}
+	return nil
+}
+
+// signatureName returns the name of the signature of an image; empty for a name that is no image's.
+func signatureName(image string, target digest.Digest) string {
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return ""
+	}
+	return named.Name() + ":" + target.Algorithm().String() + "-" + target.Encoded() + ".sig"
 }
 
 // signatureOf returns the signature of an image.
 func (s *Store) signatureOf(ctx context.Context, c Copy) (Copy, bool) {
-	named, err := reference.ParseNormalizedNamed(c.Name)
-	if err != nil {
-		return Copy{}, false
-	}
-	name := named.Name() + ":" + c.Target.Digest.Algorithm().String() + "-" + c.Target.Digest.Encoded() + ".sig"
+	name := signatureName(c.Name, c.Target.Digest)
 	image, err := s.client.ImageService().Get(namespaces.WithNamespace(ctx, signatureNamespace), name)
 	if err != nil {
 		return Copy{}, false
@@ -193,14 +254,25 @@ func (s *Store) Renew(ctx context.Context, c Copy) error {
 	return s.Pin(ctx, Wanted{})
 }
 
+// MaxParts is how many parts of a copy come at a time.
+const MaxParts = 4
+
 // Receive gets a copy's content and keeps it. fetch gets a part, which is verified.
-func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)) error {
+func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)) (err error) {
 	ctx = namespaces.WithNamespace(ctx, c.namespace())
-	ctx, done, err := s.client.WithLease(ctx)
+	lease, err := s.client.LeasesService().Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
 		return fmt.Errorf("make a lease: %w", err)
 	}
-	defer func() { _ = done(context.WithoutCancel(ctx)) }()
+	ctx = leases.WithLease(ctx, lease.ID)
+	defer func() {
+		var now []leases.DeleteOpt
+		if err != nil {
+			// What has come of a copy that failed must not stay on a disk that may be full until containerd collects garbage by itself.
+			now = append(now, leases.SynchronousDelete)
+		}
+		_ = s.client.LeasesService().Delete(context.WithoutCancel(ctx), lease, now...)
+	}()
 	store := s.client.ContentStore()
 	// What a document refers to is only fetched after it was checked.
 	children := images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
@@ -216,10 +288,13 @@ func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context,
 		if _, err := blob.ReadAt(text, 0); err != nil && err != io.EOF {
 			return nil, err
 		}
+		if c.Signature {
+			return SignatureParts(d.MediaType, text)
+		}
 		return Children(d.MediaType, text)
 	})
 	get := remotes.FetchHandler(store, remotes.FetcherFunc(fetch))
-	if err := images.Dispatch(ctx, images.Handlers(get, children), nil, c.Target); err != nil {
+	if err := images.Dispatch(ctx, images.Handlers(get, children), semaphore.NewWeighted(MaxParts), c.Target); err != nil {
 		return fmt.Errorf("get image %s: %w", c.Name, err)
 	}
 	if err := s.refer(ctx, c.Target); err != nil {
@@ -234,12 +309,22 @@ func (s *Store) Receive(ctx context.Context, c Copy, fetch func(context.Context,
 	return s.Pin(ctx, Wanted{})
 }
 
-// name gives an image its name and labels. An image that has the name loses it.
+// name gives an image its name and labels. An image that has the name loses it, unless the new one is another node's: then HasCopy decides
+// again, because the copy may have taken long.
 func (s *Store) name(ctx context.Context, c Copy) error {
+	s.naming.Lock()
+	defer s.naming.Unlock()
 	service := s.client.ImageService()
 	image := images.Image{Name: c.Name, Target: c.Target, Labels: c.set()}
 	_, err := service.Create(ctx, image)
 	if errdefs.IsAlreadyExists(err) {
+		if c.From != "" {
+			if has, err := s.HasCopy(ctx, c); err != nil {
+				return err
+			} else if has {
+				return s.Renew(ctx, c)
+			}
+		}
 		image.Labels = c.labels()
 		paths := []string{"target"}
 		for label := range image.Labels {

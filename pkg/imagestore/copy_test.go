@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"polymesh.dev/polymesh/pkg/signature"
 )
 
 // A manifest that a builder makes is accepted; one that others would read in another way, or that points elsewhere, is not.
@@ -61,6 +63,52 @@ func TestChildren(t *testing.T) {
 	}
 }
 
+// A signature has few and small parts: all of them are read at once.
+func TestSignatureParts(t *testing.T) {
+	part := func(size int64) string {
+		return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, ocispec.MediaTypeImageLayer, digest.FromString("x"), size)
+	}
+	manifest := func(layers int, size int64) []byte {
+		list := strings.TrimSuffix(strings.Repeat(part(size)+",", layers), ",")
+		return []byte(`{"config":` + part(100) + `,"layers":[` + list + `]}`)
+	}
+	for what, c := range map[string]struct {
+		media string
+		text  []byte
+		ok    bool
+	}{
+		"one of cosign":          {ocispec.MediaTypeImageManifest, manifest(1, 300), true},
+		"as many as are checked": {ocispec.MediaTypeImageManifest, manifest(signature.MaxSignatures, 300), true},
+		"one more":               {ocispec.MediaTypeImageManifest, manifest(signature.MaxSignatures+1, 300), false},
+		"a large part":           {ocispec.MediaTypeImageManifest, manifest(1, MaxPayloads), false},
+		"large parts together":   {ocispec.MediaTypeImageManifest, manifest(40, 10<<10), false},
+		"a large manifest":       {ocispec.MediaTypeImageManifest, append(manifest(1, 300), strings.Repeat(" ", maxSignature)...), false},
+		"an index":               {ocispec.MediaTypeImageIndex, []byte(`{"manifests":[]}`), false},
+	} {
+		if _, err := SignatureParts(c.media, c.text); (err == nil) != c.ok {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// A manifest of empty parts does not take many times its size in memory.
+func TestChildrenOfManyParts(t *testing.T) {
+	for media, field := range map[string]string{ocispec.MediaTypeImageManifest: "layers", ocispec.MediaTypeImageIndex: "manifests"} {
+		text := []byte(`{"` + field + `":[{}` + strings.Repeat(",{}", 1<<20) + `]}`)
+		if _, err := Children(media, text); err == nil {
+			t.Errorf("%s: it is accepted", field)
+		}
+		got := testing.Benchmark(func(b *testing.B) {
+			for b.Loop() {
+				_, _ = Children(media, text)
+			}
+		}).AllocedBytesPerOp()
+		if limit := int64(2 * len(text)); got > limit {
+			t.Errorf("%s takes %d bytes in memory, want at most %d", field, got, limit)
+		}
+	}
+}
+
 // What another node says about an image is checked before it is used.
 func TestCheckCopy(t *testing.T) {
 	good := func() Copy {
@@ -70,28 +118,33 @@ func TestCheckCopy(t *testing.T) {
 	if err := good().Check(); err != nil || !good().Built() {
 		t.Errorf("a copy of ours: %v", err)
 	}
-	signature := good()
-	signature.Name, signature.Deployed, signature.Signature = "docker.io/shop/api:sha256-"+digest.FromString("x").Encoded()+".sig", "", true
-	if err := signature.Check(); err != nil {
+	sign := good()
+	sign.Name, sign.Deployed, sign.Signature = "docker.io/shop/api:sha256-"+digest.FromString("x").Encoded()+".sig", "", true
+	if err := sign.Check(); err != nil {
 		t.Errorf("a signature: %v", err)
 	}
+	if sign.signed() != digest.FromString("x").String() || signatureName("docker.io/shop/api:1", digest.FromString("x")) != sign.Name {
+		t.Errorf("%s is the signature of %s", sign.Name, sign.signed())
+	}
 	for what, change := range map[string]func(*Copy){
-		"a short name":            func(c *Copy) { c.Name = "shop/api:1" },
-		"no tag":                  func(c *Copy) { c.Name = "docker.io/shop/api" },
-		"a digest":                func(c *Copy) { c.Name = "docker.io/shop/api:1@" + digest.FromString("x").String() },
-		"not a name":              func(c *Copy) { c.Name = "docker.io/shop/../api:1" },
-		"CRI's name":              func(c *Copy) { c.Name = digest.FromString("x").String() },
-		"a shipped image":         func(c *Copy) { c.Name = ShippedRegistry + "/coredns:1" },
-		"latest":                  func(c *Copy) { c.Name = "docker.io/shop/api:latest" },
-		"a signature as an image": func(c *Copy) { c.Name = signature.Name },
-		"an image as a signature": func(c *Copy) { c.Signature, c.Deployed = true, "" },
-		"no reason":               func(c *Copy) { c.Deployed = "" },
-		"a time without end":      func(c *Copy) { c.Deployed = "9" },
-		"a long project":          func(c *Copy) { c.Project = strings.Repeat("x", maxReason+1) },
-		"a project with NUL":      func(c *Copy) { c.Project = "a\x00b" },
-		"a layer":                 func(c *Copy) { c.Target.MediaType = ocispec.MediaTypeImageLayer },
-		"a large document":        func(c *Copy) { c.Target.Size = MaxManifest + 1 },
-		"no digest":               func(c *Copy) { c.Target.Digest = "sha256:x" },
+		"a signature that is an index": func(c *Copy) { *c = sign; c.Target.MediaType = ocispec.MediaTypeImageIndex },
+		"a large signature":            func(c *Copy) { *c = sign; c.Target.Size = maxSignature + 1 },
+		"a short name":                 func(c *Copy) { c.Name = "shop/api:1" },
+		"no tag":                       func(c *Copy) { c.Name = "docker.io/shop/api" },
+		"a digest":                     func(c *Copy) { c.Name = "docker.io/shop/api:1@" + digest.FromString("x").String() },
+		"not a name":                   func(c *Copy) { c.Name = "docker.io/shop/../api:1" },
+		"CRI's name":                   func(c *Copy) { c.Name = digest.FromString("x").String() },
+		"a shipped image":              func(c *Copy) { c.Name = ShippedRegistry + "/coredns:1" },
+		"latest":                       func(c *Copy) { c.Name = "docker.io/shop/api:latest" },
+		"a signature as an image":      func(c *Copy) { c.Name = sign.Name },
+		"an image as a signature":      func(c *Copy) { c.Signature, c.Deployed = true, "" },
+		"no reason":                    func(c *Copy) { c.Deployed = "" },
+		"a time without end":           func(c *Copy) { c.Deployed = "9" },
+		"a long project":               func(c *Copy) { c.Project = strings.Repeat("x", maxReason+1) },
+		"a project with NUL":           func(c *Copy) { c.Project = "a\x00b" },
+		"a layer":                      func(c *Copy) { c.Target.MediaType = ocispec.MediaTypeImageLayer },
+		"a large document":             func(c *Copy) { c.Target.Size = MaxManifest + 1 },
+		"no digest":                    func(c *Copy) { c.Target.Digest = "sha256:x" },
 	} {
 		c := good()
 		change(&c)

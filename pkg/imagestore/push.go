@@ -44,6 +44,10 @@ const (
 	MaxManifest = 4 << 20
 	// MaxBlob is the limit of a layer, in bytes.
 	MaxBlob = 64 << 30
+	// maxSignature is the limit of a signature's manifest, and MaxPayloads that of all that it refers to, in bytes. One signature in cosign's
+	// format is a payload of some hundred bytes, and at most some kilobytes of certificates in the manifest.
+	maxSignature = 1 << 20
+	MaxPayloads  = 256 << 10
 	// uploadPrefix is the prefix of containerd's names of uploads.
 	uploadPrefix = "polymesh-upload-"
 	// leaseTime is how long content is kept that no image refers to, if this process ends before it does: longer than a layer takes.
@@ -120,17 +124,17 @@ func errManifest(format string, args ...any) error {
 // (https://github.com/opencontainers/image-spec/security/advisories/GHSA-77vh-xpmg-72qh), and one that has its layers elsewhere.
 func Children(mediaType string, text []byte) ([]ocispec.Descriptor, error) {
 	var m struct {
-		MediaType string               `json:"mediaType"`
-		Config    *ocispec.Descriptor  `json:"config"`
-		Layers    []ocispec.Descriptor `json:"layers"`
-		Manifests []ocispec.Descriptor `json:"manifests"`
-		FSLayers  []any                `json:"fsLayers"`
+		MediaType string              `json:"mediaType"`
+		Config    *ocispec.Descriptor `json:"config"`
+		Layers    parts               `json:"layers"`
+		Manifests parts               `json:"manifests"`
+		FSLayers  json.RawMessage     `json:"fsLayers"`
 	}
 	if len(text) > MaxManifest {
 		return nil, errManifest("the manifest has %d bytes, more than %d", len(text), MaxManifest)
 	}
 	if err := json.Unmarshal(text, &m); err != nil {
-		return nil, errManifest("the manifest is not JSON: %v", err)
+		return nil, errManifest("the manifest cannot be read: %v", err)
 	}
 	if m.MediaType != "" && m.MediaType != mediaType {
 		return nil, errManifest("the manifest is %.100q, and is sent as %.100q", m.MediaType, mediaType)
@@ -159,6 +163,58 @@ func Children(mediaType string, text []byte) ([]ocispec.Descriptor, error) {
 		// An index's parts are manifests, and a manifest's are not.
 		if isDocument(d.MediaType) != images.IsIndexType(mediaType) {
 			return nil, errManifest("%s is %.100q", d.Digest, d.MediaType)
+		}
+	}
+	return children, nil
+}
+
+// parts are at most maxWalk descriptors. In memory, a manifest of nothing but empty ones would have a hundred times its size.
+type parts []ocispec.Descriptor
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *parts) UnmarshalJSON(text []byte) error {
+	*p = nil
+	if string(text) == "null" {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	if open, err := d.Token(); err != nil || open != json.Delim('[') {
+		return errors.New("the parts are not a list")
+	}
+	list := parts{}
+	for d.More() {
+		if len(list) == maxWalk {
+			return fmt.Errorf("more than %d parts", maxWalk)
+		}
+		var part ocispec.Descriptor
+		if err := d.Decode(&part); err != nil {
+			return err
+		}
+		list = append(list, part)
+	}
+	*p = list
+	return nil
+}
+
+// SignatureParts is Children, for the manifest of a signature (pkg/signature): few and small parts, which are read as a whole.
+func SignatureParts(mediaType string, text []byte) ([]ocispec.Descriptor, error) {
+	if !images.IsManifestType(mediaType) {
+		return nil, errManifest("a signature is a manifest, not %.100q", mediaType)
+	}
+	if len(text) > maxSignature {
+		return nil, errManifest("the signature has %d bytes, more than %d", len(text), maxSignature)
+	}
+	children, err := Children(mediaType, text)
+	if err != nil {
+		return nil, err
+	}
+	if layers := len(children) - 1; layers > signature.MaxSignatures {
+		return nil, errManifest("%d signatures of one image, more than %d", layers, signature.MaxSignatures)
+	}
+	size := int64(0)
+	for _, d := range children {
+		if size += d.Size; size > MaxPayloads {
+			return nil, errManifest("the parts of a signature have more than %d bytes", MaxPayloads)
 		}
 	}
 	return children, nil
@@ -209,12 +265,12 @@ func (s *Store) Pushed(ctx context.Context, name string, target ocispec.Descript
 
 // PushedSignature names a signature, whose content is there, by its full name.
 func (s *Store) PushedSignature(ctx context.Context, name string, manifest []byte) error {
-	var m ocispec.Manifest
-	if err := json.Unmarshal(manifest, &m); err != nil {
+	children, err := SignatureParts(ocispec.MediaTypeImageManifest, manifest)
+	if err != nil {
 		return err
 	}
 	var blobs []signature.Blob
-	for _, d := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
+	for _, d := range children {
 		text, err := s.small(ctx, d)
 		if err != nil {
 			return err
@@ -225,15 +281,12 @@ func (s *Store) PushedSignature(ctx context.Context, name string, manifest []byt
 	return s.Signatures().Put(ctx, name, signature.Blob{Descriptor: d, Content: manifest}, blobs...)
 }
 
-// small reads content of at most MaxManifest bytes.
+// small reads content of the size that its descriptor says.
 func (s *Store) small(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	if d.Size > MaxManifest {
-		return nil, errManifest("%s has %d bytes, more than %d", d.Digest, d.Size, MaxManifest)
-	}
 	blob, err := s.Read(ctx, d)
 	if err != nil {
 		return nil, err
 	}
 	defer blob.Close()
-	return io.ReadAll(io.LimitReader(blob, MaxManifest))
+	return io.ReadAll(io.LimitReader(blob, d.Size))
 }

@@ -131,10 +131,14 @@ func (s Signatures) Put(ctx context.Context, name string, manifest signature.Blo
 	if err := images.Dispatch(ctx, images.SetChildrenMappedLabels(client.ContentStore(), images.ChildrenHandler(client.ContentStore()), images.ChildGCLabels), nil, manifest.Descriptor); err != nil {
 		return fmt.Errorf("label %s: %w", name, err)
 	}
+	s.store.naming.Lock()
+	defer s.store.naming.Unlock()
 	image := images.Image{Name: name, Target: manifest.Descriptor}
 	_, err = client.ImageService().Create(ctx, image)
 	if errdefs.IsAlreadyExists(err) {
-		_, err = client.ImageService().Update(ctx, image, "target")
+		// It may have been another node's, which decided for how long it stays, and may have replaced it.
+		image.Labels = map[string]string{fromLabel: ""}
+		_, err = client.ImageService().Update(ctx, image, "target", "labels."+fromLabel)
 	}
 	if err != nil {
 		return fmt.Errorf("name %s: %w", name, err)

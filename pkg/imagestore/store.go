@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -34,7 +35,11 @@ const Namespace = "k8s.io"
 const Snapshotter = "overlayfs"
 
 // Store is the image store of a node's containerd.
-type Store struct{ client *containerd.Client }
+type Store struct {
+	client *containerd.Client
+	// naming is held while it is decided which image has a name.
+	naming sync.Mutex
+}
 
 // Open connects to the containerd at a socket. A missing socket is an error that wraps fs.ErrNotExist.
 func Open(socket string) (*Store, error) {
@@ -45,7 +50,7 @@ func Open(socket string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}
-	return &Store{client}, nil
+	return &Store{client: client}, nil
 }
 
 // Close ends the connection.

@@ -25,6 +25,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -87,7 +88,8 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.ContainerRuntimeEndpoint = "unix://" + cfg.DataDir.ContainerdSocket()
 	c.ImageServiceEndpoint = "unix://" + cfg.DataDir.ImageSocket()
 	// As in K3s: a full disk is the user's responsibility, up to a last reserve.
-	c.EvictionHard = map[string]string{"imagefs.available": "5%", "nodefs.available": "5%", "memory.available": "100Mi"}
+	free := fmt.Sprintf("%d%%", imagestore.EvictionPercent)
+	c.EvictionHard = map[string]string{"imagefs.available": free, "nodefs.available": free, "memory.available": "100Mi"}
 	c.EvictionMinimumReclaim = map[string]string{"imagefs.available": "10%", "nodefs.available": "10%"}
 	c.FailCgroupV1 = false
 	c.FailSwapOn = false

@@ -40,8 +40,8 @@ const (
 	annotation  = "dev.cosignproject.cosign/signature"
 )
 
-// maxSignatures limits how many signatures of an image are checked: content next to an image is not trusted yet.
-const maxSignatures = 50
+// MaxSignatures limits how many signatures of an image are checked: content next to an image is not trusted yet.
+const MaxSignatures = 50
 
 // Password asks for the password of a private key; twice means that the user must repeat it.
 type Password func(twice bool) ([]byte, error)
@@ -347,8 +347,8 @@ func signatures(ctx context.Context, place Place, image Image) (m ocispec.Manife
 	if m.MediaType != "" && m.MediaType != ocispec.MediaTypeImageManifest && m.MediaType != images.MediaTypeDockerSchema2Manifest {
 		return ocispec.Manifest{}, fmt.Errorf("signatures of %s: the stored content is a %q, not a manifest", image, m.MediaType)
 	}
-	if len(m.Layers) > maxSignatures {
-		m.Layers = m.Layers[:maxSignatures]
+	if len(m.Layers) > MaxSignatures {
+		m.Layers = m.Layers[:MaxSignatures]
 	}
 	return m, nil
 }

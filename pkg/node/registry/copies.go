@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	corev1 "k8s.io/api/core/v1"
 
@@ -29,7 +30,8 @@ import (
 // containerd does, verifies it, and keeps it for the same reason and as long. When the first node is lost, it does the same.
 
 const (
-	// copiesPath takes an imagestore.Copy of another node. The answer is 200 if the node has it, 202 while it gets it.
+	// copiesPath takes an imagestore.Copy of another node. The answer is 200 if the node has it, 202 while it gets it or others of the same node,
+	// and 429 if it gets too many of other nodes.
 	copiesPath = "/polymesh/v1/copies"
 	// copyInterval is the time between two looks at images that have a copy; pendingInterval while one is made, and failed ones are tried
 	// again after that, and then after up to maxCopyInterval.
@@ -38,8 +40,12 @@ const (
 	maxCopyInterval = time.Minute
 	// maxCandidates is how many nodes are asked for one image in one round.
 	maxCandidates = 3
-	// maxReceiving is how many copies are received at a time, maxCopies how many are kept of one node.
-	maxReceiving, maxCopies = 4, 1024
+	// maxReceiving is how many copies are received at a time, nodeReceiving how many of one node: it delays its own ones only. One may take
+	// copyTime, and after a failure the reason is the answer for failedTime.
+	maxReceiving, nodeReceiving = 8, 2
+	copyTime, failedTime        = 6 * time.Hour, 5 * time.Second
+	// maxCopies is how many images and signatures of one node are kept.
+	maxCopies = 1024
 	// shownImages is how many images a note names.
 	shownImages = 3
 )
@@ -53,17 +59,22 @@ type copies struct {
 	mu        sync.Mutex
 	ctx       context.Context // of the component, while it runs
 	tasks     sync.WaitGroup
-	receiving map[string]*arriving // by the image's name
+	receiving map[offer]*arriving
 }
+
+// offer is an image, by its full name, that a node has: another one with the same name does not stand in its way.
+type offer struct{ node, image string }
 
 // arriving is a copy that this node gets.
 type arriving struct {
-	done bool
-	err  error
+	target digest.Digest
+	done   bool
+	err    error
+	at     time.Time // when it was done
 }
 
 func newCopies(r *Registry) *copies {
-	return &copies{Registry: r, wake: make(chan struct{}, 1), receiving: map[string]*arriving{}}
+	return &copies{Registry: r, wake: make(chan struct{}, 1), receiving: map[offer]*arriving{}}
 }
 
 // look starts a round soon.
@@ -125,8 +136,23 @@ func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
 	}
 	others := c.peers.list(everyNode)
 	note := alone{}
+	at := "" // the node that has the image before, whose signature may come next
 	for _, image := range list {
-		where, err := c.second(ctx, image, others)
+		candidates := others
+		if image.Signature {
+			// It stays where its image is.
+			candidates = slices.DeleteFunc(slices.Clone(others), func(o *peer) bool { return o.name != at })
+			if len(candidates) == 0 {
+				continue
+			}
+		}
+		where, done, err := c.second(ctx, image, candidates)
+		if !image.Signature {
+			at = ""
+			if done {
+				at = where
+			}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return false, false, ctx.Err()
@@ -135,7 +161,7 @@ func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
 		case err != nil:
 			failed = true
 			note.add(image, err.Error())
-		case where != "":
+		case !done:
 			pending = true
 			note.add(image, "being copied to node "+where)
 		}
@@ -156,16 +182,17 @@ var errTaken = errors.New("another image has the name there, and stays")
 // errNoOther means that no other node can keep a copy.
 var errNoOther = errors.New("no other node is Ready")
 
-// second returns "" if another node has an image, or the node that gets it now.
-func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*peer) (where string, err error) {
+// second returns the node that has an image, too, or, if it is not done, the one that gets it now. An image that needs no other node is done
+// with none.
+func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*peer) (where string, done bool, err error) {
 	q, err := partOf(image.Name, image.Target)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	// The first node does this while it has the image.
 	if i := slices.IndexFunc(others, func(o *peer) bool { return o.name == image.From }); i >= 0 {
 		if _, err := c.peers.has(ctx, others[i], q); err == nil {
-			return "", nil
+			return image.From, true, nil
 		}
 	}
 	candidates := slices.Clone(others)
@@ -173,7 +200,7 @@ func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*pe
 	if !image.Built() && !image.Signature {
 		// Other nodes ask only servers what such a tag means.
 		if !c.peers.otherServer() {
-			return "", nil
+			return "", true, nil
 		}
 		candidates = slices.DeleteFunc(candidates, func(o *peer) bool { return !o.server })
 		err = errors.New("no other server is Ready, and its tag is not one of `polymesh deploy`")
@@ -182,15 +209,13 @@ func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*pe
 	for _, o := range candidates[:min(len(candidates), maxCandidates)] {
 		done, askErr := c.peers.copyTo(ctx, o, image)
 		switch {
-		case askErr == nil && done:
-			return "", nil
 		case askErr == nil:
-			return o.name, nil
+			return o.name, done, nil
 		case errors.Is(err, errNoOther) || o == candidates[0]:
 			err = askErr
 		}
 	}
-	return "", err
+	return "", false, err
 }
 
 // order puts the node first that gets copies of a repository: servers before others, and of these always the same one.
@@ -320,6 +345,11 @@ func (r *Registry) serveCopy(w http.ResponseWriter, h *http.Request, name string
 	switch {
 	case errors.Is(err, imagestore.ErrTaken):
 		refuse(w, http.StatusConflict, "DENIED", "another image has the name here: it stays")
+	case errors.Is(err, errBusy):
+		w.Header().Set("Retry-After", "1")
+		refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", err.Error())
+	case errors.Is(err, errUnsigned):
+		refuse(w, http.StatusConflict, "DENIED", err.Error())
 	case err != nil:
 		refuse(w, http.StatusBadGateway, "UNAVAILABLE", oneLine(err.Error()))
 	case done:
@@ -339,14 +369,15 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 	}
 	ctx := c.ctx
 	image.From = from.name
-	if a := c.receiving[image.Name]; a != nil {
-		if !a.done {
+	what := offer{from.name, image.Name}
+	if a := c.receiving[what]; a != nil {
+		switch {
+		case !a.done:
 			return false, nil
-		}
-		delete(c.receiving, image.Name)
-		if a.err != nil {
+		case a.err != nil && a.target == image.Target.Digest && time.Since(a.at) < failedTime:
 			return false, a.err
 		}
+		delete(c.receiving, what)
 	}
 	check, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -357,30 +388,29 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 	if has {
 		return true, c.store.Renew(check, image)
 	}
-	running := 0
-	for name, a := range c.receiving {
-		switch {
-		case !a.done:
-			running++
-		case len(c.receiving) > maxCopies:
-			delete(c.receiving, name) // of a node that has not asked again
+	if image.Signature {
+		// Nothing else would say for how long it is kept.
+		if signed, err := c.store.HasSigned(check, image); err != nil {
+			return false, err
+		} else if !signed {
+			return false, errUnsigned
 		}
 	}
-	if running >= maxReceiving {
-		return false, nil
-	}
-	if err := enoughSpace(c.opts.ContentDir); err != nil {
+	if turn, err := c.turn(from.name); err != nil || !turn {
 		return false, err
 	}
-	if n, err := c.store.CopiesFrom(check, from.name); err != nil {
+	if err := c.enoughSpace(0); err != nil {
 		return false, err
-	} else if n >= maxCopies {
-		return false, fmt.Errorf("this node keeps %d copies of images of node %s, and no more", n, from.name)
 	}
-	a := &arriving{}
-	c.receiving[image.Name] = a
+	if err := c.roomFrom(check, from.name); err != nil {
+		return false, err
+	}
+	a := &arriving{target: image.Target.Digest}
+	c.receiving[what] = a
 	c.tasks.Go(func() {
-		err := c.get(ctx, image, from)
+		limited, cancel := context.WithTimeout(ctx, copyTime)
+		defer cancel()
+		err := c.get(limited, image, from)
 		if err == nil {
 			c.log.Info("this node keeps a copy of another node's image", "image", image.Name, "digest", image.Target.Digest, "node", from.name)
 		} else if ctx.Err() == nil {
@@ -388,15 +418,60 @@ func (c *copies) receive(image imagestore.Copy, from *peer) (done bool, err erro
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		a.done, a.err = true, err
+		a.done, a.err, a.at = true, err, time.Now()
 	})
 	return false, nil
+}
+
+// errBusy means that this node gets copies of many others.
+var errBusy = errors.New("this node gets many copies at this moment")
+
+// turn reports whether a node's next copy may be received now. errBusy is not the node's doing. c.mu is held.
+func (c *copies) turn(node string) (bool, error) {
+	running, own := 0, 0
+	for what, a := range c.receiving {
+		switch {
+		case a.done:
+			if len(c.receiving) > maxCopies {
+				delete(c.receiving, what) // of a node that has not asked again
+			}
+			continue
+		case what.node == node:
+			own++
+		}
+		running++
+	}
+	switch {
+	case own >= nodeReceiving:
+		return false, nil
+	case running >= maxReceiving:
+		return false, errBusy
+	}
+	return true, nil
+}
+
+// errUnsigned means that this node does not have the image that a signature is for.
+var errUnsigned = errors.New("this node does not have the image that it signs")
+
+// roomFrom returns an error if this node keeps as many copies of a node's images and signatures as it may.
+func (c *copies) roomFrom(ctx context.Context, node string) error {
+	n, err := c.store.CopiesFrom(ctx, node)
+	if err == nil && n >= maxCopies {
+		// Images are released after later deploys, and their signatures with them.
+		if err = c.store.DropSignatures(ctx, node); err == nil {
+			n, err = c.store.CopiesFrom(ctx, node)
+		}
+	}
+	if err == nil && n >= maxCopies {
+		err = fmt.Errorf("this node keeps %d copies of images and signatures of node %s, and no more", n, node)
+	}
+	return err
 }
 
 // get gets an image's content from a node.
 func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer) error {
 	return c.store.Receive(ctx, image, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-		if err := enoughSpace(c.opts.ContentDir); err != nil {
+		if err := c.enoughSpace(d.Size); err != nil {
 			return nil, err
 		}
 		q, err := partOf(image.Name, d)
@@ -407,7 +482,7 @@ func (c *copies) get(ctx context.Context, image imagestore.Copy, from *peer) err
 		if err != nil {
 			return nil, withoutURL(err)
 		}
-		return answer.Body, nil
+		return &incoming{ReadCloser: answer.Body, space: func() error { return c.enoughSpace(0) }, began: time.Now()}, nil
 	})
 }
 

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -62,5 +63,36 @@ func TestAloneNote(t *testing.T) {
 	want := "on this node only: docker.io/shop/0:1 (why), docker.io/shop/1:1 (why), docker.io/shop/2:1 (why), 2 more"
 	if a.String() != want {
 		t.Errorf("%q, want %q", a.String(), want)
+	}
+}
+
+// A node whose copies take long delays no other one's, and several such nodes make the others ask elsewhere.
+func TestTurns(t *testing.T) {
+	c := newCopies(nil)
+	begin := func(node string) (n int, err error) {
+		for {
+			turn, err := c.turn(node)
+			if err != nil || !turn {
+				return n, err
+			}
+			c.receiving[offer{node, fmt.Sprint(n)}] = &arriving{}
+			n++
+		}
+	}
+	for i := range maxReceiving / nodeReceiving {
+		if n, err := begin(fmt.Sprint("slow", i)); n != nodeReceiving || err != nil {
+			t.Errorf("%d of one node: %v", n, err)
+		}
+	}
+	// The node waits for its own ones.
+	if turn, err := c.turn("slow0"); turn || err != nil {
+		t.Errorf("one more of the same node: %t, %v", turn, err)
+	}
+	if n, err := begin("other"); n != 0 || !errors.Is(err, errBusy) {
+		t.Errorf("%d of another node: %v", n, err)
+	}
+	c.receiving[offer{"slow1", "0"}].done = true
+	if n, err := begin("other"); n != 1 || !errors.Is(err, errBusy) {
+		t.Errorf("%d of another node after one was done: %v", n, err)
 	}
 }

@@ -22,7 +22,6 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 
 	"polymesh.dev/polymesh/pkg/imagestore"
@@ -35,10 +34,10 @@ const (
 	idleTime, heldTime = 10 * time.Minute, time.Hour
 	// maxHeld is how many such layers are kept.
 	maxHeld = 4096
-	// stallBytes is how much is written between two looks at the free space.
-	stallBytes = 64 << 20
-	// maxReserve is what uploads leave free on the disk, in bytes, or a twentieth of it if that is less.
-	maxReserve = 2 << 30
+	// maxDocuments is how many bytes of manifests are received at a time, userDocuments how many of one user. minDocument is what each counts
+	// at least: a signature's parts are read, too. A manifest has to come within documentTime.
+	maxDocuments, userDocuments, minDocument = 8 * maxManifest, 2 * maxManifest, imagestore.MaxPayloads
+	documentTime                             = 2 * time.Minute
 	// maxDeploy is the limit of a Deploy, in bytes.
 	maxDeploy = 4 << 10
 )
@@ -56,6 +55,8 @@ type uploads struct {
 	mu   sync.Mutex
 	open map[string]*upload
 	held map[part]*hold
+	// documents are the bytes of manifests that are being received, by their users.
+	documents map[string]int64
 }
 
 // part is content of a repository. Who may push to one repository does not get another's content by its digest.
@@ -78,7 +79,9 @@ type upload struct {
 	at                   time.Time
 }
 
-func newUploads() *uploads { return &uploads{open: map[string]*upload{}, held: map[part]*hold{}} }
+func newUploads() *uploads {
+	return &uploads{open: map[string]*upload{}, held: map[part]*hold{}, documents: map[string]int64{}}
+}
 
 // Handlers are paths of the API server, all below a prefix, by which users push images to this node. The API server has checked who calls, and
 // whether they may: below imagestore.ImagesPath a user decides what any tag means for the cluster, below imagestore.BuildsPath only what those
@@ -132,11 +135,19 @@ func (r *Registry) servePush(w http.ResponseWriter, h *http.Request, prefix stri
 	inner.URL.Path, inner.URL.RawPath = "/"+path, ""
 	inner.Body = body
 	// A document is read as a whole; layers have their own limit.
-	if h.Method == http.MethodPut && !strings.Contains(path, "/blobs/uploads/") {
+	if h.Method == http.MethodPut && !ofUpload(path) {
 		if h.ContentLength > maxManifest {
 			refuse(w, http.StatusRequestEntityTooLarge, "SIZE_INVALID", "the manifest is too large")
 			return
 		}
+		end, ok := r.uploads.document(b.user, h.ContentLength)
+		if !ok {
+			w.Header().Set("Retry-After", "1")
+			refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "many manifests are being pushed at this moment: try again")
+			return
+		}
+		defer end()
+		body.until = time.Now().Add(documentTime)
 		inner.Body = http.MaxBytesReader(w, body, maxManifest)
 	}
 	if at := strings.LastIndex(path, deploysPath); at > 0 && h.Method == http.MethodPost {
@@ -162,6 +173,11 @@ func (r *Registry) servePush(w http.ResponseWriter, h *http.Request, prefix stri
 	}}).ServeHTTP(w, inner)
 }
 
+// ofUpload reports whether a path is that of an upload, and not of a manifest in a repository with a name like one.
+func ofUpload(path string) bool {
+	return strings.HasSuffix(path[:max(strings.LastIndex(path, "/"), 0)], "/blobs/uploads")
+}
+
 // deploysPath is between a repository and a tag.
 const deploysPath = "/deploys/"
 
@@ -169,11 +185,16 @@ const deploysPath = "/deploys/"
 type pushed struct {
 	io.ReadCloser
 	conn   *http.ResponseController
+	until  time.Time // when it has to be complete; zero for a layer
 	failed bool
 }
 
 func (p *pushed) Read(text []byte) (int, error) {
-	_ = p.conn.SetReadDeadline(time.Now().Add(stallTime))
+	deadline := time.Now().Add(stallTime)
+	if !p.until.IsZero() && p.until.Before(deadline) {
+		deadline = p.until
+	}
+	_ = p.conn.SetReadDeadline(deadline)
 	n, err := p.ReadCloser.Read(text)
 	if err != nil {
 		_ = p.conn.SetReadDeadline(time.Time{}) // what follows may take longer
@@ -431,20 +452,7 @@ func (w *writer) opened(ctx context.Context) (err error) {
 // space returns an error if the disk is nearly full.
 func (w *writer) space() error {
 	w.looked = w.size
-	return enoughSpace(w.opts.ContentDir)
-}
-
-// enoughSpace returns an error if the disk of a folder is nearly full: images of others must not evict this node's pods.
-func enoughSpace(dir string) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return fmt.Errorf("look for space in %s: %w", dir, err)
-	}
-	free, all := fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
-	if free < min(maxReserve, all/20) {
-		return withStatus(http.StatusInsufficientStorage, "the node has only %d MiB of disk left: free some, or push to another server", free>>20)
-	}
-	return nil
+	return w.enoughSpace(0)
 }
 
 // Write implements io.Writer.
@@ -453,7 +461,7 @@ func (w *writer) Write(text []byte) (int, error) {
 		w.body.failed = true
 		return 0, ociregistry.NewHTTPError(ociregistry.NewError(fmt.Sprintf("a layer has more than %d bytes", int64(imagestore.MaxBlob)), ociregistry.ErrSizeInvalid.Code(), nil), http.StatusRequestEntityTooLarge, nil, nil)
 	}
-	if w.size-w.looked >= stallBytes {
+	if w.size-w.looked >= lookBytes {
 		if err := w.space(); err != nil {
 			w.body.failed = true
 			return 0, err
@@ -554,15 +562,19 @@ func (b *backend) PushManifest(ctx context.Context, path, tag string, text []byt
 			return d, err
 		}
 	}
-	children, err := imagestore.Children(mediaType, text)
+	read := imagestore.Children
+	signature := imagestore.SignatureTag.MatchString(tag)
+	if signature {
+		read = imagestore.SignatureParts
+	}
+	children, err := read(mediaType, text)
 	if err != nil {
 		return d, ociregistry.NewError(err.Error(), ociregistry.ErrManifestInvalid.Code(), nil)
 	}
-	signature := imagestore.SignatureTag.MatchString(tag)
 	if signature && mediaType != ocispec.MediaTypeImageManifest {
 		return d, ociregistry.NewError("a signature is an OCI manifest", ociregistry.ErrManifestInvalid.Code(), nil)
 	}
-	if err := enoughSpace(b.opts.ContentDir); err != nil {
+	if err := b.enoughSpace(0); err != nil {
 		return d, err
 	}
 	for _, c := range children {
@@ -653,7 +665,9 @@ func (b *backend) deployed(w http.ResponseWriter, h *http.Request, path, tag str
 			return
 		}
 		if err = c.Check(); err == nil {
-			_, err = b.copies.receive(c, from)
+			if _, err = b.copies.receive(c, from); errors.Is(err, errBusy) {
+				err = nil // it stays where it is
+			}
 		}
 	}
 	if err != nil {
@@ -680,6 +694,32 @@ func (u *uploads) begin(n *upload) error {
 	}
 	u.open[n.id] = n
 	return nil
+}
+
+// document counts a manifest of a size, in bytes or -1 if it is not known, that a user pushes. It reports whether it may be received; end is
+// called after that.
+func (u *uploads) document(user string, size int64) (end func(), ok bool) {
+	if size < 0 {
+		size = maxManifest
+	}
+	size = max(size, minDocument)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	all := size
+	for _, of := range u.documents {
+		all += of
+	}
+	if all > maxDocuments || u.documents[user]+size > userDocuments {
+		return nil, false
+	}
+	u.documents[user] += size
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.documents[user] -= size; u.documents[user] == 0 {
+			delete(u.documents, user)
+		}
+	}, true
 }
 
 // take returns an upload for the next part of it. Another user's, or one for another repository, is unknown.

@@ -370,6 +370,9 @@ func TestPush(t *testing.T) {
 				t.Errorf("%s: %d %s", what, answer.StatusCode, text)
 			}
 		}
+		if answer, text := admin.ask(http.MethodPut, base+"shop/blobs/uploads/api/manifests/"+hash, ocispec.MediaTypeImageManifest, bytes.Repeat([]byte(" "), imagestore.MaxManifest+1)); answer.StatusCode != http.StatusRequestEntityTooLarge {
+			t.Errorf("a large manifest in a repository with a name like an upload: %d %s", answer.StatusCode, text)
+		}
 		// A manifest under another digest than its own.
 		if answer, text := admin.ask(http.MethodPut, base+"shop/theirs/manifests/"+digest.FromString("x").String(), ocispec.MediaTypeImageManifest, manifest); answer.StatusCode < 400 {
 			t.Errorf("a manifest with another digest: %d %s", answer.StatusCode, text)
@@ -381,6 +384,19 @@ func TestPush(t *testing.T) {
 		}
 		if after := a.names(); len(after) != len(before) {
 			t.Errorf("the images are %q, were %q", after, before)
+		}
+	})
+	t.Run("a large signature", func(t *testing.T) {
+		text := bytes.Repeat([]byte("x"), imagestore.MaxPayloads)
+		sum := digest.FromBytes(text)
+		if status, text := admin.upload("shop/large", text, sum); status != http.StatusCreated {
+			t.Fatalf("upload: %d %s", status, text)
+		}
+		part := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, ocispec.MediaTypeImageLayer, sum, len(text))
+		manifest := []byte(`{"schemaVersion":2,"config":` + part + `,"layers":[` + part + `]}`)
+		tag := "sha256-" + digest.FromString("signed").Encoded() + ".sig"
+		if answer, text := admin.ask(http.MethodPut, base+"shop/large/manifests/"+tag, ocispec.MediaTypeImageManifest, manifest); answer.StatusCode < 400 || !strings.Contains(text, "MANIFEST_INVALID") {
+			t.Errorf("%d %s", answer.StatusCode, text)
 		}
 	})
 	t.Run("a wrong digest", func(t *testing.T) {
@@ -529,6 +545,21 @@ func TestCopies(t *testing.T) {
 	if _, err := a.store.Find(t.Context(), "docker.io/shop/forged", hash, false); err == nil {
 		t.Error("a forged copy is kept")
 	}
+	// A signature of an image that the other node does not have.
+	unsigned := imagestore.Copy{Name: "docker.io/shop/api:sha256-" + digest.FromString("none").Encoded() + ".sig", Target: copied.Target, Signature: true}
+	if done, err := c.reg.peers.copyTo(t.Context(), server("a"), unsigned); !errors.Is(err, errTaken) {
+		t.Errorf("a signature without its image is kept: %t, %v", done, err)
+	}
+	// A full disk takes none.
+	c.load(newImage(t), "shop/full:"+hash, false)
+	full := imagestore.NewDeployed("docker.io/shop/full:"+hash, "project", "service")
+	full.Target, err = c.store.Find(t.Context(), "docker.io/shop/full", hash, false)
+	ok(t, err)
+	a.reg.opts.ContentDir = nearlyFull(t)
+	if done, err := c.reg.peers.copyTo(t.Context(), server("a"), full); err == nil || !strings.Contains(err.Error(), "MiB of disk left") {
+		t.Errorf("a copy on a full disk: %t, %v", done, err)
+	}
+	a.reg.opts.ContentDir = a.opts.ContentDir
 	text, err := json.Marshal(copied)
 	ok(t, err)
 	if strings.Contains(string(text), "copied-from") {

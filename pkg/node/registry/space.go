@@ -1,0 +1,76 @@
+package registry
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/imagestore"
+)
+
+const (
+	// lookBytes is how much of one layer is written between two looks at the free space.
+	lookBytes = 4 << 20
+	// maxMargin is how much more than the kubelet needs stays free, in bytes, or a twentieth of the disk if that is less.
+	maxMargin = 2 << 30
+)
+
+// enoughSpace returns an error if the disk of images is nearly full, or would be with so many bytes more, at least 0: images of others must
+// not evict this node's pods.
+func (r *Registry) enoughSpace(more int64) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(r.opts.ContentDir, &fs); err != nil {
+		return fmt.Errorf("look for space in %s: %w", r.opts.ContentDir, err)
+	}
+	free, all := fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
+	if free >= reserve(all)+uint64(more) {
+		return nil
+	}
+	layer := ""
+	if more > 0 {
+		layer = fmt.Sprintf(", too few for a layer of %d", more>>20)
+	}
+	return withStatus(http.StatusInsufficientStorage, "the node has only %d MiB of disk left, of which %d stay free%s: free some, or use another server", free>>20, reserve(all)>>20, layer)
+}
+
+// reserve is how many bytes of a disk pushes and copies leave free: more than the kubelet needs, so that what all of them write between two
+// looks evicts no pod.
+func reserve(all uint64) uint64 { return all/100*imagestore.EvictionPercent + min(maxMargin, all/20) }
+
+const (
+	// leastRate is how much another node sends at least, in bytes a second after slowTime; with less, it would hold up what comes next.
+	leastRate = 16 << 10
+	slowTime  = 2 * time.Minute
+)
+
+// incoming is content that another node sends. It ends when the disk is nearly full, or when it comes too slowly.
+type incoming struct {
+	io.ReadCloser
+	space        func() error
+	began        time.Time
+	size, looked int64
+}
+
+// Read implements io.Reader.
+func (i *incoming) Read(text []byte) (int, error) {
+	if i.size-i.looked >= lookBytes {
+		i.looked = i.size
+		if err := i.space(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := i.ReadCloser.Read(text)
+	i.size += int64(n)
+	if err == nil && tooSlow(i.size, time.Since(i.began)) {
+		err = fmt.Errorf("only %d bytes have come in %s", i.size, time.Since(i.began).Round(time.Second))
+	}
+	return n, err
+}
+
+// tooSlow reports whether too few bytes have come in a time.
+func tooSlow(size int64, in time.Duration) bool {
+	return in > slowTime && size < int64((in-slowTime).Seconds())*leastRate
+}
