@@ -64,6 +64,11 @@ func TestTaintWithoutRoomForIstio(t *testing.T) {
 
 	// The user's changes of Istio stay: the server's own is removed, and another revision is installed that tolerates the taint.
 	n.Istioctl(t, "uninstall", "--purge", "-y")
+	// It does not wait for its types to go, and an installation that begins before would miss them.
+	n.Eventually(t, time.Minute, func() (bool, string) {
+		left := n.Kubectl(t, "get", "crds", "-o", "jsonpath={.items[*].metadata.name}")
+		return !strings.Contains(left, ".istio.io"), "these types are left: " + left
+	})
 	n.Istioctl(t, "install", "-y", "--set", "profile=minimal", "--set", "revision=canary",
 		"--set", "values.pilot.tolerations[0].key=CriticalAddonsOnly", "--set", "values.pilot.tolerations[0].operator=Exists")
 	deployments := n.Client(t).AppsV1().Deployments("istio-system")
