@@ -32,19 +32,19 @@ func TestKeysOnlyInTheFile(t *testing.T) {
 		want         keys
 		fails        string
 	}{
-		"rotated in the file":             {encrypted(a), encrypted(b), []key{b}, false, encrypted(a).add(b), ""},
-		"rotated in the file, half-way":   {encrypted(a), encrypted(b, a), []key{a, b}, false, encrypted(a).add(b), ""},
-		"enabled in the file":             {keys{}, encrypted(a), []key{a}, false, keys{}.add(a), ""},
-		"being disabled in the file":      {encrypted(b), keys{all: []key{a}}, []key{a}, false, encrypted(b, a), ""},
-		"while another key is next":       {encrypted(a).add(c), encrypted(b), []key{a, b}, false, keys{encrypt: true, all: []key{a, c, b}, next: c.name}, ""},
-		"no Secret uses the old key":      {encrypted(b), encrypted(a), []key{b}, false, encrypted(b), ""},
-		"the same keys":                   {encrypted(b, a), encrypted(a), []key{a, b}, false, encrypted(b, a), ""},
-		"a server writes with it":         {encrypted(a), encrypted(b, a), nil, true, encrypted(a).add(b), ""},
-		"a server no longer writes with":  {encrypted(b), encrypted(b, a), []key{b}, true, encrypted(b), ""},
-		"another key with the same name":  {encrypted(a), encrypted(other), []key{a}, false, keys{}, "another key " + a.name},
-		"another name, and no Secrets":    {encrypted(a), encrypted(c), nil, false, encrypted(a), ""},
-		"shared keys of a new data dir":   {encrypted(a), keys{}, []key{a}, false, encrypted(a), ""},
-		"an interrupted rotation, shared": {encrypted(a).add(b), encrypted(a), []key{a}, true, encrypted(a).add(b), ""},
+		"rotated in the file":            {encrypted(a), encrypted(b), []key{b}, false, encrypted(a).add(b), ""},
+		"half of the file rotated":       {encrypted(a), encrypted(b, a), []key{a, b}, false, encrypted(a).add(b), ""},
+		"enabled in the file":            {keys{}, encrypted(a), []key{a}, false, keys{}.add(a), ""},
+		"being disabled in the file":     {encrypted(b), keys{all: []key{a}}, []key{a}, false, encrypted(b, a), ""},
+		"while another key is next":      {encrypted(a).add(c), encrypted(b), []key{a, b}, false, keys{encrypt: true, all: []key{a, c, b}, next: c.name}, ""},
+		"no Secret uses the old key":     {encrypted(b), encrypted(a), []key{b}, false, encrypted(b), ""},
+		"the same keys":                  {encrypted(b, a), encrypted(a), []key{a, b}, false, encrypted(b, a), ""},
+		"a server writes with it":        {encrypted(a), encrypted(b, a), nil, true, encrypted(a).add(b), ""},
+		"a server no longer writes with": {encrypted(b), encrypted(b, a), []key{b}, true, encrypted(b), ""},
+		"another key with the same name": {encrypted(a), encrypted(other), []key{a}, false, keys{}, "another key " + a.name},
+		"another name without Secrets":   {encrypted(a), encrypted(c), nil, false, encrypted(a), ""},
+		"shared keys of a new data dir":  {encrypted(a), keys{}, []key{a}, false, encrypted(a), ""},
+		"an interrupted shared rotation": {encrypted(a).add(b), encrypted(a), []key{a}, true, encrypted(a).add(b), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, store, bundleKey := newPlace(t)
