@@ -21,6 +21,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	corev1 "k8s.io/api/core/v1"
 
+	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/layout"
 )
@@ -53,7 +54,7 @@ const (
 // copies makes sure that two nodes have each image that no registry has.
 type copies struct {
 	*Registry
-	wake  chan struct{}
+	wake  component.Wake
 	alone atomic.Pointer[string]
 
 	mu        sync.Mutex
@@ -74,16 +75,11 @@ type arriving struct {
 }
 
 func newCopies(r *Registry) *copies {
-	return &copies{Registry: r, wake: make(chan struct{}, 1), receiving: map[offer]*arriving{}}
+	return &copies{Registry: r, wake: component.NewWake(), receiving: map[offer]*arriving{}}
 }
 
 // look starts a round soon.
-func (c *copies) look() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
+func (c *copies) look() { c.wake.Call() }
 
 // run makes copies until ctx ends.
 func (c *copies) run(ctx context.Context) {
