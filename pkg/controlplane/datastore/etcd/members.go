@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -50,6 +51,12 @@ func (m Member) String() string {
 // Node returns the name of the node on which the member runs; empty until it has started.
 func (m Member) Node() string { return Peer{Name: m.Name}.Node() }
 
+// byNode orders members for people: by node, and those of one node, or of none yet, by address. etcd's order is that of the IDs, which are
+// hashes of the address and the time.
+func byNode(a, b Member) int {
+	return cmp.Or(strings.Compare(a.Node(), b.Node()), strings.Compare(a.URL, b.URL))
+}
+
 // peerTimeout is the time for another member's answer.
 const peerTimeout = 2 * time.Second
 
@@ -69,7 +76,7 @@ func (e *Etcd) Members(ctx context.Context) ([]Member, error) {
 		member.Leader = uint64(m.ID) == uint64(server.Server.Leader())
 		members = append(members, member)
 	}
-	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.URL, b.URL) })
+	slices.SortFunc(members, byNode)
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
 	var wait sync.WaitGroup
 	for i := range members {

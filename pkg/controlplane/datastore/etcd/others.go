@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
@@ -85,6 +86,7 @@ func OthersRun(ctx context.Context, dir string, certs certificate.Store) error {
 				running.Answering = append(running.Answering, m)
 			}
 		}
+		slices.SortFunc(running.Answering, byNode)
 		if len(running.Answering) > 0 && len(running.Answering) > running.Voters/2 {
 			return running
 		}
