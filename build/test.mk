@@ -95,9 +95,14 @@ test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-p
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
 	@$(MAKE) --no-print-directory --keep-going --jobs 3 test-unit-main test-unit-pgv test-unit-inventory
 
+# REPEAT is how many failed tests at most run once more, in this stage and among the end-to-end tests. The check sets it, so that an hour is
+# not lost to a test that fails by chance; flaky tests are printed at the end.
+repeat_unit = $(if $(REPEAT),--rerun-fails=1 --rerun-fails-max-failures=$(REPEAT) --rerun-fails-run-root-test --rerun-fails-report .build/times/flaky)
+
 .PHONY: test-unit-main test-unit-pgv test-unit-inventory
 test-unit-main:
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json -- -p $$(($$(nproc) * 2)) -vet=off -tags "$(TAGS) integration" $$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests))
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json $(repeat_unit) \
+		--packages "$$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests) | tr '\n' ' ')" -- -p $$(($$(nproc) * 2)) -vet=off -tags "$(TAGS) integration"
 
 test-unit-pgv:
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -p 1 -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
@@ -112,7 +117,7 @@ test-e2e: test-programs ## the end-to-end tests, in network namespaces (root; RU
 
 .PHONY: test-lanes
 test-lanes:
-	.build/test/run -run '$(RUN)' $(if $(LONG),-timeout 24h,-- -test.short)
+	.build/test/run -run '$(RUN)' -repeat '$(or $(REPEAT),0)' $(if $(LONG),-timeout 24h,-- -test.short)
 
 # The tests of the machines that end-to-end tests run on. They start no server.
 .PHONY: test-harness

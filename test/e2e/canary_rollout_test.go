@@ -269,6 +269,7 @@ func TestCanaryRollout(t *testing.T) {
 		}
 	})
 	t.Run("pods that never become ready take it back", func(t *testing.T) {
+		long(t, "errors take a canary back in the same way, and TestDrive in pkg/workflow/rollout has pods that never become ready")
 		s := &canaryScenario{s.in(t), s.before}
 		d := (&operator{s, t, here.file}).start("rolled back", "canary", "api", "--image", "registry.polymesh.dev/test/none:1", "--interval", "6s", "--timeout", "20s", "-o", "json")
 		code, r := d.end()

@@ -39,6 +39,8 @@ import (
 const (
 	oldImage = "shop/api:1.0.0"
 	newImage = "shop/api:1.1.0"
+	// brokenImage is one whose pods never become ready.
+	brokenImage = "shop/api:1.2.0"
 )
 
 // admin is the cluster that the tests share. Its pods have no node: kubelet writes what a kubelet would.
@@ -84,7 +86,8 @@ func (a *admin) kubelet(ctx context.Context, unready *sick) {
 			for i := range pods.Items {
 				pod := &pods.Items[i]
 				_, sick := unready.Load(pod.Namespace)
-				if pod.Status.Phase != corev1.PodPending || sick && workloadOf(pod) == "api" && pod.Spec.Containers[0].Image == newImage {
+				image := pod.Spec.Containers[0].Image
+				if pod.Status.Phase != corev1.PodPending || image == brokenImage || sick && workloadOf(pod) == "api" && image == newImage {
 					continue
 				}
 				now := metav1.Now()
@@ -343,6 +346,16 @@ func TestDrive(outer *testing.T) {
 		s.agent = s.healthy("503")
 		r, err := Canary(t.Context(), s.options(), newImage, "", quick())
 		if err != nil || !strings.Contains(r.Reason, "at 50 %: error rate 100 %") {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		s.ended(RolledBack, oldImage)
+	})
+	t.Run("never ready", func(t *testing.T) {
+		s := cluster.shop(t, "never-ready")
+		plan := quick()
+		plan.Timeout.Duration = 5 * time.Second
+		r, err := Canary(t.Context(), s.options(), brokenImage, "", plan)
+		if err != nil || !strings.Contains(r.Reason, "the pods of api-canary did not become ready") {
 			t.Fatalf("%+v, %v", r, err)
 		}
 		s.ended(RolledBack, oldImage)

@@ -59,6 +59,18 @@ func TestLaneDies(t *testing.T) {
 	os.Exit(3)
 }
 func TestLaneSkipped(t *testing.T) { inLane(t); t.Skip("not here") }
+
+// TestLaneFlaky fails the first time.
+func TestLaneFlaky(t *testing.T) {
+	inLane(t)
+	file := os.Getenv("LANES_FLAKY")
+	if _, err := os.Stat(file); file != "" && err != nil {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Error(err)
+		}
+		t.Error("it fails the first time")
+	}
+}
 func TestLaneSilent(t *testing.T) {
 	if os.Getenv("LANES_SILENT") == "" {
 		inLane(t)
@@ -88,7 +100,7 @@ func TestRun(t *testing.T) {
 	}
 	for _, want := range []string{
 		"said in a part", "said aloud", "=== failed: TestLaneBad\n", "this is wrong", "=== failed: TestLaneDies\n", "the last words",
-		"3 end-to-end tests passed, 2 failed, 1 were skipped, 0 did not run",
+		"4 end-to-end tests passed, 2 failed, 1 were skipped, 0 did not run",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not print %q", want)
@@ -98,7 +110,7 @@ func TestRun(t *testing.T) {
 		t.Logf("it prints\n%s", out)
 	}
 	known := readDurations(o.Durations)
-	if len(known) != 3 {
+	if len(known) != 4 {
 		t.Errorf("what took how long: %v", known)
 	}
 	text, err := os.ReadFile(o.Events)
@@ -115,8 +127,41 @@ func TestRun(t *testing.T) {
 			passed++
 		}
 	}
-	if passed != 4 {
-		t.Errorf("%d events of tests and parts that passed, want 4", passed)
+	if passed != 5 {
+		t.Errorf("%d events of tests and parts that passed, want 5", passed)
+	}
+}
+
+// A test that fails once is repeated, if that is wanted and few failed, and reported.
+func TestRepeat(t *testing.T) {
+	for _, c := range []struct {
+		run    string
+		repeat int
+		want   string
+		says   []string
+		not    string
+	}{
+		{"^TestLane(Good|Flaky)$", 1, "<nil>", []string{"=== failed: TestLaneFlaky\n", "=== once more: TestLaneFlaky\n", "=== FLAKY, failed and then passed; the first output is above: TestLaneFlaky\n"}, ""},
+		{"^TestLane(Good|Flaky)$", 0, "failed: TestLaneFlaky", nil, "once more"},
+		{"^TestLaneBad$", 1, "twice: failed: TestLaneBad", []string{"=== once more: TestLaneBad\n"}, "FLAKY"},
+		{"^TestLane(Bad|Flaky)$", 1, "failed: TestLaneBad, TestLaneFlaky", nil, "once more"},
+	} {
+		t.Run(fmt.Sprint(c.run, c.repeat), func(t *testing.T) {
+			o, out := options(t, c.run)
+			o.Repeat = c.repeat
+			t.Setenv("LANES_FLAKY", filepath.Join(t.TempDir(), "failed"))
+			if err := Run(t.Context(), o); fmt.Sprint(err) != c.want {
+				t.Errorf("got %v, want %s", err, c.want)
+			}
+			for _, says := range c.says {
+				if !strings.Contains(out.String(), says) {
+					t.Errorf("it does not print %q: %s", says, out)
+				}
+			}
+			if c.not != "" && strings.Contains(out.String(), c.not) {
+				t.Errorf("it prints %q: %s", c.not, out)
+			}
+		})
 	}
 }
 

@@ -33,6 +33,9 @@ type Options struct {
 	Args []string
 	// Timeout is for a single test.
 	Timeout time.Duration
+	// Repeat is how many failed tests at most run once more, one at a time: a run of an hour is not lost to a test that fails
+	// by chance. What passes then is reported as flaky. With more failures none is repeated.
+	Repeat int
 	// Events is the file to which the events of all tests are written, as `go test -json` has them.
 	Events string
 	// Durations is the file with the last durations of the tests that passed, which is read and written. Hints has those of other
@@ -137,8 +140,43 @@ type run struct {
 	lanes   []string // errors of the lanes themselves
 }
 
-// Run runs all tests and prints a report. It returns an error if one has failed or did not run. When ctx ends, so do the tests.
+// Run runs all tests and prints a report. It returns an error if one has failed, also when repeated, or did not run. When ctx ends, so do
+// the tests.
 func Run(ctx context.Context, o Options) error {
+	err := o.once(ctx)
+	var failure *failure
+	if !errors.As(err, &failure) || failure.other != nil || len(failure.tests) > o.Repeat {
+		return err
+	}
+	fmt.Fprintf(o.Out, "\n=== once more: %s\n", strings.Join(failure.tests, ", "))
+	again := o
+	again.Run, again.Lanes = "^("+strings.Join(failure.tests, "|")+")$", 1
+	again.Events = strings.TrimSuffix(o.Events, ".json") + "-repeated.json"
+	if err := again.once(ctx); err != nil {
+		return fmt.Errorf("twice: %w", err)
+	}
+	fmt.Fprintf(o.Out, "\n=== FLAKY, failed and then passed; the first output is above: %s\n", strings.Join(failure.tests, ", "))
+	return nil
+}
+
+// failure is a run's result if not all is well: the tests that failed, and what else went wrong.
+type failure struct {
+	tests []string
+	other error
+}
+
+func (f *failure) Error() string {
+	var failed error
+	if len(f.tests) > 0 {
+		failed = fmt.Errorf("failed: %s", strings.Join(f.tests, ", "))
+	}
+	return errors.Join(failed, f.other).Error()
+}
+
+func (f *failure) Unwrap() error { return f.other }
+
+// once runs all tests, and returns a failure if they did not all pass.
+func (o Options) once(ctx context.Context) error {
 	tests, err := o.Plan(ctx)
 	if err != nil {
 		return err
@@ -373,9 +411,6 @@ func (r *run) report(ctx context.Context, tests []Test) error {
 	fmt.Fprintf(r.Out, "\n%d end-to-end tests passed, %d failed, %d were skipped, %d did not run, in %s; the lanes worked for %v\n",
 		counts["pass"], counts["fail"], counts["skip"], len(missing), time.Since(r.begin).Round(time.Second), busy)
 	var errs []error
-	if len(failed) > 0 {
-		errs = append(errs, fmt.Errorf("failed: %s", strings.Join(failed, ", ")))
-	}
 	if len(missing) > 0 {
 		errs = append(errs, fmt.Errorf("did not run: %s", strings.Join(missing, ", ")))
 	}
@@ -385,7 +420,10 @@ func (r *run) report(ctx context.Context, tests []Test) error {
 	if ctx.Err() != nil {
 		errs = append(errs, context.Cause(ctx))
 	}
-	return errors.Join(errs...)
+	if len(failed) == 0 && len(errs) == 0 {
+		return nil
+	}
+	return &failure{failed, errors.Join(errs...)}
 }
 
 // readDurations reads the durations of tests, in seconds by name. Without them only the order is worse.

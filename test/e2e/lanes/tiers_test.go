@@ -27,8 +27,6 @@ func TestTiersAreDocumented(t *testing.T) {
 	for _, row := range regexp.MustCompile(`(?m)^\| (Test\w+) \|`).FindAllStringSubmatch(table, -1) {
 		documented = append(documented, row[1])
 	}
-	// It has a number of rounds in the environment, and omits no part.
-	documented = slices.DeleteFunc(documented, func(name string) bool { return name == "TestPowerCut" })
 	slices.Sort(documented)
 	if shorter := shorterTests(t); !slices.Equal(documented, shorter) {
 		t.Errorf("the table has %v, and the sources %v", documented, shorter)

@@ -32,6 +32,7 @@ func run() error {
 	flag.StringVar(&o.Run, "run", "", "only the tests whose names match this regular expression")
 	flag.IntVar(&o.Lanes, "lanes", lanesHere(), "how many tests run at a time")
 	flag.DurationVar(&o.Timeout, "timeout", 30*time.Minute, "the limit of a single test")
+	flag.IntVar(&o.Repeat, "repeat", 0, "how many failed tests at most run once more")
 	list := flag.Bool("list", false, "only list the tests, with what each one needs")
 	flag.Parse()
 	o.Args = flag.Args()

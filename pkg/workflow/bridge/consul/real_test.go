@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -312,6 +313,18 @@ func TestAdvertise(t *testing.T) {
 	if got := checks[checkID(a)].Status; got != "passing" {
 		t.Errorf("after a renewal the check is %s", got)
 	}
+	// Without a heartbeat Consul itself stops showing it.
+	c.ttl = time.Second
+	register()
+	eventually(t, func() error {
+		read()
+		if got := checks[checkID(a)].Status; got != "critical" {
+			return fmt.Errorf("without a heartbeat the check is %s", got)
+		}
+		return nil
+	})
+	c.ttl = leastTTL
+	register()
 	// A dead agent has left it in the catalog too: it is still one instance.
 	c.send(t, http.MethodPut, "catalog/register", `{"Node": "dead-machine", "Address": "192.0.2.9", "Service": {"ID": "`+serviceID(a.Service, a.ID)+`", "Service": "inventory", "Address": "192.0.2.9", "Port": 81, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}}, "Check": {"Name": "serfHealth", "Status": "critical"}}`)
 	c.want(t, `[{service: inventory, instance: "polymesh-1:shop:inventory", address: "inventory.mesh.example.com:80", owner: cluster/bridges/consul, state: UP}]`)
