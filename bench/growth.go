@@ -87,24 +87,24 @@ type growing struct {
 }
 
 // hollow measures servers with this many hollow nodes, one datastore after the other.
-func (b *bench) hollow(nodes int) func(context.Context) error {
+func (b *bench) hollow(nodes int, on ...store) func(context.Context) error {
 	return func(ctx context.Context) error {
-		return b.growth(ctx, func(c *node.Cluster, g *growing) error { return b.growHollow(ctx, c, g, nodes) })
+		return b.growth(ctx, on, func(c *node.Cluster, g *growing) error { return b.growHollow(ctx, c, g, nodes) })
 	}
 }
 
 // fakes measures servers with this many pods of kwok.
 func (b *bench) fakes(pods int) func(context.Context) error {
 	return func(ctx context.Context) error {
-		return b.growth(ctx, func(_ *node.Cluster, g *growing) error { return b.growFakes(ctx, g, pods) })
+		return b.growth(ctx, stores, func(_ *node.Cluster, g *growing) error { return b.growFakes(ctx, g, pods) })
 	}
 }
 
-// growth calls f with a server of each datastore: two at the same time would share the cores.
-func (b *bench) growth(ctx context.Context, f func(*node.Cluster, *growing) error) error {
+// growth calls f with a server of each of these datastores: two at the same time would share the cores.
+func (b *bench) growth(ctx context.Context, on []store, f func(*node.Cluster, *growing) error) error {
 	// Another one begins in each run.
-	for i := range stores {
-		s := stores[(i+b.run)%len(stores)]
+	for i := range on {
+		s := on[(i+b.run)%len(on)]
 		b.say("  %s", s.name)
 		if err := b.withStore(ctx, s, f); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
