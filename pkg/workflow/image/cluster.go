@@ -291,11 +291,11 @@ func (c *Cluster) Deployed(ctx context.Context, ref, project, service string) er
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(map[string]string{"project": project, "service": service})
+	text, err := json.Marshal(imagestore.Deploy{Project: project, Service: service})
 	if err != nil {
 		return err
 	}
-	answer, err := c.ask(ctx, http.MethodPost, c.target(reference.Domain(named), "v2", reference.Path(named), "deploys", named.Tag()), text)
+	answer, err := c.ask(ctx, http.MethodPost, c.target(reference.Domain(named), "v2", reference.Path(named), imagestore.DeploysPath, named.Tag()), text)
 	if err != nil {
 		return err
 	}
