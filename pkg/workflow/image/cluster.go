@@ -154,11 +154,11 @@ func (m mapped) RoundTrip(r *http.Request) (*http.Response, error) {
 func parse(ref string) (reference.NamedTagged, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w", ref, err)
+		return nil, fmt.Errorf("image %.300q: %w", ref, err)
 	}
 	tagged, ok := named.(reference.NamedTagged)
 	if !ok {
-		return nil, fmt.Errorf("image %q has no tag", ref)
+		return nil, fmt.Errorf("image %.300q has no tag", ref)
 	}
 	return tagged, nil
 }
@@ -216,12 +216,15 @@ func (c *Cluster) Export(ctx context.Context, ref, file string) error {
 
 // Load implements Destination: it pushes the image in an archive under a full name.
 func (c *Cluster) Load(ctx context.Context, archive, ref string, note func(string)) error {
-	content, done, err := openArchive(archive)
+	list, done, err := OpenArchive(archive)
 	if err != nil {
 		return err
 	}
 	defer done()
-	return c.Push(ctx, content, ref, note)
+	if len(list) != 1 {
+		return fmt.Errorf("%s has %d images: push one at a time", archive, len(list))
+	}
+	return c.Push(ctx, list[0].Content, ref, note)
 }
 
 // Push pushes an image or index under a full name. note is called while it is sent.

@@ -12,12 +12,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"slices"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"k8s.io/client-go/rest"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"polymesh.dev/polymesh/pkg/imagestore"
 )
@@ -255,3 +258,34 @@ func TestArchive(t *testing.T) {
 		t.Errorf("a missing file: %v", err)
 	}
 }
+	// Of `docker save`, with short names.
+	tags := map[name.Tag]v1.Image{}
+	for _, short := range []string{"shop/api:1", "shop/web:1"} {
+		tag, err := name.NewTag(short)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tags[tag] = img
+	}
+	several := filepath.Join(t.TempDir(), "several.tar")
+	if err := tarball.MultiWriteToFile(several, tags); err != nil {
+		t.Fatal(err)
+	}
+	list, _, err = OpenArchive(several)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, a := range list {
+		names = append(names, a.Name)
+		if got, err := a.Content.(v1.Image).Digest(); err != nil || got != want {
+			t.Errorf("%s is %s, %v, want %s", a.Name, got, err, want)
+		}
+	}
+	slices.Sort(names)
+	if got := strings.Join(names, " "); got != "docker.io/shop/api:1 docker.io/shop/web:1" {
+		t.Errorf("it has %s", got)
+	}
+	if err := c.Load(context.Background(), several, ref, nil); err == nil || !strings.Contains(err.Error(), "one at a time") {
+		t.Errorf("two images under one name: %v", err)
+	}
