@@ -123,8 +123,8 @@ func (d *deployment) openMover(ctx context.Context) error {
 		return err
 	}
 	d.mover.to = to
-	if cluster, ok := to.(*image.Cluster); ok {
-		d.Steps.Print("images are pushed to the cluster at %s: this machine is not a node of it, or this user may not use its containerd", cluster)
+	if notice := to.Notice(); notice != "" {
+		d.Steps.Print("%s", notice)
 	}
 	return nil
 }
@@ -292,10 +292,7 @@ type mover struct {
 }
 
 // pushes reports whether images are sent elsewhere.
-func (m mover) pushes() bool {
-	_, node := m.to.(image.Node)
-	return !node
-}
+func (m mover) pushes() bool { return m.to == nil || m.to.Notice() != "" }
 
 // bases returns where base images are, beside the program that builds; nil for nowhere.
 func (m mover) bases() image.Store {

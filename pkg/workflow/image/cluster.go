@@ -214,6 +214,16 @@ func (c *Cluster) Export(ctx context.Context, ref, file string) error {
 	return c.explain(err)
 }
 
+// Notice implements Destination.
+func (c *Cluster) Notice() string {
+	// What an agent says that a tag means is believed by no other node, unless the tag is a hash.
+	member := "node"
+	if c.prefix == imagestore.ImagesPath {
+		member = "server"
+	}
+	return fmt.Sprintf("images are pushed to the cluster at %s: this machine is not a %s of it, or this user may not use its containerd", c, member)
+}
+
 // Load implements Destination: it pushes the image in an archive under a full name.
 func (c *Cluster) Load(ctx context.Context, archive, ref string, note func(string)) error {
 	list, done, err := OpenArchive(archive)
@@ -225,6 +235,17 @@ func (c *Cluster) Load(ctx context.Context, archive, ref string, note func(strin
 		return fmt.Errorf("%s has %d images: push one at a time", archive, len(list))
 	}
 	return c.Push(ctx, list[0].Content, ref, note)
+}
+
+// LoadAll implements Destination.
+func (c *Cluster) LoadAll(ctx context.Context, _ string, list []Archived, note func(string)) error {
+	for _, a := range list {
+		note("pushing")
+		if err := c.Push(ctx, a.Content, a.Name, note); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Push pushes an image or index under a full name. note is called while it is sent.
