@@ -177,10 +177,11 @@ func TestIsCluster(t *testing.T) {
 		{of(append(other, mine...)), []string{"none", "mine"}, true},
 		{of(other), []string{"none", "mine"}, false},
 		{&rest.Config{TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(dir, "other")}}, []string{"mine"}, false},
-		// Nothing is known.
 		{of(nil), []string{"mine"}, true},
-		{of(other), []string{"none"}, true},
 		{of([]byte("no certificate")), []string{"mine"}, true},
+		// An agent has no authority of a server.
+		{of(mine), []string{"none"}, false},
+		{of(nil), []string{"none"}, false},
 	} {
 		var files []string
 		for _, name := range c.files {

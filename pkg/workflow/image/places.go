@@ -100,30 +100,26 @@ func OpenDestination(ctx context.Context, socket string, authorities []string, c
 	return cluster, nil
 }
 
-// isCluster reports whether a kubeconfig is of the cluster that has one of these authorities: false only if it is certainly of another one.
+// isCluster reports whether a kubeconfig is of the cluster that has one of these authorities. One without an authority may be.
 func isCluster(config *rest.Config, authorities []string) bool {
 	theirs := config.CAData
 	if len(theirs) == 0 && config.CAFile != "" {
 		theirs, _ = os.ReadFile(config.CAFile)
 	}
-	known := certificates(theirs)
-	if len(known) == 0 {
-		return true
-	}
-	read := false
+	known, here := certificates(theirs), false
 	for _, file := range authorities {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			continue
 		}
 		for own := range certificates(text) {
-			read = true
+			here = true
 			if known[own] {
 				return true
 			}
 		}
 	}
-	return !read
+	return here && len(known) == 0
 }
 
 // certificates returns the certificates in a PEM text, in DER form.
