@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -95,8 +96,9 @@ func loadImage(ctx context.Context, reader image.Reader, to image.Destination, a
 	}
 	defer done()
 	for _, i := range list {
-		if strings.HasSuffix(i.Name, ":latest") {
-			return "", errors.New(i.Name + ": nodes do not give each other the tag latest, whose meaning changes: use a version")
+		_, tag := image.Cut(i.Name)
+		if err := imagestore.CheckTag(tag); err != nil {
+			return "", fmt.Errorf("%s: %w", i.Name, err)
 		}
 	}
 	if err := to.LoadAll(ctx, file, list, note); err != nil {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"time"
 
@@ -42,10 +41,6 @@ type Deploy struct {
 	Project string `json:"project"`
 	Service string `json:"service"`
 }
-
-// BuiltTag matches the tags that `polymesh deploy` gives images: they end in a hash of all that the image is built from
-// (pkg/workflow/image).
-var BuiltTag = regexp.MustCompile(`^(.+-)?[0-9a-f]{32}$`)
 
 const (
 	// MaxManifest is the limit of a manifest, in bytes: containerd's.

@@ -220,12 +220,13 @@ func (b *backend) tagged(repository, tag string) (string, error) {
 	if err == nil {
 		named, err = reference.WithTag(named, tag)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return "", ociregistry.ErrNameInvalid
-	case tag == "latest":
-		return "", ociregistry.NewError("nodes do not give each other the tag latest, whose meaning changes: use a version", ociregistry.ErrUnsupported.Code(), nil)
-	case !b.any && !imagestore.BuiltTag.MatchString(tag) && !imagestore.SignatureTag.MatchString(tag):
+	}
+	if err := imagestore.CheckTag(tag); err != nil {
+		return "", ociregistry.NewError(err.Error(), ociregistry.ErrUnsupported.Code(), nil)
+	}
+	if !b.any && !imagestore.BuiltTag.MatchString(tag) && !imagestore.SignatureTag.MatchString(tag) {
 		return "", denied("the tag %q may be a registry's: below %s only tags are accepted that end in the hash of `polymesh deploy`", tag, imagestore.BuildsPath)
 	}
 	return named.String(), nil
