@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -365,12 +364,4 @@ func build(ctx context.Context, e image.Engine, ref image.Ref, source image.Sour
 		return "", fmt.Errorf("read the id of the image that %s built: %q: %w", e.Name(), id, err)
 	}
 	return id, nil
-}
-
-// imagePullAlways returns containers that would contact a registry for an image that only this node has.
-func (d *deployment) imagePullAlways() []container {
-	return slices.DeleteFunc(containers(d.objects), func(c container) bool {
-		_, ours := d.serviceOf(c.image)
-		return !ours || d.Project.Registry != "" || c.content["imagePullPolicy"] != "Always"
-	})
 }
