@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -48,8 +49,8 @@ Other nodes get them when a pod starts there, and another server keeps a copy. T
 		}
 		defer to.Close()
 		steps := progress.New(cmd.ErrOrStderr())
-		if cluster, ok := to.(*image.Cluster); ok {
-			steps.Print("images are pushed to the cluster at %s: this machine is not a server of it, or this user may not use its containerd", cluster)
+		if notice := to.Notice(); notice != "" {
+			steps.Print("%s", notice)
 		}
 		reader := image.Reader{Engine: func(ctx context.Context) (image.Engine, error) { return image.Find(ctx, *engine) }}
 		for _, arg := range args {
@@ -95,21 +96,16 @@ func loadImage(ctx context.Context, reader image.Reader, to image.Destination, a
 	}
 	defer done()
 	for _, i := range list {
-		if strings.HasSuffix(i.Name, ":latest") {
-			return "", errors.New(i.Name + ": nodes do not give each other the tag latest, whose meaning changes: use a version")
+		_, tag := image.Cut(i.Name)
+		if err := imagestore.CheckTag(tag); err != nil {
+			return "", fmt.Errorf("%s: %w", i.Name, err)
 		}
 	}
-	switch to := to.(type) {
-	case image.Node:
-		note("loading")
-		return "loaded", to.Store.Load(ctx, file)
-	case *image.Cluster:
-		for _, i := range list {
-			note("pushing")
-			if err := to.Push(ctx, i.Content, i.Name, note); err != nil {
-				return "", err
-			}
-		}
+	if err := to.LoadAll(ctx, file, list, note); err != nil {
+		return "", err
 	}
-	return "pushed", nil
+	if to.Notice() != "" {
+		return "pushed", nil
+	}
+	return "loaded", nil
 }

@@ -63,8 +63,8 @@ func (c Copy) Check() error {
 	if reference.Domain(named) == ShippedRegistry && !c.Signature {
 		return fmt.Errorf("%.300q is a name of an image that comes with Polymesh", c.Name)
 	}
-	if tagged.Tag() == "latest" {
-		return fmt.Errorf("the tag latest of %.300q means another image on each node: use a version", c.Name)
+	if err := CheckTag(tagged.Tag()); err != nil {
+		return fmt.Errorf("%.300q: %w", c.Name, err)
 	}
 	d := c.Target
 	if c.Signature && (!images.IsManifestType(d.MediaType) || d.Size > maxSignature) {

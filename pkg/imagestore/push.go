@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"time"
 
@@ -31,13 +30,17 @@ const (
 	BuildsPath = "/polymesh/v1/builds/"
 	// ImagesPath takes every tag.
 	ImagesPath = "/polymesh/v1/images/"
+	// DeploysPath is between a repository and a tag: a POST there sends a Deploy of the image, as JSON.
+	DeploysPath = "/deploys/"
 	// PushRole is the ClusterRole for BuildsPath.
 	PushRole = "system:polymesh:image-push"
 )
 
-// BuiltTag matches the tags that `polymesh deploy` gives images: they end in a hash of all that the image is built from
-// (pkg/workflow/image).
-var BuiltTag = regexp.MustCompile(`^(.+-)?[0-9a-f]{32}$`)
+// Deploy is for which service of which project an image was deployed. Both are identities, and are not displayed.
+type Deploy struct {
+	Project string `json:"project"`
+	Service string `json:"service"`
+}
 
 const (
 	// MaxManifest is the limit of a manifest, in bytes: containerd's.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -90,9 +89,6 @@ func (s *Store) FindContent(ctx context.Context, repository string, want digest.
 	}
 	return ocispec.Descriptor{}, missing
 }
-
-// SignatureTag matches the tags of signatures (pkg/signature).
-var SignatureTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}[.]sig$`)
 
 // quoteMeta is regexp.QuoteMeta for a repository's name, of whose characters only the dot has a meaning.
 func quoteMeta(repository string) string { return strings.ReplaceAll(repository, ".", `[.]`) }

@@ -97,29 +97,29 @@ func adoptOne(ctx context.Context, client kubernetes.Interface, m *corev1.Config
 		}
 	}
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
-	have, err := recordOf(ctx, client, node)
+	was, err := recordOf(ctx, client, node)
 	if err != nil {
 		return err
 	}
-	if have == nil {
+	if was == nil {
 		_, err = secrets.Create(ctx, next, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) {
 			return errors.New("another server writes it")
 		}
 		return err
 	}
-	was, is := readRecord(have), readRecord(next)
+	is := readRecord(next)
 	switch {
 	case was.free() && is.joined.After(was.gone()):
 		// A machine has joined by the other server since.
 		if was.gone().After(is.removed) {
 			next.Data[recordRemoved] = stamp(was.gone())
 		}
-		next.ResourceVersion = have.ResourceVersion
+		next.ResourceVersion = was.ResourceVersion
 		_, err = secrets.Update(ctx, next, metav1.UpdateOptions{})
 	case was.role == token.Agent && is.removed.After(was.removed) && !was.joined.After(is.removed):
 		// A node has left by the other server since.
-		err = retire(ctx, client, have, is.removed)
+		err = retire(ctx, client, was, is.removed)
 	}
 	return err
 }
@@ -136,8 +136,8 @@ func serversBehind(ctx context.Context, client kubernetes.Interface) ([]string, 
 	}
 	var behind []string
 	for _, n := range nodes.Items {
-		recorded := slices.ContainsFunc(records, func(s corev1.Secret) bool {
-			return s.Name == recordPrefix+n.Name && readRecord(&s).self
+		recorded := slices.ContainsFunc(records, func(r *machineRecord) bool {
+			return r.Name == recordPrefix+n.Name && r.self
 		})
 		if !recorded {
 			behind = append(behind, n.Name)

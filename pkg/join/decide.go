@@ -37,7 +37,7 @@ type View struct {
 	Nodes     []corev1.Node
 	LastHeard time.Time
 	// Record is that of the machine's name, nil if there is none.
-	Record *corev1.Secret
+	Record *machineRecord
 }
 
 // Keys are the keys of a Request whose possession is proven.
@@ -195,7 +195,7 @@ func addresses(r Request, v View) *Refusal {
 func own(r Request, v View, keys Keys) bool {
 	ca := v.ClientCA
 	cert, err := x509.ParseCertificate(r.Certificate)
-	if err != nil || v.Record != nil && readRecord(v.Record).void(cert) {
+	if err != nil || v.Record != nil && v.Record.void(cert) {
 		return false
 	}
 	return keys.Client.Equal(cert.PublicKey) && cert.Subject.CommonName == User(r.NodeName) &&

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -49,16 +48,17 @@ const (
 	recordSelf    = "self"    // set by a server itself, when it runs
 )
 
-// machineRecord is a record, as far as it is read. Damaged times are zero: the name is taken, and nothing void.
+// machineRecord is a record with what is read from it. Damaged times are zero: the name is taken, and nothing void.
 type machineRecord struct {
+	*corev1.Secret
 	role                  token.Role
 	joined, removed, left time.Time
 	node                  types.UID
 	self                  bool
 }
 
-func readRecord(s *corev1.Secret) machineRecord {
-	r := machineRecord{role: token.Agent, node: types.UID(s.Data[recordNode]), self: len(s.Data[recordSelf]) > 0}
+func readRecord(s *corev1.Secret) *machineRecord {
+	r := &machineRecord{Secret: s, role: token.Agent, node: types.UID(s.Data[recordNode]), self: len(s.Data[recordSelf]) > 0}
 	if token.Role(s.Data[recordRole]) == token.Server {
 		r.role = token.Server
 	}
@@ -69,7 +69,7 @@ func readRecord(s *corev1.Secret) machineRecord {
 }
 
 // gone is when the name became free the last time; zero for never.
-func (r machineRecord) gone() time.Time {
+func (r *machineRecord) gone() time.Time {
 	if r.left.After(r.removed) {
 		return r.left
 	}
@@ -77,10 +77,10 @@ func (r machineRecord) gone() time.Time {
 }
 
 // free reports whether the name can be certified for another machine: the one that joined has been removed since.
-func (r machineRecord) free() bool { return !r.gone().IsZero() && !r.joined.After(r.gone()) }
+func (r *machineRecord) free() bool { return !r.gone().IsZero() && !r.joined.After(r.gone()) }
 
 // void reports whether a certificate was made before the name's node was removed.
-func (r machineRecord) void(c *x509.Certificate) bool {
+func (r *machineRecord) void(c *x509.Certificate) bool {
 	return c.NotBefore.Add(certificate.NodeBackdate).Before(r.removed)
 }
 
@@ -115,15 +115,15 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, who joi
 			next.Data[recordNode] = []byte(n.UID) // its own, by Decide
 		}
 	}
-	have := v.Record
-	if have == nil {
-		unregistered, err := list(ctx, client)
+	was := v.Record
+	if was == nil {
+		all, err := list(ctx, client)
 		if err != nil {
 			return nil, err
 		}
 		count := 0
-		for _, s := range unregistered {
-			if r := readRecord(&s); r.node == "" && !r.free() {
+		for _, r := range all {
+			if r.node == "" && !r.free() {
 				count++
 			}
 		}
@@ -137,7 +137,6 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, who joi
 		}
 		return nil, err
 	}
-	was := readRecord(have)
 	switch {
 	case was.free() && v.Now.Before(was.gone().Add(removal)):
 		return refuse(http.StatusServiceUnavailable, "a node with the name %s has just been removed: try again", r.NodeName), nil
@@ -146,16 +145,16 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, who joi
 		return refuse(http.StatusServiceUnavailable, "a node with the name %s has just been removed: try again", r.NodeName), nil
 	case was.role == token.Server && who.role == token.Server && !was.self:
 		// A server that was interrupted, or did not get further. It has no certificate by this, and could make any.
-	case was.role == token.Agent && who.role == token.Agent && string(have.Data[recordKey]) == hash:
+	case was.role == token.Agent && who.role == token.Agent && string(was.Data[recordKey]) == hash:
 		return nil, nil // the same machine, which was interrupted
 	default:
 		return refuse(http.StatusConflict, "%s at %.50q joined under the name %s on %.30q with %.60q, and has not registered its node. If it is this one, `polymesh kubectl delete secret -n %s %s` on a server lets it join again; if not, give this one another name with --node-name: that machine's certificate is valid",
-			map[token.Role]string{token.Agent: "a machine", token.Server: "a server"}[was.role], have.Data[recordAddress], r.NodeName, have.Data[recordTime], have.Data[recordToken], metav1.NamespaceSystem, have.Name), nil
+			map[token.Role]string{token.Agent: "a machine", token.Server: "a server"}[was.role], was.Data[recordAddress], r.NodeName, was.Data[recordTime], was.Data[recordToken], metav1.NamespaceSystem, was.Name), nil
 	}
 	if gone := was.gone(); !gone.IsZero() {
 		next.Data[recordRemoved] = stamp(gone)
 	}
-	next.ResourceVersion = have.ResourceVersion
+	next.ResourceVersion = was.ResourceVersion
 	_, err := secrets.Update(ctx, next, metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return refuse(http.StatusServiceUnavailable, "another machine joins under the name %s at this moment: try again", r.NodeName), nil
@@ -172,16 +171,21 @@ func newRecord(node string, role token.Role, now time.Time) *corev1.Secret {
 }
 
 // list returns all records.
-func list(ctx context.Context, client kubernetes.Interface) ([]corev1.Secret, error) {
+func list(ctx context.Context, client kubernetes.Interface) (records []*machineRecord, err error) {
 	all, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{FieldSelector: "type=" + string(recordType)})
 	if err != nil {
 		return nil, fmt.Errorf("list the records of machines that have joined: %w", err)
 	}
-	return slices.DeleteFunc(all.Items, func(s corev1.Secret) bool { return !strings.HasPrefix(s.Name, recordPrefix) }), nil
+	for _, s := range all.Items {
+		if strings.HasPrefix(s.Name, recordPrefix) {
+			records = append(records, readRecord(&s))
+		}
+	}
+	return records, nil
 }
 
 // recordOf returns the record of a node's name, nil if there is none.
-func recordOf(ctx context.Context, client kubernetes.Interface, node string) (*corev1.Secret, error) {
+func recordOf(ctx context.Context, client kubernetes.Interface, node string) (*machineRecord, error) {
 	s, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, recordPrefix+node, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -191,7 +195,7 @@ func recordOf(ctx context.Context, client kubernetes.Interface, node string) (*c
 	case s.Type != recordType:
 		return nil, fmt.Errorf("the Secret %s in %s is not a record of a machine, and has its name: remove it", s.Name, s.Namespace)
 	}
-	return s, nil
+	return readRecord(s), nil
 }
 
 // NameTakenError means that the name of this server's node is another machine's.
@@ -203,7 +207,7 @@ func (err *NameTakenError) Error() string { return err.message }
 // certificate for the name: it would be the server's node, too.
 func recordServer(ctx context.Context, client kubernetes.Interface, node string, address netip.Addr, now time.Time) error {
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
-	have, err := recordOf(ctx, client, node)
+	was, err := recordOf(ctx, client, node)
 	if err != nil {
 		return err
 	}
@@ -216,11 +220,10 @@ func recordServer(ctx context.Context, client kubernetes.Interface, node string,
 	case !apierrors.IsNotFound(err):
 		return fmt.Errorf("look for node %s: %w", node, err)
 	}
-	if have == nil {
+	if was == nil {
 		_, err = secrets.Create(ctx, next, metav1.CreateOptions{})
 		return err
 	}
-	was := readRecord(have)
 	// A node cannot give itself the label of servers.
 	_, serves := registered.GetLabels()[layout.ServerLabel]
 	switch {
@@ -229,41 +232,46 @@ func recordServer(ctx context.Context, client kubernetes.Interface, node string,
 	case was.role == token.Server:
 	case !was.free() && (was.node == "" || was.node != registered.GetUID() || !serves):
 		return &NameTakenError{fmt.Sprintf("an agent at %.50q joined under the name %s of this server on %.30q: give this server another name with --node-name. `polymesh node remove %s` removes that agent, there or on another server",
-			have.Data[recordAddress], node, have.Data[recordTime], node)}
+			was.Data[recordAddress], node, was.Data[recordTime], node)}
 	}
 	// What the name's agents have had stays void.
 	if !was.removed.IsZero() {
 		next.Data[recordRemoved] = stamp(was.removed)
 	}
-	next.ResourceVersion = have.ResourceVersion
+	next.ResourceVersion = was.ResourceVersion
 	_, err = secrets.Update(ctx, next, metav1.UpdateOptions{})
 	return err
 }
 
 // retire makes a name free, and all certificates for it that have been made void. Those of a server stay valid until another machine has the
 // name: it has the authority that signs them, and a server that still runs registers its node again when it starts.
-func retire(ctx context.Context, client kubernetes.Interface, s *corev1.Secret, now time.Time) error {
-	s = s.DeepCopy()
-	if s.Data == nil {
-		s.Data = map[string][]byte{}
-	}
+func retire(ctx context.Context, client kubernetes.Interface, r *machineRecord, now time.Time) error {
 	key := recordRemoved
-	if readRecord(s).role == token.Server {
+	if r.role == token.Server {
 		key = recordLeft
 	}
-	s.Data[key] = stamp(now)
-	_, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Update(ctx, s, metav1.UpdateOptions{})
+	return r.set(ctx, client, key, stamp(now))
+}
+
+// set writes a key of a record that has not changed since it was read.
+func (r *machineRecord) set(ctx context.Context, client kubernetes.Interface, key string, value []byte) error {
+	next := r.DeepCopy()
+	if next.Data == nil {
+		next.Data = map[string][]byte{}
+	}
+	next.Data[key] = value
+	_, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Update(ctx, next, metav1.UpdateOptions{})
 	return err
 }
 
 // retireName is retire for the node of a name that leaves.
 func retireName(ctx context.Context, client kubernetes.Interface, node string, now time.Time) error {
 	for {
-		s, err := recordOf(ctx, client, node)
-		if s == nil {
+		r, err := recordOf(ctx, client, node)
+		if r == nil {
 			return err
 		}
-		if err = retire(ctx, client, s, now); !apierrors.IsConflict(err) {
+		if err = retire(ctx, client, r, now); !apierrors.IsConflict(err) {
 			return err
 		}
 	}

@@ -44,7 +44,7 @@ type records struct {
 	// self is the name of this server's node.
 	self   string
 	client kubernetes.Interface
-	// machines has Secrets; nodes are reduced to what is used here.
+	// machines has a machineRecord for each Secret of the type; nodes are reduced to what is used here.
 	machines, nodes cache.Store
 	adopted         chan struct{} // closed when the records of a version before are taken over for the first time
 	known           chan struct{} // closed when machines is complete
@@ -78,7 +78,14 @@ func (r *records) follow(ctx context.Context, client kubernetes.Interface, log f
 	}
 	close(r.adopted)
 	secrets := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(metav1.NamespaceSystem),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "type=" + string(recordType) }))
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "type=" + string(recordType) }),
+		// Read once, and not for each request of a node.
+		informers.WithTransform(func(o any) (any, error) {
+			if s, ok := o.(*corev1.Secret); ok {
+				return readRecord(s), nil
+			}
+			return o, nil
+		}))
 	all := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(func(o any) (any, error) {
 		if n, ok := o.(*corev1.Node); ok {
 			return &corev1.Node{
@@ -122,28 +129,22 @@ func (r *records) update(ctx context.Context, now time.Time, log func(string, ..
 	secrets := r.client.CoreV1().Secrets(metav1.NamespaceSystem)
 	var failures []error
 	for _, o := range r.machines.List() {
-		s, ok := o.(*corev1.Secret)
+		rec, ok := o.(*machineRecord)
 		if !ok {
 			continue
 		}
-		name, ok := strings.CutPrefix(s.Name, recordPrefix)
+		name, ok := strings.CutPrefix(rec.Name, recordPrefix)
 		if !ok {
 			continue
 		}
-		rec := readRecord(s)
 		uid := r.uid(name)
 		var err error
 		switch {
 		case rec.free() && now.Sub(rec.gone()) > keptRecord:
-			err = secrets.Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID, ResourceVersion: &s.ResourceVersion}})
+			err = secrets.Delete(ctx, rec.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &rec.UID, ResourceVersion: &rec.ResourceVersion}})
 		case rec.free():
 		case uid != "" && uid != rec.node && (rec.node == "" || name == r.self && rec.role == token.Server):
-			next := s.DeepCopy()
-			if next.Data == nil {
-				next.Data = map[string][]byte{}
-			}
-			next.Data[recordNode] = []byte(uid)
-			_, err = secrets.Update(ctx, next, metav1.UpdateOptions{})
+			err = rec.set(ctx, r.client, recordNode, []byte(uid))
 		case name == r.self && rec.role == token.Server: // it runs, and registers its node again
 		case rec.node != "" && uid != rec.node:
 			// The list of nodes may be older than the record.
@@ -152,20 +153,20 @@ func (r *records) update(ctx context.Context, now time.Time, log func(string, ..
 			if apierrors.IsNotFound(err) || err == nil && n.UID != rec.node {
 				// The list of records may be older than that: the name may be another machine's, with pods of its own.
 				var live *corev1.Secret
-				if live, err = secrets.Get(ctx, s.Name, metav1.GetOptions{}); err != nil || live.ResourceVersion != s.ResourceVersion {
+				if live, err = secrets.Get(ctx, rec.Name, metav1.GetOptions{}); err != nil || live.ResourceVersion != rec.ResourceVersion {
 					break
 				}
 				if err := deletePods(ctx, r.client, name); err != nil {
 					failures = append(failures, err)
 				}
-				if err = retire(ctx, r.client, s, now); err == nil {
+				if err = retire(ctx, r.client, rec, now); err == nil {
 					log("a node was removed: its name is free, and certificates of an agent are no longer accepted", "node", name)
 				}
 			}
 		}
 		// Another server has done it, or does it with the next event.
 		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
-			failures = append(failures, fmt.Errorf("%s: %w", s.Name, err))
+			failures = append(failures, fmt.Errorf("%s: %w", rec.Name, err))
 		}
 	}
 	return errors.Join(failures...)
@@ -275,7 +276,7 @@ func (s *Server) Authenticator(next authenticator.Request) authenticator.Request
 			return nil, false, errors.New("the server does not know yet which nodes were removed")
 		}
 		if o, found, err := s.records.machines.GetByKey(metav1.NamespaceSystem + "/" + recordPrefix + name); err == nil && found {
-			if m, ok := o.(*corev1.Secret); ok && readRecord(m).void(cert) {
+			if m, ok := o.(*machineRecord); ok && m.void(cert) {
 				return nil, false, nil // not an error, which the API server would log for each request
 			}
 		}

@@ -81,7 +81,7 @@ func TestRemovedCertificateProvesNothing(t *testing.T) {
 	if _, refused := Decide(r, view); refused != nil {
 		t.Fatal(refused)
 	}
-	view.Record = secret(map[string]string{"time": now.Add(-time.Minute).Format(time.RFC3339Nano), "removed": now.Add(-2 * time.Minute).Format(time.RFC3339Nano)})
+	view.Record = readRecord(secret(map[string]string{"time": now.Add(-time.Minute).Format(time.RFC3339Nano), "removed": now.Add(-2 * time.Minute).Format(time.RFC3339Nano)}))
 	if _, refused := Decide(r, view); refused == nil {
 		t.Error("it takes the place of the node that has its name now")
 	}

@@ -72,7 +72,7 @@ func checks() []Check {
 		{"1.2.8", "--authorization-mode includes RBAC", auto, Pass, arg(apiserver, "authorization-mode", "AlwaysAllow", lists("RBAC", true))},
 		{"1.2.9", "EventRateLimit is set", manual, Warn, plugin("EventRateLimit", false)},
 		{"1.2.10", "AlwaysAdmit is not set", auto, Pass, arg(apiserver, "enable-admission-plugins", "", lists("AlwaysAdmit", false))},
-		{"1.2.11", "AlwaysPullImages is set", manual, Warn, judge("with it, no pod starts without a registry, not even the shipped ones")},
+		{"1.2.11", "AlwaysPullImages is set", manual, Warn, judge("with it, a pod with an image of a registry does not start while the registry does not respond")},
 		{"1.2.12", "ServiceAccount is set", auto, Pass, plugin("ServiceAccount", true)},
 		{"1.2.13", "NamespaceLifecycle is set", auto, Pass, plugin("NamespaceLifecycle", true)},
 		{"1.2.14", "NodeRestriction is set", auto, Pass, plugin("NodeRestriction", false)},

@@ -200,7 +200,7 @@ func (p *Policy) verify(ctx context.Context, field imageField, logins credential
 	registry := signature.NewRegistry(p.opts.RegistryDirs, logins)
 	places := []signature.Place{p.node, registry}
 	if _, exact := named.(reference.Digested); !exact && field.pull == corev1.PullAlways {
-		// The kubelet would resolve the tag at the registry, whatever the node has.
+		// The kubelet has the tag resolved again, by nodes or the registry, whatever the node has.
 		places = places[1:]
 	}
 	image, err := p.keys.Verify(ctx, field.image, places...)

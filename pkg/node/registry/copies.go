@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -34,11 +35,13 @@ const (
 	// copiesPath takes an imagestore.Copy of another node. The answer is 200 if the node has it, 202 while it gets it or others of the same node,
 	// and 429 if it gets too many of other nodes.
 	copiesPath = "/polymesh/v1/copies"
-	// copyInterval is the time between two looks at images that have a copy; pendingInterval while one is made, and failed ones are tried
+	// copyInterval is the time between two rounds when nothing changes; pendingInterval while a copy is made, and failed ones are tried
 	// again after that, and then after up to maxCopyInterval.
 	copyInterval    = 5 * time.Minute
 	pendingInterval = time.Second
 	maxCopyInterval = time.Minute
+	// checkInterval is how long a node is believed to have a copy: its user may remove it.
+	checkInterval = 10 * time.Minute
 	// maxCandidates is how many nodes are asked for one image in one round.
 	maxCandidates = 3
 	// maxReceiving is how many copies are received at a time, nodeReceiving how many of one node: it delays its own ones only. One may take
@@ -57,10 +60,21 @@ type copies struct {
 	wake  component.Wake
 	alone atomic.Pointer[string]
 
+	// rounds is held during a round, and guards made: the copies that other nodes have, by the image's full name.
+	rounds sync.Mutex
+	made   map[string]made
+
 	mu        sync.Mutex
 	ctx       context.Context // of the component, while it runs
 	tasks     sync.WaitGroup
 	receiving map[offer]*arriving
+}
+
+// made is a copy that another node has. What an image is, why it is kept, and whom to ask first may change, and then it may need another one.
+type made struct {
+	image     imagestore.Copy
+	at, first *peer
+	asked     time.Time
 }
 
 // offer is an image, by its full name, that a node has: another one with the same name does not stand in its way.
@@ -126,50 +140,62 @@ func (c *copies) run(ctx context.Context) {
 
 // round asks for the copies that are missing. pending means that some are under way.
 func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
+	c.rounds.Lock()
+	defer c.rounds.Unlock()
 	list, err := c.store.Copies(ctx)
 	if err != nil {
 		return false, false, err
 	}
 	others := c.peers.list(everyNode)
-	note := alone{}
-	at := "" // the node that has the image before, whose signature may come next
+	note, pending, failed := c.copyAll(ctx, list, others, time.Now())
+	if ctx.Err() != nil {
+		return false, false, ctx.Err()
+	}
+	if len(others) == 0 && len(c.peers.nodes.List()) < 2 {
+		note, failed = "", false // a cluster of one node
+	}
+	if before := c.alone.Swap(&note); failed && (before == nil || *before != note) {
+		c.log.Warn("images are on one node only", "why", note)
+	}
+	return pending, failed, nil
+}
+
+// copyAll asks for copies of images, of which each is followed by its signature, unless they are made. The note names those that only this node
+// has.
+func (c *copies) copyAll(ctx context.Context, list []imagestore.Copy, others []*peer, now time.Time) (note string, pending, failed bool) {
+	before, only := c.made, alone{}
+	c.made = map[string]made{}
+	var at *peer // the node that has the image before, whose signature may come next
 	for _, image := range list {
 		candidates := others
 		if image.Signature {
 			// It stays where its image is.
-			candidates = slices.DeleteFunc(slices.Clone(others), func(o *peer) bool { return o.name != at })
-			if len(candidates) == 0 {
+			if at == nil {
 				continue
 			}
+			candidates = []*peer{at}
 		}
-		where, done, err := c.second(ctx, image, candidates)
+		copied, done, err := c.second(ctx, image, candidates, before[image.Name], now)
 		if !image.Signature {
-			at = ""
+			at = nil
 			if done {
-				at = where
+				at = copied.at
 			}
 		}
 		switch {
 		case ctx.Err() != nil:
-			return false, false, ctx.Err()
-		case image.Signature && errors.Is(err, errTaken):
-			// The other node's own signatures of the image stay.
+			return "", false, false
 		case err != nil:
 			failed = true
-			note.add(image, err.Error())
+			only.add(image, err.Error())
 		case !done:
 			pending = true
-			note.add(image, "being copied to node "+where)
+			only.add(image, "being copied to node "+copied.at.name)
+		case copied.at != nil:
+			c.made[image.Name] = copied
 		}
 	}
-	text := note.String()
-	if len(others) == 0 && len(c.peers.nodes.List()) < 2 {
-		text, failed = "", false // a cluster of one node
-	}
-	if before := c.alone.Swap(&text); failed && (before == nil || *before != text) {
-		c.log.Warn("images are on one node only", "why", text)
-	}
-	return pending, failed, nil
+	return only.String(), pending, failed
 }
 
 // errTaken means that a node has another image of the name.
@@ -178,40 +204,57 @@ var errTaken = errors.New("another image has the name there, and stays")
 // errNoOther means that no other node can keep a copy.
 var errNoOther = errors.New("no other node is Ready")
 
-// second returns the node that has an image, too, or, if it is not done, the one that gets it now. An image that needs no other node is done
-// with none.
-func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*peer) (where string, done bool, err error) {
+// second returns the copy of an image that another node has, or, if it is not done, the one that gets it now; have is the one of before. An
+// image that needs no other node is done with none.
+func (c *copies) second(ctx context.Context, image imagestore.Copy, others []*peer, have made, now time.Time) (copied made, done bool, err error) {
 	q, err := partOf(image.Name, image.Target)
 	if err != nil {
-		return "", false, err
-	}
-	// The first node does this while it has the image.
-	if i := slices.IndexFunc(others, func(o *peer) bool { return o.name == image.From }); i >= 0 {
-		if _, err := c.peers.has(ctx, others[i], q); err == nil {
-			return image.From, true, nil
-		}
+		return made{}, false, err
 	}
 	candidates := slices.Clone(others)
 	err = errNoOther
 	if !image.Built() && !image.Signature {
 		// Other nodes ask only servers what such a tag means.
 		if !c.peers.otherServer() {
-			return "", true, nil
+			return made{}, true, nil
 		}
 		candidates = slices.DeleteFunc(candidates, func(o *peer) bool { return !o.server })
 		err = errors.New("no other server is Ready, and its tag is not one of `polymesh deploy`")
 	}
+	if len(candidates) == 0 {
+		return made{}, false, err
+	}
 	order(candidates, q.repository())
+	copied = made{image: image, first: candidates[0], asked: now}
+	from := slices.IndexFunc(candidates, func(o *peer) bool { return o.name == image.From })
+	if from >= 0 {
+		copied.first = candidates[from]
+	}
+	at := slices.IndexFunc(candidates, have.at.is)
+	if at >= 0 && copied.first.is(have.first) && now.Sub(have.asked) < checkInterval && reflect.DeepEqual(image, have.image) {
+		have.at = candidates[at]
+		return have, true, nil
+	}
+	if from >= 0 {
+		// The first node does this while it has the image.
+		copied.at = copied.first
+		if _, err := c.peers.has(ctx, copied.at, q); err == nil {
+			return copied, true, nil
+		}
+	}
 	for _, o := range candidates[:min(len(candidates), maxCandidates)] {
+		copied.at = o
 		done, askErr := c.peers.copyTo(ctx, o, image)
 		switch {
 		case askErr == nil:
-			return o.name, done, nil
-		case errors.Is(err, errNoOther) || o == candidates[0]:
+			return copied, done, nil
+		case image.Signature && errors.Is(askErr, errTaken):
+			return copied, true, nil // the other node's own signatures of the image stay
+		case o == candidates[0]:
 			err = askErr
 		}
 	}
-	return "", false, err
+	return made{}, false, err
 }
 
 // order puts the node first that gets copies of a repository: servers before others, and of these always the same one.
@@ -500,11 +543,5 @@ func (p *peers) named(name string) *peer {
 	if err != nil || !ok {
 		return nil
 	}
-	node := o.(*corev1.Node)
-	address := p.address(node)
-	if address == "" {
-		return nil
-	}
-	_, server := node.Labels[layout.ServerLabel]
-	return p.peer(name, address, server)
+	return p.peer(o.(*corev1.Node))
 }

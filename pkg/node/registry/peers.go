@@ -24,6 +24,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -50,9 +51,15 @@ const (
 // peer is another node.
 type peer struct {
 	name    string
+	uid     types.UID
 	address string // host:port
 	server  bool
 	client  *http.Client
+}
+
+// is reports whether both are the same node, and not one that has its name later.
+func (o *peer) is(other *peer) bool {
+	return o != nil && other != nil && o.name == other.name && o.uid == other.uid
 }
 
 // peers are the other nodes of the cluster.
@@ -173,11 +180,12 @@ func (p *peers) list(from scope) []*peer {
 	for _, o := range nodes {
 		node := o.(*corev1.Node)
 		_, server := node.Labels[layout.ServerLabel]
-		address := p.address(node)
-		if node.Name == p.opts.Node || address == "" || from == nowhere || from == servers && !server || !condition.IsNodeReady(node) {
+		if node.Name == p.opts.Node || from == nowhere || from == servers && !server || !condition.IsNodeReady(node) {
 			continue
 		}
-		found = append(found, p.peer(node.Name, address, server))
+		if peer := p.peer(node); peer != nil {
+			found = append(found, peer)
+		}
 	}
 	rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
 	rank := func(o *peer) int {
@@ -206,19 +214,25 @@ func (p *peers) address(node *corev1.Node) string {
 	return of(corev1.NodeInternalIP)
 }
 
-// peer returns a node with its client, which keeps connections.
-func (p *peers) peer(name, address string, server bool) *peer {
+// peer returns a node with its client, which keeps connections; nil if the node has no address.
+func (p *peers) peer(node *corev1.Node) *peer {
+	out := &peer{name: node.Name, uid: node.UID, address: p.address(node)}
+	if out.address == "" {
+		return nil
+	}
+	_, out.server = node.Labels[layout.ServerLabel]
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.clients[name]
-	if old == nil || old.address != address {
+	old := p.clients[node.Name]
+	if old != nil && old.address == out.address {
+		out.client = old.client
+	} else {
 		if old != nil {
 			old.client.CloseIdleConnections()
 		}
-		old = &peer{name: name, address: address, client: p.client(name)}
+		out.client = p.client(node.Name)
 	}
-	out := &peer{name: name, address: address, server: server, client: old.client}
-	p.clients[name] = out
+	p.clients[node.Name] = out
 	return out
 }
 

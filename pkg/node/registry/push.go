@@ -38,16 +38,9 @@ const (
 	// at least: a signature's parts are read, too. A manifest has to come within documentTime.
 	maxDocuments, userDocuments, minDocument = 8 * maxManifest, 2 * maxManifest, imagestore.MaxPayloads
 	documentTime                             = 2 * time.Minute
-	// maxDeploy is the limit of a Deploy, in bytes.
+	// maxDeploy is the limit of an imagestore.Deploy, in bytes.
 	maxDeploy = 4 << 10
 )
-
-// Deploy is what is sent to deploysPath + TAG of a repository: for which service of which project an image was deployed. Both are
-// identities, and are not displayed.
-type Deploy struct {
-	Project string `json:"project"`
-	Service string `json:"service"`
-}
 
 // uploads is what users of the API server have begun to push to this node. An upload that this process does not know has to be
 // begun again.
@@ -150,9 +143,9 @@ func (r *Registry) servePush(w http.ResponseWriter, h *http.Request, prefix stri
 		body.until = time.Now().Add(documentTime)
 		inner.Body = http.MaxBytesReader(w, body, maxManifest)
 	}
-	if at := strings.LastIndex(path, deploysPath); at > 0 && h.Method == http.MethodPost {
+	if at := strings.LastIndex(path, imagestore.DeploysPath); at > 0 && h.Method == http.MethodPost {
 		repository, ok := strings.CutPrefix(path[:at], "v2/")
-		if tag := path[at+len(deploysPath):]; ok && !strings.Contains(tag, "/") {
+		if tag := path[at+len(imagestore.DeploysPath):]; ok && !strings.Contains(tag, "/") {
 			b.deployed(w, inner, repository, tag)
 			return
 		}
@@ -177,9 +170,6 @@ func (r *Registry) servePush(w http.ResponseWriter, h *http.Request, prefix stri
 func ofUpload(path string) bool {
 	return strings.HasSuffix(path[:max(strings.LastIndex(path, "/"), 0)], "/blobs/uploads")
 }
-
-// deploysPath is between a repository and a tag.
-const deploysPath = "/deploys/"
 
 // pushed is the body of a request, which ends when nothing comes.
 type pushed struct {
@@ -230,12 +220,13 @@ func (b *backend) tagged(repository, tag string) (string, error) {
 	if err == nil {
 		named, err = reference.WithTag(named, tag)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return "", ociregistry.ErrNameInvalid
-	case tag == "latest":
-		return "", ociregistry.NewError("nodes do not give each other the tag latest, whose meaning changes: use a version", ociregistry.ErrUnsupported.Code(), nil)
-	case !b.any && !imagestore.BuiltTag.MatchString(tag) && !imagestore.SignatureTag.MatchString(tag):
+	}
+	if err := imagestore.CheckTag(tag); err != nil {
+		return "", ociregistry.NewError(err.Error(), ociregistry.ErrUnsupported.Code(), nil)
+	}
+	if !b.any && !imagestore.BuiltTag.MatchString(tag) && !imagestore.SignatureTag.MatchString(tag) {
 		return "", denied("the tag %q may be a registry's: below %s only tags are accepted that end in the hash of `polymesh deploy`", tag, imagestore.BuildsPath)
 	}
 	return named.String(), nil
@@ -641,7 +632,7 @@ func (b *backend) deployed(w http.ResponseWriter, h *http.Request, path, tag str
 		_ = ociregistry.WriteError(w, err)
 		return
 	}
-	var what Deploy
+	var what imagestore.Deploy
 	text, err := io.ReadAll(http.MaxBytesReader(w, h.Body, maxDeploy))
 	if err == nil {
 		err = json.Unmarshal(text, &what)

@@ -268,11 +268,13 @@ func TestImagesReachOtherNodes(t *testing.T) {
 		a.load(newImage(t), ref, true)
 		ok(t, b.pull(ref))
 		b.eventuallyPinned(ref)
-		// And back: what the other node has is as good.
-		if err := a.pull(ref); err != nil {
-			t.Error(err)
+		// With imagePullPolicy Always the kubelet pulls what the node has. No registry is there to be asked.
+		for _, m := range []*machine{a, b} {
+			if err := m.pull(ref); err != nil {
+				t.Errorf("again on %s: %v", m.name, err)
+			}
+			m.eventuallyPinned(ref)
 		}
-		a.eventuallyPinned(ref)
 	})
 	t.Run("one that was deployed on an agent", func(t *testing.T) {
 		ref := "shop/web:" + hash
@@ -291,8 +293,10 @@ func TestImagesReachOtherNodes(t *testing.T) {
 	})
 	t.Run("an imported image of a server", func(t *testing.T) {
 		a.load(newImage(t), "shop/imported:1.0.0", false)
-		ok(t, b.pull("shop/imported:1.0.0"))
-		b.eventuallyPinned("shop/imported:1.0.0")
+		for _, m := range []*machine{b, b, a} {
+			ok(t, m.pull("shop/imported:1.0.0"))
+			m.eventuallyPinned("shop/imported:1.0.0")
+		}
 	})
 	t.Run("not a tag of an agent", func(t *testing.T) {
 		b.load(newImage(t), "shop/nginx:1.27", false)
@@ -304,6 +308,9 @@ func TestImagesReachOtherNodes(t *testing.T) {
 		a.load(newImage(t), "shop/late:latest", false)
 		if err := b.pull("shop/late:latest"); err == nil {
 			t.Error("latest came from another node")
+		}
+		if err := a.pull("shop/late:latest"); err == nil {
+			t.Error("the node responds for the tag latest in the place of the registry")
 		}
 	})
 	t.Run("not a shipped image of outside", func(t *testing.T) {
@@ -376,7 +383,9 @@ func TestImagesReachOtherNodes(t *testing.T) {
 			waited <- name
 			return b.store.ImportShipped(ctx, payload, name)
 		}
-		ok(t, b.pull(ref))
+		for range 2 {
+			ok(t, b.pull(ref))
+		}
 		if got := <-waited; got != ref {
 			t.Errorf("waited for %q", got)
 		}

@@ -118,12 +118,12 @@ const (
 )
 
 // scope returns from which nodes the image that a tag or digest names is taken. A tag is what the node that answers says it is, so tags
-// are taken from servers only, unless their name can only be of one image, or opened is set. latest is K3s's exception: its meaning changes.
+// are taken from servers only, unless their name can only be of one image, or opened is set.
 func (q request) scope(opened bool) scope {
 	switch {
 	case q.digest != "":
 		return everyNode // containerd verifies it
-	case q.tag == "latest":
+	case imagestore.CheckTag(q.tag) != nil:
 		return nowhere
 	case opened, imagestore.BuiltTag.MatchString(q.tag), imagestore.SignatureTag.MatchString(q.tag): // a signature is verified by its key
 		return everyNode

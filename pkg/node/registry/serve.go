@@ -83,10 +83,7 @@ func accept(w http.ResponseWriter, h *http.Request) (request, bool) {
 // fromStore answers from this node's images. It reports whether it has answered. A tag that is a registry's is not answered: who asks
 // for one that the node has wants to know what it means now.
 func (r *Registry) fromStore(w http.ResponseWriter, h *http.Request, q request) bool {
-	if q.tag == "latest" {
-		return false
-	}
-	return r.serve(w, h, q, false)
+	return q.scope(false) != nowhere && r.serve(w, h, q, false)
 }
 
 // servePeer answers another node, from this node's images only, or keeps a copy of one of its images.
@@ -117,7 +114,7 @@ func (r *Registry) servePeer(w http.ResponseWriter, h *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, "TOOMANYREQUESTS", "this node serves many others at this moment")
 		return
 	}
-	if q.tag == "latest" || !r.serve(patient{w, http.NewResponseController(w)}, h, q, r.opened(q.host)) {
+	if q.scope(false) == nowhere || !r.serve(patient{w, http.NewResponseController(w)}, h, q, r.opened(q.host)) {
 		refuse(w, http.StatusNotFound, q.code(), "this node has no such image for others")
 	}
 }

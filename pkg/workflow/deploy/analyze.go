@@ -50,10 +50,6 @@ func (d *deployment) analyze(ctx context.Context) error {
 			return "", err
 		}
 		d.result.Findings = append(d.result.Findings, plain...)
-		for _, c := range d.imagePullAlways() {
-			d.result.Findings = append(d.result.Findings, diagnose.Finding{Reason: diagnose.ImagePull, Object: c.object.ID(),
-				Message: "imagePullPolicy Always contacts a registry for an image that was loaded into this node", Advice: "omit the policy", At: c.object.At(append(slices.Clone(c.path), "imagePullPolicy")...)})
-		}
 		if n := len(d.result.Findings); n > 0 {
 			return fmt.Sprintf("%d findings, see below", n), nil
 		}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -123,8 +122,8 @@ func (d *deployment) openMover(ctx context.Context) error {
 		return err
 	}
 	d.mover.to = to
-	if cluster, ok := to.(*image.Cluster); ok {
-		d.Steps.Print("images are pushed to the cluster at %s: this machine is not a node of it, or this user may not use its containerd", cluster)
+	if notice := to.Notice(); notice != "" {
+		d.Steps.Print("%s", notice)
 	}
 	return nil
 }
@@ -292,10 +291,7 @@ type mover struct {
 }
 
 // pushes reports whether images are sent elsewhere.
-func (m mover) pushes() bool {
-	_, node := m.to.(image.Node)
-	return !node
-}
+func (m mover) pushes() bool { return m.to == nil || m.to.Notice() != "" }
 
 // bases returns where base images are, beside the program that builds; nil for nowhere.
 func (m mover) bases() image.Store {
@@ -368,12 +364,4 @@ func build(ctx context.Context, e image.Engine, ref image.Ref, source image.Sour
 		return "", fmt.Errorf("read the id of the image that %s built: %q: %w", e.Name(), id, err)
 	}
 	return id, nil
-}
-
-// imagePullAlways returns containers that would contact a registry for an image that only this node has.
-func (d *deployment) imagePullAlways() []container {
-	return slices.DeleteFunc(containers(d.objects), func(c container) bool {
-		_, ours := d.serviceOf(c.image)
-		return !ours || d.Project.Registry != "" || c.content["imagePullPolicy"] != "Always"
-	})
 }

@@ -154,11 +154,11 @@ func (m mapped) RoundTrip(r *http.Request) (*http.Response, error) {
 func parse(ref string) (reference.NamedTagged, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w", ref, err)
+		return nil, fmt.Errorf("image %.300q: %w", ref, err)
 	}
 	tagged, ok := named.(reference.NamedTagged)
 	if !ok {
-		return nil, fmt.Errorf("image %q has no tag", ref)
+		return nil, fmt.Errorf("image %.300q has no tag", ref)
 	}
 	return tagged, nil
 }
@@ -214,14 +214,38 @@ func (c *Cluster) Export(ctx context.Context, ref, file string) error {
 	return c.explain(err)
 }
 
+// Notice implements Destination.
+func (c *Cluster) Notice() string {
+	// What an agent says that a tag means is believed by no other node, unless the tag is a hash.
+	member := "node"
+	if c.prefix == imagestore.ImagesPath {
+		member = "server"
+	}
+	return fmt.Sprintf("images are pushed to the cluster at %s: this machine is not a %s of it, or this user may not use its containerd", c, member)
+}
+
 // Load implements Destination: it pushes the image in an archive under a full name.
 func (c *Cluster) Load(ctx context.Context, archive, ref string, note func(string)) error {
-	content, done, err := openArchive(archive)
+	list, done, err := OpenArchive(archive)
 	if err != nil {
 		return err
 	}
 	defer done()
-	return c.Push(ctx, content, ref, note)
+	if len(list) != 1 {
+		return fmt.Errorf("%s has %d images: push one at a time", archive, len(list))
+	}
+	return c.Push(ctx, list[0].Content, ref, note)
+}
+
+// LoadAll implements Destination.
+func (c *Cluster) LoadAll(ctx context.Context, _ string, list []Archived, note func(string)) error {
+	for _, a := range list {
+		note("pushing")
+		if err := c.Push(ctx, a.Content, a.Name, note); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Push pushes an image or index under a full name. note is called while it is sent.
@@ -291,11 +315,11 @@ func (c *Cluster) Deployed(ctx context.Context, ref, project, service string) er
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(map[string]string{"project": project, "service": service})
+	text, err := json.Marshal(imagestore.Deploy{Project: project, Service: service})
 	if err != nil {
 		return err
 	}
-	answer, err := c.ask(ctx, http.MethodPost, c.target(reference.Domain(named), "v2", reference.Path(named), "deploys", named.Tag()), text)
+	answer, err := c.ask(ctx, http.MethodPost, c.target(reference.Domain(named), "v2", reference.Path(named), imagestore.DeploysPath, named.Tag()), text)
 	if err != nil {
 		return err
 	}

@@ -9,14 +9,18 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"k8s.io/client-go/rest"
 
 	"polymesh.dev/polymesh/pkg/imagestore"
@@ -70,6 +74,28 @@ func TestPushThroughTheAPIServer(t *testing.T) {
 	}
 	if has, err := c.Has(t.Context(), ref); err != nil || !has {
 		t.Errorf("after: %t, %v", has, err)
+	}
+	const other = "registry.example.com:5000/shop/other:1"
+	if err := c.LoadAll(t.Context(), "", []Archived{{other, img}}, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	if has, err := c.Has(t.Context(), other); err != nil || !has {
+		t.Errorf("under its own name: %t, %v", has, err)
+	}
+	// The user learns where images go, and on which machines they would not.
+	server, err := url.Parse(config.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	load := *c
+	load.prefix = imagestore.ImagesPath
+	for member, d := range map[string]Destination{"node": c, "server": &load} {
+		if got := d.Notice(); !strings.Contains(got, "https://"+server.Host+": this machine is not a "+member) {
+			t.Errorf("the notice is %q", got)
+		}
+	}
+	if got := (Node{}).Notice(); got != "" {
+		t.Errorf("of this machine's node, the notice is %q", got)
 	}
 }
 
@@ -151,10 +177,11 @@ func TestIsCluster(t *testing.T) {
 		{of(append(other, mine...)), []string{"none", "mine"}, true},
 		{of(other), []string{"none", "mine"}, false},
 		{&rest.Config{TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(dir, "other")}}, []string{"mine"}, false},
-		// Nothing is known.
 		{of(nil), []string{"mine"}, true},
-		{of(other), []string{"none"}, true},
 		{of([]byte("no certificate")), []string{"mine"}, true},
+		// An agent has no authority of a server.
+		{of(mine), []string{"none"}, false},
+		{of(nil), []string{"none"}, false},
 	} {
 		var files []string
 		for _, name := range c.files {
@@ -250,7 +277,38 @@ func TestArchive(t *testing.T) {
 	if errors.Join(err, wantErr) != nil || got != want {
 		t.Errorf("%s, %v, want %s", got, err, want)
 	}
+	// Of `docker save`, with short names.
+	tags := map[name.Tag]v1.Image{}
+	for _, short := range []string{"shop/api:1", "shop/web:1"} {
+		tag, err := name.NewTag(short)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tags[tag] = img
+	}
+	several := filepath.Join(t.TempDir(), "several.tar")
+	if err := tarball.MultiWriteToFile(several, tags); err != nil {
+		t.Fatal(err)
+	}
+	list, _, err = OpenArchive(several)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, a := range list {
+		names = append(names, a.Name)
+		if got, err := a.Content.(v1.Image).Digest(); err != nil || got != want {
+			t.Errorf("%s is %s, %v, want %s", a.Name, got, err, want)
+		}
+	}
+	slices.Sort(names)
+	if got := strings.Join(names, " "); got != "docker.io/shop/api:1 docker.io/shop/web:1" {
+		t.Errorf("it has %s", got)
+	}
 	var c *Cluster
+	if err := c.Load(context.Background(), several, ref, nil); err == nil || !strings.Contains(err.Error(), "one at a time") {
+		t.Errorf("two images under one name: %v", err)
+	}
 	if err := c.Load(context.Background(), filepath.Join(t.TempDir(), "none"), ref, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a missing file: %v", err)
 	}

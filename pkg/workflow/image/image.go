@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"github.com/distribution/reference"
+
+	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
 // Ref is an image's name in its two forms.
@@ -26,13 +28,13 @@ type Ref struct {
 }
 
 // Name returns the name of a built image: that of the manifest, below the registry if there is one, with the hash in the tag.
-// "latest" is not a version, so the hash replaces it.
+// imagestore.Latest is not a version, so the hash replaces it.
 func Name(manifest, registry, fingerprint string) (Ref, error) {
 	name, tag := Cut(manifest)
 	if registry != "" {
 		name = strings.TrimSuffix(registry, "/") + "/" + path.Base(name)
 	}
-	if tag == "" || tag == "latest" {
+	if !isVersion(tag) {
 		tag = fingerprint
 	} else {
 		tag += "-" + fingerprint
@@ -71,9 +73,11 @@ func Floats(ref string) bool {
 	if _, ok := parsed.(reference.Digested); ok {
 		return false
 	}
-	tagged, ok := parsed.(reference.Tagged)
-	return !ok || tagged.Tag() == "latest"
+	_, tag := Cut(ref)
+	return !isVersion(tag)
 }
+
+func isVersion(tag string) bool { return tag != "" && tag != imagestore.Latest }
 
 // Engine is a program that builds images.
 type Engine interface {

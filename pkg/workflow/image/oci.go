@@ -22,36 +22,65 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// openArchive returns the one image, or index, in an archive of OCI's form or of `docker save`. Call done afterwards.
-func openArchive(file string) (content remote.Taggable, done func(), err error) {
+// Archived is an image of an archive.
+type Archived struct {
+	// Name is the full name, Content what Cluster.Push takes.
+	Name    string
+	Content remote.Taggable
+}
+
+// OpenArchive returns the images in an archive of OCI's form or of `docker save`, with their full names. Call done afterwards.
+func OpenArchive(file string) (list []Archived, done func(), err error) {
 	form, err := archiveForm(file)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s is not an image's archive: %w", file, err)
 	}
+	done = func() {}
 	if form == "docker-archive" {
-		content, err = tarball.ImageFromPath(file, nil)
-		return content, func() {}, err
+		list, err = readDocker(file)
+	} else {
+		list, done, err = openLayout(file)
 	}
-	list, done, err := openLayout(file)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("read %s: %w", file, err)
 	}
-	if len(list) != 1 {
+	for i := range list {
+		if list[i].Name, err = parseName(list[i].Name); err != nil {
+			done()
+			return nil, nil, fmt.Errorf("read %s: %w", file, err)
+		}
+	}
+	if len(list) == 0 {
 		done()
-		return nil, nil, fmt.Errorf("%s has %d images: push one at a time", file, len(list))
+		return nil, nil, fmt.Errorf("%s has no image with a name", file)
 	}
-	return list[0].content, done, nil
+	return list, done, nil
 }
 
-// named is an image of an archive.
-type named struct {
-	// name is what the archive calls it; it may be empty.
-	name    string
-	content remote.Taggable
+// readDocker returns the images in an archive of `docker save`, with the names in it.
+func readDocker(file string) (list []Archived, err error) {
+	manifest, err := tarball.LoadManifest(func() (io.ReadCloser, error) { return os.Open(file) })
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range manifest {
+		for _, text := range d.RepoTags {
+			tag, err := name.NewTag(text, name.WeakValidation)
+			if err != nil {
+				return nil, err
+			}
+			content, err := tarball.ImageFromPath(file, &tag)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, Archived{text, content})
+		}
+	}
+	return list, nil
 }
 
-// openLayout returns the images in an OCI archive. Call done afterwards.
-func openLayout(file string) (list []named, done func(), err error) {
+// openLayout returns the images in an OCI archive, with the names in it, which may be empty. Call done afterwards.
+func openLayout(file string) (list []Archived, done func(), err error) {
 	dir, done, err := tempDir()
 	if err != nil {
 		return nil, nil, err
@@ -62,30 +91,30 @@ func openLayout(file string) (list []named, done func(), err error) {
 		}
 	}()
 	if err := extract(file, dir); err != nil {
-		return nil, nil, fmt.Errorf("read %s: %w", file, err)
+		return nil, nil, err
 	}
 	index, err := layout.ImageIndexFromPath(dir)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read %s: %w", file, err)
+		return nil, nil, err
 	}
 	m, err := index.IndexManifest()
 	if err != nil {
-		return nil, nil, fmt.Errorf("read %s: %w", file, err)
+		return nil, nil, err
 	}
 	for _, d := range m.Manifests {
-		n := named{name: d.Annotations[images.AnnotationImageName]}
-		if n.name == "" {
-			n.name = d.Annotations[ocispec.AnnotationRefName]
+		a := Archived{Name: d.Annotations[images.AnnotationImageName]}
+		if a.Name == "" {
+			a.Name = d.Annotations[ocispec.AnnotationRefName]
 		}
 		if d.MediaType.IsIndex() {
-			n.content, err = index.ImageIndex(d.Digest)
+			a.Content, err = index.ImageIndex(d.Digest)
 		} else {
-			n.content, err = index.Image(d.Digest)
+			a.Content, err = index.Image(d.Digest)
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("read %s in %s: %w", d.Digest, file, err)
+			return nil, nil, fmt.Errorf("image %s: %w", d.Digest, err)
 		}
-		list = append(list, n)
+		list = append(list, a)
 	}
 	return list, done, nil
 }
@@ -154,55 +183,4 @@ func writeArchive(content v1.Image, ref, file string) (err error) {
 		return err
 	}
 	return out.Close()
-}
-
-// Archived is an image in a file that `image load` loads.
-type Archived struct {
-	// Name is the full name, Content what Cluster.Push takes.
-	Name    string
-	Content remote.Taggable
-}
-
-// OpenArchive returns the images in an archive of OCI's form or of `docker save`, with their full names. Call done afterwards.
-func OpenArchive(file string) (list []Archived, done func(), err error) {
-	form, err := archiveForm(file)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s is not an image's archive: %w", file, err)
-	}
-	var found []named
-	done = func() {}
-	if form == "docker-archive" {
-		manifest, err := tarball.LoadManifest(func() (io.ReadCloser, error) { return os.Open(file) })
-		if err != nil {
-			return nil, nil, fmt.Errorf("read %s: %w", file, err)
-		}
-		for _, d := range manifest {
-			for _, tag := range d.RepoTags {
-				t, err := name.NewTag(tag, name.WeakValidation)
-				if err != nil {
-					return nil, nil, fmt.Errorf("read %s: %w", file, err)
-				}
-				content, err := tarball.ImageFromPath(file, &t)
-				if err != nil {
-					return nil, nil, fmt.Errorf("read %s: %w", file, err)
-				}
-				found = append(found, named{tag, content})
-			}
-		}
-	} else if found, done, err = openLayout(file); err != nil {
-		return nil, nil, err
-	}
-	for _, n := range found {
-		full, err := parseName(n.name)
-		if err != nil {
-			done()
-			return nil, nil, fmt.Errorf("%s: an image has the name %.300q: %w", file, n.name, err)
-		}
-		list = append(list, Archived{full, n.content})
-	}
-	if len(list) == 0 {
-		done()
-		return nil, nil, fmt.Errorf("%s has no image with a name", file)
-	}
-	return list, done, nil
 }

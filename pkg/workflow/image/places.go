@@ -34,8 +34,12 @@ func OpenNode(socket string) (*imagestore.Store, error) {
 // Destination is where images go that are in no registry, and where they can be read and signed.
 type Destination interface {
 	Store
+	// Notice says that images are pushed from this machine, where to and why; empty for its own node.
+	Notice() string
 	// Load brings an image there from an archive that an Engine has written, under a full name. note is called while it takes long.
 	Load(ctx context.Context, archive, ref string, note func(string)) error
+	// LoadAll is Load for the images in an archive that OpenArchive has returned, under their own names. They stay until the user removes them.
+	LoadAll(ctx context.Context, archive string, list []Archived, note func(string)) error
 	// Deployed records for which service of which project an image is used, so that it is kept; see imagestore.Store.
 	Deployed(ctx context.Context, ref, project, service string) error
 	SignedPlace() signature.Place
@@ -50,10 +54,19 @@ var _ Destination = Node{}
 // Has implements Store.
 func (n Node) Has(ctx context.Context, ref string) (bool, error) { return n.Unpacked(ctx, ref) }
 
+// Notice implements Destination.
+func (Node) Notice() string { return "" }
+
 // Load implements Destination.
 func (n Node) Load(ctx context.Context, archive, _ string, note func(string)) error {
 	note("loading")
 	return n.Import(ctx, archive, nil)
+}
+
+// LoadAll implements Destination.
+func (n Node) LoadAll(ctx context.Context, archive string, _ []Archived, note func(string)) error {
+	note("loading")
+	return n.Store.Load(ctx, archive)
 }
 
 // SignedPlace implements Destination.
@@ -87,30 +100,26 @@ func OpenDestination(ctx context.Context, socket string, authorities []string, c
 	return cluster, nil
 }
 
-// isCluster reports whether a kubeconfig is of the cluster that has one of these authorities: false only if it is certainly of another one.
+// isCluster reports whether a kubeconfig is of the cluster that has one of these authorities. One without an authority may be.
 func isCluster(config *rest.Config, authorities []string) bool {
 	theirs := config.CAData
 	if len(theirs) == 0 && config.CAFile != "" {
 		theirs, _ = os.ReadFile(config.CAFile)
 	}
-	known := certificates(theirs)
-	if len(known) == 0 {
-		return true
-	}
-	read := false
+	known, here := certificates(theirs), false
 	for _, file := range authorities {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			continue
 		}
 		for own := range certificates(text) {
-			read = true
+			here = true
 			if known[own] {
 				return true
 			}
 		}
 	}
-	return !read
+	return here && len(known) == 0
 }
 
 // certificates returns the certificates in a PEM text, in DER form.
