@@ -30,6 +30,7 @@ import (
 // A running server's Secrets are encrypted, re-encrypted with another key, and decrypted again, as the datastore's files prove. The
 // server also has the other settings of the hardening page.
 func TestOnAServer(t *testing.T) {
+	t.Parallel()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	kubeconfig := controlplanetest.Start(t, log, "--audit-log", "--pod-security", "restricted",
 		"--kube-apiserver-arg=enable-admission-plugins=NodeRestriction,EventRateLimit,DenyServiceExternalIPs")

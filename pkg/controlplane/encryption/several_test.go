@@ -91,6 +91,7 @@ func (m *machine) reads(names ...string) {
 // Several servers get each change of the keys in steps, so that each reads what the others write: also a server that joins, is away
 // or was removed meanwhile, and after an interruption.
 func TestSeveralServers(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	outside := etcdtest.Cluster(t, slog.New(slog.DiscardHandler), "outside")[0]
 	endpoint := outside.Endpoint()

@@ -226,11 +226,14 @@ func TestThreeMembers(t *testing.T) {
 	c.join(t, b)
 	c.has(t, "first")
 	for _, s := range all {
-		for node, m := range s.members(t) {
-			if m.Learner || m.Problem != "" {
-				t.Errorf("%s: %s is %+v", s.name, node, m)
+		eventually(t, s.name+" sees that all are well", func() error {
+			for node, m := range s.members(t) {
+				if m.Learner || m.Problem != "" {
+					return fmt.Errorf("%s is %+v", node, m)
+				}
 			}
-		}
+			return nil
+		})
 	}
 	var taken *NameTakenError
 	if _, _, err := a.AddLearner(t.Context(), "b", Peer{Name: "b-x", URL: "https://127.0.9.9:1"}); !errors.As(err, &taken) {
