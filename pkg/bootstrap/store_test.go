@@ -1,7 +1,6 @@
 package bootstrap_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -16,32 +15,14 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/datastoretest"
 	"polymesh.dev/polymesh/pkg/token"
 )
 
 // openStore starts kine, which knows only some forms of requests.
 func openStore(t *testing.T) bootstrap.Store {
 	t.Helper()
-	dir := t.TempDir()
-	d := datastore.New(datastore.Options{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "s"), Sync: config.SyncFull})
-	if err := d.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := d.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	client, err := d.Endpoint().Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
-	return bootstrap.Store{Client: client}
+	return bootstrap.Store{Client: datastoretest.Start(t, t.TempDir()).Client}
 }
 
 // What servers write at the same time is not lost, and no server that shares its settings sets the keys of Secrets back.

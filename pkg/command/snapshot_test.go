@@ -1,7 +1,6 @@
 package command
 
 import (
-	"context"
 	"encoding/json"
 	"net/netip"
 	"os"
@@ -11,8 +10,7 @@ import (
 	"time"
 
 	"polymesh.dev/polymesh/pkg/certificate"
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/datastoretest"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -32,15 +30,7 @@ func TestSnapshotCommands(t *testing.T) {
 	if _, err := certificate.Ensure(certificate.Options{Dir: dir.TLS(), NodeName: "n1", NodeIP: ip, ServiceIP: ip, ClusterDomain: "cluster.local", Now: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	d := datastore.New(datastore.Options{Dir: dir.Server("db"), Socket: filepath.Join(t.TempDir(), "kine.sock"), Sync: config.SyncFull})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := d.Start(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Stop(ctx); err != nil {
-		t.Fatal(err)
-	}
+	datastoretest.Start(t, dir.Server("db")).Halt()
 	snapshots := filepath.Join(t.TempDir(), "snapshots")
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(file, []byte("data-dir: "+string(dir)+"\nnode-name: n1\nmesh-profile: demo\nsnapshot-dir: "+snapshots+"\n"), 0o600); err != nil {

@@ -32,7 +32,6 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 )
@@ -205,7 +204,7 @@ func (a *APIServer) Start(ctx context.Context) error {
 	if a.client, err = kubeconfig.Client(a.opts.Config.DataDir.Kubeconfig("polymesh"), unlimited); err != nil {
 		return err
 	}
-	encryptioncontroller.EncryptionConfigFileChangePollDuration = encryption.ReloadInterval
+	encryptioncontroller.EncryptionConfigFileChangePollDuration = a.opts.Keys().ReloadInterval()
 	kubeflags.Log(a.Name(), a.args())
 	a.Go(ctx, func(ctx context.Context) error {
 		go a.retryRoles(ctx)

@@ -3,7 +3,6 @@ package controlplane
 import (
 	"crypto/tls"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -17,17 +16,13 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // The API server's listener, as configured by its options, only accepts strong ciphers (CIS Kubernetes Benchmark, 1.2.29).
 func TestAPIServerRefusesWeakCiphers(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
-	_, port, _ := net.SplitHostPort(address)
-	free.Close()
+	reserved := porttest.Loopback(t)
+	address, port := reserved.String(), fmt.Sprint(reserved.Port())
 	dir := t.TempDir()
 	empty := filepath.Join(dir, "config.yaml")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {

@@ -10,6 +10,7 @@ package controlplane
 import (
 	"net/http"
 	"net/netip"
+	"time"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 
@@ -30,6 +31,8 @@ type Options struct {
 	Certificates certificate.Store
 	// Datastore is the API server's datastore endpoint.
 	Datastore datastore.Endpoint
+	// KeyReload is how often the API server checks the keys of Secrets; 0 for the default of encryption.Place.
+	KeyReload time.Duration
 	// Handlers are further paths of the API server, which authenticates and authorizes their callers (RBAC's nonResourceURLs). One that
 	// ends in a slash has all paths below it, whose requests have no time limit.
 	Handlers map[string]http.Handler
@@ -51,7 +54,7 @@ func (o Options) Self() encryption.Self {
 // Keys is where the keys of Secrets are.
 func (o Options) Keys() encryption.Place {
 	dir := o.Config.DataDir
-	return encryption.Place{File: dir.EncryptionFile(), Datastore: o.Datastore, BootstrapKey: dir.BootstrapKey()}
+	return encryption.Place{File: dir.EncryptionFile(), Datastore: o.Datastore, BootstrapKey: dir.BootstrapKey(), Reload: o.KeyReload}
 }
 
 // Provider is how Secrets are to be encrypted, empty for no change.

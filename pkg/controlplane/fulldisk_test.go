@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -29,6 +28,8 @@ import (
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/datastoretest"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // On a full disk the API server refuses writes, the datastore is not ready and reports the reason, no acknowledged write is
@@ -46,12 +47,7 @@ func TestFullDisk(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := free.Addr().(*net.TCPAddr).Port
-	free.Close()
+	port := porttest.Loopback(t).Port()
 	cfg, err := config.Parse([]string{"-c", "/dev/null", "-d", dir, "--bind-address", "127.0.0.1", "--https-listen-port", fmt.Sprint(port)}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +55,7 @@ func TestFullDisk(t *testing.T) {
 	var log safeBuffer
 	logger := slog.New(slog.NewTextHandler(&log, nil))
 	ip := netip.MustParseAddr("192.0.2.1")
-	db := datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: filepath.Join(dir, "kine.sock"), Sync: cfg.DatastoreSync})
+	db := datastore.New(datastore.Options{Dir: cfg.DataDir.Server("db"), Socket: datastoretest.Socket(t), Sync: cfg.DatastoreSync})
 	m := component.NewManager(logger)
 	certificates := m.Add(certificate.NewRenewal(certificate.Options{
 		Dir: cfg.DataDir.Server("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,

@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 // With several servers, the controller manager and the scheduler are processes that elect a leader. One that ends is started again, and one
 // that is stopped gives its lease up.
 func TestPrograms(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
 	kubeconfig := controlplanetest.Start(t, log, "--data-dir", dir)
@@ -57,6 +58,7 @@ func TestPrograms(t *testing.T) {
 		controlplane.Separate(o, controlplane.NewControllerManager(o), log), controlplane.Separate(o, controlplane.NewScheduler(o), log),
 	} {
 		t.Run(c.Name(), func(t *testing.T) {
+			t.Parallel()
 			holder := func() (string, error) {
 				lease, err := client.CoordinationV1().Leases(metav1.NamespaceSystem).Get(t.Context(), c.Name(), metav1.GetOptions{})
 				if err != nil || lease.Spec.HolderIdentity == nil {

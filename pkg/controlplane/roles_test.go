@@ -43,6 +43,7 @@ const (
 // What is deleted or removed from a role or binding is restored at the next start, additions stay, and a role with autoupdate
 // disabled is not changed: so an administrator can remove a permission permanently.
 func TestRoles(t *testing.T) {
+	t.Parallel()
 	starts := map[string]func(*testing.T, *kubernetes.Clientset, string){"1": firstStart, "2": secondStart}
 	if run := starts[os.Getenv(startVar)]; run != nil {
 		kubeconfig := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)), "--data-dir", os.Getenv(dataDirVar))

@@ -33,6 +33,8 @@ type Machine struct {
 	Version string
 	// Now is the machine's clock, time.Now if nil.
 	Now func() time.Time
+	// Settling is how long a refusal may be one of a server that is starting, and is tried again; 0 for eight seconds.
+	Settling time.Duration
 	// Waiting is called when no server answers, with why.
 	Waiting func(why string)
 	Log     *slog.Logger

@@ -2,6 +2,7 @@ package join
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -23,7 +24,7 @@ const (
 	// requestTimeout is how long one try may take; retryInterval is the time between two.
 	requestTimeout = 15 * time.Second
 	retryInterval  = 2 * time.Second
-	// settling is how long a refusal may be one of a server that is starting.
+	// settling is the default of Machine.Settling.
 	settling = 8 * time.Second
 	// maxAnswer is the limit of a server's answer, in bytes.
 	maxAnswer = 1 << 20
@@ -59,7 +60,7 @@ func (m Machine) retry(ctx context.Context, try func() error) error {
 		case err == nil:
 			return nil
 		// A server that has just started knows neither tokens nor roles for a moment.
-		case errors.As(err, &refusal) && slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound}, refusal.Status) && time.Since(begin) < settling:
+		case errors.As(err, &refusal) && slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound}, refusal.Status) && time.Since(begin) < cmp.Or(m.Settling, settling):
 		case errors.As(err, &refusal) && refusal.Status < 500 && refusal.Status != http.StatusTooManyRequests, errors.As(err, &other):
 			return err
 		case ctx.Err() != nil:

@@ -4,7 +4,6 @@ package join_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -66,6 +65,11 @@ func TestJoin(t *testing.T) {
 			DataDir: layout.DataDir(t.TempDir()), Server: config.Host, Token: tok, NodeName: name, NodeIP: netip.AddrFrom4([4]byte{192, 0, 2, next}), Version: controlplanetest.KubernetesVersion,
 			Waiting: func(why string) { t.Log(name, "waits:", why) }, Log: slog.New(slog.DiscardHandler),
 		}
+	}
+	// settled is for machines whose refusal is certain: the server has started, and knows what it refuses.
+	settled := func(m join.Machine) join.Machine {
+		m.Settling = time.Nanosecond
+		return m
 	}
 	wantRefused := func(t *testing.T, what string, err error, want string) {
 		t.Helper()
@@ -215,6 +219,10 @@ func TestJoin(t *testing.T) {
 			}
 			return err
 		})
+		// Of a node that exists: Kubernetes deletes pods of nodes that do not, after a while.
+		if _, err := admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "another"}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
 		for name, node := range map[string]string{"on-worker-6": "worker-6", "on-another": "another"} {
 			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "app", Image: "app:1"}}}}
 			controlplanetest.Eventually(t, "a pod on "+node, func() error {
@@ -257,7 +265,7 @@ func TestJoin(t *testing.T) {
 			t.Errorf("it renews its certificate: %v", err)
 		}
 		// Without a token it stays out, and says why.
-		stays := old
+		stays := settled(old)
 		stays.Token = token.Token{}
 		_, err = join.Join(t.Context(), stays)
 		wantRefused(t, "a removed node without a token", err, "because its node was removed: give a token")
@@ -273,7 +281,7 @@ func TestJoin(t *testing.T) {
 		if err := wantNone(); err != nil {
 			t.Error(err)
 		}
-		_, err = join.Join(t.Context(), old)
+		_, err = join.Join(t.Context(), settled(old))
 		wantRefused(t, "a removed node, with a token, under the name of another", err, "the cluster has a node worker-6 already")
 		// A machine that leaves cannot come back either. Under its name it is a new one.
 		if err := join.Leave(t.Context(), heir.DataDir, config.Host); err != nil {
@@ -281,7 +289,7 @@ func TestJoin(t *testing.T) {
 		}
 		api = client(t, member)
 		controlplanetest.Eventually(t, "the certificate is void", wantNone)
-		if _, err := join.Join(t.Context(), heir); err != nil {
+		if _, err := join.Join(t.Context(), settled(heir)); err != nil {
 			t.Errorf("it joins again with a token: %v", err)
 		}
 	})
@@ -360,7 +368,7 @@ func TestJoin(t *testing.T) {
 			t.Errorf("revoked twice: %v", err)
 		}
 		controlplanetest.Eventually(t, "a revoked token", func() error {
-			_, err := join.Join(t.Context(), machine(fmt.Sprintf("late-%d", time.Now().UnixNano()), made))
+			_, err := join.Join(t.Context(), settled(machine(fmt.Sprintf("late-%d", time.Now().UnixNano()), made)))
 			if err == nil {
 				return errors.New("a machine has joined with it")
 			}
@@ -378,7 +386,7 @@ func TestJoin(t *testing.T) {
 			}
 			return err
 		})
-		_, err = join.Join(t.Context(), machine("later", short))
+		_, err = join.Join(t.Context(), settled(machine("later", short)))
 		wantRefused(t, "an expired token", err, "the cluster does not accept token "+short.ID)
 		// Bootstrap tokens of others are not ours to list or revoke.
 		if _, err := admin.CoreV1().Secrets("kube-system").Create(t.Context(), &corev1.Secret{
@@ -391,9 +399,14 @@ func TestJoin(t *testing.T) {
 			t.Errorf("another's token: %v", err)
 		}
 		foreign := token.Token{CAHash: nodeToken.CAHash, ID: "aaaaaa", Secret: "aaaaaaaaaaaaaaaa"}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		if _, err := join.Join(ctx, machine("with-anothers", foreign)); err == nil {
+		api := kubernetes.NewForConfigOrDie(&rest.Config{Host: config.Host, BearerToken: foreign.Bearer(), TLSClientConfig: rest.TLSClientConfig{CAFile: certificate.Store(dir.TLS()).Cert(certificate.ServerCA)}})
+		controlplanetest.Eventually(t, "the API server knows another's bootstrap token", func() error {
+			if err := api.RESTClient().Get().AbsPath(join.ClusterPath).Do(t.Context()).Error(); !apierrors.IsForbidden(err) {
+				return fmt.Errorf("it responds with %w", err)
+			}
+			return nil
+		})
+		if _, err := join.Join(t.Context(), settled(machine("with-anothers", foreign))); err == nil {
 			t.Error("a machine has joined with another's bootstrap token")
 		}
 	})

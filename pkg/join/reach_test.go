@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/util/keyutil"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // A kubelet is reached as the API server reaches it: by a certificate of the kubelets' authority for the address.
@@ -71,13 +72,7 @@ func TestReach(t *testing.T) {
 	if err := reach(t.Context(), roots, loopback, serve(certificate.ServerCA, "127.0.0.1")); !errors.As(err, &authority) {
 		t.Errorf("no kubelet answers: %v", err)
 	}
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := uint16(closed.Addr().(*net.TCPAddr).Port)
-	closed.Close()
-	if err := reach(t.Context(), roots, loopback, port); err == nil {
+	if err := reach(t.Context(), roots, loopback, porttest.Loopback(t).Port()); err == nil {
 		t.Error("a closed port is reached")
 	}
 }

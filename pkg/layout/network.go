@@ -53,8 +53,8 @@ func Ports() []Port {
 		{Number: EtcdHTTPPort, Component: "datastore", What: "etcd's health check, with --cluster-init", Loopback: true, Unused: true},
 		{Number: 10255, Component: "kubelet", What: "the kubelet's read-only port", Unused: true},
 		{Number: 10249, Component: "kube-proxy", What: "kube-proxy's metrics", Loopback: true, Unused: true},
-		{Number: ControllersPort, Component: "kube-controller-manager", What: "the controller manager", Unused: true},
-		{Number: SchedulerPort, Component: "kube-scheduler", What: "the scheduler", Unused: true},
+		{Number: ControllersPort, Component: "kube-controller-manager", What: "the controller manager's health check, with another datastore than SQLite", Loopback: true, Unused: true},
+		{Number: SchedulerPort, Component: "kube-scheduler", What: "the scheduler's health check, with another datastore than SQLite", Loopback: true, Unused: true},
 	}
 }
 

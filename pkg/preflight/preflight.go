@@ -47,36 +47,39 @@ func Failed(results []Result) error {
 // disk space in bytes that it needs at least in the data dir.
 func Server(cfg *config.Server, need uint64) []Result {
 	results := append([]Result{{"role", notAgent(cfg.DataDir)}, {"token", ServerToken(cfg)}}, Node(&cfg.Node, need)...)
-	results = append(results,
-		Result{"kubeconfig", Writable(filepath.Dir(cfg.Kubeconfig), 0)},
-		Result{"API server's port", apiServerPort(cfg)},
-		Result{"pod network", PodNetwork(cfg.FlannelBackend, cfg.FlannelPort, cfg.FlannelIface)},
-	)
+	results = append(results, Result{"kubeconfig", Writable(filepath.Dir(cfg.Kubeconfig), 0)})
+	results = append(results, serverPorts(cfg)...)
+	results = append(results, Result{"pod network", PodNetwork(cfg.FlannelBackend, cfg.FlannelPort, cfg.FlannelIface)})
 	if cfg.Datastore.Kind != config.SQLite {
 		results = append(results, Result{"datastore's certificates", readable(map[string]string{
 			"datastore-cafile": cfg.Datastore.CAFile, "datastore-certfile": cfg.Datastore.CertFile, "datastore-keyfile": cfg.Datastore.KeyFile,
 		})})
 	}
+	return results
+}
+
+// serverPorts checks the ports on which a server's own parts listen, besides those of every node.
+func serverPorts(cfg *config.Server) []Result {
+	var numbers []int
 	_, err := os.Stat(cfg.DataDir.Etcd())
 	member := cfg.Datastore.Kind == config.SQLite && (err == nil || cfg.ClusterInit || cfg.Server != "")
 	if member {
-		results = append(results, Result{"etcd's ports", portsFree(func(p layout.Port) bool {
-			return slices.Contains([]int{layout.EtcdClientPort, layout.EtcdPeerPort, layout.EtcdHTTPPort}, p.Number)
-		})})
+		numbers = append(numbers, layout.EtcdClientPort, layout.EtcdPeerPort, layout.EtcdHTTPPort)
 	}
-	if member || cfg.Datastore.Kind != config.SQLite {
-		results = append(results, Result{"balancer's port", portsFree(func(p layout.Port) bool { return p.Number == layout.APIBalancerPort })})
+	if member || cfg.Datastore.Kind != config.SQLite { // one of several servers
+		numbers = append(numbers, layout.APIBalancerPort, layout.ControllersPort, layout.SchedulerPort)
 	}
 	if len(cfg.ImagePolicyKeys) > 0 {
-		results = append(results, Result{"image policy's port", free("the image policy", layout.Loopback(layout.ImagePolicyPort), "")})
+		numbers = append(numbers, layout.ImagePolicyPort)
 	}
-	return results
+	api := Result{portName(cfg.HTTPSPort), apiServerPort(cfg)}
+	return append([]Result{api}, portsFree(func(p layout.Port) bool { return slices.Contains(numbers, p.Number) })...)
 }
 
 // Agent is Server for an agent.
 func Agent(cfg *config.Agent, need uint64) []Result {
 	results := append([]Result{{"role", notServer(cfg.DataDir)}, {"token", Token(cfg)}}, Node(&cfg.Node, need)...)
-	return append(results, Result{"balancer's port", portsFree(func(p layout.Port) bool { return p.Number == layout.APIBalancerPort })})
+	return append(results, portsFree(func(p layout.Port) bool { return p.Number == layout.APIBalancerPort })...)
 }
 
 // Token checks that a machine that has not joined a cluster has a token.
@@ -121,7 +124,7 @@ func notAgent(dataDir layout.DataDir) error {
 
 // Node checks what every node needs.
 func Node(cfg *config.Node, need uint64) []Result {
-	return []Result{
+	results := []Result{
 		{"root", root()},
 		{"lock", notRunning(cfg.DataDir)},
 		{"data dir", ownDataDir(cfg.DataDir)},
@@ -130,10 +133,9 @@ func Node(cfg *config.Node, need uint64) []Result {
 		{"cgroups", cgroups()},
 		{"disk", Writable(string(cfg.DataDir), need)},
 		{"mount options", executable(string(cfg.DataDir))},
-		{"ports", portsFree(func(p layout.Port) bool { return !p.Unused && !p.UDP })},
-		{"node IP", nodeIP(cfg.NodeIP)},
-		{"name servers", resolvConf(cfg.ResolvConf)},
 	}
+	results = append(results, portsFree(func(p layout.Port) bool { return !p.Unused && !p.UDP })...)
+	return append(results, Result{"node IP", nodeIP(cfg.NodeIP)}, Result{"name servers", resolvConf(cfg.ResolvConf)})
 }
 
 func root() error {
@@ -413,8 +415,11 @@ func apiServerPort(cfg *config.Server) error {
 	return free("the API server", netip.AddrPortFrom(cfg.BindAddress, uint16(cfg.HTTPSPort)), ", or choose another port with --https-listen-port")
 }
 
-// portsFree checks that those of the ports of a node's parts for which which returns true are free.
-func portsFree(which func(layout.Port) bool) error {
+// portName is the name of the check of a TCP port.
+func portName(port int) string { return "port " + strconv.Itoa(port) }
+
+// portsFree checks that those of the ports of a node's parts for which which returns true are free, each with a result of its own.
+func portsFree(which func(layout.Port) bool) (results []Result) {
 	for _, p := range layout.Ports() {
 		if !which(p) {
 			continue
@@ -423,11 +428,9 @@ func portsFree(which func(layout.Port) bool) error {
 		if p.Loopback {
 			address = layout.Loopback(p.Number)
 		}
-		if err := free(p.What, address, ""); err != nil {
-			return err
-		}
+		results = append(results, Result{portName(p.Number), free(p.What, address, "")})
 	}
-	return nil
+	return results
 }
 
 // free checks that one can listen on a port. hint follows on what to do if not.

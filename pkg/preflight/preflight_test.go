@@ -6,7 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -115,6 +117,98 @@ func TestPortInUse(t *testing.T) {
 	wantError(t, "an address of another machine", apiServerPort(&config.Server{BindAddress: netip.MustParseAddr("192.0.2.1"), HTTPSPort: port}), "listen on 192.0.2.1:")
 }
 
+// inNamespace moves the test to an empty network namespace with an interface lo, or skips it if that is not permitted.
+func inNamespace(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("a network namespace needs root")
+	}
+	runtime.LockOSThread() // not unlocked: the thread ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skip("cannot create a network namespace here: ", err)
+	}
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Skip("cannot set an interface up here: ", string(out))
+	}
+}
+
+// Each port that a node needs and another program has is one result, with its name. They are the ports of docs/start/requirements.md.
+func TestPorts(t *testing.T) {
+	inNamespace(t)
+	page, err := os.ReadFile("../../docs/start/requirements.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, row, _ := strings.Cut(string(page), "\n| ports | ")
+	row, _, _ = strings.Cut(row, "\n")
+	documented := map[string]bool{}
+	for _, number := range regexp.MustCompile(`\b[0-9]{4,5}\b`).FindAllString(row, -1) {
+		documented[number] = number != "8472" // UDP, which is part of the pod network's check
+	}
+	server := func(change func(*config.Server)) []Result {
+		cfg := &config.Server{BindAddress: netip.IPv4Unspecified(), HTTPSPort: layout.APIServerPort}
+		cfg.DataDir, cfg.Datastore.Kind = layout.DataDir(t.TempDir()), config.SQLite
+		change(cfg)
+		return Server(cfg, 0)
+	}
+	node := []string{"10250", "10248", "10256", "10264", "10265"}
+	several := append([]string{"6443", "6444", "10257", "10259"}, node...)
+	checked := map[string]bool{}
+	for name, c := range map[string]struct {
+		check func() []Result
+		want  []string
+	}{
+		"SQLite":          {func() []Result { return server(func(*config.Server) {}) }, append([]string{"6443"}, node...)},
+		"etcd":            {func() []Result { return server(func(s *config.Server) { s.ClusterInit = true }) }, append([]string{"2379", "2380", "2382"}, several...)},
+		"etcd of others":  {func() []Result { return server(func(s *config.Server) { s.Server = "https://192.0.2.1:6443" }) }, append([]string{"2379", "2380", "2382"}, several...)},
+		"PostgreSQL":      {func() []Result { return server(func(s *config.Server) { s.Datastore.Kind = config.PostgreSQL }) }, several},
+		"an image policy": {func() []Result { return server(func(s *config.Server) { s.ImagePolicyKeys = [][]byte{{}} }) }, append([]string{"6443", "10263"}, node...)},
+		"an agent": {func() []Result {
+			return Agent(&config.Agent{Node: config.Node{DataDir: layout.DataDir(t.TempDir())}}, 0)
+		}, append([]string{"6444"}, node...)},
+	} {
+		taken := func() (names []string) {
+			for _, r := range c.check() {
+				if number, ok := strings.CutPrefix(r.Name, "port "); ok && r.Err != nil {
+					wantError(t, r.Name, r.Err, "port "+number+", on which ")
+					names = append(names, number)
+				}
+			}
+			slices.Sort(names)
+			return names
+		}
+		if got := taken(); len(got) > 0 {
+			t.Errorf("%s: nothing listens, and %q are in use", name, got)
+		}
+		var others []net.Listener
+		for number, tcp := range documented {
+			if !tcp {
+				continue
+			}
+			l, err := net.Listen("tcp4", "127.0.0.1:"+number)
+			if err != nil {
+				t.Fatal(err)
+			}
+			others = append(others, l)
+		}
+		slices.Sort(c.want)
+		if got := taken(); !slices.Equal(got, c.want) {
+			t.Errorf("%s: of the ports of the page %q are in use, want %q", name, got, c.want)
+		}
+		for _, l := range others {
+			l.Close()
+		}
+		for _, number := range c.want {
+			checked[number] = true
+		}
+	}
+	for number, tcp := range documented {
+		if tcp && !checked[number] {
+			t.Errorf("the page has port %s, which is not checked", number)
+		}
+	}
+}
+
 func TestNodeIP(t *testing.T) {
 	wantError(t, "an address of this machine", nodeIP(netip.MustParseAddr("127.0.0.1")), "")
 	wantError(t, "another's", nodeIP(netip.MustParseAddr("192.0.2.1")), "--node-ip 192.0.2.1 is not an address of this machine (`ip address` lists them)")
@@ -188,14 +282,8 @@ func TestPodNetwork(t *testing.T) {
 
 // A server that starts again meets its own VXLAN device, whose socket is no program's.
 func TestPodNetworkOfARunningDevice(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("a network namespace needs root")
-	}
-	runtime.LockOSThread() // not unlocked: the thread ends with the test
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skip("cannot create a network namespace here: ", err)
-	}
-	for _, args := range []string{"link add flannel.1 type vxlan id 1 dev lo dstport 8472", "link set lo up", "link set flannel.1 up"} {
+	inNamespace(t)
+	for _, args := range []string{"link add flannel.1 type vxlan id 1 dev lo dstport 8472", "link set flannel.1 up"} {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
 			t.Skip("cannot create a VXLAN device here: ", string(out))
 		}

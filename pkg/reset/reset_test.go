@@ -195,7 +195,7 @@ func TestContainerProcesses(t *testing.T) {
 	defer func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		if !waitFor(context.Background(), 5*time.Second, func() bool { return unix.Rmdir(cgroup) == nil }) {
+		if !waitFor(context.Background(), time.Minute, func() bool { return unix.Rmdir(cgroup) == nil }) {
 			t.Errorf("%s stays", cgroup)
 		}
 	}()

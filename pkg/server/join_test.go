@@ -5,33 +5,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/datastoretest"
 )
 
 // Of two servers that start with the same empty datastore, one begins the cluster, and the other waits until it can join.
 func TestAwaitFirst(t *testing.T) {
 	dir, ctx := t.TempDir(), t.Context()
-	d := datastore.New(datastore.Options{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "s"), Sync: config.SyncFull})
-	if err := d.Start(ctx); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := d.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	client, err := d.Endpoint().Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	store := bootstrap.Store{Client: client}
+	store := bootstrap.Store{Client: datastoretest.Start(t, filepath.Join(dir, "db")).Client}
 	never := func(why string) { t.Error("the first server waits: ", why) }
 	for range 2 { // also after an interruption
 		if exists, err := awaitFirst(ctx, store, "one", never); err != nil || exists {

@@ -102,7 +102,7 @@ func booted(t *testing.T) *Machine {
 			t.Logf("systemd says: %s", out.String())
 		}
 	})
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		child, _ := os.ReadFile(filepath.Join("/proc", parent, "task", parent, "children"))
 		if pid := strings.TrimSpace(string(child)); pid != "" {
 			systemd, _ = strconv.Atoi(pid)

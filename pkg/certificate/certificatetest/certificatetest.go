@@ -3,7 +3,6 @@
 package certificatetest
 
 import (
-	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -50,15 +49,4 @@ func Servers(t testing.TB, network byte, names ...string) []Server {
 		all = append(all, s)
 	}
 	return all
-}
-
-// Free returns a port of an address on which nothing listens.
-func Free(t testing.TB, ip netip.Addr) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 0).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
 }

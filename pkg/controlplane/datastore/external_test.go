@@ -4,7 +4,6 @@ package datastore
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -18,6 +17,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // outside is an etcd of the user's, with TLS and a client certificate.
@@ -54,12 +54,7 @@ func TestExternalEtcd(t *testing.T) {
 	cfg.Dir = t.TempDir()
 	var hosts []string
 	for range 2 {
-		free, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		free.Close()
-		hosts = append(hosts, free.Addr().String())
+		hosts = append(hosts, porttest.Loopback(t).String())
 	}
 	cfg.ListenClientUrls = []url.URL{{Scheme: "https", Host: hosts[0]}}
 	cfg.AdvertiseClientUrls = cfg.ListenClientUrls

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -24,6 +23,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // nobodyID is the user that runs the database servers.
@@ -51,12 +51,7 @@ func newDatabase(t *testing.T, init, command func(*database) *exec.Cmd) *databas
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	free.Close()
-	d := &database{t: t, dir: dir, port: free.Addr().(*net.TCPAddr).Port, command: command}
+	d := &database{t: t, dir: dir, port: int(porttest.Loopback(t).Port()), command: command}
 	store := certificate.Store(t.TempDir())
 	if _, err := certificate.Ensure(certificate.Options{
 		Dir: string(store), NodeName: "db", NodeIP: netip.MustParseAddr("127.0.0.1"), ServiceIP: netip.MustParseAddr("10.43.0.1"), ClusterDomain: "cluster.local", Now: time.Now(),

@@ -24,20 +24,25 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // A running server's Secrets are encrypted, re-encrypted with another key, and decrypted again, as the datastore's files prove. The
 // server also has the other settings of the hardening page.
 func TestOnAServer(t *testing.T) {
+	t.Parallel()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	kubeconfig := controlplanetest.Start(t, log, "--audit-log", "--pod-security", "restricted",
 		"--kube-apiserver-arg=enable-admission-plugins=NodeRestriction,EventRateLimit,DenyServiceExternalIPs")
 	cred := filepath.Dir(kubeconfig)
 	server := filepath.Dir(cred)
+	dir := layout.DataDir(filepath.Dir(server))
+	endpoint, err := datastore.ReadEndpoint(dir.DatastoreEndpoint())
+	if err != nil {
+		t.Fatal(err)
+	}
 	cluster := encryption.Cluster{
-		Place: encryption.Place{
-			File: filepath.Join(cred, "encryption-config.json"), Datastore: datastore.Endpoint{Servers: "unix://" + filepath.Join(filepath.Dir(server), "kine.sock")},
-		},
+		Place:      encryption.Place{File: dir.EncryptionFile(), Datastore: endpoint, Reload: controlplanetest.KeyReload},
 		Kubeconfig: kubeconfig,
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)

@@ -86,7 +86,7 @@ func (c *Component) Start(ctx context.Context) error {
 		completing.Go(func() { c.complete(ctx) })
 		now := component.NewWake()
 		now.Call()
-		component.Rounds(ctx, now, ReloadInterval, func(ctx context.Context) {
+		component.Rounds(ctx, now, c.cluster.ReloadInterval(), func(ctx context.Context) {
 			err := c.cluster.follow(ctx, bootstrap.Store{Client: client}, c.self, api)
 			if err != nil && ctx.Err() == nil {
 				c.log.Debug("the keys of Secrets may not be those that the servers share", "err", err)

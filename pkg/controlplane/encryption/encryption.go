@@ -39,10 +39,10 @@ import (
 const (
 	// secretsPath is the prefix of Secrets in the datastore, followed by namespace and name.
 	secretsPath = "/registry/secrets/"
-	// reloadLimit is the time for the API servers to reload the file, which they check every ReloadInterval.
+	// reloadLimit is the time for the API servers to reload the file.
 	reloadLimit = 2 * time.Minute
-	// ReloadInterval is how often the API server checks the file. Upstream's default is a minute, and each step waits for it.
-	ReloadInterval = 5 * time.Second
+	// reloadInterval is the default of Place.Reload. Upstream's is a minute, and each step waits for it.
+	reloadInterval = 5 * time.Second
 	// pageSize is the number of Secrets in one request to the datastore, and pageTimeout its time.
 	pageSize    = 200
 	pageTimeout = 30 * time.Second

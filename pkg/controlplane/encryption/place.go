@@ -2,6 +2,7 @@ package encryption
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,12 @@ type Place struct {
 	Datastore datastore.Endpoint
 	// BootstrapKey is the file of the key that opens what they share.
 	BootstrapKey string
+	// Reload is how often the API server checks File, and a server what they share; 0 for the default.
+	Reload time.Duration
 }
+
+// ReloadInterval is how often the API server checks the file.
+func (p Place) ReloadInterval() time.Duration { return cmp.Or(p.Reload, reloadInterval) }
 
 // Self is this server for the others.
 type Self struct {

@@ -1,7 +1,6 @@
 package encryption
 
 import (
-	"context"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,8 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/datastoretest"
 )
 
 // No key with which Secrets are encrypted is lost where what the servers share does not have it: after an upgrade from a version that
@@ -127,27 +125,12 @@ func TestKeysOnlyInTheFile(t *testing.T) {
 func newPlace(t *testing.T) (Place, bootstrap.Store, bootstrap.Key) {
 	t.Helper()
 	dir := t.TempDir()
-	d := datastore.New(datastore.Options{Dir: filepath.Join(dir, "db"), Socket: filepath.Join(dir, "s"), Sync: config.SyncFull})
-	if err := d.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := d.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-	})
+	d := datastoretest.Start(t, filepath.Join(dir, "db"))
 	p := Place{File: filepath.Join(dir, "cred", "encryption-config.json"), Datastore: d.Endpoint(), BootstrapKey: filepath.Join(dir, "bootstrap.key")}
 	p.Datastore.LeaderElect = true
-	client, err := openStore(p.Datastore)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
 	bundleKey, err := bootstrap.EnsureKey(p.BootstrapKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p, bootstrap.Store{Client: client}, bundleKey
+	return p, bootstrap.Store{Client: d.Client}, bundleKey
 }

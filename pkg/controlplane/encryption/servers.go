@@ -154,7 +154,7 @@ func (c *connection) await(ctx context.Context, text []byte, patient bool) error
 			return context.Cause(ctx)
 		case <-deadline.C:
 			return fmt.Errorf("after %s: %w", reloadLimit, err)
-		case <-time.After(ReloadInterval / 5):
+		case <-time.After(c.ReloadInterval() / 5):
 		}
 	}
 }

@@ -3,17 +3,13 @@
 package encryption_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,19 +25,8 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-// A process can have one control plane, so each server is a process of its own: this test binary.
-const serverVariable = "POLYMESH_ENCRYPTION_TEST_SERVER"
-
-// TestServer is not a test: it runs a control plane for the others until its standard input ends.
-func TestServer(t *testing.T) {
-	args := os.Getenv(serverVariable)
-	if args == "" {
-		t.Skip("only for other tests")
-	}
-	kubeconfig := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)), strings.Fields(args)...)
-	fmt.Printf("\nkubeconfig %s\n", kubeconfig)
-	_, _ = io.Copy(io.Discard, os.Stdin)
-}
+// TestServer is not a test: each server of the others is this test binary, because a process can have one control plane.
+func TestServer(t *testing.T) { controlplanetest.ServeProcess(t) }
 
 // machine is a server of several, which may run.
 type machine struct {
@@ -58,43 +43,16 @@ type machine struct {
 // start starts the server, and waits until it is ready.
 func (m *machine) start() {
 	m.t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestServer$", "-test.v")
-	cmd.Env = append(os.Environ(), serverVariable+"="+strings.Join(m.args, " "))
-	in, err := cmd.StdinPipe()
+	kubeconfig, stop := controlplanetest.StartProcess(m.t, m.args...)
+	m.stop, m.client = stop, controlplanetest.Client(m.t, kubeconfig)
+	endpoint, err := datastore.ReadEndpoint(m.dir.DatastoreEndpoint())
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		m.t.Fatal(err)
+	m.cluster = encryption.Cluster{
+		Place:      encryption.Place{File: m.dir.EncryptionFile(), Datastore: endpoint, BootstrapKey: m.dir.BootstrapKey(), Reload: controlplanetest.KeyReload},
+		Kubeconfig: kubeconfig,
 	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		m.t.Fatal(err)
-	}
-	m.stop = sync.OnceFunc(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			m.t.Errorf("server %s: %v", m.name, err)
-		}
-	})
-	m.t.Cleanup(m.stop)
-	for lines := bufio.NewScanner(out); lines.Scan(); {
-		if path, ok := strings.CutPrefix(lines.Text(), "kubeconfig "); ok {
-			go func() { _, _ = io.Copy(io.Discard, out) }()
-			m.client = controlplanetest.Client(m.t, path)
-			endpoint, err := datastore.ReadEndpoint(m.dir.DatastoreEndpoint())
-			if err != nil {
-				m.t.Fatal(err)
-			}
-			m.cluster = encryption.Cluster{
-				Place:      encryption.Place{File: m.dir.EncryptionFile(), Datastore: endpoint, BootstrapKey: m.dir.BootstrapKey()},
-				Kubeconfig: path,
-			}
-			return
-		}
-	}
-	m.t.Fatalf("server %s did not start", m.name)
 }
 
 func (m *machine) status() *encryption.Status {
@@ -133,6 +91,7 @@ func (m *machine) reads(names ...string) {
 // Several servers get each change of the keys in steps, so that each reads what the others write: also a server that joins, is away
 // or was removed meanwhile, and after an interruption.
 func TestSeveralServers(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	outside := etcdtest.Cluster(t, slog.New(slog.DiscardHandler), "outside")[0]
 	endpoint := outside.Endpoint()

@@ -7,6 +7,7 @@
 package member
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ import (
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 )
 
-// recheck is how often a removal that was refused is tried again.
+// recheck is the default of Options.Recheck.
 const recheck = 15 * time.Second
 
 // Reasons of events about nodes.
@@ -50,7 +51,9 @@ type Options struct {
 	Etcd *etcd.Etcd
 	// Kubeconfig must allow reading nodes, writing Secrets in kube-system, and creating events. It is read by Start.
 	Kubeconfig string
-	Log        *slog.Logger
+	// Recheck is how often a removal that was refused is tried again; 0 for 15 seconds.
+	Recheck time.Duration
+	Log     *slog.Logger
 }
 
 // Component is "etcd-members".
@@ -111,7 +114,7 @@ func (c *Component) Start(ctx context.Context) error {
 		defer broadcaster.Shutdown()
 		factory.StartWithContext(ctx)
 		defer factory.Shutdown()
-		component.Rounds(ctx, changed, recheck, func(ctx context.Context) {
+		component.Rounds(ctx, changed, cmp.Or(c.opts.Recheck, recheck), func(ctx context.Context) {
 			err := c.sync(ctx)
 			if err != nil && ctx.Err() == nil {
 				c.log.Debug("the members of etcd are not compared with the nodes yet", "err", err)

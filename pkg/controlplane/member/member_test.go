@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,7 +39,7 @@ func followNodes(t *testing.T, kubeconfig string) {
 	servers := etcdtest.Cluster(t, log, "a", "b", "c")
 	components := map[string]*Component{}
 	start := func(s *etcdtest.Server) {
-		c := New(Options{Node: s.Name, Etcd: s.Etcd, Kubeconfig: kubeconfig, Log: log})
+		c := New(Options{Node: s.Name, Etcd: s.Etcd, Kubeconfig: kubeconfig, Recheck: time.Second, Log: log})
 		if err := c.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -81,11 +82,11 @@ func followNodes(t *testing.T, kubeconfig string) {
 	remove(t, client, "agent")
 
 	// One server is away: none of the others is removed until it is back.
-	var leader, away, victim *etcdtest.Server
+	leader := leading(t, servers)
+	var away, victim *etcdtest.Server
 	for _, s := range servers {
 		switch {
-		case s.Leads():
-			leader = s
+		case s == leader:
 		case away == nil:
 			away = s
 		default:
@@ -98,9 +99,13 @@ func followNodes(t *testing.T, kubeconfig string) {
 	controlplanetest.Eventually(t, "the removal is refused", func() error {
 		return event(t, client, victim.Name, NotRemoved, "2 of 3 members answer; removing "+victim.Name+" would leave 2 members of which 1 answers")
 	})
-	if note := strings.Join(components[leader.Name].Notes(t.Context()), "\n"); !strings.Contains(note, "node "+victim.Name+" was removed, and its member of etcd stays") {
-		t.Errorf("the note is %q", note)
-	}
+	controlplanetest.Eventually(t, "the leader notes it", func() error {
+		note := strings.Join(components[leading(t, servers).Name].Notes(t.Context()), "\n")
+		if !strings.Contains(note, "node "+victim.Name+" was removed, and its member of etcd stays") {
+			return fmt.Errorf("the note is %q", note)
+		}
+		return nil
+	})
 	if err := members(t, leader, 3); err != nil {
 		t.Error(err)
 	}
@@ -108,6 +113,7 @@ func followNodes(t *testing.T, kubeconfig string) {
 	away.Start(t)
 	start(away)
 	controlplanetest.Eventually(t, "nothing is refused any more", func() error {
+		leader = leading(t, servers)
 		if note := strings.Join(components[leader.Name].Notes(t.Context()), "\n"); note != "" {
 			return errors.New(note)
 		}
@@ -115,11 +121,6 @@ func followNodes(t *testing.T, kubeconfig string) {
 	})
 
 	// The leader's node is removed.
-	for _, s := range servers {
-		if s.Leads() {
-			leader = s
-		}
-	}
 	var left []*etcdtest.Server
 	for _, s := range servers {
 		if s != leader {
@@ -196,7 +197,7 @@ func leave(t *testing.T, kubeconfig string) {
 			t.Fatal(err)
 		}
 		Serve(socket, s.Etcd, status.EmbeddedEtcd)
-		c := New(Options{Node: s.Name, Etcd: s.Etcd, Kubeconfig: kubeconfig, Log: log})
+		c := New(Options{Node: s.Name, Etcd: s.Etcd, Kubeconfig: kubeconfig, Recheck: time.Second, Log: log})
 		if err := c.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -256,6 +257,20 @@ func leave(t *testing.T, kubeconfig string) {
 	if id, ok := d.ID(); err != nil || len(list) != 2 || !ok || self != id {
 		t.Errorf("members are %v, own is %x, %v", list, self, err)
 	}
+}
+
+// leading waits until one of the servers leads etcd, and returns it. An election can take place at any time.
+func leading(t *testing.T, servers []*etcdtest.Server) (leader *etcdtest.Server) {
+	t.Helper()
+	controlplanetest.Eventually(t, "one leads", func() error {
+		i := slices.IndexFunc(servers, func(s *etcdtest.Server) bool { return s.Leads() })
+		if i < 0 {
+			return errors.New("none does")
+		}
+		leader = servers[i]
+		return nil
+	})
+	return leader
 }
 
 func create(t *testing.T, client kubernetes.Interface, name string) {

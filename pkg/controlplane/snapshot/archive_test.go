@@ -199,6 +199,7 @@ func TestLargeWindow(t *testing.T) {
 
 // Each byte of an encrypted archive is protected, its end too, and nothing in it can be read without the passphrase.
 func TestEncrypted(t *testing.T) {
+	t.Parallel()
 	m := &Metadata{Format: 1, Node: "n", Created: time.Now()}
 	text := strings.Repeat("-----BEGIN EC PRIVATE KEY-----\n", 5000)
 	f := source{File: fileOf("server/tls/server-ca.key", []byte(text)), content: []byte(text)}

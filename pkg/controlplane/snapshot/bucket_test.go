@@ -23,6 +23,7 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // s3Server starts a real S3 server with TLS, and returns the settings of a bucket in it. The server's program is POLYMESH_S3_SERVER, or
@@ -47,12 +48,7 @@ func s3Server(t *testing.T) config.S3 {
 	if err := os.Mkdir(data, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
-	free.Close()
+	address := porttest.Loopback(t).String()
 	cmd := exec.Command(program, "--port", address, "--cert", ca, "--key", key, "--quiet", "posix", data)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY=access", "ROOT_SECRET_KEY=hunter2hunter2")
 	cmd.Dir = dir
@@ -119,6 +115,7 @@ func bucketOf(t *testing.T, s config.S3) *Bucket {
 // Snapshots in a real S3 server: saved, listed next to the local ones, kept by number for each node and folder, restored on another machine,
 // removed.
 func TestS3(t *testing.T) {
+	t.Parallel()
 	settings := s3Server(t)
 	m := newCluster(t, "n1")
 	m.o.Bucket = bucketOf(t, settings)

@@ -3,14 +3,11 @@
 package snapshot
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -26,76 +23,32 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 
 	"polymesh.dev/polymesh/pkg/certificate"
-	"polymesh.dev/polymesh/pkg/certificate/certificatetest"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/controlplane/encryption"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
-// A process can have one control plane, so each run of the server is a process of its own: this test binary.
-const serverVariable = "POLYMESH_SNAPSHOT_TEST_SERVER"
-
-// TestServer is not a test: it runs a control plane for the others until its standard input ends.
-func TestServer(t *testing.T) {
-	args := os.Getenv(serverVariable)
-	if args == "" {
-		t.Skip("only for other tests")
-	}
-	kubeconfig := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)), strings.Fields(args)...)
-	fmt.Printf("\nkubeconfig %s\n", kubeconfig)
-	_, _ = io.Copy(io.Discard, os.Stdin)
-}
-
-// server starts a control plane and returns its kubeconfig, and how to stop it.
-func server(t *testing.T, args ...string) (kubeconfig string, stop func()) {
-	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestServer$", "-test.v")
-	cmd.Env = append(os.Environ(), serverVariable+"="+strings.Join(args, " "))
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stop = sync.OnceFunc(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the server: %v", err)
-		}
-	})
-	t.Cleanup(stop)
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if path, ok := strings.CutPrefix(lines.Text(), "kubeconfig "); ok {
-			go func() { _, _ = io.Copy(io.Discard, out) }()
-			return path, stop
-		}
-	}
-	t.Fatal("the server did not start")
-	return "", nil
-}
+// TestServer is not a test: each server of the others is this test binary, because a process can have one control plane.
+func TestServer(t *testing.T) { controlplanetest.ServeProcess(t) }
 
 // A cluster is saved while clients write to it, runs on, and is restored on another data dir with another node name. Clients that ran
 // all the time see the restored state, although they know later revisions.
 func TestRestoredCluster(t *testing.T) {
+	t.Parallel()
 	t.Run("SQLite", func(t *testing.T) { testRestoredCluster(t) })
 	t.Run("etcd", func(t *testing.T) { testRestoredCluster(t, "--cluster-init") })
 }
 
 func testRestoredCluster(t *testing.T, args ...string) {
-	port := fmt.Sprint(certificatetest.Free(t, netip.MustParseAddr("127.0.0.1")).Port())
+	t.Parallel()
+	port := fmt.Sprint(porttest.Loopback(t).Port())
 	old, fresh := newMachine(t, "old"), newMachine(t, "new")
 	run := func(dir layout.DataDir) (*kubernetes.Clientset, string, func()) {
 		t.Helper()
-		kubeconfig, stop := server(t, append([]string{"--data-dir", string(dir), "--https-listen-port", port, "--secrets-encryption"}, args...)...)
+		kubeconfig, stop := controlplanetest.StartProcess(t, append([]string{"--data-dir", string(dir), "--https-listen-port", port, "--secrets-encryption"}, args...)...)
 		return controlplanetest.Client(t, kubeconfig), kubeconfig, stop
 	}
 	ctx := t.Context()
@@ -199,7 +152,7 @@ func testRestoredCluster(t *testing.T, args ...string) {
 		t.Fatal(err)
 	}
 	secrets := encryption.Cluster{
-		Place:      encryption.Place{File: old.dir.EncryptionFile(), Datastore: endpoint, BootstrapKey: old.dir.BootstrapKey()},
+		Place:      encryption.Place{File: old.dir.EncryptionFile(), Datastore: endpoint, BootstrapKey: old.dir.BootstrapKey(), Reload: controlplanetest.KeyReload},
 		Kubeconfig: kubeconfig,
 	}
 	if err := secrets.Rotate(ctx, ""); err != nil {

@@ -116,6 +116,7 @@ func (m *etcdMachine) values(t *testing.T) (string, int64) {
 
 // A cluster with etcd is saved while its server runs, and restored on an empty machine and on its own.
 func TestEtcdRestore(t *testing.T) {
+	t.Parallel()
 	m := newEtcdCluster(t, "n1", 1)
 	m.start(t)
 	m.put(t, "a", "1")
@@ -176,6 +177,7 @@ func TestEtcdRestore(t *testing.T) {
 
 // Snapshots of one kind are restored where the other kind was: the server has the snapshot's kind then.
 func TestRestoreOfAnotherKind(t *testing.T) {
+	t.Parallel()
 	m := newCluster(t, "n1")
 	inSQLite := m.save(t, OnDemand)
 	last := m.put(t, "later", "2")
@@ -219,6 +221,7 @@ func TestRestoreOfAnotherKind(t *testing.T) {
 
 // Of three servers two are lost for good. The last one becomes a cluster of its own, with all that was acknowledged, once.
 func TestReset(t *testing.T) {
+	t.Parallel()
 	a := newEtcdCluster(t, "a", 1)
 	a.start(t)
 	b, c := newEtcdMachine(t, "b", 2, a), newEtcdMachine(t, "c", 3, a)
@@ -313,6 +316,7 @@ func TestReset(t *testing.T) {
 
 // The only server moves to SQLite, and an interrupted move is completed.
 func TestMoveToSQLite(t *testing.T) {
+	t.Parallel()
 	e := newEtcdCluster(t, "n1", 1)
 	e.start(t)
 	for i := range 30 {

@@ -17,8 +17,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"polymesh.dev/polymesh/pkg/certificate"
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/datastoretest"
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/version"
@@ -84,23 +84,8 @@ func (m machine) damage(t *testing.T) {
 // client starts the datastore until stop is called.
 func (m machine) client(t *testing.T) (client *clientv3.Client, stop func()) {
 	t.Helper()
-	d := datastore.New(datastore.Options{Dir: m.dir.Server("db"), Socket: filepath.Join(t.TempDir(), "kine.sock"), Sync: config.SyncFull})
-	if err := d.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	client, err := d.Endpoint().Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return client, func() {
-		t.Helper()
-		client.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := d.Stop(ctx); err != nil {
-			t.Fatal(err)
-		}
-	}
+	d := datastoretest.Start(t, m.dir.Server("db"))
+	return d.Client, d.Halt
 }
 
 // put writes a key and returns the revision.

@@ -389,7 +389,7 @@ func TestCalls(t *testing.T) {
 		}
 	}
 	end()
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
 		if _, ok := c.workload(own); !ok {
 			break
 		}

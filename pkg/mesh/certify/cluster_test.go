@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"strings"
 	"sync"
@@ -36,6 +35,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/mesh/certify"
 	"polymesh.dev/polymesh/pkg/mesh/workload"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // signer is an istiod on a cluster, and requests certificates from it with a pod's own token.
@@ -49,12 +49,7 @@ type signer struct {
 // newSigner starts Istio's server with the certificate code of cmd/pilot-discovery.
 func newSigner(t *testing.T, kubeconfig string, client kubernetes.Interface) *signer {
 	t.Helper()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
-	free.Close()
+	address := porttest.Loopback(t).String()
 	server, err := bootstrap.NewServer(bootstrap.NewPilotArgs(func(p *bootstrap.PilotArgs) {
 		p.Namespace = "istio-system"
 		p.ServerOptions = bootstrap.DiscoveryServerOptions{

@@ -33,6 +33,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/mesh/exposition"
 	"polymesh.dev/polymesh/pkg/mesh/workload"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // TestTraffic sends real requests through two Envoys, from a to b's ports, with listeners, routes, clusters and endpoints from
@@ -113,7 +114,7 @@ func answeredOver(c net.Conn, protocol protocol) error {
 		return echoed(c)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: b.demo.svc.cluster.local\r\n\r\n"); err != nil {
 		return err
 	}
@@ -231,7 +232,7 @@ func greeted(t *testing.T, e *envoyProcess, address string, waits bool) error {
 		return err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	want := []string{greeting, echoWord}
 	if waits {
 		waitFor(t, e, "connection with undetected protocol", func() bool { return sum(e.stats(t, `downstream_pre_cx_active$`)) == 1 })
@@ -443,12 +444,7 @@ func inlineRoutes(t *testing.T, l *listener.Listener, routes model.Resources) {
 
 func freePort(t *testing.T) uint32 {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return uint32(l.Addr().(*net.TCPAddr).Port)
+	return uint32(porttest.Loopback(t).Port())
 }
 
 // app is a server for every protocol on one port.
@@ -615,7 +611,7 @@ func staticEnvoy(t *testing.T, p *model.Proxy, ca *authority, ls []*listener.Lis
 
 // call sends one request to the app, and stores the response if it is HTTP.
 func (p *path) call(address string, protocol protocol, answer *string) error {
-	dialer := &net.Dialer{Timeout: 10 * time.Second}
+	dialer := &net.Dialer{Timeout: 30 * time.Second}
 	switch protocol {
 	case rawTCP:
 		c, err := dialer.Dial("tcp", address)
@@ -656,7 +652,7 @@ func get(address string, protocol protocol) (string, error) {
 	if protocol == grpcCall {
 		req.Header.Set("Content-Type", "application/grpc")
 	}
-	resp, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Do(req)
+	resp, err := (&http.Client{Transport: tr, Timeout: 30 * time.Second}).Do(req)
 	if err != nil {
 		return "", err
 	}
@@ -674,7 +670,7 @@ func get(address string, protocol protocol) (string, error) {
 // echoed sends echoWord and checks the echo.
 func echoed(c net.Conn) error {
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := io.WriteString(c, echoWord); err != nil {
 		return err
 	}

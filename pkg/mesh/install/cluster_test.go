@@ -140,7 +140,7 @@ func TestLifeOnACluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.settle()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := first.Ready(ctx)
 		if err != nil && strings.HasPrefix(err.Error(), "istiod: 0/1 available: pod istiod-") && strings.Contains(err.Error(), "cannot be scheduled: no nodes available") {

@@ -33,7 +33,7 @@ func TestHealthNamesTheTaint(t *testing.T) {
 			Status: corev1.PodStatus{Conditions: []corev1.PodCondition{
 				{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: "Unschedulable", Message: noRoom}}},
 		})
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	record := &Record{Objects: map[string]string{
 		ownPlane: "", objectKey(deploymentKind, istioNamespace, "istio-ingressgateway"): "",

@@ -202,7 +202,7 @@ func TestTriesAgain(t *testing.T) {
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := s.Ready(t.Context())
 		if err != nil && strings.Contains(err.Error(), "read the kubeconfig") {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // cluster has the certificates of a cluster's API servers and nodes.
@@ -169,13 +170,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // balancer starts a balancer whose checks follow each other at once.
 func balancer(t *testing.T, store certificate.Store, change func(*Balancer)) *Balancer {
 	t.Helper()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	free.Close()
 	b := New(Options{
-		Listen: netip.MustParseAddrPort(free.Addr().String()),
+		Listen: porttest.Loopback(t),
 		CA:     store.Cert(certificate.ServerCA), Cert: store.Cert(certificate.Kubelet), Key: store.Key(certificate.Kubelet),
 		State: filepath.Join(t.TempDir(), "agent", "servers.json"), Log: slog.New(slog.DiscardHandler),
 	})

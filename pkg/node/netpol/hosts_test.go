@@ -369,7 +369,7 @@ func (l *lab) check(what string, packets []packet, want func(packet) bool) {
 	for _, p := range packets {
 		probes = append(probes, l.send(p))
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for _, s := range probes {
 		if !want(s.packet) {
 			continue

@@ -155,6 +155,12 @@ func TestUnknownPod(t *testing.T) {
 	l.check("with its policy", all, func(p packet) bool { return p.From == m.node.addr || p.From != fifth && p.To != fifth })
 }
 
+const (
+	// longEnough is the time for what should arrive, dropped that for what should not: a packet filter that lets it pass does so at once.
+	longEnough = 30 * time.Second
+	dropped    = 500 * time.Millisecond
+)
+
 // Existing connections continue when a policy comes, and new ones do not begin.
 func TestEstablished(t *testing.T) {
 	if !private(t) {
@@ -163,25 +169,25 @@ func TestEstablished(t *testing.T) {
 	m := newMachine(t)
 	newLab(t, m, []int32{80})
 	k := realKernel(t)
-	dial := func(to string) (conn net.Conn, err error) {
-		m.pods["2"].do(func() { conn, err = net.DialTimeout("tcp4", to, time.Second) })
+	dial := func(to string, timeout time.Duration) (conn net.Conn, err error) {
+		m.pods["2"].do(func() { conn, err = net.DialTimeout("tcp4", to, timeout) })
 		return conn, err
 	}
 	echo := func(conn net.Conn) {
 		t.Helper()
 		_, err := conn.Write([]byte("x"))
 		must(t, err)
-		must(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+		must(t, conn.SetReadDeadline(time.Now().Add(longEnough)))
 		_, err = conn.Read(make([]byte, 1))
 		must(t, err)
 	}
-	conn, err := dial("10.42.0.3:80")
+	conn, err := dial("10.42.0.3:80", longEnough)
 	must(t, err)
 	defer conn.Close()
 	echo(conn)
 	k.must(t, Cluster{Pods: pods("2", "3", "4", "5"), Policies: policy(networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{}, PolicyTypes: bothWays})})
 	echo(conn)
-	if _, err := dial("10.42.0.3:80"); err == nil {
+	if _, err := dial("10.42.0.3:80", dropped); err == nil {
 		t.Error("a new connection begins")
 	}
 }
@@ -196,10 +202,11 @@ func TestServices(t *testing.T) {
 	newLab(t, m, []int32{8080})
 	k := realKernel(t)
 	m.world.do(func() { route(t, "10.43.0.0/16", "198.18.0.1") })
-	reaches := func(h *host, to string) bool {
+	reaches := func(h *host, to string, should bool) bool {
 		var conn net.Conn
 		var err error
-		h.do(func() { conn, err = net.DialTimeout("tcp4", to, 500*time.Millisecond) })
+		timeout := map[bool]time.Duration{true: longEnough, false: dropped}[should]
+		h.do(func() { conn, err = net.DialTimeout("tcp4", to, timeout) })
 		if err == nil {
 			conn.Close()
 		}
@@ -209,11 +216,11 @@ func TestServices(t *testing.T) {
 	check := func(what string, want map[string]bool) {
 		t.Helper()
 		for who, h := range map[string]*host{"2": m.pods["2"], "3": m.pods["3"], "4": m.pods["4"], "world": m.world} {
-			if got := reaches(h, service); got != want[who] {
+			if got := reaches(h, service, want[who]); got != want[who] {
 				t.Errorf("%s: %s reaches the Service: %v", what, who, got)
 			}
 		}
-		if got := reaches(m.world, nodePort); got != want["world"] {
+		if got := reaches(m.world, nodePort, want["world"]); got != want["world"] {
 			t.Errorf("%s: the world reaches the NodePort: %v", what, got)
 		}
 	}

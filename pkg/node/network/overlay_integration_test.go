@@ -292,7 +292,7 @@ func exchange(from, to machine, address, source netip.Addr) error {
 			return
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 		got, err := io.Copy(io.Discard, c)
 		if seen := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(); err == nil && (got != size || seen != source) {
 			err = fmt.Errorf("%d bytes came from %s, want %d from %s", got, seen, size, source)
@@ -305,7 +305,7 @@ func exchange(from, to machine, address, source netip.Addr) error {
 			return err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 		_, err = c.Write(make([]byte, size))
 		return err
 	}); err != nil {

@@ -45,6 +45,7 @@ import (
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/payload"
+	"polymesh.dev/polymesh/pkg/porttest"
 	"polymesh.dev/polymesh/pkg/signature"
 )
 
@@ -134,7 +135,7 @@ func newMachine(t *testing.T, pki, name, ip string) *machine {
 	ok(t, err)
 	certs := certificate.Store(tls)
 	m.opts = Options{
-		Node: name, IP: m.ip, LocalPort: freePort(t), PeerPort: peerPort, Socket: m.dir.ContainerdSocket(), HostsDir: m.dir.NodeRegistryDir(), UserHostsDir: m.dir.RegistryDir(), ContentDir: m.dir.Agent("containerd"),
+		Node: name, IP: m.ip, LocalPort: porttest.Loopback(t).Port(), PeerPort: peerPort, Socket: m.dir.ContainerdSocket(), HostsDir: m.dir.NodeRegistryDir(), UserHostsDir: m.dir.RegistryDir(), ContentDir: m.dir.Agent("containerd"),
 		Registries: filepath.Join(dataDir, "registries.yaml"), Kubeconfig: filepath.Join(dataDir, "none"), Log: slog.New(slog.NewTextHandler(m.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Identity: Identity{
 			ClientCert: certs.Cert(certificate.Kubelet), ClientKey: certs.Key(certificate.Kubelet), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),
@@ -146,14 +147,6 @@ func newMachine(t *testing.T, pki, name, ip string) *machine {
 
 // peerPort is that of the test's nodes, which have addresses of their own on the loopback.
 const peerPort = 20265
-
-func freePort(t *testing.T) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	ok(t, err)
-	defer l.Close()
-	return uint16(l.Addr().(*net.TCPAddr).Port)
-}
 
 // start starts the component, which knows these nodes.
 func (m *machine) start(nodes ...*machine) {
@@ -320,11 +313,7 @@ func TestImagesReachOtherNodes(t *testing.T) {
 		}
 	})
 	t.Run("the reason why a registry is not reached", func(t *testing.T) {
-		l, err := net.Listen("tcp4", "127.0.0.9:0")
-		ok(t, err)
-		closed := l.Addr().String()
-		l.Close()
-		err = b.pull(strings.Replace(closed, "127.0.0.9", "registry.invalid", 1) + "/x/y:1")
+		err := b.pull(fmt.Sprintf("registry.invalid:%d/x/y:1", porttest.Loopback(t).Port()))
 		if err == nil || !strings.Contains(err.Error(), "registry.invalid") || !strings.Contains(err.Error(), "dial tcp") && !strings.Contains(err.Error(), "no such host") {
 			t.Errorf("a registry that does not exist: %v", err)
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -115,60 +116,66 @@ func TestAwaitWithoutWatch(t *testing.T) {
 
 // When the time is over, the findings say why, with their places.
 func TestAwaitExpires(t *testing.T) {
-	c, _ := newCluster(t, deployment(false))
-	c.Client = fake.NewClientset(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "api-1", Namespace: "default", Labels: map[string]string{"app": "api"}},
-		Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/1 nodes are available: 1 Insufficient cpu."}}},
-		Spec:   corev1.PodSpec{Containers: []corev1.Container{{Name: "api"}}}})
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	findings, err := c.Await(ctx, progress.New(io.Discard), named(), func([]diagnose.Place) string { return "k8s/a.yaml:7" })
-	if !errors.Is(err, ErrNotReady) || len(findings) != 1 || findings[0].Reason != diagnose.Unschedulable || findings[0].At != "k8s/a.yaml:7" {
-		t.Errorf("%v, %v", findings, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := newCluster(t, deployment(false))
+		c.Client = fake.NewClientset(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "api-1", Namespace: "default", Labels: map[string]string{"app": "api"}},
+			Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/1 nodes are available: 1 Insufficient cpu."}}},
+			Spec:   corev1.PodSpec{Containers: []corev1.Container{{Name: "api"}}}})
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		findings, err := c.Await(ctx, progress.New(io.Discard), named(), func([]diagnose.Place) string { return "k8s/a.yaml:7" })
+		if !errors.Is(err, ErrNotReady) || len(findings) != 1 || findings[0].Reason != diagnose.Unschedulable || findings[0].At != "k8s/a.yaml:7" {
+			t.Errorf("%v, %v", findings, err)
+		}
+	})
 }
 
 func TestAwaitMissing(t *testing.T) {
-	c, _ := newCluster(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	findings, err := c.Await(ctx, progress.New(io.Discard), named(), nil)
-	if !errors.Is(err, ErrNotReady) || len(findings) != 1 || findings[0].Reason != diagnose.NotReady {
-		t.Errorf("%v, %v", findings, err)
-	}
-	ctx, cancel = context.WithCancel(t.Context())
-	cancel()
-	if _, err := c.Await(ctx, progress.New(io.Discard), named(), nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("given up: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := newCluster(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		findings, err := c.Await(ctx, progress.New(io.Discard), named(), nil)
+		if !errors.Is(err, ErrNotReady) || len(findings) != 1 || findings[0].Reason != diagnose.NotReady {
+			t.Errorf("%v, %v", findings, err)
+		}
+		ctx, cancel = context.WithCancel(t.Context())
+		cancel()
+		if _, err := c.Await(ctx, progress.New(io.Discard), named(), nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("given up: %v", err)
+		}
+	})
 }
 
 func TestAwaitGone(t *testing.T) {
-	c, client := newCluster(t, deployment(true))
-	m, err := c.Mapper.RESTMapping(schema.GroupKind{Group: "apps", Kind: "Deployment"}, "v1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	open := opened(client)
-	done := make(chan error, 1)
-	go func() { done <- c.AwaitGone(t.Context(), m, "default", "api") }()
-	<-open
-	if err := client.Resource(deployments).Namespace("default").Delete(t.Context(), "api", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	if err := c.AwaitGone(t.Context(), m, "default", "none"); err != nil {
-		t.Errorf("what does not exist: %v", err)
-	}
-	if _, err := client.Resource(deployments).Namespace("default").Create(t.Context(), deployment(true), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if err := c.AwaitGone(ctx, m, "default", "api"); err == nil || !strings.HasPrefix(err.Error(), "deployment.apps/api -n default is still there") {
-		t.Errorf("what stays: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c, client := newCluster(t, deployment(true))
+		m, err := c.Mapper.RESTMapping(schema.GroupKind{Group: "apps", Kind: "Deployment"}, "v1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := opened(client)
+		done := make(chan error, 1)
+		go func() { done <- c.AwaitGone(t.Context(), m, "default", "api") }()
+		<-open
+		if err := client.Resource(deployments).Namespace("default").Delete(t.Context(), "api", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := c.AwaitGone(t.Context(), m, "default", "none"); err != nil {
+			t.Errorf("what does not exist: %v", err)
+		}
+		if _, err := client.Resource(deployments).Namespace("default").Create(t.Context(), deployment(true), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if err := c.AwaitGone(ctx, m, "default", "api"); err == nil || !strings.HasPrefix(err.Error(), "deployment.apps/api -n default is still there") {
+			t.Errorf("what stays: %v", err)
+		}
+	})
 }
 
 func TestFailsForGood(t *testing.T) {

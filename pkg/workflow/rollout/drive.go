@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	// pollEvery is how often the cluster is polled.
+	// pollEvery is the default of Options.Poll.
 	pollEvery = time.Second
 	// readEvery is the longest interval between two reads of the metrics in a step.
 	readEvery = 10 * time.Second
@@ -164,7 +164,7 @@ func (d *driver) untilRequested(ctx context.Context) (context.Context, func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = wait.PollUntilContextCancel(watched, pollEvery, true, func(ctx context.Context) (bool, error) {
+		_ = wait.PollUntilContextCancel(watched, d.poll(), true, func(ctx context.Context) (bool, error) {
 			if state, err := load(ctx, d.Cluster.Client, d.Namespace, d.Name); err == nil && state.Request != "" {
 				cancel(errRequested)
 			}
@@ -310,8 +310,9 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 	plan := d.state.Plan
 	step := d.Steps.Start("%d %%", weight)
 	done, err := func() (StepDone, error) {
-		m := newMeter(d.Cluster.Client, d.state, r.services())
-		every := min(max(plan.Interval.Duration/5, pollEvery), readEvery)
+		m := d.meter(r)
+		every := min(max(plan.Interval.Duration/5, d.poll()), readEvery)
+		unread := cmp.Or(d.Unread, plan.Timeout.Duration)
 		var began, unavailableSince, unreadSince time.Time
 		for first := true; ; first = false {
 			if !first {
@@ -335,8 +336,8 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 				if unreadSince.IsZero() {
 					unreadSince = time.Now()
 				}
-				if time.Since(unreadSince) > plan.Timeout.Duration {
-					return StepDone{}, fmt.Errorf("at %d %%, which stays so: %w, for %s; the canary's state is unknown: %s", weight, err, plan.Timeout.Duration, d.state.Ways())
+				if time.Since(unreadSince) > unread {
+					return StepDone{}, fmt.Errorf("at %d %%, which stays so: %w, for %s; the canary's state is unknown: %s", weight, err, unread, d.state.Ways())
 				}
 				step.Note("%v", err)
 				continue
@@ -559,9 +560,9 @@ func (d *driver) finish(ctx context.Context, end Phase) error {
 // drain waits until the canary gets no more requests. If the proxies cannot be read it waits until its timeout, which is not a
 // reason to keep the canary.
 func (d *driver) drain(ctx context.Context, r *routing) error {
-	m := newMeter(d.Cluster.Client, d.state, r.services())
+	m := d.meter(r)
 	seen, read := 0.0, false
-	err := wait.PollUntilContextTimeout(ctx, pollEvery, drained, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, d.poll(), drained, true, func(ctx context.Context) (bool, error) {
 		if _, _, err := m.readServers(ctx); err != nil {
 			return false, nil
 		}
@@ -608,7 +609,7 @@ func (d *driver) removeCanary(ctx context.Context, stable *appsv1.Deployment) er
 			return fmt.Errorf("remove %s: %w", deploymentID(d.Namespace, canary.Name), err)
 		}
 	}
-	err = wait.PollUntilContextTimeout(ctx, pollEvery, d.state.Plan.Timeout.Duration, true, func(ctx context.Context) (bool, error) {
+	err = wait.PollUntilContextTimeout(ctx, d.poll(), d.state.Plan.Timeout.Duration, true, func(ctx context.Context) (bool, error) {
 		pods, err := d.Cluster.Client.CoreV1().Pods(d.Namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.Set{rolloutLabel: d.Name}.String()})
 		if err != nil {
 			return false, err
@@ -624,6 +625,16 @@ func (d *driver) removeCanary(ctx context.Context, stable *appsv1.Deployment) er
 		return fmt.Errorf("wait until the pods of %s end: %w", d.state.canary(), err)
 	}
 	return nil
+}
+
+// poll is how often the cluster is polled.
+func (d *driver) poll() time.Duration { return cmp.Or(d.Poll, pollEvery) }
+
+// meter returns a meter of the rollout's requests, which has read nothing yet.
+func (d *driver) meter(r *routing) *meter {
+	m := newMeter(d.Cluster.Client, d.state, r.services())
+	m.timeout = cmp.Or(d.ReadTimeout, readTimeout)
+	return m
 }
 
 // settle waits until the proxies have a change.

@@ -212,7 +212,7 @@ func (s *shop) options() Options {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return Options{Cluster: c, Namespace: s.namespace, Name: "api", Steps: progress.New(s.t.Output()), Settle: time.Millisecond}
+	return Options{Cluster: c, Namespace: s.namespace, Name: "api", Steps: progress.New(s.t.Output()), Settle: time.Millisecond, Poll: 100 * time.Millisecond}
 }
 
 func quick() Plan {
@@ -654,9 +654,9 @@ func TestDrive(outer *testing.T) {
 				}
 				return healthy(pod)
 			}
-			plan := quick()
-			plan.Timeout.Duration = 10 * time.Second
-			_, err := Canary(t.Context(), s.options(), newImage, "", plan)
+			o := s.options()
+			o.Unread = 2 * time.Second
+			_, err := Canary(t.Context(), o, newImage, "", quick())
 			if err == nil || !strings.Contains(err.Error(), "the canary's state is unknown") || !errors.Is(err, errUnread) {
 				t.Errorf("it says %v", err)
 			}
@@ -693,7 +693,9 @@ func TestDrive(outer *testing.T) {
 			also := strings.ReplaceAll(strings.ReplaceAll(string(text), `source_workload="client"`, `source_workload="hangs"`), "# TYPE", "# HELP")
 			return code, io.NopCloser(strings.NewReader(string(text) + strings.Join(regexp.MustCompile(`(?m)^istio_requests_total.*\n`).FindAllString(also, -1), "")))
 		}
-		if _, err := Canary(t.Context(), s.options(), newImage, "", short); err != nil {
+		o := s.options()
+		o.ReadTimeout = 2 * time.Second // of the one that hangs
+		if _, err := Canary(t.Context(), o, newImage, "", short); err != nil {
 			t.Fatal(err)
 		}
 		s.ended(Promoted, newImage)

@@ -149,6 +149,8 @@ type meter struct {
 	stable, canary string
 	services       []string
 
+	timeout time.Duration // of reading one proxy
+
 	known map[string]bool    // proxies that have been read before
 	last  map[string]float64 // counters as they were read last, by pod and series
 	// received is what the pods' own proxies report, by Deployment; callers is the number of these requests by caller. sent is what
@@ -161,7 +163,7 @@ type meter struct {
 }
 
 func newMeter(client kubernetes.Interface, s *State, services []string) *meter {
-	m := &meter{client: client, namespace: s.Namespace, stable: s.Name, canary: s.canary(), services: services,
+	m := &meter{client: client, namespace: s.Namespace, stable: s.Name, canary: s.canary(), services: services, timeout: readTimeout,
 		known: map[string]bool{}, last: map[string]float64{}, callers: map[workload]float64{}, received: map[string]*view{}, sent: map[workload]*claim{}}
 	for _, name := range []string{m.stable, m.canary} {
 		m.received[name] = &view{buckets: map[float64]float64{}}

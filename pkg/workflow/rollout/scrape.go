@@ -36,7 +36,7 @@ const (
 
 // Limits for reading a proxy: the pods of callers belong to other users, and may respond with anything or not at all.
 const (
-	readTimeout = 10 * time.Second
+	readTimeout = 10 * time.Second // the default of Options.ReadTimeout
 	readAtOnce  = 16
 	maxCallers  = 64  // workloads
 	maxPods     = 256 // of callers, in one reading
@@ -179,7 +179,7 @@ func (m *meter) readAll(ctx context.Context, proxies []reading) []reading {
 
 // pod reads one proxy, through the API server. The client's own ProxyGet has no limit for the length of the response or the time.
 func (m *meter) pod(ctx context.Context, pod *corev1.Pod) (map[string]*dto.MetricFamily, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, fmt.Errorf("no complete response within %s", readTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("no complete response within %s", m.timeout))
 	defer cancel()
 	families, err := func() (map[string]*dto.MetricFamily, error) {
 		client, ok := m.client.CoreV1().RESTClient().(*rest.RESTClient)

@@ -19,8 +19,8 @@ import (
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/certificate/certificatetest"
-	"polymesh.dev/polymesh/pkg/config"
-	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/datastoretest"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // server is a server of a cluster, on an address of its own.
@@ -40,8 +40,8 @@ func servers(t *testing.T, names ...string) []*server {
 	var all []*server
 	for _, c := range certificatetest.Servers(t, 1, names...) {
 		all = append(all, &server{name: c.Name, opts: Options{
-			Dir: t.TempDir(), Node: c.Name, Certificates: c.Certificates, Client: certificatetest.Free(t, c.IP),
-			HTTP: certificatetest.Free(t, c.IP), Peer: certificatetest.Free(t, c.IP), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+			Dir: t.TempDir(), Node: c.Name, Certificates: c.Certificates, Client: porttest.Reserve(t, c.IP),
+			HTTP: porttest.Reserve(t, c.IP), Peer: porttest.Reserve(t, c.IP), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		}})
 	}
 	return all
@@ -199,7 +199,7 @@ func TestOneMember(t *testing.T) {
 		c.Close()
 	}
 	stop(t, s.Etcd)
-	s.opts.Peer = certificatetest.Free(t, netip.AddrFrom4([4]byte{127, 0, 1, 9}))
+	s.opts.Peer = porttest.Reserve(t, netip.AddrFrom4([4]byte{127, 0, 1, 9}))
 	s.start(t)
 	s.ready(t)
 	s.has(t, "a")
@@ -226,11 +226,14 @@ func TestThreeMembers(t *testing.T) {
 	c.join(t, b)
 	c.has(t, "first")
 	for _, s := range all {
-		for node, m := range s.members(t) {
-			if m.Learner || m.Problem != "" {
-				t.Errorf("%s: %s is %+v", s.name, node, m)
+		eventually(t, s.name+" sees that all are well", func() error {
+			for node, m := range s.members(t) {
+				if m.Learner || m.Problem != "" {
+					return fmt.Errorf("%s is %+v", node, m)
+				}
 			}
-		}
+			return nil
+		})
 	}
 	var taken *NameTakenError
 	if _, _, err := a.AddLearner(t.Context(), "b", Peer{Name: "b-x", URL: "https://127.0.9.9:1"}); !errors.As(err, &taken) {
@@ -331,14 +334,8 @@ func TestMigration(t *testing.T) {
 	s := servers(t, "a")[0]
 	dir := t.TempDir()
 	s.opts.SQLite = filepath.Join(dir, "state.db")
-	old := datastore.New(datastore.Options{Dir: dir, Socket: filepath.Join(dir, "kine.sock"), Sync: config.SyncFull})
-	if err := old.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	c, err := old.Endpoint().Client()
-	if err != nil {
-		t.Fatal(err)
-	}
+	old := datastoretest.Start(t, dir)
+	c := old.Client
 	create := func(key, value string, options ...clientv3.OpOption) int64 {
 		t.Helper()
 		r, err := c.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, value, options...)).Commit()
@@ -371,12 +368,7 @@ func TestMigration(t *testing.T) {
 		create("/polymesh/bootstrap/"+key, key)
 	}
 	last = create("/registry/last", "")
-	c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := old.Stop(ctx); err != nil {
-		t.Fatal(err)
-	}
+	old.Halt()
 	// What an interrupted one has left.
 	if err := os.MkdirAll(filepath.Join(s.opts.Dir+".new", "copy"), 0o700); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ package etcd
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 )
@@ -39,9 +40,13 @@ func TestLeaderlessSince(t *testing.T) {
 	a.start(t)
 	a.ready(t)
 	b.join(t, a)
-	if since := a.LeaderlessSince(); !since.IsZero() {
-		t.Errorf("with a leader: %s", since)
+	led := func() error {
+		if since := a.LeaderlessSince(); !since.IsZero() {
+			return fmt.Errorf("there is none since %s", since)
+		}
+		return nil
 	}
+	eventually(t, "there is a leader", led)
 	before := time.Now()
 	stop(t, b.Etcd)
 	eventually(t, "there is no leader", func() error {
@@ -53,10 +58,5 @@ func TestLeaderlessSince(t *testing.T) {
 		return nil
 	})
 	b.start(t)
-	eventually(t, "there is a leader again", func() error {
-		if since := a.LeaderlessSince(); !since.IsZero() {
-			return errors.New("there is none")
-		}
-		return nil
-	})
+	eventually(t, "there is a leader again", led)
 }

@@ -16,9 +16,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore"
+	"polymesh.dev/polymesh/pkg/controlplane/datastore/datastoretest"
 )
 
 // saved saves a server's datastore, and returns the folder with the copy and its revision.
@@ -276,30 +275,14 @@ func TestToSQLite(t *testing.T) {
 	}
 	dir, _ := s.saved(t)
 	stop(t, s.Etcd)
-	socket := filepath.Join(t.TempDir(), "s")
-	revision, err := ToSQLite(t.Context(), dir, socket, 0, slog.New(slog.DiscardHandler))
+	revision, err := ToSQLite(t.Context(), dir, datastoretest.Socket(t), 0, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 || entries[0].Name() != datastore.CopyName {
 		t.Errorf("in the folder are %v, %v", entries, err)
 	}
-	d := datastore.New(datastore.Options{Dir: dir, Socket: socket, Sync: config.SyncFull})
-	if err := d.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := d.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-	}()
-	client, err := d.Endpoint().Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := datastoretest.Start(t, dir).Client
 	all, err := client.Get(t.Context(), "/", clientv3.WithPrefix())
 	if err != nil {
 		t.Fatal(err)

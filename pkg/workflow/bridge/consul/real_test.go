@@ -20,6 +20,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"polymesh.dev/polymesh/pkg/porttest"
 	"polymesh.dev/polymesh/pkg/workflow/bridge"
 )
 
@@ -44,14 +45,8 @@ func startAgent(t *testing.T, settings map[string]any) string {
 	t.Helper()
 	path := program(t)
 	ports := map[string]int{"dns": -1, "grpc": -1, "grpc_tls": -1, "serf_wan": -1}
-	var free []net.Listener
 	for _, name := range []string{"http", "server", "serf_lan"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		free = append(free, l)
-		ports[name] = l.Addr().(*net.TCPAddr).Port
+		ports[name] = int(porttest.Loopback(t).Port())
 	}
 	settings["ports"] = ports
 	settings["performance"] = map[string]any{"raft_multiplier": 1, "rpc_hold_timeout": "1s"} // a leader within two seconds, or an error
@@ -71,9 +66,6 @@ func startAgent(t *testing.T, settings map[string]any) string {
 	cmd.Stdout, cmd.Stderr = log, log
 	// The agent ends with the test, even if the test is killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	for _, l := range free {
-		l.Close()
-	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/controlplane/datastore/etcd"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/porttest"
 )
 
 // Server is a server whose member may run.
@@ -32,7 +33,7 @@ func New(t *testing.T, name string, ip netip.Addr, dir layout.DataDir, certs cer
 	t.Helper()
 	return &Server{Name: name, DataDir: dir, Options: etcd.Options{
 		Dir: dir.Etcd(), Node: name, Certificates: certs,
-		Client: certificatetest.Free(t, ip), HTTP: certificatetest.Free(t, ip), Peer: certificatetest.Free(t, ip), Log: log,
+		Client: porttest.Reserve(t, ip), HTTP: porttest.Reserve(t, ip), Peer: porttest.Reserve(t, ip), Log: log,
 	}}
 }
 
