@@ -1,7 +1,8 @@
 // Package imagestore is the interface to a node's containerd as the store of images and their signatures.
 //
 // It owns the choice of containerd's namespaces and snapshotter, import and export of archives, pinning of images
-// against the kubelet's garbage collection, and the check of unpacked layers after a power failure. The node imports and pins
+// against the kubelet's garbage collection, the check of unpacked layers after a power failure, and what clients and nodes must agree on to
+// send images: paths, bodies, and the rules about tags. The node imports and pins
 // through it, `polymesh deploy` loads built images, and the image policy looks up digests and signatures. It is the only
 // package that the platform and the workflow share.
 package imagestore
