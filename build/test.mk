@@ -86,8 +86,9 @@ test: ## all tests: first the unit tests, then the end-to-end tests on dist/poly
 
 # The packages whose tests take longest run first, so that none of them runs alone at the end. Most of these wait, for leases, timeouts
 # and rules, so twice as many run as there are cores: with fewer, the cores idle. `make lint` has vetted them.
-SLOW_TESTS := $(addprefix ./pkg/,controlplane workflow/rollout node workflow/image mesh/install controlplane/encryption controlplane/snapshot \
-	controlplane/datastore controlplane/datastore/etcd mesh/certify node/network node/apilb workflow/bridge workflow/deploy node/netpol join)
+SLOW_TESTS := $(addprefix ./pkg/,controlplane/encryption controlplane/snapshot controlplane workflow/rollout node join controlplane/member mesh/install \
+	workflow/image controlplane/datastore/etcd controlplane/datastore mesh/certify node/netpol node/registry workflow/bridge node/network controlplane/overview \
+	workflow/deploy node/apilb)
 UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e2e/lanes
 
 .PHONY: test-unit

@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	// pollEvery is the default of Options.Poll.
+	// pollEvery is how often the cluster is polled.
 	pollEvery = time.Second
 	// readEvery is the longest interval between two reads of the metrics in a step.
 	readEvery = 10 * time.Second
@@ -164,7 +164,7 @@ func (d *driver) untilRequested(ctx context.Context) (context.Context, func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = wait.PollUntilContextCancel(watched, d.poll(), true, func(ctx context.Context) (bool, error) {
+		_ = wait.PollUntilContextCancel(watched, pollEvery, true, func(ctx context.Context) (bool, error) {
 			if state, err := load(ctx, d.Cluster.Client, d.Namespace, d.Name); err == nil && state.Request != "" {
 				cancel(errRequested)
 			}
@@ -311,7 +311,7 @@ func (d *driver) measure(ctx context.Context, r *routing, weight int) (StepDone,
 	step := d.Steps.Start("%d %%", weight)
 	done, err := func() (StepDone, error) {
 		m := d.meter(r)
-		every := min(max(plan.Interval.Duration/5, d.poll()), readEvery)
+		every := min(max(plan.Interval.Duration/5, pollEvery), readEvery)
 		unread := cmp.Or(d.Unread, plan.Timeout.Duration)
 		var began, unavailableSince, unreadSince time.Time
 		for first := true; ; first = false {
@@ -562,7 +562,7 @@ func (d *driver) finish(ctx context.Context, end Phase) error {
 func (d *driver) drain(ctx context.Context, r *routing) error {
 	m := d.meter(r)
 	seen, read := 0.0, false
-	err := wait.PollUntilContextTimeout(ctx, d.poll(), drained, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, pollEvery, drained, true, func(ctx context.Context) (bool, error) {
 		if _, _, err := m.readServers(ctx); err != nil {
 			return false, nil
 		}
@@ -609,7 +609,7 @@ func (d *driver) removeCanary(ctx context.Context, stable *appsv1.Deployment) er
 			return fmt.Errorf("remove %s: %w", deploymentID(d.Namespace, canary.Name), err)
 		}
 	}
-	err = wait.PollUntilContextTimeout(ctx, d.poll(), d.state.Plan.Timeout.Duration, true, func(ctx context.Context) (bool, error) {
+	err = wait.PollUntilContextTimeout(ctx, pollEvery, d.state.Plan.Timeout.Duration, true, func(ctx context.Context) (bool, error) {
 		pods, err := d.Cluster.Client.CoreV1().Pods(d.Namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.Set{rolloutLabel: d.Name}.String()})
 		if err != nil {
 			return false, err
@@ -626,9 +626,6 @@ func (d *driver) removeCanary(ctx context.Context, stable *appsv1.Deployment) er
 	}
 	return nil
 }
-
-// poll is how often the cluster is polled.
-func (d *driver) poll() time.Duration { return cmp.Or(d.Poll, pollEvery) }
 
 // meter returns a meter of the rollout's requests, which has read nothing yet.
 func (d *driver) meter(r *routing) *meter {

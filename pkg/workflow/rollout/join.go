@@ -88,7 +88,7 @@ func join(ctx context.Context, o Options) (*Result, error) {
 func (d *driver) follow(ctx context.Context, leading <-chan struct{}) (*State, error) {
 	var step *progress.Step
 	var last *State
-	tick := time.NewTicker(d.poll())
+	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for {
 		select {

@@ -49,8 +49,6 @@ type Options struct {
 	// Settle is how long proxies may take to get a change before the next change depends on it; 0 is three seconds. Istio pushes a
 	// tenth of a second after a change, later if there are more changes, and does not report when the last proxy has it.
 	Settle time.Duration
-	// Poll is how often the cluster is polled; 0 is a second.
-	Poll time.Duration
 	// ReadTimeout is how long reading one proxy may take; 0 is ten seconds.
 	ReadTimeout time.Duration
 	// Unread is how long the canary's proxies may be unreadable in a step; 0 is the plan's Timeout.
