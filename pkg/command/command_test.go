@@ -75,13 +75,15 @@ func TestBadCommandLines(t *testing.T) {
 		"install --output xml":            `--output "xml" is not one of json, yaml`,
 		"install --mesh-profil demo":      "unknown flag: --mesh-profil (see `polymesh install --help`)",
 		"uninstall extra":                 `unknown command "extra" for "polymesh uninstall"`,
-		"image scan":                      "requires at least 1 arg(s), only received 0",
+		"image scan":                      "give an image: its name, or a file (see `polymesh image scan --help`)",
 		"image scan x --from y":           `--from "y" is not one of archive, node, engine, registry`,
 		"image verify x":                  `required flag(s) "key" not set`,
 		"version -o xml":                  `--output "xml" is not one of json, yaml`,
 		"rollout canary api --steps ten":  `--steps "ten" is not a list of percentages such as 10,50,100`,
 		"rollout canary api --timeout 1m": "--timeout needs --image: a running rollout keeps its plan",
-		"rollout canary":                  "accepts 1 arg(s), received 0",
+		"rollout canary":                  "give the name of a deployment (see `polymesh rollout canary --help`)",
+		"token revoke":                    "give the id of a token, as `polymesh token list` shows it (see `polymesh token revoke --help`)",
+		"node remove a b":                 "give the name of a node, as `polymesh node list` shows it (see `polymesh node remove --help`)",
 		"new thing":                       `unknown command "thing" for "polymesh new"`,
 		"new project":                     "give the project's name, or its folder (see `polymesh new project --help`)",
 		"new service a b":                 "give the service's name (see `polymesh new service --help`)",
@@ -442,7 +444,7 @@ func TestClusterReport(t *testing.T) {
 		Certificates: []status.Certificate{
 			{Name: "serving-kubelet", Node: "a", Expires: now.Add(240 * time.Hour)}, {Name: "server-ca", Authority: true, Expires: now.Add(2400 * time.Hour)},
 		},
-		Snapshot: &status.Snapshot{File: "scheduled-a", Created: now.Add(-3 * time.Hour), Size: 1 << 20, Failure: "the disk is full"},
+		Snapshot: &status.Snapshot{File: "scheduled-a", Created: now.Add(-3 * time.Hour), Size: 110159, Failure: "the disk is full"},
 	}
 	var out bytes.Buffer
 	if err := printCluster(&out, c, now); err != nil {
@@ -462,7 +464,7 @@ b1       -      learner   https://192.0.2.2:2380   -         no answer
 datastore       etcd, 5 MiB, revision 42
 leaders         polymesh a_x, kube-scheduler b_y (not renewed for 60s)
 certificates    next to expire: serving-kubelet of a in 10d, server-ca, an authority, in 100d
-last snapshot   scheduled-a, 3h ago, 1 MiB; the last scheduled one failed: the disk is full
+last snapshot   scheduled-a, 3h ago, 108 KiB; the last scheduled one failed: the disk is full
 ! a warning
 ? nodes: no answer within 2s
 `

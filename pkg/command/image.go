@@ -101,7 +101,7 @@ The exit code is 0 if the scan succeeded, 2 if --fail-on found something, and 1 
 		Example: `  polymesh image scan shop/api:1.0.0-1c9cb0007a65
   polymesh image scan --fail-on high --only-fixed registry.example.com/team/api:1.0.0
   polymesh image scan -o sarif api.tar > api.sarif`,
-		Args: cobra.MinimumNArgs(1),
+		Args: someArgs("an image: its name, or a file"),
 	}
 	from, open := imageFlags(cmd)
 	format := formatFlag(cmd, scanner.ReportFormats())
@@ -200,7 +200,7 @@ func newImageSBOM() *cobra.Command {
 		Long:  "Sbom writes the bill of materials of an image: the packages in it, with version and license.",
 		Example: `  polymesh image sbom shop/api:1.0.0-1c9cb0007a65 > api.cdx.json
   polymesh image sbom -o spdx-json api.tar > api.spdx.json`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("an image: its name, or a file"),
 	}
 	from, open := imageFlags(cmd)
 	format := formatFlag(cmd, scanner.SBOMFormats())
@@ -247,7 +247,7 @@ func newImageDBImport() *cobra.Command {
 		Short: "Import a database file",
 		Example: `  polymesh image db import vulnerability-db_v6.1.5_2026-11-20T00:32:10Z_1763600000.tar.zst
   polymesh image db import db.tar.zst --checksum sha256:0d4c…`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("the database's file"),
 	}
 	database := databaseFlag(cmd)
 	checksum := cmd.Flags().String("checksum", "", "expected checksum of the file, sha256:…")
@@ -380,7 +380,7 @@ func newImageSign() *cobra.Command {
 was loaded into it. It signs the image that currently has the name, not later ones with the same name.`,
 		Example: `  polymesh image sign --key image.key shop/api:1.0.0-1c9cb0007a65
   polymesh image sign --key env://SIGNING_KEY registry.example.com/team/api:1.0.0`,
-		Args: cobra.MinimumNArgs(1),
+		Args: someArgs("the name of an image"),
 	}
 	open := placeFlags(cmd)
 	key := cmd.Flags().String("key", "", "file of the private key, or env://NAME for a variable that contains it")
@@ -422,7 +422,7 @@ func newImageVerify() *cobra.Command {
 		Long: `Verify checks that images are signed by one of the keys. It prints each with its digest: only that digest is
 verified, not later images with the same name. The exit code is 1 if one is not signed.`,
 		Example: "  polymesh image verify --key image.pub shop/api:1.0.0-1c9cb0007a65",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    someArgs("the name of an image"),
 	}
 	open := placeFlags(cmd)
 	keyFiles := cmd.Flags().StringSlice("key", nil, "file of a public key, or env://NAME for a variable that contains it; may be repeated")

@@ -30,7 +30,7 @@ the kubeconfig, which is allowed to its administrators. They stay until they are
 
 Other nodes get them when a pod starts there, and another server keeps a copy. The tag latest is not accepted: its meaning changes.`,
 		Example: "  polymesh image load api.tar\n  polymesh image load shop/api:1.0.0 --kubeconfig other.yaml",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    someArgs("an image: a file, or a name"),
 	}
 	flags := clusterFlags(cmd)
 	var dataDir layout.DataDir

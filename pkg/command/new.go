@@ -38,7 +38,7 @@ func newNewProject() *cobra.Command {
 		Long: `Project creates a folder with polymesh.yaml and the folders services/, k8s/ and istio/, in which the project has a namespace
 with sidecars, STRICT mTLS, and a host on Istio's gateway. With --lang it also has services.`,
 		Example:           "  polymesh new project shop\n  polymesh new project work/shop --lang go,python --host shop.example.org",
-		Args:              exactArgs(1, "the project's name, or its folder"),
+		Args:              oneArg("the project's name, or its folder"),
 		ValidArgsFunction: completeDir,
 	}
 	cmd.Flags().StringVar(&o.Name, "name", "", "the project's name (default: the folder's)")
@@ -69,7 +69,7 @@ func newNewService() *cobra.Command {
 Dockerfile that runs them, k8s/NAME with its Deployment, Service, ConfigMap, HorizontalPodAutoscaler and PodDisruptionBudget,
 and istio/NAME with the route /NAME and a circuit breaker.`,
 		Example:           "  polymesh new service orders --lang java\n  polymesh new service stock --lang rust -C shop",
-		Args:              exactArgs(1, "the service's name"),
+		Args:              oneArg("the service's name"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().StringVar(&lang, "lang", "", "language: "+strings.Join(scaffold.LanguageNames(), ", "))
@@ -151,16 +151,6 @@ func printPlan(w io.Writer, p *scaffold.Plan) {
 	fmt.Fprintln(w, p.Dir)
 	for _, f := range p.Files {
 		fmt.Fprintf(w, "  %-9s  %s\n", f.Action, filepath.FromSlash(f.Path))
-	}
-}
-
-// exactArgs is like cobra's, with an error that names the expected arguments.
-func exactArgs(n int, what string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != n {
-			return fmt.Errorf("give %s (see `%s --help`)", what, cmd.CommandPath())
-		}
-		return nil
 	}
 }
 

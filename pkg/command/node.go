@@ -58,7 +58,7 @@ func newNodeList() *cobra.Command {
 }
 
 func clusterNodes(cmd *cobra.Command, flags *genericclioptions.ConfigFlags) ([]status.Node, error) {
-	client, _, err := apiClient(flags)
+	client, _, err := apiClient(cmd.Context(), flags)
 	if err != nil {
 		return nil, err
 	}
@@ -88,15 +88,19 @@ polymesh reset removes its node too, and first:
 
 A server is not removed if it is the only one, or if the others would not be a majority that answers. To remove a server, run this on
 another one.`,
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg("the name of a node, as `polymesh node list` shows it"),
 		ValidArgsFunction: completeNodes(flags),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, _, err := apiClient(flags)
+			local := member.Local{Socket: dataDir.StatusSocket()}
+			if err := local.Works(cmd.Context()); err != nil {
+				return fmt.Errorf("node %s stays: %w", progress.Line(args[0]), err)
+			}
+			client, _, err := apiClient(cmd.Context(), flags)
 			if err != nil {
 				return err
 			}
 			removal := member.Removal{
-				Client: client, Local: member.Local{Socket: dataDir.StatusSocket()}, Force: force,
+				Client: client, Local: local, Force: force,
 				Done: func(what string) { fmt.Fprintln(cmd.OutOrStdout(), "✓ "+progress.Line(what)) },
 			}
 			// Without one, this machine may still be the administrator's.
@@ -229,7 +233,7 @@ func newEtcdRemove() *cobra.Command {
 polymesh node remove removes a node with its member.
 
 A member is not removed if it is the only one, or if the others would not be a majority that answers.`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("the name of a node, or a member's ID, as `polymesh etcd members` shows them"),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {
 				return nil, cobra.ShellCompDirectiveNoFileComp

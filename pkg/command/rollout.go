@@ -83,7 +83,7 @@ The exit code is 0 if the image was promoted, 2 if it was rolled back, 3 if it w
 		Example: `  polymesh rollout canary api --image registry.example.com/shop/api:1.1.0
   polymesh rollout canary api --image shop/api:1.1.0 --steps 10,50,100 --interval 5m --max-error-rate 0.5 --max-p99 200ms
   polymesh rollout canary api`,
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg("the name of a deployment"),
 		ValidArgsFunction: completeNames("deployment"),
 	}
 	output, options := rolloutFlags(cmd)
@@ -147,7 +147,7 @@ func newRolloutEnd(name, short, long string, end func(context.Context, rollout.O
 		Short:             short,
 		Long:              long,
 		Example:           "  polymesh rollout " + name + " api -n shop",
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg("the name of a deployment"),
 		ValidArgsFunction: completeRollouts,
 	}
 	output, options := rolloutFlags(cmd)

@@ -131,6 +131,26 @@ func refuseUnknown(parent *cobra.Command) {
 	}
 }
 
+// oneArg accepts one argument. Unlike cobra's, its error names what is expected.
+func oneArg(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("give %s (see `%s --help`)", what, cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+// someArgs is oneArg for one or more arguments.
+func someArgs(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return oneArg(what)(cmd, args)
+		}
+		return nil
+	}
+}
+
 func newVersion() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{

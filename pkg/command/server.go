@@ -38,13 +38,22 @@ Every flag can also be set in the config file under the same name, and in the en
 	return cmd
 }
 
+// spelled are values as a flag has them.
+func spelled[T ~string](values []T) []string {
+	var texts []string
+	for _, v := range values {
+		texts = append(texts, string(v))
+	}
+	return texts
+}
+
 // serverFlags adds the flags of a server, with what completes them.
 func serverFlags(cmd *cobra.Command, flags *config.Flags) {
 	cmd.Flags().SortFlags = false
 	cmd.Flags().SetNormalizeFunc(config.ServerNames)
 	cmd.Flags().AddFlagSet(flags.FlagSet)
 	for flag, values := range map[string][]string{
-		"datastore-sync": config.DatastoreSyncs(), "mesh-profile": config.MeshProfiles(), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),
+		"datastore-sync": config.DatastoreSyncs(), "flannel-backend": spelled(config.FlannelBackends()), "disable": spelled(config.Addons()), "mesh-profile": config.MeshProfiles(), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}

@@ -246,7 +246,7 @@ aside in the data dir, and can be restored itself. Afterwards start the server a
 and deleted ones come back. ` + volumesAreNotInIt + `
 
 On a machine with another node name, the node that saved the snapshot is removed when the server starts, and its pods run here.`,
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg("the name of a snapshot, as `polymesh snapshot ls` shows it, or its file"),
 		ValidArgsFunction: completeSnapshots,
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
@@ -330,7 +330,7 @@ func sayOthers(say func(string, ...any), r *snapshot.Restored) {
 	if len(r.Others) == 0 {
 		return
 	}
-	say("This server is the only member of etcd now. Its other servers (%s) must not start with their old data: on each of them run `polymesh reset --force`, and when this server runs, `polymesh node remove NAME` here for each; then start them with --server.", strings.Join(r.Others, ", "))
+	say("The other servers (%s) must not start with their old data: on each of them run `polymesh reset --force`, and, when this server runs and `polymesh node list` shows them as NotReady (about a minute), `polymesh node remove NAME` here for each; then start them with --server.", strings.Join(r.Others, ", "))
 }
 
 func snapshotPrune() *cobra.Command {
@@ -354,7 +354,7 @@ func snapshotPrune() *cobra.Command {
 func snapshotDelete() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete NAME...", Aliases: []string{"rm"}, Short: "Remove snapshots, in the folder and in S3",
-		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSnapshots,
+		Args: someArgs("the name of a snapshot, as `polymesh snapshot ls` shows it"), ValidArgsFunction: completeSnapshots,
 	}
 	return snapshotCommand(cmd, func(cmd *cobra.Command, args []string, s *snapshot.Snapshots, _ *config.Server) error {
 		for _, file := range args {

@@ -76,7 +76,7 @@ func printCluster(w io.Writer, c *status.Cluster, now time.Time) error {
 	if s := c.Snapshot; s != nil {
 		last := "none in this server's folder"
 		if s.File != "" {
-			last = fmt.Sprintf("%s, %s ago, %s", s.File, duration.HumanDuration(now.Sub(s.Created)), mib(uint64(s.Size)))
+			last = fmt.Sprintf("%s, %s ago, %s", s.File, duration.HumanDuration(now.Sub(s.Created)), kib(s.Size))
 		}
 		if s.Failure != "" {
 			last += "; the last scheduled one failed: " + s.Failure

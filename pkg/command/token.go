@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/duration"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/kubernetes"
@@ -33,7 +35,7 @@ func newToken() *cobra.Command {
 func newTokenCreate() *cobra.Command {
 	var o join.TokenOptions
 	var role string
-	dataDir := string(layout.DefaultDataDir)
+	var dataDir layout.DataDir
 	flags := apiFlags()
 	cmd := &cobra.Command{
 		Use:   "create",
@@ -55,11 +57,7 @@ With --role server, on a server, it is one with which machines become servers: i
 			if o.Role = token.Role(role); !slices.Contains(token.Roles(), o.Role) {
 				return fmt.Errorf("--role %q is neither agent nor server", role)
 			}
-			dir, err := layout.ParseDataDir(dataDir)
-			if err != nil {
-				return fmt.Errorf("--data-dir: %w", err)
-			}
-			client, config, err := apiClient(flags)
+			client, config, err := apiClient(cmd.Context(), flags)
 			if err != nil {
 				return err
 			}
@@ -67,7 +65,7 @@ With --role server, on a server, it is one with which machines become servers: i
 			if err != nil {
 				return err
 			}
-			t, err := join.CreateToken(cmd.Context(), client, hash, o, join.ShareToken(dir.BootstrapKey(), dir.DatastoreEndpoint()))
+			t, err := join.CreateToken(cmd.Context(), client, hash, o, join.ShareToken(dataDir.BootstrapKey(), dataDir.DatastoreEndpoint()))
 			if err != nil {
 				return err
 			}
@@ -77,8 +75,8 @@ With --role server, on a server, it is one with which machines become servers: i
 	}
 	cmd.Flags().StringVar(&role, "role", string(token.Agent), "what machines become with it: agent or server")
 	complete(cmd, "role", []string{string(token.Agent), string(token.Server)})
-	cmd.Flags().StringVarP(&dataDir, "data-dir", "d", dataDir, "data dir of the server on which a server's token is created")
-	cmd.Flags().DurationVar(&o.TTL, "ttl", 24*time.Hour, "how long it can be used; 0: it does not expire")
+	dataDirFlag(cmd, &dataDir)
+	cmd.Flags().DurationVar(&o.TTL, "ttl", 24*time.Hour, "how long it can be used, such as 72h; 0: it does not expire")
 	cmd.Flags().StringVar(&o.Description, "description", "", "what it is for")
 	flags.AddFlags(cmd.Flags())
 	return cmd
@@ -96,7 +94,7 @@ func newTokenList() *cobra.Command {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			client, _, err := apiClient(flags)
+			client, _, err := apiClient(cmd.Context(), flags)
 			if err != nil {
 				return err
 			}
@@ -118,12 +116,13 @@ func newTokenList() *cobra.Command {
 func newTokenRevoke() *cobra.Command {
 	flags := apiFlags()
 	cmd := &cobra.Command{
-		Use:     "revoke ID...",
-		Aliases: []string{"delete"},
-		Short:   "Revoke tokens: no machine can join with them. Nodes that have joined stay",
-		Args:    cobra.MinimumNArgs(1),
+		Use:               "revoke ID...",
+		Aliases:           []string{"delete"},
+		Short:             "Revoke tokens: no machine can join with them. Nodes that have joined stay",
+		Args:              someArgs("the id of a token, as `polymesh token list` shows it"),
+		ValidArgsFunction: completeTokens(flags),
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			client, _, err := apiClient(flags)
+			client, _, err := apiClient(cmd.Context(), flags)
 			if err != nil {
 				return err
 			}
@@ -141,6 +140,27 @@ func newTokenRevoke() *cobra.Command {
 	return cmd
 }
 
+// completeTokens completes the ids of tokens, with what they are for.
+func completeTokens(flags *genericclioptions.ConfigFlags) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+		client, _, err := apiClient(cmd.Context(), flags)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		tokens, err := join.ListTokens(cmd.Context(), client)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var ids []string
+		for _, t := range tokens {
+			if !slices.Contains(given, t.ID) {
+				ids = append(ids, cobra.CompletionWithDesc(t.ID, progress.Line(t.Description)))
+			}
+		}
+		return ids, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
 // apiFlags are kubectl's for the API server, of those that make sense for the whole cluster.
 func apiFlags() *genericclioptions.ConfigFlags {
 	all := genericclioptions.NewConfigFlags(true)
@@ -148,7 +168,7 @@ func apiFlags() *genericclioptions.ConfigFlags {
 }
 
 // apiClient reaches the API server that the flags mean, this machine's if they say nothing.
-func apiClient(flags *genericclioptions.ConfigFlags) (kubernetes.Interface, *rest.Config, error) {
+func apiClient(ctx context.Context, flags *genericclioptions.ConfigFlags) (kubernetes.Interface, *rest.Config, error) {
 	if err := useClusterKubeconfig(); err != nil {
 		return nil, nil, err
 	}
@@ -156,12 +176,19 @@ func apiClient(flags *genericclioptions.ConfigFlags) (kubernetes.Interface, *res
 	if err != nil {
 		return nil, nil, kubeconfig.None(err)
 	}
+	if err := kubeconfig.Named(flags.ToRawKubeConfigLoader(), config); err != nil {
+		return nil, nil, err
+	}
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, nil, err
 	}
 	if _, err := client.Discovery().ServerVersion(); err != nil {
 		return nil, nil, kubeconfig.Unreachable(config.Host, err)
+	}
+	// The version is answered without the datastore; everything else would wait for it for a minute.
+	if err := client.Discovery().RESTClient().Get().AbsPath("/readyz/etcd").Do(ctx).Error(); apierrors.IsInternalError(err) {
+		return nil, nil, fmt.Errorf("the API server at %s does not reach its datastore, so nothing can be read or changed: `polymesh status` on a server shows why, and what to do", config.Host)
 	}
 	return client, config, nil
 }

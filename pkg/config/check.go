@@ -72,12 +72,12 @@ func (r *raw) checkAgent() (*Agent, error) {
 	if r.server == "" {
 		return nil, fmt.Errorf("--server is missing: give the URL of a server, https://HOST:%d", layout.APIServerPort)
 	}
-	return a, r.checkJoining(&a.Joining, false)
+	return a, r.checkJoining(&a.Joining, token.Agent, false)
 }
 
-// checkJoining checks how the machine joins a cluster. chooses is set if its token may be a secret that the user has chosen: no other machine is
+// checkJoining checks how the machine joins a cluster, in this role. chooses is set if its token may be a secret that the user has chosen: no other machine is
 // asked by it.
-func (r *raw) checkJoining(j *Joining, chooses bool) error {
+func (r *raw) checkJoining(j *Joining, role token.Role, chooses bool) error {
 	if r.server != "" {
 		server, err := url.Parse(r.server)
 		if err != nil || server.Scheme != "https" || server.Hostname() == "" || server.User != nil || strings.Trim(server.Path, "/") != "" || server.RawQuery != "" || server.Fragment != "" {
@@ -108,18 +108,24 @@ func (r *raw) checkJoining(j *Joining, chooses bool) error {
 		}
 		where = "--token-file " + r.tokenFile
 	}
-	if err := r.readToken(j, text, chooses); err != nil {
+	if err := r.readToken(j, text, role, chooses); err != nil {
 		return fmt.Errorf("%s: %w", where, err)
 	}
 	return nil
 }
 
-func (r *raw) readToken(j *Joining, text string, chooses bool) (err error) {
+func (r *raw) readToken(j *Joining, text string, role token.Role, chooses bool) (err error) {
 	text = strings.TrimSpace(text)
 	switch whole := token.IsWhole(text); {
 	case text == "", whole && r.caHash == "", !whole && r.caHash == "" && !chooses:
-		j.Token, err = token.Parse(text)
-		return err
+		if j.Token, err = token.Parse(text); err != nil {
+			advice := printsToken(role)
+			if text != "" && !whole {
+				advice += ", or give --token-ca-hash, too"
+			}
+			return fmt.Errorf("%w: %s", err, advice)
+		}
+		return nil
 	case whole:
 		return errors.New("it has the hash of the cluster's authority: remove --token-ca-hash")
 	case r.caHash == "":
@@ -135,9 +141,18 @@ func (r *raw) readToken(j *Joining, text string, chooses bool) (err error) {
 	return err
 }
 
+// printsToken names the commands that print a token of this role.
+func printsToken(role token.Role) string {
+	file, create := layout.DefaultDataDir.NodeToken(), "polymesh token create"
+	if role == token.Server {
+		file, create = layout.DefaultDataDir.ServerToken(), create+" --role server"
+	}
+	return fmt.Sprintf("on a server, `cat %s` or `%s` print the whole token", file, create)
+}
+
 // checkServerJoining checks how a server joins the servers of a cluster.
 func (r *raw) checkServerJoining(s *Server) error {
-	if err := r.checkJoining(&s.Joining, r.server == ""); err != nil {
+	if err := r.checkJoining(&s.Joining, token.Server, r.server == ""); err != nil {
 		return err
 	}
 	switch {

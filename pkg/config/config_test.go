@@ -496,6 +496,7 @@ func TestAgent(t *testing.T) {
 		"two hashes":        {[]string{"--server", "https://a", "--token", text, "--token-ca-hash", valid.CAHash}, "remove --token-ca-hash"},
 		"only a hash":       {[]string{"--server", "https://a", "--token-ca-hash", valid.CAHash}, "--token-ca-hash is for a token without a hash"},
 		"no whole token":    {[]string{"--server", "https://a", "--token", valid.Bearer()}, "--token: the token lacks the hash"},
+		"no token":          {[]string{"--server", "https://a", "--token", "x"}, "on a server, `cat /var/lib/polymesh/server/node-token` or `polymesh token create` print the whole token, or give --token-ca-hash, too"},
 		"an argument":       {[]string{"https://a"}, "`polymesh agent` takes flags only"},
 	} {
 		_, err := parse(nil, "", c.args...)
@@ -533,6 +534,7 @@ func TestServerJoins(t *testing.T) {
 	for want, args := range map[string][]string{
 		"is too weak, and opens the cluster's authorities":              {"--cluster-init", "--token", "12345"},
 		"it is a secret alone, without the hash":                        {"--server", "https://a", "--token", chosen},
+		"/server/token` or `polymesh token create --role server` print": {"--server", "https://a", "--token", "x"},
 		"SQLite is for one server":                                      {"--token", chosen},
 		"--server joins a cluster, and --cluster-init begins one":       {"--server", "https://192.0.2.1", "--cluster-init"},
 		"give --server, too":                                            {"--token", valid.String()},

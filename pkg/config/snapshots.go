@@ -196,7 +196,7 @@ func secretFile(flag, file string) (string, error) {
 	}
 	secret := strings.TrimSpace(string(text))
 	if secret == "" {
-		return "", fmt.Errorf("--%s: %s is empty", flag, file)
+		return "", fmt.Errorf("--%s: the file %s is empty", flag, file)
 	}
 	return secret, nil
 }

@@ -56,17 +56,19 @@ func (m Machine) retry(ctx context.Context, try func() error) error {
 		err := try()
 		var refusal *Refusal
 		var other *otherServerError
+		hint, settle := "", cmp.Or(m.Settling, settling)
 		switch {
 		case err == nil:
 			return nil
 		// A server that has just started knows neither tokens nor roles for a moment.
-		case errors.As(err, &refusal) && slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound}, refusal.Status) && time.Since(begin) < cmp.Or(m.Settling, settling):
+		case errors.As(err, &refusal) && slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound}, refusal.Status) && time.Since(begin) < settle:
+			hint = fmt.Sprintf(" (tried again for %s, because a server that has just started accepts no token for a moment)", settle)
 		case errors.As(err, &refusal) && refusal.Status < 500 && refusal.Status != http.StatusTooManyRequests, errors.As(err, &other):
 			return err
 		case ctx.Err() != nil:
 			return fmt.Errorf("join by %s: %w", m.Server, err)
 		}
-		if text := err.Error(); text != last {
+		if text := err.Error() + hint; text != last {
 			m.Log.Info("waiting for a server", "server", m.Server, "err", text)
 			m.Waiting(text)
 			last = text

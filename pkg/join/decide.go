@@ -210,12 +210,12 @@ func taken(n *corev1.Node, v View) *Refusal {
 	where := ""
 	for _, a := range n.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
-			where = " at " + a.Address
+			where = ", at " + a.Address
 		}
 	}
 	heard := "has not reported yet"
 	if !v.LastHeard.IsZero() {
 		heard = "was last heard of " + v.Now.Sub(v.LastHeard).Round(time.Second).String() + " ago"
 	}
-	return refuse(http.StatusConflict, "the cluster has a node %s already, which %s%s: give this machine another name with --node-name, or, if that node no longer exists, remove it with `polymesh node remove %s` on a server", n.Name, heard, where, n.Name)
+	return refuse(http.StatusConflict, "the cluster has a node %s already%s, which %s: give this machine another name with --node-name, or, if that node no longer exists, remove it with `polymesh node remove %s` on a server", n.Name, where, heard, n.Name)
 }

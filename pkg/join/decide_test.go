@@ -127,7 +127,7 @@ func TestDecide(t *testing.T) {
 		"an address with a zone":              {func(r *Request) { r.NodeIP = netip.MustParseAddr("2001:db8::5%x") }, "cannot be the address of a node"},
 		"another curve":                       {func(r *Request) { r.ServingCSR = csr(t, largeKey) }, "another kind than ECDSA with P-256"},
 		"no name":                             {func(r *Request) { r.NodeName = "" }, "cannot be the name of a node"},
-		"the name of a node":                  {func(r *Request) { r.NodeName = "worker" }, "the cluster has a node worker already, which was last heard of 3s ago at 192.0.2.2: give this machine another name with --node-name"},
+		"the name of a node":                  {func(r *Request) { r.NodeName = "worker" }, "the cluster has a node worker already, at 192.0.2.2, which was last heard of 3s ago: give this machine another name with --node-name"},
 		"the name of the server":              {func(r *Request) { r.NodeName = "server" }, "the cluster has a node server already"},
 		"the node itself":                     {as("system:node:worker", key, certs, now.Add(-time.Hour)), ""},
 		"the node itself after years":         {as("system:node:worker", key, certs, now.AddDate(-9, 0, 0)), ""},

@@ -102,7 +102,7 @@ func Look(ctx context.Context, o Options) (*Plan, error) {
 		p.Remove = append(p.Remove, "the cgroup "+dir+" with its processes")
 	}
 	if mounts, err := mountinfo.GetMounts(below(p.folders()...)); err == nil && len(mounts) > 0 {
-		p.Remove = append(p.Remove, fmt.Sprintf("%d mounts below these folders (what they hold stays where it is another disk's)", len(mounts)))
+		p.Remove = append(p.Remove, fmt.Sprintf("the mounts below these folders (what they hold stays where it is another disk's): %d", len(mounts)))
 	}
 	p.planFiles(o.Kubeconfig)
 	return p, nil
@@ -132,7 +132,7 @@ func (p *Plan) planServer(ctx context.Context) error {
 		p.Remove = append(p.Remove, fmt.Sprintf("the running server, process %d", lock.PID))
 	}
 	if pids := p.processes(); len(pids) > 0 {
-		p.Remove = append(p.Remove, fmt.Sprintf("containerd and all pods, %d processes", len(pids)))
+		p.Remove = append(p.Remove, fmt.Sprintf("containerd and all pods (processes: %d)", len(pids)))
 	}
 	return nil
 }

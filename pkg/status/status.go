@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -215,6 +216,9 @@ func Call(ctx context.Context, socket, method, path string, body, response any) 
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("only root can read %s: run it with sudo", socket)
+	}
+	if failed := new(url.Error); errors.As(err, &failed) {
+		err = failed.Err // its address means nothing
 	}
 	if err != nil {
 		return fmt.Errorf("send a request to the running node: %w", err)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,6 +62,12 @@ func TestServeAndAsk(t *testing.T) {
 	r, err := Ask(t.Context(), socket)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// The address of a socket means nothing to a user.
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if _, err := Ask(ended, socket); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "://") {
+		t.Errorf("without time for an answer: %v", err)
 	}
 	if r.Ready || r.Components[0].State != component.Waiting {
 		t.Errorf("before the start: %+v", r)

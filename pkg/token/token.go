@@ -13,6 +13,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/big"
 	"regexp"
@@ -65,17 +66,15 @@ func Parse(text string) (Token, error) {
 	if m := pattern.FindStringSubmatch(text); m != nil {
 		return Token{CAHash: m[1], ID: m[2], Secret: m[3]}, nil
 	}
-	const where = "on a server, `cat /var/lib/polymesh/server/node-token` or `polymesh token create` print the whole token"
 	switch {
 	case text == "":
-		return Token{}, fmt.Errorf("the token is empty: %s", where)
+		return Token{}, errors.New("the token is empty")
 	case bootstrap.MatchString(text):
-		return Token{}, fmt.Errorf("the token lacks the hash of the cluster's authority (%s<hash>::), without which this machine cannot know whether it talks to its cluster: %s", prefix, where)
+		return Token{}, fmt.Errorf("the token lacks the hash of the cluster's authority (%s<hash>::), without which this machine cannot know whether it talks to its cluster", prefix)
 	case strings.HasPrefix(text, prefix) && strings.Contains(text, "::"):
-		return Token{}, fmt.Errorf("the token is not one of Polymesh, or only a part of one: %s", where)
+		return Token{}, errors.New("the token is not one of Polymesh, or only a part of one")
 	}
-	return Token{}, fmt.Errorf("this is not a token, which begins with %s, or it is a secret alone, without the hash of the cluster's authority, and this machine cannot know whether it talks to its cluster: %s, or give --token-ca-hash, too",
-		prefix, where)
+	return Token{}, fmt.Errorf("this is not a token, which begins with %s, or it is a secret alone, without the hash of the cluster's authority, and this machine cannot know whether it talks to its cluster", prefix)
 }
 
 // IsWhole reports whether a text is meant as a whole token, with a hash.

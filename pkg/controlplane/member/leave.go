@@ -18,8 +18,9 @@ import (
 	"polymesh.dev/polymesh/pkg/status"
 )
 
-// departTimeout is the time to find out whether a server is one of several.
-const departTimeout = 10 * time.Second
+// departTimeout is the time for each step to find out whether a server is one of several. A report takes up to 10 s (component.Manager) while
+// the API server does not answer.
+const departTimeout = 15 * time.Second
 
 // Departure is how a server of several leaves its cluster before its data is removed.
 type Departure struct {
@@ -47,24 +48,29 @@ func (d *Departure) String() string {
 
 // Departing returns how the server of a data dir leaves its cluster, nil if it is the only one, or no server.
 func Departing(ctx context.Context, dir layout.DataDir) *Departure {
-	ctx, cancel := context.WithTimeout(ctx, departTimeout)
-	defer cancel()
 	d := &Departure{dir: dir, local: Local{Socket: dir.StatusSocket()}}
 	// A damaged one must not keep its owner from removing it.
 	membership, _ := etcd.ReadMembership(dir.Etcd())
 	if membership.Removed {
 		return nil
 	}
-	report, err := status.Ask(ctx, d.local.Socket)
-	if err != nil || report.Role != status.RoleServer {
-		if membership.Shared {
-			d.unable = errors.New("it does not run: start it first")
-			return d
-		}
+	report, err := within(ctx, func(ctx context.Context) (*status.Report, error) { return status.Ask(ctx, d.local.Socket) })
+	switch {
+	case (err != nil || report.Role != status.RoleServer) && !membership.Shared:
 		return nil
+	case err != nil && !errors.Is(err, status.ErrNotRunning):
+		d.unable = err
+		return d
+	case err != nil || report.Role != status.RoleServer:
+		d.unable = errors.New("it does not run: start it first")
+		return d
 	}
 	d.Node = report.Node
-	members, self, err := d.local.Members(ctx)
+	var self uint64
+	members, err := within(ctx, func(ctx context.Context) (members []etcd.Member, err error) {
+		members, self, err = d.local.Members(ctx)
+		return members, err
+	})
 	var elsewhere *NotHereError
 	switch {
 	case errors.As(err, &elsewhere):
@@ -77,6 +83,13 @@ func Departing(ctx context.Context, dir layout.DataDir) *Departure {
 	}
 	d.self = self
 	return d
+}
+
+// within calls f, which has departTimeout.
+func within[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, departTimeout)
+	defer cancel()
+	return f(ctx)
 }
 
 // external returns d if the cluster has other servers on an external datastore.

@@ -86,6 +86,15 @@ func (l Local) Members(ctx context.Context) (members []etcd.Member, self uint64,
 	return response.Members, response.Self, nil
 }
 
+// Works returns etcd.QuorumError if this machine's server knows that etcd has no majority that answers. The API server answers nothing then.
+func (l Local) Works(ctx context.Context) error {
+	members, _, err := l.Members(ctx)
+	if err != nil {
+		return nil // not a server, not running, or with another datastore
+	}
+	return etcd.Works(members)
+}
+
 // Remove removes a member: see etcd.Etcd.Remove.
 func (l Local) Remove(ctx context.Context, id uint64) error {
 	return l.call(ctx, http.MethodPost, removePath, removal{id}, &struct{}{})

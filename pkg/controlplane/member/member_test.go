@@ -246,9 +246,15 @@ func leave(t *testing.T, kubeconfig string) {
 	if _, err := local.RemoveNamed(t.Context(), "e", d.DataDir.Kubeconfig("polymesh")); err == nil || !strings.Contains(err.Error(), "node e exists: `polymesh node remove e`") {
 		t.Errorf("removing the member of a node: %v", err)
 	}
+	if err := local.Works(t.Context()); err != nil {
+		t.Errorf("with all members: %v", err)
+	}
 	e.Halt(t)
 	if err := removal.Run(t.Context(), "e"); err == nil || !strings.Contains(err.Error(), "node e stays: 1 of 2 members answers, which is no majority") {
 		t.Errorf("removing e: %v", err)
+	}
+	if err := local.Works(t.Context()); err == nil || !strings.Contains(err.Error(), "1 of 2 members answers, which is no majority") {
+		t.Errorf("without a majority: %v", err)
 	}
 	if err := Departing(t.Context(), d.DataDir).Leave(t.Context()); err == nil || !strings.Contains(err.Error(), "1 of 2 members answers") {
 		t.Errorf("d leaves without a majority: %v", err)
@@ -256,6 +262,11 @@ func leave(t *testing.T, kubeconfig string) {
 	list, self, err := local.Members(t.Context())
 	if id, ok := d.ID(); err != nil || len(list) != 2 || !ok || self != id {
 		t.Errorf("members are %v, own is %x, %v", list, self, err)
+	}
+	for _, m := range list {
+		if strings.Contains(m.Problem, "://") {
+			t.Errorf("the reason repeats the member's address: %s", m.Problem)
+		}
 	}
 }
 

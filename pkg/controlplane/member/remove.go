@@ -97,7 +97,7 @@ func (v view) decide() (*corev1.Node, *etcd.Member, error) {
 		return nil, nil, err
 	}
 	if condition.IsNodeReady(node) && !v.force {
-		return nil, nil, fmt.Errorf("node %s is Ready, so its machine runs: move its pods away with `polymesh kubectl drain %s --ignore-daemonsets --delete-emptydir-data`, and run `polymesh reset` there, which removes the node too. --force removes it anyway", v.name, v.name)
+		return nil, nil, fmt.Errorf("node %s is Ready, so its machine runs: move its pods away with `polymesh kubectl drain %s --ignore-daemonsets --delete-emptydir-data`, and run `polymesh reset` there, which removes the node too. If it was switched off, wait a minute until the node is NotReady; --force removes it anyway", v.name, v.name)
 	}
 	return node, member, nil
 }

@@ -117,6 +117,9 @@ type Info struct {
 // result is the local snapshot with the error.
 func (s *Snapshots) Save(ctx context.Context, name string) (*Info, error) {
 	// The folder is not created in a data dir without a cluster, which would no longer be taken for an empty one.
+	if _, err := os.Stat(s.o.DataDir.Membership()); err == nil {
+		return nil, fmt.Errorf("there is no cluster in %s to save: it is an agent's; save it on a server", s.o.DataDir)
+	}
 	if _, err := os.Stat(s.content()); err != nil {
 		return nil, fmt.Errorf("there is no cluster in %s to save: %w", s.o.DataDir, err)
 	}

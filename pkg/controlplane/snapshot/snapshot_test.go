@@ -656,6 +656,13 @@ func TestWithoutACluster(t *testing.T) {
 	if _, err := m.Save(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "there is no cluster in "+string(m.dir)) {
 		t.Errorf("save: %v", err)
 	}
+	agent := newMachine(t, "n2")
+	if err := errors.Join(os.MkdirAll(agent.dir.Agent(), 0o755), os.WriteFile(agent.dir.Membership(), []byte("{}"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := agent.Save(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "it is an agent's") {
+		t.Errorf("save on an agent: %v", err)
+	}
 	if all, err := m.List(t.Context()); err != nil || all == nil || len(all) != 0 {
 		t.Errorf("list: %v, %v", all, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -108,10 +109,10 @@ func peerTLS(certs certificate.Store) (*tls.Config, error) {
 }
 
 // peerVersion requests a member's version, on the port for other members.
-func peerVersion(ctx context.Context, client *http.Client, url string) (version string, expires time.Time, err error) {
+func peerVersion(ctx context.Context, client *http.Client, address string) (version string, expires time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/version", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address+"/version", nil)
 	if err != nil {
 		return "", expires, err
 	}
@@ -119,6 +120,10 @@ func peerVersion(ctx context.Context, client *http.Client, url string) (version 
 	if err != nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return "", expires, fmt.Errorf("no answer within %s", peerTimeout)
+		}
+		// The list has the URL already.
+		if failed := new(url.Error); errors.As(err, &failed) {
+			err = failed.Err
 		}
 		return "", expires, err
 	}

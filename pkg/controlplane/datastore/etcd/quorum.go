@@ -58,6 +58,15 @@ type QuorumError struct{ message string }
 
 func (err *QuorumError) Error() string { return err.message }
 
+// Works returns a QuorumError while etcd has no majority that answers.
+func Works(members []Member) error {
+	if q := QuorumOf(members); !q.Has() {
+		return &QuorumError{fmt.Sprintf("%s, which is no majority of etcd: no member can be removed until another one is started: %s. If their machines are lost, `polymesh server --cluster-reset` on a server that is left makes a cluster of it alone",
+			answer(q, "members"), q.Missing())}
+	}
+	return nil
+}
+
 // MayRemove returns nil if etcd can remove the member with this id, and the others are a majority that answers afterwards. Otherwise it
 // returns a LastMemberError or a QuorumError, which contains the numbers and what to do.
 func MayRemove(members []Member, id uint64) error {
@@ -67,13 +76,13 @@ func MayRemove(members []Member, id uint64) error {
 	}
 	now, member := QuorumOf(members), members[i]
 	after := QuorumOf(slices.Concat(members[:i], members[i+1:]))
-	switch {
-	case after.Voters == 0:
+	if after.Voters == 0 {
 		return &LastMemberError{member.String()}
-	case !now.Has():
-		return &QuorumError{fmt.Sprintf("%s, which is no majority of etcd: no member can be removed until another one is started: %s. If their machines are lost, `polymesh server --cluster-reset` on a server that is left makes a cluster of it alone",
-			answer(now, "members"), now.Missing())}
-	case !member.Learner && !after.Has():
+	}
+	if err := Works(members); err != nil {
+		return err
+	}
+	if !member.Learner && !after.Has() {
 		return &QuorumError{fmt.Sprintf("%s; removing %s would leave %s, which is no majority, and the cluster would stop: start these first: %s",
 			answer(now, "members"), member, leaves(after), after.Missing())}
 	}
