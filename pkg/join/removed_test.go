@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -176,5 +177,23 @@ func TestStarting(t *testing.T) {
 	close(s.records.known)
 	if w := answered(ClusterPath, cert); w.Code != http.StatusTeapot {
 		t.Errorf("a server that has started: %d", w.Code)
+	}
+}
+
+// A node chooses how long a server tries to reach it. It has one place, and none of the machines that join.
+func TestAsking(t *testing.T) {
+	var a asking
+	if !a.begin("one") || a.begin("one") || !a.begin("other") {
+		t.Error("one node has two places, or two have one")
+	}
+	a.end("one")
+	if !a.begin("one") {
+		t.Error("a node asks once only")
+	}
+	for i := range maxAsking {
+		a.begin(fmt.Sprint(i))
+	}
+	if a.begin("more") || len(a.nodes) != maxAsking {
+		t.Errorf("%d nodes are answered at a time", len(a.nodes))
 	}
 }

@@ -70,6 +70,7 @@ type Server struct {
 	log     *slog.Logger
 	client  atomic.Pointer[kubernetes.Clientset]
 	joins   chan struct{} // has a value for each machine that is answered
+	asking  asking
 	records *records
 	problem atomic.Pointer[string]
 	note    atomic.Pointer[string]
