@@ -4,13 +4,19 @@ package join_test
 
 import (
 	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -27,6 +33,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/keyutil"
 
 	"polymesh.dev/polymesh/pkg/bootstrap"
 	"polymesh.dev/polymesh/pkg/certificate"
@@ -230,6 +237,8 @@ func TestJoin(t *testing.T) {
 				return err
 			})
 		}
+		// What it has requested, and has not been signed yet: this one waits until its node has an address.
+		pending := requestServing(t, api, "worker-6", old.NodeIP)
 		if err := admin.CoreV1().Nodes().Delete(t.Context(), "worker-6", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -255,6 +264,24 @@ func TestJoin(t *testing.T) {
 			return nil
 		}
 		controlplanetest.Eventually(t, "the certificate is void", wantNone)
+		controlplanetest.Eventually(t, "what it has requested is gone", func() error {
+			_, err := admin.CertificatesV1().CertificateSigningRequests().Get(t.Context(), pending, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return fmt.Errorf("it is there: %w", err)
+		})
+		// The controller manager may have been about to sign. That certificate is later than the removal.
+		late := client(t, signedNow(t, dir, former, "worker-6"))
+		wantLateNone := func() error {
+			if _, err := late.CoreV1().Services("").List(t.Context(), metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
+				return fmt.Errorf("a certificate that was made after the removal is accepted: %w", err)
+			}
+			return nil
+		}
+		if err := wantLateNone(); err != nil {
+			t.Error(err)
+		}
 		if err := register(t, "worker-6", former); !apierrors.IsUnauthorized(err) {
 			t.Errorf("it registers again: %v", err)
 		}
@@ -278,7 +305,7 @@ func TestJoin(t *testing.T) {
 		if err := register(t, "worker-6", member); err != nil {
 			t.Fatal(err)
 		}
-		if err := wantNone(); err != nil {
+		if err := errors.Join(wantNone(), wantLateNone()); err != nil {
 			t.Error(err)
 		}
 		_, err = join.Join(t.Context(), settled(old))
@@ -766,4 +793,55 @@ func TestJoin(t *testing.T) {
 			}
 		}
 	})
+}
+
+// requestServing requests a serving certificate as a node, and returns the request's name.
+func requestServing(t *testing.T, api *kubernetes.Clientset, name string, address netip.Addr) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject: pkix.Name{CommonName: join.User(name), Organization: []string{"system:nodes"}}, DNSNames: []string{name}, IPAddresses: []net.IP{address.AsSlice()},
+	}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := api.CertificatesV1().CertificateSigningRequests().Create(t.Context(), &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "csr-"},
+		Spec: certificatesv1.CertificateSigningRequestSpec{
+			SignerName: certificatesv1.KubeletServingSignerName, Request: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
+			Usages: []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Name
+}
+
+// signedNow returns a membership with a certificate of now for a node's name, as the controller manager makes them.
+func signedNow(t *testing.T, dir layout.DataDir, m *join.Membership, name string) *join.Membership {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := certificate.Store(dir.TLS()).Sign(certificate.ClientCA, certificate.Request{
+		Public: key.Public(), Subject: pkix.Name{CommonName: join.User(name), Organization: []string{"system:nodes"}}, Usage: x509.ExtKeyUsageClientAuth,
+	}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := keyutil.MarshalPrivateKeyToPEM(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := *m
+	out.Files.Client = filepath.Join(t.TempDir(), "client.pem")
+	if err := os.WriteFile(out.Files.Client, append(cert, text...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return &out
 }

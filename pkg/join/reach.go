@@ -40,6 +40,8 @@ const (
 	reachedInterval = 5 * time.Minute
 	// parallelReaches is how many kubelets are tried at the same time.
 	parallelReaches = 8
+	// maxAsking is how many nodes are answered at the same time.
+	maxAsking = 32
 	// shownNodes is how many nodes a note names.
 	shownNodes = 3
 )
@@ -145,16 +147,14 @@ func unreachable(failed map[string]error) string {
 // reach answers a node whether this server reaches its kubelet. Only the port of kubelets is tried, at the address that the API server
 // would use.
 func (s *Server) reach(r *http.Request) (any, error) {
-	select {
-	case s.joins <- struct{}{}:
-		defer func() { <-s.joins }()
-	default:
-		return nil, refuse(http.StatusTooManyRequests, "many machines ask at this moment: try again")
-	}
 	name, ok := strings.CutPrefix(caller(r), User(""))
 	if !ok {
 		return nil, refuse(http.StatusForbidden, "only a node can ask whether its kubelet is reached")
 	}
+	if !s.asking.begin(name) {
+		return nil, refuse(http.StatusTooManyRequests, "this node, or many others, ask at this moment: try again")
+	}
+	defer s.asking.end(name)
 	client, err := s.api()
 	if err != nil {
 		return nil, err
@@ -177,6 +177,32 @@ func (s *Server) reach(r *http.Request) (any, error) {
 		s.log.Warn("the kubelet of a node is not reached: `kubectl logs` and `exec` fail there", "node", name, "err", err)
 	}
 	return answer, nil
+}
+
+// asking are the nodes that are answered whether they are reached: each one once, because a node chooses how long that takes, and in places
+// of their own, because machines must be able to join meanwhile.
+type asking struct {
+	mu    sync.Mutex
+	nodes map[string]bool
+}
+
+func (a *asking) begin(node string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.nodes[node] || len(a.nodes) >= maxAsking {
+		return false
+	}
+	if a.nodes == nil {
+		a.nodes = map[string]bool{}
+	}
+	a.nodes[node] = true
+	return true
+}
+
+func (a *asking) end(node string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.nodes, node)
 }
 
 // Reachability is the component "reachability" of an agent: it asks a server whether it reaches the kubelet here.

@@ -79,9 +79,10 @@ func (r *machineRecord) gone() time.Time {
 // free reports whether the name can be certified for another machine: the one that joined has been removed since.
 func (r *machineRecord) free() bool { return !r.gone().IsZero() && !r.joined.After(r.gone()) }
 
-// void reports whether a certificate was made before the name's node was removed.
+// void reports whether a certificate is not one of the machine that has the name. While no agent has it, each is void, whenever it was made:
+// what a removed node had requested may have been signed after the removal.
 func (r *machineRecord) void(c *x509.Certificate) bool {
-	return c.NotBefore.Add(certificate.NodeBackdate).Before(r.removed)
+	return r.role == token.Agent && r.free() || c.NotBefore.Add(certificate.NodeBackdate).Before(r.removed)
 }
 
 // removal is how long a name stays taken after a removal: the times in certificates have full seconds.
@@ -93,6 +94,8 @@ type joins struct {
 	// key is an agent's; nil for a server, which makes its certificates itself.
 	key   *ecdsa.PublicKey
 	token string
+	// at is when its certificate is made.
+	at time.Time
 }
 
 func stamp(t time.Time) []byte { return []byte(t.UTC().Format(time.RFC3339Nano)) }
@@ -108,7 +111,7 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, who joi
 		}
 	}
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
-	next := newRecord(r.NodeName, who.role, v.Now)
+	next := newRecord(r.NodeName, who.role, who.at)
 	next.Data[recordKey], next.Data[recordToken], next.Data[recordAddress] = []byte(hash), []byte(who.token), []byte(r.NodeIP.String())
 	for _, n := range v.Nodes {
 		if n.Name == r.NodeName {
@@ -151,7 +154,18 @@ func record(ctx context.Context, client kubernetes.Interface, r Request, who joi
 		return refuse(http.StatusConflict, "%s at %.50q joined under the name %s on %.30q with %.60q, and has not registered its node. If it is this one, `polymesh kubectl delete secret -n %s %s` on a server lets it join again; if not, give this one another name with --node-name: that machine's certificate is valid",
 			map[token.Role]string{token.Agent: "a machine", token.Server: "a server"}[was.role], was.Data[recordAddress], r.NodeName, was.Data[recordTime], was.Data[recordToken], metav1.NamespaceSystem, was.Name), nil
 	}
-	if gone := was.gone(); !gone.IsZero() {
+	gone := was.gone()
+	if was.free() && (was.role == token.Agent || who.role == token.Agent) {
+		// What was made after the removal is void too. A server makes its certificates itself, by its own clock.
+		before := who.at.Add(-1)
+		if who.role == token.Server {
+			before = who.at.Add(-maxSkew)
+		}
+		if before.After(gone) {
+			gone = before
+		}
+	}
+	if !gone.IsZero() {
 		next.Data[recordRemoved] = stamp(gone)
 	}
 	next.ResourceVersion = was.ResourceVersion
@@ -249,6 +263,9 @@ func retire(ctx context.Context, client kubernetes.Interface, r *machineRecord, 
 	key := recordRemoved
 	if r.role == token.Server {
 		key = recordLeft
+	}
+	if now.Before(r.joined) {
+		now = r.joined // see vacate
 	}
 	return r.set(ctx, client, key, stamp(now))
 }

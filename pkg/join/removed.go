@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -160,6 +161,9 @@ func (r *records) update(ctx context.Context, now time.Time, log func(string, ..
 					failures = append(failures, err)
 				}
 				if err = retire(ctx, r.client, rec, now); err == nil {
+					if err := deleteRequests(ctx, r.client, name); err != nil {
+						failures = append(failures, err)
+					}
 					log("a node was removed: its name is free, and certificates of an agent are no longer accepted", "node", name)
 				}
 			}
@@ -191,6 +195,56 @@ func deletePods(ctx context.Context, client kubernetes.Interface, node string) e
 		}
 	}
 	return errors.Join(failures...)
+}
+
+// vacate makes a name that is free ready for another machine, and returns when that one's certificate is made: what the former one has
+// requested is not signed any more, and what it has got was made earlier. The times in certificates have full seconds.
+func vacate(ctx context.Context, client kubernetes.Interface, name string, v View) (time.Time, error) {
+	if v.Record == nil {
+		return v.Now, nil
+	}
+	if rec := v.Record; !rec.free() {
+		if rec.joined.After(v.Now) { // a moment ago
+			return rec.joined, nil
+		}
+		return v.Now, nil
+	}
+	if err := deleteRequests(ctx, client, name); err != nil {
+		return time.Time{}, err
+	}
+	return time.Now().Truncate(time.Second).Add(time.Second), nil
+}
+
+// requestsPage is how many signing requests are read at a time, parallelDeletes how many are deleted.
+const requestsPage, parallelDeletes = 500, 16
+
+// deleteRequests deletes the signing requests of a node that was removed: they would be approved and signed as if it were still there, or,
+// those for serving, when the next machine of that name has the addresses in them.
+func deleteRequests(ctx context.Context, client kubernetes.Interface, node string) error {
+	requests := client.CertificatesV1().CertificateSigningRequests()
+	var g errgroup.Group
+	g.SetLimit(parallelDeletes)
+	for page := (metav1.ListOptions{Limit: requestsPage}); ; {
+		list, err := requests.List(ctx, page)
+		if err != nil {
+			return errors.Join(fmt.Errorf("list the signing requests of node %s, which was removed: %w", node, err), g.Wait())
+		}
+		for _, r := range list.Items {
+			if r.Spec.Username != User(node) {
+				continue
+			}
+			g.Go(func() error {
+				err := requests.Delete(ctx, r.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(r.UID))})
+				if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+					return fmt.Errorf("delete signing request %s of node %s, which was removed: %w", r.Name, node, err)
+				}
+				return nil
+			})
+		}
+		if page.Continue = list.Continue; page.Continue == "" {
+			return g.Wait()
+		}
+	}
 }
 
 // all returns the nodes.

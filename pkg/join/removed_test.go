@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -40,14 +41,15 @@ func TestRecords(t *testing.T) {
 		return c
 	}
 	at := func(d time.Duration) string { return now.Add(d).Format(time.RFC3339Nano) }
+	const always = 1000 * time.Hour
 	for what, c := range map[string]struct {
 		data        map[string]string
 		free        bool
-		voidedUntil time.Duration // of certificates, from now
+		voidedUntil time.Duration // of certificates, from now; all are void while no agent has the name
 	}{
 		"joined":                      {map[string]string{"time": at(0)}, false, -time.Hour},
 		"registered":                  {map[string]string{"time": at(0), "node": "a"}, false, -time.Hour},
-		"removed":                     {map[string]string{"time": at(0), "node": "a", "removed": at(time.Hour)}, true, time.Hour},
+		"removed":                     {map[string]string{"time": at(0), "node": "a", "removed": at(time.Hour)}, true, always},
 		"joined again":                {map[string]string{"time": at(2 * time.Hour), "removed": at(time.Hour)}, false, time.Hour},
 		"registered again":            {map[string]string{"time": at(2 * time.Hour), "node": "b", "removed": at(time.Hour)}, false, time.Hour},
 		"damaged":                     {map[string]string{"time": "yesterday", "removed": "yesterday"}, false, -time.Hour},
@@ -56,7 +58,7 @@ func TestRecords(t *testing.T) {
 		"a server that was removed":   {map[string]string{"role": "server", "time": at(0), "node": "a", "left": at(time.Hour)}, true, -time.Hour},
 		"a server after an agent":     {map[string]string{"role": "server", "time": at(2 * time.Hour), "removed": at(time.Hour)}, false, time.Hour},
 		"removed, after an agent":     {map[string]string{"role": "server", "time": at(2 * time.Hour), "removed": at(time.Hour), "left": at(3 * time.Hour)}, true, time.Hour},
-		"of a role that no one knows": {map[string]string{"role": "king", "time": at(0), "removed": at(time.Hour)}, true, time.Hour},
+		"of a role that no one knows": {map[string]string{"role": "king", "time": at(0), "removed": at(time.Hour)}, true, always},
 	} {
 		r := readRecord(secret(c.data))
 		if r.free() != c.free {
@@ -175,5 +177,23 @@ func TestStarting(t *testing.T) {
 	close(s.records.known)
 	if w := answered(ClusterPath, cert); w.Code != http.StatusTeapot {
 		t.Errorf("a server that has started: %d", w.Code)
+	}
+}
+
+// A node chooses how long a server tries to reach it. It has one place, and none of the machines that join.
+func TestAsking(t *testing.T) {
+	var a asking
+	if !a.begin("one") || a.begin("one") || !a.begin("other") {
+		t.Error("one node has two places, or two have one")
+	}
+	a.end("one")
+	if !a.begin("one") {
+		t.Error("a node asks once only")
+	}
+	for i := range maxAsking {
+		a.begin(fmt.Sprint(i))
+	}
+	if a.begin("more") || len(a.nodes) != maxAsking {
+		t.Errorf("%d nodes are answered at a time", len(a.nodes))
 	}
 }

@@ -70,6 +70,7 @@ type Server struct {
 	log     *slog.Logger
 	client  atomic.Pointer[kubernetes.Clientset]
 	joins   chan struct{} // has a value for each machine that is answered
+	asking  asking
 	records *records
 	problem atomic.Pointer[string]
 	note    atomic.Pointer[string]
@@ -323,8 +324,12 @@ func (s *Server) agent(r *http.Request) (any, error) {
 		return nil, err
 	}
 	keys, refused := Decide(req, view)
+	made := view.Now
 	if refused == nil {
-		refused, err = record(r.Context(), client, req, joins{token.Agent, keys.Client, caller(r)}, view)
+		made, err = vacate(r.Context(), client, req.NodeName, view)
+	}
+	if refused == nil && err == nil {
+		refused, err = record(r.Context(), client, req, joins{token.Agent, keys.Client, caller(r), made}, view)
 	}
 	if refused == nil && err == nil {
 		// It may have registered between the list and the record.
@@ -346,7 +351,7 @@ func (s *Server) agent(r *http.Request) (any, error) {
 		log.Warn("a machine was refused", "why", refused.Message)
 		return nil, refused
 	}
-	grant, err := s.grant(req, keys, view.Now)
+	grant, err := s.grant(req, keys, made)
 	if err == nil {
 		log.Info("a machine joins")
 	}

@@ -216,8 +216,12 @@ func (s *Server) server(r *http.Request) (any, error) {
 		return nil, refuse(http.StatusForbidden, "a machine becomes a server with a server's token")
 	}
 	refused := DecideServer(req, view)
+	made := view.Now
 	if refused == nil {
-		refused, err = record(r.Context(), client, req, joins{token.Server, nil, caller(r)}, view)
+		made, err = vacate(r.Context(), client, req.NodeName, view)
+	}
+	if refused == nil && err == nil {
+		refused, err = record(r.Context(), client, req, joins{token.Server, nil, caller(r), made}, view)
 	}
 	if err != nil {
 		return nil, err
