@@ -317,6 +317,7 @@ func TestAdvertise(t *testing.T) {
 	})
 	c.ttl = leastTTL
 	register()
+	renew(true)
 	// A dead agent has left it in the catalog too: it is still one instance.
 	c.send(t, http.MethodPut, "catalog/register", `{"Node": "dead-machine", "Address": "192.0.2.9", "Service": {"ID": "`+serviceID(a.Service, a.ID)+`", "Service": "inventory", "Address": "192.0.2.9", "Port": 81, "Meta": {"polymesh-bridge": "cluster/bridges/consul"}}, "Check": {"Name": "serfHealth", "Status": "critical"}}`)
 	c.want(t, `[{service: inventory, instance: "polymesh-1:shop:inventory", address: "inventory.mesh.example.com:80", owner: cluster/bridges/consul, state: UP}]`)
