@@ -15,7 +15,8 @@ var SignatureTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}[.]sig$`)
 // Latest is the tag of an image without a version: it means another image later, and on each node.
 const Latest = "latest"
 
-// CheckTag returns an error for a tag under which nodes do not give images to each other; Latest is K3s's exception, too.
+// CheckTag returns an error for a tag under which nodes do not give images to each other. Latest is K3s's exception, too
+// (https://docs.k3s.io/installation/registry-mirror).
 func CheckTag(tag string) error {
 	if tag == Latest {
 		return errors.New("nodes do not give each other the tag latest, whose meaning changes: use a version")

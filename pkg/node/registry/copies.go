@@ -70,10 +70,10 @@ type copies struct {
 	receiving map[offer]*arriving
 }
 
-// made is a copy that another node has. What an image is, why it is kept, and whom to ask first may change, and then it may need another one.
+// made is a copy that another node has. It may need a request again when the image, the reason to keep it, or the preferred node changes.
 type made struct {
 	image     imagestore.Copy
-	at, first *peer
+	at, first *peer // the node that has it, and the preferred one
 	asked     time.Time
 }
 
@@ -138,7 +138,7 @@ func (c *copies) run(ctx context.Context) {
 	c.tasks.Wait()
 }
 
-// round asks for the copies that are missing. pending means that some are under way.
+// round requests the copies that are missing. pending means that some are under way.
 func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
 	c.rounds.Lock()
 	defer c.rounds.Unlock()
@@ -160,7 +160,7 @@ func (c *copies) round(ctx context.Context) (pending, failed bool, err error) {
 	return pending, failed, nil
 }
 
-// copyAll asks for copies of images, of which each is followed by its signature, unless they are made. The note names those that only this node
+// copyAll requests copies of images, of which each is followed by its signature, unless they are made. The note names those that only this node
 // has.
 func (c *copies) copyAll(ctx context.Context, list []imagestore.Copy, others []*peer, now time.Time) (note string, pending, failed bool) {
 	before, only := c.made, alone{}

@@ -107,7 +107,7 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// A node is asked about an image once: again only if the image, the reason for which it is kept or the nodes have changed, if the copy failed
+// A node gets one request about an image: another only if the image, the reason for which it is kept or the nodes have changed, if the copy failed
 // or is under way, and after a time.
 func TestAskedOnce(t *testing.T) {
 	const tag = ":0123456789abcdef0123456789abcdef"
