@@ -11,10 +11,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -278,8 +280,8 @@ func read(ctx context.Context, r io.Reader, passphrase, folder string, free int6
 			return nil, fmt.Errorf("%s in it: %w", f.Path, err)
 		}
 	}
-	for name := range missing {
-		return nil, fmt.Errorf("it is not complete: %s is missing", name)
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("it is not complete: %s is missing", slices.Sorted(maps.Keys(missing))[0])
 	}
 	// What follows is the padding of a tar file. Reading it also reads the end of an encrypted archive, without which it is truncated.
 	if _, err := io.CopyN(io.Discard, in, maxFile); !errors.Is(err, io.EOF) {

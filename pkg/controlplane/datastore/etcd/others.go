@@ -86,7 +86,6 @@ func OthersRun(ctx context.Context, dir string, certs certificate.Store) error {
 				running.Answering = append(running.Answering, m)
 			}
 		}
-		slices.SortFunc(running.Answering, byNode)
 		if len(running.Answering) > 0 && len(running.Answering) > running.Voters/2 {
 			return running
 		}
@@ -142,6 +141,7 @@ func askMember(ctx context.Context, client *http.Client, url string) (v seen, er
 	for _, m := range members {
 		v.members = append(v.members, memberOf(m))
 	}
+	slices.SortFunc(v.members, byNode)
 	return v, nil
 }
 

@@ -235,7 +235,7 @@ func nodesIn(file string) (nodes []string, err error) {
 	return nodes, err
 }
 
-// membersIn reads the members in a database (membershipBackend in etcd's storage/schema/membership.go).
+// membersIn reads the members in a database (membershipBackend in etcd's storage/schema/membership.go), in the order of byNode.
 func membersIn(file string) (all []Member, err error) {
 	err = view(file, func(tx *bbolt.Tx) error {
 		members := tx.Bucket(schema.Members.Name())
@@ -251,6 +251,7 @@ func membersIn(file string) (all []Member, err error) {
 			return nil
 		})
 	})
+	slices.SortFunc(all, byNode)
 	return all, err
 }
 
