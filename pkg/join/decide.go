@@ -170,7 +170,7 @@ func addresses(r Request, v View) *Refusal {
 		if !a.IsValid() {
 			continue
 		}
-		if a != a.Unmap() || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || v.Cluster.ServiceCIDR.Contains(a) || v.Cluster.ClusterCIDR.Contains(a) {
+		if a != a.Unmap() || a.Zone() != "" || !a.IsGlobalUnicast() || v.Cluster.ServiceCIDR.Contains(a) || v.Cluster.ClusterCIDR.Contains(a) {
 			return refuse(http.StatusBadRequest, "%s cannot be the address of a node: set the machine's own with --node-ip", a)
 		}
 		for _, n := range v.Nodes {

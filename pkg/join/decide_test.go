@@ -139,6 +139,7 @@ func TestDecide(t *testing.T) {
 		"the address of a node":               {func(r *Request) { r.NodeIP = netip.MustParseAddr("192.0.2.1") }, "node server has the address 192.0.2.1 already"},
 		"the address of a node, mapped":       {func(r *Request) { r.NodeIP = netip.MustParseAddr("::ffff:192.0.2.1") }, "cannot be the address of a node"},
 		"an external address of another node": {func(r *Request) { r.ExternalIP = netip.MustParseAddr("192.0.2.2") }, "node worker has the address 192.0.2.2 already"},
+		"broadcast":                           {func(r *Request) { r.NodeIP = netip.MustParseAddr("255.255.255.255") }, "cannot be the address of a node"},
 		"loopback":                            {func(r *Request) { r.NodeIP = netip.MustParseAddr("127.0.0.1") }, "cannot be the address of a node"},
 		"an address of a service":             {func(r *Request) { r.NodeIP = netip.MustParseAddr("10.43.0.1") }, "cannot be the address of a node"},
 		"an address of a pod":                 {func(r *Request) { r.NodeIP = netip.MustParseAddr("10.42.0.1") }, "cannot be the address of a node"},

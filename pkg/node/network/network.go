@@ -159,8 +159,12 @@ func (n *Network) addParts() error {
 	if err != nil {
 		return err
 	}
+	local, err := newLoopback(network)
+	if err != nil {
+		return err
+	}
 	pods := newAttachments(network, n.opts.Plugins, "")
-	n.keeper.Add(masq, &nodeRoutes{n}, &configuration{dir: dir.CNIConfDir(), text: n.conflist}, &announcement{n},
+	n.keeper.Add(local, masq, &nodeRoutes{n}, &configuration{dir: dir.CNIConfDir(), text: n.conflist}, &announcement{n},
 		&bridge{attachments: pods, pods: n.podCIDR, alias: n.opts.Marker.Alias(), mtu: n.mtu}, &hostPorts{attachments: pods})
 	return nil
 }

@@ -195,6 +195,8 @@ func TestAttachmentsComeBack(t *testing.T) {
 	restore(t, br)
 	wantMissing(t, "plugged in again", br, "")
 
+	wantLoopbackClosed(t, name)
+
 	// A pod that has ended is ignored, even if libcni's record of it still exists.
 	if err := pods.cni.DelNetworkList(t.Context(), list, rt); err != nil {
 		t.Fatal(err)
@@ -203,6 +205,67 @@ func TestAttachmentsComeBack(t *testing.T) {
 	run(t, "nft", "flush", "ruleset")
 	wantMissing(t, "without a pod", ports, "")
 	wantMissing(t, "without a pod", br, "")
+}
+
+// wantLoopbackClosed checks that a pod, in the network namespace of the name and with the hostPort 8080 for its port 80, does not reach what
+// listens on 127.0.0.1, and that its hostPort works there.
+func wantLoopbackClosed(t *testing.T, pod string) {
+	t.Helper()
+	l, err := newLoopback("polymesh-test-pods")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const gone = "the rule that keeps pods from 127.0.0.1"
+	wantMissing(t, "at first", l, gone)
+	run(t, "ip", "link", "set", "lo", "up")
+	own, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	_, port, _ := net.SplitHostPort(own.Addr().String())
+	// What a pod with NET_RAW sends itself, the kernel sends here.
+	inPod := func(name string, args ...string) error {
+		return exec.Command("ip", append([]string{"netns", "exec", pod, name}, args...)...).Run()
+	}
+	for _, line := range []string{"sysctl -w net.ipv4.conf.eth0.route_localnet=1", "ip route add 127.0.0.1/32 via 10.42.0.1 dev eth0"} {
+		if args := strings.Fields(line); inPod(args[0], args[1:]...) != nil {
+			t.Fatal(line)
+		}
+	}
+	reaches := func() bool { return inPod("timeout", "2", "bash", "-c", ": </dev/tcp/127.0.0.1/"+port) == nil }
+	if !reaches() {
+		t.Error("without the rule, the pod reaches nothing on 127.0.0.1: what does this test show?")
+	}
+	restore(t, l)
+	wantMissing(t, "once it is made", l, "")
+	if reaches() {
+		t.Error("a pod reaches what listens on 127.0.0.1")
+	}
+	listener := make(chan net.Listener, 1)
+	go func() {
+		runtime.LockOSThread() // the thread ends with it
+		var in net.Listener
+		if ns, err := os.Open(filepath.Join("/run/netns", pod)); err == nil {
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err == nil {
+				in, _ = net.Listen("tcp4", "0.0.0.0:80")
+			}
+			ns.Close()
+		}
+		listener <- in
+	}()
+	in := <-listener
+	if in == nil {
+		t.Fatal("no listener in the pod")
+	}
+	defer in.Close()
+	run(t, "timeout", "5", "bash", "-c", ": </dev/tcp/127.0.0.1/8080")
+	for _, flush := range []string{"flush ruleset", "delete chain ip polymesh loopback"} {
+		run(t, "nft", strings.Fields(flush)...)
+		wantMissing(t, flush, l, gone)
+		restore(t, l)
+		wantMissing(t, "after "+flush, l, "")
+	}
 }
 
 // Rules of Docker or ufw, and those that K3s leaves behind, as written by iptables.

@@ -27,7 +27,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/net/netutil"
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/imagestore"
@@ -35,7 +34,7 @@ import (
 )
 
 const (
-	// maxConnections limits the connections to each of the two ports, maxPeers the requests of other nodes that are answered at a time.
+	// maxConnections limits the connections to each of the two ports that are answered, maxPeers the requests of other nodes that are answered at a time.
 	maxConnections, maxPeers = 1024, 64
 	// waitForTurn is how long a request of another node waits for its turn.
 	waitForTurn = 20 * time.Second
@@ -145,7 +144,7 @@ func (r *Registry) Start(ctx context.Context) (err error) {
 	r.servers = []*http.Server{local, peers}
 	r.Go(ctx, func(ctx context.Context) {
 		var tasks sync.WaitGroup
-		tasks.Go(func() { _ = local.Serve(netutil.LimitListener(r.local, maxConnections)) })
+		tasks.Go(func() { _ = local.Serve(newGuests(r.local)) })
 		tasks.Go(func() { r.listen(ctx, peers) })
 		tasks.Go(func() { r.peers.watch(ctx) })
 		tasks.Go(func() { r.mirrors.watch(ctx, r.writeHosts) })
@@ -163,7 +162,7 @@ func (r *Registry) Start(ctx context.Context) (err error) {
 
 func (r *Registry) newServer(h http.Handler) *http.Server {
 	return &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10, ConnContext: withGuest,
 		ErrorLog: slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
 	}
 }
@@ -175,7 +174,7 @@ func (r *Registry) listen(ctx context.Context, server *http.Server) {
 		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if err == nil {
 			r.problem.Store(nil)
-			err = server.Serve(tls.NewListener(netutil.LimitListener(listener, maxConnections), r.opts.Identity.serving()))
+			err = server.Serve(tls.NewListener(newGuests(listener), r.opts.Identity.serving()))
 		}
 		if ctx.Err() != nil {
 			return

@@ -35,6 +35,10 @@ func (r *Registry) serveContainerd(w http.ResponseWriter, h *http.Request) {
 		refuse(w, http.StatusForbidden, "DENIED", "only this node's containerd is served")
 		return
 	}
+	if !welcome(h.Context()) {
+		refuseMany(w)
+		return
+	}
 	q, ok := accept(w, h)
 	if !ok {
 		return
@@ -97,6 +101,10 @@ func (r *Registry) servePeer(w http.ResponseWriter, h *http.Request) {
 		refuse(w, http.StatusForbidden, "DENIED", err.Error())
 		return
 	}
+	if !welcome(h.Context()) {
+		refuseMany(w)
+		return
+	}
 	if h.URL.Path == copiesPath {
 		r.serveCopy(w, h, name)
 		return
@@ -111,12 +119,16 @@ func (r *Registry) servePeer(w http.ResponseWriter, h *http.Request) {
 	case r.turns <- struct{}{}:
 		defer func() { <-r.turns }()
 	case <-turn.Done():
-		refuse(w, http.StatusServiceUnavailable, "TOOMANYREQUESTS", "this node serves many others at this moment")
+		refuseMany(w)
 		return
 	}
 	if q.scope(false) == nowhere || !r.serve(patient{w, http.NewResponseController(w)}, h, q, r.opened(q.host)) {
 		refuse(w, http.StatusNotFound, q.code(), "this node has no such image for others")
 	}
+}
+
+func refuseMany(w http.ResponseWriter) {
+	refuse(w, http.StatusServiceUnavailable, "TOOMANYREQUESTS", "this node serves many others at this moment")
 }
 
 // opened reports whether nodes give each other a registry's images.
