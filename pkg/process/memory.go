@@ -17,9 +17,6 @@ import (
 )
 
 const (
-	// restPercent is for a process that allocates little, such as an agent whose pods do not change. Its heap is mostly what programs
-	// create before main, so a tenth of it is enough for garbage, and a collection is short.
-	restPercent = 10
 	// quietPercent is a quarter of Go's default. The control plane's heap is mostly caches: on an idle cluster this takes a
 	// fifth off its memory and no measurable time, and memory is what small machines lack.
 	quietPercent = 25
@@ -30,16 +27,6 @@ const (
 	// An idle server with Istio is below the second.
 	busyRate  = 0.5
 	quietRate = busyRate / 3
-	// A collection costs time in proportion to the heap, and so does what may be allocated before the next one: at a given percentage, each
-	// allocated byte costs the same, however large the heap is. So the limits of restPercent are in bytes per second. At the first one,
-	// collections at restPercent take less than half a percent of a core.
-	restRate = 1 << 20
-	wakeRate = 2 * restRate
-	// restWindow is the time over which that rate is averaged. It covers the kubelet's periods of ten seconds.
-	restWindow = 30 * time.Second
-	// leastBase, in bytes, is what a smaller heap counts as for busyRate and quietRate: its collections may be frequent, because they are
-	// short. Without it an agent that starts a few pods would double its heap, and what lives on would lie scattered over it.
-	leastBase = 64 << 20
 	// rateWindow is the time over which the rate is averaged. A single collection's worth of garbage, such as one large list,
 	// does not reach busyRate; sustained load does within a second.
 	rateWindow = 2 * time.Second
@@ -57,7 +44,7 @@ const (
 // ends.
 func keepMemory(ctx context.Context, settled <-chan struct{}, available func() (uint64, error), log *slog.Logger) {
 	var ticks, again <-chan time.Time
-	pacer := newGCPacer()
+	pacer := gcPacer{percent: quietPercent}
 	own := os.Getenv("GOGC") == ""
 	if own {
 		debug.SetGCPercent(pacer.percent)
@@ -97,7 +84,7 @@ func keepMemory(ctx context.Context, settled <-chan struct{}, available func() (
 			before := pacer.percent
 			spent := pacer.next(read(), left)
 			if pacer.percent != before {
-				log.Debug("the garbage collector follows the load", "percent", pacer.percent, "collectionsPerSecond", pacer.rate, "bytesPerSecond", int64(pacer.bytes))
+				log.Debug("the garbage collector follows the load", "percent", pacer.percent, "collectionsPerSecond", pacer.rate)
 				debug.SetGCPercent(pacer.percent)
 			}
 			if spent {
@@ -129,19 +116,15 @@ func newHeapReader() func() heapSample {
 // (https://go.dev/doc/gc-guide#GOGC).
 type gcPacer struct {
 	percent int
-	rate    float64 // collections per second at quietPercent, averaged over rateWindow
-	bytes   float64 // allocated per second, averaged over restWindow
+	rate    float64 // collections per second at quietPercent, averaged
 	last    heapSample
 	busy    bool
 	loaded  time.Time // when the rate was last above quietRate
 	short   time.Time // when memory last ran short
 }
 
-// newGCPacer returns a pacer for a process that has just started, which is not at rest.
-func newGCPacer() gcPacer { return gcPacer{percent: quietPercent, bytes: wakeRate} }
-
-// next takes a sample and sets the percentage. It reports whether memory is to be given back: a load has ended, rest has begun, or the
-// machine runs short. The available memory, in bytes, is only requested under load.
+// next takes a sample and sets the percentage. It reports whether memory is to be given back: a load has ended, or the machine
+// runs short. The available memory, in bytes, is only requested under load.
 func (p *gcPacer) next(s heapSample, available func() uint64) (spent bool) {
 	last := p.last
 	p.last = s
@@ -149,10 +132,10 @@ func (p *gcPacer) next(s heapSample, available func() uint64) (spent bool) {
 	if last.at.IsZero() || elapsed <= 0 {
 		return false
 	}
-	base := max(float64(s.live+s.roots), leastBase)
-	bytes := float64(s.allocated-last.allocated) / elapsed.Seconds()
-	p.bytes = average(p.bytes, bytes, elapsed, restWindow)
-	p.rate = average(p.rate, bytes/(base*quietPercent/100), elapsed, rateWindow)
+	// Go's least heap is 4 MiB at 100 %.
+	base := max(float64(s.live+s.roots), 4<<20)
+	rate := float64(s.allocated-last.allocated) / (base * quietPercent / 100) / elapsed.Seconds()
+	p.rate += (rate - p.rate) * (1 - math.Exp(-elapsed.Seconds()/rateWindow.Seconds()))
 	if p.rate >= quietRate {
 		p.loaded = s.at
 	}
@@ -161,13 +144,6 @@ func (p *gcPacer) next(s heapSample, available func() uint64) (spent bool) {
 		p.busy = true
 	case p.busy && s.at.Sub(p.loaded) >= quietAfter:
 		p.busy, p.percent = false, quietPercent
-		return true
-	}
-	switch {
-	case p.percent == restPercent && (p.busy || p.bytes >= wakeRate):
-		p.percent = quietPercent
-	case p.percent == quietPercent && !p.busy && p.bytes < restRate:
-		p.percent = restPercent
 		return true
 	}
 	if !p.busy {
@@ -182,11 +158,6 @@ func (p *gcPacer) next(s heapSample, available func() uint64) (spent bool) {
 		p.percent = busyPercent
 	}
 	return false
-}
-
-// average moves an exponential average towards a value that was measured over a time.
-func average(old, value float64, elapsed, window time.Duration) float64 {
-	return old + (value-old)*(1-math.Exp(-elapsed.Seconds()/window.Seconds()))
 }
 
 // giveBack returns memory that is not needed now: the heap's free spans, and the pages of the program file that were used once, code and
