@@ -77,7 +77,7 @@ func TestSnapshotCommands(t *testing.T) {
 	}
 	fails("--encrypt needs a passphrase", "snapshot", "save", "--encrypt")
 	fails("choose another", "snapshot", "save", "--name", "scheduled")
-	fails("accepts 1 arg(s)", "snapshot", "restore")
+	fails("give the name of a snapshot", "snapshot", "restore")
 	fails("unknown flag: --mesh-profile", "snapshot", "save", "--mesh-profile", "demo")
 	fails("nothing was changed", "snapshot", "restore", info.File)
 	if out := run("snapshot", "restore", "--yes", info.File); !strings.Contains(out, "before-restore-") || !strings.Contains(out, "--mesh-profile=demo") ||
