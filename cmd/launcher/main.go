@@ -39,12 +39,10 @@ func run(args, environ []string) error {
 	}
 	defer p.Close()
 
-	node := false
 	var dir payload.Dir
 	// Called through a link named kubectl or istioctl, `server` is an argument for that program.
 	if tool := filepath.Base(args[0]); len(args) > 1 && (args[1] == "server" || args[1] == "agent") && tool != "kubectl" && tool != "istioctl" {
 		dir, err = forNode(p, args[1], args[2:], environ)
-		node = dir != ""
 	}
 	if dir == "" && err == nil {
 		dir, err = forCommand(p)
@@ -57,38 +55,11 @@ func run(args, environ []string) error {
 		return strings.HasPrefix(kv, payload.EnvDir+"=") || strings.HasPrefix(kv, payload.EnvFile+"=")
 	})
 	env = append(env, payload.EnvDir+"="+string(dir), payload.EnvFile+"="+self)
-	if node {
-		env = withProfileRate(env)
-	}
 	// The program detects by argv[0] whether it was called as kubectl or istioctl.
 	if err := unix.Exec(dir.Path(payload.Program), args, env); err != nil {
 		return fmt.Errorf("run %s: %w", dir.Path(payload.Program), err)
 	}
 	return nil
-}
-
-// profileRate samples the heap once in 8 MiB allocated, in place of 512 KiB: what the runtime notes about each place that allocates takes
-// 1.5 MB of a process that runs long. A profile (/debug/pprof/heap of the kubelet and the API server) still shows what grows.
-const profileRate = "memprofilerate=8388608"
-
-// withProfileRate adds profileRate to GODEBUG, unless the user has set a rate. It has to be in the environment: once the program runs, the
-// runtime has sampled what packages create before main, and would scale that wrongly with a new rate. The node's other programs inherit it.
-func withProfileRate(env []string) []string {
-	set := ""
-	env = slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
-		value, is := strings.CutPrefix(kv, "GODEBUG=")
-		if is && set == "" {
-			set = value
-		}
-		return is
-	})
-	switch {
-	case set == "":
-		set = profileRate
-	case !strings.Contains(","+set, ",memprofilerate="):
-		set += "," + profileRate
-	}
-	return append(env, "GODEBUG="+set)
 }
 
 // forNode checks everything that `polymesh server` or `polymesh agent` needs and unpacks the whole payload to the data dir. The

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -91,24 +90,5 @@ func TestPrivate(t *testing.T) {
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%s: %q, %v, want %q", path, got, err, want)
 		}
-	}
-}
-
-func TestWithProfileRate(t *testing.T) {
-	for _, c := range []struct {
-		name      string
-		env, want []string
-	}{
-		{"none", []string{"A=1"}, []string{"A=1", "GODEBUG=" + profileRate}},
-		{"other settings", []string{"GODEBUG=gctrace=1", "A=1"}, []string{"A=1", "GODEBUG=gctrace=1," + profileRate}},
-		{"the user's rate", []string{"GODEBUG=gctrace=1,memprofilerate=1", "A=1"}, []string{"A=1", "GODEBUG=gctrace=1,memprofilerate=1"}},
-		{"the first one counts, as in the runtime", []string{"GODEBUG=memprofilerate=1", "GODEBUG=gctrace=1"}, []string{"GODEBUG=memprofilerate=1"}},
-		{"empty", []string{"GODEBUG="}, []string{"GODEBUG=" + profileRate}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			if got := withProfileRate(c.env); !slices.Equal(got, c.want) {
-				t.Errorf("got %q, want %q", got, c.want)
-			}
-		})
 	}
 }
