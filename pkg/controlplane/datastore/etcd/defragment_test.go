@@ -44,6 +44,7 @@ func TestTurns(t *testing.T) {
 
 // Three members that all want to defragment do it one after the other, the leader last, and once a week.
 func TestDefragmentation(t *testing.T) {
+	t.Parallel()
 	all := servers(t, "a", "b", "c")
 	all[0].start(t)
 	all[0].ready(t)

@@ -165,6 +165,7 @@ func (s *server) members(t *testing.T) map[string]Member {
 
 // One member works, keeps its data over a restart, and accepts no one without a certificate of its authority.
 func TestOneMember(t *testing.T) {
+	t.Parallel()
 	s := servers(t, "node-1")[0]
 	if exists, err := Exists(s.opts.Dir); exists || err != nil {
 		t.Fatal(exists, err)
@@ -217,6 +218,7 @@ func TestOneMember(t *testing.T) {
 
 // Three members: joined one after the other, one lost, quorum lost and back, one removed.
 func TestThreeMembers(t *testing.T) {
+	t.Parallel()
 	all := servers(t, "a", "b", "c")
 	a, b, c := all[0], all[1], all[2]
 	a.start(t)

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// The leader removes a learner that never starts, so that another server can join.
+// The leader removes a learner that never starts, so that another server can join. No other test may run next to this one: the learners'
+// progress is that of the member that started last in this process (learnerMatch).
 func TestLearnerWithoutProgress(t *testing.T) {
 	all := servers(t, "a", "b", "c")
 	a, b, c := all[0], all[1], all[2]
@@ -35,6 +36,7 @@ func TestLearnerWithoutProgress(t *testing.T) {
 
 // A member that lost the others knows since when there is no leader.
 func TestLeaderlessSince(t *testing.T) {
+	t.Parallel()
 	all := servers(t, "a", "b")
 	a, b := all[0], all[1]
 	a.start(t)

@@ -161,6 +161,7 @@ func TestDamagedSnapshot(t *testing.T) {
 // A follower's snapshot has what was acknowledged before, a member without a majority has none while it runs, and the last writes when
 // it is stopped. Three members are restored to one.
 func TestSaveOfThreeMembers(t *testing.T) {
+	t.Parallel()
 	all := servers(t, "a", "b", "c")
 	a, b, c := all[0], all[1], all[2]
 	a.start(t)
