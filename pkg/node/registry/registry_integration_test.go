@@ -205,7 +205,7 @@ func (m *machine) pinned(image string) bool {
 
 func (m *machine) eventuallyPinned(image string) {
 	m.Helper()
-	eventually(m.T, image+" is pinned", func() error {
+	eventually(m.T, image+" is pinned on "+m.name, func() error {
 		if !m.pinned(image) {
 			return errors.New("it is not")
 		}
@@ -288,8 +288,8 @@ func TestImagesReachOtherNodes(t *testing.T) {
 		a.load(newImage(t), "shop/imported:1.0.0", false)
 		for _, m := range []*machine{b, b, a} {
 			ok(t, m.pull("shop/imported:1.0.0"))
-			m.eventuallyPinned("shop/imported:1.0.0")
 		}
+		b.eventuallyPinned("shop/imported:1.0.0")
 	})
 	t.Run("not a tag of an agent", func(t *testing.T) {
 		b.load(newImage(t), "shop/nginx:1.27", false)
