@@ -104,6 +104,8 @@ repeat_unit = $(if $(REPEAT),--rerun-fails=1 --rerun-fails-max-failures=$(REPEAT
 test-unit-main:
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json $(repeat_unit) \
 		--packages "$$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests) | tr '\n' ' ')" -- -p $$(($$(nproc) * 2)) -vet=off -tags "$(TAGS) integration"
+	@# gotestsum repeats only the test that ran when a process ended without a panic: the package's other tests have not run then.
+	@! { [ -s .build/times/flaky ] && grep -hE '"Output":"(fatal error: |exit status ([2-9]|[1-9][0-9]))' .build/times/unit.json; }
 
 test-unit-pgv:
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -p 1 -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)

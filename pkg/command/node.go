@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -92,7 +92,9 @@ another one.`,
 		ValidArgsFunction: completeNodes(flags),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			local := member.Local{Socket: dataDir.StatusSocket()}
-			if err := local.Works(cmd.Context()); err != nil {
+			// With a kubeconfig, server or context of the user's it may be another cluster's node.
+			here := !slices.ContainsFunc([]string{"kubeconfig", "server", "context"}, cmd.Flags().Changed)
+			if err := local.Works(cmd.Context()); err != nil && here {
 				return fmt.Errorf("node %s stays: %w", progress.Line(args[0]), err)
 			}
 			client, _, err := apiClient(cmd.Context(), flags)

@@ -53,7 +53,8 @@ func serverFlags(cmd *cobra.Command, flags *config.Flags) {
 	cmd.Flags().SetNormalizeFunc(config.ServerNames)
 	cmd.Flags().AddFlagSet(flags.FlagSet)
 	for flag, values := range map[string][]string{
-		"datastore-sync": config.DatastoreSyncs(), "flannel-backend": spelled(config.FlannelBackends()), "disable": spelled(config.Addons()), "mesh-profile": config.MeshProfiles(), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),
+		"datastore-sync": config.DatastoreSyncs(), "flannel-backend": spelled(config.FlannelBackends()), "disable": spelled(config.Addons()),
+		"mesh-profile": config.MeshProfiles(), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}

@@ -56,7 +56,7 @@ func TestRoles(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for _, n := range []string{"1", "2"} {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestRoles$", "-test.v", "-test.timeout=3m")
+		cmd := exec.Command(os.Args[0], "-test.run=^TestRoles$", "-test.v", "-test.timeout=10m")
 		cmd.Env = append(os.Environ(), startVar+"="+n, dataDirVar+"="+dir)
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestRoles") {
 			t.Fatalf("start %s: %v\n%s", n, err, out)

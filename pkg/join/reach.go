@@ -152,7 +152,7 @@ func (s *Server) reach(r *http.Request) (any, error) {
 		return nil, refuse(http.StatusForbidden, "only a node can ask whether its kubelet is reached")
 	}
 	if !s.asking.begin(name) {
-		return nil, refuse(http.StatusTooManyRequests, "this node, or many others, ask at this moment: try again")
+		return nil, refuse(http.StatusTooManyRequests, "this node, or many others, send this request at this moment: try again")
 	}
 	defer s.asking.end(name)
 	client, err := s.api()

@@ -248,6 +248,11 @@ func recordServer(ctx context.Context, client kubernetes.Interface, node string,
 		return &NameTakenError{fmt.Sprintf("an agent at %.50q joined under the name %s of this server on %.30q: give this server another name with --node-name. `polymesh node remove %s` removes that agent, there or on another server",
 			was.Data[recordAddress], node, was.Data[recordTime], node)}
 	}
+	if was.role == token.Agent && was.free() { // what one has requested must not be signed for a server's name
+		if err := deleteRequests(ctx, client, node); err != nil {
+			return err
+		}
+	}
 	// What the name's agents have had stays void.
 	if !was.removed.IsZero() {
 		next.Data[recordRemoved] = stamp(was.removed)
@@ -281,14 +286,16 @@ func (r *machineRecord) set(ctx context.Context, client kubernetes.Interface, ke
 	return err
 }
 
-// retireName is retire for the node of a name that leaves.
+// retireName is retire for the node of a name that leaves. What it has requested is not signed any more.
 func retireName(ctx context.Context, client kubernetes.Interface, node string, now time.Time) error {
 	for {
 		r, err := recordOf(ctx, client, node)
 		if r == nil {
 			return err
 		}
-		if err = retire(ctx, client, r, now); !apierrors.IsConflict(err) {
+		if err = retire(ctx, client, r, now); err == nil {
+			return deleteRequests(ctx, client, node)
+		} else if !apierrors.IsConflict(err) {
 			return err
 		}
 	}

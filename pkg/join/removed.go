@@ -215,12 +215,17 @@ func vacate(ctx context.Context, client kubernetes.Interface, name string, v Vie
 	return time.Now().Truncate(time.Second).Add(time.Second), nil
 }
 
+// requestsTime is how long the requests of one removed node may delay others. What is left is deleted before its name is given again.
+const requestsTime = 10 * time.Second
+
 // requestsPage is how many signing requests are read at a time, parallelDeletes how many are deleted.
 const requestsPage, parallelDeletes = 500, 16
 
 // deleteRequests deletes the signing requests of a node that was removed: they would be approved and signed as if it were still there, or,
 // those for serving, when the next machine of that name has the addresses in them.
 func deleteRequests(ctx context.Context, client kubernetes.Interface, node string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestsTime)
+	defer cancel()
 	requests := client.CertificatesV1().CertificateSigningRequests()
 	var g errgroup.Group
 	g.SetLimit(parallelDeletes)

@@ -43,7 +43,7 @@ func (g *guests) Accept() (net.Conn, error) {
 	var oldest *guest
 	if g.waiting.Len() > maxGuests {
 		oldest = g.waiting.Remove(g.waiting.Front()).(*guest)
-		oldest.at = nil
+		oldest.at, oldest.closed = nil, true
 	}
 	g.mu.Unlock()
 	if oldest != nil {
@@ -59,8 +59,9 @@ func (n *guest) Close() error {
 		n.of.waiting.Remove(n.at)
 		n.at = nil
 	}
-	if n.known && !n.closed {
+	if n.known {
 		n.of.known--
+		n.known = false
 	}
 	n.closed = true
 	n.of.mu.Unlock()

@@ -128,7 +128,7 @@ func (r *Registry) servePeer(w http.ResponseWriter, h *http.Request) {
 }
 
 func refuseMany(w http.ResponseWriter) {
-	refuse(w, http.StatusServiceUnavailable, "TOOMANYREQUESTS", "this node serves many others at this moment")
+	refuse(w, http.StatusServiceUnavailable, "TOOMANYREQUESTS", "this node serves many requests at this moment")
 }
 
 // opened reports whether nodes give each other a registry's images.

@@ -159,7 +159,7 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
-// failure is a run's result if not all is well: the tests that failed, and what else went wrong.
+// failure is a run's result if something failed: the tests that failed, and what else went wrong.
 type failure struct {
 	tests []string
 	other error

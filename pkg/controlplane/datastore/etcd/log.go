@@ -39,7 +39,7 @@ var foreignMessages = []string{"request sent was ignored due to cluster ID misma
 
 const strangerMessage = "request cluster ID mismatch"
 
-// expected are entries about what is no problem: a learner tries to publish its name in a tight loop until it is promoted (publishV3 in
+// expected are entries about what is not a problem: a learner tries to publish its name in a tight loop until it is promoted (publishV3 in
 // etcdserver/server.go), Promote tries again until it may, and data from a snapshot have no term until the first write. A change of the members
 // that is not valid any more when it is applied, because two machines join at the same time for example, is also read again at each start;
 // the one that requested it gets the reason (applyConfChange, there).
