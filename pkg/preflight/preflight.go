@@ -259,7 +259,7 @@ func PodNetwork(backend config.FlannelBackend, port int, iface string) error {
 	if _, err := os.Stat("/sys/module/vxlan"); err != nil && backend == config.VXLAN {
 		return errors.New("the kernel has no VXLAN, which carries packets to other nodes' pods: load the module (modprobe vxlan, CONFIG_VXLAN), or set --flannel-backend host-gw if all nodes are in one subnet")
 	}
-	sockets, err := os.ReadFile("/proc/net/udp")
+	sockets, err := os.ReadFile("/proc/thread-self/net/udp")
 	if err != nil {
 		return fmt.Errorf("list UDP ports: %w", err)
 	}
@@ -466,7 +466,7 @@ func nodeIP(want netip.Addr) error {
 // NodeIP chooses the node's address: that of the interface with the default route, or else the first global IPv4 address of
 // an interface that is up, so that it works on a machine without any route.
 func NodeIP() (netip.Addr, error) {
-	routes, _ := os.ReadFile("/proc/net/route")
+	routes, _ := os.ReadFile("/proc/thread-self/net/route")
 	for line := range strings.Lines(string(routes)) {
 		if f := strings.Fields(line); len(f) > 7 && f[1] == "00000000" && f[7] == "00000000" {
 			if iface, err := net.InterfaceByName(f[0]); err == nil {

@@ -37,7 +37,7 @@ func sameProcess(conn net.Conn) (bool, error) {
 
 // socketInode returns the inode of the socket with these two ends (proc_net(5), /proc/net/tcp); empty if there is none.
 func socketInode(local, remote *net.TCPAddr) (string, error) {
-	f, err := os.Open("/proc/self/net/tcp")
+	f, err := os.Open("/proc/thread-self/net/tcp")
 	if err != nil {
 		return "", err
 	}
