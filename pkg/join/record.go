@@ -94,8 +94,17 @@ type joins struct {
 	// key is an agent's; nil for a server, which makes its certificates itself.
 	key   *ecdsa.PublicKey
 	token string
-	// at is when its certificate is made.
+	// at is when its certificate is made, by take.
 	at time.Time
+}
+
+// take gives the name to a machine that joins: it vacates the name if it is free, and records it. It returns when the machine's certificate is
+// made.
+func take(ctx context.Context, client kubernetes.Interface, r Request, who joins, v View) (made time.Time, refused *Refusal, err error) {
+	if who.at, err = vacate(ctx, client, r.NodeName, v); err == nil {
+		refused, err = record(ctx, client, r, who, v)
+	}
+	return who.at, refused, err
 }
 
 func stamp(t time.Time) []byte { return []byte(t.UTC().Format(time.RFC3339Nano)) }

@@ -200,13 +200,11 @@ func deletePods(ctx context.Context, client kubernetes.Interface, node string) e
 // vacate makes a name that is free ready for another machine, and returns when that one's certificate is made: what the former one has
 // requested is not signed any more, and what it has got was made earlier. The times in certificates have full seconds.
 func vacate(ctx context.Context, client kubernetes.Interface, name string, v View) (time.Time, error) {
-	if v.Record == nil {
-		return v.Now, nil
-	}
-	if rec := v.Record; !rec.free() {
-		if rec.joined.After(v.Now) { // a moment ago
-			return rec.joined, nil
-		}
+	switch rec := v.Record; {
+	case rec != nil && rec.free():
+	case rec != nil && rec.joined.After(v.Now): // a moment ago
+		return rec.joined, nil
+	default:
 		return v.Now, nil
 	}
 	if err := deleteRequests(ctx, client, name); err != nil {

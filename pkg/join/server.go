@@ -324,12 +324,9 @@ func (s *Server) agent(r *http.Request) (any, error) {
 		return nil, err
 	}
 	keys, refused := Decide(req, view)
-	made := view.Now
+	var made time.Time
 	if refused == nil {
-		made, err = vacate(r.Context(), client, req.NodeName, view)
-	}
-	if refused == nil && err == nil {
-		refused, err = record(r.Context(), client, req, joins{token.Agent, keys.Client, caller(r), made}, view)
+		made, refused, err = take(r.Context(), client, req, joins{role: token.Agent, key: keys.Client, token: caller(r)}, view)
 	}
 	if refused == nil && err == nil {
 		// It may have registered between the list and the record.

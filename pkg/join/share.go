@@ -216,12 +216,8 @@ func (s *Server) server(r *http.Request) (any, error) {
 		return nil, refuse(http.StatusForbidden, "a machine becomes a server with a server's token")
 	}
 	refused := DecideServer(req, view)
-	made := view.Now
 	if refused == nil {
-		made, err = vacate(r.Context(), client, req.NodeName, view)
-	}
-	if refused == nil && err == nil {
-		refused, err = record(r.Context(), client, req, joins{token.Server, nil, caller(r), made}, view)
+		_, refused, err = take(r.Context(), client, req, joins{role: token.Server, token: caller(r)}, view)
 	}
 	if err != nil {
 		return nil, err
