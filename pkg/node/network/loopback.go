@@ -7,7 +7,6 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"polymesh.dev/polymesh/pkg/layout"
-	"polymesh.dev/polymesh/pkg/preflight"
 )
 
 // loopback is the rule that keeps others from what listens on this machine's 127.0.0.1, as the part of a node that is kept. The portmap
@@ -25,14 +24,8 @@ const (
 
 // newLoopback returns the part; with iptables, one that does nothing.
 func newLoopback(network string) (*loopback, error) {
-	if !preflight.NFTables() {
-		return &loopback{}, nil
-	}
-	nft, err := knftables.New(knftables.IPv4Family, layout.Table)
-	if err != nil {
-		return nil, fmt.Errorf("use nft: %w", err)
-	}
-	return &loopback{network, nft}, nil
+	nft, err := openTable()
+	return &loopback{network, nft}, err
 }
 
 // Missing implements keeper.Part.
@@ -40,12 +33,8 @@ func (l *loopback) Missing(ctx context.Context) (string, error) {
 	if l.nft == nil {
 		return "", nil
 	}
-	rules, err := l.nft.ListRules(ctx, loopbackChain)
-	if err != nil && !knftables.IsNotFound(err) {
-		return "", fmt.Errorf("list the rules of table %s: %w", layout.Table, err)
-	}
-	if len(rules) == 3 && rules[2].Comment != nil && *rules[2].Comment == loopbackComment {
-		return "", nil
+	if has, err := hasRules(ctx, l.nft, loopbackChain, 3, loopbackComment); err != nil || has {
+		return "", err
 	}
 	return "the rule that keeps pods from 127.0.0.1", nil
 }

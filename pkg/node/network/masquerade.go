@@ -27,15 +27,33 @@ type masquerade struct {
 }
 
 func newMasquerade(network string, cluster netip.Prefix, pods func() string) (*masquerade, error) {
-	m := &masquerade{network: network, cluster: cluster, pods: pods}
+	nft, err := openTable()
+	return &masquerade{network: network, cluster: cluster, pods: pods, nft: nft}, err
+}
+
+// openTable returns access to Polymesh's own table; nil if iptables is used.
+func openTable() (knftables.Interface, error) {
 	if !preflight.NFTables() {
-		return m, nil
+		return nil, nil
 	}
-	var err error
-	if m.nft, err = knftables.New(knftables.IPv4Family, layout.Table); err != nil {
+	nft, err := knftables.New(knftables.IPv4Family, layout.Table)
+	if err != nil {
 		return nil, fmt.Errorf("use nft: %w", err)
 	}
-	return m, nil
+	return nft, nil
+}
+
+// hasRules reports whether a chain of the table has this number of rules. The comment of the last one identifies them.
+func hasRules(ctx context.Context, nft knftables.Interface, chain string, count int, comment string) (bool, error) {
+	rules, err := nft.ListRules(ctx, chain)
+	if err != nil && !knftables.IsNotFound(err) {
+		return false, fmt.Errorf("list the rules of table %s: %w", layout.Table, err)
+	}
+	if len(rules) != count {
+		return false, nil
+	}
+	last := rules[count-1].Comment
+	return last != nil && *last == comment, nil
 }
 
 // comment identifies the exact rule, so that one for another address range counts as missing.
@@ -74,12 +92,8 @@ func (m *masquerade) Missing(ctx context.Context) (string, error) {
 		}
 		return "", nil
 	}
-	rules, err := m.nft.ListRules(ctx, "postrouting")
-	if err != nil && !knftables.IsNotFound(err) {
-		return "", fmt.Errorf("list the rules of table %s: %w", layout.Table, err)
-	}
-	if len(rules) == 1 && rules[0].Comment != nil && *rules[0].Comment == m.comment(pods) {
-		return "", nil
+	if has, err := hasRules(ctx, m.nft, "postrouting", 1, m.comment(pods)); err != nil || has {
+		return "", err
 	}
 	return gone, nil
 }
