@@ -629,9 +629,7 @@ func (d *driver) removeCanary(ctx context.Context, stable *appsv1.Deployment) er
 
 // meter returns a meter of the rollout's requests, which has read nothing yet.
 func (d *driver) meter(r *routing) *meter {
-	m := newMeter(d.Cluster.Client, d.state, r.services())
-	m.timeout = cmp.Or(d.ReadTimeout, readTimeout)
-	return m
+	return newMeter(d.Cluster.Client, d.state, r.services(), cmp.Or(d.ReadTimeout, readTimeout))
 }
 
 // settle waits until the proxies have a change.

@@ -162,8 +162,8 @@ type meter struct {
 	unread string
 }
 
-func newMeter(client kubernetes.Interface, s *State, services []string) *meter {
-	m := &meter{client: client, namespace: s.Namespace, stable: s.Name, canary: s.canary(), services: services, timeout: readTimeout,
+func newMeter(client kubernetes.Interface, s *State, services []string, timeout time.Duration) *meter {
+	m := &meter{client: client, namespace: s.Namespace, stable: s.Name, canary: s.canary(), services: services, timeout: timeout,
 		known: map[string]bool{}, last: map[string]float64{}, callers: map[workload]float64{}, received: map[string]*view{}, sent: map[workload]*claim{}}
 	for _, name := range []string{m.stable, m.canary} {
 		m.received[name] = &view{buckets: map[float64]float64{}}

@@ -103,7 +103,7 @@ func plan() Plan {
 }
 
 func TestMeasure(t *testing.T) {
-	m := newMeter(nil, state(), []string{"api"})
+	m := newMeter(nil, state(), []string{"api"}, readTimeout)
 	// What was counted before does not count.
 	scrape(t, m, "canary-1", shown().requests(1000, received, "api-canary", "500").durations(0, 1000, received, "api-canary", "500"))
 	scrape(t, m, "stable-1", shown().requests(5000, received, "api", "200"))
@@ -141,7 +141,7 @@ func TestMeasure(t *testing.T) {
 }
 
 func TestMeasureSlow(t *testing.T) {
-	m := newMeter(nil, state(), []string{"api"})
+	m := newMeter(nil, state(), []string{"api"}, readTimeout)
 	for _, n := range []int{0, 1} { // the first reading of a proxy is what the second is compared with
 		scrape(t, m, "canary-1", shown().requests(200*n, received, "api-canary", "200").durations(180*n, 20*n, received, "api-canary", "200"))
 	}
@@ -154,7 +154,7 @@ func TestMeasureSlow(t *testing.T) {
 
 // Only the callers know of requests that did not arrive.
 func TestMeasureLost(t *testing.T) {
-	m := newMeter(nil, state(), []string{"api"})
+	m := newMeter(nil, state(), []string{"api"}, readTimeout)
 	for _, n := range []int{0, 1} {
 		scrape(t, m, "canary-1", shown().requests(50*n, received, "api-canary", "200"))
 		scrape(t, m, "client-1", shown().requests(50*n, sent, "api-canary", "200").requests(25*n, sent, "api-canary", "504").
@@ -251,7 +251,7 @@ func TestPlan(t *testing.T) {
 
 // A caller's word counts as far as the servers have heard from it.
 func TestBelieved(t *testing.T) {
-	m := newMeter(nil, state(), []string{"api"})
+	m := newMeter(nil, state(), []string{"api"}, readTimeout)
 	other := strings.ReplaceAll(received, `source_workload="client"`, `source_workload="liar"`)
 	for _, n := range []int{0, 1} {
 		scrape(t, m, "canary-1", shown().requests(1000*n, received, "api-canary", "200").durations(1000*n, 0, received, "api-canary", "200").requests(n, other, "api-canary", "200"))
@@ -265,7 +265,7 @@ func TestBelieved(t *testing.T) {
 		t.Errorf("one caller has the canary rolled back: %s, %+v", why, got)
 	}
 	// Nor does it hide that others are refused, or makes a step end for which there have been no requests.
-	m = newMeter(nil, state(), []string{"api"})
+	m = newMeter(nil, state(), []string{"api"}, readTimeout)
 	for _, n := range []int{0, 1} {
 		scrape(t, m, "canary-1", shown().requests(5*n, received, "api-canary", "503").requests(n, other, "api-canary", "200"))
 		scrape(t, m, "liar-1", shown().requests(1000000*n, sent, "api-canary", "200").durations(1000000*n, 0, sent, "api-canary", "200"))
@@ -276,7 +276,7 @@ func TestBelieved(t *testing.T) {
 }
 
 func TestCounters(t *testing.T) {
-	m := newMeter(nil, state(), []string{"api"})
+	m := newMeter(nil, state(), []string{"api"}, readTimeout)
 	scrape(t, m, "canary-1", shown().requests(0, received, "api-canary", "200"))
 	for _, value := range []string{"NaN", "+Inf", "-Inf", "-5", "1e300"} {
 		e := shown()
@@ -320,7 +320,7 @@ func FuzzParseMetrics(f *testing.F) {
 		if err != nil {
 			return
 		}
-		m := newMeter(nil, state(), []string{"api"})
+		m := newMeter(nil, state(), []string{"api"}, readTimeout)
 		m.add(workload{"shop", "api-canary"}, "canary-1", families)
 		m.add(workload{"shop", "api-canary"}, "canary-1", families)
 		if got := m.measure(m.canary); got.Requests < 0 || !(got.ErrorRate >= 0 && got.ErrorRate <= 100) {
