@@ -61,7 +61,6 @@ type powerCuts struct {
 	n       *node.Node
 	disk    *node.Disk
 	outages []outage
-	part    int
 	// images and kept are what existed, and was acknowledged, at the last check; shipped are the images of every node.
 	images, shipped programSizes
 	kept            outage
@@ -70,8 +69,6 @@ type powerCuts struct {
 // outage is a cut: the disk, and what was acknowledged before.
 type outage struct {
 	what string
-	// part is the part of the round: the first start, the load, the deploy, the upgrade.
-	part int
 	disk *node.Disk
 	// images are the sizes of files in layers that containerd has recorded.
 	images programSizes
@@ -88,9 +85,11 @@ func (p *powerCuts) round(filesystem string) {
 	disks := node.DisksForTest(p)
 	p.disk = disks.New(p, filesystem)
 	p.n = node.ForTest(p, node.Options{Args: powerCutArgs, Disk: p.disk})
+	var boots []int
 	for _, part := range []func(){p.firstStart, p.load, p.deploy, p.upgrade} {
+		first := len(p.outages)
 		part()
-		p.part++
+		boots = append(boots, p.chosen(first)...)
 	}
 	if err := p.n.Kill(); err != nil {
 		p.Fatal(err)
@@ -98,40 +97,28 @@ func (p *powerCuts) round(filesystem string) {
 	if len(p.outages) != cutsInARound {
 		p.Errorf("there were %d cuts, want %d", len(p.outages), cutsInARound)
 	}
-	boots := p.chosen()
-	for i, o := range p.outages {
-		if slices.Contains(boots, i) {
-			p.Run(fmt.Sprintf("%d %s", i+1, strings.ReplaceAll(o.what, " ", "-")), func(t *testing.T) { p.boot(t, o) })
-		}
+	for _, i := range boots {
+		o := p.outages[i]
+		p.Run(fmt.Sprintf("%d %s", i+1, strings.ReplaceAll(o.what, " ", "-")), func(t *testing.T) { p.boot(t, o) })
 	}
 }
 
-// chosen returns which of the cut disks a server is started on: all, or with -short one of each part of the round, by chance.
-func (p *powerCuts) chosen() (boots []int) {
-	for first, o := range p.outages {
-		if first > 0 && p.outages[first-1].part == o.part {
-			continue
-		}
-		end := first
-		for end < len(p.outages) && p.outages[end].part == o.part {
-			end++
-		}
-		if testing.Short() {
-			boots = append(boots, first+p.random.IntN(end-first))
-			continue
-		}
-		for i := first; i < end; i++ {
-			boots = append(boots, i)
-		}
+// chosen returns on which of the disks that were cut from this one on, in one part of the round, a server is started: all, or with -short one by
+// chance.
+func (p *powerCuts) chosen(first int) (cuts []int) {
+	if testing.Short() {
+		return []int{first + p.random.IntN(len(p.outages)-first)}
 	}
-	return boots
+	for i := first; i < len(p.outages); i++ {
+		cuts = append(cuts, i)
+	}
+	return cuts
 }
 
 // cut copies the disk now.
 func (p *powerCuts) cut(o outage) {
 	p.Helper()
 	begin := time.Now()
-	o.part = p.part
 	o.disk = p.disk.Cut(p)
 	p.Logf("cut %d: %s, %s", len(p.outages)+1, o.what, time.Since(begin).Round(time.Millisecond))
 	p.outages = append(p.outages, o)

@@ -335,7 +335,7 @@ func newPath(t *testing.T, behind *app, configs []string, host string, service, 
 	f, _ := newIstiod(t, scene{configs: configs, proxy: client})
 	wrap(t, f)
 	ca := newAuthority(t)
-	inboundPort, outboundPort := freePort(t), freePort(t)
+	inboundPort, outboundPort := uint32(porttest.Loopback(t).Port()), uint32(porttest.Loopback(t).Port())
 
 	in := generate(t, f, server)
 	inbound := &listener.Listener{}
@@ -440,11 +440,6 @@ func inlineRoutes(t *testing.T, l *listener.Listener, routes model.Resources) {
 			f.ConfigType = &listener.Filter_TypedConfig{TypedConfig: toAny(t, m)}
 		}
 	}
-}
-
-func freePort(t *testing.T) uint32 {
-	t.Helper()
-	return uint32(porttest.Loopback(t).Port())
 }
 
 // app is a server for every protocol on one port.
