@@ -1,0 +1,190 @@
+// Package config turns the command line of polymesh-observe into checked Options.
+//
+// It owns the names, defaults and rules of every setting. The program has no config file and reads no environment: the server that
+// supervises it (pkg/observe in the main module) compares the whole command line with its own, and starts the program again when
+// they differ.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// Limits of the settings.
+const (
+	// MinDisk is the smallest store: two blocks of metrics, a day of logs of a small cluster.
+	MinDisk Size = 64 << 20
+	// DefaultDisk is the largest default, and DefaultShare the largest share of the disk that the default takes.
+	DefaultDisk  Size = 2 << 30
+	DefaultShare      = 20 // one twentieth
+	// MinRetention is the time of one block of metrics.
+	MinRetention = 2 * time.Hour
+	maxRetention = 10 * 365 * 24 * time.Hour
+	// maxSocket is the longest path of a socket: sun_path holds 108 bytes with the end (unix(7)).
+	maxSocket = 107
+	maxRate   = 1_000_000
+)
+
+// LogFile is a log of the platform that is stored with the containers' logs.
+type LogFile struct {
+	// Name is the value of the label "container": server, containerd.
+	Name string
+	// Path is an absolute path. The file need not exist.
+	Path string
+}
+
+// Options are the checked settings.
+type Options struct {
+	// DataDir contains everything that is stored.
+	DataDir string
+	// Socket serves everything, to root only.
+	Socket string
+	// ClusterSockets is the folder of the sockets for pods, one for each API; empty for none.
+	ClusterSockets string
+	// Disk is how many bytes all of it may take; 0 for Default.
+	Disk Size
+	// Retention is how long it is kept.
+	Retention time.Duration
+	// Kubeconfig is the file with the program's own identity. It need not exist yet; empty for none: the cluster is not observed then.
+	Kubeconfig string
+	// NodeName is this machine's node; the label "node" of what is read here.
+	NodeName string
+	// PodLogDir is the kubelet's folder of containers' logs; empty for none.
+	PodLogDir string
+	LogFiles  []LogFile
+	// SpansPerSecond is how many spans are stored on average; whole traces above it are dropped and counted.
+	SpansPerSecond int
+	// LinesPerSecond is how many lines of each pod are stored; lines above it are dropped and counted.
+	LinesPerSecond int
+	// RemoteWrite lets others write metrics.
+	RemoteWrite bool
+	// Log is the file of the program's own log, which it rotates; empty for standard error.
+	Log   string
+	Debug bool
+	// Version is set if the program only prints its version.
+	Version bool
+}
+
+// Parse reads the arguments after the program's name. It returns pflag.ErrHelp, after it has written the help to out, if that was
+// requested.
+func Parse(args []string, out io.Writer) (*Options, error) {
+	o := &Options{}
+	var files []string
+	f := pflag.NewFlagSet("polymesh-observe", pflag.ContinueOnError)
+	f.SortFlags = false
+	f.Usage = func() {}
+	f.StringVar(&o.DataDir, "data-dir", "", "folder of everything that is stored")
+	f.StringVar(&o.Socket, "socket", "", "UNIX socket that serves everything, to root (default: observe.sock in the data dir)")
+	f.StringVar(&o.ClusterSockets, "cluster-sockets", "", "folder of the sockets for pods, one for each API (default: none)")
+	f.Var(&o.Disk, "disk", "how much of the disk it may take, such as 2GiB (default: 2GiB, or a twentieth of the disk if that is less)")
+	o.Retention = 7 * 24 * time.Hour
+	f.Var((*days)(&o.Retention), "retention", "how long it is kept, such as 7d or 36h; less if --disk is reached before")
+	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; it may appear later (default: none)")
+	f.StringVar(&o.NodeName, "node-name", "", "name of this machine's node")
+	f.StringVar(&o.PodLogDir, "pod-log-dir", "", "the kubelet's folder of containers' logs, usually /var/log/pods (default: none)")
+	f.StringArrayVar(&files, "log-file", nil, "another log to store, NAME=PATH; may be repeated")
+	f.IntVar(&o.SpansPerSecond, "spans-per-second", 200, "how many spans are stored, averaged over a minute; whole traces above it are dropped")
+	f.IntVar(&o.LinesPerSecond, "lines-per-second", 2000, "how many log lines of a pod are stored; lines above it are dropped")
+	f.BoolVar(&o.RemoteWrite, "remote-write", false, "accept metrics by Prometheus' remote write")
+	f.StringVar(&o.Log, "log", "", "file of the program's own log (default: standard error)")
+	f.BoolVar(&o.Debug, "debug", false, "log debugging messages")
+	f.BoolVar(&o.Version, "version", false, "print the version")
+	err := f.Parse(args)
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		fmt.Fprintf(out, "Stores and serves metrics, logs and traces of a cluster.\n\nUsage: polymesh-observe --data-dir DIR [flags]\n\n%s", f.FlagUsages())
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w (see polymesh-observe --help)", err)
+	case f.NArg() > 0:
+		return nil, fmt.Errorf("unexpected argument %q: polymesh-observe takes flags only", f.Arg(0))
+	case o.Version:
+		return o, nil
+	}
+	if len(files) > maxLogFiles {
+		return nil, fmt.Errorf("--log-file is given %d times, and may be %d times", len(files), maxLogFiles)
+	}
+	for _, text := range files {
+		file, err := parseLogFile(text)
+		if err != nil {
+			return nil, err
+		}
+		o.LogFiles = append(o.LogFiles, file)
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+func (o *Options) check() error {
+	if o.DataDir == "" {
+		return errors.New("--data-dir is missing: name the folder of everything that is stored")
+	}
+	if o.Socket == "" {
+		o.Socket = filepath.Join(o.DataDir, "observe.sock")
+	}
+	for _, path := range []struct {
+		flag  string
+		value *string
+	}{
+		{"data-dir", &o.DataDir}, {"socket", &o.Socket}, {"cluster-sockets", &o.ClusterSockets}, {"kubeconfig", &o.Kubeconfig},
+		{"pod-log-dir", &o.PodLogDir}, {"log", &o.Log},
+	} {
+		if *path.value == "" {
+			continue
+		}
+		// Relative to what depends on who started the program.
+		if !filepath.IsAbs(*path.value) {
+			return fmt.Errorf("--%s %q is not an absolute path", path.flag, *path.value)
+		}
+		*path.value = filepath.Clean(*path.value)
+	}
+	for flag, path := range map[string]string{"socket": o.Socket, "cluster-sockets": filepath.Join(o.ClusterSockets, LongestSocket)} {
+		if len(path) > maxSocket {
+			return fmt.Errorf("--%s: the path of a socket has at most %d bytes, and %s has %d", flag, maxSocket, path, len(path))
+		}
+	}
+	if o.Disk != 0 && o.Disk < MinDisk {
+		return fmt.Errorf("--disk %s is less than %s, the smallest store", o.Disk, MinDisk)
+	}
+	if o.Retention < MinRetention || o.Retention > maxRetention {
+		return fmt.Errorf("--retention %s is not between %s and %s", days(o.Retention), days(MinRetention), days(maxRetention))
+	}
+	if o.SpansPerSecond < 0 || o.SpansPerSecond > maxRate {
+		return fmt.Errorf("--spans-per-second %d is not between 0 and %d", o.SpansPerSecond, maxRate)
+	}
+	if o.LinesPerSecond < 1 || o.LinesPerSecond > maxRate {
+		return fmt.Errorf("--lines-per-second %d is not between 1 and %d", o.LinesPerSecond, maxRate)
+	}
+	// A node's name is a DNS subdomain (https://kubernetes.io/docs/concepts/overview/working-with-objects/names/).
+	if len(o.NodeName) > 253 || strings.ContainsFunc(o.NodeName, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '.'
+	}) {
+		return fmt.Errorf("--node-name %q is not the name of a node", o.NodeName)
+	}
+	return nil
+}
+
+// LongestSocket is the longest name in the folder of ClusterSockets.
+const LongestSocket = "jaeger-query.sock"
+
+// maxLogFiles bounds how many files are watched.
+const maxLogFiles = 32
+
+func parseLogFile(text string) (LogFile, error) {
+	name, path, ok := strings.Cut(text, "=")
+	if !ok || name == "" || !filepath.IsAbs(path) {
+		return LogFile{}, fmt.Errorf("--log-file %q is not NAME=PATH, with an absolute path", text)
+	}
+	if len(name) > 63 || strings.ContainsFunc(name, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }) {
+		return LogFile{}, fmt.Errorf("--log-file %q: a name has small letters, digits and -", text)
+	}
+	return LogFile{Name: name, Path: filepath.Clean(path)}, nil
+}

@@ -1,0 +1,88 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/require"
+)
+
+func TestParse(t *testing.T) {
+	o, err := Parse([]string{
+		"--data-dir=/var/lib/polymesh/observe/", "--socket=/run/polymesh/observe.sock", "--cluster-sockets=/run/polymesh/observe", "--disk=512MiB",
+		"--retention=3d", "--kubeconfig=/var/lib/polymesh/server/cred/observe.kubeconfig", "--node-name=node-1.example", "--pod-log-dir=/var/log/pods",
+		"--log-file=containerd=/var/lib/polymesh/agent/containerd/containerd.log", "--log-file=server=/var/log/a=b", "--spans-per-second=50",
+	}, nil)
+	require.NoError(t, err)
+	require.Equal(t, &Options{
+		DataDir: "/var/lib/polymesh/observe", Socket: "/run/polymesh/observe.sock", ClusterSockets: "/run/polymesh/observe", Disk: 512 << 20,
+		Retention: 72 * time.Hour, Kubeconfig: "/var/lib/polymesh/server/cred/observe.kubeconfig", NodeName: "node-1.example", PodLogDir: "/var/log/pods",
+		LogFiles:       []LogFile{{"containerd", "/var/lib/polymesh/agent/containerd/containerd.log"}, {"server", "/var/log/a=b"}},
+		SpansPerSecond: 50, LinesPerSecond: 2000,
+	}, o)
+
+	o, err = Parse([]string{"--data-dir=/d"}, nil)
+	require.NoError(t, err)
+	require.Equal(t, &Options{DataDir: "/d", Socket: "/d/observe.sock", Retention: 7 * 24 * time.Hour, SpansPerSecond: 200, LinesPerSecond: 2000}, o)
+}
+
+func TestRefused(t *testing.T) {
+	long := "/" + strings.Repeat("x", 110)
+	for args, want := range map[string]string{
+		"":                                             "--data-dir is missing",
+		"--data-dir=d":                                 `--data-dir "d" is not an absolute path`,
+		"--data-dir=/d --log=l":                        `--log "l" is not an absolute path`,
+		"--data-dir=/d --disk=1MiB":                    "--disk 1MiB is less than 64MiB",
+		"--data-dir=/d --disk=much":                    "not a number of bytes such as 2GiB",
+		"--data-dir=/d --disk=-2GiB":                   "not a number of bytes",
+		"--data-dir=/d --disk=99999999T":               "not a number of bytes",
+		"--data-dir=/d --retention=1h":                 "--retention 1h0m0s is not between 2h0m0s and 3650d",
+		"--data-dir=/d --retention=week":               "not a time such as 7d or 36h",
+		"--data-dir=/d --retention=99999999999999d":    "not a number of days",
+		"--data-dir=/d --node-name=a/b":                `--node-name "a/b" is not the name of a node`,
+		"--data-dir=/d --log-file=/var/log/x":          "is not NAME=PATH",
+		"--data-dir=/d --log-file=a=x":                 "is not NAME=PATH",
+		"--data-dir=/d --log-file=A=/x":                "a name has small letters",
+		"--data-dir=/d --socket=" + long:               "at most 107 bytes",
+		"--data-dir=/d --cluster-sockets=" + long[:92]: "at most 107 bytes",
+		"--data-dir=/d --spans-per-second=-1":          "--spans-per-second -1",
+		"--data-dir=/d --lines-per-second=0":           "--lines-per-second 0",
+		"--data-dir=/d here":                           `unexpected argument "here"`,
+		"--dta-dir=/d":                                 "unknown flag: --dta-dir",
+	} {
+		_, err := Parse(strings.Fields(args), nil)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v, want one line with %q", args, err, want)
+		}
+	}
+}
+
+func TestHelp(t *testing.T) {
+	var out bytes.Buffer
+	_, err := Parse([]string{"--help"}, &out)
+	if !errors.Is(err, pflag.ErrHelp) || !strings.Contains(out.String(), "--spans-per-second") {
+		t.Errorf("%v: %s", err, out.String())
+	}
+}
+
+func TestUnits(t *testing.T) {
+	for text, want := range map[string]Size{
+		"2GiB": 2 << 30, "2Gi": 2 << 30, "512MiB": 512 << 20, "1TiB": 1 << 40, "3G": 3e9, "3GB": 3e9, "64k": 64000, "64KB": 64000, "100": 100, "7B": 7,
+	} {
+		var s Size
+		require.NoError(t, s.Set(text), text)
+		require.Equal(t, want, s, text)
+	}
+	for want, s := range map[string]Size{"2GiB": 2 << 30, "1536MiB": 3 << 29, "1000": 1000, "0": 0} {
+		require.Equal(t, want, s.String())
+	}
+	for text, want := range map[string]string{"7d": "7d", "168h": "7d", "36h": "36h0m0s", "0d": "0s"} {
+		var d days
+		require.NoError(t, d.Set(text), text)
+		require.Equal(t, want, d.String())
+	}
+}
