@@ -1,0 +1,163 @@
+package logstore
+
+import (
+	"cmp"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"polymesh.dev/polymesh/observe/rowstore"
+)
+
+// metadataPrefix keeps the names of metadata apart from labels' and from the storage's own.
+const metadataPrefix = "meta."
+
+// clean gives the entry as it is stored: labels checked and sorted, the line cut, everything text. Or it says why that cannot be.
+func (s *Store) clean(e Entry) (Entry, string) {
+	labels := make([]Field, 0, len(e.Labels))
+	for _, l := range e.Labels {
+		if l.Value == "" { // as in Prometheus: the same as no label
+			continue
+		}
+		if !ValidName(l.Name) {
+			return e, fmt.Sprintf("%.40q is no name for a label", l.Name)
+		}
+		if len(l.Value) > MaxLabelBytes {
+			return e, fmt.Sprintf("the label %s has %d bytes, more than %d", l.Name, len(l.Value), MaxLabelBytes)
+		}
+		labels = append(labels, Field{Name: l.Name, Value: text(l.Value)})
+	}
+	switch {
+	case len(labels) == 0:
+		return e, "it has no labels"
+	case len(labels) > MaxLabels:
+		return e, fmt.Sprintf("it has %d labels, more than %d", len(labels), MaxLabels)
+	}
+	slices.SortFunc(labels, func(a, b Field) int { return cmp.Compare(a.Name, b.Name) })
+	for i := 1; i < len(labels); i++ {
+		if labels[i].Name == labels[i-1].Name {
+			return e, "it has the label " + labels[i].Name + " twice"
+		}
+	}
+	if !s.streams.admit(labels, e.Time) {
+		return e, fmt.Sprintf("%d other streams have had lines today, which is the limit: something makes too many values for a label", s.streams.max)
+	}
+
+	size := 0
+	metadata := make([]Field, 0, len(e.Metadata)+1)
+	for _, m := range e.Metadata {
+		if m.Value == "" {
+			continue
+		}
+		if m.Name == "" || len(m.Name) > MaxNameBytes || strings.HasSuffix(m.Name, "*") {
+			return e, fmt.Sprintf("%.40q is no name for metadata", m.Name)
+		}
+		size += len(m.Name) + len(m.Value)
+		metadata = append(metadata, Field{Name: text(m.Name), Value: text(m.Value)})
+	}
+	if len(metadata) > MaxMetadata || size > MaxMetadataBytes {
+		return e, fmt.Sprintf("it has %d fields of metadata with %d bytes, more than %d or %d", len(metadata), size, MaxMetadata, MaxMetadataBytes)
+	}
+	line := e.Line
+	if n := len(line); n > MaxLineBytes {
+		line = line[:MaxLineBytes]
+		for len(line) > 0 && !utf8.RuneStart(e.Line[len(line)]) {
+			line = line[:len(line)-1]
+		}
+		metadata = append(metadata, Field{Name: Truncated, Value: strconv.Itoa(n)})
+	}
+	return Entry{Time: e.Time, Labels: labels, Line: text(line), Metadata: metadata}, ""
+}
+
+// ValidName says whether a name may be a label's: what Prometheus and Loki allow, and not the storage's own ones.
+func ValidName(name string) bool {
+	if name == "" || len(name) > MaxNameBytes {
+		return false
+	}
+	for i, c := range []byte(name) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '_' || i > 0 && c >= '0' && c <= '9') {
+			return false
+		}
+	}
+	switch name {
+	case rowstore.MessageField, rowstore.RestField, "_time", "_stream", "_stream_id":
+		return false
+	}
+	return true
+}
+
+// text makes of bytes that are no text the replacement character, so that they can be shown as JSON.
+func text(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+func (e *Entry) row() rowstore.Row {
+	fields := make([]Field, 0, 1+len(e.Metadata))
+	fields = append(fields, Field{Name: rowstore.MessageField, Value: e.Line})
+	for _, m := range e.Metadata {
+		fields = append(fields, Field{Name: metadataPrefix + m.Name, Value: m.Value})
+	}
+	return rowstore.Row{Time: e.Time, Stream: e.Labels, Fields: fields}
+}
+
+func entryOf(row rowstore.Row) Entry {
+	e := Entry{Time: row.Time, Labels: row.Stream}
+	for _, f := range row.Fields {
+		if name, ok := strings.CutPrefix(f.Name, metadataPrefix); ok {
+			if e.Metadata == nil {
+				e.Metadata = make([]Field, 0, len(row.Fields))
+			}
+			e.Metadata = append(e.Metadata, Field{Name: name, Value: f.Value})
+			continue
+		}
+		switch f.Name {
+		case rowstore.MessageField:
+			e.Line = f.Value
+		case rowstore.RestField:
+			e.Metadata = append(e.Metadata, f)
+		}
+	}
+	return e
+}
+
+// streams remembers which streams had lines, to bound them.
+type streams struct {
+	max  int
+	seed maphash.Seed
+
+	mu   sync.Mutex
+	day  int64
+	seen map[uint64]struct{}
+}
+
+func newStreams(limit int) streams { return streams{max: limit, seed: maphash.MakeSeed()} }
+
+func (s *streams) admit(labels []Field, at time.Time) bool {
+	var h maphash.Hash
+	h.SetSeed(s.seed)
+	for _, l := range labels {
+		maphash.WriteComparable(&h, l)
+	}
+	key := h.Sum64()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if day := at.Unix() / 86400; day > s.day || s.seen == nil {
+		s.day, s.seen = day, map[uint64]struct{}{}
+	}
+	if _, ok := s.seen[key]; ok {
+		return true
+	}
+	if len(s.seen) >= s.max {
+		return false
+	}
+	s.seen[key] = struct{}{}
+	return true
+}

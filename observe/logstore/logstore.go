@@ -1,0 +1,130 @@
+// Package logstore keeps lines of logs: labelled streams of them, as Loki has, on top of a rowstore.
+//
+// It owns what a line may be (labels, sizes, text that is text), the order of the lines that it gives, and the live tails. It parses no queries and
+// no lines: package logql does the first, whoever reads a line the second. Lines come from podlogs, journal, the informers' events and
+// Loki's push API; they are read by logql, loki and the page.
+package logstore
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"polymesh.dev/polymesh/observe/rowstore"
+)
+
+// Field is one named value: a label, or metadata of a line.
+type Field = rowstore.Field
+
+// Entry is one line.
+type Entry struct {
+	Time time.Time
+	// Labels name the stream. Entries of Select have them sorted.
+	Labels []Field
+	Line   string
+	// Metadata is what belongs to this line alone: a pod's uid, a trace's id. It may have as many values as it likes.
+	Metadata []Field
+}
+
+// Limits on one entry. A longer line is cut and says so in its metadata (Truncated); what breaks another limit is refused.
+const (
+	MaxLineBytes     = 256 << 10
+	MaxLabels        = 16
+	MaxNameBytes     = 100
+	MaxLabelBytes    = 1024
+	MaxMetadata      = 64
+	MaxMetadataBytes = 32 << 10
+	// Truncated is the name of the metadata that holds the length of a line before it was cut.
+	Truncated = "truncated"
+)
+
+// Options say where the lines are kept.
+type Options struct {
+	// Store is the rows' directory and its limits.
+	Store rowstore.Options
+	// MaxStreams is how many streams may get lines in a day, 20,000 when zero. Lines of more are refused: a stream costs memory and space in the
+	// index, and whoever pushes chooses the labels.
+	MaxStreams int
+}
+
+// Store is an open store of lines. Its methods may be called from any goroutine.
+type Store struct {
+	rows    *rowstore.Store
+	streams streams
+
+	mu    sync.Mutex
+	tails map[*tail]struct{}
+}
+
+// Open opens the store.
+func Open(opts Options) (*Store, error) {
+	if opts.MaxStreams == 0 {
+		opts.MaxStreams = 20_000
+	}
+	rows, err := rowstore.Open(opts.Store)
+	if err != nil {
+		return nil, fmt.Errorf("opening the logs: %w", err)
+	}
+	return &Store{rows: rows, streams: newStreams(opts.MaxStreams), tails: map[*tail]struct{}{}}, nil
+}
+
+// Close writes what was appended and ends all tails.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	for t := range s.tails {
+		t.cancel()
+	}
+	s.tails = nil
+	s.mu.Unlock()
+	if err := s.rows.Close(); err != nil {
+		return fmt.Errorf("closing the logs: %w", err)
+	}
+	return nil
+}
+
+// Flush makes what was appended visible. Queries do so themselves.
+func (s *Store) Flush() { s.rows.Flush() }
+
+// Stats says how much there is.
+func (s *Store) Stats() rowstore.Stats { return s.rows.Stats() }
+
+// Mark is the number of lines accepted so far, and Durable the mark up to which they are on disk: whoever remembers how far he has read remembers
+// it when Durable has reached the Mark that he saw after Append.
+func (s *Store) Mark() uint64    { return s.rows.Mark() }
+func (s *Store) Durable() uint64 { return s.rows.Durable() }
+
+// Append stores entries. With a *rowstore.RejectedError the other entries are stored, and trying again does not help; with any other error none is.
+func (s *Store) Append(entries []Entry) error {
+	rows := make([]rowstore.Row, 0, len(entries))
+	clean := make([]Entry, 0, len(entries))
+	refused := &rowstore.RejectedError{}
+	refuse := func(n int, reason string) {
+		if refused.Rows += n; refused.Reason == "" {
+			refused.Reason = reason
+		}
+	}
+	for i := range entries {
+		e, reason := s.clean(entries[i])
+		if reason != "" {
+			refuse(1, reason)
+			continue
+		}
+		clean = append(clean, e)
+		rows = append(rows, e.row())
+	}
+	if len(rows) > 0 {
+		err := s.rows.Append(rows)
+		var some *rowstore.RejectedError
+		if errors.As(err, &some) {
+			refuse(some.Rows, some.Reason)
+		} else if err != nil {
+			return fmt.Errorf("storing %d lines: %w", len(rows), err)
+		}
+		s.toTails(clean)
+	}
+	if refused.Rows > 0 {
+		return refused
+	}
+	return nil
+}

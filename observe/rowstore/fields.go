@@ -1,0 +1,111 @@
+package rowstore
+
+import (
+	"encoding/json"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/VictoriaMetrics/VictoriaLogs/lib/logstorage"
+)
+
+// checkField says why a field cannot be stored, or nothing.
+func checkField(f Field, stream bool) string {
+	switch {
+	case f.Name == "":
+		return "a field has no name"
+	case len(f.Name) > MaxNameBytes:
+		return fmt.Sprintf("a field's name has %d bytes, more than %d", len(f.Name), MaxNameBytes)
+	case len(f.Value) > MaxValueBytes:
+		return fmt.Sprintf("a field's value has %d bytes, more than %d", len(f.Value), MaxValueBytes)
+	case f.Name == "_time" || f.Name == "_stream" || f.Name == "_stream_id" || f.Name == RestField:
+		return fmt.Sprintf("the field name %s is the store's own", f.Name)
+	// A name that ends so is a pattern of names in a query.
+	case strings.HasSuffix(f.Name, "*"):
+		return "a field's name ends with *"
+	}
+	if stream {
+		if f.Name == MessageField {
+			return "the line cannot be part of the stream's name"
+		}
+		if err := logstorage.CheckStreamFieldName(f.Name); err != nil || strings.ContainsAny(f.Name, `",{`) {
+			return "a stream's field has one of = { } , \" in its name"
+		}
+	}
+	return ""
+}
+
+// names are the field names that a store has met in a day, see MaxNames.
+type names struct {
+	day     int64
+	known   map[string]struct{}
+	streams map[uint64][]uint32 // hashes of the names by the hash of the stream
+	seed    maphash.Seed
+}
+
+// maxNamedStreams bounds streams: with more, the counting begins again.
+const maxNamedStreams = 50_000
+
+// fold keeps fields whose names are known or still fit, and joins the others into RestField. The first fields, the stream's, are kept.
+func (n *names) fold(fields []logstorage.Field, stream int, at time.Time) ([]logstorage.Field, int) {
+	if day := at.Unix() / 86400; day > n.day || n.known == nil {
+		n.day, n.known, n.streams, n.seed = day, map[string]struct{}{}, map[uint64][]uint32{}, maphash.MakeSeed()
+	}
+	var h maphash.Hash
+	h.SetSeed(n.seed)
+	for _, f := range fields[:stream] {
+		maphash.WriteComparable(&h, Field(f))
+	}
+	key := h.Sum64()
+	ofStream, ok := n.streams[key]
+	if !ok && len(n.streams) >= maxNamedStreams {
+		clear(n.streams)
+	}
+	var rest []Field
+	kept := fields[:stream]
+	for _, f := range fields[stream:] {
+		if f.Value == "" {
+			continue
+		}
+		hash := uint32(maphash.String(n.seed, f.Name))
+		_, inStore := n.known[f.Name]
+		inStream := slices.Contains(ofStream, hash)
+		if has(kept, f.Name) || !inStore && len(n.known) >= MaxNames || !inStream && len(ofStream) >= MaxStreamNames {
+			rest = append(rest, Field(f))
+			continue
+		}
+		if !inStore {
+			n.known[strings.Clone(f.Name)] = struct{}{}
+		}
+		if !inStream {
+			ofStream = append(ofStream, hash)
+			n.streams[key] = ofStream
+		}
+		kept = append(kept, f)
+	}
+	if len(rest) == 0 {
+		return kept, 0
+	}
+	return append(kept, logstorage.Field{Name: RestField, Value: jsonObject(rest)}), len(rest)
+}
+
+func has(fields []logstorage.Field, name string) bool {
+	return slices.ContainsFunc(fields, func(f logstorage.Field) bool { return f.Name == name })
+}
+
+// jsonObject writes fields as an object; of two with one name the first stays. Bytes that are no text become the replacement character.
+func jsonObject(fields []Field) string {
+	m := make(map[string]string, len(fields))
+	for _, f := range fields {
+		if _, ok := m[f.Name]; !ok {
+			m[f.Name] = f.Value
+		}
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return "{}" // strings always marshal
+	}
+	return string(b)
+}

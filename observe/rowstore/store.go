@@ -1,0 +1,445 @@
+package rowstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/VictoriaLogs/lib/logstorage"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// libraryFlush is how often the library looks for rows in memory to write. A batch of rows that it was given is on disk after at most two of
+	// these and the time of writing.
+	libraryFlush = time.Second
+	// libraryAhead is how far in the future a row may be.
+	libraryAhead = 24 * time.Hour
+	// minFree is the least space that must be left: the library ends the process when a write fails.
+	minFree = 32 << 20
+	// maxPending is how many bytes of rows wait in this package before Append waits too.
+	maxPending = 8 << 20
+	// inFlightPoll is how often the library is asked whether it has written what it was given.
+	inFlightPoll = 200 * time.Millisecond
+	// freePeriod is for how long an answer about the free space of the disk is believed.
+	freePeriod = time.Second
+)
+
+// Store is an open directory of rows. Its methods may be called from any goroutine.
+//
+// Rows go three ways: Append puts them into pending; after half of FlushInterval, or when they are many, or when somebody asks, they are handed
+// over to the library, which makes them visible and writes them within two of its own intervals. The library does not say when it has written
+// which row, only that nothing is left in memory: so handing over pauses when that has not been seen for half of FlushInterval. Then Durable
+// moves on.
+type Store struct {
+	opts  Options
+	batch time.Duration // half of FlushInterval
+	view  *view         // of a store opened ReadOnly
+
+	// dbMu is held for reading while db is used, so that Close waits for queries.
+	dbMu   sync.RWMutex
+	db     *logstorage.Storage // nil after Close
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+	closed context.Context
+
+	queries chan struct{} // limits how many run at a time
+
+	mu           sync.Mutex
+	room         *sync.Cond            // told when pending was handed over
+	pending      []*logstorage.LogRows // the last one is being filled
+	pendingBytes int
+	pendingSince time.Time
+	appended     uint64 // rows accepted by Append
+	handed       uint64 // of these, given to the library
+	durable      uint64 // of these, on disk
+	flight       flight
+	names        names
+	freeChecked  time.Time
+	short        bool // of disk, when last checked
+
+	wake     chan struct{} // tells the loop that there is something to do
+	rejected atomic.Int64
+	folded   atomic.Int64
+}
+
+// flight is what the library was given and has not been seen to have written.
+type flight struct {
+	running bool
+	since   time.Time // when the first of it was handed over
+	last    time.Time // when the last of it was
+	streams uint64    // the library's count of new streams before it
+}
+
+// Open opens the store in opts.Dir, for writing or, with ReadOnly, as it is on disk.
+func Open(opts Options) (*Store, error) {
+	if opts.Dir == "" {
+		return nil, errors.New("opening a store of rows: no directory is named")
+	}
+	if opts.FlushInterval == 0 {
+		opts.FlushInterval = 5 * time.Second
+	}
+	opts.FlushInterval = max(opts.FlushInterval, 4*libraryFlush)
+	opts.MinFreeBytes = max(opts.MinFreeBytes, minFree)
+	s := &Store{
+		opts:    opts,
+		batch:   opts.FlushInterval / 2,
+		wake:    make(chan struct{}, 1),
+		queries: make(chan struct{}, 4),
+	}
+	s.room = sync.NewCond(&s.mu)
+	s.closed, s.stop = context.WithCancel(context.Background())
+
+	dir := opts.Dir
+	retention := opts.Retention
+	if opts.ReadOnly {
+		v, err := newView(opts.Dir)
+		if err != nil {
+			return nil, fmt.Errorf("reading the store in %s: %w", opts.Dir, err)
+		}
+		s.view, dir = v, v.dir
+		retention = 100 * 365 * 24 * time.Hour // what has outlived its time is the writer's to remove
+	} else if err := prepare(opts.Dir); err != nil {
+		return nil, fmt.Errorf("opening the store in %s: %w", opts.Dir, err)
+	}
+	db, err := openLibrary(dir, &logstorage.StorageConfig{
+		Retention:              retention,
+		DefaultParallelReaders: readers(),
+		FlushInterval:          libraryFlush,
+		FutureRetention:        libraryAhead,
+	})
+	if err != nil {
+		if s.view != nil {
+			err = errors.Join(err, s.view.close())
+		}
+		return nil, fmt.Errorf("opening the store in %s: %w", opts.Dir, err)
+	}
+	s.db = db
+	if !opts.ReadOnly {
+		s.done.Go(s.write)
+		if opts.MaxBytes > 0 {
+			s.done.Go(s.bound)
+		}
+	}
+	return s, nil
+}
+
+// Close writes what was appended and closes the files. Queries that run are waited for.
+func (s *Store) Close() error {
+	s.stop()
+	s.mu.Lock()
+	s.room.Broadcast()
+	s.mu.Unlock()
+	s.done.Wait()
+
+	s.dbMu.Lock()
+	defer s.dbMu.Unlock()
+	if s.db == nil {
+		return ErrClosed
+	}
+	s.mu.Lock()
+	s.handOver(time.Now())
+	s.durable = s.handed
+	s.mu.Unlock()
+	s.db.MustClose()
+	s.db = nil
+	if s.view != nil {
+		return s.view.close()
+	}
+	return nil
+}
+
+// Append stores rows. They can be queried after Flush or about half of FlushInterval, and are on disk after FlushInterval. It waits while the
+// disk is slower than the rows come.
+func (s *Store) Append(rows []Row) error {
+	if s.opts.ReadOnly {
+		return fmt.Errorf("%w: it was opened to be read", ErrReadOnly)
+	}
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.pendingBytes > maxPending && s.closed.Err() == nil {
+		s.room.Wait()
+	}
+	if s.closed.Err() != nil {
+		return ErrClosed
+	}
+	if s.isShort(now) {
+		return fmt.Errorf("%w: less than %d MiB are free at %s; free some space or lower the limit", ErrReadOnly, s.opts.MinFreeBytes>>20, s.opts.Dir)
+	}
+	refused := &RejectedError{}
+	oldest, newest := now.Add(-max(s.opts.Retention, 24*time.Hour)), now.Add(libraryAhead)
+	var fields []logstorage.Field
+	for i := range rows {
+		reason := ""
+		if fields, reason = s.fields(fields[:0], &rows[i], oldest, newest); reason != "" {
+			if refused.Rows++; refused.Reason == "" {
+				refused.Reason = reason
+			}
+			continue
+		}
+		s.add(rows[i].Time.UnixNano(), fields, len(rows[i].Stream), now)
+	}
+	s.signal()
+	if refused.Rows > 0 {
+		s.rejected.Add(int64(refused.Rows))
+		return refused
+	}
+	return nil
+}
+
+// fields turns a row into the library's fields, the stream's first, or says why it cannot be stored.
+func (s *Store) fields(out []logstorage.Field, row *Row, oldest, newest time.Time) ([]logstorage.Field, string) {
+	if row.Time.Before(oldest) {
+		return out, "its time " + row.Time.UTC().Format(time.RFC3339) + " is older than what is kept"
+	}
+	if row.Time.After(newest) {
+		return out, "its time " + row.Time.UTC().Format(time.RFC3339) + " is more than a day in the future"
+	}
+	if n := len(row.Stream) + len(row.Fields); n > MaxFields {
+		return out, fmt.Sprintf("it has %d fields, more than %d", n, MaxFields)
+	}
+	size := 0
+	for i, group := range [2][]Field{row.Stream, row.Fields} {
+		for _, f := range group {
+			if reason := checkField(f, i == 0); reason != "" {
+				return out, reason
+			}
+			size += len(f.Name) + len(f.Value)
+			out = append(out, logstorage.Field(f))
+		}
+	}
+	if size > MaxRowBytes {
+		return out, fmt.Sprintf("it has %d bytes, more than %d", size, MaxRowBytes)
+	}
+	var folded int
+	out, folded = s.names.fold(out, len(row.Stream), row.Time)
+	s.folded.Add(int64(folded))
+	return out, ""
+}
+
+// add puts a row into pending. s.mu is held.
+func (s *Store) add(nanos int64, fields []logstorage.Field, stream int, now time.Time) {
+	if len(s.pending) == 0 {
+		s.pendingSince = now
+	}
+	if n := len(s.pending); n == 0 || s.pending[n-1].NeedFlush() {
+		s.pending = append(s.pending, logstorage.GetLogRows(nil, nil, nil, nil, ""))
+	}
+	s.pending[len(s.pending)-1].MustAdd(logstorage.TenantID{}, nanos, fields, stream)
+	s.appended++
+	for _, f := range fields {
+		s.pendingBytes += len(f.Name) + len(f.Value)
+	}
+	// Many rows are handed over at once, so that the library can compress them while others come.
+	if s.pending[len(s.pending)-1].NeedFlush() && s.mayHandOver(now) {
+		s.handOver(now)
+	}
+}
+
+// isShort says whether the disk has too little space left. s.mu is held.
+func (s *Store) isShort(now time.Time) bool {
+	if now.Sub(s.freeChecked) >= freePeriod {
+		free, err := freeBytes(s.opts.Dir)
+		// A disk that does not even answer takes no rows.
+		s.short = err != nil || free < s.opts.MinFreeBytes
+		s.freeChecked = now
+	}
+	return s.short
+}
+
+// Flush makes what was appended visible to queries. While the disk is behind, that may take a second or two longer.
+func (s *Store) Flush() {
+	s.dbMu.RLock()
+	defer s.dbMu.RUnlock()
+	if s.db == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if len(s.pending) > 0 && s.mayHandOver(now) {
+		s.handOver(now)
+		s.signal()
+	}
+}
+
+// Mark is the number of rows that Append has accepted.
+func (s *Store) Mark() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.appended
+}
+
+// Durable is the Mark up to which rows are on disk, where neither kill -9 nor a power cut takes them.
+func (s *Store) Durable() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.durable
+}
+
+// mayHandOver is false while the library has had rows for so long that it must be left alone until it has written them. s.mu is held.
+func (s *Store) mayHandOver(now time.Time) bool {
+	return !s.flight.running || now.Sub(s.flight.since) < s.batch
+}
+
+// handOver gives pending to the library. s.mu is held, and s.db is open.
+func (s *Store) handOver(now time.Time) {
+	if len(s.pending) == 0 {
+		return
+	}
+	if !s.flight.running {
+		s.flight = flight{running: true, since: now, streams: s.libraryStats().StreamsCreatedTotal}
+	}
+	s.flight.last = now
+	for _, rows := range s.pending {
+		s.db.MustAddRows(rows)
+		logstorage.PutLogRows(rows)
+	}
+	s.db.DebugFlush()
+	s.pending, s.pendingBytes = nil, 0
+	s.handed = s.appended
+	s.room.Broadcast()
+}
+
+// land notes that the library has written all it was given, if it has. s.mu is held.
+func (s *Store) land(now time.Time) {
+	if !s.flight.running {
+		return
+	}
+	st := s.libraryStats()
+	if st.InmemoryRowsCount > 0 || st.PendingRows > 0 {
+		return
+	}
+	// A new stream's name is written by the index, which does not say when: by its own intervals it has after three of them.
+	if st.StreamsCreatedTotal != s.flight.streams && now.Sub(s.flight.last) < 3*libraryFlush {
+		return
+	}
+	s.flight.running = false
+	s.durable = s.handed
+}
+
+func (s *Store) libraryStats() *logstorage.StorageStats {
+	var st logstorage.StorageStats
+	s.db.UpdateStats(&st)
+	return &st
+}
+
+func (s *Store) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// write moves rows on until Close. It sleeps while there are none.
+func (s *Store) write() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.closed.Done():
+			return
+		case <-s.wake:
+		case <-timer.C:
+		}
+		timer.Reset(s.step(time.Now()))
+	}
+}
+
+// step does what is due, and says when to look again.
+func (s *Store) step(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.land(now)
+	if len(s.pending) > 0 && s.mayHandOver(now) {
+		due := s.pendingSince.Add(s.batch)
+		full := len(s.pending) > 1
+		if full || !now.Before(due) {
+			s.handOver(now)
+		} else if !s.flight.running {
+			return due.Sub(now)
+		}
+	}
+	if s.flight.running {
+		return inFlightPoll
+	}
+	return time.Hour
+}
+
+// Stats says how much there is.
+func (s *Store) Stats() Stats {
+	s.dbMu.RLock()
+	defer s.dbMu.RUnlock()
+	if s.db == nil {
+		return Stats{}
+	}
+	st := s.libraryStats()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	waiting := int64(s.appended - s.handed)
+	out := Stats{
+		Rows:       int64(st.RowsCount()) + waiting,
+		Bytes:      diskBytes(&st.PartitionStats),
+		Partitions: int(st.PartitionsCount),
+		Streams:    int64(st.StreamsCreatedTotal),
+		ReadOnly:   s.opts.ReadOnly || s.isShort(time.Now()),
+		Rejected:   s.rejected.Load(),
+		Folded:     s.folded.Load(),
+	}
+	// Without rows on disk the library answers with the ends of time.
+	if st.RowsCount() > 0 && st.MinTimestamp <= st.MaxTimestamp {
+		out.Oldest, out.Newest = time.Unix(0, st.MinTimestamp).UTC(), time.Unix(0, st.MaxTimestamp).UTC()
+	}
+	return out
+}
+
+func diskBytes(st *logstorage.PartitionStats) int64 {
+	return int64(st.IndexdbSizeBytes + st.CompressedSmallPartSize + st.CompressedBigPartSize)
+}
+
+// prepare makes the directory, refuses when another process has it, and removes what readers have left behind.
+func prepare(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making it: %w", err)
+	}
+	// The library makes the rest only when the directory itself is missing.
+	if err := os.MkdirAll(filepath.Join(dir, "partitions"), 0o700); err != nil {
+		return fmt.Errorf("making it: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("opening its lock: %w", err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("another process writes to it (%w); stop that one, or open it to be read", err)
+	}
+	return sweepViews(dir)
+}
+
+// lockName is the library's name for its lock.
+const lockName = "flock.lock"
+
+// openLibrary opens the storage. The library panics when it cannot.
+func openLibrary(dir string, cfg *logstorage.StorageConfig) (db *logstorage.Storage, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			db, err = nil, fmt.Errorf("the storage library gave up: %v", r)
+		}
+	}()
+	return logstorage.MustOpenStorage(dir, cfg), nil
+}
+
+func freeBytes(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("asking for the free space at %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
