@@ -80,7 +80,7 @@ type entry struct {
 
 	mu      sync.Mutex
 	status  ComponentStatus
-	running *Running // nil while it does not work
+	running *Running      // nil while it does not work
 	done    chan struct{} // closed when its goroutine has ended
 }
 
@@ -102,8 +102,8 @@ func newLifecycle(log *slog.Logger, components []Component) (*lifecycle, error) 
 	return l, nil
 }
 
-// run runs the components until ctx ends, and returns when all are stopped.
-func (l *lifecycle) run(ctx context.Context) {
+// run runs the components until ctx ends and then idle is closed, and returns when all are stopped.
+func (l *lifecycle) run(ctx context.Context, idle <-chan struct{}) {
 	// Each component ends with a context of its own, in reverse order: what receives ends before what stores.
 	cancels := make([]context.CancelFunc, len(l.entries))
 	for i, e := range l.entries {
@@ -115,6 +115,7 @@ func (l *lifecycle) run(ctx context.Context) {
 		}()
 	}
 	<-ctx.Done()
+	<-idle
 	for i, e := range slices.Backward(l.entries) {
 		cancels[i]()
 		<-e.done

@@ -1,0 +1,139 @@
+package server
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+)
+
+// Limits of the HTTP servers. Users of the cluster choose what they send, and how slowly.
+const (
+	headerTime = 10 * time.Second
+	idleTime   = 2 * time.Minute
+	maxHeader  = 64 << 10
+	// maxBody is the largest body, as it comes: what is decompressed is limited by who decompresses it.
+	maxBody  = 16 << 20
+	bodyTime = time.Minute
+	// answerTime is the time in which an answer must have been sent, and queryTime that in which a query must have been evaluated.
+	answerTime = 3 * time.Minute
+	queryTime  = 2 * time.Minute
+	// queueTime is how long a request waits for its turn.
+	queueTime = 10 * time.Second
+)
+
+// gate lets a number of requests through at a time.
+type gate struct {
+	turns chan struct{}
+	queue time.Duration
+}
+
+func newGate(n int) *gate { return &gate{make(chan struct{}, n), queueTime} }
+
+// handler waits for a turn, and refuses a request that does not get one.
+func (g *gate) handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case g.turns <- struct{}{}:
+		default:
+			timer := time.NewTimer(g.queue)
+			defer timer.Stop()
+			select {
+			case g.turns <- struct{}{}:
+			case <-timer.C:
+				w.Header().Set("Retry-After", "10")
+				http.Error(w, "too many requests at the same time: try again later", http.StatusServiceUnavailable)
+				return
+			case <-r.Context().Done():
+				return
+			}
+		}
+		defer func() { <-g.turns }()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// streams reports whether a request is answered for as long as its client stays: live logs.
+func streams(r *http.Request) bool {
+	return strings.HasSuffix(r.URL.Path, "/tail")
+}
+
+// front bounds what the requests of some sockets may take together.
+type front struct {
+	queries, writes *gate
+	log             *slog.Logger
+}
+
+func newFront(queries, writes int, log *slog.Logger) *front {
+	return &front{newGate(queries), newGate(writes), log}
+}
+
+// limited bounds what a request may take. Live logs have limits of their own.
+func (f *front) limited(next http.Handler) http.Handler {
+	query, write := f.queries.handler(timed(next)), f.writes.handler(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p)
+			default:
+				f.log.Error("a request panicked", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				http.Error(w, "internal error: see the store's log", http.StatusInternalServerError)
+			}
+		}()
+		if streams(r) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		control := http.NewResponseController(w)
+		_ = control.SetWriteDeadline(time.Now().Add(queueTime + answerTime))
+		if r.Body != nil && r.Body != http.NoBody {
+			_ = control.SetReadDeadline(time.Now().Add(queueTime + bodyTime))
+			r.Body = &body{http.MaxBytesReader(w, r.Body, maxBody), control}
+		}
+		if writes(r) {
+			write.ServeHTTP(w, r)
+		} else {
+			query.ServeHTTP(w, r)
+		}
+	})
+}
+
+// writes reports whether a request brings something to store, rather than to query.
+func writes(r *http.Request) bool {
+	if r.Method != http.MethodPost {
+		return false
+	}
+	switch r.URL.Path {
+	case "/loki/api/v1/push", "/otlp/v1/logs", "/v1/logs", "/v1/traces", "/v1/metrics", "/api/v2/spans", "/api/v1/spans", "/api/v1/write", "/api/v1/otlp/v1/metrics":
+		return true
+	}
+	return false
+}
+
+// timed ends a query that takes too long.
+func timed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), queryTime)
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// body removes the deadline when it has been read: after it, the server only reads to notice that the client goes away.
+type body struct {
+	io.ReadCloser
+	control *http.ResponseController
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		_ = b.control.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}

@@ -1,0 +1,96 @@
+package server
+
+import (
+	"log/slog"
+	"net/http"
+
+	"polymesh.dev/polymesh/observe/config"
+	"polymesh.dev/polymesh/observe/datadir"
+)
+
+// parts are the parts of the store, and the places of their handlers on the sockets.
+type parts struct {
+	o       *config.Options
+	dir     *datadir.Dir
+	budget  datadir.Budget
+	version string
+	log     *slog.Logger
+
+	metrics, logs, traces, page, otlp, zipkin slot
+}
+
+func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, version string, log *slog.Logger) *parts {
+	p := &parts{o: o, dir: dir, budget: budget, version: version, log: log}
+	p.metrics.name, p.logs.name, p.traces.name, p.page.name = "metrics", "logs", "traces", "the page"
+	p.otlp.name, p.zipkin.name = "traces", "traces"
+	return p
+}
+
+// components returns the parts in the order in which they start.
+func (p *parts) components() []Component {
+	return nil
+}
+
+// rootHandler serves everything, on the socket for root.
+func (p *parts) rootHandler(f *front, status http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	p.metricsRoutes(mux)
+	p.logRoutes(mux)
+	p.traceRoutes(mux)
+	mux.Handle("/jaeger/", http.StripPrefix("/jaeger", &p.traces))
+	mux.Handle("/v1/", &p.otlp)
+	mux.Handle("/api/v2/spans", &p.zipkin)
+	mux.Handle("/", &p.page)
+	limited := f.limited(mux)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// It must answer when nothing else does.
+		if r.URL.Path == StatusPath {
+			status.ServeHTTP(w, r)
+			return
+		}
+		limited.ServeHTTP(w, r)
+	})
+}
+
+func (p *parts) metricsRoutes(mux *http.ServeMux) {
+	for _, path := range []string{"/api/v1/", "/metrics", "/-/ready", "/-/healthy", "/federate"} {
+		mux.Handle(path, &p.metrics)
+	}
+}
+
+func (p *parts) logRoutes(mux *http.ServeMux) {
+	for _, path := range []string{"/loki/", "/otlp/", "/ready"} {
+		mux.Handle(path, &p.logs)
+	}
+}
+
+func (p *parts) traceRoutes(mux *http.ServeMux) {
+	for _, path := range []string{"/api/services", "/api/services/", "/api/operations", "/api/traces", "/api/traces/", "/api/dependencies", "/api/v3/"} {
+		mux.Handle(path, &p.traces)
+	}
+}
+
+// clusterEndpoints are the sockets for pods. Each has only its own API, so that who may reach a port cannot reach the others.
+func (p *parts) clusterEndpoints(dir string, f *front) []endpoint {
+	var endpoints []endpoint
+	add := func(name string, s answerer) {
+		endpoints = append(endpoints, endpoint{clusterSocket(dir, name), 0o660, ClusterGID, s})
+	}
+	web := func(name string, routes func(*http.ServeMux)) {
+		mux := http.NewServeMux()
+		routes(mux)
+		add(name, newHTTP(f.limited(mux), p.log))
+	}
+	web("prometheus", p.metricsRoutes)
+	web("loki", p.logRoutes)
+	web("jaeger-query", p.traceRoutes)
+	web("otlp-http", func(mux *http.ServeMux) { mux.Handle("/v1/", &p.otlp) })
+	web("zipkin", func(mux *http.ServeMux) { mux.Handle("/api/v2/spans", &p.zipkin) })
+	web("kiali", func(mux *http.ServeMux) {
+		mux.Handle("/", &p.page)
+		// Where `istioctl dashboard kiali` goes.
+		mux.Handle("/kiali", http.RedirectHandler("/graph", http.StatusFound))
+		mux.Handle("/kiali/", http.RedirectHandler("/graph", http.StatusFound))
+	})
+	return endpoints
+}

@@ -1,0 +1,78 @@
+// Package server is the store as a whole: it locks the data dir, starts the parts in their order, and serves their APIs on UNIX sockets.
+//
+// It owns the sockets, the limits of requests, and which part needs which other one (parts.go). A part that fails is started again, and
+// says so in the status, while the others continue. cmd/polymesh-observe calls Run.
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"polymesh.dev/polymesh/observe/config"
+	"polymesh.dev/polymesh/observe/datadir"
+)
+
+// How many queries and writes are answered at a time: on the socket for root, and on all sockets for pods together, so that pods
+// cannot keep an administrator out. More would only compete for the processors, and for memory.
+const (
+	rootQueries, rootWrites       = 8, 8
+	clusterQueries, clusterWrites = 6, 16
+)
+
+// Run runs the store until ctx ends, and returns when everything is on disk. The error is a datadir.HeldError if another process uses the
+// data dir.
+func Run(ctx context.Context, o *config.Options, version string, log *slog.Logger) error {
+	since := time.Now()
+	dir, err := datadir.Open(o.DataDir, o.Socket)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	budget, err := dir.Budget(o.Disk)
+	if err != nil {
+		return err
+	}
+	log.Info("starting", "version", version, "dir", dir.Path(), "disk", budget.Total.String(), "retention", o.Retention.String(), "socket", o.Socket)
+	p := newParts(o, dir, budget, version, log)
+	components := p.components()
+	if o.ClusterSockets != "" {
+		pods := newFront(clusterQueries, clusterWrites, log)
+		components = append(components, clusterSockets(o.ClusterSockets, func() []endpoint { return p.clusterEndpoints(o.ClusterSockets, pods) }))
+	}
+	life, err := newLifecycle(log, components)
+	if err != nil {
+		return err
+	}
+	root := p.rootHandler(newFront(rootQueries, rootWrites, log), statusHandler(version, since, dir, budget, o.Retention, life))
+	// The folder is also that of the server's sockets, which other users' containers pass through.
+	if err := os.MkdirAll(filepath.Dir(o.Socket), 0o711); err != nil {
+		return fmt.Errorf("create the folder of the socket: %w", err)
+	}
+	s, err := serve([]endpoint{{o.Socket, 0o600, -1, newHTTP(root, log)}})
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	running, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		defer close(ended)
+		select {
+		case err := <-s.ended:
+			cancel(err)
+		case <-running.Done():
+		}
+		// Before the stores are closed that it reads.
+		s.stop(context.WithoutCancel(ctx))
+	}()
+	life.run(running, ended)
+	log.Info("stopped")
+	if ctx.Err() != nil {
+		return nil
+	}
+	return context.Cause(running)
+}

@@ -1,0 +1,250 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"polymesh.dev/polymesh/observe/config"
+	"polymesh.dev/polymesh/observe/datadir"
+)
+
+// client returns an HTTP client for a socket.
+func client(path string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		},
+	}}
+}
+
+func get(t *testing.T, c *http.Client, path string) (int, string) {
+	t.Helper()
+	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	answer, err := c.Get("http://store" + path)
+	require.NoError(t, err)
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	require.NoError(t, err)
+	return answer.StatusCode, string(text)
+}
+
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
+func options(t *testing.T, args ...string) *config.Options {
+	t.Helper()
+	dir := t.TempDir()
+	o, err := config.Parse(append([]string{"--data-dir", filepath.Join(dir, "data"), "--socket", filepath.Join(dir, "observe.sock")}, args...), nil)
+	require.NoError(t, err)
+	return o
+}
+
+func TestSockets(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077))
+	dir := filepath.Join(t.TempDir(), "sockets")
+	o := options(t, "--cluster-sockets", dir)
+	// What a killed store has left is replaced.
+	left, err := net.Listen("unix", o.Socket)
+	require.NoError(t, err)
+	left.(*net.UnixListener).SetUnlinkOnClose(false)
+	left.Close()
+
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- Run(ctx, o, "1.2.3", discard()) }()
+	root := client(o.Socket)
+	var status Status
+	eventually(t, "the store answers", func() bool {
+		answer, err := root.Get("http://store" + StatusPath)
+		if err != nil {
+			return false
+		}
+		defer answer.Body.Close()
+		require.NoError(t, json.NewDecoder(answer.Body).Decode(&status))
+		return status.Components[len(status.Components)-1].State == Ready
+	})
+	require.Equal(t, "1.2.3", status.Version)
+	require.Equal(t, os.Getpid(), status.PID)
+	require.Equal(t, int64(7*24*3600), status.Retention)
+
+	for path, want := range map[string]os.FileMode{o.Socket: 0o600, o.DataDir: 0o700} {
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		require.Equal(t, want, info.Mode().Perm(), path)
+	}
+	sockets := []string{"prometheus", "loki", "jaeger-query", "otlp-http", "zipkin", "kiali"}
+	for _, name := range sockets {
+		info, err := os.Stat(filepath.Join(dir, name+".sock"))
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o660), info.Mode().Perm(), name)
+		require.Equal(t, uint32(ClusterGID), info.Sys().(*syscall.Stat_t).Gid, name)
+	}
+	info, err := os.Stat(dir)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o710), info.Mode().Perm())
+	require.Equal(t, uint32(ClusterGID), info.Sys().(*syscall.Stat_t).Gid)
+
+	// Each socket for pods has its own API, and the status is only root's.
+	own := map[string]string{
+		"prometheus": "/api/v1/query", "loki": "/loki/api/v1/labels", "jaeger-query": "/api/services", "otlp-http": "/v1/traces", "zipkin": "/api/v2/spans", "kiali": "/graph",
+	}
+	for _, name := range sockets {
+		c := client(filepath.Join(dir, name+".sock"))
+		for other, path := range own {
+			code, _ := get(t, c, path)
+			if other == name {
+				require.NotEqual(t, http.StatusNotFound, code, "%s%s", name, path)
+			} else if name != "kiali" { // the page answers every path
+				require.Equal(t, http.StatusNotFound, code, "%s%s", name, path)
+			}
+		}
+		code, text := get(t, c, StatusPath)
+		require.NotContains(t, text, o.DataDir)
+		require.NotEqual(t, http.StatusOK, code, name)
+	}
+	code, _ := get(t, client(filepath.Join(dir, "kiali.sock")), "/kiali/console/graph")
+	require.Equal(t, http.StatusFound, code)
+
+	// A second store is refused in one line.
+	second := *o
+	second.Socket = filepath.Join(t.TempDir(), "s")
+	err = Run(t.Context(), &second, "", discard())
+	var held *datadir.HeldError
+	require.ErrorAs(t, err, &held)
+	require.Equal(t, fmt.Sprintf("%s is used by process %d, which serves on %s", o.DataDir, os.Getpid(), o.Socket), err.Error())
+
+	cancel()
+	require.NoError(t, <-done)
+	require.NoFileExists(t, o.Socket)
+	require.DirExists(t, dir) // pods have it mounted
+	d, err := datadir.Open(o.DataDir, "")
+	require.NoError(t, err)
+	d.Close()
+}
+
+// A part that is not there answers so, instead of refusing the connection.
+func TestSlot(t *testing.T) {
+	s := &slot{name: "traces"}
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/api/services", nil))
+	require.Equal(t, http.StatusServiceUnavailable, w.Code)
+	require.Contains(t, w.Body.String(), "traces do not work yet")
+	s.set(http.NotFoundHandler())
+	w = httptest.NewRecorder()
+	s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+	require.Equal(t, http.StatusNotFound, w.Code)
+}
+
+func TestBodyIsLimited(t *testing.T) {
+	h := newFront(1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+			return
+		}
+		fmt.Fprint(w, n)
+	}))
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/loki/api/v1/push", strings.NewReader(strings.Repeat("x", maxBody))))
+	require.Equal(t, fmt.Sprint(maxBody), w.Body.String())
+	w = httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/loki/api/v1/push", strings.NewReader(strings.Repeat("x", maxBody+1))))
+	require.Equal(t, http.StatusRequestEntityTooLarge, w.Code)
+}
+
+// Queries that hang keep neither writes nor live logs out, and end.
+func TestQueriesWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFront(1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				<-r.Context().Done()
+				http.Error(w, r.Context().Err().Error(), http.StatusGatewayTimeout)
+			}
+		}))
+		ask := func(method, path string) *httptest.ResponseRecorder {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+			return w
+		}
+		begin := time.Now()
+		slow := make(chan *httptest.ResponseRecorder)
+		go func() { slow <- ask(http.MethodGet, "/slow") }()
+		synctest.Wait()
+		require.Equal(t, http.StatusOK, ask(http.MethodPost, "/v1/traces").Code)
+		require.Equal(t, http.StatusOK, ask(http.MethodGet, "/loki/api/v1/tail").Code)
+		w := ask(http.MethodGet, "/api/v1/query")
+		require.Equal(t, http.StatusServiceUnavailable, w.Code)
+		require.Equal(t, "10", w.Header().Get("Retry-After"))
+		require.Equal(t, queueTime, time.Since(begin))
+		require.Equal(t, http.StatusGatewayTimeout, (<-slow).Code)
+		require.Equal(t, queryTime, time.Since(begin))
+		require.Equal(t, http.StatusOK, ask(http.MethodGet, "/api/v1/query").Code)
+	})
+}
+
+func TestPanicEndsOneRequest(t *testing.T) {
+	h := newFront(1, 1, discard()).limited(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("unexpected") }))
+	for range 3 { // the turn is given back
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		require.Equal(t, http.StatusInternalServerError, w.Code)
+		require.NotContains(t, w.Body.String(), "unexpected")
+	}
+}
+
+// Connections above the limit wait, and get their turn when others end.
+func TestConnectionsAreLimited(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := listen(path, 0o600, -1)
+	require.NoError(t, err)
+	b := l.(*bounded)
+	b.turns = make(chan struct{}, 2)
+	accepted := make(chan net.Conn, 3)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- c
+		}
+	}()
+	for range 3 {
+		c, err := net.Dial("unix", path)
+		require.NoError(t, err)
+		defer c.Close()
+	}
+	first := <-accepted
+	<-accepted
+	require.Empty(t, accepted)
+	require.Len(t, b.turns, 2)
+	require.NoError(t, first.Close())
+	require.Error(t, first.Close()) // counts once
+	<-accepted
+	require.Len(t, b.turns, 2)
+	require.NoError(t, l.Close())
+	_, open := <-accepted
+	require.False(t, open)
+}

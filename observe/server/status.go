@@ -1,0 +1,42 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"time"
+
+	"polymesh.dev/polymesh/observe/datadir"
+)
+
+// StatusPath is where the status is served, on the socket for root.
+const StatusPath = "/api/polymesh/v1/status"
+
+// Status is what the store reports about itself.
+type Status struct {
+	Version string    `json:"version"`
+	PID     int       `json:"pid"`
+	Since   time.Time `json:"since"`
+	DataDir string    `json:"dataDir"`
+	// Disk is how many bytes the store may take, and Retention how many seconds something is kept.
+	Disk       int64             `json:"disk"`
+	Retention  int64             `json:"retention"`
+	Components []ComponentStatus `json:"components"`
+}
+
+// statusHandler serves the status.
+func statusHandler(version string, since time.Time, dir *datadir.Dir, budget datadir.Budget, retention time.Duration, life *lifecycle) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet {
+			w.Header().Set("Allow", http.MethodGet)
+			http.Error(w, "only GET", http.StatusMethodNotAllowed)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "no-store")
+		_ = json.NewEncoder(w).Encode(Status{
+			Version: version, PID: os.Getpid(), Since: since, DataDir: dir.Path(), Disk: int64(budget.Total), Retention: int64(retention / time.Second),
+			Components: life.status(),
+		})
+	})
+}
