@@ -410,6 +410,9 @@ func (r *raw) checkAddons(s *Server) error {
 	if !slices.Contains(MeshProfiles(), r.meshProfile) {
 		return fmt.Errorf("--mesh-profile %q is not one of %s", r.meshProfile, strings.Join(MeshProfiles(), ", "))
 	}
+	if s.ObserveAccess = ObserveAccess(r.observeAccess); !slices.Contains(ObserveAccesses(), s.ObserveAccess) {
+		return fmt.Errorf("--observe-cluster-access %q is not one of %s", r.observeAccess, join(ObserveAccesses()))
+	}
 	return nil
 }
 

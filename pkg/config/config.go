@@ -37,6 +37,23 @@ func Addons() []Addon {
 // MeshProfiles returns the values of --mesh-profile: the profiles of the guide.
 func MeshProfiles() []string { return []string{"default", "demo", "minimal", "empty"} }
 
+// ObserveAccess is what pods reach of the store of metrics, logs and traces.
+type ObserveAccess string
+
+const (
+	// ObserveAll is sending and querying.
+	ObserveAll ObserveAccess = "all"
+	// ObserveIngest is sending traces.
+	ObserveIngest ObserveAccess = "ingest"
+	// ObserveOff is nothing.
+	ObserveOff ObserveAccess = "off"
+)
+
+// ObserveAccesses returns the values of --observe-cluster-access, the default first.
+func ObserveAccesses() []ObserveAccess {
+	return []ObserveAccess{ObserveAll, ObserveIngest, ObserveOff}
+}
+
 // EncryptionProviders returns the values of --secrets-encryption-provider, the default first. Kubernetes' documentation calls
 // secretbox strong and aescbc, K3s's default, weak.
 func EncryptionProviders() []string { return []string{"secretbox", "aescbc"} }
@@ -127,6 +144,7 @@ type Cluster struct {
 	DisableNetworkPolicy bool
 	LoadBalancerPool     []AddressRange
 	MeshProfile          string
+	ObserveAccess        ObserveAccess
 
 	// SecretsEncryption is the provider, one of EncryptionProviders, with which Secrets are encrypted in the datastore. If empty,
 	// existing encryption stays on.

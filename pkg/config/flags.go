@@ -45,6 +45,7 @@ type raw struct {
 	disablePolicy     bool
 	pool              []string
 	meshProfile       string
+	observeAccess     string
 	imagePolicyKeys   []string
 	encrypt           bool
 	encryptProvider   string
@@ -149,6 +150,7 @@ func ServerFlags() *Flags {
 	f.BoolVar(&r.disablePolicy, "disable-network-policy", false, "do not enforce NetworkPolicies, for a controller that you install yourself")
 	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the nodes' addresses for all)")
 	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
+	f.StringVar(&r.observeAccess, "observe-cluster-access", string(ObserveAll), "what pods reach of the store of metrics, logs and traces: all; ingest, to send traces; off")
 
 	f.StringSliceVar(&r.imagePolicyKeys, "image-policy-key", nil, "file of a public key, or base64: and the key: in namespaces labelled polymesh.dev/image-policy=enforce only images signed by it run; may be repeated")
 

@@ -107,7 +107,7 @@ func SnapshotNames(f *pflag.FlagSet, name string) pflag.NormalizedName {
 func clusterFlags() []string {
 	return []string{
 		"cluster-cidr", "service-cidr", "cluster-dns", "cluster-domain", "service-node-port-range", "disable", "loadbalancer-pool",
-		"mesh-profile", "secrets-encryption", "secrets-encryption-provider", "pod-security", "flannel-backend", "flannel-port", "flannel-external-ip",
+		"mesh-profile", "observe-cluster-access", "secrets-encryption", "secrets-encryption-provider", "pod-security", "flannel-backend", "flannel-port", "flannel-external-ip",
 		"disable-network-policy", "embedded-registry", imagePolicyKey,
 	}
 }

@@ -25,6 +25,8 @@ const (
 	Unit = "polymesh.service"
 	// ServerLabel is the label of a server's node (pkg/controlplane/noderole), which NodeRestriction keeps nodes from setting.
 	ServerLabel = "node-role.kubernetes.io/control-plane"
+	// ObserveGroup is the id of the group that may connect to ObserveSockets. It has no name on the machine: only pods use it.
+	ObserveGroup = 60431
 )
 
 // Umask is the node's, whatever the umask of the shell that starts it. containerd creates the root folder of every container
@@ -74,6 +76,17 @@ func (d DataDir) Run(elem ...string) string {
 	}
 	return filepath.Join(append([]string{dir}, elem...)...)
 }
+
+// Observe returns a path below the store of metrics, logs and traces.
+func (d DataDir) Observe(elem ...string) string {
+	return d.Path(append([]string{"observe"}, elem...)...)
+}
+
+// ObserveSocket returns the socket on which the store serves everything, to root.
+func (d DataDir) ObserveSocket() string { return d.Run("observe.sock") }
+
+// ObserveSockets returns the folder of the sockets on which the store serves pods, one for each API.
+func (d DataDir) ObserveSockets() string { return d.Run("observe") }
 
 // CgroupRoot returns the cgroup, in every hierarchy, that contains all pods of the node.
 func (d DataDir) CgroupRoot() string {
