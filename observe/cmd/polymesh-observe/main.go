@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/observe/config"
+	"polymesh.dev/polymesh/observe/rowstore"
 	"polymesh.dev/polymesh/observe/server"
 )
 
@@ -29,7 +29,7 @@ var version = "dev"
 const (
 	gcPercent   = 50
 	memoryLimit = 110 << 20
-	cacheLimit  = "32MiB"
+	cacheLimit  = 32 << 20
 )
 
 func main() {
@@ -58,9 +58,8 @@ func run(args []string, out io.Writer) error {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
-	// These libraries have their settings in global flags, which they read when they are used first.
-	if err := flag.CommandLine.Parse([]string{"-memory.allowedBytes=" + cacheLimit, "-loggerLevel=WARN"}); err != nil {
-		return fmt.Errorf("set VictoriaMetrics' limits: %w", err)
+	if err := rowstore.LimitMemory(cacheLimit); err != nil {
+		return err
 	}
 	var sink io.Writer = os.Stderr
 	if o.Log != "" {
