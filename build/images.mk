@@ -1,8 +1,8 @@
 # The images that ship, as one archive.
 
-IMAGE_PROGRAMS := $(addprefix .build/images/bin/,pause coredns metrics-server local-path-provisioner pilot-discovery pilot-agent envoy curl)
+IMAGE_PROGRAMS := $(addprefix .build/images/bin/,pause coredns metrics-server local-path-provisioner forward pilot-discovery pilot-agent envoy curl)
 IMAGE_TAGS := pause=$(PAUSE_VERSION) coredns=$(COREDNS_VERSION:v%=%) metrics-server=$(METRICS_SERVER_VERSION) \
-	local-path-provisioner=$(LOCAL_PATH_VERSION) busybox=$(BUSYBOX_VERSION) istio/pilot=$(ISTIO_TAG) istio/proxyv2=$(ISTIO_TAG)
+	local-path-provisioner=$(LOCAL_PATH_VERSION) forward=$(VERSION) busybox=$(BUSYBOX_VERSION) istio/pilot=$(ISTIO_TAG) istio/proxyv2=$(ISTIO_TAG)
 
 .build/payload/images/polymesh.tar: $(IMAGE_PROGRAMS) .build/debian/drift build/versions.mk $(wildcard build/images/*.go build/compress/*.go)
 	@mkdir -p $(@D)

@@ -1,4 +1,4 @@
-# What the build needs of the machine, and our own programs: polymesh, its launcher, Istio's two.
+# What the build needs of the machine, and our own programs: polymesh, its launcher, Istio's two, the forwarder.
 
 # --- the machine -------------------------------------------------------------------------------------------------------
 
@@ -59,12 +59,13 @@ OURS := go.mod go.sum build/versions.mk $(SOURCES) .build/sources | .build/packa
 .build/made/launcher: $(OURS)
 	$(STEP) "launcher" bash -c 'CGO_ENABLED=0 $(call go_build,./cmd/launcher,)'
 
-.build/made/pilot-discovery .build/made/pilot-agent: .build/made/%: $(OURS)
+.build/made/pilot-discovery .build/made/pilot-agent .build/made/forward: .build/made/%: $(OURS)
 	$(STEP) "$*" bash -c 'CGO_ENABLED=0 $(call go_build,./cmd/$*,,$(if $(filter pilot-agent,$*),$(AGENT_TAGS)))'
 
 .build/bin/polymesh: .build/made/polymesh
 .build/launcher: .build/made/launcher
 .build/images/bin/pilot-discovery: .build/made/pilot-discovery
 .build/images/bin/pilot-agent: .build/made/pilot-agent
-.build/bin/polymesh .build/launcher .build/images/bin/pilot-discovery .build/images/bin/pilot-agent:
+.build/images/bin/forward: .build/made/forward
+.build/bin/polymesh .build/launcher .build/images/bin/pilot-discovery .build/images/bin/pilot-agent .build/images/bin/forward:
 	@mkdir -p $(@D) && { cmp -s $< $@ || cp $< $@; }

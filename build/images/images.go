@@ -79,6 +79,9 @@ func (b *builder) images() []image {
 		{"local-path-provisioner", []part{static, b.program("local-path-provisioner", "usr/bin/local-path-provisioner")}, oci.ImageConfig{
 			Cmd: []string{"local-path-provisioner"}, Env: []string{searchPath},
 		}},
+		{"forward", []part{b.program("forward", "forward")}, oci.ImageConfig{
+			User: "65532:65532", Entrypoint: []string{"/forward"}, Env: []string{searchPath},
+		}},
 		{"busybox", []part{static, shell}, oci.ImageConfig{
 			Cmd: []string{"sh"}, Env: []string{searchPath},
 		}},
