@@ -1,0 +1,118 @@
+package observe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/layout"
+)
+
+const cgroupMount = "/sys/fs/cgroup"
+
+// cgroup is the process's own cgroup, in which its memory is limited. It is not in that of the pods, which a kubelet may change, nor in
+// the server's, which a service manager may end.
+type cgroup struct{ mount, name string }
+
+func cgroupOf(dataDir layout.DataDir) cgroup {
+	return cgroup{cgroupMount, dataDir.CgroupRoot() + "-observe"}
+}
+
+// unified reports whether the machine has cgroup v2 alone.
+func (g cgroup) unified() bool {
+	_, err := os.Stat(filepath.Join(g.mount, "cgroup.controllers"))
+	return err == nil
+}
+
+// byManager reports whether systemd owns the tree, in which no one else may create cgroups outside of what it has delegated
+// (https://systemd.io/CGROUP_DELEGATION/).
+func (g cgroup) byManager() bool {
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil && g.unified()
+}
+
+// wrap returns the command that runs a command in the cgroup, where systemd has to create it.
+func (g cgroup) wrap(line []string) ([]string, error) {
+	if !g.byManager() {
+		return line, nil
+	}
+	run, err := exec.LookPath("systemd-run")
+	if err != nil {
+		return line, fmt.Errorf("systemd owns this machine's cgroups: %w", err)
+	}
+	// systemd-run becomes the program in a unit of its own, which does not end with the server's.
+	unit := strings.TrimPrefix(g.name, "/") + "-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	return append([]string{run, "--quiet", "--collect", "--scope", "--unit=" + unit, "--property=MemoryMax=" + strconv.Itoa(MemoryLimit), "--"}, line...), nil
+}
+
+// dir returns the cgroup's folder: with cgroup v1, in the memory hierarchy.
+func (g cgroup) dir() string {
+	if g.unified() {
+		return filepath.Join(g.mount, g.name)
+	}
+	return filepath.Join(g.mount, "memory", g.name)
+}
+
+// add puts a process into the cgroup, which it creates if systemd does not.
+func (g cgroup) add(pid int) error {
+	if g.byManager() {
+		return nil
+	}
+	dir, limit := g.dir(), "memory.limit_in_bytes"
+	if g.unified() {
+		limit = "memory.max"
+		// Fails where it cannot be delegated, and where it is already; the limit below shows whether it worked.
+		_ = os.WriteFile(filepath.Join(g.mount, "cgroup.subtree_control"), []byte("+memory"), 0o644)
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("create its cgroup: %w", err)
+	}
+	if err := write(filepath.Join(dir, limit), MemoryLimit); err != nil {
+		return fmt.Errorf("limit the memory of its cgroup: %w", err)
+	}
+	if err := write(filepath.Join(dir, "cgroup.procs"), pid); err != nil {
+		return fmt.Errorf("put it into its cgroup: %w", err)
+	}
+	return nil
+}
+
+// write writes to a file of the kernel's, which must exist.
+func write(path string, value int) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strconv.Itoa(value))
+	return errors.Join(err, f.Close())
+}
+
+// remove removes the cgroup, once it is empty.
+func (g cgroup) remove(ctx context.Context) error {
+	if g.byManager() {
+		return nil // systemd does
+	}
+	// The kernel needs a moment to notice that its process has exited.
+	for limit := time.Now().Add(killWait); ; {
+		err := os.Remove(g.dir())
+		switch {
+		case err == nil || errors.Is(err, fs.ErrNotExist):
+			return nil
+		case !errors.Is(err, unix.EBUSY) || time.Now().After(limit):
+			return fmt.Errorf("remove the store's cgroup: %w", err)
+		}
+		select {
+		case <-time.After(endPoll):
+		case <-ctx.Done():
+			return fmt.Errorf("remove the store's cgroup: %w", ctx.Err())
+		}
+	}
+}
