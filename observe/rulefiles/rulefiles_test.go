@@ -1,0 +1,145 @@
+package rulefiles
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/common/model"
+	"github.com/stretchr/testify/require"
+)
+
+func parse1(text string) (File, []string) {
+	f, problems := Parse([]byte(text), "shop", "rules", "a.yaml")
+	var s []string
+	for _, p := range problems {
+		s = append(s, p.Message)
+	}
+	return f, s
+}
+
+// The five rows of the guide's table, with its figures.
+func TestDefault(t *testing.T) {
+	f, err := Default()
+	require.NoError(t, err)
+	var got []string
+	for _, r := range f.Groups.Groups[0].Rules {
+		got = append(got, r.Labels["trigger"]+" "+r.Expr[strings.LastIndex(r.Expr, ">"):]+" "+r.For.String())
+	}
+	require.Equal(t, []string{"cpu > 70 10m", "memory > 80 5m", "pending > 0 5m", "evicted > 0 0s", "apiserver > 1 5m"}, got)
+	require.Equal(t, 6, f.Rules)
+	// They keep to what users' have to keep to.
+	f.Name = ""
+	_, problems := parse1(string(defaultRules))
+	require.Empty(t, problems)
+}
+
+func TestUsers(t *testing.T) {
+	f, problems := parse1(`
+groups:
+- name: requests
+  interval: 1s
+  labels: {team: shop}
+  rules:
+  - record: namespace:istio_requests:rate5m
+    expr: sum by (destination_workload_namespace) (rate(istio_requests_total{reporter="destination"}[5m]))
+  - alert: Errors
+    expr: namespace:istio_requests:rate5m > 1
+    for: 5m
+    labels: {severity: '{{ if gt $value 10.0 }}critical{{ else }}warning{{ end }}'}
+    annotations:
+      summary: '{{ $labels.namespace }}: {{ $value | humanize }} ({{ printf "%-5.2f %s" $value (toUpper $labels.job) }}){{/* a comment */}}'
+- name: second
+  rules: []
+`)
+	require.Empty(t, problems)
+	require.Equal(t, "shop/rules/a.yaml", f.Name)
+	require.Equal(t, 2, f.Rules)
+	g := f.Groups.Groups[0]
+	require.Equal(t, model.Duration(15*time.Second), g.Interval)
+	require.Equal(t, 1000, g.Limit)
+	require.Zero(t, f.Groups.Groups[1].Interval)
+	_, problems = parse1("")
+	require.Empty(t, problems)
+}
+
+func TestRefused(t *testing.T) {
+	alert := func(annotation string) string {
+		return fmt.Sprintf("groups: [{name: a, rules: [{alert: A, expr: up, annotations: {x: %q}}]}]", annotation)
+	}
+	for what, c := range map[string]struct{ text, problem string }{
+		"no YAML":                  {"{", "Prometheus does not accept it"},
+		"an unknown field":         {"groups: [{name: a, x: b}]", "field x not found"},
+		"a broken expression":      {"groups: [{name: a, rules: [{alert: A, expr: 'up{'}]}]", "could not parse expression"},
+		"both":                     {"groups: [{name: a, rules: [{alert: A, record: 'a:b', expr: up}]}]", "only one of"},
+		"a group twice":            {"groups: [{name: a}, {name: a}]", "repeated"},
+		"a metric's name":          {"groups: [{name: a, rules: [{record: istio_requests_total, expr: up}]}]", "needs a colon"},
+		"a name of the store's":    {"groups: [{name: a, rules: [{record: 'polymesh:x', expr: up}]}]", "needs a colon"},
+		"many groups":              {"groups: [" + groups(21) + "]", "it has 21 groups"},
+		"many rules":               {"groups: [{name: a, rules: [" + strings.Repeat("{record: 'a:b', expr: up}, ", 100) + "{record: 'a:b', expr: up}]}]", "it has 101 rules"},
+		"a long expression":        {"groups: [{name: a, rules: [{record: 'a:b', expr: '" + strings.Repeat("1+", 2500) + "1'}]}]", "more than 4096 bytes"},
+		"a long annotation":        {alert(strings.Repeat("a", 2000)), "more than 1024 bytes"},
+		"a long name":              {"groups: [{name: a, rules: [{alert: " + strings.Repeat("a", 200) + ", expr: up}]}]", "more than 128 bytes"},
+		"a long group's name":      {"groups: [{name: " + strings.Repeat("a", 200) + "}]", "more than 128 bytes"},
+		"a large file":             {"# " + strings.Repeat("a", maxFile), "at most 131072"},
+		"a loop":                   {alert(`{{ range query "up" }}{{ . }}{{ end }}`), "is not allowed in templates"},
+		"a query":                  {alert(`{{ query "up" | first | value }}`), `"query" is not allowed`},
+		"with":                     {alert(`{{ with printf "%s%s" "a" "a" }}{{ printf "%s%s" . . }}{{ end }}`), "is not allowed in templates"},
+		"a variable":               {alert(`{{ $x := "a" }}{{ $x = printf "%s%s" $x $x }}`), "variables are not allowed"},
+		"a variable of an if":      {alert(`{{ if $x := "a" }}{{ $x }}{{ end }}`), "variables are not allowed"},
+		"recursion":                {alert(`{{ define "a" }}{{ template "a" }}{{ end }}{{ template "a" }}`), "define and block"},
+		"a template":               {alert(`{{ template "__alert_A" . }}`), "is not allowed in templates"},
+		"a repeated argument":      {alert(`{{ printf "%[1]s%[1]s" "a" }}`), "printf needs a format"},
+		"a width":                  {alert(`{{ printf "%1000000d" 1 }}`), "printf needs a format"},
+		"a width as argument":      {alert(`{{ printf "%*d" 1000000 1 }}`), "printf needs a format"},
+		"a precision":              {alert(`{{ printf "%.999999f" 1.0 }}`), "printf needs a format"},
+		"a verb that doubles":      {alert(`{{ printf "%x" (printf "%x" "a") }}`), "printf needs a format"},
+		"a format that is made":    {alert(`{{ printf (printf "%s%s" "%999" "999d") 1 }}`), "printf needs a format"},
+		"a format by a pipe":       {alert(`{{ "%999999d" | printf }}`), "printf needs a format"},
+		"printf as an argument":    {alert(`{{ and printf }}`), ""},
+		"a replacement":            {alert(`{{ reReplaceAll "" "aaaaaaaa" "b" }}`), `"reReplaceAll" is not allowed`},
+		"an escape":                {alert(`{{ js "\\" }}`), `"js" is not allowed`},
+		"in a label":               {"groups: [{name: a, rules: [{alert: A, expr: up, labels: {x: '{{ query \"up\" }}'}}]}]", `"query" is not allowed`},
+		"many labels":              {"groups: [{name: a, rules: [{alert: A, expr: up, annotations: {" + annotations(31) + "}}]}]", "more than 30 labels"},
+		"a function of a function": {alert(`{{ call .X }}`), `"call" is not allowed`},
+	} {
+		t.Run(what, func(t *testing.T) {
+			f, problems := parse1(c.text)
+			if c.problem == "" {
+				return // harmless: it fails when it is evaluated
+			}
+			require.NotEmpty(t, problems)
+			require.Contains(t, strings.Join(problems, "\n"), c.problem)
+			require.Nil(t, f.Groups)
+			for _, p := range problems {
+				require.Less(t, len(p), 600)
+			}
+		})
+	}
+}
+
+func groups(n int) string {
+	var s []string
+	for i := range n {
+		s = append(s, fmt.Sprintf("{name: g%d}", i))
+	}
+	return strings.Join(s, ", ")
+}
+
+func annotations(n int) string {
+	var s []string
+	for i := range n {
+		s = append(s, fmt.Sprintf("a%d: x", i))
+	}
+	return strings.Join(s, ", ")
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(string(defaultRules))
+	f.Add("groups: [{name: a, rules: [{record: 'a:b', expr: up}]}]")
+	f.Fuzz(func(t *testing.T, text string) {
+		file, problems := parse1(text)
+		require.True(t, (file.Groups != nil) != (len(problems) > 0))
+	})
+}

@@ -1,0 +1,111 @@
+package scrapeconfig
+
+import (
+	"regexp"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/relabel"
+)
+
+// The labels that discovery gives a pod's or a node's target.
+const (
+	meta           = model.MetaLabelPrefix + "kubernetes_"
+	podIP          = meta + "pod_ip"
+	podHostIP      = meta + "pod_host_ip"
+	podPhase       = meta + "pod_phase"
+	podName        = meta + "pod_name"
+	podNode        = meta + "pod_node_name"
+	podContainer   = meta + "pod_container_name"
+	podPort        = meta + "pod_container_port_number"
+	podProtocol    = meta + "pod_container_port_protocol"
+	podOwnerKind   = meta + "pod_controller_kind"
+	podOwner       = meta + "pod_controller_name"
+	podNamespace   = meta + "namespace"
+	nodeName       = meta + "node_name"
+	lastApplied    = meta + "pod_annotation_kubectl_kubernetes_io_last_applied_configuration"
+	templateSuffix = `-[0-9a-z]{1,10}`
+)
+
+// portNumber matches 1 to 65535.
+const portNumber = `[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]`
+
+// annotation is the label of one of Prometheus' annotations of a pod.
+func annotation(name string) model.LabelName {
+	return model.LabelName(meta + "pod_annotation_prometheus_io_" + name)
+}
+
+// podLabel is the label of a label of a pod's, in the spelling of discovery.
+func podLabel(name string) model.LabelName { return model.LabelName(meta + "pod_label_" + name) }
+
+// podLabels are the labels of all that is read of a pod. "workload" is the Deployment, StatefulSet, DaemonSet or CronJob, or the pod
+// itself, and "service" the name by which Istio knows it.
+func podLabels() []*relabel.Config {
+	return []*relabel.Config{
+		replace("(.+)", "$1", "namespace", podNamespace),
+		replace("(.+)", "$1", "pod", podName),
+		replace("(.+)", "$1", "node", podNode),
+		replace("(.+)", "$1", "workload", podName),
+		replace("(.+)", "$1", "workload", podOwner),
+		replace("ReplicaSet;(.+)"+templateSuffix, "$1", "workload", podOwnerKind, podOwner),
+		replace(`Job;(.+)-[0-9]{8,10}`, "$1", "workload", podOwnerKind, podOwner),
+		replace("(.+)", "$1", "service", "workload"),
+		replace("(.+)", "$1", "service", podLabel("app")),
+		replace("(.+)", "$1", "service", podLabel("app_kubernetes_io_name")),
+		replace("(.+)", "$1", "service", podLabel("service_istio_io_canonical_name")),
+	}
+}
+
+func rule(action relabel.Action, regex string, source []model.LabelName) *relabel.Config {
+	r := relabel.DefaultRelabelConfig
+	r.Action = action
+	r.SourceLabels = source
+	if regex != "" || action != relabel.Replace {
+		r.Regex = relabel.MustNewRegexp(regex)
+	}
+	return &r
+}
+
+// keep drops what has other values. Those of several labels are joined by semicolons, as everywhere in this file.
+func keep(regex string, source ...model.LabelName) *relabel.Config {
+	return rule(relabel.Keep, regex, source)
+}
+
+func drop(regex string, source ...model.LabelName) *relabel.Config {
+	return rule(relabel.Drop, regex, source)
+}
+
+// replace writes a label where the regular expression matches, and leaves it alone where not.
+func replace(regex, replacement string, target model.LabelName, source ...model.LabelName) *relabel.Config {
+	r := rule(relabel.Replace, regex, source)
+	r.Replacement, r.TargetLabel = replacement, string(target)
+	return r
+}
+
+// set writes a label.
+func set(target model.LabelName, value string) *relabel.Config {
+	r := rule(relabel.Replace, "", nil)
+	r.Replacement, r.TargetLabel = value, string(target)
+	return r
+}
+
+// equal keeps or drops by comparison of two labels.
+func equal(action relabel.Action, target, source model.LabelName) *relabel.Config {
+	r := relabel.DefaultRelabelConfig
+	r.Action, r.SourceLabels, r.TargetLabel = action, model.LabelNames{source}, string(target)
+	return &r
+}
+
+func labelDrop(regex string) *relabel.Config { return rule(relabel.LabelDrop, regex, nil) }
+
+// only drops metrics that are in the one set but not in the other. RE2 cannot say "but not".
+func only(all, kept string) []*relabel.Config {
+	const tmp = "__tmp_kept"
+	return []*relabel.Config{
+		replace(kept, "1", tmp, model.MetricNameLabel),
+		drop(";(?:"+all+")", tmp, model.MetricNameLabel),
+		labelDrop(tmp),
+	}
+}
+
+// exactly matches a text of the operator's.
+func exactly(text string) string { return regexp.QuoteMeta(text) }

@@ -1,0 +1,338 @@
+package scrapeconfig
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/alecthomas/units"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/config"
+	"github.com/prometheus/prometheus/discovery"
+	"github.com/prometheus/prometheus/discovery/dns"
+	"github.com/prometheus/prometheus/discovery/kubernetes"
+	"github.com/prometheus/prometheus/model/relabel"
+	"github.com/prometheus/prometheus/scrape"
+	"go.yaml.in/yaml/v2"
+)
+
+// The bounds of one user's file.
+const (
+	maxFile        = 256 << 10
+	maxJobs        = 20
+	maxJobName     = 128
+	maxRules       = 100 // relabelling rules of a job
+	maxDiscovery   = 10  // sources of targets of a job
+	maxStatic      = 200 // targets written down in a job
+	maxNames       = 20  // namespaces or DNS names of a source: each is a watch or a question of its own
+	minInterval    = 5 * time.Second
+	maxInterval    = time.Hour
+	minRefresh     = 10 * time.Second
+	maxManagers    = 5 // Alertmanagers' configurations
+	maxProblems    = 50
+	maxProblemText = 512
+)
+
+// everybodys is the number of jobs that all users together may have.
+const everybodys = 100
+
+// Origin is the ConfigMap that a user's file is from.
+type Origin struct{ Namespace, Name string }
+
+// User is what a user's prometheus.yml adds.
+type User struct {
+	Origin        Origin
+	Jobs          []*config.ScrapeConfig
+	Alertmanagers []*config.AlertmanagerConfig
+}
+
+// Problem is why something of a user's file is not used, or not as it is written.
+type Problem struct {
+	// Job is the name in the file. It is empty if the problem is not one job's.
+	Job     string
+	Message string
+}
+
+// Merge reads a user's prometheus.yml: a file as Prometheus reads it, of which the jobs and the Alertmanagers are used.
+//
+// Whoever may write a ConfigMap must not become the machine's administrator by it. So a job that would read files, use the
+// machine's credentials or a proxy is left out and the rest is used, and every job gets rules after its own that take back what
+// relabelling can do: a shorter interval, a UNIX socket, another job's name. Which addresses are connected is decided when they
+// are, see Guarded and Forbidden.
+//
+// Discovery without api_server means the cluster in which Prometheus runs; here it gets the store's kubeconfig.
+func Merge(content []byte, from Origin, kubeconfig string) (User, []Problem) {
+	u := User{Origin: from}
+	m := merge{user: &u, kubeconfig: kubeconfig}
+	if len(content) > maxFile {
+		m.problem("", "it has %d bytes, at most %d are read", len(content), maxFile)
+		return u, m.problems
+	}
+	c, err := load(string(content))
+	if err != nil {
+		m.problem("", "Prometheus does not accept it: %s", err)
+		return u, m.problems
+	}
+	m.unused(content)
+	for i, j := range c.ScrapeConfigs {
+		if i == maxJobs {
+			m.problem("", "it has %d jobs, of which the first %d are used", len(c.ScrapeConfigs), maxJobs)
+			break
+		}
+		m.job(j)
+	}
+	for i, a := range c.AlertingConfig.AlertmanagerConfigs {
+		if i == maxManagers {
+			m.problem("", "it has %d configurations of Alertmanagers, of which the first %d are used", len(c.AlertingConfig.AlertmanagerConfigs), maxManagers)
+			break
+		}
+		m.alertmanager(a)
+	}
+	return u, m.problems
+}
+
+// Join adds users' jobs to the store's own. Base is not changed. Users beyond the number of jobs that there may be get a problem.
+func Join(base *config.Config, users []User) (*config.Config, map[Origin]Problem) {
+	c := *base
+	c.ScrapeConfigs = slices.Clone(base.ScrapeConfigs)
+	c.AlertingConfig.AlertmanagerConfigs = slices.Clone(base.AlertingConfig.AlertmanagerConfigs)
+	// The same ones are left out each time.
+	users = slices.SortedFunc(slices.Values(users), func(a, b User) int {
+		return strings.Compare(a.Origin.prefix(), b.Origin.prefix())
+	})
+	problems := map[Origin]Problem{}
+	left := everybodys
+	for _, u := range users {
+		if len(u.Jobs)+len(u.Alertmanagers) > left {
+			problems[u.Origin] = Problem{Message: fmt.Sprintf("all ConfigMaps together have more than %d jobs, so none of this one is used", everybodys)}
+			continue
+		}
+		left -= len(u.Jobs) + len(u.Alertmanagers)
+		c.ScrapeConfigs = append(c.ScrapeConfigs, u.Jobs...)
+		c.AlertingConfig.AlertmanagerConfigs = append(c.AlertingConfig.AlertmanagerConfigs, u.Alertmanagers...)
+	}
+	return &c, problems
+}
+
+// prefix begins the names of a ConfigMap's jobs. Names of namespaces and ConfigMaps have no slash, so no two have the same.
+func (o Origin) prefix() string { return o.Namespace + "/" + o.Name + "/" }
+
+type merge struct {
+	user       *User
+	kubeconfig string
+	problems   []Problem
+}
+
+func (m *merge) problem(job, format string, args ...any) {
+	if len(m.problems) == maxProblems {
+		return
+	}
+	text := fmt.Sprintf(format, args...)
+	if len(text) > maxProblemText {
+		text = strings.ToValidUTF8(text[:maxProblemText], "") + " …"
+	}
+	m.problems = append(m.problems, Problem{Job: job, Message: text})
+}
+
+// unused names what has no meaning here, so that nobody waits for its effect.
+func (m *merge) unused(content []byte) {
+	var file struct {
+		Global   map[string]any `yaml:"global"`
+		Alerting map[string]any `yaml:"alerting"`
+		Rest     map[string]any `yaml:",inline"`
+	}
+	if err := yaml.Unmarshal(content, &file); err != nil {
+		return // Prometheus has read it, and says what it says
+	}
+	for _, key := range slices.Sorted(maps.Keys(file.Rest)) {
+		switch key {
+		case "scrape_configs":
+		case "rule_files":
+			m.problem("", "rule_files is not used: put rules into a ConfigMap with the label polymesh.dev/observe: rules")
+		case "scrape_config_files":
+			m.problem("", "scrape_config_files is not used: put the jobs into this file")
+		default:
+			m.problem("", "%s is not used: the store has its own settings", key)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(file.Global)) {
+		switch key {
+		case "external_labels", "query_log_file", "scrape_failure_log_file", "rule_query_offset":
+			m.problem("", "global.%s is not used", key)
+		}
+	}
+	if _, ok := file.Alerting["alert_relabel_configs"]; ok {
+		m.problem("", "alerting.alert_relabel_configs is not used: it would change everybody's alerts")
+	}
+}
+
+// job adds a job, or says why not.
+func (m *merge) job(j *config.ScrapeConfig) {
+	name := j.JobName
+	if len(name) > maxJobName || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		m.problem("", "a job's name has more than %d bytes or signs that cannot be printed: it is not used", maxJobName)
+		return
+	}
+	refused := false
+	refuse := func(format string, args ...any) {
+		refused = true
+		m.problem(name, format+": the job is not used", args...)
+	}
+	j.ScrapeFailureLogFile = "" // it may be the global one, of which unused has told
+	for _, r := range refusals(j, scrapeKeys) {
+		refuse("%s", r)
+	}
+	if len(j.RelabelConfigs) > maxRules || len(j.MetricRelabelConfigs) > maxRules {
+		refuse("it has more than %d rules for relabelling", maxRules)
+	}
+	if why := m.discovery(j.ServiceDiscoveryConfigs); why != "" {
+		refuse("%s", why)
+	}
+	if refused {
+		return
+	}
+
+	j.JobName = m.user.Origin.prefix() + name
+	if d := time.Duration(j.ScrapeInterval); d < minInterval || d > maxInterval {
+		j.ScrapeInterval = model.Duration(min(max(d, minInterval), maxInterval))
+		m.problem(name, "its interval is %s: %s is used", model.Duration(d), j.ScrapeInterval)
+	}
+	j.ScrapeTimeout = min(j.ScrapeTimeout, j.ScrapeInterval, model.Duration(maxTimeout))
+
+	j.BodySizeLimit = units.Base2Bytes(limit(int64(j.BodySizeLimit), int64(16*units.MiB), int64(16*units.MiB)))
+	j.SampleLimit = limit(j.SampleLimit, 5000, 10000)
+	j.TargetLimit = limit(j.TargetLimit, 200, 500)
+	j.LabelLimit = limit(j.LabelLimit, 64, 64)
+	j.LabelNameLengthLimit = limit(j.LabelNameLengthLimit, 256, 256)
+	j.LabelValueLengthLimit = limit(j.LabelValueLengthLimit, 1024, 1024)
+	j.NativeHistogramBucketLimit = limit(j.NativeHistogramBucketLimit, 160, 160)
+	j.KeepDroppedTargets = limit(j.KeepDroppedTargets, 10, 50)
+
+	j.RelabelConfigs = append(slices.Clip(j.RelabelConfigs),
+		set(model.JobLabel, escape(j.JobName)),
+		set(model.ScrapeIntervalLabel, j.ScrapeInterval.String()),
+		set(model.ScrapeTimeoutLabel, j.ScrapeTimeout.String()),
+		labelDrop(scrape.UnixSocketLabel),
+	)
+	// With honor_labels, a target's own label "job" counts.
+	j.MetricRelabelConfigs = append(slices.Clip(j.MetricRelabelConfigs), drop(reservedJobs(), model.JobLabel))
+	if err := validate(j.RelabelConfigs, j.MetricRelabelConfigs); err != nil {
+		m.problem(name, "%s: the job is not used", err)
+		return
+	}
+	m.user.Jobs = append(m.user.Jobs, j)
+}
+
+// reservedJobs matches the names of the store's own jobs.
+func reservedJobs() string {
+	return strings.Join(append(Local(), append([]string{JobKubelet, JobCadvisor}, guarded...)...), "|")
+}
+
+// validate completes the rules that were added. Prometheus' own reading has completed the user's.
+func validate(rules ...[]*relabel.Config) error {
+	for _, r := range slices.Concat(rules...) {
+		if err := r.Validate(model.UTF8Validation); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// escape makes a text stand for itself in a rule's replacement.
+func escape(text string) string { return strings.ReplaceAll(text, "$", "$$") }
+
+// limit is the user's, the default if there is none, and never more than the highest.
+func limit[T int64 | uint](user, def, highest T) T {
+	if user <= 0 {
+		user = def
+	}
+	return min(user, highest)
+}
+
+// discovery bounds and completes the sources of targets, and says why they cannot be used.
+func (m *merge) discovery(cs discovery.Configs) string {
+	if len(cs) > maxDiscovery {
+		return fmt.Sprintf("it has more than %d sources of targets", maxDiscovery)
+	}
+	for _, c := range cs {
+		switch c := c.(type) {
+		case *kubernetes.SDConfig:
+			if m.kubeconfig == "" {
+				return "the store has no access to the cluster, so kubernetes_sd_configs finds nothing"
+			}
+			c.KubeConfig = m.kubeconfig
+			if n := &c.NamespaceDiscovery; n.IncludeOwnNamespace {
+				n.IncludeOwnNamespace, n.Names = false, append(n.Names, m.user.Origin.Namespace)
+			}
+			if len(c.NamespaceDiscovery.Names) > maxNames {
+				return fmt.Sprintf("kubernetes_sd_configs has more than %d namespaces: leave them out, and keep those that you want by relabelling", maxNames)
+			}
+		case *dns.SDConfig:
+			if len(c.Names) > maxNames {
+				return fmt.Sprintf("dns_sd_configs has more than %d names", maxNames)
+			}
+			c.RefreshInterval = max(c.RefreshInterval, model.Duration(minRefresh))
+		case discovery.StaticConfig:
+			n := 0
+			for _, g := range c {
+				if g == nil {
+					return "static_configs has an empty entry"
+				}
+				for _, t := range g.Targets {
+					n++
+					if why := forbiddenTarget(string(t[model.AddressLabel])); why != "" {
+						return fmt.Sprintf("the target %.100q cannot be asked: %s", t[model.AddressLabel], why)
+					}
+				}
+			}
+			if n > maxStatic {
+				return fmt.Sprintf("static_configs has more than %d targets", maxStatic)
+			}
+		}
+	}
+	return ""
+}
+
+// forbiddenTarget says early what the dialer would say later, for addresses that are written down.
+func forbiddenTarget(address string) string {
+	host := address
+	if h, _, err := net.SplitHostPort(address); err == nil {
+		host = h
+	}
+	if ip, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return Forbidden(ip)
+	}
+	host = "." + strings.ToLower(strings.TrimSuffix(host, "."))
+	if strings.HasSuffix(host, ".localhost") || strings.HasSuffix(host, localDomain) {
+		return "it is this machine's own"
+	}
+	return ""
+}
+
+// alertmanager adds a configuration of Alertmanagers. They are posted to through the same dialer, without credentials.
+func (m *merge) alertmanager(a *config.AlertmanagerConfig) {
+	const name = "alertmanagers"
+	refused := false
+	for _, r := range refusals(a, managerKeys) {
+		refused = true
+		m.problem(name, "%s: these Alertmanagers are not used", r)
+	}
+	if len(a.RelabelConfigs) > maxRules {
+		refused = true
+		m.problem(name, "it has more than %d rules for relabelling: these Alertmanagers are not used", maxRules)
+	}
+	if why := m.discovery(a.ServiceDiscoveryConfigs); why != "" {
+		refused = true
+		m.problem(name, "%s: these Alertmanagers are not used", why)
+	}
+	if refused {
+		return
+	}
+	a.Timeout = min(a.Timeout, model.Duration(maxTimeout))
+	m.user.Alertmanagers = append(m.user.Alertmanagers, a)
+}
