@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,7 +24,7 @@ import (
 // When run as the launcher of a test, this binary runs main. Its payload's program is a script that prints how it was called.
 const launcherVar = "POLYMESH_TEST_LAUNCHER"
 
-const script = "#!/bin/sh\necho \"args: $*\"\nenv | grep ^POLYMESH_PAYLOAD_DIR=\n[ \"$1\" != install ] || echo \"$POLYMESH_PAYLOAD_FILE\"\n"
+const script = "#!/bin/sh\necho \"args: $*\"\nenv | grep -E '^(POLYMESH_PAYLOAD_DIR|GOGC|POLYMESH_GOGC)='\n[ \"$1\" != install ] || echo \"$POLYMESH_PAYLOAD_FILE\"\n"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(launcherVar) != "" {
@@ -198,6 +199,33 @@ func TestServerHelpNeedsNoMachine(t *testing.T) {
 	out, failure := launch(t, shipped(t), []string{"HOME=" + t.TempDir()}, "server", "--help")
 	if failure != "" || !strings.HasPrefix(out, "args: server --help\n") {
 		t.Errorf("%s%s", out, failure)
+	}
+}
+
+// An agent's Go collects garbage more often from its start on, unless the user has set GOGC.
+func TestAgentStartsWithAnotherGOGC(t *testing.T) {
+	file, home := shipped(t), t.TempDir()
+	for _, c := range []struct {
+		role string
+		env  []string
+		want []string
+	}{
+		{"agent", nil, []string{"GOGC=10", "POLYMESH_GOGC=10"}},
+		{"agent", []string{"GOGC=", "POLYMESH_GOGC=7"}, []string{"GOGC=10", "POLYMESH_GOGC=10"}},
+		{"agent", []string{"GOGC=73", "POLYMESH_GOGC=73"}, []string{"GOGC=73"}},
+		{"server", []string{"POLYMESH_GOGC=10"}, nil},
+	} {
+		out, failure := launch(t, file, append([]string{"HOME=" + home}, c.env...), c.role, "--help")
+		var got []string
+		for line := range strings.Lines(out) {
+			if strings.Contains(line, "GOGC=") {
+				got = append(got, strings.TrimSpace(line))
+			}
+		}
+		slices.Sort(got)
+		if failure != "" || !slices.Equal(got, c.want) {
+			t.Errorf("%s with %q: %q %s, want %q", c.role, c.env, got, failure, c.want)
+		}
 	}
 }
 

@@ -224,6 +224,9 @@ const EnvDir = "POLYMESH_PAYLOAD_DIR"
 // EnvFile names for the program the file from which the launcher was run: the one that was shipped.
 const EnvFile = "POLYMESH_PAYLOAD_FILE"
 
+// EnvGOGC repeats the GOGC that the launcher has set for an agent, so that the program can tell it from a user's.
+const EnvGOGC = "POLYMESH_GOGC"
+
 // Shipped returns the file from which this program was unpacked, if it is still the same.
 func Shipped() (path string, err error) {
 	path, dir := os.Getenv(EnvFile), os.Getenv(EnvDir)

@@ -10,14 +10,17 @@ import (
 	"os"
 	"runtime/debug"
 	"runtime/metrics"
+	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/payload"
 )
 
 const (
-	// quietPercent is a quarter of Go's default. The control plane's heap is mostly caches: on an idle cluster this takes a
+	// quietPercent is a quarter of Go's default, for a server. The control plane's heap is mostly caches: on an idle cluster this takes a
 	// fifth off its memory and no measurable time, and memory is what small machines lack.
 	quietPercent = 25
 	// busyPercent is Go's default. Under load, a quarter of it means four times as many collections of all those caches.
@@ -44,8 +47,8 @@ const (
 // ends.
 func keepMemory(ctx context.Context, settled <-chan struct{}, available func() (uint64, error), log *slog.Logger) {
 	var ticks, again <-chan time.Time
-	pacer := gcPacer{percent: quietPercent}
-	own := os.Getenv("GOGC") == ""
+	quiet, own := quietGC()
+	pacer := gcPacer{quiet: quiet, percent: quiet}
 	if own {
 		debug.SetGCPercent(pacer.percent)
 	}
@@ -94,6 +97,22 @@ func keepMemory(ctx context.Context, settled <-chan struct{}, available func() (
 	}
 }
 
+// quietGC returns the GC percentage of a process without load; own is false if the user has set another. An agent's is set by the
+// launcher, so that it holds for what packages create before main, and is not inherited by child processes.
+func quietGC() (percent int, own bool) {
+	set, launchers := os.Getenv("GOGC"), os.Getenv(payload.EnvGOGC)
+	_ = os.Unsetenv(payload.EnvGOGC)
+	if set == "" {
+		return quietPercent, true
+	}
+	percent, err := strconv.Atoi(launchers)
+	if set != launchers || err != nil || percent <= 0 || percent >= busyPercent {
+		return quietPercent, false
+	}
+	_ = os.Unsetenv("GOGC")
+	return percent, true
+}
+
 // heapSample is what the Go runtime reports about its heap at one time, in bytes.
 type heapSample struct {
 	at        time.Time
@@ -115,6 +134,7 @@ func newHeapReader() func() heapSample {
 // allocation over what may be allocated between two of them: live heap and roots, times the percentage
 // (https://go.dev/doc/gc-guide#GOGC).
 type gcPacer struct {
+	quiet   int // the percentage without load
 	percent int
 	rate    float64 // collections per second at quietPercent, averaged
 	last    heapSample
@@ -143,18 +163,18 @@ func (p *gcPacer) next(s heapSample, available func() uint64) (spent bool) {
 	case p.rate >= busyRate:
 		p.busy = true
 	case p.busy && s.at.Sub(p.loaded) >= quietAfter:
-		p.busy, p.percent = false, quietPercent
+		p.busy, p.percent = false, p.quiet
 		return true
 	}
 	if !p.busy {
 		return false
 	}
-	left, more := float64(available()), base*(busyPercent-quietPercent)/100
+	left, more := float64(available()), base*float64(busyPercent-p.quiet)/100
 	switch {
 	case p.percent == busyPercent && left < memoryReserve:
-		p.percent, p.short = quietPercent, s.at
+		p.percent, p.short = p.quiet, s.at
 		return true
-	case p.percent == quietPercent && left >= memoryReserve+more && (p.short.IsZero() || s.at.Sub(p.short) >= quietAfter):
+	case p.percent == p.quiet && left >= memoryReserve+more && (p.short.IsZero() || s.at.Sub(p.short) >= quietAfter):
 		p.percent = busyPercent
 	}
 	return false

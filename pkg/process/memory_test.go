@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"polymesh.dev/polymesh/pkg/payload"
 )
 
 // phase is a part of a trace: a time with the same rate of allocation.
@@ -26,7 +28,7 @@ type phase struct {
 
 // replay gives a trace to a pacer. It returns what happened, as "at: what".
 func replay(base uint64, left uint64, trace []phase) (events []string) {
-	p := gcPacer{percent: quietPercent}
+	p := gcPacer{quiet: quietPercent, percent: quietPercent}
 	start := time.Unix(1000, 0)
 	now, allocated := start, 0.0
 	p.next(heapSample{at: now, live: base}, nil)
@@ -93,7 +95,7 @@ func TestGCPacer(t *testing.T) {
 
 // A clock that stands still or a machine that slept must not look like load.
 func TestGCPacerAfterSleep(t *testing.T) {
-	p := gcPacer{percent: quietPercent}
+	p := gcPacer{quiet: quietPercent, percent: quietPercent}
 	at := time.Unix(1000, 0)
 	plenty := func() uint64 { return 1 << 40 }
 	p.next(heapSample{at: at, live: 100 << 20}, plenty)
@@ -209,6 +211,35 @@ func TestKeepMemoryUsersGOGC(t *testing.T) {
 			t.Errorf("after the start the heap still has %d bytes", got)
 		}
 	})
+}
+
+// The launcher's GOGC is the agent's rest, not a user's choice, and is not inherited.
+func TestQuietGC(t *testing.T) {
+	for _, c := range []struct {
+		gogc, launchers string
+		percent         int
+		own             bool
+	}{
+		{"", "", quietPercent, true},
+		{"10", "10", 10, true},
+		{"73", "", quietPercent, false},
+		{"73", "10", quietPercent, false},
+		{"", "10", quietPercent, true},
+		{"off", "off", quietPercent, false},
+		{"400", "400", quietPercent, false},
+	} {
+		t.Setenv("GOGC", c.gogc)
+		t.Setenv(payload.EnvGOGC, c.launchers)
+		if percent, own := quietGC(); percent != c.percent || own != c.own {
+			t.Errorf("%+v: %d, %v", c, percent, own)
+		}
+		if got := os.Getenv("GOGC"); c.own != (got == "") {
+			t.Errorf("%+v: children inherit %q", c, got)
+		}
+		if got := os.Getenv(payload.EnvGOGC); got != "" {
+			t.Errorf("%+v: children inherit %q", c, got)
+		}
+	}
 }
 
 func TestAvailableMemory(t *testing.T) {
