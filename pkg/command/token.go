@@ -126,14 +126,11 @@ func newTokenRevoke() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, id := range ids {
-				t, err := join.RevokeToken(cmd.Context(), client, id)
-				if err != nil {
-					return err
-				}
+			revoked, err := join.RevokeTokens(cmd.Context(), client, ids...)
+			for _, t := range revoked {
 				fmt.Fprintf(cmd.OutOrStdout(), "token %s revoked\n", t.ID)
 			}
-			return nil
+			return err
 		},
 	}
 	flags.AddFlags(cmd.Flags())

@@ -387,10 +387,11 @@ func TestJoin(t *testing.T) {
 		if text := fmt.Sprintf("%+v", list); strings.Contains(text, made.Secret) || strings.Contains(text, nodeToken.Secret) {
 			t.Error("the list has secrets")
 		}
-		if _, err := join.RevokeToken(t.Context(), admin, made.String()); err != nil {
-			t.Fatal(err)
+		revoked, err := join.RevokeTokens(t.Context(), admin, "aaaaaa", made.String())
+		if len(revoked) != 1 || revoked[0].ID != made.ID || !errors.Is(err, join.ErrUnknownToken) {
+			t.Fatalf("next to an unknown one: %+v, %v", revoked, err)
 		}
-		if _, err := join.RevokeToken(t.Context(), admin, made.ID); !errors.Is(err, join.ErrUnknownToken) {
+		if _, err := join.RevokeTokens(t.Context(), admin, made.ID); !errors.Is(err, join.ErrUnknownToken) {
 			t.Errorf("revoked twice: %v", err)
 		}
 		controlplanetest.Eventually(t, "a revoked token", func() error {
@@ -421,7 +422,7 @@ func TestJoin(t *testing.T) {
 		}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := join.RevokeToken(t.Context(), admin, "aaaaaa"); !errors.Is(err, join.ErrUnknownToken) {
+		if _, err := join.RevokeTokens(t.Context(), admin, "aaaaaa"); !errors.Is(err, join.ErrUnknownToken) {
 			t.Errorf("another's token: %v", err)
 		}
 		foreign := token.Token{CAHash: nodeToken.CAHash, ID: "aaaaaa", Secret: "aaaaaaaaaaaaaaaa"}
@@ -538,7 +539,7 @@ func TestJoin(t *testing.T) {
 		if again, _, err := store.Open(t.Context(), made); err != nil || again.Token != b.Token {
 			t.Errorf("with the token, the datastore's bundle is opened: %v", err)
 		}
-		if _, err := join.RevokeToken(t.Context(), admin, made.ID); err != nil {
+		if _, err := join.RevokeTokens(t.Context(), admin, made.ID); err != nil {
 			t.Fatal(err)
 		}
 		controlplanetest.Eventually(t, "a revoked token", func() error {

@@ -166,8 +166,22 @@ func info(s *corev1.Secret) TokenInfo {
 // ErrUnknownToken means that there is no such token.
 var ErrUnknownToken = errors.New("there is no such token: `polymesh token list` shows those that exist")
 
-// RevokeToken removes a token, by its id or by the whole token. Nodes that have joined with it stay.
-func RevokeToken(ctx context.Context, client kubernetes.Interface, text string) (TokenInfo, error) {
+// RevokeTokens removes tokens, given by id or as the whole token, and returns those that it has removed. Nodes that have joined with one
+// stay. An unknown token does not keep the others.
+func RevokeTokens(ctx context.Context, client kubernetes.Interface, texts ...string) (revoked []TokenInfo, err error) {
+	var failed []error
+	for _, text := range texts {
+		t, err := revokeToken(ctx, client, text)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		revoked = append(revoked, t)
+	}
+	return revoked, errors.Join(failed...)
+}
+
+func revokeToken(ctx context.Context, client kubernetes.Interface, text string) (TokenInfo, error) {
 	id := strings.TrimSpace(text)
 	if t, err := token.Parse(text); err == nil {
 		id = t.ID
