@@ -1,0 +1,41 @@
+package tracestore
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"polymesh.dev/polymesh/observe/rowstore"
+)
+
+func TestMain(m *testing.M) {
+	if err := rowstore.LimitMemory(32 << 20); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// open opens a store without a limit on spans, in a directory of the test's own.
+func open(t *testing.T) *Store {
+	t.Helper()
+	return openIn(t, t.TempDir())
+}
+
+func openIn(t *testing.T, dir string) *Store {
+	t.Helper()
+	s, err := Open(Options{Dir: dir, Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func appendAll(t *testing.T, s *Store, spans ...Span) {
+	t.Helper()
+	r, err := s.Append(spans)
+	require.NoError(t, err)
+	require.Equal(t, Result{Stored: len(spans)}, r)
+}

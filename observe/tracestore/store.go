@@ -1,0 +1,207 @@
+package tracestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"polymesh.dev/polymesh/observe/rowstore"
+)
+
+const (
+	// DefaultSpansPerSecond is what 50 requests a second of 8 spans come to, twice as much as a small cluster has.
+	DefaultSpansPerSecond = 200
+	// maxStreams is how many services have streams of their own in a day. The spans of others are stored together.
+	maxStreams = 500
+	// dependencyPeriod is how often what was counted about calls is stored.
+	dependencyPeriod = time.Minute
+	// loads is how many questions for whole spans are answered at a time.
+	loads = 2
+)
+
+// Options say where the store is and what it may take. The first five are rowstore's.
+type Options struct {
+	Dir                    string
+	Retention              time.Duration
+	MaxBytes, MinFreeBytes int64
+	ReadOnly               bool
+	// SpansPerSecond is the limit above which only some traces are kept, as an average over a minute. 0 means DefaultSpansPerSecond, less is no limit.
+	SpansPerSecond int
+	// OnRemoved is told what the limit on bytes has taken away, if it is set.
+	OnRemoved func(rowstore.Removed)
+	Log       *slog.Logger
+}
+
+// Result says what has become of appended spans.
+type Result struct {
+	Stored  int
+	Sampled int // left off because too many came; whole traces
+	Refused int // not stored for another reason
+	// Reason is why spans were left off, for the client. It is empty when all are stored.
+	Reason string
+}
+
+// Stats is the store as it is now.
+type Stats struct {
+	rowstore.Stats
+	Stored, Sampled, Refused int64 // spans since Open
+}
+
+// Store is an open directory of spans. Its methods may be called from any goroutine.
+type Store struct {
+	opts   Options
+	rows   *rowstore.Store
+	sample *sampler
+	calls  *dependencies
+	log    *slog.Logger
+
+	loads chan struct{}
+	stop  context.CancelFunc
+	done  sync.WaitGroup
+
+	mu      sync.Mutex
+	streams map[string]struct{} // services with streams of their own
+	day     int64
+
+	stored, sampled, refused atomic.Int64
+}
+
+// Open opens the store in opts.Dir. rowstore.LimitMemory has been called.
+func Open(opts Options) (*Store, error) {
+	if opts.SpansPerSecond == 0 {
+		opts.SpansPerSecond = DefaultSpansPerSecond
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	rows, err := rowstore.Open(rowstore.Options{
+		Dir: opts.Dir, Retention: opts.Retention, MaxBytes: opts.MaxBytes, MinFreeBytes: opts.MinFreeBytes, ReadOnly: opts.ReadOnly,
+		OnRemoved: opts.OnRemoved,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the store of traces: %w", err)
+	}
+	now := time.Now()
+	ctx, stop := context.WithCancel(context.Background())
+	s := &Store{
+		opts: opts, rows: rows, sample: newSampler(float64(max(0, opts.SpansPerSecond)), now), calls: newDependencies(now), log: opts.Log,
+		loads: make(chan struct{}, loads), stop: stop, streams: map[string]struct{}{},
+	}
+	if !opts.ReadOnly {
+		s.done.Go(func() { s.storeCalls(ctx) })
+	}
+	return s, nil
+}
+
+// Close stores what was counted and closes the files.
+func (s *Store) Close() error {
+	s.stop()
+	s.done.Wait()
+	return s.rows.Close()
+}
+
+// Append stores spans, as far as they are spans and the limit allows. The error is the store's: the same spans may be sent again later. Spans that were
+// left off for a reason of their own are in Result.
+func (s *Store) Append(spans []Span) (Result, error) {
+	now := time.Now()
+	var r Result
+	refuse := func(n int, reason string) {
+		r.Refused += n
+		if r.Reason == "" {
+			r.Reason = reason
+		}
+	}
+	rows := make([]rowstore.Row, 0, len(spans))
+	keep := make([]Span, 0, len(spans))
+	for i := range spans {
+		if reason := check(&spans[i]); reason != "" {
+			refuse(1, reason)
+			continue
+		}
+		one, leftOff := bound(&spans[i])
+		switch s.sample.decide(one.TraceID, size(&one), now) {
+		case sampled:
+			r.Sampled++
+		case tooLong:
+			refuse(1, fmt.Sprintf("a trace has more than %d spans", MaxTraceSpans))
+		case kept:
+			rows = append(rows, row(&one, leftOff, s.ownStream(one.Service, now)))
+			keep = append(keep, one)
+		}
+	}
+	if r.Sampled > 0 {
+		r.Reason = fmt.Sprintf("more than %d spans a second came: only some traces are kept, whole ones", s.opts.SpansPerSecond)
+	}
+	if len(rows) > 0 {
+		err := s.rows.Append(rows)
+		var rejected *rowstore.RejectedError
+		switch {
+		case errors.As(err, &rejected):
+			refuse(rejected.Rows, rejected.Reason)
+			r.Stored = len(rows) - rejected.Rows
+		case err != nil:
+			s.refused.Add(int64(len(spans)))
+			return Result{}, fmt.Errorf("storing spans: %w", err)
+		default:
+			r.Stored = len(rows)
+		}
+		for i := range keep {
+			s.calls.add(&keep[i], now)
+		}
+	}
+	s.stored.Add(int64(r.Stored))
+	s.sampled.Add(int64(r.Sampled))
+	s.refused.Add(int64(r.Refused))
+	return r, nil
+}
+
+// ownStream says whether the service's spans are a stream of their own: there must be few of these, and whoever sends spans chooses the names.
+func (s *Store) ownStream(service string, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if day := now.Unix() / (24 * 60 * 60); day != s.day {
+		clear(s.streams)
+		s.day = day
+	}
+	if _, ok := s.streams[service]; ok {
+		return true
+	}
+	if len(s.streams) >= maxStreams {
+		return false
+	}
+	s.streams[service] = struct{}{}
+	return true
+}
+
+// storeCalls stores what was counted about calls every minute, and when the store is closed.
+func (s *Store) storeCalls(ctx context.Context) {
+	ticker := time.NewTicker(dependencyPeriod)
+	defer ticker.Stop()
+	for open := true; open; {
+		select {
+		case <-ctx.Done():
+			open = false
+		case <-ticker.C:
+		}
+		if err := s.writeCalls(); err != nil {
+			s.log.Warn("calls between services are not stored", "error", err)
+		}
+	}
+}
+
+func (s *Store) writeCalls() error {
+	rows := s.calls.take()
+	if len(rows) == 0 {
+		return nil
+	}
+	return s.rows.Append(rows)
+}
+
+// Stats says how much there is.
+func (s *Store) Stats() Stats {
+	return Stats{Stats: s.rows.Stats(), Stored: s.stored.Load(), Sampled: s.sampled.Load(), Refused: s.refused.Load()}
+}
