@@ -23,8 +23,8 @@ const (
 	// DefaultDisk is the largest default, and DefaultShare the largest share of the disk that the default takes.
 	DefaultDisk  Size = 2 << 30
 	DefaultShare      = 20 // one twentieth
-	// MinRetention is the time of one block of metrics.
-	MinRetention = 2 * time.Hour
+	// MinRetention is a day: logs and traces are kept in whole days.
+	MinRetention = day
 	maxRetention = 10 * 365 * 24 * time.Hour
 	// maxSocket is the longest path of a socket: sun_path holds 108 bytes with the end (unix(7)).
 	maxSocket = 107

@@ -40,7 +40,7 @@ func TestRefused(t *testing.T) {
 		"--data-dir=/d --disk=much":                    "not a number of bytes such as 2GiB",
 		"--data-dir=/d --disk=-2GiB":                   "not a number of bytes",
 		"--data-dir=/d --disk=99999999T":               "not a number of bytes",
-		"--data-dir=/d --retention=1h":                 "--retention 1h0m0s is not between 2h0m0s and 3650d",
+		"--data-dir=/d --retention=23h":                "--retention 23h0m0s is not between 1d and 3650d",
 		"--data-dir=/d --retention=week":               "not a time such as 7d or 36h",
 		"--data-dir=/d --retention=99999999999999d":    "not a number of days",
 		"--data-dir=/d --node-name=a/b":                `--node-name "a/b" is not the name of a node`,

@@ -413,7 +413,7 @@ func (r *raw) checkAddons(s *Server) error {
 	if s.ObserveAccess = ObserveAccess(r.observeAccess); !slices.Contains(ObserveAccesses(), s.ObserveAccess) {
 		return fmt.Errorf("--observe-cluster-access %q is not one of %s", r.observeAccess, join(ObserveAccesses()))
 	}
-	return nil
+	return r.checkObserve(&s.Observe)
 }
 
 func (r *raw) checkHardening(s *Server) (err error) {

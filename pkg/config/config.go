@@ -27,11 +27,13 @@ const (
 	LocalStorage  Addon = "local-storage"
 	ServiceLB     Addon = "servicelb"
 	Istio         Addon = "istio"
+	// Observe is the store of metrics, logs and traces.
+	Observe Addon = "observe"
 )
 
 // Addons returns the values of --disable.
 func Addons() []Addon {
-	return []Addon{CoreDNS, MetricsServer, LocalStorage, ServiceLB, Istio}
+	return []Addon{CoreDNS, MetricsServer, LocalStorage, ServiceLB, Istio, Observe}
 }
 
 // MeshProfiles returns the values of --mesh-profile: the profiles of the guide.
@@ -184,6 +186,7 @@ type Server struct {
 	TLSSANs          []string
 
 	Snapshots Snapshots
+	Observe   ObserveStore
 	// ClusterFlags are the cluster-wide settings that were given, as name=value; flags are all that were given, which Adopt needs.
 	ClusterFlags []string
 	flags        *Flags
