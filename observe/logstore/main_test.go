@@ -1,6 +1,7 @@
 package logstore
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -9,6 +10,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
 	if err := rowstore.LimitMemory(32 << 20); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -30,7 +30,7 @@ func (s *Store) Select(ctx context.Context, sel Selector, each func(Entry) bool)
 		return err
 	}
 	start, end := s.within(sel.Start, sel.End)
-	left := sel.Limit
+	left := sel.Limit // zero stays zero: all
 	window := firstWindow
 	for start.Before(end) && (sel.Limit == 0 || left > 0) {
 		from, to := start, end
@@ -53,13 +53,17 @@ func (s *Store) Select(ctx context.Context, sel Selector, each func(Entry) bool)
 			if err != nil || !more {
 				return err
 			}
-			left -= n
+			if sel.Limit > 0 {
+				left -= n
+			}
 		}
 		for _, e := range entries {
 			if !each(e) {
 				return nil
 			}
-			left--
+			if sel.Limit > 0 {
+				left--
+			}
 		}
 		// The next span begins where this one ended, or where it was cut.
 		next := to

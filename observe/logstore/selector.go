@@ -79,9 +79,10 @@ func compile(sel Selector) (compiled, error) {
 		query  strings.Builder
 		checks []func(*Entry) bool
 	)
-	query.WriteByte('{')
 	for i, m := range sel.Matchers {
-		if i > 0 {
+		if i == 0 {
+			query.WriteByte('{')
+		} else {
 			query.WriteByte(',')
 		}
 		if err := checkMatcher(m); err != nil {
@@ -97,7 +98,12 @@ func compile(sel Selector) (compiled, error) {
 		}
 		checks = append(checks, func(e *Entry) bool { return check(Value(e.Labels, m.Name)) })
 	}
-	query.WriteByte('}')
+	// To the storage, no streams are meant by {}.
+	if len(sel.Matchers) == 0 {
+		query.WriteByte('*')
+	} else {
+		query.WriteByte('}')
+	}
 	for _, m := range sel.Metadata {
 		if err := checkMatcher(m); err != nil {
 			return compiled{}, err
@@ -111,7 +117,7 @@ func compile(sel Selector) (compiled, error) {
 		case Equal, NotEqual:
 			value += "=" + rowstore.Literal(m.Value)
 		default:
-			value += "~" + rowstore.Literal("^(?:"+m.Value+")$")
+			value += "~" + rowstore.Literal("^(?s:"+m.Value+")$")
 		}
 		if m.Type == NotEqual || m.Type == NotRegexp {
 			value = "!(" + value + ")"
@@ -131,7 +137,11 @@ func compile(sel Selector) (compiled, error) {
 				return compiled{}, fmt.Errorf("reading the filter: %w", err)
 			}
 			check = re.MatchString
-			value += "~" + rowstore.Literal(f.Text)
+			pattern := f.Text
+			if pattern == ".+" {
+				pattern = "(?:.+)" // which the storage takes for any line otherwise, also an empty one
+			}
+			value += "~" + rowstore.Literal(pattern)
 		} else {
 			check = func(line string) bool { return strings.Contains(line, f.Text) }
 			value += "*" + rowstore.Literal(f.Text) + "*"

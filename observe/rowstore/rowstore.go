@@ -48,7 +48,7 @@ const (
 type Options struct {
 	// Dir belongs to the store alone. It is made, 0700, when it is missing.
 	Dir string
-	// Retention is how long rows are kept, at least a day: whole days go.
+	// Retention is how long rows are kept, a week when zero, at least a day: whole days go.
 	Retention time.Duration
 	// MaxBytes is what the directory may hold. The oldest days go first, then the oldest part of the day itself.
 	MaxBytes int64
@@ -60,16 +60,18 @@ type Options struct {
 	// ReadOnly opens what is on disk now and nothing later, also while another process writes to it. Nothing in Dir is changed but a folder of links
 	// that goes with Close.
 	ReadOnly bool
-	// OnRemoved is told what the limit on bytes has taken away, if it is set.
+	// OnRemoved is told what the limit on bytes has taken away, or why it could not, if it is set. It must not call the store's Close.
 	OnRemoved func(Removed)
 }
 
 // Removed says which rows were deleted to stay within MaxBytes.
 type Removed struct {
-	// Until is the time before which everything is gone.
+	// Until is the newest row that is gone; older ones may be left where rows came late.
 	Until time.Time
 	// Bytes is what the store held before.
 	Bytes int64
+	// Err is why removing failed.
+	Err error
 }
 
 // Stats is the store as it is now.

@@ -63,7 +63,10 @@ type Store struct {
 	freeChecked  time.Time
 	short        bool // of disk, when last checked
 
+	sinceBound int64 // bytes of rows since the limit was last looked at
+
 	wake     chan struct{} // tells the loop that there is something to do
+	grown    chan struct{} // tells the other one that there may be too much
 	rejected atomic.Int64
 	folded   atomic.Int64
 }
@@ -84,12 +87,17 @@ func Open(opts Options) (*Store, error) {
 	if opts.FlushInterval == 0 {
 		opts.FlushInterval = 5 * time.Second
 	}
+	if opts.Retention == 0 {
+		opts.Retention = 7 * 24 * time.Hour
+	}
+	opts.Retention = max(opts.Retention, 24*time.Hour)
 	opts.FlushInterval = max(opts.FlushInterval, 4*libraryFlush)
 	opts.MinFreeBytes = max(opts.MinFreeBytes, minFree)
 	s := &Store{
 		opts:    opts,
 		batch:   opts.FlushInterval / 2,
 		wake:    make(chan struct{}, 1),
+		grown:   make(chan struct{}, 1),
 		queries: make(chan struct{}, 4),
 	}
 	s.room = sync.NewCond(&s.mu)
@@ -104,7 +112,7 @@ func Open(opts Options) (*Store, error) {
 		}
 		s.view, dir = v, v.dir
 		retention = 100 * 365 * 24 * time.Hour // what has outlived its time is the writer's to remove
-	} else if err := prepare(opts.Dir); err != nil {
+	} else if err := prepare(opts); err != nil {
 		return nil, fmt.Errorf("opening the store in %s: %w", opts.Dir, err)
 	}
 	db, err := openLibrary(dir, &logstorage.StorageConfig{
@@ -173,7 +181,7 @@ func (s *Store) Append(rows []Row) error {
 		return fmt.Errorf("%w: less than %d MiB are free at %s; free some space or lower the limit", ErrReadOnly, s.opts.MinFreeBytes>>20, s.opts.Dir)
 	}
 	refused := &RejectedError{}
-	oldest, newest := now.Add(-max(s.opts.Retention, 24*time.Hour)), now.Add(libraryAhead)
+	oldest, newest := now.Add(-s.opts.Retention), now.Add(libraryAhead)
 	var fields []logstorage.Field
 	for i := range rows {
 		reason := ""
@@ -185,7 +193,11 @@ func (s *Store) Append(rows []Row) error {
 		}
 		s.add(rows[i].Time.UnixNano(), fields, len(rows[i].Stream), now)
 	}
-	s.signal()
+	signal(s.wake)
+	if s.opts.MaxBytes > 0 && s.sinceBound > s.opts.MaxBytes/boundShare {
+		s.sinceBound = 0
+		signal(s.grown)
+	}
 	if refused.Rows > 0 {
 		s.rejected.Add(int64(refused.Rows))
 		return refused
@@ -233,9 +245,12 @@ func (s *Store) add(nanos int64, fields []logstorage.Field, stream int, now time
 	}
 	s.pending[len(s.pending)-1].MustAdd(logstorage.TenantID{}, nanos, fields, stream)
 	s.appended++
+	size := 0
 	for _, f := range fields {
-		s.pendingBytes += len(f.Name) + len(f.Value)
+		size += len(f.Name) + len(f.Value)
 	}
+	s.pendingBytes += size
+	s.sinceBound += int64(size)
 	// Many rows are handed over at once, so that the library can compress them while others come.
 	if s.pending[len(s.pending)-1].NeedFlush() && s.mayHandOver(now) {
 		s.handOver(now)
@@ -265,7 +280,7 @@ func (s *Store) Flush() {
 	now := time.Now()
 	if len(s.pending) > 0 && s.mayHandOver(now) {
 		s.handOver(now)
-		s.signal()
+		signal(s.wake)
 	}
 }
 
@@ -330,9 +345,9 @@ func (s *Store) libraryStats() *logstorage.StorageStats {
 	return &st
 }
 
-func (s *Store) signal() {
+func signal(c chan struct{}) {
 	select {
-	case s.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -403,13 +418,14 @@ func diskBytes(st *logstorage.PartitionStats) int64 {
 	return int64(st.IndexdbSizeBytes + st.CompressedSmallPartSize + st.CompressedBigPartSize)
 }
 
-// prepare makes the directory, refuses when another process has it, and removes what readers have left behind.
-func prepare(dir string) error {
+// prepare makes the directory, refuses when another process has it, removes what readers have left behind, and sets aside what cannot be read.
+func prepare(opts Options) error {
+	dir := opts.Dir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making it: %w", err)
 	}
 	// The library makes the rest only when the directory itself is missing.
-	if err := os.MkdirAll(filepath.Join(dir, "partitions"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, partitionsDir), 0o700); err != nil {
 		return fmt.Errorf("making it: %w", err)
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
@@ -420,11 +436,31 @@ func prepare(dir string) error {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("another process writes to it (%w); stop that one, or open it to be read", err)
 	}
-	return sweepViews(dir)
+	if err := os.RemoveAll(filepath.Join(dir, removedDir)); err != nil {
+		return fmt.Errorf("deleting what was removed before: %w", err)
+	}
+	if err := sweepViews(dir); err != nil {
+		return err
+	}
+	days, err := partitions(dir)
+	if err != nil {
+		return err
+	}
+	for _, day := range days {
+		damage := checkPartition(filepath.Join(dir, partitionsDir, day))
+		if damage == nil {
+			continue
+		}
+		to, err := setAside(dir, day)
+		if err != nil {
+			return errors.Join(damage, err)
+		}
+		if opts.OnRemoved != nil {
+			opts.OnRemoved(Removed{Err: fmt.Errorf("the rows of %s are damaged and were moved to %s: %w", day, to, damage)})
+		}
+	}
+	return nil
 }
-
-// lockName is the library's name for its lock.
-const lockName = "flock.lock"
 
 // openLibrary opens the storage. The library panics when it cannot.
 func openLibrary(dir string, cfg *logstorage.StorageConfig) (db *logstorage.Storage, err error) {
