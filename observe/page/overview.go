@@ -1,0 +1,482 @@
+package page
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	// An edge on which more than this share of requests fails is worth a sentence, more than the second one is bad.
+	failingShare, badShare = 0.01, 0.05
+	// fewRequests is how many failed requests are needed at least: one of three is no rate.
+	fewRequests = 3
+	// sinceWindow is how far back the begin of what is wrong is looked for.
+	sinceWindow = 24 * time.Hour
+	// maxStatements of one kind are shown.
+	maxStatements = 8
+)
+
+// level orders statements: what is wrong first.
+type level string
+
+const (
+	bad  level = "bad"
+	warn level = "warn"
+	note level = "note"
+)
+
+func (l level) order() int { return slices.Index([]level{bad, warn, note}, l) }
+
+// statement is a sentence about what is wrong, or worth knowing.
+type statement struct {
+	Level  level  `json:"level"`
+	Text   string `json:"text"`
+	Why    string `json:"why,omitempty"`
+	Advice string `json:"advice,omitempty"`
+	Since  int64  `json:"since,omitempty"` // Unix milliseconds
+	// Earlier means that it began before what was looked at.
+	Earlier bool `json:"earlier,omitempty"`
+	// Link is a path of the page, with escaped names.
+	Link string `json:"link,omitempty"`
+}
+
+// overviewAnswer says whether anything is wrong, since when, and why.
+type overviewAnswer struct {
+	Start      int64       `json:"start"`
+	End        int64       `json:"end"`
+	Verdict    level       `json:"verdict"` // of the worst statement; note if nothing is wrong
+	Recorded   bool        `json:"recorded"`
+	Statements []statement `json:"statements"`
+	Numbers    struct {
+		Workloads      int      `json:"workloads"`
+		ReadyWorkloads int      `json:"readyWorkloads"`
+		Pods           int      `json:"pods"`
+		ReadyPods      int      `json:"readyPods"`
+		Nodes          int      `json:"nodes"`
+		ReadyNodes     int      `json:"readyNodes"`
+		Rate           float64  `json:"rate"` // requests per second
+		Errors         float64  `json:"errors"`
+		P99            *float64 `json:"p99,omitempty"`
+		Calls          int      `json:"calls"`
+		MutualTLS      int      `json:"mutualTLS"` // of the calls whose security is known
+		KnownSecurity  int      `json:"knownSecurity"`
+	} `json:"numbers"`
+	Rates     []line `json:"rates"`     // by class of code
+	Quantiles []line `json:"quantiles"` // milliseconds
+	Changes   []mark `json:"changes"`   // the newest first
+}
+
+// overview answers with the state of everything in sentences. Parameters: end, window, ns.
+func (s *server) overview(r *http.Request) (any, error) {
+	p, err := s.periodOf(r)
+	if err != nil {
+		return nil, err
+	}
+	namespaces, err := namesOf(r, "ns")
+	if err != nil {
+		return nil, err
+	}
+	ctx := r.Context()
+	a := &overviewAnswer{Start: p.start.UnixMilli(), End: p.end.UnixMilli(), Statements: []statement{}}
+	for _, add := range []func(context.Context, *overviewAnswer, period, []string) error{
+		s.addCluster, s.addNodes, s.addWorkloads, s.addCalls, s.addRollouts, s.addTargets, s.addAlerts, s.addCharts,
+	} {
+		if err := add(ctx, a, p, namespaces); err != nil {
+			return nil, err
+		}
+	}
+	if a.Changes, err = s.marksIn(ctx, p, namespaces, ""); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(a.Statements, func(x, y statement) int { return x.Level.order() - y.Level.order() })
+	a.Verdict = note
+	if len(a.Statements) > 0 {
+		a.Verdict = a.Statements[0].Level
+	}
+	return a, nil
+}
+
+func (a *overviewAnswer) say(st statement) { a.Statements = append(a.Statements, st) }
+
+// route returns a path of the page from names that can be anything.
+func route(parts ...string) string {
+	var b strings.Builder
+	for _, part := range parts {
+		b.WriteString("/" + url.PathEscape(part))
+	}
+	return b.String()
+}
+
+func (s *server) addCluster(ctx context.Context, a *overviewAnswer, p period, _ []string) error {
+	vector, err := s.instant(ctx, "count(last_over_time("+selector("up")+"["+duration(max(p.window(), 5*time.Minute))+"]))", p.end)
+	if err != nil {
+		return err
+	}
+	a.Recorded = len(vector) > 0
+	state := s.Cluster.State()
+	if !state.Reachable && !state.Offline && s.Now().Sub(p.end) < time.Minute {
+		st := statement{Level: bad, Text: "The API server does not respond. What you see is what was recorded.", Advice: "Run polymesh status on a server."}
+		if !state.Since.IsZero() {
+			st.Since = state.Since.UnixMilli()
+		}
+		a.say(st)
+	}
+	return nil
+}
+
+func (s *server) addNodes(ctx context.Context, a *overviewAnswer, p period, _ []string) error {
+	rows, err := s.nodeRows(ctx, p)
+	if err != nil {
+		return err
+	}
+	for _, n := range rows {
+		a.Numbers.Nodes++
+		if n.Ready || !n.Known {
+			a.Numbers.ReadyNodes++
+		} else {
+			a.say(statement{Level: bad, Text: "Node " + n.Name + " is not ready.", Since: n.Since, Link: "/nodes"})
+		}
+		if len(n.Pressure) > 0 {
+			a.say(statement{Level: warn, Text: fmt.Sprintf("Node %s reports %s.", n.Name, listed(n.Pressure, 3)), Link: "/nodes"})
+		}
+	}
+	longer := p
+	if longer.window() < time.Hour {
+		longer.start = longer.end.Add(-time.Hour)
+	}
+	triggers, err := s.triggers(ctx, longer)
+	if err != nil {
+		return err
+	}
+	for _, t := range triggers {
+		if t.Firing {
+			text, advice := t.sentence()
+			a.say(statement{Level: warn, Text: text, Advice: advice, Since: t.Since, Earlier: t.Since <= longer.start.UnixMilli(), Link: "/nodes"})
+		}
+	}
+	return nil
+}
+
+func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
+	list, err := s.latestWorkloads(ctx, p.end, inNamespaces(namespaces)...)
+	if err != nil {
+		return err
+	}
+	found, err := s.findingsAt(ctx, p.end, inNamespaces(namespaces)...)
+	if err != nil {
+		return err
+	}
+	restarts, err := s.byPod(ctx, "increase("+selector("kube_pod_container_status_restarts_total", ofObjects)+"["+duration(p.window())+"])", p.end)
+	if err != nil {
+		return err
+	}
+	more := 0
+	for i := range list {
+		w := &list[i]
+		a.Numbers.Workloads++
+		restarted, ended := 0.0, ""
+		for _, pod := range w.Pods {
+			a.Numbers.Pods++
+			if pod.Ready || pod.Phase == "Succeeded" {
+				a.Numbers.ReadyPods++
+			}
+			restarted += restarts[podKey{w.Namespace, pod.Name}]
+			for _, c := range pod.Containers {
+				if c.Last != nil && c.Last.Reason != "" && c.Last.Reason != "Completed" {
+					ended = c.Last.Reason
+				}
+			}
+		}
+		link := route("workloads", w.Namespace, w.Name)
+		pr := w.problem()
+		if pr == nil {
+			a.Numbers.ReadyWorkloads++
+		}
+		if more > maxStatements {
+			continue
+		}
+		switch {
+		case pr != nil:
+			more++
+			st := statement{Level: warn, Text: fmt.Sprintf("%s in %s: %s.", w.Name, w.Namespace, pr.Text), Why: pr.Why, Link: link}
+			if w.Ready == 0 {
+				st.Level = bad
+			}
+			if !pr.Since.IsZero() {
+				st.Since = pr.Since.UnixMilli()
+			}
+			// The diagnosis also knows Istio's configuration, and which field to change.
+			if list := found[[2]string{w.Namespace, w.Name}]; len(list) > 0 {
+				st.Why, st.Advice = list[0].Message, list[0].Advice
+			}
+			a.say(st)
+		case restarted >= 0.5:
+			more++
+			st := statement{Level: warn, Text: fmt.Sprintf("%s in %s was restarted %s.", w.Name, w.Namespace, times(restarted)), Link: link}
+			if ended == "OOMKilled" {
+				st.Text = fmt.Sprintf("%s in %s was killed at its memory limit and restarted %s.", w.Name, w.Namespace, times(restarted))
+				st.Advice = "Raise the memory limit, or find what needs so much."
+			} else if ended != "" {
+				st.Why = "The last time, it ended with " + ended + "."
+			}
+			a.say(st)
+		}
+	}
+	return nil
+}
+
+func times(n float64) string {
+	if n = math.Round(n); n > 1 {
+		return fmt.Sprintf("%.0f times", n)
+	}
+	return "once"
+}
+
+// addCalls adds a sentence for each edge on which requests fail.
+func (s *server) addCalls(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
+	measured, err := s.recorded(ctx, p)
+	if err != nil {
+		return err
+	}
+	all, err := s.traffic(ctx, measured)
+	if err != nil {
+		return err
+	}
+	type failing struct {
+		from, to nodeKey
+		counts
+		reporter string
+	}
+	var list []failing
+	for ends, c := range all.edges {
+		if len(namespaces) > 0 && !slices.Contains(namespaces, ends[0].Namespace) && !slices.Contains(namespaces, ends[1].Namespace) {
+			continue
+		}
+		a.Numbers.Calls++
+		switch c.securityOf() {
+		case "mtls":
+			a.Numbers.MutualTLS++
+			a.Numbers.KnownSecurity++
+		case "plain", "mixed":
+			a.Numbers.KnownSecurity++
+		}
+		n, reporter := c.requests()
+		a.Numbers.Rate += n.requests / measured.window().Seconds()
+		a.Numbers.Errors += n.errors / measured.window().Seconds()
+		if n.errors >= fewRequests-0.5 && n.errors/n.requests >= failingShare {
+			list = append(list, failing{ends[0], ends[1], n, reporter})
+		}
+	}
+	slices.SortFunc(list, func(x, y failing) int {
+		return cmp.Or(cmp.Compare(y.errors, x.errors), x.from.compare(y.from), x.to.compare(y.to))
+	})
+	for i, f := range list {
+		if i == maxStatements {
+			a.say(statement{Level: warn, Text: fmt.Sprintf("Requests fail on %s.", plural(len(list)-i, "more connection", "more connections")), Link: "/graph?errors=1"})
+			break
+		}
+		q := edgeQuery{s: s, p: measured, from: f.from, to: f.to, reporter: f.reporter, all: all}
+		st := statement{Level: warn, Link: edgeRoute(f.from, f.to)}
+		share := f.errors / f.requests
+		if share >= badShare {
+			st.Level = bad
+		}
+		st.Text = fmt.Sprintf("%s of %s from %s to %s.", percentOf(share), plural(int(math.Round(f.requests)), "request fails", "requests fail"), f.from.title(), f.to.title())
+		if st.Why, err = q.mostly(ctx); err != nil {
+			return err
+		}
+		since, earlier, err := q.failingSince(ctx)
+		if err != nil {
+			return err
+		}
+		st.Since, st.Earlier = since, earlier
+		a.say(st)
+	}
+	return nil
+}
+
+func percentOf(share float64) string {
+	if share < 0.1 {
+		return fmt.Sprintf("%.1f %%", 100*share)
+	}
+	return fmt.Sprintf("%.0f %%", 100*share)
+}
+
+// title names a node in a sentence.
+func (k nodeKey) title() string {
+	switch k.Kind {
+	case anUnknown:
+		return "callers without a sidecar"
+	case aService:
+		return "service " + k.Name + " in " + k.Namespace
+	}
+	return k.Name
+}
+
+func edgeRoute(from, to nodeKey) string {
+	blank := func(name string) string { return cmp.Or(name, "-") }
+	path := route("edge", blank(from.Namespace), blank(from.Name), blank(to.Namespace), to.Name)
+	if to.Kind != aWorkload {
+		path += "?kind=" + string(to.Kind)
+	}
+	return path
+}
+
+// mostly returns how most of the failed requests ended.
+func (q *edgeQuery) mostly(ctx context.Context) (string, error) {
+	codes, err := q.codes(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, c := range codes {
+		if !c.Failed {
+			continue
+		}
+		text := "Most end with " + c.Code
+		switch {
+		case c.Code == "0":
+			text = "Most get no response"
+		case c.GRPC != "" && c.GRPC != "0":
+			text = "Most end with gRPC status " + c.GRPC
+		}
+		if c.Flags != "" {
+			text += " (" + cmp.Or(c.Meaning, c.Flags) + ")"
+		}
+		return text + ".", nil
+	}
+	return "", nil
+}
+
+// failingSince returns since when requests fail without a break.
+func (q *edgeQuery) failingSince(ctx context.Context) (since int64, earlier bool, err error) {
+	p := period{q.p.end.Add(-sinceWindow), q.p.end}
+	const step = 5 * time.Minute
+	rate := func(selected string) string { return "rate(" + selected + "[5m])" }
+	own := is("reporter", q.reporter)
+	lines, err := q.s.over(ctx, "sum("+q.expression("istio_requests_total", rate, own, matches("response_code", failedCodes))+") / sum("+q.expression("istio_requests_total", rate, own)+")", p, step)
+	if err != nil {
+		return 0, false, err
+	}
+	for _, l := range lines {
+		// The newest point may be before the first failure.
+		if _, at, now := l.above(failingShare/2, q.p.end); now {
+			return at.UnixMilli(), at.Sub(p.start) < step, nil
+		}
+	}
+	return 0, false, nil
+}
+
+func (s *server) addRollouts(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
+	list, err := s.rolloutsIn(ctx, period{p.end.Add(-24 * time.Hour), p.end}, inNamespaces(namespaces)...)
+	if err != nil {
+		return err
+	}
+	seen := map[[2]string]bool{}
+	for _, r := range list {
+		// Of several, the last one counts.
+		key := [2]string{r.Namespace, r.Name}
+		if seen[key] || len(seen) > maxStatements {
+			continue
+		}
+		seen[key] = true
+		st := statement{Level: note, Since: r.Started.UnixMilli(), Link: fmt.Sprintf("%s?started=%d", route("rollouts", r.Namespace, r.Name), r.Started.UnixMilli())}
+		switch {
+		case !r.ended():
+			st.Text = fmt.Sprintf("A rollout of %s in %s is under way: %d %% of the requests go to %s.", r.Name, r.Namespace, r.Weight, r.Image)
+		case r.Phase == "RolledBack":
+			st.Level, st.Since, st.Why = warn, r.Ended.UnixMilli(), r.Reason
+			st.Text = fmt.Sprintf("The rollout of %s in %s to %s was rolled back.", r.Name, r.Namespace, r.Image)
+		default:
+			continue
+		}
+		a.say(st)
+	}
+	return nil
+}
+
+// addTargets adds which of the store's own targets cannot be read: their metrics are missing everywhere else.
+func (s *server) addTargets(ctx context.Context, a *overviewAnswer, p period, _ []string) error {
+	vector, err := s.instant(ctx, "count by (job) ("+selector("up")+" == 0)", p.end)
+	if err != nil {
+		return err
+	}
+	users := 0.0
+	for _, sample := range vector {
+		job := sample.Metric.Get("job")
+		if strings.Contains(job, "/") {
+			users += sample.F
+			continue
+		}
+		a.say(statement{
+			Level: warn, Text: fmt.Sprintf("%s of %s cannot be read: their metrics are missing.", plural(int(sample.F), "target", "targets"), job),
+			Link: "/metrics?q=" + url.QueryEscape("up{job="+fmt.Sprintf("%q", job)+"} == 0"),
+		})
+	}
+	if users > 0 {
+		a.say(statement{
+			Level: note, Text: fmt.Sprintf("%s of your own scrape jobs cannot be read.", plural(int(users), "target", "targets")),
+			Link: "/metrics?q=" + url.QueryEscape(`up{job=~".*/.*"} == 0`),
+		})
+	}
+	return nil
+}
+
+// addAlerts adds users' alerts. The store's own are the triggers.
+func (s *server) addAlerts(ctx context.Context, a *overviewAnswer, p period, _ []string) error {
+	lines, err := s.over(ctx, selector("ALERTS", is("alertstate", "firing"), is("trigger", "")), period{p.end.Add(-sinceWindow), p.end}, 5*time.Minute)
+	if err != nil {
+		return err
+	}
+	said := 0
+	for i := range lines {
+		_, since, now := lines[i].above(0, p.end)
+		if !now || said == maxStatements {
+			continue
+		}
+		said++
+		of := lines[i].Labels
+		text := "Alert " + of["alertname"] + " is firing"
+		if name := cmp.Or(of["workload"], of["pod"], of["instance"], of["namespace"]); name != "" {
+			text += " for " + name
+		}
+		st := statement{Level: warn, Text: text + ".", Since: since.UnixMilli(), Link: "/metrics?q=" + url.QueryEscape(`ALERTS{alertname=`+fmt.Sprintf("%q", of["alertname"])+`}`)}
+		if of["severity"] == "critical" {
+			st.Level = bad
+		}
+		a.say(st)
+	}
+	return nil
+}
+
+func (s *server) addCharts(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
+	of := []string{ofProxies, is("reporter", "destination")}
+	if len(namespaces) > 0 {
+		of = append(of, oneOf("destination_workload_namespace", namespaces...))
+	}
+	step := p.step(chartPoints)
+	rate := func(metric string) string {
+		return "rate(" + selector(metric, of...) + "[" + duration(max(4*step, time.Minute)) + "])"
+	}
+	var err error
+	if a.Rates, err = s.over(ctx, byClass(rate("istio_requests_total")), p, step); err != nil {
+		return err
+	}
+	if a.Quantiles, err = s.quantiles(ctx, rate("istio_request_duration_milliseconds_bucket"), p, step); err != nil {
+		return err
+	}
+	vector, err := s.instant(ctx, "histogram_quantile(0.99, sum by (le) (rate("+selector("istio_request_duration_milliseconds_bucket", of...)+"["+duration(p.window())+"])))", p.end)
+	if err != nil {
+		return err
+	}
+	if len(vector) > 0 && !math.IsNaN(vector[0].F) && !math.IsInf(vector[0].F, 0) {
+		a.Numbers.P99 = &vector[0].F
+	}
+	return nil
+}

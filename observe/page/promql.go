@@ -1,0 +1,136 @@
+package page
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/promql"
+
+	"polymesh.dev/polymesh/observe/scrapeconfig"
+)
+
+// instant evaluates an expression at one time.
+func (s *server) instant(ctx context.Context, expr string, at time.Time) (promql.Vector, error) {
+	q, err := s.Engine.NewInstantQuery(ctx, s.Queryable, nil, expr, at)
+	if err != nil {
+		return nil, fmt.Errorf("prepare a query of metrics: %w", err)
+	}
+	defer q.Close()
+	result := q.Exec(ctx)
+	if result.Err != nil {
+		return nil, fmt.Errorf("query metrics: %w", result.Err)
+	}
+	vector, err := result.Vector()
+	if err != nil {
+		return nil, fmt.Errorf("query metrics: %w", err)
+	}
+	return append(promql.Vector(nil), vector...), nil // Close reuses the slice
+}
+
+// over evaluates an expression at each step of a period.
+func (s *server) over(ctx context.Context, expr string, p period, step time.Duration) ([]line, error) {
+	q, err := s.Engine.NewRangeQuery(ctx, s.Queryable, nil, expr, p.start, p.end, step)
+	if err != nil {
+		return nil, fmt.Errorf("prepare a query of metrics: %w", err)
+	}
+	defer q.Close()
+	result := q.Exec(ctx)
+	if result.Err != nil {
+		return nil, fmt.Errorf("query metrics: %w", result.Err)
+	}
+	matrix, err := result.Matrix()
+	if err != nil {
+		return nil, fmt.Errorf("query metrics: %w", err)
+	}
+	lines := make([]line, 0, len(matrix))
+	for _, series := range matrix {
+		l := line{Labels: series.Metric.Map(), Points: make([][2]float64, 0, len(series.Floats))}
+		for _, point := range series.Floats {
+			if !math.IsNaN(point.F) && !math.IsInf(point.F, 0) {
+				l.Points = append(l.Points, [2]float64{float64(point.T), point.F})
+			}
+		}
+		lines = append(lines, l)
+	}
+	return lines, nil
+}
+
+// line is a series in time: pairs of Unix milliseconds and value. Values that are not finite are left out.
+type line struct {
+	Labels map[string]string `json:"labels,omitempty"`
+	Points [][2]float64      `json:"points"`
+}
+
+// The series that the page counts are those of the store's own jobs. What a user's job reads has another label job: the same sidecars read twice would
+// double every rate.
+var (
+	ofProxies  = is("job", scrapeconfig.JobProxies)
+	ofObjects  = is("job", scrapeconfig.JobState)
+	ofNodes    = is("job", scrapeconfig.JobNode)
+	ofKubelets = is("job", scrapeconfig.JobKubelet)
+	ofServer   = is("job", scrapeconfig.JobServer)
+)
+
+// The matchers of a selector. Values are quoted here, and nowhere else are names of others part of an expression.
+
+func is(name, value string) string      { return name + "=" + strconv.Quote(value) }
+func matches(name, regex string) string { return name + "=~" + strconv.Quote(regex) }
+
+func oneOf(name string, values ...string) string { return matches(name, anyOf(values)) }
+
+// anyOf returns a regular expression for one of the values.
+func anyOf(values []string) string {
+	quoted := make([]string, len(values))
+	for i, v := range values {
+		quoted[i] = regexp.QuoteMeta(v)
+	}
+	return strings.Join(quoted, "|")
+}
+
+// failedCodes are the codes of responses that failed, and of none. It is outcomeOf as a matcher, without gRPC's.
+const failedCodes = "5..|0"
+
+func selector(metric string, matchers ...string) string {
+	return metric + "{" + strings.Join(matchers, ",") + "}"
+}
+
+// duration writes a duration as PromQL reads it.
+func duration(d time.Duration) string { return model.Duration(d.Truncate(time.Millisecond)).String() }
+
+// grown returns an expression for how much each counter of a selector has grown in the window, as increase does, but counts a series that began in
+// the window from zero. increase sees nothing of the first request with a new response code, and nothing at all of two requests to a new pod.
+//
+// A series that is missing at the start of the window has not always begun in it: its target may not have answered at that time. So this applies
+// only if the target answered then, or was not known in the hour before.
+func (s *server) grown(selected string, window time.Duration) string {
+	w, up := duration(window), selector("up", ofProxies)
+	return fmt.Sprintf("(((last_over_time(%[1]s[%[2]s]) unless (%[1]s offset %[2]s))"+
+		" unless on (job, instance) (last_over_time(%[3]s[1h] offset %[2]s) unless (%[3]s offset %[2]s == 1)))"+
+		" or increase(%[1]s[%[2]s]))", selected, w, up)
+}
+
+// recorded returns the part of a period that has metrics: the store may be younger, or was not running at the start.
+func (s *server) recorded(ctx context.Context, p period) (period, error) {
+	lines, err := s.over(ctx, "count("+selector("up", ofProxies)+")", p, p.step(60))
+	if err != nil {
+		return p, err
+	}
+	if len(lines) == 0 || len(lines[0].Points) == 0 {
+		return p, nil
+	}
+	first := time.UnixMilli(int64(lines[0].Points[0][0]))
+	if !first.After(p.start) {
+		return p, nil
+	}
+	// Two scrapes later every target has answered once.
+	if first = first.Add(30 * time.Second); p.end.Sub(first) >= minWindow {
+		p.start = first
+	}
+	return p, nil
+}
