@@ -1,6 +1,7 @@
 package tracestore
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -12,6 +13,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse() // else LimitMemory says that there are no flags
 	if err := rowstore.LimitMemory(32 << 20); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

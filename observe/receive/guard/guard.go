@@ -1,0 +1,129 @@
+// Package guard looks at a message before it is decoded: decoders recurse as deep as a message is nested, some until the process dies, and make
+// a hundred bytes of memory out of two bytes of an empty message.
+//
+// It owns no formats: Proto follows the descriptor of what will be decoded, JSON counts brackets. Package receive calls it for everything that
+// comes from clients; so may whoever else decodes what others send.
+package guard
+
+import (
+	"errors"
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// ErrRefused is wrapped by the errors about messages that must not be decoded.
+var ErrRefused = errors.New("the message is refused")
+
+var (
+	errDeep = fmt.Errorf("%w: it is nested too deep", ErrRefused)
+	errMuch = fmt.Errorf("%w: it has too many elements; send it in parts", ErrRefused)
+)
+
+// Limits are what a message may have.
+type Limits struct {
+	// Depth is how deep messages, or brackets, may be nested.
+	Depth int
+	// Memory is about how many bytes a decoder may make of it, texts not counted: these are no more than the message.
+	Memory int
+}
+
+// OTLP are limits for a request of OpenTelemetry: a message of 4 MiB of usual spans has 48 MiB of memory; a list in a list in a list has ten levels.
+var OTLP = Limits{Depth: 48, Memory: 48 << 20}
+
+const (
+	// perMessage and perField are what a decoded message takes for itself and for each field that it could have.
+	perMessage = 64
+	perField   = 16
+	// perValue is what another element of a list takes, and a value in JSON.
+	perValue = 48
+	// perObject is what an object or a list in JSON takes, whose type is not known.
+	perObject = 320
+)
+
+// Proto checks a message in protobuf's encoding, and returns about how many bytes of memory its decoder will take. It does not check what a decoder checks
+// without harm, such as the types of values.
+func Proto(d protoreflect.MessageDescriptor, message []byte, l Limits) (int, error) {
+	left := l.Memory
+	err := check(d, message, l.Depth, &left)
+	return l.Memory - left, err
+}
+
+func check(d protoreflect.MessageDescriptor, b []byte, depth int, left *int) error {
+	if depth == 0 {
+		return errDeep
+	}
+	fields := d.Fields()
+	if *left -= perMessage + perField*fields.Len(); *left < 0 {
+		return errMuch
+	}
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return fmt.Errorf("%w: %w", ErrRefused, protowire.ParseError(n))
+		}
+		b = b[n:]
+		// Groups nest without saying how long they are. proto3 has none.
+		if kind == protowire.StartGroupType || kind == protowire.EndGroupType {
+			return fmt.Errorf("%w: it has a group", ErrRefused)
+		}
+		field := fields.ByNumber(number)
+		if field != nil && field.IsList() && field.Message() == nil {
+			if *left -= perValue; *left < 0 {
+				return errMuch
+			}
+		}
+		if kind != protowire.BytesType {
+			if n = protowire.ConsumeFieldValue(number, kind, b); n < 0 {
+				return fmt.Errorf("%w: %w", ErrRefused, protowire.ParseError(n))
+			}
+			b = b[n:]
+			continue
+		}
+		value, n := protowire.ConsumeBytes(b)
+		if n < 0 {
+			return fmt.Errorf("%w: %w", ErrRefused, protowire.ParseError(n))
+		}
+		b = b[n:]
+		switch {
+		case field == nil: // nobody decodes it
+		case field.Message() != nil:
+			if err := check(field.Message(), value, depth-1, left); err != nil {
+				return err
+			}
+		case field.IsPacked():
+			if *left -= 8 * len(value); *left < 0 {
+				return errMuch
+			}
+		}
+	}
+	return nil
+}
+
+// JSON checks a text that is to be decoded as JSON, and returns about how many bytes of memory its decoder will take. That it is JSON is left to the decoder.
+func JSON(text []byte, l Limits) (int, error) {
+	depth, memory, quoted := 0, perValue, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '[' || c == '{':
+			if depth++; depth > l.Depth {
+				return memory, errDeep
+			}
+			memory += perObject
+		case c == ']' || c == '}':
+			depth--
+		case c == ',':
+			memory += perValue
+		}
+		if memory > l.Memory {
+			return memory, errMuch
+		}
+	}
+	return memory, nil
+}
