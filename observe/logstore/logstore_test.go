@@ -49,7 +49,7 @@ func TestSelectSorts(t *testing.T) {
 	for i := range 300 {
 		entries = append(entries, Entry{
 			Time:   start.Add(time.Duration(i) * 30 * time.Second),
-			Labels: []Field{{"pod", fmt.Sprint("p", i%7)}, {"namespace", "shop"}},
+			Labels: []Field{{Name: "pod", Value: fmt.Sprint("p", i%7)}, {Name: "namespace", Value: "shop"}},
 			Line:   fmt.Sprint("line ", i),
 		})
 	}
@@ -61,7 +61,7 @@ func TestSelectSorts(t *testing.T) {
 	}
 	got := selected(t, s, Selector{})
 	require.Equal(t, lines(entries), lines(got))
-	require.Equal(t, []Field{{"namespace", "shop"}, {"pod", "p0"}}, got[0].Labels)
+	require.Equal(t, []Field{{Name: "namespace", Value: "shop"}, {Name: "pod", Value: "p0"}}, got[0].Labels)
 
 	got = selected(t, s, Selector{Newest: true, Limit: 3, Matchers: []Matcher{{"pod", Equal, "p3"}}})
 	require.Equal(t, []string{"line 297", "line 290", "line 283"}, lines(got))
@@ -69,7 +69,7 @@ func TestSelectSorts(t *testing.T) {
 
 // at makes an entry of the pod p.
 func at(t time.Time, pod, line string, metadata ...Field) Entry {
-	return Entry{Time: t, Labels: []Field{{"job", "pods"}, {"pod", pod}}, Line: line, Metadata: metadata}
+	return Entry{Time: t, Labels: []Field{{Name: "job", Value: "pods"}, {Name: "pod", Value: pod}}, Line: line, Metadata: metadata}
 }
 
 func TestSelectInPieces(t *testing.T) {
@@ -156,10 +156,10 @@ func TestMatchersAndFilters(t *testing.T) {
 	s := open(t)
 	now := time.Now().UTC().Round(0)
 	entries := []Entry{
-		{Time: now.Add(1), Labels: []Field{{"namespace", "shop"}, {"pod", "api-1"}}, Line: `level=info msg="hello world"`, Metadata: []Field{{"uid", "1"}}},
-		{Time: now.Add(2), Labels: []Field{{"namespace", "shop"}, {"pod", "api-2"}}, Line: `level=error msg="a.b*c"`, Metadata: []Field{{"uid", "2"}}},
-		{Time: now.Add(3), Labels: []Field{{"namespace", "shop"}, {"pod", "web-1"}, {"app", "web"}}, Line: ``},
-		{Time: now.Add(4), Labels: []Field{{"namespace", "sys\"tem{}"}, {"pod", "x"}}, Line: "Ünïcode\n日本", Metadata: []Field{{"_msg", "not the line"}, {"pod", "other"}}},
+		{Time: now.Add(1), Labels: []Field{{Name: "namespace", Value: "shop"}, {Name: "pod", Value: "api-1"}}, Line: `level=info msg="hello world"`, Metadata: []Field{{Name: "uid", Value: "1"}}},
+		{Time: now.Add(2), Labels: []Field{{Name: "namespace", Value: "shop"}, {Name: "pod", Value: "api-2"}}, Line: `level=error msg="a.b*c"`, Metadata: []Field{{Name: "uid", Value: "2"}}},
+		{Time: now.Add(3), Labels: []Field{{Name: "namespace", Value: "shop"}, {Name: "pod", Value: "web-1"}, {Name: "app", Value: "web"}}, Line: ``},
+		{Time: now.Add(4), Labels: []Field{{Name: "namespace", Value: "sys\"tem{}"}, {Name: "pod", Value: "x"}}, Line: "Ünïcode\n日本", Metadata: []Field{{Name: "_msg", Value: "not the line"}, {Name: "pod", Value: "other"}}},
 	}
 	require.NoError(t, s.Append(entries))
 	for _, c := range []struct {
@@ -265,21 +265,21 @@ func TestEntriesThatAreRefused(t *testing.T) {
 	labels := make([]Field, MaxLabels+1)
 	metadata := make([]Field, MaxMetadata+1)
 	for i := range labels {
-		labels[i] = Field{fmt.Sprint("l", i), "v"}
+		labels[i] = Field{Name: fmt.Sprint("l", i), Value: "v"}
 	}
 	for i := range metadata {
-		metadata[i] = Field{fmt.Sprint("m", i), "v"}
+		metadata[i] = Field{Name: fmt.Sprint("m", i), Value: "v"}
 	}
-	ok := []Field{{"pod", "p"}}
+	ok := []Field{{Name: "pod", Value: "p"}}
 	for what, e := range map[string]Entry{
 		"no labels":         {Time: now},
-		"no name for a":     {Time: now, Labels: []Field{{"a-b", "v"}}},
-		`"_stream" is no`:   {Time: now, Labels: []Field{{"_stream", "v"}}},
+		"no name for a":     {Time: now, Labels: []Field{{Name: "a-b", Value: "v"}}},
+		`"_stream" is no`:   {Time: now, Labels: []Field{{Name: "_stream", Value: "v"}}},
 		"17 labels":         {Time: now, Labels: labels},
-		"twice":             {Time: now, Labels: []Field{{"a", "v"}, {"a", "w"}}},
-		"1025 bytes":        {Time: now, Labels: []Field{{"a", strings.Repeat("v", 1025)}}},
+		"twice":             {Time: now, Labels: []Field{{Name: "a", Value: "v"}, {Name: "a", Value: "w"}}},
+		"1025 bytes":        {Time: now, Labels: []Field{{Name: "a", Value: strings.Repeat("v", 1025)}}},
 		"65 fields":         {Time: now, Labels: ok, Metadata: metadata},
-		"no name for metad": {Time: now, Labels: ok, Metadata: []Field{{"m*", "v"}}},
+		"no name for metad": {Time: now, Labels: ok, Metadata: []Field{{Name: "m*", Value: "v"}}},
 		"older than":        {Time: now.Add(-8 * 24 * time.Hour), Labels: ok},
 	} {
 		err := s.Append([]Entry{at(now, "good", what), e})
@@ -302,7 +302,7 @@ func TestEntriesThatAreRefused(t *testing.T) {
 func TestTextThatIsNone(t *testing.T) {
 	s := open(t)
 	long := strings.Repeat("é", MaxLineBytes)
-	require.NoError(t, s.Append([]Entry{at(time.Now(), "p\xff", "a\xffb\x00c", Field{"k", "\xfe"}), at(time.Now(), "q", long)}))
+	require.NoError(t, s.Append([]Entry{at(time.Now(), "p\xff", "a\xffb\x00c", Field{Name: "k", Value: "\xfe"}), at(time.Now(), "q", long)}))
 	got := selected(t, s, Selector{})
 	require.Equal(t, "a\uFFFDb\x00c", got[0].Line)
 	require.Equal(t, "p\uFFFD", Value(got[0].Labels, "pod"))
@@ -316,10 +316,10 @@ func TestLabels(t *testing.T) {
 	ctx := context.Background()
 	now := time.Now()
 	require.NoError(t, s.Append([]Entry{
-		{Time: now.Add(-2 * time.Hour), Labels: []Field{{"namespace", "old"}, {"container", "c"}}, Line: "x"},
-		{Time: now, Labels: []Field{{"namespace", "shop"}, {"pod", "b"}}, Line: "x"},
-		{Time: now, Labels: []Field{{"namespace", "shop"}, {"pod", "a"}}, Line: "x", Metadata: []Field{{"container", "no label"}}},
-		{Time: now, Labels: []Field{{"namespace", `q"uo,te={}`}, {"pod", "c"}}, Line: "x"},
+		{Time: now.Add(-2 * time.Hour), Labels: []Field{{Name: "namespace", Value: "old"}, {Name: "container", Value: "c"}}, Line: "x"},
+		{Time: now, Labels: []Field{{Name: "namespace", Value: "shop"}, {Name: "pod", Value: "b"}}, Line: "x"},
+		{Time: now, Labels: []Field{{Name: "namespace", Value: "shop"}, {Name: "pod", Value: "a"}}, Line: "x", Metadata: []Field{{Name: "container", Value: "no label"}}},
+		{Time: now, Labels: []Field{{Name: "namespace", Value: `q"uo,te={}`}, {Name: "pod", Value: "c"}}, Line: "x"},
 	}))
 	names, err := s.LabelNames(ctx, nil, time.Time{}, time.Time{})
 	require.NoError(t, err)
@@ -335,7 +335,7 @@ func TestLabels(t *testing.T) {
 	require.Equal(t, []string{"a", "b"}, values)
 	series, err := s.Series(ctx, []Matcher{{"pod", NotEqual, ""}}, time.Time{}, time.Time{})
 	require.NoError(t, err)
-	require.Equal(t, [][]Field{{{"namespace", `q"uo,te={}`}, {"pod", "c"}}, {{"namespace", "shop"}, {"pod", "a"}}, {{"namespace", "shop"}, {"pod", "b"}}}, series)
+	require.Equal(t, [][]Field{{{Name: "namespace", Value: `q"uo,te={}`}, {Name: "pod", Value: "c"}}, {{Name: "namespace", Value: "shop"}, {Name: "pod", Value: "a"}}, {{Name: "namespace", Value: "shop"}, {Name: "pod", Value: "b"}}}, series)
 }
 
 func TestCount(t *testing.T) {
@@ -360,11 +360,11 @@ func TestCount(t *testing.T) {
 	}
 	got := count(Grouping{Step: time.Minute, Origin: origin})
 	require.Len(t, got, 4)
-	require.Equal(t, Counted{Time: origin.Add(time.Minute), Labels: []Field{{"job", "pods"}, {"pod", "p1"}}, Lines: 30, Bytes: (61 + 119) * 15}, got["p1 1m0s"])
+	require.Equal(t, Counted{Time: origin.Add(time.Minute), Labels: []Field{{Name: "job", Value: "pods"}, {Name: "pod", Value: "p1"}}, Lines: 30, Bytes: (61 + 119) * 15}, got["p1 1m0s"])
 	got = count(Grouping{Step: time.Minute, Origin: origin, By: []string{"job"}})
-	require.Equal(t, Counted{Time: origin, Labels: []Field{{"job", "pods"}}, Lines: 60, Bytes: 59 * 30}, got[" 0s"])
+	require.Equal(t, Counted{Time: origin, Labels: []Field{{Name: "job", Value: "pods"}}, Lines: 60, Bytes: 59 * 30}, got[" 0s"])
 	got = count(Grouping{By: []string{"pod"}})
-	require.Equal(t, Counted{Labels: []Field{{"pod", "p0"}}, Lines: 60, Bytes: 118 * 30}, got["p0"])
+	require.Equal(t, Counted{Labels: []Field{{Name: "pod", Value: "p0"}}, Lines: 60, Bytes: 118 * 30}, got["p0"])
 	got = count(Grouping{By: []string{"no_such"}})
 	require.Equal(t, int64(120), got[""].Lines)
 }
@@ -376,10 +376,10 @@ func TestTail(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	entries, dropped, err := s.Tail(ctx, Selector{Matchers: []Matcher{{"pod", Equal, "api"}}, Filters: []Filter{{Text: "yes"}}})
 	require.NoError(t, err)
-	require.NoError(t, s.Append([]Entry{at(now, "api", "yes 1"), at(now, "web", "yes 2"), at(now, "api", "no 3"), at(now, "api", "yes 4", Field{"uid", "7"})}))
+	require.NoError(t, s.Append([]Entry{at(now, "api", "yes 1"), at(now, "web", "yes 2"), at(now, "api", "no 3"), at(now, "api", "yes 4", Field{Name: "uid", Value: "7"})}))
 	require.Equal(t, "yes 1", (<-entries).Line)
 	e := <-entries
-	require.Equal(t, at(now, "api", "yes 4", Field{"uid", "7"}), e)
+	require.Equal(t, at(now, "api", "yes 4", Field{Name: "uid", Value: "7"}), e)
 	require.Zero(t, dropped())
 
 	// Nobody reads: what does not fit is counted.

@@ -98,6 +98,19 @@ func (s *Store) Select(ctx context.Context, sel Selector, each func(Entry) bool)
 	return nil
 }
 
+// Each calls each for every line that is meant, in any order and without a limit, until it returns false.
+func (s *Store) Each(ctx context.Context, sel Selector, each func(Entry) bool) error {
+	c, err := compile(sel)
+	if err != nil {
+		return err
+	}
+	err = s.rows.Query(ctx, c.logsql, sel.Start, sel.End, func(row rowstore.Row) bool { return each(entryOf(row)) })
+	if err != nil {
+		return fmt.Errorf("reading logs: %w", err)
+	}
+	return nil
+}
+
 // selectAt gives the lines of one nanosecond as they come.
 func (s *Store) selectAt(ctx context.Context, c compiled, at time.Time, limit int, each func(Entry) bool) (n int, more bool, err error) {
 	more = true

@@ -1,0 +1,231 @@
+// Package podlogs reads the logs of all containers of this machine, as the kubelet and containerd write them below /var/log/pods, into a logstore.
+//
+// It owns how far it has read and remembers it on disk. What it promises: a line is stored once, whatever is killed, as long as its file is still
+// there when the program runs again. For that, the places in the files are saved only when the lines before them are on disk (logstore.Durable), and
+// what was stored after the saved place is recognised at the start and not stored again. The kubelet keeps five files of 10 MiB for each container.
+//
+// The folder's names are those of pods, and others may write there through a hostPath: so nothing is followed out of it, only regular files are
+// read, and everything is counted and bounded.
+//
+// It looks at the sizes of the open files four times a second instead of having inotify tell it of each write: for a hundred files that costs less
+// than a thousandth of a core, a noisy pod makes no more of it, and there is no limit on watches to run into.
+package podlogs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/rowstore"
+)
+
+// Job is the value of the label job on all these lines.
+const Job = "pods"
+
+// Names of metadata on the lines.
+const (
+	// MetaUID is the uid of the pod: it tells a pod from the one that had its name before.
+	MetaUID = "uid"
+	// MetaRestart is how often the container had been restarted.
+	MetaRestart = "restart"
+	// MetaDropped is on the line that says how many lines were dropped before it, and has the number.
+	MetaDropped = "dropped"
+)
+
+// StreamPolymesh is the value of the label stream on lines that this package wrote itself, beside stdout and stderr.
+const StreamPolymesh = "polymesh"
+
+// Options say what is read.
+type Options struct {
+	// Root is the folder of the pods' logs, /var/log/pods when empty. It need not exist yet.
+	Root string
+	// Node is the name of this machine, for the label.
+	Node string
+	// Store gets the lines.
+	Store *logstore.Store
+	// State is the file that remembers how far each log was read.
+	State string
+	// Workload gives the name of the Deployment (StatefulSet, DaemonSet, Job …) of a pod, and whether that is known. It must answer at once. A pod that
+	// is not known after some seconds gets a name guessed from its own. May be nil.
+	Workload func(namespace, pod, uid string) (name string, known bool)
+	// LinesPerSecond is how many lines of one pod are kept, 2,000 when zero. More are counted and dropped.
+	LinesPerSecond int
+	// History is how many bytes of a container's older logs are read at the very first start, 16 MiB when zero.
+	History int64
+	Log     *slog.Logger
+}
+
+// Numbers is what a Tailer has done since New.
+type Numbers struct {
+	Pods, Files int64 // now
+	Lines       int64 // stored
+	Dropped     int64 // above LinesPerSecond
+	Refused     int64 // by the store: too old, or too many streams
+	Malformed   int64 // not in the form that containerd writes
+	Ignored     int64 // names in the folder that are no pod's, now
+}
+
+// Tailer reads the logs. Make a new one after Run has ended.
+type Tailer struct {
+	opts  Options
+	state *state // as it was saved by an earlier run
+	root  int    // file descriptor, -1 until the folder exists
+	pods  map[string]*pod
+	// started is until when lines may have been stored by an earlier run.
+	started time.Time
+	first   bool // there was no state, and this is the first look: the older logs are bounded
+	buffer  []byte
+
+	scanned   time.Time
+	rootSeen  dirSeen
+	openFiles int
+	held      int  // bytes of lines without an end
+	dirty     bool // there are places that are not saved
+	saving    *checkpoint
+
+	mu      sync.Mutex
+	numbers Numbers
+	problem string
+}
+
+const (
+	// period is how often files are looked at, scanPeriod how often folders are.
+	period     = 250 * time.Millisecond
+	scanPeriod = time.Second
+	// retryPeriod is how long to wait when the store takes no lines.
+	retryPeriod = time.Second
+)
+
+// New makes a Tailer. The saved state is read here.
+func New(opts Options) (*Tailer, error) {
+	if opts.Root == "" {
+		opts.Root = "/var/log/pods"
+	}
+	if opts.LinesPerSecond == 0 {
+		opts.LinesPerSecond = 2000
+	}
+	if opts.History == 0 {
+		opts.History = 16 << 20
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	st, found, err := loadState(opts.State)
+	if err != nil {
+		// Without the state the logs are read again, and what is stored already is recognised.
+		opts.Log.Warn("the places in the pods' logs were forgotten", "error", err)
+	}
+	return &Tailer{
+		opts: opts, state: st, first: !found, root: -1, pods: map[string]*pod{},
+		started: time.Now(), buffer: make([]byte, readBytes),
+	}, nil
+}
+
+// Run reads until the context ends.
+func (t *Tailer) Run(ctx context.Context) error {
+	defer t.close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		}
+		wait := period
+		more, err := t.round(ctx)
+		switch {
+		case ctx.Err() != nil:
+			continue
+		case errors.Is(err, rowstore.ErrClosed):
+			return fmt.Errorf("reading the pods' logs: %w", err)
+		case err != nil:
+			t.setProblem(fmt.Sprintf("the pods' logs wait: %v", err))
+			wait = retryPeriod
+		case more:
+			wait = 0
+		}
+		timer.Reset(wait)
+	}
+}
+
+// round looks at everything once. more says that there is more to read at once.
+func (t *Tailer) round(ctx context.Context) (more bool, err error) {
+	now := time.Now()
+	if now.Sub(t.scanned) >= scanPeriod {
+		t.scanned = now
+		t.setProblem("")
+		if err := t.scan(now); err != nil {
+			t.setProblem(err.Error())
+		}
+	}
+	for _, p := range t.pods {
+		for _, c := range p.containers {
+			for _, f := range c.reading() {
+				if ctx.Err() != nil {
+					return false, ctx.Err()
+				}
+				full, err := t.read(ctx, p, c, f, now)
+				if err != nil {
+					return false, err
+				}
+				if full {
+					more = true
+					break // the container's next file only after this one
+				}
+			}
+			if err := t.reportDropped(p, c, now); err != nil {
+				return false, err
+			}
+		}
+	}
+	if err := t.save(); err != nil {
+		t.setProblem(err.Error())
+	}
+	return more, nil
+}
+
+// Numbers says what was done so far.
+func (t *Tailer) Numbers() Numbers {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.numbers
+}
+
+// Problem says what keeps lines from being stored, or nothing.
+func (t *Tailer) Problem() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.problem
+}
+
+func (t *Tailer) setProblem(text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if text != "" && text != t.problem {
+		t.opts.Log.Warn("reading pods' logs", "problem", text)
+	}
+	t.problem = text
+}
+
+func (t *Tailer) count(change func(*Numbers)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	change(&t.numbers)
+}
+
+func (t *Tailer) close() {
+	for _, p := range t.pods {
+		p.close()
+	}
+	if t.root >= 0 {
+		_ = unix.Close(t.root)
+		t.root = -1
+	}
+}
