@@ -1,0 +1,394 @@
+package cluster
+
+import (
+	"cmp"
+	"encoding/json"
+	"hash/maphash"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/observe/logstore"
+)
+
+// How often documents are written.
+const (
+	// documentPause is the time between two documents of one object, and bigDocumentPause if they are big.
+	documentPause, bigDocumentPause = 5 * time.Second, 30 * time.Second
+	bigDocument                     = 16 << 10
+	// snapshotEvery is how often all objects are written, changed or not. So what was there at a time is in the documents of the
+	// snapshotEvery before it.
+	snapshotEvery = 10 * time.Minute
+	// maxDocument is the longest document in bytes. One of a workload with more pods has only some of them.
+	maxDocument = 64 << 10
+)
+
+// JobObjects is the label "job" of documents.
+const JobObjects = "objects"
+
+// Kinds of documents that are not workloads.
+const (
+	kindNode           = "Node"
+	kindService        = "Service"
+	kindVirtualService = "VirtualService"
+	kindHTTPRoute      = "HTTPRoute"
+)
+
+// key names an object of which there are documents.
+type key struct{ kind, namespace, name string }
+
+// documents knows which objects are to be written. The Cluster's mutex guards it.
+type documents struct {
+	seed    maphash.Seed
+	records map[key]*record
+	// snapshot is when all objects were last written.
+	snapshot time.Time
+}
+
+// record is what is known about the documents of an object.
+type record struct {
+	dirty   bool
+	written time.Time
+	size    int
+	hash    uint64 // of the last document, so that a change which it does not show is not written
+	// object is the last one that was seen, for the document that tells of its end; of a bare pod there is none.
+	object metav1.Object
+	gone   time.Time
+	// ended are pods that are gone and in no document as such.
+	ended []*corev1.Pod
+	// recalled means that the object is in the store's last documents, and was not seen since.
+	recalled bool
+	// deployed is the template that runs, for what has changed by the next.
+	deployed deployed
+}
+
+func newDocuments() documents {
+	return documents{seed: maphash.MakeSeed(), records: map[key]*record{}}
+}
+
+// record returns the record of an object.
+func (d *documents) record(k key) *record {
+	r := d.records[k]
+	if r == nil {
+		r = &record{}
+		d.records[k] = r
+	}
+	return r
+}
+
+// touch has a document of an object written.
+func (c *Cluster) touch(k key) { c.documents.record(k).dirty = true }
+
+// touchObject is touch for an object that is new, changed or with now nil is gone.
+func (c *Cluster) touchObject(k key, old, now metav1.Object) {
+	r := c.documents.record(k)
+	r.dirty = true
+	r.recalled = false
+	if now != nil {
+		r.object, r.gone = now, time.Time{}
+		return
+	}
+	r.object, r.gone = old, time.Now()
+}
+
+// maxEnded bounds the pods that ended since the last document of their workload.
+const maxEnded = 256
+
+// dueDocuments returns the documents that are due as entries.
+func (c *Cluster) dueDocuments(now time.Time) []logstore.Entry {
+	if !c.settled(now) || !c.conn.reachable {
+		return nil
+	}
+	all := now.Sub(c.documents.snapshot) >= snapshotEvery
+	if all {
+		c.documents.snapshot = now
+	}
+	var entries []logstore.Entry
+	for k, r := range c.documents.records {
+		pause := documentPause
+		if r.size > bigDocument {
+			pause = bigDocumentPause
+		}
+		if !all && (!r.dirty || now.Sub(r.written) < pause) {
+			continue
+		}
+		r.dirty = false
+		entry, line, exists := c.document(k, r)
+		hash := maphash.String(c.documents.seed, line)
+		// The document of the end is written once, even if nothing else is new.
+		if line != "" && (all || hash != r.hash) {
+			entry.Time, entry.Line = now, line
+			entries = append(entries, entry)
+			r.written, r.hash, r.size = now, hash, len(line)
+			// The next one is without them.
+			r.dirty = len(r.ended) > 0
+			r.ended = nil
+		}
+		if !exists {
+			delete(c.documents.records, k)
+		}
+	}
+	return entries
+}
+
+// document returns an object's document. exists is false if neither the object nor a pod of it is there any more.
+func (c *Cluster) document(k key, r *record) (entry logstore.Entry, line string, exists bool) {
+	var doc any
+	labels := []logstore.Field{{Name: "job", Value: JobObjects}}
+	switch k.kind {
+	case kindNode:
+		doc, exists = c.nodeDocument(k, r)
+		labels = append(labels, logstore.Field{Name: "node", Value: k.name})
+	case kindService:
+		doc, exists = c.serviceDocument(k, r)
+		labels = append(labels, logstore.Field{Name: "namespace", Value: k.namespace})
+	case kindVirtualService, kindHTTPRoute:
+		doc, exists = c.routeDocument(k, r)
+		labels = append(labels, logstore.Field{Name: "namespace", Value: k.namespace})
+	default:
+		labels = append(labels, logstore.Field{Name: "namespace", Value: k.namespace}, logstore.Field{Name: "workload", Value: k.name})
+		line, exists = c.workloadLine(k, r)
+	}
+	if doc != nil {
+		line = encode(doc)
+	}
+	uid := ""
+	if r.object != nil {
+		uid = string(r.object.GetUID())
+	}
+	entry = logstore.Entry{Labels: labels, Metadata: []logstore.Field{{Name: "kind", Value: k.kind}, {Name: "name", Value: k.name}, {Name: "uid", Value: uid}}}
+	return entry, line, exists
+}
+
+func encode(doc any) string {
+	text, err := json.Marshal(doc)
+	if err != nil {
+		// Documents have only texts, numbers and times; a year above 9999 is the one thing that has no form.
+		return ""
+	}
+	return string(text)
+}
+
+// workloadDocument is the document of a workload. The page reads it (page/objects.go).
+type workloadDocument struct {
+	Kind       string              `json:"kind"`
+	Namespace  string              `json:"namespace"`
+	Name       string              `json:"name"`
+	UID        string              `json:"uid,omitempty"`
+	Created    moment              `json:"created,omitzero"`
+	Deleted    moment              `json:"deleted,omitzero"`
+	Generation int64               `json:"generation,omitempty"`
+	Revision   string              `json:"revision,omitempty"`
+	Replicas   int32               `json:"replicas"`
+	Ready      int32               `json:"ready"`
+	Updated    int32               `json:"updated"`
+	Available  int32               `json:"available"`
+	Paused     bool                `json:"paused,omitempty"`
+	Schedule   string              `json:"schedule,omitempty"`
+	Conditions []conditionDocument `json:"conditions,omitempty"`
+	Containers []containerDocument `json:"containers,omitempty"`
+	Pods       []podDocument       `json:"pods,omitempty"`
+	More       int                 `json:"more,omitempty"` // pods for which there was no room
+}
+
+type conditionDocument struct {
+	Type    string `json:"type"`
+	Status  string `json:"status"`
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"`
+	Since   moment `json:"since,omitzero"`
+}
+
+type containerDocument struct {
+	Name     string            `json:"name"`
+	Image    string            `json:"image"`
+	Requests map[string]string `json:"requests,omitempty"`
+	Limits   map[string]string `json:"limits,omitempty"`
+}
+
+type podDocument struct {
+	Name       string          `json:"name"`
+	UID        string          `json:"uid"`
+	Node       string          `json:"node,omitempty"`
+	IP         string          `json:"ip,omitempty"`
+	Phase      string          `json:"phase"`
+	Reason     string          `json:"reason,omitempty"`
+	Message    string          `json:"message,omitempty"`
+	Created    moment          `json:"created,omitzero"`
+	Started    moment          `json:"started,omitzero"`
+	Deleting   moment          `json:"deleting,omitzero"`
+	Deleted    bool            `json:"deleted,omitempty"` // it is gone
+	Owner      string          `json:"owner,omitempty"`
+	Template   string          `json:"template,omitempty"`
+	Revision   string          `json:"revision,omitempty"`
+	Ready      bool            `json:"ready"`
+	Containers []stateDocument `json:"containers,omitempty"`
+}
+
+// stateDocument is the state of a container.
+type stateDocument struct {
+	Name     string       `json:"name"`
+	Image    string       `json:"image,omitempty"`
+	Init     bool         `json:"init,omitempty"`
+	Ready    bool         `json:"ready"`
+	Restarts int32        `json:"restarts"`
+	State    string       `json:"state"` // running, waiting or terminated
+	Reason   string       `json:"reason,omitempty"`
+	Message  string       `json:"message,omitempty"`
+	ExitCode int32        `json:"exitCode,omitempty"`
+	Since    moment       `json:"since,omitzero"`
+	Last     *endDocument `json:"last,omitempty"`
+}
+
+// endDocument is how a container ended before it was started again.
+type endDocument struct {
+	Reason   string `json:"reason,omitempty"`
+	ExitCode int32  `json:"exitCode"`
+	Finished moment `json:"finished,omitzero"`
+}
+
+// moment is a time that is text in seconds, as Kubernetes' own are.
+type moment struct{ time.Time }
+
+// MarshalJSON implements json.Marshaler.
+func (m moment) MarshalJSON() ([]byte, error) { return m.UTC().Truncate(time.Second).MarshalJSON() }
+
+func momentOf(t *metav1.Time) moment {
+	if t == nil {
+		return moment{}
+	}
+	return moment{t.Time}
+}
+
+// workloadLine returns the document of a workload, with as many pods as have room.
+func (c *Cluster) workloadLine(k key, r *record) (line string, exists bool) {
+	pods := slices.Collect(maps.Values(c.owners.pods[k]))
+	doc := workloadDocument{Kind: k.kind, Namespace: k.namespace, Name: k.name}
+	if r.object == nil {
+		r.object = c.owned(k)
+	}
+	switch {
+	case r.recalled && r.object == nil && len(pods)+len(r.ended) == 0:
+		// It has ended while nobody watched.
+		doc.Deleted = moment{time.Now()}
+		return encode(doc), false
+	case k.kind == kindPod && len(pods)+len(r.ended) == 0:
+		return "", false
+	case k.kind == kindPod:
+		c.describePod(&doc, pods, r.ended)
+	case r.object == nil:
+		return "", len(pods) > 0
+	default:
+		c.describe(&doc, r)
+	}
+	exists = len(pods) > 0 || k.kind != kindPod && r.gone.IsZero()
+	list := make([]podDocument, 0, len(pods)+len(r.ended))
+	for _, p := range pods {
+		list = append(list, c.podDocument(p, false))
+	}
+	for _, p := range r.ended {
+		list = append(list, c.podDocument(p, true))
+	}
+	// Those about which there is something to say first, then the newest.
+	slices.SortFunc(list, func(a, b podDocument) int {
+		return cmp.Or(order(!a.Ready, !b.Ready), b.Created.Compare(a.Created.Time), strings.Compare(a.Name, b.Name), strings.Compare(a.UID, b.UID))
+	})
+	doc.Pods = list
+	for {
+		line = encode(doc)
+		if len(line) <= maxDocument || len(doc.Pods) == 0 {
+			return line, exists
+		}
+		doc.Pods = list[:min(len(doc.Pods)-1, len(doc.Pods)*maxDocument/len(line))]
+		doc.More = len(list) - len(doc.Pods)
+	}
+}
+
+// order is -1 if only the first holds.
+func order(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
+}
+
+func (c *Cluster) podDocument(p *corev1.Pod, gone bool) podDocument {
+	doc := podDocument{
+		Name: p.Name, UID: string(p.UID), Node: p.Spec.NodeName, IP: p.Status.PodIP, Phase: string(p.Status.Phase), Reason: p.Status.Reason, Message: p.Status.Message,
+		Created: moment{p.CreationTimestamp.Time}, Started: momentOf(p.Status.StartTime), Deleting: momentOf(p.DeletionTimestamp), Deleted: gone,
+		Template: p.Labels[templateLabel], Revision: p.Labels[controllerLabel],
+	}
+	if ref := metav1.GetControllerOfNoCopy(p); ref != nil {
+		doc.Owner = ref.Name
+		if owner := c.replicaSets.get(p.Namespace, ref.Name); owner != nil && owner.UID == ref.UID {
+			doc.Revision = owner.Annotations[revisionAnnotation]
+		}
+	}
+	for _, condition := range p.Status.Conditions {
+		switch {
+		case condition.Type == corev1.PodReady:
+			doc.Ready = condition.Status == corev1.ConditionTrue && !gone
+		case condition.Type == corev1.PodScheduled && condition.Status == corev1.ConditionFalse && doc.Message == "":
+			doc.Message = condition.Message
+		}
+	}
+	add := func(statuses []corev1.ContainerStatus, containers []corev1.Container, isInit bool) {
+		for _, s := range statuses {
+			// An init container that has done its work is of no interest, unless it is a sidecar, which does not end.
+			if t := s.State.Terminated; isInit && t != nil && t.ExitCode == 0 {
+				continue
+			}
+			image := ""
+			if i := slices.IndexFunc(containers, func(c corev1.Container) bool { return c.Name == s.Name }); i >= 0 {
+				image = containers[i].Image
+			}
+			doc.Containers = append(doc.Containers, stateOf(s, image, isInit))
+		}
+	}
+	add(p.Status.InitContainerStatuses, p.Spec.InitContainers, true)
+	add(p.Status.ContainerStatuses, p.Spec.Containers, false)
+	return doc
+}
+
+func stateOf(s corev1.ContainerStatus, image string, isInit bool) stateDocument {
+	doc := stateDocument{Name: s.Name, Image: image, Init: isInit, Ready: s.Ready, Restarts: s.RestartCount, State: "waiting"}
+	switch {
+	case s.State.Running != nil:
+		doc.State, doc.Since = "running", moment{s.State.Running.StartedAt.Time}
+	case s.State.Terminated != nil:
+		t := s.State.Terminated
+		doc.State, doc.Reason, doc.Message, doc.ExitCode, doc.Since = "terminated", t.Reason, t.Message, t.ExitCode, moment{t.FinishedAt.Time}
+	case s.State.Waiting != nil:
+		doc.Reason, doc.Message = s.State.Waiting.Reason, s.State.Waiting.Message
+	}
+	if t := s.LastTerminationState.Terminated; t != nil {
+		doc.Last = &endDocument{Reason: t.Reason, ExitCode: t.ExitCode, Finished: moment{t.FinishedAt.Time}}
+	}
+	return doc
+}
+
+func containersOf(spec *corev1.PodSpec) []containerDocument {
+	var list []containerDocument
+	for _, c := range spec.Containers {
+		list = append(list, containerDocument{Name: c.Name, Image: c.Image, Requests: amounts(c.Resources.Requests), Limits: amounts(c.Resources.Limits)})
+	}
+	return list
+}
+
+func amounts(list corev1.ResourceList) map[string]string {
+	if len(list) == 0 {
+		return nil
+	}
+	texts := map[string]string{}
+	for name, amount := range list {
+		texts[string(name)] = amount.String()
+	}
+	return texts
+}
