@@ -92,7 +92,7 @@ func main() {
 	flag.DurationVar(&o.settle, "settle", time.Minute, "rest before idle processes are measured")
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long idle processes are measured")
 	flag.DurationVar(&o.load, "load", 20*time.Second, "how long requests are sent at each rate")
-	flag.StringVar(&o.only, "only", "", "measure only the parts whose name contains this text; the report keeps earlier results of the others")
+	flag.StringVar(&o.only, "only", "", "measure only the part with this name, or those whose name contains this text; the report keeps earlier results of the others")
 	flag.BoolVar(&o.large, "large", false, "measure the parts that need half an hour too: 100 hollow nodes")
 	flag.StringVar(&o.out, "o", "", "file for the report (default: bench/README.md of the repository); results.json beside it keeps the figures")
 	flag.DurationVar(&limit, "limit", 3*time.Hour, "give up after this time")
@@ -132,7 +132,12 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	chosen := slices.DeleteFunc(b.parts(), func(p part) bool { return !strings.Contains(p.name, o.only) || p.large && !o.large })
+	chosen := b.parts()
+	// A part's whole name means that part: "an agent" is in another one's name too.
+	exact := slices.ContainsFunc(chosen, func(p part) bool { return p.name == o.only })
+	chosen = slices.DeleteFunc(chosen, func(p part) bool {
+		return exact && p.name != o.only || !strings.Contains(p.name, o.only) || p.large && !o.large
+	})
 	if len(chosen) == 0 {
 		return fmt.Errorf("no part has %q in its name", o.only)
 	}
