@@ -1,0 +1,71 @@
+package receive
+
+import (
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/tracestore"
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse() // else LimitMemory says that there are no flags
+	if err := rowstore.LimitMemory(32 << 20); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// stack is a receiver with real stores, served on real sockets.
+type stack struct {
+	*Receiver
+	traces *tracestore.Store
+	logs   *logstore.Store
+	// addresses
+	grpc, http, zipkin string
+}
+
+func serve(t *testing.T, metrics http.Handler) *stack {
+	t.Helper()
+	s := &stack{}
+	var err error
+	s.traces, err = tracestore.Open(tracestore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.traces.Close() })
+	s.logs, err = logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30}})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.logs.Close() })
+	s.Receiver = New(Options{Spans: s.traces.Append, Logs: s.logs.Append, Metrics: metrics})
+	s.http, s.zipkin = serveHTTP(t, s.HTTP()), serveHTTP(t, s.Zipkin())
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	server := s.GRPC()
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(listener) }()
+	t.Cleanup(func() {
+		server.Stop()
+		require.NoError(t, <-done)
+	})
+	s.grpc = listener.Addr().String()
+	return s
+}
+
+func serveHTTP(t *testing.T, h http.Handler) string {
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+func attribute(key string, kind tracestore.ValueType, text string) tracestore.Attribute {
+	return tracestore.Attribute{Key: key, Value: tracestore.Value{Type: kind, Text: text}}
+}

@@ -1,0 +1,128 @@
+// Package receive takes what apps and proxies send: spans by OTLP (gRPC and HTTP, protobuf and JSON) and in Zipkin's format, log records and metrics by
+// OTLP.
+//
+// It owns these protocols: their encodings, answers and limits. Spans go to tracestore, log records to logstore, metrics, undecoded, to a handler that
+// understands them. Whatever arrives is looked at by package guard before it is decoded, and only so much of it is in memory at a time, however
+// many clients there are.
+package receive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/tracestore"
+)
+
+const (
+	// MaxMessage is how many bytes a request may have, compressed or not. It is what OpenTelemetry's collector takes by gRPC.
+	MaxMessage = 4 << 20
+	// readers is how many requests are read at a time. Others wait for patience.
+	readers  = 8
+	patience = 5 * time.Second
+	// readTime is how long a request may take to arrive.
+	readTime = 10 * time.Second
+	// decoding is how much memory the requests take that are decoded at a time, as guard estimates it.
+	decoding = 64 << 20
+)
+
+// Options say where signals go. What has no place is answered with "not implemented".
+type Options struct {
+	// Spans stores spans, as tracestore.Store.Append does.
+	Spans func([]tracestore.Span) (tracestore.Result, error)
+	// Logs stores log records, as logstore.Store.Append does.
+	Logs func([]logstore.Entry) error
+	// Metrics takes OTLP's requests for metrics, POST /v1/metrics.
+	Metrics http.Handler
+	Log     *slog.Logger
+}
+
+// Receiver is the protocols' servers. They share the limits on memory.
+type Receiver struct {
+	opts     Options
+	slots    chan struct{}
+	decoding *semaphore.Weighted
+}
+
+// New returns the receiver.
+func New(o Options) *Receiver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Receiver{opts: o, slots: make(chan struct{}, readers), decoding: semaphore.NewWeighted(decoding)}
+}
+
+// slot waits until another request may be read.
+func (r *Receiver) slot(ctx context.Context) (func(), error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case r.slots <- struct{}{}:
+		return func() { <-r.slots }, nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	case <-timer.C:
+		return nil, status.Error(codes.Unavailable, "too many requests are being read; send it again")
+	}
+}
+
+// room waits until there is memory to decode a request.
+func (r *Receiver) room(ctx context.Context, bytes int) (func(), error) {
+	n := int64(min(bytes, decoding))
+	if err := r.decoding.Acquire(ctx, n); err != nil {
+		return nil, status.FromContextError(err).Err()
+	}
+	return func() { r.decoding.Release(n) }, nil
+}
+
+// refused is the answer to a message that cannot be taken as it is, whenever it is sent.
+func refused(err error) error { return status.Error(codes.InvalidArgument, err.Error()) }
+
+// outcome is how much of a request was not stored, and why.
+type outcome struct {
+	rejected int64
+	message  string
+}
+
+// storeSpans stores spans and says what the client should know of it.
+func (r *Receiver) storeSpans(spans []tracestore.Span) (outcome, error) {
+	if len(spans) == 0 {
+		return outcome{}, nil
+	}
+	result, err := r.opts.Spans(spans)
+	if err != nil {
+		return outcome{}, r.unavailable("spans", err)
+	}
+	return outcome{int64(result.Sampled + result.Refused), result.Reason}, nil
+}
+
+// storeLogs does the same with log records.
+func (r *Receiver) storeLogs(entries []logstore.Entry) (outcome, error) {
+	if len(entries) == 0 {
+		return outcome{}, nil
+	}
+	err := r.opts.Logs(entries)
+	var some *rowstore.RejectedError
+	if errors.As(err, &some) {
+		return outcome{int64(some.Rows), some.Reason}, nil
+	}
+	if err != nil {
+		return outcome{}, r.unavailable("log records", err)
+	}
+	return outcome{}, nil
+}
+
+// unavailable is the answer when nothing can be stored now. Clients keep what they have for a while, and send it again.
+func (r *Receiver) unavailable(what string, err error) error {
+	r.opts.Log.Debug("what was received is not stored", "what", what, "error", err)
+	return status.Error(codes.Unavailable, fmt.Sprintf("%s cannot be stored now", what))
+}

@@ -1,0 +1,374 @@
+package receive
+
+import (
+	"cmp"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"mime"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"polymesh.dev/polymesh/observe/receive/guard"
+	"polymesh.dev/polymesh/observe/tracestore"
+)
+
+// zipkinSpan is a span of Zipkin's version 2.
+type zipkinSpan struct {
+	TraceID     string             `json:"traceId"`
+	ID          string             `json:"id"`
+	ParentID    string             `json:"parentId"`
+	Kind        string             `json:"kind"`
+	Name        string             `json:"name"`
+	Timestamp   micros             `json:"timestamp"`
+	Duration    micros             `json:"duration"`
+	Local       zipkinEndpoint     `json:"localEndpoint"`
+	Remote      zipkinEndpoint     `json:"remoteEndpoint"`
+	Annotations []zipkinAnnotation `json:"annotations"`
+	Tags        map[string]string  `json:"tags"`
+	Shared      bool               `json:"shared"`
+}
+
+type zipkinEndpoint struct {
+	ServiceName string `json:"serviceName"`
+	IPv4        string `json:"ipv4"`
+	IPv6        string `json:"ipv6"`
+	Port        int64  `json:"port"`
+}
+
+type zipkinAnnotation struct {
+	Timestamp micros `json:"timestamp"`
+	Value     string `json:"value"`
+}
+
+// micros is a number of microseconds. Some clients write it with a fraction, some as a text.
+type micros int64
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (m *micros) UnmarshalJSON(text []byte) error {
+	number := strings.Trim(string(text), `"`)
+	if number == "null" || number == "" {
+		return nil
+	}
+	if n, err := strconv.ParseInt(number, 10, 64); err == nil {
+		*m = micros(n)
+		return nil
+	}
+	f, err := strconv.ParseFloat(number, 64)
+	if err != nil || f < 0 || f > 1<<60 {
+		return fmt.Errorf("%.40q is no number of microseconds", number)
+	}
+	*m = micros(f)
+	return nil
+}
+
+// Zipkin serves Zipkin's API for reporters: POST /api/v2/spans.
+func (r *Receiver) Zipkin() http.Handler {
+	mux := http.NewServeMux()
+	if r.opts.Spans != nil {
+		mux.HandleFunc("POST /api/v2/spans", r.serveZipkin)
+	}
+	return mux
+}
+
+func (r *Receiver) serveZipkin(w http.ResponseWriter, req *http.Request) {
+	if err := r.readZipkin(w, req); err != nil {
+		failed := status.Convert(err)
+		code := httpCode(failed.Code())
+		if code == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", "5")
+		}
+		http.Error(w, failed.Message(), code)
+		return
+	}
+	// Reporters know no answer for spans that were left off: they are counted, and stored traces are whole.
+	w.WriteHeader(http.StatusAccepted)
+}
+
+func (r *Receiver) readZipkin(w http.ResponseWriter, req *http.Request) error {
+	release, err := r.slot(req.Context())
+	if err != nil {
+		return err
+	}
+	defer release()
+	message, err := body(w, req)
+	if err != nil {
+		return err
+	}
+	kind, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
+	read, measure := zipkinJSON, guard.JSON
+	if kind == protobufType || kind == "application/protobuf" {
+		read, measure = zipkinProto, zipkinMemory
+	}
+	memory, err := measure(message, guard.OTLP)
+	if err != nil {
+		return refused(err)
+	}
+	free, err := r.room(req.Context(), memory+2*len(message))
+	if err != nil {
+		return err
+	}
+	defer free()
+	all, err := read(message)
+	if err != nil {
+		return refused(fmt.Errorf("reading Zipkin's spans: %w", err))
+	}
+	spans := make([]tracestore.Span, len(all))
+	now := time.Now()
+	for i := range all {
+		spans[i] = all[i].span(now)
+	}
+	_, err = r.storeSpans(spans)
+	return err
+}
+
+func zipkinJSON(text []byte) ([]zipkinSpan, error) {
+	var all []zipkinSpan
+	err := json.Unmarshal(text, &all)
+	return all, err
+}
+
+var zipkinKinds = map[string]tracestore.Kind{
+	"CLIENT": tracestore.KindClient, "SERVER": tracestore.KindServer, "PRODUCER": tracestore.KindProducer, "CONSUMER": tracestore.KindConsumer,
+}
+
+// span is the span as OpenTelemetry would have it. The names of what Zipkin has fields for are those that its collector gives them.
+func (z *zipkinSpan) span(now time.Time) tracestore.Span {
+	s := tracestore.Span{
+		TraceID: padded(z.TraceID, 32), SpanID: padded(z.ID, 16), Name: z.Name, Kind: zipkinKinds[strings.ToUpper(z.Kind)],
+		Start: now, Service: z.Local.ServiceName, Shared: z.Shared,
+	}
+	if z.ParentID != "" && padded(z.ParentID, 16) != s.SpanID {
+		s.ParentID = padded(z.ParentID, 16)
+	}
+	if s.Service == "" {
+		s.Service = noService
+	}
+	switch {
+	case z.Timestamp > 0:
+		s.Start = time.UnixMicro(int64(z.Timestamp))
+	case len(z.Annotations) > 0 && z.Annotations[0].Timestamp > 0:
+		s.Start = time.UnixMicro(int64(z.Annotations[0].Timestamp))
+	}
+	const longest = micros(1 << 40) // twelve days
+	s.Duration = time.Duration(max(0, min(z.Duration, longest))) * time.Microsecond
+
+	text := func(key, value string) {
+		if value != "" {
+			s.Attributes = append(s.Attributes, tracestore.Attribute{Key: key, Value: tracestore.Value{Type: tracestore.String, Text: value}})
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(z.Tags)) {
+		value := z.Tags[key]
+		switch key {
+		case "error":
+			s.Status = tracestore.StatusError
+			if value != "true" {
+				s.StatusMessage = value
+			}
+		case "otel.status_code":
+			switch strings.TrimPrefix(value, "STATUS_CODE_") {
+			case "OK":
+				s.Status = tracestore.StatusOK
+			case "ERROR":
+				s.Status = tracestore.StatusError
+			}
+		case "otel.status_description":
+			s.StatusMessage = value
+		case "otel.scope.name", "otel.library.name":
+			s.Scope.Name = value
+		case "otel.scope.version", "otel.library.version":
+			s.Scope.Version = value
+		case "w3c.tracestate":
+			s.TraceState = value
+		default:
+			s.Attributes = append(s.Attributes, tracestore.Attribute{Key: key, Value: tracestore.Value{Type: tracestore.String, Text: value}})
+		}
+	}
+	port := func(key string, value int64) {
+		if value > 0 {
+			s.Attributes = append(s.Attributes, tracestore.Attribute{Key: key, Value: tracestore.Value{Type: tracestore.Int, Text: strconv.FormatInt(value, 10)}})
+		}
+	}
+	text("net.host.ip", cmp.Or(z.Local.IPv4, z.Local.IPv6))
+	port("net.host.port", z.Local.Port)
+	text("peer.service", z.Remote.ServiceName)
+	text("net.peer.ip", cmp.Or(z.Remote.IPv4, z.Remote.IPv6))
+	port("net.peer.port", z.Remote.Port)
+	for _, a := range z.Annotations {
+		at := s.Start
+		if a.Timestamp > 0 {
+			at = time.UnixMicro(int64(a.Timestamp))
+		}
+		s.Events = append(s.Events, tracestore.Event{Time: at, Name: a.Value})
+	}
+	return s
+}
+
+// padded is an id with all its digits: Zipkin's may be 64 bits long, and lack zeros.
+func padded(id string, digits int) string {
+	id = strings.ToLower(id)
+	if id != "" && len(id) < digits {
+		return strings.Repeat("0", digits-len(id)) + id
+	}
+	return id
+}
+
+// fields calls each for the fields of a protobuf message: numbers have a value, texts and messages have bytes.
+func fields(b []byte, each func(number protowire.Number, value uint64, text []byte) error) error {
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		b = b[n:]
+		var value uint64
+		var text []byte
+		switch kind {
+		case protowire.VarintType:
+			value, n = protowire.ConsumeVarint(b)
+		case protowire.Fixed64Type:
+			value, n = protowire.ConsumeFixed64(b)
+		case protowire.BytesType:
+			text, n = protowire.ConsumeBytes(b)
+		case protowire.Fixed32Type:
+			_, n = protowire.ConsumeFixed32(b)
+		default:
+			return fmt.Errorf("a field has the wire type %d", kind)
+		}
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		b = b[n:]
+		if err := each(number, value, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// zipkinMemory is guard.Proto for Zipkin's messages, of which no library has descriptors. They are never deeper than a tag of a span.
+func zipkinMemory(message []byte, l guard.Limits) (int, error) {
+	const perSpan, perPart = 512, 96
+	memory := 0
+	err := fields(message, func(_ protowire.Number, _ uint64, span []byte) error {
+		memory += perSpan
+		return fields(span, func(protowire.Number, uint64, []byte) error {
+			if memory += perPart; memory > l.Memory {
+				return fmt.Errorf("%w: it has too many elements; send it in parts", guard.ErrRefused)
+			}
+			return nil
+		})
+	})
+	if err == nil && memory > l.Memory {
+		err = fmt.Errorf("%w: it has too many spans; send them in parts", guard.ErrRefused)
+	}
+	return memory, err
+}
+
+// zipkinProto reads a ListOfSpans of Zipkin's zipkin.proto.
+func zipkinProto(message []byte) ([]zipkinSpan, error) {
+	var all []zipkinSpan
+	err := fields(message, func(number protowire.Number, _ uint64, text []byte) error {
+		if number != 1 {
+			return nil
+		}
+		s, err := zipkinProtoSpan(text)
+		all = append(all, s)
+		return err
+	})
+	return all, err
+}
+
+func zipkinProtoSpan(message []byte) (zipkinSpan, error) {
+	var s zipkinSpan
+	kinds := [...]string{"", "CLIENT", "SERVER", "PRODUCER", "CONSUMER"}
+	err := fields(message, func(number protowire.Number, value uint64, text []byte) (err error) {
+		switch number {
+		case 1:
+			s.TraceID = hex.EncodeToString(text)
+		case 2:
+			s.ParentID = hex.EncodeToString(text)
+		case 3:
+			s.ID = hex.EncodeToString(text)
+		case 4:
+			if value < uint64(len(kinds)) {
+				s.Kind = kinds[value]
+			}
+		case 5:
+			s.Name = string(text)
+		case 6:
+			s.Timestamp = micros(value & (1<<62 - 1))
+		case 7:
+			s.Duration = micros(value & (1<<62 - 1))
+		case 8:
+			s.Local, err = zipkinProtoEndpoint(text)
+		case 9:
+			s.Remote, err = zipkinProtoEndpoint(text)
+		case 10:
+			var a zipkinAnnotation
+			err = fields(text, func(number protowire.Number, value uint64, text []byte) error {
+				switch number {
+				case 1:
+					a.Timestamp = micros(value & (1<<62 - 1))
+				case 2:
+					a.Value = string(text)
+				}
+				return nil
+			})
+			s.Annotations = append(s.Annotations, a)
+		case 11:
+			var key, tag string
+			err = fields(text, func(number protowire.Number, _ uint64, text []byte) error {
+				switch number {
+				case 1:
+					key = string(text)
+				case 2:
+					tag = string(text)
+				}
+				return nil
+			})
+			if s.Tags == nil {
+				s.Tags = map[string]string{}
+			}
+			s.Tags[key] = tag
+		case 13:
+			s.Shared = value != 0
+		}
+		return err
+	})
+	return s, err
+}
+
+func zipkinProtoEndpoint(message []byte) (zipkinEndpoint, error) {
+	var e zipkinEndpoint
+	err := fields(message, func(number protowire.Number, value uint64, text []byte) error {
+		switch number {
+		case 1:
+			e.ServiceName = string(text)
+		case 2:
+			e.IPv4 = address(text)
+		case 3:
+			e.IPv6 = address(text)
+		case 4:
+			e.Port = int64(value & 0xffff)
+		}
+		return nil
+	})
+	return e, err
+}
+
+func address(bytes []byte) string {
+	if a, ok := netip.AddrFromSlice(bytes); ok {
+		return a.String()
+	}
+	return ""
+}
