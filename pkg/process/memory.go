@@ -30,6 +30,9 @@ const (
 	// An idle server with Istio is below the second.
 	busyRate  = 0.5
 	quietRate = busyRate / 3
+	// largeHeap, in bytes, is the live heap for which these rates are. Collections of a smaller one, as an agent's, cost less: more of them
+	// are no load.
+	largeHeap = 100 << 20
 	// rateWindow is the time over which the rate is averaged. A single collection's worth of garbage, such as one large list,
 	// does not reach busyRate; sustained load does within a second.
 	rateWindow = 2 * time.Second
@@ -156,11 +159,12 @@ func (p *gcPacer) next(s heapSample, available func() uint64) (spent bool) {
 	base := max(float64(s.live+s.roots), 4<<20)
 	rate := float64(s.allocated-last.allocated) / (base * quietPercent / 100) / elapsed.Seconds()
 	p.rate += (rate - p.rate) * (1 - math.Exp(-elapsed.Seconds()/rateWindow.Seconds()))
-	if p.rate >= quietRate {
+	scale := max(1, largeHeap/base)
+	if p.rate >= quietRate*scale {
 		p.loaded = s.at
 	}
 	switch {
-	case p.rate >= busyRate:
+	case p.rate >= busyRate*scale:
 		p.busy = true
 	case p.busy && s.at.Sub(p.loaded) >= quietAfter:
 		p.busy, p.percent = false, p.quiet

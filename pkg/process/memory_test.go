@@ -83,6 +83,8 @@ func TestGCPacer(t *testing.T) {
 			[]string{"500ms: 100 %", "10.5s: 25 %", "10.5s: give back", "25.5s: 100 %"}},
 		{"memory that comes and goes costs one more collection each quietAfter", 100 * mb, 8192 * mb, repeat(40, phase{last: time.Second, rate: 5}, phase{last: time.Second, rate: 5, short: true})[:16],
 			[]string{"500ms: 100 %", "1.5s: 25 %", "1.5s: give back"}},
+		{"a small heap is collected more often before that is load", 25 * mb, 8192 * mb, []phase{{last: time.Minute, rate: 1.9}, {last: time.Minute, rate: 5}, {last: time.Minute, rate: 0.6}},
+			[]string{"1m0.5s: 100 %", "2m23s: 25 %", "2m23s: give back"}},
 		{"a heap below Go's least", 1024, 8192 * mb, []phase{{last: time.Minute, rate: 100}}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
