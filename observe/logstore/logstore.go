@@ -8,7 +8,9 @@ package logstore
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"polymesh.dev/polymesh/observe/rowstore"
@@ -46,12 +48,15 @@ type Options struct {
 	// MaxStreams is how many streams may get lines in a day, 20,000 when zero. Lines of more are refused: a stream costs memory and space in the
 	// index, and whoever pushes chooses the labels.
 	MaxStreams int
+	Log        *slog.Logger
 }
 
 // Store is an open store of lines. Its methods may be called from any goroutine.
 type Store struct {
 	rows    *rowstore.Store
 	streams streams
+
+	refused atomic.Int64 // lines, by this package
 
 	mu    sync.Mutex
 	tails map[*tail]struct{}
@@ -61,6 +66,18 @@ type Store struct {
 func Open(opts Options) (*Store, error) {
 	if opts.MaxStreams == 0 {
 		opts.MaxStreams = 20_000
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Store.OnRemoved == nil {
+		opts.Store.OnRemoved = func(r rowstore.Removed) {
+			if r.Err != nil {
+				opts.Log.Error("keeping the logs within their limit", "error", r.Err)
+				return
+			}
+			opts.Log.Info("old logs were removed to stay within the limit", "until", r.Until, "bytes", r.Bytes)
+		}
 	}
 	rows, err := rowstore.Open(opts.Store)
 	if err != nil {
@@ -89,6 +106,22 @@ func (s *Store) Flush() { s.rows.Flush() }
 // Stats says how much there is.
 func (s *Store) Stats() rowstore.Stats { return s.rows.Stats() }
 
+// Problem says why lines are not stored, or nothing.
+func (s *Store) Problem() string {
+	if st := s.rows.Stats(); st.Short {
+		return "the disk is short of space: no lines are stored until there is more"
+	}
+	return ""
+}
+
+// Numbers says how much there is: rows, bytes on disk, days, streams made and lines refused since Open.
+func (s *Store) Numbers() map[string]int64 {
+	st := s.rows.Stats()
+	return map[string]int64{
+		"lines": st.Rows, "bytes": st.Bytes, "days": int64(st.Partitions), "streams": st.Streams, "refused": st.Rejected + s.refused.Load(),
+	}
+}
+
 // Mark is the number of lines accepted so far, and Durable the mark up to which they are on disk: whoever remembers how far he has read remembers
 // it when Durable has reached the Mark that he saw after Append.
 func (s *Store) Mark() uint64    { return s.rows.Mark() }
@@ -108,6 +141,7 @@ func (s *Store) Append(entries []Entry) error {
 		e, reason := s.clean(entries[i])
 		if reason != "" {
 			refuse(1, reason)
+			s.refused.Add(1)
 			continue
 		}
 		clean = append(clean, e)

@@ -61,14 +61,14 @@ type Options struct {
 	Log     *slog.Logger
 }
 
-// Numbers is what a Tailer has done since New.
-type Numbers struct {
-	Pods, Files int64 // now
-	Lines       int64 // stored
-	Dropped     int64 // above LinesPerSecond
-	Refused     int64 // by the store: too old, or too many streams
-	Malformed   int64 // not in the form that containerd writes
-	Ignored     int64 // names in the folder that are no pod's, now
+// numbers are what a Tailer has done since New.
+type numbers struct {
+	pods, files int64 // now
+	lines       int64 // stored
+	dropped     int64 // above LinesPerSecond
+	refused     int64 // by the store: too old, or too many streams
+	malformed   int64 // not in the form that containerd writes
+	ignored     int64 // names in the folder that are no pod's, now
 }
 
 // Tailer reads the logs. Make a new one after Run has ended.
@@ -90,7 +90,7 @@ type Tailer struct {
 	saving    *checkpoint
 
 	mu      sync.Mutex
-	numbers Numbers
+	numbers numbers
 	problem string
 }
 
@@ -191,8 +191,16 @@ func (t *Tailer) round(ctx context.Context) (more bool, err error) {
 	return more, nil
 }
 
-// Numbers says what was done so far.
-func (t *Tailer) Numbers() Numbers {
+// Numbers says what was done since New: pods and files (now), lines (stored), dropped (above LinesPerSecond), refused (by the store: too old, or
+// too many streams), malformed (not in the form that containerd writes; stored as they are) and ignored (names in the folder that are no pod's, now).
+func (t *Tailer) Numbers() map[string]int64 {
+	n := t.counts()
+	return map[string]int64{
+		"pods": n.pods, "files": n.files, "lines": n.lines, "dropped": n.dropped, "refused": n.refused, "malformed": n.malformed, "ignored": n.ignored,
+	}
+}
+
+func (t *Tailer) counts() numbers {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.numbers
@@ -214,7 +222,7 @@ func (t *Tailer) setProblem(text string) {
 	t.problem = text
 }
 
-func (t *Tailer) count(change func(*Numbers)) {
+func (t *Tailer) count(change func(*numbers)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	change(&t.numbers)

@@ -162,7 +162,7 @@ func TestLinesOfAPod(t *testing.T) {
 		"written in two pieces", "again", "side")
 	require.Equal(t, "1", logstore.Value(got[7].Metadata, MetaRestart))
 	require.Equal(t, "istio-proxy", logstore.Value(got[8].Labels, "container"))
-	require.Equal(t, int64(9), m.tailer.Numbers().Lines)
+	require.Equal(t, int64(9), m.tailer.counts().lines)
 	require.Empty(t, m.tailer.Problem())
 }
 
@@ -190,7 +190,7 @@ func TestDeletedPod(t *testing.T) {
 	m.write(log, cri(time.Now(), "stdout", "F", "last"))
 	require.NoError(t, os.RemoveAll(m.path("shop_job-x_"+uid)))
 	m.eventually("job-x", "x", "last")
-	require.True(t, assertEventually(func() bool { return m.tailer.Numbers().Pods == 0 && m.tailer.Numbers().Files == 0 }), "and it is forgotten")
+	require.True(t, assertEventually(func() bool { return m.tailer.counts().pods == 0 && m.tailer.counts().files == 0 }), "and it is forgotten")
 }
 
 // TestShortPod is one that is gone before its workload could be known.
@@ -199,7 +199,7 @@ func TestShortPod(t *testing.T) {
 	m.opts.Workload = func(string, string, string) (string, bool) { return "", false }
 	m.start()
 	m.write("shop_api-7d4b9c6f5d-x2x9z_"+uid+"/app/0.log", now())
-	require.True(t, assertEventually(func() bool { return m.tailer.Numbers().Files == 1 }))
+	require.True(t, assertEventually(func() bool { return m.tailer.counts().files == 1 }))
 	require.NoError(t, os.RemoveAll(m.path("shop_api-7d4b9c6f5d-x2x9z_"+uid)))
 	got := m.eventually("api-7d4b9c6f5d-x2x9z", "x")
 	require.Equal(t, "api", logstore.Value(got[0].Labels, "workload"))
@@ -212,7 +212,7 @@ func TestRootComesAndGoes(t *testing.T) {
 	m.write("shop_a_"+uid+"/app/0.log", now())
 	m.eventually("a", "x")
 	require.NoError(t, os.RemoveAll(m.root))
-	require.True(t, assertEventually(func() bool { return m.tailer.Numbers().Pods == 0 }))
+	require.True(t, assertEventually(func() bool { return m.tailer.counts().pods == 0 }))
 	m.write("shop_b_"+uid+"/app/0.log", now())
 	m.eventually("b", "x")
 }
@@ -336,9 +336,9 @@ func TestRotationUnderLoad(t *testing.T) {
 		}
 	}
 	m.numbers("noisy", c.next)
-	n := m.tailer.Numbers()
-	require.Equal(t, int64(c.next), n.Lines)
-	require.Zero(t, n.Dropped+n.Malformed+n.Refused)
+	n := m.tailer.counts()
+	require.Equal(t, int64(c.next), n.lines)
+	require.Zero(t, n.dropped+n.malformed+n.refused)
 }
 
 // TestStoppedMeanwhile: everything that can happen to a file happens while nobody reads.
@@ -486,9 +486,9 @@ func TestLimitPerPod(t *testing.T) {
 		m.write("shop_quiet_"+uid+"/app/0.log", cri(at.Add(time.Duration(i)*time.Second), "stdout", "F", fmt.Sprint(i)))
 	}
 	m.eventually("quiet", "0", "1", "2", "3")
-	require.True(t, assertEventually(func() bool { n := m.tailer.Numbers(); return n.Lines+n.Dropped >= 20_004 }))
-	n := m.tailer.Numbers()
-	require.InDelta(t, 400+4*200, n.Lines, 60, "the burst and four seconds")
+	require.True(t, assertEventually(func() bool { n := m.tailer.counts(); return n.lines+n.dropped >= 20_004 }))
+	n := m.tailer.counts()
+	require.InDelta(t, 400+4*200, n.lines, 60, "the burst and four seconds")
 	var notes []logstore.Entry
 	sum := int64(0)
 	require.True(t, assertEventually(func() bool {
@@ -501,7 +501,7 @@ func TestLimitPerPod(t *testing.T) {
 				sum += d
 			}
 		}
-		return sum == m.tailer.Numbers().Dropped
+		return sum == m.tailer.counts().dropped
 	}), "lines of their own say how many")
 	require.Contains(t, notes[0].Line, "lines of this container were dropped: its pod wrote more than 200 a second")
 }
@@ -549,7 +549,7 @@ func TestHostileFolder(t *testing.T) {
 	var all []logstore.Entry
 	require.NoError(t, m.store.Each(context.Background(), logstore.Selector{}, func(e logstore.Entry) bool { all = append(all, e); return true }))
 	require.Len(t, all, 2)
-	require.Equal(t, int64(10), m.tailer.Numbers().Ignored)
+	require.Equal(t, int64(10), m.tailer.counts().ignored)
 	require.NotEmpty(t, m.tailer.Problem())
 }
 
@@ -566,7 +566,7 @@ func TestTextThatIsNoCRI(t *testing.T) {
 	m.start()
 	got := m.eventually("web", "a", "no time stdout F x", at.Format(time.RFC3339Nano)+" stdin F x", at.Format(time.RFC3339Nano)+" stdout Q x", "\x00\uFFFD", "z")
 	require.Equal(t, "unknown", logstore.Value(got[1].Labels, "stream"))
-	require.Equal(t, int64(4), m.tailer.Numbers().Malformed)
+	require.Equal(t, int64(4), m.tailer.counts().malformed)
 }
 
 func TestLongLines(t *testing.T) {
@@ -610,7 +610,7 @@ func TestEndlessLines(t *testing.T) {
 	}
 	m.start()
 	// Some 16 of them may wait, the others come in shorter pieces.
-	require.True(t, assertEventually(func() bool { return m.tailer.Numbers().Lines >= 30*14 }))
+	require.True(t, assertEventually(func() bool { return m.tailer.counts().lines >= 30*14 }))
 	for p := range 50 {
 		m.write(fmt.Sprintf("shop_p%d_%s/app/0.log", p, uid), cri(at.Add(2*time.Second), "stdout", "F", "end"))
 	}
@@ -664,7 +664,7 @@ func TestManyPodsAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.True(t, assertEventually(func() bool { return m.tailer.Numbers().Lines == pods*each }))
+	require.True(t, assertEventually(func() bool { return m.tailer.counts().lines == pods*each }))
 	m.numbers("p7", each)
 }
 

@@ -107,7 +107,7 @@ func (t *Tailer) read(ctx context.Context, p *pod, c *container, f *file, now ti
 	}
 	c.dropped += dropped
 	if malformed+dropped > 0 {
-		t.count(func(n *Numbers) { n.Malformed += malformed; n.Dropped += dropped })
+		t.count(func(n *numbers) { n.malformed += malformed; n.dropped += dropped })
 	}
 	if f.place != f.parsed {
 		f.place, t.dirty = f.parsed, true
@@ -165,11 +165,11 @@ func (t *Tailer) store(entries []logstore.Entry) error {
 	var refused *rowstore.RejectedError
 	if errors.As(err, &refused) {
 		stored -= int64(refused.Rows)
-		t.count(func(n *Numbers) { n.Refused += int64(refused.Rows) })
+		t.count(func(n *numbers) { n.refused += int64(refused.Rows) })
 		err = nil
 	}
 	if err == nil {
-		t.count(func(n *Numbers) { n.Lines += stored })
+		t.count(func(n *numbers) { n.lines += stored })
 	}
 	return err
 }

@@ -178,7 +178,7 @@ func (t *Tailer) scan(now time.Time) error {
 	}
 	t.first = t.first && t.root < 0
 	t.openFiles, t.held = open, held
-	t.count(func(n *Numbers) { n.Pods, n.Files = int64(len(t.pods)), int64(open) })
+	t.count(func(n *numbers) { n.pods, n.files = int64(len(t.pods)), int64(open) })
 	if open >= maxOpen {
 		problems = append(problems, fmt.Errorf("%d logs are open, which is the limit: others wait", open))
 	}
@@ -259,7 +259,7 @@ func (t *Tailer) scanRoot(names []string, now time.Time) error {
 			p.gone = true
 		}
 	}
-	t.count(func(n *Numbers) { n.Ignored = ignored })
+	t.count(func(n *numbers) { n.ignored = ignored })
 	if tooMany || len(names) >= maxNames {
 		return fmt.Errorf("there are more than %d pods in %s: the others' logs are not read", maxPods, t.opts.Root)
 	}

@@ -7,7 +7,8 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"polymesh.dev/polymesh/observe/atomicfile"
 )
 
 // saved is what is remembered of a file.
@@ -84,7 +85,7 @@ func (t *Tailer) save() error {
 	if t.opts.Store.Durable() < t.saving.mark {
 		return nil
 	}
-	if err := writeFile(t.opts.State, t.saving.data); err != nil {
+	if err := atomicfile.Write(t.opts.State, t.saving.data); err != nil {
 		return fmt.Errorf("remembering how far the pods' logs were read: %w", err)
 	}
 	t.saving = nil
@@ -121,24 +122,4 @@ func (f *file) saved() saved {
 		Restart: f.restart, Moved: f.moved, Dev: f.id.dev, Inode: f.id.inode,
 		HeadSize: len(f.head), HeadHash: headHash(f.head), Place: f.place, Done: f.done,
 	}
-}
-
-// writeFile replaces a file, safely for a power cut.
-func writeFile(path string, data []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/observe/atomicfile"
 )
 
 // The library's layout of a directory, as far as readers and the limit on bytes need it:
@@ -71,39 +73,16 @@ func parts(table string) ([]string, error) {
 	return names, nil
 }
 
-// writeParts replaces the list of parts, safely for a power cut.
+// writeParts replaces the list of parts.
 func writeParts(table string, names []string) error {
 	if names == nil {
 		names = []string{}
 	}
 	b, err := json.Marshal(names)
 	if err != nil {
-		return err
-	}
-	path := filepath.Join(table, partsFile)
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
 		return fmt.Errorf("writing the list of parts: %w", err)
 	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("writing the list of parts: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return fmt.Errorf("writing the list of parts: %w", err)
-	}
-	return syncDir(table)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
-	}
-	return nil
+	return atomicfile.Write(filepath.Join(table, partsFile), b)
 }
 
 // checkPartition says what the library would end the process for when it opens a day: the lists of parts, the parts and what is said of them.

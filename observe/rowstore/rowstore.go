@@ -82,7 +82,8 @@ type Stats struct {
 	Streams    int64 // made since Open
 	Oldest     time.Time
 	Newest     time.Time
-	ReadOnly   bool  // the disk has less than MinFreeBytes left, or the store was opened so
+	Short      bool  // the disk has less than MinFreeBytes left
+	ReadOnly   bool  // that, or the store was opened so
 	Rejected   int64 // rows that Append refused since Open
 	Folded     int64 // fields that went into RestField since Open
 }

@@ -398,12 +398,14 @@ func (s *Store) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	waiting := int64(s.appended - s.handed)
+	short := s.isShort(time.Now())
 	out := Stats{
 		Rows:       int64(st.RowsCount()) + waiting,
 		Bytes:      diskBytes(&st.PartitionStats),
 		Partitions: int(st.PartitionsCount),
 		Streams:    int64(st.StreamsCreatedTotal),
-		ReadOnly:   s.opts.ReadOnly || s.isShort(time.Now()),
+		Short:      short,
+		ReadOnly:   s.opts.ReadOnly || short,
 		Rejected:   s.rejected.Load(),
 		Folded:     s.folded.Load(),
 	}
