@@ -144,8 +144,13 @@ func (c *Cluster) Problem() string {
 	case !c.conn.reachable && !c.conn.since.IsZero():
 		list = append(list, "the API server does not answer")
 	}
+	// A token that is not valid any more refuses all kinds for the same reason.
+	byReason := map[string][]string{}
 	for _, kind := range slices.Sorted(maps.Keys(c.conn.refused)) {
-		list = append(list, fmt.Sprintf("%s cannot be read: %s", kind, c.conn.refused[kind]))
+		byReason[c.conn.refused[kind]] = append(byReason[c.conn.refused[kind]], kind)
+	}
+	for _, reason := range slices.Sorted(maps.Keys(byReason)) {
+		list = append(list, fmt.Sprintf("%s cannot be read: %s", strings.Join(byReason[reason], ", "), reason))
 	}
 	if c.unsaved != "" {
 		list = append(list, c.unsaved)

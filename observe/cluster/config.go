@@ -43,6 +43,7 @@ type Config struct {
 // users are what is delivered to Options.Configs. The Cluster's mutex guards it.
 type users struct {
 	wake    chan struct{}
+	known   bool // that they are known is told
 	limiter *rate.Limiter
 }
 
@@ -74,12 +75,23 @@ func sizeOf(m *corev1.ConfigMap) (n int) {
 }
 
 func (c *Cluster) configChanged(old, now *corev1.ConfigMap) {
-	if old != nil && now != nil && old.ResourceVersion == now.ResourceVersion {
-		return
+	if old == nil || now == nil || old.ResourceVersion != now.ResourceVersion {
+		c.users.changed()
 	}
+}
+
+func (u *users) changed() {
 	select {
-	case c.users.wake <- struct{}{}:
+	case u.wake <- struct{}{}:
 	default:
+	}
+}
+
+// configsKnown has them delivered when they are known, also if there are none.
+func (c *Cluster) configsKnown() {
+	if c.configs.synced && !c.users.known {
+		c.users.known = true
+		c.users.changed()
 	}
 }
 
@@ -105,9 +117,10 @@ func (c *Cluster) deliver(ctx context.Context) {
 			continue
 		}
 		configs, problems := chooseConfigs(c.configs.all())
-		for _, p := range problems {
+		for i, p := range problems {
 			if err := c.Report(ctx, p.Namespace, p.Name, p.message); err != nil {
-				c.log.Info("a problem of a user's ConfigMap is not reported", "namespace", p.Namespace, "configmap", p.Name, "problem", p.message, "err", err)
+				c.log.Warn("problems of users' ConfigMaps are not reported", "number", len(problems)-i, "namespace", p.Namespace, "configmap", p.Name, "problem", p.message, "err", err)
+				break
 			}
 		}
 		c.opts.Configs(ctx, configs)

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -253,7 +255,7 @@ func (o *observed) note(ctx context.Context, err error) {
 		delete(conn.refused, o.kind)
 	case answered:
 		text := clip(err.Error(), maxMessage)
-		if conn.refused[o.kind] != text {
+		if !slices.Contains(slices.Collect(maps.Values(conn.refused)), text) {
 			o.c.log.Warn("objects of the cluster cannot be read", "kind", o.kind, "err", text)
 		}
 		conn.refused[o.kind] = text

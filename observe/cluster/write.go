@@ -73,6 +73,7 @@ func (c *Cluster) due(now time.Time) (entries []logstore.Entry, documents int) {
 	defer c.mu.Unlock()
 	c.tellConnection(now)
 	c.events.tellLeftOut(now)
+	c.configsKnown()
 	if !c.settled(now) && c.conn.reachable {
 		// What is queued is about objects that are being listed.
 		return nil, 0
