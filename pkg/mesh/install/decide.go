@@ -48,6 +48,8 @@ type Record struct {
 	IngressClass bool
 	// GatewayAPI is the bundle of Gateway API's CRDs that the server applied, also with a user's Istio.
 	GatewayAPI string
+	// Telemetry is the resource that the server applied for the whole mesh.
+	Telemetry TelemetryRecord
 }
 
 // Observed is the state of the cluster that the decision depends on.

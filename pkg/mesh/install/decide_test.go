@@ -49,7 +49,7 @@ func TestDecide(t *testing.T) {
 }
 
 func TestRecordRoundTrip(t *testing.T) {
-	r := &Record{Owner: Ours, Phase: Installed, Identity: Identity{"v", "demo", "h"}, IngressClass: true, GatewayAPI: "v1.6.0 experimental", Objects: map[string]string{ownPlane: "0123"}}
+	r := &Record{Owner: Ours, Phase: Installed, Identity: Identity{"v", "demo", "h"}, IngressClass: true, GatewayAPI: "v1.6.0 experimental", Telemetry: TelemetryRecord{"s", "p"}, Objects: map[string]string{ownPlane: "0123"}}
 	data, err := r.data()
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	operator "istio.io/istio/operator/pkg/component"
@@ -31,7 +32,9 @@ type Options struct {
 	Images Images
 	// GatewayAPI is the file with the CRDs of Gateway API; empty for none.
 	GatewayAPI string
-	Log        *slog.Logger
+	// Telemetry is what the proxies report by default.
+	Telemetry Telemetry
+	Log       *slog.Logger
 }
 
 // New returns the component that installs Istio on the cluster. It needs only the API server; its pods are pending until there is a
@@ -44,7 +47,8 @@ func New(opts Options) component.Component {
 		log:      opts.Log,
 		kube:     opts.Kubeconfig,
 		crds:     opts.GatewayAPI,
-		settings: settings{images: opts.Images, profile: opts.Profile, clusterDomain: opts.ClusterDomain},
+		wanted:   opts.Telemetry,
+		settings: settings{images: opts.Images, profile: opts.Profile, clusterDomain: opts.ClusterDomain, traces: opts.Telemetry.Traces},
 		waiting:  errors.New("not started"),
 	}
 }
@@ -53,7 +57,10 @@ type mesh struct {
 	log      *slog.Logger
 	kube     string
 	crds     string
+	wanted   Telemetry
 	settings settings
+
+	note atomic.Pointer[string] // about Telemetry
 
 	installation component.Background
 
@@ -68,6 +75,7 @@ type mesh struct {
 var (
 	_ component.Component = (*mesh)(nil)
 	_ component.Versioned = (*mesh)(nil)
+	_ component.Noted     = (*mesh)(nil)
 )
 
 // Name is the name of the add-on.
@@ -132,6 +140,9 @@ func (m *mesh) Ready(ctx context.Context) error {
 	}
 	return health.check(ctx)
 }
+
+// Notes implements component.Noted.
+func (m *mesh) Notes(context.Context) []string { return component.Present(m.note.Load()) }
 
 func (m *mesh) wait(err error) {
 	m.mu.Lock()
@@ -210,7 +221,7 @@ func (m *mesh) reconcile(ctx context.Context) error {
 		m.version = record.Version
 		m.health = newHealth(ctx, client.Kube(), record)
 		r := &restorer{mesh: m, client: client}
-		m.restore = converge.NewLoop(m.log, converge.Interval, r.sync)
+		m.restore = converge.NewLoop(m.log, converge.Interval, r.round)
 		m.restore.Start(ctx)
 		if m.scaler = newScaler(client, record, m.log); m.scaler != nil {
 			return m.scaler.start(ctx)
@@ -241,6 +252,7 @@ func (m *mesh) install(ctx context.Context, client kube.CLIClient, record *Recor
 	next := &Record{Owner: Ours, Phase: Installing, Identity: want}
 	if record != nil {
 		next.Objects, next.Shared, next.IngressClass, next.GatewayAPI = record.Objects, record.Shared, record.IngressClass, record.GatewayAPI
+		next.Telemetry = record.Telemetry
 	}
 	if err := writeRecord(ctx, client.Kube(), next); err != nil {
 		return nil, err

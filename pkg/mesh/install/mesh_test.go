@@ -2,9 +2,11 @@ package install
 
 import (
 	"flag"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -94,6 +96,45 @@ func TestSettingsOfProfiles(t *testing.T) {
 				t.Errorf("the empty profile installs %v", names)
 			}
 		})
+	}
+}
+
+// The provider of traces is only there with the store, and in demo beside those that Istio has there.
+func TestProviderOfTraces(t *testing.T) {
+	for _, profile := range []string{"default", "demo", "minimal"} {
+		for _, traces := range []bool{false, true} {
+			sets, _, err := settings{images: testImages, profile: profile, traces: traces}.manifests(nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, set := range sets {
+				for _, m := range set.Manifests {
+					if m.GetKind() != "ConfigMap" || m.GetName() != "istio" {
+						continue
+					}
+					var mesh struct{ ExtensionProviders []map[string]any }
+					text, _, _ := unstructured.NestedString(m.Object, "data", "mesh")
+					if err := yaml.Unmarshal([]byte(text), &mesh); err != nil {
+						t.Fatal(err)
+					}
+					for _, p := range mesh.ExtensionProviders {
+						names = append(names, fmt.Sprint(p["name"]))
+						if p["name"] == traceProvider {
+							if got, want := fmt.Sprint(p["opentelemetry"]), fmt.Sprintf("map[port:%d service:%s]", tracePort, traceService); strings.ReplaceAll(got, " ]", "]") != want {
+								t.Errorf("%s: %s", profile, got)
+							}
+						}
+					}
+				}
+			}
+			switch {
+			case profile == "demo" && (len(names) < 3 || !slices.Contains(names, traceProvider)),
+				profile != "demo" && traces != slices.Equal(names, []string{traceProvider}),
+				profile != "demo" && !traces && len(names) > 0:
+				t.Errorf("%s, with the store %t: providers %q", profile, traces, names)
+			}
+		}
 	}
 }
 

@@ -44,11 +44,19 @@ func parseRecord(data map[string]string) (*Record, error) {
 	}
 	if o := data["objects"]; o != "" {
 		if err := json.Unmarshal([]byte(o), &r.Objects); err != nil {
-			return nil, fmt.Errorf("the record of the installation, ConfigMap %s/%s, is damaged; delete it and Istio, "+
-				"and the next start installs again: %w", recordNamespace, recordName, err)
+			return nil, damaged(err)
+		}
+	}
+	if t := data["telemetry"]; t != "" {
+		if err := json.Unmarshal([]byte(t), &r.Telemetry); err != nil {
+			return nil, damaged(err)
 		}
 	}
 	return r, nil
+}
+
+func damaged(err error) error {
+	return fmt.Errorf("the record of the installation, ConfigMap %s/%s, is damaged; delete it and Istio, and the next start installs again: %w", recordNamespace, recordName, err)
 }
 
 func (r *Record) data() (map[string]string, error) {
@@ -56,7 +64,7 @@ func (r *Record) data() (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write the record of the installation: %w", err)
 	}
-	return map[string]string{
+	data := map[string]string{
 		"owner":        string(r.Owner),
 		"phase":        string(r.Phase),
 		"version":      r.Version,
@@ -67,7 +75,15 @@ func (r *Record) data() (map[string]string, error) {
 		"objects":      string(objects),
 		// Keys have no spaces: the API server does not allow them in a group, kind, namespace or name.
 		"shared": strings.Join(r.Shared, "\n"),
-	}, nil
+	}
+	if r.Telemetry != (TelemetryRecord{}) {
+		telemetry, err := json.Marshal(r.Telemetry)
+		if err != nil {
+			return nil, fmt.Errorf("write the record of the installation: %w", err)
+		}
+		data["telemetry"] = string(telemetry)
+	}
+	return data, nil
 }
 
 // writeRecord creates or replaces the record.

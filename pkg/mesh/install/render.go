@@ -19,6 +19,8 @@ type settings struct {
 	profile string
 	// clusterDomain is the DNS domain of the cluster's services.
 	clusterDomain string
+	// traces adds the provider of traces.
+	traces bool
 }
 
 func (s settings) sets() []string {
@@ -29,9 +31,25 @@ func (s settings) sets() []string {
 	return sets
 }
 
+// input returns the names of the files with our values, which are valid until done is called.
+func (s settings) input() (names []string, done func(), err error) {
+	names, done, err = Input(s.images, nil, s.sets(), strings.NewReader(""))
+	// The profile of values demo has this provider already, and others: lists of values replace each other.
+	if err != nil || !s.traces || s.profile == "demo" {
+		return names, done, err
+	}
+	f, err := NewFile("polymesh-traces", []byte(provider().YAML()))
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	closeFiles := done
+	return append([]string{f.Path()}, names...), func() { f.Close(); closeFiles() }, nil
+}
+
 // identity returns the installation's identity. It is cheap: it merges values, and renders no chart.
 func (s settings) identity() (Identity, error) {
-	files, done, err := Input(s.images, nil, s.sets(), strings.NewReader(""))
+	files, done, err := s.input()
 	if err != nil {
 		return Identity{}, err
 	}
@@ -47,7 +65,7 @@ func (s settings) identity() (Identity, error) {
 // manifests renders the charts with Istio's own renderer. The cluster's version comes from the client; without one the charts
 // assume the oldest.
 func (s settings) manifests(client kube.Client, log clog.Logger) ([]manifest.ManifestSet, values.Map, error) {
-	files, done, err := Input(s.images, nil, s.sets(), strings.NewReader(""))
+	files, done, err := s.input()
 	if err != nil {
 		return nil, nil, err
 	}
