@@ -26,6 +26,7 @@ const (
 	ImagePolicy = "polymesh-image-policy"
 	NodeRole    = "polymesh-node"
 	ServiceLB   = "polymesh-servicelb"
+	Observe     = "polymesh-observe"
 	// Deploy is `polymesh deploy`. In earlier versions the parts of the server used it too; see TakeOver.
 	Deploy  = "polymesh"
 	Rollout = "polymesh-rollout"
