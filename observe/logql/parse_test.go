@@ -134,6 +134,8 @@ var more = []string{
 	`-1 + +2`,
 	`vector(-1.5)`,
 	`2 ^ 3 ^ 2`,
+	`0 / 0 + 1`,
+	`-1 / 0`,
 	`rate({a="b"}[1m]) unless on (x, y,) rate({c="d"}[1m]) or vector(0)`,
 	`rate({a="b"}[1m]) * ignoring (x) group_right (y) rate({c="d"}[1m])`,
 	`{a="b"} | json x="[0]", y="[\"a b\"].c[2].d", z`,

@@ -1,6 +1,7 @@
 package logql
 
 import (
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -187,7 +188,20 @@ func (e *binaryExpr) operator(join func(names []string, separator string) string
 	return s
 }
 
-func (e numberExpr) String() string  { return formatNumber(float64(e)) }
+// String writes results of calculations that LogQL has no word for as calculations.
+func (e numberExpr) String() string {
+	switch n := float64(e); {
+	case math.IsNaN(n):
+		return "(0 / 0)"
+	case math.IsInf(n, 1):
+		return "(1 / 0)"
+	case math.IsInf(n, -1):
+		return "(-1 / 0)"
+	default:
+		return formatNumber(n)
+	}
+}
+
 func (e constVector) String() string { return "vector(" + formatNumber(float64(e)) + ")" }
 
 func (e *replaceExpr) String() string {
