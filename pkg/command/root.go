@@ -89,7 +89,7 @@ func newRoot() *cobra.Command {
 	if kubernetes := pflag.Lookup("version"); kubernetes != nil {
 		kubernetes.Hidden = true
 	}
-	root.AddCommand(newServer(), newAgent(), newToken(), newNode(), newEtcd(), newInstall(), newUninstall(), newStatus(), newReset(), newDeploy(), newUndeploy(), newDev(), newNew(), newBridge(), newImage(), newRollout(), newSchema(), newCtr(), newSecretsEncrypt(), newSnapshot(), newDatastore(), newVersion())
+	root.AddCommand(newServer(), newAgent(), newToken(), newNode(), newEtcd(), newInstall(), newUninstall(), newStatus(), newDashboard(), newReset(), newDeploy(), newUndeploy(), newDev(), newNew(), newBridge(), newImage(), newRollout(), newSchema(), newCtr(), newSecretsEncrypt(), newSnapshot(), newDatastore(), newVersion())
 	for name, run := range tools {
 		root.AddCommand(&cobra.Command{
 			Use:                name,
