@@ -1,5 +1,6 @@
 // Package addon keeps the parts of a cluster that are objects in it: CoreDNS, metrics-server and the local-path
-// provisioner, which run as ordinary pods, and the admission policies that go with them.
+// provisioner, which run as ordinary pods, the admission policies that go with them, and the pods by which the cluster reaches the store of
+// metrics, logs and traces.
 //
 // It owns their manifests, applies them to the API server at each start, as K3s does with its packaged components, and again
 // within a minute when they are deleted or changed. It removes what an earlier version applied and this one does not, and all of
@@ -34,7 +35,7 @@ import (
 
 // Options select the add-on, and describe the cluster.
 type Options struct {
-	// Name is config.CoreDNS, config.MetricsServer or config.LocalStorage.
+	// Name is config.CoreDNS, config.MetricsServer, config.LocalStorage, or ObserveAccess.
 	Name config.Addon
 	// Disabled makes the component remove the add-on instead.
 	Disabled bool
@@ -58,6 +59,9 @@ type Options struct {
 	StorageDir string
 	// KubeletCA is the file with the CA of the kubelets' serving certificates. It does not exist before the server's first start.
 	KubeletCA string
+	// Access is what ObserveAccess offers, and Sockets the folder of the store's sockets on NodeName.
+	Access  config.ObserveAccess
+	Sockets string
 
 	Log *slog.Logger
 }
@@ -72,6 +76,7 @@ const (
 var (
 	_ component.Component = (*Addon)(nil)
 	_ component.Versioned = (*Addon)(nil)
+	_ component.Noted     = (*Addon)(nil)
 )
 
 // Addon is the component of one add-on.
@@ -85,7 +90,7 @@ type Addon struct {
 	clientset kubernetes.Interface
 
 	following component.Background // followNameservers, for CoreDNS
-	watching  component.Background // followNodes, if it is replicated
+	watching  component.Background // followNodes, if it is replicated; followUsers, if it yields
 
 	nodes       corelisters.NodeLister // nil if it does not depend on the nodes
 	nodesSynced cache.InformerSynced
@@ -96,6 +101,7 @@ type Addon struct {
 	mu      sync.Mutex
 	checked time.Time // when the API server was queried last
 	state   error     // what it returned
+	notes   []string  // what users have in place of its objects
 }
 
 // New returns the component of the add-on that opts names.
@@ -199,6 +205,11 @@ func (a *Addon) Start(ctx context.Context) error {
 			return err
 		}
 	}
+	if a.yields() {
+		if err := a.followUsers(ctx); err != nil {
+			return err
+		}
+	}
 	a.loop.Start(ctx)
 	if a.opts.Nameservers != nil && a.opts.Name == config.CoreDNS && !a.opts.Disabled {
 		a.following.Go(ctx, a.followNameservers)
@@ -233,6 +244,13 @@ func (a *Addon) Ready(ctx context.Context) error {
 		a.checked = time.Now()
 	}
 	return a.state
+}
+
+// Notes implements component.Noted.
+func (a *Addon) Notes(context.Context) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.notes
 }
 
 // Stop ends the attempts to apply. The add-on's pods stay, as the cluster's data does.

@@ -23,8 +23,15 @@ const (
 	nameLabel = "addon.polymesh.dev/name"
 	// ignoreAnnotation is set to "true" by a user to keep an object from being changed or removed.
 	ignoreAnnotation = "addon.polymesh.dev/ignore"
-	fieldManager     = ssa.Addon
 )
+
+// manager returns the add-on's field manager.
+func (a *Addon) manager() string {
+	if a.yields() {
+		return ssa.Observe
+	}
+	return ssa.Addon
+}
 
 // id identifies an object within a cluster.
 type id struct {
@@ -68,6 +75,10 @@ func (a *Addon) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	users, err := a.leaveToUsers(ctx, &in, existing)
+	if err != nil {
+		return err
+	}
 	if a.replicated() {
 		if err := a.replicas(ctx, &in, existing); err != nil {
 			return err
@@ -80,11 +91,14 @@ func (a *Addon) sync(ctx context.Context) error {
 		// What was applied is no longer the desired state.
 		a.holding, a.settled = converge.Applied{}, false
 	}
-	apply, remove := plan(a.objects, existing)
+	apply, remove := plan(a.objects, existing, a.manager())
 	for _, obj := range apply {
 		id := idOf(obj)
+		if users[id] {
+			continue
+		}
 		if old := existing[id]; old != nil {
-			if holds, err := a.holding.Holds(id.String(), old, fieldManager); err != nil || holds {
+			if holds, err := a.holding.Holds(id.String(), old, a.manager()); err != nil || holds {
 				if err != nil {
 					return err
 				}
@@ -96,11 +110,18 @@ func (a *Addon) sync(ctx context.Context) error {
 			obj = obj.DeepCopy()
 			obj.SetResourceVersion(existing[id].GetResourceVersion())
 		}
-		live, err := ssa.Apply(ctx, a.resource(id), obj, ssa.Options{Manager: fieldManager, Force: true})
+		live, err := ssa.Apply(ctx, a.resource(id), obj, ssa.Options{Manager: a.manager(), Force: !a.yieldsObject(id)})
+		if a.yieldsObject(id) && apierrors.IsConflict(err) {
+			if err := a.release(ctx, existing[id]); err != nil {
+				return err
+			}
+			users[id] = true
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("apply %s: %w", id, err)
 		}
-		if err := a.holding.Note(id.String(), live, fieldManager); err != nil {
+		if err := a.holding.Note(id.String(), live, a.manager()); err != nil {
 			return err
 		}
 		if a.settled {
@@ -117,6 +138,7 @@ func (a *Addon) sync(ctx context.Context) error {
 		}
 		a.opts.Log.Info("removed", "addon", a.Name(), "object", idOf(obj).String())
 	}
+	a.note(users)
 	a.settled = true
 	return nil
 }
@@ -135,7 +157,7 @@ func (a *Addon) takeOver(ctx context.Context, obj *unstructured.Unstructured) (*
 	if ignored(obj) {
 		return obj, nil
 	}
-	live, err := ssa.TakeOver(ctx, a.resource(idOf(obj)), obj, fieldManager)
+	live, err := ssa.TakeOver(ctx, a.resource(idOf(obj)), obj, a.manager())
 	if err != nil || live == nil {
 		return obj, err
 	}
@@ -145,7 +167,7 @@ func (a *Addon) takeOver(ctx context.Context, obj *unstructured.Unstructured) (*
 
 // plan compares the desired objects with those that have the add-on's label. Objects are removed in the reverse order of
 // applying, so that nothing runs without its permissions.
-func plan(want []*unstructured.Unstructured, existing map[id]*unstructured.Unstructured) (apply, remove []*unstructured.Unstructured) {
+func plan(want []*unstructured.Unstructured, existing map[id]*unstructured.Unstructured, manager string) (apply, remove []*unstructured.Unstructured) {
 	wanted := make(map[id]bool)
 	for _, obj := range want {
 		wanted[idOf(obj)] = true
@@ -155,7 +177,7 @@ func plan(want []*unstructured.Unstructured, existing map[id]*unstructured.Unstr
 	}
 	for _, k := range slices.Backward(kinds()) {
 		for i, obj := range existing {
-			if i.kind == k.GroupVersionKind && !wanted[i] && !ignored(obj) && ssa.AppliedBy(obj, fieldManager) && !ssa.Deployed(obj) {
+			if i.kind == k.GroupVersionKind && !wanted[i] && !ignored(obj) && ssa.AppliedBy(obj, manager) && !ssa.Deployed(obj) {
 				remove = append(remove, obj)
 			}
 		}

@@ -6,6 +6,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 func object(apiVersion, kind, name string, change ...func(*unstructured.Unstructured)) *unstructured.Unstructured {
@@ -14,7 +16,7 @@ func object(apiVersion, kind, name string, change ...func(*unstructured.Unstruct
 	obj.SetKind(kind)
 	obj.SetNamespace("kube-system")
 	obj.SetName(name)
-	obj.SetManagedFields([]metav1.ManagedFieldsEntry{{Manager: fieldManager, Operation: metav1.ManagedFieldsOperationApply}})
+	obj.SetManagedFields([]metav1.ManagedFieldsEntry{{Manager: ssa.Addon, Operation: metav1.ManagedFieldsOperationApply}})
 	for _, c := range change {
 		c(obj)
 	}
@@ -75,7 +77,7 @@ func TestPlan(t *testing.T) {
 			for _, obj := range tt.existing {
 				existing[idOf(obj)] = obj
 			}
-			apply, remove := plan(tt.want, existing)
+			apply, remove := plan(tt.want, existing, ssa.Addon)
 			if got := names(apply); !slices.Equal(got, tt.apply) {
 				t.Errorf("apply %q, want %q", got, tt.apply)
 			}

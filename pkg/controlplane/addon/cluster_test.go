@@ -22,6 +22,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/ssa"
 )
 
 // A process can have one control plane.
@@ -30,6 +31,7 @@ func TestOnACluster(t *testing.T) {
 	kubeconfig := controlplanetest.Start(t, log)
 	t.Run("what is deleted or changed", func(t *testing.T) { testLife(t, kubeconfig, log) })
 	t.Run("nodes", func(t *testing.T) { testNodes(t, kubeconfig, log) })
+	t.Run("what users have instead", func(t *testing.T) { testYield(t, kubeconfig, log) })
 	t.Run("policies", func(t *testing.T) { testPolicies(t, kubeconfig, log) })
 }
 
@@ -74,7 +76,7 @@ func testLife(t *testing.T, kubeconfig string, log *slog.Logger) {
 		WithSpec(applyadmission.ValidatingAdmissionPolicySpec().WithValidations(applyadmission.Validation().WithExpression("false")).
 			WithMatchConstraints(applyadmission.MatchResources().WithResourceRules(applyadmission.NamedRuleWithOperations().
 				WithAPIGroups("networking.k8s.io").WithAPIVersions("*").WithOperations("CREATE").WithResources("networkpolicies")))),
-		metav1.ApplyOptions{FieldManager: fieldManager}); err != nil {
+		metav1.ApplyOptions{FieldManager: ssa.Addon}); err != nil {
 		t.Fatal(err)
 	}
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)

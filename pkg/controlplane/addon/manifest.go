@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 //go:embed manifests/*.yaml
@@ -59,8 +60,11 @@ func kinds() []kind {
 
 // mainImage returns the short name of the image whose version is the add-on's.
 func mainImage(name config.Addon) string {
-	if name == config.LocalStorage {
+	switch name {
+	case config.LocalStorage:
 		return "local-path-provisioner"
+	case ObserveAccess:
+		return "forward"
 	}
 	return string(name)
 }
@@ -86,11 +90,16 @@ type inputs struct {
 	Spread bool
 	// Scaled is whether the number of replicas is a user's.
 	Scaled bool
+	// Rivals are the users' programs that `istioctl dashboard` finds by the same labels as ours: names of dashboards().
+	Rivals []string
 }
+
+// Rival reports whether a program is among Rivals.
+func (i inputs) Rival(name string) bool { return slices.Contains(i.Rivals, name) }
 
 func (i inputs) equal(other inputs) bool {
 	return slices.Equal(i.Servers, other.Servers) && i.KubeletAuthority == other.KubeletAuthority &&
-		slices.Equal(i.Hosts, other.Hosts) && i.Spread == other.Spread && i.Scaled == other.Scaled
+		slices.Equal(i.Hosts, other.Hosts) && i.Spread == other.Spread && i.Scaled == other.Scaled && slices.Equal(i.Rivals, other.Rivals)
 }
 
 // render returns the add-on's objects in the order in which they are applied; none if it is disabled.
@@ -116,7 +125,8 @@ func render(opts Options, in inputs) ([]*unstructured.Unstructured, error) {
 	data := struct {
 		Options
 		inputs
-	}{opts, in}
+		Group int // of the store's sockets
+	}{opts, in, layout.ObserveGroup}
 	if err := tmpl.Execute(&text, data); err != nil {
 		return nil, err
 	}

@@ -30,23 +30,29 @@ func testOptions(name config.Addon) Options {
 			"registry.polymesh.dev/metrics-server:0.9.0",
 			"registry.polymesh.dev/local-path-provisioner:0.0.30",
 			"registry.polymesh.dev/busybox:1.35.0",
+			"registry.polymesh.dev/forward:0.1.0",
 		}}).Image,
 		ClusterDNS:    netip.MustParseAddr("10.43.0.10"),
 		ClusterDomain: "cluster.local",
 		NodeName:      "node-1",
 		NodeAddress:   netip.MustParseAddr("192.0.2.10"),
 		StorageDir:    `/var/lib/poly "mesh"/storage`,
+		Access:        config.ObserveAll,
+		Sockets:       "/run/polymesh/observe",
 	}
 }
 
 func TestRender(t *testing.T) {
 	for golden, opts := range map[string]Options{
-		"coredns":              testOptions(config.CoreDNS),
-		"coredns-offline":      testOptions(config.CoreDNS),
-		"coredns-nodes":        testOptions(config.CoreDNS),
-		"metrics-server":       testOptions(config.MetricsServer),
-		"metrics-server-nodes": testOptions(config.MetricsServer),
-		"local-storage":        testOptions(config.LocalStorage),
+		"coredns":               testOptions(config.CoreDNS),
+		"coredns-offline":       testOptions(config.CoreDNS),
+		"coredns-nodes":         testOptions(config.CoreDNS),
+		"metrics-server":        testOptions(config.MetricsServer),
+		"metrics-server-nodes":  testOptions(config.MetricsServer),
+		"local-storage":         testOptions(config.LocalStorage),
+		"observe-access":        testOptions(ObserveAccess),
+		"observe-access-rivals": testOptions(ObserveAccess),
+		"observe-access-ingest": testOptions(ObserveAccess),
 	} {
 		t.Run(golden, func(t *testing.T) {
 			servers := []string{"192.0.2.53", "2001:db8::53"}
@@ -56,6 +62,12 @@ func TestRender(t *testing.T) {
 			in := inputs{Servers: servers, Hosts: []host{{opts.NodeAddress, opts.NodeName}}}
 			if strings.HasSuffix(golden, "-nodes") {
 				in.Hosts, in.Spread = append(in.Hosts, host{netip.MustParseAddr("192.0.2.11"), "node-2"}), true
+			}
+			if strings.HasSuffix(golden, "-rivals") {
+				in.Rivals = []string{"jaeger", "prometheus"}
+			}
+			if strings.HasSuffix(golden, "-ingest") {
+				opts.Access = config.ObserveIngest
 			}
 			objects, err := render(opts, in)
 			if err != nil {
@@ -96,7 +108,7 @@ func TestRenderedObjectsAreValid(t *testing.T) {
 		}
 	}
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, types, types, json.SerializerOptions{Strict: true})
-	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage} {
+	for _, name := range []config.Addon{config.CoreDNS, config.MetricsServer, config.LocalStorage, ObserveAccess} {
 		objects, err := render(testOptions(name), inputs{Spread: true})
 		if err != nil {
 			t.Fatal(err)

@@ -112,7 +112,7 @@ func (a *Addon) deploymentID() id {
 
 // replicas decides how many replicas the add-on has, from what it has now.
 func (a *Addon) replicas(ctx context.Context, in *inputs, existing map[id]*unstructured.Unstructured) (err error) {
-	if in.Scaled, err = placement.Others(existing[a.deploymentID()], fieldManager, "spec", "replicas"); err != nil || in.Spread {
+	if in.Scaled, err = placement.Others(existing[a.deploymentID()], a.manager(), "spec", "replicas"); err != nil || in.Spread {
 		return err
 	}
 	d, err := a.deployment(existing)
