@@ -11,8 +11,8 @@ import (
 // is read, so it costs nothing while nobody looks.
 const levelLabel = "detected_level"
 
-// withLevel adds the level of an entry that does not say it itself.
-func withLevel(e logstore.Entry) logstore.Entry {
+// WithLevel adds the level of an entry that does not say it itself, as lines of a query have it.
+func WithLevel(e logstore.Entry) logstore.Entry {
 	if logstore.Value(e.Metadata, levelLabel) != "" || logstore.Value(e.Labels, levelLabel) != "" {
 		return e
 	}

@@ -13,6 +13,10 @@ const (
 	maxNested = 64 // brackets
 	maxStages = 128
 
+	// What the store takes in one selector.
+	maxMatchers     = 64
+	maxMatcherBytes = 8 << 10
+
 	// The size of a regular expression is counted in the states of its automaton, about one for each character.
 	maxLineRegexp  = 5_000
 	maxLabelRegexp = 50_000 // a dashboard's "all" is a long list of alternatives

@@ -193,11 +193,11 @@ func (e *Engine) lines(ctx context.Context, expr *LogExpr, req Request, meter *m
 			return true
 		}
 		if levelled {
-			entry = withLevel(entry)
+			entry = WithLevel(entry)
 		}
 		got, ok := pipeline.Run(entry)
 		if ok && !levelled { // only for lines that are given, which are few of those that are read
-			got, ok = pipeline.Run(withLevel(entry))
+			got, ok = pipeline.Run(WithLevel(entry))
 		}
 		if !ok {
 			return true
@@ -253,4 +253,29 @@ func appendKey(key []byte, labels []Label) []byte {
 func appendText(key []byte, s string) []byte {
 	n := len(s)
 	return append(append(key, byte(n>>24), byte(n>>16), byte(n>>8), byte(n)), s...)
+}
+
+// Merge puts the lines of streams with the same labels together, in the order of time.
+func Merge(streams []Stream, direction Direction) []Stream {
+	var out []Stream
+	byLabels := map[string]int{}
+	for _, s := range streams {
+		key := string(appendKey(nil, s.Labels))
+		i, known := byLabels[key]
+		if !known {
+			i = len(out)
+			byLabels[key] = i
+			out = append(out, Stream{Labels: s.Labels, Stream: s.Stream})
+		}
+		out[i].Entries = append(out[i].Entries, s.Entries...)
+	}
+	for _, s := range out {
+		slices.SortStableFunc(s.Entries, func(a, b Line) int {
+			if direction == Forward {
+				return a.Time.Compare(b.Time)
+			}
+			return b.Time.Compare(a.Time)
+		})
+	}
+	return out
 }

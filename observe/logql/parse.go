@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
+
+	"polymesh.dev/polymesh/observe/logstore"
 )
 
 // Parse reads a query. It fails with a *ParseError.
@@ -668,9 +670,17 @@ func (p *queryParser) matchers() ([]*labels.Matcher, error) {
 	}
 	matchers := []*labels.Matcher{}
 	for !p.take("}") {
+		at := p.peek()
 		m, err := p.matcher()
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, err
+		case !logstore.ValidName(m.Name):
+			return nil, p.errorf(at, "%q is no name for a label of a stream", clip(m.Name))
+		case len(m.Value) > maxMatcherBytes:
+			return nil, p.errorf(at, "the value for %s has more than %d bytes", m.Name, maxMatcherBytes)
+		case len(matchers) == maxMatchers:
+			return nil, p.errorf(at, "the query has more than %d matchers", maxMatchers)
 		}
 		matchers = append(matchers, m)
 		if !p.take(",") && p.peek().kind != "}" {

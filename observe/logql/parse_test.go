@@ -141,7 +141,7 @@ var more = []string{
 	`{a="b"} | json x="[0]", y="[\"a b\"].c[2].d", z`,
 	`{a="b"} | pattern "<<from>> -> <<to>>"`,
 	`{a="b"} |> "" or "<_>"`,
-	`{a:b="c", _x1="d"}`,
+	`{_x1="d"}`,
 	"{a=\"b\"} | size > 1.5KiB and size < 5GB and size != 20B and t >= 20µs and t < 1w",
 	`{a="b"} | line_format ""`,
 	`{a="b"} | line_format "{{ if and (contains \"he\" \"hello\") (contains \"llo\" \"hello\") }} yes {{end}}"`,
@@ -187,6 +187,8 @@ func TestParseErrors(t *testing.T) {
 		``:                                      `parse error at line 1, col 1: syntax error: unexpected end of the query`,
 		`{`:                                     `parse error at line 1, col 2: syntax error: unexpected end of the query, expecting identifier`,
 		`{}`:                                    `queries require at least one regexp or equality matcher that does not have an empty-compatible value`,
+		`{a:b="c"}`:                             `"a:b" is no name for a label of a stream`,
+		`{_time="c"}`:                           `"_time" is no name for a label of a stream`,
 		`{a=~".*"}`:                             `queries require at least one regexp or equality matcher`,
 		`{a!="b"}`:                              `queries require at least one regexp or equality matcher`,
 		`{a="b"`:                                `unexpected end of the query, expecting }`,
@@ -296,6 +298,6 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q has no pipeline: %s", query, err)
 		}
-		pipeline.Run(withLevel(entryOf(line)))
+		pipeline.Run(WithLevel(entryOf(line)))
 	})
 }

@@ -78,7 +78,7 @@ func (e *Engine) evaluate(ctx context.Context, l leaf, g grid, meter *meter) ([]
 			return false
 		}
 		if levelled {
-			entry = withLevel(entry)
+			entry = WithLevel(entry)
 		}
 		r, ok := pipeline.run(entry)
 		if !ok {
@@ -116,7 +116,7 @@ func (e *Engine) evaluate(ctx context.Context, l leaf, g grid, meter *meter) ([]
 	return out, nil
 }
 
-// wantsLevel says whether the query names the level that withLevel finds.
+// wantsLevel says whether the query names the level that WithLevel finds.
 func (ev *evaluation) wantsLevel() bool {
 	for _, g := range [...]*grouping{ev.grouping, ev.by} {
 		if g != nil && !g.without && slices.Contains(g.names, levelLabel) {
