@@ -41,8 +41,9 @@ type statement struct {
 	Why    string `json:"why,omitempty"`
 	Advice string `json:"advice,omitempty"`
 	Since  int64  `json:"since,omitempty"` // Unix milliseconds
-	// Earlier means that it began before what was looked at.
+	// Earlier means that it began before what was looked at, Once that it happened at that time and is over.
 	Earlier bool `json:"earlier,omitempty"`
+	Once    bool `json:"once,omitempty"`
 	// Link is a path of the page, with escaped names.
 	Link string `json:"link,omitempty"`
 }
@@ -181,7 +182,7 @@ func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, 
 	for i := range list {
 		w := &list[i]
 		a.Numbers.Workloads++
-		restarted, ended := 0.0, ""
+		restarted, ended, at := 0.0, "", time.Time{}
 		for _, pod := range w.Pods {
 			a.Numbers.Pods++
 			if pod.Ready || pod.Phase == "Succeeded" {
@@ -189,8 +190,8 @@ func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, 
 			}
 			restarted += restarts[podKey{w.Namespace, pod.Name}]
 			for _, c := range pod.Containers {
-				if c.Last != nil && c.Last.Reason != "" && c.Last.Reason != "Completed" {
-					ended = c.Last.Reason
+				if c.Last != nil && c.Last.Reason != "" && c.Last.Reason != "Completed" && !c.Last.Finished.Before(at) {
+					ended, at = c.Last.Reason, c.Last.Finished
 				}
 			}
 		}
@@ -220,6 +221,9 @@ func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, 
 		case restarted >= 0.5:
 			more++
 			st := statement{Level: warn, Text: fmt.Sprintf("%s in %s was restarted %s.", w.Name, w.Namespace, times(restarted)), Link: link}
+			if !at.IsZero() {
+				st.Since, st.Once = at.UnixMilli(), true
+			}
 			if ended == "OOMKilled" {
 				st.Text = fmt.Sprintf("%s in %s was killed at its memory limit and restarted %s.", w.Name, w.Namespace, times(restarted))
 				st.Advice = "Raise the memory limit, or find what needs so much."
@@ -288,9 +292,13 @@ func (s *server) addCalls(ctx context.Context, a *overviewAnswer, p period, name
 		if share >= badShare {
 			st.Level = bad
 		}
-		st.Text = fmt.Sprintf("%s of %s from %s to %s.", percentOf(share), plural(int(math.Round(f.requests)), "request fails", "requests fail"), f.from.title(), f.to.title())
+		st.Text = fmt.Sprintf("%s of the requests from %s to %s fail: %.0f of %.0f.", percentOf(share), f.from.title(), f.to.title(), f.errors, f.requests)
 		if st.Why, err = q.mostly(ctx); err != nil {
 			return err
+		}
+		// What fails further down is often the reason.
+		if j := slices.IndexFunc(list, func(g failing) bool { return g.from == f.to }); j >= 0 {
+			st.Why = strings.TrimSpace(st.Why + fmt.Sprintf(" Its own requests to %s fail, too.", list[j].to.title()))
 		}
 		since, earlier, err := q.failingSince(ctx)
 		if err != nil {
@@ -391,7 +399,7 @@ func (s *server) addRollouts(ctx context.Context, a *overviewAnswer, p period, n
 		case !r.ended():
 			st.Text = fmt.Sprintf("A rollout of %s in %s is under way: %d %% of the requests go to %s.", r.Name, r.Namespace, r.Weight, r.Image)
 		case r.Phase == "RolledBack":
-			st.Level, st.Since, st.Why = warn, r.Ended.UnixMilli(), r.Reason
+			st.Level, st.Since, st.Once, st.Why = warn, r.Ended.UnixMilli(), true, r.Reason
 			st.Text = fmt.Sprintf("The rollout of %s in %s to %s was rolled back.", r.Name, r.Namespace, r.Image)
 		default:
 			continue

@@ -112,8 +112,8 @@ func New(o Options) (http.Handler, error) {
 	} {
 		mux.Handle("GET /api/polymesh/v1/"+path, s.json(answer))
 	}
-	mux.HandleFunc("/api/", func(w http.ResponseWriter, _ *http.Request) {
-		fail(w, http.StatusNotFound, "there is no such endpoint, or not for this method")
+	mux.HandleFunc("GET /api/", func(w http.ResponseWriter, _ *http.Request) {
+		fail(w, http.StatusNotFound, "there is no such endpoint")
 	})
 	if o.Prometheus != nil {
 		pass(mux, o.Prometheus, "/api/v1/", prometheusQueries)

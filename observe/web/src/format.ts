@@ -1,0 +1,113 @@
+// Numbers and times as text. This file has no effects.
+
+/** A rate per second with two or three significant digits. */
+export function rate(perSecond: number): string {
+  if (perSecond === 0) return "0/s";
+  if (perSecond < 0.1) {
+    const perMinute = perSecond * 60;
+    return (perMinute < 0.1 ? "<0.1" : digits(perMinute)) + "/min";
+  }
+  return digits(perSecond) + "/s";
+}
+
+/** Two or three significant digits, with k and M. */
+export function digits(n: number): string {
+  const a = Math.abs(n);
+  if (a >= 1e9) return trim((n / 1e9).toPrecision(3)) + "G";
+  if (a >= 1e6) return trim((n / 1e6).toPrecision(3)) + "M";
+  if (a >= 10_000) return trim((n / 1e3).toPrecision(3)) + "k";
+  if (a >= 100) return String(Math.round(n));
+  if (a >= 10) return trim(n.toFixed(1));
+  if (a >= 1) return trim(n.toFixed(2));
+  if (a === 0) return "0";
+  return trim(n.toPrecision(2));
+}
+
+function trim(text: string): string {
+  return text.includes("e") ? String(Number(text)) : text.includes(".") ? text.replace(/\.?0+$/, "") : text;
+}
+
+/** A share as percent. */
+export function percent(share: number): string {
+  const p = share * 100;
+  if (p === 0) return "0 %";
+  if (p < 0.1) return "<0.1 %";
+  return (p < 10 ? trim(p.toFixed(1)) : String(Math.round(p))) + " %";
+}
+
+/** A duration in milliseconds, for what takes from microseconds to minutes. */
+export function ms(value: number): string {
+  if (value < 1) return Math.round(value * 1000) + " µs";
+  if (value < 10) return trim(value.toFixed(1)) + " ms";
+  if (value < 1000) return Math.round(value) + " ms";
+  if (value < 60_000) return trim((value / 1000).toFixed(2)) + " s";
+  return span(value);
+}
+
+/** A long duration in milliseconds: the two largest units. */
+export function span(value: number): string {
+  const s = Math.max(0, Math.round(value / 1000));
+  const d = Math.floor(s / 86400), h = Math.floor(s / 3600) % 24, m = Math.floor(s / 60) % 60;
+  if (d > 0) return `${d} d${h ? ` ${h} h` : ""}`;
+  if (h > 0) return `${h} h${m ? ` ${m} min` : ""}`;
+  if (m > 0) return `${m} min${m < 10 && s % 60 ? ` ${s % 60} s` : ""}`;
+  return `${s} s`;
+}
+
+export function bytes(n: number): string {
+  const unit = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let i = 0;
+  while (n >= 1000 && i < unit.length - 1) {
+    n /= 1024;
+    i++;
+  }
+  return `${digits(n)} ${unit[i]}`;
+}
+
+export function count(n: number, one: string, many: string): string {
+  return `${n >= 10_000 ? digits(n) : Math.round(n)} ${Math.round(n) === 1 ? one : many}`;
+}
+
+const pad = (n: number, length = 2) => String(n).padStart(length, "0");
+
+/** The time of day in the browser's zone. */
+export function clock(time: number, seconds = true): string {
+  const d = new Date(time);
+  return `${pad(d.getHours())}:${pad(d.getMinutes())}${seconds ? ":" + pad(d.getSeconds()) : ""}`;
+}
+
+/** The time of day with milliseconds. */
+export function clockMs(time: number): string {
+  return `${clock(time)}.${pad(Math.floor(time) % 1000, 3)}`;
+}
+
+const months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+/** The day and time, without the day if it is the same as that of now. */
+export function when(time: number, now: number, seconds = false): string {
+  const d = new Date(time), n = new Date(now);
+  if (d.toDateString() === n.toDateString()) return clock(time, seconds);
+  const year = d.getFullYear() === n.getFullYear() ? "" : ` ${d.getFullYear()}`;
+  return `${d.getDate()} ${months[d.getMonth()]}${year} ${clock(time, seconds)}`;
+}
+
+/** How long ago, as "12 min ago". */
+export function ago(time: number, now: number): string {
+  const d = now - time;
+  if (d < 5000) return "now";
+  return `${span(d < 60_000 ? d : Math.round(d / 60_000) * 60_000)} ago`;
+}
+
+/** The first characters of a long id. */
+export function short(id: string): string {
+  return id.length > 12 ? id.slice(0, 8) + "…" : id;
+}
+
+/** Cells as CSV. A cell that a spreadsheet would calculate gets an apostrophe: names come from others. */
+export function csv(rows: (string | number)[][]): string {
+  return rows.map((row) => row.map((cell) => {
+    if (typeof cell === "number") return String(cell);
+    const safe = /^[=+\-@\t\r]/.test(cell) ? "'" + cell : cell;
+    return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  }).join(",")).join("\r\n") + "\r\n";
+}

@@ -1,0 +1,179 @@
+import { api, type Container, type Mark, type Pod, useData, type WorkloadAnswer, type WorkloadRow } from "../api";
+import { Chart, classStyles, palette, quantileStyles, type Series, seriesOf } from "../chart";
+import { bytes, count, digits, ms, rate, span, when } from "../format";
+import { Icon } from "../icons";
+import { now, place } from "../state";
+import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Stat, Table, Text, Time, Waiting } from "../ui";
+import { timeQuery } from "../url";
+import { EventList } from "./events";
+import { Changes } from "./overview";
+import { phaseLevel } from "./rollouts";
+
+export function WorkloadsView() {
+  const q = place.value.query;
+  const query = timeQuery(q);
+  for (const ns of q.getAll("ns")) query.append("ns", ns);
+  const answer = useData<{ workloads: WorkloadRow[] }>(api("workloads", query));
+  const find = (q.get("find") ?? "").toLowerCase(), troubled = q.get("trouble") === "1";
+  return (
+    <>
+      <div class="head">
+        <h1>Workloads</h1>
+        <div class="tools">
+          <Text name="find" label="Find" placeholder="name or image" />
+          <Flag name="trouble">Only with problems</Flag>
+          {answer.data && <Export name="workloads" json={() => answer.data!.workloads} rows={() => [["namespace", "name", "kind", "ready", "replicas", "restarts", "cpu", "memory", "requests/s", "errors/s", "images"], ...answer.data!.workloads.map((w) => [w.namespace, w.name, w.kind, w.ready, w.replicas, w.restarts, w.cpu, w.memory, w.rate, w.errors, w.images.join(" ")])]} />}
+        </div>
+      </div>
+      <Panel>
+        <Waiting of={answer}>
+          {(d) => {
+            const rows = d.workloads.filter((w) => (find === "" || `${w.namespace}/${w.name} ${w.images.join(" ")}`.toLowerCase().includes(find)) && (!troubled || w.problem || w.restarts >= 0.5 || (w.rate > 0 && w.errors / w.rate >= 0.01)));
+            if (d.workloads.length === 0) return <Empty title="No workloads were recorded at this time" icon="workloads"><p>Snapshots of workloads are kept from the moment at which the store sees the API server.</p></Empty>;
+            if (rows.length === 0) return <Empty title={troubled ? "No workload has a problem" : "Nothing here matches"} icon={troubled ? "ok" : "search"} />;
+            return <Table columns={columns} rows={rows} caption="Workloads" id={(w) => JSON.stringify([w.kind, w.namespace, w.name])} sorted="namespace" rowClass={(w) => (w.problem ? "warn" : "")} />;
+          }}
+        </Waiting>
+      </Panel>
+    </>
+  );
+}
+
+const columns: Column<WorkloadRow>[] = [
+  { key: "name", title: "Workload", value: (w) => w.name, cell: (w) => <span class="end"><Link to={["workloads", w.namespace, w.name]}>{w.name}</Link><small>{w.kind}</small></span> },
+  { key: "namespace", title: "Namespace", value: (w) => `${w.namespace}/${w.name}`, cell: (w) => w.namespace },
+  { key: "ready", title: "Ready", number: true, value: (w) => w.ready / Math.max(1, w.replicas), cell: (w) => (w.problem ? <Badge level={w.ready === 0 ? "bad" : "warn"}>{w.ready}/{w.replicas}</Badge> : `${w.ready}/${w.replicas}`) },
+  { key: "restarts", title: "Restarts", number: true, value: (w) => w.restarts, cell: (w) => (w.restarts >= 0.5 ? <Badge level="warn">{Math.round(w.restarts)}</Badge> : <span class="muted">0</span>) },
+  { key: "cpu", title: "CPU", number: true, value: (w) => w.cpu, cell: (w) => <Meter share={w.cpuLimit ? w.cpu / w.cpuLimit : undefined} text={cores(w.cpu)} level={w.cpuLimit && w.cpu / w.cpuLimit > 0.9 ? "warn" : undefined} /> },
+  { key: "memory", title: "Memory", number: true, value: (w) => w.memory, cell: (w) => <Meter share={w.memoryLimit ? w.memory / w.memoryLimit : undefined} text={bytes(w.memory)} level={w.memoryLimit && w.memory / w.memoryLimit > 0.9 ? "warn" : undefined} /> },
+  { key: "rate", title: "Requests", number: true, value: (w) => w.rate, cell: (w) => (w.rate > 0 ? rate(w.rate) : <span class="muted">–</span>) },
+  { key: "errors", title: "Errors", number: true, value: (w) => (w.rate > 0 ? w.errors / w.rate : -1), cell: (w) => <Errors rate={w.rate} errors={w.errors} /> },
+  { key: "images", title: "Images", class: "wide", value: (w) => w.images.join(" "), cell: (w) => <span class="images">{w.images.map((i) => <code key={i}>{i}</code>)}</span> },
+];
+
+/** CPU in cores, small amounts in thousandths as Kubernetes writes them. */
+export function cores(n: number): string {
+  return n < 0.1 ? `${Math.round(n * 1000)}m` : digits(n);
+}
+
+export function WorkloadView() {
+  const [, namespace = "", name = ""] = place.value.path;
+  const q = place.value.query;
+  const query = timeQuery(q);
+  if (q.get("kind")) query.set("kind", q.get("kind")!);
+  const answer = useData<WorkloadAnswer>(api(`workloads/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`, query));
+  const marksQuery = timeQuery(q);
+  marksQuery.set("ns", namespace);
+  marksQuery.set("workload", name);
+  const marks = useData<{ marks: Mark[] }>(api("marks", marksQuery));
+  return (
+    <>
+      <nav class="crumbs" aria-label="Path"><Link to={["workloads"]}>Workloads</Link></nav>
+      <div class="head">
+        <h1 class="pair"><span class="end"><span>{name}</span><small>{answer.data ? `${answer.data.state.kind}, ` : ""}{namespace}</small></span></h1>
+        <div class="tools">
+          <Link class="button" to={["logs"]} query={{ q: `{job="pods", namespace=${JSON.stringify(namespace)}, workload=${JSON.stringify(name)}}` }}><Icon name="logs" />Logs</Link>
+          <Link class="button" to={["graph"]} query={{ focus: name, "focus-ns": namespace }}><Icon name="graph" />Graph</Link>
+          <Link class="button" to={["traces"]} query={{ service: `${name}.${namespace}` }}><Icon name="traces" />Traces</Link>
+          {answer.data && <Export name={`workload-${name}`} json={() => answer.data} />}
+        </div>
+      </div>
+      <Waiting of={answer}>{(d) => <Body data={d} marks={marks.data?.marks ?? []} />}</Waiting>
+      {answer.error?.status === 404 && <Empty title="Not recorded in this time" icon="workloads"><p>Choose an earlier or a longer time: workloads that are deleted stay here as long as the store keeps them.</p></Empty>}
+    </>
+  );
+}
+
+function podSeries(lines: WorkloadAnswer["cpu"], name: string): Series[] {
+  return lines.map((l, i) => {
+    const pod = l.labels?.pod ?? "";
+    return { label: pod.startsWith(name + "-") ? pod.slice(name.length + 1) : pod, points: l.points, ...palette(i) };
+  });
+}
+
+function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
+  const s = d.state, running = d.pods.filter((p) => !p.gone);
+  const restarts = running.reduce((n, p) => n + p.restarts, 0);
+  const limit = d.limits.memory, cpuLimit = d.limits.cpu;
+  return (
+    <>
+      {s.deleted && <p><Badge level="note">It was deleted <Time at={Date.parse(s.deleted)} /></Badge></p>}
+      {d.problem && (
+        <div class="failure" role="status">
+          <Icon name="warn" />
+          <span>{d.problem.text}.{d.problem.why && ` ${d.problem.why}.`}{d.problem.since && <> Since <Time at={Date.parse(d.problem.since)} />.</>}</span>
+        </div>
+      )}
+      {d.findings.map((f) => <div class="failure" key={JSON.stringify(f)}><Icon name="note" /><span><b>{f.message}</b> {f.advice}</span></div>)}
+      <dl class="stats">
+        <Stat label="Pods ready" value={<>{s.ready}<span class="of">/{s.replicas}</span></>} level={d.problem ? (s.ready === 0 ? "bad" : "warn") : undefined} hint={count(d.pods.length, "pod in this time", "pods in this time")} />
+        <Stat label="Restarts" value={restarts} level={restarts > 0 ? "warn" : undefined} hint="of these pods" />
+        <Stat label="Requests of a pod" value={d.requests.cpu !== undefined || d.requests.memory !== undefined ? `${d.requests.cpu === undefined ? "–" : cores(d.requests.cpu)} · ${d.requests.memory === undefined ? "–" : bytes(d.requests.memory)}` : "none"} hint="CPU and memory" />
+        <Stat label="Limits of a pod" value={cpuLimit !== undefined || limit !== undefined ? `${cpuLimit === undefined ? "–" : cores(cpuLimit)} · ${limit === undefined ? "–" : bytes(limit)}` : "none"} hint="CPU and memory" />
+        {s.created && <Stat label="Age" value={span(now() - Date.parse(s.created))} hint={`revision ${s.revision || "–"}`} />}
+      </dl>
+      <div class="columns">
+        <Panel><Chart title="Requests per second" series={seriesOf(d.rates, "class", classStyles)} start={d.start} end={d.end} format={digits} marks={marks} empty="It received no requests in the mesh." /></Panel>
+        <Panel><Chart title="Duration" series={seriesOf(d.quantiles, "quantile", quantileStyles)} start={d.start} end={d.end} format={ms} marks={marks} empty="It received no requests in the mesh." /></Panel>
+        <Panel><Chart title="CPU, cores by pod" series={podSeries(d.cpu, s.name)} start={d.start} end={d.end} format={cores} marks={marks} {...(cpuLimit ? { limit: { value: cpuLimit, label: "limit" } } : {})} /></Panel>
+        <Panel><Chart title="Memory by pod" series={podSeries(d.memory, s.name)} start={d.start} end={d.end} format={bytes} binary marks={marks} {...(limit ? { limit: { value: limit, label: "limit" } } : {})} /></Panel>
+      </div>
+      <Panel title="Pods, also those that are gone" actions={d.cut ? <span class="muted">the newest 5,000 snapshots of this time</span> : undefined}>
+        {d.pods.length === 0 ? <Empty title="No pods" icon="workloads" /> : <Pods data={d} />}
+      </Panel>
+      <div class="columns">
+        <Panel title="Revisions">
+          <ol class="changes">
+            {d.revisions.map((r, i) => (
+              <li key={`${r.time}${i}`}><Time at={r.time} /><span class="kind deploy"><Icon name="deploy" size={13} />{r.revision ? `Revision ${r.revision}` : "Template"}</span><span class="images">{r.images.map((x) => <code key={x} class={d.revisions[i + 1] && !d.revisions[i + 1]!.images.includes(x) ? "new" : ""}>{x}</code>)}</span></li>
+            ))}
+          </ol>
+          {d.rollouts.length > 0 && (
+            <>
+              <h3>Rollouts of the last seven days</h3>
+              <ul class="changes">{d.rollouts.map((r) => <li key={r.started}><Time at={Date.parse(r.started)} /><Badge level={phaseLevel(r.phase)}>{r.phase}</Badge><span><Link to={["rollouts", r.namespace, r.name]} query={{ started: Date.parse(r.started) }}>{r.image}</Link> {r.reason && <span class="muted">{r.reason}</span>}</span></li>)}</ul>
+            </>
+          )}
+        </Panel>
+        <Panel title="Changes">{marks.length === 0 ? <p class="muted">No deploy, rollout or restart in this time.</p> : <Changes list={marks} />}</Panel>
+      </div>
+      <Panel title="Events">{d.events.length === 0 ? <p class="muted">None in this time.</p> : <EventList events={d.events} />}</Panel>
+    </>
+  );
+}
+
+function Pods({ data: d }: { data: WorkloadAnswer }) {
+  const { start, end } = d;
+  const name = d.state.name;
+  const podColumns: Column<Pod>[] = [
+    { key: "pod", title: "Pod", value: (p) => p.name, cell: (p) => <span class="end"><Link to={["logs"]} query={{ q: `{job="pods", namespace=${JSON.stringify(d.state.namespace)}, pod=${JSON.stringify(p.name)}}` }} title="Its log">{p.name.startsWith(name + "-") ? <><span class="muted">{name}-</span>{p.name.slice(name.length + 1)}</> : p.name}</Link><small>{[p.node, p.ip].filter(Boolean).join(", ") || "no node"}</small></span> },
+    { key: "state", title: "State", class: "wide", value: (p) => (p.gone ? "gone" : p.ready ? "ready" : p.phase), cell: (p) => <State pod={p} /> },
+    { key: "restarts", title: "Restarts", number: true, value: (p) => p.restarts },
+    { key: "last", title: "Last end", value: (p) => lastOf(p)?.last?.finished ?? "", cell: (p) => { const c = lastOf(p); return c?.last ? <span>{c.last.reason || "ended"}, code {c.last.exitCode}{c.last.finished && <>, <Time at={Date.parse(c.last.finished)} /></>}</span> : <span class="muted">–</span>; } },
+    { key: "revision", title: "Revision", value: (p) => p.revision ?? "" },
+    { key: "lived", title: "Lived", value: (p) => Date.parse(p.created ?? "") || p.firstSeen, cell: (p) => <Lived pod={p} start={start} end={end} /> },
+  ];
+  return <Table name="pods" columns={podColumns} rows={d.pods} caption="Pods" id={(p) => p.uid || p.name} rowClass={(p) => (p.gone ? "gone" : p.ready ? "" : "warn")} />;
+}
+
+const lastOf = (p: Pod): Container | undefined => p.containers?.find((c) => c.last);
+
+function State({ pod: p }: { pod: Pod }) {
+  if (p.gone) return <span class="muted">gone</span>;
+  if (p.ready) return <Badge level="ok">ready</Badge>;
+  if (p.phase === "Succeeded") return <Badge level="ok">done</Badge>;
+  return <Badge level={p.phase === "Pending" ? "warn" : "bad"}>{p.why || p.reason || p.phase}</Badge>;
+}
+
+/** When a pod lived, as a bar within the shown time. */
+function Lived({ pod: p, start, end }: { pod: Pod; start: number; end: number }) {
+  const from = Math.min(Date.parse(p.created ?? "") || p.firstSeen, p.firstSeen), to = p.gone ? p.lastSeen : end;
+  const x = (t: number) => Math.min(100, Math.max(0, ((t - start) / (end - start)) * 100));
+  return (
+    <span class="lived">
+      <span class="track" aria-hidden="true"><i class={p.gone ? "gone" : ""} style={{ insetInlineStart: `${x(from)}%`, inlineSize: `${Math.max(1.5, x(to) - x(from))}%` }} /></span>
+      <span>{p.gone ? `${when(from, now())} – ${when(to, from)}` : `for ${span(now() - from)}`}</span>
+    </span>
+  );
+}
+
