@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -40,4 +41,17 @@ func appendAll(t *testing.T, s *Store, spans ...Span) {
 	r, err := s.Append(spans)
 	require.NoError(t, err)
 	require.Equal(t, Result{Stored: len(spans)}, r)
+}
+
+// settle waits until all that was appended can be seen. What comes fast is not at once.
+func settle(t *testing.T, s *Store) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var seen int64
+		err := s.rows.Query(t.Context(), spans+" | stats count() n", time.Time{}, time.Time{}, func(r rowstore.Row) bool {
+			seen, _ = strconv.ParseInt(r.Fields[0].Value, 10, 64)
+			return true
+		})
+		return err == nil && seen == s.Stats().Stored
+	}, time.Minute, 50*time.Millisecond)
 }

@@ -50,9 +50,9 @@ func (m mesh) trace(at time.Time) []Span {
 	return spans
 }
 
-// TestBytesOfASpan stores ten minutes of 25 traces a second, and asks for them.
+// TestBytesOfASpan stores two minutes of 25 traces a second, and asks for them.
 func TestBytesOfASpan(t *testing.T) {
-	const seconds, perSecond = 600, 25
+	const seconds, perSecond = 120, 25
 	dir := t.TempDir()
 	s := openIn(t, dir)
 	m := mesh{rand.New(rand.NewPCG(1, 2))}

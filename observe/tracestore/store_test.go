@@ -166,6 +166,7 @@ func TestFindManySpansOfFewTraces(t *testing.T) {
 		}
 	}
 	appendAll(t, s, spans...)
+	settle(t, s)
 	for _, slowest := range []bool{false, true} {
 		got, err := s.Find(t.Context(), Query{Limit: 30, Slowest: slowest})
 		require.NoError(t, err)
@@ -304,6 +305,7 @@ func TestManyKeys(t *testing.T) {
 		}
 		appendAll(t, s, one)
 	}
+	settle(t, s)
 	for i := range spans {
 		got, err := s.Find(t.Context(), Query{Tags: map[string]string{fmt.Sprintf("key-%d-%d", i, each-1): fmt.Sprintf("<%d>", each-1)}})
 		require.NoError(t, err)
@@ -318,6 +320,7 @@ func TestManyServices(t *testing.T) {
 	for i := range maxStreams + 100 {
 		appendAll(t, s, call(trace(i), id(i), "", fmt.Sprintf("service-%04d", i), now, 1))
 	}
+	settle(t, s)
 	require.Less(t, s.Stats().Streams, int64(maxStreams+10))
 	services, err := s.Services(t.Context(), time.Time{}, time.Time{})
 	require.NoError(t, err)
@@ -341,6 +344,7 @@ func TestLongTrace(t *testing.T) {
 	require.Equal(t, 10, r.Refused)
 	require.Contains(t, r.Reason, "a trace has more than 10000 spans")
 	appendAll(t, s, call(trace(2), id(1), "", "endless", now.Add(-time.Second), 1))
+	settle(t, s)
 
 	got, err := s.Find(t.Context(), Query{})
 	require.NoError(t, err)
@@ -353,6 +357,7 @@ func TestLongTrace(t *testing.T) {
 		heavy.SpanID = id(i)
 		appendAll(t, s, heavy)
 	}
+	settle(t, s)
 	got, err = s.Find(t.Context(), Query{})
 	require.NoError(t, err)
 	require.Equal(t, []string{trace(3)}, ids(got), "an answer has one trace at least, and no more than fit")
