@@ -15,9 +15,9 @@ import (
 const role = "node-role.kubernetes.io/"
 
 func nodes() []family {
-	each := func(of func(*corev1.Node, adder)) func(Objects, adder) {
-		return func(o Objects, add adder) {
-			for _, n := range o.Nodes() {
+	each := func(of func(*corev1.Node, adder)) func(*lists, adder) {
+		return func(o *lists, add adder) {
+			for _, n := range o.nodes {
 				of(n, add)
 			}
 		}
@@ -54,11 +54,11 @@ func nodes() []family {
 				add(1, n.Name, t.Key, t.Value, string(t.Effect))
 			}
 		})),
-		gauge("kube_node_status_condition", "The conditions of a node.", []string{"node", "condition", "status"}, each(func(n *corev1.Node, add adder) {
+		statesOf(gauge("kube_node_status_condition", "The conditions of a node.", []string{"node", "condition", "status"}, each(func(n *corev1.Node, add adder) {
 			for _, c := range n.Status.Conditions {
 				addStatus(add, c.Status, n.Name, string(c.Type))
 			}
-		})),
+		}))),
 		gauge("kube_node_status_capacity", "What a node has.", resources, each(func(n *corev1.Node, add adder) {
 			addResources(add, n.Status.Capacity, true, n.Name)
 		})),
@@ -70,18 +70,18 @@ func nodes() []family {
 
 func namespaces() []family {
 	return []family{
-		gauge("kube_namespace_created", "When a namespace was created, in seconds since 1970.", []string{"namespace"}, func(o Objects, add adder) {
-			for _, n := range o.Namespaces() {
+		gauge("kube_namespace_created", "When a namespace was created, in seconds since 1970.", []string{"namespace"}, func(o *lists, add adder) {
+			for _, n := range o.namespaces {
 				addTime(add, &n.CreationTimestamp, n.Name)
 			}
 		}),
-		gauge("kube_namespace_status_phase", "The phase of a namespace.", []string{"namespace", "phase"}, func(o Objects, add adder) {
-			for _, n := range o.Namespaces() {
+		statesOf(gauge("kube_namespace_status_phase", "The phase of a namespace.", []string{"namespace", "phase"}, func(o *lists, add adder) {
+			for _, n := range o.namespaces {
 				for _, phase := range []corev1.NamespacePhase{corev1.NamespaceActive, corev1.NamespaceTerminating} {
 					add(boolean(n.Status.Phase == phase), n.Name, string(phase))
 				}
 			}
-		}),
+		})),
 	}
 }
 
@@ -89,13 +89,13 @@ func services() []family {
 	return []family{
 		gauge("kube_service_info", "A service and its addresses.", []string{
 			"namespace", "service", "uid", "cluster_ip", "external_name", "external_traffic_policy", "load_balancer_ip",
-		}, func(o Objects, add adder) {
-			for _, s := range o.Services() {
+		}, func(o *lists, add adder) {
+			for _, s := range o.services {
 				add(1, s.Namespace, s.Name, string(s.UID), s.Spec.ClusterIP, s.Spec.ExternalName, string(s.Spec.ExternalTrafficPolicy), s.Spec.LoadBalancerIP)
 			}
 		}),
-		gauge("kube_service_spec_type", "The type of a service.", []string{"namespace", "service", "uid", "type"}, func(o Objects, add adder) {
-			for _, s := range o.Services() {
+		gauge("kube_service_spec_type", "The type of a service.", []string{"namespace", "service", "uid", "type"}, func(o *lists, add adder) {
+			for _, s := range o.services {
 				add(1, s.Namespace, s.Name, string(s.UID), string(s.Spec.Type))
 			}
 		}),
@@ -105,8 +105,8 @@ func services() []family {
 func claims() []family {
 	claim := []string{"namespace", "persistentvolumeclaim"}
 	return []family{
-		gauge("kube_persistentvolumeclaim_info", "A claim of a volume.", append(slices.Clone(claim), "storageclass", "volumename", "volumemode"), func(o Objects, add adder) {
-			for _, c := range o.PersistentVolumeClaims() {
+		gauge("kube_persistentvolumeclaim_info", "A claim of a volume.", append(slices.Clone(claim), "storageclass", "volumename", "volumemode"), func(o *lists, add adder) {
+			for _, c := range o.claims {
 				class, found := c.Annotations[corev1.BetaStorageClassAnnotation]
 				if !found && c.Spec.StorageClassName != nil {
 					class = *c.Spec.StorageClassName
@@ -118,15 +118,15 @@ func claims() []family {
 				add(1, c.Namespace, c.Name, class, c.Spec.VolumeName, mode)
 			}
 		}),
-		gauge("kube_persistentvolumeclaim_status_phase", "The phase of a claim.", append(slices.Clone(claim), "phase"), func(o Objects, add adder) {
-			for _, c := range o.PersistentVolumeClaims() {
+		statesOf(gauge("kube_persistentvolumeclaim_status_phase", "The phase of a claim.", append(slices.Clone(claim), "phase"), func(o *lists, add adder) {
+			for _, c := range o.claims {
 				for _, phase := range []corev1.PersistentVolumeClaimPhase{corev1.ClaimPending, corev1.ClaimBound, corev1.ClaimLost} {
 					add(boolean(c.Status.Phase == phase), c.Namespace, c.Name, string(phase))
 				}
 			}
-		}),
-		gauge("kube_persistentvolumeclaim_resource_requests_storage_bytes", "The size that a claim asks for.", claim, func(o Objects, add adder) {
-			for _, c := range o.PersistentVolumeClaims() {
+		})),
+		gauge("kube_persistentvolumeclaim_resource_requests_storage_bytes", "The size that a claim asks for.", claim, func(o *lists, add adder) {
+			for _, c := range o.claims {
 				if size, ok := c.Spec.Resources.Requests[corev1.ResourceStorage]; ok {
 					add(float64(size.Value()), c.Namespace, c.Name)
 				}

@@ -5,8 +5,9 @@
 // family tells (waiting, terminated), and of init containers all but restarts and reasons, unless they are sidecars. A pod costs about 20
 // series, one with a sidecar 30.
 //
-// Names and reasons are chosen by users, so each label is cut, and the number of series is bounded: when there are too many, whole families
-// are missing, the least important first, and one of our own names them. Package metrics gathers, package server makes the State.
+// Names and reasons are chosen by users, so each label is cut, and the number of series is bounded. When there are too many, those of states
+// that an object does not have, which are 0, are left out first, then whole families, the least important ones; one of our own names them.
+// Package metrics gathers, package server makes the State.
 package kubestate
 
 import (
@@ -37,8 +38,8 @@ type Objects interface {
 }
 
 const (
-	// DefaultMaxSeries is enough for 600 pods with a sidecar each.
-	DefaultMaxSeries = 20_000
+	// DefaultMaxSeries is enough for 300 pods with a sidecar each.
+	DefaultMaxSeries = 10_000
 	// maxLabel is the longest value of a label in bytes.
 	maxLabel = 512
 	// LeftOut is the family that names what is missing because of the limit.
@@ -64,61 +65,92 @@ type family struct {
 	name, help string
 	kind       dto.MetricType
 	labels     []string
+	// states has a series for each state that an object can have, 1 for the one that it has.
+	states bool
 	// each calls add for each series, with the values of the labels.
-	each func(Objects, adder)
+	each func(*lists, adder)
 }
 
 // adder takes a sample. A sample that is one too many is not kept.
 type adder func(value float64, labels ...string)
 
+// lists are the objects of one gathering.
+type lists struct {
+	nodes        []*corev1.Node
+	namespaces   []*corev1.Namespace
+	pods         []*corev1.Pod
+	services     []*corev1.Service
+	claims       []*corev1.PersistentVolumeClaim
+	deployments  []*appsv1.Deployment
+	replicaSets  []*appsv1.ReplicaSet
+	statefulSets []*appsv1.StatefulSet
+	daemonSets   []*appsv1.DaemonSet
+	jobs         []*batchv1.Job
+	cronJobs     []*batchv1.CronJob
+	autoscalers  []*autoscalingv2.HorizontalPodAutoscaler
+}
+
 // Gather implements prometheus.Gatherer. It never fails.
 func (s *State) Gather() ([]*dto.MetricFamily, error) {
-	var gathered []*dto.MetricFamily
-	var missing []string
-	left := s.max
-	for _, f := range families() {
-		g, ok := f.gather(s.objects, left)
-		switch {
-		case !ok:
-			missing = append(missing, f.name)
-		case len(g.Metric) > 0:
-			left -= len(g.Metric)
-			gathered = append(gathered, g)
-		}
+	o := &lists{
+		s.objects.Nodes(), s.objects.Namespaces(), s.objects.Pods(), s.objects.Services(), s.objects.PersistentVolumeClaims(), s.objects.Deployments(),
+		s.objects.ReplicaSets(), s.objects.StatefulSets(), s.objects.DaemonSets(), s.objects.Jobs(), s.objects.CronJobs(), s.objects.HorizontalPodAutoscalers(),
+	}
+	all := families()
+	gathered, missing := gather(all, o, s.max, false)
+	if len(missing) > 0 {
+		gathered, missing = gather(all, o, s.max, true)
 	}
 	if len(missing) > 0 {
-		f := gauge(LeftOut, "Families that are missing because there are too many series.", []string{"family"}, func(_ Objects, add adder) {
+		f := gauge(LeftOut, "Families that are missing because there are too many series.", []string{"family"}, func(_ *lists, add adder) {
 			for _, name := range missing {
 				add(1, name)
 			}
 		})
-		g, _ := f.gather(s.objects, len(missing))
+		g, _ := f.gather(o, len(missing), false)
 		gathered = append(gathered, g)
 	}
 	slices.SortFunc(gathered, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return gathered, nil
 }
 
+// gather returns the families for which there is room, and the names of the others.
+func gather(all []family, o *lists, room int, lean bool) (gathered []*dto.MetricFamily, missing []string) {
+	for _, f := range all {
+		g, ok := f.gather(o, room, lean)
+		switch {
+		case !ok:
+			missing = append(missing, f.name)
+		case len(g.Metric) > 0:
+			room -= len(g.Metric)
+			gathered = append(gathered, g)
+		}
+	}
+	return gathered, missing
+}
+
 // sample is a series in one piece of memory.
 type sample struct {
 	metric dto.Metric
 	gauge  dto.Gauge
-	count  dto.Counter
 	value  float64
 }
 
-// gather returns the family, and false if it has more than limit series.
-func (f family) gather(o Objects, limit int) (*dto.MetricFamily, bool) {
+// gather returns the family, lean without states that an object does not have, and false if it has more than limit series.
+func (f family) gather(o *lists, limit int, lean bool) (*dto.MetricFamily, bool) {
 	g := &dto.MetricFamily{Name: &f.name, Help: &f.help, Type: &f.kind}
 	over := false
 	f.each(o, func(value float64, labels ...string) {
+		if lean && f.states && value == 0 {
+			return
+		}
 		if len(g.Metric) >= limit {
 			over = true
 			return
 		}
 		s := &sample{value: value}
 		if f.kind == dto.MetricType_COUNTER {
-			s.count.Value, s.metric.Counter = &s.value, &s.count
+			s.metric.Counter = &dto.Counter{Value: &s.value}
 		} else {
 			s.gauge.Value, s.metric.Gauge = &s.value, &s.gauge
 		}
@@ -142,8 +174,14 @@ func text(s string) string {
 	return strings.ToValidUTF8(s[:min(len(s), maxLabel)], "\uFFFD")
 }
 
-func gauge(name, help string, labels []string, each func(Objects, adder)) family {
-	return family{name, help, dto.MetricType_GAUGE, labels, each}
+func gauge(name, help string, labels []string, each func(*lists, adder)) family {
+	return family{name, help, dto.MetricType_GAUGE, labels, false, each}
+}
+
+// statesOf returns a family with a series for each state.
+func statesOf(f family) family {
+	f.states = true
+	return f
 }
 
 // families returns all of them, the most important first.

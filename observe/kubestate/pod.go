@@ -10,8 +10,8 @@ import (
 )
 
 func pods(name, help string, of func(*corev1.Pod, adder), labels ...string) family {
-	return gauge("kube_pod_"+name, help, append([]string{"namespace", "pod", "uid"}, labels...), func(o Objects, add adder) {
-		for _, p := range o.Pods() {
+	return gauge("kube_pod_"+name, help, append([]string{"namespace", "pod", "uid"}, labels...), func(o *lists, add adder) {
+		for _, p := range o.pods {
 			of(p, add)
 		}
 	})
@@ -31,22 +31,22 @@ func podsFirst() []family {
 			}
 			add(1, id(p, p.Status.HostIP, p.Status.PodIP, p.Spec.NodeName, by.Kind, by.Name, p.Spec.PriorityClassName, strconv.FormatBool(p.Spec.HostNetwork))...)
 		}, "host_ip", "pod_ip", "node", "created_by_kind", "created_by_name", "priority_class", "host_network"),
-		pods("status_phase", "The phase of a pod.", func(p *corev1.Pod, add adder) {
+		statesOf(pods("status_phase", "The phase of a pod.", func(p *corev1.Pod, add adder) {
 			if p.Status.Phase == "" {
 				return
 			}
 			for _, phase := range []corev1.PodPhase{corev1.PodPending, corev1.PodRunning, corev1.PodSucceeded, corev1.PodFailed, corev1.PodUnknown} {
 				add(boolean(p.Status.Phase == phase), id(p, string(phase))...)
 			}
-		}, "phase"),
+		}, "phase")),
 		pods("status_reason", "Why a pod has its phase.", podReasons, "reason"),
-		pods("status_ready", "Whether a pod is ready.", func(p *corev1.Pod, add adder) {
+		statesOf(pods("status_ready", "Whether a pod is ready.", func(p *corev1.Pod, add adder) {
 			for _, c := range p.Status.Conditions {
 				if c.Type == corev1.PodReady {
 					addStatus(add, c.Status, id(p)...)
 				}
 			}
-		}, "condition"),
+		}, "condition")),
 		pods("status_unschedulable", "Pods for which there is no node.", func(p *corev1.Pod, add adder) {
 			for _, c := range p.Status.Conditions {
 				if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
@@ -111,8 +111,8 @@ func (c container) sidecar() bool {
 
 // containers returns a family of all containers.
 func containers(name, help string, of func(container, adder), labels ...string) family {
-	return gauge("kube_pod_container_"+name, help, append([]string{"namespace", "pod", "uid", "container"}, labels...), func(o Objects, add adder) {
-		for _, p := range o.Pods() {
+	return gauge("kube_pod_container_"+name, help, append([]string{"namespace", "pod", "uid", "container"}, labels...), func(o *lists, add adder) {
+		for _, p := range o.pods {
 			eachContainer(p, p.Spec.Containers, p.Status.ContainerStatuses, add, of)
 		}
 	})
@@ -120,8 +120,8 @@ func containers(name, help string, of func(container, adder), labels ...string) 
 
 // initContainers returns a family of all init containers.
 func initContainers(name, help string, of func(container, adder), labels ...string) family {
-	return gauge("kube_pod_init_container_"+name, help, append([]string{"namespace", "pod", "uid", "container"}, labels...), func(o Objects, add adder) {
-		for _, p := range o.Pods() {
+	return gauge("kube_pod_init_container_"+name, help, append([]string{"namespace", "pod", "uid", "container"}, labels...), func(o *lists, add adder) {
+		for _, p := range o.pods {
 			eachContainer(p, p.Spec.InitContainers, p.Status.InitContainerStatuses, add, of)
 		}
 	})

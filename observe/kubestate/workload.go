@@ -13,22 +13,22 @@ import (
 
 func workloads() []family {
 	deployment := func(name, help string, of func(*appsv1.Deployment, adder), labels ...string) family {
-		return gauge("kube_deployment_"+name, help, append([]string{"namespace", "deployment"}, labels...), func(o Objects, add adder) {
-			for _, d := range o.Deployments() {
+		return gauge("kube_deployment_"+name, help, append([]string{"namespace", "deployment"}, labels...), func(o *lists, add adder) {
+			for _, d := range o.deployments {
 				of(d, add)
 			}
 		})
 	}
 	statefulSet := func(name, help string, of func(*appsv1.StatefulSet, adder)) family {
-		return gauge("kube_statefulset_"+name, help, []string{"namespace", "statefulset"}, func(o Objects, add adder) {
-			for _, s := range o.StatefulSets() {
+		return gauge("kube_statefulset_"+name, help, []string{"namespace", "statefulset"}, func(o *lists, add adder) {
+			for _, s := range o.statefulSets {
 				of(s, add)
 			}
 		})
 	}
 	daemonSet := func(name, help string, of func(*appsv1.DaemonSet) float64) family {
-		return gauge("kube_daemonset_"+name, help, []string{"namespace", "daemonset"}, func(o Objects, add adder) {
-			for _, d := range o.DaemonSets() {
+		return gauge("kube_daemonset_"+name, help, []string{"namespace", "daemonset"}, func(o *lists, add adder) {
+			for _, d := range o.daemonSets {
 				add(of(d), d.Namespace, d.Name)
 			}
 		})
@@ -60,12 +60,11 @@ func workloads() []family {
 		deployment("status_replicas_available", "The available pods of a Deployment.", status(func(s *appsv1.DeploymentStatus) int32 { return s.AvailableReplicas })),
 		deployment("status_replicas_unavailable", "The pods that a Deployment lacks.", status(func(s *appsv1.DeploymentStatus) int32 { return s.UnavailableReplicas })),
 		deployment("status_replicas_updated", "The pods of a Deployment's newest template.", status(func(s *appsv1.DeploymentStatus) int32 { return s.UpdatedReplicas })),
-		deployment("status_condition", "The conditions of a Deployment.", func(d *appsv1.Deployment, add adder) {
+		statesOf(deployment("status_condition", "The conditions of a Deployment.", func(d *appsv1.Deployment, add adder) {
 			for _, c := range d.Status.Conditions {
 				addStatus(add, c.Status, d.Namespace, d.Name, deploymentReason(c.Reason), string(c.Type))
 			}
-		}, "reason", "condition", "status"),
-
+		}, "reason", "condition", "status")),
 		statefulSet("created", "When a StatefulSet was created, in seconds since 1970.", func(s *appsv1.StatefulSet, add adder) {
 			addTime(add, &s.CreationTimestamp, s.Namespace, s.Name)
 		}),
@@ -109,8 +108,8 @@ func deploymentReason(reason string) string {
 
 // replicaSets are those with pods: a Deployment keeps ten former ones.
 func replicaSets() []family {
-	return []family{gauge("kube_replicaset_owner", "The owner of a ReplicaSet.", append([]string{"namespace", "replicaset"}, owner()...), func(o Objects, add adder) {
-		for _, r := range o.ReplicaSets() {
+	return []family{gauge("kube_replicaset_owner", "The owner of a ReplicaSet.", append([]string{"namespace", "replicaset"}, owner()...), func(o *lists, add adder) {
+		for _, r := range o.replicaSets {
 			if r.Status.Replicas > 0 || r.Spec.Replicas != nil && *r.Spec.Replicas > 0 {
 				addOwners(add, r.OwnerReferences, r.Namespace, r.Name)
 			}
@@ -140,8 +139,8 @@ func addOwners(add adder, owners []metav1.OwnerReference, labels ...string) {
 
 func autoscalers() []family {
 	scaler := func(name, help string, of func(*autoscalingv2.HorizontalPodAutoscaler, adder), labels ...string) family {
-		return gauge("kube_horizontalpodautoscaler_"+name, help, append([]string{"namespace", "horizontalpodautoscaler"}, labels...), func(o Objects, add adder) {
-			for _, h := range o.HorizontalPodAutoscalers() {
+		return gauge("kube_horizontalpodautoscaler_"+name, help, append([]string{"namespace", "horizontalpodautoscaler"}, labels...), func(o *lists, add adder) {
+			for _, h := range o.autoscalers {
 				of(h, add)
 			}
 		})
@@ -156,25 +155,25 @@ func autoscalers() []family {
 		scaler("spec_max_replicas", "The most pods.", func(h *hpa, add adder) { add(float64(h.Spec.MaxReplicas), h.Namespace, h.Name) }),
 		scaler("status_current_replicas", "The pods that there are.", func(h *hpa, add adder) { add(float64(h.Status.CurrentReplicas), h.Namespace, h.Name) }),
 		scaler("status_desired_replicas", "The pods that there should be.", func(h *hpa, add adder) { add(float64(h.Status.DesiredReplicas), h.Namespace, h.Name) }),
-		scaler("status_condition", "The conditions of an autoscaler.", func(h *hpa, add adder) {
+		statesOf(scaler("status_condition", "The conditions of an autoscaler.", func(h *hpa, add adder) {
 			for _, c := range h.Status.Conditions {
 				addStatus(add, c.Status, h.Namespace, h.Name, string(c.Type))
 			}
-		}, "condition", "status"),
+		}, "condition", "status")),
 	}
 }
 
 func jobs() []family {
 	job := func(name, help string, of func(*batchv1.Job, adder), labels ...string) family {
-		return gauge("kube_job_"+name, help, append([]string{"namespace", "job_name"}, labels...), func(o Objects, add adder) {
-			for _, j := range o.Jobs() {
+		return gauge("kube_job_"+name, help, append([]string{"namespace", "job_name"}, labels...), func(o *lists, add adder) {
+			for _, j := range o.jobs {
 				of(j, add)
 			}
 		})
 	}
 	cronJob := func(name, help string, of func(*batchv1.CronJob, adder), labels ...string) family {
-		return gauge("kube_cronjob_"+name, help, append([]string{"namespace", "cronjob"}, labels...), func(o Objects, add adder) {
-			for _, j := range o.CronJobs() {
+		return gauge("kube_cronjob_"+name, help, append([]string{"namespace", "cronjob"}, labels...), func(o *lists, add adder) {
+			for _, j := range o.cronJobs {
 				of(j, add)
 			}
 		})
@@ -200,9 +199,8 @@ func jobs() []family {
 		job("status_completion_time", "When a Job was complete, in seconds since 1970.", func(j *batchv1.Job, add adder) {
 			addTime(add, j.Status.CompletionTime, j.Namespace, j.Name)
 		}),
-		job("complete", "Whether a Job is complete.", condition(batchv1.JobComplete), "condition"),
-		job("failed", "Whether a Job has failed.", condition(batchv1.JobFailed), "condition"),
-
+		statesOf(job("complete", "Whether a Job is complete.", condition(batchv1.JobComplete), "condition")),
+		statesOf(job("failed", "Whether a Job has failed.", condition(batchv1.JobFailed), "condition")),
 		cronJob("info", "A CronJob and its schedule.", func(j *batchv1.CronJob, add adder) {
 			zone := "local"
 			if j.Spec.TimeZone != nil {
