@@ -177,7 +177,7 @@ func eventTime(e *eventsv1.Event, now time.Time) time.Time {
 
 // tellLeftOut queues an entry for each namespace with events that were left out, once a minute.
 func (e *events) tellLeftOut(now time.Time) {
-	if len(e.untold) == 0 || now.Sub(e.told) < time.Minute {
+	if now.Sub(e.told) < time.Minute {
 		return
 	}
 	e.told = now

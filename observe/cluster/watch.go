@@ -238,7 +238,7 @@ func (o *observed) note(ctx context.Context, err error) {
 		return
 	}
 	var status apierrors.APIStatus
-	answered := err == nil || errors.As(err, &status) && status.Status().Code < http.StatusInternalServerError && status.Status().Code != http.StatusTooManyRequests
+	answered := err == nil || errors.As(err, &status) && status.Status().Code < http.StatusInternalServerError
 	// Istio's and Gateway API's kinds may not be there, or not be any more.
 	absent := answered && apierrors.IsNotFound(err)
 	if absent {
@@ -253,6 +253,8 @@ func (o *observed) note(ctx context.Context, err error) {
 	switch {
 	case err == nil || absent:
 		delete(conn.refused, o.kind)
+	case apierrors.IsTooManyRequests(err), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
+		// The reflector tries again, or asks for everything.
 	case answered:
 		text := clip(err.Error(), maxMessage)
 		if !slices.Contains(slices.Collect(maps.Values(conn.refused)), text) {
