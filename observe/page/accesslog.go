@@ -1,14 +1,14 @@
 package page
 
 import (
-	"encoding/json"
 	"strconv"
 	"strings"
 	"time"
+
+	"polymesh.dev/polymesh/observe/accesslog"
 )
 
-// accessLine is a line of a proxy's access log, in Istio's default text format or as JSON.
-// https://istio.io/latest/docs/tasks/observability/logs/access-log/
+// accessLine is a line of a proxy's access log. What the caller of a mesh chose (path, user agent, request id) can be anything.
 type accessLine struct {
 	Start    time.Time `json:"start,omitzero"`
 	Method   string    `json:"method,omitempty"`
@@ -44,153 +44,27 @@ type accessLine struct {
 	Port    string `json:"port,omitempty"`
 }
 
-// textFields are the fields of Istio's default format in their order. The request line is three of them in quotes.
-var textFields = [...]func(*accessLine, string){
-	func(a *accessLine, v string) { a.Start, _ = time.Parse(time.RFC3339Nano, v) },
-	func(a *accessLine, v string) { a.request(v) },
-	func(a *accessLine, v string) { a.Code, _ = strconv.Atoi(v) },
-	func(a *accessLine, v string) { a.Flags = v },
-	func(a *accessLine, v string) { a.Details = v },
-	func(a *accessLine, v string) { a.Termination = v },
-	func(a *accessLine, v string) { a.Failure = v },
-	func(a *accessLine, v string) { a.Received, _ = strconv.ParseInt(v, 10, 64) },
-	func(a *accessLine, v string) { a.Sent, _ = strconv.ParseInt(v, 10, 64) },
-	func(a *accessLine, v string) { a.Duration, _ = strconv.ParseFloat(v, 64) },
-	func(a *accessLine, v string) { a.ServiceTime = v },
-	func(a *accessLine, v string) { a.ForwardedFor = v },
-	func(a *accessLine, v string) { a.UserAgent = v },
-	func(a *accessLine, v string) { a.RequestID = v },
-	func(a *accessLine, v string) { a.Authority = v },
-	func(a *accessLine, v string) { a.UpstreamHost = v },
-	func(a *accessLine, v string) { a.UpstreamCluster = v },
-	func(a *accessLine, v string) { a.UpstreamLocal = v },
-	func(a *accessLine, v string) { a.Local = v },
-	func(a *accessLine, v string) { a.Remote = v },
-	func(a *accessLine, v string) { a.ServerName = v },
-	func(a *accessLine, v string) { a.Route = v },
-}
-
-// maxAccessLine bounds what is read as one.
-const maxAccessLine = 64 << 10
-
 // parseAccessLine reads a line of a proxy. ok is false if it is not of an access log: the proxies write other things, too.
 func parseAccessLine(text string) (line accessLine, ok bool) {
-	switch {
-	case len(text) > maxAccessLine:
-		return accessLine{}, false
-	case strings.HasPrefix(text, "["):
-		ok = line.parseText(text)
-	case strings.HasPrefix(text, "{"):
-		ok = line.parseJSON(text)
-	}
+	f, ok := accesslog.Parse(text)
 	if !ok {
 		return accessLine{}, false
 	}
-	line.Meaning = flagMeaning(line.Flags)
+	start, err := time.Parse(time.RFC3339Nano, f["start_time"])
+	if err != nil {
+		return accessLine{}, false
+	}
+	line = accessLine{
+		Start: start, Method: f["method"], Path: f["path"], Protocol: f["protocol"], Code: int(f.Number("response_code")), Flags: f["response_flags"],
+		Meaning: flagMeaning(f["response_flags"]), Details: f["response_code_details"], Termination: f["connection_termination_details"],
+		Failure: f["upstream_transport_failure_reason"], Received: int64(f.Number("bytes_received")), Sent: int64(f.Number("bytes_sent")),
+		Duration: f.Number("duration"), ServiceTime: f["upstream_service_time"], ForwardedFor: f["x_forwarded_for"], UserAgent: f["user_agent"],
+		RequestID: f["request_id"], TraceID: f["trace_id"], Authority: f["authority"], UpstreamHost: f["upstream_host"],
+		UpstreamCluster: f["upstream_cluster"], UpstreamLocal: f["upstream_local_address"], Local: f["downstream_local_address"],
+		Remote: f["downstream_remote_address"], ServerName: f["requested_server_name"], Route: f["route_name"],
+	}
 	line.classify()
 	return line, true
-}
-
-func (a *accessLine) parseText(text string) bool {
-	tokens, ok := accessTokens(text)
-	// A connection without HTTP has `- - -` as its request line. Formats with more fields at the end are read as far as they are known.
-	if !ok || len(tokens) < len(textFields) {
-		return false
-	}
-	for i, set := range textFields {
-		if tokens[i] != "-" {
-			set(a, tokens[i])
-		}
-	}
-	return !a.Start.IsZero()
-}
-
-// accessTokens splits a line at spaces. Text in quotes or brackets is one token.
-func accessTokens(text string) (tokens []string, ok bool) {
-	for text = strings.TrimSpace(text); text != ""; text = strings.TrimLeft(text, " ") {
-		end, rest := " ", 0
-		switch text[0] {
-		case '[':
-			// Only the time is in brackets; IPv6 addresses are followed by a port.
-			if len(tokens) == 0 {
-				end, rest = "]", 1
-			}
-		case '"':
-			end, rest = `"`, 1
-		}
-		text = text[rest:]
-		token, after, found := strings.Cut(text, end)
-		if !found && rest > 0 {
-			return nil, false
-		}
-		// Envoy does not escape quotes in headers, so a quote only ends a token before a space or at the end.
-		for rest > 0 && end == `"` && after != "" && after[0] != ' ' {
-			more, next, found := strings.Cut(after, end)
-			if !found {
-				return nil, false
-			}
-			token, after = token+end+more, next
-		}
-		tokens = append(tokens, token)
-		if len(tokens) > 2*len(textFields) {
-			return nil, false
-		}
-		text = after
-	}
-	return tokens, true
-}
-
-// request reads "GET /path HTTP/1.1". The path may have spaces.
-func (a *accessLine) request(text string) {
-	method, rest, _ := strings.Cut(text, " ")
-	path, protocol := rest, ""
-	if i := strings.LastIndexByte(rest, ' '); i >= 0 {
-		path, protocol = rest[:i], rest[i+1:]
-	}
-	clean := func(s string) string {
-		if s == "-" {
-			return ""
-		}
-		return s
-	}
-	a.Method, a.Path, a.Protocol = clean(method), clean(path), clean(protocol)
-}
-
-func (a *accessLine) parseJSON(text string) bool {
-	var fields map[string]any
-	if json.Unmarshal([]byte(text), &fields) != nil {
-		return false
-	}
-	str := func(key string) string {
-		switch v := fields[key].(type) {
-		case string:
-			return v
-		case float64:
-			return strconv.FormatFloat(v, 'f', -1, 64)
-		}
-		return ""
-	}
-	number := func(key string) float64 { v, _ := strconv.ParseFloat(str(key), 64); return v }
-	// An app's own JSON line has some of these, but not the proxy's.
-	if _, ok := fields["response_flags"]; !ok {
-		return false
-	}
-	start, err := time.Parse(time.RFC3339Nano, str("start_time"))
-	if err != nil {
-		return false
-	}
-	*a = accessLine{
-		Start: start, Method: str("method"), Path: str("path"), Protocol: str("protocol"), Code: int(number("response_code")), Flags: str("response_flags"),
-		Details: str("response_code_details"), Termination: str("connection_termination_details"), Failure: str("upstream_transport_failure_reason"),
-		Received: int64(number("bytes_received")), Sent: int64(number("bytes_sent")), Duration: number("duration"), ServiceTime: str("upstream_service_time"),
-		ForwardedFor: str("x_forwarded_for"), UserAgent: str("user_agent"), RequestID: str("request_id"), TraceID: str("trace_id"), Authority: str("authority"),
-		UpstreamHost: str("upstream_host"), UpstreamCluster: str("upstream_cluster"), UpstreamLocal: str("upstream_local_address"),
-		Local: str("downstream_local_address"), Remote: str("downstream_remote_address"), ServerName: str("requested_server_name"), Route: str("route_name"),
-	}
-	if a.Flags == "-" {
-		a.Flags = ""
-	}
-	return true
 }
 
 // classify reads the name of the cluster, "outbound|8080||api.shop.svc.cluster.local" or "inbound|8080||".

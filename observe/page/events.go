@@ -108,7 +108,8 @@ type mark struct {
 // markKinds are the reasons of events that are marks.
 var markKinds = map[string]string{
 	"Deployed": "deploy", "RolloutStarted": "rollout", "RolloutStep": "rollout", "RolloutEnded": "rollout",
-	"ContainerRestarted": "restart", "OOMKilled": "oom", "OOMKilling": "oom", "Evicted": "evict", "NodeNotReady": "node", "NodeReady": "node",
+	"ContainerRestarted": "restart", "OOMKilled": "oom", "Evicted": "evict",
+	"NodeNotReady": "node", "NodeReady": "node", "ClusterGone": "node", "ClusterBack": "node",
 }
 
 // marks answers with the changes in a period. Parameters: end, window, ns, workload.
@@ -147,7 +148,8 @@ func (s *server) marksIn(ctx context.Context, p period, namespaces []string, wor
 	matchers := append([]logstore.Matcher{equal("job", "events")}, inNamespaces(namespaces)...)
 	list := []mark{}
 	err := s.Logs.Select(ctx, logstore.Selector{
-		Matchers: matchers, Metadata: []logstore.Matcher{{Name: "reason", Type: logstore.Regexp, Value: anyOf(reasons)}},
+		// Anyone who may create events can choose such a reason, but not this source.
+		Matchers: matchers, Metadata: []logstore.Matcher{equal("source", "polymesh"), {Name: "reason", Type: logstore.Regexp, Value: anyOf(reasons)}},
 		Start: p.start, End: p.end, Limit: maxMarks, Newest: true,
 	}, func(e logstore.Entry) bool {
 		x := eventOf(e)

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/loki"
 	"polymesh.dev/polymesh/observe/metrics"
 	"polymesh.dev/polymesh/observe/rowstore"
 	"polymesh.dev/polymesh/observe/scrapeconfig"
@@ -92,7 +93,7 @@ func (s *stores) page(t testing.TB) http.Handler {
 	t.Cleanup(func() { require.NoError(t, s.metrics.Close()) })
 	h, err := New(Options{
 		Engine: s.metrics.Engine(), Queryable: s.metrics.Queryable(), Logs: s.logs, Traces: s.traces, Cluster: s, Now: func() time.Time { return s.now },
-		Prometheus: s.metrics.Handler(),
+		Prometheus: s.metrics.Handler(), Loki: loki.New(loki.Options{Store: s.logs, Log: slog.New(slog.DiscardHandler)}),
 	})
 	require.NoError(t, err)
 	return h
@@ -588,7 +589,9 @@ func eventEntries() []logstore.Entry {
 	add(waiting, app, "report", "Pod", workloadPod("report"), "FailedScheduling", "Warning", "0/2 nodes are available: 2 Insufficient memory. preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod.")
 	add(canary, app, "fastapi-service", "Deployment", "fastapi-service", "RolloutStarted", "Normal", "polyglot/fastapi-service:1.2.0 → polyglot/fastapi-service:1.3.0 by 10, 50, 100 %")
 	add(canary.Add(30*time.Second), app, "fastapi-service", "Deployment", "fastapi-service", "RolloutStep", "Normal", "25 % of the requests go to the canary")
-	// Someone's text is only ever text.
+	// Anyone can write an event with such a reason, or such a text.
+	add(fixtureNow.Add(-4*time.Minute), "data", "redis", "Pod", "redis-0", "Deployed", "Normal", "not by Polymesh")
+	list[len(list)-1].Metadata[5].Value = "kubernetes"
 	add(fixtureNow.Add(-3*time.Minute), "data", "redis", "Pod", "redis-0", "Unhealthy", "Warning", `Readiness probe failed: <img src=x onerror="document.title='owned'"> [click](javascript:alert(1))`)
 	slices.SortFunc(list, func(a, b logstore.Entry) int { return a.Time.Compare(b.Time) })
 	return list

@@ -154,7 +154,7 @@ func (s *server) triggers(ctx context.Context, p period) ([]trigger, error) {
 
 	evicted := trigger{ID: "evicted", Known: true, Lines: []line{}, About: []string{}}
 	list0, err := s.selectEvents(ctx, logstore.Selector{
-		Matchers: []logstore.Matcher{equal("job", "events")}, Metadata: []logstore.Matcher{equal("reason", "Evicted")},
+		Matchers: []logstore.Matcher{equal("job", "events")}, Metadata: []logstore.Matcher{equal("source", "polymesh"), equal("reason", "Evicted")},
 		Start: p.end.Add(-max(p.window(), time.Hour)), End: p.end, Limit: maxNames, Newest: true,
 	})
 	if err != nil {

@@ -69,6 +69,7 @@ type podState struct {
 	Created    time.Time        `json:"created,omitzero"`
 	Started    time.Time        `json:"started,omitzero"`
 	Deleting   time.Time        `json:"deleting,omitzero"`
+	Deleted    bool             `json:"deleted,omitempty"` // it is gone
 	Owner      string           `json:"owner,omitempty"`
 	Template   string           `json:"template,omitempty"`
 	Revision   string           `json:"revision,omitempty"`
@@ -170,6 +171,7 @@ func (s *server) latestWorkloads(ctx context.Context, at time.Time, matchers ...
 			return true // not by kubestate
 		}
 		seen[key] = true
+		w.Pods = slices.DeleteFunc(w.Pods, func(p podState) bool { return p.Deleted })
 		if w.Deleted.IsZero() {
 			list = append(list, w)
 		}
@@ -242,7 +244,8 @@ type problem struct {
 
 // problem returns why a workload is not ready, nothing if it is. The reason is that of its newest pod that is not.
 func (w *workloadState) problem() *problem {
-	if w.Kind == "Job" || w.Ready >= w.Replicas || w.Paused {
+	done := func(p podState) bool { return p.Phase == "Succeeded" }
+	if w.Kind == "Job" || w.Ready >= w.Replicas || w.Paused || w.Kind == "Pod" && slices.ContainsFunc(w.Pods, done) {
 		return nil
 	}
 	p := &problem{Text: fmt.Sprintf("%d of %s ready", w.Ready, plural(w.Replicas, "pod is", "pods are"))}
@@ -257,7 +260,7 @@ func (w *workloadState) problem() *problem {
 	pods := slices.Clone(w.Pods)
 	slices.SortFunc(pods, func(a, b podState) int { return b.Created.Compare(a.Created) })
 	for _, pod := range pods {
-		if pod.Ready || !pod.Deleting.IsZero() {
+		if pod.Ready || pod.Deleted || !pod.Deleting.IsZero() {
 			continue
 		}
 		reason, detail := pod.why()

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -23,24 +26,344 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// get answers a request as JSON, and decodes it.
+// do answers a request.
+func do(h http.Handler, method, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+	return w
+}
+
+// get answers a request of the API, and decodes the result.
 func get[T any](t *testing.T, h http.Handler, path string) T {
 	t.Helper()
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	w := do(h, http.MethodGet, "/api/polymesh/v1/"+path)
 	require.Equal(t, http.StatusOK, w.Code, "%s: %s", path, w.Body.String())
 	var v T
 	require.NoError(t, json.Unmarshal(w.Body.Bytes(), &v))
 	return v
 }
 
+// nodesByName are the indexes of a graph's nodes.
+func nodesByName(g graphAnswer) map[string]int {
+	index := map[string]int{}
+	for i, n := range g.Nodes {
+		index[n.Namespace+"/"+n.Name] = i
+	}
+	return index
+}
+
+func edgeOf(t *testing.T, g graphAnswer, from, to string) graphEdge {
+	t.Helper()
+	index := nodesByName(g)
+	require.Contains(t, index, from)
+	require.Contains(t, index, to)
+	for _, e := range g.Edges {
+		if e.Source == index[from] && e.Target == index[to] {
+			return e
+		}
+	}
+	require.Fail(t, "no such edge", "%s to %s", from, to)
+	return graphEdge{}
+}
+
+// TestAfternoon asks about all that happens in the made-up afternoon.
 func TestAfternoon(t *testing.T) {
 	s := newStores(t)
 	s.afternoon(t)
 	h := s.page(t)
-	for _, path := range []string{"overview", "graph", "edge?from-ns=polyglot-services&from=node-service&to-ns=polyglot-services&to=rust-service", "request/" + firstRequest, "traces", "workloads", "workloads/polyglot-services/node-service", "rollouts?window=1d", "rollouts/polyglot-services/java-service?window=1d", "events", "nodes", "marks?window=2h", "extent"} {
-		v := get[any](t, h, "/api/polymesh/v1/"+path)
-		b, _ := json.MarshalIndent(v, "", " ")
-		t.Logf("%s\n%.6000s", path, b)
+	pair := url.Values{"from-ns": {app}, "from": {"node-service"}, "to-ns": {app}, "to": {"rust-service"}}
+
+	t.Run("graph", func(t *testing.T) {
+		g := get[graphAnswer](t, h, "graph")
+		require.Len(t, g.Edges, 9)
+		require.False(t, g.Shortened)
+
+		// The caller's numbers: with those of the called side each request would count twice. What never arrived is on the same edge.
+		e := edgeOf(t, g, app+"/node-service", app+"/rust-service")
+		require.Equal(t, "source", e.Reporter)
+		require.InDelta(t, 0.1, e.Errors/e.Rate, 0.01) // 12 % for 12 of 15 minutes
+		require.InDelta(t, 4.6, e.Rate, 0.3)
+		require.Equal(t, "mtls", e.Security, "only the called side knows")
+		require.Greater(t, *e.P99, *e.P95)
+		require.Greater(t, *e.P95, *e.P50)
+		require.Contains(t, g.Nodes[e.Target].Problem, "1 of 2 pods are ready: container app ends again and again, with exit code 101")
+
+		// A caller without a sidecar is only known to the called side.
+		e = edgeOf(t, g, "/", app+"/rust-service")
+		require.Equal(t, "destination", e.Reporter)
+		require.Equal(t, "plain", e.Security)
+
+		e = edgeOf(t, g, app+"/java-service", "data/postgres")
+		require.Equal(t, []string{"tcp"}, e.Protocols)
+		require.Greater(t, e.TCP.Received, e.TCP.Sent, "answers are longer than questions")
+		require.Zero(t, e.Rate)
+
+		e = edgeOf(t, g, "istio-system/istio-ingressgateway", app+"/fastapi-service-canary")
+		require.Equal(t, 25, *e.Weight)
+		require.Equal(t, 75, *edgeOf(t, g, "istio-system/istio-ingressgateway", app+"/fastapi-service").Weight)
+	})
+
+	t.Run("graph of another time", func(t *testing.T) {
+		q := url.Values{"end": {fmt.Sprint(rolledBack.UnixMilli())}, "window": {"5m"}}
+		g := get[graphAnswer](t, h, "graph?"+q.Encode())
+		edgeOf(t, g, app+"/fastapi-service", app+"/java-service-canary")
+		require.NotContains(t, nodesByName(g), app+"/fastapi-service-canary")
+		require.Zero(t, edgeOf(t, g, app+"/node-service", app+"/rust-service").Errors)
+	})
+
+	t.Run("graph with filters", func(t *testing.T) {
+		g := get[graphAnswer](t, h, "graph?ns=data")
+		require.Len(t, g.Edges, 2)
+		require.Len(t, g.Namespaces, 3, "the filter lists all")
+		g = get[graphAnswer](t, h, "graph?errors=1")
+		require.Len(t, g.Edges, 3)
+		g = get[graphAnswer](t, h, "graph?focus=go-service&focus-ns="+app)
+		require.Len(t, g.Edges, 2)
+	})
+
+	t.Run("edge", func(t *testing.T) {
+		a := get[edgeAnswer](t, h, "edge?"+pair.Encode())
+		require.Equal(t, "200", a.Codes[0].Code)
+		require.Equal(t, "503", a.Codes[1].Code)
+		require.Equal(t, "UF,URX", a.Codes[1].Flags)
+		require.Contains(t, a.Codes[1].Meaning, "the connection to the pod failed")
+		require.InDelta(t, a.Edge.Requests, a.Codes[0].Requests+a.Codes[1].Requests+a.Codes[2].Requests, 1)
+		require.Equal(t, "spiffe://cluster.local/ns/"+app+"/sa/node-service", a.Principals[0].Source)
+		require.Equal(t, "source", a.Logged)
+		require.Len(t, a.Requests, edgeRequests)
+		require.Equal(t, "/round", a.Requests[0].Path)
+		require.NotEmpty(t, a.Requests[0].RequestID)
+		require.Len(t, a.Quantiles, 3)
+		require.Len(t, a.Bytes, 2)
+	})
+
+	t.Run("request", func(t *testing.T) {
+		a := get[requestAnswer](t, h, "request/"+firstRequest)
+		require.False(t, a.FromLogs)
+		require.Len(t, a.Bars, 15)
+		require.Len(t, a.Lines, 15) // five services: two of each proxy but one of the gateway's and of the last one's, and one of each app
+		require.Len(t, a.Traces, 1)
+		bars := map[string]spanView{}
+		for _, b := range a.Bars {
+			bars[b.ID] = b
+		}
+		for _, l := range a.Lines {
+			require.Contains(t, l.Line, firstRequest)
+			require.NotEmpty(t, l.Bar, l.Line)
+			require.Equal(t, l.Pod, bars[l.Bar].Pod)
+			require.Equal(t, l.Access != nil, bars[l.Bar].Proxy)
+		}
+		// By the id of its trace there is the same.
+		b := get[requestAnswer](t, h, "request/"+a.Traces[0])
+		require.Len(t, b.Bars, 15)
+		require.Len(t, b.Lines, 15)
+		require.Equal(t, []string{firstRequest}, b.Requests)
+	})
+
+	t.Run("request without spans", func(t *testing.T) {
+		a := get[requestAnswer](t, h, "request/"+untraced)
+		require.True(t, a.FromLogs)
+		require.Len(t, a.Bars, 10)
+		parents, roots := map[string]string{}, 0
+		services := map[string]string{}
+		for _, b := range a.Bars {
+			parents[b.ID] = b.Parent
+			services[b.ID] = b.Service + " " + b.Kind
+			if b.Parent == "" {
+				roots++
+			}
+		}
+		require.Equal(t, 1, roots)
+		// From the last one up to the gateway.
+		var chain []string
+		for _, b := range a.Bars {
+			if b.Service == "rust-service" {
+				for id := b.ID; id != ""; id = parents[id] {
+					chain = append(chain, services[id])
+				}
+			}
+		}
+		require.Equal(t, []string{
+			"rust-service server", "node-service client", "node-service server", "java-service client", "java-service server", "fastapi-service client", "fastapi-service server", "istio-ingressgateway client",
+		}, chain)
+		for _, l := range a.Lines {
+			require.NotEmpty(t, l.Bar, l.Line)
+		}
+	})
+
+	t.Run("nothing about a request", func(t *testing.T) {
+		require.Equal(t, http.StatusNotFound, do(h, http.MethodGet, "/api/polymesh/v1/request/00000000-0000-4000-8000-000000000000").Code)
+		require.Equal(t, http.StatusBadRequest, do(h, http.MethodGet, "/api/polymesh/v1/request/"+url.PathEscape(`x" | delete`)).Code)
+	})
+
+	t.Run("overview", func(t *testing.T) {
+		a := get[overviewAnswer](t, h, "overview")
+		require.Equal(t, bad, a.Verdict)
+		texts := map[string]statement{}
+		for _, st := range a.Statements {
+			texts[st.Text] = st
+		}
+		find := func(part string) statement {
+			for text, st := range texts {
+				if strings.Contains(text, part) {
+					return st
+				}
+			}
+			require.Fail(t, "no such sentence", "%s in %v", part, a.Statements)
+			return statement{}
+		}
+		st := find("of the requests from node-service to rust-service fail")
+		require.Contains(t, st.Why, "Most end with 503 (the connection to the pod failed")
+		require.WithinDuration(t, failing, time.UnixMilli(st.Since), 10*time.Minute)
+		require.Equal(t, "/edge/polyglot-services/node-service/polyglot-services/rust-service", st.Link)
+		st = find("node-1 uses 7")
+		require.WithinDuration(t, fixtureNow.Add(-30*time.Minute), time.UnixMilli(st.Since), 6*time.Minute)
+		find("1 pod has been waiting for more than 5 minutes")
+		st = find("node-service in polyglot-services was killed at its memory limit")
+		require.True(t, st.Once)
+		require.Equal(t, note, find("of your own scrape jobs cannot be read").Level)
+		st = find("was rolled back")
+		require.Contains(t, st.Why, "error rate 3.4 %")
+		require.Equal(t, note, find("is under way: 25 % of the requests").Level)
+		require.Equal(t, 2, a.Numbers.ReadyNodes)
+		for _, m := range a.Changes {
+			require.NotEqual(t, "not by Polymesh", m.Text, "a user's event is no mark")
+		}
+	})
+
+	t.Run("workloads", func(t *testing.T) {
+		list := get[struct{ Workloads []workloadRow }](t, h, "workloads").Workloads
+		require.Len(t, list, len(fixtureWorkloads))
+		a := get[workloadAnswer](t, h, "workloads/"+app+"/go-service?window=2h")
+		require.Len(t, a.Pods, 4, "two of each generation")
+		gone := 0
+		for _, p := range a.Pods {
+			if p.Gone {
+				gone++
+				require.WithinDuration(t, deployed, time.UnixMilli(p.LastSeen), 6*time.Minute)
+			}
+		}
+		require.Equal(t, 2, gone)
+		require.Len(t, a.Revisions, 2)
+		require.Equal(t, []string{"polyglot/go-service:1.4.0"}, a.Revisions[0].Images)
+		require.NotEmpty(t, a.CPU)
+		require.Equal(t, http.StatusNotFound, do(h, http.MethodGet, "/api/polymesh/v1/workloads/"+app+"/nothing").Code)
+	})
+
+	t.Run("rollout", func(t *testing.T) {
+		a := get[struct {
+			Rollout rolloutState
+			History []rolloutHistory
+			Errors  []line
+		}](t, h, "rollouts/"+app+"/java-service?window=1d")
+		require.Equal(t, "RolledBack", a.Rollout.Phase)
+		require.Len(t, a.History, 5)
+		require.Len(t, a.Errors, 2)
+		require.Len(t, get[struct{ Rollouts []rolloutState }](t, h, "rollouts?window=1d").Rollouts, 2)
+	})
+
+	t.Run("nodes", func(t *testing.T) {
+		a := get[struct {
+			Triggers []trigger
+			Nodes    []nodeRow
+		}](t, h, "nodes")
+		firing := map[string]bool{}
+		for _, x := range a.Triggers {
+			firing[x.ID] = x.Firing
+			require.True(t, x.Known, x.ID)
+		}
+		require.Equal(t, map[string]bool{"cpu": true, "memory": false, "pending": true, "evicted": false, "apiserver": false}, firing)
+		require.Len(t, a.Nodes, 2)
+		require.NotNil(t, a.Nodes[1].CPU, "of another machine by its kubelet")
+	})
+
+	t.Run("traces", func(t *testing.T) {
+		a := get[struct{ Traces []traceSummary }](t, h, "traces?status=error&path=/orders&slowest=1&limit=5")
+		require.Len(t, a.Traces, 5)
+		for i, x := range a.Traces {
+			require.Positive(t, x.Errors)
+			require.Equal(t, "/orders", x.Path)
+			require.NotEmpty(t, x.RequestID)
+			if i > 0 {
+				require.LessOrEqual(t, x.Duration, a.Traces[i-1].Duration)
+			}
+		}
+		require.Equal(t, http.StatusNotFound, do(h, http.MethodGet, "/api/polymesh/v1/trace/"+strings.Repeat("ab", 16)).Code)
+	})
+
+	t.Run("lines around a line", func(t *testing.T) {
+		q := url.Values{"labels": {`{"job":"pods","namespace":"` + app + `","pod":"` + workloadPod("java-service") + `","container":"app"}`}, "at": {fmt.Sprint(fixtureNow.Add(-time.Minute).UnixNano())}, "n": {"3"}}
+		a := get[struct{ Before, After []struct{ Time, Line string } }](t, h, "line?"+q.Encode())
+		require.Len(t, a.Before, 3)
+		require.Len(t, a.After, 3)
+		require.Less(t, a.Before[2].Time, a.After[0].Time)
+	})
+
+	t.Run("extent and marks", func(t *testing.T) {
+		a := get[extentAnswer](t, h, "extent")
+		require.WithinDuration(t, fixtureStart, time.UnixMilli(a.Start), 2*time.Minute)
+		require.NotEmpty(t, a.Requests[0].Points)
+		require.Len(t, get[struct{ Marks []mark }](t, h, "marks?window=2h").Marks, 11)
+		require.Len(t, get[struct{ Marks []mark }](t, h, "marks?window=2h&ns="+app+"&workload=node-service").Marks, 4)
+	})
+
+	t.Run("queries of others' APIs", func(t *testing.T) {
+		w := do(h, http.MethodGet, "/api/v1/query?query=up&time="+fmt.Sprint(fixtureNow.Unix()))
+		require.Equal(t, http.StatusOK, w.Code, w.Body.String())
+		w = do(h, http.MethodGet, "/loki/api/v1/query_range?"+url.Values{"query": {`{job="pods"} |= "` + firstRequest + `"`}, "start": {fmt.Sprint(fixtureStart.UnixNano())}, "end": {fmt.Sprint(fixtureNow.UnixNano())}}.Encode())
+		require.Equal(t, http.StatusOK, w.Code, w.Body.String())
+		require.Contains(t, w.Body.String(), "/round")
+	})
+}
+
+// TestEmpty asks stores in which there is nothing.
+func TestEmpty(t *testing.T) {
+	h := newStores(t).page(t)
+	for _, path := range []string{"overview", "graph", "workloads", "rollouts", "events", "nodes", "marks", "extent", "traces", "state"} {
+		get[any](t, h, path)
+	}
+	require.False(t, get[overviewAnswer](t, h, "overview").Recorded)
+}
+
+// TestReadOnly is about what the page must not offer.
+func TestReadOnly(t *testing.T) {
+	h := newStores(t).page(t)
+	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, "PROPFIND"} {
+		for _, path := range []string{"/", "/api/polymesh/v1/graph", "/api/v1/query", "/api/v1/write", "/loki/api/v1/push", "/api/v1/admin/tsdb/delete_series"} {
+			require.Equal(t, http.StatusMethodNotAllowed, do(h, method, path).Code, "%s %s", method, path)
+		}
+	}
+	for _, path := range []string{"/loki/api/v1/push", "/loki/api/v1/delete", "/api/v1/admin/tsdb/snapshot", "/api/v1/write", "/api/v1/read", "/api/v1/status/config", "/api/v1/status/flags", "/api/polymesh/v1/nothing", "/debug/pprof/"} {
+		require.Equal(t, http.StatusNotFound, do(h, http.MethodGet, path).Code, path)
+	}
+	for _, path := range []string{"/", "/graph", "/edge/a/b/c/d", "/request/x", "/api/polymesh/v1/state", "/nothing", "/api/nothing"} {
+		w := do(h, http.MethodGet, path)
+		require.Equal(t, policy, w.Header().Get("Content-Security-Policy"), path)
+		require.Equal(t, "nosniff", w.Header().Get("X-Content-Type-Options"))
+	}
+	require.Equal(t, http.StatusOK, do(h, http.MethodHead, "/graph").Code)
+}
+
+// TestParameters sends what no browser of the page does.
+func TestParameters(t *testing.T) {
+	h := newStores(t).page(t)
+	long := strings.Repeat("x", maxNameBytes+1)
+	for _, path := range []string{
+		"graph?window=forever", "graph?window=1s", "graph?window=10y", "graph?end=-1", "graph?end=99999999999999999999", "graph?ns=" + long, "graph?ns=%ff", "graph?" + strings.Repeat("ns=a&", maxNames+1),
+		"edge", "edge?to=x&to-kind=namespace", "request/a", "line", "line?labels=[]&at=1", `line?labels={"job":"pods"}&at=x`, `line?labels={"a%20b":"pods"}&at=1`, "traces?limit=0", "traces?min=x", "traces?min=NaN", "traces?tag=x",
+		"rollouts/a/b?started=x",
+	} {
+		w := do(h, http.MethodGet, "/api/polymesh/v1/"+path)
+		require.Equal(t, http.StatusBadRequest, w.Code, "%s: %s", path, w.Body.String())
+		require.Contains(t, w.Body.String(), `"error"`)
+	}
+	// Names that are parts of queries elsewhere.
+	for _, name := range []string{`a"} or up{x="`, "a|b", ".*", `\`, "\n", "{{", `"`, "`"} {
+		q := url.QueryEscape(name)
+		for _, path := range []string{"graph?ns=" + q, "overview?ns=" + q, "workloads?ns=" + q, "marks?ns=" + q, "events?ns=" + q + "&text=" + q, "traces?service=" + q + "&path=" + q} {
+			require.Equal(t, http.StatusOK, do(h, http.MethodGet, "/api/polymesh/v1/"+path).Code, path)
+		}
+		require.Equal(t, http.StatusNotFound, do(h, http.MethodGet, "/api/polymesh/v1/edge?to="+q+"&from="+q).Code)
+		require.Equal(t, http.StatusNotFound, do(h, http.MethodGet, "/api/polymesh/v1/workloads/"+url.PathEscape(name)+"/x").Code)
 	}
 }

@@ -259,7 +259,7 @@ func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period
 			if !ok {
 				i = len(a.Pods)
 				index[pod.UID] = i
-				g := podGeneration{podState: pod, LastSeen: at, Images: []string{}, Gone: !slices.ContainsFunc(a.State.Pods, func(x podState) bool { return x.UID == pod.UID })}
+				g := podGeneration{podState: pod, LastSeen: at, Images: []string{}, Gone: !slices.ContainsFunc(a.State.Pods, func(x podState) bool { return x.UID == pod.UID && !x.Deleted })}
 				if !pod.Ready && !g.Gone {
 					g.Why, _ = pod.why()
 				}
