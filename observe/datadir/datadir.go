@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -129,15 +130,40 @@ func (d *Dir) prepare() error {
 			return fmt.Errorf("%s was written by a later version of Polymesh (format %d, this one writes %d): start that version, or remove the folder, which loses what was recorded", d.path, n, format)
 		}
 	}
-	for _, dir := range []string{d.Metrics(), d.Logs(), d.Traces(), d.Meta()} {
+	if len(text) == 0 {
+		if err := d.mark(path); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{d.Metrics(), d.Logs(), d.Traces()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("create the data dir: %w", err)
 		}
 	}
-	if len(text) > 0 {
-		return nil
+	return nil
+}
+
+// mark makes a folder a store's. One with the files of another program is refused: what is in a store is removed when it is too old, and all
+// of it by `polymesh reset`.
+func (d *Dir) mark(path string) error {
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		return fmt.Errorf("list the data dir: %w", err)
 	}
-	if err := os.WriteFile(path, []byte(strconv.Itoa(format)+"\n"), 0o600); err != nil {
+	for _, e := range entries {
+		if !slices.Contains([]string{LockName, "meta", "observe.log", "observe.log.1", "observe.sock", "lost+found"}, e.Name()) {
+			return fmt.Errorf("%s contains %q, and no %s: it is not a store's, choose another folder", d.path, e.Name(), filepath.Join("meta", formatName))
+		}
+	}
+	if err := os.MkdirAll(d.Meta(), 0o700); err != nil {
+		return fmt.Errorf("create the data dir: %w", err)
+	}
+	next := path + ".new"
+	err = os.WriteFile(next, []byte(strconv.Itoa(format)+"\n"), 0o600)
+	if err == nil {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
 		return fmt.Errorf("write the version of the data dir: %w", err)
 	}
 	return nil

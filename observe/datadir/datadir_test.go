@@ -70,9 +70,14 @@ func TestOpenWhatIsNotAStore(t *testing.T) {
 		require.ErrorContains(t, err, want)
 		require.NoDirExists(t, filepath.Join(path, "metrics"))
 	}
+	path := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(path, "letter.txt"), nil, 0o600))
+	_, err := Open(path, "")
+	require.ErrorContains(t, err, `contains "letter.txt"`)
+	require.NoDirExists(t, filepath.Join(path, "meta"))
 	link := filepath.Join(t.TempDir(), LockName)
 	require.NoError(t, os.Symlink("/etc/hostname", link))
-	_, err := Open(filepath.Dir(link), "")
+	_, err = Open(filepath.Dir(link), "")
 	require.True(t, errors.Is(err, unix.ELOOP), err)
 }
 
