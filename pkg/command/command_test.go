@@ -50,7 +50,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	if want := []string{"agent", "bridge", "completion", "ctr", "datastore", "deploy", "dev", "etcd", "image", "install", "istioctl", "kubectl", "new", "node", "reset", "rollout", "schema", "secrets-encrypt", "server", "snapshot", "status", "token", "undeploy", "uninstall", "version"}; !slices.Equal(names, want) {
+	if want := []string{"agent", "bridge", "completion", "ctr", "dashboard", "datastore", "deploy", "dev", "etcd", "image", "install", "istioctl", "kubectl", "new", "node", "reset", "rollout", "schema", "secrets-encrypt", "server", "snapshot", "status", "token", "undeploy", "uninstall", "version"}; !slices.Equal(names, want) {
 		t.Errorf("commands are %q, want %q", names, want)
 	}
 }
