@@ -54,7 +54,7 @@ func serverFlags(cmd *cobra.Command, flags *config.Flags) {
 	cmd.Flags().AddFlagSet(flags.FlagSet)
 	for flag, values := range map[string][]string{
 		"datastore-sync": config.DatastoreSyncs(), "flannel-backend": spelled(config.FlannelBackends()), "disable": spelled(config.Addons()),
-		"mesh-profile": config.MeshProfiles(), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),
+		"mesh-profile": config.MeshProfiles(), "observe-cluster-access": spelled(config.ObserveAccesses()), "secrets-encryption-provider": config.EncryptionProviders(), "pod-security": config.PodSecurityLevels(),
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}

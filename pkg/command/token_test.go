@@ -59,8 +59,9 @@ func TestWithoutDatastore(t *testing.T) {
 // Flags with a few values complete them.
 func TestServerFlagsComplete(t *testing.T) {
 	for flag, want := range map[string]string{
-		"flannel-backend": "vxlan\nhost-gw\nwireguard-native\nnone\n", "disable": "coredns\nmetrics-server\nlocal-storage\nservicelb\nistio\n",
-		"datastore-sync": "full\nnormal\n", "pod-security": "privileged\nbaseline\nrestricted\n",
+		"flannel-backend": "vxlan\nhost-gw\nwireguard-native\nnone\n", "disable": "coredns\nmetrics-server\nlocal-storage\nservicelb\nistio\nobserve\n",
+		"observe-cluster-access": "all\ningest\noff\n",
+		"datastore-sync":         "full\nnormal\n", "pod-security": "privileged\nbaseline\nrestricted\n",
 	} {
 		for _, command := range []string{"server", "install"} {
 			if out, _, err := call("__complete", command, "--"+flag, ""); err != nil || out != want+":4\n" {
