@@ -53,6 +53,11 @@ type Options struct {
 	Retention time.Duration
 	// Kubeconfig is the file with the program's own identity. It need not exist yet; empty for none: the cluster is not observed then.
 	Kubeconfig string
+	// KubeletCA is whom the kubelets' certificates are from, KubeletCert and KubeletKey the program's own identity for them. All are empty
+	// if kubelets are not asked.
+	KubeletCA, KubeletCert, KubeletKey string
+	// ServerSocket is the socket on which the server serves its own metrics; empty for none.
+	ServerSocket string
 	// NodeName is this machine's node; the label "node" of what is read here.
 	NodeName string
 	// PodLogDir is the kubelet's folder of containers' logs; empty for none.
@@ -64,6 +69,8 @@ type Options struct {
 	LinesPerSecond int
 	// RemoteWrite lets others write metrics.
 	RemoteWrite bool
+	// ReadOnly serves what is stored, and records nothing. The data dir is not changed.
+	ReadOnly bool
 	// Log is the file of the program's own log, which it rotates; empty for standard error.
 	Log   string
 	Debug bool
@@ -86,12 +93,17 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	o.Retention = 7 * 24 * time.Hour
 	f.Var((*days)(&o.Retention), "retention", "how long it is kept, such as 7d or 36h; less if --disk is reached before")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; it may appear later (default: none)")
+	f.StringVar(&o.KubeletCA, "kubelet-ca", "", "file of the authority that has signed the kubelets' certificates (default: kubelets are not asked)")
+	f.StringVar(&o.KubeletCert, "kubelet-cert", "", "file of the program's certificate for kubelets")
+	f.StringVar(&o.KubeletKey, "kubelet-key", "", "file of the key of that certificate")
+	f.StringVar(&o.ServerSocket, "server-socket", "", "UNIX socket on which the server serves its metrics (default: none)")
 	f.StringVar(&o.NodeName, "node-name", "", "name of this machine's node")
 	f.StringVar(&o.PodLogDir, "pod-log-dir", "", "the kubelet's folder of containers' logs, usually /var/log/pods (default: none)")
 	f.StringArrayVar(&files, "log-file", nil, "another log to store, NAME=PATH; may be repeated")
 	f.IntVar(&o.SpansPerSecond, "spans-per-second", 200, "how many spans are stored, averaged over a minute; whole traces above it are dropped")
 	f.IntVar(&o.LinesPerSecond, "lines-per-second", 2000, "how many log lines of a pod are stored; lines above it are dropped")
 	f.BoolVar(&o.RemoteWrite, "remote-write", false, "accept metrics by Prometheus' remote write")
+	f.BoolVar(&o.ReadOnly, "read-only", false, "serve what is stored, record nothing, and change no file in the data dir")
 	f.StringVar(&o.Log, "log", "", "file of the program's own log (default: standard error)")
 	f.BoolVar(&o.Debug, "debug", false, "log debugging messages")
 	f.BoolVar(&o.Version, "version", false, "print the version")
@@ -135,7 +147,8 @@ func (o *Options) check() error {
 		value *string
 	}{
 		{"data-dir", &o.DataDir}, {"socket", &o.Socket}, {"cluster-sockets", &o.ClusterSockets}, {"kubeconfig", &o.Kubeconfig},
-		{"pod-log-dir", &o.PodLogDir}, {"log", &o.Log},
+		{"pod-log-dir", &o.PodLogDir}, {"log", &o.Log}, {"server-socket", &o.ServerSocket},
+		{"kubelet-ca", &o.KubeletCA}, {"kubelet-cert", &o.KubeletCert}, {"kubelet-key", &o.KubeletKey},
 	} {
 		if *path.value == "" {
 			continue
@@ -149,6 +162,19 @@ func (o *Options) check() error {
 	for flag, path := range map[string]string{"socket": o.Socket, "cluster-sockets": filepath.Join(o.ClusterSockets, LongestSocket)} {
 		if len(path) > maxSocket {
 			return fmt.Errorf("--%s: the path of a socket has at most %d bytes, and %s has %d", flag, maxSocket, path, len(path))
+		}
+	}
+	if (o.KubeletCA == "") != (o.KubeletCert == "") || (o.KubeletCA == "") != (o.KubeletKey == "") {
+		return errors.New("--kubelet-ca, --kubelet-cert and --kubelet-key are given together, or not at all")
+	}
+	if o.ReadOnly {
+		for flag, given := range map[string]bool{"cluster-sockets": o.ClusterSockets != "", "kubeconfig": o.Kubeconfig != "", "pod-log-dir": o.PodLogDir != "", "remote-write": o.RemoteWrite} {
+			if given {
+				return fmt.Errorf("--read-only records nothing, so it does not go with --%s", flag)
+			}
+		}
+		if within(o.DataDir, o.Socket) || within(o.DataDir, o.Log) {
+			return errors.New("--read-only changes no file in the data dir: choose --socket, and --log, elsewhere")
 		}
 	}
 	if o.Disk != 0 && o.Disk < MinDisk {
@@ -171,6 +197,8 @@ func (o *Options) check() error {
 	}
 	return nil
 }
+
+func within(dir, path string) bool { return strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/") }
 
 // LongestSocket is the longest name in the folder of ClusterSockets.
 const LongestSocket = "jaeger-query.sock"
