@@ -18,7 +18,7 @@ type table[T any] struct {
 	changed func(old, now *T)
 	items   map[string]*T
 	synced  bool
-	left    int // objects above maxObjects
+	left    int // how often an object was left out because there are maxObjects
 }
 
 func newTable[T any](c *Cluster, trim func(any) *T, changed func(old, now *T)) *table[T] {
