@@ -67,7 +67,10 @@ const debianNote = "see DEBIAN.txt"
 // completesLicense matches the files that need not state a licence themselves.
 var completesLicense = regexp.MustCompile(`(?i)^(notice|patents|copyright)([.-].*)?$`)
 
-// classify finds the SPDX names of the licences in the texts, and from them those of the Go modules.
+// linked reports whether a part is linked into our programs from its module or package, which states its licence.
+func (c *component) linked() bool { return c.kind == "golang" || c.kind == "npm" }
+
+// classify finds the SPDX names of the licences in the texts, and from them those of the Go modules and the packages of npm.
 func classify(known *classifier.Classifier, parts []component) {
 	found := map[string]text{}
 	for i := range parts {
@@ -80,7 +83,7 @@ func classify(known *classifier.Classifier, parts []component) {
 				found[t.content] = same
 			}
 			t.licenses, t.words = same.licenses, same.words
-			if p.kind != "golang" {
+			if !p.linked() {
 				continue
 			}
 			for _, name := range t.licenses {
@@ -133,7 +136,7 @@ func judge(known *classifier.Classifier, parts []component) error {
 			complain("no licence file")
 		}
 		for _, t := range p.texts {
-			if p.kind == "golang" {
+			if p.linked() {
 				switch {
 				case completesLicense.MatchString(t.name):
 				case wasRead(t.content):

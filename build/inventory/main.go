@@ -1,5 +1,5 @@
 // The inventory program lists what really ships. It reads the modules out of the built Go programs, the packages out of
-// the Debian locks and the wheel out of Envoy's, writes the bill of materials (CycloneDX 1.6) and collects the licence texts,
+// the Debian locks and a page's package-lock.json and the wheel out of Envoy's, writes the bill of materials (CycloneDX 1.6) and collects the licence texts,
 // and fails when a part has no licence text or one that is not allowed. The Makefile calls it.
 package main
 
@@ -27,11 +27,12 @@ func main() {
 
 // component is one part that ships.
 type component struct {
-	kind     string // golang, deb, pypi or generic: the type of its package URL
+	kind     string // golang, npm, deb, pypi or generic: the type of its package URL
 	name     string
 	version  string
 	purl     string
-	sha256   string // of the file it came as; empty for Go modules, which have h1
+	sha256   string // of the file it came as; empty for Go modules, which have h1, and for npm's packages
+	sha512   string // of an npm package's file
 	h1       string // hash of a Go module as in go.sum
 	users    []string
 	licenses []string
@@ -58,6 +59,9 @@ func run(ctx context.Context, args []string) error {
 		unpacked  = flags.String("sources", "", "directory of the Debian source packages")
 		wheels    = flags.String("wheel-lock", "", "the requirements file that pins the Envoy wheel, where it ships")
 		modules   = flags.String("modules", "", "directories of the go.mod files, for the hashes in go.sum")
+		npmLock   = flags.String("npm-lock", "", "the package-lock.json of a page, where one ships")
+		npmDir    = flags.String("npm-packages", "", "directory of the packages that it names")
+		npmUser   = flags.String("npm-user", "", "program that the page is in")
 		fromC     = flags.String("c-programs", "", "programs in C, as <name>=<Go module that holds the source>")
 		sbom      = flags.String("sbom", "", "write the bill of materials to this file")
 		subject   = flags.String("subject", "", "the file that the bill of materials is about")
@@ -96,6 +100,13 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		parts = slices.Concat(parts, packages, linked)
+	}
+	if *npmLock != "" {
+		page, err := npmPackages(*npmLock, *npmDir, *npmUser)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, page...)
 	}
 	if *wheels != "" {
 		envoy, err := envoyWheel(*wheels)

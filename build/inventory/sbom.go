@@ -36,6 +36,9 @@ func writeSBOM(file, subject, version, date string, parts []component) error {
 		if p.sha256 != "" {
 			c.Hashes = &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: p.sha256}}
 		}
+		if p.sha512 != "" {
+			c.Hashes = &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA512, Value: p.sha512}}
+		}
 		if len(p.licenses) > 0 {
 			var licenses cdx.Licenses
 			for _, name := range p.licenses {
