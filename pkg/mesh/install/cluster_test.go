@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -18,7 +19,9 @@ import (
 	"istio.io/istio/pkg/kube"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
@@ -213,6 +216,7 @@ func TestLifeOnACluster(t *testing.T) {
 	}
 
 	testReplicas(t, client, again.mesh)
+	testTelemetry(t, client, again.mesh)
 	if o, d := decide(next); d.Action != Upgrade {
 		t.Errorf("other settings, after the number of nodes has changed: %+v, %+v", d, o.Changed)
 	}
@@ -376,6 +380,98 @@ func testReplicas(t *testing.T, client kube.CLIClient, m *mesh) {
 		t.Fatal(err)
 	}
 	want("one node again", 3, 1)
+}
+
+// testTelemetry shows that the resource is created once, makes way for a user's, and goes with the store; the rest of the installation stays as it is.
+func testTelemetry(t *testing.T, client kube.CLIClient, m *mesh) {
+	ctx := t.Context()
+	resources, err := client.DynamicClientFor(telemetryKind, nil, istioNamespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A round of a server with these settings, of which the loop of m knows nothing: that one wants none.
+	if err := m.restore.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	round := func(want Telemetry) *restorer {
+		t.Helper()
+		r := &restorer{mesh: &mesh{log: m.log, settings: m.settings, wanted: want}, client: client}
+		controlplanetest.Eventually(t, "a round", func() error { return r.telemetry(ctx) })
+		return r
+	}
+	spec := func() map[string]any {
+		t.Helper()
+		obj, err := resources.Get(ctx, telemetryName, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, _ := obj.Object["spec"].(map[string]any)
+		return s
+	}
+	expect := func(what string, parts ...string) {
+		t.Helper()
+		if got := slices.Sorted(maps.Keys(spec())); !slices.Equal(got, parts) {
+			t.Errorf("%s: the resource has %q, want %q", what, got, parts)
+		}
+	}
+	user := func(name string, spec map[string]any) {
+		t.Helper()
+		obj := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
+		obj.SetGroupVersionKind(telemetryKind)
+		obj.SetNamespace(istioNamespace)
+		obj.SetName(name)
+		if _, err := resources.Create(ctx, obj, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove := func(name string) {
+		t.Helper()
+		if err := resources.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := Telemetry{Traces: true, AccessLogs: true}
+	sampling := map[string]any{"tracing": []any{map[string]any{"randomSamplingPercentage": int64(1)}}}
+
+	round(Telemetry{})
+	expect("without the store")
+	user("mesh-default", sampling)
+	if notes := round(all).Notes(ctx); len(notes) != 1 || !strings.Contains(notes[0], "istio-system/mesh-default") {
+		t.Errorf("notes %q", notes)
+	}
+	expect("the user's was first")
+	remove("mesh-default")
+	user("gateways", map[string]any{"selector": map[string]any{"matchLabels": map[string]any{"istio": "ingressgateway"}}, "tracing": sampling["tracing"]})
+	if notes := round(all).Notes(ctx); len(notes) > 0 {
+		t.Errorf("notes %q", notes)
+	}
+	expect("the user's is for some pods", "accessLogging", "tracing")
+	round(Telemetry{AccessLogs: true})
+	expect("other settings", "accessLogging")
+	user("mesh-default", sampling)
+	round(all)
+	expect("the user's came")
+	remove("mesh-default")
+	round(all)
+	expect("it is gone", "accessLogging", "tracing")
+	round(Telemetry{})
+	expect("the store is off")
+	round(all)
+	expect("and on", "accessLogging", "tracing")
+	if _, err := resources.Patch(ctx, telemetryName, types.MergePatchType, []byte(`{"spec":{"tracing":[{"providers":[{"name":"jaeger"}],"randomSamplingPercentage":5}]}}`), metav1.PatchOptions{FieldManager: "kubectl-edit"}); err != nil {
+		t.Fatal(err)
+	}
+	round(Telemetry{AccessLogs: true})
+	round(Telemetry{})
+	expect("changed by the user", "accessLogging", "tracing")
+	remove(telemetryName)
+	round(all)
+	expect("deleted by the user")
+	remove("gateways")
+	m.restore = nil // it was stopped
 }
 
 // upstream does what `istioctl install` does with these settings, without waiting for pods.
