@@ -1,0 +1,126 @@
+package metrics
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/prometheus/model/exemplar"
+	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+)
+
+// The size of a series' labels.
+const (
+	maxLabels     = 100
+	maxLabelBytes = 16 << 10
+)
+
+// bounded keeps the number of series in memory below a highest one. Limits of targets do not: a target may have other series each
+// time, and each is in memory for hours. What the store itself makes (its own jobs, rules) has a tenth more, so that it still says
+// that the rest is full.
+//
+// A scraper's new series is left out in silence, so that the rest of its target, which may be a gateway, goes on; it is counted, a
+// rule fires, and the status says so.
+type bounded struct {
+	db      *tsdb.DB
+	max     uint64
+	refused prometheus.Counter
+	count   atomic.Int64
+	log     *slog.Logger
+	logged  atomic.Int64 // when, in seconds
+}
+
+func newBounded(db *tsdb.DB, most int, reg prometheus.Registerer, log *slog.Logger) *bounded {
+	b := &bounded{db: db, max: uint64(most), log: log, refused: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "polymesh_observe_series_refused_total", Help: "Samples of new series that were refused because there are too many series, or because their labels are too long.",
+	})}
+	reg.MustRegister(b.refused)
+	return b
+}
+
+func (b *bounded) full() bool      { return b.db.Head().NumSeries() >= b.max }
+func (b *bounded) refusals() int64 { return b.count.Load() }
+
+// guests is for what is scraped of others, own for what the store makes itself, and told for who is told of refused samples.
+func (b *bounded) guests() storage.AppendableV2 { return boundedAppendable{b, b.max, false} }
+func (b *bounded) own() storage.AppendableV2 {
+	return boundedAppendable{b, b.max + max(b.max/10, 1000), false}
+}
+func (b *bounded) told() storage.AppendableV2 { return boundedAppendable{b, b.max, true} }
+
+// boundedAppendable implements storage.AppendableV2.
+type boundedAppendable struct {
+	*bounded
+	most uint64
+	// tell makes a refusal an error.
+	tell bool
+}
+
+// AppenderV2 implements storage.AppendableV2.
+func (b boundedAppendable) AppenderV2(ctx context.Context) storage.AppenderV2 {
+	return &boundedAppender{AppenderV2: b.db.AppenderV2(ctx), boundedAppendable: b}
+}
+
+// room reports whether a sample may be stored, which is always so for a series that exists.
+func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, ls labels.Labels) bool {
+	full := b.db.Head().NumSeries() >= b.most
+	if ref != 0 && !full {
+		return true
+	}
+	if g, ok := app.(storage.GetRef); ok {
+		if known, _ := g.GetRef(ls, ls.Hash()); known != 0 {
+			return true
+		}
+	}
+	if !full && short(ls) {
+		return true
+	}
+	b.refused.Inc()
+	b.count.Add(1)
+	now := time.Now().Unix()
+	if last := b.logged.Load(); now-last >= 60 && b.logged.CompareAndSwap(last, now) {
+		b.log.Warn("a new series is refused", "series", fmt.Sprintf("%.300s", ls.String()), "highest_number", b.most, "number", b.db.Head().NumSeries())
+	}
+	return false
+}
+
+func short(ls labels.Labels) bool {
+	n, size := 0, 0
+	ls.Range(func(l labels.Label) {
+		n++
+		size += len(l.Name) + len(l.Value)
+	})
+	return n <= maxLabels && size <= maxLabelBytes
+}
+
+type boundedAppender struct {
+	storage.AppenderV2
+	boundedAppendable
+}
+
+// Append implements storage.AppenderV2.
+func (a *boundedAppender) Append(ref storage.SeriesRef, ls labels.Labels, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram, opts storage.AOptions) (storage.SeriesRef, error) {
+	if !a.room(a.AppenderV2, ref, ls) {
+		if a.tell {
+			// This error is one that clients do not send again.
+			return 0, fmt.Errorf("the store has its highest number of series (%d), or labels are too long: %w", a.most, storage.ErrOutOfBounds)
+		}
+		return 0, nil
+	}
+	return a.AppenderV2.Append(ref, ls, st, t, v, h, fh, opts)
+}
+
+// AppendExemplars implements storage.ExemplarAppenderV2. Exemplars make no series.
+func (a *boundedAppender) AppendExemplars(ref storage.SeriesRef, ls labels.Labels, es []exemplar.Exemplar) (storage.SeriesRef, error) {
+	e, ok := a.AppenderV2.(storage.ExemplarAppenderV2)
+	if !ok {
+		return 0, storage.ErrNotFound
+	}
+	return e.AppendExemplars(ref, ls, es)
+}

@@ -1,0 +1,334 @@
+// Package metrics is the part of the store that Prometheus is: its own packages for discovery, scraping, storage, PromQL, rules,
+// notifications and the HTTP API, wired as in its main program, in little memory.
+//
+// It owns the folder with the series and everything that runs on it. What is scraped comes from pkg scrapeconfig, rules from pkg
+// rulefiles, what is read in this process from the gatherers that it is given. It never listens: its handlers are served by pkg server.
+package metrics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/config"
+	"github.com/prometheus/prometheus/discovery"
+	"github.com/prometheus/prometheus/notifier"
+	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/promql/parser"
+	"github.com/prometheus/prometheus/rules"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+	"github.com/prometheus/prometheus/util/compression"
+)
+
+// Options of the store of metrics.
+type Options struct {
+	// Dir is the folder of the series. It is made if it does not exist.
+	Dir string
+	// Retention and MaxBytes bound what is kept, whichever is less. A block is two hours, so that much more may be there.
+	Retention time.Duration
+	MaxBytes  int64
+	// MaxSeries bounds the series of the last hours, which are in memory. Samples of new ones beyond it are refused and counted.
+	// 0 means 20,000. What the store makes itself may be a tenth, or 1,000, more.
+	MaxSeries int
+	// Base has the store's own jobs, see scrapeconfig.Base. nil means none.
+	Base *config.Config
+	// Kubeconfig is for the discovery in users' jobs. It may not exist yet.
+	Kubeconfig string
+	// Sources are read in this process, by the name of their job.
+	Sources map[string]prometheus.Gatherer
+	// Sockets are UNIX sockets of programs on this machine that serve /metrics, by the name of their job.
+	Sockets map[string]string
+	// ReservedPorts are this machine's own, like those of the API server and the kubelet, to which no user's job connects.
+	ReservedPorts []uint16
+	// RemoteWrite accepts samples that others send in Prometheus' protocol.
+	RemoteWrite bool
+	// Registry has the numbers of this process. nil means one with those of this package only.
+	Registry *prometheus.Registry
+	Log      *slog.Logger
+}
+
+const (
+	defaultMaxSeries = 20000
+	// A query holds at most this many samples, of 16 bytes, and takes at most this long.
+	maxSamples   = 1_000_000
+	queryTimeout = time.Minute
+	maxQueries   = 4
+	// A rule has less time, and one is evaluated at a time, so that no rule takes the place of a person's query.
+	ruleTimeout = 10 * time.Second
+
+	lookback = 5 * time.Minute
+	// late is how old a sample may be that others send.
+	late         = 5 * time.Minute
+	minBlock     = 2 * time.Hour
+	maxBlock     = 24 * time.Hour
+	maxExemplars = 2000
+)
+
+// Metrics is the open store.
+type Metrics struct {
+	opts     Options
+	log      *slog.Logger
+	registry *prometheus.Registry
+	born     time.Time
+
+	db        *tsdb.DB
+	dbStats   *tsdb.DBStats
+	queryable storage.SampleAndChunkQueryable
+	blocks    func() []tsdb.BlockMeta
+	series    *bounded
+	engine    *promql.Engine
+	parser    parser.Parser
+
+	targets  *targets
+	notifier *notifier.Manager
+	notifySD *discovery.Manager
+	rules    *rules.Manager
+	files    *ruleFiles
+	local    *localTargets
+
+	handlers handlers
+
+	applying sync.Mutex // one Apply at a time
+	current  current
+
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
+	closed sync.Once
+	// release lets go what is not the storage's.
+	release func() error
+}
+
+// Open opens the store and begins to scrape what the options name. It reads the log of the last hours first, which takes seconds.
+// Nothing that it scrapes, and no kubeconfig, has to be there. It runs until Close.
+func Open(ctx context.Context, o Options) (*Metrics, error) {
+	if o.MaxSeries == 0 {
+		o.MaxSeries = defaultMaxSeries
+	}
+	if o.Base == nil {
+		base, err := config.Load("", slog.New(slog.DiscardHandler))
+		if err != nil {
+			return nil, err
+		}
+		o.Base = base
+	}
+	m := &Metrics{opts: o, log: o.Log, registry: o.Registry, born: time.Now(), dbStats: tsdb.NewDBStats(), parser: parser.NewParser(parser.Options{})}
+	if m.registry == nil {
+		m.registry = prometheus.NewRegistry()
+	}
+	for _, c := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
+		if err := m.registry.Register(c); err != nil && !errors.As(err, &prometheus.AlreadyRegisteredError{}) {
+			return nil, err
+		}
+	}
+
+	db, err := tsdb.Open(o.Dir, m.log.With("part", "tsdb"), m.registry, tsdbOptions(o), m.dbStats)
+	if err != nil {
+		return nil, fmt.Errorf("open the metrics in %s: %w (if no other store runs and this remains, set the folder aside: metrics begin anew)", o.Dir, err)
+	}
+	m.db, m.queryable = db, db
+	m.blocks = db.BlockMetas
+	m.series = newBounded(db, o.MaxSeries, m.registry, m.log)
+
+	// The context ends what runs, not the one with which it was opened.
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	m.cancel = cancel
+	if err := m.start(run); err != nil {
+		cancel()
+		return nil, errors.Join(err, db.Close())
+	}
+	return m, nil
+}
+
+func tsdbOptions(o Options) *tsdb.Options {
+	t := tsdb.DefaultOptions()
+	t.RetentionDuration = o.Retention.Milliseconds()
+	t.MaxBytes = o.MaxBytes
+	t.MinBlockDuration = minBlock.Milliseconds()
+	// Retention drops whole blocks.
+	t.MaxBlockDuration = min(max(o.Retention/10, minBlock), maxBlock).Milliseconds()
+	t.WALCompression = compression.Snappy
+	t.WALSegmentSize = 16 << 20
+	// Tables for a small head: 16,384 stripes take 5 MB.
+	t.StripeSize = 512
+	t.HeadChunksWriteBufferSize = chunks.MinWriteBufferSize
+	t.OutOfOrderTimeWindow = late.Milliseconds()
+	t.EnableExemplarStorage, t.MaxExemplars = true, maxExemplars
+	return t
+}
+
+// start wires what runs on the opened storage.
+func (m *Metrics) start(ctx context.Context) error {
+	o := m.opts
+	var err error
+	// Its file names the queries that were under way when the store was killed. It is never closed, as a query may still end.
+	tracker, err := promql.NewActiveQueryTracker(o.Dir, maxQueries, m.log.With("part", "queries"))
+	if err != nil {
+		return err
+	}
+	m.engine = m.newEngine(tracker, queryTimeout, m.registry)
+	ruleEngine := m.newEngine(make(slots, 1), ruleTimeout, nil)
+
+	// There are two scrapers: one connects what the store's own jobs name, the other refuses this machine's addresses.
+	guard := newGuard(o.ReservedPorts)
+	m.local = newLocalTargets(o.Sources, o.Sockets, m.registry)
+	sd, err := discovery.CreateAndRegisterSDMetrics(m.registry)
+	if err != nil {
+		return fmt.Errorf("register the numbers of discovery: %w", err)
+	}
+	found := discovery.NewManager(ctx, m.log.With("part", "discovery"), m.registry, sd, discovery.Name("scrape"))
+	m.notifySD = discovery.NewManager(ctx, m.log.With("part", "discovery of Alertmanagers"), m.registry, sd, discovery.Name("notify"))
+	if found == nil || m.notifySD == nil {
+		return errors.New("discovery cannot be set up: its numbers are registered already")
+	}
+	if m.targets, err = newTargets(found, m.series, m.registry, m.log, m.local.dial, guard.dial); err != nil {
+		return err
+	}
+
+	m.notifier = notifier.NewManager(&notifier.Options{QueueCapacity: 1000, Registerer: m.registry, Do: guard.post()}, model.UTF8Validation, m.log.With("part", "notifier"))
+	m.files = &ruleFiles{parser: m.parser}
+	m.rules = rules.NewManager(&rules.ManagerOptions{
+		NameValidationScheme: model.UTF8Validation,
+		AppendableV2:         m.series.own(),
+		Queryable:            m.db,
+		QueryFunc:            rules.EngineQueryFunc(ruleEngine, m.db),
+		NotifyFunc:           rules.SendAlerts(m.notifier, externalURL.String()),
+		Context:              ctx,
+		ExternalURL:          &externalURL,
+		Registerer:           m.registry,
+		Logger:               m.log.With("part", "rules"),
+		// As Prometheus' defaults.
+		OutageTolerance: time.Hour, ForGracePeriod: 10 * time.Minute, ResendDelay: time.Minute,
+		GroupLoader:            m.files,
+		DefaultRuleQueryOffset: func() time.Duration { return 0 },
+		Parser:                 m.parser,
+	})
+	m.handlers = m.newHandlers()
+	m.current.register(m.registry)
+	if _, err := m.Apply(ctx, nil); err != nil {
+		return err
+	}
+
+	m.wait.Go(func() { m.targets.run(ctx) })
+	m.wait.Go(func() { _ = m.notifySD.Run() })
+	m.wait.Go(func() { m.notifier.Run(m.notifySD.SyncCh()) })
+	m.wait.Go(m.rules.Run)
+	m.wait.Go(func() { m.followKubeconfig(ctx) })
+	return nil
+}
+
+// externalURL is in alerts, as the address at which their expression can be looked at: the Service in the cluster.
+var externalURL = url.URL{Scheme: "http", Host: "prometheus.istio-system:9090"}
+
+func (m *Metrics) newEngine(tracker promql.QueryTracker, timeout time.Duration, reg prometheus.Registerer) *promql.Engine {
+	return promql.NewEngine(promql.EngineOpts{
+		Logger: m.log.With("part", "engine"), Reg: reg, MaxSamples: maxSamples, Timeout: timeout, ActiveQueryTracker: tracker, LookbackDelta: lookback,
+		NoStepSubqueryIntervalFn: func(int64) int64 { return time.Minute.Milliseconds() },
+		EnableAtModifier:         true, EnableNegativeOffset: true, Parser: m.parser,
+	})
+}
+
+// slots bounds how many queries are evaluated at a time.
+type slots chan struct{}
+
+// GetMaxConcurrent implements promql.QueryTracker.
+func (s slots) GetMaxConcurrent() int { return cap(s) }
+
+// Insert implements promql.QueryTracker. It waits for a place.
+func (s slots) Insert(ctx context.Context, _ string) (int, error) {
+	select {
+	case s <- struct{}{}:
+		return 0, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// Delete implements promql.QueryTracker.
+func (s slots) Delete(int) { <-s }
+
+// Close implements promql.QueryTracker.
+func (slots) Close() error { return nil }
+
+// Close ends scraping and rules, and closes the storage.
+func (m *Metrics) Close() error {
+	var err error
+	m.closed.Do(func() {
+		// Rules end first, so that absent() does not fire for what is no longer scraped.
+		if m.rules != nil {
+			m.rules.Stop()
+			m.notifier.Stop()
+			m.targets.stop()
+		}
+		if m.cancel != nil {
+			m.cancel()
+		}
+		m.wait.Wait()
+		if m.local != nil {
+			m.local.close()
+		}
+		if m.db != nil {
+			err = m.db.Close()
+		}
+		if m.release != nil {
+			err = errors.Join(err, m.release())
+		}
+	})
+	return err
+}
+
+// Queryable is the stored series.
+func (m *Metrics) Queryable() storage.SampleAndChunkQueryable { return m.queryable }
+
+// Engine evaluates PromQL, with the store's bounds on samples, time and number of queries.
+func (m *Metrics) Engine() *promql.Engine { return m.engine }
+
+// Appendable is for others that write samples. A new series beyond Options.MaxSeries is an error.
+func (m *Metrics) Appendable() storage.AppendableV2 { return m.series.told() }
+
+// Problem says why not all of the work is done, for the status. It is empty if all is.
+func (m *Metrics) Problem() string {
+	if m.series == nil {
+		return ""
+	}
+	if m.series.full() {
+		return fmt.Sprintf("there are %d series, the highest number: new ones are refused (see /api/v1/status/tsdb for the metrics with the most)", m.opts.MaxSeries)
+	}
+	return m.current.problem()
+}
+
+// Numbers are for the status.
+func (m *Metrics) Numbers() map[string]int64 {
+	n := map[string]int64{}
+	if m.series != nil {
+		n["series"] = int64(m.db.Head().NumSeries())
+		n["series_refused"] = m.series.refusals()
+		up, all := m.targets.counts()
+		n["targets"], n["targets_up"] = int64(all), int64(up)
+	}
+	if oldest := m.oldest(); oldest != math.MaxInt64 {
+		n["oldest_ms"] = oldest
+	}
+	return n
+}
+
+// oldest is the time of the first sample, in milliseconds.
+func (m *Metrics) oldest() int64 {
+	oldest := int64(math.MaxInt64)
+	if m.db.Head().MinTime() > 0 {
+		oldest = m.db.Head().MinTime()
+	}
+	for _, b := range m.blocks() {
+		oldest = min(oldest, b.MinTime)
+	}
+	return oldest
+}
