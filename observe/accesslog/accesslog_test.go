@@ -53,7 +53,7 @@ func TestText(t *testing.T) {
 			require.Equal(t, c.want, got)
 		})
 	}
-	got, ok = Parse(inbound + " 4bf92f3577b34da6")
+	got, ok := Parse(inbound + " 4bf92f3577b34da6")
 	require.True(t, ok, "a field that was added at the end")
 	require.Equal(t, "default", got["route_name"])
 	require.Equal(t, 152.0, got.Number("bytes_sent"))

@@ -100,7 +100,7 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Flush makes what was appended visible. Queries do so themselves.
+// Flush makes what was appended visible, which queries nearly always do themselves (see rowstore).
 func (s *Store) Flush() { s.rows.Flush() }
 
 // Stats says how much there is.

@@ -26,6 +26,7 @@ func open(t *testing.T) *Store {
 
 func selected(t *testing.T, s *Store, sel Selector) []Entry {
 	t.Helper()
+	s.Flush()
 	var out []Entry
 	require.NoError(t, s.Select(context.Background(), sel, func(e Entry) bool {
 		out = append(out, e)

@@ -127,9 +127,7 @@ func (s *Store) selectAt(ctx context.Context, c compiled, at time.Time, limit in
 
 // within narrows a span of time to where there are lines.
 func (s *Store) within(start, end time.Time) (time.Time, time.Time) {
-	s.rows.Flush()
 	st := s.rows.Stats()
-	// Lines that wait for a slow disk are not in these figures; they are of now, or a day ahead at most.
 	newest := later(time.Now(), st.Newest).Add(time.Second)
 	if end.IsZero() || end.After(newest) {
 		end = newest

@@ -21,7 +21,7 @@ const MaxQueryBytes = 64 << 10
 func readers() int { return min(2, runtime.GOMAXPROCS(0)) }
 
 // Query calls each for every row from start (inclusive) to end (exclusive) that the LogsQL query gives, in any order; a zero time is no limit.
-// Rows appended before the call are seen, unless the disk is behind (see Flush). The calls come one after the other, and what they are given may be kept.
+// Rows appended before the call are seen, but for those that Flush would wait for. The calls come one after the other, and what they are given may be kept.
 // It ends early, without an error, when each returns false. each must not call Query of the same store: few run at a time.
 //
 // Values from elsewhere go into the query through Literal, names through FieldName.
@@ -60,12 +60,14 @@ func (s *Store) QueryWhere(ctx context.Context, logsql string, start, end time.T
 	case <-s.closed.Done():
 		return ErrClosed
 	}
-	s.Flush()
 	s.dbMu.RLock()
 	defer s.dbMu.RUnlock()
 	if s.db == nil {
 		return ErrClosed
 	}
+	s.mu.Lock()
+	s.show()
+	s.mu.Unlock()
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.closed, cancel)()

@@ -50,18 +50,19 @@ type Store struct {
 
 	queries chan struct{} // limits how many run at a time
 
-	mu           sync.Mutex
-	room         *sync.Cond            // told when pending was handed over
-	pending      []*logstorage.LogRows // the last one is being filled
-	pendingBytes int
-	pendingSince time.Time
-	appended     uint64 // rows accepted by Append
-	handed       uint64 // of these, given to the library
-	durable      uint64 // of these, on disk
-	flight       flight
-	names        names
-	freeChecked  time.Time
-	short        bool // of disk, when last checked
+	mu            sync.Mutex
+	room          *sync.Cond            // told when pending was handed over
+	pending       []*logstorage.LogRows // the last one is being filled
+	pendingBytes  int
+	pendingSince  time.Time
+	pendingOldest int64  // the time of the oldest row in it, in nanoseconds
+	appended      uint64 // rows accepted by Append
+	handed        uint64 // of these, given to the library
+	durable       uint64 // of these, on disk
+	flight        flight
+	names         names
+	freeChecked   time.Time
+	short         bool // of disk, when last checked
 
 	sinceBound int64 // bytes of rows since the limit was last looked at
 
@@ -181,7 +182,8 @@ func (s *Store) Append(rows []Row) error {
 		return fmt.Errorf("%w: less than %d MiB are free at %s; free some space or lower the limit", ErrReadOnly, s.opts.MinFreeBytes>>20, s.opts.Dir)
 	}
 	refused := &RejectedError{}
-	oldest, newest := now.Add(-s.opts.Retention), now.Add(libraryAhead)
+	// A row that is too old by the time when it is handed over would be dropped without a word.
+	oldest, newest := now.Add(time.Minute-s.opts.Retention), now.Add(libraryAhead)
 	var fields []logstorage.Field
 	for i := range rows {
 		reason := ""
@@ -222,6 +224,10 @@ func (s *Store) fields(out []logstorage.Field, row *Row, oldest, newest time.Tim
 			if reason := checkField(f, i == 0); reason != "" {
 				return out, reason
 			}
+			// The library ends the process when it reads a stream that has a name twice.
+			if i == 0 && has(out, f.Name) {
+				return out, fmt.Sprintf("its stream has the field %s twice", f.Name)
+			}
 			size += len(f.Name) + len(f.Value)
 			out = append(out, logstorage.Field(f))
 		}
@@ -238,8 +244,9 @@ func (s *Store) fields(out []logstorage.Field, row *Row, oldest, newest time.Tim
 // add puts a row into pending. s.mu is held.
 func (s *Store) add(nanos int64, fields []logstorage.Field, stream int, now time.Time) {
 	if len(s.pending) == 0 {
-		s.pendingSince = now
+		s.pendingSince, s.pendingOldest = now, nanos
 	}
+	s.pendingOldest = min(s.pendingOldest, nanos)
 	if n := len(s.pending); n == 0 || s.pending[n-1].NeedFlush() {
 		s.pending = append(s.pending, logstorage.GetLogRows(nil, nil, nil, nil, ""))
 	}
@@ -268,15 +275,22 @@ func (s *Store) isShort(now time.Time) bool {
 	return s.short
 }
 
-// Flush makes what was appended visible to queries. While the disk is behind, that may take a second or two longer.
+// Flush makes what was appended visible to queries. While the library is left alone with what it has (see Store), it waits for that. Queries do not
+// wait then, and find such rows a second or two later.
 func (s *Store) Flush() {
 	s.dbMu.RLock()
 	defer s.dbMu.RUnlock()
-	if s.db == nil {
-		return
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for mark := s.appended; s.handed < mark && s.closed.Err() == nil; {
+		if s.show(); s.handed < mark {
+			s.room.Wait()
+		}
+	}
+}
+
+// show makes what was appended visible, if that may be done now. s.mu is held, and s.db is open.
+func (s *Store) show() {
 	now := time.Now()
 	if len(s.pending) > 0 && s.mayHandOver(now) {
 		s.handOver(now)
@@ -412,6 +426,9 @@ func (s *Store) Stats() Stats {
 	// Without rows on disk the library answers with the ends of time.
 	if st.RowsCount() > 0 && st.MinTimestamp <= st.MaxTimestamp {
 		out.Oldest, out.Newest = time.Unix(0, st.MinTimestamp).UTC(), time.Unix(0, st.MaxTimestamp).UTC()
+	}
+	if waiting > 0 && (out.Oldest.IsZero() || s.pendingOldest < out.Oldest.UnixNano()) {
+		out.Oldest = time.Unix(0, s.pendingOldest).UTC()
 	}
 	return out
 }
