@@ -35,8 +35,8 @@ func client(t *testing.T, s *tracestore.Store) api_v2.QueryServiceClient {
 	return api_v2.NewQueryServiceClient(connection)
 }
 
-// receive reads all spans of an answer.
-func receive(t *testing.T, in interface {
+// receiveSpans reads all spans of an answer.
+func receiveSpans(t *testing.T, in interface {
 	Recv() (*api_v2.SpansResponseChunk, error)
 }, err error) ([]model.Span, error) {
 	t.Helper()
@@ -71,7 +71,7 @@ func TestGRPC(t *testing.T) {
 	require.NoError(t, err)
 
 	stream, err := c.GetTrace(ctx, &api_v2.GetTraceRequest{TraceID: id})
-	got, err := receive(t, stream, err)
+	got, err := receiveSpans(t, stream, err)
 	require.NoError(t, err)
 	require.Len(t, got, 32)
 	server := got[0]
@@ -94,11 +94,11 @@ func TestGRPC(t *testing.T) {
 		ServiceName: "front.shop", OperationName: "GET /", Tags: map[string]string{"int": "7"}, StartTimeMin: start.Add(-time.Hour), StartTimeMax: start.Add(time.Hour),
 		DurationMin: time.Millisecond, DurationMax: time.Second, SearchDepth: 10,
 	}})
-	got, err = receive(t, found, err)
+	got, err = receiveSpans(t, found, err)
 	require.NoError(t, err)
 	require.Len(t, got, 32)
 	found, err = c.FindTraces(ctx, &api_v2.FindTracesRequest{Query: &api_v2.TraceQueryParameters{}})
-	got, err = receive(t, found, err)
+	got, err = receiveSpans(t, found, err)
 	require.NoError(t, err)
 	require.Len(t, got, 32)
 
@@ -114,13 +114,13 @@ func TestGRPC(t *testing.T) {
 	require.Equal(t, []model.DependencyLink{{Parent: "front.shop", Child: "back.shop", CallCount: 1}}, links.Dependencies)
 
 	stream, err = c.GetTrace(ctx, &api_v2.GetTraceRequest{TraceID: model.NewTraceID(1, 2)})
-	_, err = receive(t, stream, err)
+	_, err = receiveSpans(t, stream, err)
 	require.Equal(t, codes.NotFound, status.Code(err))
 	stream, err = c.GetTrace(ctx, &api_v2.GetTraceRequest{})
-	_, err = receive(t, stream, err)
+	_, err = receiveSpans(t, stream, err)
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	found, err = c.FindTraces(ctx, &api_v2.FindTracesRequest{})
-	_, err = receive(t, found, err)
+	_, err = receiveSpans(t, found, err)
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	_, err = c.GetOperations(ctx, &api_v2.GetOperationsRequest{})
 	require.Equal(t, codes.InvalidArgument, status.Code(err))

@@ -1,6 +1,7 @@
 package receive
 
 import (
+	"bytes"
 	"compress/gzip"
 	"compress/zlib"
 	"errors"
@@ -25,15 +26,19 @@ func body(w http.ResponseWriter, req *http.Request) ([]byte, error) {
 		return nil, err
 	}
 	defer unpacked.Close()
-	text, err := io.ReadAll(io.LimitReader(unpacked, MaxMessage+1))
+	var text bytes.Buffer
+	if n := req.ContentLength; n > 0 && n <= MaxMessage {
+		text.Grow(int(n) + bytes.MinRead) // which it also needs to see the end
+	}
+	_, err = text.ReadFrom(io.LimitReader(unpacked, MaxMessage+1))
 	var long *http.MaxBytesError
 	switch {
-	case errors.As(err, &long), err == nil && len(text) > MaxMessage:
+	case errors.As(err, &long), err == nil && text.Len() > MaxMessage:
 		return nil, status.Errorf(codes.ResourceExhausted, "the request has more than %d bytes; send it in parts", MaxMessage)
 	case err != nil:
 		return nil, refused(fmt.Errorf("reading the request: %w", err))
 	}
-	return text, nil
+	return text.Bytes(), nil
 }
 
 // unpack undoes a content encoding.

@@ -20,9 +20,8 @@ const (
 	noService   = "unknown_service"
 )
 
-// spans are all spans of a request.
-func spans(req *collect.ExportTraceServiceRequest) []tracestore.Span {
-	var out []tracestore.Span
+// eachSpan calls each for all spans of a request.
+func eachSpan(req *collect.ExportTraceServiceRequest, each func(tracestore.Span) error) error {
 	for _, resource := range req.GetResourceSpans() {
 		service, process := resourceAttributes(resource.GetResource().GetAttributes())
 		for _, scoped := range resource.GetScopeSpans() {
@@ -32,11 +31,13 @@ func spans(req *collect.ExportTraceServiceRequest) []tracestore.Span {
 			for _, s := range scoped.GetSpans() {
 				one := span(s)
 				one.Service, one.Resource, one.Scope = service, process, scope
-				out = append(out, one)
+				if err := each(one); err != nil {
+					return err
+				}
 			}
 		}
 	}
-	return out
+	return nil
 }
 
 // resourceAttributes takes the service's name out of the attributes of a resource.

@@ -7,6 +7,7 @@
 package receive
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,12 +28,14 @@ const (
 	// MaxMessage is how many bytes a request may have, compressed or not. It is what OpenTelemetry's collector takes by gRPC.
 	MaxMessage = 4 << 20
 	// readers is how many requests are read at a time. Others wait for patience.
-	readers  = 8
+	readers  = 6
 	patience = 5 * time.Second
 	// readTime is how long a request may take to arrive.
 	readTime = 10 * time.Second
-	// decoding is how much memory the requests take that are decoded at a time, as guard estimates it.
-	decoding = 64 << 20
+	// decoding is how much memory the requests take that are decoded at a time, as guard estimates it. One that takes more is decoded alone.
+	decoding = 16 << 20
+	// batch is how many spans are stored at a time: a request has many, and each is larger than what it came as.
+	batch = 256
 )
 
 // Options say where signals go. What has no place is answered with "not implemented".
@@ -93,19 +96,41 @@ type outcome struct {
 	message  string
 }
 
-// storeSpans stores spans and says what the client should know of it.
-func (r *Receiver) storeSpans(spans []tracestore.Span) (outcome, error) {
-	if len(spans) == 0 {
-		return outcome{}, nil
-	}
-	result, err := r.opts.Spans(spans)
-	if err != nil {
-		return outcome{}, r.unavailable("spans", err)
-	}
-	return outcome{int64(result.Sampled + result.Refused), result.Reason}, nil
+// spanStore takes the spans of a request one after the other and stores them.
+type spanStore struct {
+	r       *Receiver
+	waiting []tracestore.Span
+	outcome outcome
 }
 
-// storeLogs does the same with log records.
+func (s *spanStore) add(one tracestore.Span) error {
+	if s.waiting == nil {
+		s.waiting = make([]tracestore.Span, 0, batch)
+	}
+	s.waiting = append(s.waiting, one)
+	if len(s.waiting) < batch {
+		return nil
+	}
+	return s.flush()
+}
+
+// flush stores what waits.
+func (s *spanStore) flush() error {
+	if len(s.waiting) == 0 {
+		return nil
+	}
+	result, err := s.r.opts.Spans(s.waiting)
+	clear(s.waiting)
+	s.waiting = s.waiting[:0]
+	if err != nil {
+		return s.r.unavailable("spans", err)
+	}
+	s.outcome.rejected += int64(result.Sampled + result.Refused)
+	s.outcome.message = cmp.Or(s.outcome.message, result.Reason)
+	return nil
+}
+
+// storeLogs stores log records, and says what the client should know of it.
 func (r *Receiver) storeLogs(entries []logstore.Entry) (outcome, error) {
 	if len(entries) == 0 {
 		return outcome{}, nil

@@ -139,7 +139,12 @@ func takeTraces(_ context.Context, r *Receiver, message []byte) (outcome, error)
 	if err := decode(message, req); err != nil {
 		return outcome{}, err
 	}
-	return r.storeSpans(spans(req))
+	store := spanStore{r: r}
+	if err := eachSpan(req, store.add); err != nil {
+		return outcome{}, err
+	}
+	err := store.flush()
+	return store.outcome, err
 }
 
 func takeLogs(_ context.Context, r *Receiver, message []byte) (outcome, error) {

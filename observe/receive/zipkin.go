@@ -1,9 +1,11 @@
 package receive
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"mime"
@@ -117,23 +119,33 @@ func (r *Receiver) readZipkin(w http.ResponseWriter, req *http.Request) error {
 		return err
 	}
 	defer free()
-	all, err := read(message)
-	if err != nil {
-		return refused(fmt.Errorf("reading Zipkin's spans: %w", err))
-	}
-	spans := make([]tracestore.Span, len(all))
+	store := spanStore{r: r}
 	now := time.Now()
-	for i := range all {
-		spans[i] = all[i].span(now)
+	if err := read(message, func(z *zipkinSpan) error { return store.add(z.span(now)) }); err != nil {
+		return err
 	}
-	_, err = r.storeSpans(spans)
-	return err
+	return store.flush()
 }
 
-func zipkinJSON(text []byte) ([]zipkinSpan, error) {
-	var all []zipkinSpan
-	err := json.Unmarshal(text, &all)
-	return all, err
+// zipkinJSON calls each for the spans of a list. What comes before a mistake is stored: sent again, it is the same.
+func zipkinJSON(text []byte, each func(*zipkinSpan) error) error {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	if first, err := decoder.Token(); err != nil || first != json.Delim('[') {
+		return refused(errors.New("reading Zipkin's spans: they are no list in JSON"))
+	}
+	for decoder.More() {
+		var one zipkinSpan
+		if err := decoder.Decode(&one); err != nil {
+			return refused(fmt.Errorf("reading Zipkin's spans: %w", err))
+		}
+		if err := each(&one); err != nil {
+			return err
+		}
+	}
+	if _, err := decoder.Token(); err != nil {
+		return refused(fmt.Errorf("reading Zipkin's spans: %w", err))
+	}
+	return nil
 }
 
 var zipkinKinds = map[string]tracestore.Kind{
@@ -274,18 +286,18 @@ func zipkinMemory(message []byte, l guard.Limits) (int, error) {
 	return memory, err
 }
 
-// zipkinProto reads a ListOfSpans of Zipkin's zipkin.proto.
-func zipkinProto(message []byte) ([]zipkinSpan, error) {
-	var all []zipkinSpan
-	err := fields(message, func(number protowire.Number, _ uint64, text []byte) error {
+// zipkinProto calls each for the spans of a ListOfSpans of Zipkin's zipkin.proto.
+func zipkinProto(message []byte, each func(*zipkinSpan) error) error {
+	return fields(message, func(number protowire.Number, _ uint64, text []byte) error {
 		if number != 1 {
 			return nil
 		}
-		s, err := zipkinProtoSpan(text)
-		all = append(all, s)
-		return err
+		one, err := zipkinProtoSpan(text)
+		if err != nil {
+			return refused(fmt.Errorf("reading Zipkin's spans: %w", err))
+		}
+		return each(&one)
 	})
-	return all, err
 }
 
 func zipkinProtoSpan(message []byte) (zipkinSpan, error) {

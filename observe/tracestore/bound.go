@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -83,14 +84,21 @@ func (b *bounder) name(s string, limit int) string {
 // attributes returns those that fit, without the second of two with the same key. The argument is not changed: spans share their resource.
 func (b *bounder) attributes(in []Attribute, limit int) []Attribute {
 	out := make([]Attribute, 0, min(len(in), limit))
-	seen := make(map[string]struct{}, min(len(in), limit))
+	// A map is worth it for many only.
+	var seen map[string]struct{}
+	if len(in) > 32 {
+		seen = make(map[string]struct{}, min(len(in), limit))
+	}
 	for i, a := range in {
 		if len(out) == limit {
 			b.left.Attributes += len(in) - i
 			break
 		}
 		key, _ := text(a.Key, MaxKeyBytes)
-		if _, ok := seen[key]; ok || key == "" {
+		if key == "" || seen == nil && slices.ContainsFunc(out, func(a Attribute) bool { return a.Key == key }) {
+			continue
+		}
+		if _, ok := seen[key]; ok {
 			continue
 		}
 		value, cut := text(a.Value.Text, MaxValueBytes)
@@ -105,7 +113,9 @@ func (b *bounder) attributes(in []Attribute, limit int) []Attribute {
 			b.left.Values++
 		}
 		b.budget -= len(key) + len(value)
-		seen[key] = struct{}{}
+		if seen != nil {
+			seen[key] = struct{}{}
+		}
 		out = append(out, Attribute{key, Value{a.Value.Type, value}})
 	}
 	return out

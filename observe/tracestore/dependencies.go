@@ -1,6 +1,7 @@
 package tracestore
 
 import (
+	"maps"
 	"strconv"
 	"sync"
 	"time"
@@ -137,13 +138,14 @@ func (d *dependencies) take() []rowstore.Row {
 	return rows
 }
 
-// pending is what was counted and not taken yet.
-func (d *dependencies) pending() map[pair]count {
+// pending is what was counted and not taken yet, if it was in this time. A zero time is no limit.
+func (d *dependencies) pending(start, end time.Time) map[pair]count {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	out := make(map[pair]count, len(d.counts))
-	for p, n := range d.counts {
-		out[p] = n
+	if d.since.Before(start) || !end.IsZero() && end.Before(d.since) {
+		return out
 	}
+	maps.Copy(out, d.counts)
 	return out
 }

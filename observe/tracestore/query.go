@@ -334,11 +334,9 @@ func (s *Store) Operations(ctx context.Context, service string, kind *Kind, star
 func (s *Store) Dependencies(ctx context.Context, start, end time.Time) ([]Dependency, error) {
 	query := fmt.Sprintf("{%s=%s} | stats by (%s, %s) sum(%s) %s, sum(%s) %s | limit %d", streamRows, rowstore.Literal(streamCalls),
 		columnCaller, columnCallee, columnCalls, columnCalls, columnErrors, columnErrors, maxNames)
-	counts := map[pair]count{}
-	now := time.Now()
-	if end.IsZero() || end.After(now) {
-		counts = s.calls.pending()
-	}
+	s.storing.RLock() // so that nothing is counted twice
+	defer s.storing.RUnlock()
+	counts := s.calls.pending(start, end)
 	err := s.rows.Query(ctx, query, start, end, func(r rowstore.Row) bool {
 		var p pair
 		var n count

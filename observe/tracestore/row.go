@@ -46,6 +46,24 @@ const (
 // column is the name of an attribute's column.
 func column(place, kind byte, key string) string { return string([]byte{place, kind, ':'}) + key }
 
+// columns remembers the names of columns while some spans are turned into rows: they have the same attributes.
+type columns map[columnKey]string
+
+type columnKey struct {
+	place, kind byte
+	key         string
+}
+
+func (c columns) name(place, kind byte, key string) string {
+	k := columnKey{place, kind, key}
+	name, ok := c[k]
+	if !ok {
+		name = column(place, kind, key)
+		c[k] = name
+	}
+	return name
+}
+
 // canBeColumn is false for keys that the store does not take as part of a column's name.
 func canBeColumn(key string) bool {
 	return len(key)+3 <= rowstore.MaxNameBytes && !strings.HasSuffix(key, "*")
@@ -97,7 +115,7 @@ func jsonText(v any) string {
 }
 
 // row turns a bounded span into a row. ownStream is false for services that are too many to have streams of their own.
-func row(s *Span, leftOff string, ownStream bool) rowstore.Row {
+func row(s *Span, leftOff string, ownStream bool, names columns) rowstore.Row {
 	fields := make([]rowstore.Field, 0, 16+len(s.Attributes)+len(s.Resource)+len(s.Scope.Attributes))
 	add := func(name, value string) {
 		if value != "" {
@@ -130,10 +148,10 @@ func row(s *Span, leftOff string, ownStream bool) rowstore.Row {
 			if value == "" {
 				kind, value = empty, "-"
 			}
-			if name := column(place, kind, a.Key); canBeColumn(a.Key) {
-				add(name, value)
+			if canBeColumn(a.Key) {
+				add(names.name(place, kind, a.Key), value)
 			} else {
-				more = append(more, [2]string{name, value})
+				more = append(more, [2]string{column(place, kind, a.Key), value})
 			}
 		}
 	}

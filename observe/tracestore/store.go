@@ -63,6 +63,7 @@ type Store struct {
 	stop  context.CancelFunc
 	done  sync.WaitGroup
 
+	storing sync.RWMutex // held while counts become rows
 	mu      sync.Mutex
 	streams map[string]struct{} // services with streams of their own
 	day     int64
@@ -117,6 +118,7 @@ func (s *Store) Append(spans []Span) (Result, error) {
 	}
 	rows := make([]rowstore.Row, 0, len(spans))
 	keep := make([]Span, 0, len(spans))
+	names := columns{}
 	for i := range spans {
 		if reason := check(&spans[i]); reason != "" {
 			refuse(1, reason)
@@ -129,7 +131,7 @@ func (s *Store) Append(spans []Span) (Result, error) {
 		case tooLong:
 			refuse(1, fmt.Sprintf("a trace has more than %d spans", MaxTraceSpans))
 		case kept:
-			rows = append(rows, row(&one, leftOff, s.ownStream(one.Service, now)))
+			rows = append(rows, row(&one, leftOff, s.ownStream(one.Service, now), names))
 			keep = append(keep, one)
 		}
 	}
@@ -194,6 +196,8 @@ func (s *Store) storeCalls(ctx context.Context) {
 }
 
 func (s *Store) writeCalls() error {
+	s.storing.Lock()
+	defer s.storing.Unlock()
 	rows := s.calls.take()
 	if len(rows) == 0 {
 		return nil

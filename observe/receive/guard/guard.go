@@ -29,13 +29,14 @@ type Limits struct {
 	Memory int
 }
 
-// OTLP are limits for a request of OpenTelemetry: a message of 4 MiB of usual spans has 48 MiB of memory; a list in a list in a list has ten levels.
-var OTLP = Limits{Depth: 48, Memory: 48 << 20}
+// OTLP are limits for a request of OpenTelemetry: a message of 4 MiB of usual spans has 26 MiB of memory; a list in a list in a list has ten levels.
+var OTLP = Limits{Depth: 48, Memory: 32 << 20}
 
 const (
-	// perMessage and perField are what a decoded message takes for itself and for each field that it could have.
-	perMessage = 64
+	// perMessage, perField and perOneof are what a decoded message takes for itself, for each field that it could have, and for each choice of fields.
+	perMessage = 40
 	perField   = 16
+	perOneof   = 40
 	// perValue is what another element of a list takes, and a value in JSON.
 	perValue = 48
 	// perObject is what an object or a list in JSON takes, whose type is not known.
@@ -45,19 +46,51 @@ const (
 // Proto checks a message in protobuf's encoding, and returns about how many bytes of memory its decoder will take. It does not check what a decoder checks
 // without harm, such as the types of values.
 func Proto(d protoreflect.MessageDescriptor, message []byte, l Limits) (int, error) {
-	left := l.Memory
-	err := check(d, message, l.Depth, &left)
-	return l.Memory - left, err
+	c := check{left: l.Memory, sizes: map[protoreflect.MessageDescriptor]int{}}
+	err := c.message(d, message, l.Depth)
+	return l.Memory - c.left, err
 }
 
-func check(d protoreflect.MessageDescriptor, b []byte, depth int, left *int) error {
+type check struct {
+	left  int // of the memory
+	sizes map[protoreflect.MessageDescriptor]int
+}
+
+// size is about what a decoded message takes, without what it refers to.
+func (c *check) size(d protoreflect.MessageDescriptor) int {
+	if n, ok := c.sizes[d]; ok {
+		return n
+	}
+	n := perMessage
+	for i := range d.Fields().Len() {
+		if one := d.Fields().Get(i).ContainingOneof(); one == nil || one.IsSynthetic() {
+			n += perField
+		}
+	}
+	for i := range d.Oneofs().Len() {
+		if !d.Oneofs().Get(i).IsSynthetic() {
+			n += perOneof
+		}
+	}
+	c.sizes[d] = n
+	return n
+}
+
+func (c *check) take(bytes int) error {
+	if c.left -= bytes; c.left < 0 {
+		return errMuch
+	}
+	return nil
+}
+
+func (c *check) message(d protoreflect.MessageDescriptor, b []byte, depth int) error {
 	if depth == 0 {
 		return errDeep
 	}
-	fields := d.Fields()
-	if *left -= perMessage + perField*fields.Len(); *left < 0 {
-		return errMuch
+	if err := c.take(c.size(d)); err != nil {
+		return err
 	}
+	fields := d.Fields()
 	for len(b) > 0 {
 		number, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -70,8 +103,8 @@ func check(d protoreflect.MessageDescriptor, b []byte, depth int, left *int) err
 		}
 		field := fields.ByNumber(number)
 		if field != nil && field.IsList() && field.Message() == nil {
-			if *left -= perValue; *left < 0 {
-				return errMuch
+			if err := c.take(perValue); err != nil {
+				return err
 			}
 		}
 		if kind != protowire.BytesType {
@@ -86,16 +119,16 @@ func check(d protoreflect.MessageDescriptor, b []byte, depth int, left *int) err
 			return fmt.Errorf("%w: %w", ErrRefused, protowire.ParseError(n))
 		}
 		b = b[n:]
+		var err error
 		switch {
 		case field == nil: // nobody decodes it
 		case field.Message() != nil:
-			if err := check(field.Message(), value, depth-1, left); err != nil {
-				return err
-			}
+			err = c.message(field.Message(), value, depth-1)
 		case field.IsPacked():
-			if *left -= 8 * len(value); *left < 0 {
-				return errMuch
-			}
+			err = c.take(8 * len(value))
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
