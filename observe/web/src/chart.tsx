@@ -137,7 +137,9 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
                 c.setLineDash([]);
                 c.fillStyle = bad;
                 c.font = `${11 * r}px ${style.fontFamily}`;
-                c.fillText(limit.label, u.bbox.left + 6 * r, y - 4 * r);
+                c.textAlign = "right";
+                c.textBaseline = "bottom";
+                c.fillText(limit.label, u.bbox.left + u.bbox.width - 4 * r, y - 2 * r);
               }
               c.restore();
             },

@@ -111,3 +111,11 @@ export function csv(rows: (string | number)[][]): string {
     return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   }).join(",")).join("\r\n") + "\r\n";
 }
+
+/** Milliseconds of a Go duration such as 1m30s or 500ms. */
+export function durationMs(text: string): number {
+  const unit: Record<string, number> = { ns: 1e-6, us: 1e-3, "µs": 1e-3, ms: 1, s: 1000, m: 60_000, h: 3_600_000 };
+  let sum = 0;
+  for (const [, n, u] of text.matchAll(/([\d.]+)(ns|us|µs|ms|s|m|h)/g)) sum += Number(n) * unit[u!]!;
+  return sum;
+}

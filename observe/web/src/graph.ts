@@ -1,5 +1,6 @@
 // The service graph: from the API's answer to a drawing, and to sentences. This file has no effects.
 import dagre from "@dagrejs/dagre";
+import type { Point } from "./shapes";
 import { bytes, count, ms, percent, rate } from "./format";
 
 export type NodeKind = "workload" | "service" | "external" | "unknown" | "namespace" | "rest";
@@ -179,11 +180,6 @@ export function edgePattern(e: GraphEdge): "solid" | "dotted" | "dashed" {
   return e.tcp && e.rate === 0 ? "dotted" : "solid";
 }
 
-export interface Point {
-  x: number;
-  y: number;
-}
-
 export interface PlacedNode extends Point {
   index: number;
   width: number;
@@ -244,19 +240,6 @@ export function layout(g: Graph, direction: "LR" | "TB", measure: Measure = esti
       return { index: i, points: x.points, label: { x: x.x, y: x.y, width: x.width, height: x.height, lines: x.lines } };
     }),
   };
-}
-
-/** A path through points, with round corners. */
-export function curve(points: Point[]): string {
-  const p = (q: Point) => `${q.x.toFixed(1)} ${q.y.toFixed(1)}`;
-  if (points.length < 2) return "";
-  let path = `M${p(points[0]!)}`;
-  for (let i = 1; i < points.length - 1; i++) {
-    const a = points[i]!, b = points[i + 1]!;
-    path += i === points.length - 2 ? `Q${p(a)} ${p(b)}` : `Q${p(a)} ${p({ x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 })}`;
-  }
-  if (points.length === 2) path += `L${p(points[1]!)}`;
-  return path;
 }
 
 /** Where an arrow key leads from a node or an edge. Right and left follow the calls, up and down go to the neighbor on the screen. */

@@ -7,6 +7,9 @@ import { Icon } from "./icons";
 
 const levelWords = { error: "error", warn: "warning", info: "info", debug: "debug", "": "" } as const;
 
+/** What is usual has no icon. */
+const levelIcons = { error: "bad", warn: "warn", debug: "idle" } as const;
+
 /** Text with the places marked that a search found. */
 export function Marked({ text, find }: { text: string; find: string }) {
   if (!find) return <>{text}</>;
@@ -29,7 +32,7 @@ export function LogLine({ at, labels, line, onOpen, open = false, find = "", rep
   const body = (
     <>
       <time dateTime={new Date(at).toISOString()}>{clockMs(at)}</time>
-      <span class={`level ${level}`}>{level && <Icon name={level === "error" ? "bad" : level === "warn" ? "warn" : level === "debug" ? "idle" : "note"} size={12} label={levelWords[level]} />}</span>
+      <span class={`level ${level}`}>{level in levelIcons && <Icon name={levelIcons[level as keyof typeof levelIcons]} size={12} label={levelWords[level]} />}</span>
       <span class={`writer w${hue(who.workload)}`} title={[labels.namespace, labels.pod, labels.container].filter(Boolean).join(" / ")}>
         {who.workload}{who.pod && <small>{who.pod}</small>}{proxy && <small>proxy</small>}
       </span>

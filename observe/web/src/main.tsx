@@ -78,5 +78,5 @@ document.addEventListener("click", (e) => {
   }
 });
 
-start();
+await start();
 render(<App />, document.getElementById("app")!);

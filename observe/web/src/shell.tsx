@@ -29,6 +29,11 @@ export function Shell({ children }: { children: ComponentChildren }) {
   const help = useRef<HTMLDialogElement>(null);
   useKeys(() => (help.current?.open ? help.current.close() : help.current?.showModal()));
   const at = section(place.value.path);
+  const side = useRef<HTMLElement>(null);
+  useEffect(() => {
+    // On a narrow screen there are more views than room for them.
+    side.current?.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+  }, [at]);
   return (
     <>
       <a class="skip" href="#main" onClick={(e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>Skip to the view</a>
@@ -48,7 +53,7 @@ export function Shell({ children }: { children: ComponentChildren }) {
           <button type="button" class="icon-button" aria-label="Keys" title="Keys (?)" onClick={() => help.current?.showModal()}><Icon name="keyboard" /></button>
         </div>
       </header>
-      <nav class="side" aria-label="Views">
+      <nav class="side" aria-label="Views" ref={side}>
         {navigation.map((n) => (
           <Link key={n.path} to={n.path ? [n.path] : []} aria-current={n.path === at ? "page" : undefined}>
             <Icon name={n.icon} />

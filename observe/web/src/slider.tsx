@@ -3,6 +3,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { api, type Extent, type Mark, useData } from "./api";
 import { count, rate, when } from "./format";
 import { Icon } from "./icons";
+import { areas } from "./shapes";
 import { live, now, place, set } from "./state";
 import { markWords } from "./chart";
 import { endOf, timeParam, windowOf } from "./url";
@@ -35,8 +36,7 @@ export function Slider() {
   const requests = data?.requests[0]?.points ?? [], errors = data?.errors[0]?.points ?? [];
   const most = Math.max(1e-9, ...requests.map((p) => p[1]));
   const x = (t: number) => ((t - start) / (end - start)) * 1000;
-  const area = (points: [number, number][], least = 0) =>
-    points.length === 0 ? "" : `M${x(points[0]![0]).toFixed(1)} ${height}` + points.map(([t, v]) => `L${x(t).toFixed(1)} ${(height - (v > 0 ? Math.max(least, (v / most) * (height - 3)) : 0)).toFixed(1)}`).join("") + `L${x(points.at(-1)![0]).toFixed(1)} ${height}Z`;
+  const area = (points: [number, number][], least = 0) => areas(points, 4 * Math.max(15_000, (end - start) / 150), (t) => x(t).toFixed(1), (v) => (height - (v > 0 ? Math.max(least, (v / most) * (height - 3)) : 0)).toFixed(1), height);
   const nearest = requests.reduce<[number, number] | undefined>((best, p) => (!best || Math.abs(p[0] - at) < Math.abs(best[0] - at) ? p : best), undefined);
   const marks = (changes?.marks ?? []).filter((m) => m.time >= start && m.time <= end);
 

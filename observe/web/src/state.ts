@@ -57,8 +57,10 @@ async function poll(): Promise<void> {
 
 export const refresh = 10_000;
 
-export function start(): void {
-  void poll();
+/** Begins. It waits for the store's time, but not for long: a store that does not answer is shown, too. */
+export async function start(): Promise<void> {
+  applyTheme();
+  await Promise.race([poll(), new Promise((done) => setTimeout(done, 1500))]);
   setInterval(() => {
     if (document.hidden) return;
     void poll();
@@ -67,7 +69,6 @@ export function start(): void {
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden && live.peek()) tick.value++;
   });
-  applyTheme();
 }
 
 /** Moves the shown time by shares of its length; beyond now is live. */

@@ -52,9 +52,9 @@ export function waterfall(spans: Span[], closed: ReadonlySet<string> = new Set()
   const byId = new Map<string, Span>();
   for (const s of spans) if (!byId.has(s.id)) byId.set(s.id, s);
   const children = new Map<string, Span[]>();
-  const roots: Span[] = [];
+  const roots: Span[] = [], begin = rootsOf(byId);
   for (const s of byId.values()) {
-    if (s.parent && s.parent !== s.id && byId.has(s.parent) && !within(s, byId)) {
+    if (s.parent && !begin.has(s)) {
       const list = children.get(s.parent);
       if (list) list.push(s);
       else children.set(s.parent, [s]);
@@ -111,14 +111,28 @@ export function waterfall(spans: Span[], closed: ReadonlySet<string> = new Set()
   return { rows, start, duration: whole, moved };
 }
 
-/** Whether a span is its own ancestor: ids come from others. */
-function within(s: Span, byId: Map<string, Span>): boolean {
-  const seen = new Set<string>([s.id]);
-  for (let p = s.parent; p; p = byId.get(p)?.parent) {
-    if (seen.has(p)) return true;
-    seen.add(p);
+/** How deep a tree may be. What is deeper begins at the left again. */
+const deepest = 400;
+
+/** The spans that begin a tree: without a parent, their own ancestors, or too deep. Ids come from others. */
+function rootsOf(byId: Map<string, Span>): Set<Span> {
+  const roots = new Set<Span>(), depth = new Map<Span, number>();
+  for (const first of byId.values()) {
+    const way: Span[] = [], onWay = new Set<Span>();
+    let s: Span | undefined = first;
+    while (s && !depth.has(s) && !onWay.has(s)) {
+      way.push(s);
+      onWay.add(s);
+      s = s.parent ? byId.get(s.parent) : undefined;
+    }
+    let d = s && depth.has(s) ? depth.get(s)! : -1;
+    for (const next of way.reverse()) {
+      d = (d + 1) % deepest;
+      depth.set(next, d);
+      if (d === 0) roots.add(next);
+    }
   }
-  return false;
+  return roots;
 }
 
 /** From the end backwards: the child that ended last, then what ended before that one began. */
@@ -134,6 +148,9 @@ function walkCritical(s: Span, children: Map<string, Span[]>, placed: Map<Span, 
     }
   }
 }
+
+/** The name of a span without what is the same for all services of the cluster. */
+export const shortName = (name: string): string => name.replace(/\.[\w-]+\.svc\.cluster\.local/, "");
 
 /** Times for the ruler of a waterfall, in microseconds from its start: at most five steps of 1, 2 or 5. */
 export function ticks(duration: number, most = 5): number[] {

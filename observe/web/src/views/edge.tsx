@@ -39,7 +39,7 @@ export function EdgeView() {
     <>
       <nav class="crumbs" aria-label="Path"><Link to={["graph"]}>Graph</Link></nav>
       <div class="head">
-        <h1 class="pair">
+        <h1 class="ends">
           <EndName node={known("source")} namespace={name(fromNs)} text={name(from) || "no sidecar"} />
           <Icon name="right" label="to" />
           <EndName node={known("target")} namespace={name(toNs)} text={to ?? ""} />

@@ -1,4 +1,5 @@
 import { api, type ClusterEvent, useData } from "../api";
+import { repeatedEvents } from "../events";
 import { clock } from "../format";
 import { place } from "../state";
 import { Badge, Empty, Export, Flag, Link, Panel, Text, Time, Waiting } from "../ui";
@@ -42,30 +43,6 @@ export function EventsView() {
       </Panel>
     </>
   );
-}
-
-interface Repeated {
-  event: ClusterEvent;
-  times: number;
-  first: number;
-}
-
-/** Events with those that say the same of the same object once, with how often. */
-export function repeatedEvents(events: ClusterEvent[]): Repeated[] {
-  const list: Repeated[] = [], index = new Map<string, Repeated>();
-  for (const e of events) {
-    const key = JSON.stringify([e.namespace, e.kind, e.name, e.reason, e.text]);
-    const known = index.get(key);
-    if (known) {
-      known.times += Math.max(1, e.count ?? 1);
-      known.first = Math.min(known.first, e.time);
-    } else {
-      const r = { event: e, times: Math.max(1, e.count ?? 1), first: e.time };
-      index.set(key, r);
-      list.push(r);
-    }
-  }
-  return list;
 }
 
 export function EventList({ events }: { events: ClusterEvent[] }) {

@@ -2,10 +2,11 @@ import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/ho
 import { api, useData } from "../api";
 import { bytes, count, ms, percent, rate } from "../format";
 import {
-  curve, edgeHealth, edgeLabel, edgePath, edgePattern, edgeSentence, edgeWidth, fit, type Focus, type Graph, type GraphEdge, type GraphNode, graphRows, layout, type Layout, move, nodeHealth,
+  edgeHealth, edgeLabel, edgePath, edgePattern, edgeSentence, edgeWidth, fit, type Focus, type Graph, type GraphEdge, type GraphNode, graphRows, layout, type Layout, move, nodeHealth,
   nodeKey, nodeLetters, nodeSentence, securityText, subtitle, tabOrder, title,
 } from "../graph";
 import { Icon, iconPath, type IconName } from "../icons";
+import { curve } from "../shapes";
 import { go, place, set } from "../state";
 import { Slider } from "../slider";
 import { Badge, Choice, type Column, Empty, Errors, Export, Flag, Link, Menu, Panel, Table, Text, Waiting } from "../ui";
@@ -27,7 +28,7 @@ export function GraphView() {
         <div class="tools">
           <Text name="find" label="Find" placeholder="workload" />
           <Flag name="errors">Only failing</Flag>
-          {answer.data && answer.data.namespaces.length > 1 && <Boxes graph={answer.data} />}
+          {answer.data && (answer.data.nodes.length > 30 || q.has("open") || answer.data.namespaces.some((n) => n.box)) && <Boxes graph={answer.data} />}
           <Choice label="View" value={table ? "table" : "graph"} onChange={(v) => set({ view: v === "table" ? "table" : undefined })} options={[{ value: "graph", text: <><Icon name="graph" />Graph</> }, { value: "table", text: <><Icon name="table" />Table</> }]} />
           {answer.data && <Export name="polymesh-graph" json={() => answer.data} rows={() => graphRows(answer.data!)} svg={table ? undefined : () => exportSVG(svg.current)} />}
         </div>
@@ -112,9 +113,14 @@ function Drawing({ graph: g, svg }: { graph: Graph; svg: { current: SVGSVGElemen
   const stage = useRef<HTMLDivElement>(null);
   const [size, setSize] = useState({ width: 0, height: 0 });
   const [zoom, setZoom] = useState(1);
-  const direction = size.width > 0 && size.width < 700 ? "TB" : "LR";
-  const l = useMemo(() => layout(g, direction, measure), [g, direction]);
-  const order = useMemo(() => tabOrder(l, direction), [l]);
+  const narrow = size.width > 0 && size.width < 700;
+  // From left to right, unless there is much more room for it from top to bottom.
+  const { l, direction } = useMemo(() => {
+    const down = layout(g, "TB", measure), right = narrow ? down : layout(g, "LR", measure);
+    const room = (x: Layout) => Math.min(1, (size.width - 4) / x.width, (size.height - 4) / x.height);
+    return narrow || room(down) > 1.25 * room(right) ? { l: down, direction: "TB" as const } : { l: right, direction: "LR" as const };
+  }, [g, narrow, size.width, size.height]);
+  const order = useMemo(() => tabOrder(l, direction), [l, direction]);
   const [focused, setFocused] = useState<Focus | undefined>(undefined);
   const q = place.value.query;
   const find = (q.get("find") ?? "").toLowerCase();
@@ -130,7 +136,7 @@ function Drawing({ graph: g, svg }: { graph: Graph; svg: { current: SVGSVGElemen
     return () => observer.disconnect();
   }, []);
 
-  const fitted = size.width > 0 ? Math.min(1.15, Math.max(size.width < 700 ? 0.72 : 0.5, Math.min((size.width - 4) / l.width, (size.height - 4) / l.height))) : 1;
+  const fitted = size.width > 0 ? Math.min(1.15, Math.max(narrow ? 0.72 : 0.6, Math.min((size.width - 4) / l.width, (size.height - 4) / l.height))) : 1;
   const scale = fitted * zoom;
   const near = (i: number): boolean => selectedIndex < 0 || i === selectedIndex || g.edges.some((e) => (e.source === selectedIndex && e.target === i) || (e.target === selectedIndex && e.source === i));
   const matches = (n: GraphNode): boolean => find === "" || n.name.toLowerCase().includes(find) || (n.namespace ?? "").toLowerCase().includes(find);

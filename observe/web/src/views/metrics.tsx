@@ -90,7 +90,7 @@ function Result({ query }: { query: string }) {
     const lines = answer.data ? seriesLines(answer.data) : [];
     return lines.slice(0, mostSeries).map((l, i) => ({ ...l, name: nameOf(l.labels ?? {}), last: l.points.at(-1)?.[1], index: i })).sort((a, b) => (b.last ?? -Infinity) - (a.last ?? -Infinity));
   }, [answer.data]);
-  const series: Series[] = rows.slice(0, 20).map((r, i) => ({ label: r.name, points: r.points, ...palette(i) }));
+  const series: Series[] = rows.slice(0, 20).map((r, i) => ({ label: legendOf(r.labels ?? {}, r.name), points: r.points, ...palette(i) }));
   return (
     <Panel actions={answer.data && <Export name="metrics" json={() => answer.data} rows={() => [["series", "time", "value"], ...rows.flatMap((r) => r.points.map(([t, v]) => [r.name, new Date(t).toISOString(), v]))]} />}>
       <Waiting of={answer}>
@@ -115,6 +115,12 @@ function Result({ query }: { query: string }) {
       </Waiting>
     </Panel>
   );
+}
+
+/** In the legend the value of an only label is enough. */
+function legendOf(labels: Record<string, string>, name: string): string {
+  const values = Object.values(labels);
+  return values.length === 1 && !labels.__name__ ? values[0]! : name;
 }
 
 function nameOf(labels: Record<string, string>): string {

@@ -8,7 +8,7 @@ import { LogLine } from "../logline";
 import { now, place, set } from "../state";
 import { Badge, Choice, Copy, Empty, Export, Link, Panel, Stat, Waiting } from "../ui";
 import { type Change, endOf } from "../url";
-import { type NamedValue, type Row, type Span, ticks, waterfall } from "../waterfall";
+import { type NamedValue, type Row, shortName, type Span, ticks, waterfall } from "../waterfall";
 
 export function RequestView() {
   const [, id = ""] = place.value.path;
@@ -56,7 +56,7 @@ function Body({ data: d }: { data: RequestAnswer }) {
   const services = new Set(d.bars.map((b) => b.service.split(".")[0]));
   const errors = d.bars.filter((b) => b.error).length;
   const span = d.bars.find((b) => b.id === selected);
-  const lines = d.lines.filter((l) => (show === "all" || (show === "proxy") === (l.container === "istio-proxy")) && (!span || l.bar === span.id));
+  const lines = d.lines.filter((l) => (show === "all" || (show === "proxy") === (l.container === "istio-proxy")) && (!span || l.bar === span.id)).sort((a, b) => momentOf(a) - momentOf(b));
   const first = d.lines.flatMap((l) => (l.access?.start ? [l.access] : [])).sort((a, b) => Date.parse(a.start!) - Date.parse(b.start!) || b.duration - a.duration)[0];
   return (
     <>
@@ -90,7 +90,7 @@ function RequestLineView({ line: l, bar }: { line: RequestLine; bar: Span | unde
   const [open, setOpen] = useState(false);
   return (
     <div role="listitem">
-      <LogLine at={l.time / 1000} labels={{ namespace: l.namespace, workload: l.workload, pod: l.pod, container: l.container }} line={l.line} open={open} onOpen={() => setOpen(!open)} />
+      <LogLine at={momentOf(l) / 1000} labels={{ namespace: l.namespace, workload: l.workload, pod: l.pod, container: l.container }} line={l.line} open={open} onOpen={() => setOpen(!open)} />
       {open && (
         <div class="line-details">
           <pre>{l.line}</pre>
@@ -120,9 +120,6 @@ function momentOf(l: RequestLine): number {
   const begin = l.access?.start ? Date.parse(l.access.start) : NaN;
   return Number.isFinite(begin) ? (begin + l.access!.duration) * 1000 : l.time;
 }
-
-/** The name of a span without what is the same for all services of the cluster. */
-const shortName = (name: string): string => name.replace(/\.[\w-]+\.svc\.cluster\.local/, "");
 
 /** The service of a span without its namespace: proxies and apps of one name alike. */
 const serviceOf = (s: Span): string => s.service.split(".")[0]!;

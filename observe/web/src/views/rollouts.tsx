@@ -1,6 +1,6 @@
 import { api, type Line, type Mark, type Rollout, type RolloutMeasure, useData } from "../api";
 import { Chart, type Series } from "../chart";
-import { digits, ms, percent, span, when } from "../format";
+import { digits, durationMs, ms, percent, span, when } from "../format";
 import { Icon } from "../icons";
 import { now, place } from "../state";
 import { Badge, type Column, Empty, Export, type Level, Link, Panel, Stat, Table, Time, Waiting } from "../ui";
@@ -72,7 +72,7 @@ export function RolloutView() {
     <>
       <nav class="crumbs" aria-label="Path"><Link to={["rollouts"]}>Rollouts</Link></nav>
       <div class="head">
-        <h1 class="pair"><span class="end"><Link to={["workloads", namespace, name]}>{name}</Link><small>rollout, {namespace}</small></span></h1>
+        <h1 class="ends"><span class="end"><Link to={["workloads", namespace, name]}>{name}</Link><small>rollout, {namespace}</small></span></h1>
         <div class="tools">{answer.data && <Export name={`rollout-${name}`} json={() => answer.data} />}</div>
       </div>
       <Waiting of={answer}>{(d) => <Body data={d} />}</Waiting>
@@ -133,14 +133,6 @@ function outcome(r: Rollout): string {
     case "Aborted": return `Aborted, back to ${r.final || r.previous}`;
     default: return `Under way: ${r.weight} % of the requests go to ${r.image}`;
   }
-}
-
-/** Milliseconds of a Go duration such as 1m30s or 500ms. */
-export function durationMs(text: string): number {
-  const unit: Record<string, number> = { ns: 1e-6, us: 1e-3, "µs": 1e-3, ms: 1, s: 1000, m: 60_000, h: 3_600_000 };
-  let sum = 0;
-  for (const [, n, u] of text.matchAll(/([\d.]+)(ns|us|µs|ms|s|m|h)/g)) sum += Number(n) * unit[u!]!;
-  return sum;
 }
 
 function Measured({ of: m, plan }: { of: RolloutMeasure; plan?: Rollout["plan"] }) {

@@ -6,7 +6,7 @@ import { hue } from "../hue";
 import { go, now, place, set } from "../state";
 import { Badge, type Column, Empty, Export, Flag, Link, Panel, Stat, Table, Text, Waiting } from "../ui";
 import { placeOf, timeParam, timeQuery } from "../url";
-import { type Compared, compareTraces } from "../waterfall";
+import { type Compared, compareTraces, shortName } from "../waterfall";
 
 interface Found {
   start: number;
@@ -30,7 +30,7 @@ export function TracesView() {
     { key: "start", title: "Time", value: (t) => t.start, cell: (t) => clockMs(t.start / 1000) },
     {
       key: "request", title: "Request", class: "wide", value: (t) => t.path ?? t.name, cell: (t) => (
-        <span class="end"><Link to={["request", t.requestId ?? t.id]} query={{ at: timeParam(t.start / 1000) }}><code>{t.path ? `${t.method ?? ""} ${t.path}` : t.name}</code></Link><small>{t.service}</small></span>
+        <span class="end"><Link to={["request", t.requestId ?? t.id]} query={{ at: timeParam(t.start / 1000) }}><code>{t.path ? `${t.method ?? ""} ${t.path}` : t.name}</code></Link><small title={t.service}>{t.service.split(".")[0]}</small></span>
       ),
     },
     { key: "duration", title: "Duration", number: true, value: (t) => t.duration, cell: (t) => <span class={`duration ${t.errors > 0 ? "bad" : ""}`}><i style={{ inlineSize: `${(t.duration / longest) * 100}%` }} aria-hidden="true" /><span>{ms(t.duration / 1000)}</span></span> },
@@ -92,7 +92,7 @@ function Services({ list }: { list: TraceSummary["services"] }) {
     merged.set(name, { spans: m.spans + s.spans, errors: m.errors + s.errors });
   }
   const all = [...merged];
-  return <span class="services">{all.slice(0, 5).map(([name, s]) => <span key={name} class={`w${hue(name)}`}>{s.errors > 0 && <Icon name="bad" size={11} label="with errors" />}{name}</span>)}{all.length > 5 && <small>{all.length - 5} more</small>}</span>;
+  return <span class="services">{all.slice(0, 4).map(([name, s]) => <span key={name} class={`w${hue(name)}`}>{s.errors > 0 && <Icon name="bad" size={11} label="with errors" />}{name}</span>)}{all.length > 4 && <small>{all.length - 4} more</small>}</span>;
 }
 
 /** Each trace as a point in time and duration. The table below has the same for who cannot see it. */
@@ -162,7 +162,7 @@ function Differences({ rows, longest }: { rows: Compared[]; longest: number }) {
         <tbody>
           {rows.slice(0, 1000).map((r) => (
             <tr key={r.key}>
-              <th scope="row" style={{ paddingInlineStart: `${8 + Math.min(r.depth, 20) * 12}px` }}><b class={`w${hue(r.service.split(".")[0]!)}`}>{r.service.split(".")[0]}</b> <span>{r.name}</span></th>
+              <th scope="row" style={{ paddingInlineStart: `${8 + Math.min(r.depth, 20) * 12}px` }}><b class={`w${hue(r.service.split(".")[0]!)}`}>{r.service.split(".")[0]}</b> <span title={r.name}>{shortName(r.name)}</span></th>
               {bar(r.a, "A")}{bar(r.b, "B")}
               <td class="number" data-label="Difference"><Difference of={r} /></td>
             </tr>

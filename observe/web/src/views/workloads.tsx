@@ -41,7 +41,7 @@ export function WorkloadsView() {
 
 const columns: Column<WorkloadRow>[] = [
   { key: "name", title: "Workload", value: (w) => w.name, cell: (w) => <span class="end"><Link to={["workloads", w.namespace, w.name]}>{w.name}</Link><small>{w.kind}</small></span> },
-  { key: "namespace", title: "Namespace", value: (w) => `${w.namespace}/${w.name}`, cell: (w) => w.namespace },
+  { key: "namespace", title: "Namespace", class: "wide", value: (w) => `${w.namespace}/${w.name}`, cell: (w) => w.namespace },
   { key: "ready", title: "Ready", number: true, value: (w) => w.ready / Math.max(1, w.replicas), cell: (w) => (w.problem ? <Badge level={w.ready === 0 ? "bad" : "warn"}>{w.ready}/{w.replicas}</Badge> : `${w.ready}/${w.replicas}`) },
   { key: "restarts", title: "Restarts", number: true, value: (w) => w.restarts, cell: (w) => (w.restarts >= 0.5 ? <Badge level="warn">{Math.round(w.restarts)}</Badge> : <span class="muted">0</span>) },
   { key: "cpu", title: "CPU", number: true, value: (w) => w.cpu, cell: (w) => <Meter share={w.cpuLimit ? w.cpu / w.cpuLimit : undefined} text={cores(w.cpu)} level={w.cpuLimit && w.cpu / w.cpuLimit > 0.9 ? "warn" : undefined} /> },
@@ -70,7 +70,7 @@ export function WorkloadView() {
     <>
       <nav class="crumbs" aria-label="Path"><Link to={["workloads"]}>Workloads</Link></nav>
       <div class="head">
-        <h1 class="pair"><span class="end"><span>{name}</span><small>{answer.data ? `${answer.data.state.kind}, ` : ""}{namespace}</small></span></h1>
+        <h1 class="ends"><span class="end"><span>{name}</span><small>{answer.data ? `${answer.data.state.kind}, ` : ""}{namespace}</small></span></h1>
         <div class="tools">
           <Link class="button" to={["logs"]} query={{ q: `{job="pods", namespace=${JSON.stringify(namespace)}, workload=${JSON.stringify(name)}}` }}><Icon name="logs" />Logs</Link>
           <Link class="button" to={["graph"]} query={{ focus: name, "focus-ns": namespace }}><Icon name="graph" />Graph</Link>
