@@ -24,6 +24,7 @@ import (
 // Source is where lines come from: *logstore.Store.
 type Source interface {
 	Select(ctx context.Context, sel logstore.Selector, each func(logstore.Entry) bool) error
+	Count(ctx context.Context, sel logstore.Selector, group logstore.Grouping, each func(logstore.Counted) bool) error
 }
 
 // Limits on one query. A zero is the default.

@@ -152,10 +152,16 @@ func TestMetrics(t *testing.T) {
 		{time.Minute, 13 * time.Second, -2 * time.Minute},
 	}
 	for query, want := range map[string]naive{
-		`count_over_time({app="shop"} %s)`:                                                                             {labels: byStream, value: ones, fold: total},
-		`rate({app="shop"} |= "path=/a" %s)`:                                                                           {keep: func(l string) bool { return strings.Contains(l, "path=/a") }, labels: byStream, value: ones, fold: perSecond},
-		`bytes_over_time({app="shop"} !~ "path=/[ab]" %s)`:                                                             {keep: func(l string) bool { return !strings.Contains(l, "path=/a") && !strings.Contains(l, "path=/b") }, labels: byStream, value: func(l string, _ map[string]string) (float64, bool) { return float64(len(l)), true }, fold: total},
-		`bytes_rate({app="shop"} %s)`:                                                                                  {labels: byStream, value: func(l string, _ map[string]string) (float64, bool) { return float64(len(l)), true }, fold: perSecond},
+		`count_over_time({app="shop"} %s)`:                 {labels: byStream, value: ones, fold: total},
+		`rate({app="shop"} |= "path=/a" %s)`:               {keep: func(l string) bool { return strings.Contains(l, "path=/a") }, labels: byStream, value: ones, fold: perSecond},
+		`bytes_over_time({app="shop"} !~ "path=/[ab]" %s)`: {keep: func(l string) bool { return !strings.Contains(l, "path=/a") && !strings.Contains(l, "path=/b") }, labels: byStream, value: func(l string, _ map[string]string) (float64, bool) { return float64(len(l)), true }, fold: total},
+		`bytes_rate({app="shop"} %s)`:                      {labels: byStream, value: func(l string, _ map[string]string) (float64, bool) { return float64(len(l)), true }, fold: perSecond},
+		// These the store counts.
+		`sum by (pod) (count_over_time({app="shop"} |= "path=/a" %s))`: {keep: func(l string) bool { return strings.Contains(l, "path=/a") }, labels: by("pod"), value: ones, fold: total},
+		`sum(rate({app="shop"} !~ "path=/[ab]" != "id=7" %s))`: {keep: func(l string) bool {
+			return !strings.Contains(l, "path=/a") && !strings.Contains(l, "path=/b") && !strings.Contains(l, "id=7")
+		}, labels: by(), value: ones, fold: perSecond},
+		`sum by (pod, namespace) (bytes_rate({app="shop"} %s))`:                                                        {labels: by("pod"), value: func(l string, _ map[string]string) (float64, bool) { return float64(len(l)), true }, fold: perSecond},
 		`sum by (status) (count_over_time({app="shop"} | logfmt %s))`:                                                  {labels: by("status"), value: ones, fold: total},
 		`sum by (pod, path) (rate({app="shop"} | logfmt %s))`:                                                          {labels: by("pod", "path"), value: ones, fold: perSecond},
 		`sum(count_over_time({app="shop"} | logfmt | status >= 400 %s))`:                                               {keep: func(l string) bool { return strings.Contains(l, "status=4") || strings.Contains(l, "status=5") }, labels: by(), value: ones, fold: total},
@@ -492,5 +498,33 @@ func TestTranslation(t *testing.T) {
 		text := (&translation{}).write(expr)
 		_, err = promql.ParseExpr(text)
 		require.NoError(t, err, "%s\nof %s", text, query)
+	}
+}
+
+// TestCounted says which queries the store counts.
+func TestCounted(t *testing.T) {
+	for query, want := range map[string]bool{
+		`sum(count_over_time({a="b"}[5m]))`:                                     true,
+		`sum by (pod) (rate({a="b"} |= "x" != "y" |~ "z" [5m]))`:                true,
+		`sum by (namespace, workload) (bytes_over_time({a="b"}[5m] offset 1h))`: true,
+		`sum(count_over_time({a="b"} |= "" [5m]))`:                              true,
+		`sum by (container) (rate({a="b"}[5m]))`:                                false,
+		`sum without (pod) (rate({a="b"}[5m]))`:                                 false,
+		`count_over_time({a="b"}[5m])`:                                          false,
+		`max(count_over_time({a="b"}[5m]))`:                                     false,
+		`sum(count_over_time({a="b"} |= "x" or "y" [5m]))`:                      false,
+		`sum(count_over_time({a="b"} | json [5m]))`:                             false,
+		`sum(count_over_time({a="b"} | line_format "x" |= "x" [5m]))`:           false,
+		`sum(count_over_time({a="b"} |= ip("10.0.0.1") [5m]))`:                  false,
+		`sum(sum_over_time({a="b"} | unwrap x [5m]))`:                           false,
+		`sum(count_over_time({a="b"}[1234567ns]))`:                              false,
+	} {
+		expr, err := Parse(query)
+		require.NoError(t, err)
+		tr := &translation{grid: grid{start: testStart.UnixMilli(), step: 30_000, count: 100}}
+		tr.write(expr)
+		l := tr.leaves[0]
+		_, ok := (&evaluation{leaf: l, grid: tr.grid, offset: int64(l.rangeExpr.offset)}).counted()
+		require.Equal(t, want, ok, query)
 	}
 }

@@ -49,6 +49,16 @@ type sample struct {
 
 // evaluate makes the series of a leaf.
 func (e *Engine) evaluate(ctx context.Context, l leaf, g grid, meter *meter) ([]*series, error) {
+	ev := &evaluation{leaf: l, grid: g, limits: e.limits, offset: int64(l.rangeExpr.offset), series: map[string]*window{}}
+	sel := l.log.Selector()
+	sel.Start = g.at(0).Add(-l.window - l.rangeExpr.offset)
+	sel.End = g.at(g.count - 1).Add(-l.rangeExpr.offset + 1) // which is not included
+	if l.window > e.limits.Span || sel.End.Sub(sel.Start) > 2*e.limits.Span {
+		return nil, refusal("the query time range exceeds the limit (query length: %s, limit: %s)", sel.End.Sub(sel.Start), e.limits.Span)
+	}
+	if c, ok := ev.counted(); ok {
+		return e.count(ctx, ev, c, meter)
+	}
 	stages := l.log.stages
 	if l.unwrap != nil {
 		stages = append(append(slices.Clone(stages), l.unwrap), l.after...)
@@ -56,13 +66,6 @@ func (e *Engine) evaluate(ctx context.Context, l leaf, g grid, meter *meter) ([]
 	pipeline, err := newPipeline(stages)
 	if err != nil {
 		return nil, err
-	}
-	ev := &evaluation{leaf: l, grid: g, limits: e.limits, offset: int64(l.rangeExpr.offset), series: map[string]*window{}}
-	sel := l.log.Selector()
-	sel.Start = g.at(0).Add(-l.window - l.rangeExpr.offset)
-	sel.End = g.at(g.count - 1).Add(-l.rangeExpr.offset + 1) // which is not included
-	if l.window > e.limits.Span || sel.End.Sub(sel.Start) > 2*e.limits.Span {
-		return nil, refusal("the query time range exceeds the limit (query length: %s, limit: %s)", sel.End.Sub(sel.Start), e.limits.Span)
 	}
 	levelled := ev.wantsLevel()
 	var failed error
@@ -169,7 +172,7 @@ func (ev *evaluation) seriesOf(r *record) (*window, error) {
 		return w, nil
 	}
 	if len(ev.series) == ev.limits.Series {
-		return nil, refusal("maximum of series (%d) reached for a single query; choose fewer streams, a shorter time, or sum the series by few labels", ev.limits.Series)
+		return nil, ev.tooManySeries()
 	}
 	w := &window{labels: slices.Clone(ev.scratch)}
 	ev.series[string(ev.key)] = w
@@ -246,6 +249,10 @@ func (ev *evaluation) advance(ctx context.Context, to int) error {
 		ev.active = still
 	}
 	return nil
+}
+
+func (ev *evaluation) tooManySeries() error {
+	return refusal("maximum of series (%d) reached for a single query; choose fewer streams, a shorter time, or sum the series by few labels", ev.limits.Series)
 }
 
 func (ev *evaluation) tooManyPoints() error {
