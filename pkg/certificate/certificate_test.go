@@ -29,7 +29,7 @@ func options(t *testing.T) Options {
 	return Options{
 		Dir: filepath.Join(t.TempDir(), "tls"), NodeName: "node-1", NodeIP: netip.MustParseAddr("192.0.2.10"),
 		SANs: []string{"API.example.com", "198.51.100.1", "node-1"}, ServiceIP: netip.MustParseAddr("10.43.0.1"),
-		ClusterDomain: "cluster.local", Now: birth,
+		ClusterDomain: "cluster.local", Observe: true, Now: birth,
 	}
 }
 
@@ -126,7 +126,7 @@ func TestFirstCertificates(t *testing.T) {
 	for name, want := range map[string]string{
 		Admin: "O=system:masters CN=system:admin", Kubelet: "O=system:nodes CN=system:node:node-1", KubeProxy: "O= CN=system:kube-proxy",
 		ControllerManager: "O= CN=system:kube-controller-manager", Scheduler: "O= CN=system:kube-scheduler", FrontProxy: "O= CN=system:auth-proxy",
-		ImagePolicy: "O= CN=system:polymesh:image-policy", LoadBalancer: "O= CN=system:polymesh:servicelb", APIServerKubelet: "O= CN=kube-apiserver-kubelet-client",
+		ImagePolicy: "O= CN=system:polymesh:image-policy", LoadBalancer: "O= CN=system:polymesh:servicelb", Observe: "O= CN=system:polymesh:observe", APIServerKubelet: "O= CN=kube-apiserver-kubelet-client",
 	} {
 		c := load(t, s, name)
 		if got := fmt.Sprintf("O=%s CN=%s", strings.Join(c.Subject.Organization, ","), c.Subject.CommonName); got != want {

@@ -21,7 +21,7 @@ type Expiry struct {
 func Expiries(s Store) ([]Expiry, error) {
 	var all []Expiry
 	names := authorityNames()
-	for _, l := range leaves(Options{}) {
+	for _, l := range leaves(Options{Observe: true}) {
 		names = append(names, l.name)
 	}
 	for i, name := range names {

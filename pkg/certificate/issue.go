@@ -44,6 +44,7 @@ const (
 	KubeProxy         = "client-kube-proxy"
 	ImagePolicy       = "client-image-policy"
 	LoadBalancer      = "client-servicelb"
+	Observe           = "client-observe"
 	APIServerKubelet  = "client-kube-apiserver-kubelet"
 	FrontProxy        = "client-front-proxy"
 	EtcdServing       = "serving-etcd"
@@ -55,6 +56,7 @@ const (
 const (
 	ImagePolicyUser      = "system:polymesh:image-policy"
 	LoadBalancerUser     = "system:polymesh:servicelb"
+	ObserveUser          = "system:polymesh:observe"
 	APIServerKubeletUser = "kube-apiserver-kubelet-client" // kubeadm's name
 )
 
@@ -67,6 +69,8 @@ type Options struct {
 	SANs          []string
 	ServiceIP     netip.Addr // of the `kubernetes` service
 	ClusterDomain string
+	// Observe adds the identity of the store of metrics, logs and traces.
+	Observe bool
 	// Now is the time at which validity is judged.
 	Now time.Time
 }
@@ -92,7 +96,7 @@ func leaves(o Options) []leaf {
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + o.ClusterDomain,
 		"localhost", "127.0.0.1", "::1", o.ServiceIP.String(), o.NodeName, o.NodeIP.String(),
 	}
-	return []leaf{
+	all := []leaf{
 		{APIServer, ServerCA, pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, append(api, o.SANs...), true},
 		{KubeletServing, KubeletCA, pkix.Name{CommonName: "system:node:" + o.NodeName, Organization: []string{"system:nodes"}},
 			x509.ExtKeyUsageServerAuth, []string{o.NodeName, o.NodeIP.String(), "localhost", "127.0.0.1"}, false},
@@ -109,6 +113,10 @@ func leaves(o Options) []leaf {
 		{EtcdServing, EtcdCA, pkix.Name{CommonName: "etcd"}, x509.ExtKeyUsageServerAuth, []string{o.NodeName, o.NodeIP.String(), "localhost", "127.0.0.1"}, false},
 		{EtcdClient, EtcdCA, pkix.Name{CommonName: "etcd-client"}, x509.ExtKeyUsageClientAuth, nil, false},
 	}
+	if o.Observe {
+		all = append(all, client(Observe, ObserveUser))
+	}
+	return all
 }
 
 // Ensure creates missing authorities and certificates of a server, and renews certificates: see Issue.

@@ -190,10 +190,11 @@ func TestRemovalIsListed(t *testing.T) {
 		{Target: service.Program, Action: service.Leave, Reason: "it has been changed\x1b[2J"},
 	}}
 	var out bytes.Buffer
-	listRemoval(&out, removal, &reset.Plan{}, "/var/lib/polymesh")
+	listRemoval(&out, removal, &reset.Plan{}, "/var/lib/polymesh", 4711)
 	want := `These will be removed:
   the service polymesh.service (stopped, and not started with the machine any more)
   /etc/systemd/system/polymesh.service
+  the store of metrics, logs and traces, process 4711 (stopped; what it has recorded stays)
 These stay:
   /usr/local/bin/polymesh: it has been changed\x1b[2J
   pods and data, in /var/lib/polymesh: ` + "`polymesh reset`" + `, while there is a polymesh file, or --reset removes them
@@ -202,7 +203,7 @@ These stay:
 		t.Errorf("got:\n%s", out.String())
 	}
 	out.Reset()
-	listRemoval(&out, removal, &reset.Plan{Remove: []string{"the data dir /var/lib/polymesh: server"}}, "")
+	listRemoval(&out, removal, &reset.Plan{Remove: []string{"the data dir /var/lib/polymesh: server"}}, "", 0)
 	if got := out.String(); !strings.HasPrefix(got, "This stops all pods. All volumes, the datastore, and snapshots in the data dir are lost. These will be removed:\n  the data dir") || strings.Contains(got, "pods and data") {
 		t.Errorf("got:\n%s", got)
 	}

@@ -15,7 +15,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/observe"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/progress"
 	"polymesh.dev/polymesh/pkg/reset"
@@ -217,13 +219,20 @@ Data and pods stay, unless --reset removes them as ` + "`polymesh reset`" + ` do
 			case installed:
 				data = reset.Options{DataDir: cfg.DataDir, Kubeconfig: cfg.Kubeconfig}
 			}
+			// A server that is not this service would start it again.
+			var store int
+			if lock, err := datadir.Look(data.DataDir); !withReset && (installed || err != nil || !lock.Held) {
+				if store, err = observe.Running(data.DataDir); err != nil {
+					return err
+				}
+			}
 			wipe := &reset.Plan{}
 			if withReset {
 				if wipe, err = reset.Look(ctx, data); err != nil {
 					return err
 				}
 			}
-			if removal.Empty() && len(wipe.Remove) == 0 {
+			if removal.Empty() && len(wipe.Remove) == 0 && store == 0 {
 				_, err := fmt.Fprintln(out, "Nothing is installed; nothing was removed.")
 				return err
 			}
@@ -231,7 +240,7 @@ Data and pods stay, unless --reset removes them as ` + "`polymesh reset`" + ` do
 			if _, err := os.Stat(stays); withReset || err != nil {
 				stays = ""
 			}
-			listRemoval(out, removal, wipe, stays)
+			listRemoval(out, removal, wipe, stays, store)
 			if dryRun {
 				return nil
 			}
@@ -246,6 +255,11 @@ Data and pods stay, unless --reset removes them as ` + "`polymesh reset`" + ` do
 			if err := machine.Stop(ctx, removal, steps); err != nil {
 				return err
 			}
+			if store != 0 {
+				if err := observe.End(ctx, data.DataDir); err != nil {
+					return fmt.Errorf("the file and the service are still installed: %w", err)
+				}
+			}
 			if err := wipe.Run(ctx, out); err != nil {
 				return fmt.Errorf("the file and the service are still installed: %w", err)
 			}
@@ -258,8 +272,9 @@ Data and pods stay, unless --reset removes them as ` + "`polymesh reset`" + ` do
 	return cmd
 }
 
-// listRemoval prints what will be removed and what will stay. dataDir is that of pods and data that stay; empty if there are none.
-func listRemoval(out io.Writer, removal *service.Removal, wipe *reset.Plan, dataDir string) {
+// listRemoval prints what will be removed and what will stay. dataDir is that of pods and data that stay; empty if there are none. store is the
+// process of a store whose data stay; 0 if there is none.
+func listRemoval(out io.Writer, removal *service.Removal, wipe *reset.Plan, dataDir string, store int) {
 	plan := &reset.Plan{Remove: wipe.Remove, Leave: wipe.Leave}
 	for _, c := range removal.Changes {
 		switch line := progress.Line(c.Target); {
@@ -270,6 +285,9 @@ func listRemoval(out io.Writer, removal *service.Removal, wipe *reset.Plan, data
 		default:
 			plan.Remove = append(plan.Remove, line)
 		}
+	}
+	if store != 0 {
+		plan.Remove = append(plan.Remove, fmt.Sprintf("the store of metrics, logs and traces, process %d (stopped; what it has recorded stays)", store))
 	}
 	if dataDir != "" {
 		plan.Leave = append(plan.Leave, fmt.Sprintf("pods and data, in %s: `polymesh reset`, while there is a polymesh file, or --reset removes them", dataDir))

@@ -21,8 +21,9 @@ func newReset() *cobra.Command {
 		Use:   "reset",
 		Short: "Stop and remove everything that a server or agent created on this machine",
 		Long: `Stop and remove everything that a server or agent created on this machine: processes, mounts, network interfaces, packet
-filter rules, cgroups and data. Volumes, the datastore, and snapshots in the data dir are lost. It lists what will be removed and what will stay before it asks, and can
-be run again after an interruption. An agent, and a server that is one of several, leaves its cluster first.
+filter rules, cgroups and data. Volumes, the datastore, snapshots in the data dir, and recorded metrics, logs and traces are lost;
+--keep-observe keeps the last three. It lists what will be removed and what will stay before it asks, and can be run again after an
+interruption. An agent, and a server that is one of several, leaves its cluster first.
 
 A data dir is recognized by the file polymesh.json, which a server writes at its first start. A folder without it, a kubeconfig
 of another cluster, and what other servers use is not removed.`,
@@ -37,7 +38,11 @@ of another cluster, and what other servers use is not removed.`,
 			}
 			out := cmd.OutOrStdout()
 			if len(plan.Remove) == 0 {
-				_, err := fmt.Fprintf(out, "%s does not exist: nothing was removed\n", plan.DataDir)
+				why := "does not exist"
+				if _, err := os.Stat(string(plan.DataDir)); err == nil {
+					why = "contains nothing that goes"
+				}
+				_, err := fmt.Fprintf(out, "%s %s: nothing was removed\n", plan.DataDir, why)
 				return err
 			}
 			listPlan(out, plan, dataIsLost)
@@ -49,6 +54,7 @@ of another cluster, and what other servers use is not removed.`,
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&opts.Force, "force", false, "remove an agent, or a server of several, also if it cannot leave its cluster; its node stays there")
+	cmd.Flags().BoolVar(&opts.KeepObserve, "keep-observe", false, "keep the metrics, logs and traces that were recorded, in the folder observe of the data dir")
 	cmd.Flags().StringVar(&opts.Kubeconfig, "kubeconfig", layout.DefaultKubeconfig, "a kubeconfig that is also removed if it is only for this cluster; the one that the server wrote last is always checked")
 	dataDirFlag(cmd, &opts.DataDir)
 	return cmd

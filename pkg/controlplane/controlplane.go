@@ -78,7 +78,7 @@ func URL(cfg *config.Server) string {
 // identity. The other parts of the server use "polymesh". node is the API server's address for the node's parts, which can use other
 // servers' too.
 func WriteKubeconfigs(cfg *config.Server, certs certificate.Store, node string) error {
-	for name, cert := range map[string]string{
+	kubeconfigs := map[string]string{
 		"polymesh":                certificate.Polymesh,
 		"kube-controller-manager": certificate.ControllerManager,
 		"kube-scheduler":          certificate.Scheduler,
@@ -86,7 +86,11 @@ func WriteKubeconfigs(cfg *config.Server, certs certificate.Store, node string) 
 		"kube-proxy":              certificate.KubeProxy,
 		"image-policy":            certificate.ImagePolicy,
 		"servicelb":               certificate.LoadBalancer,
-	} {
+	}
+	if cfg.Enabled(config.Observe) {
+		kubeconfigs["observe"] = certificate.Observe
+	}
+	for name, cert := range kubeconfigs {
 		url := URL(cfg)
 		if cert == certificate.Kubelet || cert == certificate.KubeProxy {
 			url = node

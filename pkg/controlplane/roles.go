@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/dashboard"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/join"
 )
@@ -61,6 +62,24 @@ func clusterRoles() []rbacv1.ClusterRole {
 			// Used by client-go's recorder (recordEvent in k8s.io/client-go, tools/record/event.go).
 			{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 		}},
+		// It reads what it shows, and no Secrets. Services, endpoints and ingresses are for the discovery of users' own Prometheus
+		// configuration. Of ConfigMaps only labelled ones are requested, which RBAC cannot express.
+		{ObjectMeta: defaults(certificate.ObserveUser), Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Verbs: read(), Resources: []string{
+				"configmaps", "endpoints", "namespaces", "nodes", "persistentvolumeclaims", "pods", "services",
+			}},
+			{APIGroups: []string{"apps"}, Verbs: read(), Resources: []string{"daemonsets", "deployments", "replicasets", "statefulsets"}},
+			{APIGroups: []string{"autoscaling"}, Verbs: read(), Resources: []string{"horizontalpodautoscalers"}},
+			{APIGroups: []string{"batch"}, Verbs: read(), Resources: []string{"cronjobs", "jobs"}},
+			{APIGroups: []string{discoveryv1.GroupName}, Verbs: read(), Resources: []string{"endpointslices"}},
+			{APIGroups: []string{"gateway.networking.k8s.io"}, Verbs: read(), Resources: []string{"httproutes"}},
+			{APIGroups: []string{"networking.istio.io"}, Verbs: read(), Resources: []string{"virtualservices"}},
+			{APIGroups: []string{"networking.k8s.io"}, Verbs: read(), Resources: []string{"ingresses"}},
+			// It also reports errors in users' configuration as events.
+			{APIGroups: []string{"", "events.k8s.io"}, Verbs: append(read(), "create", "patch"), Resources: []string{"events"}},
+			// What kubelets authorize as (https://kubernetes.io/docs/reference/access-authn-authz/kubelet-authn-authz/).
+			{APIGroups: []string{""}, Verbs: []string{"get"}, Resources: []string{"nodes/metrics"}},
+		}},
 		{ObjectMeta: defaults(agentJoinRole), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{join.AgentPath}, Verbs: []string{"post"}},
 		}},
@@ -74,6 +93,10 @@ func clusterRoles() []rbacv1.ClusterRole {
 		// Bound to no one: for users that deploy and are not administrators of the cluster.
 		{ObjectMeta: defaults(imagestore.PushRole), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{imagestore.BuildsPath + "*"}, Verbs: []string{"get", "head", "post", "patch", "put"}},
+		}},
+		// Bound to no one: for users that see the metrics, logs and traces of all namespaces and are not administrators of the cluster.
+		{ObjectMeta: defaults(dashboard.Role), Rules: []rbacv1.PolicyRule{
+			{NonResourceURLs: []string{dashboard.Path + "*"}, Verbs: []string{"get"}},
 		}},
 		// A node reads the other nodes' addresses and pod ranges. Its own status it may patch anyway (Node authorizer).
 		{ObjectMeta: defaults(podNetwork), Rules: []rbacv1.PolicyRule{
@@ -92,6 +115,9 @@ func clusterRoles() []rbacv1.ClusterRole {
 		}}},
 	}
 }
+
+// read are the verbs of what only reads.
+func read() []string { return []string{"get", "list", "watch"} }
 
 // networkPolicyRole is the role of all nodes for pkg/node/netpol.
 const networkPolicyRole = "system:polymesh:network-policy"
@@ -128,6 +154,7 @@ func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
 		bind("system:polymesh:kube-apiserver-kubelet-client", "system:kubelet-api-admin", certificate.APIServerKubeletUser),
 		bind(certificate.ImagePolicyUser, certificate.ImagePolicyUser, certificate.ImagePolicyUser),
 		bind(certificate.LoadBalancerUser, certificate.LoadBalancerUser, certificate.LoadBalancerUser),
+		bind(certificate.ObserveUser, certificate.ObserveUser, certificate.ObserveUser),
 		bindGroup(agentJoinRole, agentJoinRole, join.AgentGroup),
 		bindGroup(serverJoinRole, serverJoinRole, join.ServerGroup),
 		// A node has one identity, which its proxy uses too. kube-controller-manager approves that it renews its client certificate.

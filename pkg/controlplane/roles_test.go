@@ -46,7 +46,7 @@ func TestRoles(t *testing.T) {
 	t.Parallel()
 	starts := map[string]func(*testing.T, *kubernetes.Clientset, string){"1": firstStart, "2": secondStart}
 	if run := starts[os.Getenv(startVar)]; run != nil {
-		kubeconfig := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)), "--data-dir", os.Getenv(dataDirVar))
+		kubeconfig := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)), "--data-dir", os.Getenv(dataDirVar), "--observe")
 		config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 		if err != nil {
 			t.Fatal(err)
@@ -100,6 +100,26 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	} {
 		if got := may(t, balancer, what); got != want {
 			t.Errorf("the load balancer: %+v: %v", what, got)
+		}
+	}
+	store := identity(t, kubeconfig, certificate.Observe)
+	for what, want := range map[authorizationv1.ResourceAttributes]bool{
+		{Verb: "watch", Resource: "pods"}:                           true,
+		{Verb: "list", Group: "apps", Resource: "deployments"}:      true,
+		{Verb: "watch", Group: "events.k8s.io", Resource: "events"}: true,
+		{Verb: "create", Resource: "events"}:                        true,
+		{Verb: "get", Resource: "nodes", Subresource: "metrics"}:    true,
+		{Verb: "get", Resource: "nodes", Subresource: "proxy"}:      false,
+		{Verb: "get", Resource: "pods", Subresource: "exec"}:        false,
+		{Verb: "get", Resource: "pods", Subresource: "log"}:         false,
+		{Verb: "get", Resource: "secrets"}:                          false,
+		{Verb: "list", Resource: "secrets"}:                         false,
+		{Verb: "patch", Resource: "pods"}:                           false,
+		{Verb: "delete", Resource: "events"}:                        false,
+		{Verb: "update", Resource: "configmaps"}:                    false,
+	} {
+		if got := may(t, store, what); got != want {
+			t.Errorf("the store of metrics, logs and traces: %+v: %v", what, got)
 		}
 	}
 	node := identity(t, kubeconfig, certificate.Kubelet)

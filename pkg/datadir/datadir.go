@@ -45,7 +45,7 @@ type Marker struct {
 }
 
 // Entries returns the names that a server creates in its data dir, except the marker.
-func Entries() []string { return []string{"data", "server", "agent", "storage"} }
+func Entries() []string { return []string{"data", "server", "agent", "storage", "observe"} }
 
 // maxMarker is the maximum size of a marker that is read, in bytes.
 const maxMarker = 64 << 10
@@ -171,6 +171,17 @@ func (m *Marker) NoteKubeconfig(dataDir layout.DataDir, path string) error {
 	next.Kubeconfig = path
 	if err := next.write(dataDir, unix.Rename); err != nil {
 		return fmt.Errorf("record the kubeconfig of %s: %w", dataDir, err)
+	}
+	*m = next
+	return nil
+}
+
+// Keep removes everything but the id from the marker, for a data dir of which a part stays after a reset. What is recorded would
+// otherwise be taken for the next server's.
+func (m *Marker) Keep(dataDir layout.DataDir) error {
+	next := Marker{ID: m.ID}
+	if err := next.write(dataDir, unix.Rename); err != nil {
+		return fmt.Errorf("keep the marker of %s: %w", dataDir, err)
 	}
 	*m = next
 	return nil

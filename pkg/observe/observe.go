@@ -50,7 +50,9 @@ type Options struct {
 	Retention time.Duration
 	// Kubeconfig has the store's own identity. It need not exist yet.
 	Kubeconfig string
-	PodLogs    string
+	// Kubelets are the authority of the kubelets' certificates, and the store's own certificate and key.
+	Kubelets struct{ CA, Cert, Key string }
+	PodLogs  string
 	// LogFiles are logs of the platform, by name.
 	LogFiles map[string]string
 	// Up is closed when the node is ready, and the store is started then, or a little later if that takes long.
@@ -213,7 +215,8 @@ func (c *Component) args() []string {
 	args := []string{
 		"--data-dir=" + dir.Observe(), "--socket=" + dir.ObserveSocket(), "--cluster-sockets=" + dir.ObserveSockets(),
 		"--retention=" + c.o.Retention.String(), "--kubeconfig=" + c.o.Kubeconfig, "--node-name=" + c.o.Node, "--pod-log-dir=" + c.o.PodLogs,
-		"--log=" + c.logFile(),
+		"--log=" + c.logFile(), "--server-socket=" + dir.StatusSocket(),
+		"--kubelet-ca=" + c.o.Kubelets.CA, "--kubelet-cert=" + c.o.Kubelets.Cert, "--kubelet-key=" + c.o.Kubelets.Key,
 	}
 	if c.o.Disk != 0 {
 		args = append(args, "--disk="+strconv.FormatInt(c.o.Disk, 10))
@@ -225,7 +228,10 @@ func (c *Component) args() []string {
 	return args
 }
 
-func (c *Component) logFile() string { return c.o.DataDir.Observe("observe.log") }
+// logName is the file of the store's log, which the store itself rotates.
+const logName = "observe.log"
+
+func (c *Component) logFile() string { return c.o.DataDir.Observe(logName) }
 
 // lastWords is the last line of the process's log, where a program that cannot start has written why.
 func (c *Component) lastWords() string {

@@ -216,6 +216,20 @@ func Running(dataDir layout.DataDir) (pid int, err error) {
 	return p.pid, nil
 }
 
+// Owns reports whether the folder of the store in a data dir was created by a store, or by a server for one that has not started yet.
+func Owns(dataDir layout.DataDir) bool {
+	if _, err := os.Lstat(dataDir.Observe("meta", "format")); err == nil {
+		return true
+	}
+	entries, err := os.ReadDir(dataDir.Observe())
+	for _, e := range entries {
+		if e.Name() != lockName && e.Name() != logName && e.Name() != "lost+found" {
+			return false
+		}
+	}
+	return err == nil
+}
+
 // End ends the store of a data dir, if it runs, and waits for it. The server must not run, which would start it again. Nothing that was
 // stored is lost.
 func End(ctx context.Context, dataDir layout.DataDir) error {

@@ -181,6 +181,59 @@ func TestOnlyOwnFilesOfADataDirGo(t *testing.T) {
 	}
 }
 
+// A store that is kept stays with the mark by which the next server, and the next reset, recognize it, and nothing of what was recorded there.
+func TestStoreIsKept(t *testing.T) {
+	private(t)
+	dir, marker := claimed(t)
+	format := write(t, "1\n", dir, "observe", "meta", "format")
+	if _, err := marker.Take(layout.DataDir(dir), mkdir(t, t.TempDir(), "kubelet")); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{DataDir: layout.DataDir(dir), Kubeconfig: "/nonexistent", KeepObserve: true}
+	p, err := Look(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(p.Remove, "the data dir "+dir+": server") || !slices.ContainsFunc(p.Leave, func(line string) bool { return strings.HasSuffix(line, dir+"/observe") }) {
+		t.Errorf("goes: %q, stays: %q", p.Remove, p.Leave)
+	}
+	if err := p.Run(t.Context(), io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if exists(filepath.Join(dir, "server")) || !exists(format) {
+		t.Errorf("left: %q", tree(t, dir))
+	}
+	kept, err := datadir.Claim(layout.DataDir(dir))
+	if err != nil || kept.ID != marker.ID || len(kept.Folders) > 0 {
+		t.Errorf("the next server finds %+v: %v", kept, err)
+	}
+	if p, err = Look(t.Context(), o); err != nil || len(p.Remove) > 0 {
+		t.Errorf("again: %q, %v", p.Remove, err)
+	}
+	// Without the flag, it goes as well.
+	o.KeepObserve = false
+	if p, err = Look(t.Context(), o); err != nil || !slices.Contains(p.Remove, "the data dir "+dir+": observe") {
+		t.Fatalf("without the flag: %q, %v", p.Remove, err)
+	}
+	if err := p.Run(t.Context(), io.Discard); err != nil || exists(dir) {
+		t.Errorf("%v, it is there: %v", err, exists(dir))
+	}
+}
+
+// A folder of that name in the data dir that no store has created is another program's.
+func TestFolderThatIsNoStore(t *testing.T) {
+	private(t)
+	dir, _ := claimed(t)
+	letter := write(t, "", dir, "observe", "letter.txt")
+	p, err := Look(t.Context(), Options{DataDir: layout.DataDir(dir), Kubeconfig: "/nonexistent"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Run(t.Context(), io.Discard); err != nil || !exists(letter) {
+		t.Errorf("%v, it is there: %v", err, exists(letter))
+	}
+}
+
 // The proof that the rest is ours is kept until there is no rest.
 func TestMarkerGoesLast(t *testing.T) {
 	private(t)

@@ -29,6 +29,7 @@ import (
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/node/apilb"
+	"polymesh.dev/polymesh/pkg/observe"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/progress"
@@ -40,6 +41,8 @@ type Options struct {
 	Kubeconfig string
 	// Force removes a node although it cannot leave its cluster.
 	Force bool
+	// KeepObserve keeps the store of metrics, logs and traces.
+	KeepObserve bool
 }
 
 const (
@@ -56,6 +59,7 @@ type Plan struct {
 
 	kubeconfigs []string // those to be removed
 	force       bool
+	keepObserve bool
 	departure   *member.Departure // of a server of several; nil for another
 	marker      *datadir.Marker
 	// network is set if interfaces and rules of this network namespace are this data dir's.
@@ -69,7 +73,7 @@ func Look(ctx context.Context, o Options) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{DataDir: dataDir, force: o.Force}
+	p := &Plan{DataDir: dataDir, force: o.Force, keepObserve: o.KeepObserve}
 	if _, err := os.Stat(string(dataDir)); errors.Is(err, fs.ErrNotExist) {
 		return p, nil
 	}
@@ -131,7 +135,14 @@ func (p *Plan) planServer(ctx context.Context) error {
 	if lock.Held && p.unit == "" {
 		p.Remove = append(p.Remove, fmt.Sprintf("the running server, process %d", lock.PID))
 	}
-	if pids := p.processes(); len(pids) > 0 {
+	store, err := observe.Running(p.DataDir)
+	if err != nil {
+		p.Leave = append(p.Leave, "the process that uses the store of metrics, logs and traces: "+progress.Line(err.Error()))
+	}
+	if store != 0 {
+		p.Remove = append(p.Remove, fmt.Sprintf("the store of metrics, logs and traces, process %d", store))
+	}
+	if pids := slices.DeleteFunc(p.processes(), func(pid int) bool { return pid == store }); len(pids) > 0 {
 		p.Remove = append(p.Remove, fmt.Sprintf("containerd and all pods (processes: %d)", len(pids)))
 	}
 	return nil
@@ -231,7 +242,12 @@ func (p *Plan) planFiles(kubeconfig string) {
 		}
 	}
 	own, foreign := p.contents()
-	p.Remove = append(p.Remove, fmt.Sprintf("the data dir %s: %s", p.DataDir, strings.Join(own, ", ")))
+	if len(own) > 0 || !p.keeps() {
+		p.Remove = append(p.Remove, fmt.Sprintf("the data dir %s: %s", p.DataDir, strings.Join(own, ", ")))
+	}
+	if p.keeps() {
+		p.Leave = append(p.Leave, fmt.Sprintf("what the store of metrics, logs and traces has recorded, in %s", p.DataDir.Observe()))
+	}
 	for _, name := range foreign {
 		p.Leave = append(p.Leave, fmt.Sprintf("%s, which was not created by a server", p.DataDir.Path(name)))
 	}
@@ -242,6 +258,9 @@ func (p *Plan) contents() (own, foreign []string) {
 	entries, _ := os.ReadDir(string(p.DataDir))
 	for _, e := range entries {
 		switch name := e.Name(); {
+		case name == "observe" && p.keeps():
+		case name == "observe" && !observe.Owns(p.DataDir):
+			foreign = append(foreign, name)
 		case slices.Contains(datadir.Entries(), name) || strings.HasPrefix(name, "."+datadir.MarkerName+"-"):
 			own = append(own, name)
 		case name != datadir.MarkerName && name != "lost+found":
@@ -250,6 +269,9 @@ func (p *Plan) contents() (own, foreign []string) {
 	}
 	return own, foreign
 }
+
+// keeps reports whether there is a store that stays.
+func (p *Plan) keeps() bool { return p.keepObserve && observe.Owns(p.DataDir) }
 
 // outside returns the folders outside the data dir that belong to it.
 func (p *Plan) outside() []string {
@@ -283,6 +305,7 @@ func (p *Plan) Run(ctx context.Context, out io.Writer) error {
 	}
 	steps := []step{
 		{"server stopped", p.stopServer},
+		{"store of metrics, logs and traces stopped", func(ctx context.Context) error { return observe.End(ctx, p.DataDir) }},
 		{"containers stopped", p.stopContainers},
 		{"file systems unmounted", p.unmount},
 		{"network interfaces removed", p.removeInterfaces},
@@ -869,6 +892,10 @@ func (p *Plan) removeData(context.Context) error {
 // removeMarker removes the marker and the data dir, once it is empty. A data dir that is a separate disk stays as an
 // empty mount point; if it is a link to a folder, both are removed.
 func (p *Plan) removeMarker() error {
+	if p.keeps() {
+		// The next server, and the next reset, recognize the data dir by it.
+		return p.marker.Keep(p.DataDir)
+	}
 	if err := os.Remove(p.DataDir.Path(datadir.MarkerName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

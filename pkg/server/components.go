@@ -23,12 +23,14 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/noderole"
 	"polymesh.dev/polymesh/pkg/controlplane/servingcert"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
+	"polymesh.dev/polymesh/pkg/dashboard"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
+	"polymesh.dev/polymesh/pkg/observe"
 	"polymesh.dev/polymesh/pkg/process"
 	"polymesh.dev/polymesh/pkg/worker"
 )
@@ -48,6 +50,9 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	parts := worker.New(s.worker())
 	handlers := joining.Handlers()
 	maps.Copy(handlers, parts.Registry.Handlers())
+	if s.observes() {
+		handlers[dashboard.Path] = dashboard.Gateway(dir.ObserveSocket(), s.Log)
+	}
 	plane := controlplane.Options{Config: s.cfg, Node: s.Name, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter}
 
 	certificates := m.Add(s.renewal)
@@ -89,8 +94,12 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	s.schedule = snapshot.NewComponent(s.snapshots, schedule, kubeconfig, s.Log)
 	m.Add(s.schedule, api)
+	if s.observes() {
+		m.Add(observe.New(s.store(up.Ready())))
+	}
 
 	// The rest is cluster-wide and runs on one server.
+	serving := api
 	var leadership component.Leadership
 	if endpoint.LeaderElect {
 		l := leader.New(leader.Options{Identity: s.Name + "_" + rand.Text(), Kubeconfig: kubeconfig, Log: s.Log})
@@ -110,6 +119,10 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	if s.cfg.Enabled(config.Istio) {
 		elected(func() component.Component { return install.New(s.mesh(kubeconfig)) })
+	}
+	// Where the store is, and not where the leader is.
+	if s.observes() {
+		m.Add(s.observeAccess(kubeconfig), serving)
 	}
 	return up
 }
@@ -163,6 +176,28 @@ func (s *server) worker() worker.Options {
 	}
 }
 
+// observes reports whether this server has the cluster's store of metrics, logs and traces. One that has joined others has none.
+func (s *server) observes() bool { return s.cfg.Enabled(config.Observe) && s.membership == nil }
+
+// store returns the options of the store, which is started when up is closed.
+func (s *server) store(up <-chan struct{}) observe.Options {
+	dir := s.cfg.DataDir
+	logs := map[string]string{"containerd": dir.Agent("containerd", "containerd.log")}
+	// The server's own log, if it is a file: see `make up`.
+	if info, err := os.Stderr.Stat(); err == nil && info.Mode().IsRegular() {
+		if path, err := os.Readlink("/proc/self/fd/2"); err == nil {
+			logs["server"] = path
+		}
+	}
+	certs := certificate.Store(dir.TLS())
+	o := observe.Options{
+		DataDir: dir, Program: s.Programs.Bin(observe.Program), Node: s.Name, Disk: s.cfg.Observe.Disk, Retention: s.cfg.Observe.Retention,
+		Kubeconfig: dir.Kubeconfig("observe"), PodLogs: dir.PodLogs(), LogFiles: logs, Up: up, Log: s.Log,
+	}
+	o.Kubelets.CA, o.Kubelets.Cert, o.Kubelets.Key = certs.Cert(certificate.KubeletCA), certs.Cert(certificate.Observe), certs.Key(certificate.Observe)
+	return o
+}
+
 // encryption returns the cluster whose Secrets are rewritten.
 func (s *server) encryption(plane controlplane.Options) encryption.Cluster {
 	c := encryption.Cluster{Place: plane.Keys(), Kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh")}
@@ -195,8 +230,22 @@ func (s *server) loadBalancer() loadbalancer.Options {
 func (s *server) mesh(kubeconfig string) install.Options {
 	return install.Options{
 		Kubeconfig: kubeconfig, Profile: s.cfg.MeshProfile, ClusterDomain: s.cfg.ClusterDomain,
-		GatewayAPI: s.Programs.Path("manifests/gateway-api.yaml"), Log: s.Log,
+		GatewayAPI: s.Programs.Path("manifests/gateway-api.yaml"), Telemetry: s.telemetry(), Log: s.Log,
 	}
+}
+
+// telemetry returns what the proxies report for the store, which pods reach by observeAccess.
+func (s *server) telemetry() install.Telemetry {
+	on := s.cfg.Enabled(config.Observe)
+	return install.Telemetry{Traces: on && s.cfg.ObserveAccess != config.ObserveOff, AccessLogs: on}
+}
+
+// observeAccess returns the add-on by which pods reach the store on this server.
+func (s *server) observeAccess(kubeconfig string) component.Component {
+	return addon.New(addon.Options{
+		Name: addon.ObserveAccess, Disabled: s.cfg.ObserveAccess == config.ObserveOff, Kubeconfig: kubeconfig, Image: s.Manifest.Image,
+		NodeName: s.Name, Access: s.cfg.ObserveAccess, Sockets: s.cfg.DataDir.ObserveSockets(), Log: s.Log,
+	})
 }
 
 // addon returns an add-on; a disabled one is added too, so that an earlier installation is removed.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 
+	"k8s.io/component-base/metrics/legacyregistry"
 	kubernetes "k8s.io/component-base/version"
 
 	"polymesh.dev/polymesh/pkg/certificate"
@@ -22,6 +23,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/overview"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/observe"
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/process"
 	"polymesh.dev/polymesh/pkg/status"
@@ -53,7 +55,15 @@ func Run(ctx context.Context, cfg *config.Server) error {
 			if err != nil {
 				return component.Handle{}, err
 			}
-			p.Before = func(ctx context.Context) error { return s.snapshots.BeforeStart(ctx, !cfg.Snapshots.Disabled, p.Log) }
+			p.Before = func(ctx context.Context) error {
+				if !s.observes() {
+					// One that an earlier start has left running, with what it has stored.
+					if err := observe.End(ctx, cfg.DataDir); err != nil {
+						p.Log.Warn("the store of metrics, logs and traces still runs", "err", err)
+					}
+				}
+				return s.snapshots.BeforeStart(ctx, !cfg.Snapshots.Disabled, p.Log)
+			}
 			up := s.addComponents(m)
 			s.describe(p.Status)
 			return up, nil
@@ -92,7 +102,7 @@ func newServer(cfg *config.Server, p *process.Process, membership *join.ServerMe
 	}
 	s.renewal = certificate.NewRenewal(certificate.Options{
 		Dir: cfg.DataDir.TLS(), NodeName: s.Name, NodeIP: s.IP, SANs: s.sans(),
-		ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,
+		ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain, Observe: cfg.Enabled(config.Observe),
 	}, s.writeKubeconfigs, s.Log)
 	return s, nil
 }
@@ -105,6 +115,9 @@ func (s *server) describe(socket *status.Server) {
 	}
 	socket.DescribeCluster(overview.New(o).Cluster)
 	member.Serve(socket, s.etcd(), overview.Kind(o))
+	if s.observes() {
+		socket.Handle(metricsPath, &ownMetrics{from: legacyregistry.DefaultGatherer})
+	}
 }
 
 func (s *server) sans() []string {

@@ -11,7 +11,7 @@ import (
 // The platform does not import the workflow, nor the workflow the platform: both use pkg/imagestore and what has no wing.
 func TestWings(t *testing.T) {
 	const module = "polymesh.dev/polymesh/"
-	platform := []string{"pkg/controlplane", "pkg/node", "pkg/mesh", "pkg/server", "pkg/agent", "pkg/worker", "pkg/process", "pkg/join", "pkg/bootstrap", "pkg/reset", "pkg/preflight", "pkg/payload", "pkg/datadir"}
+	platform := []string{"pkg/controlplane", "pkg/node", "pkg/mesh", "pkg/server", "pkg/agent", "pkg/worker", "pkg/process", "pkg/join", "pkg/bootstrap", "pkg/reset", "pkg/preflight", "pkg/payload", "pkg/datadir", "pkg/observe"}
 	in := func(path string, wings ...string) bool {
 		for _, wing := range wings {
 			if path == wing || strings.HasPrefix(path, wing+"/") {

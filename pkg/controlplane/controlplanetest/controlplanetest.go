@@ -85,7 +85,7 @@ func StartWith(t testing.TB, log *slog.Logger, more map[string]http.Handler, arg
 		t.Fatal(err)
 	}
 	ip, name := netip.MustParseAddr("192.0.2.1"), cmp.Or(cfg.NodeName, "none")
-	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.DataDir.Server("tls"), NodeName: name, NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain},
+	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.DataDir.Server("tls"), NodeName: name, NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain, Observe: cfg.Enabled(config.Observe)},
 		func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s, controlplane.URL(cfg)) }, log)
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
