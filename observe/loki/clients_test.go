@@ -82,3 +82,19 @@ func TestPython(t *testing.T) {
 	require.Equal(t, []any{"order 0 shipped", "order 1 shipped", "order 2 shipped", "order 3 shipped", "order 4 shipped", "order 5 lost: ✗"}, got["lines"])
 	require.NotEmpty(t, got["rate"])
 }
+
+// TestTelegraf has Telegraf's output loki push and its input logql query. It needs Go's module proxy.
+func TestTelegraf(t *testing.T) {
+	server, _ := serve(t)
+	dir := client(t, "telegraf")
+	command(t, dir, "go", "build", "-o", "clients", ".")
+	got := results(t, exec.CommandContext(t.Context(), filepath.Join(dir, "clients")), dir, server.URL)
+	require.ElementsMatch(t, []any{
+		map[string]any{"fields": []any{"value=5"}, "tags": map[string]any{"gzip": "true"}},
+		map[string]any{"fields": []any{"value=5"}, "tags": map[string]any{"gzip": "false"}},
+	}, got["count"])
+	require.Equal(t, []any{map[string]any{"fields": []any{"value=2"}, "tags": map[string]any{}}}, got["scalar"])
+	require.Len(t, got["lines"], 2)
+	require.Equal(t, "telegraf", dig(got["lines"], 0, "tags", "app_name"))
+	require.NotEmpty(t, got["series"])
+}
