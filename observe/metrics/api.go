@@ -3,6 +3,7 @@ package metrics
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,11 +31,12 @@ import (
 	"github.com/prometheus/prometheus/util/features"
 	"github.com/prometheus/prometheus/util/notifications"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
+
+	"polymesh.dev/polymesh/observe/rulefiles"
 )
 
 const (
-	// maxRequest is the size of a request's parameters, and maxQuery of one: PromQL's parser and engine recurse into an expression,
-	// with some kilobytes of stack for each level.
+	// maxRequest is the size of a request's parameters, and maxQuery of one.
 	maxRequest = 64 << 10
 	maxQuery   = 16 << 10
 )
@@ -124,28 +126,44 @@ func readOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := strings.TrimPrefix(r.URL.Path, "/api/v1/")
 		if path == "read" || path == "write" || strings.HasPrefix(path, "admin/") || strings.HasPrefix(path, "otlp/") {
-			http.Error(w, "this store is read-only here", http.StatusForbidden)
+			refuse(w, http.StatusForbidden, "nothing is written or deleted here, and remote read is not offered")
 			return
 		}
 		if len(r.URL.RawQuery) > maxRequest {
-			http.Error(w, fmt.Sprintf("the parameters have more than %d bytes", maxRequest), http.StatusRequestURITooLong)
+			refuse(w, http.StatusRequestURITooLong, "the parameters have more than %d bytes", maxRequest)
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
 		if err := r.ParseForm(); err != nil {
-			http.Error(w, "the parameters cannot be read: "+err.Error(), http.StatusBadRequest)
+			refuse(w, http.StatusBadRequest, "the parameters cannot be read: %s", err)
 			return
 		}
 		for name, values := range r.Form {
 			for _, v := range values {
 				if len(v) > maxQuery {
-					http.Error(w, fmt.Sprintf("the parameter %.50q has more than %d bytes", name, maxQuery), http.StatusBadRequest)
+					refuse(w, http.StatusBadRequest, "the parameter %.50q has more than %d bytes", name, maxQuery)
+					return
+				}
+				if d := rulefiles.Depth(v); d > rulefiles.MaxDepth {
+					refuse(w, http.StatusBadRequest, "the parameter %.50q is nested %d deep, at most %d are allowed", name, d, rulefiles.MaxDepth)
 					return
 				}
 			}
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// refuse answers as Prometheus' API does, so that its clients show why.
+func refuse(w http.ResponseWriter, code int, format string, args ...any) {
+	body, err := json.Marshal(v1.Response{Status: "error", ErrorType: "bad_data", Error: fmt.Sprintf(format, args...)})
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(body)
 }
 
 const (

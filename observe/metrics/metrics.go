@@ -61,7 +61,7 @@ const (
 	defaultMaxSeries = 20000
 	// A query holds at most this many samples, of 16 bytes, and takes at most this long.
 	maxSamples   = 1_000_000
-	queryTimeout = time.Minute
+	queryTimeout = 30 * time.Second
 	maxQueries   = 4
 	// A rule has less time, and one is evaluated at a time, so that no rule takes the place of a person's query.
 	ruleTimeout = 10 * time.Second

@@ -146,6 +146,9 @@ func (c *check) rule(group string, r rulefmt.Rule) {
 	if len(r.Expr) > maxExpr {
 		c.problem("%s: the expression has more than %d bytes", where, maxExpr)
 	}
+	if d := Depth(r.Expr); d > MaxDepth {
+		c.problem("%s: the expression is nested %d deep, at most %d are allowed", where, d, MaxDepth)
+	}
 	if r.Record != "" && (!strings.Contains(r.Record, ":") || strings.HasPrefix(r.Record, DefaultName+":")) {
 		c.problem("%s: a recorded name needs a colon, and does not begin with %s: (for example namespace:requests:rate5m)", where, DefaultName)
 	}

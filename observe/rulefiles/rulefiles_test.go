@@ -79,6 +79,7 @@ func TestRefused(t *testing.T) {
 		"many groups":              {"groups: [" + groups(21) + "]", "it has 21 groups"},
 		"many rules":               {"groups: [{name: a, rules: [" + strings.Repeat("{record: 'a:b', expr: up}, ", 100) + "{record: 'a:b', expr: up}]}]", "it has 101 rules"},
 		"a long expression":        {"groups: [{name: a, rules: [{record: 'a:b', expr: '" + strings.Repeat("1+", 2500) + "1'}]}]", "more than 4096 bytes"},
+		"a deep expression":        {"groups: [{name: a, rules: [{record: 'a:b', expr: '" + strings.Repeat("(", 101) + "1" + strings.Repeat(")", 101) + "'}]}]", "nested 101 deep"},
 		"a long annotation":        {alert(strings.Repeat("a", 2000)), "more than 1024 bytes"},
 		"a long name":              {"groups: [{name: a, rules: [{alert: " + strings.Repeat("a", 200) + ", expr: up}]}]", "more than 128 bytes"},
 		"a long group's name":      {"groups: [{name: " + strings.Repeat("a", 200) + "}]", "more than 128 bytes"},
@@ -116,6 +117,15 @@ func TestRefused(t *testing.T) {
 				require.Less(t, len(p), 600)
 			}
 		})
+	}
+}
+
+func TestDepth(t *testing.T) {
+	for expr, want := range map[string]int{
+		"": 0, "up": 0, `sum(rate(a{b="c"}[5m]))`: 3, `{a="(((("}`: 1, `{a='\'(('}`: 1, "{a=`\\`} + ((1))": 2, `{a="\\"} + ((1))`: 2,
+		"# ' (((\n((1))": 2, "((((": 4, "))((": 0, `"`: 0, `"\`: 0, "#": 0,
+	} {
+		require.Equal(t, want, Depth(expr), expr)
 	}
 }
 
