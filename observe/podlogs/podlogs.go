@@ -92,6 +92,7 @@ type Tailer struct {
 	mu      sync.Mutex
 	numbers numbers
 	problem string
+	logged  time.Time
 }
 
 const (
@@ -213,13 +214,17 @@ func (t *Tailer) Problem() string {
 	return t.problem
 }
 
+// logProblems is how often a problem is logged. Which one comes first may change all the time.
+const logProblems = time.Minute
+
 func (t *Tailer) setProblem(text string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if text != "" && text != t.problem {
+	t.problem = text
+	if now := time.Now(); text != "" && now.Sub(t.logged) >= logProblems {
+		t.logged = now
 		t.opts.Log.Warn("reading pods' logs", "problem", text)
 	}
-	t.problem = text
 }
 
 func (t *Tailer) count(change func(*numbers)) {

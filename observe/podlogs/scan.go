@@ -182,6 +182,16 @@ func (t *Tailer) scan(now time.Time) error {
 	if open >= maxOpen {
 		problems = append(problems, fmt.Errorf("%d logs are open, which is the limit: others wait", open))
 	}
+	return summary(problems)
+}
+
+// summary is the first few of many problems.
+func summary(problems []error) error {
+	const most = 3
+	problems = slices.DeleteFunc(problems, func(err error) bool { return err == nil })
+	if more := len(problems) - most; more > 0 {
+		problems = append(problems[:most], fmt.Errorf("and %d more", more))
+	}
 	return errors.Join(problems...)
 }
 
@@ -225,7 +235,7 @@ func (t *Tailer) scanPod(p *pod, now time.Time) error {
 	for _, c := range p.containers {
 		problems = append(problems, t.scanContainer(p, c, now))
 	}
-	return errors.Join(problems...)
+	return summary(problems)
 }
 
 // notAFolder says that there is nothing of that name, or a link or a file.
@@ -334,7 +344,7 @@ func (t *Tailer) scanContainer(p *pod, c *container, now time.Time) error {
 		t.dirty = t.dirty || gone
 		return gone
 	})
-	return errors.Join(problems...)
+	return summary(problems)
 }
 
 // compareFiles orders a container's files as they were written: each run's moved ones by time, then the one being written.
