@@ -55,6 +55,11 @@ func Run(ctx context.Context, cfg *config.Server) error {
 			if err != nil {
 				return component.Handle{}, err
 			}
+			if s.observes() {
+				if _, ok := p.Manifest.Files["bin/"+observe.Program]; !ok {
+					return component.Handle{}, fmt.Errorf("--observe: this polymesh was built without %s: start it without --observe", observe.Program)
+				}
+			}
 			p.Before = func(ctx context.Context) error {
 				if !s.observes() {
 					// One that an earlier start has left running, with what it has stored.
