@@ -162,7 +162,12 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
     );
     probe.remove();
     plot.current = u;
-    const resize = new ResizeObserver(() => u.setSize({ width: Math.max(120, host.clientWidth), height }));
+    const resize = new ResizeObserver(() => {
+      u.setSize({ width: Math.max(120, host.clientWidth), height });
+      // A long legend scrolls, also by keyboard.
+      const legend = u.root.querySelector<HTMLElement>(".u-legend");
+      if (legend) legend.tabIndex = legend.scrollHeight > legend.clientHeight ? 0 : -1;
+    });
     resize.observe(host);
     return () => {
       resize.disconnect();

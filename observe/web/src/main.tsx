@@ -50,7 +50,7 @@ function viewOf(path: string[]): { view: ComponentType; title: string } {
 }
 
 function Missing() {
-  return <Empty title="There is no such view" icon="search"><p><Link to={[]}>Overview</Link></p></Empty>;
+  return <><h1 class="unseen">No such view</h1><Empty title="There is no such view" icon="search"><p><Link to={[]}>Overview</Link></p></Empty></>;
 }
 
 function App() {

@@ -184,7 +184,7 @@ function Drawing({ graph: g, svg }: { graph: Graph; svg: { current: SVGSVGElemen
       <div
         class="stage" ref={stage}
         onPointerDown={(e) => {
-          if (e.pointerType !== "mouse" || e.button !== 0 || (e.target as Element).closest("[data-node],[data-edge]")) return;
+          if (e.pointerType !== "mouse" || e.button !== 0 || (e.target as Element).closest("[data-node],.edge")) return;
           drag.current = { x: e.clientX, y: e.clientY, left: e.currentTarget.scrollLeft, top: e.currentTarget.scrollTop };
           e.currentTarget.setPointerCapture(e.pointerId);
         }}
@@ -211,14 +211,13 @@ function Drawing({ graph: g, svg }: { graph: Graph; svg: { current: SVGSVGElemen
                 const e = g.edges[index]!, h = edgeHealth(e);
                 const faded = (selectedIndex >= 0 && e.source !== selectedIndex && e.target !== selectedIndex) || (find !== "" && !matches(g.nodes[e.source]!) && !matches(g.nodes[e.target]!));
                 return (
-                  <g
-                    key={index} class={`edge ${h} ${edgePattern(e)} ${faded ? "faded" : ""}`} data-edge={index} tabIndex={-1} role="link" aria-label={edgeSentence(g, e)}
-                    onClick={() => openEdge(e)} onFocus={() => setFocused({ edge: index })}
-                  >
-                    <title>{edgeSentence(g, e)}</title>
-                    <path class="hit" d={curve(points)} />
-                    <path class="line" d={curve(points)} style={{ strokeWidth: edgeWidth(e) }} marker-end={`url(#arrow-${h})`} />
-                    <Label edge={e} at={label} />
+                  <g key={index} class={`edge ${h} ${edgePattern(e)} ${faded ? "faded" : ""}`}>
+                    <g data-edge={index} tabindex={-1} role="link" aria-label={edgeSentence(g, e)} onClick={() => openEdge(e)} onFocus={() => setFocused({ edge: index })}>
+                      <title>{edgeSentence(g, e)}</title>
+                      <path class="hit" d={curve(points)} />
+                      <path class="line" d={curve(points)} style={{ strokeWidth: edgeWidth(e) }} marker-end={`url(#arrow-${h})`} />
+                    </g>
+                    <Label edge={e} at={label} onOpen={() => openEdge(e)} />
                   </g>
                 );
               })}
@@ -240,10 +239,11 @@ function Drawing({ graph: g, svg }: { graph: Graph; svg: { current: SVGSVGElemen
   );
 }
 
-function Label({ edge: e, at }: { edge: GraphEdge; at: { x: number; y: number; width: number; height: number; lines: string[] } }) {
+/** The numbers of an edge. Who cannot see them has them in its sentence. */
+function Label({ edge: e, at, onOpen }: { edge: GraphEdge; at: { x: number; y: number; width: number; height: number; lines: string[] }; onOpen: () => void }) {
   const left = at.x - at.width / 2, top = at.y - at.height / 2;
   return (
-    <g class="label" aria-hidden="true">
+    <g class="label" aria-hidden="true" onClick={onOpen}>
       <rect x={left} y={top} width={at.width} height={at.height} rx="5" />
       <path class={`lock ${e.security}`} transform={`translate(${left + 4} ${top + 4}) scale(.72)`} d={iconPath(lockOf[e.security])} />
       {at.lines.map((text, i) => <text key={text} class={i > 0 && e.errors > 0 && text.endsWith("errors") ? "errors" : ""} x={left + 19} y={top + 13.5 + i * 14}>{text}</text>)}
@@ -256,15 +256,19 @@ function Node({ graph: g, layout: l, index, selected, faded, onOpen, onFocus }: 
   const x = at.x - at.width / 2, y = at.y - at.height / 2;
   const sentence = nodeSentence(g, index);
   return (
-    <g class={`node ${n.kind} ${h} ${faded ? "faded" : ""}`} data-node={index} tabIndex={0} role="button" aria-label={sentence} aria-pressed={n.kind === "namespace" || n.kind === "rest" ? undefined : selected} onClick={() => onOpen(n)} onFocus={onFocus}>
-      <title>{sentence}</title>
-      <rect class="body" x={x} y={y} width={at.width} height={at.height} rx="8" />
-      {(n.kind === "namespace" || n.kind === "rest") && <rect class="stack" x={x + 3} y={y + 3} width={at.width - 6} height={at.height - 6} rx="6" />}
-      <path class="glyph" transform={`translate(${x + 10} ${y + 10})`} d={iconPath(iconOf(n))} />
-      <text class="name" x={x + 32} y={y + 19}>{fit(title(n), nodeLetters)}</text>
-      <text class="namespace" x={x + 32} y={y + 34}>{fit(subtitle(n), nodeLetters + 2)}</text>
-      {n.in > 0 && <text class="numbers" x={x + 32} y={y + 50}>{rate(n.in)}{n.inErrors > 0 && <tspan class="errors">{` · ${percent(n.inErrors / n.in)} errors`}</tspan>}</text>}
-      {(n.problem || h === "warn" || h === "bad") && <g class="flag" transform={`translate(${x + at.width - 9} ${y - 7})`}><rect x="-2" y="-2" width="20" height="20" rx="10" /><path d={iconPath(h === "bad" ? "bad" : "warn")} /></g>}
+    <g class={`node ${n.kind} ${h} ${faded ? "faded" : ""}`}>
+      <g data-node={index} tabindex={0} role="button" aria-label={sentence} aria-pressed={n.kind === "namespace" || n.kind === "rest" ? undefined : selected} onClick={() => onOpen(n)} onFocus={onFocus}>
+        <title>{sentence}</title>
+        <rect class="body" x={x} y={y} width={at.width} height={at.height} rx="8" />
+      </g>
+      <g class="texts" aria-hidden="true">
+        {(n.kind === "namespace" || n.kind === "rest") && <rect class="stack" x={x + 3} y={y + 3} width={at.width - 6} height={at.height - 6} rx="6" />}
+        <path class="glyph" transform={`translate(${x + 10} ${y + 10})`} d={iconPath(iconOf(n))} />
+        <text class="name" x={x + 32} y={y + 19}>{fit(title(n), nodeLetters)}</text>
+        <text class="namespace" x={x + 32} y={y + 34}>{fit(subtitle(n), nodeLetters + 2)}</text>
+        {n.in > 0 && <text class="numbers" x={x + 32} y={y + 50}>{rate(n.in)}{n.inErrors > 0 && <tspan class="errors">{` · ${percent(n.inErrors / n.in)} errors`}</tspan>}</text>}
+        {(n.problem || h === "warn" || h === "bad") && <g class="flag" transform={`translate(${x + at.width - 9} ${y - 7})`}><rect x="-2" y="-2" width="20" height="20" rx="10" /><path d={iconPath(h === "bad" ? "bad" : "warn")} /></g>}
+      </g>
     </g>
   );
 }
@@ -347,7 +351,7 @@ export const edgeColumns = (g: Graph): Column<GraphEdge>[] => [
   {
     key: "open", title: "Details", value: () => "", cell: (e) => {
       const to = edgePath(g, e);
-      return to ? <Link to={to.path} query={{ kind: to.kind }} aria-label={`Details of ${title(g.nodes[e.source]!)} to ${title(g.nodes[e.target]!)}`}>Open</Link> : "";
+      return to ? <Link to={to.path} query={{ kind: to.kind }} aria-label={`Open ${title(g.nodes[e.source]!)} to ${title(g.nodes[e.target]!)}`}>Open</Link> : "";
     },
   },
 ];
@@ -382,7 +386,7 @@ function exportSVG(from: SVGSVGElement | null): string | undefined {
       const value = style.getPropertyValue(name);
       if (value && value !== "normal") to.setAttribute(name, value);
     }
-    for (const name of ["class", "style", "tabindex", "data-node", "data-edge", "aria-pressed"]) to.removeAttribute(name);
+    for (const name of ["class", "style", "tabindex", "role", "data-node", "data-edge", "aria-pressed"]) to.removeAttribute(name);
   });
   copy.querySelectorAll("[fill='none'][stroke='none']").forEach((e) => e.remove());
   copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");

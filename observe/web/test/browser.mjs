@@ -1,0 +1,270 @@
+// Opens every view in a browser, with the made-up afternoon that package page serves (TestBrowser): axe finds nothing in either color scheme and at
+// either width, the keyboard goes through the graph, one request is found by clicks, and what others write stays text.
+//
+// node test/browser.mjs URL CHROMIUM [FOLDER for screenshots]
+import assert from "node:assert/strict";
+import { mkdir, readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+
+const [base, executablePath, shots] = process.argv.slice(2);
+const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const request = "30450c11-359b-9e2d-9844-a7a456c25a09", untraced = "7f1d2c3b-4a59-4e68-8776-95a4b3c2d1e0";
+const app = "polyglot-services";
+
+const browser = await chromium.launch({
+  executablePath,
+  args: ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+});
+
+/** A page that fails the test on an error, and on anything that the policy rejects. */
+async function open(options) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, timezoneId: "UTC", locale: "en-GB", reducedMotion: "reduce", ...options });
+  const page = await context.newPage();
+  page.setDefaultTimeout(60_000);
+  page.problems = [];
+  page.on("pageerror", (e) => page.problems.push(e.message));
+  page.on("console", (m) => {
+    // What is looked for and not there is an answer, which Chromium reports as an error.
+    if (m.type() === "error" && !/status of 404/.test(m.text())) page.problems.push(m.text());
+  });
+  page.on("request", (r) => {
+    if (!r.url().startsWith(base) && !r.url().startsWith("data:") && !r.url().startsWith("blob:")) page.problems.push(`asked ${r.url()}`);
+  });
+  return page;
+}
+
+async function show(page, path) {
+  await page.goto(base + path);
+  await settled(page);
+}
+
+/** Waits until nothing is loaded any more. */
+async function settled(page) {
+  await page.waitForFunction(() => document.querySelector("main") && !document.querySelector(".progress.on, .skeleton"));
+  await page.waitForLoadState("networkidle");
+}
+
+function done(page) {
+  assert.deepEqual(page.problems, []);
+  return page.context().close();
+}
+
+const found = await (await fetch(`${base}/api/polymesh/v1/traces?limit=2`)).json();
+const views = {
+  overview: "/",
+  graph: "/graph",
+  "graph-node": `/graph?sel=${encodeURIComponent(JSON.stringify(["workload", app, "fastapi-service"]))}`,
+  "graph-table": "/graph?view=table",
+  "graph-failing": "/graph?errors=1",
+  edge: `/edge/${app}/node-service/${app}/rust-service`,
+  "edge-tcp": `/edge/${app}/java-service/data/postgres`,
+  request: `/request/${request}`,
+  "request-untraced": `/request/${untraced}`,
+  "request-missing": "/request/00000000-0000-4000-8000-000000000000",
+  logs: "/logs",
+  "logs-query": `/logs?q=${encodeURIComponent(`{workload="java-service"} |= "price"`)}&wrap=1&group=1`,
+  "logs-metric": `/logs?q=${encodeURIComponent('sum by (workload) (count_over_time({job="pods"}[1m]))')}`,
+  traces: "/traces",
+  compare: `/compare/${found.traces[0].id}/${found.traces[1].id}`,
+  metrics: "/metrics",
+  "metrics-query": `/metrics?q=${encodeURIComponent('sum by (destination_workload) (rate(istio_requests_total{reporter="destination"}[5m]))')}`,
+  workloads: "/workloads",
+  workload: `/workloads/${app}/node-service?w=1h`,
+  rollouts: "/rollouts",
+  rollout: `/rollouts/${app}/java-service`,
+  events: "/events",
+  nodes: "/nodes",
+  missing: "/nodes/x/y",
+};
+
+// Each view, in both color schemes, on a desk and on a phone.
+for (const [name, width, colorScheme] of [["desk", 1280, "light"], ["desk", 1280, "dark"], ["phone", 390, "light"], ["phone", 390, "dark"]]) {
+  const page = await open({ viewport: { width, height: width < 500 ? 844 : 800 }, colorScheme, isMobile: width < 500, hasTouch: width < 500 });
+  const failures = [];
+  for (const [view, path] of Object.entries(views)) {
+    await show(page, path);
+    assert.ok((await page.title()).includes("Polymesh"));
+    await page.evaluate(axe);
+    const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+    for (const v of violations) failures.push(`${view}, ${name}, ${colorScheme}: ${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(" | ")}`);
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    if (wide > 0) failures.push(`${view}, ${name}: ${wide} pixels wider than the screen`);
+    if (shots) {
+      await mkdir(shots, { recursive: true });
+      await page.screenshot({ path: join(shots, `${view}-${width}-${colorScheme}.png`) });
+    }
+  }
+  assert.deepEqual(failures, []);
+  await done(page);
+}
+
+{ // The keyboard alone: from the top of the page to an edge of the graph, and into it.
+  const page = await open();
+  await show(page, "/graph");
+  await page.keyboard.press("Tab");
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "Skip to the view");
+  await page.keyboard.press("Enter");
+  const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? "");
+  for (let i = 0; i < 30 && !(await focused()).startsWith("istio-ingressgateway"); i++) await page.keyboard.press("Tab");
+  assert.match(await focused(), /^istio-ingressgateway, namespace istio-system, called by 0, calls 2/);
+  // Along the calls to where they fail.
+  await page.keyboard.press("ArrowRight");
+  assert.match(await focused(), /^istio-ingressgateway calls fastapi-service/);
+  for (let i = 0; i < 4 && !(await focused()).startsWith("istio-ingressgateway calls fastapi-service,"); i++) await page.keyboard.press("ArrowDown");
+  assert.match(await focused(), /^istio-ingressgateway calls fastapi-service, [\d.]+ requests per second, [\d.]+ % errors, p99 \d+ ms, 75 % of a rollout, mutual TLS$/);
+  await page.keyboard.press("ArrowRight");
+  assert.match(await focused(), /^fastapi-service, namespace polyglot-services, receives/);
+  await page.keyboard.press("ArrowRight");
+  for (let i = 0; i < 4 && !(await focused()).includes("calls java-service"); i++) await page.keyboard.press((await page.evaluate(() => document.activeElement.getBoundingClientRect().y > 400)) ? "ArrowUp" : "ArrowDown");
+  assert.match(await focused(), /^fastapi-service calls java-service/);
+  await page.keyboard.press("Enter");
+  await settled(page);
+  assert.equal(new URL(page.url()).pathname, `/edge/${app}/fastapi-service/${app}/java-service`);
+  await page.goBack();
+  await settled(page);
+  assert.equal(new URL(page.url()).pathname, "/graph");
+  // A node opens its panel, Escape closes it.
+  const node = page.locator('[data-node][aria-label^="rust-service"]');
+  await node.focus();
+  await page.keyboard.press("Enter");
+  assert.equal(await node.getAttribute("aria-pressed"), "true");
+  assert.match(await page.locator(".side-panel").textContent(), /1 of 2 pods are ready/);
+  await page.keyboard.press("Escape");
+  assert.equal(await page.locator(".side-panel").count(), 0);
+  // Keys of the page.
+  await page.keyboard.press("v");
+  await settled(page);
+  assert.equal(await page.locator("tbody tr").count(), 9);
+  await page.keyboard.press("g");
+  await page.keyboard.press("n");
+  await settled(page);
+  assert.equal(new URL(page.url()).pathname, "/nodes");
+  await page.keyboard.press("[");
+  assert.ok(new URL(page.url()).searchParams.get("t"));
+  await page.keyboard.press(".");
+  assert.equal(new URL(page.url()).searchParams.get("t"), null);
+  await page.keyboard.press("?");
+  assert.ok(await page.locator("dialog[open]").isVisible());
+  await page.keyboard.press("Escape");
+  await page.keyboard.press("/");
+  await page.keyboard.type("rust");
+  await page.locator("[role=option]", { hasText: "rust-service" }).first().waitFor();
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("Enter");
+  await settled(page);
+  assert.equal(new URL(page.url()).pathname, `/workloads/${app}/rust-service`);
+  await done(page);
+}
+
+{ // From an edge to one of its requests, and to what was logged about it: the same id everywhere.
+  const page = await open();
+  await show(page, "/graph");
+  await page.locator(".edge", { has: page.locator('[aria-label^="node-service calls rust-service"]') }).locator(".label").click();
+  await settled(page);
+  assert.match(await page.locator("main").textContent(), /the connection to the pod failed; gave up after all retries/);
+  const row = page.locator("tr", { hasText: "UF,URX", has: page.locator("a") }).first();
+  await row.locator("a").first().click();
+  await settled(page);
+  const id = decodeURIComponent(new URL(page.url()).pathname.split("/")[2]);
+  assert.match(id, /^[0-9a-f-]{36}$/);
+  const rows = page.locator(".waterfall [role=row].row");
+  assert.ok((await rows.count()) >= 10);
+  assert.ok((await page.locator(".waterfall .row.bad").count()) > 0);
+  const lines = page.locator(".log [role=listitem]");
+  assert.ok((await lines.count()) >= 10);
+  for (const line of await lines.all()) {
+    await line.locator("button").first().click();
+    assert.ok((await line.locator("pre").first().textContent()).includes(id));
+  }
+  // A part of the waterfall shows its lines only. Arrow keys go through the rows.
+  await rows.first().focus();
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("Enter");
+  assert.ok(new URL(page.url()).searchParams.get("span"));
+  assert.equal(await page.locator(".span-details").count(), 1);
+  assert.equal(await lines.count(), 1);
+  await done(page);
+}
+
+{ // The time slider: before the failures nothing fails, and the URL alone brings it back.
+  const page = await open();
+  await show(page, "/graph");
+  const slider = page.locator('input[type="range"]');
+  await slider.focus();
+  for (let i = 0; i < 12; i++) await page.keyboard.press("ArrowLeft");
+  await settled(page);
+  const url = page.url();
+  assert.ok(new URL(url).searchParams.get("t"));
+  assert.equal(await page.locator(".drawing .edge.bad").count(), 0);
+  const other = await open();
+  await other.goto(url);
+  await settled(other);
+  assert.equal(await other.locator(".drawing .edge.bad").count(), 0);
+  assert.equal(await other.locator("[data-edge]").count(), await page.locator("[data-edge]").count());
+  await done(other);
+  await done(page);
+}
+
+{ // What others write is text.
+  const page = await open();
+  await show(page, "/events");
+  const text = await page.locator(".event-list").textContent();
+  assert.ok(text.includes(`<img src=x onerror="document.title='owned'">`));
+  assert.ok(text.includes("[click](javascript:alert(1))"));
+  assert.equal(await page.locator("main img").count(), 0);
+  for (const href of await page.locator("a[href]").evaluateAll((links) => links.map((a) => a.getAttribute("href")))) assert.match(href, /^(\/(?!\/)|#)/);
+  const q = encodeURIComponent(`{job="events"} |= "onerror"`);
+  await show(page, `/logs?q=${q}`);
+  assert.ok((await page.locator(".log").textContent()).includes("<img src=x"));
+  await show(page, `/workloads/${encodeURIComponent("<img src=x onerror=alert(1)>")}/${encodeURIComponent("..%2f")}`);
+  assert.equal(await page.locator("main img").count(), 0);
+  await show(page, "/constructor");
+  assert.match(await page.locator("main").textContent(), /There is no such view/);
+  await done(page);
+}
+
+{ // Logs: completion, lines around a line, and files.
+  const page = await open();
+  await show(page, "/logs");
+  const box = page.getByLabel("LogQL query", { exact: true });
+  await box.fill('{workload="ja');
+  await page.locator("[role=option]", { hasText: "java-service" }).waitFor();
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("Enter");
+  assert.equal(await box.inputValue(), '{workload="java-service"');
+  await box.fill('{workload="java-service", container="app"} |= "price list"');
+  await page.keyboard.press("Enter");
+  await settled(page);
+  const line = page.locator(".log [role=listitem] button").first();
+  await line.click();
+  await page.locator(".line-details .context").waitFor();
+  assert.match(await page.locator(".line-details .context").textContent(), /price list is \d+ minutes old/);
+  assert.equal(await page.locator(".log mark").first().textContent(), "price list");
+  await page.getByRole("button", { name: "Save as a file" }).click();
+  const [file] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "CSV" }).click()]);
+  assert.match(await readFile(await file.path(), "utf8"), /^time,namespace,workload/);
+  await show(page, "/graph");
+  await page.getByRole("button", { name: "Save as a file" }).click();
+  const [svg] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "SVG" }).click()]);
+  const drawing = await readFile(await svg.path(), "utf8");
+  assert.match(drawing, /^<svg/);
+  assert.match(drawing, /rust-service/);
+  assert.doesNotMatch(drawing, /var\(|light-dark|<script/);
+  await done(page);
+}
+
+{ // The store does not answer any more: what was there stays.
+  const page = await open();
+  await show(page, "/workloads");
+  await page.route("**/api/**", (r) => r.abort());
+  await page.locator(".banner.bad").waitFor();
+  assert.ok((await page.locator("tbody tr").count()) > 5);
+  page.problems = page.problems.filter((p) => !/ERR_FAILED/.test(p));
+  await done(page);
+}
+
+await browser.close();
+console.log(`${Object.keys(views).length} views, no violation, no error`);
