@@ -20,7 +20,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 
 	"polymesh.dev/polymesh/pkg/certificate"
-	"polymesh.dev/polymesh/pkg/dashboard"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/join"
 )
@@ -95,8 +95,8 @@ func clusterRoles() []rbacv1.ClusterRole {
 			{NonResourceURLs: []string{imagestore.BuildsPath + "*"}, Verbs: []string{"get", "head", "post", "patch", "put"}},
 		}},
 		// Bound to no one: for users that see the metrics, logs and traces of all namespaces and are not administrators of the cluster.
-		{ObjectMeta: defaults(dashboard.Role), Rules: []rbacv1.PolicyRule{
-			{NonResourceURLs: []string{dashboard.Path + "*"}, Verbs: []string{"get"}},
+		{ObjectMeta: defaults(layout.ObserveRole), Rules: []rbacv1.PolicyRule{
+			{NonResourceURLs: []string{layout.ObservePath + "*"}, Verbs: []string{"get"}},
 		}},
 		// A node reads the other nodes' addresses and pod ranges. Its own status it may patch anyway (Node authorizer).
 		{ObjectMeta: defaults(podNetwork), Rules: []rbacv1.PolicyRule{

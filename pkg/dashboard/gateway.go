@@ -12,14 +12,16 @@ import (
 	"time"
 
 	"k8s.io/apiserver/pkg/endpoints/request"
+
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 const (
 	// Path is the path of the API server below which it serves the store. The API server has checked who calls, and whether they may: the store
 	// has all namespaces, as every Prometheus has.
-	Path = "/polymesh/v1/observe/"
+	Path = layout.ObservePath
 	// Role is the ClusterRole for Path, which is bound to no one.
-	Role = "system:polymesh:observe-view"
+	Role = layout.ObserveRole
 	// userHeader tells the store who asks, for its log.
 	userHeader = "X-Polymesh-User"
 	// statusPath is answered by every store.

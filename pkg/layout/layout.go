@@ -27,6 +27,9 @@ const (
 	ServerLabel = "node-role.kubernetes.io/control-plane"
 	// ObserveGroup is the id of the group that may connect to ObserveSockets. It has no name on the machine: only pods use it.
 	ObserveGroup = 60431
+	// ObservePath is the path of the API server below which it serves the store, and ObserveRole the ClusterRole for it, which is bound to no one.
+	ObservePath = "/polymesh/v1/observe/"
+	ObserveRole = "system:polymesh:observe-view"
 )
 
 // Umask is the node's, whatever the umask of the shell that starts it. containerd creates the root folder of every container
