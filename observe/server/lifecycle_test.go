@@ -15,19 +15,19 @@ import (
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// journal records what happens, in order.
-type journal struct {
+// record records what happens, in order.
+type record struct {
 	mu    sync.Mutex
 	lines []string
 }
 
-func (j *journal) add(line string) {
+func (j *record) add(line string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.lines = append(j.lines, line)
 }
 
-func (j *journal) component(name string, start func() error, after ...string) Component {
+func (j *record) component(name string, start func() error, after ...string) Component {
 	return Component{Name: name, After: after, Start: func(context.Context) (Running, error) {
 		j.add("start " + name)
 		if start != nil {
@@ -49,7 +49,7 @@ func states(l *lifecycle) map[string]State {
 
 func TestOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j := &journal{}
+		j := &record{}
 		l, err := newLifecycle(discard(), []Component{j.component("store", nil), j.component("reader", nil, "store"), j.component("api", nil, "reader", "store")})
 		require.NoError(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -69,7 +69,7 @@ func TestOrder(t *testing.T) {
 // A part that cannot start keeps those that need it waiting, and no one else.
 func TestFailedStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j := &journal{}
+		j := &record{}
 		var broken error = errors.New("the disk is damaged")
 		l, err := newLifecycle(discard(), []Component{
 			j.component("metrics", func() error { return broken }), j.component("page", nil, "metrics"), j.component("logs", nil),
@@ -101,7 +101,7 @@ func TestFailedStart(t *testing.T) {
 // What ends by itself is stopped and started again.
 func TestWorkThatEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j := &journal{}
+		j := &record{}
 		ends := make(chan error)
 		c := j.component("tailer", nil)
 		start := c.Start

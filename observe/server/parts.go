@@ -6,6 +6,7 @@ import (
 
 	"polymesh.dev/polymesh/observe/config"
 	"polymesh.dev/polymesh/observe/datadir"
+	"polymesh.dev/polymesh/observe/jaeger"
 )
 
 // parts are the parts of the store, and the places of their handlers on the sockets.
@@ -17,6 +18,8 @@ type parts struct {
 	log     *slog.Logger
 
 	metrics, logs, traces, page, otlp, zipkin slot
+
+	stores stores
 }
 
 func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, version string, log *slog.Logger) *parts {
@@ -24,11 +27,6 @@ func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, versio
 	p.metrics.name, p.logs.name, p.traces.name, p.page.name = "metrics", "logs", "traces", "the page"
 	p.otlp.name, p.zipkin.name = "traces", "traces"
 	return p
-}
-
-// components returns the parts in the order in which they start.
-func (p *parts) components() []Component {
-	return nil
 }
 
 // rootHandler serves everything, on the socket for root.
@@ -85,6 +83,8 @@ func (p *parts) clusterEndpoints(dir string, f *front) []endpoint {
 	web("loki", p.logRoutes)
 	web("jaeger-query", p.traceRoutes)
 	web("otlp-http", func(mux *http.ServeMux) { mux.Handle("/v1/", &p.otlp) })
+	add("otlp-grpc", remote{p.stores.receiver.GRPC()})
+	add("jaeger-grpc", remote{jaeger.GRPC(jaeger.Options{Store: p.stores.traces, Log: p.log})})
 	web("zipkin", func(mux *http.ServeMux) { mux.Handle("/api/v2/spans", &p.zipkin) })
 	web("kiali", func(mux *http.ServeMux) {
 		mux.Handle("/", &p.page)

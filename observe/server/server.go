@@ -41,7 +41,9 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 	components := p.components()
 	if o.ClusterSockets != "" {
 		pods := newFront(clusterQueries, clusterWrites, log)
-		components = append(components, clusterSockets(o.ClusterSockets, func() []endpoint { return p.clusterEndpoints(o.ClusterSockets, pods) }))
+		sockets := clusterSockets(o.ClusterSockets, func() []endpoint { return p.clusterEndpoints(o.ClusterSockets, pods) })
+		sockets.After = []string{receivers}
+		components = append(components, sockets)
 	}
 	life, err := newLifecycle(log, components)
 	if err != nil {
