@@ -1,6 +1,8 @@
 package page
 
 import (
+	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -8,8 +10,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"polymesh.dev/polymesh/observe/logstore"
 )
 
 // TestServe serves the made-up afternoon to whoever works on the page: PAGE_LISTEN=127.0.0.1:8099 go test -run TestServe -timeout 0 ./page
@@ -23,6 +28,7 @@ func TestServe(t *testing.T) {
 	listener, err := net.Listen("tcp", address)
 	require.NoError(t, err)
 	t.Logf("http://%s", listener.Addr())
+	go s.talk(t.Context())
 	require.NoError(t, http.Serve(listener, s.page(t)))
 }
 
@@ -41,9 +47,23 @@ func TestBrowser(t *testing.T) {
 	s.afternoon(t)
 	server := httptest.NewServer(s.page(t))
 	defer server.Close()
+	go s.talk(t.Context())
 	cmd := exec.CommandContext(t.Context(), "node", "test/browser.mjs", server.URL, chromium)
 	cmd.Dir = web
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	t.Logf("%s", out)
+}
+
+// talk writes a line now and then, for who follows a log. Its time is later than what queries ask for.
+func (s *stores) talk(ctx context.Context) {
+	for i := 0; ; i++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(300 * time.Millisecond):
+		}
+		at := fixtureNow.Add(time.Hour + time.Duration(i)*time.Millisecond)
+		_ = s.logs.Append([]logstore.Entry{{Time: at, Labels: fields("job", "pods", "namespace", "talk", "workload", "talker", "pod", "talker-0"), Line: fmt.Sprintf("line %d", i)}}) // the store may be closed
+	}
 }

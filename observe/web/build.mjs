@@ -48,4 +48,7 @@ for (const file of result.outputFiles) {
   await put(name, file.contents);
 }
 await put("index.html", Buffer.from(html));
+// Whoever opens the page waits for it, also over a slow line.
+const budget = 150_000;
+if (total > budget) throw new Error(`the page has ${total} bytes as gzip, more than ${budget}`);
 console.log(`${(total / 1000).toFixed(1)} KB gzip together`);

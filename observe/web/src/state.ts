@@ -55,7 +55,11 @@ async function poll(): Promise<void> {
   }
 }
 
-export const refresh = 10_000;
+const pollEvery = 10_000;
+
+/** How often what is shown is asked again: a long time changes slowly, and costs more to read. */
+export const refreshOf = (window: number): number => Math.min(300_000, Math.max(10_000, window / 90));
+let refreshed = Date.now();
 
 /** Begins. It waits for the store's time, but not for long: a store that does not answer is shown, too. */
 export async function start(): Promise<void> {
@@ -64,11 +68,16 @@ export async function start(): Promise<void> {
   setInterval(() => {
     if (document.hidden) return;
     void poll();
-    if (live.peek() && !store.peek()?.offline) tick.value++;
-  }, refresh);
+    if (live.peek() && !store.peek()?.offline && Date.now() - refreshed >= refreshOf(windowOf(place.peek().query).ms) - 500) again();
+  }, pollEvery);
   document.addEventListener("visibilitychange", () => {
-    if (!document.hidden && live.peek()) tick.value++;
+    if (!document.hidden && live.peek()) again();
   });
+}
+
+function again(): void {
+  refreshed = Date.now();
+  tick.value++;
 }
 
 /** Moves the shown time by shares of its length; beyond now is live. */

@@ -256,6 +256,38 @@ for (const [name, width, colorScheme] of [["desk", 1280, "light"], ["desk", 1280
   await done(page);
 }
 
+{ // New lines come while they are written, and what is shown is asked again.
+  const page = await open();
+  await show(page, `/logs?tail=1&q=${encodeURIComponent('{namespace="talk"}')}`);
+  await page.locator(".log [role=listitem]").nth(2).waitFor();
+  const first = await page.locator(".log .text").first().textContent();
+  assert.match(first, /^line \d+$/);
+  await page.waitForFunction((before) => document.querySelector(".log .text").textContent !== before, first);
+  await page.getByRole("button", { name: "Hold" }).click();
+  await page.locator("button", { hasText: "Go on" }).waitFor();
+  await show(page, "/workloads");
+  await page.waitForResponse((r) => r.url().includes("/workloads?"));
+  await done(page);
+}
+
+{ // The cluster is gone: the page says so, and still shows what was recorded.
+  const page = await open();
+  await page.route("**/v1/state", async (r) => {
+    const response = await r.fetch();
+    const state = await response.json();
+    await r.fulfill({ response, json: { ...state, reachable: false, since: new Date(state.now - 5 * 60_000).toISOString() } });
+  });
+  await show(page, "/graph");
+  assert.match(await page.locator(".banner.bad").textContent(), /The cluster is gone since 13:55; you see what was recorded/);
+  await page.evaluate(axe);
+  assert.deepEqual((await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }))).violations.map((v) => v.id), []);
+  await page.getByRole("button", { name: "Show the time before" }).click();
+  await settled(page);
+  assert.equal(new URL(page.url()).searchParams.get("t"), "2026-03-02T13:55:00Z");
+  assert.ok((await page.locator("[data-edge]").count()) > 5);
+  await done(page);
+}
+
 { // The store does not answer any more: what was there stays.
   const page = await open();
   await show(page, "/workloads");

@@ -114,11 +114,11 @@ function Drawing({ graph: g, svg }: { graph: Graph; svg: { current: SVGSVGElemen
   const [size, setSize] = useState({ width: 0, height: 0 });
   const [zoom, setZoom] = useState(1);
   const narrow = size.width > 0 && size.width < 700;
-  // From left to right, unless there is much more room for it from top to bottom.
+  // From left to right, unless it is easier to read from top to bottom.
   const { l, direction } = useMemo(() => {
     const down = layout(g, "TB", measure), right = narrow ? down : layout(g, "LR", measure);
     const room = (x: Layout) => Math.min(1, (size.width - 4) / x.width, (size.height - 4) / x.height);
-    return narrow || room(down) > 1.25 * room(right) ? { l: down, direction: "TB" as const } : { l: right, direction: "LR" as const };
+    return narrow || room(down) > 1.1 * room(right) ? { l: down, direction: "TB" as const } : { l: right, direction: "LR" as const };
   }, [g, narrow, size.width, size.height]);
   const order = useMemo(() => tabOrder(l, direction), [l, direction]);
   const [focused, setFocused] = useState<Focus | undefined>(undefined);
