@@ -92,6 +92,9 @@ func (m *Metrics) applyConfig(c *config.Config) error {
 	for k, a := range c.AlertingConfig.AlertmanagerConfigs.ToMap() {
 		sources[k] = a.ServiceDiscoveryConfigs
 	}
+	if len(sources) > 0 {
+		m.notify()
+	}
 	if err = errors.Join(err, m.notifySD.ApplyConfig(sources)); err != nil {
 		return fmt.Errorf("apply the jobs: %w", err)
 	}

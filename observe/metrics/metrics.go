@@ -92,6 +92,7 @@ type Metrics struct {
 	targets  *targets
 	notifier *notifier.Manager
 	notifySD *discovery.Manager
+	notify   func() // begins to discover Alertmanagers: it wakes up ten times a second, so only once there are any
 	rules    *rules.Manager
 	files    *ruleFiles
 	local    *localTargets
@@ -194,6 +195,7 @@ func (m *Metrics) start(ctx context.Context) error {
 		return err
 	}
 
+	m.notify = sync.OnceFunc(func() { m.wait.Go(func() { _ = m.notifySD.Run() }) })
 	m.notifier = notifier.NewManager(&notifier.Options{QueueCapacity: 1000, Registerer: m.registry, Do: guard.post()}, model.UTF8Validation, m.log.With("part", "notifier"))
 	m.files = &ruleFiles{parser: m.parser}
 	m.rules = rules.NewManager(&rules.ManagerOptions{
@@ -219,7 +221,6 @@ func (m *Metrics) start(ctx context.Context) error {
 	}
 
 	m.wait.Go(func() { m.targets.run(ctx) })
-	m.wait.Go(func() { _ = m.notifySD.Run() })
 	m.wait.Go(func() { m.notifier.Run(m.notifySD.SyncCh()) })
 	m.wait.Go(m.rules.Run)
 	m.wait.Go(func() { m.followKubeconfig(ctx) })
