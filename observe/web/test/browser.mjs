@@ -221,7 +221,8 @@ for (const [name, width, colorScheme] of [["desk", 1280, "light"], ["desk", 1280
   assert.ok((await page.locator(".log").textContent()).includes("<img src=x"));
   await show(page, `/workloads/${encodeURIComponent("<img src=x onerror=alert(1)>")}/${encodeURIComponent("..%2f")}`);
   assert.equal(await page.locator("main img").count(), 0);
-  await show(page, "/constructor");
+  assert.equal((await fetch(`${base}/constructor`)).status, 404);
+  await show(page, "/edge/constructor");
   assert.match(await page.locator("main").textContent(), /There is no such view/);
   await done(page);
 }

@@ -279,8 +279,7 @@ function Tail({ query }: { query: string }) {
   useEffect(() => {
     let socket: WebSocket | undefined, again = 0, ended = false, tries = 0;
     const connect = () => {
-      const start = `${Math.floor(now() - 30_000)}000000`;
-      socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${loki}tail?${new URLSearchParams({ query, start, limit: "200" })}`);
+      socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${loki}tail?${new URLSearchParams({ query, limit: "100" })}`);
       socket.onopen = () => {
         tries = 0;
         setState("on");
