@@ -49,7 +49,7 @@ type ClusterState struct {
 // Cluster knows whether the cluster can be reached.
 type Cluster interface{ State() ClusterState }
 
-// Options are the parts that the page reads. All are required but the handlers and Log.
+// Options are the parts that the page reads. All are required but the handlers, Now and Log.
 type Options struct {
 	Engine    promql.QueryEngine
 	Queryable storage.Queryable
@@ -58,7 +58,7 @@ type Options struct {
 	Cluster   Cluster
 	// Prometheus serves Prometheus' API below /api/v1, and Loki Loki's below /loki. Only what reads is passed on.
 	Prometheus, Loki http.Handler
-	// Now is the time, time.Now in the program.
+	// Now is the time, time.Now if it is nil.
 	Now func() time.Time
 	Log *slog.Logger
 }
@@ -80,8 +80,11 @@ type server struct {
 
 // New returns the handler of the page.
 func New(o Options) (http.Handler, error) {
-	if o.Engine == nil || o.Queryable == nil || o.Logs == nil || o.Traces == nil || o.Cluster == nil || o.Now == nil {
-		return nil, errors.New("the page needs the stores, the state of the cluster, and a clock")
+	if o.Engine == nil || o.Queryable == nil || o.Logs == nil || o.Traces == nil || o.Cluster == nil {
+		return nil, errors.New("the page needs the stores and the state of the cluster")
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
