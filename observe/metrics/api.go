@@ -31,7 +31,9 @@ import (
 	"github.com/prometheus/prometheus/util/features"
 	"github.com/prometheus/prometheus/util/notifications"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
+	collectmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 
+	"polymesh.dev/polymesh/observe/receive/guard"
 	"polymesh.dev/polymesh/observe/rulefiles"
 )
 
@@ -47,7 +49,8 @@ type handlers struct{ read, write http.Handler }
 // Handler serves Prometheus' HTTP API v1, its health checks and /metrics. Nothing can be written or deleted through it.
 func (m *Metrics) Handler() http.Handler { return m.handlers.read }
 
-// IngestHandler takes samples: POST /api/v1/write (Prometheus' remote write), if it is on.
+// IngestHandler takes samples: POST /v1/metrics (OpenTelemetry's, in protobuf), and POST /api/v1/write (Prometheus' remote write) if
+// it is on.
 func (m *Metrics) IngestHandler() http.Handler { return m.handlers.write }
 
 func (m *Metrics) newHandlers() handlers {
@@ -64,6 +67,9 @@ func (m *Metrics) newHandlers() handlers {
 		read.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "Polymesh's store of metrics is ready.") })
 	}
 	write := http.NewServeMux()
+	if m.series != nil {
+		write.Handle("POST /v1/metrics", boundedOTLP(router))
+	}
 	if m.opts.RemoteWrite {
 		write.Handle("POST /api/v1/write", boundedWrite(served))
 	}
@@ -74,8 +80,8 @@ func (m *Metrics) newHandlers() handlers {
 func (m *Metrics) newAPI() *v1.API {
 	view := apiView{m}
 	var writable storage.AppendableV2
-	if m.opts.RemoteWrite {
-		writable = m.series.told()
+	if m.series != nil {
+		writable = m.series.writers()
 	}
 	return v1.NewAPI(
 		m.engine,
@@ -108,7 +114,8 @@ func (m *Metrics) newAPI() *v1.API {
 		nil, // the usual statistics of a query
 		m.opts.RemoteWrite,
 		remoteapi.MessageTypes{remoteapi.WriteV1MessageType, remoteapi.WriteV2MessageType},
-		false, false, false, // OTLP
+		writable != nil, // OTLP
+		false, false,    // OTLP's deltas
 		lookback,
 		false, // types and units as labels
 		false, // metadata in the log
@@ -193,6 +200,33 @@ func boundedWrite(next http.Handler) http.Handler {
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		next.ServeHTTP(w, r)
+	})
+}
+
+// maxOTLP is the size of what OpenTelemetry's libraries send at once, not compressed.
+const maxOTLP = 4 << 20
+
+// boundedOTLP looks at a message before Prometheus decodes it, with a decoder that recurses as deep as a message is nested.
+func boundedOTLP(router http.Handler) http.Handler {
+	request := (*collectmetrics.ExportMetricsServiceRequest)(nil).ProtoReflect().Descriptor()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Content-Type") != "application/x-protobuf" || r.Header.Get("Content-Encoding") != "" {
+			http.Error(w, "only protobuf that is not compressed is read here", http.StatusUnsupportedMediaType)
+			return
+		}
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxOTLP))
+		if err != nil {
+			http.Error(w, fmt.Sprintf("it has more than %d bytes, or ended early: send fewer metrics at once", maxOTLP), http.StatusRequestEntityTooLarge)
+			return
+		}
+		if _, err := guard.Proto(request, body, guard.OTLP); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		checked := r.Clone(r.Context())
+		checked.URL.Path, checked.URL.RawPath = "/otlp/v1/metrics", ""
+		checked.Body, checked.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		router.ServeHTTP(w, checked)
 	})
 }
 

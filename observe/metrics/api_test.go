@@ -20,7 +20,12 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/prompb"
 	"github.com/stretchr/testify/require"
+	collectmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
+	otlpcommon "go.opentelemetry.io/proto/otlp/common/v1"
+	otlpmetrics "go.opentelemetry.io/proto/otlp/metrics/v1"
+	otlpresource "go.opentelemetry.io/proto/otlp/resource/v1"
 	"go.yaml.in/yaml/v2"
+	"google.golang.org/protobuf/proto"
 
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
@@ -199,6 +204,13 @@ func TestRemoteWrite(t *testing.T) {
 	require.Equal(t, http.StatusNoContent, code, body)
 	require.Equal(t, []string{`{a="b"} 2`}, s.query("count_over_time(sent[5m])"))
 
+	// Nobody else's samples are those of the store's jobs.
+	forged := sample("istio_requests_total", "b", now)
+	forged.Labels = append(forged.Labels, prompb.Label{Name: "job", Value: "istio-proxy"})
+	code, body = in.post("/api/v1/write", "application/x-protobuf", writeRequest(t, forged))
+	require.Equal(t, http.StatusBadRequest, code)
+	require.Contains(t, body, `the job "istio-proxy" is one of the store's own`)
+
 	// Errors that no client repeats for ever.
 	var many []prompb.TimeSeries
 	for i := range 100 {
@@ -219,6 +231,49 @@ func TestRemoteWrite(t *testing.T) {
 	require.Equal(t, http.StatusRequestEntityTooLarge, code, body)
 	code, _ = in.get("/api/v1/query?query=1")
 	require.Equal(t, http.StatusNotFound, code)
+}
+
+// gauge is a message as OpenTelemetry's libraries send it.
+func gauge(t *testing.T, service string, attributes *otlpcommon.AnyValue) []byte {
+	t.Helper()
+	text := func(s string) *otlpcommon.AnyValue {
+		return &otlpcommon.AnyValue{Value: &otlpcommon.AnyValue_StringValue{StringValue: s}}
+	}
+	point := &otlpmetrics.NumberDataPoint{TimeUnixNano: uint64(time.Now().UnixNano()), Value: &otlpmetrics.NumberDataPoint_AsDouble{AsDouble: 5}, Attributes: []*otlpcommon.KeyValue{{Key: "a", Value: attributes}}}
+	message, err := proto.Marshal(&collectmetrics.ExportMetricsServiceRequest{ResourceMetrics: []*otlpmetrics.ResourceMetrics{{
+		Resource:     &otlpresource.Resource{Attributes: []*otlpcommon.KeyValue{{Key: "service.name", Value: text(service)}}},
+		ScopeMetrics: []*otlpmetrics.ScopeMetrics{{Metrics: []*otlpmetrics.Metric{{Name: "queue.length", Data: &otlpmetrics.Metric_Gauge{Gauge: &otlpmetrics.Gauge{DataPoints: []*otlpmetrics.NumberDataPoint{point}}}}}}},
+	}}})
+	require.NoError(t, err)
+	return message
+}
+
+func TestOTLP(t *testing.T) {
+	s := open(t, Options{})
+	server := httptest.NewServer(s.IngestHandler())
+	defer server.Close()
+	in := &store{t: t, url: server.URL}
+	const protobuf = "application/x-protobuf"
+	value := &otlpcommon.AnyValue{Value: &otlpcommon.AnyValue_StringValue{StringValue: "b"}}
+	code, body := in.post("/v1/metrics", protobuf, gauge(t, "cart", value))
+	require.Equal(t, http.StatusOK, code, body)
+	s.is(`queue_length{job="cart",a="b"}`, 5)
+
+	code, body = in.post("/v1/metrics", protobuf, gauge(t, "istio-proxy", value))
+	require.Equal(t, http.StatusBadRequest, code)
+	require.Contains(t, body, "one of the store's own")
+	for range 1000 {
+		value = &otlpcommon.AnyValue{Value: &otlpcommon.AnyValue_ArrayValue{ArrayValue: &otlpcommon.ArrayValue{Values: []*otlpcommon.AnyValue{value}}}}
+	}
+	code, body = in.post("/v1/metrics", protobuf, gauge(t, "cart", value))
+	require.Equal(t, http.StatusBadRequest, code)
+	require.Contains(t, body, "nested too deep")
+	code, _ = in.post("/v1/metrics", "application/json", []byte("{}"))
+	require.Equal(t, http.StatusUnsupportedMediaType, code)
+	code, _ = in.post("/v1/metrics", protobuf, make([]byte, maxOTLP+1))
+	require.Equal(t, http.StatusRequestEntityTooLarge, code)
+	code, _ = in.post("/v1/metrics", protobuf, []byte("x"))
+	require.Equal(t, http.StatusBadRequest, code)
 }
 
 // A rule of a user's, a default one, and an Alertmanager that gets both. One on this machine's own addresses gets nothing.

@@ -8,11 +8,14 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
+
+	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
 // The size of a series' labels.
@@ -47,12 +50,16 @@ func newBounded(db *tsdb.DB, most int, reg prometheus.Registerer, log *slog.Logg
 func (b *bounded) full() bool      { return b.db.Head().NumSeries() >= b.max }
 func (b *bounded) refusals() int64 { return b.count.Load() }
 
-// guests is for what is scraped of others, own for what the store makes itself, and told for who is told of refused samples.
-func (b *bounded) guests() storage.AppendableV2 { return boundedAppendable{b, b.max, false} }
+// guests is for what is scraped of others, and own for what the store makes itself.
+func (b *bounded) guests() storage.AppendableV2 { return boundedAppendable{bounded: b, most: b.max} }
 func (b *bounded) own() storage.AppendableV2 {
-	return boundedAppendable{b, b.max + max(b.max/10, 1000), false}
+	return boundedAppendable{bounded: b, most: b.max + max(b.max/10, 1000)}
 }
-func (b *bounded) told() storage.AppendableV2 { return boundedAppendable{b, b.max, true} }
+
+// writers is for what others send. They are told of what is refused, and do not name the store's own jobs.
+func (b *bounded) writers() storage.AppendableV2 {
+	return boundedAppendable{bounded: b, most: b.max, tell: true, foreign: true}
+}
 
 // boundedAppendable implements storage.AppendableV2.
 type boundedAppendable struct {
@@ -60,6 +67,8 @@ type boundedAppendable struct {
 	most uint64
 	// tell makes a refusal an error.
 	tell bool
+	// foreign refuses samples of the store's own jobs.
+	foreign bool
 }
 
 // AppenderV2 implements storage.AppendableV2.
@@ -106,6 +115,9 @@ type boundedAppender struct {
 
 // Append implements storage.AppenderV2.
 func (a *boundedAppender) Append(ref storage.SeriesRef, ls labels.Labels, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram, opts storage.AOptions) (storage.SeriesRef, error) {
+	if a.foreign && scrapeconfig.Reserved(ls.Get(model.JobLabel)) {
+		return 0, fmt.Errorf("the job %q is one of the store's own: %w", ls.Get(model.JobLabel), storage.ErrOutOfBounds)
+	}
 	if !a.room(a.AppenderV2, ref, ls) {
 		if a.tell {
 			// This error is one that clients do not send again.

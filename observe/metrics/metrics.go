@@ -180,7 +180,7 @@ func (m *Metrics) start(ctx context.Context) error {
 	ruleEngine := m.newEngine(make(slots, 1), ruleTimeout, nil)
 
 	// There are two scrapers: one connects what the store's own jobs name, the other refuses this machine's addresses.
-	guard := newGuard(o.ReservedPorts)
+	others := newWary(o.ReservedPorts)
 	m.local = newLocalTargets(o.Sources, o.Sockets, m.registry)
 	sd, err := discovery.CreateAndRegisterSDMetrics(m.registry)
 	if err != nil {
@@ -191,12 +191,12 @@ func (m *Metrics) start(ctx context.Context) error {
 	if found == nil || m.notifySD == nil {
 		return errors.New("discovery cannot be set up: its numbers are registered already")
 	}
-	if m.targets, err = newTargets(found, m.series, m.registry, m.log, m.local.dial, guard.dial); err != nil {
+	if m.targets, err = newTargets(found, m.series, m.registry, m.log, m.local.dial, others.dial); err != nil {
 		return err
 	}
 
 	m.notify = sync.OnceFunc(func() { m.wait.Go(func() { _ = m.notifySD.Run() }) })
-	m.notifier = notifier.NewManager(&notifier.Options{QueueCapacity: 1000, Registerer: m.registry, Do: guard.post()}, model.UTF8Validation, m.log.With("part", "notifier"))
+	m.notifier = notifier.NewManager(&notifier.Options{QueueCapacity: 1000, Registerer: m.registry, Do: others.post()}, model.UTF8Validation, m.log.With("part", "notifier"))
 	m.files = &ruleFiles{parser: m.parser}
 	m.rules = rules.NewManager(&rules.ManagerOptions{
 		NameValidationScheme: model.UTF8Validation,
@@ -293,8 +293,10 @@ func (m *Metrics) Queryable() storage.SampleAndChunkQueryable { return m.queryab
 // Engine evaluates PromQL, with the store's bounds on samples, time and number of queries.
 func (m *Metrics) Engine() *promql.Engine { return m.engine }
 
-// Appendable is for others that write samples. A new series beyond Options.MaxSeries is an error.
-func (m *Metrics) Appendable() storage.AppendableV2 { return m.series.told() }
+// Appendable is for other parts of the store that write samples. A new series beyond Options.MaxSeries is an error.
+func (m *Metrics) Appendable() storage.AppendableV2 {
+	return boundedAppendable{bounded: m.series, most: m.series.max, tell: true}
+}
 
 // Problem says why not all of the work is done, for the status. It is empty if all is.
 func (m *Metrics) Problem() string {

@@ -220,7 +220,7 @@ func (m *merge) job(j *config.ScrapeConfig) {
 		labelDrop(scrape.UnixSocketLabel),
 	)
 	// With honor_labels, a target's own label "job" counts.
-	j.MetricRelabelConfigs = append(slices.Clip(j.MetricRelabelConfigs), drop(reservedJobs(), model.JobLabel))
+	j.MetricRelabelConfigs = append(slices.Clip(j.MetricRelabelConfigs), drop(strings.Join(reserved(), "|"), model.JobLabel))
 	if err := validate(j.RelabelConfigs, j.MetricRelabelConfigs); err != nil {
 		m.problem(name, "%s: the job is not used", err)
 		return
@@ -228,10 +228,11 @@ func (m *merge) job(j *config.ScrapeConfig) {
 	m.user.Jobs = append(m.user.Jobs, j)
 }
 
-// reservedJobs matches the names of the store's own jobs.
-func reservedJobs() string {
-	return strings.Join(append(Local(), append([]string{JobKubelet, JobCadvisor}, guarded...)...), "|")
-}
+// reserved are the names of the store's own jobs.
+func reserved() []string { return slices.Concat(Local(), guarded, []string{JobKubelet, JobCadvisor}) }
+
+// Reserved reports whether a job is one of the store's own, which no one else's samples may name.
+func Reserved(job string) bool { return slices.Contains(reserved(), job) }
 
 // validate completes the rules that were added. Prometheus' own reading has completed the user's.
 func validate(rules ...[]*relabel.Config) error {

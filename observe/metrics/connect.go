@@ -14,28 +14,28 @@ import (
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
-// guard connects addresses that others have chosen: pods' annotations, users' jobs, redirects, names in DNS. The address is
+// wary connects addresses that others have chosen: pods' annotations, users' jobs, redirects, names in DNS. The address is
 // checked when it is connected, as a name may have another one each time that it is resolved.
-type guard struct {
+type wary struct {
 	reserved []uint16
 	dialer   net.Dialer
 }
 
-func newGuard(reserved []uint16) *guard {
-	g := &guard{reserved: reserved}
-	g.dialer = net.Dialer{Timeout: 10 * time.Second, ControlContext: g.control}
-	return g
+func newWary(reserved []uint16) *wary {
+	w := &wary{reserved: reserved}
+	w.dialer = net.Dialer{Timeout: 10 * time.Second, ControlContext: w.control}
+	return w
 }
 
-func (g *guard) dial(ctx context.Context, network, address string) (net.Conn, error) {
+func (w *wary) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if network != "tcp" {
 		return nil, fmt.Errorf("%s is not connected: only TCP is", network)
 	}
-	return g.dialer.DialContext(ctx, network, address)
+	return w.dialer.DialContext(ctx, network, address)
 }
 
 // control is called before each connection, with the resolved address.
-func (g *guard) control(_ context.Context, network, address string, _ syscall.RawConn) error {
+func (w *wary) control(_ context.Context, network, address string, _ syscall.RawConn) error {
 	a, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("%s %q is not connected: it is not an address", network, address)
@@ -44,7 +44,7 @@ func (g *guard) control(_ context.Context, network, address string, _ syscall.Ra
 	if why := scrapeconfig.Forbidden(a.Addr()); why != "" {
 		return fmt.Errorf("%s is not connected: %s", a, why)
 	}
-	if !slices.Contains(g.reserved, a.Port()) {
+	if !slices.Contains(w.reserved, a.Port()) {
 		return nil
 	}
 	own, err := net.InterfaceAddrs()
@@ -64,9 +64,9 @@ func (g *guard) control(_ context.Context, network, address string, _ syscall.Ra
 }
 
 // post sends alerts to Alertmanagers, in place of the notifier's own clients, which connect anything.
-func (g *guard) post() func(context.Context, *http.Client, *http.Request) (*http.Response, error) {
+func (w *wary) post() func(context.Context, *http.Client, *http.Request) (*http.Response, error) {
 	client := &http.Client{
-		Transport: &http.Transport{DialContext: g.dial, MaxIdleConnsPerHost: 1, IdleConnTimeout: 5 * time.Minute, MaxResponseHeaderBytes: 64 << 10},
+		Transport: &http.Transport{DialContext: w.dial, MaxIdleConnsPerHost: 1, IdleConnTimeout: 5 * time.Minute, MaxResponseHeaderBytes: 64 << 10},
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			return errors.New("an Alertmanager that redirects is not used")
 		},
