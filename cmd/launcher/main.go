@@ -56,14 +56,18 @@ func run(args, environ []string) error {
 	if err != nil {
 		return err
 	}
+	set := map[string]string{payload.EnvDir: string(dir), payload.EnvFile: self}
+	if agent && os.Getenv("GOGC") == "" {
+		set["GOGC"], set[payload.EnvGOGC] = agentGOGC, agentGOGC
+	}
 	// If a variable is set twice, Go programs use the first, and a process started by a Polymesh has it already.
 	env := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		return name == payload.EnvDir || name == payload.EnvFile || name == payload.EnvGOGC
+		_, ours := set[name]
+		return ours || name == payload.EnvGOGC
 	})
-	env = append(env, payload.EnvDir+"="+string(dir), payload.EnvFile+"="+self)
-	if agent && os.Getenv("GOGC") == "" {
-		env = append(slices.DeleteFunc(env, func(kv string) bool { return kv == "GOGC=" }), "GOGC="+agentGOGC, payload.EnvGOGC+"="+agentGOGC)
+	for name, value := range set {
+		env = append(env, name+"="+value)
 	}
 	// The program detects by argv[0] whether it was called as kubectl or istioctl.
 	if err := unix.Exec(dir.Path(payload.Program), args, env); err != nil {

@@ -192,9 +192,10 @@ func (p *parts) receive(context.Context) (Running, error) {
 	p.stores.receiver = receive.New(receive.Options{
 		Spans: p.stores.traces.Append, Logs: p.stores.logs.Append, Metrics: p.stores.metrics.IngestHandler(), Log: p.log,
 	})
-	p.otlp.set(p.stores.receiver.HTTP())
+	otlp := p.stores.receiver.HTTP()
+	p.otlp.set(otlp)
 	p.zipkin.set(p.stores.receiver.Zipkin())
-	p.logs.set(loki.New(loki.Options{Store: p.stores.logs, OTLP: p.stores.receiver.HTTP(), Log: p.log}))
+	p.logs.set(loki.New(loki.Options{Store: p.stores.logs, OTLP: otlp, Log: p.log}))
 	return Running{}, nil
 }
 

@@ -67,8 +67,9 @@ func (m *ownMetrics) gather() ([]byte, error) {
 		return nil, fmt.Errorf("gather the server's metrics: %w", err)
 	}
 	var text bytes.Buffer
+	keep := kept()
 	for _, f := range families {
-		labels, ok := kept()[f.GetName()]
+		labels, ok := keep[f.GetName()]
 		if !ok {
 			continue
 		}
