@@ -71,6 +71,9 @@ func ask(ctx context.Context, socket string) (*status, error) {
 
 // failure names the parts that do not work, nil if all do.
 func (s *status) failure() error {
+	if len(s.Components) == 0 {
+		return errors.New("starting")
+	}
 	var all []string
 	for _, p := range s.Components {
 		switch p.State {

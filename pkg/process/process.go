@@ -118,6 +118,8 @@ func Run(ctx context.Context, o Options) error {
 	if o.Kubeconfig == "" {
 		role = status.RoleAgent
 	}
+	// The components are not known before Build has returned. Until then, nothing is ready.
+	p.Waiting(role, "reading its settings and certificates")
 	base := status.Report{
 		Role: role, Version: version.Version, Since: time.Now(), DataDir: string(cfg.DataDir),
 		Node: p.Name, NodeIP: p.IP.String(), Kubeconfig: o.Kubeconfig,

@@ -128,8 +128,9 @@ func (s *Server) report(ctx context.Context, base Report, source Source, scope S
 	}
 	base.PID = os.Getpid()
 	base.Memory, base.Anonymous = Memory(base.PID)
-	base.Ready = true
-	for _, s := range source.Status(ctx) {
+	components := source.Status(ctx)
+	base.Ready = len(components) > 0
+	for _, s := range components {
 		row := Component{Status: s, InServer: !s.Separate}
 		row.Memory, _ = Memory(s.PID)
 		base.Ready = base.Ready && (s.State == component.Ready || s.State == component.Standby)

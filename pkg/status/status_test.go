@@ -129,6 +129,9 @@ func TestScope(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if r, err := Ask(t.Context(), socket); err != nil || r.Ready {
+		t.Errorf("without components: %+v, %v", r, err)
+	}
 	if r, err := AskFor(t.Context(), socket, WithCluster); err != nil || r.Cluster != nil || r.Role != RoleServer {
 		t.Errorf("before it is known: %+v, %v", r, err)
 	}
