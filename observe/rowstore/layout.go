@@ -52,6 +52,9 @@ func partitions(dir string) ([]string, error) {
 	return names, nil
 }
 
+// errDamaged means that a file does not contain what the library writes into it.
+var errDamaged = errors.New("it is damaged")
+
 // parts gives the names of the parts that count in a table, none when the day is just being made.
 func parts(table string) ([]string, error) {
 	b, err := os.ReadFile(filepath.Join(table, partsFile))
@@ -63,11 +66,11 @@ func parts(table string) ([]string, error) {
 	}
 	var names []string
 	if err := json.Unmarshal(b, &names); err != nil {
-		return nil, fmt.Errorf("listing the parts in %s: %w", table, err)
+		return nil, fmt.Errorf("listing the parts in %s: %w: %w", table, errDamaged, err)
 	}
 	for _, name := range names {
 		if !partName.MatchString(name) {
-			return nil, fmt.Errorf("listing the parts in %s: %.40q is no part's name", table, name)
+			return nil, fmt.Errorf("listing the parts in %s: %w: %.40q is no part's name", table, errDamaged, name)
 		}
 	}
 	return names, nil
@@ -165,9 +168,6 @@ func diskUsage(dir string) (int64, error) {
 		}
 		if err != nil {
 			return err
-		}
-		if e.IsDir() && e.Name() == viewsDir {
-			return fs.SkipDir // links to what is counted already
 		}
 		var st unix.Stat_t
 		if err := unix.Lstat(path, &st); err == nil {

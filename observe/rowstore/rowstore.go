@@ -57,9 +57,10 @@ type Options struct {
 	MinFreeBytes int64
 	// FlushInterval is how much time kill -9 may take back, 5 s when zero, at least 4 s.
 	FlushInterval time.Duration
-	// ReadOnly opens what is on disk now and nothing later, also while another process writes to it. Nothing in Dir is changed but a folder of links
-	// that goes with Close.
+	// ReadOnly opens what is on disk now and nothing later, also while another process writes to it. Nothing in Dir is changed.
 	ReadOnly bool
+	// Temp is where a store that was opened ReadOnly has a folder of links until Close; the system's folder for temporary files when empty.
+	Temp string
 	// OnRemoved is told what the limit on bytes has taken away, or why it could not, if it is set. It must not call the store's Close.
 	OnRemoved func(Removed)
 }

@@ -107,9 +107,12 @@ func Open(opts Options) (*Store, error) {
 	dir := opts.Dir
 	retention := opts.Retention
 	if opts.ReadOnly {
-		v, err := newView(opts.Dir)
+		v, err := newView(opts.Dir, opts.Temp)
 		if err != nil {
 			return nil, fmt.Errorf("reading the store in %s: %w", opts.Dir, err)
+		}
+		if v.damaged != nil && opts.OnRemoved != nil {
+			opts.OnRemoved(Removed{Err: v.damaged})
 		}
 		s.view, dir = v, v.dir
 		retention = 100 * 365 * 24 * time.Hour // what has outlived its time is the writer's to remove
@@ -437,7 +440,7 @@ func diskBytes(st *logstorage.PartitionStats) int64 {
 	return int64(st.IndexdbSizeBytes + st.CompressedSmallPartSize + st.CompressedBigPartSize)
 }
 
-// prepare makes the directory, refuses when another process has it, removes what readers have left behind, and sets aside what cannot be read.
+// prepare makes the directory, refuses when another process has it, and sets aside what cannot be read.
 func prepare(opts Options) error {
 	dir := opts.Dir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -457,9 +460,6 @@ func prepare(opts Options) error {
 	}
 	if err := os.RemoveAll(filepath.Join(dir, removedDir)); err != nil {
 		return fmt.Errorf("deleting what was removed before: %w", err)
-	}
-	if err := sweepViews(dir); err != nil {
-		return err
 	}
 	days, err := partitions(dir)
 	if err != nil {
