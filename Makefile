@@ -57,4 +57,4 @@ STEP := @build/step
 all: dist/polymesh dist/polymesh.cdx.json ## dist/polymesh and its bill of materials (what a bare `make` does)
 	@echo "dist/polymesh is up to date: $$(stat -c %s dist/polymesh | awk '{printf "%.1f MB", $$1 / 1e6}')"
 
-include $(foreach theme,programs upstream images payload test check use,build/$(theme).mk)
+include $(foreach theme,programs upstream observe images payload test check use,build/$(theme).mk)

@@ -9,7 +9,7 @@
 		for file in $$(sed -n "s/^- //p" kustomization.yaml | grep -v _vap_); do echo ---; cat "$$file"; done >$(CURDIR)/$@'
 
 HOST_PROGRAMS := .build/bin/polymesh .build/bin/containerd .build/bin/containerd-shim-runc-v2 .build/bin/runc \
-	$(patsubst %,.build/bin/cni/%,$(notdir $(CNI_PLUGINS)))
+	$(patsubst %,.build/bin/cni/%,$(notdir $(CNI_PLUGINS))) .build/bin/polymesh-observe
 # Everything that ships, for the bill of materials.
 SHIPPED := $(HOST_PROGRAMS) .build/launcher $(IMAGE_PROGRAMS)
 
@@ -17,11 +17,11 @@ INVENTORY := .build/inventory
 $(INVENTORY): $(wildcard build/inventory/*.go) build/inventory/go.mod build/inventory/go.sum | .build/packages
 	$(STEP) "inventory of what ships" bash -c 'cd build/inventory && CGO_ENABLED=0 go build -o $(CURDIR)/$@ . && touch $(CURDIR)/$@'
 
-MODULE_DIRS := . $(patsubst %,build/upstream/%,containerd runc cni coredns metrics-server local-path-provisioner)
+MODULE_DIRS := . observe $(patsubst %,build/upstream/%,containerd runc cni coredns metrics-server local-path-provisioner)
 inventory = $(INVENTORY) -version $(VERSION) -date $(BUILD_DATE) -debian-lock build/debian/packages.lock -debian .build/debian \
-	-source-lock build/debian/sources.lock -sources .build/debian/source -wheel-lock build/envoy/requirements.txt -modules "$(MODULE_DIRS)" -c-programs "pause=k8s.io/kubernetes@$(KUBERNETES_VERSION)" $(1) $(SHIPPED)
+	-source-lock build/debian/sources.lock -sources .build/debian/source -wheel-lock build/envoy/requirements.txt -modules "$(MODULE_DIRS)" -c-programs "pause=k8s.io/kubernetes@$(KUBERNETES_VERSION)" $(observe_inventory) $(1) $(SHIPPED)
 
-.build/licenses/index.txt: $(SHIPPED) .build/debian/drift .build/debian/source/drift $(INVENTORY)
+.build/licenses/index.txt: $(SHIPPED) $(PAGE_PACKAGES) .build/debian/drift .build/debian/source/drift $(INVENTORY)
 	$(STEP) "licences of what ships" $(call inventory,-licenses .build/licenses)
 
 dist/polymesh.cdx.json: dist/polymesh $(INVENTORY)

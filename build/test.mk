@@ -94,13 +94,13 @@ UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e
 .PHONY: test-unit
 test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/test/versitygw .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests next to the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
-	@$(MAKE) --no-print-directory --keep-going --jobs 3 test-unit-main test-unit-pgv test-unit-inventory
+	@$(MAKE) --no-print-directory --keep-going --jobs 3 test-unit-main test-unit-pgv test-unit-inventory test-unit-observe
 
 # REPEAT is how many failed tests at most run once more, in this stage and among the end-to-end tests. The check sets it, so that an hour is
 # not lost to a test that fails by chance; flaky tests are printed at the end.
 repeat_unit = $(if $(REPEAT),--rerun-fails=1 --rerun-fails-max-failures=$(REPEAT) --rerun-fails-run-root-test --rerun-fails-report .build/times/flaky)
 
-.PHONY: test-unit-main test-unit-pgv test-unit-inventory
+.PHONY: test-unit-main test-unit-pgv test-unit-inventory test-unit-observe
 test-unit-main:
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json $(repeat_unit) \
 		--packages "$$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests) | tr '\n' ' ')" -- -p $$(($$(nproc) * 2)) -vet=off -tags "$(TAGS) integration"
@@ -112,6 +112,9 @@ test-unit-pgv:
 
 test-unit-inventory:
 	cd build/inventory && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-inventory.json -- -vet=off ./...
+
+test-unit-observe: $(PAGE)
+	cd observe && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-observe.json -- -vet=off -tags "$(OBSERVE_TAGS)" ./...
 
 # -test.short omits what only repeats what other tests show; LONG=1 runs that too.
 .PHONY: test-e2e
