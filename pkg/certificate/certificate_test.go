@@ -156,6 +156,32 @@ func TestSecondCallKeepsEverything(t *testing.T) {
 	}
 }
 
+// The identity of the store goes with it, and comes back with a new key.
+func TestStoreIsTurnedOff(t *testing.T) {
+	o := options(t)
+	ensure(t, o)
+	before := files(t, o.Dir)
+	o.Observe = false
+	for range 2 {
+		if written := ensure(t, o); len(written) > 0 {
+			t.Errorf("written %q", written)
+		}
+	}
+	after := maps.Clone(before)
+	delete(after, Observe+".crt")
+	delete(after, Observe+".key")
+	if !maps.Equal(files(t, o.Dir), after) || len(after) != len(before)-2 {
+		t.Error("it is still there, or other files have changed")
+	}
+	o.Observe = true
+	if written := ensure(t, o); !slices.Equal(written, []string{Observe}) {
+		t.Errorf("written %q", written)
+	}
+	if files(t, o.Dir)[Observe+".key"] == before[Observe+".key"] {
+		t.Error("it has the old key")
+	}
+}
+
 // If a certificate in the data dir has an old name, or too many groups, the first start replaces it.
 func TestRenewedWhenTheIdentityChanges(t *testing.T) {
 	for _, old := range []pkix.Name{

@@ -69,7 +69,7 @@ type Options struct {
 	SANs          []string
 	ServiceIP     netip.Addr // of the `kubernetes` service
 	ClusterDomain string
-	// Observe adds the identity of the store of metrics, logs and traces.
+	// Observe adds the identity of the store of metrics, logs and traces, which is removed without it.
 	Observe bool
 	// Now is the time at which validity is judged.
 	Now time.Time
@@ -139,6 +139,14 @@ func (a *Authorities) Issue(o Options) (written []string, err error) {
 			return written, fmt.Errorf("certificate %s: %w", l.name, err)
 		}
 		written = append(written, l.name)
+	}
+	if o.Observe {
+		return written, nil
+	}
+	for _, path := range []string{a.store.Key(Observe), a.store.Cert(Observe)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return written, fmt.Errorf("remove the certificate %s: %w", Observe, err)
+		}
 	}
 	return written, nil
 }

@@ -307,7 +307,7 @@ func (a *APIServer) retryRoles(ctx context.Context) {
 }
 
 func (a *APIServer) putRoles(ctx context.Context) error {
-	err := reconcileRoles(ctx, a.client)
+	err := reconcileRoles(ctx, a.client, a.opts.Observe)
 	if err == nil {
 		a.noRoles.Store(nil)
 		return nil

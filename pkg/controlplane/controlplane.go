@@ -8,8 +8,12 @@
 package controlplane
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"net/http"
 	"net/netip"
+	"os"
 	"time"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
@@ -38,6 +42,8 @@ type Options struct {
 	Handlers map[string]http.Handler
 	// Authenticator is put around the API server's own; nil for none.
 	Authenticator func(authenticator.Request) authenticator.Request
+	// Observe is set if the cluster has a store of metrics, logs and traces, and roles for it.
+	Observe bool
 	// Filter is put around all handlers of the API server, before it authenticates; nil for none.
 	Filter func(http.Handler) http.Handler
 }
@@ -76,8 +82,8 @@ func URL(cfg *config.Server) string {
 
 // WriteKubeconfigs writes the data dir's kubeconfigs, readable only by root: one for each component with its own
 // identity. The other parts of the server use "polymesh". node is the API server's address for the node's parts, which can use other
-// servers' too.
-func WriteKubeconfigs(cfg *config.Server, certs certificate.Store, node string) error {
+// servers' too. observe adds the store's, which is removed without it.
+func WriteKubeconfigs(cfg *config.Server, certs certificate.Store, node string, observe bool) error {
 	kubeconfigs := map[string]string{
 		"polymesh":                certificate.Polymesh,
 		"kube-controller-manager": certificate.ControllerManager,
@@ -87,8 +93,10 @@ func WriteKubeconfigs(cfg *config.Server, certs certificate.Store, node string) 
 		"image-policy":            certificate.ImagePolicy,
 		"servicelb":               certificate.LoadBalancer,
 	}
-	if cfg.Enabled(config.Observe) {
+	if observe {
 		kubeconfigs["observe"] = certificate.Observe
+	} else if err := os.Remove(cfg.DataDir.Kubeconfig("observe")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the kubeconfig of the store: %w", err)
 	}
 	for name, cert := range kubeconfigs {
 		url := URL(cfg)

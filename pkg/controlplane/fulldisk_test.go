@@ -59,7 +59,9 @@ func TestFullDisk(t *testing.T) {
 	m := component.NewManager(logger)
 	certificates := m.Add(certificate.NewRenewal(certificate.Options{
 		Dir: cfg.DataDir.Server("tls"), NodeName: "none", NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain,
-	}, func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s, controlplane.URL(cfg)) }, logger))
+	}, func(s certificate.Store) error {
+		return controlplane.WriteKubeconfigs(cfg, s, controlplane.URL(cfg), false)
+	}, logger))
 	store := m.Add(db)
 	m.Add(controlplane.NewAPIServer(controlplane.Options{
 		Config: cfg, NodeIP: ip, Certificates: certificate.Store(cfg.DataDir.Server("tls")), Datastore: db.Endpoint(),

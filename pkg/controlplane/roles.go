@@ -62,24 +62,6 @@ func clusterRoles() []rbacv1.ClusterRole {
 			// Used by client-go's recorder (recordEvent in k8s.io/client-go, tools/record/event.go).
 			{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 		}},
-		// It reads what it shows, and no Secrets. Services, endpoints and ingresses are for the discovery of users' own Prometheus
-		// configuration. Of ConfigMaps only labelled ones are requested, which RBAC cannot express.
-		{ObjectMeta: defaults(certificate.ObserveUser), Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{""}, Verbs: read(), Resources: []string{
-				"configmaps", "endpoints", "namespaces", "nodes", "persistentvolumeclaims", "pods", "services",
-			}},
-			{APIGroups: []string{"apps"}, Verbs: read(), Resources: []string{"daemonsets", "deployments", "replicasets", "statefulsets"}},
-			{APIGroups: []string{"autoscaling"}, Verbs: read(), Resources: []string{"horizontalpodautoscalers"}},
-			{APIGroups: []string{"batch"}, Verbs: read(), Resources: []string{"cronjobs", "jobs"}},
-			{APIGroups: []string{discoveryv1.GroupName}, Verbs: read(), Resources: []string{"endpointslices"}},
-			{APIGroups: []string{"gateway.networking.k8s.io"}, Verbs: read(), Resources: []string{"httproutes"}},
-			{APIGroups: []string{"networking.istio.io"}, Verbs: read(), Resources: []string{"virtualservices"}},
-			{APIGroups: []string{"networking.k8s.io"}, Verbs: read(), Resources: []string{"ingresses"}},
-			// It also reports errors in users' configuration as events.
-			{APIGroups: []string{"", "events.k8s.io"}, Verbs: append(read(), "create", "patch"), Resources: []string{"events"}},
-			// What kubelets authorize as (https://kubernetes.io/docs/reference/access-authn-authz/kubelet-authn-authz/).
-			{APIGroups: []string{""}, Verbs: []string{"get"}, Resources: []string{"nodes/metrics"}},
-		}},
 		{ObjectMeta: defaults(agentJoinRole), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{join.AgentPath}, Verbs: []string{"post"}},
 		}},
@@ -93,10 +75,6 @@ func clusterRoles() []rbacv1.ClusterRole {
 		// Bound to no one: for users that deploy and are not administrators of the cluster.
 		{ObjectMeta: defaults(imagestore.PushRole), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{imagestore.BuildsPath + "*"}, Verbs: []string{"get", "head", "post", "patch", "put"}},
-		}},
-		// Bound to no one: for users that see the metrics, logs and traces of all namespaces and are not administrators of the cluster.
-		{ObjectMeta: defaults(layout.ObserveRole), Rules: []rbacv1.PolicyRule{
-			{NonResourceURLs: []string{layout.ObservePath + "*"}, Verbs: []string{"get"}},
 		}},
 		// A node reads the other nodes' addresses and pod ranges. Its own status it may patch anyway (Node authorizer).
 		{ObjectMeta: defaults(podNetwork), Rules: []rbacv1.PolicyRule{
@@ -116,8 +94,33 @@ func clusterRoles() []rbacv1.ClusterRole {
 	}
 }
 
-// read are the verbs of what only reads.
-func read() []string { return []string{"get", "list", "watch"} }
+// observeRoles are those of a cluster with a store of metrics, logs and traces.
+func observeRoles() []rbacv1.ClusterRole {
+	follow := []string{"list", "watch"}
+	return []rbacv1.ClusterRole{
+		// The store shows objects, but no Secrets. Of ConfigMaps it requests only labelled ones, which RBAC cannot express.
+		{ObjectMeta: defaults(certificate.ObserveUser), Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Verbs: follow, Resources: []string{"configmaps", "namespaces", "nodes", "persistentvolumeclaims", "pods", "services"}},
+			{APIGroups: []string{"apps"}, Verbs: follow, Resources: []string{"daemonsets", "deployments", "replicasets", "statefulsets"}},
+			{APIGroups: []string{"autoscaling"}, Verbs: follow, Resources: []string{"horizontalpodautoscalers"}},
+			{APIGroups: []string{"batch"}, Verbs: follow, Resources: []string{"cronjobs", "jobs"}},
+			{APIGroups: []string{"gateway.networking.k8s.io"}, Verbs: follow, Resources: []string{"httproutes"}},
+			{APIGroups: []string{"networking.istio.io"}, Verbs: follow, Resources: []string{"virtualservices"}},
+			// It also reports errors in users' configuration as events.
+			{APIGroups: []string{"events.k8s.io"}, Verbs: []string{"list", "watch", "create"}, Resources: []string{"events"}},
+			// Besides, what Prometheus discovers for users' scrape jobs.
+			{APIGroups: []string{""}, Verbs: follow, Resources: []string{"endpoints"}},
+			{APIGroups: []string{discoveryv1.GroupName}, Verbs: follow, Resources: []string{"endpointslices"}},
+			{APIGroups: []string{"networking.k8s.io"}, Verbs: follow, Resources: []string{"ingresses"}},
+			// What kubelets authorize as (https://kubernetes.io/docs/reference/access-authn-authz/kubelet-authn-authz/).
+			{APIGroups: []string{""}, Verbs: []string{"get"}, Resources: []string{"nodes/metrics"}},
+		}},
+		// Bound to no one: for users that see the metrics, logs and traces of all namespaces and are not administrators of the cluster.
+		{ObjectMeta: defaults(layout.ObserveRole), Rules: []rbacv1.PolicyRule{
+			{NonResourceURLs: []string{layout.ObservePath + "*"}, Verbs: []string{"get"}},
+		}},
+	}
+}
 
 // networkPolicyRole is the role of all nodes for pkg/node/netpol.
 const networkPolicyRole = "system:polymesh:network-policy"
@@ -136,25 +139,36 @@ func roleBindings() []rbacv1.RoleBinding {
 	return []rbacv1.RoleBinding{balancer}
 }
 
+// bind binds a role to a user or a group.
+func bind(kind, name, role, subject string) rbacv1.ClusterRoleBinding {
+	return rbacv1.ClusterRoleBinding{
+		ObjectMeta: defaults(name),
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: kind, Name: subject}},
+	}
+}
+
+func bindUser(name, role, user string) rbacv1.ClusterRoleBinding {
+	return bind(rbacv1.UserKind, name, role, user)
+}
+
+func bindGroup(name, role, group string) rbacv1.ClusterRoleBinding {
+	return bind(rbacv1.GroupKind, name, role, group)
+}
+
+// observeRoleBindings are those of observeRoles.
+func observeRoleBindings() []rbacv1.ClusterRoleBinding {
+	return []rbacv1.ClusterRoleBinding{bindUser(certificate.ObserveUser, certificate.ObserveUser, certificate.ObserveUser)}
+}
+
 // clusterRoleBindings bind the roles to the users of the certificates, and one to all nodes. The API server's kubelet client uses
 // upstream's role, which upstream binds to no one, because the user name is the installer's choice
 // (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#other-component-roles).
 func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
-	to := func(kind string) func(name, role, subject string) rbacv1.ClusterRoleBinding {
-		return func(name, role, subject string) rbacv1.ClusterRoleBinding {
-			return rbacv1.ClusterRoleBinding{
-				ObjectMeta: defaults(name),
-				RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
-				Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: kind, Name: subject}},
-			}
-		}
-	}
-	bind, bindGroup := to(rbacv1.UserKind), to(rbacv1.GroupKind)
 	return []rbacv1.ClusterRoleBinding{
-		bind("system:polymesh:kube-apiserver-kubelet-client", "system:kubelet-api-admin", certificate.APIServerKubeletUser),
-		bind(certificate.ImagePolicyUser, certificate.ImagePolicyUser, certificate.ImagePolicyUser),
-		bind(certificate.LoadBalancerUser, certificate.LoadBalancerUser, certificate.LoadBalancerUser),
-		bind(certificate.ObserveUser, certificate.ObserveUser, certificate.ObserveUser),
+		bindUser("system:polymesh:kube-apiserver-kubelet-client", "system:kubelet-api-admin", certificate.APIServerKubeletUser),
+		bindUser(certificate.ImagePolicyUser, certificate.ImagePolicyUser, certificate.ImagePolicyUser),
+		bindUser(certificate.LoadBalancerUser, certificate.LoadBalancerUser, certificate.LoadBalancerUser),
 		bindGroup(agentJoinRole, agentJoinRole, join.AgentGroup),
 		bindGroup(serverJoinRole, serverJoinRole, join.ServerGroup),
 		// A node has one identity, which its proxy uses too. kube-controller-manager approves that it renews its client certificate.
@@ -174,10 +188,17 @@ func defaults(name string) metav1.ObjectMeta {
 // reconcileRoles adds missing parts of the roles and bindings, as the API server does at each start with its bootstrap
 // policy (ensureRBACPolicy in pkg/registry/rbac/rest/storage_rbac.go): added rules and subjects stay, removed ones
 // are restored, unless the object has rbac.authorization.kubernetes.io/autoupdate: "false"
-// (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#auto-reconciliation). After an error it continues with the rest.
-func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
+// (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#auto-reconciliation). Without a store, its roles are removed. After an
+// error it continues with the rest.
+func reconcileRoles(ctx context.Context, client kubernetes.Interface, observe bool) error {
 	var errs []error
-	for _, role := range clusterRoles() {
+	roles, bindings := clusterRoles(), clusterRoleBindings()
+	if observe {
+		roles, bindings = append(roles, observeRoles()...), append(bindings, observeRoleBindings()...)
+	} else {
+		errs = append(errs, removeObserveRoles(ctx, client))
+	}
+	for _, role := range roles {
 		errs = append(errs, reconcile(ctx, "ClusterRole", role.Name, func() (reconciliation.ReconcileOperation, bool, error) {
 			o := reconciliation.ReconcileRoleOptions{
 				Role: reconciliation.ClusterRoleRuleOwner{ClusterRole: &role}, Client: reconciliation.ClusterRoleModifier{Client: client.RbacV1().ClusterRoles()}, Confirm: true,
@@ -199,7 +220,7 @@ func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 			return result.Operation, result.Protected, nil
 		}))
 	}
-	for _, binding := range clusterRoleBindings() {
+	for _, binding := range bindings {
 		bind("ClusterRoleBinding", binding.Name, reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &binding},
 			reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()})
 	}
@@ -208,6 +229,38 @@ func reconcileRoles(ctx context.Context, client kubernetes.Interface) error {
 			reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()})
 	}
 	return errors.Join(errs...)
+}
+
+// removeObserveRoles removes what an earlier start with a store has made, unless a user has told to leave it as it is.
+func removeObserveRoles(ctx context.Context, client kubernetes.Interface) error {
+	var errs []error
+	for _, binding := range observeRoleBindings() {
+		errs = append(errs, remove(ctx, "ClusterRoleBinding", binding.Name, client.RbacV1().ClusterRoleBindings()))
+	}
+	for _, role := range observeRoles() {
+		errs = append(errs, remove(ctx, "ClusterRole", role.Name, client.RbacV1().ClusterRoles()))
+	}
+	return errors.Join(errs...)
+}
+
+// remove deletes a role or a binding, if it is there and the server may change it.
+func remove[T metav1.Object](ctx context.Context, kind, name string, of interface {
+	Get(context.Context, string, metav1.GetOptions) (T, error)
+	Delete(context.Context, string, metav1.DeleteOptions) error
+}) error {
+	ctx, cancel := context.WithTimeout(ctx, rolesTimeout)
+	defer cancel()
+	live, err := of.Get(ctx, name, metav1.GetOptions{})
+	if err == nil && live.GetAnnotations()[rbacv1.AutoUpdateAnnotationKey] != "false" {
+		uid := live.GetUID()
+		if err = of.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}); err == nil {
+			klog.Infof("%s %s: removed, there is no store", kind, name)
+		}
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("remove %s %s: %w", kind, name, err)
+	}
+	return nil
 }
 
 // reconcile runs one reconciliation, retries on conflicts, and logs the result.

@@ -25,6 +25,7 @@ import (
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/controlplane"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // startVar is the number of the server's start, and dataDirVar its data dir: a process can have only one control
@@ -104,19 +105,20 @@ func firstStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 	}
 	store := identity(t, kubeconfig, certificate.Observe)
 	for what, want := range map[authorizationv1.ResourceAttributes]bool{
-		{Verb: "watch", Resource: "pods"}:                           true,
-		{Verb: "list", Group: "apps", Resource: "deployments"}:      true,
-		{Verb: "watch", Group: "events.k8s.io", Resource: "events"}: true,
-		{Verb: "create", Resource: "events"}:                        true,
-		{Verb: "get", Resource: "nodes", Subresource: "metrics"}:    true,
-		{Verb: "get", Resource: "nodes", Subresource: "proxy"}:      false,
-		{Verb: "get", Resource: "pods", Subresource: "exec"}:        false,
-		{Verb: "get", Resource: "pods", Subresource: "log"}:         false,
-		{Verb: "get", Resource: "secrets"}:                          false,
-		{Verb: "list", Resource: "secrets"}:                         false,
-		{Verb: "patch", Resource: "pods"}:                           false,
-		{Verb: "delete", Resource: "events"}:                        false,
-		{Verb: "update", Resource: "configmaps"}:                    false,
+		{Verb: "watch", Resource: "pods"}:                            true,
+		{Verb: "list", Group: "apps", Resource: "deployments"}:       true,
+		{Verb: "watch", Group: "events.k8s.io", Resource: "events"}:  true,
+		{Verb: "create", Group: "events.k8s.io", Resource: "events"}: true,
+		{Verb: "create", Resource: "events"}:                         false,
+		{Verb: "get", Resource: "nodes", Subresource: "metrics"}:     true,
+		{Verb: "get", Resource: "nodes", Subresource: "proxy"}:       false,
+		{Verb: "get", Resource: "pods", Subresource: "exec"}:         false,
+		{Verb: "get", Resource: "pods", Subresource: "log"}:          false,
+		{Verb: "get", Resource: "secrets"}:                           false,
+		{Verb: "list", Resource: "secrets"}:                          false,
+		{Verb: "patch", Resource: "pods"}:                            false,
+		{Verb: "delete", Resource: "events"}:                         false,
+		{Verb: "update", Resource: "configmaps"}:                     false,
 	} {
 		if got := may(t, store, what); got != want {
 			t.Errorf("the store of metrics, logs and traces: %+v: %v", what, got)
@@ -182,6 +184,47 @@ func secondStart(t *testing.T, admin *kubernetes.Clientset, kubeconfig string) {
 		t.Errorf("reading a Secret without permission: %v", err)
 	}
 	testWebhook(t, admin)
+	testWithoutStore(t, admin, identity(t, kubeconfig, certificate.Observe))
+}
+
+// The store's permissions go with it, unless a user keeps them.
+func testWithoutStore(t *testing.T, admin *kubernetes.Clientset, store *kubernetes.Clientset) {
+	ctx, rbac := t.Context(), admin.RbacV1()
+	watchPods := authorizationv1.ResourceAttributes{Verb: "watch", Resource: "pods"}
+	mine := get(t, rbac.ClusterRoles(), layout.ObserveRole)
+	mine.Annotations[rbacv1.AutoUpdateAnnotationKey] = "false"
+	if _, err := rbac.ClusterRoles().Update(ctx, mine, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if !may(t, store, watchPods) {
+		t.Error("the store may not read pods")
+	}
+	for range 2 {
+		if err := controlplane.ReconcileRoles(ctx, admin, false); err != nil {
+			t.Fatal(err)
+		}
+		controlplanetest.Eventually(t, "the store may do nothing", func() error {
+			if may(t, store, watchPods) {
+				return errors.New("it may read pods")
+			}
+			return nil
+		})
+	}
+	if _, err := rbac.ClusterRoles().Get(ctx, certificate.ObserveUser, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the store's role is still there: %v", err)
+	}
+	if got := get(t, rbac.ClusterRoles(), layout.ObserveRole); got.UID != mine.UID {
+		t.Error("a role that is a user's was made anew")
+	}
+	if err := controlplane.ReconcileRoles(ctx, admin, true); err != nil {
+		t.Fatal(err)
+	}
+	controlplanetest.Eventually(t, "the store may read again", func() error {
+		if !may(t, store, watchPods) {
+			return errors.New("it may not")
+		}
+		return nil
+	})
 }
 
 // The error names an unreachable webhook that covers the roles, and the remedy; once it is gone the roles are created.
@@ -205,7 +248,7 @@ func testWebhook(t *testing.T, admin *kubernetes.Clientset) {
 		}
 		return nil
 	})
-	err := controlplane.ReconcileRoles(ctx, admin)
+	err := controlplane.ReconcileRoles(ctx, admin, true)
 	for _, want := range []string{"ClusterRole " + servicelb, `failed calling webhook "all.example.com"`, "delete the configuration of this webhook"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("with the webhook: %v, want %q", err, want)
@@ -214,7 +257,7 @@ func testWebhook(t *testing.T, admin *kubernetes.Clientset) {
 	if err := hooks.Delete(ctx, "all", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	controlplanetest.Eventually(t, "the roles are made without the webhook", func() error { return controlplane.ReconcileRoles(ctx, admin) })
+	controlplanetest.Eventually(t, "the roles are made without the webhook", func() error { return controlplane.ReconcileRoles(ctx, admin, true) })
 	if len(get(t, rbac.ClusterRoles(), servicelb).Rules) == 0 {
 		t.Error("the role has no rules")
 	}

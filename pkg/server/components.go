@@ -53,7 +53,7 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	if s.observes() {
 		handlers[dashboard.Path] = dashboard.Gateway(dir.ObserveSocket(), s.Log)
 	}
-	plane := controlplane.Options{Config: s.cfg, Node: s.Name, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter}
+	plane := controlplane.Options{Config: s.cfg, Node: s.Name, NodeIP: s.IP, Certificates: certs, Datastore: endpoint, Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter, Observe: s.clusterObserves()}
 
 	certificates := m.Add(s.renewal)
 	var before []component.Handle
@@ -120,8 +120,11 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	if s.cfg.Enabled(config.Istio) {
 		elected(func() component.Component { return install.New(s.mesh(kubeconfig)) })
 	}
-	// Where the store is, and not where the leader is.
-	if s.observes() {
+	switch {
+	case !s.accessible():
+		elected(func() component.Component { return s.observeAccess(kubeconfig) })
+	case s.observes():
+		// Where the store is, and not where the leader is.
 		m.Add(s.observeAccess(kubeconfig), serving)
 	}
 	return up
@@ -177,7 +180,14 @@ func (s *server) worker() worker.Options {
 }
 
 // observes reports whether this server has the cluster's store of metrics, logs and traces. One that has joined others has none.
-func (s *server) observes() bool { return s.cfg.Enabled(config.Observe) && s.membership == nil }
+func (s *server) observes() bool { return s.clusterObserves() && s.membership == nil }
+
+// clusterObserves reports whether the cluster has a store, for what one server does for all: it is on, and the program is in the file, which
+// all servers of a cluster have.
+func (s *server) clusterObserves() bool {
+	_, has := s.Manifest.Files["bin/"+observe.Program]
+	return has && s.cfg.Enabled(config.Observe)
+}
 
 // store returns the options of the store, which is started when up is closed.
 func (s *server) store(up <-chan struct{}) observe.Options {
@@ -236,14 +246,18 @@ func (s *server) mesh(kubeconfig string) install.Options {
 
 // telemetry returns what the proxies report for the store, which pods reach by observeAccess.
 func (s *server) telemetry() install.Telemetry {
-	on := s.cfg.Enabled(config.Observe)
-	return install.Telemetry{Traces: on && s.cfg.ObserveAccess != config.ObserveOff, AccessLogs: on}
+	return install.Telemetry{Traces: s.accessible(), AccessLogs: s.clusterObserves()}
 }
 
-// observeAccess returns the add-on by which pods reach the store on this server.
+// accessible reports whether pods reach the store of the cluster.
+func (s *server) accessible() bool {
+	return s.clusterObserves() && s.cfg.ObserveAccess != config.ObserveOff
+}
+
+// observeAccess returns the add-on by which pods reach the store on this server, or what removes it.
 func (s *server) observeAccess(kubeconfig string) component.Component {
 	return addon.New(addon.Options{
-		Name: addon.ObserveAccess, Disabled: s.cfg.ObserveAccess == config.ObserveOff, Kubeconfig: kubeconfig, Image: s.Manifest.Image,
+		Name: addon.ObserveAccess, Disabled: !s.accessible(), Kubeconfig: kubeconfig, Image: s.Manifest.Image,
 		NodeName: s.Name, Access: s.cfg.ObserveAccess, Sockets: s.cfg.DataDir.ObserveSockets(), Log: s.Log,
 	})
 }

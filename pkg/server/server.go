@@ -55,10 +55,8 @@ func Run(ctx context.Context, cfg *config.Server) error {
 			if err != nil {
 				return component.Handle{}, err
 			}
-			if s.observes() {
-				if _, ok := p.Manifest.Files["bin/"+observe.Program]; !ok {
-					return component.Handle{}, fmt.Errorf("--observe: this polymesh was built without %s: start it without --observe", observe.Program)
-				}
+			if cfg.Enabled(config.Observe) && !s.clusterObserves() {
+				p.Log.Warn("this polymesh was built without " + observe.Program + ", so the cluster has no store of metrics, logs and traces")
 			}
 			p.Before = func(ctx context.Context) error {
 				if !s.observes() {
@@ -107,7 +105,7 @@ func newServer(cfg *config.Server, p *process.Process, membership *join.ServerMe
 	}
 	s.renewal = certificate.NewRenewal(certificate.Options{
 		Dir: cfg.DataDir.TLS(), NodeName: s.Name, NodeIP: s.IP, SANs: s.sans(),
-		ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain, Observe: cfg.Enabled(config.Observe),
+		ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain, Observe: s.observes(),
 	}, s.writeKubeconfigs, s.Log)
 	return s, nil
 }
@@ -140,7 +138,7 @@ func (s *server) writeKubeconfigs(store certificate.Store) error {
 	if s.datastore.Endpoint().LeaderElect {
 		node = worker.BalancerURL()
 	}
-	if err := controlplane.WriteKubeconfigs(s.cfg, store, node); err != nil {
+	if err := controlplane.WriteKubeconfigs(s.cfg, store, node, s.observes()); err != nil {
 		return err
 	}
 	if err := store.WritePortableKubeconfig(s.cfg.Kubeconfig, certificate.Admin, controlplane.URL(s.cfg), s.cfg.KubeconfigMode); err != nil || s.cfg.KubeconfigGroup < 0 {

@@ -86,7 +86,9 @@ func StartWith(t testing.TB, log *slog.Logger, more map[string]http.Handler, arg
 	}
 	ip, name := netip.MustParseAddr("192.0.2.1"), cmp.Or(cfg.NodeName, "none")
 	renewal := certificate.NewRenewal(certificate.Options{Dir: cfg.DataDir.Server("tls"), NodeName: name, NodeIP: ip, ServiceIP: cfg.APIServiceIP(), ClusterDomain: cfg.ClusterDomain, Observe: cfg.Enabled(config.Observe)},
-		func(s certificate.Store) error { return controlplane.WriteKubeconfigs(cfg, s, controlplane.URL(cfg)) }, log)
+		func(s certificate.Store) error {
+			return controlplane.WriteKubeconfigs(cfg, s, controlplane.URL(cfg), cfg.Enabled(config.Observe))
+		}, log)
 	if err := renewal.Ensure(time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +110,7 @@ func StartWith(t testing.TB, log *slog.Logger, more map[string]http.Handler, arg
 	})
 	handlers := joining.Handlers()
 	maps.Copy(handlers, more)
-	plane := controlplane.Options{KeyReload: KeyReload, Config: cfg, Node: name, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter}
+	plane := controlplane.Options{KeyReload: KeyReload, Config: cfg, Node: name, NodeIP: ip, Certificates: certs, Datastore: db.Endpoint(), Handlers: handlers, Authenticator: joining.Authenticator, Filter: joining.Filter, Observe: cfg.Enabled(config.Observe)}
 	m := component.NewManager(log)
 	api := m.Add(controlplane.NewAPIServer(plane), m.Add(db))
 	m.Add(joining, api)
