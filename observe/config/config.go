@@ -69,7 +69,7 @@ type Options struct {
 	LinesPerSecond int
 	// RemoteWrite lets others write metrics.
 	RemoteWrite bool
-	// ReadOnly serves what is stored, and records nothing. The data dir is not changed.
+	// ReadOnly serves what is stored, and records nothing. The data dir is not changed: what has to be copied is beside the socket.
 	ReadOnly bool
 	// Log is the file of the program's own log, which it rotates; empty for standard error.
 	Log   string
@@ -168,7 +168,10 @@ func (o *Options) check() error {
 		return errors.New("--kubelet-ca, --kubelet-cert and --kubelet-key are given together, or not at all")
 	}
 	if o.ReadOnly {
-		for flag, given := range map[string]bool{"cluster-sockets": o.ClusterSockets != "", "kubeconfig": o.Kubeconfig != "", "pod-log-dir": o.PodLogDir != "", "remote-write": o.RemoteWrite} {
+		for flag, given := range map[string]bool{
+			"cluster-sockets": o.ClusterSockets != "", "kubeconfig": o.Kubeconfig != "", "pod-log-dir": o.PodLogDir != "", "remote-write": o.RemoteWrite,
+			"log-file": len(o.LogFiles) > 0, "server-socket": o.ServerSocket != "", "kubelet-ca": o.KubeletCA != "",
+		} {
 			if given {
 				return fmt.Errorf("--read-only records nothing, so it does not go with --%s", flag)
 			}

@@ -55,6 +55,7 @@ func TestRefused(t *testing.T) {
 		"--data-dir=/d --read-only":                             "choose --socket",
 		"--data-dir=/d --read-only --socket=/s --log=/d/l":      "choose --socket, and --log, elsewhere",
 		"--data-dir=/d --read-only --socket=/s --kubeconfig=/k": "does not go with --kubeconfig",
+		"--data-dir=/d --read-only --socket=/s --log-file=a=/x": "does not go with --log-file",
 		"--data-dir=/d here":                                    `unexpected argument "here"`,
 		"--dta-dir=/d":                                          "unknown flag: --dta-dir",
 	} {

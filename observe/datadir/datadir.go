@@ -1,6 +1,6 @@
 // Package datadir owns the folder of the store: who uses it, what is in it, and how much of the disk each part may take.
 //
-// Open locks it for this process. The lock file contains a Holder, by which a supervisor finds the process (pkg/observe in the main
+// Open locks it for this process; OpenReadOnly is for one that only reads. The lock file contains a Holder, by which a supervisor finds the process (pkg/observe in the main
 // module): it opens the process by pidfd and compares its start and its program before it signals it.
 package datadir
 
@@ -53,10 +53,10 @@ func (e *HeldError) Error() string {
 	return fmt.Sprintf("%s is used by process %d, which serves on %s", e.Dir, e.Holder.PID, e.Holder.Socket)
 }
 
-// Dir is the folder of a store, locked by this process.
+// Dir is the folder of a store, locked by this process, or only read.
 type Dir struct {
 	path string
-	lock *os.File
+	lock *os.File // nil if it is only read
 }
 
 // lookLimit is longer than anyone holds the lock only to see whether it is held.
@@ -87,6 +87,19 @@ func Open(path, socket string) (*Dir, error) {
 	return d, nil
 }
 
+// OpenReadOnly returns the folder of a store, and changes nothing in it. It is not locked: a store may be started meanwhile.
+func OpenReadOnly(path string) (*Dir, error) {
+	d := &Dir{path: path}
+	known, err := d.known()
+	if err != nil {
+		return nil, err
+	}
+	if !known {
+		return nil, fmt.Errorf("%s is not the folder of a store: there is no %s in it", path, filepath.Join("meta", formatName))
+	}
+	return d, nil
+}
+
 func (d *Dir) take(socket string) error {
 	for deadline := time.Now().Add(lookLimit); ; time.Sleep(lookLimit / 50) {
 		err := unix.Flock(int(d.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -113,25 +126,34 @@ func (d *Dir) take(socket string) error {
 	return nil
 }
 
-// prepare creates the folders, and refuses those that a later version has written.
-func (d *Dir) prepare() error {
+// known reports whether a store has marked the folder as its own. It is an error if a later version has.
+func (d *Dir) known() (bool, error) {
 	path := filepath.Join(d.Meta(), formatName)
 	text, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
 	case err != nil:
-		return fmt.Errorf("read the version of the data dir: %w", err)
-	default:
-		n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err != nil || n < 1 {
-			return fmt.Errorf("%s contains no version of a store: is --data-dir right?", path)
-		}
-		if n > format {
-			return fmt.Errorf("%s was written by a later version of Polymesh (format %d, this one writes %d): start that version, or remove the folder, which loses what was recorded", d.path, n, format)
-		}
+		return false, fmt.Errorf("read the version of the data dir: %w", err)
 	}
-	if len(text) == 0 {
-		if err := d.mark(path); err != nil {
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || n < 1 {
+		return false, fmt.Errorf("%s contains no version of a store: is --data-dir right?", path)
+	}
+	if n > format {
+		return false, fmt.Errorf("%s was written by a later version of Polymesh (format %d, this one writes %d): start that version, or remove the folder, which loses what was recorded", d.path, n, format)
+	}
+	return true, nil
+}
+
+// prepare creates the folders, and refuses those that a later version has written.
+func (d *Dir) prepare() error {
+	known, err := d.known()
+	if err != nil {
+		return err
+	}
+	if !known {
+		if err := d.mark(); err != nil {
 			return err
 		}
 	}
@@ -145,7 +167,8 @@ func (d *Dir) prepare() error {
 
 // mark makes a folder a store's. One with the files of another program is refused: what is in a store is removed when it is too old, and all
 // of it by `polymesh reset`.
-func (d *Dir) mark(path string) error {
+func (d *Dir) mark() error {
+	path := filepath.Join(d.Meta(), formatName)
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
 		return fmt.Errorf("list the data dir: %w", err)
@@ -170,7 +193,11 @@ func (d *Dir) mark(path string) error {
 }
 
 // Close releases the lock.
-func (d *Dir) Close() { d.lock.Close() }
+func (d *Dir) Close() {
+	if d.lock != nil {
+		d.lock.Close()
+	}
+}
 
 // Path returns the folder.
 func (d *Dir) Path() string { return d.path }

@@ -81,6 +81,24 @@ func TestOpenWhatIsNotAStore(t *testing.T) {
 	require.True(t, errors.Is(err, unix.ELOOP), err)
 }
 
+// Who only reads needs no lock, and changes nothing.
+func TestOpenReadOnly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "observe")
+	_, err := OpenReadOnly(path)
+	require.ErrorContains(t, err, "is not the folder of a store")
+	require.NoDirExists(t, path)
+	d, err := Open(path, "")
+	require.NoError(t, err)
+	defer d.Close()
+	reader, err := OpenReadOnly(path)
+	require.NoError(t, err)
+	require.Equal(t, d.Logs(), reader.Logs())
+	reader.Close()
+	require.NoError(t, os.WriteFile(filepath.Join(d.Meta(), formatName), []byte("2\n"), 0o600))
+	_, err = OpenReadOnly(path)
+	require.ErrorContains(t, err, "later version of Polymesh")
+}
+
 func TestBudget(t *testing.T) {
 	const gib = config.Size(1 << 30)
 	require.Equal(t, Budget{Total: 10 * gib, Metrics: 4 * gib, Logs: 4 * gib, Traces: 2 * gib, MinFree: gib}, budget(10*gib, 100*gib))

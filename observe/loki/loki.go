@@ -27,6 +27,8 @@ type Options struct {
 	Store *logstore.Store
 	// OTLP takes log records at /v1/logs, as OpenTelemetry's exporters send them. Nil if there is no receiver.
 	OTLP http.Handler
+	// ReadOnly offers nothing that stores lines.
+	ReadOnly bool
 	// Limits on queries, the defaults where zero.
 	Limits logql.Limits
 	Log    *slog.Logger
@@ -69,8 +71,10 @@ func New(opts Options) *Loki {
 		mux.Handle("POST /loki/api/v1/"+path, handler)
 	}
 	mux.HandleFunc("GET /loki/api/v1/tail", l.tail)
-	mux.HandleFunc("POST /loki/api/v1/push", l.push)
-	mux.HandleFunc("POST /otlp/v1/logs", l.otlp)
+	if !opts.ReadOnly {
+		mux.HandleFunc("POST /loki/api/v1/push", l.push)
+		mux.HandleFunc("POST /otlp/v1/logs", l.otlp)
+	}
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ready\n")) })
 	l.Handler = mux
 	return l

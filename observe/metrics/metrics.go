@@ -324,6 +324,18 @@ func (m *Metrics) Numbers() map[string]int64 {
 	return n
 }
 
+// Newest is the time of the last sample, zero if there is none.
+func (m *Metrics) Newest() time.Time {
+	newest := m.db.Head().MaxTime() // the least number if there are none
+	for _, b := range m.blocks() {
+		newest = max(newest, b.MaxTime-1)
+	}
+	if newest == math.MinInt64 {
+		return time.Time{}
+	}
+	return time.UnixMilli(newest)
+}
+
 // oldest is the time of the first sample, in milliseconds.
 func (m *Metrics) oldest() int64 {
 	oldest := int64(math.MaxInt64)

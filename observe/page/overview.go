@@ -122,6 +122,9 @@ func (s *server) addCluster(ctx context.Context, a *overviewAnswer, p period, _ 
 	}
 	a.Recorded = len(vector) > 0
 	state := s.Cluster.State()
+	if state.Offline {
+		a.say(statement{Level: note, Text: "These are recorded files, up to this time. Nothing is recorded now.", Since: state.Since.UnixMilli(), Once: true})
+	}
 	if !state.Reachable && !state.Offline && s.Now().Sub(p.end) < time.Minute {
 		st := statement{Level: bad, Text: "The API server does not respond. What you see is what was recorded.", Advice: "Run polymesh status on a server."}
 		if !state.Since.IsZero() {

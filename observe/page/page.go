@@ -42,7 +42,7 @@ type ClusterState struct {
 	Reachable bool   `json:"reachable"`
 	// Since is when Reachable last changed, zero if that is not known.
 	Since time.Time `json:"since,omitzero"`
-	// Offline means that files are read and nothing is recorded.
+	// Offline means that files are read and nothing is recorded. Since is the time of the last record then.
 	Offline bool `json:"offline,omitempty"`
 }
 

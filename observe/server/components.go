@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -80,7 +81,7 @@ func (p *parts) openLogs(context.Context) (Running, error) {
 func (p *parts) openTraces(context.Context) (Running, error) {
 	traces, err := tracestore.Open(tracestore.Options{
 		Dir: p.dir.Traces(), Retention: p.o.Retention, MaxBytes: int64(p.budget.Traces), MinFreeBytes: int64(p.budget.MinFree),
-		SpansPerSecond: p.o.SpansPerSecond, OnRemoved: p.removed(traceStore), Log: p.log,
+		SpansPerSecond: p.o.SpansPerSecond, ReadOnly: p.o.ReadOnly, Temp: p.temp, OnRemoved: p.removed(traceStore), Log: p.log,
 	})
 	if err != nil {
 		return Running{}, fmt.Errorf("open the traces: %w", err)
@@ -91,6 +92,8 @@ func (p *parts) openTraces(context.Context) (Running, error) {
 		Problem: func() string {
 			s := traces.Stats()
 			switch {
+			case p.o.ReadOnly:
+				return ""
 			case s.Short:
 				return "the disk is nearly full: no spans are stored"
 			case s.Sampled > 0:
@@ -111,7 +114,7 @@ func (p *parts) removed(name string) func(rowstore.Removed) {
 	log := p.log.With("component", name)
 	return func(r rowstore.Removed) {
 		if r.Err != nil {
-			log.Error("the oldest part cannot be removed", "err", r.Err)
+			log.Error("rows cannot be removed, or read", "err", r.Err)
 			return
 		}
 		log.Info("the limit is reached: the oldest part was removed", "until", r.Until, "bytes", r.Bytes)
@@ -200,9 +203,14 @@ func (p *parts) receive(context.Context) (Running, error) {
 }
 
 func (p *parts) serve(context.Context) (Running, error) {
+	return p.showPage(reach{p.stores.cluster, p.o.NodeName}, time.Now)
+}
+
+// showPage serves the page as it is at a time.
+func (p *parts) showPage(state page.Cluster, now func() time.Time) (Running, error) {
 	h, err := page.New(page.Options{
 		Engine: p.stores.metrics.Engine(), Queryable: p.stores.metrics.Queryable(), Logs: p.stores.logs, Traces: p.stores.traces,
-		Cluster: reach{p.stores.cluster, p.o.NodeName}, Prometheus: &p.metrics, Loki: &p.logs, Log: p.log,
+		Cluster: state, Prometheus: &p.metrics, Loki: &p.logs, Now: now, Log: p.log,
 	})
 	if err != nil {
 		return Running{}, fmt.Errorf("make the page: %w", err)

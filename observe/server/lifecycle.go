@@ -77,6 +77,7 @@ type entry struct {
 	Component
 	after   []*entry
 	started chan struct{} // closed when it works for the first time
+	first   chan error    // how the first start has ended
 
 	mu      sync.Mutex
 	status  ComponentStatus
@@ -88,7 +89,7 @@ type entry struct {
 func newLifecycle(log *slog.Logger, components []Component) (*lifecycle, error) {
 	l := &lifecycle{log: log}
 	for _, c := range components {
-		e := &entry{Component: c, started: make(chan struct{}), done: make(chan struct{})}
+		e := &entry{Component: c, started: make(chan struct{}), first: make(chan error, 1), done: make(chan struct{})}
 		e.status = ComponentStatus{Name: c.Name, State: Waiting, Since: time.Now()}
 		for _, name := range c.After {
 			i := slices.IndexFunc(l.entries, func(e *entry) bool { return e.Name == name })
@@ -120,6 +121,21 @@ func (l *lifecycle) run(ctx context.Context, idle <-chan struct{}) {
 		cancels[i]()
 		<-e.done
 	}
+}
+
+// opened waits until each component has started, and returns the first failure.
+func (l *lifecycle) opened(ctx context.Context) error {
+	for _, e := range l.entries {
+		select {
+		case err := <-e.first:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // keep starts a component, and again each time that it fails, until ctx ends.
@@ -161,6 +177,10 @@ func (l *lifecycle) keep(ctx context.Context, e *entry) {
 func (l *lifecycle) once(ctx context.Context, e *entry, log *slog.Logger) error {
 	begin := time.Now()
 	running, err := start(ctx, e.Component)
+	select {
+	case e.first <- err:
+	default: // it is not the first
+	}
 	if err != nil {
 		return err
 	}

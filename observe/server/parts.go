@@ -20,6 +20,8 @@ type parts struct {
 	metrics, logs, traces, page, otlp, zipkin slot
 
 	stores stores
+	// temp is for what has to be copied to be read. It is empty for a store that records.
+	temp string
 }
 
 func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, version string, log *slog.Logger) *parts {
@@ -36,8 +38,10 @@ func (p *parts) rootHandler(f *front, status http.Handler) http.Handler {
 	p.logRoutes(mux)
 	p.traceRoutes(mux)
 	mux.Handle("/jaeger/", http.StripPrefix("/jaeger", &p.traces))
-	mux.Handle("/v1/", &p.otlp)
-	mux.Handle("/api/v2/spans", &p.zipkin)
+	if !p.o.ReadOnly {
+		mux.Handle("/v1/", &p.otlp)
+		mux.Handle("/api/v2/spans", &p.zipkin)
+	}
 	mux.Handle("/", &p.page)
 	limited := f.limited(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -27,7 +27,7 @@ const (
 // data dir.
 func Run(ctx context.Context, o *config.Options, version string, log *slog.Logger) error {
 	since := time.Now()
-	dir, err := datadir.Open(o.DataDir, o.Socket)
+	dir, err := open(o)
 	if err != nil {
 		return err
 	}
@@ -37,8 +37,20 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 		return err
 	}
 	log.Info("starting", "version", version, "dir", dir.Path(), "disk", budget.Total.String(), "retention", o.Retention.String(), "socket", o.Socket)
+	// The folder is also that of the server's sockets, which other users' containers pass through.
+	if err := os.MkdirAll(filepath.Dir(o.Socket), 0o711); err != nil {
+		return fmt.Errorf("create the folder of the socket: %w", err)
+	}
 	p := newParts(o, dir, budget, version, log)
 	components := p.components()
+	if o.ReadOnly {
+		// Beside the socket, so that whoever has made a folder for that one removes everything with it.
+		if p.temp, err = os.MkdirTemp(filepath.Dir(o.Socket), "files-"); err != nil {
+			return fmt.Errorf("make a folder for what is copied: %w", err)
+		}
+		defer os.RemoveAll(p.temp)
+		components = p.readers()
+	}
 	if o.ClusterSockets != "" {
 		pods := newFront(clusterQueries, clusterWrites, log)
 		sockets := clusterSockets(o.ClusterSockets, func() []endpoint { return p.clusterEndpoints(o.ClusterSockets, pods) })
@@ -49,11 +61,12 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 	if err != nil {
 		return err
 	}
-	root := p.rootHandler(newFront(rootQueries, rootWrites, log), statusHandler(version, since, dir, budget, o.Retention, life))
-	// The folder is also that of the server's sockets, which other users' containers pass through.
-	if err := os.MkdirAll(filepath.Dir(o.Socket), 0o711); err != nil {
-		return fmt.Errorf("create the folder of the socket: %w", err)
+	status := statusHandler(version, since, dir, budget, o.Retention, life)
+	known, files := status, &slot{name: "the files"}
+	if o.ReadOnly {
+		status = files
 	}
+	root := p.rootHandler(newFront(rootQueries, rootWrites, log), status)
 	s, err := serve([]endpoint{{o.Socket, 0o600, -1, newHTTP(root, log)}})
 	if err != nil {
 		return err
@@ -71,10 +84,28 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 		// Before the stores are closed that it reads.
 		s.stop(context.WithoutCancel(ctx))
 	}()
+	if o.ReadOnly {
+		// Whoever opens files waits until they can be looked at, and wants to know why they cannot.
+		go func() {
+			if err := life.opened(running); err != nil {
+				cancel(err)
+				return
+			}
+			files.set(known)
+		}()
+	}
 	life.run(running, ended)
 	log.Info("stopped")
 	if ctx.Err() != nil {
 		return nil
 	}
 	return context.Cause(running)
+}
+
+// open opens the data dir as the options say.
+func open(o *config.Options) (*datadir.Dir, error) {
+	if o.ReadOnly {
+		return datadir.OpenReadOnly(o.DataDir)
+	}
+	return datadir.Open(o.DataDir, o.Socket)
 }

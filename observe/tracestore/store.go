@@ -23,12 +23,13 @@ const (
 	loads = 2
 )
 
-// Options say where the store is and what it may take. The first five are rowstore's.
+// Options say where the store is and what it may take. The first six are rowstore's.
 type Options struct {
 	Dir                    string
 	Retention              time.Duration
 	MaxBytes, MinFreeBytes int64
 	ReadOnly               bool
+	Temp                   string
 	// SpansPerSecond is the limit above which only some traces are kept, as an average over a minute. 0 means DefaultSpansPerSecond, less is no limit.
 	SpansPerSecond int
 	// OnRemoved is told what the limit on bytes has taken away, if it is set.
@@ -81,7 +82,7 @@ func Open(opts Options) (*Store, error) {
 	}
 	rows, err := rowstore.Open(rowstore.Options{
 		Dir: opts.Dir, Retention: opts.Retention, MaxBytes: opts.MaxBytes, MinFreeBytes: opts.MinFreeBytes, ReadOnly: opts.ReadOnly,
-		OnRemoved: opts.OnRemoved,
+		Temp: opts.Temp, OnRemoved: opts.OnRemoved,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the store of traces: %w", err)
