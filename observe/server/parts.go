@@ -3,9 +3,11 @@ package server
 import (
 	"log/slog"
 	"net/http"
+	"strings"
 
 	"polymesh.dev/polymesh/observe/config"
 	"polymesh.dev/polymesh/observe/datadir"
+	"polymesh.dev/polymesh/observe/ingest"
 	"polymesh.dev/polymesh/observe/jaeger"
 )
 
@@ -17,7 +19,7 @@ type parts struct {
 	version string
 	log     *slog.Logger
 
-	metrics, logs, traces, page, otlp, zipkin slot
+	metrics, logs, traces, page, otlp, zipkin, ingest slot
 
 	stores stores
 	// temp is for what has to be copied to be read. It is empty for a store that records.
@@ -27,7 +29,7 @@ type parts struct {
 func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, version string, log *slog.Logger) *parts {
 	p := &parts{o: o, dir: dir, budget: budget, version: version, log: log}
 	p.metrics.name, p.logs.name, p.traces.name, p.page.name = "metrics", "logs", "traces", "the page"
-	p.otlp.name, p.zipkin.name = "traces", "traces"
+	p.otlp.name, p.zipkin.name, p.ingest.name = "traces", "traces", "other nodes"
 	return p
 }
 
@@ -41,9 +43,10 @@ func (p *parts) rootHandler(f *front, status http.Handler) http.Handler {
 	if !p.o.ReadOnly {
 		mux.Handle("/v1/", &p.otlp)
 		mux.Handle("/api/v2/spans", &p.zipkin)
+		mux.Handle(ingest.Path, &p.ingest)
 	}
 	mux.Handle("/", &p.page)
-	limited := f.limited(mux)
+	limited := f.limited(audited(asker, p.log, mux))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// It must answer when nothing else does.
 		if r.URL.Path == StatusPath {
@@ -55,9 +58,25 @@ func (p *parts) rootHandler(f *front, status http.Handler) http.Handler {
 }
 
 func (p *parts) metricsRoutes(mux *http.ServeMux) {
-	for _, path := range []string{"/api/v1/", "/metrics", "/-/ready", "/-/healthy", "/federate"} {
+	for _, path := range []string{"/api/v1/", "/-/ready", "/-/healthy", "/federate"} {
 		mux.Handle(path, &p.metrics)
 	}
+}
+
+// pageRoutes serves the page, which begins with a view, and what it reads.
+func (p *parts) pageRoutes(mux *http.ServeMux, view string) {
+	mux.Handle("/{$}", http.RedirectHandler(view, http.StatusFound))
+	mux.Handle("/", &p.page)
+}
+
+// metricsOrView serves two things that have the same path: a browser gets the page's view of metrics, whoever scrapes gets the store's own metrics.
+func (p *parts) metricsOrView(w http.ResponseWriter, r *http.Request) {
+	w.Header().Add("Vary", "Accept")
+	if strings.Contains(r.Header.Get("Accept"), "text/html") {
+		p.page.ServeHTTP(w, r)
+		return
+	}
+	p.metrics.ServeHTTP(w, r)
 }
 
 func (p *parts) logRoutes(mux *http.ServeMux) {
@@ -72,7 +91,8 @@ func (p *parts) traceRoutes(mux *http.ServeMux) {
 	}
 }
 
-// clusterEndpoints are the sockets for pods. Each has only its own API, so that who may reach a port cannot reach the others.
+// clusterEndpoints are the sockets for pods. Those for programs have only their own API, so that who may reach such a port cannot reach the others.
+// Those that `istioctl dashboard` opens have the page, too.
 func (p *parts) clusterEndpoints(dir string, f *front) []endpoint {
 	var endpoints []endpoint
 	add := func(name string, s answerer) {
@@ -81,11 +101,18 @@ func (p *parts) clusterEndpoints(dir string, f *front) []endpoint {
 	web := func(name string, routes func(*http.ServeMux)) {
 		mux := http.NewServeMux()
 		routes(mux)
-		add(name, newHTTP(f.limited(mux), p.log))
+		add(name, newHTTP(f.limited(sameOrigin(audited(anyPod, p.log, mux))), p.log))
 	}
-	web("prometheus", p.metricsRoutes)
+	web("prometheus", func(mux *http.ServeMux) {
+		p.metricsRoutes(mux)
+		mux.HandleFunc("/metrics", p.metricsOrView)
+		p.pageRoutes(mux, "/metrics")
+	})
 	web("loki", p.logRoutes)
-	web("jaeger-query", p.traceRoutes)
+	web("jaeger-query", func(mux *http.ServeMux) {
+		p.traceRoutes(mux)
+		p.pageRoutes(mux, "/traces")
+	})
 	web("otlp-http", func(mux *http.ServeMux) { mux.Handle("/v1/", &p.otlp) })
 	add("otlp-grpc", remote{p.stores.receiver.GRPC()})
 	add("jaeger-grpc", remote{jaeger.GRPC(jaeger.Options{Store: p.stores.traces, Log: p.log})})

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/pkg/cgroup"
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
@@ -61,6 +62,7 @@ func store(args []string) error {
 	if err != nil {
 		return err
 	}
+	defer f.Close() // not before: a file that is not used any more is closed at any time, and the lock is gone
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return err
 	}
@@ -80,7 +82,7 @@ func store(args []string) error {
 	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { //nolint:errcheck // ends with the process
 		parts, err := os.ReadFile(filepath.Join(dir, "parts"))
 		if err != nil {
-			parts = []byte("[]")
+			parts = []byte(`[{"name":"logs","state":"Ready"}]`)
 		}
 		fmt.Fprintf(w, `{"version":"1.2.3","disk":%d,"components":%s}`, 100<<20, parts)
 	}))
@@ -360,7 +362,7 @@ func TestParts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	set(`[{"name":"metrics","state":"Ready","numbers":{"series":3000,"bytes":3145728}},{"name":"logs","state":"Ready","message":"12 lines dropped","numbers":{"lines":12000,"bytes":1048576}}]`)
+	set(`[{"name":"metrics","state":"Ready","numbers":{"series":3000,"bytes":3145728}},{"name":"logs","state":"Ready","message":"12 lines dropped","numbers":{"lines":12000,"bytes":1048576}},{"name":"pod-logs","state":"Ready","numbers":{"lines":7}}]`)
 	if err := c.Ready(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -387,12 +389,12 @@ func TestMemoryIsLimited(t *testing.T) {
 		t.Skip("this machine's cgroups cannot be used: ", note)
 	}
 	limit := "memory.limit_in_bytes"
-	if c.cgroup.unified() {
+	if cgroup.Unified() {
 		limit = "memory.max"
 	}
 	folder := c.cgroup.dir()
-	if c.cgroup.byManager() {
-		folder = filepath.Join(cgroupMount, strings.TrimPrefix(strings.TrimSpace(read(t, fmt.Sprintf("/proc/%d/cgroup", pid))), "0::"))
+	if cgroup.BySystemd() {
+		folder = filepath.Join(cgroup.Mount, strings.TrimPrefix(strings.TrimSpace(read(t, fmt.Sprintf("/proc/%d/cgroup", pid))), "0::"))
 	}
 	// The kernel rounds down to pages.
 	if got, err := strconv.Atoi(strings.TrimSpace(read(t, filepath.Join(folder, limit)))); err != nil || got > MemoryLimit || got < MemoryLimit-os.Getpagesize() {

@@ -55,6 +55,16 @@ const (
 // find returns the process that holds the lock of the store, nil if there is none. A process that is not the data dir's store is an
 // error: it is never signalled.
 func find(dataDir layout.DataDir) (*process, error) {
+	for limit := time.Now().Add(killWait); ; time.Sleep(endPoll) {
+		// A process that ends has no program any more before the kernel releases its locks.
+		p, err := holderOf(dataDir)
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) || time.Now().After(limit) {
+			return p, err
+		}
+	}
+}
+
+func holderOf(dataDir layout.DataDir) (*process, error) {
 	f, err := os.OpenFile(dataDir.Observe(lockName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -242,7 +252,7 @@ func End(ctx context.Context, dataDir layout.DataDir) error {
 			return err
 		}
 	}
-	return cgroupOf(dataDir).remove(ctx)
+	return groupOf(dataDir).remove(ctx)
 }
 
 // run starts the process.

@@ -101,16 +101,21 @@ func (s *status) notes() []string {
 	return notes
 }
 
+// stored is what is counted of each part that stores something. Collectors have numbers too, of what they have read.
+var stored = []struct{ part, unit string }{{"metrics", "series"}, {"logs", "lines"}, {"traces", "spans"}}
+
 // summary is one line about what is stored.
 func (s *status) summary() string {
 	var used int64
-	var what []string
+	numbers := map[string]map[string]int64{}
 	for _, p := range s.Components {
 		used += p.Numbers["bytes"]
-		for _, unit := range []string{"series", "lines", "spans"} {
-			if n, ok := p.Numbers[unit]; ok {
-				what = append(what, fmt.Sprintf("%d %s", n, unit))
-			}
+		numbers[p.Name] = p.Numbers
+	}
+	var what []string
+	for _, w := range stored {
+		if n, ok := numbers[w.part][w.unit]; ok {
+			what = append(what, fmt.Sprintf("%d %s", n, w.unit))
 		}
 	}
 	return strings.Join(append(what, fmt.Sprintf("%d of %d MiB", used>>20, s.Disk>>20)), ", ")

@@ -67,6 +67,8 @@ func TestPolyglot(t *testing.T) {
 	t.Run("mutual TLS", func(t *testing.T) { p.in(t).wantStrict() })
 	t.Run("routes", func(t *testing.T) { p.in(t).wantRoutes() })
 	t.Run("probes and metrics", func(t *testing.T) { p.in(t).wantProbes() })
+	// Before the next part, which sends the spans elsewhere.
+	t.Run("on the page", func(t *testing.T) { p.in(t).wantOnPage() })
 	t.Run("one trace", func(t *testing.T) { p.in(t).wantOneTrace() })
 	t.Run("orders", func(t *testing.T) { p.in(t).wantOrders() })
 }
