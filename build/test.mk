@@ -134,6 +134,7 @@ test-harness: all .build/gotestsum
 # Nothing is compiled while a node is tested: it would make the kubelet slow.
 .PHONY: test-programs
 test-programs: all dist/polymesh-scanner .build/test/consul $(OLDER)/polymesh $(if $(LONG),$(OLDER)/agent) .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
+	$(STEP) "Debian packages of the tests" build/debian/install test
 	test/e2e/prepare.sh
 	$(STEP) "data dir from which nodes start" bash -c 'cd test/e2e && $(CURDIR)/.build/test/e2e.test -prepare'
 
