@@ -48,7 +48,7 @@ func New(opts Options) component.Component {
 		kube:     opts.Kubeconfig,
 		crds:     opts.GatewayAPI,
 		wanted:   opts.Telemetry,
-		settings: settings{images: opts.Images, profile: opts.Profile, clusterDomain: opts.ClusterDomain, traces: opts.Telemetry.Traces},
+		settings: settings{images: opts.Images, profile: opts.Profile, clusterDomain: opts.ClusterDomain},
 		waiting:  errors.New("not started"),
 	}
 }

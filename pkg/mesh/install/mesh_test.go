@@ -1,12 +1,13 @@
 package install
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -99,43 +100,56 @@ func TestSettingsOfProfiles(t *testing.T) {
 	}
 }
 
-// The provider of traces is only there with the store, and in demo beside those that Istio has there.
+// Every profile with a control plane has the provider of traces, in the domain of the cluster, beside those that the profile has.
 func TestProviderOfTraces(t *testing.T) {
-	for _, profile := range []string{"default", "demo", "minimal"} {
-		for _, traces := range []bool{false, true} {
-			sets, _, err := settings{images: testImages, profile: profile, traces: traces}.manifests(nil, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var names []string
-			for _, set := range sets {
-				for _, m := range set.Manifests {
-					if m.GetKind() != "ConfigMap" || m.GetName() != "istio" {
-						continue
-					}
-					var mesh struct{ ExtensionProviders []map[string]any }
-					text, _, _ := unstructured.NestedString(m.Object, "data", "mesh")
-					if err := yaml.Unmarshal([]byte(text), &mesh); err != nil {
-						t.Fatal(err)
-					}
-					for _, p := range mesh.ExtensionProviders {
-						names = append(names, fmt.Sprint(p["name"]))
-						if p["name"] == traceProvider {
-							if got, want := fmt.Sprint(p["opentelemetry"]), fmt.Sprintf("map[port:%d service:%s]", tracePort, traceService); strings.ReplaceAll(got, " ]", "]") != want {
-								t.Errorf("%s: %s", profile, got)
-							}
-						}
-					}
-				}
-			}
-			switch {
-			case profile == "demo" && (len(names) < 3 || !slices.Contains(names, traceProvider)),
-				profile != "demo" && traces != slices.Equal(names, []string{traceProvider}),
-				profile != "demo" && !traces && len(names) > 0:
-				t.Errorf("%s, with the store %t: providers %q", profile, traces, names)
+	for profile, others := range map[string]int{"default": 0, "minimal": 0, "demo": 3} {
+		for _, domain := range []string{"", "cluster.local", "example.internal"} {
+			providers := meshProviders(t, settings{images: testImages, profile: profile, clusterDomain: domain}, nil)
+			want := map[string]any{"service": "jaeger-collector.istio-system.svc." + cmp.Or(domain, "cluster.local"), "port": float64(4317)}
+			if got := providers["jaeger"]["opentelemetry"]; !reflect.DeepEqual(got, want) || len(providers) != 1+others {
+				t.Errorf("%s in %q: the providers are %v", profile, domain, providers)
 			}
 		}
 	}
+	// A list of the user's is left as it is.
+	for _, set := range []string{"meshConfig.extensionProviders[0].name=mine", "values.meshConfig.extensionProviders[0].name=mine"} {
+		providers := meshProviders(t, settings{images: testImages, profile: "default"}, []string{set, strings.Replace(set, ".name=mine", ".zipkin.service=z", 1), strings.Replace(set, ".name=mine", ".zipkin.port=9411", 1)})
+		if want := map[string]map[string]any{"mine": {"name": "mine", "zipkin": map[string]any{"service": "z", "port": float64(9411)}}}; !reflect.DeepEqual(providers, want) {
+			t.Errorf("%s: the providers are %v", set, providers)
+		}
+	}
+}
+
+// meshProviders returns the extension providers in the mesh configuration that istiod reads.
+func meshProviders(t *testing.T, s settings, sets []string) map[string]map[string]any {
+	t.Helper()
+	sets = append(s.sets(), sets...)
+	files, done, err := Input(s.images, nil, sets, strings.NewReader(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	all, _, err := render.GenerateManifest(files, sets, false, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	providers := map[string]map[string]any{}
+	for _, set := range all {
+		for _, m := range set.Manifests {
+			if m.GetKind() != "ConfigMap" || m.GetName() != "istio" {
+				continue
+			}
+			var mesh struct{ ExtensionProviders []map[string]any }
+			text, _, _ := unstructured.NestedString(m.Object, "data", "mesh")
+			if err := yaml.Unmarshal([]byte(text), &mesh); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range mesh.ExtensionProviders {
+				providers[fmt.Sprint(p["name"])] = p
+			}
+		}
+	}
+	return providers
 }
 
 func TestOverlayOnlyForOurImages(t *testing.T) {

@@ -62,6 +62,10 @@ func Overlay(images Images, files, sets []string) ([]byte, error) {
 			pilot["autoscaleEnabled"] = false
 		}
 	}
+	providers, err := traceProviders(merged)
+	if err != nil {
+		return nil, err
+	}
 	overlay := values.Map{
 		"apiVersion": "install.istio.io/v1alpha1",
 		"kind":       "IstioOperator",
@@ -73,6 +77,11 @@ func Overlay(images Images, files, sets []string) ([]byte, error) {
 				"gatewayClasses": map[string]any{"istio": gatewayDefaults()},
 			},
 		},
+	}
+	if providers != nil {
+		if err := overlay.SetPath("spec.values.meshConfig.extensionProviders", providers); err != nil {
+			return nil, fmt.Errorf("add the provider of traces to Istio's settings: %w", err)
+		}
 	}
 	return []byte(overlay.YAML()), nil
 }

@@ -19,8 +19,6 @@ type settings struct {
 	profile string
 	// clusterDomain is the DNS domain of the cluster's services.
 	clusterDomain string
-	// traces adds the provider of traces.
-	traces bool
 }
 
 func (s settings) sets() []string {
@@ -33,18 +31,7 @@ func (s settings) sets() []string {
 
 // input returns the names of the files with our values, which are valid until done is called.
 func (s settings) input() (names []string, done func(), err error) {
-	names, done, err = Input(s.images, nil, s.sets(), strings.NewReader(""))
-	// The profile of values demo has this provider already, and others: lists of values replace each other.
-	if err != nil || !s.traces || s.profile == "demo" {
-		return names, done, err
-	}
-	f, err := NewFile("polymesh-traces", []byte(provider().YAML()))
-	if err != nil {
-		done()
-		return nil, nil, err
-	}
-	closeFiles := done
-	return append([]string{f.Path()}, names...), func() { f.Close(); closeFiles() }, nil
+	return Input(s.images, nil, s.sets(), strings.NewReader(""))
 }
 
 // identity returns the installation's identity. It is cheap: it merges values, and renders no chart.

@@ -1,15 +1,18 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
+	"istio.io/istio/manifests"
 	"istio.io/istio/operator/pkg/values"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,22 +23,48 @@ import (
 )
 
 // The provider of traces: the store of metrics, logs and traces, by the Service of the add-on observe-access (pkg/controlplane/addon). Istio's
-// profile demo has the same one.
+// profile demo has the same one, for the default domain of a cluster.
 const (
 	traceProvider = "jaeger"
-	traceService  = "jaeger-collector.istio-system.svc.cluster.local"
+	traceService  = "jaeger-collector.istio-system.svc."
 	tracePort     = 4317
+	defaultDomain = "cluster.local"
 )
 
-// provider returns the values with the provider of traces.
-func provider() values.Map {
-	return values.Map{
-		"apiVersion": "install.istio.io/v1alpha1",
-		"kind":       "IstioOperator",
-		"spec": map[string]any{"values": map[string]any{"meshConfig": map[string]any{"extensionProviders": []any{map[string]any{
-			"name": traceProvider, "opentelemetry": map[string]any{"service": traceService, "port": tracePort},
-		}}}}},
+// traceProviders returns the list of providers with that of traces, nil if Istio's settings have it, or have a list that is a user's. It is part of
+// the settings also where there is no store: without a Telemetry resource that names it, a provider has no effect, and Istio is not
+// installed anew when the store is turned on.
+func traceProviders(merged values.Map) ([]any, error) {
+	const path = "meshConfig.extensionProviders"
+	if _, users := merged.GetPath("spec.values." + path); users {
+		return nil, nil
 	}
+	var providers []any
+	// Lists replace each other, and those of a profile of values are added by the chart.
+	if name := cmp.Or(merged.GetPathString("spec.values.profile"), merged.GetPathString("spec.values.global.profile")); name != "" {
+		file := "charts/istio-control/istio-discovery/files/profile-" + name + ".yaml"
+		text, err := fs.ReadFile(manifests.BuiltinOrDir(merged.GetPathString("spec.installPackagePath")), file)
+		if err != nil {
+			return nil, nil // which the chart reports
+		}
+		profile, err := values.MapFromYaml(text)
+		if err != nil {
+			return nil, fmt.Errorf("read Istio's profile %s: %w", name, err)
+		}
+		list, _ := profile.GetPath(path)
+		providers, _ = list.([]any)
+	}
+	service := traceService + cmp.Or(merged.GetPathString("spec.values.global.proxy.clusterDomain"), defaultDomain)
+	for _, p := range providers {
+		if p, ok := p.(map[string]any); !ok || p["name"] != traceProvider {
+			continue
+		} else if o, ok := p["opentelemetry"].(map[string]any); ok && o["service"] == traceService+defaultDomain && o["service"] != service {
+			o["service"] = service
+			return providers, nil
+		}
+		return nil, nil
+	}
+	return append(providers, map[string]any{"name": traceProvider, "opentelemetry": map[string]any{"service": service, "port": tracePort}}), nil
 }
 
 // telemetryName is the Telemetry resource in istioNamespace by which the whole mesh is traced and logs its requests.
