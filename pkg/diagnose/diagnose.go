@@ -2,7 +2,8 @@
 // happened, to what, what to do, and which field of the manifest to change.
 //
 // It only reads from the cluster. pkg/workflow/cluster calls it while it waits, and pkg/workflow/deploy adds file and line; the
-// server's add-ons and mesh get their one-line reasons from it (Summary, Serving).
+// server's add-ons and mesh get their one-line reasons from it (Summary, Serving), and the page of the store what is wrong with the whole
+// cluster (Surveyor).
 package diagnose
 
 import (
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -67,6 +69,8 @@ type Finding struct {
 	Places []Place `json:"-"`
 	// Final means that waiting will not help.
 	Final bool `json:"final"`
+	// since is when the pod stopped to be ready, zero if the finding is about no pod.
+	since time.Time
 }
 
 // String returns the finding in three lines.
@@ -131,8 +135,14 @@ func (w *examination) examine(ctx context.Context) ([]corev1.Pod, error) {
 	// Pods of an older template will be removed, so their state no longer matters.
 	generation := templateHash(pods[0])
 	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return templateHash(p) != generation })
+	examined := pods
+	if w.most > 0 {
+		examined = slices.Clone(pods)
+		slices.SortStableFunc(examined, func(a, b corev1.Pod) int { return order(PodReady(&a)) - order(PodReady(&b)) })
+		examined = examined[:min(w.most, len(examined))]
+	}
 	var unread []error
-	for _, pod := range pods {
+	for _, pod := range examined {
 		if err := w.pod(ctx, &pod); err != nil {
 			unread = append(unread, err)
 		}
@@ -150,8 +160,18 @@ type examination struct {
 	id       string
 	workload *unstructured.Unstructured
 	// brief omits what needs more than pods and nodes: events, logs, namespaces.
-	brief    bool
+	brief bool
+	// most is how many pods are examined, those first that are not ready; 0 for all.
+	most     int
 	findings []Finding
+}
+
+// order sorts what holds after what does not.
+func order(holds bool) int {
+	if holds {
+		return 1
+	}
+	return 0
 }
 
 // add adds a finding once: ten pods that fail in the same way are one finding.

@@ -202,6 +202,7 @@ func TestForbidden(t *testing.T) {
 		broken, objects := read(t, "testdata/pods/exit.yaml")
 		started := broken.DeepCopy()
 		started.Name, started.UID = "a-starting", "other"
+		delete(started.Labels, "sidecar.istio.io/inject")
 		started.Status = corev1.PodStatus{Phase: corev1.PodRunning}
 		client := fake.NewClientset(append(objects, started)...)
 		client.PrependReactor("*", resource, func(clienttesting.Action) (bool, runtime.Object, error) {

@@ -25,6 +25,25 @@ const sidecar = "istio-proxy"
 
 // pod adds what is wrong with one pod.
 func (w *examination) pod(ctx context.Context, pod *corev1.Pod) error {
+	before := len(w.findings)
+	err := w.podFindings(ctx, pod)
+	for i := before; i < len(w.findings); i++ {
+		w.findings[i].since = notReadySince(pod)
+	}
+	return err
+}
+
+// notReadySince returns since when a pod is not ready.
+func notReadySince(pod *corev1.Pod) time.Time {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status != corev1.ConditionTrue && !c.LastTransitionTime.IsZero() {
+			return c.LastTransitionTime.Time
+		}
+	}
+	return pod.CreationTimestamp.Time
+}
+
+func (w *examination) podFindings(ctx context.Context, pod *corev1.Pod) error {
 	if unschedulable(pod) != "" {
 		if !slices.ContainsFunc(w.findings, func(f Finding) bool { return f.Reason == Unschedulable }) {
 			w.pending(ctx, pod)
@@ -43,7 +62,10 @@ func (w *examination) pod(ctx context.Context, pod *corev1.Pod) error {
 	if len(w.findings) > before || w.brief {
 		return nil
 	}
-	err := w.injection(ctx, pod)
+	var err error
+	if w.workload.GetKind() != podKind { // no controller makes such a pod anew
+		err = w.injection(ctx, pod)
+	}
 	if PodReady(pod) || pod.Status.Phase == corev1.PodSucceeded {
 		return err
 	}
@@ -386,7 +408,7 @@ func isReady(pod *corev1.Pod, container string) bool {
 
 // injection adds a missing sidecar: with STRICT mTLS the pod cannot reach other pods, nor be reached.
 func (w *examination) injection(ctx context.Context, pod *corev1.Pod) error {
-	if hasSidecar(pod) || pod.Spec.HostNetwork || !inUse(pod) {
+	if !lacksSidecar(pod, true) {
 		return nil
 	}
 	ns, err := w.client.CoreV1().Namespaces().Get(ctx, pod.Namespace, metav1.GetOptions{})
@@ -396,15 +418,7 @@ func (w *examination) injection(ctx context.Context, pod *corev1.Pod) error {
 	if err != nil {
 		return fmt.Errorf("read namespace %s: %w", pod.Namespace, err)
 	}
-	requested := ns.Labels["istio-injection"] == "enabled" || ns.Labels["istio.io/rev"] != ""
-	// The pod's own label wins over the namespace's (pkg/kube/inject in Istio).
-	switch {
-	case pod.Labels["sidecar.istio.io/inject"] == "false" || pod.Annotations["sidecar.istio.io/inject"] == "false":
-		return nil
-	case pod.Labels["sidecar.istio.io/inject"] == "true":
-		requested = true
-	}
-	if !requested {
+	if !lacksSidecar(pod, requestsSidecars(ns)) {
 		return nil
 	}
 	restart := fmt.Sprintf("`kubectl rollout restart %s -n %s`", strings.ToLower(w.workload.GetKind())+"/"+w.workload.GetName(), pod.Namespace)
@@ -423,6 +437,25 @@ func (w *examination) injection(ctx context.Context, pod *corev1.Pod) error {
 	}
 	w.add(f)
 	return nil
+}
+
+// requestsSidecars reports whether a namespace's pods are to have sidecars.
+func requestsSidecars(ns *corev1.Namespace) bool {
+	return ns.Labels["istio-injection"] == "enabled" || ns.Labels["istio.io/rev"] != ""
+}
+
+// lacksSidecar reports whether a pod was to get a sidecar and has none. Its own label wins over the namespace's (pkg/kube/inject in Istio).
+func lacksSidecar(pod *corev1.Pod, requested bool) bool {
+	if hasSidecar(pod) || pod.Spec.HostNetwork || !inUse(pod) || pod.Annotations["sidecar.istio.io/inject"] == "false" {
+		return false
+	}
+	switch pod.Labels["sidecar.istio.io/inject"] {
+	case "false":
+		return false
+	case "true":
+		return true
+	}
+	return requested
 }
 
 // revision reports whether a control plane, or a tag, of that name injects.
