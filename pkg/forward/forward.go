@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -18,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"polymesh.dev/polymesh/pkg/relay"
 )
 
 const (
@@ -210,23 +211,7 @@ func (f *Forwarder) forward(conn net.Conn, socket string) {
 	if closed {
 		return
 	}
-	var directions sync.WaitGroup
-	directions.Go(func() { copyAndEnd(dialed, conn) })
-	directions.Go(func() { copyAndEnd(conn, dialed) })
-	directions.Wait()
-}
-
-// copyAndEnd copies what one side sends, and then the end of it. If the other side takes no more, both connections end: what comes would
-// have no reader. The kernel copies (splice), so a connection needs no memory here.
-func copyAndEnd(to, from net.Conn) {
-	if _, err := io.Copy(to, from); err != nil {
-		to.Close()
-		from.Close()
-		return
-	}
-	if half, ok := to.(interface{ CloseWrite() error }); ok {
-		_ = half.CloseWrite()
-	}
+	relay.Between(conn.(*net.TCPConn), dialed.(*net.UnixConn))
 }
 
 func (f *Forwarder) closeAll() {

@@ -15,6 +15,7 @@ import (
 	"gopkg.in/natefinch/lumberjack.v2"
 
 	"polymesh.dev/polymesh/pkg/atomicfile"
+	"polymesh.dev/polymesh/pkg/cgroup"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/imagestore"
 )
@@ -91,7 +92,7 @@ func (c *Containerd) prepare(ctx context.Context) error {
 	if err := c.openSandboxFiles(); err != nil {
 		return err
 	}
-	text, err := toml.Marshal(c.configuration(pause, hasCapability(unix.CAP_SYS_RESOURCE), systemdCgroups()))
+	text, err := toml.Marshal(c.configuration(pause, hasCapability(unix.CAP_SYS_RESOURCE), cgroup.BySystemd()))
 	if err != nil {
 		return fmt.Errorf("encode containerd's configuration: %w", err)
 	}

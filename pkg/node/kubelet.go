@@ -24,6 +24,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
 
 	"polymesh.dev/polymesh/pkg/certificate"
+	"polymesh.dev/polymesh/pkg/cgroup"
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
@@ -77,8 +78,10 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.Authentication.Webhook.Enabled = true
 	c.Authentication.X509.ClientCAFile = identity.ClientCA
 	c.Authorization.Mode = kubeletconfig.KubeletAuthorizationModeWebhook
+	// Where systemd manages the cgroups, those of containers are created through it
+	// (https://kubernetes.io/docs/setup/production-environment/container-runtimes/#cgroup-drivers).
 	c.CgroupDriver = "cgroupfs"
-	if systemdCgroups() {
+	if cgroup.BySystemd() {
 		c.CgroupDriver = "systemd"
 	} else {
 		c.CgroupRoot = cfg.DataDir.CgroupRoot()
@@ -167,7 +170,7 @@ func (k *Kubelet) prepare() error {
 	if err := setTornCheckpointsAside(cfg.DataDir.Kubelet(), k.opts.Log.With("component", k.Name())); err != nil {
 		return err
 	}
-	if !systemdCgroups() {
+	if !cgroup.BySystemd() {
 		if err := makeCgroup(cfg.DataDir.CgroupRoot()); err != nil {
 			return err
 		}

@@ -14,35 +14,21 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/pkg/cgroup"
 	"polymesh.dev/polymesh/pkg/layout"
 )
 
-const cgroupMount = "/sys/fs/cgroup"
-
-// cgroup is the process's own cgroup, in which its memory is limited. It is not in that of the pods, which a kubelet may change, nor in
+// group is the process's own cgroup, in which its memory is limited. It is not in that of the pods, which a kubelet may change, nor in
 // the server's, which a service manager may end.
-type cgroup struct{ mount, name string }
+type group string
 
-func cgroupOf(dataDir layout.DataDir) cgroup {
-	return cgroup{cgroupMount, dataDir.CgroupRoot() + "-observe"}
-}
-
-// unified reports whether the machine has cgroup v2 alone.
-func (g cgroup) unified() bool {
-	_, err := os.Stat(filepath.Join(g.mount, "cgroup.controllers"))
-	return err == nil
-}
-
-// byManager reports whether systemd owns the tree, in which no one else may create cgroups outside of what it has delegated
-// (https://systemd.io/CGROUP_DELEGATION/).
-func (g cgroup) byManager() bool {
-	_, err := os.Stat("/run/systemd/system")
-	return err == nil && g.unified()
+func groupOf(dataDir layout.DataDir) group {
+	return group(dataDir.CgroupRoot() + "-observe")
 }
 
 // wrap returns the command that runs a command in the cgroup, where systemd has to create it.
-func (g cgroup) wrap(line []string) ([]string, error) {
-	if !g.byManager() {
+func (g group) wrap(line []string) ([]string, error) {
+	if !cgroup.BySystemd() {
 		return line, nil
 	}
 	run, err := exec.LookPath("systemd-run")
@@ -50,28 +36,28 @@ func (g cgroup) wrap(line []string) ([]string, error) {
 		return line, fmt.Errorf("systemd owns this machine's cgroups: %w", err)
 	}
 	// systemd-run becomes the program in a unit of its own, which does not end with the server's.
-	unit := strings.TrimPrefix(g.name, "/") + "-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	unit := strings.TrimPrefix(string(g), "/") + "-" + strconv.FormatInt(time.Now().UnixNano(), 36)
 	return append([]string{run, "--quiet", "--collect", "--scope", "--unit=" + unit, "--property=MemoryMax=" + strconv.Itoa(MemoryLimit), "--"}, line...), nil
 }
 
 // dir returns the cgroup's folder: with cgroup v1, in the memory hierarchy.
-func (g cgroup) dir() string {
-	if g.unified() {
-		return filepath.Join(g.mount, g.name)
+func (g group) dir() string {
+	if cgroup.Unified() {
+		return filepath.Join(cgroup.Mount, string(g))
 	}
-	return filepath.Join(g.mount, "memory", g.name)
+	return filepath.Join(cgroup.Mount, "memory", string(g))
 }
 
 // add puts a process into the cgroup, which it creates if systemd does not.
-func (g cgroup) add(pid int) error {
-	if g.byManager() {
+func (g group) add(pid int) error {
+	if cgroup.BySystemd() {
 		return nil
 	}
 	dir, limit := g.dir(), "memory.limit_in_bytes"
-	if g.unified() {
+	if cgroup.Unified() {
 		limit = "memory.max"
 		// Fails where it cannot be delegated, and where it is already; the limit below shows whether it worked.
-		_ = os.WriteFile(filepath.Join(g.mount, "cgroup.subtree_control"), []byte("+memory"), 0o644)
+		_ = os.WriteFile(filepath.Join(cgroup.Mount, "cgroup.subtree_control"), []byte("+memory"), 0o644)
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("create its cgroup: %w", err)
@@ -96,8 +82,8 @@ func write(path string, value int) error {
 }
 
 // remove removes the cgroup, once it is empty.
-func (g cgroup) remove(ctx context.Context) error {
-	if g.byManager() {
+func (g group) remove(ctx context.Context) error {
+	if cgroup.BySystemd() {
 		return nil // systemd does
 	}
 	// The kernel needs a moment to notice that its process has exited.

@@ -64,7 +64,7 @@ type Options struct {
 type Component struct {
 	component.Background
 	o      Options
-	cgroup cgroup
+	cgroup group
 	log    *slog.Logger
 
 	pid     atomic.Int64
@@ -78,7 +78,7 @@ type Component struct {
 
 // New returns the component, not yet started.
 func New(o Options) *Component {
-	c := &Component{o: o, cgroup: cgroupOf(o.DataDir)}
+	c := &Component{o: o, cgroup: groupOf(o.DataDir)}
 	c.log = o.Log.With("component", c.Name())
 	return c
 }

@@ -3,7 +3,6 @@ package apilb
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -11,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/pkg/relay"
 )
 
 // silentPeer is how long a peer may leave packets unacknowledged before its connection ends. A server that is switched off
@@ -93,28 +94,8 @@ func (b *Balancer) forward(ctx context.Context, client *net.TCPConn) {
 			_ = dialed.Close()
 			continue
 		}
-		c.copy()
+		relay.Between(c.client, c.server)
 		b.with(ctx, func(p *pool) { p.unregister(addr, c) })
 		return
 	}
-}
-
-// copy returns when both directions have ended, and the connections are closed.
-func (c *conn) copy() {
-	defer c.close()
-	var wait sync.WaitGroup
-	for _, way := range [][2]*net.TCPConn{{c.client, c.server}, {c.server, c.client}} {
-		from, to := way[0], way[1]
-		wait.Go(func() {
-			_, err := io.Copy(to, from)
-			if err == nil {
-				// One side has said all: the other may still answer.
-				err = to.CloseWrite()
-			}
-			if err != nil {
-				c.close()
-			}
-		})
-	}
-	wait.Wait()
 }
