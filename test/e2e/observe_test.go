@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -24,12 +25,27 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// TestTracing sends the spans of three services to Jaeger, in both formats, and asks Jaeger what has come.
+// TestTracing sends the spans of three services to the store, in three formats, and asks Jaeger's API of it what has come.
 func TestTracing(t *testing.T) {
-	importJaeger(t, app(t))
+	s := newScenario(t, "tracing")
+	query := s.Kubectl(t, "get", "service", "jaeger-query", "-n", "istio-system", "-o", "jsonpath={.spec.clusterIP}")
+	s.jaegerAPI = net.JoinHostPort(query, "16686")
+	s.addProviders("jaeger.tracing.svc.cluster.local", "jaeger-collector.istio-system.svc.cluster.local")
+	s.wantTracing()
+}
+
+// TestTracingToJaeger sends them to Jaeger itself.
+func TestTracingToJaeger(t *testing.T) {
+	n := app(t)
+	long(t, "TestTracing compares the same spans in the store, TestPolyglot those of five languages in Jaeger")
+	importJaeger(t, n)
 	s := newScenario(t, "tracing")
 	s.addProviders()
+	s.wantTracing()
+}
 
+func (s *scenario) wantTracing() {
+	t := s.t
 	for _, provider := range []string{"otlp-grpc", "otlp-http", "zipkin"} {
 		t.Run(provider, func(t *testing.T) {
 			s := s.in(t)
@@ -515,7 +531,11 @@ type span struct {
 // spans asks Jaeger's API; a trace that it does not know has no spans.
 func (s *scenario) spans(query string) ([]span, error) {
 	s.t.Helper()
-	response, err := s.HTTPInside(false).Get("http://" + s.podIP("jaeger") + ":16686/api/" + query)
+	api := s.jaegerAPI
+	if api == "" {
+		api = net.JoinHostPort(s.podIP("jaeger"), "16686")
+	}
+	response, err := s.HTTPInside(false).Get("http://" + api + "/api/" + query)
 	if err != nil {
 		return nil, err
 	}
@@ -595,14 +615,14 @@ func (r echoReply) traceContext(b3 bool) (trace, span string) {
 }
 
 // addProviders adds the providers in the scenario's mesh.yaml to the mesh configuration.
-func (s *scenario) addProviders() {
+func (s *scenario) addProviders(oldnew ...string) {
 	s.t.Helper()
 	text, err := os.ReadFile(filepath.Join(s.dir, "mesh.yaml"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	var added struct{ ExtensionProviders []any }
-	if err := yaml.Unmarshal(text, &added); err != nil {
+	if err := yaml.Unmarshal([]byte(strings.NewReplacer(oldnew...).Replace(string(text))), &added); err != nil {
 		s.t.Fatal(err)
 	}
 	s.changeMesh(func(mesh map[string]any) {

@@ -86,10 +86,13 @@ func (p *polyglot) wantOnPage() {
 		ID           string   `json:"id"`
 		Lines, Spans []string `json:",omitempty"`
 	}
-	args := []string{"request", p.name, "node-service", "rust-service"}
-	if shots := os.Getenv("POLYMESH_SCREENSHOTS"); shots != "" {
-		args = append(args, shots)
+	// TestBrowser of observe/page checks all views, of a made-up cluster.
+	views := "one"
+	shots := os.Getenv("POLYMESH_SCREENSHOTS")
+	if shots != "" || !testing.Short() {
+		views = "all"
 	}
+	args := []string{"request", p.name, "node-service", "rust-service", views, shots}
 	browse(t, p.Node, &found, args...)
 	all := strings.Join(found.Lines, "\n")
 	for _, line := range found.Lines {

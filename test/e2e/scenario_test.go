@@ -18,6 +18,8 @@ type scenario struct {
 	t    *testing.T
 	name string
 	dir  string
+	// jaegerAPI is where traces are looked up, the scenario's own Jaeger if it is empty.
+	jaegerAPI string
 }
 
 // workloads is the file of every scenario with its namespaces, Deployments and Services.

@@ -96,6 +96,15 @@ func TestObserveStore(t *testing.T) {
 	if entries, err := os.ReadDir(n.DataDir()); err != nil || len(entries) != 2 {
 		t.Errorf("the reset has left %v: %v", entries, err)
 	}
+	// Of the cluster nothing is left, and what was recorded is on the page.
+	var gone struct {
+		Overview string
+		Lines    []string
+	}
+	browse(t, n, &gone, "offline", "default", "speaker", word)
+	if len(gone.Lines) == 0 || !strings.Contains(gone.Lines[0], word) || !strings.Contains(gone.Overview, "These are recorded files") {
+		t.Errorf("the page of a cluster that is gone shows the lines %q and %s", gone.Lines, gone.Overview)
+	}
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

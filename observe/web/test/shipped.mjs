@@ -1,7 +1,7 @@
 // Opens the page of a running cluster, as `polymesh dashboard` serves it, in a browser. The end-to-end tests call it (test/e2e/page_test.go):
 //
-// node test/shipped.mjs ADDRESS CHROMIUM request NAMESPACE CALLER CALLED [FOLDER for screenshots]
-//   from the connection of two workloads to one request, its spans and its lines, by clicks; prints them as JSON
+// node test/shipped.mjs ADDRESS CHROMIUM request NAMESPACE CALLER CALLED all|one [FOLDER for screenshots]
+//   from the connection of two workloads to one request, its spans and its lines, by clicks; prints them as JSON. axe checks all views, or one
 // node test/shipped.mjs ADDRESS CHROMIUM offline NAMESPACE WORKLOAD TEXT
 //   what is shown of a cluster that is gone: a graph, and the lines of a workload with a text
 import assert from "node:assert/strict";
@@ -70,7 +70,7 @@ async function checkViews(views, shots) {
   assert.deepEqual(failures, []);
 }
 
-async function request(namespace, caller, called, shots) {
+async function request(namespace, caller, called, which, shots) {
   const edge = page.locator(".edge", { has: page.locator(`[aria-label^="${caller} calls ${called}"]`) });
   await showUntil(`/graph?ns=${namespace}`, async () => (await edge.count()) > 0);
   await edge.locator(".label").click();
@@ -96,7 +96,11 @@ async function request(namespace, caller, called, shots) {
     texts.push(await line.locator("pre").first().textContent());
   }
   const spans = await rows.allTextContents();
-  await checkViews({ overview: "/", graph: `/graph?ns=${namespace}`, edge: `/edge/${namespace}/${caller}/${namespace}/${called}`, request: path, logs: "/logs", traces: "/traces", metrics: "/metrics", workloads: "/workloads", workload: `/workloads/${namespace}/${called}`, rollouts: "/rollouts", events: "/events", nodes: "/nodes" }, shots);
+  const views = {
+    request: path, overview: "/", graph: `/graph?ns=${namespace}`, edge: `/edge/${namespace}/${caller}/${namespace}/${called}`, logs: "/logs", traces: "/traces", metrics: "/metrics",
+    workloads: "/workloads", workload: `/workloads/${namespace}/${called}`, rollouts: "/rollouts", events: "/events", nodes: "/nodes",
+  };
+  await checkViews(which === "all" ? views : { request: path }, shots);
   return { id: decodeURIComponent(path.split("/")[2]), lines: texts, spans };
 }
 
