@@ -235,7 +235,9 @@ func TestSurvey(t *testing.T) {
 	// What failed long ago is history.
 	controlplanetest.Eventually(t, "the job has failed", func() error {
 		j, err := client.BatchV1().Jobs("shop").Get(t.Context(), "migrate", metav1.GetOptions{})
-		if err == nil && !slices.ContainsFunc(j.Status.Conditions, func(c batchv1.JobCondition) bool { return c.Type == batchv1.JobFailed && c.Status == corev1.ConditionTrue }) {
+		if err == nil && !slices.ContainsFunc(j.Status.Conditions, func(c batchv1.JobCondition) bool {
+			return c.Type == batchv1.JobFailed && c.Status == corev1.ConditionTrue
+		}) {
 			err = fmt.Errorf("it has %+v", j.Status)
 		}
 		return err

@@ -120,6 +120,7 @@ func (s *server) describe(socket *status.Server) {
 	member.Serve(socket, s.etcd(), overview.Kind(o))
 	if s.observes() {
 		socket.Handle(metricsPath, &ownMetrics{from: legacyregistry.DefaultGatherer})
+		socket.Handle(findingsPath, &findings{kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh")})
 	}
 }
 
