@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
 
+	"polymesh.dev/polymesh/observe/findings"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/loki"
 	"polymesh.dev/polymesh/observe/metrics"
@@ -208,6 +209,7 @@ func (s *stores) afternoon(t testing.TB) {
 	s.record(t, slices.Concat(meshSeries(story), clusterSeries()), fixtureStart, fixtureNow)
 	require.NoError(t, s.logs.Append(objectEntries()))
 	require.NoError(t, s.logs.Append(eventEntries()))
+	require.NoError(t, s.logs.Append(findingEntries()))
 	entries, spans := requests()
 	for part := range slices.Chunk(entries, 1000) {
 		require.NoError(t, s.logs.Append(part))
@@ -558,6 +560,29 @@ func objectEntries() []logstore.Entry {
 	state(rolledBack, r)
 	state(canary, rolloutState{Name: "fastapi-service", Namespace: app, Container: "app", Image: "polyglot/fastapi-service:1.3.0", Previous: "polyglot/fastapi-service:1.2.0", Plan: plan, Started: canary, Phase: "Running", Step: 0, Weight: 25})
 	slices.SortFunc(list, func(a, b logstore.Entry) int { return a.Time.Compare(b.Time) })
+	return list
+}
+
+// findingEntries are what the server's diagnosis has found, each minute.
+func findingEntries() []logstore.Entry {
+	var list []logstore.Entry
+	broken, unplaced := podsOf(fixtureWorkloads[5])[1], workloadPod("report")
+	for at := fixtureStart; !at.After(fixtureNow); at = at.Add(findings.Every) {
+		var s findings.Survey
+		if at.After(failing) {
+			s.Findings = append(s.Findings, findings.Finding{
+				Reason: "Crash", Kind: "Deployment", Namespace: app, Name: "rust-service", Pod: broken, Container: "app", Since: failing, Ready: 1, Replicas: 2,
+				Message: "ended with exit code 101 (6 restarts), its last output: thread 'main' panicked at src/main.rs:42", Advice: "its whole log: `kubectl logs " + broken + " -n " + app + " -c app --previous`",
+			})
+		}
+		if at.After(waiting) {
+			s.Findings = append(s.Findings, findings.Finding{
+				Reason: "Pending", Kind: "Job", Namespace: app, Name: "report", Pod: unplaced, Since: waiting, Bad: true, Replicas: 1,
+				Message: "0/2 nodes are available: 2 Insufficient memory", Advice: "no node has that much left: lower the requests, or add a node",
+			})
+		}
+		list = append(list, s.Entries(at.Add(-time.Second))...)
+	}
 	return list
 }
 

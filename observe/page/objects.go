@@ -6,9 +6,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
+	"polymesh.dev/polymesh/observe/findings"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -133,16 +133,6 @@ type rolloutStep struct {
 // ended reports whether the rollout is over.
 func (r *rolloutState) ended() bool { return !r.Ended.IsZero() }
 
-// finding is what the server's diagnosis found about a workload.
-type finding struct {
-	Reason    string `json:"reason"`
-	Object    string `json:"object"`
-	Pod       string `json:"pod,omitempty"`
-	Container string `json:"container,omitempty"`
-	Message   string `json:"message"`
-	Advice    string `json:"advice"`
-}
-
 // label returns a label of an entry, and metadata what belongs to the entry alone.
 func label(e logstore.Entry, name string) string    { return logstore.Value(e.Labels, name) }
 func metadata(e logstore.Entry, name string) string { return logstore.Value(e.Metadata, name) }
@@ -226,9 +216,13 @@ func (s *server) unready(ctx context.Context, at time.Time) (map[nodeKey]string,
 	if err != nil {
 		return nil, err
 	}
+	found, err := s.diagnosisAt(ctx, at)
+	if err != nil {
+		return nil, err
+	}
 	problems := map[nodeKey]string{}
 	for _, w := range list {
-		if p := w.problem(); p != nil {
+		if p := w.problem(found); p != nil {
 			problems[nodeKey{aWorkload, w.Namespace, w.Name}] = p.Text
 		}
 	}
@@ -237,69 +231,46 @@ func (s *server) unready(ctx context.Context, at time.Time) (map[nodeKey]string,
 
 // problem is why a workload is not ready.
 type problem struct {
-	Text  string    `json:"text"`          // "1 of 3 pods is ready: container api was killed at its memory limit"
+	Text  string    `json:"text"`          // "1 of 3 pods is ready: container api is killed at its memory limit"
 	Why   string    `json:"why,omitempty"` // what the cluster reports
 	Since time.Time `json:"since,omitzero"`
 }
 
-// problem returns why a workload is not ready, nothing if it is. The reason is that of its newest pod that is not.
-func (w *workloadState) problem() *problem {
+// unready reports whether fewer pods are ready than should be.
+func (w *workloadState) unready() bool {
 	done := func(p podState) bool { return p.Phase == "Succeeded" }
-	if w.Kind == "Job" || w.Ready >= w.Replicas || w.Paused || w.Kind == "Pod" && slices.ContainsFunc(w.Pods, done) {
+	return w.Kind != "Job" && w.Ready < w.Replicas && !w.Paused && !(w.Kind == "Pod" && slices.ContainsFunc(w.Pods, done))
+}
+
+// key is what the workload is found by.
+func (w *workloadState) key() objectKey { return objectKey{w.Namespace, w.Kind, w.Name} }
+
+// problem returns why a workload is not ready, nothing if it is. How much of it is ready is its own snapshot's, why is the server's diagnosis.
+func (w *workloadState) problem(d *diagnosis) *problem {
+	if !w.unready() {
 		return nil
 	}
 	p := &problem{Text: fmt.Sprintf("%d of %s ready", w.Ready, plural(w.Replicas, "pod is", "pods are"))}
-	for _, c := range w.Conditions {
-		if c.Type == "Available" && c.Status == "False" || c.Type == "ReplicaFailure" && c.Status == "True" || c.Type == "Progressing" && c.Status == "False" {
-			p.Since = c.Since
-			if c.Type != "Available" {
-				p.Why = c.Message
-			}
+	if list := d.of(w.key()); len(list) > 0 {
+		if what := phrase(list[0]); what != "" {
+			p.Text += ": " + what
 		}
-	}
-	pods := slices.Clone(w.Pods)
-	slices.SortFunc(pods, func(a, b podState) int { return b.Created.Compare(a.Created) })
-	for _, pod := range pods {
-		if pod.Ready || pod.Deleted || !pod.Deleting.IsZero() {
-			continue
-		}
-		reason, detail := pod.why()
-		if reason == "" {
-			continue
-		}
-		p.Text += ": " + reason
-		p.Why = cmp.Or(detail, p.Why)
-		break
+		p.Why, p.Since = why(list[0]), list[0].Since
 	}
 	return p
 }
 
-// why returns why a pod is not ready: what happened, and what the cluster reports.
-func (p *podState) why() (reason, detail string) {
+// why returns why a pod is not ready, in the words of the diagnosis, or else in Kubernetes' own.
+func (p *podState) why(found []findings.Finding) string {
+	for _, f := range found {
+		if f.Pod == p.Name {
+			return cmp.Or(phrase(f), f.Message)
+		}
+	}
 	for _, c := range p.Containers {
-		if c.Ready {
-			continue
-		}
-		switch {
-		case c.Last != nil && c.Last.Reason == "OOMKilled" || c.Reason == "OOMKilled":
-			return "container " + c.Name + " was killed at its memory limit", c.Message
-		case c.Reason == "CrashLoopBackOff":
-			if c.Last != nil {
-				return "container " + c.Name + " ends again and again, with exit code " + strconv.Itoa(c.Last.ExitCode), c.Message
-			}
-			return "container " + c.Name + " ends again and again", c.Message
-		case c.Reason == "ImagePullBackOff" || c.Reason == "ErrImagePull" || c.Reason == "InvalidImageName" || c.Reason == "ErrImageNeverPull":
-			return "the image of container " + c.Name + " cannot be pulled", c.Message
-		case c.Reason == "CreateContainerConfigError" || c.Reason == "CreateContainerError":
-			return "container " + c.Name + " cannot be created", c.Message
-		case c.State == "terminated" && c.ExitCode != 0:
-			return "container " + c.Name + " ended with exit code " + strconv.Itoa(c.ExitCode), c.Message
-		case c.State == "running":
-			reason, detail = "container "+c.Name+" runs but is not ready", c.Message
+		if !c.Ready && c.Reason != "" {
+			return c.Reason
 		}
 	}
-	if reason == "" && p.Phase == "Pending" && p.Node == "" {
-		return "pod " + p.Name + " waits for a node", p.Message
-	}
-	return reason, cmp.Or(detail, p.Message)
+	return ""
 }

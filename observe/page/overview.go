@@ -72,6 +72,8 @@ type overviewAnswer struct {
 	Rates     []line `json:"rates"`     // by class of code
 	Quantiles []line `json:"quantiles"` // milliseconds
 	Changes   []mark `json:"changes"`   // the newest first
+
+	found *diagnosis
 }
 
 // overview answers with the state of everything in sentences. Parameters: end, window, ns.
@@ -87,7 +89,7 @@ func (s *server) overview(r *http.Request) (any, error) {
 	ctx := r.Context()
 	a := &overviewAnswer{Start: p.start.UnixMilli(), End: p.end.UnixMilli(), Statements: []statement{}}
 	for _, add := range []func(context.Context, *overviewAnswer, period, []string) error{
-		s.addCluster, s.addNodes, s.addWorkloads, s.addCalls, s.addRollouts, s.addTargets, s.addAlerts, s.addCharts,
+		s.addCluster, s.addFindings, s.addNodes, s.addWorkloads, s.addCalls, s.addRollouts, s.addTargets, s.addAlerts, s.addCharts,
 	} {
 		if err := add(ctx, a, p, namespaces); err != nil {
 			return nil, err
@@ -135,6 +137,19 @@ func (s *server) addCluster(ctx context.Context, a *overviewAnswer, p period, _ 
 	return nil
 }
 
+// addFindings adds what the server's diagnosis has found.
+func (s *server) addFindings(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
+	var err error
+	if a.found, err = s.diagnosisAt(ctx, p.end); err != nil {
+		return err
+	}
+	for _, st := range a.found.statements(namespaces) {
+		st.Earlier = st.Since > 0 && st.Since <= p.end.Add(-sinceWindow).UnixMilli()
+		a.say(st)
+	}
+	return nil
+}
+
 func (s *server) addNodes(ctx context.Context, a *overviewAnswer, p period, _ []string) error {
 	rows, err := s.nodeRows(ctx, p)
 	if err != nil {
@@ -144,11 +159,6 @@ func (s *server) addNodes(ctx context.Context, a *overviewAnswer, p period, _ []
 		a.Numbers.Nodes++
 		if n.Ready || !n.Known {
 			a.Numbers.ReadyNodes++
-		} else {
-			a.say(statement{Level: bad, Text: "Node " + n.Name + " is not ready.", Since: n.Since, Link: "/nodes"})
-		}
-		if len(n.Pressure) > 0 {
-			a.say(statement{Level: warn, Text: fmt.Sprintf("Node %s reports %s.", n.Name, listed(n.Pressure, 3)), Link: "/nodes"})
 		}
 	}
 	longer := p
@@ -170,10 +180,6 @@ func (s *server) addNodes(ctx context.Context, a *overviewAnswer, p period, _ []
 
 func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
 	list, err := s.latestWorkloads(ctx, p.end, inNamespaces(namespaces)...)
-	if err != nil {
-		return err
-	}
-	found, err := s.findingsAt(ctx, p.end, inNamespaces(namespaces)...)
 	if err != nil {
 		return err
 	}
@@ -199,26 +205,16 @@ func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, 
 			}
 		}
 		link := route("workloads", w.Namespace, w.Name)
-		pr := w.problem()
-		if pr == nil {
+		if !w.unready() {
 			a.Numbers.ReadyWorkloads++
 		}
-		if more > maxStatements {
-			continue
-		}
 		switch {
-		case pr != nil:
+		case len(a.found.of(w.key())) > 0 || more > maxStatements:
+		case w.unready() && !a.found.known:
 			more++
-			st := statement{Level: warn, Text: fmt.Sprintf("%s in %s: %s.", w.Name, w.Namespace, pr.Text), Why: pr.Why, Link: link}
+			st := statement{Level: warn, Text: fmt.Sprintf("%s in %s: %s. Why was not recorded.", w.Name, w.Namespace, w.problem(a.found).Text), Link: link}
 			if w.Ready == 0 {
 				st.Level = bad
-			}
-			if !pr.Since.IsZero() {
-				st.Since = pr.Since.UnixMilli()
-			}
-			// The diagnosis also knows Istio's configuration, and which field to change.
-			if list := found[[2]string{w.Namespace, w.Name}]; len(list) > 0 {
-				st.Why, st.Advice = list[0].Message, list[0].Advice
 			}
 			a.say(st)
 		case restarted >= 0.5:

@@ -86,7 +86,7 @@ func TestAfternoon(t *testing.T) {
 		require.Equal(t, "mtls", e.Security, "only the called side knows")
 		require.Greater(t, *e.P99, *e.P95)
 		require.Greater(t, *e.P95, *e.P50)
-		require.Contains(t, g.Nodes[e.Target].Problem, "1 of 2 pods are ready: container app ends again and again, with exit code 101")
+		require.Contains(t, g.Nodes[e.Target].Problem, "1 of 2 pods are ready: container app ends again and again")
 
 		// A caller without a sidecar is only known to the called side.
 		e = edgeOf(t, g, "/", app+"/rust-service")
@@ -225,10 +225,58 @@ func TestAfternoon(t *testing.T) {
 		st = find("was rolled back")
 		require.Contains(t, st.Why, "error rate 3.4 %")
 		require.Equal(t, note, find("is under way: 25 % of the requests").Level)
+		// What the server's diagnosis has found, in the words of the cluster.
+		st = find("rust-service in polyglot-services: 1 of 2 pods are ready: container app ends again and again.")
+		require.Equal(t, warn, st.Level)
+		require.Contains(t, st.Why, "Container app of pod rust-service-")
+		require.Contains(t, st.Why, "ended with exit code 101 (6 restarts), its last output: thread 'main' panicked at src/main.rs:42.")
+		require.Contains(t, st.Advice, "Its whole log: `kubectl logs")
+		require.Equal(t, failing.UnixMilli(), st.Since)
+		require.Equal(t, "/workloads/polyglot-services/rust-service", st.Link)
+		st = find("report in polyglot-services: 0 of 1 pod is ready: a pod waits for a node.")
+		require.Equal(t, bad, st.Level)
+		require.Contains(t, st.Advice, "lower the requests")
+		require.Equal(t, a.Numbers.Workloads-1, a.Numbers.ReadyWorkloads, "a Job is ready when it has ended")
 		require.Equal(t, 2, a.Numbers.ReadyNodes)
 		for _, m := range a.Changes {
 			require.NotEqual(t, "not by Polymesh", m.Text, "a user's event is no mark")
 		}
+	})
+
+	t.Run("overview of an earlier time", func(t *testing.T) {
+		for at, want := range map[time.Time][]string{
+			failing.Add(-time.Minute): nil,
+			failing.Add(time.Minute):  {"rust-service in "},
+			fixtureNow:                {"report in ", "rust-service in "},
+		} {
+			a := get[overviewAnswer](t, h, fmt.Sprintf("overview?end=%d", at.UnixMilli()))
+			var got []string
+			for _, st := range a.Statements {
+				for _, w := range []string{"report in ", "rust-service in "} {
+					if strings.HasPrefix(st.Text, w) {
+						got = append(got, w)
+					}
+				}
+			}
+			require.Equal(t, want, got, at)
+		}
+		a := get[overviewAnswer](t, h, "overview?ns=data")
+		for _, st := range a.Statements {
+			require.NotContains(t, st.Text, "report in", "it is in another namespace")
+		}
+	})
+
+	t.Run("findings about a workload", func(t *testing.T) {
+		a := get[workloadAnswer](t, h, "workloads/"+app+"/rust-service?window=2h")
+		require.Len(t, a.Findings, 1)
+		require.Equal(t, "Crash", a.Findings[0].Reason)
+		require.Equal(t, failing, a.Problem.Since.UTC())
+		reasons := map[string]int{}
+		for _, p := range a.Pods {
+			reasons[p.Why]++
+		}
+		require.Equal(t, 1, reasons["container app ends again and again"], reasons)
+		require.Empty(t, get[workloadAnswer](t, h, "workloads/"+app+"/go-service").Findings)
 	})
 
 	t.Run("workloads", func(t *testing.T) {

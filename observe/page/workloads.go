@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"polymesh.dev/polymesh/observe/findings"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -83,11 +84,15 @@ func (s *server) workloads(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	found, err := s.diagnosisAt(ctx, p.end)
+	if err != nil {
+		return nil, err
+	}
 	rows := make([]workloadRow, 0, len(states))
 	for i := range states {
 		w := &states[i]
 		row := workloadRow{
-			Kind: w.Kind, Namespace: w.Namespace, Name: w.Name, Replicas: w.Replicas, Ready: w.Ready, Images: []string{}, Problem: w.problem(),
+			Kind: w.Kind, Namespace: w.Namespace, Name: w.Name, Replicas: w.Replicas, Ready: w.Ready, Images: []string{}, Problem: w.problem(found),
 		}
 		if !w.Created.IsZero() {
 			row.Created = w.Created.UnixMilli()
@@ -156,13 +161,13 @@ type revision struct {
 
 // workloadAnswer is everything about a workload.
 type workloadAnswer struct {
-	Start     int64           `json:"start"`
-	End       int64           `json:"end"`
-	State     workloadState   `json:"state"`
-	Problem   *problem        `json:"problem,omitempty"`
-	Findings  []finding       `json:"findings"`
-	Pods      []podGeneration `json:"pods"` // the newest first
-	Revisions []revision      `json:"revisions"`
+	Start     int64              `json:"start"`
+	End       int64              `json:"end"`
+	State     workloadState      `json:"state"`
+	Problem   *problem           `json:"problem,omitempty"`
+	Findings  []findings.Finding `json:"findings"`
+	Pods      []podGeneration    `json:"pods"` // the newest first
+	Revisions []revision         `json:"revisions"`
 	// Cut means that the period has more snapshots than were read.
 	Cut      bool               `json:"cut,omitempty"`
 	CPU      []line             `json:"cpu"`      // cores, by pod
@@ -195,19 +200,20 @@ func (s *server) workload(r *http.Request) (any, error) {
 		return nil, err
 	}
 	ctx := r.Context()
-	a := &workloadAnswer{Start: p.start.UnixMilli(), End: p.end.UnixMilli(), Findings: []finding{}}
+	a := &workloadAnswer{Start: p.start.UnixMilli(), End: p.end.UnixMilli(), Findings: []findings.Finding{}}
 	of := []logstore.Matcher{equal("namespace", namespace), equal("workload", name)}
-	if err := s.addGenerations(ctx, a, p, kind, of); err != nil {
+	found, err := s.diagnosisAt(ctx, p.end)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.addGenerations(ctx, a, p, kind, found, of); err != nil {
 		return nil, err
 	}
 	if a.State.Name == "" {
 		return nil, missing("no workload %s in %s was recorded in this time", name, namespace)
 	}
 	if a.State.Deleted.IsZero() {
-		a.Problem = a.State.problem()
-	}
-	if err := s.addFindings(ctx, a, p, of); err != nil {
-		return nil, err
+		a.Problem, a.Findings = a.State.problem(found), found.of(a.State.key())
 	}
 	if err := s.addUsage(ctx, a, p, namespace, name); err != nil {
 		return nil, err
@@ -228,7 +234,7 @@ func (s *server) workload(r *http.Request) (any, error) {
 }
 
 // addGenerations reads the snapshots of a workload, the newest first, and adds its state, its pods and its templates.
-func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period, kind string, of []logstore.Matcher) error {
+func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period, kind string, found *diagnosis, of []logstore.Matcher) error {
 	index := map[string]int{}
 	a.Pods, a.Revisions = []podGeneration{}, []revision{}
 	sel := logstore.Selector{
@@ -261,7 +267,7 @@ func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period
 				index[pod.UID] = i
 				g := podGeneration{podState: pod, LastSeen: at, Images: []string{}, Gone: !slices.ContainsFunc(a.State.Pods, func(x podState) bool { return x.UID == pod.UID && !x.Deleted })}
 				if !pod.Ready && !g.Gone {
-					g.Why, _ = pod.why()
+					g.Why = pod.why(found.of(a.State.key()))
 				}
 				for _, c := range pod.Containers {
 					g.Restarts += c.Restarts
@@ -285,37 +291,6 @@ func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period
 	a.Cut = read == maxHistory
 	slices.SortStableFunc(a.Pods, func(x, y podGeneration) int { return y.Created.Compare(x.Created) })
 	return err
-}
-
-// addFindings adds what the server's diagnosis last found about a workload.
-func (s *server) addFindings(ctx context.Context, a *workloadAnswer, p period, of []logstore.Matcher) error {
-	found, err := s.findingsAt(ctx, p.end, of...)
-	if err != nil {
-		return err
-	}
-	for _, list := range found {
-		a.Findings = append(a.Findings, list...)
-	}
-	return nil
-}
-
-// findingsAt returns what the server's diagnosis found in the last two minutes, by namespace and workload.
-func (s *server) findingsAt(ctx context.Context, at time.Time, of ...logstore.Matcher) (map[[2]string][]finding, error) {
-	found := map[[2]string][]finding{}
-	err := s.Logs.Select(ctx, logstore.Selector{
-		Matchers: append([]logstore.Matcher{equal("job", "findings")}, of...), Start: at.Add(-2 * time.Minute), End: at, Limit: 500, Newest: true,
-	}, func(e logstore.Entry) bool {
-		var f finding
-		if json.Unmarshal([]byte(e.Line), &f) != nil {
-			return true
-		}
-		key := [2]string{label(e, "namespace"), label(e, "workload")}
-		if !slices.Contains(found[key], f) {
-			found[key] = append(found[key], f)
-		}
-		return true
-	})
-	return found, err
 }
 
 // addUsage adds what the pods use, and what they receive.

@@ -310,7 +310,7 @@ export interface WorkloadAnswer {
     containers?: { name: string; image: string }[];
   };
   problem?: Problem;
-  findings: { reason: string; object: string; pod?: string; container?: string; message: string; advice: string }[];
+  findings: { reason: string; kind: string; namespace?: string; name: string; pod?: string; container?: string; message: string; advice: string }[];
   pods: Pod[];
   revisions: { time: number; revision?: string; images: string[] }[];
   cut?: boolean;
