@@ -60,6 +60,9 @@ func (p *parts) components() []Component {
 	if p.o.PodLogDir != "" {
 		all = append(all, Component{Name: podTailer, After: []string{logStore, metricsDB}, Start: p.tailPods})
 	}
+	if p.o.ServerSocket != "" {
+		all = append(all, Component{Name: diagnoses, After: []string{logStore}, Start: p.keepFindings})
+	}
 	return append(all, Component{Name: platform, After: []string{logStore}, Start: p.tailPlatform})
 }
 
