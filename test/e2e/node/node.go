@@ -59,6 +59,9 @@ type Options struct {
 	Program string
 	// Args are further flags of `polymesh server`, or `polymesh agent`; data dir, kubeconfig, server and token are set already.
 	Args []string
+	// Observe lets the server have the store of metrics, logs and traces. Without it, it is started with --disable observe, because most tests
+	// do not look at what a store has, and each would pay for one. The node with the guide's app has it, as a user's.
+	Observe bool
 	// Env are further environment variables of the server, KEY=value.
 	Env []string
 	// NoDefaultRoute creates a machine that only has a route to its own network.

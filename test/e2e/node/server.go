@@ -69,6 +69,9 @@ func (n *Node) Start(ctx context.Context) error {
 			args = append(args, "--token-file", token)
 		}
 	}
+	if !n.opts.Observe && n.agentOf() == nil && n.program == n.tested {
+		args = append(args, "--disable", "observe")
+	}
 	args = append(args, n.opts.Args...)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(environment(), n.opts.Env...)
