@@ -205,7 +205,7 @@ func (a *Addon) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	if a.yields() {
+	if a.yields() && !a.opts.Disabled {
 		if err := a.followUsers(ctx); err != nil {
 			return err
 		}
