@@ -1,0 +1,51 @@
+//go:build integration
+
+package server
+
+import (
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
+	"polymesh.dev/polymesh/pkg/diagnose"
+)
+
+// What the store asks for, of a real API server. Before there is one, the answer is an error.
+func TestFindingsOfTheCluster(t *testing.T) {
+	get := func(f *findings) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		f.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/findings", nil))
+		return w
+	}
+	early := &findings{kubeconfig: filepath.Join(t.TempDir(), "none")}
+	if w := get(early); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), `{"message":"look for what is wrong in the cluster: read kubeconfig`) {
+		t.Errorf("without a kubeconfig: %d %s", w.Code, w.Body)
+	}
+	early.kubeconfig = controlplanetest.Start(t, slog.New(slog.DiscardHandler))
+	client := controlplanetest.Client(t, early.kubeconfig)
+	node, err := client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Message: "container runtime is down", LastTransitionTime: metav1.Now()}}
+	if _, err := client.CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w := get(early)
+	var survey diagnose.Survey
+	if err := json.Unmarshal(w.Body.Bytes(), &survey); err != nil || w.Code != http.StatusOK {
+		t.Fatalf("%d %s: %v", w.Code, w.Body, err)
+	}
+	if len(survey.Findings) != 1 || survey.Findings[0].Name != "n1" || survey.Findings[0].Message != "container runtime is down" || time.Since(survey.At) > time.Minute {
+		t.Errorf("it finds %+v", survey)
+	}
+}
