@@ -69,6 +69,7 @@ type Cluster struct {
 	virtualServices, httpRoutes *table[route]
 
 	owners    owners
+	places    places
 	documents documents
 	marks     marks
 	events    events
@@ -82,6 +83,7 @@ type Cluster struct {
 func New(o Options) *Cluster {
 	c := &Cluster{opts: o, log: o.Log}
 	c.owners = newOwners()
+	c.places = newPlaces()
 	c.documents = newDocuments()
 	c.marks = newMarks()
 	c.events = newEvents(c)

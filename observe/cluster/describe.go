@@ -264,6 +264,7 @@ func (c *Cluster) podChanged(old, now *corev1.Pod) {
 	// Another pod with the same name.
 	if old != nil && (now == nil || old.UID != now.UID) {
 		k := c.disown(old)
+		c.places.leave(old)
 		if r := c.documents.record(k); len(r.ended) < maxEnded {
 			r.ended = append(r.ended, old)
 		}
@@ -272,6 +273,7 @@ func (c *Cluster) podChanged(old, now *corev1.Pod) {
 	}
 	if now != nil {
 		c.own(now)
+		c.places.put(now)
 		c.touchPod(now)
 		c.markPod(old, now)
 	}

@@ -97,7 +97,7 @@ func trimPod(object any) *corev1.Pod {
 	if !ok {
 		return nil
 	}
-	trimMeta(&p.ObjectMeta, func(name string) bool { return name == templateLabel || name == controllerLabel })
+	trimMeta(&p.ObjectMeta, func(name string) bool { return name == templateLabel || name == controllerLabel }, mirrorAnnotation)
 	spec := corev1.PodSpec{
 		NodeName: p.Spec.NodeName, PriorityClassName: p.Spec.PriorityClassName, HostNetwork: p.Spec.HostNetwork,
 		Containers: trimContainers(p.Spec.Containers), InitContainers: trimContainers(p.Spec.InitContainers),

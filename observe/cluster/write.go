@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
@@ -134,7 +136,7 @@ func (c *Cluster) recall(ctx context.Context, now time.Time) error {
 			Kind, Namespace, Name, Revision string
 			Deleted                         time.Time
 			Containers                      []struct{ Name, Image string }
-			Pods                            []struct{ Name string }
+			Pods                            []struct{ Name, UID, Node string }
 		}
 		if json.Unmarshal([]byte(e.Line), &doc) != nil || len(doc.Containers) == 0 {
 			return true
@@ -147,6 +149,9 @@ func (c *Cluster) recall(ctx context.Context, now time.Time) error {
 		for _, p := range doc.Pods {
 			if c.owners.gone[doc.Namespace+"/"+p.Name] == (Workload{}) {
 				c.owners.remember(doc.Namespace+"/"+p.Name, Workload{doc.Kind, doc.Name})
+			}
+			if _, known := c.places.gone[types.UID(p.UID)]; !known && p.UID != "" && p.Node != "" {
+				c.places.remember(types.UID(p.UID), Place{doc.Namespace, p.Name, p.Node})
 			}
 		}
 		if newest && doc.Deleted.IsZero() {

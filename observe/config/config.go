@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"time"
@@ -71,6 +72,10 @@ type Options struct {
 	RemoteWrite bool
 	// ReadOnly serves what is stored, and records nothing. The data dir is not changed: what has to be copied is beside the socket.
 	ReadOnly bool
+	// PushTo is the URL to which the program sends what it reads on this machine, which it only buffers then; empty for a store. PushCA is whom the
+	// certificate there is from, PushCert and PushKey are the node's own, and Buffer is how many bytes wait at most.
+	PushTo, PushCA, PushCert, PushKey string
+	Buffer                            Size
 	// Log is the file of the program's own log, which it rotates; empty for standard error.
 	Log   string
 	Debug bool
@@ -104,6 +109,12 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	f.IntVar(&o.LinesPerSecond, "lines-per-second", 2000, "how many log lines of a pod are stored; lines above it are dropped")
 	f.BoolVar(&o.RemoteWrite, "remote-write", false, "accept metrics by Prometheus' remote write")
 	f.BoolVar(&o.ReadOnly, "read-only", false, "serve what is stored, record nothing, and change no file in the data dir")
+	f.StringVar(&o.PushTo, "push-to", "", "https URL of an API server to which what is read on this machine is sent; nothing is stored then (default: none)")
+	f.StringVar(&o.PushCA, "push-ca", "", "file of the authority that has signed the API server's certificate")
+	f.StringVar(&o.PushCert, "push-cert", "", "file of this node's certificate")
+	f.StringVar(&o.PushKey, "push-key", "", "file of the key of that certificate")
+	o.Buffer = 64 << 20
+	f.Var(&o.Buffer, "buffer", "how much waits on the disk while the API server does not answer")
 	f.StringVar(&o.Log, "log", "", "file of the program's own log (default: standard error)")
 	f.BoolVar(&o.Debug, "debug", false, "log debugging messages")
 	f.BoolVar(&o.Version, "version", false, "print the version")
@@ -149,6 +160,7 @@ func (o *Options) check() error {
 		{"data-dir", &o.DataDir}, {"socket", &o.Socket}, {"cluster-sockets", &o.ClusterSockets}, {"kubeconfig", &o.Kubeconfig},
 		{"pod-log-dir", &o.PodLogDir}, {"log", &o.Log}, {"server-socket", &o.ServerSocket},
 		{"kubelet-ca", &o.KubeletCA}, {"kubelet-cert", &o.KubeletCert}, {"kubelet-key", &o.KubeletKey},
+		{"push-ca", &o.PushCA}, {"push-cert", &o.PushCert}, {"push-key", &o.PushKey},
 	} {
 		if *path.value == "" {
 			continue
@@ -180,6 +192,9 @@ func (o *Options) check() error {
 			return errors.New("--read-only changes no file in the data dir: choose --socket, and --log, elsewhere")
 		}
 	}
+	if err := o.checkPush(); err != nil {
+		return err
+	}
 	if o.Disk != 0 && o.Disk < MinDisk {
 		return fmt.Errorf("--disk %s is less than %s, the smallest store", o.Disk, MinDisk)
 	}
@@ -197,6 +212,37 @@ func (o *Options) check() error {
 		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '.'
 	}) {
 		return fmt.Errorf("--node-name %q is not the name of a node", o.NodeName)
+	}
+	return nil
+}
+
+// minBuffer is the smallest buffer: some files, of which the oldest can be dropped.
+const minBuffer Size = 8 << 20
+
+// checkPush checks the settings of a program that only sends.
+func (o *Options) checkPush() error {
+	if o.PushTo == "" {
+		if o.PushCA != "" || o.PushCert != "" || o.PushKey != "" {
+			return errors.New("--push-ca, --push-cert and --push-key go with --push-to")
+		}
+		return nil
+	}
+	if u, err := url.Parse(o.PushTo); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("--push-to %q is not an https URL", o.PushTo)
+	}
+	if o.PushCA == "" || o.PushCert == "" || o.PushKey == "" || o.NodeName == "" {
+		return errors.New("--push-to needs --push-ca, --push-cert, --push-key and --node-name")
+	}
+	for flag, given := range map[string]bool{
+		"cluster-sockets": o.ClusterSockets != "", "kubeconfig": o.Kubeconfig != "", "remote-write": o.RemoteWrite, "server-socket": o.ServerSocket != "",
+		"kubelet-ca": o.KubeletCA != "", "read-only": o.ReadOnly, "disk": o.Disk != 0,
+	} {
+		if given {
+			return fmt.Errorf("--push-to stores nothing, so it does not go with --%s", flag)
+		}
+	}
+	if o.Buffer < minBuffer {
+		return fmt.Errorf("--buffer %s is less than %s", o.Buffer, minBuffer)
 	}
 	return nil
 }

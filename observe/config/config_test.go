@@ -22,12 +22,16 @@ func TestParse(t *testing.T) {
 		DataDir: "/var/lib/polymesh/observe", Socket: "/run/polymesh/observe.sock", ClusterSockets: "/run/polymesh/observe", Disk: 512 << 20,
 		Retention: 72 * time.Hour, Kubeconfig: "/var/lib/polymesh/server/cred/observe.kubeconfig", NodeName: "node-1.example", PodLogDir: "/var/log/pods",
 		LogFiles:       []LogFile{{"containerd", "/var/lib/polymesh/agent/containerd/containerd.log"}, {"server", "/var/log/a=b"}},
-		SpansPerSecond: 50, LinesPerSecond: 2000,
+		SpansPerSecond: 50, LinesPerSecond: 2000, Buffer: 64 << 20,
 	}, o)
 
 	o, err = Parse([]string{"--data-dir=/d"}, nil)
 	require.NoError(t, err)
-	require.Equal(t, &Options{DataDir: "/d", Socket: "/d/observe.sock", Retention: 7 * 24 * time.Hour, SpansPerSecond: 200, LinesPerSecond: 2000}, o)
+	require.Equal(t, &Options{DataDir: "/d", Socket: "/d/observe.sock", Retention: 7 * 24 * time.Hour, SpansPerSecond: 200, LinesPerSecond: 2000, Buffer: 64 << 20}, o)
+
+	o, err = Parse([]string{"--data-dir=/d", "--push-to=https://127.0.0.1:6444/p", "--push-ca=/a", "--push-cert=/c", "--push-key=/k", "--node-name=n", "--buffer=8MiB"}, nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{"https://127.0.0.1:6444/p", "/a", "/c", "/k", "8MiB"}, []string{o.PushTo, o.PushCA, o.PushCert, o.PushKey, o.Buffer.String()})
 }
 
 func TestRefused(t *testing.T) {
@@ -56,8 +60,15 @@ func TestRefused(t *testing.T) {
 		"--data-dir=/d --read-only --socket=/s --log=/d/l":      "choose --socket, and --log, elsewhere",
 		"--data-dir=/d --read-only --socket=/s --kubeconfig=/k": "does not go with --kubeconfig",
 		"--data-dir=/d --read-only --socket=/s --log-file=a=/x": "does not go with --log-file",
-		"--data-dir=/d here":                                    `unexpected argument "here"`,
-		"--dta-dir=/d":                                          "unknown flag: --dta-dir",
+		"--data-dir=/d --push-to=http://h/p":                    "is not an https URL",
+		"--data-dir=/d --push-to=https://u:p@h/p":               "is not an https URL",
+		"--data-dir=/d --push-to=https://h/p":                   "needs --push-ca",
+		"--data-dir=/d --push-ca=/c":                            "go with --push-to",
+		"--data-dir=/d --push-to=https://h/p --push-ca=/a --push-cert=/c --push-key=/k --node-name=n --kubeconfig=/k":         "does not go with --kubeconfig",
+		"--data-dir=/d --push-to=https://h/p --push-ca=/a --push-cert=/c --push-key=/k --node-name=n --read-only --socket=/s": "does not go with --read-only",
+		"--data-dir=/d --push-to=https://h/p --push-ca=/a --push-cert=/c --push-key=/k --node-name=n --buffer=1MiB":           "less than 8MiB",
+		"--data-dir=/d here": `unexpected argument "here"`,
+		"--dta-dir=/d":       "unknown flag: --dta-dir",
 	} {
 		_, err := Parse(strings.Fields(args), nil)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {

@@ -64,6 +64,13 @@ const lookLimit = time.Second
 
 // Open creates the folders and locks them until Close, or until this process ends. The error is a HeldError if another process uses them.
 func Open(path, socket string) (*Dir, error) {
+	return open(path, socket, (*Dir).Metrics, (*Dir).Logs, (*Dir).Traces)
+}
+
+// OpenCollector is Open for the folder of a process that keeps what it reads for the store of another machine.
+func OpenCollector(path, socket string) (*Dir, error) { return open(path, socket, (*Dir).Buffer) }
+
+func open(path, socket string, folders ...func(*Dir) string) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("create the data dir: %w", err)
 	}
@@ -80,7 +87,7 @@ func Open(path, socket string) (*Dir, error) {
 		f.Close()
 		return nil, err
 	}
-	if err := d.prepare(); err != nil {
+	if err := d.prepare(folders); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -147,7 +154,7 @@ func (d *Dir) known() (bool, error) {
 }
 
 // prepare creates the folders, and refuses those that a later version has written.
-func (d *Dir) prepare() error {
+func (d *Dir) prepare(folders []func(*Dir) string) error {
 	known, err := d.known()
 	if err != nil {
 		return err
@@ -157,8 +164,8 @@ func (d *Dir) prepare() error {
 			return err
 		}
 	}
-	for _, dir := range []string{d.Metrics(), d.Logs(), d.Traces()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+	for _, folder := range folders {
+		if err := os.MkdirAll(folder(d), 0o700); err != nil {
 			return fmt.Errorf("create the data dir: %w", err)
 		}
 	}
@@ -210,6 +217,9 @@ func (d *Dir) Logs() string { return filepath.Join(d.path, "logs") }
 
 // Traces returns the folder of the rows of spans.
 func (d *Dir) Traces() string { return filepath.Join(d.path, "traces") }
+
+// Buffer returns the folder of what waits for the store of another machine.
+func (d *Dir) Buffer() string { return filepath.Join(d.path, "buffer") }
 
 // Meta returns the folder of what is neither: offsets, and the version of the folder.
 func (d *Dir) Meta() string { return filepath.Join(d.path, "meta") }

@@ -1,5 +1,5 @@
 // Package journal reads what the platform itself writes on this machine, the server's and containerd's logs and what the kernel says of processes that it
-// killed for want of memory, into a logstore.
+// killed for want of memory, into a Store.
 //
 // It owns how far it has read and remembers it on disk when the lines before are on disk. After the program was killed it reads the last seconds
 // again and leaves out what is stored already. Containers' logs are podlogs', events are the informers'.
@@ -30,11 +30,19 @@ const (
 	MetaProcess = "process" // its name
 )
 
+// Store keeps lines: a logstore.Store, or the buffer for one on another machine (push.Buffer).
+type Store interface {
+	Append([]logstore.Entry) error
+	Each(context.Context, logstore.Selector, func(logstore.Entry) bool) error
+	Mark() uint64
+	Durable() uint64
+}
+
 // Options say what is read.
 type Options struct {
 	// Node is the name of this machine, for the label.
 	Node  string
-	Store *logstore.Store
+	Store Store
 	// State is the file that remembers how far each log was read.
 	State string
 	// Files are the programs' logs. The store's own one does not belong here: it would write about itself for ever.

@@ -73,3 +73,12 @@ func families() []family {
 	}
 	return append(list, family{"node_network_up", "Whether a network interface is up.", []string{"device"}})
 }
+
+// Families returns the names of all metrics, with those of their labels.
+func Families() map[string][]string {
+	all := map[string][]string{}
+	for _, f := range families() {
+		all[f.name] = f.labels
+	}
+	return all
+}

@@ -1,4 +1,4 @@
-// Package podlogs reads the logs of all containers of this machine, as the kubelet and containerd write them below /var/log/pods, into a logstore.
+// Package podlogs reads the logs of all containers of this machine, as the kubelet and containerd write them below /var/log/pods, into a Store.
 //
 // It owns how far it has read and remembers it on disk. What it promises: a line is stored once, whatever is killed, as long as its file is still
 // there when the program runs again. For that, the places in the files are saved only when the lines before them are on disk (logstore.Durable), and
@@ -41,6 +41,14 @@ const (
 // StreamPolymesh is the value of the label stream on lines that this package wrote itself, beside stdout and stderr.
 const StreamPolymesh = "polymesh"
 
+// Store keeps lines: a logstore.Store, or the buffer for one on another machine (push.Buffer).
+type Store interface {
+	Append([]logstore.Entry) error
+	Each(context.Context, logstore.Selector, func(logstore.Entry) bool) error
+	Mark() uint64
+	Durable() uint64
+}
+
 // Options say what is read.
 type Options struct {
 	// Root is the folder of the pods' logs, /var/log/pods when empty. It need not exist yet.
@@ -48,7 +56,7 @@ type Options struct {
 	// Node is the name of this machine, for the label.
 	Node string
 	// Store gets the lines.
-	Store *logstore.Store
+	Store Store
 	// State is the file that remembers how far each log was read.
 	State string
 	// Workload gives the name of the Deployment (StatefulSet, DaemonSet, Job …) of a pod, and whether that is known. It must answer at once. A pod that

@@ -679,7 +679,7 @@ func TestWorkloadNames(t *testing.T) {
 		"a-b-c":                           "a-b-c",
 		"istio-ingressgateway-65b8c-4wz7": "istio-ingressgateway-65b8c-4wz7",
 	} {
-		require.Equal(t, want, guessWorkload(pod), pod)
+		require.Equal(t, want, GuessWorkload(pod), pod)
 	}
 }
 

@@ -16,8 +16,8 @@ var (
 	ofSet        = regexp.MustCompile(`^(.+)-(?:` + safe + `{5}|[0-9]{1,5})$`)
 )
 
-// guessWorkload takes the ends off a pod's name that Kubernetes has put there.
-func guessWorkload(pod string) string {
+// GuessWorkload takes the ends off a pod's name that Kubernetes has put there.
+func GuessWorkload(pod string) string {
 	for _, form := range []*regexp.Regexp{ofDeployment, ofSet} {
 		if m := form.FindStringSubmatch(pod); m != nil {
 			return m[1]
@@ -40,6 +40,6 @@ func (t *Tailer) findWorkload(p *pod, c *container, now time.Time) bool {
 			return false
 		}
 	}
-	c.workload, c.guessed = guessWorkload(p.name), true
+	c.workload, c.guessed = GuessWorkload(p.name), true
 	return true
 }

@@ -4,20 +4,20 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"polymesh.dev/polymesh/observe/cluster"
+	"polymesh.dev/polymesh/observe/ingest"
 	"polymesh.dev/polymesh/observe/jaeger"
-	"polymesh.dev/polymesh/observe/journal"
 	"polymesh.dev/polymesh/observe/kubestate"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/loki"
 	"polymesh.dev/polymesh/observe/metrics"
 	"polymesh.dev/polymesh/observe/nodemetrics"
 	"polymesh.dev/polymesh/observe/page"
-	"polymesh.dev/polymesh/observe/podlogs"
 	"polymesh.dev/polymesh/observe/receive"
 	"polymesh.dev/polymesh/observe/rowstore"
 	"polymesh.dev/polymesh/observe/scrapeconfig"
@@ -34,6 +34,7 @@ const (
 	platform   = "platform-logs"
 	receivers  = "receivers"
 	pageServer = "page"
+	otherNodes = "nodes"
 )
 
 // stores are what a component has opened and those after it use.
@@ -43,6 +44,7 @@ type stores struct {
 	metrics  *metrics.Metrics
 	cluster  *cluster.Cluster
 	receiver *receive.Receiver
+	nodes    atomic.Pointer[ingest.Ingest]
 }
 
 // components returns the parts in the order in which they start. What stores comes first, so that it is closed last.
@@ -55,7 +57,8 @@ func (p *parts) components() []Component {
 		{Name: pageServer, After: []string{logStore, traceStore, metricsDB, receivers}, Start: p.serve},
 	}
 	if p.o.Kubeconfig != "" {
-		all = append(all, Component{Name: objects, After: []string{logStore, metricsDB}, Start: p.watchCluster})
+		all = append(all, Component{Name: objects, After: []string{logStore, metricsDB}, Start: p.watchCluster},
+			Component{Name: otherNodes, After: []string{logStore, metricsDB}, Start: p.acceptNodes})
 	}
 	if p.o.PodLogDir != "" {
 		all = append(all, Component{Name: podTailer, After: []string{logStore, metricsDB}, Start: p.tailPods})
@@ -239,30 +242,43 @@ func (p *parts) watchCluster(context.Context) (Running, error) {
 }
 
 func (p *parts) tailPods(context.Context) (Running, error) {
-	t, err := podlogs.New(podlogs.Options{
-		Root: p.o.PodLogDir, Node: p.o.NodeName, Store: p.stores.logs, State: filepath.Join(p.dir.Meta(), "pod-logs.json"),
-		Workload: func(namespace, pod, _ string) (string, bool) {
-			w, ok := p.stores.cluster.Workload(namespace, pod)
-			return w.Name, ok
-		},
-		LinesPerSecond: p.o.LinesPerSecond, Log: p.log,
-	})
-	if err != nil {
-		return Running{}, fmt.Errorf("read the pods' logs: %w", err)
-	}
-	return Running{Run: t.Run, Problem: t.Problem, Numbers: t.Numbers}, nil
+	return podLogs(p.o, p.dir, p.stores.logs, func(namespace, pod, _ string) (string, bool) {
+		w, ok := p.stores.cluster.Workload(namespace, pod)
+		return w.Name, ok
+	}, p.log)
 }
 
 func (p *parts) tailPlatform(context.Context) (Running, error) {
-	files := make([]journal.File, 0, len(p.o.LogFiles))
-	for _, f := range p.o.LogFiles {
-		files = append(files, journal.File{Name: f.Name, Path: f.Path})
-	}
-	j, err := journal.New(journal.Options{
-		Node: p.o.NodeName, Store: p.stores.logs, State: filepath.Join(p.dir.Meta(), "platform-logs.json"), Files: files, LinesPerSecond: p.o.LinesPerSecond, Log: p.log,
+	return platformLogs(p.o, p.dir, p.stores.logs, p.log)
+}
+
+// acceptNodes accepts what the collectors of other machines send.
+func (p *parts) acceptNodes(context.Context) (Running, error) {
+	c := p.stores.cluster
+	in, err := ingest.New(ingest.Options{
+		Node: p.o.NodeName, Logs: p.stores.logs, Samples: p.stores.metrics.Appendable(), Families: nodemetrics.Families(), Job: scrapeconfig.JobNode,
+		Pod: func(uid string) (ingest.Pod, bool, bool) {
+			place, known, final := c.Place(uid)
+			return ingest.Pod(place), known, final
+		},
+		Workload: func(namespace, pod string) (string, bool) {
+			w, ok := c.Workload(namespace, pod)
+			return w.Name, ok
+		},
+		State: filepath.Join(p.dir.Meta(), "nodes.json"), Retention: p.o.Retention, Log: p.log.With("component", otherNodes),
 	})
 	if err != nil {
-		return Running{}, fmt.Errorf("read the platform's logs: %w", err)
+		return Running{}, fmt.Errorf("accept what other nodes send: %w", err)
 	}
-	return Running{Run: j.Run, Problem: j.Problem, Numbers: j.Numbers}, nil
+	p.stores.nodes.Store(in)
+	p.ingest.set(in)
+	return Running{Run: in.Run, Problem: in.Problem, Numbers: in.Numbers}, nil
+}
+
+// nodes are those that send something, for the status.
+func (p *parts) nodes() []ingest.NodeStatus {
+	if in := p.stores.nodes.Load(); in != nil {
+		return in.Nodes()
+	}
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -61,13 +62,28 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 	if err != nil {
 		return err
 	}
-	status := statusHandler(version, since, dir, budget, o.Retention, life)
+	status := statusHandler(Status{Version: version, Since: since, DataDir: dir.Path(), Disk: int64(budget.Total), Retention: int64(o.Retention / time.Second)}, life, p.nodes)
 	known, files := status, &slot{name: "the files"}
 	if o.ReadOnly {
 		status = files
 	}
 	root := p.rootHandler(newFront(rootQueries, rootWrites, log), status)
-	s, err := serve([]endpoint{{o.Socket, 0o600, -1, newHTTP(root, log)}})
+	return operate(ctx, o.Socket, root, life, func(ctx context.Context, fail func(error)) {
+		if !o.ReadOnly {
+			return
+		}
+		// Whoever opens files waits until they can be looked at, and wants to know why they cannot.
+		if err := life.opened(ctx); err != nil {
+			fail(err)
+			return
+		}
+		files.set(known)
+	}, log)
+}
+
+// operate runs the components, and serves root's socket, until ctx ends. beside runs meanwhile, and can end both.
+func operate(ctx context.Context, socket string, root http.Handler, life *lifecycle, beside func(context.Context, func(error)), log *slog.Logger) error {
+	s, err := serve([]endpoint{{socket, 0o600, -1, newHTTP(root, log)}})
 	if err != nil {
 		return err
 	}
@@ -84,15 +100,8 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 		// Before the stores are closed that it reads.
 		s.stop(context.WithoutCancel(ctx))
 	}()
-	if o.ReadOnly {
-		// Whoever opens files waits until they can be looked at, and wants to know why they cannot.
-		go func() {
-			if err := life.opened(running); err != nil {
-				cancel(err)
-				return
-			}
-			files.set(known)
-		}()
+	if beside != nil {
+		go beside(running, cancel)
 	}
 	life.run(running, ended)
 	log.Info("stopped")

@@ -6,7 +6,7 @@ import (
 	"os"
 	"time"
 
-	"polymesh.dev/polymesh/observe/datadir"
+	"polymesh.dev/polymesh/observe/ingest"
 )
 
 // StatusPath is where the status is served, on the socket for root.
@@ -22,10 +22,12 @@ type Status struct {
 	Disk       int64             `json:"disk"`
 	Retention  int64             `json:"retention"`
 	Components []ComponentStatus `json:"components"`
+	// Nodes are the other machines that send what they read of themselves.
+	Nodes []ingest.NodeStatus `json:"nodes,omitempty"`
 }
 
-// statusHandler serves the status.
-func statusHandler(version string, since time.Time, dir *datadir.Dir, budget datadir.Budget, retention time.Duration, life *lifecycle) http.Handler {
+// statusHandler serves the status: what stays, with what is now.
+func statusHandler(known Status, life *lifecycle, nodes func() []ingest.NodeStatus) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet {
 			w.Header().Set("Allow", http.MethodGet)
@@ -34,9 +36,8 @@ func statusHandler(version string, since time.Time, dir *datadir.Dir, budget dat
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
-		_ = json.NewEncoder(w).Encode(Status{
-			Version: version, PID: os.Getpid(), Since: since, DataDir: dir.Path(), Disk: int64(budget.Total), Retention: int64(retention / time.Second),
-			Components: life.status(),
-		})
+		now := known
+		now.PID, now.Components, now.Nodes = os.Getpid(), life.status(), nodes()
+		_ = json.NewEncoder(w).Encode(now)
 	})
 }
