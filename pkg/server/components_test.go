@@ -116,8 +116,8 @@ func TestWhoHasTheStore(t *testing.T) {
 		for _, c := range m.Status(t.Context()) {
 			names = append(names, c.Name)
 		}
-		if got := slices.Contains(names, "observe"); got != c.here {
-			t.Errorf("%s: the component of the store is there: %t", what, got)
+		if c.here && !slices.Contains(names, "observe") {
+			t.Errorf("%s: the component of the store is missing", what)
 		}
 		// Which makes the pods, or removes them.
 		if got, want := slices.Contains(names, "observe-access"), c.here || !c.accessible; got != want {
