@@ -27,6 +27,7 @@ import (
 
 // TestTracing sends the spans of three services to the store, in three formats, and asks Jaeger's API of it what has come.
 func TestTracing(t *testing.T) {
+	importJaeger(t, app(t)) // a workload of the scenario
 	s := newScenario(t, "tracing")
 	query := s.Kubectl(t, "get", "service", "jaeger-query", "-n", "istio-system", "-o", "jsonpath={.spec.clusterIP}")
 	s.jaegerAPI = net.JoinHostPort(query, "16686")
