@@ -15,6 +15,8 @@ import (
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/observe"
+	"polymesh.dev/polymesh/pkg/observe/route"
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/process"
 	"polymesh.dev/polymesh/pkg/worker"
@@ -38,7 +40,7 @@ func Run(ctx context.Context, cfg *config.Agent) error {
 			}
 			parts := worker.New(options(cfg, p, membership))
 			p.Status.DescribeServers(parts.Balancer.Servers)
-			return addComponents(m, parts, join.NewReachability(worker.BalancerURL(), files)), nil
+			return addComponents(m, parts, join.NewReachability(worker.BalancerURL(), files), collector(cfg, p, files)), nil
 		},
 	})
 }
@@ -66,7 +68,21 @@ func options(cfg *config.Agent, p *process.Process, membership *join.Membership)
 
 // addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
 // service manager.
-func addComponents(m *component.Manager, parts worker.Components, reachability component.Component) (up component.Handle) {
+// collector returns what sends to the store of the cluster, if it has one; nil if its program is not in the file.
+func collector(cfg *config.Agent, p *process.Process, files join.Files) func(up <-chan struct{}) component.Component {
+	if _, has := p.Manifest.Files["bin/"+observe.Program]; !has {
+		return nil
+	}
+	return func(up <-chan struct{}) component.Component {
+		return observe.New(observe.Options{
+			DataDir: cfg.DataDir, Program: p.Programs.Bin(observe.Program), Node: p.Name, PodLogs: cfg.DataDir.PodLogs(),
+			LogFiles: observe.LogFiles(cfg.DataDir, "agent"), Up: up, Log: p.Log,
+			Collect: &route.Node{Server: worker.BalancerURL(), CA: files.ServerCA, Cert: files.Client, Key: files.Client},
+		})
+	}
+}
+
+func addComponents(m *component.Manager, parts worker.Components, reachability component.Component, collect func(up <-chan struct{}) component.Component) (up component.Handle) {
 	m.Add(parts.Balancer) // what uses it tries again until it works
 	containerd := m.Add(parts.Containerd)
 	m.Add(parts.Images, containerd)
@@ -75,5 +91,9 @@ func addComponents(m *component.Manager, parts worker.Components, reachability c
 	m.Add(reachability, kubelet)
 	m.Add(parts.Proxy)
 	m.Add(parts.PoolAddresses)
-	return m.Add(parts.PodNetwork)
+	up = m.Add(parts.PodNetwork)
+	if collect != nil {
+		m.Add(collect(up.Ready()))
+	}
+	return up
 }

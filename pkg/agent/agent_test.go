@@ -15,6 +15,7 @@ import (
 	"polymesh.dev/polymesh/pkg/datadir"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/observe"
 	"polymesh.dev/polymesh/pkg/payload"
 	"polymesh.dev/polymesh/pkg/process"
 	"polymesh.dev/polymesh/pkg/worker"
@@ -25,17 +26,21 @@ func TestComponentsOfAnAgent(t *testing.T) {
 	dir, log := layout.DataDir(t.TempDir()), slog.New(slog.DiscardHandler)
 	cfg := &config.Agent{Node: config.Node{DataDir: dir}, Joining: config.Joining{Server: "https://192.0.2.1:6443"}}
 	p := &process.Process{
-		Name: "n2", IP: netip.MustParseAddr("192.0.2.2"), Programs: payload.Dir(t.TempDir()), Manifest: &payload.Manifest{}, Marker: &datadir.Marker{}, Log: log,
+		Name: "n2", IP: netip.MustParseAddr("192.0.2.2"), Programs: payload.Dir(t.TempDir()), Manifest: &payload.Manifest{Files: map[string]string{"bin/" + observe.Program: "sha256:"}}, Marker: &datadir.Marker{}, Log: log,
 	}
 	membership := &join.Membership{Files: join.Files{Client: filepath.Join(dir.NodePKI(), "client.pem")}}
 	m := component.NewManager(log)
-	addComponents(m, worker.New(options(cfg, p, membership)), join.NewReachability(worker.BalancerURL(), membership.Files))
+	addComponents(m, worker.New(options(cfg, p, membership)), join.NewReachability(worker.BalancerURL(), membership.Files), collector(cfg, p, membership.Files))
 	var got []string
 	for _, c := range m.Status(t.Context()) {
 		got = append(got, c.Name)
 	}
 	if want := documented(t); !slices.Equal(got, want) {
 		t.Errorf("the components are %q, and docs/understand/architecture.md has %q", got, want)
+	}
+	p.Manifest = &payload.Manifest{}
+	if collector(cfg, p, membership.Files) != nil {
+		t.Error("an agent collects without the program for it")
 	}
 	if after := m.After("kubelet"); !slices.Equal(after, []string{"containerd", "registry", "network-policy"}) {
 		t.Errorf("the kubelet waits for %q", after)

@@ -31,6 +31,8 @@ const (
 	// Its holders are administrators of the cluster: they get its authorities.
 	serverJoinRole = "system:polymesh:server-join"
 	memberRole     = "system:polymesh:member"
+	// observeSendRole is for what each node reads of itself for the store of metrics, logs and traces.
+	observeSendRole = "system:polymesh:observe-send"
 )
 
 // podNetwork is the role of pkg/node/network, which acts with the node's own identity.
@@ -119,6 +121,10 @@ func observeRoles() []rbacv1.ClusterRole {
 		{ObjectMeta: defaults(layout.ObserveRole), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{layout.ObservePath + "*"}, Verbs: []string{"get"}},
 		}},
+		// Of which node something is, is the handler's to say (pkg/observe/route).
+		{ObjectMeta: defaults(observeSendRole), Rules: []rbacv1.PolicyRule{
+			{NonResourceURLs: []string{layout.ObserveIngestPath}, Verbs: []string{"get", "post"}},
+		}},
 	}
 }
 
@@ -158,7 +164,10 @@ func bindGroup(name, role, group string) rbacv1.ClusterRoleBinding {
 
 // observeRoleBindings are those of observeRoles.
 func observeRoleBindings() []rbacv1.ClusterRoleBinding {
-	return []rbacv1.ClusterRoleBinding{bindUser(certificate.ObserveUser, certificate.ObserveUser, certificate.ObserveUser)}
+	return []rbacv1.ClusterRoleBinding{
+		bindUser(certificate.ObserveUser, certificate.ObserveUser, certificate.ObserveUser),
+		bindGroup(observeSendRole, observeSendRole, user.NodesGroup),
+	}
 }
 
 // clusterRoleBindings bind the roles to the users of the certificates, and one to all nodes. The API server's kubelet client uses

@@ -11,9 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apiserver/pkg/endpoints/request"
-
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/observe/route"
 )
 
 const (
@@ -41,8 +40,8 @@ func Gateway(socket string, log *slog.Logger) http.Handler {
 			p.Out.URL.RawPath = ""
 			p.Out.Host = "polymesh-observe"
 			stripped(p.Out.Header)
-			if user, ok := request.UserFrom(p.In.Context()); ok {
-				p.Out.Header.Set(userHeader, url.QueryEscape(user.GetName()))
+			if user, _, _, known := route.Caller(p.In); known {
+				p.Out.Header.Set(userHeader, url.QueryEscape(user))
 			}
 		},
 		ModifyResponse: func(r *http.Response) error { cleaned(r.Header); return nil },
@@ -52,8 +51,16 @@ func Gateway(socket string, log *slog.Logger) http.Handler {
 			http.Error(w, "the store of metrics, logs and traces does not run on this server", http.StatusServiceUnavailable)
 		},
 	}
+	return admitted(proxy)
+}
+
+// Elsewhere returns the handler for Path on a server without the store. pass sends requests to the one that has it.
+func Elsewhere(pass http.HandlerFunc) http.Handler { return admitted(pass) }
+
+// admitted refuses what is not for Path.
+func admitted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, known := request.UserFrom(r.Context())
+		_, _, _, known := route.Caller(r)
 		switch {
 		case !known || !strings.HasPrefix(r.URL.Path, Path):
 			http.Error(w, "no user", http.StatusForbidden)
@@ -62,7 +69,7 @@ func Gateway(socket string, log *slog.Logger) http.Handler {
 			http.Error(w, "this path is not for browsers: use `polymesh dashboard`", http.StatusForbidden)
 		default:
 			if readOnly(w, r) {
-				proxy.ServeHTTP(w, r)
+				next.ServeHTTP(w, r)
 			}
 		}
 	})
@@ -84,11 +91,11 @@ func readOnly(w http.ResponseWriter, r *http.Request) bool {
 
 // stripped removes what is for the server in between, and what others may not claim.
 func stripped(h http.Header) {
-	for _, name := range []string{"Authorization", "Cookie", "Origin", "Forwarded", userHeader} {
+	for _, name := range []string{"Authorization", "Cookie", "Origin", "Forwarded"} {
 		h.Del(name)
 	}
 	for name := range h {
-		if strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Remote-") || strings.HasPrefix(name, "Impersonate-") {
+		if strings.HasPrefix(name, "X-Polymesh-") || strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Remote-") || strings.HasPrefix(name, "Impersonate-") {
 			delete(h, name)
 		}
 	}

@@ -30,6 +30,8 @@ const (
 	// ObservePath is the path of the API server below which it serves the store, and ObserveRole the ClusterRole for it, which is bound to no one.
 	ObservePath = "/polymesh/v1/observe/"
 	ObserveRole = "system:polymesh:observe-view"
+	// ObserveIngestPath is the path of the API server to which nodes send what the store is to keep of them (pkg/observe/route).
+	ObserveIngestPath = "/polymesh/v1/observe-ingest"
 )
 
 // Umask is the node's, whatever the umask of the shell that starts it. containerd creates the root folder of every container
@@ -87,6 +89,14 @@ func (d DataDir) Observe(elem ...string) string {
 
 // ObserveSocket returns the socket on which the store serves everything, to root.
 func (d DataDir) ObserveSocket() string { return d.Run("observe.sock") }
+
+// ObserveCollector returns a path below what a node keeps for the store of another machine.
+func (d DataDir) ObserveCollector(elem ...string) string {
+	return d.Agent(append([]string{"observe"}, elem...)...)
+}
+
+// ObserveCollectorSocket returns the socket on which the node's collector serves its status, to root.
+func (d DataDir) ObserveCollectorSocket() string { return d.Run("observe-collector.sock") }
 
 // ObserveSockets returns the folder of the sockets on which the store serves pods, one for each API.
 func (d DataDir) ObserveSockets() string { return d.Run("observe") }

@@ -15,15 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"polymesh.dev/polymesh/pkg/cgroup"
-	"polymesh.dev/polymesh/pkg/layout"
 )
 
 // group is the process's own cgroup, in which its memory is limited. It is not in that of the pods, which a kubelet may change, nor in
 // the server's, which a service manager may end.
-type group string
-
-func groupOf(dataDir layout.DataDir) group {
-	return group(dataDir.CgroupRoot() + "-observe")
+type group struct {
+	name string
+	// limit is that of its memory, in bytes.
+	limit int
 }
 
 // wrap returns the command that runs a command in the cgroup, where systemd has to create it.
@@ -36,16 +35,16 @@ func (g group) wrap(line []string) ([]string, error) {
 		return line, fmt.Errorf("systemd owns this machine's cgroups: %w", err)
 	}
 	// systemd-run becomes the program in a unit of its own, which does not end with the server's.
-	unit := strings.TrimPrefix(string(g), "/") + "-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	return append([]string{run, "--quiet", "--collect", "--scope", "--unit=" + unit, "--property=MemoryMax=" + strconv.Itoa(MemoryLimit), "--"}, line...), nil
+	unit := strings.TrimPrefix(g.name, "/") + "-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	return append([]string{run, "--quiet", "--collect", "--scope", "--unit=" + unit, "--property=MemoryMax=" + strconv.Itoa(g.limit), "--"}, line...), nil
 }
 
 // dir returns the cgroup's folder: with cgroup v1, in the memory hierarchy.
 func (g group) dir() string {
 	if cgroup.Unified() {
-		return filepath.Join(cgroup.Mount, string(g))
+		return filepath.Join(cgroup.Mount, g.name)
 	}
-	return filepath.Join(cgroup.Mount, "memory", string(g))
+	return filepath.Join(cgroup.Mount, "memory", g.name)
 }
 
 // add puts a process into the cgroup, which it creates if systemd does not.
@@ -62,7 +61,7 @@ func (g group) add(pid int) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("create its cgroup: %w", err)
 	}
-	if err := write(filepath.Join(dir, limit), MemoryLimit); err != nil {
+	if err := write(filepath.Join(dir, limit), g.limit); err != nil {
 		return fmt.Errorf("limit the memory of its cgroup: %w", err)
 	}
 	if err := write(filepath.Join(dir, "cgroup.procs"), pid); err != nil {

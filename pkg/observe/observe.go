@@ -3,7 +3,8 @@
 //
 // It owns the process, from its first start until End: its command line, its cgroup, its log. The next server finds it by the lock in
 // its folder, and goes on with it, or starts it again if its program or its flags have changed. What is stored is the program's own
-// business. pkg/server adds the component; pkg/reset and `polymesh uninstall` end the process.
+// business. On a node without the store, the same program sends what is on the machine to the cluster's store, if there is one. pkg/server and
+// pkg/agent add the component; pkg/reset and `polymesh uninstall` end the process.
 package observe
 
 import (
@@ -21,13 +22,19 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/layout"
+	"polymesh.dev/polymesh/pkg/observe/route"
 )
 
 // Program is the name of the program among the shipped ones.
 const Program = "polymesh-observe"
 
-// MemoryLimit is what the process may take, with its files in memory, in bytes.
-const MemoryLimit = 150_000_000
+// MemoryLimit is what the process may take, with its files in memory, in bytes, and CollectorMemoryLimit what one that only sends may take.
+const (
+	MemoryLimit          = 150_000_000
+	CollectorMemoryLimit = 60_000_000
+	// collectorHeap is what Go's runtime may take of the latter.
+	collectorHeap = 32 << 20
+)
 
 const (
 	restartMin = time.Second
@@ -48,6 +55,9 @@ type Options struct {
 	// Disk is how many bytes the store may take; 0 for its default. Retention is how long it keeps something.
 	Disk      int64
 	Retention time.Duration
+	// Collect is set on a node that has no store: the process only reads what is on this machine, and sends it to the cluster's store, if there is one.
+	// Disk, Retention, Kubeconfig and Kubelets are not used then.
+	Collect *route.Node
 	// Kubeconfig has the store's own identity. It need not exist yet.
 	Kubeconfig string
 	// Kubelets are the authority of the kubelets' certificates, and the store's own certificate and key.
@@ -63,9 +73,9 @@ type Options struct {
 // Component is the component "observe".
 type Component struct {
 	component.Background
-	o      Options
-	cgroup group
-	log    *slog.Logger
+	o   Options
+	at  place
+	log *slog.Logger
 
 	pid     atomic.Int64
 	version atomic.Pointer[string]
@@ -74,11 +84,19 @@ type Component struct {
 	problem   atomic.Pointer[string]
 	unlimited atomic.Pointer[string]
 	notes     atomic.Pointer[[]string]
+	// idle is set on a node of a cluster without a store, and server is the name of the server with the store.
+	idle   atomic.Bool
+	server atomic.Pointer[string]
+	// asks is askInterval, except in tests.
+	asks time.Duration
 }
 
 // New returns the component, not yet started.
 func New(o Options) *Component {
-	c := &Component{o: o, cgroup: groupOf(o.DataDir)}
+	c := &Component{o: o, at: storeOf(o.DataDir), asks: askInterval}
+	if o.Collect != nil {
+		c.at = collectorOf(o.DataDir)
+	}
 	c.log = o.Log.With("component", c.Name())
 	return c
 }
@@ -114,17 +132,24 @@ func (c *Component) Start(ctx context.Context) error {
 	return nil
 }
 
-// Ready requests the store's status.
+// Ready requests the process's status.
 func (c *Component) Ready(ctx context.Context) error {
+	if c.idle.Load() {
+		return nil
+	}
 	if problem := text(&c.problem); problem != "" {
 		return errors.New(problem)
 	}
-	s, err := ask(ctx, c.o.DataDir.ObserveSocket())
+	s, err := ask(ctx, c.at.socket)
 	if err != nil {
 		return err
 	}
 	c.version.Store(&s.Version)
-	c.set(&c.summary, s.summary())
+	if c.o.Collect != nil {
+		c.set(&c.summary, s.sent(text(&c.server), time.Now()))
+	} else {
+		c.set(&c.summary, s.summary())
+	}
 	notes := s.notes()
 	c.notes.Store(&notes)
 	return s.failure()
@@ -148,6 +173,15 @@ func (c *Component) supervise(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
+	if c.o.Collect != nil {
+		c.follow(ctx)
+		return
+	}
+	c.keep(ctx)
+}
+
+// keep starts the process, and again each time that it ends.
+func (c *Component) keep(ctx context.Context) {
 	pause := restartMin
 	for ctx.Err() == nil {
 		begin := time.Now()
@@ -159,7 +193,7 @@ func (c *Component) supervise(ctx context.Context) {
 			pause = restartMin
 		}
 		c.set(&c.problem, err.Error())
-		c.log.Error("the store does not run, starting it again", "err", err, "pause", pause.String())
+		c.log.Error(c.at.what+" does not run, starting it again", "err", err, "pause", pause.String())
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -178,7 +212,7 @@ func (c *Component) once(ctx context.Context) error {
 		if p, err = c.run(); err != nil {
 			return err
 		}
-		c.log.Info("started the store", "pid", p.pid)
+		c.log.Info("started "+c.at.what, "pid", p.pid)
 	}
 	c.pid.Store(int64(p.pid))
 	defer c.pid.Store(0)
@@ -193,19 +227,19 @@ func (c *Component) once(ctx context.Context) error {
 
 // adopt returns the running process, nil if there is none. One with another program, or other flags, is ended.
 func (c *Component) adopt(ctx context.Context) (*process, error) {
-	p, err := find(c.o.DataDir)
+	p, err := c.at.find()
 	if err != nil || p == nil {
 		return nil, err
 	}
 	program, err := filepath.EvalSymlinks(c.o.Program)
 	if err != nil {
-		return nil, fmt.Errorf("find the store's program: %w", err)
+		return nil, fmt.Errorf("find the program of %s: %w", c.at.what, err)
 	}
 	if p.program == program && slices.Equal(p.args, c.args()) {
-		c.log.Info("the store of the last server runs", "pid", p.pid)
+		c.log.Info(c.at.what+" of the last server runs", "pid", p.pid)
 		return p, nil
 	}
-	c.log.Info("the store has another program or other flags, and is started again", "pid", p.pid)
+	c.log.Info(c.at.what+" has another program or other flags, and is started again", "pid", p.pid)
 	return nil, p.end(ctx)
 }
 
@@ -213,13 +247,17 @@ func (c *Component) adopt(ctx context.Context) (*process, error) {
 func (c *Component) args() []string {
 	dir := c.o.DataDir
 	args := []string{
-		"--data-dir=" + dir.Observe(), "--socket=" + dir.ObserveSocket(), "--cluster-sockets=" + dir.ObserveSockets(),
-		"--retention=" + c.o.Retention.String(), "--kubeconfig=" + c.o.Kubeconfig, "--node-name=" + c.o.Node, "--pod-log-dir=" + c.o.PodLogs,
-		"--log=" + c.logFile(), "--server-socket=" + dir.StatusSocket(),
-		"--kubelet-ca=" + c.o.Kubelets.CA, "--kubelet-cert=" + c.o.Kubelets.Cert, "--kubelet-key=" + c.o.Kubelets.Key,
+		"--data-dir=" + c.at.folder, "--socket=" + c.at.socket, "--node-name=" + c.o.Node, "--pod-log-dir=" + c.o.PodLogs, "--log=" + c.logFile(),
 	}
-	if c.o.Disk != 0 {
-		args = append(args, "--disk="+strconv.FormatInt(c.o.Disk, 10))
+	if n := c.o.Collect; n != nil {
+		args = append(args, "--push-to="+n.Server+layout.ObserveIngestPath, "--push-ca="+n.CA, "--push-cert="+n.Cert, "--push-key="+n.Key)
+	} else {
+		args = append(args,
+			"--cluster-sockets="+dir.ObserveSockets(), "--retention="+c.o.Retention.String(), "--kubeconfig="+c.o.Kubeconfig, "--server-socket="+dir.StatusSocket(),
+			"--kubelet-ca="+c.o.Kubelets.CA, "--kubelet-cert="+c.o.Kubelets.Cert, "--kubelet-key="+c.o.Kubelets.Key)
+		if c.o.Disk != 0 {
+			args = append(args, "--disk="+strconv.FormatInt(c.o.Disk, 10))
+		}
 	}
 	for name, path := range c.o.LogFiles {
 		args = append(args, "--log-file="+name+"="+path)
@@ -228,10 +266,21 @@ func (c *Component) args() []string {
 	return args
 }
 
+// LogFiles returns the logs of the platform on a node, by name: containerd's, and its own, if that is a file (see `make up`).
+func LogFiles(dir layout.DataDir, own string) map[string]string {
+	logs := map[string]string{"containerd": dir.Agent("containerd", "containerd.log")}
+	if info, err := os.Stderr.Stat(); err == nil && info.Mode().IsRegular() {
+		if path, err := os.Readlink("/proc/self/fd/2"); err == nil {
+			logs[own] = path
+		}
+	}
+	return logs
+}
+
 // logName is the file of the store's log, which the store itself rotates.
 const logName = "observe.log"
 
-func (c *Component) logFile() string { return c.o.DataDir.Observe(logName) }
+func (c *Component) logFile() string { return c.at.file(logName) }
 
 // lastWords is the last line of the process's log, where a program that cannot start has written why.
 func (c *Component) lastWords() string {

@@ -334,7 +334,7 @@ func TestKilledIfItDoesNotEnd(t *testing.T) {
 	if err := c.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p, err := find(dir)
+	p, err := storeOf(dir).find()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -392,7 +392,7 @@ func TestMemoryIsLimited(t *testing.T) {
 	if cgroup.Unified() {
 		limit = "memory.max"
 	}
-	folder := c.cgroup.dir()
+	folder := c.at.cgroup.dir()
 	if cgroup.BySystemd() {
 		folder = filepath.Join(cgroup.Mount, strings.TrimPrefix(strings.TrimSpace(read(t, fmt.Sprintf("/proc/%d/cgroup", pid))), "0::"))
 	}

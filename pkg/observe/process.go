@@ -30,7 +30,29 @@ const (
 	endPoll = 20 * time.Millisecond
 )
 
-// process is a running store.
+// place is where a process of the program is on a machine.
+type place struct {
+	dataDir layout.DataDir
+	// what it is, for people.
+	what string
+	// folder is its own, and socket is where it serves its status.
+	folder, socket string
+	cgroup         group
+}
+
+// storeOf is the place of a data dir's store.
+func storeOf(d layout.DataDir) place {
+	return place{d, "the store", d.Observe(), d.ObserveSocket(), group{d.CgroupRoot() + "-observe", MemoryLimit}}
+}
+
+// collectorOf is the place of what sends to the store of another machine.
+func collectorOf(d layout.DataDir) place {
+	return place{d, "the collector", d.ObserveCollector(), d.ObserveCollectorSocket(), group{d.CgroupRoot() + "-observe-collector", CollectorMemoryLimit}}
+}
+
+func (p place) file(name string) string { return filepath.Join(p.folder, name) }
+
+// process is a running one.
 type process struct {
 	pid int
 	// started is in clock ticks after boot: process ids are reused.
@@ -52,25 +74,25 @@ const (
 	maxLock  = 64 << 10
 )
 
-// find returns the process that holds the lock of the store, nil if there is none. A process that is not the data dir's store is an
-// error: it is never signalled.
-func find(dataDir layout.DataDir) (*process, error) {
+// find returns the process that holds the lock of a place, nil if there is none. A process that is not the data dir's is an error: it is
+// never signalled.
+func (at place) find() (*process, error) {
 	for limit := time.Now().Add(killWait); ; time.Sleep(endPoll) {
 		// A process that ends has no program any more before the kernel releases its locks.
-		p, err := holderOf(dataDir)
+		p, err := at.holder()
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) || time.Now().After(limit) {
 			return p, err
 		}
 	}
 }
 
-func holderOf(dataDir layout.DataDir) (*process, error) {
-	f, err := os.OpenFile(dataDir.Observe(lockName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+func (at place) holder() (*process, error) {
+	f, err := os.OpenFile(at.file(lockName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the lock of the store: %w", err)
+		return nil, fmt.Errorf("read the lock of %s: %w", at.what, err)
 	}
 	defer f.Close()
 	switch err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); {
@@ -94,8 +116,8 @@ func holderOf(dataDir layout.DataDir) (*process, error) {
 	if !p.alive() {
 		return nil, fmt.Errorf("%s is locked by another process than %d, which it names: `fuser %s` shows it", f.Name(), h.PID, f.Name())
 	}
-	if !isStore(dataDir, p.program) {
-		return nil, fmt.Errorf("process %d (%q), which holds %s, is not a store of %s: stop it", p.pid, p.program, f.Name(), dataDir)
+	if !isStore(at.dataDir, p.program) {
+		return nil, fmt.Errorf("process %d (%q), which holds %s, is not a store of %s: stop it", p.pid, p.program, f.Name(), at.dataDir)
 	}
 	return p, nil
 }
@@ -214,16 +236,20 @@ func (p *process) end(ctx context.Context) error {
 			}
 		}
 	}
-	return fmt.Errorf("process %d, the store, does not end", p.pid)
+	return fmt.Errorf("process %d does not end", p.pid)
 }
 
-// Running returns the id of the process of a data dir's store, 0 if none runs.
+// Running returns the id of the process of a data dir's store, or of what sends to that of another machine; 0 if none runs.
 func Running(dataDir layout.DataDir) (pid int, err error) {
-	p, err := find(dataDir)
-	if err != nil || p == nil {
-		return 0, err
+	for _, at := range []place{storeOf(dataDir), collectorOf(dataDir)} {
+		if p, err := at.find(); err != nil || p != nil {
+			if err != nil {
+				return 0, err
+			}
+			return p.pid, nil
+		}
 	}
-	return p.pid, nil
+	return 0, nil
 }
 
 // Owns reports whether the folder of the store in a data dir was created by a store, or by a server for one that has not started yet.
@@ -240,10 +266,22 @@ func Owns(dataDir layout.DataDir) bool {
 	return err == nil
 }
 
-// End ends the store of a data dir, if it runs, and waits for it. The server must not run, which would start it again. Nothing that was
-// stored is lost.
+// End ends the store of a data dir, and what sends to that of another machine, if they run, and waits for them. The server must not run, which would
+// start them again. Nothing that was stored is lost.
 func End(ctx context.Context, dataDir layout.DataDir) error {
-	p, err := find(dataDir)
+	return errors.Join(EndStore(ctx, dataDir), EndCollector(ctx, dataDir))
+}
+
+// EndStore is End for the store alone.
+func EndStore(ctx context.Context, dataDir layout.DataDir) error { return storeOf(dataDir).end(ctx) }
+
+// EndCollector is End for what sends to the store of another machine.
+func EndCollector(ctx context.Context, dataDir layout.DataDir) error {
+	return collectorOf(dataDir).end(ctx)
+}
+
+func (at place) end(ctx context.Context) error {
+	p, err := at.find()
 	if err != nil {
 		return err
 	}
@@ -252,44 +290,48 @@ func End(ctx context.Context, dataDir layout.DataDir) error {
 			return err
 		}
 	}
-	return groupOf(dataDir).remove(ctx)
+	return at.cgroup.remove(ctx)
 }
 
 // run starts the process.
 func (c *Component) run() (*process, error) {
 	program, err := filepath.EvalSymlinks(c.o.Program)
 	if err != nil {
-		return nil, fmt.Errorf("find the store's program: %w", err)
+		return nil, fmt.Errorf("find the program of %s: %w", c.at.what, err)
 	}
-	if err := os.MkdirAll(c.o.DataDir.Observe(), 0o700); err != nil {
-		return nil, fmt.Errorf("create the store's folder: %w", err)
+	if err := os.MkdirAll(c.at.folder, 0o700); err != nil {
+		return nil, fmt.Errorf("create the folder of %s: %w", c.at.what, err)
 	}
 	// Until the program has opened it itself: what it prints when it cannot start is there as well.
 	log, err := os.OpenFile(c.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open the store's log: %w", err)
+		return nil, fmt.Errorf("open the log of %s: %w", c.at.what, err)
 	}
 	defer log.Close()
-	line, unlimited := c.cgroup.wrap(append([]string{program}, c.args()...))
+	line, unlimited := c.at.cgroup.wrap(append([]string{program}, c.args()...))
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
-	// The settings of the server's own memory, and of its proxies, are not the store's.
+	// The settings of the server's own memory, and of its proxies, are not the program's.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TZ=" + os.Getenv("TZ")}
+	if c.o.Collect != nil {
+		// The program's own limits are those of a store.
+		cmd.Env = append(cmd.Env, "GOMEMLIMIT="+strconv.Itoa(collectorHeap))
+	}
 	// Its own session: signals to the server's terminal or process group do not reach it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the store: %w", err)
+		return nil, fmt.Errorf("start %s: %w", c.at.what, err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	p := &process{pid: cmd.Process.Pid, child: ended}
 	_, p.started = stat(p.pid)
 	if unlimited == nil {
-		unlimited = c.cgroup.add(p.pid)
+		unlimited = c.at.cgroup.add(p.pid)
 	}
 	// The kubelet has protected the server from the kernel's choice when memory is short, and children inherit that.
 	if err := os.WriteFile(p.file("oom_score_adj"), []byte("0"), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.log.Warn("the store may be the last that is killed when memory is short", "err", err)
+		c.log.Warn(c.at.what+" may be the last that is killed when memory is short", "err", err)
 	}
 	note := ""
 	if unlimited != nil {

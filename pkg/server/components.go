@@ -31,6 +31,7 @@ import (
 	"polymesh.dev/polymesh/pkg/mesh/install"
 	"polymesh.dev/polymesh/pkg/node"
 	"polymesh.dev/polymesh/pkg/observe"
+	"polymesh.dev/polymesh/pkg/observe/route"
 	"polymesh.dev/polymesh/pkg/process"
 	"polymesh.dev/polymesh/pkg/worker"
 )
@@ -50,6 +51,11 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	parts := worker.New(s.worker())
 	handlers := joining.Handlers()
 	maps.Copy(handlers, parts.Registry.Handlers())
+	way := route.New(s.route())
+	if s.clusterObserves() {
+		handlers[layout.ObserveIngestPath] = way.Ingest()
+		handlers[dashboard.Path] = dashboard.Elsewhere(way.Pass)
+	}
 	if s.observes() {
 		handlers[dashboard.Path] = dashboard.Gateway(dir.ObserveSocket(), s.Log)
 	}
@@ -94,8 +100,14 @@ func (s *server) addComponents(m *component.Manager) (up component.Handle) {
 	}
 	s.schedule = snapshot.NewComponent(s.snapshots, schedule, kubeconfig, s.Log)
 	m.Add(s.schedule, api)
-	if s.observes() {
+	switch {
+	case s.observes():
 		m.Add(observe.New(s.store(up.Ready())))
+	case s.collects():
+		m.Add(observe.New(s.collector(up.Ready())))
+	}
+	if endpoint.LeaderElect {
+		m.Add(way, api)
 	}
 
 	// The rest is cluster-wide and runs on one server.
@@ -165,12 +177,8 @@ func newDatastore(cfg *config.Server, p *process.Process, membership *join.Serve
 func (s *server) worker() worker.Options {
 	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
 	pair := func(name string) worker.Pair { return worker.Pair{Cert: certs.Cert(name), Key: certs.Key(name)} }
-	own := s.IP
-	if s.cfg.AdvertiseAddress.IsValid() {
-		own = s.cfg.AdvertiseAddress
-	}
 	return worker.Options{
-		Process: s.Process, Settings: s.cfg.Node, Cluster: join.ClusterOf(s.cfg), Own: netip.AddrPortFrom(own, uint16(s.cfg.HTTPSPort)),
+		Process: s.Process, Settings: s.cfg.Node, Cluster: join.ClusterOf(s.cfg), Own: s.apiAddress(),
 		Identity: worker.Identity{
 			Kubelet: dir.Kubeconfig("kubelet"), Proxy: dir.Kubeconfig("kube-proxy"), ServerCA: certs.Cert(certificate.ServerCA), ClientCA: certs.Cert(certificate.ClientCA),
 			Client: pair(certificate.Kubelet), Serving: pair(certificate.KubeletServing),
@@ -179,8 +187,20 @@ func (s *server) worker() worker.Options {
 	}
 }
 
+// apiAddress is that of this server's API server for other machines.
+func (s *server) apiAddress() netip.AddrPort {
+	own := s.IP
+	if s.cfg.AdvertiseAddress.IsValid() {
+		own = s.cfg.AdvertiseAddress
+	}
+	return netip.AddrPortFrom(own, uint16(s.cfg.HTTPSPort))
+}
+
 // observes reports whether this server has the cluster's store of metrics, logs and traces. One that has joined others has none.
 func (s *server) observes() bool { return s.clusterObserves() && s.membership == nil }
+
+// collects reports whether this server sends what is on its machine to the store on another one.
+func (s *server) collects() bool { return s.clusterObserves() && s.membership != nil }
 
 // clusterObserves reports whether the cluster has a store, for what one server does for all: it is on, and the program is in the file, which
 // all servers of a cluster have.
@@ -192,19 +212,34 @@ func (s *server) clusterObserves() bool {
 // store returns the options of the store, which is started when up is closed.
 func (s *server) store(up <-chan struct{}) observe.Options {
 	dir := s.cfg.DataDir
-	logs := map[string]string{"containerd": dir.Agent("containerd", "containerd.log")}
-	// The server's own log, if it is a file: see `make up`.
-	if info, err := os.Stderr.Stat(); err == nil && info.Mode().IsRegular() {
-		if path, err := os.Readlink("/proc/self/fd/2"); err == nil {
-			logs["server"] = path
-		}
-	}
 	certs := certificate.Store(dir.TLS())
 	o := observe.Options{
 		DataDir: dir, Program: s.Programs.Bin(observe.Program), Node: s.Name, Disk: s.cfg.Observe.Disk, Retention: s.cfg.Observe.Retention,
-		Kubeconfig: dir.Kubeconfig("observe"), PodLogs: dir.PodLogs(), LogFiles: logs, Up: up, Log: s.Log,
+		Kubeconfig: dir.Kubeconfig("observe"), PodLogs: dir.PodLogs(), LogFiles: observe.LogFiles(dir, "server"), Up: up, Log: s.Log,
 	}
 	o.Kubelets.CA, o.Kubelets.Cert, o.Kubelets.Key = certs.Cert(certificate.KubeletCA), certs.Cert(certificate.Observe), certs.Key(certificate.Observe)
+	return o
+}
+
+// collector returns the options of what sends to the store on another server, which is started when up is closed.
+func (s *server) collector(up <-chan struct{}) observe.Options {
+	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
+	return observe.Options{
+		DataDir: dir, Program: s.Programs.Bin(observe.Program), Node: s.Name, PodLogs: dir.PodLogs(), LogFiles: observe.LogFiles(dir, "server"), Up: up, Log: s.Log,
+		Collect: &route.Node{Server: worker.BalancerURL(), CA: certs.Cert(certificate.ServerCA), Cert: certs.Cert(certificate.Kubelet), Key: certs.Key(certificate.Kubelet)},
+	}
+}
+
+// route returns the options of the way to the store.
+func (s *server) route() route.Options {
+	certs := certificate.Store(s.cfg.DataDir.TLS())
+	o := route.Options{
+		Server: s.Name, Address: s.apiAddress(), Kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh"),
+		CA: certs.Cert(certificate.ServerCA), Cert: certs.Cert(certificate.Polymesh), Key: certs.Key(certificate.Polymesh), Log: s.Log,
+	}
+	if s.observes() {
+		o.Socket = s.cfg.DataDir.ObserveSocket()
+	}
 	return o
 }
 

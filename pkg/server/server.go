@@ -23,6 +23,7 @@ import (
 	"polymesh.dev/polymesh/pkg/controlplane/overview"
 	"polymesh.dev/polymesh/pkg/controlplane/snapshot"
 	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/observe"
 	"polymesh.dev/polymesh/pkg/preflight"
 	"polymesh.dev/polymesh/pkg/process"
@@ -59,10 +60,16 @@ func Run(ctx context.Context, cfg *config.Server) error {
 				p.Log.Warn("this polymesh was built without " + observe.Program + ", so the cluster has no store of metrics, logs and traces")
 			}
 			p.Before = func(ctx context.Context) error {
-				if !s.observes() {
-					// One that an earlier start has left running, with what it has stored.
-					if err := observe.End(ctx, cfg.DataDir); err != nil {
-						p.Log.Warn("the store of metrics, logs and traces still runs", "err", err)
+				// What an earlier start has left running, with what it has stored.
+				for _, left := range []struct {
+					runs bool
+					end  func(context.Context, layout.DataDir) error
+				}{{s.observes(), observe.EndStore}, {s.collects(), observe.EndCollector}} {
+					if left.runs {
+						continue
+					}
+					if err := left.end(ctx, cfg.DataDir); err != nil {
+						p.Log.Warn("a process of the store of metrics, logs and traces still runs", "err", err)
 					}
 				}
 				return s.snapshots.BeforeStart(ctx, !cfg.Snapshots.Disabled, p.Log)

@@ -1,0 +1,52 @@
+package server
+
+import (
+	"log/slog"
+	"slices"
+	"testing"
+
+	"polymesh.dev/polymesh/pkg/component"
+	"polymesh.dev/polymesh/pkg/config"
+	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/observe"
+	"polymesh.dev/polymesh/pkg/worker"
+)
+
+// Of several servers, the first has the store, and the others collect for it and know the way.
+func TestSeveralServers(t *testing.T) {
+	joined, program := &join.ServerMembership{NodeName: "n1", Server: "https://192.0.2.2:6443"}, "bin/"+observe.Program
+	for what, c := range map[string]struct {
+		args           string
+		off            bool
+		membership     *join.ServerMembership
+		programs       []string
+		observe, route bool
+	}{
+		"the first":              {"--cluster-init", false, nil, []string{program}, true, true},
+		"another":                {"", false, joined, []string{program}, true, true},
+		"the first, off":         {"--cluster-init", true, nil, []string{program}, false, true},
+		"another, off":           {"", true, joined, []string{program}, false, true},
+		"another, not in a file": {"", false, joined, nil, false, true},
+	} {
+		s := serverFor(t, c.args, c.membership, c.programs...)
+		s.cfg.Disabled[config.Observe] = c.off
+		m := component.NewManager(slog.New(slog.DiscardHandler))
+		s.addComponents(m)
+		var names []string
+		for _, status := range m.Status(t.Context()) {
+			names = append(names, status.Name)
+		}
+		if slices.Contains(names, "observe") != c.observe || slices.Contains(names, "observe-route") != c.route {
+			t.Errorf("%s: %q", what, names)
+		}
+		if o := s.route(); (o.Socket != "") != (c.observe && c.membership == nil) || o.Server != "n1" || o.Address.String() != "192.0.2.1:6443" {
+			t.Errorf("%s: %+v", what, o)
+		}
+	}
+	s := serverFor(t, "", joined, program)
+	s.cfg.Disabled[config.Observe] = false
+	o := s.collector(nil)
+	if o.Collect == nil || o.Collect.Server != worker.BalancerURL() || o.Kubeconfig != "" {
+		t.Errorf("%+v", o)
+	}
+}
