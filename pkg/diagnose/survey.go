@@ -12,6 +12,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -58,6 +59,8 @@ const (
 	// surveyAge is how old a survey may be that is given again.
 	surveyAge  = 15 * time.Second
 	surveyTime = 10 * time.Second
+	// podsAge is how often all pods are looked at, which is most of the work: in between, only those with which something was wrong.
+	podsAge = time.Minute
 	// maxExamined workloads are examined, podsExamined pods of each, and findingsKept findings about each are kept.
 	maxExamined, podsExamined, findingsKept = 40, 3, 3
 	// podPage is how many pods are in memory at a time, maxPods how many are looked at.
@@ -79,6 +82,10 @@ type Surveyor struct {
 	last *Survey
 	// known are the findings of the last minutes.
 	known map[findingKey]findingTimes
+	// What was found when all pods were looked at: pods that belong to no workload, and the owners of pods that lack a sidecar.
+	podsAt  time.Time
+	strays  []subject
+	lacking []subject
 }
 
 type findingKey struct {
@@ -326,6 +333,10 @@ const podKind = "Pod"
 
 // pods looks for pods that are not ready and belong to no workload, and for workloads whose pods lack a sidecar.
 func (r *round) pods(ctx context.Context) error {
+	if r.at.Sub(r.podsAt) < podsAge {
+		return r.again(ctx)
+	}
+	r.podsAt, r.strays, r.lacking = time.Time{}, nil, nil
 	options := metav1.ListOptions{Limit: podPage}
 	for seen := 0; seen < maxPods; {
 		list, err := r.client.CoreV1().Pods("").List(ctx, options)
@@ -333,19 +344,46 @@ func (r *round) pods(ctx context.Context) error {
 			return err
 		}
 		for i := range list.Items {
-			if pod := &list.Items[i]; pod.DeletionTimestamp == nil {
-				r.pod(pod)
-			}
+			r.pod(&list.Items[i])
 		}
 		if seen += len(list.Items); list.Continue == "" {
-			return nil
+			break
 		}
 		options.Continue = list.Continue
+	}
+	if len(r.strays)+len(r.lacking) <= maxExamined {
+		r.podsAt = r.at
+	}
+	return nil
+}
+
+// again looks at what was wrong with pods before.
+func (r *round) again(ctx context.Context) error {
+	for _, owner := range r.lacking {
+		if c, ok := r.workloads[owner]; ok {
+			r.suspect(owner, c)
+		}
+	}
+	strays := r.strays
+	r.strays = nil
+	for _, at := range strays {
+		pod, err := r.client.CoreV1().Pods(at.namespace).Get(ctx, at.name, metav1.GetOptions{ResourceVersion: "0"})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			r.strays = strays
+			return err
+		}
+		r.pod(pod)
 	}
 	return nil
 }
 
 func (r *round) pod(pod *corev1.Pod) {
+	if pod.DeletionTimestamp != nil {
+		return
+	}
 	at := subject{podKind, pod.Namespace, pod.Name}
 	if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {
 		by := subject{owner.Kind, pod.Namespace, owner.Name}
@@ -357,7 +395,8 @@ func (r *round) pod(pod *corev1.Pod) {
 			}
 		}
 		if c, ok := r.workloads[by]; ok {
-			if lacksSidecar(pod, r.requested[pod.Namespace]) {
+			if lacksSidecar(pod, r.requested[pod.Namespace]) && !r.suspected[by] {
+				r.lacking = append(r.lacking, by)
 				r.suspect(by, c)
 			}
 			return
@@ -373,6 +412,7 @@ func (r *round) pod(pod *corev1.Pod) {
 		}
 		c.failed = "the pod failed: " + cmp.Or(pod.Status.Message, pod.Status.Reason, "see its log")
 	}
+	r.strays = append(r.strays, subject{podKind, pod.Namespace, pod.Name})
 	r.suspect(at, c)
 }
 
