@@ -76,5 +76,8 @@ func run(args []string, out io.Writer) error {
 	defer stop()
 	// A second signal does not wait.
 	context.AfterFunc(ctx, stop)
+	if o.PushTo != "" {
+		return server.Collect(ctx, o, version, log)
+	}
 	return server.Run(ctx, o, version, log)
 }
