@@ -392,9 +392,6 @@ func (r *raw) checkAddons(s *Server) error {
 		}
 		s.Disabled[Addon(name)] = true
 	}
-	if !r.observe {
-		s.Disabled[Observe] = true
-	}
 	for _, text := range r.pool {
 		rng, err := addressRange(text)
 		if err != nil {

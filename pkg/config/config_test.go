@@ -61,7 +61,6 @@ var example = map[string]struct {
 	"loadbalancer-pool":                 {"192.0.2.64/28", func(s *Server) bool { return s.LoadBalancerPool[0].From == netip.MustParseAddr("192.0.2.65") }},
 	"image-policy-key":                  {"base64:MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEG8vgnEzyeVNwxC4jcsYqEFGpLE1kZWojUFjGHFp67JZGz7urXnLcMGaCQkC6P+BZhdxPD5cY8QmRvHwfU4+xww==", func(s *Server) bool { return len(s.ImagePolicyKeys) == 1 }},
 	"mesh-profile":                      {"demo", func(s *Server) bool { return s.MeshProfile == "demo" }},
-	"observe":                           {"true", func(s *Server) bool { return s.Enabled(Observe) }},
 	"observe-disk":                      {"3GiB", func(s *Server) bool { return s.Observe.Disk == 3<<30 }},
 	"observe-retention":                 {"30d", func(s *Server) bool { return s.Observe.Retention == 720*time.Hour }},
 	"observe-cluster-access":            {"ingest", func(s *Server) bool { return s.ObserveAccess == ObserveIngest }},

@@ -45,7 +45,6 @@ type raw struct {
 	disablePolicy     bool
 	pool              []string
 	meshProfile       string
-	observe           bool
 	observeAccess     string
 	observeDisk       string
 	observeRetention  string
@@ -153,7 +152,6 @@ func ServerFlags() *Flags {
 	f.BoolVar(&r.disablePolicy, "disable-network-policy", false, "do not enforce NetworkPolicies, for a controller that you install yourself")
 	f.StringSliceVar(&r.pool, "loadbalancer-pool", nil, "addresses for LoadBalancer services, one for each service: CIDR or first-last; may be repeated (default: the nodes' addresses for all)")
 	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
-	f.BoolVar(&r.observe, "observe", false, "keep the cluster's metrics, logs and traces in a store on this server. The program for it is not part of the file yet")
 	f.StringVar(&r.observeDisk, "observe-disk", "", "how much of the disk the store of metrics, logs and traces may take, such as 2GiB (default: 2GiB, or a twentieth of the disk if that is less)")
 	f.StringVar(&r.observeRetention, "observe-retention", "7d", "how long the store keeps something, such as 7d or 36h; less if --observe-disk is reached before")
 	f.StringVar(&r.observeAccess, "observe-cluster-access", string(ObserveAll), "what pods reach of the store of metrics, logs and traces: all; ingest, to send traces; off")

@@ -47,7 +47,7 @@ func TestRoles(t *testing.T) {
 	t.Parallel()
 	starts := map[string]func(*testing.T, *kubernetes.Clientset, string){"1": firstStart, "2": secondStart}
 	if run := starts[os.Getenv(startVar)]; run != nil {
-		kubeconfig := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)), "--data-dir", os.Getenv(dataDirVar), "--observe")
+		kubeconfig := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)), "--data-dir", os.Getenv(dataDirVar))
 		config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 		if err != nil {
 			t.Fatal(err)

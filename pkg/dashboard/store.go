@@ -281,7 +281,7 @@ func remote(ctx context.Context, o Options) (*store, error) {
 	case status == http.StatusForbidden:
 		return nil, fmt.Errorf("the user of the kubeconfig may not see the store of %s: an administrator can allow it with `kubectl create clusterrolebinding NAME --clusterrole=%s --user=USER`", config.Host, Role)
 	case status == http.StatusNotFound:
-		return nil, fmt.Errorf("the cluster at %s has no store: its server does not run with --observe", config.Host)
+		return nil, fmt.Errorf("the cluster at %s has no store: its servers run with --disable observe", config.Host)
 	}
 	return nil, fmt.Errorf("the store of the cluster at %s responds with status %d: %s", config.Host, status, text)
 }

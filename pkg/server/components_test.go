@@ -24,15 +24,15 @@ import (
 func TestComponentsOfAServer(t *testing.T) {
 	table := componentTable(t)
 	for args, want := range map[string][]string{
-		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "registry", "network-policy", "kubelet", "kube-proxy",
+		"--disable observe": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "registry", "network-policy", "kubelet", "kube-proxy",
 			"pool-addresses", "pod-network", "join", "node-role", "image-policy", "snapshots", "serving-certificates", "coredns", "metrics-server", "local-storage", "servicelb", "istio", "observe-access"},
-		"--observe": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "registry", "network-policy", "kubelet", "kube-proxy",
+		"": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler", "registry", "network-policy", "kubelet", "kube-proxy",
 			"pool-addresses", "pod-network", "join", "node-role", "image-policy", "snapshots", "observe", "serving-certificates", "coredns", "metrics-server", "local-storage", "servicelb", "istio", "observe-access"},
 		// A disabled add-on stays in the list to be removed; components with nothing to remove are left out.
-		"--disable servicelb,istio,coredns": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
+		"--disable servicelb,istio,coredns,observe": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "secrets-encryption", "kube-controller-manager", "kube-scheduler",
 			"registry", "network-policy", "kubelet", "kube-proxy", "pool-addresses", "pod-network", "join", "node-role", "image-policy", "snapshots", "serving-certificates", "coredns", "metrics-server", "local-storage", "observe-access"},
 		// An encryption configuration that is not ours is ignored: its keys are unknown here.
-		"--kube-apiserver-arg=encryption-provider-config=/kms.yaml": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
+		"--disable observe --kube-apiserver-arg=encryption-provider-config=/kms.yaml": {"certificates", "datastore", "containerd", "images", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
 			"registry", "network-policy", "kubelet", "kube-proxy", "pool-addresses", "pod-network", "join", "node-role", "image-policy", "snapshots", "serving-certificates", "coredns", "metrics-server", "local-storage", "servicelb", "istio", "observe-access"},
 	} {
 		s := serverFor(t, args, nil, "bin/"+observe.Program)
@@ -49,7 +49,7 @@ func TestComponentsOfAServer(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: components are %q, want %q", args, got, want)
 		}
-		if args == "--observe" {
+		if args == "" {
 			slices.SortFunc(got, func(a, b string) int { return table[a].line - table[b].line })
 			if !slices.Equal(got, want) {
 				t.Errorf("docs/understand/architecture.md has the order %q, want %q", got, want)
@@ -91,14 +91,14 @@ func TestWhoHasTheStore(t *testing.T) {
 		programs                  []string
 		here, accessible, logging bool
 	}{
-		"on":                      {"--observe", nil, []string{program}, true, true, true},
-		"off":                     {"--observe --disable observe", nil, []string{program}, false, false, false},
-		"not in the file":         {"--observe", nil, []string{"bin/containerd"}, false, false, false},
-		"on another server":       {"--observe", joined, []string{program}, false, true, true},
-		"off on another server":   {"--observe --disable observe", joined, []string{program}, false, false, false},
-		"sending only":            {"--observe --observe-cluster-access ingest", nil, []string{program}, true, true, true},
-		"not for pods":            {"--observe --observe-cluster-access off", nil, []string{program}, true, false, true},
-		"not for pods, elsewhere": {"--observe --observe-cluster-access off", joined, []string{program}, false, false, true},
+		"on":                      {"", nil, []string{program}, true, true, true},
+		"off":                     {"--disable observe", nil, []string{program}, false, false, false},
+		"not in the file":         {"", nil, []string{"bin/containerd"}, false, false, false},
+		"on another server":       {"", joined, []string{program}, false, true, true},
+		"off on another server":   {"--disable observe", joined, []string{program}, false, false, false},
+		"sending only":            {"--observe-cluster-access ingest", nil, []string{program}, true, true, true},
+		"not for pods":            {"--observe-cluster-access off", nil, []string{program}, true, false, true},
+		"not for pods, elsewhere": {"--observe-cluster-access off", joined, []string{program}, false, false, true},
 	} {
 		s := serverFor(t, c.args, c.membership, c.programs...)
 		if got := s.observes(); got != c.here {

@@ -26,7 +26,7 @@ import (
 // recorded, and ends in words.
 func TestObserveStore(t *testing.T) {
 	ownNodes(t, 1)
-	n := node.ForTest(t, node.Options{Observe: true, Args: []string{"--observe", "--disable", "istio,metrics-server,local-storage", "--observe-disk", "256MiB", "--observe-cluster-access", "off"}})
+	n := node.ForTest(t, node.Options{Observe: true, Args: []string{"--disable", "istio,metrics-server,local-storage", "--observe-disk", "256MiB", "--observe-cluster-access", "off"}})
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestObserveStore(t *testing.T) {
 	}
 }
 
-// Without the flag a node has nothing of it, and what an earlier start has left running ends.
+// With --disable observe, a node has nothing of it.
 func TestObserveOff(t *testing.T) {
 	ownNodes(t, 1)
 	n := node.ForTest(t, node.Options{Args: []string{"--disable", "istio,metrics-server,local-storage,coredns"}})
