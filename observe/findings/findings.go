@@ -51,7 +51,7 @@ const (
 // Finding is what is wrong with an object: the line of an entry.
 type Finding struct {
 	Reason string `json:"reason"`
-	// Kind and Name are those of a node, or of a workload in Namespace.
+	// Kind and Name are those of a node, or of a workload in Namespace; the kind is Cluster, without a name, if it is about the cluster's servers.
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`

@@ -61,6 +61,9 @@ func (s *server) diagnosisAt(ctx context.Context, at time.Time) (*diagnosis, err
 	return d, nil
 }
 
+// ofCluster is the kind of a finding about the cluster's servers, and no object.
+const ofCluster = "Cluster"
+
 // maxDiagnosis bounds the entries of a survey.
 const maxDiagnosis = 500
 
@@ -143,12 +146,15 @@ func sentence(text string) string {
 
 // statements says what is wrong: one sentence for each object.
 func (d *diagnosis) statements(namespaces []string) []statement {
-	type object struct{ kind, namespace, name string }
+	type object struct{ kind, namespace, name, text string }
 	seen := map[object]bool{}
 	var list []statement
 	left := 0
 	for _, f := range d.all {
-		of := object{f.Kind, f.Namespace, f.Name}
+		of := object{f.Kind, f.Namespace, f.Name, ""}
+		if f.Kind == ofCluster {
+			of.text = f.Message
+		}
 		if seen[of] || f.Namespace != "" && len(namespaces) > 0 && !slices.Contains(namespaces, f.Namespace) {
 			continue
 		}
@@ -164,13 +170,16 @@ func (d *diagnosis) statements(namespaces []string) []statement {
 		if f.Bad {
 			st.Level = bad
 		}
-		if f.Namespace == "" {
+		switch {
+		case f.Kind == ofCluster:
+			st.Text, st.Why = sentence(f.Message), ""
+		case f.Namespace != "":
+			st.Link, st.Text = route("workloads", f.Namespace, f.Name), fmt.Sprintf("%s in %s: %s.", f.Name, f.Namespace, troubled(f))
+		default:
 			st.Link, st.Text = "/nodes", "Node "+f.Name+" is under pressure."
 			if f.Bad {
 				st.Text = "Node " + f.Name + " is not ready."
 			}
-		} else {
-			st.Link, st.Text = route("workloads", f.Namespace, f.Name), fmt.Sprintf("%s in %s: %s.", f.Name, f.Namespace, troubled(f))
 		}
 		list = append(list, st)
 	}

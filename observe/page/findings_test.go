@@ -45,6 +45,8 @@ func TestStatementsOfADiagnosis(t *testing.T) {
 		{Reason: "OutOfMemory", Kind: "Deployment", Namespace: "shop", Name: "api", Container: "app", Pod: "api-1", Message: "killed", Bad: true, Replicas: 1},
 		{Reason: "NodePressure", Kind: "Node", Name: "n2", Message: "kubelet has disk pressure", Advice: "free space"},
 		{Reason: "InjectionMissing", Kind: "DaemonSet", Namespace: "shop", Name: "agent", Pod: "agent-1", Message: "the pod has no sidecar", Advice: "restart it", Ready: 2, Replicas: 2},
+		{Reason: "Cluster", Kind: "Cluster", Message: "the certificate x of node n1 expires in 5d"},
+		{Reason: "Cluster", Kind: "Cluster", Message: "1 of 3 servers is away: n2"},
 		{Reason: "Invented", Kind: "Pod", Namespace: "other", Name: `<b>"&`, Message: "registry.example.com/x:1: not found"},
 	}}
 	want := []statement{
@@ -52,10 +54,12 @@ func TestStatementsOfADiagnosis(t *testing.T) {
 		{Level: bad, Text: "api in shop: 0 of 1 pod is ready: no pod can be created.", Why: "Exceeded quota: small.", Advice: "Raise it.", Since: since.UnixMilli(), Link: "/workloads/shop/api"},
 		{Level: warn, Text: "Node n2 is under pressure.", Why: "Kubelet has disk pressure.", Advice: "Free space.", Link: "/nodes"},
 		{Level: warn, Text: "agent in shop: a pod has no sidecar.", Why: "Pod agent-1: the pod has no sidecar.", Advice: "Restart it.", Link: "/workloads/shop/agent"},
+		{Level: warn, Text: "The certificate x of node n1 expires in 5d."},
+		{Level: warn, Text: "1 of 3 servers is away: n2."},
 		{Level: warn, Text: `<b>"& in other: it is not ready.`, Why: "registry.example.com/x:1: not found.", Link: "/workloads/other/%3Cb%3E%22&"},
 	}
 	require.Equal(t, want, d.statements(nil))
-	require.Equal(t, want[:4], d.statements([]string{"shop"}), "nodes belong to all namespaces")
+	require.Equal(t, want[:6], d.statements([]string{"shop"}), "nodes and servers belong to all namespaces")
 
 	many := &diagnosis{more: 5}
 	for _, name := range strings.Fields("a b c d e f g h i j") {

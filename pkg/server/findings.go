@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
@@ -18,23 +20,64 @@ import (
 // findingsPath is where the server tells what is wrong in the cluster, on the status socket. The store keeps it (observe/findings).
 const findingsPath = "GET /findings"
 
-// findings serves the surveys of the cluster.
+// overviewAge is how old what `polymesh status` says about the cluster may be. It changes slowly, and asks every member of etcd.
+const overviewAge = time.Minute
+
+// ofCluster is the kind and the reason of what is wrong with no object in the cluster, but with its servers: members of etcd, certificates,
+// snapshots.
+const ofCluster = "Cluster"
+
+// findings serves the surveys of the cluster, with what `polymesh status` warns of.
 type findings struct {
 	kubeconfig string
+	overview   func(context.Context) *status.Cluster
 
 	mu       sync.Mutex
 	surveyor *diagnose.Surveyor // nil before the first request with a kubeconfig, which the server's first start writes
+	at       time.Time
+	cluster  []diagnose.Found
 }
 
 // ServeHTTP implements http.Handler.
 func (f *findings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// First: it is known without the API server, too.
+	cluster := f.ofCluster(r.Context())
 	survey, err := f.survey(r.Context())
-	if err != nil {
+	if err != nil && len(cluster) == 0 {
 		status.Refuse(w, http.StatusServiceUnavailable, err)
 		return
 	}
+	answer := diagnose.Survey{At: time.Now(), Findings: cluster}
+	if err == nil {
+		answer = *survey
+		answer.Findings = slices.Concat(cluster, survey.Findings)
+	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(survey)
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// ofCluster returns what is wrong with the servers.
+func (f *findings) ofCluster(ctx context.Context) []diagnose.Found {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.at.IsZero() && time.Since(f.at) < overviewAge {
+		return f.cluster
+	}
+	c := f.overview(ctx)
+	f.at, f.cluster = time.Now(), []diagnose.Found{}
+	add := func(text string, bad bool) {
+		f.cluster = append(f.cluster, diagnose.Found{Reason: ofCluster, Kind: ofCluster, Message: diagnose.Line(text), Bad: bad})
+	}
+	if c.Problem != "" {
+		add("the cluster does not work: "+c.Problem, true)
+	}
+	for _, text := range c.Warnings {
+		add(text, false)
+	}
+	if c.Snapshot != nil && c.Snapshot.Failure != "" {
+		add("the last scheduled snapshot failed: "+c.Snapshot.Failure, false)
+	}
+	return f.cluster
 }
 
 func (f *findings) survey(ctx context.Context) (*diagnose.Survey, error) {

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"log/slog"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/diagnose"
+	"polymesh.dev/polymesh/pkg/status"
 )
 
 // What the store asks for, of a real API server. Before there is one, the answer is an error.
@@ -26,9 +28,18 @@ func TestFindingsOfTheCluster(t *testing.T) {
 		f.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/findings", nil))
 		return w
 	}
-	early := &findings{kubeconfig: filepath.Join(t.TempDir(), "none")}
+	seen := &status.Cluster{Snapshot: &status.Snapshot{}}
+	early := &findings{kubeconfig: filepath.Join(t.TempDir(), "none"), overview: func(context.Context) *status.Cluster { return seen }}
 	if w := get(early); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), `{"message":"look for what is wrong in the cluster: read kubeconfig`) {
 		t.Errorf("without a kubeconfig: %d %s", w.Code, w.Body)
+	}
+	// Without the API server, it is still known what is wrong with the servers.
+	early.at = time.Time{}
+	seen = &status.Cluster{Problem: "2 of 3 servers are away", Warnings: []string{"the certificate\nx expires"}, Snapshot: &status.Snapshot{Failure: "disk full"}}
+	var survey diagnose.Survey
+	if err := json.Unmarshal(get(early).Body.Bytes(), &survey); err != nil || len(survey.Findings) != 3 || !survey.Findings[0].Bad || survey.Findings[1].Bad ||
+		survey.Findings[0].Message != "the cluster does not work: 2 of 3 servers are away" || survey.Findings[1].Message != "the certificate x expires" {
+		t.Errorf("without the API server: %+v, %v", survey, err)
 	}
 	early.kubeconfig = controlplanetest.Start(t, slog.New(slog.DiscardHandler))
 	client := controlplanetest.Client(t, early.kubeconfig)
@@ -41,11 +52,11 @@ func TestFindingsOfTheCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := get(early)
-	var survey diagnose.Survey
+	survey = diagnose.Survey{}
 	if err := json.Unmarshal(w.Body.Bytes(), &survey); err != nil || w.Code != http.StatusOK {
 		t.Fatalf("%d %s: %v", w.Code, w.Body, err)
 	}
-	if len(survey.Findings) != 1 || survey.Findings[0].Name != "n1" || survey.Findings[0].Message != "container runtime is down" || time.Since(survey.At) > time.Minute {
+	if len(survey.Findings) != 4 || survey.Findings[3].Name != "n1" || survey.Findings[3].Message != "container runtime is down" || time.Since(survey.At) > time.Minute {
 		t.Errorf("it finds %+v", survey)
 	}
 }
