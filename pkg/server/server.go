@@ -123,11 +123,12 @@ func (s *server) describe(socket *status.Server) {
 		Node: s.Name, Version: kubernetes.Get().GitVersion, Kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh"), Certificates: certificate.Store(s.cfg.DataDir.TLS()),
 		Kind: s.cfg.Datastore.Kind, Datastore: s.datastore, Snapshots: s.snapshots, SnapshotFailure: s.schedule.Failure,
 	}
-	socket.DescribeCluster(overview.New(o).Cluster)
+	cluster := overview.New(o).Cluster
+	socket.DescribeCluster(cluster)
 	member.Serve(socket, s.etcd(), overview.Kind(o))
 	if s.observes() {
 		socket.Handle(metricsPath, &ownMetrics{from: legacyregistry.DefaultGatherer})
-		socket.Handle(findingsPath, &findings{kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh")})
+		socket.Handle(findingsPath, &findings{kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh"), overview: cluster})
 	}
 }
 
