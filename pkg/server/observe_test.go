@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/join"
 	"polymesh.dev/polymesh/pkg/observe"
 	"polymesh.dev/polymesh/pkg/worker"
@@ -17,19 +16,17 @@ func TestSeveralServers(t *testing.T) {
 	joined, program := &join.ServerMembership{NodeName: "n1", Server: "https://192.0.2.2:6443"}, "bin/"+observe.Program
 	for what, c := range map[string]struct {
 		args           string
-		off            bool
 		membership     *join.ServerMembership
 		programs       []string
 		observe, route bool
 	}{
-		"the first":              {"--cluster-init", false, nil, []string{program}, true, true},
-		"another":                {"", false, joined, []string{program}, true, true},
-		"the first, off":         {"--cluster-init", true, nil, []string{program}, false, true},
-		"another, off":           {"", true, joined, []string{program}, false, true},
-		"another, not in a file": {"", false, joined, nil, false, true},
+		"the first":              {"--cluster-init", nil, []string{program}, true, true},
+		"another":                {"", joined, []string{program}, true, true},
+		"the first, off":         {"--cluster-init --disable observe", nil, []string{program}, false, true},
+		"another, off":           {"--disable observe", joined, []string{program}, false, true},
+		"another, not in a file": {"", joined, nil, false, true},
 	} {
 		s := serverFor(t, c.args, c.membership, c.programs...)
-		s.cfg.Disabled[config.Observe] = c.off
 		m := component.NewManager(slog.New(slog.DiscardHandler))
 		s.addComponents(m)
 		var names []string
@@ -43,9 +40,7 @@ func TestSeveralServers(t *testing.T) {
 			t.Errorf("%s: %+v", what, o)
 		}
 	}
-	s := serverFor(t, "", joined, program)
-	s.cfg.Disabled[config.Observe] = false
-	o := s.collector(nil)
+	o := serverFor(t, "", joined, program).collector(nil)
 	if o.Collect == nil || o.Collect.Server != worker.BalancerURL() || o.Kubeconfig != "" {
 		t.Errorf("%+v", o)
 	}

@@ -31,21 +31,11 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"polymesh.dev/polymesh/pkg/certificate"
-	"polymesh.dev/polymesh/pkg/config"
 	"polymesh.dev/polymesh/pkg/controlplane/controlplanetest"
 	"polymesh.dev/polymesh/pkg/dashboard"
 	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/observe/route"
 )
-
-// on are the flags of a server with the store, which is not the default yet.
-func on() []string {
-	flags := []string{"--observe"}
-	if err := config.ServerFlags().Parse(flags); err != nil {
-		return nil
-	}
-	return flags
-}
 
 // Nodes send, and users look, by a real API server, and by one of a server without the store, which passes on.
 func TestRoute(t *testing.T) {
@@ -71,7 +61,7 @@ func TestRoute(t *testing.T) {
 	kubeconfig := controlplanetest.StartWith(t, log, map[string]http.Handler{
 		layout.ObserveIngestPath: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { with.Load().Ingest().ServeHTTP(w, r) }),
 		dashboard.Path:           dashboard.Gateway(socket, log),
-	}, on()...)
+	})
 	rest, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
