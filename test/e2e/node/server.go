@@ -69,7 +69,7 @@ func (n *Node) Start(ctx context.Context) error {
 			args = append(args, "--token-file", token)
 		}
 	}
-	if !n.opts.Observe && n.agentOf() == nil && n.program == n.tested {
+	if !n.opts.Observe && n.opts.Joins == nil && n.program == n.tested {
 		args = append(args, "--disable", "observe")
 	}
 	args = append(args, n.opts.Args...)
