@@ -88,8 +88,8 @@ func (q *queue) duration(t Test) time.Duration {
 }
 
 // weight returns how many lanes' share of the machine a test uses. A lane is for a node with the mesh and the app; nodes of a cluster
-// use a third of that, because their tests wait for other nodes most of the time.
-func (q *queue) weight(t Test) int { return min(max((t.Nodes+2)/3, 1), q.lanes) }
+// use half of that.
+func (q *queue) weight(t Test) int { return min(max((t.Nodes+1)/2, 1), q.lanes) }
 
 // next returns the lane's next test, and marks the one before as finished. It waits while tests are left that may become the
 // lane's, and returns false when none is.

@@ -303,7 +303,7 @@ func TestEveryTestRuns(t *testing.T) {
 		var tests []Test
 		known := map[string]time.Duration{}
 		for i := range 1 + random.IntN(8) {
-			test := Test{Name: fmt.Sprintf("Test%d", i), Nodes: random.IntN(6)}
+			test := Test{Name: fmt.Sprintf("Test%d", i), Nodes: random.IntN(4)}
 			test.Shared = test.Nodes == 0 && random.IntN(4) > 0
 			tests, known[test.Name] = append(tests, test), durations[random.IntN(len(durations))]
 		}
@@ -329,18 +329,18 @@ func TestSharedTestIsNotForgotten(t *testing.T) {
 		t.Errorf("the lanes ran %v", runs)
 	}
 	q = newQueue([]Test{ready}, nil, 2)
-	q.running[0] = Test{Name: "Many", Nodes: 5}
+	q.running[0] = Test{Name: "Many", Nodes: 3}
 	if i, wait := q.choose(1, NodeUp); i >= 0 || !wait {
-		t.Errorf("with the test with five nodes, the lane gets test %d, wait %v", i, wait)
+		t.Errorf("with the test with three nodes, the lane gets test %d, wait %v", i, wait)
 	}
 }
 
 // A lane that has ended does not keep others waiting, and gets no test.
 func TestEndedLane(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		large := Test{Name: "Large", Nodes: 5}
+		large := Test{Name: "Large", Nodes: 3}
 		q := newQueue([]Test{large}, nil, 3)
-		q.running[0] = Test{Name: "Other", Nodes: 5}
+		q.running[0] = Test{Name: "Other", Nodes: 3}
 		var got [3]string
 		for lane := 1; lane < 3; lane++ {
 			go func() {
