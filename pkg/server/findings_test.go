@@ -47,6 +47,7 @@ func TestFindingsOfTheCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	node.ResourceVersion = "" // whatever the controllers write meanwhile
 	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Message: "container runtime is down", LastTransitionTime: metav1.Now()}}
 	if _, err := client.CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
