@@ -91,8 +91,8 @@ func (n *names) fold(fields []logstorage.Field, stream int, at time.Time) ([]log
 	return append(kept, logstorage.Field{Name: RestField, Value: jsonObject(rest)}), len(rest)
 }
 
-func has(fields []logstorage.Field, name string) bool {
-	return slices.ContainsFunc(fields, func(f logstorage.Field) bool { return f.Name == name })
+func has[F Field | logstorage.Field](fields []F, name string) bool {
+	return slices.ContainsFunc(fields, func(f F) bool { return Field(f).Name == name })
 }
 
 // jsonObject writes fields as an object; of two with one name the first stays. Bytes that are no text become the replacement character.

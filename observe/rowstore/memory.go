@@ -3,19 +3,14 @@ package rowstore
 import (
 	"flag"
 	"fmt"
-	"os"
 	"runtime"
-)
 
-// maxProcs is how many processors the program uses, however many there are, unless GOMAXPROCS in its environment says otherwise.
-const maxProcs = 2
+	"github.com/VictoriaMetrics/VictoriaMetrics/lib/encoding"
+)
 
 // LimitMemory sets what the storage library may use for its caches and for the state of one query, and quiets its log to warnings. The library
 // takes both from the global flags that it registers, and ends the program if they were never parsed: so this parses an empty command line
 // unless the program has parsed its own: tests call flag.Parse first. main calls it once, before the first Open.
-//
-// It also bounds the number of processors: the library's compressor keeps 16 MiB for each, which no limit of it covers, and Go counts them towards
-// GOMEMLIMIT. On a machine with 16 processors the garbage collector would have nothing else to do.
 func LimitMemory(bytes int64) error {
 	for name, value := range map[string]string{
 		"memory.allowedBytes": fmt.Sprint(bytes),
@@ -25,13 +20,16 @@ func LimitMemory(bytes int64) error {
 			return fmt.Errorf("setting the storage library's -%s to %s: %w", name, value, err)
 		}
 	}
-	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) > maxProcs {
-		runtime.GOMAXPROCS(maxProcs)
-	}
 	if !flag.Parsed() {
 		if err := flag.CommandLine.Parse(nil); err != nil {
 			return fmt.Errorf("marking the storage library's flags as parsed: %w", err)
 		}
+	}
+	// One compressor of each level, instead of one for each processor: it keeps 16 MiB that no limit covers. The library makes them for as many processors
+	// as there are when it compresses first.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	for _, level := range []int{1, 3} {
+		encoding.CompressZSTDLevel(nil, []byte{0}, level)
 	}
 	return nil
 }

@@ -23,7 +23,12 @@ const (
 	// minFree is the least space that must be left: the library ends the process when a write fails.
 	minFree = 32 << 20
 	// maxPending is how many bytes of rows wait in this package before Append waits too.
-	maxPending = 8 << 20
+	maxPending = 4 << 20
+	// piece is how many bytes of rows the library is given at a time. It copies them into buffers that grow by a quarter, and keeps what they were before:
+	// five times as much, twice.
+	piece = 256 << 10
+	// perRow and perField are what they take beside their texts.
+	perRow, perField = 72, 32
 	// inFlightPoll is how often the library is asked whether it has written what it was given.
 	inFlightPoll = 200 * time.Millisecond
 	// freePeriod is for how long an answer about the free space of the disk is believed.
@@ -51,8 +56,8 @@ type Store struct {
 	queries chan struct{} // limits how many run at a time
 
 	mu            sync.Mutex
-	room          *sync.Cond            // told when pending was handed over
-	pending       []*logstorage.LogRows // the last one is being filled
+	room          *sync.Cond // told when pending was handed over
+	pending       []Row      // the caller's: they are copied when they are handed over
 	pendingBytes  int
 	pendingSince  time.Time
 	pendingOldest int64  // the time of the oldest row in it, in nanoseconds
@@ -166,8 +171,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Append stores rows. They can be queried after Flush or about half of FlushInterval, and are on disk after FlushInterval. It waits while the
-// disk is slower than the rows come.
+// Append stores rows, and keeps them: they must not be changed any more. They can be queried after Flush or about half of FlushInterval, and are on disk
+// after FlushInterval. It waits while the disk is slower than the rows come.
 func (s *Store) Append(rows []Row) error {
 	if s.opts.ReadOnly {
 		return fmt.Errorf("%w: it was opened to be read", ErrReadOnly)
@@ -187,16 +192,15 @@ func (s *Store) Append(rows []Row) error {
 	refused := &RejectedError{}
 	// A row that is too old by the time when it is handed over would be dropped without a word.
 	oldest, newest := now.Add(time.Minute-s.opts.Retention), now.Add(libraryAhead)
-	var fields []logstorage.Field
 	for i := range rows {
-		reason := ""
-		if fields, reason = s.fields(fields[:0], &rows[i], oldest, newest); reason != "" {
+		size, reason := checkRow(&rows[i], oldest, newest)
+		if reason != "" {
 			if refused.Rows++; refused.Reason == "" {
 				refused.Reason = reason
 			}
 			continue
 		}
-		s.add(rows[i].Time.UnixNano(), fields, len(rows[i].Stream), now)
+		s.add(rows[i], size, now)
 	}
 	signal(s.wake)
 	if s.opts.MaxBytes > 0 && s.sinceBound > s.opts.MaxBytes/boundShare {
@@ -210,59 +214,48 @@ func (s *Store) Append(rows []Row) error {
 	return nil
 }
 
-// fields turns a row into the library's fields, the stream's first, or says why it cannot be stored.
-func (s *Store) fields(out []logstorage.Field, row *Row, oldest, newest time.Time) ([]logstorage.Field, string) {
+// checkRow returns how many bytes a row's texts have, or says why it cannot be stored.
+func checkRow(row *Row, oldest, newest time.Time) (size int, reason string) {
 	if row.Time.Before(oldest) {
-		return out, "its time " + row.Time.UTC().Format(time.RFC3339) + " is older than what is kept"
+		return 0, "its time " + row.Time.UTC().Format(time.RFC3339) + " is older than what is kept"
 	}
 	if row.Time.After(newest) {
-		return out, "its time " + row.Time.UTC().Format(time.RFC3339) + " is more than a day in the future"
+		return 0, "its time " + row.Time.UTC().Format(time.RFC3339) + " is more than a day in the future"
 	}
 	if n := len(row.Stream) + len(row.Fields); n > MaxFields {
-		return out, fmt.Sprintf("it has %d fields, more than %d", n, MaxFields)
+		return 0, fmt.Sprintf("it has %d fields, more than %d", n, MaxFields)
 	}
-	size := 0
 	for i, group := range [2][]Field{row.Stream, row.Fields} {
-		for _, f := range group {
+		for k, f := range group {
 			if reason := checkField(f, i == 0); reason != "" {
-				return out, reason
+				return 0, reason
 			}
 			// The library ends the process when it reads a stream that has a name twice.
-			if i == 0 && has(out, f.Name) {
-				return out, fmt.Sprintf("its stream has the field %s twice", f.Name)
+			if i == 0 && has(group[:k], f.Name) {
+				return 0, fmt.Sprintf("its stream has the field %s twice", f.Name)
 			}
 			size += len(f.Name) + len(f.Value)
-			out = append(out, logstorage.Field(f))
 		}
 	}
 	if size > MaxRowBytes {
-		return out, fmt.Sprintf("it has %d bytes, more than %d", size, MaxRowBytes)
+		return 0, fmt.Sprintf("it has %d bytes, more than %d", size, MaxRowBytes)
 	}
-	var folded int
-	out, folded = s.names.fold(out, len(row.Stream), row.Time)
-	s.folded.Add(int64(folded))
-	return out, ""
+	return size, ""
 }
 
 // add puts a row into pending. s.mu is held.
-func (s *Store) add(nanos int64, fields []logstorage.Field, stream int, now time.Time) {
+func (s *Store) add(row Row, size int, now time.Time) {
+	nanos := row.Time.UnixNano()
 	if len(s.pending) == 0 {
 		s.pendingSince, s.pendingOldest = now, nanos
 	}
 	s.pendingOldest = min(s.pendingOldest, nanos)
-	if n := len(s.pending); n == 0 || s.pending[n-1].NeedFlush() {
-		s.pending = append(s.pending, logstorage.GetLogRows(nil, nil, nil, nil, ""))
-	}
-	s.pending[len(s.pending)-1].MustAdd(logstorage.TenantID{}, nanos, fields, stream)
+	s.pending = append(s.pending, row)
 	s.appended++
-	size := 0
-	for _, f := range fields {
-		size += len(f.Name) + len(f.Value)
-	}
-	s.pendingBytes += size
+	s.pendingBytes += perRow + perField*(len(row.Stream)+len(row.Fields)) + size
 	s.sinceBound += int64(size)
 	// Many rows are handed over at once, so that the library can compress them while others come.
-	if s.pending[len(s.pending)-1].NeedFlush() && s.mayHandOver(now) {
+	if s.pendingBytes >= piece && s.mayHandOver(now) {
 		s.handOver(now)
 	}
 }
@@ -329,11 +322,30 @@ func (s *Store) handOver(now time.Time) {
 		s.flight = flight{running: true, since: now, streams: s.libraryStats().StreamsCreatedTotal}
 	}
 	s.flight.last = now
-	for _, rows := range s.pending {
-		s.db.MustAddRows(rows)
-		logstorage.PutLogRows(rows)
+	var fields []logstorage.Field
+	rows, size := logstorage.GetLogRows(nil, nil, nil, nil, ""), 0
+	for i := range s.pending {
+		row := &s.pending[i]
+		fields = fields[:0]
+		for _, group := range [2][]Field{row.Stream, row.Fields} {
+			for _, f := range group {
+				fields = append(fields, logstorage.Field(f))
+				size += perField + len(f.Name) + len(f.Value)
+			}
+		}
+		var folded int
+		fields, folded = s.names.fold(fields, len(row.Stream), row.Time)
+		s.folded.Add(int64(folded))
+		rows.MustAdd(logstorage.TenantID{}, row.Time.UnixNano(), fields, len(row.Stream))
+		*row = Row{}
+		if size >= piece || i == len(s.pending)-1 {
+			s.db.MustAddRows(rows)
+			s.db.DebugFlush()
+			rows.ResetKeepSettings()
+			size = 0
+		}
 	}
-	s.db.DebugFlush()
+	logstorage.PutLogRows(rows)
 	s.pending, s.pendingBytes = nil, 0
 	s.handed = s.appended
 	s.room.Broadcast()
@@ -391,7 +403,7 @@ func (s *Store) step(now time.Time) time.Duration {
 	s.land(now)
 	if len(s.pending) > 0 && s.mayHandOver(now) {
 		due := s.pendingSince.Add(s.batch)
-		full := len(s.pending) > 1
+		full := s.pendingBytes >= piece
 		if full || !now.Before(due) {
 			s.handOver(now)
 		} else if !s.flight.running {
