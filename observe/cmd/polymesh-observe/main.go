@@ -10,7 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -25,18 +25,49 @@ import (
 var version = "dev"
 
 // What Go's runtime and VictoriaMetrics' caches may take, so that all of it stays below the 150 MB of the cgroup in which the server
-// puts this process. GOGC and GOMEMLIMIT in the environment override the first two.
+// puts this process. The environment overrides the first three.
+//
+// VictoriaLogs merges as many parts at a time as there are processors, and keeps a compressor of 16 MiB for each of them.
 const (
+	processors  = 2
 	gcPercent   = 50
 	memoryLimit = 110 << 20
 	cacheLimit  = 32 << 20
 )
 
 func main() {
-	if err := run(os.Args[1:], os.Stdout); err != nil {
+	err := limitRuntime()
+	if err == nil {
+		err = run(os.Args[1:], os.Stdout)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "polymesh-observe:", err)
 		os.Exit(1)
 	}
+}
+
+// limitRuntime replaces the program by itself with the runtime's limits in the environment, where they hold before anything else runs: libraries
+// divide their work by the number of processors before main begins. It returns if they are there.
+func limitRuntime() error {
+	environment := os.Environ()
+	for _, limit := range []struct {
+		name  string
+		value int
+	}{
+		{"GOMAXPROCS", min(processors, runtime.NumCPU())}, {"GOGC", gcPercent}, {"GOMEMLIMIT", memoryLimit},
+	} {
+		if os.Getenv(limit.name) == "" {
+			environment = append(environment, fmt.Sprintf("%s=%d", limit.name, limit.value))
+		}
+	}
+	if len(environment) == len(os.Environ()) {
+		return nil
+	}
+	program, err := os.Executable()
+	if err == nil {
+		err = unix.Exec(program, os.Args, environment)
+	}
+	return fmt.Errorf("start it again with limits on its memory: %w", err)
 }
 
 func run(args []string, out io.Writer) error {
@@ -52,12 +83,6 @@ func run(args []string, out io.Writer) error {
 	}
 	// Nothing that it creates is for others, except the sockets for pods.
 	unix.Umask(0o077)
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
-	}
 	if err := rowstore.LimitMemory(cacheLimit); err != nil {
 		return err
 	}

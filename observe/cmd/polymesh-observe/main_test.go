@@ -2,10 +2,15 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,7 +32,11 @@ func TestMain(m *testing.M) {
 
 func program(args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), roleVar+"=1")
+	// Without what whoever runs the tests has set for them.
+	inherited := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, "GOMAXPROCS=") || strings.HasPrefix(v, "GOGC=") || strings.HasPrefix(v, "GOMEMLIMIT=")
+	})
+	cmd.Env = append(inherited, roleVar+"=1")
 	return cmd
 }
 
@@ -72,6 +81,39 @@ func TestWithoutStore(t *testing.T) {
 	text, err = program("--disk=x").CombinedOutput()
 	require.Error(t, err)
 	require.Equal(t, 1, strings.Count(string(text), "\n"), string(text))
+}
+
+// The runtime's limits hold before anything else runs, and those of the environment come first.
+func TestRuntimeIsLimited(t *testing.T) {
+	for name, tc := range map[string]struct {
+		set   []string
+		procs int
+	}{"nothing is set": {nil, min(2, runtime.NumCPU())}, "by the environment": {[]string{"GOMAXPROCS=1"}, 1}} {
+		t.Run(name, func(t *testing.T) {
+			temp := t.TempDir()
+			socket := filepath.Join(temp, "observe.sock")
+			cmd := program("--data-dir", filepath.Join(temp, "data"), "--log", filepath.Join(temp, "log"), "--socket", socket)
+			cmd.Env = append(cmd.Env, tc.set...)
+			c := startProgram(t, socket, cmd)
+			var answer struct {
+				Data struct {
+					GOMAXPROCS int
+					GOMEMLIMIT int64
+					GOGC       string
+				}
+			}
+			until(t, "the metrics answer", func() bool {
+				code, text := c.do(http.MethodGet, "/api/v1/status/runtimeinfo", "", nil)
+				return code == http.StatusOK && json.Unmarshal([]byte(text), &answer) == nil
+			})
+			require.Equal(t, tc.procs, answer.Data.GOMAXPROCS)
+			require.Equal(t, int64(memoryLimit), answer.Data.GOMEMLIMIT)
+			require.Equal(t, "50", answer.Data.GOGC)
+			environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", c.cmd.Process.Pid))
+			require.NoError(t, err)
+			require.Contains(t, string(environment), fmt.Sprintf("GOMAXPROCS=%d\x00", tc.procs), "from the beginning")
+		})
+	}
 }
 
 // The log starts again when it is large, and what is not written by it counts too.

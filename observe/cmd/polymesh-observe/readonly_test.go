@@ -40,7 +40,12 @@ type child struct {
 // startChild starts the program, and waits until its status answers.
 func startChild(t *testing.T, socket string, args ...string) *child {
 	t.Helper()
-	c := &child{t: t, cmd: program(append(args, "--socket", socket)...)}
+	return startProgram(t, socket, program(append(args, "--socket", socket)...))
+}
+
+func startProgram(t *testing.T, socket string, cmd *exec.Cmd) *child {
+	t.Helper()
+	c := &child{t: t, cmd: cmd}
 	c.cmd.Stderr = &c.said
 	c.http.Transport = &http.Transport{
 		DisableKeepAlives: true,
