@@ -250,7 +250,7 @@ func (o *Options) checkPush() error {
 func within(dir, path string) bool { return strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/") }
 
 // LongestSocket is the longest name in the folder of ClusterSockets.
-const LongestSocket = "jaeger-query.sock"
+const LongestSocket = "jaeger-thrift.sock"
 
 // maxLogFiles bounds how many files are watched.
 const maxLogFiles = 32

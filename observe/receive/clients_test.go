@@ -50,7 +50,7 @@ func TestClients(t *testing.T) {
 			require.NoError(t, os.CopyFS(dir, os.DirFS(filepath.Join("testdata/clients", language))))
 			run := build(t, dir)
 			run.Dir = dir
-			run.Env = append(os.Environ(), "GRPC="+s.grpc, "HTTP="+s.http, "ZIPKIN="+s.zipkin)
+			run.Env = append(os.Environ(), "GRPC="+s.grpc, "HTTP="+s.http, "ZIPKIN="+s.zipkin, "JAEGER="+s.jaeger)
 			var out, errors bytes.Buffer
 			run.Stdout, run.Stderr = &out, &errors
 			require.NoError(t, run.Run(), "%s %s", &out, &errors)
@@ -152,6 +152,15 @@ func wantTrace(t *testing.T, query string, one sent) {
 		require.Equal(t, "bool true", child.tag("error"))
 		require.Equal(t, "string it broke", child.tag("otel.status_description"))
 		require.Equal(t, []jaegerTag{{"event", "string", "retried"}}, child.Logs[0].Fields)
+	case "jaeger":
+		// Its numbers are JavaScript's.
+		require.Contains(t, []any{"float64 503", "int64 503"}, parent.tag("http.status_code"))
+		require.Equal(t, `string ä<&>"`, parent.tag("text"))
+		require.Equal(t, "string server", parent.tag("span.kind"))
+		require.Equal(t, "string client", child.tag("span.kind"))
+		require.Equal(t, "bool true", child.tag("error"))
+		require.Contains(t, trace.Processes[parent.ProcessID].Tags, jaegerTag{"host.name", "string", "node-1"})
+		require.Equal(t, jaegerTag{"event", "string", "retried"}, child.Logs[0].Fields[0])
 	case "zipkin":
 		require.Equal(t, "string server", parent.tag("span.kind"))
 		require.Equal(t, "string client", child.tag("span.kind"))

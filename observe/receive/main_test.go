@@ -32,7 +32,7 @@ type stack struct {
 	traces *tracestore.Store
 	logs   *logstore.Store
 	// addresses
-	grpc, http, zipkin string
+	grpc, http, zipkin, jaeger string
 }
 
 func serve(t *testing.T, metrics http.Handler) *stack {
@@ -46,7 +46,7 @@ func serve(t *testing.T, metrics http.Handler) *stack {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.logs.Close() })
 	s.Receiver = New(Options{Spans: s.traces.Append, Logs: s.logs.Append, Metrics: metrics})
-	s.http, s.zipkin = serveHTTP(t, s.HTTP()), serveHTTP(t, s.Zipkin())
+	s.http, s.zipkin, s.jaeger = serveHTTP(t, s.HTTP()), serveHTTP(t, s.Zipkin()), serveHTTP(t, s.Jaeger())
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	server := s.GRPC()

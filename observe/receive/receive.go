@@ -1,5 +1,5 @@
-// Package receive takes what apps and proxies send: spans by OTLP (gRPC and HTTP, protobuf and JSON) and in Zipkin's format, log records and metrics by
-// OTLP.
+// Package receive takes what apps and proxies send: spans by OTLP (gRPC and HTTP, protobuf and JSON), in Zipkin's format and in Jaeger's, log records
+// and metrics by OTLP.
 //
 // It owns these protocols: their encodings, answers and limits. Spans go to tracestore, log records to logstore, metrics, undecoded, to a handler that
 // understands them. Whatever arrives is looked at by package guard before it is decoded, and only so much of it is in memory at a time, however

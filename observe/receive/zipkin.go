@@ -82,17 +82,21 @@ func (r *Receiver) Zipkin() http.Handler {
 }
 
 func (r *Receiver) serveZipkin(w http.ResponseWriter, req *http.Request) {
-	if err := r.readZipkin(w, req); err != nil {
-		failed := status.Convert(err)
-		code := httpCode(failed.Code())
-		if code == http.StatusServiceUnavailable {
-			w.Header().Set("Retry-After", "5")
-		}
-		http.Error(w, failed.Message(), code)
+	accepted(w, r.readZipkin(w, req))
+}
+
+// accepted answers a reporter. It knows no answer for spans that were left off: they are counted, and stored traces are whole.
+func accepted(w http.ResponseWriter, err error) {
+	if err == nil {
+		w.WriteHeader(http.StatusAccepted)
 		return
 	}
-	// Reporters know no answer for spans that were left off: they are counted, and stored traces are whole.
-	w.WriteHeader(http.StatusAccepted)
+	failed := status.Convert(err)
+	code := httpCode(failed.Code())
+	if code == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "5")
+	}
+	http.Error(w, failed.Message(), code)
 }
 
 func (r *Receiver) readZipkin(w http.ResponseWriter, req *http.Request) error {
@@ -179,29 +183,7 @@ func (z *zipkinSpan) span(now time.Time) tracestore.Span {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(z.Tags)) {
-		value := z.Tags[key]
-		switch key {
-		case "error":
-			s.Status = tracestore.StatusError
-			if value != "true" {
-				s.StatusMessage = value
-			}
-		case "otel.status_code":
-			switch strings.TrimPrefix(value, "STATUS_CODE_") {
-			case "OK":
-				s.Status = tracestore.StatusOK
-			case "ERROR":
-				s.Status = tracestore.StatusError
-			}
-		case "otel.status_description":
-			s.StatusMessage = value
-		case "otel.scope.name", "otel.library.name":
-			s.Scope.Name = value
-		case "otel.scope.version", "otel.library.version":
-			s.Scope.Version = value
-		case "w3c.tracestate":
-			s.TraceState = value
-		default:
+		if value := z.Tags[key]; !ownField(&s, key, value) {
 			s.Attributes = append(s.Attributes, tracestore.Attribute{Key: key, Value: tracestore.Value{Type: tracestore.String, Text: value}})
 		}
 	}
@@ -223,6 +205,35 @@ func (z *zipkinSpan) span(now time.Time) tracestore.Span {
 		s.Events = append(s.Events, tracestore.Event{Time: at, Name: a.Value})
 	}
 	return s
+}
+
+// ownField takes a tag that a span has a field of its own for, under the names that OpenTelemetry gives them where there are only tags.
+func ownField(s *tracestore.Span, key, value string) bool {
+	switch key {
+	case "error":
+		s.Status = tracestore.StatusError
+		if value != "true" {
+			s.StatusMessage = value
+		}
+	case "otel.status_code":
+		switch strings.TrimPrefix(value, "STATUS_CODE_") {
+		case "OK":
+			s.Status = tracestore.StatusOK
+		case "ERROR":
+			s.Status = tracestore.StatusError
+		}
+	case "otel.status_description":
+		s.StatusMessage = value
+	case "otel.scope.name", "otel.library.name":
+		s.Scope.Name = value
+	case "otel.scope.version", "otel.library.version":
+		s.Scope.Version = value
+	case "w3c.tracestate":
+		s.TraceState = value
+	default:
+		return false
+	}
+	return true
 }
 
 // padded is an id with all its digits: Zipkin's may be 64 bits long, and lack zeros.

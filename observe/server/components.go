@@ -204,6 +204,7 @@ func (p *parts) receive(context.Context) (Running, error) {
 	otlp := p.stores.receiver.HTTP()
 	p.otlp.set(otlp)
 	p.zipkin.set(p.stores.receiver.Zipkin())
+	p.thrift.set(p.stores.receiver.Jaeger())
 	p.logs.set(loki.New(loki.Options{Store: p.stores.logs, OTLP: otlp, Log: p.log}))
 	return Running{}, nil
 }

@@ -19,7 +19,7 @@ type parts struct {
 	version string
 	log     *slog.Logger
 
-	metrics, logs, traces, page, otlp, zipkin, ingest slot
+	metrics, logs, traces, page, otlp, zipkin, thrift, ingest slot
 
 	stores stores
 	// temp is for what has to be copied to be read. It is empty for a store that records.
@@ -29,7 +29,7 @@ type parts struct {
 func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, version string, log *slog.Logger) *parts {
 	p := &parts{o: o, dir: dir, budget: budget, version: version, log: log}
 	p.metrics.name, p.logs.name, p.traces.name, p.page.name = "metrics", "logs", "traces", "the page"
-	p.otlp.name, p.zipkin.name, p.ingest.name = "traces", "traces", "other nodes"
+	p.otlp.name, p.zipkin.name, p.thrift.name, p.ingest.name = "traces", "traces", "traces", "other nodes"
 	return p
 }
 
@@ -43,6 +43,7 @@ func (p *parts) rootHandler(f *front, status http.Handler) http.Handler {
 	if !p.o.ReadOnly {
 		mux.Handle("/v1/", &p.otlp)
 		mux.Handle("/api/v2/spans", &p.zipkin)
+		mux.Handle("POST /api/traces", &p.thrift) // with GET, it is Jaeger's query
 		mux.Handle(ingest.Path, &p.ingest)
 	}
 	mux.Handle("/", &p.page)
@@ -103,6 +104,12 @@ func (p *parts) clusterEndpoints(dir string, f *front) []endpoint {
 		routes(mux)
 		add(name, newHTTP(f.limited(sameOrigin(audited(anyPod, p.log, mux))), p.log))
 	}
+	// Spans may come from browsers: apps' pages have exporters.
+	spans := func(name, path string, s *slot) {
+		mux := http.NewServeMux()
+		mux.Handle(path, s)
+		add(name, newHTTP(f.limited(mux), p.log))
+	}
 	web("prometheus", func(mux *http.ServeMux) {
 		p.metricsRoutes(mux)
 		mux.HandleFunc("/metrics", p.metricsOrView)
@@ -113,10 +120,11 @@ func (p *parts) clusterEndpoints(dir string, f *front) []endpoint {
 		p.traceRoutes(mux)
 		p.pageRoutes(mux, "/traces")
 	})
-	web("otlp-http", func(mux *http.ServeMux) { mux.Handle("/v1/", &p.otlp) })
+	spans("otlp-http", "/v1/", &p.otlp)
 	add("otlp-grpc", remote{p.stores.receiver.GRPC()})
 	add("jaeger-grpc", remote{jaeger.GRPC(jaeger.Options{Store: p.stores.traces, Log: p.log})})
-	web("zipkin", func(mux *http.ServeMux) { mux.Handle("/api/v2/spans", &p.zipkin) })
+	spans("zipkin", "/api/v2/spans", &p.zipkin)
+	spans("jaeger-thrift", "/api/traces", &p.thrift)
 	web("kiali", func(mux *http.ServeMux) {
 		mux.Handle("/", &p.page)
 		// Where `istioctl dashboard kiali` goes.

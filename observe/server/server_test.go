@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,6 +42,22 @@ func get(t *testing.T, c *http.Client, path string) (int, string) {
 	text, err := io.ReadAll(answer.Body)
 	require.NoError(t, err)
 	return answer.StatusCode, string(text)
+}
+
+// ask requests a path with headers, and follows no redirect.
+func ask(t *testing.T, c *http.Client, path string, headers ...string) *http.Response {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodGet, "http://store"+path, nil)
+	require.NoError(t, err)
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		r.Header.Add(name, value)
+	}
+	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	answer, err := c.Do(r)
+	require.NoError(t, err)
+	answer.Body.Close()
+	return answer
 }
 
 func eventually(t *testing.T, what string, done func() bool) {
@@ -93,7 +110,7 @@ func TestSockets(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, info.Mode().Perm(), path)
 	}
-	sockets := []string{"prometheus", "loki", "jaeger-query", "otlp-http", "zipkin", "kiali"}
+	sockets := []string{"prometheus", "loki", "jaeger-query", "otlp-http", "zipkin", "jaeger-thrift", "kiali"}
 	for _, name := range sockets {
 		info, err := os.Stat(filepath.Join(dir, name+".sock"))
 		require.NoError(t, err)
@@ -105,9 +122,10 @@ func TestSockets(t *testing.T) {
 	require.Equal(t, os.FileMode(0o710), info.Mode().Perm())
 	require.Equal(t, uint32(ClusterGID), info.Sys().(*syscall.Stat_t).Gid)
 
-	// Each socket for pods has its own API, and the status is only root's.
+	// Each socket for programs has its own API, those for people have the page, and the status is only root's.
+	people := []string{"prometheus", "jaeger-query", "kiali"}
 	own := map[string]string{
-		"prometheus": "/api/v1/query", "loki": "/loki/api/v1/labels", "jaeger-query": "/api/services", "otlp-http": "/v1/traces", "zipkin": "/api/v2/spans", "kiali": "/graph",
+		"prometheus": "/api/v1/query", "loki": "/loki/api/v1/labels", "jaeger-query": "/api/services", "otlp-http": "/v1/traces", "zipkin": "/api/v2/spans", "jaeger-thrift": "/api/traces", "kiali": "/graph",
 	}
 	for _, name := range sockets {
 		c := client(filepath.Join(dir, name+".sock"))
@@ -115,7 +133,7 @@ func TestSockets(t *testing.T) {
 			code, _ := get(t, c, path)
 			if other == name {
 				require.NotEqual(t, http.StatusNotFound, code, "%s%s", name, path)
-			} else if name != "kiali" { // the page answers every path
+			} else if !slices.Contains(people, name) { // the page answers every path
 				require.Equal(t, http.StatusNotFound, code, "%s%s", name, path)
 			}
 		}
@@ -123,8 +141,23 @@ func TestSockets(t *testing.T) {
 		require.NotContains(t, text, o.DataDir)
 		require.NotEqual(t, http.StatusOK, code, name)
 	}
-	code, _ := get(t, client(filepath.Join(dir, "kiali.sock")), "/kiali/console/graph")
-	require.Equal(t, http.StatusFound, code)
+	// `istioctl dashboard` opens these paths, in a browser.
+	for name, way := range map[string][2]string{
+		"prometheus": {"/", "/metrics"}, "jaeger-query": {"/", "/traces"}, "kiali": {"/kiali/console/graph", "/graph"},
+	} {
+		c := client(filepath.Join(dir, name+".sock"))
+		answer := ask(t, c, way[0], "Accept: text/html")
+		require.Equal(t, http.StatusFound, answer.StatusCode, name)
+		require.Equal(t, way[1], answer.Header.Get("Location"), name)
+		answer = ask(t, c, way[1], "Accept: text/html,*/*;q=0.8")
+		require.Equal(t, http.StatusOK, answer.StatusCode, name)
+		require.Contains(t, answer.Header.Get("Content-Type"), "text/html", name)
+		require.Equal(t, http.StatusOK, ask(t, c, "/api/polymesh/v1/state", "Sec-Fetch-Site: same-origin").StatusCode, name)
+		require.Equal(t, http.StatusForbidden, ask(t, c, "/api/polymesh/v1/state", "Sec-Fetch-Site: cross-site").StatusCode, name)
+	}
+	require.Equal(t, http.StatusForbidden, ask(t, client(filepath.Join(dir, "loki.sock")), "/loki/api/v1/labels", "Origin: http://evil.example").StatusCode)
+	_, text := get(t, client(filepath.Join(dir, "prometheus.sock")), "/metrics")
+	require.Contains(t, text, "\nprocess_resident_memory_bytes ", "whoever scrapes gets numbers")
 
 	// A second store is refused in one line.
 	second := *o

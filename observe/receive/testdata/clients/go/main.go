@@ -1,4 +1,4 @@
-// clients sends a trace through each exporter of OpenTelemetry's SDK for Go, and two of zipkin-go's. It prints which ones.
+// clients sends a trace through each exporter of OpenTelemetry's SDK for Go, two of zipkin-go's, and one of Jaeger's own client. It prints which ones.
 package main
 
 import (
@@ -7,11 +7,16 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/opentracing/opentracing-go"
+	"github.com/opentracing/opentracing-go/ext"
+	"github.com/opentracing/opentracing-go/log"
 	zipkin "github.com/openzipkin/zipkin-go"
 	"github.com/openzipkin/zipkin-go/model"
 	zipkinproto "github.com/openzipkin/zipkin-go/proto/zipkin_proto3"
 	"github.com/openzipkin/zipkin-go/reporter"
 	zipkinhttp "github.com/openzipkin/zipkin-go/reporter/http"
+	"github.com/uber/jaeger-client-go"
+	"github.com/uber/jaeger-client-go/transport"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
@@ -51,7 +56,22 @@ func run(ctx context.Context) error {
 	if err := zipkinGo("go-zipkin", zipkinhttp.NewReporter(url)); err != nil {
 		return err
 	}
-	return zipkinGo("go-zipkin-protobuf", zipkinhttp.NewReporter(url, zipkinhttp.Serializer(zipkinproto.SpanSerializer{})))
+	if err := zipkinGo("go-zipkin-protobuf", zipkinhttp.NewReporter(url, zipkinhttp.Serializer(zipkinproto.SpanSerializer{}))); err != nil {
+		return err
+	}
+	return jaegerGo("go-jaeger", os.Getenv("JAEGER")+"/api/traces")
+}
+
+func jaegerGo(service, url string) error {
+	to := transport.NewHTTPTransport(url)
+	tracer, closer := jaeger.NewTracer(service, jaeger.NewConstSampler(true), jaeger.NewRemoteReporter(to), jaeger.TracerOptions.Gen128Bit(true), jaeger.TracerOptions.Tag("host.name", "node-1"))
+	parent := tracer.StartSpan("parent", ext.SpanKindRPCServer, opentracing.Tags{"http.status_code": 503, "text": `ä<&>"`})
+	child := tracer.StartSpan("child", ext.SpanKindRPCClient, opentracing.ChildOf(parent.Context()), opentracing.Tags{"error": true})
+	child.LogFields(log.Event("retried"), log.Int("attempt", 2))
+	child.Finish()
+	parent.Finish()
+	say("jaeger", service, parent.Context().(jaeger.SpanContext).TraceID().String())
+	return closer.Close()
 }
 
 func opentelemetry(ctx context.Context, service string, exporter sdk.SpanExporter) error {

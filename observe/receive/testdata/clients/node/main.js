@@ -1,4 +1,4 @@
-// Sends a trace through each exporter of OpenTelemetry's SDK for JavaScript, and one of zipkin-js. Prints which ones.
+// Sends a trace through each exporter of OpenTelemetry's SDK for JavaScript, one of zipkin-js, and one of Jaeger's own client. Prints which ones.
 import { ROOT_CONTEXT, SpanKind, SpanStatusCode, trace } from "@opentelemetry/api";
 import { OTLPLogExporter } from "@opentelemetry/exporter-logs-otlp-http";
 import { OTLPTraceExporter as GRPC } from "@opentelemetry/exporter-trace-otlp-grpc";
@@ -8,10 +8,11 @@ import { ZipkinExporter } from "@opentelemetry/exporter-zipkin";
 import { resourceFromAttributes } from "@opentelemetry/resources";
 import { BatchLogRecordProcessor, LoggerProvider } from "@opentelemetry/sdk-logs";
 import { BatchSpanProcessor, TracerProvider } from "@opentelemetry/sdk-trace";
+import jaegerClient from "jaeger-client";
 import { BatchRecorder, ExplicitContext, Tracer, jsonEncoder } from "zipkin";
 import { HttpLogger } from "zipkin-transport-http";
 
-const { GRPC: grpc, HTTP: http, ZIPKIN: zipkin } = process.env;
+const { GRPC: grpc, HTTP: http, ZIPKIN: zipkin, JAEGER: jaeger } = process.env;
 const print = (line) => console.log(JSON.stringify(line));
 
 async function opentelemetry(kind, name, exporter) {
@@ -61,9 +62,24 @@ async function zipkinJS() {
   clearInterval(alive);
 }
 
+async function jaegerJS() {
+  const logger = { info() {}, error: (text) => { throw new Error(text); } };
+  const tracer = jaegerClient.initTracer({
+    serviceName: "node-jaeger-js", traceId128bit: true, sampler: { type: "const", param: 1 }, reporter: { collectorEndpoint: `${jaeger}/api/traces` },
+  }, { logger, tags: { "host.name": "node-1" } });
+  const parent = tracer.startSpan("parent", { tags: { "span.kind": "server", "http.status_code": 503, text: 'ä<&>"' } });
+  const child = tracer.startSpan("child", { childOf: parent, tags: { "span.kind": "client", error: true } });
+  child.log({ event: "retried", attempt: 2 });
+  child.finish();
+  parent.finish();
+  print({ kind: "jaeger", service: "node-jaeger-js", trace: parent.context().traceIdStr });
+  await new Promise((done) => tracer.close(done));
+}
+
 await opentelemetry("opentelemetry", "grpc", new GRPC({ url: `http://${grpc}` }));
 await opentelemetry("opentelemetry", "json", new JSONExporter({ url: `${http}/v1/traces` }));
 await opentelemetry("opentelemetry", "protobuf", new Proto({ url: `${http}/v1/traces`, compression: "gzip" }));
 await opentelemetry("otel-zipkin", "otel-zipkin", new ZipkinExporter({ url: `${zipkin}/api/v2/spans` }));
 await logs();
 await zipkinJS();
+await jaegerJS();
