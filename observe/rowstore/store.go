@@ -61,6 +61,7 @@ type Store struct {
 	pendingBytes  int
 	pendingSince  time.Time
 	pendingOldest int64  // the time of the oldest row in it, in nanoseconds
+	pendingNewest int64  // and of the newest
 	appended      uint64 // rows accepted by Append
 	handed        uint64 // of these, given to the library
 	durable       uint64 // of these, on disk
@@ -247,9 +248,9 @@ func checkRow(row *Row, oldest, newest time.Time) (size int, reason string) {
 func (s *Store) add(row Row, size int, now time.Time) {
 	nanos := row.Time.UnixNano()
 	if len(s.pending) == 0 {
-		s.pendingSince, s.pendingOldest = now, nanos
+		s.pendingSince, s.pendingOldest, s.pendingNewest = now, nanos, nanos
 	}
-	s.pendingOldest = min(s.pendingOldest, nanos)
+	s.pendingOldest, s.pendingNewest = min(s.pendingOldest, nanos), max(s.pendingNewest, nanos)
 	s.pending = append(s.pending, row)
 	s.appended++
 	s.pendingBytes += perRow + perField*(len(row.Stream)+len(row.Fields)) + size
@@ -444,6 +445,9 @@ func (s *Store) Stats() Stats {
 	}
 	if waiting > 0 && (out.Oldest.IsZero() || s.pendingOldest < out.Oldest.UnixNano()) {
 		out.Oldest = time.Unix(0, s.pendingOldest).UTC()
+	}
+	if waiting > 0 && (out.Newest.IsZero() || s.pendingNewest > out.Newest.UnixNano()) {
+		out.Newest = time.Unix(0, s.pendingNewest).UTC()
 	}
 	return out
 }

@@ -181,6 +181,20 @@ func TestTimeRange(t *testing.T) {
 	require.Equal(t, 1, n)
 }
 
+// What waits in memory counts as much as what is on disk: callers limit their queries by these times.
+func TestStatsOfWhatWaits(t *testing.T) {
+	s := open(t, Options{Dir: t.TempDir()})
+	now := time.Now().UTC().Round(0)
+	for _, at := range []time.Time{now, now.Add(time.Minute), now.Add(-time.Hour), now.Add(time.Second)} {
+		require.NoError(t, s.Append([]Row{line(at, "p", "x")}))
+	}
+	for _, what := range []string{"in memory", "handed over"} {
+		require.Equal(t, now.Add(-time.Hour), s.Stats().Oldest, what)
+		require.Equal(t, now.Add(time.Minute), s.Stats().Newest, what)
+		s.Flush()
+	}
+}
+
 func TestQueryEnds(t *testing.T) {
 	s := open(t, Options{Dir: t.TempDir()})
 	now := time.Now()
