@@ -92,9 +92,9 @@ SLOW_TESTS := $(addprefix ./pkg/,controlplane/encryption controlplane/snapshot c
 UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e2e/lanes
 
 .PHONY: test-unit
-test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/test/versitygw .build/bin/containerd .build/gotestsum | .build/packages .build/app-packages ## the tests next to the code
+test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/test/versitygw .build/bin/containerd $(PAGE) .build/gotestsum | .build/packages .build/app-packages ## the tests next to the code
 	@mkdir -p .build/times && rm -f .build/times/unit*.json
-	@$(MAKE) --no-print-directory --keep-going --jobs 3 test-unit-main test-unit-pgv test-unit-inventory
+	@$(MAKE) --no-print-directory --keep-going --jobs 4 test-unit-main test-unit-pgv test-unit-inventory test-unit-observe
 
 # REPEAT is how many failed tests at most run once more, in this stage and among the end-to-end tests. The check sets it, so that an hour is
 # not lost to a test that fails by chance; flaky tests are printed at the end.
@@ -113,9 +113,10 @@ test-unit-pgv:
 test-unit-inventory:
 	cd build/inventory && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-inventory.json -- -vet=off ./...
 
-# Not part of test-unit yet: some of these tests depend on the machine's speed.
-test-unit-observe: $(PAGE) .build/gotestsum ## the tests of the store of metrics, logs and traces
-	cd observe && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-observe.json -- -vet=off -tags "$(OBSERVE_TAGS)" ./...
+# The tests of the store of metrics, logs and traces. They write and wait more than they compute.
+test-unit-observe:
+	cd observe && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-observe.json $(subst .build,$(CURDIR)/.build,$(repeat_unit)) \
+		--packages ./... -- -p 3 -vet=off -tags "$(OBSERVE_TAGS)" $(if $(LONG),,-short)
 
 # -test.short omits what only repeats what other tests show; LONG=1 runs that too.
 .PHONY: test-e2e
@@ -146,6 +147,7 @@ slowest: .build/gotestsum ## the fifteen slowest tests of the last run
 .PHONY: test-all
 test-all: test-unit test-harness ## test with the long ones, a real systemd, and what takes hours: both conformance suites, a thousand power cuts (root)
 	@$(MAKE) --no-print-directory test-e2e LONG=1
+	@$(MAKE) --no-print-directory test-unit-observe LONG=1
 	POLYMESH_TEST_SYSTEMD=1 go test -tags "$(TAGS) integration" -count=1 -v -run '^TestSystemd$$' ./pkg/service
 	@$(MAKE) --no-print-directory conformance
 	POLYMESH_POWER_CUTS=1000 go test -tags "$(TAGS) e2e" -timeout 24h -count=1 -v -run '^TestPowerCut$$' ./test/e2e

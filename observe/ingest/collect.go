@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 
@@ -302,7 +303,7 @@ func (c *collected) series(v wire.Sample) (reason string, ls labels.Labels) {
 	if found != len(v.Labels) {
 		return fmt.Sprintf("%s has other labels", v.Name), ls
 	}
-	b.Add(labels.MetricName, v.Name)
+	b.Add(model.MetricNameLabel, v.Name)
 	b.Add("instance", c.node.name)
 	b.Add("job", c.in.opts.Job)
 	b.Add("node", c.node.name)

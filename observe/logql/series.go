@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
@@ -60,7 +61,7 @@ func (s *seriesSet) Warnings() annotations.Annotations { return nil }
 // seriesLabels returns the labels of a record's series, sorted. An empty label is none, and a result has no name.
 func (r *record) seriesLabels(g *grouping, into []Label) []Label {
 	for _, l := range r.labels {
-		if l.dropped || l.value == "" || l.name == labels.MetricName {
+		if l.dropped || l.value == "" || l.name == model.MetricNameLabel {
 			continue
 		}
 		if g != nil && slices.Contains(g.names, l.name) == g.without {

@@ -323,7 +323,7 @@ func (v apiView) flags() map[string]string {
 }
 
 func (v apiView) runtime() (v1.RuntimeInfo, error) {
-	_, err, at := v.m.current.get()
+	_, at, err := v.m.current.get()
 	host, _ := os.Hostname()
 	return v1.RuntimeInfo{
 		StartTime: v.m.born, ServerTime: time.Now().UTC(), Hostname: host, CWD: v.m.opts.Dir, ReloadConfigSuccess: err == nil, LastConfigTime: at,

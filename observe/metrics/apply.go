@@ -145,14 +145,14 @@ func (c *current) set(cfg *config.Config, err error) {
 	}
 }
 
-func (c *current) get() (*config.Config, error, time.Time) {
+func (c *current) get() (*config.Config, time.Time, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.config, c.err, c.at
+	return c.config, c.at, c.err
 }
 
 func (c *current) problem() string {
-	if _, err, _ := c.get(); err != nil {
+	if _, _, err := c.get(); err != nil {
 		return err.Error()
 	}
 	return ""
@@ -168,7 +168,7 @@ func (c *current) register(reg prometheus.Registerer) {
 			return 1
 		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "prometheus_config_last_reload_success_timestamp_seconds", Help: "When a configuration was applied last."}, func() float64 {
-			_, _, at := c.get()
+			_, at, _ := c.get()
 			return float64(at.UnixMilli()) / 1000
 		}),
 	)

@@ -35,6 +35,9 @@ func TestServe(t *testing.T) {
 // TestBrowser opens every view of the built page in a browser: observe/web/test/browser.mjs has the checks. It needs Chromium, Node.js, the page's
 // packages (npm ci --ignore-scripts) and the built page (node build.mjs).
 func TestBrowser(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs for minutes, and TestPolyglot of the end-to-end tests opens the page of a cluster")
+	}
 	web, err := filepath.Abs("../web")
 	require.NoError(t, err)
 	chromium := "/usr/bin/chromium"

@@ -121,7 +121,7 @@ func (s *stores) record(t testing.TB, all []*series, start, end time.Time) {
 			if !x.from.IsZero() && at.Before(x.from) || !x.until.IsZero() && at.After(x.until) {
 				continue
 			}
-			v := x.total
+			var v float64
 			if x.rate != nil {
 				x.total += x.rate(at) * scrape.Seconds()
 				v = x.total

@@ -127,7 +127,7 @@ func TestLogIsRotated(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	r, err := openLog(path)
 	require.NoError(t, err)
-	_, err = os.Stderr.Write(bytes.Repeat([]byte("x"), maxLog-10))
+	_, err = syscall.Write(2, bytes.Repeat([]byte("x"), maxLog-10))
 	require.NoError(t, err)
 	_, err = r.Write([]byte("0123456789"))
 	require.NoError(t, err)
