@@ -57,6 +57,7 @@ func (b *bench) parts() []part {
 		{name: "size of the file", measure: b.size},
 		{name: "a server without Istio", measure: b.bare},
 		{name: "a server with Istio's demo profile and the app", measure: b.mesh, images: []string{testImages, appImages}},
+		{name: "the store of metrics, logs and traces", measure: b.store, images: []string{appImages}},
 		{name: "an agent", measure: b.agent},
 		{name: "servers with etcd at rest", measure: b.members},
 		{name: "API under load", measure: b.api},

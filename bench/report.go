@@ -103,6 +103,8 @@ type ratio struct {
 var ratios = []ratio{
 	{"first start to second start, every component, with Istio", meshAll, meshAllAgain},
 	{"server's RSS with Istio and the app to without", "mesh server RSS", "bare server RSS"},
+	{"CPU of all processes at rest, with Istio, the app and the store to without the store", "store all CPU", "mesh all CPU"},
+	{"anonymous memory of all processes at rest, with the store to without", "store all anonymous", "mesh all anonymous"},
 	{"one pod with a sidecar to one without", sidecarOne, plainOne},
 	{"30 pods with sidecars to 30 without", sidecarMany, plainMany},
 	{"most requests per second, two sidecars with mTLS to no mesh", two.most(), direct.most()},
@@ -137,9 +139,10 @@ func report(parts []part, known records) string {
 		"Network": networkMatrix(), "NetworkRatios": ratioTable(r, networkRatios()), "KeptRate": keptRate, "NewRate": newRate, "NetworkRounds": networkRounds,
 		"Growth": growthMatrix(), "GrowthCost": growthCostMatrix(), "GrowthRatios": ratioTable(r, growthRatios()), "HollowKubelet": stores[0].figure(hollowStage(hollowSizes[0]), "kubelet"),
 		"HollowEach": podsEach, "FakeEach": fakePodsEach, "Creators": creators, "ProbePage": probePage,
-		"BareID": bareIdle, "AgentID": agentIdle, "MeshID": meshIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
+		"BareID": bareIdle, "AgentID": agentIdle, "MeshID": meshIdle, "StoreID": storeIdle, "SmallBareID": smallBare, "SmallMeshID": smallMesh,
 		"Latency": latencyMatrix(), "Most": mostRows(), "Cost": costMatrix(), "StatsLogger": statsLoggerRows,
 		"Sidecars": sidecarMatrix(), "Pushes": pushRows(), "Connections": connections, "Endpoints": endpointsEach,
+		"Store": storeMatrix(), "StoreQueries": storeQueryRows(), "StoreRounds": queryRounds,
 		"Deploy": deployRows, "Languages": languageMatrix(), "LanguageRate": languageRate,
 	})
 	if err != nil {

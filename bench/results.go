@@ -21,6 +21,7 @@ const (
 	bareIdle  setting = "bare"
 	meshIdle  setting = "mesh"
 	agentIdle setting = "agent"
+	storeIdle setting = "store"
 	smallBare setting = "small bare"
 	smallMesh setting = "small mesh"
 )

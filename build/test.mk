@@ -93,19 +93,20 @@ UNIT_TESTS := $(SLOW_TESTS) ./pkg/... ./cmd/... ./build/... ./bench/... ./test/e
 
 .PHONY: test-unit
 test-unit: .build/images/bin/envoy .build/test/consul .build/test/kube-network-policies .build/test/versitygw .build/bin/containerd $(PAGE) .build/gotestsum | .build/packages .build/app-packages ## the tests next to the code
-	@mkdir -p .build/times && rm -f .build/times/unit*.json
+	@mkdir -p .build/times && rm -f .build/times/unit*.json .build/times/flaky-*
 	@$(MAKE) --no-print-directory --keep-going --jobs 4 test-unit-main test-unit-pgv test-unit-inventory test-unit-observe
 
 # REPEAT is how many failed tests at most run once more, in this stage and among the end-to-end tests. The check sets it, so that an hour is
 # not lost to a test that fails by chance; flaky tests are printed at the end.
-repeat_unit = $(if $(REPEAT),--rerun-fails=1 --rerun-fails-max-failures=$(REPEAT) --rerun-fails-run-root-test --rerun-fails-report .build/times/flaky)
+# $(call repeat_unit,SUITE)
+repeat_unit = $(if $(REPEAT),--rerun-fails=1 --rerun-fails-max-failures=$(REPEAT) --rerun-fails-run-root-test --rerun-fails-report .build/times/flaky-$(1))
 
 .PHONY: test-unit-main test-unit-pgv test-unit-inventory test-unit-observe
 test-unit-main:
-	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json $(repeat_unit) \
+	.build/gotestsum --format pkgname --jsonfile .build/times/unit.json $(call repeat_unit,unit) \
 		--packages "$$(go list -tags "$(TAGS)" $(UNIT_TESTS) | $(not_pgv_tests) | tr '\n' ' ')" -- -p $$(($$(nproc) * 2)) -vet=off -tags "$(TAGS) integration"
 	@# gotestsum repeats only the test that ran when a process ended without a panic: the package's other tests have not run then.
-	@! { [ -s .build/times/flaky ] && grep -hE '"Output":"(fatal error: |exit status ([2-9]|[1-9][0-9]))' .build/times/unit.json; }
+	@! { [ -s .build/times/flaky-unit ] && grep -hE '"Output":"(fatal error: |exit status ([2-9]|[1-9][0-9]))' .build/times/unit.json; }
 
 test-unit-pgv:
 	.build/gotestsum --format pkgname --jsonfile .build/times/unit-pgv.json -- -p 1 -vet=off -tags "$(PLAIN_TAGS) integration" $(PGV_TESTS)
@@ -115,7 +116,7 @@ test-unit-inventory:
 
 # The tests of the store of metrics, logs and traces. They write and wait more than they compute.
 test-unit-observe:
-	cd observe && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-observe.json $(subst .build,$(CURDIR)/.build,$(repeat_unit)) \
+	cd observe && CGO_ENABLED=0 $(CURDIR)/.build/gotestsum --format pkgname --jsonfile $(CURDIR)/.build/times/unit-observe.json $(subst .build,$(CURDIR)/.build,$(call repeat_unit,observe)) \
 		--packages ./... -- -p 3 -vet=off -tags "$(OBSERVE_TAGS)" $(if $(LONG),,-short)
 
 # -test.short omits what only repeats what other tests show; LONG=1 runs that too.

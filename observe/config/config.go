@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -68,6 +69,8 @@ type Options struct {
 	SpansPerSecond int
 	// LinesPerSecond is how many lines of each pod are stored; lines above it are dropped and counted.
 	LinesPerSecond int
+	// ReservedPorts are the platform's own on this machine, to which no job of a user connects.
+	ReservedPorts []uint16
 	// RemoteWrite lets others write metrics.
 	RemoteWrite bool
 	// ReadOnly serves what is stored, and records nothing. The data dir is not changed: what has to be copied is beside the socket.
@@ -107,6 +110,7 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	f.StringArrayVar(&files, "log-file", nil, "another log to store, NAME=PATH; may be repeated")
 	f.IntVar(&o.SpansPerSecond, "spans-per-second", 200, "how many spans are stored, averaged over a minute; whole traces above it are dropped")
 	f.IntVar(&o.LinesPerSecond, "lines-per-second", 2000, "how many log lines of a pod are stored; lines above it are dropped")
+	ports := f.IntSlice("reserved-ports", nil, "TCP ports of the platform on this machine, to which no job of a user connects")
 	f.BoolVar(&o.RemoteWrite, "remote-write", false, "accept metrics by Prometheus' remote write")
 	f.BoolVar(&o.ReadOnly, "read-only", false, "serve what is stored, record nothing, and change no file in the data dir")
 	f.StringVar(&o.PushTo, "push-to", "", "https URL of an API server to which what is read on this machine is sent; nothing is stored then (default: none)")
@@ -132,6 +136,12 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	}
 	if len(files) > maxLogFiles {
 		return nil, fmt.Errorf("--log-file is given %d times, and may be %d times", len(files), maxLogFiles)
+	}
+	for _, port := range *ports {
+		if port < 1 || port > math.MaxUint16 {
+			return nil, fmt.Errorf("--reserved-ports: %d is not a port", port)
+		}
+		o.ReservedPorts = append(o.ReservedPorts, uint16(port))
 	}
 	for _, text := range files {
 		file, err := parseLogFile(text)

@@ -15,14 +15,14 @@ func TestParse(t *testing.T) {
 	o, err := Parse([]string{
 		"--data-dir=/var/lib/polymesh/observe/", "--socket=/run/polymesh/observe.sock", "--cluster-sockets=/run/polymesh/observe", "--disk=512MiB",
 		"--retention=3d", "--kubeconfig=/var/lib/polymesh/server/cred/observe.kubeconfig", "--node-name=node-1.example", "--pod-log-dir=/var/log/pods",
-		"--log-file=containerd=/var/lib/polymesh/agent/containerd/containerd.log", "--log-file=server=/var/log/a=b", "--spans-per-second=50",
+		"--log-file=containerd=/var/lib/polymesh/agent/containerd/containerd.log", "--log-file=server=/var/log/a=b", "--spans-per-second=50", "--reserved-ports=6443,10250",
 	}, nil)
 	require.NoError(t, err)
 	require.Equal(t, &Options{
 		DataDir: "/var/lib/polymesh/observe", Socket: "/run/polymesh/observe.sock", ClusterSockets: "/run/polymesh/observe", Disk: 512 << 20,
 		Retention: 72 * time.Hour, Kubeconfig: "/var/lib/polymesh/server/cred/observe.kubeconfig", NodeName: "node-1.example", PodLogDir: "/var/log/pods",
 		LogFiles:       []LogFile{{"containerd", "/var/lib/polymesh/agent/containerd/containerd.log"}, {"server", "/var/log/a=b"}},
-		SpansPerSecond: 50, LinesPerSecond: 2000, Buffer: 64 << 20,
+		SpansPerSecond: 50, LinesPerSecond: 2000, Buffer: 64 << 20, ReservedPorts: []uint16{6443, 10250},
 	}, o)
 
 	o, err = Parse([]string{"--data-dir=/d"}, nil)
@@ -55,6 +55,7 @@ func TestRefused(t *testing.T) {
 		"--data-dir=/d --cluster-sockets=" + long[:92]:          "at most 107 bytes",
 		"--data-dir=/d --spans-per-second=-1":                   "--spans-per-second -1",
 		"--data-dir=/d --lines-per-second=0":                    "--lines-per-second 0",
+		"--data-dir=/d --reserved-ports=65536":                  "65536 is not a port",
 		"--data-dir=/d --kubelet-ca=/ca":                        "are given together",
 		"--data-dir=/d --read-only":                             "choose --socket",
 		"--data-dir=/d --read-only --socket=/s --log=/d/l":      "choose --socket, and --log, elsewhere",

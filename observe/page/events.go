@@ -13,7 +13,7 @@ const (
 	maxMarks  = 400
 )
 
-// event is an event of Kubernetes, or a change that package kubestate saw.
+// event is an event of Kubernetes, or a change that package cluster saw.
 type event struct {
 	Time      int64  `json:"time"` // Unix milliseconds
 	Namespace string `json:"namespace,omitempty"`

@@ -12,7 +12,7 @@ import (
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
-// Snapshots of objects are log entries: package kubestate appends one for a workload when it changes, and of all workloads every ten minutes. So the
+// Snapshots of objects are log entries: package cluster appends one for a workload when it changes, and of all workloads every ten minutes. So the
 // state at a time is what the quarter of an hour before has.
 const (
 	snapshotAge = 15 * time.Minute
@@ -22,7 +22,7 @@ const (
 	maxHistory = 5_000
 )
 
-// workloadState is a snapshot of a workload, as package kubestate writes it.
+// workloadState is a snapshot of a workload, as package cluster writes it.
 type workloadState struct {
 	Kind       string          `json:"kind"`
 	Namespace  string          `json:"namespace"`

@@ -153,7 +153,7 @@ func (a *requestAnswer) addSpans(t *tracestore.Trace) {
 	a.Incomplete = cmp.Or(a.Incomplete, t.Incomplete)
 	for i := range t.Spans {
 		a.Bars = append(a.Bars, viewSpan(&t.Spans[i]))
-		id := attribute(t.Spans[i].Attributes, requestIDTags...)
+		id := attribute(t.Spans[i].Attributes, tracestore.RequestIDKeys...)
 		if requestID.MatchString(id) && len(a.Requests) < maxIDs && !slices.Contains(a.Requests, id) {
 			a.Requests = append(a.Requests, id)
 		}

@@ -64,9 +64,6 @@ func namedValues(list []tracestore.Attribute) []namedValue {
 	return values
 }
 
-// requestIDTags are the tags in which Envoy and instrumented apps keep the x-request-id.
-var requestIDTags = []string{"guid:x-request-id", "http.request.header.x-request-id", "http.request_id"}
-
 func viewSpan(s *tracestore.Span) spanView {
 	v := spanView{
 		ID: s.SpanID, Parent: s.ParentID, TraceID: s.TraceID, Service: s.Service, Name: s.Name, Kind: s.Kind.String(),
@@ -94,7 +91,7 @@ func failedSpan(s *tracestore.Span) bool {
 	if s.Status == tracestore.StatusError {
 		return true
 	}
-	code := attribute(s.Attributes, "http.response.status_code", "http.status_code")
+	code := attribute(s.Attributes, tracestore.StatusKeys...)
 	return code != "" && outcomeOf(code, "") == failed
 }
 
@@ -136,11 +133,11 @@ func summarize(t *tracestore.Trace) traceSummary {
 			sum.Errors++
 			sum.Services[at].Errors++
 		}
-		sum.RequestID = cmp.Or(sum.RequestID, attribute(s.Attributes, requestIDTags...))
+		sum.RequestID = cmp.Or(sum.RequestID, attribute(s.Attributes, tracestore.RequestIDKeys...))
 		sum.Method = cmp.Or(sum.Method, attribute(s.Attributes, "http.request.method", "http.method"))
-		sum.Code = cmp.Or(sum.Code, attribute(s.Attributes, "http.response.status_code", "http.status_code"))
+		sum.Code = cmp.Or(sum.Code, attribute(s.Attributes, tracestore.StatusKeys...))
 		if sum.Path == "" {
-			sum.Path = pathOfURL(attribute(s.Attributes, "url.path", "http.target", "http.url", "url.full"))
+			sum.Path = pathOfURL(attribute(s.Attributes, tracestore.PathKeys...))
 		}
 	}
 	if len(t.Spans) > 0 {

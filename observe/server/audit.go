@@ -55,7 +55,7 @@ func anyPod(r *http.Request) string {
 
 // isQuery reports whether a request is for data, rather than for a file of the page.
 func isQuery(r *http.Request) bool {
-	for _, prefix := range []string{"/api/", "/loki/", "/jaeger/", "/federate"} {
+	for _, prefix := range []string{"/api/", "/loki/", "/jaeger/"} {
 		if strings.HasPrefix(r.URL.Path, prefix) {
 			return true
 		}

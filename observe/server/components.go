@@ -156,13 +156,14 @@ func (p *parts) openMetrics(ctx context.Context) (Running, error) {
 	}
 	m, err := metrics.Open(ctx, metrics.Options{
 		Dir: p.dir.Metrics(), Retention: p.o.Retention, MaxBytes: int64(p.budget.Metrics), Base: base, Kubeconfig: p.o.Kubeconfig,
-		Sources: sources, Sockets: sockets, RemoteWrite: p.o.RemoteWrite, Log: p.log,
+		Sources: sources, Sockets: sockets, ReservedPorts: p.o.ReservedPorts, RemoteWrite: p.o.RemoteWrite, Log: p.log,
 	})
 	if err != nil {
 		return Running{}, fmt.Errorf("open the metrics: %w", err)
 	}
 	p.stores.metrics = m
 	p.metrics.set(m.Handler())
+	p.written.set(m.IngestHandler())
 	return Running{Problem: m.Problem, Numbers: m.Numbers, Stop: func(context.Context) error { return m.Close() }}, nil
 }
 

@@ -111,7 +111,7 @@ func writes(r *http.Request) bool {
 		return false
 	}
 	switch r.URL.Path {
-	case "/loki/api/v1/push", "/otlp/v1/logs", "/v1/logs", "/v1/traces", "/v1/metrics", "/api/v2/spans", "/api/v1/spans", "/api/traces", "/api/v1/write", "/api/v1/otlp/v1/metrics", ingest.Path:
+	case "/loki/api/v1/push", "/otlp/v1/logs", "/v1/logs", "/v1/traces", "/v1/metrics", "/api/v2/spans", "/api/traces", "/api/v1/write", ingest.Path:
 		return true
 	}
 	return false

@@ -19,7 +19,7 @@ type parts struct {
 	version string
 	log     *slog.Logger
 
-	metrics, logs, traces, page, otlp, zipkin, thrift, ingest slot
+	metrics, written, logs, traces, page, otlp, zipkin, thrift, ingest slot
 
 	stores stores
 	// temp is for what has to be copied to be read. It is empty for a store that records.
@@ -28,7 +28,7 @@ type parts struct {
 
 func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, version string, log *slog.Logger) *parts {
 	p := &parts{o: o, dir: dir, budget: budget, version: version, log: log}
-	p.metrics.name, p.logs.name, p.traces.name, p.page.name = "metrics", "logs", "traces", "the page"
+	p.metrics.name, p.written.name, p.logs.name, p.traces.name, p.page.name = "metrics", "metrics", "logs", "traces", "the page"
 	p.otlp.name, p.zipkin.name, p.thrift.name, p.ingest.name = "traces", "traces", "traces", "other nodes"
 	return p
 }
@@ -59,8 +59,11 @@ func (p *parts) rootHandler(f *front, status http.Handler) http.Handler {
 }
 
 func (p *parts) metricsRoutes(mux *http.ServeMux) {
-	for _, path := range []string{"/api/v1/", "/-/ready", "/-/healthy", "/federate"} {
+	for _, path := range []string{"/api/v1/", "/-/ready", "/-/healthy"} {
 		mux.Handle(path, &p.metrics)
+	}
+	if p.o.RemoteWrite {
+		mux.Handle("POST /api/v1/write", &p.written)
 	}
 }
 

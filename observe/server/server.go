@@ -1,6 +1,6 @@
 // Package server is the store as a whole: it locks the data dir, starts the parts in their order, and serves their APIs on UNIX sockets.
 //
-// It owns the sockets, the limits of requests, and which part needs which other one (parts.go). A part that fails is started again, and
+// It owns the sockets, the limits of requests, and which part needs which other one (components.go). A part that fails is started again, and
 // says so in the status, while the others continue. cmd/polymesh-observe calls Run.
 package server
 

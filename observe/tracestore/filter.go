@@ -22,11 +22,11 @@ const (
 // spans is the condition for a row that is a span.
 var spans = fmt.Sprintf("{%s!=%s}", streamRows, rowstore.Literal(streamCalls))
 
-// The attributes under which proxies and SDKs store the same fact.
+// The attributes in which proxies and SDKs have the x-request-id, the path and the status of a request.
 var (
-	requestIDKeys = []string{"guid:x-request-id", "http.request.header.x-request-id", "x-request-id", "request_id", "request.id"}
-	pathKeys      = []string{"url.path", "http.target", "http.url", "url.full"}
-	statusKeys    = []string{"http.status_code", "http.response.status_code"}
+	RequestIDKeys = []string{"guid:x-request-id", "http.request.header.x-request-id", "http.request_id", "x-request-id", "request_id", "request.id"}
+	PathKeys      = []string{"url.path", "http.target", "http.url", "url.full"}
+	StatusKeys    = []string{"http.response.status_code", "http.status_code"}
 )
 
 // filter is the query's condition on a span, in LogsQL.
@@ -62,16 +62,16 @@ func (q *Query) filter() (string, error) {
 	}
 	if q.RequestID != "" {
 		var or []string
-		for _, key := range requestIDKeys {
+		for _, key := range RequestIDKeys {
 			or = append(or, has(column(ofSpan, byte(String), key), q.RequestID))
 		}
 		// A header is an array.
-		or = append(or, has(column(ofSpan, byte(JSON), requestIDKeys[1]), jsonText([]string{q.RequestID})))
+		or = append(or, has(column(ofSpan, byte(JSON), RequestIDKeys[1]), jsonText([]string{q.RequestID})))
 		and = append(and, oneOf(or))
 	}
 	if q.Path != "" {
 		var or []string
-		for _, key := range pathKeys {
+		for _, key := range PathKeys {
 			or = append(or, contains(column(ofSpan, byte(String), key), q.Path))
 		}
 		and = append(and, oneOf(or))
@@ -103,7 +103,7 @@ func statusFilter(status string) (string, error) {
 		return "", bad
 	}
 	var or []string
-	for _, key := range statusKeys {
+	for _, key := range StatusKeys {
 		for _, kind := range []ValueType{String, Int} {
 			name := column(ofSpan, byte(kind), key)
 			if status[1:] == "xx" && status[0] >= '1' && status[0] <= '5' {

@@ -66,8 +66,6 @@ func options(cfg *config.Agent, p *process.Process, membership *join.Membership)
 	}
 }
 
-// addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
-// service manager.
 // collector returns what sends to the store of the cluster, if it has one; nil if its program is not in the file.
 func collector(cfg *config.Agent, p *process.Process, files join.Files) func(up <-chan struct{}) component.Component {
 	if _, has := p.Manifest.Files["bin/"+observe.Program]; !has {
@@ -76,12 +74,14 @@ func collector(cfg *config.Agent, p *process.Process, files join.Files) func(up 
 	return func(up <-chan struct{}) component.Component {
 		return observe.New(observe.Options{
 			DataDir: cfg.DataDir, Program: p.Programs.Bin(observe.Program), Node: p.Name, PodLogs: cfg.DataDir.PodLogs(),
-			LogFiles: observe.LogFiles(cfg.DataDir, "agent"), Up: up, Log: p.Log,
+			LogFiles: observe.LogFiles(cfg.DataDir, "agent"), Debug: cfg.Debug, Up: up, Log: p.Log,
 			Collect: &route.Node{Server: worker.BalancerURL(), CA: files.ServerCA, Cert: files.Client, Key: files.Client},
 		})
 	}
 }
 
+// addComponents is the list of an agent's components and their dependencies. It returns the node's, whose readiness is reported to a
+// service manager.
 func addComponents(m *component.Manager, parts worker.Components, reachability component.Component, collect func(up <-chan struct{}) component.Component) (up component.Handle) {
 	m.Add(parts.Balancer) // what uses it tries again until it works
 	containerd := m.Add(parts.Containerd)

@@ -63,6 +63,7 @@ var example = map[string]struct {
 	"mesh-profile":                      {"demo", func(s *Server) bool { return s.MeshProfile == "demo" }},
 	"observe-disk":                      {"3GiB", func(s *Server) bool { return s.Observe.Disk == 3<<30 }},
 	"observe-retention":                 {"30d", func(s *Server) bool { return s.Observe.Retention == 720*time.Hour }},
+	"observe-remote-write":              {"true", func(s *Server) bool { return s.Observe.RemoteWrite }},
 	"observe-cluster-access":            {"ingest", func(s *Server) bool { return s.ObserveAccess == ObserveIngest }},
 	"kube-apiserver-arg":                {"audit-log-path=/a,b", func(s *Server) bool { return slices.Equal(s.APIServerArgs, []string{"audit-log-path=/a,b"}) }},
 	"kube-controller-manager-arg":       {"v=2", func(s *Server) bool { return slices.Equal(s.ControllerManagerArgs, []string{"v=2"}) }},

@@ -13,56 +13,57 @@ import (
 
 // raw holds the settings as written, before validation.
 type raw struct {
-	config            string
-	dataDir           string
-	kubeconfig        string
-	kubeconfigMode    string
-	kubeconfigGroup   string
-	datastoreSync     string
-	nodeName          string
-	nodeIP            string
-	externalIP        string
-	nodeLabels        []string
-	nodeTaints        []string
-	bindAddress       string
-	advertiseAddress  string
-	httpsPort         int
-	tlsSANs           []string
-	clusterCIDR       string
-	serviceCIDR       string
-	clusterDNS        string
-	clusterDomain     string
-	nodePortRange     string
-	flannelBackend    string
-	flannelPort       int
-	flannelExternal   bool
-	flannelIface      string
-	resolvConf        string
-	privateRegistry   string
-	noDefaultRegistry bool
-	embeddedRegistry  bool
-	disable           []string
-	disablePolicy     bool
-	pool              []string
-	meshProfile       string
-	observeAccess     string
-	observeDisk       string
-	observeRetention  string
-	imagePolicyKeys   []string
-	encrypt           bool
-	encryptProvider   string
-	auditLog          bool
-	auditPolicy       string
-	podSecurity       string
-	protectKernel     bool
-	apiserverArgs     []string
-	controllerArgs    []string
-	schedulerArgs     []string
-	kubeletArgs       []string
-	proxyArgs         []string
-	logLevel          int
-	debug             bool
-	snapshots         rawSnapshots
+	config             string
+	dataDir            string
+	kubeconfig         string
+	kubeconfigMode     string
+	kubeconfigGroup    string
+	datastoreSync      string
+	nodeName           string
+	nodeIP             string
+	externalIP         string
+	nodeLabels         []string
+	nodeTaints         []string
+	bindAddress        string
+	advertiseAddress   string
+	httpsPort          int
+	tlsSANs            []string
+	clusterCIDR        string
+	serviceCIDR        string
+	clusterDNS         string
+	clusterDomain      string
+	nodePortRange      string
+	flannelBackend     string
+	flannelPort        int
+	flannelExternal    bool
+	flannelIface       string
+	resolvConf         string
+	privateRegistry    string
+	noDefaultRegistry  bool
+	embeddedRegistry   bool
+	disable            []string
+	disablePolicy      bool
+	pool               []string
+	meshProfile        string
+	observeAccess      string
+	observeDisk        string
+	observeRetention   string
+	observeRemoteWrite bool
+	imagePolicyKeys    []string
+	encrypt            bool
+	encryptProvider    string
+	auditLog           bool
+	auditPolicy        string
+	podSecurity        string
+	protectKernel      bool
+	apiserverArgs      []string
+	controllerArgs     []string
+	schedulerArgs      []string
+	kubeletArgs        []string
+	proxyArgs          []string
+	logLevel           int
+	debug              bool
+	snapshots          rawSnapshots
 
 	clusterInit           bool
 	clusterReset          bool
@@ -154,6 +155,7 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.meshProfile, "mesh-profile", "default", "Istio's profile: "+strings.Join(MeshProfiles(), ", "))
 	f.StringVar(&r.observeDisk, "observe-disk", "", "how much of the disk the store of metrics, logs and traces may take, such as 2GiB (default: 2GiB, or a twentieth of the disk if that is less)")
 	f.StringVar(&r.observeRetention, "observe-retention", "7d", "how long the store keeps something, such as 7d or 36h; less if --observe-disk is reached before")
+	f.BoolVar(&r.observeRemoteWrite, "observe-remote-write", false, "pods may write metrics to the store by Prometheus' remote write, where they may query it")
 	f.StringVar(&r.observeAccess, "observe-cluster-access", string(ObserveAll), "what pods reach of the store of metrics, logs and traces: all; ingest, to send traces; off")
 
 	f.StringSliceVar(&r.imagePolicyKeys, "image-policy-key", nil, "file of a public key, or base64: and the key: in namespaces labelled polymesh.dev/image-policy=enforce only images signed by it run; may be repeated")

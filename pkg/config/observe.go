@@ -14,6 +14,8 @@ type ObserveStore struct {
 	Disk int64
 	// Retention is how long something is kept, if Disk is not reached before.
 	Retention time.Duration
+	// RemoteWrite lets pods write metrics.
+	RemoteWrite bool
 }
 
 // The limits are those of the store (observe/config).
@@ -43,7 +45,7 @@ func (r *raw) checkObserve(o *ObserveStore) error {
 	if retention < observeMinRetention || retention > observeMaxRetention {
 		return fmt.Errorf("--observe-retention %s is not between %dd and %dd", r.observeRetention, observeMinRetention/day, observeMaxRetention/day)
 	}
-	o.Retention = retention
+	o.Retention, o.RemoteWrite = retention, r.observeRemoteWrite
 	return nil
 }
 

@@ -55,16 +55,22 @@ type Options struct {
 	// Disk is how many bytes the store may take; 0 for its default. Retention is how long it keeps something.
 	Disk      int64
 	Retention time.Duration
+	// RemoteWrite lets pods write metrics.
+	RemoteWrite bool
 	// Collect is set on a node that has no store: the process only reads what is on this machine, and sends it to the cluster's store, if there is one.
-	// Disk, Retention, Kubeconfig and Kubelets are not used then.
+	// Disk, Retention, Kubeconfig, Kubelets and Ports are not used then.
 	Collect *route.Node
 	// Kubeconfig has the store's own identity. It need not exist yet.
 	Kubeconfig string
 	// Kubelets are the authority of the kubelets' certificates, and the store's own certificate and key.
 	Kubelets struct{ CA, Cert, Key string }
-	PodLogs  string
+	// Ports are the TCP ports of the platform on this machine, to which no job of a user connects.
+	Ports   []int
+	PodLogs string
 	// LogFiles are logs of the platform, by name.
 	LogFiles map[string]string
+	// Debug lets the process log debugging messages, among them each query.
+	Debug bool
 	// Up is closed when the node is ready, and the store is started then, or a little later if that takes long.
 	Up  <-chan struct{}
 	Log *slog.Logger
@@ -255,9 +261,18 @@ func (c *Component) args() []string {
 		args = append(args,
 			"--cluster-sockets="+dir.ObserveSockets(), "--retention="+c.o.Retention.String(), "--kubeconfig="+c.o.Kubeconfig, "--server-socket="+dir.StatusSocket(),
 			"--kubelet-ca="+c.o.Kubelets.CA, "--kubelet-cert="+c.o.Kubelets.Cert, "--kubelet-key="+c.o.Kubelets.Key)
+		if len(c.o.Ports) > 0 {
+			args = append(args, "--reserved-ports="+strings.Trim(strings.ReplaceAll(fmt.Sprint(c.o.Ports), " ", ","), "[]"))
+		}
+		if c.o.RemoteWrite {
+			args = append(args, "--remote-write")
+		}
 		if c.o.Disk != 0 {
 			args = append(args, "--disk="+strconv.FormatInt(c.o.Disk, 10))
 		}
+	}
+	if c.o.Debug {
+		args = append(args, "--debug")
 	}
 	for name, path := range c.o.LogFiles {
 		args = append(args, "--log-file="+name+"="+path)

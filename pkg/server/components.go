@@ -214,8 +214,14 @@ func (s *server) store(up <-chan struct{}) observe.Options {
 	dir := s.cfg.DataDir
 	certs := certificate.Store(dir.TLS())
 	o := observe.Options{
-		DataDir: dir, Program: s.Programs.Bin(observe.Program), Node: s.Name, Disk: s.cfg.Observe.Disk, Retention: s.cfg.Observe.Retention,
-		Kubeconfig: dir.Kubeconfig("observe"), PodLogs: dir.PodLogs(), LogFiles: observe.LogFiles(dir, "server"), Up: up, Log: s.Log,
+		DataDir: dir, Program: s.Programs.Bin(observe.Program), Node: s.Name, Disk: s.cfg.Observe.Disk, Retention: s.cfg.Observe.Retention, RemoteWrite: s.cfg.Observe.RemoteWrite,
+		Kubeconfig: dir.Kubeconfig("observe"), PodLogs: dir.PodLogs(), LogFiles: observe.LogFiles(dir, "server"), Debug: s.cfg.Debug, Up: up, Log: s.Log,
+	}
+	o.Ports = []int{int(s.apiAddress().Port())}
+	for _, p := range layout.Ports() {
+		if !p.UDP {
+			o.Ports = append(o.Ports, p.Number)
+		}
 	}
 	o.Kubelets.CA, o.Kubelets.Cert, o.Kubelets.Key = certs.Cert(certificate.KubeletCA), certs.Cert(certificate.Observe), certs.Key(certificate.Observe)
 	return o
@@ -225,7 +231,7 @@ func (s *server) store(up <-chan struct{}) observe.Options {
 func (s *server) collector(up <-chan struct{}) observe.Options {
 	dir, certs := s.cfg.DataDir, certificate.Store(s.cfg.DataDir.TLS())
 	return observe.Options{
-		DataDir: dir, Program: s.Programs.Bin(observe.Program), Node: s.Name, PodLogs: dir.PodLogs(), LogFiles: observe.LogFiles(dir, "server"), Up: up, Log: s.Log,
+		DataDir: dir, Program: s.Programs.Bin(observe.Program), Node: s.Name, PodLogs: dir.PodLogs(), LogFiles: observe.LogFiles(dir, "server"), Debug: s.cfg.Debug, Up: up, Log: s.Log,
 		Collect: &route.Node{Server: worker.BalancerURL(), CA: certs.Cert(certificate.ServerCA), Cert: certs.Cert(certificate.Kubelet), Key: certs.Key(certificate.Kubelet)},
 	}
 }

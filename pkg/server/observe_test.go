@@ -7,6 +7,7 @@ import (
 
 	"polymesh.dev/polymesh/pkg/component"
 	"polymesh.dev/polymesh/pkg/join"
+	"polymesh.dev/polymesh/pkg/layout"
 	"polymesh.dev/polymesh/pkg/observe"
 	"polymesh.dev/polymesh/pkg/worker"
 )
@@ -38,6 +39,13 @@ func TestSeveralServers(t *testing.T) {
 		}
 		if o := s.route(); (o.Socket != "") != (c.observe && c.membership == nil) || o.Server != "n1" || o.Address.String() != "192.0.2.1:6443" {
 			t.Errorf("%s: %+v", what, o)
+		}
+	}
+	// No job of a user reaches the platform's own ports.
+	ports := serverFor(t, "", nil, program).store(nil).Ports
+	for _, port := range []int{layout.APIServerPort, layout.KubeletPort, layout.EtcdPeerPort, layout.RegistryPeerPort} {
+		if !slices.Contains(ports, port) {
+			t.Errorf("the store may connect users' jobs to port %d: %v", port, ports)
 		}
 	}
 	o := serverFor(t, "", joined, program).collector(nil)

@@ -58,8 +58,8 @@ func TestObserveNodes(t *testing.T) {
 	}
 	for _, n := range senders {
 		n.Eventually(t, time.Minute, func() (bool, string) {
-			summary := observed(t, n)
-			return strings.HasPrefix(summary, "to the store on node-1: last sent "), "observe: " + summary
+			message := observed(t, n)
+			return strings.HasPrefix(message, "to the store on node-1: last sent "), "observe: " + message
 		})
 	}
 
@@ -83,8 +83,8 @@ func TestObserveNodes(t *testing.T) {
 	off := time.Now()
 	for _, n := range senders {
 		n.Eventually(t, 2*time.Minute, func() (bool, string) {
-			summary := observed(t, n)
-			return time.Since(off) > 15*time.Second && strings.HasSuffix(summary, " wait") && !strings.Contains(summary, ", 0 KiB"), "observe: " + summary
+			message := observed(t, n)
+			return time.Since(off) > 15*time.Second && strings.HasSuffix(message, " wait") && !strings.Contains(message, ", 0 KiB"), "observe: " + message
 		})
 	}
 	if err := c.PowerOn(t.Context(), first); err != nil {
@@ -96,11 +96,11 @@ func TestObserveNodes(t *testing.T) {
 	for _, name := range pods {
 		first.Eventually(t, 3*time.Minute, func() (bool, string) {
 			beats := s.beats(t, name)
-			last := beat{}
+			newest := beat{}
 			if len(beats) > 0 {
-				last = beats[len(beats)-1]
+				newest = beats[len(beats)-1]
 			}
-			return last.at.After(on), fmt.Sprintf("the last line of the pod on %s is beat %d of %s; the store is back since %s", name, last.number, last.at, on)
+			return newest.at.After(on), fmt.Sprintf("the last line of the pod on %s is beat %d of %s; the store is back since %s", name, newest.number, newest.at, on)
 		})
 		// From the first to the last one, each once.
 		want := 1
