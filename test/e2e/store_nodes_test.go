@@ -48,12 +48,13 @@ func TestObserveNodes(t *testing.T) {
 			return len(s.beats(t, name)) > 0, "no line of the pod on " + name + " is in the store"
 		})
 	}
-	for _, expression := range []string{
-		`count(node_memory_MemTotal_bytes)`, `count(count by (node) (kube_pod_info{node!=""}))`, `count(count by (node) (container_memory_working_set_bytes))`,
+	for expression, want := range map[string]float64{
+		`count(node_memory_MemTotal_bytes)`: 3, `count(up{job="kubelet"} == 1)`: 3,
+		`count(count by (node) (container_memory_working_set_bytes{namespace="default"}))`: 2, `count(kube_pod_status_ready{namespace="default",condition="true"} == 1)`: 2,
 	} {
 		first.Eventually(t, 2*time.Minute, func() (bool, string) {
 			got := s.count(t, expression)
-			return got == 3, fmt.Sprintf("%s is %g, want 3", expression, got)
+			return got == want, fmt.Sprintf("%s is %g, want %g", expression, got, want)
 		})
 	}
 	for _, n := range senders {
