@@ -65,8 +65,6 @@ type Cluster struct {
 	autoscalers  *table[autoscalingv2.HorizontalPodAutoscaler]
 	configs      *table[corev1.ConfigMap]
 	rollouts     *table[rollout]
-	// Istio's and Gateway API's, which may not be there.
-	virtualServices, httpRoutes *table[route]
 
 	owners    owners
 	places    places
@@ -91,7 +89,7 @@ func New(o Options) *Cluster {
 	c.nodes = newTable(c, trimNode, c.nodeChanged)
 	c.namespaces = newTable(c, trimNamespace, nil)
 	c.pods = newTable(c, trimPod, c.podChanged)
-	c.services = newTable(c, trimService, c.serviceChanged)
+	c.services = newTable(c, trimService, nil)
 	c.claims = newTable(c, trimClaim, nil)
 	c.deployments = newTable(c, trimDeployment, c.deploymentChanged)
 	c.replicaSets = newTable(c, trimReplicaSet, c.replicaSetChanged)
@@ -102,8 +100,6 @@ func New(o Options) *Cluster {
 	c.autoscalers = newTable(c, trimAutoscaler, nil)
 	c.configs = newTable(c, trimConfig, c.configChanged)
 	c.rollouts = newTable(c, readRollout, c.rolloutChanged)
-	c.virtualServices = newTable(c, readVirtualService, c.routeChanged)
-	c.httpRoutes = newTable(c, readHTTPRoute, c.routeChanged)
 	return c
 }
 
@@ -173,7 +169,7 @@ func (c *Cluster) Numbers() map[string]int64 {
 func (c *Cluster) tables() []interface{ size() (held, leftOut int) } {
 	return []interface{ size() (held, leftOut int) }{
 		c.nodes, c.namespaces, c.pods, c.services, c.claims, c.deployments, c.replicaSets, c.statefulSets, c.daemonSets, c.jobs, c.cronJobs, c.autoscalers,
-		c.configs, c.rollouts, c.virtualServices, c.httpRoutes,
+		c.configs, c.rollouts,
 	}
 }
 

@@ -19,12 +19,10 @@ import (
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/cache"
-	"sigs.k8s.io/yaml"
 
 	"polymesh.dev/polymesh/observe/kubestate"
 	"polymesh.dev/polymesh/observe/logstore"
@@ -51,7 +49,7 @@ func watched(t testing.TB, store *logstore.Store) *Cluster {
 	c.conn.reachable, c.conn.since = true, time.Now().Add(-time.Hour)
 	for _, s := range []cache.ReflectorStore{
 		c.nodes, c.namespaces, c.pods, c.services, c.claims, c.deployments, c.replicaSets, c.statefulSets, c.daemonSets, c.jobs, c.cronJobs, c.autoscalers,
-		c.configs, c.rollouts, c.virtualServices, c.httpRoutes,
+		c.configs, c.rollouts,
 	} {
 		require.NoError(t, s.Replace(nil, "1"))
 	}
@@ -86,11 +84,6 @@ func (c *Cluster) storeFor(object any) cache.ReflectorStore {
 		return c.cronJobs
 	case *eventsv1.Event:
 		return &c.events
-	case *unstructured.Unstructured:
-		if o.GetKind() == kindVirtualService {
-			return c.virtualServices
-		}
-		return c.httpRoutes
 	}
 	panic(fmt.Sprintf("%T", object))
 }
@@ -118,11 +111,6 @@ func read(t testing.TB) []runtime.Object {
 	var objects []runtime.Object
 	for part := range strings.SplitSeq(string(all), "\n---\n") {
 		o, _, err := scheme.Codecs.UniversalDeserializer().Decode([]byte(part), nil, nil)
-		if runtime.IsNotRegisteredError(err) {
-			u := &unstructured.Unstructured{}
-			require.NoError(t, yaml.Unmarshal([]byte(part), u))
-			o, err = u, nil
-		}
 		require.NoError(t, err, part)
 		objects = append(objects, o)
 	}
@@ -619,29 +607,6 @@ RolloutEnded rollout of api: rolled back to shop/api:2: 50 % of the requests fai
 	r := readRollout(long)
 	require.NotNil(t, r)
 	require.Less(t, len(encode(r.state)), 8<<10)
-}
-
-func TestHostileRoute(t *testing.T) {
-	many := make([]any, 10_000)
-	for i := range many {
-		many[i] = map[string]any{"destination": map[string]any{"host": strings.Repeat("h", 5000)}, "name": strings.Repeat("n", 5000), "weight": "x"}
-	}
-	hosts := make([]any, 10_000)
-	for i := range hosts {
-		hosts[i] = strings.Repeat("h", 1000)
-	}
-	for _, spec := range []any{
-		nil, "text", []any{1}, map[string]any{"http": "x", "hosts": 1, "rules": map[string]any{}, "hostnames": []any{1, nil, map[string]any{}}},
-		map[string]any{"hosts": hosts, "hostnames": hosts, "http": []any{map[string]any{"route": many, "match": many}}, "rules": []any{map[string]any{"backendRefs": many, "matches": many}}},
-	} {
-		u := &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"name": "r", "namespace": "n"}, "spec": spec}}
-		for _, r := range []*route{readVirtualService(u), readHTTPRoute(u)} {
-			require.NotNil(t, r)
-			require.LessOrEqual(t, len(r.doc.Hosts), maxHosts)
-			require.LessOrEqual(t, len(r.doc.Destinations), maxDestinations)
-			require.Less(t, len(encode(r.doc)), maxDocument)
-		}
-	}
 }
 
 func event(name string, count int32) *eventsv1.Event {

@@ -2,8 +2,6 @@ package cluster
 
 import (
 	"cmp"
-	"slices"
-	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -89,99 +87,6 @@ func value(n *int32, otherwise int32) int32 {
 	return *n
 }
 
-// nodeDocument is the document of a node.
-type nodeDocument struct {
-	Kind          string              `json:"kind"`
-	Name          string              `json:"name"`
-	UID           string              `json:"uid"`
-	Created       moment              `json:"created,omitzero"`
-	Deleted       moment              `json:"deleted,omitzero"`
-	Unschedulable bool                `json:"unschedulable,omitempty"`
-	Roles         []string            `json:"roles,omitempty"`
-	Addresses     map[string]string   `json:"addresses,omitempty"`
-	Versions      map[string]string   `json:"versions,omitempty"`
-	Capacity      map[string]string   `json:"capacity,omitempty"`
-	Allocatable   map[string]string   `json:"allocatable,omitempty"`
-	Conditions    []conditionDocument `json:"conditions,omitempty"`
-}
-
-func (c *Cluster) nodeDocument(_ key, r *record) (any, bool) {
-	n, ok := r.object.(*corev1.Node)
-	if !ok {
-		return nil, false
-	}
-	i := n.Status.NodeInfo
-	doc := nodeDocument{
-		Kind: kindNode, Name: n.Name, UID: string(n.UID), Created: moment{n.CreationTimestamp.Time}, Unschedulable: n.Spec.Unschedulable, Roles: rolesOf(n),
-		Addresses: map[string]string{}, Capacity: amounts(n.Status.Capacity), Allocatable: amounts(n.Status.Allocatable),
-		Versions: map[string]string{"kubelet": i.KubeletVersion, "runtime": i.ContainerRuntimeVersion, "kernel": i.KernelVersion, "os": i.OSImage},
-	}
-	if !r.gone.IsZero() {
-		doc.Deleted = moment{r.gone}
-	}
-	for _, a := range n.Status.Addresses {
-		doc.Addresses[string(a.Type)] = a.Address
-	}
-	for _, condition := range n.Status.Conditions {
-		doc.Conditions = append(doc.Conditions, conditionDocument{
-			string(condition.Type), string(condition.Status), condition.Reason, condition.Message, moment{condition.LastTransitionTime.Time},
-		})
-	}
-	return doc, r.gone.IsZero()
-}
-
-func rolesOf(n *corev1.Node) []string {
-	var roles []string
-	for name := range n.Labels {
-		if role, ok := strings.CutPrefix(name, roleLabel); ok {
-			roles = append(roles, role)
-		}
-	}
-	slices.Sort(roles)
-	return roles
-}
-
-// serviceDocument is the document of a service.
-type serviceDocument struct {
-	Kind      string            `json:"kind"`
-	Namespace string            `json:"namespace"`
-	Name      string            `json:"name"`
-	UID       string            `json:"uid"`
-	Created   moment            `json:"created,omitzero"`
-	Deleted   moment            `json:"deleted,omitzero"`
-	Type      string            `json:"type"`
-	ClusterIP string            `json:"clusterIP,omitempty"`
-	External  string            `json:"externalName,omitempty"`
-	Selector  map[string]string `json:"selector,omitempty"`
-	Ports     []portDocument    `json:"ports,omitempty"`
-}
-
-type portDocument struct {
-	Name     string `json:"name,omitempty"`
-	Protocol string `json:"protocol"`
-	Port     int32  `json:"port"`
-	Target   string `json:"target,omitempty"`
-	Node     int32  `json:"nodePort,omitempty"`
-}
-
-func (c *Cluster) serviceDocument(_ key, r *record) (any, bool) {
-	s, ok := r.object.(*corev1.Service)
-	if !ok {
-		return nil, false
-	}
-	doc := serviceDocument{
-		Kind: kindService, Namespace: s.Namespace, Name: s.Name, UID: string(s.UID), Created: moment{s.CreationTimestamp.Time}, Type: string(s.Spec.Type),
-		ClusterIP: s.Spec.ClusterIP, External: s.Spec.ExternalName, Selector: s.Spec.Selector,
-	}
-	if !r.gone.IsZero() {
-		doc.Deleted = moment{r.gone}
-	}
-	for _, p := range s.Spec.Ports {
-		doc.Ports = append(doc.Ports, portDocument{p.Name, string(p.Protocol), p.Port, p.TargetPort.String(), p.NodePort})
-	}
-	return doc, r.gone.IsZero()
-}
-
 // The changes of tables.
 
 func (c *Cluster) deploymentChanged(old, now *appsv1.Deployment) {
@@ -247,17 +152,8 @@ func (c *Cluster) cronJobChanged(old, now *batchv1.CronJob) {
 	}
 }
 
-func (c *Cluster) serviceChanged(old, now *corev1.Service) {
-	if o := either(old, now); o != nil {
-		c.touchObject(key{kindService, o.Namespace, o.Name}, object(old), object(now))
-	}
-}
-
 func (c *Cluster) nodeChanged(old, now *corev1.Node) {
-	if o := either(old, now); o != nil {
-		c.touchObject(key{kindNode, "", o.Name}, object(old), object(now))
-		c.markNode(old, now)
-	}
+	c.markNode(old, now)
 }
 
 func (c *Cluster) podChanged(old, now *corev1.Pod) {

@@ -30,15 +30,7 @@ const (
 // JobObjects is the label "job" of documents.
 const JobObjects = "objects"
 
-// Kinds of documents that are not workloads.
-const (
-	kindNode           = "Node"
-	kindService        = "Service"
-	kindVirtualService = "VirtualService"
-	kindHTTPRoute      = "HTTPRoute"
-)
-
-// key names an object of which there are documents.
+// key names a workload, of which there are documents.
 type key struct{ kind, namespace, name string }
 
 // documents knows which objects are to be written. The Cluster's mutex guards it.
@@ -137,30 +129,15 @@ func (c *Cluster) dueDocuments(now time.Time) []logstore.Entry {
 
 // document returns an object's document. exists is false if neither the object nor a pod of it is there any more.
 func (c *Cluster) document(k key, r *record) (entry logstore.Entry, line string, exists bool) {
-	var doc any
-	labels := []logstore.Field{{Name: "job", Value: JobObjects}}
-	switch k.kind {
-	case kindNode:
-		doc, exists = c.nodeDocument(k, r)
-		labels = append(labels, logstore.Field{Name: "node", Value: k.name})
-	case kindService:
-		doc, exists = c.serviceDocument(k, r)
-		labels = append(labels, logstore.Field{Name: "namespace", Value: k.namespace})
-	case kindVirtualService, kindHTTPRoute:
-		doc, exists = c.routeDocument(k, r)
-		labels = append(labels, logstore.Field{Name: "namespace", Value: k.namespace})
-	default:
-		labels = append(labels, logstore.Field{Name: "namespace", Value: k.namespace}, logstore.Field{Name: "workload", Value: k.name})
-		line, exists = c.workloadLine(k, r)
-	}
-	if doc != nil {
-		line = encode(doc)
-	}
+	line, exists = c.workloadLine(k, r)
 	uid := ""
 	if r.object != nil {
 		uid = string(r.object.GetUID())
 	}
-	entry = logstore.Entry{Labels: labels, Metadata: []logstore.Field{{Name: "kind", Value: k.kind}, {Name: "name", Value: k.name}, {Name: "uid", Value: uid}}}
+	entry = logstore.Entry{
+		Labels:   []logstore.Field{{Name: "job", Value: JobObjects}, {Name: "namespace", Value: k.namespace}, {Name: "workload", Value: k.name}},
+		Metadata: []logstore.Field{{Name: "kind", Value: k.kind}, {Name: "name", Value: k.name}, {Name: "uid", Value: uid}},
+	}
 	return entry, line, exists
 }
 

@@ -24,14 +24,9 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
 	"polymesh.dev/polymesh/observe/cluster/clustertest"
@@ -369,16 +364,6 @@ func TestCluster(t *testing.T) {
 		eventually(t, "it is allowed again", func() bool { return c.Problem() == "" })
 	})
 
-	t.Run("kinds that are not there at first", func(t *testing.T) {
-		createRoutes(t, config)
-		eventually(t, "the route has a document", func() bool {
-			return slices.ContainsFunc(stored(t, store, JobObjects), func(e logstore.Entry) bool {
-				return strings.Contains(e.Line, `{"host":"api","subset":"canary","weight":10}`)
-			})
-		})
-		require.Empty(t, c.Problem())
-	})
-
 	t.Run("the next process writes nothing again", func(t *testing.T) {
 		// What is under way ends.
 		settled := func() bool {
@@ -395,37 +380,6 @@ func TestCluster(t *testing.T) {
 		eventually(t, "it writes documents", func() bool { return len(documentsOf("api")) > n })
 		eventually(t, "nothing happens", settled)
 		require.Equal(t, before, textOf(stored(t, store, JobEvents)))
-	})
-}
-
-// createRoutes installs a kind as Istio's, and a VirtualService.
-func createRoutes(t *testing.T, config *rest.Config) {
-	t.Helper()
-	other, err := dynamic.NewForConfig(config)
-	require.NoError(t, err)
-	crd := &unstructured.Unstructured{}
-	require.NoError(t, yaml.Unmarshal([]byte(`
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: virtualservices.networking.istio.io}
-spec:
-  group: networking.istio.io
-  scope: Namespaced
-  names: {kind: VirtualService, plural: virtualservices, singular: virtualservice}
-  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
-`), crd))
-	_, err = other.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}).Create(t.Context(), crd, metav1.CreateOptions{})
-	require.NoError(t, err)
-	u := &unstructured.Unstructured{}
-	require.NoError(t, yaml.Unmarshal([]byte(`
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: api, namespace: shop}
-spec: {hosts: [api], http: [{route: [{destination: {host: api, subset: stable}, weight: 90}, {destination: {host: api, subset: canary}, weight: 10}]}]}
-`), u))
-	eventually(t, "the kind is served", func() bool {
-		_, err := other.Resource(schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}).Namespace("shop").Create(t.Context(), u, metav1.CreateOptions{})
-		return err == nil || apierrors.IsAlreadyExists(err)
 	})
 }
 

@@ -16,6 +16,9 @@ import (
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
+// kindNode is the kind of a node, as the subject of a mark.
+const kindNode = "Node"
+
 // JobEvents is the label "job" of Kubernetes' events and of marks.
 const JobEvents = "events"
 

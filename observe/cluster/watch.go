@@ -19,12 +19,9 @@ import (
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -48,8 +45,6 @@ const (
 	kubeconfigPoll = 5 * time.Second
 	// retryMax is the longest pause before the API server is asked again; client-go's own is a minute.
 	retryMax = 5 * time.Second
-	// absentPoll is how often it is asked for a kind that it does not have.
-	absentPoll = 30 * time.Second
 )
 
 // connection is what is known about the API server.
@@ -66,9 +61,9 @@ func (c *Cluster) connect(ctx context.Context) {
 	var text []byte
 	for ctx.Err() == nil {
 		now, err := os.ReadFile(c.opts.Kubeconfig)
-		var client *clients
+		var client kubernetes.Interface
 		if err == nil {
-			client, err = newClients(now, c.opts.Kubeconfig)
+			client, err = newClient(now, c.opts.Kubeconfig)
 		}
 		if err != nil {
 			c.setFailure(fmt.Sprintf("read kubeconfig %s: %v", c.opts.Kubeconfig, err))
@@ -108,13 +103,8 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// clients are the ways to the API server: objects of Kubernetes' own kinds as protobuf, which is half as much work as JSON, and others.
-type clients struct {
-	kubernetes.Interface
-	dynamic dynamic.Interface
-}
-
-func newClients(text []byte, file string) (*clients, error) {
+// newClient returns a client that gets objects as protobuf, which is half as much work as JSON.
+func newClient(text []byte, file string) (kubernetes.Interface, error) {
 	loaded, err := clientcmd.Load(text)
 	if err != nil {
 		return nil, err
@@ -135,21 +125,12 @@ func newClients(text []byte, file string) (*clients, error) {
 	}
 	config.UserAgent = Name
 	config.QPS, config.Burst = 20, 40
-	other, err := dynamic.NewForConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	typed := rest.CopyConfig(config)
-	typed.AcceptContentTypes, typed.ContentType = runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON, runtime.ContentTypeProtobuf
-	client, err := kubernetes.NewForConfig(typed)
-	if err != nil {
-		return nil, err
-	}
-	return &clients{client, other}, nil
+	config.AcceptContentTypes, config.ContentType = runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON, runtime.ContentTypeProtobuf
+	return kubernetes.NewForConfig(config)
 }
 
 // watch keeps the tables up to date until ctx ends.
-func (c *Cluster) watch(ctx context.Context, client *clients) {
+func (c *Cluster) watch(ctx context.Context, client kubernetes.Interface) {
 	c.mu.Lock()
 	c.client = client
 	c.conn.refused = map[string]string{}
@@ -159,7 +140,7 @@ func (c *Cluster) watch(ctx context.Context, client *clients) {
 	run := func(kind string, lw cache.ListerWatcher, example runtime.Object, store cache.ReflectorStore) {
 		// What goes wrong is told by observed.
 		quiet := logr.Discard()
-		r := cache.NewReflectorWithOptions(&observed{ListerWatcherWithContext: cache.ToListerWatcherWithContext(lw), c: c, kind: kind, store: store}, example, store, cache.ReflectorOptions{
+		r := cache.NewReflectorWithOptions(&observed{ListerWatcherWithContext: cache.ToListerWatcherWithContext(lw), c: c, kind: kind}, example, store, cache.ReflectorOptions{
 			Name: kind, Logger: &quiet, Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Cap: retryMax, Steps: 10, Factor: 2, Jitter: 1},
 		})
 		wg.Go(func() { r.RunWithContext(klog.NewContext(ctx, quiet)) })
@@ -182,27 +163,14 @@ func (c *Cluster) watch(ctx context.Context, client *clients) {
 	run("configmaps of users", of(core, "configmaps", ConfigLabel), &corev1.ConfigMap{}, c.configs)
 	run("configmaps of rollouts", of(core, "configmaps", rolloutLabel), &corev1.ConfigMap{}, c.rollouts)
 	run("events", of(client.EventsV1().RESTClient(), "events", ""), &eventsv1.Event{}, &c.events)
-	run("virtualservices", dynamicOf(client.dynamic, "networking.istio.io", "virtualservices"), &unstructured.Unstructured{}, c.virtualServices)
-	run("httproutes", dynamicOf(client.dynamic, "gateway.networking.k8s.io", "httproutes"), &unstructured.Unstructured{}, c.httpRoutes)
 	wg.Wait()
-}
-
-func dynamicOf(client dynamic.Interface, group, name string) cache.ListerWatcher {
-	resource := client.Resource(schema.GroupVersionResource{Group: group, Version: "v1", Resource: name})
-	return &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return resource.List(ctx, o) },
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return resource.Watch(ctx, o)
-		},
-	}
 }
 
 // observed is a kind at the API server, whose answers tell whether that is there.
 type observed struct {
 	cache.ListerWatcherWithContext
-	c     *Cluster
-	kind  string
-	store cache.ReflectorStore
+	c    *Cluster
+	kind string
 }
 
 // List and Watch are for client-go's older interface, which it does not call.
@@ -216,9 +184,7 @@ func (o *observed) Watch(options metav1.ListOptions) (watch.Interface, error) {
 
 func (o *observed) ListWithContext(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 	list, err := o.ListerWatcherWithContext.ListWithContext(ctx, options)
-	if o.note(ctx, err); apierrors.IsNotFound(err) {
-		sleep(ctx, absentPoll)
-	}
+	o.note(ctx, err)
 	return list, err
 }
 
@@ -239,11 +205,6 @@ func (o *observed) note(ctx context.Context, err error) {
 	}
 	var status apierrors.APIStatus
 	answered := err == nil || errors.As(err, &status) && status.Status().Code < http.StatusInternalServerError
-	// Istio's and Gateway API's kinds may not be there, or not be any more.
-	absent := answered && apierrors.IsNotFound(err)
-	if absent {
-		_ = o.store.Replace(nil, "")
-	}
 	o.c.mu.Lock()
 	defer o.c.mu.Unlock()
 	conn := &o.c.conn
@@ -251,7 +212,7 @@ func (o *observed) note(ctx context.Context, err error) {
 		conn.reachable, conn.since = answered, time.Now()
 	}
 	switch {
-	case err == nil || absent:
+	case err == nil:
 		delete(conn.refused, o.kind)
 	case apierrors.IsTooManyRequests(err), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
 		// The reflector tries again, or asks for everything.

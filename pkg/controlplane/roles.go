@@ -106,8 +106,6 @@ func observeRoles() []rbacv1.ClusterRole {
 			{APIGroups: []string{"apps"}, Verbs: follow, Resources: []string{"daemonsets", "deployments", "replicasets", "statefulsets"}},
 			{APIGroups: []string{"autoscaling"}, Verbs: follow, Resources: []string{"horizontalpodautoscalers"}},
 			{APIGroups: []string{"batch"}, Verbs: follow, Resources: []string{"cronjobs", "jobs"}},
-			{APIGroups: []string{"gateway.networking.k8s.io"}, Verbs: follow, Resources: []string{"httproutes"}},
-			{APIGroups: []string{"networking.istio.io"}, Verbs: follow, Resources: []string{"virtualservices"}},
 			// It also reports errors in users' configuration as events.
 			{APIGroups: []string{"events.k8s.io"}, Verbs: []string{"list", "watch", "create"}, Resources: []string{"events"}},
 			// Besides, what Prometheus discovers for users' scrape jobs.
