@@ -45,10 +45,10 @@ const (
 type Options struct {
 	// Store is the rows' directory and its limits.
 	Store rowstore.Options
-	// MaxStreams is how many streams may get lines in a day, 20,000 when zero. Lines of more are refused: a stream costs memory and space in the
-	// index, and whoever pushes chooses the labels.
-	MaxStreams int
-	Log        *slog.Logger
+	// MaxStreams is how many streams of the platform may get lines in a day, 20,000 when zero, and MaxForeignStreams how many of all clients together
+	// (OTLP, Loki's push API), 2,000 when zero. Lines of more are refused: a stream costs memory and space in the index, and whoever pushes chooses the labels.
+	MaxStreams, MaxForeignStreams int
+	Log                           *slog.Logger
 }
 
 // Store is an open store of lines. Its methods may be called from any goroutine.
@@ -67,6 +67,9 @@ func Open(opts Options) (*Store, error) {
 	if opts.MaxStreams == 0 {
 		opts.MaxStreams = 20_000
 	}
+	if opts.MaxForeignStreams == 0 {
+		opts.MaxForeignStreams = 2000
+	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -83,7 +86,7 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the logs: %w", err)
 	}
-	return &Store{rows: rows, streams: newStreams(opts.MaxStreams), tails: map[*tail]struct{}{}}, nil
+	return &Store{rows: rows, streams: newStreams(opts.MaxStreams, opts.MaxForeignStreams), tails: map[*tail]struct{}{}}, nil
 }
 
 // Close writes what was appended and ends all tails.
@@ -111,7 +114,7 @@ func (s *Store) Problem() string {
 	if st := s.rows.Stats(); st.Short {
 		return "the disk is short of space: no lines are stored until there is more"
 	}
-	return ""
+	return s.streams.problem(time.Now())
 }
 
 // Numbers says how much there is: rows, bytes on disk, days, streams made and lines refused since Open.
