@@ -506,6 +506,25 @@ func TestLimitPerPod(t *testing.T) {
 	require.Contains(t, notes[0].Line, "lines of this container were dropped: its pod wrote more than 200 a second")
 }
 
+// After the clock was ahead, and after a node's pods were read in another order, lines count as before.
+func TestLimitWhenTheClockGoesBack(t *testing.T) {
+	const perSecond = 100
+	var b bucket
+	now := time.Now()
+	write := func(from time.Time, every time.Duration, n int) (kept int) {
+		for i := range n {
+			if b.allow(from.Add(time.Duration(i)*every), perSecond) {
+				kept++
+			}
+		}
+		return kept
+	}
+	require.InDelta(t, 2*perSecond+10*perSecond, write(now.Add(time.Hour), time.Millisecond, 10_000), 1, "ten times too many, an hour ahead")
+	require.InDelta(t, 6000, write(now, 10*time.Millisecond, 6000), 2, "as many as may be")
+	require.InDelta(t, 10*perSecond, write(now.Add(time.Minute), time.Millisecond, 10_000), 2, "too many again")
+	require.LessOrEqual(t, write(now.Add(69*time.Second), time.Millisecond, 1000), 1, "another container's lines of the same second")
+}
+
 func TestHostileFolder(t *testing.T) {
 	m := newMachine(t)
 	secret := filepath.Join(m.dir, "secret")
