@@ -31,10 +31,12 @@ const (
 	streamPeriod, seriesPeriod        = 24 * time.Hour, 2 * time.Hour
 	// maxValue is the longest value of a sample's label.
 	maxValue = 256
-	// podWait is how long a pod may be unknown: the node is told of it by the API server when the store is. maxUnknown bounds such pods.
+	// podWait is how long a pod may be unknown: the node is told of it by the API server when the store is. maxUnknown bounds such pods,
+	// and unknownAge is when one of them makes room for another.
 	podWait    = 10 * time.Second
 	podPoll    = 2 * time.Second
 	maxUnknown = 256
+	unknownAge = 5 * time.Minute
 )
 
 // collected is what a chunk has that may be stored.
@@ -224,6 +226,9 @@ func (c *collected) pod(uid string) (p Pod, known bool, err error) {
 	}
 	since, waiting := c.node.unknown[uid]
 	if !waiting {
+		if len(c.node.unknown) >= maxUnknown {
+			maps.DeleteFunc(c.node.unknown, func(_ string, since time.Time) bool { return c.now.Sub(since) > unknownAge })
+		}
 		if len(c.node.unknown) >= maxUnknown {
 			return p, false, nil
 		}

@@ -545,7 +545,21 @@ func TestUnknownPod(t *testing.T) {
 		unknown.Lines.Metadata["uid"] = fmt.Sprint("many", i)
 		b.send(b.body(wire.Header{Generation: "h", First: 1, Oldest: 1}, text(unknown)), "n2")
 	}
-	require.LessOrEqual(t, len(b.in.nodes["n2"].unknown), maxUnknown)
+	require.Len(t, b.in.nodes["n2"].unknown, maxUnknown)
+
+	// A new one is waited for again when those are old, and not before.
+	last := func() string {
+		unknown.Lines.Metadata["uid"] = "last"
+		_, h, _ := b.send(b.body(wire.Header{Generation: "i", First: 1, Oldest: 1}, text(unknown)), "n2")
+		return h.Get("Retry-After")
+	}
+	require.Empty(t, last())
+	b.in.nodes["n2"].generations = nil
+	for uid := range b.in.nodes["n2"].unknown {
+		b.in.nodes["n2"].unknown[uid] = time.Now().Add(-unknownAge - time.Second)
+	}
+	require.NotEmpty(t, last())
+	require.Len(t, b.in.nodes["n2"].unknown, 1)
 }
 
 // authority signs the certificates of a test, in the folder of the test.
