@@ -16,6 +16,12 @@ import (
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
+// entryCost is what a client's line costs beside its length, and largestEntry what one costs at most.
+const (
+	entryCost    = 128
+	largestEntry = entryCost + MaxLineBytes + MaxMetadataBytes
+)
+
 // metadataPrefix keeps the names of metadata apart from labels' and from the storage's own.
 const metadataPrefix = "meta."
 
@@ -66,9 +72,12 @@ func (s *Store) clean(e Entry) (Entry, string) {
 	if len(metadata) > MaxMetadata || size > MaxMetadataBytes {
 		return e, fmt.Sprintf("it has %d fields of metadata with %d bytes, more than %d or %d", len(metadata), size, MaxMetadata, MaxMetadataBytes)
 	}
+	if foreign(labels) && !s.foreign.AllowN(now, entryCost+size+min(len(e.Line), MaxLineBytes)) {
+		return e, s.refusals.note(now, fmt.Sprintf("clients send more than %d bytes of lines a second", int(s.foreign.Limit())))
+	}
 	// Last, so that what is refused takes no place of a stream.
 	if reason := s.streams.admit(labels, now); reason != "" {
-		return e, reason
+		return e, s.refusals.note(now, reason)
 	}
 	line := e.Line
 	if n := len(line); n > MaxLineBytes {
@@ -162,12 +171,7 @@ type streams struct {
 	mu            sync.Mutex
 	day           int64
 	seen, foreign map[uint64]struct{}
-	refused       time.Time // when a line was refused last
-	reason        string    // and why
 }
-
-// refusalShown is for how long a refusal is a problem.
-const refusalShown = time.Hour
 
 func newStreams(most, mostForeign int) streams {
 	return streams{most: most, mostForeign: mostForeign, seed: maphash.MakeSeed()}
@@ -194,20 +198,36 @@ func (s *streams) admit(labels []Field, now time.Time) (reason string) {
 		return ""
 	}
 	if len(seen) >= most {
-		s.refused = now
-		s.reason = fmt.Sprintf("%d other streams%s have had lines today, which is the limit: something makes too many values for a label", most, whose)
-		return s.reason
+		return fmt.Sprintf("%d other streams%s have had lines today, which is the limit: something makes too many values for a label", most, whose)
 	}
 	seen[key] = struct{}{}
 	return ""
 }
 
+// refusals remembers that lines were refused which would be stored if there were fewer.
+type refusals struct {
+	mu     sync.Mutex
+	last   time.Time
+	reason string
+}
+
+// refusalShown is for how long a refusal is a problem.
+const refusalShown = time.Hour
+
+// note returns the reason.
+func (r *refusals) note(now time.Time, reason string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last, r.reason = now, reason
+	return reason
+}
+
 // problem says why lines were refused lately, or nothing.
-func (s *streams) problem(now time.Time) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.reason == "" || now.Sub(s.refused) >= refusalShown {
+func (r *refusals) problem(now time.Time) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reason == "" || now.Sub(r.last) >= refusalShown {
 		return ""
 	}
-	return "lines of new streams were not stored: " + s.reason
+	return "lines were not stored: " + r.reason
 }

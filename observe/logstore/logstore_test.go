@@ -342,11 +342,31 @@ func TestStreamsOfADay(t *testing.T) {
 	a, b := []Field{{Name: "pod", Value: "a"}}, []Field{{Name: "pod", Value: "b"}}
 	require.Empty(t, s.admit(a, now))
 	require.NotEmpty(t, s.admit(b, now))
-	require.NotEmpty(t, s.problem(now.Add(59*time.Minute)))
-	require.Empty(t, s.problem(now.Add(time.Hour)))
 	require.Empty(t, s.admit(b, now.Add(24*time.Hour)))
 	require.NotEmpty(t, s.admit(a, now.Add(24*time.Hour)))
 	require.Empty(t, s.admit(a, now), "the clock was a day ahead, and is right again")
+}
+
+// Clients share a rate, which is not that of the platform's lines.
+func TestRateOfClients(t *testing.T) {
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, ForeignBytesPerSecond: 1})
+	require.NoError(t, err)
+	defer s.Close()
+	now, long := time.Now(), strings.Repeat("x", MaxLineBytes)
+	pushed := Entry{Time: now, Line: long, Labels: []Field{{Name: "job", Value: "mine"}, {Name: "source", Value: "push"}}}
+	otlp := Entry{Time: now, Line: long, Labels: []Field{{Name: "job", Value: "otlp"}}}
+	for range 6 {
+		otlp.Metadata = append(otlp.Metadata, Field{Name: fmt.Sprint("m", len(otlp.Metadata)), Value: strings.Repeat("m", 5000)})
+	}
+	require.NoError(t, s.Append([]Entry{otlp}), "any one is taken")
+	var refused *rowstore.RejectedError
+	require.ErrorAs(t, s.Append([]Entry{pushed, at(now, "p", long), at(now, "p", long), otlp}), &refused)
+	require.Equal(t, 2, refused.Rows)
+	require.Contains(t, refused.Reason, "clients send more than 1 bytes")
+	require.Contains(t, s.Problem(), "clients send more than 1 bytes")
+	require.Equal(t, int64(2), s.Numbers()["refused"])
+	require.Len(t, selected(t, s, Selector{}), 3)
+	require.Empty(t, s.refusals.problem(time.Now().Add(refusalShown)))
 }
 
 // Clients choose the names of their metadata. However many they choose, lines and their metadata come back as they were.
