@@ -31,10 +31,12 @@ const (
 	streamPeriod, seriesPeriod        = 24 * time.Hour, 2 * time.Hour
 	// maxValue is the longest value of a sample's label.
 	maxValue = 256
-	// podWait is how long a pod may be unknown: the node is told of it by the API server when the store is. maxUnknown bounds such pods.
+	// podWait is how long a pod may be unknown: the node is told of it by the API server when the store is. maxUnknown bounds such pods,
+	// and unknownAge is when one of them makes room for another.
 	podWait    = 10 * time.Second
 	podPoll    = 2 * time.Second
 	maxUnknown = 256
+	unknownAge = 5 * time.Minute
 )
 
 // collected is what a chunk has that may be stored.
@@ -225,6 +227,9 @@ func (c *collected) pod(uid string) (p Pod, known bool, err error) {
 	since, waiting := c.node.unknown[uid]
 	if !waiting {
 		if len(c.node.unknown) >= maxUnknown {
+			maps.DeleteFunc(c.node.unknown, func(_ string, since time.Time) bool { return c.now.Sub(since) > unknownAge })
+		}
+		if len(c.node.unknown) >= maxUnknown {
 			return p, false, nil
 		}
 		since = c.now
@@ -311,88 +316,110 @@ func (c *collected) series(v wire.Sample) (reason string, ls labels.Labels) {
 	return "", b.Labels()
 }
 
+const (
+	kernelSlack = 5 * time.Second
+	// Lines that may be stored already are looked for in pieces of recallSpan, as the times in a chunk are whatever the node says: at most maxLookups
+	// of them for a chunk, which look at maxRecall lines together. A collector's own chunks need less: what it has read again is of some seconds.
+	// What is beyond may be stored twice.
+	recallSpan = 10 * time.Minute
+	maxLookups = 128
+	maxRecall  = 50_000
+)
+
+// recall looks for lines that are stored already, and counts what that costs.
+type recall struct {
+	in             *Ingest
+	lookups, lines int
+}
+
 // leaveOut removes the lines that are stored already.
 func (in *Ingest) leaveOut(ctx context.Context, n *node, c *collected) error {
+	r := &recall{in: in}
+	defer func() { n.budget.take(r.lookups*lookupCost + r.lines*lineCost) }()
 	for _, s := range c.streams {
-		if len(s.entries) == 0 {
-			continue
-		}
-		// The kernel's times are counted anew with each reading, and differ by a little.
-		slack := time.Duration(0)
-		if s.key.job == journal.JobKernel {
-			slack = kernelSlack
-		}
-		from, to := s.entries[0].Time, s.entries[0].Time
-		for _, e := range s.entries {
-			if e.Time.Before(from) {
-				from = e.Time
+		slices.SortStableFunc(s.entries, func(a, b logstore.Entry) int { return a.Time.Compare(b.Time) })
+		fresh := s.entries[:0]
+		for rest := s.entries; len(rest) > 0; {
+			end := slices.IndexFunc(rest, func(e logstore.Entry) bool { return e.Time.Sub(rest[0].Time) > recallSpan })
+			if end < 0 {
+				end = len(rest)
 			}
-			if e.Time.After(to) {
-				to = e.Time
+			known, err := r.known(ctx, s, rest[:end])
+			if err != nil {
+				return fmt.Errorf("look for lines of node %s that are stored already: %w", n.name, err)
 			}
-		}
-		sel := logstore.Selector{Start: from.Add(-slack), End: to.Add(slack + 1)}
-		for _, l := range s.labels {
-			if l.Name != "workload" { // which may have become known meanwhile
-				sel.Matchers = append(sel.Matchers, logstore.Matcher{Name: l.Name, Value: l.Value})
+			for _, e := range rest[:end] {
+				if known(&e) {
+					c.repeated++
+				} else {
+					fresh = append(fresh, e)
+				}
 			}
+			rest = rest[end:]
 		}
-		if s.key.uid != "" {
-			sel.Metadata = []logstore.Matcher{{Name: podlogs.MetaUID, Value: s.key.uid}}
-		}
-		type line struct {
-			at   int64
-			text uint64
-		}
-		seed, stored := in.hash, map[line]struct{}{}
-		keyOf := func(e *logstore.Entry) line {
-			k := line{text: maphash.String(seed, strings.ToValidUTF8(e.Line, "\uFFFD"))}
-			if slack == 0 {
-				k.at = e.Time.UnixNano()
-			}
-			return k
-		}
-		err := in.opts.Logs.Each(ctx, sel, func(e logstore.Entry) bool {
-			stored[keyOf(&e)] = struct{}{}
-			return len(stored) < maxRecall
-		})
-		if err != nil {
-			return fmt.Errorf("look for lines of node %s that are stored already: %w", n.name, err)
-		}
-		if len(stored) == 0 {
-			continue
-		}
-		before := len(s.entries)
-		s.entries = slices.DeleteFunc(s.entries, func(e logstore.Entry) bool { _, ok := stored[keyOf(&e)]; return ok })
-		c.repeated += int64(before - len(s.entries))
+		s.entries = fresh
 	}
 	return nil
 }
 
-const (
-	kernelSlack = 5 * time.Second
-	// maxRecall bounds what is looked up for the lines of one stream in a chunk. Times that are out of order may span more.
-	maxRecall = 50_000
-)
+// known looks for lines of a stream, which are in the order of time. What it returns tells which ones are stored.
+func (r *recall) known(ctx context.Context, s *stream, entries []logstore.Entry) (func(*logstore.Entry) bool, error) {
+	if r.lookups >= maxLookups || r.lines >= maxRecall {
+		return func(*logstore.Entry) bool { return false }, nil
+	}
+	r.lookups++
+	// The kernel's times are counted anew with each reading, and differ by a little.
+	slack := time.Duration(0)
+	if s.key.job == journal.JobKernel {
+		slack = kernelSlack
+	}
+	sel := logstore.Selector{Start: entries[0].Time.Add(-slack), End: entries[len(entries)-1].Time.Add(slack + 1)}
+	for _, l := range s.labels {
+		if l.Name != "workload" { // which may have become known meanwhile
+			sel.Matchers = append(sel.Matchers, logstore.Matcher{Name: l.Name, Value: l.Value})
+		}
+	}
+	if s.key.uid != "" {
+		sel.Metadata = []logstore.Matcher{{Name: podlogs.MetaUID, Value: s.key.uid}}
+	}
+	type line struct {
+		at   int64
+		text uint64
+	}
+	stored := map[line]struct{}{}
+	keyOf := func(e *logstore.Entry) line {
+		k := line{text: maphash.String(r.in.hash, strings.ToValidUTF8(e.Line, "\uFFFD"))}
+		if slack == 0 {
+			k.at = e.Time.UnixNano()
+		}
+		return k
+	}
+	err := r.in.opts.Logs.Each(ctx, sel, func(e logstore.Entry) bool {
+		r.lines++
+		stored[keyOf(&e)] = struct{}{}
+		return r.lines < maxRecall
+	})
+	return func(e *logstore.Entry) bool { _, ok := stored[keyOf(e)]; return ok }, err
+}
 
-// storeLines stores the lines, and returns how many.
+// batchLines is how many lines are stored at a time: each takes several times its length while it is.
+const batchLines = 1000
+
+// storeLines stores the lines, and returns how many. With an error, some may be stored.
 func (in *Ingest) storeLines(c *collected) (stored int64, err error) {
-	var entries []logstore.Entry
 	for _, s := range c.streams {
-		entries = append(entries, s.entries...)
-	}
-	if len(entries) == 0 {
-		return 0, nil
-	}
-	stored = int64(len(entries))
-	err = in.opts.Logs.Append(entries)
-	var refused *rowstore.RejectedError
-	if errors.As(err, &refused) {
-		c.reject(refused.Rows, refused.Reason)
-		return stored - int64(refused.Rows), nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("store the lines of a node: %w", err)
+		for entries := range slices.Chunk(s.entries, batchLines) {
+			stored += int64(len(entries))
+			err := in.opts.Logs.Append(entries)
+			var refused *rowstore.RejectedError
+			switch {
+			case errors.As(err, &refused):
+				c.reject(refused.Rows, refused.Reason)
+				stored -= int64(refused.Rows)
+			case err != nil:
+				return 0, fmt.Errorf("store the lines of a node: %w", err)
+			}
+		}
 	}
 	return stored, nil
 }

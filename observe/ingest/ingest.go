@@ -39,6 +39,8 @@ const (
 	// length, so that short ones are not cheap.
 	bytesPerSecond = 2 << 20
 	lineCost       = 256
+	// lookupCost is what it costs to look for lines that are stored already, beside the lines that are looked at.
+	lookupCost = 16 << 10
 	// recognised is how long after the first chunk of a collector, or of this run of the store, and for how many chunks at least, lines are looked
 	// for that are stored already.
 	recognised       = 2 * time.Minute
@@ -225,11 +227,9 @@ func (in *Ingest) push(ctx context.Context, n *node, h wire.Header, chunks []byt
 
 // chunk stores one chunk, or returns how long to wait for the pods of which it is to be known.
 func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.Info, chunk []byte) (time.Duration, error) {
-	in.turn.Lock()
-	defer in.turn.Unlock()
 	now := time.Now()
 	c := in.collect(n, now)
-	raw, err := in.decoder.Records(chunk, func(r wire.Record) error { return c.add(r) })
+	raw, err := in.decode(chunk, c)
 	var unknown *unknownPodError
 	switch {
 	case errors.As(err, &unknown):
@@ -252,6 +252,7 @@ func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.I
 	}
 	lines, err := in.storeLines(c)
 	if err != nil {
+		in.torn(g)
 		return 0, err
 	}
 	n.budget.take(raw + int(c.count)*lineCost)
@@ -268,6 +269,13 @@ func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.I
 		in.tell(n, c, now)
 	}
 	return 0, nil
+}
+
+// decode collects the records of a chunk: one chunk at a time, as that takes the most memory. What follows takes time, and waits for no other node.
+func (in *Ingest) decode(chunk []byte, c *collected) (raw int, err error) {
+	in.turn.Lock()
+	defer in.turn.Unlock()
+	return in.decoder.Records(chunk, c.add)
 }
 
 // tellPeriod is how often rejections of one node are logged.

@@ -253,6 +253,153 @@ func TestRepeated(t *testing.T) {
 	require.Equal(t, wire.Answer{Position: 2, Durable: 2}, send("h", 1, 1, chunk(8)))
 }
 
+// platformLines are lines of one of n2's programs. Its collector does not look whether the times are in order.
+func platformLines(container string, times ...time.Time) wire.Record {
+	l := &wire.Lines{Labels: map[string]string{"job": journal.JobPolymesh, "container": container}}
+	for i, at := range times {
+		l.Times, l.Texts = append(l.Times, at.UnixNano()), append(l.Texts, fmt.Sprint("line ", i))
+	}
+	return wire.Record{Lines: l}
+}
+
+// settled makes a collector's run one whose lines are not looked for any more.
+func (b *bench) settled(node string) *generation {
+	g := b.in.nodes[node].generations[0]
+	g.chunks, g.since = recognisedChunks, time.Now().Add(-recognised)
+	return g
+}
+
+// Whatever times a node sends, looking for what is stored already is bounded, and the node pays for it.
+func TestLookingIsBounded(t *testing.T) {
+	b := newBench(t)
+	now := time.Now()
+	const streams, each = 4, 20_000
+	for s := range streams {
+		var entries []logstore.Entry
+		for i := range each {
+			entries = append(entries, logstore.Entry{
+				Time: now.Add(-time.Hour + time.Duration(i)*time.Millisecond), Line: fmt.Sprint("line ", i),
+				Labels: []logstore.Field{{Name: "job", Value: journal.JobPolymesh}, {Name: "node", Value: "n2"}, {Name: "container", Value: fmt.Sprint("c", s)}},
+			})
+		}
+		require.NoError(t, b.logs.Append(entries))
+	}
+	b.logs.Flush()
+	cost := func(records ...any) (looked float64) {
+		n := b.in.nodes["n2"]
+		if n == nil {
+			n = newNode("n2")
+			b.in.nodes["n2"] = n
+		}
+		n.budget = budget{}
+		b.push(records...)
+		lines := 0
+		for _, r := range records {
+			lines += len(r.(wire.Record).Lines.Texts)
+		}
+		return 10*bytesPerSecond - n.budget.left - float64(len(text(records...))+lines*lineCost)
+	}
+	// Between two lines that are far apart, nothing is looked at.
+	var apart []any
+	for s := range streams {
+		apart = append(apart, platformLines(fmt.Sprint("c", s), now, now.Add(-2*time.Hour)))
+	}
+	require.Equal(t, float64(2*streams*lookupCost), cost(apart...))
+	require.Zero(t, b.status().Repeated)
+
+	// There is much between these, but not all of it is looked at.
+	var around []any
+	for s := range streams {
+		around = append(around, platformLines(fmt.Sprint("c", s), now.Add(-time.Hour), now.Add(-time.Hour-time.Minute), now.Add(-time.Hour+8*time.Minute)))
+	}
+	require.Equal(t, float64(3*lookupCost+maxRecall*lineCost), cost(around...))
+	require.Contains(t, []int64{2, 3}, b.status().Repeated, "two streams were looked at to the end, one in part, and one not")
+
+	// There are many places to look at, in one stream or in many.
+	var times []time.Time
+	for i := range maxLookups + 10 {
+		times = append(times, now.Add(-time.Duration(i)*recallSpan-time.Duration(i)))
+	}
+	require.Equal(t, float64(maxLookups*lookupCost), cost(platformLines("wide", times...)))
+	var many []any
+	for i := range maxLookups + 10 {
+		many = append(many, platformLines(fmt.Sprint("many", i), now))
+	}
+	require.Equal(t, float64(maxLookups*lookupCost), cost(many...))
+	before := b.status().Repeated
+	b.logs.Flush()
+	cost(many[:maxLookups]...)
+	require.Equal(t, int64(maxLookups), b.status().Repeated-before)
+
+	b.settled("n2")
+	require.Zero(t, cost(many...), "nothing is looked for any more")
+}
+
+// While one node's lines are looked for, another node's are stored.
+func TestLookingHoldsUpNobody(t *testing.T) {
+	b := newBench(t)
+	decoding := make(chan struct{}, 1)
+	b.opts.Pod = func(string) (Pod, bool, bool) { decoding <- struct{}{}; return onePod, true, true }
+	b.restart()
+	send := func(node string, first uint64, r wire.Record) int {
+		code, _, _ := b.send(b.body(wire.Header{Generation: "g", First: first, Oldest: 1}, text(r)), node)
+		return code
+	}
+	require.Equal(t, http.StatusOK, send("n3", 1, platformLines("agent", time.Now())))
+	b.settled("n3")
+
+	// As many questions as the store answers at a time, so that n2's waits.
+	asked, release := make(chan struct{}), make(chan struct{})
+	answered := make(chan error)
+	const questions = 4
+	for range questions {
+		go func() {
+			answered <- b.logs.Each(context.Background(), logstore.Selector{}, func(logstore.Entry) bool { asked <- struct{}{}; <-release; return false })
+		}()
+		<-asked
+	}
+	pushed, other := make(chan int), make(chan int)
+	go func() { pushed <- send("n2", 1, podLines([]int64{time.Now().UnixNano()}, "line")) }()
+	<-decoding
+	go func() { other <- send("n3", 2, platformLines("agent", time.Now())) }()
+	select {
+	case code := <-other:
+		require.Equal(t, http.StatusOK, code)
+	case <-time.After(30 * time.Second):
+		require.Fail(t, "the other node waits")
+	}
+	select {
+	case <-pushed:
+		require.Fail(t, "nothing was looked for")
+	default:
+	}
+	close(release)
+	for range questions {
+		require.NoError(t, <-answered)
+	}
+	require.Equal(t, http.StatusOK, <-pushed)
+}
+
+// A chunk is stored in parts. When it comes again because one could not be, the others are recognised.
+func TestStoredInParts(t *testing.T) {
+	b := newBench(t)
+	var times []time.Time
+	for i := range 2*batchLines + 100 {
+		times = append(times, time.Now().Add(-time.Minute+time.Duration(i)))
+	}
+	b.push(platformLines("agent", times...))
+	b.logs.Flush()
+	require.Len(t, b.entries(), len(times))
+	g := b.settled("n2")
+	b.in.torn(g)
+	b.push(platformLines("agent", times...))
+	b.logs.Flush()
+	require.Len(t, b.entries(), len(times))
+	require.Equal(t, int64(len(times)), b.status().Repeated)
+	b.push(platformLines("agent", time.Now()))
+	require.False(t, b.in.mayBeStored(g, time.Now()))
+}
+
 func TestSamples(t *testing.T) {
 	b := newBench(t)
 	b.withMetrics()
@@ -545,7 +692,21 @@ func TestUnknownPod(t *testing.T) {
 		unknown.Lines.Metadata["uid"] = fmt.Sprint("many", i)
 		b.send(b.body(wire.Header{Generation: "h", First: 1, Oldest: 1}, text(unknown)), "n2")
 	}
-	require.LessOrEqual(t, len(b.in.nodes["n2"].unknown), maxUnknown)
+	require.Len(t, b.in.nodes["n2"].unknown, maxUnknown)
+
+	// A new one is waited for again when those are old, and not before.
+	last := func() string {
+		unknown.Lines.Metadata["uid"] = "last"
+		_, h, _ := b.send(b.body(wire.Header{Generation: "i", First: 1, Oldest: 1}, text(unknown)), "n2")
+		return h.Get("Retry-After")
+	}
+	require.Empty(t, last())
+	b.in.nodes["n2"].generations = nil
+	for uid := range b.in.nodes["n2"].unknown {
+		b.in.nodes["n2"].unknown[uid] = time.Now().Add(-unknownAge - time.Second)
+	}
+	require.NotEmpty(t, last())
+	require.Len(t, b.in.nodes["n2"].unknown, 1)
 }
 
 // authority signs the certificates of a test, in the folder of the test.

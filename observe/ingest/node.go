@@ -50,7 +50,8 @@ type generation struct {
 	position uint64 // the last chunk that is stored
 	durable  uint64 // the last one that is on disk, and remembered
 	since    time.Time
-	chunks   int // in this run of the store
+	chunks   int  // in this run of the store
+	torn     bool // a part of the next chunk may be stored
 }
 
 // NodeStatus is what the status shows of a node.
@@ -147,10 +148,17 @@ func (in *Ingest) positions(g *generation) (position, durable uint64) {
 func (in *Ingest) stored(n *node, g *generation, number uint64, count func(*NodeStatus)) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	g.position = number
+	g.position, g.torn = number, false
 	g.chunks++
 	in.dirty = true
 	count(&n.status)
+}
+
+// torn notes that some lines of a chunk are stored and others could not be: it comes again.
+func (in *Ingest) torn(g *generation) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	g.torn = true
 }
 
 // mayBeStored reports whether lines of a chunk may be stored already: the first ones of a collector, which has read again what the one before had
@@ -158,7 +166,7 @@ func (in *Ingest) stored(n *node, g *generation, number uint64, count func(*Node
 func (in *Ingest) mayBeStored(g *generation, now time.Time) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return g.chunks < recognisedChunks || now.Sub(g.since) < recognised
+	return g.torn || g.chunks < recognisedChunks || now.Sub(g.since) < recognised
 }
 
 // Nodes returns what is known of all nodes, by name.

@@ -50,8 +50,12 @@ type file struct {
 	reported time.Time
 }
 
-// reportPeriod is how often that is.
-const reportPeriod = 10 * time.Second
+const (
+	// reportPeriod is how often that is.
+	reportPeriod = 10 * time.Second
+	// clockSlack is by how much lines that were written together may come in another order.
+	clockSlack = 2 * time.Second
+)
 
 func newFile(f File, place Place, perSecond int) *file {
 	return &file{File: f, place: place, limit: rate.NewLimiter(rate.Limit(perSecond), 2*perSecond)}
@@ -238,6 +242,10 @@ func (j *Journal) entries(f *file, chunk []byte, place *Place) (entries []logsto
 		}
 		if nanos <= place.Last && place.Last-nanos < int64(time.Millisecond) {
 			nanos = place.Last + 1
+		}
+		// The clock was ahead, and is right again: the limit would let nothing through until it is there.
+		if place.Last-nanos > int64(clockSlack) {
+			f.limit.SetLimitAt(time.Unix(0, nanos), f.limit.Limit())
 		}
 		place.Last = nanos
 		at = time.Unix(0, nanos).UTC()

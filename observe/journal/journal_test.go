@@ -239,6 +239,25 @@ func TestLimit(t *testing.T) {
 	require.Contains(t, note, "more than 100 a second")
 }
 
+// After the clock was ahead, lines count as before.
+func TestLimitWhenTheClockGoesBack(t *testing.T) {
+	const perSecond = 100
+	j, now := &Journal{opts: Options{Node: "node-1"}, started: time.Now()}, time.Now()
+	var place Place
+	f := newFile(File{Name: "server"}, place, perSecond)
+	write := func(from time.Time, every time.Duration, n int) int {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, "time=%s n=%d\n", from.Add(time.Duration(i)*every).UTC().Format(time.RFC3339Nano), i)
+		}
+		entries, dropped := j.entries(f, []byte(b.String()), &place)
+		require.Equal(t, int64(n-len(entries)), dropped)
+		return len(entries)
+	}
+	require.InDelta(t, 2*perSecond+10*perSecond, write(now.Add(time.Hour), time.Millisecond, 10_000), 1, "ten times too many, an hour ahead")
+	require.InDelta(t, 6000, write(now, 10*time.Millisecond, 6000), 2, "as many as may be")
+}
+
 const (
 	oomKill  = "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=cri-containerd-1.scope,mems_allowed=0,oom_memcg=/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0b6b1d3a_0000_4000_8000_000000000001.slice,task_memcg=/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0b6b1d3a_0000_4000_8000_000000000001.slice/cri-containerd-1.scope,task=api,pid=4242,uid=65532"
 	killLine = "Memory cgroup out of memory: Killed process 4242 (api) total-vm:1234kB, anon-rss:1000kB, file-rss:0kB, shmem-rss:0kB, UID:65532 pgtables:100kB oom_score_adj:999"

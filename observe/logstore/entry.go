@@ -2,8 +2,10 @@ package logstore
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +14,12 @@ import (
 	"unicode/utf8"
 
 	"polymesh.dev/polymesh/observe/rowstore"
+)
+
+// entryCost is what a client's line costs beside its length, and largestEntry what one costs at most.
+const (
+	entryCost    = 128
+	largestEntry = entryCost + MaxLineBytes + MaxMetadataBytes
 )
 
 // metadataPrefix keeps the names of metadata apart from labels' and from the storage's own.
@@ -44,8 +52,9 @@ func (s *Store) clean(e Entry) (Entry, string) {
 			return e, "it has the label " + labels[i].Name + " twice"
 		}
 	}
-	if !s.streams.admit(labels, e.Time) {
-		return e, fmt.Sprintf("%d other streams have had lines today, which is the limit: something makes too many values for a label", s.streams.max)
+	now := time.Now()
+	if reason := s.rows.CheckTime(e.Time, now); reason != "" {
+		return e, reason
 	}
 
 	size := 0
@@ -62,6 +71,13 @@ func (s *Store) clean(e Entry) (Entry, string) {
 	}
 	if len(metadata) > MaxMetadata || size > MaxMetadataBytes {
 		return e, fmt.Sprintf("it has %d fields of metadata with %d bytes, more than %d or %d", len(metadata), size, MaxMetadata, MaxMetadataBytes)
+	}
+	if foreign(labels) && !s.foreign.AllowN(now, entryCost+size+min(len(e.Line), MaxLineBytes)) {
+		return e, s.refusals.note(now, fmt.Sprintf("clients send more than %d bytes of lines a second", int(s.foreign.Limit())))
+	}
+	// Last, so that what is refused takes no place of a stream.
+	if reason := s.streams.admit(labels, now); reason != "" {
+		return e, s.refusals.note(now, reason)
 	}
 	line := e.Line
 	if n := len(line); n > MaxLineBytes {
@@ -105,42 +121,64 @@ func (e *Entry) row() rowstore.Row {
 	for _, m := range e.Metadata {
 		fields = append(fields, Field{Name: metadataPrefix + m.Name, Value: m.Value})
 	}
-	return rowstore.Row{Time: e.Time, Stream: e.Labels, Fields: fields}
+	return rowstore.Row{Time: e.Time, Stream: e.Labels, Fields: fields, Foreign: foreign(e.Labels)}
+}
+
+// foreign says whether a line was sent by a client, who chooses its labels, its metadata and its time: by OTLP (package receive) or by Loki's push API
+// (package loki). They set these labels, and no others can.
+func foreign(labels []Field) bool {
+	return Value(labels, "job") == "otlp" || Value(labels, "source") == "push"
 }
 
 func entryOf(row rowstore.Row) Entry {
 	e := Entry{Time: row.Time, Labels: row.Stream}
 	for _, f := range row.Fields {
-		if name, ok := strings.CutPrefix(f.Name, metadataPrefix); ok {
-			if e.Metadata == nil {
-				e.Metadata = make([]Field, 0, len(row.Fields))
+		if f.Name == rowstore.RestField {
+			var rest map[string]string
+			if json.Unmarshal([]byte(f.Value), &rest) == nil {
+				for _, name := range slices.Sorted(maps.Keys(rest)) {
+					e.set(name, rest[name], len(rest))
+				}
 			}
-			e.Metadata = append(e.Metadata, Field{Name: name, Value: f.Value})
 			continue
 		}
-		switch f.Name {
-		case rowstore.MessageField:
-			e.Line = f.Value
-		case rowstore.RestField:
-			e.Metadata = append(e.Metadata, f)
-		}
+		e.set(f.Name, f.Value, len(row.Fields))
 	}
 	return e
 }
 
-// streams remembers which streams had lines, to bound them.
-type streams struct {
-	max  int
-	seed maphash.Seed
-
-	mu   sync.Mutex
-	day  int64
-	seen map[uint64]struct{}
+// set takes the value of a field, of about so many. The first of a name stays.
+func (e *Entry) set(field, value string, fields int) {
+	if field == rowstore.MessageField && e.Line == "" {
+		e.Line = value
+		return
+	}
+	name, ok := strings.CutPrefix(field, metadataPrefix)
+	if !ok || Value(e.Metadata, name) != "" {
+		return
+	}
+	if e.Metadata == nil {
+		e.Metadata = make([]Field, 0, fields)
+	}
+	e.Metadata = append(e.Metadata, Field{Name: name, Value: value})
 }
 
-func newStreams(limit int) streams { return streams{max: limit, seed: maphash.MakeSeed()} }
+// streams remembers which streams had lines today, to bound them. Those of clients have a bound of their own, so that they take no place of the platform's.
+type streams struct {
+	most, mostForeign int
+	seed              maphash.Seed
 
-func (s *streams) admit(labels []Field, at time.Time) bool {
+	mu            sync.Mutex
+	day           int64
+	seen, foreign map[uint64]struct{}
+}
+
+func newStreams(most, mostForeign int) streams {
+	return streams{most: most, mostForeign: mostForeign, seed: maphash.MakeSeed()}
+}
+
+// admit says why a line of that stream cannot be stored, or nothing. The day is that of the clock: a line's own time is whatever its sender says.
+func (s *streams) admit(labels []Field, now time.Time) (reason string) {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
 	for _, l := range labels {
@@ -149,15 +187,47 @@ func (s *streams) admit(labels []Field, at time.Time) bool {
 	key := h.Sum64()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if day := at.Unix() / 86400; day > s.day || s.seen == nil {
-		s.day, s.seen = day, map[uint64]struct{}{}
+	if day := now.Unix() / 86400; day != s.day || s.seen == nil {
+		s.day, s.seen, s.foreign = day, map[uint64]struct{}{}, map[uint64]struct{}{}
 	}
-	if _, ok := s.seen[key]; ok {
-		return true
+	seen, most, whose := s.seen, s.most, ""
+	if foreign(labels) {
+		seen, most, whose = s.foreign, s.mostForeign, " of clients"
 	}
-	if len(s.seen) >= s.max {
-		return false
+	if _, ok := seen[key]; ok {
+		return ""
 	}
-	s.seen[key] = struct{}{}
-	return true
+	if len(seen) >= most {
+		return fmt.Sprintf("%d other streams%s have had lines today, which is the limit: something makes too many values for a label", most, whose)
+	}
+	seen[key] = struct{}{}
+	return ""
+}
+
+// refusals remembers that lines were refused which would be stored if there were fewer.
+type refusals struct {
+	mu     sync.Mutex
+	last   time.Time
+	reason string
+}
+
+// refusalShown is for how long a refusal is a problem.
+const refusalShown = time.Hour
+
+// note returns the reason.
+func (r *refusals) note(now time.Time, reason string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last, r.reason = now, reason
+	return reason
+}
+
+// problem says why lines were refused lately, or nothing.
+func (r *refusals) problem(now time.Time) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reason == "" || now.Sub(r.last) >= refusalShown {
+		return ""
+	}
+	return "lines were not stored: " + r.reason
 }

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -45,18 +47,23 @@ const (
 type Options struct {
 	// Store is the rows' directory and its limits.
 	Store rowstore.Options
-	// MaxStreams is how many streams may get lines in a day, 20,000 when zero. Lines of more are refused: a stream costs memory and space in the
-	// index, and whoever pushes chooses the labels.
-	MaxStreams int
-	Log        *slog.Logger
+	// MaxStreams is how many streams of the platform may get lines in a day, 20,000 when zero, and MaxForeignStreams how many of all clients together
+	// (OTLP, Loki's push API), 2,000 when zero. Lines of more are refused: a stream costs memory and space in the index, and whoever pushes chooses the labels.
+	MaxStreams, MaxForeignStreams int
+	// ForeignBytesPerSecond is how many bytes all clients together may send, 1 MiB when zero, with a burst of 16 seconds' worth. Lines above it are refused:
+	// they would push the platform's out of the store.
+	ForeignBytesPerSecond int
+	Log                   *slog.Logger
 }
 
 // Store is an open store of lines. Its methods may be called from any goroutine.
 type Store struct {
 	rows    *rowstore.Store
 	streams streams
+	foreign *rate.Limiter // bytes of clients
 
-	refused atomic.Int64 // lines, by this package
+	refused  atomic.Int64 // lines, by this package
+	refusals refusals
 
 	mu    sync.Mutex
 	tails map[*tail]struct{}
@@ -66,6 +73,12 @@ type Store struct {
 func Open(opts Options) (*Store, error) {
 	if opts.MaxStreams == 0 {
 		opts.MaxStreams = 20_000
+	}
+	if opts.MaxForeignStreams == 0 {
+		opts.MaxForeignStreams = 2000
+	}
+	if opts.ForeignBytesPerSecond == 0 {
+		opts.ForeignBytesPerSecond = 1 << 20
 	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
@@ -83,7 +96,10 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the logs: %w", err)
 	}
-	return &Store{rows: rows, streams: newStreams(opts.MaxStreams), tails: map[*tail]struct{}{}}, nil
+	return &Store{
+		rows: rows, streams: newStreams(opts.MaxStreams, opts.MaxForeignStreams), tails: map[*tail]struct{}{},
+		foreign: rate.NewLimiter(rate.Limit(opts.ForeignBytesPerSecond), max(16*opts.ForeignBytesPerSecond, largestEntry)),
+	}, nil
 }
 
 // Close writes what was appended and ends all tails.
@@ -111,7 +127,7 @@ func (s *Store) Problem() string {
 	if st := s.rows.Stats(); st.Short {
 		return "the disk is short of space: no lines are stored until there is more"
 	}
-	return ""
+	return s.refusals.problem(time.Now())
 }
 
 // Numbers says how much there is: rows, bytes on disk, days, streams made and lines refused since Open.

@@ -300,6 +300,102 @@ func TestEntriesThatAreRefused(t *testing.T) {
 	require.NoError(t, s.Append([]Entry{at(now, "p1", "known streams go on")}))
 }
 
+// Clients choose their labels and their times. However many they choose, and whenever they say that it was, the platform's lines are stored.
+func TestStreamsOfClients(t *testing.T) {
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, MaxStreams: 20, MaxForeignStreams: 10})
+	require.NoError(t, err)
+	defer s.Close()
+	now := time.Now()
+	pushed := func(at time.Time, i int) Entry {
+		return Entry{Time: at, Line: "x", Labels: []Field{{Name: "job", Value: "mine"}, {Name: "source", Value: "push"}, {Name: "n", Value: fmt.Sprint(i)}}}
+	}
+	otlp := func(at time.Time, i int) Entry {
+		return Entry{Time: at, Line: "x", Labels: []Field{{Name: "job", Value: "otlp"}, {Name: "pod", Value: fmt.Sprint(i)}}}
+	}
+	var refused *rowstore.RejectedError
+	for i := range 50 {
+		for _, at := range []time.Time{time.Unix(0, 1<<63-1), now.Add(-8 * 24 * time.Hour)} {
+			require.ErrorAs(t, s.Append([]Entry{pushed(at, i), otlp(at, i)}), &refused)
+			require.Contains(t, refused.Reason, "its time")
+		}
+	}
+	require.Empty(t, s.Problem(), "what cannot be stored takes no place")
+	for i := range 5 {
+		require.NoError(t, s.Append([]Entry{pushed(now.Add(23*time.Hour), i), otlp(now, i)}))
+	}
+	for i := range 50 {
+		require.ErrorAs(t, s.Append([]Entry{pushed(now, i+5), otlp(now.Add(23*time.Hour), i+5)}), &refused)
+		require.Equal(t, 2, refused.Rows)
+		require.Contains(t, refused.Reason, "10 other streams of clients")
+	}
+	require.Contains(t, s.Problem(), "10 other streams of clients")
+	for i := range 20 {
+		require.NoError(t, s.Append([]Entry{at(now, fmt.Sprint("p", i), "x"), pushed(now, 1)}))
+	}
+	require.ErrorAs(t, s.Append([]Entry{at(now, "p20", "x")}), &refused)
+	require.Contains(t, s.Problem(), "20 other streams have")
+}
+
+// A stream that is not seen on a new day takes no place on it, and the day is that of the clock.
+func TestStreamsOfADay(t *testing.T) {
+	s, now := newStreams(1, 1), time.Now()
+	a, b := []Field{{Name: "pod", Value: "a"}}, []Field{{Name: "pod", Value: "b"}}
+	require.Empty(t, s.admit(a, now))
+	require.NotEmpty(t, s.admit(b, now))
+	require.Empty(t, s.admit(b, now.Add(24*time.Hour)))
+	require.NotEmpty(t, s.admit(a, now.Add(24*time.Hour)))
+	require.Empty(t, s.admit(a, now), "the clock was a day ahead, and is right again")
+}
+
+// Clients share a rate, which is not that of the platform's lines.
+func TestRateOfClients(t *testing.T) {
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, ForeignBytesPerSecond: 1})
+	require.NoError(t, err)
+	defer s.Close()
+	now, long := time.Now(), strings.Repeat("x", MaxLineBytes)
+	pushed := Entry{Time: now, Line: long, Labels: []Field{{Name: "job", Value: "mine"}, {Name: "source", Value: "push"}}}
+	otlp := Entry{Time: now, Line: long, Labels: []Field{{Name: "job", Value: "otlp"}}}
+	for range 6 {
+		otlp.Metadata = append(otlp.Metadata, Field{Name: fmt.Sprint("m", len(otlp.Metadata)), Value: strings.Repeat("m", 5000)})
+	}
+	require.NoError(t, s.Append([]Entry{otlp}), "any one is taken")
+	var refused *rowstore.RejectedError
+	require.ErrorAs(t, s.Append([]Entry{pushed, at(now, "p", long), at(now, "p", long), otlp}), &refused)
+	require.Equal(t, 2, refused.Rows)
+	require.Contains(t, refused.Reason, "clients send more than 1 bytes")
+	require.Contains(t, s.Problem(), "clients send more than 1 bytes")
+	require.Equal(t, int64(2), s.Numbers()["refused"])
+	require.Len(t, selected(t, s, Selector{}), 3)
+	require.Empty(t, s.refusals.problem(time.Now().Add(refusalShown)))
+}
+
+// Clients choose the names of their metadata. However many they choose, lines and their metadata come back as they were.
+func TestNamesOfClients(t *testing.T) {
+	s := open(t)
+	now := time.Now().UTC()
+	of := func(name string) []Field { return []Field{{Name: "job", Value: "otlp"}, {Name: "pod", Value: name}} }
+	for i := range 20 {
+		e := Entry{Time: now.Add(23*time.Hour + 50*time.Minute), Labels: of(fmt.Sprint(i))}
+		for k := range 60 {
+			e.Metadata = append(e.Metadata, Field{Name: fmt.Sprintf("n%dx%d", i, k), Value: "v"})
+		}
+		require.NoError(t, s.Append([]Entry{e}))
+	}
+	want := []Entry{
+		at(now, "api", "the platform's", Field{Name: "uid", Value: "7"}, Field{Name: "restart", Value: "0"}),
+		{Time: now.Add(1), Labels: of("api"), Line: "a client's", Metadata: []Field{{Name: "late", Value: `a "quoted" text`}, {Name: "_msg", Value: "no line"}}},
+	}
+	require.NoError(t, s.Append(want))
+	got := selected(t, s, Selector{End: now.Add(time.Hour)})
+	require.Equal(t, lines(want), lines(got))
+	for i := range want {
+		require.ElementsMatch(t, want[i].Metadata, got[i].Metadata)
+	}
+	require.NotZero(t, s.Stats().Folded)
+	require.Len(t, selected(t, s, Selector{Metadata: []Matcher{{"uid", Equal, "7"}}}), 1)
+	require.Len(t, selected(t, s, Selector{Filters: []Filter{{Text: "a client's"}}}), 1)
+}
+
 func TestTextThatIsNone(t *testing.T) {
 	s := open(t)
 	long := strings.Repeat("é", MaxLineBytes)

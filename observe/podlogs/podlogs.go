@@ -62,7 +62,8 @@ type Options struct {
 	// Workload gives the name of the Deployment (StatefulSet, DaemonSet, Job …) of a pod, and whether that is known. It must answer at once. A pod that
 	// is not known after some seconds gets a name guessed from its own. May be nil.
 	Workload func(namespace, pod, uid string) (name string, known bool)
-	// LinesPerSecond is how many lines of one pod are kept, 2,000 when zero. More are counted and dropped.
+	// LinesPerSecond is how many lines of one pod are kept, 2,000 when zero, as long as they have not more than 512 bytes on average. More are counted
+	// and dropped.
 	LinesPerSecond int
 	// History is how many bytes of a container's older logs are read at the very first start, 16 MiB when zero.
 	History int64
@@ -73,7 +74,7 @@ type Options struct {
 type numbers struct {
 	pods, files int64 // now
 	lines       int64 // stored
-	dropped     int64 // above LinesPerSecond
+	dropped     int64 // above LinesPerSecond, or too long for it
 	refused     int64 // by the store: too old, or too many streams
 	malformed   int64 // not in the form that containerd writes
 	ignored     int64 // names in the folder that are no pod's, now

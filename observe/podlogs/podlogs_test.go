@@ -503,7 +503,44 @@ func TestLimitPerPod(t *testing.T) {
 		}
 		return sum == m.tailer.counts().dropped
 	}), "lines of their own say how many")
-	require.Contains(t, notes[0].Line, "lines of this container were dropped: its pod wrote more than 200 a second")
+	require.Contains(t, notes[0].Line, "lines of this container were dropped: its pod wrote more than 200 lines or 102400 bytes a second")
+}
+
+// After the clock was ahead, and after a node's pods were read in another order, lines count as before.
+func TestLimitWhenTheClockGoesBack(t *testing.T) {
+	const perSecond = 100
+	var l limit
+	now := time.Now()
+	write := func(from time.Time, every time.Duration, n int) (kept int) {
+		for i := range n {
+			if l.allow(from.Add(time.Duration(i)*every), 0, perSecond) {
+				kept++
+			}
+		}
+		return kept
+	}
+	require.InDelta(t, 2*perSecond+10*perSecond, write(now.Add(time.Hour), time.Millisecond, 10_000), 1, "ten times too many, an hour ahead")
+	require.InDelta(t, 6000, write(now, 10*time.Millisecond, 6000), 2, "as many as may be")
+	require.InDelta(t, 10*perSecond, write(now.Add(time.Minute), time.Millisecond, 10_000), 2, "too many again")
+	require.LessOrEqual(t, write(now.Add(69*time.Second), time.Millisecond, 1000), 1, "another container's lines of the same second")
+}
+
+// Long lines are limited by their bytes, short ones by their number, and none is longer than what is ever kept.
+func TestLimitOnBytes(t *testing.T) {
+	const perSecond, seconds = 100, 60
+	for size, want := range map[int]int{
+		0: (2 + seconds) * perSecond, lineBytes / 2: (2 + seconds) * perSecond, 2 * lineBytes: (2 + seconds) * perSecond / 2, lineBytes * perSecond: 2 + seconds,
+		10 * lineBytes * perSecond: 1 + seconds/10,
+	} {
+		var l limit
+		now, kept := time.Now(), 0
+		for i := range seconds * 1000 {
+			if l.allow(now.Add(time.Duration(i)*time.Millisecond), size, perSecond) {
+				kept++
+			}
+		}
+		require.InDelta(t, want, kept, 2, "lines of %d bytes", size)
+	}
 }
 
 func TestHostileFolder(t *testing.T) {

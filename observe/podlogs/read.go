@@ -129,7 +129,7 @@ func (t *Tailer) keep(p *pod, c *container, f *file, entries []logstore.Entry, n
 		if now.Sub(e.Time) > live {
 			limit = &c.backlog
 		}
-		if !limit.allow(e.Time, t.opts.LinesPerSecond) {
+		if !limit.allow(e.Time, len(e.Line), t.opts.LinesPerSecond) {
 			dropped++
 			continue
 		}
@@ -182,7 +182,8 @@ func (t *Tailer) reportDropped(p *pod, c *container, now time.Time) error {
 	e := logstore.Entry{
 		Time:   now,
 		Labels: t.labels(p, c, StreamPolymesh),
-		Line:   fmt.Sprintf("%d lines of this container were dropped: its pod wrote more than %d a second", c.dropped, t.opts.LinesPerSecond),
+		Line: fmt.Sprintf("%d lines of this container were dropped: its pod wrote more than %d lines or %d bytes a second",
+			c.dropped, t.opts.LinesPerSecond, t.opts.LinesPerSecond*lineBytes),
 		Metadata: []logstore.Field{
 			{Name: MetaUID, Value: p.uid},
 			{Name: MetaDropped, Value: strconv.FormatInt(c.dropped, 10)},

@@ -33,7 +33,7 @@ type pod struct {
 	seen                 dirSeen
 	since                time.Time
 	containers           map[string]*container
-	limit                bucket
+	limit                limit
 	gone                 bool
 }
 
@@ -42,7 +42,7 @@ type container struct {
 	name     string
 	seen     dirSeen
 	files    []*file // in the order in which they were written
-	backlog  bucket
+	backlog  limit
 	workload string
 	guessed  bool
 	dropped  int64

@@ -73,9 +73,10 @@ type Buffer struct {
 
 // raw are records that become a chunk.
 type raw struct {
-	text  []byte // lines of JSON
-	count uint32
-	mark  uint64 // of the last entry in it
+	text   []byte // lines of JSON
+	values int    // see wire.Values
+	count  uint32
+	mark   uint64 // of the last entry in it
 }
 
 // place is a chunk. The zero place is before all others.
@@ -188,13 +189,15 @@ func (b *Buffer) add(records []wire.Record, counts []uint32) error {
 	for i, text := range texts {
 		b.marks.appended += uint64(counts[i])
 		last := len(b.pending) - 1
-		if last < 0 || len(b.pending[last].text)+len(text) > chunkBytes {
+		values := wire.Values(text)
+		if last < 0 || len(b.pending[last].text)+len(text) > chunkBytes || b.pending[last].values+values > wire.MaxValues {
 			full = last >= 0
 			b.pending = append(b.pending, raw{})
 			last++
 		}
 		p := &b.pending[last]
 		p.text = append(p.text, text...)
+		p.values += values
 		p.count += counts[i]
 		p.mark = b.marks.appended
 	}

@@ -14,8 +14,11 @@ import (
 	"polymesh.dev/polymesh/observe/wire"
 )
 
-// maxRecordBytes is about how many bytes of lines are in one record.
-const maxRecordBytes = 128 << 10
+// maxRecordBytes is about how many bytes of lines are in one record, and maxRecordLines how many lines: a chunk has place for each (wire.MaxValues).
+const (
+	maxRecordBytes = 128 << 10
+	maxRecordLines = 8 << 10
+)
 
 // stated are the labels that the store sets itself.
 func stated(name string) bool { return name == "node" || name == "workload" }
@@ -29,7 +32,7 @@ func (b *Buffer) Append(entries []logstore.Entry) error {
 	for i := range entries {
 		e := &entries[i]
 		line := e.Line[:min(len(e.Line), logstore.MaxLineBytes)]
-		if last == nil || size+len(line) > maxRecordBytes || !slices.Equal(last.Labels, e.Labels) || !slices.Equal(last.Metadata, e.Metadata) {
+		if last == nil || size+len(line) > maxRecordBytes || counts[len(counts)-1] >= maxRecordLines || !slices.Equal(last.Labels, e.Labels) || !slices.Equal(last.Metadata, e.Metadata) {
 			lines := &wire.Lines{Labels: map[string]string{}}
 			for _, l := range e.Labels {
 				if !stated(l.Name) {

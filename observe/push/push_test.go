@@ -166,6 +166,26 @@ func TestRecords(t *testing.T) {
 	}, got)
 }
 
+// However short lines are, the store takes the chunks.
+func TestManyShortLines(t *testing.T) {
+	b := open(t, t.TempDir(), 64<<20)
+	defer b.Close()
+	const n = 100_000
+	for _, each := range []int{n, 1000, 1} {
+		entries := make([]logstore.Entry, n)
+		for i := range entries {
+			entries[i] = line(i, "")
+			entries[i].Metadata = []logstore.Field{{Name: "restart", Value: fmt.Sprint(i / each)}}
+		}
+		require.NoError(t, b.Append(entries))
+		b.mu.Lock()
+		require.NoError(t, b.write())
+		b.mu.Unlock()
+		got, _ := drain(t, b, true)
+		require.Len(t, got, n)
+	}
+}
+
 func TestGather(t *testing.T) {
 	r := prometheus.NewRegistry()
 	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "g", Help: "h"}, []string{"l"})

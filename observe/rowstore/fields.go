@@ -39,8 +39,10 @@ func checkField(f Field, stream bool) string {
 
 // names are the field names that a store has met in a day, see MaxNames.
 type names struct {
+	fixed   map[string]struct{} // these are not counted
 	day     int64
-	known   map[string]struct{}
+	known   map[string]struct{} // of the rows that are not foreign
+	foreign map[string]struct{} // of those that are
 	streams map[uint64][]uint32 // hashes of the names by the hash of the stream
 	seed    maphash.Seed
 }
@@ -48,10 +50,24 @@ type names struct {
 // maxNamedStreams bounds streams: with more, the counting begins again.
 const maxNamedStreams = 50_000
 
-// fold keeps fields whose names are known or still fit, and joins the others into RestField. The first fields, the stream's, are kept.
-func (n *names) fold(fields []logstorage.Field, stream int, at time.Time) ([]logstorage.Field, int) {
-	if day := at.Unix() / 86400; day > n.day || n.known == nil {
-		n.day, n.known, n.streams, n.seed = day, map[string]struct{}{}, map[uint64][]uint32{}, maphash.MakeSeed()
+func newNames(fixed []string) names {
+	n := names{fixed: map[string]struct{}{MessageField: {}}}
+	for _, name := range fixed {
+		n.fixed[name] = struct{}{}
+	}
+	return n
+}
+
+// fold keeps fields whose names are known or still fit, and joins the others into RestField. The first fields, the stream's, are kept. The day is that of
+// the clock: a row's own time is whatever its sender says, and one of tomorrow would end the count of today.
+func (n *names) fold(fields []logstorage.Field, stream int, foreign bool, now time.Time) ([]logstorage.Field, int) {
+	if day := now.Unix() / 86400; day != n.day || n.known == nil {
+		n.day, n.known, n.foreign = day, map[string]struct{}{}, map[string]struct{}{}
+		n.streams, n.seed = map[uint64][]uint32{}, maphash.MakeSeed()
+	}
+	inStore, most := n.known, MaxNames
+	if foreign {
+		inStore, most = n.foreign, MaxForeignNames
 	}
 	var h maphash.Hash
 	h.SetSeed(n.seed)
@@ -69,15 +85,20 @@ func (n *names) fold(fields []logstorage.Field, stream int, at time.Time) ([]log
 		if f.Value == "" {
 			continue
 		}
+		twice := has(kept, f.Name)
+		if _, fixed := n.fixed[f.Name]; fixed && !twice {
+			kept = append(kept, f)
+			continue
+		}
 		hash := uint32(maphash.String(n.seed, f.Name))
-		_, inStore := n.known[f.Name]
+		_, known := inStore[f.Name]
 		inStream := slices.Contains(ofStream, hash)
-		if has(kept, f.Name) || !inStore && len(n.known) >= MaxNames || !inStream && len(ofStream) >= MaxStreamNames {
+		if twice || !known && len(inStore) >= most || !inStream && len(ofStream) >= MaxStreamNames {
 			rest = append(rest, Field(f))
 			continue
 		}
-		if !inStore {
-			n.known[strings.Clone(f.Name)] = struct{}{}
+		if !known {
+			inStore[strings.Clone(f.Name)] = struct{}{}
 		}
 		if !inStream {
 			ofStream = append(ofStream, hash)

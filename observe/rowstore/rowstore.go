@@ -24,6 +24,8 @@ type Row struct {
 	Stream []Field
 	// Fields are everything else. Empty values are not stored.
 	Fields []Field
+	// Foreign says that the names of the fields were chosen by whoever has sent the row, see MaxForeignNames. Rows of a query do not have it.
+	Foreign bool
 }
 
 // MessageField is the name of the field that holds a line of text.
@@ -35,11 +37,13 @@ const (
 	MaxNameBytes  = 128
 	MaxValueBytes = 1 << 20
 	MaxRowBytes   = 1<<20 + 128<<10
-	// MaxNames and MaxStreamNames are how many different field names a store and one of its streams take in a day; whoever writes rows chooses
-	// them. Later names go into RestField together, as JSON. Each name of a store is kept with each part; each name of a stream is a column with
-	// a place for every row of a block, 16 bytes in memory while the block is made, and a block of 2,000 names is cut short.
-	MaxNames       = 1024
-	MaxStreamNames = 128
+	// MaxNames and MaxStreamNames are how many different field names a store and one of its streams take in a day, which is the day when they come.
+	// Later names go into RestField together, as JSON. Each name of a store is kept with each part; each name of a stream is a column with
+	// a place for every row of a block, 16 bytes in memory while the block is made, and a block of 2,000 names is cut short. Rows that are
+	// Foreign share MaxForeignNames instead, so that they take no names from the others. MessageField and Options.Names are not counted.
+	MaxNames        = 1024
+	MaxForeignNames = 512
+	MaxStreamNames  = 128
 	// RestField holds the fields whose names were too many, and those whose name the row has already.
 	RestField = "_rest"
 )
@@ -61,6 +65,8 @@ type Options struct {
 	ReadOnly bool
 	// Temp is where a store that was opened ReadOnly has a folder of links until Close; the system's folder for temporary files when empty.
 	Temp string
+	// Names are fields that never go into RestField, beside MessageField: those by which rows are found and read.
+	Names []string
 	// OnRemoved is told what the limit on bytes has taken away, or why it could not, if it is set. It must not call the store's Close.
 	OnRemoved func(Removed)
 }

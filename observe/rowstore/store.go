@@ -106,6 +106,7 @@ func Open(opts Options) (*Store, error) {
 		wake:    make(chan struct{}, 1),
 		grown:   make(chan struct{}, 1),
 		queries: make(chan struct{}, 4),
+		names:   newNames(opts.Names),
 	}
 	s.room = sync.NewCond(&s.mu)
 	s.closed, s.stop = context.WithCancel(context.Background())
@@ -191,10 +192,8 @@ func (s *Store) Append(rows []Row) error {
 		return fmt.Errorf("%w: less than %d MiB are free at %s; free some space or lower the limit", ErrReadOnly, s.opts.MinFreeBytes>>20, s.opts.Dir)
 	}
 	refused := &RejectedError{}
-	// A row that is too old by the time when it is handed over would be dropped without a word.
-	oldest, newest := now.Add(time.Minute-s.opts.Retention), now.Add(libraryAhead)
 	for i := range rows {
-		size, reason := checkRow(&rows[i], oldest, newest)
+		size, reason := s.checkRow(&rows[i], now)
 		if reason != "" {
 			if refused.Rows++; refused.Reason == "" {
 				refused.Reason = reason
@@ -215,13 +214,22 @@ func (s *Store) Append(rows []Row) error {
 	return nil
 }
 
-// checkRow returns how many bytes a row's texts have, or says why it cannot be stored.
-func checkRow(row *Row, oldest, newest time.Time) (size int, reason string) {
-	if row.Time.Before(oldest) {
-		return 0, "its time " + row.Time.UTC().Format(time.RFC3339) + " is older than what is kept"
+// CheckTime says why a row of that time cannot be stored now, or nothing.
+func (s *Store) CheckTime(at, now time.Time) (reason string) {
+	// A row that is too old by the time when it is handed over would be dropped without a word.
+	if at.Before(now.Add(time.Minute - s.opts.Retention)) {
+		return "its time " + at.UTC().Format(time.RFC3339) + " is older than what is kept"
 	}
-	if row.Time.After(newest) {
-		return 0, "its time " + row.Time.UTC().Format(time.RFC3339) + " is more than a day in the future"
+	if at.After(now.Add(libraryAhead)) {
+		return "its time " + at.UTC().Format(time.RFC3339) + " is more than a day in the future"
+	}
+	return ""
+}
+
+// checkRow returns how many bytes a row's texts have, or says why it cannot be stored.
+func (s *Store) checkRow(row *Row, now time.Time) (size int, reason string) {
+	if reason := s.CheckTime(row.Time, now); reason != "" {
+		return 0, reason
 	}
 	if n := len(row.Stream) + len(row.Fields); n > MaxFields {
 		return 0, fmt.Sprintf("it has %d fields, more than %d", n, MaxFields)
@@ -335,7 +343,7 @@ func (s *Store) handOver(now time.Time) {
 			}
 		}
 		var folded int
-		fields, folded = s.names.fold(fields, len(row.Stream), row.Time)
+		fields, folded = s.names.fold(fields, len(row.Stream), row.Foreign, now)
 		s.folded.Add(int64(folded))
 		rows.MustAdd(logstorage.TenantID{}, row.Time.UnixNano(), fields, len(row.Stream))
 		*row = Row{}

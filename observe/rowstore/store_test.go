@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/VictoriaMetrics/VictoriaLogs/lib/logstorage"
 	"github.com/stretchr/testify/require"
 )
 
@@ -157,6 +158,47 @@ func TestTooManyNames(t *testing.T) {
 
 	require.NoError(t, s.Append([]Row{{Time: now, Stream: []Field{{"pod", "q"}}, Fields: []Field{{"twice", "a"}, {"twice", "b"}}}}))
 	require.ElementsMatch(t, []Field{{"twice", "a"}, {RestField, `{"twice":"b"}`}}, all(t, s, `{pod="q"}`)[0].Fields)
+}
+
+// Whoever sends rows chooses their names and their times. Neither takes the line, the fixed names or the names of others away.
+func TestForeignNames(t *testing.T) {
+	s := open(t, Options{Dir: t.TempDir(), Names: []string{"fixed"}})
+	now := time.Now()
+	for _, day := range []time.Duration{0, 23*time.Hour + 50*time.Minute, -48 * time.Hour} {
+		for i := range 40 {
+			row := Row{Time: now.Add(day), Stream: []Field{{"from", fmt.Sprint(day, i)}}, Foreign: true}
+			for k := range 100 {
+				row.Fields = append(row.Fields, Field{fmt.Sprint(day, i, "x", k), "v"})
+			}
+			require.NoError(t, s.Append([]Row{row}))
+		}
+	}
+	s.Flush()
+	folded := s.Stats().Folded
+	require.Equal(t, int64(3*40*100-MaxForeignNames), folded)
+	message, fixed := Field{MessageField, "a line"}, Field{"fixed", "f"}
+	require.NoError(t, s.Append([]Row{
+		{Time: now, Stream: []Field{{"pod", "p"}}, Fields: []Field{message, {"uid", "7"}, fixed}},
+		{Time: now, Stream: []Field{{"from", "q"}}, Fields: []Field{{"late", "1"}, message, fixed}, Foreign: true},
+	}))
+	require.ElementsMatch(t, []Field{message, fixed, {"uid", "7"}}, all(t, s, `{pod="p"}`)[0].Fields)
+	require.ElementsMatch(t, []Field{message, fixed, {RestField, `{"late":"1"}`}}, all(t, s, `{from="q"}`)[0].Fields)
+	require.Equal(t, folded+1, s.Stats().Folded)
+}
+
+// The names of a day are forgotten on the next one, which is when the clock says so.
+func TestNamesOfADay(t *testing.T) {
+	n, now := newNames(nil), time.Now()
+	folded := func(name string, now time.Time) int {
+		_, folded := n.fold([]logstorage.Field{{Name: "pod", Value: name}, {Name: MessageField, Value: "a line"}, {Name: name, Value: "v"}}, 1, true, now)
+		return folded
+	}
+	for i := range MaxForeignNames {
+		require.Zero(t, folded(fmt.Sprint(i), now))
+	}
+	require.Equal(t, 1, folded("more", now))
+	require.Zero(t, folded("more", now.Add(24*time.Hour)))
+	require.Zero(t, folded("more", now), "the clock was a day ahead, and is right again")
 }
 
 func TestTimeRange(t *testing.T) {

@@ -34,6 +34,22 @@ const (
 	columnMore     = "more"   // JSON, attributes whose keys cannot be columns
 )
 
+// ownColumns are the columns that services cannot crowd out with their attributes: those that are read by name, or looked in without RestField (filter.go).
+func ownColumns() []string {
+	own := []string{
+		columnTrace, columnSpan, columnParent, columnService, columnName, columnKind, columnStatus, columnMessage, columnDuration, columnState, columnFlags,
+		columnShared, columnScope, columnVersion, columnEvents, columnLinks, columnLeft, columnMore, columnCaller, columnCallee, columnCalls, columnErrors,
+	}
+	for _, keys := range [][]string{RequestIDKeys, PathKeys, StatusKeys} {
+		for _, key := range keys {
+			for _, kind := range []ValueType{String, Int, JSON} {
+				own = append(own, column(ofSpan, byte(kind), key))
+			}
+		}
+	}
+	return own
+}
+
 // An attribute's column is the place, the type, a colon and the key.
 const (
 	ofSpan     = 'a'

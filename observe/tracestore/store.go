@@ -82,7 +82,7 @@ func Open(opts Options) (*Store, error) {
 	}
 	rows, err := rowstore.Open(rowstore.Options{
 		Dir: opts.Dir, Retention: opts.Retention, MaxBytes: opts.MaxBytes, MinFreeBytes: opts.MinFreeBytes, ReadOnly: opts.ReadOnly,
-		Temp: opts.Temp, OnRemoved: opts.OnRemoved,
+		Temp: opts.Temp, OnRemoved: opts.OnRemoved, Names: ownColumns(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the store of traces: %w", err)

@@ -81,9 +81,30 @@ func ids(traces []Trace) []string {
 	return out
 }
 
-func TestFind(t *testing.T) {
+func TestFind(t *testing.T) { testFind(t, func(*Store, time.Time) {}) }
+
+// TestFindAmongManyKeys finds the same where services have sent more keys than the storage has columns, also for tomorrow.
+func TestFindAmongManyKeys(t *testing.T) {
+	testFind(t, func(s *Store, now time.Time) {
+		for i := range 30 {
+			one := call(trace(100+i), id(100+i), "", fmt.Sprint("hostile", i), now.Add(23*time.Hour+50*time.Minute), 1)
+			if i%2 == 0 {
+				one.Start = now.Add(-5 * time.Hour)
+			}
+			for k := range 100 {
+				one.Attributes = append(one.Attributes, str(fmt.Sprintf("key-%d-%d", i, k), "v"))
+			}
+			appendAll(t, s, one)
+		}
+		settle(t, s)
+		require.NotZero(t, s.Stats().Folded)
+	})
+}
+
+func testFind(t *testing.T, before func(*Store, time.Time)) {
 	s := open(t)
 	now := time.Now().UTC()
+	before(s, now)
 	one := full(now.Add(-time.Hour))
 	other := call(trace(1), id(1), "", "stock.tracing", now.Add(-2*time.Hour), 3*time.Second, str("guid:x-request-id", "30450c11-359b-9e2d-9844-a7a456c25a09"),
 		str("http.status_code", "503"), str("key*", `a"b`), str(strings.Repeat("k", 300), "long"))
@@ -139,6 +160,9 @@ func TestFind(t *testing.T) {
 			want := []string{}
 			for _, s := range test.want {
 				want = append(want, s.TraceID)
+			}
+			if test.query.Start.IsZero() {
+				test.query.Start, test.query.End = now.Add(-4*time.Hour), now
 			}
 			got, err := s.Find(t.Context(), test.query)
 			require.NoError(t, err)

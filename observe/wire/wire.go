@@ -27,6 +27,8 @@ const (
 	MaxHeader = 4 << 10
 	// MaxRaw is how large the records of a chunk may be: more than a line of the longest length, each byte of which JSON writes as six.
 	MaxRaw = 2 << 20
+	// MaxValues is how many values the records of a chunk may have, see Values: short ones take ten times as much memory as they have bytes.
+	MaxValues = 64 << 10
 	// MaxBody is the largest push, and MaxChunk its largest chunk.
 	MaxBody  = 4 << 20
 	MaxChunk = MaxBody - MaxHeader - frameHeader
@@ -116,6 +118,23 @@ func CutHeader(body []byte) (h Header, chunks []byte, err error) {
 	return h, body[end+1:], nil
 }
 
+// Values is about how many values records have: there is a comma, a bracket or a brace before each, outside of strings. A line has two.
+func Values(records []byte) (n int) {
+	for i := 0; i < len(records); i++ {
+		switch records[i] {
+		case ',', '[', '{':
+			n++
+		case '"':
+			for i++; i < len(records) && records[i] != '"'; i++ {
+				if records[i] == '\\' {
+					i++
+				}
+			}
+		}
+	}
+	return n
+}
+
 // Encoder makes chunks. It is not for several goroutines.
 type Encoder struct {
 	zstd *zstd.Encoder
@@ -162,6 +181,9 @@ func (d *Decoder) Records(chunk []byte, each func(Record) error) (raw int, err e
 	}
 	if raw > MaxRaw {
 		return raw, fmt.Errorf("%w: a chunk is larger than %d bytes", ErrMalformed, MaxRaw)
+	}
+	if n := Values(d.raw); n > MaxValues {
+		return raw, fmt.Errorf("%w: a chunk has %d values, more than %d", ErrMalformed, n, MaxValues)
 	}
 	in := json.NewDecoder(bytes.NewReader(d.raw))
 	for {

@@ -101,10 +101,32 @@ func TestHostile(t *testing.T) {
 		"other JSON":           z.EncodeAll([]byte("[1]"), nil),
 		"a number too large":   z.EncodeAll([]byte(`{"samples":{"time":1e99}}`), nil),
 		"a deep tree":          z.EncodeAll([]byte(`{"x":`+strings.Repeat("[", 1<<20)), nil),
+		"many empty lines":     z.EncodeAll([]byte(`{"lines":{"texts":[`+strings.Repeat(`"",`, MaxValues)+`""]}}`), nil),
+		"many empty samples":   z.EncodeAll([]byte(`{"samples":{"values":[`+strings.Repeat(`{"labels":{"":""}},`, MaxValues/3)+`{}]}}`), nil),
+		"many records":         z.EncodeAll([]byte(strings.Repeat(`{}`, MaxValues+1)), nil),
 		"a value of no number": z.EncodeAll([]byte(`{"samples":{"values":[{"value":"NaN"}]}}`), nil),
 	} {
 		_, err := d.Records(text, never)
 		require.ErrorIs(t, err, ErrMalformed, what)
 		require.LessOrEqual(t, cap(d.raw), 2*MaxRaw, what)
 	}
+}
+
+// What is in a string is no value, however it looks.
+func TestValues(t *testing.T) {
+	for text, want := range map[string]int{
+		"":                           0,
+		`{"a":1}`:                    1,
+		`{"a":[1,2,3],"b":"c"}`:      5,
+		`["a,b[{","\\",{},"\",[",1]`: 6,
+		`"\\\",","`:                  1,
+		`"a,`:                        0,
+		`"a\`:                        0,
+	} {
+		require.Equal(t, want, Values([]byte(text)), text)
+	}
+	r := Record{Lines: &Lines{Labels: map[string]string{"job": "pods"}, Times: make([]int64, 1000), Texts: make([]string, 1000)}}
+	text, err := json.Marshal(r)
+	require.NoError(t, err)
+	require.InDelta(t, 2000, Values(text), 10)
 }
