@@ -18,6 +18,8 @@ import (
 	"runtime"
 	"strings"
 
+	"golang.org/x/sync/semaphore"
+
 	"polymesh.dev/polymesh/observe/logql"
 	"polymesh.dev/polymesh/observe/logstore"
 )
@@ -42,12 +44,17 @@ type Loki struct {
 	http.Handler
 	opts   Options
 	engine *logql.Engine
-	rate   *rate
+	// Limits of all pushes together.
+	rate                *rate
+	arriving, unpacking *semaphore.Weighted
 }
 
 // New makes the API.
 func New(opts Options) *Loki {
-	l := &Loki{opts: opts, engine: logql.New(opts.Store, opts.Limits, opts.Log), rate: newRate(pushBytesPerSecond, pushBurst)}
+	l := &Loki{
+		opts: opts, engine: logql.New(opts.Store, opts.Limits, opts.Log), rate: newRate(pushBytesPerSecond, pushBurst),
+		arriving: semaphore.NewWeighted(arriving), unpacking: semaphore.NewWeighted(unpacking),
+	}
 	mux := http.NewServeMux()
 	for path, answer := range map[string]func(*request) (any, error){
 		"query":                        l.query,
