@@ -44,6 +44,9 @@ type Loki struct {
 	http.Handler
 	opts   Options
 	engine *logql.Engine
+	// The lines before tails are few.
+	histories *logql.Engine
+	looking   *semaphore.Weighted
 	// Limits of all pushes together.
 	rate                *rate
 	arriving, unpacking *semaphore.Weighted
@@ -51,8 +54,11 @@ type Loki struct {
 
 // New makes the API.
 func New(opts Options) *Loki {
+	short := opts.Limits
+	short.ResultBytes, short.Time = maxBatchBytes, historyTime
 	l := &Loki{
-		opts: opts, engine: logql.New(opts.Store, opts.Limits, opts.Log), rate: newRate(pushBytesPerSecond, pushBurst),
+		opts: opts, engine: logql.New(opts.Store, opts.Limits, opts.Log), histories: logql.New(opts.Store, short, opts.Log), looking: semaphore.NewWeighted(histories),
+		rate:     newRate(pushBytesPerSecond, pushBurst),
 		arriving: semaphore.NewWeighted(arriving), unpacking: semaphore.NewWeighted(unpacking),
 	}
 	mux := http.NewServeMux()

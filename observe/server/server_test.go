@@ -190,7 +190,7 @@ func TestSlot(t *testing.T) {
 }
 
 func TestBodyIsLimited(t *testing.T) {
-	h := newFront(1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(io.Discard, r.Body)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
@@ -209,7 +209,7 @@ func TestBodyIsLimited(t *testing.T) {
 // Queries that hang keep neither writes nor live logs out, and end.
 func TestQueriesWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newFront(1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/slow" {
 				<-r.Context().Done()
 				http.Error(w, r.Context().Err().Error(), http.StatusGatewayTimeout)
@@ -236,8 +236,46 @@ func TestQueriesWait(t *testing.T) {
 	})
 }
 
+// Live logs last, so they have places of their own. What only looks like them is a query.
+func TestTailsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := map[string]chan struct{}{}
+		for _, path := range []string{tailPath, "/tail", "/api/v1/label/x/tail", "/loki/api/v1%2Ftail"} {
+			ended[path] = make(chan struct{})
+		}
+		h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			select {
+			case <-ended[r.URL.EscapedPath()]:
+			case <-r.Context().Done():
+			}
+		}))
+		ask := func(path string) int {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+			return w.Code
+		}
+		began := time.Now()
+		tail := make(chan int)
+		go func() { tail <- ask(tailPath) }()
+		synctest.Wait()
+		require.Equal(t, http.StatusServiceUnavailable, ask(tailPath))
+		require.Equal(t, queueTime, time.Since(began))
+		// The others end with the time for queries, one after the other.
+		for path := range ended {
+			if path != tailPath {
+				began = time.Now()
+				require.Equal(t, http.StatusOK, ask(path))
+				require.Equal(t, queryTime, time.Since(began), path)
+			}
+		}
+		close(ended[tailPath])
+		require.Equal(t, http.StatusOK, <-tail)
+		require.Equal(t, http.StatusOK, ask(tailPath))
+	})
+}
+
 func TestPanicEndsOneRequest(t *testing.T) {
-	h := newFront(1, 1, discard()).limited(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("unexpected") }))
+	h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("unexpected") }))
 	for range 3 { // the turn is given back
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
