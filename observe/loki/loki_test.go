@@ -429,7 +429,7 @@ func TestPushesWait(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, http.StatusNoContent, push())
 		for _, in := range bodies {
-			_, err := in.Write(make([]byte, maxPush-1))
+			_, err := in.Write(make([]byte, maxPush))
 			require.NoError(t, err)
 		}
 		synctest.Wait()

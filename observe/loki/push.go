@@ -40,7 +40,7 @@ const (
 	pushBurst          = 4 * maxPush
 	// arriving is how many bytes of all pushes may be in memory while they arrive. A push takes them in steps, as they come.
 	arriving    = 16 << 20
-	arrivingBy  = 64 << 10
+	arrivingBy  = 4 << 10
 	arrivalTime = 10 * time.Second
 	// unpacking is how many pushes are unpacked and decoded at a time, which takes a multiple of their size. Others wait for patience.
 	unpacking = 2
@@ -179,20 +179,24 @@ func pushType(h http.Header) (kind, encoding string, err error) {
 // arrive reads a body as it comes. It takes room for its bytes step by step: a client that sends nothing keeps nobody out.
 func (l *Loki) arrive(w http.ResponseWriter, r *http.Request) (raw []byte, release func(), err error) {
 	// Not every server can set it. Those that cannot have a deadline of their own.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(arrivalTime))
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(arrivalTime))
 	from := http.MaxBytesReader(w, r.Body, maxPush)
 	var taken int64
 	release = func() { l.arriving.Release(taken) }
 	var body bytes.Buffer
+	part := make([]byte, arrivingBy)
 	for {
-		if !l.arriving.TryAcquire(arrivingBy) {
+		n, err := from.Read(part)
+		if !l.arriving.TryAcquire(int64(n)) {
 			return nil, release, errBusy
 		}
-		taken += arrivingBy
-		_, err := io.CopyN(&body, from, arrivingBy)
+		taken += int64(n)
+		body.Write(part[:n])
 		var tooLarge *http.MaxBytesError
 		switch {
 		case err == io.EOF:
+			_ = control.SetReadDeadline(time.Time{})
 			return body.Bytes(), release, nil
 		case errors.As(err, &tooLarge):
 			return nil, release, errTooLarge

@@ -94,9 +94,12 @@ func (f *front) limited(next http.Handler) http.Handler {
 			_ = control.SetReadDeadline(time.Now().Add(queueTime + bodyTime))
 			r.Body = &body{http.MaxBytesReader(w, r.Body, maxBody), control}
 		}
-		if writes(r) {
+		switch {
+		case arrives(r):
+			next.ServeHTTP(w, r)
+		case writes(r):
 			write.ServeHTTP(w, r)
-		} else {
+		default:
 			query.ServeHTTP(w, r)
 		}
 	})
@@ -104,11 +107,17 @@ func (f *front) limited(next http.Handler) http.Handler {
 
 // writes reports whether a request brings something to store, rather than to query.
 func writes(r *http.Request) bool {
+	return arrives(r) || r.Method == http.MethodPost && (r.URL.Path == "/api/v1/write" || r.URL.Path == ingest.Path)
+}
+
+// arrives reports whether a request brings something to package receive or loki. They bound themselves what they take at a time, and only from clients that
+// send: with a gate before them, those that do not would keep the others out.
+func arrives(r *http.Request) bool {
 	if r.Method != http.MethodPost {
 		return false
 	}
 	switch r.URL.Path {
-	case "/loki/api/v1/push", "/otlp/v1/logs", "/v1/logs", "/v1/traces", "/v1/metrics", "/api/v2/spans", "/api/traces", "/api/v1/write", ingest.Path:
+	case "/loki/api/v1/push", "/otlp/v1/logs", "/v1/logs", "/v1/traces", "/v1/metrics", "/api/v2/spans", "/api/traces":
 		return true
 	}
 	return false

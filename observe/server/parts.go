@@ -126,7 +126,7 @@ func (p *parts) clusterEndpoints(dir string, f *front) []endpoint {
 		p.pageRoutes(mux, "/traces")
 	})
 	spans("otlp-http", "/v1/", &p.otlp)
-	add("otlp-grpc", remote{p.stores.receiver.GRPC()})
+	add("otlp-grpc", newHTTP2(p.stores.receiver.GRPC(), p.log))
 	add("jaeger-grpc", remote{jaeger.GRPC(jaeger.Options{Store: p.stores.traces, Log: p.log})})
 	spans("zipkin", "/api/v2/spans", &p.zipkin)
 	spans("jaeger-thrift", "/api/traces", &p.thrift)

@@ -18,6 +18,11 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	collect "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	trace "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding/gzip"
 
 	"polymesh.dev/polymesh/observe/config"
 	"polymesh.dev/polymesh/observe/datadir"
@@ -159,6 +164,20 @@ func TestSockets(t *testing.T) {
 	_, text := get(t, client(filepath.Join(dir, "prometheus.sock")), "/metrics")
 	require.Contains(t, text, "\nprocess_resident_memory_bytes ", "whoever scrapes gets numbers")
 
+	// Spans by gRPC come on a socket of HTTP/2.
+	connection, err := grpc.NewClient("unix://"+filepath.Join(dir, "otlp-grpc.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	defer connection.Close()
+	for i := range byte(3) {
+		_, err = collect.NewTraceServiceClient(connection).Export(t.Context(), &collect.ExportTraceServiceRequest{ResourceSpans: []*trace.ResourceSpans{{ScopeSpans: []*trace.ScopeSpans{{
+			Spans: []*trace.Span{{TraceId: slices.Repeat([]byte{1}, 16), SpanId: slices.Repeat([]byte{i + 1}, 8), Name: strings.Repeat("x", 1000), StartTimeUnixNano: uint64(time.Now().UnixNano())}},
+		}}}}}, grpc.UseCompressor(gzip.Name))
+		require.NoError(t, err)
+	}
+	code, text := get(t, root, "/api/traces/"+strings.Repeat("01", 16))
+	require.Equal(t, http.StatusOK, code, text)
+	require.Equal(t, 3, strings.Count(text, `"spanID"`))
+
 	// A second store is refused in one line.
 	second := *o
 	second.Socket = filepath.Join(t.TempDir(), "s")
@@ -233,6 +252,31 @@ func TestQueriesWait(t *testing.T) {
 		require.Equal(t, http.StatusGatewayTimeout, (<-slow).Code)
 		require.Equal(t, queryTime, time.Since(begin))
 		require.Equal(t, http.StatusOK, ask(http.MethodGet, "/api/v1/query").Code)
+	})
+}
+
+// Clients that send spans or lines slowly, or none, keep nobody out.
+func TestWritesArrive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arrived := 0
+		h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			arrived++
+			_, _ = io.Copy(io.Discard, r.Body)
+		}))
+		var silent []*io.PipeWriter
+		for _, path := range []string{"/v1/traces", "/v1/logs", "/v1/metrics", "/api/v2/spans", "/api/traces", "/otlp/v1/logs", "/loki/api/v1/push", "/api/v1/write"} {
+			body, in := io.Pipe()
+			silent = append(silent, in)
+			go h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, path, body))
+			synctest.Wait()
+		}
+		require.Equal(t, len(silent), arrived)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/api/v1/write", nil))
+		require.Equal(t, http.StatusServiceUnavailable, w.Code, "remote write has a gate")
+		for _, in := range silent {
+			in.Close()
+		}
 	})
 }
 
