@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/jaegertracing/jaeger-idl/model/v1"
 	"github.com/jaegertracing/jaeger-idl/proto-gen/api_v2"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
@@ -21,15 +23,22 @@ import (
 	"polymesh.dev/polymesh/observe/tracestore"
 )
 
-// chunk is how many spans a message has, as Jaeger's own.
-const chunk = 10
+const (
+	// chunk is how many spans a message has, as Jaeger's own.
+	chunk = 10
+	// questions is how many calls of all connections are answered at a time. Others wait for patience.
+	questions = 4
+	patience  = 10 * time.Second
+)
 
 // GRPC returns a server of jaeger.api_v2.QueryService, as Kiali asks it.
 func GRPC(o Options) *grpc.Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	q := &queryService{s: &server{o}, turns: semaphore.NewWeighted(questions)}
 	srv := grpc.NewServer(
+		grpc.UnaryInterceptor(q.unary),
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.MaxRecvMsgSize(64<<10), // questions are short
 		grpc.MaxConcurrentStreams(16),
@@ -40,22 +49,49 @@ func GRPC(o Options) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
-	api_v2.RegisterQueryServiceServer(srv, &queryService{s: &server{o}})
+	api_v2.RegisterQueryServiceServer(srv, q)
 	return srv
 }
 
 type queryService struct {
 	api_v2.UnimplementedQueryServiceServer
-	s *server
+	s     *server
+	turns *semaphore.Weighted
+}
+
+// turn waits until another question may be answered, and gives it its time. It is for calls whose question is there: a client that sends none waits
+// for itself.
+func (q *queryService) turn(ctx context.Context) (context.Context, func(), error) {
+	waiting, stop := context.WithTimeout(ctx, patience)
+	defer stop()
+	if err := q.turns.Acquire(waiting, 1); err != nil {
+		return nil, nil, status.Error(codes.Unavailable, "too many questions at the same time: ask again later")
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	return ctx, func() { cancel(); q.turns.Release(1) }, nil
+}
+
+func (q *queryService) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	ctx, release, err := q.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return handler(ctx, req)
 }
 
 // GetTrace implements api_v2.QueryServiceServer.
 func (q *queryService) GetTrace(req *api_v2.GetTraceRequest, out api_v2.QueryService_GetTraceServer) error {
-	t, err := q.s.Store.Trace(out.Context(), req.TraceID.String())
+	ctx, release, err := q.turn(out.Context())
+	if err != nil {
+		return err
+	}
+	defer release()
+	t, err := q.s.Store.Trace(ctx, req.TraceID.String())
 	if err != nil {
 		return q.failed(err)
 	}
-	return send(out, &t)
+	return send(ctx, out, &t)
 }
 
 // FindTraces implements api_v2.QueryServiceServer.
@@ -76,9 +112,14 @@ func (q *queryService) FindTraces(req *api_v2.FindTracesRequest, out api_v2.Quer
 	if asked.StartTimeMax.After(epoch) {
 		query.End = asked.StartTimeMax
 	}
+	ctx, release, err := q.turn(out.Context())
+	if err != nil {
+		return err
+	}
+	defer release()
 	var failed error
-	err := q.s.Store.Walk(out.Context(), query, func(t tracestore.Trace) bool {
-		failed = send(out, &t)
+	err = q.s.Store.Walk(ctx, query, func(t tracestore.Trace) bool {
+		failed = send(ctx, out, &t)
 		return failed == nil
 	})
 	if err != nil {
@@ -138,32 +179,46 @@ func (q *queryService) failed(err error) error {
 	return status.Error(codes.Internal, err.Error())
 }
 
-// send sends a trace in parts. A client that reads none of it is left: the store waits for it.
-func send(out interface {
+// send sends a trace in parts. A client that does not read one in time is left.
+func send(ctx context.Context, out interface {
 	Send(*api_v2.SpansResponseChunk) error
 }, t *tracestore.Trace) error {
-	done := make(chan error, 1)
-	go func() { // ends with the call
-		var part api_v2.SpansResponseChunk
-		for i := range t.Spans {
-			part.Spans = append(part.Spans, modelSpan(&t.Spans[i]))
-			if len(part.Spans) == chunk || i == len(t.Spans)-1 {
-				if err := out.Send(&part); err != nil {
-					done <- err
-					return
-				}
-				part.Spans = nil
+	sent := make(chan error)
+	go func() { // ends with the call, in which Send returns
+		defer close(sent)
+		for spans := range slices.Chunk(t.Spans, chunk) {
+			var part api_v2.SpansResponseChunk
+			for i := range spans {
+				part.Spans = append(part.Spans, modelSpan(&spans[i]))
+			}
+			err := out.Send(&part)
+			select {
+			case sent <- err:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
 			}
 		}
-		done <- nil
 	}()
 	timer := time.NewTimer(writeTime)
 	defer timer.Stop()
-	select {
-	case err := <-done:
-		return err
-	case <-timer.C:
-		return status.Error(codes.DeadlineExceeded, "the trace took too long to be read")
+	for {
+		select {
+		case err, more := <-sent:
+			switch {
+			case err != nil:
+				return err
+			case !more:
+				return nil
+			}
+			timer.Reset(writeTime)
+		case <-timer.C:
+			return status.Error(codes.DeadlineExceeded, "the trace took too long to be read")
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
 	}
 }
 

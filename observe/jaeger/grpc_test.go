@@ -1,14 +1,17 @@
 package jaeger
 
 import (
+	"context"
 	"io"
 	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jaegertracing/jaeger-idl/model/v1"
 	"github.com/jaegertracing/jaeger-idl/proto-gen/api_v2"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -126,4 +129,94 @@ func TestGRPC(t *testing.T) {
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	_, err = c.ArchiveTrace(ctx, &api_v2.ArchiveTraceRequest{})
 	require.Equal(t, codes.Unimplemented, status.Code(err))
+}
+
+// deaf is a client that reads a message in the time that it takes, and none for a negative one.
+type deaf struct {
+	api_v2.QueryService_FindTracesServer
+	ctx   context.Context
+	takes time.Duration
+	read  int
+}
+
+func (d *deaf) Context() context.Context { return d.ctx }
+
+func (d *deaf) Send(*api_v2.SpansResponseChunk) error {
+	var ready <-chan time.Time // nil is never ready
+	if d.takes >= 0 {
+		ready = time.After(d.takes)
+	}
+	select {
+	case <-ready:
+		d.read++
+		return nil
+	case <-d.ctx.Done():
+		return d.ctx.Err()
+	}
+}
+
+// Who does not read is left soon, and who reads slowly in the end.
+func TestSlowReaders(t *testing.T) {
+	large := &tracestore.Trace{Spans: make([]tracestore.Span, 50*chunk)}
+	for name, c := range map[string]struct {
+		takes, until time.Duration
+		read         int
+	}{
+		"nothing":     {-1, writeTime, 0},
+		"slowly":      {writeTime - time.Second, callTime, int(callTime / (writeTime - time.Second))},
+		"fast enough": {time.Second, 50 * time.Second, 50},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				q := &queryService{turns: semaphore.NewWeighted(questions)}
+				call, end := context.WithCancel(t.Context())
+				ctx, release, err := q.turn(call)
+				require.NoError(t, err)
+				client := &deaf{ctx: call, takes: c.takes}
+				begin := time.Now()
+				err = send(ctx, client, large)
+				require.Equal(t, c.until, time.Since(begin))
+				if c.read == 50 {
+					require.NoError(t, err)
+				} else {
+					require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+				}
+				release()
+				end()
+				synctest.Wait()
+				require.GreaterOrEqual(t, client.read, c.read)
+			})
+		})
+	}
+}
+
+// However many connections there are, few questions are answered at a time.
+func TestQuestionsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := &queryService{turns: semaphore.NewWeighted(questions)}
+		_, release, err := q.turn(t.Context())
+		require.NoError(t, err)
+		for range questions - 1 {
+			_, _, err := q.turn(t.Context())
+			require.NoError(t, err)
+		}
+		begin := time.Now()
+		for _, ask := range []func() error{
+			func() error {
+				return q.FindTraces(&api_v2.FindTracesRequest{Query: &api_v2.TraceQueryParameters{}}, &deaf{ctx: t.Context()})
+			},
+			func() error { return q.GetTrace(&api_v2.GetTraceRequest{}, &deaf{ctx: t.Context()}) },
+			func() error { _, err := q.unary(t.Context(), nil, nil, nil); return err },
+		} {
+			require.Equal(t, codes.Unavailable, status.Code(ask()))
+		}
+		require.Equal(t, 3*patience, time.Since(begin))
+		time.AfterFunc(patience/2, release)
+		answer, err := q.unary(t.Context(), nil, nil, func(ctx context.Context, _ any) (any, error) {
+			deadline, _ := ctx.Deadline()
+			return time.Until(deadline), nil
+		})
+		require.NoError(t, err)
+		require.Equal(t, callTime, answer)
+	})
 }

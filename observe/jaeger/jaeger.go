@@ -15,6 +15,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,8 +30,10 @@ const (
 	defaultLimit = 100
 	// maxIDs is how many traces may be asked for by their ids at once.
 	maxIDs = 100
-	// writeTime is how long a client may take to read a trace.
-	writeTime = 30 * time.Second
+	// writeTime is how long a client may take to read a part of an answer, which has up to writeBytes. callTime is the time for all of it.
+	writeTime  = 10 * time.Second
+	writeBytes = 64 << 10
+	callTime   = 2 * time.Minute
 )
 
 // Options of the servers.
@@ -158,7 +161,7 @@ func (s *server) search(w http.ResponseWriter, req *http.Request) {
 		s.fail(w, fmt.Errorf("%w: %w", tracestore.ErrQuery, err))
 		return
 	}
-	out := stream{ResponseWriter: w, before: `{"data":[`}
+	out := newStream(w, `{"data":[`)
 	var lacking []responseError
 	each := func(t tracestore.Trace) bool { return out.add(traceOf(&t)) }
 	err := func() error {
@@ -360,16 +363,40 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime))
 	w.WriteHeader(code)
-	_, _ = w.Write(append(text, '\n'))
+	_ = (&parts{w, time.Now().Add(callTime)}).send(append(text, '\n'))
 }
 
-// stream writes a list one by one, so that no more than one trace of it is in memory.
-type stream struct {
+// parts sends an answer to a client that has to read it.
+type parts struct {
 	http.ResponseWriter
+	until time.Time
+}
+
+func (p *parts) send(text []byte) error {
+	for part := range slices.Chunk(text, writeBytes) {
+		deadline := time.Now().Add(writeTime)
+		if deadline.After(p.until) {
+			deadline = p.until
+		}
+		// Not every server can set it.
+		_ = http.NewResponseController(p.ResponseWriter).SetWriteDeadline(deadline)
+		if _, err := p.Write(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stream writes a list one by one, so that no more than some traces of it are in memory.
+type stream struct {
+	parts
 	before string // the text before the list
 	begun  bool
+}
+
+func newStream(w http.ResponseWriter, before string) *stream {
+	return &stream{parts: parts{w, time.Now().Add(callTime)}, before: before}
 }
 
 // add writes an element, and says whether somebody still reads.
@@ -387,22 +414,19 @@ func (s *stream) addText(text []byte) bool {
 		s.begin()
 		separator = ""
 	}
-	// The store waits for the client meanwhile, so it may not take long.
-	_ = http.NewResponseController(s.ResponseWriter).SetWriteDeadline(time.Now().Add(writeTime))
-	_, err := s.Write(append([]byte(separator), text...))
-	return err == nil
+	return s.send(append([]byte(separator), text...)) == nil
 }
 
 func (s *stream) begin() {
 	s.begun = true
 	s.Header().Set("Content-Type", "application/json")
 	s.Header().Set("X-Content-Type-Options", "nosniff")
-	_, _ = s.Write([]byte(s.before))
+	_ = s.send([]byte(s.before))
 }
 
 func (s *stream) end(after string) {
 	if !s.begun {
 		s.begin()
 	}
-	_, _ = s.Write([]byte(after))
+	_ = s.send([]byte(after))
 }

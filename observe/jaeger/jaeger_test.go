@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -239,4 +241,44 @@ func TestManyTraces(t *testing.T) {
 		require.Empty(c, a.Errors)
 		require.Equal(c, 300, len(traces(t, a))) // and not Len, which would print them
 	}, time.Minute, 100*time.Millisecond)
+}
+
+// slowClient takes a time for each part of an answer, if the deadline allows.
+type slowClient struct {
+	*httptest.ResponseRecorder
+	takes    time.Duration
+	deadline time.Time
+}
+
+func (s *slowClient) SetWriteDeadline(at time.Time) error {
+	s.deadline = at
+	return nil
+}
+
+func (s *slowClient) Write(text []byte) (int, error) {
+	if left := time.Until(s.deadline); left < s.takes {
+		time.Sleep(left)
+		return 0, os.ErrDeadlineExceeded
+	}
+	time.Sleep(s.takes)
+	return s.ResponseRecorder.Write(text)
+}
+
+// An answer must be read, part by part, and in a time.
+func TestSlowClients(t *testing.T) {
+	part := strings.Repeat("x", writeBytes)
+	for takes, until := range map[time.Duration]time.Duration{writeTime + 1: writeTime, writeTime: callTime} {
+		synctest.Test(t, func(t *testing.T) {
+			client := &slowClient{ResponseRecorder: httptest.NewRecorder(), takes: takes}
+			begin := time.Now()
+			out := newStream(client, "")
+			for out.addText([]byte(part)) {
+			}
+			require.Equal(t, until, time.Since(begin))
+			client = &slowClient{ResponseRecorder: httptest.NewRecorder(), takes: takes}
+			begin = time.Now()
+			writeJSON(client, http.StatusOK, strings.Repeat(part, 100))
+			require.Equal(t, until, time.Since(begin))
+		})
+	}
 }

@@ -87,7 +87,7 @@ func (s *server) traceV3(w http.ResponseWriter, req *http.Request) {
 		s.failV3(w, err)
 		return
 	}
-	out := stream{ResponseWriter: w, before: beforeV3}
+	out := newStream(w, beforeV3)
 	resources, err := resourceSpans(&t)
 	if err != nil {
 		s.failV3(w, err)
@@ -109,7 +109,7 @@ func (s *server) searchV3(w http.ResponseWriter, req *http.Request) {
 		s.failV3(w, err)
 		return
 	}
-	out := stream{ResponseWriter: w, before: beforeV3}
+	out := newStream(w, beforeV3)
 	err = s.Store.Walk(req.Context(), query, func(t tracestore.Trace) bool {
 		resources, err := resourceSpans(&t)
 		return err == nil && out.addText(resources)

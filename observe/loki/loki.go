@@ -18,6 +18,8 @@ import (
 	"runtime"
 	"strings"
 
+	"golang.org/x/sync/semaphore"
+
 	"polymesh.dev/polymesh/observe/logql"
 	"polymesh.dev/polymesh/observe/logstore"
 )
@@ -42,12 +44,23 @@ type Loki struct {
 	http.Handler
 	opts   Options
 	engine *logql.Engine
-	rate   *rate
+	// The lines before tails are few.
+	histories *logql.Engine
+	looking   *semaphore.Weighted
+	// Limits of all pushes together.
+	rate                *rate
+	arriving, unpacking *semaphore.Weighted
 }
 
 // New makes the API.
 func New(opts Options) *Loki {
-	l := &Loki{opts: opts, engine: logql.New(opts.Store, opts.Limits, opts.Log), rate: newRate(pushBytesPerSecond, pushBurst)}
+	short := opts.Limits
+	short.ResultBytes, short.Time = maxBatchBytes, historyTime
+	l := &Loki{
+		opts: opts, engine: logql.New(opts.Store, opts.Limits, opts.Log), histories: logql.New(opts.Store, short, opts.Log), looking: semaphore.NewWeighted(histories),
+		rate:     newRate(pushBytesPerSecond, pushBurst),
+		arriving: semaphore.NewWeighted(arriving), unpacking: semaphore.NewWeighted(unpacking),
+	}
 	mux := http.NewServeMux()
 	for path, answer := range map[string]func(*request) (any, error){
 		"query":                        l.query,

@@ -12,9 +12,11 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/klauspost/compress/snappy"
@@ -335,12 +337,13 @@ func TestPushRefusals(t *testing.T) {
 		"is not [time, line]":                   {body: []byte(`{"streams":[{"stream":{"a":"b"},"values":[["1"]]}]}`), status: 400},
 		"no object of strings":                  {body: []byte(`{"streams":[{"stream":{"a":"b"},"values":[["1","x",{"a":{}}]]}]}`), status: 400},
 		"unexpected end":                        {body: []byte(`{"streams":`), status: 400},
-		"too many objects and arrays":           {body: []byte(`{"streams":[{"values":[` + strings.Repeat(`[],`, 2*maxEntries) + `[]]}]}`), status: 400},
+		"too many objects, arrays":              {body: []byte(`{"streams":[{"values":[` + strings.Repeat(`[],`, 2*maxEntries) + `[]]}]}`), status: 400},
+		"arrays and fields":                     {body: snappy.Encode(nil, emptyMetadata(maxParts)), kind: "application/x-protobuf", status: 400},
 		"neither application/json nor":          {body: []byte(`x`), kind: "text/plain", status: 400},
 		"not supported":                         {body: []byte(`x`), encoding: "br", status: 400},
 		"is no gzip":                            {body: []byte(`x`), encoding: "gzip", status: 400},
 		"not compressed with snappy":            {body: []byte("\xff\xff\xff\xff\xff\xff"), kind: "application/x-protobuf", status: 400},
-		"more than 16777216 bytes":              {body: bomb, encoding: "gzip", status: 413},
+		"more than 4194304 bytes":               {body: bomb, encoding: "gzip", status: 413},
 		"the push has more":                     {body: long, kind: "application/x-protobuf", status: 413},
 		"the labels of a stream":                {body: snappy.Encode(nil, protoPush(`{a=`, "x", time.Now())), kind: "application/x-protobuf", status: 400},
 		"not all like":                          {body: snappy.Encode(nil, protoPush(`{a=~"b"}`, "x", time.Now())), kind: "application/x-protobuf", status: 400},
@@ -370,6 +373,86 @@ func TestPushRefusals(t *testing.T) {
 	n := 0
 	require.NoError(t, store.Select(t.Context(), logstore.Selector{}, func(logstore.Entry) bool { n++; return true }))
 	require.Equal(t, 1, n)
+}
+
+// emptyMetadata is a push of lines that have more fields of metadata than n, and nothing else.
+func emptyMetadata(n int) []byte {
+	entry := field(2, bytes.Repeat(field(3), logstore.MaxMetadata))
+	return field(1, field(1, []byte(`{a="b"}`)), bytes.Repeat(entry, n/logstore.MaxMetadata+1))
+}
+
+// pushAnswer is the answer to a push in JSON.
+func pushAnswer(l *Loki, encoding string, body io.Reader) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, "/loki/api/v1/push", body)
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Content-Encoding", encoding)
+	w := httptest.NewRecorder()
+	l.ServeHTTP(w, r)
+	return w
+}
+
+// What is above the rate is not unpacked: a pod may send a few KB that are megabytes, as often as it likes.
+func TestPushAboveTheRate(t *testing.T) {
+	l := New(Options{Log: slog.New(slog.DiscardHandler)})
+	require.True(t, l.rate.take(pushBurst, time.Now().Add(time.Hour)))
+	line := strings.Repeat("x", maxPush-1000)
+	for encoding, body := range map[string][]byte{
+		"gzip":   gzipped(jsonBody(map[string]string{"a": "b"}, time.Now(), line)),
+		"snappy": snappy.Encode(nil, jsonBody(map[string]string{"a": "b"}, time.Now(), line)),
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		const pushes = 16
+		for range pushes {
+			w := pushAnswer(l, encoding, bytes.NewReader(body))
+			require.Equal(t, http.StatusTooManyRequests, w.Code)
+			require.Equal(t, "1", w.Header().Get("Retry-After"))
+		}
+		runtime.ReadMemStats(&after)
+		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(pushes*maxPush/4), encoding)
+	}
+}
+
+// However many pushes come, only some bytes of them are in memory. What has no room is to be sent again.
+func TestPushesWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Options{Log: slog.New(slog.DiscardHandler)})
+		push := func() int { return pushAnswer(l, "", strings.NewReader("{}")).Code }
+		codes := make(chan int)
+		var bodies []*io.PipeWriter
+		for range arriving / maxPush {
+			body, in := io.Pipe()
+			bodies = append(bodies, in)
+			go func() { codes <- pushAnswer(l, "", body).Code }()
+		}
+		// Those that have sent little keep nobody out.
+		synctest.Wait()
+		require.Equal(t, http.StatusNoContent, push())
+		for _, in := range bodies {
+			_, err := in.Write(make([]byte, maxPush))
+			require.NoError(t, err)
+		}
+		synctest.Wait()
+		w := pushAnswer(l, "", strings.NewReader("{}"))
+		require.Equal(t, http.StatusServiceUnavailable, w.Code)
+		require.Equal(t, "5", w.Header().Get("Retry-After"))
+		for _, in := range bodies {
+			require.NoError(t, in.CloseWithError(io.ErrUnexpectedEOF))
+			require.Equal(t, http.StatusBadRequest, <-codes)
+		}
+		require.Equal(t, http.StatusNoContent, push())
+
+		// Those that are being unpacked are few.
+		for range unpacking {
+			_, err := l.turn(t.Context())
+			require.NoError(t, err)
+		}
+		begin := time.Now()
+		require.Equal(t, http.StatusServiceUnavailable, push())
+		require.Equal(t, patience, time.Since(begin))
+		time.AfterFunc(patience/2, func() { l.unpacking.Release(1) })
+		require.Equal(t, http.StatusNoContent, push())
+	})
 }
 
 // binarySnappy says that it is as long as that.

@@ -1,7 +1,9 @@
 package loki
 
 import (
+	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,17 +26,25 @@ import (
 
 // Limits on one push, and on all of them.
 const (
-	maxCompressed = 8 << 20
-	maxPush       = 16 << 20 // bytes that are no more compressed
-	maxEntries    = 50_000
-	maxStreams    = 2_000
+	maxPush    = 4 << 20 // bytes, compressed or not
+	maxEntries = 50_000
+	maxStreams = 2_000
+	// maxParts is how many objects, arrays and fields of metadata a push may have. Each takes more memory than its text.
+	maxParts = 3 * maxEntries
 	// maxPushLabels leaves room for source and job.
 	maxPushLabels = logstore.MaxLabels - 2
 	// grace is how much a clock may be ahead.
 	grace = 10 * time.Minute
 	// A push is allowed as long as the mean stays below pushBytesPerSecond.
 	pushBytesPerSecond = 4 << 20
-	pushBurst          = 2 * maxPush
+	pushBurst          = 4 * maxPush
+	// arriving is how many bytes of all pushes may be in memory while they arrive. A push takes them in steps, as they come.
+	arriving    = 16 << 20
+	arrivingBy  = 4 << 10
+	arrivalTime = 10 * time.Second
+	// unpacking is how many pushes are unpacked and decoded at a time, which takes a multiple of their size. Others wait for patience.
+	unpacking = 2
+	patience  = 5 * time.Second
 )
 
 // The labels that only the platform gives, and the jobs that are its own.
@@ -49,36 +59,27 @@ const (
 	reservedPrefix = "pushed_"
 )
 
-// errTooLarge is what is wrong with a body that does not fit.
-var errTooLarge = fmt.Errorf("the push has more than %d bytes", maxPush)
+var (
+	// errTooLarge is what is wrong with a body that does not fit.
+	errTooLarge = fmt.Errorf("the push has more than %d bytes", maxPush)
+	errBusy     = errors.New("too many pushes at the same time: try again later")
+)
+
+// rateError is the answer when pushes bring more than they may.
+type rateError struct{ bytes int }
+
+func (e *rateError) Error() string {
+	return fmt.Sprintf("ingestion rate limit exceeded (limit: %d bytes/sec) while attempting to ingest %d bytes; reduce log volume", pushBytesPerSecond, e.bytes)
+}
 
 // push stores lines. What is wrong with some of them does not keep the others out.
 func (l *Loki) push(w http.ResponseWriter, r *http.Request) {
-	body, kind, err := readPush(w, r)
-	switch {
-	case errors.Is(err, errTooLarge):
-		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
-		return
-	case err != nil:
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	if !l.rate.take(len(body), time.Now()) {
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, fmt.Sprintf("ingestion rate limit exceeded (limit: %d bytes/sec) while attempting to ingest %d bytes; reduce log volume", pushBytesPerSecond, len(body)),
-			http.StatusTooManyRequests)
-		return
-	}
-	p := &pushing{now: time.Now()}
-	if kind == "json" {
-		err = p.json(body)
-	} else {
-		err = p.proto(body)
-	}
+	p, err := l.readPush(w, r)
 	if err != nil {
-		http.Error(w, "reading the push: "+err.Error(), http.StatusBadRequest)
+		refusePush(w, err)
 		return
 	}
+	defer p.release()
 	if len(p.entries) > 0 {
 		var rejected *rowstore.RejectedError
 		switch err := l.opts.Store.Append(p.entries); {
@@ -98,56 +99,179 @@ func (l *Loki) push(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// readPush reads a body, which may be compressed, and says what it is: json or protobuf.
-func readPush(w http.ResponseWriter, r *http.Request) (body []byte, kind string, err error) {
-	kind = "proto"
-	switch media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); {
-	case err == nil && media == "application/json":
-		kind = "json"
-	case r.Header.Get("Content-Type") != "" && media != "application/x-protobuf":
-		return nil, "", invalid("the content type %.40q is neither application/json nor application/x-protobuf", r.Header.Get("Content-Type"))
+// refusePush answers a push of which nothing is stored.
+func refusePush(w http.ResponseWriter, err error) {
+	code := http.StatusBadRequest
+	var above *rateError
+	switch {
+	case errors.Is(err, errTooLarge):
+		code = http.StatusRequestEntityTooLarge
+	case errors.Is(err, errBusy):
+		w.Header().Set("Retry-After", "5")
+		code = http.StatusServiceUnavailable
+	case errors.As(err, &above):
+		w.Header().Set("Retry-After", "1")
+		code = http.StatusTooManyRequests
 	}
-	var from io.Reader = http.MaxBytesReader(w, r.Body, maxCompressed)
-	encoding := r.Header.Get("Content-Encoding")
-	switch encoding {
-	case "", "identity", "snappy":
-	case "gzip":
-		unpacked, err := gzip.NewReader(from)
-		if err != nil {
-			return nil, "", invalid("the body is no gzip: %s", err)
+	http.Error(w, err.Error(), code)
+}
+
+// readPush reads a push. Whoever pushes chooses how many come at a time and how far they unpack: so it is measured, and must be within the rate and
+// get its turn, before it is unpacked. The turn is held until release.
+func (l *Loki) readPush(w http.ResponseWriter, r *http.Request) (*pushing, error) {
+	kind, encoding, err := pushType(r.Header)
+	if err != nil {
+		return nil, err
+	}
+	raw, arrived, err := l.arrive(w, r)
+	defer arrived()
+	if err != nil {
+		return nil, err
+	}
+	size, err := unpackedSize(raw, encoding)
+	if err != nil {
+		return nil, err
+	}
+	if !l.rate.take(size, time.Now()) {
+		return nil, &rateError{size}
+	}
+	release, err := l.turn(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	p := &pushing{now: time.Now(), release: release}
+	body, err := unpack(raw, encoding, size)
+	if err == nil {
+		if kind == "json" {
+			err = p.json(body)
+		} else {
+			err = p.proto(body)
 		}
-		from = unpacked
-	default:
-		return nil, "", invalid("Content-Encoding %.40q not supported", encoding)
-	}
-	body, err = io.ReadAll(io.LimitReader(from, maxPush+1))
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) || len(body) > maxPush {
-		return nil, "", errTooLarge
+		if err != nil {
+			err = fmt.Errorf("reading the push: %w", err)
+		}
 	}
 	if err != nil {
-		return nil, "", invalid("reading the body: %s", err)
+		release()
+		return nil, err
 	}
-	if encoding == "snappy" || kind == "proto" && encoding == "" { // Loki's clients compress with snappy and do not say so
-		switch n, err := snappy.DecodedLen(body); {
+	return p, nil
+}
+
+// pushType says what a body is, json or proto, and how it is compressed.
+func pushType(h http.Header) (kind, encoding string, err error) {
+	kind = "proto"
+	switch media, _, err := mime.ParseMediaType(h.Get("Content-Type")); {
+	case err == nil && media == "application/json":
+		kind = "json"
+	case h.Get("Content-Type") != "" && media != "application/x-protobuf":
+		return "", "", invalid("the content type %.40q is neither application/json nor application/x-protobuf", h.Get("Content-Type"))
+	}
+	switch encoding = h.Get("Content-Encoding"); {
+	case kind == "proto" && encoding == "": // Loki's clients compress with snappy and do not say so
+		encoding = "snappy"
+	case encoding != "" && encoding != "identity" && encoding != "snappy" && encoding != "gzip":
+		return "", "", invalid("Content-Encoding %.40q not supported", encoding)
+	}
+	return kind, encoding, nil
+}
+
+// arrive reads a body as it comes. It takes room for its bytes step by step: a client that sends nothing keeps nobody out.
+func (l *Loki) arrive(w http.ResponseWriter, r *http.Request) (raw []byte, release func(), err error) {
+	// Not every server can set it. Those that cannot have a deadline of their own.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(arrivalTime))
+	from := http.MaxBytesReader(w, r.Body, maxPush)
+	var taken int64
+	release = func() { l.arriving.Release(taken) }
+	var body bytes.Buffer
+	part := make([]byte, arrivingBy)
+	for {
+		n, err := from.Read(part)
+		if !l.arriving.TryAcquire(int64(n)) {
+			return nil, release, errBusy
+		}
+		taken += int64(n)
+		body.Write(part[:n])
+		var tooLarge *http.MaxBytesError
+		switch {
+		case err == io.EOF:
+			_ = control.SetReadDeadline(time.Time{})
+			return body.Bytes(), release, nil
+		case errors.As(err, &tooLarge):
+			return nil, release, errTooLarge
 		case err != nil:
-			return nil, "", invalid("the body is not compressed with snappy: %s", err)
-		case n > maxPush:
-			return nil, "", errTooLarge
-		}
-		if body, err = snappy.Decode(nil, body); err != nil {
-			return nil, "", invalid("the body is not compressed with snappy: %s", err)
+			return nil, release, invalid("reading the body: %s", err)
 		}
 	}
-	return body, kind, nil
+}
+
+// unpackedSize says how many bytes a body has when it is unpacked, without keeping them.
+func unpackedSize(raw []byte, encoding string) (int, error) {
+	size := int64(len(raw))
+	switch encoding {
+	case "snappy":
+		n, err := snappy.DecodedLen(raw)
+		if err != nil {
+			return 0, invalid("the body is not compressed with snappy: %s", err)
+		}
+		size = int64(n)
+	case "gzip":
+		z, err := gzip.NewReader(bytes.NewReader(raw))
+		if err != nil {
+			return 0, invalid("the body is no gzip: %s", err)
+		}
+		if size, err = io.Copy(io.Discard, io.LimitReader(z, maxPush+1)); err != nil {
+			return 0, invalid("the body is no gzip: %s", err)
+		}
+	}
+	if size > maxPush {
+		return 0, errTooLarge
+	}
+	return int(size), nil
+}
+
+// unpack unpacks a body of which the size is known.
+func unpack(raw []byte, encoding string, size int) ([]byte, error) {
+	switch encoding {
+	case "snappy":
+		body, err := snappy.Decode(nil, raw)
+		if err != nil {
+			return nil, invalid("the body is not compressed with snappy: %s", err)
+		}
+		return body, nil
+	case "gzip":
+		z, err := gzip.NewReader(bytes.NewReader(raw))
+		if err != nil {
+			return nil, invalid("the body is no gzip: %s", err)
+		}
+		body := make([]byte, size)
+		if _, err := io.ReadFull(z, body); err != nil {
+			return nil, invalid("the body is no gzip: %s", err)
+		}
+		return body, nil
+	}
+	return raw, nil
+}
+
+// turn waits until another push may be unpacked.
+func (l *Loki) turn(ctx context.Context) (func(), error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := l.unpacking.Acquire(ctx, 1); err != nil {
+		return nil, errBusy
+	}
+	return func() { l.unpacking.Release(1) }, nil
 }
 
 // pushing is a push as it is read.
 type pushing struct {
 	now     time.Time
+	release func()
 	entries []logstore.Entry
 	streams int
 	seen    int // lines
+	parts   int // fields of metadata
 	refused int
 	reason  string
 }
@@ -161,6 +285,7 @@ func (p *pushing) refuse(lines int, format string, args ...any) {
 var (
 	errManyStreams = fmt.Errorf("it has more than %d streams", maxStreams)
 	errManyLines   = fmt.Errorf("it has more than %d lines", maxEntries)
+	errManyParts   = errors.New("it has too many objects, arrays and fields")
 )
 
 // stream checks the labels of a stream and gives them to the platform's rules. Without a reason the stream is good.
@@ -212,11 +337,8 @@ type jsonPush struct {
 	} `json:"streams"`
 }
 
-// errManyParts refuses JSON whose parts would take far more memory than its text.
-var errManyParts = errors.New("it has too many objects and arrays")
-
 func (p *pushing) json(body []byte) error {
-	if brackets(body) > 3*maxEntries {
+	if brackets(body) > maxParts {
 		return errManyParts
 	}
 	var push jsonPush
@@ -340,6 +462,9 @@ func (p *pushing) protoStream(body []byte) error {
 		at, line, metadata, err := protoLine(value)
 		if err != nil {
 			return err
+		}
+		if p.parts += len(metadata); p.parts > maxParts {
+			return errManyParts
 		}
 		return p.line(stream, reason, at, line, metadata)
 	})

@@ -3,6 +3,8 @@ package loki
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"hash/maphash"
 	"net/http"
 	"strconv"
 	"time"
@@ -13,9 +15,13 @@ import (
 )
 
 const (
-	// tailWait is how long lines are gathered before they are sent, maxBatch how many go at once.
-	tailWait = 100 * time.Millisecond
-	maxBatch = 1000
+	// tailWait is how long lines are gathered before they are sent, maxBatch and maxBatchBytes how many go at once.
+	tailWait      = 100 * time.Millisecond
+	maxBatch      = 1000
+	maxBatchBytes = 1 << 20
+	// histories is how many tails look for the lines before them at a time, historyTime how long one may look. Others wait.
+	histories   = 2
+	historyTime = 20 * time.Second
 	// A client that takes nothing for sendTime is gone; one that is silent is asked every pingTime.
 	sendTime = 10 * time.Second
 	pingTime = 30 * time.Second
@@ -57,6 +63,10 @@ func (l *Loki) tail(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	if limits := l.histories.Limits(); limit > limits.Entries || request.now.Sub(start) > limits.Span {
+		http.Error(w, fmt.Sprintf("a tail begins with at most %d lines, of at most %s", limits.Entries, limits.Span), http.StatusBadRequest)
+		return
+	}
 	delay := time.Duration(0)
 	if s := request.form.Get("delay_for"); s != "" {
 		seconds, err := strconv.ParseUint(s, 10, 32)
@@ -78,12 +88,6 @@ func (l *Loki) tail(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusTooManyRequests)
 		return
 	}
-	now := time.Now()
-	before, err := l.engine.Query(ctx, logql.Request{Query: request.form.Get("query"), Start: start, End: now, Limit: limit, Direction: logql.Backward})
-	if err != nil {
-		l.fail(w, r, err)
-		return
-	}
 	conn, err := websocket.Accept(w, r, nil) // which refuses pages of other origins
 	if err != nil {
 		return // it has answered
@@ -91,22 +95,17 @@ func (l *Loki) tail(w http.ResponseWriter, r *http.Request) {
 	defer conn.CloseNow() //nolint:errcheck // the end in any case
 	ctx = conn.CloseRead(ctx)
 	t := &tailing{conn: conn, split: categorized(r.Header)}
-	seen := map[string]int{}
-	for _, s := range before.Streams {
-		for _, line := range s.Entries {
-			seen[lineKey(s, line)]++
-		}
-	}
-	if len(before.Streams) > 0 {
-		if t.send(ctx, before.Streams) != nil {
-			return
-		}
+	seen, err := l.sendHistory(ctx, t, logql.Request{Query: request.form.Get("query"), Start: start, Limit: limit, Direction: logql.Backward})
+	if err != nil {
+		_ = conn.Close(websocket.StatusInternalError, "the lines before cannot be read: see the store's log")
+		return
 	}
 	ping := time.NewTicker(pingTime)
 	defer ping.Stop()
 	flush := time.NewTimer(0)
 	<-flush.C
 	var batch []logql.Stream
+	bytes := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -127,14 +126,14 @@ func (l *Loki) tail(w http.ResponseWriter, r *http.Request) {
 			if !ok {
 				continue
 			}
-			if key := lineKey(s, s.Entries[0]); seen[key] > 0 {
-				seen[key]--
+			if seen.take(s, s.Entries[0]) {
 				continue
 			}
 			if len(batch) == 0 {
 				flush.Reset(max(tailWait, delay))
 			}
-			if batch = append(batch, s); len(batch) < maxBatch {
+			bytes += streamBytes(s)
+			if batch = append(batch, s); len(batch) < maxBatch && bytes < maxBatchBytes {
 				continue
 			}
 			flush.Stop()
@@ -142,21 +141,91 @@ func (l *Loki) tail(w http.ResponseWriter, r *http.Request) {
 			if t.send(ctx, batch) != nil {
 				return
 			}
-			batch = nil
+			batch, bytes = nil, 0
 		case <-flush.C:
 			t.missed(dropped())
 			if len(batch) > 0 && t.send(ctx, batch) != nil {
 				return
 			}
-			batch, seen = nil, nil
+			batch, bytes, seen.lines = nil, 0, nil
 		}
 	}
 }
 
-// lineKey is the same for the same line of the same stream.
-func lineKey(s logql.Stream, line logql.Line) string {
-	key, _ := json.Marshal([]any{s.Labels, line.Time.UnixNano(), line.Text}) // texts and numbers have JSON
-	return string(key)
+// sendHistory sends the lines before a tail, and returns which they are. If they are too much to look for, the tail goes on without them: a query
+// says why.
+func (l *Loki) sendHistory(ctx context.Context, t *tailing, q logql.Request) (*seenLines, error) {
+	seen := &seenLines{maphash.MakeSeed(), map[uint64]int{}}
+	if err := l.looking.Acquire(ctx, 1); err != nil {
+		return seen, err
+	}
+	q.End = time.Now()
+	before, err := l.histories.Query(ctx, q)
+	l.looking.Release(1)
+	switch {
+	case logql.Refused(err):
+		l.opts.Log.Debug("a tail begins without the lines before it", "query", q.Query, "err", err)
+		return seen, nil
+	case err != nil:
+		if ctx.Err() == nil {
+			l.opts.Log.Error("cannot read the lines before a tail", "err", err)
+		}
+		return seen, err
+	}
+	for _, s := range before.Streams {
+		for _, line := range s.Entries {
+			seen.add(s, line)
+		}
+	}
+	if len(before.Streams) == 0 {
+		return seen, nil
+	}
+	return seen, t.send(ctx, before.Streams)
+}
+
+// seenLines are lines that a tail has sent. They are as large as their text, which is why only hashes of them are kept.
+type seenLines struct {
+	seed  maphash.Seed
+	lines map[uint64]int
+}
+
+// hash is the same for the same line of the same stream.
+func (s *seenLines) hash(of logql.Stream, line logql.Line) uint64 {
+	var h maphash.Hash
+	h.SetSeed(s.seed)
+	for _, l := range of.Labels {
+		maphash.WriteComparable(&h, l)
+	}
+	maphash.WriteComparable(&h, line.Time.UnixNano())
+	_, _ = h.WriteString(line.Text) // it cannot fail
+	return h.Sum64()
+}
+
+func (s *seenLines) add(of logql.Stream, line logql.Line) { s.lines[s.hash(of, line)]++ }
+
+// take says whether the line was sent, once for each time that it was.
+func (s *seenLines) take(of logql.Stream, line logql.Line) bool {
+	if len(s.lines) == 0 {
+		return false
+	}
+	key := s.hash(of, line)
+	if s.lines[key] == 0 {
+		return false
+	}
+	s.lines[key]--
+	return true
+}
+
+// streamBytes is about how much memory the lines of a stream take.
+func streamBytes(s logql.Stream) int {
+	n := 0
+	for _, l := range s.Labels {
+		n += 64 + len(l.Name) + len(l.Value)
+	}
+	for _, line := range s.Entries {
+		n += len(line.Text)
+	}
+	return n
 }
 
 // tailing is the sending side of a tail.

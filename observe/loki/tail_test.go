@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -14,7 +16,9 @@ import (
 	"github.com/coder/websocket"
 	"github.com/stretchr/testify/require"
 
+	"polymesh.dev/polymesh/observe/logql"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/rowstore"
 )
 
 // tailLines reads messages of a tail until there are as many lines, and returns their texts.
@@ -72,6 +76,71 @@ func TestTail(t *testing.T) {
 	require.Equal(t, []string{"10"}, lines, "a pushed line is in no stream of the platform")
 }
 
+// The lines before a tail are few bytes, however many are asked for, and a tail that waits for them misses none that come meanwhile.
+func TestTailHistory(t *testing.T) {
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
+	require.NoError(t, err)
+	l := New(Options{Store: store, Log: slog.New(slog.DiscardHandler)})
+	server := httptest.NewServer(l)
+	t.Cleanup(func() {
+		server.Close()
+		require.NoError(t, store.Close())
+	})
+	labels := fields("job", "push")
+	for i := range 24 {
+		line := fmt.Sprintf("%d %s", i, strings.Repeat("x", 255<<10))
+		require.NoError(t, store.Append([]logstore.Entry{{Time: time.Now(), Labels: labels, Line: line}}))
+	}
+	require.NoError(t, l.looking.Acquire(t.Context(), histories))
+	address := server.URL + "/loki/api/v1/tail?" + url.Values{"query": {`{job="push"}`}, "limit": {"5000"}}.Encode()
+	conn, _, err := websocket.Dial(t.Context(), address, nil)
+	require.NoError(t, err, "it is accepted before its turn comes")
+	defer conn.CloseNow() //nolint:errcheck // the end in any case
+	conn.SetReadLimit(2 * maxBatchBytes)
+	for i := range 3 {
+		require.NoError(t, store.Append([]logstore.Entry{{Time: time.Now(), Labels: labels, Line: fmt.Sprint("meanwhile ", i)}}))
+	}
+	l.looking.Release(histories)
+	lines, messages := tailLines(t, conn, 6)
+	require.Len(t, messages, 1)
+	require.LessOrEqual(t, len(strings.Join(lines, "")), maxBatchBytes)
+	require.Equal(t, "meanwhile 2", lines[len(lines)-1])
+	require.True(t, strings.HasPrefix(lines[len(lines)-4], "23 "))
+
+	// Those that come in great size are sent in parts.
+	for i := range 12 {
+		line := fmt.Sprintf("%d %s", i, strings.Repeat("x", 255<<10))
+		require.NoError(t, store.Append([]logstore.Entry{{Time: time.Now(), Labels: labels, Line: line}}))
+		lines, messages = tailLines(t, conn, 1)
+		require.Len(t, lines, 1)
+		require.True(t, strings.HasPrefix(lines[0], fmt.Sprint(i)+" "), "each once")
+		require.Len(t, messages, 1)
+	}
+}
+
+// Tails without the lines before them go on if these are too much to look for.
+func TestTailWithoutHistory(t *testing.T) {
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
+	require.NoError(t, err)
+	server := httptest.NewServer(New(Options{Store: store, Limits: logql.Limits{Read: 1}, Log: slog.New(slog.DiscardHandler)}))
+	t.Cleanup(func() {
+		server.Close()
+		require.NoError(t, store.Close())
+	})
+	add := func(line string) {
+		require.NoError(t, store.Append([]logstore.Entry{{Time: time.Now(), Labels: fields("job", "a"), Line: line}}))
+	}
+	for range 3 {
+		add("before")
+	}
+	conn, _, err := websocket.Dial(t.Context(), server.URL+"/loki/api/v1/tail?"+url.Values{"query": {`{job="a"}`}}.Encode(), nil)
+	require.NoError(t, err)
+	defer conn.CloseNow() //nolint:errcheck // the end in any case
+	add("after")
+	lines, _ := tailLines(t, conn, 1)
+	require.Equal(t, []string{"after"}, lines)
+}
+
 func TestTailRefusals(t *testing.T) {
 	server, _ := serve(t)
 	for query, header := range map[string]http.Header{
@@ -81,6 +150,7 @@ func TestTailRefusals(t *testing.T) {
 		`query={job="x"}&limit=many`:        nil,
 		`query={job="x"}&limit=100000`:      nil,
 		`query={job="x"}&start=tomorrow`:    nil,
+		`query={job="x"}&start=1`:           nil,
 		`query=rate({job="x"}[5m])`:         nil,
 		`query={job="x"}&page of elsewhere`: {"Origin": {"http://elsewhere.example"}},
 	} {

@@ -1,58 +1,61 @@
 package receive
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
-	"time"
+	"net/http"
+	"strconv"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	_ "google.golang.org/grpc/encoding/gzip" // which SDKs and collectors use
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
-// GRPC returns a server for OTLP/gRPC. Whoever serves with it bounds the number of its connections; one that is idle takes about 20 KB, and is closed after some
-// minutes.
-func (r *Receiver) GRPC() *grpc.Server {
-	server := grpc.NewServer(
-		grpc.ForceServerCodecV2(codec{}),
-		grpc.MaxRecvMsgSize(MaxMessage),
-		grpc.MaxConcurrentStreams(16),
-		grpc.MaxHeaderListSize(16<<10),
-		grpc.ConnectionTimeout(readTime),
-		// The windows are what a client can make the server hold before anybody reads: without these, they grow with the client's speed.
-		grpc.InitialWindowSize(64<<10),
-		grpc.InitialConnWindowSize(128<<10),
-		grpc.ReadBufferSize(4<<10),
-		grpc.WriteBufferSize(4<<10),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	)
+// prefix is what a message of gRPC has before it.
+const prefix = 5
+
+// GRPC serves OTLP/gRPC, by HTTP/2. Whoever serves it bounds the number of connections and calls.
+//
+// gRPC's own server would read a message as soon as there is a call, or not at all, so a call without a message would take a slot. Therefore HTTP's
+// server reads it, and gives it to gRPC's.
+func (r *Receiver) GRPC() http.Handler {
+	server := grpc.NewServer(grpc.ForceServerCodecV2(codec{}), grpc.MaxRecvMsgSize(MaxMessage))
 	for _, s := range r.signals() {
 		server.RegisterService(&grpc.ServiceDesc{
 			ServiceName: s.service, HandlerType: (*any)(nil),
-			// On the wire a call with one message is a stream of one message. As a stream it is not read before there is a slot for it.
+			// On the wire a call with one message is a stream of one message.
 			Streams: []grpc.StreamDesc{{
 				StreamName: "Export", ClientStreams: true, ServerStreams: true,
 				Handler: func(_ any, stream grpc.ServerStream) error { return r.serveGRPC(stream, s) },
 			}},
 		}, nil)
 	}
-	return server
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		raw, release, err := r.arrive(w, req, prefix+MaxMessage)
+		if err != nil {
+			failed := status.Convert(err)
+			h := w.Header()
+			h.Set("Content-Type", "application/grpc")
+			h.Set("Grpc-Status", strconv.Itoa(int(failed.Code())))
+			h.Set("Grpc-Message", failed.Message())
+			return
+		}
+		defer release()
+		req.Body = io.NopCloser(bytes.NewReader(raw))
+		server.ServeHTTP(w, req)
+	})
 }
 
 func (r *Receiver) serveGRPC(stream grpc.ServerStream, s signal) error {
-	release, err := r.slot(stream.Context())
-	if err != nil {
-		return err
-	}
-	defer release()
-	message, err := receiveOne(stream)
-	if err != nil {
+	var message []byte
+	switch err := stream.RecvMsg(&message); {
+	case err == io.EOF:
+		return refused(errors.New("the call has no message"))
+	case err != nil:
 		return err
 	}
 	answer, err := r.export(stream.Context(), s, message)
@@ -60,31 +63,6 @@ func (r *Receiver) serveGRPC(stream grpc.ServerStream, s signal) error {
 		return err
 	}
 	return stream.SendMsg(answer)
-}
-
-// receiveOne reads a message. A client that does not send it in time is left.
-func receiveOne(stream grpc.ServerStream) ([]byte, error) {
-	type received struct {
-		message []byte
-		err     error
-	}
-	done := make(chan received, 1)
-	go func() { // ends with the stream, at the latest
-		var one received
-		one.err = stream.RecvMsg(&one.message)
-		done <- one
-	}()
-	timer := time.NewTimer(readTime)
-	defer timer.Stop()
-	select {
-	case one := <-done:
-		if one.err == io.EOF {
-			return nil, refused(errors.New("the call has no message"))
-		}
-		return one.message, one.err
-	case <-timer.C:
-		return nil, status.Error(codes.DeadlineExceeded, "the request took too long to arrive")
-	}
 }
 
 // codec leaves what is received undecoded, so that it is looked at first.

@@ -45,15 +45,11 @@ func (r *Receiver) serveOTLP(w http.ResponseWriter, req *http.Request, s signal)
 }
 
 func (r *Receiver) readOTLP(w http.ResponseWriter, req *http.Request, s signal, kind string) (proto.Message, error) {
-	release, err := r.slot(req.Context())
+	message, release, err := r.receive(w, req)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	message, err := body(w, req)
-	if err != nil {
-		return nil, err
-	}
 	if kind == jsonType {
 		return r.exportJSON(req.Context(), s, message)
 	}

@@ -36,15 +36,11 @@ func (r *Receiver) readJaeger(w http.ResponseWriter, req *http.Request) error {
 	case err != nil, kind != "application/x-thrift" && kind != "application/vnd.apache.thrift.binary":
 		return status.Error(codes.Unimplemented, "the content type is not application/x-thrift")
 	}
-	release, err := r.slot(req.Context())
+	message, release, err := r.receive(w, req)
 	if err != nil {
 		return err
 	}
 	defer release()
-	message, err := body(w, req)
-	if err != nil {
-		return err
-	}
 	memory, err := guard.Thrift(message, guard.OTLP)
 	if err != nil {
 		return refused(err)

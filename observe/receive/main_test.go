@@ -3,7 +3,6 @@ package receive
 import (
 	"flag"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -47,16 +46,12 @@ func serve(t *testing.T, metrics http.Handler) *stack {
 	t.Cleanup(func() { _ = s.logs.Close() })
 	s.Receiver = New(Options{Spans: s.traces.Append, Logs: s.logs.Append, Metrics: metrics})
 	s.http, s.zipkin, s.jaeger = serveHTTP(t, s.HTTP()), serveHTTP(t, s.Zipkin()), serveHTTP(t, s.Jaeger())
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	server := s.GRPC()
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(listener) }()
-	t.Cleanup(func() {
-		server.Stop()
-		require.NoError(t, <-done)
-	})
-	s.grpc = listener.Addr().String()
+	server := httptest.NewUnstartedServer(s.GRPC())
+	server.Config.Protocols = new(http.Protocols)
+	server.Config.Protocols.SetUnencryptedHTTP2(true)
+	server.Start()
+	t.Cleanup(server.Close)
+	s.grpc = server.Listener.Addr().String()
 	return s
 }
 

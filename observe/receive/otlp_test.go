@@ -9,6 +9,9 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -337,21 +340,84 @@ func TestRequestsWaitForASlot(t *testing.T) {
 	})
 }
 
-// TestSlowClient opens a call and sends nothing.
-func TestSlowClient(t *testing.T) {
+// slowRequest is one of which the body comes through a pipe, until the deadline.
+type slowRequest struct {
+	*httptest.ResponseRecorder
+	in   *io.PipeWriter
+	stop *time.Timer
+}
+
+func (s *slowRequest) SetReadDeadline(at time.Time) error {
+	if s.stop != nil {
+		s.stop.Stop()
+	}
+	if !at.IsZero() {
+		s.stop = time.AfterFunc(time.Until(at), func() { _ = s.in.CloseWithError(os.ErrDeadlineExceeded) })
+	}
+	return nil
+}
+
+// Clients that send nothing, or slowly, take no slot, and are left.
+func TestSlowClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, err := receiveOne(silent{ctx: t.Context()})
-		require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+		r := New(Options{Spans: func([]tracestore.Span) (tracestore.Result, error) { return tracestore.Result{}, nil }})
+		answers := make(chan *slowRequest)
+		begin := time.Now()
+		const clients = 3 * readers
+		for i := range clients {
+			handler, path, kind := r.HTTP(), "/v1/traces", "application/x-protobuf"
+			if i%2 == 0 {
+				handler, path, kind = r.GRPC(), "/opentelemetry.proto.collector.trace.v1.TraceService/Export", "application/grpc"
+			}
+			body, in := io.Pipe()
+			req := httptest.NewRequest(http.MethodPost, path, body)
+			req.ProtoMajor = 2
+			req.Header.Set("Content-Type", kind)
+			go func() {
+				w := &slowRequest{ResponseRecorder: httptest.NewRecorder(), in: in}
+				handler.ServeHTTP(w, req)
+				answers <- w
+			}()
+			if i > readers {
+				_, err := in.Write([]byte{0})
+				require.NoError(t, err)
+			}
+		}
+		synctest.Wait()
+		require.Empty(t, r.slots)
+		for range clients {
+			w := <-answers
+			if code := w.Header().Get("Grpc-Status"); code != "" {
+				require.Equal(t, strconv.Itoa(int(codes.DeadlineExceeded)), code)
+			} else {
+				require.Equal(t, http.StatusServiceUnavailable, w.Code)
+			}
+		}
+		require.Equal(t, readTime, time.Since(begin))
+		require.True(t, r.arriving.TryAcquire(arriving), "it is given back")
 	})
 }
 
-// silent is a stream on which nothing comes until its end.
-type silent struct {
-	grpc.ServerStream
-	ctx context.Context
+// Bytes that arrive have a room. What does not fit is to be sent again.
+func TestBytesThatArrive(t *testing.T) {
+	s := serve(t, nil)
+	req, _ := request(time.Now())
+	message, err := proto.Marshal(req)
+	require.NoError(t, err)
+	require.True(t, s.arriving.TryAcquire(arriving))
+	code, answer, _ := post(t, s.http+"/v1/traces", "application/x-protobuf", "", message)
+	require.Equal(t, http.StatusServiceUnavailable, code, string(answer))
+	client := collect.NewTraceServiceClient(s.dial(t))
+	_, err = client.Export(t.Context(), req)
+	require.Equal(t, codes.Unavailable, status.Code(err))
+	require.ErrorContains(t, err, "too many requests")
+	s.arriving.Release(arriving)
+	_, err = client.Export(t.Context(), req)
+	require.NoError(t, err)
+	code, answer, _ = post(t, s.http+"/v1/traces", "application/x-protobuf", "", message)
+	require.Equal(t, http.StatusOK, code, string(answer))
+	require.True(t, s.arriving.TryAcquire(arriving), "it is given back")
 }
-
-func (s silent) RecvMsg(any) error { <-s.ctx.Done(); return s.ctx.Err() }
 
 func TestLogs(t *testing.T) {
 	s := serve(t, nil)

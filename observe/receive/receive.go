@@ -27,7 +27,9 @@ import (
 const (
 	// MaxMessage is how many bytes a request may have, compressed or not. It is what OpenTelemetry's collector takes by gRPC.
 	MaxMessage = 4 << 20
-	// readers is how many requests are read at a time. Others wait for patience.
+	// arriving is how many bytes of all requests may be in memory while they arrive.
+	arriving = 16 << 20
+	// readers is how many requests that have arrived are unpacked and decoded at a time. Others wait for patience.
 	readers  = 6
 	patience = 5 * time.Second
 	// readTime is how long a request may take to arrive.
@@ -53,6 +55,7 @@ type Options struct {
 type Receiver struct {
 	opts     Options
 	slots    chan struct{}
+	arriving *semaphore.Weighted
 	decoding *semaphore.Weighted
 }
 
@@ -61,10 +64,13 @@ func New(o Options) *Receiver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Receiver{opts: o, slots: make(chan struct{}, readers), decoding: semaphore.NewWeighted(decoding)}
+	return &Receiver{opts: o, slots: make(chan struct{}, readers), arriving: semaphore.NewWeighted(arriving), decoding: semaphore.NewWeighted(decoding)}
 }
 
-// slot waits until another request may be read.
+// errBusy is the answer when there is no room. Clients send again.
+var errBusy = status.Error(codes.Unavailable, "too many requests are being read; send it again")
+
+// slot waits until another request may be unpacked.
 func (r *Receiver) slot(ctx context.Context) (func(), error) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -74,7 +80,7 @@ func (r *Receiver) slot(ctx context.Context) (func(), error) {
 	case <-ctx.Done():
 		return nil, status.FromContextError(ctx.Err()).Err()
 	case <-timer.C:
-		return nil, status.Error(codes.Unavailable, "too many requests are being read; send it again")
+		return nil, errBusy
 	}
 }
 

@@ -100,15 +100,11 @@ func accepted(w http.ResponseWriter, err error) {
 }
 
 func (r *Receiver) readZipkin(w http.ResponseWriter, req *http.Request) error {
-	release, err := r.slot(req.Context())
+	message, release, err := r.receive(w, req)
 	if err != nil {
 		return err
 	}
 	defer release()
-	message, err := body(w, req)
-	if err != nil {
-		return err
-	}
 	kind, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
 	read, measure := zipkinJSON, guard.JSON
 	if kind == protobufType || kind == "application/protobuf" {

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"polymesh.dev/polymesh/observe/ingest"
@@ -58,24 +57,22 @@ func (g *gate) handler(next http.Handler) http.Handler {
 	})
 }
 
-// streams reports whether a request is answered for as long as its client stays: live logs.
-func streams(r *http.Request) bool {
-	return strings.HasSuffix(r.URL.Path, "/tail")
-}
+// tailPath is answered for as long as its client stays: live logs. Nothing else is.
+const tailPath = "/loki/api/v1/tail"
 
 // front bounds what the requests of some sockets may take together.
 type front struct {
-	queries, writes *gate
-	log             *slog.Logger
+	queries, writes, tails *gate
+	log                    *slog.Logger
 }
 
-func newFront(queries, writes int, log *slog.Logger) *front {
-	return &front{newGate(queries), newGate(writes), log}
+func newFront(queries, writes, tails int, log *slog.Logger) *front {
+	return &front{newGate(queries), newGate(writes), newGate(tails), log}
 }
 
-// limited bounds what a request may take. Live logs have limits of their own.
+// limited bounds what a request may take. Live logs have places and limits of their own: they last.
 func (f *front) limited(next http.Handler) http.Handler {
-	query, write := f.queries.handler(timed(next)), f.writes.handler(next)
+	query, write, tail := f.queries.handler(timed(next)), f.writes.handler(next), f.tails.handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			switch p := recover(); p {
@@ -87,8 +84,8 @@ func (f *front) limited(next http.Handler) http.Handler {
 				http.Error(w, "internal error: see the store's log", http.StatusInternalServerError)
 			}
 		}()
-		if streams(r) {
-			next.ServeHTTP(w, r)
+		if r.URL.EscapedPath() == tailPath {
+			tail.ServeHTTP(w, r)
 			return
 		}
 		control := http.NewResponseController(w)
@@ -97,9 +94,12 @@ func (f *front) limited(next http.Handler) http.Handler {
 			_ = control.SetReadDeadline(time.Now().Add(queueTime + bodyTime))
 			r.Body = &body{http.MaxBytesReader(w, r.Body, maxBody), control}
 		}
-		if writes(r) {
+		switch {
+		case arrives(r):
+			next.ServeHTTP(w, r)
+		case writes(r):
 			write.ServeHTTP(w, r)
-		} else {
+		default:
 			query.ServeHTTP(w, r)
 		}
 	})
@@ -107,11 +107,17 @@ func (f *front) limited(next http.Handler) http.Handler {
 
 // writes reports whether a request brings something to store, rather than to query.
 func writes(r *http.Request) bool {
+	return arrives(r) || r.Method == http.MethodPost && (r.URL.Path == "/api/v1/write" || r.URL.Path == ingest.Path)
+}
+
+// arrives reports whether a request brings something to package receive or loki. They bound themselves what they take at a time, and only from clients that
+// send: with a gate before them, those that do not would keep the others out.
+func arrives(r *http.Request) bool {
 	if r.Method != http.MethodPost {
 		return false
 	}
 	switch r.URL.Path {
-	case "/loki/api/v1/push", "/otlp/v1/logs", "/v1/logs", "/v1/traces", "/v1/metrics", "/api/v2/spans", "/api/traces", "/api/v1/write", ingest.Path:
+	case "/loki/api/v1/push", "/otlp/v1/logs", "/v1/logs", "/v1/traces", "/v1/metrics", "/api/v2/spans", "/api/traces":
 		return true
 	}
 	return false

@@ -9,6 +9,7 @@ import (
 	"polymesh.dev/polymesh/observe/datadir"
 	"polymesh.dev/polymesh/observe/ingest"
 	"polymesh.dev/polymesh/observe/jaeger"
+	"polymesh.dev/polymesh/observe/tracestore"
 )
 
 // parts are the parts of the store, and the places of their handlers on the sockets.
@@ -49,6 +50,7 @@ func (p *parts) rootHandler(f *front, status http.Handler) http.Handler {
 	mux.Handle("/", &p.page)
 	limited := f.limited(audited(asker, p.log, mux))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r = r.WithContext(tracestore.Privileged(r.Context()))
 		// It must answer when nothing else does.
 		if r.URL.Path == StatusPath {
 			status.ServeHTTP(w, r)
@@ -124,7 +126,7 @@ func (p *parts) clusterEndpoints(dir string, f *front) []endpoint {
 		p.pageRoutes(mux, "/traces")
 	})
 	spans("otlp-http", "/v1/", &p.otlp)
-	add("otlp-grpc", remote{p.stores.receiver.GRPC()})
+	add("otlp-grpc", newHTTP2(p.stores.receiver.GRPC(), p.log))
 	add("jaeger-grpc", remote{jaeger.GRPC(jaeger.Options{Store: p.stores.traces, Log: p.log})})
 	spans("zipkin", "/api/v2/spans", &p.zipkin)
 	spans("jaeger-thrift", "/api/traces", &p.thrift)

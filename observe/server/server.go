@@ -17,11 +17,11 @@ import (
 	"polymesh.dev/polymesh/observe/datadir"
 )
 
-// How many queries and writes are answered at a time: on the socket for root, and on all sockets for pods together, so that pods
+// How many queries, writes and live logs are answered at a time: on the socket for root, and on all sockets for pods together, so that pods
 // cannot keep an administrator out. More would only compete for the processors, and for memory.
 const (
-	rootQueries, rootWrites       = 8, 8
-	clusterQueries, clusterWrites = 6, 16
+	rootQueries, rootWrites, rootTails          = 8, 8, 8
+	clusterQueries, clusterWrites, clusterTails = 6, 16, 4
 )
 
 // Run runs the store until ctx ends, and returns when everything is on disk. The error is a datadir.HeldError if another process uses the
@@ -53,7 +53,7 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 		components = p.readers()
 	}
 	if o.ClusterSockets != "" {
-		pods := newFront(clusterQueries, clusterWrites, log)
+		pods := newFront(clusterQueries, clusterWrites, clusterTails, log)
 		sockets := clusterSockets(o.ClusterSockets, func() []endpoint { return p.clusterEndpoints(o.ClusterSockets, pods) })
 		sockets.After = []string{receivers}
 		components = append(components, sockets)
@@ -67,7 +67,7 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 	if o.ReadOnly {
 		status = files
 	}
-	root := p.rootHandler(newFront(rootQueries, rootWrites, log), status)
+	root := p.rootHandler(newFront(rootQueries, rootWrites, rootTails, log), status)
 	return operate(ctx, o.Socket, root, life, func(ctx context.Context, fail func(error)) {
 		if !o.ReadOnly {
 			return

@@ -18,6 +18,11 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	collect "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	trace "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding/gzip"
 
 	"polymesh.dev/polymesh/observe/config"
 	"polymesh.dev/polymesh/observe/datadir"
@@ -159,6 +164,20 @@ func TestSockets(t *testing.T) {
 	_, text := get(t, client(filepath.Join(dir, "prometheus.sock")), "/metrics")
 	require.Contains(t, text, "\nprocess_resident_memory_bytes ", "whoever scrapes gets numbers")
 
+	// Spans by gRPC come on a socket of HTTP/2.
+	connection, err := grpc.NewClient("unix://"+filepath.Join(dir, "otlp-grpc.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	defer connection.Close()
+	for i := range byte(3) {
+		_, err = collect.NewTraceServiceClient(connection).Export(t.Context(), &collect.ExportTraceServiceRequest{ResourceSpans: []*trace.ResourceSpans{{ScopeSpans: []*trace.ScopeSpans{{
+			Spans: []*trace.Span{{TraceId: slices.Repeat([]byte{1}, 16), SpanId: slices.Repeat([]byte{i + 1}, 8), Name: strings.Repeat("x", 1000), StartTimeUnixNano: uint64(time.Now().UnixNano())}},
+		}}}}}, grpc.UseCompressor(gzip.Name))
+		require.NoError(t, err)
+	}
+	code, text := get(t, root, "/api/traces/"+strings.Repeat("01", 16))
+	require.Equal(t, http.StatusOK, code, text)
+	require.Equal(t, 3, strings.Count(text, `"spanID"`))
+
 	// A second store is refused in one line.
 	second := *o
 	second.Socket = filepath.Join(t.TempDir(), "s")
@@ -190,7 +209,7 @@ func TestSlot(t *testing.T) {
 }
 
 func TestBodyIsLimited(t *testing.T) {
-	h := newFront(1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(io.Discard, r.Body)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
@@ -209,7 +228,7 @@ func TestBodyIsLimited(t *testing.T) {
 // Queries that hang keep neither writes nor live logs out, and end.
 func TestQueriesWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newFront(1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/slow" {
 				<-r.Context().Done()
 				http.Error(w, r.Context().Err().Error(), http.StatusGatewayTimeout)
@@ -236,8 +255,71 @@ func TestQueriesWait(t *testing.T) {
 	})
 }
 
+// Clients that send spans or lines slowly, or none, keep nobody out.
+func TestWritesArrive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arrived := 0
+		h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			arrived++
+			_, _ = io.Copy(io.Discard, r.Body)
+		}))
+		var silent []*io.PipeWriter
+		for _, path := range []string{"/v1/traces", "/v1/logs", "/v1/metrics", "/api/v2/spans", "/api/traces", "/otlp/v1/logs", "/loki/api/v1/push", "/api/v1/write"} {
+			body, in := io.Pipe()
+			silent = append(silent, in)
+			go h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, path, body))
+			synctest.Wait()
+		}
+		require.Equal(t, len(silent), arrived)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/api/v1/write", nil))
+		require.Equal(t, http.StatusServiceUnavailable, w.Code, "remote write has a gate")
+		for _, in := range silent {
+			in.Close()
+		}
+	})
+}
+
+// Live logs last, so they have places of their own. What only looks like them is a query.
+func TestTailsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := map[string]chan struct{}{}
+		for _, path := range []string{tailPath, "/tail", "/api/v1/label/x/tail", "/loki/api/v1%2Ftail"} {
+			ended[path] = make(chan struct{})
+		}
+		h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			select {
+			case <-ended[r.URL.EscapedPath()]:
+			case <-r.Context().Done():
+			}
+		}))
+		ask := func(path string) int {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+			return w.Code
+		}
+		began := time.Now()
+		tail := make(chan int)
+		go func() { tail <- ask(tailPath) }()
+		synctest.Wait()
+		require.Equal(t, http.StatusServiceUnavailable, ask(tailPath))
+		require.Equal(t, queueTime, time.Since(began))
+		// The others end with the time for queries, one after the other.
+		for path := range ended {
+			if path != tailPath {
+				began = time.Now()
+				require.Equal(t, http.StatusOK, ask(path))
+				require.Equal(t, queryTime, time.Since(began), path)
+			}
+		}
+		close(ended[tailPath])
+		require.Equal(t, http.StatusOK, <-tail)
+		require.Equal(t, http.StatusOK, ask(tailPath))
+	})
+}
+
 func TestPanicEndsOneRequest(t *testing.T) {
-	h := newFront(1, 1, discard()).limited(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("unexpected") }))
+	h := newFront(1, 1, 1, discard()).limited(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("unexpected") }))
 	for range 3 { // the turn is given back
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))

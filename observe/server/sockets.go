@@ -128,6 +128,25 @@ func newHTTP(h http.Handler, log *slog.Logger) *hypertext {
 	return s
 }
 
+// Limits of a connection of HTTP/2. The buffers are what a client can make the server hold before anybody reads.
+const (
+	maxCalls         = 16
+	callBuffer       = 64 << 10
+	connectionBuffer = 128 << 10
+)
+
+// newHTTP2 is a server of HTTP/2 without TLS, as gRPC has it.
+func newHTTP2(h http.Handler, log *slog.Logger) *hypertext {
+	s := newHTTP(h, log)
+	s.Protocols = new(http.Protocols)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	s.HTTP2 = &http.HTTP2Config{
+		MaxConcurrentStreams: maxCalls, MaxReceiveBufferPerStream: callBuffer, MaxReceiveBufferPerConnection: connectionBuffer,
+		SendPingTimeout: time.Minute, PingTimeout: 20 * time.Second, WriteByteTimeout: 20 * time.Second,
+	}
+	return s
+}
+
 // Serve implements answerer.
 func (s *hypertext) Serve(l net.Listener) error {
 	if err := s.Server.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -22,8 +22,9 @@ const (
 	ahead = 24 * time.Hour
 	// around is how far from the span that was found the others of its trace are looked for. Trace has no such limit.
 	around = time.Hour
-	// chunk is how many traces are read at a time.
-	chunk = 20
+	// chunk is how many traces are read at a time, chunkBytes how much more than one of them may have: they stay in memory while a client reads.
+	chunk      = 20
+	chunkBytes = 4 << 20
 )
 
 // found is a trace with a span that fulfils a query.
@@ -39,12 +40,7 @@ func (s *Store) Trace(ctx context.Context, id string) (Trace, error) {
 	if err != nil {
 		return Trace{}, err
 	}
-	release, err := s.load(ctx)
-	if err != nil {
-		return Trace{}, err
-	}
-	defer release()
-	traces, err := s.read(ctx, []string{full}, time.Time{}, time.Time{})
+	traces, _, err := s.read(ctx, []string{full}, time.Time{}, time.Time{})
 	if err != nil {
 		return Trace{}, fmt.Errorf("reading trace %s: %w", full, err)
 	}
@@ -83,29 +79,12 @@ func (s *Store) Find(ctx context.Context, q Query) ([]Trace, error) {
 	return traces, err
 }
 
-// Walk calls each for the traces that Find would return, without a limit on all of them together. It ends when each returns false. each must not ask the store.
+// Walk calls each for the traces that Find would return, without a limit on all of them together. It ends when each returns false. each may take its
+// time: others ask meanwhile.
 func (s *Store) Walk(ctx context.Context, q Query, each func(Trace) bool) error {
-	if q.Limit < 0 {
-		return fmt.Errorf("%w: the limit is %d", ErrQuery, q.Limit)
-	}
-	limit := min(cmp.Or(q.Limit, defaultLimit), MaxTraces)
-	filter, err := q.filter()
+	all, err := s.look(ctx, q)
 	if err != nil {
 		return err
-	}
-	release, err := s.load(ctx)
-	if err != nil {
-		return err
-	}
-	defer release()
-	start, end := s.bounds(q.Start, q.End)
-	look := s.newest
-	if q.Slowest {
-		look = s.slowest
-	}
-	all, err := look(ctx, filter, start, end, limit)
-	if err != nil {
-		return fmt.Errorf("looking for traces: %w", err)
 	}
 	for part := range slices.Chunk(all, chunk) {
 		ids := make([]string, len(part))
@@ -119,25 +98,86 @@ func (s *Store) Walk(ctx context.Context, q Query, each func(Trace) bool) error 
 				last = f.at
 			}
 		}
-		traces, err := s.read(ctx, ids, first.Add(-around), last.Add(around))
+		more, err := s.walk(ctx, ids, first.Add(-around), last.Add(around), each)
 		if err != nil {
 			return fmt.Errorf("reading the traces that were found: %w", err)
 		}
-		for i := range traces {
-			if len(traces[i].Spans) > 0 && !each(traces[i]) {
-				return nil
-			}
-			traces[i] = Trace{}
+		if !more {
+			return nil
 		}
 	}
 	return nil
 }
 
+// walk calls each for traces, and says whether it wants more. If they are too much together, it reads one after the other.
+func (s *Store) walk(ctx context.Context, ids []string, start, end time.Time, each func(Trace) bool) (bool, error) {
+	traces, complete, err := s.read(ctx, ids, start, end)
+	if err != nil {
+		return false, err
+	}
+	if !complete && len(ids) > 1 {
+		clear(traces)
+		for i := range ids {
+			if more, err := s.walk(ctx, ids[i:i+1], start, end, each); err != nil || !more {
+				return false, err
+			}
+		}
+		return true, nil
+	}
+	for i := range traces {
+		if len(traces[i].Spans) > 0 && !each(traces[i]) {
+			return false, nil
+		}
+		traces[i] = Trace{}
+	}
+	return true, nil
+}
+
+// look returns which traces a query asks for, in its order.
+func (s *Store) look(ctx context.Context, q Query) ([]found, error) {
+	if q.Limit < 0 {
+		return nil, fmt.Errorf("%w: the limit is %d", ErrQuery, q.Limit)
+	}
+	limit := min(cmp.Or(q.Limit, defaultLimit), MaxTraces)
+	filter, err := q.filter()
+	if err != nil {
+		return nil, err
+	}
+	release, err := s.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	start, end := s.bounds(q.Start, q.End)
+	look := s.newest
+	if q.Slowest {
+		look = s.slowest
+	}
+	all, err := look(ctx, filter, start, end, limit)
+	if err != nil {
+		return nil, fmt.Errorf("looking for traces: %w", err)
+	}
+	return all, nil
+}
+
+type privileged struct{}
+
+// Privileged returns a context for questions that others cannot keep out: they have a place of their own.
+func Privileged(ctx context.Context) context.Context {
+	return context.WithValue(ctx, privileged{}, true)
+}
+
 // load waits until whole spans may be read.
 func (s *Store) load(ctx context.Context) (func(), error) {
+	var own chan struct{} // nil is never ready
+	if ctx.Value(privileged{}) != nil {
+		own = s.own
+	}
 	select {
 	case s.loads <- struct{}{}:
 		return func() { <-s.loads }, nil
+	case own <- struct{}{}:
+		return func() { <-s.own }, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for other questions about traces: %w", ctx.Err())
 	}
@@ -230,17 +270,26 @@ func (s *Store) search(ctx context.Context, query string, start, end time.Time) 
 	return batch, err
 }
 
-// read returns the spans of traces. If they are too many together, it reads each trace alone.
-func (s *Store) read(ctx context.Context, ids []string, start, end time.Time) ([]Trace, error) {
-	traces := make([]Trace, len(ids))
+// read returns the spans of traces. If they are too much together it says that they are not complete, and each is to be read alone.
+func (s *Store) read(ctx context.Context, ids []string, start, end time.Time) (traces []Trace, complete bool, err error) {
+	release, err := s.load(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	defer release()
+	traces = make([]Trace, len(ids))
 	index := make(map[string]int, len(ids))
 	quoted := make([]string, len(ids))
 	for i, id := range ids {
 		traces[i].ID, index[id], quoted[i] = id, i, rowstore.Literal(id)
 	}
+	most := maxAnswerBytes
+	if len(ids) > 1 {
+		most = chunkBytes
+	}
 	count, bytes, full := 0, 0, false
 	query := fmt.Sprintf("%s %s:in(%s)", spans, columnTrace, strings.Join(quoted, ","))
-	err := s.rows.Query(ctx, query, start, end, func(r rowstore.Row) bool {
+	err = s.rows.Query(ctx, query, start, end, func(r rowstore.Row) bool {
 		one := spanOf(r)
 		i, ok := index[one.TraceID]
 		if !ok {
@@ -248,7 +297,7 @@ func (s *Store) read(ctx context.Context, ids []string, start, end time.Time) ([
 		}
 		count++
 		bytes += size(&one)
-		if count > MaxTraceSpans || bytes > maxAnswerBytes {
+		if count > MaxTraceSpans || bytes > most {
 			full = true
 			return false
 		}
@@ -256,18 +305,7 @@ func (s *Store) read(ctx context.Context, ids []string, start, end time.Time) ([
 		return true
 	})
 	if err != nil {
-		return nil, err
-	}
-	if full && len(ids) > 1 {
-		clear(traces)
-		for i, id := range ids {
-			alone, err := s.read(ctx, []string{id}, start, end)
-			if err != nil {
-				return nil, err
-			}
-			traces[i] = alone[0]
-		}
-		return traces, nil
+		return nil, false, err
 	}
 	for i := range traces {
 		if full {
@@ -275,7 +313,7 @@ func (s *Store) read(ctx context.Context, ids []string, start, end time.Time) ([
 		}
 		arrange(&traces[i])
 	}
-	return traces, nil
+	return traces, !full, nil
 }
 
 // Services returns the names of all services with a span in a time, sorted.

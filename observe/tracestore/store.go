@@ -60,9 +60,9 @@ type Store struct {
 	calls  *dependencies
 	log    *slog.Logger
 
-	loads chan struct{}
-	stop  context.CancelFunc
-	done  sync.WaitGroup
+	loads, own chan struct{} // own is for the privileged alone
+	stop       context.CancelFunc
+	done       sync.WaitGroup
 
 	storing sync.RWMutex // held while counts become rows
 	mu      sync.Mutex
@@ -91,7 +91,7 @@ func Open(opts Options) (*Store, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Store{
 		opts: opts, rows: rows, sample: newSampler(float64(max(0, opts.SpansPerSecond)), now), calls: newDependencies(now), log: opts.Log,
-		loads: make(chan struct{}, loads), stop: stop, streams: map[string]struct{}{},
+		loads: make(chan struct{}, loads), own: make(chan struct{}, 1), stop: stop, streams: map[string]struct{}{},
 	}
 	if !opts.ReadOnly {
 		s.done.Go(func() { s.storeCalls(ctx) })

@@ -387,7 +387,11 @@ func TestLongTrace(t *testing.T) {
 	require.Equal(t, []string{trace(3)}, ids(got), "an answer has one trace at least, and no more than fit")
 	require.Contains(t, got[0].Incomplete, "more spans")
 	walked := 0
-	require.NoError(t, s.Walk(t.Context(), Query{}, func(Trace) bool { walked++; return true }))
+	require.NoError(t, s.Walk(t.Context(), Query{}, func(Trace) bool {
+		require.Empty(t, s.loads, "others may ask while a client reads")
+		walked++
+		return true
+	}))
 	require.Equal(t, 3, walked)
 }
 
@@ -404,6 +408,10 @@ func TestAskingEnds(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 	_, err = s.Find(ctx, Query{})
 	require.ErrorIs(t, err, context.Canceled)
+	// One place is kept for an administrator.
+	_, err = s.Find(Privileged(t.Context()), Query{})
+	require.NoError(t, err)
+	require.Empty(t, s.own)
 }
 
 func TestReadOnly(t *testing.T) {

@@ -156,7 +156,7 @@ func ServerFlags() *Flags {
 	f.StringVar(&r.observeDisk, "observe-disk", "", "how much of the disk the store of metrics, logs and traces may take, such as 2GiB (default: 2GiB, or a twentieth of the disk if that is less)")
 	f.StringVar(&r.observeRetention, "observe-retention", "7d", "how long the store keeps something, such as 7d or 36h; less if --observe-disk is reached before")
 	f.BoolVar(&r.observeRemoteWrite, "observe-remote-write", false, "pods may write metrics to the store by Prometheus' remote write, where they may query it")
-	f.StringVar(&r.observeAccess, "observe-cluster-access", string(ObserveAll), "what pods reach of the store of metrics, logs and traces: all; ingest, to send traces; off")
+	f.StringVar(&r.observeAccess, "observe-cluster-access", string(ObserveAll), "what pods reach of the store of metrics, logs and traces: all; ingest, to send spans, and logs and metrics by OTLP; off")
 
 	f.StringSliceVar(&r.imagePolicyKeys, "image-policy-key", nil, "file of a public key, or base64: and the key: in namespaces labelled polymesh.dev/image-policy=enforce only images signed by it run; may be repeated")
 

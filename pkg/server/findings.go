@@ -23,6 +23,9 @@ const findingsPath = "GET /findings"
 // overviewAge is how old what `polymesh status` says about the cluster may be. It changes slowly, and asks every member of etcd.
 const overviewAge = time.Minute
 
+// overviewTime is how long it may take to learn it. It is not the request's: what was learned while one went away is the answer to those after it.
+const overviewTime = 10 * time.Second
+
 // ofCluster is the kind and the reason of what is wrong with no object in the cluster, but with its servers: members of etcd, certificates,
 // snapshots.
 const ofCluster = "Cluster"
@@ -63,6 +66,8 @@ func (f *findings) ofCluster(ctx context.Context) []diagnose.Found {
 	if !f.at.IsZero() && time.Since(f.at) < overviewAge {
 		return f.cluster
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), overviewTime)
+	defer cancel()
 	c := f.overview(ctx)
 	f.at, f.cluster = time.Now(), []diagnose.Found{}
 	add := func(text string, bad bool) {
