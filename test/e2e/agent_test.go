@@ -25,10 +25,10 @@ func TestAgents(t *testing.T) {
 	ownNodes(t, 3)
 	c := node.ClusterForTest(t)
 	settings := filepath.Join(t.TempDir(), "config.yaml")
-	if err := os.WriteFile(settings, []byte("disable: istio\n"), 0o600); err != nil {
+	if err := os.WriteFile(settings, []byte("disable: [istio, observe]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server := c.AddForTest(t, node.Options{Args: []string{"--config", settings}})
+	server := c.AddForTest(t, node.Options{Observe: true, Args: []string{"--config", settings}})
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +304,7 @@ func TestAgents(t *testing.T) {
 
 	t.Run("pool", func(t *testing.T) {
 		long(t, "TestAllocate and TestAssigned decide the same")
-		if err := os.WriteFile(settings, []byte("disable: istio\nloadbalancer-pool: "+poolAddress+"-"+poolAddress+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(settings, []byte("disable: [istio, observe]\nloadbalancer-pool: "+poolAddress+"-"+poolAddress+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		// Agents get the cluster's settings when they start.

@@ -22,7 +22,7 @@ import (
 	"polymesh.dev/polymesh/test/e2e/node"
 )
 
-const withoutAddons = "disable: [istio, servicelb, metrics-server, local-storage]\n"
+const withoutAddons = "disable: [istio, servicelb, metrics-server, local-storage, observe]\n"
 
 // settings writes the config file of a node, which its next start reads.
 func settings(t *testing.T, file, more string) {
@@ -53,8 +53,8 @@ func TestClusterInit(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	settings(t, file, "")
 	cluster := node.ClusterForTest(t)
-	n := cluster.AddForTest(t, node.Options{Args: []string{"--config", file}})
-	fresh := cluster.AddForTest(t, node.Options{Args: []string{"--config", file}})
+	n := cluster.AddForTest(t, node.Options{Observe: true, Args: []string{"--config", file}})
+	fresh := cluster.AddForTest(t, node.Options{Observe: true, Args: []string{"--config", file}})
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +198,7 @@ func TestPostgresDatastore(t *testing.T) {
 	ownNodes(t, 2)
 	c := node.ClusterForTest(t)
 	file, file2 := filepath.Join(t.TempDir(), "config.yaml"), filepath.Join(t.TempDir(), "config.yaml")
-	n := c.AddForTest(t, node.Options{Args: []string{"--config", file}})
+	n := c.AddForTest(t, node.Options{Observe: true, Args: []string{"--config", file}})
 	ca := newAuthority(t)
 	db := startPostgres(t, n, ca, node.OutsideHost)
 	caFile, endpoint := filepath.Join(t.TempDir(), "ca.crt"), filepath.Join(t.TempDir(), "endpoint")
@@ -225,7 +225,7 @@ func TestPostgresDatastore(t *testing.T) {
 	if err := n.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	second := c.AddForTest(t, node.Options{Args: []string{"--config", file2}})
+	second := c.AddForTest(t, node.Options{Observe: true, Args: []string{"--config", file2}})
 	if err := os.WriteFile(file2, []byte("datastore-endpoint-file: "+endpoint+"\ndatastore-cafile: "+caFile+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -257,8 +257,8 @@ func TestRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("disable: [istio, metrics-server, traefik]\n")
-	n := node.ForTest(t, node.Options{Args: []string{"--config", config}})
+	write("disable: [istio, metrics-server, observe, traefik]\n")
+	n := node.ForTest(t, node.Options{Observe: true, Args: []string{"--config", config}})
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +283,7 @@ func TestRestart(t *testing.T) {
 	}
 	killPod(t, n, string(victim.UID), "/echo")
 	p.more(t, 40) // while there is no server
-	write("disable: [istio, metrics-server]\nwrite-kubeconfig-mode: 644\n")
+	write("disable: [istio, metrics-server, observe]\nwrite-kubeconfig-mode: 644\n")
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

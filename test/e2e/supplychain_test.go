@@ -37,12 +37,12 @@ func TestSupplyChain(t *testing.T) {
 	keys := t.TempDir()
 	config := filepath.Join(keys, "config.yaml")
 	settings := func(more string) {
-		if err := os.WriteFile(config, []byte("disable: [metrics-server, local-storage]\nmesh-profile: minimal\n"+more), 0o600); err != nil {
+		if err := os.WriteFile(config, []byte("disable: [metrics-server, local-storage, observe]\nmesh-profile: minimal\n"+more), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	settings("image-policy-key: " + filepath.Join(keys, "image.pub") + "\n")
-	n := node.ForTest(t, node.Options{NoDefaultRoute: true, Args: []string{"--config", config}})
+	n := node.ForTest(t, node.Options{Observe: true, NoDefaultRoute: true, Args: []string{"--config", config}})
 	p := &shopProject{Node: n, t: t, dir: filepath.Join(t.TempDir(), "shop"), env: append(builderStorage(t), "COSIGN_PASSWORD=secret")}
 	if err := os.CopyFS(p.dir, os.DirFS(filepath.Join("scenarios", "supply-chain"))); err != nil {
 		t.Fatal(err)

@@ -60,7 +60,8 @@ type Options struct {
 	// Args are further flags of `polymesh server`, or `polymesh agent`; data dir, kubeconfig, server and token are set already.
 	Args []string
 	// Observe lets the server have the store of metrics, logs and traces. Without it, it is started with --disable observe, because most tests
-	// do not look at what a store has, and each would pay for one. The node with the guide's app has it, as a user's.
+	// do not look at what a store has, and each would pay for one. The node with the guide's app has it, as a user's. With a config file, set it
+	// and let the file disable it: of a setting that is in both, the flag counts.
 	Observe bool
 	// Env are further environment variables of the server, KEY=value.
 	Env []string

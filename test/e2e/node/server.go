@@ -70,6 +70,9 @@ func (n *Node) Start(ctx context.Context) error {
 		}
 	}
 	if !n.opts.Observe && n.opts.Joins == nil && n.program == n.tested {
+		if slices.Contains(n.opts.Args, "--config") {
+			return errors.New("a flag takes the place of what a config file disables: set Observe, and disable it in the file")
+		}
 		args = append(args, "--disable", "observe")
 	}
 	args = append(args, n.opts.Args...)
