@@ -28,6 +28,8 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/util/compression"
+
+	"polymesh.dev/polymesh/observe/rulefiles"
 )
 
 // Options of the store of metrics.
@@ -62,7 +64,9 @@ const (
 	// A query holds at most this many samples, of 16 bytes, and takes at most this long.
 	maxSamples   = 1_000_000
 	queryTimeout = 30 * time.Second
-	maxQueries   = 4
+	// Pods' queries and the page's have places of their own, so that no pod keeps an administrator waiting.
+	maxQueries     = 2
+	maxPageQueries = 2
 	// A rule has less time, and one is evaluated at a time, so that no rule takes the place of a person's query.
 	ruleTimeout = 10 * time.Second
 
@@ -86,7 +90,8 @@ type Metrics struct {
 	queryable storage.SampleAndChunkQueryable
 	blocks    func() []tsdb.BlockMeta
 	series    *bounded
-	engine    *promql.Engine
+	engine    *promql.Engine // of the page
+	served    checked        // of the handler
 	parser    parser.Parser
 
 	targets  *targets
@@ -176,8 +181,9 @@ func (m *Metrics) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.engine = m.newEngine(tracker, queryTimeout, m.registry)
-	ruleEngine := m.newEngine(make(slots, 1), ruleTimeout, nil)
+	m.served = checked{m.newEngine(tracker, queryTimeout, m.registry), m.parser}
+	m.engine = m.newEngine(make(slots, maxPageQueries), queryTimeout, nil)
+	ruleEngine := checked{m.newEngine(make(slots, 1), ruleTimeout, nil), m.parser}
 
 	// There are two scrapers: one connects what the store's own jobs name, the other refuses this machine's addresses.
 	others := newWary(o.ReservedPorts)
@@ -233,7 +239,7 @@ var externalURL = url.URL{Scheme: "http", Host: "prometheus.istio-system:9090"}
 func (m *Metrics) newEngine(tracker promql.QueryTracker, timeout time.Duration, reg prometheus.Registerer) *promql.Engine {
 	return promql.NewEngine(promql.EngineOpts{
 		Logger: m.log.With("part", "engine"), Reg: reg, MaxSamples: maxSamples, Timeout: timeout, ActiveQueryTracker: tracker, LookbackDelta: lookback,
-		NoStepSubqueryIntervalFn: func(int64) int64 { return time.Minute.Milliseconds() },
+		NoStepSubqueryIntervalFn: func(int64) int64 { return rulefiles.SubqueryStep.Milliseconds() },
 		EnableAtModifier:         true, EnableNegativeOffset: true, Parser: m.parser,
 	})
 }
@@ -290,7 +296,7 @@ func (m *Metrics) Close() error {
 // Queryable is the stored series.
 func (m *Metrics) Queryable() storage.SampleAndChunkQueryable { return m.queryable }
 
-// Engine evaluates PromQL, with the store's bounds on samples, time and number of queries.
+// Engine evaluates the page's PromQL, with the store's bounds on samples and time, and a number of queries that Handler's do not count for.
 func (m *Metrics) Engine() *promql.Engine { return m.engine }
 
 // Appendable is for other parts of the store that write samples. A new series beyond Options.MaxSeries is an error.
