@@ -31,6 +31,8 @@ import (
 const (
 	// JobProxies reads the sidecars and gateways, with the metrics of their apps.
 	JobProxies = "istio-proxy"
+	// JobWaypoints reads proxies that others' requests pass. What they report has the label job of JobProxies.
+	JobWaypoints = "istio-waypoint"
 	// JobPods reads the other pods that have Prometheus' annotations, and JobHostPods those in the machine's network.
 	JobPods     = "pods"
 	JobHostPods = "host-pods"
@@ -50,7 +52,7 @@ const (
 func Local() []string { return []string{JobNode, JobState, JobSelf, JobServer} }
 
 // guarded are the store's jobs whose addresses others have a say in: a pod's annotation, an answer that redirects.
-var guarded = []string{JobProxies, JobPods, JobHostPods, JobIstiod}
+var guarded = []string{JobProxies, JobWaypoints, JobPods, JobHostPods, JobIstiod}
 
 // Guarded reports whether the addresses of a job come from others, so that it must not reach this machine's own services.
 // Only kubelets and what is read in this process are not.
@@ -108,7 +110,7 @@ func Base(o Options) (*config.Config, error) {
 	var jobs []*config.ScrapeConfig
 	if o.Kubeconfig != "" {
 		pods := discovery.Configs{kubernetesSD(kubernetes.RolePod, o.Kubeconfig)}
-		jobs = append(jobs, proxies(pods), annotated(JobPods, pods, o.MeshNamespace), annotated(JobHostPods, pods, o.MeshNamespace), istiod(pods, o.MeshNamespace))
+		jobs = append(jobs, proxies(JobProxies, pods), proxies(JobWaypoints, pods), annotated(JobPods, pods, o.MeshNamespace), annotated(JobHostPods, pods, o.MeshNamespace), istiod(pods, o.MeshNamespace))
 		if o.Kubelets.CA != "" {
 			nodes := discovery.Configs{kubernetesSD(kubernetes.RoleNode, o.Kubeconfig)}
 			jobs = append(jobs, kubelet(JobKubelet, "/metrics/resource", nodes, o), kubelet(JobCadvisor, "/metrics/cadvisor", nodes, o))
@@ -162,9 +164,12 @@ func job(name string, sd discovery.Configs) *config.ScrapeConfig {
 // proxies reads Envoy in sidecars and gateways. The injector has set the pod's annotations to the agent's port 15020, which serves
 // Envoy's, the agent's and the app's own metrics, and is excluded from mutual TLS. A pod that has not got them (metrics are not
 // merged) has Envoy's at 15090. Only the pod's address and these two numbers make the target's.
-func proxies(sd discovery.Configs) *config.ScrapeConfig {
+//
+// Waypoints are a job of their own, because what a sample says of itself cannot tell them apart from an app.
+func proxies(name string, sd discovery.Configs) *config.ScrapeConfig {
 	const host, port = "__tmp_host", "__tmp_port"
-	j := job(JobProxies, sd)
+	const waypoint = "istio-waypoint" // the class of the gateways that are waypoints
+	j := job(name, sd)
 	j.MetricsPath = "/stats/prometheus"
 	// A gateway has some 130 series for each service behind it.
 	j.SampleLimit = 10000
@@ -177,19 +182,30 @@ func proxies(sd discovery.Configs) *config.ScrapeConfig {
 		replace("15020", "15020", port, annotation("port")),
 		replace("(.+);(.+)", "$1:$2", model.AddressLabel, host, port),
 	}, podLabels()...)
-	j.MetricRelabelConfigs = slices.Concat(ownNamespace(), only(`(?:envoy|istio_agent)_.*`, envoyKept+"|"+agentKept), dropTemplateHash())
+	if name == JobWaypoints {
+		j.RelabelConfigs = append(j.RelabelConfigs, keep(waypoint, podLabel("gateway_networking_k8s_io_gateway_class_name")), set(model.JobLabel, JobProxies))
+	} else {
+		j.RelabelConfigs = append(j.RelabelConfigs, drop(waypoint, podLabel("gateway_networking_k8s_io_gateway_class_name")))
+	}
+	j.MetricRelabelConfigs = slices.Concat(ownNamespace(name), only(`(?:envoy|istio_agent)_.*`, envoyKept+"|"+agentKept), dropTemplateHash())
 	return j
 }
 
 // ownNamespace believes a proxy only about its own namespace: what it reports as the source must be from there, and what it
-// reports as the destination too. The app's metrics come through the same port, so an app could otherwise make up requests
-// between others.
-func ownNamespace() []*relabel.Config {
+// reports as the destination, or as a waypoint, must go there. The app's metrics come through the same port, so an app could
+// otherwise make up requests between others. What has another reporter, or none, is dropped, but for the agent's own metrics.
+func ownNamespace(name string) []*relabel.Config {
 	const tmp = "__tmp_namespace"
+	called := "destination"
+	if name == JobWaypoints {
+		called = "destination|waypoint"
+	}
 	return []*relabel.Config{
 		replace("(.*)", "$1", tmp, "namespace"),
+		replace("istio_.*", "", tmp, model.MetricNameLabel),
+		replace("(?:istio_agent_.*|istio_build);(.*)", "$1", tmp, model.MetricNameLabel, "namespace"),
 		replace("istio_.*;source;(.*)", "$1", tmp, model.MetricNameLabel, "reporter", "source_workload_namespace"),
-		replace("istio_.*;destination;(.*)", "$1", tmp, model.MetricNameLabel, "reporter", "destination_workload_namespace"),
+		replace("istio_.*;(?:"+called+");(.*)", "$1", tmp, model.MetricNameLabel, "reporter", "destination_workload_namespace"),
 		equal(relabel.KeepEqual, tmp, "namespace"),
 		labelDrop(tmp),
 	}

@@ -194,7 +194,7 @@ relabel_configs:
 	require.Equal(t, `{instance="10.1.2.3:80", job="shop/prometheus-config/x"}`, got.Labels(labels.NewBuilder(labels.EmptyLabels())).String())
 
 	// A target's own labels cannot say that they are one of the store's jobs, even if they are honoured.
-	for _, name := range append(Local(), JobKubelet, JobCadvisor, JobProxies, JobPods, JobHostPods, JobIstiod) {
+	for _, name := range append(Local(), JobKubelet, JobCadvisor, JobProxies, JobWaypoints, JobPods, JobHostPods, JobIstiod) {
 		_, ok := kept(j, "__name__", "istio_requests_total", "job", name)
 		require.False(t, ok, name)
 	}
