@@ -40,7 +40,7 @@ type Options struct {
 	Retention time.Duration
 	MaxBytes  int64
 	// MaxSeries bounds the series of the last hours, which are in memory. Samples of new ones beyond it are refused and counted.
-	// 0 means 20,000. What the store makes itself may be a tenth, or 1,000, more.
+	// 0 means 20,000. What the store makes itself may be a tenth, or 1,000, more. So are those beyond 16 MiB of labels.
 	MaxSeries int
 	// Base has the store's own jobs, see scrapeconfig.Base. nil means none.
 	Base *config.Config
@@ -137,13 +137,15 @@ func Open(ctx context.Context, o Options) (*Metrics, error) {
 		}
 	}
 
-	db, err := tsdb.Open(o.Dir, m.log.With("part", "tsdb"), m.registry, tsdbOptions(o), m.dbStats)
+	bytes, options := &labelBytes{}, tsdbOptions(o)
+	options.SeriesLifecycleCallback = bytes
+	db, err := tsdb.Open(o.Dir, m.log.With("part", "tsdb"), m.registry, options, m.dbStats)
 	if err != nil {
 		return nil, fmt.Errorf("open the metrics in %s: %w (if no other store runs and this remains, set the folder aside: metrics begin anew)", o.Dir, err)
 	}
 	m.db, m.queryable = db, db
 	m.blocks = db.BlockMetas
-	m.series = newBounded(db, o.MaxSeries, m.registry, m.log)
+	m.series = newBounded(db, o.MaxSeries, bytes, m.registry, m.log)
 
 	// The context ends what runs, not the one with which it was opened.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -301,7 +303,7 @@ func (m *Metrics) Engine() *promql.Engine { return m.engine }
 
 // Appendable is for other parts of the store that write samples. A new series beyond Options.MaxSeries is an error.
 func (m *Metrics) Appendable() storage.AppendableV2 {
-	return boundedAppendable{bounded: m.series, most: m.series.max, tell: true}
+	return boundedAppendable{bounded: m.series, most: m.series.max, bytes: maxAllLabelBytes, tell: true}
 }
 
 // Problem says why not all of the work is done, for the status. It is empty if all is.
@@ -309,8 +311,8 @@ func (m *Metrics) Problem() string {
 	if m.series == nil {
 		return ""
 	}
-	if m.series.full() {
-		return fmt.Sprintf("there are %d series, the highest number: new ones are refused (see /api/v1/status/tsdb for the metrics with the most)", m.opts.MaxSeries)
+	if p := m.series.problem(); p != "" {
+		return p
 	}
 	return m.current.problem()
 }

@@ -20,6 +20,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/config"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/scrapeconfig"
@@ -283,6 +285,67 @@ func TestSeriesLimit(t *testing.T) {
 	s.is(`steady`, 1)
 	s.is(`sum(count_over_time(steady[2s]) > 0)`, 2)
 	require.LessOrEqual(t, s.Numbers()["series"], int64(most+200))
+}
+
+// long is a series with n bytes of labels.
+func long(i, n int) labels.Labels {
+	b := labels.NewScratchBuilder(0)
+	b.Add("__name__", "m")
+	b.Add("i", fmt.Sprintf("%08d", i))
+	for k := 0; n > 0; k++ {
+		b.Add(fmt.Sprintf("l%02d", k), fmt.Sprintf("%08d", i)+strings.Repeat("x", min(n, 400)))
+		n -= 400
+	}
+	b.Sort()
+	return b.Labels()
+}
+
+// The limit of all labels: long ones fill no memory, neither now nor when they are read again at the start.
+func TestLabelBytes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "metrics")
+	const each = 1600
+	write := func(s *store, to storage.AppendableV2, from, n, size int) {
+		app := to.AppenderV2(t.Context())
+		for i := from; i < from+n; i++ {
+			_, err := app.Append(0, long(i, size), 0, time.Now().UnixMilli(), 1, nil, nil, storage.AOptions{})
+			require.NoError(t, err)
+		}
+		require.NoError(t, app.Commit())
+	}
+	s := open(t, Options{Dir: dir})
+	// One series.
+	write(s, s.series.guests(), 0, 1, 4000)
+	require.EqualValues(t, 1, s.Numbers()["series_refused"])
+	require.Zero(t, s.Numbers()["series"])
+	require.Empty(t, s.Problem())
+	// All together.
+	write(s, s.series.guests(), 0, 15_000, each)
+	inMemory := s.series.labels.Load()
+	require.GreaterOrEqual(t, inMemory, int64(maxAllLabelBytes))
+	require.Less(t, inMemory, int64(maxAllLabelBytes+maxLabelBytes))
+	require.Contains(t, s.Problem(), "the labels of all series have 16 MiB")
+	series, refused := s.Numbers()["series"], s.Numbers()["series_refused"]
+	require.EqualValues(t, 15_001, series+refused)
+	// Who writes is told, those that there are go on, and the store's own still have a place.
+	_, err := s.Appendable().AppenderV2(t.Context()).Append(0, long(20_000, 10), 0, time.Now().UnixMilli(), 1, nil, nil, storage.AOptions{})
+	require.ErrorIs(t, err, storage.ErrOutOfBounds)
+	write(s, s.series.guests(), 0, 10, each)
+	write(s, s.series.own(), 30_000, 10, each)
+	require.Equal(t, series+10, s.Numbers()["series"])
+	require.Equal(t, refused+1, s.Numbers()["series_refused"])
+	require.NoError(t, s.Close())
+
+	s = open(t, Options{Dir: dir})
+	require.Equal(t, series+10, s.Numbers()["series"])
+	require.Greater(t, s.series.labels.Load(), inMemory)
+	write(s, s.series.guests(), 40_000, 10, each)
+	require.EqualValues(t, 10, s.Numbers()["series_refused"])
+	require.Equal(t, series+10, s.Numbers()["series"])
+
+	// What leaves the memory makes room.
+	require.NoError(t, s.db.Head().Truncate(time.Now().Add(time.Hour).UnixMilli()))
+	require.Zero(t, s.db.Head().NumSeries())
+	require.Zero(t, s.series.labels.Load())
 }
 
 // Users' jobs come and go, and the store's own targets do not notice.

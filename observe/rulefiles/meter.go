@@ -50,7 +50,7 @@ func (s *meteredSet) Next() bool {
 		return false
 	}
 	q := s.query
-	if *q.left -= q.growth.Times*float64(length(s.At().Labels())) + q.growth.Added; *q.left < 0 {
+	if *q.left -= q.growth.Times*float64(Length(s.At().Labels())) + q.growth.Added; *q.left < 0 {
 		s.err = fmt.Errorf("label_join, label_replace and group_left make more than %d bytes of labels: select fewer series", maxMade)
 		return false
 	}
@@ -65,8 +65,8 @@ func (s *meteredSet) Err() error {
 	return s.SeriesSet.Err()
 }
 
-// length is the length of a series' labels.
-func length(ls labels.Labels) int {
+// Length is how many bytes a series' labels have.
+func Length(ls labels.Labels) int {
 	n := 0
 	ls.Range(func(l labels.Label) { n += len(l.Name) + len(l.Value) })
 	return n

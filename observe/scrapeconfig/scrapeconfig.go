@@ -89,6 +89,10 @@ const (
 	evaluation = 30 * time.Second
 	// maxTimeout of one reading.
 	maxTimeout = 10 * time.Second
+	// The labels of a sample, with those of its target. A proxy's have some 40. See metrics for all labels of a series.
+	maxLabels     = 64
+	maxLabelName  = 128
+	maxLabelValue = 512
 )
 
 // Base returns the configuration with the store's own jobs.
@@ -153,9 +157,9 @@ func job(name string, sd discovery.Configs) *config.ScrapeConfig {
 	j.BodySizeLimit = 16 * units.MiB
 	j.SampleLimit = 5000
 	j.TargetLimit = 1000
-	j.LabelLimit = 64
-	j.LabelNameLengthLimit = 256
-	j.LabelValueLengthLimit = 1024
+	j.LabelLimit = maxLabels
+	j.LabelNameLengthLimit = maxLabelName
+	j.LabelValueLengthLimit = maxLabelValue
 	// Dropped targets are only for looking at, and each keeps its pod's annotations.
 	j.KeepDroppedTargets = 10
 	return &j
@@ -317,6 +321,7 @@ func local(name string, o Options) *config.ScrapeConfig {
 	j := job(name, discovery.Configs{discovery.StaticConfig{group}})
 	j.EnableCompression = false
 	j.SampleLimit = 20000
+	j.LabelValueLengthLimit = 2 * maxLabelValue // an image's name may be long
 	j.RelabelConfigs = []*relabel.Config{set(model.InstanceLabel, o.Node)}
 	switch name {
 	case JobNode:

@@ -207,9 +207,9 @@ func (m *merge) job(j *config.ScrapeConfig) {
 	j.BodySizeLimit = units.Base2Bytes(limit(int64(j.BodySizeLimit), int64(16*units.MiB), int64(16*units.MiB)))
 	j.SampleLimit = limit(j.SampleLimit, 5000, 10000)
 	j.TargetLimit = limit(j.TargetLimit, 200, 500)
-	j.LabelLimit = limit(j.LabelLimit, 64, 64)
-	j.LabelNameLengthLimit = limit(j.LabelNameLengthLimit, 256, 256)
-	j.LabelValueLengthLimit = limit(j.LabelValueLengthLimit, 1024, 1024)
+	j.LabelLimit = limit(j.LabelLimit, maxLabels, maxLabels)
+	j.LabelNameLengthLimit = limit(j.LabelNameLengthLimit, maxLabelName, maxLabelName)
+	j.LabelValueLengthLimit = limit(j.LabelValueLengthLimit, maxLabelValue, maxLabelValue)
 	j.NativeHistogramBucketLimit = limit(j.NativeHistogramBucketLimit, 160, 160)
 	j.KeepDroppedTargets = limit(j.KeepDroppedTargets, 10, 50)
 
