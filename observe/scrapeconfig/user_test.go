@@ -272,6 +272,63 @@ func TestMany(t *testing.T) {
 	require.Empty(t, base.ScrapeConfigs)
 }
 
+// Each different Kubernetes source is a copy of the cluster's objects in memory.
+func TestManyWatches(t *testing.T) {
+	base, err := Base(all)
+	require.NoError(t, err)
+	own := len(base.ScrapeConfigs)
+	user := func(name, sources string) User {
+		u, problems := Merge([]byte(job1("kubernetes_sd_configs: ["+sources+"]")), Origin{name, "c"}, all.Kubeconfig)
+		require.Empty(t, problems)
+		return u
+	}
+	selected := func(from, to int) string {
+		var s []string
+		for i := range to - from {
+			s = append(s, fmt.Sprintf("{role: pod, selectors: [{role: pod, label: 'x!=y%d'}]}", from+i))
+		}
+		return strings.Join(s, ", ")
+	}
+	joined, problems := Join(base, []User{
+		user("a", selected(0, 5)),
+		user("b", selected(0, 5)),                          // the same ones
+		user("c", "{role: pod}, {role: node}"),             // the store's own
+		user("d", selected(4, 10)),                         // five more
+		user("e", "{role: pod}, "+selected(5, 8)),          // three more
+		user("f", selected(8, 9)+", "+selected(0, 1)),      // one more
+		user("g", "{role: pod}, "+selected(7, 8)),          // known
+		user("h", "{role: pod, namespaces: {names: [x]}}"), // one more
+	})
+	var names []string
+	for _, j := range joined.ScrapeConfigs[own:] {
+		names = append(names, j.JobName)
+	}
+	require.Equal(t, []string{"a/c/x", "b/c/x", "c/c/x", "e/c/x", "g/c/x"}, names)
+	require.Len(t, problems, 3)
+	for _, o := range []string{"d", "f", "h"} {
+		got := problems[Origin{o, "c"}]
+		require.Len(t, got, 1)
+		require.Equal(t, "x", got[0].Job)
+		require.Contains(t, got[0].Message, "more than 8 different kubernetes_sd_configs: the job is not used")
+	}
+
+	// Alertmanagers are found apart, and count, too.
+	managers := func(sources string) User {
+		u, problems := Merge([]byte("alerting: {alertmanagers: [{kubernetes_sd_configs: ["+sources+"]}]}"), Origin{"z", "c"}, all.Kubeconfig)
+		require.Empty(t, problems)
+		return u
+	}
+	_, problems = Join(base, []User{user("a", selected(0, 7)), managers("{role: pod}")})
+	require.Empty(t, problems)
+	joined, problems = Join(base, []User{user("a", selected(0, 8)), managers("{role: pod}")})
+	require.Empty(t, joined.AlertingConfig.AlertmanagerConfigs)
+	require.Contains(t, problems[Origin{"z", "c"}][0].Message, "these Alertmanagers are not used")
+
+	// A namespace is watched once, whatever its order.
+	u := user("a", "{role: pod, namespaces: {names: [b, a, b]}}, {role: pod, namespaces: {names: [a, b]}}")
+	require.Equal(t, u.Jobs[0].ServiceDiscoveryConfigs[0], u.Jobs[0].ServiceDiscoveryConfigs[1])
+}
+
 func TestForbidden(t *testing.T) {
 	for _, s := range []string{
 		"127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3", "::", "::1", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "fe80::1%eth0",
