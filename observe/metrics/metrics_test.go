@@ -1,6 +1,8 @@
 package metrics
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"fmt"
 	"log/slog"
@@ -444,6 +446,30 @@ func TestGuard(t *testing.T) {
 	// One of the store's own jobs reaches it.
 	s = open(t, Options{Base: addJobs(t, fast(t, scrapeconfig.Options{}), "scrape_configs: [{job_name: own, static_configs: [{targets: ['"+secret+"']}]}]")})
 	s.is("secret", 1)
+}
+
+// An answer of a few bytes that is much when it is decompressed ends at the limit for users' jobs.
+func TestCompressedBody(t *testing.T) {
+	var body bytes.Buffer
+	w := gzip.NewWriter(&body)
+	for range 5 << 10 {
+		_, err := w.Write([]byte("# " + strings.Repeat("x", 1021) + "\n"))
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	var asked atomic.Value
+	address := target(t, ownIP(t), func(w http.ResponseWriter, r *http.Request) {
+		asked.Store(r.Header.Get("Accept-Encoding"))
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		w.Header().Set("Content-Encoding", "gzip")
+		_, _ = w.Write(body.Bytes())
+	})
+	s := open(t, Options{})
+	_, err := s.Apply(t.Context(), []UserConfig{{Namespace: "shop", Name: "c", Prometheus: []byte("scrape_configs: [{job_name: x, scrape_interval: 5s, static_configs: [{targets: ['" + address + "']}]}]")}})
+	require.NoError(t, err)
+	s.is(`up{job="shop/c/x"}`, 0)
+	require.Contains(t, fmt.Sprint(s.targetErrors()), "body size limit exceeded")
+	require.Equal(t, "identity", asked.Load())
 }
 
 // Whoever cannot reach the folder, or finds another's, is told what to do.

@@ -89,6 +89,10 @@ const (
 	evaluation = 30 * time.Second
 	// maxTimeout of one reading.
 	maxTimeout = 10 * time.Second
+	// maxBody is the size of an answer. Each is in memory as a whole while it is read. Those of a large gateway, a kubelet with many
+	// pods or all objects of a cluster are longer.
+	maxBody      = 4 * units.MiB
+	maxLargeBody = 16 * units.MiB
 	// The labels of a sample, with those of its target. A proxy's have some 40. See metrics for all labels of a series.
 	maxLabels     = 64
 	maxLabelName  = 128
@@ -154,7 +158,10 @@ func job(name string, sd discovery.Configs) *config.ScrapeConfig {
 	j.HTTPClientConfig = commonconfig.DefaultHTTPClientConfig
 	// An answer that points elsewhere would be stored as this target's.
 	j.HTTPClientConfig.FollowRedirects = false
-	j.BodySizeLimit = 16 * units.MiB
+	j.BodySizeLimit = maxBody
+	// Others' answers are not compressed, so that whoever makes a large one sends a large one. One that is compressed all the same is
+	// read, up to its limit.
+	j.EnableCompression = !Guarded(name)
 	j.SampleLimit = 5000
 	j.TargetLimit = 1000
 	j.LabelLimit = maxLabels
@@ -177,6 +184,7 @@ func proxies(name string, sd discovery.Configs) *config.ScrapeConfig {
 	j.MetricsPath = "/stats/prometheus"
 	// A gateway has some 130 series for each service behind it.
 	j.SampleLimit = 10000
+	j.BodySizeLimit = maxLargeBody
 	j.RelabelConfigs = append([]*relabel.Config{
 		keep("istio-proxy", podContainer),
 		keep("15090", podPort),
@@ -289,6 +297,7 @@ func kubelet(name, path string, sd discovery.Configs, o Options) *config.ScrapeC
 	// The samples have the time at which the kubelet measured.
 	j.TrackTimestampsStaleness = true
 	j.SampleLimit = 10000
+	j.BodySizeLimit = maxLargeBody
 	j.RelabelConfigs = []*relabel.Config{
 		replace("(.+)", "$1", "node", nodeName),
 		replace("(.+)", "$1", model.InstanceLabel, nodeName),
@@ -321,6 +330,7 @@ func local(name string, o Options) *config.ScrapeConfig {
 	j := job(name, discovery.Configs{discovery.StaticConfig{group}})
 	j.EnableCompression = false
 	j.SampleLimit = 20000
+	j.BodySizeLimit = maxLargeBody
 	j.LabelValueLengthLimit = 2 * maxLabelValue // an image's name may be long
 	j.RelabelConfigs = []*relabel.Config{set(model.InstanceLabel, o.Node)}
 	switch name {

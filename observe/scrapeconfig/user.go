@@ -263,7 +263,8 @@ func (m *merge) job(j *config.ScrapeConfig) {
 	}
 	j.ScrapeTimeout = min(j.ScrapeTimeout, j.ScrapeInterval, model.Duration(maxTimeout))
 
-	j.BodySizeLimit = units.Base2Bytes(limit(int64(j.BodySizeLimit), int64(16*units.MiB), int64(16*units.MiB)))
+	j.BodySizeLimit = units.Base2Bytes(limit(int64(j.BodySizeLimit), int64(maxBody), int64(maxBody)))
+	j.EnableCompression = false // as in job
 	j.SampleLimit = limit(j.SampleLimit, 5000, 10000)
 	j.TargetLimit = limit(j.TargetLimit, 200, 500)
 	j.LabelLimit = limit(j.LabelLimit, maxLabels, maxLabels)

@@ -174,6 +174,8 @@ func TestRelabelling(t *testing.T) {
 scrape_interval: 1s
 scrape_timeout: 1s
 sample_limit: 1000000
+body_size_limit: 1GiB
+enable_compression: true
 static_configs:
 - targets: ['10.1.2.3:80']
   labels: {__unix_socket__: /run/polymesh/observe.sock, job: istio-proxy, __scrape_interval__: 1ms}
@@ -185,6 +187,8 @@ relabel_configs:
 	require.Equal(t, []string{"x: its interval is 1s: 5s is used"}, texts(problems))
 	j := u.Jobs[0]
 	require.EqualValues(t, 10000, j.SampleLimit)
+	require.EqualValues(t, 4<<20, j.BodySizeLimit)
+	require.False(t, j.EnableCompression)
 	set := model.LabelSet{model.AddressLabel: "10.1.2.3:80", scrape.UnixSocketLabel: "/run/polymesh/observe.sock", "job": "istio-proxy", "__scrape_interval__": "1ms"}
 	got := target(t, j, set)
 	require.Equal(t, "5s", got.GetValue(model.ScrapeIntervalLabel))
