@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/value"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunks"
@@ -38,16 +39,21 @@ type bounded struct {
 	max     uint64
 	labels  *labelBytes
 	refused prometheus.Counter
-	count   atomic.Int64
-	log     *slog.Logger
-	logged  atomic.Int64 // when, in seconds
+	// misplaced are samples of kubelets about pods that are not on their node. Some are when a pod is new or ends.
+	misplaced prometheus.Counter
+	count     atomic.Int64
+	log       *slog.Logger
+	logged    atomic.Int64 // when, in seconds
 }
 
 func newBounded(db *tsdb.DB, most int, bytes *labelBytes, reg prometheus.Registerer, log *slog.Logger) *bounded {
 	b := &bounded{db: db, max: uint64(most), labels: bytes, log: log, refused: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "polymesh_observe_series_refused_total", Help: "Samples of new series that were refused because there are too many series, or because labels are too long.",
 	})}
-	reg.MustRegister(b.refused)
+	b.misplaced = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "polymesh_observe_kubelet_samples_refused_total", Help: "Samples of kubelets that were refused because the cluster has no such pod on their node.",
+	})
+	reg.MustRegister(b.refused, b.misplaced)
 	return b
 }
 
@@ -69,8 +75,15 @@ func (b *bounded) refusals() int64 { return b.count.Load() }
 func (b *bounded) guests() storage.AppendableV2 {
 	return boundedAppendable{bounded: b, most: b.max, bytes: maxAllLabelBytes}
 }
-func (b *bounded) own() storage.AppendableV2 {
+func (b *bounded) own() boundedAppendable {
 	return boundedAppendable{bounded: b, most: b.max + max(b.max/10, 1000), bytes: maxAllLabelBytes + maxAllLabelBytes/10}
+}
+
+// scraped is for what the store's own scraper reads: kubelets are others, too.
+func (b *bounded) scraped(p *places) storage.AppendableV2 {
+	a := b.own()
+	a.places = p
+	return a
 }
 
 // writers is for what others send. They are told of what is refused, and do not name the store's own jobs.
@@ -87,6 +100,8 @@ type boundedAppendable struct {
 	tell bool
 	// foreign refuses samples of the store's own jobs.
 	foreign bool
+	// places checks kubelets' samples. nil checks none.
+	places *places
 }
 
 // AppenderV2 implements storage.AppendableV2.
@@ -96,7 +111,11 @@ func (b boundedAppendable) AppenderV2(ctx context.Context) storage.AppenderV2 {
 
 // room reports whether a sample may be stored, which is always so for a series that exists.
 func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, ls labels.Labels) bool {
-	full := b.db.Head().NumSeries() >= b.most || b.labels.Load() >= b.bytes
+	most, bytes := b.most, b.bytes
+	if kubelet(ls) {
+		most, bytes = b.max, maxAllLabelBytes
+	}
+	full := b.db.Head().NumSeries() >= most || b.labels.Load() >= bytes
 	if ref != 0 && !full {
 		return true
 	}
@@ -112,7 +131,7 @@ func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, l
 	b.count.Add(1)
 	now := time.Now().Unix()
 	if last := b.logged.Load(); now-last >= 60 && b.logged.CompareAndSwap(last, now) {
-		b.log.Warn("a new series is refused", "series", fmt.Sprintf("%.300s", ls.String()), "highest_number", b.most, "number", b.db.Head().NumSeries(),
+		b.log.Warn("a new series is refused", "series", fmt.Sprintf("%.300s", ls.String()), "highest_number", most, "number", b.db.Head().NumSeries(),
 			"label_bytes", b.labels.Load())
 	}
 	return false
@@ -148,6 +167,11 @@ type boundedAppender struct {
 func (a *boundedAppender) Append(ref storage.SeriesRef, ls labels.Labels, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram, opts storage.AOptions) (storage.SeriesRef, error) {
 	if a.foreign && scrapeconfig.Reserved(ls.Get(model.JobLabel)) {
 		return 0, fmt.Errorf("the job %q is one of the store's own: %w", ls.Get(model.JobLabel), storage.ErrOutOfBounds)
+	}
+	// The end of a series is believed, as the cluster may forget a pod first.
+	if a.places != nil && kubelet(ls) && !value.IsStaleNaN(v) && !a.places.allow(ls) {
+		a.misplaced.Inc()
+		return 0, nil
 	}
 	if !a.room(a.AppenderV2, ref, ls) {
 		if a.tell {

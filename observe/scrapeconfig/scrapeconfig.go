@@ -58,6 +58,9 @@ var guarded = []string{JobProxies, JobWaypoints, JobPods, JobHostPods, JobIstiod
 // Only kubelets and what is read in this process are not.
 func Guarded(job string) bool { return strings.Contains(job, "/") || slices.Contains(guarded, job) }
 
+// OfKubelet reports whether a job reads kubelets, which may be in an attacker's hands as their nodes may be.
+func OfKubelet(job string) bool { return job == JobKubelet || job == JobCadvisor }
+
 // localDomain is the domain of the addresses of what is read in this process. RFC 6761 keeps it from ever being resolved.
 const localDomain = ".polymesh.invalid"
 
