@@ -71,6 +71,8 @@ const (
 	ruleTimeout = 10 * time.Second
 
 	lookback = 5 * time.Minute
+	// clockAhead is how far the newest sample may be from now. Others' samples are at most ten minutes ahead.
+	clockAhead = time.Hour
 	// late is how old a sample may be that others send.
 	late         = 5 * time.Minute
 	minBlock     = 2 * time.Hour
@@ -313,6 +315,10 @@ func (m *Metrics) Problem() string {
 	}
 	if p := m.series.problem(); p != "" {
 		return p
+	}
+	if newest := m.Newest(); newest.After(time.Now().Add(clockAhead)) {
+		return fmt.Sprintf("the newest sample is of %s, so the clock was ahead when it was stored, and samples of now are too old to be stored: "+
+			"stop the store, set the folder %s aside, and start it again (or wait until then)", newest.UTC().Format(time.RFC3339), m.opts.Dir)
 	}
 	return m.current.problem()
 }

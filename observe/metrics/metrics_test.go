@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -348,6 +349,24 @@ func TestLabelBytes(t *testing.T) {
 	require.NoError(t, s.db.Head().Truncate(time.Now().Add(time.Hour).UnixMilli()))
 	require.Zero(t, s.db.Head().NumSeries())
 	require.Zero(t, s.series.labels.Load())
+}
+
+// After the clock was ahead, nothing is stored until that time, and the status says so.
+func TestClockAhead(t *testing.T) {
+	s := open(t, Options{})
+	add := func(name string, at time.Time) error {
+		app := s.series.own().AppenderV2(t.Context())
+		_, err := app.Append(0, labels.FromStrings("__name__", name), 0, at.UnixMilli(), 1, nil, nil, storage.AOptions{})
+		return errors.Join(err, app.Commit())
+	}
+	require.NoError(t, add("a", time.Now()))
+	require.Empty(t, s.Problem())
+	require.NoError(t, add("b", time.Now().Add(50*time.Minute)))
+	require.Empty(t, s.Problem())
+	future := time.Now().Add(90 * 24 * time.Hour)
+	require.NoError(t, add("c", future))
+	require.Contains(t, s.Problem(), "the newest sample is of "+future.UTC().Format(time.RFC3339))
+	require.Contains(t, s.Problem(), s.opts.Dir)
 }
 
 // Users' jobs come and go, and the store's own targets do not notice.
