@@ -221,7 +221,7 @@ func TestSampleLimit(t *testing.T) {
 	for i := range 100_000 {
 		fmt.Fprintf(&large, "large{i=\"%d\"} 1\n", i)
 	}
-	const job = "\n- {job_name: %s, static_configs: [{targets: [%q]}], sample_limit: 5000, label_value_length_limit: 1024, body_size_limit: 16MiB, scrape_fallback_protocol: PrometheusText0.0.4}"
+	const job = "\n- {job_name: %s, static_configs: [{targets: [%q]}], sample_limit: 5000, label_value_length_limit: 1024, body_size_limit: 4MiB, scrape_fallback_protocol: PrometheusText0.0.4}"
 	jobs := "scrape_configs:"
 	for name, h := range map[string]http.HandlerFunc{
 		"small": text("small 1\n"), "large": text(large.String()), "long": text("long{x=\"" + strings.Repeat("a", 2000) + "\"} 1\n"),
