@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/util/annotations"
+
+	"polymesh.dev/polymesh/observe/rulefiles"
 )
 
 // metric answers a query for numbers.
@@ -25,7 +27,11 @@ func (e *Engine) metric(ctx context.Context, expr Expr, req Request, meter *mete
 	}
 	t := &translation{grid: grid}
 	text := t.write(expr)
-	source := &ranges{engine: e, translation: t, meter: meter}
+	growth, err := check(text, grid)
+	if err != nil {
+		return refusal("%s", err)
+	}
+	source := growth.Bound(&ranges{engine: e, translation: t, meter: meter})
 	// Values stand exactly where the engine looks, and a value of another step is not one of this.
 	options := promql.NewPrometheusQueryOpts(false, time.Millisecond, nil)
 	var query promql.Query
@@ -44,6 +50,16 @@ func (e *Engine) metric(ctx context.Context, expr Expr, req Request, meter *mete
 	}
 	result.Value = clone(answer.Value)
 	return nil
+}
+
+// check refuses what PromQL would refuse, above all label_replace that repeats labels.
+func check(text string, g grid) (rulefiles.Growth, error) {
+	expr, err := parser.NewParser(parser.Options{}).ParseExpr(text)
+	if err != nil {
+		return rulefiles.Growth{}, fmt.Errorf("parse error : %w", err)
+	}
+	step := time.Duration(g.step) * time.Millisecond
+	return rulefiles.Check(expr, time.Duration(g.count-1)*step, step)
 }
 
 // reason takes this package's own errors out of the engine's, and tells the engine's refusals from failures.

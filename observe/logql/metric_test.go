@@ -486,6 +486,35 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// TestRepeatedLabels has label_replace that makes labels longer than there is memory for.
+func TestRepeatedLabels(t *testing.T) {
+	replace := func(inner string, times int) string {
+		return `label_replace(` + inner + `, "app", "` + strings.Repeat("$1", times) + `", "app", "(.*)")`
+	}
+	var entries []logstore.Entry
+	for i := range 400 {
+		entries = append(entries, logstore.Entry{Time: testStart, Line: "a", Labels: fields("app", strings.Repeat("x", 1000)+strconv.Itoa(i))})
+	}
+	engine := newEngine(t, Limits{}, entries)
+	count := func(selector string) string { return `count_over_time({app=~"` + selector + `"}[1m])` }
+	for query, problem := range map[string]string{
+		replace(count(".+"), 2):                           "",
+		replace(replace(count(".+"), 2), 2):               "",
+		replace(count(".+1"), 60):                         "",
+		replace(count(".+"), 60):                          "select fewer series",
+		replace(count(".+"), 2000):                        "repeat labels too often",
+		replace(replace(count(".+"), 10), 10):             "repeat labels too often",
+		`sum by (app) (` + replace("vector(1)", 70) + `)`: "repeat labels too often",
+	} {
+		_, err := engine.Query(t.Context(), Request{Query: query, Start: testStart.Add(time.Second), End: testStart.Add(time.Second), Instant: true, Limit: 100})
+		if problem == "" {
+			require.NoError(t, err, "%.100s", query)
+			continue
+		}
+		require.ErrorContains(t, err, problem, "%.100s", query)
+	}
+}
+
 // TestTranslation checks that what is written for Prometheus' engine is PromQL, whatever was parsed.
 func TestTranslation(t *testing.T) {
 	promql := parser.NewParser(parser.Options{})

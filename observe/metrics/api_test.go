@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,13 +13,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/klauspost/compress/snappy"
 	promv1 "github.com/prometheus/client_golang/api/prometheus/v1"
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/prompb"
+	"github.com/prometheus/prometheus/storage"
 	"github.com/stretchr/testify/require"
 	collectmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	otlpcommon "go.opentelemetry.io/proto/otlp/common/v1"
@@ -150,6 +154,19 @@ func TestAPIRefuses(t *testing.T) {
 		"deep subqueries": {400, func() (int, string) {
 			return s.post("/api/v1/query", form, []byte("query="+url.QueryEscape(strings.Repeat("max_over_time(", 600)+"vector(1)"+strings.Repeat("[1d:1m])", 600))))
 		}},
+		"repeated labels": {400, func() (int, string) {
+			q := `label_replace(vector(1),"a","` + strings.Repeat("x", 4000) + `","","")`
+			for range 2 {
+				q = `label_join(` + q + `,"a",""` + strings.Repeat(`,"a"`, 300) + `)`
+			}
+			return s.post("/api/v1/query", form, []byte(url.Values{"query": {q}}.Encode()))
+		}},
+		"subqueries of many points": {400, func() (int, string) {
+			now := time.Now().Unix()
+			return s.post("/api/v1/query_range", form, []byte(url.Values{
+				"query": {"quantile_over_time(0.5, vector(1)[2d:1s])"}, "start": {fmt.Sprint(now - 11000)}, "end": {fmt.Sprint(now)}, "step": {"1"},
+			}.Encode()))
+		}},
 		"a regexp's repeat": {400, func() (int, string) {
 			return s.get("/api/v1/query?query=" + url.QueryEscape(`up{a=~"(a{1000}){1000}"}`))
 		}},
@@ -169,6 +186,54 @@ func TestAPIRefuses(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, got.Body.Close())
 	require.Empty(t, got.Header.Get("Access-Control-Allow-Origin"))
+}
+
+// What a query makes of labels is bounded by the series that it reads, not only by how it is written.
+func TestMadeLabels(t *testing.T) {
+	s := open(t, Options{})
+	app := s.Appendable().AppenderV2(t.Context())
+	for i := range 2000 {
+		ls := labels.FromStrings("__name__", "m", "i", fmt.Sprint(i), "a", strings.Repeat("x", 1000))
+		_, err := app.Append(0, ls, 0, time.Now().UnixMilli(), 1, nil, nil, storage.AOptions{})
+		require.NoError(t, err)
+	}
+	require.NoError(t, app.Commit())
+	ask := func(selector, replacement string) (int, string) {
+		return s.get("/api/v1/query?query=" + url.QueryEscape(fmt.Sprintf(`count(label_replace(%s, "b", %q, "a", "(.*)"))`, selector, replacement)))
+	}
+	code, body := ask("m", "$1$1")
+	require.Equal(t, http.StatusOK, code, body)
+	require.Contains(t, body, `"2000"`)
+	code, body = ask("m", strings.Repeat("$1", 60))
+	require.Equal(t, http.StatusUnprocessableEntity, code, body)
+	require.Contains(t, body, "select fewer series")
+	code, body = ask(`m{i=~"1."}`, strings.Repeat("$1", 60))
+	require.Equal(t, http.StatusOK, code, body)
+}
+
+// Pods' queries do not take the page's places.
+func TestPlaces(t *testing.T) {
+	s := open(t, Options{})
+	blocked := make(chan struct{})
+	var busy sync.WaitGroup
+	began := make(chan struct{}, maxQueries)
+	for range maxQueries {
+		q, err := s.served.NewInstantQuery(t.Context(), storage.QueryableFunc(func(int64, int64) (storage.Querier, error) {
+			began <- struct{}{}
+			<-blocked
+			return nil, errNone
+		}), nil, "up", time.Now())
+		require.NoError(t, err)
+		busy.Go(func() { q.Exec(context.Background()) })
+	}
+	for range maxQueries {
+		<-began
+	}
+	q, err := s.Engine().NewInstantQuery(t.Context(), s.Queryable(), nil, "vector(1)", time.Now())
+	require.NoError(t, err)
+	require.NoError(t, q.Exec(t.Context()).Err)
+	close(blocked)
+	busy.Wait()
 }
 
 func writeRequest(t *testing.T, series ...prompb.TimeSeries) []byte {

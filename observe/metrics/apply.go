@@ -74,8 +74,10 @@ func (m *Metrics) Apply(ctx context.Context, users []UserConfig) ([]Problem, err
 		parsed = append(parsed, p)
 	}
 	c, left := scrapeconfig.Join(m.opts.Base, parsed)
-	for o, p := range left {
-		problems = append(problems, Problem{o.Namespace, o.Name, "", p.Message})
+	for o, ps := range left {
+		for _, p := range ps {
+			problems = append(problems, Problem{o.Namespace, o.Name, p.Job, p.Message})
+		}
 	}
 
 	files, ps, err := userRules(users)

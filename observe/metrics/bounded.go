@@ -12,63 +12,96 @@ import (
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/value"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunks"
 
+	"polymesh.dev/polymesh/observe/rulefiles"
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
-// The size of a series' labels.
+// The size of a series' labels, and of those of all series in memory.
 const (
-	maxLabels     = 100
-	maxLabelBytes = 16 << 10
+	maxLabels        = 100
+	maxLabelBytes    = 2 << 10
+	maxAllLabelBytes = 16 << 20
 )
 
-// bounded keeps the number of series in memory below a highest one. Limits of targets do not: a target may have other series each
-// time, and each is in memory for hours. What the store itself makes (its own jobs, rules) has a tenth more, so that it still says
-// that the rest is full.
+// bounded keeps the series in memory, and the bytes of their labels, below a highest number. Limits of targets do not: a target may
+// have other series each time, and each is in memory for hours, and again after each start. What the store itself makes (its own
+// jobs, rules) has a tenth more, so that it still says that the rest is full.
 //
 // A scraper's new series is left out in silence, so that the rest of its target, which may be a gateway, goes on; it is counted, a
 // rule fires, and the status says so.
 type bounded struct {
 	db      *tsdb.DB
 	max     uint64
+	labels  *labelBytes
 	refused prometheus.Counter
-	count   atomic.Int64
-	log     *slog.Logger
-	logged  atomic.Int64 // when, in seconds
+	// misplaced are samples of kubelets about pods that are not on their node. Some are when a pod is new or ends.
+	misplaced prometheus.Counter
+	count     atomic.Int64
+	log       *slog.Logger
+	logged    atomic.Int64 // when, in seconds
 }
 
-func newBounded(db *tsdb.DB, most int, reg prometheus.Registerer, log *slog.Logger) *bounded {
-	b := &bounded{db: db, max: uint64(most), log: log, refused: prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "polymesh_observe_series_refused_total", Help: "Samples of new series that were refused because there are too many series, or because their labels are too long.",
+func newBounded(db *tsdb.DB, most int, bytes *labelBytes, reg prometheus.Registerer, log *slog.Logger) *bounded {
+	b := &bounded{db: db, max: uint64(most), labels: bytes, log: log, refused: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "polymesh_observe_series_refused_total", Help: "Samples of new series that were refused because there are too many series, or because labels are too long.",
 	})}
-	reg.MustRegister(b.refused)
+	b.misplaced = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "polymesh_observe_kubelet_samples_refused_total", Help: "Samples of kubelets that were refused because the cluster has no such pod on their node.",
+	})
+	reg.MustRegister(b.refused, b.misplaced)
 	return b
 }
 
-func (b *bounded) full() bool      { return b.db.Head().NumSeries() >= b.max }
+// problem says that strangers' new series are refused.
+func (b *bounded) problem() string {
+	const look = "new ones are refused (see /api/v1/status/tsdb for the metrics with the most)"
+	switch {
+	case b.db.Head().NumSeries() >= b.max:
+		return fmt.Sprintf("there are %d series, the highest number: %s", b.max, look)
+	case b.labels.Load() >= maxAllLabelBytes:
+		return fmt.Sprintf("the labels of all series have %d MiB, the highest number: %s", maxAllLabelBytes>>20, look)
+	}
+	return ""
+}
+
 func (b *bounded) refusals() int64 { return b.count.Load() }
 
 // guests is for what is scraped of others, and own for what the store makes itself.
-func (b *bounded) guests() storage.AppendableV2 { return boundedAppendable{bounded: b, most: b.max} }
-func (b *bounded) own() storage.AppendableV2 {
-	return boundedAppendable{bounded: b, most: b.max + max(b.max/10, 1000)}
+func (b *bounded) guests() storage.AppendableV2 {
+	return boundedAppendable{bounded: b, most: b.max, bytes: maxAllLabelBytes}
+}
+func (b *bounded) own() boundedAppendable {
+	return boundedAppendable{bounded: b, most: b.max + max(b.max/10, 1000), bytes: maxAllLabelBytes + maxAllLabelBytes/10}
+}
+
+// scraped is for what the store's own scraper reads: kubelets are others, too.
+func (b *bounded) scraped(p *places) storage.AppendableV2 {
+	a := b.own()
+	a.places = p
+	return a
 }
 
 // writers is for what others send. They are told of what is refused, and do not name the store's own jobs.
 func (b *bounded) writers() storage.AppendableV2 {
-	return boundedAppendable{bounded: b, most: b.max, tell: true, foreign: true}
+	return boundedAppendable{bounded: b, most: b.max, bytes: maxAllLabelBytes, tell: true, foreign: true}
 }
 
 // boundedAppendable implements storage.AppendableV2.
 type boundedAppendable struct {
 	*bounded
-	most uint64
+	most  uint64 // series
+	bytes int64  // of their labels
 	// tell makes a refusal an error.
 	tell bool
 	// foreign refuses samples of the store's own jobs.
 	foreign bool
+	// places checks kubelets' samples. nil checks none.
+	places *places
 }
 
 // AppenderV2 implements storage.AppendableV2.
@@ -78,7 +111,11 @@ func (b boundedAppendable) AppenderV2(ctx context.Context) storage.AppenderV2 {
 
 // room reports whether a sample may be stored, which is always so for a series that exists.
 func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, ls labels.Labels) bool {
-	full := b.db.Head().NumSeries() >= b.most
+	most, bytes := b.most, b.bytes
+	if kubelet(ls) {
+		most, bytes = b.max, maxAllLabelBytes
+	}
+	full := b.db.Head().NumSeries() >= most || b.labels.Load() >= bytes
 	if ref != 0 && !full {
 		return true
 	}
@@ -94,18 +131,31 @@ func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, l
 	b.count.Add(1)
 	now := time.Now().Unix()
 	if last := b.logged.Load(); now-last >= 60 && b.logged.CompareAndSwap(last, now) {
-		b.log.Warn("a new series is refused", "series", fmt.Sprintf("%.300s", ls.String()), "highest_number", b.most, "number", b.db.Head().NumSeries())
+		b.log.Warn("a new series is refused", "series", fmt.Sprintf("%.300s", ls.String()), "highest_number", most, "number", b.db.Head().NumSeries(),
+			"label_bytes", b.labels.Load())
 	}
 	return false
 }
 
 func short(ls labels.Labels) bool {
-	n, size := 0, 0
-	ls.Range(func(l labels.Label) {
-		n++
-		size += len(l.Name) + len(l.Value)
-	})
-	return n <= maxLabels && size <= maxLabelBytes
+	return ls.Len() <= maxLabels && rulefiles.Length(ls) <= maxLabelBytes
+}
+
+// labelBytes counts the bytes of the labels of the series in memory, also of those that are read from the log at the start. It
+// implements tsdb.SeriesLifecycleCallback.
+type labelBytes struct{ atomic.Int64 }
+
+// PreCreation implements tsdb.SeriesLifecycleCallback.
+func (*labelBytes) PreCreation(labels.Labels) error { return nil }
+
+// PostCreation implements tsdb.SeriesLifecycleCallback.
+func (b *labelBytes) PostCreation(ls labels.Labels) { b.Add(int64(rulefiles.Length(ls))) }
+
+// PostDeletion implements tsdb.SeriesLifecycleCallback.
+func (b *labelBytes) PostDeletion(deleted map[chunks.HeadSeriesRef]labels.Labels) {
+	for _, ls := range deleted {
+		b.Add(-int64(rulefiles.Length(ls)))
+	}
 }
 
 type boundedAppender struct {
@@ -118,10 +168,15 @@ func (a *boundedAppender) Append(ref storage.SeriesRef, ls labels.Labels, st, t 
 	if a.foreign && scrapeconfig.Reserved(ls.Get(model.JobLabel)) {
 		return 0, fmt.Errorf("the job %q is one of the store's own: %w", ls.Get(model.JobLabel), storage.ErrOutOfBounds)
 	}
+	// The end of a series is believed, as the cluster may forget a pod first.
+	if a.places != nil && kubelet(ls) && !value.IsStaleNaN(v) && !a.places.allow(ls) {
+		a.misplaced.Inc()
+		return 0, nil
+	}
 	if !a.room(a.AppenderV2, ref, ls) {
 		if a.tell {
 			// This error is one that clients do not send again.
-			return 0, fmt.Errorf("the store has its highest number of series (%d), or labels are too long: %w", a.most, storage.ErrOutOfBounds)
+			return 0, fmt.Errorf("the store has its highest number of series (%d) or bytes of labels (%d), or these labels are too long: %w", a.most, a.bytes, storage.ErrOutOfBounds)
 		}
 		return 0, nil
 	}

@@ -10,8 +10,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -172,6 +176,51 @@ func TestDiscovery(t *testing.T) {
 
 	c.remove(t, "api-5d9c7b4f6-x2x4z")
 	s.eventually("a removed pod remains", func() bool { return len(s.query(`up`)) == 0 && len(s.query("orders_total")) == 0 })
+}
+
+// A kubelet is believed about its node and the pods that the cluster has there, and its series have no more room than others'.
+func TestKubelets(t *testing.T) {
+	here, there := newPod("here", "10.42.0.7", nil, map[string]int32{"a": 80}), newPod("there", "10.42.1.7", nil, map[string]int32{"a": 80})
+	there.Spec.NodeName = "node-2"
+	c := newCluster(t, here, there)
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	c.kubeconfig(t, kubeconfig)
+	cpu := func(name, namespace, pod string) string {
+		return fmt.Sprintf("%s{container=\"a\",namespace=%q,pod=%q,node=\"node-2\"} 1\n", name, namespace, pod)
+	}
+	var gone atomic.Bool
+	address := target(t, "127.0.0.1", func(w http.ResponseWriter, r *http.Request) {
+		body := "node_cpu_usage_seconds_total 1\n" + cpu("forged", "shop", "there") + cpu("forged", "bank", "here") + cpu("forged", "shop", "made-up") + cpu("forged", "shop", "") + cpu("forged", "", "here")
+		if !gone.Load() {
+			body += cpu("container_cpu_usage_seconds_total", "shop", "here")
+		}
+		text(body)(w, r)
+	})
+	base := fast(t, scrapeconfig.Options{Kubeconfig: kubeconfig})
+	base = addJobs(t, base, "scrape_configs: [{job_name: kubelet, static_configs: [{targets: ["+address+"], labels: {node: node-1}}]}]")
+	s := open(t, Options{Base: base, Kubeconfig: kubeconfig})
+	s.is(`node_cpu_usage_seconds_total{job="kubelet",node="node-1"}`, 1)
+	s.is(`container_cpu_usage_seconds_total{job="kubelet",node="node-1",namespace="shop",pod="here"}`, 1)
+	require.Empty(t, s.query("forged"))
+	require.Zero(t, s.Numbers()["series_refused"])
+
+	// A pod that the cluster forgets first ends at once, too.
+	c.remove(t, "here")
+	s.eventually("a forgotten pod is still believed", func() bool {
+		return !s.targets.places.allow(labels.FromStrings("namespace", "shop", "pod", "here", "node", "node-1"))
+	})
+	gone.Store(true)
+	s.eventually("the series does not end", func() bool { return len(s.query("container_cpu_usage_seconds_total")) == 0 })
+
+	// Where strangers have no room, they have none.
+	full := &bounded{db: s.db, labels: s.series.labels, refused: s.series.refused, misplaced: s.series.misplaced, log: s.log}
+	app := full.scraped(s.targets.places).AppenderV2(t.Context())
+	for job, room := range map[string]bool{"kubelet": false, "cadvisor": false, "kube-state": true} {
+		ref, err := app.Append(0, labels.FromStrings("__name__", "new", "job", job), 0, time.Now().UnixMilli(), 1, nil, nil, storage.AOptions{})
+		require.NoError(t, err)
+		require.Equal(t, room, ref != 0, job)
+	}
+	require.NoError(t, app.Rollback())
 }
 
 func splitPort(address string) (string, int32, error) {

@@ -28,6 +28,8 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/util/compression"
+
+	"polymesh.dev/polymesh/observe/rulefiles"
 )
 
 // Options of the store of metrics.
@@ -38,7 +40,7 @@ type Options struct {
 	Retention time.Duration
 	MaxBytes  int64
 	// MaxSeries bounds the series of the last hours, which are in memory. Samples of new ones beyond it are refused and counted.
-	// 0 means 20,000. What the store makes itself may be a tenth, or 1,000, more.
+	// 0 means 20,000. What the store makes itself may be a tenth, or 1,000, more. So are those beyond 16 MiB of labels.
 	MaxSeries int
 	// Base has the store's own jobs, see scrapeconfig.Base. nil means none.
 	Base *config.Config
@@ -62,11 +64,15 @@ const (
 	// A query holds at most this many samples, of 16 bytes, and takes at most this long.
 	maxSamples   = 1_000_000
 	queryTimeout = 30 * time.Second
-	maxQueries   = 4
+	// Pods' queries and the page's have places of their own, so that no pod keeps an administrator waiting.
+	maxQueries     = 2
+	maxPageQueries = 2
 	// A rule has less time, and one is evaluated at a time, so that no rule takes the place of a person's query.
 	ruleTimeout = 10 * time.Second
 
 	lookback = 5 * time.Minute
+	// clockAhead is how far the newest sample may be from now. Others' samples are at most ten minutes ahead.
+	clockAhead = time.Hour
 	// late is how old a sample may be that others send.
 	late         = 5 * time.Minute
 	minBlock     = 2 * time.Hour
@@ -86,7 +92,8 @@ type Metrics struct {
 	queryable storage.SampleAndChunkQueryable
 	blocks    func() []tsdb.BlockMeta
 	series    *bounded
-	engine    *promql.Engine
+	engine    *promql.Engine // of the page
+	served    checked        // of the handler
 	parser    parser.Parser
 
 	targets  *targets
@@ -132,13 +139,15 @@ func Open(ctx context.Context, o Options) (*Metrics, error) {
 		}
 	}
 
-	db, err := tsdb.Open(o.Dir, m.log.With("part", "tsdb"), m.registry, tsdbOptions(o), m.dbStats)
+	bytes, options := &labelBytes{}, tsdbOptions(o)
+	options.SeriesLifecycleCallback = bytes
+	db, err := tsdb.Open(o.Dir, m.log.With("part", "tsdb"), m.registry, options, m.dbStats)
 	if err != nil {
 		return nil, fmt.Errorf("open the metrics in %s: %w (if no other store runs and this remains, set the folder aside: metrics begin anew)", o.Dir, err)
 	}
 	m.db, m.queryable = db, db
 	m.blocks = db.BlockMetas
-	m.series = newBounded(db, o.MaxSeries, m.registry, m.log)
+	m.series = newBounded(db, o.MaxSeries, bytes, m.registry, m.log)
 
 	// The context ends what runs, not the one with which it was opened.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -176,8 +185,9 @@ func (m *Metrics) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.engine = m.newEngine(tracker, queryTimeout, m.registry)
-	ruleEngine := m.newEngine(make(slots, 1), ruleTimeout, nil)
+	m.served = checked{m.newEngine(tracker, queryTimeout, m.registry), m.parser}
+	m.engine = m.newEngine(make(slots, maxPageQueries), queryTimeout, nil)
+	ruleEngine := checked{m.newEngine(make(slots, 1), ruleTimeout, nil), m.parser}
 
 	// There are two scrapers: one connects what the store's own jobs name, the other refuses this machine's addresses.
 	others := newWary(o.ReservedPorts)
@@ -233,7 +243,7 @@ var externalURL = url.URL{Scheme: "http", Host: "prometheus.istio-system:9090"}
 func (m *Metrics) newEngine(tracker promql.QueryTracker, timeout time.Duration, reg prometheus.Registerer) *promql.Engine {
 	return promql.NewEngine(promql.EngineOpts{
 		Logger: m.log.With("part", "engine"), Reg: reg, MaxSamples: maxSamples, Timeout: timeout, ActiveQueryTracker: tracker, LookbackDelta: lookback,
-		NoStepSubqueryIntervalFn: func(int64) int64 { return time.Minute.Milliseconds() },
+		NoStepSubqueryIntervalFn: func(int64) int64 { return rulefiles.SubqueryStep.Milliseconds() },
 		EnableAtModifier:         true, EnableNegativeOffset: true, Parser: m.parser,
 	})
 }
@@ -290,12 +300,12 @@ func (m *Metrics) Close() error {
 // Queryable is the stored series.
 func (m *Metrics) Queryable() storage.SampleAndChunkQueryable { return m.queryable }
 
-// Engine evaluates PromQL, with the store's bounds on samples, time and number of queries.
+// Engine evaluates the page's PromQL, with the store's bounds on samples and time, and a number of queries that Handler's do not count for.
 func (m *Metrics) Engine() *promql.Engine { return m.engine }
 
 // Appendable is for other parts of the store that write samples. A new series beyond Options.MaxSeries is an error.
 func (m *Metrics) Appendable() storage.AppendableV2 {
-	return boundedAppendable{bounded: m.series, most: m.series.max, tell: true}
+	return boundedAppendable{bounded: m.series, most: m.series.max, bytes: maxAllLabelBytes, tell: true}
 }
 
 // Problem says why not all of the work is done, for the status. It is empty if all is.
@@ -303,8 +313,12 @@ func (m *Metrics) Problem() string {
 	if m.series == nil {
 		return ""
 	}
-	if m.series.full() {
-		return fmt.Sprintf("there are %d series, the highest number: new ones are refused (see /api/v1/status/tsdb for the metrics with the most)", m.opts.MaxSeries)
+	if p := m.series.problem(); p != "" {
+		return p
+	}
+	if newest := m.Newest(); newest.After(time.Now().Add(clockAhead)) {
+		return fmt.Sprintf("the newest sample is of %s, so the clock was ahead when it was stored, and samples of now are too old to be stored: "+
+			"stop the store, set the folder %s aside, and start it again (or wait until then)", newest.UTC().Format(time.RFC3339), m.opts.Dir)
 	}
 	return m.current.problem()
 }

@@ -1,7 +1,10 @@
 package metrics
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -20,6 +23,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/config"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/scrapeconfig"
@@ -216,7 +221,7 @@ func TestSampleLimit(t *testing.T) {
 	for i := range 100_000 {
 		fmt.Fprintf(&large, "large{i=\"%d\"} 1\n", i)
 	}
-	const job = "\n- {job_name: %s, static_configs: [{targets: [%q]}], sample_limit: 5000, label_value_length_limit: 1024, body_size_limit: 16MiB, scrape_fallback_protocol: PrometheusText0.0.4}"
+	const job = "\n- {job_name: %s, static_configs: [{targets: [%q]}], sample_limit: 5000, label_value_length_limit: 1024, body_size_limit: 4MiB, scrape_fallback_protocol: PrometheusText0.0.4}"
 	jobs := "scrape_configs:"
 	for name, h := range map[string]http.HandlerFunc{
 		"small": text("small 1\n"), "large": text(large.String()), "long": text("long{x=\"" + strings.Repeat("a", 2000) + "\"} 1\n"),
@@ -283,6 +288,85 @@ func TestSeriesLimit(t *testing.T) {
 	s.is(`steady`, 1)
 	s.is(`sum(count_over_time(steady[2s]) > 0)`, 2)
 	require.LessOrEqual(t, s.Numbers()["series"], int64(most+200))
+}
+
+// long is a series with n bytes of labels.
+func long(i, n int) labels.Labels {
+	b := labels.NewScratchBuilder(0)
+	b.Add("__name__", "m")
+	b.Add("i", fmt.Sprintf("%08d", i))
+	for k := 0; n > 0; k++ {
+		b.Add(fmt.Sprintf("l%02d", k), fmt.Sprintf("%08d", i)+strings.Repeat("x", min(n, 400)))
+		n -= 400
+	}
+	b.Sort()
+	return b.Labels()
+}
+
+// The limit of all labels: long ones fill no memory, neither now nor when they are read again at the start.
+func TestLabelBytes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "metrics")
+	const each = 1600
+	write := func(s *store, to storage.AppendableV2, from, n, size int) {
+		app := to.AppenderV2(t.Context())
+		for i := from; i < from+n; i++ {
+			_, err := app.Append(0, long(i, size), 0, time.Now().UnixMilli(), 1, nil, nil, storage.AOptions{})
+			require.NoError(t, err)
+		}
+		require.NoError(t, app.Commit())
+	}
+	s := open(t, Options{Dir: dir})
+	// One series.
+	write(s, s.series.guests(), 0, 1, 4000)
+	require.EqualValues(t, 1, s.Numbers()["series_refused"])
+	require.Zero(t, s.Numbers()["series"])
+	require.Empty(t, s.Problem())
+	// All together.
+	write(s, s.series.guests(), 0, 15_000, each)
+	inMemory := s.series.labels.Load()
+	require.GreaterOrEqual(t, inMemory, int64(maxAllLabelBytes))
+	require.Less(t, inMemory, int64(maxAllLabelBytes+maxLabelBytes))
+	require.Contains(t, s.Problem(), "the labels of all series have 16 MiB")
+	series, refused := s.Numbers()["series"], s.Numbers()["series_refused"]
+	require.EqualValues(t, 15_001, series+refused)
+	// Who writes is told, those that there are go on, and the store's own still have a place.
+	_, err := s.Appendable().AppenderV2(t.Context()).Append(0, long(20_000, 10), 0, time.Now().UnixMilli(), 1, nil, nil, storage.AOptions{})
+	require.ErrorIs(t, err, storage.ErrOutOfBounds)
+	write(s, s.series.guests(), 0, 10, each)
+	write(s, s.series.own(), 30_000, 10, each)
+	require.Equal(t, series+10, s.Numbers()["series"])
+	require.Equal(t, refused+1, s.Numbers()["series_refused"])
+	require.NoError(t, s.Close())
+
+	s = open(t, Options{Dir: dir})
+	require.Equal(t, series+10, s.Numbers()["series"])
+	require.Greater(t, s.series.labels.Load(), inMemory)
+	write(s, s.series.guests(), 40_000, 10, each)
+	require.EqualValues(t, 10, s.Numbers()["series_refused"])
+	require.Equal(t, series+10, s.Numbers()["series"])
+
+	// What leaves the memory makes room.
+	require.NoError(t, s.db.Head().Truncate(time.Now().Add(time.Hour).UnixMilli()))
+	require.Zero(t, s.db.Head().NumSeries())
+	require.Zero(t, s.series.labels.Load())
+}
+
+// After the clock was ahead, nothing is stored until that time, and the status says so.
+func TestClockAhead(t *testing.T) {
+	s := open(t, Options{})
+	add := func(name string, at time.Time) error {
+		app := s.series.own().AppenderV2(t.Context())
+		_, err := app.Append(0, labels.FromStrings("__name__", name), 0, at.UnixMilli(), 1, nil, nil, storage.AOptions{})
+		return errors.Join(err, app.Commit())
+	}
+	require.NoError(t, add("a", time.Now()))
+	require.Empty(t, s.Problem())
+	require.NoError(t, add("b", time.Now().Add(50*time.Minute)))
+	require.Empty(t, s.Problem())
+	future := time.Now().Add(90 * 24 * time.Hour)
+	require.NoError(t, add("c", future))
+	require.Contains(t, s.Problem(), "the newest sample is of "+future.UTC().Format(time.RFC3339))
+	require.Contains(t, s.Problem(), s.opts.Dir)
 }
 
 // Users' jobs come and go, and the store's own targets do not notice.
@@ -381,6 +465,30 @@ func TestGuard(t *testing.T) {
 	// One of the store's own jobs reaches it.
 	s = open(t, Options{Base: addJobs(t, fast(t, scrapeconfig.Options{}), "scrape_configs: [{job_name: own, static_configs: [{targets: ['"+secret+"']}]}]")})
 	s.is("secret", 1)
+}
+
+// An answer of a few bytes that is much when it is decompressed ends at the limit for users' jobs.
+func TestCompressedBody(t *testing.T) {
+	var body bytes.Buffer
+	w := gzip.NewWriter(&body)
+	for range 5 << 10 {
+		_, err := w.Write([]byte("# " + strings.Repeat("x", 1021) + "\n"))
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	var asked atomic.Value
+	address := target(t, ownIP(t), func(w http.ResponseWriter, r *http.Request) {
+		asked.Store(r.Header.Get("Accept-Encoding"))
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		w.Header().Set("Content-Encoding", "gzip")
+		_, _ = w.Write(body.Bytes())
+	})
+	s := open(t, Options{})
+	_, err := s.Apply(t.Context(), []UserConfig{{Namespace: "shop", Name: "c", Prometheus: []byte("scrape_configs: [{job_name: x, scrape_interval: 5s, static_configs: [{targets: ['" + address + "']}]}]")}})
+	require.NoError(t, err)
+	s.is(`up{job="shop/c/x"}`, 0)
+	require.Contains(t, fmt.Sprint(s.targetErrors()), "body size limit exceeded")
+	require.Equal(t, "identity", asked.Load())
 }
 
 // Whoever cannot reach the folder, or finds another's, is told what to do.

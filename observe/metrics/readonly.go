@@ -65,7 +65,8 @@ func OpenReadOnly(ctx context.Context, dir, tmp string, log *slog.Logger) (_ *Me
 	}
 	files.head = m.db
 	m.queryable, m.blocks = files, files.metas
-	m.engine = m.newEngine(make(slots, maxQueries), queryTimeout, nil)
+	m.served = checked{m.newEngine(make(slots, maxQueries), queryTimeout, nil), m.parser}
+	m.engine = m.newEngine(make(slots, maxPageQueries), queryTimeout, nil)
 	m.handlers = m.newHandlers()
 	return m, nil
 }

@@ -25,13 +25,14 @@ import (
 type targets struct {
 	found         *discovery.Manager
 	own, guarded  *scrape.Manager
+	places        *places
 	toOwn, toRest chan map[string][]*targetgroup.Group
 }
 
 func newTargets(found *discovery.Manager, store *bounded, reg prometheus.Registerer, log *slog.Logger, own, guarded commonconfig.DialContextFunc) (*targets, error) {
-	t := &targets{found: found, toOwn: make(chan map[string][]*targetgroup.Group), toRest: make(chan map[string][]*targetgroup.Group)}
+	t := &targets{found: found, places: &places{}, toOwn: make(chan map[string][]*targetgroup.Group), toRest: make(chan map[string][]*targetgroup.Group)}
 	var err error
-	if t.own, err = newScraper("own", own, store.own(), reg, log); err != nil {
+	if t.own, err = newScraper("own", own, store.scraped(t.places), reg, log); err != nil {
 		return nil, err
 	}
 	if t.guarded, err = newScraper("guarded", guarded, store.guests(), reg, log); err != nil {
@@ -85,6 +86,10 @@ func (t *targets) run(ctx context.Context) {
 	go func() { _ = t.guarded.Run(t.toRest); done <- struct{}{} }()
 	go func() { _ = t.found.Run() }() // closes SyncCh when ctx ends
 	for sets := range t.found.SyncCh() {
+		// Before kubelets may be asked.
+		if pods, ok := sets[scrapeconfig.JobPods]; ok {
+			t.places.found(pods)
+		}
 		own, rest := map[string][]*targetgroup.Group{}, map[string][]*targetgroup.Group{}
 		for job, groups := range sets {
 			if scrapeconfig.Guarded(job) {

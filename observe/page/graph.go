@@ -184,7 +184,7 @@ const (
 func (s *server) traffic(ctx context.Context, p period, matchers ...string) (*graphOfCalls, error) {
 	g := newGraphOfCalls()
 	sum := func(by, metric string) (promql.Vector, error) {
-		return s.instant(ctx, "sum by ("+by+") ("+s.grown(selector(metric, append([]string{ofProxies}, matchers...)...), p.window())+") > 0", p.end)
+		return s.instant(ctx, "sum by ("+by+") ("+s.grown(selector(metric, append([]string{ofProxies, matches("reporter", strings.Join(reporters[:], "|"))}, matchers...)...), p.window())+") > 0", p.end)
 	}
 	requests, err := sum(requestLabels, "istio_requests_total")
 	if err != nil {

@@ -148,6 +148,10 @@ func (c *check) rule(group string, r rulefmt.Rule) {
 	}
 	if d := Depth(r.Expr); d > MaxDepth {
 		c.problem("%s: the expression is nested %d deep, at most %d are allowed", where, d, MaxDepth)
+	} else if expr, err := parser.NewParser(parser.Options{}).ParseExpr(r.Expr); err != nil {
+		c.problem("%s: %s", where, err)
+	} else if _, err := Check(expr, 0, 0); err != nil {
+		c.problem("%s: %s", where, err)
 	}
 	if r.Record != "" && (!strings.Contains(r.Record, ":") || strings.HasPrefix(r.Record, DefaultName+":")) {
 		c.problem("%s: a recorded name needs a colon, and does not begin with %s: (for example namespace:requests:rate5m)", where, DefaultName)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/stretchr/testify/require"
 )
 
@@ -80,6 +81,8 @@ func TestRefused(t *testing.T) {
 		"many rules":               {"groups: [{name: a, rules: [" + strings.Repeat("{record: 'a:b', expr: up}, ", 100) + "{record: 'a:b', expr: up}]}]", "it has 101 rules"},
 		"a long expression":        {"groups: [{name: a, rules: [{record: 'a:b', expr: '" + strings.Repeat("1+", 2500) + "1'}]}]", "more than 4096 bytes"},
 		"a deep expression":        {"groups: [{name: a, rules: [{record: 'a:b', expr: '" + strings.Repeat("(", 101) + "1" + strings.Repeat(")", 101) + "'}]}]", "nested 101 deep"},
+		"repeated labels":          {"groups: [{name: a, rules: [{record: 'a:b', expr: 'label_replace(up, \"a\", \"" + strings.Repeat("$1", 65) + "\", \"a\", \"(.*)\")'}]}]", "repeat labels too often"},
+		"nested subqueries":        {"groups: [{name: a, rules: [{record: 'a:b', expr: 'max_over_time(max_over_time(up[1d:10s])[1d:10s])'}]}]", "its subqueries have"},
 		"a long annotation":        {alert(strings.Repeat("a", 2000)), "more than 1024 bytes"},
 		"a long name":              {"groups: [{name: a, rules: [{alert: " + strings.Repeat("a", 200) + ", expr: up}]}]", "more than 128 bytes"},
 		"a long group's name":      {"groups: [{name: " + strings.Repeat("a", 200) + "}]", "more than 128 bytes"},
@@ -152,4 +155,69 @@ func FuzzParse(f *testing.F) {
 		file, problems := parse1(text)
 		require.True(t, (file.Groups != nil) != (len(problems) > 0))
 	})
+}
+
+// What repeats labels or steps is refused, and what people write is not.
+func TestCheck(t *testing.T) {
+	replace := func(inner, replacement string) string {
+		return fmt.Sprintf(`label_replace(%s, "a", %q, "a", "(.*)")`, inner, replacement)
+	}
+	join := func(inner string, n int) string {
+		return `label_join(` + inner + `, "a", "-"` + strings.Repeat(`, "a"`, n) + `)`
+	}
+	nested := func(n int, inner string, f func(string) string) string {
+		for range n {
+			inner = f(inner)
+		}
+		return inner
+	}
+	const day, hours = 24 * time.Hour, 3 * time.Hour
+	for what, c := range map[string]struct {
+		expr       string
+		span, step time.Duration
+		problem    string // empty: allowed
+	}{
+		"no function":              {expr: "up"},
+		"one":                      {expr: replace("up", "$1:9090")},
+		"four with two references": {expr: nested(4, "up", func(e string) string { return replace(e, "$1-$2") })},
+		"ten with one":             {expr: nested(10, "up", func(e string) string { return replace(e, "x$1") })},
+		"five labels, twice":       {expr: nested(2, "up", func(e string) string { return join(e, 5) })},
+		"ten alternatives":         {expr: strings.Repeat(replace("up", "$1")+" or ", 9) + "up"},
+		"a hundred terms":          {expr: strings.Repeat("up + ", 100) + "up"},
+		"labels of another":        {expr: "up * on (pod) group_left (node, workload) kube_pod_info"},
+
+		"300 sources, twice":     {expr: nested(2, replace("vector(1)", strings.Repeat("x", 4000)), func(e string) string { return join(e, 300) }), problem: "repeat labels too often"},
+		"many references":        {expr: replace("up", strings.Repeat("$1", 65)), problem: "repeat labels too often"},
+		"many in named form":     {expr: replace("up", strings.Repeat("${1}", 65)), problem: "repeat labels too often"},
+		"in parentheses":         {expr: `label_replace(up, "a", ("` + strings.Repeat("$1", 65) + `"), "a", "(.*)")`, problem: "repeat labels too often"},
+		"doubled":                {expr: nested(6, "up", func(e string) string { return replace(e, "$1$1") }), problem: "repeat labels too often"},
+		"doubled under others":   {expr: nested(6, "up", func(e string) string { return "sum by (a) (-(" + replace(e, "$1$1") + "))" }), problem: "repeat labels too often"},
+		"a doubled text":         {expr: nested(4, `vector(1)`, func(e string) string { return replace(e, "$1$1"+strings.Repeat("x", 1000)) }), problem: "repeat labels too often"},
+		"long texts":             {expr: nested(3, "up", func(e string) string { return replace(e, strings.Repeat("x", 4000)) }), problem: "repeat labels too often"},
+		"a long separator":       {expr: `label_join(up, "a", "` + strings.Repeat("x", 2000) + `", "b", "b", "b", "b", "b")`, problem: "repeat labels too often"},
+		"many sides":             {expr: strings.Repeat(replace("up", "$1")+" or ", 70) + "up", problem: "repeat labels too often"},
+		"in a subquery":          {expr: "max_over_time(" + nested(6, "up", func(e string) string { return replace(e, "$1$1") }) + "[1h:])", problem: "repeat labels too often"},
+		"labels of many others":  {expr: "up" + strings.Repeat(" * on (pod) group_left (node) up", 70), problem: "repeat labels too often"},
+		"a subquery":             {expr: "max_over_time(rate(up[5m])[1h:1m])", span: day, step: time.Minute},
+		"a day at each point":    {expr: "max_over_time(rate(up[5m])[1d:])", span: 11000 * time.Second, step: time.Second},
+		"two of them":            {expr: "max_over_time(avg_over_time(rate(up[5m])[1h:1m])[1d:5m])"},
+		"two days of seconds":    {expr: "quantile_over_time(0.5, vector(1)[2d:1s])", span: 11000 * time.Second, step: time.Second, problem: "its subqueries have"},
+		"ten hours of seconds":   {expr: "quantile_over_time(0.5, vector(1)[10h:1s])", span: 11000 * time.Second, step: time.Second, problem: "its subqueries have"},
+		"milliseconds":           {expr: "max_over_time(vector(1)[1d:1ms])", problem: "its subqueries have"},
+		"many years":             {expr: "max_over_time(vector(1)[100y:1ms])", span: day, step: time.Second, problem: "its subqueries have"},
+		"in one another":         {expr: nested(3, "vector(1)", func(e string) string { return "max_over_time(" + e + "[1d:10s])" }), problem: "its subqueries have"},
+		"beside each other":      {expr: strings.Repeat("max_over_time(vector(1)[1d:5s]) + ", 30) + "1", span: hours, step: time.Minute, problem: "its subqueries have"},
+		"at one time, each step": {expr: "quantile_over_time(scalar(up), up[2d:1s] @ end())", span: 11000 * time.Second, step: time.Second, problem: "its subqueries have"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			expr, err := parser.NewParser(parser.Options{}).ParseExpr(c.expr)
+			require.NoError(t, err)
+			_, err = Check(expr, c.span, c.step)
+			if c.problem == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorContains(t, err, c.problem)
+		})
+	}
 }

@@ -26,6 +26,11 @@ const (
 	templateSuffix = `-[0-9a-z]{1,10}`
 )
 
+// Place is the pod that discovery describes by these labels, and the node that it is bound to.
+func Place(found model.LabelSet) (namespace, pod, node string) {
+	return string(found[podNamespace]), string(found[podName]), string(found[podNode])
+}
+
 // portNumber matches 1 to 65535.
 const portNumber = `[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]`
 

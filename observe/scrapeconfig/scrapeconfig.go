@@ -31,6 +31,8 @@ import (
 const (
 	// JobProxies reads the sidecars and gateways, with the metrics of their apps.
 	JobProxies = "istio-proxy"
+	// JobWaypoints reads proxies that others' requests pass. What they report has the label job of JobProxies.
+	JobWaypoints = "istio-waypoint"
 	// JobPods reads the other pods that have Prometheus' annotations, and JobHostPods those in the machine's network.
 	JobPods     = "pods"
 	JobHostPods = "host-pods"
@@ -50,11 +52,14 @@ const (
 func Local() []string { return []string{JobNode, JobState, JobSelf, JobServer} }
 
 // guarded are the store's jobs whose addresses others have a say in: a pod's annotation, an answer that redirects.
-var guarded = []string{JobProxies, JobPods, JobHostPods, JobIstiod}
+var guarded = []string{JobProxies, JobWaypoints, JobPods, JobHostPods, JobIstiod}
 
 // Guarded reports whether the addresses of a job come from others, so that it must not reach this machine's own services.
 // Only kubelets and what is read in this process are not.
 func Guarded(job string) bool { return strings.Contains(job, "/") || slices.Contains(guarded, job) }
+
+// OfKubelet reports whether a job reads kubelets, which may be in an attacker's hands as their nodes may be.
+func OfKubelet(job string) bool { return job == JobKubelet || job == JobCadvisor }
 
 // localDomain is the domain of the addresses of what is read in this process. RFC 6761 keeps it from ever being resolved.
 const localDomain = ".polymesh.invalid"
@@ -87,6 +92,14 @@ const (
 	evaluation = 30 * time.Second
 	// maxTimeout of one reading.
 	maxTimeout = 10 * time.Second
+	// maxBody is the size of an answer. Each is in memory as a whole while it is read. Those of a large gateway, a kubelet with many
+	// pods or all objects of a cluster are longer.
+	maxBody      = 4 * units.MiB
+	maxLargeBody = 16 * units.MiB
+	// The labels of a sample, with those of its target. A proxy's have some 40. See metrics for all labels of a series.
+	maxLabels     = 64
+	maxLabelName  = 128
+	maxLabelValue = 512
 )
 
 // Base returns the configuration with the store's own jobs.
@@ -108,7 +121,7 @@ func Base(o Options) (*config.Config, error) {
 	var jobs []*config.ScrapeConfig
 	if o.Kubeconfig != "" {
 		pods := discovery.Configs{kubernetesSD(kubernetes.RolePod, o.Kubeconfig)}
-		jobs = append(jobs, proxies(pods), annotated(JobPods, pods, o.MeshNamespace), annotated(JobHostPods, pods, o.MeshNamespace), istiod(pods, o.MeshNamespace))
+		jobs = append(jobs, proxies(JobProxies, pods), proxies(JobWaypoints, pods), annotated(JobPods, pods, o.MeshNamespace), annotated(JobHostPods, pods, o.MeshNamespace), istiod(pods, o.MeshNamespace))
 		if o.Kubelets.CA != "" {
 			nodes := discovery.Configs{kubernetesSD(kubernetes.RoleNode, o.Kubeconfig)}
 			jobs = append(jobs, kubelet(JobKubelet, "/metrics/resource", nodes, o), kubelet(JobCadvisor, "/metrics/cadvisor", nodes, o))
@@ -148,12 +161,15 @@ func job(name string, sd discovery.Configs) *config.ScrapeConfig {
 	j.HTTPClientConfig = commonconfig.DefaultHTTPClientConfig
 	// An answer that points elsewhere would be stored as this target's.
 	j.HTTPClientConfig.FollowRedirects = false
-	j.BodySizeLimit = 16 * units.MiB
+	j.BodySizeLimit = maxBody
+	// Others' answers are not compressed, so that whoever makes a large one sends a large one. One that is compressed all the same is
+	// read, up to its limit.
+	j.EnableCompression = !Guarded(name)
 	j.SampleLimit = 5000
 	j.TargetLimit = 1000
-	j.LabelLimit = 64
-	j.LabelNameLengthLimit = 256
-	j.LabelValueLengthLimit = 1024
+	j.LabelLimit = maxLabels
+	j.LabelNameLengthLimit = maxLabelName
+	j.LabelValueLengthLimit = maxLabelValue
 	// Dropped targets are only for looking at, and each keeps its pod's annotations.
 	j.KeepDroppedTargets = 10
 	return &j
@@ -162,12 +178,16 @@ func job(name string, sd discovery.Configs) *config.ScrapeConfig {
 // proxies reads Envoy in sidecars and gateways. The injector has set the pod's annotations to the agent's port 15020, which serves
 // Envoy's, the agent's and the app's own metrics, and is excluded from mutual TLS. A pod that has not got them (metrics are not
 // merged) has Envoy's at 15090. Only the pod's address and these two numbers make the target's.
-func proxies(sd discovery.Configs) *config.ScrapeConfig {
+//
+// Waypoints are a job of their own, because what a sample says of itself cannot tell them apart from an app.
+func proxies(name string, sd discovery.Configs) *config.ScrapeConfig {
 	const host, port = "__tmp_host", "__tmp_port"
-	j := job(JobProxies, sd)
+	const waypoint = "istio-waypoint" // the class of the gateways that are waypoints
+	j := job(name, sd)
 	j.MetricsPath = "/stats/prometheus"
 	// A gateway has some 130 series for each service behind it.
 	j.SampleLimit = 10000
+	j.BodySizeLimit = maxLargeBody
 	j.RelabelConfigs = append([]*relabel.Config{
 		keep("istio-proxy", podContainer),
 		keep("15090", podPort),
@@ -177,19 +197,30 @@ func proxies(sd discovery.Configs) *config.ScrapeConfig {
 		replace("15020", "15020", port, annotation("port")),
 		replace("(.+);(.+)", "$1:$2", model.AddressLabel, host, port),
 	}, podLabels()...)
-	j.MetricRelabelConfigs = slices.Concat(ownNamespace(), only(`(?:envoy|istio_agent)_.*`, envoyKept+"|"+agentKept), dropTemplateHash())
+	if name == JobWaypoints {
+		j.RelabelConfigs = append(j.RelabelConfigs, keep(waypoint, podLabel("gateway_networking_k8s_io_gateway_class_name")), set(model.JobLabel, JobProxies))
+	} else {
+		j.RelabelConfigs = append(j.RelabelConfigs, drop(waypoint, podLabel("gateway_networking_k8s_io_gateway_class_name")))
+	}
+	j.MetricRelabelConfigs = slices.Concat(ownNamespace(name), only(`(?:envoy|istio_agent)_.*`, envoyKept+"|"+agentKept), dropTemplateHash())
 	return j
 }
 
 // ownNamespace believes a proxy only about its own namespace: what it reports as the source must be from there, and what it
-// reports as the destination too. The app's metrics come through the same port, so an app could otherwise make up requests
-// between others.
-func ownNamespace() []*relabel.Config {
+// reports as the destination, or as a waypoint, must go there. The app's metrics come through the same port, so an app could
+// otherwise make up requests between others. What has another reporter, or none, is dropped, but for the agent's own metrics.
+func ownNamespace(name string) []*relabel.Config {
 	const tmp = "__tmp_namespace"
+	called := "destination"
+	if name == JobWaypoints {
+		called = "destination|waypoint"
+	}
 	return []*relabel.Config{
 		replace("(.*)", "$1", tmp, "namespace"),
+		replace("istio_.*", "", tmp, model.MetricNameLabel),
+		replace("(?:istio_agent_.*|istio_build);(.*)", "$1", tmp, model.MetricNameLabel, "namespace"),
 		replace("istio_.*;source;(.*)", "$1", tmp, model.MetricNameLabel, "reporter", "source_workload_namespace"),
-		replace("istio_.*;destination;(.*)", "$1", tmp, model.MetricNameLabel, "reporter", "destination_workload_namespace"),
+		replace("istio_.*;(?:"+called+");(.*)", "$1", tmp, model.MetricNameLabel, "reporter", "destination_workload_namespace"),
 		equal(relabel.KeepEqual, tmp, "namespace"),
 		labelDrop(tmp),
 	}
@@ -269,6 +300,7 @@ func kubelet(name, path string, sd discovery.Configs, o Options) *config.ScrapeC
 	// The samples have the time at which the kubelet measured.
 	j.TrackTimestampsStaleness = true
 	j.SampleLimit = 10000
+	j.BodySizeLimit = maxLargeBody
 	j.RelabelConfigs = []*relabel.Config{
 		replace("(.+)", "$1", "node", nodeName),
 		replace("(.+)", "$1", model.InstanceLabel, nodeName),
@@ -301,6 +333,8 @@ func local(name string, o Options) *config.ScrapeConfig {
 	j := job(name, discovery.Configs{discovery.StaticConfig{group}})
 	j.EnableCompression = false
 	j.SampleLimit = 20000
+	j.BodySizeLimit = maxLargeBody
+	j.LabelValueLengthLimit = 2 * maxLabelValue // an image's name may be long
 	j.RelabelConfigs = []*relabel.Config{set(model.InstanceLabel, o.Node)}
 	switch name {
 	case JobNode:

@@ -132,6 +132,11 @@ func TestTargets(t *testing.T) {
 		{"a sidecar that does not merge", JobProxies, "10.42.0.7:15090", sidecar(pod{annotation("port"): "8000"}), "http://10.42.0.7:15090/stats/prometheus"},
 		{"a sidecar without annotations", JobProxies, "10.42.0.7:15090", pod{podContainer: "istio-proxy", podPort: "15090"}, "http://10.42.0.7:15090/stats/prometheus"},
 		{"a sidecar that starts first", JobProxies, "10.42.0.7:15090", sidecar(pod{podPhase: "Pending"}), "http://10.42.0.7:15020/stats/prometheus"},
+		{"a waypoint is a job of its own", JobProxies, "10.42.0.7:15090", sidecar(pod{gatewayClass: "istio-waypoint"}), ""},
+		{"a gateway is not", JobProxies, "10.42.0.7:15090", sidecar(pod{gatewayClass: "istio"}), "http://10.42.0.7:15020/stats/prometheus"},
+		{"a waypoint", JobWaypoints, "10.42.0.7:15090", sidecar(pod{gatewayClass: "istio-waypoint"}), "http://10.42.0.7:15020/stats/prometheus"},
+		{"no waypoint", JobWaypoints, "10.42.0.7:15090", sidecar(nil), ""},
+		{"a gateway that is no waypoint", JobWaypoints, "10.42.0.7:15090", sidecar(pod{gatewayClass: "istio"}), ""},
 		{"another port of a gateway", JobProxies, "10.42.0.7:8443", sidecar(pod{podPort: "8443"}), ""},
 		{"the app's container", JobProxies, "10.42.0.7:15090", sidecar(pod{podContainer: "api"}), ""},
 
@@ -173,16 +178,43 @@ func TestTargets(t *testing.T) {
 			}
 			require.NotNil(t, got)
 			require.Equal(t, c.want, got.URL().String())
-			require.Equal(t, c.job, got.GetValue(model.JobLabel))
+			want := c.job
+			if want == JobWaypoints {
+				want = JobProxies
+			}
+			require.Equal(t, want, got.GetValue(model.JobLabel))
 		})
 	}
 }
+
+const gatewayClass = meta + "pod_label_gateway_networking_k8s_io_gateway_class_name"
 
 func (p pod) with(more pod) pod {
 	for k, v := range more {
 		p[k] = v
 	}
 	return p
+}
+
+// A proxy, or its app, reports what its own namespace sends and gets, and a waypoint what it passes on to there: nothing between
+// two others, whoever it says that it is.
+func TestReporters(t *testing.T) {
+	for _, name := range []string{JobProxies, JobWaypoints} {
+		j := jobNamed(t, name)
+		for _, metric := range []string{"istio_requests_total", "istio_tcp_sent_bytes_total", "istio_request_duration_milliseconds_bucket", "istio_made_up"} {
+			for _, reporter := range []string{"source", "destination", "waypoint", "x", "", "source;", "SOURCE", "destination|waypoint"} {
+				for _, source := range []string{"shop", "evil", ""} {
+					for _, destination := range []string{"bank", "evil", ""} {
+						_, ok := kept(j, "__name__", metric, "namespace", "evil", "reporter", reporter, "source_workload_namespace", source,
+							"destination_workload_namespace", destination, "__tmp_namespace", "evil")
+						want := reporter == "source" && source == "evil" || reporter == "destination" && destination == "evil" ||
+							reporter == "waypoint" && destination == "evil" && name == JobWaypoints
+						require.Equal(t, want, ok, "%s: %s by %q from %q to %q", name, metric, reporter, source, destination)
+					}
+				}
+			}
+		}
+	}
 }
 
 // A target's labels are these and no others, so that a pod's own labels make no series.
@@ -236,6 +268,7 @@ func TestSamples(t *testing.T) {
 		{JobProxies, []string{"__name__", "istio_requests_total", "namespace", "shop", "reporter", "source", "source_workload_namespace", "other", "destination_workload_namespace", "shop"}, ""},
 		{JobProxies, []string{"__name__", "istio_requests_total", "namespace", "shop", "reporter", "destination", "destination_workload_namespace", "other"}, ""},
 		{JobProxies, []string{"__name__", "istio_requests_total", "namespace", "shop", "reporter", "destination"}, ""},
+		{JobProxies, []string{"__name__", "istio_build", "namespace", "shop"}, `{__name__="istio_build", namespace="shop"}`},
 		{JobPods, []string{"__name__", "istio_requests_total", "namespace", "shop", "reporter", "source", "source_workload_namespace", "shop"}, ""},
 		{JobPods, []string{"__name__", "envoy_x", "namespace", "shop"}, `{__name__="envoy_x", namespace="shop"}`},
 

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -38,8 +39,13 @@ const (
 	maxProblemText = 512
 )
 
-// everybodys is the number of jobs that all users together may have.
-const everybodys = 100
+const (
+	// everybodys is the number of jobs that all users together may have.
+	everybodys = 100
+	// maxWatched is the number of different Kubernetes sources that all users together may have: each keeps its own copy of what it
+	// watches, which may be all pods. Equal ones are one, and those of the store's own jobs are there anyway.
+	maxWatched = 8
+)
 
 // Origin is the ConfigMap that a user's file is from.
 type Origin struct{ Namespace, Name string }
@@ -96,8 +102,8 @@ func Merge(content []byte, from Origin, kubeconfig string) (User, []Problem) {
 	return u, m.problems
 }
 
-// Join adds users' jobs to the store's own. Base is not changed. Users beyond the number of jobs that there may be get a problem.
-func Join(base *config.Config, users []User) (*config.Config, map[Origin]Problem) {
+// Join adds users' jobs to the store's own. Base is not changed. What is beyond the bounds for all users together gets a problem.
+func Join(base *config.Config, users []User) (*config.Config, map[Origin][]Problem) {
 	c := *base
 	c.ScrapeConfigs = slices.Clone(base.ScrapeConfigs)
 	c.AlertingConfig.AlertmanagerConfigs = slices.Clone(base.AlertingConfig.AlertmanagerConfigs)
@@ -105,18 +111,71 @@ func Join(base *config.Config, users []User) (*config.Config, map[Origin]Problem
 	users = slices.SortedFunc(slices.Values(users), func(a, b User) int {
 		return strings.Compare(a.Origin.prefix(), b.Origin.prefix())
 	})
-	problems := map[Origin]Problem{}
+	problems := map[Origin][]Problem{}
 	left := everybodys
+	w := watched{left: maxWatched}
+	for _, j := range base.ScrapeConfigs {
+		w.scraped = append(w.scraped, kubernetesOf(j.ServiceDiscoveryConfigs)...)
+	}
 	for _, u := range users {
 		if len(u.Jobs)+len(u.Alertmanagers) > left {
-			problems[u.Origin] = Problem{Message: fmt.Sprintf("all ConfigMaps together have more than %d jobs, so none of this one is used", everybodys)}
+			problems[u.Origin] = append(problems[u.Origin], Problem{Message: fmt.Sprintf("all ConfigMaps together have more than %d jobs, so none of this one is used", everybodys)})
 			continue
 		}
 		left -= len(u.Jobs) + len(u.Alertmanagers)
-		c.ScrapeConfigs = append(c.ScrapeConfigs, u.Jobs...)
-		c.AlertingConfig.AlertmanagerConfigs = append(c.AlertingConfig.AlertmanagerConfigs, u.Alertmanagers...)
+		tooMany := func(job, what string) {
+			problems[u.Origin] = append(problems[u.Origin], Problem{Job: job, Message: fmt.Sprintf(
+				"all ConfigMaps together have more than %d different kubernetes_sd_configs: %s (one with role pod and nothing else is always possible: keep what you want by relabelling)", maxWatched, what)})
+		}
+		for _, j := range u.Jobs {
+			if !w.add(&w.scraped, j.ServiceDiscoveryConfigs) {
+				tooMany(strings.TrimPrefix(j.JobName, u.Origin.prefix()), "the job is not used")
+				continue
+			}
+			c.ScrapeConfigs = append(c.ScrapeConfigs, j)
+		}
+		for _, a := range u.Alertmanagers {
+			if !w.add(&w.notified, a.ServiceDiscoveryConfigs) {
+				tooMany(alertmanagers, "these Alertmanagers are not used")
+				continue
+			}
+			c.AlertingConfig.AlertmanagerConfigs = append(c.AlertingConfig.AlertmanagerConfigs, a)
+		}
 	}
 	return &c, problems
+}
+
+// watched are different Kubernetes sources. Targets and Alertmanagers are discovered apart, so they share none.
+type watched struct {
+	scraped, notified []*kubernetes.SDConfig
+	left              int
+}
+
+// add adds the sources of a job to some, if there is room for all.
+func (w *watched) add(to *[]*kubernetes.SDConfig, sources discovery.Configs) bool {
+	all := slices.Clip(*to)
+	for _, k := range kubernetesOf(sources) {
+		// As discovery compares them.
+		if !slices.ContainsFunc(all, func(o *kubernetes.SDConfig) bool { return reflect.DeepEqual(o, k) }) {
+			all = append(all, k)
+		}
+	}
+	more := len(all) - len(*to)
+	if more > w.left {
+		return false
+	}
+	w.left -= more
+	*to = all
+	return true
+}
+
+func kubernetesOf(sources discovery.Configs) (found []*kubernetes.SDConfig) {
+	for _, s := range sources {
+		if k, ok := s.(*kubernetes.SDConfig); ok {
+			found = append(found, k)
+		}
+	}
+	return found
 }
 
 // prefix begins the names of a ConfigMap's jobs. Names of namespaces and ConfigMaps have no slash, so no two have the same.
@@ -204,12 +263,13 @@ func (m *merge) job(j *config.ScrapeConfig) {
 	}
 	j.ScrapeTimeout = min(j.ScrapeTimeout, j.ScrapeInterval, model.Duration(maxTimeout))
 
-	j.BodySizeLimit = units.Base2Bytes(limit(int64(j.BodySizeLimit), int64(16*units.MiB), int64(16*units.MiB)))
+	j.BodySizeLimit = units.Base2Bytes(limit(int64(j.BodySizeLimit), int64(maxBody), int64(maxBody)))
+	j.EnableCompression = false // as in job
 	j.SampleLimit = limit(j.SampleLimit, 5000, 10000)
 	j.TargetLimit = limit(j.TargetLimit, 200, 500)
-	j.LabelLimit = limit(j.LabelLimit, 64, 64)
-	j.LabelNameLengthLimit = limit(j.LabelNameLengthLimit, 256, 256)
-	j.LabelValueLengthLimit = limit(j.LabelValueLengthLimit, 1024, 1024)
+	j.LabelLimit = limit(j.LabelLimit, maxLabels, maxLabels)
+	j.LabelNameLengthLimit = limit(j.LabelNameLengthLimit, maxLabelName, maxLabelName)
+	j.LabelValueLengthLimit = limit(j.LabelValueLengthLimit, maxLabelValue, maxLabelValue)
 	j.NativeHistogramBucketLimit = limit(j.NativeHistogramBucketLimit, 160, 160)
 	j.KeepDroppedTargets = limit(j.KeepDroppedTargets, 10, 50)
 
@@ -273,6 +333,8 @@ func (m *merge) discovery(cs discovery.Configs) string {
 			if len(c.NamespaceDiscovery.Names) > maxNames {
 				return fmt.Sprintf("kubernetes_sd_configs has more than %d namespaces: leave them out, and keep those that you want by relabelling", maxNames)
 			}
+			slices.Sort(c.NamespaceDiscovery.Names)
+			c.NamespaceDiscovery.Names = slices.Compact(c.NamespaceDiscovery.Names)
 		case *dns.SDConfig:
 			if len(c.Names) > maxNames {
 				return fmt.Sprintf("dns_sd_configs has more than %d names", maxNames)
@@ -315,9 +377,12 @@ func forbiddenTarget(address string) string {
 	return ""
 }
 
+// alertmanagers is in place of a job's name.
+const alertmanagers = "alertmanagers"
+
 // alertmanager adds a configuration of Alertmanagers. They are posted to through the same dialer, without credentials.
 func (m *merge) alertmanager(a *config.AlertmanagerConfig) {
-	const name = "alertmanagers"
+	const name = alertmanagers
 	refused := false
 	for _, r := range refusals(a, managerKeys) {
 		refused = true

@@ -174,6 +174,8 @@ func TestRelabelling(t *testing.T) {
 scrape_interval: 1s
 scrape_timeout: 1s
 sample_limit: 1000000
+body_size_limit: 1GiB
+enable_compression: true
 static_configs:
 - targets: ['10.1.2.3:80']
   labels: {__unix_socket__: /run/polymesh/observe.sock, job: istio-proxy, __scrape_interval__: 1ms}
@@ -185,6 +187,8 @@ relabel_configs:
 	require.Equal(t, []string{"x: its interval is 1s: 5s is used"}, texts(problems))
 	j := u.Jobs[0]
 	require.EqualValues(t, 10000, j.SampleLimit)
+	require.EqualValues(t, 4<<20, j.BodySizeLimit)
+	require.False(t, j.EnableCompression)
 	set := model.LabelSet{model.AddressLabel: "10.1.2.3:80", scrape.UnixSocketLabel: "/run/polymesh/observe.sock", "job": "istio-proxy", "__scrape_interval__": "1ms"}
 	got := target(t, j, set)
 	require.Equal(t, "5s", got.GetValue(model.ScrapeIntervalLabel))
@@ -194,7 +198,7 @@ relabel_configs:
 	require.Equal(t, `{instance="10.1.2.3:80", job="shop/prometheus-config/x"}`, got.Labels(labels.NewBuilder(labels.EmptyLabels())).String())
 
 	// A target's own labels cannot say that they are one of the store's jobs, even if they are honoured.
-	for _, name := range append(Local(), JobKubelet, JobCadvisor, JobProxies, JobPods, JobHostPods, JobIstiod) {
+	for _, name := range append(Local(), JobKubelet, JobCadvisor, JobProxies, JobWaypoints, JobPods, JobHostPods, JobIstiod) {
 		_, ok := kept(j, "__name__", "istio_requests_total", "job", name)
 		require.False(t, ok, name)
 	}
@@ -270,6 +274,63 @@ func TestMany(t *testing.T) {
 	require.Contains(t, left, Origin{"ns5", "x"})
 	require.Contains(t, left, Origin{"ns6", "x"})
 	require.Empty(t, base.ScrapeConfigs)
+}
+
+// Each different Kubernetes source is a copy of the cluster's objects in memory.
+func TestManyWatches(t *testing.T) {
+	base, err := Base(all)
+	require.NoError(t, err)
+	own := len(base.ScrapeConfigs)
+	user := func(name, sources string) User {
+		u, problems := Merge([]byte(job1("kubernetes_sd_configs: ["+sources+"]")), Origin{name, "c"}, all.Kubeconfig)
+		require.Empty(t, problems)
+		return u
+	}
+	selected := func(from, to int) string {
+		var s []string
+		for i := range to - from {
+			s = append(s, fmt.Sprintf("{role: pod, selectors: [{role: pod, label: 'x!=y%d'}]}", from+i))
+		}
+		return strings.Join(s, ", ")
+	}
+	joined, problems := Join(base, []User{
+		user("a", selected(0, 5)),
+		user("b", selected(0, 5)),                          // the same ones
+		user("c", "{role: pod}, {role: node}"),             // the store's own
+		user("d", selected(4, 10)),                         // five more
+		user("e", "{role: pod}, "+selected(5, 8)),          // three more
+		user("f", selected(8, 9)+", "+selected(0, 1)),      // one more
+		user("g", "{role: pod}, "+selected(7, 8)),          // known
+		user("h", "{role: pod, namespaces: {names: [x]}}"), // one more
+	})
+	var names []string
+	for _, j := range joined.ScrapeConfigs[own:] {
+		names = append(names, j.JobName)
+	}
+	require.Equal(t, []string{"a/c/x", "b/c/x", "c/c/x", "e/c/x", "g/c/x"}, names)
+	require.Len(t, problems, 3)
+	for _, o := range []string{"d", "f", "h"} {
+		got := problems[Origin{o, "c"}]
+		require.Len(t, got, 1)
+		require.Equal(t, "x", got[0].Job)
+		require.Contains(t, got[0].Message, "more than 8 different kubernetes_sd_configs: the job is not used")
+	}
+
+	// Alertmanagers are found apart, and count, too.
+	managers := func(sources string) User {
+		u, problems := Merge([]byte("alerting: {alertmanagers: [{kubernetes_sd_configs: ["+sources+"]}]}"), Origin{"z", "c"}, all.Kubeconfig)
+		require.Empty(t, problems)
+		return u
+	}
+	_, problems = Join(base, []User{user("a", selected(0, 7)), managers("{role: pod}")})
+	require.Empty(t, problems)
+	joined, problems = Join(base, []User{user("a", selected(0, 8)), managers("{role: pod}")})
+	require.Empty(t, joined.AlertingConfig.AlertmanagerConfigs)
+	require.Contains(t, problems[Origin{"z", "c"}][0].Message, "these Alertmanagers are not used")
+
+	// A namespace is watched once, whatever its order.
+	u := user("a", "{role: pod, namespaces: {names: [b, a, b]}}, {role: pod, namespaces: {names: [a, b]}}")
+	require.Equal(t, u.Jobs[0].ServiceDiscoveryConfigs[0], u.Jobs[0].ServiceDiscoveryConfigs[1])
 }
 
 func TestForbidden(t *testing.T) {
