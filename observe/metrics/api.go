@@ -84,7 +84,7 @@ func (m *Metrics) newAPI() *v1.API {
 		writable = m.series.writers()
 	}
 	return v1.NewAPI(
-		m.served,
+		checked{m.engine, m.parser},
 		m.queryable,
 		writable,
 		view,

@@ -211,14 +211,14 @@ func TestMadeLabels(t *testing.T) {
 	require.Equal(t, http.StatusOK, code, body)
 }
 
-// Pods' queries do not take the page's places.
+// Pods' queries do not take those of the privileged.
 func TestPlaces(t *testing.T) {
 	s := open(t, Options{})
 	blocked := make(chan struct{})
 	var busy sync.WaitGroup
 	began := make(chan struct{}, maxQueries)
 	for range maxQueries {
-		q, err := s.served.NewInstantQuery(t.Context(), storage.QueryableFunc(func(int64, int64) (storage.Querier, error) {
+		q, err := s.engine.NewInstantQuery(t.Context(), storage.QueryableFunc(func(int64, int64) (storage.Querier, error) {
 			began <- struct{}{}
 			<-blocked
 			return nil, errNone
@@ -229,9 +229,10 @@ func TestPlaces(t *testing.T) {
 	for range maxQueries {
 		<-began
 	}
-	q, err := s.Engine().NewInstantQuery(t.Context(), s.Queryable(), nil, "vector(1)", time.Now())
+	ctx := Privileged(t.Context())
+	q, err := s.Engine().NewInstantQuery(ctx, s.Queryable(), nil, "vector(1)", time.Now())
 	require.NoError(t, err)
-	require.NoError(t, q.Exec(t.Context()).Err)
+	require.NoError(t, q.Exec(ctx).Err)
 	close(blocked)
 	busy.Wait()
 }

@@ -11,6 +11,43 @@ import (
 	"polymesh.dev/polymesh/observe/rulefiles"
 )
 
+type privileged struct{}
+
+// Privileged returns a context for queries that others cannot keep out: they have places of their own.
+func Privileged(ctx context.Context) context.Context {
+	return context.WithValue(ctx, privileged{}, true)
+}
+
+// seats bounds how many queries are evaluated at a time. The tracker is for those that are not privileged.
+type seats struct {
+	promql.QueryTracker
+	own slots
+}
+
+// ownSeat is the index of a privileged query, which the tracker does not know.
+const ownSeat = -2
+
+// GetMaxConcurrent implements promql.QueryTracker.
+func (p seats) GetMaxConcurrent() int { return p.QueryTracker.GetMaxConcurrent() + cap(p.own) }
+
+// Insert implements promql.QueryTracker. It waits for a place.
+func (p seats) Insert(ctx context.Context, query string) (int, error) {
+	if ctx.Value(privileged{}) == nil {
+		return p.QueryTracker.Insert(ctx, query)
+	}
+	_, err := p.own.Insert(ctx, query)
+	return ownSeat, err
+}
+
+// Delete implements promql.QueryTracker.
+func (p seats) Delete(place int) {
+	if place == ownSeat {
+		p.own.Delete(place)
+		return
+	}
+	p.QueryTracker.Delete(place)
+}
+
 // checked is an engine that refuses what rulefiles.Check does, before it is evaluated. It implements promql.QueryEngine.
 type checked struct {
 	engine *promql.Engine

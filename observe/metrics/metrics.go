@@ -64,9 +64,9 @@ const (
 	// A query holds at most this many samples, of 16 bytes, and takes at most this long.
 	maxSamples   = 1_000_000
 	queryTimeout = 30 * time.Second
-	// Pods' queries and the page's have places of their own, so that no pod keeps an administrator waiting.
-	maxQueries     = 2
-	maxPageQueries = 2
+	// Pods' queries and those that are privileged have places of their own, so that no pod keeps an administrator waiting.
+	maxQueries    = 2
+	maxPrivileged = 2
 	// A rule has less time, and one is evaluated at a time, so that no rule takes the place of a person's query.
 	ruleTimeout = 10 * time.Second
 
@@ -92,8 +92,7 @@ type Metrics struct {
 	queryable storage.SampleAndChunkQueryable
 	blocks    func() []tsdb.BlockMeta
 	series    *bounded
-	engine    *promql.Engine // of the page
-	served    checked        // of the handler
+	engine    *promql.Engine
 	parser    parser.Parser
 
 	targets  *targets
@@ -185,8 +184,7 @@ func (m *Metrics) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.served = checked{m.newEngine(tracker, queryTimeout, m.registry), m.parser}
-	m.engine = m.newEngine(make(slots, maxPageQueries), queryTimeout, nil)
+	m.engine = m.newEngine(seats{tracker, make(slots, maxPrivileged)}, queryTimeout, m.registry)
 	ruleEngine := checked{m.newEngine(make(slots, 1), ruleTimeout, nil), m.parser}
 
 	// There are two scrapers: one connects what the store's own jobs name, the other refuses this machine's addresses.
@@ -300,7 +298,7 @@ func (m *Metrics) Close() error {
 // Queryable is the stored series.
 func (m *Metrics) Queryable() storage.SampleAndChunkQueryable { return m.queryable }
 
-// Engine evaluates the page's PromQL, with the store's bounds on samples and time, and a number of queries that Handler's do not count for.
+// Engine evaluates PromQL, with the store's bounds on samples, time and number of queries.
 func (m *Metrics) Engine() *promql.Engine { return m.engine }
 
 // Appendable is for other parts of the store that write samples. A new series beyond Options.MaxSeries is an error.

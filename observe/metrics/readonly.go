@@ -65,8 +65,7 @@ func OpenReadOnly(ctx context.Context, dir, tmp string, log *slog.Logger) (_ *Me
 	}
 	files.head = m.db
 	m.queryable, m.blocks = files, files.metas
-	m.served = checked{m.newEngine(make(slots, maxQueries), queryTimeout, nil), m.parser}
-	m.engine = m.newEngine(make(slots, maxPageQueries), queryTimeout, nil)
+	m.engine = m.newEngine(seats{make(slots, maxQueries), make(slots, maxPrivileged)}, queryTimeout, nil)
 	m.handlers = m.newHandlers()
 	return m, nil
 }
