@@ -29,7 +29,7 @@ const (
 	// pushPause is the time between two pushes while there is little to send.
 	pushPause = 2 * time.Second
 	// retryMin and retryMax bound the pause after a push that did not get through, absentPause is the one when the cluster has no store.
-	retryMin, retryMax = time.Second, time.Minute
+	retryMin, retryMax = time.Second, 20 * time.Second
 	absentPause        = time.Minute
 	// pushTimeout is how long one push may take, dialTimeout its connection.
 	pushTimeout = 45 * time.Second

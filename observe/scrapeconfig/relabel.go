@@ -106,6 +106,7 @@ func labelDrop(regex string) *relabel.Config { return rule(relabel.LabelDrop, re
 func only(all, kept string) []*relabel.Config {
 	const tmp = "__tmp_kept"
 	return []*relabel.Config{
+		labelDrop(tmp), // a target may send it
 		replace(kept, "1", tmp, model.MetricNameLabel),
 		drop(";(?:"+all+")", tmp, model.MetricNameLabel),
 		labelDrop(tmp),

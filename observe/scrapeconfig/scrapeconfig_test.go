@@ -256,6 +256,7 @@ func TestSamples(t *testing.T) {
 	}{
 		{JobProxies, []string{"__name__", "envoy_server_live", "namespace", "shop"}, `{__name__="envoy_server_live", namespace="shop"}`},
 		{JobProxies, []string{"__name__", "envoy_cluster_upstream_rq", "namespace", "shop"}, ""},
+		{JobProxies, []string{"__name__", "envoy_cluster_upstream_rq", "namespace", "shop", "__tmp_kept", "1"}, ""},
 		{JobProxies, []string{"__name__", "istio_agent_go_goroutines", "namespace", "shop"}, ""},
 		{JobProxies, []string{"__name__", "istio_agent_cert_expiry_seconds", "namespace", "shop"}, `{__name__="istio_agent_cert_expiry_seconds", namespace="shop"}`},
 		{JobProxies, []string{"__name__", "my_orders_total", "namespace", "shop", "pod_template_hash", "x"}, `{__name__="my_orders_total", namespace="shop"}`},

@@ -59,8 +59,12 @@ async function checkViews(views, shots) {
       await page.evaluate(axe);
       const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
       for (const v of violations) failures.push(`${name}, ${width}, ${colorScheme}: ${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(" | ")}`);
-      const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-      if (wide > 0) failures.push(`${name}, ${width}: ${wide} pixels wider than the screen`);
+      const wide = await page.evaluate(() => {
+        const { clientWidth, scrollWidth } = document.documentElement;
+        const over = [...document.querySelectorAll("body *")].filter((e) => e.getBoundingClientRect().right > clientWidth + 0.5).map((e) => e.outerHTML.slice(0, 160));
+        return scrollWidth > clientWidth ? `${scrollWidth - clientWidth} pixels wider than the screen: ${over.slice(-4).join(" | ")}` : "";
+      });
+      if (wide) failures.push(`${name}, ${width}: ${wide}`);
       if (shots) {
         await mkdir(shots, { recursive: true });
         await page.screenshot({ path: join(shots, `${name}-${width}-${colorScheme}.png`) });
