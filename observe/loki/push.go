@@ -21,6 +21,7 @@ import (
 
 	"polymesh.dev/polymesh/observe/logql"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/receive/guard"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -38,9 +39,8 @@ const (
 	// A push is allowed as long as the mean stays below pushBytesPerSecond.
 	pushBytesPerSecond = 4 << 20
 	pushBurst          = 4 * maxPush
-	// arriving is how many bytes of all pushes may be in memory while they arrive. A push takes them in steps, as they come.
+	// arriving is how many bytes of all pushes may be in memory while they arrive.
 	arriving    = 16 << 20
-	arrivingBy  = 4 << 10
 	arrivalTime = 10 * time.Second
 	// unpacking is how many pushes are unpacked and decoded at a time, which takes a multiple of their size. Others wait for patience.
 	unpacking = 2
@@ -123,10 +123,16 @@ func (l *Loki) readPush(w http.ResponseWriter, r *http.Request) (*pushing, error
 	if err != nil {
 		return nil, err
 	}
-	raw, arrived, err := l.arrive(w, r)
+	raw, arrived, err := guard.Arrive(w, r, l.arriving, maxPush, arrivalTime)
 	defer arrived()
-	if err != nil {
-		return nil, err
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, errTooLarge
+	case errors.Is(err, guard.ErrBusy):
+		return nil, errBusy
+	case err != nil:
+		return nil, invalid("reading the body: %s", err)
 	}
 	size, err := unpackedSize(raw, encoding)
 	if err != nil {
@@ -174,36 +180,6 @@ func pushType(h http.Header) (kind, encoding string, err error) {
 		return "", "", invalid("Content-Encoding %.40q not supported", encoding)
 	}
 	return kind, encoding, nil
-}
-
-// arrive reads a body as it comes. It takes room for its bytes step by step: a client that sends nothing keeps nobody out.
-func (l *Loki) arrive(w http.ResponseWriter, r *http.Request) (raw []byte, release func(), err error) {
-	// Not every server can set it. Those that cannot have a deadline of their own.
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(arrivalTime))
-	from := http.MaxBytesReader(w, r.Body, maxPush)
-	var taken int64
-	release = func() { l.arriving.Release(taken) }
-	var body bytes.Buffer
-	part := make([]byte, arrivingBy)
-	for {
-		n, err := from.Read(part)
-		if !l.arriving.TryAcquire(int64(n)) {
-			return nil, release, errBusy
-		}
-		taken += int64(n)
-		body.Write(part[:n])
-		var tooLarge *http.MaxBytesError
-		switch {
-		case err == io.EOF:
-			_ = control.SetReadDeadline(time.Time{})
-			return body.Bytes(), release, nil
-		case errors.As(err, &tooLarge):
-			return nil, release, errTooLarge
-		case err != nil:
-			return nil, release, invalid("reading the body: %s", err)
-		}
-	}
 }
 
 // unpackedSize says how many bytes a body has when it is unpacked, without keeping them.

@@ -10,11 +10,12 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"polymesh.dev/polymesh/observe/receive/guard"
 )
 
 // receive reads a request's body, waits for a slot, and unpacks it. It is content with no more than MaxMessage of either. Until release, the request
@@ -50,14 +51,10 @@ func errTooLong(most int64) error {
 // arrive reads a request's body as it comes, and waits for a slot after that: a client that sends little keeps nobody out. All bodies that arrive have
 // a room together.
 func (r *Receiver) arrive(w http.ResponseWriter, req *http.Request, most int64) (raw []byte, release func(), err error) {
-	// Not every server can set it. Those that cannot have a deadline of their own.
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(readTime))
-	raw, arrived, err := r.read(http.MaxBytesReader(w, req.Body, most))
+	raw, arrived, err := guard.Arrive(w, req, r.arriving, most, readTime)
 	var long *http.MaxBytesError
 	switch {
 	case err == nil:
-		_ = control.SetReadDeadline(time.Time{})
 		var free func()
 		if free, err = r.slot(req.Context()); err == nil {
 			return raw, func() { free(); arrived() }, nil
@@ -66,6 +63,8 @@ func (r *Receiver) arrive(w http.ResponseWriter, req *http.Request, most int64) 
 		err = errTooLong(most)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = status.Error(codes.DeadlineExceeded, "the request took too long to arrive")
+	case errors.Is(err, guard.ErrBusy):
+		err = errBusy
 	case !errors.Is(err, errBusy):
 		err = refused(fmt.Errorf("reading the request: %w", err))
 	}
@@ -73,26 +72,23 @@ func (r *Receiver) arrive(w http.ResponseWriter, req *http.Request, most int64) 
 	return nil, nil, err
 }
 
-// read reads all that comes, and takes room for each part of it.
-func (r *Receiver) read(from io.Reader) (raw []byte, release func(), err error) {
-	var taken int64
-	release = func() { r.arriving.Release(taken) }
-	var text bytes.Buffer
-	part := make([]byte, 4<<10)
-	for {
-		n, err := from.Read(part)
-		if !r.arriving.TryAcquire(int64(n)) {
-			return nil, release, errBusy
-		}
-		taken += int64(n)
-		text.Write(part[:n])
-		switch {
-		case err == io.EOF:
-			return text.Bytes(), release, nil
-		case err != nil:
-			return nil, release, err
-		}
+// measured is receive for a message that is measured before it is decoded, and has room for that until release.
+func (r *Receiver) measured(w http.ResponseWriter, req *http.Request, measure func([]byte, guard.Limits) (int, error)) (message []byte, release func(), err error) {
+	message, received, err := r.receive(w, req)
+	if err != nil {
+		return nil, nil, err
 	}
+	memory, err := measure(message, guard.OTLP)
+	if err != nil {
+		received()
+		return nil, nil, refused(err)
+	}
+	free, err := r.room(req.Context(), memory+2*len(message))
+	if err != nil {
+		received()
+		return nil, nil, err
+	}
+	return message, func() { free(); received() }, nil
 }
 
 // unpack undoes a content encoding.

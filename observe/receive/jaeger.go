@@ -36,20 +36,11 @@ func (r *Receiver) readJaeger(w http.ResponseWriter, req *http.Request) error {
 	case err != nil, kind != "application/x-thrift" && kind != "application/vnd.apache.thrift.binary":
 		return status.Error(codes.Unimplemented, "the content type is not application/x-thrift")
 	}
-	message, release, err := r.receive(w, req)
+	message, release, err := r.measured(w, req, guard.Thrift)
 	if err != nil {
 		return err
 	}
 	defer release()
-	memory, err := guard.Thrift(message, guard.OTLP)
-	if err != nil {
-		return refused(err)
-	}
-	free, err := r.room(req.Context(), memory+2*len(message))
-	if err != nil {
-		return err
-	}
-	defer free()
 	batch, err := jaegerBatch(req.Context(), message)
 	if err != nil {
 		return refused(fmt.Errorf("reading Jaeger's spans: %w", err))

@@ -100,25 +100,16 @@ func accepted(w http.ResponseWriter, err error) {
 }
 
 func (r *Receiver) readZipkin(w http.ResponseWriter, req *http.Request) error {
-	message, release, err := r.receive(w, req)
-	if err != nil {
-		return err
-	}
-	defer release()
 	kind, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
 	read, measure := zipkinJSON, guard.JSON
 	if kind == protobufType || kind == "application/protobuf" {
 		read, measure = zipkinProto, zipkinMemory
 	}
-	memory, err := measure(message, guard.OTLP)
-	if err != nil {
-		return refused(err)
-	}
-	free, err := r.room(req.Context(), memory+2*len(message))
+	message, release, err := r.measured(w, req, measure)
 	if err != nil {
 		return err
 	}
-	defer free()
+	defer release()
 	store := spanStore{r: r}
 	now := time.Now()
 	if err := read(message, func(z *zipkinSpan) error { return store.add(z.span(now)) }); err != nil {
