@@ -31,6 +31,7 @@ import (
 	"go.yaml.in/yaml/v2"
 	"google.golang.org/protobuf/proto"
 
+	"polymesh.dev/polymesh/observe/privilege"
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
@@ -229,7 +230,7 @@ func TestPlaces(t *testing.T) {
 	for range maxQueries {
 		<-began
 	}
-	ctx := Privileged(t.Context())
+	ctx := privilege.With(t.Context())
 	q, err := s.Engine().NewInstantQuery(ctx, s.Queryable(), nil, "vector(1)", time.Now())
 	require.NoError(t, err)
 	require.NoError(t, q.Exec(ctx).Err)

@@ -8,15 +8,9 @@ import (
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/storage"
 
+	"polymesh.dev/polymesh/observe/privilege"
 	"polymesh.dev/polymesh/observe/rulefiles"
 )
-
-type privileged struct{}
-
-// Privileged returns a context for queries that others cannot keep out: they have places of their own.
-func Privileged(ctx context.Context) context.Context {
-	return context.WithValue(ctx, privileged{}, true)
-}
 
 // seats bounds how many queries are evaluated at a time. The tracker is for those that are not privileged.
 type seats struct {
@@ -32,7 +26,7 @@ func (p seats) GetMaxConcurrent() int { return p.QueryTracker.GetMaxConcurrent()
 
 // Insert implements promql.QueryTracker. It waits for a place.
 func (p seats) Insert(ctx context.Context, query string) (int, error) {
-	if ctx.Value(privileged{}) == nil {
+	if !privilege.Of(ctx) {
 		return p.QueryTracker.Insert(ctx, query)
 	}
 	_, err := p.own.Insert(ctx, query)

@@ -9,8 +9,7 @@ import (
 	"polymesh.dev/polymesh/observe/datadir"
 	"polymesh.dev/polymesh/observe/ingest"
 	"polymesh.dev/polymesh/observe/jaeger"
-	"polymesh.dev/polymesh/observe/metrics"
-	"polymesh.dev/polymesh/observe/tracestore"
+	"polymesh.dev/polymesh/observe/privilege"
 )
 
 // parts are the parts of the store, and the places of their handlers on the sockets.
@@ -51,7 +50,7 @@ func (p *parts) rootHandler(f *front, status http.Handler) http.Handler {
 	mux.Handle("/", &p.page)
 	limited := f.limited(audited(asker, p.log, mux))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r = r.WithContext(metrics.Privileged(tracestore.Privileged(r.Context())))
+		r = r.WithContext(privilege.With(r.Context()))
 		// It must answer when nothing else does.
 		if r.URL.Path == StatusPath {
 			status.ServeHTTP(w, r)

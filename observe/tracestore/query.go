@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"polymesh.dev/polymesh/observe/privilege"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -160,17 +161,10 @@ func (s *Store) look(ctx context.Context, q Query) ([]found, error) {
 	return all, nil
 }
 
-type privileged struct{}
-
-// Privileged returns a context for questions that others cannot keep out: they have a place of their own.
-func Privileged(ctx context.Context) context.Context {
-	return context.WithValue(ctx, privileged{}, true)
-}
-
 // load waits until whole spans may be read.
 func (s *Store) load(ctx context.Context) (func(), error) {
 	var own chan struct{} // nil is never ready
-	if ctx.Value(privileged{}) != nil {
+	if privilege.Of(ctx) {
 		own = s.own
 	}
 	select {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"polymesh.dev/polymesh/observe/privilege"
 )
 
 func str(key, value string) Attribute { return Attribute{key, Value{String, value}} }
@@ -409,7 +411,7 @@ func TestAskingEnds(t *testing.T) {
 	_, err = s.Find(ctx, Query{})
 	require.ErrorIs(t, err, context.Canceled)
 	// One place is kept for an administrator.
-	_, err = s.Find(Privileged(t.Context()), Query{})
+	_, err = s.Find(privilege.With(t.Context()), Query{})
 	require.NoError(t, err)
 	require.Empty(t, s.own)
 }
