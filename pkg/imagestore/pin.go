@@ -52,10 +52,6 @@ const (
 	releasedLabel = "polymesh.dev/released"
 )
 
-// EvictionPercent is how much of a disk with images or pods must be free, in percent: the kubelet evicts pods when less is. Images that are
-// pushed or copied leave more.
-const EvictionPercent = 5
-
 // KeptDeploys is the number of images per service of a project that stay pinned: the running one, and those for rollbacks.
 const KeptDeploys = 3
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes"
@@ -22,11 +24,12 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
+	"k8s.io/kubernetes/pkg/kubelet/eviction"
+	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
 
 	"polymesh.dev/polymesh/pkg/certificate"
 	"polymesh.dev/polymesh/pkg/cgroup"
 	"polymesh.dev/polymesh/pkg/component"
-	"polymesh.dev/polymesh/pkg/imagestore"
 	"polymesh.dev/polymesh/pkg/kubeconfig"
 	"polymesh.dev/polymesh/pkg/kubeflags"
 	"polymesh.dev/polymesh/pkg/layout"
@@ -91,7 +94,7 @@ func (k *Kubelet) configure(c *kubeletconfig.KubeletConfiguration) {
 	c.ContainerRuntimeEndpoint = "unix://" + cfg.DataDir.ContainerdSocket()
 	c.ImageServiceEndpoint = "unix://" + cfg.DataDir.ImageSocket()
 	// As in K3s: a full disk is the user's responsibility, up to a last reserve.
-	free := fmt.Sprintf("%d%%", imagestore.EvictionPercent)
+	const free = "5%"
 	c.EvictionHard = map[string]string{"imagefs.available": free, "nodefs.available": free, "memory.available": "100Mi"}
 	c.EvictionMinimumReclaim = map[string]string{"imagefs.available": "10%", "nodefs.available": "10%"}
 	c.FailCgroupV1 = false
@@ -215,6 +218,26 @@ func (k *Kubelet) parse() error {
 	}
 	k.server = &options.KubeletServer{KubeletFlags: *flags, KubeletConfiguration: *conf}
 	return nil
+}
+
+// EvictsBelow is how many bytes of a disk of a size must be free, from Init on: with less, the kubelet evicts pods. It is the largest of the
+// user's --kubelet-arg=eviction-hard and eviction-soft for the disks of images, containers and pods.
+func (k *Kubelet) EvictsBelow(size uint64) uint64 {
+	c := k.server.KubeletConfiguration
+	// Without pod-level allocatable limits: only what the disks must have.
+	thresholds, err := eviction.ParseThresholdConfig(nil, c.EvictionHard, c.EvictionSoft, c.EvictionSoftGracePeriod, c.EvictionMinimumReclaim)
+	if err != nil {
+		return 0 // Init has checked them
+	}
+	capacity := resource.NewQuantity(int64(min(size, math.MaxInt64)), resource.BinarySI)
+	var most int64
+	for _, t := range thresholds {
+		switch t.Signal {
+		case evictionapi.SignalNodeFsAvailable, evictionapi.SignalImageFsAvailable, evictionapi.SignalContainerFsAvailable:
+			most = max(most, evictionapi.GetThresholdQuantity(t.Value, capacity).Value())
+		}
+	}
+	return uint64(most)
 }
 
 // Start runs the kubelet.

@@ -240,3 +240,26 @@ func TestRaise(t *testing.T) {
 		t.Error("a nonexistent setting was raised")
 	}
 }
+
+// What pushes of images leave free follows from what the user tells the kubelet.
+func TestEvictsBelow(t *testing.T) {
+	const size = 100 << 30
+	for _, c := range []struct {
+		args []string
+		want uint64
+	}{
+		{nil, 5 << 30},
+		{[]string{"--kubelet-arg=eviction-hard=memory.available<100Mi,nodefs.available<1%,imagefs.available<2%"}, 2 << 30},
+		{[]string{"--kubelet-arg=eviction-hard=nodefs.available<7Gi"}, 7 << 30},
+		{[]string{"--kubelet-arg=eviction-hard=imagefs.available<1%", "--kubelet-arg=eviction-soft=imagefs.available<10%", "--kubelet-arg=eviction-soft-grace-period=imagefs.available=1m"}, 10 << 30},
+		{[]string{"--kubelet-arg=eviction-hard=memory.available<100Mi"}, 0},
+	} {
+		k := NewKubelet(nodeOptions(settings(t, c.args...)), nil)
+		if err := k.parse(); err != nil {
+			t.Fatalf("%q: %v", c.args, err)
+		}
+		if got := k.EvictsBelow(size); got>>20 != c.want>>20 && (got+1<<20)>>20 != c.want>>20 {
+			t.Errorf("%q: %d MiB of 100 GiB must be free, want %d", c.args, got>>20, c.want>>20)
+		}
+	}
+}

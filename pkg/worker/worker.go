@@ -78,15 +78,16 @@ type Components struct {
 func New(o Options) Components {
 	machine := o.node()
 	images := node.NewImages(machine)
+	kubelet := node.NewKubelet(machine, images)
 	pulls := o.registry()
-	pulls.Await = images.Await
+	pulls.Await, pulls.EvictsBelow = images.Await, kubelet.EvictsBelow
 	return Components{
 		Balancer:      apilb.New(o.balancer()),
 		Containerd:    node.NewContainerd(machine),
 		Images:        images,
 		Registry:      registry.New(pulls),
 		NetworkPolicy: netpol.New(o.policies()),
-		Kubelet:       node.NewKubelet(machine, images),
+		Kubelet:       kubelet,
 		Proxy:         node.NewProxy(machine),
 		PoolAddresses: announce.New(o.pool()),
 		PodNetwork:    network.New(o.network()),

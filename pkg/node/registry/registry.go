@@ -57,6 +57,8 @@ type Options struct {
 	Socket, HostsDir, UserHostsDir string
 	// ContentDir is containerd's folder, whose disk pushes and copies must not fill.
 	ContentDir string
+	// EvictsBelow is how many bytes of a disk of a size the kubelet needs: with less, it evicts pods. Pushes and copies leave more.
+	EvictsBelow func(size uint64) uint64
 	// Registries is the file registries.yaml; it need not exist.
 	Registries string
 	// DisableDefaultEndpoint keeps a registry that has mirrors from being asked itself.

@@ -135,7 +135,7 @@ func newMachine(t *testing.T, pki, name, ip string) *machine {
 	ok(t, err)
 	certs := certificate.Store(tls)
 	m.opts = Options{
-		Node: name, IP: m.ip, LocalPort: porttest.Loopback(t).Port(), PeerPort: peerPort, Socket: m.dir.ContainerdSocket(), HostsDir: m.dir.NodeRegistryDir(), UserHostsDir: m.dir.RegistryDir(), ContentDir: m.dir.Agent("containerd"),
+		Node: name, IP: m.ip, LocalPort: porttest.Loopback(t).Port(), PeerPort: peerPort, Socket: m.dir.ContainerdSocket(), HostsDir: m.dir.NodeRegistryDir(), UserHostsDir: m.dir.RegistryDir(), ContentDir: m.dir.Agent("containerd"), EvictsBelow: func(uint64) uint64 { return 0 },
 		Registries: filepath.Join(dataDir, "registries.yaml"), Kubeconfig: filepath.Join(dataDir, "none"), Log: slog.New(slog.NewTextHandler(m.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Identity: Identity{
 			ClientCert: certs.Cert(certificate.Kubelet), ClientKey: certs.Key(certificate.Kubelet), ServingCert: certs.Cert(certificate.KubeletServing), ServingKey: certs.Key(certificate.KubeletServing),

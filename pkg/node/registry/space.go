@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"polymesh.dev/polymesh/pkg/imagestore"
 )
 
 const (
@@ -26,19 +24,20 @@ func (r *Registry) enoughSpace(more int64) error {
 		return fmt.Errorf("look for space in %s: %w", r.opts.ContentDir, err)
 	}
 	free, all := fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
-	if free >= reserve(all)+uint64(more) {
+	keep := reserve(all, r.opts.EvictsBelow(all))
+	if free >= keep+uint64(more) {
 		return nil
 	}
 	layer := ""
 	if more > 0 {
 		layer = fmt.Sprintf(", too few for a layer of %d", more>>20)
 	}
-	return withStatus(http.StatusInsufficientStorage, "the node has only %d MiB of disk left, of which %d stay free%s: free some, or use another server", free>>20, reserve(all)>>20, layer)
+	return withStatus(http.StatusInsufficientStorage, "the node has only %d MiB of disk left, of which %d stay free%s: free some, or use another server", free>>20, keep>>20, layer)
 }
 
 // reserve is how many bytes of a disk pushes and copies leave free: more than the kubelet needs, so that what all of them write between two
 // looks evicts no pod.
-func reserve(all uint64) uint64 { return all/100*imagestore.EvictionPercent + min(maxMargin, all/20) }
+func reserve(all, evicts uint64) uint64 { return evicts + min(maxMargin, all/20) }
 
 const (
 	// leastRate is how much another node sends at least, in bytes a second after slowTime; with less, it would hold up what comes next.

@@ -112,6 +112,12 @@ func (c *Cluster) AddForTest(t testing.TB, o Options) *Node {
 	return n
 }
 
+// kubeletArgs are for a disk that is the machine's, and may be nearly full: images that a test has imported must not be collected, nor pods
+// evicted, for that reason.
+func kubeletArgs() []string {
+	return []string{"image-gc-high-threshold=100", "eviction-hard=memory.available<100Mi,nodefs.available<1%,imagefs.available<1%"}
+}
+
 func (c *Cluster) add(o Options) (*Node, error) {
 	program, err := Program()
 	if err != nil {
@@ -121,9 +127,9 @@ func (c *Cluster) add(o Options) (*Node, error) {
 	if number > maxNodes {
 		return nil, fmt.Errorf("a cluster has %d addresses, and all are in use", maxNodes)
 	}
-	// The disk is the machine's, and may be nearly full: images that a test has imported must not be collected, nor pods evicted, for
-	// that reason.
-	o.Args = append([]string{"--kubelet-arg=image-gc-high-threshold=100", "--kubelet-arg=eviction-hard=memory.available<100Mi,nodefs.available<1%,imagefs.available<1%"}, o.Args...)
+	for _, arg := range kubeletArgs() {
+		o.Args = append([]string{"--kubelet-arg=" + arg}, o.Args...)
+	}
 	name := fmt.Sprintf("%s-%d", c.Name, number)
 	n := &Node{
 		// The folder's name is short: the path of a socket has 107 characters.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/yaml"
 
 	"polymesh.dev/polymesh/pkg/status"
 )
@@ -227,8 +228,16 @@ func (n *Node) script(ctx context.Context, name string, args ...string) (string,
 	if err != nil {
 		return "", err
 	}
+	settings, err := yaml.Marshal(map[string][]string{"kubelet-arg": kubeletArgs()})
+	if err != nil {
+		return "", err
+	}
+	config := filepath.Join(n.Dir, "config.yaml")
+	if err := os.WriteFile(config, settings, 0o600); err != nil {
+		return "", err
+	}
 	cmd := n.Command(ctx, filepath.Join(top, "build", name), args...)
-	cmd.Env = append(cmd.Env, "POLYMESH_BIN="+n.program, "POLYMESH_WRITE_KUBECONFIG="+n.Kubeconfig(), "POLYMESH_LOG="+n.Log())
+	cmd.Env = append(cmd.Env, "POLYMESH_CONFIG="+config, "POLYMESH_BIN="+n.program, "POLYMESH_WRITE_KUBECONFIG="+n.Kubeconfig(), "POLYMESH_LOG="+n.Log())
 	cmd.Env = append(cmd.Env, n.opts.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
