@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -38,6 +39,7 @@ type bounded struct {
 	db      *tsdb.DB
 	max     uint64
 	labels  *labelBytes
+	space   *space
 	refused prometheus.Counter
 	// misplaced are samples of kubelets about pods that are not on their node. Some are when a pod is new or ends.
 	misplaced prometheus.Counter
@@ -46,8 +48,8 @@ type bounded struct {
 	logged    atomic.Int64 // when, in seconds
 }
 
-func newBounded(db *tsdb.DB, most int, bytes *labelBytes, reg prometheus.Registerer, log *slog.Logger) *bounded {
-	b := &bounded{db: db, max: uint64(most), labels: bytes, log: log, refused: prometheus.NewCounter(prometheus.CounterOpts{
+func newBounded(db *tsdb.DB, o Options, bytes *labelBytes, reg prometheus.Registerer) *bounded {
+	b := &bounded{db: db, max: uint64(o.MaxSeries), labels: bytes, space: newSpace(o.Dir, o.MinFreeBytes, reg), log: o.Log, refused: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "polymesh_observe_series_refused_total", Help: "Samples of new series that were refused because there are too many series, or because labels are too long.",
 	})}
 	b.misplaced = prometheus.NewCounter(prometheus.CounterOpts{
@@ -57,8 +59,11 @@ func newBounded(db *tsdb.DB, most int, bytes *labelBytes, reg prometheus.Registe
 	return b
 }
 
-// problem says that strangers' new series are refused.
+// problem says that nothing is stored, or that strangers' new series are refused.
 func (b *bounded) problem() string {
+	if err := b.space.short(); err != nil {
+		return err.Error()
+	}
 	const look = "new ones are refused (see /api/v1/status/tsdb for the metrics with the most)"
 	switch {
 	case b.db.Head().NumSeries() >= b.max:
@@ -181,6 +186,16 @@ func (a *boundedAppender) Append(ref storage.SeriesRef, ls labels.Labels, st, t 
 		return 0, nil
 	}
 	return a.AppenderV2.Append(ref, ls, st, t, v, h, fh, opts)
+}
+
+// Commit implements storage.AppenderTransaction. On a disk that is nearly full it stores nothing: those who send samples send them again.
+func (a *boundedAppender) Commit() error {
+	if err := a.space.short(); err != nil {
+		a.space.refused.Inc()
+		a.space.count.Add(1)
+		return errors.Join(err, a.Rollback())
+	}
+	return a.AppenderV2.Commit()
 }
 
 // AppendExemplars implements storage.ExemplarAppenderV2. Exemplars make no series.

@@ -39,6 +39,8 @@ type Options struct {
 	// Retention and MaxBytes bound what is kept, whichever is less. A block is two hours, so that much more may be there.
 	Retention time.Duration
 	MaxBytes  int64
+	// MinFreeBytes stay free on the disk: with less, samples are refused.
+	MinFreeBytes int64
 	// MaxSeries bounds the series of the last hours, which are in memory. Samples of new ones beyond it are refused and counted.
 	// 0 means 20,000. What the store makes itself may be a tenth, or 1,000, more. So are those beyond 16 MiB of labels.
 	MaxSeries int
@@ -146,7 +148,7 @@ func Open(ctx context.Context, o Options) (*Metrics, error) {
 	}
 	m.db, m.queryable = db, db
 	m.blocks = db.BlockMetas
-	m.series = newBounded(db, o.MaxSeries, bytes, m.registry, m.log)
+	m.series = newBounded(db, o, bytes, m.registry)
 
 	// The context ends what runs, not the one with which it was opened.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -327,6 +329,7 @@ func (m *Metrics) Numbers() map[string]int64 {
 	if m.series != nil {
 		n["series"] = int64(m.db.Head().NumSeries())
 		n["series_refused"] = m.series.refusals()
+		n["commits_refused"] = m.series.space.count.Load()
 		up, all := m.targets.counts()
 		n["targets"], n["targets_up"] = int64(all), int64(up)
 	}
