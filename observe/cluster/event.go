@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -135,7 +136,7 @@ func (e *events) take(event *eventsv1.Event, now time.Time) {
 		clear(e.seen)
 	}
 	e.seen[event.UID] = seenEvent{count, now}
-	id := identify(SourceKubernetes, string(event.UID), strconv.Itoa(int(count)))
+	id := identify(document.Kubernetes, string(event.UID), strconv.Itoa(int(count)))
 	if e.c.marks.written[id] {
 		return
 	}
@@ -152,7 +153,7 @@ func (e *events) take(event *eventsv1.Event, now time.Time) {
 	// Whatever an event is about, it is of the namespace in which its author may write. Of nodes that is "default".
 	subject := ref{event.Regarding.Kind, event.Namespace, event.Regarding.Name, event.Regarding.UID}
 	e.c.enqueue(pending{
-		at: eventTime(event, now), noticed: now, subject: subject, reason: event.Reason, kind: event.Type, source: SourceKubernetes, line: event.Note, id: id, count: count,
+		at: eventTime(event, now), noticed: now, subject: subject, reason: event.Reason, kind: event.Type, source: document.Kubernetes, line: event.Note, id: id, count: count,
 		more: append(containerField(event.Regarding.FieldPath), field("reporter", cmp.Or(event.ReportingController, event.DeprecatedSource.Component)), field("action", event.Action)),
 	})
 }
@@ -183,7 +184,7 @@ func (e *events) tellLeftOut(now time.Time) {
 	e.told = now
 	for namespace, n := range e.untold {
 		e.c.enqueue(pending{
-			at: now, noticed: now, subject: ref{kind: "Namespace", namespace: namespace, name: namespace}, reason: "EventsLeftOut", kind: warning, source: SourcePolymesh,
+			at: now, noticed: now, subject: ref{kind: "Namespace", namespace: namespace, name: namespace}, reason: "EventsLeftOut", kind: warning, source: document.Polymesh,
 			line: fmt.Sprintf("%d events of namespace %s are left out: it has more than %d a second", n, namespace, eventsPerSecond), count: int32(n),
 			id: identify("EventsLeftOut", namespace, now.Format(time.RFC3339)),
 		})

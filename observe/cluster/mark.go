@@ -13,21 +13,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
 // kindNode is the kind of a node, as the subject of a mark.
 const kindNode = "Node"
-
-// JobEvents is the label "job" of Kubernetes' events and of marks.
-const JobEvents = "events"
-
-// Sources of entries with JobEvents, in their metadata "source". Only marks have SourcePolymesh: users can write events of Kubernetes with
-// any reason.
-const (
-	SourcePolymesh   = "polymesh"
-	SourceKubernetes = "kubernetes"
-)
 
 // Reasons of marks.
 const (
@@ -114,7 +105,7 @@ func (c *Cluster) mark(subject ref, reason, kind, line string, happened time.Tim
 		return
 	}
 	c.marks.remember(id)
-	c.enqueue(pending{at: happened, noticed: now, subject: subject, reason: reason, kind: kind, source: SourcePolymesh, line: line, id: id, count: 1, more: more})
+	c.enqueue(pending{at: happened, noticed: now, subject: subject, reason: reason, kind: kind, source: document.Polymesh, line: line, id: id, count: 1, more: more})
 }
 
 func (c *Cluster) enqueue(p pending) {
@@ -140,8 +131,8 @@ func (c *Cluster) dueMarks(now time.Time) []logstore.Entry {
 }
 
 func (p pending) entry(workload string) logstore.Entry {
-	labels := []logstore.Field{{Name: "job", Value: JobEvents}, {Name: "namespace", Value: p.subject.namespace}, {Name: "workload", Value: workload}}
-	if p.subject.kind == kindNode && p.source == SourcePolymesh {
+	labels := []logstore.Field{{Name: "job", Value: document.Events}, {Name: "namespace", Value: p.subject.namespace}, {Name: "workload", Value: workload}}
+	if p.subject.kind == kindNode && p.source == document.Polymesh {
 		labels = append(labels, logstore.Field{Name: "node", Value: p.subject.name})
 	}
 	return logstore.Entry{Time: p.at, Labels: labels, Line: clip(p.line, maxLine), Metadata: append([]logstore.Field{

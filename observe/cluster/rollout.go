@@ -7,14 +7,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/logstore"
 )
-
-// JobRollouts is the label "job" of the states of rollouts.
-const JobRollouts = "rollouts"
 
 const (
 	rolloutPrefix   = "polymesh-rollout-"
@@ -25,50 +22,10 @@ const (
 
 // rollout is what `polymesh rollout` has recorded about a Deployment. Whoever may write ConfigMaps in its namespace can have written it.
 type rollout struct {
-	state   rolloutState
+	state   document.Rollout
 	uid     types.UID
 	changed bool      // and not written since
 	written time.Time // while it is under way, a state is written again and again
-}
-
-// rolloutState is what is shown of the recorded state, in its form.
-type rolloutState struct {
-	Name      string        `json:"name"`
-	Namespace string        `json:"namespace"`
-	Container string        `json:"container"`
-	Image     string        `json:"image"`
-	Previous  string        `json:"previous"`
-	Plan      rolloutPlan   `json:"plan"`
-	Started   moment        `json:"started,omitzero"`
-	Phase     string        `json:"phase"`
-	Step      int           `json:"step"`
-	Weight    int           `json:"weight"`
-	Reason    string        `json:"reason,omitempty"`
-	Done      []rolloutStep `json:"done,omitempty"`
-	Ended     moment        `json:"ended,omitzero"`
-	Final     string        `json:"final,omitempty"`
-}
-
-type rolloutPlan struct {
-	Steps        []int           `json:"steps"`
-	Interval     metav1.Duration `json:"interval"`
-	MaxErrorRate float64         `json:"maxErrorRate"`
-	MaxP99       metav1.Duration `json:"maxP99"`
-	MinRequests  int             `json:"minRequests"`
-	Timeout      metav1.Duration `json:"timeout"`
-}
-
-type rolloutStep struct {
-	Weight int            `json:"weight"`
-	Canary rolloutMeasure `json:"canary"`
-	Stable rolloutMeasure `json:"stable"`
-}
-
-type rolloutMeasure struct {
-	Requests  int             `json:"requests"`
-	ErrorRate float64         `json:"errorRate"`
-	P99       metav1.Duration `json:"p99"`
-	Timed     int             `json:"timed"`
 }
 
 // readRollout returns nil for what is not a state of a rollout.
@@ -93,8 +50,6 @@ func readRollout(object any) *rollout {
 	return r
 }
 
-func (r *rollout) ended() bool { return !r.state.Ended.IsZero() }
-
 // rolloutChanged marks the steps of a rollout.
 func (c *Cluster) rolloutChanged(old, now *rollout) {
 	if now == nil {
@@ -112,7 +67,7 @@ func (c *Cluster) rolloutChanged(old, now *rollout) {
 	}
 	mark(RolloutStarted, normal, fmt.Sprintf("canary with %s beside %s", s.Image, s.Previous), s.Started.Time)
 	switch {
-	case now.ended():
+	case now.state.Over():
 		kind, line := normal, "promoted to "+s.Image
 		if s.Phase != "Promoted" {
 			line = fmt.Sprintf("%s, back to %s", strings.ToLower(s.Phase), s.Previous)
@@ -135,12 +90,12 @@ func (c *Cluster) rolloutChanged(old, now *rollout) {
 func (c *Cluster) dueRollouts(now time.Time) []logstore.Entry {
 	var entries []logstore.Entry
 	for _, r := range c.rollouts.items {
-		if !r.changed && (r.ended() || now.Sub(r.written) < snapshotEvery) {
+		if !r.changed && (r.state.Over() || now.Sub(r.written) < snapshotEvery) {
 			continue
 		}
 		r.changed, r.written = false, now
 		s := &r.state
-		if r.ended() && s.Ended.Before(c.marks.since) {
+		if r.state.Over() && s.Ended.Before(c.marks.since) {
 			continue
 		}
 		line := encode(s)
@@ -149,7 +104,7 @@ func (c *Cluster) dueRollouts(now time.Time) []logstore.Entry {
 		}
 		entries = append(entries, logstore.Entry{
 			Time:     now,
-			Labels:   []logstore.Field{field("job", JobRollouts), field("namespace", s.Namespace), field("workload", s.Name)},
+			Labels:   []logstore.Field{field("job", document.Rollouts), field("namespace", s.Namespace), field("workload", s.Name)},
 			Line:     line,
 			Metadata: []logstore.Field{field("kind", "Rollout"), field("name", s.Name), field("uid", string(r.uid))},
 		})

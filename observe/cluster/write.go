@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
@@ -103,7 +104,7 @@ func (c *Cluster) tellConnection(now time.Time) {
 // recall reads what the store knows of the cluster, so that nothing is written twice, and pods that are gone still have a workload.
 func (c *Cluster) recall(ctx context.Context, now time.Time) error {
 	store := c.opts.Store
-	all := logstore.Matcher{Name: "job", Type: logstore.Regexp, Value: JobObjects + "|" + JobEvents + "|" + JobRollouts}
+	all := logstore.Matcher{Name: "job", Type: logstore.Regexp, Value: document.Objects + "|" + document.Events + "|" + document.Rollouts}
 	var last time.Time
 	err := store.Select(ctx, logstore.Selector{Matchers: []logstore.Matcher{all}, End: now, Limit: 1, Newest: true}, func(e logstore.Entry) bool {
 		last = e.Time
@@ -113,7 +114,7 @@ func (c *Cluster) recall(ctx context.Context, now time.Time) error {
 		return err
 	}
 	written := map[uint64]bool{}
-	events := logstore.Selector{Matchers: []logstore.Matcher{{Name: "job", Value: JobEvents}}, Start: now.Add(-memory), Limit: maxRecalled, Newest: true}
+	events := logstore.Selector{Matchers: []logstore.Matcher{{Name: "job", Value: document.Events}}, Start: now.Add(-memory), Limit: maxRecalled, Newest: true}
 	err = store.Select(ctx, events, func(e logstore.Entry) bool {
 		if id, err := strconv.ParseUint(logstore.Value(e.Metadata, "id"), 16, 64); err == nil {
 			written[id] = true
@@ -129,7 +130,7 @@ func (c *Cluster) recall(ctx context.Context, now time.Time) error {
 	c.marks.since = last
 	c.mu.Unlock()
 	objects := logstore.Selector{
-		Matchers: []logstore.Matcher{{Name: "job", Value: JobObjects}}, Start: last.Add(-snapshotEvery - time.Minute), Limit: maxRecalled, Newest: true,
+		Matchers: []logstore.Matcher{{Name: "job", Value: document.Objects}}, Start: last.Add(-snapshotEvery - time.Minute), Limit: maxRecalled, Newest: true,
 	}
 	err = store.Select(ctx, objects, func(e logstore.Entry) bool {
 		var doc struct {

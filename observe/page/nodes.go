@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -154,7 +155,7 @@ func (s *server) triggers(ctx context.Context, p period) ([]trigger, error) {
 
 	evicted := trigger{ID: "evicted", Known: true, Lines: []line{}, About: []string{}}
 	list0, err := s.selectEvents(ctx, logstore.Selector{
-		Matchers: []logstore.Matcher{equal("job", "events")}, Metadata: []logstore.Matcher{equal("source", "polymesh"), equal("reason", "Evicted")},
+		Matchers: []logstore.Matcher{equal("job", document.Events)}, Metadata: []logstore.Matcher{equal("source", document.Polymesh), equal("reason", "Evicted")},
 		Start: p.end.Add(-max(p.window(), time.Hour)), End: p.end, Limit: maxNames, Newest: true,
 	})
 	if err != nil {

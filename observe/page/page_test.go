@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -300,14 +301,14 @@ func TestAfternoon(t *testing.T) {
 
 	t.Run("rollout", func(t *testing.T) {
 		a := get[struct {
-			Rollout rolloutState
+			Rollout document.Rollout
 			History []rolloutHistory
 			Errors  []line
 		}](t, h, "rollouts/"+app+"/java-service?window=1d")
 		require.Equal(t, "RolledBack", a.Rollout.Phase)
 		require.Len(t, a.History, 5)
 		require.Len(t, a.Errors, 2)
-		require.Len(t, get[struct{ Rollouts []rolloutState }](t, h, "rollouts?window=1d").Rollouts, 2)
+		require.Len(t, get[struct{ Rollouts []document.Rollout }](t, h, "rollouts?window=1d").Rollouts, 2)
 	})
 
 	t.Run("nodes", func(t *testing.T) {
