@@ -15,6 +15,8 @@ import (
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // Kinds of ConfigMaps with which users configure the store: values of ConfigLabel.
@@ -139,7 +141,7 @@ func chooseConfigs(all []*corev1.ConfigMap) (configs []Config, problems []config
 		kind, problem := m.Labels[ConfigLabel], ""
 		switch {
 		case kind != Scrape && kind != Rules:
-			problem = fmt.Sprintf("label %s has the value %q: it must be %q or %q", ConfigLabel, clip(kind, maxShort), Scrape, Rules)
+			problem = fmt.Sprintf("label %s has the value %q: it must be %q or %q", ConfigLabel, excerpt.Of(kind, maxShort), Scrape, Rules)
 		case m.Annotations[tooBig] != "":
 			problem = fmt.Sprintf("it has %s bytes, more than %d: nothing of it is used", m.Annotations[tooBig], maxConfigBytes)
 		case len(configs) == maxConfigs:
@@ -184,7 +186,7 @@ func (c *Cluster) Report(ctx context.Context, namespace, name, problem string) e
 		ObjectMeta: metav1.ObjectMeta{Name: eventName(name, id), Namespace: namespace},
 		EventTime:  metav1.NowMicro(),
 		Regarding:  corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: namespace, Name: name, UID: m.UID, ResourceVersion: m.ResourceVersion},
-		Reason:     "ConfigNotUsed", Action: "Configure", Type: warning, Note: clip(problem, maxNote), ReportingController: Name, ReportingInstance: Name,
+		Reason:     "ConfigNotUsed", Action: "Configure", Type: warning, Note: excerpt.Of(problem, maxNote), ReportingController: Name, ReportingInstance: Name,
 	}
 	_, err := client.EventsV1().Events(namespace).Create(ctx, event, metav1.CreateOptions{FieldManager: Name})
 	if err != nil && !apierrors.IsAlreadyExists(err) {

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -135,7 +136,7 @@ func (p pending) entry(workload string) logstore.Entry {
 	if p.subject.kind == kindNode && p.source == document.Polymesh {
 		labels = append(labels, logstore.Field{Name: "node", Value: p.subject.name})
 	}
-	return logstore.Entry{Time: p.at, Labels: labels, Line: clip(p.line, maxLine), Metadata: append([]logstore.Field{
+	return logstore.Entry{Time: p.at, Labels: labels, Line: excerpt.Of(p.line, maxLine), Metadata: append([]logstore.Field{
 		{Name: "kind", Value: p.subject.kind}, {Name: "name", Value: p.subject.name}, {Name: "uid", Value: string(p.subject.uid)}, {Name: "reason", Value: p.reason},
 		{Name: "type", Value: p.kind}, {Name: "count", Value: strconv.Itoa(int(p.count))}, {Name: "source", Value: p.source}, {Name: "id", Value: strconv.FormatUint(p.id, 16)},
 	}, p.more...)}

@@ -27,6 +27,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // Name is how the store presents itself to the cluster: in requests, and as the reporter of events.
@@ -217,7 +219,7 @@ func (o *observed) note(ctx context.Context, err error) {
 	case apierrors.IsTooManyRequests(err), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
 		// The reflector tries again, or asks for everything.
 	case answered:
-		text := clip(err.Error(), maxMessage)
+		text := excerpt.Of(err.Error(), maxMessage)
 		if !slices.Contains(slices.Collect(maps.Values(conn.refused)), text) {
 			o.c.log.Warn("objects of the cluster cannot be read", "kind", o.kind, "err", text)
 		}

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
@@ -63,7 +64,7 @@ func (c *Cluster) flush(now time.Time) {
 			c.documents.snapshot = now.Add(writeRetry - snapshotEvery)
 		}
 	}
-	text := clip(err.Error(), maxMessage)
+	text := excerpt.Of(err.Error(), maxMessage)
 	if c.unsaved != text {
 		c.log.Warn("what happens in the cluster is not written", "entries", len(entries), "err", text)
 	}

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -219,7 +220,7 @@ func (c *Collector) ask(ctx context.Context) (*Survey, error) {
 	case response.StatusCode != http.StatusOK:
 		var refused struct{ Message string }
 		_ = json.Unmarshal(text, &refused) // without a message, the status says enough
-		return nil, fmt.Errorf("the server does not know what is wrong in the cluster: %s %s", response.Status, clip(refused.Message, maxText))
+		return nil, fmt.Errorf("the server does not know what is wrong in the cluster: %s %s", response.Status, excerpt.Of(refused.Message, maxText))
 	}
 	s := &Survey{}
 	if err := json.Unmarshal(text, s); err != nil {
@@ -237,18 +238,10 @@ func (c *Collector) ask(ctx context.Context) (*Survey, error) {
 
 func (f *Finding) bound() {
 	for _, name := range []*string{&f.Reason, &f.Kind, &f.Namespace, &f.Name, &f.Pod, &f.Container} {
-		*name = clip(*name, maxName)
+		*name = excerpt.Of(*name, maxName)
 	}
-	f.Message, f.Advice = clip(f.Message, maxText), clip(f.Advice, maxText)
+	f.Message, f.Advice = excerpt.Of(f.Message, maxText), excerpt.Of(f.Advice, maxText)
 	f.Ready, f.Replicas = max(f.Ready, 0), max(f.Replicas, 0)
-}
-
-// clip cuts a text, and makes it one.
-func clip(text string, most int) string {
-	if len(text) > most {
-		text = text[:most]
-	}
-	return strings.ToValidUTF8(text, "")
 }
 
 // Entries returns what is written of a survey.

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/journal"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/podlogs"
@@ -81,7 +82,7 @@ func (in *Ingest) collect(n *node, now time.Time) *collected {
 func (c *collected) reject(n int, reason string) {
 	c.rejected += int64(n)
 	if c.reason == "" {
-		c.reason = fmt.Sprintf("%.200s", strings.ToValidUTF8(reason, "\uFFFD"))
+		c.reason = excerpt.Of(reason, 200)
 	}
 }
 

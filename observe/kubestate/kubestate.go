@@ -19,6 +19,8 @@ import (
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // Objects are those of the cluster. The objects are not changed by anybody.
@@ -161,17 +163,13 @@ func (f family) gather(o *lists, limit int, lean bool) (*dto.MetricFamily, bool)
 			if labels[i] == "" {
 				continue
 			}
-			labels[i] = text(labels[i])
+			labels[i] = excerpt.Of(labels[i], maxLabel)
 			pairs[i].Name, pairs[i].Value = &f.labels[i], &labels[i]
 			s.metric.Label = append(s.metric.Label, &pairs[i])
 		}
 		g.Metric = append(g.Metric, &s.metric)
 	})
 	return g, !over
-}
-
-func text(s string) string {
-	return strings.ToValidUTF8(s[:min(len(s), maxLabel)], "\uFFFD")
 }
 
 func gauge(name, help string, labels []string, each func(*lists, adder)) family {

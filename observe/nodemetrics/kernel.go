@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // cpu reads /proc/stat.
@@ -183,6 +185,4 @@ func (c *Collector) uname(e emitter) error {
 // maxLabel bounds what becomes a label: the names of mounts are chosen by whoever mounts.
 const maxLabel = 256
 
-func label(s string) string {
-	return strings.ToValidUTF8(s[:min(len(s), maxLabel)], "\uFFFD")
-}
+func label(s string) string { return excerpt.Of(s, maxLabel) }

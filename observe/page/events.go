@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -155,7 +156,7 @@ func (s *server) marksIn(ctx context.Context, p period, namespaces []string, wor
 	}, func(e logstore.Entry) bool {
 		x := eventOf(e)
 		if workload == "" || x.Workload == workload || x.Namespace == "" {
-			list = append(list, mark{x.Time, markKinds[x.Reason], x.Namespace, x.Workload, cut(x.Text, 300)})
+			list = append(list, mark{x.Time, markKinds[x.Reason], x.Namespace, x.Workload, excerpt.Marked(x.Text, 300)})
 		}
 		return true
 	})

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -298,7 +299,7 @@ func listed(names []string, n int) string {
 		case i > 0:
 			text += ", "
 		}
-		text += cut(name, 100)
+		text += excerpt.Marked(name, 100)
 	}
 	return text
 }

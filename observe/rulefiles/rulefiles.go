@@ -16,6 +16,8 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // The bounds of one file. All files together have at most MaxRules rules.
@@ -111,11 +113,7 @@ func (c *check) problem(format string, args ...any) {
 	if len(c.problems) == 20 {
 		return
 	}
-	text := fmt.Sprintf(format, args...)
-	if len(text) > maxProblem {
-		text = strings.ToValidUTF8(text[:maxProblem], "") + " …"
-	}
-	c.problems = append(c.problems, Problem{text})
+	c.problems = append(c.problems, Problem{excerpt.Marked(fmt.Sprintf(format, args...), maxProblem)})
 }
 
 // group checks a group, and completes its bounds.

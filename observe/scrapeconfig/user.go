@@ -20,6 +20,8 @@ import (
 	"github.com/prometheus/prometheus/model/relabel"
 	"github.com/prometheus/prometheus/scrape"
 	"go.yaml.in/yaml/v2"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // The bounds of one user's file.
@@ -191,11 +193,7 @@ func (m *merge) problem(job, format string, args ...any) {
 	if len(m.problems) == maxProblems {
 		return
 	}
-	text := fmt.Sprintf(format, args...)
-	if len(text) > maxProblemText {
-		text = strings.ToValidUTF8(text[:maxProblemText], "") + " …"
-	}
-	m.problems = append(m.problems, Problem{Job: job, Message: text})
+	m.problems = append(m.problems, Problem{Job: job, Message: excerpt.Marked(fmt.Sprintf(format, args...), maxProblemText)})
 }
 
 // unused names what has no meaning here, so that nobody waits for its effect.

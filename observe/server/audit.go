@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // userHeader is who asks: the API server's path and `polymesh dashboard` set it, and remove what others have set (pkg/dashboard in the main
@@ -29,7 +31,7 @@ func audited(who func(*http.Request) string, log *slog.Logger, next http.Handler
 			if form == nil {
 				form = r.URL.Query()
 			}
-			log.Debug("query", "user", user, "path", cut(r.URL.Path), "expression", cut(expression(form)), "took", time.Since(begin).Round(time.Millisecond).String())
+			log.Debug("query", "user", user, "path", excerpt.Marked(r.URL.Path, maxAudited), "expression", excerpt.Marked(expression(form), maxAudited), "took", time.Since(begin).Round(time.Millisecond).String())
 		}()
 		next.ServeHTTP(w, r)
 	})
@@ -44,7 +46,7 @@ func asker(r *http.Request) string {
 	if text == "" {
 		return "root"
 	}
-	return cut(text)
+	return excerpt.Marked(text, maxAudited)
 }
 
 // anyPod is who asks on the sockets for pods, where nobody can prove a name.
@@ -69,11 +71,4 @@ func expression(form url.Values) string {
 		return q
 	}
 	return form.Encode()
-}
-
-func cut(text string) string {
-	if len(text) <= maxAudited {
-		return text
-	}
-	return strings.ToValidUTF8(text[:maxAudited], "") + "…"
 }

@@ -7,7 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // check says why a span cannot be stored, or nothing.
@@ -58,22 +59,8 @@ type bounder struct {
 	left   left
 }
 
-// text makes s valid and at most limit bytes long.
-func text(s string, limit int) (string, bool) {
-	if !utf8.ValidString(s) {
-		s = strings.ToValidUTF8(s, "�")
-	}
-	if len(s) <= limit {
-		return s, false
-	}
-	for limit > 0 && !utf8.RuneStart(s[limit]) {
-		limit--
-	}
-	return s[:limit], true
-}
-
 func (b *bounder) name(s string, limit int) string {
-	s, cut := text(s, limit)
+	s, cut := excerpt.Cut(s, limit)
 	if cut {
 		b.left.Other++
 	}
@@ -94,14 +81,14 @@ func (b *bounder) attributes(in []Attribute, limit int) []Attribute {
 			b.left.Attributes += len(in) - i
 			break
 		}
-		key, _ := text(a.Key, MaxKeyBytes)
+		key, _ := excerpt.Cut(a.Key, MaxKeyBytes)
 		if key == "" || seen == nil && slices.ContainsFunc(out, func(a Attribute) bool { return a.Key == key }) {
 			continue
 		}
 		if _, ok := seen[key]; ok {
 			continue
 		}
-		value, cut := text(a.Value.Text, MaxValueBytes)
+		value, cut := excerpt.Cut(a.Value.Text, MaxValueBytes)
 		if !validValue(a.Value.Type, value, cut) {
 			a.Value.Type = String
 		}
