@@ -24,6 +24,7 @@ import (
 
 	"github.com/prometheus/prometheus/storage"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/wire"
 )
@@ -85,10 +86,11 @@ type Ingest struct {
 	turn    sync.Mutex
 	decoder *wire.Decoder
 
+	checkpoint *checkpoint.File[state]
+
 	mu     sync.Mutex
 	nodes  map[string]*node
 	dirty  bool
-	saving *checkpoint
 	failed string // why the state is not saved
 }
 
@@ -101,7 +103,7 @@ func New(o Options) (*Ingest, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := &Ingest{opts: o, began: time.Now(), hash: maphash.MakeSeed(), pushes: make(chan struct{}, maxPushes), decoder: decoder}
+	in := &Ingest{opts: o, began: time.Now(), hash: maphash.MakeSeed(), pushes: make(chan struct{}, maxPushes), decoder: decoder, checkpoint: checkpoint.New[state](o.State, o.Logs)}
 	if in.nodes, err = in.load(); err != nil {
 		// Then nodes send again what they still have, and what is stored already is looked for.
 		o.Log.Warn("how far other nodes' logs were stored was forgotten", "err", err)

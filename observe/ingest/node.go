@@ -1,18 +1,13 @@
 package ingest
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"polymesh.dev/polymesh/observe/atomicfile"
 	"polymesh.dev/polymesh/observe/wire"
 )
 
@@ -243,24 +238,12 @@ type savedGeneration struct {
 	Position uint64 `json:"position"`
 }
 
-// checkpoint is a state that may be written when all lines up to a mark are on disk.
-type checkpoint struct {
-	mark  uint64
-	state state
-}
-
+// load returns the nodes of an earlier run.
 func (in *Ingest) load() (map[string]*node, error) {
 	nodes := map[string]*node{}
-	text, err := os.ReadFile(in.opts.State)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nodes, nil
-	}
+	st, _, err := in.checkpoint.Load()
 	if err != nil {
 		return nodes, err
-	}
-	var st state
-	if err := json.Unmarshal(text, &st); err != nil {
-		return nodes, fmt.Errorf("read %s: %w", in.opts.State, err)
 	}
 	for name, saved := range st.Nodes {
 		if time.Since(saved.Pushed) > forgotten {
@@ -276,39 +259,20 @@ func (in *Ingest) load() (map[string]*node, error) {
 	return nodes, nil
 }
 
-// save writes the state of some moments ago, when the lines of then are on disk, and takes the next one.
+// save remembers how far each node is.
 func (in *Ingest) save() {
-	in.mu.Lock()
-	next := in.saving
-	if next == nil && in.dirty {
-		next = &checkpoint{state: state{Nodes: map[string]savedNode{}}}
-		for name, n := range in.nodes {
-			s := savedNode{Pushed: n.status.Pushed}
-			for _, g := range n.generations {
-				s.Generations = append(s.Generations, savedGeneration{g.id, g.position})
-			}
-			next.state.Nodes[name] = s
-		}
-		// Read after the positions: what they say was appended before.
-		next.mark = in.opts.Logs.Mark()
-		in.dirty, in.saving = false, next
-	}
-	in.mu.Unlock()
-	if next == nil || in.opts.Logs.Durable() < next.mark {
-		return
-	}
-	text, err := json.Marshal(next.state)
-	if err == nil {
-		err = atomicfile.Write(in.opts.State, text)
-	}
+	written, err := in.checkpoint.Save(in.changed)
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if err != nil {
 		in.failed = fmt.Sprintf("how far other nodes' logs are stored cannot be noted: %v", err)
 		return
 	}
-	in.failed, in.saving = "", nil
-	for name, s := range next.state.Nodes {
+	if written == nil {
+		return
+	}
+	in.failed = ""
+	for name, s := range written.Nodes {
 		n := in.nodes[name]
 		if n == nil {
 			continue
@@ -319,6 +283,25 @@ func (in *Ingest) save() {
 			}
 		}
 	}
+}
+
+// changed returns the state, nil if it has not changed.
+func (in *Ingest) changed() *state {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.dirty {
+		return nil
+	}
+	st := &state{Nodes: map[string]savedNode{}}
+	for name, n := range in.nodes {
+		s := savedNode{Pushed: n.status.Pushed}
+		for _, g := range n.generations {
+			s.Generations = append(s.Generations, savedGeneration{g.id, g.position})
+		}
+		st.Nodes[name] = s
+	}
+	in.dirty = false
+	return st
 }
 
 // budget is how much of a node's records is stored.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
@@ -34,8 +35,7 @@ const (
 type Store interface {
 	Append([]logstore.Entry) error
 	Each(context.Context, logstore.Selector, func(logstore.Entry) bool) error
-	Mark() uint64
-	Durable() uint64
+	checkpoint.Store
 }
 
 // Options say what is read.
@@ -73,8 +73,8 @@ type Journal struct {
 	kernel  *kernel
 	buffer  []byte
 
-	dirty  bool // there are places that are not saved
-	saving *checkpoint
+	dirty      bool // there are places that are not saved
+	checkpoint *checkpoint.File[state]
 
 	mu      sync.Mutex
 	lines   int64
@@ -94,12 +94,13 @@ func New(opts Options) (*Journal, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	st, err := loadState(opts.State)
+	saved := checkpoint.New[state](opts.State, opts.Store)
+	st, _, err := saved.Load()
 	if err != nil {
 		// Without the state the logs are read again, and what is stored already is recognised.
 		opts.Log.Warn("the places in the platform's logs were forgotten", "error", err)
 	}
-	j := &Journal{opts: opts, started: time.Now(), buffer: make([]byte, readBytes)}
+	j := &Journal{opts: opts, started: time.Now(), buffer: make([]byte, readBytes), checkpoint: saved}
 	for _, f := range opts.Files {
 		j.files = append(j.files, newFile(f, st.Files[f.Name], opts.LinesPerSecond))
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
@@ -27,6 +28,13 @@ type machine struct {
 
 	journal *Journal
 	stop    func()
+}
+
+// saved is what the file says about how far was read.
+func (m *machine) saved() state {
+	st, _, err := checkpoint.New[state](m.opts.State, m.store).Load()
+	require.NoError(m.t, err)
+	return st
 }
 
 func newMachine(t *testing.T, names ...string) *machine {
@@ -183,7 +191,7 @@ func TestStoppedMeanwhile(t *testing.T) {
 	m.numbered("server.log", 1000, 1100)
 	m.start()
 	m.allNumbers("server", 1100)
-	require.Eventually(t, func() bool { st, err := loadState(m.opts.State); return err == nil && st.Files["server"].Offset > 0 }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return m.saved().Files["server"].Offset > 0 }, 30*time.Second, 20*time.Millisecond)
 	m.stop()
 
 	m.numbered("server.log", 1100, 1200)
@@ -308,7 +316,7 @@ func TestKernel(t *testing.T) {
 	m.start()
 	m.kmsg(append(records, fmt.Sprintf("3,105,%d,-;%s\n", since+9_000_000, strings.ReplaceAll(killLine, "4242", "4343")))...)
 	require.Eventually(t, func() bool { return len(m.lines(kernel)) == 4 }, 20*time.Second, 20*time.Millisecond)
-	require.Eventually(t, func() bool { st, err := loadState(m.opts.State); return err == nil && st.Kernel.Sequence == 106 }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return m.saved().Kernel.Sequence == 106 }, 20*time.Second, 20*time.Millisecond)
 	require.Len(t, m.lines(kernel), 4)
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
@@ -45,8 +46,7 @@ const StreamPolymesh = "polymesh"
 type Store interface {
 	Append([]logstore.Entry) error
 	Each(context.Context, logstore.Selector, func(logstore.Entry) bool) error
-	Mark() uint64
-	Durable() uint64
+	checkpoint.Store
 }
 
 // Options say what is read.
@@ -96,7 +96,8 @@ type Tailer struct {
 	openFiles int
 	held      int  // bytes of lines without an end
 	dirty     bool // there are places that are not saved
-	saving    *checkpoint
+
+	checkpoint *checkpoint.File[state]
 
 	mu      sync.Mutex
 	numbers numbers
@@ -126,13 +127,14 @@ func New(opts Options) (*Tailer, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	st, found, err := loadState(opts.State)
+	saved := checkpoint.New[state](opts.State, opts.Store)
+	st, found, err := saved.Load()
 	if err != nil {
 		// Without the state the logs are read again, and what is stored already is recognised.
 		opts.Log.Warn("the places in the pods' logs were forgotten", "error", err)
 	}
 	return &Tailer{
-		opts: opts, state: st, first: !found, root: -1, pods: map[string]*pod{},
+		opts: opts, state: &st, checkpoint: saved, first: !found, root: -1, pods: map[string]*pod{},
 		started: time.Now(), buffer: make([]byte, readBytes),
 	}, nil
 }

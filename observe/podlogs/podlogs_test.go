@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
@@ -379,7 +380,7 @@ func TestStoppedMeanwhile(t *testing.T) {
 func waitSaved(m *machine, name string) {
 	m.t.Helper()
 	require.True(m.t, assertEventually(func() bool {
-		st, _, err := loadState(m.opts.State)
+		st, _, err := checkpoint.New[state](m.opts.State, m.store).Load()
 		if err != nil {
 			return false
 		}
