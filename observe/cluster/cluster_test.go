@@ -34,7 +34,7 @@ var _ kubestate.Objects = (*Cluster)(nil)
 
 func openStore(t testing.TB, dir string) *logstore.Store {
 	t.Helper()
-	s, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: dir}})
+	s, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: dir}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
@@ -735,7 +735,7 @@ func TestStoreRefuses(t *testing.T) {
 	dir := t.TempDir()
 	full := openStore(t, dir)
 	require.NoError(t, full.Close())
-	readOnly, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: dir, ReadOnly: true}})
+	readOnly, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: dir, ReadOnly: true}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	c := watched(t, readOnly)
 	c.give(t, read(t)...)

@@ -48,7 +48,7 @@ func (s *answering) set(status int, answer string) {
 
 func newStore(t *testing.T) *logstore.Store {
 	t.Helper()
-	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir(), Retention: 24 * time.Hour}})
+	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir(), Retention: 24 * time.Hour}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, logs.Close()) })
 	return logs

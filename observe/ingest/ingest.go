@@ -96,9 +96,6 @@ type Ingest struct {
 
 // New returns an Ingest with what an earlier run has remembered.
 func New(o Options) (*Ingest, error) {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	decoder, err := wire.NewDecoder()
 	if err != nil {
 		return nil, err

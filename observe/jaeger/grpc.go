@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strconv"
 	"time"
@@ -33,9 +32,6 @@ const (
 
 // GRPC returns a server of jaeger.api_v2.QueryService, as Kiali asks it.
 func GRPC(o Options) *grpc.Server {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	q := &queryService{s: &server{o}, turns: semaphore.NewWeighted(questions)}
 	srv := grpc.NewServer(
 		grpc.UnaryInterceptor(q.unary),

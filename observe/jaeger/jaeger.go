@@ -48,9 +48,6 @@ type server struct {
 
 // New returns the HTTP API, at /api/ and, as some configure their Jaeger, at /jaeger/api/.
 func New(o Options) http.Handler {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	s := &server{o}
 	api := http.NewServeMux()
 	api.HandleFunc("GET /api/services", s.services)

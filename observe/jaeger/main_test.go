@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -30,7 +31,7 @@ func TestMain(m *testing.M) {
 
 func open(t *testing.T) *tracestore.Store {
 	t.Helper()
-	store, err := tracestore.Open(tracestore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1})
+	store, err := tracestore.Open(tracestore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = store.Close() })
 	return store
@@ -39,7 +40,7 @@ func open(t *testing.T) *tracestore.Store {
 // api is the HTTP API on a socket.
 func api(t *testing.T, store *tracestore.Store) string {
 	t.Helper()
-	server := httptest.NewServer(New(Options{Store: store}))
+	server := httptest.NewServer(New(Options{Store: store, Log: slog.New(slog.DiscardHandler)}))
 	t.Cleanup(server.Close)
 	return server.URL
 }

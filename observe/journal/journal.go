@@ -91,9 +91,6 @@ func New(opts Options) (*Journal, error) {
 	if opts.LinesPerSecond == 0 {
 		opts.LinesPerSecond = 2000
 	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
 	saved := checkpoint.New[state](opts.State, opts.Store)
 	st, _, err := saved.Load()
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,10 +42,10 @@ func newMachine(t *testing.T, names ...string) *machine {
 	t.Helper()
 	dir := t.TempDir()
 	m := &machine{t: t, dir: dir, stop: func() {}}
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "store")}})
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "store")}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	m.store = store
-	m.opts = Options{Node: "node-1", Store: store, State: filepath.Join(dir, "places"), Kernel: filepath.Join(dir, "kmsg"), LinesPerSecond: 100_000}
+	m.opts = Options{Node: "node-1", Store: store, State: filepath.Join(dir, "places"), Kernel: filepath.Join(dir, "kmsg"), LinesPerSecond: 100_000, Log: slog.New(slog.DiscardHandler)}
 	require.NoError(t, unix.Mkfifo(m.opts.Kernel, 0o600))
 	for _, name := range names {
 		m.opts.Files = append(m.opts.Files, File{Name: name, Path: m.path(name + ".log")})

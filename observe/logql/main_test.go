@@ -29,7 +29,7 @@ var testStart = time.Now().Add(-3 * time.Hour).Truncate(time.Minute)
 // newEngine makes an engine with a real store that has these entries.
 func newEngine(t *testing.T, limits Limits, entries []logstore.Entry) *Engine {
 	t.Helper()
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, store.Close()) })
 	if len(entries) > 0 {

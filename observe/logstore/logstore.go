@@ -80,9 +80,6 @@ func Open(opts Options) (*Store, error) {
 	if opts.ForeignBytesPerSecond == 0 {
 		opts.ForeignBytesPerSecond = 1 << 20
 	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
 	if opts.Store.OnRemoved == nil {
 		opts.Store.OnRemoved = func(r rowstore.Removed) {
 			if r.Err != nil {

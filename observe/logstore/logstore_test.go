@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -18,7 +19,7 @@ import (
 
 func open(t *testing.T) *Store {
 	t.Helper()
-	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}})
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
@@ -259,7 +260,7 @@ func TestSelectorsThatAreRefused(t *testing.T) {
 }
 
 func TestEntriesThatAreRefused(t *testing.T) {
-	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, MaxStreams: 20})
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, MaxStreams: 20, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer s.Close()
 	now := time.Now()
@@ -302,7 +303,7 @@ func TestEntriesThatAreRefused(t *testing.T) {
 
 // Clients choose their labels and their times. However many they choose, and whenever they say that it was, the platform's lines are stored.
 func TestStreamsOfClients(t *testing.T) {
-	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, MaxStreams: 20, MaxForeignStreams: 10})
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, MaxStreams: 20, MaxForeignStreams: 10, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer s.Close()
 	now := time.Now()
@@ -349,7 +350,7 @@ func TestStreamsOfADay(t *testing.T) {
 
 // Clients share a rate, which is not that of the platform's lines.
 func TestRateOfClients(t *testing.T) {
-	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, ForeignBytesPerSecond: 1})
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, ForeignBytesPerSecond: 1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer s.Close()
 	now, long := time.Now(), strings.Repeat("x", MaxLineBytes)

@@ -42,7 +42,7 @@ var testAt = time.Now().Add(-30 * time.Minute).Truncate(time.Minute)
 // serve starts the API with a real store, on a real socket.
 func serve(t *testing.T, entries ...logstore.Entry) (*httptest.Server, *logstore.Store) {
 	t.Helper()
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	if len(entries) > 0 {
 		require.NoError(t, store.Append(entries))

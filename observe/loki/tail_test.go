@@ -78,7 +78,7 @@ func TestTail(t *testing.T) {
 
 // The lines before a tail are few bytes, however many are asked for, and a tail that waits for them misses none that come meanwhile.
 func TestTailHistory(t *testing.T) {
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	l := New(Options{Store: store, Log: slog.New(slog.DiscardHandler)})
 	server := httptest.NewServer(l)
@@ -120,7 +120,7 @@ func TestTailHistory(t *testing.T) {
 
 // Tails without the lines before them go on if these are too much to look for.
 func TestTailWithoutHistory(t *testing.T) {
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	server := httptest.NewServer(New(Options{Store: store, Limits: logql.Limits{Read: 1}, Log: slog.New(slog.DiscardHandler)}))
 	t.Cleanup(func() {

@@ -73,9 +73,9 @@ func newStores(t testing.TB) *stores {
 	o.MaxBlockDuration = o.MinBlockDuration
 	db, err := tsdb.Open(filepath.Join(dir, "metrics"), nil, nil, o, nil)
 	require.NoError(t, err)
-	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs"), Retention: century}})
+	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs"), Retention: century}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
-	traces, err := tracestore.Open(tracestore.Options{Dir: filepath.Join(dir, "traces"), Retention: century, SpansPerSecond: -1})
+	traces, err := tracestore.Open(tracestore.Options{Dir: filepath.Join(dir, "traces"), Retention: century, SpansPerSecond: -1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, traces.Close())
@@ -96,7 +96,7 @@ func (s *stores) page(t testing.TB) http.Handler {
 	t.Cleanup(func() { require.NoError(t, s.metrics.Close()) })
 	h, err := New(Options{
 		Engine: s.metrics.Engine(), Queryable: s.metrics.Queryable(), Logs: s.logs, Traces: s.traces, Cluster: s, Now: func() time.Time { return s.now },
-		Prometheus: s.metrics.Handler(), Loki: loki.New(loki.Options{Store: s.logs, Log: slog.New(slog.DiscardHandler)}),
+		Prometheus: s.metrics.Handler(), Loki: loki.New(loki.Options{Store: s.logs, Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
 	return h

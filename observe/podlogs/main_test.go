@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -30,7 +31,7 @@ func TestMain(m *testing.M) {
 
 // readForever is the child.
 func readForever(dir string) error {
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs")}})
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs")}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
@@ -42,5 +43,5 @@ func readForever(dir string) error {
 }
 
 func options(dir string, store *logstore.Store) Options {
-	return Options{Root: filepath.Join(dir, "pods"), State: filepath.Join(dir, "places"), Node: "node-1", Store: store, LinesPerSecond: 100_000}
+	return Options{Root: filepath.Join(dir, "pods"), State: filepath.Join(dir, "places"), Node: "node-1", Store: store, LinesPerSecond: 100_000, Log: slog.New(slog.DiscardHandler)}
 }

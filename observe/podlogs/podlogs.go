@@ -124,9 +124,6 @@ func New(opts Options) (*Tailer, error) {
 	if opts.History == 0 {
 		opts.History = 16 << 20
 	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
 	saved := checkpoint.New[state](opts.State, opts.Store)
 	st, found, err := saved.Load()
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -48,7 +49,7 @@ func newMachine(t *testing.T) *machine {
 
 func (m *machine) openStore() {
 	m.t.Helper()
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(m.dir, "logs")}})
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(m.dir, "logs")}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(m.t, err)
 	m.store, m.opts = store, options(m.dir, store)
 }
@@ -668,7 +669,7 @@ func TestFullDiskWaits(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(disk, unix.MNT_DETACH)) })
 	m := newMachine(t)
 	require.NoError(t, m.store.Close())
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(disk, "logs"), MinFreeBytes: 40 << 20}})
+	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(disk, "logs"), MinFreeBytes: 40 << 20}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	m.store, m.opts.Store = store, store
 	big := filepath.Join(disk, "big")

@@ -87,9 +87,6 @@ type place struct {
 
 // Open opens the buffer, and finds what an earlier run has left.
 func Open(o Options) (*Buffer, error) {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the buffer's folder: %w", err)
 	}

@@ -62,9 +62,6 @@ type Sender struct {
 
 // NewSender returns a Sender that does not send yet.
 func NewSender(o SenderOptions) *Sender {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	return &Sender{opts: o}
 }
 

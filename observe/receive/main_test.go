@@ -3,6 +3,7 @@ package receive
 import (
 	"flag"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -38,13 +39,13 @@ func serve(t *testing.T, metrics http.Handler) *stack {
 	t.Helper()
 	s := &stack{}
 	var err error
-	s.traces, err = tracestore.Open(tracestore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1})
+	s.traces, err = tracestore.Open(tracestore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.traces.Close() })
-	s.logs, err = logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30}})
+	s.logs, err = logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.logs.Close() })
-	s.Receiver = New(Options{Spans: s.traces.Append, Logs: s.logs.Append, Metrics: metrics})
+	s.Receiver = New(Options{Spans: s.traces.Append, Logs: s.logs.Append, Metrics: metrics, Log: slog.New(slog.DiscardHandler)})
 	s.http, s.zipkin, s.jaeger = serveHTTP(t, s.HTTP()), serveHTTP(t, s.Zipkin()), serveHTTP(t, s.Jaeger())
 	server := httptest.NewUnstartedServer(s.GRPC())
 	server.Config.Protocols = new(http.Protocols)

@@ -61,9 +61,6 @@ type Receiver struct {
 
 // New returns the receiver.
 func New(o Options) *Receiver {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	return &Receiver{opts: o, slots: make(chan struct{}, readers), arriving: semaphore.NewWeighted(arriving), decoding: semaphore.NewWeighted(decoding)}
 }
 

@@ -44,7 +44,7 @@ type other struct {
 func newOther(t *testing.T) *other {
 	t.Helper()
 	dir := t.TempDir()
-	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs")}})
+	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs")}, Log: discard()})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = logs.Close() })
 	numbers, err := metrics.Open(t.Context(), metrics.Options{Dir: filepath.Join(dir, "metrics"), Retention: 24 * time.Hour, Log: discard()})

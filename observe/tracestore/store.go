@@ -77,9 +77,6 @@ func Open(opts Options) (*Store, error) {
 	if opts.SpansPerSecond == 0 {
 		opts.SpansPerSecond = DefaultSpansPerSecond
 	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
 	rows, err := rowstore.Open(rowstore.Options{
 		Dir: opts.Dir, Retention: opts.Retention, MaxBytes: opts.MaxBytes, MinFreeBytes: opts.MinFreeBytes, ReadOnly: opts.ReadOnly,
 		Temp: opts.Temp, OnRemoved: opts.OnRemoved, Names: ownColumns(),
