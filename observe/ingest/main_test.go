@@ -116,10 +116,7 @@ func collectForever(dir, address string) error {
 	if err != nil {
 		return err
 	}
-	t, err := podlogs.New(podlogs.Options{Root: filepath.Join(dir, "pods"), Node: "n2", Store: b, State: filepath.Join(dir, "places"), LinesPerSecond: 100_000, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return err
-	}
+	t := podlogs.New(podlogs.Options{Root: filepath.Join(dir, "pods"), Node: "n2", Store: b, State: filepath.Join(dir, "places"), LinesPerSecond: 100_000, Log: slog.New(slog.DiscardHandler)})
 	s := push.NewSender(push.SenderOptions{
 		URL: "https://" + address + "/push", CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, "node.pem"), Key: filepath.Join(dir, "node.pem"), Buffer: b, Log: slog.New(slog.DiscardHandler),
 	})

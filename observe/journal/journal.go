@@ -84,7 +84,7 @@ type Journal struct {
 }
 
 // New makes a Journal. The saved state is read here.
-func New(opts Options) (*Journal, error) {
+func New(opts Options) *Journal {
 	if opts.Kernel == "" {
 		opts.Kernel = "/dev/kmsg"
 	}
@@ -102,7 +102,7 @@ func New(opts Options) (*Journal, error) {
 		j.files = append(j.files, newFile(f, st.Files[f.Name], opts.LinesPerSecond))
 	}
 	j.kernel = newKernel(opts.Kernel, st.Kernel)
-	return j, nil
+	return j
 }
 
 // Run reads until the context ends.

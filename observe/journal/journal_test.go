@@ -58,8 +58,7 @@ func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
 
 func (m *machine) start() {
 	m.t.Helper()
-	j, err := New(m.opts)
-	require.NoError(m.t, err)
+	j := New(m.opts)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- j.Run(ctx) }()

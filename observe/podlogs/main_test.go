@@ -35,11 +35,7 @@ func readForever(dir string) error {
 	if err != nil {
 		return err
 	}
-	t, err := New(options(dir, store))
-	if err != nil {
-		return err
-	}
-	return t.Run(context.Background())
+	return New(options(dir, store)).Run(context.Background())
 }
 
 func options(dir string, store *logstore.Store) Options {

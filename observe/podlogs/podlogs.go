@@ -114,7 +114,7 @@ const (
 )
 
 // New makes a Tailer. The saved state is read here.
-func New(opts Options) (*Tailer, error) {
+func New(opts Options) *Tailer {
 	if opts.Root == "" {
 		opts.Root = "/var/log/pods"
 	}
@@ -133,7 +133,7 @@ func New(opts Options) (*Tailer, error) {
 	return &Tailer{
 		opts: opts, state: &st, checkpoint: saved, first: !found, root: -1, pods: map[string]*pod{},
 		started: time.Now(), buffer: make([]byte, readBytes),
-	}, nil
+	}
 }
 
 // Run reads until the context ends.

@@ -56,8 +56,7 @@ func (m *machine) openStore() {
 
 func (m *machine) start() {
 	m.t.Helper()
-	tailer, err := New(m.opts)
-	require.NoError(m.t, err)
+	tailer := New(m.opts)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- tailer.Run(ctx) }()

@@ -128,13 +128,10 @@ func (c *collector) tailPods(context.Context) (Running, error) {
 
 // podLogs reads the logs of the containers of this machine.
 func podLogs(o *config.Options, dir *datadir.Dir, to podlogs.Store, workload func(namespace, pod, uid string) (string, bool), log *slog.Logger) (Running, error) {
-	t, err := podlogs.New(podlogs.Options{
+	t := podlogs.New(podlogs.Options{
 		Root: o.PodLogDir, Node: o.NodeName, Store: to, State: filepath.Join(dir.Meta(), "pod-logs.json"), Workload: workload,
 		LinesPerSecond: o.LinesPerSecond, Log: log,
 	})
-	if err != nil {
-		return Running{}, fmt.Errorf("read the pods' logs: %w", err)
-	}
 	return Running{Run: t.Run, Problem: t.Problem, Numbers: t.Numbers}, nil
 }
 
@@ -144,11 +141,8 @@ func platformLogs(o *config.Options, dir *datadir.Dir, to journal.Store, log *sl
 	for _, f := range o.LogFiles {
 		files = append(files, journal.File{Name: f.Name, Path: f.Path})
 	}
-	j, err := journal.New(journal.Options{
+	j := journal.New(journal.Options{
 		Node: o.NodeName, Store: to, State: filepath.Join(dir.Meta(), "platform-logs.json"), Files: files, LinesPerSecond: o.LinesPerSecond, Log: log,
 	})
-	if err != nil {
-		return Running{}, fmt.Errorf("read the platform's logs: %w", err)
-	}
 	return Running{Run: j.Run, Problem: j.Problem, Numbers: j.Numbers}, nil
 }
