@@ -38,9 +38,6 @@ const (
 	maxAnswer = 4 << 10
 )
 
-// ContentType is that of a push.
-const ContentType = "application/vnd.polymesh.observe"
-
 // SenderOptions are a Sender's.
 type SenderOptions struct {
 	// URL is where chunks are posted: an API server's, by the node's balancer.
@@ -207,7 +204,7 @@ func (s *Sender) post(ctx context.Context, client *http.Client, b *batch) (a wir
 	if err != nil {
 		return a, 0, fmt.Errorf("send to the store: %w", err)
 	}
-	r.Header.Set("Content-Type", ContentType)
+	r.Header.Set("Content-Type", "application/vnd.polymesh.observe")
 	resp, err := client.Do(r)
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {

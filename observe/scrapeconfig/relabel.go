@@ -22,7 +22,6 @@ const (
 	podOwner       = meta + "pod_controller_name"
 	podNamespace   = meta + "namespace"
 	nodeName       = meta + "node_name"
-	lastApplied    = meta + "pod_annotation_kubectl_kubernetes_io_last_applied_configuration"
 	templateSuffix = `-[0-9a-z]{1,10}`
 )
 

@@ -14,11 +14,10 @@ import (
 
 // parts are the parts of the store, and the places of their handlers on the sockets.
 type parts struct {
-	o       *config.Options
-	dir     *datadir.Dir
-	budget  datadir.Budget
-	version string
-	log     *slog.Logger
+	o      *config.Options
+	dir    *datadir.Dir
+	budget datadir.Budget
+	log    *slog.Logger
 
 	metrics, written, logs, traces, page, otlp, zipkin, thrift, ingest slot
 
@@ -27,8 +26,8 @@ type parts struct {
 	temp string
 }
 
-func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, version string, log *slog.Logger) *parts {
-	p := &parts{o: o, dir: dir, budget: budget, version: version, log: log}
+func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, log *slog.Logger) *parts {
+	p := &parts{o: o, dir: dir, budget: budget, log: log}
 	p.metrics.name, p.written.name, p.logs.name, p.traces.name, p.page.name = "metrics", "metrics", "logs", "traces", "the page"
 	p.otlp.name, p.zipkin.name, p.thrift.name, p.ingest.name = "traces", "traces", "traces", "other nodes"
 	return p

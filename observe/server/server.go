@@ -42,7 +42,7 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 	if err := os.MkdirAll(filepath.Dir(o.Socket), 0o711); err != nil {
 		return fmt.Errorf("create the folder of the socket: %w", err)
 	}
-	p := newParts(o, dir, budget, version, log)
+	p := newParts(o, dir, budget, log)
 	components := p.components()
 	if o.ReadOnly {
 		// Beside the socket, so that whoever has made a folder for that one removes everything with it.

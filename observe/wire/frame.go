@@ -55,6 +55,3 @@ func CutFrame(frames []byte) (info Info, chunk, rest []byte, err error) {
 	}
 	return info, frames[frameHeader:end], frames[end:], nil
 }
-
-// FrameSize is how long the frame of a chunk is.
-func FrameSize(chunk []byte) int { return frameHeader + len(chunk) }
