@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 )
 
@@ -46,7 +47,7 @@ func listen(path string, mode os.FileMode, gid int) (net.Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("restrict the socket: %w", err)
 	}
-	return &bounded{Listener: l, turns: make(chan struct{}, maxConnections), closed: make(chan struct{})}, nil
+	return netutil.LimitListener(l, maxConnections), nil
 }
 
 // clusterDir creates the folder of the sockets for pods. It stays when the store ends: pods have it mounted.
@@ -61,43 +62,6 @@ func clusterDir(path string) error {
 		return fmt.Errorf("restrict the folder of the sockets for pods: %w", err)
 	}
 	return nil
-}
-
-// bounded accepts no more connections while it has as many as it may have.
-type bounded struct {
-	net.Listener
-	turns  chan struct{}
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (b *bounded) Accept() (net.Conn, error) {
-	select {
-	case b.turns <- struct{}{}:
-	case <-b.closed:
-		return nil, net.ErrClosed
-	}
-	c, err := b.Listener.Accept()
-	if err != nil {
-		<-b.turns
-		return nil, err
-	}
-	return &counted{Conn: c, done: sync.OnceFunc(func() { <-b.turns })}, nil
-}
-
-func (b *bounded) Close() error {
-	b.once.Do(func() { close(b.closed) })
-	return b.Listener.Close()
-}
-
-type counted struct {
-	net.Conn
-	done func()
-}
-
-func (c *counted) Close() error {
-	defer c.done()
-	return c.Conn.Close()
 }
 
 // answerer serves a listener: http.Server, grpc.Server.
