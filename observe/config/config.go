@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/spf13/pflag"
 )
 
@@ -26,7 +27,7 @@ const (
 	DefaultDisk  Size = 2 << 30
 	DefaultShare      = 20 // one twentieth
 	// MinRetention is a day: logs and traces are kept in whole days.
-	MinRetention = day
+	MinRetention = 24 * time.Hour
 	maxRetention = 10 * 365 * 24 * time.Hour
 	// maxSocket is the longest path of a socket: sun_path holds 108 bytes with the end (unix(7)).
 	maxSocket = 107
@@ -99,7 +100,7 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	f.StringVar(&o.ClusterSockets, "cluster-sockets", "", "folder of the sockets for pods, one for each API (default: none)")
 	f.Var(&o.Disk, "disk", "how much of the disk it may take, such as 2GiB (default: 2GiB, or a twentieth of the disk if that is less)")
 	o.Retention = 7 * 24 * time.Hour
-	f.Var((*days)(&o.Retention), "retention", "how long it is kept, such as 7d or 36h; less if --disk is reached before")
+	f.Var((*model.Duration)(&o.Retention), "retention", "how long it is kept, such as 7d or 36h; less if --disk is reached before")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; it may appear later (default: none)")
 	f.StringVar(&o.KubeletCA, "kubelet-ca", "", "file of the authority that has signed the kubelets' certificates (default: kubelets are not asked)")
 	f.StringVar(&o.KubeletCert, "kubelet-cert", "", "file of the program's certificate for kubelets")
@@ -209,7 +210,7 @@ func (o *Options) check() error {
 		return fmt.Errorf("--disk %s is less than %s, the smallest store", o.Disk, MinDisk)
 	}
 	if o.Retention < MinRetention || o.Retention > maxRetention {
-		return fmt.Errorf("--retention %s is not between %s and %s", days(o.Retention), days(MinRetention), days(maxRetention))
+		return fmt.Errorf("--retention %s is not between %s and %s", model.Duration(o.Retention), model.Duration(MinRetention), model.Duration(maxRetention))
 	}
 	if o.SpansPerSecond < 0 || o.SpansPerSecond > maxRate {
 		return fmt.Errorf("--spans-per-second %d is not between 0 and %d", o.SpansPerSecond, maxRate)

@@ -259,7 +259,7 @@ func (c *Component) args() []string {
 		args = append(args, "--push-to="+n.Server+layout.ObserveIngestPath, "--push-ca="+n.CA, "--push-cert="+n.Cert, "--push-key="+n.Key)
 	} else {
 		args = append(args,
-			"--cluster-sockets="+dir.ObserveSockets(), "--retention="+c.o.Retention.String(), "--kubeconfig="+c.o.Kubeconfig, "--server-socket="+dir.StatusSocket(),
+			"--cluster-sockets="+dir.ObserveSockets(), "--retention="+c.o.Retention.Truncate(time.Second).String(), "--kubeconfig="+c.o.Kubeconfig, "--server-socket="+dir.StatusSocket(),
 			"--kubelet-ca="+c.o.Kubelets.CA, "--kubelet-cert="+c.o.Kubelets.Cert, "--kubelet-key="+c.o.Kubelets.Key)
 		if len(c.o.Ports) > 0 {
 			args = append(args, "--reserved-ports="+strings.Trim(strings.ReplaceAll(fmt.Sprint(c.o.Ports), " ", ","), "[]"))
