@@ -27,6 +27,7 @@ import (
 	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/kubestate"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -34,10 +35,7 @@ var _ kubestate.Objects = (*Cluster)(nil)
 
 func openStore(t testing.TB, dir string) *logstore.Store {
 	t.Helper()
-	s, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: dir}, Log: slog.New(slog.DiscardHandler)})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
-	return s
+	return logstoretest.Open(t, rowstore.Options{Dir: dir})
 }
 
 // watched returns a Cluster, as Run makes it ready, that has the first list of every kind, which is empty, and no API server.
@@ -735,8 +733,7 @@ func TestStoreRefuses(t *testing.T) {
 	dir := t.TempDir()
 	full := openStore(t, dir)
 	require.NoError(t, full.Close())
-	readOnly, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: dir, ReadOnly: true}, Log: slog.New(slog.DiscardHandler)})
-	require.NoError(t, err)
+	readOnly := logstoretest.Open(t, rowstore.Options{Dir: dir, ReadOnly: true})
 	c := watched(t, readOnly)
 	c.give(t, read(t)...)
 	now := time.Now()

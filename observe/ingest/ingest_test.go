@@ -32,6 +32,7 @@ import (
 
 	"polymesh.dev/polymesh/observe/journal"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/metrics"
 	"polymesh.dev/polymesh/observe/nodemetrics"
 	"polymesh.dev/polymesh/observe/podlogs"
@@ -54,9 +55,7 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	dir := t.TempDir()
-	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs")}, Log: slog.New(slog.DiscardHandler)})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = logs.Close() })
+	logs := logstoretest.Open(t, rowstore.Options{Dir: filepath.Join(dir, "logs")})
 	encoder, err := wire.NewEncoder()
 	require.NoError(t, err)
 	b := &bench{t: t, opts: optionsFor(dir, logs), logs: logs, encoder: encoder}

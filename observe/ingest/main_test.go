@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -19,6 +18,7 @@ import (
 	"polymesh.dev/polymesh/observe/podlogs"
 	"polymesh.dev/polymesh/observe/push"
 	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
 // The child processes of TestKilled are the test binary itself, in a role, until they are killed.
@@ -29,11 +29,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	rowstoretest.LimitMemory()
 	var err error
 	switch os.Getenv(roleVar) {
 	case "":

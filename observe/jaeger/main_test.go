@@ -3,31 +3,22 @@ package jaeger
 import (
 	"encoding/json"
 	"flag"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
-	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 	"polymesh.dev/polymesh/observe/tracestore"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
 
-func TestMain(m *testing.M) {
-	flag.Parse() // else LimitMemory says that there are no flags
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 func open(t *testing.T) *tracestore.Store {
 	t.Helper()

@@ -18,6 +18,7 @@ import (
 
 	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -42,10 +43,8 @@ func newMachine(t *testing.T, names ...string) *machine {
 	t.Helper()
 	dir := t.TempDir()
 	m := &machine{t: t, dir: dir, stop: func() {}}
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "store")}, Log: slog.New(slog.DiscardHandler)})
-	require.NoError(t, err)
-	m.store = store
-	m.opts = Options{Node: "node-1", Store: store, State: filepath.Join(dir, "places"), Kernel: filepath.Join(dir, "kmsg"), LinesPerSecond: 100_000, Log: slog.New(slog.DiscardHandler)}
+	m.store = logstoretest.Open(t, rowstore.Options{Dir: filepath.Join(dir, "store")})
+	m.opts = Options{Node: "node-1", Store: m.store, State: filepath.Join(dir, "places"), Kernel: filepath.Join(dir, "kmsg"), LinesPerSecond: 100_000, Log: slog.New(slog.DiscardHandler)}
 	require.NoError(t, unix.Mkfifo(m.opts.Kernel, 0o600))
 	for _, name := range names {
 		m.opts.Files = append(m.opts.Files, File{Name: name, Path: m.path(name + ".log")})

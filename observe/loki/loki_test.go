@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -24,17 +22,12 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse() // the storage's flags are the process's
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 // testAt is a whole minute in the past.
 var testAt = time.Now().Add(-30 * time.Minute).Truncate(time.Minute)
@@ -42,16 +35,12 @@ var testAt = time.Now().Add(-30 * time.Minute).Truncate(time.Minute)
 // serve starts the API with a real store, on a real socket.
 func serve(t *testing.T, entries ...logstore.Entry) (*httptest.Server, *logstore.Store) {
 	t.Helper()
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}, Log: slog.New(slog.DiscardHandler)})
-	require.NoError(t, err)
+	store := logstoretest.Open(t, rowstore.Options{Dir: t.TempDir()})
 	if len(entries) > 0 {
 		require.NoError(t, store.Append(entries))
 	}
 	server := httptest.NewServer(New(Options{Store: store, Log: slog.New(slog.DiscardHandler)}))
-	t.Cleanup(func() {
-		server.Close()
-		require.NoError(t, store.Close())
-	})
+	t.Cleanup(server.Close)
 	return server, store
 }
 

@@ -2,12 +2,10 @@ package page
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -15,17 +13,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/document"
-	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 // do answers a request.
 func do(h http.Handler, method, path string) *httptest.ResponseRecorder {

@@ -2,7 +2,6 @@ package podlogs
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,17 +10,14 @@ import (
 
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
 // childEnv names the directory in which a test's child process reads logs until it is killed.
 const childEnv = "PODLOGS_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	rowstoretest.LimitMemory()
 	if dir := os.Getenv(childEnv); dir != "" {
 		fmt.Fprintln(os.Stderr, readForever(dir))
 		os.Exit(1)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -22,6 +21,7 @@ import (
 
 	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -49,9 +49,8 @@ func newMachine(t *testing.T) *machine {
 
 func (m *machine) openStore() {
 	m.t.Helper()
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(m.dir, "logs")}, Log: slog.New(slog.DiscardHandler)})
-	require.NoError(m.t, err)
-	m.store, m.opts = store, options(m.dir, store)
+	m.store = logstoretest.Open(m.t, rowstore.Options{Dir: filepath.Join(m.dir, "logs")})
+	m.opts = options(m.dir, m.store)
 }
 
 func (m *machine) start() {
@@ -668,8 +667,7 @@ func TestFullDiskWaits(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(disk, unix.MNT_DETACH)) })
 	m := newMachine(t)
 	require.NoError(t, m.store.Close())
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(disk, "logs"), MinFreeBytes: 40 << 20}, Log: slog.New(slog.DiscardHandler)})
-	require.NoError(t, err)
+	store := logstoretest.Open(t, rowstore.Options{Dir: filepath.Join(disk, "logs"), MinFreeBytes: 40 << 20})
 	m.store, m.opts.Store = store, store
 	big := filepath.Join(disk, "big")
 	require.NoError(t, os.WriteFile(big, make([]byte, 60<<20), 0o600))

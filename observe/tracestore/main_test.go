@@ -1,10 +1,7 @@
 package tracestore
 
 import (
-	"flag"
-	"fmt"
 	"log/slog"
-	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -12,16 +9,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse() // else LimitMemory says that there are no flags
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 // open opens a store without a limit on spans, in a directory of the test's own.
 func open(t *testing.T) *Store {
