@@ -12,7 +12,7 @@ import (
 	"polymesh.dev/polymesh/observe/document"
 )
 
-// describe fills in the document of a workload from its object, which may be gone.
+// describe fills in the document of a workload from its object, which may have been deleted.
 func (c *Cluster) describe(doc *document.Workload, r *record) {
 	o := r.object
 	doc.UID, doc.Created, doc.Generation = string(o.GetUID()), document.At(o.GetCreationTimestamp().Time), o.GetGeneration()
@@ -58,7 +58,7 @@ func conditionOf(kind, status, reason, message string, since metav1.Time) docume
 	return document.Condition{Type: kind, Status: status, Reason: reason, Message: message, Since: document.At(since.Time)}
 }
 
-// describePod fills in the document of a pod that belongs to nothing else. Of two with this name the newer one is there.
+// describePod fills in the document of a pod without an owner. Of two pods with this name, the newer one is described.
 func (c *Cluster) describePod(doc *document.Workload, pods, ended []*corev1.Pod) {
 	if len(pods) == 0 {
 		if len(ended) == 0 {
@@ -112,7 +112,7 @@ func (c *Cluster) daemonSetChanged(old, now *appsv1.DaemonSet) {
 	}
 }
 
-// replicaSetChanged and jobChanged have no documents of those that a Deployment or a CronJob owns: only where pods have no other workload.
+// replicaSetChanged and jobChanged only write documents of objects without an owner: a Deployment or a CronJob has its own.
 
 func (c *Cluster) replicaSetChanged(old, now *appsv1.ReplicaSet) {
 	if o := either(old, now); o != nil {
@@ -126,7 +126,7 @@ func (c *Cluster) jobChanged(old, now *batchv1.Job) {
 	}
 }
 
-// touchOwner is touchObject for what can own pods and be owned itself.
+// touchOwner is touchObject for kinds that can own pods and have an owner themselves.
 func (c *Cluster) touchOwner(k key, old, now metav1.Object) {
 	o := now
 	if o == nil {
@@ -137,7 +137,7 @@ func (c *Cluster) touchOwner(k key, old, now metav1.Object) {
 	}
 }
 
-// owned returns what is a workload although it has an owner, of a kind that is not watched, or one that is not there.
+// owned returns an object that is a workload although it has an owner: the owner's kind is not watched, or the owner does not exist.
 func (c *Cluster) owned(k key) metav1.Object {
 	switch k.kind {
 	case kindReplicaSet:
@@ -177,7 +177,7 @@ func (c *Cluster) podChanged(old, now *corev1.Pod) {
 	}
 }
 
-// touchPod has the document of a pod's workload written, once it is known which that is.
+// touchPod schedules the document of a pod's workload, once the workload is known.
 func (c *Cluster) touchPod(p *corev1.Pod) {
 	if w, ok := c.workloadOf(p, time.Now()); ok {
 		c.touch(key{w.Kind, p.Namespace, w.Name})

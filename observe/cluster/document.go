@@ -21,17 +21,17 @@ const (
 	// documentPause is the time between two documents of one object, and bigDocumentPause if they are big.
 	documentPause, bigDocumentPause = 5 * time.Second, 30 * time.Second
 	bigDocument                     = 16 << 10
-	// snapshotEvery is how often all objects are written, changed or not. So what was there at a time is in the documents of the
+	// snapshotEvery is how often all objects are written, changed or not. So what existed at a time is in the documents of the
 	// snapshotEvery before it.
 	snapshotEvery = 10 * time.Minute
-	// maxDocument is the longest document in bytes. One of a workload with more pods has only some of them.
+	// maxDocument is the longest document in bytes. A longer one has only some of the workload's pods.
 	maxDocument = 64 << 10
 )
 
-// key names a workload, of which there are documents.
+// key names a workload with documents.
 type key struct{ kind, namespace, name string }
 
-// documents knows which objects are to be written. The Cluster's mutex guards it.
+// documents tracks which objects have to be written. The Cluster's mutex guards it.
 type documents struct {
 	seed    maphash.Seed
 	records map[key]*record
@@ -44,15 +44,15 @@ type record struct {
 	dirty   bool
 	written time.Time
 	size    int
-	hash    uint64 // of the last document, so that a change which it does not show is not written
-	// object is the last one that was seen, for the document that tells of its end; of a bare pod there is none.
+	hash    uint64 // of the last document: a change that is not in the document is not written
+	// object is the last known state, for the document that records its deletion; nil for a bare pod.
 	object metav1.Object
 	gone   time.Time
-	// ended are pods that are gone and in no document as such.
+	// ended are deleted pods that no document has recorded as deleted yet.
 	ended []*corev1.Pod
-	// recalled means that the object is in the store's last documents, and was not seen since.
+	// recalled means that the object is in the store's last documents, but has not been seen since the start.
 	recalled bool
-	// deployed is the template that runs, for what has changed by the next.
+	// deployed is the current template, to compare the next one with.
 	deployed deployed
 }
 
@@ -70,10 +70,10 @@ func (d *documents) record(k key) *record {
 	return r
 }
 
-// touch has a document of an object written.
+// touch schedules a document of an object.
 func (c *Cluster) touch(k key) { c.documents.record(k).dirty = true }
 
-// touchObject is touch for an object that is new, changed or with now nil is gone.
+// touchObject is touch for an object that is new or changed, or deleted if now is nil.
 func (c *Cluster) touchObject(k key, old, now metav1.Object) {
 	r := c.documents.record(k)
 	r.dirty = true
@@ -88,7 +88,7 @@ func (c *Cluster) touchObject(k key, old, now metav1.Object) {
 // maxEnded bounds the pods that ended since the last document of their workload.
 const maxEnded = 256
 
-// dueDocuments returns the documents that are due as entries.
+// dueDocuments returns entries with the documents that are due.
 func (c *Cluster) dueDocuments(now time.Time) []logstore.Entry {
 	if !c.settled(now) || !c.conn.reachable {
 		return nil
@@ -109,12 +109,12 @@ func (c *Cluster) dueDocuments(now time.Time) []logstore.Entry {
 		r.dirty = false
 		entry, line, exists := c.document(k, r)
 		hash := maphash.String(c.documents.seed, line)
-		// The document of the end is written once, even if nothing else is new.
+		// The document of the deletion is written once, even if nothing else has changed.
 		if line != "" && (all || hash != r.hash) {
 			entry.Time, entry.Line = now, line
 			entries = append(entries, entry)
 			r.written, r.hash, r.size = now, hash, len(line)
-			// The next one is without them.
+			// The next document does not contain them.
 			r.dirty = len(r.ended) > 0
 			r.ended = nil
 		}
@@ -125,7 +125,7 @@ func (c *Cluster) dueDocuments(now time.Time) []logstore.Entry {
 	return entries
 }
 
-// document returns an object's document. exists is false if neither the object nor a pod of it is there any more.
+// document returns an object's document. exists is false if the object and its pods are gone.
 func (c *Cluster) document(k key, r *record) (entry logstore.Entry, line string, exists bool) {
 	line, exists = c.workloadLine(k, r)
 	uid := ""
@@ -142,7 +142,7 @@ func (c *Cluster) document(k key, r *record) (entry logstore.Entry, line string,
 func encode(doc any) string {
 	text, err := json.Marshal(doc)
 	if err != nil {
-		// Documents have only texts, numbers and times; a year above 9999 is the one thing that has no form.
+		// Documents only contain texts, numbers and times; only a year above 9999 cannot be encoded.
 		return ""
 	}
 	return string(text)
@@ -155,7 +155,7 @@ func momentOf(t *metav1.Time) document.Moment {
 	return document.At(t.Time)
 }
 
-// workloadLine returns the document of a workload, with as many pods as have room.
+// workloadLine returns the document of a workload, with as many pods as fit.
 func (c *Cluster) workloadLine(k key, r *record) (line string, exists bool) {
 	pods := slices.Collect(maps.Values(c.owners.pods[k]))
 	doc := document.Workload{Kind: k.kind, Namespace: k.namespace, Name: k.name}
@@ -164,7 +164,7 @@ func (c *Cluster) workloadLine(k key, r *record) (line string, exists bool) {
 	}
 	switch {
 	case r.recalled && r.object == nil && len(pods)+len(r.ended) == 0:
-		// It has ended while nobody watched.
+		// It was deleted while the store did not run.
 		doc.Deleted = document.At(time.Now())
 		return encode(doc), false
 	case k.kind == kindPod && len(pods)+len(r.ended) == 0:
@@ -184,7 +184,7 @@ func (c *Cluster) workloadLine(k key, r *record) (line string, exists bool) {
 	for _, p := range r.ended {
 		list = append(list, c.podDocument(p, true))
 	}
-	// Those about which there is something to say first, then the newest.
+	// Pods that are not ready come first, then the newest.
 	slices.SortFunc(list, func(a, b document.Pod) int {
 		return cmp.Or(order(!a.Ready, !b.Ready), b.Created.Compare(a.Created.Time), strings.Compare(a.Name, b.Name), strings.Compare(a.UID, b.UID))
 	})
@@ -199,7 +199,7 @@ func (c *Cluster) workloadLine(k key, r *record) (line string, exists bool) {
 	}
 }
 
-// order is -1 if only the first holds.
+// order is -1 if only the first is true.
 func order(a, b bool) int {
 	switch {
 	case a == b:
@@ -232,7 +232,7 @@ func (c *Cluster) podDocument(p *corev1.Pod, gone bool) document.Pod {
 	}
 	add := func(statuses []corev1.ContainerStatus, containers []corev1.Container, isInit bool) {
 		for _, s := range statuses {
-			// An init container that has done its work is of no interest, unless it is a sidecar, which does not end.
+			// An init container that has succeeded is left out. A sidecar does not end.
 			if t := s.State.Terminated; isInit && t != nil && t.ExitCode == 0 {
 				continue
 			}

@@ -20,15 +20,15 @@ const (
 	maxSteps        = 100
 )
 
-// rollout is what `polymesh rollout` has recorded about a Deployment. Whoever may write ConfigMaps in its namespace can have written it.
+// rollout is what `polymesh rollout` has recorded about a Deployment. Anyone who may write ConfigMaps in its namespace can forge it.
 type rollout struct {
 	state   document.Rollout
 	uid     types.UID
-	changed bool      // and not written since
-	written time.Time // while it is under way, a state is written again and again
+	changed bool      // since it was last written
+	written time.Time // the state of a rollout in progress is written repeatedly
 }
 
-// readRollout returns nil for what is not a state of a rollout.
+// readRollout returns nil if the object is not a rollout's state.
 func readRollout(object any) *rollout {
 	m, ok := object.(*corev1.ConfigMap)
 	if !ok || len(m.Data[rolloutStateKey]) > maxRollout {
@@ -50,7 +50,7 @@ func readRollout(object any) *rollout {
 	return r
 }
 
-// rolloutChanged marks the steps of a rollout.
+// rolloutChanged marks the start, the steps and the end of a rollout.
 func (c *Cluster) rolloutChanged(old, now *rollout) {
 	if now == nil {
 		return
@@ -60,7 +60,7 @@ func (c *Cluster) rolloutChanged(old, now *rollout) {
 	if d := c.deployments.get(s.Namespace, s.Name); d != nil {
 		subject.uid = d.UID
 	}
-	// The same ConfigMap has one rollout after the other.
+	// Successive rollouts use the same ConfigMap.
 	mark := func(reason, kind, line string, happened time.Time, more ...string) {
 		id := identify(append([]string{reason, string(now.uid), s.Started.UTC().Format(time.RFC3339)}, more...)...)
 		c.mark(subject, reason, kind, fmt.Sprintf("rollout of %s: %s", s.Name, line), happened, id, field("image", s.Image))
@@ -79,14 +79,14 @@ func (c *Cluster) rolloutChanged(old, now *rollout) {
 	case s.Step >= 0 && (old == nil || old.state.Step != s.Step || old.state.Weight != s.Weight):
 		at := time.Time{}
 		if old == nil {
-			// When the step began is not recorded; it was after the start.
+			// The start of the step is not recorded; it is after the start of the rollout.
 			at = s.Started.Time
 		}
 		mark(RolloutStep, normal, fmt.Sprintf("the canary gets %d %% of the requests", s.Weight), at, fmt.Sprint(s.Step), fmt.Sprint(s.Weight))
 	}
 }
 
-// dueRollouts returns the states that have changed, and each ten minutes those of rollouts that are under way.
+// dueRollouts returns the states that have changed, and every ten minutes those of rollouts in progress.
 func (c *Cluster) dueRollouts(now time.Time) []logstore.Entry {
 	var entries []logstore.Entry
 	for _, r := range c.rollouts.items {

@@ -13,7 +13,7 @@ import (
 	"polymesh.dev/polymesh/observe/excerpt"
 )
 
-// What an object keeps. The limits are far above what honest objects have.
+// Limits of what is kept of an object, far above what normal objects have.
 const (
 	maxContainers = 64
 	maxConditions = 32
@@ -24,20 +24,20 @@ const (
 	maxMessage    = 1024
 )
 
-// Annotations and labels that are kept. All others may be large, or secret.
+// Annotations and labels that are kept. All others may be large or secret.
 const (
 	revisionAnnotation = "deployment.kubernetes.io/revision"
-	// templateAnnotation is counted up by Kubernetes with each change of a DaemonSet's template.
+	// templateAnnotation is incremented by Kubernetes with each change of a DaemonSet's template.
 	templateAnnotation = "deprecated.daemonset.template.generation"
 	templateLabel      = "pod-template-hash"
 	controllerLabel    = "controller-revision-hash"
 	roleLabel          = "node-role.kubernetes.io/"
 )
 
-// clipAt shortens a text in its place.
+// clipAt shortens a text in place.
 func clipAt(s *string, limit int) { *s = excerpt.Of(*s, limit) }
 
-// head returns the first ones of a list.
+// head returns the first elements of a list.
 func head[T any](list []T, limit int) []T {
 	if len(list) <= limit {
 		return list
@@ -118,7 +118,7 @@ func trimPod(object any) *corev1.Pod {
 	return p
 }
 
-// trimContainers keeps images and resources: neither commands nor environment, in which there may be passwords.
+// trimContainers keeps images and resources, but not commands and environment, which may contain passwords.
 func trimContainers(list []corev1.Container) []corev1.Container {
 	var kept []corev1.Container
 	for _, c := range head(list, maxContainers) {
@@ -169,7 +169,7 @@ func trimState(s corev1.ContainerState) corev1.ContainerState {
 	return s
 }
 
-// trimTemplate keeps what a document of a workload shows of its pods.
+// trimTemplate keeps what a workload's document shows.
 func trimTemplate(t *corev1.PodTemplateSpec) {
 	*t = corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: trimContainers(t.Spec.Containers), InitContainers: trimContainers(t.Spec.InitContainers)}}
 }
@@ -198,7 +198,7 @@ func trimReplicaSet(object any) *appsv1.ReplicaSet {
 		return nil
 	}
 	trimMeta(&r.ObjectMeta, nil, revisionAnnotation)
-	// A bare one is a workload, and shows its template. A Deployment has its own, and keeps ten former ReplicaSets.
+	// A bare ReplicaSet is a workload and shows its template. A Deployment shows its own template, and keeps ten old ReplicaSets.
 	if metav1.GetControllerOf(r) != nil {
 		r.Spec.Template = corev1.PodTemplateSpec{}
 	}
@@ -268,7 +268,7 @@ func trimCronJob(object any) *batchv1.CronJob {
 	}
 	spec.JobTemplate.Spec.Template = j.Spec.JobTemplate.Spec.Template
 	j.Spec = spec
-	// Only how many there are.
+	// Only the number is kept.
 	j.Status.Active = make([]corev1.ObjectReference, min(len(j.Status.Active), maxContainers))
 	return j
 }

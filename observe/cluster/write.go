@@ -17,11 +17,11 @@ import (
 )
 
 const (
-	// tick is how often it is looked for what is due.
+	// tick is how often due entries are written.
 	tick = time.Second
-	// goneAfter is how long the API server does not answer before that is told.
+	// goneAfter is how long the API server must not answer before a mark is written.
 	goneAfter = 10 * time.Second
-	// writeRetry is when documents are written again that the store did not take.
+	// writeRetry is the pause before documents that the store did not take are written again.
 	writeRetry = time.Minute
 	// maxRecalled bounds the entries that are read at the start.
 	maxRecalled = 20_000
@@ -42,7 +42,7 @@ func (c *Cluster) write(ctx context.Context) {
 	}
 }
 
-// flush writes what is due.
+// flush writes the entries that are due.
 func (c *Cluster) flush(now time.Time) {
 	entries, documents := c.due(now)
 	if len(entries) == 0 {
@@ -79,7 +79,7 @@ func (c *Cluster) due(now time.Time) (entries []logstore.Entry, documents int) {
 	c.events.tellLeftOut(now)
 	c.configsKnown()
 	if !c.settled(now) && c.conn.reachable {
-		// What is queued is about objects that are being listed.
+		// The queue is about objects that are still being listed.
 		return nil, 0
 	}
 	c.reown()
@@ -89,7 +89,7 @@ func (c *Cluster) due(now time.Time) (entries []logstore.Entry, documents int) {
 	return append(entries, c.dueMarks(now)...), documents
 }
 
-// tellConnection marks that the API server does not answer, and that it does again.
+// tellConnection marks that the API server has stopped or started to answer.
 func (c *Cluster) tellConnection(now time.Time) {
 	subject := ref{kind: "Cluster"}
 	switch {
@@ -102,7 +102,7 @@ func (c *Cluster) tellConnection(now time.Time) {
 	}
 }
 
-// recall reads what the store knows of the cluster, so that nothing is written twice, and pods that are gone still have a workload.
+// recall reads what the store knows about the cluster, so that nothing is written twice and deleted pods still have a workload.
 func (c *Cluster) recall(ctx context.Context, now time.Time) error {
 	store := c.opts.Store
 	all := logstore.Matcher{Name: "job", Type: logstore.Regexp, Value: document.Objects + "|" + document.Events + "|" + document.Rollouts}
