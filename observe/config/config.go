@@ -21,9 +21,9 @@ import (
 
 // Limits of the settings.
 const (
-	// MinDisk is the smallest store: two blocks of metrics, a day of logs of a small cluster.
+	// MinDisk is the smallest store: two blocks of metrics and a day of a small cluster's logs.
 	MinDisk Size = 64 << 20
-	// DefaultDisk is the largest default, and DefaultShare the largest share of the disk that the default takes.
+	// The default is DefaultDisk, or the disk divided by DefaultShare if that is less.
 	DefaultDisk  Size = 2 << 30
 	DefaultShare      = 20 // one twentieth
 	// MinRetention is a day: logs and traces are kept in whole days.
@@ -54,14 +54,14 @@ type Options struct {
 	Disk Size
 	// Retention is how long it is kept.
 	Retention time.Duration
-	// Kubeconfig is the file with the program's own identity. It need not exist yet; empty for none: the cluster is not observed then.
+	// Kubeconfig is the file with the program's own identity. It need not exist yet. Without it (empty), the cluster is not observed.
 	Kubeconfig string
-	// KubeletCA is whom the kubelets' certificates are from, KubeletCert and KubeletKey the program's own identity for them. All are empty
-	// if kubelets are not asked.
+	// KubeletCA is the authority of the kubelets' certificates, KubeletCert and KubeletKey the program's own identity for them. All are empty
+	// if kubelets are not scraped.
 	KubeletCA, KubeletCert, KubeletKey string
 	// ServerSocket is the socket on which the server serves its own metrics; empty for none.
 	ServerSocket string
-	// NodeName is this machine's node; the label "node" of what is read here.
+	// NodeName is this machine's node; the label "node" of everything that is read here.
 	NodeName string
 	// PodLogDir is the kubelet's folder of containers' logs; empty for none.
 	PodLogDir string
@@ -70,14 +70,14 @@ type Options struct {
 	SpansPerSecond int
 	// LinesPerSecond is how many lines of each pod are stored; lines above it are dropped and counted.
 	LinesPerSecond int
-	// ReservedPorts are the platform's own on this machine, to which no job of a user connects.
+	// ReservedPorts are the platform's own ports on this machine, to which jobs of users must not connect.
 	ReservedPorts []uint16
 	// RemoteWrite lets others write metrics.
 	RemoteWrite bool
-	// ReadOnly serves what is stored, and records nothing. The data dir is not changed: what has to be copied is beside the socket.
+	// ReadOnly serves what is stored and records nothing. The data dir is not changed: necessary copies are made beside the socket.
 	ReadOnly bool
-	// PushTo is the URL to which the program sends what it reads on this machine, which it only buffers then; empty for a store. PushCA is whom the
-	// certificate there is from, PushCert and PushKey are the node's own, and Buffer is how many bytes wait at most.
+	// PushTo is the URL to which the program sends what it reads on this machine; it then only buffers. It is empty for a store. PushCA is the
+	// authority of the certificate there, PushCert and PushKey are the node's own, and Buffer is the largest number of bytes that wait.
 	PushTo, PushCA, PushCert, PushKey string
 	Buffer                            Size
 	// Log is the file of the program's own log, which it rotates; empty for standard error.
@@ -176,7 +176,7 @@ func (o *Options) check() error {
 		if *path.value == "" {
 			continue
 		}
-		// Relative to what depends on who started the program.
+		// A relative path would depend on how the program was started.
 		if !filepath.IsAbs(*path.value) {
 			return fmt.Errorf("--%s %q is not an absolute path", path.flag, *path.value)
 		}
@@ -227,7 +227,7 @@ func (o *Options) check() error {
 	return nil
 }
 
-// minBuffer is the smallest buffer: some files, of which the oldest can be dropped.
+// minBuffer is the smallest buffer: a few files, so that the oldest can be dropped.
 const minBuffer Size = 8 << 20
 
 // checkPush checks the settings of a program that only sends.

@@ -2,13 +2,13 @@ package journal
 
 import "fmt"
 
-// state is what is remembered.
+// state is what is saved.
 type state struct {
 	Files  map[string]Place `json:"files"`
 	Kernel KernelPlace      `json:"kernel"`
 }
 
-// save remembers how far each log was read.
+// save saves how far each log was read.
 func (j *Journal) save() error {
 	_, err := j.checkpoint.Save(func() *state {
 		if !j.dirty {

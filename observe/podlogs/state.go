@@ -5,7 +5,7 @@ import (
 	"hash/fnv"
 )
 
-// saved is what is remembered of a file.
+// saved is the saved state of a file.
 type saved struct {
 	Restart  int    `json:"restart"`
 	Moved    string `json:"moved,omitempty"`
@@ -17,12 +17,12 @@ type saved struct {
 	Done     bool   `json:"done,omitempty"`
 }
 
-// state is what is remembered of all files, by the folders of pod and container.
+// state is the saved state of all files, by the folders of pod and container.
 type state struct {
 	Files map[string]map[string][]saved `json:"files"`
 }
 
-// find gives what was remembered of a file that has been met.
+// find returns the saved state of a file.
 func (st *state) find(dir, container string, f *file) (saved, bool) {
 	for _, s := range st.Files[dir][container] {
 		if s.Restart != f.restart {
@@ -45,7 +45,7 @@ func headHash(head []byte) uint64 {
 	return h.Sum64()
 }
 
-// save remembers how far each file was read.
+// save saves how far each file was read.
 func (t *Tailer) save() error {
 	_, err := t.checkpoint.Save(func() *state {
 		if !t.dirty {
