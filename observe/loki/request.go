@@ -27,7 +27,7 @@ func newRequest(r *http.Request) *request {
 	return &request{Request: r, form: r.Form, now: time.Now(), ctx: r.Context()}
 }
 
-// invalidError is what is wrong with a request.
+// invalidError means that a request is invalid.
 type invalidError struct{ text string }
 
 func (e *invalidError) Error() string { return e.text }
@@ -63,7 +63,7 @@ func (r *request) span(length time.Duration) (start, end time.Time, err error) {
 	return start, end, nil
 }
 
-// The times that the store knows: what is outside has no lines.
+// The range of times that the store can have.
 var (
 	earliest = time.Unix(0, 0)
 	latest   = time.Unix(math.MaxInt64/int64(time.Second)-1, 0)
@@ -111,7 +111,7 @@ func parseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
-// defaultLimit is how many lines are given when nothing is said.
+// defaultLimit is the default number of lines.
 const defaultLimit = 100
 
 func (r *request) limit() (int, error) {
