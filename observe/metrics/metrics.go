@@ -142,7 +142,7 @@ func Open(ctx context.Context, o Options) (*Metrics, error) {
 	options.SeriesLifecycleCallback = bytes
 	db, err := tsdb.Open(o.Dir, m.log.With("part", "tsdb"), m.registry, options, m.dbStats)
 	if err != nil {
-		return nil, fmt.Errorf("open the metrics in %s: %w (if no other store runs and this remains, set the folder aside: metrics begin anew)", o.Dir, err)
+		return nil, fmt.Errorf("open the metrics in %s: %w (if no other store runs and this remains, move the folder away: the store then starts without metrics)", o.Dir, err)
 	}
 	m.db, m.queryable = db, db
 	m.blocks = db.BlockMetas

@@ -66,7 +66,7 @@ var (
 		" or 100 * sum by (node) (" + selector("node_memory_working_set_bytes", ofKubelets) + ") / sum by (node) (" + selector("kube_node_status_capacity", ofObjects, is("resource", "memory")) + ")"
 	diskUse = "100 * max by (node) (1 - " + selector("node_filesystem_avail_bytes", ofNodes) + " / " + selector("node_filesystem_size_bytes", ofNodes) + ")"
 	pending = "sum by (namespace, pod) (" + selector("kube_pod_status_phase", ofObjects, is("phase", "Pending")) + ") > 0"
-	// serverTime is the 99th percentile of the API server's responses in seconds. Watches last as long as their client likes.
+	// serverTime is the 99th percentile of the API server's response times in seconds, without watches, whose clients choose their duration.
 	serverTime = "histogram_quantile(0.99, sum by (le) (rate(" + selector("apiserver_request_duration_seconds_bucket", ofServer, `verb!~"WATCH|CONNECT"`) + "[5m])))"
 )
 

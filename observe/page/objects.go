@@ -132,10 +132,10 @@ func isUnready(w *document.Workload) bool {
 	return w.Kind != "Job" && w.Ready < w.Replicas && !w.Paused && !(w.Kind == "Pod" && slices.ContainsFunc(w.Pods, done))
 }
 
-// keyOf is what a workload is found by.
+// keyOf returns the key of a workload.
 func keyOf(w *document.Workload) objectKey { return objectKey{w.Namespace, w.Kind, w.Name} }
 
-// problemOf returns why a workload is not ready, nothing if it is. How much of it is ready is its own document's, why is the server's diagnosis.
+// problemOf returns why a workload is not ready, nil if it is. The number of ready pods comes from its document, the reason from the server's diagnosis.
 func problemOf(w *document.Workload, d *diagnosis) *problem {
 	if !isUnready(w) {
 		return nil

@@ -17,7 +17,7 @@ const (
 	failingShare, badShare = 0.01, 0.05
 	// fewRequests is how many failed requests are needed at least: one of three is no rate.
 	fewRequests = 3
-	// sinceWindow is how far back the begin of what is wrong is looked for.
+	// sinceWindow is how far back the start of a problem is searched.
 	sinceWindow = 24 * time.Hour
 	// maxStatements of one kind are shown.
 	maxStatements = 8

@@ -29,7 +29,7 @@ func (s *Store) Query(ctx context.Context, logsql string, start, end time.Time, 
 	return s.QueryWhere(ctx, logsql, start, end, nil, each)
 }
 
-// QueryWhere is Query for a caller who can tell by a row's time that the row is not wanted, before it is copied. want may be nil.
+// QueryWhere is Query for a caller who can reject rows by their time, before they are copied. want may be nil.
 func (s *Store) QueryWhere(ctx context.Context, logsql string, start, end time.Time, want func(time.Time) bool, each func(Row) bool) error {
 	if len(logsql) > MaxQueryBytes {
 		return fmt.Errorf("the query has %d bytes, more than %d", len(logsql), MaxQueryBytes)

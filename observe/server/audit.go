@@ -10,14 +10,14 @@ import (
 	"polymesh.dev/polymesh/observe/excerpt"
 )
 
-// userHeader is who asks: the API server's path and `polymesh dashboard` set it, and remove what others have set (pkg/dashboard in the main
+// userHeader names the user: the API server's path and `polymesh dashboard` set it, and remove any value from clients (pkg/dashboard in the main
 // module).
 const userHeader = "X-Polymesh-User"
 
 // maxAudited is how many bytes of a text that others have chosen are in a line of the log.
 const maxAudited = 2 << 10
 
-// audited logs each query, at the level for debugging, with who has asked.
+// audited logs each query and its user, at the debugging level.
 func audited(who func(*http.Request) string, log *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		user := who(r)
@@ -27,7 +27,7 @@ func audited(who func(*http.Request) string, log *slog.Logger, next http.Handler
 		}
 		begin := time.Now()
 		defer func() {
-			form := r.Form // which includes the body, if the part has read it
+			form := r.Form // which includes the body, if the handler has read it
 			if form == nil {
 				form = r.URL.Query()
 			}
@@ -37,7 +37,7 @@ func audited(who func(*http.Request) string, log *slog.Logger, next http.Handler
 	})
 }
 
-// asker returns who asks on the socket for root.
+// asker returns the user of a request on the socket for root.
 func asker(r *http.Request) string {
 	text := r.Header.Get(userHeader)
 	if name, err := url.QueryUnescape(text); err == nil {
@@ -49,7 +49,7 @@ func asker(r *http.Request) string {
 	return excerpt.Marked(text, maxAudited)
 }
 
-// anyPod is who asks on the sockets for pods, where nobody can prove a name.
+// anyPod stands for the user on the sockets for pods, where clients cannot prove a name.
 func anyPod(r *http.Request) string {
 	r.Header.Del(userHeader)
 	return "a pod"

@@ -30,7 +30,7 @@ const (
 // gatherInterval is how often a machine's own numbers are read: as often as the store reads those of its machine.
 const gatherInterval = 15 * time.Second
 
-// collector are the parts of a process that reads what is on this machine for the store of another one.
+// collector has the parts of a process that reads this machine's logs and numbers for the store of another machine.
 type collector struct {
 	o      *config.Options
 	dir    *datadir.Dir
@@ -48,7 +48,7 @@ func Collect(ctx context.Context, o *config.Options, version string, log *slog.L
 	}
 	defer dir.Close()
 	log.Info("starting", "version", version, "dir", dir.Path(), "push_to", o.PushTo, "buffer", o.Buffer.String(), "socket", o.Socket)
-	// The folder is also that of the server's sockets, which other users' containers pass through.
+	// The folder also has the server's sockets, which other users' containers must be able to reach.
 	if err := os.MkdirAll(filepath.Dir(o.Socket), 0o711); err != nil {
 		return fmt.Errorf("create the folder of the socket: %w", err)
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // ClusterGID is the group that may connect to the sockets for pods: a number that distributions leave free (Debian policy, section 9.2.2). The
-// forwarding pods have it, and nothing else.
+// forwarding pods have this group, and nothing else has it.
 const ClusterGID = 60431
 
 // maxConnections is how many connections a socket has at a time.
@@ -27,7 +27,7 @@ const maxConnections = 256
 // socketGrace is how long requests may continue when the store stops.
 const socketGrace = 3 * time.Second
 
-// listen creates a UNIX socket with this mode and group. A socket that a killed process has left there is replaced: the caller holds the
+// listen creates a UNIX socket with this mode and group. It replaces the socket of a killed process: the caller holds the
 // lock of the data dir. The process's umask keeps others out until the mode is set.
 func listen(path string, mode os.FileMode, gid int) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -72,7 +72,7 @@ type answerer interface {
 	Stop(ctx context.Context)
 }
 
-// hypertext is an HTTP server with the limits that all have.
+// hypertext is an HTTP server with the common limits.
 type hypertext struct {
 	http.Server
 	requests sync.WaitGroup
@@ -92,14 +92,14 @@ func newHTTP(h http.Handler, log *slog.Logger) *hypertext {
 	return s
 }
 
-// Limits of a connection of HTTP/2. The buffers are what a client can make the server hold before anybody reads.
+// Limits of a connection of HTTP/2. The buffers bound how much unread data a client can make the server hold.
 const (
 	maxCalls         = 16
 	callBuffer       = 64 << 10
 	connectionBuffer = 128 << 10
 )
 
-// newHTTP2 is a server of HTTP/2 without TLS, as gRPC has it.
+// newHTTP2 returns a server of HTTP/2 without TLS, as for gRPC.
 func newHTTP2(h http.Handler, log *slog.Logger) *hypertext {
 	s := newHTTP(h, log)
 	s.Protocols = new(http.Protocols)
@@ -181,7 +181,7 @@ func serve(endpoints []endpoint) (*serving, error) {
 	return s, nil
 }
 
-// stop ends all of them. Requests may continue for a moment.
+// stop ends all of them. Requests may continue for socketGrace.
 func (s *serving) stop(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, socketGrace)
 	defer cancel()

@@ -11,7 +11,7 @@ import (
 	"polymesh.dev/polymesh/observe/excerpt"
 )
 
-// check says why a span cannot be stored, or nothing.
+// check returns why a span cannot be stored, empty if it can.
 func check(s *Span) string {
 	switch {
 	case !isID(s.TraceID, 32):
@@ -30,10 +30,10 @@ func isHex(id string, digits int) bool {
 
 func isID(id string, digits int) bool { return isHex(id, digits) && strings.Trim(id, "0") != "" }
 
-// left counts what was cut or left off from a span.
+// left counts what was shortened or dropped from a span.
 type left struct{ Values, Attributes, Events, Links, Other int }
 
-// String is empty if nothing was left off.
+// String is empty if nothing was dropped.
 func (l left) String() string {
 	var parts []string
 	for _, p := range []struct {
@@ -53,7 +53,7 @@ func (l left) String() string {
 	return strings.Join(parts, ", ") + " when the span was stored: they exceed the limits"
 }
 
-// bounder brings the texts of one span within the limits. The budget of bytes is shared by all of them, in the order in which they are asked about.
+// bounder limits the texts of one span. All of them share the budget of bytes, in the order of the calls.
 type bounder struct {
 	budget int
 	left   left
@@ -71,7 +71,7 @@ func (b *bounder) name(s string, limit int) string {
 // attributes returns those that fit, without the second of two with the same key. The argument is not changed: spans share their resource.
 func (b *bounder) attributes(in []Attribute, limit int) []Attribute {
 	out := make([]Attribute, 0, min(len(in), limit))
-	// A map is worth it for many only.
+	// A map only pays off for many.
 	var seen map[string]struct{}
 	if len(in) > 32 {
 		seen = make(map[string]struct{}, min(len(in), limit))
@@ -108,7 +108,7 @@ func (b *bounder) attributes(in []Attribute, limit int) []Attribute {
 	return out
 }
 
-// validValue says whether text is of the type. What was cut is text only.
+// validValue reports whether the text is a value of the type. A shortened value becomes a text.
 func validValue(t ValueType, text string, cut bool) bool {
 	var err error
 	switch t {
@@ -130,7 +130,7 @@ func validValue(t ValueType, text string, cut bool) bool {
 	return err == nil && !cut
 }
 
-// bound returns the span within the limits, and what was left off for that.
+// bound returns the span within the limits, and what was dropped.
 func bound(in *Span) (Span, string) {
 	b := bounder{budget: MaxSpanBytes}
 	s := *in
@@ -184,7 +184,7 @@ func bound(in *Span) (Span, string) {
 
 func isZero(id string) bool { return strings.Trim(id, "0") == "" }
 
-// size is about what a span takes in memory.
+// size returns about the memory of a span.
 func size(s *Span) int {
 	const header = 40 // of an attribute
 	n := 400 + len(s.Service) + len(s.Name) + len(s.StatusMessage) + len(s.TraceState)
