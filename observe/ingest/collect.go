@@ -290,7 +290,7 @@ func (c *collected) addSamples(s *wire.Samples) {
 func (c *collected) series(v wire.Sample) (reason string, ls labels.Labels) {
 	names, ok := c.in.opts.Families[v.Name]
 	if !ok {
-		return fmt.Sprintf("%.60q is no metric of a node", v.Name), ls
+		return fmt.Sprintf("%.60q is not a metric of a node", v.Name), ls
 	}
 	b := labels.NewScratchBuilder(len(names) + 4)
 	found := 0

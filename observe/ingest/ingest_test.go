@@ -458,8 +458,8 @@ func TestSamples(t *testing.T) {
 		rejected int
 		reason   string
 	}{
-		"another metric":     {at(now, sample("up", 1)), 1, `"up" is no metric of a node`},
-		"a metric of pods":   {at(now, sample("istio_requests_total", 1, "pod", "x")), 1, "is no metric of a node"},
+		"another metric":     {at(now, sample("up", 1)), 1, `"up" is not a metric of a node`},
+		"a metric of pods":   {at(now, sample("istio_requests_total", 1, "pod", "x")), 1, "is not a metric of a node"},
 		"another node":       {at(now, sample("node_load1", 1, "node", "n1")), 1, "has other labels"},
 		"another job":        {at(now, sample("node_network_up", 1, "device", "eth0", "job", "kube-state")), 1, "has other labels"},
 		"another name":       {at(now, sample("node_load1", 1, "__name__", "up")), 1, "has other labels"},

@@ -129,7 +129,7 @@ func (s *server) listOperations(ctx context.Context, service, kind string) ([]op
 	if kind != "" {
 		k, ok := tracestore.ParseKind(strings.ToLower(kind))
 		if !ok {
-			return nil, fmt.Errorf("%w: %.40q is no kind of spans", tracestore.ErrQuery, kind)
+			return nil, fmt.Errorf("%w: %.40q is not a kind of spans", tracestore.ErrQuery, kind)
 		}
 		only = &k
 	}
@@ -223,7 +223,7 @@ func (s *server) dependencies(w http.ResponseWriter, req *http.Request) {
 	if text := req.FormValue("lookback"); text != "" {
 		millis, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || millis < 0 || millis > int64(1<<62/time.Millisecond) {
-			s.fail(w, fmt.Errorf("%w: unable to parse param 'lookback': %.40q is no number of milliseconds", tracestore.ErrQuery, text))
+			s.fail(w, fmt.Errorf("%w: unable to parse param 'lookback': %.40q is not a number of milliseconds", tracestore.ErrQuery, text))
 			return
 		}
 		back = time.Duration(millis) * time.Millisecond
@@ -305,7 +305,7 @@ func parseQuery(form url.Values, now time.Time) (tracestore.Query, error) {
 func parseTags(text string) (map[string]string, error) {
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal([]byte(text), &object); err != nil {
-		return nil, fmt.Errorf("it is no object in JSON: %w", err)
+		return nil, fmt.Errorf("it is not a JSON object: %w", err)
 	}
 	tags := make(map[string]string, len(object))
 	for key, raw := range object {
@@ -325,7 +325,7 @@ func unixTime(text string, unit time.Duration, otherwise time.Time) (time.Time, 
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n > int64((1<<63-1)/unit) || n < 0 {
-		return time.Time{}, fmt.Errorf("%w: %.40q is no time since 1970", tracestore.ErrQuery, text)
+		return time.Time{}, fmt.Errorf("%w: %.40q is not a time since 1970", tracestore.ErrQuery, text)
 	}
 	return time.Unix(0, n*int64(unit)), nil
 }

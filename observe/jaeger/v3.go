@@ -201,7 +201,7 @@ func resourceSpans(t *tracestore.Trace) ([]byte, error) {
 	inner, ok := bytes.CutPrefix(text, []byte(`{"resourceSpans":[`))
 	inner, end := bytes.CutSuffix(inner, []byte("]}"))
 	if !ok || !end {
-		return nil, fmt.Errorf("writing trace %s: the library's JSON is no list of resources", t.ID)
+		return nil, fmt.Errorf("writing trace %s: the library's JSON is not a list of resources", t.ID)
 	}
 	return inner, nil
 }

@@ -83,7 +83,7 @@ func openLog(path string) (*os.File, unix.Stat_t, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		_ = unix.Close(fd)
-		return nil, st, &fs.PathError{Op: "open", Path: path, Err: errors.New("it is no regular file")}
+		return nil, st, &fs.PathError{Op: "open", Path: path, Err: errors.New("it is not a regular file")}
 	}
 	return os.NewFile(uintptr(fd), path), st, nil
 }

@@ -184,7 +184,7 @@ scanned:
 	} else if b, ok := parseQueryBytes(t.text); ok {
 		t.kind, t.number = kindBytes, b
 	} else {
-		return lexed{}, errorAt(query, at, "syntax error: %q is no number, duration or count of bytes", clip(t.text))
+		return lexed{}, errorAt(query, at, "syntax error: %q is not a number, duration or count of bytes", clip(t.text))
 	}
 	return lexed{t, at + end}, nil
 }

@@ -48,7 +48,7 @@ func (s *Store) Count(ctx context.Context, sel Selector, group Grouping, each fu
 	}
 	for _, name := range group.By {
 		if !ValidName(name) {
-			return fmt.Errorf("%.40q is no name for a label", name)
+			return fmt.Errorf("%.40q is not a valid label name", name)
 		}
 		by = append(by, rowstore.FieldName(name))
 	}

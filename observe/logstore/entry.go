@@ -33,7 +33,7 @@ func (s *Store) clean(e Entry) (Entry, string) {
 			continue
 		}
 		if !ValidName(l.Name) {
-			return e, fmt.Sprintf("%.40q is no name for a label", l.Name)
+			return e, fmt.Sprintf("%.40q is not a valid label name", l.Name)
 		}
 		if len(l.Value) > MaxLabelBytes {
 			return e, fmt.Sprintf("the label %s has %d bytes, more than %d", l.Name, len(l.Value), MaxLabelBytes)
@@ -64,7 +64,7 @@ func (s *Store) clean(e Entry) (Entry, string) {
 			continue
 		}
 		if m.Name == "" || len(m.Name) > MaxNameBytes || strings.HasSuffix(m.Name, "*") {
-			return e, fmt.Sprintf("%.40q is no name for metadata", m.Name)
+			return e, fmt.Sprintf("%.40q is not a valid metadata name", m.Name)
 		}
 		size += len(m.Name) + len(m.Value)
 		metadata = append(metadata, Field{Name: text(m.Name), Value: text(m.Value)})

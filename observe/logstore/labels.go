@@ -49,7 +49,7 @@ func (s *Store) LabelNames(ctx context.Context, matchers []Matcher, start, end t
 // LabelValues returns the values of one of these streams' labels, sorted.
 func (s *Store) LabelValues(ctx context.Context, name string, matchers []Matcher, start, end time.Time) ([]string, error) {
 	if !ValidName(name) {
-		return nil, fmt.Errorf("%.40q is no name for a label", name)
+		return nil, fmt.Errorf("%.40q is not a valid label name", name)
 	}
 	series, err := s.Series(ctx, append(slices.Clone(matchers), Matcher{Name: name, Type: NotEqual}), start, end)
 	if err != nil {

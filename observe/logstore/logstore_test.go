@@ -245,7 +245,7 @@ func TestSelectorsThatAreRefused(t *testing.T) {
 		many[i] = Matcher{"a", Equal, "b"}
 	}
 	for what, sel := range map[string]Selector{
-		"name for a label":   {Matchers: []Matcher{{`a="b"} or {c`, Equal, "d"}}},
+		"valid label name":   {Matchers: []Matcher{{`a="b"} or {c`, Equal, "d"}}},
 		"reading the match":  {Matchers: []Matcher{{"a", Regexp, "("}}},
 		"reading the filter": {Filters: []Filter{{Text: "(", Regexp: true}}},
 		"64 matchers":        {Matchers: many},
@@ -275,13 +275,13 @@ func TestEntriesThatAreRefused(t *testing.T) {
 	ok := []Field{{Name: "pod", Value: "p"}}
 	for what, e := range map[string]Entry{
 		"no labels":         {Time: now},
-		"no name for a":     {Time: now, Labels: []Field{{Name: "a-b", Value: "v"}}},
+		"valid label name":  {Time: now, Labels: []Field{{Name: "a-b", Value: "v"}}},
 		`"_stream" is no`:   {Time: now, Labels: []Field{{Name: "_stream", Value: "v"}}},
 		"17 labels":         {Time: now, Labels: labels},
 		"twice":             {Time: now, Labels: []Field{{Name: "a", Value: "v"}, {Name: "a", Value: "w"}}},
 		"1025 bytes":        {Time: now, Labels: []Field{{Name: "a", Value: strings.Repeat("v", 1025)}}},
 		"65 fields":         {Time: now, Labels: ok, Metadata: metadata},
-		"no name for metad": {Time: now, Labels: ok, Metadata: []Field{{Name: "m*", Value: "v"}}},
+		"valid metadata na": {Time: now, Labels: ok, Metadata: []Field{{Name: "m*", Value: "v"}}},
 		"older than":        {Time: now.Add(-8 * 24 * time.Hour), Labels: ok},
 	} {
 		err := s.Append([]Entry{at(now, "good", what), e})

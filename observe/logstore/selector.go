@@ -89,7 +89,7 @@ func compile(sel Selector) (compiled, error) {
 			return compiled{}, err
 		}
 		if !ValidName(m.Name) {
-			return compiled{}, fmt.Errorf("%.40q is no name for a label", m.Name)
+			return compiled{}, fmt.Errorf("%.40q is not a valid label name", m.Name)
 		}
 		query.WriteString(rowstore.FieldName(m.Name) + m.Type.String() + rowstore.Literal(m.Value))
 		check, err := valueCheck(m)

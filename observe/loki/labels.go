@@ -59,7 +59,7 @@ func (l *Loki) labelValues(r *request) (any, error) {
 	}
 	name := r.PathValue("name")
 	if !logstore.ValidName(name) {
-		return nil, invalid("%.40q is no name for a label", name)
+		return nil, invalid("%.40q is not a valid label name", name)
 	}
 	values, err := l.opts.Store.LabelValues(r.ctx, name, logql.Matchers(matchers), start, end)
 	return success(some(values)), err
@@ -190,7 +190,7 @@ func (r *request) volumeQuery(window string) (query string, byLabel bool, err er
 	for i, n := range names {
 		names[i] = strings.TrimSpace(n)
 		if !logstore.ValidName(names[i]) {
-			return "", false, invalid("%.40q is no name for a label", n)
+			return "", false, invalid("%.40q is not a valid label name", n)
 		}
 	}
 	byLabel = r.form.Get("aggregateBy") == "labels"

@@ -195,10 +195,10 @@ func unpackedSize(raw []byte, encoding string) (int, error) {
 	case "gzip":
 		z, err := gzip.NewReader(bytes.NewReader(raw))
 		if err != nil {
-			return 0, invalid("the body is no gzip: %s", err)
+			return 0, invalid("the body is not gzip: %s", err)
 		}
 		if size, err = io.Copy(io.Discard, io.LimitReader(z, maxPush+1)); err != nil {
-			return 0, invalid("the body is no gzip: %s", err)
+			return 0, invalid("the body is not gzip: %s", err)
 		}
 	}
 	if size > maxPush {
@@ -219,11 +219,11 @@ func unpack(raw []byte, encoding string, size int) ([]byte, error) {
 	case "gzip":
 		z, err := gzip.NewReader(bytes.NewReader(raw))
 		if err != nil {
-			return nil, invalid("the body is no gzip: %s", err)
+			return nil, invalid("the body is not gzip: %s", err)
 		}
 		body := make([]byte, size)
 		if _, err := io.ReadFull(z, body); err != nil {
-			return nil, invalid("the body is no gzip: %s", err)
+			return nil, invalid("the body is not gzip: %s", err)
 		}
 		return body, nil
 	}
@@ -380,15 +380,15 @@ func jsonLine(value []json.RawMessage) (at time.Time, line string, metadata []lo
 	}
 	n, err := strconv.ParseInt(stamp, 10, 64)
 	if err != nil {
-		return at, "", nil, fmt.Errorf("%.40q is no time in nanoseconds", stamp)
+		return at, "", nil, fmt.Errorf("%.40q is not a time in nanoseconds", stamp)
 	}
 	if err := json.Unmarshal(value[1], &line); err != nil {
-		return at, "", nil, errors.New("a line is no string")
+		return at, "", nil, errors.New("a line is not a string")
 	}
 	if len(value) == 3 {
 		var m map[string]string
 		if err := json.Unmarshal(value[2], &m); err != nil {
-			return at, "", nil, errors.New("the metadata of a line is no object of strings")
+			return at, "", nil, errors.New("the metadata of a line is not an object of strings")
 		}
 		metadata = sortedFields(m)
 	}

@@ -82,7 +82,7 @@ func parseTime(s string) (time.Time, error) {
 		whole, fraction := math.Modf(f)
 		t = time.Unix(int64(whole), int64(math.Round(fraction*1000))*int64(time.Millisecond))
 	} else if t, err = time.Parse(time.RFC3339Nano, s); err != nil {
-		return t, fmt.Errorf("%.40q is no time", s)
+		return t, fmt.Errorf("%.40q is not a time", s)
 	}
 	if t.Before(earliest) {
 		return earliest, nil
@@ -106,7 +106,7 @@ func parseDuration(s string) (time.Duration, error) {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
-		return 0, fmt.Errorf("%.40q is no duration", s)
+		return 0, fmt.Errorf("%.40q is not a duration", s)
 	}
 	return d, nil
 }
@@ -121,7 +121,7 @@ func (r *request) limit() (int, error) {
 	}
 	n, err := strconv.ParseUint(s, 10, 31)
 	if err != nil {
-		return 0, invalid("could not parse 'limit' parameter: %.40q is no number of lines", s)
+		return 0, invalid("could not parse 'limit' parameter: %.40q is not a number of lines", s)
 	}
 	return int(n), nil
 }
@@ -160,7 +160,7 @@ func (r *request) interval() (time.Duration, error) {
 	}
 	d, err := parseDuration(s)
 	if err != nil || d < 0 {
-		return 0, invalid("could not parse 'interval' parameter: %.40q is no duration", s)
+		return 0, invalid("could not parse 'interval' parameter: %.40q is not a duration", s)
 	}
 	return d, nil
 }

@@ -115,7 +115,7 @@ func openFile(dir int, name string) (*os.File, unix.Stat_t, error) {
 	return os.NewFile(uintptr(fd), name), st, nil
 }
 
-var errNotALog = errors.New("it is no regular file with one name")
+var errNotALog = errors.New("it is not a regular file with one name")
 
 // list opens a folder and, if it has changed, returns the names in it.
 func list(dir int, name string, seen *dirSeen, now time.Time) (names []string, changed bool, err error) {

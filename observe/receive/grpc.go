@@ -85,7 +85,7 @@ func (codec) Unmarshal(data mem.BufferSlice, into any) error {
 func (codec) Marshal(answer any) (mem.BufferSlice, error) {
 	message, ok := answer.(proto.Message)
 	if !ok {
-		return nil, fmt.Errorf("%T is no message", answer)
+		return nil, fmt.Errorf("%T is not a message", answer)
 	}
 	text, err := proto.Marshal(message)
 	if err != nil {

@@ -66,7 +66,7 @@ func (m *micros) UnmarshalJSON(text []byte) error {
 	}
 	f, err := strconv.ParseFloat(number, 64)
 	if err != nil || f < 0 || f > 1<<60 {
-		return fmt.Errorf("%.40q is no number of microseconds", number)
+		return fmt.Errorf("%.40q is not a number of microseconds", number)
 	}
 	*m = micros(f)
 	return nil
@@ -122,7 +122,7 @@ func (r *Receiver) readZipkin(w http.ResponseWriter, req *http.Request) error {
 func zipkinJSON(text []byte, each func(*zipkinSpan) error) error {
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	if first, err := decoder.Token(); err != nil || first != json.Delim('[') {
-		return refused(errors.New("reading Zipkin's spans: they are no list in JSON"))
+		return refused(errors.New("reading Zipkin's spans: they are not a JSON list"))
 	}
 	for decoder.More() {
 		var one zipkinSpan

@@ -70,7 +70,7 @@ func parts(table string) ([]string, error) {
 	}
 	for _, name := range names {
 		if !partName.MatchString(name) {
-			return nil, fmt.Errorf("listing the parts in %s: %w: %.40q is no part's name", table, errDamaged, name)
+			return nil, fmt.Errorf("listing the parts in %s: %w: %.40q is not the name of a part", table, errDamaged, name)
 		}
 	}
 	return names, nil
@@ -102,7 +102,7 @@ func checkPartition(partition string) error {
 				return fmt.Errorf("reading about a part: %w", err)
 			}
 			if !json.Valid(b) {
-				return fmt.Errorf("reading about the part %s: it is no JSON", name)
+				return fmt.Errorf("reading about the part %s: it is not JSON", name)
 			}
 		}
 	}
