@@ -16,7 +16,7 @@ const statusPath = "/api/polymesh/v1/status"
 
 const askTime = 5 * time.Second
 
-// status is what is used of the store's status.
+// status is the used part of the store's status.
 type status struct {
 	Version    string `json:"version"`
 	Components []part `json:"components"`
@@ -68,7 +68,7 @@ func (s *status) failure() error {
 	return errors.New(strings.Join(all, "; "))
 }
 
-// notes are what the parts that work have to report.
+// notes returns the messages of the parts that work.
 func (s *status) notes() []string {
 	var notes []string
 	for _, p := range s.Components {
@@ -79,7 +79,7 @@ func (s *status) notes() []string {
 	return notes
 }
 
-// stored is what is counted of each part that stores something. Collectors have numbers too, of what they have read.
+// stored lists the numbers of the parts that store something.
 var stored = []struct{ part, unit string }{{"metrics", "series"}, {"logs", "lines"}, {"traces", "spans"}}
 
 // summary is one line about what is stored.
