@@ -1,8 +1,8 @@
 // Package accesslog reads lines of the proxies' access logs, in Istio's default text format and in its JSON format.
 //
-// It is used when lines are read, never when they are stored: the stored line stays what the proxy wrote. Callers of a mesh choose their path,
-// user agent and other headers, and Envoy escapes nothing in the text format; so a line is read from both ends towards them, and what such a
-// caller writes can only end up in the fields that are his.
+// It is only used when lines are read: they are stored as the proxy wrote them. Callers in a mesh choose their path,
+// user agent and other headers, and Envoy does not escape them in the text format. So a line is parsed from both ends inwards, and a
+// caller's text can only end up in the caller's own fields.
 package accesslog
 
 import (
@@ -15,11 +15,11 @@ import (
 // Fields are the values of a line by their names in Istio's JSON format: start_time, method, path, protocol, response_code, response_flags,
 // response_code_details, connection_termination_details, upstream_transport_failure_reason, bytes_received, bytes_sent, duration,
 // upstream_service_time, x_forwarded_for, user_agent, request_id, authority, upstream_host, upstream_cluster, upstream_local_address,
-// downstream_local_address, downstream_remote_address, requested_server_name, route_name; of JSON lines also those that were added.
-// A field that Envoy has no value for ("-") is not there.
+// downstream_local_address, downstream_remote_address, requested_server_name, route_name; JSON lines may have further fields.
+// A field without a value ("-") is left out.
 type Fields map[string]string
 
-// Number is a field as a number, zero when it is none.
+// Number returns a field as a number, zero if it is not a number.
 func (f Fields) Number(name string) float64 {
 	n, err := strconv.ParseFloat(f[name], 64)
 	if err != nil {
@@ -29,13 +29,13 @@ func (f Fields) Number(name string) float64 {
 }
 
 const (
-	// maxLine bounds what is looked at.
+	// maxLine is how much of a line is parsed.
 	maxLine = 64 << 10
 	// maxFields bounds how many fields a JSON line may have.
 	maxFields = 100
 )
 
-// The fields of the text format, in their order. Those in quotes are between.
+// The fields of the text format, in their order. Fields in quotes are between them.
 var (
 	beforeFailure = [...]string{"response_code", "response_flags", "response_code_details", "connection_termination_details"}
 	numbers       = [...]string{"bytes_received", "bytes_sent", "duration", "upstream_service_time"}
@@ -45,10 +45,10 @@ var (
 	}
 )
 
-// quotes is how many of them the format has; with more, somebody else wrote one.
+// quotes is the number of quotation marks in the format. If there are more, a caller's text contains one.
 const quotes = 14
 
-// Parse reads a line. It is false for what is no access log's: the proxies write other lines, too.
+// Parse parses a line. It returns false if it is not an access log line: proxies write other lines, too.
 func Parse(line string) (Fields, bool) {
 	line = strings.TrimSuffix(line, "\n")
 	switch {
@@ -67,7 +67,7 @@ func parseText(line string) (Fields, bool) {
 	t := text{rest: line}
 	t.skip("[")
 	f.set("start_time", t.until("] \""))
-	// A path has no spaces: Envoy takes no request that has one in it.
+	// A path has no spaces: Envoy rejects requests with one.
 	f.set("method", t.until(" "))
 	f.set("path", t.until(" "))
 	f.set("protocol", t.until("\" "))
@@ -84,7 +84,7 @@ func parseText(line string) (Fields, bool) {
 		return nil, false
 	}
 	if strings.Count(line, "\"") == quotes {
-		// Nobody else's quotes: fields that were added at the end do no harm.
+		// Without quotes in callers' texts, additional fields at the end do no harm.
 		for i, name := range quoted {
 			end := "\" \""
 			if i == len(quoted)-1 {
@@ -104,7 +104,7 @@ func parseText(line string) (Fields, bool) {
 			f.set(trailing[i], t.last(" "))
 		}
 		f.set(trailing[0], t.last("\" "))
-		// From the right: what the proxies themselves wrote. What is left is the user agent's.
+		// From the right: fields that the proxy itself wrote. The rest belongs to the user agent.
 		for i := len(quoted) - 1; i > 1; i-- {
 			f.set(quoted[i], t.last("\" \""))
 		}
@@ -123,7 +123,7 @@ func (f Fields) set(name, value string) {
 	}
 }
 
-// valid says whether the fields that are always there have the form that Envoy gives them.
+// valid reports whether the fields that are always present have Envoy's format.
 func (f Fields) valid() bool {
 	if _, err := time.Parse(time.RFC3339Nano, f["start_time"]); err != nil {
 		return false
@@ -138,7 +138,7 @@ func (f Fields) valid() bool {
 	return true
 }
 
-// text is a line that is taken apart from both ends.
+// text is a line that is parsed from both ends.
 type text struct {
 	rest   string
 	failed bool
@@ -183,7 +183,7 @@ func parseJSON(line string) (Fields, bool) {
 	if err := json.Unmarshal([]byte(line), &values); err != nil || len(values) > maxFields {
 		return nil, false
 	}
-	// An app's own lines have some of these, but not what only a proxy knows.
+	// Lines of an app may have some of these fields, but not those that only a proxy knows.
 	for _, name := range [...]string{"start_time", "response_flags", "upstream_cluster"} {
 		if _, ok := values[name]; !ok {
 			return nil, false

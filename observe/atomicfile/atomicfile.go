@@ -1,4 +1,4 @@
-// Package atomicfile replaces small files so that after a crash or a power cut there is the old content or the new one.
+// Package atomicfile replaces small files so that they have either the old or the new content after a crash or a power cut.
 package atomicfile
 
 import (
@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 )
 
-// Write makes data the content of a file, readable by its owner only. When it returns, that is on disk.
+// Write replaces the content of a file, which only its owner can read. When it returns, the content is on disk.
 func Write(path string, data []byte) error {
 	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)

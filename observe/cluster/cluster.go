@@ -1,14 +1,14 @@
 // Package cluster watches the objects of the cluster for the store: which workload a pod belongs to, what is there, what changes.
 //
-// It owns the only watches of objects in the process. From them come the metrics of package kubestate, the answer to whose a pod is (for logs
-// and spans), and entries in the log store, by which the page shows the cluster after it is gone: a document for each workload with its pods
+// It owns the only watches of objects in the process. They feed the metrics of package kubestate, the lookup of a pod's workload (for logs
+// and spans), and entries in the log store, from which the page shows the cluster even after it is gone: a document for each workload with its pods
 // (job "objects"), Kubernetes' events and the changes that every chart shows as a mark (job "events"), the states of rollouts (job "rollouts").
-// ConfigMaps in which users configure the store are handed to a callback, and their problems are written back as events, which is all that it
-// writes to the cluster. It starts without an API server, and goes on when that is away.
+// ConfigMaps in which users configure the store go to a callback. Their problems are written back as events, which is the only thing it
+// writes to the cluster. It starts without an API server, and continues when the API server is away.
 //
-// What users write into objects is believed about nothing but their own namespace: an owner counts if the object with that UID is there, texts
-// are cut where they enter, and no text becomes a label but the names of namespaces, workloads and nodes. Secrets are not watched, and of pods
-// neither environment nor commands are kept. Package server makes the Cluster and runs it.
+// What users write into objects is only trusted about their own namespace: an owner counts if the object with that UID exists, texts
+// are cut where they enter, and only the names of namespaces, workloads and nodes become labels. Secrets are not watched. The environment
+// and commands of pods are not kept. Package server creates the Cluster and runs it.
 package cluster
 
 import (
@@ -33,16 +33,16 @@ import (
 
 // Options of a Cluster.
 type Options struct {
-	// Kubeconfig is read when it exists, and again when it changes. See rbac.yaml for what it has to allow.
+	// Kubeconfig is read when it exists, and again when it changes. See rbac.yaml for the permissions it needs.
 	Kubeconfig string
-	// Store gets the entries, and is asked at the start for what it has already.
+	// Store gets the entries. At the start, existing entries are read from it.
 	Store *logstore.Store
-	// Configs is called with the ConfigMaps of users once they are known, and after each change. nil if nobody wants them.
+	// Configs is called with the ConfigMaps of users once they are known, and after each change. It may be nil.
 	Configs func(context.Context, []Config)
 	Log     *slog.Logger
 }
 
-// Cluster is what is known about the cluster. Its methods may be called from any goroutine, before Run, too.
+// Cluster is what is known about the cluster. Its methods may be called from any goroutine, also before Run.
 type Cluster struct {
 	opts Options
 	log  *slog.Logger
@@ -106,7 +106,7 @@ func New(o Options) *Cluster {
 // Run watches the cluster and writes entries until ctx ends.
 func (c *Cluster) Run(ctx context.Context) error {
 	if err := c.recall(ctx, time.Now()); err != nil {
-		// Then some changes are written a second time.
+		// Some changes are then written a second time.
 		c.log.Warn("what the store has of the cluster cannot be read", "err", err)
 	}
 	var wg sync.WaitGroup
@@ -117,10 +117,10 @@ func (c *Cluster) Run(ctx context.Context) error {
 	return nil
 }
 
-// State is whether the API server answers.
+// State says whether the API server answers.
 type State struct {
 	Reachable bool
-	// Since is when that has last changed. It is zero before the first answer or failure.
+	// Since is the time of the last change. It is zero before the first answer or failure.
 	Since time.Time
 }
 
@@ -131,7 +131,7 @@ func (c *Cluster) State() State {
 	return State{c.conn.reachable, c.conn.since}
 }
 
-// Problem returns why not everything is known or written, empty if all is well.
+// Problem returns why something is not known or not written, empty if all is well.
 func (c *Cluster) Problem() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -142,7 +142,7 @@ func (c *Cluster) Problem() string {
 	case !c.conn.reachable && !c.conn.since.IsZero():
 		list = append(list, "the API server does not answer")
 	}
-	// A token that is not valid any more refuses all kinds for the same reason.
+	// With an expired token, all kinds are refused for the same reason.
 	byReason := map[string][]string{}
 	for _, kind := range slices.Sorted(maps.Keys(c.conn.refused)) {
 		byReason[c.conn.refused[kind]] = append(byReason[c.conn.refused[kind]], kind)
@@ -156,7 +156,7 @@ func (c *Cluster) Problem() string {
 	return strings.Join(list, "; ")
 }
 
-// Numbers returns what is held and what was dropped.
+// Numbers returns how much is held and how much was dropped.
 func (c *Cluster) Numbers() map[string]int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()

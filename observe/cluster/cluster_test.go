@@ -24,8 +24,10 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/cache"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/kubestate"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -33,10 +35,7 @@ var _ kubestate.Objects = (*Cluster)(nil)
 
 func openStore(t testing.TB, dir string) *logstore.Store {
 	t.Helper()
-	s, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: dir}})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
-	return s
+	return logstoretest.Open(t, rowstore.Options{Dir: dir})
 }
 
 // watched returns a Cluster, as Run makes it ready, that has the first list of every kind, which is empty, and no API server.
@@ -177,7 +176,7 @@ func TestDocuments(t *testing.T) {
 	c := watched(t, store)
 	c.give(t, read(t)...)
 	c.flush(time.Now())
-	entries := stored(t, store, JobObjects)
+	entries := stored(t, store, document.Objects)
 	var out bytes.Buffer
 	for line := range strings.Lines(textOf(entries)) {
 		head, doc, ok := strings.Cut(line, "| {")
@@ -312,7 +311,7 @@ func TestOwnerComesLater(t *testing.T) {
 	_, ok := c.Workload("shop", pod.Name)
 	require.False(t, ok)
 	c.flush(now)
-	require.Empty(t, stored(t, store, JobObjects))
+	require.Empty(t, stored(t, store, document.Objects))
 	c.give(t, in[*appsv1.ReplicaSet](t, objects, "api-7f9c"))
 	_, ok = c.Workload("shop", pod.Name)
 	require.False(t, ok)
@@ -321,7 +320,7 @@ func TestOwnerComesLater(t *testing.T) {
 	got, ok := c.Workload("shop", pod.Name)
 	require.True(t, ok)
 	require.Equal(t, Workload{kindDeployment, "api"}, got)
-	entries := stored(t, store, JobObjects)
+	entries := stored(t, store, document.Objects)
 	require.Len(t, entries, 1)
 	require.Contains(t, entries[0].Line, pod.Name)
 }
@@ -355,11 +354,11 @@ func TestRhythm(t *testing.T) {
 	c.flush(start) // of nothing
 	c.give(t, deployment, in[*appsv1.ReplicaSet](t, objects, "api-7f9c"), pod)
 	at := func(after time.Duration) []string {
-		before := len(stored(t, store, JobObjects))
+		before := len(stored(t, store, document.Objects))
 		c.flush(start.Add(after))
 		var lines []string
 		// Entries of the same time have no order.
-		for _, e := range stored(t, store, JobObjects)[before:] {
+		for _, e := range stored(t, store, document.Objects)[before:] {
 			lines = append(lines, e.Line)
 		}
 		return lines
@@ -417,11 +416,11 @@ func TestManyPods(t *testing.T) {
 	bad := in[*corev1.Pod](t, objects, "api-7f9c-x2")
 	c.give(t, bad)
 	c.flush(time.Now())
-	entries := stored(t, store, JobObjects)
+	entries := stored(t, store, document.Objects)
 	require.Len(t, entries, 1)
 	require.LessOrEqual(t, len(entries[0].Line), maxDocument)
 	require.Greater(t, len(entries[0].Line), maxDocument/2)
-	var doc workloadDocument
+	var doc document.Workload
 	require.NoError(t, json.Unmarshal([]byte(entries[0].Line), &doc))
 	require.Equal(t, 1001, len(doc.Pods)+doc.More)
 	require.Equal(t, bad.Name, doc.Pods[0].Name, "what is not ready is shown first")
@@ -434,7 +433,7 @@ func TestMarks(t *testing.T) {
 	objects := read(t)
 	c.give(t, objects...)
 	c.flush(time.Now())
-	require.Empty(t, stored(t, store, JobEvents), "what was before the store is no news")
+	require.Empty(t, stored(t, store, document.Events), "what was before the store is no news")
 
 	ago := func(d time.Duration) metav1.Time { return metav1.NewTime(time.Now().Add(-d).Truncate(time.Second)) }
 	pod := in[*corev1.Pod](t, objects, "api-7f9c-x1")
@@ -478,15 +477,15 @@ func TestMarks(t *testing.T) {
 	c.give(t, node)
 
 	c.flush(time.Now())
-	golden(t, "testdata/marks.txt", []byte(textOf(stored(t, store, JobEvents))))
+	golden(t, "testdata/marks.txt", []byte(textOf(stored(t, store, document.Events))))
 
 	// The next process has the same objects, and nothing to tell.
-	n := len(stored(t, store, JobEvents))
+	n := len(stored(t, store, document.Events))
 	next := watched(t, store)
 	next.give(t, objects...)
 	next.give(t, pod, evicted, deployment, set, created, node)
 	next.flush(time.Now())
-	require.Len(t, stored(t, store, JobEvents), n)
+	require.Len(t, stored(t, store, document.Events), n)
 }
 
 // TestWhileAway: what has happened while the store was not there.
@@ -509,16 +508,16 @@ func TestWhileAway(t *testing.T) {
 	pod.Status.ContainerStatuses[0].RestartCount++
 	pod.Status.ContainerStatuses[0].LastTerminationState.Terminated.FinishedAt = metav1.Now()
 	next.give(t, deployment, in[*appsv1.ReplicaSet](t, objects, "api-7f9c"), pod)
-	n := len(stored(t, store, JobObjects))
+	n := len(stored(t, store, document.Objects))
 	next.flush(time.Now().Add(time.Second))
 	var lines []string
-	for _, e := range stored(t, store, JobEvents) {
+	for _, e := range stored(t, store, document.Events) {
 		lines = append(lines, e.Line)
 	}
 	require.ElementsMatch(t, []string{"deployment api: shop/api:2 → shop/api:3", "container app of pod api-7f9c-x1 was killed at its memory limit"}, lines)
 	// All the other workloads are gone.
 	var gone []string
-	for _, e := range stored(t, store, JobObjects)[n:] {
+	for _, e := range stored(t, store, document.Objects)[n:] {
 		if strings.Contains(e.Line, `"deleted":"`) {
 			gone = append(gone, logstore.Value(e.Metadata, "kind")+" "+logstore.Value(e.Labels, "workload"))
 		}
@@ -574,10 +573,10 @@ RolloutStep rollout of api: the canary gets 100 % of the requests
 RolloutEnded rollout of api: rolled back to shop/api:2: 50 % of the requests failed
 `
 	sorted := func(s string) []string { return slices.Sorted(strings.Lines(s)) }
-	require.Equal(t, sorted(want), sorted(lines(JobEvents)))
-	states := stored(t, store, JobRollouts)
+	require.Equal(t, sorted(want), sorted(lines(document.Events)))
+	states := stored(t, store, document.Rollouts)
 	require.Len(t, states, 5)
-	var s rolloutState
+	var s document.Rollout
 	require.NoError(t, json.Unmarshal([]byte(states[4].Line), &s))
 	require.Equal(t, "RolledBack", s.Phase)
 	require.Equal(t, 12*time.Millisecond, s.Done[0].Canary.P99.Duration)
@@ -585,8 +584,8 @@ RolloutEnded rollout of api: rolled back to shop/api:2: 50 % of the requests fai
 	next := watched(t, store)
 	next.give(t, last)
 	next.flush(time.Now())
-	require.Equal(t, sorted(want), sorted(lines(JobEvents)))
-	require.Len(t, stored(t, store, JobRollouts), 5)
+	require.Equal(t, sorted(want), sorted(lines(document.Events)))
+	require.Len(t, stored(t, store, document.Rollouts), 5)
 
 	// Whoever may write ConfigMaps can write these.
 	for name, change := range map[string]func(*corev1.ConfigMap){
@@ -627,14 +626,14 @@ func TestEvents(t *testing.T) {
 	c.give(t, read(t)...)
 	c.give(t, event("a", 1), event("a", 1))
 	c.flush(time.Now())
-	golden(t, "testdata/event.txt", []byte(textOf(stored(t, store, JobEvents))))
+	golden(t, "testdata/event.txt", []byte(textOf(stored(t, store, document.Events))))
 
 	for n := int32(2); n <= 20; n++ {
 		c.give(t, event("a", n))
 	}
 	c.flush(time.Now())
 	var counts []string
-	for _, e := range stored(t, store, JobEvents) {
+	for _, e := range stored(t, store, document.Events) {
 		counts = append(counts, logstore.Value(e.Metadata, "count"))
 	}
 	require.Equal(t, []string{"1", "2", "4", "8", "16"}, counts, "one that repeats itself is written when there are twice as many")
@@ -643,7 +642,7 @@ func TestEvents(t *testing.T) {
 	next.give(t, read(t)...)
 	require.NoError(t, next.events.Replace([]any{event("a", 16), event("b", 1)}, "9"))
 	next.flush(time.Now())
-	entries := stored(t, store, JobEvents)
+	entries := stored(t, store, document.Events)
 	require.Len(t, entries, 6, "the next process writes only the new one")
 	require.NoError(t, next.events.Delete(event("a", 16)))
 	require.Len(t, next.events.seen, 1)
@@ -662,7 +661,7 @@ func TestHostileEvents(t *testing.T) {
 	deployment.Regarding = corev1.ObjectReference{Kind: "Deployment", Name: "api", UID: "uid-api"}
 	forged := event("forged", 1)
 	forged.Regarding = corev1.ObjectReference{Kind: "Deployment", Name: "api"}
-	forged.Reason, forged.ReportingController = Deployed, SourcePolymesh
+	forged.Reason, forged.ReportingController = Deployed, document.Polymesh
 	future := event("future", 1)
 	future.EventTime = metav1.NewMicroTime(time.Now().Add(1000 * time.Hour))
 	past := event("past", 1)
@@ -672,23 +671,23 @@ func TestHostileEvents(t *testing.T) {
 	c.give(t, other, wrong, deployment, forged, future, past, long)
 	c.flush(time.Now().Add(ownerWait + time.Second))
 	got := map[string]logstore.Entry{}
-	for _, e := range stored(t, store, JobEvents) {
+	for _, e := range stored(t, store, document.Events) {
 		require.WithinDuration(t, time.Now(), e.Time, time.Minute)
-		require.Equal(t, SourceKubernetes, logstore.Value(e.Metadata, "source"))
+		require.Equal(t, document.Kubernetes, logstore.Value(e.Metadata, "source"))
 		got[logstore.Value(e.Labels, "namespace")+" "+logstore.Value(e.Labels, "workload")+" "+logstore.Value(e.Metadata, "kind")] = e
 	}
-	require.Len(t, stored(t, store, JobEvents), 7)
+	require.Len(t, stored(t, store, document.Events), 7)
 	require.Contains(t, got, "evil  Pod", "an event is of its namespace")
 	require.Contains(t, got, "shop  Pod", "not about this pod")
 	require.Contains(t, got, "shop api Deployment")
 	require.Contains(t, got, "shop  Deployment")
 
-	before := len(stored(t, store, JobEvents))
+	before := len(stored(t, store, document.Events))
 	for i := range 5000 {
 		c.give(t, event(fmt.Sprint("flood", i), 1))
 	}
 	c.flush(time.Now().Add(2 * time.Minute))
-	entries := stored(t, store, JobEvents)
+	entries := stored(t, store, document.Events)
 	require.Less(t, len(entries)-before, 2*eventsBurst)
 	require.True(t, slices.ContainsFunc(entries, func(e logstore.Entry) bool { return strings.Contains(e.Line, "events of namespace shop are left out") }))
 	require.Positive(t, c.Numbers()["events_left_out"])
@@ -734,8 +733,7 @@ func TestStoreRefuses(t *testing.T) {
 	dir := t.TempDir()
 	full := openStore(t, dir)
 	require.NoError(t, full.Close())
-	readOnly, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: dir, ReadOnly: true}})
-	require.NoError(t, err)
+	readOnly := logstoretest.Open(t, rowstore.Options{Dir: dir, ReadOnly: true})
 	c := watched(t, readOnly)
 	c.give(t, read(t)...)
 	now := time.Now()
@@ -750,7 +748,7 @@ func TestStoreRefuses(t *testing.T) {
 	c.opts.Store = openStore(t, dir)
 	c.flush(now.Add(writeRetry + time.Second))
 	require.Empty(t, c.Problem())
-	require.NotEmpty(t, stored(t, c.opts.Store, JobObjects))
+	require.NotEmpty(t, stored(t, c.opts.Store, document.Objects))
 }
 
 // TestTableIsBounded: whoever may create objects cannot make the store large.

@@ -15,6 +15,8 @@ import (
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // Kinds of ConfigMaps with which users configure the store: values of ConfigLabel.
@@ -23,27 +25,27 @@ const (
 	Rules  = "rules"  // with files of recording and alerting rules
 )
 
-// Limits of users' ConfigMaps. Those that were created first are taken.
+// Limits of users' ConfigMaps. The oldest ones are used.
 const (
 	maxConfigs     = 64
 	maxConfigBytes = 256 << 10
 	maxConfigsSum  = 2 << 20
 )
 
-// configWait is how long a change may be followed by others before it is delivered.
+// configWait is how long to wait for further changes before a change is delivered.
 const configWait = 2 * time.Second
 
-// Config is a ConfigMap with which a user configures the store. What is in it is the user's.
+// Config is a ConfigMap with which a user configures the store. Its contents are the user's.
 type Config struct {
 	Namespace, Name string
 	Kind            string // Scrape or Rules
 	Data            map[string]string
 }
 
-// users are what is delivered to Options.Configs. The Cluster's mutex guards it.
+// users holds what is delivered to Options.Configs. The Cluster's mutex guards it.
 type users struct {
 	wake    chan struct{}
-	known   bool // that they are known is told
+	known   bool // Options.Configs was called
 	limiter *rate.Limiter
 }
 
@@ -51,7 +53,7 @@ func newUsers() users {
 	return users{wake: make(chan struct{}, 1), limiter: rate.NewLimiter(rate.Every(5*time.Second), 20)}
 }
 
-// tooBig is in place of the data of a ConfigMap that is too big.
+// tooBig replaces the data of a ConfigMap that is too big.
 const tooBig = "polymesh.dev/too-big"
 
 func trimConfig(object any) *corev1.ConfigMap {
@@ -87,7 +89,7 @@ func (u *users) changed() {
 	}
 }
 
-// configsKnown has them delivered when they are known, also if there are none.
+// configsKnown schedules the delivery of the ConfigMaps once they are known, even if there are none.
 func (c *Cluster) configsKnown() {
 	if c.configs.synced && !c.users.known {
 		c.users.known = true
@@ -129,7 +131,7 @@ func (c *Cluster) deliver(ctx context.Context) {
 
 type configProblem struct{ Namespace, Name, message string }
 
-// chooseConfigs returns the ConfigMaps that can be used, by namespace and name, and what is wrong with others.
+// chooseConfigs returns the usable ConfigMaps, by namespace and name, and the problems of the others.
 func chooseConfigs(all []*corev1.ConfigMap) (configs []Config, problems []configProblem) {
 	slices.SortFunc(all, func(a, b *corev1.ConfigMap) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
@@ -139,7 +141,7 @@ func chooseConfigs(all []*corev1.ConfigMap) (configs []Config, problems []config
 		kind, problem := m.Labels[ConfigLabel], ""
 		switch {
 		case kind != Scrape && kind != Rules:
-			problem = fmt.Sprintf("label %s has the value %q: it must be %q or %q", ConfigLabel, clip(kind, maxShort), Scrape, Rules)
+			problem = fmt.Sprintf("label %s has the value %q: it must be %q or %q", ConfigLabel, excerpt.Of(kind, maxShort), Scrape, Rules)
 		case m.Annotations[tooBig] != "":
 			problem = fmt.Sprintf("it has %s bytes, more than %d: nothing of it is used", m.Annotations[tooBig], maxConfigBytes)
 		case len(configs) == maxConfigs:
@@ -160,7 +162,7 @@ func chooseConfigs(all []*corev1.ConfigMap) (configs []Config, problems []config
 	return configs, problems
 }
 
-// maxNote is the longest note of an event that the API server takes.
+// maxNote is the longest note of an event that the API server accepts.
 const maxNote = 1024
 
 // Report writes a problem of a user's ConfigMap as an event on it, which `kubectl describe` shows. The same problem of the same version of the
@@ -180,11 +182,11 @@ func (c *Cluster) Report(ctx context.Context, namespace, name, problem string) e
 	}
 	id := identify("problem", string(m.UID), m.ResourceVersion, problem)
 	event := &eventsv1.Event{
-		// The name makes it the same one if it was written before, also by another process.
+		// With this name it is the same event if it was written before, also by another process.
 		ObjectMeta: metav1.ObjectMeta{Name: eventName(name, id), Namespace: namespace},
 		EventTime:  metav1.NowMicro(),
 		Regarding:  corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: namespace, Name: name, UID: m.UID, ResourceVersion: m.ResourceVersion},
-		Reason:     "ConfigNotUsed", Action: "Configure", Type: warning, Note: clip(problem, maxNote), ReportingController: Name, ReportingInstance: Name,
+		Reason:     "ConfigNotUsed", Action: "Configure", Type: warning, Note: excerpt.Of(problem, maxNote), ReportingController: Name, ReportingInstance: Name,
 	}
 	_, err := client.EventsV1().Events(namespace).Create(ctx, event, metav1.CreateOptions{FieldManager: Name})
 	if err != nil && !apierrors.IsAlreadyExists(err) {

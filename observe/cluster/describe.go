@@ -8,14 +8,16 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/observe/document"
 )
 
-// describe fills in the document of a workload from its object, which may be gone.
-func (c *Cluster) describe(doc *workloadDocument, r *record) {
+// describe fills in the document of a workload from its object, which may have been deleted.
+func (c *Cluster) describe(doc *document.Workload, r *record) {
 	o := r.object
-	doc.UID, doc.Created, doc.Generation = string(o.GetUID()), moment{o.GetCreationTimestamp().Time}, o.GetGeneration()
+	doc.UID, doc.Created, doc.Generation = string(o.GetUID()), document.At(o.GetCreationTimestamp().Time), o.GetGeneration()
 	if !r.gone.IsZero() {
-		doc.Deleted = moment{r.gone}
+		doc.Deleted = document.At(r.gone)
 	}
 	switch o := o.(type) {
 	case *appsv1.Deployment:
@@ -23,9 +25,7 @@ func (c *Cluster) describe(doc *workloadDocument, r *record) {
 		doc.Revision, doc.Paused, doc.Containers = o.Annotations[revisionAnnotation], o.Spec.Paused, containersOf(&o.Spec.Template.Spec)
 		doc.Replicas, doc.Ready, doc.Updated, doc.Available = value(o.Spec.Replicas, 1), s.ReadyReplicas, s.UpdatedReplicas, s.AvailableReplicas
 		for _, condition := range s.Conditions {
-			doc.Conditions = append(doc.Conditions, conditionDocument{
-				string(condition.Type), string(condition.Status), condition.Reason, condition.Message, moment{condition.LastTransitionTime.Time},
-			})
+			doc.Conditions = append(doc.Conditions, conditionOf(string(condition.Type), string(condition.Status), condition.Reason, condition.Message, condition.LastTransitionTime))
 		}
 	case *appsv1.StatefulSet:
 		s := o.Status
@@ -45,9 +45,7 @@ func (c *Cluster) describe(doc *workloadDocument, r *record) {
 		doc.Updated, doc.Available = o.Status.Active, o.Status.Succeeded
 		doc.Paused = o.Spec.Suspend != nil && *o.Spec.Suspend
 		for _, condition := range o.Status.Conditions {
-			doc.Conditions = append(doc.Conditions, conditionDocument{
-				string(condition.Type), string(condition.Status), condition.Reason, condition.Message, moment{condition.LastTransitionTime.Time},
-			})
+			doc.Conditions = append(doc.Conditions, conditionOf(string(condition.Type), string(condition.Status), condition.Reason, condition.Message, condition.LastTransitionTime))
 		}
 	case *batchv1.CronJob:
 		doc.Containers, doc.Schedule = containersOf(&o.Spec.JobTemplate.Spec.Template.Spec), o.Spec.Schedule
@@ -56,19 +54,23 @@ func (c *Cluster) describe(doc *workloadDocument, r *record) {
 	}
 }
 
-// describePod fills in the document of a pod that belongs to nothing else. Of two with this name the newer one is there.
-func (c *Cluster) describePod(doc *workloadDocument, pods, ended []*corev1.Pod) {
+func conditionOf(kind, status, reason, message string, since metav1.Time) document.Condition {
+	return document.Condition{Type: kind, Status: status, Reason: reason, Message: message, Since: document.At(since.Time)}
+}
+
+// describePod fills in the document of a pod without an owner. Of two pods with this name, the newer one is described.
+func (c *Cluster) describePod(doc *document.Workload, pods, ended []*corev1.Pod) {
 	if len(pods) == 0 {
 		if len(ended) == 0 {
 			return
 		}
 		p := ended[len(ended)-1]
-		doc.UID, doc.Created, doc.Containers = string(p.UID), moment{p.CreationTimestamp.Time}, containersOf(&p.Spec)
-		doc.Deleted = moment{cmp.Or(p.DeletionTimestamp, &p.CreationTimestamp).Time}
+		doc.UID, doc.Created, doc.Containers = string(p.UID), document.At(p.CreationTimestamp.Time), containersOf(&p.Spec)
+		doc.Deleted = document.At(cmp.Or(p.DeletionTimestamp, &p.CreationTimestamp).Time)
 		return
 	}
 	p := pods[0]
-	doc.UID, doc.Created, doc.Generation, doc.Containers = string(p.UID), moment{p.CreationTimestamp.Time}, p.Generation, containersOf(&p.Spec)
+	doc.UID, doc.Created, doc.Generation, doc.Containers = string(p.UID), document.At(p.CreationTimestamp.Time), p.Generation, containersOf(&p.Spec)
 	if p.Status.Phase == corev1.PodSucceeded {
 		return
 	}
@@ -110,7 +112,7 @@ func (c *Cluster) daemonSetChanged(old, now *appsv1.DaemonSet) {
 	}
 }
 
-// replicaSetChanged and jobChanged have no documents of those that a Deployment or a CronJob owns: only where pods have no other workload.
+// replicaSetChanged and jobChanged only write documents of objects without an owner: a Deployment or a CronJob has its own.
 
 func (c *Cluster) replicaSetChanged(old, now *appsv1.ReplicaSet) {
 	if o := either(old, now); o != nil {
@@ -124,7 +126,7 @@ func (c *Cluster) jobChanged(old, now *batchv1.Job) {
 	}
 }
 
-// touchOwner is touchObject for what can own pods and be owned itself.
+// touchOwner is touchObject for kinds that can own pods and have an owner themselves.
 func (c *Cluster) touchOwner(k key, old, now metav1.Object) {
 	o := now
 	if o == nil {
@@ -135,7 +137,7 @@ func (c *Cluster) touchOwner(k key, old, now metav1.Object) {
 	}
 }
 
-// owned returns what is a workload although it has an owner, of a kind that is not watched, or one that is not there.
+// owned returns an object that is a workload although it has an owner: the owner's kind is not watched, or the owner does not exist.
 func (c *Cluster) owned(k key) metav1.Object {
 	switch k.kind {
 	case kindReplicaSet:
@@ -175,7 +177,7 @@ func (c *Cluster) podChanged(old, now *corev1.Pod) {
 	}
 }
 
-// touchPod has the document of a pod's workload written, once it is known which that is.
+// touchPod schedules the document of a pod's workload, once the workload is known.
 func (c *Cluster) touchPod(p *corev1.Pod) {
 	if w, ok := c.workloadOf(p, time.Now()); ok {
 		c.touch(key{w.Kind, p.Namespace, w.Name})

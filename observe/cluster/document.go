@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -20,20 +21,17 @@ const (
 	// documentPause is the time between two documents of one object, and bigDocumentPause if they are big.
 	documentPause, bigDocumentPause = 5 * time.Second, 30 * time.Second
 	bigDocument                     = 16 << 10
-	// snapshotEvery is how often all objects are written, changed or not. So what was there at a time is in the documents of the
+	// snapshotEvery is how often all objects are written, changed or not. So what existed at a time is in the documents of the
 	// snapshotEvery before it.
 	snapshotEvery = 10 * time.Minute
-	// maxDocument is the longest document in bytes. One of a workload with more pods has only some of them.
+	// maxDocument is the longest document in bytes. A longer one has only some of the workload's pods.
 	maxDocument = 64 << 10
 )
 
-// JobObjects is the label "job" of documents.
-const JobObjects = "objects"
-
-// key names a workload, of which there are documents.
+// key names a workload with documents.
 type key struct{ kind, namespace, name string }
 
-// documents knows which objects are to be written. The Cluster's mutex guards it.
+// documents tracks which objects have to be written. The Cluster's mutex guards it.
 type documents struct {
 	seed    maphash.Seed
 	records map[key]*record
@@ -46,15 +44,15 @@ type record struct {
 	dirty   bool
 	written time.Time
 	size    int
-	hash    uint64 // of the last document, so that a change which it does not show is not written
-	// object is the last one that was seen, for the document that tells of its end; of a bare pod there is none.
+	hash    uint64 // of the last document: a change that is not in the document is not written
+	// object is the last known state, for the document that records its deletion; nil for a bare pod.
 	object metav1.Object
 	gone   time.Time
-	// ended are pods that are gone and in no document as such.
+	// ended are deleted pods that no document has recorded as deleted yet.
 	ended []*corev1.Pod
-	// recalled means that the object is in the store's last documents, and was not seen since.
+	// recalled means that the object is in the store's last documents, but has not been seen since the start.
 	recalled bool
-	// deployed is the template that runs, for what has changed by the next.
+	// deployed is the current template, to compare the next one with.
 	deployed deployed
 }
 
@@ -72,10 +70,10 @@ func (d *documents) record(k key) *record {
 	return r
 }
 
-// touch has a document of an object written.
+// touch schedules a document of an object.
 func (c *Cluster) touch(k key) { c.documents.record(k).dirty = true }
 
-// touchObject is touch for an object that is new, changed or with now nil is gone.
+// touchObject is touch for an object that is new or changed, or deleted if now is nil.
 func (c *Cluster) touchObject(k key, old, now metav1.Object) {
 	r := c.documents.record(k)
 	r.dirty = true
@@ -90,7 +88,7 @@ func (c *Cluster) touchObject(k key, old, now metav1.Object) {
 // maxEnded bounds the pods that ended since the last document of their workload.
 const maxEnded = 256
 
-// dueDocuments returns the documents that are due as entries.
+// dueDocuments returns entries with the documents that are due.
 func (c *Cluster) dueDocuments(now time.Time) []logstore.Entry {
 	if !c.settled(now) || !c.conn.reachable {
 		return nil
@@ -111,12 +109,12 @@ func (c *Cluster) dueDocuments(now time.Time) []logstore.Entry {
 		r.dirty = false
 		entry, line, exists := c.document(k, r)
 		hash := maphash.String(c.documents.seed, line)
-		// The document of the end is written once, even if nothing else is new.
+		// The document of the deletion is written once, even if nothing else has changed.
 		if line != "" && (all || hash != r.hash) {
 			entry.Time, entry.Line = now, line
 			entries = append(entries, entry)
 			r.written, r.hash, r.size = now, hash, len(line)
-			// The next one is without them.
+			// The next document does not contain them.
 			r.dirty = len(r.ended) > 0
 			r.ended = nil
 		}
@@ -127,7 +125,7 @@ func (c *Cluster) dueDocuments(now time.Time) []logstore.Entry {
 	return entries
 }
 
-// document returns an object's document. exists is false if neither the object nor a pod of it is there any more.
+// document returns an object's document. exists is false if the object and its pods are gone.
 func (c *Cluster) document(k key, r *record) (entry logstore.Entry, line string, exists bool) {
 	line, exists = c.workloadLine(k, r)
 	uid := ""
@@ -135,7 +133,7 @@ func (c *Cluster) document(k key, r *record) (entry logstore.Entry, line string,
 		uid = string(r.object.GetUID())
 	}
 	entry = logstore.Entry{
-		Labels:   []logstore.Field{{Name: "job", Value: JobObjects}, {Name: "namespace", Value: k.namespace}, {Name: "workload", Value: k.name}},
+		Labels:   []logstore.Field{{Name: "job", Value: document.Objects}, {Name: "namespace", Value: k.namespace}, {Name: "workload", Value: k.name}},
 		Metadata: []logstore.Field{{Name: "kind", Value: k.kind}, {Name: "name", Value: k.name}, {Name: "uid", Value: uid}},
 	}
 	return entry, line, exists
@@ -144,114 +142,30 @@ func (c *Cluster) document(k key, r *record) (entry logstore.Entry, line string,
 func encode(doc any) string {
 	text, err := json.Marshal(doc)
 	if err != nil {
-		// Documents have only texts, numbers and times; a year above 9999 is the one thing that has no form.
+		// Documents only contain texts, numbers and times; only a year above 9999 cannot be encoded.
 		return ""
 	}
 	return string(text)
 }
 
-// workloadDocument is the document of a workload. The page reads it (page/objects.go).
-type workloadDocument struct {
-	Kind       string              `json:"kind"`
-	Namespace  string              `json:"namespace"`
-	Name       string              `json:"name"`
-	UID        string              `json:"uid,omitempty"`
-	Created    moment              `json:"created,omitzero"`
-	Deleted    moment              `json:"deleted,omitzero"`
-	Generation int64               `json:"generation,omitempty"`
-	Revision   string              `json:"revision,omitempty"`
-	Replicas   int32               `json:"replicas"`
-	Ready      int32               `json:"ready"`
-	Updated    int32               `json:"updated"`
-	Available  int32               `json:"available"`
-	Paused     bool                `json:"paused,omitempty"`
-	Schedule   string              `json:"schedule,omitempty"`
-	Conditions []conditionDocument `json:"conditions,omitempty"`
-	Containers []containerDocument `json:"containers,omitempty"`
-	Pods       []podDocument       `json:"pods,omitempty"`
-	More       int                 `json:"more,omitempty"` // pods for which there was no room
-}
-
-type conditionDocument struct {
-	Type    string `json:"type"`
-	Status  string `json:"status"`
-	Reason  string `json:"reason,omitempty"`
-	Message string `json:"message,omitempty"`
-	Since   moment `json:"since,omitzero"`
-}
-
-type containerDocument struct {
-	Name     string            `json:"name"`
-	Image    string            `json:"image"`
-	Requests map[string]string `json:"requests,omitempty"`
-	Limits   map[string]string `json:"limits,omitempty"`
-}
-
-type podDocument struct {
-	Name       string          `json:"name"`
-	UID        string          `json:"uid"`
-	Node       string          `json:"node,omitempty"`
-	IP         string          `json:"ip,omitempty"`
-	Phase      string          `json:"phase"`
-	Reason     string          `json:"reason,omitempty"`
-	Message    string          `json:"message,omitempty"`
-	Created    moment          `json:"created,omitzero"`
-	Started    moment          `json:"started,omitzero"`
-	Deleting   moment          `json:"deleting,omitzero"`
-	Deleted    bool            `json:"deleted,omitempty"` // it is gone
-	Owner      string          `json:"owner,omitempty"`
-	Template   string          `json:"template,omitempty"`
-	Revision   string          `json:"revision,omitempty"`
-	Ready      bool            `json:"ready"`
-	Containers []stateDocument `json:"containers,omitempty"`
-}
-
-// stateDocument is the state of a container.
-type stateDocument struct {
-	Name     string       `json:"name"`
-	Image    string       `json:"image,omitempty"`
-	Init     bool         `json:"init,omitempty"`
-	Ready    bool         `json:"ready"`
-	Restarts int32        `json:"restarts"`
-	State    string       `json:"state"` // running, waiting or terminated
-	Reason   string       `json:"reason,omitempty"`
-	Message  string       `json:"message,omitempty"`
-	ExitCode int32        `json:"exitCode,omitempty"`
-	Since    moment       `json:"since,omitzero"`
-	Last     *endDocument `json:"last,omitempty"`
-}
-
-// endDocument is how a container ended before it was started again.
-type endDocument struct {
-	Reason   string `json:"reason,omitempty"`
-	ExitCode int32  `json:"exitCode"`
-	Finished moment `json:"finished,omitzero"`
-}
-
-// moment is a time that is text in seconds, as Kubernetes' own are.
-type moment struct{ time.Time }
-
-// MarshalJSON implements json.Marshaler.
-func (m moment) MarshalJSON() ([]byte, error) { return m.UTC().Truncate(time.Second).MarshalJSON() }
-
-func momentOf(t *metav1.Time) moment {
+func momentOf(t *metav1.Time) document.Moment {
 	if t == nil {
-		return moment{}
+		return document.Moment{}
 	}
-	return moment{t.Time}
+	return document.At(t.Time)
 }
 
-// workloadLine returns the document of a workload, with as many pods as have room.
+// workloadLine returns the document of a workload, with as many pods as fit.
 func (c *Cluster) workloadLine(k key, r *record) (line string, exists bool) {
 	pods := slices.Collect(maps.Values(c.owners.pods[k]))
-	doc := workloadDocument{Kind: k.kind, Namespace: k.namespace, Name: k.name}
+	doc := document.Workload{Kind: k.kind, Namespace: k.namespace, Name: k.name}
 	if r.object == nil {
 		r.object = c.owned(k)
 	}
 	switch {
 	case r.recalled && r.object == nil && len(pods)+len(r.ended) == 0:
-		// It has ended while nobody watched.
-		doc.Deleted = moment{time.Now()}
+		// It was deleted while the store did not run.
+		doc.Deleted = document.At(time.Now())
 		return encode(doc), false
 	case k.kind == kindPod && len(pods)+len(r.ended) == 0:
 		return "", false
@@ -263,15 +177,15 @@ func (c *Cluster) workloadLine(k key, r *record) (line string, exists bool) {
 		c.describe(&doc, r)
 	}
 	exists = len(pods) > 0 || k.kind != kindPod && r.gone.IsZero()
-	list := make([]podDocument, 0, len(pods)+len(r.ended))
+	list := make([]document.Pod, 0, len(pods)+len(r.ended))
 	for _, p := range pods {
 		list = append(list, c.podDocument(p, false))
 	}
 	for _, p := range r.ended {
 		list = append(list, c.podDocument(p, true))
 	}
-	// Those about which there is something to say first, then the newest.
-	slices.SortFunc(list, func(a, b podDocument) int {
+	// Pods that are not ready come first, then the newest.
+	slices.SortFunc(list, func(a, b document.Pod) int {
 		return cmp.Or(order(!a.Ready, !b.Ready), b.Created.Compare(a.Created.Time), strings.Compare(a.Name, b.Name), strings.Compare(a.UID, b.UID))
 	})
 	doc.Pods = list
@@ -285,7 +199,7 @@ func (c *Cluster) workloadLine(k key, r *record) (line string, exists bool) {
 	}
 }
 
-// order is -1 if only the first holds.
+// order is -1 if only the first is true.
 func order(a, b bool) int {
 	switch {
 	case a == b:
@@ -296,10 +210,10 @@ func order(a, b bool) int {
 	return 1
 }
 
-func (c *Cluster) podDocument(p *corev1.Pod, gone bool) podDocument {
-	doc := podDocument{
+func (c *Cluster) podDocument(p *corev1.Pod, gone bool) document.Pod {
+	doc := document.Pod{
 		Name: p.Name, UID: string(p.UID), Node: p.Spec.NodeName, IP: p.Status.PodIP, Phase: string(p.Status.Phase), Reason: p.Status.Reason, Message: p.Status.Message,
-		Created: moment{p.CreationTimestamp.Time}, Started: momentOf(p.Status.StartTime), Deleting: momentOf(p.DeletionTimestamp), Deleted: gone,
+		Created: document.At(p.CreationTimestamp.Time), Started: momentOf(p.Status.StartTime), Deleting: momentOf(p.DeletionTimestamp), Deleted: gone,
 		Template: p.Labels[templateLabel], Revision: p.Labels[controllerLabel],
 	}
 	if ref := metav1.GetControllerOfNoCopy(p); ref != nil {
@@ -318,7 +232,7 @@ func (c *Cluster) podDocument(p *corev1.Pod, gone bool) podDocument {
 	}
 	add := func(statuses []corev1.ContainerStatus, containers []corev1.Container, isInit bool) {
 		for _, s := range statuses {
-			// An init container that has done its work is of no interest, unless it is a sidecar, which does not end.
+			// An init container that has succeeded is left out. A sidecar does not end.
 			if t := s.State.Terminated; isInit && t != nil && t.ExitCode == 0 {
 				continue
 			}
@@ -334,27 +248,27 @@ func (c *Cluster) podDocument(p *corev1.Pod, gone bool) podDocument {
 	return doc
 }
 
-func stateOf(s corev1.ContainerStatus, image string, isInit bool) stateDocument {
-	doc := stateDocument{Name: s.Name, Image: image, Init: isInit, Ready: s.Ready, Restarts: s.RestartCount, State: "waiting"}
+func stateOf(s corev1.ContainerStatus, image string, isInit bool) document.State {
+	doc := document.State{Name: s.Name, Image: image, Init: isInit, Ready: s.Ready, Restarts: s.RestartCount, State: "waiting"}
 	switch {
 	case s.State.Running != nil:
-		doc.State, doc.Since = "running", moment{s.State.Running.StartedAt.Time}
+		doc.State, doc.Since = "running", document.At(s.State.Running.StartedAt.Time)
 	case s.State.Terminated != nil:
 		t := s.State.Terminated
-		doc.State, doc.Reason, doc.Message, doc.ExitCode, doc.Since = "terminated", t.Reason, t.Message, t.ExitCode, moment{t.FinishedAt.Time}
+		doc.State, doc.Reason, doc.Message, doc.ExitCode, doc.Since = "terminated", t.Reason, t.Message, t.ExitCode, document.At(t.FinishedAt.Time)
 	case s.State.Waiting != nil:
 		doc.Reason, doc.Message = s.State.Waiting.Reason, s.State.Waiting.Message
 	}
 	if t := s.LastTerminationState.Terminated; t != nil {
-		doc.Last = &endDocument{Reason: t.Reason, ExitCode: t.ExitCode, Finished: moment{t.FinishedAt.Time}}
+		doc.Last = &document.End{Reason: t.Reason, ExitCode: t.ExitCode, Finished: document.At(t.FinishedAt.Time)}
 	}
 	return doc
 }
 
-func containersOf(spec *corev1.PodSpec) []containerDocument {
-	var list []containerDocument
+func containersOf(spec *corev1.PodSpec) []document.Container {
+	var list []document.Container
 	for _, c := range spec.Containers {
-		list = append(list, containerDocument{Name: c.Name, Image: c.Image, Requests: amounts(c.Resources.Requests), Limits: amounts(c.Resources.Limits)})
+		list = append(list, document.Container{Name: c.Name, Image: c.Image, Requests: amounts(c.Resources.Requests), Limits: amounts(c.Resources.Limits)})
 	}
 	return list
 }

@@ -13,26 +13,27 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
-// Limits of Kubernetes' events. Any user can write some.
+// Limits of Kubernetes' events, which any user can write.
 const (
-	// eventsPerSecond and eventsBurst are for each namespace.
+	// eventsPerSecond and eventsBurst apply to each namespace.
 	eventsPerSecond, eventsBurst = 10, 1000
 	// maxSeen bounds the events that are known by UID. The API server forgets one after an hour.
 	maxSeen = 20_000
-	// repeatEvery is when an event that repeats itself is written again, if it has not become twice as many before.
+	// repeatEvery is after what time a repeated event is written again. It is written earlier if its count has doubled.
 	repeatEvery = 10 * time.Minute
 )
 
-// events takes Kubernetes' events as they come, in place of a table, and keeps none of them. The Cluster's mutex guards it.
+// events passes on Kubernetes' events as they come, instead of keeping them in a table. The Cluster's mutex guards it.
 type events struct {
 	c       *Cluster
 	seen    map[types.UID]seenEvent
 	limits  map[string]*rate.Limiter // by namespace
 	leftOut int64
-	// untold are those left out since the last entry that says so, by namespace.
+	// untold counts, by namespace, the events left out since the last entry about them.
 	untold map[string]int
 	told   time.Time
 }
@@ -105,7 +106,7 @@ func (*events) Transformer() cache.TransformFunc {
 	}
 }
 
-// trimEvent cuts what an event says, so that many of them in the first list need little memory.
+// trimEvent cuts the texts of an event, so that the many events of the first list need little memory.
 func trimEvent(object any) *eventsv1.Event {
 	e, ok := object.(*eventsv1.Event)
 	if !ok {
@@ -121,7 +122,7 @@ func trimEvent(object any) *eventsv1.Event {
 	return e
 }
 
-// take queues an event, unless it was written before, or its namespace has too many.
+// take queues an event, unless it was written before or its namespace has too many.
 func (e *events) take(event *eventsv1.Event, now time.Time) {
 	count := max(event.DeprecatedCount, 1)
 	if event.Series != nil {
@@ -135,7 +136,7 @@ func (e *events) take(event *eventsv1.Event, now time.Time) {
 		clear(e.seen)
 	}
 	e.seen[event.UID] = seenEvent{count, now}
-	id := identify(SourceKubernetes, string(event.UID), strconv.Itoa(int(count)))
+	id := identify(document.Kubernetes, string(event.UID), strconv.Itoa(int(count)))
 	if e.c.marks.written[id] {
 		return
 	}
@@ -149,15 +150,15 @@ func (e *events) take(event *eventsv1.Event, now time.Time) {
 		e.untold[event.Namespace]++
 		return
 	}
-	// Whatever an event is about, it is of the namespace in which its author may write. Of nodes that is "default".
+	// An event belongs to the namespace in which its author may write, whatever it is about. For nodes that is "default".
 	subject := ref{event.Regarding.Kind, event.Namespace, event.Regarding.Name, event.Regarding.UID}
 	e.c.enqueue(pending{
-		at: eventTime(event, now), noticed: now, subject: subject, reason: event.Reason, kind: event.Type, source: SourceKubernetes, line: event.Note, id: id, count: count,
+		at: eventTime(event, now), noticed: now, subject: subject, reason: event.Reason, kind: event.Type, source: document.Kubernetes, line: event.Note, id: id, count: count,
 		more: append(containerField(event.Regarding.FieldPath), field("reporter", cmp.Or(event.ReportingController, event.DeprecatedSource.Component)), field("action", event.Action)),
 	})
 }
 
-// eventTime returns when an event last happened, as its author says, if that can be.
+// eventTime returns when an event last happened, according to its author, if that is plausible.
 func eventTime(e *eventsv1.Event, now time.Time) time.Time {
 	at := e.EventTime.Time
 	if at.IsZero() {
@@ -183,13 +184,13 @@ func (e *events) tellLeftOut(now time.Time) {
 	e.told = now
 	for namespace, n := range e.untold {
 		e.c.enqueue(pending{
-			at: now, noticed: now, subject: ref{kind: "Namespace", namespace: namespace, name: namespace}, reason: "EventsLeftOut", kind: warning, source: SourcePolymesh,
+			at: now, noticed: now, subject: ref{kind: "Namespace", namespace: namespace, name: namespace}, reason: "EventsLeftOut", kind: warning, source: document.Polymesh,
 			line: fmt.Sprintf("%d events of namespace %s are left out: it has more than %d a second", n, namespace, eventsPerSecond), count: int32(n),
 			id: identify("EventsLeftOut", namespace, now.Format(time.RFC3339)),
 		})
 	}
 	clear(e.untold)
-	// A namespace that writes no more has its whole burst again.
+	// A namespace that has stopped writing has its full burst again.
 	for namespace, limit := range e.limits {
 		if limit.TokensAt(now) >= eventsBurst {
 			delete(e.limits, namespace)

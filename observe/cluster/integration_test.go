@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"polymesh.dev/polymesh/observe/cluster/clustertest"
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/kubestate"
 	"polymesh.dev/polymesh/observe/logstore"
 )
@@ -177,7 +178,7 @@ func TestCluster(t *testing.T) {
 		return n
 	}
 	documentsOf := func(workload string) (lines []string) {
-		for _, e := range stored(t, store, JobObjects) {
+		for _, e := range stored(t, store, document.Objects) {
 			if logstore.Value(e.Labels, "workload") == workload {
 				lines = append(lines, e.Line)
 			}
@@ -230,7 +231,7 @@ func TestCluster(t *testing.T) {
 		for _, line := range documentsOf("api") {
 			require.NotContains(t, line, "hunter2")
 		}
-		eventually(t, "it is a mark", func() bool { return count(JobEvents, Deployed) == 1 })
+		eventually(t, "it is a mark", func() bool { return count(document.Events, Deployed) == 1 })
 
 		families, err := kubestate.New(c, 0).Gather()
 		require.NoError(t, err)
@@ -252,14 +253,14 @@ func TestCluster(t *testing.T) {
 			s := &p.Status.ContainerStatuses[0]
 			s.RestartCount, s.LastTerminationState.Terminated = 1, &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
 		})
-		eventually(t, "the kill is a mark", func() bool { return count(JobEvents, OOMKilled) == 1 })
+		eventually(t, "the kill is a mark", func() bool { return count(document.Events, OOMKilled) == 1 })
 		d, err := client.AppsV1().Deployments("shop").Get(ctx, "api", metav1.GetOptions{})
 		require.NoError(t, err)
 		d.Spec.Template.Spec.Containers[0].Image = "shop/api:2"
 		_, err = client.AppsV1().Deployments("shop").Update(ctx, d, metav1.UpdateOptions{})
 		require.NoError(t, err)
 		eventually(t, "the image is a mark", func() bool {
-			entries := stored(t, store, JobEvents)
+			entries := stored(t, store, document.Events)
 			return slices.ContainsFunc(entries, func(e logstore.Entry) bool { return e.Line == "deployment api: shop/api:1 → shop/api:2" })
 		})
 	})
@@ -272,15 +273,15 @@ func TestCluster(t *testing.T) {
 		e.ReportingInstance = "node-1"
 		_, err = client.EventsV1().Events("shop").Create(ctx, e, metav1.CreateOptions{})
 		require.NoError(t, err)
-		eventually(t, "it is written", func() bool { return count(JobEvents, e.Reason) == 1 })
-		for _, entry := range stored(t, store, JobEvents) {
+		eventually(t, "it is written", func() bool { return count(document.Events, e.Reason) == 1 })
+		for _, entry := range stored(t, store, document.Events) {
 			if logstore.Value(entry.Metadata, "reason") == e.Reason {
 				require.Equal(t, "api", logstore.Value(entry.Labels, "workload"))
 			}
 		}
 		// Kubernetes' own.
-		require.Positive(t, count(JobEvents, "ScalingReplicaSet"))
-		require.Positive(t, count(JobEvents, "SuccessfulCreate"))
+		require.Positive(t, count(document.Events, "ScalingReplicaSet"))
+		require.Positive(t, count(document.Events, "SuccessfulCreate"))
 	})
 
 	t.Run("users' ConfigMaps", func(t *testing.T) {
@@ -346,11 +347,11 @@ func TestCluster(t *testing.T) {
 			}
 			return len(podsOf(t, client, "shop", "api")) == 0
 		})
-		eventually(t, "it is told", func() bool { return count(JobEvents, ClusterGone) == 1 })
+		eventually(t, "it is told", func() bool { return count(document.Events, ClusterGone) == 1 })
 		gate.Open(t)
 		eventually(t, "it is back", func() bool { return c.State().Reachable && c.Problem() == "" })
 		eventually(t, "what has changed is known", func() bool { return len(c.Pods()) == 0 })
-		eventually(t, "and told", func() bool { return count(JobEvents, ClusterBack) == 1 })
+		eventually(t, "and told", func() bool { return count(document.Events, ClusterBack) == 1 })
 		w, ok = c.Workload("shop", pods[0].Name)
 		require.True(t, ok, "also of pods that are gone")
 		require.Equal(t, Workload{kindDeployment, "api"}, w)
@@ -367,19 +368,19 @@ func TestCluster(t *testing.T) {
 	t.Run("the next process writes nothing again", func(t *testing.T) {
 		// What is under way ends.
 		settled := func() bool {
-			before := count(JobEvents, "")
+			before := count(document.Events, "")
 			time.Sleep(2 * tick) // it is written each second
-			return count(JobEvents, "") == before
+			return count(document.Events, "") == before
 		}
 		eventually(t, "nothing happens", settled)
 		c.stop()
-		before := textOf(stored(t, store, JobEvents))
+		before := textOf(stored(t, store, document.Events))
 		next := run(t, kubeconfig, store)
 		eventually(t, "it has everything", func() bool { return next.Problem() == "" && len(next.Deployments()) == 1 })
 		n := len(documentsOf("api"))
 		eventually(t, "it writes documents", func() bool { return len(documentsOf("api")) > n })
 		eventually(t, "nothing happens", settled)
-		require.Equal(t, before, textOf(stored(t, store, JobEvents)))
+		require.Equal(t, before, textOf(stored(t, store, document.Events)))
 	})
 }
 
@@ -443,7 +444,7 @@ func watchAndMeasure(t *testing.T, kubeconfig string) {
 	before, cpu := anonymous(t), cpuOf(t)
 	c := run(t, kubeconfig, store)
 	eventually(t, "it has all pods", func() bool { return len(c.Pods()) == pods && c.Problem() == "" })
-	eventually(t, "their documents are written", func() bool { return len(stored(t, store, JobObjects)) >= pods/5 })
+	eventually(t, "their documents are written", func() bool { return len(stored(t, store, document.Objects)) >= pods/5 })
 	state := kubestate.New(c, 0)
 	for range 5 {
 		_, err := state.Gather()

@@ -13,21 +13,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
 // kindNode is the kind of a node, as the subject of a mark.
 const kindNode = "Node"
-
-// JobEvents is the label "job" of Kubernetes' events and of marks.
-const JobEvents = "events"
-
-// Sources of entries with JobEvents, in their metadata "source". Only marks have SourcePolymesh: users can write events of Kubernetes with
-// any reason.
-const (
-	SourcePolymesh   = "polymesh"
-	SourceKubernetes = "kubernetes"
-)
 
 // Reasons of marks.
 const (
@@ -54,16 +46,16 @@ const (
 	maxLine = 4096
 	// maxQueue bounds the entries that wait to be written.
 	maxQueue = 10_000
-	// firstLook is how far back a store that knows nothing looks.
+	// firstLook is how far back an empty store looks.
 	firstLook = time.Hour
-	// memory is how far back entries are read at the start, so that nothing is written twice: longer than the API server keeps events.
+	// memory is how far back entries are read at the start, so that nothing is written twice. It is longer than the API server keeps events.
 	memory = 75 * time.Minute
 )
 
 // marks are entries that wait until their workload is known. The Cluster's mutex guards them.
 type marks struct {
 	queue []pending
-	// since is when the store's last entry was written: what happened before it is known, or too old to be told. written are the ids of entries.
+	// since is when the store's last entry was written: earlier changes are in the store, or too old. written are the ids of entries.
 	since   time.Time
 	written map[uint64]bool
 }
@@ -82,7 +74,7 @@ type pending struct {
 	more         []logstore.Field
 }
 
-// maxWritten bounds the ids. Without them, what is told twice is written twice.
+// maxWritten bounds the ids. Without its id, a repeated change is written twice.
 const maxWritten = 20_000
 
 func (m *marks) remember(id uint64) {
@@ -92,7 +84,7 @@ func (m *marks) remember(id uint64) {
 	m.written[id] = true
 }
 
-// identify returns a number for something that happened, the same in each process.
+// identify returns the id of a change, which is the same in each process.
 func identify(parts ...string) uint64 {
 	h := fnv.New64a()
 	for _, p := range parts {
@@ -103,18 +95,18 @@ func identify(parts ...string) uint64 {
 	return h.Sum64()
 }
 
-// mark queues a mark, unless it was written before. happened is zero if that was not recorded anywhere.
+// mark queues a mark, unless it was written before. happened is zero if the time is unknown.
 func (c *Cluster) mark(subject ref, reason, kind, line string, happened time.Time, id uint64, more ...logstore.Field) {
 	now := time.Now()
 	if happened.IsZero() || happened.After(now) {
 		happened = now
 	}
-	// A minute for what was noticed and not yet written.
+	// The minute is for changes that were noticed but not written yet.
 	if c.marks.written[id] || happened.Before(c.marks.since.Add(-time.Minute)) {
 		return
 	}
 	c.marks.remember(id)
-	c.enqueue(pending{at: happened, noticed: now, subject: subject, reason: reason, kind: kind, source: SourcePolymesh, line: line, id: id, count: 1, more: more})
+	c.enqueue(pending{at: happened, noticed: now, subject: subject, reason: reason, kind: kind, source: document.Polymesh, line: line, id: id, count: 1, more: more})
 }
 
 func (c *Cluster) enqueue(p pending) {
@@ -125,7 +117,7 @@ func (c *Cluster) enqueue(p pending) {
 	c.marks.queue = append(c.marks.queue, p)
 }
 
-// dueMarks returns the entries whose workload is known, or will not be.
+// dueMarks returns the entries whose workload is known, or stays unknown.
 func (c *Cluster) dueMarks(now time.Time) []logstore.Entry {
 	var entries []logstore.Entry
 	c.marks.queue = slices.DeleteFunc(c.marks.queue, func(p pending) bool {
@@ -140,17 +132,17 @@ func (c *Cluster) dueMarks(now time.Time) []logstore.Entry {
 }
 
 func (p pending) entry(workload string) logstore.Entry {
-	labels := []logstore.Field{{Name: "job", Value: JobEvents}, {Name: "namespace", Value: p.subject.namespace}, {Name: "workload", Value: workload}}
-	if p.subject.kind == kindNode && p.source == SourcePolymesh {
+	labels := []logstore.Field{{Name: "job", Value: document.Events}, {Name: "namespace", Value: p.subject.namespace}, {Name: "workload", Value: workload}}
+	if p.subject.kind == kindNode && p.source == document.Polymesh {
 		labels = append(labels, logstore.Field{Name: "node", Value: p.subject.name})
 	}
-	return logstore.Entry{Time: p.at, Labels: labels, Line: clip(p.line, maxLine), Metadata: append([]logstore.Field{
+	return logstore.Entry{Time: p.at, Labels: labels, Line: excerpt.Of(p.line, maxLine), Metadata: append([]logstore.Field{
 		{Name: "kind", Value: p.subject.kind}, {Name: "name", Value: p.subject.name}, {Name: "uid", Value: string(p.subject.uid)}, {Name: "reason", Value: p.reason},
 		{Name: "type", Value: p.kind}, {Name: "count", Value: strconv.Itoa(int(p.count))}, {Name: "source", Value: p.source}, {Name: "id", Value: strconv.FormatUint(p.id, 16)},
 	}, p.more...)}
 }
 
-// workloadFor returns the name of the workload that something is about, empty if it is about none. known is false if that may still change.
+// workloadFor returns the name of an object's workload, empty for none. known is false if that may still change.
 func (c *Cluster) workloadFor(o ref, now time.Time) (workload string, known bool) {
 	switch o.kind {
 	case kindPod:
@@ -217,7 +209,7 @@ func (c *Cluster) markPod(old, now *corev1.Pod) {
 	containers(before.ContainerStatuses, now.Status.ContainerStatuses)
 }
 
-// evictedAt returns when a pod was evicted: now if it was seen, and otherwise when its conditions or containers say so.
+// evictedAt returns when a pod was evicted: zero, which means now, if the eviction was observed, and otherwise the time in its conditions or containers.
 func evictedAt(old, now *corev1.Pod) time.Time {
 	if old != nil {
 		return time.Time{}
@@ -236,14 +228,14 @@ func evictedAt(old, now *corev1.Pod) time.Time {
 	return at
 }
 
-// markContainer marks what has happened to a container since its last status.
+// markContainer marks what happened to a container since its last status.
 func (c *Cluster) markContainer(pod ref, before, after corev1.ContainerStatus) {
 	name, uid := after.Name, string(pod.uid)
 	killed := func(t *corev1.ContainerStateTerminated) {
 		c.mark(pod, OOMKilled, warning, fmt.Sprintf("container %s of pod %s was killed at its memory limit", name, pod.name), t.FinishedAt.Time,
 			identify(OOMKilled, uid, name, t.FinishedAt.UTC().Format(time.RFC3339)), field("container", name), field("exit_code", strconv.Itoa(int(t.ExitCode))))
 	}
-	// It is not started again, or not yet. The same one can be its last end afterwards, and has the same id then.
+	// It has not been restarted, or not yet. After a restart, the same end is in LastTerminationState and gets the same id.
 	if t := after.State.Terminated; t != nil && t.Reason == OOMKilled {
 		killed(t)
 	}
@@ -282,7 +274,7 @@ func ordinal(n int32) string {
 	return strconv.Itoa(int(n)) + suffix
 }
 
-// markNode marks that a node becomes ready, or is not any more.
+// markNode marks that a node has become ready or not ready.
 func (c *Cluster) markNode(old, now *corev1.Node) {
 	if now == nil {
 		return
@@ -312,7 +304,7 @@ func readyOf(n *corev1.Node) *corev1.NodeCondition {
 	return nil
 }
 
-// deployed is the template of a workload's pods that is under way or there.
+// deployed is the current template of a workload's pods.
 type deployed struct {
 	revision string
 	images   []image
@@ -352,8 +344,8 @@ func (c *Cluster) deployedDaemonSet(now *appsv1.DaemonSet) {
 	}
 }
 
-// deployed marks that a workload's pods get another template. Its revision is counted by Kubernetes' controller, sometime after the change.
-// changed is about when that was, for one that nobody has seen.
+// deployed marks that a workload's pods get another template. Kubernetes' controller sets its revision some time after the change.
+// changed is the approximate time of a change that was not observed.
 func (c *Cluster) deployed(k key, o metav1.Object, revision string, spec *corev1.PodSpec, changed time.Time) {
 	if revision == "" {
 		return
@@ -368,7 +360,7 @@ func (c *Cluster) deployed(k key, o metav1.Object, revision string, spec *corev1
 	text := ""
 	switch {
 	case before.revision == "":
-		// One that was there before the store is not news.
+		// A template that existed before the store is not a change.
 		if c.marks.since.After(o.GetCreationTimestamp().Time) {
 			return
 		}
@@ -391,7 +383,7 @@ func listImages(list []image) string {
 	return strings.Join(texts, ", ")
 }
 
-// compareImages tells which images have changed.
+// compareImages describes which images have changed.
 func compareImages(before, now []image) string {
 	var texts []string
 	for _, n := range now {

@@ -28,16 +28,16 @@ type Workload struct {
 const (
 	// maxGone bounds the pods that are remembered after their deletion.
 	maxGone = 8192
-	// ownerWait is how long the owner of a new pod or event may be unknown, because the API server tells of each kind by itself.
+	// ownerWait is how long the owner of a new pod or event may be unknown: the API server reports each kind separately.
 	ownerWait = 5 * time.Second
 )
 
-// owners knows the workload of each pod, for some time also of pods that are gone. The Cluster's mutex guards it.
+// owners knows the workload of each pod, for some time also of deleted pods. The Cluster's mutex guards it.
 type owners struct {
 	of map[types.UID]ownerOf
 	// pods are the pods of each workload, by UID.
 	pods map[key]map[types.UID]*corev1.Pod
-	// open are pods whose owners were not all found.
+	// open are pods with owners that were not found.
 	open map[types.UID]*corev1.Pod
 	// gone are the workloads of deleted pods by "namespace/name", and order the oldest first.
 	gone  map[string]Workload
@@ -53,7 +53,7 @@ func newOwners() owners {
 	return owners{of: map[types.UID]ownerOf{}, pods: map[key]map[types.UID]*corev1.Pod{}, open: map[types.UID]*corev1.Pod{}, gone: map[string]Workload{}}
 }
 
-// Workload returns what a pod belongs to, also after it was deleted, and false if the pod is not known, or not yet whose it is.
+// Workload returns what a pod belongs to, also after its deletion, and false if the pod or its owner is not known yet.
 func (c *Cluster) Workload(namespace, pod string) (Workload, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -64,18 +64,18 @@ func (c *Cluster) Workload(namespace, pod string) (Workload, bool) {
 	return w, ok
 }
 
-// workloadOf returns a known pod's workload. An owner that is not found within a while does not exist: the pod has named anything.
+// workloadOf returns a known pod's workload. An owner that is not found after some time does not exist: a pod can name any owner.
 func (c *Cluster) workloadOf(p *corev1.Pod, now time.Time) (Workload, bool) {
 	o, ok := c.owners.of[p.UID]
 	return o.workload, ok && (o.final || c.settled(now) && now.Sub(p.CreationTimestamp.Time) > ownerWait)
 }
 
-// top walks from an object to the one that owns it and is owned by no other, by the owners' names and UIDs, both of which must be those of an
-// object that is there. known is false if one was not found. A chain ends at an owner of a kind that is not watched: what such an object is
-// called cannot be checked.
+// top follows the owners of an object to the topmost one. An owner's name and UID must both be those of an
+// existing object. known is false if one was not found. A chain ends before an owner of a kind that is not watched: its name
+// cannot be checked.
 func (c *Cluster) top(kind string, o metav1.Object) (w Workload, known bool) {
 	w = Workload{kind, o.GetName()}
-	// Pod, ReplicaSet, Deployment and Pod, Job, CronJob: no chain is longer. Owners of an owner's kind would be a circle.
+	// The longest chains are Pod, ReplicaSet, Deployment and Pod, Job, CronJob. An owner of the same kind would be a circle.
 	for range 2 {
 		ref := metav1.GetControllerOfNoCopy(o)
 		if ref == nil {
@@ -93,7 +93,7 @@ func (c *Cluster) top(kind string, o metav1.Object) (w Workload, known bool) {
 	return w, true
 }
 
-// find returns the object that owns one of kind, nil if it is not there. watched is false if such owners are not watched.
+// find returns the owner of an object of this kind, nil if it does not exist. watched is false if owners of that kind are not watched.
 func (c *Cluster) find(kind, owner, namespace, name string) (o metav1.Object, watched bool) {
 	switch {
 	case owner == kindDeployment && kind == kindReplicaSet:
@@ -127,7 +127,7 @@ func object[T any, P interface {
 	return p
 }
 
-// own finds the workload of a pod that is new or has changed. Once all owners were found it is kept: they are deleted before their pods.
+// own finds the workload of a new or changed pod. It is kept once all owners were found, because owners are deleted before their pods.
 func (c *Cluster) own(p *corev1.Pod) {
 	before, known := c.owners.of[p.UID]
 	now := before
@@ -160,7 +160,7 @@ func (c *Cluster) leave(k key, pod types.UID) {
 	}
 }
 
-// disown is for a pod that is gone. It returns whose it was.
+// disown removes a deleted pod and returns its workload.
 func (c *Cluster) disown(p *corev1.Pod) key {
 	w := c.owners.of[p.UID].workload
 	delete(c.owners.of, p.UID)
@@ -171,7 +171,7 @@ func (c *Cluster) disown(p *corev1.Pod) key {
 	return k
 }
 
-// remember keeps the workload of a pod that is not there.
+// remember keeps the workload of a deleted pod.
 func (o *owners) remember(pod string, w Workload) {
 	if _, ok := o.gone[pod]; !ok {
 		o.order = append(o.order, pod)
@@ -185,7 +185,7 @@ func (o *owners) remember(pod string, w Workload) {
 	}
 }
 
-// reown looks again for owners that were not found.
+// reown searches again for owners that were not found.
 func (c *Cluster) reown() {
 	for _, p := range c.owners.open {
 		c.own(p)
@@ -193,7 +193,7 @@ func (c *Cluster) reown() {
 	}
 }
 
-// settled reports whether all kinds that own pods are known, or will not be.
+// settled reports whether all kinds that own pods are known, or stay unknown.
 func (c *Cluster) settled(now time.Time) bool {
 	if c.conn.since.IsZero() {
 		return false
@@ -208,5 +208,5 @@ func (c *Cluster) settled(now time.Time) bool {
 	return true
 }
 
-// settleWait is how long is waited for kinds that the API server does not give.
+// settleWait is how long to wait for kinds that the API server does not return.
 const settleWait = 30 * time.Second

@@ -7,10 +7,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Place is where a pod runs, or has run.
+// Place is where a pod runs or ran.
 type Place struct{ Namespace, Name, Node string }
 
-// places knows the node of each pod, by UID, for some time also of pods that are gone: what another node sends is only stored if it is about its
+// places knows the node of each pod, by UID, for some time also of deleted pods: what another node sends is only stored if it is about its
 // own pods. The Cluster's mutex guards it.
 type places struct {
 	of, gone map[types.UID]Place
@@ -20,10 +20,10 @@ type places struct {
 
 func newPlaces() places { return places{of: map[types.UID]Place{}, gone: map[types.UID]Place{}} }
 
-// mirrorAnnotation has the kubelet's UID of a pod that is defined by a file on the node; the object has another one.
+// mirrorAnnotation holds the kubelet's UID of a pod that is defined by a file on the node; the object has another UID.
 const mirrorAnnotation = corev1.MirrorPodAnnotationKey
 
-// Place returns where the pod with a UID runs, or has run. Of a pod that is defined by a file, both the kubelet's and the object's UID are known.
+// Place returns where the pod with a UID runs or ran. A pod that is defined by a file is found by both the kubelet's and the object's UID.
 // final is false if the pods are not known yet.
 func (c *Cluster) Place(uid string) (p Place, known, final bool) {
 	c.mu.Lock()
@@ -34,7 +34,7 @@ func (c *Cluster) Place(uid string) (p Place, known, final bool) {
 	return p, known, c.pods.synced
 }
 
-// uids are a pod's.
+// uids returns the UIDs of a pod.
 func uids(p *corev1.Pod) []types.UID {
 	list := []types.UID{p.UID}
 	if mirrored := types.UID(p.Annotations[mirrorAnnotation]); mirrored != "" && mirrored != p.UID {
@@ -43,14 +43,14 @@ func uids(p *corev1.Pod) []types.UID {
 	return list
 }
 
-// put notes a pod that is there.
+// put adds or updates a pod.
 func (l *places) put(p *corev1.Pod) {
 	if p.Spec.NodeName == "" {
 		return
 	}
 	for _, uid := range uids(p) {
 		place := Place{p.Namespace, p.Name, p.Spec.NodeName}
-		// An annotation does not make another pod's UID this one's.
+		// A pod cannot claim another pod's UID with the annotation.
 		if had, ok := l.of[uid]; ok && uid != p.UID && had != place {
 			continue
 		}
@@ -58,7 +58,7 @@ func (l *places) put(p *corev1.Pod) {
 	}
 }
 
-// leave notes that a pod is gone.
+// leave removes a deleted pod.
 func (l *places) leave(p *corev1.Pod) {
 	for _, uid := range uids(p) {
 		if place, ok := l.of[uid]; ok && place == (Place{p.Namespace, p.Name, p.Spec.NodeName}) {
@@ -68,7 +68,7 @@ func (l *places) leave(p *corev1.Pod) {
 	}
 }
 
-// remember keeps the place of a pod that is not there.
+// remember keeps the place of a deleted pod.
 func (l *places) remember(uid types.UID, p Place) {
 	if _, ok := l.gone[uid]; !ok {
 		l.order = append(l.order, uid)

@@ -7,14 +7,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/logstore"
 )
-
-// JobRollouts is the label "job" of the states of rollouts.
-const JobRollouts = "rollouts"
 
 const (
 	rolloutPrefix   = "polymesh-rollout-"
@@ -23,55 +20,15 @@ const (
 	maxSteps        = 100
 )
 
-// rollout is what `polymesh rollout` has recorded about a Deployment. Whoever may write ConfigMaps in its namespace can have written it.
+// rollout is what `polymesh rollout` has recorded about a Deployment. Anyone who may write ConfigMaps in its namespace can forge it.
 type rollout struct {
-	state   rolloutState
+	state   document.Rollout
 	uid     types.UID
-	changed bool      // and not written since
-	written time.Time // while it is under way, a state is written again and again
+	changed bool      // since it was last written
+	written time.Time // the state of a rollout in progress is written repeatedly
 }
 
-// rolloutState is what is shown of the recorded state, in its form.
-type rolloutState struct {
-	Name      string        `json:"name"`
-	Namespace string        `json:"namespace"`
-	Container string        `json:"container"`
-	Image     string        `json:"image"`
-	Previous  string        `json:"previous"`
-	Plan      rolloutPlan   `json:"plan"`
-	Started   moment        `json:"started,omitzero"`
-	Phase     string        `json:"phase"`
-	Step      int           `json:"step"`
-	Weight    int           `json:"weight"`
-	Reason    string        `json:"reason,omitempty"`
-	Done      []rolloutStep `json:"done,omitempty"`
-	Ended     moment        `json:"ended,omitzero"`
-	Final     string        `json:"final,omitempty"`
-}
-
-type rolloutPlan struct {
-	Steps        []int           `json:"steps"`
-	Interval     metav1.Duration `json:"interval"`
-	MaxErrorRate float64         `json:"maxErrorRate"`
-	MaxP99       metav1.Duration `json:"maxP99"`
-	MinRequests  int             `json:"minRequests"`
-	Timeout      metav1.Duration `json:"timeout"`
-}
-
-type rolloutStep struct {
-	Weight int            `json:"weight"`
-	Canary rolloutMeasure `json:"canary"`
-	Stable rolloutMeasure `json:"stable"`
-}
-
-type rolloutMeasure struct {
-	Requests  int             `json:"requests"`
-	ErrorRate float64         `json:"errorRate"`
-	P99       metav1.Duration `json:"p99"`
-	Timed     int             `json:"timed"`
-}
-
-// readRollout returns nil for what is not a state of a rollout.
+// readRollout returns nil if the object is not a rollout's state.
 func readRollout(object any) *rollout {
 	m, ok := object.(*corev1.ConfigMap)
 	if !ok || len(m.Data[rolloutStateKey]) > maxRollout {
@@ -93,9 +50,7 @@ func readRollout(object any) *rollout {
 	return r
 }
 
-func (r *rollout) ended() bool { return !r.state.Ended.IsZero() }
-
-// rolloutChanged marks the steps of a rollout.
+// rolloutChanged marks the start, the steps and the end of a rollout.
 func (c *Cluster) rolloutChanged(old, now *rollout) {
 	if now == nil {
 		return
@@ -105,14 +60,14 @@ func (c *Cluster) rolloutChanged(old, now *rollout) {
 	if d := c.deployments.get(s.Namespace, s.Name); d != nil {
 		subject.uid = d.UID
 	}
-	// The same ConfigMap has one rollout after the other.
+	// Successive rollouts use the same ConfigMap.
 	mark := func(reason, kind, line string, happened time.Time, more ...string) {
 		id := identify(append([]string{reason, string(now.uid), s.Started.UTC().Format(time.RFC3339)}, more...)...)
 		c.mark(subject, reason, kind, fmt.Sprintf("rollout of %s: %s", s.Name, line), happened, id, field("image", s.Image))
 	}
 	mark(RolloutStarted, normal, fmt.Sprintf("canary with %s beside %s", s.Image, s.Previous), s.Started.Time)
 	switch {
-	case now.ended():
+	case now.state.Over():
 		kind, line := normal, "promoted to "+s.Image
 		if s.Phase != "Promoted" {
 			line = fmt.Sprintf("%s, back to %s", strings.ToLower(s.Phase), s.Previous)
@@ -124,23 +79,23 @@ func (c *Cluster) rolloutChanged(old, now *rollout) {
 	case s.Step >= 0 && (old == nil || old.state.Step != s.Step || old.state.Weight != s.Weight):
 		at := time.Time{}
 		if old == nil {
-			// When the step began is not recorded; it was after the start.
+			// The start of the step is not recorded; it is after the start of the rollout.
 			at = s.Started.Time
 		}
 		mark(RolloutStep, normal, fmt.Sprintf("the canary gets %d %% of the requests", s.Weight), at, fmt.Sprint(s.Step), fmt.Sprint(s.Weight))
 	}
 }
 
-// dueRollouts returns the states that have changed, and each ten minutes those of rollouts that are under way.
+// dueRollouts returns the states that have changed, and every ten minutes those of rollouts in progress.
 func (c *Cluster) dueRollouts(now time.Time) []logstore.Entry {
 	var entries []logstore.Entry
 	for _, r := range c.rollouts.items {
-		if !r.changed && (r.ended() || now.Sub(r.written) < snapshotEvery) {
+		if !r.changed && (r.state.Over() || now.Sub(r.written) < snapshotEvery) {
 			continue
 		}
 		r.changed, r.written = false, now
 		s := &r.state
-		if r.ended() && s.Ended.Before(c.marks.since) {
+		if r.state.Over() && s.Ended.Before(c.marks.since) {
 			continue
 		}
 		line := encode(s)
@@ -149,7 +104,7 @@ func (c *Cluster) dueRollouts(now time.Time) []logstore.Entry {
 		}
 		entries = append(entries, logstore.Entry{
 			Time:     now,
-			Labels:   []logstore.Field{field("job", JobRollouts), field("namespace", s.Namespace), field("workload", s.Name)},
+			Labels:   []logstore.Field{field("job", document.Rollouts), field("namespace", s.Namespace), field("workload", s.Name)},
 			Line:     line,
 			Metadata: []logstore.Field{field("kind", "Rollout"), field("name", s.Name), field("uid", string(r.uid))},
 		})

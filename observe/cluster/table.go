@@ -5,16 +5,16 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// maxObjects bounds the objects of a kind: whoever may create some may create many.
+// maxObjects bounds the objects of a kind: a user who may create one may create many.
 const maxObjects = 20_000
 
-// table has the objects of a kind, by "namespace/name". A cache.Reflector writes to it, in place of an informer, which would queue and
-// distribute what here one function takes. The Cluster's mutex guards it.
+// table holds the objects of a kind, by "namespace/name". A cache.Reflector writes to it, instead of an informer, which would queue and
+// distribute what a single function uses here. The Cluster's mutex guards it.
 type table[T any] struct {
 	c *Cluster
 	// trim returns what is kept of an object, nil for nothing. It may change the object.
 	trim func(any) *T
-	// changed is called for each change, with the mutex: old is nil for a new object, and now for one that is gone. nil if nobody wants to know.
+	// changed is called for each change, with the mutex held: old is nil for a new object, and now for a deleted one. It may be nil.
 	changed func(old, now *T)
 	items   map[string]*T
 	synced  bool
@@ -84,7 +84,7 @@ func (*table[T]) Resync() error { return nil }
 // Transformer implements cache.TransformingStore: the objects of the first list are trimmed one by one, not when all are there.
 func (t *table[T]) Transformer() cache.TransformFunc {
 	return func(object any) (any, error) {
-		// Others are made of the object, and need it as it is.
+		// Other tables keep something made from the object, and need it unchanged.
 		if _, ok := any((*T)(nil)).(metav1.Object); ok {
 			t.trim(object)
 		}
@@ -92,7 +92,7 @@ func (t *table[T]) Transformer() cache.TransformFunc {
 	}
 }
 
-// set puts an object in, or with nil out.
+// set adds an object, or removes it if it is nil.
 func (t *table[T]) set(key string, now *T) {
 	old := t.items[key]
 	switch {
@@ -111,7 +111,7 @@ func (t *table[T]) set(key string, now *T) {
 	}
 }
 
-// get returns an object, with the mutex.
+// get returns an object. The caller holds the mutex.
 func (t *table[T]) get(namespace, name string) *T {
 	if namespace != "" {
 		name = namespace + "/" + name

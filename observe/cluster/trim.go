@@ -3,16 +3,17 @@ package cluster
 import (
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
-// What an object keeps. The limits are far above what honest objects have.
+// Limits of what is kept of an object, far above what normal objects have.
 const (
 	maxContainers = 64
 	maxConditions = 32
@@ -23,35 +24,20 @@ const (
 	maxMessage    = 1024
 )
 
-// Annotations and labels that are kept. All others may be large, or secret.
+// Annotations and labels that are kept. All others may be large or secret.
 const (
 	revisionAnnotation = "deployment.kubernetes.io/revision"
-	// templateAnnotation is counted up by Kubernetes with each change of a DaemonSet's template.
+	// templateAnnotation is incremented by Kubernetes with each change of a DaemonSet's template.
 	templateAnnotation = "deprecated.daemonset.template.generation"
 	templateLabel      = "pod-template-hash"
 	controllerLabel    = "controller-revision-hash"
 	roleLabel          = "node-role.kubernetes.io/"
 )
 
-// clip cuts a text that somebody else has chosen.
-func clip(s string, limit int) string {
-	if len(s) > limit {
-		for limit > 0 && !utf8.RuneStart(s[limit]) {
-			limit--
-		}
-		// A copy, because a part would keep the whole.
-		s = strings.Clone(s[:limit])
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
-}
+// clipAt shortens a text in place.
+func clipAt(s *string, limit int) { *s = excerpt.Of(*s, limit) }
 
-func clipAt(s *string, limit int) {
-	if len(*s) > limit {
-		*s = clip(*s, limit)
-	}
-}
-
-// head returns the first ones of a list.
+// head returns the first elements of a list.
 func head[T any](list []T, limit int) []T {
 	if len(list) <= limit {
 		return list
@@ -86,7 +72,7 @@ func trimMeta(m *metav1.ObjectMeta, labels func(string) bool, annotations ...str
 			if kept.Annotations == nil {
 				kept.Annotations = map[string]string{}
 			}
-			kept.Annotations[name] = clip(value, maxShort)
+			kept.Annotations[name] = excerpt.Of(value, maxShort)
 		}
 	}
 	*m = kept
@@ -117,14 +103,14 @@ func trimPod(object any) *corev1.Pod {
 	p.Spec = spec
 	s := p.Status
 	p.Status = corev1.PodStatus{
-		Phase: s.Phase, Reason: clip(s.Reason, maxShort), Message: clip(s.Message, maxMessage), HostIP: s.HostIP, PodIP: s.PodIP, StartTime: s.StartTime,
+		Phase: s.Phase, Reason: excerpt.Of(s.Reason, maxShort), Message: excerpt.Of(s.Message, maxMessage), HostIP: s.HostIP, PodIP: s.PodIP, StartTime: s.StartTime,
 		ContainerStatuses: trimStatuses(s.ContainerStatuses), InitContainerStatuses: trimStatuses(s.InitContainerStatuses),
 	}
 	for _, c := range s.Conditions {
 		switch c.Type {
 		case corev1.PodReady, corev1.PodScheduled, corev1.DisruptionTarget:
 			p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{
-				Type: c.Type, Status: c.Status, Reason: clip(c.Reason, maxShort), Message: clip(c.Message, maxMessage), LastTransitionTime: c.LastTransitionTime,
+				Type: c.Type, Status: c.Status, Reason: excerpt.Of(c.Reason, maxShort), Message: excerpt.Of(c.Message, maxMessage), LastTransitionTime: c.LastTransitionTime,
 			})
 		}
 	}
@@ -132,12 +118,12 @@ func trimPod(object any) *corev1.Pod {
 	return p
 }
 
-// trimContainers keeps images and resources: neither commands nor environment, in which there may be passwords.
+// trimContainers keeps images and resources, but not commands and environment, which may contain passwords.
 func trimContainers(list []corev1.Container) []corev1.Container {
 	var kept []corev1.Container
 	for _, c := range head(list, maxContainers) {
 		kept = append(kept, corev1.Container{
-			Name: c.Name, Image: clip(c.Image, maxMessage), RestartPolicy: c.RestartPolicy,
+			Name: c.Name, Image: excerpt.Of(c.Image, maxMessage), RestartPolicy: c.RestartPolicy,
 			Resources: corev1.ResourceRequirements{Requests: trimResources(c.Resources.Requests), Limits: trimResources(c.Resources.Limits)},
 		})
 	}
@@ -165,7 +151,7 @@ func trimStatuses(list []corev1.ContainerStatus) []corev1.ContainerStatus {
 	for _, s := range head(list, maxContainers) {
 		kept = append(kept, corev1.ContainerStatus{
 			Name: s.Name, Ready: s.Ready, RestartCount: s.RestartCount, State: trimState(s.State), LastTerminationState: trimState(s.LastTerminationState),
-			Image: clip(s.Image, maxMessage), ImageID: clip(s.ImageID, maxMessage), ContainerID: clip(s.ContainerID, maxShort),
+			Image: excerpt.Of(s.Image, maxMessage), ImageID: excerpt.Of(s.ImageID, maxMessage), ContainerID: excerpt.Of(s.ContainerID, maxShort),
 		})
 	}
 	return kept
@@ -173,17 +159,17 @@ func trimStatuses(list []corev1.ContainerStatus) []corev1.ContainerStatus {
 
 func trimState(s corev1.ContainerState) corev1.ContainerState {
 	if w := s.Waiting; w != nil {
-		s.Waiting = &corev1.ContainerStateWaiting{Reason: clip(w.Reason, maxShort), Message: clip(w.Message, maxMessage)}
+		s.Waiting = &corev1.ContainerStateWaiting{Reason: excerpt.Of(w.Reason, maxShort), Message: excerpt.Of(w.Message, maxMessage)}
 	}
 	if t := s.Terminated; t != nil {
 		s.Terminated = &corev1.ContainerStateTerminated{
-			ExitCode: t.ExitCode, Signal: t.Signal, Reason: clip(t.Reason, maxShort), Message: clip(t.Message, maxMessage), StartedAt: t.StartedAt, FinishedAt: t.FinishedAt,
+			ExitCode: t.ExitCode, Signal: t.Signal, Reason: excerpt.Of(t.Reason, maxShort), Message: excerpt.Of(t.Message, maxMessage), StartedAt: t.StartedAt, FinishedAt: t.FinishedAt,
 		}
 	}
 	return s
 }
 
-// trimTemplate keeps what a document of a workload shows of its pods.
+// trimTemplate keeps what a workload's document shows.
 func trimTemplate(t *corev1.PodTemplateSpec) {
 	*t = corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: trimContainers(t.Spec.Containers), InitContainers: trimContainers(t.Spec.InitContainers)}}
 }
@@ -212,7 +198,7 @@ func trimReplicaSet(object any) *appsv1.ReplicaSet {
 		return nil
 	}
 	trimMeta(&r.ObjectMeta, nil, revisionAnnotation)
-	// A bare one is a workload, and shows its template. A Deployment has its own, and keeps ten former ReplicaSets.
+	// A bare ReplicaSet is a workload and shows its template. A Deployment shows its own template, and keeps ten old ReplicaSets.
 	if metav1.GetControllerOf(r) != nil {
 		r.Spec.Template = corev1.PodTemplateSpec{}
 	}
@@ -278,11 +264,11 @@ func trimCronJob(object any) *batchv1.CronJob {
 	trimMeta(&j.ObjectMeta, nil)
 	trimTemplate(&j.Spec.JobTemplate.Spec.Template)
 	spec := batchv1.CronJobSpec{
-		Schedule: clip(j.Spec.Schedule, maxShort), TimeZone: j.Spec.TimeZone, ConcurrencyPolicy: j.Spec.ConcurrencyPolicy, Suspend: j.Spec.Suspend,
+		Schedule: excerpt.Of(j.Spec.Schedule, maxShort), TimeZone: j.Spec.TimeZone, ConcurrencyPolicy: j.Spec.ConcurrencyPolicy, Suspend: j.Spec.Suspend,
 	}
 	spec.JobTemplate.Spec.Template = j.Spec.JobTemplate.Spec.Template
 	j.Spec = spec
-	// Only how many there are.
+	// Only the number is kept.
 	j.Status.Active = make([]corev1.ObjectReference, min(len(j.Status.Active), maxContainers))
 	return j
 }
@@ -294,7 +280,7 @@ func trimNode(object any) *corev1.Node {
 	}
 	trimMeta(&n.ObjectMeta, func(name string) bool { return strings.HasPrefix(name, roleLabel) })
 	n.Spec = corev1.NodeSpec{
-		PodCIDR: n.Spec.PodCIDR, ProviderID: clip(n.Spec.ProviderID, maxShort), Unschedulable: n.Spec.Unschedulable, Taints: head(n.Spec.Taints, maxTaints),
+		PodCIDR: n.Spec.PodCIDR, ProviderID: excerpt.Of(n.Spec.ProviderID, maxShort), Unschedulable: n.Spec.Unschedulable, Taints: head(n.Spec.Taints, maxTaints),
 	}
 	for i := range n.Spec.Taints {
 		n.Spec.Taints[i].TimeAdded = nil
@@ -305,7 +291,7 @@ func trimNode(object any) *corev1.Node {
 	}
 	for _, c := range head(s.Conditions, maxConditions) {
 		n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{
-			Type: corev1.NodeConditionType(clip(string(c.Type), maxShort)), Status: c.Status, Reason: clip(c.Reason, maxShort), Message: clip(c.Message, maxMessage),
+			Type: corev1.NodeConditionType(excerpt.Of(string(c.Type), maxShort)), Status: c.Status, Reason: excerpt.Of(c.Reason, maxShort), Message: excerpt.Of(c.Message, maxMessage),
 			LastTransitionTime: c.LastTransitionTime,
 		})
 	}
@@ -329,7 +315,7 @@ func trimService(object any) *corev1.Service {
 	}
 	trimMeta(&s.ObjectMeta, nil)
 	spec := corev1.ServiceSpec{
-		Type: s.Spec.Type, ClusterIP: s.Spec.ClusterIP, ExternalName: clip(s.Spec.ExternalName, maxShort), LoadBalancerIP: clip(s.Spec.LoadBalancerIP, maxShort),
+		Type: s.Spec.Type, ClusterIP: s.Spec.ClusterIP, ExternalName: excerpt.Of(s.Spec.ExternalName, maxShort), LoadBalancerIP: excerpt.Of(s.Spec.LoadBalancerIP, maxShort),
 		ExternalTrafficPolicy: s.Spec.ExternalTrafficPolicy, Ports: head(s.Spec.Ports, maxContainers),
 	}
 	if len(s.Spec.Selector) <= maxConditions {
@@ -363,14 +349,14 @@ func trimAutoscaler(object any) *autoscalingv2.HorizontalPodAutoscaler {
 	h.Spec = autoscalingv2.HorizontalPodAutoscalerSpec{
 		MinReplicas: h.Spec.MinReplicas, MaxReplicas: h.Spec.MaxReplicas,
 		ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{
-			APIVersion: clip(target.APIVersion, maxShort), Kind: clip(target.Kind, maxShort), Name: clip(target.Name, maxShort),
+			APIVersion: excerpt.Of(target.APIVersion, maxShort), Kind: excerpt.Of(target.Kind, maxShort), Name: excerpt.Of(target.Name, maxShort),
 		},
 	}
 	s := h.Status
 	h.Status = autoscalingv2.HorizontalPodAutoscalerStatus{CurrentReplicas: s.CurrentReplicas, DesiredReplicas: s.DesiredReplicas}
 	for _, c := range head(s.Conditions, maxConditions) {
 		h.Status.Conditions = append(h.Status.Conditions, autoscalingv2.HorizontalPodAutoscalerCondition{
-			Type: autoscalingv2.HorizontalPodAutoscalerConditionType(clip(string(c.Type), maxShort)), Status: c.Status,
+			Type: autoscalingv2.HorizontalPodAutoscalerConditionType(excerpt.Of(string(c.Type), maxShort)), Status: c.Status,
 		})
 	}
 	return h

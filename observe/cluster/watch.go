@@ -27,9 +27,11 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
-// Name is how the store presents itself to the cluster: in requests, and as the reporter of events.
+// Name is the store's name in requests to the cluster, and as the reporter of events.
 const Name = "polymesh-observe"
 
 // Labels of ConfigMaps.
@@ -41,22 +43,22 @@ const (
 )
 
 const (
-	// kubeconfigPoll is how often the kubeconfig is compared with what it was.
+	// kubeconfigPoll is how often the kubeconfig is checked for changes.
 	kubeconfigPoll = 5 * time.Second
-	// retryMax is the longest pause before the API server is asked again; client-go's own is a minute.
+	// retryMax is the longest pause before the next attempt to reach the API server; client-go's is a minute.
 	retryMax = 5 * time.Second
 )
 
-// connection is what is known about the API server.
+// connection is the state of the connection to the API server.
 type connection struct {
 	reachable bool
 	since     time.Time
 	failure   string            // why there is no client
-	refused   map[string]string // by kind: why the API server does not give it
-	told      bool              // that it does not answer is written
+	refused   map[string]string // by kind: why the API server does not return it
+	told      bool              // a mark that it does not answer was written
 }
 
-// connect watches until ctx ends, each time anew when the kubeconfig has changed.
+// connect watches until ctx ends. It starts again when the kubeconfig has changed.
 func (c *Cluster) connect(ctx context.Context) {
 	var text []byte
 	for ctx.Err() == nil {
@@ -77,7 +79,7 @@ func (c *Cluster) connect(ctx context.Context) {
 		wg.Go(func() { c.watch(session, client) })
 		for session.Err() == nil {
 			sleep(session, kubeconfigPoll)
-			// One that cannot be read for a moment is being replaced.
+			// A file that cannot be read for a moment is being replaced.
 			if now, err := os.ReadFile(c.opts.Kubeconfig); err == nil && string(now) != string(text) {
 				cancel()
 			}
@@ -103,13 +105,13 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// newClient returns a client that gets objects as protobuf, which is half as much work as JSON.
+// newClient returns a client that gets objects as protobuf, which takes half as much work as JSON.
 func newClient(text []byte, file string) (kubernetes.Interface, error) {
 	loaded, err := clientcmd.Load(text)
 	if err != nil {
 		return nil, err
 	}
-	// Paths in it are relative to its folder.
+	// Paths in the kubeconfig are relative to its folder.
 	for _, cluster := range loaded.Clusters {
 		cluster.LocationOfOrigin = file
 	}
@@ -138,7 +140,7 @@ func (c *Cluster) watch(ctx context.Context, client kubernetes.Interface) {
 	core, apps, batch := client.CoreV1().RESTClient(), client.AppsV1().RESTClient(), client.BatchV1().RESTClient()
 	var wg sync.WaitGroup
 	run := func(kind string, lw cache.ListerWatcher, example runtime.Object, store cache.ReflectorStore) {
-		// What goes wrong is told by observed.
+		// observed records errors.
 		quiet := logr.Discard()
 		r := cache.NewReflectorWithOptions(&observed{ListerWatcherWithContext: cache.ToListerWatcherWithContext(lw), c: c, kind: kind}, example, store, cache.ReflectorOptions{
 			Name: kind, Logger: &quiet, Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Cap: retryMax, Steps: 10, Factor: 2, Jitter: 1},
@@ -166,7 +168,7 @@ func (c *Cluster) watch(ctx context.Context, client kubernetes.Interface) {
 	wg.Wait()
 }
 
-// observed is a kind at the API server, whose answers tell whether that is there.
+// observed lists and watches a kind, and records from the answers whether the API server is reachable.
 type observed struct {
 	cache.ListerWatcherWithContext
 	c    *Cluster
@@ -192,13 +194,13 @@ func (o *observed) WatchWithContext(ctx context.Context, options metav1.ListOpti
 	w, err := o.ListerWatcherWithContext.WatchWithContext(ctx, options)
 	o.note(ctx, err)
 	if err != nil && options.SendInitialEvents != nil {
-		// The reflector would wait for a refused connection itself, longer than ctx.
+		// After a refused connection, the reflector would wait longer than ctx.
 		return nil, errors.New(err.Error())
 	}
 	return w, err
 }
 
-// note remembers whether the API server has answered.
+// note records whether the API server has answered.
 func (o *observed) note(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
@@ -215,9 +217,9 @@ func (o *observed) note(ctx context.Context, err error) {
 	case err == nil:
 		delete(conn.refused, o.kind)
 	case apierrors.IsTooManyRequests(err), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
-		// The reflector tries again, or asks for everything.
+		// The reflector tries again, or lists everything.
 	case answered:
-		text := clip(err.Error(), maxMessage)
+		text := excerpt.Of(err.Error(), maxMessage)
 		if !slices.Contains(slices.Collect(maps.Values(conn.refused)), text) {
 			o.c.log.Warn("objects of the cluster cannot be read", "kind", o.kind, "err", text)
 		}

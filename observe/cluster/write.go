@@ -10,16 +10,18 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
 const (
-	// tick is how often it is looked for what is due.
+	// tick is how often due entries are written.
 	tick = time.Second
-	// goneAfter is how long the API server does not answer before that is told.
+	// goneAfter is how long the API server must not answer before a mark is written.
 	goneAfter = 10 * time.Second
-	// writeRetry is when documents are written again that the store did not take.
+	// writeRetry is the pause before documents that the store did not take are written again.
 	writeRetry = time.Minute
 	// maxRecalled bounds the entries that are read at the start.
 	maxRecalled = 20_000
@@ -40,7 +42,7 @@ func (c *Cluster) write(ctx context.Context) {
 	}
 }
 
-// flush writes what is due.
+// flush writes the entries that are due.
 func (c *Cluster) flush(now time.Time) {
 	entries, documents := c.due(now)
 	if len(entries) == 0 {
@@ -62,7 +64,7 @@ func (c *Cluster) flush(now time.Time) {
 			c.documents.snapshot = now.Add(writeRetry - snapshotEvery)
 		}
 	}
-	text := clip(err.Error(), maxMessage)
+	text := excerpt.Of(err.Error(), maxMessage)
 	if c.unsaved != text {
 		c.log.Warn("what happens in the cluster is not written", "entries", len(entries), "err", text)
 	}
@@ -77,7 +79,7 @@ func (c *Cluster) due(now time.Time) (entries []logstore.Entry, documents int) {
 	c.events.tellLeftOut(now)
 	c.configsKnown()
 	if !c.settled(now) && c.conn.reachable {
-		// What is queued is about objects that are being listed.
+		// The queue is about objects that are still being listed.
 		return nil, 0
 	}
 	c.reown()
@@ -87,7 +89,7 @@ func (c *Cluster) due(now time.Time) (entries []logstore.Entry, documents int) {
 	return append(entries, c.dueMarks(now)...), documents
 }
 
-// tellConnection marks that the API server does not answer, and that it does again.
+// tellConnection marks that the API server has stopped or started to answer.
 func (c *Cluster) tellConnection(now time.Time) {
 	subject := ref{kind: "Cluster"}
 	switch {
@@ -100,10 +102,10 @@ func (c *Cluster) tellConnection(now time.Time) {
 	}
 }
 
-// recall reads what the store knows of the cluster, so that nothing is written twice, and pods that are gone still have a workload.
+// recall reads what the store knows about the cluster, so that nothing is written twice and deleted pods still have a workload.
 func (c *Cluster) recall(ctx context.Context, now time.Time) error {
 	store := c.opts.Store
-	all := logstore.Matcher{Name: "job", Type: logstore.Regexp, Value: JobObjects + "|" + JobEvents + "|" + JobRollouts}
+	all := logstore.Matcher{Name: "job", Type: logstore.Regexp, Value: document.Objects + "|" + document.Events + "|" + document.Rollouts}
 	var last time.Time
 	err := store.Select(ctx, logstore.Selector{Matchers: []logstore.Matcher{all}, End: now, Limit: 1, Newest: true}, func(e logstore.Entry) bool {
 		last = e.Time
@@ -113,7 +115,7 @@ func (c *Cluster) recall(ctx context.Context, now time.Time) error {
 		return err
 	}
 	written := map[uint64]bool{}
-	events := logstore.Selector{Matchers: []logstore.Matcher{{Name: "job", Value: JobEvents}}, Start: now.Add(-memory), Limit: maxRecalled, Newest: true}
+	events := logstore.Selector{Matchers: []logstore.Matcher{{Name: "job", Value: document.Events}}, Start: now.Add(-memory), Limit: maxRecalled, Newest: true}
 	err = store.Select(ctx, events, func(e logstore.Entry) bool {
 		if id, err := strconv.ParseUint(logstore.Value(e.Metadata, "id"), 16, 64); err == nil {
 			written[id] = true
@@ -129,7 +131,7 @@ func (c *Cluster) recall(ctx context.Context, now time.Time) error {
 	c.marks.since = last
 	c.mu.Unlock()
 	objects := logstore.Selector{
-		Matchers: []logstore.Matcher{{Name: "job", Value: JobObjects}}, Start: last.Add(-snapshotEvery - time.Minute), Limit: maxRecalled, Newest: true,
+		Matchers: []logstore.Matcher{{Name: "job", Value: document.Objects}}, Start: last.Add(-snapshotEvery - time.Minute), Limit: maxRecalled, Newest: true,
 	}
 	err = store.Select(ctx, objects, func(e logstore.Entry) bool {
 		var doc struct {

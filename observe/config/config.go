@@ -15,18 +15,19 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/spf13/pflag"
 )
 
 // Limits of the settings.
 const (
-	// MinDisk is the smallest store: two blocks of metrics, a day of logs of a small cluster.
+	// MinDisk is the smallest store: two blocks of metrics and a day of a small cluster's logs.
 	MinDisk Size = 64 << 20
-	// DefaultDisk is the largest default, and DefaultShare the largest share of the disk that the default takes.
+	// The default is DefaultDisk, or the disk divided by DefaultShare if that is less.
 	DefaultDisk  Size = 2 << 30
 	DefaultShare      = 20 // one twentieth
 	// MinRetention is a day: logs and traces are kept in whole days.
-	MinRetention = day
+	MinRetention = 24 * time.Hour
 	maxRetention = 10 * 365 * 24 * time.Hour
 	// maxSocket is the longest path of a socket: sun_path holds 108 bytes with the end (unix(7)).
 	maxSocket = 107
@@ -53,14 +54,14 @@ type Options struct {
 	Disk Size
 	// Retention is how long it is kept.
 	Retention time.Duration
-	// Kubeconfig is the file with the program's own identity. It need not exist yet; empty for none: the cluster is not observed then.
+	// Kubeconfig is the file with the program's own identity. It need not exist yet. Without it (empty), the cluster is not observed.
 	Kubeconfig string
-	// KubeletCA is whom the kubelets' certificates are from, KubeletCert and KubeletKey the program's own identity for them. All are empty
-	// if kubelets are not asked.
+	// KubeletCA is the authority of the kubelets' certificates, KubeletCert and KubeletKey the program's own identity for them. All are empty
+	// if kubelets are not scraped.
 	KubeletCA, KubeletCert, KubeletKey string
 	// ServerSocket is the socket on which the server serves its own metrics; empty for none.
 	ServerSocket string
-	// NodeName is this machine's node; the label "node" of what is read here.
+	// NodeName is this machine's node; the label "node" of everything that is read here.
 	NodeName string
 	// PodLogDir is the kubelet's folder of containers' logs; empty for none.
 	PodLogDir string
@@ -69,14 +70,14 @@ type Options struct {
 	SpansPerSecond int
 	// LinesPerSecond is how many lines of each pod are stored; lines above it are dropped and counted.
 	LinesPerSecond int
-	// ReservedPorts are the platform's own on this machine, to which no job of a user connects.
+	// ReservedPorts are the platform's own ports on this machine, to which jobs of users must not connect.
 	ReservedPorts []uint16
 	// RemoteWrite lets others write metrics.
 	RemoteWrite bool
-	// ReadOnly serves what is stored, and records nothing. The data dir is not changed: what has to be copied is beside the socket.
+	// ReadOnly serves what is stored and records nothing. The data dir is not changed: necessary copies are made beside the socket.
 	ReadOnly bool
-	// PushTo is the URL to which the program sends what it reads on this machine, which it only buffers then; empty for a store. PushCA is whom the
-	// certificate there is from, PushCert and PushKey are the node's own, and Buffer is how many bytes wait at most.
+	// PushTo is the URL to which the program sends what it reads on this machine; it then only buffers. It is empty for a store. PushCA is the
+	// authority of the certificate there, PushCert and PushKey are the node's own, and Buffer is the largest number of bytes that wait.
 	PushTo, PushCA, PushCert, PushKey string
 	Buffer                            Size
 	// Log is the file of the program's own log, which it rotates; empty for standard error.
@@ -99,7 +100,7 @@ func Parse(args []string, out io.Writer) (*Options, error) {
 	f.StringVar(&o.ClusterSockets, "cluster-sockets", "", "folder of the sockets for pods, one for each API (default: none)")
 	f.Var(&o.Disk, "disk", "how much of the disk it may take, such as 2GiB (default: 2GiB, or a twentieth of the disk if that is less)")
 	o.Retention = 7 * 24 * time.Hour
-	f.Var((*days)(&o.Retention), "retention", "how long it is kept, such as 7d or 36h; less if --disk is reached before")
+	f.Var((*model.Duration)(&o.Retention), "retention", "how long it is kept, such as 7d or 36h; less if --disk is reached before")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; it may appear later (default: none)")
 	f.StringVar(&o.KubeletCA, "kubelet-ca", "", "file of the authority that has signed the kubelets' certificates (default: kubelets are not asked)")
 	f.StringVar(&o.KubeletCert, "kubelet-cert", "", "file of the program's certificate for kubelets")
@@ -175,7 +176,7 @@ func (o *Options) check() error {
 		if *path.value == "" {
 			continue
 		}
-		// Relative to what depends on who started the program.
+		// A relative path would depend on how the program was started.
 		if !filepath.IsAbs(*path.value) {
 			return fmt.Errorf("--%s %q is not an absolute path", path.flag, *path.value)
 		}
@@ -209,7 +210,7 @@ func (o *Options) check() error {
 		return fmt.Errorf("--disk %s is less than %s, the smallest store", o.Disk, MinDisk)
 	}
 	if o.Retention < MinRetention || o.Retention > maxRetention {
-		return fmt.Errorf("--retention %s is not between %s and %s", days(o.Retention), days(MinRetention), days(maxRetention))
+		return fmt.Errorf("--retention %s is not between %s and %s", model.Duration(o.Retention), model.Duration(MinRetention), model.Duration(maxRetention))
 	}
 	if o.SpansPerSecond < 0 || o.SpansPerSecond > maxRate {
 		return fmt.Errorf("--spans-per-second %d is not between 0 and %d", o.SpansPerSecond, maxRate)
@@ -226,7 +227,7 @@ func (o *Options) check() error {
 	return nil
 }
 
-// minBuffer is the smallest buffer: some files, of which the oldest can be dropped.
+// minBuffer is the smallest buffer: a few files, so that the oldest can be dropped.
 const minBuffer Size = 8 << 20
 
 // checkPush checks the settings of a program that only sends.

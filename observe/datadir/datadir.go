@@ -1,6 +1,6 @@
 // Package datadir owns the folder of the store: who uses it, what is in it, and how much of the disk each part may take.
 //
-// Open locks it for this process; OpenReadOnly is for one that only reads. The lock file contains a Holder, by which a supervisor finds the process (pkg/observe in the main
+// Open locks it for this process; OpenReadOnly does not. The lock file contains a Holder, with which a supervisor finds the process (pkg/observe in the main
 // module): it opens the process by pidfd and compares its start and its program before it signals it.
 package datadir
 
@@ -25,7 +25,7 @@ import (
 // LockName is the file that a running store keeps locked.
 const LockName = "lock"
 
-// formatName is the file with the version of what is in the folders, and format the version that this program writes.
+// formatName is the file with the version of the folder's format, and format the version that this program writes.
 const (
 	formatName = "format"
 	format     = 1
@@ -36,7 +36,7 @@ type Holder struct {
 	PID int `json:"pid"`
 	// Started is the process's start in clock ticks after boot (proc_pid_stat(5), field 22): process ids are reused.
 	Started uint64 `json:"started"`
-	// Socket is where it serves.
+	// Socket is the path of its socket.
 	Socket string `json:"socket"`
 }
 
@@ -53,13 +53,13 @@ func (e *HeldError) Error() string {
 	return fmt.Sprintf("%s is used by process %d, which serves on %s", e.Dir, e.Holder.PID, e.Holder.Socket)
 }
 
-// Dir is the folder of a store, locked by this process, or only read.
+// Dir is the folder of a store, locked by this process or opened for reading only.
 type Dir struct {
 	path string
 	lock *os.File // nil if it is only read
 }
 
-// lookLimit is longer than anyone holds the lock only to see whether it is held.
+// lookLimit is longer than a process holds the lock just to check whether it is held.
 const lookLimit = time.Second
 
 // Open creates the folders and locks them until Close, or until this process ends. The error is a HeldError if another process uses them.
@@ -67,14 +67,14 @@ func Open(path, socket string) (*Dir, error) {
 	return open(path, socket, (*Dir).Metrics, (*Dir).Logs, (*Dir).Traces)
 }
 
-// OpenCollector is Open for the folder of a process that keeps what it reads for the store of another machine.
+// OpenCollector is Open for the folder of a process that buffers what it reads for the store of another machine.
 func OpenCollector(path, socket string) (*Dir, error) { return open(path, socket, (*Dir).Buffer) }
 
 func open(path, socket string, folders ...func(*Dir) string) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("create the data dir: %w", err)
 	}
-	// Also one that someone else has created: logs and requests of all users are in it.
+	// Also restrict a folder that already existed: it contains logs and requests of all users.
 	if err := os.Chmod(path, 0o700); err != nil {
 		return nil, fmt.Errorf("close the data dir to other users: %w", err)
 	}
@@ -94,7 +94,7 @@ func open(path, socket string, folders ...func(*Dir) string) (*Dir, error) {
 	return d, nil
 }
 
-// OpenReadOnly returns the folder of a store, and changes nothing in it. It is not locked: a store may be started meanwhile.
+// OpenReadOnly returns the folder of a store and changes nothing in it. It is not locked: a store may start meanwhile.
 func OpenReadOnly(path string) (*Dir, error) {
 	d := &Dir{path: path}
 	known, err := d.known()
@@ -133,7 +133,7 @@ func (d *Dir) take(socket string) error {
 	return nil
 }
 
-// known reports whether a store has marked the folder as its own. It is an error if a later version has.
+// known reports whether a store has marked the folder as its own. It is an error if that was a later version.
 func (d *Dir) known() (bool, error) {
 	path := filepath.Join(d.Meta(), formatName)
 	text, err := os.ReadFile(path)
@@ -153,7 +153,7 @@ func (d *Dir) known() (bool, error) {
 	return true, nil
 }
 
-// prepare creates the folders, and refuses those that a later version has written.
+// prepare creates the folders and refuses those of a later version.
 func (d *Dir) prepare(folders []func(*Dir) string) error {
 	known, err := d.known()
 	if err != nil {
@@ -172,8 +172,8 @@ func (d *Dir) prepare(folders []func(*Dir) string) error {
 	return nil
 }
 
-// mark makes a folder a store's. One with the files of another program is refused: what is in a store is removed when it is too old, and all
-// of it by `polymesh reset`.
+// mark marks a folder as a store's. A folder with files of another program is refused: the store removes old files, and
+// `polymesh reset` removes all of them.
 func (d *Dir) mark() error {
 	path := filepath.Join(d.Meta(), formatName)
 	entries, err := os.ReadDir(d.path)
@@ -218,20 +218,20 @@ func (d *Dir) Logs() string { return filepath.Join(d.path, "logs") }
 // Traces returns the folder of the rows of spans.
 func (d *Dir) Traces() string { return filepath.Join(d.path, "traces") }
 
-// Buffer returns the folder of what waits for the store of another machine.
+// Buffer returns the folder of the buffer for the store of another machine.
 func (d *Dir) Buffer() string { return filepath.Join(d.path, "buffer") }
 
-// Meta returns the folder of what is neither: offsets, and the version of the folder.
+// Meta returns the folder of everything else: offsets, and the version of the format.
 func (d *Dir) Meta() string { return filepath.Join(d.path, "meta") }
 
 // Budget is how many bytes each part may take.
 type Budget struct {
 	Total, Metrics, Logs, Traces config.Size
-	// MinFree is what stays free on the disk, whatever the parts may take.
+	// MinFree is how much of the disk stays free, whatever the parts may take.
 	MinFree config.Size
 }
 
-// Budget divides what the store may take: limit, or the default if it is 0.
+// Budget divides the store's disk space, which is limit, or the default if that is 0.
 func (d *Dir) Budget(limit config.Size) (Budget, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(d.path, &fs); err != nil {
@@ -244,8 +244,8 @@ func budget(limit, disk config.Size) Budget {
 	if limit == 0 {
 		limit = max(min(config.DefaultDisk, disk/config.DefaultShare), config.MinDisk)
 	}
-	// Less than a tenth, at which the kubelet evicts pods (nodefs.available in its defaults): what happens then should still be
-	// recorded. Total bounds what this store can contribute to it.
+	// Less than a tenth, at which the kubelet evicts pods (nodefs.available in its defaults): the eviction should still be
+	// recorded. Total bounds this store's own contribution.
 	free := min(disk/config.DefaultShare, 1<<30)
 	return Budget{Total: limit, Metrics: limit * 2 / 5, Logs: limit * 2 / 5, Traces: limit / 5, MinFree: free}
 }
@@ -253,7 +253,7 @@ func budget(limit, disk config.Size) Budget {
 // maxHolder is how much of a lock file is read, in bytes.
 const maxHolder = 64 << 10
 
-// read returns an empty Holder while the lock is being written.
+// read returns an empty Holder while the lock file is being written.
 func read(f *os.File) (h Holder) {
 	text, err := io.ReadAll(io.NewSectionReader(f, 0, maxHolder))
 	if err != nil || json.Unmarshal(text, &h) != nil {
@@ -262,7 +262,7 @@ func read(f *os.File) (h Holder) {
 	return h
 }
 
-// started returns when this process has started; 0 if that is unknown.
+// started returns when this process started; 0 if that is unknown.
 func started() uint64 {
 	text, err := os.ReadFile("/proc/self/stat")
 	if err != nil {

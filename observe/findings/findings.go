@@ -1,8 +1,8 @@
-// Package findings asks the server what is wrong in the cluster, and keeps the answers in the log store: so the page can tell what was wrong at any
-// time, also when the cluster is gone. The answers are those of the one engine that `polymesh deploy` explains with (pkg/diagnose in the main module).
+// Package findings asks the server what is wrong in the cluster and keeps the answers in the log store, so that the page can show what was wrong at any
+// time, even when the cluster is gone. The answers come from the engine that `polymesh deploy` uses for its explanations (pkg/diagnose in the main module).
 //
-// It owns the job "findings": every minute, and whenever something changes, one entry that a survey was made, and one for each finding of it, all
-// at the same time. Package page reads them. Package server makes the Collector and runs it.
+// It owns the job "findings": every minute, and after each change, it writes one entry for the survey and one for each of its findings, all
+// with the same time. Package page reads them. Package server creates the Collector and runs it.
 package findings
 
 import (
@@ -18,29 +18,30 @@ import (
 	"sync"
 	"time"
 
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
 // Job is the label "job" of the entries. Others cannot write it (package loki).
 const Job = "findings"
 
-// KindSurvey is the metadata "kind" of the entry of a survey. That of a finding's is the kind of its object.
+// KindSurvey is the metadata "kind" of a survey's entry. A finding's entry has the kind of its object.
 const KindSurvey = "Survey"
 
-// Every is how often a survey is written at least, while the server answers.
+// Every is the longest time between two written surveys while the server answers.
 const Every = time.Minute
 
 const (
 	// path is on the server's socket for root (pkg/server in the main module).
 	path = "/findings"
-	// interval is that of the surveys, which the server makes no more often.
+	// interval is the time between two surveys. The server makes no more.
 	interval    = 15 * time.Second
 	requestTime = 20 * time.Second
-	// silence is how long the server may not answer before that is a problem: it may be starting.
+	// silence is how long the server may be silent before it is a problem: it may be starting.
 	silence = 2 * time.Minute
 )
 
-// Limits of an answer. The server keeps to smaller ones; the texts in it are those of anybody.
+// Limits of an answer. The server's own limits are smaller; any user can choose the texts.
 const (
 	maxAnswer   = 1 << 20
 	maxFindings = 200
@@ -51,13 +52,13 @@ const (
 // Finding is what is wrong with an object: the line of an entry.
 type Finding struct {
 	Reason string `json:"reason"`
-	// Kind and Name are those of a node, or of a workload in Namespace; the kind is Cluster, without a name, if it is about the cluster's servers.
+	// Kind and Name identify a node, or a workload in Namespace. The kind is Cluster, without a name, if it is about the cluster's servers.
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
 	Pod       string `json:"pod,omitempty"`
 	Container string `json:"container,omitempty"`
-	// Message is what happened, and Advice what to do.
+	// Message says what happened, and Advice what to do.
 	Message string    `json:"message"`
 	Advice  string    `json:"advice,omitempty"`
 	Since   time.Time `json:"since,omitzero"`
@@ -89,13 +90,13 @@ type Store interface {
 
 // Options of a Collector.
 type Options struct {
-	// Socket is the server's.
+	// Socket is the server's socket.
 	Socket string
 	Store  Store
 	Log    *slog.Logger
 }
 
-// Collector keeps what the server finds.
+// Collector stores what the server finds.
 type Collector struct {
 	opts   Options
 	client *http.Client
@@ -111,7 +112,7 @@ type Collector struct {
 	found    int64
 }
 
-// New returns a Collector that does not ask yet.
+// New returns a Collector, which Run starts.
 func New(o Options) *Collector {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", o.Socket)
@@ -133,7 +134,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	}
 }
 
-// Problem is why the findings are not known or not kept, empty if they are.
+// Problem returns why findings are not known or not stored, empty if they are.
 func (c *Collector) Problem() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,14 +144,14 @@ func (c *Collector) Problem() string {
 	return c.unsaved
 }
 
-// Numbers returns how much is wrong.
+// Numbers returns the number of findings.
 func (c *Collector) Numbers() map[string]int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return map[string]int64{"findings": c.found}
 }
 
-// round asks once, and writes what is new.
+// round asks once and writes what has changed.
 func (c *Collector) round(ctx context.Context) {
 	s, err := c.ask(ctx)
 	if ctx.Err() != nil {
@@ -166,7 +167,7 @@ func (c *Collector) round(ctx context.Context) {
 	c.mu.Unlock()
 	if err != nil {
 		c.opts.Log.Debug("what is wrong in the cluster is not known", "err", err)
-		// The next answer is written, whatever was before.
+		// The next answer is written even if nothing has changed.
 		c.last = ""
 		return
 	}
@@ -218,8 +219,8 @@ func (c *Collector) ask(ctx context.Context) (*Survey, error) {
 		return nil, errors.New("the server's answer about what is wrong in the cluster is too long")
 	case response.StatusCode != http.StatusOK:
 		var refused struct{ Message string }
-		_ = json.Unmarshal(text, &refused) // without a message, the status says enough
-		return nil, fmt.Errorf("the server does not know what is wrong in the cluster: %s %s", response.Status, clip(refused.Message, maxText))
+		_ = json.Unmarshal(text, &refused) // without a message, the status is enough
+		return nil, fmt.Errorf("the server does not know what is wrong in the cluster: %s %s", response.Status, excerpt.Of(refused.Message, maxText))
 	}
 	s := &Survey{}
 	if err := json.Unmarshal(text, s); err != nil {
@@ -237,21 +238,13 @@ func (c *Collector) ask(ctx context.Context) (*Survey, error) {
 
 func (f *Finding) bound() {
 	for _, name := range []*string{&f.Reason, &f.Kind, &f.Namespace, &f.Name, &f.Pod, &f.Container} {
-		*name = clip(*name, maxName)
+		*name = excerpt.Of(*name, maxName)
 	}
-	f.Message, f.Advice = clip(f.Message, maxText), clip(f.Advice, maxText)
+	f.Message, f.Advice = excerpt.Of(f.Message, maxText), excerpt.Of(f.Advice, maxText)
 	f.Ready, f.Replicas = max(f.Ready, 0), max(f.Replicas, 0)
 }
 
-// clip cuts a text, and makes it one.
-func clip(text string, most int) string {
-	if len(text) > most {
-		text = text[:most]
-	}
-	return strings.ToValidUTF8(text, "")
-}
-
-// Entries returns what is written of a survey.
+// Entries returns the entries of a survey.
 func (s *Survey) Entries(at time.Time) []logstore.Entry {
 	job := logstore.Field{Name: "job", Value: Job}
 	entries := []logstore.Entry{{
@@ -276,7 +269,7 @@ func (s *Survey) Entries(at time.Time) []logstore.Entry {
 func encode(v any) string {
 	text, err := json.Marshal(v)
 	if err != nil {
-		// Texts, numbers and times that were read from JSON: there is no value that cannot be written.
+		// Everything in it was read from JSON, so it can be written as JSON.
 		return ""
 	}
 	return string(text)

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -46,14 +47,6 @@ func (s *answering) set(status int, answer string) {
 	s.answer.Store(&answer)
 }
 
-func newStore(t *testing.T) *logstore.Store {
-	t.Helper()
-	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir(), Retention: 24 * time.Hour}})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, logs.Close()) })
-	return logs
-}
-
 // kept returns what the store has, the oldest first.
 func kept(t *testing.T, logs *logstore.Store) []logstore.Entry {
 	t.Helper()
@@ -72,7 +65,7 @@ const crash = `{"findings":[{"reason":"Crash","kind":"Deployment","namespace":"s
 "advice":"its whole log","since":"2026-03-02T14:00:00Z","bad":true,"replicas":1},{"reason":"NodeNotReady","kind":"Node","name":"n1","message":"gone","advice":"start it","since":"2026-03-02T14:00:00Z","bad":true}],"more":2}`
 
 func TestWhatChangesIsKept(t *testing.T) {
-	s, logs := newServer(t), newStore(t)
+	s, logs := newServer(t), logstoretest.Open(t, rowstore.Options{Dir: t.TempDir(), Retention: 24 * time.Hour})
 	c := New(Options{Socket: s.socket, Store: logs, Log: slog.New(slog.DiscardHandler)})
 	c.round(t.Context())
 	c.round(t.Context())
@@ -109,7 +102,7 @@ func TestWhatChangesIsKept(t *testing.T) {
 }
 
 func TestServerThatDoesNotTell(t *testing.T) {
-	s, logs := newServer(t), newStore(t)
+	s, logs := newServer(t), logstoretest.Open(t, rowstore.Options{Dir: t.TempDir(), Retention: 24 * time.Hour})
 	c := New(Options{Socket: s.socket, Store: logs, Log: slog.New(slog.DiscardHandler)})
 	c.round(t.Context())
 	for answer, want := range map[string]string{
@@ -146,7 +139,7 @@ func TestAnswerIsBounded(t *testing.T) {
 	require.LessOrEqual(t, len(f.Message), maxText)
 	require.Zero(t, got.More)
 	require.Zero(t, f.Ready)
-	logs := newStore(t)
+	logs := logstoretest.Open(t, rowstore.Options{Dir: t.TempDir(), Retention: 24 * time.Hour})
 	require.NoError(t, logs.Append(got.Entries(time.Now())), "the store takes it")
 	require.Len(t, kept(t, logs), 2)
 
@@ -158,7 +151,7 @@ func TestAnswerIsBounded(t *testing.T) {
 }
 
 func TestAsksUntilTheEnd(t *testing.T) {
-	s, logs := newServer(t), newStore(t)
+	s, logs := newServer(t), logstoretest.Open(t, rowstore.Options{Dir: t.TempDir(), Retention: 24 * time.Hour})
 	s.set(http.StatusOK, crash)
 	c := New(Options{Socket: s.socket, Store: logs, Log: slog.New(slog.DiscardHandler)})
 	ended := make(chan struct{})

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/journal"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/podlogs"
@@ -26,20 +27,20 @@ import (
 const (
 	// ahead is how far in the future a line or sample may be: a machine joins a cluster with a clock that is up to two minutes off.
 	ahead = 3 * time.Minute
-	// maxStreams is how many streams a node may have in a day, maxSeries how many series in two hours, maxSamples how many samples at a time.
+	// maxStreams is how many streams a node may have per day, maxSeries how many series per two hours, maxSamples how many samples at a time.
 	maxStreams, maxSeries, maxSamples = 4000, 2000, 2000
 	streamPeriod, seriesPeriod        = 24 * time.Hour, 2 * time.Hour
 	// maxValue is the longest value of a sample's label.
 	maxValue = 256
-	// podWait is how long a pod may be unknown: the node is told of it by the API server when the store is. maxUnknown bounds such pods,
-	// and unknownAge is when one of them makes room for another.
+	// podWait is how long a pod may be unknown: the API server notifies the node and the store at about the same time. maxUnknown bounds such pods,
+	// and one older than unknownAge makes room for another.
 	podWait    = 10 * time.Second
 	podPoll    = 2 * time.Second
 	maxUnknown = 256
 	unknownAge = 5 * time.Minute
 )
 
-// collected is what a chunk has that may be stored.
+// collected is the part of a chunk that may be stored.
 type collected struct {
 	in      *Ingest
 	node    *node
@@ -56,7 +57,7 @@ type collected struct {
 // streamKey names a stream of a node.
 type streamKey struct{ job, namespace, pod, uid, container, stream string }
 
-// stream is the lines of one.
+// stream has the lines of one stream.
 type stream struct {
 	key     streamKey
 	labels  []logstore.Field
@@ -69,7 +70,7 @@ type sample struct {
 	value  float64
 }
 
-// unknownPodError means that a pod may become known.
+// unknownPodError means that a pod is not known yet.
 type unknownPodError struct{ wait time.Duration }
 
 func (e *unknownPodError) Error() string { return "a pod is not known yet" }
@@ -81,11 +82,11 @@ func (in *Ingest) collect(n *node, now time.Time) *collected {
 func (c *collected) reject(n int, reason string) {
 	c.rejected += int64(n)
 	if c.reason == "" {
-		c.reason = fmt.Sprintf("%.200s", strings.ToValidUTF8(reason, "\uFFFD"))
+		c.reason = excerpt.Of(reason, 200)
 	}
 }
 
-// add takes a record.
+// add collects a record.
 func (c *collected) add(r wire.Record) error {
 	if r.Lines != nil {
 		c.count += int64(len(r.Lines.Texts))
@@ -106,7 +107,7 @@ var (
 	containerKind = []string{"stdout", "stderr", "unknown", podlogs.StreamPolymesh}
 )
 
-// addLines takes the lines of a record, or rejects them. The labels are made anew of what was checked.
+// addLines collects the lines of a record, or rejects them. The labels are built from checked values.
 func (c *collected) addLines(l *wire.Lines) error {
 	if len(l.Times) != len(l.Texts) || len(l.Texts) == 0 {
 		c.reject(1, "a record has not as many times as lines")
@@ -161,7 +162,7 @@ func (c *collected) addLines(l *wire.Lines) error {
 	return nil
 }
 
-// check returns why lines are not stored, or nothing.
+// check returns why lines are rejected, empty if they are not.
 func (c *collected) check(k streamKey, l *wire.Lines, labelCount int, metadata []string) (reason string, err error) {
 	if len(l.Labels) != labelCount {
 		return fmt.Sprintf("lines with the job %s have %d labels", k.job, labelCount), nil
@@ -194,7 +195,7 @@ func (c *collected) check(k streamKey, l *wire.Lines, labelCount int, metadata [
 			return fmt.Sprintf("the pod with the UID %.40q is not %.60q in namespace %.60q on this node", k.uid, k.pod, k.namespace), nil
 		}
 	case journal.JobKernel:
-		// The kernel's line is the node's own, and the pod in it one of its pods, or left out.
+		// The kernel's line belongs to the node itself. A pod in it is left out unless it runs on the node.
 		if uid, ok := l.Metadata[journal.MetaUID]; ok {
 			p, known, err := c.pod(uid)
 			if err != nil {
@@ -208,7 +209,7 @@ func (c *collected) check(k streamKey, l *wire.Lines, labelCount int, metadata [
 	return "", nil
 }
 
-// pod returns the pod with a UID. One that is not known is waited for.
+// pod returns the pod with a UID. It waits some time for an unknown pod.
 func (c *collected) pod(uid string) (p Pod, known bool, err error) {
 	if p, ok := c.pods[uid]; ok {
 		return p, true, nil
@@ -241,7 +242,7 @@ func (c *collected) pod(uid string) (p Pod, known bool, err error) {
 	return p, false, nil
 }
 
-// labels are those of a stream.
+// labels returns the labels of a stream.
 func (c *collected) labels(k streamKey) []logstore.Field {
 	all := []logstore.Field{{Name: "job", Value: k.job}, {Name: "node", Value: c.node.name}}
 	if k.job != journal.JobKernel {
@@ -258,7 +259,7 @@ func (c *collected) labels(k streamKey) []logstore.Field {
 		logstore.Field{Name: "stream", Value: k.stream}, logstore.Field{Name: "workload", Value: workload})
 }
 
-// addSamples takes the samples of a record.
+// addSamples collects the samples of a record.
 func (c *collected) addSamples(s *wire.Samples) {
 	at := time.UnixMilli(s.Time)
 	switch {
@@ -285,11 +286,11 @@ func (c *collected) addSamples(s *wire.Samples) {
 	}
 }
 
-// series returns the labels of a sample, or why it is not stored.
+// series returns the labels of a sample, or why it is rejected.
 func (c *collected) series(v wire.Sample) (reason string, ls labels.Labels) {
 	names, ok := c.in.opts.Families[v.Name]
 	if !ok {
-		return fmt.Sprintf("%.60q is no metric of a node", v.Name), ls
+		return fmt.Sprintf("%.60q is not a metric of a node", v.Name), ls
 	}
 	b := labels.NewScratchBuilder(len(names) + 4)
 	found := 0
@@ -318,21 +319,21 @@ func (c *collected) series(v wire.Sample) (reason string, ls labels.Labels) {
 
 const (
 	kernelSlack = 5 * time.Second
-	// Lines that may be stored already are looked for in pieces of recallSpan, as the times in a chunk are whatever the node says: at most maxLookups
-	// of them for a chunk, which look at maxRecall lines together. A collector's own chunks need less: what it has read again is of some seconds.
-	// What is beyond may be stored twice.
+	// Lines that may be stored already are looked up in spans of recallSpan, because a node can send any times: at most maxLookups
+	// per chunk, which read at most maxRecall lines together. A real collector needs less: it repeats the lines of a few seconds.
+	// Lines beyond these limits may be stored twice.
 	recallSpan = 10 * time.Minute
 	maxLookups = 128
 	maxRecall  = 50_000
 )
 
-// recall looks for lines that are stored already, and counts what that costs.
+// recall looks up lines that are already stored, and counts the cost.
 type recall struct {
 	in             *Ingest
 	lookups, lines int
 }
 
-// leaveOut removes the lines that are stored already.
+// leaveOut removes the lines that are already stored.
 func (in *Ingest) leaveOut(ctx context.Context, n *node, c *collected) error {
 	r := &recall{in: in}
 	defer func() { n.budget.take(r.lookups*lookupCost + r.lines*lineCost) }()
@@ -362,20 +363,20 @@ func (in *Ingest) leaveOut(ctx context.Context, n *node, c *collected) error {
 	return nil
 }
 
-// known looks for lines of a stream, which are in the order of time. What it returns tells which ones are stored.
+// known looks up lines of a stream, which are sorted by time. It returns a function that reports whether a line is stored.
 func (r *recall) known(ctx context.Context, s *stream, entries []logstore.Entry) (func(*logstore.Entry) bool, error) {
 	if r.lookups >= maxLookups || r.lines >= maxRecall {
 		return func(*logstore.Entry) bool { return false }, nil
 	}
 	r.lookups++
-	// The kernel's times are counted anew with each reading, and differ by a little.
+	// The times of the kernel's lines are computed at each reading, and differ slightly.
 	slack := time.Duration(0)
 	if s.key.job == journal.JobKernel {
 		slack = kernelSlack
 	}
 	sel := logstore.Selector{Start: entries[0].Time.Add(-slack), End: entries[len(entries)-1].Time.Add(slack + 1)}
 	for _, l := range s.labels {
-		if l.Name != "workload" { // which may have become known meanwhile
+		if l.Name != "workload" { // it may have become known meanwhile
 			sel.Matchers = append(sel.Matchers, logstore.Matcher{Name: l.Name, Value: l.Value})
 		}
 	}
@@ -402,10 +403,10 @@ func (r *recall) known(ctx context.Context, s *stream, entries []logstore.Entry)
 	return func(e *logstore.Entry) bool { _, ok := stored[keyOf(e)]; return ok }, err
 }
 
-// batchLines is how many lines are stored at a time: each takes several times its length while it is.
+// batchLines is how many lines are stored at a time: storing a line takes several times its length in memory.
 const batchLines = 1000
 
-// storeLines stores the lines, and returns how many. With an error, some may be stored.
+// storeLines stores the lines and returns their number. After an error, some may be stored.
 func (in *Ingest) storeLines(c *collected) (stored int64, err error) {
 	for _, s := range c.streams {
 		for entries := range slices.Chunk(s.entries, batchLines) {
@@ -424,7 +425,7 @@ func (in *Ingest) storeLines(c *collected) (stored int64, err error) {
 	return stored, nil
 }
 
-// storeSamples stores the samples, and returns how many.
+// storeSamples stores the samples and returns their number.
 func (in *Ingest) storeSamples(ctx context.Context, c *collected) (stored int64, err error) {
 	if len(c.samples) == 0 {
 		return 0, nil

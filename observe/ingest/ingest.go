@@ -1,12 +1,12 @@
 // Package ingest accepts what the collectors of other nodes push (packages push and wire) into the stores of logs and metrics.
 //
-// Who pushes is known: the API server has authenticated the node, and the server has put its name into a header on the store's socket. A node is
-// believed about itself only, as it may be in somebody else's hands: the label "node" is set here, a container's line is stored only if the API
-// server has the pod on that node, a sample only if it is of the node's own metrics, and times, sizes, streams, series and rates are bounded for
-// each node. What is not stored is counted and has a reason.
+// The sender is known: the API server has authenticated the node, and the server has put its name into a header on the store's socket. A node is
+// only trusted about itself, because it may be compromised: the label "node" is set here, a container's line is stored only if the API
+// server has the pod on that node, a sample only if it belongs to the node's own metrics, and times, sizes, streams, series and rates are bounded for
+// each node. Rejected lines and samples are counted, with a reason.
 //
-// It owns how far each node's lines have been stored, and remembers it on disk when they are. A chunk that comes again is known by its number;
-// lines that a node's new collector, or a killed store, may have stored already are looked for, as podlogs does.
+// It owns how far each node's lines have been stored, and saves it once they are on disk. A repeated chunk is recognised by its number;
+// lines that may already be stored, after a restart of the collector or of the store, are looked up, as in podlogs.
 package ingest
 
 import (
@@ -24,28 +24,29 @@ import (
 
 	"github.com/prometheus/prometheus/storage"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/wire"
 )
 
-// NodeHeader has the name of the node that pushes. Only root can write to the socket, and the server sets the header.
+// NodeHeader holds the name of the node that pushes. Only root can write to the socket, and the server sets the header.
 const NodeHeader = "X-Polymesh-Node"
 
 // Path is where pushes are accepted, on the socket for root.
 const Path = "/api/polymesh/v1/ingest"
 
 const (
-	// bytesPerSecond is how much of one node's records is stored, with a burst of ten seconds' worth. lineCost is what a line costs beside its
+	// bytesPerSecond is how much of one node's records is stored, with a burst of ten seconds' worth. lineCost is the cost of a line beside its
 	// length, so that short ones are not cheap.
 	bytesPerSecond = 2 << 20
 	lineCost       = 256
-	// lookupCost is what it costs to look for lines that are stored already, beside the lines that are looked at.
+	// lookupCost is the cost of a lookup of stored lines, beside the lines that it reads.
 	lookupCost = 16 << 10
-	// recognised is how long after the first chunk of a collector, or of this run of the store, and for how many chunks at least, lines are looked
-	// for that are stored already.
+	// Stored lines are looked up for this long after the first chunk of a collector or of this run of the store, and for at least
+	// this many chunks.
 	recognised       = 2 * time.Minute
 	recognisedChunks = 128
-	// saveInterval is how often what is remembered is compared with what is on disk.
+	// saveInterval is how often the state is saved.
 	saveInterval = time.Second
 	// maxPushes is how many pushes are read at a time, bodyTime how long one may take to arrive.
 	maxPushes = 4
@@ -61,11 +62,11 @@ type Options struct {
 	// Families are the metrics that a node may send, with the names of their labels; Job is the value of their label "job".
 	Families map[string][]string
 	Job      string
-	// Pod returns the namespace, name and node of the pod with a UID, also of one that is gone. final is false as long as pods are not known.
+	// Pod returns the namespace, name and node of the pod with a UID, also of a deleted one. final is false while the pods are not known.
 	Pod func(uid string) (p Pod, known, final bool)
 	// Workload returns the workload of a pod, if it is known.
 	Workload func(namespace, pod string) (name string, known bool)
-	// State is the file that remembers how far each node is.
+	// State is the file that holds how far each node's lines are stored.
 	State string
 	// Retention is how long lines are kept: older ones are not accepted.
 	Retention time.Duration
@@ -80,36 +81,34 @@ type Ingest struct {
 	opts  Options
 	began time.Time
 	hash  maphash.Seed
-	// pushes bounds the pushes that are in memory; turn is had by who decodes one.
+	// pushes bounds the pushes in memory; turn is held while one is decoded.
 	pushes  chan struct{}
 	turn    sync.Mutex
 	decoder *wire.Decoder
 
+	checkpoint *checkpoint.File[state]
+
 	mu     sync.Mutex
 	nodes  map[string]*node
 	dirty  bool
-	saving *checkpoint
 	failed string // why the state is not saved
 }
 
-// New returns an Ingest with what an earlier run has remembered.
+// New returns an Ingest with the state of an earlier run.
 func New(o Options) (*Ingest, error) {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	decoder, err := wire.NewDecoder()
 	if err != nil {
 		return nil, err
 	}
-	in := &Ingest{opts: o, began: time.Now(), hash: maphash.MakeSeed(), pushes: make(chan struct{}, maxPushes), decoder: decoder}
+	in := &Ingest{opts: o, began: time.Now(), hash: maphash.MakeSeed(), pushes: make(chan struct{}, maxPushes), decoder: decoder, checkpoint: checkpoint.New[state](o.State, o.Logs)}
 	if in.nodes, err = in.load(); err != nil {
-		// Then nodes send again what they still have, and what is stored already is looked for.
+		// Nodes then send again what they still have, and lines that are already stored are recognised.
 		o.Log.Warn("how far other nodes' logs were stored was forgotten", "err", err)
 	}
 	return in, nil
 }
 
-// Run saves what is remembered until ctx ends.
+// Run saves the state until ctx ends.
 func (in *Ingest) Run(ctx context.Context) error {
 	ticker := time.NewTicker(saveInterval)
 	defer ticker.Stop()
@@ -194,7 +193,7 @@ func (in *Ingest) serve(w http.ResponseWriter, r *http.Request) (wire.Answer, ti
 	return in.push(r.Context(), n, h, chunks)
 }
 
-// push stores the chunks that are new. The pause is what the node is asked for before it continues.
+// push stores the new chunks. pause is how long the node should wait before it continues.
 func (in *Ingest) push(ctx context.Context, n *node, h wire.Header, chunks []byte) (a wire.Answer, pause time.Duration, err error) {
 	g := in.generation(n, h)
 	defer func() { a.Position, a.Durable = in.positions(g) }()
@@ -225,7 +224,7 @@ func (in *Ingest) push(ctx context.Context, n *node, h wire.Header, chunks []byt
 	return a, 0, nil
 }
 
-// chunk stores one chunk, or returns how long to wait for the pods of which it is to be known.
+// chunk stores one chunk, or returns how long to wait until its pods are known.
 func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.Info, chunk []byte) (time.Duration, error) {
 	now := time.Now()
 	c := in.collect(n, now)
@@ -235,7 +234,7 @@ func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.I
 	case errors.As(err, &unknown):
 		return unknown.wait, nil
 	case errors.Is(err, wire.ErrMalformed):
-		// It would not become better. What was read of it before is stored.
+		// Sending it again would not help. The records before the malformed one are stored.
 		c.reject(1, err.Error())
 	case err != nil:
 		return 0, err
@@ -245,7 +244,7 @@ func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.I
 			return 0, err
 		}
 	}
-	// First what can be stored twice: the chunk comes again if the other fails.
+	// Samples first, as they can be stored twice: the chunk comes again if storing the lines fails.
 	samples, err := in.storeSamples(ctx, c)
 	if err != nil {
 		return 0, err
@@ -271,7 +270,7 @@ func (in *Ingest) chunk(ctx context.Context, n *node, g *generation, info wire.I
 	return 0, nil
 }
 
-// decode collects the records of a chunk: one chunk at a time, as that takes the most memory. What follows takes time, and waits for no other node.
+// decode collects the records of a chunk. Chunks are decoded one at a time, because decoding takes the most memory. Storing them is concurrent.
 func (in *Ingest) decode(chunk []byte, c *collected) (raw int, err error) {
 	in.turn.Lock()
 	defer in.turn.Unlock()

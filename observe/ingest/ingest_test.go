@@ -32,6 +32,7 @@ import (
 
 	"polymesh.dev/polymesh/observe/journal"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/metrics"
 	"polymesh.dev/polymesh/observe/nodemetrics"
 	"polymesh.dev/polymesh/observe/podlogs"
@@ -54,9 +55,7 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	dir := t.TempDir()
-	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs")}})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = logs.Close() })
+	logs := logstoretest.Open(t, rowstore.Options{Dir: filepath.Join(dir, "logs")})
 	encoder, err := wire.NewEncoder()
 	require.NoError(t, err)
 	b := &bench{t: t, opts: optionsFor(dir, logs), logs: logs, encoder: encoder}
@@ -459,8 +458,8 @@ func TestSamples(t *testing.T) {
 		rejected int
 		reason   string
 	}{
-		"another metric":     {at(now, sample("up", 1)), 1, `"up" is no metric of a node`},
-		"a metric of pods":   {at(now, sample("istio_requests_total", 1, "pod", "x")), 1, "is no metric of a node"},
+		"another metric":     {at(now, sample("up", 1)), 1, `"up" is not a metric of a node`},
+		"a metric of pods":   {at(now, sample("istio_requests_total", 1, "pod", "x")), 1, "is not a metric of a node"},
 		"another node":       {at(now, sample("node_load1", 1, "node", "n1")), 1, "has other labels"},
 		"another job":        {at(now, sample("node_network_up", 1, "device", "eth0", "job", "kube-state")), 1, "has other labels"},
 		"another name":       {at(now, sample("node_load1", 1, "__name__", "up")), 1, "has other labels"},
@@ -882,14 +881,14 @@ func TestCertificates(t *testing.T) {
 	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	s.StartTLS()
 	defer s.Close()
-	buffer, err := push.Open(push.Options{Dir: filepath.Join(dir, "buffer"), MaxBytes: 64 << 20})
+	buffer, err := push.Open(push.Options{Dir: filepath.Join(dir, "buffer"), MaxBytes: 64 << 20, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer buffer.Close()
 	wrong, err := os.ReadFile(filepath.Join(elsewhere, "node.pem"))
 	require.NoError(t, err)
 	cert := filepath.Join(dir, "node.pem")
 	require.NoError(t, os.WriteFile(cert, wrong, 0o600))
-	sender := push.NewSender(push.SenderOptions{URL: s.URL, CA: filepath.Join(dir, "ca.crt"), Cert: cert, Key: cert, Buffer: buffer})
+	sender := push.NewSender(push.SenderOptions{URL: s.URL, CA: filepath.Join(dir, "ca.crt"), Cert: cert, Key: cert, Buffer: buffer, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- sender.Run(ctx) }()

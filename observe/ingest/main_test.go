@@ -5,8 +5,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"flag"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -18,6 +18,7 @@ import (
 	"polymesh.dev/polymesh/observe/podlogs"
 	"polymesh.dev/polymesh/observe/push"
 	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
 // The child processes of TestKilled are the test binary itself, in a role, until they are killed.
@@ -28,11 +29,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	rowstoretest.LimitMemory()
 	var err error
 	switch os.Getenv(roleVar) {
 	case "":
@@ -60,13 +57,13 @@ func optionsFor(dir string, logs *logstore.Store) Options {
 			}
 			return Pod{}, false, true
 		},
-		Workload: func(string, string) (string, bool) { return "api", true },
+		Workload: func(string, string) (string, bool) { return "api", true }, Log: slog.New(slog.DiscardHandler),
 	}
 }
 
 // storeForever is a store behind an API server that authenticates nodes.
 func storeForever(dir, address string) error {
-	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs")}})
+	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs")}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
@@ -111,16 +108,13 @@ type stored struct {
 
 // collectForever is a node's collector.
 func collectForever(dir, address string) error {
-	b, err := push.Open(push.Options{Dir: filepath.Join(dir, "buffer"), MaxBytes: 64 << 20})
+	b, err := push.Open(push.Options{Dir: filepath.Join(dir, "buffer"), MaxBytes: 64 << 20, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
-	t, err := podlogs.New(podlogs.Options{Root: filepath.Join(dir, "pods"), Node: "n2", Store: b, State: filepath.Join(dir, "places"), LinesPerSecond: 100_000})
-	if err != nil {
-		return err
-	}
+	t := podlogs.New(podlogs.Options{Root: filepath.Join(dir, "pods"), Node: "n2", Store: b, State: filepath.Join(dir, "places"), LinesPerSecond: 100_000, Log: slog.New(slog.DiscardHandler)})
 	s := push.NewSender(push.SenderOptions{
-		URL: "https://" + address + "/push", CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, "node.pem"), Key: filepath.Join(dir, "node.pem"), Buffer: b,
+		URL: "https://" + address + "/push", CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, "node.pem"), Key: filepath.Join(dir, "node.pem"), Buffer: b, Log: slog.New(slog.DiscardHandler),
 	})
 	go func() { _ = s.Run(context.Background()) }()
 	return t.Run(context.Background())

@@ -1,67 +1,62 @@
 package ingest
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"polymesh.dev/polymesh/observe/atomicfile"
 	"polymesh.dev/polymesh/observe/wire"
 )
 
 const (
-	// maxNodes bounds the nodes that are remembered, forgotten is when one is not any more.
+	// maxNodes bounds the nodes that are remembered. A node is forgotten after this time.
 	maxNodes  = 1000
 	forgotten = 30 * 24 * time.Hour
-	// maxGenerations bounds the runs of its collector that are remembered of a node: a push of an earlier one may still be on its way.
+	// maxGenerations bounds the remembered runs of a node's collector: a push of an earlier run may still arrive.
 	maxGenerations = 8
-	// silence is how long a node may send nothing, and lateness how old may be what it sends, before that is a problem.
+	// silence is how long a node may send nothing, and lateness how old its data may be, before it is a problem.
 	silence, lateness = 2 * time.Minute, time.Minute
-	// shown is for how long a loss or a rejection is one.
+	// shown is for how long a loss or a rejection is reported.
 	shown = time.Hour
 	// maxShown is how many nodes a problem names.
 	maxShown = 3
 )
 
-// node is what is known of a node that pushes.
+// node is the state of a node that pushes.
 type node struct {
 	name        string
 	busy        bool
 	budget      budget
-	generations []*generation // the one that was used last is last
+	generations []*generation // the most recently used is last
 	streams     distinct
 	series      distinct
-	unknown     map[string]time.Time // UIDs of pods that are not known, and since when they are asked for
-	// told is when a rejection was logged, rejected when something was, and dropped when the node has reported a loss.
+	unknown     map[string]time.Time // UIDs of unknown pods, and since when they are unknown
+	// The last time when a rejection was logged, when something was rejected, and when the node reported a loss.
 	told, rejected, dropped time.Time
 	status                  NodeStatus
 }
 
-// generation is how far one run of a node's collector is.
+// generation is the progress of one run of a node's collector.
 type generation struct {
 	id       string
 	position uint64 // the last chunk that is stored
-	durable  uint64 // the last one that is on disk, and remembered
+	durable  uint64 // the last one that is on disk and saved
 	since    time.Time
 	chunks   int  // in this run of the store
 	torn     bool // a part of the next chunk may be stored
 }
 
-// NodeStatus is what the status shows of a node.
+// NodeStatus is the part of the status about a node.
 type NodeStatus struct {
 	Name string `json:"name"`
-	// Pushed is when it has last sent something; Behind is how old the oldest was that it had not sent then, in seconds.
+	// Pushed is when it last sent something; Behind is the age of the oldest data that it had not sent then, in seconds.
 	Pushed time.Time `json:"pushed"`
 	Behind float64   `json:"behind"`
-	// Lines and Samples were stored, Rejected ones were not, for Reason and others, and Repeated lines were stored already. Dropped are the lines and
-	// samples that the node has dropped itself. All are since this run of the store, or the node's collector, has begun.
+	// Lines and Samples were stored. Rejected ones were not; Reason is the latest reason. Repeated lines were already stored. Dropped are the lines and
+	// samples that the node has dropped itself. All count from the start of this run of the store, or of the node's collector.
 	Lines    int64  `json:"lines"`
 	Samples  int64  `json:"samples"`
 	Rejected int64  `json:"rejected"`
@@ -77,7 +72,7 @@ func validName(name string) bool {
 	})
 }
 
-// begin returns a node, which pushes once at a time.
+// begin returns a node for a push. A node may only have one push at a time.
 func (in *Ingest) begin(name string) (*node, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -113,7 +108,7 @@ func (in *Ingest) end(n *node) {
 	n.busy = false
 }
 
-// generation returns the run of the node's collector that a push is of.
+// generation returns the run of the node's collector that has sent a push.
 func (in *Ingest) generation(n *node, h wire.Header) *generation {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -144,7 +139,7 @@ func (in *Ingest) positions(g *generation) (position, durable uint64) {
 	return g.position, g.durable
 }
 
-// stored notes that a chunk is stored.
+// stored records that a chunk is stored.
 func (in *Ingest) stored(n *node, g *generation, number uint64, count func(*NodeStatus)) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -154,22 +149,22 @@ func (in *Ingest) stored(n *node, g *generation, number uint64, count func(*Node
 	count(&n.status)
 }
 
-// torn notes that some lines of a chunk are stored and others could not be: it comes again.
+// torn records that only some lines of a chunk could be stored: the chunk comes again.
 func (in *Ingest) torn(g *generation) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	g.torn = true
 }
 
-// mayBeStored reports whether lines of a chunk may be stored already: the first ones of a collector, which has read again what the one before had
-// not noted, and the first ones that this store gets, which may have been killed between them and their note.
+// mayBeStored reports whether lines of a chunk may already be stored: in the first chunks of a collector, which repeats what the previous run had
+// not saved, and in the first ones of this run of the store, because the last run may have been killed before it saved its state.
 func (in *Ingest) mayBeStored(g *generation, now time.Time) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return g.torn || g.chunks < recognisedChunks || now.Sub(g.since) < recognised
 }
 
-// Nodes returns what is known of all nodes, by name.
+// Nodes returns the status of all nodes, sorted by name.
 func (in *Ingest) Nodes() []NodeStatus {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -180,7 +175,7 @@ func (in *Ingest) Nodes() []NodeStatus {
 	return all
 }
 
-// Numbers says how many nodes have sent something lately, and what was stored of all since New.
+// Numbers returns how many nodes have sent something lately, and how much was stored since New.
 func (in *Ingest) Numbers() map[string]int64 {
 	numbers := map[string]int64{"nodes": 0, "rejected": 0, "stored": 0}
 	for _, s := range in.Nodes() {
@@ -193,7 +188,7 @@ func (in *Ingest) Numbers() map[string]int64 {
 	return numbers
 }
 
-// Problem names the nodes that are behind. A node that has been silent for a day is away.
+// Problem names the nodes that are behind. A node that has been silent for a day counts as removed.
 func (in *Ingest) Problem() string {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -228,7 +223,7 @@ func (in *Ingest) problemOf(n *node) string {
 	return ""
 }
 
-// state is what is remembered on disk, by node.
+// state is what is saved, by node.
 type state struct {
 	Nodes map[string]savedNode `json:"nodes"`
 }
@@ -243,24 +238,12 @@ type savedGeneration struct {
 	Position uint64 `json:"position"`
 }
 
-// checkpoint is a state that may be written when all lines up to a mark are on disk.
-type checkpoint struct {
-	mark  uint64
-	state state
-}
-
+// load returns the nodes of an earlier run.
 func (in *Ingest) load() (map[string]*node, error) {
 	nodes := map[string]*node{}
-	text, err := os.ReadFile(in.opts.State)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nodes, nil
-	}
+	st, _, err := in.checkpoint.Load()
 	if err != nil {
 		return nodes, err
-	}
-	var st state
-	if err := json.Unmarshal(text, &st); err != nil {
-		return nodes, fmt.Errorf("read %s: %w", in.opts.State, err)
 	}
 	for name, saved := range st.Nodes {
 		if time.Since(saved.Pushed) > forgotten {
@@ -276,39 +259,20 @@ func (in *Ingest) load() (map[string]*node, error) {
 	return nodes, nil
 }
 
-// save writes the state of some moments ago, when the lines of then are on disk, and takes the next one.
+// save saves how far each node's lines are stored.
 func (in *Ingest) save() {
-	in.mu.Lock()
-	next := in.saving
-	if next == nil && in.dirty {
-		next = &checkpoint{state: state{Nodes: map[string]savedNode{}}}
-		for name, n := range in.nodes {
-			s := savedNode{Pushed: n.status.Pushed}
-			for _, g := range n.generations {
-				s.Generations = append(s.Generations, savedGeneration{g.id, g.position})
-			}
-			next.state.Nodes[name] = s
-		}
-		// Read after the positions: what they say was appended before.
-		next.mark = in.opts.Logs.Mark()
-		in.dirty, in.saving = false, next
-	}
-	in.mu.Unlock()
-	if next == nil || in.opts.Logs.Durable() < next.mark {
-		return
-	}
-	text, err := json.Marshal(next.state)
-	if err == nil {
-		err = atomicfile.Write(in.opts.State, text)
-	}
+	written, err := in.checkpoint.Save(in.changed)
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if err != nil {
 		in.failed = fmt.Sprintf("how far other nodes' logs are stored cannot be noted: %v", err)
 		return
 	}
-	in.failed, in.saving = "", nil
-	for name, s := range next.state.Nodes {
+	if written == nil {
+		return
+	}
+	in.failed = ""
+	for name, s := range written.Nodes {
 		n := in.nodes[name]
 		if n == nil {
 			continue
@@ -321,13 +285,32 @@ func (in *Ingest) save() {
 	}
 }
 
+// changed returns the state, nil if it has not changed.
+func (in *Ingest) changed() *state {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.dirty {
+		return nil
+	}
+	st := &state{Nodes: map[string]savedNode{}}
+	for name, n := range in.nodes {
+		s := savedNode{Pushed: n.status.Pushed}
+		for _, g := range n.generations {
+			s.Generations = append(s.Generations, savedGeneration{g.id, g.position})
+		}
+		st.Nodes[name] = s
+	}
+	in.dirty = false
+	return st
+}
+
 // budget is how much of a node's records is stored.
 type budget struct {
 	left float64
 	last time.Time
 }
 
-// wait is how long the node has to wait for the next chunk, 0 for not at all. A chunk may cost more than is left: what it costs is known afterwards.
+// wait returns how long the node has to wait for the next chunk. A chunk may cost more than is left, because its cost is only known afterwards.
 func (b *budget) wait(now time.Time) time.Duration {
 	const full = 10 * bytesPerSecond
 	if b.last.IsZero() {
@@ -343,7 +326,7 @@ func (b *budget) wait(now time.Time) time.Duration {
 
 func (b *budget) take(cost int) { b.left -= float64(cost) }
 
-// distinct bounds how many different hashes there are in a period.
+// distinct bounds the number of different hashes in a period.
 type distinct struct {
 	period int64
 	seen   map[uint64]struct{}

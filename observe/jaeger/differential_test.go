@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -82,7 +83,7 @@ func real(t *testing.T) backend {
 func ours(t *testing.T) backend {
 	t.Helper()
 	s := open(t)
-	r := receive.New(receive.Options{Spans: s.Append})
+	r := receive.New(receive.Options{Spans: s.Append, Log: slog.New(slog.DiscardHandler)})
 	serve := func(h http.Handler) string {
 		server := httptest.NewServer(h)
 		t.Cleanup(server.Close)
@@ -90,10 +91,10 @@ func ours(t *testing.T) backend {
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	server := GRPC(Options{Store: s})
+	server := GRPC(Options{Store: s, Log: slog.New(slog.DiscardHandler)})
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
-	return backend{serve(r.HTTP()), serve(r.Zipkin()), serve(New(Options{Store: s})), listener.Addr().String()}
+	return backend{serve(r.HTTP()), serve(r.Zipkin()), serve(New(Options{Store: s, Log: slog.New(slog.DiscardHandler)})), listener.Addr().String()}
 }
 
 func (b backend) send(t *testing.T, url, kind string, body []byte) {

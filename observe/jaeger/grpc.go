@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strconv"
 	"time"
@@ -24,18 +23,15 @@ import (
 )
 
 const (
-	// chunk is how many spans a message has, as Jaeger's own.
+	// chunk is how many spans a message has, as in Jaeger.
 	chunk = 10
-	// questions is how many calls of all connections are answered at a time. Others wait for patience.
+	// questions is how many calls of all connections are answered at a time. Others wait up to patience.
 	questions = 4
 	patience  = 10 * time.Second
 )
 
-// GRPC returns a server of jaeger.api_v2.QueryService, as Kiali asks it.
+// GRPC returns a server of jaeger.api_v2.QueryService, which Kiali uses.
 func GRPC(o Options) *grpc.Server {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	q := &queryService{s: &server{o}, turns: semaphore.NewWeighted(questions)}
 	srv := grpc.NewServer(
 		grpc.UnaryInterceptor(q.unary),
@@ -59,8 +55,8 @@ type queryService struct {
 	turns *semaphore.Weighted
 }
 
-// turn waits until another question may be answered, and gives it its time. It is for calls whose question is there: a client that sends none waits
-// for itself.
+// turn waits until another call may be answered, and limits its time. It is only for calls with a complete request: a client that sends none
+// does not take a slot.
 func (q *queryService) turn(ctx context.Context) (context.Context, func(), error) {
 	waiting, stop := context.WithTimeout(ctx, patience)
 	defer stop()
@@ -104,7 +100,7 @@ func (q *queryService) FindTraces(req *api_v2.FindTracesRequest, out api_v2.Quer
 		Service: asked.ServiceName, Operation: asked.OperationName, Tags: asked.Tags, MinDuration: asked.DurationMin, MaxDuration: asked.DurationMax,
 		Limit: cmp.Or(min(int(asked.SearchDepth), tracestore.MaxTraces), defaultLimit),
 	}
-	// What is not set is the year 1, or 1970.
+	// An unset time is in the year 1, or 1970.
 	epoch := time.Unix(0, 0)
 	if query.Start = time.Now().Add(-lookback); asked.StartTimeMin.After(epoch) {
 		query.Start = asked.StartTimeMin
@@ -273,7 +269,7 @@ func keyValue(a tracestore.Attribute) model.KeyValue {
 	return model.String(a.Key, text)
 }
 
-// codec uses the methods of Jaeger's messages, whose types the protobuf library of today does not know.
+// codec uses the methods of Jaeger's messages, whose types the current protobuf library does not support.
 type codec struct{}
 
 // Name is the content subtype that gRPC's clients send.

@@ -3,6 +3,7 @@ package jaeger
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -24,7 +25,7 @@ func client(t *testing.T, s *tracestore.Store) api_v2.QueryServiceClient {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	server := GRPC(Options{Store: s})
+	server := GRPC(Options{Store: s, Log: slog.New(slog.DiscardHandler)})
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()
 	t.Cleanup(func() {

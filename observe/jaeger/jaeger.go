@@ -1,8 +1,8 @@
-// Package jaeger answers as Jaeger's query service does, over the spans of tracestore: HTTP with the JSON of its UI, of which Grafana and Kiali read, the
+// Package jaeger implements Jaeger's query service for the spans of tracestore: HTTP with the JSON of its UI, which Grafana and Kiali read, the
 // API v3 with OpenTelemetry's JSON, and gRPC's api_v2.
 //
-// It owns these forms and nothing else. It goes beyond Jaeger in one thing: a search may leave the service out. Times are given as they came;
-// Jaeger moves spans whose clocks seem to differ, here they have a warning.
+// It owns these formats and nothing else. It goes beyond Jaeger in one point: a search may omit the service. Times are returned as they were sent;
+// Jaeger shifts spans whose clocks seem to differ, here they get a warning.
 package jaeger
 
 import (
@@ -24,11 +24,11 @@ import (
 )
 
 const (
-	// lookback is how far a search goes back that does not say it.
+	// lookback is the default time span of a search.
 	lookback = 48 * time.Hour
-	// defaultLimit is how many traces a search gives that does not say it.
+	// defaultLimit is the default number of traces of a search.
 	defaultLimit = 100
-	// maxIDs is how many traces may be asked for by their ids at once.
+	// maxIDs is how many traces may be requested by their ids at once.
 	maxIDs = 100
 	// writeTime is how long a client may take to read a part of an answer, which has up to writeBytes. callTime is the time for all of it.
 	writeTime  = 10 * time.Second
@@ -48,9 +48,6 @@ type server struct {
 
 // New returns the HTTP API, at /api/ and, as some configure their Jaeger, at /jaeger/api/.
 func New(o Options) http.Handler {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	s := &server{o}
 	api := http.NewServeMux()
 	api.HandleFunc("GET /api/services", s.services)
@@ -70,7 +67,7 @@ func New(o Options) http.Handler {
 	return mux
 }
 
-// response is what the UI's API answers.
+// response is an answer of the UI's API.
 type response struct {
 	Data   any             `json:"data"`
 	Total  int             `json:"total"`
@@ -132,7 +129,7 @@ func (s *server) listOperations(ctx context.Context, service, kind string) ([]op
 	if kind != "" {
 		k, ok := tracestore.ParseKind(strings.ToLower(kind))
 		if !ok {
-			return nil, fmt.Errorf("%w: %.40q is no kind of spans", tracestore.ErrQuery, kind)
+			return nil, fmt.Errorf("%w: %.40q is not a kind of spans", tracestore.ErrQuery, kind)
 		}
 		only = &k
 	}
@@ -226,7 +223,7 @@ func (s *server) dependencies(w http.ResponseWriter, req *http.Request) {
 	if text := req.FormValue("lookback"); text != "" {
 		millis, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || millis < 0 || millis > int64(1<<62/time.Millisecond) {
-			s.fail(w, fmt.Errorf("%w: unable to parse param 'lookback': %.40q is no number of milliseconds", tracestore.ErrQuery, text))
+			s.fail(w, fmt.Errorf("%w: unable to parse param 'lookback': %.40q is not a number of milliseconds", tracestore.ErrQuery, text))
 			return
 		}
 		back = time.Duration(millis) * time.Millisecond
@@ -304,11 +301,11 @@ func parseQuery(form url.Values, now time.Time) (tracestore.Query, error) {
 	return q, nil
 }
 
-// parseTags reads an object of texts. Jaeger's takes nothing else; numbers and truth values are as good.
+// parseTags parses an object of texts. Unlike Jaeger's, it also accepts numbers and booleans.
 func parseTags(text string) (map[string]string, error) {
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal([]byte(text), &object); err != nil {
-		return nil, fmt.Errorf("it is no object in JSON: %w", err)
+		return nil, fmt.Errorf("it is not a JSON object: %w", err)
 	}
 	tags := make(map[string]string, len(object))
 	for key, raw := range object {
@@ -328,12 +325,12 @@ func unixTime(text string, unit time.Duration, otherwise time.Time) (time.Time, 
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n > int64((1<<63-1)/unit) || n < 0 {
-		return time.Time{}, fmt.Errorf("%w: %.40q is no time since 1970", tracestore.ErrQuery, text)
+		return time.Time{}, fmt.Errorf("%w: %.40q is not a time since 1970", tracestore.ErrQuery, text)
 	}
 	return time.Unix(0, n*int64(unit)), nil
 }
 
-// fail answers with Jaeger's shape of an error.
+// fail answers with an error in Jaeger's format.
 func (s *server) fail(w http.ResponseWriter, err error) {
 	code, message := s.status(err)
 	writeJSON(w, code, response{Errors: []responseError{{Code: code, Msg: message}}})
@@ -399,7 +396,7 @@ func newStream(w http.ResponseWriter, before string) *stream {
 	return &stream{parts: parts{w, time.Now().Add(callTime)}, before: before}
 }
 
-// add writes an element, and says whether somebody still reads.
+// add writes an element, and reports whether the client still reads.
 func (s *stream) add(v any) bool {
 	text, err := json.Marshal(v)
 	if err != nil {

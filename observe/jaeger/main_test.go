@@ -3,34 +3,26 @@ package jaeger
 import (
 	"encoding/json"
 	"flag"
-	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
-	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 	"polymesh.dev/polymesh/observe/tracestore"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
 
-func TestMain(m *testing.M) {
-	flag.Parse() // else LimitMemory says that there are no flags
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 func open(t *testing.T) *tracestore.Store {
 	t.Helper()
-	store, err := tracestore.Open(tracestore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1})
+	store, err := tracestore.Open(tracestore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = store.Close() })
 	return store
@@ -39,7 +31,7 @@ func open(t *testing.T) *tracestore.Store {
 // api is the HTTP API on a socket.
 func api(t *testing.T, store *tracestore.Store) string {
 	t.Helper()
-	server := httptest.NewServer(New(Options{Store: store}))
+	server := httptest.NewServer(New(Options{Store: store, Log: slog.New(slog.DiscardHandler)}))
 	t.Cleanup(server.Close)
 	return server.URL
 }

@@ -19,7 +19,7 @@ import (
 	"polymesh.dev/polymesh/observe/tracestore"
 )
 
-// errorV3 is the API v3's shape of an error.
+// errorV3 is the API v3's format of an error.
 type errorV3 struct {
 	Error struct {
 		HTTPCode int    `json:"httpCode"`
@@ -116,7 +116,7 @@ func (s *server) searchV3(w http.ResponseWriter, req *http.Request) {
 	})
 	switch {
 	case out.begun:
-		// A failure in between shortens the answer. There is no place in it to say so.
+		// An error after the start truncates the answer, which has no field for it.
 		out.end(afterV3)
 	case err != nil:
 		s.failV3(w, err)
@@ -127,7 +127,7 @@ func (s *server) searchV3(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// parameter is a parameter of a request under its own name or in camel case: clients of both kinds exist.
+// parameter returns a parameter of a request, under its own name or in camel case: there are clients of both kinds.
 func parameter(query url.Values, name string) string {
 	if text := query.Get(name); text != "" {
 		return text
@@ -201,7 +201,7 @@ func resourceSpans(t *tracestore.Trace) ([]byte, error) {
 	inner, ok := bytes.CutPrefix(text, []byte(`{"resourceSpans":[`))
 	inner, end := bytes.CutSuffix(inner, []byte("]}"))
 	if !ok || !end {
-		return nil, fmt.Errorf("writing trace %s: the library's JSON is no list of resources", t.ID)
+		return nil, fmt.Errorf("writing trace %s: the library's JSON is not a list of resources", t.ID)
 	}
 	return inner, nil
 }
@@ -288,7 +288,7 @@ func put(out pcommon.Map, attributes []tracestore.Attribute) {
 	}
 }
 
-// setValue sets a value of its type. What cannot be read as that is a text.
+// setValue sets a value of its type. A value that cannot be parsed becomes a text.
 func setValue(out pcommon.Value, v tracestore.Value) {
 	out.SetStr(v.Text)
 	switch v.Type {

@@ -19,11 +19,11 @@ import (
 )
 
 const (
-	// readBytes is how much of a file is read at a time, and how long a line may be. What is longer comes in pieces.
+	// readBytes is how much of a file is read at a time, and the longest line. Longer ones are split.
 	readBytes = 64 << 10
-	// history is how much of a file is read when nothing is remembered of it.
+	// history is how much of a file is read if there is no saved place.
 	history = 8 << 20
-	// maxSiblings is how many names beside a log are looked at to find it again after it was moved away.
+	// maxSiblings is how many names beside a log are checked to find it after its rotation.
 	maxSiblings = 1000
 )
 
@@ -39,21 +39,21 @@ type Place struct {
 // file is one program's log.
 type file struct {
 	File
-	place Place // up to here lines are stored
+	place Place // lines up to here are stored
 
 	file   *os.File
 	moved  time.Time // when another file was first seen under the log's name
 	limit  *rate.Limiter
 	recall *recall
-	// dropped lines are told in a line of their own.
+	// dropped counts lines since the last report about them.
 	dropped  int64
 	reported time.Time
 }
 
 const (
-	// reportPeriod is how often that is.
+	// reportPeriod is how often dropped lines are reported.
 	reportPeriod = 10 * time.Second
-	// clockSlack is by how much lines that were written together may come in another order.
+	// clockSlack is how far out of order lines may be.
 	clockSlack = 2 * time.Second
 )
 
@@ -70,7 +70,7 @@ func (f *file) close() {
 
 func identity(st *unix.Stat_t) (dev, inode uint64) { return uint64(st.Dev), st.Ino }
 
-// openLog opens a regular file, not through a link: its folder may be a user's.
+// openLog opens a regular file without following a link: its folder may belong to a user.
 func openLog(path string) (*os.File, unix.Stat_t, error) {
 	var st unix.Stat_t
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
@@ -83,12 +83,12 @@ func openLog(path string) (*os.File, unix.Stat_t, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		_ = unix.Close(fd)
-		return nil, st, &fs.PathError{Op: "open", Path: path, Err: errors.New("it is no regular file")}
+		return nil, st, &fs.PathError{Op: "open", Path: path, Err: errors.New("it is not a regular file")}
 	}
 	return os.NewFile(uintptr(fd), path), st, nil
 }
 
-// open opens the log where it was read last, which may have another name now, or the one that is written.
+// open opens the file that was read last, which may have been renamed, or else the current one.
 func (f *file) open() error {
 	opened, st, err := openLog(f.Path)
 	if err != nil {
@@ -111,7 +111,7 @@ func (f *file) open() error {
 	return nil
 }
 
-// findMoved looks for the log that was read last beside the one of today: who moves a log away keeps its inode.
+// findMoved looks for the file that was read last beside the current one: a rotated file keeps its inode.
 func (f *file) findMoved() *os.File {
 	dir, base := filepath.Split(f.Path)
 	stem := strings.TrimSuffix(base, filepath.Ext(base))
@@ -140,7 +140,7 @@ func (f *file) findMoved() *os.File {
 	return nil
 }
 
-// readFile stores what a file has got since. full says that there is more.
+// readFile stores the new lines of a file. full means that there are more.
 func (j *Journal) readFile(ctx context.Context, f *file) (full bool, err error) {
 	if f.file == nil {
 		err := f.open()
@@ -167,16 +167,16 @@ func (j *Journal) readFile(ctx context.Context, f *file) (full bool, err error) 
 	end := bytes.LastIndexByte(chunk, '\n') + 1
 	if end == 0 {
 		switch {
-		case n == len(j.buffer): // longer than a line may be
+		case n == len(j.buffer): // a line that is too long
 			end = n
 		case f.replaced():
-			end = n // the end of a file that was moved away
+			end = n // the end of a rotated file
 		default:
 			return false, nil
 		}
 	}
 	if end == 0 {
-		// Read to its end, and there is another one: begin with that.
+		// It was read to its end, and there is a new file: continue with that.
 		f.close()
 		f.place, f.moved = Place{Last: f.place.Last}, time.Time{}
 		if opened, st, err := openLog(f.Path); err == nil {
@@ -204,10 +204,10 @@ func (j *Journal) readFile(ctx context.Context, f *file) (full bool, err error) 
 	return n == len(j.buffer), nil
 }
 
-// lingering is how long a log that was moved away is watched for what its writer adds before he opens the new one.
+// lingering is how long a rotated log is watched: its writer may still add lines before it opens the new one.
 const lingering = 2 * time.Second
 
-// replaced says whether another file has the log's name, and nobody writes into this one any more.
+// replaced reports whether another file has the log's name, and this one has had time to get its last lines.
 func (f *file) replaced() bool {
 	var st unix.Stat_t
 	if err := unix.Lstat(f.Path, &st); err != nil {
@@ -223,7 +223,7 @@ func (f *file) replaced() bool {
 	return time.Since(f.moved) >= lingering
 }
 
-// entries makes entries of lines, and leaves out those that are too many.
+// entries makes entries from lines, and drops lines above the limit.
 func (j *Journal) entries(f *file, chunk []byte, place *Place) (entries []logstore.Entry, dropped int64) {
 	labels := j.labels(f)
 	for line := range bytes.Lines(chunk) {
@@ -231,7 +231,7 @@ func (j *Journal) entries(f *file, chunk []byte, place *Place) (entries []logsto
 		if len(line) == 0 {
 			continue
 		}
-		// A line without a time, such as one of a stack, belongs to the one before.
+		// A line without a time, such as one of a stack trace, belongs to the line before.
 		at, ok := lineTime(string(line[:min(len(line), 128)]), j.started)
 		nanos := at.UnixNano()
 		if !ok {
@@ -243,7 +243,7 @@ func (j *Journal) entries(f *file, chunk []byte, place *Place) (entries []logsto
 		if nanos <= place.Last && place.Last-nanos < int64(time.Millisecond) {
 			nanos = place.Last + 1
 		}
-		// The clock was ahead, and is right again: the limit would let nothing through until it is there.
+		// The clock was set back: without this, the limit would drop all lines until it reaches the old time again.
 		if place.Last-nanos > int64(clockSlack) {
 			f.limit.SetLimitAt(time.Unix(0, nanos), f.limit.Limit())
 		}
@@ -275,7 +275,7 @@ func (j *Journal) reportDropped(f *file) error {
 	return nil
 }
 
-// lineTime finds the time in a line of Go's slog or logrus (time=…) or klog (I1130 04:05:06.123456, without a year and in the machine's zone).
+// lineTime parses the time in a line of Go's slog or logrus (time=…) or klog (I1130 04:05:06.123456, without a year and in the machine's zone).
 func lineTime(line string, now time.Time) (time.Time, bool) {
 	if rest, ok := strings.CutPrefix(line, "time="); ok {
 		word, _, _ := strings.Cut(rest, " ")

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
@@ -34,8 +35,7 @@ const (
 type Store interface {
 	Append([]logstore.Entry) error
 	Each(context.Context, logstore.Selector, func(logstore.Entry) bool) error
-	Mark() uint64
-	Durable() uint64
+	checkpoint.Store
 }
 
 // Options say what is read.
@@ -45,7 +45,7 @@ type Options struct {
 	Store Store
 	// State is the file that remembers how far each log was read.
 	State string
-	// Files are the programs' logs. The store's own one does not belong here: it would write about itself for ever.
+	// Files are the programs' logs. The store's own log must not be among them: storing it would write to it again.
 	Files []File
 	// Kernel is the kernel's log, /dev/kmsg when empty.
 	Kernel string
@@ -65,7 +65,7 @@ const (
 	retryPeriod = time.Second
 )
 
-// Journal reads the logs. Make a new one after Run has ended.
+// Journal reads the logs. It cannot run again after Run has ended.
 type Journal struct {
 	opts    Options
 	started time.Time
@@ -73,8 +73,8 @@ type Journal struct {
 	kernel  *kernel
 	buffer  []byte
 
-	dirty  bool // there are places that are not saved
-	saving *checkpoint
+	dirty      bool // some places are not saved
+	checkpoint *checkpoint.File[state]
 
 	mu      sync.Mutex
 	lines   int64
@@ -83,28 +83,26 @@ type Journal struct {
 	problem string
 }
 
-// New makes a Journal. The saved state is read here.
-func New(opts Options) (*Journal, error) {
+// New returns a Journal with the saved state.
+func New(opts Options) *Journal {
 	if opts.Kernel == "" {
 		opts.Kernel = "/dev/kmsg"
 	}
 	if opts.LinesPerSecond == 0 {
 		opts.LinesPerSecond = 2000
 	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
-	st, err := loadState(opts.State)
+	saved := checkpoint.New[state](opts.State, opts.Store)
+	st, _, err := saved.Load()
 	if err != nil {
-		// Without the state the logs are read again, and what is stored already is recognised.
+		// Without the state the logs are read again; lines that are already stored are recognised.
 		opts.Log.Warn("the places in the platform's logs were forgotten", "error", err)
 	}
-	j := &Journal{opts: opts, started: time.Now(), buffer: make([]byte, readBytes)}
+	j := &Journal{opts: opts, started: time.Now(), buffer: make([]byte, readBytes), checkpoint: saved}
 	for _, f := range opts.Files {
 		j.files = append(j.files, newFile(f, st.Files[f.Name], opts.LinesPerSecond))
 	}
 	j.kernel = newKernel(opts.Kernel, st.Kernel)
-	return j, nil
+	return j
 }
 
 // Run reads until the context ends.
@@ -135,7 +133,7 @@ func (j *Journal) Run(ctx context.Context) error {
 	}
 }
 
-// round looks at everything once. more says that there is more to read at once. What cannot be read does not keep the others from being read.
+// round reads everything once. more means that there is more to read immediately. A log that cannot be read does not hold up the others.
 func (j *Journal) round(ctx context.Context) (more bool, err error) {
 	var problems []error
 	for _, f := range j.files {
@@ -147,7 +145,7 @@ func (j *Journal) round(ctx context.Context) (more bool, err error) {
 	return more, errors.Join(problems...)
 }
 
-// store gives lines to the store. Lines that it refuses for what they are are counted and left.
+// store appends lines to the store. Lines that the store rejects are counted and left out.
 func (j *Journal) store(entries []logstore.Entry) error {
 	if len(entries) == 0 {
 		return nil
@@ -173,14 +171,14 @@ func (j *Journal) count(lines, dropped, refused int64) {
 	j.refused += refused
 }
 
-// Numbers says what was done since New.
+// Numbers counts lines since New.
 func (j *Journal) Numbers() map[string]int64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return map[string]int64{"lines": j.lines, "dropped": j.dropped, "refused": j.refused}
 }
 
-// Problem says what keeps lines from being stored, or nothing.
+// Problem says why lines are not stored, empty if they are.
 func (j *Journal) Problem() string {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,7 +16,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -29,14 +32,19 @@ type machine struct {
 	stop    func()
 }
 
+// saved is what the file says about how far was read.
+func (m *machine) saved() state {
+	st, _, err := checkpoint.New[state](m.opts.State, m.store).Load()
+	require.NoError(m.t, err)
+	return st
+}
+
 func newMachine(t *testing.T, names ...string) *machine {
 	t.Helper()
 	dir := t.TempDir()
 	m := &machine{t: t, dir: dir, stop: func() {}}
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "store")}})
-	require.NoError(t, err)
-	m.store = store
-	m.opts = Options{Node: "node-1", Store: store, State: filepath.Join(dir, "places"), Kernel: filepath.Join(dir, "kmsg"), LinesPerSecond: 100_000}
+	m.store = logstoretest.Open(t, rowstore.Options{Dir: filepath.Join(dir, "store")})
+	m.opts = Options{Node: "node-1", Store: m.store, State: filepath.Join(dir, "places"), Kernel: filepath.Join(dir, "kmsg"), LinesPerSecond: 100_000, Log: slog.New(slog.DiscardHandler)}
 	require.NoError(t, unix.Mkfifo(m.opts.Kernel, 0o600))
 	for _, name := range names {
 		m.opts.Files = append(m.opts.Files, File{Name: name, Path: m.path(name + ".log")})
@@ -49,8 +57,7 @@ func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
 
 func (m *machine) start() {
 	m.t.Helper()
-	j, err := New(m.opts)
-	require.NoError(m.t, err)
+	j := New(m.opts)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- j.Run(ctx) }()
@@ -183,7 +190,7 @@ func TestStoppedMeanwhile(t *testing.T) {
 	m.numbered("server.log", 1000, 1100)
 	m.start()
 	m.allNumbers("server", 1100)
-	require.Eventually(t, func() bool { st, err := loadState(m.opts.State); return err == nil && st.Files["server"].Offset > 0 }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return m.saved().Files["server"].Offset > 0 }, 30*time.Second, 20*time.Millisecond)
 	m.stop()
 
 	m.numbered("server.log", 1100, 1200)
@@ -308,7 +315,7 @@ func TestKernel(t *testing.T) {
 	m.start()
 	m.kmsg(append(records, fmt.Sprintf("3,105,%d,-;%s\n", since+9_000_000, strings.ReplaceAll(killLine, "4242", "4343")))...)
 	require.Eventually(t, func() bool { return len(m.lines(kernel)) == 4 }, 20*time.Second, 20*time.Millisecond)
-	require.Eventually(t, func() bool { st, err := loadState(m.opts.State); return err == nil && st.Kernel.Sequence == 106 }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return m.saved().Kernel.Sequence == 106 }, 20*time.Second, 20*time.Millisecond)
 	require.Len(t, m.lines(kernel), 4)
 }
 

@@ -22,12 +22,12 @@ type KernelPlace struct {
 	Sequence uint64 `json:"sequence"`
 }
 
-// kernel is the kernel's log. A read gives one record: "priority,sequence,microseconds,flags;text", then lines with more, each after a space.
+// kernel is the kernel's log. A read returns one record: "priority,sequence,microseconds,flags;text", then lines with more, each after a space.
 type kernel struct {
 	path   string
-	place  KernelPlace // up to here records were read, and stored if they are wanted
+	place  KernelPlace // records up to here were read, and stored if wanted
 	fd     int         // -1 while it is not open
-	absent bool        // there is none, or it may not be read: as in a container
+	absent bool        // it does not exist or may not be read, as in a container
 }
 
 func newKernel(path string, place KernelPlace) *kernel {
@@ -54,13 +54,13 @@ func (k *kernel) close() {
 }
 
 const (
-	// kernelRecord is more than the kernel puts into one record.
+	// kernelRecord is larger than any record of the kernel.
 	kernelRecord = 16 << 10
 	// maxRecords is how many records are read at a time.
 	maxRecords = 10_000
 )
 
-// readKernel stores what the kernel has written about killed processes since.
+// readKernel stores the kernel's new records about killed processes.
 func (j *Journal) readKernel(ctx context.Context) error {
 	k := j.kernel
 	if k.absent {
@@ -80,7 +80,7 @@ func (j *Journal) readKernel(ctx context.Context) error {
 		switch {
 		case errors.Is(err, unix.EAGAIN) || err == nil && n == 0:
 			return nil
-		case errors.Is(err, unix.EPIPE) || errors.Is(err, unix.EINTR): // records were overwritten: the next read goes on behind them
+		case errors.Is(err, unix.EPIPE) || errors.Is(err, unix.EINTR): // records were overwritten: the next read continues after them
 			continue
 		case err != nil:
 			k.close()
@@ -92,7 +92,7 @@ func (j *Journal) readKernel(ctx context.Context) error {
 		}
 		if r.wanted() {
 			if err := j.storeRecord(ctx, r); err != nil {
-				// From the beginning again; what was stored is behind the place.
+				// Start from the beginning; the place tells what was already stored.
 				k.close()
 				return fmt.Errorf("storing the kernel's log: %w", err)
 			}
@@ -119,14 +119,14 @@ func (j *Journal) storeRecord(ctx context.Context, r record) error {
 	return j.store([]logstore.Entry{e})
 }
 
-// record is one of the kernel's.
+// record is a record of the kernel's log.
 type record struct {
 	sequence uint64
-	since    time.Duration // the start of the machine
+	since    time.Duration // since the start of the machine
 	text     string
 }
 
-// parseRecord reads a record. Records that a program has written into the kernel's log are none.
+// parseRecord parses a record. It rejects records that a program has written into the kernel's log.
 func parseRecord(raw string) (record, bool) {
 	prefix, text, ok := strings.Cut(raw, ";")
 	if !ok {
@@ -146,7 +146,7 @@ func parseRecord(raw string) (record, bool) {
 	return record{sequence: sequence, since: time.Duration(micros) * time.Microsecond, text: text}, true
 }
 
-// at is when it was written, by the clock of now.
+// at returns when it was written, by the current clock.
 func (r record) at() time.Time {
 	var mono unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
@@ -155,7 +155,7 @@ func (r record) at() time.Time {
 	return time.Now().Add(r.since - time.Duration(mono.Nano())).Round(time.Millisecond)
 }
 
-// wanted says whether it tells of a process that was killed for want of memory.
+// wanted reports whether it is about a process that was killed because memory ran out.
 func (r record) wanted() bool {
 	return strings.Contains(r.text, "Killed process ") || strings.HasPrefix(r.text, "oom-kill:") || strings.Contains(r.text, " invoked oom-killer:")
 }

@@ -9,13 +9,13 @@ import (
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
-// recall knows the lines of a file that an earlier run has stored already: it was some seconds ahead of the place that it saved.
+// recall holds the lines of a file that an earlier run has stored after the place that it saved, usually those of a few seconds.
 type recall struct{ lines map[string]int }
 
 // maxRecall bounds what is looked up.
 const maxRecall = 20_000
 
-// fresh leaves out the entries that an earlier run has stored. It looks once, at the first lines after the start.
+// fresh leaves out the entries that an earlier run has stored. It queries the store once, for the first lines after the start.
 func (j *Journal) fresh(ctx context.Context, f *file, entries []logstore.Entry) ([]logstore.Entry, error) {
 	if len(entries) == 0 {
 		return entries, nil
@@ -55,7 +55,7 @@ func (j *Journal) fresh(ctx context.Context, f *file, entries []logstore.Entry) 
 	return kept, nil
 }
 
-// known says whether the kernel's line of about that time is stored already.
+// known reports whether the kernel's line from about that time is already stored.
 func (j *Journal) known(ctx context.Context, e logstore.Entry) (bool, error) {
 	found := false
 	err := j.opts.Store.Each(ctx, logstore.Selector{

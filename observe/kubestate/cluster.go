@@ -173,7 +173,7 @@ func addResources(add adder, list corev1.ResourceList, node bool, labels ...stri
 	}
 }
 
-// float converts an amount by way of thousandths, because 1900m would become 1.9000000000000001 otherwise.
+// float converts an amount through thousandths: otherwise 1900m would become 1.9000000000000001.
 func float(amount resource.Quantity) float64 {
 	if v := amount.Value(); v > math.MaxInt64/1000 || v < math.MinInt64/1000 {
 		return float64(v)
@@ -190,14 +190,14 @@ func unitOf(name corev1.ResourceName, node bool) string {
 		return "byte"
 	case name == corev1.ResourcePods && node:
 		return "integer"
-	// An extended resource: its name has a domain, which is not Kubernetes' own.
+	// An extended resource: its name has a domain that is not Kubernetes' own.
 	case strings.Contains(string(name), "/") && !strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix):
 		return "integer"
 	}
 	return ""
 }
 
-// sanitize makes of a resource's name one as labels have.
+// sanitize turns a resource's name into a value for a label.
 func sanitize(name string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {

@@ -1,13 +1,13 @@
-// Package kubestate makes metrics of the objects in the cluster, with the names and labels of kube-state-metrics.
+// Package kubestate makes metrics from the objects in the cluster, with the names and labels of kube-state-metrics.
 //
-// Public dashboards and rules ask for some sixty of its families; these are made, from the objects that package cluster holds anyway, when
-// somebody gathers. What is left out where kube-state-metrics would write more: ReplicaSets without pods, states of containers that another
-// family tells (waiting, terminated), and of init containers all but restarts and reasons, unless they are sidecars. A pod costs about 20
+// Public dashboards and rules use about sixty of its families. These are made at each collection from the objects that package cluster holds
+// anyway. Left out, compared with kube-state-metrics: ReplicaSets without pods, states of containers that another
+// family has (waiting, terminated), and everything but restarts and reasons of init containers that are not sidecars. A pod costs about 20
 // series, one with a sidecar 30.
 //
 // Names and reasons are chosen by users, so each label is cut, and the number of series is bounded. When there are too many, those of states
-// that an object does not have, which are 0, are left out first, then whole families, the least important ones; one of our own names them.
-// Package metrics gathers, package server makes the State.
+// that an object does not have, which are 0, are left out first, then the least important families; a family of our own names them.
+// Package metrics gathers, package server creates the State.
 package kubestate
 
 import (
@@ -19,9 +19,11 @@ import (
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
-// Objects are those of the cluster. The objects are not changed by anybody.
+// Objects are the objects in the cluster. They must not be changed.
 type Objects interface {
 	Nodes() []*corev1.Node
 	Namespaces() []*corev1.Namespace
@@ -42,7 +44,7 @@ const (
 	DefaultMaxSeries = 10_000
 	// maxLabel is the longest value of a label in bytes.
 	maxLabel = 512
-	// LeftOut is the family that names what is missing because of the limit.
+	// LeftOut is the family that names the families left out because of the limit.
 	LeftOut = "polymesh_observe_kube_family_left_out"
 )
 
@@ -60,7 +62,7 @@ func New(objects Objects, maxSeries int) *State {
 	return &State{objects, maxSeries}
 }
 
-// family is how the samples of one name are made.
+// family describes the samples of one name.
 type family struct {
 	name, help string
 	kind       dto.MetricType
@@ -71,10 +73,10 @@ type family struct {
 	each func(*lists, adder)
 }
 
-// adder takes a sample. A sample that is one too many is not kept.
+// adder adds a sample. Samples above the limit are dropped.
 type adder func(value float64, labels ...string)
 
-// lists are the objects of one gathering.
+// lists are the objects at one collection.
 type lists struct {
 	nodes        []*corev1.Node
 	namespaces   []*corev1.Namespace
@@ -114,7 +116,7 @@ func (s *State) Gather() ([]*dto.MetricFamily, error) {
 	return gathered, nil
 }
 
-// gather returns the families for which there is room, and the names of the others.
+// gather returns the families within the limit, and the names of the others.
 func gather(all []family, o *lists, room int, lean bool) (gathered []*dto.MetricFamily, missing []string) {
 	for _, f := range all {
 		g, ok := f.gather(o, room, lean)
@@ -129,7 +131,7 @@ func gather(all []family, o *lists, room int, lean bool) (gathered []*dto.Metric
 	return gathered, missing
 }
 
-// sample is a series in one piece of memory.
+// sample holds a series in one allocation.
 type sample struct {
 	metric dto.Metric
 	gauge  dto.Gauge
@@ -157,21 +159,17 @@ func (f family) gather(o *lists, limit int, lean bool) (*dto.MetricFamily, bool)
 		pairs := make([]dto.LabelPair, len(labels))
 		s.metric.Label = make([]*dto.LabelPair, 0, len(labels))
 		for i := range labels {
-			// No value is the same as no label.
+			// An empty value is the same as no label.
 			if labels[i] == "" {
 				continue
 			}
-			labels[i] = text(labels[i])
+			labels[i] = excerpt.Of(labels[i], maxLabel)
 			pairs[i].Name, pairs[i].Value = &f.labels[i], &labels[i]
 			s.metric.Label = append(s.metric.Label, &pairs[i])
 		}
 		g.Metric = append(g.Metric, &s.metric)
 	})
 	return g, !over
-}
-
-func text(s string) string {
-	return strings.ToValidUTF8(s[:min(len(s), maxLabel)], "\uFFFD")
 }
 
 func gauge(name, help string, labels []string, each func(*lists, adder)) family {

@@ -17,7 +17,7 @@ func pods(name, help string, of func(*corev1.Pod, adder), labels ...string) fami
 	})
 }
 
-// id is what the series of a pod have in common.
+// id holds the common labels of a pod's series.
 func id(p *corev1.Pod, more ...string) []string {
 	return append([]string{p.Namespace, p.Name, string(p.UID)}, more...)
 }
@@ -76,7 +76,7 @@ func podsMore() []family {
 	}
 }
 
-// podReasons adds the reasons that a pod, its conditions and its containers have, if they are known ones.
+// podReasons adds the known reasons of a pod, its conditions and its containers.
 func podReasons(p *corev1.Pod, add adder) {
 	known := []string{"Evicted", "NodeAffinity", "NodeLost", "PreemptionByScheduler", "SchedulingGated", "Shutdown", "TerminationByKubelet", "UnexpectedAdmissionError"}
 	for _, reason := range known {
@@ -93,11 +93,11 @@ func podReasons(p *corev1.Pod, add adder) {
 	}
 }
 
-// container is one of a pod, with what the kubelet has said about it.
+// container is a container of a pod with its status from the kubelet.
 type container struct {
 	*corev1.Container
 	pod    *corev1.Pod
-	status *corev1.ContainerStatus // nil before that
+	status *corev1.ContainerStatus // nil if there is none yet
 }
 
 func (c container) id(more ...string) []string {
@@ -140,7 +140,7 @@ func eachContainer(p *corev1.Pod, list []corev1.Container, statuses []corev1.Con
 	}
 }
 
-// both returns a family of all containers and one of the init containers, of only the sidecars among them if it is so said.
+// both returns a family of all containers and one of the init containers, or of only the sidecars among these.
 func both(name, help string, onlySidecars bool, of func(container, adder), labels ...string) []family {
 	return []family{
 		containers(name, help, of, labels...),
@@ -152,7 +152,7 @@ func both(name, help string, onlySidecars bool, of func(container, adder), label
 	}
 }
 
-// withStatus calls of for containers that the kubelet knows.
+// withStatus calls of for containers with a status.
 func withStatus(of func(container, *corev1.ContainerStatus, adder)) func(container, adder) {
 	return func(c container, add adder) {
 		if c.status != nil {

@@ -106,7 +106,7 @@ func deploymentReason(reason string) string {
 	return "unknown"
 }
 
-// replicaSets are those with pods: a Deployment keeps ten former ones.
+// replicaSets returns the families of ReplicaSets with pods: a Deployment keeps ten old ones without.
 func replicaSets() []family {
 	return []family{gauge("kube_replicaset_owner", "The owner of a ReplicaSet.", append([]string{"namespace", "replicaset"}, owner()...), func(o *lists, add adder) {
 		for _, r := range o.replicaSets {
@@ -226,7 +226,7 @@ func jobs() []family {
 	}
 }
 
-// jobFailed adds a series for each reason for which Kubernetes ends a Job, and the number of pods if it has another one or still runs.
+// jobFailed adds a series for each reason for which Kubernetes ends a Job, or the number of failed pods if the Job has another reason or still runs.
 func jobFailed(j *batchv1.Job, add adder) {
 	if j.Status.Failed == 0 {
 		add(0, j.Namespace, j.Name, "")

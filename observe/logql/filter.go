@@ -182,7 +182,7 @@ func (f *addressFilter) holds(r *record) bool {
 // conversionError says what could not be converted, without all of a label that may be long.
 type conversionError struct{ what, value string }
 
-func (e *conversionError) Error() string { return strconv.Quote(clip(e.value)) + " is no " + e.what }
+func (e *conversionError) Error() string { return strconv.Quote(clip(e.value)) + " is not a " + e.what }
 
 // The conversions of filters and of unwrap.
 func toNumber(s string) (float64, error) {

@@ -14,9 +14,9 @@ type jsonReader struct {
 }
 
 var (
-	errNotJSON  = errors.New("the line is no JSON document")
+	errNotJSON  = errors.New("the line is not a JSON document")
 	errDeepJSON = errors.New("the JSON document is nested too deep")
-	errNoObject = errors.New("the line is no JSON object")
+	errNoObject = errors.New("the line is not a JSON object")
 )
 
 // jsonValue is a value as it is written.

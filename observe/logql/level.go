@@ -8,7 +8,7 @@ import (
 )
 
 // levelLabel is the metadata by which Grafana colours lines and their histogram. Loki makes it when a line is stored; here it is made when one
-// is read, so it costs nothing while nobody looks.
+// is read, so it costs nothing without queries.
 const levelLabel = "detected_level"
 
 // WithLevel adds the level of an entry that does not say it itself, as lines of a query have it.

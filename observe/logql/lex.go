@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // kind is the kind of a token. Operators and punctuation are their own text.
@@ -182,7 +184,7 @@ scanned:
 	} else if b, ok := parseQueryBytes(t.text); ok {
 		t.kind, t.number = kindBytes, b
 	} else {
-		return lexed{}, errorAt(query, at, "syntax error: %q is no number, duration or count of bytes", clip(t.text))
+		return lexed{}, errorAt(query, at, "syntax error: %q is not a number, duration or count of bytes", clip(t.text))
 	}
 	return lexed{t, at + end}, nil
 }
@@ -194,14 +196,4 @@ func isIdentStart(c byte) bool {
 }
 
 // clip bounds a text that is quoted in an error.
-func clip(s string) string {
-	const most = 64
-	if len(s) <= most {
-		return s
-	}
-	end := most
-	for end > 0 && !utf8.RuneStart(s[end]) {
-		end--
-	}
-	return s[:end] + "…"
-}
+func clip(s string) string { return excerpt.Marked(s, 64) }

@@ -24,7 +24,7 @@ func (s *logfmtStage) String() string {
 	return text + joinExtractions(s.wanted)
 }
 
-var errBadPair = errors.New("the line is no logfmt")
+var errBadPair = errors.New("the line is not logfmt")
 
 func (s *logfmtStage) run(r *record) bool {
 	seen := make([]bool, len(s.wanted))

@@ -4,7 +4,7 @@
 // stands around them, sums, comparisons, arithmetic, is PromQL in all but name: each bracket is offered to Prometheus' engine as series, so
 // those parts mean what they mean everywhere. Lines come from a logstore; package loki calls this for its HTTP API.
 //
-// Whoever may query chooses the query and whoever logs chooses the lines, so both are bounded: how long and deep a query is, how large its
+// Clients choose queries, and apps choose lines, so both are bounded: how long and deep a query is, how large its
 // regular expressions, what its templates make, how many lines it reads, how many series and bytes it gives.
 package logql
 

@@ -1,27 +1,19 @@
 package logql
 
 import (
-	"flag"
-	"fmt"
 	"log/slog"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse() // the storage's flags are the process's
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 // testStart is when the lines of tests begin: in the past, as the store takes nothing from the future, and at a whole minute.
 var testStart = time.Now().Add(-3 * time.Hour).Truncate(time.Minute)
@@ -29,9 +21,7 @@ var testStart = time.Now().Add(-3 * time.Hour).Truncate(time.Minute)
 // newEngine makes an engine with a real store that has these entries.
 func newEngine(t *testing.T, limits Limits, entries []logstore.Entry) *Engine {
 	t.Helper()
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	store := logstoretest.Open(t, rowstore.Options{Dir: t.TempDir()})
 	if len(entries) > 0 {
 		require.NoError(t, store.Append(entries))
 	}

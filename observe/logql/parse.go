@@ -676,7 +676,7 @@ func (p *queryParser) matchers() ([]*labels.Matcher, error) {
 		case err != nil:
 			return nil, err
 		case !logstore.ValidName(m.Name):
-			return nil, p.errorf(at, "%q is no name for a label of a stream", clip(m.Name))
+			return nil, p.errorf(at, "%q is not a valid label name of a stream", clip(m.Name))
 		case len(m.Value) > maxMatcherBytes:
 			return nil, p.errorf(at, "the value for %s has more than %d bytes", m.Name, maxMatcherBytes)
 		case len(matchers) == maxMatchers:

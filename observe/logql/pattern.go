@@ -15,7 +15,7 @@ type pattern struct {
 // patternPart is a text, or a hole if name is not empty.
 type patternPart struct{ text, name string }
 
-// anyHole is the name of a hole whose text nobody wants.
+// anyHole is the name of a hole whose text is ignored.
 const anyHole = "_"
 
 var (

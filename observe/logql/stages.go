@@ -136,7 +136,7 @@ func (s labelFormatStage) run(r *record) bool {
 	return true
 }
 
-// lineFormatStage makes the line anew.
+// lineFormatStage replaces the line.
 type lineFormatStage struct{ template *lineTemplate }
 
 func (s lineFormatStage) String() string { return "| line_format " + strconv.Quote(s.template.text) }

@@ -11,7 +11,7 @@ import (
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
-// Counted is how many lines, and bytes of lines, a stream or a group of streams had in one step of time.
+// Counted is the number of lines, and of their bytes, of a stream or a group of streams in one step of time.
 type Counted struct {
 	// Time is when the step begins; without steps it is zero.
 	Time   time.Time
@@ -20,16 +20,16 @@ type Counted struct {
 	Bytes  int64
 }
 
-// Grouping says how Count counts.
+// Grouping says how Count groups lines.
 type Grouping struct {
-	// Step cuts the time into pieces of that length: one begins at Origin. Zero counts everything together.
+	// Step divides the time into steps of this length; one begins at Origin. Zero counts everything together.
 	Step   time.Duration
 	Origin time.Time
 	// By are the labels by which lines are counted; nil counts each stream, an empty list all of them together.
 	By []string
 }
 
-// Count counts the lines that are meant by a selector (its limit and order are not looked at), in the storage, where most lines need not even be unpacked.
+// Count counts the selected lines (without the selector's limit and order), in the storage, which need not decompress most lines.
 // The results come in no order.
 func (s *Store) Count(ctx context.Context, sel Selector, group Grouping, each func(Counted) bool) error {
 	c, err := compile(sel)
@@ -38,7 +38,7 @@ func (s *Store) Count(ctx context.Context, sel Selector, group Grouping, each fu
 	}
 	var by []string
 	if group.Step > 0 {
-		// The storage adds the offset to a time before it looks in which step it falls.
+		// The storage adds the offset to a time before it computes the step.
 		step := group.Step.Nanoseconds()
 		offset := step - group.Origin.UnixNano()%step
 		by = append(by, fmt.Sprintf("_time:%dns offset %dns", step, offset))
@@ -48,7 +48,7 @@ func (s *Store) Count(ctx context.Context, sel Selector, group Grouping, each fu
 	}
 	for _, name := range group.By {
 		if !ValidName(name) {
-			return fmt.Errorf("%.40q is no name for a label", name)
+			return fmt.Errorf("%.40q is not a valid label name", name)
 		}
 		by = append(by, rowstore.FieldName(name))
 	}

@@ -16,16 +16,16 @@ import (
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
-// entryCost is what a client's line costs beside its length, and largestEntry what one costs at most.
+// entryCost is the cost of a client's line beside its length, and largestEntry the largest cost of a line.
 const (
 	entryCost    = 128
 	largestEntry = entryCost + MaxLineBytes + MaxMetadataBytes
 )
 
-// metadataPrefix keeps the names of metadata apart from labels' and from the storage's own.
+// metadataPrefix separates the names of metadata from those of labels and of the storage.
 const metadataPrefix = "meta."
 
-// clean gives the entry as it is stored: labels checked and sorted, the line cut, everything text. Or it says why that cannot be.
+// clean returns the entry as it is stored: with checked and sorted labels, a bounded line and valid UTF-8. Or it returns why the entry is refused.
 func (s *Store) clean(e Entry) (Entry, string) {
 	labels := make([]Field, 0, len(e.Labels))
 	for _, l := range e.Labels {
@@ -33,7 +33,7 @@ func (s *Store) clean(e Entry) (Entry, string) {
 			continue
 		}
 		if !ValidName(l.Name) {
-			return e, fmt.Sprintf("%.40q is no name for a label", l.Name)
+			return e, fmt.Sprintf("%.40q is not a valid label name", l.Name)
 		}
 		if len(l.Value) > MaxLabelBytes {
 			return e, fmt.Sprintf("the label %s has %d bytes, more than %d", l.Name, len(l.Value), MaxLabelBytes)
@@ -64,7 +64,7 @@ func (s *Store) clean(e Entry) (Entry, string) {
 			continue
 		}
 		if m.Name == "" || len(m.Name) > MaxNameBytes || strings.HasSuffix(m.Name, "*") {
-			return e, fmt.Sprintf("%.40q is no name for metadata", m.Name)
+			return e, fmt.Sprintf("%.40q is not a valid metadata name", m.Name)
 		}
 		size += len(m.Name) + len(m.Value)
 		metadata = append(metadata, Field{Name: text(m.Name), Value: text(m.Value)})
@@ -75,7 +75,7 @@ func (s *Store) clean(e Entry) (Entry, string) {
 	if foreign(labels) && !s.foreign.AllowN(now, entryCost+size+min(len(e.Line), MaxLineBytes)) {
 		return e, s.refusals.note(now, fmt.Sprintf("clients send more than %d bytes of lines a second", int(s.foreign.Limit())))
 	}
-	// Last, so that what is refused takes no place of a stream.
+	// Last, so that a refused line does not count as a stream.
 	if reason := s.streams.admit(labels, now); reason != "" {
 		return e, s.refusals.note(now, reason)
 	}
@@ -90,7 +90,7 @@ func (s *Store) clean(e Entry) (Entry, string) {
 	return Entry{Time: e.Time, Labels: labels, Line: text(line), Metadata: metadata}, ""
 }
 
-// ValidName says whether a name may be a label's: what Prometheus and Loki allow, and not the storage's own ones.
+// ValidName reports whether a label may have this name: one that Prometheus and Loki allow, and that the storage does not use itself.
 func ValidName(name string) bool {
 	if name == "" || len(name) > MaxNameBytes {
 		return false
@@ -107,7 +107,7 @@ func ValidName(name string) bool {
 	return true
 }
 
-// text makes of bytes that are no text the replacement character, so that they can be shown as JSON.
+// text replaces invalid UTF-8, so that the text can be encoded as JSON.
 func text(s string) string {
 	if utf8.ValidString(s) {
 		return s
@@ -124,7 +124,7 @@ func (e *Entry) row() rowstore.Row {
 	return rowstore.Row{Time: e.Time, Stream: e.Labels, Fields: fields, Foreign: foreign(e.Labels)}
 }
 
-// foreign says whether a line was sent by a client, who chooses its labels, its metadata and its time: by OTLP (package receive) or by Loki's push API
+// foreign reports whether a line was sent by a client, which chooses its labels, its metadata and its time: by OTLP (package receive) or by Loki's push API
 // (package loki). They set these labels, and no others can.
 func foreign(labels []Field) bool {
 	return Value(labels, "job") == "otlp" || Value(labels, "source") == "push"
@@ -163,7 +163,7 @@ func (e *Entry) set(field, value string, fields int) {
 	e.Metadata = append(e.Metadata, Field{Name: name, Value: value})
 }
 
-// streams remembers which streams had lines today, to bound them. Those of clients have a bound of their own, so that they take no place of the platform's.
+// streams tracks which streams had lines today, to bound them. Those of clients have a separate bound, so that they do not displace the platform's.
 type streams struct {
 	most, mostForeign int
 	seed              maphash.Seed
@@ -177,7 +177,7 @@ func newStreams(most, mostForeign int) streams {
 	return streams{most: most, mostForeign: mostForeign, seed: maphash.MakeSeed()}
 }
 
-// admit says why a line of that stream cannot be stored, or nothing. The day is that of the clock: a line's own time is whatever its sender says.
+// admit returns why a line of that stream cannot be stored, empty if it can. The day is the current one: a line's own time is chosen by its sender.
 func (s *streams) admit(labels []Field, now time.Time) (reason string) {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
@@ -204,7 +204,7 @@ func (s *streams) admit(labels []Field, now time.Time) (reason string) {
 	return ""
 }
 
-// refusals remembers that lines were refused which would be stored if there were fewer.
+// refusals records that lines were refused because of their number.
 type refusals struct {
 	mu     sync.Mutex
 	last   time.Time
@@ -222,7 +222,7 @@ func (r *refusals) note(now time.Time, reason string) string {
 	return reason
 }
 
-// problem says why lines were refused lately, or nothing.
+// problem returns why lines were refused lately, empty if none were.
 func (r *refusals) problem(now time.Time) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

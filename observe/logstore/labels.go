@@ -10,10 +10,10 @@ import (
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
-// MaxSeries is how many streams LabelNames, LabelValues and Series look at.
+// MaxSeries is how many streams LabelNames, LabelValues and Series read.
 const MaxSeries = 10_000
 
-// Series gives the labels of the streams that have lines from start to end, at most MaxSeries of them, sorted.
+// Series returns the labels of the streams with lines from start to end, at most MaxSeries of them, sorted.
 func (s *Store) Series(ctx context.Context, matchers []Matcher, start, end time.Time) ([][]Field, error) {
 	c, err := compile(Selector{Matchers: matchers})
 	if err != nil {
@@ -31,7 +31,7 @@ func (s *Store) Series(ctx context.Context, matchers []Matcher, start, end time.
 	return out, nil
 }
 
-// LabelNames gives the names of these streams' labels, sorted.
+// LabelNames returns the names of these streams' labels, sorted.
 func (s *Store) LabelNames(ctx context.Context, matchers []Matcher, start, end time.Time) ([]string, error) {
 	series, err := s.Series(ctx, matchers, start, end)
 	if err != nil {
@@ -46,10 +46,10 @@ func (s *Store) LabelNames(ctx context.Context, matchers []Matcher, start, end t
 	return slices.Sorted(maps.Keys(names)), nil
 }
 
-// LabelValues gives the values of one of these streams' labels, sorted.
+// LabelValues returns the values of one of these streams' labels, sorted.
 func (s *Store) LabelValues(ctx context.Context, name string, matchers []Matcher, start, end time.Time) ([]string, error) {
 	if !ValidName(name) {
-		return nil, fmt.Errorf("%.40q is no name for a label", name)
+		return nil, fmt.Errorf("%.40q is not a valid label name", name)
 	}
 	series, err := s.Series(ctx, append(slices.Clone(matchers), Matcher{Name: name, Type: NotEqual}), start, end)
 	if err != nil {

@@ -1,7 +1,7 @@
-// Package logstore keeps lines of logs: labelled streams of them, as Loki has, on top of a rowstore.
+// Package logstore stores lines of logs in labelled streams, like Loki, on top of a rowstore.
 //
-// It owns what a line may be (labels, sizes, text that is text), the order of the lines that it gives, and the live tails. It parses no queries and
-// no lines: package logql does the first, whoever reads a line the second. Lines come from podlogs, journal, the informers' events and
+// It owns the rules for a line (labels, sizes, valid text), the order of the lines that it returns, and the live tails. It parses neither queries
+// nor lines: package logql and the readers do. Lines come from podlogs, journal, cluster, ingest, receive and
 // Loki's push API; they are read by logql, loki and the page.
 package logstore
 
@@ -27,11 +27,11 @@ type Entry struct {
 	// Labels name the stream. Entries of Select have them sorted.
 	Labels []Field
 	Line   string
-	// Metadata is what belongs to this line alone: a pod's uid, a trace's id. It may have as many values as it likes.
+	// Metadata belongs to this line alone: a pod's uid, a trace's id. It may have any number of different values.
 	Metadata []Field
 }
 
-// Limits on one entry. A longer line is cut and says so in its metadata (Truncated); what breaks another limit is refused.
+// Limits of an entry. A longer line is truncated, with Truncated in its metadata; an entry beyond another limit is refused.
 const (
 	MaxLineBytes     = 256 << 10
 	MaxLabels        = 16
@@ -48,7 +48,7 @@ type Options struct {
 	// Store is the rows' directory and its limits.
 	Store rowstore.Options
 	// MaxStreams is how many streams of the platform may get lines in a day, 20,000 when zero, and MaxForeignStreams how many of all clients together
-	// (OTLP, Loki's push API), 2,000 when zero. Lines of more are refused: a stream costs memory and space in the index, and whoever pushes chooses the labels.
+	// (OTLP, Loki's push API), 2,000 when zero. Lines of further streams are refused: a stream costs memory and space in the index, and clients choose its labels.
 	MaxStreams, MaxForeignStreams int
 	// ForeignBytesPerSecond is how many bytes all clients together may send, 1 MiB when zero, with a burst of 16 seconds' worth. Lines above it are refused:
 	// they would push the platform's out of the store.
@@ -79,9 +79,6 @@ func Open(opts Options) (*Store, error) {
 	}
 	if opts.ForeignBytesPerSecond == 0 {
 		opts.ForeignBytesPerSecond = 1 << 20
-	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	if opts.Store.OnRemoved == nil {
 		opts.Store.OnRemoved = func(r rowstore.Removed) {
@@ -116,13 +113,13 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Flush makes what was appended visible, which queries nearly always do themselves (see rowstore).
+// Flush makes appended lines visible. Queries nearly always do that themselves (see rowstore).
 func (s *Store) Flush() { s.rows.Flush() }
 
-// Stats says how much there is.
+// Stats returns how much is stored.
 func (s *Store) Stats() rowstore.Stats { return s.rows.Stats() }
 
-// Problem says why lines are not stored, or nothing.
+// Problem returns why lines are not stored, empty if they are.
 func (s *Store) Problem() string {
 	if st := s.rows.Stats(); st.Short {
 		return "the disk is short of space: no lines are stored until there is more"
@@ -130,7 +127,7 @@ func (s *Store) Problem() string {
 	return s.refusals.problem(time.Now())
 }
 
-// Numbers says how much there is: rows, bytes on disk, days, streams made and lines refused since Open.
+// Numbers returns how much is stored: rows, bytes on disk, days, and streams created and lines refused since Open.
 func (s *Store) Numbers() map[string]int64 {
 	st := s.rows.Stats()
 	return map[string]int64{
@@ -138,8 +135,8 @@ func (s *Store) Numbers() map[string]int64 {
 	}
 }
 
-// Mark is the number of lines accepted so far, and Durable the mark up to which they are on disk: whoever remembers how far he has read remembers
-// it when Durable has reached the Mark that he saw after Append.
+// Mark is the number of lines accepted so far, and Durable the mark up to which they are on disk. A reader may save how far it has read
+// once Durable has reached the Mark from after its Append.
 func (s *Store) Mark() uint64    { return s.rows.Mark() }
 func (s *Store) Durable() uint64 { return s.rows.Durable() }
 

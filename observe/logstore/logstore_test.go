@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -18,7 +19,7 @@ import (
 
 func open(t *testing.T) *Store {
 	t.Helper()
-	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}})
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
@@ -244,7 +245,7 @@ func TestSelectorsThatAreRefused(t *testing.T) {
 		many[i] = Matcher{"a", Equal, "b"}
 	}
 	for what, sel := range map[string]Selector{
-		"name for a label":   {Matchers: []Matcher{{`a="b"} or {c`, Equal, "d"}}},
+		"valid label name":   {Matchers: []Matcher{{`a="b"} or {c`, Equal, "d"}}},
 		"reading the match":  {Matchers: []Matcher{{"a", Regexp, "("}}},
 		"reading the filter": {Filters: []Filter{{Text: "(", Regexp: true}}},
 		"64 matchers":        {Matchers: many},
@@ -259,7 +260,7 @@ func TestSelectorsThatAreRefused(t *testing.T) {
 }
 
 func TestEntriesThatAreRefused(t *testing.T) {
-	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, MaxStreams: 20})
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, MaxStreams: 20, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer s.Close()
 	now := time.Now()
@@ -274,13 +275,13 @@ func TestEntriesThatAreRefused(t *testing.T) {
 	ok := []Field{{Name: "pod", Value: "p"}}
 	for what, e := range map[string]Entry{
 		"no labels":         {Time: now},
-		"no name for a":     {Time: now, Labels: []Field{{Name: "a-b", Value: "v"}}},
+		"valid label name":  {Time: now, Labels: []Field{{Name: "a-b", Value: "v"}}},
 		`"_stream" is no`:   {Time: now, Labels: []Field{{Name: "_stream", Value: "v"}}},
 		"17 labels":         {Time: now, Labels: labels},
 		"twice":             {Time: now, Labels: []Field{{Name: "a", Value: "v"}, {Name: "a", Value: "w"}}},
 		"1025 bytes":        {Time: now, Labels: []Field{{Name: "a", Value: strings.Repeat("v", 1025)}}},
 		"65 fields":         {Time: now, Labels: ok, Metadata: metadata},
-		"no name for metad": {Time: now, Labels: ok, Metadata: []Field{{Name: "m*", Value: "v"}}},
+		"valid metadata na": {Time: now, Labels: ok, Metadata: []Field{{Name: "m*", Value: "v"}}},
 		"older than":        {Time: now.Add(-8 * 24 * time.Hour), Labels: ok},
 	} {
 		err := s.Append([]Entry{at(now, "good", what), e})
@@ -302,7 +303,7 @@ func TestEntriesThatAreRefused(t *testing.T) {
 
 // Clients choose their labels and their times. However many they choose, and whenever they say that it was, the platform's lines are stored.
 func TestStreamsOfClients(t *testing.T) {
-	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, MaxStreams: 20, MaxForeignStreams: 10})
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, MaxStreams: 20, MaxForeignStreams: 10, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer s.Close()
 	now := time.Now()
@@ -349,7 +350,7 @@ func TestStreamsOfADay(t *testing.T) {
 
 // Clients share a rate, which is not that of the platform's lines.
 func TestRateOfClients(t *testing.T) {
-	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, ForeignBytesPerSecond: 1})
+	s, err := Open(Options{Store: rowstore.Options{Dir: t.TempDir()}, ForeignBytesPerSecond: 1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer s.Close()
 	now, long := time.Now(), strings.Repeat("x", MaxLineBytes)

@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	// selectBytes is what one Select may hold to sort.
+	// selectBytes is how much memory one Select may use to sort.
 	selectBytes = 8 << 20
-	// firstWindow is the span of time that is looked at first, from the end where the order begins; widen is by how much the next one is longer
-	// when there was little in it.
+	// firstWindow is the span of time that is read first, where the order begins; widen is the factor by which the next one is longer
+	// if it had few lines.
 	firstWindow = time.Minute
 	widen       = 4
 )
 
-// Select calls each for every line that is meant, in the order of time, until it returns false. Lines of the same time are ordered by labels and text.
+// Select calls each for every selected line, in the order of time, until it returns false. Lines of the same time are ordered by labels and text.
 //
-// The storage gives rows in no order, so this reads one span of time after the other and sorts each: as many lines as are asked for, and at most
-// 8 MiB of them. What does not fit is read again as the beginning of the next span.
+// The storage returns rows in no order, so this reads one span of time after the other and sorts each: as many lines as requested, and at most
+// 8 MiB of them. The remaining lines are read again in the next span.
 func (s *Store) Select(ctx context.Context, sel Selector, each func(Entry) bool) error {
 	c, err := compile(sel)
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *Store) Select(ctx context.Context, sel Selector, each func(Entry) bool)
 		}
 		entries := top.sorted()
 		if top.cut && len(entries) == 0 {
-			// More lines than can be held have one and the same time: there is nothing to sort them by.
+			// More lines than fit into memory have the same time, so they cannot be sorted.
 			n, more, err := s.selectAt(ctx, c, top.cutAt, left, each)
 			if err != nil || !more {
 				return err
@@ -98,7 +98,7 @@ func (s *Store) Select(ctx context.Context, sel Selector, each func(Entry) bool)
 	return nil
 }
 
-// Each calls each for every line that is meant, in any order and without a limit, until it returns false.
+// Each calls each for every selected line, in any order and without a limit, until it returns false.
 func (s *Store) Each(ctx context.Context, sel Selector, each func(Entry) bool) error {
 	c, err := compile(sel)
 	if err != nil {
@@ -111,7 +111,7 @@ func (s *Store) Each(ctx context.Context, sel Selector, each func(Entry) bool) e
 	return nil
 }
 
-// selectAt gives the lines of one nanosecond as they come.
+// selectAt returns the lines of one nanosecond in any order.
 func (s *Store) selectAt(ctx context.Context, c compiled, at time.Time, limit int, each func(Entry) bool) (n int, more bool, err error) {
 	more = true
 	err = s.rows.Query(ctx, c.logsql, at, at.Add(1), func(row rowstore.Row) bool {
@@ -155,7 +155,7 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// top keeps the first entries of an order: as many as limit (zero is all) and selectBytes allow. It is a heap with the last one on top.
+// top keeps the first entries in an order: as many as limit (zero for all) and selectBytes allow. It is a heap with the last one on top.
 type top struct {
 	newest  bool
 	limit   int
@@ -166,7 +166,7 @@ type top struct {
 	cutAt time.Time
 }
 
-// before is the order that is asked for.
+// before is the requested order.
 func (t *top) before(a, b *Entry) int {
 	if c := a.Time.Compare(b.Time); c != 0 {
 		if t.newest {
@@ -190,7 +190,7 @@ func (t *top) beyond(at time.Time) bool {
 	return !at.Before(t.cutAt)
 }
 
-// want says whether an entry of that time can be among the first ones.
+// want reports whether an entry of that time can be among the first ones.
 func (t *top) want(at time.Time) bool {
 	if t.cut && t.beyond(at) {
 		return false
@@ -212,7 +212,7 @@ func (t *top) add(e Entry) {
 	}
 	for t.bytes > selectBytes {
 		t.cutAt, t.cut = heap.Pop(t).(Entry).Time, true
-		// All of the same time go with it, so that what is left is complete up to there.
+		// All entries of the same time are removed, too, so that the rest is complete up to there.
 		for len(t.entries) > 0 && t.beyond(t.entries[0].Time) {
 			heap.Pop(t)
 		}
@@ -242,7 +242,7 @@ func (t *top) Pop() any {
 	return e
 }
 
-// size is about what an entry takes in memory.
+// size returns about the memory of an entry.
 func (e *Entry) size() int {
 	n := 200 + len(e.Line)
 	for _, m := range e.Metadata {

@@ -31,41 +31,41 @@ func (t MatchType) String() string {
 	return "="
 }
 
-// Matcher selects by one value. A value that is missing is the empty one. A regular expression matches the whole value.
+// Matcher selects by one value. A missing value counts as empty. A regular expression matches the whole value.
 type Matcher struct {
 	Name  string
 	Type  MatchType
 	Value string
 }
 
-// Filter selects by the line: it has the text in it, or somewhere matches the regular expression.
+// Filter selects by the line: it contains the text, or a match of the regular expression.
 type Filter struct {
 	Text     string
 	Negative bool
 	Regexp   bool
 }
 
-// Selector says which lines are meant.
+// Selector selects lines.
 type Selector struct {
 	Matchers []Matcher // on labels; none is every stream
 	Metadata []Matcher // on the lines' metadata
 	Filters  []Filter
 	// Start is inclusive, End exclusive; zero is no limit.
 	Start, End time.Time
-	// Limit is how many lines Select gives at most; zero is all.
+	// Limit is the largest number of lines that Select returns; zero for all.
 	Limit int
-	// Newest gives the newest lines first.
+	// Newest returns the newest lines first.
 	Newest bool
 }
 
-// Limits on a selector. Its texts come from whoever may query.
+// Limits of a selector, whose texts come from clients.
 const (
 	maxMatchers    = 64
 	maxFilters     = 64
 	maxFilterBytes = 8 << 10
 )
 
-// compiled is a selector ready to use: as LogsQL for what is stored, as functions for what is appended now.
+// compiled is a compiled selector: LogsQL for stored lines, functions for new ones.
 type compiled struct {
 	logsql string
 	match  func(*Entry) bool
@@ -89,7 +89,7 @@ func compile(sel Selector) (compiled, error) {
 			return compiled{}, err
 		}
 		if !ValidName(m.Name) {
-			return compiled{}, fmt.Errorf("%.40q is no name for a label", m.Name)
+			return compiled{}, fmt.Errorf("%.40q is not a valid label name", m.Name)
 		}
 		query.WriteString(rowstore.FieldName(m.Name) + m.Type.String() + rowstore.Literal(m.Value))
 		check, err := valueCheck(m)
@@ -98,7 +98,7 @@ func compile(sel Selector) (compiled, error) {
 		}
 		checks = append(checks, func(e *Entry) bool { return check(Value(e.Labels, m.Name)) })
 	}
-	// To the storage, no streams are meant by {}.
+	// In the storage, {} selects no streams.
 	if len(sel.Matchers) == 0 {
 		query.WriteByte('*')
 	} else {
@@ -188,7 +188,7 @@ func valueCheck(m Matcher) (func(string) bool, error) {
 	return re.MatchString, nil
 }
 
-// Value is the value of the field with that name, or nothing.
+// Value returns the value of the field with that name, empty if there is none.
 func Value(fields []Field, name string) string {
 	for _, f := range fields {
 		if f.Name == name {

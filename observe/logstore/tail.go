@@ -10,12 +10,12 @@ import (
 const (
 	// maxTails is how many tails there may be at a time.
 	maxTails = 32
-	// tailBytes is what one tail may hold for a reader who is slow.
+	// tailBytes is how much one tail may buffer for a slow reader.
 	tailBytes = 2 << 20
 )
 
-// Tail gives every line that is appended from now on and is meant by the selector's matchers and filters; times, limit and order are not
-// looked at. The channel is closed when the context ends or the store closes. A reader who is slow misses lines; dropped says how many so far.
+// Tail returns every new line that the selector's matchers and filters select; times, limit and order are
+// ignored. The channel is closed when the context ends or the store closes. A slow reader misses lines; dropped returns how many so far.
 func (s *Store) Tail(ctx context.Context, sel Selector) (entries <-chan Entry, dropped func() int, err error) {
 	c, err := compile(sel)
 	if err != nil {
@@ -46,7 +46,7 @@ func (s *Store) Tail(ctx context.Context, sel Selector) (entries <-chan Entry, d
 	return out, t.droppedCount, nil
 }
 
-// toTails gives entries to the tails that want them.
+// toTails passes entries to the tails that select them.
 func (s *Store) toTails(entries []Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,10 +16,10 @@ import (
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
-// labelSpan is how far back the labels go that are asked for without a time.
+// labelSpan is the default time span of requests for labels.
 const labelSpan = 6 * time.Hour
 
-// selector reads a parameter with a selector of streams; an empty one selects all.
+// selector parses a parameter with a selector of streams; an empty one selects all.
 func (r *request) selector(name string) ([]*labels.Matcher, error) {
 	if r.form.Get(name) == "" {
 		return nil, nil
@@ -27,7 +27,7 @@ func (r *request) selector(name string) ([]*labels.Matcher, error) {
 	return logql.ParseMatchers(r.form.Get(name))
 }
 
-// some makes [] of nothing, as clients do not expect null.
+// some returns [] instead of null, which clients do not expect.
 func some[T any](list []T) []T {
 	if list == nil {
 		return []T{}
@@ -59,7 +59,7 @@ func (l *Loki) labelValues(r *request) (any, error) {
 	}
 	name := r.PathValue("name")
 	if !logstore.ValidName(name) {
-		return nil, invalid("%.40q is no name for a label", name)
+		return nil, invalid("%.40q is not a valid label name", name)
 	}
 	values, err := l.opts.Store.LabelValues(r.ctx, name, logql.Matchers(matchers), start, end)
 	return success(some(values)), err
@@ -109,7 +109,7 @@ func fieldMap(fields []logstore.Field) map[string]string {
 	return m
 }
 
-// selected reads the selector that volumes and statistics are about.
+// selected parses the selector of a request for volumes or statistics.
 func (r *request) selected() (string, []*labels.Matcher, error) {
 	query := r.form.Get("query")
 	if query == "" {
@@ -117,7 +117,7 @@ func (r *request) selected() (string, []*labels.Matcher, error) {
 	}
 	matchers, err := logql.ParseMatchers(query)
 	if err != nil {
-		// Clients give whole queries too; what counts is which streams they read.
+		// Clients send whole queries, too; only their streams count.
 		log, errLog := logql.ParseLog(query)
 		if errLog != nil {
 			return "", nil, err
@@ -130,7 +130,7 @@ func (r *request) selected() (string, []*labels.Matcher, error) {
 	return (&logql.LogExpr{Matchers: matchers}).String(), matchers, nil
 }
 
-// instant asks for numbers at the end of a span.
+// instant evaluates a query at the end of a span.
 func (l *Loki) instant(r *request, query string, end time.Time) (promql.Vector, error) {
 	result, err := l.engine.Query(r.ctx, logql.Request{Query: query, Start: end, End: end, Instant: true})
 	if err != nil {
@@ -171,7 +171,7 @@ func (l *Loki) indexStats(r *request) (any, error) {
 	return out, nil
 }
 
-// volumeQuery is the bytes of a selector's streams, by the labels that are asked for.
+// volumeQuery returns a query for the bytes of a selector's streams, by the requested labels.
 func (r *request) volumeQuery(window string) (query string, byLabel bool, err error) {
 	selector, matchers, err := r.selected()
 	if err != nil {
@@ -190,7 +190,7 @@ func (r *request) volumeQuery(window string) (query string, byLabel bool, err er
 	for i, n := range names {
 		names[i] = strings.TrimSpace(n)
 		if !logstore.ValidName(names[i]) {
-			return "", false, invalid("%.40q is no name for a label", n)
+			return "", false, invalid("%.40q is not a valid label name", n)
 		}
 	}
 	byLabel = r.form.Get("aggregateBy") == "labels"
@@ -267,7 +267,7 @@ func (l *Loki) volumeRange(r *request) (any, error) {
 	return success(queryData{ResultType: "matrix", Result: out, Stats: statsOf(result.Stats)}), nil
 }
 
-// detectedLabels tells the labels of streams and how many values each has.
+// detectedLabels returns the labels of streams and the number of their values.
 func (l *Loki) detectedLabels(r *request) (any, error) {
 	start, end, err := r.span(labelSpan)
 	if err != nil {
@@ -311,13 +311,13 @@ type detectedField struct {
 }
 
 const (
-	// detectLines is how many lines are looked at, maxFields and maxValues how much of them is remembered.
+	// detectLines is how many lines are examined, maxFields and maxValues bound what is kept of them.
 	detectLines = 500
 	maxFields   = 1000
 	maxValues   = 1000
 )
 
-// detect finds the fields of the newest lines that a query gives.
+// detect finds the fields in the newest lines of a query.
 func (l *Loki) detect(r *request) (map[string]*detectedField, error) {
 	start, end, err := r.span(time.Hour)
 	if err != nil {
@@ -369,7 +369,7 @@ func (l *Loki) detect(r *request) (map[string]*detectedField, error) {
 	return fields, nil
 }
 
-// typeOf guesses what all values are.
+// typeOf guesses the common type of all values.
 func typeOf(values map[string]bool) string {
 	is := map[string]func(string) error{
 		"int":      func(s string) error { _, err := strconv.ParseInt(s, 10, 64); return err },
@@ -425,7 +425,7 @@ func (l *Loki) detectedValues(r *request) (any, error) {
 	return map[string]any{"values": values[:min(limit, len(values))], "limit": limit}, nil
 }
 
-// patterns finds none: nobody looks for them when lines are stored.
+// patterns returns none: they are not detected when lines are stored.
 func (l *Loki) patterns(r *request) (any, error) {
 	if _, _, err := r.selected(); err != nil {
 		return nil, err

@@ -1,10 +1,10 @@
-// Package loki speaks the HTTP API of Grafana Loki: Grafana's data source, its clients and its agents find what they know.
+// Package loki implements the HTTP API of Grafana Loki, for Grafana's data source, Loki's clients and agents.
 //
-// It owns the API alone: how requests and answers are written, and what a client that pushes lines may say about itself. Queries are answered by
-// package logql, lines are kept by logstore. There are no tenants: the header X-Scope-OrgID is accepted and not looked at, and there is no
-// authentication, which is the socket's.
+// It only owns the API: the encoding of requests and answers, and the labels that a client may push. Queries are evaluated by
+// package logql, lines are stored by logstore. There are no tenants: the header X-Scope-OrgID is ignored. There is no
+// authentication: the socket is protected.
 //
-// A pushed stream can never be mistaken for one of the platform's. It always has the label source="push"; labels that say where the platform
+// A pushed stream cannot imitate one of the platform's. It always has the label source="push"; the labels for where the platform
 // found a line (namespace, pod, container, node, workload, stream, source) become pushed_namespace and so on, as does a job that is one of the
 // platform's (pods, events …). A stream without a job gets job="push".
 package loki
@@ -29,14 +29,14 @@ type Options struct {
 	Store *logstore.Store
 	// OTLP takes log records at /v1/logs, as OpenTelemetry's exporters send them. Nil if there is no receiver.
 	OTLP http.Handler
-	// ReadOnly offers nothing that stores lines.
+	// ReadOnly disables the endpoints that store lines.
 	ReadOnly bool
 	// Limits on queries, the defaults where zero.
 	Limits logql.Limits
 	Log    *slog.Logger
 }
 
-// apiVersion is the version of Loki whose API this follows. Clients choose what they ask for by it.
+// apiVersion is the version of Loki whose API is implemented. Clients choose their requests by it.
 const apiVersion = "3.5.0"
 
 // Loki is the API.
@@ -44,7 +44,7 @@ type Loki struct {
 	http.Handler
 	opts   Options
 	engine *logql.Engine
-	// The lines before tails are few.
+	// Tails start with few old lines.
 	histories *logql.Engine
 	looking   *semaphore.Weighted
 	// Limits of all pushes together.
@@ -131,7 +131,7 @@ func (l *Loki) answer(answer func(*request) (any, error)) http.Handler {
 	})
 }
 
-// clientGone is the status for a client that does not wait for its answer, as Loki has it.
+// clientGone is Loki's status for a client that has closed the connection.
 const clientGone = 499
 
 func (l *Loki) fail(w http.ResponseWriter, r *http.Request, err error) {
@@ -163,7 +163,7 @@ func (l *Loki) formatQuery(r *request) (any, error) {
 	return map[string]any{"status": "success", "data": expr.String()}, nil
 }
 
-// categorized says whether the client wants to know which labels came from where.
+// categorized reports whether the client requests the origin of each label.
 func categorized(h http.Header) bool {
 	for _, flag := range strings.Split(strings.Join(h.Values("X-Loki-Response-Encoding-Flags"), ","), ",") {
 		if strings.TrimSpace(flag) == categorizeLabels {

@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -24,17 +22,12 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse() // the storage's flags are the process's
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 // testAt is a whole minute in the past.
 var testAt = time.Now().Add(-30 * time.Minute).Truncate(time.Minute)
@@ -42,16 +35,12 @@ var testAt = time.Now().Add(-30 * time.Minute).Truncate(time.Minute)
 // serve starts the API with a real store, on a real socket.
 func serve(t *testing.T, entries ...logstore.Entry) (*httptest.Server, *logstore.Store) {
 	t.Helper()
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
-	require.NoError(t, err)
+	store := logstoretest.Open(t, rowstore.Options{Dir: t.TempDir()})
 	if len(entries) > 0 {
 		require.NoError(t, store.Append(entries))
 	}
 	server := httptest.NewServer(New(Options{Store: store, Log: slog.New(slog.DiscardHandler)}))
-	t.Cleanup(func() {
-		server.Close()
-		require.NoError(t, store.Close())
-	})
+	t.Cleanup(server.Close)
 	return server, store
 }
 
@@ -330,18 +319,18 @@ func TestPushRefusals(t *testing.T) {
 	}{
 		"too new":                               {body: jsonBody(map[string]string{"a": "b"}, time.Now().Add(time.Hour), "x"), status: 400},
 		"15 labels":                             {body: jsonBody(labels, time.Now(), "x"), status: 400},
-		"no name for a label":                   {body: jsonBody(map[string]string{"a b": "c"}, time.Now(), "x"), status: 400},
+		"not a valid label name":                {body: jsonBody(map[string]string{"a b": "c"}, time.Now(), "x"), status: 400},
 		"1500 bytes":                            {body: jsonBody(map[string]string{"a": strings.Repeat("x", 1500)}, time.Now(), "x"), status: 400},
 		"a time is not a string of nanoseconds": {body: []byte(`{"streams":[{"stream":{"a":"b"},"values":[[1,"x"]]}]}`), status: 400},
-		"no time in nanoseconds":                {body: []byte(`{"streams":[{"stream":{"a":"b"},"values":[["now","x"]]}]}`), status: 400},
+		"not a time in nanoseconds":             {body: []byte(`{"streams":[{"stream":{"a":"b"},"values":[["now","x"]]}]}`), status: 400},
 		"is not [time, line]":                   {body: []byte(`{"streams":[{"stream":{"a":"b"},"values":[["1"]]}]}`), status: 400},
-		"no object of strings":                  {body: []byte(`{"streams":[{"stream":{"a":"b"},"values":[["1","x",{"a":{}}]]}]}`), status: 400},
+		"not an object of strings":              {body: []byte(`{"streams":[{"stream":{"a":"b"},"values":[["1","x",{"a":{}}]]}]}`), status: 400},
 		"unexpected end":                        {body: []byte(`{"streams":`), status: 400},
 		"too many objects, arrays":              {body: []byte(`{"streams":[{"values":[` + strings.Repeat(`[],`, 2*maxEntries) + `[]]}]}`), status: 400},
 		"arrays and fields":                     {body: snappy.Encode(nil, emptyMetadata(maxParts)), kind: "application/x-protobuf", status: 400},
 		"neither application/json nor":          {body: []byte(`x`), kind: "text/plain", status: 400},
 		"not supported":                         {body: []byte(`x`), encoding: "br", status: 400},
-		"is no gzip":                            {body: []byte(`x`), encoding: "gzip", status: 400},
+		"is not gzip":                           {body: []byte(`x`), encoding: "gzip", status: 400},
 		"not compressed with snappy":            {body: []byte("\xff\xff\xff\xff\xff\xff"), kind: "application/x-protobuf", status: 400},
 		"more than 4194304 bytes":               {body: bomb, encoding: "gzip", status: 413},
 		"the push has more":                     {body: long, kind: "application/x-protobuf", status: 413},

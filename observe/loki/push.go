@@ -47,7 +47,7 @@ const (
 	patience  = 5 * time.Second
 )
 
-// The labels that only the platform gives, and the jobs that are its own.
+// The labels that only the platform sets, and its own jobs.
 var (
 	reservedLabels = []string{"namespace", "pod", "container", "node", "workload", "stream", "source"}
 	reservedJobs   = []string{"pods", "events", "objects", "rollouts", "findings", "polymesh", "kernel", "otlp"}
@@ -60,19 +60,19 @@ const (
 )
 
 var (
-	// errTooLarge is what is wrong with a body that does not fit.
+	// errTooLarge means that a body is too large.
 	errTooLarge = fmt.Errorf("the push has more than %d bytes", maxPush)
 	errBusy     = errors.New("too many pushes at the same time: try again later")
 )
 
-// rateError is the answer when pushes bring more than they may.
+// rateError is the answer when pushes exceed their rate.
 type rateError struct{ bytes int }
 
 func (e *rateError) Error() string {
 	return fmt.Sprintf("ingestion rate limit exceeded (limit: %d bytes/sec) while attempting to ingest %d bytes; reduce log volume", pushBytesPerSecond, e.bytes)
 }
 
-// push stores lines. What is wrong with some of them does not keep the others out.
+// push stores lines. Invalid lines do not prevent the others from being stored.
 func (l *Loki) push(w http.ResponseWriter, r *http.Request) {
 	p, err := l.readPush(w, r)
 	if err != nil {
@@ -99,7 +99,7 @@ func (l *Loki) push(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// refusePush answers a push of which nothing is stored.
+// refusePush answers a push that is refused as a whole.
 func refusePush(w http.ResponseWriter, err error) {
 	code := http.StatusBadRequest
 	var above *rateError
@@ -116,7 +116,7 @@ func refusePush(w http.ResponseWriter, err error) {
 	http.Error(w, err.Error(), code)
 }
 
-// readPush reads a push. Whoever pushes chooses how many come at a time and how far they unpack: so it is measured, and must be within the rate and
+// readPush reads a push. Clients choose how many pushes they send at a time and how far these expand. So a push is measured, and must be within the rate and
 // get its turn, before it is unpacked. The turn is held until release.
 func (l *Loki) readPush(w http.ResponseWriter, r *http.Request) (*pushing, error) {
 	kind, encoding, err := pushType(r.Header)
@@ -164,7 +164,7 @@ func (l *Loki) readPush(w http.ResponseWriter, r *http.Request) (*pushing, error
 	return p, nil
 }
 
-// pushType says what a body is, json or proto, and how it is compressed.
+// pushType returns the type of a body, json or proto, and its compression.
 func pushType(h http.Header) (kind, encoding string, err error) {
 	kind = "proto"
 	switch media, _, err := mime.ParseMediaType(h.Get("Content-Type")); {
@@ -182,7 +182,7 @@ func pushType(h http.Header) (kind, encoding string, err error) {
 	return kind, encoding, nil
 }
 
-// unpackedSize says how many bytes a body has when it is unpacked, without keeping them.
+// unpackedSize returns the decompressed size of a body, without storing it.
 func unpackedSize(raw []byte, encoding string) (int, error) {
 	size := int64(len(raw))
 	switch encoding {
@@ -195,10 +195,10 @@ func unpackedSize(raw []byte, encoding string) (int, error) {
 	case "gzip":
 		z, err := gzip.NewReader(bytes.NewReader(raw))
 		if err != nil {
-			return 0, invalid("the body is no gzip: %s", err)
+			return 0, invalid("the body is not gzip: %s", err)
 		}
 		if size, err = io.Copy(io.Discard, io.LimitReader(z, maxPush+1)); err != nil {
-			return 0, invalid("the body is no gzip: %s", err)
+			return 0, invalid("the body is not gzip: %s", err)
 		}
 	}
 	if size > maxPush {
@@ -219,11 +219,11 @@ func unpack(raw []byte, encoding string, size int) ([]byte, error) {
 	case "gzip":
 		z, err := gzip.NewReader(bytes.NewReader(raw))
 		if err != nil {
-			return nil, invalid("the body is no gzip: %s", err)
+			return nil, invalid("the body is not gzip: %s", err)
 		}
 		body := make([]byte, size)
 		if _, err := io.ReadFull(z, body); err != nil {
-			return nil, invalid("the body is no gzip: %s", err)
+			return nil, invalid("the body is not gzip: %s", err)
 		}
 		return body, nil
 	}
@@ -240,7 +240,7 @@ func (l *Loki) turn(ctx context.Context) (func(), error) {
 	return func() { l.unpacking.Release(1) }, nil
 }
 
-// pushing is a push as it is read.
+// pushing is the state while a push is parsed.
 type pushing struct {
 	now     time.Time
 	release func()
@@ -264,7 +264,7 @@ var (
 	errManyParts   = errors.New("it has too many objects, arrays and fields")
 )
 
-// stream checks the labels of a stream and gives them to the platform's rules. Without a reason the stream is good.
+// stream checks the labels of a stream and applies the platform's rules. It returns why the stream is refused, empty if it is not.
 func (p *pushing) stream(given []logstore.Field) (fields []logstore.Field, reason string, err error) {
 	if p.streams++; p.streams > maxStreams {
 		return nil, "", errManyStreams
@@ -289,7 +289,7 @@ func (p *pushing) stream(given []logstore.Field) (fields []logstore.Field, reaso
 	return append(fields, logstore.Field{Name: "job", Value: job}, logstore.Field{Name: sourceLabel, Value: pushed}), "", nil
 }
 
-// line takes one line of a stream.
+// line adds a line of a stream.
 func (p *pushing) line(stream []logstore.Field, reason string, at time.Time, line string, metadata []logstore.Field) error {
 	if p.seen++; p.seen > maxEntries {
 		return errManyLines
@@ -380,22 +380,22 @@ func jsonLine(value []json.RawMessage) (at time.Time, line string, metadata []lo
 	}
 	n, err := strconv.ParseInt(stamp, 10, 64)
 	if err != nil {
-		return at, "", nil, fmt.Errorf("%.40q is no time in nanoseconds", stamp)
+		return at, "", nil, fmt.Errorf("%.40q is not a time in nanoseconds", stamp)
 	}
 	if err := json.Unmarshal(value[1], &line); err != nil {
-		return at, "", nil, errors.New("a line is no string")
+		return at, "", nil, errors.New("a line is not a string")
 	}
 	if len(value) == 3 {
 		var m map[string]string
 		if err := json.Unmarshal(value[2], &m); err != nil {
-			return at, "", nil, errors.New("the metadata of a line is no object of strings")
+			return at, "", nil, errors.New("the metadata of a line is not an object of strings")
 		}
 		metadata = sortedFields(m)
 	}
 	return time.Unix(0, n), line, metadata, nil
 }
 
-// proto reads Loki's PushRequest as it lies: a decoder would make many times its size of it. Its fields: streams = 1 {labels = 1, entries = 2 {
+// proto parses Loki's PushRequest in place: a decoder would take many times its size in memory. Its fields: streams = 1 {labels = 1, entries = 2 {
 // timestamp = 1 {seconds = 1, nanos = 2}, line = 2, metadata = 3 {name = 1, value = 2}}}.
 func (p *pushing) proto(body []byte) error {
 	return protoFields(body, func(number protowire.Number, value []byte, _ uint64) error {
@@ -484,7 +484,7 @@ func protoLine(body []byte) (at time.Time, line string, metadata []logstore.Fiel
 	return time.Unix(seconds, nanos), line, metadata, err
 }
 
-// protoFields gives the fields of a message to a function: the bytes of a field that has a length, the number of a varint. Others are skipped.
+// protoFields calls a function for the fields of a message: with the bytes of a field with a length, or the number of a varint. Others are skipped.
 func protoFields(body []byte, each func(number protowire.Number, value []byte, n uint64) error) error {
 	for len(body) > 0 {
 		number, kind, size := protowire.ConsumeTag(body)
@@ -504,7 +504,7 @@ func protoFields(body []byte, each func(number protowire.Number, value []byte, n
 				body = body[size:]
 				continue
 			}
-		default: // groups, which nest and which nobody sends
+		default: // groups, which nest, and which no client sends
 			return errors.New("it has a field of a kind that Loki does not have")
 		}
 		if size < 0 {

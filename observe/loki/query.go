@@ -13,7 +13,7 @@ import (
 	"polymesh.dev/polymesh/observe/logql"
 )
 
-// answer is what all endpoints with a result have.
+// answer is the common form of all results.
 type answer struct {
 	Status   string   `json:"status"`
 	Data     any      `json:"data"`
@@ -182,7 +182,7 @@ func streams(from []logql.Stream, split bool, direction logql.Direction) []*stre
 		}
 		return out
 	}
-	// Streams that differ only in what belongs to lines are one, in the order of time.
+	// Streams that only differ in the metadata of lines are merged, in the order of time.
 	lines := map[string][]logql.Line{}
 	for _, s := range from {
 		named := labelMap(s.Stream)

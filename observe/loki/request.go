@@ -27,7 +27,7 @@ func newRequest(r *http.Request) *request {
 	return &request{Request: r, form: r.Form, now: time.Now(), ctx: r.Context()}
 }
 
-// invalidError is what is wrong with a request.
+// invalidError means that a request is invalid.
 type invalidError struct{ text string }
 
 func (e *invalidError) Error() string { return e.text }
@@ -63,7 +63,7 @@ func (r *request) span(length time.Duration) (start, end time.Time, err error) {
 	return start, end, nil
 }
 
-// The times that the store knows: what is outside has no lines.
+// The range of times that the store can have.
 var (
 	earliest = time.Unix(0, 0)
 	latest   = time.Unix(math.MaxInt64/int64(time.Second)-1, 0)
@@ -82,7 +82,7 @@ func parseTime(s string) (time.Time, error) {
 		whole, fraction := math.Modf(f)
 		t = time.Unix(int64(whole), int64(math.Round(fraction*1000))*int64(time.Millisecond))
 	} else if t, err = time.Parse(time.RFC3339Nano, s); err != nil {
-		return t, fmt.Errorf("%.40q is no time", s)
+		return t, fmt.Errorf("%.40q is not a time", s)
 	}
 	if t.Before(earliest) {
 		return earliest, nil
@@ -106,12 +106,12 @@ func parseDuration(s string) (time.Duration, error) {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
-		return 0, fmt.Errorf("%.40q is no duration", s)
+		return 0, fmt.Errorf("%.40q is not a duration", s)
 	}
 	return d, nil
 }
 
-// defaultLimit is how many lines are given when nothing is said.
+// defaultLimit is the default number of lines.
 const defaultLimit = 100
 
 func (r *request) limit() (int, error) {
@@ -121,7 +121,7 @@ func (r *request) limit() (int, error) {
 	}
 	n, err := strconv.ParseUint(s, 10, 31)
 	if err != nil {
-		return 0, invalid("could not parse 'limit' parameter: %.40q is no number of lines", s)
+		return 0, invalid("could not parse 'limit' parameter: %.40q is not a number of lines", s)
 	}
 	return int(n), nil
 }
@@ -160,7 +160,7 @@ func (r *request) interval() (time.Duration, error) {
 	}
 	d, err := parseDuration(s)
 	if err != nil || d < 0 {
-		return 0, invalid("could not parse 'interval' parameter: %.40q is no duration", s)
+		return 0, invalid("could not parse 'interval' parameter: %.40q is not a duration", s)
 	}
 	return d, nil
 }

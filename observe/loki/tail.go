@@ -19,10 +19,10 @@ const (
 	tailWait      = 100 * time.Millisecond
 	maxBatch      = 1000
 	maxBatchBytes = 1 << 20
-	// histories is how many tails look for the lines before them at a time, historyTime how long one may look. Others wait.
+	// histories is how many tails read old lines at a time, historyTime how long one may take. Others wait.
 	histories   = 2
 	historyTime = 20 * time.Second
-	// A client that takes nothing for sendTime is gone; one that is silent is asked every pingTime.
+	// A client that accepts nothing for sendTime is disconnected; a silent one is pinged every pingTime.
 	sendTime = 10 * time.Second
 	pingTime = 30 * time.Second
 	maxDelay = 5 * time.Second
@@ -35,13 +35,13 @@ type tailAnswer struct {
 	EncodingFlags  []string      `json:"encodingFlags,omitempty"`
 }
 
-// droppedLine stands for a line that was not sent. Which one it was is not known: only how many they are.
+// droppedLine stands for a line that was not sent. Only the number of such lines is known.
 type droppedLine struct {
 	Labels    map[string]string `json:"labels"`
 	Timestamp string            `json:"timestamp"`
 }
 
-// tail sends lines as they come, after the last ones that are there.
+// tail sends the last lines, and then new ones as they come.
 func (l *Loki) tail(w http.ResponseWriter, r *http.Request) {
 	if err := r.ParseForm(); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -82,7 +82,7 @@ func (l *Loki) tail(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	// First the tail, then what is there: else lines in between are lost. Those that both have are sent once.
+	// Start the tail before the query: otherwise lines in between are lost. Lines in both are sent once.
 	entries, dropped, err := l.opts.Store.Tail(ctx, log.Selector())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusTooManyRequests)
@@ -152,7 +152,7 @@ func (l *Loki) tail(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// sendHistory sends the lines before a tail, and returns which they are. If they are too much to look for, the tail goes on without them: a query
+// sendHistory sends the old lines and returns them. If they are too expensive to find, the tail continues without them: a query
 // says why.
 func (l *Loki) sendHistory(ctx context.Context, t *tailing, q logql.Request) (*seenLines, error) {
 	seen := &seenLines{maphash.MakeSeed(), map[uint64]int{}}
@@ -183,7 +183,7 @@ func (l *Loki) sendHistory(ctx context.Context, t *tailing, q logql.Request) (*s
 	return seen, t.send(ctx, before.Streams)
 }
 
-// seenLines are lines that a tail has sent. They are as large as their text, which is why only hashes of them are kept.
+// seenLines are hashes of the lines that a tail has sent.
 type seenLines struct {
 	seed  maphash.Seed
 	lines map[uint64]int
@@ -203,7 +203,7 @@ func (s *seenLines) hash(of logql.Stream, line logql.Line) uint64 {
 
 func (s *seenLines) add(of logql.Stream, line logql.Line) { s.lines[s.hash(of, line)]++ }
 
-// take says whether the line was sent, once for each time that it was.
+// take reports whether the line was sent, once for each time that it was.
 func (s *seenLines) take(of logql.Stream, line logql.Line) bool {
 	if len(s.lines) == 0 {
 		return false
@@ -241,7 +241,7 @@ func (t *tailing) missed(all int) {
 	t.dropped = all
 }
 
-// maxTold is how many lost lines are listed in one message.
+// maxTold is how many dropped lines are listed in one message.
 const maxTold = 100
 
 func (t *tailing) send(ctx context.Context, lines []logql.Stream) error {

@@ -18,6 +18,7 @@ import (
 
 	"polymesh.dev/polymesh/observe/logql"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -78,14 +79,10 @@ func TestTail(t *testing.T) {
 
 // The lines before a tail are few bytes, however many are asked for, and a tail that waits for them misses none that come meanwhile.
 func TestTailHistory(t *testing.T) {
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
-	require.NoError(t, err)
+	store := logstoretest.Open(t, rowstore.Options{Dir: t.TempDir()})
 	l := New(Options{Store: store, Log: slog.New(slog.DiscardHandler)})
 	server := httptest.NewServer(l)
-	t.Cleanup(func() {
-		server.Close()
-		require.NoError(t, store.Close())
-	})
+	t.Cleanup(server.Close)
 	labels := fields("job", "push")
 	for i := range 24 {
 		line := fmt.Sprintf("%d %s", i, strings.Repeat("x", 255<<10))
@@ -120,13 +117,9 @@ func TestTailHistory(t *testing.T) {
 
 // Tails without the lines before them go on if these are too much to look for.
 func TestTailWithoutHistory(t *testing.T) {
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir()}})
-	require.NoError(t, err)
+	store := logstoretest.Open(t, rowstore.Options{Dir: t.TempDir()})
 	server := httptest.NewServer(New(Options{Store: store, Limits: logql.Limits{Read: 1}, Log: slog.New(slog.DiscardHandler)}))
-	t.Cleanup(func() {
-		server.Close()
-		require.NoError(t, store.Close())
-	})
+	t.Cleanup(server.Close)
 	add := func(line string) {
 		require.NoError(t, store.Append([]logstore.Entry{{Time: time.Now(), Labels: fields("job", "a"), Line: line}}))
 	}

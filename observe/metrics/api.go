@@ -38,19 +38,19 @@ import (
 )
 
 const (
-	// maxRequest is the size of a request's parameters, and maxQuery of one.
+	// maxRequest is the largest size of a request's parameters, and maxQuery of a single one.
 	maxRequest = 64 << 10
 	maxQuery   = 16 << 10
 )
 
-// handlers are what is served.
+// handlers are the HTTP handlers.
 type handlers struct{ read, write http.Handler }
 
 // Handler serves Prometheus' HTTP API v1, its health checks and /metrics. Nothing can be written or deleted through it.
 func (m *Metrics) Handler() http.Handler { return m.handlers.read }
 
-// IngestHandler takes samples: POST /v1/metrics (OpenTelemetry's, in protobuf), and POST /api/v1/write (Prometheus' remote write) if
-// it is on.
+// IngestHandler accepts samples: POST /v1/metrics (OpenTelemetry's, in protobuf), and POST /api/v1/write (Prometheus' remote write) if
+// that is enabled.
 func (m *Metrics) IngestHandler() http.Handler { return m.handlers.write }
 
 func (m *Metrics) newHandlers() handlers {
@@ -62,7 +62,7 @@ func (m *Metrics) newHandlers() handlers {
 	read := http.NewServeMux()
 	read.Handle("/api/v1/", readOnly(served))
 	read.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	// The store is open before it is served.
+	// The store is opened before it is served.
 	for _, path := range []string{"/-/healthy", "/-/ready"} {
 		read.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "Polymesh's store of metrics is ready.") })
 	}
@@ -76,7 +76,7 @@ func (m *Metrics) newHandlers() handlers {
 	return handlers{read: read, write: write}
 }
 
-// newAPI is the one place that calls a constructor whose parameters change with each release of Prometheus.
+// newAPI wraps a constructor that changes its parameters with each release of Prometheus.
 func (m *Metrics) newAPI() *v1.API {
 	view := apiView{m}
 	var writable storage.AppendableV2
@@ -104,7 +104,7 @@ func (m *Metrics) newAPI() *v1.API {
 		func(context.Context) v1.RulesRetriever { return view },
 		0, 1, 0, // remote read, which readOnly refuses
 		false,                    // agent
-		regexp.MustCompile(`^$`), // no other page's origin
+		regexp.MustCompile(`^$`), // no other origins
 		view.runtime,
 		&v1.PrometheusVersion{Version: version.Version, Revision: version.Revision, GoVersion: runtime.Version()},
 		func() []notifications.Notification { return []notifications.Notification{} },
@@ -128,7 +128,7 @@ func (m *Metrics) newAPI() *v1.API {
 	)
 }
 
-// readOnly passes on requests that read, with parameters of a bounded size.
+// readOnly passes on requests that only read, with parameters of a bounded size.
 func readOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := strings.TrimPrefix(r.URL.Path, "/api/v1/")
@@ -174,12 +174,12 @@ func refuse(w http.ResponseWriter, code int, format string, args ...any) {
 }
 
 const (
-	// maxWrite is the size of what is written at once, compressed, and maxDecoded when it is not.
+	// maxWrite is the largest compressed size of a write, and maxDecoded the largest decompressed size.
 	maxWrite   = 2 << 20
 	maxDecoded = 8 << 20
 )
 
-// boundedWrite bounds a write before it is decompressed. Prometheus' own bound is 32 MiB, a fifth of what this process may take.
+// boundedWrite bounds a write before it is decompressed. Prometheus' own bound is 32 MiB, a fifth of this process' memory limit.
 func boundedWrite(next http.Handler) http.Handler {
 	busy := make(chan struct{}, 2)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -203,10 +203,10 @@ func boundedWrite(next http.Handler) http.Handler {
 	})
 }
 
-// maxOTLP is the size of what OpenTelemetry's libraries send at once, not compressed.
+// maxOTLP is the largest uncompressed size of an OpenTelemetry request.
 const maxOTLP = 4 << 20
 
-// boundedOTLP looks at a message before Prometheus decodes it, with a decoder that recurses as deep as a message is nested.
+// boundedOTLP checks a message before Prometheus decodes it with a recursive decoder.
 func boundedOTLP(router http.Handler) http.Handler {
 	request := (*collectmetrics.ExportMetricsServiceRequest)(nil).ProtoReflect().Descriptor()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -230,7 +230,7 @@ func boundedOTLP(router http.Handler) http.Handler {
 	})
 }
 
-// apiView is the store as the API asks for it. A store that was opened read-only has neither targets nor rules.
+// apiView adapts the store to the API. A store that was opened read-only has neither targets nor rules.
 type apiView struct{ m *Metrics }
 
 var errNone = errors.New("the store was opened from its files: nothing is scraped")
@@ -307,7 +307,7 @@ func (v apiView) config() config.Config {
 	return *c
 }
 
-// flags are those of Prometheus' main program that clients read.
+// flags are the flags of Prometheus' main program that clients read.
 func (v apiView) flags() map[string]string {
 	return map[string]string{
 		"storage.tsdb.path":                v.m.opts.Dir,
@@ -342,7 +342,7 @@ func (v apiView) WALReplayStatus() (tsdb.WALReplayStatus, error) {
 
 func (v apiView) BlockMetas() ([]tsdb.BlockMeta, error) { return v.m.blocks(), nil }
 
-// errReadOnly is what the API never asks for, as its part for administration is off.
+// errReadOnly is for the admin API, which is disabled.
 var errReadOnly = errors.New("metrics are not deleted by request")
 
 func (apiView) CleanTombstones() error                                         { return errReadOnly }

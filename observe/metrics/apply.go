@@ -20,16 +20,16 @@ import (
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
-// UserConfig is what a labelled ConfigMap has for the metrics.
+// UserConfig is the part of a labelled ConfigMap that is about metrics.
 type UserConfig struct {
 	Namespace, Name string
 	// Prometheus is a prometheus.yml. nil means that there is none.
 	Prometheus []byte
-	// Rules are files with rules, by their key.
+	// Rules are files with rules, by key.
 	Rules map[string][]byte
 }
 
-// Problem is why something of a UserConfig is not used, or not as it is written. It is for its author.
+// Problem tells the author of a UserConfig why a part of it is not used, or not as written.
 type Problem struct {
 	Namespace, Name string
 	// Where is the job, the rules' key, or empty.
@@ -37,13 +37,13 @@ type Problem struct {
 	Message string
 }
 
-// maxUsers is the number of ConfigMaps that are read.
+// maxUsers is how many ConfigMaps are read.
 const maxUsers = 200
 
-// Apply makes the jobs, Alertmanagers and rules those of the store and of these users. What is as it was goes on undisturbed: its
-// targets, the state of its alerts. It must be given all of them each time.
+// Apply sets the jobs, Alertmanagers and rules to those of the store and of these users. What has not changed continues with its
+// targets and the state of its alerts. Each call must pass all users.
 //
-// Problems are the users'. An error is the store's own; what could be applied is.
+// It returns the problems of users. An error is about the store itself; the rest is applied.
 func (m *Metrics) Apply(ctx context.Context, users []UserConfig) ([]Problem, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
@@ -160,7 +160,7 @@ func (c *current) problem() string {
 	return ""
 }
 
-// register has the numbers of Prometheus' main program, which dashboards know.
+// register registers the metrics of Prometheus' main program, which dashboards use.
 func (c *current) register(reg prometheus.Registerer) {
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "prometheus_config_last_reload_successful", Help: "Whether the last configuration was applied."}, func() float64 {
@@ -176,10 +176,10 @@ func (c *current) register(reg prometheus.Registerer) {
 	)
 }
 
-// kubeconfigInterval is how often the kubeconfig is looked for while it is missing.
+// kubeconfigInterval is how often to check for a missing kubeconfig.
 const kubeconfigInterval = 10 * time.Second
 
-// followKubeconfig starts the discovery of pods once its kubeconfig is there: the store may start before the server has ever
+// followKubeconfig starts the discovery of pods once its kubeconfig exists: the store may start before the server has
 // written it.
 func (m *Metrics) followKubeconfig(ctx context.Context) {
 	ticker := time.NewTicker(kubeconfigInterval)

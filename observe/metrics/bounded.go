@@ -29,19 +29,19 @@ const (
 	maxAllLabelBytes = 16 << 20
 )
 
-// bounded keeps the series in memory, and the bytes of their labels, below a highest number. Limits of targets do not: a target may
-// have other series each time, and each is in memory for hours, and again after each start. What the store itself makes (its own
-// jobs, rules) has a tenth more, so that it still says that the rest is full.
+// bounded limits the number of series in memory, and the bytes of their labels. Limits of targets do not: a target may
+// have different series each time, and each stays in memory for hours, and returns after each start. The store itself (its own
+// jobs, rules) may use a tenth more, so that it can still report that the rest is full.
 //
-// A scraper's new series is left out in silence, so that the rest of its target, which may be a gateway, goes on; it is counted, a
-// rule fires, and the status says so.
+// A new series above the limit is left out without an error, so that the rest of its target, which may be a gateway, is stored. It is counted, a
+// rule fires, and the status reports it.
 type bounded struct {
 	db      *tsdb.DB
 	max     uint64
 	labels  *labelBytes
 	space   *space
 	refused prometheus.Counter
-	// misplaced are samples of kubelets about pods that are not on their node. Some are when a pod is new or ends.
+	// misplaced counts samples of kubelets about pods that are not on their node. A few are normal when a pod starts or ends.
 	misplaced prometheus.Counter
 	count     atomic.Int64
 	log       *slog.Logger
@@ -59,7 +59,7 @@ func newBounded(db *tsdb.DB, o Options, bytes *labelBytes, reg prometheus.Regist
 	return b
 }
 
-// problem says that nothing is stored, or that strangers' new series are refused.
+// problem reports that nothing is stored, or that new series of others are refused.
 func (b *bounded) problem() string {
 	if err := b.space.short(); err != nil {
 		return err.Error()
@@ -76,7 +76,7 @@ func (b *bounded) problem() string {
 
 func (b *bounded) refusals() int64 { return b.count.Load() }
 
-// guests is for what is scraped of others, and own for what the store makes itself.
+// guests is for targets of others, and own for the store's own series.
 func (b *bounded) guests() storage.AppendableV2 {
 	return boundedAppendable{bounded: b, most: b.max, bytes: maxAllLabelBytes}
 }
@@ -84,14 +84,14 @@ func (b *bounded) own() boundedAppendable {
 	return boundedAppendable{bounded: b, most: b.max + max(b.max/10, 1000), bytes: maxAllLabelBytes + maxAllLabelBytes/10}
 }
 
-// scraped is for what the store's own scraper reads: kubelets are others, too.
+// scraped is for the store's own scraper: kubelets count as others, too.
 func (b *bounded) scraped(p *places) storage.AppendableV2 {
 	a := b.own()
 	a.places = p
 	return a
 }
 
-// writers is for what others send. They are told of what is refused, and do not name the store's own jobs.
+// writers is for clients that send. They get an error for what is refused, and cannot use the names of the store's own jobs.
 func (b *bounded) writers() storage.AppendableV2 {
 	return boundedAppendable{bounded: b, most: b.max, bytes: maxAllLabelBytes, tell: true, foreign: true}
 }
@@ -101,11 +101,11 @@ type boundedAppendable struct {
 	*bounded
 	most  uint64 // series
 	bytes int64  // of their labels
-	// tell makes a refusal an error.
+	// tell returns an error for a refusal.
 	tell bool
 	// foreign refuses samples of the store's own jobs.
 	foreign bool
-	// places checks kubelets' samples. nil checks none.
+	// places checks kubelets' samples; nil for no check.
 	places *places
 }
 
@@ -114,7 +114,7 @@ func (b boundedAppendable) AppenderV2(ctx context.Context) storage.AppenderV2 {
 	return &boundedAppender{AppenderV2: b.db.AppenderV2(ctx), boundedAppendable: b}
 }
 
-// room reports whether a sample may be stored, which is always so for a series that exists.
+// room reports whether a sample may be stored. It always may for an existing series.
 func (b boundedAppendable) room(app storage.AppenderV2, ref storage.SeriesRef, ls labels.Labels) bool {
 	most, bytes := b.most, b.bytes
 	if kubelet(ls) {
@@ -173,14 +173,14 @@ func (a *boundedAppender) Append(ref storage.SeriesRef, ls labels.Labels, st, t 
 	if a.foreign && scrapeconfig.Reserved(ls.Get(model.JobLabel)) {
 		return 0, fmt.Errorf("the job %q is one of the store's own: %w", ls.Get(model.JobLabel), storage.ErrOutOfBounds)
 	}
-	// The end of a series is believed, as the cluster may forget a pod first.
+	// The end of a series is accepted, as the cluster may have forgotten its pod already.
 	if a.places != nil && kubelet(ls) && !value.IsStaleNaN(v) && !a.places.allow(ls) {
 		a.misplaced.Inc()
 		return 0, nil
 	}
 	if !a.room(a.AppenderV2, ref, ls) {
 		if a.tell {
-			// This error is one that clients do not send again.
+			// Clients do not retry after this error.
 			return 0, fmt.Errorf("the store has its highest number of series (%d) or bytes of labels (%d), or these labels are too long: %w", a.most, a.bytes, storage.ErrOutOfBounds)
 		}
 		return 0, nil

@@ -14,8 +14,8 @@ import (
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
-// wary connects addresses that others have chosen: pods' annotations, users' jobs, redirects, names in DNS. The address is
-// checked when it is connected, as a name may have another one each time that it is resolved.
+// wary connects to addresses that others have chosen: by pods' annotations, users' jobs, redirects, names in DNS. The address is
+// checked at the connection, because a name may resolve to a different address each time.
 type wary struct {
 	reserved []uint16
 	dialer   net.Dialer
@@ -63,7 +63,7 @@ func (w *wary) control(_ context.Context, network, address string, _ syscall.Raw
 	return nil
 }
 
-// post sends alerts to Alertmanagers, in place of the notifier's own clients, which connect anything.
+// post sends alerts to Alertmanagers. It replaces the notifier's own clients, which connect to any address.
 func (w *wary) post() func(context.Context, *http.Client, *http.Request) (*http.Response, error) {
 	client := &http.Client{
 		Transport: &http.Transport{DialContext: w.dial, MaxIdleConnsPerHost: 1, IdleConnTimeout: 5 * time.Minute, MaxResponseHeaderBytes: 64 << 10},

@@ -12,13 +12,13 @@ import (
 	"polymesh.dev/polymesh/observe/rulefiles"
 )
 
-// seats bounds how many queries are evaluated at a time. The tracker is for those that are not privileged.
+// seats bounds how many queries are evaluated at a time. The tracker is for queries that are not privileged.
 type seats struct {
 	promql.QueryTracker
 	own slots
 }
 
-// ownSeat is the index of a privileged query, which the tracker does not know.
+// ownSeat is the index of a privileged query, which is not in the tracker.
 const ownSeat = -2
 
 // GetMaxConcurrent implements promql.QueryTracker.
@@ -66,11 +66,11 @@ func (c checked) NewRangeQuery(ctx context.Context, q storage.Queryable, opts pr
 	return c.engine.NewRangeQuery(ctx, q, opts, qs, start, end, interval)
 }
 
-// check returns what the query may read.
+// check returns the storage that the query may read.
 func (c checked) check(q storage.Queryable, qs string, span, step time.Duration) (storage.Queryable, error) {
 	expr, err := c.parser.ParseExpr(qs)
 	if err != nil {
-		return q, nil // the engine says why
+		return q, nil // the engine returns the error
 	}
 	g, err := rulefiles.Check(expr, span, step)
 	if err != nil {

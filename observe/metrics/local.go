@@ -14,8 +14,8 @@ import (
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
-// localTargets connects the store's own jobs: a gatherer in this process through memory, another program of this machine by its
-// UNIX socket, and everything else by TCP. So they are scraped as any target is, with "up" and staleness, and no port is open.
+// localTargets connects to the targets of the store's own jobs: to a gatherer in this process through memory, to another program of this machine by its
+// UNIX socket, and to everything else by TCP. So they are scraped like any target, with "up" and staleness, and without an open port.
 type localTargets struct {
 	memory  map[string]*bufconn.Listener
 	sockets map[string]string

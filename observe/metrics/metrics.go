@@ -1,8 +1,8 @@
-// Package metrics is the part of the store that Prometheus is: its own packages for discovery, scraping, storage, PromQL, rules,
-// notifications and the HTTP API, wired as in its main program, in little memory.
+// Package metrics is the Prometheus part of the store: Prometheus' own packages for discovery, scraping, storage, PromQL, rules,
+// notifications and the HTTP API, wired as in its main program, but with little memory.
 //
-// It owns the folder with the series and everything that runs on it. What is scraped comes from pkg scrapeconfig, rules from pkg
-// rulefiles, what is read in this process from the gatherers that it is given. It never listens: its handlers are served by pkg server.
+// It owns the folder with the series and everything that runs on it. The scraped jobs come from package scrapeconfig, rules from package
+// rulefiles, and metrics of this process from the given gatherers. It never listens: package server serves its handlers.
 package metrics
 
 import (
@@ -34,29 +34,29 @@ import (
 
 // Options of the store of metrics.
 type Options struct {
-	// Dir is the folder of the series. It is made if it does not exist.
+	// Dir is the folder of the series. It is created if it does not exist.
 	Dir string
-	// Retention and MaxBytes bound what is kept, whichever is less. A block is two hours, so that much more may be there.
+	// Retention and MaxBytes both bound what is kept. A block has two hours, so up to two hours more may be kept.
 	Retention time.Duration
 	MaxBytes  int64
 	// MinFreeBytes stay free on the disk: with less, samples are refused.
 	MinFreeBytes int64
 	// MaxSeries bounds the series of the last hours, which are in memory. Samples of new ones beyond it are refused and counted.
-	// 0 means 20,000. What the store makes itself may be a tenth, or 1,000, more. So are those beyond 16 MiB of labels.
+	// 0 means 20,000. The store's own series may be a tenth, or 1,000, more. Series beyond 16 MiB of labels are refused, too.
 	MaxSeries int
 	// Base has the store's own jobs, see scrapeconfig.Base. nil means none.
 	Base *config.Config
 	// Kubeconfig is for the discovery in users' jobs. It may not exist yet.
 	Kubeconfig string
-	// Sources are read in this process, by the name of their job.
+	// Sources are gatherers in this process, by the name of their job.
 	Sources map[string]prometheus.Gatherer
 	// Sockets are UNIX sockets of programs on this machine that serve /metrics, by the name of their job.
 	Sockets map[string]string
-	// ReservedPorts are this machine's own, like those of the API server and the kubelet, to which no user's job connects.
+	// ReservedPorts are ports of this machine, such as those of the API server and the kubelet, to which no user's job connects.
 	ReservedPorts []uint16
 	// RemoteWrite accepts samples that others send in Prometheus' protocol.
 	RemoteWrite bool
-	// Registry has the numbers of this process. nil means one with those of this package only.
+	// Registry has the metrics of this process. nil means one with only those of this package.
 	Registry *prometheus.Registry
 	Log      *slog.Logger
 }
@@ -66,16 +66,16 @@ const (
 	// A query holds at most this many samples, of 16 bytes, and takes at most this long.
 	maxSamples   = 1_000_000
 	queryTimeout = 30 * time.Second
-	// Pods' queries and those that are privileged have places of their own, so that no pod keeps an administrator waiting.
+	// Pods' queries and privileged queries have separate slots, so that no pod keeps an administrator waiting.
 	maxQueries    = 2
 	maxPrivileged = 2
-	// A rule has less time, and one is evaluated at a time, so that no rule takes the place of a person's query.
+	// A rule has less time, and rules are evaluated one at a time, so that they do not take the slots of people's queries.
 	ruleTimeout = 10 * time.Second
 
 	lookback = 5 * time.Minute
 	// clockAhead is how far the newest sample may be from now. Others' samples are at most ten minutes ahead.
 	clockAhead = time.Hour
-	// late is how old a sample may be that others send.
+	// late is how old a sample of others may be.
 	late         = 5 * time.Minute
 	minBlock     = 2 * time.Hour
 	maxBlock     = 24 * time.Hour
@@ -100,7 +100,7 @@ type Metrics struct {
 	targets  *targets
 	notifier *notifier.Manager
 	notifySD *discovery.Manager
-	notify   func() // begins to discover Alertmanagers: it wakes up ten times a second, so only once there are any
+	notify   func() // starts the discovery of Alertmanagers. It wakes up ten times a second, so it only starts once there are any
 	rules    *rules.Manager
 	files    *ruleFiles
 	local    *localTargets
@@ -113,12 +113,12 @@ type Metrics struct {
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
 	closed sync.Once
-	// release lets go what is not the storage's.
+	// release frees everything except the storage.
 	release func() error
 }
 
-// Open opens the store and begins to scrape what the options name. It reads the log of the last hours first, which takes seconds.
-// Nothing that it scrapes, and no kubeconfig, has to be there. It runs until Close.
+// Open opens the store and starts to scrape. It first reads the log of the last hours, which takes seconds.
+// The targets and the kubeconfig need not exist yet. It runs until Close.
 func Open(ctx context.Context, o Options) (*Metrics, error) {
 	if o.MaxSeries == 0 {
 		o.MaxSeries = defaultMaxSeries
@@ -144,13 +144,13 @@ func Open(ctx context.Context, o Options) (*Metrics, error) {
 	options.SeriesLifecycleCallback = bytes
 	db, err := tsdb.Open(o.Dir, m.log.With("part", "tsdb"), m.registry, options, m.dbStats)
 	if err != nil {
-		return nil, fmt.Errorf("open the metrics in %s: %w (if no other store runs and this remains, set the folder aside: metrics begin anew)", o.Dir, err)
+		return nil, fmt.Errorf("open the metrics in %s: %w (if no other store runs and this remains, move the folder away: the store then starts without metrics)", o.Dir, err)
 	}
 	m.db, m.queryable = db, db
 	m.blocks = db.BlockMetas
 	m.series = newBounded(db, o, bytes, m.registry)
 
-	// The context ends what runs, not the one with which it was opened.
+	// Close ends this context. The one passed to Open does not end it.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	m.cancel = cancel
 	if err := m.start(run); err != nil {
@@ -181,7 +181,7 @@ func tsdbOptions(o Options) *tsdb.Options {
 func (m *Metrics) start(ctx context.Context) error {
 	o := m.opts
 	var err error
-	// Its file names the queries that were under way when the store was killed. It is never closed, as a query may still end.
+	// Its file names the queries that were running when the store was killed. It is never closed, because a query may still end.
 	tracker, err := promql.NewActiveQueryTracker(o.Dir, maxQueries, m.log.With("part", "queries"))
 	if err != nil {
 		return err
@@ -189,7 +189,7 @@ func (m *Metrics) start(ctx context.Context) error {
 	m.engine = m.newEngine(seats{tracker, make(slots, maxPrivileged)}, queryTimeout, m.registry)
 	ruleEngine := checked{m.newEngine(make(slots, 1), ruleTimeout, nil), m.parser}
 
-	// There are two scrapers: one connects what the store's own jobs name, the other refuses this machine's addresses.
+	// There are two scrapers: one connects to any address of the store's own jobs, the other refuses this machine's addresses.
 	others := newWary(o.ReservedPorts)
 	m.local = newLocalTargets(o.Sources, o.Sockets, m.registry)
 	sd, err := discovery.CreateAndRegisterSDMetrics(m.registry)
@@ -237,7 +237,7 @@ func (m *Metrics) start(ctx context.Context) error {
 	return nil
 }
 
-// externalURL is in alerts, as the address at which their expression can be looked at: the Service in the cluster.
+// externalURL is the address in alerts at which their expression can be viewed: the Service in the cluster.
 var externalURL = url.URL{Scheme: "http", Host: "prometheus.istio-system:9090"}
 
 func (m *Metrics) newEngine(tracker promql.QueryTracker, timeout time.Duration, reg prometheus.Registerer) *promql.Engine {
@@ -274,7 +274,7 @@ func (slots) Close() error { return nil }
 func (m *Metrics) Close() error {
 	var err error
 	m.closed.Do(func() {
-		// Rules end first, so that absent() does not fire for what is no longer scraped.
+		// Rules end first, so that absent() does not fire when scraping ends.
 		if m.rules != nil {
 			m.rules.Stop()
 			m.notifier.Stop()
@@ -297,18 +297,18 @@ func (m *Metrics) Close() error {
 	return err
 }
 
-// Queryable is the stored series.
+// Queryable returns the stored series.
 func (m *Metrics) Queryable() storage.SampleAndChunkQueryable { return m.queryable }
 
 // Engine evaluates PromQL, with the store's bounds on samples, time and number of queries.
 func (m *Metrics) Engine() *promql.Engine { return m.engine }
 
-// Appendable is for other parts of the store that write samples. A new series beyond Options.MaxSeries is an error.
+// Appendable is for the other parts of the store that write samples. A new series beyond Options.MaxSeries is an error.
 func (m *Metrics) Appendable() storage.AppendableV2 {
 	return boundedAppendable{bounded: m.series, most: m.series.max, bytes: maxAllLabelBytes, tell: true}
 }
 
-// Problem says why not all of the work is done, for the status. It is empty if all is.
+// Problem returns what does not work, for the status, empty if everything does.
 func (m *Metrics) Problem() string {
 	if m.series == nil {
 		return ""
@@ -323,7 +323,7 @@ func (m *Metrics) Problem() string {
 	return m.current.problem()
 }
 
-// Numbers are for the status.
+// Numbers returns numbers for the status.
 func (m *Metrics) Numbers() map[string]int64 {
 	n := map[string]int64{}
 	if m.series != nil {
@@ -339,9 +339,9 @@ func (m *Metrics) Numbers() map[string]int64 {
 	return n
 }
 
-// Newest is the time of the last sample, zero if there is none.
+// Newest returns the time of the last sample, zero if there is none.
 func (m *Metrics) Newest() time.Time {
-	newest := m.db.Head().MaxTime() // the least number if there are none
+	newest := m.db.Head().MaxTime() // the smallest number if there are no samples
 	for _, b := range m.blocks() {
 		newest = max(newest, b.MaxTime-1)
 	}
@@ -351,7 +351,7 @@ func (m *Metrics) Newest() time.Time {
 	return time.UnixMilli(newest)
 }
 
-// oldest is the time of the first sample, in milliseconds.
+// oldest returns the time of the first sample, in milliseconds.
 func (m *Metrics) oldest() int64 {
 	oldest := int64(math.MaxInt64)
 	if m.db.Head().MinTime() > 0 {

@@ -10,8 +10,8 @@ import (
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
-// places are the cluster's pods and their nodes, as discovery has found them for the store's own jobs. A kubelet is believed about
-// its own pods only: it may be one in the hands of an attacker, who could otherwise make up what pods of other nodes use.
+// places holds the cluster's pods and their nodes, from the discovery of the store's own jobs. A kubelet is only trusted about
+// its own pods: an attacker who controls a node could otherwise forge metrics of pods on other nodes.
 type places struct {
 	nodes atomic.Pointer[map[podName]string]
 }
@@ -42,5 +42,5 @@ func (p *places) allow(ls labels.Labels) bool {
 	return ok && node == ls.Get("node")
 }
 
-// kubelet reports whether a series is a kubelet's.
+// kubelet reports whether a series comes from a kubelet.
 func kubelet(ls labels.Labels) bool { return scrapeconfig.OfKubelet(ls.Get(model.JobLabel)) }

@@ -20,10 +20,10 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 )
 
-// OpenReadOnly opens the metrics of a store that does not run, or that does, without changing a file in its folder. The log of
-// the last hours, which the storage mends while it reads it, is copied to a folder in tmp; Close removes it.
+// OpenReadOnly opens the metrics of a store, running or not, without changing a file in its folder. The log of
+// the last hours, which the storage repairs while reading, is copied to a folder in tmp; Close removes it.
 //
-// What it returns answers queries. It has no targets, no rules, and takes no samples.
+// The result only answers queries. It has no targets and no rules, and accepts no samples.
 func OpenReadOnly(ctx context.Context, dir, tmp string, log *slog.Logger) (_ *Metrics, err error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("open the metrics in %s: %w", dir, err)
@@ -54,7 +54,7 @@ func OpenReadOnly(ctx context.Context, dir, tmp string, log *slog.Logger) (_ *Me
 			return nil, fmt.Errorf("copy the last hours of metrics: %w", err)
 		}
 	}
-	// Nothing of the copy becomes a block or is dropped.
+	// The copy is neither compacted into blocks nor truncated.
 	o := tsdbOptions(Options{})
 	o.RetentionDuration, o.MinBlockDuration, o.MaxBlockDuration = 0, math.MaxInt64/4, math.MaxInt64/4
 	if m.db, err = tsdb.Open(work, log.With("part", "tsdb"), nil, o, m.dbStats); err != nil {
@@ -70,7 +70,7 @@ func OpenReadOnly(ctx context.Context, dir, tmp string, log *slog.Logger) (_ *Me
 	return m, nil
 }
 
-// copyFolder copies the files of a folder. Those that a running store removes meanwhile are left out.
+// copyFolder copies the files of a folder, except those that a running store removes meanwhile.
 func copyFolder(ctx context.Context, from, to string) error {
 	entries, err := os.ReadDir(from)
 	if errors.Is(err, os.ErrNotExist) {
@@ -114,13 +114,13 @@ func copyFile(from, to string) error {
 	return errors.Join(err, w.Close())
 }
 
-// files are the blocks of a folder, and the copy of what is not in them yet.
+// files are the blocks of a folder, and the copy of the newer samples.
 type files struct {
 	blocks []*tsdb.Block
 	head   *tsdb.DB
 }
 
-// open opens the blocks. One that is damaged, or half deleted, is left out.
+// open opens the blocks, except damaged or partly deleted ones.
 func (f *files) open(dir string, log *slog.Logger) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -142,7 +142,7 @@ func (f *files) open(dir string, log *slog.Logger) error {
 			parents[p.ULID] = true
 		}
 	}
-	// A store that was killed may have left the blocks of which it had just made a larger one.
+	// A killed store may have left the blocks that it had just compacted into a larger one.
 	kept := f.blocks[:0]
 	for _, b := range f.blocks {
 		if parents[b.Meta().ULID] {

@@ -13,7 +13,7 @@ import (
 	"polymesh.dev/polymesh/observe/rulefiles"
 )
 
-// ruleFiles gives Prometheus' rule manager the files that were applied, in place of files on disk.
+// ruleFiles passes the applied files to Prometheus' rule manager, instead of files on disk.
 type ruleFiles struct {
 	parser parser.Parser
 

@@ -20,7 +20,7 @@ import (
 	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
-// targets discovers and scrapes, with one discovery, so that a source of targets that several jobs name is watched once, and with
+// targets discovers and scrapes. It has one discovery, so that a source of targets that several jobs use is watched once, and
 // two scrapers: a scraper has one dialer, see scrapeconfig.Guarded.
 type targets struct {
 	found         *discovery.Manager
@@ -50,14 +50,14 @@ func newScraper(name string, dial commonconfig.DialContextFunc, store storage.Ap
 	return m, nil
 }
 
-// apply changes what is scraped. Jobs that are as they were go on undisturbed.
+// apply changes the jobs. Unchanged jobs continue undisturbed.
 func (t *targets) apply(c *config.Config) error {
 	own, rest := split(c)
 	// The scrapers must know a job before its targets arrive.
 	return errors.Join(t.own.ApplyConfig(own), t.guarded.ApplyConfig(rest), t.discover(c))
 }
 
-// discover starts and ends sources of targets as the jobs name them. One that could not be started is tried again.
+// discover starts and ends the jobs' sources of targets. It retries those that could not be started.
 func (t *targets) discover(c *config.Config) error {
 	sources := map[string]discovery.Configs{}
 	for _, j := range c.ScrapeConfigs {
@@ -79,14 +79,14 @@ func split(c *config.Config) (own, rest *config.Config) {
 	return &a, &b
 }
 
-// run works until ctx ends and stop has been called.
+// run runs until ctx ends and stop has been called.
 func (t *targets) run(ctx context.Context) {
 	done := make(chan struct{}, 2)
 	go func() { _ = t.own.Run(t.toOwn); done <- struct{}{} }()
 	go func() { _ = t.guarded.Run(t.toRest); done <- struct{}{} }()
 	go func() { _ = t.found.Run() }() // closes SyncCh when ctx ends
 	for sets := range t.found.SyncCh() {
-		// Before kubelets may be asked.
+		// This must be known before kubelets are scraped.
 		if pods, ok := sets[scrapeconfig.JobPods]; ok {
 			t.places.found(pods)
 		}
@@ -114,14 +114,14 @@ func (t *targets) run(ctx context.Context) {
 	<-done
 }
 
-// stop ends the scrapers, after what they are reading. Their last samples say that the series end.
+// stop ends the scrapers after their current scrapes. Their last samples mark the series as ended.
 func (t *targets) stop() {
 	t.own.Stop()
 	t.guarded.Stop()
 }
 
-// manifests are the labels of the annotation in which kubectl keeps an object's whole manifest, for a pod with the values of its
-// environment. The API shows targets with all of their annotations.
+// manifests are the labels with the annotation in which kubectl keeps an object's whole manifest, including the values of a pod's
+// environment. The API would show them with the targets.
 var manifests = func() (names []model.LabelName) {
 	for _, kind := range []string{"pod", "service", "endpoints", "endpointslice", "ingress", "node", "namespace"} {
 		names = append(names, model.LabelName(model.MetaLabelPrefix+"kubernetes_"+kind+"_annotation_kubectl_kubernetes_io_last_applied_configuration"))
@@ -129,7 +129,7 @@ var manifests = func() (names []model.LabelName) {
 	return names
 }()
 
-// withoutManifests leaves these labels out. The groups are discovery's own, so those with one are copied.
+// withoutManifests removes these labels. The groups belong to discovery, so changed ones are copied.
 func withoutManifests(groups []*targetgroup.Group) []*targetgroup.Group {
 	out := groups
 	for i, g := range groups {
@@ -165,7 +165,7 @@ func without(set model.LabelSet, names []model.LabelName) model.LabelSet {
 	return c
 }
 
-// counts is the number of targets that were read the last time, and of all.
+// counts returns how many targets were read successfully the last time, and how many there are.
 func (t *targets) counts() (up, all int) {
 	for _, set := range t.TargetsActive() {
 		for _, target := range set {
@@ -178,7 +178,7 @@ func (t *targets) counts() (up, all int) {
 	return up, all
 }
 
-// These are what Prometheus' API asks for. No job is in both scrapers.
+// Methods for Prometheus' API. No job is in both scrapers.
 
 func (t *targets) TargetsActive() map[string][]*scrape.Target {
 	return merged(t.own.TargetsActive(), t.guarded.TargetsActive())

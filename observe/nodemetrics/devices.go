@@ -11,13 +11,13 @@ import (
 	"strings"
 )
 
-// maxDevices bounds the disks and the network interfaces that are reported, each.
+// maxDevices bounds the reported disks, and the reported network interfaces.
 const maxDevices = 32
 
-// partOrMemory matches the block devices that node_exporter leaves out: partitions, whose disk is there, and devices in memory.
+// partOrMemory matches the block devices that node_exporter leaves out: partitions, as their disk is reported, and devices in memory.
 var partOrMemory = regexp.MustCompile(`^(?:(?:z?ram|loop|fd|(?:h|s|v|xv)d[a-z]|nvme\d+n\d+p|mmcblk\d+p)\d+)$`)
 
-const sector = 512 // of the kernel's counters, for every disk
+const sector = 512 // unit of the kernel's counters, for every disk
 
 func (c *Collector) diskstats(e emitter) error {
 	stats, err := c.disks.ProcDiskstats()
@@ -44,7 +44,7 @@ func (c *Collector) diskstats(e emitter) error {
 	return nil
 }
 
-// network reports the machine's own interfaces: neither loopback nor the pods' ends, of which there is one for each pod.
+// network reports the machine's own interfaces, but not loopback and the pods' interfaces.
 func (c *Collector) network(e emitter) error {
 	all, err := c.fs.NetDev()
 	if err != nil {
@@ -66,7 +66,7 @@ func (c *Collector) network(e emitter) error {
 		e.counter("node_network_transmit_errs_total", float64(d.TxErrors), device)
 		e.counter("node_network_transmit_drop_total", float64(d.TxDropped), device)
 		state, err := os.ReadFile(filepath.Join(c.sys, "class/net", name, "operstate"))
-		// An interface may be gone in the meantime, or have another network namespace than /sys.
+		// The interface may have been removed meanwhile, or be in another network namespace than /sys.
 		if err == nil {
 			e.gauge("node_network_up", boolean(strings.TrimSpace(string(state)) == "up"), device)
 		}
@@ -74,8 +74,8 @@ func (c *Collector) network(e emitter) error {
 	return nil
 }
 
-// ofPod reports whether an interface is a pod's: a port of a bridge that is not hardware. Network plugins without a bridge have names of
-// their own.
+// ofPod reports whether an interface belongs to a pod: a virtual port of a bridge. Network plugins without a bridge use their own
+// names.
 func (c *Collector) ofPod(name string) bool {
 	for _, prefix := range []string{"veth", "cali", "lxc"} {
 		if strings.HasPrefix(name, prefix) {
@@ -91,7 +91,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// sockets reports how many TCP sockets there are: half of the network problems of busy nodes.
+// sockets reports the number of TCP sockets, which cause many network problems of busy nodes.
 func (c *Collector) sockets(e emitter) error {
 	stat, err := c.fs.NetSockstat()
 	if err != nil {
@@ -138,7 +138,7 @@ func (c *Collector) netstat(e emitter) error {
 	return nil
 }
 
-// conntrack reports how full the table of connections is, which kube-proxy needs. The kernel has it once something uses it.
+// conntrack reports how full the connection tracking table is, which kube-proxy needs. It exists once something uses it.
 func (c *Collector) conntrack(e emitter) error {
 	entries, err := c.fs.SysctlInts("net/netfilter/nf_conntrack_count")
 	if errors.Is(err, fs.ErrNotExist) {

@@ -1,6 +1,6 @@
 package nodemetrics
 
-// family is a metric's name, with the labels in the order in which values are given.
+// family is a metric's name, with the labels in the order of their values.
 type family struct {
 	name, help string
 	labels     []string
@@ -74,7 +74,7 @@ func families() []family {
 	return append(list, family{"node_network_up", "Whether a network interface is up.", []string{"device"}})
 }
 
-// Families returns the names of all metrics, with those of their labels.
+// Families returns the names of all metrics with the names of their labels.
 func Families() map[string][]string {
 	all := map[string][]string{}
 	for _, f := range families() {

@@ -18,7 +18,7 @@ const (
 	maxMounts = 32
 	// mountsKept is for how long the list of mounts is used: a node with a thousand pods has thousands of mounts.
 	mountsKept = time.Minute
-	// statTimeout is how long one collection waits for all filesystems together. A network filesystem whose server is away answers never.
+	// statTimeout is how long a collection waits for all filesystems together. A network filesystem never answers if its server is away.
 	statTimeout = time.Second
 )
 
@@ -28,26 +28,26 @@ type mount struct {
 	readOnly            bool
 }
 
-// mounts knows the machine's filesystems, and asks each for its sizes in a goroutine of its own.
+// mounts knows the machine's filesystems, and reads the sizes of each in a separate goroutine.
 type mounts struct {
 	fs procfs.FS
 
-	collecting sync.Mutex // one collection after the other: a filesystem that another one asks would seem to hang
+	collecting sync.Mutex // one collection at a time: otherwise a filesystem that another collection reads would seem to hang
 	mu         sync.Mutex
 	read       time.Time
 	list       []mount
-	asked      map[string]bool // by mount point: those that have not answered yet
+	asked      map[string]bool // by mount point: filesystems that have not answered yet
 }
 
 func newMounts(fs procfs.FS) *mounts { return &mounts{fs: fs, asked: map[string]bool{}} }
 
-// sizes is what a filesystem answers.
+// sizes is a filesystem's answer.
 type sizes struct {
 	buf unix.Statfs_t
 	err error
 }
 
-// filesystems reports the sizes of the machine's own filesystems. One that does not answer has only node_filesystem_device_error, and is
+// filesystems reports the sizes of the machine's own filesystems. One that does not answer only has node_filesystem_device_error, and is
 // not asked again until it has answered: a goroutine waits for each of them, at most maxMounts together.
 func (c *Collector) filesystems(e emitter) error {
 	c.mounts.collecting.Lock()
@@ -104,7 +104,7 @@ func (c *Collector) filesystems(e emitter) error {
 	return nil
 }
 
-// ask asks a filesystem for its sizes. It returns nil if one asks already, which means that it hangs.
+// ask reads the sizes of a filesystem. It returns nil if a previous read still waits, which means that it hangs.
 func (m *mounts) ask(point string) <-chan sizes {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -147,8 +147,8 @@ func pseudo() []string {
 	}
 }
 
-// choose returns the filesystems to report: of each device the mount point with the shortest path. The bind mounts of volumes into pods are the
-// same device again.
+// choose returns the filesystems to report: for each device the mount point with the shortest path. Bind mounts of volumes into pods are the
+// same devices.
 func choose(infos []*procfs.MountInfo) []mount {
 	ignored := pseudo()
 	// A later mount hides an earlier one at the same point.
@@ -169,7 +169,7 @@ func choose(infos []*procfs.MountInfo) []mount {
 			continue
 		case strings.HasPrefix(point, "/dev/"), strings.HasPrefix(point, "/proc/"), strings.HasPrefix(point, "/sys/"), strings.HasPrefix(point, "/run/credentials/"):
 			continue
-		// A path that cannot be a label is left out, because one that is cut could be the same as another one.
+		// A path that cannot be a label is left out, because a shortened one could be ambiguous.
 		case len(point) > maxLabel || !utf8.ValidString(point):
 			continue
 		}
@@ -185,7 +185,7 @@ func choose(infos []*procfs.MountInfo) []mount {
 			readOnly: has(i.Options, "ro") || has(i.SuperOptions, "ro") || has(i.SuperOptions, "emergency_ro"),
 		})
 	}
-	// Nearest to the root first, because those stay when there are too many.
+	// Shortest paths first: these are kept if there are too many.
 	slices.SortFunc(list, func(a, b mount) int {
 		return cmp.Or(cmp.Compare(depth(a.point), depth(b.point)), strings.Compare(a.point, b.point))
 	})

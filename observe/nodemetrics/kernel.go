@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // cpu reads /proc/stat.
@@ -39,7 +41,7 @@ func (c *Collector) cpu(e emitter) error {
 	return nil
 }
 
-// memoryField is a field of /proc/meminfo, by the name that node_exporter gives it.
+// memoryField is a field of /proc/meminfo, with its name in node_exporter.
 type memoryField struct {
 	name string
 	of   func(*procfs.Meminfo) *uint64
@@ -103,7 +105,7 @@ func (c *Collector) load(e emitter) error {
 	return nil
 }
 
-// pressure reads how long tasks have waited. Of CPUs the kernel has no "full" for a whole machine, of interrupts nothing else.
+// pressure reads how long tasks have waited. For a whole machine, CPUs have no "full", and interrupts only have "full".
 func (c *Collector) pressure(e emitter) error {
 	var errs []error
 	for _, resource := range []string{"cpu", "io", "memory", "irq"} {
@@ -128,7 +130,7 @@ func (c *Collector) pressure(e emitter) error {
 	return errors.Join(errs...)
 }
 
-// vmstatFields are those of /proc/vmstat that are kept, of more than a hundred.
+// vmstatFields are the kept fields of /proc/vmstat, which has more than a hundred.
 func vmstatFields() []string {
 	return []string{"oom_kill", "pgfault", "pgmajfault", "pgpgin", "pgpgout", "pswpin", "pswpout"}
 }
@@ -180,9 +182,7 @@ func (c *Collector) uname(e emitter) error {
 	return nil
 }
 
-// maxLabel bounds what becomes a label: the names of mounts are chosen by whoever mounts.
+// maxLabel bounds the values of labels: users can choose the names of mounts.
 const maxLabel = 256
 
-func label(s string) string {
-	return strings.ToValidUTF8(s[:min(len(s), maxLabel)], "\uFFFD")
-}
+func label(s string) string { return excerpt.Of(s, maxLabel) }

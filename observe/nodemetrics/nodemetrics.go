@@ -1,9 +1,9 @@
 // Package nodemetrics reads this machine's CPUs, memory, disks, filesystems and network for the store of metrics.
 //
-// The names, labels and types are node_exporter's, so that dashboards and rules that exist for it work. It is about 120 series on a
-// small machine, and does not grow with the pods: their network interfaces, their mounts and their loop devices are left out. The values
-// are read with github.com/prometheus/procfs when somebody collects; only the list of mounts is kept for a minute. Package metrics
-// collects, package server makes the Collector. It owns nothing on the machine, and writes nothing.
+// The names, labels and types are node_exporter's, so that existing dashboards and rules work. There are about 120 series on a
+// small machine, and no more with more pods: their network interfaces, mounts and loop devices are left out. The values
+// are read with github.com/prometheus/procfs at each collection; only the list of mounts is cached for a minute. Package metrics
+// collects, package server creates the Collector. It owns nothing on the machine, and writes nothing.
 package nodemetrics
 
 import (
@@ -74,7 +74,7 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// report logs an error when it is new: a kernel without pressure information would otherwise say so four times a minute.
+// report logs a new error once: a missing kernel feature would otherwise be logged four times a minute.
 func (c *Collector) report(part string, err error) {
 	text := ""
 	if err != nil {
@@ -91,7 +91,7 @@ func (c *Collector) report(part string, err error) {
 	}
 }
 
-// clock is the machine's own clock, to which others' can be compared.
+// clock reports the machine's clock, to compare it with others.
 func clock(e emitter) error {
 	e.gauge("node_time_seconds", float64(time.Now().UnixNano())/1e9)
 	return nil

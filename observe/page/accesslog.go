@@ -8,7 +8,7 @@ import (
 	"polymesh.dev/polymesh/observe/accesslog"
 )
 
-// accessLine is a line of a proxy's access log. What the caller of a mesh chose (path, user agent, request id) can be anything.
+// accessLine is a line of a proxy's access log. Callers choose the path, user agent and request id, which can be anything.
 type accessLine struct {
 	Start    time.Time `json:"start,omitzero"`
 	Method   string    `json:"method,omitempty"`
@@ -93,7 +93,7 @@ func (a *accessLine) failed() bool {
 	return a.Method != "" && outcomeOf(strconv.Itoa(a.Code), "") == failed || a.Method == "" && a.Flags != ""
 }
 
-// probe reports whether it is a health check or a scrape, which no one looks for.
+// probe reports whether it is a health check or a scrape, which are not of interest.
 func (a *accessLine) probe() bool {
 	return strings.HasPrefix(a.UserAgent, "kube-probe/") || strings.HasPrefix(a.UserAgent, "Prometheus/")
 }

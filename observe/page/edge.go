@@ -93,7 +93,7 @@ func (s *server) edge(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	// All calls of the caller: where its requests that reached no one belong is known from those that did.
+	// All calls of the caller: those that reached a workload show where the failed ones were going.
 	all, err := s.traffic(ctx, p, callerMatchers(from)...)
 	if err != nil {
 		return nil, err
@@ -303,7 +303,7 @@ func (s *server) lastRequests(ctx context.Context, p period, from, to nodeKey, t
 	if to.Kind != aWorkload {
 		return list, "", nil
 	}
-	// The called side does not log who called: its requests are this caller's only if there is no other one. They are shown with that remark.
+	// The called side does not log the caller: its requests are only this caller's if there is no other caller. They are shown with that remark.
 	err = read(to, []logstore.Filter{{Text: "inbound"}}, func(a *accessLine) bool { return a.Direction == "inbound" })
 	if len(list) == 0 {
 		return list, "", err

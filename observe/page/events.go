@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strconv"
 
+	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -41,7 +43,7 @@ func (s *server) events(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	sel := logstore.Selector{Matchers: []logstore.Matcher{equal("job", "events")}, Start: p.start, End: p.end, Limit: maxEvents, Newest: true}
+	sel := logstore.Selector{Matchers: []logstore.Matcher{equal("job", document.Events)}, Start: p.start, End: p.end, Limit: maxEvents, Newest: true}
 	namespaces, err := namesOf(r, "ns")
 	if err != nil {
 		return nil, err
@@ -145,16 +147,16 @@ func (s *server) marksIn(ctx context.Context, p period, namespaces []string, wor
 	if len(namespaces) > 0 {
 		namespaces = append([]string{""}, namespaces...)
 	}
-	matchers := append([]logstore.Matcher{equal("job", "events")}, inNamespaces(namespaces)...)
+	matchers := append([]logstore.Matcher{equal("job", document.Events)}, inNamespaces(namespaces)...)
 	list := []mark{}
 	err := s.Logs.Select(ctx, logstore.Selector{
 		// Anyone who may create events can choose such a reason, but not this source.
-		Matchers: matchers, Metadata: []logstore.Matcher{equal("source", "polymesh"), {Name: "reason", Type: logstore.Regexp, Value: anyOf(reasons)}},
+		Matchers: matchers, Metadata: []logstore.Matcher{equal("source", document.Polymesh), {Name: "reason", Type: logstore.Regexp, Value: anyOf(reasons)}},
 		Start: p.start, End: p.end, Limit: maxMarks, Newest: true,
 	}, func(e logstore.Entry) bool {
 		x := eventOf(e)
 		if workload == "" || x.Workload == workload || x.Namespace == "" {
-			list = append(list, mark{x.Time, markKinds[x.Reason], x.Namespace, x.Workload, cut(x.Text, 300)})
+			list = append(list, mark{x.Time, markKinds[x.Reason], x.Namespace, x.Workload, excerpt.Marked(x.Text, 300)})
 		}
 		return true
 	})

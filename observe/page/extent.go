@@ -41,7 +41,7 @@ func (s *server) extentOf(r *http.Request) (any, error) {
 	if s.extent.answer != nil && now.Sub(s.extent.at) < extentAge {
 		return s.extent.answer, nil
 	}
-	// What a first browser starts, others wait for: it does not end with the first one.
+	// Other browsers wait for the result of the first one's request, so it does not end with that request.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), extentTime)
 	defer cancel()
 	answer := &extentAnswer{End: now.UnixMilli(), Start: now.Add(-defaultWindow).UnixMilli(), Requests: []line{}, Errors: []line{}}

@@ -29,7 +29,7 @@ const unbuilt = `<!doctype html>
 </html>
 `
 
-// files are the files of the page, each as brotli and gzip. There is no third copy: whoever can read neither gets it unpacked.
+// files are the files of the page, each as brotli and gzip. For clients that accept neither, they are decompressed.
 type files struct {
 	index string
 	known map[string]bool // by name, without .gz and .br

@@ -17,7 +17,9 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/findings"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/loki"
@@ -71,9 +73,9 @@ func newStores(t testing.TB) *stores {
 	o.MaxBlockDuration = o.MinBlockDuration
 	db, err := tsdb.Open(filepath.Join(dir, "metrics"), nil, nil, o, nil)
 	require.NoError(t, err)
-	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs"), Retention: century}})
+	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs"), Retention: century}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
-	traces, err := tracestore.Open(tracestore.Options{Dir: filepath.Join(dir, "traces"), Retention: century, SpansPerSecond: -1})
+	traces, err := tracestore.Open(tracestore.Options{Dir: filepath.Join(dir, "traces"), Retention: century, SpansPerSecond: -1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, traces.Close())
@@ -94,7 +96,7 @@ func (s *stores) page(t testing.TB) http.Handler {
 	t.Cleanup(func() { require.NoError(t, s.metrics.Close()) })
 	h, err := New(Options{
 		Engine: s.metrics.Engine(), Queryable: s.metrics.Queryable(), Logs: s.logs, Traces: s.traces, Cluster: s, Now: func() time.Time { return s.now },
-		Prometheus: s.metrics.Handler(), Loki: loki.New(loki.Options{Store: s.logs, Log: slog.New(slog.DiscardHandler)}),
+		Prometheus: s.metrics.Handler(), Loki: loki.New(loki.Options{Store: s.logs, Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
 	return h
@@ -478,11 +480,12 @@ func asJSON(v any) string {
 	return string(b)
 }
 
-func (w fixtureWorkload) state(at time.Time) workloadState {
-	s := workloadState{
-		Kind: w.kind, Namespace: w.ns, Name: w.name, UID: "uid-" + w.name, Created: fixtureStart.Add(-30 * time.Hour), Generation: 3, Revision: "3",
-		Replicas: w.pods, Ready: w.pods, Updated: w.pods, Available: w.pods,
-		Containers: []containerSpec{{Name: "app", Image: w.image, Limits: map[string]string{"memory": strconv.Itoa(int(w.limit))}}},
+func (w fixtureWorkload) state(at time.Time) document.Workload {
+	pods := int32(w.pods)
+	s := document.Workload{
+		Kind: w.kind, Namespace: w.ns, Name: w.name, UID: "uid-" + w.name, Created: document.At(fixtureStart.Add(-30 * time.Hour)), Generation: 3, Revision: "3",
+		Replicas: pods, Ready: pods, Updated: pods, Available: pods,
+		Containers: []document.Container{{Name: "app", Image: w.image, Limits: map[string]string{"memory": strconv.Itoa(int(w.limit))}}},
 	}
 	image, hash, created := w.image, "7c9f6d5b8", fixtureStart.Add(-5*time.Hour)
 	if w.name == "go-service" && at.Before(deployed) {
@@ -495,10 +498,10 @@ func (w fixtureWorkload) state(at time.Time) workloadState {
 		if hash != "7c9f6d5b8" {
 			name = w.name + "-" + hash + "-" + suffix(name+hash)
 		}
-		p := podState{
-			Name: name, UID: "uid-" + name, Node: "node-" + strconv.Itoa(1+i%2), IP: "10.42.0." + strconv.Itoa(10+i), Phase: "Running", Created: created, Started: created,
+		p := document.Pod{
+			Name: name, UID: "uid-" + name, Node: "node-" + strconv.Itoa(1+i%2), IP: "10.42.0." + strconv.Itoa(10+i), Phase: "Running", Created: document.At(created), Started: document.At(created),
 			Owner: w.name + "-" + hash, Template: hash, Revision: s.Revision, Ready: true,
-			Containers: []containerState{{Name: "app", Image: image, Ready: true, State: "running", Since: created}, {Name: "istio-proxy", Image: "polymesh/proxyv2:1.31.0", Ready: true, State: "running", Since: created}},
+			Containers: []document.State{{Name: "app", Image: image, Ready: true, State: "running", Since: document.At(created)}, {Name: "istio-proxy", Image: "polymesh/proxyv2:1.31.0", Ready: true, State: "running", Since: document.At(created)}},
 		}
 		box := &p.Containers[0]
 		switch {
@@ -508,15 +511,15 @@ func (w fixtureWorkload) state(at time.Time) workloadState {
 			if again := outOfMemory.Add(9 * time.Minute); at.After(again) {
 				killed, box.Restarts = again, 2
 			}
-			box.Since, box.Last = killed.Add(2*time.Second), &lastState{Reason: "OOMKilled", ExitCode: 137, Finished: killed}
+			box.Since, box.Last = document.At(killed.Add(2*time.Second)), &document.End{Reason: "OOMKilled", ExitCode: 137, Finished: document.At(killed)}
 		case w.name == "rust-service" && i == 1 && at.After(failing):
 			p.Ready, box.Ready, box.State, box.Reason, box.Restarts = false, false, "waiting", "CrashLoopBackOff", 6
 			box.Message = "back-off 5m0s restarting failed container=app"
-			box.Last = &lastState{Reason: "Error", ExitCode: 101, Finished: at.Add(-time.Minute)}
+			box.Last = &document.End{Reason: "Error", ExitCode: 101, Finished: document.At(at.Add(-time.Minute))}
 			s.Ready, s.Available = 1, 1
-			s.Conditions = []condition{{Type: "Available", Status: "False", Reason: "MinimumReplicasUnavailable", Message: "Deployment does not have minimum availability.", Since: failing}}
+			s.Conditions = []document.Condition{{Type: "Available", Status: "False", Reason: "MinimumReplicasUnavailable", Message: "Deployment does not have minimum availability.", Since: document.At(failing)}}
 		case w.name == "report":
-			p.Phase, p.Node, p.IP, p.Ready, p.Created = "Pending", "", "", false, waiting
+			p.Phase, p.Node, p.IP, p.Ready, p.Created = "Pending", "", "", false, document.At(waiting)
 			p.Message = "0/2 nodes are available: 2 Insufficient memory."
 			p.Containers = nil
 			s.Ready, s.Available = 0, 0
@@ -535,30 +538,31 @@ func objectEntries() []logstore.Entry {
 				continue
 			}
 			list = append(list, logstore.Entry{
-				Time: at.Add(-time.Second), Labels: fields("job", "objects", "namespace", w.ns, "workload", w.name), Metadata: fields("kind", w.kind), Line: asJSON(w.state(at)),
+				Time: at.Add(-time.Second), Labels: fields("job", document.Objects, "namespace", w.ns, "workload", w.name), Metadata: fields("kind", w.kind), Line: asJSON(w.state(at)),
 			})
 		}
 	}
-	measure := func(requests int, errors, p99 float64) json.RawMessage {
-		return json.RawMessage(asJSON(map[string]any{"requests": requests, "errorRate": errors, "p99": fmt.Sprintf("%.0fms", p99)}))
+	lasting := func(d time.Duration) metav1.Duration { return metav1.Duration{Duration: d} }
+	measure := func(requests int, errors float64, p99 time.Duration) document.Measure {
+		return document.Measure{Requests: requests, ErrorRate: errors, P99: lasting(p99 * time.Millisecond)}
 	}
-	state := func(at time.Time, r rolloutState) {
-		list = append(list, logstore.Entry{Time: at, Labels: fields("job", "rollouts", "namespace", r.Namespace, "workload", r.Name), Line: asJSON(r)})
+	state := func(at time.Time, r document.Rollout) {
+		list = append(list, logstore.Entry{Time: at, Labels: fields("job", document.Rollouts, "namespace", r.Namespace, "workload", r.Name), Line: asJSON(r)})
 	}
-	plan := rolloutPlan{Steps: []int{10, 50, 100}, Interval: "3m0s", MaxErrorRate: 1, MaxP99: "500ms", MinRequests: 20, Timeout: "10m0s"}
-	r := rolloutState{Name: "java-service", Namespace: app, Container: "app", Image: "polyglot/java-service:2.1.0", Previous: "polyglot/java-service:2.0.3", Plan: plan, Started: rolledOut, Phase: "Starting", Step: -1}
+	plan := document.Plan{Steps: []int{10, 50, 100}, Interval: lasting(3 * time.Minute), MaxErrorRate: 1, MaxP99: lasting(500 * time.Millisecond), MinRequests: 20, Timeout: lasting(10 * time.Minute)}
+	r := document.Rollout{Name: "java-service", Namespace: app, Container: "app", Image: "polyglot/java-service:2.1.0", Previous: "polyglot/java-service:2.0.3", Plan: plan, Started: document.At(rolledOut), Phase: "Starting", Step: -1}
 	state(rolledOut, r)
 	r.Phase, r.Step, r.Weight = "Running", 0, 10
 	state(rolledOut.Add(20*time.Second), r)
 	r.Step, r.Weight = 1, 50
-	r.Done = []rolloutStep{{10, measure(108, 0, 24), measure(970, 0, 23)}}
+	r.Done = []document.Step{{Weight: 10, Canary: measure(108, 0, 24), Stable: measure(970, 0, 23)}}
 	state(rolledOut.Add(200*time.Second), r)
 	r.Phase, r.Reason = "RollingBack", "at 50 %: error rate 3.4 % of 356 requests, above --max-error-rate 1 (stable: 0 %)"
-	r.Done = append(r.Done, rolloutStep{50, measure(356, 3.4, 41), measure(361, 0, 23)})
+	r.Done = append(r.Done, document.Step{Weight: 50, Canary: measure(356, 3.4, 41), Stable: measure(361, 0, 23)})
 	state(rolledBack.Add(-20*time.Second), r)
-	r.Phase, r.Weight, r.Ended, r.Final = "RolledBack", 0, rolledBack, r.Previous
+	r.Phase, r.Weight, r.Ended, r.Final = "RolledBack", 0, document.At(rolledBack), r.Previous
 	state(rolledBack, r)
-	state(canary, rolloutState{Name: "fastapi-service", Namespace: app, Container: "app", Image: "polyglot/fastapi-service:1.3.0", Previous: "polyglot/fastapi-service:1.2.0", Plan: plan, Started: canary, Phase: "Running", Step: 0, Weight: 25})
+	state(canary, document.Rollout{Name: "fastapi-service", Namespace: app, Container: "app", Image: "polyglot/fastapi-service:1.3.0", Previous: "polyglot/fastapi-service:1.2.0", Plan: plan, Started: document.At(canary), Phase: "Running", Step: 0, Weight: 25})
 	slices.SortFunc(list, func(a, b logstore.Entry) int { return a.Time.Compare(b.Time) })
 	return list
 }
@@ -591,10 +595,10 @@ func eventEntries() []logstore.Entry {
 	add := func(at time.Time, ns, workload, kind, name, reason, kindOf, text string) {
 		source := "kubelet"
 		if _, ours := markKinds[reason]; ours {
-			source = "polymesh"
+			source = document.Polymesh
 		}
 		list = append(list, logstore.Entry{
-			Time: at, Labels: fields("job", "events", "namespace", ns, "workload", workload), Line: text,
+			Time: at, Labels: fields("job", document.Events, "namespace", ns, "workload", workload), Line: text,
 			Metadata: fields("kind", kind, "name", name, "reason", reason, "type", kindOf, "count", "1", "source", source),
 		})
 	}

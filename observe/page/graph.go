@@ -75,7 +75,7 @@ type graphEdge struct {
 	P99      *float64 `json:"p99,omitempty"`
 	TCP      *tcp     `json:"tcp,omitempty"`
 	Security string   `json:"security"` // mtls, plain, mixed, unknown
-	// Reporter is whose numbers these are: the caller's sidecar where it has one, as it knows requests that never arrived.
+	// Reporter is the source of the numbers: the caller's sidecar if there is one, because it knows requests that never arrived.
 	Reporter string `json:"reporter"`
 	// Weight is the share in percent of a rollout that is under way, with the target as canary or as what it replaces.
 	Weight *int `json:"weight,omitempty"`
@@ -245,7 +245,7 @@ func newGraphOfCalls() *graphOfCalls {
 // known reports whether a label of Istio names something. Istio writes "unknown" for what it does not know.
 func known(name string) bool { return name != "" && name != "unknown" }
 
-// learn remembers which workloads are behind which service.
+// learn records which workloads are behind which service.
 func (g *graphOfCalls) learn(vector promql.Vector) {
 	for _, sample := range vector {
 		m := sample.Metric
@@ -395,7 +395,7 @@ func outcomeOf(code, grpc string) outcome {
 	return succeeded
 }
 
-// reporters are whose numbers are believed, the best first: never more than one for an edge, as each request is counted by both sides.
+// reporters lists the trusted reporters, the best first. Only one is used for an edge, as each request is counted by both sides.
 var reporters = [...]string{"source", "waypoint", "destination"}
 
 // best returns the counts of the first reporter that has any of a kind.
@@ -446,14 +446,14 @@ func (c *call) add(o *call) {
 	}
 }
 
-// volume orders nodes by how much they are worth drawing: failures first.
+// volume orders nodes by importance: failures first.
 func (c *call) volume() float64 {
 	requests, _ := c.requests()
 	streams, _ := c.streams()
 	return requests.requests + 100*requests.errors + streams.connections + (streams.sent+streams.received)/1e4
 }
 
-// graphView is what of a graph is drawn.
+// graphView selects the part of a graph that is drawn.
 type graphView struct {
 	namespaces  []string // only these, and their neighbors; all if empty
 	open        []string // not as a box

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -64,7 +66,7 @@ var (
 		" or 100 * sum by (node) (" + selector("node_memory_working_set_bytes", ofKubelets) + ") / sum by (node) (" + selector("kube_node_status_capacity", ofObjects, is("resource", "memory")) + ")"
 	diskUse = "100 * max by (node) (1 - " + selector("node_filesystem_avail_bytes", ofNodes) + " / " + selector("node_filesystem_size_bytes", ofNodes) + ")"
 	pending = "sum by (namespace, pod) (" + selector("kube_pod_status_phase", ofObjects, is("phase", "Pending")) + ") > 0"
-	// serverTime is the 99th percentile of the API server's responses in seconds. Watches last as long as their client likes.
+	// serverTime is the 99th percentile of the API server's response times in seconds, without watches, whose clients choose their duration.
 	serverTime = "histogram_quantile(0.99, sum by (le) (rate(" + selector("apiserver_request_duration_seconds_bucket", ofServer, `verb!~"WATCH|CONNECT"`) + "[5m])))"
 )
 
@@ -154,7 +156,7 @@ func (s *server) triggers(ctx context.Context, p period) ([]trigger, error) {
 
 	evicted := trigger{ID: "evicted", Known: true, Lines: []line{}, About: []string{}}
 	list0, err := s.selectEvents(ctx, logstore.Selector{
-		Matchers: []logstore.Matcher{equal("job", "events")}, Metadata: []logstore.Matcher{equal("source", "polymesh"), equal("reason", "Evicted")},
+		Matchers: []logstore.Matcher{equal("job", document.Events)}, Metadata: []logstore.Matcher{equal("source", document.Polymesh), equal("reason", "Evicted")},
 		Start: p.end.Add(-max(p.window(), time.Hour)), End: p.end, Limit: maxNames, Newest: true,
 	})
 	if err != nil {
@@ -297,7 +299,7 @@ func listed(names []string, n int) string {
 		case i > 0:
 			text += ", "
 		}
-		text += cut(name, 100)
+		text += excerpt.Marked(name, 100)
 	}
 	return text
 }

@@ -8,11 +8,12 @@ import (
 	"slices"
 	"time"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/findings"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
-// Snapshots of objects are log entries: package cluster appends one for a workload when it changes, and of all workloads every ten minutes. So the
+// Documents of objects are log entries: package cluster appends one for a workload when it changes, and of all workloads every ten minutes. So the
 // state at a time is what the quarter of an hour before has.
 const (
 	snapshotAge = 15 * time.Minute
@@ -21,117 +22,6 @@ const (
 	// maxHistory is how many snapshots of one workload are read for its generations.
 	maxHistory = 5_000
 )
-
-// workloadState is a snapshot of a workload, as package cluster writes it.
-type workloadState struct {
-	Kind       string          `json:"kind"`
-	Namespace  string          `json:"namespace"`
-	Name       string          `json:"name"`
-	UID        string          `json:"uid"`
-	Created    time.Time       `json:"created,omitzero"`
-	Deleted    time.Time       `json:"deleted,omitzero"`
-	Generation int64           `json:"generation,omitempty"`
-	Revision   string          `json:"revision,omitempty"`
-	Replicas   int             `json:"replicas"`
-	Ready      int             `json:"ready"`
-	Updated    int             `json:"updated"`
-	Available  int             `json:"available"`
-	Paused     bool            `json:"paused,omitempty"`
-	Conditions []condition     `json:"conditions,omitempty"`
-	Containers []containerSpec `json:"containers,omitempty"`
-	Pods       []podState      `json:"pods,omitempty"`
-	More       int             `json:"more,omitempty"` // pods for which the snapshot had no room
-}
-
-type condition struct {
-	Type    string    `json:"type"`
-	Status  string    `json:"status"`
-	Reason  string    `json:"reason,omitempty"`
-	Message string    `json:"message,omitempty"`
-	Since   time.Time `json:"since,omitzero"`
-}
-
-type containerSpec struct {
-	Name     string            `json:"name"`
-	Image    string            `json:"image"`
-	Requests map[string]string `json:"requests,omitempty"`
-	Limits   map[string]string `json:"limits,omitempty"`
-}
-
-type podState struct {
-	Name       string           `json:"name"`
-	UID        string           `json:"uid"`
-	Node       string           `json:"node,omitempty"`
-	IP         string           `json:"ip,omitempty"`
-	Phase      string           `json:"phase"`
-	Reason     string           `json:"reason,omitempty"`
-	Message    string           `json:"message,omitempty"`
-	Created    time.Time        `json:"created,omitzero"`
-	Started    time.Time        `json:"started,omitzero"`
-	Deleting   time.Time        `json:"deleting,omitzero"`
-	Deleted    bool             `json:"deleted,omitempty"` // it is gone
-	Owner      string           `json:"owner,omitempty"`
-	Template   string           `json:"template,omitempty"`
-	Revision   string           `json:"revision,omitempty"`
-	Ready      bool             `json:"ready"`
-	Containers []containerState `json:"containers,omitempty"`
-}
-
-type containerState struct {
-	Name     string     `json:"name"`
-	Image    string     `json:"image,omitempty"`
-	Ready    bool       `json:"ready"`
-	Restarts int        `json:"restarts"`
-	State    string     `json:"state"` // running, waiting, terminated
-	Reason   string     `json:"reason,omitempty"`
-	Message  string     `json:"message,omitempty"`
-	ExitCode int        `json:"exitCode,omitempty"`
-	Since    time.Time  `json:"since,omitzero"`
-	Last     *lastState `json:"last,omitempty"`
-}
-
-// lastState is how a container ended before it was started again.
-type lastState struct {
-	Reason   string    `json:"reason,omitempty"`
-	ExitCode int       `json:"exitCode"`
-	Finished time.Time `json:"finished,omitzero"`
-}
-
-// rolloutState is what `polymesh rollout` records, as far as the page shows it.
-type rolloutState struct {
-	Name      string        `json:"name"`
-	Namespace string        `json:"namespace"`
-	Container string        `json:"container"`
-	Image     string        `json:"image"`
-	Previous  string        `json:"previous"`
-	Plan      rolloutPlan   `json:"plan"`
-	Started   time.Time     `json:"started"`
-	Phase     string        `json:"phase"`
-	Step      int           `json:"step"`
-	Weight    int           `json:"weight"`
-	Reason    string        `json:"reason,omitempty"`
-	Done      []rolloutStep `json:"done,omitempty"`
-	Ended     time.Time     `json:"ended,omitzero"`
-	Final     string        `json:"final,omitempty"`
-}
-
-type rolloutPlan struct {
-	Steps        []int   `json:"steps"`
-	Interval     string  `json:"interval"`
-	MaxErrorRate float64 `json:"maxErrorRate"`
-	MaxP99       string  `json:"maxP99"`
-	MinRequests  int     `json:"minRequests"`
-	Timeout      string  `json:"timeout"`
-}
-
-type rolloutStep struct {
-	Weight int             `json:"weight"`
-	Canary json.RawMessage `json:"canary"` // a measurement; package rollout may add to it
-	Stable json.RawMessage `json:"stable"`
-}
-
-// ended reports whether the rollout is over.
-func (r *rolloutState) ended() bool { return !r.Ended.IsZero() }
 
 // label returns a label of an entry, and metadata what belongs to the entry alone.
 func label(e logstore.Entry, name string) string    { return logstore.Value(e.Labels, name) }
@@ -145,23 +35,23 @@ func equal(name, value string) logstore.Matcher {
 type objectKey struct{ namespace, kind, name string }
 
 // latestWorkloads returns the workloads at a time, by namespace and name. Matchers can select some.
-func (s *server) latestWorkloads(ctx context.Context, at time.Time, matchers ...logstore.Matcher) ([]workloadState, error) {
+func (s *server) latestWorkloads(ctx context.Context, at time.Time, matchers ...logstore.Matcher) ([]document.Workload, error) {
 	seen := map[objectKey]bool{}
-	var list []workloadState
+	var list []document.Workload
 	err := s.Logs.Select(ctx, logstore.Selector{
-		Matchers: append([]logstore.Matcher{equal("job", "objects")}, matchers...),
+		Matchers: append([]logstore.Matcher{equal("job", document.Objects)}, matchers...),
 		Start:    at.Add(-snapshotAge), End: at, Limit: maxSnapshots, Newest: true,
 	}, func(e logstore.Entry) bool {
 		key := objectKey{label(e, "namespace"), metadata(e, "kind"), label(e, "workload")}
 		if seen[key] {
 			return true
 		}
-		var w workloadState
+		var w document.Workload
 		if json.Unmarshal([]byte(e.Line), &w) != nil || w.Namespace != key.namespace || w.Name != key.name {
-			return true // not by kubestate
+			return true // not by package cluster
 		}
 		seen[key] = true
-		w.Pods = slices.DeleteFunc(w.Pods, func(p podState) bool { return p.Deleted })
+		w.Pods = slices.DeleteFunc(w.Pods, func(p document.Pod) bool { return p.Deleted })
 		if w.Deleted.IsZero() {
 			list = append(list, w)
 		}
@@ -170,30 +60,30 @@ func (s *server) latestWorkloads(ctx context.Context, at time.Time, matchers ...
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(list, func(a, b workloadState) int {
+	slices.SortFunc(list, func(a, b document.Workload) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Kind, b.Kind))
 	})
 	return list, nil
 }
 
 // latestRollouts returns the newest state of each rollout that was under way or ended in the day before a time, the newest first.
-func (s *server) latestRollouts(ctx context.Context, at time.Time) ([]rolloutState, error) {
+func (s *server) latestRollouts(ctx context.Context, at time.Time) ([]document.Rollout, error) {
 	return s.rolloutsIn(ctx, period{at.Add(-24 * time.Hour), at})
 }
 
 // rolloutsIn returns the newest state of each rollout in a period. The same Deployment can have had several.
-func (s *server) rolloutsIn(ctx context.Context, p period, matchers ...logstore.Matcher) ([]rolloutState, error) {
+func (s *server) rolloutsIn(ctx context.Context, p period, matchers ...logstore.Matcher) ([]document.Rollout, error) {
 	type started struct {
 		namespace, name string
 		at              time.Time
 	}
 	seen := map[started]bool{}
-	var list []rolloutState
+	var list []document.Rollout
 	err := s.Logs.Select(ctx, logstore.Selector{
-		Matchers: append([]logstore.Matcher{equal("job", "rollouts")}, matchers...),
+		Matchers: append([]logstore.Matcher{equal("job", document.Rollouts)}, matchers...),
 		Start:    p.start, End: p.end, Limit: maxSnapshots, Newest: true,
 	}, func(e logstore.Entry) bool {
-		var r rolloutState
+		var r document.Rollout
 		if json.Unmarshal([]byte(e.Line), &r) != nil || r.Namespace != label(e, "namespace") || r.Name != label(e, "workload") {
 			return true
 		}
@@ -204,8 +94,8 @@ func (s *server) rolloutsIn(ctx context.Context, p period, matchers ...logstore.
 		}
 		return true
 	})
-	slices.SortFunc(list, func(a, b rolloutState) int {
-		return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	slices.SortFunc(list, func(a, b document.Rollout) int {
+		return cmp.Or(b.Started.Compare(a.Started.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	return list, err
 }
@@ -222,7 +112,7 @@ func (s *server) unready(ctx context.Context, at time.Time) (map[nodeKey]string,
 	}
 	problems := map[nodeKey]string{}
 	for _, w := range list {
-		if p := w.problem(found); p != nil {
+		if p := problemOf(&w, found); p != nil {
 			problems[nodeKey{aWorkload, w.Namespace, w.Name}] = p.Text
 		}
 	}
@@ -236,22 +126,22 @@ type problem struct {
 	Since time.Time `json:"since,omitzero"`
 }
 
-// unready reports whether fewer pods are ready than should be.
-func (w *workloadState) unready() bool {
-	done := func(p podState) bool { return p.Phase == "Succeeded" }
+// isUnready reports whether fewer pods are ready than should be.
+func isUnready(w *document.Workload) bool {
+	done := func(p document.Pod) bool { return p.Phase == "Succeeded" }
 	return w.Kind != "Job" && w.Ready < w.Replicas && !w.Paused && !(w.Kind == "Pod" && slices.ContainsFunc(w.Pods, done))
 }
 
-// key is what the workload is found by.
-func (w *workloadState) key() objectKey { return objectKey{w.Namespace, w.Kind, w.Name} }
+// keyOf returns the key of a workload.
+func keyOf(w *document.Workload) objectKey { return objectKey{w.Namespace, w.Kind, w.Name} }
 
-// problem returns why a workload is not ready, nothing if it is. How much of it is ready is its own snapshot's, why is the server's diagnosis.
-func (w *workloadState) problem(d *diagnosis) *problem {
-	if !w.unready() {
+// problemOf returns why a workload is not ready, nil if it is. The number of ready pods comes from its document, the reason from the server's diagnosis.
+func problemOf(w *document.Workload, d *diagnosis) *problem {
+	if !isUnready(w) {
 		return nil
 	}
-	p := &problem{Text: fmt.Sprintf("%d of %s ready", w.Ready, plural(w.Replicas, "pod is", "pods are"))}
-	if list := d.of(w.key()); len(list) > 0 {
+	p := &problem{Text: fmt.Sprintf("%d of %s ready", w.Ready, plural(int(w.Replicas), "pod is", "pods are"))}
+	if list := d.of(keyOf(w)); len(list) > 0 {
 		if what := phrase(list[0]); what != "" {
 			p.Text += ": " + what
 		}
@@ -260,8 +150,8 @@ func (w *workloadState) problem(d *diagnosis) *problem {
 	return p
 }
 
-// why returns why a pod is not ready, in the words of the diagnosis, or else in Kubernetes' own.
-func (p *podState) why(found []findings.Finding) string {
+// whyUnready returns why a pod is not ready, in the words of the diagnosis, or else in Kubernetes' own.
+func whyUnready(p *document.Pod, found []findings.Finding) string {
 	for _, f := range found {
 		if f.Pod == p.Name {
 			return cmp.Or(phrase(f), f.Message)

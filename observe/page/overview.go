@@ -17,7 +17,7 @@ const (
 	failingShare, badShare = 0.01, 0.05
 	// fewRequests is how many failed requests are needed at least: one of three is no rate.
 	fewRequests = 3
-	// sinceWindow is how far back the begin of what is wrong is looked for.
+	// sinceWindow is how far back the start of a problem is searched.
 	sinceWindow = 24 * time.Hour
 	// maxStatements of one kind are shown.
 	maxStatements = 8
@@ -200,19 +200,19 @@ func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, 
 			restarted += restarts[podKey{w.Namespace, pod.Name}]
 			for _, c := range pod.Containers {
 				if c.Last != nil && c.Last.Reason != "" && c.Last.Reason != "Completed" && !c.Last.Finished.Before(at) {
-					ended, at = c.Last.Reason, c.Last.Finished
+					ended, at = c.Last.Reason, c.Last.Finished.Time
 				}
 			}
 		}
 		link := route("workloads", w.Namespace, w.Name)
-		if !w.unready() {
+		if !isUnready(w) {
 			a.Numbers.ReadyWorkloads++
 		}
 		switch {
-		case len(a.found.of(w.key())) > 0 || more > maxStatements:
-		case w.unready() && !a.found.known:
+		case len(a.found.of(keyOf(w))) > 0 || more > maxStatements:
+		case isUnready(w) && !a.found.known:
 			more++
-			st := statement{Level: warn, Text: fmt.Sprintf("%s in %s: %s. Why was not recorded.", w.Name, w.Namespace, w.problem(a.found).Text), Link: link}
+			st := statement{Level: warn, Text: fmt.Sprintf("%s in %s: %s. Why was not recorded.", w.Name, w.Namespace, problemOf(w, a.found).Text), Link: link}
 			if w.Ready == 0 {
 				st.Level = bad
 			}
@@ -395,7 +395,7 @@ func (s *server) addRollouts(ctx context.Context, a *overviewAnswer, p period, n
 		seen[key] = true
 		st := statement{Level: note, Since: r.Started.UnixMilli(), Link: fmt.Sprintf("%s?started=%d", route("rollouts", r.Namespace, r.Name), r.Started.UnixMilli())}
 		switch {
-		case !r.ended():
+		case !r.Over():
 			st.Text = fmt.Sprintf("A rollout of %s in %s is under way: %d %% of the requests go to %s.", r.Name, r.Namespace, r.Weight, r.Image)
 		case r.Phase == "RolledBack":
 			st.Level, st.Since, st.Once, st.Why = warn, r.Ended.UnixMilli(), true, r.Reason

@@ -86,9 +86,6 @@ func New(o Options) (http.Handler, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	files, err := newFiles()
 	if err != nil {
 		return nil, err

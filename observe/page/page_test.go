@@ -2,29 +2,21 @@ package page
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
-	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/document"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 // do answers a request.
 func do(h http.Handler, method, path string) *httptest.ResponseRecorder {
@@ -300,14 +292,14 @@ func TestAfternoon(t *testing.T) {
 
 	t.Run("rollout", func(t *testing.T) {
 		a := get[struct {
-			Rollout rolloutState
+			Rollout document.Rollout
 			History []rolloutHistory
 			Errors  []line
 		}](t, h, "rollouts/"+app+"/java-service?window=1d")
 		require.Equal(t, "RolledBack", a.Rollout.Phase)
 		require.Len(t, a.History, 5)
 		require.Len(t, a.Errors, 2)
-		require.Len(t, get[struct{ Rollouts []rolloutState }](t, h, "rollouts?window=1d").Rollouts, 2)
+		require.Len(t, get[struct{ Rollouts []document.Rollout }](t, h, "rollouts?window=1d").Rollouts, 2)
 	})
 
 	t.Run("nodes", func(t *testing.T) {

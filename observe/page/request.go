@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"polymesh.dev/polymesh/observe/excerpt"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/tracestore"
 )
@@ -59,7 +60,7 @@ type requestLine struct {
 func (s *server) request(r *http.Request) (any, error) {
 	id := r.PathValue("id")
 	if !requestID.MatchString(id) {
-		return nil, invalid("%q is neither an x-request-id nor a trace id", cut(id, 40))
+		return nil, invalid("%q is neither an x-request-id nor a trace id", excerpt.Marked(id, 40))
 	}
 	q := r.URL.Query()
 	if q.Get("window") == "" {
@@ -102,13 +103,6 @@ func (s *server) request(r *http.Request) (any, error) {
 		return nil, missing("nothing was recorded about %s between %s and %s", id, p.start.UTC().Format(time.RFC3339), p.end.UTC().Format(time.RFC3339))
 	}
 	return a, nil
-}
-
-func cut(text string, n int) string {
-	if len(text) > n {
-		return strings.ToValidUTF8(text[:n], "") + "…"
-	}
-	return text
 }
 
 // addTraces adds the traces of an id, and the ids that their spans have.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
@@ -24,9 +25,9 @@ func (s *server) rollouts(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if list == nil {
-		list = []rolloutState{}
+		list = []document.Rollout{}
 	}
-	return map[string][]rolloutState{"rollouts": list}, nil
+	return map[string][]document.Rollout{"rollouts": list}, nil
 }
 
 // rolloutHistory is what became of a rollout over time.
@@ -64,14 +65,14 @@ func (s *server) rollout(r *http.Request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		i = slices.IndexFunc(list, func(x rolloutState) bool { return x.Started.UnixMilli() == int64(started) })
+		i = slices.IndexFunc(list, func(x document.Rollout) bool { return x.Started.UnixMilli() == int64(started) })
 	}
 	if i < 0 || i >= len(list) {
 		return nil, missing("no rollout of %s in %s was recorded in this time", name, namespace)
 	}
 	state := list[i]
 	answer := struct {
-		Rollout rolloutState     `json:"rollout"`
+		Rollout document.Rollout `json:"rollout"`
 		History []rolloutHistory `json:"history"`
 		Start   int64            `json:"start"`
 		End     int64            `json:"end"`
@@ -82,10 +83,10 @@ func (s *server) rollout(r *http.Request) (any, error) {
 	}{Rollout: state, History: []rolloutHistory{}}
 
 	err = s.Logs.Select(ctx, logstore.Selector{
-		Matchers: append([]logstore.Matcher{equal("job", "rollouts")}, matchers...), Start: state.Started.Add(-time.Minute), End: p.end, Limit: maxHistory,
+		Matchers: append([]logstore.Matcher{equal("job", document.Rollouts)}, matchers...), Start: state.Started.Add(-time.Minute), End: p.end, Limit: maxHistory,
 	}, func(e logstore.Entry) bool {
-		var x rolloutState
-		if json.Unmarshal([]byte(e.Line), &x) != nil || !x.Started.Equal(state.Started) {
+		var x document.Rollout
+		if json.Unmarshal([]byte(e.Line), &x) != nil || !x.Started.Equal(state.Started.Time) {
 			return true
 		}
 		h := rolloutHistory{e.Time.UnixMilli(), x.Phase, x.Step, x.Weight, x.Reason}
@@ -103,7 +104,7 @@ func (s *server) rollout(r *http.Request) (any, error) {
 	}
 
 	during := period{state.Started.Add(-2 * time.Minute), p.end}
-	if state.ended() {
+	if state.Over() {
 		during.end = state.Ended.Add(5 * time.Minute)
 	}
 	if during.end.After(p.end) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/findings"
 	"polymesh.dev/polymesh/observe/logstore"
 )
@@ -16,8 +17,8 @@ type workloadRow struct {
 	Kind      string   `json:"kind"`
 	Namespace string   `json:"namespace"`
 	Name      string   `json:"name"`
-	Replicas  int      `json:"replicas"`
-	Ready     int      `json:"ready"`
+	Replicas  int32    `json:"replicas"`
+	Ready     int32    `json:"ready"`
 	Images    []string `json:"images"`
 	Created   int64    `json:"created,omitempty"`
 	Restarts  float64  `json:"restarts"` // in the window
@@ -92,7 +93,7 @@ func (s *server) workloads(r *http.Request) (any, error) {
 	for i := range states {
 		w := &states[i]
 		row := workloadRow{
-			Kind: w.Kind, Namespace: w.Namespace, Name: w.Name, Replicas: w.Replicas, Ready: w.Ready, Images: []string{}, Problem: w.problem(found),
+			Kind: w.Kind, Namespace: w.Namespace, Name: w.Name, Replicas: w.Replicas, Ready: w.Ready, Images: []string{}, Problem: problemOf(w, found),
 		}
 		if !w.Created.IsZero() {
 			row.Created = w.Created.UnixMilli()
@@ -142,11 +143,11 @@ func (s *server) received(ctx context.Context, p period) (map[nodeKey][2]float64
 
 // podGeneration is a pod of a workload that was seen in a period, also if it is gone.
 type podGeneration struct {
-	podState
+	document.Pod
 	FirstSeen int64    `json:"firstSeen"` // Unix milliseconds
 	LastSeen  int64    `json:"lastSeen"`
 	Gone      bool     `json:"gone"`
-	Restarts  int      `json:"restarts"`
+	Restarts  int32    `json:"restarts"`
 	Images    []string `json:"images"`
 	Why       string   `json:"why,omitempty"` // it is not ready
 }
@@ -163,7 +164,7 @@ type revision struct {
 type workloadAnswer struct {
 	Start     int64              `json:"start"`
 	End       int64              `json:"end"`
-	State     workloadState      `json:"state"`
+	State     document.Workload  `json:"state"`
 	Problem   *problem           `json:"problem,omitempty"`
 	Findings  []findings.Finding `json:"findings"`
 	Pods      []podGeneration    `json:"pods"` // the newest first
@@ -175,10 +176,10 @@ type workloadAnswer struct {
 	Requests map[string]float64 `json:"requests"` // of one pod, by resource
 	Limits   map[string]float64 `json:"limits"`
 	// Rates are requests per second that it receives by class of code, Quantiles their durations in milliseconds.
-	Rates     []line         `json:"rates"`
-	Quantiles []line         `json:"quantiles"`
-	Events    []event        `json:"events"`
-	Rollouts  []rolloutState `json:"rollouts"`
+	Rates     []line             `json:"rates"`
+	Quantiles []line             `json:"quantiles"`
+	Events    []event            `json:"events"`
+	Rollouts  []document.Rollout `json:"rollouts"`
 }
 
 // workload answers with everything about a workload. Parameters: end, window, kind.
@@ -213,13 +214,13 @@ func (s *server) workload(r *http.Request) (any, error) {
 		return nil, missing("no workload %s in %s was recorded in this time", name, namespace)
 	}
 	if a.State.Deleted.IsZero() {
-		a.Problem, a.Findings = a.State.problem(found), found.of(a.State.key())
+		a.Problem, a.Findings = problemOf(&a.State, found), found.of(keyOf(&a.State))
 	}
 	if err := s.addUsage(ctx, a, p, namespace, name); err != nil {
 		return nil, err
 	}
 	a.Events, err = s.selectEvents(ctx, logstore.Selector{
-		Matchers: append([]logstore.Matcher{equal("job", "events")}, of...), Start: p.start, End: p.end, Limit: 100, Newest: true,
+		Matchers: append([]logstore.Matcher{equal("job", document.Events)}, of...), Start: p.start, End: p.end, Limit: 100, Newest: true,
 	})
 	if err != nil {
 		return nil, err
@@ -228,7 +229,7 @@ func (s *server) workload(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if a.Rollouts == nil {
-		a.Rollouts = []rolloutState{}
+		a.Rollouts = []document.Rollout{}
 	}
 	return a, nil
 }
@@ -238,7 +239,7 @@ func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period
 	index := map[string]int{}
 	a.Pods, a.Revisions = []podGeneration{}, []revision{}
 	sel := logstore.Selector{
-		Matchers: append([]logstore.Matcher{equal("job", "objects")}, of...), Start: p.start, End: p.end, Limit: maxHistory, Newest: true,
+		Matchers: append([]logstore.Matcher{equal("job", document.Objects)}, of...), Start: p.start, End: p.end, Limit: maxHistory, Newest: true,
 	}
 	if p.window() < snapshotAge {
 		sel.Start = p.end.Add(-snapshotAge)
@@ -249,7 +250,7 @@ func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period
 	read := 0
 	err := s.Logs.Select(ctx, sel, func(e logstore.Entry) bool {
 		read++
-		var w workloadState
+		var w document.Workload
 		if json.Unmarshal([]byte(e.Line), &w) != nil || w.Name != label(e, "workload") || w.Namespace != label(e, "namespace") {
 			return true
 		}
@@ -265,9 +266,9 @@ func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period
 			if !ok {
 				i = len(a.Pods)
 				index[pod.UID] = i
-				g := podGeneration{podState: pod, LastSeen: at, Images: []string{}, Gone: !slices.ContainsFunc(a.State.Pods, func(x podState) bool { return x.UID == pod.UID && !x.Deleted })}
+				g := podGeneration{Pod: pod, LastSeen: at, Images: []string{}, Gone: !slices.ContainsFunc(a.State.Pods, func(x document.Pod) bool { return x.UID == pod.UID && !x.Deleted })}
 				if !pod.Ready && !g.Gone {
-					g.Why = pod.why(found.of(a.State.key()))
+					g.Why = whyUnready(&pod, found.of(keyOf(&a.State)))
 				}
 				for _, c := range pod.Containers {
 					g.Restarts += c.Restarts
@@ -289,7 +290,7 @@ func (s *server) addGenerations(ctx context.Context, a *workloadAnswer, p period
 		return true
 	})
 	a.Cut = read == maxHistory
-	slices.SortStableFunc(a.Pods, func(x, y podGeneration) int { return y.Created.Compare(x.Created) })
+	slices.SortStableFunc(a.Pods, func(x, y podGeneration) int { return y.Created.Compare(x.Created.Time) })
 	return err
 }
 

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// The streams of a container, as the label says them.
+// The streams of a container: values of the label stream.
 const (
 	stdout = iota
 	stderr
-	unknown // lines that are not in containerd's form
+	unknown // lines that are not in containerd's format
 	streamCount
 )
 
@@ -23,7 +23,7 @@ type criLine struct {
 	text    []byte
 }
 
-// parseCRI takes a line apart, without its line feed.
+// parseCRI parses a line without its line feed.
 func parseCRI(line []byte) (criLine, bool) {
 	when, rest, ok := bytes.Cut(line, []byte{' '})
 	if !ok || len(when) > 40 {

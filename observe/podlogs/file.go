@@ -18,23 +18,23 @@ import (
 const (
 	// readBytes is how much of a file is read at a time, and how long a line in it may be: containerd writes 16 KiB at most.
 	readBytes = 256 << 10
-	// headBytes are looked at to know a file again.
+	// headBytes of a file are compared to recognise it.
 	headBytes = 512
-	// lingering is how long a file that will not grow any more is watched for its last lines: containerd opens the new one some moments after
-	// the kubelet has moved the old one away.
+	// lingering is how long a rotated file is watched for its last lines: containerd opens the new one some time after
+	// the kubelet has renamed the old one.
 	lingering = 5 * time.Second
 )
 
-// fileID tells a file from others, also when its name changes.
+// fileID identifies a file, also after a rename.
 type fileID struct{ dev, inode uint64 }
 
 // Place is how far a file was read.
 type Place struct {
-	// Offset is the start of the first line that is not complete, or not stored.
+	// Offset is the start of the first line that is incomplete or not stored.
 	Offset int64 `json:"offset"`
 	// Last is the time of the last line of each stream before Offset, in nanoseconds.
 	Last [streamCount]int64 `json:"last"`
-	// Skipping is set where a line's beginning was not read, or was too long: it goes on after the next line feed.
+	// Skipping is set if a line's beginning was not read or was too long: reading continues after the next line feed.
 	Skipping bool `json:"skipping,omitempty"`
 }
 
@@ -42,26 +42,26 @@ type Place struct {
 type file struct {
 	id         fileID
 	restart    int
-	moved      string // the time in its name since the kubelet moved it away
+	moved      string // the time in its name after the kubelet has rotated it
 	compressed bool
-	size       int64  // when it was met
+	size       int64  // when it was found
 	head       []byte // its beginning
 
-	file   *os.File     // nil when it is done, or too many are open
+	file   *os.File     // nil if it is done or too many are open
 	unpack *gzip.Reader // of a compressed file
-	at     int64        // where reading goes on
+	at     int64        // where reading continues
 
-	place  Place // up to here lines are stored
-	parsed Place // up to here complete lines were seen
+	place  Place // lines up to here are stored
+	parsed Place // complete lines up to here were parsed
 	rest   []byte
 	parts  [streamCount]part
 
-	removed, superseded bool // no name any more; there is a newer one
-	done                bool // nothing will come any more
+	removed, superseded bool // it has no name any more; there is a newer one
+	done                bool // it was read completely and will not grow
 	quiet               time.Time
 }
 
-// part is a line whose end has not come yet.
+// part is a line without an end yet.
 type part struct {
 	text  []byte
 	at    time.Time
@@ -69,11 +69,11 @@ type part struct {
 	open  bool
 }
 
-// knownHead is from where on a beginning tells a file from others: it has the time of its first line in it, to the nanosecond.
+// knownHead is how long a beginning must be to identify a file: it contains the time of the first line, to the nanosecond.
 const knownHead = 40
 
-// is says whether a file that was met is this one. Moving keeps the inode, packing the beginning; and the inode of a file that was removed is
-// soon another's.
+// is reports whether a file that was found is this one. Renaming keeps the inode, compressing keeps the beginning. The inode of a removed file is
+// soon reused.
 func (f *file) is(id fileID, head []byte) bool {
 	if f.file != nil && f.id == id {
 		return true
@@ -84,7 +84,7 @@ func (f *file) is(id fileID, head []byte) bool {
 	return bytes.HasPrefix(head, f.head)
 }
 
-// seen notes what was read at an offset, if the beginning is not known yet.
+// seen records the beginning of the file, if it is not known yet.
 func (f *file) seen(offset int64, chunk []byte) {
 	if n := headBytes - len(f.head); n > 0 && offset == int64(len(f.head)) {
 		f.head = append(f.head, chunk[:min(n, len(chunk))]...)
@@ -102,7 +102,7 @@ func (f *file) name() string {
 	return name
 }
 
-// rewind goes back to where lines are stored.
+// rewind goes back to the last stored line.
 func (f *file) rewind() {
 	f.at, f.parsed = f.place.Offset, f.place
 	f.rest, f.parts, f.unpack, f.quiet = nil, [streamCount]part{}, nil, time.Time{}
@@ -116,13 +116,13 @@ func (f *file) close() {
 	f.rewind()
 }
 
-// finish ends the work on a file.
+// finish closes a file for good.
 func (f *file) finish() {
 	f.done = true
 	f.close()
 }
 
-// held is how many bytes wait for the end of their line.
+// held returns how many bytes wait for the end of their line.
 func (f *file) held() int {
 	n := len(f.rest)
 	for _, p := range f.parts {
@@ -131,7 +131,7 @@ func (f *file) held() int {
 	return n
 }
 
-// readHead gives the beginning of a file.
+// readHead returns the beginning of a file.
 func readHead(r io.ReaderAt, compressed bool) ([]byte, error) {
 	head := make([]byte, headBytes)
 	var from io.Reader = io.NewSectionReader(r, 0, 1<<40)
@@ -149,7 +149,7 @@ func readHead(r io.ReaderAt, compressed bool) ([]byte, error) {
 	return head[:n], nil
 }
 
-// next reads on. Nothing and no error is the end, for now.
+// next reads the next bytes. It returns none at the end of the file, which may still grow.
 func (f *file) next(buffer []byte) ([]byte, error) {
 	if f.compressed {
 		return f.nextUnpacked(buffer)
@@ -158,7 +158,7 @@ func (f *file) next(buffer []byte) ([]byte, error) {
 	if err := unix.Fstat(int(f.file.Fd()), &st); err != nil {
 		return nil, err
 	}
-	if st.Size < f.at { // cut short by somebody: it begins again
+	if st.Size < f.at { // truncated: start again
 		f.place, f.head = Place{Last: f.place.Last}, nil
 		f.rewind()
 	}
@@ -194,7 +194,7 @@ func (f *file) nextUnpacked(buffer []byte) ([]byte, error) {
 	return buffer[:n], err
 }
 
-// ended says that a file was read to its end and will not grow any more.
+// ended reports whether a file was read to its end and will not grow any more.
 func (f *file) ended(now time.Time) bool {
 	if f.compressed {
 		return true
@@ -209,8 +209,8 @@ func (f *file) ended(now time.Time) bool {
 	return now.Sub(f.quiet) >= lingering
 }
 
-// parse gives the lines that a piece of the file completes, with time, text and the label stream, and moves parsed on. A line longer than most
-// comes in pieces.
+// parse returns the lines that a piece of the file completes, with time, text and the label stream, and advances parsed. A line longer than most
+// is split.
 func (f *file) parse(chunk []byte, most int) (entries []logstore.Entry, malformed int64) {
 	start := f.at - int64(len(chunk)) - int64(len(f.rest))
 	data := chunk
@@ -224,7 +224,7 @@ func (f *file) parse(chunk []byte, most int) (entries []logstore.Entry, malforme
 			if len(data) <= readBytes {
 				break
 			}
-			i = readBytes // containerd writes no such lines: the rest of it is left out
+			i = readBytes // containerd writes no such lines: the rest is skipped
 		}
 		line := data[:i]
 		if !f.parsed.Skipping {
@@ -243,7 +243,7 @@ func (f *file) parse(chunk []byte, most int) (entries []logstore.Entry, malforme
 		f.parsed.Offset = start
 	}
 	f.rest = append([]byte(nil), data...)
-	// A line whose end has not come is read again from its beginning after a restart.
+	// After a restart, an incomplete line is read again from its beginning.
 	for _, p := range f.parts {
 		if p.open {
 			f.parsed.Offset = min(f.parsed.Offset, p.start)
@@ -252,7 +252,7 @@ func (f *file) parse(chunk []byte, most int) (entries []logstore.Entry, malforme
 	return entries, malformed
 }
 
-// line gives the entries that a line in the file completes: mostly one, none when it is a part.
+// line returns the entries that a line in the file completes: usually one, none if it is a part.
 func (f *file) line(raw []byte, start int64, most int) (out []logstore.Entry, ok bool) {
 	if len(raw) == 0 {
 		return nil, true
@@ -284,7 +284,7 @@ func (f *file) line(raw []byte, start int64, most int) (out []logstore.Entry, ok
 	return out, ok
 }
 
-// leftover gives what has no end at the end of a file. containerd writes the rest of such a line into the next file.
+// leftover returns the incomplete line at the end of a file. containerd writes the rest of it into the next file.
 func (f *file) leftover() []logstore.Entry {
 	var out []logstore.Entry
 	for stream, p := range f.parts {
@@ -300,8 +300,8 @@ func (f *file) leftover() []logstore.Entry {
 	return out
 }
 
-// entry makes one with a time after the last one's of its stream: containerd's clock may give two lines the same, and then nothing would say which
-// came first.
+// entry returns an entry with a time after the last one of its stream: containerd may write two lines with the same time, and their
+// order would be lost.
 func (f *file) entry(stream int, at time.Time, text string) logstore.Entry {
 	nanos := at.UnixNano()
 	if last := f.parsed.Last[stream]; nanos <= last && last-nanos < int64(time.Millisecond) {

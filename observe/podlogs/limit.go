@@ -3,13 +3,13 @@ package podlogs
 import "time"
 
 const (
-	// clockSlack is by how much lines that were written together may come in another order: a pod's containers are read one after the other.
+	// clockSlack is how far out of order lines may arrive: a pod's containers are read one after the other.
 	clockSlack = 2 * time.Second
-	// lineBytes is how many bytes of lines are kept for each line that may be: 1 MB a second for 2,000.
+	// lineBytes is how many bytes are allowed for each allowed line: 1 MB a second for 2,000 lines.
 	lineBytes = 512
 )
 
-// limit allows so many lines a second, and lineBytes for each of them.
+// limit allows a number of lines per second, and lineBytes for each of them.
 type limit struct{ lines, bytes bucket }
 
 func (l *limit) allow(at time.Time, size, perSecond int) bool {
@@ -21,19 +21,19 @@ func (l *limit) allow(at time.Time, size, perSecond int) bool {
 	return true
 }
 
-// bucket fills with so many tokens a second, up to two seconds' worth. Its clock is the lines' own: what is read late was not written too fast.
+// bucket is a token bucket for two seconds' worth of tokens. Its clock is the lines' own, so that reading late does not count as writing fast.
 type bucket struct {
 	tokens float64
 	last   time.Time
 }
 
-// has says whether there is a token. More than one may be taken then, even more than there are: a line is kept as a whole.
+// has reports whether there is a token. The bucket may then go below zero: a line is kept as a whole.
 func (b *bucket) has(at time.Time, perSecond int) bool {
 	full := 2 * float64(perSecond)
 	if b.last.IsZero() {
 		b.tokens, b.last = full, at
 	}
-	// The clock was ahead, and is right again: what is written now would count for nothing until it is there.
+	// The clock was set back: without this, no tokens would be added until it reaches the old time again.
 	if b.last.Sub(at) > clockSlack {
 		b.last = at
 	}

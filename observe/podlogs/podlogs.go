@@ -1,14 +1,14 @@
 // Package podlogs reads the logs of all containers of this machine, as the kubelet and containerd write them below /var/log/pods, into a Store.
 //
-// It owns how far it has read and remembers it on disk. What it promises: a line is stored once, whatever is killed, as long as its file is still
-// there when the program runs again. For that, the places in the files are saved only when the lines before them are on disk (logstore.Durable), and
-// what was stored after the saved place is recognised at the start and not stored again. The kubelet keeps five files of 10 MiB for each container.
+// It owns how far it has read and saves it on disk. A line is stored exactly once, whatever is killed, if its file still exists
+// when the program runs again. The places in the files are only saved when the lines before them are on disk (package checkpoint), and
+// lines that were stored after the saved place are recognised at the start. The kubelet keeps five files of 10 MiB for each container.
 //
-// The folder's names are those of pods, and others may write there through a hostPath: so nothing is followed out of it, only regular files are
+// Others may write into the folder through a hostPath: links out of it are not followed, only regular files are
 // read, and everything is counted and bounded.
 //
-// It looks at the sizes of the open files four times a second instead of having inotify tell it of each write: for a hundred files that costs less
-// than a thousandth of a core, a noisy pod makes no more of it, and there is no limit on watches to run into.
+// It checks the sizes of the open files four times a second instead of using inotify. For a hundred files that costs less
+// than a thousandth of a core, a noisy pod does not add to it, and there is no limit on watches.
 package podlogs
 
 import (
@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
@@ -30,11 +31,11 @@ const Job = "pods"
 
 // Names of metadata on the lines.
 const (
-	// MetaUID is the uid of the pod: it tells a pod from the one that had its name before.
+	// MetaUID is the uid of the pod, which distinguishes it from earlier pods with the same name.
 	MetaUID = "uid"
 	// MetaRestart is how often the container had been restarted.
 	MetaRestart = "restart"
-	// MetaDropped is on the line that says how many lines were dropped before it, and has the number.
+	// MetaDropped is on a line about dropped lines, and holds their number.
 	MetaDropped = "dropped"
 )
 
@@ -45,8 +46,7 @@ const StreamPolymesh = "polymesh"
 type Store interface {
 	Append([]logstore.Entry) error
 	Each(context.Context, logstore.Selector, func(logstore.Entry) bool) error
-	Mark() uint64
-	Durable() uint64
+	checkpoint.Store
 }
 
 // Options say what is read.
@@ -57,12 +57,12 @@ type Options struct {
 	Node string
 	// Store gets the lines.
 	Store Store
-	// State is the file that remembers how far each log was read.
+	// State is the file that stores how far each log was read.
 	State string
-	// Workload gives the name of the Deployment (StatefulSet, DaemonSet, Job …) of a pod, and whether that is known. It must answer at once. A pod that
-	// is not known after some seconds gets a name guessed from its own. May be nil.
+	// Workload returns the name of the Deployment (StatefulSet, DaemonSet, Job …) of a pod, and whether that is known. It must not block. A pod that
+	// is not known after some seconds gets a name guessed from its own. Workload may be nil.
 	Workload func(namespace, pod, uid string) (name string, known bool)
-	// LinesPerSecond is how many lines of one pod are kept, 2,000 when zero, as long as they have not more than 512 bytes on average. More are counted
+	// LinesPerSecond is how many lines of one pod are kept, 2,000 when zero, if they have at most 512 bytes on average. More are counted
 	// and dropped.
 	LinesPerSecond int
 	// History is how many bytes of a container's older logs are read at the very first start, 16 MiB when zero.
@@ -70,33 +70,34 @@ type Options struct {
 	Log     *slog.Logger
 }
 
-// numbers are what a Tailer has done since New.
+// numbers counts what a Tailer has done since New.
 type numbers struct {
 	pods, files int64 // now
 	lines       int64 // stored
 	dropped     int64 // above LinesPerSecond, or too long for it
 	refused     int64 // by the store: too old, or too many streams
-	malformed   int64 // not in the form that containerd writes
-	ignored     int64 // names in the folder that are no pod's, now
+	malformed   int64 // not in containerd's format
+	ignored     int64 // names in the folder that do not belong to a pod, now
 }
 
-// Tailer reads the logs. Make a new one after Run has ended.
+// Tailer reads the logs. It cannot run again after Run has ended.
 type Tailer struct {
 	opts  Options
 	state *state // as it was saved by an earlier run
 	root  int    // file descriptor, -1 until the folder exists
 	pods  map[string]*pod
-	// started is until when lines may have been stored by an earlier run.
+	// started is the time until which an earlier run may have stored lines.
 	started time.Time
-	first   bool // there was no state, and this is the first look: the older logs are bounded
+	first   bool // there was no state, and this is the first scan: older logs are bounded
 	buffer  []byte
 
 	scanned   time.Time
 	rootSeen  dirSeen
 	openFiles int
 	held      int  // bytes of lines without an end
-	dirty     bool // there are places that are not saved
-	saving    *checkpoint
+	dirty     bool // some places are not saved
+
+	checkpoint *checkpoint.File[state]
 
 	mu      sync.Mutex
 	numbers numbers
@@ -105,15 +106,15 @@ type Tailer struct {
 }
 
 const (
-	// period is how often files are looked at, scanPeriod how often folders are.
+	// period is how often files are checked, scanPeriod how often folders are.
 	period     = 250 * time.Millisecond
 	scanPeriod = time.Second
 	// retryPeriod is how long to wait when the store takes no lines.
 	retryPeriod = time.Second
 )
 
-// New makes a Tailer. The saved state is read here.
-func New(opts Options) (*Tailer, error) {
+// New returns a Tailer with the saved state.
+func New(opts Options) *Tailer {
 	if opts.Root == "" {
 		opts.Root = "/var/log/pods"
 	}
@@ -123,18 +124,16 @@ func New(opts Options) (*Tailer, error) {
 	if opts.History == 0 {
 		opts.History = 16 << 20
 	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
-	st, found, err := loadState(opts.State)
+	saved := checkpoint.New[state](opts.State, opts.Store)
+	st, found, err := saved.Load()
 	if err != nil {
-		// Without the state the logs are read again, and what is stored already is recognised.
+		// Without the state the logs are read again; lines that are already stored are recognised.
 		opts.Log.Warn("the places in the pods' logs were forgotten", "error", err)
 	}
 	return &Tailer{
-		opts: opts, state: st, first: !found, root: -1, pods: map[string]*pod{},
+		opts: opts, state: &st, checkpoint: saved, first: !found, root: -1, pods: map[string]*pod{},
 		started: time.Now(), buffer: make([]byte, readBytes),
-	}, nil
+	}
 }
 
 // Run reads until the context ends.
@@ -165,7 +164,7 @@ func (t *Tailer) Run(ctx context.Context) error {
 	}
 }
 
-// round looks at everything once. more says that there is more to read at once.
+// round reads everything once. more means that there is more to read immediately.
 func (t *Tailer) round(ctx context.Context) (more bool, err error) {
 	now := time.Now()
 	if now.Sub(t.scanned) >= scanPeriod {
@@ -201,8 +200,8 @@ func (t *Tailer) round(ctx context.Context) (more bool, err error) {
 	return more, nil
 }
 
-// Numbers says what was done since New: pods and files (now), lines (stored), dropped (above LinesPerSecond), refused (by the store: too old, or
-// too many streams), malformed (not in the form that containerd writes; stored as they are) and ignored (names in the folder that are no pod's, now).
+// Numbers counts since New: pods and files (now), lines (stored), dropped (above LinesPerSecond), refused (by the store: too old, or
+// too many streams), malformed (not in containerd's format; stored as they are) and ignored (names in the folder that do not belong to a pod, now).
 func (t *Tailer) Numbers() map[string]int64 {
 	n := t.counts()
 	return map[string]int64{
@@ -216,14 +215,14 @@ func (t *Tailer) counts() numbers {
 	return t.numbers
 }
 
-// Problem says what keeps lines from being stored, or nothing.
+// Problem says why lines are not stored, empty if they are.
 func (t *Tailer) Problem() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.problem
 }
 
-// logProblems is how often a problem is logged. Which one comes first may change all the time.
+// logProblems is how often a problem is logged. The first of several problems may change each time.
 const logProblems = time.Minute
 
 func (t *Tailer) setProblem(text string) {

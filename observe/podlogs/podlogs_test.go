@@ -19,7 +19,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"polymesh.dev/polymesh/observe/checkpoint"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
@@ -47,15 +49,13 @@ func newMachine(t *testing.T) *machine {
 
 func (m *machine) openStore() {
 	m.t.Helper()
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(m.dir, "logs")}})
-	require.NoError(m.t, err)
-	m.store, m.opts = store, options(m.dir, store)
+	m.store = logstoretest.Open(m.t, rowstore.Options{Dir: filepath.Join(m.dir, "logs")})
+	m.opts = options(m.dir, m.store)
 }
 
 func (m *machine) start() {
 	m.t.Helper()
-	tailer, err := New(m.opts)
-	require.NoError(m.t, err)
+	tailer := New(m.opts)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- tailer.Run(ctx) }()
@@ -379,7 +379,7 @@ func TestStoppedMeanwhile(t *testing.T) {
 func waitSaved(m *machine, name string) {
 	m.t.Helper()
 	require.True(m.t, assertEventually(func() bool {
-		st, _, err := loadState(m.opts.State)
+		st, _, err := checkpoint.New[state](m.opts.State, m.store).Load()
 		if err != nil {
 			return false
 		}
@@ -667,8 +667,7 @@ func TestFullDiskWaits(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(disk, unix.MNT_DETACH)) })
 	m := newMachine(t)
 	require.NoError(t, m.store.Close())
-	store, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(disk, "logs"), MinFreeBytes: 40 << 20}})
-	require.NoError(t, err)
+	store := logstoretest.Open(t, rowstore.Options{Dir: filepath.Join(disk, "logs"), MinFreeBytes: 40 << 20})
 	m.store, m.opts.Store = store, store
 	big := filepath.Join(disk, "big")
 	require.NoError(t, os.WriteFile(big, make([]byte, 60<<20), 0o600))

@@ -18,17 +18,17 @@ import (
 const (
 	// live is how old a line may be to count for its pod's limit; older ones are read after the fact and count for their container.
 	live = 30 * time.Second
-	// reportPeriod is how often a container's dropped lines are told in its own log.
+	// reportPeriod is how often a container's dropped lines are reported in its own log.
 	reportPeriod = 10 * time.Second
-	// Lines without an end wait in memory for it. When there is much of that, they come in shorter pieces.
+	// Lines without an end wait in memory. If they take too much of it, they are split into shorter pieces.
 	maxHeld   = 4 << 20
 	shortLine = 16 << 10
 )
 
-// errMoved: the next look at the folder finds the file's new name.
+// errMoved means that the file was renamed: the next scan finds its new name.
 var errMoved = errors.New("the file has another name now")
 
-// open opens a file under the name that it has now, if it still is that file.
+// open opens a file by its current name, if it is still the same file.
 func (t *Tailer) open(p *pod, c *container, f *file) error {
 	opened, st, err := openFile(t.root, path.Join(p.dir, c.name, f.name()))
 	if err != nil {
@@ -45,7 +45,7 @@ func (t *Tailer) open(p *pod, c *container, f *file) error {
 
 func idOf(st *unix.Stat_t) fileID { return fileID{dev: uint64(st.Dev), inode: st.Ino} }
 
-// read stores what a file has got since. full says that there is more.
+// read stores the new lines of a file. full means that there are more.
 func (t *Tailer) read(ctx context.Context, p *pod, c *container, f *file, now time.Time) (full bool, err error) {
 	if !t.findWorkload(p, c, now) {
 		return false, nil
@@ -119,7 +119,7 @@ func (t *Tailer) read(ctx context.Context, p *pod, c *container, f *file, now ti
 	return len(chunk) == len(t.buffer), nil
 }
 
-// keep gives lines their labels and metadata, and leaves out those that are too many.
+// keep sets the labels and metadata of lines, and drops lines above the limit.
 func (t *Tailer) keep(p *pod, c *container, f *file, entries []logstore.Entry, now time.Time) (kept []logstore.Entry, dropped int64) {
 	kept = entries[:0]
 	metadata := []logstore.Field{{Name: MetaUID, Value: p.uid}, {Name: MetaRestart, Value: strconv.Itoa(f.restart)}}
@@ -155,7 +155,7 @@ func (t *Tailer) labels(p *pod, c *container, stream string) []logstore.Field {
 	}
 }
 
-// store gives lines to the store. Lines that it refuses for what they are are counted and left.
+// store appends lines to the store. Lines that the store rejects are counted and left out.
 func (t *Tailer) store(entries []logstore.Entry) error {
 	if len(entries) == 0 {
 		return nil

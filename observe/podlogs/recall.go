@@ -12,13 +12,13 @@ import (
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
-// recall knows the lines of a container that an earlier run has stored already: it was some seconds ahead of the places that it saved.
+// recall holds the lines of a container that an earlier run has stored after the places that it saved, usually those of a few seconds.
 type recall struct {
 	from  time.Time
 	lines map[uint64]struct{}
 }
 
-// maxRecall bounds what is looked up. Without the saved places it may be too little, then lines are stored twice.
+// maxRecall bounds the lines that are looked up. If the saved places were lost, it may be too small, and lines are stored twice.
 const maxRecall = 100_000
 
 // fresh leaves out the entries that an earlier run has stored.

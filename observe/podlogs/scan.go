@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits on what is looked at. A machine has some hundred pods.
+// Limits of a scan. A machine has a few hundred pods.
 const (
 	maxPods       = 2000
 	maxContainers = 64
@@ -50,16 +50,16 @@ type container struct {
 	recall   *recall
 }
 
-// dirSeen remembers when a folder was changed last, to list it only then.
+// dirSeen holds when a folder was last changed, so that it is only listed after a change.
 type dirSeen struct {
 	mtime, read time.Time
 	any         bool
 }
 
-// settle is the time after which the clock of a file system has moved on for sure: what happens within it may not show in a folder's time.
+// settle is longer than the resolution of a file system's clock: changes within it may not change a folder's time.
 const settle = 2 * time.Second
 
-// changed says whether the folder has to be listed.
+// changed reports whether the folder has to be listed.
 func (d *dirSeen) changed(mtime, now time.Time) bool {
 	if d.any && mtime.Equal(d.mtime) && d.read.Sub(mtime) > settle {
 		return false
@@ -72,11 +72,11 @@ var (
 	dnsLabel     = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 	dnsSubdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 	uidForm      = regexp.MustCompile(`^[0-9a-fA-F-]{1,64}$`)
-	// A log, the same one after the kubelet has moved it away, and after it was compressed.
+	// A log, a rotated one, and a compressed one.
 	fileForm = regexp.MustCompile(`^([0-9]{1,9})\.log(?:\.([0-9]{8}-[0-9]{6})(\.gz)?)?$`)
 )
 
-// parsePodDir takes a folder's name apart.
+// parsePodDir parses a folder's name.
 func parsePodDir(dir string) (namespace, name, uid string, ok bool) {
 	parts := strings.Split(dir, "_")
 	if len(parts) != 3 || !dnsLabel.MatchString(parts[0]) || !dnsSubdomain.MatchString(parts[1]) || !uidForm.MatchString(parts[2]) {
@@ -85,7 +85,7 @@ func parsePodDir(dir string) (namespace, name, uid string, ok bool) {
 	return parts[0], parts[1], parts[2], true
 }
 
-// openBelow opens a path below a directory, and nothing else: no symbolic link on the way, no way out, no waiting for the other end of a pipe.
+// openBelow opens a path below a directory. It follows no symbolic links, does not leave the directory, and does not wait for the other end of a pipe.
 func openBelow(dir int, name string, flags uint64) (int, error) {
 	fd, err := unix.Openat2(dir, name, &unix.OpenHow{
 		Flags:   flags | unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_NOFOLLOW,
@@ -97,7 +97,7 @@ func openBelow(dir int, name string, flags uint64) (int, error) {
 	return fd, nil
 }
 
-// openFile opens a log, if it is a regular file that has one name only.
+// openFile opens a log, if it is a regular file with a single name.
 func openFile(dir int, name string) (*os.File, unix.Stat_t, error) {
 	var st unix.Stat_t
 	fd, err := openBelow(dir, name, 0)
@@ -115,9 +115,9 @@ func openFile(dir int, name string) (*os.File, unix.Stat_t, error) {
 	return os.NewFile(uintptr(fd), name), st, nil
 }
 
-var errNotALog = errors.New("it is no regular file with one name")
+var errNotALog = errors.New("it is not a regular file with one name")
 
-// list opens a folder and, if it has changed, gives the names in it.
+// list opens a folder and, if it has changed, returns the names in it.
 func list(dir int, name string, seen *dirSeen, now time.Time) (names []string, changed bool, err error) {
 	fd, err := openBelow(dir, name, unix.O_DIRECTORY)
 	if err != nil {
@@ -139,7 +139,7 @@ func list(dir int, name string, seen *dirSeen, now time.Time) (names []string, c
 	return names, true, nil
 }
 
-// scan looks for pods, containers and files that have come, moved or gone.
+// scan looks for pods, containers and files that are new, renamed or removed.
 func (t *Tailer) scan(now time.Time) error {
 	if err := t.openRoot(); err != nil {
 		return err
@@ -185,7 +185,7 @@ func (t *Tailer) scan(now time.Time) error {
 	return summary(problems)
 }
 
-// summary is the first few of many problems.
+// summary lists the first few of many problems.
 func summary(problems []error) error {
 	const most = 3
 	problems = slices.DeleteFunc(problems, func(err error) bool { return err == nil })
@@ -195,7 +195,7 @@ func summary(problems []error) error {
 	return errors.Join(problems...)
 }
 
-// openRoot opens the folder of all logs, which the kubelet makes with the first pod.
+// openRoot opens the folder of all logs, which the kubelet creates with the first pod.
 func (t *Tailer) openRoot() error {
 	if t.root >= 0 {
 		var st unix.Stat_t
@@ -238,7 +238,7 @@ func (t *Tailer) scanPod(p *pod, now time.Time) error {
 	return summary(problems)
 }
 
-// notAFolder says that there is nothing of that name, or a link or a file.
+// notAFolder reports whether the name does not exist, or is a link or a file.
 func notAFolder(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
@@ -289,7 +289,7 @@ func (p *pod) scan(names []string) error {
 	return nil
 }
 
-// scanContainer looks for a container's files: new ones, those that were moved away, those that were compressed, those that have gone.
+// scanContainer looks for a container's files: new, rotated, compressed and removed ones.
 func (t *Tailer) scanContainer(p *pod, c *container, now time.Time) error {
 	var (
 		names   []string
@@ -321,7 +321,7 @@ func (t *Tailer) scanContainer(p *pod, c *container, now time.Time) error {
 			continue
 		}
 		f, err := t.meet(p, c, name, restart, m[2], m[3] != "")
-		if errors.Is(err, fs.ErrNotExist) { // it has another name by now
+		if errors.Is(err, fs.ErrNotExist) { // it was renamed meanwhile
 			c.seen = dirSeen{}
 			continue
 		}
@@ -347,7 +347,7 @@ func (t *Tailer) scanContainer(p *pod, c *container, now time.Time) error {
 	return summary(problems)
 }
 
-// compareFiles orders a container's files as they were written: each run's moved ones by time, then the one being written.
+// compareFiles orders a container's files as they were written: each run's rotated ones by time, then the current one.
 func compareFiles(a, b *file) int {
 	if a.moved != b.moved && (a.moved == "" || b.moved == "") && a.restart == b.restart {
 		if a.moved == "" {
@@ -358,7 +358,7 @@ func compareFiles(a, b *file) int {
 	return cmp.Or(cmp.Compare(a.restart, b.restart), cmp.Compare(a.moved, b.moved))
 }
 
-// meet finds or makes the file that has a name now.
+// meet returns the known or new file with this name.
 func (t *Tailer) meet(p *pod, c *container, name string, restart int, moved string, compressed bool) (*file, error) {
 	opened, st, err := openFile(t.root, path.Join(p.dir, c.name, name))
 	if err != nil {
@@ -381,7 +381,7 @@ func (t *Tailer) meet(p *pod, c *container, name string, restart int, moved stri
 			f.done = f.done && st.Size <= f.place.Offset
 		case f.file == nil:
 			f.moved, f.id, f.compressed = moved, id, true
-		default: // it is open from before it was packed, and is read so to its end
+		default: // it was opened before it was compressed, and is read to its end
 		}
 		return f, opened.Close()
 	}
@@ -400,13 +400,13 @@ func (t *Tailer) meet(p *pod, c *container, name string, restart int, moved stri
 	if f.done || t.openFiles >= maxOpen {
 		return f, opened.Close()
 	}
-	// It is open from now on: its lines can be read when the pod is gone.
+	// It stays open, so that its lines can be read after the pod is deleted.
 	f.file = opened
 	t.openFiles++
 	return f, nil
 }
 
-// boundHistory leaves out what is too much of older logs, at the very first start.
+// boundHistory skips the part of older logs that exceeds the limit, at the very first start.
 func (t *Tailer) boundHistory(c *container) {
 	left := t.opts.History
 	for i := len(c.files) - 1; i >= 0; i-- {
@@ -422,7 +422,7 @@ func (t *Tailer) boundHistory(c *container) {
 	}
 }
 
-// reading gives the files that have something to read, or may get something.
+// reading returns the files with something to read, now or later.
 func (c *container) reading() []*file {
 	out := make([]*file, 0, len(c.files))
 	for _, f := range c.files {

@@ -1,17 +1,11 @@
 package podlogs
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/fnv"
-	"io/fs"
-	"os"
-
-	"polymesh.dev/polymesh/observe/atomicfile"
 )
 
-// saved is what is remembered of a file.
+// saved is the saved state of a file.
 type saved struct {
 	Restart  int    `json:"restart"`
 	Moved    string `json:"moved,omitempty"`
@@ -23,28 +17,12 @@ type saved struct {
 	Done     bool   `json:"done,omitempty"`
 }
 
-// state is what is remembered of all files, by the folders of pod and container.
+// state is the saved state of all files, by the folders of pod and container.
 type state struct {
 	Files map[string]map[string][]saved `json:"files"`
 }
 
-// loadState reads the state. found is false when there never was one.
-func loadState(path string) (st *state, found bool, err error) {
-	st = &state{}
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return st, false, nil
-	}
-	if err != nil {
-		return st, false, fmt.Errorf("reading how far the pods' logs were read: %w", err)
-	}
-	if err := json.Unmarshal(b, st); err != nil {
-		return &state{}, false, fmt.Errorf("reading how far the pods' logs were read, in %s: %w", path, err)
-	}
-	return st, true, nil
-}
-
-// find gives what was remembered of a file that has been met.
+// find returns the saved state of a file.
 func (st *state) find(dir, container string, f *file) (saved, bool) {
 	for _, s := range st.Files[dir][container] {
 		if s.Restart != f.restart {
@@ -67,54 +45,31 @@ func headHash(head []byte) uint64 {
 	return h.Sum64()
 }
 
-// checkpoint is a state that may be written when all lines up to a mark are on disk.
-type checkpoint struct {
-	mark uint64
-	data []byte
-}
-
-// save writes the state of some moments ago, when the lines of then are on disk, and takes the next one.
+// save saves how far each file was read.
 func (t *Tailer) save() error {
-	if t.saving == nil {
-		data, err := t.snapshot()
-		if err != nil || data == nil {
-			return err
+	_, err := t.checkpoint.Save(func() *state {
+		if !t.dirty {
+			return nil
 		}
-		t.saving = &checkpoint{mark: t.opts.Store.Mark(), data: data}
-	}
-	if t.opts.Store.Durable() < t.saving.mark {
-		return nil
-	}
-	if err := atomicfile.Write(t.opts.State, t.saving.data); err != nil {
-		return fmt.Errorf("remembering how far the pods' logs were read: %w", err)
-	}
-	t.saving = nil
-	return nil
-}
-
-// snapshot gives the state as it is, or nothing when it has not changed.
-func (t *Tailer) snapshot() ([]byte, error) {
-	if !t.dirty {
-		return nil, nil
-	}
-	st := state{Files: map[string]map[string][]saved{}}
-	for dir, p := range t.pods {
-		containers := map[string][]saved{}
-		for name, c := range p.containers {
-			for _, f := range c.files {
-				containers[name] = append(containers[name], f.saved())
+		st := &state{Files: map[string]map[string][]saved{}}
+		for dir, p := range t.pods {
+			containers := map[string][]saved{}
+			for name, c := range p.containers {
+				for _, f := range c.files {
+					containers[name] = append(containers[name], f.saved())
+				}
+			}
+			if len(containers) > 0 {
+				st.Files[dir] = containers
 			}
 		}
-		if len(containers) > 0 {
-			st.Files[dir] = containers
-		}
-	}
-	data, err := json.Marshal(st)
+		t.dirty = false
+		return st
+	})
 	if err != nil {
-		return nil, fmt.Errorf("remembering how far the pods' logs were read: %w", err)
+		return fmt.Errorf("remembering how far the pods' logs were read: %w", err)
 	}
-	t.dirty = false
-	return data, nil
+	return nil
 }
 
 func (f *file) saved() saved {

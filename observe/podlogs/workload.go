@@ -8,7 +8,7 @@ import (
 // knownWithin is how long a pod's first line waits for its workload to be known.
 const knownWithin = 5 * time.Second
 
-// safe are the letters of which Kubernetes makes the ends of names.
+// safe are the letters from which Kubernetes generates suffixes of names.
 const safe = `[bcdfghjklmnpqrstvwxz2456789]`
 
 var (
@@ -16,7 +16,7 @@ var (
 	ofSet        = regexp.MustCompile(`^(.+)-(?:` + safe + `{5}|[0-9]{1,5})$`)
 )
 
-// GuessWorkload takes the ends off a pod's name that Kubernetes has put there.
+// GuessWorkload removes the suffixes that Kubernetes has added to a pod's name.
 func GuessWorkload(pod string) string {
 	for _, form := range []*regexp.Regexp{ofDeployment, ofSet} {
 		if m := form.FindStringSubmatch(pod); m != nil {
@@ -26,7 +26,7 @@ func GuessWorkload(pod string) string {
 	return pod
 }
 
-// findWorkload gives a container its label. It is false as long as it is worth waiting for.
+// findWorkload sets a container's workload. It returns false while it is worth waiting for.
 func (t *Tailer) findWorkload(p *pod, c *container, now time.Time) bool {
 	if c.workload != "" && !c.guessed {
 		return true

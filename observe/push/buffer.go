@@ -1,9 +1,9 @@
-// Package push sends what a node's collector reads to the store of another machine, and keeps it on disk until it is there.
+// Package push sends what a node's collector reads to the store of another machine, and keeps it on disk until it has arrived.
 //
 // It owns the folder of the buffer. The tailers (podlogs, journal) write into a Buffer as into a logstore; a Sender posts its chunks to an API
-// server, in the form of package wire. What it promises: a line is in the store once, whatever is killed on either side, as long as it has not
-// been dropped here because the store was away for too long. For that, chunks are kept until they are on the store's disk, and lines that a new
-// run of the collector reads again, because it was ahead of the places that it had saved, are recognised by the store (package ingest).
+// server, in the format of package wire. Each line is stored exactly once, whatever is killed on either side, unless it was
+// dropped here because the store was away for too long. Chunks are kept until they are on the store's disk, and the store
+// (package ingest) recognises lines that a new run of the collector reads again because their places were not saved.
 package push
 
 import (
@@ -24,23 +24,23 @@ import (
 )
 
 const (
-	// flushPeriod is how long lines wait for others, and chunkBytes how many bytes of records, before they become a chunk on disk.
+	// Records become a chunk on disk after flushPeriod, or when they have chunkBytes.
 	flushPeriod = time.Second
 	chunkBytes  = 256 << 10
-	// syncPeriod is how long a chunk may be written and not be safe from a power cut. The tailers save their places only after it.
+	// syncPeriod is how long a written chunk may stay unsynced. The tailers save their places only after the sync.
 	syncPeriod = 5 * time.Second
-	// segmentBytes is how large a file of chunks becomes. What is dropped is dropped by whole files.
+	// segmentBytes is the size of a file of chunks. Chunks are dropped by whole files.
 	segmentBytes = 2 << 20
-	// minFree is how many bytes of the disk are left to others.
+	// minFree is how many bytes of the disk stay free.
 	minFree = 64 << 20
 )
 
-// ErrDisk means that nothing can be written. What was to be appended was not.
+// ErrDisk means that nothing can be written. The entries were not appended.
 var ErrDisk = errors.New("the buffer for the store cannot be written")
 
 // Options of a Buffer.
 type Options struct {
-	// Dir is the folder, which is this Buffer's alone.
+	// Dir is the folder, which only this Buffer uses.
 	Dir string
 	// MaxBytes bounds the files; the oldest are dropped first.
 	MaxBytes int64
@@ -65,13 +65,13 @@ type Buffer struct {
 	wake     *time.Timer
 	unsynced time.Time // when the first chunk was written that is not synced
 	marks    struct{ appended, written, synced uint64 }
-	sent     place // up to here the store has the chunks
+	sent     place // the store has the chunks up to here
 	hint     hint
 	dropped  int64
 	failure  string
 }
 
-// raw are records that become a chunk.
+// raw holds the records of the next chunk.
 type raw struct {
 	text   []byte // lines of JSON
 	values int    // see wire.Values
@@ -85,11 +85,8 @@ type place struct {
 	number     uint64
 }
 
-// Open opens the buffer, and finds what an earlier run has left.
+// Open opens the buffer with the chunks of earlier runs.
 func Open(o Options) (*Buffer, error) {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the buffer's folder: %w", err)
 	}
@@ -113,7 +110,7 @@ func Open(o Options) (*Buffer, error) {
 	return b, nil
 }
 
-// run writes what has waited long enough, until Close.
+// run writes pending records when they are due, until Close.
 func (b *Buffer) run() {
 	defer close(b.done)
 	for {
@@ -134,7 +131,7 @@ func (b *Buffer) run() {
 	}
 }
 
-// schedule sets when run has to do something.
+// schedule sets when run has to act.
 func (b *Buffer) schedule(now time.Time) {
 	next := time.Duration(math.MaxInt64)
 	if len(b.pending) > 0 {
@@ -208,7 +205,7 @@ func (b *Buffer) add(records []wire.Record, counts []uint32) error {
 	return nil
 }
 
-// write makes chunks of what is pending. What cannot be written stays pending.
+// write writes pending records as chunks. They stay pending after an error.
 func (b *Buffer) write() error {
 	var err error
 	for err == nil && len(b.pending) > 0 {
@@ -241,7 +238,7 @@ func (b *Buffer) writeOne(r raw) error {
 	now := time.Now()
 	frame := b.encoder.Chunk(nil, wire.Info{Number: b.chunk + 1, Time: now.UnixMilli(), Count: r.count}, r.text)
 	if _, err := b.file.WriteAt(frame, s.size); err != nil {
-		// A part of it is behind the end, and is written over.
+		// The partial frame after the end will be overwritten.
 		return err
 	}
 	b.chunk++
@@ -280,7 +277,7 @@ func (b *Buffer) open() error {
 	return nil
 }
 
-// sync makes what is written safe.
+// sync syncs the written chunks to disk.
 func (b *Buffer) sync() {
 	if b.file != nil && !b.unsynced.IsZero() {
 		if err := b.file.Sync(); err != nil {
@@ -293,7 +290,7 @@ func (b *Buffer) sync() {
 	b.marks.synced = b.marks.written
 }
 
-// bound drops the oldest segments while there is too much.
+// bound drops the oldest segments while the buffer is too large.
 func (b *Buffer) bound() {
 	total := int64(0)
 	for _, s := range b.segments {
@@ -343,8 +340,8 @@ func (b *Buffer) tell() {
 	}
 }
 
-// Mark and Durable are as those of a logstore: whoever remembers how far he has read remembers it when Durable has reached the Mark that he saw
-// after Append.
+// Mark and Durable are like those of a logstore: a reader saves how far it has read once Durable has reached the Mark from
+// after its Append.
 func (b *Buffer) Mark() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -358,7 +355,7 @@ func (b *Buffer) Durable() uint64 {
 	return b.marks.synced
 }
 
-// Problem says why nothing is kept, or what was lost.
+// Problem says why nothing is stored, or what was lost.
 func (b *Buffer) Problem() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -371,7 +368,7 @@ func (b *Buffer) Problem() string {
 	return ""
 }
 
-// Numbers says how many bytes wait for the store, of how many that may, and how many lines and samples were dropped since Open.
+// Numbers returns how many bytes wait for the store, the limit, and how many lines and samples were dropped since Open.
 func (b *Buffer) Numbers() map[string]int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()

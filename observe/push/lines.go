@@ -14,16 +14,16 @@ import (
 	"polymesh.dev/polymesh/observe/wire"
 )
 
-// maxRecordBytes is about how many bytes of lines are in one record, and maxRecordLines how many lines: a chunk has place for each (wire.MaxValues).
+// A record has about maxRecordBytes and at most maxRecordLines lines, so that each fits into a chunk (wire.MaxValues).
 const (
 	maxRecordBytes = 128 << 10
 	maxRecordLines = 8 << 10
 )
 
-// stated are the labels that the store sets itself.
+// stated lists the labels that the store sets itself.
 func stated(name string) bool { return name == "node" || name == "workload" }
 
-// Append keeps lines for the store. With an error, none is kept.
+// Append buffers lines for the store. After an error, none is buffered.
 func (b *Buffer) Append(entries []logstore.Entry) error {
 	var records []wire.Record
 	var counts []uint32
@@ -59,13 +59,13 @@ func (b *Buffer) Append(entries []logstore.Entry) error {
 	return b.add(records, counts)
 }
 
-// Each calls each for no line. The tailers ask for lines that an earlier run has kept already and that they have read again; here, the store
-// recognises those.
+// Each finds no lines. The tailers call it to find lines that an earlier run has already appended; here, the store
+// recognises them.
 func (b *Buffer) Each(context.Context, logstore.Selector, func(logstore.Entry) bool) error {
 	return nil
 }
 
-// Gather keeps what a gatherer measures now. Its families are gauges, counters and untyped ones.
+// Gather buffers the current values of a gatherer, which must be gauges, counters or untyped.
 func (b *Buffer) Gather(from prometheus.Gatherer) error {
 	now := time.Now()
 	families, err := from.Gather()
@@ -76,7 +76,7 @@ func (b *Buffer) Gather(from prometheus.Gatherer) error {
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
 			s := wire.Sample{Name: f.GetName(), Value: value(m)}
-			// JSON has no form for them.
+			// JSON cannot encode them.
 			if math.IsNaN(s.Value) || math.IsInf(s.Value, 0) {
 				continue
 			}

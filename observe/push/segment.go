@@ -21,7 +21,7 @@ import (
 	"polymesh.dev/polymesh/observe/wire"
 )
 
-// suffix is that of the files. Their names are numbers, in the order in which they were written.
+// suffix ends the names of the files, which are numbers in the order in which they were written.
 const suffix = ".chunks"
 
 // segment is a file of chunks of one generation: a line of JSON that names it, and frames.
@@ -29,8 +29,8 @@ type segment struct {
 	path       string
 	number     uint64
 	generation string
-	begin      int64  // where the frames begin
-	size       int64  // of what is whole
+	begin      int64  // offset of the first frame
+	size       int64  // of the complete frames
 	first      uint64 // number of the first chunk; 0 if there is none
 	last       uint64
 }
@@ -58,7 +58,7 @@ func createSegment(dir string, number uint64, generation string) (*segment, *os.
 	return s, f, nil
 }
 
-// readSegments finds the files of earlier runs. Those without a whole chunk are removed.
+// readSegments finds the files of earlier runs. Files without a complete chunk are removed.
 func readSegments(dir string, log *slog.Logger) ([]*segment, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -86,7 +86,7 @@ func readSegments(dir string, log *slog.Logger) ([]*segment, error) {
 	return all, nil
 }
 
-// maxSegment is more than a file has: its last chunk may be the largest.
+// maxSegment is larger than any file, even if the last chunk has the largest size.
 const maxSegment = segmentBytes + wire.MaxBody
 
 // content reads the file.
@@ -99,7 +99,7 @@ func (s *segment) content() ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxSegment))
 }
 
-// inspect finds what is whole in a file of an earlier run: a crash may have cut off its end.
+// inspect finds the complete chunks in a file of an earlier run: a crash may have cut off its end.
 func (s *segment) inspect() error {
 	text, err := s.content()
 	if err != nil {
@@ -133,7 +133,7 @@ func (s *segment) inspect() error {
 	return nil
 }
 
-// count is how many lines and samples the chunks have that are chosen.
+// count returns the number of lines and samples in the chosen chunks.
 func (s *segment) count(chosen func(number uint64) bool) (n int64) {
 	text, err := s.content()
 	if err != nil || int64(len(text)) < s.begin {
@@ -152,21 +152,21 @@ func (s *segment) count(chosen func(number uint64) bool) (n int64) {
 	return n
 }
 
-// hint is where a chunk ends, so that the next one is found without reading the file from its beginning.
+// hint is where a chunk ends, to find the next one without reading the file from its beginning.
 type hint struct {
 	segment *segment
 	number  uint64
 	offset  int64
 }
 
-// batch is chunks for one push.
+// batch holds the chunks of one push.
 type batch struct {
 	header wire.Header
 	chunks []byte
 	last   uint64
 }
 
-// next returns the chunks after those that the store has, at most limit bytes of them but at least one; nil if there are none.
+// next returns the next chunks for the store, up to limit bytes but at least one; nil if there are none.
 func (b *Buffer) next(limit int) (*batch, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -179,14 +179,14 @@ func (b *Buffer) next(limit int) (*batch, error) {
 		if out != nil || err != nil {
 			return out, err
 		}
-		// What is not there any more is skipped, and the chunks after it are sent as the oldest.
+		// Missing chunks are skipped, and the chunks after them are sent as the oldest.
 		b.opts.Log.Error("a file of the buffer is damaged, and what is in it is lost", "file", s.path)
 		b.dropped++
 		b.sent = place{s.generation, s.last}
 	}
 }
 
-// unsent is the segment with the next chunk, nil if the store has all.
+// unsent returns the segment with the next chunk, nil if the store has all.
 func (b *Buffer) unsent() *segment {
 	begin := max(0, b.generationOf(b.sent))
 	for _, s := range b.segments[begin:] {
@@ -247,7 +247,7 @@ func (b *Buffer) read(s *segment, limit int) (*batch, error) {
 	return out, nil
 }
 
-// oldest is the number of the oldest chunk of a generation.
+// oldest returns the number of the oldest chunk of a generation.
 func (b *Buffer) oldest(generation string) uint64 {
 	for _, s := range b.segments {
 		if s.generation == generation && s.first != 0 {
@@ -257,7 +257,7 @@ func (b *Buffer) oldest(generation string) uint64 {
 	return 0
 }
 
-// answered takes the store's answer to a batch.
+// answered records the store's answer to a batch.
 func (b *Buffer) answered(of *batch, a wire.Answer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -268,7 +268,7 @@ func (b *Buffer) answered(of *batch, a wire.Answer) {
 		}
 	}
 	b.sent = place{of.header.Generation, min(a.Position, newest)}
-	// A chunk is on the store's disk when those before it are, also of earlier generations.
+	// A chunk only counts as on the store's disk if all before it are, also those of earlier generations.
 	n := 0
 	for i, s := range b.segments {
 		open := b.file != nil && i == len(b.segments)-1

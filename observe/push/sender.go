@@ -24,11 +24,11 @@ import (
 )
 
 const (
-	// pushBytes is how many bytes of chunks one push has, if no chunk is larger.
+	// pushBytes is how many bytes of chunks a push has, unless a single chunk is larger.
 	pushBytes = 1 << 20
 	// pushPause is the time between two pushes while there is little to send.
 	pushPause = 2 * time.Second
-	// retryMin and retryMax bound the pause after a push that did not get through, absentPause is the one when the cluster has no store.
+	// retryMin and retryMax bound the pause after a failed push; absentPause is the pause if the cluster has no store.
 	retryMin, retryMax = time.Second, 20 * time.Second
 	absentPause        = time.Minute
 	// pushTimeout is how long one push may take, dialTimeout its connection.
@@ -38,20 +38,17 @@ const (
 	maxAnswer = 4 << 10
 )
 
-// ContentType is that of a push.
-const ContentType = "application/vnd.polymesh.observe"
-
-// SenderOptions are a Sender's.
+// SenderOptions are the options of a Sender.
 type SenderOptions struct {
-	// URL is where chunks are posted: an API server's, by the node's balancer.
+	// URL is where chunks are posted: an API server's, through the node's load balancer.
 	URL string
-	// CA is the file of whom the API servers' certificates are from, Cert and Key are the node's own. They are read again when a connection fails.
+	// CA is the file with the authority of the API servers' certificates, Cert and Key are the node's own. They are read again when a connection fails.
 	CA, Cert, Key string
 	Buffer        *Buffer
 	Log           *slog.Logger
 }
 
-// Sender posts what is in a buffer.
+// Sender posts the chunks of a buffer.
 type Sender struct {
 	opts SenderOptions
 
@@ -62,20 +59,17 @@ type Sender struct {
 
 // NewSender returns a Sender that does not send yet.
 func NewSender(o SenderOptions) *Sender {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	return &Sender{opts: o}
 }
 
-// Problem says why nothing gets through.
+// Problem says why pushes fail.
 func (s *Sender) Problem() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.problem
 }
 
-// Numbers says when the store has last accepted something, in milliseconds since 1970; 0 for never.
+// Numbers returns when the store last accepted something, in milliseconds since 1970; 0 for never.
 func (s *Sender) Numbers() map[string]int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,7 +79,7 @@ func (s *Sender) Numbers() map[string]int64 {
 	return map[string]int64{"pushed": s.pushed.UnixMilli()}
 }
 
-// report takes the result of a push.
+// report records the result of a push.
 func (s *Sender) report(err error) {
 	text := ""
 	if err != nil {
@@ -137,12 +131,12 @@ func (s *Sender) Run(ctx context.Context) error {
 		}
 		s.report(err)
 		if err != nil {
-			// With the certificates of now, to whichever server the balancer chooses now.
+			// With the current certificates, to the server that the load balancer chooses now.
 			if client != nil {
 				client.CloseIdleConnections()
 				client = nil
 			}
-			// Nodes do not come back all at the same moment.
+			// Not all nodes should retry at the same moment.
 			pause = max(pause, retry/2+rand.N(retry))
 			retry = min(2*retry, retryMax)
 		} else {
@@ -153,7 +147,7 @@ func (s *Sender) Run(ctx context.Context) error {
 			case pause > 0:
 			case answer.Missing && s.opts.Buffer.progress() != before:
 			case answer.Missing || answer.Position < b.header.First:
-				pause = retryMin // it has taken nothing
+				pause = retryMin // nothing was accepted
 			case len(b.chunks) < pushBytes/2:
 				pause = pushPause
 			}
@@ -166,7 +160,7 @@ func (s *Sender) Run(ctx context.Context) error {
 	return nil
 }
 
-// progress is up to where the store has the chunks.
+// progress returns up to where the store has the chunks.
 func (b *Buffer) progress() place {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -190,7 +184,7 @@ func (s *Sender) client() (*http.Client, error) {
 	return &http.Client{
 		Timeout:       pushTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		// Without the proxies of the environment: the address is one of this machine.
+		// Without the environment's proxies: the address is on this machine.
 		Transport: &http.Transport{
 			DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext, TLSHandshakeTimeout: dialTimeout, MaxIdleConnsPerHost: 1, IdleConnTimeout: 2 * time.Minute,
 			MaxResponseHeaderBytes: 64 << 10, DisableCompression: true,
@@ -199,7 +193,7 @@ func (s *Sender) client() (*http.Client, error) {
 	}, nil
 }
 
-// post sends a batch. The pause is the one that the server asks for, also with an error.
+// post sends a batch. pause is what the server asks for, also after an error.
 func (s *Sender) post(ctx context.Context, client *http.Client, b *batch) (a wire.Answer, pause time.Duration, err error) {
 	body, err := wire.AppendHeader(make([]byte, 0, wire.MaxHeader+len(b.chunks)), b.header)
 	if err != nil {
@@ -210,7 +204,7 @@ func (s *Sender) post(ctx context.Context, client *http.Client, b *batch) (a wir
 	if err != nil {
 		return a, 0, fmt.Errorf("send to the store: %w", err)
 	}
-	r.Header.Set("Content-Type", ContentType)
+	r.Header.Set("Content-Type", "application/vnd.polymesh.observe")
 	resp, err := client.Do(r)
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {

@@ -18,7 +18,7 @@ import (
 	"polymesh.dev/polymesh/observe/receive/guard"
 )
 
-// receive reads a request's body, waits for a slot, and unpacks it. It is content with no more than MaxMessage of either. Until release, the request
+// receive reads a request's body, waits for a slot, and unpacks it. Both sizes are limited to MaxMessage. Until release, the request
 // has its slot.
 func (r *Receiver) receive(w http.ResponseWriter, req *http.Request) (message []byte, release func(), err error) {
 	raw, release, err := r.arrive(w, req, MaxMessage)
@@ -48,8 +48,8 @@ func errTooLong(most int64) error {
 	return status.Errorf(codes.ResourceExhausted, "the request has more than %d bytes; send it in parts", most)
 }
 
-// arrive reads a request's body as it comes, and waits for a slot after that: a client that sends little keeps nobody out. All bodies that arrive have
-// a room together.
+// arrive reads a request's body as it comes, and waits for a slot after that: a slow client does not keep others out. All arriving bodies
+// share a limit.
 func (r *Receiver) arrive(w http.ResponseWriter, req *http.Request, most int64) (raw []byte, release func(), err error) {
 	raw, arrived, err := guard.Arrive(w, req, r.arriving, most, readTime)
 	var long *http.MaxBytesError
@@ -72,7 +72,7 @@ func (r *Receiver) arrive(w http.ResponseWriter, req *http.Request, most int64) 
 	return nil, nil, err
 }
 
-// measured is receive for a message that is measured before it is decoded, and has room for that until release.
+// measured is receive for a message that is measured before it is decoded. It reserves the memory for that until release.
 func (r *Receiver) measured(w http.ResponseWriter, req *http.Request, measure func([]byte, guard.Limits) (int, error)) (message []byte, release func(), err error) {
 	message, received, err := r.receive(w, req)
 	if err != nil {
@@ -91,7 +91,7 @@ func (r *Receiver) measured(w http.ResponseWriter, req *http.Request, measure fu
 	return message, func() { free(); received() }, nil
 }
 
-// unpack undoes a content encoding.
+// unpack decodes a content encoding.
 func unpack(r io.Reader, encoding string) (io.ReadCloser, error) {
 	switch strings.ToLower(encoding) {
 	case "", "identity", "none":

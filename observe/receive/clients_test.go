@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
@@ -29,7 +30,7 @@ type sent struct{ Kind, Service, Trace string }
 // Node.js and the package registries.
 func TestClients(t *testing.T) {
 	s := serve(t, nil)
-	query := serveHTTP(t, jaeger.New(jaeger.Options{Store: s.traces}))
+	query := serveHTTP(t, jaeger.New(jaeger.Options{Store: s.traces, Log: slog.New(slog.DiscardHandler)}))
 	for language, build := range map[string]func(t *testing.T, dir string) *exec.Cmd{
 		"python": func(t *testing.T, dir string) *exec.Cmd {
 			command(t, dir, "python3", "-m", "venv", "venv")

@@ -15,13 +15,13 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// prefix is what a message of gRPC has before it.
+// prefix is the prefix of a gRPC message.
 const prefix = 5
 
-// GRPC serves OTLP/gRPC, by HTTP/2. Whoever serves it bounds the number of connections and calls.
+// GRPC serves OTLP/gRPC over HTTP/2. The caller must bound the number of connections and calls.
 //
-// gRPC's own server would read a message as soon as there is a call, or not at all, so a call without a message would take a slot. Therefore HTTP's
-// server reads it, and gives it to gRPC's.
+// gRPC's own server would take a slot for a call before its message has arrived. Therefore HTTP's
+// server reads the message and passes it to gRPC's.
 func (r *Receiver) GRPC() http.Handler {
 	server := grpc.NewServer(grpc.ForceServerCodecV2(codec{}), grpc.MaxRecvMsgSize(MaxMessage))
 	for _, s := range r.signals() {
@@ -65,7 +65,7 @@ func (r *Receiver) serveGRPC(stream grpc.ServerStream, s signal) error {
 	return stream.SendMsg(answer)
 }
 
-// codec leaves what is received undecoded, so that it is looked at first.
+// codec leaves received messages undecoded, so that they are checked first.
 type codec struct{}
 
 // Name is the content subtype that gRPC's clients send.
@@ -85,7 +85,7 @@ func (codec) Unmarshal(data mem.BufferSlice, into any) error {
 func (codec) Marshal(answer any) (mem.BufferSlice, error) {
 	message, ok := answer.(proto.Message)
 	if !ok {
-		return nil, fmt.Errorf("%T is no message", answer)
+		return nil, fmt.Errorf("%T is not a message", answer)
 	}
 	text, err := proto.Marshal(message)
 	if err != nil {

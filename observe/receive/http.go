@@ -56,7 +56,7 @@ func (r *Receiver) readOTLP(w http.ResponseWriter, req *http.Request, s signal, 
 	return r.export(req.Context(), s, message)
 }
 
-// httpCode is the status for a failure, by which clients know whether to send again.
+// httpCode returns the status for a failure, which tells clients whether to retry.
 func httpCode(c codes.Code) int {
 	switch c {
 	case codes.InvalidArgument:

@@ -58,7 +58,7 @@ func (r *Receiver) readJaeger(w http.ResponseWriter, req *http.Request) error {
 	return store.flush()
 }
 
-// jaegerBatch decodes a message that guard has let pass.
+// jaegerBatch decodes a message that guard has accepted.
 func jaegerBatch(ctx context.Context, message []byte) (*jaeger.Batch, error) {
 	limits := &thrift.TConfiguration{MaxMessageSize: MaxMessage, MaxFrameSize: MaxMessage}
 	batch := jaeger.NewBatch()
@@ -73,7 +73,7 @@ func jaegerProcess(p *jaeger.Process) (service string, tags []tracestore.Attribu
 	return service, jaegerTags(p.GetTags())
 }
 
-// fromJaeger is the span as OpenTelemetry would have it.
+// fromJaeger converts a span to OpenTelemetry's model.
 func fromJaeger(j *jaeger.Span) tracestore.Span {
 	s := tracestore.Span{
 		TraceID: jaegerTrace(j.GetTraceIdHigh(), j.GetTraceIdLow()), SpanID: jaegerID(j.GetSpanId()), Name: j.GetOperationName(),
@@ -103,7 +103,7 @@ func fromJaeger(j *jaeger.Span) tracestore.Span {
 		switch {
 		case a.Key == "span.kind" && known && s.Kind == tracestore.KindUnspecified:
 			s.Kind = kind
-		case a.Key == "error" && a.Value.Text == "false": // it says that there is none
+		case a.Key == "error" && a.Value.Text == "false": // it means that there is no error
 		case !ownField(&s, a.Key, a.Value.Text):
 			s.Attributes = append(s.Attributes, a)
 		}

@@ -14,10 +14,10 @@ import (
 	"polymesh.dev/polymesh/observe/logstore"
 )
 
-// Job is the label job of log records that came by OTLP. It keeps apart what a client says about itself from what was read on the node.
+// Job is the label job of log records from OTLP. It separates what clients claim about themselves from what was read on the node.
 const Job = "otlp"
 
-// The attributes of a resource that become labels, the first one that is there. No other does: labels must have few values.
+// The attributes of a resource that become labels: the first one that exists. Others do not, because labels must have few values.
 var labels = []struct {
 	name string
 	keys []string
@@ -29,7 +29,7 @@ var labels = []struct {
 	{"workload", []string{"k8s.deployment.name", "k8s.statefulset.name", "k8s.daemonset.name", "k8s.cronjob.name", "k8s.job.name", serviceName}},
 }
 
-// entries are all log records of a request, as lines.
+// entries returns all log records of a request as lines.
 func entries(req *collect.ExportLogsServiceRequest, now time.Time) []logstore.Entry {
 	var out []logstore.Entry
 	for _, resource := range req.GetResourceLogs() {
@@ -62,7 +62,7 @@ func streamLabels(resource []*common.KeyValue) []logstore.Field {
 	return out
 }
 
-// entry is a log record as a line. What is about the record comes before what is about its sender, in case that not all of it fits.
+// entry returns a log record as a line. Metadata about the record precedes that about its sender, in case not all of it fits.
 func entry(r *logs.LogRecord, stream []logstore.Field, resource []*common.KeyValue, scope string, now time.Time) logstore.Entry {
 	e := logstore.Entry{Time: now, Labels: stream, Line: value(r.GetBody()).Text}
 	if nanos := cmp.Or(r.GetTimeUnixNano(), r.GetObservedTimeUnixNano()); nanos != 0 {
@@ -95,7 +95,7 @@ func entry(r *logs.LogRecord, stream []logstore.Field, resource []*common.KeyVal
 	return e
 }
 
-// severity is the name of the range in which a severity is.
+// severity returns the name of a severity's range.
 func severity(n logs.SeverityNumber) string {
 	names := [...]string{"trace", "debug", "info", "warn", "error", "fatal"}
 	if n < 1 || n > 24 {
@@ -104,7 +104,7 @@ func severity(n logs.SeverityNumber) string {
 	return names[(n-1)/4]
 }
 
-// metadata collects fields as far as logstore takes them.
+// metadata collects fields up to logstore's limits.
 type metadata struct {
 	fields []logstore.Field
 	seen   map[string]struct{}
@@ -112,7 +112,7 @@ type metadata struct {
 	left   int
 }
 
-// add adds a field. Its name becomes one that LogQL can name.
+// add adds a field. Its name is converted to a valid name in LogQL.
 func (m *metadata) add(name, text string) {
 	if name == "" || text == "" {
 		return
@@ -129,7 +129,7 @@ func (m *metadata) add(name, text string) {
 	if _, ok := m.seen[name]; ok {
 		return
 	}
-	// One field is kept free for how many were left off.
+	// One field is reserved for the number of dropped ones.
 	const reserved = 64
 	if len(m.fields) >= logstore.MaxMetadata-1 || m.bytes+len(name)+len(text) > logstore.MaxMetadataBytes-reserved {
 		m.left++

@@ -1,29 +1,22 @@
 package receive
 
 import (
-	"flag"
-	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 	"polymesh.dev/polymesh/observe/tracestore"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse() // else LimitMemory says that there are no flags
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 // stack is a receiver with real stores, served on real sockets.
 type stack struct {
@@ -38,13 +31,11 @@ func serve(t *testing.T, metrics http.Handler) *stack {
 	t.Helper()
 	s := &stack{}
 	var err error
-	s.traces, err = tracestore.Open(tracestore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1})
+	s.traces, err = tracestore.Open(tracestore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.traces.Close() })
-	s.logs, err = logstore.Open(logstore.Options{Store: rowstore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30}})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.logs.Close() })
-	s.Receiver = New(Options{Spans: s.traces.Append, Logs: s.logs.Append, Metrics: metrics})
+	s.logs = logstoretest.Open(t, rowstore.Options{Dir: t.TempDir(), Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30})
+	s.Receiver = New(Options{Spans: s.traces.Append, Logs: s.logs.Append, Metrics: metrics, Log: slog.New(slog.DiscardHandler)})
 	s.http, s.zipkin, s.jaeger = serveHTTP(t, s.HTTP()), serveHTTP(t, s.Zipkin()), serveHTTP(t, s.Jaeger())
 	server := httptest.NewUnstartedServer(s.GRPC())
 	server.Config.Protocols = new(http.Protocols)

@@ -40,7 +40,7 @@ func eachSpan(req *collect.ExportTraceServiceRequest, each func(tracestore.Span)
 	return nil
 }
 
-// resourceAttributes takes the service's name out of the attributes of a resource.
+// resourceAttributes separates the service's name from the attributes of a resource.
 func resourceAttributes(in []*common.KeyValue) (string, []tracestore.Attribute) {
 	service := noService
 	rest := make([]*common.KeyValue, 0, len(in))
@@ -81,7 +81,7 @@ func span(s *trace.Span) tracestore.Span {
 	return out
 }
 
-// moment is a time since 1970, as far as there are times.
+// moment returns a time since 1970, bounded to valid times.
 func moment(nanos uint64) time.Time { return time.Unix(0, int64(min(nanos, math.MaxInt64))) }
 
 func attributes(in []*common.KeyValue) []tracestore.Attribute {
@@ -106,7 +106,7 @@ func value(v *common.AnyValue) tracestore.Value {
 		return tracestore.Value{Type: tracestore.Bytes, Text: base64.StdEncoding.EncodeToString(one.BytesValue)}
 	case *common.AnyValue_ArrayValue, *common.AnyValue_KvlistValue:
 		text, err := json.Marshal(plain(v))
-		if err != nil { // plain has nothing that JSON has not
+		if err != nil { // plain only returns values that JSON can encode
 			return tracestore.Value{Type: tracestore.String}
 		}
 		return tracestore.Value{Type: tracestore.JSON, Text: string(text)}
@@ -114,7 +114,7 @@ func value(v *common.AnyValue) tracestore.Value {
 	return tracestore.Value{Type: tracestore.String}
 }
 
-// plain is a value as JSON has it. guard has limited how deep it is.
+// plain converts a value for JSON. guard has limited its depth.
 func plain(v *common.AnyValue) any {
 	switch one := v.GetValue().(type) {
 	case *common.AnyValue_StringValue:

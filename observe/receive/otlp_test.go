@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -304,6 +305,7 @@ func TestStoreThatTakesNothing(t *testing.T) {
 	r := New(Options{
 		Spans: func([]tracestore.Span) (tracestore.Result, error) { return tracestore.Result{}, full },
 		Logs:  func([]logstore.Entry) error { return full },
+		Log:   slog.New(slog.DiscardHandler),
 	})
 	req, _ := request(time.Now())
 	url := serveHTTP(t, r.HTTP())
@@ -319,7 +321,7 @@ func TestStoreThatTakesNothing(t *testing.T) {
 
 func TestRequestsWaitForASlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(Options{})
+		r := New(Options{Log: slog.New(slog.DiscardHandler)})
 		for range readers - 1 {
 			_, err := r.slot(t.Context())
 			require.NoError(t, err)
@@ -360,7 +362,7 @@ func (s *slowRequest) SetReadDeadline(at time.Time) error {
 // Clients that send nothing, or slowly, take no slot, and are left.
 func TestSlowClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(Options{Spans: func([]tracestore.Span) (tracestore.Result, error) { return tracestore.Result{}, nil }})
+		r := New(Options{Spans: func([]tracestore.Span) (tracestore.Result, error) { return tracestore.Result{}, nil }, Log: slog.New(slog.DiscardHandler)})
 		answers := make(chan *slowRequest)
 		begin := time.Now()
 		const clients = 3 * readers

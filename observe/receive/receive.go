@@ -1,9 +1,9 @@
-// Package receive takes what apps and proxies send: spans by OTLP (gRPC and HTTP, protobuf and JSON), in Zipkin's format and in Jaeger's, log records
+// Package receive accepts what apps and proxies send: spans by OTLP (gRPC and HTTP, protobuf and JSON), in Zipkin's format and in Jaeger's, log records
 // and metrics by OTLP.
 //
 // It owns these protocols: their encodings, answers and limits. Spans go to tracestore, log records to logstore, metrics, undecoded, to a handler that
-// understands them. Whatever arrives is looked at by package guard before it is decoded, and only so much of it is in memory at a time, however
-// many clients there are.
+// decodes them. Package guard checks everything before it is decoded, and the memory for all requests is bounded, however
+// many clients send.
 package receive
 
 import (
@@ -25,22 +25,22 @@ import (
 )
 
 const (
-	// MaxMessage is how many bytes a request may have, compressed or not. It is what OpenTelemetry's collector takes by gRPC.
+	// MaxMessage is the largest request in bytes, compressed or not. It is the limit of OpenTelemetry's collector for gRPC.
 	MaxMessage = 4 << 20
 	// arriving is how many bytes of all requests may be in memory while they arrive.
 	arriving = 16 << 20
-	// readers is how many requests that have arrived are unpacked and decoded at a time. Others wait for patience.
+	// readers is how many complete requests are unpacked and decoded at a time. Others wait up to patience.
 	readers  = 6
 	patience = 5 * time.Second
 	// readTime is how long a request may take to arrive.
 	readTime = 10 * time.Second
-	// decoding is how much memory the requests take that are decoded at a time, as guard estimates it. One that takes more is decoded alone.
+	// decoding bounds the memory for requests that are decoded at the same time, as estimated by guard. A larger request is decoded alone.
 	decoding = 16 << 20
-	// batch is how many spans are stored at a time: a request has many, and each is larger than what it came as.
+	// batch is how many spans are stored at a time: a request may have many, and each takes more memory than its encoding.
 	batch = 256
 )
 
-// Options say where signals go. What has no place is answered with "not implemented".
+// Options say where signals go. Others are answered with "not implemented".
 type Options struct {
 	// Spans stores spans, as tracestore.Store.Append does.
 	Spans func([]tracestore.Span) (tracestore.Result, error)
@@ -61,13 +61,10 @@ type Receiver struct {
 
 // New returns the receiver.
 func New(o Options) *Receiver {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	return &Receiver{opts: o, slots: make(chan struct{}, readers), arriving: semaphore.NewWeighted(arriving), decoding: semaphore.NewWeighted(decoding)}
 }
 
-// errBusy is the answer when there is no room. Clients send again.
+// errBusy is the answer when all slots are taken. Clients retry.
 var errBusy = status.Error(codes.Unavailable, "too many requests are being read; send it again")
 
 // slot waits until another request may be unpacked.
@@ -93,7 +90,7 @@ func (r *Receiver) room(ctx context.Context, bytes int) (func(), error) {
 	return func() { r.decoding.Release(n) }, nil
 }
 
-// refused is the answer to a message that cannot be taken as it is, whenever it is sent.
+// refused is the answer to a message that a retry would not help.
 func refused(err error) error { return status.Error(codes.InvalidArgument, err.Error()) }
 
 // outcome is how much of a request was not stored, and why.
@@ -102,7 +99,7 @@ type outcome struct {
 	message  string
 }
 
-// spanStore takes the spans of a request one after the other and stores them.
+// spanStore stores the spans of a request in batches.
 type spanStore struct {
 	r       *Receiver
 	waiting []tracestore.Span
@@ -120,7 +117,7 @@ func (s *spanStore) add(one tracestore.Span) error {
 	return s.flush()
 }
 
-// flush stores what waits.
+// flush stores the current batch.
 func (s *spanStore) flush() error {
 	if len(s.waiting) == 0 {
 		return nil
@@ -136,7 +133,7 @@ func (s *spanStore) flush() error {
 	return nil
 }
 
-// storeLogs stores log records, and says what the client should know of it.
+// storeLogs stores log records and returns what to report to the client.
 func (r *Receiver) storeLogs(entries []logstore.Entry) (outcome, error) {
 	if len(entries) == 0 {
 		return outcome{}, nil
@@ -152,7 +149,7 @@ func (r *Receiver) storeLogs(entries []logstore.Entry) (outcome, error) {
 	return outcome{}, nil
 }
 
-// unavailable is the answer when nothing can be stored now. Clients keep what they have for a while, and send it again.
+// unavailable is the answer when nothing can be stored now. Clients retry later.
 func (r *Receiver) unavailable(what string, err error) error {
 	r.opts.Log.Debug("what was received is not stored", "what", what, "error", err)
 	return status.Error(codes.Unavailable, fmt.Sprintf("%s cannot be stored now", what))

@@ -25,20 +25,20 @@ type signal struct {
 	path    string // of HTTP
 	service string // of gRPC
 	request protoreflect.MessageDescriptor
-	// fromJSON is an empty message that reads OTLP's JSON, which is not quite protobuf's.
+	// fromJSON returns an empty message that can parse OTLP's JSON, which differs from protobuf's.
 	fromJSON func() jsonMessage
-	// take stores a message in protobuf's encoding that guard has let pass.
+	// take stores a message in protobuf's encoding that guard has accepted.
 	take   func(ctx context.Context, r *Receiver, message []byte) (outcome, error)
 	answer func(outcome) proto.Message
 }
 
-// jsonMessage turns JSON into the binary form: one way to decode is enough.
+// jsonMessage converts JSON to the binary encoding, so that there is only one decoder.
 type jsonMessage interface {
 	UnmarshalJSON([]byte) error
 	MarshalProto() ([]byte, error)
 }
 
-// signals are those that the receiver has a place for.
+// signals returns the signals that the receiver can store.
 func (r *Receiver) signals() []signal {
 	var out []signal
 	if r.opts.Spans != nil {
@@ -83,7 +83,7 @@ func (r *Receiver) signals() []signal {
 	return out
 }
 
-// export takes a message in protobuf's encoding.
+// export handles a message in protobuf's encoding.
 func (r *Receiver) export(ctx context.Context, s signal, message []byte) (proto.Message, error) {
 	memory, err := guard.Proto(s.request, message, guard.OTLP)
 	if err != nil {
@@ -101,7 +101,7 @@ func (r *Receiver) export(ctx context.Context, s signal, message []byte) (proto.
 	return s.answer(o), nil
 }
 
-// exportJSON takes a message in OTLP's JSON.
+// exportJSON handles a message in OTLP's JSON.
 func (r *Receiver) exportJSON(ctx context.Context, s signal, text []byte) (proto.Message, error) {
 	memory, err := guard.JSON(text, guard.OTLP)
 	if err != nil {
@@ -126,7 +126,7 @@ func toProto(m jsonMessage, text []byte) ([]byte, error) {
 	return m.MarshalProto()
 }
 
-// decode reads a message that guard has let pass.
+// decode decodes a message that guard has accepted.
 func decode(message []byte, into proto.Message) error {
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(message, into); err != nil {
 		return refused(err)

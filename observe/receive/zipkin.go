@@ -66,7 +66,7 @@ func (m *micros) UnmarshalJSON(text []byte) error {
 	}
 	f, err := strconv.ParseFloat(number, 64)
 	if err != nil || f < 0 || f > 1<<60 {
-		return fmt.Errorf("%.40q is no number of microseconds", number)
+		return fmt.Errorf("%.40q is not a number of microseconds", number)
 	}
 	*m = micros(f)
 	return nil
@@ -85,7 +85,7 @@ func (r *Receiver) serveZipkin(w http.ResponseWriter, req *http.Request) {
 	accepted(w, r.readZipkin(w, req))
 }
 
-// accepted answers a reporter. It knows no answer for spans that were left off: they are counted, and stored traces are whole.
+// accepted answers a reporter. Zipkin has no answer for dropped spans; they are counted, and stored traces are complete.
 func accepted(w http.ResponseWriter, err error) {
 	if err == nil {
 		w.WriteHeader(http.StatusAccepted)
@@ -118,11 +118,11 @@ func (r *Receiver) readZipkin(w http.ResponseWriter, req *http.Request) error {
 	return store.flush()
 }
 
-// zipkinJSON calls each for the spans of a list. What comes before a mistake is stored: sent again, it is the same.
+// zipkinJSON calls each for the spans of a list. Spans before an error are stored; sending them again does not duplicate them.
 func zipkinJSON(text []byte, each func(*zipkinSpan) error) error {
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	if first, err := decoder.Token(); err != nil || first != json.Delim('[') {
-		return refused(errors.New("reading Zipkin's spans: they are no list in JSON"))
+		return refused(errors.New("reading Zipkin's spans: they are not a JSON list"))
 	}
 	for decoder.More() {
 		var one zipkinSpan
@@ -143,7 +143,7 @@ var zipkinKinds = map[string]tracestore.Kind{
 	"CLIENT": tracestore.KindClient, "SERVER": tracestore.KindServer, "PRODUCER": tracestore.KindProducer, "CONSUMER": tracestore.KindConsumer,
 }
 
-// span is the span as OpenTelemetry would have it. The names of what Zipkin has fields for are those that its collector gives them.
+// span converts a span to OpenTelemetry's model. Names for Zipkin's fields are those of OpenTelemetry's collector.
 func (z *zipkinSpan) span(now time.Time) tracestore.Span {
 	s := tracestore.Span{
 		TraceID: padded(z.TraceID, 32), SpanID: padded(z.ID, 16), Name: z.Name, Kind: zipkinKinds[strings.ToUpper(z.Kind)],
@@ -194,7 +194,7 @@ func (z *zipkinSpan) span(now time.Time) tracestore.Span {
 	return s
 }
 
-// ownField takes a tag that a span has a field of its own for, under the names that OpenTelemetry gives them where there are only tags.
+// ownField handles a tag that has its own field in a span, under the names that OpenTelemetry uses for tags.
 func ownField(s *tracestore.Span, key, value string) bool {
 	switch key {
 	case "error":
@@ -223,7 +223,7 @@ func ownField(s *tracestore.Span, key, value string) bool {
 	return true
 }
 
-// padded is an id with all its digits: Zipkin's may be 64 bits long, and lack zeros.
+// padded returns an id with all digits: Zipkin's may have only 64 bits, and no leading zeros.
 func padded(id string, digits int) string {
 	id = strings.ToLower(id)
 	if id != "" && len(id) < digits {
@@ -265,7 +265,7 @@ func fields(b []byte, each func(number protowire.Number, value uint64, text []by
 	return nil
 }
 
-// zipkinMemory is guard.Proto for Zipkin's messages, of which no library has descriptors. They are never deeper than a tag of a span.
+// zipkinMemory is guard.Proto for Zipkin's messages, for which no library has descriptors. They have a fixed depth.
 func zipkinMemory(message []byte, l guard.Limits) (int, error) {
 	const perSpan, perPart = 512, 96
 	memory := 0

@@ -12,7 +12,7 @@ import (
 // The limit on bytes. The library's own one drops whole days, and never today or yesterday, so a noisy day has no limit there. This drops parts:
 // the files into which the library merges rows, each with the rows of some time. Nothing is rewritten, so it costs no space and no time.
 const (
-	// The limit is looked at so often, and whenever rows of that share of it have come.
+	// The limit is checked at this interval, and whenever rows of this share of it have arrived.
 	boundPeriod = 10 * time.Second
 	boundShare  = 32
 	// Above trimAt, the oldest parts go until trimTo is reached. What is left is for the library, which writes a merged part before it
@@ -42,7 +42,7 @@ func (s *Store) bound() {
 		}
 		used, err := diskUsage(s.opts.Dir)
 		if err != nil || float64(used) < trimAt*float64(s.opts.MaxBytes) {
-			continue // a file in motion: the next look is soon
+			continue // a file is being moved: the next check is soon
 		}
 		until, err := s.trim(used)
 		if s.opts.OnRemoved != nil && (err != nil || !until.IsZero()) {
@@ -51,7 +51,7 @@ func (s *Store) bound() {
 	}
 }
 
-// trim removes the oldest parts until trimTo is reached, and says before which time all rows are gone.
+// trim removes the oldest parts until trimTo is reached, and returns the time before which all rows are gone.
 func (s *Store) trim(used int64) (until time.Time, err error) {
 	// No query has a part open and no row is on its way while a day is taken out of the library and put back.
 	s.dbMu.Lock()
@@ -62,7 +62,7 @@ func (s *Store) trim(used int64) (until time.Time, err error) {
 		return time.Time{}, nil
 	}
 	excess := used - int64(trimTo*float64(s.opts.MaxBytes))
-	// What could not be read is worth less than any row.
+	// Unreadable days go first.
 	damaged, err := diskUsage(filepath.Join(s.opts.Dir, damagedDir))
 	if err == nil && damaged > 0 {
 		if err := os.RemoveAll(filepath.Join(s.opts.Dir, damagedDir)); err != nil {
@@ -88,7 +88,7 @@ func (s *Store) trim(used int64) (until time.Time, err error) {
 	return until, os.RemoveAll(filepath.Join(s.opts.Dir, removedDir))
 }
 
-// trimDay removes the oldest parts of a day, or the day when none is left. Of the last day, the newest part stays.
+// trimDay removes the oldest parts of a day, or the day if none is left. The newest part of the last day stays.
 func (s *Store) trimDay(day string, excess int64, last bool) (freed int64, newest time.Time, err error) {
 	partition := filepath.Join(s.opts.Dir, partitionsDir, day)
 	if err := s.db.PartitionDetach(day); err != nil {
@@ -121,7 +121,7 @@ func (s *Store) trimDay(day string, excess int64, last bool) (freed int64, newes
 	for _, p := range all[keep:] {
 		names = append(names, p.name)
 	}
-	// A part that is not listed does not count any more, even if what follows does not happen.
+	// A part that is not listed does not count any more, even if the next step fails.
 	if err := writeParts(filepath.Join(partition, dataDir), names); err != nil {
 		return 0, newest, err
 	}
@@ -133,7 +133,7 @@ func (s *Store) trimDay(day string, excess int64, last bool) (freed int64, newes
 	return freed, newest, nil
 }
 
-// discard moves a directory to where it is deleted, now or at the next Open.
+// discard moves a directory to removedDir, where it is deleted now or at the next Open.
 func (s *Store) discard(path string) error {
 	to := filepath.Join(s.opts.Dir, removedDir)
 	if err := os.MkdirAll(to, 0o700); err != nil {

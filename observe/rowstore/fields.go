@@ -11,7 +11,7 @@ import (
 	"github.com/VictoriaMetrics/VictoriaLogs/lib/logstorage"
 )
 
-// checkField says why a field cannot be stored, or nothing.
+// checkField returns why a field cannot be stored, empty if it can.
 func checkField(f Field, stream bool) string {
 	switch {
 	case f.Name == "":
@@ -37,7 +37,7 @@ func checkField(f Field, stream bool) string {
 	return ""
 }
 
-// names are the field names that a store has met in a day, see MaxNames.
+// names holds the field names that a store has received in a day, see MaxNames.
 type names struct {
 	fixed   map[string]struct{} // these are not counted
 	day     int64
@@ -47,7 +47,7 @@ type names struct {
 	seed    maphash.Seed
 }
 
-// maxNamedStreams bounds streams: with more, the counting begins again.
+// maxNamedStreams bounds streams: with more, counting starts again.
 const maxNamedStreams = 50_000
 
 func newNames(fixed []string) names {

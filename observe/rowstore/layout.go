@@ -29,7 +29,7 @@ const (
 	dataDir       = "datadb"
 	partsFile     = "parts.json"
 	metadataFile  = "metadata.json"
-	// damagedDir is ours: where days go that cannot be read.
+	// damagedDir is ours: unreadable days are moved there.
 	damagedDir = "damaged"
 )
 
@@ -70,7 +70,7 @@ func parts(table string) ([]string, error) {
 	}
 	for _, name := range names {
 		if !partName.MatchString(name) {
-			return nil, fmt.Errorf("listing the parts in %s: %w: %.40q is no part's name", table, errDamaged, name)
+			return nil, fmt.Errorf("listing the parts in %s: %w: %.40q is not the name of a part", table, errDamaged, name)
 		}
 	}
 	return names, nil
@@ -88,8 +88,8 @@ func writeParts(table string, names []string) error {
 	return atomicfile.Write(filepath.Join(table, partsFile), b)
 }
 
-// checkPartition says what the library would end the process for when it opens a day: the lists of parts, the parts and what is said of them.
-// A day that was just being made or removed has less, which is no damage.
+// checkPartition returns errors for which the library would end the process when it opens a day: in the lists of parts, the parts and their metadata.
+// A day that was just being created or removed is incomplete, but not damaged.
 func checkPartition(partition string) error {
 	for _, table := range []string{filepath.Join(partition, indexDir), filepath.Join(partition, dataDir)} {
 		names, err := parts(table)
@@ -102,7 +102,7 @@ func checkPartition(partition string) error {
 				return fmt.Errorf("reading about a part: %w", err)
 			}
 			if !json.Valid(b) {
-				return fmt.Errorf("reading about the part %s: it is no JSON", name)
+				return fmt.Errorf("reading about the part %s: it is not JSON", name)
 			}
 		}
 	}

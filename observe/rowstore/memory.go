@@ -8,7 +8,7 @@ import (
 	"github.com/VictoriaMetrics/VictoriaMetrics/lib/encoding"
 )
 
-// LimitMemory sets what the storage library may use for its caches and for the state of one query, and quiets its log to warnings. The library
+// LimitMemory sets the library's limits for its caches and for the state of one query, and reduces its log to warnings. The library
 // takes both from the global flags that it registers, and ends the program if they were never parsed: so this parses an empty command line
 // unless the program has parsed its own: tests call flag.Parse first. main calls it once, before the first Open.
 func LimitMemory(bytes int64) error {

@@ -29,7 +29,7 @@ func (s *Store) Query(ctx context.Context, logsql string, start, end time.Time, 
 	return s.QueryWhere(ctx, logsql, start, end, nil, each)
 }
 
-// QueryWhere is Query for a caller who can tell by a row's time that the row is not wanted, before it is copied. want may be nil.
+// QueryWhere is Query for a caller who can reject rows by their time, before they are copied. want may be nil.
 func (s *Store) QueryWhere(ctx context.Context, logsql string, start, end time.Time, want func(time.Time) bool, each func(Row) bool) error {
 	if len(logsql) > MaxQueryBytes {
 		return fmt.Errorf("the query has %d bytes, more than %d", len(logsql), MaxQueryBytes)
@@ -134,7 +134,7 @@ func eachRow(block *logstorage.DataBlock, want func(time.Time) bool, each func(R
 	if timeColumn >= 0 {
 		var ok bool
 		if times, ok = block.GetTimestamps(nil); !ok {
-			return false, errors.New("reading the times of a block: one is no time")
+			return false, errors.New("reading the times of a block: one is not a time")
 		}
 	}
 	for r := range block.RowsCount() {
@@ -196,7 +196,7 @@ func parseStream(s string) ([]Field, error) {
 		if s == "" { // a stream whose name is not in the index yet
 			return nil, nil
 		}
-		return nil, fmt.Errorf("reading a row's stream: it is no list in braces: %.100q", s)
+		return nil, fmt.Errorf("reading a row's stream: it is not a list in braces: %.100q", s)
 	}
 	var fields []Field
 	for inner != "" {

@@ -20,11 +20,11 @@ type Field struct{ Name, Value string }
 type Row struct {
 	// Time orders the rows. Appended rows need one; rows of a query that counts have none (the zero time).
 	Time time.Time
-	// Stream says whose row this is. Rows of one stream lie together, so there must be few streams: a pod's name belongs here, a request's id does not.
+	// Stream identifies the source of the row. Rows of one stream are stored together, so there must be few streams: a pod's name belongs here, a request's id does not.
 	Stream []Field
 	// Fields are everything else. Empty values are not stored.
 	Fields []Field
-	// Foreign says that the names of the fields were chosen by whoever has sent the row, see MaxForeignNames. Rows of a query do not have it.
+	// Foreign means that a client has chosen the names of the fields, see MaxForeignNames. It is not set in rows of a query.
 	Foreign bool
 }
 
@@ -44,7 +44,7 @@ const (
 	MaxNames        = 1024
 	MaxForeignNames = 512
 	MaxStreamNames  = 128
-	// RestField holds the fields whose names were too many, and those whose name the row has already.
+	// RestField holds the fields beyond the limit on names, and those with a name that the row already has.
 	RestField = "_rest"
 )
 
@@ -67,7 +67,7 @@ type Options struct {
 	Temp string
 	// Names are fields that never go into RestField, beside MessageField: those by which rows are found and read.
 	Names []string
-	// OnRemoved is told what the limit on bytes has taken away, or why it could not, if it is set. It must not call the store's Close.
+	// OnRemoved, if set, is called with what was removed because of the limit on bytes, or why that failed. It must not call the store's Close.
 	OnRemoved func(Removed)
 }
 

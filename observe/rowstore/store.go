@@ -29,18 +29,18 @@ const (
 	piece = 256 << 10
 	// perRow and perField are what they take beside their texts.
 	perRow, perField = 72, 32
-	// inFlightPoll is how often the library is asked whether it has written what it was given.
+	// inFlightPoll is how often to check whether the library has written everything.
 	inFlightPoll = 200 * time.Millisecond
-	// freePeriod is for how long an answer about the free space of the disk is believed.
+	// freePeriod is for how long the free space of the disk is cached.
 	freePeriod = time.Second
 )
 
 // Store is an open directory of rows. Its methods may be called from any goroutine.
 //
-// Rows go three ways: Append puts them into pending; after half of FlushInterval, or when they are many, or when somebody asks, they are handed
-// over to the library, which makes them visible and writes them within two of its own intervals. The library does not say when it has written
-// which row, only that nothing is left in memory: so handing over pauses when that has not been seen for half of FlushInterval. Then Durable
-// moves on.
+// Rows go through three stages: Append puts them into pending. After half of FlushInterval, or when there are many, or for a query, they are handed
+// over to the library, which makes them visible and writes them within two of its own intervals. The library does not report when it has written
+// which row, only that nothing is left in memory. So handing over pauses if that has not been observed for half of FlushInterval. Then Durable
+// advances.
 type Store struct {
 	opts  Options
 	batch time.Duration // half of FlushInterval
@@ -56,7 +56,7 @@ type Store struct {
 	queries chan struct{} // limits how many run at a time
 
 	mu            sync.Mutex
-	room          *sync.Cond // told when pending was handed over
+	room          *sync.Cond // signalled when pending was handed over
 	pending       []Row      // the caller's: they are copied when they are handed over
 	pendingBytes  int
 	pendingSince  time.Time
@@ -72,13 +72,13 @@ type Store struct {
 
 	sinceBound int64 // bytes of rows since the limit was last looked at
 
-	wake     chan struct{} // tells the loop that there is something to do
-	grown    chan struct{} // tells the other one that there may be too much
+	wake     chan struct{} // wakes the writing loop
+	grown    chan struct{} // wakes the loop that bounds the store
 	rejected atomic.Int64
 	folded   atomic.Int64
 }
 
-// flight is what the library was given and has not been seen to have written.
+// flight is what was handed over to the library and may not be written yet.
 type flight struct {
 	running bool
 	since   time.Time // when the first of it was handed over
@@ -122,7 +122,7 @@ func Open(opts Options) (*Store, error) {
 			opts.OnRemoved(Removed{Err: v.damaged})
 		}
 		s.view, dir = v, v.dir
-		retention = 100 * 365 * 24 * time.Hour // what has outlived its time is the writer's to remove
+		retention = 100 * 365 * 24 * time.Hour // the writer removes expired rows
 	} else if err := prepare(opts); err != nil {
 		return nil, fmt.Errorf("opening the store in %s: %w", opts.Dir, err)
 	}
@@ -216,7 +216,7 @@ func (s *Store) Append(rows []Row) error {
 
 // CheckTime says why a row of that time cannot be stored now, or nothing.
 func (s *Store) CheckTime(at, now time.Time) (reason string) {
-	// A row that is too old by the time when it is handed over would be dropped without a word.
+	// The library would silently drop a row that is too old when it is handed over.
 	if at.Before(now.Add(time.Minute - s.opts.Retention)) {
 		return "its time " + at.UTC().Format(time.RFC3339) + " is older than what is kept"
 	}
@@ -273,7 +273,7 @@ func (s *Store) add(row Row, size int, now time.Time) {
 func (s *Store) isShort(now time.Time) bool {
 	if now.Sub(s.freeChecked) >= freePeriod {
 		free, err := freeBytes(s.opts.Dir)
-		// A disk that does not even answer takes no rows.
+		// A disk that cannot be queried counts as full.
 		s.short = err != nil || free < s.opts.MinFreeBytes
 		s.freeChecked = now
 	}
@@ -360,7 +360,7 @@ func (s *Store) handOver(now time.Time) {
 	s.room.Broadcast()
 }
 
-// land notes that the library has written all it was given, if it has. s.mu is held.
+// land records whether the library has written everything. s.mu is held.
 func (s *Store) land(now time.Time) {
 	if !s.flight.running {
 		return
@@ -390,7 +390,7 @@ func signal(c chan struct{}) {
 	}
 }
 
-// write moves rows on until Close. It sleeps while there are none.
+// write hands rows over until Close. It sleeps while there are none.
 func (s *Store) write() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -405,7 +405,7 @@ func (s *Store) write() {
 	}
 }
 
-// step does what is due, and says when to look again.
+// step does what is due, and returns when to continue.
 func (s *Store) step(now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -447,7 +447,7 @@ func (s *Store) Stats() Stats {
 		Rejected:   s.rejected.Load(),
 		Folded:     s.folded.Load(),
 	}
-	// Without rows on disk the library answers with the ends of time.
+	// Without rows on disk, the library returns the extreme times.
 	if st.RowsCount() > 0 && st.MinTimestamp <= st.MaxTimestamp {
 		out.Oldest, out.Newest = time.Unix(0, st.MinTimestamp).UTC(), time.Unix(0, st.MaxTimestamp).UTC()
 	}

@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	// maxTimes and maxAdded bound the labels that an expression makes of a series, see Growth.
+	// maxTimes and maxAdded bound the labels that an expression creates for a series, see Growth.
 	maxTimes = 64
 	maxAdded = 8 << 10
-	// maxPoints is how many points the functions over subqueries may read of one series. The engine looks at the clock between
-	// two series only, so that with more of them it does not stop at its time.
+	// maxPoints is how many points the functions over subqueries may read per series. The engine only checks its timeout between
+	// two series, so with more points it would exceed it.
 	maxPoints = 20_000_000
 	// SubqueryStep is the step of a subquery that has none.
 	SubqueryStep = time.Minute
@@ -23,7 +23,7 @@ const (
 // Added bytes.
 type Growth struct{ Times, Added float64 }
 
-// Check refuses an expression that needs memory or time beyond what the engine bounds: label_join and label_replace inside each
+// Check refuses an expression that needs memory or time that the engine does not bound: label_join and label_replace inside each
 // other double a label each time, and subqueries inside each other multiply their steps. It is evaluated each step for a span;
 // both are zero for one point of time.
 func Check(expr parser.Expr, span, step time.Duration) (Growth, error) {
@@ -41,7 +41,7 @@ func Check(expr parser.Expr, span, step time.Duration) (Growth, error) {
 	return g, nil
 }
 
-// sizes are upper bounds: of the longest label, as a multiple of the labels that a series had and bytes, and of all that were made.
+// sizes are upper bounds of the longest label and of all created labels: a multiple of the labels that a series had, plus bytes.
 type sizes struct{ longest, all Growth }
 
 func labelsOf(node parser.Node) sizes {
@@ -79,7 +79,7 @@ func labelsOf(node parser.Node) sizes {
 	return s
 }
 
-// literal is a text that is an argument. The engine sees through parentheses, too.
+// literal returns a string argument. Like the engine, it ignores parentheses.
 func literal(e parser.Expr) string {
 	for {
 		switch n := e.(type) {
@@ -93,7 +93,7 @@ func literal(e parser.Expr) string {
 	}
 }
 
-// points is how many points are read of one series: of each subquery for each step, and in it for each of its own steps.
+// points returns how many points are read per series: those of each subquery for each step, times its own inner steps.
 func points(node parser.Node, seconds, steps float64) float64 {
 	var n float64
 	if q, ok := node.(*parser.SubqueryExpr); ok {

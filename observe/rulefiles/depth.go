@@ -1,10 +1,10 @@
 package rulefiles
 
-// MaxDepth is how deep parentheses, brackets and braces of an expression may be nested. PromQL's parser and engine recurse into
+// MaxDepth is how deeply parentheses, brackets and braces of an expression may be nested. PromQL's parser and engine recurse into
 // them, and their time grows with the square of the depth: seconds for thousands.
 const MaxDepth = 100
 
-// Depth is how deep the brackets of a PromQL expression are nested, without those in strings and comments. The text need not be valid.
+// Depth returns how deeply the brackets of a PromQL expression are nested, without those in strings and comments. The text need not be valid.
 func Depth(expr string) int {
 	depth, deepest := 0, 0
 	for i := 0; i < len(expr); i++ {

@@ -11,7 +11,7 @@ import (
 // maxMade is how many bytes of labels one query may make by label_join, label_replace and group_left.
 const maxMade = 16 << 20
 
-// Bound returns what a query with this growth may read: the query fails when it makes more labels than fit into memory.
+// Bound wraps the storage for a query with this growth: the query fails if its labels would not fit into memory.
 func (g Growth) Bound(q storage.Queryable) storage.Queryable {
 	if g == (Growth{}) {
 		return q
@@ -65,7 +65,7 @@ func (s *meteredSet) Err() error {
 	return s.SeriesSet.Err()
 }
 
-// Length is how many bytes a series' labels have.
+// Length returns the size of a series' labels in bytes.
 func Length(ls labels.Labels) int {
 	n := 0
 	ls.Range(func(l labels.Label) { n += len(l.Name) + len(l.Value) })

@@ -1,7 +1,7 @@
 // Package rulefiles reads recording and alerting rules: the default ones of the store, and users' from ConfigMaps with the label
 // polymesh.dev/observe: rules.
 //
-// It owns what such a file may contain, and is made of functions from bytes to Prometheus' types; pkg metrics evaluates them. A
+// It owns what such a file may contain. Its functions turn bytes into Prometheus' types; package metrics evaluates them. A
 // file is Prometheus' own format, "groups:" with rules, as the field spec of a PrometheusRule.
 package rulefiles
 
@@ -16,6 +16,8 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // The bounds of one file. All files together have at most MaxRules rules.
@@ -29,21 +31,21 @@ const (
 	maxTexts    = 30      // labels and annotations of a rule
 	maxName     = 128
 	minInterval = 15 * time.Second
-	// maxResults is the number of series or alerts that one rule makes, beyond which it fails.
+	// maxResults is how many series or alerts one rule may produce before it fails.
 	maxResults = 1000
 	maxProblem = 512
 )
 
 // File is a file with rules.
 type File struct {
-	// Name identifies it: "<namespace>/<ConfigMap>/<key>", or DefaultName. Each has a part that the others cannot have.
+	// Name identifies it: "<namespace>/<ConfigMap>/<key>", or DefaultName. They cannot collide.
 	Name   string
 	Groups *rulefmt.RuleGroups
 	// Rules is the number of rules in it.
 	Rules int
 }
 
-// Problem is why a file is not used.
+// Problem says why a file is not used.
 type Problem struct{ Message string }
 
 // DefaultName is the name of the file with the store's own rules.
@@ -52,7 +54,7 @@ const DefaultName = "polymesh"
 //go:embed default.yaml
 var defaultRules []byte
 
-// Default returns the store's own rules: when the cluster should be extended, as the guide says, and when the store itself is short.
+// Default returns the store's own rules: when to extend the cluster, according to the guide, and when the store itself is full.
 func Default() (File, error) {
 	f, problems := read(defaultRules, DefaultName)
 	if len(problems) > 0 {
@@ -63,8 +65,8 @@ func Default() (File, error) {
 
 // Parse reads a user's file. With a problem nothing of it is used, as in Prometheus.
 //
-// Expressions are bounded by the engine that evaluates them. Names of recorded series need a colon, as Prometheus' documentation
-// has them, so that none looks as if it was read from a target.
+// Expressions are bounded by the engine that evaluates them. Names of recorded series need a colon, as Prometheus' documentation recommends,
+// so that none looks as if it was read from a target.
 func Parse(content []byte, namespace, configMap, key string) (File, []Problem) {
 	f, problems := read(content, namespace+"/"+configMap+"/"+key)
 	if len(problems) > 0 {
@@ -111,11 +113,7 @@ func (c *check) problem(format string, args ...any) {
 	if len(c.problems) == 20 {
 		return
 	}
-	text := fmt.Sprintf(format, args...)
-	if len(text) > maxProblem {
-		text = strings.ToValidUTF8(text[:maxProblem], "") + " …"
-	}
-	c.problems = append(c.problems, Problem{text})
+	c.problems = append(c.problems, Problem{excerpt.Marked(fmt.Sprintf(format, args...), maxProblem)})
 }
 
 // group checks a group, and completes its bounds.

@@ -7,8 +7,8 @@ import (
 	"text/template/parse"
 )
 
-// functions are those of Prometheus' templates that users may call. Each makes a text that is at most as long as its arguments
-// and a few bytes: with one that doubles its argument, a line of nested calls fills the memory. "query" is left out, as it would be
+// functions are the functions of Prometheus' templates that users may call. The result of each is at most as long as its arguments
+// plus a few bytes: a line of nested calls that each double their argument would fill the memory. "query" is left out, as it would be
 // evaluated for each alert.
 var functions = map[string]bool{
 	"humanize": true, "humanize1024": true, "humanizeDuration": true, "humanizePercentage": true, "humanizeTimestamp": true,
@@ -20,10 +20,10 @@ var functions = map[string]bool{
 // prefix declares the variables that Prometheus declares.
 const prefix = `{{$labels := .Labels}}{{$externalLabels := .ExternalLabels}}{{$externalURL := .ExternalURL}}{{$value := .Value}}`
 
-// format matches the formats that printf may have: verbs that do not escape, and small widths.
+// format matches the allowed formats of printf: verbs that do not escape, and small widths.
 var format = regexp.MustCompile(`^"(?:[^%\\]|%%|\\[n"t]|%[-+ 0]?[0-9]{0,2}(?:\.[0-9]{1,2})?[dfgesvt])*"$`)
 
-// checkTemplate refuses a template whose result or time has no bound that its text gives: loops, and functions that repeat.
+// checkTemplate refuses a template with a result or time that its text does not bound: loops, and functions that repeat.
 func checkTemplate(text string) error {
 	tree := parse.New("text")
 	tree.Mode = parse.SkipFuncCheck

@@ -2,14 +2,14 @@ package scrapeconfig
 
 import "net/netip"
 
-// cloudMetadata are addresses at which clouds give a machine its secrets, beyond those that are link-local.
+// cloudMetadata lists addresses at which clouds serve secrets to a machine, in addition to the link-local ones.
 var cloudMetadata = []netip.Addr{
 	netip.MustParseAddr("fd00:ec2::254"),   // AWS, IPv6
 	netip.MustParseAddr("100.100.100.200"), // Alibaba Cloud
 	netip.MustParseAddr("168.63.129.16"),   // Azure
 }
 
-// Forbidden says why an address that others have chosen is not connected from this machine. It is empty for one that may be.
+// Forbidden returns why this machine must not connect to an address that others have chosen, empty if it may.
 func Forbidden(ip netip.Addr) string {
 	ip = ip.Unmap().WithZone("")
 	switch {

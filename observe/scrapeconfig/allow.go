@@ -11,7 +11,7 @@ import (
 
 // keys are the keys of a section that a user may write. nil means everything below is allowed, and "*" any key.
 //
-// What is not here is refused, so a key that a later Prometheus adds is refused until somebody has thought about it.
+// Everything else is refused, so a key that a later Prometheus adds is refused until it is added here.
 type keys map[string]keys
 
 var (
@@ -56,8 +56,8 @@ func with(a, b keys) keys {
 	return all
 }
 
-// refusals lists what a section of Prometheus' configuration has beyond the allowed keys, with reasons. It looks at what
-// Prometheus has understood, not at the user's text: that is what would be done.
+// refusals lists the keys of a section of Prometheus' configuration that are not allowed, with reasons. It checks what
+// Prometheus has parsed, because that takes effect, and not the user's text.
 func refusals(section any, allowed keys) []string {
 	text, err := yaml.Marshal(section)
 	if err != nil {
@@ -85,7 +85,7 @@ func walk(path string, node any, allowed keys, found *[]string) {
 	case map[any]any:
 		for k, v := range node {
 			if empty(v) {
-				continue // Prometheus writes some keys that nobody has set
+				continue // Prometheus writes some keys that are not set
 			}
 			key := fmt.Sprint(k)
 			below, ok := allowed[key]

@@ -22,11 +22,10 @@ const (
 	podOwner       = meta + "pod_controller_name"
 	podNamespace   = meta + "namespace"
 	nodeName       = meta + "node_name"
-	lastApplied    = meta + "pod_annotation_kubectl_kubernetes_io_last_applied_configuration"
 	templateSuffix = `-[0-9a-z]{1,10}`
 )
 
-// Place is the pod that discovery describes by these labels, and the node that it is bound to.
+// Place returns the pod that these labels of discovery describe, and its node.
 func Place(found model.LabelSet) (namespace, pod, node string) {
 	return string(found[podNamespace]), string(found[podName]), string(found[podNode])
 }
@@ -34,16 +33,16 @@ func Place(found model.LabelSet) (namespace, pod, node string) {
 // portNumber matches 1 to 65535.
 const portNumber = `[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]`
 
-// annotation is the label of one of Prometheus' annotations of a pod.
+// annotation returns the label with one of a pod's Prometheus annotations.
 func annotation(name string) model.LabelName {
 	return model.LabelName(meta + "pod_annotation_prometheus_io_" + name)
 }
 
-// podLabel is the label of a label of a pod's, in the spelling of discovery.
+// podLabel returns the label with a label of a pod, in discovery's spelling.
 func podLabel(name string) model.LabelName { return model.LabelName(meta + "pod_label_" + name) }
 
-// podLabels are the labels of all that is read of a pod. "workload" is the Deployment, StatefulSet, DaemonSet or CronJob, or the pod
-// itself, and "service" the name by which Istio knows it.
+// podLabels sets the labels of a pod's targets. "workload" is the Deployment, StatefulSet, DaemonSet or CronJob, or the pod
+// itself, and "service" its name in Istio.
 func podLabels() []*relabel.Config {
 	return []*relabel.Config{
 		replace("(.+)", "$1", "namespace", podNamespace),
@@ -70,7 +69,7 @@ func rule(action relabel.Action, regex string, source []model.LabelName) *relabe
 	return &r
 }
 
-// keep drops what has other values. Those of several labels are joined by semicolons, as everywhere in this file.
+// keep drops everything with other values. The values of several labels are joined by semicolons, as everywhere in this file.
 func keep(regex string, source ...model.LabelName) *relabel.Config {
 	return rule(relabel.Keep, regex, source)
 }
@@ -79,7 +78,7 @@ func drop(regex string, source ...model.LabelName) *relabel.Config {
 	return rule(relabel.Drop, regex, source)
 }
 
-// replace writes a label where the regular expression matches, and leaves it alone where not.
+// replace sets a label if the regular expression matches.
 func replace(regex, replacement string, target model.LabelName, source ...model.LabelName) *relabel.Config {
 	r := rule(relabel.Replace, regex, source)
 	r.Replacement, r.TargetLabel = replacement, string(target)
@@ -93,7 +92,7 @@ func set(target model.LabelName, value string) *relabel.Config {
 	return r
 }
 
-// equal keeps or drops by comparison of two labels.
+// equal keeps or drops depending on whether two labels are equal.
 func equal(action relabel.Action, target, source model.LabelName) *relabel.Config {
 	r := relabel.DefaultRelabelConfig
 	r.Action, r.SourceLabels, r.TargetLabel = action, model.LabelNames{source}, string(target)
@@ -102,7 +101,7 @@ func equal(action relabel.Action, target, source model.LabelName) *relabel.Confi
 
 func labelDrop(regex string) *relabel.Config { return rule(relabel.LabelDrop, regex, nil) }
 
-// only drops metrics that are in the one set but not in the other. RE2 cannot say "but not".
+// only drops metrics that are in the first set but not in the second, which RE2 cannot express.
 func only(all, kept string) []*relabel.Config {
 	const tmp = "__tmp_kept"
 	return []*relabel.Config{
@@ -113,5 +112,5 @@ func only(all, kept string) []*relabel.Config {
 	}
 }
 
-// exactly matches a text of the operator's.
+// exactly matches a text literally.
 func exactly(text string) string { return regexp.QuoteMeta(text) }

@@ -1,9 +1,9 @@
-// Package scrapeconfig says what Prometheus' scraper asks, how often, and what it keeps of the answers.
+// Package scrapeconfig configures what Prometheus' scraper reads, how often, and what it keeps.
 //
-// It owns the jobs of the store (Base) and what a user's own prometheus.yml may add to them (Merge). It is made of functions
-// from settings to Prometheus' configuration types; pkg metrics runs them.
+// It owns the jobs of the store (Base) and what a user's own prometheus.yml may add to them (Merge). Its functions turn settings
+// into Prometheus' configuration types; package metrics runs them.
 //
-// Everything in the cluster that is not the store's own is asked through a dialer that refuses this machine's addresses:
+// Targets in the cluster that are not the store's own are reached through a dialer that refuses this machine's addresses:
 // see Guarded.
 package scrapeconfig
 
@@ -21,24 +21,24 @@ import (
 	"github.com/prometheus/prometheus/discovery"
 	_ "github.com/prometheus/prometheus/discovery/dns" // dns_sd_configs of users
 	_ "github.com/prometheus/prometheus/discovery/file"
-	_ "github.com/prometheus/prometheus/discovery/http" // file and http only so that they are refused with a reason
+	_ "github.com/prometheus/prometheus/discovery/http" // file and http are only parsed to be refused with a reason
 	"github.com/prometheus/prometheus/discovery/kubernetes"
 	"github.com/prometheus/prometheus/discovery/targetgroup"
 	"github.com/prometheus/prometheus/model/relabel"
 )
 
-// The names of the store's jobs, the label "job" of what they read. A user's job always has two slashes in its name.
+// The names of the store's jobs, which are the label "job" of their samples. A user's job always has two slashes in its name.
 const (
-	// JobProxies reads the sidecars and gateways, with the metrics of their apps.
+	// JobProxies reads sidecars and gateways, including the metrics of their apps.
 	JobProxies = "istio-proxy"
-	// JobWaypoints reads proxies that others' requests pass. What they report has the label job of JobProxies.
+	// JobWaypoints reads waypoints, through which others' requests pass. Their samples have the label job of JobProxies.
 	JobWaypoints = "istio-waypoint"
 	// JobPods reads the other pods that have Prometheus' annotations, and JobHostPods those in the machine's network.
 	JobPods     = "pods"
 	JobHostPods = "host-pods"
 	// JobIstiod reads Istio's control plane.
 	JobIstiod = "istiod"
-	// JobKubelet reads the kubelets' use of CPU and memory, and JobCadvisor what else they know of containers.
+	// JobKubelet reads the use of CPU and memory from the kubelets, and JobCadvisor their other metrics of containers.
 	JobKubelet  = "kubelet"
 	JobCadvisor = "cadvisor"
 	// These are read in this process.
@@ -51,39 +51,39 @@ const (
 // Local lists the jobs that are read in this process.
 func Local() []string { return []string{JobNode, JobState, JobSelf, JobServer} }
 
-// guarded are the store's jobs whose addresses others have a say in: a pod's annotation, an answer that redirects.
+// guarded lists the store's jobs with addresses that others can influence: by a pod's annotation, or a redirect.
 var guarded = []string{JobProxies, JobWaypoints, JobPods, JobHostPods, JobIstiod}
 
-// Guarded reports whether the addresses of a job come from others, so that it must not reach this machine's own services.
-// Only kubelets and what is read in this process are not.
+// Guarded reports whether others can influence the addresses of a job, so that it must not reach this machine's own services.
+// They cannot for kubelets and for jobs in this process.
 func Guarded(job string) bool { return strings.Contains(job, "/") || slices.Contains(guarded, job) }
 
-// OfKubelet reports whether a job reads kubelets, which may be in an attacker's hands as their nodes may be.
+// OfKubelet reports whether a job reads kubelets, which may be compromised like their nodes.
 func OfKubelet(job string) bool { return job == JobKubelet || job == JobCadvisor }
 
-// localDomain is the domain of the addresses of what is read in this process. RFC 6761 keeps it from ever being resolved.
+// localDomain is the domain of the addresses of jobs in this process. RFC 6761 ensures that it is never resolved.
 const localDomain = ".polymesh.invalid"
 
-// LocalAddress is the address of a job of this process. metrics connects it without a socket.
+// LocalAddress returns the address of a job in this process. Package metrics connects to it without a socket.
 func LocalAddress(job string) string { return job + localDomain + ":80" }
 
 // Options of the store's own jobs.
 type Options struct {
-	// Node is the name of this machine's node, the label "instance" of what is read in this process.
+	// Node is the name of this machine's node, the label "instance" of jobs in this process.
 	Node string
 	// Kubeconfig lets discovery see pods and nodes. It may not exist yet.
 	Kubeconfig string
-	// Kubelets asks them. Without a CA they are not asked.
+	// Kubelets are the credentials for kubelets. Without a CA, kubelets are not read.
 	Kubelets TLSFiles
 	// MeshNamespace is where istiod runs. Empty means istio-system.
 	MeshNamespace string
-	// Local are those of the jobs of Local that there are.
+	// Local lists the enabled jobs in this process.
 	Local []string
 	// Interval between two readings of a target. 0 means 15 s. Kubelets and objects are read half as often.
 	Interval time.Duration
 }
 
-// TLSFiles are PEM files: whom to trust, and who asks. They are read again when they change.
+// TLSFiles are PEM files: the authority to trust, and the client's certificate and key. They are read again when they change.
 type TLSFiles struct{ CA, Cert, Key string }
 
 const (
@@ -92,8 +92,8 @@ const (
 	evaluation = 30 * time.Second
 	// maxTimeout of one reading.
 	maxTimeout = 10 * time.Second
-	// maxBody is the size of an answer. Each is in memory as a whole while it is read. Those of a large gateway, a kubelet with many
-	// pods or all objects of a cluster are longer.
+	// maxBody is the largest answer. An answer is in memory as a whole while it is read. Answers of a large gateway, a kubelet with many
+	// pods or all objects of a cluster may be larger.
 	maxBody      = 4 * units.MiB
 	maxLargeBody = 16 * units.MiB
 	// The labels of a sample, with those of its target. A proxy's have some 40. See metrics for all labels of a series.
@@ -142,7 +142,7 @@ func Base(o Options) (*config.Config, error) {
 	return c, nil
 }
 
-// load parses Prometheus' configuration format. The result of an empty text is the way to a Config whose jobs can be asked for.
+// load parses Prometheus' configuration format. Only a loaded Config returns its jobs, so an empty text is loaded, too.
 func load(text string) (*config.Config, error) {
 	return config.Load(text, slog.New(slog.DiscardHandler))
 }
@@ -153,16 +153,16 @@ func kubernetesSD(role kubernetes.Role, kubeconfig string) *kubernetes.SDConfig 
 	return &sd
 }
 
-// job returns a job with the limits that all of the store's have. A target that exceeds one is down, and says why.
+// job returns a job with the limits of all of the store's jobs. A target that exceeds one is down, with a reason.
 func job(name string, sd discovery.Configs) *config.ScrapeConfig {
 	j := config.DefaultScrapeConfig
 	j.JobName = name
 	j.ServiceDiscoveryConfigs = sd
 	j.HTTPClientConfig = commonconfig.DefaultHTTPClientConfig
-	// An answer that points elsewhere would be stored as this target's.
+	// A redirect's answer would be stored as this target's.
 	j.HTTPClientConfig.FollowRedirects = false
 	j.BodySizeLimit = maxBody
-	// Others' answers are not compressed, so that whoever makes a large one sends a large one. One that is compressed all the same is
+	// Compressed answers are not requested, so that a large answer costs its sender as much. One that is compressed anyway is
 	// read, up to its limit.
 	j.EnableCompression = !Guarded(name)
 	j.SampleLimit = 5000
@@ -170,16 +170,16 @@ func job(name string, sd discovery.Configs) *config.ScrapeConfig {
 	j.LabelLimit = maxLabels
 	j.LabelNameLengthLimit = maxLabelName
 	j.LabelValueLengthLimit = maxLabelValue
-	// Dropped targets are only for looking at, and each keeps its pod's annotations.
+	// Dropped targets are only informative, and each keeps its pod's annotations in memory.
 	j.KeepDroppedTargets = 10
 	return &j
 }
 
 // proxies reads Envoy in sidecars and gateways. The injector has set the pod's annotations to the agent's port 15020, which serves
 // Envoy's, the agent's and the app's own metrics, and is excluded from mutual TLS. A pod that has not got them (metrics are not
-// merged) has Envoy's at 15090. Only the pod's address and these two numbers make the target's.
+// merged) has Envoy's at 15090. A target's address is always the pod's with one of these two ports.
 //
-// Waypoints are a job of their own, because what a sample says of itself cannot tell them apart from an app.
+// Waypoints have their own job, because their samples cannot be distinguished from an app's by their contents.
 func proxies(name string, sd discovery.Configs) *config.ScrapeConfig {
 	const host, port = "__tmp_host", "__tmp_port"
 	const waypoint = "istio-waypoint" // the class of the gateways that are waypoints
@@ -206,9 +206,9 @@ func proxies(name string, sd discovery.Configs) *config.ScrapeConfig {
 	return j
 }
 
-// ownNamespace believes a proxy only about its own namespace: what it reports as the source must be from there, and what it
+// ownNamespace trusts a proxy only about its own namespace: what it reports as the source must be from there, and what it
 // reports as the destination, or as a waypoint, must go there. The app's metrics come through the same port, so an app could
-// otherwise make up requests between others. What has another reporter, or none, is dropped, but for the agent's own metrics.
+// otherwise invent requests between others. Metrics with another reporter, or none, are dropped, except for the agent's own.
 func ownNamespace(name string) []*relabel.Config {
 	const tmp = "__tmp_namespace"
 	called := "destination"
@@ -242,7 +242,7 @@ const (
 func annotated(name string, sd discovery.Configs, mesh string) *config.ScrapeConfig {
 	const port = "__tmp_port"
 	j := job(name, sd)
-	// Whoever asks for https has a certificate of their own. Nothing secret is sent.
+	// An https target usually has a self-signed certificate. Nothing secret is sent.
 	j.HTTPClientConfig.TLSConfig.InsecureSkipVerify = true
 	j.RelabelConfigs = []*relabel.Config{
 		keep("true", annotation("scrape")),
@@ -251,7 +251,7 @@ func annotated(name string, sd discovery.Configs, mesh string) *config.ScrapeCon
 		drop("15020", annotation("port")), // with a sidecar, see proxies
 		drop(exactly(mesh)+";istiod", podNamespace, podLabel("app")),
 		keep("|"+portNumber, annotation("port")),
-		// Without a port in either place there is nothing to ask.
+		// Without a port in either place there is no target.
 		drop(";", annotation("port"), podPort),
 		drop("UDP|SCTP", podProtocol),
 		replace("(.+)", "$1", port, podPort),
@@ -269,7 +269,7 @@ func annotated(name string, sd discovery.Configs, mesh string) *config.ScrapeCon
 		replace("(https?)", "$1", model.SchemeLabel, annotation("scheme")),
 	)
 	j.RelabelConfigs = append(j.RelabelConfigs, podLabels()...)
-	// Istio's metrics are the proxies'. From an app without one they are made up.
+	// Only proxies have Istio's metrics. An app without a proxy can only have forged ones.
 	j.MetricRelabelConfigs = append([]*relabel.Config{drop("istio_.*", model.MetricNameLabel)}, dropTemplateHash()...)
 	return j
 }
@@ -290,8 +290,8 @@ func istiod(sd discovery.Configs, mesh string) *config.ScrapeConfig {
 
 const processKept = `process_(?:cpu_seconds_total|resident_memory_bytes|start_time_seconds)|go_(?:goroutines|memstats_heap_inuse_bytes)`
 
-// kubelet reads a path of each kubelet. Never /metrics: the kubelet is one process with the API server, which serves its own
-// 32,000 series there.
+// kubelet reads a path of each kubelet, but never /metrics: the kubelet is in one process with the API server, which has
+// 32,000 series of its own there.
 func kubelet(name, path string, sd discovery.Configs, o Options) *config.ScrapeConfig {
 	j := job(name, sd)
 	j.Scheme, j.MetricsPath = "https", path
@@ -311,10 +311,10 @@ func kubelet(name, path string, sd discovery.Configs, o Options) *config.ScrapeC
 	}
 	j.MetricRelabelConfigs = []*relabel.Config{
 		keep(cadvisorPod+"|"+cadvisorContainer, model.MetricNameLabel),
-		// Without a pod it is a group of the machine's, and without a container the sum of a pod's, which a query makes.
+		// Without a pod it is a cgroup of the machine, and without a container a pod's sum, which a query can compute.
 		drop("", "pod"),
 		drop("(?:"+cadvisorContainer+");(?:|POD)", model.MetricNameLabel, "container"),
-		// They name the same as pod and container, and are new with each start.
+		// They identify the same as pod and container, and change with each start.
 		labelDrop("id|name|image"),
 	}
 	return j
@@ -327,7 +327,7 @@ const (
 		`container_fs_(?:reads|writes)_bytes_total|container_memory_rss`
 )
 
-// local reads what is in this process, through a connection without a socket.
+// local reads metrics of this process, through a connection without a socket.
 func local(name string, o Options) *config.ScrapeConfig {
 	group := &targetgroup.Group{Source: "0", Targets: []model.LabelSet{{model.AddressLabel: model.LabelValue(LocalAddress(name))}}}
 	j := job(name, discovery.Configs{discovery.StaticConfig{group}})
@@ -347,7 +347,7 @@ func local(name string, o Options) *config.ScrapeConfig {
 	return j
 }
 
-// selfKept is what of the store's own numbers is worth keeping. The rest can be read at /metrics.
+// selfKept matches the store's own metrics that are kept. The rest can be read at /metrics.
 const selfKept = `polymesh_.*|prometheus_(?:tsdb_(?:head_series|head_chunks|head_samples_appended_total|storage_blocks_bytes|wal_storage_size_bytes|` +
 	`compactions_failed_total|reloads_failures_total|wal_corruptions_total|out_of_order_samples_total)|` +
 	`target_(?:scrapes_exceeded_sample_limit_total|scrapes_exceeded_body_size_limit_total|scrape_pool_exceeded_target_limit_total)|` +

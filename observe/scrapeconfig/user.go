@@ -20,6 +20,8 @@ import (
 	"github.com/prometheus/prometheus/model/relabel"
 	"github.com/prometheus/prometheus/scrape"
 	"go.yaml.in/yaml/v2"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
 // The bounds of one user's file.
@@ -40,10 +42,10 @@ const (
 )
 
 const (
-	// everybodys is the number of jobs that all users together may have.
+	// everybodys is how many jobs all users together may have.
 	everybodys = 100
-	// maxWatched is the number of different Kubernetes sources that all users together may have: each keeps its own copy of what it
-	// watches, which may be all pods. Equal ones are one, and those of the store's own jobs are there anyway.
+	// maxWatched is how many different Kubernetes sources all users together may have: each keeps its own copy of what it
+	// watches, which may be all pods. Equal ones count once, and those of the store's own jobs do not count.
 	maxWatched = 8
 )
 
@@ -57,21 +59,21 @@ type User struct {
 	Alertmanagers []*config.AlertmanagerConfig
 }
 
-// Problem is why something of a user's file is not used, or not as it is written.
+// Problem says why a part of a user's file is not used, or not as written.
 type Problem struct {
-	// Job is the name in the file. It is empty if the problem is not one job's.
+	// Job is the name in the file, empty if the problem is not about a job.
 	Job     string
 	Message string
 }
 
-// Merge reads a user's prometheus.yml: a file as Prometheus reads it, of which the jobs and the Alertmanagers are used.
+// Merge reads a user's prometheus.yml and uses its jobs and Alertmanagers.
 //
-// Whoever may write a ConfigMap must not become the machine's administrator by it. So a job that would read files, use the
-// machine's credentials or a proxy is left out and the rest is used, and every job gets rules after its own that take back what
-// relabelling can do: a shorter interval, a UNIX socket, another job's name. Which addresses are connected is decided when they
-// are, see Guarded and Forbidden.
+// A user who may write a ConfigMap must not thereby control the machine. So a job that would read files, use the
+// machine's credentials or a proxy is left out, and every job gets rules after its own that undo what
+// relabelling must not do: a shorter interval, a UNIX socket, another job's name. Addresses are checked when they
+// are connected, see Guarded and Forbidden.
 //
-// Discovery without api_server means the cluster in which Prometheus runs; here it gets the store's kubeconfig.
+// Discovery without api_server means Prometheus' own cluster; here it gets the store's kubeconfig.
 func Merge(content []byte, from Origin, kubeconfig string) (User, []Problem) {
 	u := User{Origin: from}
 	m := merge{user: &u, kubeconfig: kubeconfig}
@@ -102,7 +104,7 @@ func Merge(content []byte, from Origin, kubeconfig string) (User, []Problem) {
 	return u, m.problems
 }
 
-// Join adds users' jobs to the store's own. Base is not changed. What is beyond the bounds for all users together gets a problem.
+// Join adds users' jobs to the store's own. Base is not changed. Jobs beyond the bounds for all users together get a problem.
 func Join(base *config.Config, users []User) (*config.Config, map[Origin][]Problem) {
 	c := *base
 	c.ScrapeConfigs = slices.Clone(base.ScrapeConfigs)
@@ -145,17 +147,17 @@ func Join(base *config.Config, users []User) (*config.Config, map[Origin][]Probl
 	return &c, problems
 }
 
-// watched are different Kubernetes sources. Targets and Alertmanagers are discovered apart, so they share none.
+// watched is a set of Kubernetes sources. Targets and Alertmanagers are discovered separately, so they share none.
 type watched struct {
 	scraped, notified []*kubernetes.SDConfig
 	left              int
 }
 
-// add adds the sources of a job to some, if there is room for all.
+// add adds the sources of a job, if there is room for all.
 func (w *watched) add(to *[]*kubernetes.SDConfig, sources discovery.Configs) bool {
 	all := slices.Clip(*to)
 	for _, k := range kubernetesOf(sources) {
-		// As discovery compares them.
+		// Discovery compares them in the same way.
 		if !slices.ContainsFunc(all, func(o *kubernetes.SDConfig) bool { return reflect.DeepEqual(o, k) }) {
 			all = append(all, k)
 		}
@@ -191,14 +193,10 @@ func (m *merge) problem(job, format string, args ...any) {
 	if len(m.problems) == maxProblems {
 		return
 	}
-	text := fmt.Sprintf(format, args...)
-	if len(text) > maxProblemText {
-		text = strings.ToValidUTF8(text[:maxProblemText], "") + " …"
-	}
-	m.problems = append(m.problems, Problem{Job: job, Message: text})
+	m.problems = append(m.problems, Problem{Job: job, Message: excerpt.Marked(fmt.Sprintf(format, args...), maxProblemText)})
 }
 
-// unused names what has no meaning here, so that nobody waits for its effect.
+// unused reports the settings that have no effect here.
 func (m *merge) unused(content []byte) {
 	var file struct {
 		Global   map[string]any `yaml:"global"`
@@ -206,7 +204,7 @@ func (m *merge) unused(content []byte) {
 		Rest     map[string]any `yaml:",inline"`
 	}
 	if err := yaml.Unmarshal(content, &file); err != nil {
-		return // Prometheus has read it, and says what it says
+		return // Prometheus has parsed it, and reports errors
 	}
 	for _, key := range slices.Sorted(maps.Keys(file.Rest)) {
 		switch key {
@@ -242,7 +240,7 @@ func (m *merge) job(j *config.ScrapeConfig) {
 		refused = true
 		m.problem(name, format+": the job is not used", args...)
 	}
-	j.ScrapeFailureLogFile = "" // it may be the global one, of which unused has told
+	j.ScrapeFailureLogFile = "" // it may be the global one, which unused has reported
 	for _, r := range refusals(j, scrapeKeys) {
 		refuse("%s", r)
 	}
@@ -279,7 +277,7 @@ func (m *merge) job(j *config.ScrapeConfig) {
 		set(model.ScrapeTimeoutLabel, j.ScrapeTimeout.String()),
 		labelDrop(scrape.UnixSocketLabel),
 	)
-	// With honor_labels, a target's own label "job" counts.
+	// With honor_labels, a target's own label "job" wins.
 	j.MetricRelabelConfigs = append(slices.Clip(j.MetricRelabelConfigs), drop(strings.Join(reserved(), "|"), model.JobLabel))
 	if err := validate(j.RelabelConfigs, j.MetricRelabelConfigs); err != nil {
 		m.problem(name, "%s: the job is not used", err)
@@ -291,10 +289,10 @@ func (m *merge) job(j *config.ScrapeConfig) {
 // reserved are the names of the store's own jobs.
 func reserved() []string { return slices.Concat(Local(), guarded, []string{JobKubelet, JobCadvisor}) }
 
-// Reserved reports whether a job is one of the store's own, which no one else's samples may name.
+// Reserved reports whether a job is one of the store's own, which other samples may not use.
 func Reserved(job string) bool { return slices.Contains(reserved(), job) }
 
-// validate completes the rules that were added. Prometheus' own reading has completed the user's.
+// validate completes the added rules. Prometheus' parser has completed the user's.
 func validate(rules ...[]*relabel.Config) error {
 	for _, r := range slices.Concat(rules...) {
 		if err := r.Validate(model.UTF8Validation); err != nil {
@@ -304,10 +302,10 @@ func validate(rules ...[]*relabel.Config) error {
 	return nil
 }
 
-// escape makes a text stand for itself in a rule's replacement.
+// escape escapes a text for a rule's replacement.
 func escape(text string) string { return strings.ReplaceAll(text, "$", "$$") }
 
-// limit is the user's, the default if there is none, and never more than the highest.
+// limit returns the user's limit, or the default if there is none, and at most the highest.
 func limit[T int64 | uint](user, def, highest T) T {
 	if user <= 0 {
 		user = def
@@ -315,7 +313,7 @@ func limit[T int64 | uint](user, def, highest T) T {
 	return min(user, highest)
 }
 
-// discovery bounds and completes the sources of targets, and says why they cannot be used.
+// discovery bounds and completes the sources of targets, and returns why they cannot be used.
 func (m *merge) discovery(cs discovery.Configs) string {
 	if len(cs) > maxDiscovery {
 		return fmt.Sprintf("it has more than %d sources of targets", maxDiscovery)
@@ -361,7 +359,7 @@ func (m *merge) discovery(cs discovery.Configs) string {
 	return ""
 }
 
-// forbiddenTarget says early what the dialer would say later, for addresses that are written down.
+// forbiddenTarget checks literal addresses early, as the dialer would later.
 func forbiddenTarget(address string) string {
 	host := address
 	if h, _, err := net.SplitHostPort(address); err == nil {
@@ -377,10 +375,10 @@ func forbiddenTarget(address string) string {
 	return ""
 }
 
-// alertmanagers is in place of a job's name.
+// alertmanagers is used instead of a job's name.
 const alertmanagers = "alertmanagers"
 
-// alertmanager adds a configuration of Alertmanagers. They are posted to through the same dialer, without credentials.
+// alertmanager adds a configuration of Alertmanagers. Alerts are posted through the same dialer, without credentials.
 func (m *merge) alertmanager(a *config.AlertmanagerConfig) {
 	const name = alertmanagers
 	refused := false

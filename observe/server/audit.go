@@ -6,16 +6,18 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
-// userHeader is who asks: the API server's path and `polymesh dashboard` set it, and remove what others have set (pkg/dashboard in the main
+// userHeader names the user: the API server's path and `polymesh dashboard` set it, and remove any value from clients (pkg/dashboard in the main
 // module).
 const userHeader = "X-Polymesh-User"
 
 // maxAudited is how many bytes of a text that others have chosen are in a line of the log.
 const maxAudited = 2 << 10
 
-// audited logs each query, at the level for debugging, with who has asked.
+// audited logs each query and its user, at the debugging level.
 func audited(who func(*http.Request) string, log *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		user := who(r)
@@ -25,17 +27,17 @@ func audited(who func(*http.Request) string, log *slog.Logger, next http.Handler
 		}
 		begin := time.Now()
 		defer func() {
-			form := r.Form // which includes the body, if the part has read it
+			form := r.Form // which includes the body, if the handler has read it
 			if form == nil {
 				form = r.URL.Query()
 			}
-			log.Debug("query", "user", user, "path", cut(r.URL.Path), "expression", cut(expression(form)), "took", time.Since(begin).Round(time.Millisecond).String())
+			log.Debug("query", "user", user, "path", excerpt.Marked(r.URL.Path, maxAudited), "expression", excerpt.Marked(expression(form), maxAudited), "took", time.Since(begin).Round(time.Millisecond).String())
 		}()
 		next.ServeHTTP(w, r)
 	})
 }
 
-// asker returns who asks on the socket for root.
+// asker returns the user of a request on the socket for root.
 func asker(r *http.Request) string {
 	text := r.Header.Get(userHeader)
 	if name, err := url.QueryUnescape(text); err == nil {
@@ -44,10 +46,10 @@ func asker(r *http.Request) string {
 	if text == "" {
 		return "root"
 	}
-	return cut(text)
+	return excerpt.Marked(text, maxAudited)
 }
 
-// anyPod is who asks on the sockets for pods, where nobody can prove a name.
+// anyPod stands for the user on the sockets for pods, where clients cannot prove a name.
 func anyPod(r *http.Request) string {
 	r.Header.Del(userHeader)
 	return "a pod"
@@ -69,11 +71,4 @@ func expression(form url.Values) string {
 		return q
 	}
 	return form.Encode()
-}
-
-func cut(text string) string {
-	if len(text) <= maxAudited {
-		return text
-	}
-	return strings.ToValidUTF8(text[:maxAudited], "") + "…"
 }

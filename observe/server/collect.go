@@ -30,7 +30,7 @@ const (
 // gatherInterval is how often a machine's own numbers are read: as often as the store reads those of its machine.
 const gatherInterval = 15 * time.Second
 
-// collector are the parts of a process that reads what is on this machine for the store of another one.
+// collector has the parts of a process that reads this machine's logs and numbers for the store of another machine.
 type collector struct {
 	o      *config.Options
 	dir    *datadir.Dir
@@ -48,7 +48,7 @@ func Collect(ctx context.Context, o *config.Options, version string, log *slog.L
 	}
 	defer dir.Close()
 	log.Info("starting", "version", version, "dir", dir.Path(), "push_to", o.PushTo, "buffer", o.Buffer.String(), "socket", o.Socket)
-	// The folder is also that of the server's sockets, which other users' containers pass through.
+	// The folder also has the server's sockets, which other users' containers must be able to reach.
 	if err := os.MkdirAll(filepath.Dir(o.Socket), 0o711); err != nil {
 		return fmt.Errorf("create the folder of the socket: %w", err)
 	}
@@ -128,13 +128,10 @@ func (c *collector) tailPods(context.Context) (Running, error) {
 
 // podLogs reads the logs of the containers of this machine.
 func podLogs(o *config.Options, dir *datadir.Dir, to podlogs.Store, workload func(namespace, pod, uid string) (string, bool), log *slog.Logger) (Running, error) {
-	t, err := podlogs.New(podlogs.Options{
+	t := podlogs.New(podlogs.Options{
 		Root: o.PodLogDir, Node: o.NodeName, Store: to, State: filepath.Join(dir.Meta(), "pod-logs.json"), Workload: workload,
 		LinesPerSecond: o.LinesPerSecond, Log: log,
 	})
-	if err != nil {
-		return Running{}, fmt.Errorf("read the pods' logs: %w", err)
-	}
 	return Running{Run: t.Run, Problem: t.Problem, Numbers: t.Numbers}, nil
 }
 
@@ -144,11 +141,8 @@ func platformLogs(o *config.Options, dir *datadir.Dir, to journal.Store, log *sl
 	for _, f := range o.LogFiles {
 		files = append(files, journal.File{Name: f.Name, Path: f.Path})
 	}
-	j, err := journal.New(journal.Options{
+	j := journal.New(journal.Options{
 		Node: o.NodeName, Store: to, State: filepath.Join(dir.Meta(), "platform-logs.json"), Files: files, LinesPerSecond: o.LinesPerSecond, Log: log,
 	})
-	if err != nil {
-		return Running{}, fmt.Errorf("read the platform's logs: %w", err)
-	}
 	return Running{Run: j.Run, Problem: j.Problem, Numbers: j.Numbers}, nil
 }

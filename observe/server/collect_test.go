@@ -28,6 +28,7 @@ import (
 	"polymesh.dev/polymesh/observe/datadir"
 	"polymesh.dev/polymesh/observe/ingest"
 	"polymesh.dev/polymesh/observe/logstore"
+	"polymesh.dev/polymesh/observe/logstore/logstoretest"
 	"polymesh.dev/polymesh/observe/metrics"
 	"polymesh.dev/polymesh/observe/nodemetrics"
 	"polymesh.dev/polymesh/observe/rowstore"
@@ -44,9 +45,7 @@ type other struct {
 func newOther(t *testing.T) *other {
 	t.Helper()
 	dir := t.TempDir()
-	logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs")}})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = logs.Close() })
+	logs := logstoretest.Open(t, rowstore.Options{Dir: filepath.Join(dir, "logs")})
 	numbers, err := metrics.Open(t.Context(), metrics.Options{Dir: filepath.Join(dir, "metrics"), Retention: 24 * time.Hour, Log: discard()})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = numbers.Close() })

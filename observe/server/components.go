@@ -37,7 +37,7 @@ const (
 	otherNodes = "nodes"
 )
 
-// stores are what a component has opened and those after it use.
+// stores are opened by components and used by later ones.
 type stores struct {
 	logs     *logstore.Store
 	traces   *tracestore.Store
@@ -47,7 +47,7 @@ type stores struct {
 	nodes    atomic.Pointer[ingest.Ingest]
 }
 
-// components returns the parts in the order in which they start. What stores comes first, so that it is closed last.
+// components returns the parts in the order in which they start. Stores come first, so that they are closed last.
 func (p *parts) components() []Component {
 	all := []Component{
 		{Name: logStore, Start: p.openLogs},
@@ -115,7 +115,7 @@ func (p *parts) openTraces(context.Context) (Running, error) {
 	}, nil
 }
 
-// removed logs what the limit on bytes has taken away.
+// removed logs what was removed because of the limit on bytes.
 func (p *parts) removed(name string) func(rowstore.Removed) {
 	log := p.log.With("component", name)
 	return func(r rowstore.Removed) {
@@ -167,7 +167,7 @@ func (p *parts) openMetrics(ctx context.Context) (Running, error) {
 	return Running{Problem: m.Problem, Numbers: m.Numbers, Stop: func(context.Context) error { return m.Close() }}, nil
 }
 
-// configure gives users' scrape jobs and rules to the metrics, and reports what is wrong with them where the user looks.
+// configure passes users' scrape jobs and rules to the metrics, and reports problems where the user looks.
 func (p *parts) configure(ctx context.Context, configs []cluster.Config) {
 	users := make([]metrics.UserConfig, 0, len(configs))
 	for _, c := range configs {
@@ -277,7 +277,7 @@ func (p *parts) acceptNodes(context.Context) (Running, error) {
 	return Running{Run: in.Run, Problem: in.Problem, Numbers: in.Numbers}, nil
 }
 
-// nodes are those that send something, for the status.
+// nodes returns the nodes that send something, for the status.
 func (p *parts) nodes() []ingest.NodeStatus {
 	if in := p.stores.nodes.Load(); in != nil {
 		return in.Nodes()

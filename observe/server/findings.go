@@ -6,7 +6,7 @@ import (
 	"polymesh.dev/polymesh/observe/findings"
 )
 
-// diagnoses is the name of the component that keeps what is wrong in the cluster.
+// diagnoses is the name of the component that stores what is wrong in the cluster.
 const diagnoses = "findings"
 
 // keepFindings asks the server what is wrong in the cluster.

@@ -18,7 +18,7 @@ type Component struct {
 	// After are the components that must run before this one is started.
 	After []string
 	// Start starts it. It is called again, after a pause, when it has failed; ctx is only for the start. A component that others use has
-	// no Run: they keep what the first start has given them.
+	// no Run: the others keep using what the first start has created.
 	Start func(ctx context.Context) (Running, error)
 }
 
@@ -34,7 +34,7 @@ type Running struct {
 	Numbers func() map[string]int64
 }
 
-// State is where a component is in its life.
+// State is the state of a component.
 type State string
 
 // The states of components.
@@ -85,7 +85,7 @@ type entry struct {
 	done    chan struct{} // closed when its goroutine has ended
 }
 
-// newLifecycle returns an error if a component waits for one that is not before it.
+// newLifecycle returns an error if a component waits for one that does not precede it.
 func newLifecycle(log *slog.Logger, components []Component) (*lifecycle, error) {
 	l := &lifecycle{log: log}
 	for _, c := range components {
@@ -105,7 +105,7 @@ func newLifecycle(log *slog.Logger, components []Component) (*lifecycle, error) 
 
 // run runs the components until ctx ends and then idle is closed, and returns when all are stopped.
 func (l *lifecycle) run(ctx context.Context, idle <-chan struct{}) {
-	// Each component ends with a context of its own, in reverse order: what receives ends before what stores.
+	// Each component has its own context, ended in reverse order: receivers end before stores.
 	cancels := make([]context.CancelFunc, len(l.entries))
 	for i, e := range l.entries {
 		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -179,7 +179,7 @@ func (l *lifecycle) once(ctx context.Context, e *entry, log *slog.Logger) error 
 	running, err := start(ctx, e.Component)
 	select {
 	case e.first <- err:
-	default: // it is not the first
+	default: // it is not the first start
 	}
 	if err != nil {
 		return err
@@ -218,7 +218,7 @@ type panicError struct {
 
 func (e *panicError) Error() string { return fmt.Sprintf("panicked: %v", e.value) }
 
-// guarded returns a panic as an error: a part that meets what it does not expect must not end the others. A panic in a goroutine that the
+// guarded returns a panic as an error: a bug in one part must not end the others. A panic in a goroutine that the
 // part has started itself still ends the process, which its supervisor starts again.
 func guarded(f func() error) (err error) {
 	defer func() {
@@ -271,7 +271,7 @@ func (e *entry) state() ComponentStatus {
 	if running == nil {
 		return s
 	}
-	// Without the lock: these are the component's own.
+	// Without the lock: these are the component's own functions.
 	if running.Problem != nil {
 		s.Message = running.Problem()
 	}

@@ -16,10 +16,10 @@ const (
 	headerTime = 10 * time.Second
 	idleTime   = 2 * time.Minute
 	maxHeader  = 64 << 10
-	// maxBody is the largest body, as it comes: what is decompressed is limited by who decompresses it.
+	// maxBody is the largest body as sent: decompressed sizes are limited where bodies are decompressed.
 	maxBody  = 16 << 20
 	bodyTime = time.Minute
-	// answerTime is the time in which an answer must have been sent, and queryTime that in which a query must have been evaluated.
+	// answerTime is the time limit for sending an answer, and queryTime for evaluating a query.
 	answerTime = 3 * time.Minute
 	queryTime  = 2 * time.Minute
 	// queueTime is how long a request waits for its turn.
@@ -57,10 +57,10 @@ func (g *gate) handler(next http.Handler) http.Handler {
 	})
 }
 
-// tailPath is answered for as long as its client stays: live logs. Nothing else is.
+// tailPath serves live logs, the only requests that last as long as the client stays.
 const tailPath = "/loki/api/v1/tail"
 
-// front bounds what the requests of some sockets may take together.
+// front bounds the resources of all requests on some sockets.
 type front struct {
 	queries, writes, tails *gate
 	log                    *slog.Logger
@@ -70,7 +70,7 @@ func newFront(queries, writes, tails int, log *slog.Logger) *front {
 	return &front{newGate(queries), newGate(writes), newGate(tails), log}
 }
 
-// limited bounds what a request may take. Live logs have places and limits of their own: they last.
+// limited bounds the resources of a request. Live logs have separate limits, because they last.
 func (f *front) limited(next http.Handler) http.Handler {
 	query, write, tail := f.queries.handler(timed(next)), f.writes.handler(next), f.tails.handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -110,8 +110,8 @@ func writes(r *http.Request) bool {
 	return arrives(r) || r.Method == http.MethodPost && (r.URL.Path == "/api/v1/write" || r.URL.Path == ingest.Path)
 }
 
-// arrives reports whether a request brings something to package receive or loki. They bound themselves what they take at a time, and only from clients that
-// send: with a gate before them, those that do not would keep the others out.
+// arrives reports whether a request sends data to package receive or loki. These bound the memory of requests themselves, counting only what has
+// arrived: behind a gate, slow clients would keep the others out.
 func arrives(r *http.Request) bool {
 	if r.Method != http.MethodPost {
 		return false

@@ -6,7 +6,7 @@ import (
 )
 
 // sameOrigin refuses what pages of other origins make a browser request. Which name the store has in a browser is not known here (a Service's, a
-// forwarded port's, an ingress'), so it does not matter: a browser says where a request comes from. One that says nothing of it lets no page of
+// forwarded port's, an ingress'), so it is not checked: a browser sends the origin of a request. A browser that does not lets no page of
 // another origin read the response, as there is no CORS, and writing needs more than such a page can send.
 func sameOrigin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -29,7 +29,7 @@ func fromHere(r *http.Request) bool {
 		switch site {
 		case "same-origin", "none":
 		default:
-			// A link leads here, which shows the page and nothing to where the link is.
+			// A link from elsewhere opens the page, but the linking page cannot read it.
 			if r.Method != http.MethodGet || r.Header.Get("Sec-Fetch-Mode") != "navigate" || r.Header.Get("Sec-Fetch-Dest") != "document" || isQuery(r) {
 				return false
 			}

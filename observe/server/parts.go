@@ -12,23 +12,22 @@ import (
 	"polymesh.dev/polymesh/observe/privilege"
 )
 
-// parts are the parts of the store, and the places of their handlers on the sockets.
+// parts holds the parts of the store, and the slots of their handlers on the sockets.
 type parts struct {
-	o       *config.Options
-	dir     *datadir.Dir
-	budget  datadir.Budget
-	version string
-	log     *slog.Logger
+	o      *config.Options
+	dir    *datadir.Dir
+	budget datadir.Budget
+	log    *slog.Logger
 
 	metrics, written, logs, traces, page, otlp, zipkin, thrift, ingest slot
 
 	stores stores
-	// temp is for what has to be copied to be read. It is empty for a store that records.
+	// temp is the folder for copies that reading requires. It is empty for a store that records.
 	temp string
 }
 
-func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, version string, log *slog.Logger) *parts {
-	p := &parts{o: o, dir: dir, budget: budget, version: version, log: log}
+func newParts(o *config.Options, dir *datadir.Dir, budget datadir.Budget, log *slog.Logger) *parts {
+	p := &parts{o: o, dir: dir, budget: budget, log: log}
 	p.metrics.name, p.written.name, p.logs.name, p.traces.name, p.page.name = "metrics", "metrics", "logs", "traces", "the page"
 	p.otlp.name, p.zipkin.name, p.thrift.name, p.ingest.name = "traces", "traces", "traces", "other nodes"
 	return p
@@ -69,13 +68,13 @@ func (p *parts) metricsRoutes(mux *http.ServeMux) {
 	}
 }
 
-// pageRoutes serves the page, which begins with a view, and what it reads.
+// pageRoutes serves the page and the APIs that it uses.
 func (p *parts) pageRoutes(mux *http.ServeMux, view string) {
 	mux.Handle("/{$}", http.RedirectHandler(view, http.StatusFound))
 	mux.Handle("/", &p.page)
 }
 
-// metricsOrView serves two things that have the same path: a browser gets the page's view of metrics, whoever scrapes gets the store's own metrics.
+// metricsOrView serves two things with the same path: browsers get the page's view of metrics, scrapers the store's own metrics.
 func (p *parts) metricsOrView(w http.ResponseWriter, r *http.Request) {
 	w.Header().Add("Vary", "Accept")
 	if strings.Contains(r.Header.Get("Accept"), "text/html") {
@@ -97,7 +96,7 @@ func (p *parts) traceRoutes(mux *http.ServeMux) {
 	}
 }
 
-// clusterEndpoints are the sockets for pods. Those for programs have only their own API, so that who may reach such a port cannot reach the others.
+// clusterEndpoints returns the sockets for pods. Those for programs only have their own API, so that access to one port does not give access to others.
 // Those that `istioctl dashboard` opens have the page, too.
 func (p *parts) clusterEndpoints(dir string, f *front) []endpoint {
 	var endpoints []endpoint

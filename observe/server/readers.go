@@ -12,7 +12,7 @@ import (
 	"polymesh.dev/polymesh/observe/rowstore"
 )
 
-// readers returns the parts of a store that records nothing: its files are those of a store that does not run, maybe of a cluster that is gone.
+// readers returns the parts of a read-only store, for the files of a store that does not run, perhaps of a deleted cluster.
 func (p *parts) readers() []Component {
 	return []Component{
 		{Name: logStore, Start: p.readLogs},
@@ -53,7 +53,7 @@ func (p *parts) showFiles(context.Context) (Running, error) {
 	return p.showPage(files{p.o.NodeName, last}, func() time.Time { return last })
 }
 
-// ahead is how much later a log line or a span may be than the last sample to be believed: their time is what a client has said. There is a sample
+// ahead is how much later than the last sample a log line or a span may be to count: clients choose their times. There is a sample
 // every 15 seconds.
 const ahead = time.Minute
 

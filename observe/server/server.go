@@ -1,7 +1,7 @@
 // Package server is the store as a whole: it locks the data dir, starts the parts in their order, and serves their APIs on UNIX sockets.
 //
-// It owns the sockets, the limits of requests, and which part needs which other one (components.go). A part that fails is started again, and
-// says so in the status, while the others continue. cmd/polymesh-observe calls Run.
+// It owns the sockets, the limits of requests, and the dependencies between parts (components.go). A failed part is restarted and reported
+// in the status, while the others continue. cmd/polymesh-observe calls Run.
 package server
 
 import (
@@ -38,14 +38,14 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 		return err
 	}
 	log.Info("starting", "version", version, "dir", dir.Path(), "disk", budget.Total.String(), "retention", o.Retention.String(), "socket", o.Socket)
-	// The folder is also that of the server's sockets, which other users' containers pass through.
+	// The folder also has the server's sockets, which other users' containers must be able to reach.
 	if err := os.MkdirAll(filepath.Dir(o.Socket), 0o711); err != nil {
 		return fmt.Errorf("create the folder of the socket: %w", err)
 	}
-	p := newParts(o, dir, budget, version, log)
+	p := newParts(o, dir, budget, log)
 	components := p.components()
 	if o.ReadOnly {
-		// Beside the socket, so that whoever has made a folder for that one removes everything with it.
+		// Beside the socket, so that it is removed together with the socket's folder.
 		if p.temp, err = os.MkdirTemp(filepath.Dir(o.Socket), "files-"); err != nil {
 			return fmt.Errorf("make a folder for what is copied: %w", err)
 		}
@@ -72,7 +72,7 @@ func Run(ctx context.Context, o *config.Options, version string, log *slog.Logge
 		if !o.ReadOnly {
 			return
 		}
-		// Whoever opens files waits until they can be looked at, and wants to know why they cannot.
+		// A read-only store waits until all parts are open, and fails with the first error.
 		if err := life.opened(ctx); err != nil {
 			fail(err)
 			return
@@ -97,7 +97,7 @@ func operate(ctx context.Context, socket string, root http.Handler, life *lifecy
 			cancel(err)
 		case <-running.Done():
 		}
-		// Before the stores are closed that it reads.
+		// Before the stores that it reads are closed.
 		s.stop(context.WithoutCancel(ctx))
 	}()
 	if beside != nil {

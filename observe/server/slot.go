@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 )
 
-// slot is the place of a handler on the sockets, which exist before the part works.
+// slot holds a part's handler. The sockets exist before the part works.
 type slot struct {
 	name    string
 	handler atomic.Pointer[http.Handler]
@@ -13,7 +13,7 @@ type slot struct {
 
 func (s *slot) set(h http.Handler) { s.handler.Store(&h) }
 
-// ServeHTTP answers that the part does not work until there is a handler.
+// ServeHTTP answers that the part does not work yet until there is a handler.
 func (s *slot) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h := s.handler.Load(); h != nil {
 		(*h).ServeHTTP(w, r)

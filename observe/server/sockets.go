@@ -13,11 +13,12 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 )
 
 // ClusterGID is the group that may connect to the sockets for pods: a number that distributions leave free (Debian policy, section 9.2.2). The
-// forwarding pods have it, and nothing else.
+// forwarding pods have this group, and nothing else has it.
 const ClusterGID = 60431
 
 // maxConnections is how many connections a socket has at a time.
@@ -26,7 +27,7 @@ const maxConnections = 256
 // socketGrace is how long requests may continue when the store stops.
 const socketGrace = 3 * time.Second
 
-// listen creates a UNIX socket with this mode and group. A socket that a killed process has left there is replaced: the caller holds the
+// listen creates a UNIX socket with this mode and group. It replaces the socket of a killed process: the caller holds the
 // lock of the data dir. The process's umask keeps others out until the mode is set.
 func listen(path string, mode os.FileMode, gid int) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -46,7 +47,7 @@ func listen(path string, mode os.FileMode, gid int) (net.Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("restrict the socket: %w", err)
 	}
-	return &bounded{Listener: l, turns: make(chan struct{}, maxConnections), closed: make(chan struct{})}, nil
+	return netutil.LimitListener(l, maxConnections), nil
 }
 
 // clusterDir creates the folder of the sockets for pods. It stays when the store ends: pods have it mounted.
@@ -63,43 +64,6 @@ func clusterDir(path string) error {
 	return nil
 }
 
-// bounded accepts no more connections while it has as many as it may have.
-type bounded struct {
-	net.Listener
-	turns  chan struct{}
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (b *bounded) Accept() (net.Conn, error) {
-	select {
-	case b.turns <- struct{}{}:
-	case <-b.closed:
-		return nil, net.ErrClosed
-	}
-	c, err := b.Listener.Accept()
-	if err != nil {
-		<-b.turns
-		return nil, err
-	}
-	return &counted{Conn: c, done: sync.OnceFunc(func() { <-b.turns })}, nil
-}
-
-func (b *bounded) Close() error {
-	b.once.Do(func() { close(b.closed) })
-	return b.Listener.Close()
-}
-
-type counted struct {
-	net.Conn
-	done func()
-}
-
-func (c *counted) Close() error {
-	defer c.done()
-	return c.Conn.Close()
-}
-
 // answerer serves a listener: http.Server, grpc.Server.
 type answerer interface {
 	// Serve returns when Stop is called, or when it cannot continue.
@@ -108,7 +72,7 @@ type answerer interface {
 	Stop(ctx context.Context)
 }
 
-// hypertext is an HTTP server with the limits that all have.
+// hypertext is an HTTP server with the common limits.
 type hypertext struct {
 	http.Server
 	requests sync.WaitGroup
@@ -128,14 +92,14 @@ func newHTTP(h http.Handler, log *slog.Logger) *hypertext {
 	return s
 }
 
-// Limits of a connection of HTTP/2. The buffers are what a client can make the server hold before anybody reads.
+// Limits of a connection of HTTP/2. The buffers bound how much unread data a client can make the server hold.
 const (
 	maxCalls         = 16
 	callBuffer       = 64 << 10
 	connectionBuffer = 128 << 10
 )
 
-// newHTTP2 is a server of HTTP/2 without TLS, as gRPC has it.
+// newHTTP2 returns a server of HTTP/2 without TLS, as for gRPC.
 func newHTTP2(h http.Handler, log *slog.Logger) *hypertext {
 	s := newHTTP(h, log)
 	s.Protocols = new(http.Protocols)
@@ -217,7 +181,7 @@ func serve(endpoints []endpoint) (*serving, error) {
 	return s, nil
 }
 
-// stop ends all of them. Requests may continue for a moment.
+// stop ends all of them. Requests may continue for socketGrace.
 func (s *serving) stop(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, socketGrace)
 	defer cancel()

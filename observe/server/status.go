@@ -22,11 +22,11 @@ type Status struct {
 	Disk       int64             `json:"disk"`
 	Retention  int64             `json:"retention"`
 	Components []ComponentStatus `json:"components"`
-	// Nodes are the other machines that send what they read of themselves.
+	// Nodes are the other machines that send their logs and numbers.
 	Nodes []ingest.NodeStatus `json:"nodes,omitempty"`
 }
 
-// statusHandler serves the status: what stays, with what is now.
+// statusHandler serves the status: fixed values with the current state.
 func statusHandler(known Status, life *lifecycle, nodes func() []ingest.NodeStatus) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet {

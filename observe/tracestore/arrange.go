@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// maxSkewWarnings is how many spans of a trace are told that their clock differs.
+// maxSkewWarnings is how many spans of a trace get a warning that their clock differs.
 const maxSkewWarnings = 100
 
-// arrange puts the spans of a trace in order, each once, tells spans apart that share an id, and says where clocks differ. Times are left as they came.
+// arrange sorts the spans of a trace, removes duplicates, separates spans that share an id, and warns where clocks differ. Times are not changed.
 func arrange(t *Trace) {
 	slices.SortStableFunc(t.Spans, func(a, b Span) int {
 		return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.SpanID, b.SpanID), cmp.Compare(a.Kind, b.Kind))
@@ -21,7 +21,7 @@ func arrange(t *Trace) {
 	flagSkew(t)
 }
 
-// once leaves a span out that came twice: clients send again what they think was lost.
+// once removes duplicate spans: clients send again what they think was lost.
 func once(t *Trace) {
 	type name struct {
 		id, service, name string
@@ -38,7 +38,7 @@ func once(t *Trace) {
 	})
 }
 
-// unshare gives a server's span that has its client's id one of its own, and makes it the client's child. Zipkin's clients may share ids.
+// unshare gives a server's span with the id of its client's span a new id, and makes it the client's child. Zipkin's clients may share ids.
 func unshare(t *Trace) {
 	clients := map[string]struct{}{}
 	for i := range t.Spans {
@@ -71,7 +71,7 @@ func unshare(t *Trace) {
 	}
 }
 
-// ownID makes another id from one, always the same.
+// ownID derives another id from one.
 func ownID(id string) string {
 	h := fnv.New64a()
 	h.Write([]byte("server " + id))

@@ -7,10 +7,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
+
+	"polymesh.dev/polymesh/observe/excerpt"
 )
 
-// check says why a span cannot be stored, or nothing.
+// check returns why a span cannot be stored, empty if it can.
 func check(s *Span) string {
 	switch {
 	case !isID(s.TraceID, 32):
@@ -29,10 +30,10 @@ func isHex(id string, digits int) bool {
 
 func isID(id string, digits int) bool { return isHex(id, digits) && strings.Trim(id, "0") != "" }
 
-// left counts what was cut or left off from a span.
+// left counts what was shortened or dropped from a span.
 type left struct{ Values, Attributes, Events, Links, Other int }
 
-// String is empty if nothing was left off.
+// String is empty if nothing was dropped.
 func (l left) String() string {
 	var parts []string
 	for _, p := range []struct {
@@ -52,28 +53,14 @@ func (l left) String() string {
 	return strings.Join(parts, ", ") + " when the span was stored: they exceed the limits"
 }
 
-// bounder brings the texts of one span within the limits. The budget of bytes is shared by all of them, in the order in which they are asked about.
+// bounder limits the texts of one span. All of them share the budget of bytes, in the order of the calls.
 type bounder struct {
 	budget int
 	left   left
 }
 
-// text makes s valid and at most limit bytes long.
-func text(s string, limit int) (string, bool) {
-	if !utf8.ValidString(s) {
-		s = strings.ToValidUTF8(s, "�")
-	}
-	if len(s) <= limit {
-		return s, false
-	}
-	for limit > 0 && !utf8.RuneStart(s[limit]) {
-		limit--
-	}
-	return s[:limit], true
-}
-
 func (b *bounder) name(s string, limit int) string {
-	s, cut := text(s, limit)
+	s, cut := excerpt.Cut(s, limit)
 	if cut {
 		b.left.Other++
 	}
@@ -84,7 +71,7 @@ func (b *bounder) name(s string, limit int) string {
 // attributes returns those that fit, without the second of two with the same key. The argument is not changed: spans share their resource.
 func (b *bounder) attributes(in []Attribute, limit int) []Attribute {
 	out := make([]Attribute, 0, min(len(in), limit))
-	// A map is worth it for many only.
+	// A map only pays off for many.
 	var seen map[string]struct{}
 	if len(in) > 32 {
 		seen = make(map[string]struct{}, min(len(in), limit))
@@ -94,14 +81,14 @@ func (b *bounder) attributes(in []Attribute, limit int) []Attribute {
 			b.left.Attributes += len(in) - i
 			break
 		}
-		key, _ := text(a.Key, MaxKeyBytes)
+		key, _ := excerpt.Cut(a.Key, MaxKeyBytes)
 		if key == "" || seen == nil && slices.ContainsFunc(out, func(a Attribute) bool { return a.Key == key }) {
 			continue
 		}
 		if _, ok := seen[key]; ok {
 			continue
 		}
-		value, cut := text(a.Value.Text, MaxValueBytes)
+		value, cut := excerpt.Cut(a.Value.Text, MaxValueBytes)
 		if !validValue(a.Value.Type, value, cut) {
 			a.Value.Type = String
 		}
@@ -121,7 +108,7 @@ func (b *bounder) attributes(in []Attribute, limit int) []Attribute {
 	return out
 }
 
-// validValue says whether text is of the type. What was cut is text only.
+// validValue reports whether the text is a value of the type. A shortened value becomes a text.
 func validValue(t ValueType, text string, cut bool) bool {
 	var err error
 	switch t {
@@ -143,7 +130,7 @@ func validValue(t ValueType, text string, cut bool) bool {
 	return err == nil && !cut
 }
 
-// bound returns the span within the limits, and what was left off for that.
+// bound returns the span within the limits, and what was dropped.
 func bound(in *Span) (Span, string) {
 	b := bounder{budget: MaxSpanBytes}
 	s := *in
@@ -197,7 +184,7 @@ func bound(in *Span) (Span, string) {
 
 func isZero(id string) bool { return strings.Trim(id, "0") == "" }
 
-// size is about what a span takes in memory.
+// size returns about the memory of a span.
 func size(s *Span) int {
 	const header = 40 // of an attribute
 	n := 400 + len(s.Service) + len(s.Name) + len(s.StatusMessage) + len(s.TraceState)

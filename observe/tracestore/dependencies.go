@@ -20,7 +20,7 @@ const (
 )
 
 const (
-	// rememberedSpans is for how long at least a span is remembered, so that its children find it. A parent ends after its children, and each client
+	// rememberedSpans is the shortest time for which a span is remembered for its children. A parent ends after its children, and each client
 	// sends what it has every few seconds.
 	rememberedSpans = time.Minute
 	// maxSpans is how many are remembered in that time, and how many wait for a parent. Of more, only some calls are counted.
@@ -29,10 +29,10 @@ const (
 	maxPairs = 2_000
 )
 
-// key is a span's name in the world.
+// key identifies a span.
 type key struct{ trace, span string }
 
-// child is a span whose parent has not come yet.
+// child is a span without its parent yet.
 type child struct {
 	service string
 	failed  bool
@@ -42,7 +42,7 @@ type pair struct{ parent, child string }
 
 type count struct{ calls, errors uint64 }
 
-// dependencies counts calls between services while spans come: to join parents and children of a long time later would take the memory of all of them.
+// dependencies counts calls between services as spans arrive: joining parents and children later would need all spans in memory.
 type dependencies struct {
 	mu      sync.Mutex
 	spans   [2]map[key]string // services, of this time and of the one before
@@ -59,7 +59,7 @@ func newDependencies(now time.Time) *dependencies {
 	}
 }
 
-// add takes a span that is stored.
+// add adds a stored span.
 func (d *dependencies) add(s *Span, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -88,7 +88,7 @@ func (d *dependencies) add(s *Span, now time.Time) {
 	}
 }
 
-// child counts a call, now or when the parent comes. d.mu is held.
+// child counts a call, now or when the parent arrives. d.mu is held.
 func (d *dependencies) child(parent key, c child, now time.Time) {
 	for i := range d.spans {
 		if service, ok := d.spans[i][parent]; ok {
@@ -121,7 +121,7 @@ func (d *dependencies) count(parent string, c child, now time.Time) {
 	d.counts[p] = n
 }
 
-// take returns what was counted as rows and begins again.
+// take returns the counts as rows and resets them.
 func (d *dependencies) take() []rowstore.Row {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -138,7 +138,7 @@ func (d *dependencies) take() []rowstore.Row {
 	return rows
 }
 
-// pending is what was counted and not taken yet, if it was in this time. A zero time is no limit.
+// pending returns the counts since the last take, if they are from this time. A zero time is no limit.
 func (d *dependencies) pending(start, end time.Time) map[pair]count {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -144,7 +144,7 @@ func tagFilter(key, value string) string {
 	return oneOf(or)
 }
 
-// attributeFilters are the conditions of which one is fulfilled by a span with this attribute: on itself, on its resource, or on one of its events.
+// attributeFilters returns conditions for a span with this attribute: on itself, on its resource, or on one of its events. One must be true.
 func attributeFilters(key, value string) []string {
 	var or []string
 	for _, kind := range valueTypes {
@@ -168,13 +168,13 @@ func attributeFilters(key, value string) []string {
 	return or
 }
 
-// inRest is what rowstore writes into RestField for a field whose name was one too many.
+// inRest returns what rowstore writes into RestField for a field beyond the limit on names.
 func inRest(name, value string) string {
 	object, _ := json.Marshal(map[string]string{name: value}) // strings always marshal
 	return strings.TrimSuffix(strings.TrimPrefix(string(object), "{"), "}")
 }
 
-// bounds are the times between which spans are looked for: not before the oldest one.
+// bounds returns the time range of a search, which does not start before the oldest span.
 func (s *Store) bounds(start, end time.Time) (time.Time, time.Time) {
 	now := time.Now()
 	if end.IsZero() || end.After(now.Add(ahead)) {

@@ -1,9 +1,7 @@
 package tracestore
 
 import (
-	"flag"
-	"fmt"
-	"os"
+	"log/slog"
 	"strconv"
 	"testing"
 	"time"
@@ -11,16 +9,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/rowstore"
+	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse() // else LimitMemory says that there are no flags
-	if err := rowstore.LimitMemory(32 << 20); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { rowstoretest.Main(m) }
 
 // open opens a store without a limit on spans, in a directory of the test's own.
 func open(t *testing.T) *Store {
@@ -30,7 +22,7 @@ func open(t *testing.T) *Store {
 
 func openIn(t *testing.T, dir string) *Store {
 	t.Helper()
-	s, err := Open(Options{Dir: dir, Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1})
+	s, err := Open(Options{Dir: dir, Retention: 7 * 24 * time.Hour, MaxBytes: 1 << 30, SpansPerSecond: -1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	return s

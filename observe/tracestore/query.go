@@ -15,20 +15,20 @@ import (
 
 const (
 	defaultLimit = 20
-	// firstWindow is how far back the newest spans are looked for first. Each further step is wider.
+	// firstWindow is the first time window of a search for the newest spans. Each further window is wider.
 	firstWindow = 5 * time.Minute
-	// widest is how wide a step becomes.
+	// widest is the widest window.
 	widest = 30 * 24 * time.Hour
 	// ahead is how far the clocks of clients may be ahead: the store takes no rows from later.
 	ahead = 24 * time.Hour
-	// around is how far from the span that was found the others of its trace are looked for. Trace has no such limit.
+	// around is how far from a found span the other spans of its trace are searched. Trace has no such limit.
 	around = time.Hour
 	// chunk is how many traces are read at a time, chunkBytes how much more than one of them may have: they stay in memory while a client reads.
 	chunk      = 20
 	chunkBytes = 4 << 20
 )
 
-// found is a trace with a span that fulfils a query.
+// found is a trace with a span that matches a query.
 type found struct {
 	trace    string
 	at       time.Time
@@ -63,7 +63,7 @@ func ParseTraceID(id string) (string, error) {
 	return full, nil
 }
 
-// Find returns the traces that a query asks for, in the order that it asks for. They are fewer than there are if they are too large together.
+// Find returns the traces that match a query, in the requested order. It returns fewer if they are too large together.
 func (s *Store) Find(ctx context.Context, q Query) ([]Trace, error) {
 	var traces []Trace
 	bytes := 0
@@ -81,7 +81,7 @@ func (s *Store) Find(ctx context.Context, q Query) ([]Trace, error) {
 }
 
 // Walk calls each for the traces that Find would return, without a limit on all of them together. It ends when each returns false. each may take its
-// time: others ask meanwhile.
+// time: it does not block other queries.
 func (s *Store) Walk(ctx context.Context, q Query, each func(Trace) bool) error {
 	all, err := s.look(ctx, q)
 	if err != nil {
@@ -110,7 +110,7 @@ func (s *Store) Walk(ctx context.Context, q Query, each func(Trace) bool) error 
 	return nil
 }
 
-// walk calls each for traces, and says whether it wants more. If they are too much together, it reads one after the other.
+// walk calls each for traces, and returns whether it wants more. If they are too large together, it reads one after the other.
 func (s *Store) walk(ctx context.Context, ids []string, start, end time.Time, each func(Trace) bool) (bool, error) {
 	traces, complete, err := s.read(ctx, ids, start, end)
 	if err != nil {
@@ -134,7 +134,7 @@ func (s *Store) walk(ctx context.Context, ids []string, start, end time.Time, ea
 	return true, nil
 }
 
-// look returns which traces a query asks for, in its order.
+// look returns which traces match a query, in its order.
 func (s *Store) look(ctx context.Context, q Query) ([]found, error) {
 	if q.Limit < 0 {
 		return nil, fmt.Errorf("%w: the limit is %d", ErrQuery, q.Limit)
@@ -177,7 +177,7 @@ func (s *Store) load(ctx context.Context) (func(), error) {
 	}
 }
 
-// newest returns traces by their newest span that fulfils the filter. It looks back from the end in windows that become wider: most of the time the
+// newest returns traces by their newest span that matches the filter. It searches backwards in windows that become wider: usually the
 // first ones have enough.
 func (s *Store) newest(ctx context.Context, filter string, start, end time.Time, limit int) ([]found, error) {
 	rows := max(256, limit*16)
@@ -205,7 +205,7 @@ func (s *Store) newest(ctx context.Context, filter string, start, end time.Time,
 			window = min(window*4, widest)
 			continue
 		}
-		// There are more in this window, before the oldest one of these. Of more spans of the very same nanosecond than that, some are not looked at.
+		// Continue in this window before the oldest of these spans. If more spans than the limit have the same nanosecond, some are skipped.
 		if oldest := batch[len(batch)-1].at; oldest.Add(1).Before(end) {
 			end = oldest.Add(1)
 		} else {
@@ -216,7 +216,7 @@ func (s *Store) newest(ctx context.Context, filter string, start, end time.Time,
 	return all, nil
 }
 
-// slowest returns traces by their longest span that fulfils the filter.
+// slowest returns traces by their longest span that matches the filter.
 func (s *Store) slowest(ctx context.Context, filter string, start, end time.Time, limit int) ([]found, error) {
 	const rounds = 8 // of spans of the same traces
 	rows := max(256, limit*8)
@@ -264,7 +264,7 @@ func (s *Store) search(ctx context.Context, query string, start, end time.Time) 
 	return batch, err
 }
 
-// read returns the spans of traces. If they are too much together it says that they are not complete, and each is to be read alone.
+// read returns the spans of traces. If they are too large together, it returns that they are incomplete, and each must be read alone.
 func (s *Store) read(ctx context.Context, ids []string, start, end time.Time) (traces []Trace, complete bool, err error) {
 	release, err := s.load(ctx)
 	if err != nil {
@@ -362,7 +362,7 @@ func (s *Store) Operations(ctx context.Context, service string, kind *Kind, star
 	return all, nil
 }
 
-// Dependencies says who called whom in a time, to the minute.
+// Dependencies returns the calls between services in a time range, rounded to minutes.
 func (s *Store) Dependencies(ctx context.Context, start, end time.Time) ([]Dependency, error) {
 	query := fmt.Sprintf("{%s=%s} | stats by (%s, %s) sum(%s) %s, sum(%s) %s | limit %d", streamRows, rowstore.Literal(streamCalls),
 		columnCaller, columnCallee, columnCalls, columnCalls, columnErrors, columnErrors, maxNames)
@@ -390,7 +390,7 @@ func (s *Store) Dependencies(ctx context.Context, start, end time.Time) ([]Depen
 		return true
 	})
 	if err != nil {
-		return nil, fmt.Errorf("reading who called whom: %w", err)
+		return nil, fmt.Errorf("reading the calls between services: %w", err)
 	}
 	all := make([]Dependency, 0, len(counts))
 	for p, n := range counts {

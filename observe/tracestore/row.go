@@ -34,7 +34,7 @@ const (
 	columnMore     = "more"   // JSON, attributes whose keys cannot be columns
 )
 
-// ownColumns are the columns that services cannot crowd out with their attributes: those that are read by name, or looked in without RestField (filter.go).
+// ownColumns are the columns that services' attributes cannot displace: those that are read by name, or searched without RestField (filter.go).
 func ownColumns() []string {
 	own := []string{
 		columnTrace, columnSpan, columnParent, columnService, columnName, columnKind, columnStatus, columnMessage, columnDuration, columnState, columnFlags,
@@ -59,10 +59,10 @@ const (
 	empty = 'e'
 )
 
-// column is the name of an attribute's column.
+// column returns the name of an attribute's column.
 func column(place, kind byte, key string) string { return string([]byte{place, kind, ':'}) + key }
 
-// columns remembers the names of columns while some spans are turned into rows: they have the same attributes.
+// columns caches the names of columns while spans, which often have the same attributes, are converted to rows.
 type columns map[columnKey]string
 
 type columnKey struct {
@@ -119,7 +119,7 @@ func attributesOf(in []attribute) []Attribute {
 	return out
 }
 
-// jsonText writes without escaping what only HTML minds, so that what is stored is short.
+// jsonText does not escape for HTML, which keeps the stored text short.
 func jsonText(v any) string {
 	var b strings.Builder
 	e := json.NewEncoder(&b)
@@ -130,7 +130,7 @@ func jsonText(v any) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// row turns a bounded span into a row. ownStream is false for services that are too many to have streams of their own.
+// row converts a bounded span to a row. ownStream is false for services beyond the limit on streams.
 func row(s *Span, leftOff string, ownStream bool, names columns) rowstore.Row {
 	fields := make([]rowstore.Field, 0, 16+len(s.Attributes)+len(s.Resource)+len(s.Scope.Attributes))
 	add := func(name, value string) {
@@ -201,7 +201,7 @@ func row(s *Span, leftOff string, ownStream bool, names columns) rowstore.Row {
 	return r
 }
 
-// spanOf is the reverse of row. What cannot be read is left out: the row is as Append made it.
+// spanOf is the reverse of row. It skips what it cannot parse.
 func spanOf(r rowstore.Row) Span {
 	s := Span{Start: r.Time}
 	for _, f := range r.Stream {
@@ -217,7 +217,7 @@ func spanOf(r rowstore.Row) Span {
 	return s
 }
 
-// set takes the value of a column.
+// set sets the value of a column.
 func (s *Span) set(name, value string) {
 	if len(name) > 3 && name[2] == ':' {
 		s.setAttribute(name, value)
@@ -306,7 +306,7 @@ func (s *Span) setAttribute(name, value string) {
 	}
 }
 
-// has is the condition that a column has this value.
+// has returns the condition that a column has this value.
 func has(column, value string) string {
 	return fmt.Sprintf("%s:=%s", rowstore.FieldName(column), rowstore.Literal(value))
 }

@@ -8,11 +8,11 @@ import (
 )
 
 const (
-	// averaged is the time over which the limit on spans is an average: so many seconds of it may come at once.
+	// averaged is the time over which the limit on spans is averaged: a burst may have that many seconds' worth.
 	averaged = 60
-	// remembered is for how long at least it is remembered what was decided about a trace.
+	// remembered is the shortest time for which the decision about a trace is remembered.
 	remembered = time.Minute
-	// maxRemembered is how many traces are remembered in that time. What is decided about more is forgotten earlier.
+	// maxRemembered is how many traces are remembered in that time. With more, decisions are forgotten earlier.
 	maxRemembered = 32 << 10
 	// unit is the size up to which a span counts as one.
 	unit = 4 << 10
@@ -20,7 +20,7 @@ const (
 	window = 5 * time.Second
 )
 
-// verdict is what becomes of a span.
+// verdict is the decision about a span.
 type verdict uint8
 
 const (
@@ -29,8 +29,8 @@ const (
 	tooLong
 )
 
-// sampler decides which traces are stored when more spans come than the limit says. A trace is kept or left off as a whole: the decision is made by a hash
-// of its id when its first span comes, and remembered. Each trace has the same chance, whatever service it begins at.
+// sampler decides which traces are stored when more spans arrive than the limit allows. A trace is kept or dropped as a whole: the decision is made by a hash
+// of its id when its first span arrives, and remembered. Each trace has the same chance, whatever service it starts at.
 //
 // It is a bucket with room for a minute of the limit, so that an average over a minute counts. While it is more than half full all traces are kept. Below
 // that fewer are, down to the number with which a quarter stays in it.
@@ -59,9 +59,9 @@ func newSampler(perSecond float64, now time.Time) *sampler {
 	}
 }
 
-// decide says what becomes of a span of this size.
+// decide returns the decision about a span of this size.
 func (s *sampler) decide(trace string, bytes int, now time.Time) verdict {
-	// The seed is this process' own: nobody can choose ids that are kept.
+	// The seed is random, so that clients cannot choose ids that are kept.
 	hash := maphash.String(s.seed, trace)
 	cost := math.Ceil(float64(bytes) / unit)
 
@@ -84,7 +84,7 @@ func (s *sampler) decide(trace string, bytes int, now time.Time) verdict {
 		return tooLong
 	}
 	if s.limit > 0 {
-		// Traces that have begun are finished on credit, but not without end.
+		// Traces that have begun may exceed the limit, but not endlessly.
 		if s.tokens < -s.limit*averaged/2 {
 			return sampled
 		}
@@ -110,7 +110,7 @@ func (s *sampler) advance(now time.Time) {
 	}
 }
 
-// share is the part of new traces that are kept now. s.mu is held.
+// share returns the fraction of new traces that is kept now. s.mu is held.
 func (s *sampler) share(now time.Time) float64 {
 	level := s.tokens / (s.limit * averaged)
 	if level >= 0.5 {

@@ -17,9 +17,9 @@ const (
 	DefaultSpansPerSecond = 200
 	// maxStreams is how many services have streams of their own in a day. The spans of others are stored together.
 	maxStreams = 500
-	// dependencyPeriod is how often what was counted about calls is stored.
+	// dependencyPeriod is how often the counts of calls are stored.
 	dependencyPeriod = time.Minute
-	// loads is how many questions for whole spans are answered at a time.
+	// loads is how many queries for whole spans run at a time.
 	loads = 2
 )
 
@@ -32,12 +32,12 @@ type Options struct {
 	Temp                   string
 	// SpansPerSecond is the limit above which only some traces are kept, as an average over a minute. 0 means DefaultSpansPerSecond, less is no limit.
 	SpansPerSecond int
-	// OnRemoved is told what the limit on bytes has taken away, if it is set.
+	// OnRemoved, if set, is called with what was removed because of the limit on bytes.
 	OnRemoved func(rowstore.Removed)
 	Log       *slog.Logger
 }
 
-// Result says what has become of appended spans.
+// Result is the outcome of an Append.
 type Result struct {
 	Stored  int
 	Sampled int // left off because too many came; whole traces
@@ -77,9 +77,6 @@ func Open(opts Options) (*Store, error) {
 	if opts.SpansPerSecond == 0 {
 		opts.SpansPerSecond = DefaultSpansPerSecond
 	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
 	rows, err := rowstore.Open(rowstore.Options{
 		Dir: opts.Dir, Retention: opts.Retention, MaxBytes: opts.MaxBytes, MinFreeBytes: opts.MinFreeBytes, ReadOnly: opts.ReadOnly,
 		Temp: opts.Temp, OnRemoved: opts.OnRemoved, Names: ownColumns(),
@@ -106,8 +103,8 @@ func (s *Store) Close() error {
 	return s.rows.Close()
 }
 
-// Append stores spans, as far as they are spans and the limit allows. The error is the store's: the same spans may be sent again later. Spans that were
-// left off for a reason of their own are in Result.
+// Append stores the valid spans that the limit allows. After an error of the store, the same spans may be sent again later. Spans that were
+// dropped for another reason are in Result.
 func (s *Store) Append(spans []Span) (Result, error) {
 	now := time.Now()
 	var r Result
@@ -162,7 +159,7 @@ func (s *Store) Append(spans []Span) (Result, error) {
 	return r, nil
 }
 
-// ownStream says whether the service's spans are a stream of their own: there must be few of these, and whoever sends spans chooses the names.
+// ownStream reports whether the service's spans have their own stream: there must be few streams, and clients choose the names.
 func (s *Store) ownStream(service string, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -3,6 +3,7 @@ package tracestore
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -421,7 +422,7 @@ func TestReadOnly(t *testing.T) {
 	s := openIn(t, dir)
 	appendAll(t, s, full(time.Now().UTC()))
 	require.NoError(t, s.Close())
-	s, err := Open(Options{Dir: dir, Retention: 7 * 24 * time.Hour, ReadOnly: true})
+	s, err := Open(Options{Dir: dir, Retention: 7 * 24 * time.Hour, ReadOnly: true, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer s.Close()
 	got, err := s.Find(t.Context(), Query{})

@@ -3,7 +3,7 @@
 // It owns the shape of a span in a row, the limits on what a client may put into one, the sampling when more spans come than the store is
 // for, and the count of who calls whom. Package receive appends what clients send; package jaeger and the page ask.
 //
-// Everything in a span is somebody else's text. Append cuts it to the limits below and says so in the span's Warnings; an attribute is a
+// Clients choose every text in a span. Append cuts it to the limits below and says so in the span's Warnings; an attribute is a
 // column of its own whose name carries the attribute's type, and no text ever becomes part of a query without being quoted.
 package tracestore
 

@@ -6,9 +6,9 @@ import (
 	"hash/crc32"
 )
 
-// Info is what the frame of a chunk says about it.
+// Info is the metadata in a chunk's frame.
 type Info struct {
-	// Number is that of the chunk within its generation.
+	// Number is the chunk's number within its generation.
 	Number uint64
 	// Time is when it was made, in milliseconds since 1970.
 	Time int64
@@ -20,7 +20,7 @@ type Info struct {
 const (
 	magic       = 0x50434d31 // "1MCP"
 	frameHeader = 4 + 4 + 4 + 8 + 8 + 4
-	checked     = 12 // where the part begins that has the checksum
+	checked     = 12 // offset of the part that the checksum covers
 )
 
 func appendFrame(frames []byte, info Info, chunk []byte) []byte {
@@ -37,7 +37,7 @@ func appendFrame(frames []byte, info Info, chunk []byte) []byte {
 	return frames
 }
 
-// CutFrame returns the first chunk of some, and the others. An error means that it is not complete, or damaged.
+// CutFrame returns the first chunk and the remaining ones. An error means that it is incomplete or damaged.
 func CutFrame(frames []byte) (info Info, chunk, rest []byte, err error) {
 	if len(frames) < frameHeader || binary.LittleEndian.Uint32(frames) != magic {
 		return info, nil, nil, fmt.Errorf("%w: a chunk has no beginning", ErrMalformed)
@@ -55,6 +55,3 @@ func CutFrame(frames []byte) (info Info, chunk, rest []byte, err error) {
 	}
 	return info, frames[frameHeader:end], frames[end:], nil
 }
-
-// FrameSize is how long the frame of a chunk is.
-func FrameSize(chunk []byte) int { return frameHeader + len(chunk) }

@@ -1,11 +1,11 @@
-// Package wire is the form in which a node's collector sends lines and samples to the store of another machine.
+// Package wire defines the format in which a node's collector sends lines and samples to the store of another machine.
 //
 // A push is a Header, one line of JSON, and then chunks, one after the other. A chunk is a frame with a checksum around compressed lines of JSON,
-// each a Record. Collectors keep chunks in the same form on disk (package push), and the store takes them apart (package ingest). It is a form of
-// our own because Loki's and Prometheus' have no place for what keeps a line from being stored twice or not at all: chunks are numbered without a
+// each a Record. Collectors keep chunks in the same format on disk (package push), and the store decodes them (package ingest). It is a format of
+// our own because Loki's and Prometheus' cannot ensure that each line is stored exactly once: chunks are numbered without a
 // gap within a generation, which is one run of a collector.
 //
-// What is read comes from another machine: each size is bounded before memory is taken for it.
+// The input comes from another machine: each size is bounded before memory is allocated for it.
 package wire
 
 import (
@@ -18,16 +18,16 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Version is the version of the form.
+// Version is the version of the format.
 const Version = 1
 
 // Limits.
 const (
-	// MaxHeader is the longest Header, with its end.
+	// MaxHeader is the longest Header, including the newline.
 	MaxHeader = 4 << 10
-	// MaxRaw is how large the records of a chunk may be: more than a line of the longest length, each byte of which JSON writes as six.
+	// MaxRaw is the largest size of a chunk's records: more than the longest line with each byte escaped to six in JSON.
 	MaxRaw = 2 << 20
-	// MaxValues is how many values the records of a chunk may have, see Values: short ones take ten times as much memory as they have bytes.
+	// MaxValues is the largest number of values in a chunk's records, see Values: short ones take ten times their size in memory.
 	MaxValues = 64 << 10
 	// MaxBody is the largest push, and MaxChunk its largest chunk.
 	MaxBody  = 4 << 20
@@ -36,7 +36,7 @@ const (
 	MaxGeneration = 64
 )
 
-// Header is the first line of a push.
+// Header is a push's first line.
 type Header struct {
 	Version int `json:"version"`
 	// Generation is a random name, new with each run of the collector.
@@ -45,18 +45,18 @@ type Header struct {
 	First uint64 `json:"first"`
 	// Oldest is the number of the oldest chunk of the generation that the collector still has.
 	Oldest uint64 `json:"oldest"`
-	// Behind is how old the first chunk is, in milliseconds, and Dropped how many lines and samples the collector has lost since it has its buffer.
+	// Behind is the age of the first chunk in milliseconds, and Dropped the number of lines and samples that the collector has lost since its buffer was created.
 	Behind  int64 `json:"behind"`
 	Dropped int64 `json:"dropped"`
 }
 
 // Answer is the store's answer to a push.
 type Answer struct {
-	// Position is the number of the last chunk of the generation that the store has, and Durable of the last one that is on its disk. The
-	// collector continues after Position, and keeps what is after Durable.
+	// Position is the number of the generation's last chunk that the store has, and Durable of the last one on its disk. The
+	// collector continues after Position and keeps the chunks after Durable.
 	Position uint64 `json:"position"`
 	Durable  uint64 `json:"durable"`
-	// Missing means that chunks between Position and the push were expected: the collector sends those that it still has.
+	// Missing means that chunks between Position and the push are missing: the collector sends those that it still has.
 	Missing bool `json:"missing,omitempty"`
 }
 
@@ -88,7 +88,7 @@ type Sample struct {
 	Value  float64           `json:"value"`
 }
 
-// ErrMalformed means that a push is not one.
+// ErrMalformed means that a push is malformed.
 var ErrMalformed = errors.New("this is not a push of a collector")
 
 // AppendHeader appends a header to a body.
@@ -118,7 +118,7 @@ func CutHeader(body []byte) (h Header, chunks []byte, err error) {
 	return h, body[end+1:], nil
 }
 
-// Values is about how many values records have: there is a comma, a bracket or a brace before each, outside of strings. A line has two.
+// Values estimates the number of values in records: each has a comma, a bracket or a brace before it, outside of strings. A line has two.
 func Values(records []byte) (n int) {
 	for i := 0; i < len(records); i++ {
 		switch records[i] {
@@ -135,7 +135,7 @@ func Values(records []byte) (n int) {
 	return n
 }
 
-// Encoder makes chunks. It is not for several goroutines.
+// Encoder makes chunks. It is not safe for concurrent use.
 type Encoder struct {
 	zstd *zstd.Encoder
 }
@@ -154,13 +154,13 @@ func (e *Encoder) Chunk(frames []byte, info Info, records []byte) []byte {
 	return appendFrame(frames, info, e.zstd.EncodeAll(records, nil))
 }
 
-// Decoder reads chunks. It is not for several goroutines.
+// Decoder reads chunks. It is not safe for concurrent use.
 type Decoder struct {
 	zstd *zstd.Decoder
 	raw  []byte
 }
 
-// NewDecoder returns a decoder that takes no more memory than a chunk may.
+// NewDecoder returns a decoder that uses no more memory than a chunk may need.
 func NewDecoder() (*Decoder, error) {
 	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxRaw), zstd.WithDecoderLowmem(true))
 	if err != nil {
@@ -169,10 +169,10 @@ func NewDecoder() (*Decoder, error) {
 	return &Decoder{zstd: z}, nil
 }
 
-// Close gives the memory back.
+// Close releases the memory.
 func (d *Decoder) Close() { d.zstd.Close() }
 
-// Records calls each for every record of a chunk, until it returns an error. raw is how large the records were.
+// Records calls each for every record of a chunk, until it returns an error. raw is the size of the records.
 func (d *Decoder) Records(chunk []byte, each func(Record) error) (raw int, err error) {
 	d.raw, err = d.zstd.DecodeAll(chunk, d.raw[:0])
 	raw = len(d.raw)

@@ -17,7 +17,7 @@ import (
 	"polymesh.dev/polymesh/pkg/cgroup"
 )
 
-// group is the process's own cgroup, in which its memory is limited. It is not in that of the pods, which a kubelet may change, nor in
+// group is the process's own cgroup, which limits its memory. It is neither below the pods' cgroup, which a kubelet may change, nor below
 // the server's, which a service manager may end.
 type group struct {
 	name string
@@ -47,7 +47,7 @@ func (g group) dir() string {
 	return filepath.Join(cgroup.Mount, "memory", g.name)
 }
 
-// add puts a process into the cgroup, which it creates if systemd does not.
+// add moves a process into the cgroup. It creates the cgroup if systemd does not.
 func (g group) add(pid int) error {
 	if cgroup.BySystemd() {
 		return nil
@@ -55,7 +55,7 @@ func (g group) add(pid int) error {
 	dir, limit := g.dir(), "memory.limit_in_bytes"
 	if cgroup.Unified() {
 		limit = "memory.max"
-		// Fails where it cannot be delegated, and where it is already; the limit below shows whether it worked.
+		// This fails if memory cannot be delegated, or already is; setting the limit below shows whether it worked.
 		_ = os.WriteFile(filepath.Join(cgroup.Mount, "cgroup.subtree_control"), []byte("+memory"), 0o644)
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {

@@ -13,13 +13,13 @@ import (
 const (
 	// askInterval is how often a node asks whether the cluster has a store.
 	askInterval = time.Minute
-	// absences is how many times in a row the answer must be that there is none, until the collector ends: a server that has just started gives nodes no
+	// absences is how many times in a row the answer must be that there is no store before the collector ends: a server that has just started gives nodes no
 	// permission for a moment.
 	absences = 5
 )
 
-// follow runs the process while the cluster has a store. One that has run before is started before a server has answered: what happens while
-// no server does is recorded, too.
+// follow runs the process while the cluster has a store. If it has run here before, it starts before a server has answered, so that it also records
+// while no server answers.
 func (c *Component) follow(ctx context.Context) {
 	for ctx.Err() == nil {
 		if !c.recorded() && !c.awaitStore(ctx) {
@@ -78,7 +78,7 @@ func (c *Component) awaitStore(ctx context.Context) bool {
 	}
 }
 
-// awaitNone waits until the cluster has no store any more. It returns false if ctx has ended.
+// awaitNone waits until the cluster has no store. It returns false if ctx has ended.
 func (c *Component) awaitNone(ctx context.Context) bool {
 	for none := 0; none < absences; {
 		server, err := route.Ask(ctx, *c.o.Collect)

@@ -2,8 +2,8 @@
 // own), as a process that continues when the server ends.
 //
 // It owns the process, from its first start until End: its command line, its cgroup, its log. The next server finds it by the lock in
-// its folder, and goes on with it, or starts it again if its program or its flags have changed. What is stored is the program's own
-// business. On a node without the store, the same program sends what is on the machine to the cluster's store, if there is one. pkg/server and
+// its folder and adopts it, or starts it again if its program or its flags have changed. The stored data is the program's own
+// concern. On a node without the store, the same program sends the machine's logs and numbers to the cluster's store, if there is one. pkg/server and
 // pkg/agent add the component; pkg/reset and `polymesh uninstall` end the process.
 package observe
 
@@ -28,11 +28,11 @@ import (
 // Program is the name of the program among the shipped ones.
 const Program = "polymesh-observe"
 
-// MemoryLimit is what the process may take, with its files in memory, in bytes, and CollectorMemoryLimit what one that only sends may take.
+// MemoryLimit is the limit of the store's memory in bytes, including cached files, and CollectorMemoryLimit that of a process that only sends.
 const (
 	MemoryLimit          = 150_000_000
 	CollectorMemoryLimit = 60_000_000
-	// collectorHeap is what Go's runtime may take of the latter.
+	// collectorHeap is the share of Go's heap in the latter.
 	collectorHeap = 32 << 20
 )
 
@@ -41,7 +41,7 @@ const (
 	restartMax = time.Minute
 	// restartReset is how long the process must have run for the restart delay to be reset.
 	restartReset = 2 * time.Minute
-	// startDelay is how long the node's own start goes first. The store does without a cluster, so a node that does not become ready is
+	// startDelay is the longest time for which the store waits for the node. The store works without a cluster, so a node that does not become ready is
 	// observed too.
 	startDelay = 20 * time.Second
 )
@@ -57,14 +57,14 @@ type Options struct {
 	Retention time.Duration
 	// RemoteWrite lets pods write metrics.
 	RemoteWrite bool
-	// Collect is set on a node that has no store: the process only reads what is on this machine, and sends it to the cluster's store, if there is one.
+	// Collect is set on a node without a store: the process only reads this machine's logs and numbers, and sends them to the cluster's store, if there is one.
 	// Disk, Retention, Kubeconfig, Kubelets and Ports are not used then.
 	Collect *route.Node
 	// Kubeconfig has the store's own identity. It need not exist yet.
 	Kubeconfig string
 	// Kubelets are the authority of the kubelets' certificates, and the store's own certificate and key.
 	Kubelets struct{ CA, Cert, Key string }
-	// Ports are the TCP ports of the platform on this machine, to which no job of a user connects.
+	// Ports are the platform's TCP ports on this machine, to which jobs of users must not connect.
 	Ports   []int
 	PodLogs string
 	// LogFiles are logs of the platform, by name.
@@ -172,7 +172,7 @@ func text(p *atomic.Pointer[string]) string {
 
 // supervise keeps the process running until ctx ends. The process continues then.
 func (c *Component) supervise(ctx context.Context) {
-	// A store that runs already is not touched before the node is up, either: it records the start.
+	// A running store is not touched before the node is up, either, so that it records the start.
 	select {
 	case <-c.o.Up:
 	case <-time.After(startDelay):
@@ -259,7 +259,7 @@ func (c *Component) args() []string {
 		args = append(args, "--push-to="+n.Server+layout.ObserveIngestPath, "--push-ca="+n.CA, "--push-cert="+n.Cert, "--push-key="+n.Key)
 	} else {
 		args = append(args,
-			"--cluster-sockets="+dir.ObserveSockets(), "--retention="+c.o.Retention.String(), "--kubeconfig="+c.o.Kubeconfig, "--server-socket="+dir.StatusSocket(),
+			"--cluster-sockets="+dir.ObserveSockets(), "--retention="+c.o.Retention.Truncate(time.Second).String(), "--kubeconfig="+c.o.Kubeconfig, "--server-socket="+dir.StatusSocket(),
 			"--kubelet-ca="+c.o.Kubelets.CA, "--kubelet-cert="+c.o.Kubelets.Cert, "--kubelet-key="+c.o.Kubelets.Key)
 		if len(c.o.Ports) > 0 {
 			args = append(args, "--reserved-ports="+strings.Trim(strings.ReplaceAll(fmt.Sprint(c.o.Ports), " ", ","), "[]"))
@@ -297,7 +297,7 @@ const logName = "observe.log"
 
 func (c *Component) logFile() string { return c.at.file(logName) }
 
-// lastWords is the last line of the process's log, where a program that cannot start has written why.
+// lastWords returns the last line of the process's log, which says why a program could not start.
 func (c *Component) lastWords() string {
 	f, err := os.Open(c.logFile())
 	if err != nil {

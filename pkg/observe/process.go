@@ -30,7 +30,7 @@ const (
 	endPoll = 20 * time.Millisecond
 )
 
-// place is where a process of the program is on a machine.
+// place describes where a process of the program keeps its files.
 type place struct {
 	dataDir layout.DataDir
 	// what it is, for people.
@@ -40,19 +40,19 @@ type place struct {
 	cgroup         group
 }
 
-// storeOf is the place of a data dir's store.
+// storeOf returns the place of a data dir's store.
 func storeOf(d layout.DataDir) place {
 	return place{d, "the store", d.Observe(), d.ObserveSocket(), group{d.CgroupRoot() + "-observe", MemoryLimit}}
 }
 
-// collectorOf is the place of what sends to the store of another machine.
+// collectorOf returns the place of the collector, which sends to the store of another machine.
 func collectorOf(d layout.DataDir) place {
 	return place{d, "the collector", d.ObserveCollector(), d.ObserveCollectorSocket(), group{d.CgroupRoot() + "-observe-collector", CollectorMemoryLimit}}
 }
 
 func (p place) file(name string) string { return filepath.Join(p.folder, name) }
 
-// process is a running one.
+// process is a running process.
 type process struct {
 	pid int
 	// started is in clock ticks after boot: process ids are reused.
@@ -74,11 +74,11 @@ const (
 	maxLock  = 64 << 10
 )
 
-// find returns the process that holds the lock of a place, nil if there is none. A process that is not the data dir's is an error: it is
+// find returns the process that holds the lock of a place, nil if there is none. A foreign process is an error: it is
 // never signalled.
 func (at place) find() (*process, error) {
 	for limit := time.Now().Add(killWait); ; time.Sleep(endPoll) {
-		// A process that ends has no program any more before the kernel releases its locks.
+		// An ending process loses its program before the kernel releases its locks.
 		p, err := at.holder()
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) || time.Now().After(limit) {
 			return p, err
@@ -149,7 +149,7 @@ func (p *process) inspect() error {
 
 func (p *process) file(name string) string { return filepath.Join("/proc", strconv.Itoa(p.pid), name) }
 
-// alive reports whether the process runs: not another one with its id, and not one that has ended and that its parent has not noticed.
+// alive reports whether the process runs. Another process with its id, or a zombie, does not count.
 func (p *process) alive() bool {
 	state, started := stat(p.pid)
 	return started == p.started && state != "Z" && state != "X"
@@ -239,7 +239,7 @@ func (p *process) end(ctx context.Context) error {
 	return fmt.Errorf("process %d does not end", p.pid)
 }
 
-// Running returns the id of the process of a data dir's store, or of what sends to that of another machine; 0 if none runs.
+// Running returns the id of the process of a data dir's store or collector; 0 if none runs.
 func Running(dataDir layout.DataDir) (pid int, err error) {
 	for _, at := range []place{storeOf(dataDir), collectorOf(dataDir)} {
 		if p, err := at.find(); err != nil || p != nil {
@@ -266,16 +266,16 @@ func Owns(dataDir layout.DataDir) bool {
 	return err == nil
 }
 
-// End ends the store of a data dir, and what sends to that of another machine, if they run, and waits for them. The server must not run, which would
+// End ends the store and the collector of a data dir, if they run, and waits for them. The server must not run, because it would
 // start them again. Nothing that was stored is lost.
 func End(ctx context.Context, dataDir layout.DataDir) error {
 	return errors.Join(EndStore(ctx, dataDir), EndCollector(ctx, dataDir))
 }
 
-// EndStore is End for the store alone.
+// EndStore is End for the store only.
 func EndStore(ctx context.Context, dataDir layout.DataDir) error { return storeOf(dataDir).end(ctx) }
 
-// EndCollector is End for what sends to the store of another machine.
+// EndCollector is End for the collector only.
 func EndCollector(ctx context.Context, dataDir layout.DataDir) error {
 	return collectorOf(dataDir).end(ctx)
 }
@@ -302,7 +302,7 @@ func (c *Component) run() (*process, error) {
 	if err := os.MkdirAll(c.at.folder, 0o700); err != nil {
 		return nil, fmt.Errorf("create the folder of %s: %w", c.at.what, err)
 	}
-	// Until the program has opened it itself: what it prints when it cannot start is there as well.
+	// For what the program prints before it has opened its log itself.
 	log, err := os.OpenFile(c.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the log of %s: %w", c.at.what, err)
@@ -311,10 +311,10 @@ func (c *Component) run() (*process, error) {
 	line, unlimited := c.at.cgroup.wrap(append([]string{program}, c.args()...))
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
-	// The settings of the server's own memory, and of its proxies, are not the program's.
+	// The server's settings for memory and proxies do not apply to the program.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TZ=" + os.Getenv("TZ")}
 	if c.o.Collect != nil {
-		// The program's own limits are those of a store.
+		// The program's default limits are those of a store.
 		cmd.Env = append(cmd.Env, "GOMEMLIMIT="+strconv.Itoa(collectorHeap))
 	}
 	// Its own session: signals to the server's terminal or process group do not reach it.
@@ -329,7 +329,7 @@ func (c *Component) run() (*process, error) {
 	if unlimited == nil {
 		unlimited = c.at.cgroup.add(p.pid)
 	}
-	// The kubelet has protected the server from the kernel's choice when memory is short, and children inherit that.
+	// The kubelet has protected the server from the kernel's OOM killer, and children inherit that.
 	if err := os.WriteFile(p.file("oom_score_adj"), []byte("0"), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.log.Warn(c.at.what+" may be the last that is killed when memory is short", "err", err)
 	}

@@ -2,26 +2,21 @@ package observe
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"strings"
-	"syscall"
 	"time"
+
+	nodestatus "polymesh.dev/polymesh/pkg/status"
 )
 
 // statusPath is where the store serves its status (observe/server).
 const statusPath = "/api/polymesh/v1/status"
 
-const (
-	askTime     = 5 * time.Second
-	maxResponse = 1 << 20
-)
+const askTime = 5 * time.Second
 
-// status is what is used of the store's status.
+// status is the used part of the store's status.
 type status struct {
 	Version    string `json:"version"`
 	Components []part `json:"components"`
@@ -41,30 +36,13 @@ type part struct {
 func ask(ctx context.Context, socket string) (*status, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	client := &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
-	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://store"+statusPath, nil)
-	if err != nil {
-		return nil, err
-	}
-	response, err := client.Do(request)
-	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+	s := &status{}
+	err := nodestatus.Call(ctx, socket, http.MethodGet, statusPath, nil, s)
+	if errors.Is(err, nodestatus.ErrNotRunning) {
 		return nil, errors.New("not listening yet")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("request the store's status: %w", err)
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("request the store's status: it responds with %s", response.Status)
-	}
-	s := &status{}
-	if err := json.NewDecoder(io.LimitReader(response.Body, maxResponse)).Decode(s); err != nil {
-		return nil, fmt.Errorf("read the store's status: %w", err)
 	}
 	return s, nil
 }
@@ -90,7 +68,7 @@ func (s *status) failure() error {
 	return errors.New(strings.Join(all, "; "))
 }
 
-// notes are what the parts that work have to report.
+// notes returns the messages of the parts that work.
 func (s *status) notes() []string {
 	var notes []string
 	for _, p := range s.Components {
@@ -101,7 +79,7 @@ func (s *status) notes() []string {
 	return notes
 }
 
-// stored is what is counted of each part that stores something. Collectors have numbers too, of what they have read.
+// stored lists the numbers of the parts that store something.
 var stored = []struct{ part, unit string }{{"metrics", "series"}, {"logs", "lines"}, {"traces", "spans"}}
 
 // summary is one line about what is stored.

@@ -12,7 +12,7 @@ import (
 // maxLog is how large the log may grow, in bytes. One older file of the same size is kept.
 const maxLog = 8 << 20
 
-// rotated is the program's log file, which is also its standard error: what the runtime prints when it crashes is in it as well.
+// rotated is the program's log file, which is also its standard error, so that it includes what the runtime prints in a crash.
 type rotated struct {
 	path string
 	mu   sync.Mutex

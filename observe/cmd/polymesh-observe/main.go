@@ -24,7 +24,7 @@ import (
 // version is set by the build.
 var version = "dev"
 
-// What Go's runtime and VictoriaMetrics' caches may take, so that all of it stays below the 150 MB of the cgroup in which the server
+// Limits for Go's runtime and VictoriaMetrics' caches, so that the process stays below the 150 MB of the cgroup in which the server
 // puts this process. The environment overrides the first three.
 //
 // VictoriaLogs merges as many parts at a time as there are processors, and keeps a compressor of 16 MiB for each of them.
@@ -46,8 +46,8 @@ func main() {
 	}
 }
 
-// limitRuntime replaces the program by itself with the runtime's limits in the environment, where they hold before anything else runs: libraries
-// divide their work by the number of processors before main begins. It returns if they are there.
+// limitRuntime executes the program again with the runtime's limits in the environment, so that they apply before anything else runs: libraries
+// divide their work by the number of processors before main begins. It returns if the limits are set.
 func limitRuntime() error {
 	environment := os.Environ()
 	for _, limit := range []struct {
@@ -81,7 +81,7 @@ func run(args []string, out io.Writer) error {
 		_, err := fmt.Fprintln(out, version)
 		return err
 	}
-	// Nothing that it creates is for others, except the sockets for pods.
+	// Only root may access what it creates, except the sockets for pods.
 	unix.Umask(0o077)
 	if err := rowstore.LimitMemory(cacheLimit); err != nil {
 		return err

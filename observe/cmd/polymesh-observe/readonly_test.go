@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -148,10 +149,10 @@ func send(t *testing.T, c *child, at time.Time) {
 func onDisk(t *testing.T, dir string) {
 	t.Helper()
 	until(t, "the line and the span are on disk", func() bool {
-		logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs"), ReadOnly: true, Temp: t.TempDir()}})
+		logs, err := logstore.Open(logstore.Options{Store: rowstore.Options{Dir: filepath.Join(dir, "logs"), ReadOnly: true, Temp: t.TempDir()}, Log: slog.New(slog.DiscardHandler)})
 		require.NoError(t, err)
 		defer logs.Close()
-		traces, err := tracestore.Open(tracestore.Options{Dir: filepath.Join(dir, "traces"), ReadOnly: true, Temp: t.TempDir()})
+		traces, err := tracestore.Open(tracestore.Options{Dir: filepath.Join(dir, "traces"), ReadOnly: true, Temp: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 		require.NoError(t, err)
 		defer traces.Close()
 		lines := 0

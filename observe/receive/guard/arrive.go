@@ -10,16 +10,16 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// ErrBusy means that the bodies that arrive at this time fill their room.
+// ErrBusy means that the arriving bodies have reached their common limit.
 var ErrBusy = errors.New("too many requests arrive at the same time")
 
 // arriveBy is how many bytes are read at a time.
 const arriveBy = 4 << 10
 
-// Arrive reads a request's body of at most so many bytes, as it comes: it takes room for what has come only, so that a client that sends little keeps
-// nobody out. The error is ErrBusy, an http.MaxBytesError or the body's. The room is taken until release, which is there with an error, too.
+// Arrive reads a request's body of at most so many bytes. It only reserves memory for what has arrived, so that a slow client does not keep
+// others out. The error is ErrBusy, an http.MaxBytesError or the body's. The memory is reserved until release, which is also set after an error.
 func Arrive(w http.ResponseWriter, req *http.Request, room *semaphore.Weighted, most int64, within time.Duration) (raw []byte, release func(), err error) {
-	// Not every server can set it. Those that cannot have a deadline of their own.
+	// Servers that cannot set it have a deadline of their own.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(within))
 	from := http.MaxBytesReader(w, req.Body, most)

@@ -1,8 +1,8 @@
-// Package guard looks at a message before it is decoded: decoders recurse as deep as a message is nested, some until the process dies, and make
-// a hundred bytes of memory out of two bytes of an empty message.
+// Package guard checks a message before it is decoded: decoders recurse into nested messages, some until the process dies, and allocate
+// a hundred bytes for the two bytes of an empty message.
 //
 // It owns no formats: Proto follows the descriptor of what will be decoded, JSON counts brackets. Package receive calls it for everything that
-// comes from clients; so may whoever else decodes what others send.
+// comes from clients, and others that decode input from outside may use it, too.
 package guard
 
 import (
@@ -25,7 +25,7 @@ var (
 type Limits struct {
 	// Depth is how deep messages, or brackets, may be nested.
 	Depth int
-	// Memory is about how many bytes a decoder may make of it, texts not counted: these are no more than the message.
+	// Memory is about how many bytes a decoder may allocate, without texts, which are not larger than the message.
 	Memory int
 }
 
@@ -33,13 +33,13 @@ type Limits struct {
 var OTLP = Limits{Depth: 48, Memory: 32 << 20}
 
 const (
-	// perMessage, perField and perOneof are what a decoded message takes for itself, for each field that it could have, and for each choice of fields.
+	// perMessage, perField and perOneof are the memory of a decoded message itself, of each possible field, and of each oneof.
 	perMessage = 40
 	perField   = 16
 	perOneof   = 40
 	// perValue is what another element of a list takes, and a value in JSON.
 	perValue = 48
-	// perObject is what an object or a list in JSON takes, whose type is not known.
+	// perObject is the memory of an object or a list in JSON, without knowing its type.
 	perObject = 320
 )
 
@@ -56,7 +56,7 @@ type check struct {
 	sizes map[protoreflect.MessageDescriptor]int
 }
 
-// size is about what a decoded message takes, without what it refers to.
+// size returns about the memory of a decoded message, without what it refers to.
 func (c *check) size(d protoreflect.MessageDescriptor) int {
 	if n, ok := c.sizes[d]; ok {
 		return n
@@ -97,7 +97,7 @@ func (c *check) message(d protoreflect.MessageDescriptor, b []byte, depth int) e
 			return fmt.Errorf("%w: %w", ErrRefused, protowire.ParseError(n))
 		}
 		b = b[n:]
-		// Groups nest without saying how long they are. proto3 has none.
+		// Groups nest without a length. proto3 has none.
 		if kind == protowire.StartGroupType || kind == protowire.EndGroupType {
 			return fmt.Errorf("%w: it has a group", ErrRefused)
 		}
@@ -121,7 +121,7 @@ func (c *check) message(d protoreflect.MessageDescriptor, b []byte, depth int) e
 		b = b[n:]
 		var err error
 		switch {
-		case field == nil: // nobody decodes it
+		case field == nil: // it is not decoded
 		case field.Message() != nil:
 			err = c.message(field.Message(), value, depth-1)
 		case field.IsPacked():

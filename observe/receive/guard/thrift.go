@@ -16,13 +16,13 @@ const (
 )
 
 const (
-	// perStruct is what a decoded struct takes, whose type is not known, and perElement what another place in a list does.
+	// perStruct is the memory of a decoded struct, without knowing its type, and perElement of another element of a list.
 	perStruct  = 160
 	perElement = 8
 )
 
-// Thrift checks a struct in Thrift's binary encoding, and returns about how many bytes of memory its decoder will take. Decoders make room for as
-// many elements as a list says that it has: here they are there.
+// Thrift checks a struct in Thrift's binary encoding, and returns about how many bytes of memory its decoder will take. Decoders allocate as
+// many elements as a list claims to have; this ensures that they exist.
 func Thrift(message []byte, l Limits) (int, error) {
 	t := thriftCheck{check: check{left: l.Memory}, rest: message}
 	err := t.value(thriftStruct, l.Depth)
@@ -76,7 +76,7 @@ func width(kind byte) int {
 	return 0
 }
 
-// value passes over a value.
+// value skips a value.
 func (t *thriftCheck) value(kind byte, depth int) error {
 	if n := width(kind); n > 0 {
 		_, err := t.next(n)
@@ -128,7 +128,7 @@ func (t *thriftCheck) fields(depth int) error {
 	}
 }
 
-// elements passes over those of a list, or the keys and values of a map.
+// elements skips the elements of a list, or the keys and values of a map.
 func (t *thriftCheck) elements(depth int, kinds ...byte) error {
 	n, err := t.length()
 	if err == nil {

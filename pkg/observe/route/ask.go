@@ -21,13 +21,13 @@ import (
 type Node struct {
 	// Server is https://HOST:PORT.
 	Server string
-	// CA is the file of the authority of the API servers, Cert and Key are the node's own as a client.
+	// CA is the file with the authority of the API servers; Cert and Key are the node's client certificate and key.
 	CA, Cert, Key string
 }
 
 const askTimeout = 10 * time.Second
 
-// ErrNone means that the cluster has no store, or servers of a version that does not say.
+// ErrNone means that the cluster has no store, or that its servers have an earlier version.
 var ErrNone = errors.New("the cluster has no store of metrics, logs and traces")
 
 // Ask returns the name of the server that has the store. The error is ErrNone if there is none.

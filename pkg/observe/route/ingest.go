@@ -31,11 +31,11 @@ const (
 	// maxPush is the largest push (observe/wire), pushTime the time for one with its answer: a collector waits for 45 seconds.
 	maxPush  = 4 << 20
 	pushTime = 40 * time.Second
-	// maxSenders is how many nodes send at a time. A node sends once at a time; pushRate and pushBurst bound how often it begins.
+	// maxSenders is how many nodes send at a time. A node sends one push at a time; pushRate and pushBurst bound how often.
 	maxSenders          = 32
 	turnWait            = 5 * time.Second
 	pushRate, pushBurst = 4, 40
-	// maxKnown bounds the nodes of which is known how often they have sent.
+	// maxKnown bounds the nodes with a known rate.
 	maxKnown = 2000
 )
 
@@ -49,7 +49,7 @@ type senders struct {
 	rates   map[string]*rate.Limiter
 }
 
-// begin reports whether a node may send now, or when its push before has ended. The caller calls end.
+// begin reports whether a node may send now, or once its previous push has ended. The caller must call end.
 func (s *senders) begin(ctx context.Context, node string) bool {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -120,7 +120,7 @@ func (r *Route) Ingest() http.Handler {
 	})
 }
 
-// sender returns the node that has sent a request: to this server, or to the one that has passed it on and has looked at its groups.
+// sender returns the node that has sent a request: to this server, or to another one that has checked its groups and passed it on.
 func sender(in *http.Request) (string, error) {
 	name, groups, passed, known := Caller(in)
 	node, is := strings.CutPrefix(name, join.User(""))
@@ -161,7 +161,7 @@ func (r *Route) push(w http.ResponseWriter, in *http.Request, node string) {
 	r.store(node).ServeHTTP(w, out)
 }
 
-// store returns what sends a push to the store here.
+// store returns the handler that sends a push to the store here.
 func (r *Route) store(node string) http.Handler {
 	return &httputil.ReverseProxy{
 		Transport: &http.Transport{
@@ -173,11 +173,11 @@ func (r *Route) store(node string) http.Handler {
 		Rewrite: func(q *httputil.ProxyRequest) {
 			q.Out.URL.Scheme, q.Out.URL.Host, q.Out.Host = "http", "polymesh-observe", "polymesh-observe"
 			q.Out.URL.Path, q.Out.URL.RawPath, q.Out.URL.RawQuery = storePath, "", ""
-			// Nothing that the node has written but its body.
+			// Only the body comes from the node.
 			q.Out.Header = http.Header{nodeHeader: {node}, "Content-Type": {"application/octet-stream"}}
 		},
 		ModifyResponse: func(resp *http.Response) error {
-			// One that does not know the path yet is of the version before, and is started again.
+			// A store that does not know the path has an earlier version, and is about to be restarted.
 			if resp.StatusCode == http.StatusNotFound {
 				return fmt.Errorf("the store does not know %s", storePath)
 			}

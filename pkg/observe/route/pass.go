@@ -16,7 +16,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/request"
 )
 
-// forHeader has the name of the user for whom a server passes a request on. It counts only from a server.
+// forHeader names the user for whom a server passes a request on. It is only trusted from a server.
 const forHeader = "X-Polymesh-For"
 
 // serverUser is the user of a server's own certificate (certificate.Polymesh).
@@ -26,8 +26,8 @@ const dialTimeout = 5 * time.Second
 
 var dialer = net.Dialer{Timeout: dialTimeout}
 
-// Caller returns who has sent a request to the API server. passed is set if another server has passed it on; groups are those of who has sent it
-// here, none then. known is false if the API server has not authenticated it.
+// Caller returns the user who has sent a request to the API server. passed is set if another server has passed it on; groups are the user's if it was sent
+// here, otherwise none. known is false if the API server has not authenticated the request.
 func Caller(r *http.Request) (name string, groups []string, passed, known bool) {
 	u, ok := request.UserFrom(r.Context())
 	if !ok {
@@ -70,7 +70,7 @@ func (r *Route) Pass(w http.ResponseWriter, in *http.Request) {
 	}
 }
 
-// to returns what passes a request on.
+// to returns the handler that passes a request on.
 func (r *Route) to(p place, name string) http.Handler {
 	return &httputil.ReverseProxy{
 		Transport: roundTripper(r.round),

@@ -1,8 +1,8 @@
 // Package route brings requests for the store of metrics, logs and traces from any API server of the cluster to the one store.
 //
-// One server has the store, on a socket. Its name and the address of its API server are in a ConfigMap in kube-system, which it writes; the other
-// servers pass requests on to that API server, as servers, with the name of who has asked them. What is in the ConfigMap decides nothing but where
-// that is: an address that is not that of one of the cluster's API servers has no certificate for it, and a request is passed on once.
+// One server has the store, on a socket. It writes its name and the address of its API server into a ConfigMap in kube-system. The other
+// servers pass requests on to that API server, as servers, with the name of the user. The ConfigMap only decides where
+// that is: an address other than that of one of the cluster's API servers has no valid certificate, and a request is passed on only once.
 //
 // It owns the ConfigMap, and the path by which the collectors of other nodes send what they have read (layout.ObserveIngestPath): who may send,
 // how much, and under which name. pkg/server adds the component "observe-route" where there are several servers; pkg/dashboard passes the
@@ -48,7 +48,7 @@ const (
 	requestTimeout = 10 * time.Second
 )
 
-// Options are those of a server.
+// Options are the options of a server.
 type Options struct {
 	// Server is the name of this server's node, Address where other machines reach its API server.
 	Server  string
@@ -126,7 +126,7 @@ func (r *Route) Start(ctx context.Context) error {
 	return nil
 }
 
-// Ready returns nil: a server works without.
+// Ready returns nil: a server works without a store.
 func (*Route) Ready(context.Context) error { return nil }
 
 // Notes implements component.Noted.
@@ -148,7 +148,7 @@ func (r *Route) sync(ctx context.Context, client kubernetes.Interface) error {
 		return r.write(ctx, client, have)
 	}
 	if have != nil && have.Data[serverKey] == r.o.Server {
-		// It had the store.
+		// This server had the store.
 		if err := maps.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &have.UID, ResourceVersion: &have.ResourceVersion}}); err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("remove ConfigMap %s, which names this server: %w", name, err)
 		}
@@ -166,7 +166,7 @@ func (r *Route) sync(ctx context.Context, client kubernetes.Interface) error {
 	return nil
 }
 
-// write makes the ConfigMap name this server: once in a run, also if it names another one, because a server that is gone cannot remove it.
+// write writes this server into the ConfigMap, once in a run. It replaces another server, which may be gone and unable to remove its entry.
 func (r *Route) write(ctx context.Context, client kubernetes.Interface, have *corev1.ConfigMap) error {
 	data := map[string]string{serverKey: r.o.Server, addressKey: r.o.Address.String()}
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
