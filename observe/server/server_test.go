@@ -178,7 +178,7 @@ func TestSockets(t *testing.T) {
 		}}}}}, grpc.UseCompressor(gzip.Name))
 		require.NoError(t, err)
 	}
-	code, text := get(t, root, "/api/traces/"+strings.Repeat("01", 16))
+	code, text = get(t, root, "/api/traces/"+strings.Repeat("01", 16))
 	require.Equal(t, http.StatusOK, code, text)
 	require.Equal(t, 3, strings.Count(text, `"spanID"`))
 

@@ -424,8 +424,8 @@ func (k *kiali) wantGraph(end time.Time, page map[string]calls) {
 		if reached := strings.Contains(key, " to workload/"); a.mutual != reached || b.mutual != reached {
 			t.Errorf("%s: mutual TLS: Kiali says %t, the page %t", key, a.mutual, b.mutual)
 		}
-		// All are in the same bucket of the histogram, 100 to 250 ms.
-		if want.rate == 4 && (math.Abs(a.median-b.median) > 50 || b.median < 100) {
+		// Most are in the same bucket of the histogram, 100 to 250 ms.
+		if want.rate == 4 && (math.Abs(a.median-b.median) > 50 || b.median < 150) {
 			t.Errorf("%s: the median takes %g ms for Kiali, %g ms on the page", key, a.median, b.median)
 		}
 	}
@@ -443,6 +443,7 @@ func (k *kiali) wantServices(end time.Time) {
 			}
 		}
 	}
+	// It leaves out the requests that reached no pod.
 	k.get("/api/clusters/services", url.Values{
 		"namespaces": {k.name}, "health": {"true"}, "rateInterval": {"60s"}, "queryTime": {strconv.FormatInt(end.Unix(), 10)},
 	}, &answer)
@@ -450,7 +451,7 @@ func (k *kiali) wantServices(end time.Time) {
 	for _, s := range answer.Services {
 		names = append(names, s.Name)
 		in := s.Health.Requests.Inbound["http"]
-		if s.Name == "back" && (in["200"] <= 0 || in["404"] <= 0 || in["500"] <= 0) || s.Name == "front" && in["200"] <= 0 || s.Name == "empty" && in["503"] <= 0 {
+		if s.Name == "back" && (in["200"] <= 0 || in["404"] <= 0 || in["500"] <= 0) || s.Name == "front" && in["200"] <= 0 {
 			k.t.Errorf("the requests to %s: %v", s.Name, in)
 		}
 	}
