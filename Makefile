@@ -24,6 +24,7 @@ METRICS_SERVER_VERSION := $(call pinned,sigs.k8s.io/metrics-server,build/upstrea
 LOCAL_PATH_VERSION := $(call pinned,github.com/rancher/local-path-provisioner,build/upstream/local-path-provisioner)
 GRYPE_VERSION := $(call pinned,github.com/anchore/grype,build/upstream/scanner)
 CONSUL_VERSION := $(call pinned,github.com/hashicorp/consul,build/upstream/consul)
+KIALI_VERSION := $(call pinned,github.com/kiali/kiali,build/upstream/kiali)
 SYFT_VERSION := $(call pinned,github.com/anchore/syft,build/upstream/scanner)
 BUSYBOX_VERSION := $(shell awk '$$1 == "busybox-static" {sub(/^[0-9]+:/, "", $$2); gsub(/\+/, "-", $$2); print $$2}' build/debian/packages.lock)
 # version of a Debian source package: $(call source_version,<package>)

@@ -24,6 +24,11 @@
 	@mkdir -p $(@D)
 	$(STEP) "kube-network-policies' evaluator, for the tests" bash -c '$(call upstream,kube-network-policies,.,,)'
 
+# Its own back end, with which a test asks the store's APIs. Its pages are not in the module.
+.build/test/kiali: $(call modules,kiali)
+	@mkdir -p $(@D)
+	$(STEP) "Kiali $(KIALI_VERSION), for the tests" bash -c '$(call upstream,kiali,github.com/kiali/kiali,-X main.version=$(KIALI_VERSION),)'
+
 .build/test/versitygw: $(call modules,versitygw)
 	@mkdir -p $(@D)
 	$(STEP) "an S3 server, for the tests" bash -c '$(call upstream,versitygw,github.com/versity/versitygw/cmd/versitygw,,)'
@@ -136,7 +141,7 @@ test-harness: all .build/gotestsum
 
 # Nothing is compiled while a node is tested: it would make the kubelet slow.
 .PHONY: test-programs
-test-programs: all dist/polymesh-scanner .build/test/consul $(OLDER)/polymesh $(if $(LONG),$(OLDER)/agent) .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
+test-programs: all dist/polymesh-scanner .build/test/consul .build/test/kiali $(OLDER)/polymesh $(if $(LONG),$(OLDER)/agent) .build/test/e2e.test .build/test/run .build/gotestsum .build/app-packages ## all that the end-to-end tests would build
 	$(STEP) "Debian packages of the tests" build/debian/install test
 	test/e2e/prepare.sh
 	$(STEP) "data dir from which nodes start" bash -c 'cd test/e2e && $(CURDIR)/.build/test/e2e.test -prepare'

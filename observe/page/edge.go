@@ -208,7 +208,7 @@ func (q *edgeQuery) addTo(ctx context.Context, a *edgeAnswer, drawn *reducedGrap
 		}
 	}
 
-	buckets, err := q.s.instant(ctx, "sum by ("+pairLabels+", le) ("+q.expression("istio_request_duration_milliseconds_bucket", grown, own)+") > 0", q.p.end)
+	buckets, err := q.s.instant(ctx, "sum by ("+pairLabels+", le) ("+q.expression("istio_request_duration_milliseconds_bucket", grown, own)+")", q.p.end)
 	if err != nil {
 		return err
 	}

@@ -575,11 +575,11 @@ func (g *graphOfCalls) namespaces(drawn *reducedGraph) []namespaceCount {
 	return list
 }
 
-// addLatency adds the histograms of the drawn edges.
+// addLatency adds the histograms of the drawn edges. Buckets that have not grown are read too: they are the lower bound of the next one.
 func (s *server) addLatency(ctx context.Context, p period, view graphView, all *graphOfCalls, drawn *reducedGraph) error {
 	for _, matchers := range view.matchers() {
 		selected := selector("istio_request_duration_milliseconds_bucket", append(matchers, ofProxies)...)
-		vector, err := s.instant(ctx, "sum by ("+pairLabels+", le) ("+s.grown(selected, p.window())+") > 0", p.end)
+		vector, err := s.instant(ctx, "sum by ("+pairLabels+", le) ("+s.grown(selected, p.window())+")", p.end)
 		if err != nil {
 			return err
 		}

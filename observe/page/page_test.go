@@ -10,10 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/stretchr/testify/require"
 
 	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/rowstore/rowstoretest"
+	"polymesh.dev/polymesh/observe/scrapeconfig"
 )
 
 func TestMain(m *testing.M) { rowstoretest.Main(m) }
@@ -354,6 +356,31 @@ func TestAfternoon(t *testing.T) {
 		require.Equal(t, http.StatusOK, w.Code, w.Body.String())
 		require.Contains(t, w.Body.String(), "/round")
 	})
+}
+
+// TestSlowCalls has durations that are all in one bucket of the histogram: the ones below have not grown, and bound it nevertheless.
+func TestSlowCalls(t *testing.T) {
+	s := newStores(t)
+	of := func(name string, more ...string) labels.Labels {
+		return labels.FromStrings(append([]string{
+			"__name__", name, "job", scrapeconfig.JobProxies, "instance", "10.42.0.9:15020", "reporter", "source", "request_protocol", "http", "response_code", "200",
+			"source_workload", "web", "source_workload_namespace", "a", "destination_workload", "api", "destination_workload_namespace", "a",
+			"destination_service", "api.a.svc.cluster.local", "destination_service_name", "api", "destination_service_namespace", "a",
+		}, more...)...)
+	}
+	all := []*series{
+		{labels: labels.FromStrings("__name__", "up", "job", scrapeconfig.JobProxies, "instance", "10.42.0.9:15020"), value: steady(1)},
+		{labels: of("istio_requests_total"), rate: steady(4)},
+	}
+	for le, rate := range map[string]float64{"50": 0, "100": 0, "250": 4, "500": 4, "+Inf": 4} {
+		all = append(all, &series{labels: of("istio_request_duration_milliseconds_bucket", "le", le), rate: steady(rate)})
+	}
+	s.record(t, all, fixtureNow.Add(-30*time.Minute), fixtureNow)
+	h := s.page(t)
+	e := edgeOf(t, get[graphAnswer](t, h, "graph"), "a/web", "a/api")
+	require.InDelta(t, 175, *e.P50, 1)
+	pair := url.Values{"from-ns": {"a"}, "from": {"web"}, "to-ns": {"a"}, "to": {"api"}}
+	require.InDelta(t, 175, *get[edgeAnswer](t, h, "edge?"+pair.Encode()).Edge.P50, 1)
 }
 
 // TestEmpty asks stores in which there is nothing.

@@ -39,7 +39,6 @@ func (p *parts) rootHandler(f *front, status http.Handler) http.Handler {
 	p.metricsRoutes(mux)
 	p.logRoutes(mux)
 	p.traceRoutes(mux)
-	mux.Handle("/jaeger/", http.StripPrefix("/jaeger", &p.traces))
 	if !p.o.ReadOnly {
 		mux.Handle("/v1/", &p.otlp)
 		mux.Handle("/api/v2/spans", &p.zipkin)
@@ -91,7 +90,8 @@ func (p *parts) logRoutes(mux *http.ServeMux) {
 }
 
 func (p *parts) traceRoutes(mux *http.ServeMux) {
-	for _, path := range []string{"/api/services", "/api/services/", "/api/operations", "/api/traces", "/api/traces/", "/api/dependencies", "/api/v3/"} {
+	// Istio's sample has Jaeger below /jaeger, and Kiali's settings that go with it.
+	for _, path := range []string{"/api/services", "/api/services/", "/api/operations", "/api/traces", "/api/traces/", "/api/dependencies", "/api/v3/", "/jaeger/api/"} {
 		mux.Handle(path, &p.traces)
 	}
 }

@@ -160,8 +160,12 @@ func TestSockets(t *testing.T) {
 		require.Equal(t, http.StatusOK, ask(t, c, "/api/polymesh/v1/state", "Sec-Fetch-Site: same-origin").StatusCode, name)
 		require.Equal(t, http.StatusForbidden, ask(t, c, "/api/polymesh/v1/state", "Sec-Fetch-Site: cross-site").StatusCode, name)
 	}
+	// As Istio's sample has Jaeger.
+	code, text := get(t, client(filepath.Join(dir, "jaeger-query.sock")), "/jaeger/api/services")
+	require.Equal(t, http.StatusOK, code)
+	require.Contains(t, text, `"data":[`)
 	require.Equal(t, http.StatusForbidden, ask(t, client(filepath.Join(dir, "loki.sock")), "/loki/api/v1/labels", "Origin: http://evil.example").StatusCode)
-	_, text := get(t, client(filepath.Join(dir, "prometheus.sock")), "/metrics")
+	_, text = get(t, client(filepath.Join(dir, "prometheus.sock")), "/metrics")
 	require.Contains(t, text, "\nprocess_resident_memory_bytes ", "whoever scrapes gets numbers")
 
 	// Spans by gRPC come on a socket of HTTP/2.
@@ -174,7 +178,7 @@ func TestSockets(t *testing.T) {
 		}}}}}, grpc.UseCompressor(gzip.Name))
 		require.NoError(t, err)
 	}
-	code, text := get(t, root, "/api/traces/"+strings.Repeat("01", 16))
+	code, text = get(t, root, "/api/traces/"+strings.Repeat("01", 16))
 	require.Equal(t, http.StatusOK, code, text)
 	require.Equal(t, 3, strings.Count(text, `"spanID"`))
 
