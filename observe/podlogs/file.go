@@ -36,6 +36,8 @@ type Place struct {
 	Last [streamCount]int64 `json:"last"`
 	// Skipping is set if a line's beginning was not read or was too long: reading continues after the next line feed.
 	Skipping bool `json:"skipping,omitempty"`
+	// Inside has a bit for each stream whose next lines in the file are the rest of a line of the app whose beginning was not read.
+	Inside uint8 `json:"inside,omitempty"`
 }
 
 // file is one log.
@@ -106,6 +108,40 @@ func (f *file) name() string {
 func (f *file) rewind() {
 	f.at, f.parsed = f.place.Offset, f.place
 	f.rest, f.parts, f.unpack, f.quiet = nil, [streamCount]part{}, nil, time.Time{}
+}
+
+// lookBack is how much is read before the place at which a history begins, to see which lines of the app have begun there: four parts of one.
+const lookBack = 64 << 10
+
+// startAt lets reading begin with the first line of the app that begins after an offset.
+func (f *file) startAt(offset int64) {
+	f.place = Place{Offset: offset, Skipping: true}
+	if f.file != nil {
+		from := max(0, offset-lookBack)
+		text, skipped := make([]byte, offset-from+readBytes), offset-from
+		n, err := f.file.ReadAt(text, from)
+		// Up to the end of the line that is skipped.
+		if (err == nil || errors.Is(err, io.EOF)) && int64(n) > skipped {
+			end := max(0, bytes.IndexByte(text[skipped:n], '\n'))
+			f.place.Inside = inside(text[:skipped+int64(end)])
+		}
+	}
+	f.rewind()
+}
+
+// inside returns the bits of the streams of which a piece of a file ends within a line of the app.
+func inside(text []byte) (bits uint8) {
+	for line := range bytes.Lines(text) {
+		l, ok := parseCRI(bytes.TrimSuffix(line, []byte("\n")))
+		if !ok {
+			continue
+		}
+		bits &^= 1 << l.stream
+		if l.partial {
+			bits |= 1 << l.stream
+		}
+	}
+	return bits
 }
 
 func (f *file) close() {
@@ -263,6 +299,12 @@ func (f *file) line(raw []byte, start int64, most int) (out []logstore.Entry, ok
 		if last := max(f.parsed.Last[stdout], f.parsed.Last[stderr], f.parsed.Last[unknown]); last > 0 {
 			l.at = time.Unix(0, last+1)
 		}
+	}
+	if bit := uint8(1) << l.stream; f.parsed.Inside&bit != 0 {
+		if !l.partial {
+			f.parsed.Inside &^= bit
+		}
+		return nil, ok
 	}
 	p := &f.parts[l.stream]
 	if !p.open {

@@ -448,6 +448,53 @@ func TestLostPlaces(t *testing.T) {
 	m.numbers("web", c.next)
 }
 
+// A history that begins in the middle of a file has no half line of the app, wherever that is.
+func TestHistoryBeginsWithALine(t *testing.T) {
+	dir := t.TempDir()
+	// Lines of two streams, in one to three parts, whose parts of both streams alternate now and then.
+	var text strings.Builder
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	write := func(stream, tag, s string) {
+		at = at.Add(1234567 * time.Nanosecond)
+		text.WriteString(cri(at, stream, tag, s))
+	}
+	for i := range 60 {
+		name := fmt.Sprintf("<%d", i)
+		switch i % 4 {
+		case 0:
+			write("stdout", "F", name+">")
+		case 1:
+			write("stdout", "P", name)
+			write("stderr", "F", name+"e>")
+			write("stdout", "P", "-")
+			write("stdout", "F", ">")
+		case 2:
+			write("stderr", "P", name+"e")
+			write("stdout", "P", name)
+			write("stderr", "F", ">")
+			write("stdout", "F", ">")
+		case 3:
+			write("stderr", "F", name+"e>")
+		}
+	}
+	path := filepath.Join(dir, "0.log")
+	require.NoError(t, os.WriteFile(path, []byte(text.String()), 0o600))
+	opened, err := os.Open(path)
+	require.NoError(t, err)
+	defer opened.Close()
+	for offset := range int64(text.Len()) {
+		f := &file{file: opened}
+		f.startAt(offset)
+		f.at = int64(text.Len())
+		entries, malformed := f.parse([]byte(text.String()[offset:]), 1000)
+		require.Zero(t, malformed)
+		for _, e := range entries {
+			require.Regexp(t, `^<[0-9]+-?e?-?>$`, e.Line, "offset %d", offset)
+		}
+		require.Zero(t, f.parsed.Inside)
+	}
+}
+
 func TestHistoryIsBounded(t *testing.T) {
 	m := newMachine(t)
 	m.opts.History = 100_000

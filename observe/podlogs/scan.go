@@ -415,8 +415,7 @@ func (t *Tailer) boundHistory(c *container) {
 		case f.compressed || left <= 0:
 			f.finish()
 		case f.size > left:
-			f.place = Place{Offset: f.size - left, Skipping: true}
-			f.rewind()
+			f.startAt(f.size - left)
 		}
 		left -= f.size
 	}
