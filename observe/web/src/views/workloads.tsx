@@ -1,9 +1,10 @@
 import { api, type Container, type Mark, type Pod, useData, type WorkloadAnswer, type WorkloadRow } from "../api";
 import { Chart, classStyles, palette, quantileStyles, type Series, seriesOf } from "../chart";
-import { bytes, count, digits, ms, rate, span, when } from "../format";
+import { bytes, capital, count, digits, ms, rate, sentence, span, when } from "../format";
 import { Icon } from "../icons";
+import { revisionTimes } from "../since";
 import { now, place } from "../state";
-import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Stat, Table, Text, Time, Waiting } from "../ui";
+import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Prose, SinceTime, Stat, Table, Text, Time, Waiting } from "../ui";
 import { timeQuery } from "../url";
 import { EventList } from "./events";
 import { Changes } from "./overview";
@@ -95,16 +96,19 @@ function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
   const s = d.state, running = d.pods.filter((p) => !p.gone);
   const restarts = running.reduce((n, p) => n + p.restarts, 0);
   const limit = d.limits.memory, cpuLimit = d.limits.cpu;
+  // What the problem says already.
+  const said = d.findings.filter((f) => `${d.problem?.text} ${d.problem?.why}`.includes(f.message));
+  const times = revisionTimes(d);
   return (
     <>
       {s.deleted && <p><Badge level="note">It was deleted <Time at={Date.parse(s.deleted)} /></Badge></p>}
       {d.problem && (
         <div class="failure" role="status">
           <Icon name="warn" />
-          <span>{d.problem.text}.{d.problem.why && ` ${d.problem.why}.`}{d.problem.since && <> Since <Time at={Date.parse(d.problem.since)} />.</>}</span>
+          <span><Prose text={[d.problem.text, d.problem.why ?? "", ...said.map((f) => capital(f.advice))].map(sentence).filter(Boolean).join(" ")} />{d.problem.since && <> Since <Time at={Date.parse(d.problem.since)} />.</>}</span>
         </div>
       )}
-      {d.findings.map((f) => <div class="failure" key={JSON.stringify(f)}><Icon name="note" /><span><b>{f.message}</b> {f.advice}</span></div>)}
+      {d.findings.filter((f) => !said.includes(f)).map((f) => <div class="failure" key={JSON.stringify(f)}><Icon name="note" /><span><b><Prose text={sentence(f.message)} /></b> <Prose text={sentence(capital(f.advice))} /></span></div>)}
       <dl class="stats">
         <Stat label="Pods ready" value={<>{s.ready}<span class="of">/{s.replicas}</span></>} level={d.problem ? (s.ready === 0 ? "bad" : "warn") : undefined} hint={count(d.pods.length, "pod in this time", "pods in this time")} />
         <Stat label="Restarts" value={restarts} level={restarts > 0 ? "warn" : undefined} hint="of these pods" />
@@ -125,7 +129,7 @@ function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
         <Panel title="Revisions">
           <ol class="changes">
             {d.revisions.map((r, i) => (
-              <li key={`${r.time}${i}`}><Time at={r.time} /><span class="kind deploy"><Icon name="deploy" size={13} />{r.revision ? `Revision ${r.revision}` : "Template"}</span><span class="images">{r.images.map((x) => <code key={x} class={d.revisions[i + 1] && !d.revisions[i + 1]!.images.includes(x) ? "new" : ""}>{x}</code>)}</span></li>
+              <li key={`${r.time}${i}`}><span class="when"><SinceTime of={times[i]!} /></span><span class="kind deploy"><Icon name="deploy" size={13} />{r.revision ? `Revision ${r.revision}` : "Template"}</span><span class="images">{r.images.map((x) => <code key={x} class={d.revisions[i + 1] && !d.revisions[i + 1]!.images.includes(x) ? "new" : ""}>{x}</code>)}</span></li>
             ))}
           </ol>
           {d.rollouts.length > 0 && (
