@@ -81,6 +81,14 @@ export function clockMs(time: number): string {
   return `${clock(time)}.${pad(Math.floor(time) % 1000, 3)}`;
 }
 
+/** The browser's time zone at a time, with its difference to UTC: "Europe/Berlin (UTC+1)". */
+export function zoneOf(time: number): string {
+  const minutes = -new Date(time).getTimezoneOffset(), a = Math.abs(minutes);
+  const offset = minutes === 0 ? "UTC" : `UTC${minutes < 0 ? "−" : "+"}${Math.floor(a / 60)}${a % 60 ? ":" + pad(a % 60) : ""}`;
+  const name = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  return !name || name === "UTC" ? offset : `${name} (${offset})`;
+}
+
 const months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /** The day and time, without the day if it is the same as that of now. */

@@ -7,6 +7,14 @@ export interface Since {
   before: boolean;
 }
 
+/** Revisions without those that only have no number yet: a Deployment has its template before the number of its revision. */
+export function numbered(revisions: WorkloadAnswer["revisions"]): WorkloadAnswer["revisions"] {
+  return revisions.filter((r, i) => {
+    const next = revisions[i - 1];
+    return r.revision || !next?.revision || r.images.join("\n") !== next.images.join("\n");
+  });
+}
+
 /** When the revisions of a workload began, the newest first. The first snapshot that has the oldest one says only that it was there by then. */
 export function revisionTimes(a: { start: number; cut?: boolean; state: { created?: string }; pods: Pick<Pod, "created" | "revision">[]; revisions: WorkloadAnswer["revisions"] }): Since[] {
   const created = Date.parse(a.state.created ?? "");

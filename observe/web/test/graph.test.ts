@@ -52,7 +52,25 @@ for (const direction of ["LR", "TB"] as const) {
       assert.ok(a.left >= 0 && a.top >= 0 && a.right <= l.width && a.bottom <= l.height);
       for (const b of boxes.slice(i + 1)) assert.ok(a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top);
     }
-    for (const e of l.edges) assert.match(curve(e.points), /^M[\d.]+ [\d.]+([QL][-\d. ]+)+$/);
+    const along = direction === "LR" ? 0 : 1, across = 1 - along;
+    for (const e of l.edges) {
+      assert.match(e.path, /^M[\d.]+ [\d.]+(C[-\d. ]+)+$/);
+      // A line touches the sides of its nodes that face the label, and both sides of the label.
+      const points = e.path.slice(1).split("C").map((c) => c.trim().split(" ").slice(-2).map(Number) as [number, number]);
+      const { source, target } = graph.edges[e.index]!;
+      const face = (b: { x: number; y: number; width: number; height: number }, sign: number) => (direction === "LR" ? b.x + (sign * b.width) / 2 : b.y + (sign * b.height) / 2);
+      const middle = direction === "LR" ? e.label.y : e.label.x;
+      const near = (a: number, b: number) => assert.ok(Math.abs(a - b) < 0.11, `${a} is not ${b}: ${e.path}`);
+      near(points[0]![along]!, face(l.nodes[source]!, 1));
+      near(points.at(-1)![along]!, face(l.nodes[target]!, -1));
+      const left = points.findIndex((q) => Math.abs(q[along]! - face(e.label, -1)) < 0.11);
+      assert.ok(left > 0);
+      near(points[left]![across]!, middle);
+      near(points[left + 1]![along]!, face(e.label, 1));
+      near(points[left + 1]![across]!, middle);
+      // Between nodes and labels there is room for an arrow.
+      assert.ok(face(l.nodes[target]!, -1) - face(e.label, 1) >= 14);
+    }
   });
 }
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { codeParts, sentence } from "../src/format";
-import { measuredSince, revisionTimes } from "../src/since";
+import { measuredSince, numbered, revisionTimes } from "../src/since";
 
 const at = (time: number) => new Date(time).toISOString();
 const hour = 3_600_000;
@@ -33,4 +33,10 @@ test("a sentence ends with one full stop, and what is between backticks is code"
   assert.deepEqual(codeParts("its log: `kubectl logs a` or `b`"), [{ text: "its log: ", code: false }, { text: "kubectl logs a", code: true }, { text: " or ", code: false }, { text: "b", code: true }]);
   assert.deepEqual(codeParts("a ` alone"), [{ text: "a ` alone", code: false }]);
   assert.deepEqual(codeParts("`".repeat(5)), [{ text: "`".repeat(5), code: false }]);
+});
+
+test("a template without a number yet is not a revision of its own", () => {
+  const of = (name: string, ...images: string[]) => ({ time: 0, images, ...(name ? { revision: name } : {}) });
+  assert.deepEqual(numbered([of("2", "b"), of("1", "a"), of("", "a")]), [of("2", "b"), of("1", "a")]);
+  assert.deepEqual(numbered([of("2", "b"), of("", "a"), of("", "b")]), [of("2", "b"), of("", "a"), of("", "b")]);
 });

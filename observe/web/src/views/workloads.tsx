@@ -2,7 +2,7 @@ import { api, type Container, type Mark, type Pod, useData, type WorkloadAnswer,
 import { Chart, classStyles, palette, quantileStyles, type Series, seriesOf } from "../chart";
 import { bytes, capital, count, digits, ms, rate, sentence, span, when } from "../format";
 import { Icon } from "../icons";
-import { revisionTimes } from "../since";
+import { numbered, revisionTimes } from "../since";
 import { now, place } from "../state";
 import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Prose, SinceTime, Stat, Table, Text, Time, Waiting } from "../ui";
 import { timeQuery } from "../url";
@@ -98,7 +98,7 @@ function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
   const limit = d.limits.memory, cpuLimit = d.limits.cpu;
   // What the problem says already.
   const said = d.findings.filter((f) => `${d.problem?.text} ${d.problem?.why}`.includes(f.message));
-  const times = revisionTimes(d);
+  const revisions = numbered(d.revisions), times = revisionTimes({ ...d, revisions });
   return (
     <>
       {s.deleted && <p><Badge level="note">It was deleted <Time at={Date.parse(s.deleted)} /></Badge></p>}
@@ -128,8 +128,8 @@ function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
       <div class="columns">
         <Panel title="Revisions">
           <ol class="changes">
-            {d.revisions.map((r, i) => (
-              <li key={`${r.time}${i}`}><span class="when"><SinceTime of={times[i]!} /></span><span class="kind deploy"><Icon name="deploy" size={13} />{r.revision ? `Revision ${r.revision}` : "Template"}</span><span class="images">{r.images.map((x) => <code key={x} class={d.revisions[i + 1] && !d.revisions[i + 1]!.images.includes(x) ? "new" : ""}>{x}</code>)}</span></li>
+            {revisions.map((r, i) => (
+              <li key={`${r.time}${i}`}><span class="when"><SinceTime of={times[i]!} /></span><span class="kind deploy"><Icon name="deploy" size={13} />{r.revision ? `Revision ${r.revision}` : "Template"}</span><span class="images">{r.images.map((x) => <code key={x} class={revisions[i + 1] && !revisions[i + 1]!.images.includes(x) ? "new" : ""}>{x}</code>)}</span></li>
             ))}
           </ol>
           {d.rollouts.length > 0 && (
