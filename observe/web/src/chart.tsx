@@ -5,7 +5,7 @@ import type { Line, Mark } from "./api";
 import { clock, when } from "./format";
 import { Icon } from "./icons";
 import { markColors, placeMarks } from "./marks";
-import { align, isolated } from "./points";
+import { align, isolated, type Limit, scaleTop } from "./points";
 import { colors, now, set } from "./state";
 import { formatDuration, timeParam } from "./url";
 
@@ -57,8 +57,10 @@ export const quantileStyles = {
 const group = uPlot.sync("page");
 const powersOfTwo = Array.from({ length: 50 }, (_, i) => 2 ** i);
 
-export function Chart({ title, series, start, end, format, marks = [], height = 150, limit, binary = false, bars, empty = "Nothing was measured in this time." }: {
-  title: string; series: Series[]; start: number; end: number; format: (value: number) => string; marks?: Mark[]; height?: number; limit?: { value: number; label: string }; empty?: string;
+export function Chart({ title, series, start, end, format, marks = [], height = 150, limits = [], note, binary = false, bars, empty = "Nothing was measured in this time." }: {
+  title: string; series: Series[]; start: number; end: number; format: (value: number) => string; marks?: Mark[]; height?: number; limits?: Limit[]; empty?: string;
+  /** A text beside the title. */
+  note?: string;
   /** The scale has multiples of 1024. */
   binary?: boolean;
   /** Points are counts of this many milliseconds, in their middle: they are drawn as bars. */
@@ -68,7 +70,7 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
   const plot = useRef<uPlot | undefined>(undefined);
   const inside = useMemo(() => marks.filter((m) => m.time >= start && m.time <= end), [marks, start, end]);
   const some = series.some((s) => s.points.length > 0);
-  const shape = JSON.stringify([series.map((s) => [s.label, s.color, s.dash]), limit, height, bars]);
+  const shape = JSON.stringify([series.map((s) => [s.label, s.color, s.dash]), limits, height, bars]);
   // Where the plot is within the chart: the marks stand above its lines.
   const [area, setArea] = useState({ left: 0, width: 0 });
   const drawn = colors.value;
@@ -94,7 +96,7 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
         cursor: { sync: { key: group.key }, drag: { x: true, y: false, setScale: false }, points: { size: 6 }, y: false },
         select: { show: true, left: 0, top: 0, width: 0, height: 0 },
         legend: { live: true },
-        scales: { x: { time: true, range: () => [bounds.start / 1000, bounds.end / 1000] }, y: { range: (_u, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, limit?.value ?? 0) * 1.1 || 1] } },
+        scales: { x: { time: true, range: () => [bounds.start / 1000, bounds.end / 1000] }, y: { range: (_u, low, high) => [Math.min(0, low ?? 0), scaleTop(high ?? 0, limits)] } },
         axes: [
           { ...axis, space: 70, size: 26, values: (_u, ticks) => ticks.map((t, i) => label(t * 1000, i === 0 ? undefined : ticks[i - 1]! * 1000, ticks.length > 1 ? (ticks[1]! - ticks[0]!) * 1000 : 60_000)) },
           { ...axis, size: 58, space: 26, ...(binary ? { incrs: powersOfTwo } : {}), values: (_u, ticks) => ticks.map(format) },
@@ -125,8 +127,9 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
                 c.lineTo(x, u.bbox.top + u.bbox.height);
                 c.stroke();
               }
-              if (limit) {
+              for (const limit of limits) {
                 const y = Math.round(u.valToPos(limit.value, "y", true));
+                if (y < u.bbox.top) continue; // above the scale
                 c.strokeStyle = bad;
                 c.setLineDash([8 * r, 4 * r]);
                 c.beginPath();
@@ -188,7 +191,7 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
   return (
     <figure class="chart">
       <figcaption>
-        {title}
+        {title}{note && <small> {note}</small>}
         <span class="unseen">. {summary(series, start, end, format)}{inside.length > 0 ? ` ${inside.length} changes: ${inside.slice(0, 5).map((m) => `${clock(m.time)} ${m.text}`).join("; ")}.` : ""}</span>
       </figcaption>
       {some ? (

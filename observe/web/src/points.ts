@@ -42,3 +42,17 @@ export function countsIn(points: Points, start: number, { step, count }: Buckets
   const at = new Map(points.map(([t, v]) => [Math.round((t - start) / step), v]));
   return Array.from({ length: count }, (_, i): [number, number] => [start + (i + 0.5) * step, at.get(i + 1) ?? 0]);
 }
+
+/** A value with a line and words across a chart. */
+export interface Limit {
+  value: number;
+  label: string;
+}
+
+/** The highest value of a scale: the lowest limit is always on it, a higher one only if it does not flatten everything else. */
+export function scaleTop(highest: number, limits: Limit[]): number {
+  const values = limits.map((l) => l.value).sort((a, b) => a - b);
+  let top = Math.max(highest, values[0] ?? 0);
+  for (const v of values) if (v <= 2 * top) top = Math.max(top, v);
+  return top * 1.1 || 1;
+}

@@ -206,14 +206,14 @@ function List({ lines, query }: { lines: Entry[]; query: string }) {
   const wrap = q.get("wrap") === "1", group = q.get("group") === "1";
   const [open, setOpen] = useState("");
   const find = findOf(query);
-  const groups = useMemo(() => (group ? groupLines(lines) : lines.map((first) => ({ first, count: 1 }))), [lines, group]);
+  const groups = useMemo(() => (group ? groupLines(lines) : lines.map((first) => ({ first, last: first, count: 1 }))), [lines, group]);
   return (
     <div class={`log ${groups.length > 200 ? "long" : ""}`} role="list" aria-label="Lines, the newest first" tabIndex={0}>
-      {groups.map(({ first: l, count: n }, i) => {
+      {groups.map(({ first: l, last, count: n }, i) => {
         const id = `${l.time}/${i}`;
         return (
           <div role="listitem" key={id}>
-            <LogLine at={l.at} labels={l.labels} line={l.line} find={find} repeated={n} wrap={wrap} open={open === id} onOpen={() => setOpen(open === id ? "" : id)} />
+            <LogLine at={l.at} labels={l.labels} line={l.line} find={find} repeated={n} since={last.at} wrap={wrap} open={open === id} onOpen={() => setOpen(open === id ? "" : id)} />
             {open === id && <LineDetails line={l} />}
           </div>
         );

@@ -38,9 +38,9 @@ function Body({ data: d, marks }: { data: Nodes; marks: Mark[] }) {
         {d.nodes.length === 0 ? <Empty title="No node was recorded at this time" icon="nodes" /> : <Table columns={nodeColumns(d)} rows={d.nodes} caption="Nodes" id={(n) => n.name} sorted="name" rowClass={(n) => (n.known && !n.ready ? "bad" : "")} />}
       </Panel>
       <div class="columns">
-        {cpu && <Panel><Chart title="CPU" series={seriesOf(cpu.lines, "node", {})} start={d.start} end={d.end} format={percentOf} marks={marks} limit={{ value: cpu.limit, label: "70 %" }} /></Panel>}
-        {memory && <Panel><Chart title="Memory" series={seriesOf(memory.lines, "node", {})} start={d.start} end={d.end} format={percentOf} marks={marks} limit={{ value: memory.limit, label: "80 %" }} /></Panel>}
-        {server && <Panel><Chart title="API server, p99" series={server.lines.map((l) => ({ label: "p99", points: l.points, color: "c5" }))} start={d.start} end={d.end} format={(v) => `${digits(v)} s`} marks={marks} limit={{ value: server.limit, label: "1 s" }} /></Panel>}
+        {cpu && <Panel><Chart title="CPU" series={seriesOf(cpu.lines, "node", {})} start={d.start} end={d.end} format={percentOf} marks={marks} limits={[{ value: cpu.limit, label: "70 %" }]} /></Panel>}
+        {memory && <Panel><Chart title="Memory" series={seriesOf(memory.lines, "node", {})} start={d.start} end={d.end} format={percentOf} marks={marks} limits={[{ value: memory.limit, label: "80 %" }]} /></Panel>}
+        {server && <Panel><Chart title="API server, p99" series={server.lines.map((l) => ({ label: "p99", points: l.points, color: "c5" }))} start={d.start} end={d.end} format={(v) => `${digits(v)} s`} marks={marks} limits={[{ value: server.limit, label: "1 s" }]} /></Panel>}
         {pending && <Panel><Chart title="Pending pods" series={pending.lines.map((l) => ({ label: "pods", points: l.points, color: "c4" }))} start={d.start} end={d.end} format={digits} marks={marks} /></Panel>}
       </div>
     </>

@@ -113,8 +113,8 @@ function Body({ data: d }: { data: Detail }) {
         <Stat label="Limits" value={`${r.plan.maxErrorRate} % · ${r.plan.maxP99}`} hint={`errors and p99, of at least ${r.plan.minRequests} requests`} />
       </dl>
       <div class="columns">
-        <Panel><Chart title="Failed requests" series={series(d.errors)} start={d.start} end={d.end} format={percent} marks={marks} limit={{ value: r.plan.maxErrorRate / 100, label: "limit" }} empty="No requests were measured." /></Panel>
-        <Panel><Chart title="Duration, p99" series={series(d.p99)} start={d.start} end={d.end} format={ms} marks={marks} {...(limitMs ? { limit: { value: limitMs, label: "limit" } } : {})} empty="No requests were measured." /></Panel>
+        <Panel><Chart title="Failed requests" series={series(d.errors)} start={d.start} end={d.end} format={percent} marks={marks} limits={[{ value: r.plan.maxErrorRate / 100, label: "limit" }]} empty="No requests were measured." /></Panel>
+        <Panel><Chart title="Duration, p99" series={series(d.p99)} start={d.start} end={d.end} format={ms} marks={marks} limits={limitMs ? [{ value: limitMs, label: "limit" }] : []} empty="No requests were measured." /></Panel>
         <Panel><Chart title="Requests per second" series={series(d.rates)} start={d.start} end={d.end} format={digits} marks={marks} empty="No requests were measured." /></Panel>
         <Panel title="What happened">
           <ol class="changes">
