@@ -95,7 +95,7 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
         width: Math.max(120, host.clientWidth), height,
         cursor: { sync: { key: group.key }, drag: { x: true, y: false, setScale: false }, points: { size: 6 }, y: false },
         select: { show: true, left: 0, top: 0, width: 0, height: 0 },
-        legend: { live: true },
+        legend: { live: true, markers: { dash: (_u, i) => borderOf(series[i - 1]?.dash) } },
         scales: { x: { time: true, range: () => [bounds.start / 1000, bounds.end / 1000] }, y: { range: (_u, low, high) => [Math.min(0, low ?? 0), scaleTop(high ?? 0, limits)] } },
         axes: [
           { ...axis, space: 70, size: 26, values: (_u, ticks) => ticks.map((t, i) => label(t * 1000, i === 0 ? undefined : ticks[i - 1]! * 1000, ticks.length > 1 ? (ticks[1]! - ticks[0]!) * 1000 : 60_000)) },
@@ -211,6 +211,9 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
     </figure>
   );
 }
+
+/** The border of the legend that looks like a dash of a line. */
+const borderOf = (dash: number[] = []): string => (dash.length === 0 ? "solid" : dash[0]! < 3 ? "dotted" : "dashed");
 
 function last(u: uPlot): void {
   const idx = u.data[0].length - 1;
