@@ -78,7 +78,7 @@ const triggerColumns = (start: number): Column<Trigger>[] => [
 const triggerSince = (t: Trigger, since: number, start: number): Since => (t.id === "evicted" ? { time: since, before: false } : measuredSince(since, start, t.lines));
 
 function TriggerSince({ of }: { of: Since }) {
-  return <><SinceTime of={of} /> <small class="muted">{of.before && "more than "}{span(now() - of.time)}</small></>;
+  return <span><SinceTime of={of} /> <small class="muted">{of.before && "more than "}{span(now() - of.time)}</small></span>;
 }
 
 function About({ trigger: t, name }: { trigger: Trigger; name: string }) {
