@@ -215,7 +215,7 @@ export const nodeLetters = 24;
 
 export function layout(g: Graph, direction: "LR" | "TB", measure: Measure = estimate): Layout {
   const d = new dagre.graphlib.Graph({ multigraph: true });
-  d.setGraph({ rankdir: direction, nodesep: direction === "LR" ? 22 : 16, ranksep: direction === "LR" ? 40 : 44, edgesep: 12, marginx: 16, marginy: 16 });
+  d.setGraph({ rankdir: direction, nodesep: direction === "LR" ? 22 : 16, ranksep: direction === "LR" ? 44 : 52, edgesep: 12, marginx: 16, marginy: 16 });
   d.setDefaultEdgeLabel(() => ({}));
   g.nodes.forEach((n, i) => {
     const width = Math.max(measure(fit(title(n), nodeLetters), 12.5, true), measure(fit(subtitle(n), nodeLetters + 2), 11, false), measure(nodeNumbers(n), 11, true), 60);
@@ -246,6 +246,9 @@ export function layout(g: Graph, direction: "LR" | "TB", measure: Measure = esti
 /** What a label has beside its text: an icon, and a margin. */
 const labelRoom = 25;
 
+/** An arrow has a straight shaft. */
+const arrowLength = 9;
+
 interface Box extends Point {
   width: number;
   height: number;
@@ -257,12 +260,18 @@ function anchors(label: Box & { points: Point[] }, source: Box, target: Box, dir
   const length = direction === "LR" ? "width" : "height", breadth = direction === "LR" ? "height" : "width";
   const sign = target[along] >= source[along] ? 1 : -1;
   const at = (a: number, b: number): Point => (direction === "LR" ? { x: a, y: b } : { x: b, y: a });
-  // Several lines at one side of a node are apart, as dagre has them; none of them begins at a round corner.
-  const side = (box: Box, near: Point, towards: number): Point => at(box[along] + (towards * box[length]) / 2, box[across] + Math.max(-1, Math.min(1, (near[across] - box[across]) / (box[breadth] / 2))) * (box[breadth] / 2 - 12));
+  // Several lines at one side of a node are apart, as dagre has them, but near to their labels; none of them begins at a round corner.
+  const side = (box: Box, near: Point, towards: number): Point => {
+    const most = box[breadth] / 2 - 12;
+    const wanted = (near[across] - box[across] + Math.max(-most, Math.min(most, label[across] - box[across]))) / 2;
+    return at(box[along] + (towards * box[length]) / 2, box[across] + Math.max(-most, Math.min(most, wanted)));
+  };
   const bends = label.points.slice(1, -1).filter((q) => Math.abs(q[along] - label[along]) > label[length] / 2 + 1);
   const through = [label[along] - (sign * label[length]) / 2, label[along] + (sign * label[length]) / 2].map((a) => at(a, label[across]));
+  const end = side(target, label.points.at(-1)!, -sign);
   return [
-    side(source, label.points[0]!, sign), ...bends.filter((q) => sign * (q[along] - label[along]) < 0), ...through, ...bends.filter((q) => sign * (q[along] - label[along]) > 0), side(target, label.points.at(-1)!, -sign),
+    side(source, label.points[0]!, sign), ...bends.filter((q) => sign * (q[along] - label[along]) < 0), ...through, ...bends.filter((q) => sign * (q[along] - label[along]) > 0),
+    at(end[along] - sign * arrowLength, end[across]), end,
   ];
 }
 
