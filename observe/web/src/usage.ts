@@ -5,7 +5,7 @@ import type { Limit } from "./points";
 const escape = (text: string) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
 /** Of more pods than these a chart is not read any more. */
-const mostPods = 40;
+export const mostPods = 40;
 
 /** PromQL queries of the containers of pods, by pod and container. The newest pods come first. */
 export function usageQueries(namespace: string, pods: string[], stepSeconds: number): { cpu: string; memory: string; limits: string } {

@@ -7,7 +7,7 @@ import { numbered, revisionTimes } from "../since";
 import { now, place } from "../state";
 import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Prose, SinceTime, Stat, Table, Text, Time, Waiting } from "../ui";
 import { timeQuery } from "../url";
-import { containerLimits, sentQuery, usageQueries, usedBy } from "../usage";
+import { containerLimits, mostPods, sentQuery, usageQueries, usedBy } from "../usage";
 import { EventList } from "./events";
 import { type Matrix, seriesLines } from "./logs";
 import { Changes } from "./overview";
@@ -115,10 +115,11 @@ function Usage({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
   const chart = (title: string, resource: string, answer: Data<Matrix>, format: (v: number) => string, binary: boolean) => {
     const series: Series[] = answer.data ? usedBy(seriesLines(answer.data), d.state.name).map((u) => ({ label: u.label, points: u.points, color: palette(u.pod).color, dash: dashes[u.container % dashes.length]! })) : [];
     const own = containerLimits(values, resource);
+    const notes = [...(own.length > 0 ? own.map((l) => `${l.label}: ${format(l.value)}`) : limits.data ? ["no limit"] : []), ...(d.pods.length > mostPods ? [`the newest ${mostPods} pods`] : [])];
     return (
       <Panel>
         <Chart
-          title={title} note={own.length > 0 ? own.map((l) => `${l.label}: ${format(l.value)}`).join("; ") : limits.data && "no limit"} series={series} start={start} end={end} format={format} binary={binary} marks={marks} limits={own}
+          title={title} note={notes.join("; ")} series={series} start={start} end={end} format={format} binary={binary} marks={marks} limits={own}
           {...(answer.error ? { empty: answer.error.message } : answer.loading ? { empty: "Loading" } : {})}
         />
       </Panel>
@@ -151,7 +152,7 @@ function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
   const restarts = running.reduce((n, p) => n + p.restarts, 0);
   const limit = d.limits.memory, cpuLimit = d.limits.cpu;
   // What the problem says already.
-  const said = d.findings.filter((f) => `${d.problem?.text} ${d.problem?.why}`.includes(f.message));
+  const said = d.findings.filter((f) => d.problem && [d.problem.text, d.problem.why ?? ""].some((t) => t.includes(f.message)));
   const revisions = numbered(d.revisions), times = revisionTimes({ ...d, revisions });
   return (
     <>
