@@ -43,7 +43,7 @@ export function LogLine({ at, labels, line, onOpen, open = false, find = "", rep
           <><Marked text={p.message} find={find} />{p.fields.slice(0, 12).map(([k, v]) => <small key={k} class="pair"><i>{k}</i>=<Marked text={v.length > 80 ? v.slice(0, 80) + "…" : v} find={find} /></small>)}</>
         )}
       </span>
-      {repeated > 1 && <span class="repeated" title={`${repeated} lines that differ only by numbers, the first at ${clockMs(since)}`}>×{repeated}</span>}
+      {repeated > 1 && <span class="repeated" title={`${repeated} lines that differ only by numbers, the first of those shown at ${clockMs(since)}`}>×{repeated}</span>}
     </>
   );
   return onOpen ? (
