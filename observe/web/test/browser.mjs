@@ -169,6 +169,22 @@ for (const [name, width, colorScheme] of [["desk", 1280, "light"], ["desk", 1280
   await done(page);
 }
 
+{ // What lasts since before the time that was looked at has no begin that is made up.
+  const page = await open();
+  await page.route("**/v1/overview?**", async (r) => {
+    const response = await r.fetch();
+    const o = await response.json();
+    await r.fulfill({ response, json: { ...o, statements: [{ level: "warn", text: "It broke.", why: "see `kubectl logs x`", since: Date.parse("2026-03-02T13:00:00Z"), earlier: true }] } });
+  });
+  await show(page, "/");
+  assert.equal(await page.locator(".statements .since").textContent(), "since 13:00 or earlier");
+  assert.equal(await page.locator(".statements code").textContent(), "kubectl logs x");
+  // As far back as the nodes are asked about, the first one uses too much CPU.
+  await show(page, "/nodes?t=2026-03-02T13:50:00Z&w=15m");
+  assert.match(await page.locator("tr", { hasText: "above 70 %" }).textContent(), /before 13:35 more than 15 min/);
+  await done(page);
+}
+
 { // The keys of the list each stand in one line.
   const page = await open();
   await show(page, "/");

@@ -2,7 +2,7 @@ import { api, type Mark, type NodeRow, type Trigger, useData } from "../api";
 import { Chart, seriesOf } from "../chart";
 import { bytes, count, digits, percent, span } from "../format";
 import { measuredSince, type Since } from "../since";
-import { now, place } from "../state";
+import { place } from "../state";
 import { Badge, type Column, Empty, Export, type Level, Link, Meter, Panel, SinceTime, Table, Waiting } from "../ui";
 import { timeQuery } from "../url";
 
@@ -32,7 +32,7 @@ function Body({ data: d, marks }: { data: Nodes; marks: Mark[] }) {
   return (
     <>
       <Panel title="When to extend the cluster">
-        <Table name="triggers" caption="When to extend the cluster" columns={triggerColumns(d.start)} rows={d.triggers} id={(t) => t.id} rowClass={(t) => (t.firing ? "warn" : "")} />
+        <Table name="triggers" caption="When to extend the cluster" columns={triggerColumns(d)} rows={d.triggers} id={(t) => t.id} rowClass={(t) => (t.firing ? "warn" : "")} />
       </Panel>
       <Panel title="Nodes">
         {d.nodes.length === 0 ? <Empty title="No node was recorded at this time" icon="nodes" /> : <Table columns={nodeColumns(d)} rows={d.nodes} caption="Nodes" id={(n) => n.name} sorted="name" rowClass={(n) => (n.known && !n.ready ? "bad" : "")} />}
@@ -64,12 +64,12 @@ function valueOf(t: Trigger): string {
   }
 }
 
-const triggerColumns = (start: number): Column<Trigger>[] => [
+const triggerColumns = ({ start, end }: Nodes): Column<Trigger>[] => [
   { key: "what", title: "Measure", value: (t) => words[t.id].what },
   { key: "state", title: "State", value: (t) => (t.firing ? 1 : 0), cell: (t) => (!t.known ? <Badge level="idle">unknown</Badge> : t.firing ? <Badge level="warn">reached</Badge> : <Badge level="ok">fine</Badge>) },
   { key: "value", title: "Now", number: true, value: (t) => t.value, cell: valueOf },
   { key: "limit", title: "Limit", value: (t) => words[t.id].limit },
-  { key: "since", title: "Since", value: (t) => t.since ?? 0, cell: (t) => (t.firing && t.since ? <TriggerSince of={triggerSince(t, t.since, start)} /> : <span class="muted">–</span>) },
+  { key: "since", title: "Since", value: (t) => t.since ?? 0, cell: (t) => (t.firing && t.since ? <TriggerSince of={triggerSince(t, t.since, start)} end={end} /> : <span class="muted">–</span>) },
   { key: "about", title: "What", class: "wide", value: (t) => t.about.join(" "), cell: (t) => (t.about.length === 0 ? <span class="muted">–</span> : <span class="images">{t.about.slice(0, 5).map((a) => <About key={a} trigger={t} name={a} />)}{t.about.length > 5 && <small>{t.about.length - 5} more</small>}</span>) },
   { key: "then", title: "What to do", class: "wide", value: (t) => words[t.id].then },
 ];
@@ -77,8 +77,8 @@ const triggerColumns = (start: number): Column<Trigger>[] => [
 // Evictions are events, which have their own times.
 const triggerSince = (t: Trigger, since: number, start: number): Since => (t.id === "evicted" ? { time: since, before: false } : measuredSince(since, start, t.lines));
 
-function TriggerSince({ of }: { of: Since }) {
-  return <span><SinceTime of={of} /> <small class="muted">{of.before && "more than "}{span(now() - of.time)}</small></span>;
+function TriggerSince({ of, end }: { of: Since; end: number }) {
+  return <span><SinceTime of={of} /> <small class="muted">{of.before && "more than "}{span(end - of.time)}</small></span>;
 }
 
 function About({ trigger: t, name }: { trigger: Trigger; name: string }) {

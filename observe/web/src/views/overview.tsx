@@ -89,7 +89,7 @@ function Sentence({ of: s }: { of: Statement }) {
         <p>{href ? <a href={href}><Prose text={s.text} /></a> : <Prose text={s.text} />}</p>
         {(s.why || s.advice) && <p class="muted"><Prose text={[s.why, s.advice].filter(Boolean).map((t) => sentence(t!)).join(" ")} /></p>}
       </div>
-      <span class="since">{s.since !== undefined && s.since > 0 && <>{s.earlier ? "for more than a day" : <>{s.once ? "at" : "since"} <Time at={s.since} /></>}</>}</span>
+      <span class="since">{s.since !== undefined && s.since > 0 && <>{s.once ? "at" : "since"} <Time at={s.since} />{s.earlier && " or earlier"}</>}</span>
     </li>
   );
 }

@@ -169,7 +169,7 @@ function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
         <Stat label="Restarts" value={restarts} level={restarts > 0 ? "warn" : undefined} hint="of these pods" />
         <Stat label="Requests of a pod" value={d.requests.cpu !== undefined || d.requests.memory !== undefined ? `${d.requests.cpu === undefined ? "–" : cores(d.requests.cpu)} · ${d.requests.memory === undefined ? "–" : bytes(d.requests.memory)}` : "none"} hint="CPU and memory" />
         <Stat label="Limits of a pod" value={cpuLimit !== undefined || limit !== undefined ? `${cpuLimit === undefined ? "–" : cores(cpuLimit)} · ${limit === undefined ? "–" : bytes(limit)}` : "none"} hint="CPU and memory, of containers that have one" />
-        {s.created && <Stat label="Age" value={span(now() - Date.parse(s.created))} hint={`revision ${s.revision || "–"}`} />}
+        {s.created && <Stat label="Age" value={span((s.deleted ? Date.parse(s.deleted) : d.end) - Date.parse(s.created))} hint={`revision ${s.revision || "–"}`} />}
       </dl>
       <div class="columns">
         <Requests data={d} marks={marks} />
@@ -229,7 +229,7 @@ function Lived({ pod: p, start, end }: { pod: Pod; start: number; end: number })
   return (
     <span class="lived">
       <span class="track" aria-hidden="true"><i class={p.gone ? "gone" : ""} style={{ insetInlineStart: `${x(from)}%`, inlineSize: `${Math.max(1.5, x(to) - x(from))}%` }} /></span>
-      <span>{p.gone ? `${when(from, now())} – ${when(to, from)}` : `for ${span(now() - from)}`}</span>
+      <span>{p.gone ? `${when(from, now())} – ${when(to, from)}` : `for ${span(end - from)}`}</span>
     </span>
   );
 }
