@@ -1,9 +1,11 @@
 // Charts of series in time, with the changes in the cluster as marks. Dragging over one chooses its time.
-import { useEffect, useMemo, useRef } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import type { Line, Mark } from "./api";
 import { clock, when } from "./format";
 import { Icon } from "./icons";
+import { markColors, placeMarks } from "./marks";
+import { align, isolated, type Limit, scaleTop } from "./points";
 import { colors, now, set } from "./state";
 import { formatDuration, timeParam } from "./url";
 
@@ -17,6 +19,9 @@ export interface Series {
 }
 
 export const markWords: Record<Mark["kind"], string> = { deploy: "Deploy", rollout: "Rollout", restart: "Restart", oom: "Out of memory", evict: "Eviction", node: "Node" };
+
+/** A mark in a sentence. */
+export const markText = (m: Mark, seconds: boolean): string => `${when(m.time, now(), seconds)} ${markWords[m.kind]}${m.workload ? `, ${m.workload}` : ""}: ${m.text}`;
 
 /** The series of an answer, each with its color and kind of line. */
 export function seriesOf(lines: Line[], label: string, styles: Record<string, Omit<Series, "label" | "points"> & { label?: string }>): Series[] {
@@ -49,33 +54,25 @@ export const quantileStyles = {
   "0.99": { color: "c5", label: "p99", dash: [2, 3] },
 };
 
-/** One array of times for all series: uPlot wants that. */
-export function align(series: Series[]): uPlot.AlignedData {
-  const times = [...new Set(series.flatMap((s) => s.points.map((p) => p[0])))].sort((a, b) => a - b);
-  const index = new Map(times.map((t, i) => [t, i]));
-  return [
-    times.map((t) => t / 1000),
-    ...series.map((s) => {
-      const values: (number | null)[] = new Array(times.length).fill(null);
-      for (const [t, v] of s.points) values[index.get(t)!] = v;
-      return values;
-    }),
-  ] as uPlot.AlignedData;
-}
-
 const group = uPlot.sync("page");
 const powersOfTwo = Array.from({ length: 50 }, (_, i) => 2 ** i);
 
-export function Chart({ title, series, start, end, format, marks = [], height = 150, limit, binary = false, empty = "Nothing was measured in this time." }: {
-  title: string; series: Series[]; start: number; end: number; format: (value: number) => string; marks?: Mark[]; height?: number; limit?: { value: number; label: string }; empty?: string;
+export function Chart({ title, series, start, end, format, marks = [], height = 150, limits = [], note, binary = false, bars, empty = "Nothing was measured in this time." }: {
+  title: string; series: Series[]; start: number; end: number; format: (value: number) => string; marks?: Mark[]; height?: number; limits?: Limit[]; empty?: string;
+  /** A text beside the title. */
+  note?: string;
   /** The scale has multiples of 1024. */
   binary?: boolean;
+  /** Points are counts of this many milliseconds, in their middle: they are drawn as bars. */
+  bars?: number;
 }) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | undefined>(undefined);
   const inside = useMemo(() => marks.filter((m) => m.time >= start && m.time <= end), [marks, start, end]);
   const some = series.some((s) => s.points.length > 0);
-  const shape = JSON.stringify([series.map((s) => [s.label, s.color, s.dash]), limit, height]);
+  const shape = JSON.stringify([series.map((s) => [s.label, s.color, s.dash]), limits, height, bars]);
+  // Where the plot is within the chart: the marks stand above its lines.
+  const [area, setArea] = useState({ left: 0, width: 0 });
   const drawn = colors.value;
 
   useEffect(() => {
@@ -89,7 +86,8 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
       probe.style.color = `var(--${name})`;
       return getComputedStyle(probe).color;
     };
-    const muted = color("muted"), grid = color("line-soft"), bad = color("bad"), markColor = color("accent");
+    const muted = color("muted"), grid = color("line-soft"), bad = color("bad");
+    const markColor = Object.fromEntries(Object.entries(markColors).map(([kind, name]) => [kind, color(name)]));
     const font = `11px ${style.fontFamily}`;
     const axis = { stroke: muted, font, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1, size: 4 } };
     const u = new uPlot(
@@ -97,28 +95,31 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
         width: Math.max(120, host.clientWidth), height,
         cursor: { sync: { key: group.key }, drag: { x: true, y: false, setScale: false }, points: { size: 6 }, y: false },
         select: { show: true, left: 0, top: 0, width: 0, height: 0 },
-        legend: { live: true },
-        scales: { x: { time: true, range: () => [bounds.start / 1000, bounds.end / 1000] }, y: { range: (_u, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, limit?.value ?? 0) * 1.1 || 1] } },
+        legend: { live: true, markers: { dash: (_u, i) => borderOf(series[i - 1]?.dash) } },
+        scales: { x: { time: true, range: () => [bounds.start / 1000, bounds.end / 1000] }, y: { range: (_u, low, high) => [Math.min(0, low ?? 0), scaleTop(high ?? 0, limits)] } },
         axes: [
           { ...axis, space: 70, size: 26, values: (_u, ticks) => ticks.map((t, i) => label(t * 1000, i === 0 ? undefined : ticks[i - 1]! * 1000, ticks.length > 1 ? (ticks[1]! - ticks[0]!) * 1000 : 60_000)) },
           { ...axis, size: 58, space: 26, ...(binary ? { incrs: powersOfTwo } : {}), values: (_u, ticks) => ticks.map(format) },
         ],
         series: [
-          { value: (_u, t) => (t == null ? "" : when(t * 1000, now(), true)) },
+          { value: (_u, t) => (t == null ? "" : bars ? `${when(t * 1000 - bars / 2, now(), true)} – ${clock(t * 1000 + bars / 2)}` : when(t * 1000, now(), true)) },
           ...series.map((s) => ({
-            label: s.label, stroke: color(s.color), width: 1.5, dash: s.dash ?? [], spanGaps: false, points: { show: false },
+            label: s.label, stroke: color(s.color), width: bars ? 1 : 1.5, dash: s.dash ?? [], spanGaps: false,
+            ...(bars ? { paths: uPlot.paths.bars!({ size: [0.9, Infinity] }), points: { show: false } } : { points: { show: true, size: 4, fill: color(s.color), filter: (u: uPlot, i: number) => isolated(u.data[i]!) } }),
             value: (_u: uPlot, v: number | null) => (v == null ? "–" : format(v)),
-            ...(s.fill ? { fill: color(s.color).replace(/^rgb\((.*)\)$/, "rgba($1, 0.10)") } : {}),
+            ...(s.fill ? { fill: color(s.color).replace(/^rgb\((.*)\)$/, `rgba($1, ${bars ? 0.35 : 0.1})`) } : {}),
           })),
         ],
         hooks: {
           draw: [
             (u) => {
               const c = u.ctx, r = devicePixelRatio;
+              const left = u.bbox.left / r, width = u.bbox.width / r;
+              setArea((a) => (a.left === left && a.width === width ? a : { left, width }));
               c.save();
               for (const m of current.inside) {
                 const x = Math.round(u.valToPos(m.time / 1000, "x", true));
-                c.strokeStyle = m.kind === "oom" || m.kind === "evict" ? bad : markColor;
+                c.strokeStyle = markColor[m.kind] ?? muted;
                 c.lineWidth = r;
                 c.setLineDash([3 * r, 3 * r]);
                 c.beginPath();
@@ -126,8 +127,9 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
                 c.lineTo(x, u.bbox.top + u.bbox.height);
                 c.stroke();
               }
-              if (limit) {
+              for (const limit of limits) {
                 const y = Math.round(u.valToPos(limit.value, "y", true));
+                if (y < u.bbox.top) continue; // above the scale
                 c.strokeStyle = bad;
                 c.setLineDash([8 * r, 4 * r]);
                 c.beginPath();
@@ -189,14 +191,14 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
   return (
     <figure class="chart">
       <figcaption>
-        {title}
+        {title}{note && <small> {note}</small>}
         <span class="unseen">. {summary(series, start, end, format)}{inside.length > 0 ? ` ${inside.length} changes: ${inside.slice(0, 5).map((m) => `${clock(m.time)} ${m.text}`).join("; ")}.` : ""}</span>
       </figcaption>
       {some ? (
         <>
           <div class="marks" aria-hidden="true">
-            {inside.map((m) => (
-              <span key={`${m.time}${m.kind}${m.text}`} class={`mark ${m.kind}`} title={`${when(m.time, now(), true)} ${markWords[m.kind]}${m.workload ? `, ${m.workload}` : ""}: ${m.text}`} style={{ insetInlineStart: `calc(58px + (100% - 58px) * ${((m.time - start) / (end - start)).toFixed(4)})` }}>
+            {area.width > 0 && placeMarks(inside, (t) => ((t - start) / (end - start)) * area.width).map(({ mark: m, at, all }) => (
+              <span key={`${m.time}${m.kind}${m.text}`} class={`mark ${m.kind}`} title={all.slice(0, 12).map((x) => markText(x, true)).join("\n")} style={{ insetInlineStart: `${(area.left + at).toFixed(1)}px` }}>
                 <Icon name={m.kind} size={11} />
               </span>
             ))}
@@ -209,6 +211,9 @@ export function Chart({ title, series, start, end, format, marks = [], height = 
     </figure>
   );
 }
+
+/** The border of the legend that looks like a dash of a line. */
+const borderOf = (dash: number[] = []): string => (dash.length === 0 ? "solid" : dash[0]! < 3 ? "dotted" : "dashed");
 
 function last(u: uPlot): void {
   const idx = u.data[0].length - 1;

@@ -81,6 +81,14 @@ export function clockMs(time: number): string {
   return `${clock(time)}.${pad(Math.floor(time) % 1000, 3)}`;
 }
 
+/** The browser's time zone at a time, with its difference to UTC: "Europe/Berlin (UTC+1)". */
+export function zoneOf(time: number): string {
+  const minutes = -new Date(time).getTimezoneOffset(), a = Math.abs(minutes);
+  const offset = minutes === 0 ? "UTC" : `UTC${minutes < 0 ? "−" : "+"}${Math.floor(a / 60)}${a % 60 ? ":" + pad(a % 60) : ""}`;
+  const name = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  return !name || name === "UTC" ? offset : `${name} (${offset})`;
+}
+
 const months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /** The day and time, without the day if it is the same as that of now. */
@@ -96,6 +104,28 @@ export function ago(time: number, now: number): string {
   const d = now - time;
   if (d < 5000) return "now";
   return `${span(d < 60_000 ? d : Math.round(d / 60_000) * 60_000)} ago`;
+}
+
+/** A text as a sentence of its own: it ends with one full stop. */
+export function sentence(text: string): string {
+  const t = text.trim();
+  return t === "" || /[.!?…]$/.test(t) ? t : t + ".";
+}
+
+/** A sentence that begins with a capital letter. Only for texts of the project: a name keeps its letters. */
+export const capital = (text: string): string => text.slice(0, 1).toUpperCase() + text.slice(1);
+
+/** The parts of a text by whether they are code: what is between backticks. A backtick without a second one is one. */
+export function codeParts(text: string): { text: string; code: boolean }[] {
+  const parts: { text: string; code: boolean }[] = [];
+  let from = 0;
+  for (const m of text.matchAll(/`([^`\n]+)`/g)) {
+    if (m.index > from) parts.push({ text: text.slice(from, m.index), code: false });
+    parts.push({ text: m[1]!, code: true });
+    from = m.index + m[0].length;
+  }
+  if (from < text.length) parts.push({ text: text.slice(from), code: false });
+  return parts;
 }
 
 /** The first characters of a long id. */

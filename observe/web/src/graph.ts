@@ -1,6 +1,6 @@
 // The service graph: from the API's answer to a drawing, and to sentences. This file has no effects.
 import dagre from "@dagrejs/dagre";
-import type { Point } from "./shapes";
+import { curve, flow, type Point } from "./shapes";
 import { bytes, count, ms, percent, rate } from "./format";
 
 export type NodeKind = "workload" | "service" | "external" | "unknown" | "namespace" | "rest";
@@ -188,7 +188,8 @@ export interface PlacedNode extends Point {
 
 export interface PlacedEdge {
   index: number;
-  points: Point[];
+  /** Its line as an SVG path. It ends at both sides of the label, and goes on behind it. */
+  path: string;
   label: Point & { width: number; height: number; lines: string[] };
 }
 
@@ -214,7 +215,7 @@ export const nodeLetters = 24;
 
 export function layout(g: Graph, direction: "LR" | "TB", measure: Measure = estimate): Layout {
   const d = new dagre.graphlib.Graph({ multigraph: true });
-  d.setGraph({ rankdir: direction, nodesep: direction === "LR" ? 22 : 16, ranksep: direction === "LR" ? 20 : 26, edgesep: 12, marginx: 16, marginy: 16 });
+  d.setGraph({ rankdir: direction, nodesep: direction === "LR" ? 22 : 16, ranksep: direction === "LR" ? 44 : 52, edgesep: 12, marginx: 16, marginy: 16 });
   d.setDefaultEdgeLabel(() => ({}));
   g.nodes.forEach((n, i) => {
     const width = Math.max(measure(fit(title(n), nodeLetters), 12.5, true), measure(fit(subtitle(n), nodeLetters + 2), 11, false), measure(nodeNumbers(n), 11, true), 60);
@@ -224,7 +225,7 @@ export function layout(g: Graph, direction: "LR" | "TB", measure: Measure = esti
     const lines = edgeLabel(e);
     const width = Math.max(...lines.map((l, j) => measure(l, 11, j > 0)));
     // Two nodes that call each other have two edges.
-    d.setEdge(String(e.source), String(e.target), { width: Math.ceil(width) + 28, height: lines.length * 14 + 6, labelpos: "c", lines }, String(i));
+    d.setEdge(String(e.source), String(e.target), { width: Math.ceil(width) + labelRoom, height: lines.length * 14 + 6, labelpos: "c", lines }, String(i));
   });
   dagre.layout(d);
   const size = d.graph();
@@ -237,9 +238,41 @@ export function layout(g: Graph, direction: "LR" | "TB", measure: Measure = esti
     }),
     edges: g.edges.map((e, i) => {
       const x = d.edge(String(e.source), String(e.target), String(i)) as unknown as { points: Point[]; x: number; y: number; width: number; height: number; lines: string[] };
-      return { index: i, points: x.points, label: { x: x.x, y: x.y, width: x.width, height: x.height, lines: x.lines } };
+      return { index: i, path: e.source === e.target ? curve(x.points) : flow(anchors(x, d.node(String(e.source)), d.node(String(e.target)), direction), direction === "LR" ? "x" : "y"), label: { x: x.x, y: x.y, width: x.width, height: x.height, lines: x.lines } };
     }),
   };
+}
+
+/** What a label has beside its text: an icon, and a margin. */
+const labelRoom = 25;
+
+/** An arrow has a straight shaft. */
+const arrowLength = 9;
+
+interface Box extends Point {
+  width: number;
+  height: number;
+}
+
+/** The points through which the line of an edge goes: from a side of one node, straight through the label, to a side of the other one. */
+function anchors(label: Box & { points: Point[] }, source: Box, target: Box, direction: "LR" | "TB"): Point[] {
+  const along = direction === "LR" ? "x" : "y", across = direction === "LR" ? "y" : "x";
+  const length = direction === "LR" ? "width" : "height", breadth = direction === "LR" ? "height" : "width";
+  const sign = target[along] >= source[along] ? 1 : -1;
+  const at = (a: number, b: number): Point => (direction === "LR" ? { x: a, y: b } : { x: b, y: a });
+  // Several lines at one side of a node are apart, as dagre has them, but near to their labels; none of them begins at a round corner.
+  const side = (box: Box, near: Point, towards: number): Point => {
+    const most = box[breadth] / 2 - 12;
+    const wanted = (near[across] - box[across] + Math.max(-most, Math.min(most, label[across] - box[across]))) / 2;
+    return at(box[along] + (towards * box[length]) / 2, box[across] + Math.max(-most, Math.min(most, wanted)));
+  };
+  const bends = label.points.slice(1, -1).filter((q) => Math.abs(q[along] - label[along]) > label[length] / 2 + 1);
+  const through = [label[along] - (sign * label[length]) / 2, label[along] + (sign * label[length]) / 2].map((a) => at(a, label[across]));
+  const end = side(target, label.points.at(-1)!, -sign);
+  return [
+    side(source, label.points[0]!, sign), ...bends.filter((q) => sign * (q[along] - label[along]) < 0), ...through, ...bends.filter((q) => sign * (q[along] - label[along]) > 0),
+    at(end[along] - sign * arrowLength, end[across]), end,
+  ];
 }
 
 /** Where an arrow key leads from a node or an edge. Right and left follow the calls, up and down go to the neighbor on the screen. */

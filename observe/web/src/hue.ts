@@ -1,13 +1,9 @@
-// Colors of names: each new name gets the next color and keeps it while the page is open, so that the first eight differ.
+// Colors of names. This file has no effects.
 
-const known = new Map<string, number>();
-
-/** The number of the color of a name, from 1. */
+/** The number of the color of a name, from 1 to 8. It depends on nothing else: a name has the same one in every view, and for everybody. */
 export function hue(name: string): number {
-  let n = known.get(name);
-  if (n === undefined) {
-    n = (known.size % 8) + 1;
-    known.set(name, n);
-  }
-  return n;
+  let n = 0x811c9dc5;
+  for (const c of name) n = Math.imul(n ^ c.codePointAt(0)!, 0x01000193);
+  n ^= n >>> 15;
+  return ((n >>> 0) % 8) + 1;
 }

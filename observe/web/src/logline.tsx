@@ -22,8 +22,8 @@ export function Marked({ text, find }: { text: string; find: string }) {
   return <>{parts}{text.slice(from)}</>;
 }
 
-export function LogLine({ at, labels, line, onOpen, open = false, find = "", repeated = 0, wrap = false }: {
-  at: number; labels: Record<string, string>; line: string; onOpen?: () => void; open?: boolean; find?: string; repeated?: number; wrap?: boolean;
+export function LogLine({ at, labels, line, onOpen, open = false, find = "", repeated = 0, since = at, wrap = false }: {
+  at: number; labels: Record<string, string>; line: string; onOpen?: () => void; open?: boolean; find?: string; repeated?: number; since?: number; wrap?: boolean;
 }) {
   const p = useMemo(() => parseLine(line), [line]);
   const who = writer(labels);
@@ -43,7 +43,7 @@ export function LogLine({ at, labels, line, onOpen, open = false, find = "", rep
           <><Marked text={p.message} find={find} />{p.fields.slice(0, 12).map(([k, v]) => <small key={k} class="pair"><i>{k}</i>=<Marked text={v.length > 80 ? v.slice(0, 80) + "…" : v} find={find} /></small>)}</>
         )}
       </span>
-      {repeated > 1 && <span class="repeated" title="Lines that differ only by numbers">×{repeated}</span>}
+      {repeated > 1 && <span class="repeated" title={`${repeated} lines that differ only by numbers, the first of those shown at ${clockMs(since)}`}>×{repeated}</span>}
     </>
   );
   return onOpen ? (

@@ -129,20 +129,22 @@ export function writer(labels: Record<string, string>): { workload: string; pod:
 
 export interface Group {
   first: LogLine;
+  last: LogLine;
   count: number;
 }
 
-/** Lines without those that only repeat the line before them, from the same writer, but for numbers. */
+/** Lines of one writer that differ only by numbers once, at the place of the first one, with how many they are. */
 export function groupLines(lines: LogLine[]): Group[] {
-  const groups: Group[] = [];
-  let last = "";
+  const groups = new Map<string, Group>();
   for (const l of lines) {
-    const key = JSON.stringify([l.labels.namespace, l.labels.pod, l.labels.container, l.line.replace(/[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{16,}|\d+(\.\d+)?/gi, "#")]);
-    if (key === last) groups.at(-1)!.count++;
-    else groups.push({ first: l, count: 1 });
-    last = key;
+    const key = JSON.stringify([l.labels.namespace, l.labels.pod, l.labels.container, l.labels.job, l.line.replace(/[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{16,}|\d+(\.\d+)?/gi, "#")]);
+    const known = groups.get(key);
+    if (known) {
+      known.count++;
+      known.last = l;
+    } else groups.set(key, { first: l, last: l, count: 1 });
   }
-  return groups;
+  return [...groups.values()];
 }
 
 /** A text in a query, in quotes. */

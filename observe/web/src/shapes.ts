@@ -5,9 +5,22 @@ export interface Point {
   y: number;
 }
 
+const p = (q: Point) => `${q.x.toFixed(1)} ${q.y.toFixed(1)}`;
+
+/** A path through points that leaves and reaches each of them along one axis: an arrow at its end points into its node. */
+export function flow(points: Point[], axis: "x" | "y"): string {
+  if (points.length < 2) return "";
+  let path = `M${p(points[0]!)}`;
+  for (let i = 1; i < points.length; i++) {
+    const a = points[i - 1]!, b = points[i]!;
+    const x = (a.x + b.x) / 2, y = (a.y + b.y) / 2;
+    path += axis === "x" ? `C${p({ x, y: a.y })} ${p({ x, y: b.y })} ${p(b)}` : `C${p({ x: a.x, y })} ${p({ x: b.x, y })} ${p(b)}`;
+  }
+  return path;
+}
+
 /** A path through points, with round corners. */
 export function curve(points: Point[]): string {
-  const p = (q: Point) => `${q.x.toFixed(1)} ${q.y.toFixed(1)}`;
   if (points.length < 2) return "";
   let path = `M${p(points[0]!)}`;
   for (let i = 1; i < points.length - 1; i++) {

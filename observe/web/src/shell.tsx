@@ -2,7 +2,7 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, useData, type WorkloadRow } from "./api";
-import { span, when } from "./format";
+import { span, when, zoneOf } from "./format";
 import { Icon, type IconName } from "./icons";
 import { go, keys, live, lost, now, place, set, setKeys, setTheme, shift, store, theme } from "./state";
 import { Suggest, type Suggestion } from "./suggest";
@@ -29,11 +29,6 @@ export function Shell({ children }: { children: ComponentChildren }) {
   const help = useRef<HTMLDialogElement>(null);
   useKeys(() => (help.current?.open ? help.current.close() : help.current?.showModal()));
   const at = section(place.value.path);
-  const side = useRef<HTMLElement>(null);
-  useEffect(() => {
-    // On a narrow screen there are more views than room for them.
-    side.current?.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
-  }, [at]);
   return (
     <>
       <a class="skip" href="#main" onClick={(e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>Skip to the view</a>
@@ -53,7 +48,7 @@ export function Shell({ children }: { children: ComponentChildren }) {
           <button type="button" class="icon-button" aria-label="Keys" title="Keys (?)" onClick={() => help.current?.showModal()}><Icon name="keyboard" /></button>
         </div>
       </header>
-      <nav class="side" aria-label="Views" ref={side}>
+      <nav class="side" aria-label="Views">
         {navigation.map((n) => (
           <Link key={n.path} to={n.path ? [n.path] : []} aria-current={n.path === at ? "page" : undefined}>
             <Icon name={n.icon} />
@@ -186,7 +181,7 @@ function TimeControl() {
               ))}
             </div>
             <label class="field">
-              <span>Until</span>
+              <span>Until, {zoneOf(end ?? now())}</span>
               <input
                 type="datetime-local" step="1" value={local(end ?? now())} max={local(now())}
                 onChange={(e) => {
@@ -204,9 +199,10 @@ function TimeControl() {
   );
 }
 
+/** Keys, each in a box of its own, and the words between them. */
 const keyList: [string, string][] = [
   ["/", "search"],
-  ["g then o g w l t m r e n", "go to a view: " + navigation.map((n) => n.text.toLowerCase()).join(", ")],
+  ["g then " + navigation.map((n) => n.key).join(" "), "go to a view: " + navigation.map((n) => n.text.toLowerCase()).join(", ")],
   ["[ and ]", "earlier and later by half of the shown time"],
   [".", "live"],
   ["- and +", "a longer and a shorter time"],
@@ -218,6 +214,8 @@ const keyList: [string, string][] = [
   ["?", "this list"],
 ];
 
+const keyWords = ["then", "and", "or"];
+
 function Help({ dialog }: { dialog: { current: HTMLDialogElement | null } }) {
   return (
     <dialog ref={dialog} aria-labelledby="help" onClick={(e) => { if (e.target === dialog.current) dialog.current?.close(); }}>
@@ -228,7 +226,7 @@ function Help({ dialog }: { dialog: { current: HTMLDialogElement | null } }) {
       <dl class="keys">
         {keyList.map(([key, what]) => (
           <div key={key}>
-            <dt><kbd>{key}</kbd></dt>
+            <dt>{key.split(" ").map((k, i) => (keyWords.includes(k) ? <span key={i}>{k}</span> : <kbd key={i}>{k}</kbd>))}</dt>
             <dd>{what}</dd>
           </div>
         ))}

@@ -1,11 +1,12 @@
 // The time slider: everything that was recorded, to be walked through.
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, type Extent, type Mark, useData } from "./api";
 import { count, rate, when } from "./format";
 import { Icon } from "./icons";
 import { areas } from "./shapes";
 import { live, now, place, set } from "./state";
-import { markWords } from "./chart";
+import { markText } from "./chart";
+import { placeMarks } from "./marks";
 import { endOf, timeParam, windowOf } from "./url";
 
 const height = 36;
@@ -15,6 +16,15 @@ export function Slider() {
   const q = place.value.query;
   const w = windowOf(q).ms;
   const [playing, setPlaying] = useState(false);
+  const track = useRef<HTMLDivElement>(null);
+  const [room, setRoom] = useState(0);
+  useLayoutEffect(() => {
+    const host = track.current;
+    if (!host) return;
+    const observer = new ResizeObserver(() => setRoom(host.clientWidth));
+    observer.observe(host);
+    return () => observer.disconnect();
+  }, []);
   const start = data?.start ?? now() - w, end = Math.max(data?.end ?? now(), start + 60_000);
   const at = Math.min(end, Math.max(start, endOf(q) ?? end));
   const window = useMemo(() => new URLSearchParams({ end: String(end), window: `${Math.max(60, Math.ceil((end - start) / 1000))}s` }), [data]);
@@ -48,15 +58,15 @@ export function Slider() {
       }}>
         <Icon name={playing ? "pause" : "play"} />
       </button>
-      <div class="track">
+      <div class="track" ref={track}>
         <svg viewBox={`0 0 1000 ${height}`} preserveAspectRatio="none" aria-hidden="true">
           <rect class="window" x={x(at - w)} y="0" width={Math.max(2, x(at) - x(at - w))} height={height} />
           <path class="requests" d={area(requests)} />
           <path class="errors" d={area(errors, 3)} />
           <path class="at" d={`M${x(at)} 0V${height}`} />
         </svg>
-        {marks.map((m) => (
-          <span key={`${m.time}${m.kind}${m.text}`} class={`mark ${m.kind}`} aria-hidden="true" title={`${when(m.time, now())} ${markWords[m.kind]}: ${m.text}`} style={{ insetInlineStart: `${(x(m.time) / 10).toFixed(2)}%` }}><Icon name={m.kind} size={12} /></span>
+        {room > 0 && placeMarks(marks, (t) => (x(t) / 1000) * room).map(({ mark: m, at, all }) => (
+          <span key={`${m.time}${m.kind}${m.text}`} class={`mark ${m.kind}`} aria-hidden="true" title={all.slice(0, 12).map((c) => markText(c, false)).join("\n")} style={{ insetInlineStart: `${at.toFixed(1)}px` }}><Icon name={m.kind} size={12} /></span>
         ))}
         <input
           type="range" min={start} max={end} step={step} value={at} aria-label="Time" aria-valuetext={`${live.value ? "now" : when(at, now())}${nearest ? `, ${rate(nearest[1])}` : ""}`}

@@ -2,8 +2,9 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
 import type { Data } from "./api";
-import { ago, csv, percent, when } from "./format";
+import { ago, codeParts, csv, percent, when } from "./format";
 import { Icon, type IconName } from "./icons";
+import type { Since } from "./since";
 import { now, place, set } from "./state";
 import { type Change, ownPath, placeOf } from "./url";
 
@@ -107,6 +108,16 @@ export function Time({ at, relative = false, seconds = false }: { at: number; re
       {relative ? distance : absolute}
     </time>
   );
+}
+
+/** A time, or the one before which it was. */
+export function SinceTime({ of }: { of: Since }) {
+  return <>{of.before && "before "}<Time at={of.time} /></>;
+}
+
+/** A text in which what is between backticks is code. */
+export function Prose({ text }: { text: string }) {
+  return <>{codeParts(text).map((p, i) => (p.code ? <code key={i}>{p.text}</code> : p.text))}</>;
 }
 
 /** A share of something as a bar with its text. */

@@ -46,6 +46,23 @@ async function settled(page) {
   await page.waitForLoadState("networkidle");
 }
 
+/** What a phone's reader cannot see, or only by scrolling sideways. A graph is as wide as it needs to be. */
+function cutOff(page) {
+  return page.evaluate(() => {
+    const found = [], room = document.documentElement.clientWidth;
+    for (const e of document.querySelectorAll("main, main .panel, .table, .log, .line-details, nav.side, .menu .box")) {
+      if (e.scrollWidth > e.clientWidth + 1) found.push(`${e.tagName} ${e.className}: ${e.scrollWidth} in ${e.clientWidth}`);
+    }
+    for (const e of document.querySelectorAll("nav.side a, .zoom button, .menu .box *")) {
+      const r = e.getBoundingClientRect();
+      if (r.left < 0 || r.right > room + 0.5) found.push(`${e.outerHTML.slice(0, 100)} is outside of the screen`);
+    }
+    const zoom = document.querySelector(".zoom")?.getBoundingClientRect(), stage = document.querySelector(".stage")?.getBoundingClientRect();
+    if (zoom && stage && zoom.bottom > stage.top + 0.5) found.push("the buttons for the size cover the graph");
+    return found;
+  });
+}
+
 function done(page) {
   assert.deepEqual(page.problems, []);
   return page.context().close();
@@ -91,12 +108,100 @@ for (const [name, width, colorScheme] of [["desk", 1280, "light"], ["desk", 1280
     for (const v of violations) failures.push(`${view}, ${name}, ${colorScheme}: ${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(" | ")}`);
     const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
     if (wide > 0) failures.push(`${view}, ${name}: ${wide} pixels wider than the screen`);
+    if (width < 500) failures.push(...(await cutOff(page)).map((what) => `${view}, ${name}: ${what}`));
     if (shots) {
       await mkdir(shots, { recursive: true });
       await page.screenshot({ path: join(shots, `${view}-${width}-${colorScheme}.png`) });
     }
   }
   assert.deepEqual(failures, []);
+  await done(page);
+}
+
+{ // On a phone, what is opened fits, too: a line of a log, the menu of times.
+  const page = await open({ viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true });
+  await show(page, `/logs?q=${encodeURIComponent('{job="pods", container="istio-proxy"}')}`);
+  await page.locator(".log [role=listitem] button").first().click();
+  await page.locator(".line-details .context").waitFor();
+  assert.ok((await page.locator(".line-details .facts dd").count()) > 5);
+  assert.deepEqual(await cutOff(page), []);
+  await page.getByRole("button", { name: /^Time: / }).click();
+  const until = page.getByLabel("Until, UTC", { exact: true });
+  assert.ok(await until.evaluate((e) => e.scrollWidth <= e.clientWidth && e.clientWidth >= 200));
+  assert.deepEqual(await cutOff(page), []);
+  await done(page);
+}
+
+{ // The icons of changes stand over their lines, and none covers another.
+  const page = await open();
+  const end = Date.parse("2026-03-02T14:00:00Z"), window = 7_200_000;
+  for (const path of ["/?", "/nodes?", `/workloads/${app}/node-service?`]) {
+    await show(page, `${path}t=2026-03-02T14:00:00Z&w=2h`);
+    await page.locator(".chart .mark").first().waitFor();
+    const charts = await page.locator(".chart:has(.mark)").evaluateAll((all) => all.map((c) => {
+      const plot = c.querySelector(".u-over").getBoundingClientRect();
+      return { left: plot.left, width: plot.width, marks: [...c.querySelectorAll(".mark")].map((m) => ({ at: (m.getBoundingClientRect().left + m.getBoundingClientRect().right) / 2, title: m.title })) };
+    }));
+    assert.ok(charts.length > 0);
+    for (const { left, width, marks } of charts) {
+      marks.forEach((m, i) => {
+        const places = m.title.split("\n").map((line) => left + ((Date.parse(`2026-03-02T${line.slice(0, 8)}Z`) - (end - window)) / window) * width);
+        assert.ok(places.some((x) => Math.abs(x - m.at) < 1.5), `${m.title} is at ${m.at}, not at ${places}`);
+        assert.ok(i === 0 || m.at - marks[i - 1].at >= 13.5);
+      });
+    }
+  }
+  await done(page);
+}
+
+{ // Buckets without lines are there, the first one begins with the shown time, and alike lines are one with their number.
+  const page = await open();
+  const asked = page.waitForRequest((r) => r.url().includes("count_over_time"));
+  await show(page, `/logs?t=2026-03-02T14:00:00Z&w=15m&group=1&q=${encodeURIComponent('{job="pods", container="app"}')}`);
+  const query = new URL((await asked).url()).searchParams;
+  const step = Number(query.get("step")) * 1000, from = Number(query.get("start").slice(0, -6));
+  assert.equal(from - step, Date.parse("2026-03-02T13:45:00Z"));
+  assert.match(query.get("query"), new RegExp(`\\[${step}ms\\]`));
+  assert.match(await page.locator(".chart .u-legend").first().textContent(), /13:59:45 – 14:00:00/);
+  const alike = (await page.locator(".log [role=listitem]").allTextContents()).map((t) => t.replace(/^[\d:.]+/, "").replace(/×\d+$/, "").replace(/[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{16,}|\d+(\.\d+)?/gi, "#"));
+  assert.equal(new Set(alike).size, alike.length);
+  assert.ok((await page.locator(".log .repeated").count()) > 0);
+  await done(page);
+}
+
+{ // What lasts since before the time that was looked at has no begin that is made up.
+  const page = await open();
+  await page.route("**/v1/overview?**", async (r) => {
+    const response = await r.fetch();
+    const o = await response.json();
+    await r.fulfill({ response, json: { ...o, statements: [{ level: "warn", text: "It broke.", why: "see `kubectl logs x`", since: Date.parse("2026-03-02T13:00:00Z"), earlier: true }] } });
+  });
+  await show(page, "/");
+  assert.equal(await page.locator(".statements .since").textContent(), "since 13:00 or earlier");
+  assert.equal(await page.locator(".statements code").textContent(), "kubectl logs x");
+  // As far back as the nodes are asked about, the first one uses too much CPU.
+  await show(page, "/nodes?t=2026-03-02T13:50:00Z&w=15m");
+  assert.match(await page.locator("tr", { hasText: "above 70 %" }).textContent(), /before 13:35 more than 15 min/);
+  await done(page);
+}
+
+{ // The keys of the list each stand in one line.
+  const page = await open();
+  await show(page, "/");
+  await page.keyboard.press("?");
+  const boxes = await page.locator(".keys kbd").evaluateAll((all) => all.map((k) => ({ text: k.textContent, rows: k.getClientRects().length, height: k.getBoundingClientRect().height })));
+  for (const b of boxes) assert.ok(b.rows === 1 && b.height < 30 && !b.text.includes(" "), JSON.stringify(b));
+  await done(page);
+}
+
+{ // A gateway, which no sidecar sees receiving, has what it sends; and limits name their containers.
+  const page = await open();
+  await show(page, "/workloads");
+  assert.match(await page.locator("tr", { hasText: "istio-ingressgateway" }).textContent(), /sends [\d.]+\/s/);
+  await show(page, "/workloads/istio-system/istio-ingressgateway");
+  assert.match(await page.locator("main").textContent(), /Requests per second that it sends/);
+  await show(page, `/workloads/${app}/node-service`);
+  assert.match(await page.locator(".chart", { hasText: "Memory by container" }).locator("figcaption").textContent(), /limit of app: \d+ MiB/);
   await done(page);
 }
 

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { edgeLabel, edgePath, edgePattern, edgeSentence, fit, type Graph, graphRows, healthOf, layout, move, nodeKey, nodeSentence, tabOrder } from "../src/graph";
-import { curve } from "../src/shapes";
 
 const node = (namespace: string, name: string, more: object = {}) => ({ kind: "workload" as const, namespace, name, in: 0, inErrors: 0, out: 0, outErrors: 0, ...more });
 const edge = (source: number, target: number, more: object = {}) => ({ source, target, protocols: ["http"], requests: 100, rate: 12, errors: 0, rejected: 0, p50: 4, p95: 8, p99: 9, security: "mtls" as const, reporter: "source", ...more });
@@ -52,7 +51,25 @@ for (const direction of ["LR", "TB"] as const) {
       assert.ok(a.left >= 0 && a.top >= 0 && a.right <= l.width && a.bottom <= l.height);
       for (const b of boxes.slice(i + 1)) assert.ok(a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top);
     }
-    for (const e of l.edges) assert.match(curve(e.points), /^M[\d.]+ [\d.]+([QL][-\d. ]+)+$/);
+    const along = direction === "LR" ? 0 : 1, across = 1 - along;
+    for (const e of l.edges) {
+      assert.match(e.path, /^M[\d.]+ [\d.]+(C[-\d. ]+)+$/);
+      // A line touches the sides of its nodes that face the label, and both sides of the label.
+      const points = e.path.slice(1).split("C").map((c) => c.trim().split(" ").slice(-2).map(Number) as [number, number]);
+      const { source, target } = graph.edges[e.index]!;
+      const face = (b: { x: number; y: number; width: number; height: number }, sign: number) => (direction === "LR" ? b.x + (sign * b.width) / 2 : b.y + (sign * b.height) / 2);
+      const middle = direction === "LR" ? e.label.y : e.label.x;
+      const near = (a: number, b: number) => assert.ok(Math.abs(a - b) < 0.11, `${a} is not ${b}: ${e.path}`);
+      near(points[0]![along]!, face(l.nodes[source]!, 1));
+      near(points.at(-1)![along]!, face(l.nodes[target]!, -1));
+      const left = points.findIndex((q) => Math.abs(q[along]! - face(e.label, -1)) < 0.11);
+      assert.ok(left > 0);
+      near(points[left]![across]!, middle);
+      near(points[left + 1]![along]!, face(e.label, 1));
+      near(points[left + 1]![across]!, middle);
+      // Between nodes and labels there is room for an arrow.
+      assert.ok(face(l.nodes[target]!, -1) - face(e.label, 1) >= 14);
+    }
   });
 }
 
@@ -92,5 +109,5 @@ test("two workloads that call each other, and one that calls itself", () => {
   const g = { ...graph, nodes: graph.nodes.slice(0, 2), edges: [edge(0, 1), edge(1, 0), edge(1, 1)] };
   const l = layout(g, "LR");
   assert.equal(l.edges.length, 3);
-  for (const e of l.edges) assert.ok(e.points.length > 1 && e.points.every((p) => Number.isFinite(p.x) && Number.isFinite(p.y)));
+  for (const e of l.edges) assert.match(e.path, /^M[\d.]+ [\d.]+([CQL][-\d. ]+)+$/);
 });

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { completionAt, suggest } from "../src/complete";
+import { hue } from "../src/hue";
 import { groupLines, isMetricQuery, linesOf, type LogLine, parseLine, queryOf, quote, streamSelector, writer } from "../src/logs";
 
 test("lines of streams are in the order of time, to the nanosecond", () => {
@@ -49,9 +50,19 @@ test("a line of any length and content is read in a moment", () => {
   }
 });
 
-test("lines that differ only by numbers are one group", () => {
-  const line = (text: string, pod = "a"): LogLine => ({ time: "1", at: 1, labels: { pod }, line: text });
-  assert.deepEqual(groupLines([line("took 12 ms"), line("took 7.5 ms"), line("took 3 ms", "b"), line("other")]).map((g) => g.count), [2, 1, 1]);
+test("lines that differ only by numbers are one group, also with others between them", () => {
+  const line = (text: string, pod = "a", at = 1): LogLine => ({ time: String(at), at, labels: { pod }, line: text });
+  const groups = groupLines([line("took 12 ms", "a", 9), line("other"), line("took 7.5 ms", "a", 8), line("took 3 ms", "b"), line("took 1 ms", "a", 7)]);
+  assert.deepEqual(groups.map((g) => [g.first.line, g.count]), [["took 12 ms", 3], ["other", 1], ["took 3 ms", 1]]);
+  assert.deepEqual([groups[0]!.first.at, groups[0]!.last.at], [9, 7]);
+});
+
+test("the color of a name is its own, and names of an app differ", () => {
+  const names = ["fastapi-service", "go-service", "java-service", "node-service", "rust-service", "istio-ingressgateway", "istiod", "postgres"];
+  const hues = names.map(hue);
+  assert.deepEqual([...names].reverse().map(hue).reverse(), hues);
+  assert.ok(hues.every((h) => Number.isInteger(h) && h >= 1 && h <= 8));
+  assert.ok(new Set(hues).size >= 5, hues.join());
 });
 
 test("a writer is the workload and the end of the pod's name", () => {

@@ -51,7 +51,7 @@ export function EventList({ events }: { events: ClusterEvent[] }) {
       {repeatedEvents(events).map(({ event: e, times, first }) => (
         <li key={JSON.stringify([e.time, e.kind, e.name, e.reason])} class={e.warning ? "warn" : ""}>
           <Time at={e.time} seconds />
-          <span class="reason">{e.warning ? <Badge level="warn">{e.reason || "Warning"}</Badge> : <span class="plain">{e.reason || "Normal"}</span>}{times > 1 && <small title={`since ${clock(first)}`}> ×{times}</small>}</span>
+          <span class="reason">{e.warning ? <Badge level="warn">{e.reason || "Warning"}</Badge> : <span class="plain">{e.reason || "Normal"}</span>}{times > 1 && <small title={`the first of those shown at ${clock(first)}`}> ×{times}</small>}</span>
           <span class="about">{e.workload && e.namespace ? <Link to={["workloads", e.namespace, e.workload]}>{e.name || e.workload}</Link> : (e.name ?? "")}<small>{[e.kind, e.namespace].filter(Boolean).join(", ")}</small></span>
           <span class="text">{e.text}</span>
         </li>

@@ -6,7 +6,6 @@ import {
   nodeKey, nodeLetters, nodeSentence, securityText, subtitle, tabOrder, title,
 } from "../graph";
 import { Icon, iconPath, type IconName } from "../icons";
-import { curve } from "../shapes";
 import { go, place, set } from "../state";
 import { Slider } from "../slider";
 import { Badge, Choice, type Column, Empty, Errors, Export, Flag, Link, Menu, Panel, Table, Text, Waiting } from "../ui";
@@ -136,7 +135,8 @@ function Drawing({ graph: g, svg }: { graph: Graph; svg: { current: SVGSVGElemen
     return () => observer.disconnect();
   }, []);
 
-  const fitted = size.width > 0 ? Math.min(1.15, Math.max(narrow ? 0.72 : 0.6, Math.min((size.width - 4) / l.width, (size.height - 4) / l.height))) : 1;
+  // On a narrow screen the stage is as high as the drawing, so only the width counts.
+  const fitted = size.width > 0 ? Math.min(1.15, Math.max(0.6, Math.min((size.width - 4) / l.width, narrow ? Infinity : (size.height - 4) / l.height))) : 1;
   const scale = fitted * zoom;
   const near = (i: number): boolean => selectedIndex < 0 || i === selectedIndex || g.edges.some((e) => (e.source === selectedIndex && e.target === i) || (e.target === selectedIndex && e.source === i));
   const matches = (n: GraphNode): boolean => find === "" || n.name.toLowerCase().includes(find) || (n.namespace ?? "").toLowerCase().includes(find);
@@ -207,15 +207,15 @@ function Drawing({ graph: g, svg }: { graph: Graph; svg: { current: SVGSVGElemen
               ))}
             </defs>
             <g>
-              {l.edges.map(({ index, points, label }) => {
+              {l.edges.map(({ index, path, label }) => {
                 const e = g.edges[index]!, h = edgeHealth(e);
                 const faded = (selectedIndex >= 0 && e.source !== selectedIndex && e.target !== selectedIndex) || (find !== "" && !matches(g.nodes[e.source]!) && !matches(g.nodes[e.target]!));
                 return (
                   <g key={index} class={`edge ${h} ${edgePattern(e)} ${faded ? "faded" : ""}`}>
                     <g data-edge={index} tabindex={-1} role="link" aria-label={edgeSentence(g, e)} onClick={() => openEdge(e)} onFocus={() => setFocused({ edge: index })}>
                       <title>{edgeSentence(g, e)}</title>
-                      <path class="hit" d={curve(points)} />
-                      <path class="line" d={curve(points)} style={{ strokeWidth: edgeWidth(e) }} marker-end={`url(#arrow-${h})`} />
+                      <path class="hit" d={path} />
+                      <path class="line" d={path} style={{ strokeWidth: edgeWidth(e) }} marker-end={`url(#arrow-${h})`} />
                     </g>
                     <Label edge={e} at={label} onOpen={() => openEdge(e)} />
                   </g>
@@ -246,7 +246,7 @@ function Label({ edge: e, at, onOpen }: { edge: GraphEdge; at: { x: number; y: n
     <g class="label" aria-hidden="true" onClick={onOpen}>
       <rect x={left} y={top} width={at.width} height={at.height} rx="5" />
       <path class={`lock ${e.security}`} transform={`translate(${left + 4} ${top + 4}) scale(.72)`} d={iconPath(lockOf[e.security])} />
-      {at.lines.map((text, i) => <text key={text} class={i > 0 && e.errors > 0 && text.endsWith("errors") ? "errors" : ""} x={left + 19} y={top + 13.5 + i * 14}>{text}</text>)}
+      {at.lines.map((text, i) => <text key={text} class={i > 0 && e.errors > 0 && text.endsWith("errors") ? "errors" : ""} x={left + 18} y={top + 13.5 + i * 14}>{text}</text>)}
     </g>
   );
 }

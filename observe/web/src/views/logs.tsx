@@ -2,10 +2,11 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { type Access, api, get, type Line, type Mark, useData } from "../api";
 import { Chart, seriesOf } from "../chart";
 import { completionAt, logqlFunctions, logqlPipes, suggest } from "../complete";
-import { bytes, clockMs, count, digits } from "../format";
+import { bytes, clockMs, count, digits, span } from "../format";
 import { Icon } from "../icons";
 import { compareTimes, groupLines, isMetricQuery, linesOf, type LogLine as Entry, type LokiStream, parseLine, queryOf, quote, streamSelector } from "../logs";
 import { LogLine } from "../logline";
+import { bucketsOf, countsIn } from "../points";
 import { live, now, place, set, store } from "../state";
 import { Suggest, type Suggestion } from "../suggest";
 import { Empty, Export, Flag, Link, Panel, Waiting } from "../ui";
@@ -122,13 +123,19 @@ function rangeURL(query: string, start: number, end: number, more: Record<string
 
 /** The volume of a log query over time, as the lines' levels cannot be known without reading them. */
 function Volume({ query, start, end }: { query: string; start: number; end: number }) {
-  const step = Math.max(15, Math.ceil((end - start) / 1000 / 90));
-  const url = rangeURL(`sum(count_over_time(${query} [${step}s]))`, start, end, { step: `${step}s` });
+  const buckets = bucketsOf(start, end), { step } = buckets;
+  // Each point counts the lines of the step before it.
+  const url = rangeURL(`sum(count_over_time(${query} [${step}ms]))`, start + step, start + buckets.count * step, { step: String(step / 1000) });
   const answer = useData<Matrix>(url, false);
   const marks = useData<{ marks: Mark[] }>(api("marks", timeQuery(place.value.query)), false);
-  const lines = answer.data ? seriesLines(answer.data) : [];
   if (answer.error) return null;
-  return <Chart title={`Lines in ${step} s`} series={lines.map((l) => ({ label: "lines", points: l.points, color: "c1", fill: true }))} start={start} end={end} format={digits} marks={marks.data?.marks ?? []} height={90} empty="No lines in this time." />;
+  const lines = answer.data ? seriesLines(answer.data) : [];
+  return (
+    <Chart
+      title={`Lines in ${span(step)}`} series={lines.map((l) => ({ label: "lines", points: countsIn(l.points, start, buckets), color: "c1", fill: true }))} start={start} end={end} format={digits}
+      marks={marks.data?.marks ?? []} height={90} bars={step} empty="No lines in this time."
+    />
+  );
 }
 
 function Lines({ query }: { query: string }) {
@@ -199,14 +206,14 @@ function List({ lines, query }: { lines: Entry[]; query: string }) {
   const wrap = q.get("wrap") === "1", group = q.get("group") === "1";
   const [open, setOpen] = useState("");
   const find = findOf(query);
-  const groups = useMemo(() => (group ? groupLines(lines) : lines.map((first) => ({ first, count: 1 }))), [lines, group]);
+  const groups = useMemo(() => (group ? groupLines(lines) : lines.map((first) => ({ first, last: first, count: 1 }))), [lines, group]);
   return (
     <div class={`log ${groups.length > 200 ? "long" : ""}`} role="list" aria-label="Lines, the newest first" tabIndex={0}>
-      {groups.map(({ first: l, count: n }, i) => {
+      {groups.map(({ first: l, last, count: n }, i) => {
         const id = `${l.time}/${i}`;
         return (
           <div role="listitem" key={id}>
-            <LogLine at={l.at} labels={l.labels} line={l.line} find={find} repeated={n} wrap={wrap} open={open === id} onOpen={() => setOpen(open === id ? "" : id)} />
+            <LogLine at={l.at} labels={l.labels} line={l.line} find={find} repeated={n} since={last.at} wrap={wrap} open={open === id} onOpen={() => setOpen(open === id ? "" : id)} />
             {open === id && <LineDetails line={l} />}
           </div>
         );

@@ -1,9 +1,9 @@
 import { api, type Mark, type Overview, type Statement, useData } from "../api";
 import { Chart, classStyles, markWords, quantileStyles, seriesOf } from "../chart";
-import { digits, ms, percent, rate, when } from "../format";
+import { digits, ms, percent, rate, sentence, when } from "../format";
 import { Icon } from "../icons";
 import { live, now, place } from "../state";
-import { Empty, Link, Panel, Stat, Time, Waiting, ownLink } from "../ui";
+import { Empty, Link, Panel, Prose, Stat, Time, Waiting, ownLink } from "../ui";
 import { timeQuery, windowOf, windowWords } from "../url";
 import { Slider } from "../slider";
 
@@ -86,10 +86,10 @@ function Sentence({ of: s }: { of: Statement }) {
     <li class={s.level}>
       <Icon name={s.level} label={{ bad: "Bad", warn: "Warning", note: "Note" }[s.level]} />
       <div>
-        <p>{href ? <a href={href}>{s.text}</a> : s.text}</p>
-        {(s.why || s.advice) && <p class="muted">{[s.why, s.advice].filter(Boolean).join(" ")}</p>}
+        <p>{href ? <a href={href}><Prose text={s.text} /></a> : <Prose text={s.text} />}</p>
+        {(s.why || s.advice) && <p class="muted"><Prose text={[s.why, s.advice].filter(Boolean).map((t) => sentence(t!)).join(" ")} /></p>}
       </div>
-      <span class="since">{s.since !== undefined && s.since > 0 && <>{s.earlier ? "for more than a day" : <>{s.once ? "at" : "since"} <Time at={s.since} /></>}</>}</span>
+      <span class="since">{s.since !== undefined && s.since > 0 && <>{s.once ? "at" : "since"} <Time at={s.since} />{s.earlier && " or earlier"}</>}</span>
     </li>
   );
 }

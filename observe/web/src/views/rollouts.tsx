@@ -17,6 +17,9 @@ export function phaseLevel(phase: string): Level {
 
 const phaseWords: Record<string, string> = { Starting: "starting", Running: "under way", Promoting: "promoting", RollingBack: "rolling back", Promoted: "promoted", RolledBack: "rolled back", Aborted: "aborted" };
 
+/** What has not ended is as old as it was at the end of the shown time. */
+const shownEnd = (): number => endOf(place.value.query) ?? now();
+
 /** Rollouts are rare: a week of them, whatever the shown time is. */
 function weekQuery(): URLSearchParams {
   const q = timeQuery(place.value.query);
@@ -36,7 +39,7 @@ export function RolloutsView() {
     { key: "weight", title: "Canary", number: true, value: (r) => r.weight, cell: (r) => (r.ended ? <span class="muted">–</span> : `${r.weight} %`) },
     { key: "image", title: "Image", class: "wide", value: (r) => r.image, cell: (r) => <span class="images"><code>{r.previous}</code> → <code>{r.image}</code></span> },
     { key: "reason", title: "Why", class: "wide", value: (r) => r.reason ?? "", cell: (r) => r.reason || <span class="muted">–</span> },
-    { key: "took", title: "Took", number: true, value: (r) => (Date.parse(r.ended ?? "") || now()) - Date.parse(r.started), cell: (r) => span((Date.parse(r.ended ?? "") || now()) - Date.parse(r.started)) },
+    { key: "took", title: "Took", number: true, value: (r) => (Date.parse(r.ended ?? "") || shownEnd()) - Date.parse(r.started), cell: (r) => span((Date.parse(r.ended ?? "") || shownEnd()) - Date.parse(r.started)) },
   ];
   return (
     <>
@@ -109,12 +112,12 @@ function Body({ data: d }: { data: Detail }) {
       </ol>
       <dl class="stats">
         <Stat label="Image" value={<code>{r.image}</code>} hint={`instead of ${r.previous}`} />
-        <Stat label="Started" value={when(Date.parse(r.started), now(), true)} hint={r.ended ? `took ${span(Date.parse(r.ended) - Date.parse(r.started))}` : `for ${span(now() - Date.parse(r.started))}`} />
+        <Stat label="Started" value={when(Date.parse(r.started), now(), true)} hint={r.ended ? `took ${span(Date.parse(r.ended) - Date.parse(r.started))}` : `for ${span(shownEnd() - Date.parse(r.started))}`} />
         <Stat label="Limits" value={`${r.plan.maxErrorRate} % · ${r.plan.maxP99}`} hint={`errors and p99, of at least ${r.plan.minRequests} requests`} />
       </dl>
       <div class="columns">
-        <Panel><Chart title="Failed requests" series={series(d.errors)} start={d.start} end={d.end} format={percent} marks={marks} limit={{ value: r.plan.maxErrorRate / 100, label: "limit" }} empty="No requests were measured." /></Panel>
-        <Panel><Chart title="Duration, p99" series={series(d.p99)} start={d.start} end={d.end} format={ms} marks={marks} {...(limitMs ? { limit: { value: limitMs, label: "limit" } } : {})} empty="No requests were measured." /></Panel>
+        <Panel><Chart title="Failed requests" series={series(d.errors)} start={d.start} end={d.end} format={percent} marks={marks} limits={[{ value: r.plan.maxErrorRate / 100, label: "limit" }]} empty="No requests were measured." /></Panel>
+        <Panel><Chart title="Duration, p99" series={series(d.p99)} start={d.start} end={d.end} format={ms} marks={marks} limits={limitMs ? [{ value: limitMs, label: "limit" }] : []} empty="No requests were measured." /></Panel>
         <Panel><Chart title="Requests per second" series={series(d.rates)} start={d.start} end={d.end} format={digits} marks={marks} empty="No requests were measured." /></Panel>
         <Panel title="What happened">
           <ol class="changes">

@@ -101,11 +101,13 @@ function Scatter({ traces, start, end }: { traces: TraceSummary[]; start: number
   const y = (d: number) => 66 - (top > low ? ((Math.log(Math.max(d, 1)) - Math.log(low)) / (Math.log(top) - Math.log(low))) * 58 : 29);
   return (
     <figure class="scatter" aria-hidden="true">
-      <svg viewBox="0 0 1000 74" preserveAspectRatio="none"><path d="M0 73.5H1000" /></svg>
-      {traces.map((t) => (
-        <a key={t.id} tabIndex={-1} href={placeOf(place.value, ["request", t.requestId ?? t.id], { at: timeParam(t.start / 1000) })} class={t.errors > 0 ? "bad" : ""} title={`${clockMs(t.start / 1000)} ${t.path ?? t.name} ${ms(t.duration / 1000)}`} style={{ insetInlineStart: `${(((t.start / 1000 - start) / (end - start)) * 100).toFixed(2)}%`, insetBlockStart: `${y(t.duration)}px` }} />
-      ))}
-      <span class="low">{ms(low / 1000)}</span><span class="high">{ms(top / 1000)}</span>
+      <figcaption><span>{ms(top / 1000)}</span>{top > low && <span>{ms(low / 1000)}</span>}</figcaption>
+      <div>
+        <svg viewBox="0 0 1000 74" preserveAspectRatio="none"><path d="M0 73.5H1000" /></svg>
+        {traces.map((t) => (
+          <a key={t.id} tabIndex={-1} href={placeOf(place.value, ["request", t.requestId ?? t.id], { at: timeParam(t.start / 1000) })} class={t.errors > 0 ? "bad" : ""} title={`${clockMs(t.start / 1000)} ${t.path ?? t.name} ${ms(t.duration / 1000)}`} style={{ insetInlineStart: `${(((t.start / 1000 - start) / (end - start)) * 100).toFixed(2)}%`, insetBlockStart: `${y(t.duration)}px` }} />
+        ))}
+      </div>
     </figure>
   );
 }

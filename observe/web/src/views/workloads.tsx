@@ -1,11 +1,15 @@
-import { api, type Container, type Mark, type Pod, useData, type WorkloadAnswer, type WorkloadRow } from "../api";
+import { api, type Container, type Data, type Mark, type Pod, useData, type WorkloadAnswer, type WorkloadRow } from "../api";
 import { Chart, classStyles, palette, quantileStyles, type Series, seriesOf } from "../chart";
-import { bytes, count, digits, ms, rate, span, when } from "../format";
+import { bytes, capital, count, digits, ms, rate, sentence, span, when } from "../format";
+import type { Graph } from "../graph";
 import { Icon } from "../icons";
+import { numbered, revisionTimes } from "../since";
 import { now, place } from "../state";
-import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Stat, Table, Text, Time, Waiting } from "../ui";
+import { Badge, type Column, Empty, Errors, Export, Flag, Link, Meter, Panel, Prose, SinceTime, Stat, Table, Text, Time, Waiting } from "../ui";
 import { timeQuery } from "../url";
+import { containerLimits, mostPods, sentQuery, usageQueries, usedBy } from "../usage";
 import { EventList } from "./events";
+import { type Matrix, seriesLines } from "./logs";
 import { Changes } from "./overview";
 import { phaseLevel } from "./rollouts";
 
@@ -14,6 +18,10 @@ export function WorkloadsView() {
   const query = timeQuery(q);
   for (const ns of q.getAll("ns")) query.append("ns", ns);
   const answer = useData<{ workloads: WorkloadRow[] }>(api("workloads", query));
+  // Gateways receive what no sidecar measures: of those the list has what they send.
+  query.set("table", "1");
+  const graph = useData<Graph>(api("graph", query));
+  const sent = new Map((graph.data?.nodes ?? []).filter((n) => n.kind === "workload").map((n) => [JSON.stringify([n.namespace, n.name]), n.out]));
   const find = (q.get("find") ?? "").toLowerCase(), troubled = q.get("trouble") === "1";
   return (
     <>
@@ -31,7 +39,7 @@ export function WorkloadsView() {
             const rows = d.workloads.filter((w) => (find === "" || `${w.namespace}/${w.name} ${w.images.join(" ")}`.toLowerCase().includes(find)) && (!troubled || w.problem || w.restarts >= 0.5 || (w.rate > 0 && w.errors / w.rate >= 0.01)));
             if (d.workloads.length === 0) return <Empty title="No workloads were recorded at this time" icon="workloads"><p>Snapshots of workloads are kept from the moment at which the store sees the API server.</p></Empty>;
             if (rows.length === 0) return <Empty title={troubled ? "No workload has a problem" : "Nothing here matches"} icon={troubled ? "ok" : "search"} />;
-            return <Table columns={columns} rows={rows} caption="Workloads" id={(w) => JSON.stringify([w.kind, w.namespace, w.name])} sorted="namespace" rowClass={(w) => (w.problem ? "warn" : "")} />;
+            return <Table columns={columns((w) => sent.get(JSON.stringify([w.namespace, w.name])) ?? 0)} rows={rows} caption="Workloads" id={(w) => JSON.stringify([w.kind, w.namespace, w.name])} sorted="namespace" rowClass={(w) => (w.problem ? "warn" : "")} />;
           }}
         </Waiting>
       </Panel>
@@ -39,14 +47,14 @@ export function WorkloadsView() {
   );
 }
 
-const columns: Column<WorkloadRow>[] = [
+const columns = (sent: (w: WorkloadRow) => number): Column<WorkloadRow>[] => [
   { key: "name", title: "Workload", value: (w) => w.name, cell: (w) => <span class="end"><Link to={["workloads", w.namespace, w.name]}>{w.name}</Link><small>{w.kind}</small></span> },
   { key: "namespace", title: "Namespace", class: "wide", value: (w) => `${w.namespace}/${w.name}`, cell: (w) => w.namespace },
   { key: "ready", title: "Ready", number: true, value: (w) => w.ready / Math.max(1, w.replicas), cell: (w) => (w.problem ? <Badge level={w.ready === 0 ? "bad" : "warn"}>{w.ready}/{w.replicas}</Badge> : `${w.ready}/${w.replicas}`) },
   { key: "restarts", title: "Restarts", number: true, value: (w) => w.restarts, cell: (w) => (w.restarts >= 0.5 ? <Badge level="warn">{Math.round(w.restarts)}</Badge> : <span class="muted">0</span>) },
   { key: "cpu", title: "CPU", number: true, value: (w) => w.cpu, cell: (w) => <Meter share={w.cpuLimit ? w.cpu / w.cpuLimit : undefined} text={cores(w.cpu)} level={w.cpuLimit && w.cpu / w.cpuLimit > 0.9 ? "warn" : undefined} /> },
   { key: "memory", title: "Memory", number: true, value: (w) => w.memory, cell: (w) => <Meter share={w.memoryLimit ? w.memory / w.memoryLimit : undefined} text={bytes(w.memory)} level={w.memoryLimit && w.memory / w.memoryLimit > 0.9 ? "warn" : undefined} /> },
-  { key: "rate", title: "Requests", number: true, value: (w) => w.rate, cell: (w) => (w.rate > 0 ? rate(w.rate) : <span class="muted">–</span>) },
+  { key: "rate", title: "Requests", number: true, value: (w) => w.rate, cell: (w) => (w.rate > 0 ? rate(w.rate) : sent(w) > 0 ? <span class="muted" title="It receives none that a sidecar measures">sends {rate(sent(w))}</span> : <span class="muted">–</span>) },
   { key: "errors", title: "Errors", number: true, value: (w) => (w.rate > 0 ? w.errors / w.rate : -1), cell: (w) => <Errors rate={w.rate} errors={w.errors} /> },
   { key: "images", title: "Images", class: "wide", value: (w) => w.images.join(" "), cell: (w) => <span class="images">{w.images.map((i) => <code key={i}>{i}</code>)}</span> },
 ];
@@ -84,39 +92,88 @@ export function WorkloadView() {
   );
 }
 
-function podSeries(lines: WorkloadAnswer["cpu"], name: string): Series[] {
-  return lines.map((l, i) => {
-    const pod = l.labels?.pod ?? "";
-    return { label: pod.startsWith(name + "-") ? pod.slice(name.length + 1) : pod, points: l.points, ...palette(i) };
-  });
+const dashes = [[], [6, 3], [2, 3], [10, 3, 2, 3]];
+
+interface Vector {
+  data: { result: { metric: Record<string, string>; value: [number, string] }[] };
+}
+
+function rangeOf(query: string, start: number, end: number, step: number): string {
+  return `/api/v1/query_range?${new URLSearchParams({ query, start: String(start / 1000), end: String(end / 1000), step: String(step) })}`;
+}
+
+const stepOf = (start: number, end: number): number => Math.max(15, Math.floor((end - start) / 1000 / 120 / 15) * 15);
+
+/** What each container uses, with the limits of those that have one: a pod with a container that has none has no limit. */
+function Usage({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
+  const { start, end } = d, step = stepOf(start, end);
+  const queries = d.pods.length > 0 ? usageQueries(d.state.namespace, d.pods.map((p) => p.name), step) : undefined;
+  const cpu = useData<Matrix>(queries && rangeOf(queries.cpu, start, end, step), false);
+  const memory = useData<Matrix>(queries && rangeOf(queries.memory, start, end, step), false);
+  const limits = useData<Vector>(queries && `/api/v1/query?${new URLSearchParams({ query: queries.limits, time: String(end / 1000) })}`, false);
+  const values = (limits.data?.data.result ?? []).map((r) => ({ labels: r.metric, value: Number(r.value[1]) }));
+  const chart = (title: string, resource: string, answer: Data<Matrix>, format: (v: number) => string, binary: boolean) => {
+    const series: Series[] = answer.data ? usedBy(seriesLines(answer.data), d.state.name).map((u) => ({ label: u.label, points: u.points, color: palette(u.pod).color, dash: dashes[u.container % dashes.length]! })) : [];
+    const own = containerLimits(values, resource);
+    const notes = [...(own.length > 0 ? own.map((l) => `${l.label}: ${format(l.value)}`) : limits.data ? ["no limit"] : []), ...(d.pods.length > mostPods ? [`the newest ${mostPods} pods`] : [])];
+    return (
+      <Panel>
+        <Chart
+          title={title} note={notes.join("; ")} series={series} start={start} end={end} format={format} binary={binary} marks={marks} limits={own}
+          {...(answer.error ? { empty: answer.error.message } : answer.loading ? { empty: "Loading" } : {})}
+        />
+      </Panel>
+    );
+  };
+  return (
+    <>
+      {chart("CPU, cores by container", "cpu", cpu, cores, false)}
+      {chart("Memory by container", "memory", memory, bytes, true)}
+    </>
+  );
+}
+
+/** The requests that a workload receives; of one that receives none, as gateways, those that it sends. */
+function Requests({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
+  const receives = d.rates.some((l) => l.points.length > 0), step = stepOf(d.start, d.end);
+  const sent = useData<Matrix>(receives ? undefined : rangeOf(sentQuery(d.state.namespace, d.state.name, step), d.start, d.end, step), false);
+  const lines = receives ? d.rates : sent.data ? seriesLines(sent.data) : [];
+  const sends = !receives && lines.some((l) => l.points.length > 0);
+  return (
+    <>
+      <Panel><Chart title={sends ? "Requests per second that it sends" : "Requests per second"} {...(sends ? { note: "the mesh measured none that it receives" } : {})} series={seriesOf(lines, "class", classStyles)} start={d.start} end={d.end} format={digits} marks={marks} empty="It received no requests in the mesh." /></Panel>
+      <Panel><Chart title="Duration" series={seriesOf(d.quantiles, "quantile", quantileStyles)} start={d.start} end={d.end} format={ms} marks={marks} empty="It received no requests in the mesh." /></Panel>
+    </>
+  );
 }
 
 function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
   const s = d.state, running = d.pods.filter((p) => !p.gone);
   const restarts = running.reduce((n, p) => n + p.restarts, 0);
   const limit = d.limits.memory, cpuLimit = d.limits.cpu;
+  // What the problem says already.
+  const said = d.findings.filter((f) => d.problem && [d.problem.text, d.problem.why ?? ""].some((t) => t.includes(f.message)));
+  const revisions = numbered(d.revisions), times = revisionTimes({ ...d, revisions });
   return (
     <>
       {s.deleted && <p><Badge level="note">It was deleted <Time at={Date.parse(s.deleted)} /></Badge></p>}
       {d.problem && (
         <div class="failure" role="status">
           <Icon name="warn" />
-          <span>{d.problem.text}.{d.problem.why && ` ${d.problem.why}.`}{d.problem.since && <> Since <Time at={Date.parse(d.problem.since)} />.</>}</span>
+          <span><Prose text={[d.problem.text, d.problem.why ?? "", ...said.map((f) => capital(f.advice))].map(sentence).filter(Boolean).join(" ")} />{d.problem.since && <> Since <Time at={Date.parse(d.problem.since)} />.</>}</span>
         </div>
       )}
-      {d.findings.map((f) => <div class="failure" key={JSON.stringify(f)}><Icon name="note" /><span><b>{f.message}</b> {f.advice}</span></div>)}
+      {d.findings.filter((f) => !said.includes(f)).map((f) => <div class="failure" key={JSON.stringify(f)}><Icon name="note" /><span><b><Prose text={sentence(f.message)} /></b> <Prose text={sentence(capital(f.advice))} /></span></div>)}
       <dl class="stats">
         <Stat label="Pods ready" value={<>{s.ready}<span class="of">/{s.replicas}</span></>} level={d.problem ? (s.ready === 0 ? "bad" : "warn") : undefined} hint={count(d.pods.length, "pod in this time", "pods in this time")} />
         <Stat label="Restarts" value={restarts} level={restarts > 0 ? "warn" : undefined} hint="of these pods" />
         <Stat label="Requests of a pod" value={d.requests.cpu !== undefined || d.requests.memory !== undefined ? `${d.requests.cpu === undefined ? "–" : cores(d.requests.cpu)} · ${d.requests.memory === undefined ? "–" : bytes(d.requests.memory)}` : "none"} hint="CPU and memory" />
-        <Stat label="Limits of a pod" value={cpuLimit !== undefined || limit !== undefined ? `${cpuLimit === undefined ? "–" : cores(cpuLimit)} · ${limit === undefined ? "–" : bytes(limit)}` : "none"} hint="CPU and memory" />
-        {s.created && <Stat label="Age" value={span(now() - Date.parse(s.created))} hint={`revision ${s.revision || "–"}`} />}
+        <Stat label="Limits of a pod" value={cpuLimit !== undefined || limit !== undefined ? `${cpuLimit === undefined ? "–" : cores(cpuLimit)} · ${limit === undefined ? "–" : bytes(limit)}` : "none"} hint="CPU and memory, of containers that have one" />
+        {s.created && <Stat label="Age" value={span((s.deleted ? Date.parse(s.deleted) : d.end) - Date.parse(s.created))} hint={`revision ${s.revision || "–"}`} />}
       </dl>
       <div class="columns">
-        <Panel><Chart title="Requests per second" series={seriesOf(d.rates, "class", classStyles)} start={d.start} end={d.end} format={digits} marks={marks} empty="It received no requests in the mesh." /></Panel>
-        <Panel><Chart title="Duration" series={seriesOf(d.quantiles, "quantile", quantileStyles)} start={d.start} end={d.end} format={ms} marks={marks} empty="It received no requests in the mesh." /></Panel>
-        <Panel><Chart title="CPU, cores by pod" series={podSeries(d.cpu, s.name)} start={d.start} end={d.end} format={cores} marks={marks} {...(cpuLimit ? { limit: { value: cpuLimit, label: "limit" } } : {})} /></Panel>
-        <Panel><Chart title="Memory by pod" series={podSeries(d.memory, s.name)} start={d.start} end={d.end} format={bytes} binary marks={marks} {...(limit ? { limit: { value: limit, label: "limit" } } : {})} /></Panel>
+        <Requests data={d} marks={marks} />
+        <Usage data={d} marks={marks} />
       </div>
       <Panel title="Pods, also those that are gone" actions={d.cut ? <span class="muted">the newest 5,000 snapshots of this time</span> : undefined}>
         {d.pods.length === 0 ? <Empty title="No pods" icon="workloads" /> : <Pods data={d} />}
@@ -124,8 +181,8 @@ function Body({ data: d, marks }: { data: WorkloadAnswer; marks: Mark[] }) {
       <div class="columns">
         <Panel title="Revisions">
           <ol class="changes">
-            {d.revisions.map((r, i) => (
-              <li key={`${r.time}${i}`}><Time at={r.time} /><span class="kind deploy"><Icon name="deploy" size={13} />{r.revision ? `Revision ${r.revision}` : "Template"}</span><span class="images">{r.images.map((x) => <code key={x} class={d.revisions[i + 1] && !d.revisions[i + 1]!.images.includes(x) ? "new" : ""}>{x}</code>)}</span></li>
+            {revisions.map((r, i) => (
+              <li key={`${r.time}${i}`}><span class="when"><SinceTime of={times[i]!} /></span><span class="kind deploy"><Icon name="deploy" size={13} />{r.revision ? `Revision ${r.revision}` : "Template"}</span><span class="images">{r.images.map((x) => <code key={x} class={revisions[i + 1] && !revisions[i + 1]!.images.includes(x) ? "new" : ""}>{x}</code>)}</span></li>
             ))}
           </ol>
           {d.rollouts.length > 0 && (
@@ -172,7 +229,7 @@ function Lived({ pod: p, start, end }: { pod: Pod; start: number; end: number })
   return (
     <span class="lived">
       <span class="track" aria-hidden="true"><i class={p.gone ? "gone" : ""} style={{ insetInlineStart: `${x(from)}%`, inlineSize: `${Math.max(1.5, x(to) - x(from))}%` }} /></span>
-      <span>{p.gone ? `${when(from, now())} – ${when(to, from)}` : `for ${span(now() - from)}`}</span>
+      <span>{p.gone ? `${when(from, now())} – ${when(to, from)}` : `for ${span(end - from)}`}</span>
     </span>
   );
 }
