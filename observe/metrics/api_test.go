@@ -445,5 +445,5 @@ func TestPromtool(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(file, jobs, 0o600))
 	require.Contains(t, promtool(t, "check", "config", "--syntax-only", file), "SUCCESS")
-	require.Contains(t, promtool(t, "check", "rules", "../rulefiles/default.yaml"), "SUCCESS: 6 rules found")
+	require.Contains(t, promtool(t, "check", "rules", "../rulefiles/default.yaml"), "SUCCESS: 14 rules found")
 }
