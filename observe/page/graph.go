@@ -56,6 +56,8 @@ type node struct {
 	InErrors  float64  `json:"inErrors"`
 	Out       float64  `json:"out"`
 	OutErrors float64  `json:"outErrors"`
+	// NoRoute is the part of In that the proxy answered itself, because it had no route: such requests reached no other node.
+	NoRoute float64 `json:"noRoute,omitempty"`
 	// Problem is a sentence if pods of it are not ready.
 	Problem string `json:"problem,omitempty"`
 }
@@ -219,6 +221,7 @@ type graphOfCalls struct {
 
 type nodeFacts struct {
 	services map[string]bool
+	unrouted float64          // requests that its proxy answered itself
 	members  map[nodeKey]bool // of a box
 }
 
@@ -289,6 +292,13 @@ func (g *graphOfCalls) ends(m interface{ Get(string) string }) (from, to nodeKey
 	return from, to
 }
 
+// unrouted reports whether a proxy answered a request itself: it names nothing to which it would have sent it. With a status, that is a request
+// without a route, or a redirect.
+func unrouted(m interface{ Get(string) string }) bool {
+	return m.Get("reporter") == "source" && known(m.Get("source_workload")) &&
+		!known(m.Get("destination_workload")) && !known(m.Get("destination_service_name")) && !known(m.Get("destination_service"))
+}
+
 func (g *graphOfCalls) node(k nodeKey) *nodeFacts {
 	n := g.nodes[k]
 	if n == nil {
@@ -325,6 +335,10 @@ func (c *call) of(reporter string) *counts {
 func (g *graphOfCalls) addRequests(sample promql.Sample) {
 	m := sample.Metric
 	from, to := g.ends(m)
+	if unrouted(m) {
+		g.node(from).unrouted += sample.F
+		return
+	}
 	e := g.edge(from, to)
 	if service := m.Get("destination_service_name"); known(service) {
 		g.node(to).services[service] = true
@@ -483,6 +497,12 @@ func (g *graphOfCalls) reduce(view graphView) *reducedGraph {
 			nodes[ends[0]], nodes[ends[1]] = true, true
 		}
 	}
+	for k, facts := range g.nodes {
+		inside := len(view.namespaces) == 0 || slices.Contains(view.namespaces, k.Namespace)
+		if facts.unrouted > 0 && inside && !view.failing && (view.focus.Name == "" || k == view.focus) {
+			nodes[k] = true // also one that called no other
+		}
+	}
 	r := &reducedGraph{graphOfCalls: *newGraphOfCalls(), of: map[nodeKey]nodeKey{}, boxes: map[string]bool{}}
 	open := func(namespace string) bool {
 		return slices.Contains(view.open, namespace) || slices.Contains(view.namespaces, namespace)
@@ -525,6 +545,7 @@ func (g *graphOfCalls) reduce(view graphView) *reducedGraph {
 		to := r.of[k]
 		n := r.node(to)
 		n.members[k] = true
+		n.unrouted += g.nodes[k].unrouted
 		if to == k {
 			for service := range g.nodes[k].services {
 				n.services[service] = true
@@ -650,7 +671,7 @@ func (r *reducedGraph) answer(seconds float64, problems map[nodeKey]string, weig
 	for i, k := range keys {
 		index[k] = i
 		facts := r.nodes[k]
-		nodes[i] = node{nodeKey: k, Services: sortedKeys(facts.services), Problem: problems[k]}
+		nodes[i] = node{nodeKey: k, Services: sortedKeys(facts.services), Problem: problems[k], In: facts.unrouted / seconds, NoRoute: facts.unrouted / seconds}
 		if k.Kind == aNamespace || k.Kind == theRest {
 			nodes[i].Members = len(facts.members)
 			bad := 0

@@ -72,6 +72,38 @@ func TestRequestsThatReachedNoOne(t *testing.T) {
 	require.Contains(t, g.edges, [2]nodeKey{web, {aService, "b", "api"}})
 }
 
+// A request for which a gateway has no route reaches no one: it is the gateway's own, and not one to a host outside of the cluster.
+func TestRequestsWithoutARoute(t *testing.T) {
+	gateway := nodeKey{aWorkload, "istio-system", "gateway"}
+	b := labels.NewBuilder(requestSample("source", "istio-system", "gateway", "unknown", "unknown", "unknown", "404", 0).Metric)
+	none := promql.Sample{F: 30, Metric: b.Set("destination_service", "unknown").Labels()}
+	for what, samples := range map[string][]promql.Sample{
+		"only such":  {none},
+		"and others": {none, requestSample("source", "istio-system", "gateway", "a", "web", "web", "200", 60)},
+	} {
+		t.Run(what, func(t *testing.T) {
+			g := graphFrom(samples...)
+			require.Len(t, g.edges, len(samples)-1)
+			drawn := g.reduce(graphView{drawn: drawnNodes, most: mostNodes})
+			nodes, edges := drawn.answer(10, nil, nil)
+			require.Len(t, nodes, len(samples))
+			require.Len(t, edges, len(samples)-1)
+			i := slices.IndexFunc(nodes, func(n node) bool { return n.nodeKey == gateway })
+			require.Equal(t, 3.0, nodes[i].NoRoute)
+			require.Equal(t, 3.0, nodes[i].In)
+			require.Zero(t, nodes[i].InErrors)
+			// Filters apply to it, too.
+			nodes, _ = g.reduce(graphView{namespaces: []string{"other"}, drawn: drawnNodes, most: mostNodes}).answer(10, nil, nil)
+			require.Empty(t, nodes)
+			nodes, _ = g.reduce(graphView{failing: true, drawn: drawnNodes, most: mostNodes}).answer(10, nil, nil)
+			require.Empty(t, nodes)
+		})
+	}
+	// Where it went is known: to a host outside.
+	outside := promql.Sample{F: 1, Metric: b.Set("destination_service", "example.com").Labels()}
+	require.Contains(t, graphFrom(outside).edges, [2]nodeKey{gateway, {Kind: anExternal, Name: "example.com"}})
+}
+
 func TestOutcome(t *testing.T) {
 	for _, row := range []struct {
 		code, grpc string
