@@ -29,6 +29,14 @@ const unbuilt = `<!doctype html>
 </html>
 `
 
+// missing answers a browser's request for a path that is no view.
+const missing = `<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not found – Polymesh</title>
+<h1>There is no such page</h1>
+<p><a href="/">The overview</a> has links to all views.</p>
+</html>
+`
+
 // files are the files of the page, each as brotli and gzip. For clients that accept neither, they are decompressed.
 type files struct {
 	index string
@@ -67,6 +75,15 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		name = f.index
+	case strings.Contains(r.Header.Get("Accept"), "text/html"):
+		// A mistyped address. Programs that ask for a path which does not exist get the plain answer.
+		w.Header().Set("Cache-Control", "no-cache")
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		w.WriteHeader(http.StatusNotFound)
+		if r.Method != http.MethodHead {
+			_, _ = io.WriteString(w, missing)
+		}
+		return
 	default:
 		http.NotFound(w, r)
 		return

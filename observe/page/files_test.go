@@ -28,6 +28,14 @@ func TestFiles(t *testing.T) {
 	for _, path := range []string{"/app.js", "/index.html", "/dist/app.js", "/.gitignore", "/nothing"} {
 		require.Equal(t, http.StatusNotFound, ask(path, "gzip").Code, path)
 	}
+	// A browser gets a page with a way back.
+	r := httptest.NewRequest(http.MethodGet, "/nonsense", nil)
+	r.Header.Set("Accept", "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8")
+	mistyped := httptest.NewRecorder()
+	h.ServeHTTP(mistyped, r)
+	require.Equal(t, http.StatusNotFound, mistyped.Code)
+	require.Equal(t, "text/html; charset=utf-8", mistyped.Header().Get("Content-Type"))
+	require.Contains(t, mistyped.Body.String(), `<a href="/">`)
 	if strings.Contains(plain.Body.String(), "not built") {
 		t.Skip("the page is not built: node build.mjs in observe/web")
 	}
