@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math"
 	"net/http"
@@ -252,6 +253,9 @@ func (k *Kubelet) Start(ctx context.Context) error {
 	if err := k.images.First(ctx); err != nil {
 		return fmt.Errorf("wait for the images that every pod needs: %w", err)
 	}
+	if err := k.measure(); err != nil {
+		return err
+	}
 	deps, err := app.UnsecuredDependencies(ctx, k.server, utilfeature.DefaultFeatureGate)
 	if err != nil {
 		return fmt.Errorf("build dependencies: %w", err)
@@ -261,6 +265,15 @@ func (k *Kubelet) Start(ctx context.Context) error {
 		go k.opts.Nameservers.follow(ctx)
 		return app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate)
 	})
+	return nil
+}
+
+// measure tells cAdvisor which containerd has the containers. Without it, what cAdvisor measures has no names of pods and containers, and
+// nothing of pods' networks. Its endpoint is only a flag of the process, which the kubelet's program sets and a library's user has to.
+func (k *Kubelet) measure() error {
+	if err := flag.Set("containerd", k.opts.Settings.DataDir.ContainerdSocket()); err != nil {
+		return fmt.Errorf("set cAdvisor's containerd: %w", err)
+	}
 	return nil
 }
 

@@ -132,6 +132,26 @@ func TestKubeletUsesItsOwnCertificates(t *testing.T) {
 	}
 }
 
+// cAdvisor has its client of containerd in the kubelet's process, and asks the one that has the pods.
+func TestCAdvisorAsksOurContainerd(t *testing.T) {
+	endpoint := flag.Lookup("containerd").Value
+	before := endpoint.String()
+	t.Cleanup(func() {
+		if err := endpoint.Set(before); err != nil {
+			t.Error(err)
+		}
+	})
+	k := NewKubelet(nodeOptions(settings(t)), nil)
+	var configured kubeletconfig.KubeletConfiguration
+	k.configure(&configured)
+	if err := k.measure(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := "unix://"+endpoint.String(), configured.ContainerRuntimeEndpoint; got != want {
+		t.Errorf("cAdvisor asks %s, and the kubelet %s", got, want)
+	}
+}
+
 func TestBadArgumentsAreRefused(t *testing.T) {
 	for arg, want := range map[string]string{
 		"max-pod=20":     "--kubelet-arg: unknown flag: --max-pod",
