@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,7 +22,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/common/route"
-	"github.com/prometheus/common/version"
 	"github.com/prometheus/prometheus/config"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/rules"
@@ -106,7 +106,7 @@ func (m *Metrics) newAPI() *v1.API {
 		false,                    // agent
 		regexp.MustCompile(`^$`), // no other origins
 		view.runtime,
-		&v1.PrometheusVersion{Version: version.Version, Revision: version.Revision, GoVersion: runtime.Version()},
+		&v1.PrometheusVersion{Version: prometheusVersion(), GoVersion: runtime.Version()},
 		func() []notifications.Notification { return []notifications.Notification{} },
 		func() (<-chan notifications.Notification, func(), bool) { return nil, nil, false },
 		m.registry,
@@ -121,11 +121,36 @@ func (m *Metrics) newAPI() *v1.API {
 		false, // metadata in the log
 		nil,   // other codes of errors
 		features.NewRegistry(),
-		v1.OpenAPIOptions{ExternalURL: externalURL.String(), Version: version.Version},
+		v1.OpenAPIOptions{ExternalURL: externalURL.String(), Version: prometheusVersion()},
 		m.parser,
 		false, // cost of queries
 		queryTimeout,
 	)
+}
+
+// prometheusVersion is the version of Prometheus whose packages this is built from. Grafana, for example, shows it, and asks for what that version
+// has.
+func prometheusVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, m := range info.Deps {
+		if m.Path == "github.com/prometheus/prometheus" {
+			return release(m.Version)
+		}
+	}
+	return ""
+}
+
+// release returns the release of a module's version: Prometheus 3.16.0 is the module's v0.316.0, as Go allows no 3 there without another path.
+func release(module string) string {
+	rest, ok := strings.CutPrefix(module, "v0.3")
+	minor, patch, ok2 := strings.Cut(rest, ".")
+	if n, err := strconv.Atoi(minor); ok && ok2 && err == nil && len(minor) == 2 {
+		return fmt.Sprintf("3.%d.%s", n, patch)
+	}
+	return strings.TrimPrefix(module, "v")
 }
 
 // readOnly passes on requests that only read, with parameters of a bounded size.

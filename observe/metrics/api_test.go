@@ -96,6 +96,7 @@ func TestAPI(t *testing.T) {
 	info, err := s.api.Buildinfo(ctx)
 	require.NoError(t, err)
 	require.NotEmpty(t, info.GoVersion)
+	require.Regexp(t, `^3\.\d+\.\d+`, info.Version)
 	c, err := s.api.Config(ctx)
 	require.NoError(t, err)
 	require.Contains(t, c.YAML, "job_name: polymesh-observe")
@@ -446,4 +447,9 @@ func TestPromtool(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, jobs, 0o600))
 	require.Contains(t, promtool(t, "check", "config", "--syntax-only", file), "SUCCESS")
 	require.Contains(t, promtool(t, "check", "rules", "../rulefiles/default.yaml"), "SUCCESS: 14 rules found")
+}
+func TestRelease(t *testing.T) {
+	for module, want := range map[string]string{"v0.316.0": "3.16.0", "v0.308.1": "3.8.1", "v0.316.0-rc.1": "3.16.0-rc.1", "v3.20.0": "3.20.0", "(devel)": "(devel)", "": ""} {
+		require.Equal(t, want, release(module), module)
+	}
 }

@@ -100,8 +100,8 @@ func TestDocsExamples(t *testing.T) {
 
 	require.Len(t, c.AlertingConfig.AlertmanagerConfigs, 1)
 	for service, kept := range map[string]bool{"alertmanager": true, "other": false} {
-		_, ok := relabel.Process(labels.FromStrings("__meta_kubernetes_service_name", service, "__meta_kubernetes_endpointslice_port", "9093"), c.AlertingConfig.AlertmanagerConfigs[0].RelabelConfigs...)
-		require.Equal(t, kept, ok, service)
+		b := labels.NewBuilder(labels.FromStrings("__meta_kubernetes_service_name", service, "__meta_kubernetes_endpointslice_port", "9093"))
+		require.Equal(t, kept, relabel.ProcessBuilder(b, c.AlertingConfig.AlertmanagerConfigs[0].RelabelConfigs...), service)
 	}
 
 	var rules []string
