@@ -127,7 +127,7 @@ func TestDocsRules(t *testing.T) {
 	}
 	var want []string
 	for _, r := range defaults(t) {
-		lasting := ""
+		lasting := "at once"
 		if r.lasting != 0 {
 			lasting = r.lasting.String()
 		}

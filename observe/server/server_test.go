@@ -49,6 +49,42 @@ func get(t *testing.T, c *http.Client, path string) (int, string) {
 	return answer.StatusCode, string(text)
 }
 
+// documentedPaths returns the paths of docs/operate/observe.md, by socket, and whether they are there.
+func documentedPaths(t *testing.T) map[string]map[string]bool {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/operate/observe.md")
+	require.NoError(t, err)
+	_, rest, ok := strings.Cut(string(text), "<!-- paths:")
+	table, _, ok2 := strings.Cut(rest, "<!-- end of paths -->")
+	require.True(t, ok && ok2, "the page has no table of paths")
+	all := map[string]map[string]bool{}
+	for line := range strings.Lines(table) {
+		cells := strings.Split(line, " | ")
+		if len(cells) != 3 || !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		paths := map[string]bool{}
+		for i, cell := range cells[1:] {
+			prefix := ""
+			for j, name := range strings.Split(cell, "`") {
+				switch path := strings.ReplaceAll(name, "NAME", "job"); {
+				case j%2 == 0:
+				case strings.HasSuffix(path, "/v1/"):
+					prefix = path
+				case strings.HasPrefix(path, "/"):
+					paths[path] = i == 0
+				default:
+					paths[prefix+path] = i == 0
+				}
+			}
+		}
+		require.Greater(t, len(paths), 6, line)
+		all[strings.Trim(cells[0], "| `")] = paths
+	}
+	require.Len(t, all, 3)
+	return all
+}
+
 // ask requests a path with headers, and follows no redirect.
 func ask(t *testing.T, c *http.Client, path string, headers ...string) *http.Response {
 	t.Helper()
@@ -165,6 +201,13 @@ func TestSockets(t *testing.T) {
 	require.Equal(t, http.StatusOK, code)
 	require.Contains(t, text, `"data":[`)
 	require.Equal(t, http.StatusForbidden, ask(t, client(filepath.Join(dir, "loki.sock")), "/loki/api/v1/labels", "Origin: http://evil.example").StatusCode)
+	for name, paths := range documentedPaths(t) {
+		c := client(filepath.Join(dir, name+".sock"))
+		for path, there := range paths {
+			code, _ := get(t, c, path)
+			require.Equal(t, there, code != http.StatusNotFound, "docs/operate/observe.md: %s%s: status %d", name, path, code)
+		}
+	}
 	_, text = get(t, client(filepath.Join(dir, "prometheus.sock")), "/metrics")
 	require.Contains(t, text, "\nprocess_resident_memory_bytes ", "whoever scrapes gets numbers")
 

@@ -40,6 +40,11 @@ var adapted = []struct{ command, instead, why string }{
 	{"apt-get install buildah slirp4netns", "dpkg-query --show buildah slirp4netns", "the test's machine has them"},
 	{`sudo install -m 0600 -o "$USER" /etc/polymesh/polymesh.yaml ~/.kube/polymesh.yaml`,
 		`install -m 0600 -o "$(id -un)" "$KUBECONFIG" ~/.kube/polymesh.yaml`, "the node's kubeconfig has another path"},
+	{"polymesh deploy examples/polyglot/guide", `polymesh deploy "$TOP/examples/polyglot/guide"`, "the test's folder is another one"},
+	{`curl $gateway/api/v1/call-go -H "Host: api.example.com"`,
+		`curl --noproxy '*' -sSf --retry 30 --retry-delay 1 --retry-all-errors $gateway/api/v1/call-go -H "Host: api.example.com"`, "the test's machine may have a proxy, and fails for a status of an error"},
+	{`curl $gateway/api/v1/predict -H "Host: api.example.com" -H "Content-Type: application/json" -d '{"data": [1.0, 2.0, 3.0]}'`,
+		`curl --noproxy '*' -sSf $gateway/api/v1/predict -H "Host: api.example.com" -H "Content-Type: application/json" -d '{"data": [1.0, 2.0, 3.0]}'`, "as above"},
 }
 
 // TestWalk runs what README.md and docs/start say, from the first line to the last, out of the pages themselves.
