@@ -435,7 +435,7 @@ func (s *server) addTargets(ctx context.Context, a *overviewAnswer, p period, _ 
 	return nil
 }
 
-// addAlerts adds users' alerts. The store's own are the triggers.
+// addAlerts adds alerts, users' and the store's own, without those with a trigger: the page says itself what these are about.
 func (s *server) addAlerts(ctx context.Context, a *overviewAnswer, p period, _ []string) error {
 	lines, err := s.over(ctx, selector("ALERTS", is("alertstate", "firing"), is("trigger", "")), period{p.end.Add(-sinceWindow), p.end}, 5*time.Minute)
 	if err != nil {

@@ -51,6 +51,8 @@ func TestObserveNodes(t *testing.T) {
 	for expression, want := range map[string]float64{
 		`count(node_memory_MemTotal_bytes)`: 3, `count(up{job="kubelet"} == 1)`: 3,
 		`count(count by (node) (container_memory_working_set_bytes{namespace="default"}))`: 2, `count(kube_pod_status_ready{namespace="default",condition="true"} == 1)`: 2,
+		// cAdvisor knows pods only if it asks the node's containerd.
+		`count(count by (node) (container_network_receive_bytes_total{namespace="default"}))`: 2, `count(container_memory_rss{namespace="default",container!=""})`: 2,
 	} {
 		first.Eventually(t, 2*time.Minute, func() (bool, string) {
 			got := s.count(t, expression)
