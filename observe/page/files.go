@@ -29,8 +29,8 @@ const unbuilt = `<!doctype html>
 </html>
 `
 
-// missing answers a browser's request for a path that is no view.
-const missing = `<!doctype html>
+// noView answers a browser's request for a path that is no view.
+const noView = `<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not found – Polymesh</title>
 <h1>There is no such page</h1>
 <p><a href="/">The overview</a> has links to all views.</p>
@@ -81,7 +81,7 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.WriteHeader(http.StatusNotFound)
 		if r.Method != http.MethodHead {
-			_, _ = io.WriteString(w, missing)
+			_, _ = io.WriteString(w, noView)
 		}
 		return
 	default:
