@@ -322,7 +322,7 @@ func kubelet(name, path string, sd discovery.Configs, o Options) *config.ScrapeC
 
 const (
 	resourceKept      = `(?:node|pod|container)_(?:cpu_usage_seconds_total|memory_working_set_bytes)|container_start_time_seconds|resource_scrape_error`
-	cadvisorPod       = `container_network_(?:receive|transmit)_(?:bytes|packets_dropped|errors)_total`
+	cadvisorPod       = `container_network_(?:receive|transmit)_(?:bytes|packets|packets_dropped)_total`
 	cadvisorContainer = `container_cpu_cfs_(?:periods|throttled_periods|throttled_seconds)_total|container_oom_events_total|` +
 		`container_fs_(?:reads|writes)_bytes_total|container_memory_rss`
 )

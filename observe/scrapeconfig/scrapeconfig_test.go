@@ -294,3 +294,43 @@ func TestSamples(t *testing.T) {
 		require.Equal(t, c.want, got)
 	}
 }
+
+// What cAdvisor counts for a pod with two containers, one of them with a CPU limit, is 13 series of some hundred. It counts the pod's network
+// once, with no container, and the same numbers for the pod's cgroup and for those of the machine.
+func TestCadvisorSeries(t *testing.T) {
+	each := strings.Fields(`container_blkio_device_usage_total container_cpu_load_average_10s container_cpu_usage_seconds_total container_cpu_user_seconds_total
+		container_file_descriptors container_fs_inodes_total container_fs_usage_bytes container_last_seen container_memory_cache container_memory_failures_total
+		container_memory_rss container_memory_usage_bytes container_memory_working_set_bytes container_oom_events_total container_processes
+		container_spec_cpu_period container_spec_memory_limit_bytes container_start_time_seconds container_threads`)
+	limited := []string{"container_cpu_cfs_periods_total", "container_cpu_cfs_throttled_periods_total", "container_cpu_cfs_throttled_seconds_total"}
+	var network []string
+	for _, way := range []string{"receive", "transmit"} {
+		for _, what := range []string{"bytes", "errors", "packets", "packets_dropped"} {
+			network = append(network, "container_network_"+way+"_"+what+"_total")
+		}
+	}
+	j, all, got := jobNamed(t, JobCadvisor), 0, map[string]int{}
+	count := func(names []string, pod, container string) {
+		for _, name := range names {
+			all++
+			if _, ok := kept(j, "__name__", name, "id", "/x", "namespace", "shop", "pod", pod, "container", container); ok {
+				got[name]++
+			}
+		}
+	}
+	count(append(each, limited...), "api", "api")
+	count(each, "api", "istio-proxy")
+	count(append(each, network...), "api", "") // the pod's sandbox and its cgroup
+	count(append(each, network...), "", "")
+	want := map[string]int{"container_memory_rss": 2, "container_oom_events_total": 2}
+	for _, name := range limited {
+		want[name] = 1
+	}
+	for _, name := range network {
+		if !strings.Contains(name, "errors") {
+			want[name] = 1
+		}
+	}
+	require.Equal(t, want, got)
+	require.Greater(t, all, 90)
+}
