@@ -331,6 +331,53 @@ network-policy   Ready      1s      -         in server   3 NetworkPolicies are 
 	}
 }
 
+// Users choose the names and the texts.
+func TestReportNamesTroubledWorkloads(t *testing.T) {
+	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
+	crash := status.Problem{Kind: "Deployment", Namespace: "shop", Name: "api", Container: "app", Reason: "Crash", Message: "ended with exit code 3", Replicas: 2}
+	bare := status.Problem{Kind: "Deployment", Namespace: "shop", Name: "full", Reason: "Refused", Message: "exceeded quota\x1b[2J\nx", Replicas: 1, Checked: now.Add(-45 * time.Second)}
+	late := status.Problem{Kind: "CronJob", Namespace: "shop", Name: "night", Reason: "NotReady", Message: "the job failed"}
+	for name, c := range map[string]struct {
+		of   *status.Workloads
+		page bool
+		want string
+	}{
+		"an agent":         {},
+		"all well":         {of: &status.Workloads{}},
+		"not known":        {of: &status.Workloads{Unknown: "no\x1b time"}, want: "\n? whether workloads have problems: no\\x1b time\n"},
+		"one, with a page": {of: &status.Workloads{Troubled: 1, Problems: []status.Problem{crash}}, page: true, want: `
+! 1 workload has problems:
+    deployment shop/api: 0 of 2 pods are ready: container app: Crash: ended with exit code 3
+  see ` + "`polymesh dashboard`, or `polymesh kubectl get pods -A`" + `
+`},
+		"many": {of: &status.Workloads{Troubled: 30, Problems: []status.Problem{bare, late, crash, crash}}, want: `
+! 30 workloads have problems:
+    deployment shop/full: 0 of 1 pod is ready: Refused: exceeded quota\x1b[2J\nx (not checked again for 45s)
+    cronjob shop/night: NotReady: the job failed
+    deployment shop/api: 0 of 2 pods are ready: container app: Crash: ended with exit code 3
+    and 27 more
+  see ` + "`polymesh kubectl get pods -A`" + `
+`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &status.Report{Ready: true, Workloads: c.of}
+			if c.page {
+				r.Components = []status.Component{{Status: component.Status{Name: "observe"}}}
+			}
+			var out bytes.Buffer
+			if err := printWorkloads(&out, r, now); err != nil || out.String() != c.want {
+				t.Errorf("%v, got:\n%s", err, out.String())
+			}
+			if r.Ready = false; c.of != nil && c.of.Unknown != "" {
+				out.Reset()
+				if err := printWorkloads(&out, r, now); err != nil || out.Len() > 0 {
+					t.Errorf("while it starts: %v, got:\n%s", err, out.String())
+				}
+			}
+		})
+	}
+}
+
 func TestAsk(t *testing.T) {
 	for answer, want := range map[string]bool{"y\n": true, "YES \n": true, "n\n": false, "\n": false, "yeah\n": false} {
 		var out strings.Builder

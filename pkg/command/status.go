@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -27,6 +29,8 @@ func newStatus() *cobra.Command {
 
 On a server of a cluster with several nodes it also shows the cluster, as this server sees it: nodes, members of etcd, leaders,
 certificates, the last snapshot. On an agent it shows the API servers, and to which one it is connected.
+
+On a server it also names the first workloads that have problems, and why.
 
 The exit code is 0 if all components of this node are ready, 1 if one is not, 3 if no node is running.`,
 		Args: cobra.NoArgs,
@@ -116,7 +120,64 @@ func printReport(w io.Writer, r *status.Report, now time.Time) error {
 		}
 	}
 	if r.Cluster != nil {
-		return printCluster(w, r.Cluster, now)
+		if err := printCluster(w, r.Cluster, now); err != nil {
+			return err
+		}
 	}
-	return nil
+	return printWorkloads(w, r, now)
+}
+
+// problemsShown is how many workloads with problems are named.
+const problemsShown = 3
+
+// printWorkloads writes what is wrong with the cluster's workloads, and nothing if they are well.
+func printWorkloads(w io.Writer, r *status.Report, now time.Time) error {
+	if r.Workloads == nil {
+		return nil
+	}
+	if r.Workloads.Unknown != "" {
+		// While the server starts, its components say why.
+		if r.Ready {
+			fmt.Fprintf(w, "\n? whether workloads have problems: %s\n", progress.Line(r.Workloads.Unknown))
+		}
+		return nil
+	}
+	n, problems := r.Workloads.Troubled, r.Workloads.Problems
+	if n == 0 {
+		return nil
+	}
+	fmt.Fprintf(w, "\n! %s:\n", counted(n, "workload has problems", "workloads have problems"))
+	for _, p := range problems[:min(problemsShown, len(problems))] {
+		text := fmt.Sprintf("%s %s/%s: ", strings.ToLower(p.Kind), p.Namespace, p.Name)
+		if p.Replicas > 0 {
+			text += fmt.Sprintf("%d of %s: ", p.Ready, counted(int(p.Replicas), "pod is ready", "pods are ready"))
+		}
+		if p.Container != "" {
+			text += "container " + p.Container + ": "
+		}
+		text += p.Reason + ": " + p.Message
+		if !p.Checked.IsZero() {
+			text += fmt.Sprintf(" (not checked again for %s)", duration.HumanDuration(now.Sub(p.Checked)))
+		}
+		fmt.Fprintf(w, "    %s\n", progress.Line(text))
+	}
+	if more := n - min(problemsShown, len(problems)); more > 0 {
+		fmt.Fprintf(w, "    and %d more\n", more)
+	}
+	see := "`polymesh kubectl get pods -A`"
+	if slices.ContainsFunc(r.Components, func(c status.Component) bool { return c.Name == observed }) {
+		see = "`polymesh dashboard`, or " + see
+	}
+	_, err := fmt.Fprintf(w, "  see %s\n", see)
+	return err
+}
+
+// observed is the component without which there is no page.
+const observed = "observe"
+
+func counted(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }

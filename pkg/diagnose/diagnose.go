@@ -119,7 +119,12 @@ func (w *examination) examine(ctx context.Context) ([]corev1.Pod, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the pods of %s: %w", w.id, err)
 	}
-	pods := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	pods := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool {
+		if p.DeletionTimestamp != nil {
+			w.ending = p.Name
+		}
+		return p.DeletionTimestamp != nil
+	})
 	// The pods of an older template may still be ready when none of the newest can be created.
 	if c := meta.FindStatusCondition(condition.OfObject(w.workload), string(appsv1.DeploymentReplicaFailure)); c != nil && c.Status == metav1.ConditionTrue {
 		w.refused(c.Message)
@@ -162,7 +167,13 @@ type examination struct {
 	// brief omits what needs more than pods and nodes: events, logs, namespaces.
 	brief bool
 	// most is how many pods are examined, those first that are not ready; 0 for all.
-	most     int
+	most int
+	// outputTime is the limit for reading a container's last output, logTime if it is 0.
+	outputTime time.Duration
+	// output is what each container last wrote when it was examined before, and written what it wrote now.
+	output, written map[string]string
+	// ending is a pod that is being deleted.
+	ending   string
 	findings []Finding
 }
 
@@ -178,10 +189,13 @@ func order(holds bool) int {
 func (w *examination) add(f Finding) {
 	f.Object = w.id
 	f.Message = Line(f.Message)
-	same := func(other Finding) bool { return other.Reason == f.Reason && other.Container == f.Container }
-	if !slices.ContainsFunc(w.findings, same) {
+	if !w.has(f.Reason, f.Container) {
 		w.findings = append(w.findings, f)
 	}
+}
+
+func (w *examination) has(reason Reason, container string) bool {
+	return slices.ContainsFunc(w.findings, func(f Finding) bool { return f.Reason == reason && f.Container == container })
 }
 
 // field returns a field of the workload.

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -196,6 +197,8 @@ func (w *examination) status(ctx context.Context, pod *corev1.Pod, s corev1.Cont
 			f.Message = fmt.Sprintf("killed at its memory limit of %s%s", limit, restarts(s))
 		}
 		f.Advice = outOfMemory
+	case w.has(Crash, s.Name): // the output of one pod is enough
+		return
 	default:
 		f.Reason, f.Places = Crash, w.container(s.Name)
 		f.Message = fmt.Sprintf("ended with exit code %d%s", ended.ExitCode, restarts(s))
@@ -274,21 +277,45 @@ const (
 // lastOutput returns the last lines of a container that has terminated. The finding is right without them, so it ignores errors,
 // such as that of a user who may not read logs.
 func (w *examination) lastOutput(ctx context.Context, pod *corev1.Pod, s corev1.ContainerStatus) string {
-	if s.State.Terminated != nil && s.State.Terminated.Message != "" {
-		return s.State.Terminated.Message
-	}
 	if w.brief {
+		if s.State.Terminated != nil {
+			return s.State.Terminated.Message
+		}
 		return ""
 	}
-	lines, limit := int64(lastLines), int64(lastBytes)
-	ctx, cancel := context.WithTimeout(ctx, logTime)
-	defer cancel()
-	text, err := w.client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{
-		Container: s.Name, Previous: s.State.Terminated == nil, TailLines: &lines, LimitBytes: &limit}).DoRaw(ctx)
-	if err != nil {
-		return ""
+	text := ""
+	if s.State.Terminated != nil {
+		text = s.State.Terminated.Message
 	}
-	return strings.TrimSpace(string(text))
+	if text == "" {
+		lines, limit := int64(lastLines), int64(lastBytes)
+		ctx, cancel := context.WithTimeout(ctx, cmp.Or(w.outputTime, logTime))
+		defer cancel()
+		read, err := w.client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{
+			Container: s.Name, Previous: s.State.Terminated == nil, TailLines: &lines, LimitBytes: &limit}).DoRaw(ctx)
+		if err != nil {
+			// What it wrote before may not be what it wrote now.
+			return ""
+		}
+		text = strings.TrimSpace(string(read))
+	}
+	if before := w.output[s.Name]; sameLines(before, text) {
+		text = before
+	}
+	if w.written == nil {
+		w.written = map[string]string{}
+	}
+	w.written[s.Name] = text
+	return text
+}
+
+// sameLines reports whether two texts have the same lines. A program's two streams are separate pipes, so the container runtime may log what it
+// wrote to both in either order, each time it crashes.
+func sameLines(a, b string) bool {
+	x, y := strings.Split(a, "\n"), strings.Split(b, "\n")
+	slices.Sort(x)
+	slices.Sort(y)
+	return slices.Equal(x, y)
 }
 
 // reference returns the field in which a container names the Secret or ConfigMap that a kubelet's message is about.

@@ -3,6 +3,8 @@
 package diagnose_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -18,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -250,6 +253,176 @@ func TestSurvey(t *testing.T) {
 	for _, f := range survey().Findings {
 		if f.Name == "migrate" {
 			t.Errorf("a job that failed two hours ago is reported: %+v", f)
+		}
+	}
+}
+
+// held holds requests until their time is over, while it is set for them.
+type held struct {
+	http.RoundTripper
+	these *atomic.Pointer[string]
+}
+
+func (h held) RoundTrip(r *http.Request) (*http.Response, error) {
+	if these := *h.these.Load(); these != "" && strings.Contains(r.URL.String(), these) {
+		<-r.Context().Done()
+		return nil, r.Context().Err()
+	}
+	return h.RoundTripper.RoundTrip(r)
+}
+
+// What cannot be found out in time is as it was found last, or is said to be unknown. What is deleted is not wrong.
+func TestSurveyWithoutTime(t *testing.T) {
+	file := controlplanetest.Start(t, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	client := controlplanetest.Client(t, file)
+	c := &cluster{t, client}
+	controlplanetest.ReadyNode(t, client, "n1")
+	for _, name := range []string{"shop", "old"} {
+		if _, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var hold atomic.Pointer[string]
+	hold.Store(new(string))
+	surveying, err := kubeconfig.Client(file, func(r *rest.Config) {
+		r.QPS = -1
+		r.Wrap(func(next http.RoundTripper) http.RoundTripper { return held{next, &hold} })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := diagnose.NewSurveyor(surveying)
+	later := time.Duration(0)
+	s.SetClock(func() time.Time { return time.Now().Add(later) })
+	survey := func() map[string]diagnose.Found {
+		t.Helper()
+		later += 16 * time.Second
+		got, err := s.Survey(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := map[string]diagnose.Found{}
+		for _, f := range got.Findings {
+			found[f.Name] = f
+		}
+		if got.More != 0 {
+			t.Errorf("%d are not named", got.More)
+		}
+		return found
+	}
+	lonely := func() {
+		c.status("shop", "lonely", func(p *corev1.Pod) {
+			running(p)
+			unready(p)
+			p.Status.ContainerStatuses[0].Ready = false
+			p.Status.ContainerStatuses[0].State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "Back-off pulling image \"x\": not found"}}
+		})
+	}
+	c.deployment("shop", "crashing", nil)
+	c.status("shop", "crashing", crashed)
+	c.pod("shop", "lonely")
+	lonely()
+	var first map[string]diagnose.Found
+	controlplanetest.Eventually(t, "both are found", func() error {
+		first = survey()
+		if first["crashing"].Reason != diagnose.Crash || first["lonely"].Reason != diagnose.ImagePull {
+			return fmt.Errorf("it finds %+v", first)
+		}
+		return nil
+	})
+	if !first["crashing"].Checked.IsZero() {
+		t.Errorf("what has just been found: %+v", first["crashing"])
+	}
+
+	// The API server lists no pods in time.
+	c.deployment("shop", "later", nil)
+	c.status("shop", "later", crashed)
+	pods := "/pods"
+	hold.Store(&pods)
+	begin, checked := time.Now(), later
+	var got map[string]diagnose.Found
+	controlplanetest.Eventually(t, "the new one is named", func() error {
+		got = survey()
+		if _, ok := got["later"]; !ok {
+			return fmt.Errorf("it finds %+v", got)
+		}
+		return nil
+	})
+	for name, want := range first {
+		f := got[name]
+		if f.Checked.IsZero() || f.Checked.After(begin.Add(checked)) {
+			t.Errorf("%s was last found at %s, not before %s", name, f.Checked, begin.Add(checked))
+		}
+		if f.Checked = (time.Time{}); f != want {
+			t.Errorf("of %s it is known\n%+v, and now it says\n%+v", name, want, f)
+		}
+	}
+	if f := got["later"]; f.Reason != diagnose.Undetermined || !f.Bad || f.Replicas != 1 || f.Message != "there was no time to find out why" {
+		t.Errorf("of what could not be examined it says %+v", f)
+	}
+	// Who has no time gets no answer, and the survey goes on.
+	later += 16 * time.Second
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := s.Survey(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without time: %v", err)
+	}
+	hold.Store(new(string))
+	controlplanetest.Eventually(t, "everything is found again", func() error {
+		got = survey()
+		if f := got["later"]; f.Reason != diagnose.Crash || !f.Checked.IsZero() || !got["crashing"].Checked.IsZero() {
+			return fmt.Errorf("it finds %+v", got)
+		}
+		return nil
+	})
+	if got["crashing"] != first["crashing"] {
+		t.Errorf("it was\n%+v, and is\n%+v", first["crashing"], got["crashing"])
+	}
+
+	// Something holds what is deleted.
+	for _, at := range [][2]string{{"old", "first"}, {"old", "second"}, {"shop", "third"}} {
+		c.deployment(at[0], at[1], nil)
+		c.status(at[0], at[1], crashed)
+		if _, err := client.AppsV1().Deployments(at[0]).Patch(t.Context(), at[1], types.MergePatchType, []byte(`{"metadata":{"finalizers":["example.com/hold"]}}`), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	controlplanetest.Eventually(t, "they crash", func() error {
+		if got = survey(); got["first"].Reason != diagnose.Crash || got["second"].Reason != diagnose.Crash || got["third"].Reason != diagnose.Crash {
+			return fmt.Errorf("it finds %+v", got)
+		}
+		return nil
+	})
+	if err := client.CoreV1().Namespaces().Delete(t.Context(), "old", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.AppsV1().Deployments("shop").Delete(t.Context(), "third", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	controlplanetest.Eventually(t, "what is being deleted is not wrong", func() error {
+		if got = survey(); len(got) != 3 {
+			return fmt.Errorf("it finds %+v", got)
+		}
+		return nil
+	})
+	controlplanetest.Eventually(t, "the namespace says why it stays", func() error {
+		ns, err := client.CoreV1().Namespaces().Get(t.Context(), "old", metav1.GetOptions{})
+		if err == nil && !strings.Contains(fmt.Sprint(ns.Status.Conditions), "example.com/hold") {
+			err = fmt.Errorf("it has %+v", ns.Status)
+		}
+		return err
+	})
+	later += 11 * time.Minute
+	got = survey()
+	if f := got["old"]; f.Reason != diagnose.Deleting || f.Kind != "Namespace" || !f.Bad || !strings.Contains(f.Message, "example.com/hold") || time.Since(f.Since) > time.Minute {
+		t.Errorf("of the namespace it says %+v", f)
+	}
+	if f := got["third"]; f.Reason != diagnose.Deleting || f.Kind != "Deployment" || f.Message != "it was deleted and still exists, held by its finalizers: example.com/hold" {
+		t.Errorf("of the Deployment it says %+v", f)
+	}
+	for _, name := range []string{"first", "second"} {
+		if f, ok := got[name]; ok {
+			t.Errorf("in the namespace it finds %+v", f)
 		}
 	}
 }

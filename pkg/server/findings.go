@@ -26,6 +26,9 @@ const overviewAge = time.Minute
 // overviewTime is how long it may take to learn it. It is not the request's: what was learned while one went away is the answer to those after it.
 const overviewTime = 10 * time.Second
 
+// lastAge is how old a survey may be that `polymesh status` shows when there is no time for another one.
+const lastAge = 2 * time.Minute
+
 // ofCluster is the kind and the reason of what is wrong with no object in the cluster, but with its servers: members of etcd, certificates,
 // snapshots.
 const ofCluster = "Cluster"
@@ -91,6 +94,40 @@ func (f *findings) survey(ctx context.Context) (*diagnose.Survey, error) {
 		return nil, fmt.Errorf("look for what is wrong in the cluster: %w", err)
 	}
 	return surveyor.Survey(ctx)
+}
+
+// workloads returns what is wrong with the workloads, for `polymesh status`. If a survey takes longer than ctx, the last one is what is known.
+func (f *findings) workloads(ctx context.Context) *status.Workloads {
+	survey, err := f.survey(ctx)
+	if err != nil {
+		f.mu.Lock()
+		surveyor := f.surveyor
+		f.mu.Unlock()
+		if surveyor != nil && ctx.Err() != nil {
+			survey = surveyor.Last()
+		}
+		if survey == nil || time.Since(survey.At) > lastAge {
+			return &status.Workloads{Unknown: diagnose.Line(err.Error())}
+		}
+	}
+	type object struct{ kind, namespace, name string }
+	seen := map[object]bool{}
+	w := &status.Workloads{Troubled: survey.More}
+	for _, x := range survey.Findings {
+		of := object{x.Kind, x.Namespace, x.Name}
+		if x.Namespace == "" || x.Kind == diagnose.NamespaceKind || seen[of] {
+			continue
+		}
+		seen[of] = true
+		w.Troubled++
+		if len(w.Problems) < status.MaxProblems {
+			w.Problems = append(w.Problems, status.Problem{
+				Kind: x.Kind, Namespace: x.Namespace, Name: x.Name, Pod: x.Pod, Container: x.Container, Reason: string(x.Reason), Message: x.Message, Advice: x.Advice,
+				Since: x.Since, Checked: x.Checked, Ready: x.Ready, Replicas: x.Replicas,
+			})
+		}
+	}
+	return w
 }
 
 func (f *findings) open() (*diagnose.Surveyor, error) {

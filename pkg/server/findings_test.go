@@ -57,6 +57,19 @@ func TestFindingsOfTheCluster(t *testing.T) {
 	if err := json.Unmarshal(w.Body.Bytes(), &survey); err != nil || w.Code != http.StatusOK {
 		t.Fatalf("%d %s: %v", w.Code, w.Body, err)
 	}
+	// A node is no workload. What is wrong with one is known to `polymesh status`, also if there is no time to look.
+	if got := early.workloads(t.Context()); got.Troubled != 0 || got.Unknown != "" {
+		t.Errorf("of the workloads it is known: %+v", got)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got := early.workloads(gone); got.Unknown != "" {
+		t.Errorf("without time: %+v", got)
+	}
+	never := &findings{kubeconfig: early.kubeconfig}
+	if got := never.workloads(gone); !strings.Contains(got.Unknown, "context canceled") {
+		t.Errorf("without time, and before the first survey: %+v", got)
+	}
 	if len(survey.Findings) != 4 || survey.Findings[3].Name != "n1" || survey.Findings[3].Message != "container runtime is down" || time.Since(survey.At) > time.Minute {
 		t.Errorf("it finds %+v", survey)
 	}

@@ -126,9 +126,11 @@ func (s *server) describe(socket *status.Server) {
 	cluster := overview.New(o).Cluster
 	socket.DescribeCluster(cluster)
 	member.Serve(socket, s.etcd(), overview.Kind(o))
+	found := &findings{kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh"), overview: cluster}
+	socket.DescribeWorkloads(found.workloads)
 	if s.observes() {
 		socket.Handle(metricsPath, &ownMetrics{from: legacyregistry.DefaultGatherer})
-		socket.Handle(findingsPath, &findings{kubeconfig: s.cfg.DataDir.Kubeconfig("polymesh"), overview: cluster})
+		socket.Handle(findingsPath, found)
 	}
 }
 

@@ -44,6 +44,8 @@ type Report struct {
 	Servers []APIServer `json:"servers,omitempty"`
 	// Cluster is set on a server if it was requested: see Scope.
 	Cluster *Cluster `json:"cluster,omitempty"`
+	// Workloads is set on a server, with every scope but NodeOnly.
+	Workloads *Workloads `json:"workloads,omitempty"`
 }
 
 // The roles of a node.
@@ -82,7 +84,12 @@ type Server struct {
 	mux     *http.ServeMux
 	cluster atomic.Pointer[func(context.Context) *Cluster]
 	servers atomic.Pointer[func() []APIServer]
+	// workloads is asked for workloadsTime at most.
+	workloads atomic.Pointer[func(context.Context) *Workloads]
 }
+
+// workloadsTime is how long a report waits for what is wrong with the workloads.
+const workloadsTime = 2 * time.Second
 
 // Serve serves the status on the socket until ctx ends.
 func Serve(ctx context.Context, socket string, base Report, source Source) (*Server, error) {
@@ -119,12 +126,25 @@ func (s *Server) DescribeCluster(f func(context.Context) *Cluster) { s.cluster.S
 // DescribeServers sets where an agent's report gets the API servers from.
 func (s *Server) DescribeServers(f func() []APIServer) { s.servers.Store(&f) }
 
+// DescribeWorkloads sets where a server's report gets from what is wrong with the workloads. f returns when its context ends.
+func (s *Server) DescribeWorkloads(f func(context.Context) *Workloads) { s.workloads.Store(&f) }
+
 func (s *Server) report(ctx context.Context, base Report, source Source, scope Scope) Report {
 	var cluster <-chan *Cluster
 	if f := s.cluster.Load(); f != nil && scope != NodeOnly {
 		found := make(chan *Cluster, 1)
 		cluster = found
 		go func() { found <- (*f)(ctx) }()
+	}
+	var workloads <-chan *Workloads
+	if f := s.workloads.Load(); f != nil && scope != NodeOnly {
+		found := make(chan *Workloads, 1)
+		workloads = found
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, workloadsTime)
+			defer cancel()
+			found <- (*f)(ctx)
+		}()
 	}
 	base.PID = os.Getpid()
 	base.Memory, base.Anonymous = Memory(base.PID)
@@ -143,6 +163,9 @@ func (s *Server) report(ctx context.Context, base Report, source Source, scope S
 		if c := <-cluster; c.Several() || scope == WithCluster {
 			base.Cluster = c
 		}
+	}
+	if workloads != nil {
+		base.Workloads = <-workloads
 	}
 	return base
 }

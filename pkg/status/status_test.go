@@ -146,6 +146,19 @@ func TestScope(t *testing.T) {
 			}
 		}
 	}
+	s.DescribeWorkloads(func(ctx context.Context) *Workloads {
+		end, ok := ctx.Deadline()
+		if !ok || time.Until(end) > workloadsTime {
+			t.Error("the workloads may take forever")
+		}
+		return &Workloads{Troubled: 4, Problems: []Problem{{Name: "api"}}}
+	})
+	if r, err := Ask(t.Context(), socket); err != nil || r.Workloads != nil {
+		t.Errorf("of the node alone: %+v, %v", r, err)
+	}
+	if r, err := AskFor(t.Context(), socket, Automatic); err != nil || r.Workloads == nil || r.Workloads.Troubled != 4 || r.Workloads.Problems[0].Name != "api" {
+		t.Errorf("with workloads: %+v, %v", r, err)
+	}
 	s.DescribeServers(func() []APIServer { return []APIServer{{Address: "192.0.2.1:6443"}} })
 	if r, err := Ask(t.Context(), socket); err != nil || len(r.Servers) != 1 {
 		t.Errorf("%+v, %v", r, err)
