@@ -52,7 +52,7 @@ const (
 // Finding is what is wrong with an object: the line of an entry.
 type Finding struct {
 	Reason string `json:"reason"`
-	// Kind and Name identify a node, or a workload in Namespace. The kind is Cluster, without a name, if it is about the cluster's servers.
+	// Kind and Name identify a node, a namespace, or a workload in Namespace. The kind is Cluster, without a name, if it is about the cluster's servers.
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
@@ -67,19 +67,24 @@ type Finding struct {
 	// Ready is how many of a workload's Replicas are ready.
 	Ready    int `json:"ready,omitempty"`
 	Replicas int `json:"replicas,omitempty"`
+	// Checked is when this was last found, if there was no time to look again.
+	Checked time.Time `json:"checked,omitzero"`
 }
+
+// KindNamespace is the kind of a finding about a namespace, which is its Namespace and its Name.
+const KindNamespace = "Namespace"
 
 // Survey is the server's answer: what is wrong at a time.
 type Survey struct {
 	Findings []Finding `json:"findings"`
-	// More is how many workloads were not examined.
+	// More is how many more workloads may have problems.
 	More int `json:"more"`
 }
 
 // Summary is the line of a survey's entry.
 type Summary struct {
 	Findings int `json:"findings"`
-	// More is how many workloads were not examined.
+	// More is how many more workloads may have problems.
 	More int `json:"more,omitempty"`
 }
 
@@ -253,6 +258,8 @@ func (s *Survey) Entries(at time.Time) []logstore.Entry {
 	for _, f := range s.Findings {
 		labels := []logstore.Field{job}
 		switch {
+		case f.Kind == KindNamespace:
+			labels = append(labels, logstore.Field{Name: "namespace", Value: f.Namespace})
 		case f.Namespace != "":
 			labels = append(labels, logstore.Field{Name: "namespace", Value: f.Namespace}, logstore.Field{Name: "workload", Value: f.Name})
 		case f.Kind == "Node":

@@ -11,6 +11,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"polymesh.dev/polymesh/observe/document"
 	"polymesh.dev/polymesh/observe/findings"
 	"polymesh.dev/polymesh/observe/logstore"
 )
@@ -22,7 +23,9 @@ const diagnosisAge = 2 * findings.Every
 type diagnosis struct {
 	// known is false if no survey was made then.
 	known bool
-	// all are the findings, the worst first, and more is how many workloads were not examined.
+	// made is when it was made.
+	made time.Time
+	// all are the findings, the worst first, and more is how many more workloads may have problems.
 	all  []findings.Finding
 	more int
 }
@@ -30,14 +33,13 @@ type diagnosis struct {
 // diagnosisAt returns the survey that holds at a time.
 func (s *server) diagnosisAt(ctx context.Context, at time.Time) (*diagnosis, error) {
 	d := &diagnosis{}
-	var made time.Time
 	err := s.Logs.Select(ctx, logstore.Selector{
 		Matchers: []logstore.Matcher{equal("job", findings.Job)}, Start: at.Add(-diagnosisAge), End: at, Limit: maxDiagnosis, Newest: true,
 	}, func(e logstore.Entry) bool {
-		if made.IsZero() {
-			made = e.Time
+		if d.made.IsZero() {
+			d.made = e.Time
 		}
-		if !e.Time.Equal(made) {
+		if !e.Time.Equal(d.made) {
 			return false
 		}
 		if metadata(e, "kind") == findings.KindSurvey {
@@ -88,6 +90,12 @@ func (d *diagnosis) of(k objectKey) []findings.Finding {
 	return list
 }
 
+// The reasons of findings that name no cause of why pods are not ready.
+const (
+	undetermined = "Undetermined"
+	noSidecar    = "InjectionMissing"
+)
+
 // phrase says in a few words what a finding is about.
 func phrase(f findings.Finding) string {
 	container := "container " + f.Container
@@ -107,16 +115,23 @@ func phrase(f findings.Finding) string {
 		return container + " is killed at its memory limit"
 	case "ProbeFailing":
 		return "the probe of " + container + " fails"
-	case "InjectionMissing":
+	case noSidecar:
 		return "a pod has no sidecar"
 	case "Refused":
 		return "no pod can be created"
+	case "Deleting":
+		if f.Pod != "" {
+			return "a pod is not removed"
+		}
+		return "it was deleted and still exists"
+	case undetermined:
+		return "why is not known yet"
 	}
 	return ""
 }
 
-// why is what the cluster reports, as a sentence.
-func why(f findings.Finding) string {
+// why is what the cluster reports, as sentences.
+func (d *diagnosis) why(f findings.Finding) string {
 	text := f.Message
 	switch {
 	case f.Pod != "" && f.Container != "":
@@ -124,7 +139,10 @@ func why(f findings.Finding) string {
 	case f.Pod != "" && !strings.Contains(text, f.Pod):
 		text = fmt.Sprintf("pod %s: %s", f.Pod, text)
 	}
-	return sentence(text)
+	if text = sentence(text); !f.Checked.IsZero() {
+		text += fmt.Sprintf(" It could not be checked again for %s: the cluster answers too slowly.", max(d.made.Sub(f.Checked), time.Second).Round(time.Second))
+	}
+	return text
 }
 
 // sentence begins with a capital letter, and ends.
@@ -163,7 +181,7 @@ func (d *diagnosis) statements(namespaces []string) []statement {
 			left++
 			continue
 		}
-		st := statement{Level: warn, Why: why(f), Advice: sentence(f.Advice)}
+		st := statement{Level: warn, Why: d.why(f), Advice: sentence(f.Advice)}
 		if !f.Since.IsZero() {
 			st.Since = f.Since.UnixMilli()
 		}
@@ -173,6 +191,8 @@ func (d *diagnosis) statements(namespaces []string) []statement {
 		switch {
 		case f.Kind == ofCluster:
 			st.Text, st.Why = sentence(f.Message), ""
+		case f.Kind == findings.KindNamespace:
+			st.Text = "Namespace " + f.Name + " was deleted and still exists."
 		case f.Namespace != "":
 			st.Link, st.Text = route("workloads", f.Namespace, f.Name), fmt.Sprintf("%s in %s: %s.", f.Name, f.Namespace, troubled(f))
 		default:
@@ -187,6 +207,25 @@ func (d *diagnosis) statements(namespaces []string) []statement {
 		list = append(list, statement{Level: warn, Text: plural(left, "more object has", "more objects have") + " problems.", Link: "/workloads?trouble=1"})
 	}
 	return list
+}
+
+// explained returns the pods of which the diagnosis says why they are not ready. A finding names one pod of those that have the same problem.
+func (d *diagnosis) explained(all []document.Workload) map[podKey]bool {
+	pods, of := map[podKey]bool{}, map[objectKey]bool{}
+	for _, f := range d.all {
+		if f.Namespace != "" && f.Reason != undetermined && f.Reason != noSidecar {
+			pods[podKey{f.Namespace, f.Pod}] = true
+			of[objectKey{f.Namespace, f.Kind, f.Name}] = true
+		}
+	}
+	for i := range all {
+		if w := &all[i]; of[keyOf(w)] {
+			for _, pod := range w.Pods {
+				pods[podKey{w.Namespace, pod.Name}] = true
+			}
+		}
+	}
+	return pods
 }
 
 // troubled says how much of a workload works, and why not all of it.

@@ -18,8 +18,8 @@ const (
 	memoryLimit  = 80.0
 	pendingLimit = 5 * time.Minute
 	serverLimit  = 1.0 // seconds
-	// lasting is for how long CPU and memory must be above their limit to count as such.
-	lasting = 5 * time.Minute
+	// For how long they must be above their limits.
+	cpuLasting, memoryLasting, serverLasting = 10 * time.Minute, 5 * time.Minute, 5 * time.Minute
 )
 
 // trigger is a row of that table, live.
@@ -35,6 +35,27 @@ type trigger struct {
 	Lines []line  `json:"lines"`
 	// About names what it applies to.
 	About []string `json:"about"`
+
+	// pods are those that wait for too long, if that is what it is about.
+	pods []waitingPod
+}
+
+// waitingPod is a pod that is pending, since it was created.
+type waitingPod struct {
+	podKey
+	since time.Time
+}
+
+// name sets the pods that it is about.
+func (t *trigger) name(pods []waitingPod) {
+	t.pods, t.About, t.Firing, t.Since = pods, []string{}, len(pods) > 0, 0
+	for i, pod := range pods {
+		t.About = append(t.About, pod.namespace+"/"+pod.pod)
+		if at := pod.since.UnixMilli(); i == 0 || at < t.Since {
+			t.Since = at
+		}
+	}
+	slices.Sort(t.About)
 }
 
 // nodeRow is a node of the cluster.
@@ -65,7 +86,8 @@ var (
 	memoryUse = "100 * (1 - sum by (node) (" + selector("node_memory_MemAvailable_bytes", ofNodes) + ") / sum by (node) (" + selector("node_memory_MemTotal_bytes", ofNodes) + "))" +
 		" or 100 * sum by (node) (" + selector("node_memory_working_set_bytes", ofKubelets) + ") / sum by (node) (" + selector("kube_node_status_capacity", ofObjects, is("resource", "memory")) + ")"
 	diskUse = "100 * max by (node) (1 - " + selector("node_filesystem_avail_bytes", ofNodes) + " / " + selector("node_filesystem_size_bytes", ofNodes) + ")"
-	pending = "sum by (namespace, pod) (" + selector("kube_pod_status_phase", ofObjects, is("phase", "Pending")) + ") > 0"
+	// pending has the pods that are pending, with the time of their creation: a pod is pending from then on.
+	pending = "max by (namespace, pod) (" + selector("kube_pod_created", ofObjects) + " and on (namespace, pod, uid) (" + selector("kube_pod_status_phase", ofObjects, is("phase", "Pending")) + " == 1))"
 	// serverTime is the 99th percentile of the API server's response times in seconds, without watches, whose clients choose their duration.
 	serverTime = "histogram_quantile(0.99, sum by (le) (rate(" + selector("apiserver_request_duration_seconds_bucket", ofServer, `verb!~"WATCH|CONNECT"`) + "[5m])))"
 )
@@ -101,58 +123,60 @@ func (s *server) triggers(ctx context.Context, p period) ([]trigger, error) {
 		limit    float64
 		lasting  time.Duration
 	}{
-		{"cpu", cpuUse, cpuLimit, lasting},
-		{"memory", memoryUse, memoryLimit, lasting},
-		{"apiserver", serverTime, serverLimit, lasting},
+		{"cpu", cpuUse, cpuLimit, cpuLasting},
+		{"memory", memoryUse, memoryLimit, memoryLasting},
+		{"apiserver", serverTime, serverLimit, serverLasting},
 	} {
-		lines, err := s.over(ctx, row.expr, p, step)
+		longer := period{p.end.Add(-max(p.window(), 2*row.lasting)), p.end}
+		now, lines, err := s.above(ctx, row.expr, row.limit, longer, step)
 		if err != nil {
 			return nil, err
 		}
-		t := trigger{ID: row.id, Limit: row.limit, Lines: lines, About: []string{}}
+		t := trigger{ID: row.id, Limit: row.limit, Lines: []line{}, About: []string{}, Known: len(lines) > 0}
 		for _, l := range lines {
-			value, since, above := l.above(row.limit, p.end)
-			t.Known = true
-			t.Value = max(t.Value, value)
-			if above && p.end.Sub(since) >= min(row.lasting, p.window()*9/10) {
-				if name := l.Labels["node"]; name != "" {
-					t.About = append(t.About, name)
-				}
-				if !t.Firing || since.UnixMilli() < t.Since {
-					t.Since = since.UnixMilli()
-				}
-				t.Firing = true
+			if n := len(l.Points); n > 0 && p.end.Sub(time.UnixMilli(int64(l.Points[n-1][0]))) <= step {
+				t.Value = max(t.Value, l.Points[n-1][1])
 			}
+			l.Points = slices.DeleteFunc(l.Points, func(point [2]float64) bool { return point[0] < float64(p.start.UnixMilli()) })
+			if len(l.Points) > 0 {
+				t.Lines = append(t.Lines, l)
+			}
+		}
+		for _, x := range now {
+			t.Value = max(t.Value, x.value)
+			if p.end.Sub(x.since) < row.lasting {
+				continue
+			}
+			if name := x.labels["node"]; name != "" {
+				t.About = append(t.About, name)
+			}
+			if !t.Firing || x.since.UnixMilli() < t.Since {
+				t.Since = x.since.UnixMilli()
+			}
+			t.Firing = true
 		}
 		list = append(list, t)
 	}
 
 	// How many pods wait, and since when the one waits that has waited longest.
-	waiting := trigger{ID: "pending", Limit: pendingLimit.Seconds(), About: []string{}}
+	waiting := trigger{ID: "pending", Limit: pendingLimit.Seconds()}
 	var err error
 	if waiting.Lines, err = s.over(ctx, "sum("+selector("kube_pod_status_phase", ofObjects, is("phase", "Pending"))+")", p, step); err != nil {
 		return nil, err
 	}
 	waiting.Known = len(waiting.Lines) > 0
-	longer := p
-	longer.start = p.end.Add(-max(p.window(), 2*pendingLimit))
-	each, err := s.over(ctx, pending, longer, longer.step(chartPoints))
+	each, err := s.instant(ctx, pending, p.end)
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range each {
-		if _, since, now := l.above(0, p.end); now {
-			waiting.Value++
-			if p.end.Sub(since) >= pendingLimit {
-				waiting.About = append(waiting.About, l.Labels["namespace"]+"/"+l.Labels["pod"])
-				if !waiting.Firing || since.UnixMilli() < waiting.Since {
-					waiting.Since = since.UnixMilli()
-				}
-				waiting.Firing = true
-			}
+	waiting.Value = float64(len(each))
+	var pods []waitingPod
+	for _, sample := range each {
+		if since := time.UnixMilli(int64(sample.F * 1000)); p.end.Sub(since) >= pendingLimit {
+			pods = append(pods, waitingPod{podKey{sample.Metric.Get("namespace"), sample.Metric.Get("pod")}, since})
 		}
 	}
-	slices.Sort(waiting.About)
+	waiting.name(pods)
 
 	evicted := trigger{ID: "evicted", Known: true, Lines: []line{}, About: []string{}}
 	list0, err := s.selectEvents(ctx, logstore.Selector{
@@ -173,23 +197,6 @@ func (s *server) triggers(ctx context.Context, p period) ([]trigger, error) {
 	evicted.Value = float64(len(evicted.About))
 	// In the order of the guide.
 	return []trigger{list[0], list[1], waiting, evicted, list[2]}, nil
-}
-
-// above returns the last value of a series, and since when it has been above a limit without a break. It is not if the series has ended before.
-func (l *line) above(limit float64, end time.Time) (value float64, since time.Time, above bool) {
-	n := len(l.Points)
-	if n == 0 || end.Sub(time.UnixMilli(int64(l.Points[n-1][0]))) > 5*time.Minute {
-		return 0, time.Time{}, false
-	}
-	value = l.Points[n-1][1]
-	first := n
-	for first > 0 && l.Points[first-1][1] > limit {
-		first--
-	}
-	if first == n {
-		return value, time.Time{}, false
-	}
-	return value, time.UnixMilli(int64(l.Points[first][0])), true
 }
 
 // nodeRows returns the nodes of the cluster.
@@ -248,15 +255,13 @@ func (s *server) nodeRows(ctx context.Context, p period) ([]nodeRow, error) {
 		}
 	}
 	// Since when a node is not ready.
-	lines, err := s.over(ctx, selector("kube_node_status_condition", ofObjects, is("condition", "Ready"), is("status", "true"))+" == 0", p, p.step(chartPoints))
+	away, _, err := s.above(ctx, selector("kube_node_status_condition", ofObjects, is("condition", "Ready"), is("status", "true"))+" == 0", -1, p, p.step(chartPoints))
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range lines {
-		if n := rows[l.Labels["node"]]; n != nil && n.Known && !n.Ready {
-			if _, since, now := l.above(-1, p.end); now {
-				n.Since = since.UnixMilli()
-			}
+	for _, x := range away {
+		if n := rows[x.labels["node"]]; n != nil && n.Known && !n.Ready {
+			n.Since = x.since.UnixMilli()
 		}
 	}
 	list := make([]nodeRow, 0, len(rows))

@@ -100,6 +100,49 @@ func (s *server) rolloutsIn(ctx context.Context, p period, matchers ...logstore.
 	return list, err
 }
 
+// explainRollouts adds why the canary's pods are not ready, as the server's diagnosis has found, to rollouts that have no reason of their own: those
+// under way at a time, and those that ended while it was so.
+func (s *server) explainRollouts(ctx context.Context, list []document.Rollout, at time.Time) error {
+	var now *diagnosis
+	for i := range list {
+		r := &list[i]
+		if r.Reason != "" || r.Phase == "Promoted" {
+			continue
+		}
+		key := objectKey{r.Namespace, "Deployment", r.Name + "-canary"}
+		if !r.Over() {
+			var err error
+			if now == nil {
+				if now, err = s.diagnosisAt(ctx, at); err != nil {
+					return err
+				}
+			}
+			if found := now.of(key); len(found) > 0 {
+				r.Reason = "The canary is not ready. " + now.why(found[0])
+			}
+			continue
+		}
+		start := r.Ended.Add(-diagnosisAge)
+		if start.Before(r.Started.Time) {
+			start = r.Started.Time
+		}
+		err := s.Logs.Select(ctx, logstore.Selector{
+			Matchers: []logstore.Matcher{equal("job", findings.Job), equal("namespace", key.namespace), equal("workload", key.name)},
+			Metadata: []logstore.Matcher{equal("kind", key.kind)}, Start: start, End: r.Ended.Add(time.Second), Limit: 1, Newest: true,
+		}, func(e logstore.Entry) bool {
+			var f findings.Finding
+			if json.Unmarshal([]byte(e.Line), &f) == nil {
+				r.Reason = "The canary was not ready. " + (&diagnosis{made: e.Time}).why(f)
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // unready returns a sentence for each workload that has fewer ready pods than it should.
 func (s *server) unready(ctx context.Context, at time.Time) (map[nodeKey]string, error) {
 	list, err := s.latestWorkloads(ctx, at)
@@ -145,7 +188,7 @@ func problemOf(w *document.Workload, d *diagnosis) *problem {
 		if what := phrase(list[0]); what != "" {
 			p.Text += ": " + what
 		}
-		p.Why, p.Since = why(list[0]), list[0].Since
+		p.Why, p.Since = d.why(list[0]), list[0].Since
 	}
 	return p
 }

@@ -4,12 +4,15 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
+
+	"polymesh.dev/polymesh/observe/document"
 )
 
 const (
@@ -74,6 +77,9 @@ type overviewAnswer struct {
 	Changes   []mark `json:"changes"`   // the newest first
 
 	found *diagnosis
+	// workloads are those of all namespaces, and explained the pods of which the diagnosis says why they are not ready.
+	workloads []document.Workload
+	explained map[podKey]bool
 }
 
 // overview answers with the state of everything in sentences. Parameters: end, window, ns.
@@ -143,6 +149,10 @@ func (s *server) addFindings(ctx context.Context, a *overviewAnswer, p period, n
 	if a.found, err = s.diagnosisAt(ctx, p.end); err != nil {
 		return err
 	}
+	if a.workloads, err = s.latestWorkloads(ctx, p.end); err != nil {
+		return err
+	}
+	a.explained = a.found.explained(a.workloads)
 	for _, st := range a.found.statements(namespaces) {
 		st.Earlier = st.Since > 0 && st.Since <= p.end.Add(-sinceWindow).UnixMilli()
 		a.say(st)
@@ -170,6 +180,9 @@ func (s *server) addNodes(ctx context.Context, a *overviewAnswer, p period, _ []
 		return err
 	}
 	for _, t := range triggers {
+		if t.pods != nil {
+			t.name(slices.DeleteFunc(t.pods, func(pod waitingPod) bool { return a.explained[pod.podKey] }))
+		}
 		if t.Firing {
 			text, advice := t.sentence()
 			a.say(statement{Level: warn, Text: text, Advice: advice, Since: t.Since, Earlier: t.Since <= longer.start.UnixMilli(), Link: "/nodes"})
@@ -179,19 +192,18 @@ func (s *server) addNodes(ctx context.Context, a *overviewAnswer, p period, _ []
 }
 
 func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
-	list, err := s.latestWorkloads(ctx, p.end, inNamespaces(namespaces)...)
-	if err != nil {
-		return err
-	}
 	restarts, err := s.byPod(ctx, "increase("+selector("kube_pod_container_status_restarts_total", ofObjects)+"["+duration(p.window())+"])", p.end)
 	if err != nil {
 		return err
 	}
 	more := 0
-	for i := range list {
-		w := &list[i]
+	for i := range a.workloads {
+		w := &a.workloads[i]
+		if len(namespaces) > 0 && !slices.Contains(namespaces, w.Namespace) {
+			continue
+		}
 		a.Numbers.Workloads++
-		restarted, ended, at := 0.0, "", time.Time{}
+		restarted, ended, at := 0.0, (*document.End)(nil), p.start
 		for _, pod := range w.Pods {
 			a.Numbers.Pods++
 			if pod.Ready || pod.Phase == "Succeeded" {
@@ -199,8 +211,8 @@ func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, 
 			}
 			restarted += restarts[podKey{w.Namespace, pod.Name}]
 			for _, c := range pod.Containers {
-				if c.Last != nil && c.Last.Reason != "" && c.Last.Reason != "Completed" && !c.Last.Finished.Before(at) {
-					ended, at = c.Last.Reason, c.Last.Finished.Time
+				if c.Last != nil && !c.Last.Finished.Before(at) {
+					ended, at = c.Last, c.Last.Finished.Time
 				}
 			}
 		}
@@ -220,19 +232,53 @@ func (s *server) addWorkloads(ctx context.Context, a *overviewAnswer, p period, 
 		case restarted >= 0.5:
 			more++
 			st := statement{Level: warn, Text: fmt.Sprintf("%s in %s was restarted %s.", w.Name, w.Namespace, times(restarted)), Link: link}
-			if !at.IsZero() {
-				st.Since, st.Once = at.UnixMilli(), true
-			}
-			if ended == "OOMKilled" {
+			switch {
+			case ended == nil:
+				// The cluster may have lost how it ended, and the metrics still have when.
+				if at, err = s.restartedAt(ctx, p, w); err != nil {
+					return err
+				}
+				st.Why = "How it ended was not recorded."
+			case ended.Reason == "OOMKilled":
 				st.Text = fmt.Sprintf("%s in %s was killed at its memory limit and restarted %s.", w.Name, w.Namespace, times(restarted))
 				st.Advice = "Raise the memory limit, or find what needs so much."
-			} else if ended != "" {
-				st.Why = "The last time, it ended with " + ended + "."
+			case ended.ExitCode == 0:
+				st.Why = "The last time, it ended by itself, without an error (exit code 0)."
+			default:
+				st.Why = fmt.Sprintf("The last time, it ended with exit code %d", ended.ExitCode)
+				if ended.Reason != "" {
+					st.Why += " (" + ended.Reason + ")"
+				}
+				st.Why += "."
+			}
+			if !at.IsZero() {
+				st.Since, st.Once = at.UnixMilli(), true
 			}
 			a.say(st)
 		}
 	}
 	return nil
+}
+
+// restartedAt returns when a container of a workload was last restarted in a period, by the metrics; zero if they do not tell.
+func (s *server) restartedAt(ctx context.Context, p period, w *document.Workload) (time.Time, error) {
+	var names []string
+	for _, pod := range w.Pods[:min(len(w.Pods), maxNames)] {
+		names = append(names, pod.Name)
+	}
+	lines, err := s.over(ctx, "sum by (pod) ("+selector("kube_pod_container_status_restarts_total", ofObjects, is("namespace", w.Namespace), oneOf("pod", names...))+")", p, p.step(chartPoints))
+	if err != nil {
+		return time.Time{}, err
+	}
+	var last time.Time
+	for _, l := range lines {
+		for i := 1; i < len(l.Points); i++ {
+			if at := time.UnixMilli(int64(l.Points[i][0])); l.Points[i][1] > l.Points[i-1][1] && at.After(last) {
+				last = at
+			}
+		}
+	}
+	return last, nil
 }
 
 func times(n float64) string {
@@ -367,22 +413,19 @@ func (q *edgeQuery) failingSince(ctx context.Context) (since int64, earlier bool
 	const step = 5 * time.Minute
 	rate := func(selected string) string { return "rate(" + selected + "[5m])" }
 	own := is("reporter", q.reporter)
-	lines, err := q.s.over(ctx, "sum("+q.expression("istio_requests_total", rate, own, matches("response_code", failedCodes))+") / sum("+q.expression("istio_requests_total", rate, own)+")", p, step)
-	if err != nil {
+	now, _, err := q.s.above(ctx, "sum("+q.expression("istio_requests_total", rate, own, matches("response_code", failedCodes))+") / sum("+q.expression("istio_requests_total", rate, own)+")", failingShare/2, p, step)
+	if err != nil || len(now) == 0 {
 		return 0, false, err
 	}
-	for _, l := range lines {
-		// The newest point may be before the first failure.
-		if _, at, now := l.above(failingShare/2, q.p.end); now {
-			return at.UnixMilli(), at.Sub(p.start) < step, nil
-		}
-	}
-	return 0, false, nil
+	return now[0].since.UnixMilli(), now[0].since.Sub(p.start) < step, nil
 }
 
 func (s *server) addRollouts(ctx context.Context, a *overviewAnswer, p period, namespaces []string) error {
 	list, err := s.rolloutsIn(ctx, period{p.end.Add(-24 * time.Hour), p.end}, inNamespaces(namespaces)...)
 	if err != nil {
+		return err
+	}
+	if err := s.explainRollouts(ctx, list, p.end); err != nil {
 		return err
 	}
 	seen := map[[2]string]bool{}
@@ -396,7 +439,7 @@ func (s *server) addRollouts(ctx context.Context, a *overviewAnswer, p period, n
 		st := statement{Level: note, Since: r.Started.UnixMilli(), Link: fmt.Sprintf("%s?started=%d", route("rollouts", r.Namespace, r.Name), r.Started.UnixMilli())}
 		switch {
 		case !r.Over():
-			st.Text = fmt.Sprintf("A rollout of %s in %s is under way: %d %% of the requests go to %s.", r.Name, r.Namespace, r.Weight, r.Image)
+			st.Text, st.Why = fmt.Sprintf("A rollout of %s in %s is under way: %d %% of the requests go to %s.", r.Name, r.Namespace, r.Weight, r.Image), r.Reason
 		case r.Phase == "RolledBack":
 			st.Level, st.Since, st.Once, st.Why = warn, r.Ended.UnixMilli(), true, r.Reason
 			st.Text = fmt.Sprintf("The rollout of %s in %s to %s was rolled back.", r.Name, r.Namespace, r.Image)
@@ -410,25 +453,43 @@ func (s *server) addRollouts(ctx context.Context, a *overviewAnswer, p period, n
 
 // addTargets adds which of the store's own targets cannot be read: their metrics are missing everywhere else.
 func (s *server) addTargets(ctx context.Context, a *overviewAnswer, p period, _ []string) error {
-	vector, err := s.instant(ctx, "count by (job) ("+selector("up")+" == 0)", p.end)
+	longer := period{p.end.Add(-max(p.window(), time.Hour)), p.end}
+	down, _, err := s.above(ctx, selector("up")+" == 0", -1, longer, longer.step(chartPoints))
 	if err != nil {
 		return err
 	}
-	users := 0.0
-	for _, sample := range vector {
-		job := sample.Metric.Get("job")
+	users := 0
+	byJob := map[string][]standing{}
+	for _, x := range down {
+		job := x.labels["job"]
 		if strings.Contains(job, "/") {
-			users += sample.F
+			users++
 			continue
 		}
+		byJob[job] = append(byJob[job], x)
+	}
+	for _, job := range slices.Sorted(maps.Keys(byJob)) {
+		var names []string
+		since := p.end
+		for _, x := range byJob[job] {
+			names = append(names, x.labels["instance"])
+			if x.since.Before(since) {
+				since = x.since
+			}
+		}
+		slices.Sort(names)
+		their := "their"
+		if len(names) == 1 {
+			their = "its"
+		}
 		a.say(statement{
-			Level: warn, Text: fmt.Sprintf("%s of %s cannot be read: their metrics are missing.", plural(int(sample.F), "target", "targets"), job),
-			Link: "/metrics?q=" + url.QueryEscape("up{job="+fmt.Sprintf("%q", job)+"} == 0"),
+			Level: warn, Text: fmt.Sprintf("%s of %s cannot be read: %s. Without that, %s metrics are missing.", plural(len(names), "target", "targets"), job, listed(names, 3), their),
+			Since: since.UnixMilli(), Earlier: !since.After(longer.start), Link: "/metrics?q=" + url.QueryEscape("up{job="+fmt.Sprintf("%q", job)+"} == 0"),
 		})
 	}
 	if users > 0 {
 		a.say(statement{
-			Level: note, Text: fmt.Sprintf("%s of your own scrape jobs cannot be read.", plural(int(users), "target", "targets")),
+			Level: note, Text: fmt.Sprintf("%s of your own scrape jobs cannot be read.", plural(users, "target", "targets")),
 			Link: "/metrics?q=" + url.QueryEscape(`up{job=~".*/.*"} == 0`),
 		})
 	}
@@ -437,23 +498,17 @@ func (s *server) addTargets(ctx context.Context, a *overviewAnswer, p period, _ 
 
 // addAlerts adds alerts, users' and the store's own, without those with a trigger: the page says itself what these are about.
 func (s *server) addAlerts(ctx context.Context, a *overviewAnswer, p period, _ []string) error {
-	lines, err := s.over(ctx, selector("ALERTS", is("alertstate", "firing"), is("trigger", "")), period{p.end.Add(-sinceWindow), p.end}, 5*time.Minute)
+	firing, _, err := s.above(ctx, selector("ALERTS", is("alertstate", "firing"), is("trigger", "")), 0, period{p.end.Add(-sinceWindow), p.end}, 5*time.Minute)
 	if err != nil {
 		return err
 	}
-	said := 0
-	for i := range lines {
-		_, since, now := lines[i].above(0, p.end)
-		if !now || said == maxStatements {
-			continue
-		}
-		said++
-		of := lines[i].Labels
+	for _, x := range firing[:min(len(firing), maxStatements)] {
+		of := x.labels
 		text := "Alert " + of["alertname"] + " is firing"
 		if name := cmp.Or(of["workload"], of["pod"], of["instance"], of["namespace"]); name != "" {
 			text += " for " + name
 		}
-		st := statement{Level: warn, Text: text + ".", Since: since.UnixMilli(), Link: "/metrics?q=" + url.QueryEscape(`ALERTS{alertname=`+fmt.Sprintf("%q", of["alertname"])+`}`)}
+		st := statement{Level: warn, Text: text + ".", Since: x.since.UnixMilli(), Link: "/metrics?q=" + url.QueryEscape(`ALERTS{alertname=`+fmt.Sprintf("%q", of["alertname"])+`}`)}
 		if of["severity"] == "critical" {
 			st.Level = bad
 		}

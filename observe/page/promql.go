@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql"
 
 	"polymesh.dev/polymesh/observe/scrapeconfig"
@@ -59,6 +61,53 @@ func (s *server) over(ctx context.Context, expr string, p period, step time.Dura
 		lines = append(lines, l)
 	}
 	return lines, nil
+}
+
+// standing is a series that is above a limit at the end of a period, and since when it has been so without a break.
+type standing struct {
+	labels map[string]string
+	value  float64
+	since  time.Time
+}
+
+// above returns the lines of an expression in a period, and those that are above a limit at its end. What has ended before is not.
+func (s *server) above(ctx context.Context, expr string, limit float64, p period, step time.Duration) ([]standing, []line, error) {
+	lines, err := s.over(ctx, expr, p, step)
+	if err != nil {
+		return nil, nil, err
+	}
+	now, err := s.instant(ctx, expr, p.end)
+	if err != nil {
+		return nil, nil, err
+	}
+	index := make(map[string]*line, len(lines))
+	for i := range lines {
+		index[labels.FromMap(lines[i].Labels).String()] = &lines[i]
+	}
+	var list []standing
+	for _, sample := range now {
+		if math.IsNaN(sample.F) || math.IsInf(sample.F, 0) || sample.F <= limit {
+			continue
+		}
+		x := standing{sample.Metric.Map(), sample.F, p.end}
+		if l := index[sample.Metric.String()]; l != nil {
+			x.since = l.since(limit, p.end, step)
+		}
+		list = append(list, x)
+	}
+	return list, lines, nil
+}
+
+// since returns since when a series that is above a limit at a time has been so without a break.
+func (l *line) since(limit float64, at time.Time, step time.Duration) time.Time {
+	for _, point := range slices.Backward(l.Points) {
+		if before := time.UnixMilli(int64(point[0])); point[1] > limit && at.Sub(before) <= max(2*step, time.Minute) {
+			at = before
+			continue
+		}
+		break
+	}
+	return at
 }
 
 // line is a series in time: pairs of Unix milliseconds and value. Values that are not finite are left out.

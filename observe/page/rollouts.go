@@ -27,6 +27,9 @@ func (s *server) rollouts(r *http.Request) (any, error) {
 	if list == nil {
 		list = []document.Rollout{}
 	}
+	if err := s.explainRollouts(r.Context(), list, p.end); err != nil {
+		return nil, err
+	}
 	return map[string][]document.Rollout{"rollouts": list}, nil
 }
 
@@ -69,6 +72,9 @@ func (s *server) rollout(r *http.Request) (any, error) {
 	}
 	if i < 0 || i >= len(list) {
 		return nil, missing("no rollout of %s in %s was recorded in this time", name, namespace)
+	}
+	if err := s.explainRollouts(ctx, list[i:i+1], p.end); err != nil {
+		return nil, err
 	}
 	state := list[i]
 	answer := struct {

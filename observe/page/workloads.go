@@ -231,7 +231,7 @@ func (s *server) workload(r *http.Request) (any, error) {
 	if a.Rollouts == nil {
 		a.Rollouts = []document.Rollout{}
 	}
-	return a, nil
+	return a, s.explainRollouts(ctx, a.Rollouts, p.end)
 }
 
 // addGenerations reads the snapshots of a workload, the newest first, and adds its state, its pods and its templates.

@@ -28,7 +28,7 @@ func TestDefault(t *testing.T) {
 	for _, r := range f.Groups.Groups[0].Rules {
 		got = append(got, r.Labels["trigger"]+" "+r.Expr[strings.LastIndex(r.Expr, ">"):]+" "+r.For.String())
 	}
-	require.Equal(t, []string{"cpu > 70 10m", "memory > 80 5m", "pending > 0 5m", "evicted > 0 0s", "apiserver > 1 5m"}, got)
+	require.Equal(t, []string{"cpu > 70 10m", "memory > 80 5m", "pending > 0 0s", "evicted > 0 0s", "apiserver > 1 5m"}, got)
 	require.Equal(t, 14, f.Rules)
 	// They keep to what users' have to keep to.
 	f.Name = ""

@@ -342,9 +342,9 @@ func TestReportNamesTroubledWorkloads(t *testing.T) {
 		page bool
 		want string
 	}{
-		"an agent":         {},
-		"all well":         {of: &status.Workloads{}},
-		"not known":        {of: &status.Workloads{Unknown: "no\x1b time"}, want: "\n? whether workloads have problems: no\\x1b time\n"},
+		"an agent":  {},
+		"all well":  {of: &status.Workloads{}},
+		"not known": {of: &status.Workloads{Unknown: "no\x1b time"}, want: "\n? whether workloads have problems: no\\x1b time\n"},
 		"one, with a page": {of: &status.Workloads{Troubled: 1, Problems: []status.Problem{crash}}, page: true, want: `
 ! 1 workload has problems:
     deployment shop/api: 0 of 2 pods are ready: container app: Crash: ended with exit code 3
